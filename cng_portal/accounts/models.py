@@ -1,0 +1,229 @@
+"""People, the customers they belong to, and the projects that they share."""
+
+import uuid
+from functools import cached_property
+from zoneinfo import ZoneInfo, available_timezones
+
+from django.contrib.auth.base_user import AbstractBaseUser, BaseUserManager
+from django.contrib.auth.models import PermissionsMixin
+from django.core.exceptions import ValidationError
+from django.db import models
+from django.db.models import F, Q
+from django.db.models.functions import Lower
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+UNLIMITED = -1
+
+
+def validate_time_zone(value: str) -> None:
+    if value not in available_timezones():
+        raise ValidationError(
+            _("“%(value)s” is not a time zone. Give one of the IANA names, such as Asia/Yangon."),
+            params={"value": value},
+        )
+
+
+class BillingType(models.TextChoices):
+    PREPAID = "prepaid", _("Prepaid")
+    POSTPAID = "postpaid", _("Postpaid")
+
+
+class Role(models.TextChoices):
+    OWNER = "owner", _("Owner")
+    MEMBER = "member", _("Member")
+    VIEWER = "viewer", _("Viewer")
+
+
+ROLES_THAT_CHANGE = (Role.OWNER, Role.MEMBER)
+
+
+class QuotaModel(models.Model):
+    """Limits on snapshots that are not deleted; -1 means unlimited."""
+
+    snapshot_quota = models.IntegerField(
+        _("snapshots"), default=UNLIMITED, help_text=_("How many; -1 means unlimited.")
+    )
+    snapshot_gb_quota = models.IntegerField(
+        _("snapshots, GB"), default=UNLIMITED, help_text=_("Sum of their sizes; -1 means unlimited.")
+    )
+
+    class Meta:
+        abstract = True
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(snapshot_quota__gte=UNLIMITED) & Q(snapshot_gb_quota__gte=UNLIMITED),
+                name="%(app_label)s_%(class)s_quotas",
+                violation_error_message=_("A quota is a whole number, or -1 for unlimited."),
+            )
+        ]
+
+
+class Customer(QuotaModel):
+    """Who pays. The row also serves as the lock of everything that is limited per customer: see `lock_customer`."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    number = models.PositiveIntegerField(_("customer number"), unique=True)
+    name = models.CharField(_("name"), max_length=120)
+    billing_type = models.CharField(
+        _("billing type"), max_length=8, choices=BillingType.choices, default=BillingType.PREPAID
+    )
+    currency = models.CharField(_("currency"), max_length=3, default="MMK")
+    time_zone = models.CharField(_("time zone"), max_length=64, default="Asia/Yangon", validators=[validate_time_zone])
+    locked_at = models.DateTimeField(default=timezone.now, editable=False)
+    created_at = models.DateTimeField(_("created"), default=timezone.now, editable=False)
+
+    class Meta(QuotaModel.Meta):
+        verbose_name = _("customer")
+        verbose_name_plural = _("customers")
+        ordering = ["number"]
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.crn})"
+
+    @property
+    def crn(self) -> str:
+        return f"#{self.number:06d}"
+
+    @property
+    def zone(self) -> ZoneInfo:
+        return ZoneInfo(self.time_zone)
+
+
+class UserManager(BaseUserManager["User"]):
+    def create_user(self, email: str, password: str | None = None, **fields: object) -> "User":
+        if not email:
+            raise ValueError("A user needs an e-mail address.")
+        user = self.model(email=email.strip().lower(), **fields)
+        user.set_password(password)
+        user.save(using=self._db)
+        return user
+
+    def create_superuser(self, email: str, password: str | None = None, **fields: object) -> "User":
+        return self.create_user(email, password, is_staff=True, is_superuser=True, **fields)
+
+    def get_by_natural_key(self, email: str | None) -> "User":
+        return self.get(email__iexact=email)
+
+
+class User(AbstractBaseUser, PermissionsMixin):
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    email = models.EmailField(_("e-mail"), unique=True)
+    name = models.CharField(_("name"), max_length=120, blank=True)
+    customer = models.ForeignKey(
+        Customer,
+        verbose_name=_("customer"),
+        on_delete=models.PROTECT,
+        null=True,
+        blank=True,
+        related_name="people",
+        help_text=_("The account whose number and credits this person sees. Administrators need none."),
+    )
+    is_active = models.BooleanField(_("active"), default=True)
+    is_staff = models.BooleanField(_("administrator"), default=False, help_text=_("May use Django admin."))
+    date_joined = models.DateTimeField(_("joined"), default=timezone.now, editable=False)
+
+    objects = UserManager()
+
+    USERNAME_FIELD = "email"
+    EMAIL_FIELD = "email"
+
+    class Meta:
+        verbose_name = _("person")
+        verbose_name_plural = _("people")
+        ordering = ["email"]
+        constraints = [
+            models.UniqueConstraint(
+                Lower("email"),
+                name="accounts_user_email_ci",
+                violation_error_message=_("This e-mail is already in use."),
+            )
+        ]
+
+    def __str__(self) -> str:
+        return self.name or self.email
+
+    @cached_property
+    def seen(self) -> list[tuple[uuid.UUID, uuid.UUID, str]]:
+        """(project id, customer id, role) of each project this person sees; one query for the life of the instance."""
+        return list(self.memberships.values_list("project_id", "project__customer_id", "role"))
+
+    @property
+    def roles(self) -> dict[uuid.UUID, str]:
+        """{project id: role}"""
+        return {project_id: role for project_id, _customer_id, role in self.seen}
+
+    @property
+    def customer_ids(self) -> set[uuid.UUID]:
+        """Of the customers in any of whose projects this person is."""
+        return {customer_id for _project_id, customer_id, _role in self.seen}
+
+    @property
+    def changeable_project_ids(self) -> list[uuid.UUID]:
+        return [project_id for project_id, role in self.roles.items() if role in ROLES_THAT_CHANGE]
+
+    def can_change(self, project_id: uuid.UUID) -> bool:
+        return self.roles.get(project_id) in ROLES_THAT_CHANGE
+
+
+class ProjectQuerySet(models.QuerySet["Project"]):
+    def visible_to(self, user: User) -> "ProjectQuerySet":
+        return self.filter(pk__in=list(user.roles))
+
+    def changeable_by(self, user: User) -> "ProjectQuerySet":
+        return self.filter(pk__in=user.changeable_project_ids)
+
+
+class Project(QuotaModel):
+    """How a customer organises resources and shares them with colleagues. `Default` exists from the start."""
+
+    DEFAULT_NAME = "Default"
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    customer = models.ForeignKey(
+        Customer, verbose_name=_("customer"), on_delete=models.PROTECT, related_name="projects"
+    )
+    name = models.CharField(_("name"), max_length=64)
+    created_at = models.DateTimeField(_("created"), default=timezone.now, editable=False)
+    members = models.ManyToManyField(User, through="Membership", related_name="projects")
+
+    objects = ProjectQuerySet.as_manager()
+
+    class Meta(QuotaModel.Meta):
+        verbose_name = _("project")
+        verbose_name_plural = _("projects")
+        ordering = ["name"]
+        constraints = [
+            *QuotaModel.Meta.constraints,
+            models.UniqueConstraint(
+                F("customer"),
+                Lower("name"),
+                name="accounts_project_name",
+                violation_error_message=_("The customer already has a project of this name."),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Membership(models.Model):
+    project = models.ForeignKey(
+        Project, verbose_name=_("project"), on_delete=models.CASCADE, related_name="memberships"
+    )
+    user = models.ForeignKey(User, verbose_name=_("person"), on_delete=models.CASCADE, related_name="memberships")
+    role = models.CharField(_("role"), max_length=8, choices=Role.choices)
+
+    class Meta:
+        verbose_name = _("membership")
+        verbose_name_plural = _("memberships")
+        constraints = [
+            models.UniqueConstraint(
+                fields=["project", "user"],
+                name="accounts_membership_once",
+                violation_error_message=_("This person is already a member of the project."),
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.user} · {self.project} · {self.get_role_display()}"

@@ -1,0 +1,172 @@
+"""What the provider runs: locations, and the customers' virtual machines and volumes in them."""
+
+import uuid
+from typing import Self
+
+from babel import Locale
+from django.core.validators import MinValueValidator, RegexValidator
+from django.db import models
+from django.db.models import Q
+from django.utils import timezone, translation
+from django.utils.translation import gettext_lazy as _
+
+from cng_portal.accounts.models import Project, User
+
+
+class Region(models.TextChoices):
+    ASIA = "asia", _("Asia")
+    SOUTHEAST_ASIA = "southeast-asia", _("Southeast Asia")
+    EUROPE = "europe", _("Europe")
+    AMERICAS = "americas", _("Americas")
+    AFRICA = "africa", _("Africa")
+    OCEANIA = "oceania", _("Oceania")
+
+
+class LocationQuerySet(models.QuerySet["Location"]):
+    def active(self) -> Self:
+        return self.filter(active=True)
+
+
+class Location(models.Model):
+    """A data centre. `driver` names an entry of settings.STORAGE; `driver_options` are added to that entry's options."""
+
+    code = models.CharField(
+        _("code"),
+        max_length=32,
+        primary_key=True,
+        # the local engine makes a folder of it, so nothing that could climb out of the storage folder
+        validators=[RegexValidator(r"^[A-Z0-9][A-Z0-9-]{0,31}$", _("Capital letters, digits and hyphens only."))],
+    )
+    city = models.CharField(_("city"), max_length=64)
+    country = models.CharField(
+        _("country"),
+        max_length=2,
+        validators=[RegexValidator(r"^[A-Z]{2}$", _("A country is its ISO code of two capital letters, such as MM."))],
+    )
+    region = models.CharField(_("region"), max_length=16, choices=Region.choices)
+    active = models.BooleanField(_("active"), default=True)
+    driver = models.CharField(_("storage driver"), max_length=32, default="local")
+    driver_options = models.JSONField(_("storage driver options"), default=dict, blank=True)
+
+    objects = LocationQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("location")
+        verbose_name_plural = _("locations")
+        ordering = ["code"]
+
+    def __str__(self) -> str:
+        return self.code
+
+    @property
+    def country_name(self) -> str:
+        """In the reader's language, from CLDR: `Myanmar (Burma)`."""
+        locale = Locale.parse(translation.get_language() or "en", sep="-")
+        return locale.territories.get(self.country, self.country)
+
+    @property
+    def flag(self) -> str:
+        """The country's flag as an emoji: its two letters as regional indicators."""
+        return "".join(chr(ord(letter) + 0x1F1A5) for letter in self.country)
+
+
+class OwnedQuerySet(models.QuerySet):
+    """Things that belong to a project: every look-up starts from the person."""
+
+    def visible_to(self, user: User) -> Self:
+        return self.filter(project_id__in=list(user.roles))
+
+    def changeable_by(self, user: User) -> Self:
+        return self.filter(project_id__in=user.changeable_project_ids)
+
+    def present(self) -> Self:
+        return self.filter(deleted_at=None)
+
+
+class VirtualMachine(models.Model):
+    class State(models.TextChoices):
+        RUNNING = "running", _("Running")
+        STOPPED = "stopped", _("Stopped")
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    project = models.ForeignKey(Project, verbose_name=_("project"), on_delete=models.PROTECT, related_name="vms")
+    location = models.ForeignKey(Location, verbose_name=_("location"), on_delete=models.PROTECT, related_name="vms")
+    name = models.CharField(_("name"), max_length=120)
+    state = models.CharField(_("state"), max_length=8, choices=State.choices, default=State.RUNNING)
+    vcpus = models.PositiveSmallIntegerField(_("vCPUs"), default=1)
+    memory_mb = models.PositiveIntegerField(_("memory, MB"), default=1024)
+    hourly_price_micro = models.BigIntegerField(
+        _("hourly price, millionths"), default=0, help_text=_("Millionths of the customer's currency for one hour.")
+    )
+    backend_ref = models.CharField(_("backend reference"), max_length=255, blank=True)
+    created_at = models.DateTimeField(_("created"), default=timezone.now)
+    deleted_at = models.DateTimeField(_("deleted"), null=True, blank=True)
+
+    objects = OwnedQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("virtual machine")
+        verbose_name_plural = _("virtual machines")
+        ordering = ["name", "id"]
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(hourly_price_micro__gte=0),
+                name="inventory_vm_price",
+                violation_error_message=_("A price cannot be negative."),
+            )
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def is_running(self) -> bool:
+        return self.state == self.State.RUNNING
+
+
+class Volume(models.Model):
+    """A disk. `size_gb` counts GiB, as disks are sold. A volume that is gone keeps its row: its snapshots point at it."""
+
+    class State(models.TextChoices):
+        CREATING = "creating", _("Creating")
+        AVAILABLE = "available", _("Available")
+        ERROR = "error", _("Error")
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    project = models.ForeignKey(Project, verbose_name=_("project"), on_delete=models.PROTECT, related_name="volumes")
+    location = models.ForeignKey(Location, verbose_name=_("location"), on_delete=models.PROTECT, related_name="volumes")
+    vm = models.ForeignKey(
+        VirtualMachine,
+        verbose_name=_("attached to"),
+        on_delete=models.PROTECT,
+        null=True,
+        blank=True,
+        related_name="volumes",
+    )
+    position = models.PositiveSmallIntegerField(
+        _("position in the VM"), default=0, help_text=_("0 is the root volume.")
+    )
+    name = models.CharField(_("name"), max_length=120)
+    size_gb = models.PositiveIntegerField(_("size, GB"), validators=[MinValueValidator(1)])
+    state = models.CharField(_("state"), max_length=9, choices=State.choices, default=State.AVAILABLE)
+    backend_ref = models.CharField(_("backend reference"), max_length=255, blank=True)
+    created_at = models.DateTimeField(_("created"), default=timezone.now)
+    deleted_at = models.DateTimeField(_("deleted"), null=True, blank=True)
+
+    objects = OwnedQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("volume")
+        verbose_name_plural = _("volumes")
+        ordering = ["name", "id"]
+        indexes = [models.Index(fields=["project", "name", "id"], name="inventory_volume_by_name")]
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(size_gb__gte=1),
+                name="inventory_volume_size",
+                violation_error_message=_("A volume has at least 1 GB."),
+            )
+        ]
+
+    def __str__(self) -> str:
+        return self.name
