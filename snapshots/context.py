@@ -1,0 +1,34 @@
+from django.http import HttpRequest
+from django.urls import reverse
+from django.utils.functional import SimpleLazyObject
+from django.utils.translation import gettext as _
+
+
+def frame(request: HttpRequest) -> dict[str, object]:
+    """What the frame around every page shows: the left-hand menu and the Create menu. No queries."""
+    if not request.user.is_authenticated:
+        return {}
+    return {"menu": SimpleLazyObject(lambda: menu(request)), "create_menu": SimpleLazyObject(create_menu)}
+
+
+def menu(request: HttpRequest) -> list[dict[str, object]]:
+    path = request.path
+
+    def item(label: str, name: str, icon: str, prefix: str | None = None) -> dict[str, object]:
+        url = reverse(name)
+        active = path == "/" if url == "/" else path.startswith(prefix or url)
+        return {"label": label, "url": url, "icon": icon, "active": active}
+
+    return [
+        {"label": "", "items": [item(_("Dashboard"), "dashboard", "home")]},
+        {
+            "label": _("Virtual machines"),
+            "items": [item(_("Snapshots"), "snapshots:volume_snapshots", "camera", "/snapshots/")],
+        },
+        {"label": _("Storage"), "items": [item(_("Volumes"), "snapshots:volumes", "circle-stack")]},
+        {"label": _("Account"), "items": [item(_("Billing"), "billing:summary", "banknotes", "/billing/")]},
+    ]
+
+
+def create_menu() -> list[dict[str, str]]:
+    return [{"label": _("Volume snapshot"), "url": reverse("snapshots:new")}]

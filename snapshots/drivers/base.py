@@ -1,0 +1,176 @@
+"""The contract between the portal and a storage engine.
+
+A driver serves one location. It takes the small dataclasses below, never models, and it is called by the worker outside
+any database transaction. Every call may be repeated: after a crash the worker cannot know how far the last call came, so
+a second call finishes or confirms what the first one began. The uuids are the portal's own; an engine that names things
+itself must carry our uuid along, so that it can be asked what it already has.
+
+An engine that answers at once (local files) and one that answers later (Cinder) fit alike: a call returns when the thing
+is there, and calls ``heartbeat`` at least once a second until then.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+from uuid import UUID
+
+GIB = 1024**3
+
+# heartbeat(bytes_done, bytes_total) reports progress and may raise Interrupted, after which the driver must leave nothing
+# half-made behind and let the exception through. A total of 0 means that it cannot be told.
+Heartbeat = Callable[[int, int], None]
+
+
+def no_heartbeat(bytes_done: int, bytes_total: int) -> None:
+    """For callers that neither show progress nor interrupt."""
+
+
+class Consistency(Enum):
+    """What "one instant" means when several volumes are captured together."""
+
+    INSTANT = "instant"  # writers are held off all of them until the last one is captured
+    PER_DISK = "per_disk"  # each is crash-consistent by itself; instants differ
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeRef:
+    uuid: UUID
+    name: str  # for messages only
+    size_gb: int  # GiB
+    backend_ref: str = ""  # the engine's own name of it; "" when it derives from the uuid
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnapshotRef:
+    uuid: UUID
+    backend_ref: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnapshotInfo:
+    """What the engine knows of one complete snapshot of one volume."""
+
+    uuid: UUID
+    backend_ref: str
+    size_bytes: int  # logical
+    allocated_bytes: int | None  # really used; None where the engine cannot tell
+    checksum: str  # blake3, 64 hex digits; "" while it is not computed, or where the bytes cannot be read
+    captured_at: datetime  # aware, UTC
+
+
+class StorageError(Exception):
+    """``str(error)`` is one sentence for the customer. ``retryable``: the same call may succeed later."""
+
+    retryable = False
+
+
+class NotFound(StorageError):
+    """The volume or the snapshot is not there."""
+
+
+class Busy(StorageError):
+    """Somebody else is writing to the volume, or works on the same thing."""
+
+    retryable = True
+
+
+class NoSpace(StorageError):
+    """The storage does not have the room; nothing was written."""
+
+
+class Corrupt(StorageError):
+    """The bytes are not what was captured."""
+
+
+class Refused(StorageError):
+    """The engine said no for good: a quota, a policy, a conflict, a wrong argument."""
+
+
+class Unavailable(StorageError):
+    """The engine cannot be reached or answered with a failure of its own."""
+
+    retryable = True
+
+
+class Interrupted(Exception):
+    """Raised by a heartbeat: stop now, clean up, let it through. Not a failure of the storage."""
+
+
+class Driver(ABC):
+    """One engine in one location. ``location`` is the location's code; options come from settings, then the location."""
+
+    consistency: Consistency
+    reads_bytes: bool  # whether verify_snapshot reads the content again, or only asks the engine
+
+    @abstractmethod
+    def __init__(self, *, location: str, **options: str) -> None: ...
+
+    @abstractmethod
+    def create_volume(self, volume: VolumeRef) -> str:
+        """Make an empty volume and return its backend_ref. One that is there with the same size is left as it is.
+
+        Raises NoSpace, Refused, Unavailable.
+        """
+
+    @abstractmethod
+    def create_snapshots(
+        self, disks: Sequence[tuple[SnapshotRef, VolumeRef]], heartbeat: Heartbeat = no_heartbeat
+    ) -> list[SnapshotInfo]:
+        """Capture every volume, in the order given: all of them, or none and nothing left behind.
+
+        Those that are already captured under the same uuid are returned as they are. Nobody writes to a volume meanwhile,
+        as far as ``consistency`` promises. Raises NotFound, Busy, NoSpace, Refused, Unavailable.
+        """
+
+    @abstractmethod
+    def find_snapshot(self, snapshot: SnapshotRef) -> SnapshotInfo | None:
+        """The snapshot if it is complete, else None: a half one is as good as none. Raises Unavailable."""
+
+    @abstractmethod
+    def verify_snapshot(self, snapshot: SnapshotRef, heartbeat: Heartbeat = no_heartbeat) -> SnapshotInfo:
+        """Read the snapshot again, compare it with its checksum, or record the checksum when it has none yet.
+
+        Raises NotFound, Corrupt, Unavailable.
+        """
+
+    @abstractmethod
+    def delete_snapshot(self, snapshot: SnapshotRef) -> None:
+        """Remove it and whatever half of it there may be; volumes made from it stay. Gone already is a success.
+
+        Raises Busy, Refused, Unavailable.
+        """
+
+    @abstractmethod
+    def create_volume_from_snapshot(
+        self, snapshot: SnapshotRef, volume: VolumeRef, heartbeat: Heartbeat = no_heartbeat
+    ) -> str:
+        """Make a new volume with the snapshot's bytes, grown with zeros to ``volume.size_gb``; return its backend_ref.
+
+        A complete volume of that uuid is left as it is. Raises NotFound, NoSpace, Refused (smaller than the snapshot),
+        Unavailable.
+        """
+
+    @abstractmethod
+    def revert_volume(self, volume: VolumeRef, snapshot: SnapshotRef, heartbeat: Heartbeat = no_heartbeat) -> None:
+        """Give the volume the snapshot's bytes again: all, or the old ones stay. Nobody writes to it meanwhile.
+
+        Volumes keep their size: bytes beyond the snapshot's end become zeros. Reverting twice gives the same bytes.
+        Raises NotFound, Busy, NoSpace, Refused, Unavailable.
+        """
+
+    @abstractmethod
+    def bytes_needed(self, volumes: Sequence[VolumeRef]) -> int:
+        """Upper bound of the room that capturing these volumes now would take; 0 where captures share blocks.
+
+        Quick enough for a page. Raises NotFound, Unavailable.
+        """
+
+    @abstractmethod
+    def free_bytes(self) -> int | None:
+        """Room left for new data, None where the engine does not tell. Raises Unavailable."""
+
+    @abstractmethod
+    def check_health(self) -> None:
+        """Return when the engine can work now. Raises Unavailable with the reason."""

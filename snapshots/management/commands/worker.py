@@ -1,0 +1,25 @@
+from types import FrameType
+
+from django.core.management.base import CommandParser
+from django_tasks_db.management.commands import db_worker
+
+from snapshots import operations
+
+
+class Worker(db_worker.Worker):
+    def shutdown(self, signum: int, frame: FrameType | None) -> None:
+        """A first signal hands the running operation back at its next heartbeat, or lets it end if that comes sooner."""
+        operations.stopping.set()
+        super().shutdown(signum, frame)
+
+
+class Command(db_worker.Command):
+    help = "Carry out what storage has to do. Any number may run side by side; SIGTERM hands the current work back."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        super().add_arguments(parser)
+        parser.set_defaults(interval=0.5, reload=False)
+
+    def handle(self, *args: object, **options: object) -> None:
+        db_worker.Worker = Worker  # the library's command has no other way to be given one
+        super().handle(*args, **options)

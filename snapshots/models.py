@@ -1,0 +1,353 @@
+"""Recovery points, the disk images they consist of, and the work that storage has to do for them.
+
+One `Snapshot` row is one recovery point with one or more `DiskImage` rows; volume snapshots, VM snapshots and VM backups
+differ in their kind, not in their tables. What storage has to do is an `Operation`, which is carried out by the worker:
+see operations.py for its life and tasks.py for the work itself.
+"""
+
+import unicodedata
+import uuid
+from collections.abc import Iterable
+from typing import Any, Self
+
+from django.conf import settings
+from django.db import models
+from django.db.models import Q
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from billing.models import ServiceKind
+from cng_portal.accounts.models import Customer, Project, User
+from cng_portal.inventory.models import Location, OwnedQuerySet, VirtualMachine, Volume
+
+NAME_LENGTH = 64
+
+
+def name_key(name: str) -> str:
+    """What makes two names the same: case, Unicode form and surrounding blanks do not count. The same on every database."""
+    return unicodedata.normalize("NFKC", name).strip().casefold()
+
+
+class Kind(models.TextChoices):
+    VOLUME = "volume", _("Volume snapshot")
+    VM = "vm", _("VM snapshot")
+    BACKUP = "backup", _("VM backup")
+
+
+SERVICE_KINDS = {
+    Kind.VOLUME: ServiceKind.BS_SNAPSHOT,
+    Kind.VM: ServiceKind.VM_SNAPSHOT,
+    Kind.BACKUP: ServiceKind.VM_BACKUP,
+}
+
+
+class State(models.TextChoices):
+    PENDING = "pending", _("Waiting")
+    CREATING = "creating", _("Creating")
+    READY = "ready", _("Ready")
+    FAILED = "failed", _("Failed")
+    DELETING = "deleting", _("Deleting")
+    DELETED = "deleted", _("Deleted")
+
+
+# Every possible change; anything else is refused by SnapshotQuerySet.transition.
+TRANSITIONS: dict[str, set[str]] = {
+    State.PENDING: {State.CREATING, State.FAILED},
+    State.CREATING: {State.READY, State.FAILED},
+    State.READY: {State.DELETING},
+    State.FAILED: {State.PENDING, State.DELETING},
+    State.DELETING: {State.DELETED},
+    State.DELETED: set(),
+}
+TRANSIENT_STATES = (State.PENDING, State.CREATING, State.DELETING)
+# What takes up quota; a failed one holds no storage, and the deletion of a deleting one is accepted.
+COUNTED_STATES = (State.PENDING, State.CREATING, State.READY)
+
+
+class Draft(models.Model):
+    """The answers given so far on the way through the wizard. Whoever may see its customer's things may go on with it."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    kind = models.CharField(max_length=8, choices=Kind.choices, default=Kind.VOLUME)
+    customer = models.ForeignKey(Customer, on_delete=models.CASCADE, related_name="+")
+    created_by = models.ForeignKey(User, on_delete=models.CASCADE, related_name="+")
+    location = models.ForeignKey(Location, on_delete=models.SET_NULL, null=True, related_name="+")
+    project = models.ForeignKey(Project, on_delete=models.SET_NULL, null=True, related_name="+")
+    volume = models.ForeignKey(Volume, on_delete=models.SET_NULL, null=True, related_name="+")
+    name = models.CharField(max_length=NAME_LENGTH, blank=True)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+
+    def __str__(self) -> str:
+        return str(self.id)
+
+
+class SnapshotQuerySet(OwnedQuerySet):
+    def visible_to(self, user: User) -> Self:
+        # The customer is implied by the project; naming it lets the database walk an index in the list's order.
+        return self.filter(customer_id__in=user.customer_ids, project_id__in=list(user.roles))
+
+    def counted(self) -> Self:
+        return self.filter(state__in=COUNTED_STATES)
+
+    def transition(self, pk: uuid.UUID, from_states: Iterable[str], to: str, **fields: Any) -> bool:
+        """Compare-and-set of one row's state; True when the row was in one of `from_states` and is now ours."""
+        from_states = list(from_states)
+        for state in from_states:
+            if to not in TRANSITIONS[state]:
+                raise ValueError(f"A snapshot never goes from {state} to {to}.")
+        return self.filter(pk=pk, state__in=from_states).update(state=to, **fields) == 1
+
+
+class Snapshot(models.Model):
+    """One recovery point: what it is of, whose it is, and how far it is.
+
+    `created_at` is when it was asked for, `ready_at` when it became usable and its billing began, `delete_requested_at`
+    when its deletion was accepted and its billing ended, `deleted_at` when storage confirmed that it is gone.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    kind = models.CharField(_("kind"), max_length=8, choices=Kind.choices, default=Kind.VOLUME)
+    customer = models.ForeignKey(
+        Customer, verbose_name=_("customer"), on_delete=models.PROTECT, related_name="snapshots", db_index=False
+    )
+    project = models.ForeignKey(Project, verbose_name=_("project"), on_delete=models.PROTECT, related_name="snapshots")
+    location = models.ForeignKey(
+        Location, verbose_name=_("location"), on_delete=models.PROTECT, related_name="snapshots"
+    )
+    volume = models.ForeignKey(
+        Volume, verbose_name=_("volume"), on_delete=models.PROTECT, null=True, blank=True, related_name="snapshots"
+    )
+    vm = models.ForeignKey(
+        VirtualMachine,
+        verbose_name=_("virtual machine"),
+        on_delete=models.PROTECT,
+        null=True,
+        blank=True,
+        related_name="snapshots",
+    )
+    name = models.CharField(_("name"), max_length=NAME_LENGTH)
+    name_key = models.CharField(max_length=4 * NAME_LENGTH, editable=False)
+    size_gb = models.PositiveIntegerField(_("size, GB"))
+    state = models.CharField(_("state"), max_length=8, choices=State.choices, default=State.PENDING)
+    error = models.TextField(_("reason"), blank=True)
+    requested_by = models.ForeignKey(
+        User, verbose_name=_("asked for by"), on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
+    )
+    draft = models.OneToOneField(Draft, on_delete=models.SET_NULL, null=True, blank=True, related_name="snapshot")
+    created_at = models.DateTimeField(_("taken"), default=timezone.now, editable=False)
+    ready_at = models.DateTimeField(_("ready"), null=True, blank=True, editable=False)
+    delete_requested_at = models.DateTimeField(_("deletion accepted"), null=True, blank=True, editable=False)
+    deleted_at = models.DateTimeField(_("deleted"), null=True, blank=True, editable=False)
+
+    objects = SnapshotQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("snapshot")
+        verbose_name_plural = _("snapshots")
+        indexes = [
+            # one for each order of the list; `id` makes the key unique, so that pages neither skip nor repeat
+            models.Index("customer", "kind", "deleted_at", "-created_at", "-id", name="snapshot_by_age"),
+            models.Index("customer", "kind", "deleted_at", "name_key", "id", name="snapshot_by_name"),
+            models.Index("customer", "kind", "deleted_at", "-size_gb", "-id", name="snapshot_by_size"),
+            # counts and quotas are answered from the index alone
+            models.Index(
+                fields=["customer", "kind", "deleted_at", "project", "state", "size_gb"], name="snapshot_counts"
+            ),
+        ]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["customer", "name_key"],
+                condition=Q(deleted_at=None),
+                name="snapshot_name_unique",
+                violation_error_message=_("The customer already has a snapshot of this name."),
+            ),
+            models.CheckConstraint(
+                condition=~Q(name="") & ~Q(name_key=""),
+                name="snapshot_name_given",
+                violation_error_message=_("A snapshot needs a name."),
+            ),
+            models.CheckConstraint(
+                condition=Q(kind=Kind.VOLUME, volume__isnull=False, vm=None)
+                | Q(kind__in=[Kind.VM, Kind.BACKUP], volume=None, vm__isnull=False),
+                name="snapshot_source",
+                violation_error_message=_("A volume snapshot is of a volume, any other of a virtual machine."),
+            ),
+            models.CheckConstraint(
+                condition=Q(state__in=State.values)
+                & (~Q(state=State.READY) | Q(ready_at__isnull=False))
+                & (~Q(state__in=[State.DELETING, State.DELETED]) | Q(delete_requested_at__isnull=False))
+                & (Q(state=State.DELETED, deleted_at__isnull=False) | (~Q(state=State.DELETED) & Q(deleted_at=None))),
+                name="snapshot_state_instants",
+                violation_error_message=_("The state does not fit the instants of this snapshot."),
+            ),
+            models.CheckConstraint(condition=Q(size_gb__gte=1), name="snapshot_size"),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def service_kind(self) -> ServiceKind:
+        return SERVICE_KINDS[Kind(self.kind)]
+
+    @property
+    def is_transient(self) -> bool:
+        return self.state in TRANSIENT_STATES
+
+    @property
+    def source(self) -> Volume | VirtualMachine:
+        source = self.volume or self.vm
+        assert source is not None  # held by the constraint snapshot_source
+        return source
+
+
+class DiskImage(models.Model):
+    """One captured disk. Storage knows it by this row's id, which for a volume snapshot equals the snapshot's id."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    snapshot = models.ForeignKey(Snapshot, on_delete=models.PROTECT, related_name="disks")
+    volume = models.ForeignKey(Volume, on_delete=models.PROTECT, related_name="disk_images")
+    volume_name = models.CharField(_("volume"), max_length=120)
+    position = models.PositiveSmallIntegerField(_("position"), default=0)
+    size_gb = models.PositiveIntegerField(_("size, GB"))
+    backend_ref = models.CharField(_("backend reference"), max_length=255, blank=True)
+    allocated_bytes = models.BigIntegerField(_("bytes used"), null=True, blank=True)
+    checksum = models.CharField(_("blake3"), max_length=64, blank=True)
+    captured_at = models.DateTimeField(_("captured"), null=True, blank=True)
+    verified_at = models.DateTimeField(_("last verified"), null=True, blank=True)
+    damage = models.TextField(_("damage found"), blank=True)
+
+    class Meta:
+        verbose_name = _("disk image")
+        verbose_name_plural = _("disk images")
+        ordering = ["position"]
+        constraints = [models.UniqueConstraint(fields=["snapshot", "position"], name="disk_image_position")]
+
+    def __str__(self) -> str:
+        return self.volume_name
+
+
+class OperationQuerySet(models.QuerySet["Operation"]):
+    def visible_to(self, user: User) -> Self:
+        return self.filter(snapshot__customer_id__in=user.customer_ids, snapshot__project_id__in=list(user.roles))
+
+    def active(self) -> Self:
+        return self.filter(finished_at=None)
+
+
+class Operation(models.Model):
+    """A piece of work for the storage. This row is the truth about it; a task in the queue is only the wake-up call.
+
+    `attempt` counts up with every worker that takes it and shuts the one before out: each later write names its attempt.
+    `interruptions` are attempts that ended through no fault of the work, such as a worker's restart; they do not count
+    towards settings.OPERATION_MAX_ATTEMPTS.
+    """
+
+    class Kind(models.TextChoices):
+        CAPTURE = "capture", _("Take snapshot")
+        RESTORE = "restore", _("Restore")
+        NEW_VOLUME = "new_volume", _("New volume")
+        VERIFY = "verify", _("Verify")
+        DELETE = "delete", _("Delete")
+
+    class State(models.TextChoices):
+        PENDING = "pending", _("Waiting")
+        RUNNING = "running", _("Running")
+        SUCCEEDED = "succeeded", _("Done")
+        FAILED = "failed", _("Failed")
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    kind = models.CharField(_("kind"), max_length=10, choices=Kind.choices)
+    snapshot = models.ForeignKey(
+        Snapshot, verbose_name=_("snapshot"), on_delete=models.PROTECT, related_name="operations"
+    )
+    volume = models.ForeignKey(
+        Volume,
+        verbose_name=_("volume"),
+        on_delete=models.PROTECT,
+        null=True,
+        blank=True,
+        related_name="operations",
+        help_text=_("The volume that is written: restored, or made anew."),
+    )
+    safety_snapshot = models.ForeignKey(
+        Snapshot,
+        verbose_name=_("safety snapshot"),
+        on_delete=models.PROTECT,
+        null=True,
+        blank=True,
+        related_name="protects",
+        help_text=_("What a restore takes of the volume before it writes to it."),
+    )
+    state = models.CharField(_("state"), max_length=9, choices=State.choices, default=State.PENDING)
+    attempt = models.PositiveIntegerField(_("attempt"), default=0)
+    interruptions = models.PositiveIntegerField(_("interruptions"), default=0)
+    lease_until = models.DateTimeField(_("lease until"), null=True, blank=True)
+    not_before = models.DateTimeField(_("not before"), default=timezone.now)
+    woken_at = models.DateTimeField(_("last woken"), default=timezone.now)
+    bytes_done = models.BigIntegerField(_("bytes done"), default=0)
+    bytes_total = models.BigIntegerField(_("bytes in all"), default=0)
+    error = models.TextField(_("reason"), blank=True)
+    requested_by = models.ForeignKey(
+        User, verbose_name=_("asked for by"), on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
+    )
+    created_at = models.DateTimeField(_("asked for"), default=timezone.now, editable=False)
+    started_at = models.DateTimeField(_("started"), null=True, blank=True)
+    finished_at = models.DateTimeField(_("finished"), null=True, blank=True)
+
+    objects = OperationQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("operation")
+        verbose_name_plural = _("operations")
+        ordering = ["-created_at", "-id"]
+        indexes = [
+            models.Index(fields=["not_before"], condition=Q(finished_at=None), name="operation_active"),
+            models.Index("snapshot", "-created_at", name="operation_of_snapshot"),
+        ]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["snapshot", "kind"],
+                condition=Q(finished_at=None, kind__in=["capture", "verify", "delete"]),
+                name="operation_once_per_snapshot",
+            ),
+            models.UniqueConstraint(
+                fields=["volume"], condition=Q(finished_at=None), name="operation_one_writer_per_volume"
+            ),
+            models.CheckConstraint(
+                condition=Q(state__in=["pending", "running"], finished_at=None)
+                | Q(state__in=["succeeded", "failed"], finished_at__isnull=False),
+                name="operation_finished",
+            ),
+            models.CheckConstraint(
+                condition=~Q(state="running") | Q(lease_until__isnull=False, started_at__isnull=False),
+                name="operation_lease",
+            ),
+            models.CheckConstraint(
+                condition=Q(kind__in=["restore", "new_volume"], volume__isnull=False)
+                | Q(kind__in=["capture", "verify", "delete"], volume=None, safety_snapshot=None),
+                name="operation_volume",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.get_kind_display()} · {self.snapshot_id}"
+
+    @property
+    def is_active(self) -> bool:
+        return self.finished_at is None
+
+    @property
+    def failures(self) -> int:
+        """Attempts that began and did not succeed, this one excluded."""
+        return max(0, self.attempt - 1 - self.interruptions)
+
+    @property
+    def is_last_attempt(self) -> bool:
+        return self.failures + 1 >= settings.OPERATION_MAX_ATTEMPTS
+
+    @property
+    def can_be_undone(self) -> bool:
+        """A restore whose safety snapshot is still there."""
+        safety = self.safety_snapshot
+        return self.state == self.State.SUCCEEDED and safety is not None and safety.state == State.READY

@@ -1,0 +1,191 @@
+"""The life of an operation: asked for, woken, claimed under a lease, finished once.
+
+Nothing here touches storage. Every write to an operation is a compare-and-set that names the attempt, so that a worker
+whose lease ran out cannot change what its successor does. Wake-ups may be lost or doubled without harm: a doubled one finds
+nothing to claim, and `reconcile` repeats a lost one.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from django.conf import settings
+from django.db import close_old_connections, connection, transaction
+from django.db.models import F, Q
+from django.db.models.functions import Coalesce
+from django.utils import timezone
+
+from .drivers.base import Interrupted
+from .models import Operation
+
+logger = logging.getLogger(__name__)
+
+# A pending operation that nobody took for this long gets another wake-up call.
+WAKE_AGAIN_AFTER = timedelta(seconds=60)
+PROGRESS_EVERY_SECONDS = 1.0
+
+# Set by the worker's SIGTERM handler: the running operation is handed back at its next heartbeat.
+stopping = threading.Event()
+
+
+class LeaseLost(Interrupted):
+    """Somebody else has this operation now; whatever is not written yet must not be."""
+
+
+def enqueue(operation: Operation, *, at: datetime | None = None) -> None:
+    """Send the wake-up call, inside the caller's transaction; `at` delays it."""
+    from .tasks import run_operation
+
+    task = run_operation.using(run_after=at) if at else run_operation
+    task.enqueue(str(operation.pk))
+
+
+def create_operation(**fields: Any) -> Operation:
+    operation = Operation.objects.create(**fields)
+    enqueue(operation)
+    return operation
+
+
+def claim(operation_id: UUID | str, *, now: datetime | None = None) -> Operation | None:
+    """Take a waiting operation, or one whose lease ran out, with a new attempt number; None if there is none to take."""
+    now = now or timezone.now()
+    claimable = Operation.objects.filter(pk=operation_id).filter(
+        Q(state=Operation.State.PENDING, not_before__lte=now) | Q(state=Operation.State.RUNNING, lease_until__lt=now)
+    )
+    attempt = claimable.values_list("attempt", flat=True).first()
+    if attempt is None:
+        return None
+    taken = claimable.filter(attempt=attempt).update(
+        state=Operation.State.RUNNING,
+        attempt=attempt + 1,
+        lease_until=now + timedelta(seconds=settings.OPERATION_LEASE_SECONDS),
+        started_at=Coalesce("started_at", now),
+        bytes_done=0,
+        error="",
+    )
+    if not taken:
+        return None
+    operation = Operation.objects.select_related("snapshot__location", "volume__vm", "safety_snapshot").get(
+        pk=operation_id
+    )
+    operation.attempt = attempt + 1  # ours, even if another claim followed before the read
+    return operation
+
+
+class Lease:
+    """Keeps an operation ours while storage works on it, in a thread of its own because a call may be long and silent.
+
+    Use as a context manager. `heartbeat` is what drivers call: it records progress and raises Interrupted when the worker
+    shall stop, LeaseLost when the operation is no longer ours. After settings.OPERATION_DEADLINE_HOURS the lease is not
+    renewed any more, so that a call that hangs for ever does not hold its operation for ever.
+    """
+
+    def __init__(self, operation: Operation) -> None:
+        self.operation = operation
+        self.lost = threading.Event()
+        self.done = threading.Event()
+        self.deadline = timezone.now() + timedelta(hours=settings.OPERATION_DEADLINE_HOURS)
+        self.reported_at = timezone.now()
+        self.thread = threading.Thread(target=self._renew, name=f"lease-{operation.pk}", daemon=True)
+
+    def __enter__(self) -> "Lease":
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.done.set()
+        self.thread.join()
+
+    def heartbeat(self, bytes_done: int, bytes_total: int) -> None:
+        if self.lost.is_set():
+            raise LeaseLost
+        if stopping.is_set():
+            raise Interrupted
+        now = timezone.now()
+        if (now - self.reported_at).total_seconds() >= PROGRESS_EVERY_SECONDS:
+            self.reported_at = now
+            if not update(self.operation, bytes_done=bytes_done, bytes_total=bytes_total):
+                self.lost.set()
+                raise LeaseLost
+
+    def _renew(self) -> None:
+        try:
+            while not self.done.wait(settings.OPERATION_LEASE_SECONDS / 3):
+                close_old_connections()
+                now = timezone.now()
+                lease_until = now + timedelta(seconds=settings.OPERATION_LEASE_SECONDS)
+                if now > self.deadline or not update(self.operation, lease_until=lease_until):
+                    self.lost.set()
+                    return
+        except Exception:
+            # without renewal the lease runs out and another worker takes over, so this one must not go on
+            logger.exception("The lease of operation %s could not be renewed", self.operation.pk)
+            self.lost.set()
+        finally:
+            connection.close()
+
+
+def update(operation: Operation, **fields: Any) -> bool:
+    """Write to the operation while it is still ours."""
+    mine = Operation.objects.filter(pk=operation.pk, state=Operation.State.RUNNING, attempt=operation.attempt)
+    return mine.update(**fields) == 1
+
+
+def finish(operation: Operation, state: str, settle: Callable[[datetime], None], *, error: str = "") -> None:
+    """End the operation and apply what it means, in one transaction: both or neither. Raises LeaseLost.
+
+    `settle` gets the instant at which it ended.
+    """
+    with transaction.atomic():
+        now = timezone.now()
+        fields: dict[str, Any] = {"state": state, "finished_at": now, "lease_until": None, "error": error}
+        if state == Operation.State.SUCCEEDED:
+            fields["bytes_done"] = F("bytes_total")
+        if not update(operation, **fields):
+            raise LeaseLost
+        settle(now)
+
+
+def hand_back(
+    operation: Operation, *, interrupted: bool = False, retry_in: timedelta = timedelta(), error: str = ""
+) -> None:
+    """Let another attempt have it: at once after an interruption, later after an error that may pass. Ours or no-op."""
+    at = timezone.now() + retry_in
+    with transaction.atomic():
+        handed_back = update(
+            operation,
+            state=Operation.State.PENDING,
+            lease_until=None,
+            not_before=at,
+            woken_at=at,
+            error=error,
+            interruptions=F("interruptions") + int(interrupted),
+        )
+        if handed_back:
+            enqueue(operation, at=at if retry_in else None)
+
+
+def retry_pause(operation: Operation) -> timedelta:
+    """5, 20, 80 … seconds, at most 10 minutes."""
+    return timedelta(seconds=min(600, 5 * 4**operation.failures))
+
+
+def reconcile(*, now: datetime | None = None) -> int:
+    """Wake what was forgotten: operations of dead workers, and waiting ones whose wake-up call got lost. Returns how many."""
+    now = now or timezone.now()
+    forgotten = Operation.objects.active().filter(
+        Q(state=Operation.State.RUNNING, lease_until__lt=now)
+        | Q(state=Operation.State.PENDING, not_before__lte=now, woken_at__lt=now - WAKE_AGAIN_AFTER)
+    )
+    woken = 0
+    for operation in forgotten.order_by("not_before").iterator():
+        with transaction.atomic():
+            # compare-and-set, so that of two schedulers only one sends the call
+            same = forgotten.filter(pk=operation.pk, attempt=operation.attempt, woken_at=operation.woken_at)
+            if same.update(state=Operation.State.PENDING, lease_until=None, woken_at=now):
+                enqueue(operation)
+                woken += 1
+    return woken

@@ -1,0 +1,249 @@
+"""What the worker does for each kind of operation.
+
+Each function asks the driver to bring about what the operation wants and then settles the outcome in one transaction. The
+driver's calls can be repeated, so an attempt need not know how far the one before came. No transaction is open while a
+driver works.
+"""
+
+import contextlib
+import logging
+from datetime import datetime
+
+from django.conf import settings
+from django.db import transaction
+from django.utils import timezone
+from django.utils.translation import gettext as _
+from django.utils.translation import override
+from django_tasks import task
+
+from billing import services as billing
+from cng_portal.inventory.models import VirtualMachine, Volume
+
+from . import operations
+from .drivers import get_driver
+from .drivers.base import Corrupt, Driver, Interrupted, Refused, SnapshotInfo, SnapshotRef, StorageError, VolumeRef
+from .models import DiskImage, Operation, Snapshot, State
+
+logger = logging.getLogger(__name__)
+
+
+@task()
+def run_operation(operation_id: str) -> None:
+    """Carry out one operation if it is there to be had. Never raises for what storage does: the row says how it ended."""
+    operation = operations.claim(operation_id)
+    if operation is None:
+        return
+    with override("en"):  # a reason is stored once, for every reader
+        try:
+            if operation.failures >= settings.OPERATION_MAX_ATTEMPTS:
+                give_up(operation)
+                return
+            with operations.Lease(operation) as lease:
+                WORK[Operation.Kind(operation.kind)](operation, lease)
+        except operations.LeaseLost:
+            logger.warning("Operation %s, attempt %s: the lease was lost", operation.pk, operation.attempt)
+        except Interrupted:
+            operations.hand_back(operation, interrupted=True)
+        except StorageError as error:
+            settle_failure(operation, str(error), retryable=error.retryable)
+        except Exception:
+            logger.exception("Operation %s, attempt %s, failed unexpectedly", operation.pk, operation.attempt)
+            reason = _("Something unexpected happened in the portal. Try again; if it stays so, ask support.")
+            settle_failure(operation, reason, retryable=True)
+
+
+def settle_failure(operation: Operation, reason: str, *, retryable: bool) -> None:
+    """Try again after a pause when that can help, else fail with the reason."""
+    if retryable and not operation.is_last_attempt:
+        operations.hand_back(operation, retry_in=operations.retry_pause(operation), error=reason)
+        return
+    with contextlib.suppress(operations.LeaseLost):  # then its new owner settles it
+        operations.finish(
+            operation,
+            Operation.State.FAILED,
+            lambda now: FAILURES[Operation.Kind(operation.kind)](operation, reason, now),
+            error=reason,
+        )
+
+
+def give_up(operation: Operation) -> None:
+    """Every attempt ended with the death of its worker: remove what the last one may have left, then fail.
+
+    Drivers clean up after themselves when a call fails, and at the next call for the same snapshot when it was killed;
+    here no next call follows.
+    """
+    unfinished = {Operation.Kind.CAPTURE: operation.snapshot, Operation.Kind.RESTORE: operation.safety_snapshot}.get(
+        Operation.Kind(operation.kind)
+    )
+    if unfinished and unfinished.state in (State.PENDING, State.CREATING):
+        for disk in unfinished.disks.all():
+            get_driver(unfinished.location).delete_snapshot(snapshot_ref(disk))
+    settle_failure(
+        operation,
+        _("The storage worker stopped in the middle, %(count)s times. Nothing was changed. Try again later.")
+        % {"count": operation.failures},
+        retryable=False,
+    )
+
+
+def volume_ref(volume: Volume) -> VolumeRef:
+    return VolumeRef(uuid=volume.pk, name=volume.name, size_gb=volume.size_gb, backend_ref=volume.backend_ref)
+
+
+def snapshot_ref(disk: DiskImage) -> SnapshotRef:
+    return SnapshotRef(uuid=disk.pk, backend_ref=disk.backend_ref)
+
+
+# --- capture -----------------------------------------------------------------------------------------------------------
+
+
+def capture(operation: Operation, lease: operations.Lease) -> None:
+    infos = take(operation, operation.snapshot, lease)
+    operations.finish(operation, Operation.State.SUCCEEDED, lambda now: settle_ready(operation.snapshot, infos, now))
+
+
+def take(operation: Operation, snapshot: Snapshot, lease: operations.Lease) -> list[SnapshotInfo]:
+    Snapshot.objects.transition(snapshot.pk, [State.PENDING], State.CREATING)
+    snapshot.refresh_from_db(fields=["state"])
+    disks = list(snapshot.disks.select_related("volume"))
+    driver = get_driver(snapshot.location)
+    return driver.create_snapshots([(snapshot_ref(disk), volume_ref(disk.volume)) for disk in disks], lease.heartbeat)
+
+
+def settle_ready(snapshot: Snapshot, infos: list[SnapshotInfo], now: datetime) -> None:
+    """Ready, and billed from this very instant; a checksum that is still missing follows."""
+    for info in infos:
+        DiskImage.objects.filter(pk=info.uuid).update(
+            backend_ref=info.backend_ref,
+            allocated_bytes=info.allocated_bytes,
+            checksum=info.checksum,
+            captured_at=info.captured_at,
+            verified_at=None,
+            damage="",
+        )
+    if not Snapshot.objects.transition(
+        snapshot.pk, [State.PENDING, State.CREATING], State.READY, ready_at=now, error=""
+    ):
+        raise operations.LeaseLost
+    snapshot.refresh_from_db()
+    billing.open_segment(
+        resource_id=snapshot.pk,
+        kind=snapshot.service_kind,
+        name=snapshot.name,
+        project=snapshot.project,
+        location=snapshot.location,
+        size_gb=snapshot.size_gb,
+        at=now,
+    )
+    if get_driver(snapshot.location).reads_bytes and not all(info.checksum for info in infos):
+        operations.create_operation(kind=Operation.Kind.VERIFY, snapshot=snapshot)
+
+
+def settle_not_taken(snapshot: Snapshot, reason: str) -> None:
+    Snapshot.objects.transition(snapshot.pk, [State.PENDING, State.CREATING], State.FAILED, error=reason)
+
+
+# --- restore -----------------------------------------------------------------------------------------------------------
+
+
+def restore(operation: Operation, lease: operations.Lease) -> None:
+    """1. Refuse while the VM runs. 2. Take the safety snapshot and record it, so that it survives whatever follows.
+    3. Revert the volume."""
+    volume, safety = operation.volume, operation.safety_snapshot
+    assert volume is not None and safety is not None  # held by the constraint operation_volume and by request_restore
+    if volume.vm and volume.vm.state == VirtualMachine.State.RUNNING:
+        raise Refused(
+            _("%(volume)s is in use: its virtual machine %(vm)s runs. Stop the machine, then restore again.")
+            % {"volume": volume.name, "vm": volume.vm.name}
+        )
+    if safety.state in (State.PENDING, State.CREATING):
+        infos = take(operation, safety, lease)
+        with transaction.atomic():
+            if not operations.update(operation, bytes_done=0):
+                raise operations.LeaseLost
+            settle_ready(safety, infos, timezone.now())
+    disk = operation.snapshot.disks.get()
+    get_driver(operation.snapshot.location).revert_volume(volume_ref(volume), snapshot_ref(disk), lease.heartbeat)
+    operations.finish(operation, Operation.State.SUCCEEDED, lambda now: None)
+
+
+def settle_not_restored(operation: Operation, reason: str) -> None:
+    if operation.safety_snapshot:
+        settle_not_taken(operation.safety_snapshot, reason)
+
+
+# --- new volume --------------------------------------------------------------------------------------------------------
+
+
+def make_volume(operation: Operation, lease: operations.Lease) -> None:
+    volume = operation.volume
+    assert volume is not None  # held by the constraint operation_volume
+    disk = operation.snapshot.disks.get()
+    driver = get_driver(operation.snapshot.location)
+    backend_ref = driver.create_volume_from_snapshot(snapshot_ref(disk), volume_ref(volume), lease.heartbeat)
+
+    def settle(now: datetime) -> None:
+        Volume.objects.filter(pk=volume.pk).update(state=Volume.State.AVAILABLE, backend_ref=backend_ref)
+
+    operations.finish(operation, Operation.State.SUCCEEDED, settle)
+
+
+def settle_no_volume(operation: Operation, now: datetime) -> None:
+    """The row stays for a second try, out of sight."""
+    Volume.objects.filter(pk=operation.volume_id).update(state=Volume.State.ERROR, deleted_at=now)
+
+
+# --- verify ------------------------------------------------------------------------------------------------------------
+
+
+def verify(operation: Operation, lease: operations.Lease) -> None:
+    """Read every disk again. Damage is a finding about the snapshot, so it is kept with the disk and fails the operation."""
+    driver: Driver = get_driver(operation.snapshot.location)
+    found = []
+    for disk in operation.snapshot.disks.all():
+        try:
+            found.append((disk, driver.verify_snapshot(snapshot_ref(disk), lease.heartbeat), ""))
+        except Corrupt as error:
+            found.append((disk, None, str(error)))
+    damage = [text for _disk, _info, text in found if text]
+
+    def settle(now: datetime) -> None:
+        for disk, info, text in found:
+            disk.damage = text
+            if info:
+                disk.checksum, disk.verified_at = info.checksum, now
+            disk.save(update_fields=["damage", "checksum", "verified_at"])
+
+    state = Operation.State.FAILED if damage else Operation.State.SUCCEEDED
+    operations.finish(operation, state, settle, error="\n".join(damage))
+
+
+# --- delete ------------------------------------------------------------------------------------------------------------
+
+
+def delete(operation: Operation, lease: operations.Lease) -> None:
+    driver = get_driver(operation.snapshot.location)
+    for disk in operation.snapshot.disks.all():
+        driver.delete_snapshot(snapshot_ref(disk))
+
+    def settle(now: datetime) -> None:
+        if not Snapshot.objects.transition(operation.snapshot_id, [State.DELETING], State.DELETED, deleted_at=now):
+            raise operations.LeaseLost
+
+    operations.finish(operation, Operation.State.SUCCEEDED, settle)
+
+
+WORK = {
+    Operation.Kind.CAPTURE: capture,
+    Operation.Kind.RESTORE: restore,
+    Operation.Kind.NEW_VOLUME: make_volume,
+    Operation.Kind.VERIFY: verify,
+    Operation.Kind.DELETE: delete,
+}
+FAILURES = {
+    Operation.Kind.CAPTURE: lambda operation, reason, now: settle_not_taken(operation.snapshot, reason),
+    Operation.Kind.RESTORE: lambda operation, reason, now: settle_not_restored(operation, reason),
+    Operation.Kind.NEW_VOLUME: lambda operation, reason, now: settle_no_volume(operation, now),
+    Operation.Kind.VERIFY: lambda operation, reason, now: None,
+    Operation.Kind.DELETE: lambda operation, reason, now: None,  # stays Deleting; Try again is offered
+}
