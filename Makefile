@@ -1,0 +1,64 @@
+# `make run` starts the portal, `make test` checks and tests it; both build .venv by themselves. See README.md.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --no-cache-dir --disable-pip-version-check --no-input --requirement
+COMPILE := CUSTOM_COMPILE_COMMAND="make requirements" $(BIN)/python -m piptools compile --quiet --generate-hashes \
+	--allow-unsafe --strip-extras --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check format bench requirements clean
+
+help:
+	@echo "make run           start the portal with an SQLite database and demo data (Ctrl-C stops it)"
+	@echo "make test          check the code, then run every test; make check only checks it"
+	@echo "make format        format the code"
+	@echo "make bench         measure what must stay fast"
+	@echo "make requirements  pin the newest packages that pyproject.toml allows"
+	@echo "make clean         remove .venv and the caches of the tools; the data folder stays"
+
+# Nothing is written but .venv and the data folder, no __pycache__ either.
+run: export PYTHONDONTWRITEBYTECODE := 1
+run: .venv/.run
+	@$(BIN)/python manage.py serve
+
+test: check
+	@$(BIN)/python -m tests
+
+# The tools read the settings: from nowhere but here, so that a .env does not change what they find.
+check: export ENV_FILE := /dev/null
+check: export DATA_DIR := $(CURDIR)/.venv/check
+check: .venv/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/djlint templates --check --lint --quiet
+	$(BIN)/mypy .
+	$(BIN)/python manage.py makemigrations --check --dry-run
+
+format: .venv/.test
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+	$(BIN)/djlint templates --reformat --quiet
+
+bench: .venv/.test
+	@$(BIN)/python -m tests.bench
+
+requirements: .venv/.test
+	$(COMPILE) --upgrade --output-file requirements.txt pyproject.toml
+	$(COMPILE) --upgrade --extra test --constraint requirements.txt --output-file requirements-test.txt pyproject.toml
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find cng_portal billing snapshots tests -name __pycache__ -prune -exec rm -rf {} +
+
+# pip is what is missing after `venv` stopped half-way, so it tells whether there is an environment.
+.venv/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; $(PYTHON) is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12 …" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+
+.venv/.run: requirements.txt | .venv/bin/pip
+	$(INSTALL) requirements.txt
+	@touch $@
+
+.venv/.test: requirements-test.txt | .venv/bin/pip
+	$(INSTALL) requirements-test.txt
+	@touch $@

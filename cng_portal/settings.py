@@ -1,0 +1,304 @@
+"""Every setting comes from the environment or from `.env`; `.env.example` explains each one.
+
+A value that cannot be used stops the start with an ImproperlyConfigured that names the setting: one sentence, no more.
+"""
+
+import ipaddress
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import environ
+from csp.constants import NONE, SELF
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management.utils import get_random_secret_key
+from django.urls import reverse_lazy
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+TESTING = "pytest" in sys.modules
+Value = TypeVar("Value")
+
+env = environ.Env()
+env.read_env(os.environ.get("ENV_FILE") or BASE_DIR / ".env")
+
+
+def read(name: str, cast: Callable[[str], Value], default: Value, *, secret: bool = False) -> Value:
+    """The setting `name`, or `default` where it is missing or empty. `cast` raises a ValueError that says why not.
+
+    `secret`: the message names the setting but does not repeat its value.
+    """
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return default
+    try:
+        return cast(text)
+    except (ValueError, ImproperlyConfigured) as error:
+        given = name if secret else f"{name}={text}"
+        raise ImproperlyConfigured(f"{given} cannot be used: {error}") from None
+
+
+def yes_or_no(text: str) -> bool:
+    if text.lower() not in ("true", "yes", "on", "1", "false", "no", "off", "0"):
+        raise ValueError("it is neither true nor false.")
+    return text.lower() in ("true", "yes", "on", "1")
+
+
+def whole_number(minimum: int, maximum: int) -> Callable[[str], int]:
+    def cast(text: str) -> int:
+        if not text.isdecimal() or not minimum <= int(text) <= maximum:
+            raise ValueError(f"it is not a whole number from {minimum} to {maximum}.")
+        return int(text)
+
+    return cast
+
+
+def words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    def cast(text: str) -> str:
+        if text.upper() not in choices:
+            raise ValueError(f"it is none of {', '.join(choices)}.")
+        return text.upper()
+
+    return cast
+
+
+def address(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise ValueError("it is not an IP address, such as 127.0.0.1 or 0.0.0.0.") from None
+
+
+def long_secret(text: str) -> str:
+    if len(text) < 32:
+        raise ValueError("it is shorter than 32 characters; leave it out to have one generated.")
+    return text
+
+
+def folder(text: str) -> Path:
+    """The folder, made where it is missing; a relative path counts from the project's folder."""
+    path = (BASE_DIR / text).absolute()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"the folder cannot be made ({error.strerror}).") from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise ValueError("the folder cannot be written to.")
+    return path
+
+
+def database(text: str) -> dict[str, Any]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns about what is refused below
+        config = env.db_url_config(text)
+    engine = config.get("ENGINE", "").rpartition(".")[2]
+    if engine not in ("sqlite3", "postgresql") or config["NAME"] in ("", ":memory:"):
+        raise ValueError("give sqlite:////path/to/file or postgres://user:password@host:5432/name.")
+    return config
+
+
+def storage(text: str) -> dict[str, dict[str, Any]]:
+    try:
+        engines = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is not JSON ({error}).") from None
+    shape = '{"alias": {"driver": "dotted.path", "options": {…}}}'
+    if not isinstance(engines, dict) or not engines:
+        raise ValueError(f"it has to look like {shape}.")
+    for alias, engine in engines.items():
+        if (
+            not isinstance(engine, dict)
+            or not isinstance(engine.get("driver"), str)
+            or not isinstance(engine.setdefault("options", {}), dict)
+            or engine.keys() != {"driver", "options"}
+        ):
+            raise ValueError(f"the engine “{alias}” has to look like {shape}.")
+    return engines
+
+
+DEBUG = read("DEBUG", yes_or_no, False)
+# Where `manage.py serve` lets the web process listen.
+BIND = read("BIND", address, "127.0.0.1")
+PORT = read("PORT", whole_number(1, 65535), 8000)
+DATA_DIR = read("DATA_DIR", folder, None) or folder("var")
+
+
+def generated_secret() -> str:
+    """A secret made once and kept in the data folder, so that sessions outlive a restart."""
+    path = DATA_DIR / "secret_key"
+    if not path.exists():
+        draft = DATA_DIR / f"secret_key.{os.getpid()}"
+        draft.touch(mode=0o600)
+        draft.write_text(get_random_secret_key())
+        try:
+            os.link(draft, path)  # whole or not at all, and the first of several processes wins
+        except FileExistsError:
+            pass
+        finally:
+            draft.unlink()
+    return path.read_text()
+
+
+SECRET_KEY = read("SECRET_KEY", long_secret, "", secret=True) or generated_secret()
+ALLOWED_HOSTS = read("ALLOWED_HOSTS", words, ["localhost", "127.0.0.1", "[::1]"])
+CSRF_TRUSTED_ORIGINS = read("CSRF_TRUSTED_ORIGINS", words, [])
+HTTPS = read("HTTPS", yes_or_no, False)
+
+INSTALLED_APPS = [
+    "cng_portal.accounts",
+    "cng_portal.inventory",
+    "billing",
+    "snapshots",
+    "allauth",
+    "allauth.account",
+    "django_htmx",
+    "django_include_bootstrap",
+    "heroicons",
+    "template_partials",
+    "django_tasks",
+    "django_tasks_db",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "whitenoise.runserver_nostatic",
+    "django.contrib.staticfiles",
+    "django.contrib.humanize",
+]
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "csp.middleware.CSPMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.locale.LocaleMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django_htmx.middleware.HtmxMiddleware",
+    "cng_portal.accounts.middleware.htmx_redirects_to_sign_in",
+    "django.contrib.auth.middleware.LoginRequiredMiddleware",
+    "cng_portal.accounts.middleware.customer_time_zone",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "allauth.account.middleware.AccountMiddleware",
+]
+ROOT_URLCONF = "cng_portal.urls"
+WSGI_APPLICATION = "cng_portal.wsgi.application"
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+                "snapshots.context.frame",
+            ],
+            "builtins": ["template_partials.templatetags.partials", "cng_portal.templatetags.portal"],
+        },
+    }
+]
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+DATABASES = {
+    "default": read("DATABASE_URL", database, {}, secret=True)
+    or {"ENGINE": "django.db.backends.sqlite3", "NAME": str(DATA_DIR / "portal.sqlite3")}
+}
+if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
+    # Writers queue up instead of failing: WAL lets readers go on, IMMEDIATE takes the write lock at the start already.
+    DATABASES["default"]["OPTIONS"] = {
+        "transaction_mode": "IMMEDIATE",
+        "timeout": 20,
+        "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON;",
+    }
+    # A file and not memory: tests start processes and threads of their own that need the same database.
+    DATABASES["default"]["TEST"] = {"NAME": str(DATA_DIR / "test.sqlite3")}
+else:
+    pool = {"min_size": 1, "max_size": read("DATABASE_POOL", whole_number(1, 1000), 8), "timeout": 10}
+    DATABASES["default"]["OPTIONS"] = {"pool": pool} | DATABASES["default"].get("OPTIONS", {})
+    DATABASES["default"]["CONN_HEALTH_CHECKS"] = True  # a connection that died in the pool is replaced, not handed out
+CACHES = {"default": {"BACKEND": "django.core.cache.backends.db.DatabaseCache", "LOCATION": "cache"}}
+TASKS = {"default": {"BACKEND": "django_tasks_db.DatabaseBackend"}}
+
+# Storage engines by alias; a location names one of them. The local engine keeps its files in DATA_DIR/storage.
+STORAGE = read("STORAGE", storage, {}) or {
+    "local": {"driver": "snapshots.drivers.local.LocalDriver", "options": {"root": str(DATA_DIR / "storage")}}
+}
+# A worker that has not said anything for this long is taken for dead, and its operation is given to another one.
+OPERATION_LEASE_SECONDS = read("OPERATION_LEASE_SECONDS", whole_number(1, 3600), 30)
+OPERATION_MAX_ATTEMPTS = read("OPERATION_MAX_ATTEMPTS", whole_number(1, 100), 3)
+OPERATION_DEADLINE_HOURS = read("OPERATION_DEADLINE_HOURS", whole_number(1, 1000), 24)
+
+AUTH_USER_MODEL = "accounts.User"
+AUTHENTICATION_BACKENDS = ["allauth.account.auth_backends.AuthenticationBackend"]
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": f"django.contrib.auth.password_validation.{name}"}
+    for name in ("UserAttributeSimilarityValidator", "MinimumLengthValidator", "CommonPasswordValidator")
+]
+LOGIN_URL = reverse_lazy("account_login")
+LOGIN_REDIRECT_URL = reverse_lazy("dashboard")
+ACCOUNT_ADAPTER = "cng_portal.accounts.adapter.AccountAdapter"
+ACCOUNT_USER_MODEL_USERNAME_FIELD = None
+ACCOUNT_LOGIN_METHODS = {"email"}
+ACCOUNT_SIGNUP_FIELDS = ["email*", "password1*", "password2*"]
+ACCOUNT_EMAIL_VERIFICATION = "none"
+ACCOUNT_SESSION_REMEMBER = True
+ACCOUNT_LOGOUT_REDIRECT_URL = reverse_lazy("account_login")
+EMAIL_CONFIG = read("EMAIL_URL", env.email_url_config, {}, secret=True) or env.email_url_config("consolemail://")
+vars().update(EMAIL_CONFIG)
+DEFAULT_FROM_EMAIL = read("DEFAULT_FROM_EMAIL", str, "portal@localhost")
+
+LANGUAGE_CODE = "en"
+LANGUAGES = [("en", "English"), ("my", "မြန်မာ")]
+LOCALE_PATHS = [BASE_DIR / "cng_portal" / "locale"]
+USE_TZ = True
+TIME_ZONE = "UTC"
+
+STATIC_URL = "static/"
+STATIC_ROOT = DATA_DIR / "static"
+STATICFILES_DIRS = [BASE_DIR / "static"]
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    "staticfiles": {"BACKEND": "whitenoise.storage.CompressedManifestStaticFilesStorage"},
+}
+if TESTING or DEBUG:  # live_server does not serve manifest-hashed files
+    STORAGES["staticfiles"]["BACKEND"] = "django.contrib.staticfiles.storage.StaticFilesStorage"
+if TESTING:
+    PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+
+CONTENT_SECURITY_POLICY = {
+    "DIRECTIVES": {
+        "default-src": [SELF],
+        "img-src": [SELF, "data:"],  # Bootstrap's style sheet draws its small icons as data: images
+        "object-src": [NONE],
+        "base-uri": [NONE],
+        "frame-ancestors": [NONE],
+        "form-action": [SELF],
+    }
+}
+X_FRAME_OPTIONS = "DENY"
+SECURE_REFERRER_POLICY = "same-origin"
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_SSL_REDIRECT = HTTPS
+SECURE_HSTS_SECONDS = 31_536_000 if HTTPS else 0
+SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = HTTPS
+if HTTPS:
+    SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+
+LOG_LEVEL = read("LOG_LEVEL", one_of("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"), "INFO")
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"plain": {"format": "{asctime} {levelname} {name}: {message}", "style": "{"}},
+    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "plain"}},
+    "root": {"handlers": ["console"], "level": LOG_LEVEL},
+}

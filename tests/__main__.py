@@ -1,0 +1,58 @@
+"""`make test`: everything on SQLite and, where a PostgreSQL can be had, what rests on a database's locks on that too.
+
+The full run comes last, so that the last line is pytest's own count.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+
+from tests.postgres import find_server_programs, postgres
+
+PYTEST = [sys.executable, "-m", "pytest", "--quiet", "-n", "2"]
+CHROMIUM_PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+
+
+def main() -> int:
+    bring_chromium()
+    results = [test_on_postgresql(), subprocess.call(PYTEST, env=environment())]
+    return max(results)
+
+
+def environment(database_url: str = "") -> dict[str, str]:
+    return os.environ | {"DATABASE_URL": database_url}
+
+
+def bring_chromium() -> None:
+    """Install Debian's package where that is allowed; tests/conftest.py says what is left out without it."""
+    if any(map(shutil.which, CHROMIUM_PROGRAMS)) or not shutil.which("apt-get"):
+        return
+    sudo = [] if os.geteuid() == 0 else ["sudo", "-n"]
+    if sudo and (not shutil.which("sudo") or subprocess.run([*sudo, "true"], capture_output=True).returncode):
+        return
+    print("Installing Chromium for the browser tests…", flush=True)
+    apt = [*sudo, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq"]
+    subprocess.call([*apt, "update"], stdin=subprocess.DEVNULL)
+    subprocess.call([*apt, "install", "-y", "--no-install-recommends", "chromium"], stdin=subprocess.DEVNULL)
+
+
+def test_on_postgresql() -> int:
+    command = [*PYTEST, "-m", "both_databases"]
+    given = os.environ.get("DATABASE_URL", "")
+    if given.startswith("postgres"):
+        print("PostgreSQL, the server that DATABASE_URL names:", flush=True)
+        return subprocess.call(command, env=environment(given))
+    programs = find_server_programs()
+    if not programs:
+        print(
+            "The tests on PostgreSQL were left out, because there is no server. On Debian: apt-get install postgresql"
+        )
+        return 0
+    with postgres(programs) as url:
+        print(f"PostgreSQL, a server of {programs.parent} for these tests alone:", flush=True)
+        return subprocess.call(command, env=environment(url))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""What every test stands on: a data folder of its own, the storage below it, signed-in clients and Chromium."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+# The settings read all of this once, so it comes before anything that loads them: no test touches `var`, and no .env
+# changes what a test sees. A worker of pytest-xdist inherits the folder that its parent made.
+os.environ["DJANGO_SETTINGS_MODULE"] = "cng_portal.settings"
+os.environ["ENV_FILE"] = os.devnull
+os.environ["SECRET_KEY"] = "only the tests sign anything with this sentence"
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["DATA_DIR"] = tempfile.mkdtemp(prefix="portal-tests-")
+    Path(os.environ["DATA_DIR"], "static").mkdir()  # WhiteNoise warns without it
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from django.conf import settings as django_settings
+from django.db import connection
+from django.test import Client
+
+if TYPE_CHECKING:
+    from playwright.sync_api import BrowserContext
+    from pytest_django.fixtures import SettingsWrapper
+    from pytest_django.live_server_helper import LiveServer
+
+    from cng_portal.accounts.models import User
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ["DATA_DIR"], ignore_errors=True)
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the marks
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    browser_tests = [item for item in items if "browser" in getattr(item, "fixturenames", ())]
+    for item in browser_tests:
+        item.add_marker("browser")
+    if browser_tests and not CHROMIUM:
+        items[:] = [item for item in items if item not in browser_tests]
+        config.hook.pytest_deselected(items=browser_tests)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if not CHROMIUM:
+        terminalreporter.write_line(
+            "The browser tests were left out, because there is no Chromium. On Debian: apt-get install chromium"
+        )
+
+
+@pytest.fixture(autouse=True)
+def storage_root(settings: "SettingsWrapper", tmp_path: Path) -> Path:
+    """An empty storage folder for each test; the `local` engine keeps its files in it."""
+    root = tmp_path / "storage"
+    settings.STORAGE = {"local": {"driver": "snapshots.drivers.local.LocalDriver", "options": {"root": str(root)}}}
+    return root
+
+
+@pytest.fixture
+def process_environment(storage_root: Path) -> dict[str, str]:
+    """What a `manage.py` process needs in its environment to work on this test's database and storage.
+
+    The test has to commit what the process shall see: `@pytest.mark.django_db(transaction=True)`.
+    """
+    name = connection.settings_dict["NAME"]
+    if connection.vendor == "sqlite":
+        url = f"sqlite:///{name}"
+    else:
+        url = os.environ["DATABASE_URL"]
+        base, _, query = url.partition("?")
+        url = f"{base.rpartition('/')[0]}/{name}" + (f"?{query}" if query else "")
+    return os.environ | {"DATABASE_URL": url, "STORAGE": json.dumps(django_settings.STORAGE)}
+
+
+@pytest.fixture
+def client_for() -> Callable[..., Client]:
+    """client_for(user) is a test client in which the user is signed in."""
+
+    def client_for(user: "User", **options: Any) -> Client:
+        client = Client(**options)
+        client.force_login(user)
+        return client
+
+    return client_for
+
+
+@pytest.fixture(scope="session")
+def browser_type_launch_args(browser_type_launch_args: dict) -> dict:
+    # Playwright's event loop makes Django believe that it runs inside a coroutine from here on. Only a process that
+    # starts the browser is affected.
+    os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "1"
+    quiet = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+    quiet += ["--disable-component-update", "--disable-sync"]
+    if os.geteuid() == 0:
+        quiet.append("--no-sandbox")  # Chromium refuses to sandbox itself as root
+    return browser_type_launch_args | {"executable_path": CHROMIUM, "args": quiet}
+
+
+@pytest.fixture(scope="session")
+def base_url(live_server: "LiveServer") -> str:
+    """Every test that opens a page gets a live server: page.goto("/snapshots/") is enough."""
+    return live_server.url
+
+
+@pytest.fixture
+def sign_in(context: "BrowserContext", base_url: str, client_for: Callable[..., Client]) -> Callable[..., None]:
+    """sign_in(user) signs the user in to the pages of this test."""
+
+    def sign_in(user: "User") -> None:
+        cookie = client_for(user).cookies[django_settings.SESSION_COOKIE_NAME]
+        context.add_cookies([{"name": cookie.key, "value": cookie.value, "url": base_url}])
+
+    return sign_in
