@@ -1,0 +1,466 @@
+"""Packages and their prices, usage, the wallet's ledger, and invoices.
+
+A bill is a function of usage segments and price versions. Only two things are ever written because of it: transactions of
+the wallet, and one invoice per customer and month once the month is over. Amounts are integers of a millionth of the
+customer's currency (`_micro`). The triggers that freeze rows are in the migration `0002_guards`.
+"""
+
+import uuid
+from typing import Self
+
+from django.core.validators import MaxValueValidator, MinValueValidator
+from django.db import models
+from django.db.models import F, Q
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from cng_portal.accounts.models import Customer, Project, User
+from cng_portal.inventory.models import Location
+
+from . import money, rating
+from .access import billed_customer
+
+# The limits keep hours × GB × rate of a month inside 64 bits.
+MAX_RATE_MICRO = 10_000 * money.MICRO
+MAX_SIZE_GB = 1_000_000
+MAX_BASE_RATE_MICRO = 1_000_000_000 * money.MICRO
+MAX_AMOUNT_MICRO = 1_000_000_000_000 * money.MICRO
+
+# The guide's own words: seeds/create-volume-snapshot.md, "Create Snapshot".
+ONLY_HOURLY = _("Snapshots and backups support only Hourly billing cycles.")
+ONLY_FIXED_PRORATA = _("The only billing rule supported is Fixed Prorata.")
+ONE_PACKAGE = _(
+    "This location already has an active package for this kind. Only one package per zone is supported for VM Snapshot, "
+    "BS Snapshot, and VM Backup: plan a new price for the existing one, or deactivate it first."
+)
+
+
+class ServiceKind(models.TextChoices):
+    BS_SNAPSHOT = "bs_snapshot", _("BS Snapshot")
+    VM_SNAPSHOT = "vm_snapshot", _("VM Snapshot")
+    VM_BACKUP = "vm_backup", _("VM Backup")
+    # 20 % of the VM's price; it has no package of its own, but is sold only where VM Backup is
+    VM_BACKUP_AUTOMATIC = "vm_backup_auto", _("Automatic VM Backup")
+
+
+PACKAGE_KINDS = [ServiceKind.BS_SNAPSHOT, ServiceKind.VM_SNAPSHOT, ServiceKind.VM_BACKUP]
+
+
+class BillingCycle(models.TextChoices):
+    HOURLY = "hourly", _("Hourly")
+
+
+class BillingRule(models.TextChoices):
+    FIXED_PRORATA = "fixed_prorata", _("Fixed Prorata")
+
+
+class Package(models.Model):
+    """What one kind of service costs in one location. The price itself is in its versions."""
+
+    location = models.ForeignKey(
+        Location, verbose_name=_("location"), on_delete=models.PROTECT, related_name="packages"
+    )
+    kind = models.CharField(_("kind"), max_length=16, choices=[(kind.value, kind.label) for kind in PACKAGE_KINDS])
+    name = models.CharField(_("name"), max_length=120)
+    active = models.BooleanField(_("active"), default=True, help_text=_("Only what is active can be ordered."))
+    billing_cycle = models.CharField(
+        _("billing cycle"),
+        max_length=16,
+        choices=BillingCycle.choices,
+        default=BillingCycle.HOURLY,
+        error_messages={"invalid_choice": ONLY_HOURLY},
+        help_text=ONLY_HOURLY,
+    )
+    billing_rule = models.CharField(
+        _("billing rule"),
+        max_length=16,
+        choices=BillingRule.choices,
+        default=BillingRule.FIXED_PRORATA,
+        error_messages={"invalid_choice": ONLY_FIXED_PRORATA},
+        help_text=ONLY_FIXED_PRORATA,
+    )
+
+    class Meta:
+        verbose_name = _("package")
+        verbose_name_plural = _("packages")
+        ordering = ["location", "kind", "-active", "id"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["location", "kind"],
+                condition=Q(active=True),
+                name="billing_package_one_active",
+                violation_error_message=ONE_PACKAGE,
+            ),
+            models.CheckConstraint(
+                condition=Q(kind__in=[kind.value for kind in PACKAGE_KINDS]),
+                name="billing_package_kind",
+                violation_error_message=_("Packages are for BS Snapshot, VM Snapshot and VM Backup."),
+            ),
+            models.CheckConstraint(
+                condition=Q(billing_cycle="hourly"),
+                name="billing_package_hourly",
+                violation_error_message=ONLY_HOURLY,
+            ),
+            models.CheckConstraint(
+                condition=Q(billing_rule="fixed_prorata"),
+                name="billing_package_fixed_prorata",
+                violation_error_message=ONLY_FIXED_PRORATA,
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class PriceVersion(models.Model):
+    """From `starts_at` a GB of the package costs `rate_micro` an hour, until the next version. Immutable once begun."""
+
+    package = models.ForeignKey(Package, verbose_name=_("package"), on_delete=models.PROTECT, related_name="versions")
+    starts_at = models.DateTimeField(_("starts"))
+    rate_micro = models.BigIntegerField(
+        _("rate, millionths"),
+        validators=[MinValueValidator(0), MaxValueValidator(MAX_RATE_MICRO)],
+        help_text=_("Millionths of the currency per GB and hour."),
+    )
+    created_by = models.ForeignKey(
+        User, verbose_name=_("planned by"), on_delete=models.PROTECT, null=True, blank=True, related_name="+"
+    )
+    created_at = models.DateTimeField(_("planned"), default=timezone.now, editable=False)
+
+    class Meta:
+        verbose_name = _("price version")
+        verbose_name_plural = _("price versions")
+        ordering = ["package", "starts_at"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["package", "starts_at"],
+                name="billing_price_start",
+                violation_error_message=_("The package already has a price that starts at this instant."),
+            ),
+            models.CheckConstraint(
+                condition=Q(rate_micro__gte=0, rate_micro__lte=MAX_RATE_MICRO),
+                name="billing_price_rate",
+                violation_error_message=_("A rate is between 0 and 10,000 per GB and hour."),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return money.format_rate(self.rate_micro)
+
+
+class UsageSegment(models.Model):
+    """A resource was there, of this kind, place and size, from one instant until another, or still is.
+
+    It keeps a copy of the resource's uuid and name, so that it outlives the resource. Once an invoice has a line of it
+    nothing but closing it is possible. `late` marks what was reported for a month that had its invoice already: the next
+    invoice settles the difference.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    resource_id = models.UUIDField(_("resource"))
+    kind = models.CharField(_("kind"), max_length=16, choices=ServiceKind.choices)
+    resource_name = models.CharField(_("name"), max_length=255)
+    customer = models.ForeignKey(
+        Customer, verbose_name=_("customer"), on_delete=models.PROTECT, related_name="usage", db_index=False
+    )
+    project = models.ForeignKey(Project, verbose_name=_("project"), on_delete=models.PROTECT, related_name="usage")
+    location = models.ForeignKey(
+        Location, verbose_name=_("location"), on_delete=models.PROTECT, related_name="usage", db_index=False
+    )
+    size_gb = models.PositiveIntegerField(_("size, GB"))
+    base_rate_micro = models.BigIntegerField(
+        _("VM's hourly price, millionths"),
+        null=True,
+        blank=True,
+        help_text=_("For automatic backups, which cost 20 % of it."),
+    )
+    started_at = models.DateTimeField(_("from"))
+    ended_at = models.DateTimeField(_("to"), null=True, blank=True)
+    late = models.BooleanField(_("reported late"), default=False)
+
+    class Meta:
+        verbose_name = _("usage segment")
+        verbose_name_plural = _("usage segments")
+        ordering = ["started_at", "id"]
+        indexes = [
+            models.Index(fields=["customer", "ended_at"], name="billing_usage_by_end"),
+            models.Index(fields=["resource_id", "kind", "started_at"], name="billing_usage_by_resource"),
+            models.Index(fields=["customer"], condition=Q(late=True), name="billing_usage_late"),
+        ]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["resource_id", "kind"],
+                condition=Q(ended_at=None),
+                name="billing_usage_one_open",
+                violation_error_message=_("This resource is being charged for this kind already."),
+            ),
+            models.CheckConstraint(
+                condition=Q(ended_at=None) | Q(ended_at__gte=F("started_at")),
+                name="billing_usage_end",
+                violation_error_message=_("Usage cannot end before it starts."),
+            ),
+            models.CheckConstraint(
+                condition=Q(kind__in=ServiceKind.values),
+                name="billing_usage_kind",
+                violation_error_message=_("This kind of service does not exist."),
+            ),
+            models.CheckConstraint(
+                condition=Q(
+                    kind=ServiceKind.VM_BACKUP_AUTOMATIC.value,
+                    base_rate_micro__gte=0,
+                    base_rate_micro__lte=MAX_BASE_RATE_MICRO,
+                    size_gb=0,
+                )
+                | Q(
+                    ~Q(kind=ServiceKind.VM_BACKUP_AUTOMATIC.value),
+                    base_rate_micro=None,
+                    size_gb__gte=1,
+                    size_gb__lte=MAX_SIZE_GB,
+                ),
+                name="billing_usage_measure",
+                violation_error_message=_(
+                    "Usage is measured in GB, or for automatic backups by the VM's hourly price."
+                ),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.resource_name
+
+    @property
+    def usage(self) -> rating.Usage:
+        return rating.Usage(
+            started_at=self.started_at,
+            ended_at=self.ended_at,
+            size_gb=self.size_gb,
+            base_rate_micro=self.base_rate_micro,
+        )
+
+
+class InvoiceQuerySet(models.QuerySet["Invoice"]):
+    def visible_to(self, user: User) -> Self:
+        customer = billed_customer(user)
+        return self.filter(customer=customer) if customer else self.none()
+
+
+class Invoice(models.Model):
+    """What a customer owes for one calendar month in the customer's time zone. It is written once, with its lines.
+
+    `sequence` counts a customer's invoices from 1 without gaps, so the number does not depend on the order in which
+    customers are closed. The names are copies: an invoice still says what it said.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    customer = models.ForeignKey(
+        Customer, verbose_name=_("customer"), on_delete=models.PROTECT, related_name="invoices", db_index=False
+    )
+    sequence = models.PositiveIntegerField(_("sequence"))
+    month = models.DateField(_("month"), help_text=_("Its first day."))
+    starts_at = models.DateTimeField(_("from"))
+    ends_at = models.DateTimeField(_("to"))
+    customer_number = models.PositiveIntegerField(_("customer number"))
+    customer_name = models.CharField(_("customer name"), max_length=120)
+    billing_type = models.CharField(_("billing type"), max_length=8)
+    currency = models.CharField(_("currency"), max_length=3)
+    time_zone = models.CharField(_("time zone"), max_length=64)
+    total_micro = models.BigIntegerField(_("total, millionths"))
+    line_count = models.PositiveIntegerField(_("lines"))
+    made_at = models.DateTimeField(_("made"))
+
+    objects = InvoiceQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("invoice")
+        verbose_name_plural = _("invoices")
+        ordering = ["-month", "customer_number"]
+        constraints = [
+            models.UniqueConstraint(fields=["customer", "month"], name="billing_invoice_month"),
+            models.UniqueConstraint(fields=["customer", "sequence"], name="billing_invoice_sequence"),
+            models.CheckConstraint(condition=Q(ends_at__gt=F("starts_at")), name="billing_invoice_period"),
+            models.CheckConstraint(condition=Q(sequence__gte=1), name="billing_invoice_sequence_start"),
+        ]
+
+    def __str__(self) -> str:
+        return self.number
+
+    @property
+    def number(self) -> str:
+        return f"INV-{self.customer_number:06d}-{self.sequence:04d}"
+
+
+class InvoiceLine(models.Model):
+    """Whole hours of one usage segment at one rate. `amount_micro` is a whole number of hundredths.
+
+    A line with `corrects` takes back what that line charged too much: its hours and amount are the difference.
+    """
+
+    invoice = models.ForeignKey(Invoice, verbose_name=_("invoice"), on_delete=models.PROTECT, related_name="lines")
+    segment = models.ForeignKey(
+        UsageSegment, verbose_name=_("usage"), on_delete=models.PROTECT, related_name="lines", db_index=False
+    )
+    corrects = models.ForeignKey(
+        "self",
+        verbose_name=_("corrects"),
+        on_delete=models.PROTECT,
+        null=True,
+        related_name="corrections",
+        db_index=False,
+    )
+    price_version = models.ForeignKey(
+        PriceVersion, verbose_name=_("price"), on_delete=models.PROTECT, null=True, related_name="+", db_index=False
+    )
+    month = models.DateField(_("month of use"))
+    resource_id = models.UUIDField(_("resource"))
+    kind = models.CharField(_("kind"), max_length=16, choices=ServiceKind.choices)
+    resource_name = models.CharField(_("name"), max_length=255)
+    project = models.ForeignKey(
+        Project, verbose_name=_("project"), on_delete=models.PROTECT, related_name="+", db_index=False
+    )
+    project_name = models.CharField(_("project name"), max_length=64)
+    location_code = models.CharField(_("location"), max_length=32)
+    from_at = models.DateTimeField(_("from"))
+    to_at = models.DateTimeField(_("to"))
+    hours = models.IntegerField(_("hours"))
+    size_gb = models.PositiveIntegerField(_("size, GB"))
+    rate_micro = models.BigIntegerField(_("rate, millionths"))
+    amount_micro = models.BigIntegerField(_("amount, millionths"))
+
+    class Meta:
+        verbose_name = _("invoice line")
+        verbose_name_plural = _("invoice lines")
+        ordering = ["kind", "project_name", "resource_name", "from_at", "id"]
+        constraints = [
+            # nothing is charged twice: an hour is the first one of at most one line
+            models.UniqueConstraint(
+                fields=["segment", "from_at"], condition=Q(corrects=None), name="billing_line_once"
+            ),
+            models.UniqueConstraint(
+                fields=["corrects"], condition=Q(corrects__isnull=False), name="billing_line_corrected_once"
+            ),
+            models.CheckConstraint(
+                condition=Q(corrects=None, hours__gte=1, amount_micro__gte=0)
+                | Q(corrects__isnull=False, hours__lte=-1, amount_micro__lte=0),
+                name="billing_line_sign",
+            ),
+            models.CheckConstraint(condition=Q(to_at__gte=F("from_at")), name="billing_line_period"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.resource_name}: {self.hours} h"
+
+
+class WalletAccount(models.TextChoices):
+    """The sides of a customer's ledger. What the customer has is the wallet; the others say where it came from or went."""
+
+    WALLET = "wallet", _("Wallet")
+    PURCHASES = "purchases", _("Purchases")
+    GRANTS = "grants", _("Free credits")
+    CONSUMPTION = "consumption", _("Consumption")
+    CORRECTIONS = "corrections", _("Corrections")
+
+
+class TransactionKind(models.TextChoices):
+    BOUGHT = "bought", _("Bought")
+    GRANTED = "granted", _("Granted free")
+    REFUNDED = "refunded", _("Refunded")
+    SPENT = "spent", _("Spent on an invoice")
+    EXPIRED = "expired", _("Expired")
+    CORRECTED = "corrected", _("Corrected")
+
+
+class WalletTransaction(models.Model):
+    """`amount_micro` moves from one account of the customer's ledger to another one.
+
+    One row is both entries, so a transaction cannot be out of balance: `entries` are -amount and +amount. Append-only.
+    `key` is chosen by the caller: a second transaction under the same key is the first one.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    customer = models.ForeignKey(
+        Customer,
+        verbose_name=_("customer"),
+        on_delete=models.PROTECT,
+        related_name="wallet_transactions",
+        db_index=False,
+    )
+    kind = models.CharField(_("kind"), max_length=16, choices=TransactionKind.choices)
+    source = models.CharField(_("out of"), max_length=16, choices=WalletAccount.choices)
+    target = models.CharField(_("into"), max_length=16, choices=WalletAccount.choices)
+    amount_micro = models.BigIntegerField(_("amount, millionths"))
+    key = models.CharField(_("idempotency key"), max_length=120, unique=True)
+    reason = models.CharField(_("reason"), max_length=255)
+    by = models.ForeignKey(User, verbose_name=_("by"), on_delete=models.PROTECT, null=True, related_name="+")
+    invoice = models.ForeignKey(
+        Invoice, verbose_name=_("invoice"), on_delete=models.PROTECT, null=True, related_name="transactions"
+    )
+    grant = models.OneToOneField(
+        "self", verbose_name=_("credits that expired"), on_delete=models.PROTECT, null=True, related_name="expiry"
+    )
+    expires_at = models.DateTimeField(_("expires"), null=True)
+    at = models.DateTimeField(_("time"))
+    created_at = models.DateTimeField(_("recorded"), default=timezone.now, editable=False)
+
+    class Meta:
+        verbose_name = _("wallet transaction")
+        verbose_name_plural = _("wallet transactions")
+        ordering = ["-at", "-created_at", "id"]
+        indexes = [models.Index(fields=["customer", "at"], name="billing_wallet_by_time")]
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(amount_micro__gte=money.HUNDREDTH_MICRO, amount_micro__lte=MAX_AMOUNT_MICRO),
+                name="billing_wallet_amount",
+                violation_error_message=_("The amount of a transaction is at least 0.01."),
+            ),
+            models.CheckConstraint(
+                condition=Q(~Q(target=WalletAccount.WALLET.value), source=WalletAccount.WALLET.value)
+                | Q(~Q(source=WalletAccount.WALLET.value), target=WalletAccount.WALLET.value),
+                name="billing_wallet_two_sides",
+                violation_error_message=_("A transaction moves credits into the wallet or out of it."),
+            ),
+            models.CheckConstraint(
+                condition=Q(expires_at=None) | Q(kind=TransactionKind.GRANTED.value, expires_at__gt=F("at")),
+                name="billing_wallet_expiry",
+                violation_error_message=_("Only free credits expire, and not before they are granted."),
+            ),
+            models.CheckConstraint(
+                condition=~Q(reason=""),
+                name="billing_wallet_reason",
+                violation_error_message=_("A transaction needs a reason."),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.get_kind_display()} {money.format_amount(self.wallet_micro)}"
+
+    @property
+    def entries(self) -> list[tuple[str, int]]:
+        """The two sides as (account, millionths); their sum is 0."""
+        return [(self.source, -self.amount_micro), (self.target, self.amount_micro)]
+
+    @property
+    def wallet_micro(self) -> int:
+        """What it adds to the wallet; negative when it takes."""
+        return self.amount_micro if self.target == WalletAccount.WALLET else -self.amount_micro
+
+
+class LowBalanceWarning(models.Model):
+    """The customer was told once that the credits run low; the next time only after they had recovered."""
+
+    customer = models.ForeignKey(
+        Customer, verbose_name=_("customer"), on_delete=models.PROTECT, related_name="warnings"
+    )
+    balance_micro = models.BigIntegerField(_("balance, millionths"))
+    hourly_micro = models.BigIntegerField(_("hourly cost, millionths"))
+    warned_at = models.DateTimeField(_("warned"))
+    recovered_at = models.DateTimeField(_("recovered"), null=True, blank=True)
+
+    class Meta:
+        verbose_name = _("low balance warning")
+        verbose_name_plural = _("low balance warnings")
+        ordering = ["-warned_at"]
+        constraints = [
+            models.UniqueConstraint(fields=["customer"], condition=Q(recovered_at=None), name="billing_warning_once")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.customer}: {money.format_amount(self.balance_micro)}"

@@ -1,0 +1,173 @@
+"""What a usage costs: pure arithmetic on instants and integers, with no ORM and no clock.
+
+The rules are those of the product page, "Billing semantics":
+
+- *Hourly*: the smallest unit is one hour, a started hour is charged whole, and hours are counted from the thing's own
+  start, not on wall-clock hours: ``hours = max(1, ceil(seconds / 3600))``.
+- *Fixed Prorata*: an hour belongs to the month, and to the price version, in which it starts. Nothing is prorated
+  inside an hour.
+- Automatic VM backups cost 20 % of the VM's hourly price.
+
+Everything is an integer: microseconds, hours, gigabytes, and millionths of the currency (``_micro``). The one rounding
+is that of a line to hundredths of the currency, in `money.round_half_even`.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+from .money import HUNDREDTH_MICRO, round_half_even
+
+HOUR = timedelta(hours=1)
+HOURS_PER_DAY = 24
+HOURS_PER_MONTH = 732  # 30.5 days of 24 hours: the estimate for a month
+AUTOMATIC_DIVISOR = 5  # 20 % of the VM's price
+
+
+@dataclass(frozen=True, kw_only=True)
+class Price:
+    """From `since` on a GB costs `rate_micro` an hour, until the next price of the same kind and location."""
+
+    since: datetime
+    rate_micro: int
+    id: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """What was there: `size_gb` gigabytes, or for automatic backups a VM whose hour costs `base_rate_micro`."""
+
+    started_at: datetime
+    ended_at: datetime | None
+    size_gb: int = 0
+    base_rate_micro: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """`hours` whole hours at one rate; `amount_micro` is a whole number of hundredths, None where there is no price.
+
+    `from_at` is the start of the first hour; `to_at` the end of the usage, or of the last hour counted here.
+    """
+
+    from_at: datetime
+    to_at: datetime
+    hours: int
+    rate_micro: int | None
+    price_id: int | None
+    amount_micro: int | None
+
+
+def hours(start: datetime, end: datetime) -> int:
+    """Started hours from `start` to `end`, at least one. Raises ValueError when the end is before the start."""
+    start, end = start.astimezone(UTC), end.astimezone(UTC)  # else two local times are subtracted across a clock change
+    if end < start:
+        raise ValueError(f"The end {end} is before the start {start}.")
+    return max(1, -((start - end) // HOUR))
+
+
+def line_amount(*, hours: int, rate_micro: int, size_gb: int | None) -> int:
+    """`hours × size_gb × rate`, or 20 % of `hours × rate` where the size is None; rounded to hundredths."""
+    if size_gb is None:
+        return round_half_even(hours * rate_micro, HUNDREDTH_MICRO * AUTOMATIC_DIVISOR) * HUNDREDTH_MICRO
+    return round_half_even(hours * size_gb * rate_micro, HUNDREDTH_MICRO) * HUNDREDTH_MICRO
+
+
+def hourly_micro(*, rate_micro: int, size_gb: int | None) -> int:
+    """The price of one hour, unrounded; 20 % of a VM's price to the nearest millionth."""
+    return round_half_even(rate_micro, AUTOMATIC_DIVISOR) if size_gb is None else size_gb * rate_micro
+
+
+def rate(usage: Usage, *, since: datetime, until: datetime, at: datetime, prices: Sequence[Price]) -> list[Line]:
+    """The lines of the hours that start in [since, until), as known at the instant `at`.
+
+    What is open, or ends later, is taken as ending at `at`; what starts after `at` is not there yet. `prices` are in the
+    order of their start. Hours before the first price come as a line without a rate. Raises ValueError when the window
+    ends before it starts.
+    """
+    since, until, at = since.astimezone(UTC), until.astimezone(UTC), at.astimezone(UTC)
+    if until < since:
+        raise ValueError(f"The window ends at {until}, before its start at {since}.")
+    start = usage.started_at.astimezone(UTC)
+    if start > at:
+        return []
+    end = at if usage.ended_at is None else min(usage.ended_at.astimezone(UTC), at)
+    total = hours(start, end)
+
+    def hours_before(instant: datetime) -> int:
+        """How many of the hours start before the instant."""
+        return min(max(-((start - instant) // HOUR), 0), total)
+
+    if usage.base_rate_micro is not None:
+        intervals: Iterable[tuple[datetime, datetime, Price | None]] = [
+            (since, until, Price(since=since, rate_micro=usage.base_rate_micro))
+        ]
+    else:
+        intervals = _intervals(prices, since, until)
+    lines = []
+    for lower, upper, price in intervals:
+        first, last = hours_before(lower), hours_before(upper)
+        if last <= first:
+            continue
+        size_gb = None if usage.base_rate_micro is not None else usage.size_gb
+        lines.append(
+            Line(
+                from_at=start + first * HOUR,
+                to_at=end if last == total else start + last * HOUR,
+                hours=last - first,
+                rate_micro=price.rate_micro if price else None,
+                price_id=price.id if price else None,
+                amount_micro=line_amount(hours=last - first, rate_micro=price.rate_micro, size_gb=size_gb)
+                if price
+                else None,
+            )
+        )
+    return lines
+
+
+def _intervals(
+    prices: Sequence[Price], since: datetime, until: datetime
+) -> Iterable[tuple[datetime, datetime, Price | None]]:
+    """[since, until) cut where the price changes; None before the first price."""
+    starts = [max(price.since.astimezone(UTC), since) for price in prices] + [until]
+    yield since, min(starts[0], until), None
+    for price, lower, upper in zip(prices, starts, starts[1:], strict=False):
+        yield lower, min(upper, until), price
+
+
+def next_month(month: date) -> date:
+    return (month + timedelta(days=31)).replace(day=1)
+
+
+def month_start(month: date, zone: ZoneInfo) -> datetime:
+    """The instant, in UTC, at which a calendar month begins in a time zone; `month` is its first day."""
+    return datetime(month.year, month.month, 1, tzinfo=zone).astimezone(UTC)
+
+
+def month_of(instant: datetime, zone: ZoneInfo) -> date:
+    """The first day of the calendar month that the instant lies in."""
+    return instant.astimezone(zone).date().replace(day=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """A billing month: its first day as the name, and the instants [since, until) that it covers."""
+
+    month: date
+    since: datetime
+    until: datetime
+
+
+def windows(*, month: date, since: datetime, at: datetime, zone: ZoneInfo) -> list[Window]:
+    """The months from `month`, which begins at `since`, to the one that `at` lies in, without a gap between them.
+
+    Where a customer has changed the time zone, the first month is longer or shorter by the difference: no hour is in two.
+    """
+    found = []
+    while True:
+        until = max(since, month_start(next_month(month), zone))
+        found.append(Window(month=month, since=since, until=until))
+        if until > at:
+            return found
+        month, since = next_month(month), until

@@ -1,0 +1,731 @@
+"""Quotes, usage, prices and the wallet: every write to billing, and what things cost now.
+
+Nothing accrues. What is owed is computed from usage segments and price versions whenever somebody asks.
+"""
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta
+from uuid import UUID
+
+from django.db import transaction
+from django.db.models import F, Max, Q, Sum
+from django.utils import timezone
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from cng_portal.accounts.models import BillingType, Customer, Project, User
+from cng_portal.accounts.services import lock_customer
+from cng_portal.inventory.models import Location
+
+from . import money, rating
+from .models import (
+    MAX_AMOUNT_MICRO,
+    MAX_RATE_MICRO,
+    PACKAGE_KINDS,
+    Invoice,
+    InvoiceLine,
+    Package,
+    PriceVersion,
+    ServiceKind,
+    TransactionKind,
+    UsageSegment,
+    WalletAccount,
+    WalletTransaction,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class BillingError(Exception):
+    """``str(error)`` is a sentence for people."""
+
+
+class NotSold(BillingError):
+    """The location has no active package of the kind, or its price has not begun."""
+
+
+class Refused(BillingError):
+    """What was asked for would break a rule of billing."""
+
+
+class InsufficientCredit(BillingError):
+    """The wallet does not cover the first hour."""
+
+    def __init__(self, *, missing_micro: int, balance_micro: int, currency: str) -> None:
+        self.missing_micro = missing_micro
+        self.balance_micro = balance_micro
+        # rounded up, so that buying just this amount is enough
+        shown = -(-missing_micro // money.HUNDREDTH_MICRO) * money.HUNDREDTH_MICRO
+        super().__init__(
+            _(
+                "Insufficient infra credit: your balance is %(balance)s and the first hour needs %(missing)s more. Add "
+                "infra credits, or delete what you no longer need."
+            )
+            % {
+                "balance": money.format_amount(balance_micro, currency),
+                "missing": money.format_amount(shown, currency),
+            }
+        )
+
+
+# Prices ------------------------------------------------------------------------------------------------------------
+
+
+def _price_kind(kind: str) -> str:
+    """Automatic backups are sold where VM Backup is."""
+    return ServiceKind.VM_BACKUP if kind == ServiceKind.VM_BACKUP_AUTOMATIC else kind
+
+
+def _not_sold(kind: str, location_code: str) -> NotSold:
+    return NotSold(
+        _(
+            "%(kind)s is not sold in %(location)s: there is no active package with a price for it. Choose another location "
+            "or contact support."
+        )
+        % {"kind": ServiceKind(kind).label, "location": location_code}
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quote:
+    """What a thing costs from the instant `at` on; `prices` also has the planned ones, which `until` takes into account."""
+
+    kind: str
+    size_gb: int
+    rate_micro: int
+    hourly_micro: int
+    currency: str
+    price_version_id: int | None
+    at: datetime
+    prices: tuple[rating.Price, ...] = field(repr=False, compare=False)
+
+    @property
+    def is_share_of_vm(self) -> bool:
+        return self.kind == ServiceKind.VM_BACKUP_AUTOMATIC
+
+    @property
+    def summary(self) -> str:
+        price = money.format_price(self.hourly_micro, self.currency)
+        if self.is_share_of_vm:
+            return _("%(price)s / Hour") % {"price": price}
+        return _("%(price)s / Hour / %(size)s GB") % {"price": price, "size": self.size_gb}
+
+    @property
+    def formula(self) -> str:
+        hourly = money.format_price_or_amount(self.hourly_micro, self.currency)
+        rate = money.format_rate(self.rate_micro, self.currency)
+        if self.is_share_of_vm:
+            return _("20 %% of %(rate)s = %(hourly)s an hour") % {"rate": rate, "hourly": hourly}
+        return _("%(size)s GB × %(rate)s = %(hourly)s an hour") % {"size": self.size_gb, "rate": rate, "hourly": hourly}
+
+    def cost_of(self, hours: int) -> int:
+        """So many hours at the present rate, in millionths."""
+        size_gb = None if self.is_share_of_vm else self.size_gb
+        return rating.line_amount(hours=hours, rate_micro=self.rate_micro, size_gb=size_gb)
+
+    @property
+    def daily_micro(self) -> int:
+        return self.cost_of(rating.HOURS_PER_DAY)
+
+    @property
+    def monthly_micro(self) -> int:
+        return self.cost_of(rating.HOURS_PER_MONTH)
+
+    def until(self, at: datetime, end: datetime) -> int:
+        """From `at` until `end`, with the price changes that are planned. Raises ValueError for an end before `at`."""
+        usage = rating.Usage(
+            started_at=at,
+            ended_at=end,
+            size_gb=self.size_gb,
+            base_rate_micro=self.rate_micro if self.is_share_of_vm else None,
+        )
+        rating.hours(at, end)
+        lines = rating.rate(usage, since=at, until=end + rating.HOUR, at=end, prices=self.prices)
+        return sum(line.amount_micro or 0 for line in lines)
+
+
+def quote(
+    *,
+    customer: Customer,
+    location: Location | str,
+    kind: str,
+    size_gb: int = 0,
+    at: datetime,
+    base_rate_micro: int | None = None,
+) -> Quote:
+    """The price of a new thing at an instant. One query. Raises NotSold.
+
+    `base_rate_micro` is the VM's hourly price, for automatic backups only. The price is that of the latest version begun
+    in the location, whatever its package, because this is what usage is rated by; it is sold if that package is active.
+    """
+    code = location if isinstance(location, str) else location.pk
+    versions = list(
+        PriceVersion.objects.filter(package__location_id=code, package__kind=_price_kind(kind))
+        .select_related("package")
+        .order_by("starts_at", "id")
+    )
+    begun = [version for version in versions if version.starts_at <= at]
+    if not begun or not begun[-1].package.active:
+        raise _not_sold(kind, code)
+    version = begun[-1]
+    if kind == ServiceKind.VM_BACKUP_AUTOMATIC:
+        if base_rate_micro is None:
+            raise ValueError("automatic backups are quoted from the VM's hourly price")
+        rate_micro, version_id, size_gb = base_rate_micro, None, 0
+    else:
+        rate_micro, version_id = version.rate_micro, version.pk
+    return Quote(
+        kind=kind,
+        size_gb=size_gb,
+        rate_micro=rate_micro,
+        hourly_micro=rating.hourly_micro(rate_micro=rate_micro, size_gb=size_gb if version_id else None),
+        currency=customer.currency,
+        price_version_id=version_id,
+        at=at,
+        prices=tuple(rating.Price(since=one.starts_at, rate_micro=one.rate_micro, id=one.pk) for one in versions),
+    )
+
+
+def rates_at(*, kind: str, at: datetime, location_codes: Iterable[str] | None = None) -> dict[str, int]:
+    """{location code: rate in millionths per GB and hour} of where the kind is sold at the instant. One query."""
+    versions = PriceVersion.objects.filter(package__kind=_price_kind(kind), starts_at__lte=at)
+    if location_codes is not None:
+        versions = versions.filter(package__location_id__in=list(location_codes))
+    latest = {}
+    for code, active, rate_micro in versions.order_by("starts_at", "id").values_list(
+        "package__location_id", "package__active", "rate_micro"
+    ):
+        latest[code] = rate_micro if active else None
+    return {code: rate_micro for code, rate_micro in latest.items() if rate_micro is not None}
+
+
+def sold_kinds(location_codes: Iterable[str] | None = None, *, at: datetime) -> dict[str, set[str]]:
+    """{location code: kinds sold there at the instant}. One query; a location that sells nothing is left out."""
+    versions = PriceVersion.objects.filter(starts_at__lte=at)
+    if location_codes is not None:
+        versions = versions.filter(package__location_id__in=list(location_codes))
+    latest = {}
+    for code, kind, active in versions.order_by("starts_at", "id").values_list(
+        "package__location_id", "package__kind", "package__active"
+    ):
+        latest[code, kind] = active
+    sold: dict[str, set[str]] = defaultdict(set)
+    for (code, kind), active in latest.items():
+        if active:
+            sold[code].add(kind)
+            if kind == ServiceKind.VM_BACKUP:
+                sold[code].add(ServiceKind.VM_BACKUP_AUTOMATIC)
+    return dict(sold)
+
+
+@transaction.atomic
+def create_package(
+    *, location: Location, kind: str, rate_micro: int, starts_at: datetime, name: str = "", by: User | None = None
+) -> Package:
+    """A package with its first price. Raises ValidationError with sentences."""
+    name = name or f"{ServiceKind(kind).label} {location.pk}"
+    package = Package(location=location, kind=kind, name=name)
+    package.full_clean()
+    package.save()
+    _add_version(package=package, rate_micro=rate_micro, starts_at=starts_at, by=by)
+    return package
+
+
+def _add_version(*, package: Package, rate_micro: int, starts_at: datetime, by: User | None) -> PriceVersion:
+    version = PriceVersion(package=package, rate_micro=rate_micro, starts_at=starts_at, created_by=by)
+    version.full_clean()
+    version.save()
+    return version
+
+
+def set_price(
+    *, package: Package, rate_micro: int, starts_at: datetime, by: User | None, at: datetime | None = None
+) -> PriceVersion:
+    """Plan the price from `starts_at` on, which must be later than now. Raises Refused, ValidationError."""
+    if starts_at <= (at or timezone.now()):
+        raise Refused(_("A price starts in the future: hours that have begun keep the price they were sold at."))
+    return _add_version(package=package, rate_micro=rate_micro, starts_at=starts_at, by=by)
+
+
+# Usage -------------------------------------------------------------------------------------------------------------
+
+
+def closed_until(customer_id: UUID) -> datetime | None:
+    """Up to where the customer has been invoiced; None where no invoice was made yet. One query."""
+    return Invoice.objects.filter(customer_id=customer_id).aggregate(last=Max("ends_at"))["last"]
+
+
+def _is_late(customer_id: UUID, at: datetime) -> bool:
+    until = closed_until(customer_id)
+    return until is not None and at < until
+
+
+@transaction.atomic
+def open_segment(
+    *,
+    resource_id: UUID,
+    kind: str,
+    name: str,
+    project: Project,
+    location: Location,
+    size_gb: int = 0,
+    at: datetime,
+    base_rate_micro: int | None = None,
+) -> UsageSegment:
+    """Start charging the resource at the instant `at`; what is being charged already is returned as it is.
+
+    So is a segment that has ended after `at`: the call is then a repetition of the one that opened it. A resource that
+    comes back inside an hour it has paid for starts where that hour ends: no hour is paid twice.
+    """
+    lock_customer(project.customer_id)  # or the month could be closed meanwhile, without this
+    last = UsageSegment.objects.filter(resource_id=resource_id, kind=kind).order_by("-started_at").first()
+    if last and (last.ended_at is None or at <= last.started_at or at < last.ended_at):
+        return last
+    if last:
+        at = max(at, last.started_at + rating.hours(last.started_at, last.ended_at) * rating.HOUR)
+    return UsageSegment.objects.create(
+        resource_id=resource_id,
+        kind=kind,
+        resource_name=name,
+        customer_id=project.customer_id,
+        project=project,
+        location=location,
+        size_gb=size_gb,
+        base_rate_micro=base_rate_micro,
+        started_at=at,
+        late=_is_late(project.customer_id, at),
+    )
+
+
+@transaction.atomic
+def close_segment(*, resource_id: UUID, kind: str, at: datetime) -> bool:
+    """Stop charging the resource at the instant `at`. False where nothing was open: a repetition changes nothing."""
+    segment = UsageSegment.objects.filter(resource_id=resource_id, kind=kind, ended_at=None).first()
+    if segment is None:
+        return False
+    lock_customer(segment.customer_id)
+    if segment.base_rate_micro is not None and at < segment.started_at:
+        # it waited for the end of an hour that was paid already, and never began
+        return UsageSegment.objects.filter(pk=segment.pk, ended_at=None).delete()[0] == 1
+    # the clocks of two machines may differ: what is there was there for its first hour
+    end = max(at, segment.started_at)
+    changed = UsageSegment.objects.filter(pk=segment.pk, ended_at=None).update(
+        ended_at=end, late=segment.late or _is_late(segment.customer_id, end)
+    )
+    return changed == 1
+
+
+@transaction.atomic
+def change_base_rate(*, resource_id: UUID, base_rate_micro: int, at: datetime) -> UsageSegment | None:
+    """The VM's hourly price changed: its automatic backups cost 20 % of the new one from the next unpaid hour on.
+
+    None where automatic backups are off.
+    """
+    kind = ServiceKind.VM_BACKUP_AUTOMATIC
+    segment = (
+        UsageSegment.objects.select_related("project", "location")
+        .filter(resource_id=resource_id, kind=kind, ended_at=None)
+        .first()
+    )
+    if segment is None or segment.base_rate_micro == base_rate_micro:
+        return segment
+    begins = segment.started_at
+    waits = close_segment(resource_id=resource_id, kind=kind, at=at) and at < begins
+    return open_segment(
+        resource_id=resource_id,
+        kind=kind,
+        name=segment.resource_name,
+        project=segment.project,
+        location=segment.location,
+        at=begins if waits else at,
+        base_rate_micro=base_rate_micro,
+    )
+
+
+def rename_resource(*, resource_id: UUID, name: str) -> int:
+    """Open segments follow the new name; what has ended keeps the name that it had. Returns how many changed."""
+    return UsageSegment.objects.filter(resource_id=resource_id, ended_at=None).update(resource_name=name)
+
+
+# What is owed ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class DueLine:
+    """Hours of a segment that no invoice has yet, or the difference to what one has."""
+
+    segment: UsageSegment
+    month: date
+    line: rating.Line
+    corrects_id: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostLine:
+    month: date
+    from_at: datetime
+    to_at: datetime
+    hours: int
+    size_gb: int
+    rate_micro: int | None
+    amount_micro: int
+    kind: str
+    currency: str
+    invoice_id: UUID | None = None
+
+    @property
+    def formula(self) -> str:
+        """`3 hours × 50 GB × K 0.4000 = K 60.00`."""
+        return money.format_line(
+            hours=self.hours,
+            size_gb=None if self.kind == ServiceKind.VM_BACKUP_AUTOMATIC else self.size_gb,
+            rate_micro=self.rate_micro,
+            amount_micro=self.amount_micro,
+            currency=self.currency,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a resource has cost up to an instant; the lines add up to the amount."""
+
+    hours: int
+    amount_micro: int
+    currency: str
+    lines: Sequence[CostLine]
+
+    @property
+    def label(self) -> str:
+        return money.format_amount(self.amount_micro, self.currency)
+
+
+def prices_by_place(codes: Iterable[str] | None = None) -> dict[tuple[str, str], list[rating.Price]]:
+    """{(kind, location code): prices in the order of their start}. One query."""
+    versions = PriceVersion.objects.order_by("starts_at", "id")
+    if codes is not None:
+        versions = versions.filter(package__location_id__in=set(codes))
+    found: dict[tuple[str, str], list[rating.Price]] = defaultdict(list)
+    for pk, kind, code, since, rate_micro in versions.values_list(
+        "id", "package__kind", "package__location_id", "starts_at", "rate_micro"
+    ):
+        found[kind, code].append(rating.Price(since=since, rate_micro=rate_micro, id=pk))
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ledger:
+    """The months that a customer has invoices for, and those that follow."""
+
+    customer: Customer
+    invoices: list[Invoice]  # in the order of their months
+
+    def open_windows(self, first: datetime, at: datetime) -> list[rating.Window]:
+        """From where the last invoice ends, or from the month of the first use, to the month of `at`."""
+        zone = self.customer.zone
+        if self.invoices:
+            last = self.invoices[-1]
+            return rating.windows(month=rating.next_month(last.month), since=last.ends_at, at=at, zone=zone)
+        month = rating.month_of(first, zone)
+        return rating.windows(month=month, since=rating.month_start(month, zone), at=at, zone=zone)
+
+    def invoiced_windows(self, first: datetime) -> list[rating.Window]:
+        """The invoiced months, and those before them since `first`."""
+        found = [rating.Window(month=one.month, since=one.starts_at, until=one.ends_at) for one in self.invoices]
+        zone = self.customer.zone
+        month = rating.month_of(first, zone)
+        earlier = []
+        while found and month < found[0].month:
+            since = rating.month_start(month, zone)
+            until = rating.month_start(rating.next_month(month), zone)
+            earlier.append(rating.Window(month=month, since=since, until=until))
+            month = rating.next_month(month)
+        if earlier:  # without a gap to the first invoice, also where the time zone was another one
+            last = earlier.pop()
+            earlier.append(rating.Window(month=last.month, since=last.since, until=found[0].since))
+        return earlier + found
+
+
+def due_lines(
+    *, customer: Customer, at: datetime, segments: Sequence[UsageSegment], until: datetime | None = None
+) -> list[DueLine]:
+    """What of the customer's `segments` no invoice has yet, as known at `at`. Two to four queries.
+
+    With `until` only what belongs to months that end no later.
+    """
+    if not segments:
+        return []
+    ledger = Ledger(customer=customer, invoices=list(Invoice.objects.filter(customer=customer).order_by("month")))
+    first = min(segment.started_at for segment in segments)
+    prices = prices_by_place({segment.location_id for segment in segments})
+    found = []
+    open_windows = ledger.open_windows(first, at)
+    late = [segment for segment in segments if segment.late]
+    for segment in segments:
+        places = prices.get((segment.kind, segment.location_id), [])
+        for window in open_windows:
+            if until is not None and window.until > until:
+                break
+            for line in rating.rate(segment.usage, since=window.since, until=window.until, at=at, prices=places):
+                found.append(DueLine(segment=segment, month=window.month, line=line))
+    if late:
+        found += _late_lines(ledger, late, prices, at)
+    return found
+
+
+def _late_lines(
+    ledger: Ledger,
+    segments: Sequence[UsageSegment],
+    prices: dict[tuple[str, str], list[rating.Price]],
+    at: datetime,
+) -> list[DueLine]:
+    """The differences between invoices and what turned out later, of months that have an invoice already."""
+    originals: dict[UUID, dict[datetime, InvoiceLine]] = defaultdict(dict)
+    corrected: dict[int, InvoiceLine] = {}
+    for line in InvoiceLine.objects.filter(segment__in=segments):
+        if line.corrects_id is None:
+            originals[line.segment_id][line.from_at] = line
+        else:
+            corrected[line.corrects_id] = line
+    found = []
+    windows = ledger.invoiced_windows(min(segment.started_at for segment in segments))
+    for segment in segments:
+        charged = originals[segment.pk]
+        places = prices.get((segment.kind, segment.location_id), [])
+        for window in windows:
+            for line in rating.rate(segment.usage, since=window.since, until=window.until, at=at, prices=places):
+                before = charged.pop(line.from_at, None)
+                if before is None:
+                    found.append(DueLine(segment=segment, month=window.month, line=line))
+                elif before.hours != line.hours and before.pk not in corrected:
+                    found.append(_correction(segment, before, line))
+        found += [
+            _correction(segment, before, None)
+            for before in charged.values()
+            if before.from_at < ledger.invoices[-1].ends_at and before.pk not in corrected
+        ]
+    return found
+
+
+def _correction(segment: UsageSegment, before: InvoiceLine, now: rating.Line | None) -> DueLine:
+    """What `before` charged too much, as a line that points at it."""
+    return DueLine(
+        segment=segment,
+        month=before.month,
+        corrects_id=before.pk,
+        line=rating.Line(
+            from_at=now.to_at if now else before.from_at,
+            to_at=before.to_at,
+            hours=(now.hours if now else 0) - before.hours,
+            rate_micro=before.rate_micro,
+            price_id=before.price_version_id,
+            amount_micro=((now.amount_micro or 0) if now else 0) - before.amount_micro,
+        ),
+    )
+
+
+def cost_so_far(*, resource_id: UUID, at: datetime) -> Cost | None:
+    """What one resource has cost until `at`, of all kinds; None where it never cost anything. Up to seven queries."""
+    return costs_so_far([resource_id], at).get(resource_id)
+
+
+def costs_so_far(resource_ids: Iterable[UUID], at: datetime) -> dict[UUID, Cost]:
+    """{resource: its cost until `at`} of those that were ever charged: what was invoiced, and what is due."""
+    segments = list(
+        UsageSegment.objects.filter(resource_id__in=list(resource_ids), started_at__lte=at).select_related("customer")
+    )
+    lines: dict[UUID, list[CostLine]] = {segment.resource_id: [] for segment in segments}
+    currencies = {segment.resource_id: segment.customer.currency for segment in segments}
+    by_customer: dict[Customer, list[UsageSegment]] = defaultdict(list)
+    for segment in segments:
+        by_customer[segment.customer].append(segment)
+    for one in InvoiceLine.objects.filter(segment__in=segments):
+        lines[one.resource_id].append(
+            CostLine(
+                month=one.month,
+                from_at=one.from_at,
+                to_at=one.to_at,
+                hours=one.hours,
+                size_gb=one.size_gb,
+                rate_micro=one.rate_micro,
+                amount_micro=one.amount_micro,
+                kind=one.kind,
+                currency=currencies[one.resource_id],
+                invoice_id=one.invoice_id,
+            )
+        )
+    for customer, own in by_customer.items():
+        for due in due_lines(customer=customer, at=at, segments=own):
+            lines[due.segment.resource_id].append(
+                CostLine(
+                    month=due.month,
+                    from_at=due.line.from_at,
+                    to_at=due.line.to_at,
+                    hours=due.line.hours,
+                    size_gb=due.segment.size_gb,
+                    rate_micro=due.line.rate_micro,
+                    amount_micro=due.line.amount_micro or 0,
+                    kind=due.segment.kind,
+                    currency=customer.currency,
+                )
+            )
+    return {
+        resource_id: Cost(
+            hours=sum(line.hours for line in own),
+            amount_micro=sum(line.amount_micro for line in own),
+            currency=currencies[resource_id],
+            lines=sorted(own, key=lambda line: (line.from_at, line.to_at)),
+        )
+        for resource_id, own in lines.items()
+    }
+
+
+def owed(*, customer: Customer, at: datetime) -> int:
+    """What no invoice has yet, as an invoice made at `at` would say it, in millionths."""
+    until = closed_until(customer.pk)
+    segments = UsageSegment.objects.filter(customer=customer)
+    if until is not None:
+        segments = segments.filter(Q(ended_at=None) | Q(ended_at__gte=until) | Q(late=True))
+    return sum(due.line.amount_micro or 0 for due in due_lines(customer=customer, at=at, segments=list(segments)))
+
+
+# The wallet --------------------------------------------------------------------------------------------------------
+
+
+def credits_left(*, customer: Customer, at: datetime) -> int:
+    """The ledger alone: what came into the wallet less what went out of it until `at`."""
+    sums = WalletTransaction.objects.filter(customer=customer, at__lte=at).aggregate(
+        into=Sum("amount_micro", filter=Q(target=WalletAccount.WALLET), default=0),
+        out=Sum("amount_micro", filter=Q(source=WalletAccount.WALLET), default=0),
+    )
+    return int(sums["into"] - sums["out"])
+
+
+def balance(*, customer: Customer, at: datetime) -> int:
+    """What the customer has at the instant: the ledger less what is owed since the last invoice, in millionths."""
+    return credits_left(customer=customer, at=at) - owed(customer=customer, at=at)
+
+
+def hourly_total(*, customer: Customer, at: datetime) -> int:
+    """What everything that the customer has costs an hour at the instant, in millionths."""
+    segments = UsageSegment.objects.filter(customer=customer, ended_at=None, started_at__lte=at)
+    prices = prices_by_place()
+    total = 0
+    for kind, code, size_gb, base_rate_micro in segments.values_list(
+        "kind", "location_id", "size_gb", "base_rate_micro"
+    ):
+        if base_rate_micro is not None:
+            total += rating.hourly_micro(rate_micro=base_rate_micro, size_gb=None)
+            continue
+        begun = [price for price in prices.get((kind, code), []) if price.since <= at]
+        total += size_gb * begun[-1].rate_micro if begun else 0
+    return total
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lasting:
+    """For how long the credits last at the present cost, and with a new thing; None where nothing uses them up."""
+
+    balance_micro: int
+    now: timedelta | None
+    then: timedelta | None
+
+
+def lasts_for(*, customer: Customer, at: datetime, extra_hourly_micro: int = 0) -> Lasting:
+    left, hourly = balance(customer=customer, at=at), hourly_total(customer=customer, at=at)
+
+    def lasting(hourly_micro: int) -> timedelta | None:
+        return timedelta(hours=max(0, left) // hourly_micro) if hourly_micro else None
+
+    return Lasting(balance_micro=left, now=lasting(hourly), then=lasting(hourly + extra_hourly_micro))
+
+
+def require_cover(*, customer: Customer, hourly_micro: int, at: datetime, reserved_micro: int = 0) -> None:
+    """A prepaid wallet must cover the first hour of a new thing, and `reserved_micro` of what is being made already.
+
+    Call it after `lock_customer` in the same transaction, else two requests could both see the same credits. Raises
+    InsufficientCredit.
+    """
+    if customer.billing_type != BillingType.PREPAID:
+        return
+    left = balance(customer=customer, at=at)
+    missing = hourly_micro + reserved_micro - left
+    if missing > 0:
+        raise InsufficientCredit(missing_micro=missing, balance_micro=left, currency=customer.currency)
+
+
+SIDES = {
+    TransactionKind.BOUGHT: (WalletAccount.PURCHASES, WalletAccount.WALLET),
+    TransactionKind.GRANTED: (WalletAccount.GRANTS, WalletAccount.WALLET),
+    TransactionKind.REFUNDED: (WalletAccount.CONSUMPTION, WalletAccount.WALLET),
+    TransactionKind.SPENT: (WalletAccount.WALLET, WalletAccount.CONSUMPTION),
+    TransactionKind.EXPIRED: (WalletAccount.WALLET, WalletAccount.GRANTS),
+}
+
+
+@transaction.atomic
+def _record(
+    *,
+    customer: Customer,
+    kind: str,
+    amount_micro: int,
+    reason: str,
+    by: User | None,
+    key: str,
+    at: datetime | None,
+    expires_at: datetime | None = None,
+    sides: tuple[str, str] | None = None,
+) -> WalletTransaction:
+    """Write a transaction, or return the one that was written under the key. Raises Refused, ValidationError."""
+    lock_customer(customer.pk)
+    source, target = sides or SIDES[TransactionKind(kind)]
+    given = {"customer_id": customer.pk, "kind": kind, "source": source, "target": target, "amount_micro": amount_micro}
+    written = WalletTransaction.objects.filter(key=key).first()
+    if written is not None:
+        if any(getattr(written, name) != value for name, value in given.items()):
+            raise Refused(_("Another transaction has been recorded under this key. Reload the page and try again."))
+        return written
+    if not 0 < amount_micro <= MAX_AMOUNT_MICRO or amount_micro % money.HUNDREDTH_MICRO:
+        raise Refused(_("An amount is at least 0.01, and has no more than two decimals."))
+    if not reason.strip():
+        raise Refused(_("Give a reason: it is kept with the transaction."))
+    at = at or timezone.now()
+    if expires_at is not None and expires_at <= at:
+        raise Refused(_("Credits expire in the future."))
+    return WalletTransaction.objects.create(
+        **given, key=key, reason=reason.strip(), by=by, expires_at=expires_at, at=at
+    )
+
+
+def grant_credits(
+    *,
+    customer: Customer,
+    amount_micro: int,
+    reason: str,
+    by: User | None,
+    key: str,
+    expires_at: datetime | None = None,
+    at: datetime | None = None,
+) -> WalletTransaction:
+    """Free credits. A second call with the key changes nothing. Raises Refused."""
+    return _record(
+        customer=customer,
+        kind=TransactionKind.GRANTED,
+        amount_micro=amount_micro,
+        reason=reason,
+        by=by,
+        key=key,
+        at=at,
+        expires_at=expires_at,
+    )
+
+
+def buy_credits(
+    *, customer: Customer, amount_micro: int, reason: str, by: User | None, key: str, at: datetime | None = None
+) -> WalletTransaction:
+    """Credits that were paid for. A second call with the key changes nothing. Raises Refused."""
+    return _record(
+        customer=customer, kind=TransactionKind.BOUGHT, amount_micro=amount_micro, reason=reason, by=by, key=key, at=at
+    )
