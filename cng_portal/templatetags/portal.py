@@ -1,0 +1,138 @@
+"""Tags and filters of the portal's own components; built in, so that no template has to load them."""
+
+from datetime import datetime
+from functools import cache
+
+from babel import Locale
+from babel.dates import format_datetime, format_timedelta
+from babel.numbers import format_decimal
+from django import forms, template
+from django.contrib.staticfiles import finders
+from django.templatetags.static import static
+from django.utils import timezone, translation
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext as _
+from heroicons.templatetags.heroicons import heroicon_micro, heroicon_mini, heroicon_outline, heroicon_solid
+
+register = template.Library()
+
+ICON_STYLES = {
+    "outline": heroicon_outline,
+    "solid": heroicon_solid,
+    "mini": heroicon_mini,
+    "micro": heroicon_micro,
+}
+
+
+def current_locale() -> Locale:
+    return Locale.parse(translation.get_language() or "en", sep="-")
+
+
+@cache
+def render_icon(name: str, size: int, style: str, css_class: str) -> str:
+    # every icon stands beside its word, so it says nothing to a screen reader
+    attrs = {"class": css_class, "aria_hidden": "true", "focusable": "false"}
+    return ICON_STYLES[style](name, size=size, **attrs)
+
+
+@register.simple_tag
+def icon(name: str, size: int = 20, style: str = "outline", css_class: str = "icon") -> str:
+    """A heroicon as inline SVG: `{% icon "camera" 16 "mini" %}`. Decorative: the word beside it carries the meaning."""
+    return render_icon(str(name), size, str(style), str(css_class))
+
+
+@cache
+def flag_file(country: str) -> str | None:
+    path = f"flags/{country.lower()}.svg"
+    return path if finders.find(path) else None
+
+
+@register.simple_tag
+def flag(country: str, emoji: str = "") -> SafeString:
+    """The flag of an ISO country code, decorative: our drawing where there is one, else the emoji.
+
+    Windows has no flag emoji and shows two letters instead, hence the drawings for the countries with a data centre.
+    """
+    if path := flag_file(country):
+        return format_html('<img class="flag" src="{}" alt="" width="24" height="16">', static(path))
+    return format_html('<span class="flag-emoji" aria-hidden="true">{}</span>', emoji)
+
+
+@register.filter("bytes")
+def format_bytes(value: int | None) -> str:
+    """A count of bytes in the units that disks are sold in, three digits: `312 MB`, `1.24 GB` (a GB is 1024³ bytes)."""
+    if value is None:
+        return "–"
+    amount, unit = float(value), "B"
+    for unit in ("B", "KB", "MB", "GB", "TB"):
+        if abs(amount) < 1000 or unit == "TB":
+            break
+        amount /= 1024
+    pattern = "0" if unit == "B" or abs(amount) >= 100 else "0.#" if abs(amount) >= 10 else "0.##"
+    return f"{format_decimal(amount, pattern, locale=current_locale())} {unit}"
+
+
+@register.filter
+def percent(done: int, total: int) -> int:
+    """Whole percent of `done` in `total`, rounded down so that 100 means finished; 0 where the total is not known."""
+    return min(100, done * 100 // total) if total else 0
+
+
+@register.filter
+def relative(value: datetime) -> str:
+    """`3 minutes ago`, `in 2 hours`, in the reader's language."""
+    delta = value - timezone.now()
+    if abs(delta.total_seconds()) < 45:
+        return _("just now")
+    return format_timedelta(delta, add_direction=True, locale=current_locale())
+
+
+@register.filter
+def exact(value: datetime) -> str:
+    """The instant to the second in the active zone, with the zone's offset: `22 Nov 2026, 20:49:03 UTC+06:30`."""
+    return format_datetime(timezone.localtime(value), "d MMM y, HH:mm:ss 'UTC'xxx", locale=current_locale())
+
+
+@register.filter
+def initials(value: object) -> str:
+    """One or two letters for the round badge of a person: `Aye Aye Mon` gives `AM`, an e-mail its first letter."""
+    words = str(value).split("@")[0].split()
+    letters = words[0][:1] + (words[-1][:1] if len(words) > 1 else "") if words else ""
+    return letters.upper()
+
+
+@register.simple_tag
+def control(field: forms.BoundField, **attrs: str) -> SafeString:
+    """The widget of a bound field with the classes of our style sheet.
+
+    Underscores in names of attributes become hyphens (`hx_get=url`). Django itself adds aria-describedby
+    (help and error) and aria-invalid.
+    """
+    widget = field.field.widget
+    if isinstance(widget, forms.CheckboxInput | forms.RadioSelect | forms.CheckboxSelectMultiple):
+        css_class = "form-check-input"
+    elif isinstance(widget, forms.Select):
+        css_class = "form-select"
+    else:
+        css_class = "form-control"
+    own = widget.attrs.get("class", "")
+    invalid = "is-invalid" if field.errors else ""
+    classes = " ".join(filter(None, (css_class, own, invalid)))
+    # values from templates are marked safe by the template engine although nobody escaped them
+    extra = {name.replace("_", "-"): str(value) + "" for name, value in attrs.items()}
+    return field.as_widget(attrs={"class": classes, **extra})
+
+
+@register.filter
+def is_checkbox(field: forms.BoundField) -> bool:
+    return isinstance(field.field.widget, forms.CheckboxInput)
+
+
+@register.filter
+def error_links(form: forms.BaseForm) -> list[dict[str, str]]:
+    """[{"id", "message"}] of all errors of a form, in the order of its fields; "" as id where no field is to blame."""
+    links = [{"id": "", "message": message} for message in form.non_field_errors()]
+    for field in form:
+        links += [{"id": field.auto_id, "message": message} for message in field.errors]
+    return links

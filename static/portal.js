@@ -1,0 +1,158 @@
+// What HTML and htmx do not do by themselves. Every page works without this file.
+(() => {
+  const root = document.documentElement;
+  const announcer = () => document.getElementById("announcer");
+  const say = (text) => {
+    const box = announcer();
+    if (box && box.textContent !== text) box.textContent = text;
+  };
+
+  // Theme switch
+  const showTheme = () => {
+    const dark = root.dataset.bsTheme === "dark";
+    for (const button of document.querySelectorAll("[data-theme-switch]")) button.setAttribute("aria-pressed", dark);
+  };
+  document.addEventListener("portal:theme", showTheme);
+  showTheme();
+  const switchTheme = () => {
+    const theme = root.dataset.bsTheme === "dark" ? "light" : "dark";
+    root.dataset.bsTheme = theme;
+    try {
+      localStorage.setItem("theme", theme);
+    } catch {
+      // storage is switched off: the choice lasts for this page
+    }
+    showTheme();
+  };
+
+  // Copy
+  let silence;
+  const copy = async (button) => {
+    try {
+      await navigator.clipboard.writeText(button.dataset.copy);
+    } catch {
+      return say(announcer().dataset.copyFailed);
+    }
+    button.classList.add("is-copied");
+    say(announcer().dataset.copied);
+    clearTimeout(silence);
+    silence = setTimeout(() => {
+      button.classList.remove("is-copied");
+      say("");
+    }, 2500);
+  };
+  if (navigator.clipboard) root.classList.add("can-copy");
+
+  const openMenus = () => document.querySelectorAll("details.menu[open]");
+
+  document.addEventListener("click", (event) => {
+    const target = event.target;
+    if (target.closest("[data-theme-switch]")) switchTheme();
+    const copyButton = target.closest("[data-copy]");
+    if (copyButton) copy(copyButton);
+    for (const menu of openMenus()) if (!menu.contains(target)) menu.open = false;
+
+    // A link in an error summary goes to the field itself, also when the id is that of a group of choices.
+    const link = target.closest(".error-summary a[href^='#']");
+    const field = link && document.getElementById(link.hash.slice(1));
+    if (field) {
+      event.preventDefault();
+      const control = field.matches("input, select, textarea, button") ? field : field.querySelector("input:not([type=hidden]), select, textarea");
+      (field.closest(".field, fieldset") || field).scrollIntoView({ block: "center" });
+      (control || field).focus({ preventScroll: true });
+    }
+  });
+
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") {
+      for (const menu of openMenus()) {
+        menu.open = false;
+        menu.querySelector("summary").focus();
+      }
+    }
+    const typing = event.target.closest("input, select, textarea, [contenteditable]");
+    if (event.key === "/" && !typing && !event.ctrlKey && !event.metaKey && !event.altKey) {
+      const search = document.querySelector("[data-search]");
+      if (search) {
+        event.preventDefault();
+        search.focus();
+        search.select();
+      }
+    }
+  });
+
+  // A menu that loses the focus closes.
+  document.addEventListener("focusout", (event) => {
+    const menu = event.target.closest("details.menu[open]");
+    if (menu && event.relatedTarget && !menu.contains(event.relatedTarget)) menu.open = false;
+  });
+
+  // The second click on a submit button does nothing, with htmx and without.
+  const release = (form) => {
+    delete form.dataset.busy;
+    form.removeAttribute("aria-busy");
+  };
+  document.addEventListener(
+    "submit",
+    (event) => {
+      const form = event.target;
+      if (form.method !== "post") return;
+      if (form.dataset.busy !== undefined) {
+        event.preventDefault();
+        event.stopImmediatePropagation();
+        return;
+      }
+      form.dataset.busy = "";
+      form.setAttribute("aria-busy", "true");
+    },
+    true,
+  );
+  window.addEventListener("pageshow", () => {
+    for (const form of document.querySelectorAll("form[data-busy]")) release(form);
+  });
+
+  // htmx
+  const isQuiet = (event) => {
+    const asked = event.detail.requestConfig?.elt || event.detail.elt;
+    return Boolean(asked?.closest("[data-quiet]") || event.target.closest?.("[data-quiet]"));
+  };
+
+  document.addEventListener("htmx:afterRequest", (event) => {
+    const form = event.target.closest?.("form[data-busy]");
+    if (form) release(form);
+    if (event.detail.successful && announcer()?.dataset.failing !== undefined) {
+      delete announcer().dataset.failing;
+      say("");
+    }
+  });
+
+  const fail = (event, text) => {
+    const box = announcer();
+    if (!box) return;
+    box.dataset.failing = "";
+    say(isQuiet(event) ? box.dataset.paused : text);
+  };
+  document.addEventListener("htmx:sendError", (event) => fail(event, announcer()?.dataset.unreachable));
+  document.addEventListener("htmx:timeout", (event) => fail(event, announcer()?.dataset.unreachable));
+  document.addEventListener("htmx:responseError", (event) => {
+    const status = event.detail.xhr.status;
+    const texts = announcer()?.dataset;
+    fail(event, status === 403 ? texts?.forbidden : status === 404 ? texts?.gone : texts?.failed);
+  });
+
+  document.addEventListener("htmx:afterSettle", (event) => {
+    const part = event.target;
+    if (!(part instanceof Element)) return;
+    const titled = part.matches("[data-title]") ? part : part.querySelector("[data-title]");
+    if (titled) document.title = titled.dataset.title;
+    if (isQuiet(event)) return;
+    const goal = part.querySelector(".error-summary") || part.querySelector("[data-focus]");
+    if (goal) {
+      if (!goal.hasAttribute("tabindex")) goal.setAttribute("tabindex", "-1");
+      goal.focus();
+    }
+  });
+
+  // After a whole page has loaded with errors, the summary has the focus too.
+  document.querySelector(".error-summary")?.focus();
+})();
