@@ -1,8 +1,8 @@
 """Recovery points, the disk images they consist of, and the work that storage has to do for them.
 
-One `Snapshot` row is one recovery point with one or more `DiskImage` rows; volume snapshots, VM snapshots and VM backups
-differ in their kind, not in their tables. What storage has to do is an `Operation`, which is carried out by the worker:
-see operations.py for its life and tasks.py for the work itself.
+One `Snapshot` row is one recovery point with one or more `DiskImage` rows; volume snapshots, VM snapshots and VM
+backups differ in their kind, not in their tables. What storage has to do is an `Operation`, which is carried out by
+the worker: see operations.py for its life and tasks.py for the work itself.
 """
 
 import unicodedata
@@ -21,11 +21,15 @@ from cng_portal.accounts.models import Customer, Project, User
 from cng_portal.inventory.models import Location, OwnedQuerySet, VirtualMachine, Volume
 
 NAME_LENGTH = 64
+# normalising and folding a character gives at most three each
+NAME_KEY_LENGTH = 9 * NAME_LENGTH
 
 
 def name_key(name: str) -> str:
-    """What makes two names the same: case, Unicode form and surrounding blanks do not count. The same on every database."""
-    return unicodedata.normalize("NFKC", name).strip().casefold()
+    """What makes two names the same: case, Unicode form and surrounding blanks do not count. The same on every
+    database.
+    """
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name.strip()).casefold())
 
 
 class Kind(models.TextChoices):
@@ -65,7 +69,9 @@ COUNTED_STATES = (State.PENDING, State.CREATING, State.READY)
 
 
 class Draft(models.Model):
-    """The answers given so far on the way through the wizard. Whoever may see its customer's things may go on with it."""
+    """The answers given so far on the way through the wizard. Whoever may see its customer's things may go on with
+    it.
+    """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     kind = models.CharField(max_length=8, choices=Kind.choices, default=Kind.VOLUME)
@@ -126,7 +132,7 @@ class Snapshot(models.Model):
         related_name="snapshots",
     )
     name = models.CharField(_("name"), max_length=NAME_LENGTH)
-    name_key = models.CharField(max_length=4 * NAME_LENGTH, editable=False)
+    name_key = models.CharField(max_length=NAME_KEY_LENGTH, editable=False)
     size_gb = models.PositiveIntegerField(_("size, GB"))
     state = models.CharField(_("state"), max_length=8, choices=State.choices, default=State.PENDING)
     error = models.TextField(_("reason"), blank=True)
@@ -146,9 +152,9 @@ class Snapshot(models.Model):
         verbose_name_plural = _("snapshots")
         indexes = [
             # one for each order of the list; `id` makes the key unique, so that pages neither skip nor repeat
-            models.Index("customer", "kind", "deleted_at", "-created_at", "-id", name="snapshot_by_age"),
-            models.Index("customer", "kind", "deleted_at", "name_key", "id", name="snapshot_by_name"),
-            models.Index("customer", "kind", "deleted_at", "-size_gb", "-id", name="snapshot_by_size"),
+            models.Index(fields=["customer", "kind", "deleted_at", "-created_at", "-id"], name="snapshot_by_age"),
+            models.Index(fields=["customer", "kind", "deleted_at", "name_key", "id"], name="snapshot_by_name"),
+            models.Index(fields=["customer", "kind", "deleted_at", "-size_gb", "-id"], name="snapshot_by_size"),
             # counts and quotas are answered from the index alone
             models.Index(
                 fields=["customer", "kind", "deleted_at", "project", "state", "size_gb"], name="snapshot_counts"
@@ -238,9 +244,9 @@ class OperationQuerySet(models.QuerySet["Operation"]):
 class Operation(models.Model):
     """A piece of work for the storage. This row is the truth about it; a task in the queue is only the wake-up call.
 
-    `attempt` counts up with every worker that takes it and shuts the one before out: each later write names its attempt.
-    `interruptions` are attempts that ended through no fault of the work, such as a worker's restart; they do not count
-    towards settings.OPERATION_MAX_ATTEMPTS.
+    `attempt` counts up with every worker that takes it and shuts the one before out: each later write names its
+    attempt. `interruptions` are attempts that ended through no fault of the work, such as a worker's restart; they do
+    not count towards settings.OPERATION_MAX_ATTEMPTS.
     """
 
     class Kind(models.TextChoices):
@@ -303,7 +309,7 @@ class Operation(models.Model):
         ordering = ["-created_at", "-id"]
         indexes = [
             models.Index(fields=["not_before"], condition=Q(finished_at=None), name="operation_active"),
-            models.Index("snapshot", "-created_at", name="operation_of_snapshot"),
+            models.Index(fields=["snapshot", "-created_at"], name="operation_of_snapshot"),
         ]
         constraints = [
             models.UniqueConstraint(

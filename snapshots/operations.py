@@ -1,8 +1,8 @@
 """The life of an operation: asked for, woken, claimed under a lease, finished once.
 
 Nothing here touches storage. Every write to an operation is a compare-and-set that names the attempt, so that a worker
-whose lease ran out cannot change what its successor does. Wake-ups may be lost or doubled without harm: a doubled one finds
-nothing to claim, and `reconcile` repeats a lost one.
+whose lease ran out cannot change what its successor does. Wake-ups may be lost or doubled without harm: a doubled one
+finds nothing to claim, and `reconcile` repeats a lost one.
 """
 
 import logging
@@ -50,7 +50,9 @@ def create_operation(**fields: Any) -> Operation:
 
 
 def claim(operation_id: UUID | str, *, now: datetime | None = None) -> Operation | None:
-    """Take a waiting operation, or one whose lease ran out, with a new attempt number; None if there is none to take."""
+    """Take a waiting operation, or one whose lease ran out, with a new attempt number; None if there is none to
+    take.
+    """
     now = now or timezone.now()
     claimable = Operation.objects.filter(pk=operation_id).filter(
         Q(state=Operation.State.PENDING, not_before__lte=now) | Q(state=Operation.State.RUNNING, lease_until__lt=now)
@@ -78,9 +80,9 @@ def claim(operation_id: UUID | str, *, now: datetime | None = None) -> Operation
 class Lease:
     """Keeps an operation ours while storage works on it, in a thread of its own because a call may be long and silent.
 
-    Use as a context manager. `heartbeat` is what drivers call: it records progress and raises Interrupted when the worker
-    shall stop, LeaseLost when the operation is no longer ours. After settings.OPERATION_DEADLINE_HOURS the lease is not
-    renewed any more, so that a call that hangs for ever does not hold its operation for ever.
+    Use as a context manager. `heartbeat` is what drivers call: it records progress and raises Interrupted when the
+    worker shall stop, LeaseLost when the operation is no longer ours. After settings.OPERATION_DEADLINE_HOURS the
+    lease is not renewed any more, so that a call that hangs for ever does not hold its operation for ever.
     """
 
     def __init__(self, operation: Operation) -> None:
@@ -174,7 +176,9 @@ def retry_pause(operation: Operation) -> timedelta:
 
 
 def reconcile(*, now: datetime | None = None) -> int:
-    """Wake what was forgotten: operations of dead workers, and waiting ones whose wake-up call got lost. Returns how many."""
+    """Wake what was forgotten: operations of dead workers, and waiting ones whose wake-up call got lost. Returns how
+    many.
+    """
     now = now or timezone.now()
     forgotten = Operation.objects.active().filter(
         Q(state=Operation.State.RUNNING, lease_until__lt=now)

@@ -4,7 +4,6 @@ Each function validates, writes in one transaction that holds the customer's loc
 `Refusal`, whose text is for the person, with nothing written.
 """
 
-from collections.abc import Iterable
 import unicodedata
 from dataclasses import dataclass
 from datetime import datetime
@@ -28,7 +27,6 @@ from .drivers.base import GIB, StorageError
 from .models import NAME_LENGTH, DiskImage, Draft, Kind, Operation, Snapshot, State, name_key
 from .operations import create_operation
 from .tasks import volume_ref
-
 
 # control characters, lone surrogates, line and paragraph separators; joiners stay, scripts need them
 UNSHOWABLE = {"Cc", "Cs", "Zl", "Zp"}
@@ -82,11 +80,13 @@ class NotNow(Refusal):
     """Its state does not allow it."""
 
 
-# --- questions ---------------------------------------------------------------------------------------------------------
+# --- questions -------------------------------------------------------------------------------------------------------
 
 
 def require_change(user: User, project_id: UUID) -> None:
-    """403 with an explanation for who sees the project but may not change it; who does not see it was given a 404 before."""
+    """403 with an explanation for who sees the project but may not change it; who does not see it was given a 404
+    before.
+    """
     if not user.can_change(project_id):
         raise PermissionDenied(
             _("You can see this project, but your role “Viewer” does not allow changes. Ask an owner of the project.")
@@ -144,7 +144,9 @@ def check_quota(project: Project, size_gb: int) -> None:
 
 
 def reserved_micro(customer: Customer, at: datetime) -> int:
-    """The first hour of what is asked for and not Ready yet: it has no usage segment, but the credits are spoken for."""
+    """The first hour of what is asked for and not Ready yet: it has no usage segment, but the credits are spoken
+    for.
+    """
     waiting = (
         Snapshot.objects.filter(customer=customer, deleted_at=None, state__in=[State.PENDING, State.CREATING])
         .values("kind", "location_id")
@@ -244,7 +246,9 @@ def suggest_name(volume: Volume, *, at: datetime | None = None) -> str:
 
 
 def check_name(customer_id: UUID, name: str, *, but: UUID | None = None) -> str:
-    """The name trimmed, if the customer can have it: 1 to 64 characters, unique without regard to case. Raises NotFree."""
+    """The name trimmed, if the customer can have it: 1 to 64 characters, unique without regard to case. Raises
+    NotFree.
+    """
     name = name.strip()
     if not name:
         raise NotFree(_("Give the snapshot a name, so that you find it again."), "")
@@ -281,7 +285,7 @@ def check_deliverable(volume: Volume, at: datetime | None = None) -> billing.Quo
     return quote
 
 
-# --- acts --------------------------------------------------------------------------------------------------------------
+# --- acts ------------------------------------------------------------------------------------------------------------
 
 
 def request_snapshot(
@@ -440,7 +444,9 @@ def rename_snapshot(*, snapshot: Snapshot, user: User, name: str) -> Snapshot:
 
 
 def request_deletion(*, snapshot: Snapshot, user: User) -> Snapshot:
-    """Accept the deletion: billing ends at this instant, storage follows. Asked again, it changes nothing. Raises NotNow."""
+    """Accept the deletion: billing ends at this instant, storage follows. Asked again, it changes nothing. Raises
+    NotNow.
+    """
     with transaction.atomic():
         lock_customer(snapshot.customer_id)
         snapshot = locked(snapshot)

@@ -1,8 +1,8 @@
 """What the worker does for each kind of operation.
 
-Each function asks the driver to bring about what the operation wants and then settles the outcome in one transaction. The
-driver's calls can be repeated, so an attempt need not know how far the one before came. No transaction is open while a
-driver works.
+Each function asks the driver to bring about what the operation wants and then settles the outcome in one transaction.
+The driver's calls can be repeated, so an attempt need not know how far the one before came. No transaction is open
+while a driver works.
 """
 
 import contextlib
@@ -29,7 +29,9 @@ logger = logging.getLogger(__name__)
 
 @task()
 def run_operation(operation_id: str) -> None:
-    """Carry out one operation if it is there to be had. Never raises for what storage does: the row says how it ended."""
+    """Carry out one operation if it is there to be had. Never raises for what storage does: the row says how it
+    ended.
+    """
     operation = operations.claim(operation_id)
     if operation is None:
         return
@@ -94,7 +96,7 @@ def snapshot_ref(disk: DiskImage) -> SnapshotRef:
     return SnapshotRef(uuid=disk.pk, backend_ref=disk.backend_ref)
 
 
-# --- capture -----------------------------------------------------------------------------------------------------------
+# --- capture ---------------------------------------------------------------------------------------------------------
 
 
 def capture(operation: Operation, lease: operations.Lease) -> None:
@@ -143,7 +145,7 @@ def settle_not_taken(snapshot: Snapshot, reason: str) -> None:
     Snapshot.objects.transition(snapshot.pk, [State.PENDING, State.CREATING], State.FAILED, error=reason)
 
 
-# --- restore -----------------------------------------------------------------------------------------------------------
+# --- restore ---------------------------------------------------------------------------------------------------------
 
 
 def restore(operation: Operation, lease: operations.Lease) -> None:
@@ -172,7 +174,7 @@ def settle_not_restored(operation: Operation, reason: str) -> None:
         settle_not_taken(operation.safety_snapshot, reason)
 
 
-# --- new volume --------------------------------------------------------------------------------------------------------
+# --- new volume ------------------------------------------------------------------------------------------------------
 
 
 def make_volume(operation: Operation, lease: operations.Lease) -> None:
@@ -193,11 +195,13 @@ def settle_no_volume(operation: Operation, now: datetime) -> None:
     Volume.objects.filter(pk=operation.volume_id).update(state=Volume.State.ERROR, deleted_at=now)
 
 
-# --- verify ------------------------------------------------------------------------------------------------------------
+# --- verify ----------------------------------------------------------------------------------------------------------
 
 
 def verify(operation: Operation, lease: operations.Lease) -> None:
-    """Read every disk again. Damage is a finding about the snapshot, so it is kept with the disk and fails the operation."""
+    """Read every disk again. Damage is a finding about the snapshot, so it is kept with the disk and fails the
+    operation.
+    """
     driver: Driver = get_driver(operation.snapshot.location)
     found = []
     for disk in operation.snapshot.disks.all():
@@ -218,7 +222,7 @@ def verify(operation: Operation, lease: operations.Lease) -> None:
     operations.finish(operation, state, settle, error="\n".join(damage))
 
 
-# --- delete ------------------------------------------------------------------------------------------------------------
+# --- delete ----------------------------------------------------------------------------------------------------------
 
 
 def delete(operation: Operation, lease: operations.Lease) -> None:

@@ -28,7 +28,9 @@ class LocationQuerySet(models.QuerySet["Location"]):
 
 
 class Location(models.Model):
-    """A data centre. `driver` names an entry of settings.STORAGE; `driver_options` are added to that entry's options."""
+    """A data centre. `driver` names an entry of settings.STORAGE; `driver_options` are added to that entry's
+    options.
+    """
 
     code = models.CharField(
         _("code"),
@@ -125,7 +127,9 @@ class VirtualMachine(models.Model):
 
 
 class Volume(models.Model):
-    """A disk. `size_gb` counts GiB, as disks are sold. A volume that is gone keeps its row: its snapshots point at it."""
+    """A disk. `size_gb` counts GiB, as disks are sold. A volume that is gone keeps its row: its snapshots point at
+    it.
+    """
 
     class State(models.TextChoices):
         CREATING = "creating", _("Creating")

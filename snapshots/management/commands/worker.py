@@ -8,7 +8,9 @@ from snapshots import operations
 
 class Worker(db_worker.Worker):
     def shutdown(self, signum: int, frame: FrameType | None) -> None:
-        """A first signal hands the running operation back at its next heartbeat, or lets it end if that comes sooner."""
+        """A first signal hands the running operation back at its next heartbeat, or lets it end if that comes
+        sooner.
+        """
         operations.stopping.set()
         super().shutdown(signum, frame)
 

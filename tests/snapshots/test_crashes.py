@@ -1,0 +1,246 @@
+"""A worker killed at every point of its work: after the next worker has been there, nothing is lost, doubled or left
+over.
+
+The worker is a forked process that carries out one operation and sends itself SIGKILL at its n-th step. Every SQL
+statement is a step before and after it runs, and so is everything it does to a file. The test walks n from 1 until
+the work survives.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from blake3 import blake3
+from django.db import connection, connections
+from django.utils import timezone
+
+from billing.models import UsageSegment
+from cng_portal.accounts.models import Membership
+from cng_portal.inventory.models import Volume
+from snapshots import operations, services
+from snapshots.models import Operation, Snapshot, State
+from snapshots.tasks import run_operation
+from tests.factories import MembershipFactory, VolumeFactory
+from tests.snapshots.disks import content, put_volume, sell_everywhere
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
+
+FILE_EVENTS = {
+    "open",
+    "os.rename",
+    "os.remove",
+    "os.mkdir",
+    "os.rmdir",
+    "os.chmod",
+    "os.truncate",
+    "os.link",
+    "fcntl.flock",
+    "fcntl.fcntl",
+    "fcntl.ioctl",
+    "shutil.rmtree",
+}
+MOST_STEPS = 400
+
+
+class Steps:
+    """Counts what the process does; kills it when the count is reached."""
+
+    def __init__(self, kill_at: int) -> None:
+        self.left = kill_at
+
+    def __call__(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_event(self, event: str, args: tuple) -> None:
+        if event in FILE_EVENTS and "site-packages" not in str(args[0]):
+            self()
+
+    def on_statement(self, execute: Callable, sql: str, params: object, many: bool, context: dict) -> object:
+        self()
+        result = execute(sql, params, many, context)
+        self()
+        return result
+
+
+def work_and_die(operation: Operation, kill_at: int) -> bool:
+    """Carry out the operation in a process of its own that dies at its n-th step; True when it got to the end alive."""
+    connections.close_all()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            steps = Steps(kill_at)
+            connection.ensure_connection()
+            sys.addaudithook(steps.on_event)
+            with connection.execute_wrapper(steps.on_statement):
+                run_operation.func(str(operation.pk))
+            os._exit(0)
+        finally:
+            os._exit(1)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert status in (0, -signal.SIGKILL)
+    return status == 0
+
+
+def let_the_next_worker_do_it() -> None:
+    """The lease of the dead runs out, the reconciler notices, another worker takes over."""
+    Operation.objects.active().filter(state=Operation.State.RUNNING).update(
+        lease_until=timezone.now() - timedelta(seconds=1)
+    )
+    operations.reconcile()
+    for operation in Operation.objects.active().order_by("created_at"):
+        run_operation.func(str(operation.pk))
+    assert not Operation.objects.active().exists()
+
+
+def files_below(root: Path) -> set[str]:
+    return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+def deaths(operation_factory: Callable[[int], Operation]) -> Iterator[tuple[Operation, bool]]:
+    """(operation, it was killed) for each step at which its worker can die, and once without dying."""
+    for kill_at in range(1, MOST_STEPS):
+        operation = operation_factory(kill_at)
+        survived = work_and_die(operation, kill_at)
+        let_the_next_worker_do_it()
+        operation.refresh_from_db()
+        yield operation, not survived
+        if survived:
+            assert kill_at > 10, "the steps were not counted"
+            return
+    raise AssertionError(f"still dying after {MOST_STEPS} steps")
+
+
+@pytest.fixture
+def member() -> Membership:
+    return MembershipFactory(project__customer__postpaid=True)
+
+
+@pytest.fixture
+def volume(member: Membership) -> Volume:
+    volume = VolumeFactory(project=member.project)
+    sell_everywhere()
+    return volume
+
+
+def test_a_capture_survives_the_death_of_its_worker_at_every_step(
+    storage_root: Path, member: Membership, volume: Volume
+) -> None:
+    image = put_volume(storage_root, volume, content(b"before"))
+    expected = {str(image.relative_to(storage_root))}
+
+    def ask(number: int) -> Operation:
+        snapshot = services.request_snapshot(volume=volume, name=f"snapshot {number}", user=member.user)
+        return snapshot.operations.get()
+
+    for operation, killed in deaths(ask):
+        snapshot = Snapshot.objects.get(pk=operation.snapshot_id)
+        assert (snapshot.state, operation.state) == (State.READY, Operation.State.SUCCEEDED)
+        assert operation.attempt in ((1, 2) if killed else (1,))
+        folder = storage_root / snapshot.location_id / "snapshots" / str(snapshot.pk)
+        disk = snapshot.disks.get()
+        assert disk.checksum == blake3(image.read_bytes()).hexdigest()
+        assert (folder / "disk.img").read_bytes() == image.read_bytes()
+        segment = UsageSegment.objects.get(resource_id=snapshot.pk)
+        assert (segment.started_at, segment.ended_at) == (snapshot.ready_at, None)
+        expected |= {str((folder / name).relative_to(storage_root)) for name in ("disk.img", "manifest.json")}
+        assert files_below(storage_root) == expected
+
+
+def test_a_restore_survives_the_death_of_its_worker_at_every_step(
+    storage_root: Path, member: Membership, volume: Volume
+) -> None:
+    image = put_volume(storage_root, volume, content(b"precious"))
+    snapshot = services.request_snapshot(volume=volume, name="precious", user=member.user)
+    let_the_next_worker_do_it()
+    ruined = content(b"ruined")
+
+    def ask(number: int) -> Operation:
+        put_volume(storage_root, volume, ruined)
+        snapshot.refresh_from_db()
+        return services.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
+
+    restores = 0
+    for operation, _killed in deaths(ask):
+        restores += 1
+        assert operation.state == Operation.State.SUCCEEDED
+        assert image.read_bytes() == content(b"precious")
+        safety = operation.safety_snapshot
+        assert safety.state == State.READY
+        kept = storage_root / volume.location_id / "snapshots" / str(safety.pk) / "disk.img"
+        assert kept.read_bytes() == ruined
+        assert UsageSegment.objects.filter(resource_id=safety.pk).count() == 1
+        # the volume, and two files for each snapshot: nothing half-made
+        assert len(files_below(storage_root)) == 1 + 2 * (1 + restores)
+
+
+def test_a_deletion_survives_the_death_of_its_worker_at_every_step(
+    storage_root: Path, member: Membership, volume: Volume
+) -> None:
+    image = put_volume(storage_root, volume, content(b"before"))
+
+    def ask(number: int) -> Operation:
+        snapshot = services.request_snapshot(volume=volume, name=f"snapshot {number}", user=member.user)
+        let_the_next_worker_do_it()
+        snapshot.refresh_from_db()
+        services.request_deletion(snapshot=snapshot, user=member.user)
+        return snapshot.operations.get(kind=Operation.Kind.DELETE)
+
+    for operation, _killed in deaths(ask):
+        snapshot = Snapshot.objects.get(pk=operation.snapshot_id)
+        assert (snapshot.state, operation.state) == (State.DELETED, Operation.State.SUCCEEDED)
+        assert UsageSegment.objects.get(resource_id=snapshot.pk).ended_at == snapshot.delete_requested_at
+        assert files_below(storage_root) == {str(image.relative_to(storage_root))}
+
+
+def test_a_new_volume_survives_the_death_of_its_worker_at_every_step(
+    storage_root: Path, member: Membership, volume: Volume
+) -> None:
+    put_volume(storage_root, volume, content(b"before"))
+    snapshot = services.request_snapshot(volume=volume, name="origin", user=member.user)
+    let_the_next_worker_do_it()
+    snapshot.refresh_from_db()
+
+    def ask(number: int) -> Operation:
+        return services.request_new_volume(
+            snapshot=snapshot, user=member.user, project=member.project, name=f"copy {number}", size_gb=1
+        )
+
+    copies = 0
+    for operation, _killed in deaths(ask):
+        copies += 1
+        made = Volume.objects.get(pk=operation.volume_id)
+        assert (made.state, made.deleted_at) == (Volume.State.AVAILABLE, None)
+        image = storage_root / made.location_id / "volumes" / f"{made.pk}.img"
+        assert image.read_bytes() == content(b"before")
+        assert len(files_below(storage_root)) == 1 + 2 + copies
+
+
+def test_work_whose_workers_all_die_fails_with_a_reason_and_leaves_nothing(
+    storage_root: Path, member: Membership, volume: Volume, settings: Any
+) -> None:
+    image = put_volume(storage_root, volume, content(b"before"))
+    snapshot = services.request_snapshot(volume=volume, name="unlucky", user=member.user)
+    operation = snapshot.operations.get()
+    for _attempt in range(settings.OPERATION_MAX_ATTEMPTS):
+        assert not work_and_die(operation, 40)
+        Operation.objects.filter(pk=operation.pk).update(lease_until=timezone.now() - timedelta(seconds=1))
+        operations.reconcile()
+    run_operation.func(str(operation.pk))
+    operation.refresh_from_db()
+    snapshot.refresh_from_db()
+    assert (snapshot.state, operation.state) == (State.FAILED, Operation.State.FAILED)
+    assert "stopped in the middle" in operation.error
+    assert not UsageSegment.objects.exists()
+    assert files_below(storage_root) == {str(image.relative_to(storage_root))}
+
+    services.retry(operation=operation, user=member.user)
+    let_the_next_worker_do_it()
+    snapshot.refresh_from_db()
+    assert snapshot.state == State.READY

@@ -1,0 +1,137 @@
+"""Twenty at once, on both databases: one wins, the others are told why."""
+
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+from threading import Barrier
+from typing import Any
+
+import pytest
+from django.db import connections
+from django.utils import timezone
+
+from billing import services as billing
+from cng_portal.accounts.models import Membership
+from cng_portal.inventory.models import Volume
+from snapshots import operations, services, wizard
+from snapshots.models import Operation, Snapshot, State
+from snapshots.tasks import run_operation
+from tests.factories import MembershipFactory, OperationFactory, VolumeFactory
+from tests.snapshots.disks import content, put_volume, sell_everywhere
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
+
+TAKERS = 20
+
+
+@pytest.fixture
+def member() -> Membership:
+    return MembershipFactory(project__customer__postpaid=True)
+
+
+@pytest.fixture
+def volume(storage_root: Path, member: Membership) -> Volume:
+    volume = VolumeFactory(project=member.project, size_gb=50)
+    sell_everywhere()
+    put_volume(storage_root, volume, content(b"bytes"))
+    return volume
+
+
+def all_at_once(act: Callable[[int], Any]) -> Counter:
+    """Call act(0) … act(19) at the same moment, each in a thread with its own connection; counts what came of it."""
+    barrier = Barrier(TAKERS)
+
+    def one(number: int) -> str:
+        try:
+            barrier.wait()
+            act(number)
+            return "done"
+        except services.Refusal as refusal:
+            return type(refusal).__name__
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(TAKERS) as pool:
+        return Counter(pool.map(one, range(TAKERS)))
+
+
+def test_twenty_submits_of_one_draft_make_one_snapshot(member: Membership, volume: Volume) -> None:
+    draft = wizard.start(member.user, volume=volume)
+    made = set()
+
+    def submit(number: int) -> None:
+        snapshot = services.request_snapshot(volume=volume, name="same draft", user=member.user, draft=draft)
+        made.add(snapshot.pk)
+
+    assert all_at_once(submit) == {"done": TAKERS}
+    assert made == {Snapshot.objects.get().pk}
+    assert Operation.objects.count() == 1
+
+
+def test_of_twenty_equal_names_one_is_taken(member: Membership, volume: Volume) -> None:
+    names = ["Nightly", "nightly", "NIGHTLY", " nightly "] * 5
+    outcome = all_at_once(lambda number: services.request_snapshot(volume=volume, name=names[number], user=member.user))
+    assert outcome == {"done": 1, "NotFree": TAKERS - 1}
+    assert Snapshot.objects.count() == 1
+
+
+@pytest.mark.parametrize(
+    ("owner", "quota"),
+    [("customer", {"snapshot_quota": 1}), ("customer", {"snapshot_gb_quota": 99}), ("project", {"snapshot_quota": 1})],
+)
+def test_a_quota_of_one_has_one_taker(member: Membership, volume: Volume, owner: str, quota: dict[str, int]) -> None:
+    limited = member.project.customer if owner == "customer" else member.project
+    type(limited).objects.filter(pk=limited.pk).update(**quota)
+    outcome = all_at_once(
+        lambda number: services.request_snapshot(volume=volume, name=f"taker {number}", user=member.user)
+    )
+    assert outcome == {"done": 1, "QuotaFull": TAKERS - 1}
+
+
+def test_credit_for_one_hour_of_one_snapshot_has_one_taker(member: Membership, volume: Volume) -> None:
+    customer = member.project.customer
+    type(customer).objects.filter(pk=customer.pk).update(billing_type="prepaid")
+    customer.refresh_from_db()
+    billing.buy_credits(customer=customer, amount_micro=39_000_000, reason="test", by=None, key="one hour is K 20")
+    outcome = all_at_once(
+        lambda number: services.request_snapshot(volume=volume, name=f"taker {number}", user=member.user)
+    )
+    assert outcome == {"done": 1, "NoCredit": TAKERS - 1}
+
+
+def test_of_twenty_workers_one_carries_out_an_operation(member: Membership, volume: Volume) -> None:
+    snapshot = services.request_snapshot(volume=volume, name="once", user=member.user)
+    operation = snapshot.operations.get()
+    assert all_at_once(lambda number: run_operation.func(str(operation.pk))) == {"done": TAKERS}
+    operation.refresh_from_db()
+    snapshot.refresh_from_db()
+    assert (operation.attempt, operation.state, snapshot.state) == (1, Operation.State.SUCCEEDED, State.READY)
+
+
+def test_of_twenty_reconcilers_one_wakes_a_forgotten_operation() -> None:
+    forgotten = OperationFactory(running=True, lease_until=timezone.now() - timedelta(seconds=1))
+    woken = []
+    all_at_once(lambda number: woken.append(operations.reconcile()))
+    assert sum(woken) == 1
+    forgotten.refresh_from_db()
+    assert forgotten.state == Operation.State.PENDING
+
+
+def test_a_snapshot_that_is_deleted_and_restored_at_once_does_one_of_them(
+    storage_root: Path, member: Membership, volume: Volume
+) -> None:
+    snapshot = services.request_snapshot(volume=volume, name="wanted by two", user=member.user)
+    run_operation.func(str(snapshot.operations.get().pk))
+
+    def act(number: int) -> None:
+        if number % 2:
+            services.request_deletion(snapshot=snapshot, user=member.user)
+        else:
+            services.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
+
+    all_at_once(act)
+    snapshot.refresh_from_db()
+    restores = Operation.objects.filter(kind=Operation.Kind.RESTORE).count()
+    assert (snapshot.state, restores) in [(State.DELETING, 0), (State.READY, 1)]
