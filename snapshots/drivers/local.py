@@ -1,0 +1,556 @@
+"""Disk images as files of one machine.
+
+Below `<root>/<location code>/`, with uuids as names:
+
+    volumes/<volume>.img                 writable, sparse
+    snapshots/<snapshot>/disk.img        read-only
+    snapshots/<snapshot>/manifest.json   see Manifest
+    .lock                                one byte of it for each thing that is being worked on
+
+What is being built or removed has a hidden name: `.<uuid>.new`, `.<uuid>.old`. A rename, after everything below it is
+on the medium, makes it visible or invisible at once. Whoever holds the lock of a uuid may remove its hidden files,
+because their maker is dead.
+
+Several disks captured together are decided by the first of their renames: from then on the others count as captured
+too, and whoever meets them next renames what a dead process did not come to (`_settle`).
+"""
+
+import errno
+import json
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields, replace
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from uuid import UUID, uuid4
+
+from django.utils.translation import gettext as _
+
+from .base import (
+    GIB,
+    Busy,
+    Consistency,
+    Corrupt,
+    Driver,
+    Heartbeat,
+    NoSpace,
+    NotFound,
+    Refused,
+    SnapshotInfo,
+    SnapshotRef,
+    StorageError,
+    Unavailable,
+    VolumeRef,
+    no_heartbeat,
+)
+from .copying import Progress, bypass_page_cache, clone_file, copy_data, fill_image, sync_folder, write_file
+from .locking import Locked, find_lock_holder, hold_names, lock_image
+
+FORMAT = 1
+FOLDER_MODE, VOLUME_MODE, SNAPSHOT_MODE = 0o750, 0o640, 0o440
+FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What is kept beside a snapshot's bytes. Dates are ISO 8601 in UTC."""
+
+    format: int = FORMAT
+    snapshot_uuid: str
+    volume_uuid: str
+    volume_name: str
+    size_bytes: int
+    allocated_bytes: int  # shared blocks of a clone are counted in full
+    blake3: str | None
+    captured_at: str
+    method: str  # "clone" or "copy"
+    verified_at: str | None = None
+    capture: str  # the same for all that one call captured
+    group: list[str]  # the snapshots that one call captured
+
+    @classmethod
+    def parse(cls, text: str) -> "Manifest":
+        """Raises ValueError for anything that `dump` did not write."""
+        content = json.loads(text)
+        try:
+            manifest = cls(**content)
+            captured_at = datetime.fromisoformat(manifest.captured_at)
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+        if manifest.format != FORMAT or captured_at.tzinfo is None or not isinstance(manifest.size_bytes, int):
+            raise ValueError("unknown format")
+        return manifest
+
+    def dump(self) -> str:
+        return json.dumps({field.name: getattr(self, field.name) for field in fields(self)}, indent=2) + "\n"
+
+    def as_info(self) -> SnapshotInfo:
+        return SnapshotInfo(
+            uuid=UUID(self.snapshot_uuid),
+            backend_ref="",
+            size_bytes=self.size_bytes,
+            allocated_bytes=self.allocated_bytes,
+            checksum=self.blake3 or "",
+            captured_at=datetime.fromisoformat(self.captured_at),
+        )
+
+
+class LocalDriver(Driver):
+    """Files below `root`: clones where the file system shares blocks (XFS, Btrfs), else copies that keep holes."""
+
+    consistency = Consistency.INSTANT
+    reads_bytes = True
+
+    def __init__(self, *, location: str, root: str) -> None:
+        if not re.fullmatch(r"[A-Z0-9][A-Z0-9-]{0,31}", location):
+            raise ValueError(f"{location!r} is no location code.")
+        self.location = location
+        self.folder = Path(root).absolute() / location
+        self.volumes = self.folder / "volumes"
+        self.snapshots = self.folder / "snapshots"
+
+    # Volumes
+
+    def create_volume(self, volume: VolumeRef) -> str:
+        with self._working(exclusive=[volume]):
+            if not self._has_volume(volume):
+                with self._new_image(volume, VOLUME_MODE) as target:
+                    os.ftruncate(target, volume.size_gb * GIB)
+                    os.fsync(target)
+        return ""
+
+    def create_volume_from_snapshot(
+        self, snapshot: SnapshotRef, volume: VolumeRef, heartbeat: Heartbeat = no_heartbeat
+    ) -> str:
+        with self._working(exclusive=[volume], shared=[snapshot]):
+            if self._has_volume(volume):
+                return ""
+            manifest = self._get_manifest(snapshot.uuid)
+            self._check_size(manifest, volume, volume.size_gb * GIB)
+            with self._open(self._disk_path(snapshot.uuid)) as source:
+                self._check_space([source])
+                with self._new_image(volume, VOLUME_MODE) as target:
+                    self._fill(source, target, volume.size_gb * GIB, heartbeat)
+        return ""
+
+    def revert_volume(self, volume: VolumeRef, snapshot: SnapshotRef, heartbeat: Heartbeat = no_heartbeat) -> None:
+        with self._working(exclusive=[volume], shared=[snapshot]), self._open_volume(volume, writing=True) as current:
+            before = os.fstat(current)
+            manifest = self._get_manifest(snapshot.uuid)
+            self._check_size(manifest, volume, before.st_size)
+            with self._open(self._disk_path(snapshot.uuid)) as source:
+                self._check_space([source])
+                with self._new_image(volume, before.st_mode & 0o7777) as target:
+                    if (before.st_uid, before.st_gid) != (os.geteuid(), os.getegid()):
+                        os.fchown(target, before.st_uid, before.st_gid)
+                    self._fill(source, target, before.st_size, heartbeat)
+
+    # Snapshots
+
+    def create_snapshots(
+        self, disks: Sequence[tuple[SnapshotRef, VolumeRef]], heartbeat: Heartbeat = no_heartbeat
+    ) -> list[SnapshotInfo]:
+        snapshots, volumes = [snapshot for snapshot, _volume in disks], [volume for _snapshot, volume in disks]
+        with self._working(exclusive=snapshots, shared=volumes):
+            manifests = {snapshot.uuid: self._find_manifest(snapshot.uuid) for snapshot in snapshots}
+            missing = {snapshot.uuid: volume for snapshot, volume in disks if not manifests[snapshot.uuid]}
+            if missing:
+                self._capture(missing, heartbeat)
+            return [self._get_manifest(snapshot.uuid).as_info() for snapshot in snapshots]
+
+    def find_snapshot(self, snapshot: SnapshotRef) -> SnapshotInfo | None:
+        with self._contract_errors():
+            manifest = self._find_manifest(snapshot.uuid)
+            return manifest.as_info() if manifest else None
+
+    def verify_snapshot(self, snapshot: SnapshotRef, heartbeat: Heartbeat = no_heartbeat) -> SnapshotInfo:
+        with self._working(shared=[snapshot], verifying=[snapshot]):
+            manifest = self._get_manifest(snapshot.uuid)
+            with self._open(self._disk_path(snapshot.uuid)) as disk:
+                bypass_page_cache(disk)
+                progress = Progress(heartbeat, manifest.size_bytes)
+                checksum = copy_data(disk, None, manifest.size_bytes, progress, checksum=True)
+                progress.beat()
+            if manifest.blake3 and manifest.blake3 != checksum:
+                raise Corrupt(
+                    _(
+                        "The snapshot's bytes are not the ones that were captured: its checksum does not match. "
+                        "Do not rely on it; take a new snapshot and contact support."
+                    )
+                )
+            manifest = replace(manifest, blake3=checksum, verified_at=datetime.now(UTC).isoformat())
+            folder = self._snapshot_path(snapshot.uuid)
+            write_file(folder / ".manifest.json.new", manifest.dump())
+            os.replace(folder / ".manifest.json.new", folder / "manifest.json")
+            sync_folder(folder)
+            return manifest.as_info()
+
+    def delete_snapshot(self, snapshot: SnapshotRef) -> None:
+        with self._working(exclusive=[snapshot]):
+            self._settle(snapshot.uuid)
+            path = self._snapshot_path(snapshot.uuid)
+            self._clear(snapshot.uuid)
+            if path.exists():
+                for other in self._read_group(path):
+                    self._settle(other)  # with this one gone nobody could tell any more that they were captured
+                path.rename(self._hidden_path(self.snapshots, snapshot.uuid, "old"))
+                sync_folder(self.snapshots)
+                self._clear(snapshot.uuid)
+
+    # Room and health
+
+    def bytes_needed(self, volumes: Sequence[VolumeRef]) -> int:
+        with self._contract_errors():
+            try:
+                allocated = [self._volume_path(volume.uuid).stat().st_blocks * 512 for volume in volumes]
+            except FileNotFoundError as error:
+                missing = next(volume for volume in volumes if not self._volume_path(volume.uuid).exists())
+                raise self._no_volume(missing) from error
+            return 0 if self._can_clone else sum(allocated)
+
+    def free_bytes(self) -> int:
+        with self._contract_errors():
+            self._make_folders()
+            usage = os.statvfs(self.folder)
+            return usage.f_bavail * usage.f_frsize
+
+    def check_health(self) -> None:
+        with self._contract_errors():
+            self._make_folders()
+            with tempfile.TemporaryFile(dir=self.folder) as probe:
+                probe.write(bytes(4096))
+                probe.flush()
+                os.fsync(probe.fileno())
+
+    def remove_leftovers(self) -> None:
+        """Remove what dead processes left half-made and nobody will ask for again; what is being worked on stays."""
+        with self._contract_errors():
+            self._make_folders()
+            for path in (*self.volumes.glob(".*"), *self.snapshots.glob(".*")):
+                if not (match := re.fullmatch(r"\.([0-9a-f-]{36})\.(new|old)", path.name)):
+                    continue
+                uuid, kind = UUID(match[1]), "volume" if path.parent == self.volumes else "snapshot"
+                try:
+                    with hold_names(self.folder / ".lock", exclusive=[f"{kind}:{uuid}"]):
+                        if kind == "volume":
+                            path.unlink(missing_ok=True)
+                        else:
+                            self._settle(uuid)
+                            self._clear(uuid)
+                except Locked:
+                    continue
+
+    # Capturing
+
+    def _capture(self, volumes: dict[UUID, VolumeRef], heartbeat: Heartbeat) -> None:
+        """Capture {snapshot uuid: volume}, whose locks are held: all of them, or none."""
+        with ExitStack() as stack:
+            sources = {
+                uuid: stack.enter_context(self._open_volume(volume, writing=False)) for uuid, volume in volumes.items()
+            }
+            for uuid in volumes:
+                self._clear(uuid)
+            self._check_space(list(sources.values()))
+            progress = Progress(heartbeat, sum(os.fstat(source).st_size for source in sources.values()))
+            captured_at, capture = datetime.now(UTC).isoformat(), str(uuid4())
+            try:
+                for uuid, volume in volumes.items():
+                    folder = self._hidden_path(self.snapshots, uuid, "new")
+                    folder.mkdir(FOLDER_MODE)
+                    size = os.fstat(sources[uuid]).st_size
+                    with self._create(folder / "disk.img", SNAPSHOT_MODE) as target:
+                        method, checksum = fill_image(
+                            sources[uuid], target, size, progress, cloning=self._can_clone, checksum=True
+                        )
+                        allocated = os.fstat(target).st_blocks * 512
+                    manifest = Manifest(
+                        snapshot_uuid=str(uuid),
+                        volume_uuid=str(volume.uuid),
+                        volume_name=volume.name,
+                        size_bytes=size,
+                        allocated_bytes=allocated,
+                        blake3=checksum or None,
+                        captured_at=captured_at,
+                        method=method,
+                        capture=capture,
+                        group=[str(member) for member in volumes],
+                    )
+                    write_file(folder / "manifest.json", manifest.dump())
+                    sync_folder(folder)
+                sync_folder(self.snapshots)
+                progress.beat()
+            except BaseException:
+                for uuid in volumes:
+                    self._clear(uuid)
+                raise
+            # The first rename decides. Should a later one fail, the next call finishes what is left.
+            for uuid in volumes:
+                self._publish(uuid)
+            sync_folder(self.snapshots)
+
+    def _publish(self, uuid: UUID) -> None:
+        path = self._snapshot_path(uuid)
+        try:
+            self._hidden_path(self.snapshots, uuid, "new").rename(path)
+        except FileNotFoundError:
+            if not path.exists():  # else another process was first to settle it
+                raise
+
+    def _settle(self, uuid: UUID) -> None:
+        """Make a snapshot visible whose group is captured, but whose maker died before it came to this rename."""
+        try:
+            manifest = Manifest.parse((self._hidden_path(self.snapshots, uuid, "new") / "manifest.json").read_text())
+        except (FileNotFoundError, ValueError):
+            return
+        for member in manifest.group:
+            try:
+                other = Manifest.parse((self._snapshot_path(UUID(member)) / "manifest.json").read_text())
+            except (FileNotFoundError, ValueError):
+                continue
+            if other.capture == manifest.capture and UUID(member) != uuid:
+                self._publish(uuid)
+                sync_folder(self.snapshots)
+                return
+
+    def _read_group(self, path: Path) -> list[UUID]:
+        try:
+            return [UUID(member) for member in Manifest.parse((path / "manifest.json").read_text()).group]
+        except (FileNotFoundError, ValueError):
+            return []
+
+    def _find_manifest(self, uuid: UUID) -> Manifest | None:
+        """None when the snapshot is not there or not complete. Raises Corrupt when its manifest or disk is damaged."""
+        self._settle(uuid)
+        path = self._snapshot_path(uuid)
+        try:
+            manifest = Manifest.parse((path / "manifest.json").read_text())
+            size = self._disk_path(uuid).stat().st_size
+        except FileNotFoundError as error:
+            if not path.exists():
+                return None
+            raise Corrupt(_("A part of the snapshot is missing, so it cannot be used. Contact support.")) from error
+        except ValueError as error:
+            raise Corrupt(_("The snapshot's description is damaged, so it cannot be used. Contact support.")) from error
+        if manifest.snapshot_uuid != str(uuid) or manifest.size_bytes != size:
+            raise Corrupt(
+                _("The snapshot does not have the size that was captured. Do not rely on it; contact support.")
+            )
+        return manifest
+
+    def _get_manifest(self, uuid: UUID) -> Manifest:
+        manifest = self._find_manifest(uuid)
+        if not manifest:
+            raise NotFound(_("The snapshot is not in the storage of %(location)s.") % {"location": self.location})
+        return manifest
+
+    # Images
+
+    def _has_volume(self, volume: VolumeRef) -> bool:
+        """Whether it is there with this size. Raises Refused when it has another."""
+        if volume.size_gb < 1:
+            raise Refused(_("A volume has at least 1 GB. Choose a larger size."))
+        try:
+            size = self._volume_path(volume.uuid).stat().st_size
+        except FileNotFoundError:
+            return False
+        if size != volume.size_gb * GIB:
+            raise Refused(
+                _("The volume “%(name)s” exists already with another size, so it was left as it is.")
+                % {"name": volume.name}
+            )
+        return True
+
+    def _check_size(self, manifest: Manifest, volume: VolumeRef, size: int) -> None:
+        if size < manifest.size_bytes:
+            raise Refused(
+                _("The volume “%(name)s” would be smaller than the snapshot. Choose a size of %(size)s GB or more.")
+                % {"name": volume.name, "size": -(-manifest.size_bytes // GIB)}
+            )
+
+    def _fill(self, source: int, target: int, size: int, heartbeat: Heartbeat) -> None:
+        progress = Progress(heartbeat, os.fstat(source).st_size)
+        fill_image(source, target, size, progress, cloning=self._can_clone, checksum=False)
+        progress.beat()
+
+    @contextmanager
+    def _new_image(self, volume: VolumeRef, mode: int) -> Iterator[int]:
+        """A new file that takes the place of the volume's image when the block ends, and vanishes when it fails.
+
+        The block makes the content durable. The volume's lock is held.
+        """
+        path = self._hidden_path(self.volumes, volume.uuid, "new")
+        path.unlink(missing_ok=True)  # of a dead process
+        try:
+            with self._create(path, mode) as target:
+                yield target
+            path.replace(self._volume_path(volume.uuid))
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        sync_folder(self.volumes)
+
+    @contextmanager
+    def _create(self, path: Path, mode: int) -> Iterator[int]:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
+        try:
+            os.fchmod(file, mode)  # whatever the umask is
+            yield file
+        finally:
+            os.close(file)
+
+    @contextmanager
+    def _open(self, path: Path) -> Iterator[int]:
+        file = os.open(path, os.O_RDONLY)
+        try:
+            yield file
+        finally:
+            os.close(file)
+
+    @contextmanager
+    def _open_volume(self, volume: VolumeRef, *, writing: bool) -> Iterator[int]:
+        """The volume's image, open for reading and locked against other programs. The volume's lock is held."""
+        with ExitStack() as stack:
+            try:
+                file = stack.enter_context(self._open(self._volume_path(volume.uuid)))
+            except FileNotFoundError as error:
+                raise self._no_volume(volume) from error
+            try:
+                lock_image(file, writing=writing)
+            except Locked as error:
+                holder = find_lock_holder(file)
+                raise Busy(
+                    _("The volume “%(name)s” is in use by %(program)s (process %(pid)s). Stop it, then try again.")
+                    % {"name": volume.name, "program": holder[0], "pid": holder[1]}
+                    if holder
+                    else _("The volume “%(name)s” is in use by another program. Stop what uses it, then try again.")
+                    % {"name": volume.name}
+                ) from error
+            yield file
+
+    def _clear(self, uuid: UUID) -> None:
+        """Remove the hidden folders of a snapshot whose lock is held: their maker is dead or gave up."""
+        for suffix in "new", "old":
+            path = self._hidden_path(self.snapshots, uuid, suffix)
+            if path.exists():
+                shutil.rmtree(path)
+
+    # Paths
+
+    def _volume_path(self, uuid: UUID) -> Path:
+        return self.volumes / f"{checked(uuid)}.img"
+
+    def _snapshot_path(self, uuid: UUID) -> Path:
+        return self.snapshots / str(checked(uuid))
+
+    def _disk_path(self, uuid: UUID) -> Path:
+        return self._snapshot_path(uuid) / "disk.img"
+
+    def _hidden_path(self, folder: Path, uuid: UUID, suffix: str) -> Path:
+        return folder / f".{checked(uuid)}.{suffix}"
+
+    def _make_folders(self) -> None:
+        for folder in self.volumes, self.snapshots:
+            folder.mkdir(FOLDER_MODE, parents=True, exist_ok=True)
+
+    # Room, locks, errors
+
+    @cached_property
+    def _can_clone(self) -> bool:
+        """Whether files of this file system can share blocks: tried once, with a file that has no name."""
+        self._make_folders()
+        with tempfile.TemporaryFile(dir=self.folder) as source, tempfile.TemporaryFile(dir=self.folder) as target:
+            source.write(bytes(4096))
+            source.flush()
+            return clone_file(source.fileno(), target.fileno())
+
+    def _check_space(self, sources: Sequence[int]) -> None:
+        """Raises NoSpace unless there is room for copies of these files, which clones do not need."""
+        if self._can_clone:
+            return
+        needed = sum(os.fstat(source).st_blocks * 512 for source in sources)
+        needed += needed // 100 + 1024**2  # for the file system's own records
+        free = self.free_bytes()
+        if needed > free:
+            raise NoSpace(
+                _(
+                    "The storage of %(location)s does not have the room: this needs %(needed).1f GB and %(free).1f GB "
+                    "are free. Delete snapshots that you do not need, or contact support."
+                )
+                % {
+                    "location": self.location,
+                    "needed": math.ceil(needed / GIB * 10) / 10,
+                    "free": math.floor(free / GIB * 10) / 10,
+                }
+            )
+
+    @contextmanager
+    def _working(
+        self,
+        *,
+        exclusive: Sequence[VolumeRef | SnapshotRef] = (),
+        shared: Sequence[VolumeRef | SnapshotRef] = (),
+        verifying: Sequence[SnapshotRef] = (),
+    ) -> Iterator[None]:
+        """Hold the locks of these things, raising Busy when one is taken; failures come out as contract errors."""
+        with self._contract_errors():
+            self._make_folders()
+            names = {lock_name(thing): thing for thing in (*exclusive, *shared)}
+            try:
+                with hold_names(
+                    self.folder / ".lock",
+                    exclusive=[*map(lock_name, exclusive), *(f"verify:{snapshot.uuid}" for snapshot in verifying)],
+                    shared=map(lock_name, shared),
+                ):
+                    yield
+            except Locked as error:
+                thing = names.get(error.name)
+                raise Busy(
+                    _("The volume “%(name)s” is being captured or written right now. Try again when that is done.")
+                    % {"name": thing.name}
+                    if isinstance(thing, VolumeRef)
+                    else _("Something else is being done with this snapshot right now. Try again when that is done.")
+                ) from error
+
+    @contextmanager
+    def _contract_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise self._describe(error) from error
+
+    def _describe(self, error: OSError) -> StorageError:
+        if error.errno in FULL:
+            return NoSpace(
+                _(
+                    "The storage of %(location)s became full while this was written, so nothing of it was kept. "
+                    "Delete snapshots that you do not need, or contact support."
+                )
+                % {"location": self.location}
+            )
+        return Unavailable(
+            _("The storage of %(location)s failed: %(reason)s. Try again later; if it stays so, contact support.")
+            % {"location": self.location, "reason": os.strerror(error.errno) if error.errno else type(error).__name__}
+        )
+
+    def _no_volume(self, volume: VolumeRef) -> NotFound:
+        return NotFound(
+            _("The disk of the volume “%(name)s” is not in the storage of %(location)s. Contact support.")
+            % {"name": volume.name, "location": self.location}
+        )
+
+
+def checked(uuid: UUID) -> UUID:
+    """Paths are made of uuids alone; anything else is a mistake of the caller."""
+    if not isinstance(uuid, UUID):
+        raise TypeError(f"{uuid!r} is no UUID")
+    return uuid
+
+
+def lock_name(thing: VolumeRef | SnapshotRef) -> str:
+    return f"{'volume' if isinstance(thing, VolumeRef) else 'snapshot'}:{thing.uuid}"
