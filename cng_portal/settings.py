@@ -36,7 +36,7 @@ def read(name: str, cast: Callable[[str], Value], default: Value, *, secret: boo
         return default
     try:
         return cast(text)
-    except (ValueError, ImproperlyConfigured) as error:
+    except ValueError as error:
         given = name if secret else f"{name}={text}"
         raise ImproperlyConfigured(f"{given} cannot be used: {error}") from None
 
@@ -97,11 +97,21 @@ def folder(text: str) -> Path:
 def database(text: str) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns about what is refused below
-        config = env.db_url_config(text)
+        try:
+            config = env.db_url_config(text)
+        except ValueError:
+            config = {}
     engine = config.get("ENGINE", "").rpartition(".")[2]
     if engine not in ("sqlite3", "postgresql") or config["NAME"] in ("", ":memory:"):
         raise ValueError("give sqlite:////path/to/file or postgres://user:password@host:5432/name.")
     return config
+
+
+def email(text: str) -> dict[str, Any]:
+    try:
+        return env.email_url_config(text)
+    except (ValueError, ImproperlyConfigured):  # their messages repeat the value
+        raise ValueError("give smtp+tls://user:password@host:587 or consolemail://.") from None
 
 
 def storage(text: str) -> dict[str, dict[str, Any]]:
@@ -254,7 +264,7 @@ ACCOUNT_SIGNUP_FIELDS = ["email*", "password1*", "password2*"]
 ACCOUNT_EMAIL_VERIFICATION = "none"
 ACCOUNT_SESSION_REMEMBER = True
 ACCOUNT_LOGOUT_REDIRECT_URL = reverse_lazy("account_login")
-EMAIL_CONFIG = read("EMAIL_URL", env.email_url_config, {}, secret=True) or env.email_url_config("consolemail://")
+EMAIL_CONFIG = read("EMAIL_URL", email, {}, secret=True) or email("consolemail://")
 vars().update(EMAIL_CONFIG)
 DEFAULT_FROM_EMAIL = read("DEFAULT_FROM_EMAIL", str, "portal@localhost")
 

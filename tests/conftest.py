@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    django_settings.DATABASES  # noqa: B018  loads the settings, after which pytest-django sets Django up
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         shutil.rmtree(os.environ["DATA_DIR"], ignore_errors=True)

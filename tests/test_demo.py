@@ -1,0 +1,113 @@
+import shutil
+import subprocess
+from decimal import Decimal
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from django.core.management import call_command
+from django.utils import timezone
+
+from billing import services as billing
+from billing.models import ServiceKind
+from billing.money import to_micro
+from cng_portal.accounts.models import BillingType, Customer, Project, User
+from cng_portal.inventory.models import Location, VirtualMachine, Volume
+from snapshots.drivers.base import GIB
+from snapshots.management.commands.demo import PASSWORD, SIGN_INS, find_mkfs
+
+E2FSCK = shutil.which("e2fsck", path="/usr/sbin:/sbin:/usr/bin:/bin")
+pytestmark = pytest.mark.django_db
+
+
+def demo() -> str:
+    output = StringIO()
+    call_command("demo", stdout=output)
+    return output.getvalue()
+
+
+def image_of(volume: Volume, storage_root: Path) -> Path:
+    return storage_root / volume.location_id / "volumes" / f"{volume.pk}.img"
+
+
+def test_the_demo_has_what_the_readme_promises(storage_root: Path) -> None:
+    demo()
+
+    assert all(User.objects.get(email=email).check_password(PASSWORD) for email in SIGN_INS)
+    assert User.objects.get(email="admin@example.com").is_superuser
+    places = Location.objects.values_list("code", "city", "country", "region")
+    assert list(places) == [
+        ("1CNG-MDY-AZ01", "Mandalay", "MM", "asia"),
+        ("1CNG-SIN-AZ01", "Singapore", "SG", "southeast-asia"),
+        ("1CNG-YGN-AZ01", "Yangon", "MM", "asia"),
+    ]
+    prepaid = User.objects.get(email="customer@example.com").customer
+    assert prepaid.crn == "#001039"
+    assert prepaid.billing_type == BillingType.PREPAID
+    assert billing.balance(customer=prepaid, at=timezone.now()) == to_micro(Decimal(100_000))
+    assert set(prepaid.projects.values_list("name", flat=True)) == {"Default", "Software", "Test"}
+    assert User.objects.get(email="other@example.com").customer.billing_type == BillingType.POSTPAID
+    rates = billing.rates_at(kind=ServiceKind.BS_SNAPSHOT, at=timezone.now())
+    assert rates["1CNG-YGN-AZ01"] == to_micro(Decimal("0.4"))
+    assert set(rates) == {"1CNG-MDY-AZ01", "1CNG-SIN-AZ01", "1CNG-YGN-AZ01"}
+
+
+def test_only_the_promised_people_can_sign_in(storage_root: Path) -> None:
+    demo()
+
+    able = {user.email for user in User.objects.all() if user.has_usable_password()}
+    assert able == set(SIGN_INS)
+
+
+def test_each_customer_sees_only_their_own(storage_root: Path) -> None:
+    demo()
+
+    customer, other = (User.objects.get(email=email) for email in SIGN_INS[:2])
+    for model in (Project, VirtualMachine, Volume):
+        seen = [set(model.objects.visible_to(user).values_list("pk", flat=True)) for user in (customer, other)]
+        assert all(seen)
+        assert not seen[0] & seen[1]
+
+
+def test_volumes_are_sparse_files_of_their_size(storage_root: Path) -> None:
+    demo()
+
+    volumes = Volume.objects.all()
+    assert 10 <= len(volumes) <= 15
+    assert {volume.vm is None for volume in volumes} == {True, False}
+    assert min(volume.size_gb for volume in volumes) == 1
+    assert max(volume.size_gb for volume in volumes) == 50
+    images = [image_of(volume, storage_root).stat() for volume in volumes]
+    assert [image.st_size for image in images] == [volume.size_gb * GIB for volume in volumes]
+    assert sum(image.st_blocks * 512 for image in images) < 200 * 1024**2
+
+
+@pytest.mark.skipif(not (E2FSCK and find_mkfs()), reason="e2fsprogs is not installed")
+def test_volumes_hold_sound_file_systems_with_files_in_them(storage_root: Path) -> None:
+    demo()
+
+    for volume in Volume.objects.all():
+        image = image_of(volume, storage_root)
+        subprocess.run([E2FSCK, "-f", "-n", image], check=True, capture_output=True)
+        debugfs = Path(E2FSCK).with_name("debugfs")
+        text = subprocess.run([debugfs, "-R", "cat /README.txt", image], check=True, capture_output=True, text=True)
+        assert f"This is the disk {volume.name}." in text.stdout
+
+
+def test_without_mkfs_the_disks_hold_plain_files(storage_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("snapshots.management.commands.demo.find_mkfs", lambda: None)
+
+    assert "mkfs.ext4 is not installed" in demo()
+
+    volume = Volume.objects.get(name="scratch")
+    image = image_of(volume, storage_root)
+    assert image.stat().st_size == GIB
+    assert b"This is the disk scratch." in image.open("rb").read(64 * 1024)
+
+
+def test_the_demo_leaves_a_database_with_people_alone(storage_root: Path) -> None:
+    User.objects.create_user("someone@example.com")
+
+    assert demo() == ""
+    assert User.objects.count() == 1
+    assert not Customer.objects.exists()
