@@ -123,9 +123,7 @@ def settle_ready(snapshot: Snapshot, infos: list[SnapshotInfo], now: datetime) -
             verified_at=None,
             damage="",
         )
-    if not Snapshot.objects.transition(
-        snapshot.pk, [State.PENDING, State.CREATING], State.READY, ready_at=now, error=""
-    ):
+    if not Snapshot.objects.transition(snapshot.pk, [State.CREATING], State.READY, ready_at=now, error=""):
         raise operations.LeaseLost
     snapshot.refresh_from_db()
     billing.open_segment(
