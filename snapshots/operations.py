@@ -19,13 +19,14 @@ from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from .drivers.base import Interrupted
-from .models import Operation
+from .models import Draft, Operation
 
 logger = logging.getLogger(__name__)
 
 # A pending operation that nobody took for this long gets another wake-up call.
 WAKE_AGAIN_AFTER = timedelta(seconds=60)
 PROGRESS_EVERY_SECONDS = 1.0
+KEEP_DRAFTS = timedelta(days=30)
 
 # Set by the worker's SIGTERM handler: the running operation is handed back at its next heartbeat.
 stopping = threading.Event()
@@ -193,3 +194,9 @@ def reconcile(*, now: datetime | None = None) -> int:
                 enqueue(operation)
                 woken += 1
     return woken
+
+
+def forget_old_drafts(*, now: datetime | None = None) -> int:
+    """Remove the drafts that nobody finished within 30 days. Returns how many."""
+    old = Draft.objects.filter(created_at__lt=(now or timezone.now()) - KEEP_DRAFTS, snapshot=None)
+    return old.delete()[0]

@@ -58,6 +58,16 @@ def with_last_snapshot(volumes: QuerySet[Volume]) -> QuerySet[Volume]:
     return volumes.annotate(last_snapshot_at=Max("snapshots__ready_at", filter=Q(snapshots__deleted_at=None)))
 
 
+class ChoiceField(forms.ModelChoiceField):
+    """A choice among rows; what is not even an id is as unknown as the id of something else."""
+
+    def to_python(self, value: Any) -> Any:
+        try:
+            return super().to_python(value)
+        except ValidationError as error:
+            raise ValidationError(self.error_messages["invalid_choice"], code="invalid_choice") from error
+
+
 class StepForm(forms.Form):
     """A form over one answer of a draft. `self.draft` and `self.user` are whose it is and who asks."""
 
@@ -67,7 +77,7 @@ class StepForm(forms.Form):
 
 
 class LocationForm(StepForm):
-    location = forms.ModelChoiceField(
+    location = ChoiceField(
         Location.objects.active(),
         error_messages={
             "required": _("Choose a location."),
@@ -92,7 +102,7 @@ class LocationForm(StepForm):
 
 
 class ProjectForm(StepForm):
-    project = forms.ModelChoiceField(
+    project = ChoiceField(
         Project.objects.none(),
         error_messages={
             "required": _("Choose a project."),
@@ -115,7 +125,7 @@ class ProjectForm(StepForm):
 
 
 class VolumeForm(StepForm):
-    volume = forms.ModelChoiceField(
+    volume = ChoiceField(
         Volume.objects.none(),
         error_messages={
             "required": _("Choose a volume."),

@@ -127,8 +127,12 @@ def review(request: HttpRequest, draft: Draft) -> HttpResponse:
 
 def show(request: HttpRequest, template: str, draft: Draft, slug: str, context: dict[str, Any]) -> HttpResponse:
     saved = not draft._state.adding
+    heading = context["step"].heading if "step" in context else wizard.REVIEW_HEADING
+    in_error = context["form"].errors or "problem" in context
     context |= {
         "draft": draft,
+        "heading": heading,
+        "title": _("Error: %(heading)s") % {"heading": heading} if in_error else heading,
         "action": wizard.url(draft, slug) if saved else reverse("snapshots:new"),
         "steps": wizard.progress(draft, slug),
         "back": wizard.url(draft, wizard.previous_slug(slug)) if slug != "location" else None,

@@ -235,8 +235,11 @@ def test_volumes_are_searched_by_name_and_machine(client: Client, member: Member
     assert "No volume matches “&lt;nothing&gt;”" in nothing
 
 
-def test_changing_an_answer_clears_those_that_depend_on_it(client: Client, member: Membership, volume: Volume) -> None:
+def test_changing_an_answer_clears_those_that_depend_on_it(
+    client: Client, storage_root: Path, member: Membership, volume: Volume
+) -> None:
     other = VolumeFactory(project=member.project, location=volume.location)
+    put_volume(storage_root, other, content(b"other"))
     draft = draft_at("review", volume, member.user)
     client.post(url(draft, "volume"), {"volume": other.pk})
     draft.refresh_from_db()
