@@ -30,14 +30,13 @@ check: export DATA_DIR := $(CURDIR)/.venv/check
 check: .venv/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/djlint templates --check --lint --quiet
+	$(BIN)/djlint templates --lint --quiet
 	$(BIN)/mypy .
 	$(BIN)/python manage.py makemigrations --check --dry-run
 
 format: .venv/.test
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
-	$(BIN)/djlint templates --reformat --quiet
 
 bench: .venv/.test
 	@$(BIN)/python -m tests.bench

@@ -158,7 +158,7 @@ def generated_secret() -> str:
 
 SECRET_KEY = read("SECRET_KEY", long_secret, "", secret=True) or generated_secret()
 ALLOWED_HOSTS = read("ALLOWED_HOSTS", words, ["localhost", "127.0.0.1", "[::1]"])
-CSRF_TRUSTED_ORIGINS = read("CSRF_TRUSTED_ORIGINS", words, [])
+CSRF_TRUSTED_ORIGINS: list[str] = read("CSRF_TRUSTED_ORIGINS", words, [])
 HTTPS = read("HTTPS", yes_or_no, False)
 
 INSTALLED_APPS = [
@@ -220,28 +220,28 @@ TEMPLATES = [
 ]
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
-DATABASES = {
-    "default": read("DATABASE_URL", database, {}, secret=True)
-    or {"ENGINE": "django.db.backends.sqlite3", "NAME": str(DATA_DIR / "portal.sqlite3")}
-}
-if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
+default_database: dict[str, Any] = read("DATABASE_URL", database, {}, secret=True)
+if not default_database:
+    default_database = {"ENGINE": "django.db.backends.sqlite3", "NAME": str(DATA_DIR / "portal.sqlite3")}
+if default_database["ENGINE"] == "django.db.backends.sqlite3":
     # Writers queue up instead of failing: WAL lets readers go on, IMMEDIATE takes the write lock at the start already.
-    DATABASES["default"]["OPTIONS"] = {
+    default_database["OPTIONS"] = {
         "transaction_mode": "IMMEDIATE",
         "timeout": 20,
         "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON;",
     }
     # A file and not memory: tests start processes and threads of their own that need the same database.
-    DATABASES["default"]["TEST"] = {"NAME": str(DATA_DIR / "test.sqlite3")}
+    default_database["TEST"] = {"NAME": str(DATA_DIR / "test.sqlite3")}
 else:
     pool = {"min_size": 1, "max_size": read("DATABASE_POOL", whole_number(1, 1000), 8), "timeout": 10}
-    DATABASES["default"]["OPTIONS"] = {"pool": pool} | DATABASES["default"].get("OPTIONS", {})
-    DATABASES["default"]["CONN_HEALTH_CHECKS"] = True  # a connection that died in the pool is replaced, not handed out
+    default_database["OPTIONS"] = {"pool": pool} | default_database.get("OPTIONS", {})
+    default_database["CONN_HEALTH_CHECKS"] = True  # a connection that died in the pool is replaced, not handed out
+DATABASES = {"default": default_database}
 CACHES = {"default": {"BACKEND": "django.core.cache.backends.db.DatabaseCache", "LOCATION": "cache"}}
 TASKS = {"default": {"BACKEND": "django_tasks_db.DatabaseBackend"}}
 
 # Storage engines by alias; a location names one of them. The local engine keeps its files in DATA_DIR/storage.
-STORAGE = read("STORAGE", storage, {}) or {
+STORAGE: dict[str, dict[str, Any]] = read("STORAGE", storage, {}) or {
     "local": {"driver": "snapshots.drivers.local.LocalDriver", "options": {"root": str(DATA_DIR / "storage")}}
 }
 # A worker that has not said anything for this long is taken for dead, and its operation is given to another one.
@@ -264,7 +264,7 @@ ACCOUNT_SIGNUP_FIELDS = ["email*", "password1*", "password2*"]
 ACCOUNT_EMAIL_VERIFICATION = "none"
 ACCOUNT_SESSION_REMEMBER = True
 ACCOUNT_LOGOUT_REDIRECT_URL = reverse_lazy("account_login")
-EMAIL_CONFIG = read("EMAIL_URL", email, {}, secret=True) or email("consolemail://")
+EMAIL_CONFIG: dict[str, Any] = read("EMAIL_URL", email, {}, secret=True) or email("consolemail://")
 vars().update(EMAIL_CONFIG)
 DEFAULT_FROM_EMAIL = read("DEFAULT_FROM_EMAIL", str, "portal@localhost")
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from django.conf import settings
@@ -145,7 +145,7 @@ def make_things(customer: Customer, things: list[Machine | Disk]) -> None:
     made_at = timezone.now() - timedelta(days=120)
     for thing in things:
         made_at += timedelta(days=9, hours=5, minutes=17)
-        place = {
+        place: dict[str, Any] = {
             "project": projects[thing.project],
             "location": Location.objects.get(pk=thing.location),
             "created_at": made_at,
@@ -166,7 +166,7 @@ def make_things(customer: Customer, things: list[Machine | Disk]) -> None:
 
 
 def make_volume(
-    name: str, size_gb: int, content: str, *, project: Project, location: Location, **fields: object
+    name: str, size_gb: int, content: str, *, project: Project, location: Location, **fields: Any
 ) -> Volume:
     volume = Volume.objects.create(
         id=uuid5(NAMESPACE_URL, f"demo:{location.code}:{name}"),
