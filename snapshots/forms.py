@@ -1,0 +1,215 @@
+"""Forms of the lists and of the acts on a snapshot. Those of the wizard are in wizard.py."""
+
+import unicodedata
+from typing import Any
+
+from django import forms
+from django.core.exceptions import ValidationError
+from django.db.models import Q, QuerySet
+from django.utils.functional import Promise
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from billing.models import MAX_SIZE_GB
+from cng_portal.accounts.models import Project, User
+from cng_portal.inventory.models import Volume
+
+from . import lists, services
+from .models import NAME_LENGTH, Snapshot, State, name_key
+
+
+class ChoiceFilter(forms.ChoiceField):
+    """A filter of a list; its choices may come later, from the database."""
+
+    def __init__(self, label: str | Promise, empty_label: str | Promise, choices: lists.Choices | None = None) -> None:
+        self.empty_label = empty_label
+        super().__init__(label=label, required=False)
+        self.offer(choices or [])
+
+    def offer(self, choices: lists.Choices) -> None:
+        self.choices = [("", self.empty_label), *choices]
+
+
+class FilterForm(forms.Form):
+    """What a list is narrowed to. Each filter stands alone: one that is not understood is left out, and this is said."""
+
+    use_required_attribute = False
+
+    q = forms.CharField(label=gettext_lazy("Search"), required=False, max_length=120)
+
+    def __init__(self, *args: Any, user: User, choices: dict[str, lists.Choices], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.user = user
+        for name, options in choices.items():
+            field = self.fields.get(name)
+            if isinstance(field, ChoiceFilter):
+                field.offer(options)
+        self.is_valid()
+
+    @property
+    def chosen(self) -> dict[str, str]:
+        """What was understood and is not empty, for the query string."""
+        return {name: value for name in self.fields if (value := self.cleaned_data.get(name))}
+
+    @property
+    def narrows(self) -> bool:
+        return any(name != "sort" for name in self.chosen)
+
+    @property
+    def panel(self) -> list[forms.BoundField]:
+        """What is chosen from lists, as opposed to typed or ordered."""
+        return [self[name] for name, field in self.fields.items() if isinstance(field, ChoiceFilter)]
+
+    @property
+    def panel_count(self) -> int:
+        return sum(field.name in self.chosen for field in self.panel)
+
+    @property
+    def left_out(self) -> list[str]:
+        """Labels of the filters that were not understood."""
+        return [str(self.fields[name].label) for name in self.errors]
+
+
+class SnapshotFilterForm(FilterForm):
+    state = ChoiceFilter(
+        gettext_lazy("State"),
+        gettext_lazy("Every state"),
+        [(state.value, state.label) for state in State if state != State.DELETED],
+    )
+    project = ChoiceFilter(gettext_lazy("Project"), gettext_lazy("Every project"))
+    location = ChoiceFilter(gettext_lazy("Location"), gettext_lazy("Every location"))
+    volume = ChoiceFilter(gettext_lazy("Volume"), gettext_lazy("Every volume"))
+    sort = forms.ChoiceField(
+        label=gettext_lazy("Order"),
+        required=False,
+        choices=[(key, order.label) for key, order in lists.SNAPSHOT_ORDERS.items()],
+    )
+
+    def apply(self, snapshots: QuerySet[Snapshot]) -> QuerySet[Snapshot]:
+        chosen = self.chosen
+        for name in ("state", "project", "location", "volume"):
+            if value := chosen.get(name):
+                snapshots = snapshots.filter(**{name: value})
+        if text := chosen.get("q"):
+            found = Q(volume_id__in=lists.named(Volume.objects.visible_to(self.user), text))
+            if key := name_key(text):
+                found |= Q(name_key__contains=key)
+            if uuid := lists.parse_uuid(text):
+                found |= Q(pk=uuid)
+            snapshots = snapshots.filter(found)
+        return snapshots
+
+    @property
+    def order(self) -> lists.Order:
+        return lists.SNAPSHOT_ORDERS[self.chosen.get("sort", "newest")]
+
+
+class VolumeFilterForm(FilterForm):
+    ATTACHED, FREE, UNPROTECTED = "attached", "free", "unprotected"
+
+    project = ChoiceFilter(gettext_lazy("Project"), gettext_lazy("Every project"))
+    location = ChoiceFilter(gettext_lazy("Location"), gettext_lazy("Every location"))
+    show = ChoiceFilter(
+        gettext_lazy("Show"),
+        gettext_lazy("Every volume"),
+        [
+            (ATTACHED, gettext_lazy("Attached to a machine")),
+            (FREE, gettext_lazy("Not attached")),
+            (UNPROTECTED, gettext_lazy("Without a snapshot")),
+        ],
+    )
+
+    def apply(self, volumes: QuerySet[Volume]) -> QuerySet[Volume]:
+        chosen = self.chosen
+        for name in ("project", "location"):
+            if value := chosen.get(name):
+                volumes = volumes.filter(**{name: value})
+        if show := chosen.get("show"):
+            volumes = (
+                lists.unprotected(volumes) if show == self.UNPROTECTED else volumes.filter(vm__isnull=show == self.FREE)
+            )
+        if text := chosen.get("q"):
+            found = Q(name__icontains=text) | Q(vm__name__icontains=text)
+            if uuid := lists.parse_uuid(text):
+                found |= Q(pk=uuid)
+            volumes = volumes.filter(found)
+        return volumes
+
+
+class RenameForm(forms.Form):
+    """Only that there is something; whether the name is free is said by services.rename_snapshot."""
+
+    name = forms.CharField(
+        label=gettext_lazy("Snapshot Name"),
+        help_text=gettext_lazy("1 to 64 characters, unique among your snapshots."),
+        error_messages={"required": gettext_lazy("Give the snapshot a name, so that you find it again.")},
+        widget=forms.TextInput(attrs={"autocomplete": "off", "maxlength": NAME_LENGTH, "spellcheck": "false"}),
+    )
+
+
+class ConfirmationForm(forms.Form):
+    """The name of the thing, typed, before something that cannot be taken back."""
+
+    confirmation = forms.CharField(
+        widget=forms.TextInput(attrs={"autocomplete": "off", "autocapitalize": "off", "spellcheck": "false"})
+    )
+
+    def __init__(self, *args: Any, label: str, required: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["confirmation"].label = label
+        self.fields["confirmation"].error_messages["required"] = required
+
+
+class NewVolumeForm(forms.Form):
+    name = forms.CharField(
+        label=gettext_lazy("Name"),
+        max_length=120,
+        error_messages={
+            "required": gettext_lazy("Give the new volume a name."),
+            "max_length": gettext_lazy("The name is too long: at most 120 characters fit. Shorten it."),
+        },
+        widget=forms.TextInput(attrs={"autocomplete": "off", "spellcheck": "false"}),
+    )
+    size_gb = forms.IntegerField(
+        label=gettext_lazy("Size"),
+        error_messages={
+            "required": gettext_lazy("Say how large the new volume shall be."),
+            "invalid": gettext_lazy("Give the size as a whole number of GB."),
+        },
+    )
+    project = forms.ModelChoiceField(
+        Project.objects.none(),
+        label=gettext_lazy("Project"),
+        empty_label=None,
+        error_messages={
+            "required": gettext_lazy("Choose a project."),
+            "invalid_choice": gettext_lazy("You cannot make volumes in this project. Choose one of the list."),
+        },
+    )
+
+    def __init__(self, *args: Any, snapshot: Snapshot, projects: QuerySet[Project], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.snapshot = snapshot
+        self.fields["project"].queryset = projects  # type: ignore[attr-defined]
+        size = self.fields["size_gb"]
+        size.help_text = _("At least %(size)s GB, the size of the snapshot.") % {"size": snapshot.size_gb}
+        size.widget.attrs |= {"min": snapshot.size_gb, "max": MAX_SIZE_GB, "inputmode": "numeric"}
+
+    def clean_name(self) -> str:
+        name: str = self.cleaned_data["name"]
+        if any(unicodedata.category(character) in services.UNSHOWABLE for character in name):
+            raise ValidationError(_("The name has a character that cannot be shown, such as a line break. Remove it."))
+        return name
+
+    def clean_size_gb(self) -> int:
+        size_gb: int = self.cleaned_data["size_gb"]
+        if size_gb < self.snapshot.size_gb:
+            raise ValidationError(
+                _("The volume has to have at least %(size)s GB, the size of the snapshot.")
+                % {"size": self.snapshot.size_gb}
+            )
+        if size_gb > MAX_SIZE_GB:
+            raise ValidationError(
+                _("A volume has at most %(size)s GB. Choose a smaller size.") % {"size": f"{MAX_SIZE_GB:,}"}
+            )
+        return size_gb

@@ -1,0 +1,194 @@
+"""Lists that stay quick however long they are: filters kept in the URL, orders, and pages by key instead of offset."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Generic, TypeVar
+from urllib.parse import urlencode
+from uuid import UUID
+
+from django.core.exceptions import ValidationError
+from django.db.models import BooleanField, CharField, Exists, F, Func, Model, OuterRef, QuerySet, Value
+from django.db.models.functions import Cast, Concat
+from django.db.models.lookups import GreaterThan, LessThan
+from django.http import QueryDict
+from django.utils.functional import Promise
+from django.utils.translation import gettext_lazy as _
+
+from cng_portal.accounts.models import Project, User
+from cng_portal.inventory.models import Location, Volume
+
+from .models import Snapshot, State
+
+PAGE_SIZE = 20
+# A select with more volumes than this is of no use to anybody; the search finds volumes by name.
+VOLUMES_OFFERED = 300
+
+M = TypeVar("M", bound=Model)
+
+
+# --- pages by key ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Order:
+    """One order of a list: by `field`, and by id within equals, in the same direction, as an index has it."""
+
+    label: str | Promise
+    field: str
+    descending: bool = False
+
+    def by(self, *, backwards: bool = False) -> list[str]:
+        sign = "-" if self.descending != backwards else ""
+        return [f"{sign}{self.field}", f"{sign}pk"]
+
+
+class RowValue(Func):
+    """`(a, b)`: compared as a whole, so that the database finds the place in the index in one step."""
+
+    template = "(%(expressions)s)"
+    output_field = BooleanField()
+
+
+@dataclass(frozen=True)
+class Page(Generic[M]):
+    """`after` and `before` are cursors for the pages next to this one, "" where there is none."""
+
+    rows: list[M]
+    after: str = ""
+    before: str = ""
+    is_first: bool = True
+
+    def urls(self, path: str, params: Mapping[str, str]) -> dict[str, str]:
+        """What partials/pagination.html needs, with the filters kept."""
+        first = f"{path}?{urlencode(params)}" if params else path
+        return {
+            "first_url": "" if self.is_first else first,
+            "previous_url": f"{path}?{urlencode({**params, 'before': self.before})}" if self.before else "",
+            "next_url": f"{path}?{urlencode({**params, 'after': self.after})}" if self.after else "",
+        }
+
+
+def cursor_of(row: Model, order: Order) -> str:
+    value = getattr(row, order.field)
+    return f"{row.pk}~{value.isoformat() if isinstance(value, datetime) else value}"
+
+
+def read_cursor(model: type[Model], order: Order, text: str) -> tuple[Any, UUID] | None:
+    """(value, id), or None for what is no cursor of this order."""
+    key, _tilde, raw = text.partition("~")
+    field = model._meta.get_field(order.field)
+    try:
+        value = field.clean(raw, None)  # type: ignore[union-attr]  # a column, never a relation
+        return (value.astimezone(UTC) if isinstance(value, datetime) else value), UUID(key)
+    except (ValidationError, ValueError, OverflowError):
+        return None
+
+
+def page_of(
+    found: QuerySet[M], order: Order, params: QueryDict, *, rows: QuerySet[M], size: int = PAGE_SIZE
+) -> Page[M]:
+    """The page that `?after=` or `?before=` asks for; the first one where the cursor is bad or nothing is there any
+    more.
+
+    One query: the keys come from an index alone, and only what is on this page is read, joined and annotated, as `rows`
+    says.
+    """
+    for direction in ("after", "before"):
+        cursor = read_cursor(found.model, order, params[direction]) if params.get(direction) else None
+        if cursor and (page := _page(found, order, rows, size, cursor, backwards=direction == "before")).rows:
+            return page
+    return _page(found, order, rows, size, None, backwards=False)
+
+
+def _page(
+    found: QuerySet[M],
+    order: Order,
+    rows: QuerySet[M],
+    size: int,
+    cursor: tuple[Any, UUID] | None,
+    *,
+    backwards: bool,
+) -> Page[M]:
+    if cursor:
+        fields = [found.model._meta.get_field(order.field), found.model._meta.pk]
+        here = RowValue(*(Value(value, output_field=field) for value, field in zip(cursor, fields, strict=True)))
+        beyond = LessThan if order.descending != backwards else GreaterThan
+        found = found.filter(beyond(RowValue(F(order.field), F("pk")), here))
+    keys = found.order_by(*order.by(backwards=backwards)).values("pk")[: size + 1]
+    shown = list(rows.filter(pk__in=keys).order_by(*order.by(backwards=backwards)))
+    more = len(shown) > size
+    shown = shown[:size]
+    if backwards:
+        shown.reverse()
+    has_next, has_previous = (bool(cursor), more) if backwards else (more, bool(cursor))
+    return Page(
+        rows=shown,
+        after=cursor_of(shown[-1], order) if shown and has_next else "",
+        before=cursor_of(shown[0], order) if shown and has_previous else "",
+        is_first=not has_previous,
+    )
+
+
+# --- filters -----------------------------------------------------------------------------------------------------------
+
+
+SNAPSHOT_ORDERS = {
+    "newest": Order(_("Newest first"), "created_at", descending=True),
+    "oldest": Order(_("Oldest first"), "created_at"),
+    "name": Order(_("By name"), "name_key"),
+    "largest": Order(_("Largest first"), "size_gb", descending=True),
+}
+VOLUME_ORDER = Order(_("By name"), "name")
+
+
+def named(volumes: QuerySet[Volume], text: str) -> QuerySet[Volume]:
+    """Ids of volumes whose name contains the text: a condition for lists of what belongs to them, without a join."""
+    return volumes.filter(name__icontains=text).values("pk")
+
+
+def unprotected(volumes: QuerySet[Volume]) -> QuerySet[Volume]:
+    """Those of which no snapshot can be restored."""
+    return volumes.filter(~Exists(Snapshot.objects.filter(volume=OuterRef("pk"), state=State.READY)))
+
+
+def parse_uuid(text: str) -> UUID | None:
+    """With hyphens or without."""
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
+
+
+Choices = list[tuple[str, str]]
+
+
+def filter_choices(user: User, *, volume: str | None = None) -> dict[str, Choices]:
+    """{"location": [(code, name)], "project": [(id, name)], "volume": …} of what the person sees, by name. One query.
+
+    `volume` is the id that the URL asks for, which is offered even where there are too many volumes to offer all; None
+    leaves the volumes out.
+    """
+    name = Concat("name", Value(" · "), "customer__name") if len(user.customer_ids) > 1 else F("name")
+    sources = [
+        _as_options("location", Location.objects.all(), F("code"), Concat("code", Value(" · "), "city")),
+        _as_options("project", Project.objects.visible_to(user), F("id"), name),
+    ]
+    if volume is not None:
+        # those that never came to be are left out; those that are gone stay, because their snapshots are still there
+        usable = Volume.objects.visible_to(user).filter(state=Volume.State.AVAILABLE)
+        sources.append(_as_options("volume", usable, F("id"), F("name")))
+    choices: dict[str, Choices] = {"location": [], "project": [], "volume": []}
+    for what, key, label in sources[0].union(*sources[1:], all=True).order_by("what", "label", "key"):
+        choices[what].append((key if what == "location" else str(UUID(key)), label))
+    wanted = [option for option in choices["volume"][VOLUMES_OFFERED:] if option[0] == volume]
+    choices["volume"] = choices["volume"][:VOLUMES_OFFERED] + wanted
+    return choices
+
+
+def _as_options(what: str, found: QuerySet[Any], key: Any, label: Any) -> QuerySet[Any, Any]:
+    return (
+        found.order_by()
+        .annotate(what=Value(what), key=Cast(key, CharField()), label=Cast(label, CharField()))
+        .values_list("what", "key", "label")
+    )

@@ -1,0 +1,23 @@
+from django.urls import path
+
+from .views import snapshots, volumes, wizard
+
+app_name = "snapshots"
+urlpatterns = [
+    path("snapshots/", snapshots.volume_snapshots, name="volume_snapshots"),
+    path("snapshots/vm/", snapshots.vm_snapshots, name="vm_snapshots"),
+    path("snapshots/new/", wizard.new, name="new"),
+    path("snapshots/new/<uuid:draft_id>/name/check/", wizard.check_name, name="check_name"),
+    path("snapshots/new/<uuid:draft_id>/<slug:step>/", wizard.step, name="wizard"),
+    path("snapshots/<uuid:snapshot_id>/", snapshots.snapshot, name="snapshot"),
+    path("snapshots/<uuid:snapshot_id>/row/", snapshots.row, name="row"),
+    path("snapshots/<uuid:snapshot_id>/rename/", snapshots.rename, name="rename"),
+    path("snapshots/<uuid:snapshot_id>/delete/", snapshots.delete, name="delete"),
+    path("snapshots/<uuid:snapshot_id>/restore/", snapshots.restore, name="restore"),
+    path("snapshots/<uuid:snapshot_id>/new-volume/", snapshots.new_volume, name="new_volume"),
+    path("snapshots/<uuid:snapshot_id>/verify/", snapshots.verify, name="verify"),
+    path("operations/<uuid:operation_id>/retry/", snapshots.retry, name="retry"),
+    path("volumes/", volumes.volumes, name="volumes"),
+    path("volumes/<uuid:volume_id>/", volumes.volume, name="volume"),
+    path("volumes/<uuid:volume_id>/take-snapshot/", wizard.take_snapshot_of, name="take_snapshot"),
+]

@@ -1,0 +1,121 @@
+"""What the views of this app share."""
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
+from django.utils import timezone
+from django.utils.cache import patch_vary_headers
+
+from billing import rating
+from billing import services as billing
+from billing.models import ServiceKind
+from cng_portal.accounts.models import User
+from snapshots.models import Operation, Snapshot, State
+
+
+def is_fragment(request: HttpRequest) -> bool:
+    """Whether htmx asks for a part of the page: neither a boosted link nor a page that it restores from its history."""
+    return bool(request.htmx) and not request.htmx.boosted and not request.htmx.history_restore_request
+
+
+def render_part(request: HttpRequest, template: str, part: str, context: dict[str, Any]) -> HttpResponse:
+    """The whole page, or its partial `part` alone when htmx asks for a fragment."""
+    response = render(request, f"{template}#{part}" if is_fragment(request) else template, context)
+    patch_vary_headers(response, ["HX-Request"])
+    return response
+
+
+def render_live(
+    request: HttpRequest, template: str, context: dict[str, Any], *, part: str, poll: str, version: str
+) -> HttpResponse:
+    """A page whose partial `poll` asks for the page again with `?seen=version` while something is going on.
+
+    As long as only progress has moved that partial alone is sent, so that focus and open menus stay. Once the version is
+    another one, so is more of the page: then the partial `part` is sent, whose root has the same word as its id, and
+    `is_news` says that there is something to be announced.
+    """
+    context = context | {"version": version}
+    if not is_fragment(request):
+        response = render(request, template, context)
+    elif request.GET.get("seen") == version:
+        response = render(request, f"{template}#{poll}", context)
+    else:
+        response = render(request, f"{template}#{part}", context | {"is_news": "seen" in request.GET})
+        response["HX-Retarget"], response["HX-Reswap"] = f"#{part}", "outerHTML"
+    patch_vary_headers(response, ["HX-Request"])
+    return response
+
+
+def version_of(*facts: object) -> str:
+    """A short word that changes when one of the facts does."""
+    return hashlib.blake2s(repr(facts).encode(), digest_size=8).hexdigest()
+
+
+# --- prices of what is there already -----------------------------------------------------------------------------------
+
+
+def rates_now(kind: ServiceKind, location_codes: Iterable[str] | None = None) -> dict[str, int]:
+    """{location code: rate in millionths per GB and hour} by which existing things are charged. One query.
+
+    Unlike billing.rates_at this has the locations where it is not sold any more: what is there goes on costing.
+    """
+    now = timezone.now()
+    rates = {}
+    for (price_kind, code), prices in billing.prices_by_place(location_codes).items():
+        begun = [price.rate_micro for price in prices if price.since <= now]
+        if price_kind == kind and begun:
+            rates[code] = begun[-1]
+    return rates
+
+
+def price_of(snapshot: Snapshot, rate_micro: int | None) -> billing.Quote | None:
+    """What the snapshot costs from now on; None where it costs nothing or there is no price."""
+    if rate_micro is None or snapshot.state not in (State.PENDING, State.CREATING, State.READY):
+        return None
+    return billing.Quote(
+        kind=snapshot.service_kind,
+        size_gb=snapshot.size_gb,
+        rate_micro=rate_micro,
+        hourly_micro=rating.hourly_micro(rate_micro=rate_micro, size_gb=snapshot.size_gb),
+        currency=snapshot.project.customer.currency,
+        price_version_id=None,
+        at=timezone.now(),
+        prices=(),
+    )
+
+
+# --- operations --------------------------------------------------------------------------------------------------------
+
+
+def explain_operations(operations: Iterable[Operation], user: User) -> list[Operation]:
+    """The operations, newest first, each with what this person can do about it.
+
+    `can_retry`, `can_restore_again` and `can_undo` are set; only the newest of its kind and volume can be tried again.
+    They come with snapshot, volume and safety_snapshot.
+    """
+    explained = list(operations)
+    seen = set()
+    for operation in explained:
+        snapshot = operation.snapshot
+        key = (operation.snapshot_id, operation.kind, operation.volume_id)
+        mine = user.can_change(snapshot.project_id)
+        failed = operation.state == Operation.State.FAILED and key not in seen and mine
+        seen.add(key)
+        allowed = RETRYABLE_IN.get(Operation.Kind(operation.kind))
+        operation.can_retry = failed and snapshot.state == allowed
+        is_restore = operation.kind == Operation.Kind.RESTORE
+        operation.can_restore_again = failed and is_restore and snapshot.state == State.READY
+        operation.can_undo = mine and operation.can_be_undone
+    return explained
+
+
+# The state of the snapshot in which a failed operation can be asked for again; a restore asks for its confirmation anew.
+RETRYABLE_IN = {
+    Operation.Kind.CAPTURE: State.FAILED,
+    Operation.Kind.NEW_VOLUME: State.READY,
+    Operation.Kind.VERIFY: State.READY,
+    Operation.Kind.DELETE: State.DELETING,
+}

@@ -1,0 +1,102 @@
+"""The first page: what there is, what it costs, what runs now, and what needs attention."""
+
+from datetime import timedelta
+
+from django.contrib.humanize.templatetags.humanize import intcomma
+from django.db.models import Count, Exists, OuterRef, Q, QuerySet, Sum
+from django.http import HttpRequest, HttpResponse
+from django.utils import timezone
+from django.utils.translation import gettext as _
+from django.views.decorators.http import require_GET
+
+from billing import rating
+from billing.money import format_amount, format_price
+from cng_portal.accounts.models import User
+from cng_portal.inventory.models import Volume
+from snapshots import lists
+from snapshots.models import COUNTED_STATES, SERVICE_KINDS, Kind, Operation, Snapshot, State
+
+from .common import explain_operations, rates_now, render_live, version_of
+from .snapshots import explain_rows, listed_snapshots
+
+NEWEST_SHOWN = 5
+OPERATIONS_SHOWN = 10
+# What failed longer ago is found in the list, by the filter of states.
+FAILED_WITHIN = timedelta(days=30)
+
+
+@require_GET
+def dashboard(request: HttpRequest) -> HttpResponse:
+    user = request.user
+    operations = Operation.objects.visible_to(user).select_related(
+        "snapshot", "volume", "safety_snapshot", "requested_by"
+    )
+    running = list(operations.active().order_by("-created_at", "-id")[:OPERATIONS_SHOWN])
+    failed = explain_operations(still_failed(operations).order_by("-created_at", "-id")[:OPERATIONS_SHOWN], user)
+    newest = (
+        Snapshot.objects.visible_to(user)
+        .filter(kind=Kind.VOLUME, deleted_at=None)
+        .order_by("-created_at", "-pk")
+        .values("pk")[:NEWEST_SHOWN]
+    )
+    snapshots = explain_rows(list(listed_snapshots().filter(pk__in=newest).order_by("-created_at", "-pk")), user)
+    volumes = Volume.objects.visible_to(user).present().filter(state=Volume.State.AVAILABLE)
+    context = {
+        "totals": totals(user),
+        "volume_count": volumes.count(),
+        "unprotected_count": lists.unprotected(volumes).count(),
+        "running": running,
+        "failed": failed,
+        "rows": snapshots,
+        "is_live": bool(running),
+        "can_take": bool(user.changeable_project_ids),
+        "has_projects": bool(user.roles),
+    }
+    version = version_of(
+        [operation.pk for operation in running],
+        [operation.pk for operation in failed],
+        [(one.pk, one.state) for one in snapshots],
+    )
+    return render_live(request, "dashboard.html", context, part="dashboard", poll="running", version=version)
+
+
+def totals(user: User) -> dict[str, object]:
+    """`count` and `size` of the snapshots that are kept, and what those that are Ready cost: `hourly` ("K 20") and a
+    sentence on the month.
+    """
+    kept = (
+        Snapshot.objects.visible_to(user)
+        .filter(deleted_at=None, state__in=COUNTED_STATES)
+        .order_by()
+        .values("kind", "location_id")
+        .annotate(count=Count("pk"), gb=Sum("size_gb"), ready_gb=Sum("size_gb", filter=Q(state=State.READY), default=0))
+    )
+    count = gb = hourly_micro = 0
+    rates: dict[str, dict[str, int]] = {}
+    for row in kept:
+        kind = row["kind"]
+        if kind not in rates:
+            rates[kind] = rates_now(SERVICE_KINDS[Kind(kind)])
+        count, gb = count + row["count"], gb + row["gb"]
+        hourly_micro += row["ready_gb"] * rates[kind].get(row["location_id"], 0)
+    currency = user.customer.currency if user.customer else "MMK"
+    monthly_micro = hourly_micro * rating.HOURS_PER_MONTH
+    return {
+        "count": intcomma(count),
+        "size": _("%(gb)s GB") % {"gb": intcomma(gb)},
+        "hourly": format_price(hourly_micro, currency),
+        "monthly": _("About %(amount)s a month") % {"amount": format_amount(monthly_micro, currency)},
+    }
+
+
+def still_failed(operations: QuerySet[Operation]) -> QuerySet[Operation]:
+    """What failed lately, was not asked for again, and still concerns somebody."""
+    again = Operation.objects.filter(
+        snapshot=OuterRef("snapshot"), kind=OuterRef("kind"), created_at__gt=OuterRef("created_at")
+    )
+    return operations.filter(
+        ~Exists(again),
+        state=Operation.State.FAILED,
+        finished_at__gt=timezone.now() - FAILED_WITHIN,
+        snapshot__deleted_at=None,
+    )

@@ -1,0 +1,415 @@
+"""The list of snapshots, the page of one, and what can be done with it: each act has a page with a form of its own."""
+
+from uuid import UUID
+
+from django.contrib import messages
+from django.db.models import OuterRef, Q, QuerySet, Subquery
+from django.db.models.functions import Coalesce
+from django.http import Http404, HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.http import urlencode
+from django.utils.translation import gettext as _
+from django.views.decorators.http import require_GET, require_http_methods
+
+from billing import services as billing
+from billing.money import format_amount, format_price
+from cng_portal.accounts.models import Project, User
+from snapshots import lists, services
+from snapshots.forms import ConfirmationForm, NewVolumeForm, RenameForm, SnapshotFilterForm
+from snapshots.models import SERVICE_KINDS, Kind, Operation, Snapshot, State
+
+from .common import explain_operations, is_fragment, price_of, rates_now, render_live, render_part, version_of
+
+VIEWS = ("table", "cards")
+VIEW_COOKIE = "snapshots_view"
+YEAR_SECONDS = 365 * 24 * 3600
+
+
+# --- list --------------------------------------------------------------------------------------------------------------
+
+
+@require_GET
+def volume_snapshots(request: HttpRequest) -> HttpResponse:
+    return snapshot_list(request, Kind.VOLUME)
+
+
+@require_GET
+def vm_snapshots(request: HttpRequest) -> HttpResponse:
+    return snapshot_list(request, Kind.VM)
+
+
+def snapshot_list(request: HttpRequest, kind: Kind) -> HttpResponse:
+    """Five queries besides session, person, customer and roles: choices, rows, total and prices, however many there
+    are.
+    """
+    user = request.user
+    wanted = request.GET.get("volume", "")
+    choices = lists.filter_choices(user, volume=wanted if kind == Kind.VOLUME else None)
+    form = SnapshotFilterForm(request.GET, user=user, choices=choices)
+    mine = Snapshot.objects.visible_to(user).filter(kind=kind, deleted_at=None)
+    found = form.apply(mine)
+    page = lists.page_of(found, form.order, request.GET, rows=listed_snapshots())
+    total = found.count()
+    view = chosen_view(request)
+    params = form.chosen
+    here = f"{request.path}?{urlencode(params)}" if params else request.path
+    context = {
+        "kind": kind,
+        "form": form,
+        "rows": explain_rows(page.rows, user),
+        "total": total,
+        "view": view,
+        "here": here,
+        "views": [{"name": name, "url": f"{request.path}?{urlencode({**params, 'view': name})}"} for name in VIEWS],
+        "pages": page.urls(request.path, params),
+        "can_take": bool(user.changeable_project_ids),
+        "tabs": [
+            {
+                "label": _("VM Snapshot"),
+                "url": reverse("snapshots:vm_snapshots"),
+                "active": kind == Kind.VM,
+                "icon": "server",
+            },
+            {
+                "label": _("Volume Snapshot"),
+                "url": reverse("snapshots:volume_snapshots"),
+                "active": kind == Kind.VOLUME,
+                "icon": "circle-stack",
+            },
+        ],
+    }
+    response = render_part(request, "snapshots/list.html", "snapshot-list", context)
+    if is_fragment(request):
+        # what the filter form sends has every field, the empty ones too; the address gets what is chosen
+        cursor = {
+            name: request.GET[name] for name in ("after", "before") if request.GET.get(name) and not page.is_first
+        }
+        query = urlencode(params | cursor)
+        response["HX-Push-Url"] = f"{request.path}?{query}" if query else request.path
+    if request.GET.get("view") in VIEWS:
+        response.set_cookie(VIEW_COOKIE, view, max_age=YEAR_SECONDS, samesite="Lax", secure=request.is_secure())
+    return response
+
+
+def chosen_view(request: HttpRequest) -> str:
+    for candidate in (request.GET.get("view"), request.COOKIES.get(VIEW_COOKIE)):
+        if candidate in VIEWS:
+            return candidate
+    return VIEWS[0]
+
+
+def listed_snapshots() -> QuerySet[Snapshot]:
+    """With everything that a row shows: relations, and the progress of what is being taken."""
+    running = Operation.objects.active().order_by()
+    capture = running.filter(kind=Operation.Kind.CAPTURE, snapshot=OuterRef("pk"))
+    restore = running.filter(kind=Operation.Kind.RESTORE, safety_snapshot=OuterRef("pk"))
+    return Snapshot.objects.select_related("project__customer", "location", "volume", "vm").annotate(
+        **{
+            field: Coalesce(Subquery(capture.values(field)[:1]), Subquery(restore.values(field)[:1]), 0)
+            for field in ("bytes_done", "bytes_total")
+        }
+    )
+
+
+def explain_rows(snapshots: list[Snapshot], user: User) -> list[Snapshot]:
+    """Each with `hourly` ("K 20", "" where it costs nothing) and `actions` for its menu. One query."""
+    rates = rates_now(SERVICE_KINDS[Kind(snapshots[0].kind)]) if snapshots else {}
+    for snapshot in snapshots:
+        price = price_of(snapshot, rates.get(snapshot.location_id))
+        snapshot.hourly = format_price(price.hourly_micro, price.currency) if price else ""
+        snapshot.actions = actions_for(snapshot, user)
+    return snapshots
+
+
+def actions_for(snapshot: Snapshot, user: User) -> list[dict[str, object]]:
+    """What this person can do with it now, as items of a menu. Nothing for a viewer."""
+    ready, settled = snapshot.state == State.READY, snapshot.state in (State.READY, State.FAILED)
+    mine = user.can_change(snapshot.project_id)
+    restorable = snapshot.kind == Kind.VOLUME and snapshot.volume is not None and snapshot.volume.deleted_at is None
+    offered = [
+        (ready and snapshot.kind == Kind.VOLUME and mine, _("New volume"), "new_volume", "circle-stack", False),
+        (ready and restorable and mine, _("Restore"), "restore", "arrow-uturn-left", False),
+        (mine and snapshot.state not in (State.DELETING, State.DELETED), _("Rename"), "rename", "pencil-square", False),
+        (ready and mine, _("Verify"), "verify", "shield-check", False),
+        (settled and mine, _("Delete"), "delete", "trash", True),
+    ]
+    return [
+        {
+            "label": label,
+            "name": name,
+            "url": reverse(f"snapshots:{name}", args=[snapshot.pk]),
+            "icon": icon,
+            "danger": danger,
+        }
+        for possible, label, name, icon, danger in offered
+        if possible
+    ]
+
+
+@require_GET
+def row(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
+    """One row or card of the list, which asks for itself until it has settled."""
+    if not is_fragment(request):
+        return redirect("snapshots:snapshot", snapshot_id)
+    snapshot = get_object_or_404(listed_snapshots().visible_to(request.user), pk=snapshot_id)
+    explain_rows([snapshot], request.user)
+    view = chosen_view(request)
+    context = {"snapshot": snapshot, "view": view, "is_news": not snapshot.is_transient}
+    part = "card" if view == "cards" else "row"
+    return render(request, f"snapshots/partials/{part}.html", context)
+
+
+# --- page --------------------------------------------------------------------------------------------------------------
+
+
+def get_snapshot(user: User, snapshot_id: UUID) -> Snapshot:
+    related = Snapshot.objects.visible_to(user).select_related(
+        "project__customer",
+        "location",
+        "volume__vm",
+        "volume__location",
+        "volume__project__customer",
+        "vm",
+        "requested_by",
+    )
+    return get_object_or_404(related, pk=snapshot_id)
+
+
+def get_changeable(user: User, snapshot_id: UUID) -> Snapshot:
+    """For an act: 404 for a stranger and for what is deleted, 403 with an explanation for a viewer."""
+    snapshot = get_snapshot(user, snapshot_id)
+    if snapshot.state == State.DELETED:
+        raise Http404
+    services.require_change(user, snapshot.project_id)
+    return snapshot
+
+
+@require_GET
+def snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
+    user = request.user
+    found = get_snapshot(user, snapshot_id)
+    disks = list(found.disks.all())
+    operations = explain_operations(
+        Operation.objects.filter(Q(snapshot=found) | Q(safety_snapshot=found))
+        .select_related("snapshot", "volume", "safety_snapshot", "requested_by")
+        .order_by("-created_at", "-id"),
+        user,
+    )
+    rates = rates_now(found.service_kind, [found.location_id])
+    price = price_of(found, rates.get(found.location_id))
+    cost = billing.cost_so_far(resource_id=found.pk, at=timezone.now())
+    version = version_of(
+        found.state, [(one.pk, one.state) for one in operations], [(one.checksum, one.verified_at) for one in disks]
+    )
+    context = {
+        "snapshot": found,
+        "disks": disks,
+        "damage": [disk.damage for disk in disks if disk.damage],
+        "operations": operations,
+        "is_live": found.is_transient or any(operation.is_active for operation in operations),
+        "actions": actions_for(found, user),
+        "can_change": user.can_change(found.project_id),
+        "retry": next((one for one in operations if one.can_retry and one.kind != Operation.Kind.VERIFY), None),
+        "price": price,
+        "hourly": format_price(price.hourly_micro, price.currency) if price else "",
+        "monthly": format_amount(price.monthly_micro, price.currency) if price else "",
+        "cost": cost,
+        "no_cost": format_amount(0, found.project.customer.currency),
+    }
+    return render_live(request, "snapshots/snapshot.html", context, part="snapshot", poll="work", version=version)
+
+
+# --- acts --------------------------------------------------------------------------------------------------------------
+
+
+@require_http_methods(["GET", "POST"])
+def rename(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
+    found = get_changeable(request.user, snapshot_id)
+    form = RenameForm(request.POST or None, initial={"name": found.name})
+    suggestion = ""
+    if request.method == "POST" and form.is_valid():
+        name = request.POST.get("use") or form.cleaned_data["name"]
+        try:
+            renamed = services.rename_snapshot(snapshot=found, user=request.user, name=name)
+        except services.NotFree as refusal:
+            form.add_error("name", str(refusal))
+            suggestion = refusal.suggestion
+        except services.Refusal as refusal:
+            form.add_error(None, str(refusal))
+        else:
+            messages.success(request, _("The snapshot is called “%(name)s” now.") % {"name": renamed.name})
+            return redirect("snapshots:snapshot", found.pk)
+    return render(request, "snapshots/rename.html", {"snapshot": found, "form": form, "suggestion": suggestion})
+
+
+@require_http_methods(["GET", "POST"])
+def delete(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
+    found = get_changeable(request.user, snapshot_id)
+    form = ConfirmationForm(
+        request.POST or None,
+        label=_("Type the snapshot's name, %(name)s, to confirm") % {"name": found.name},
+        required=_("Type the snapshot's name to confirm that it shall be deleted."),
+    )
+    if request.method == "POST" and form.is_valid():
+        if form.cleaned_data["confirmation"].strip() != found.name:
+            form.add_error(
+                "confirmation",
+                _("That is not the snapshot's name. Type “%(name)s” to confirm that it will be deleted.")
+                % {"name": found.name},
+            )
+        else:
+            try:
+                services.request_deletion(snapshot=found, user=request.user)
+            except services.Refusal as refusal:
+                form.add_error(None, str(refusal))
+            else:
+                messages.success(
+                    request,
+                    _("“%(name)s” is being deleted. It has stopped costing anything.") % {"name": found.name},
+                )
+                return redirect("snapshots:snapshot", found.pk)
+    rates = rates_now(found.service_kind, [found.location_id])
+    price = price_of(found, rates.get(found.location_id))
+    consequences = [_("Its data are erased. This cannot be undone, and support cannot bring them back either.")]
+    if found.volume and found.volume.deleted_at:
+        consequences.append(
+            _("Its volume “%(name)s” is gone, so this may be the last copy of its data.") % {"name": found.volume.name}
+        )
+    elif found.volume:
+        consequences.append(
+            _("The volume “%(name)s” and volumes made from this snapshot stay as they are.")
+            % {"name": found.volume.name}
+        )
+    if price:
+        consequences.append(
+            _("You stop paying %(hourly)s an hour, about %(monthly)s a month.")
+            % {
+                "hourly": format_price(price.hourly_micro, price.currency),
+                "monthly": format_amount(price.monthly_micro, price.currency),
+            }
+        )
+    context = {"snapshot": found, "form": form, "consequences": consequences}
+    return render(request, "snapshots/delete.html", context)
+
+
+@require_http_methods(["GET", "POST"])
+def restore(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
+    """The form, or the reason in its place while the snapshot cannot be restored."""
+    user = request.user
+    found = get_changeable(user, snapshot_id)
+    volume = found.volume
+    if volume is None:
+        raise Http404
+    services.require_change(user, volume.project_id)
+    form = ConfirmationForm(
+        request.POST or None,
+        label=_("Type the volume's name, %(name)s, to confirm") % {"name": volume.name},
+        required=_("Type the volume's name to confirm that it will be overwritten."),
+    )
+    if request.method == "POST" and form.is_valid():
+        try:
+            services.request_restore(snapshot=found, user=user, confirmation=form.cleaned_data["confirmation"])
+        except services.WrongConfirmation as refusal:
+            form.add_error("confirmation", str(refusal))
+        except services.Refusal as refusal:
+            form.add_error(None, str(refusal))
+        else:
+            messages.success(
+                request,
+                _("“%(volume)s” is being restored from “%(snapshot)s”. Do not use it until this has ended.")
+                % {"volume": volume.name, "snapshot": found.name},
+            )
+            return redirect("snapshots:snapshot", found.pk)
+    reason, quote = "", None
+    try:
+        services.check_restorable(found, volume)
+        quote = services.check_deliverable(volume)
+    except services.Refusal as refusal:
+        reason = str(refusal)
+    context = {
+        "snapshot": found,
+        "volume": volume,
+        "form": form,
+        "reason": reason,
+        "captured_at": next((disk.captured_at for disk in found.disks.all() if disk.captured_at), found.created_at),
+        "damage": [disk.damage for disk in found.disks.all() if disk.damage],
+        "safety_name": _("before-restore-of-%(name)s") % {"name": volume.name[:40]},
+        "safety_price": format_price(quote.hourly_micro, quote.currency) if quote else "",
+        "undoes": found.protects.filter(state=Operation.State.SUCCEEDED).select_related("snapshot").first(),
+    }
+    return render(request, "snapshots/restore.html", context)
+
+
+@require_http_methods(["GET", "POST"])
+def new_volume(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
+    user = request.user
+    found = get_snapshot(user, snapshot_id)
+    if found.kind != Kind.VOLUME or found.state == State.DELETED:
+        raise Http404
+    services.require_change(user, found.project_id)
+    projects = Project.objects.changeable_by(user).filter(customer=found.customer_id)
+    source = found.source.name
+    initial = {
+        "name": _("%(name)s-copy") % {"name": source[:100]},
+        "size_gb": found.size_gb,
+        "project": found.project_id,
+    }
+    form = NewVolumeForm(request.POST or None, snapshot=found, projects=projects, initial=initial)
+    if request.method == "POST" and form.is_valid():
+        try:
+            operation = services.request_new_volume(snapshot=found, user=user, **form.cleaned_data)
+        except services.Refusal as refusal:
+            form.add_error(None, str(refusal))
+        else:
+            messages.success(
+                request,
+                _("The volume “%(volume)s” is being made from “%(snapshot)s”.")
+                % {"volume": form.cleaned_data["name"], "snapshot": found.name},
+            )
+            return redirect("snapshots:volume", operation.volume_id)
+    reason = ""
+    try:
+        services.require_ready(found)
+    except services.Refusal as refusal:
+        reason = str(refusal)
+    context = {"snapshot": found, "form": form, "reason": reason}
+    return render(request, "snapshots/new_volume.html", context)
+
+
+@require_http_methods(["GET", "POST"])
+def verify(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
+    found = get_changeable(request.user, snapshot_id)
+    problems = []
+    if request.method == "POST":
+        try:
+            services.request_verification(snapshot=found, user=request.user)
+        except services.Refusal as refusal:
+            problems = [{"id": "", "message": str(refusal)}]
+        else:
+            messages.success(request, _("“%(name)s” is being read again and compared.") % {"name": found.name})
+            return redirect("snapshots:snapshot", found.pk)
+    context = {"snapshot": found, "problems": problems, "disks": found.disks.all()}
+    return render(request, "snapshots/verify.html", context)
+
+
+@require_http_methods(["GET", "POST"])
+def retry(request: HttpRequest, operation_id: UUID) -> HttpResponse:
+    """Ask again for what failed; the answer is said on the page of the snapshot, or of the volume that is made."""
+    operation = get_object_or_404(
+        Operation.objects.visible_to(request.user).select_related("snapshot__volume__location"), pk=operation_id
+    )
+    makes_volume = operation.kind == Operation.Kind.NEW_VOLUME and operation.volume_id
+    page, pk = ("volume", operation.volume_id) if makes_volume else ("snapshot", operation.snapshot_id)
+    back = redirect(f"snapshots:{page}", pk)
+    if request.method == "GET":  # after a sign-in in between
+        return back
+    services.require_change(request.user, operation.snapshot.project_id)
+    try:
+        services.retry(operation=operation, user=request.user)
+    except services.Refusal as refusal:
+        messages.error(request, str(refusal))
+    else:
+        messages.success(request, _("It is being tried again."))
+    return back

@@ -1,0 +1,106 @@
+"""The list of volumes, and the page of one: what protects it and what was done to it."""
+
+from uuid import UUID
+
+from django.db.models import Count, Max, Q
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404
+from django.utils.http import urlencode
+from django.views.decorators.http import require_GET
+
+from cng_portal.accounts.models import User
+from cng_portal.inventory.models import Volume
+from snapshots import lists
+from snapshots.forms import VolumeFilterForm
+from snapshots.models import Operation, Snapshot, State
+
+from .common import explain_operations, is_fragment, render_live, render_part, version_of
+from .snapshots import explain_rows, listed_snapshots
+
+SNAPSHOTS_SHOWN = 50
+OPERATIONS_SHOWN = 20
+
+
+@require_GET
+def volumes(request: HttpRequest) -> HttpResponse:
+    """Four queries besides session, person, customer and roles: choices, rows, their snapshots, total."""
+    user = request.user
+    form = VolumeFilterForm(request.GET, user=user, choices=lists.filter_choices(user))
+    found = form.apply(Volume.objects.visible_to(user).present())
+    shown = Volume.objects.select_related("project__customer", "location", "vm")
+    page = lists.page_of(found, lists.VOLUME_ORDER, request.GET, rows=shown)
+    params = form.chosen
+    context = {
+        "form": form,
+        "rows": count_snapshots(page.rows, user),
+        "total": found.count(),
+        "here": f"{request.path}?{urlencode(params)}" if params else request.path,
+        "pages": page.urls(request.path, params),
+    }
+    response = render_part(request, "snapshots/volumes.html", "volume-list", context)
+    if is_fragment(request):
+        cursor = {
+            name: request.GET[name] for name in ("after", "before") if request.GET.get(name) and not page.is_first
+        }
+        query = urlencode(params | cursor)
+        response["HX-Push-Url"] = f"{request.path}?{query}" if query else request.path
+    return response
+
+
+def count_snapshots(found: list[Volume], user: User) -> list[Volume]:
+    """Each with `snapshot_count`, `last_snapshot_at` (of those that can be restored) and `can_change`. One query."""
+    snapshots = (
+        Snapshot.objects.visible_to(user)
+        .filter(volume_id__in=[volume.pk for volume in found], deleted_at=None)
+        .order_by()
+        .values("volume_id")
+        .annotate(count=Count("pk"), last=Max("ready_at", filter=Q(state=State.READY)))
+    )
+    by_volume = {row["volume_id"]: row for row in snapshots} if found else {}
+    for volume in found:
+        row = by_volume.get(volume.pk, {"count": 0, "last": None})
+        volume.snapshot_count, volume.last_snapshot_at = row["count"], row["last"]
+        volume.can_change = user.can_change(volume.project_id)
+    return found
+
+
+@require_GET
+def volume(request: HttpRequest, volume_id: UUID) -> HttpResponse:
+    """Also of a volume that is gone: its snapshots are still there."""
+    user = request.user
+    found = get_object_or_404(
+        Volume.objects.visible_to(user).select_related("project__customer", "location", "vm"), pk=volume_id
+    )
+    mine = Snapshot.objects.visible_to(user).filter(volume=found, deleted_at=None)
+    newest = mine.order_by("-created_at", "-pk").values("pk")[:SNAPSHOTS_SHOWN]
+    snapshots = explain_rows(list(listed_snapshots().filter(pk__in=newest).order_by("-created_at", "-pk")), user)
+    operations = explain_operations(
+        Operation.objects.visible_to(user)
+        .filter(Q(volume=found) | Q(snapshot__volume=found))
+        .select_related("snapshot", "volume", "safety_snapshot", "requested_by")
+        .order_by("-created_at", "-id")[:OPERATIONS_SHOWN],
+        user,
+    )
+    made_by = next(
+        (one for one in operations if one.kind == Operation.Kind.NEW_VOLUME and one.volume_id == found.pk), None
+    )
+    context = {
+        "volume": found,
+        "rows": snapshots,
+        "snapshot_count": mine.count() if len(snapshots) == SNAPSHOTS_SHOWN else len(snapshots),
+        "snapshots_shown": SNAPSHOTS_SHOWN,
+        "operations": operations,
+        "made_by": made_by,
+        "is_live": any(operation.is_active for operation in operations),
+        "can_change": user.can_change(found.project_id),
+        "can_take": user.can_change(found.project_id)
+        and found.deleted_at is None
+        and found.state == Volume.State.AVAILABLE,
+    }
+    version = version_of(
+        found.state,
+        found.deleted_at,
+        [(one.pk, one.state) for one in operations],
+        [(one.pk, one.state) for one in snapshots],
+    )
+    return render_live(request, "snapshots/volume.html", context, part="volume", poll="work", version=version)

@@ -1,0 +1,226 @@
+"""A valid object of each model; Traits name the situations. A person gets a role by `UserFactory(member_of=project)`."""
+
+from datetime import timedelta
+from typing import Any
+
+import factory
+from django.utils import timezone
+from factory.django import DjangoModelFactory
+
+from cng_portal.accounts.models import BillingType, Customer, Membership, Project, Role, User
+from cng_portal.inventory.models import Location, Region, VirtualMachine, Volume
+from snapshots.models import DiskImage, Draft, Kind, Operation, Snapshot, State, name_key
+
+
+class CustomerFactory(DjangoModelFactory):
+    class Meta:
+        model = Customer
+
+    class Params:
+        postpaid = factory.Trait(billing_type=BillingType.POSTPAID)
+
+    number = factory.Sequence(lambda n: 1001 + n)
+    name = factory.Sequence(lambda n: f"Customer {n}")
+
+
+class ProjectFactory(DjangoModelFactory):
+    class Meta:
+        model = Project
+
+    customer = factory.SubFactory(CustomerFactory)
+    name = factory.Sequence(lambda n: f"Project {n}")
+
+
+class UserFactory(DjangoModelFactory):
+    """`member_of=project` makes the person an owner there, `member_of__role` something else; the customer follows."""
+
+    class Meta:
+        model = User
+        skip_postgeneration_save = True
+
+    class Params:
+        admin = factory.Trait(is_staff=True, is_superuser=True)
+
+    email = factory.Sequence(lambda n: f"person{n}@example.com")
+    password = factory.django.Password(None)
+
+    @factory.post_generation
+    def member_of(self: Any, create: bool, project: Project | None, role: str = Role.OWNER) -> None:
+        if project:
+            MembershipFactory(user=self, project=project, role=role)
+            if self.customer is None:
+                self.customer = project.customer
+                self.save(update_fields=["customer"])
+
+
+class MembershipFactory(DjangoModelFactory):
+    class Meta:
+        model = Membership
+
+    project = factory.SubFactory(ProjectFactory)
+    user = factory.SubFactory(UserFactory)
+    role = Role.OWNER
+
+
+class LocationFactory(DjangoModelFactory):
+    class Meta:
+        model = Location
+        django_get_or_create = ["code"]
+
+    class Params:
+        closed = factory.Trait(active=False)
+
+    code = factory.Sequence(lambda n: f"1CNG-YGN-AZ{n + 1:02d}")
+    city = "Yangon"
+    country = "MM"
+    region = Region.ASIA
+
+
+class VirtualMachineFactory(DjangoModelFactory):
+    class Meta:
+        model = VirtualMachine
+
+    class Params:
+        stopped = factory.Trait(state=VirtualMachine.State.STOPPED)
+
+    project = factory.SubFactory(ProjectFactory)
+    location = factory.SubFactory(LocationFactory)
+    name = factory.Sequence(lambda n: f"vm-{n}")
+
+
+class VolumeFactory(DjangoModelFactory):
+    class Meta:
+        model = Volume
+
+    class Params:
+        attached = factory.Trait(
+            vm=factory.SubFactory(
+                VirtualMachineFactory,
+                project=factory.SelfAttribute("..project"),
+                location=factory.SelfAttribute("..location"),
+            )
+        )
+        # attached to a machine that does not run, so that it can be restored
+        attached_stopped = factory.Trait(
+            vm=factory.SubFactory(
+                VirtualMachineFactory,
+                project=factory.SelfAttribute("..project"),
+                location=factory.SelfAttribute("..location"),
+                stopped=True,
+            )
+        )
+        gone = factory.Trait(deleted_at=factory.LazyFunction(timezone.now))
+
+    project = factory.SubFactory(ProjectFactory)
+    location = factory.SubFactory(LocationFactory)
+    name = factory.Sequence(lambda n: f"volume-{n}")
+    size_gb = 1
+
+
+class DiskImageFactory(DjangoModelFactory):
+    class Meta:
+        model = DiskImage
+
+    id = factory.SelfAttribute("snapshot.id")
+    volume = factory.SelfAttribute("snapshot.volume")
+    volume_name = factory.SelfAttribute("snapshot.volume.name")
+    size_gb = factory.SelfAttribute("snapshot.size_gb")
+
+
+class SnapshotFactory(DjangoModelFactory):
+    """Ready, of a volume, with its disk image; whose it is follows from the volume."""
+
+    class Meta:
+        model = Snapshot
+        skip_postgeneration_save = True
+
+    class Params:
+        pending = factory.Trait(state=State.PENDING, ready_at=None)
+        creating = factory.Trait(state=State.CREATING, ready_at=None)
+        failed = factory.Trait(
+            state=State.FAILED, ready_at=None, error="The storage ran out of room. Ask support, then try again."
+        )
+        deleting = factory.Trait(state=State.DELETING, delete_requested_at=factory.LazyFunction(timezone.now))
+        deleted = factory.Trait(
+            state=State.DELETED,
+            delete_requested_at=factory.LazyFunction(timezone.now),
+            deleted_at=factory.LazyFunction(timezone.now),
+        )
+
+    kind = Kind.VOLUME
+    volume = factory.SubFactory(VolumeFactory)
+    project = factory.SelfAttribute("volume.project")
+    customer = factory.SelfAttribute("project.customer")
+    location = factory.SelfAttribute("volume.location")
+    name = factory.Sequence(lambda n: f"snapshot-{n}")
+    name_key = factory.LazyAttribute(lambda snapshot: name_key(snapshot.name))
+    size_gb = factory.SelfAttribute("volume.size_gb")
+    state = State.READY
+    ready_at = factory.LazyFunction(timezone.now)
+    disk = factory.RelatedFactory(DiskImageFactory, factory_related_name="snapshot")
+
+
+class VMSnapshotFactory(DjangoModelFactory):
+    """Ready, of a virtual machine; its disk images are the test's."""
+
+    class Meta:
+        model = Snapshot
+
+    kind = Kind.VM
+    vm = factory.SubFactory(VirtualMachineFactory)
+    project = factory.SelfAttribute("vm.project")
+    customer = factory.SelfAttribute("project.customer")
+    location = factory.SelfAttribute("vm.location")
+    name = factory.Sequence(lambda n: f"vm-snapshot-{n}")
+    name_key = factory.LazyAttribute(lambda snapshot: name_key(snapshot.name))
+    size_gb = 1
+    state = State.READY
+    ready_at = factory.LazyFunction(timezone.now)
+
+
+class OperationFactory(DjangoModelFactory):
+    """Waiting, to verify a snapshot."""
+
+    class Meta:
+        model = Operation
+
+    class Params:
+        running = factory.Trait(
+            state=Operation.State.RUNNING,
+            attempt=1,
+            started_at=factory.LazyFunction(timezone.now),
+            lease_until=factory.LazyFunction(lambda: timezone.now() + timedelta(minutes=1)),
+        )
+        succeeded = factory.Trait(
+            state=Operation.State.SUCCEEDED,
+            attempt=1,
+            started_at=factory.LazyFunction(timezone.now),
+            finished_at=factory.LazyFunction(timezone.now),
+        )
+        failed = factory.Trait(
+            state=Operation.State.FAILED,
+            attempt=3,
+            error="The storage ran out of room. Ask support, then try again.",
+            started_at=factory.LazyFunction(timezone.now),
+            finished_at=factory.LazyFunction(timezone.now),
+        )
+        capture = factory.Trait(kind=Operation.Kind.CAPTURE)
+        # into the snapshot's own volume, after a safety snapshot of it
+        restore = factory.Trait(
+            kind=Operation.Kind.RESTORE,
+            volume=factory.SelfAttribute("snapshot.volume"),
+            safety_snapshot=factory.SubFactory(SnapshotFactory, volume=factory.SelfAttribute("..snapshot.volume")),
+        )
+
+    kind = Operation.Kind.VERIFY
+    snapshot = factory.SubFactory(SnapshotFactory)
+
+
+class DraftFactory(DjangoModelFactory):
+    """A wizard in which nothing has been answered yet."""
+
+    class Meta:
+        model = Draft
+
+    customer = factory.SubFactory(CustomerFactory)
+    created_by = factory.SubFactory(UserFactory)
