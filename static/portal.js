@@ -6,6 +6,15 @@
     const box = announcer();
     if (box && box.textContent !== text) box.textContent = text;
   };
+  // News, ours or sent along with a fragment, goes away by itself; a failure stays until the portal answers again.
+  let hush;
+  let failure = "";
+  if (announcer()) {
+    new MutationObserver(() => {
+      clearTimeout(hush);
+      if (announcer().textContent !== failure) hush = setTimeout(() => say(""), 6000);
+    }).observe(announcer(), { childList: true, characterData: true, subtree: true });
+  }
 
   // Theme switch
   const showTheme = () => {
@@ -26,7 +35,6 @@
   };
 
   // Copy
-  let silence;
   const copy = async (button) => {
     try {
       await navigator.clipboard.writeText(button.dataset.copy);
@@ -35,11 +43,7 @@
     }
     button.classList.add("is-copied");
     say(announcer().dataset.copied);
-    clearTimeout(silence);
-    silence = setTimeout(() => {
-      button.classList.remove("is-copied");
-      say("");
-    }, 2500);
+    setTimeout(() => button.classList.remove("is-copied"), 2500);
   };
   if (navigator.clipboard) root.classList.add("can-copy");
 
@@ -117,20 +121,24 @@
     return Boolean(asked?.closest("[data-quiet]") || event.target.closest?.("[data-quiet]"));
   };
 
+  // Nobody looks: what asks again and again rests until the page is seen.
+  document.addEventListener("htmx:beforeRequest", (event) => {
+    if (document.hidden && isQuiet(event)) event.preventDefault();
+  });
+
   document.addEventListener("htmx:afterRequest", (event) => {
     const form = event.target.closest?.("form[data-busy]");
     if (form) release(form);
-    if (event.detail.successful && announcer()?.dataset.failing !== undefined) {
-      delete announcer().dataset.failing;
-      say("");
+    if (event.detail.successful && failure) {
+      if (announcer().textContent === failure) say("");
+      failure = "";
     }
   });
 
   const fail = (event, text) => {
-    const box = announcer();
-    if (!box) return;
-    box.dataset.failing = "";
-    say(isQuiet(event) ? box.dataset.paused : text);
+    if (!announcer()) return;
+    failure = isQuiet(event) ? announcer().dataset.paused : text;
+    say(failure);
   };
   document.addEventListener("htmx:sendError", (event) => fail(event, announcer()?.dataset.unreachable));
   document.addEventListener("htmx:timeout", (event) => fail(event, announcer()?.dataset.unreachable));
