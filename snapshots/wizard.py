@@ -5,6 +5,7 @@ step is opened: `first_open_step` names the step where the person has to be.
 """
 
 from collections.abc import Sequence
+from datetime import date, timedelta
 from typing import Any, ClassVar
 
 from django import forms
@@ -24,6 +25,7 @@ from .models import Draft
 
 # More volumes than this are found by searching.
 VOLUMES_SHOWN = 60
+LONGEST_ESTIMATE = timedelta(days=3653)
 
 
 def locations_for(user: User) -> list[Location]:
@@ -184,6 +186,26 @@ class ReviewForm(forms.Form):
             "invalid": _("The price that was shown is missing. Check the price summary and confirm again."),
         },
     )
+
+
+class UntilForm(forms.Form):
+    """The date up to which a person wants to know the cost."""
+
+    until = forms.DateField(
+        label=_("Cost until"),
+        widget=forms.DateInput(attrs={"type": "date"}),
+        error_messages={
+            "required": _("Give a date to see the cost until then."),
+            "invalid": _("That is not a date. Give a date such as 2026-12-31."),
+        },
+    )
+
+    def clean_until(self) -> date:
+        until: date = self.cleaned_data["until"]
+        today = timezone.localdate()
+        if not today <= until <= today + LONGEST_ESTIMATE:
+            raise ValidationError(_("Give a date from today on, at most ten years ahead."))
+        return until
 
 
 class Step:

@@ -1,6 +1,6 @@
 """The wizard's pages: one URL per step, the same view for the page and for the fragment that htmx swaps."""
 
-from datetime import datetime
+from datetime import datetime, time, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -16,8 +16,9 @@ from django.utils.translation import ngettext
 from django.views.decorators.http import require_GET, require_POST
 from django_htmx.http import HttpResponseClientRedirect
 
+from billing import services as billing
 from billing.money import format_amount, format_price
-from cng_portal.accounts.models import User
+from cng_portal.accounts.models import BillingType, User
 from cng_portal.inventory.models import Region, Volume
 from snapshots import services, wizard
 from snapshots.models import Draft
@@ -119,10 +120,45 @@ def review(request: HttpRequest, draft: Draft) -> HttpResponse:
         except services.Refusal as refusal:
             problem = str(refusal)
     quote = services.quote_for(draft.volume)
-    context = {"form": form, "quote": quote, "facts": facts(draft)}
+    context = {"form": form, "quote": quote, "facts": facts(draft), **estimates(request, draft, quote)}
     if problem:
         context |= {"problem": problem, "problems": [{"id": "", "message": problem}]}
     return show(request, "snapshots/wizard/review.html", draft, wizard.REVIEW, context)
+
+
+def estimates(request: HttpRequest, draft: Draft, quote: billing.Quote) -> dict[str, Any]:
+    """What it comes to: a day, a month, until the date the person picks, and how long prepaid credits last."""
+    assert draft.project is not None
+    customer, now = draft.project.customer, timezone.now()
+
+    def row(label: str, amount_micro: int) -> dict[str, str]:
+        return {"label": label, "value": format_amount(amount_micro, quote.currency)}
+
+    rows = [
+        row(_("24 hours"), quote.daily_micro),
+        row(_("A month of 732 hours (30.5 days)"), quote.monthly_micro),
+    ]
+    until = wizard.UntilForm(request.GET if "until" in request.GET else None)
+    if until.is_bound and until.is_valid():
+        day = until.cleaned_data["until"]
+        end = datetime.combine(day + timedelta(days=1), time(), tzinfo=customer.zone)
+        rows.append(row(_("From now to the end of %(day)s") % {"day": date_format(day)}, quote.until(now, end)))
+    if customer.billing_type == BillingType.PREPAID:
+        lasting = billing.lasts_for(customer=customer, at=now, extra_hourly_micro=quote.hourly_micro)
+        for label, left in (
+            (_("Your credits last with it"), lasting.then),
+            (_("Your credits last without it"), lasting.now),
+        ):
+            end = _("until nothing else uses them") if left is None else last_day(now, left)
+            rows.append({"label": label, "value": end})
+    return {"estimates": rows, "until": until}
+
+
+def last_day(now: datetime, left: timedelta) -> str:
+    try:
+        return _("until %(day)s") % {"day": date_format(timezone.localtime(now + left))}
+    except OverflowError:
+        return _("for longer than a calendar can say")
 
 
 def show(request: HttpRequest, template: str, draft: Draft, slug: str, context: dict[str, Any]) -> HttpResponse:
@@ -150,12 +186,11 @@ def leave(request: HttpRequest, url: str) -> HttpResponse:
     return HttpResponseClientRedirect(url) if request.htmx else redirect(url)
 
 
-def price(quote: Any) -> dict[str, str]:
+def price(quote: billing.Quote) -> dict[str, str]:
     return {
         "figure": format_price(quote.hourly_micro, quote.currency),
         "size": _("%(size)s GB") % {"size": quote.size_gb},
         "formula": quote.formula,
-        "day": format_amount(quote.daily_micro, quote.currency),
         "month": format_amount(quote.monthly_micro, quote.currency),
     }
 

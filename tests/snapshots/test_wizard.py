@@ -1,5 +1,6 @@
 """The wizard through the test client: who gets where, what an answer must be, and what is noticed later."""
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -8,7 +9,9 @@ import pytest
 from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
+from django.utils.formats import date_format
 
+from billing import services as billing
 from billing.models import Package, PriceVersion
 from cng_portal.accounts.models import Membership, Role
 from cng_portal.inventory.models import Location, Volume
@@ -386,3 +389,22 @@ def test_an_unknown_step_is_not_found(client: Client, member: Membership, volume
 
 def test_a_person_without_projects_is_told_so(client_for: Any) -> None:
     assert client_for(UserFactory()).get(reverse("snapshots:new")).status_code == 403
+
+
+def test_the_review_estimates_until_a_date(client: Client, member: Membership, volume: Volume) -> None:
+    draft = draft_at("review", volume, member.user)
+    today = timezone.localdate(timezone=member.project.customer.zone)
+    page = client.get(url(draft, "review"), {"until": (today + timedelta(days=1)).isoformat()}).text
+    assert "K 480.00" in page and "K 14,640.00" in page and "From now to the end of" in page
+    for wrong in ("yesterday", "", "1999-12-31", "9999-12-31"):
+        answer = client.get(url(draft, "review"), {"until": wrong})
+        assert answer.status_code == 200 and "Give a" in answer.text
+
+
+def test_prepaid_customers_see_how_long_their_credits_last(client: Client, member: Membership, volume: Volume) -> None:
+    customer = member.project.customer
+    type(customer).objects.update(billing_type="prepaid")
+    billing.buy_credits(customer=customer, amount_micro=48_000_000_000, reason="test", by=None, key="a hundred days")
+    page = client.get(url(draft_at("review", volume, member.user), "review")).text
+    end = timezone.localtime(timezone.now() + timedelta(days=100), customer.zone)
+    assert f"until {date_format(end)}" in page
