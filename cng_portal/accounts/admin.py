@@ -1,0 +1,241 @@
+"""The support desk: people, customers and projects; and what every admin page of the portal has in common."""
+
+from typing import Any
+from uuid import UUID
+
+from django import forms
+from django.contrib import admin
+from django.contrib.admin.widgets import AutocompleteSelect
+from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
+from django.contrib.auth.forms import BaseUserCreationForm
+from django.contrib.auth.forms import UserChangeForm as DjangoUserChangeForm
+from django.db.models import Count, Model, Q, QuerySet
+from django.http import HttpRequest
+from django.utils.translation import gettext_lazy as _
+
+from . import services
+from .models import Customer, Membership, Project, User
+
+admin.site.site_header = _("1CNG administration")
+admin.site.site_title = _("1CNG administration")
+admin.site.index_title = _("Support desk")
+admin.site.site_url = "/"
+
+# An e-mail address that many people share a part of narrows nothing down.
+PEOPLE_FOUND = 100
+
+
+class SupportAdmin(admin.ModelAdmin):
+    """Found by uuid, with hyphens or without, and by e-mail; quick with many rows; nothing is ever deleted here.
+
+    `uuid_fields` are what a uuid is compared with; `person_fields` and `customer_fields` are the ways to the people and
+    customers that an e-mail address stands for. Anything else is looked for in `search_fields`.
+    """
+
+    show_full_result_count = False
+    list_per_page = 50
+    uuid_fields: tuple[str, ...] = ("pk",)
+    person_fields: tuple[str, ...] = ()
+    customer_fields: tuple[str, ...] = ()
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
+    ) -> tuple[QuerySet[Any], bool]:
+        term = search_term.strip()
+        try:
+            uuid = UUID(term)
+        except ValueError:
+            pass
+        else:
+            return queryset.filter(_any_of(self.uuid_fields, uuid)), False
+        if "@" in term and (self.person_fields or self.customer_fields):
+            # people first: a join to them from each of many rows would be slow
+            found = list(User.objects.filter(email__icontains=term).values_list("pk", "customer_id")[:PEOPLE_FOUND])
+            people = [person_id for person_id, _customer_id in found]
+            customers = [customer_id for _person_id, customer_id in found if customer_id]
+            by_person = _any_of([f"{field}__in" for field in self.person_fields], people)
+            return queryset.filter(
+                by_person | _any_of([f"{field}__in" for field in self.customer_fields], customers)
+            ), False
+        return super().get_search_results(request, queryset, search_term)
+
+    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+
+def _any_of(fields: Any, value: object) -> Q:
+    condition = Q()
+    for field in fields:
+        condition |= Q(**{field: value})
+    return condition
+
+
+class ReadOnly:
+    """For an admin or an inline of what is a record: it can be looked at and nothing else."""
+
+    def has_add_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+
+class MembershipInline(admin.TabularInline):
+    model = Membership
+    extra = 0
+    autocomplete_fields = ["user", "project"]
+
+
+class UserCreationForm(BaseUserCreationForm):
+    class Meta:
+        model = User
+        fields = ("email", "name", "customer")
+
+    def clean_email(self) -> str:
+        return self.cleaned_data["email"].lower()
+
+
+class UserChangeForm(DjangoUserChangeForm):
+    class Meta:
+        model = User
+        fields = "__all__"
+
+    def clean_email(self) -> str:
+        return self.cleaned_data["email"].lower()
+
+
+@admin.register(User)
+class UserAdmin(SupportAdmin, DjangoUserAdmin):
+    form = UserChangeForm
+    add_form = UserCreationForm
+    list_display = ["email", "name", "customer", "is_active", "is_staff", "date_joined", "last_login"]
+    list_filter = ["is_active", "is_staff"]
+    list_select_related = ["customer"]
+    search_fields = ["email", "name", "customer__name", "=customer__number"]
+    uuid_fields = ("pk", "customer_id")
+    ordering = ["email"]
+    autocomplete_fields = ["customer"]
+    readonly_fields = ["id", "date_joined", "last_login"]
+    filter_horizontal = ["groups", "user_permissions"]
+    inlines = [MembershipInline]
+    fieldsets = [
+        (None, {"fields": ["id", "email", "name", "password", "customer", "is_active"]}),
+        (_("Administration"), {"fields": ["is_staff", "is_superuser", "groups", "user_permissions"]}),
+        (_("Dates"), {"fields": ["date_joined", "last_login"]}),
+    ]
+    add_fieldsets = [(None, {"fields": ["email", "name", "customer", "password1", "password2"]})]
+
+    def get_inlines(self, request: HttpRequest, obj: User | None) -> list[Any]:
+        return self.inlines if obj else []
+
+
+class ProjectInline(ReadOnly, admin.TabularInline):
+    model = Project
+    fields = ["name", "snapshot_quota", "snapshot_gb_quota", "created_at"]
+    readonly_fields = fields
+    show_change_link = True
+    extra = 0
+
+
+class NewCustomerForm(forms.ModelForm):
+    """A new customer needs an owner, who gets its `Default` project; its number may be left to the portal."""
+
+    owner = forms.ModelChoiceField(
+        User.objects.all(),
+        label=_("owner"),
+        help_text=_("Owns the project “Default”, which every customer has from the start. Add the person first."),
+    )
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        owner = self.fields["owner"]
+        owner.widget = AutocompleteSelect(Membership._meta.get_field("user"), admin.site)
+        owner.widget.choices = owner.choices  # type: ignore[attr-defined]
+        self.fields["number"].required = False
+        self.fields["number"].help_text = _("Leave it empty for the next free one.")
+
+
+@admin.register(Customer)
+class CustomerAdmin(SupportAdmin):
+    list_display = [
+        "crn",
+        "name",
+        "billing_type",
+        "currency",
+        "time_zone",
+        "people_count",
+        "project_count",
+        "created_at",
+    ]
+    list_filter = ["billing_type"]
+    search_fields = ["name", "=number"]
+    customer_fields = ("pk",)
+    person_fields = ("projects__memberships__user",)
+    readonly_fields = ["id", "created_at"]
+    inlines = [ProjectInline]
+
+    def get_form(self, request: HttpRequest, obj: Customer | None = None, **kwargs: Any) -> Any:
+        return super().get_form(request, obj, **({} if obj else {"form": NewCustomerForm}) | kwargs)
+
+    def get_fieldsets(self, request: HttpRequest, obj: Customer | None = None) -> Any:
+        own = ["id", "created_at"] if obj else ["owner"]
+        return [
+            (None, {"fields": ["name", "number", *own, "billing_type", "currency", "time_zone"]}),
+            (_("Quotas"), {"fields": ["snapshot_quota", "snapshot_gb_quota"]}),
+        ]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Customer | None = None) -> list[str]:
+        # amounts are kept in millionths of the currency, so another one would change what they are worth
+        return ["id", "created_at", "number", "currency"] if obj else []
+
+    def get_inlines(self, request: HttpRequest, obj: Customer | None) -> list[Any]:
+        return self.inlines if obj else []
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Customer]:
+        counts = {"people_number": Count("people", distinct=True), "project_number": Count("projects", distinct=True)}
+        return super().get_queryset(request).annotate(**counts)
+
+    @admin.display(description=_("people"))
+    def people_count(self, customer: Customer) -> int:
+        return customer.people_number  # type: ignore[attr-defined]
+
+    @admin.display(description=_("projects"))
+    def project_count(self, customer: Customer) -> int:
+        return customer.project_number  # type: ignore[attr-defined]
+
+    def save_model(self, request: HttpRequest, obj: Customer, form: Any, change: bool) -> None:
+        """A new one comes through the service, which makes its `Default` project too."""
+        if change:
+            return super().save_model(request, obj, form, change)
+        given = {name: value for name, value in form.cleaned_data.items() if name in form.fields}
+        made = services.create_customer(**given)
+        obj.pk = made.pk
+        obj._state.adding = False
+        obj.refresh_from_db()
+
+
+@admin.register(Project)
+class ProjectAdmin(SupportAdmin):
+    list_display = ["name", "customer", "member_count", "snapshot_quota", "snapshot_gb_quota", "created_at"]
+    list_select_related = ["customer"]
+    search_fields = ["name", "customer__name", "=customer__number"]
+    uuid_fields = ("pk", "customer_id")
+    customer_fields = ("customer",)
+    person_fields = ("memberships__user",)
+    ordering = ["customer__number", "name"]
+    autocomplete_fields = ["customer"]
+    inlines = [MembershipInline]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Project | None = None) -> list[str]:
+        # what belongs to the project has been charged to its customer
+        return ["id", "customer", "created_at"] if obj else ["id", "created_at"]
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Project]:
+        return super().get_queryset(request).annotate(member_number=Count("memberships"))
+
+    @admin.display(description=_("members"))
+    def member_count(self, project: Project) -> int:
+        return project.member_number  # type: ignore[attr-defined]

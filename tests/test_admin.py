@@ -1,0 +1,244 @@
+"""The support desk: found by uuid and e-mail, prices in currency units, records that cannot be changed."""
+
+from collections.abc import Callable
+from decimal import Decimal
+
+import pytest
+from django.contrib import admin
+from django.test import Client
+from django.urls import reverse
+from pytest_django import DjangoAssertNumQueries
+
+from cng_portal.accounts.models import Customer, Project, Role, User
+from cng_portal.inventory.models import Location, VirtualMachine, Volume
+from snapshots.models import DiskImage, Operation, Snapshot
+from tests.factories import (
+    CustomerFactory,
+    LocationFactory,
+    OperationFactory,
+    ProjectFactory,
+    SnapshotFactory,
+    UserFactory,
+    VirtualMachineFactory,
+    VolumeFactory,
+)
+
+pytestmark = pytest.mark.django_db
+
+MODELS = [User, Customer, Project, Location, VirtualMachine, Volume, Snapshot, DiskImage, Operation]
+
+
+def url(model: type, page: str, *args: object) -> str:
+    return reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_{page}", args=args)
+
+
+@pytest.fixture
+def support(client_for: Callable[..., Client]) -> Client:
+    return client_for(UserFactory(admin=True))
+
+
+@pytest.fixture
+def everything() -> Operation:
+    snapshot = SnapshotFactory(volume=VolumeFactory(attached=True))
+    UserFactory(member_of=snapshot.project)
+    return OperationFactory(restore=True, succeeded=True, snapshot=snapshot)
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
+def test_every_list_and_page_opens(model: type, support: Client, everything: Operation) -> None:
+    assert support.get(url(model, "changelist")).status_code == 200
+    assert support.get(url(model, "change", model.objects.first().pk)).status_code == 200
+    if admin.site.get_model_admin(model).has_add_permission(support.get("/admin/").wsgi_request):
+        assert support.get(url(model, "add")).status_code == 200
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
+def test_only_administrators_get_in(model: type, client_for: Callable[..., Client]) -> None:
+    response = client_for(UserFactory()).get(url(model, "changelist"))
+
+    assert response.status_code == 302
+    assert "/admin/login/" in response["Location"]
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
+@pytest.mark.parametrize("count", [1, 12])
+def test_a_list_takes_the_same_queries_for_one_row_and_for_many(
+    model: type, count: int, support: Client, django_assert_max_num_queries: DjangoAssertNumQueries
+) -> None:
+    for _ in range(count):
+        OperationFactory(restore=True, succeeded=True, snapshot__volume__attached=True)
+
+    with django_assert_max_num_queries(9):
+        support.get(url(model, "changelist"))
+
+
+@pytest.mark.parametrize("model", [User, Customer, Project, VirtualMachine, Volume, Snapshot, Operation])
+@pytest.mark.parametrize("written", [str, lambda uuid: uuid.hex, lambda uuid: f" {str(uuid).upper()} "])
+def test_a_thing_is_found_by_its_uuid_with_hyphens_and_without(
+    model: type, written: Callable, support: Client, everything: Operation
+) -> None:
+    OperationFactory(restore=True, succeeded=True, snapshot__volume__attached=True)
+    thing = model.objects.first()
+
+    response = support.get(url(model, "changelist"), {"q": written(thing.pk)})
+
+    assert list(response.context["cl"].result_list) == [thing]
+
+
+@pytest.mark.parametrize("model", [Project, Volume, Snapshot, Operation])
+def test_what_belongs_to_a_person_is_found_by_e_mail(model: type, support: Client) -> None:
+    mine = SnapshotFactory()
+    UserFactory(member_of=mine.project, email="mya@example.com")
+    operation = OperationFactory(snapshot=mine)
+    OperationFactory()
+    own = {Project: mine.project, Volume: mine.volume, Snapshot: mine, Operation: operation}
+
+    response = support.get(url(model, "changelist"), {"q": "mya@example"})
+
+    assert list(response.context["cl"].result_list) == [own[model]]
+
+
+@pytest.mark.parametrize("model", [Snapshot, DiskImage, Operation])
+def test_records_can_only_be_looked_at(model: type, support: Client, everything: Operation) -> None:
+    record = model.objects.first()
+
+    assert support.get(url(model, "add")).status_code == 403
+    assert support.post(url(model, "change", record.pk), {"name": "other"}).status_code == 403
+    assert support.get(url(model, "delete", record.pk)).status_code == 403
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
+def test_nothing_is_deleted_in_admin(model: type, support: Client, everything: Operation) -> None:
+    assert support.get(url(model, "delete", model.objects.first().pk)).status_code == 403
+
+
+def test_a_customer_made_in_admin_gets_its_default_project_and_a_number(support: Client) -> None:
+    CustomerFactory(number=1039)
+    owner = UserFactory()
+    answers = {
+        "name": "Golden Land",
+        "number": "",
+        "owner": owner.pk,
+        "billing_type": "prepaid",
+        "currency": "MMK",
+        "time_zone": "Asia/Yangon",
+        "snapshot_quota": -1,
+        "snapshot_gb_quota": -1,
+    }
+
+    response = support.post(url(Customer, "add"), answers)
+
+    customer = Customer.objects.get(name="Golden Land")
+    assert response.status_code == 302
+    assert customer.number == 1040
+    assert customer.projects.get().name == Project.DEFAULT_NAME
+    assert customer.projects.get().memberships.get().user == owner
+    assert customer.projects.get().memberships.get().role == Role.OWNER
+    owner.refresh_from_db()
+    assert owner.customer == customer
+
+
+def test_a_customer_without_an_owner_is_explained(support: Client) -> None:
+    response = support.post(url(Customer, "add"), {"name": "Golden Land"})
+
+    assert response.context["adminform"].form.errors["owner"]
+    assert not Customer.objects.exists()
+
+
+def test_a_person_made_in_admin_gets_a_lower_case_address(support: Client) -> None:
+    answers = {
+        "email": "Aye@Example.com",
+        "name": "Aye",
+        "password1": "correct horse 9",
+        "password2": "correct horse 9",
+    }
+
+    assert support.post(url(User, "add"), answers).status_code == 302
+
+    assert User.objects.get(name="Aye").email == "aye@example.com"
+
+
+def machine_answers(vm: VirtualMachine, **answers: object) -> dict[str, object]:
+    return {
+        "name": vm.name,
+        "state": vm.state,
+        "vcpus": vm.vcpus,
+        "memory_mb": vm.memory_mb,
+        "hourly_price_micro": "0",
+        "created_at_0": "2026-11-22",
+        "created_at_1": "10:00:00",
+        "volumes-TOTAL_FORMS": 0,
+        "volumes-INITIAL_FORMS": 0,
+    } | answers
+
+
+@pytest.mark.parametrize(("typed", "micro"), [("45.5", 45_500_000), ("0.000001", 1), ("12", 12_000_000), ("0", 0)])
+def test_prices_are_typed_in_the_currency_and_kept_in_millionths(typed: str, micro: int, support: Client) -> None:
+    vm = VirtualMachineFactory()
+
+    response = support.post(url(VirtualMachine, "change", vm.pk), machine_answers(vm, hourly_price_micro=typed))
+
+    vm.refresh_from_db()
+    assert response.status_code == 302
+    assert vm.hourly_price_micro == micro
+    page = support.get(url(VirtualMachine, "change", vm.pk)).content.decode()
+    assert f'name="hourly_price_micro" value="{Decimal(typed).normalize():f}"' in page
+
+
+@pytest.mark.parametrize("typed", ["-1", "0.0000001", "much", ""])
+def test_an_unusable_price_is_refused_and_kept_in_the_field(typed: str, support: Client) -> None:
+    vm = VirtualMachineFactory(hourly_price_micro=7)
+
+    response = support.post(url(VirtualMachine, "change", vm.pk), machine_answers(vm, hourly_price_micro=typed))
+
+    assert response.context["adminform"].form.errors["hourly_price_micro"]
+    assert response.context["adminform"].form["hourly_price_micro"].value() == typed
+    vm.refresh_from_db()
+    assert vm.hourly_price_micro == 7
+
+
+def test_a_volume_is_attached_only_to_a_machine_of_its_project_and_location(support: Client) -> None:
+    volume, stranger = VolumeFactory(), VirtualMachineFactory()
+    answers = {"name": volume.name, "vm": stranger.pk, "position": 0}
+
+    response = support.post(url(Volume, "change", volume.pk), answers)
+
+    assert response.context["adminform"].form.errors["vm"]
+    volume.refresh_from_db()
+    assert volume.vm is None
+
+
+def test_a_location_names_a_storage_engine_that_there_is(support: Client) -> None:
+    answers = {"code": "1CNG-NPT-AZ01", "city": "Naypyidaw", "country": "MM", "region": "asia", "driver_options": "{}"}
+
+    response = support.post(url(Location, "add"), answers | {"driver": "tape"})
+    assert response.context["adminform"].form.errors["driver"]
+
+    assert support.post(url(Location, "add"), answers | {"driver": "local", "active": "on"}).status_code == 302
+
+
+def test_project_members_are_kept_with_the_project(support: Client) -> None:
+    project, person = ProjectFactory(), UserFactory()
+    answers = {
+        "name": "Software",
+        "snapshot_quota": 5,
+        "snapshot_gb_quota": -1,
+        "memberships-TOTAL_FORMS": 1,
+        "memberships-INITIAL_FORMS": 0,
+        "memberships-0-user": person.pk,
+        "memberships-0-role": Role.VIEWER,
+    }
+
+    response = support.post(url(Project, "change", project.pk), answers)
+
+    assert response.status_code == 302
+    assert project.memberships.get().user == person
+
+
+def test_an_old_location_keeps_its_code(support: Client) -> None:
+    location = LocationFactory(code="1CNG-YGN-AZ09")
+    answers = {"code": "OTHER", "city": "Yangon", "country": "MM", "region": "asia", "driver": "local"}
+
+    support.post(url(Location, "change", location.pk), answers | {"driver_options": "{}"})
+
+    assert Location.objects.get().code == "1CNG-YGN-AZ09"
