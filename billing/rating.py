@@ -48,7 +48,7 @@ class Usage:
 class Line:
     """`hours` whole hours at one rate; `amount_micro` is a whole number of hundredths, None where there is no price.
 
-    `from_at` is the start of the first hour; `to_at` the end of the usage, or of the last hour counted here.
+    `from_at` is the start of the first hour; `to_at` the end of the usage, or of the last hour where it went on.
     """
 
     from_at: datetime
@@ -82,13 +82,14 @@ def hourly_micro(*, rate_micro: int, size_gb: int | None) -> int:
 def rate(usage: Usage, *, since: datetime, until: datetime, at: datetime, prices: Sequence[Price]) -> list[Line]:
     """The lines of the hours that start in [since, until), as known at the instant `at`.
 
-    What is open, or ends later, is taken as ending at `at`; what starts after `at` is not there yet. `prices` are in the
-    order of their start. Hours before the first price come as a line without a rate. Raises ValueError when the window
-    ends before it starts.
+    What is open, or ends later, is taken as ending at `at`, or where the window ends; what starts later is not there yet.
+    `prices` are in the order of their start. Hours before the first price come as a line without a rate. Raises
+    ValueError when the window ends before it starts.
     """
     since, until, at = since.astimezone(UTC), until.astimezone(UTC), at.astimezone(UTC)
     if until < since:
         raise ValueError(f"The window ends at {until}, before its start at {since}.")
+    at = min(at, until)
     start = usage.started_at.astimezone(UTC)
     if start > at:
         return []
@@ -114,7 +115,7 @@ def rate(usage: Usage, *, since: datetime, until: datetime, at: datetime, prices
         lines.append(
             Line(
                 from_at=start + first * HOUR,
-                to_at=end if last == total else start + last * HOUR,
+                to_at=end if last == total and end < until else start + last * HOUR,
                 hours=last - first,
                 rate_micro=price.rate_micro if price else None,
                 price_id=price.id if price else None,

@@ -7,24 +7,21 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from uuid import UUID
 
 from django.db import transaction
-from django.db.models import F, Max, Q, Sum
+from django.db.models import Case, Exists, F, Max, Min, OuterRef, QuerySet, Subquery, Sum, When
 from django.utils import timezone
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
 
 from cng_portal.accounts.models import BillingType, Customer, Project, User
 from cng_portal.accounts.services import lock_customer
 from cng_portal.inventory.models import Location
 
-from . import money, rating
+from . import bulk, money, rating
 from .models import (
     MAX_AMOUNT_MICRO,
-    MAX_RATE_MICRO,
-    PACKAGE_KINDS,
     Invoice,
     InvoiceLine,
     Package,
@@ -432,29 +429,23 @@ class Ledger:
         return rating.windows(month=month, since=rating.month_start(month, zone), at=at, zone=zone)
 
     def invoiced_windows(self, first: datetime) -> list[rating.Window]:
-        """The invoiced months, and those before them since `first`."""
+        """The invoiced months, and those before them since `first`, without a gap."""
         found = [rating.Window(month=one.month, since=one.starts_at, until=one.ends_at) for one in self.invoices]
-        zone = self.customer.zone
-        month = rating.month_of(first, zone)
-        earlier = []
-        while found and month < found[0].month:
-            since = rating.month_start(month, zone)
-            until = rating.month_start(rating.next_month(month), zone)
-            earlier.append(rating.Window(month=month, since=since, until=until))
-            month = rating.next_month(month)
-        if earlier:  # without a gap to the first invoice, also where the time zone was another one
-            last = earlier.pop()
-            earlier.append(rating.Window(month=last.month, since=last.since, until=found[0].since))
-        return earlier + found
+        if first >= found[0].since:
+            return found
+        zone, until = self.customer.zone, found[0].since
+        # also where the time zone was another one when the first invoice was made
+        month = min(rating.month_of(first, zone), (found[0].month - timedelta(days=1)).replace(day=1))
+        since, earlier = rating.month_start(month, zone), []
+        while rating.next_month(month) < found[0].month:
+            end = rating.month_start(rating.next_month(month), zone)
+            earlier.append(rating.Window(month=month, since=since, until=end))
+            month, since = rating.next_month(month), end
+        return [*earlier, rating.Window(month=month, since=min(since, first), until=until), *found]
 
 
-def due_lines(
-    *, customer: Customer, at: datetime, segments: Sequence[UsageSegment], until: datetime | None = None
-) -> list[DueLine]:
-    """What of the customer's `segments` no invoice has yet, as known at `at`. Two to four queries.
-
-    With `until` only what belongs to months that end no later.
-    """
+def due_lines(*, customer: Customer, at: datetime, segments: Sequence[UsageSegment]) -> list[DueLine]:
+    """What of the customer's `segments` no invoice has yet, as known at `at`. Two or three queries."""
     if not segments:
         return []
     ledger = Ledger(customer=customer, invoices=list(Invoice.objects.filter(customer=customer).order_by("month")))
@@ -462,17 +453,26 @@ def due_lines(
     prices = prices_by_place({segment.location_id for segment in segments})
     found = []
     open_windows = ledger.open_windows(first, at)
-    late = [segment for segment in segments if segment.late]
     for segment in segments:
         places = prices.get((segment.kind, segment.location_id), [])
         for window in open_windows:
-            if until is not None and window.until > until:
+            if window.since > at:
                 break
             for line in rating.rate(segment.usage, since=window.since, until=window.until, at=at, prices=places):
                 found.append(DueLine(segment=segment, month=window.month, line=line))
-    if late:
+    late = [segment for segment in segments if segment.late]
+    if late and ledger.invoices:
         found += _late_lines(ledger, late, prices, at)
     return found
+
+
+def late_lines(*, customer: Customer, at: datetime) -> list[DueLine]:
+    """What was reported late for months that have an invoice, and no invoice has settled yet. Four queries."""
+    segments = list(UsageSegment.objects.filter(customer=customer, late=True))
+    if not segments:
+        return []
+    ledger = Ledger(customer=customer, invoices=list(Invoice.objects.filter(customer=customer).order_by("month")))
+    return _late_lines(ledger, segments, prices_by_place({segment.location_id for segment in segments}), at)
 
 
 def _late_lines(
@@ -582,30 +582,152 @@ def costs_so_far(resource_ids: Iterable[UUID], at: datetime) -> dict[UUID, Cost]
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """Where a customer stands at an instant, in millionths: the ledger, and what no invoice has yet."""
+
+    credits_micro: int
+    owed_micro: int
+
+    @property
+    def balance_micro(self) -> int:
+        return self.credits_micro - self.owed_micro
+
+
+def open_windows(*, customers: QuerySet[Customer], at: datetime) -> tuple[list[bulk.CustomerWindow], list[Customer]]:
+    """The months of each customer that have no invoice yet, up to the one of `at`; and the customers, annotated.
+
+    `credits`: what the ledger says at `at`. `late`: some usage was reported for a month that had its invoice.
+    `expiring`: free credits have expired, and the ledger does not say so yet. One query.
+    """
+    invoices = Invoice.objects.filter(customer=OuterRef("pk")).order_by("-month")
+    usage = UsageSegment.objects.filter(customer=OuterRef("pk"))
+    first_use = usage.order_by().values("customer").annotate(first=Min("started_at")).values("first")
+    wallet = WalletTransaction.objects.filter(customer=OuterRef("pk"), at__lte=at)
+    signed = Case(When(target=WalletAccount.WALLET, then=F("amount_micro")), default=-F("amount_micro"))
+    total = wallet.order_by().values("customer").annotate(total=Sum(signed)).values("total")
+    found = list(
+        customers.annotate(
+            last_month=Subquery(invoices.values("month")[:1]),
+            last_until=Subquery(invoices.values("ends_at")[:1]),
+            first_use=Case(When(last_month=None, then=Subquery(first_use)), default=None),
+            credits=Subquery(total),
+            late=Exists(usage.filter(late=True)),
+            expiring=Exists(wallet.filter(expires_at__lte=at, expiry=None)),
+        )
+    )
+    result = []
+    for customer in found:
+        if customer.last_month:
+            month, since = rating.next_month(customer.last_month), customer.last_until
+        elif customer.first_use:
+            month = rating.month_of(customer.first_use, customer.zone)
+            since = rating.month_start(month, customer.zone)
+        else:
+            continue
+        result += [
+            bulk.CustomerWindow(
+                customer_id=customer.pk, month=window.month, since=window.since, until=window.until, at=at
+            )
+            for window in rating.windows(month=month, since=since, at=at, zone=customer.zone)
+            if window.since <= at
+        ]
+    return result, found
+
+
+def standings(*, customers: QuerySet[Customer], at: datetime) -> dict[UUID, Standing]:
+    """{customer: standing at `at`, which is not before the last invoice}. Two queries, and more for those with
+    usage that was reported late or free credits that have just expired."""
+    windows, found = open_windows(customers=customers, at=at)
+    sums = bulk.owed_by_customer(windows)
+    result = {}
+    for customer in found:
+        owed_micro, credits_micro = sums.get(customer.pk, 0), int(customer.credits or 0)
+        if customer.late:
+            owed_micro += sum(due.line.amount_micro or 0 for due in late_lines(customer=customer, at=at))
+        if customer.expiring:
+            credits_micro -= sum(amount for _grant, amount in expired_credits(customer=customer, at=at))
+        result[customer.pk] = Standing(credits_micro=credits_micro, owed_micro=owed_micro)
+    return result
+
+
+def standing(*, customer: Customer, at: datetime) -> Standing:
+    return standings(customers=Customer.objects.filter(pk=customer.pk), at=at)[customer.pk]
+
+
 def owed(*, customer: Customer, at: datetime) -> int:
     """What no invoice has yet, as an invoice made at `at` would say it, in millionths."""
-    until = closed_until(customer.pk)
-    segments = UsageSegment.objects.filter(customer=customer)
-    if until is not None:
-        segments = segments.filter(Q(ended_at=None) | Q(ended_at__gte=until) | Q(late=True))
-    return sum(due.line.amount_micro or 0 for due in due_lines(customer=customer, at=at, segments=list(segments)))
+    return standing(customer=customer, at=at).owed_micro
 
 
 # The wallet --------------------------------------------------------------------------------------------------------
 
 
-def credits_left(*, customer: Customer, at: datetime) -> int:
-    """The ledger alone: what came into the wallet less what went out of it until `at`."""
-    sums = WalletTransaction.objects.filter(customer=customer, at__lte=at).aggregate(
-        into=Sum("amount_micro", filter=Q(target=WalletAccount.WALLET), default=0),
-        out=Sum("amount_micro", filter=Q(source=WalletAccount.WALLET), default=0),
-    )
-    return int(sums["into"] - sums["out"])
-
-
 def balance(*, customer: Customer, at: datetime) -> int:
     """What the customer has at the instant: the ledger less what is owed since the last invoice, in millionths."""
-    return credits_left(customer=customer, at=at) - owed(customer=customer, at=at)
+    return standing(customer=customer, at=at).balance_micro
+
+
+def consumed(*, customer: Customer, at: datetime) -> int:
+    """What everything the customer ever used has cost until `at`, recomputed from the usage, in millionths."""
+    segments = list(UsageSegment.objects.filter(customer=customer, started_at__lte=at))
+    if not segments:
+        return 0
+    prices = prices_by_place({segment.location_id for segment in segments})
+    first = min(segment.started_at for segment in segments)
+    ledger = Ledger(customer=customer, invoices=list(Invoice.objects.filter(customer=customer).order_by("month")))
+    months = ledger.open_windows(first, at)
+    if ledger.invoices:
+        months = [*ledger.invoiced_windows(first), *months]
+    return sum(
+        line.amount_micro or 0
+        for segment in segments
+        for month in months
+        if month.since <= at
+        for line in rating.rate(
+            segment.usage,
+            since=month.since,
+            until=month.until,
+            at=at,
+            prices=prices.get((segment.kind, segment.location_id), []),
+        )
+    )
+
+
+def expired_credits(*, customer: Customer, at: datetime) -> list[tuple[WalletTransaction, int]]:
+    """What was left of each grant when it expired, of those that expired until `at` and are not recorded so yet.
+
+    Credits that expire sooner are used up first, those that never expire last; what could not be covered when it was
+    used is covered by the credits that come next.
+    """
+    moves = list(WalletTransaction.objects.filter(customer=customer, at__lte=at).order_by("at", "created_at", "id"))
+    recorded = {move.grant_id for move in moves if move.grant_id}
+    grants = {move.pk: move for move in moves if move.expires_at}
+    events = [(move.at, 1, move) for move in moves if move.invoice_id is None and move.grant_id is None]
+    events += [(grant.expires_at, 0, grant) for grant in grants.values() if grant.expires_at <= at]
+    left: dict[UUID, int] = {}  # in the order in which they are used up
+    found, before, uncovered = [], 0, 0
+    for when, is_move, move in sorted(events, key=lambda event: event[:2]):
+        until_now = consumed(customer=customer, at=when)
+        uncovered += until_now - before
+        before = until_now
+        for pk in left:
+            used = min(left[pk], uncovered)
+            left[pk] -= used
+            uncovered -= used
+        if not is_move:
+            rest = left.pop(move.pk)
+            if rest and move.pk not in recorded:
+                found.append((move, rest))
+        elif move.wallet_micro < 0:
+            uncovered -= move.wallet_micro
+        else:
+            left[move.pk] = move.wallet_micro
+            never = datetime.max.replace(tzinfo=UTC)
+            left = dict(
+                sorted(left.items(), key=lambda item: grants[item[0]].expires_at if item[0] in grants else never)
+            )
+    return found
 
 
 def hourly_total(*, customer: Customer, at: datetime) -> int:
@@ -729,3 +851,62 @@ def buy_credits(
     return _record(
         customer=customer, kind=TransactionKind.BOUGHT, amount_micro=amount_micro, reason=reason, by=by, key=key, at=at
     )
+
+
+@transaction.atomic
+def refund_credits(
+    *, customer: Customer, amount_micro: int, reason: str, by: User | None, key: str, at: datetime | None = None
+) -> WalletTransaction:
+    """Give back what was spent. A second call with the key changes nothing. Raises Refused."""
+    return _record(
+        customer=customer,
+        kind=TransactionKind.REFUNDED,
+        amount_micro=amount_micro,
+        reason=reason,
+        by=by,
+        key=key,
+        at=at,
+    )
+
+
+def correct_credits(
+    *, customer: Customer, change_micro: int, reason: str, by: User | None, key: str, at: datetime | None = None
+) -> WalletTransaction:
+    """Add to the wallet or, with a negative change, take from it: a mistake is made good by another transaction.
+
+    A second call with the key changes nothing. Raises Refused.
+    """
+    sides = (WalletAccount.CORRECTIONS, WalletAccount.WALLET)
+    return _record(
+        customer=customer,
+        kind=TransactionKind.CORRECTED,
+        amount_micro=abs(change_micro),
+        reason=reason,
+        by=by,
+        key=key,
+        at=at,
+        sides=sides if change_micro > 0 else sides[::-1],
+    )
+
+
+def expire_credits(*, at: datetime) -> int:
+    """Record what was left of the free credits that have expired. Returns how many. Repeating it changes nothing."""
+    pending = WalletTransaction.objects.filter(expires_at__lte=at, expiry=None).values("customer").distinct()
+    recorded = 0
+    for customer in Customer.objects.filter(pk__in=pending):
+        with transaction.atomic():
+            lock_customer(customer.pk)
+            for grant, amount_micro in expired_credits(customer=customer, at=at):
+                WalletTransaction.objects.create(
+                    customer=customer,
+                    kind=TransactionKind.EXPIRED,
+                    source=WalletAccount.WALLET,
+                    target=WalletAccount.GRANTS,
+                    amount_micro=amount_micro,
+                    key=f"expired:{grant.pk}",
+                    reason=_("Free credits expired"),
+                    grant=grant,
+                    at=grant.expires_at,
+                )
+                recorded += 1
+    return recorded

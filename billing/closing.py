@@ -1,0 +1,285 @@
+"""Invoices: written once a month is over, for many customers at a time, in one transaction for each batch of them.
+
+A batch either has its invoices or not, so a run that was killed is simply run again. Two runs at once wait for each other
+at the rows of the customers, and the second finds nothing left to do.
+"""
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from uuid import UUID, uuid5
+from zoneinfo import ZoneInfo
+
+from django.core.mail import mail_admins
+from django.db import IntegrityError, connection, transaction
+from django.db.models import Count, Max, Min, Sum
+from django.utils.translation import gettext as _
+
+from cng_portal.accounts.models import Customer
+
+from . import bulk, rating, services
+from .models import Invoice, InvoiceLine, TransactionKind, UsageSegment, WalletTransaction
+
+logger = logging.getLogger(__name__)
+BATCH = 500
+INVOICES = UUID("6f0b3c5e-5a0e-4a5e-9d35-3c1f0c8a7d11")  # names of invoices and of their transactions
+
+
+@dataclass
+class Report:
+    invoices: int = 0
+    lines: int = 0
+    totals: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # {currency: millionths}
+    stopped: list[str] = field(default_factory=list)  # a sentence for each customer that could not be closed
+
+    def add(self, other: "Report") -> None:
+        self.invoices += other.invoices
+        self.lines += other.lines
+        for currency, total_micro in other.totals.items():
+            self.totals[currency] += total_micro
+        self.stopped += [sentence for sentence in other.stopped if sentence not in self.stopped]
+
+
+def require_month_is_over(month: date, at: datetime) -> None:
+    """In the time zones of all customers. Raises services.Refused."""
+    for name in Customer.objects.order_by("time_zone").values_list("time_zone", flat=True).distinct():
+        end = rating.month_start(rating.next_month(month), ZoneInfo(name))
+        if at < end:
+            raise services.Refused(
+                _("%(month)s is not over in %(zone)s before %(end)s UTC. Close it then.")
+                % {"month": f"{month:%Y-%m}", "zone": name, "end": f"{end:%Y-%m-%d %H:%M}"}
+            )
+
+
+def close_months(
+    *,
+    at: datetime,
+    through: date | None = None,
+    customer_ids: list[UUID] | None = None,
+    dry_run: bool = False,
+    progress: Callable[[int], object] = lambda customers: None,
+) -> Report:
+    """Write the invoices of all months that are over at `at` in the customer's time zone, the earliest first.
+
+    `through` names the last month wanted, `customer_ids` limits it to some customers. Memory does not grow with their
+    number. A customer with usage that has no price gets none, and the administrators are told; the others get theirs.
+    """
+    report = Report()
+    for batch in _batches(customer_ids):
+        while True:
+            with transaction.atomic():
+                done = _close_batch(batch, at=at, through=through)
+                if dry_run:
+                    transaction.set_rollback(True)
+            report.add(done)
+            if dry_run or not done.invoices:
+                break
+        progress(len(batch))
+    if report.stopped and not dry_run:
+        for sentence in report.stopped:
+            logger.error("%s", sentence)
+        mail_admins(_("Invoices that could not be made"), "\n".join(report.stopped))
+    return report
+
+
+def _batches(customer_ids: list[UUID] | None) -> Iterator[list[UUID]]:
+    customers = Customer.objects.order_by("pk")
+    if customer_ids is not None:
+        customers = customers.filter(pk__in=customer_ids)
+    last = None
+    while True:
+        page = customers.filter(pk__gt=last) if last else customers
+        batch = list(page.values_list("pk", flat=True)[:BATCH])
+        if not batch:
+            return
+        yield batch
+        last = batch[-1]
+
+
+def _close_batch(customer_ids: list[UUID], *, at: datetime, through: date | None) -> Report:
+    """The next month of each of the customers, if it is over.
+
+    1. Lock the customers, in the order of their ids: usage that is being reported waits, or is seen.
+    2. Write the lines. Their invoices do not exist yet: from the moment they do, a trigger refuses further lines.
+    3. Write the invoices with the sums of their lines, and take the sums from the wallets.
+    """
+    # SQLite has no row locks; there a transaction that writes is alone from its beginning, see DATABASES in the settings
+    customers = {one.pk: one for one in Customer.objects.filter(pk__in=customer_ids).order_by("pk").select_for_update()}
+    windows = _next_windows(customers, at=at, through=through)
+    report = Report()
+    if not windows:
+        return report
+    late = set(
+        UsageSegment.objects.filter(customer__in=[window.customer_id for window in windows], late=True).values_list(
+            "customer_id", flat=True
+        )
+    )
+    try:
+        with transaction.atomic():
+            _write_lines(windows, customers, late)
+    except IntegrityError:
+        unpriced = _without_price(windows)
+        if not unpriced:
+            raise
+        report.stopped += unpriced.values()
+        windows = [window for window in windows if window.customer_id not in unpriced]
+        _write_lines(windows, customers, late)
+    _write_invoices(windows, customers, at, report)
+    return report
+
+
+def _next_windows(customers: dict[UUID, Customer], *, at: datetime, through: date | None) -> list[bulk.CustomerWindow]:
+    invoiced = {
+        row["customer"]: row
+        for row in Invoice.objects.filter(customer__in=customers)
+        .order_by()
+        .values("customer")
+        .annotate(month=Max("month"), until=Max("ends_at"))
+    }
+    fresh = [pk for pk in customers if pk not in invoiced]
+    first_use = dict(
+        UsageSegment.objects.filter(customer__in=fresh)
+        .order_by()
+        .values_list("customer")
+        .annotate(first=Min("started_at"))
+    )
+    windows = []
+    for pk, customer in customers.items():
+        if pk in invoiced:
+            month, since = rating.next_month(invoiced[pk]["month"]), invoiced[pk]["until"]
+        elif pk in first_use:
+            month = rating.month_of(first_use[pk], customer.zone)
+            since = rating.month_start(month, customer.zone)
+        else:
+            continue  # a customer's first invoice is that of the month of the first use
+        until = rating.month_start(rating.next_month(month), customer.zone)
+        if until <= at and (through is None or month <= through):
+            windows.append(
+                bulk.CustomerWindow(
+                    customer_id=pk,
+                    month=month,
+                    since=since,
+                    until=until,
+                    at=until,
+                    invoice_id=uuid5(INVOICES, f"{pk}:{month}"),
+                )
+            )
+    return windows
+
+
+def _without_price(windows: list[bulk.CustomerWindow]) -> dict[UUID, str]:
+    """{customer: a sentence} of those with hours before the first price of their kind and location."""
+    sql, parameters = bulk.rated(windows)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"""{sql} SELECT line.customer_id, MIN(customer.number), MIN(line.resource_name), MIN(line.kind),
+                MIN(line.location_id) FROM line JOIN accounts_customer customer ON customer.id = line.customer_id
+                WHERE line.rate_micro IS NULL GROUP BY line.customer_id""",
+            parameters,
+        )
+        rows = cursor.fetchall()
+    return {
+        bulk.as_uuid(customer_id): _(
+            "Customer #%(number)06d gets no invoice: “%(name)s” (%(kind)s in %(location)s) was used before its price "
+            "began. Plan prices so that they begin before the first sale."
+        )
+        % {"number": number, "name": name, "kind": kind, "location": location}
+        for customer_id, number, name, kind, location in rows
+    }
+
+
+def _write_lines(windows: list[bulk.CustomerWindow], customers: dict[UUID, Customer], late: set[UUID]) -> None:
+    if not windows:
+        return
+    bulk.insert_lines(windows)
+    for window in windows:
+        if window.customer_id in late:
+            due = services.late_lines(customer=customers[window.customer_id], at=window.until)
+            InvoiceLine.objects.bulk_create(_invoice_line(window.invoice_id, one) for one in due)
+
+
+def _invoice_line(invoice_id: UUID, due: services.DueLine) -> InvoiceLine:
+    segment, line = due.segment, due.line
+    return InvoiceLine(
+        invoice_id=invoice_id,
+        segment=segment,
+        corrects_id=due.corrects_id,
+        price_version_id=line.price_id,
+        month=due.month,
+        resource_id=segment.resource_id,
+        kind=segment.kind,
+        resource_name=segment.resource_name,
+        project_id=segment.project_id,
+        project_name=segment.project.name,
+        location_code=segment.location_id,
+        from_at=line.from_at,
+        to_at=line.to_at,
+        hours=line.hours,
+        size_gb=segment.size_gb,
+        rate_micro=line.rate_micro,
+        amount_micro=line.amount_micro,
+    )
+
+
+def _write_invoices(
+    windows: list[bulk.CustomerWindow], customers: dict[UUID, Customer], at: datetime, report: Report
+) -> None:
+    ids = [window.invoice_id for window in windows]
+    sums = {
+        row["invoice"]: row
+        for row in InvoiceLine.objects.filter(invoice__in=ids)
+        .order_by()
+        .values("invoice")
+        .annotate(total=Sum("amount_micro"), count=Count("pk"))
+    }
+    sequences = dict(
+        Invoice.objects.filter(customer__in=[window.customer_id for window in windows])
+        .order_by()
+        .values_list("customer")
+        .annotate(last=Max("sequence"))
+    )
+    invoices, transactions = [], []
+    for window in windows:
+        customer = customers[window.customer_id]
+        found = sums.get(window.invoice_id, {"total": 0, "count": 0})
+        invoice = Invoice(
+            id=window.invoice_id,
+            customer=customer,
+            sequence=sequences.get(customer.pk, 0) + 1,
+            month=window.month,
+            starts_at=window.since,
+            ends_at=window.until,
+            customer_number=customer.number,
+            customer_name=customer.name,
+            billing_type=customer.billing_type,
+            currency=customer.currency,
+            time_zone=customer.time_zone,
+            total_micro=int(found["total"]),
+            line_count=found["count"],
+            made_at=at,
+        )
+        invoices.append(invoice)
+        report.lines += invoice.line_count
+        report.totals[invoice.currency] += invoice.total_micro
+        if invoice.total_micro:
+            kind = TransactionKind.SPENT if invoice.total_micro > 0 else TransactionKind.REFUNDED
+            source, target = services.SIDES[kind]
+            transactions.append(
+                WalletTransaction(
+                    id=uuid5(INVOICES, f"{invoice.pk}:wallet"),
+                    customer=customer,
+                    kind=kind,
+                    source=source,
+                    target=target,
+                    amount_micro=abs(invoice.total_micro),
+                    key=f"invoice:{invoice.pk}",
+                    reason=_("Invoice %(number)s") % {"number": invoice.number},
+                    invoice=invoice,
+                    at=invoice.ends_at,
+                )
+            )
+    Invoice.objects.bulk_create(invoices)
+    WalletTransaction.objects.bulk_create(transactions)
+    report.invoices += len(invoices)

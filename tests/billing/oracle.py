@@ -1,0 +1,75 @@
+"""The rules of billing once more, hour by hour and with fractions, as slow and as plain as can be.
+
+It shares nothing with the portal: a history goes in as what happened, a bill comes out.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from fractions import Fraction
+from zoneinfo import ZoneInfo
+
+HOUR = timedelta(hours=1)
+
+
+@dataclass(frozen=True)
+class Stay:
+    """A thing that was there. `price_of_vm` instead of a size means automatic backups."""
+
+    resource: int
+    start: datetime
+    end: datetime | None
+    gigabytes: int | None = None
+    price_of_vm: Fraction | None = None
+
+
+def started_hours(stay: Stay, now: datetime) -> list[datetime]:
+    """When each hour that has to be paid started."""
+    if stay.start > now:
+        return []
+    end = now if stay.end is None else min(stay.end, now)
+    found = [stay.start]
+    while found[-1] + HOUR < end:
+        found.append(found[-1] + HOUR)
+    return found
+
+
+def price_at(prices: list[tuple[datetime, Fraction]], instant: datetime) -> Fraction:
+    return max((since, price) for since, price in prices if since <= instant)[1]
+
+
+def bill(
+    stays: list[Stay], *, prices: list[tuple[datetime, Fraction]], zone: ZoneInfo, now: datetime
+) -> dict[tuple[int, datetime, date, Fraction], tuple[int, Fraction]]:
+    """{(resource, start, month, price): (hours, amount to two decimals)}."""
+    hours: dict = defaultdict(int)
+    size = {}
+    for stay in stays:
+        for instant in started_hours(stay, now):
+            month = instant.astimezone(zone).date().replace(day=1)
+            price = stay.price_of_vm if stay.gigabytes is None else price_at(prices, instant)
+            hours[stay.resource, stay.start, month, price] += 1
+            size[stay.resource, stay.start] = Fraction(1, 5) if stay.gigabytes is None else stay.gigabytes
+    return {
+        key: (count, round(count * size[key[0], key[1]] * key[3] * 100) / Fraction(100)) for key, count in hours.items()
+    }
+
+
+def switched(changes: list[tuple[datetime, Fraction | None]], resource: int) -> list[Stay]:
+    """Automatic backups: each change sets the price of the VM, or with None switches them off.
+
+    "An hour once paid for is not paid twice": what begins inside a paid hour begins where that hour ends.
+    """
+    stays: list[Stay] = []
+    paid_until = datetime.min.replace(tzinfo=UTC)
+    for (instant, price), (following, _next) in zip(changes, [*changes[1:], (None, None)], strict=True):
+        if price is None:
+            continue
+        start = max(instant, paid_until)
+        if following is not None and following < start:
+            continue  # changed again before it began
+        stay = Stay(resource=resource, start=start, end=following, price_of_vm=price)
+        stays.append(stay)
+        if following is not None:
+            paid_until = started_hours(stay, following)[-1] + HOUR
+    return stays

@@ -1,0 +1,349 @@
+"""Random histories, played through the services, against the oracle. On both databases."""
+
+import os
+from collections import defaultdict
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from fractions import Fraction
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+import pytest
+from django.db import connection, transaction
+from django.db.models import Sum
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from billing import bulk, closing, services, verification
+from billing.models import Invoice, InvoiceLine, ServiceKind, UsageSegment, WalletTransaction
+from cng_portal.accounts.models import Customer
+from cng_portal.inventory.models import Location
+from tests.factories import ProjectFactory
+
+from tests.billing import oracle
+
+pytestmark = [pytest.mark.django_db, pytest.mark.both_databases]
+
+HISTORIES = int(os.environ.get("HISTORIES", "1000"))
+EPOCH = datetime(2040, 2, 25, tzinfo=UTC)  # a leap year; both changes of the clock follow within the range
+RANGE = 75 * 86_400
+ZONES = ["Asia/Yangon", "Europe/Berlin", "America/New_York", "UTC", "Australia/Lord_Howe"]
+KIND = ServiceKind.BS_SNAPSHOT
+AUTOMATIC = ServiceKind.VM_BACKUP_AUTOMATIC
+relaxed = settings(
+    max_examples=HISTORIES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+# instants cluster around hours, days and the ends of months, where mistakes would be
+boundaries = st.sampled_from([0, 1, -1, 3600, 3599, 3601, 1800, 23_400, 23_399, -7200, -3600])
+month_ends = st.sampled_from([5, 36, 66]).map(lambda day: day * 86_400 - 23_400)
+seconds = st.one_of(
+    st.integers(0, RANGE),
+    st.builds(lambda day, shift: max(0, day * 86_400 + shift), st.integers(0, 74), boundaries),
+    st.builds(lambda end, shift: max(0, end + shift), month_ends, boundaries),
+)
+instants = st.builds(
+    lambda second, microsecond: EPOCH + timedelta(seconds=second, microseconds=microsecond),
+    seconds,
+    st.sampled_from([0, 0, 0, 1, 999_999, 500_000]),
+)
+lives = st.one_of(
+    st.none(),
+    st.integers(0, 3 * 3600),
+    st.integers(0, 40 * 86_400),
+    st.sampled_from([0, 900, 3600, 3601, 7200]),
+)
+delays = st.one_of(st.just(0), st.just(0), st.just(0), st.integers(0, 60), st.integers(0, 30 * 86_400))
+rates = st.one_of(st.sampled_from([400_000, 0, 1, 999_999, 33_333, 12_345]), st.integers(0, 5_000_000))
+
+
+@dataclass
+class Event:
+    at: datetime
+    arrives: datetime
+    resource: int
+    kind: str
+    what: str  # open, close, change
+    amount: int = 0  # GB, or the VM's price in millionths
+    repeats: int = 1
+    crashes: bool = False
+
+
+@dataclass
+class History:
+    zone: str
+    prices: list[tuple[datetime, int]]
+    events: list[Event] = field(default_factory=list)
+    credits: int = 0
+    checks: list[datetime] = field(default_factory=list)
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> History:
+    starts = sorted({EPOCH - timedelta(days=30), *draw(st.lists(instants, max_size=3))})
+    history = History(
+        zone=draw(st.sampled_from(ZONES)),
+        prices=[(start, draw(rates)) for start in starts],
+        credits=draw(st.integers(0, 10**7)) * 10_000,
+        checks=sorted(draw(st.lists(instants, max_size=3))),
+    )
+    for resource in range(draw(st.integers(1, 5))):
+        start, life = draw(instants), draw(lives)
+        arrives = start + timedelta(seconds=draw(delays))
+        history.events.append(Event(start, arrives, resource, KIND, "open", draw(st.integers(1, 5000))))
+        if life is not None:
+            end = start + timedelta(seconds=life)
+            history.events.append(
+                Event(end, max(arrives, end + timedelta(seconds=draw(delays))), resource, KIND, "close")
+            )
+    for resource in range(100, 100 + draw(st.integers(0, 2))):
+        instant, arrives, on = draw(instants), EPOCH, False
+        for _step in range(draw(st.integers(1, 5))):
+            what = draw(st.sampled_from(["close", "change"])) if on else "open"
+            arrives = max(arrives, instant + timedelta(seconds=draw(delays)))
+            history.events.append(Event(instant, arrives, resource, AUTOMATIC, what, draw(st.integers(0, 10**9))))
+            on = what != "close"
+            instant += timedelta(seconds=draw(st.one_of(st.integers(1, 7200), st.integers(1, 40 * 86_400))))
+    for event in history.events:
+        event.repeats = draw(st.sampled_from([1, 1, 1, 2]))
+        event.crashes = draw(st.sampled_from([False, False, False, True]))
+    history.events.sort(key=lambda event: event.arrives)
+    return history
+
+
+def stays_of(events: list[Event]) -> list[oracle.Stay]:
+    """What the events that have arrived say."""
+    found = []
+    changes = defaultdict(list)
+    for event in events:
+        if event.kind == AUTOMATIC:
+            changes[event.resource].append((event.at, None if event.what == "close" else Fraction(event.amount, 10**6)))
+        elif event.what == "open":
+            ends = [one.at for one in events if one.resource == event.resource and one.what == "close"]
+            found.append(oracle.Stay(event.resource, event.at, ends[0] if ends else None, event.amount))
+    for resource, own in changes.items():
+        found += oracle.switched(own, resource)
+    return found
+
+
+class Crash(Exception):
+    pass
+
+
+class Player:
+    def __init__(self, history: History) -> None:
+        self.history = history
+        self.project = ProjectFactory(customer__time_zone=history.zone)
+        self.customer = self.project.customer
+        self.location = Location.objects.create(code="1CNG-YGN-AZ01", city="Yangon", country="MM", region="asia")
+        first, *later = history.prices
+        package = services.create_package(location=self.location, kind=KIND, rate_micro=first[1], starts_at=first[0])
+        for start, rate in later:
+            services.set_price(package=package, rate_micro=rate, starts_at=start, by=None, at=EPOCH - timedelta(days=9))
+        if history.credits:
+            services.buy_credits(
+                customer=self.customer,
+                amount_micro=history.credits,
+                reason="paid",
+                by=None,
+                key="credits",
+                at=EPOCH - timedelta(days=1),
+            )
+        self.arrived: list[Event] = []
+
+    def deliver(self, event: Event) -> None:
+        if event.crashes:
+            with pytest.raises(Crash), transaction.atomic():
+                self.call(event)
+                raise Crash
+        for _time in range(event.repeats):
+            self.call(event)
+        self.arrived.append(event)
+
+    def call(self, event: Event) -> None:
+        resource_id = UUID(int=event.resource + 1)
+        if event.what == "close":
+            services.close_segment(resource_id=resource_id, kind=event.kind, at=event.at)
+        elif event.what == "change":
+            services.change_base_rate(resource_id=resource_id, base_rate_micro=event.amount, at=event.at)
+        else:
+            automatic = event.kind == AUTOMATIC
+            services.open_segment(
+                resource_id=resource_id,
+                kind=event.kind,
+                name=f"disk-{event.resource}",
+                project=self.project,
+                location=self.location,
+                size_gb=0 if automatic else event.amount,
+                base_rate_micro=event.amount if automatic else None,
+                at=event.at,
+            )
+
+    def expected(self, now: datetime) -> dict:
+        return oracle.bill(
+            stays_of(self.arrived),
+            prices=[(start, Fraction(rate, 10**6)) for start, rate in self.history.prices],
+            zone=ZoneInfo(self.history.zone),
+            now=now,
+        )
+
+    def check(self, now: datetime) -> None:
+        """The balance, and each resource's cost, are what the oracle says, by SQL and by Python."""
+        expected = self.expected(now)
+        standing = services.standing(customer=self.customer, at=now)
+        owed = sum(amount for _hours, amount in expected.values())
+        assert Fraction(standing.balance_micro, 10**6) == Fraction(self.history.credits, 10**6) - owed
+        assert services.consumed(customer=self.customer, at=now) == owed * 10**6
+        resources = {key[0] for key in expected}
+        costs = services.costs_so_far([UUID(int=resource + 1) for resource in resources], now)
+        for resource in resources:
+            own = [value for key, value in expected.items() if key[0] == resource]
+            cost = costs[UUID(int=resource + 1)]
+            assert cost.hours == sum(hours for hours, _amount in own)
+            assert Fraction(cost.amount_micro, 10**6) == sum(amount for _hours, amount in own)
+
+
+def invoiced() -> dict:
+    """The oracle's form of all invoice lines, corrections included."""
+    found: dict = defaultdict(lambda: [0, Fraction(0)])
+    for line in InvoiceLine.objects.select_related("segment"):
+        own = found[line.resource_id.int - 1, line.segment.started_at, line.month, Fraction(line.rate_micro, 10**6)]
+        own[0] += line.hours
+        own[1] += Fraction(line.amount_micro, 10**6)
+    return {key: (hours, amount) for key, (hours, amount) in found.items() if hours}
+
+
+def check_books(at: datetime) -> None:
+    for invoice in Invoice.objects.all():
+        total = invoice.lines.aggregate(total=Sum("amount_micro", default=0))["total"]
+        assert invoice.total_micro == total
+        assert total % 10_000 == 0
+        moved = [move.wallet_micro for move in invoice.transactions.all()]
+        assert moved == ([-total] if total else [])
+    assert [one.sequence for one in Invoice.objects.order_by("month")] == list(range(1, Invoice.objects.count() + 1))
+    for move in WalletTransaction.objects.all():
+        assert sum(amount for _account, amount in move.entries) == 0
+    assert verification.differences(at=at) == []
+
+
+@relaxed
+@given(histories())
+def test_any_history_costs_what_the_oracle_says(history: History):
+    with transaction.atomic():
+        player = Player(history)
+        closings = [EPOCH + timedelta(days=day, hours=20) for day in (10, 36, 66)]
+        timeline = [(event.arrives, 0, index, event) for index, event in enumerate(history.events)]
+        timeline += [(instant, 1, 0, None) for instant in history.checks]
+        timeline += [(instant, 2, 0, None) for instant in closings]
+        for instant, what, _index, event in sorted(timeline, key=lambda entry: entry[:3]):
+            if what == 0:
+                player.deliver(event)
+            elif what == 1:
+                player.check(max(instant, services.closed_until(player.customer.pk) or instant))
+            else:
+                closing.close_months(at=instant)
+                assert closing.close_months(at=instant).invoices == 0
+                player.check(instant)
+        end = datetime(2040, 6, 20, tzinfo=UTC)
+        closing.close_months(at=end)
+        player.check(end)
+        months_over = {key: value for key, value in player.expected(end).items() if key[2].month < 6}
+        assert invoiced() == months_over
+        check_books(end)
+        connection.check_constraints()
+        transaction.set_rollback(True)
+
+
+@settings(relaxed, max_examples=max(10, HISTORIES // 5))
+@given(histories(), st.lists(st.integers(0, 3), min_size=4, max_size=4), st.randoms(use_true_random=False))
+def test_any_partition_and_order_of_closing_gives_the_same_invoices(history: History, groups, random):
+    """Four customers with the same history, closed together or apart, month by month or at once."""
+    outcomes = []
+    for at_once in (True, False):
+        with transaction.atomic():
+            players = []
+            for copy in range(4):
+                if copy:
+                    Location.objects.all().update(code="1CNG-YGN-AZ01")
+                player = Player.__new__(Player)
+                player.history, player.arrived = history, []
+                if copy == 0:
+                    Player.__init__(player, history)
+                else:
+                    player.location = players[0].location
+                    player.project = ProjectFactory(customer__time_zone=history.zone)
+                    player.customer = player.project.customer
+                players.append(player)
+                for event in history.events:
+                    shifted = Event(**event.__dict__ | {"resource": event.resource + 1000 * copy, "crashes": False})
+                    player.deliver(shifted)
+            ids = [player.customer.pk for player in players]
+            end = datetime(2040, 6, 20, tzinfo=UTC)
+            if at_once:
+                closing.close_months(at=end)
+            else:
+                parts = [[pk for pk, group in zip(ids, groups, strict=True) if group == number] for number in range(4)]
+                random.shuffle(parts)
+                for month in range(2, 6):
+                    for part in parts:
+                        closing.close_months(at=end, through=datetime(2040, month, 1).date(), customer_ids=part)
+                closing.close_months(at=end)
+            outcomes.append(
+                [
+                    [
+                        (one.sequence, one.month, one.starts_at, one.ends_at, one.total_micro, one.line_count)
+                        + tuple(
+                            one.lines.order_by("resource_id", "from_at").values_list(
+                                "kind", "resource_name", "from_at", "to_at", "hours", "rate_micro", "amount_micro"
+                            )
+                        )
+                        for one in player.customer.invoices.order_by("month")
+                    ]
+                    for player in players
+                ]
+            )
+            transaction.set_rollback(True)
+    assert outcomes[0] == outcomes[1]
+
+
+@settings(relaxed, max_examples=max(10, HISTORIES // 5))
+@given(
+    st.integers(0, 10 * 86_400), st.integers(0, 10 * 86_400), st.integers(1, 5000), st.integers(0, 3 * 86_400), rates
+)
+def test_a_shift_inside_the_month_changes_nothing_and_more_never_costs_less(start, life, size_gb, shift, rate):
+    with transaction.atomic():
+        player = Player(History(zone="Asia/Yangon", prices=[(EPOCH - timedelta(days=30), rate)]))
+        begin = EPOCH + timedelta(days=6, seconds=start)
+
+        def cost(number: int, at: datetime, life: int, size_gb: int) -> int:
+            event = Event(at, at, number, KIND, "open", size_gb)
+            player.call(event)
+            player.call(Event(at + timedelta(seconds=life), at, number, KIND, "close"))
+            found = services.costs_so_far([UUID(int=number + 1)], EPOCH + timedelta(days=200))
+            return found[UUID(int=number + 1)].amount_micro
+
+        base = cost(1, begin, life, size_gb)
+        assert cost(2, begin + timedelta(seconds=shift), life, size_gb) == base
+        assert cost(3, begin, life + shift, size_gb) >= base
+        assert cost(4, begin, life, size_gb + 1) >= base
+        transaction.set_rollback(True)
+
+
+@settings(relaxed, max_examples=max(10, HISTORIES // 5))
+@given(histories())
+def test_sql_and_python_give_the_same_lines(history: History):
+    """Every line that the month close would insert is the one that `rating.rate` makes of the same segment."""
+    with transaction.atomic():
+        player = Player(history)
+        for event in history.events:
+            player.deliver(event)
+        now = EPOCH + timedelta(days=80)
+        windows, _customers = services.open_windows(customers=Customer.objects.all(), at=now)
+        python = {
+            (due.segment.pk, due.month, due.line.from_at): (due.line.to_at, due.line.hours, due.line.amount_micro)
+            for due in services.due_lines(customer=player.customer, at=now, segments=list(UsageSegment.objects.all()))
+        }
+        assert {key: value for key, value in bulk.lines(windows).items()} == python
+        transaction.set_rollback(True)
