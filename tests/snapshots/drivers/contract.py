@@ -1,4 +1,4 @@
-"""What every storage driver has to keep. A driver's test module subclasses `DriverContract` and gives a `store` fixture.
+"""What every storage driver keeps. A driver's test module subclasses `DriverContract` and gives a `store` fixture.
 
 Volumes have 1 or 2 GiB, as on a real engine, and only a few places of them are written and read.
 """

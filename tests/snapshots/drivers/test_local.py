@@ -1,0 +1,421 @@
+"""What the local driver promises beyond the contract: its paths, holes, checksums, locks and limits."""
+
+import fcntl
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+from blake3 import blake3
+
+from snapshots.drivers.base import GIB, Busy, Corrupt, Interrupted, NoSpace, SnapshotRef, Unavailable, VolumeRef
+from snapshots.drivers.copying import CHUNK, PIECE
+from snapshots.drivers.local import LocalDriver
+from tests.snapshots.drivers.stores import LocalStore
+
+MIB = 1024**2
+needs_qemu = pytest.mark.skipif(not shutil.which("qemu-io"), reason="needs qemu-io (Debian: qemu-utils)")
+
+
+@pytest.fixture(params=["copying", "cloning"])
+def store(request: pytest.FixtureRequest) -> LocalStore:
+    return LocalStore(request.getfixturevalue("default_root" if request.param == "copying" else "cloning_root"))
+
+
+@pytest.fixture
+def copying(default_root: Path) -> LocalStore:
+    return LocalStore(default_root)
+
+
+def put_image(store: LocalStore, content: dict[int, bytes], size: int) -> VolumeRef:
+    """A volume of any size in bytes, sparse but for {offset: bytes}."""
+    volume = VolumeRef(uuid=uuid4(), name="files", size_gb=1)
+    store.driver.free_bytes()  # makes the folders
+    store.path(volume).touch()
+    store.write(volume, content)
+    os.truncate(store.path(volume), size)
+    return volume
+
+
+def capture(store: LocalStore, volume: VolumeRef) -> Path:
+    """The folder of a new snapshot of it."""
+    [info] = store.driver.create_snapshots([(SnapshotRef(uuid=uuid4()), volume)])
+    return store.folder / "snapshots" / str(info.uuid)
+
+
+def ref_of(folder: Path) -> SnapshotRef:
+    return SnapshotRef(uuid=UUID(folder.name))
+
+
+def noise(length: int) -> bytes:
+    """Bytes without zeros, so that none of them may become a hole."""
+    return blake3(b"noise").digest(length).replace(b"\0", b"\1")
+
+
+# Files
+
+
+def test_the_files_are_where_others_expect_them(store: LocalStore) -> None:
+    volume = put_image(store, {0: noise(100_000)}, 8 * MIB)
+    folder = capture(store, volume)
+    assert sorted(path.name for path in folder.iterdir()) == ["disk.img", "manifest.json"]
+    assert stat.S_IMODE((folder / "disk.img").stat().st_mode) == 0o440
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o750
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["snapshot_uuid"] == folder.name
+    assert (manifest["volume_uuid"], manifest["volume_name"]) == (str(volume.uuid), "files")
+    assert manifest["size_bytes"] == 8 * MIB
+    assert manifest["allocated_bytes"] == (folder / "disk.img").stat().st_blocks * 512
+    assert manifest["method"] == ("clone" if store.driver._can_clone else "copy")
+    assert datetime.fromisoformat(manifest["captured_at"]).tzinfo
+    assert manifest["verified_at"] is None
+
+
+@pytest.mark.parametrize(
+    ("content", "size"),
+    [
+        ({}, 0),
+        ({}, 3 * CHUNK + 1),
+        ({0: noise(1)}, 1),
+        ({0: noise(5000)}, 5000),
+        ({0: noise(CHUNK + 4097)}, CHUNK + 4097),
+        ({PIECE: noise(PIECE), 5 * CHUNK - 3: noise(3)}, 5 * CHUNK),
+        ({3 * MIB + 123: noise(2 * CHUNK), 11 * MIB: noise(70_001)}, 16 * MIB + 77),
+        ({0: bytes(PIECE) + noise(PIECE) + bytes(2 * CHUNK) + noise(10)}, 8 * MIB),
+    ],
+)
+def test_every_byte_and_the_checksum_of_all_of_them_are_right(
+    store: LocalStore, content: dict[int, bytes], size: int
+) -> None:
+    volume = put_image(store, content, size)
+    expected = store.path(volume).read_bytes()
+    folder = capture(store, volume)
+    assert (folder / "disk.img").read_bytes() == expected
+    assert store.driver.verify_snapshot(ref_of(folder)).checksum == blake3(expected).hexdigest()
+    store.path(volume).write_bytes(b"\xff" * size)
+    store.driver.revert_volume(volume, ref_of(folder))
+    assert store.path(volume).read_bytes() == expected
+
+
+def test_a_copy_knows_its_checksum_at_once(copying: LocalStore) -> None:
+    if copying.driver._can_clone:
+        pytest.skip("the default file system clones")
+    volume = put_image(copying, {5 * MIB: noise(CHUNK)}, 9 * MIB)
+    manifest = json.loads((capture(copying, volume) / "manifest.json").read_text())
+    assert manifest["blake3"] == blake3(copying.path(volume).read_bytes()).hexdigest()
+
+
+def test_the_checksum_does_not_depend_on_holes(copying: LocalStore) -> None:
+    sparse = put_image(copying, {MIB: noise(MIB)}, 8 * MIB)
+    full = put_image(copying, {0: bytes(MIB) + noise(MIB) + bytes(6 * MIB)}, 8 * MIB)
+    checksums = {copying.driver.verify_snapshot(ref_of(capture(copying, volume))).checksum for volume in (sparse, full)}
+    assert len(checksums) == 1
+
+
+def test_holes_stay_holes_and_zeros_become_holes(copying: LocalStore) -> None:
+    if copying.driver._can_clone:
+        pytest.skip("the default file system clones")
+    volume = put_image(copying, {0: noise(MIB), 500 * MIB: bytes(8 * MIB), GIB - MIB: noise(MIB)}, GIB)
+    assert store_blocks(copying.path(volume)) >= 10 * MIB
+    assert store_blocks(capture(copying, volume) / "disk.img") <= 2 * MIB + 64 * 1024
+
+
+def store_blocks(path: Path) -> int:
+    return path.stat().st_blocks * 512
+
+
+def test_a_reverted_volume_keeps_its_size_mode_and_owner(store: LocalStore) -> None:
+    volume = put_image(store, {0: noise(MIB)}, 4 * MIB)
+    folder = capture(store, volume)
+    os.truncate(store.path(volume), 6 * MIB)
+    store.path(volume).chmod(0o604)
+    if os.geteuid() == 0:
+        os.chown(store.path(volume), 1234, 2345)
+    before = store.path(volume).stat()
+    store.write(volume, {5 * MIB: noise(MIB)})
+    store.driver.revert_volume(volume, ref_of(folder))
+    after = store.path(volume).stat()
+    assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+    assert store.path(volume).read_bytes() == noise(MIB) + bytes(5 * MIB)
+
+
+def test_the_driver_takes_no_part_of_a_path_but_uuids_and_location_codes(tmp_path: Path) -> None:
+    for code in ("", "..", "A/B", "a", "-A", "A\n"):
+        with pytest.raises(ValueError, match="location code"):
+            LocalDriver(location=code, root=str(tmp_path))
+    driver = LocalDriver(location="A", root=str(tmp_path))
+    with pytest.raises(TypeError):
+        driver.find_snapshot(SnapshotRef(uuid="../../etc"))  # type: ignore[arg-type]
+
+
+# Damage
+
+
+@pytest.mark.parametrize("offset", [0, 3 * MIB, 8 * MIB - 1])
+def test_one_changed_byte_is_found(store: LocalStore, offset: int) -> None:
+    folder = capture(store, put_image(store, {0: noise(MIB)}, 8 * MIB))
+    verified = store.driver.verify_snapshot(ref_of(folder))
+    (folder / "disk.img").chmod(0o640)
+    with open(folder / "disk.img", "r+b") as disk:
+        disk.seek(offset)
+        disk.write(b"\0" if offset == 0 else b"x")
+    with pytest.raises(Corrupt, match="checksum"):
+        store.driver.verify_snapshot(ref_of(folder))
+    assert store.driver.find_snapshot(ref_of(folder)) == verified
+
+
+def test_a_damaged_snapshot_is_not_used(store: LocalStore) -> None:
+    volume = put_image(store, {0: noise(MIB)}, 8 * MIB)
+    before = store.path(volume).read_bytes()
+    shorter, silent, empty, older = (capture(store, volume) for _each in range(4))
+    (shorter / "disk.img").chmod(0o640)
+    os.truncate(shorter / "disk.img", MIB)
+    (silent / "manifest.json").write_text("{")
+    (empty / "disk.img").unlink()
+    manifest = json.loads((older / "manifest.json").read_text())
+    (older / "manifest.json").write_text(json.dumps(manifest | {"format": 0}))
+    for folder in shorter, silent, empty, older:
+        with pytest.raises(Corrupt):
+            store.driver.verify_snapshot(ref_of(folder))
+        with pytest.raises(Corrupt):
+            store.driver.revert_volume(volume, ref_of(folder))
+        assert store.path(volume).read_bytes() == before
+        store.driver.delete_snapshot(ref_of(folder))
+        assert store.driver.find_snapshot(ref_of(folder)) is None
+    assert store.leftovers() == []
+
+
+# Locks
+
+
+@contextmanager
+def qemu(image: Path, *options: str) -> Iterator[subprocess.Popen]:
+    """QEMU's own tool, holding an image open."""
+    process = subprocess.Popen(
+        ["qemu-io", *options, "-f", "raw", str(image)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin and process.stdout
+    process.stdin.write("length\n")
+    process.stdin.flush()
+    assert "MiB" in process.stdout.readline(), "qemu-io did not open the image"
+    try:
+        yield process
+    finally:
+        process.communicate("quit\n", timeout=10)
+
+
+@needs_qemu
+def test_an_image_that_qemu_writes_to_is_neither_captured_nor_reverted(store: LocalStore) -> None:
+    volume = put_image(store, {0: noise(MIB)}, 8 * MIB)
+    folder = capture(store, volume)
+    snapshot = SnapshotRef(uuid=uuid4())
+    with qemu(store.path(volume)) as process:
+        for call in (
+            lambda: store.driver.create_snapshots([(snapshot, volume)]),
+            lambda: store.driver.revert_volume(volume, ref_of(folder)),
+        ):
+            with pytest.raises(Busy, match=rf"“files” is in use by qemu-io \(process {process.pid}\)"):
+                call()
+    assert store.leftovers() == []
+    store.driver.create_snapshots([(snapshot, volume)])
+    store.driver.revert_volume(volume, ref_of(folder))
+
+
+@needs_qemu
+def test_an_image_that_qemu_only_reads_can_be_captured(store: LocalStore) -> None:
+    volume = put_image(store, {0: noise(MIB)}, 8 * MIB)
+    with qemu(store.path(volume), "-r"):
+        capture(store, volume)
+
+
+@needs_qemu
+def test_qemu_cannot_write_to_an_image_that_is_being_captured_or_reverted(store: LocalStore) -> None:
+    volume = put_image(store, {0: noise(MIB)}, 8 * MIB)
+    answers: list[str] = []
+
+    def try_to_write(bytes_done: int, bytes_total: int) -> None:
+        command = ["qemu-io", "-f", "raw", "-c", "write -P 255 0 4096", str(store.path(volume))]
+        answers.append(subprocess.run(command, capture_output=True, text=True, check=False).stderr)
+
+    [info] = store.driver.create_snapshots([(SnapshotRef(uuid=uuid4()), volume)], try_to_write)
+    captured = len(answers)
+    store.driver.revert_volume(volume, SnapshotRef(uuid=info.uuid), try_to_write)
+    assert 0 < captured < len(answers)
+    assert all("lock" in answer for answer in answers)
+    assert store.read(volume, 0, MIB) == noise(MIB)
+
+
+@pytest.mark.parametrize("how", ["flock", "fcntl"])
+def test_an_ordinary_exclusive_lock_is_respected(store: LocalStore, how: str) -> None:
+    volume = put_image(store, {0: noise(MIB)}, 8 * MIB)
+    with open(store.path(volume), "r+b") as image:
+        if how == "flock":
+            fcntl.flock(image, fcntl.LOCK_EX)
+        else:
+            fcntl.lockf(image, fcntl.LOCK_EX)
+        with pytest.raises(Busy, match="files"):
+            capture(store, volume)
+    capture(store, volume)
+    assert len(list((store.folder / "snapshots").iterdir())) == 1
+
+
+def test_what_is_being_worked_on_is_busy_for_everybody_else(store: LocalStore) -> None:
+    volume, other = (put_image(store, {0: noise(MIB)}, 8 * MIB) for _each in range(2))
+    snapshot, second = SnapshotRef(uuid=uuid4()), SnapshotRef(uuid=uuid4())
+    rival = LocalStore(store.folder.parent).driver
+    seen: list[str] = []
+
+    def try_everything(bytes_done: int, bytes_total: int) -> None:
+        assert rival.find_snapshot(snapshot) is None
+        for call in (
+            lambda: rival.create_snapshots([(snapshot, other)]),
+            lambda: rival.delete_snapshot(snapshot),
+            lambda: rival.revert_volume(volume, second),
+            lambda: rival.create_volume(volume),
+        ):
+            with pytest.raises(Busy) as caught:
+                call()
+            seen.append(str(caught.value))
+        rival.remove_leftovers()  # leaves alone what a live process makes
+
+    store.driver.create_snapshots([(snapshot, volume)], try_everything)
+    assert "files" in seen[2]
+    assert store.driver.find_snapshot(snapshot)
+    assert store.driver.find_snapshot(second) is None
+
+    def capture_meanwhile(bytes_done: int, bytes_total: int) -> None:
+        with pytest.raises(Busy, match="files"):
+            rival.create_snapshots([(second, volume)])
+        with pytest.raises(Busy):
+            rival.delete_snapshot(snapshot)
+
+    store.driver.revert_volume(volume, snapshot, capture_meanwhile)
+
+    def verify_meanwhile(bytes_done: int, bytes_total: int) -> None:
+        with pytest.raises(Busy):
+            rival.verify_snapshot(snapshot)
+        rival.revert_volume(volume, snapshot)  # nobody waits for a verification
+
+    store.driver.verify_snapshot(snapshot, verify_meanwhile)
+    assert store.leftovers() == []
+
+
+def test_two_processes_that_capture_the_same_make_one(copying: LocalStore) -> None:
+    volume = put_image(copying, {0: noise(20 * MIB)}, 64 * MIB)
+    snapshot = uuid4()
+    program = (  # without translations, for they would need all of Django
+        "import sys; from uuid import UUID; from snapshots.drivers.base import *\n"
+        "from snapshots.drivers.local import LocalDriver\n"
+        "from django.conf import settings; settings.configure(USE_I18N=False)\n"
+        "driver = LocalDriver(location='TEST-1', root=sys.argv[1])\n"
+        "volume = VolumeRef(uuid=UUID(sys.argv[2]), name='files', size_gb=1)\n"
+        "print('ready', flush=True); input()\n"
+        "try: print(driver.create_snapshots([(SnapshotRef(uuid=UUID(sys.argv[3])), volume)])[0].captured_at)\n"
+        "except Busy: print('busy')\n"
+    )
+    arguments = [sys.executable, "-c", program, str(copying.folder.parent), str(volume.uuid), str(snapshot)]
+    processes = [
+        subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _each in range(4)
+    ]
+    for process in processes:
+        assert process.stdout and process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin
+        process.stdin.write("\n")
+        process.stdin.flush()
+    answers = [process.communicate(timeout=30)[0].strip() for process in processes]
+    info = copying.driver.find_snapshot(SnapshotRef(uuid=snapshot))
+    assert info
+    assert set(answers) <= {"busy", str(info.captured_at)}
+    assert str(info.captured_at) in answers
+    assert copying.leftovers() == []
+
+
+# Room and failures
+
+
+def test_room_is_checked_before_anything_is_written(small_file_system: Path) -> None:
+    store = LocalStore(small_file_system)
+    volume = put_image(store, {0: noise(40 * MIB)}, GIB)
+    beats: list[int] = []
+    with pytest.raises(NoSpace, match=r"TEST-1 does not have the room: this needs 0\.1 GB and 0\.0 GB are free"):
+        store.driver.create_snapshots([(SnapshotRef(uuid=uuid4()), volume)], lambda done, total: beats.append(done))
+    assert beats == []
+    assert store.leftovers() == []
+    assert store.driver.bytes_needed([volume]) >= 40 * MIB
+
+
+def test_a_storage_that_fills_up_in_the_middle_keeps_nothing_of_it(small_file_system: Path) -> None:
+    store = LocalStore(small_file_system)
+    first, second = (put_image(store, {0: noise(8 * MIB)}, GIB) for _each in range(2))
+    folder = capture(store, first)
+    disks = [(SnapshotRef(uuid=uuid4()), volume) for volume in (first, second)]
+    filler = small_file_system / "filler"
+
+    def fill_up(bytes_done: int, bytes_total: int) -> None:
+        if not filler.exists():
+            with open(filler, "wb") as file, pytest.raises(OSError, match="No space"):
+                while True:
+                    file.write(bytes(MIB))
+                    file.flush()
+
+    with pytest.raises(NoSpace, match="became full"):
+        store.driver.create_snapshots(disks, fill_up)
+    filler.unlink()
+    assert [store.driver.find_snapshot(snapshot) for snapshot, _volume in disks] == [None, None]
+    with pytest.raises(NoSpace, match="became full"):
+        store.driver.revert_volume(first, ref_of(folder), fill_up)
+    filler.unlink()
+    assert store.read(first, 0, 8 * MIB) == noise(8 * MIB)
+    assert store.leftovers() == []
+
+
+def test_a_storage_that_cannot_be_written_is_unavailable_and_says_why(tmp_path: Path) -> None:
+    (tmp_path / "TEST-1").write_text("not a folder")
+    driver = LocalStore(tmp_path).driver
+    for call in (driver.check_health, driver.free_bytes, lambda: driver.delete_snapshot(SnapshotRef(uuid=uuid4()))):
+        with pytest.raises(Unavailable, match="TEST-1 failed: Not a directory") as caught:
+            call()
+        assert str(tmp_path) not in str(caught.value)
+        assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_what_dead_processes_left_is_removed_and_nothing_else(store: LocalStore) -> None:
+    volume = put_image(store, {0: noise(MIB)}, 8 * MIB)
+    folder = capture(store, volume)
+    (store.folder / "volumes" / f".{uuid4()}.new").write_bytes(b"half")
+    for suffix in "new", "old":
+        half = store.folder / "snapshots" / f".{uuid4()}.{suffix}"
+        half.mkdir()
+        (half / "disk.img").write_bytes(b"half")
+    (store.folder / "volumes" / ".nfs0001").touch()
+    store.driver.remove_leftovers()
+    assert store.leftovers() == ["volumes/.nfs0001"]
+    assert store.driver.find_snapshot(ref_of(folder))
+    assert store.path(volume).exists()
+
+
+def test_a_long_copy_can_be_interrupted_in_its_middle(copying: LocalStore) -> None:
+    if copying.driver._can_clone:
+        pytest.skip("the default file system clones")
+    volume = put_image(copying, {0: noise(CHUNK)}, 100 * GIB)
+    beats: list[int] = []
+
+    def interrupt_in_the_middle(bytes_done: int, bytes_total: int) -> None:
+        beats.append(bytes_done)
+        if 0 < bytes_done < bytes_total:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        copying.driver.create_snapshots([(SnapshotRef(uuid=uuid4()), volume)], interrupt_in_the_middle)
+    assert beats[0] == 0
+    assert 0 < beats[-1] < 100 * GIB
+    assert copying.leftovers() == []
