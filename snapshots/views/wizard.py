@@ -149,7 +149,7 @@ def estimates(request: HttpRequest, draft: Draft, quote: billing.Quote) -> dict[
             (_("Your credits last with it"), lasting.then),
             (_("Your credits last without it"), lasting.now),
         ):
-            end = _("until nothing else uses them") if left is None else last_day(now, left)
+            end = _("for ever: nothing else uses them") if left is None else last_day(now, left)
             rows.append({"label": label, "value": end})
     return {"estimates": rows, "until": until}
 

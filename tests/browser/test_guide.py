@@ -1,0 +1,203 @@
+"""The customer guide's page, sentence by sentence, in a real browser with a real worker, and what the bytes say then."""
+
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from billing import services as billing
+from cng_portal.accounts.models import Membership
+from cng_portal.inventory.models import Volume
+from snapshots.models import Snapshot
+from tests.factories import LocationFactory, MembershipFactory, VolumeFactory
+from tests.snapshots.disks import put_volume, sell_everywhere
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+PASSWORD = "a password of the tests"
+SECONDS = 1000
+
+
+@pytest.fixture(params=[True, False], ids=["with JavaScript", "without JavaScript"])
+def browser_context_args(browser_context_args: dict, request: pytest.FixtureRequest) -> dict:
+    return browser_context_args | {"java_script_enabled": request.param}
+
+
+@pytest.fixture
+def worker(process_environment: dict[str, str]) -> Iterator[None]:
+    """A real worker process on this test's database and storage."""
+    command = [sys.executable, "manage.py", "worker", "--interval", "0.2"]
+    process = subprocess.Popen(command, env=process_environment)
+    yield
+    process.terminate()
+    assert process.wait(30) == 0
+
+
+@pytest.fixture
+def member() -> Membership:
+    member = MembershipFactory(project__name="Default", project__customer__number=1039, user__email="aye@example.com")
+    member.user.customer = member.project.customer
+    member.user.set_password(PASSWORD)
+    member.user.save()
+    billing.buy_credits(
+        customer=member.project.customer, amount_micro=100_000 * 10**6, reason="bought", by=None, key="credits"
+    )
+    return member
+
+
+@pytest.fixture
+def volume(member: Membership) -> Volume:
+    volume = VolumeFactory(
+        project=member.project,
+        location=LocationFactory(code="1CNG-YGN-AZ01"),
+        name="db-01-data",
+        size_gb=50,
+    )
+    sell_everywhere()
+    return volume
+
+
+def random_bytes(seed: int) -> bytes:
+    return random.Random(seed).randbytes(3 * 1024**2)
+
+
+def bytes_of(path: Path, count: int) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(count)
+
+
+def test_the_guide_from_sign_in_to_a_restored_disk(
+    page: Page, storage_root: Path, member: Membership, volume: Volume, worker: None, request: pytest.FixtureRequest
+) -> None:
+    live = "without" not in request.node.callspec.id
+    before, ruined = random_bytes(1), random_bytes(2)
+    disk = put_volume(storage_root, volume, before)
+
+    def settled(text: str, count: int = 1) -> None:
+        """What is in progress moves by itself with JavaScript; without it a person reloads the page."""
+        wanted = page.locator("main").get_by_text(text, exact=True)
+        deadline = time.monotonic() + 30
+        while not live and wanted.count() != count and time.monotonic() < deadline:
+            page.reload()
+        expect(wanted).to_have_count(count, timeout=30 * SECONDS)
+
+    page.goto("/")
+    page.get_by_label("E-mail").fill("aye@example.com")
+    page.get_by_label("Password", exact=True).fill(PASSWORD)
+    page.get_by_role("button", name="Sign in").click()
+
+    # "From the left-hand menu, click on the Snapshots tab." "Go to the Volume Snapshot tab."
+    page.get_by_role("navigation", name="Main").get_by_role("link", name="Snapshots").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Snapshots")
+    page.get_by_role("link", name="Volume Snapshot").click()
+    # "To create a snapshot, click on Take Snapshot or the plus (+) icon located on the right side of the page."
+    expect(page.get_by_role("link", name="New snapshot").first).to_be_visible()
+    page.get_by_role("link", name="Take Snapshot").first.click()
+
+    # "Choose a Location": "Choose from the available locations listed."
+    expect(page.get_by_role("heading", level=1)).to_have_text("Choose a Location")
+    expect(page.get_by_text("Price Summary")).to_have_count(0)
+    page.get_by_label("1CNG-YGN-AZ01").check()
+    page.get_by_role("button", name="Continue").click()
+    # "Assign the snapshot to one of your projects"
+    expect(page.get_by_role("heading", level=1)).to_have_text("Assign to a Project")
+    page.get_by_label("Default").check()
+    page.get_by_role("button", name="Continue").click()
+    # "From the Volumes list, select the volume for which you want to create a snapshot."
+    expect(page.get_by_role("heading", level=1)).to_have_text("Choose Block Storage")
+    page.get_by_role("group", name="Volumes").get_by_label("db-01-data").check()
+    page.get_by_role("button", name="Continue").click()
+    # "Provide a unique Snapshot Name"
+    expect(page.get_by_role("heading", level=1)).to_have_text("Choose Snapshot Name")
+    page.get_by_label("Snapshot Name").fill("before the update")
+    if live:
+        expect(page.get_by_text("This name is free.")).to_be_visible()
+    page.get_by_role("button", name="Continue").click()
+    # "Choose the desired Billing Cycle" "Verify all the configuration details and review the price summary."
+    expect(page.get_by_role("heading", level=1)).to_have_text("Create Snapshot")
+    expect(page.get_by_role("group", name="Billing Cycle").get_by_label("Hourly")).to_be_checked()
+    main = page.locator("main")
+    for text in ("Fixed Prorata", "Price Summary", "50 GB × K 0.4000 = K 20.00 an hour", "before the update"):
+        expect(main.get_by_text(text, exact=True).first).to_be_visible()
+    expect(main.locator(".price-figure")).to_have_text("K 20 / Hour / 50 GB")
+    assert page.url.endswith("/review/")
+    # "Click on Take Snapshot to create the snapshot of the volume."
+    page.get_by_role("button", name="Take Snapshot").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("before the update")
+    settled("Ready")
+    snapshot = Snapshot.objects.get()
+    kept = storage_root / "1CNG-YGN-AZ01" / "snapshots" / str(snapshot.pk) / "disk.img"
+    assert bytes_of(kept, len(before)) == before and kept.stat().st_size == disk.stat().st_size
+
+    # the disk's contents are lost
+    put_volume(storage_root, volume, ruined)
+    assert bytes_of(disk, len(before)) == ruined
+
+    # and come back, byte for byte
+    page.get_by_role("link", name="Restore").click()
+    page.get_by_label("Type the volume's name").fill("db-01-dat")
+    page.get_by_role("button", name="Restore volume").click()
+    expect(page.get_by_role("alert")).to_contain_text("That is not the volume's name.")
+    page.get_by_label("Type the volume's name").fill("db-01-data")
+    page.get_by_role("button", name="Restore volume").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("before the update")
+    settled("Undo restore")
+    assert bytes_of(disk, len(before)) == before
+
+    # the safety snapshot undoes it
+    page.get_by_role("link", name="Undo restore").click()
+    page.get_by_label("Type the volume's name").fill("db-01-data")
+    page.get_by_role("button", name="Restore volume").click()
+    settled("Done", count=2)
+    assert bytes_of(disk, len(ruined)) == ruined
+
+    # a new, larger volume from the first snapshot
+    page.goto(f"/snapshots/{snapshot.pk}/new-volume/")
+    page.get_by_label("Name").fill("db-01-copy")
+    page.get_by_label("Size").fill("60")
+    page.get_by_role("button", name="Create volume").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("db-01-copy")
+    settled("Available")
+    copy = Volume.objects.get(name="db-01-copy")
+    image = storage_root / "1CNG-YGN-AZ01" / "volumes" / f"{copy.pk}.img"
+    assert bytes_of(image, len(before)) == before and image.stat().st_size == 60 * 1024**3
+
+    # and the snapshot goes, while the volume made from it stays
+    page.goto(f"/snapshots/{snapshot.pk}/delete/")
+    page.get_by_label("Type the snapshot's name").fill("before the update")
+    page.get_by_role("button", name="Delete snapshot").click()
+    settled("This snapshot is deleted")
+    assert not kept.exists()
+    assert bytes_of(image, len(before)) == before
+
+
+def test_back_refresh_and_a_second_tab_keep_their_answers(
+    page: Page, member: Membership, volume: Volume, sign_in
+) -> None:
+    sign_in(member.user)
+    page.goto("/snapshots/new/")
+    page.get_by_label("1CNG-YGN-AZ01").check()
+    page.get_by_role("button", name="Continue").click()
+    page.get_by_label("Default").check()
+    page.get_by_role("button", name="Continue").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Choose Block Storage")
+
+    page.go_back()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Assign to a Project")
+    expect(page.get_by_label("Default")).to_be_checked()
+    page.reload()
+    expect(page.get_by_label("Default")).to_be_checked()
+    page.go_back()
+    page.go_forward()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Assign to a Project")
+
+    tab = page.context.new_page()
+    tab.goto("/snapshots/new/")
+    expect(tab.get_by_label("1CNG-YGN-AZ01")).not_to_be_checked()
+    tab.goto(page.url)
+    expect(tab.get_by_label("Default")).to_be_checked()
