@@ -1,6 +1,7 @@
 """`manage.py serve`: what `make run` does once the packages are there."""
 
 import errno
+import hashlib
 import http.client
 import os
 import signal
@@ -13,6 +14,7 @@ from types import FrameType
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
+from django.contrib.staticfiles.finders import get_finders
 from django.core.management import BaseCommand, CommandError, call_command
 from django.db import DatabaseError, connection
 from django.shortcuts import resolve_url
@@ -22,6 +24,9 @@ from snapshots import checks  # noqa: F401  the start stops at a storage engine 
 from .demo import PASSWORD, SIGN_INS
 
 SECONDS_TO_ANSWER = 90
+# Bootstrap's variants that no page asks for are most of what there would be to compress.
+UNUSED_STATIC_FILES = ["bootstrap.css*", "bootstrap.js*", "bootstrap.min.js*", "bootstrap.bundle.js*"]
+UNUSED_STATIC_FILES += ["bootstrap.esm*", "bootstrap-*", "bootstrap*rtl*"]
 
 
 class Command(BaseCommand):
@@ -40,7 +45,7 @@ class Command(BaseCommand):
         self.say("Preparing the database and the static files…")
         call_command("migrate", interactive=False, verbosity=0)
         call_command("createcachetable", verbosity=0)
-        call_command("collectstatic", interactive=False, verbosity=0)
+        collect_static_files()
         call_command("demo", stdout=self.stdout)
 
     def run_processes(self) -> None:
@@ -107,6 +112,18 @@ def refuse_unreachable_database() -> None:
         raise CommandError(f"DATABASE_URL cannot be used: the database does not answer. {error}".strip()) from None
     finally:
         probe.close()
+
+
+def collect_static_files() -> None:
+    """Compressing them takes seconds, so only when one of them is another than last time."""
+    files = [storage.path(path) for finder in get_finders() for path, storage in finder.list([])]
+    stats = [(path, os.stat(path)) for path in files]
+    now = hashlib.sha256(repr([(path, one.st_size, one.st_mtime_ns) for path, one in stats]).encode()).hexdigest()
+    stamp = settings.DATA_DIR / "static.sha256"
+    if stamp.exists() and stamp.read_text() == now and Path(settings.STATIC_ROOT).exists():
+        return
+    call_command("collectstatic", interactive=False, clear=True, verbosity=0, ignore_patterns=UNUSED_STATIC_FILES)
+    stamp.write_text(now)
 
 
 def listen_address() -> str:
