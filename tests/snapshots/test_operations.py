@@ -1,0 +1,265 @@
+"""The life of an operation: leases, attempts, pauses, and a worker that is told to stop."""
+
+import fcntl
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.utils import timezone
+from django_tasks_db.models import DBTaskResult
+
+from billing.models import UsageSegment
+from cng_portal.accounts.models import Membership
+from cng_portal.inventory.models import VirtualMachine, Volume
+from snapshots import operations, services
+from snapshots.drivers.base import Interrupted
+from snapshots.models import Draft, Operation, Snapshot, State
+from snapshots.tasks import run_operation
+from tests.factories import DraftFactory, MembershipFactory, OperationFactory, SnapshotFactory, VolumeFactory
+from tests.snapshots.disks import carry_out_what_waits, content, put_full_volume, put_volume, sell_everywhere
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
+
+
+@pytest.fixture
+def member() -> Membership:
+    return MembershipFactory(project__customer__postpaid=True)
+
+
+@pytest.fixture
+def volume(storage_root: Path, member: Membership) -> Volume:
+    volume = VolumeFactory(project=member.project, attached_stopped=True)
+    sell_everywhere()
+    put_volume(storage_root, volume, content(b"bytes"))
+    return volume
+
+
+@pytest.fixture
+def operation(member: Membership, volume: Volume) -> Operation:
+    return services.request_snapshot(volume=volume, name="nightly", user=member.user).operations.get()
+
+
+@pytest.fixture(autouse=True)
+def no_stop_from_another_test() -> Iterator[None]:
+    operations.stopping.clear()
+    yield
+    operations.stopping.clear()
+
+
+def test_a_request_writes_the_operation_and_its_wake_up_call_together(operation: Operation) -> None:
+    call = DBTaskResult.objects.get()
+    assert call.args_kwargs["args"] == [str(operation.pk)]
+    assert (operation.state, operation.attempt) == (Operation.State.PENDING, 0)
+
+
+def test_a_claimed_operation_cannot_be_claimed_again_before_its_lease_ran_out(operation: Operation) -> None:
+    now = timezone.now()
+    first = operations.claim(operation.pk, now=now)
+    assert first is not None and first.attempt == 1
+    assert operations.claim(operation.pk, now=now + timedelta(seconds=29)) is None
+    second = operations.claim(operation.pk, now=now + timedelta(seconds=31))
+    assert second is not None and second.attempt == 2
+
+
+def test_who_lost_the_lease_can_neither_report_nor_finish(operation: Operation) -> None:
+    now = timezone.now()
+    slow = operations.claim(operation.pk, now=now)
+    operations.claim(operation.pk, now=now + timedelta(minutes=1))
+    assert slow is not None
+    assert not operations.update(slow, bytes_done=1)
+    with pytest.raises(operations.LeaseLost):
+        operations.finish(slow, Operation.State.SUCCEEDED, lambda now: pytest.fail("settled"))
+    operations.hand_back(slow)
+    operation.refresh_from_db()
+    assert (operation.state, operation.attempt) == (Operation.State.RUNNING, 2)
+
+
+def test_the_heartbeat_reports_progress_and_notices_a_lost_lease(operation: Operation) -> None:
+    claimed = operations.claim(operation.pk)
+    assert claimed is not None
+    lease = operations.Lease(claimed)
+    lease.reported_at -= timedelta(seconds=5)
+    lease.heartbeat(5, 10)
+    operation.refresh_from_db()
+    assert (operation.bytes_done, operation.bytes_total) == (5, 10)
+    Operation.objects.update(attempt=2)
+    lease.reported_at -= timedelta(seconds=5)
+    with pytest.raises(operations.LeaseLost):
+        lease.heartbeat(6, 10)
+
+
+def test_the_lease_is_renewed_while_storage_is_silent(operation: Operation, settings: Any) -> None:
+    settings.OPERATION_LEASE_SECONDS = 0.3
+    claimed = operations.claim(operation.pk)
+    assert claimed is not None
+    with operations.Lease(claimed) as lease:
+        until = claimed.lease_until
+        while until == claimed.lease_until and not lease.lost.is_set():
+            until = Operation.objects.values_list("lease_until", flat=True).get(pk=operation.pk)
+    assert until > claimed.lease_until
+
+
+def test_after_the_deadline_the_lease_is_given_up(operation: Operation, settings: Any) -> None:
+    settings.OPERATION_LEASE_SECONDS = 0.1
+    settings.OPERATION_DEADLINE_HOURS = 0
+    claimed = operations.claim(operation.pk)
+    assert claimed is not None
+    with operations.Lease(claimed) as lease:
+        assert lease.lost.wait(10)
+        with pytest.raises(operations.LeaseLost):
+            lease.heartbeat(0, 0)
+
+
+def test_an_order_to_stop_hands_the_operation_back_without_counting_it(operation: Operation) -> None:
+    operations.stopping.set()
+    claimed = operations.claim(operation.pk)
+    assert claimed is not None
+    with pytest.raises(Interrupted):
+        operations.Lease(claimed).heartbeat(0, 0)
+    operations.hand_back(claimed, interrupted=True)
+    operation.refresh_from_db()
+    assert (operation.state, operation.failures) == (Operation.State.PENDING, 0)
+    assert DBTaskResult.objects.count() == 2
+
+
+def test_a_busy_disk_is_tried_again_after_growing_pauses_and_then_fails_with_the_reason(
+    storage_root: Path, volume: Volume, operation: Operation
+) -> None:
+    image = storage_root / volume.location_id / "volumes" / f"{volume.pk}.img"
+    now = timezone.now()
+    pauses = []
+    with open(image, "r+b") as holder:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        for _attempt in range(3):
+            Operation.objects.filter(pk=operation.pk).update(not_before=now)
+            before = timezone.now()
+            run_operation.func(str(operation.pk))
+            operation.refresh_from_db()
+            pauses.append(round((operation.not_before - before).total_seconds()))
+    assert pauses[:2] == [5, 20]
+    assert operation.state == Operation.State.FAILED
+    assert "is in use by" in operation.error and volume.name in operation.error
+    snapshot = Snapshot.objects.get()
+    assert (snapshot.state, snapshot.error) == (State.FAILED, operation.error)
+    assert not UsageSegment.objects.exists()
+
+
+def test_a_wake_up_call_that_got_lost_is_repeated(operation: Operation) -> None:
+    DBTaskResult.objects.all().delete()
+    now = timezone.now()
+    assert operations.reconcile(now=now + timedelta(seconds=30)) == 0
+    assert operations.reconcile(now=now + timedelta(seconds=61)) == 1
+    assert operations.reconcile(now=now + timedelta(seconds=62)) == 0
+    assert DBTaskResult.objects.count() == 1
+
+
+def test_a_wake_up_call_for_what_is_done_does_nothing(operation: Operation) -> None:
+    carry_out_what_waits()
+    run_operation.func(str(operation.pk))
+    operation.refresh_from_db()
+    assert operation.attempt == 1
+
+
+def test_impossible_changes_of_state_are_refused() -> None:
+    snapshot = SnapshotFactory()
+    with pytest.raises(ValueError, match="never goes from ready to pending"):
+        Snapshot.objects.transition(snapshot.pk, [State.READY], State.PENDING)
+    assert not Snapshot.objects.transition(snapshot.pk, [State.FAILED], State.PENDING)
+
+
+def test_a_restore_is_refused_when_the_machine_was_started_meanwhile(
+    storage_root: Path, member: Membership, volume: Volume, operation: Operation
+) -> None:
+    carry_out_what_waits()
+    snapshot = Snapshot.objects.get()
+    changed = content(b"later")
+    image = put_volume(storage_root, volume, changed)
+    restore = services.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
+    VirtualMachine.objects.update(state=VirtualMachine.State.RUNNING)
+    carry_out_what_waits()
+    restore.refresh_from_db()
+    assert restore.state == Operation.State.FAILED and "Stop the machine" in restore.error
+    assert restore.safety_snapshot.state == State.FAILED
+    assert image.read_bytes() == changed
+
+
+def test_old_drafts_are_forgotten_and_finished_ones_are_kept(member: Membership, volume: Volume) -> None:
+    now = timezone.now()
+    DraftFactory(created_by=member.user, customer=member.project.customer, created_at=now - timedelta(days=31))
+    fresh = DraftFactory(created_by=member.user, customer=member.project.customer)
+    used = DraftFactory(created_by=member.user, customer=member.project.customer, created_at=now - timedelta(days=31))
+    services.request_snapshot(volume=volume, name="x", user=member.user, draft=used)
+    operations.forget_old_drafts(now=now)
+    assert set(Draft.objects.all()) == {fresh, used}
+
+
+# --- real worker processes ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def start_worker(process_environment: dict[str, str]) -> Iterator[Callable[..., subprocess.Popen]]:
+    started = []
+
+    def start(*options: str) -> subprocess.Popen:
+        command = [sys.executable, "manage.py", "worker", "--interval", "0.1", "--no-startup-delay", *options]
+        started.append(subprocess.Popen(command, env=process_environment))
+        return started[-1]
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def wait_for(operation: Operation, what: Callable[[Operation], bool]) -> None:
+    give_up = timezone.now() + timedelta(seconds=60)
+    while not what(operation):
+        assert timezone.now() < give_up, f"{operation.state}, attempt {operation.attempt}: {operation.error}"
+        operation.refresh_from_db()
+
+
+def test_sigterm_in_the_middle_of_a_copy_hands_it_back_and_the_next_worker_ends_it(
+    storage_root: Path, member: Membership, volume: Volume, start_worker: Callable[..., subprocess.Popen]
+) -> None:
+    Volume.objects.filter(pk=volume.pk).update(size_gb=40)
+    volume.refresh_from_db()
+    put_full_volume(storage_root, volume, content(b"bytes"))
+    snapshot = services.request_snapshot(volume=volume, name="long", user=member.user)
+    operation = snapshot.operations.get()
+    worker = start_worker()
+    wait_for(operation, lambda one: one.bytes_done > 0)
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(30) == 0
+    operation.refresh_from_db()
+    assert (operation.state, operation.attempt, operation.interruptions) == (Operation.State.PENDING, 1, 1)
+    folder = storage_root / volume.location_id / "snapshots"
+    assert not [path for path in folder.rglob("*") if path.is_file()]
+    start_worker("--batch").wait()
+    snapshot.refresh_from_db()
+    assert snapshot.state == State.READY
+
+
+def test_two_workers_side_by_side_do_each_operation_once(
+    member: Membership, volume: Volume, start_worker: Callable[..., subprocess.Popen]
+) -> None:
+    for number in range(12):
+        services.request_snapshot(volume=volume, name=f"snapshot {number}", user=member.user)
+    for worker in [start_worker("--batch"), start_worker("--batch")]:
+        assert worker.wait(60) == 0
+    assert list(Operation.objects.values_list("state", "attempt")) == [(Operation.State.SUCCEEDED, 1)] * 12
+    assert not Snapshot.objects.exclude(state=State.READY).exists()
+    assert UsageSegment.objects.count() == 12
+
+
+def test_the_scheduler_wakes_what_a_dead_worker_held(process_environment: dict[str, str]) -> None:
+    held = OperationFactory(running=True, lease_until=timezone.now() - timedelta(seconds=1))
+    subprocess.run([sys.executable, "manage.py", "scheduler", "--once"], env=process_environment, check=True)
+    held.refresh_from_db()
+    assert held.state == Operation.State.PENDING
+    assert DBTaskResult.objects.count() == 1
