@@ -94,7 +94,7 @@
   // The second click on a submit button does nothing, with htmx and without.
   const release = (form) => {
     delete form.dataset.busy;
-    form.removeAttribute("aria-busy");
+    for (const element of [form, ...form.querySelectorAll("[aria-busy]")]) element.removeAttribute("aria-busy");
   };
   document.addEventListener(
     "submit",
@@ -108,6 +108,7 @@
       }
       form.dataset.busy = "";
       form.setAttribute("aria-busy", "true");
+      event.submitter?.setAttribute("aria-busy", "true");
     },
     true,
   );
