@@ -93,6 +93,7 @@ class Command(BaseCommand):
         if User.objects.exists():
             return
         self.stdout.write("Filling the empty database with the demo…")
+        self.stdout.flush()
         fill()
         if not find_mkfs():
             self.stdout.write("mkfs.ext4 is not installed: the demo's disks hold plain files instead of file systems.")
