@@ -29,6 +29,7 @@ MAX_AMOUNT_MICRO = 1_000_000_000_000 * money.MICRO
 # The guide's own words: seeds/create-volume-snapshot.md, "Create Snapshot".
 ONLY_HOURLY = _("Snapshots and backups support only Hourly billing cycles.")
 ONLY_FIXED_PRORATA = _("The only billing rule supported is Fixed Prorata.")
+ONLY_THREE_KINDS = _("Packages are for BS Snapshot, VM Snapshot and VM Backup.")
 ONE_PACKAGE = _(
     "This location already has an active package for this kind. Only one package per zone is supported for VM Snapshot, "
     "BS Snapshot, and VM Backup: plan a new price for the existing one, or deactivate it first."
@@ -60,7 +61,12 @@ class Package(models.Model):
     location = models.ForeignKey(
         Location, verbose_name=_("location"), on_delete=models.PROTECT, related_name="packages"
     )
-    kind = models.CharField(_("kind"), max_length=16, choices=[(kind.value, kind.label) for kind in PACKAGE_KINDS])
+    kind = models.CharField(
+        _("kind"),
+        max_length=16,
+        choices=[(kind.value, kind.label) for kind in PACKAGE_KINDS],
+        error_messages={"invalid_choice": ONLY_THREE_KINDS},
+    )
     name = models.CharField(_("name"), max_length=120)
     active = models.BooleanField(_("active"), default=True, help_text=_("Only what is active can be ordered."))
     billing_cycle = models.CharField(
@@ -94,7 +100,7 @@ class Package(models.Model):
             models.CheckConstraint(
                 condition=Q(kind__in=[kind.value for kind in PACKAGE_KINDS]),
                 name="billing_package_kind",
-                violation_error_message=_("Packages are for BS Snapshot, VM Snapshot and VM Backup."),
+                violation_error_message=ONLY_THREE_KINDS,
             ),
             models.CheckConstraint(
                 condition=Q(billing_cycle="hourly"),

@@ -8,14 +8,16 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from uuid import UUID
 
+from django.core.mail import send_mail
 from django.db import transaction
-from django.db.models import Case, Exists, F, Max, Min, OuterRef, QuerySet, Subquery, Sum, When
+from django.db.models import Case, Exists, F, Max, Min, OuterRef, Q, QuerySet, Subquery, Sum, When
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from cng_portal.accounts.models import BillingType, Customer, Project, User
+from cng_portal.accounts.models import BillingType, Customer, Project, Role, User
 from cng_portal.accounts.services import lock_customer
 from cng_portal.inventory.models import Location
 
@@ -24,6 +26,7 @@ from .models import (
     MAX_AMOUNT_MICRO,
     Invoice,
     InvoiceLine,
+    LowBalanceWarning,
     Package,
     PriceVersion,
     ServiceKind,
@@ -436,12 +439,12 @@ class Ledger:
         zone, until = self.customer.zone, found[0].since
         # also where the time zone was another one when the first invoice was made
         month = min(rating.month_of(first, zone), (found[0].month - timedelta(days=1)).replace(day=1))
-        since, earlier = rating.month_start(month, zone), []
+        since, earlier = min(rating.month_start(month, zone), first), []
         while rating.next_month(month) < found[0].month:
             end = rating.month_start(rating.next_month(month), zone)
             earlier.append(rating.Window(month=month, since=since, until=end))
             month, since = rating.next_month(month), end
-        return [*earlier, rating.Window(month=month, since=min(since, first), until=until), *found]
+        return [*earlier, rating.Window(month=month, since=since, until=until), *found]
 
 
 def due_lines(*, customer: Customer, at: datetime, segments: Sequence[UsageSegment]) -> list[DueLine]:
@@ -731,19 +734,8 @@ def expired_credits(*, customer: Customer, at: datetime) -> list[tuple[WalletTra
 
 
 def hourly_total(*, customer: Customer, at: datetime) -> int:
-    """What everything that the customer has costs an hour at the instant, in millionths."""
-    segments = UsageSegment.objects.filter(customer=customer, ended_at=None, started_at__lte=at)
-    prices = prices_by_place()
-    total = 0
-    for kind, code, size_gb, base_rate_micro in segments.values_list(
-        "kind", "location_id", "size_gb", "base_rate_micro"
-    ):
-        if base_rate_micro is not None:
-            total += rating.hourly_micro(rate_micro=base_rate_micro, size_gb=None)
-            continue
-        begun = [price for price in prices.get((kind, code), []) if price.since <= at]
-        total += size_gb * begun[-1].rate_micro if begun else 0
-    return total
+    """What everything that the customer has costs an hour at the instant, in millionths. Two queries."""
+    return hourly_totals(customers=[customer], at=at).get(customer.pk, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -910,3 +902,93 @@ def expire_credits(*, at: datetime) -> int:
                 )
                 recorded += 1
     return recorded
+
+
+# Low balance -------------------------------------------------------------------------------------------------------
+
+LOW_BALANCE_HOURS = 72  # warned when the credits last for less than three days at the present cost
+PAGE = 500
+
+
+def hourly_totals(*, customers: Iterable[Customer], at: datetime) -> dict[UUID, int]:
+    """{customer: what everything the customer has costs an hour at `at`, in millionths}. Two queries."""
+    begun: dict[tuple[str, str], int] = {}
+    for place, prices in prices_by_place().items():
+        for price in prices:
+            if price.since <= at:
+                begun[place] = price.rate_micro
+    totals: dict[UUID, int] = defaultdict(int)
+    usage = UsageSegment.objects.filter(customer__in=customers, ended_at=None, started_at__lte=at).order_by()
+    for customer_id, kind, code, size_gb, base_rate_micro in usage.values_list(
+        "customer_id", "kind", "location_id"
+    ).annotate(gb=Sum("size_gb"), base=Sum("base_rate_micro")):
+        if base_rate_micro is not None:
+            totals[customer_id] += rating.hourly_micro(rate_micro=int(base_rate_micro), size_gb=None)
+        else:
+            totals[customer_id] += int(size_gb) * begun.get((kind, code), 0)
+    return totals
+
+
+def warn_low_balances(*, at: datetime) -> int:
+    """Tell the owners of prepaid customers whose credits run low, once until they have recovered. Returns how many."""
+    warned = 0
+    using = UsageSegment.objects.filter(ended_at=None).values("customer")
+    ids = list(
+        Customer.objects.filter(billing_type=BillingType.PREPAID)
+        .filter(Q(pk__in=using) | Q(warnings__recovered_at=None, warnings__isnull=False))
+        .distinct()
+        .values_list("pk", flat=True)
+    )
+    for start in range(0, len(ids), PAGE):
+        page = Customer.objects.filter(pk__in=ids[start : start + PAGE])
+        now, hourly = standings(customers=page, at=at), hourly_totals(customers=page, at=at)
+        open_warnings = LowBalanceWarning.objects.filter(customer__in=page, recovered_at=None)
+        told = set(open_warnings.values_list("customer_id", flat=True))
+        low = {pk for pk, one in now.items() if one.balance_micro < hourly.get(pk, 0) * LOW_BALANCE_HOURS}
+        open_warnings.exclude(customer__in=low).update(recovered_at=at)
+        for customer in page:
+            if customer.pk in low and customer.pk not in told:
+                balance_micro = now[customer.pk].balance_micro
+                warned += _warn(customer, balance_micro=balance_micro, hourly_micro=hourly[customer.pk], at=at)
+    return warned
+
+
+def _warn(customer: Customer, *, balance_micro: int, hourly_micro: int, at: datetime) -> bool:
+    with transaction.atomic():
+        lock_customer(customer.pk)
+        _warning, is_new = LowBalanceWarning.objects.get_or_create(
+            customer=customer,
+            recovered_at=None,
+            defaults={"balance_micro": balance_micro, "hourly_micro": hourly_micro, "warned_at": at},
+        )
+        if not is_new:  # another scheduler was quicker
+            return False
+        owners = User.objects.filter(
+            customer=customer, is_active=True, memberships__role=Role.OWNER, memberships__project__customer=customer
+        )
+        addresses = list(owners.distinct().values_list("email", flat=True))
+        subject = _("Your infra credits run low")
+        text = _(
+            "%(customer)s has %(balance)s of infra credits left, and what it uses costs %(hourly)s an hour.\n\n"
+            "When the credits are used up, nothing is deleted, but nothing new can be created. Add infra credits, or "
+            "delete what you no longer need."
+        ) % {
+            "customer": customer,
+            "balance": money.format_amount(balance_micro, customer.currency),
+            "hourly": money.format_price_or_amount(hourly_micro, customer.currency),
+        }
+        for address in addresses:
+            transaction.on_commit(partial(_send, subject, text, address))
+    return True
+
+
+def _send(subject: str, text: str, address: str) -> None:
+    try:
+        send_mail(subject, text, None, [address])
+    except OSError:  # the warning stands in the portal all the same
+        logger.exception("The low balance warning could not be sent to %s", address)
+
+
+def low_balance_warning(*, customer: Customer) -> LowBalanceWarning | None:
+    """The warning that the customer has been given and not recovered from."""
+    return LowBalanceWarning.objects.filter(customer=customer, recovered_at=None).first()

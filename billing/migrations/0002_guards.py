@@ -36,7 +36,7 @@ GUARDS = [
         "price_moved_back",
         "BEFORE UPDATE",
         "billing_priceversion",
-        "NEW.starts_at <= {now}",
+        "NEW.starts_at <= {now} AND OLD.starts_at > {now}",
         "A price starts in the future: hours that have begun keep their price.",
     ),
     (

@@ -18,13 +18,12 @@ from billing import bulk, closing, services, verification
 from billing.models import Invoice, InvoiceLine, ServiceKind, UsageSegment, WalletTransaction
 from cng_portal.accounts.models import Customer
 from cng_portal.inventory.models import Location
-from tests.factories import ProjectFactory
-
 from tests.billing import oracle
+from tests.factories import ProjectFactory
 
 pytestmark = [pytest.mark.django_db, pytest.mark.both_databases]
 
-HISTORIES = int(os.environ.get("HISTORIES", "1000"))
+HISTORIES = int(os.environ.get("HISTORIES", "100"))
 EPOCH = datetime(2040, 2, 25, tzinfo=UTC)  # a leap year; both changes of the clock follow within the range
 RANGE = 75 * 86_400
 ZONES = ["Asia/Yangon", "Europe/Berlin", "America/New_York", "UTC", "Australia/Lord_Howe"]

@@ -1,0 +1,38 @@
+from datetime import date
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.utils import timezone
+from tqdm import tqdm
+
+from billing import closing, money, services
+from cng_portal.accounts.models import Customer
+
+
+class Command(BaseCommand):
+    help = (
+        "Make the invoices of a month that is over, and of earlier months that have none. Run again, it does nothing."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("month", metavar="YYYY-MM")
+        parser.add_argument("--dry-run", action="store_true", help="Say what would be made, and make nothing.")
+
+    def handle(self, *, month: str, dry_run: bool, **options: Any) -> None:
+        try:
+            first = date.fromisoformat(f"{month}-01")
+        except ValueError:
+            raise CommandError(f"“{month}” is not a month. Write it as 2026-11.") from None
+        at = timezone.now()
+        try:
+            closing.require_month_is_over(first, at)
+        except services.Refused as error:
+            raise CommandError(str(error)) from None
+        with tqdm(total=Customer.objects.count(), unit=" customers", disable=None) as bar:
+            report = closing.close_months(at=at, through=first, dry_run=dry_run, progress=bar.update)
+        would = "would be made" if dry_run else "made"
+        self.stdout.write(f"{report.invoices} invoices {would}, with {report.lines} lines.")
+        for currency, total_micro in sorted(report.totals.items()):
+            self.stdout.write(f"Total: {money.format_amount(total_micro, currency)}")
+        if report.stopped:
+            raise CommandError("\n".join(report.stopped))

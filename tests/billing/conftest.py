@@ -1,0 +1,48 @@
+from collections.abc import Callable
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from uuid import uuid4
+
+import pytest
+
+from billing import services
+from billing.models import ServiceKind, UsageSegment
+from tests.factories import LocationFactory, ProjectFactory, UserFactory
+
+KIND = ServiceKind.BS_SNAPSHOT
+
+
+@pytest.fixture
+def shop() -> SimpleNamespace:
+    """A prepaid customer with an owner, and a location that sells BS snapshots at K 0.40 from 2026 on."""
+    project = ProjectFactory(customer__number=1039, customer__name="Shwe", name="Default")
+    owner = UserFactory(email="owner@example.com", member_of=project)
+    location = LocationFactory(code="1CNG-YGN-AZ01")
+    package = services.create_package(
+        location=location, kind=KIND, rate_micro=400_000, starts_at=datetime(2026, 1, 1, tzinfo=UTC)
+    )
+    return SimpleNamespace(
+        customer=project.customer, project=project, owner=owner, location=location, package=package, kind=KIND
+    )
+
+
+@pytest.fixture
+def use(shop: SimpleNamespace) -> Callable[..., UsageSegment]:
+    """use(start, end) charges 50 GB of the shop's customer; the result is the segment as it is in the database."""
+
+    def use(start: datetime, end: datetime | None = None, **fields: object) -> UsageSegment:
+        given = {
+            "resource_id": uuid4(),
+            "kind": KIND,
+            "name": "disk-1",
+            "project": shop.project,
+            "location": shop.location,
+            "size_gb": 50,
+        }
+        segment = services.open_segment(**(given | fields), at=start)
+        if end:
+            services.close_segment(resource_id=segment.resource_id, kind=segment.kind, at=end)
+        segment.refresh_from_db()
+        return segment
+
+    return use

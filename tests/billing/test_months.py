@@ -1,0 +1,388 @@
+"""Months, invoices, and what turns up after them."""
+
+import threading
+from datetime import UTC, date, datetime, timedelta
+from uuid import uuid4
+
+import pytest
+from django.core import mail
+from django.core.management import CommandError, call_command
+from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
+
+from billing import closing, scheduling, services, verification
+from billing.models import Invoice, InvoiceLine, LowBalanceWarning, UsageSegment, WalletTransaction
+from cng_portal.accounts.models import Customer
+from tests.factories import CustomerFactory, LocationFactory, ProjectFactory
+
+pytestmark = [pytest.mark.django_db, pytest.mark.both_databases]
+
+
+def yangon(day: int, hour: int = 0, minute: int = 0, month: int = 11, year: int = 2040) -> datetime:
+    return datetime(year, month, day, hour, minute, tzinfo=UTC) - timedelta(hours=6, minutes=30)
+
+
+DECEMBER = yangon(1, month=12)
+
+
+def the_books() -> list:
+    """All that was written, in a form that can be compared."""
+    return [
+        list(Invoice.objects.order_by("pk").values()),
+        list(
+            InvoiceLine.objects.order_by("segment", "from_at", "hours").values_list(
+                "segment", "from_at", "hours", "amount_micro"
+            )
+        ),
+        list(WalletTransaction.objects.order_by("pk").values_list("pk", "key", "amount_micro", "target")),
+    ]
+
+
+def test_a_snapshot_open_through_all_of_november_is_720_hours_on_its_invoice(shop, use):
+    use(yangon(3, 10, 17, month=10))
+    closing.close_months(at=DECEMBER)
+    october, november = Invoice.objects.order_by("month")
+    [line] = november.lines.all()
+    assert (line.hours, line.size_gb, line.rate_micro, line.amount_micro) == (720, 50, 400_000, 14_400_000_000)
+    assert (line.from_at, line.to_at) == (yangon(1, 0, 17), yangon(1, 0, 17, month=12))
+    assert (october.number, november.number) == ("INV-001039-0001", "INV-001039-0002")
+    assert (november.starts_at, november.ends_at) == (yangon(1), DECEMBER)
+    assert services.balance(customer=shop.customer, at=DECEMBER) == -(october.total_micro + november.total_micro)
+    assert verification.differences(at=DECEMBER) == []
+
+
+def test_making_the_invoice_does_not_move_the_balance(shop, use):
+    use(yangon(5, 10, 17), size_gb=7)
+    at = DECEMBER + timedelta(hours=5)
+    before = services.balance(customer=shop.customer, at=at)
+    closing.close_months(at=at)
+    assert services.balance(customer=shop.customer, at=at) == before
+
+
+def test_closing_twice_makes_nothing_new(shop, use):
+    use(yangon(3, month=9), yangon(28, month=10))
+    assert closing.close_months(at=DECEMBER).invoices == 3
+    books = the_books()
+    assert closing.close_months(at=DECEMBER).invoices == 0
+    assert the_books() == books
+
+
+def test_a_month_is_not_closed_before_it_is_over_where_the_customer_lives(shop, use):
+    use(yangon(3))
+    assert closing.close_months(at=DECEMBER - timedelta(microseconds=1)).invoices == 0
+    with pytest.raises(services.Refused, match="2040-11 is not over in Asia/Yangon before 2040-11-30 17:30 UTC"):
+        closing.require_month_is_over(date(2040, 11, 1), DECEMBER - timedelta(seconds=1))
+
+
+def test_a_month_without_use_gets_an_invoice_of_nothing_and_leaves_no_gap(shop, use):
+    use(yangon(3, month=9), yangon(4, month=9))
+    use(yangon(3))
+    closing.close_months(at=DECEMBER)
+    assert [(one.sequence, one.line_count) for one in Invoice.objects.order_by("month")] == [(1, 1), (2, 0), (3, 1)]
+    assert WalletTransaction.objects.count() == 2
+
+
+def test_usage_that_is_reported_late_comes_with_the_next_invoice_and_its_own_period(shop, use):
+    use(yangon(3, month=10))
+    closing.close_months(at=DECEMBER)
+    late = use(yangon(29, 10), yangon(29, 12))
+    at = yangon(2, month=12)
+    owed = services.owed(customer=shop.customer, at=at)
+    assert owed == (2 + 24) * 20_000_000
+    closing.close_months(at=yangon(1, month=1, year=2041))
+    [line] = InvoiceLine.objects.filter(segment=late)
+    assert (line.invoice.month, line.month, line.from_at) == (date(2040, 12, 1), date(2040, 11, 1), yangon(29, 10))
+    assert verification.differences(at=yangon(1, month=1, year=2041)) == []
+
+
+def test_an_end_that_is_reported_late_corrects_the_line_that_charged_too_much(shop, use):
+    segment = use(yangon(3, month=10))
+    closing.close_months(at=DECEMBER)
+    services.close_segment(resource_id=segment.resource_id, kind=segment.kind, at=yangon(10))
+    at = yangon(2, month=12)
+    assert services.owed(customer=shop.customer, at=at) == -(720 - 216) * 20_000_000
+    assert services.cost_so_far(resource_id=segment.resource_id, at=at).hours == 29 * 24 + 216
+    closing.close_months(at=yangon(5, month=1, year=2041))
+    correction = InvoiceLine.objects.get(corrects__isnull=False)
+    assert correction.corrects.invoice.month == date(2040, 11, 1)
+    assert (correction.hours, correction.amount_micro) == (216 - 720, -(720 - 216) * 20_000_000)
+    assert WalletTransaction.objects.get(invoice=correction.invoice).kind == "refunded"
+    assert closing.close_months(at=yangon(5, month=2, year=2041)).lines == 0
+    assert verification.differences(at=yangon(5, month=2, year=2041)) == []
+
+
+def test_late_usage_from_before_the_first_invoice_is_not_lost(shop, use):
+    use(yangon(3))
+    closing.close_months(at=DECEMBER)
+    use(yangon(30, 23, 30, month=9), yangon(1, 1, 0, month=10))
+    closing.close_months(at=yangon(1, month=1, year=2041))
+    assert list(
+        InvoiceLine.objects.filter(month__lt=date(2040, 11, 1)).order_by("month").values_list("month", "hours")
+    ) == [(date(2040, 9, 1), 1), (date(2040, 10, 1), 1)]
+    assert verification.differences(at=yangon(1, month=1, year=2041)) == []
+
+
+@pytest.mark.parametrize("zone", ["UTC", "America/New_York", "Pacific/Kiritimati"])
+def test_a_new_time_zone_neither_loses_nor_repeats_an_hour(shop, use, zone):
+    segment = use(yangon(3))
+    use(yangon(29, 10), yangon(29, 12))
+    closing.close_months(at=DECEMBER)
+    Customer.objects.update(time_zone=zone)
+    use(yangon(1, month=10), yangon(2, month=10))  # late, and from before the first invoice
+    end = datetime(2041, 3, 15, tzinfo=UTC)
+    services.close_segment(resource_id=segment.resource_id, kind=segment.kind, at=end)
+    closing.close_months(at=datetime(2041, 4, 5, tzinfo=UTC))
+    hours = -((segment.started_at - end) // timedelta(hours=1))
+    assert sum(line.hours for line in InvoiceLine.objects.filter(segment=segment)) == hours
+    assert sum(line.hours for line in InvoiceLine.objects.all()) == hours + 2 + 24
+    assert verification.differences(at=datetime(2041, 4, 5, tzinfo=UTC)) == []
+
+
+def test_usage_without_a_price_stops_the_invoice_of_that_customer_only(shop, use, settings):
+    settings.ADMINS = [("Administrator", "admin@example.com")]
+    use(yangon(3))
+    other = ProjectFactory(customer__number=2000)
+    unpriced = LocationFactory(code="1CNG-SGP-AZ01")
+    use(yangon(3), project=other, location=unpriced, name="orphan")
+    use(yangon(3), project=other)
+    report = closing.close_months(at=DECEMBER)
+    assert [one.customer for one in Invoice.objects.all()] == [shop.customer]
+    assert InvoiceLine.objects.count() == 1
+    [sentence] = report.stopped
+    assert "Customer #002000 gets no invoice: “orphan”" in sentence
+    assert sentence in mail.outbox[0].body
+    assert "without a price" in " ".join(verification.differences(at=DECEMBER))
+
+
+def test_a_dry_run_writes_nothing_and_says_what_it_would(shop, use):
+    use(yangon(3))
+    report = closing.close_months(at=DECEMBER, dry_run=True)
+    assert (report.invoices, report.lines, dict(report.totals)) == (1, 1, {"MMK": 28 * 24 * 20_000_000})
+    assert not Invoice.objects.exists()
+
+
+def test_the_command_closes_a_month_that_is_over_and_refuses_one_that_is_not(shop, use, capsys, time_machine):
+    use(yangon(3))
+    time_machine.move_to(DECEMBER - timedelta(hours=1), tick=False)
+    with pytest.raises(CommandError, match="2040-11 is not over in Asia/Yangon"):
+        call_command("close_month", "2040-11")
+    with pytest.raises(CommandError, match="“november” is not a month"):
+        call_command("close_month", "november")
+    time_machine.move_to(DECEMBER, tick=False)
+    call_command("close_month", "2040-11", "--dry-run")
+    assert "1 invoices would be made, with 1 lines." in capsys.readouterr().out
+    assert not Invoice.objects.exists()
+    call_command("close_month", "2040-11")
+    assert "Total: K 13,440.00" in capsys.readouterr().out
+    call_command("verify_billing")
+    assert "are what they should be" in capsys.readouterr().out
+
+
+def test_verification_finds_what_was_tampered_with(shop, use, time_machine):
+    use(yangon(3))
+    time_machine.move_to(DECEMBER)
+    closing.close_months(at=DECEMBER)
+    table = {
+        "sqlite": "DROP TRIGGER billing_guard_line_update",
+        "postgresql": "DROP TRIGGER billing_guard_line ON billing_invoiceline",
+    }
+    with connection.cursor() as cursor:
+        cursor.execute(table[connection.vendor])
+        cursor.execute("UPDATE billing_invoiceline SET hours = hours + 1, amount_micro = amount_micro + 20000000")
+    found = " ".join(verification.differences(at=DECEMBER))
+    assert "invoiced 673 h" in found
+    assert "its lines add up to" in found
+    with pytest.raises(CommandError, match="recomputed 672 h"):
+        call_command("verify_billing")
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_run_that_is_killed_at_any_statement_is_simply_run_again(shop, use):
+    use(yangon(3, month=10))
+    late = use(yangon(5), yangon(6))
+    closing.close_months(at=yangon(1))
+    late = use(yangon(3, month=10), yangon(3, 5, month=10))
+    assert late.late
+    with transaction.atomic(), CaptureQueriesContext(connection) as queries:
+        closing.close_months(at=DECEMBER)
+        expected = the_books()
+        transaction.set_rollback(True)
+    before = the_books()
+    for fatal in range(len(queries) - 3):
+        count = 0
+
+        def kill(execute, sql, params, many, context, fatal=fatal):
+            nonlocal count
+            count += 1
+            if count > fatal:
+                raise Killed
+            return execute(sql, params, many, context)
+
+        with pytest.raises(Killed), transaction.atomic():
+            with connection.execute_wrapper(kill):
+                closing.close_months(at=DECEMBER)
+        assert the_books() == before
+    closing.close_months(at=DECEMBER)
+    assert the_books() == expected
+
+
+def in_threads(number: int, work) -> list:
+    barrier, outcomes = threading.Barrier(number), []
+
+    def run() -> None:
+        try:
+            barrier.wait()
+            outcomes.append(work())
+        except Exception as error:
+            outcomes.append(error)
+        finally:
+            connection.close()
+
+    threads = [threading.Thread(target=run) for _number in range(number)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return outcomes
+
+
+@pytest.mark.django_db(transaction=True)
+def test_closing_in_parallel_makes_each_invoice_once(shop, use):
+    for number in range(30):
+        project = ProjectFactory(customer=CustomerFactory(number=3000 + number))
+        use(yangon(3), project=project)
+    outcomes = in_threads(6, lambda: closing.close_months(at=DECEMBER).invoices)
+    assert sum(outcomes) == 30
+    assert Invoice.objects.count() == InvoiceLine.objects.count() == WalletTransaction.objects.count() == 30
+    assert verification.differences(at=DECEMBER) == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_usage_that_arrives_while_the_month_is_closed_is_charged_once(shop, use):
+    use(yangon(3), yangon(4))
+    ids = [uuid4() for _number in range(8)]
+
+    def work() -> None:
+        closing.close_months(at=DECEMBER)
+        use(yangon(30, 10), yangon(30, 12), resource_id=ids.pop())
+
+    assert in_threads(8, work) == [None] * 8
+    closing.close_months(at=yangon(1, month=1, year=2041))
+    assert sum(line.hours for line in InvoiceLine.objects.all()) == 24 + 8 * 2
+    assert verification.differences(at=yangon(1, month=1, year=2041)) == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_credits_for_one_first_hour_are_not_promised_twice(shop, use):
+    from cng_portal.accounts.services import lock_customer
+
+    services.buy_credits(customer=shop.customer, amount_micro=20_000_000, reason="paid", by=None, key="k", at=yangon(1))
+    at = yangon(3)
+
+    def work() -> bool:
+        with transaction.atomic():
+            lock_customer(shop.customer.pk)
+            try:
+                services.require_cover(customer=shop.customer, hourly_micro=20_000_000, at=at)
+            except services.InsufficientCredit:
+                return False
+            use(at)
+            return True
+
+    assert sorted(in_threads(10, work)) == [False] * 9 + [True]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_key_used_in_parallel_is_one_transaction(shop):
+    def work() -> object:
+        return services.grant_credits(
+            customer=shop.customer, amount_micro=10_000, reason="gift", by=None, key="once", at=yangon(1)
+        ).pk
+
+    assert len(set(in_threads(8, work))) == 1
+    assert WalletTransaction.objects.count() == 1
+
+
+def test_free_credits_that_expire_are_used_first_and_the_rest_is_taken_back(shop, use):
+    credit = {"customer": shop.customer, "by": None, "at": yangon(1)}
+    services.buy_credits(**credit, amount_micro=1_000_000_000, reason="paid", key="paid")
+    services.grant_credits(**credit, amount_micro=100_000_000, reason="welcome", key="welcome", expires_at=yangon(5))
+    services.grant_credits(**credit, amount_micro=50_000_000, reason="sorry", key="sorry", expires_at=yangon(20))
+    use(yangon(3), yangon(3, 3))  # K 60 of the K 100 that expire first
+    at = yangon(6)
+    assert services.balance(customer=shop.customer, at=at) == (1000 + 50) * 1_000_000
+    assert services.expire_credits(at=at) == 1
+    assert services.expire_credits(at=at) == 0
+    assert WalletTransaction.objects.get(kind="expired").amount_micro == 40_000_000
+    assert services.balance(customer=shop.customer, at=at) == (1000 + 50) * 1_000_000
+    services.expire_credits(at=yangon(21))
+    assert services.balance(customer=shop.customer, at=yangon(21)) == 1_000_000_000
+    assert verification.differences(at=yangon(21)) == []
+
+
+def test_a_debt_is_paid_by_the_credits_that_come_next(shop, use):
+    use(yangon(3), yangon(3, 3))
+    services.grant_credits(
+        customer=shop.customer,
+        by=None,
+        at=yangon(4),
+        amount_micro=100_000_000,
+        reason="x",
+        key="x",
+        expires_at=yangon(5),
+    )
+    services.expire_credits(at=yangon(6))
+    assert services.balance(customer=shop.customer, at=yangon(6)) == 0
+
+
+def test_corrections_and_refunds_are_transactions_with_a_reason(shop):
+    given = {"customer": shop.customer, "by": shop.owner, "at": yangon(1)}
+    services.correct_credits(**given, change_micro=30_000_000, reason="typo", key="a")
+    services.correct_credits(**given, change_micro=-10_000_000, reason="typo", key="b")
+    services.refund_credits(**given, amount_micro=5_000_000, reason="outage", key="c")
+    assert services.balance(customer=shop.customer, at=yangon(2)) == 25_000_000
+    assert verification.differences(at=yangon(2)) == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_low_balance_is_told_once_until_it_recovers(shop, use):
+    credit = {"customer": shop.customer, "by": None, "reason": "paid"}
+    services.buy_credits(**credit, amount_micro=74 * 20_000_000, key="1", at=yangon(1))
+    use(yangon(3))
+    scheduling.run_due(at=yangon(3, 1))
+    assert mail.outbox == []
+    for hour in (4, 5):
+        scheduling.run_due(at=yangon(3, hour))
+    [message] = mail.outbox
+    assert message.to == ["owner@example.com"]
+    assert "K 1,400.00 of infra credits left" in message.body
+    assert services.low_balance_warning(customer=shop.customer) is not None
+    services.buy_credits(**credit, amount_micro=2_000_000_000, key="2", at=yangon(3, 6))
+    scheduling.run_due(at=yangon(3, 7))
+    assert services.low_balance_warning(customer=shop.customer) is None
+    scheduling.run_due(at=yangon(12))
+    assert (len(mail.outbox), LowBalanceWarning.objects.count()) == (2, 2)
+
+
+def test_a_postpaid_customer_owes_the_invoice_and_is_not_warned(shop, use):
+    Customer.objects.update(billing_type="postpaid")
+    use(yangon(3))
+    scheduling.run_due(at=DECEMBER)
+    assert mail.outbox == []
+    assert services.balance(customer=shop.customer, at=DECEMBER) == -28 * 24 * 20_000_000
+
+
+def test_two_balances_take_two_queries(shop, use, django_assert_num_queries):
+    use(yangon(3))
+    closing.close_months(at=DECEMBER)
+    with django_assert_num_queries(2):
+        services.standings(customers=Customer.objects.all(), at=yangon(5, month=12))
+
+
+def test_usage_in_a_wallet_without_invoices_counts_from_its_first_month(shop, use):
+    use(yangon(3, month=8), yangon(3, 1, month=8))
+    assert services.owed(customer=shop.customer, at=DECEMBER) == 20_000_000
+    assert UsageSegment.objects.get().late is False
