@@ -130,9 +130,9 @@ def is_checkbox(field: forms.BoundField) -> bool:
 
 
 @register.filter
-def error_links(form: forms.BaseForm) -> list[dict[str, str]]:
+def error_links(form: forms.BaseForm) -> list[dict[str, object]]:
     """[{"id", "message"}] of all errors of a form, in the order of its fields; "" as id where no field is to blame."""
-    links = [{"id": "", "message": message} for message in form.non_field_errors()]
+    links: list[dict[str, object]] = [{"id": "", "message": message} for message in form.non_field_errors()]
     for field in form:
         links += [{"id": field.auto_id, "message": message} for message in field.errors]
     return links
