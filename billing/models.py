@@ -29,6 +29,8 @@ MAX_AMOUNT_MICRO = 1_000_000_000_000 * money.MICRO
 # The guide's own words: seeds/create-volume-snapshot.md, "Create Snapshot".
 ONLY_HOURLY = _("Snapshots and backups support only Hourly billing cycles.")
 ONLY_FIXED_PRORATA = _("The only billing rule supported is Fixed Prorata.")
+SAME_START = _("The package already has a price that starts at this instant.")
+PAST = _("A price starts in the future: hours that have begun keep the price they were sold at.")
 ONLY_THREE_KINDS = _("Packages are for BS Snapshot, VM Snapshot and VM Backup.")
 ONE_PACKAGE = _(
     "This location already has an active package for this kind. Only one package per zone is supported for VM Snapshot, "
@@ -141,7 +143,7 @@ class PriceVersion(models.Model):
             models.UniqueConstraint(
                 fields=["package", "starts_at"],
                 name="billing_price_start",
-                violation_error_message=_("The package already has a price that starts at this instant."),
+                violation_error_message=SAME_START,
             ),
             models.CheckConstraint(
                 condition=Q(rate_micro__gte=0, rate_micro__lte=MAX_RATE_MICRO),
@@ -354,6 +356,17 @@ class InvoiceLine(models.Model):
     def __str__(self) -> str:
         return f"{self.resource_name}: {self.hours} h"
 
+    @property
+    def formula(self) -> str:
+        """`3 hours × 50 GB × K 0.4000 = K 60.00`."""
+        return money.format_line(
+            hours=self.hours,
+            size_gb=None if self.kind == ServiceKind.VM_BACKUP_AUTOMATIC else self.size_gb,
+            rate_micro=self.rate_micro,
+            amount_micro=self.amount_micro,
+            currency=self.invoice.currency,
+        )
+
 
 class WalletAccount(models.TextChoices):
     """The sides of a customer's ledger. What the customer has is the wallet; the others say where it came from or went."""
@@ -470,3 +483,12 @@ class LowBalanceWarning(models.Model):
 
     def __str__(self) -> str:
         return f"{self.customer}: {money.format_amount(self.balance_micro)}"
+
+
+class CustomerAccount(Customer):
+    """The customer as the support desk sees it in billing: its balance, and what can be done about it."""
+
+    class Meta:
+        proxy = True
+        verbose_name = _("customer's wallet")
+        verbose_name_plural = _("customers' wallets")

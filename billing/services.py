@@ -24,6 +24,7 @@ from cng_portal.inventory.models import Location
 from . import bulk, money, rating
 from .models import (
     MAX_AMOUNT_MICRO,
+    PAST,
     Invoice,
     InvoiceLine,
     LowBalanceWarning,
@@ -246,7 +247,7 @@ def set_price(
 ) -> PriceVersion:
     """Plan the price from `starts_at` on, which must be later than now. Raises Refused, ValidationError."""
     if starts_at <= (at or timezone.now()):
-        raise Refused(_("A price starts in the future: hours that have begun keep the price they were sold at."))
+        raise Refused(str(PAST))
     return _add_version(package=package, rate_micro=rate_micro, starts_at=starts_at, by=by)
 
 

@@ -15,7 +15,7 @@ KIND = ServiceKind.BS_SNAPSHOT
 @pytest.fixture
 def shop() -> SimpleNamespace:
     """A prepaid customer with an owner, and a location that sells BS snapshots at K 0.40 from 2026 on."""
-    project = ProjectFactory(customer__number=1039, customer__name="Shwe", name="Default")
+    project = ProjectFactory(customer__number=39, customer__name="Shwe", name="Default")
     owner = UserFactory(email="owner@example.com", member_of=project)
     location = LocationFactory(code="1CNG-YGN-AZ01")
     package = services.create_package(

@@ -1,0 +1,277 @@
+"""Prices and credits, for the support desk. Usage, invoices and the ledger are records: to look at."""
+
+from typing import Any
+
+from django.contrib import admin, messages
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.shortcuts import get_object_or_404, render
+from django.urls import path, reverse
+from django.utils import timezone
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from cng_portal.accounts.admin import ReadOnly, SupportAdmin
+
+from . import closing, money, services
+from .forms import CorrectionForm, GrantForm, PackageForm, PriceVersionForm, PriceVersionFormSet, WalletForm
+from .models import (
+    CustomerAccount,
+    Invoice,
+    InvoiceLine,
+    Package,
+    PriceVersion,
+    UsageSegment,
+    WalletTransaction,
+)
+
+
+class PriceVersionInline(admin.TabularInline):
+    model = PriceVersion
+    form = PriceVersionForm
+    formset = PriceVersionFormSet
+    fields = ["starts_at", "rate", "created_by", "created_at"]
+    readonly_fields = ["created_by", "created_at"]
+    ordering = ["starts_at"]
+    extra = 0
+    min_num = 0
+
+    def get_extra(self, request: HttpRequest, obj: Package | None = None, **kwargs: Any) -> int:
+        return 0 if obj else 1
+
+
+@admin.register(Package)
+class PackageAdmin(SupportAdmin):
+    form = PackageForm
+    list_display = ["name", "kind", "location", "active", "billing_cycle", "billing_rule", "price_now", "price_next"]
+    list_filter = ["kind", "active", "location"]
+    list_select_related = ["location"]
+    search_fields = ["name", "location__code"]
+    uuid_fields = ()
+    ordering = ["location", "kind", "-active"]
+    inlines = [PriceVersionInline]
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Package]:
+        return super().get_queryset(request).prefetch_related("versions")
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Package | None = None) -> list[str]:
+        return ["location", "kind"] if obj else []
+
+    @admin.display(description=gettext_lazy("price now"))
+    def price_now(self, package: Package) -> str:
+        begun = [version for version in package.versions.all() if version.starts_at <= timezone.now()]
+        return str(begun[-1]) if begun else "–"
+
+    @admin.display(description=gettext_lazy("next price"))
+    def price_next(self, package: Package) -> str:
+        planned = [version for version in package.versions.all() if version.starts_at > timezone.now()]
+        if not planned:
+            return "–"
+        return _("%(price)s from %(start)s UTC") % {
+            "price": planned[0],
+            "start": planned[0].starts_at.strftime("%Y-%m-%d %H:%M"),
+        }
+
+    def save_formset(self, request: HttpRequest, form: Any, formset: Any, change: bool) -> None:
+        for version in formset.save(commit=False):
+            version.created_by = version.created_by or request.user
+            version.save()
+        for version in formset.deleted_objects:
+            version.delete()
+
+
+class OfACustomer(ReadOnly, SupportAdmin):
+    """A record that belongs to a customer; found by the customer's number, a uuid, or a person's e-mail address."""
+
+    customer_fields = ("customer",)
+    search_fields = ["=customer__number", "customer__name"]
+    list_select_related = ["customer"]
+
+    @admin.display(description=gettext_lazy("amount"), ordering="amount_micro")
+    def amount(self, row: Any) -> str:
+        return money.format_amount(row.amount_micro)
+
+
+@admin.register(UsageSegment)
+class UsageSegmentAdmin(OfACustomer):
+    list_display = [
+        "resource_name",
+        "kind",
+        "customer",
+        "project",
+        "location",
+        "size_gb",
+        "started_at",
+        "ended_at",
+        "late",
+    ]
+    list_filter = ["kind", "location", "late", ("ended_at", admin.EmptyFieldListFilter)]
+    list_select_related = ["customer", "project", "location"]
+    search_fields = [*OfACustomer.search_fields, "resource_name"]
+    uuid_fields = ("pk", "resource_id", "customer_id", "project_id")
+    ordering = ["-started_at", "id"]
+
+
+@admin.register(WalletTransaction)
+class WalletTransactionAdmin(OfACustomer):
+    list_display = ["at", "customer", "kind", "amount", "source", "target", "reason", "by", "expires_at"]
+    list_filter = ["kind"]
+    list_select_related = ["customer", "by"]
+    search_fields = [*OfACustomer.search_fields, "reason", "=key"]
+    uuid_fields = ("pk", "customer_id", "invoice_id")
+    ordering = ["-at", "id"]
+
+    @admin.display(description=gettext_lazy("amount"), ordering="amount_micro")
+    def amount(self, row: WalletTransaction) -> str:
+        return money.format_amount(row.wallet_micro, row.customer.currency)
+
+
+@admin.register(Invoice)
+class InvoiceAdmin(OfACustomer):
+    list_display = ["number", "customer", "month", "billing_type", "total", "line_count", "made_at", "lines_link"]
+    list_filter = ["month", "billing_type"]
+    uuid_fields = ("pk", "customer_id")
+    ordering = ["-month", "customer_number"]
+
+    @admin.display(description=gettext_lazy("total"), ordering="total_micro")
+    def total(self, invoice: Invoice) -> str:
+        return money.format_amount(invoice.total_micro, invoice.currency)
+
+    @admin.display(description=gettext_lazy("lines"))
+    def lines_link(self, invoice: Invoice) -> SafeString:
+        url = reverse("admin:billing_invoiceline_changelist")
+        return format_html('<a href="{}?invoice__id__exact={}">{}</a>', url, invoice.pk, _("Show"))
+
+
+@admin.register(InvoiceLine)
+class InvoiceLineAdmin(OfACustomer):
+    list_display = ["resource_name", "kind", "invoice", "project_name", "location_code", "from_at", "to_at", "formula"]
+    list_filter = ["kind"]
+    list_select_related = ["invoice"]
+    customer_fields = ("invoice__customer",)
+    search_fields = ["=invoice__customer_number", "resource_name"]
+    uuid_fields = ("resource_id", "segment_id", "invoice_id")
+    ordering = ["-pk"]
+
+    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest | None = None) -> bool:
+        return lookup == "invoice__id__exact" or super().lookup_allowed(lookup, value, request)
+
+    @admin.display(description=gettext_lazy("amount"), ordering="amount_micro")
+    def formula(self, line: InvoiceLine) -> str:
+        return line.formula
+
+
+@admin.register(CustomerAccount)
+class CustomerAccountAdmin(ReadOnly, SupportAdmin):
+    list_display = ["crn", "name", "billing_type", "credits", "owed", "balance"]
+    list_filter = ["billing_type"]
+    search_fields = ["name", "=number"]
+    customer_fields = ("pk",)
+    fields = ["id", "crn", "name", "billing_type", "currency", "time_zone", "credits", "owed", "balance"]
+    readonly_fields = fields
+    ordering = ["number"]
+    actions = ["close_months"]
+    change_form_template = "billing/admin/account.html"
+
+    def get_changelist_instance(self, request: HttpRequest) -> Any:
+        """Two queries give the page its balances."""
+        changelist = super().get_changelist_instance(request)
+        rows = list(changelist.result_list)
+        ids = [row.pk for row in rows]
+        found = services.standings(customers=CustomerAccount.objects.filter(pk__in=ids), at=timezone.now())
+        for row in rows:
+            row.standing = found[row.pk]
+        changelist.result_list = rows
+        return changelist
+
+    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
+        account = super().get_object(request, object_id, from_field)
+        if account is not None:
+            account.standing = services.standing(customer=account, at=timezone.now())
+        return account
+
+    @admin.display(description=gettext_lazy("credits in the ledger"))
+    def credits(self, account: Any) -> str:
+        return money.format_amount(account.standing.credits_micro, account.currency)
+
+    @admin.display(description=gettext_lazy("owed since the last invoice"))
+    def owed(self, account: Any) -> str:
+        return money.format_amount(account.standing.owed_micro, account.currency)
+
+    @admin.display(description=gettext_lazy("balance"))
+    def balance(self, account: Any) -> str:
+        return money.format_amount(account.standing.balance_micro, account.currency)
+
+    def get_urls(self) -> list[Any]:
+        def named(name: str, form_class: type[WalletForm]) -> Any:
+            def view(request: HttpRequest, pk: str) -> HttpResponse:
+                return self.wallet_view(request, pk, name, form_class)
+
+            return path(f"<uuid:pk>/{name}/", self.admin_site.admin_view(view), name=f"billing_account_{name}")
+
+        views = [named("buy", WalletForm), named("grant", GrantForm), named("refund", WalletForm)]
+        return [*views, named("correct", CorrectionForm), *super().get_urls()]
+
+    def wallet_view(self, request: HttpRequest, pk: str, name: str, form_class: type[WalletForm]) -> HttpResponse:
+        """One transaction of the wallet, with a reason."""
+        if not request.user.has_perm("billing.add_wallettransaction"):
+            return HttpResponse(_("You may not change wallets."), status=403)
+        account = get_object_or_404(CustomerAccount, pk=pk)
+        form = form_class(request.POST or None)
+        titles = {
+            "buy": _("Add bought credits"),
+            "grant": _("Grant credits"),
+            "refund": _("Refund credits"),
+            "correct": _("Correct the balance"),
+        }
+        back = reverse("admin:billing_customeraccount_change", args=[account.pk])
+        if form.is_valid():
+            given = {
+                "customer": account,
+                "reason": form.cleaned_data["reason"],
+                "by": request.user,
+                "key": form.cleaned_data["key"],
+            }
+            try:
+                if name == "correct":
+                    done = services.correct_credits(**given, change_micro=form.amount_micro)
+                elif name == "grant":
+                    expires_at = form.cleaned_data["expires_at"]
+                    done = services.grant_credits(**given, amount_micro=form.amount_micro, expires_at=expires_at)
+                elif name == "refund":
+                    done = services.refund_credits(**given, amount_micro=form.amount_micro)
+                else:
+                    done = services.buy_credits(**given, amount_micro=form.amount_micro)
+            except services.Refused as error:
+                form.add_error(None, str(error))
+            else:
+                amount = money.format_amount(done.wallet_micro, account.currency)
+                self.message_user(request, _("Recorded: %(amount)s.") % {"amount": amount}, messages.SUCCESS)
+                return HttpResponseRedirect(back)
+        context = {
+            **self.admin_site.each_context(request),
+            "opts": self.opts,
+            "account": account,
+            "title": titles[name],
+            "form": form,
+            "back": back,
+            "balance": money.format_amount(services.balance(customer=account, at=timezone.now()), account.currency),
+            "media": self.media + form.media,
+        }
+        return render(request, "billing/admin/wallet.html", context)
+
+    @admin.action(description=gettext_lazy("Make the invoices of the months that are over"), permissions=["close"])
+    def close_months(self, request: HttpRequest, accounts: QuerySet[CustomerAccount]) -> None:
+        report = closing.close_months(at=timezone.now(), customer_ids=list(accounts.values_list("pk", flat=True)))
+        for sentence in report.stopped:
+            self.message_user(request, sentence, messages.ERROR)
+        made = _("%(invoices)s invoices made, with %(lines)s lines.") % {
+            "invoices": report.invoices,
+            "lines": report.lines,
+        }
+        self.message_user(request, made, messages.SUCCESS)
+
+    def has_close_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("billing.add_invoice")

@@ -1,0 +1,165 @@
+"""Forms of billing. Amounts and rates are typed as decimals and kept as millionths."""
+
+from datetime import date, timedelta
+from decimal import Decimal
+from typing import Any
+from uuid import uuid4
+
+from django import forms
+from django.contrib.admin.widgets import AdminSplitDateTime
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from cng_portal.accounts.models import Customer, Project
+
+from . import money
+from .models import (
+    MAX_AMOUNT_MICRO,
+    MAX_RATE_MICRO,
+    ONLY_FIXED_PRORATA,
+    ONLY_HOURLY,
+    ONLY_THREE_KINDS,
+    PAST,
+    SAME_START,
+    Package,
+    PriceVersion,
+    ServiceKind,
+)
+
+
+class PriceVersionForm(forms.ModelForm):
+    """A price that has begun is shown and cannot be changed; a further one starts in the future."""
+
+    rate = forms.DecimalField(
+        label=_("rate per GB and hour"),
+        min_value=0,
+        max_value=money.to_decimal(MAX_RATE_MICRO, 0),
+        decimal_places=money.MAX_DIGITS,
+        max_digits=11,
+    )
+
+    class Meta:
+        model = PriceVersion
+        fields = ["starts_at"]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.instance.pk:
+            self.initial["rate"] = money.to_decimal(self.instance.rate_micro)
+            if self.has_begun:
+                for field in self.fields.values():
+                    field.disabled = True
+        else:
+            now = timezone.localtime()
+            self.initial.setdefault("starts_at", now.replace(minute=0, second=0, microsecond=0) + timedelta(hours=1))
+
+    @property
+    def has_begun(self) -> bool:
+        return bool(self.instance.pk) and self.instance.starts_at <= timezone.now()
+
+    def clean(self) -> dict[str, Any]:
+        given = super().clean() or self.cleaned_data
+        if "rate" in given:
+            self.instance.rate_micro = money.to_micro(given["rate"])
+        return given
+
+
+class PriceVersionFormSet(forms.BaseInlineFormSet):
+    """The rules that need the package: it is not known to a form of its own."""
+
+    def clean(self) -> None:
+        super().clean()
+        package = self.instance
+        at_this_place = PriceVersion.objects.filter(package__location=package.location_id, package__kind=package.kind)
+        sold_before = at_this_place.exists()
+        starts = set()
+        for form in self.forms:
+            starts_at = form.cleaned_data.get("starts_at") if form.is_valid() else None
+            if form in self.deleted_forms:
+                if form.has_begun:
+                    raise forms.ValidationError(_("A price that has begun cannot be deleted: plan the next one."))
+            elif starts_at and form.has_changed() and not form.has_begun:
+                if sold_before and starts_at <= timezone.now():
+                    form.add_error("starts_at", PAST)
+                others = at_this_place.filter(package=package.pk, starts_at=starts_at).exclude(pk=form.instance.pk)
+                if starts_at in starts or others.exists():
+                    form.add_error("starts_at", SAME_START)
+            starts.add(starts_at)
+
+
+class PackageForm(forms.ModelForm):
+    class Meta:
+        model = Package
+        fields = ["location", "kind", "name", "active", "billing_cycle", "billing_rule"]
+        error_messages = {
+            "kind": {"invalid_choice": ONLY_THREE_KINDS},
+            "billing_cycle": {"invalid_choice": ONLY_HOURLY},
+            "billing_rule": {"invalid_choice": ONLY_FIXED_PRORATA},
+        }
+
+
+def amount_field(**given: Any) -> forms.DecimalField:
+    return forms.DecimalField(
+        decimal_places=money.HUNDREDTH_DIGITS, max_digits=14, max_value=money.to_decimal(MAX_AMOUNT_MICRO, 0), **given
+    )
+
+
+class WalletForm(forms.Form):
+    """`key` is made with the form, so that sending it twice is one transaction."""
+
+    amount = amount_field(label=_("amount"), min_value=Decimal("0.01"))
+    reason = forms.CharField(label=_("reason"), max_length=255, help_text=_("Kept with the transaction."))
+    key = forms.CharField(widget=forms.HiddenInput, max_length=64)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.initial.setdefault("key", f"admin:{uuid4()}")
+
+    @property
+    def amount_micro(self) -> int:
+        return money.to_micro(self.cleaned_data["amount"])
+
+
+class GrantForm(WalletForm):
+    expires_at = forms.SplitDateTimeField(
+        label=_("expires"),
+        required=False,
+        widget=AdminSplitDateTime,
+        help_text=_("Credits that expire are used up first. Empty: they never expire."),
+    )
+    field_order = ["amount", "expires_at", "reason", "key"]
+
+
+class CorrectionForm(WalletForm):
+    amount = amount_field(
+        label=_("change"), help_text=_("What is added to the wallet; with a minus sign, what is taken from it.")
+    )
+
+    def clean_amount(self) -> Decimal:
+        amount = self.cleaned_data["amount"]
+        if amount == 0:
+            raise forms.ValidationError(_("A correction changes something: give an amount that is not 0."))
+        return amount
+
+
+class UsageFilterForm(forms.Form):
+    """Which usage the account statement shows."""
+
+    project = forms.ModelChoiceField(
+        Project.objects.none(), label=_("Project"), required=False, empty_label=_("All projects")
+    )
+    kind = forms.ChoiceField(label=_("Kind"), required=False, choices=[("", _("All kinds")), *ServiceKind.choices])
+    first = forms.DateField(label=_("From"), required=False, widget=forms.DateInput(attrs={"type": "date"}))
+    last = forms.DateField(label=_("To"), required=False, widget=forms.DateInput(attrs={"type": "date"}))
+
+    def __init__(self, data: Any, *, customer: Customer) -> None:
+        super().__init__(data)
+        self.fields["project"].queryset = customer.projects.order_by("name")
+
+    def clean(self) -> dict[str, Any]:
+        given = super().clean() or self.cleaned_data
+        first: date | None = given.get("first")
+        last: date | None = given.get("last")
+        if first and last and last < first:
+            self.add_error("last", _("The last day is before the first one. Choose a later day."))
+        return given

@@ -1,0 +1,201 @@
+from datetime import UTC, datetime
+
+import pytest
+from django.urls import reverse
+from django.utils import timezone
+
+from billing import services
+from billing.models import Invoice, Package, PriceVersion, ServiceKind, WalletTransaction
+from tests.factories import LocationFactory, UserFactory
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def desk(client_for):
+    return client_for(UserFactory(admin=True))
+
+
+def package_form(package=None, versions=(), **fields):
+    """The form as the browser sends it; versions are (pk, start, rate)."""
+    form = {
+        "location": package.location_id if package else LocationFactory().pk,
+        "kind": package.kind if package else ServiceKind.BS_SNAPSHOT,
+        "name": "BS Snapshot",
+        "active": "on",
+        "billing_cycle": "hourly",
+        "billing_rule": "fixed_prorata",
+        "versions-TOTAL_FORMS": len(versions),
+        "versions-INITIAL_FORMS": sum(1 for pk, _start, _rate in versions if pk),
+    }
+    for number, (pk, start, rate) in enumerate(versions):
+        form |= {
+            f"versions-{number}-id": pk or "",
+            f"versions-{number}-package": package.pk if package else "",
+            f"versions-{number}-starts_at_0": start.strftime("%Y-%m-%d"),
+            f"versions-{number}-starts_at_1": start.strftime("%H:%M:%S"),
+            f"versions-{number}-rate": rate,
+        }
+    return form | fields
+
+
+def errors(response):
+    assert response.status_code == 200
+    forms = [response.context["adminform"].form, *response.context["inline_admin_formsets"][0].formset.forms]
+    formset = response.context["inline_admin_formsets"][0].formset
+    return " ".join(
+        [str(error) for form in forms for found in form.errors.values() for error in found]
+        + [str(error) for error in formset.non_form_errors()]
+    )
+
+
+FUTURE = datetime(2041, 1, 1, tzinfo=UTC)
+
+
+def test_an_administrator_makes_a_package_with_its_price(desk):
+    response = desk.post(
+        reverse("admin:billing_package_add"), package_form(versions=[(None, timezone.now(), "0.400001")])
+    )
+    assert response.status_code == 302, errors(response)
+    assert PriceVersion.objects.get().rate_micro == 400_001
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"billing_cycle": "monthly"}, "Snapshots and backups support only Hourly billing cycles."),
+        ({"billing_rule": "actual"}, "The only billing rule supported is Fixed Prorata."),
+    ],
+)
+def test_only_hourly_and_fixed_prorata_are_accepted(desk, fields, sentence):
+    response = desk.post(reverse("admin:billing_package_add"), package_form(**fields))
+    assert sentence in errors(response)
+
+
+def test_a_second_package_is_refused_with_the_reason(desk, shop):
+    response = desk.post(reverse("admin:billing_package_add"), package_form(location=shop.location.pk))
+    assert "Only one package per zone is supported" in errors(response)
+    assert Package.objects.count() == 1
+
+
+@pytest.mark.parametrize(
+    ("rate", "sentence"),
+    [
+        ("-1", "greater than or equal to 0"),
+        ("NaN", "Enter a number"),
+        ("Infinity", "Enter a number"),
+        ("0.0000001", "no more than 6 decimal places"),
+        ("10001", "less than or equal to 10000"),
+    ],
+)
+def test_a_rate_that_cannot_be_is_refused(desk, shop, rate, sentence):
+    [first] = shop.package.versions.all()
+    form = package_form(shop.package, [(first.pk, first.starts_at, "0.4"), (None, FUTURE, rate)])
+    response = desk.post(reverse("admin:billing_package_change", args=[shop.package.pk]), form)
+    assert sentence in errors(response)
+
+
+def test_the_next_price_is_planned_and_the_present_one_stays(desk, shop):
+    [first] = shop.package.versions.all()
+    url = reverse("admin:billing_package_change", args=[shop.package.pk])
+    form = package_form(shop.package, [(first.pk, FUTURE, "9"), (None, FUTURE, "0.5")])
+    response = desk.post(url, form)
+    assert response.status_code == 302, errors(response)
+    assert list(shop.package.versions.order_by("starts_at").values_list("starts_at", "rate_micro")) == [
+        (first.starts_at, 400_000),
+        (FUTURE, 500_000),
+    ]
+    assert "K 0.5000" in desk.get(reverse("admin:billing_package_changelist")).content.decode()
+    past = package_form(shop.package, [(first.pk, first.starts_at, "0.4"), (None, timezone.now(), "0.6")])
+    assert "A price starts in the future" in errors(desk.post(url, past))
+    same = package_form(shop.package, [(first.pk, first.starts_at, "0.4"), (None, FUTURE, "0.6")])
+    assert errors(desk.post(url, same))
+    gone = package_form(shop.package, [(first.pk, first.starts_at, "0.4")], **{"versions-0-DELETE": "on"})
+    assert "A price that has begun cannot be deleted" in errors(desk.post(url, gone))
+
+
+def test_credits_are_granted_once_however_often_the_form_is_sent(desk, shop):
+    url = reverse("admin:billing_account_grant", args=[shop.customer.pk])
+    page = desk.get(url)
+    form = {"amount": "100.50", "reason": "welcome", "key": page.context["form"]["key"].value()}
+    for _time in range(2):
+        assert desk.post(url, form).status_code == 302
+    granted = WalletTransaction.objects.get()
+    assert (granted.wallet_micro, granted.kind, granted.reason) == (100_500_000, "granted", "welcome")
+    assert "K 100.50" in desk.get(reverse("admin:billing_customeraccount_changelist")).content.decode()
+    assert (
+        "K 100.50"
+        in desk.get(reverse("admin:billing_customeraccount_change", args=[shop.customer.pk])).content.decode()
+    )
+
+
+@pytest.mark.parametrize(
+    ("form", "sentence"),
+    [
+        ({"amount": "-5"}, "greater than or equal to 0.01"),
+        ({"amount": "0.001"}, "no more than 2 decimal places"),
+        ({"reason": ""}, "This field is required"),
+        ({"expires_at_0": "2020-01-01", "expires_at_1": "00:00"}, "Credits expire in the future"),
+    ],
+)
+def test_a_grant_that_cannot_be_is_refused(desk, shop, form, sentence):
+    given = {"amount": "1", "reason": "x", "key": "k"} | form
+    response = desk.post(reverse("admin:billing_account_grant", args=[shop.customer.pk]), given)
+    assert sentence in response.content.decode()
+    assert not WalletTransaction.objects.exists()
+
+
+def test_an_administrator_corrects_and_refunds_with_a_reason(desk, shop):
+    for name, amount in (("buy", "10"), ("refund", "5"), ("correct", "-2.50")):
+        url = reverse(f"admin:billing_account_{name}", args=[shop.customer.pk])
+        assert desk.post(url, {"amount": amount, "reason": name, "key": name}).status_code == 302
+    assert services.balance(customer=shop.customer, at=timezone.now()) == 12_500_000
+
+
+def test_invoices_are_made_from_the_list_of_customers(desk, shop, use, time_machine):
+    use(datetime(2040, 10, 3, tzinfo=UTC))
+    time_machine.move_to(datetime(2040, 11, 2, tzinfo=UTC))
+    desk.force_login(UserFactory(admin=True))
+    response = desk.post(
+        reverse("admin:billing_customeraccount_changelist"),
+        {"action": "close_months", "_selected_action": [str(shop.customer.pk)]},
+        follow=True,
+    )
+    assert "1 invoices made, with 1 lines." in response.content.decode()
+    assert Invoice.objects.count() == 1
+
+
+@pytest.mark.parametrize("model", ["invoice", "invoiceline", "wallettransaction", "usagesegment", "customeraccount"])
+def test_records_can_be_looked_at_and_nothing_else(desk, shop, use, model, time_machine):
+    segment = use(datetime(2040, 10, 3, tzinfo=UTC))
+    services.buy_credits(customer=shop.customer, amount_micro=10_000, reason="x", by=None, key="k")
+    from billing import closing
+
+    closing.close_months(at=datetime(2040, 11, 2, tzinfo=UTC))
+    time_machine.move_to(datetime(2040, 11, 2, tzinfo=UTC))
+    desk.force_login(UserFactory(admin=True))
+    page = desk.get(reverse(f"admin:billing_{model}_changelist"))
+    assert page.status_code == 200
+    assert desk.get(reverse(f"admin:billing_{model}_add")).status_code == 403
+    [row] = page.context["cl"].result_list[:1]
+    change = reverse(f"admin:billing_{model}_change", args=[row.pk])
+    assert desk.get(change).status_code == 200
+    assert desk.post(change, {}).status_code == 403
+    assert desk.post(reverse(f"admin:billing_{model}_delete", args=[row.pk]), {"post": "yes"}).status_code == 403
+    for query in (str(shop.customer.pk), "owner@example.com", "39", str(segment.resource_id)):
+        assert desk.get(reverse(f"admin:billing_{model}_changelist"), {"q": query}).status_code == 200
+
+
+def test_the_list_of_wallets_takes_the_same_queries_for_any_length(desk, shop, django_assert_max_num_queries):
+    from tests.factories import CustomerFactory
+
+    CustomerFactory.create_batch(20)
+    with django_assert_max_num_queries(10):
+        desk.get(reverse("admin:billing_customeraccount_changelist"))
+
+
+def test_an_administrator_without_the_permission_cannot_grant(client_for, shop):
+    clerk = client_for(UserFactory(is_staff=True))
+    url = reverse("admin:billing_account_grant", args=[shop.customer.pk])
+    assert clerk.post(url, {"amount": "1", "reason": "x", "key": "k"}).status_code == 403
+    assert not WalletTransaction.objects.exists()
