@@ -15,7 +15,7 @@ from cng_portal.accounts.models import Project, User
 from cng_portal.inventory.models import Volume
 
 from . import lists, services
-from .models import NAME_LENGTH, Snapshot, State, name_key
+from .models import NAME_LENGTH, Kind, Snapshot, State, name_key
 
 
 class ChoiceFilter(forms.ChoiceField):
@@ -85,9 +85,15 @@ class SnapshotFilterForm(FilterForm):
         choices=[(key, order.label) for key, order in lists.SNAPSHOT_ORDERS.items()],
     )
 
-    def apply(self, snapshots: QuerySet[Snapshot]) -> QuerySet[Snapshot]:
+    def found(self, kind: Kind) -> QuerySet[Snapshot]:
         chosen = self.chosen
-        for name in ("state", "project", "location", "volume"):
+        snapshots = Snapshot.objects.filter(deleted_at=None)
+        if volume := chosen.get("volume"):
+            # the volume implies customer and kind; naming them would lead a database without statistics to another index
+            snapshots = snapshots.filter(volume=volume, project__in=list(self.user.roles))
+        else:
+            snapshots = snapshots.visible_to(self.user).filter(kind=kind)
+        for name in ("state", "project", "location"):
             if value := chosen.get(name):
                 snapshots = snapshots.filter(**{name: value})
         if text := chosen.get("q"):

@@ -21,6 +21,9 @@ from cng_portal.inventory.models import Location, Volume
 from .models import Snapshot, State
 
 PAGE_SIZE = 20
+# Counting goes on to here; beyond, a list says "more than".
+COUNTED = 10_000
+COUNTED_SEARCHING = 1_000
 # A select with more volumes than this is of no use to anybody; the search finds volumes by name.
 VOLUMES_OFFERED = 300
 
@@ -128,6 +131,19 @@ def _page(
         before=cursor_of(shown[0], order) if shown and has_previous else "",
         is_first=not has_previous,
     )
+
+
+def total_of(found: QuerySet[Any], page: Page[Any], order: Order, *, searching: bool) -> tuple[int, bool]:
+    """(how many, whether there are more still). No query where the page is the only one, else one.
+
+    What has to be looked at row by row is counted in the order of the page, so that both walk the same part of the table.
+    """
+    if page.is_first and not page.after:
+        return len(page.rows), False
+    most = COUNTED_SEARCHING if searching else COUNTED
+    counted = found.order_by(*order.by()) if searching else found.order_by()
+    count = counted.values("project_id")[: most + 1].count()  # a column of the index, which the id is not
+    return min(count, most), count > most
 
 
 # --- filters -----------------------------------------------------------------------------------------------------------

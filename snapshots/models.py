@@ -151,14 +151,25 @@ class Snapshot(models.Model):
         verbose_name = _("snapshot")
         verbose_name_plural = _("snapshots")
         indexes = [
-            # one for each order of the list; `id` makes the key unique, so that pages neither skip nor repeat
-            models.Index(fields=["customer", "kind", "deleted_at", "-created_at", "-id"], name="snapshot_by_age"),
-            models.Index(fields=["customer", "kind", "deleted_at", "name_key", "id"], name="snapshot_by_name"),
-            models.Index(fields=["customer", "kind", "deleted_at", "-size_gb", "-id"], name="snapshot_by_size"),
-            # counts and quotas are answered from the index alone
+            # One for each order of the list; `id` makes the key unique, so that pages neither skip nor repeat. They are
+            # partial because PostgreSQL does not see that `deleted_at IS NULL` leaves the order as it is.
             models.Index(
-                fields=["customer", "kind", "deleted_at", "project", "state", "size_gb"], name="snapshot_counts"
+                fields=["customer", "kind", "-created_at", "-id"], condition=Q(deleted_at=None), name="snapshot_by_age"
             ),
+            models.Index(
+                fields=["customer", "kind", "name_key", "id"], condition=Q(deleted_at=None), name="snapshot_by_name"
+            ),
+            models.Index(
+                fields=["customer", "kind", "-size_gb", "-id"], condition=Q(deleted_at=None), name="snapshot_by_size"
+            ),
+            # counts and quotas are answered from the index alone, which SQLite can only when every column is in it
+            models.Index(
+                fields=["customer", "kind", "deleted_at", "project", "state", "location", "size_gb"],
+                name="snapshot_counts",
+            ),
+            models.Index(fields=["volume", "deleted_at", "-created_at", "-id"], name="snapshot_of_volume"),
+            # the support desk's list, of all customers
+            models.Index(fields=["-created_at", "-id"], name="snapshot_newest"),
         ]
         constraints = [
             models.UniqueConstraint(

@@ -48,10 +48,9 @@ def snapshot_list(request: HttpRequest, kind: Kind) -> HttpResponse:
     wanted = request.GET.get("volume", "")
     choices = lists.filter_choices(user, volume=wanted if kind == Kind.VOLUME else None)
     form = SnapshotFilterForm(request.GET, user=user, choices=choices)
-    mine = Snapshot.objects.visible_to(user).filter(kind=kind, deleted_at=None)
-    found = form.apply(mine)
+    found = form.found(kind)
     page = lists.page_of(found, form.order, request.GET, rows=listed_snapshots())
-    total = found.count()
+    total, has_more = lists.total_of(found, page, form.order, searching="q" in form.chosen)
     view = chosen_view(request)
     params = form.chosen
     here = f"{request.path}?{urlencode(params)}" if params else request.path
@@ -60,6 +59,7 @@ def snapshot_list(request: HttpRequest, kind: Kind) -> HttpResponse:
         "form": form,
         "rows": explain_rows(page.rows, user),
         "total": total,
+        "has_more": has_more,
         "view": view,
         "here": here,
         "views": [{"name": name, "url": f"{request.path}?{urlencode({**params, 'view': name})}"} for name in VIEWS],
