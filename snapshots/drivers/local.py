@@ -50,6 +50,7 @@ from .base import (
     no_heartbeat,
 )
 from .copying import Progress, bypass_page_cache, clone_file, copy_data, fill_image, sync_folder, write_file
+from .importing import inspect_image, unpack_qcow2
 from .locking import Locked, find_lock_holder, hold_names, lock_image
 
 FORMAT = 1
@@ -150,6 +151,44 @@ class LocalDriver(Driver):
                     if (before.st_uid, before.st_gid) != (os.geteuid(), os.getegid()):
                         os.fchown(target, before.st_uid, before.st_gid)
                     self._fill(source, target, before.st_size, heartbeat)
+
+    # Beyond the contract: disks from elsewhere
+
+    def import_image(self, volume: VolumeRef, image: Path, heartbeat: Heartbeat = no_heartbeat) -> str:
+        """Make a volume of a raw or qcow2 image, with zeros up to its size; return its backend_ref.
+
+        Raises Refused (not such an image, larger than the volume, the volume is there), Busy, NoSpace, Unavailable.
+        """
+        with self._working(exclusive=[volume]), ExitStack() as stack:
+            is_qcow2, size = inspect_image(image)
+            if self._volume_path(volume.uuid).exists() or size > volume.size_gb * GIB:
+                raise Refused(
+                    _("The volume “%(name)s” is there already, or smaller than the image.") % {"name": volume.name}
+                )
+            source = stack.enter_context(self._open(image))
+            if not is_qcow2:  # for the other kind qemu-img takes the locks
+                self._lock_image(source, image.name, writing=False)
+            self._check_space([source])
+            with self._new_image(volume, VOLUME_MODE) as target:
+                progress = Progress(heartbeat, size)
+                if is_qcow2:
+                    os.ftruncate(target, volume.size_gb * GIB)
+                    unpack_qcow2(image, self._hidden_path(self.volumes, volume.uuid, "new"), progress)
+                    progress.during(os.fsync, target)
+                else:
+                    fill_image(source, target, volume.size_gb * GIB, progress, cloning=self._can_clone, checksum=False)
+                progress.beat()
+        return ""
+
+    def remove_volume(self, volume: VolumeRef) -> None:
+        """Remove a volume and its bytes; gone already is a success. Raises Busy, Unavailable."""
+        with self._working(exclusive=[volume]):
+            try:
+                with self._open_volume(volume, writing=True):
+                    self._volume_path(volume.uuid).unlink()
+            except NotFound:
+                return
+            sync_folder(self.volumes)
 
     # Snapshots
 
@@ -420,18 +459,22 @@ class LocalDriver(Driver):
                 file = stack.enter_context(self._open(self._volume_path(volume.uuid)))
             except FileNotFoundError as error:
                 raise self._no_volume(volume) from error
-            try:
-                lock_image(file, writing=writing)
-            except Locked as error:
-                holder = find_lock_holder(file)
-                raise Busy(
-                    _("The volume “%(name)s” is in use by %(program)s (process %(pid)s). Stop it, then try again.")
-                    % {"name": volume.name, "program": holder[0], "pid": holder[1]}
-                    if holder
-                    else _("The volume “%(name)s” is in use by another program. Stop what uses it, then try again.")
-                    % {"name": volume.name}
-                ) from error
+            self._lock_image(file, volume.name, writing=writing)
             yield file
+
+    def _lock_image(self, file: int, name: str, *, writing: bool) -> None:
+        """Raises Busy with the name of the volume, and of the program that is in the way where that can be told."""
+        try:
+            lock_image(file, writing=writing)
+        except Locked as error:
+            holder = find_lock_holder(file)
+            raise Busy(
+                _("The volume “%(name)s” is in use by %(program)s (process %(pid)s). Stop it, then try again.")
+                % {"name": name, "program": holder[0], "pid": holder[1]}
+                if holder
+                else _("The volume “%(name)s” is in use by another program. Stop what uses it, then try again.")
+                % {"name": name}
+            ) from error
 
     def _clear(self, uuid: UUID) -> None:
         """Remove the hidden folders of a snapshot whose lock is held: their maker is dead or gave up."""

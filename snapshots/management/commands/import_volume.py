@@ -1,0 +1,130 @@
+"""`manage.py import_volume`: a disk image from elsewhere becomes a customer's volume."""
+
+import signal
+from argparse import ArgumentParser
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+from uuid import UUID
+
+from django.core.exceptions import ImproperlyConfigured, ValidationError
+from django.core.management import BaseCommand, CommandError
+from django.utils.translation import gettext as _
+from tqdm import tqdm
+
+from cng_portal.accounts.models import Project
+from cng_portal.inventory.models import Location, Volume
+from snapshots.drivers import get_driver
+from snapshots.drivers.base import GIB, StorageError
+from snapshots.drivers.importing import inspect_image
+from snapshots.drivers.local import LocalDriver
+from snapshots.tasks import volume_ref
+
+
+class Command(BaseCommand):
+    help = "Import a raw or qcow2 disk image as a new volume. Its size is rounded up to whole GB."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("file", type=Path)
+        parser.add_argument("--project", required=True, help="uuid or name")
+        parser.add_argument("--customer", help="customer number such as #001039, where a project's name is not enough")
+        parser.add_argument("--location", required=True, help="code, such as 1CNG-YGN-AZ01")
+        parser.add_argument("--name", required=True, help="the new volume's name")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        project = find_project(options["project"], options["customer"])
+        driver = find_driver(options["location"])
+        try:
+            size = inspect_image(options["file"])[1]
+            volume = Volume(
+                project=project,
+                location_id=options["location"],
+                name=options["name"].strip(),
+                size_gb=-(-size // GIB),
+            )
+            volume.full_clean()
+            driver.remove_leftovers()  # an import that was killed has a uuid that nobody knows any more
+            with (
+                terminated_like_interrupted(),
+                tqdm(total=size, unit="B", unit_scale=True, unit_divisor=1024, disable=None) as bar,
+            ):
+
+                def show(bytes_done: int, bytes_total: int) -> None:
+                    bar.update(bytes_done - bar.n)
+
+                volume.backend_ref = driver.import_image(volume_ref(volume), options["file"], show)
+                try:
+                    volume.save(force_insert=True)
+                except BaseException:
+                    driver.remove_volume(volume_ref(volume))
+                    raise
+        except ValidationError as error:
+            raise CommandError(" ".join(error.messages)) from error
+        except StorageError as error:
+            raise CommandError(str(error)) from error
+        except KeyboardInterrupt as error:
+            raise CommandError(_("Interrupted. Nothing was imported.")) from error
+        self.stdout.write(
+            _("%(name)s is volume %(uuid)s with %(size)s GB in %(location)s.")
+            % {"name": volume.name, "uuid": volume.pk, "size": volume.size_gb, "location": volume.location_id}
+        )
+
+
+def find_project(wanted: str, customer: str | None) -> Project:
+    projects = Project.objects.select_related("customer")
+    if customer is not None:
+        number = customer.removeprefix("#")
+        if not (number.isascii() and number.isdigit()):
+            raise CommandError(
+                _("“%(number)s” is no customer number. Give one such as #001039.") % {"number": customer}
+            )
+        projects = projects.filter(customer__number=int(number))
+    try:
+        projects = projects.filter(pk=UUID(wanted))
+    except ValueError:
+        projects = projects.filter(name__iexact=wanted.strip())
+    found = list(projects.order_by("customer__number")[:20])
+    if not found:
+        raise CommandError(
+            _("There is no project “%(project)s”. Give its uuid, or its name and its customer.") % {"project": wanted}
+        )
+    if len(found) > 1:
+        numbers = ", ".join(project.customer.crn for project in found)
+        raise CommandError(
+            _("Several customers have a project “%(project)s”: %(numbers)s. Say which with --customer.")
+            % {"project": wanted, "numbers": numbers}
+        )
+    return found[0]
+
+
+def find_driver(code: str) -> LocalDriver:
+    try:
+        driver = get_driver(Location.objects.get(pk=code))
+    except Location.DoesNotExist as error:
+        known = ", ".join(Location.objects.values_list("pk", flat=True)) or "-"
+        raise CommandError(
+            _("There is no location “%(code)s”. These are known: %(known)s.") % {"code": code, "known": known}
+        ) from error
+    except ImproperlyConfigured as error:
+        raise CommandError(str(error)) from error
+    if not isinstance(driver, LocalDriver):
+        raise CommandError(
+            _("The storage of %(code)s is not made of local files, so nothing can be imported there.") % {"code": code}
+        )
+    return driver
+
+
+@contextmanager
+def terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM would end the process at once and leave half an image behind."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

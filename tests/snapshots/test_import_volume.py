@@ -1,0 +1,204 @@
+"""`manage.py import_volume`: disks from elsewhere, byte for byte, or nothing at all."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from blake3 import blake3
+from django.core.management import CommandError, call_command
+from django.db import IntegrityError
+
+from cng_portal.accounts.models import Project
+from cng_portal.inventory.models import Location, Volume
+from snapshots.drivers.base import GIB
+from tests.factories import LocationFactory, ProjectFactory
+
+pytestmark = pytest.mark.django_db
+needs_qemu = pytest.mark.skipif(not shutil.which("qemu-img"), reason="needs qemu-img (Debian: qemu-utils)")
+MIB = 1024**2
+DATA = blake3(b"disk").digest(3 * MIB + 100)
+
+
+@pytest.fixture
+def location() -> Location:
+    return LocationFactory()
+
+
+@pytest.fixture
+def project() -> Project:
+    return ProjectFactory(name="Software")
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """A raw image of 50 MiB and a bit, with data at its start and end."""
+    path = tmp_path / "disk.raw"
+    with open(path, "wb") as file:
+        file.write(DATA)
+        file.seek(50 * MIB)
+        file.write(b"the end")
+    return path
+
+
+def import_volume(file: Path, project: Project, location: Location, /, **options: Any) -> None:
+    call_command(
+        "import_volume", file, **{"project": str(project.pk), "location": location.pk, "name": "web"} | options
+    )
+
+
+def files_in(root: Path) -> list[str]:
+    return sorted(path.name for path in root.rglob("*") if path.is_file() and path.name != ".lock")
+
+
+def assert_volume_holds_the_image(root: Path, image: Path) -> None:
+    volume = Volume.objects.get()
+    assert (volume.name, volume.size_gb) == ("web", 1)
+    path = root / volume.location_id / "volumes" / f"{volume.pk}.img"
+    assert path.stat().st_size == GIB
+    assert path.stat().st_blocks * 512 < 10 * MIB, "holes were filled"
+    content = image.read_bytes()
+    with open(path, "rb") as file:
+        assert file.read(len(content)) == content
+        assert not file.read(MIB).strip(b"\0")
+
+
+def test_a_raw_image_becomes_a_volume_of_whole_gigabytes(
+    image: Path, project: Project, location: Location, storage_root: Path
+) -> None:
+    import_volume(image, project, location, name=" web ")
+    assert_volume_holds_the_image(storage_root, image)
+    assert Volume.objects.get().project == project
+
+
+@needs_qemu
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_qcow2_image_is_unpacked(
+    image: Path, project: Project, location: Location, storage_root: Path, compressed: bool
+) -> None:
+    packed = image.with_suffix(".qcow2")
+    os.truncate(image, 51 * MIB)
+    flags = ["-c"] if compressed else []
+    subprocess.run(["qemu-img", "convert", *flags, "-f", "raw", "-O", "qcow2", image, packed], check=True)
+    import_volume(packed, project, location)
+    assert_volume_holds_the_image(storage_root, image)
+
+
+@needs_qemu
+def test_a_qcow2_image_that_refers_to_another_file_is_refused(
+    image: Path, project: Project, location: Location, storage_root: Path
+) -> None:
+    layer = image.with_suffix(".qcow2")
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", image, layer], check=True)
+    with pytest.raises(CommandError, match="refers to another file"):
+        import_volume(layer, project, location)
+    assert files_in(storage_root) == []
+
+
+def test_a_project_is_found_by_its_name_and_customer(image: Path, project: Project, location: Location) -> None:
+    other = ProjectFactory(name="software")
+    with pytest.raises(CommandError, match=rf"{project.customer.crn}, {other.customer.crn}. Say which with --customer"):
+        import_volume(image, project, location, project="Software")
+    import_volume(image, project, location, project="Software", customer=other.customer.crn)
+    assert Volume.objects.get().project == other
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"project": "Nothing"}, "There is no project “Nothing”"),
+        ({"customer": "me"}, "“me” is no customer number"),
+        ({"customer": "#999999"}, "There is no project"),
+        ({"location": "MOON-1"}, "There is no location “MOON-1”. These are known: 1CNG-YGN-AZ"),
+        ({"name": "  "}, "cannot be blank"),
+        ({"name": "x" * 121}, "at most 120"),
+    ],
+)
+def test_a_wrong_option_is_said_in_a_sentence(
+    image: Path, project: Project, location: Location, storage_root: Path, options: dict[str, str], message: str
+) -> None:
+    with pytest.raises(CommandError, match=message):
+        import_volume(image, project, location, **options)
+    assert not Volume.objects.exists()
+    assert files_in(storage_root) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read: No such file"),
+        (b"", "is empty"),
+        (b"KDMV" + bytes(600), "is VMDK. Convert it"),
+        (b"\x1f\x8b" + bytes(600), "is gzip. Convert it"),
+        pytest.param(b"QFI\xfb" + bytes(600), "qemu-img cannot read the image", marks=needs_qemu),
+    ],
+)
+def test_what_is_no_disk_image_is_refused(
+    tmp_path: Path, project: Project, location: Location, storage_root: Path, content: bytes | None, message: str
+) -> None:
+    path = tmp_path / "image"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(CommandError, match=message):
+        import_volume(path, project, location)
+    assert not Volume.objects.exists()
+    assert files_in(storage_root) == []
+
+
+def test_a_folder_is_refused(tmp_path: Path, project: Project, location: Location) -> None:
+    with pytest.raises(CommandError, match="Is a directory"):
+        import_volume(tmp_path, project, location)
+
+
+def test_a_row_that_cannot_be_written_takes_its_file_along(
+    image: Path, project: Project, location: Location, storage_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Volume, **options: Any) -> None:
+        raise IntegrityError
+
+    monkeypatch.setattr(Volume, "save", fail)
+    with pytest.raises(IntegrityError):
+        import_volume(image, project, location)
+    assert files_in(storage_root) == []
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_import_leaves_nothing(
+    image: Path,
+    project: Project,
+    location: Location,
+    storage_root: Path,
+    process_environment: dict[str, str],
+    number: signal.Signals,
+) -> None:
+    huge = image.with_name("huge.raw")
+    with open(huge, "wb") as file:
+        file.write(DATA)
+        file.truncate(4096 * GIB)
+        file.seek(4096 * GIB - 1)
+        file.write(b"x")
+    command = [sys.executable, "manage.py", "import_volume", str(huge), "--project", str(project.pk)]
+    process = subprocess.Popen(
+        [*command, "--location", location.pk, "--name", "web"],
+        env=process_environment,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    # the volume's file appears, hidden, when the copy begins
+    while process.poll() is None and not files_in(storage_root):
+        os.sched_yield()
+    process.send_signal(number)
+    errors = process.communicate(timeout=30)[1]
+    if number == signal.SIGKILL:  # what it left goes with the next import
+        import_volume(image, project, location)
+        assert files_in(storage_root) == [f"{Volume.objects.get().pk}.img"]
+    else:
+        assert "Interrupted. Nothing was imported." in errors
+        assert files_in(storage_root) == []
+        assert not Volume.objects.exists()
