@@ -155,6 +155,13 @@ def test_only_the_facts_that_ask_for_it_can_be_copied() -> None:
     assert re.findall(r'data-copy="([^"]*)"', html) == ["7"]
 
 
+@pytest.mark.parametrize(
+    ("inputs", "shown"), [({"gb": 1024}, "1,024 GB"), ({"bytes": 312 * 1024**2}, "312 MB"), ({"bytes": None}, "–")]
+)
+def test_a_size_is_known_or_a_dash(inputs: dict[str, int | None], shown: str) -> None:
+    assert f'<span class="size">{shown}</span>' in component("size", **inputs)
+
+
 def test_a_location_shows_flag_code_and_country() -> None:
     html = component("location", location=Location(code="1CNG-YGN-AZ01", city="Yangon", country="MM"))
     assert "flags/mm.svg" in html
