@@ -149,6 +149,7 @@ class UsageFilterForm(forms.Form):
         Project.objects.none(), label=_("Project"), required=False, empty_label=_("All projects")
     )
     kind = forms.ChoiceField(label=_("Kind"), required=False, choices=[("", _("All kinds")), *ServiceKind.choices])
+    month = forms.DateField(required=False, widget=forms.HiddenInput)  # its first day: how an amount leads to its rows
     first = forms.DateField(label=_("From"), required=False, widget=forms.DateInput(attrs={"type": "date"}))
     last = forms.DateField(label=_("To"), required=False, widget=forms.DateInput(attrs={"type": "date"}))
 

@@ -470,6 +470,13 @@ def due_lines(*, customer: Customer, at: datetime, segments: Sequence[UsageSegme
     return found
 
 
+def unsettled_segments(*, customer: Customer) -> QuerySet[UsageSegment]:
+    """What may have hours that no invoice has yet: for `due_lines`. One query here, to know the last invoice."""
+    until = closed_until(customer.pk)
+    segments = UsageSegment.objects.filter(customer=customer)
+    return segments if until is None else segments.filter(Q(ended_at=None) | Q(ended_at__gte=until) | Q(late=True))
+
+
 def late_lines(*, customer: Customer, at: datetime) -> list[DueLine]:
     """What was reported late for months that have an invoice, and no invoice has settled yet. Four queries."""
     segments = list(UsageSegment.objects.filter(customer=customer, late=True))

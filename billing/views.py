@@ -1,14 +1,44 @@
-"""The billing pages of a customer's owners."""
+"""The billing pages, for the people who own a project of the customer. Each list is also there as CSV."""
 
-from django.http import Http404, HttpRequest, HttpResponse
-from django.shortcuts import render
+import csv
+from collections.abc import Iterable, Iterator
+from typing import Any
+from uuid import UUID
+
+from babel.dates import format_date
+from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
+from django.shortcuts import get_object_or_404, render
+from django.urls import reverse
 from django.utils import timezone
+from django.utils.http import urlencode
+from django.utils.translation import get_language, to_locale
+from django.utils.translation import gettext as _
+from django.views.decorators.http import require_safe
 
-from cng_portal.accounts.models import Customer
+from cng_portal.accounts.models import BillingType, Customer
 
-from . import services
+from . import money, rating, reports, services
 from .access import billed_customer
-from .models import Invoice, UsageSegment, WalletTransaction
+from .forms import UsageFilterForm
+from .models import Invoice, ServiceKind, TransactionKind, WalletTransaction
+
+PAGE = 50
+MOST_INVOICES = 60
+USAGE_COLUMNS = [
+    "resource_uuid",
+    "kind",
+    "name",
+    "project",
+    "location",
+    "from",
+    "to",
+    "hours",
+    "gb",
+    "rate",
+    "amount",
+    "currency",
+    "invoice",
+]
 
 
 def get_customer(request: HttpRequest) -> Customer:
@@ -18,32 +48,366 @@ def get_customer(request: HttpRequest) -> Customer:
     return customer
 
 
-def summary(request: HttpRequest) -> HttpResponse:
-    customer = get_customer(request)
-    at = timezone.now()
-    return render(
-        request,
-        "billing/summary.html",
-        {"customer": customer, "balance_micro": services.balance(customer=customer, at=at)},
+def tabs(request: HttpRequest) -> list[dict[str, Any]]:
+    labels = {
+        "summary": _("Summary"),
+        "subscriptions": _("Subscriptions"),
+        "credits": _("Infra Credits"),
+        "transactions": _("Transactions"),
+        "statement": _("Account Statement"),
+    }
+    here = request.resolver_match.url_name
+    return [
+        {"label": label, "url": reverse(f"billing:{name}"), "active": name == here} for name, label in labels.items()
+    ]
+
+
+def page_of(request: HttpRequest, found: Any) -> dict[str, Any]:
+    """One page of a sliceable: its rows and the links around it. A page that does not exist is a 404."""
+    number = request.GET.get("page", "1")
+    if not number.isascii() or not number.isdigit() or not 1 <= int(number) <= 10**6:
+        raise Http404
+    start = (int(number) - 1) * PAGE
+    take = found.page if isinstance(found, reports.Usage) else lambda first, last: list(found[first:last])
+    rows = take(start, start + PAGE + 1)
+    if start and not rows:
+        raise Http404
+
+    def url(page: int) -> str:
+        kept = request.GET.copy()
+        kept["page"] = str(page)
+        return f"{request.path}?{kept.urlencode()}"
+
+    return {
+        "rows": rows[:PAGE],
+        "first_url": url(1) if start >= 2 * PAGE else "",
+        "previous_url": url(int(number) - 1) if start else "",
+        "next_url": url(int(number) + 1) if len(rows) > PAGE else "",
+    }
+
+
+# --- CSV ---------------------------------------------------------------------------------------------------------------
+
+
+class Echo:
+    def write(self, value: str) -> str:
+        return value
+
+
+def cell(value: object) -> object:
+    """A spreadsheet takes text that begins like a formula for one: names are the customer's own words."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+
+
+def csv_response(name: str, columns: list[str], rows: Iterable[list[object]]) -> StreamingHttpResponse:
+    writer = csv.writer(Echo())
+
+    def lines() -> Iterator[str]:
+        yield "\ufeff"  # or Excel would not read it as UTF-8
+        yield writer.writerow(columns)
+        for row in rows:
+            yield writer.writerow([cell(value) for value in row])
+
+    return StreamingHttpResponse(
+        lines(),
+        content_type="text/csv; charset=utf-8",
+        headers={"Content-Disposition": f'attachment; filename="{name}.csv"'},
     )
 
 
-def subscriptions(request: HttpRequest) -> HttpResponse:
+def iso(instant: Any, customer: Customer) -> str:
+    """ISO 8601 with the offset of the customer's time zone."""
+    return instant.astimezone(customer.zone).isoformat() if instant else ""
+
+
+def decimals(micro: int | None, digits: int = money.HUNDREDTH_DIGITS) -> Any:
+    """As a number and not as text: what begins with a minus sign is one here."""
+    return "" if micro is None else money.to_decimal(micro, digits)
+
+
+def usage_cells(row: reports.Row, customer: Customer) -> list[object]:
+    return [
+        row.resource_id,
+        row.kind,
+        row.name,
+        row.project,
+        row.location,
+        iso(row.from_at, customer),
+        iso(row.to_at, customer),
+        row.hours,
+        row.size_gb,
+        decimals(row.rate_micro, money.MAX_DIGITS),
+        decimals(row.amount_micro),
+        row.currency,
+        row.invoice_number,
+    ]
+
+
+# --- pages -------------------------------------------------------------------------------------------------------------
+
+
+def month_name(month: Any, pattern: str = "MMMM y") -> str:
+    return format_date(month, pattern, locale=to_locale(get_language() or "en"))
+
+
+@require_safe
+def summary(request: HttpRequest, as_csv: bool = False) -> HttpResponse | StreamingHttpResponse:
+    customer, at = get_customer(request), timezone.now()
+    found = reports.summary(customer=customer, at=at)
+    currency = customer.currency
+    if as_csv:
+        rows = (
+            [f"{month:%Y-%m}", kind, decimals(micro), currency] for (month, kind), micro in sorted(found.costs.items())
+        )
+        return csv_response("costs", ["month", "kind", "amount", "currency"], rows)
+
+    def amount(micro: int) -> str:
+        return money.format_amount(micro, currency)
+
+    kinds = [kind for kind in ServiceKind if any(found.costs.get((month, kind.value)) for month in found.months)]
+    table = []
+    for month in reversed(found.months):
+        cells = [found.costs.get((month, kind.value), 0) for kind in kinds]
+        if any(cells):
+            table.append(
+                {
+                    "month": month_name(month),
+                    "cells": [amount(micro) for micro in cells],
+                    "total": amount(sum(cells)),
+                    "url": f"{reverse('billing:statement')}?{urlencode({'month': month})}",
+                }
+            )
+    statement_url = reverse("billing:statement")
+    return render(
+        request,
+        "billing/summary.html",
+        {
+            "tabs": tabs(request),
+            "customer": customer,
+            "is_prepaid": customer.billing_type == BillingType.PREPAID,
+            "warning": services.low_balance_warning(customer=customer),
+            "found": found,
+            "bought": amount(found.bought_micro),
+            "free": amount(found.free_micro),
+            "credits": amount(found.bought_micro + found.free_micro),
+            "consumed": amount(found.consumed_micro),
+            "balance": amount(found.balance_micro),
+            "this_month": amount(found.this_month_micro),
+            "projected": amount(found.projected_micro),
+            "services": [
+                {
+                    "service": one,
+                    "hourly": money.format_price_or_amount(one.hourly_micro, currency),
+                    "month": amount(one.month_micro),
+                    "url": f"{statement_url}?{urlencode({'kind': one.kind, 'month': found.this_month})}",
+                }
+                for one in found.services
+            ],
+            "chart": reports.chart(found=found, currency=currency, label=lambda month: month_name(month, "MMM")),
+            "kinds": kinds,
+            "table": table,
+        },
+    )
+
+
+@require_safe
+def subscriptions(request: HttpRequest, as_csv: bool = False) -> HttpResponse | StreamingHttpResponse:
+    customer, at = get_customer(request), timezone.now()
+    active = request.GET.get("state") != "inactive"
+    found = reports.subscriptions(customer=customer, active=active)
+    if as_csv:
+        rows = (
+            [
+                one.resource_id,
+                one.kind,
+                one.resource_name,
+                one.project.name,
+                one.location_id,
+                one.size_gb,
+                iso(one.started_at, customer),
+                iso(one.ended_at, customer),
+            ]
+            for one in found.iterator()
+        )
+        columns = ["resource_uuid", "kind", "name", "project", "location", "gb", "from", "to"]
+        return csv_response("subscriptions", columns, rows)
+    page = page_of(request, found)
+    costs = services.costs_so_far([one.resource_id for one in page["rows"]], at)
+    prices = services.prices_by_place({one.location_id for one in page["rows"]})
+    for one in page["rows"]:
+        begun = [price.rate_micro for price in prices.get((one.kind, one.location_id), []) if price.since <= at]
+        rate_micro = one.base_rate_micro if one.base_rate_micro is not None else begun[-1] if begun else None
+        size_gb = None if one.base_rate_micro is not None else one.size_gb
+        one.hourly = (
+            ""
+            if rate_micro is None
+            else money.format_price_or_amount(
+                rating.hourly_micro(rate_micro=rate_micro, size_gb=size_gb), customer.currency
+            )
+        )
+        one.cost = costs[one.resource_id].label if one.resource_id in costs else ""
+        one.usage_url = f"{reverse('billing:statement')}?{urlencode({'resource': one.resource_id})}"
+    states = [(_("Active"), "active", active), (_("Inactive"), "inactive", not active)]
+    return render(
+        request,
+        "billing/subscriptions.html",
+        {
+            "tabs": tabs(request),
+            "states": [{"label": label, "url": f"?state={state}", "active": on} for label, state, on in states],
+            "active": active,
+            "page": page,
+            "csv_url": f"{reverse('billing:subscriptions_csv')}?state={'active' if active else 'inactive'}",
+        },
+    )
+
+
+TRANSACTION_COLUMNS = ["time", "kind", "amount", "currency", "reason", "expires", "invoice", "transaction_uuid"]
+
+
+def transaction_cells(move: WalletTransaction, customer: Customer) -> list[object]:
+    return [
+        iso(move.at, customer),
+        move.kind,
+        decimals(move.wallet_micro),
+        customer.currency,
+        move.reason,
+        iso(move.expires_at, customer),
+        move.invoice.number if move.invoice else "",
+        move.pk,
+    ]
+
+
+def with_amounts(moves: list[WalletTransaction], customer: Customer) -> list[WalletTransaction]:
+    for move in moves:
+        move.amount = money.format_amount(move.wallet_micro, customer.currency)
+    return moves
+
+
+@require_safe
+def credits(request: HttpRequest, as_csv: bool = False) -> HttpResponse | StreamingHttpResponse:
+    customer, at = get_customer(request), timezone.now()
+    found = reports.credits_in(customer=customer).select_related("invoice")
+    if as_csv:
+        rows = (transaction_cells(move, customer) for move in found.iterator())
+        return csv_response("infra-credits", TRANSACTION_COLUMNS, rows)
+    lasting = services.lasts_for(customer=customer, at=at)
+    page = page_of(request, found)
+    with_amounts(page["rows"], customer)
+    return render(
+        request,
+        "billing/credits.html",
+        {
+            "tabs": tabs(request),
+            "customer": customer,
+            "is_prepaid": customer.billing_type == BillingType.PREPAID,
+            "warning": services.low_balance_warning(customer=customer),
+            "balance": money.format_amount(lasting.balance_micro, customer.currency),
+            "lasts_until": at + lasting.now if lasting.now is not None and lasting.now.days < 36_500 else None,
+            "page": page,
+            "granted": TransactionKind.GRANTED,
+            "now": at,
+        },
+    )
+
+
+@require_safe
+def transactions(request: HttpRequest, as_csv: bool = False) -> HttpResponse | StreamingHttpResponse:
     customer = get_customer(request)
-    return render(request, "billing/subscriptions.html", {"segments": UsageSegment.objects.filter(customer=customer)})
+    found = WalletTransaction.objects.filter(customer=customer).select_related("invoice")
+    if as_csv:
+        rows = (transaction_cells(move, customer) for move in found.iterator())
+        return csv_response("transactions", TRANSACTION_COLUMNS, rows)
+    page = page_of(request, found)
+    with_amounts(page["rows"], customer)
+    return render(request, "billing/transactions.html", {"tabs": tabs(request), "page": page})
 
 
-def credits(request: HttpRequest) -> HttpResponse:
-    customer = get_customer(request)
-    return render(request, "billing/credits.html", {"transactions": customer.wallet_transactions.all()})
+def resource_asked_for(request: HttpRequest) -> UUID | None:
+    try:
+        return UUID(request.GET["resource"]) if request.GET.get("resource") else None
+    except ValueError:
+        raise Http404 from None
 
 
-def transactions(request: HttpRequest) -> HttpResponse:
-    customer = get_customer(request)
-    found = WalletTransaction.objects.filter(customer=customer)
-    return render(request, "billing/transactions.html", {"transactions": found})
+@require_safe
+def statement(request: HttpRequest, as_csv: bool = False) -> HttpResponse | StreamingHttpResponse:
+    customer, at = get_customer(request), timezone.now()
+    form = UsageFilterForm(request.GET, customer=customer)
+    valid = form.is_valid()
+    resource_id = resource_asked_for(request)
+    given = form.cleaned_data if valid else {}
+    usage = reports.usage_rows(
+        customer=customer,
+        at=at,
+        project_id=given["project"].pk if given.get("project") else None,
+        kind=given.get("kind", ""),
+        resource_id=resource_id,
+        month=given.get("month"),
+        first=given.get("first"),
+        last=given.get("last"),
+    )
+    if as_csv:
+        if not valid:
+            raise Http404
+        return csv_response("usage", USAGE_COLUMNS, (usage_cells(row, customer) for row in usage))
+    invoices = list(Invoice.objects.visible_to(request.user)[:MOST_INVOICES])
+    for invoice in invoices:
+        invoice.amount = money.format_amount(invoice.total_micro, invoice.currency)
+        invoice.month_name = month_name(invoice.month)
+    narrows = resource_id is not None or any(given.values())
+    return render(
+        request,
+        "billing/statement.html",
+        {
+            "tabs": tabs(request),
+            "form": form,
+            "resource_id": resource_id,
+            "narrows": narrows,
+            "month": month_name(given["month"]) if given.get("month") else "",
+            "invoices": [] if narrows or "page" in request.GET else invoices,
+            "page": page_of(request, usage),
+            "total": money.format_amount(usage.total_micro, customer.currency),
+            "csv_url": f"{reverse('billing:usage_csv')}?{request.GET.urlencode()}",
+        },
+    )
 
 
-def statement(request: HttpRequest) -> HttpResponse:
-    get_customer(request)
-    return render(request, "billing/statement.html", {"invoices": Invoice.objects.visible_to(request.user)})
+# --- one invoice -------------------------------------------------------------------------------------------------------
+
+
+def get_invoice(request: HttpRequest, pk: UUID) -> tuple[Invoice, list[reports.Row]]:
+    invoice = get_object_or_404(Invoice.objects.visible_to(request.user), pk=pk)
+    return invoice, [reports.row_of_line(line, invoice) for line in invoice.lines.all()]
+
+
+@require_safe
+def invoice(request: HttpRequest, pk: UUID) -> HttpResponse:
+    found, rows = get_invoice(request, pk)
+    return render(
+        request,
+        "billing/invoice.html",
+        {
+            "invoice": found,
+            "rows": rows,
+            "month": month_name(found.month),
+            "total": money.format_amount(found.total_micro, found.currency),
+        },
+    )
+
+
+@require_safe
+def invoice_csv(request: HttpRequest, pk: UUID) -> StreamingHttpResponse:
+    found, rows = get_invoice(request, pk)
+    return csv_response(found.number, USAGE_COLUMNS, (usage_cells(row, found.customer) for row in rows))
+
+
+@require_safe
+def invoice_pdf(request: HttpRequest, pk: UUID) -> HttpResponse:
+    from .pdf import invoice_as_pdf  # slow to import, and seldom asked for
+
+    found, rows = get_invoice(request, pk)
+    return HttpResponse(
+        invoice_as_pdf(found, rows),
+        content_type="application/pdf",
+        headers={"Content-Disposition": f'attachment; filename="{found.number}.pdf"'},
+    )

@@ -34,25 +34,27 @@ def started_hours(stay: Stay, now: datetime) -> list[datetime]:
     return found
 
 
-def price_at(prices: list[tuple[datetime, Fraction]], instant: datetime) -> Fraction:
-    return max((since, price) for since, price in prices if since <= instant)[1]
+def price_at(prices: list[tuple[datetime, Fraction]], instant: datetime) -> tuple[datetime, Fraction]:
+    return max((since, price) for since, price in prices if since <= instant)
 
 
 def bill(
     stays: list[Stay], *, prices: list[tuple[datetime, Fraction]], zone: ZoneInfo, now: datetime
-) -> dict[tuple[int, datetime, date, Fraction], tuple[int, Fraction]]:
-    """{(resource, start, month, price): (hours, amount to two decimals)}."""
+) -> dict[tuple[int, datetime, date, datetime | None], tuple[int, Fraction]]:
+    """{(resource, start, month, since when the price holds): (hours, amount to two decimals)}."""
     hours: dict = defaultdict(int)
-    size = {}
+    hourly = {}
     for stay in stays:
         for instant in started_hours(stay, now):
             month = instant.astimezone(zone).date().replace(day=1)
-            price = stay.price_of_vm if stay.gigabytes is None else price_at(prices, instant)
-            hours[stay.resource, stay.start, month, price] += 1
-            size[stay.resource, stay.start] = Fraction(1, 5) if stay.gigabytes is None else stay.gigabytes
-    return {
-        key: (count, round(count * size[key[0], key[1]] * key[3] * 100) / Fraction(100)) for key, count in hours.items()
-    }
+            if stay.gigabytes is None:
+                since, price = None, stay.price_of_vm * Fraction(20, 100)
+            else:
+                since, rate = price_at(prices, instant)
+                price = stay.gigabytes * rate
+            hours[stay.resource, stay.start, month, since] += 1
+            hourly[stay.resource, stay.start, month, since] = price
+    return {key: (count, round(count * hourly[key] * 100) / Fraction(100)) for key, count in hours.items()}
 
 
 def switched(changes: list[tuple[datetime, Fraction | None]], resource: int) -> list[Stay]:

@@ -207,8 +207,9 @@ class Player:
 def invoiced() -> dict:
     """The oracle's form of all invoice lines, corrections included."""
     found: dict = defaultdict(lambda: [0, Fraction(0)])
-    for line in InvoiceLine.objects.select_related("segment"):
-        own = found[line.resource_id.int - 1, line.segment.started_at, line.month, Fraction(line.rate_micro, 10**6)]
+    for line in InvoiceLine.objects.select_related("segment", "price_version"):
+        since = line.price_version.starts_at if line.price_version else None
+        own = found[line.resource_id.int - 1, line.segment.started_at, line.month, since]
         own[0] += line.hours
         own[1] += Fraction(line.amount_micro, 10**6)
     return {key: (hours, amount) for key, (hours, amount) in found.items() if hours}

@@ -1,0 +1,90 @@
+"""An invoice as a PDF, for people who file paper."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+from django.utils.translation import gettext as _
+from fpdf import FPDF
+from fpdf.fonts import FontFace
+
+from . import money
+from .models import Invoice
+from .reports import Row
+
+# The first that is there is embedded, so that names in Myanmar script are readable; else Latin letters only.
+FONTS = [
+    "/usr/share/fonts/truetype/noto/NotoSansMyanmar-Regular.ttf",
+    "/usr/share/fonts/truetype/padauk/Padauk-Regular.ttf",
+    "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf",
+]
+WIDTHS = (26, 20, 16, 30, 34, 14)
+
+
+class Page(FPDF):
+    def __init__(self, title: str) -> None:
+        super().__init__(orientation="landscape", format="A4")
+        self.title_text = title
+        self.family = "helvetica"
+        for path in FONTS:
+            if Path(path).exists():
+                self.add_font("text", fname=path)
+                self.family = "text"
+                break
+        self.set_title(title)
+        self.set_auto_page_break(True, margin=15)
+
+    def readable(self, text: str) -> str:
+        return text if self.family == "text" else text.encode("latin-1", "replace").decode("latin-1")
+
+    def footer(self) -> None:
+        self.set_y(-12)
+        self.set_font(self.family, size=8)
+        self.cell(0, 6, self.readable(f"{self.title_text} · {self.page_no()}/{{nb}}"), align="R")
+
+
+def invoice_as_pdf(invoice: Invoice, rows: Iterable[Row]) -> bytes:
+    zone = ZoneInfo(invoice.time_zone)
+    page = Page(_("Invoice %(number)s") % {"number": invoice.number})
+    page.set_creation_date(invoice.made_at)
+    page.add_page()
+    page.set_font(page.family, size=16)
+    page.cell(0, 10, page.readable(page.title_text), new_x="LMARGIN", new_y="NEXT")
+    page.set_font(page.family, size=9)
+    facts = [
+        (_("Customer"), f"{invoice.customer_name} (#{invoice.customer_number:06d})"),
+        (_("Period"), f"{_instant(invoice.starts_at, zone)} - {_instant(invoice.ends_at, zone)} ({invoice.time_zone})"),
+        (_("Made"), _instant(invoice.made_at, zone)),
+        (_("Total"), money.format_amount(invoice.total_micro, invoice.currency)),
+    ]
+    for label, value in facts:
+        page.cell(0, 5.5, page.readable(f"{label}: {value}"), new_x="LMARGIN", new_y="NEXT")
+    page.ln(4)
+    heading = [_("Service"), _("Project"), _("Location"), _("Period"), _("Calculation"), _("Amount")]
+    page.set_font(page.family, size=8)
+    style = FontFace(fill_color=(238, 242, 248), emphasis="")
+    with page.table(
+        col_widths=WIDTHS,
+        headings_style=style,
+        text_align=("LEFT", "LEFT", "LEFT", "LEFT", "LEFT", "RIGHT"),
+        borders_layout="HORIZONTAL_LINES",
+        line_height=4.5,
+    ) as table:
+        _row(page, table, heading)
+        for row in rows:
+            name = f"{row.name}\n{row.kind_label}" + (f" ({_('correction')})" if row.corrects else "")
+            period = f"{_instant(row.from_at, zone)}\n{_instant(row.to_at, zone)}"
+            _row(page, table, [name, row.project, row.location, period, row.formula, row.amount])
+        total = money.format_amount(invoice.total_micro, invoice.currency)
+        _row(page, table, ["", "", "", "", _("Total"), total])
+    return bytes(page.output())
+
+
+def _row(page: Page, table: object, cells: Sequence[str]) -> None:
+    row = table.row()
+    for text in cells:
+        row.cell(page.readable(text))
+
+
+def _instant(instant: object, zone: ZoneInfo) -> str:
+    return instant.astimezone(zone).strftime("%Y-%m-%d %H:%M:%S %z")

@@ -1,0 +1,387 @@
+"""What the billing pages show: every amount as the rows that it is made of."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta
+from typing import Any
+from uuid import UUID
+
+from django.db.models import Count, Q, Sum
+
+from cng_portal.accounts.models import Customer
+
+from . import bulk, money, rating, services
+from .models import (
+    Invoice,
+    InvoiceLine,
+    ServiceKind,
+    TransactionKind,
+    UsageSegment,
+    WalletAccount,
+    WalletTransaction,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Whole hours of one usage at one rate: of an invoice, or not invoiced yet."""
+
+    month: date
+    resource_id: UUID
+    kind: str
+    name: str
+    project: str
+    location: str
+    from_at: datetime
+    to_at: datetime
+    hours: int
+    size_gb: int
+    rate_micro: int | None
+    amount_micro: int
+    currency: str
+    invoice_id: UUID | None = None
+    invoice_number: str = ""
+    corrects: bool = False
+
+    @property
+    def kind_label(self) -> str:
+        return ServiceKind(self.kind).label
+
+    @property
+    def formula(self) -> str:
+        return money.format_line(
+            hours=self.hours,
+            size_gb=None if self.kind == ServiceKind.VM_BACKUP_AUTOMATIC else self.size_gb,
+            rate_micro=self.rate_micro,
+            amount_micro=self.amount_micro,
+            currency=self.currency,
+        )
+
+    @property
+    def amount(self) -> str:
+        return money.format_amount(self.amount_micro, self.currency)
+
+
+def row_of_line(line: InvoiceLine, invoice: Invoice) -> Row:
+    return Row(
+        month=line.month,
+        resource_id=line.resource_id,
+        kind=line.kind,
+        name=line.resource_name,
+        project=line.project_name,
+        location=line.location_code,
+        from_at=line.from_at,
+        to_at=line.to_at,
+        hours=line.hours,
+        size_gb=line.size_gb,
+        rate_micro=line.rate_micro,
+        amount_micro=line.amount_micro,
+        currency=invoice.currency,
+        invoice_id=invoice.pk,
+        invoice_number=invoice.number,
+        corrects=line.corrects_id is not None,
+    )
+
+
+def _row_of_due(due: services.DueLine, customer: Customer) -> Row:
+    segment, line = due.segment, due.line
+    return Row(
+        month=due.month,
+        resource_id=segment.resource_id,
+        kind=segment.kind,
+        name=segment.resource_name,
+        project=segment.project.name,
+        location=segment.location_id,
+        from_at=line.from_at,
+        to_at=line.to_at,
+        hours=line.hours,
+        size_gb=segment.size_gb,
+        rate_micro=line.rate_micro,
+        amount_micro=line.amount_micro or 0,
+        currency=customer.currency,
+        corrects=due.corrects_id is not None,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """The rows of a customer's usage that fit the filters, the newest first: what is due, then what was invoiced."""
+
+    due: Sequence[Row]
+    lines: Any  # QuerySet[InvoiceLine]
+
+    def __len__(self) -> int:
+        return len(self.due) + self.lines.count()
+
+    @property
+    def total_micro(self) -> int:
+        invoiced = self.lines.order_by().aggregate(total=Sum("amount_micro", default=0))["total"]
+        return sum(row.amount_micro for row in self.due) + int(invoiced)
+
+    def page(self, start: int, stop: int) -> list[Row]:
+        rows = list(self.due[start:stop])
+        first = max(0, start - len(self.due))
+        lines = self.lines[first : first + stop - start - len(rows)]
+        return rows + [row_of_line(line, line.invoice) for line in lines]
+
+    def __iter__(self) -> Iterator[Row]:
+        yield from self.due
+        for line in self.lines.iterator(chunk_size=2000):
+            yield row_of_line(line, line.invoice)
+
+
+def usage_rows(
+    *,
+    customer: Customer,
+    at: datetime,
+    project_id: UUID | None = None,
+    kind: str = "",
+    resource_id: UUID | None = None,
+    month: date | None = None,
+    first: date | None = None,
+    last: date | None = None,
+) -> Usage:
+    """`month` is the first day of the month of use, to which hours belong by their start. `first` and `last` are days in
+    the customer's time zone; a row belongs to them if it overlaps them.
+    """
+    lower = datetime.combine(first, time(), customer.zone) if first else None
+    upper = datetime.combine(last + timedelta(days=1), time(), customer.zone) if last else None
+    where = Q()
+    if project_id:
+        where &= Q(project_id=project_id)
+    if kind:
+        where &= Q(kind=kind)
+    if resource_id:
+        where &= Q(resource_id=resource_id)
+    in_time = Q(month=month) if month else Q()
+    if lower:
+        in_time &= Q(to_at__gt=lower) | Q(from_at__gte=lower)
+    if upper:
+        in_time &= Q(from_at__lt=upper)
+    lines = InvoiceLine.objects.filter(where & in_time, invoice__customer=customer).select_related("invoice")
+    segments = services.unsettled_segments(customer=customer).filter(where).select_related("project")
+    due = [
+        _row_of_due(one, customer)
+        for one in services.due_lines(customer=customer, at=at, segments=list(segments))
+        if (month is None or one.month == month)
+        and (lower is None or one.line.to_at > lower or one.line.from_at >= lower)
+        and (upper is None or one.line.from_at < upper)
+    ]
+    due.sort(key=lambda row: (row.from_at, row.name), reverse=True)
+    return Usage(due=due, lines=lines.order_by("-from_at", "-pk"))
+
+
+# Summary -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """What is there now of one kind."""
+
+    kind: str
+    label: str
+    count: int
+    size_gb: int
+    hourly_micro: int
+    month_micro: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    services: list[Service]
+    months: list[date]
+    costs: dict[tuple[date, str], int]  # {(month, kind): millionths}
+    bought_micro: int
+    free_micro: int
+    consumed_micro: int
+    balance_micro: int
+    this_month: date
+    this_month_micro: int
+    projected_micro: int
+
+
+MONTHS_SHOWN = 12
+
+
+def costs_by_month(*, customer: Customer, at: datetime) -> dict[tuple[date, str], int]:
+    """{(month of use, kind): millionths}: what was invoiced and what is due. Three queries, more with late usage."""
+    costs: dict[tuple[date, str], int] = defaultdict(int)
+    lines = InvoiceLine.objects.filter(invoice__customer=customer).order_by()
+    for month, kind, total in lines.values_list("month", "kind").annotate(total=Sum("amount_micro")):
+        costs[month, kind] += int(total)
+    windows, [found] = services.open_windows(customers=Customer.objects.filter(pk=customer.pk), at=at)
+    for (month, kind), total in bulk.owed_by_kind(windows).items():
+        costs[month, kind] += total
+    if found.late:
+        for due in services.late_lines(customer=customer, at=at):
+            costs[due.month, due.segment.kind] += due.line.amount_micro or 0
+    return costs
+
+
+def summary(*, customer: Customer, at: datetime) -> Summary:
+    costs = costs_by_month(customer=customer, at=at)
+    month = rating.month_of(at, customer.zone)
+    months = [month]
+    while len(months) < MONTHS_SHOWN:
+        months.append((months[-1] - timedelta(days=1)).replace(day=1))
+    this_month = sum(total for (one, _kind), total in costs.items() if one == month)
+    standing = services.standing(customer=customer, at=at)
+    sums = {
+        kind: int(total)
+        for kind, total in WalletTransaction.objects.filter(customer=customer, at__lte=at)
+        .order_by()
+        .values_list("kind")
+        .annotate(total=Sum("amount_micro"))
+    }
+    return Summary(
+        services=active_services(customer=customer, at=at, costs=costs),
+        months=sorted(months),
+        costs=costs,
+        bought_micro=sums.get(TransactionKind.BOUGHT, 0),
+        free_micro=sums.get(TransactionKind.GRANTED, 0),
+        consumed_micro=sum(costs.values()),
+        balance_micro=standing.balance_micro,
+        this_month=month,
+        this_month_micro=this_month,
+        projected_micro=this_month + _rest_of_month(customer=customer, at=at),
+    )
+
+
+def _rest_of_month(*, customer: Customer, at: datetime) -> int:
+    """What the month will have cost in addition at its end, if everything stays as it is, planned prices included."""
+    now, _customers = services.open_windows(customers=Customer.objects.filter(pk=customer.pk), at=at)
+    if not now:
+        return 0
+    last = now[-1]
+    later = bulk.CustomerWindow(
+        customer_id=customer.pk, month=last.month, since=last.since, until=last.until, at=last.until
+    )
+    then = sum(bulk.owed_by_customer([later]).values())
+    return then - sum(bulk.owed_by_customer([last]).values())
+
+
+def active_services(*, customer: Customer, at: datetime, costs: dict[tuple[date, str], int]) -> list[Service]:
+    """One for each kind that is there now or has cost something this month."""
+    month = rating.month_of(at, customer.zone)
+    usage = UsageSegment.objects.filter(customer=customer, ended_at=None, started_at__lte=at).order_by()
+    begun = {
+        place: [price.rate_micro for price in prices if price.since <= at]
+        for place, prices in services.prices_by_place().items()
+    }
+    counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
+    for kind, code, count, size_gb, base_rate_micro in usage.values_list("kind", "location_id").annotate(
+        count=Count("pk"), gb=Sum("size_gb"), base=Sum("base_rate_micro")
+    ):
+        rates = begun.get((kind, code))
+        if base_rate_micro is not None:
+            hourly_micro = rating.hourly_micro(rate_micro=int(base_rate_micro), size_gb=None)
+        else:
+            hourly_micro = int(size_gb) * rates[-1] if rates else 0
+        for place, value in enumerate((count, int(size_gb), hourly_micro)):
+            counts[kind][place] += value
+    found = []
+    for kind in ServiceKind:
+        month_micro = costs.get((month, kind.value), 0)
+        if kind.value in counts or month_micro:
+            count, size_gb, hourly_micro = counts[kind.value]
+            found.append(
+                Service(
+                    kind=kind.value,
+                    label=kind.label,
+                    count=count,
+                    size_gb=size_gb,
+                    hourly_micro=hourly_micro,
+                    month_micro=month_micro,
+                )
+            )
+    return found
+
+
+# Chart -------------------------------------------------------------------------------------------------------------
+
+CHART_WIDTH, CHART_HEIGHT, CHART_TOP, CHART_LEFT = 720, 240, 12, 96
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    x: str
+    y: str
+    width: str
+    height: str
+    kind: str
+    title: str
+
+
+def nice_ceiling(micro: int) -> int:
+    """The first of 1, 2, 5, 10, 20, 50 … that is not below the amount."""
+    step = money.MICRO
+    while True:
+        for factor in (1, 2, 5):
+            if factor * step >= micro:
+                return factor * step
+        step *= 10
+
+
+def chart(*, found: Summary, currency: str, label: Callable[[date], str]) -> dict[str, Any]:
+    """Stacked bars, one a month, as numbers for an SVG; `label` writes a month."""
+    totals = {
+        month: sum(max(0, found.costs.get((month, kind), 0)) for kind in ServiceKind.values) for month in found.months
+    }
+    top = nice_ceiling(max(totals.values(), default=0))
+    plot_height, plot_width = CHART_HEIGHT - CHART_TOP - 28, CHART_WIDTH - CHART_LEFT - 8
+    pitch = plot_width / len(found.months)
+    bottom = CHART_TOP + plot_height
+    bars, ticks = [], []
+    for number, month in enumerate(found.months):
+        y = float(bottom)
+        x = CHART_LEFT + number * pitch + pitch * 0.18
+        ticks.append({"x": f"{x + pitch * 0.32:.1f}", "label": label(month)})
+        for kind in ServiceKind:
+            micro = max(0, found.costs.get((month, kind.value), 0))
+            if not micro:
+                continue
+            height = plot_height * micro / top
+            y -= height
+            bars.append(
+                Bar(
+                    x=f"{x:.1f}",
+                    y=f"{y:.2f}",
+                    width=f"{pitch * 0.64:.1f}",
+                    height=f"{height:.2f}",
+                    kind=kind.value,
+                    title=f"{label(month)}, {kind.label}: {money.format_amount(micro, currency)}",
+                )
+            )
+    lines = [
+        {"y": f"{bottom - plot_height * part / 4:.1f}", "label": money.format_price(top * part // 4, currency)}
+        for part in range(5)
+    ]
+    return {
+        "bars": bars,
+        "ticks": ticks,
+        "lines": lines,
+        "width": CHART_WIDTH,
+        "height": CHART_HEIGHT,
+        "left": CHART_LEFT,
+        "right": CHART_WIDTH - 8,
+        "label_x": CHART_LEFT - 8,
+        "label_y": CHART_HEIGHT - 8,
+    }
+
+
+# Subscriptions -----------------------------------------------------------------------------------------------------
+
+
+def subscriptions(*, customer: Customer, active: bool) -> Any:
+    """The customer's usage that goes on, or that has ended; the newest first."""
+    found = UsageSegment.objects.filter(customer=customer).select_related("project", "location")
+    found = found.filter(ended_at=None) if active else found.exclude(ended_at=None)
+    return found.order_by("-started_at", "pk")
+
+
+def credits_in(*, customer: Customer) -> Any:
+    """What came into the wallet from outside, the newest first."""
+    return WalletTransaction.objects.filter(
+        customer=customer, kind__in=[TransactionKind.BOUGHT, TransactionKind.GRANTED], target=WalletAccount.WALLET
+    )

@@ -1,0 +1,294 @@
+import csv
+import io
+import re
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+import pytest
+from django.urls import reverse
+
+from billing import closing, context, money, reports, services
+from billing.models import Invoice, ServiceKind
+from cng_portal.accounts.models import Customer, Role
+from tests.factories import ProjectFactory, UserFactory
+
+pytestmark = pytest.mark.django_db
+
+PAGES = ["summary", "subscriptions", "credits", "transactions", "statement"]
+FILES = [f"{name}_csv" for name in ("summary", "subscriptions", "credits", "transactions", "usage")]
+
+
+def yangon(day: int, hour: int = 0, month: int = 11) -> datetime:
+    return datetime(2040, month, day, hour, tzinfo=UTC) - timedelta(hours=6, minutes=30)
+
+
+NOW = yangon(20, 12)
+
+
+@pytest.fixture
+def history(shop, use, time_machine):
+    """October is invoiced; in November one snapshot goes on and one has ended. Seen on 20 November at noon."""
+    services.buy_credits(
+        customer=shop.customer,
+        amount_micro=50_000_000_000,
+        reason="Bank transfer 17",
+        by=None,
+        key="b",
+        at=yangon(1, month=10),
+    )
+    services.grant_credits(
+        **given, amount_micro=1_000_000_000, reason="Welcome", key="g", expires_at=yangon(1, month=12)
+    )
+    shop.open = use(yangon(30, 22, month=10), name="root-disk")
+    shop.ended = use(yangon(5, 10) + timedelta(minutes=17, seconds=23), yangon(5, 13), name="=HYPERLINK(evil)")
+    closing.close_months(at=yangon(1))
+    time_machine.move_to(NOW, tick=False)
+    return shop
+
+
+@pytest.fixture
+def owner(history, client_for):
+    return client_for(history.owner)
+
+
+def words(response) -> str:
+    """The text of the page without markup, blanks made one."""
+    text = re.sub(r"<[^>]+>", " ", response.content.decode())
+    return re.sub(r"\s+", " ", text)
+
+
+def rows_of(response) -> list[dict]:
+    assert response["Content-Type"] == "text/csv; charset=utf-8"
+    text = b"".join(response.streaming_content).decode("utf-8-sig")
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+@pytest.mark.parametrize("name", [*PAGES, *FILES])
+def test_only_owners_of_the_customer_see_its_billing(history, client_for, name):
+    url = reverse(f"billing:{name}")
+    stranger = UserFactory(member_of=ProjectFactory())
+    member = UserFactory(member_of=history.project, member_of__role=Role.MEMBER)
+    guest = UserFactory(member_of=history.project, customer=stranger.customer)
+    assert client_for(history.owner).get(url).status_code == 200
+    assert client_for(member).get(url).status_code == 404
+    assert client_for(UserFactory(admin=True)).get(url).status_code == 404
+    for person in (stranger, guest):
+        response = client_for(person).get(url)
+        content = b"".join(response) if response.streaming else response.content
+        assert response.status_code in (200, 404)
+        assert b"root-disk" not in content
+    assert client_for(history.owner).post(url).status_code == 405
+
+
+@pytest.mark.parametrize("name", ["invoice", "invoice_csv", "invoice_pdf"])
+def test_a_stranger_does_not_see_an_invoice(history, client_for, name):
+    url = reverse(f"billing:{name}", args=[Invoice.objects.get().pk])
+    assert client_for(history.owner).get(url).status_code == 200
+    assert client_for(UserFactory(member_of=ProjectFactory())).get(url).status_code == 404
+    assert client_for(history.owner).get(reverse(f"billing:{name}", args=[uuid4()])).status_code == 404
+
+
+def test_the_summary_shows_what_there_is_and_what_it_costs(owner, history):
+    page = words(owner.get(reverse("billing:summary")))
+    # October: 26 h; November so far: 468 h and 3 h; to its end: 720 h and 3 h
+    balance = 51_000 - (26 + 19 * 24 + 12 + 3) * 20
+    assert f"Wallet balance {money.format_amount(balance * 10**6)} Prepaid" in page
+    assert "K 50,000.00 bought, K 1,000.00 free" in page
+    assert "All-time consumption K 9,940.00" in page
+    assert "This month K 9,420.00 K 14,460.00 projected for the whole month" in page
+    assert "BS Snapshot 1 50 GB K 20.00 K 9,420.00" in page
+    assert "October 2040 K 520.00 K 520.00" in page
+
+
+def test_the_projection_is_what_the_invoice_will_say(owner, history):
+    found = reports.summary(customer=history.customer, at=NOW)
+    closing.close_months(at=yangon(1, month=12))
+    assert Invoice.objects.order_by("-month")[0].total_micro == found.projected_micro
+
+
+def test_every_amount_of_the_summary_leads_to_rows_that_add_up_to_it(owner, history):
+    content = owner.get(reverse("billing:summary")).content.decode()
+    links = re.findall(r'<a href="([^"]*statement/\?[^"]*)">(K [^<]*)</a>', content)
+    assert len(links) == 3
+    for url, amount in links:
+        assert f"Total: {amount}" in words(owner.get(url.replace("&amp;", "&")))
+
+
+def test_the_chart_has_a_bar_for_each_kind_and_month_with_costs_and_no_style(owner):
+    content = owner.get(reverse("billing:summary")).content.decode()
+    chart = re.search(r"<svg viewBox=\"0 0 720.*?</svg>", content, re.DOTALL)[0]
+    assert chart.count("<rect") == 2
+    assert "Nov, BS Snapshot: K 9,420.00" in chart
+    assert "style=" not in chart
+
+
+def test_usage_details_say_how_each_amount_comes_about(owner, history):
+    page = words(owner.get(reverse("billing:statement")))
+    assert "3 hours × 50 GB × K 0.4000 = K 60.00" in page
+    assert "5 Nov 2040, 10:17:23 UTC+06:30 to 5 Nov 2040, 13:00:00 UTC+06:30" in page
+    assert "Total: K 9,940.00" in page
+    assert "INV-000039-0001 October 2040 1 K 520.00" in page
+
+
+@pytest.mark.parametrize(
+    ("query", "total"),
+    [
+        ({"kind": "bs_snapshot"}, "K 9,940.00"),
+        ({"kind": "vm_snapshot"}, None),
+        ({"first": "2040-11-05", "last": "2040-11-05"}, "K 9,420.00"),
+        ({"month": "2040-10-01"}, "K 520.00"),
+        ({"last": "2040-10-31"}, "K 520.00"),
+    ],
+)
+def test_usage_can_be_narrowed_down(owner, query, total):
+    page = words(owner.get(reverse("billing:statement"), query))
+    assert (f"Total: {total}" in page) if total else ("No usage fits" in page)
+
+
+def test_usage_of_one_project_and_of_one_resource(owner, history, use):
+    other = ProjectFactory(customer=history.customer, name="Other")
+    use(yangon(6), yangon(6, 2), project=other, name="elsewhere")
+    url = reverse("billing:statement")
+    assert "Total: K 40.00" in words(owner.get(url, {"project": other.pk}))
+    assert "Total: K 60.00" in words(owner.get(url, {"resource": history.ended.resource_id}))
+
+
+def test_filters_that_make_no_sense_explain_themselves(owner):
+    url = reverse("billing:statement")
+    page = words(owner.get(url, {"first": "2040-11-05", "last": "2040-11-04"}))
+    assert "The last day is before the first one." in page
+    assert "Enter a valid date" in words(owner.get(url, {"first": "yesterday"}))
+    assert "Select a valid choice" in words(owner.get(url, {"project": uuid4()}))
+    assert owner.get(url, {"resource": "x"}).status_code == 404
+    for number in ("0", "-1", "x", "9", "²"):
+        assert owner.get(url, {"page": number}).status_code == 404
+
+
+def test_the_csv_of_usage_has_everything_to_check_an_amount_with(owner, history):
+    rows = rows_of(owner.get(reverse("billing:usage_csv")))
+    row = next(row for row in rows if row["resource_uuid"] == str(history.ended.resource_id))
+    assert row == {
+        "resource_uuid": str(history.ended.resource_id),
+        "kind": "bs_snapshot",
+        "name": "'=HYPERLINK(evil)",
+        "project": "Default",
+        "location": "1CNG-YGN-AZ01",
+        "from": "2040-11-05T10:17:23+06:30",
+        "to": "2040-11-05T13:00:00+06:30",
+        "hours": "3",
+        "gb": "50",
+        "rate": "0.400000",
+        "amount": "60.00",
+        "currency": "MMK",
+        "invoice": "",
+    }
+    assert sum(float(row["amount"]) for row in rows) == 9940
+    assert [row["invoice"] for row in rows_of(owner.get(reverse("billing:usage_csv"), {"month": "2040-10-01"}))] == [
+        "INV-000039-0001"
+    ]
+
+
+def test_the_other_lists_are_there_as_csv_too(owner, history):
+    assert rows_of(owner.get(reverse("billing:summary_csv")))[0] == {
+        "month": "2040-10",
+        "kind": "bs_snapshot",
+        "amount": "520.00",
+        "currency": "MMK",
+    }
+    assert [row["name"] for row in rows_of(owner.get(reverse("billing:subscriptions_csv")))] == ["root-disk"]
+    inactive = rows_of(owner.get(reverse("billing:subscriptions_csv"), {"state": "inactive"}))
+    assert inactive[0]["to"] == "2040-11-05T13:00:00+06:30"
+    assert [row["amount"] for row in rows_of(owner.get(reverse("billing:credits_csv")))] == ["1000.00", "50000.00"]
+    assert {row["amount"] for row in rows_of(owner.get(reverse("billing:transactions_csv")))} == {
+        "1000.00",
+        "50000.00",
+        "-520.00",
+    }
+
+
+def test_subscriptions_show_what_goes_on_and_what_has_ended(owner):
+    active = words(owner.get(reverse("billing:subscriptions")))
+    assert "root-disk BS Snapshot Default" in active
+    assert "K 20.00 K 9,880.00" in active
+    inactive = words(owner.get(reverse("billing:subscriptions"), {"state": "inactive"}))
+    assert "=HYPERLINK(evil)" in inactive
+    assert "K 60.00" in inactive
+
+
+def test_infra_credits_say_how_long_they_last(owner):
+    page = words(owner.get(reverse("billing:credits")))
+    assert "Wallet balance K 41,060.00" in page
+    assert "Bank transfer 17" in page
+    assert "At the present cost it lasts 2 months" in page
+
+
+def test_transactions_are_listed_with_their_sign_and_invoice(owner):
+    page = words(owner.get(reverse("billing:transactions")))
+    assert "Spent on an invoice" in page
+    assert "Invoice INV-000039-0001 -K 520.00" in page
+
+
+def test_an_invoice_shows_its_lines_and_its_period(owner):
+    page = words(owner.get(reverse("billing:invoice", args=[Invoice.objects.get().pk])))
+    assert "26 hours × 50 GB × K 0.4000 = K 520.00" in page
+    assert "1 Oct 2040, 00:00:00 UTC+06:30 – 1 Nov 2040, 00:00:00 UTC+06:30 (Asia/Yangon)" in page
+
+
+def test_the_pdf_of_an_invoice_is_one(owner):
+    response = owner.get(reverse("billing:invoice_pdf", args=[Invoice.objects.get().pk]))
+    assert response["Content-Type"] == "application/pdf"
+    assert response["Content-Disposition"] == 'attachment; filename="INV-000039-0001.pdf"'
+    assert response.content.startswith(b"%PDF-")
+    assert response.content == owner.get(reverse("billing:invoice_pdf", args=[Invoice.objects.get().pk])).content
+
+
+def test_long_lists_come_in_pages(owner, history, use):
+    for number in range(60):
+        use(yangon(6), yangon(6, 1), name=f"disk-{number:02d}")
+    url = reverse("billing:statement")
+    first, second = owner.get(url), owner.get(url, {"page": 2})
+    assert len(first.context["page"]["rows"]) == 50
+    assert len(second.context["page"]["rows"]) == 13
+    rows = [*first.context["page"]["rows"], *second.context["page"]["rows"]]
+    assert len({(row.resource_id, row.from_at) for row in rows}) == 63
+
+
+def test_the_number_of_queries_does_not_grow_with_the_rows(owner, history, use, django_assert_max_num_queries):
+    for number in range(40):
+        use(yangon(6), None if number % 2 else yangon(6, 1), name=f"disk-{number:02d}")
+    for name in PAGES:
+        with django_assert_max_num_queries(25):
+            assert owner.get(reverse(f"billing:{name}")).status_code == 200
+
+
+def test_the_top_bar_shows_credits_or_usage_of_the_month(history, rf, django_assert_max_num_queries):
+    request = rf.get("/")
+    request.user = history.owner
+    history.owner.customer = Customer.objects.get()
+    with django_assert_max_num_queries(0):
+        shown = context.wallet(request)
+    with django_assert_max_num_queries(2):
+        assert (shown["wallet_label"], str(shown["wallet_amount"])) == ("Infra credits", "K 41,060.00")
+    history.owner.customer.billing_type = "postpaid"
+    shown = context.wallet(request)
+    assert (shown["wallet_label"], str(shown["wallet_amount"])) == ("Usage this month", "K 9,420.00")
+
+
+def test_a_customer_without_anything_is_told_what_will_be_here(client_for):
+    client = client_for(UserFactory(member_of=ProjectFactory()))
+    for name in PAGES:
+        assert client.get(reverse(f"billing:{name}")).status_code == 200
+
+
+def test_a_low_balance_is_shown_on_the_billing_pages(owner, history):
+    services.correct_credits(
+        customer=history.customer, change_micro=-41_000_000_000, reason="x", by=None, key="c", at=NOW
+    )
+    assert services.warn_low_balances(at=NOW) == 1
+    for name in ("summary", "credits"):
+        assert "Your infra credits run low" in words(owner.get(reverse(f"billing:{name}")))
+
+
+def test_automatic_backups_show_the_fifth_and_the_base_price(owner, history, use):
+    use(yangon(6), yangon(6, 3), kind=ServiceKind.VM_BACKUP_AUTOMATIC, size_gb=0, base_rate_micro=100_000_000)
+    assert "3 hours × 20 % of K 100.0000 = K 60.00" in words(owner.get(reverse("billing:statement")))
