@@ -20,6 +20,8 @@ from billing.models import ServiceKind
 from cng_portal.accounts.models import Customer, Project, User
 from cng_portal.inventory.models import Location, OwnedQuerySet, VirtualMachine, Volume
 
+from .drivers.base import Consistency
+
 NAME_LENGTH = 64
 # normalising and folding a character gives at most three each
 NAME_KEY_LENGTH = 9 * NAME_LENGTH
@@ -80,11 +82,16 @@ class Draft(models.Model):
     location = models.ForeignKey(Location, on_delete=models.SET_NULL, null=True, related_name="+")
     project = models.ForeignKey(Project, on_delete=models.SET_NULL, null=True, related_name="+")
     volume = models.ForeignKey(Volume, on_delete=models.SET_NULL, null=True, related_name="+")
+    vm = models.ForeignKey(VirtualMachine, on_delete=models.SET_NULL, null=True, related_name="+")
     name = models.CharField(max_length=NAME_LENGTH, blank=True)
     created_at = models.DateTimeField(default=timezone.now, editable=False)
 
     def __str__(self) -> str:
         return str(self.id)
+
+    @property
+    def source(self) -> Volume | VirtualMachine | None:
+        return self.volume or self.vm
 
 
 class SnapshotQuerySet(OwnedQuerySet):
@@ -133,7 +140,22 @@ class Snapshot(models.Model):
     )
     name = models.CharField(_("name"), max_length=NAME_LENGTH)
     name_key = models.CharField(max_length=NAME_KEY_LENGTH, editable=False)
-    size_gb = models.PositiveIntegerField(_("size, GB"))
+    vm_config = models.JSONField(
+        _("machine's configuration"),
+        default=dict,
+        blank=True,
+        help_text=_("Name, size, hourly price and volumes of the machine at the time."),
+    )
+    consistency = models.CharField(
+        _("consistency"),
+        max_length=8,
+        blank=True,
+        choices=[
+            (Consistency.INSTANT.value, _("One instant for all disks")),
+            (Consistency.PER_DISK.value, _("Crash-consistent per disk")),
+        ],
+    )
+    size_gb = models.PositiveIntegerField(_("size, GB"), help_text=_("Of all disks together."))
     state = models.CharField(_("state"), max_length=8, choices=State.choices, default=State.PENDING)
     error = models.TextField(_("reason"), blank=True)
     requested_by = models.ForeignKey(
@@ -287,6 +309,24 @@ class Operation(models.Model):
         related_name="operations",
         help_text=_("The volume that is written: restored, or made anew."),
     )
+    vm = models.ForeignKey(
+        VirtualMachine,
+        verbose_name=_("virtual machine"),
+        on_delete=models.PROTECT,
+        null=True,
+        blank=True,
+        related_name="operations",
+        help_text=_("The machine whose disks are restored."),
+    )
+    disk = models.ForeignKey(
+        DiskImage,
+        verbose_name=_("disk image"),
+        on_delete=models.PROTECT,
+        null=True,
+        blank=True,
+        related_name="+",
+        help_text=_("What a new volume is made from."),
+    )
     safety_snapshot = models.ForeignKey(
         Snapshot,
         verbose_name=_("safety snapshot"),
@@ -331,6 +371,7 @@ class Operation(models.Model):
             models.UniqueConstraint(
                 fields=["volume"], condition=Q(finished_at=None), name="operation_one_writer_per_volume"
             ),
+            models.UniqueConstraint(fields=["vm"], condition=Q(finished_at=None), name="operation_one_writer_per_vm"),
             models.CheckConstraint(
                 condition=Q(state__in=["pending", "running"], finished_at=None)
                 | Q(state__in=["succeeded", "failed"], finished_at__isnull=False),
@@ -341,9 +382,11 @@ class Operation(models.Model):
                 name="operation_lease",
             ),
             models.CheckConstraint(
-                condition=Q(kind__in=["restore", "new_volume"], volume__isnull=False)
-                | Q(kind__in=["capture", "verify", "delete"], volume=None, safety_snapshot=None),
-                name="operation_volume",
+                condition=Q(kind="restore", volume__isnull=False, vm=None, disk=None)
+                | Q(kind="restore", volume=None, vm__isnull=False, disk=None)
+                | Q(kind="new_volume", volume__isnull=False, vm=None, disk__isnull=False, safety_snapshot=None)
+                | Q(kind__in=["capture", "verify", "delete"], volume=None, vm=None, disk=None, safety_snapshot=None),
+                name="operation_target",
             ),
         ]
 
@@ -365,6 +408,7 @@ class Operation(models.Model):
 
     @property
     def can_be_undone(self) -> bool:
-        """A restore whose safety snapshot is still there."""
+        """A restore whose safety snapshot is still there; of a machine also one that failed after the first disk."""
         safety = self.safety_snapshot
-        return self.state == self.State.SUCCEEDED and safety is not None and safety.state == State.READY
+        wrote = self.state == self.State.SUCCEEDED or (self.state == self.State.FAILED and self.vm_id is not None)
+        return wrote and safety is not None and safety.state == State.READY

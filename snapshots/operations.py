@@ -71,9 +71,8 @@ def claim(operation_id: UUID | str, *, now: datetime | None = None) -> Operation
     )
     if not taken:
         return None
-    operation = Operation.objects.select_related("snapshot__location", "volume__vm", "safety_snapshot").get(
-        pk=operation_id
-    )
+    related = Operation.objects.select_related("snapshot__location", "volume", "disk", "safety_snapshot__location")
+    operation = related.get(pk=operation_id)
     operation.attempt = attempt + 1  # ours, even if another claim followed before the read
     return operation
 

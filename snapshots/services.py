@@ -7,7 +7,8 @@ Each function validates, writes in one transaction that holds the customer's loc
 import unicodedata
 from dataclasses import dataclass
 from datetime import datetime
-from uuid import UUID
+from typing import Any
+from uuid import UUID, uuid4
 
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
@@ -24,7 +25,18 @@ from cng_portal.inventory.models import VirtualMachine, Volume
 
 from .drivers import get_driver
 from .drivers.base import GIB, StorageError
-from .models import NAME_LENGTH, DiskImage, Draft, Kind, Operation, Snapshot, State, name_key
+from .models import (
+    NAME_LENGTH,
+    SERVICE_KINDS,
+    DiskImage,
+    Draft,
+    Kind,
+    Operation,
+    OperationQuerySet,
+    Snapshot,
+    State,
+    name_key,
+)
 from .operations import create_operation
 from .tasks import volume_ref
 
@@ -80,6 +92,10 @@ class NotNow(Refusal):
     """Its state does not allow it."""
 
 
+# What a snapshot is taken of: one disk, or all disks of a machine together.
+Source = Volume | VirtualMachine
+
+
 # --- questions -------------------------------------------------------------------------------------------------------
 
 
@@ -91,6 +107,27 @@ def require_change(user: User, project_id: UUID) -> None:
         raise PermissionDenied(
             _("You can see this project, but your role “Viewer” does not allow changes. Ask an owner of the project.")
         )
+
+
+def kind_of(source: Source) -> Kind:
+    return Kind.VOLUME if isinstance(source, Volume) else Kind.VM
+
+
+def volumes_of(source: Source) -> list[Volume]:
+    """The disks that a snapshot of it captures, in their order: the root volume of a machine comes first."""
+    if isinstance(source, Volume):
+        return [source]
+    return list(source.volumes.present().select_related("location").order_by("position", "name", "id"))
+
+
+def size_of(source: Source) -> int:
+    """GB of all its disks."""
+    return source.size_gb if isinstance(source, Volume) else sum(volume.size_gb for volume in volumes_of(source))
+
+
+def fresh(source: Source) -> Source:
+    """The row as it is now, with what the checks read."""
+    return type(source).objects.select_related("project__customer", "location").get(pk=source.pk)
 
 
 @dataclass(frozen=True)
@@ -163,14 +200,14 @@ def reserved_micro(customer: Customer, at: datetime) -> int:
     return total
 
 
-def quote_for(source: Volume, *, kind: Kind = Kind.VOLUME, at: datetime | None = None) -> billing.Quote:
-    """Today's price of a snapshot of this volume. Raises NotSold."""
+def quote_for(source: Source, *, at: datetime | None = None) -> billing.Quote:
+    """Today's price of a snapshot of it. Raises NotSold."""
     try:
         return billing.quote(
             customer=source.project.customer,
             location=source.location,
-            kind=Snapshot(kind=kind).service_kind,
-            size_gb=source.size_gb,
+            kind=SERVICE_KINDS[kind_of(source)],
+            size_gb=size_of(source),
             at=at or timezone.now(),
         )
     except billing.NotSold as error:
@@ -186,11 +223,11 @@ def check_cover(customer: Customer, hourly_micro: int, at: datetime) -> None:
         raise NoCredit(str(error)) from error
 
 
-def check_room(volume: Volume) -> None:
+def check_room(source: Source) -> None:
     """Ask the storage whether a capture fits. Not inside a transaction: it may be a call over the network."""
     try:
-        driver = get_driver(volume.location)
-        needed, free = driver.bytes_needed([volume_ref(volume)]), driver.free_bytes()
+        driver = get_driver(source.location)
+        needed, free = driver.bytes_needed([volume_ref(volume) for volume in volumes_of(source)]), driver.free_bytes()
     except StorageError as error:
         raise NoRoom(str(error)) from error
     if free is not None and needed > free:
@@ -199,28 +236,47 @@ def check_room(volume: Volume) -> None:
                 "The storage of %(location)s is too full: this snapshot may need %(needed).1f GB and %(free).1f GB are "
                 "free. Nothing was created. Ask support, or delete snapshots that you no longer need."
             )
-            % {"location": volume.location_id, "needed": needed / GIB, "free": free / GIB}
+            % {"location": source.location_id, "needed": needed / GIB, "free": free / GIB}
         )
 
 
-def check_source(volume: Volume) -> None:
-    if volume.deleted_at is not None:
-        raise SourceGone(_("The volume “%(name)s” has been deleted. Choose another one.") % {"name": volume.name})
-    if volume.state != Volume.State.AVAILABLE:
+def check_source(source: Source) -> None:
+    """Raises SourceGone unless every disk of it is there and can be captured now."""
+    if source.deleted_at is not None:
+        raise SourceGone(_("“%(name)s” has been deleted. Choose another one.") % {"name": source.name})
+    if not source.location.active:
         raise SourceGone(
-            _("The volume “%(name)s” is not usable yet. Wait until it is available, or choose another one.")
-            % {"name": volume.name}
+            _("The location %(code)s is closed for new snapshots. Choose something elsewhere, or ask support.")
+            % {"code": source.location_id}
         )
-    if not volume.location.active:
+    volumes = volumes_of(source)
+    if not volumes:
         raise SourceGone(
-            _("The location %(code)s is closed for new snapshots. Choose a volume elsewhere, or ask support.")
-            % {"code": volume.location_id}
+            _("The virtual machine “%(name)s” has no volume, so there is nothing to capture. Choose another one.")
+            % {"name": source.name}
         )
-    if Operation.objects.active().filter(volume=volume).exists():
+    for volume in volumes:
+        if volume.state != Volume.State.AVAILABLE:
+            raise SourceGone(
+                _("The volume “%(name)s” is not usable yet. Wait until it is available, or choose another one.")
+                % {"name": volume.name}
+            )
+        if volume.location_id != source.location_id:
+            raise SourceGone(
+                _("The volume “%(name)s” is in another location than its machine. Ask support.") % {"name": volume.name}
+            )
+    if writers(volumes).exists():
         raise SourceGone(
-            _("The volume “%(name)s” is being restored right now. Try again when that has ended.")
-            % {"name": volume.name}
+            _("“%(name)s” is being restored right now. Try again when that has ended.") % {"name": source.name}
         )
+
+
+def writers(volumes: list[Volume]) -> OperationQuerySet:
+    """The operations that write to any of these volumes now."""
+    machines = {volume.vm_id for volume in volumes if volume.vm_id}
+    return Operation.objects.active().filter(
+        Q(volume__in=volumes) | Q(vm__in=machines) | Q(vm__isnull=False, snapshot__disks__volume__in=volumes)
+    )
 
 
 def free_name(customer_id: UUID, wanted: str) -> str:
@@ -239,10 +295,10 @@ def free_name(customer_id: UUID, wanted: str) -> str:
     return candidate
 
 
-def suggest_name(volume: Volume, *, at: datetime | None = None) -> str:
+def suggest_name(source: Source, *, at: datetime | None = None) -> str:
     """`web-01-root-2026-11-22`, in the reader's zone, made free."""
     day = timezone.localtime(at or timezone.now()).date().isoformat()
-    return free_name(volume.project.customer_id, f"{volume.name[: NAME_LENGTH - 17]}-{day}")
+    return free_name(source.project.customer_id, f"{source.name[: NAME_LENGTH - 17]}-{day}")
 
 
 def check_name(customer_id: UUID, name: str, *, but: UUID | None = None) -> str:
@@ -275,13 +331,13 @@ def check_name(customer_id: UUID, name: str, *, but: UUID | None = None) -> str:
     return name
 
 
-def check_deliverable(volume: Volume, at: datetime | None = None) -> billing.Quote:
-    """Everything that can be known about a snapshot of this volume before its name: raises the first Refusal."""
+def check_deliverable(source: Source, at: datetime | None = None) -> billing.Quote:
+    """Everything that can be known about a snapshot of it before its name: raises the first Refusal."""
     at = at or timezone.now()
-    check_source(volume)
-    check_quota(volume.project, volume.size_gb)
-    quote = quote_for(volume, at=at)
-    check_cover(volume.project.customer, quote.hourly_micro, at)
+    check_source(source)
+    check_quota(source.project, size_of(source))
+    quote = quote_for(source, at=at)
+    check_cover(source.project.customer, quote.hourly_micro, at)
     return quote
 
 
@@ -290,131 +346,225 @@ def check_deliverable(volume: Volume, at: datetime | None = None) -> billing.Quo
 
 def request_snapshot(
     *,
-    volume: Volume,
+    source: Source,
     name: str,
     user: User,
     shown_hourly_micro: int | None = None,
     draft: Draft | None = None,
 ) -> Snapshot:
-    """Ask for a snapshot of a volume. The same draft again gives the snapshot that it made the first time.
+    """Ask for a snapshot of a volume or of a machine. The same draft again gives what it made the first time.
 
     `shown_hourly_micro` is the price that the person saw; another price today raises PriceMoved. Raises every Refusal.
     """
-    check_room(volume)
+    check_room(source)
     with transaction.atomic():
-        lock_customer(volume.project.customer_id)
+        lock_customer(source.project.customer_id)
         if draft and (made := Snapshot.objects.filter(draft=draft).first()):
             return made
-        volume = Volume.objects.select_related("project__customer", "location").get(pk=volume.pk)
-        require_change(User.objects.get(pk=user.pk), volume.project_id)
-        quote = check_deliverable(volume)
-        name = check_name(volume.project.customer_id, name)
+        source = fresh(source)
+        require_change(User.objects.get(pk=user.pk), source.project_id)
+        quote = check_deliverable(source)
+        name = check_name(source.project.customer_id, name)
         if shown_hourly_micro is not None and shown_hourly_micro != quote.hourly_micro:
             raise PriceMoved(
                 _("The price has changed to %(price)s an hour since it was shown. Check it and confirm again.")
                 % {"price": format_price(quote.hourly_micro, quote.currency)},
                 quote,
             )
-        snapshot = create_snapshot_row(volume=volume, name=name, user=user, draft=draft)
+        snapshot = create_snapshot_row(source=source, volumes=volumes_of(source), name=name, user=user, draft=draft)
         create_operation(kind=Operation.Kind.CAPTURE, snapshot=snapshot, requested_by=user)
     return snapshot
 
 
-def create_snapshot_row(*, volume: Volume, name: str, user: User | None, draft: Draft | None = None) -> Snapshot:
-    """The pending row and its disk; the caller holds the lock, has checked, and makes the operation."""
+def create_snapshot_row(
+    *, source: Source, volumes: list[Volume], name: str, user: User | None, draft: Draft | None = None
+) -> Snapshot:
+    """The pending row and its disks; the caller holds the lock, has checked, and makes the operation."""
+    kind = kind_of(source)
     snapshot = Snapshot.objects.create(
-        kind=Kind.VOLUME,
-        customer_id=volume.project.customer_id,
-        project=volume.project,
-        location=volume.location,
-        volume=volume,
+        kind=kind,
+        customer_id=source.project.customer_id,
+        project=source.project,
+        location=source.location,
+        volume=source if isinstance(source, Volume) else None,
+        vm=source if isinstance(source, VirtualMachine) else None,
+        vm_config=describe_machine(source, volumes) if isinstance(source, VirtualMachine) else {},
         name=name,
         name_key=name_key(name),
-        size_gb=volume.size_gb,
+        size_gb=sum(volume.size_gb for volume in volumes),
         requested_by=user,
         draft=draft,
     )
-    DiskImage.objects.create(
-        id=snapshot.pk, snapshot=snapshot, volume=volume, volume_name=volume.name, size_gb=volume.size_gb
-    )
+    for position, volume in enumerate(volumes):
+        DiskImage.objects.create(
+            # a volume snapshot is one disk, and storage knows both by the same id
+            id=snapshot.pk if kind == Kind.VOLUME else uuid4(),
+            snapshot=snapshot,
+            volume=volume,
+            volume_name=volume.name,
+            position=position,
+            size_gb=volume.size_gb,
+        )
     return snapshot
 
 
-def request_restore(*, snapshot: Snapshot, user: User, confirmation: str) -> Operation:
-    """Ask for the snapshot's bytes back in its volume, after a safety snapshot of what is there now.
+def describe_machine(vm: VirtualMachine, volumes: list[Volume]) -> dict[str, Any]:
+    """What a machine was when it was captured; enough to make a new one like it."""
+    return {
+        "name": vm.name,
+        "vcpus": vm.vcpus,
+        "memory_mb": vm.memory_mb,
+        "hourly_price_micro": vm.hourly_price_micro,
+        "volumes": [
+            {"uuid": str(volume.pk), "name": volume.name, "size_gb": volume.size_gb, "position": volume.position}
+            for volume in volumes
+        ],
+    }
 
-    `confirmation` has to be the volume's name. Raises NotNow, SourceGone, WrongConfirmation, and what request_snapshot
-    raises for the safety snapshot.
+
+def request_restore(*, snapshot: Snapshot, user: User, confirmation: str) -> Operation:
+    """Ask for the snapshot's bytes back where they came from, after a safety snapshot of what is there now.
+
+    `confirmation` has to be the name of the volume or the machine. Raises NotNow, SourceGone, WrongConfirmation, and
+    what request_snapshot raises for the safety snapshot.
     """
-    volume = snapshot.volume
-    assert volume is not None
-    check_room(volume)
+    check_room(snapshot.source)
     with transaction.atomic():
         lock_customer(snapshot.customer_id)
         snapshot = locked(snapshot)
-        volume = Volume.objects.select_related("project__customer", "location", "vm").get(pk=volume.pk)
-        require_change(User.objects.get(pk=user.pk), snapshot.project_id)
-        require_change(User.objects.get(pk=user.pk), volume.project_id)
-        check_restorable(snapshot, volume)
-        if confirmation.strip() != volume.name:
+        source = fresh(snapshot.source)
+        asking = User.objects.get(pk=user.pk)
+        volumes = volumes_in(snapshot)
+        for project_id in {snapshot.project_id, source.project_id, *(volume.project_id for volume in volumes)}:
+            require_change(asking, project_id)
+        check_restorable(snapshot)
+        if confirmation.strip() != source.name:
             raise WrongConfirmation(
-                _("That is not the volume's name. Type “%(name)s” to confirm that it will be overwritten.")
-                % {"name": volume.name}
+                _("That is not its name. Type “%(name)s” to confirm that it will be overwritten.")
+                % {"name": source.name}
             )
-        check_deliverable(volume)
-        name = free_name(snapshot.customer_id, _("before-restore-of-%(name)s") % {"name": volume.name[:40]})
-        safety = create_snapshot_row(volume=volume, name=name, user=user)
+        check_deliverable(source)
+        name = free_name(snapshot.customer_id, _("before-restore-of-%(name)s") % {"name": source.name[:40]})
+        # of exactly the disks that will be written, whatever is attached to the machine today
+        safety = create_snapshot_row(source=source, volumes=volumes, name=name, user=user)
         return create_operation(
             kind=Operation.Kind.RESTORE,
             snapshot=snapshot,
-            volume=volume,
+            volume=snapshot.volume,
+            vm=snapshot.vm,
             safety_snapshot=safety,
             requested_by=user,
         )
 
 
-def check_restorable(snapshot: Snapshot, volume: Volume) -> None:
-    """Raises NotNow or SourceGone with the reason why this snapshot cannot be restored into this volume now."""
+def volumes_in(snapshot: Snapshot) -> list[Volume]:
+    """The volumes that its disks were captured from, in their order."""
+    disks = snapshot.disks.select_related("volume__vm", "volume__location", "volume__project").order_by("position")
+    return [disk.volume for disk in disks]
+
+
+def check_restorable(snapshot: Snapshot) -> None:
+    """Raises NotNow or SourceGone with the reason why this snapshot cannot be restored in place now."""
     require_ready(snapshot)
-    check_source(volume)
-    if volume.vm and volume.vm.state == VirtualMachine.State.RUNNING:
-        raise NotNow(
-            _(
-                "“%(volume)s” is in use: its virtual machine %(vm)s is running. Stop the machine first, or make a new "
-                "volume from the snapshot instead."
+    check_source(snapshot.source)
+    disks = list(snapshot.disks.select_related("volume__vm").order_by("position"))
+    for disk in disks:
+        volume = disk.volume
+        if volume.deleted_at is not None:
+            raise SourceGone(
+                _("The volume “%(name)s” has been deleted. Make new volumes from the snapshot instead.")
+                % {"name": volume.name}
             )
-            % {"volume": volume.name, "vm": volume.vm.name}
-        )
-    if volume.size_gb < snapshot.size_gb:
-        raise NotNow(_("The volume is smaller than the snapshot. Make a new volume from the snapshot instead."))
-    if Snapshot.objects.filter(volume=volume, state__in=[State.PENDING, State.CREATING]).exists():
+        if volume.vm and volume.vm.is_running:
+            raise NotNow(
+                _(
+                    "“%(volume)s” is in use: its virtual machine %(vm)s is running. Stop the machine first, or make a "
+                    "new volume from the snapshot instead."
+                )
+                % {"volume": volume.name, "vm": volume.vm.name}
+            )
+        if volume.size_gb < disk.size_gb:
+            raise NotNow(
+                _("The volume “%(name)s” is smaller than the snapshot. Make a new volume from the snapshot instead.")
+                % {"name": volume.name}
+            )
+    volumes = [disk.volume for disk in disks]
+    if writers(volumes).exists():
+        raise NotNow(_("Something is being restored there right now. Try again when that has ended."))
+    being_taken = Snapshot.objects.filter(
+        disks__volume__in=volumes, deleted_at=None, state__in=[State.PENDING, State.CREATING]
+    )
+    if being_taken.exists():
         raise NotNow(
-            _("A snapshot of “%(volume)s” is being taken right now. Restore when that has ended.")
-            % {"volume": volume.name}
+            _("A snapshot of “%(name)s” is being taken right now. Restore when that has ended.")
+            % {"name": snapshot.source.name}
         )
 
 
-def request_new_volume(*, snapshot: Snapshot, user: User, project: Project, name: str, size_gb: int) -> Operation:
-    """Ask for a new volume with the snapshot's bytes, in the snapshot's location. Raises NotNow."""
+def request_new_volume(
+    *, snapshot: Snapshot, user: User, project: Project, name: str, size_gb: int, disk: DiskImage | None = None
+) -> Operation:
+    """Ask for a new volume with the bytes of a disk of the snapshot, in its location. Raises NotNow.
+
+    `disk` may be left out where there is only one.
+    """
     with transaction.atomic():
         lock_customer(snapshot.customer_id)
         snapshot = locked(snapshot)
-        require_change(User.objects.get(pk=user.pk), project.pk)
-        require_ready(snapshot)
-        if project.customer_id != snapshot.customer_id:
-            raise NotNow(_("The project belongs to another account. Choose one of the account that owns the snapshot."))
-        if size_gb < snapshot.size_gb:
+        check_usable_in(snapshot, project, user)
+        disk = disk or snapshot.disks.get()
+        if size_gb < disk.size_gb:
             raise NotNow(
-                _("The volume has to have at least %(size)s GB, the size of the snapshot.") % {"size": snapshot.size_gb}
+                _("The volume has to have at least %(size)s GB, the size of the snapshot.") % {"size": disk.size_gb}
             )
-        volume = Volume.objects.create(
+        return make_volume_row(disk, project=project, name=name.strip(), size_gb=size_gb, user=user)
+
+
+def request_new_machine(*, snapshot: Snapshot, user: User, project: Project, name: str) -> VirtualMachine:
+    """Ask for a stopped machine like the captured one, with a new volume for each of its disks. Raises NotNow."""
+    with transaction.atomic():
+        lock_customer(snapshot.customer_id)
+        snapshot = locked(snapshot)
+        check_usable_in(snapshot, project, user)
+        config = snapshot.vm_config
+        vm = VirtualMachine.objects.create(
             project=project,
             location_id=snapshot.location_id,
             name=name.strip(),
-            size_gb=size_gb,
-            state=Volume.State.CREATING,
+            state=VirtualMachine.State.STOPPED,
+            vcpus=config["vcpus"],
+            memory_mb=config["memory_mb"],
+            hourly_price_micro=config["hourly_price_micro"],
         )
-        return create_operation(kind=Operation.Kind.NEW_VOLUME, snapshot=snapshot, volume=volume, requested_by=user)
+        for disk in snapshot.disks.order_by("position"):
+            volume_name = f"{vm.name}-{disk.volume_name}"[:120]
+            make_volume_row(disk, project=project, name=volume_name, size_gb=disk.size_gb, user=user, vm=vm)
+    return vm
+
+
+def check_usable_in(snapshot: Snapshot, project: Project, user: User) -> None:
+    require_change(User.objects.get(pk=user.pk), project.pk)
+    require_ready(snapshot)
+    if project.customer_id != snapshot.customer_id:
+        raise NotNow(_("The project belongs to another account. Choose one of the account that owns the snapshot."))
+
+
+def make_volume_row(
+    disk: DiskImage, *, project: Project, name: str, size_gb: int, user: User, vm: VirtualMachine | None = None
+) -> Operation:
+    """The volume that is being made and its operation; the caller holds the lock and has checked."""
+    volume = Volume.objects.create(
+        project=project,
+        location_id=disk.snapshot.location_id,
+        vm=vm,
+        position=disk.position if vm else 0,
+        name=name,
+        size_gb=size_gb,
+        state=Volume.State.CREATING,
+    )
+    return create_operation(
+        kind=Operation.Kind.NEW_VOLUME, snapshot=disk.snapshot, disk=disk, volume=volume, requested_by=user
+    )
 
 
 def request_verification(*, snapshot: Snapshot, user: User) -> Operation:
@@ -475,8 +625,8 @@ def retry(*, operation: Operation, user: User) -> Operation:
     Raises NotNow when it did not fail or something newer was asked for, and every Refusal of the kind.
     """
     snapshot = operation.snapshot
-    if operation.kind == Operation.Kind.CAPTURE and snapshot.volume:
-        check_room(snapshot.volume)
+    if operation.kind == Operation.Kind.CAPTURE:
+        check_room(snapshot.source)
     with transaction.atomic():
         lock_customer(snapshot.customer_id)
         operation = Operation.objects.select_related("volume__project").get(pk=operation.pk)
@@ -490,24 +640,40 @@ def retry(*, operation: Operation, user: User) -> Operation:
         if operation.kind == Operation.Kind.RESTORE:
             raise NotNow(_("Start the restore again from the snapshot's page: it asks for your confirmation."))
         if operation.kind == Operation.Kind.CAPTURE:
-            volume = Volume.objects.select_related("project__customer", "location").get(pk=snapshot.volume_id)
-            check_deliverable(volume)
-            if not Snapshot.objects.transition(
-                snapshot.pk, [State.FAILED], State.PENDING, error="", size_gb=volume.size_gb
-            ):
-                raise NotNow(_("The snapshot is not in a state in which it can be taken again."))
-            snapshot.disks.update(size_gb=volume.size_gb)
+            retake(snapshot)
         elif operation.kind == Operation.Kind.NEW_VOLUME:
             require_ready(snapshot)
             Volume.objects.filter(pk=operation.volume_id).update(state=Volume.State.CREATING, deleted_at=None)
         elif operation.kind == Operation.Kind.VERIFY:
             require_ready(snapshot)
-        return create_operation(kind=operation.kind, snapshot=snapshot, volume=operation.volume, requested_by=user)
+        return create_operation(
+            kind=operation.kind,
+            snapshot=snapshot,
+            volume=operation.volume,
+            disk_id=operation.disk_id,
+            requested_by=user,
+        )
+
+
+def retake(snapshot: Snapshot) -> None:
+    """A failed snapshot waits again, for the disks that its source has now. The caller holds the lock."""
+    source = fresh(snapshot.source)
+    check_deliverable(source)
+    volumes = volumes_of(source)
+    if {disk.volume_id for disk in snapshot.disks.all()} != {volume.pk for volume in volumes}:
+        raise NotNow(_("The machine has other disks now than when this was asked for. Take a new snapshot instead."))
+    size_gb = sum(volume.size_gb for volume in volumes)
+    if not Snapshot.objects.transition(snapshot.pk, [State.FAILED], State.PENDING, error="", size_gb=size_gb):
+        raise NotNow(_("The snapshot is not in a state in which it can be taken again."))
+    for volume in volumes:
+        snapshot.disks.filter(volume=volume).update(size_gb=volume.size_gb)
 
 
 def locked(snapshot: Snapshot) -> Snapshot:
     """The row as it is now that the customer's lock is held."""
-    return Snapshot.objects.select_related("project__customer", "location").get(pk=snapshot.pk)
+    return Snapshot.objects.select_related("project__customer", "location", "volume__location", "vm__location").get(
+        pk=snapshot.pk
+    )
 
 
 def require_ready(snapshot: Snapshot) -> None:

@@ -17,7 +17,7 @@ from django.utils.translation import override
 from django_tasks import task
 
 from billing import services as billing
-from cng_portal.inventory.models import VirtualMachine, Volume
+from cng_portal.inventory.models import Volume
 
 from . import operations
 from .drivers import get_driver
@@ -123,7 +123,8 @@ def settle_ready(snapshot: Snapshot, infos: list[SnapshotInfo], now: datetime) -
             verified_at=None,
             damage="",
         )
-    if not Snapshot.objects.transition(snapshot.pk, [State.CREATING], State.READY, ready_at=now, error=""):
+    ready = {"ready_at": now, "error": "", "consistency": get_driver(snapshot.location).consistency.value}
+    if not Snapshot.objects.transition(snapshot.pk, [State.CREATING], State.READY, **ready):
         raise operations.LeaseLost
     snapshot.refresh_from_db()
     billing.open_segment(
@@ -148,22 +149,26 @@ def settle_not_taken(snapshot: Snapshot, reason: str) -> None:
 
 def restore(operation: Operation, lease: operations.Lease) -> None:
     """1. Refuse while the VM runs. 2. Take the safety snapshot and record it, so that it survives whatever follows.
-    3. Revert the volume."""
-    volume, safety = operation.volume, operation.safety_snapshot
-    assert volume is not None and safety is not None  # held by the constraint operation_volume and by request_restore
-    if volume.vm and volume.vm.state == VirtualMachine.State.RUNNING:
-        raise Refused(
-            _("%(volume)s is in use: its virtual machine %(vm)s runs. Stop the machine, then restore again.")
-            % {"volume": volume.name, "vm": volume.vm.name}
-        )
+    3. Revert every disk, in order.
+    """
+    safety = operation.safety_snapshot
+    assert safety is not None  # request_restore gives every restore one
+    disks = list(operation.snapshot.disks.select_related("volume__vm"))
+    for disk in disks:
+        if disk.volume.vm and disk.volume.vm.is_running:
+            raise Refused(
+                _("%(volume)s is in use: its virtual machine %(vm)s runs. Stop the machine, then restore again.")
+                % {"volume": disk.volume.name, "vm": disk.volume.vm.name}
+            )
     if safety.state in (State.PENDING, State.CREATING):
         infos = take(operation, safety, lease)
         with transaction.atomic():
             if not operations.update(operation, bytes_done=0):
                 raise operations.LeaseLost
             settle_ready(safety, infos, timezone.now())
-    disk = operation.snapshot.disks.get()
-    get_driver(operation.snapshot.location).revert_volume(volume_ref(volume), snapshot_ref(disk), lease.heartbeat)
+    driver = get_driver(operation.snapshot.location)
+    for disk in disks:
+        driver.revert_volume(volume_ref(disk.volume), snapshot_ref(disk), lease.heartbeat)
     operations.finish(operation, Operation.State.SUCCEEDED, lambda now: None)
 
 
@@ -176,9 +181,8 @@ def settle_not_restored(operation: Operation, reason: str) -> None:
 
 
 def make_volume(operation: Operation, lease: operations.Lease) -> None:
-    volume = operation.volume
-    assert volume is not None  # held by the constraint operation_volume
-    disk = operation.snapshot.disks.get()
+    volume, disk = operation.volume, operation.disk
+    assert volume is not None and disk is not None  # held by the constraint operation_target
     driver = get_driver(operation.snapshot.location)
     backend_ref = driver.create_volume_from_snapshot(snapshot_ref(disk), volume_ref(volume), lease.heartbeat)
 

@@ -1,5 +1,6 @@
 from django.urls import path
 
+from .models import Kind
 from .views import snapshots, volumes, wizard
 
 app_name = "snapshots"
@@ -7,6 +8,7 @@ urlpatterns = [
     path("snapshots/", snapshots.volume_snapshots, name="volume_snapshots"),
     path("snapshots/vm/", snapshots.vm_snapshots, name="vm_snapshots"),
     path("snapshots/new/", wizard.new, name="new"),
+    path("snapshots/vm/new/", wizard.new, {"kind": Kind.VM}, name="new_vm"),
     path("snapshots/new/<uuid:draft_id>/name/check/", wizard.check_name, name="check_name"),
     path("snapshots/new/<uuid:draft_id>/<slug:step>/", wizard.step, name="wizard"),
     path("snapshots/<uuid:snapshot_id>/", snapshots.snapshot, name="snapshot"),

@@ -16,48 +16,46 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from billing import services as billing
-from billing.models import BillingCycle, ServiceKind
+from billing.models import BillingCycle
 from cng_portal.accounts.models import Project, User
-from cng_portal.inventory.models import Location, Volume
+from cng_portal.inventory.models import Location, VirtualMachine, Volume
 
 from . import services
-from .models import Draft
+from .models import SERVICE_KINDS, Draft, Kind
 
-# More volumes than this are found by searching.
-VOLUMES_SHOWN = 60
+# More volumes or instances than this are found by searching.
+SOURCES_SHOWN = 60
 LONGEST_ESTIMATE = timedelta(days=3653)
 
 
-def locations_for(user: User) -> list[Location]:
-    """The active locations with `volume_count`, of volumes this person may capture, and `rate_micro`, None if not
-    sold.
-    """
-    mine = Q(volumes__project_id__in=user.changeable_project_ids, volumes__deleted_at=None)
-    locations = list(Location.objects.active().annotate(volume_count=Count("volumes", filter=mine)))
-    rates = billing.rates_at(kind=ServiceKind.BS_SNAPSHOT, at=timezone.now())
+def locations_for(user: User, kind: str) -> list[Location]:
+    """The active locations with `source_count`, of what this person may capture, and `rate_micro`, None if not sold."""
+    sources = "volumes" if kind == Kind.VOLUME else "vms"
+    mine = Q(**{f"{sources}__project_id__in": user.changeable_project_ids, f"{sources}__deleted_at": None})
+    locations = list(Location.objects.active().annotate(source_count=Count(sources, filter=mine)))
+    rates = billing.rates_at(kind=SERVICE_KINDS[Kind(kind)], at=timezone.now())
     for location in locations:
         location.rate_micro = rates.get(location.pk)
     return locations
 
 
-def projects_for(user: User, location: Location) -> QuerySet[Project]:
-    """The projects this person may change, with `volume_count` in the location."""
-    here = Q(volumes__location=location, volumes__deleted_at=None)
-    return Project.objects.changeable_by(user).annotate(volume_count=Count("volumes", filter=here)).order_by("name")
+def projects_for(user: User, draft: Draft) -> QuerySet[Project]:
+    """The projects this person may change, with `source_count` in the chosen location."""
+    sources = "volumes" if draft.kind == Kind.VOLUME else "vms"
+    here = Q(**{f"{sources}__location": draft.location, f"{sources}__deleted_at": None})
+    return Project.objects.changeable_by(user).annotate(source_count=Count(sources, filter=here)).order_by("name")
 
 
-def volumes_for(user: User, draft: Draft) -> QuerySet[Volume]:
-    """The volumes of the chosen project in the chosen location, with `last_snapshot_at`."""
-    return (
-        Volume.objects.changeable_by(user)
-        .present()
-        .filter(project=draft.project, location=draft.location)
-        .select_related("vm", "project__customer", "location")
-    )
+def sources_for(user: User, draft: Draft) -> QuerySet[Any]:
+    """The volumes or machines of the chosen project in the chosen location."""
+    model = Volume if draft.kind == Kind.VOLUME else VirtualMachine
+    found = model.objects.changeable_by(user).present().filter(project=draft.project, location=draft.location)
+    related = found.select_related("project__customer", "location")
+    return related.select_related("vm") if draft.kind == Kind.VOLUME else related
 
 
-def with_last_snapshot(volumes: QuerySet[Volume]) -> QuerySet[Volume]:
-    return volumes.annotate(last_snapshot_at=Max("snapshots__ready_at", filter=Q(snapshots__deleted_at=None)))
+def with_last_snapshot(sources: QuerySet[Any]) -> QuerySet[Any]:
+    return sources.annotate(last_snapshot_at=Max("snapshots__ready_at", filter=Q(snapshots__deleted_at=None)))
 
 
 class ChoiceField(forms.ModelChoiceField):
@@ -89,15 +87,18 @@ class LocationForm(StepForm):
 
     def clean_location(self) -> Location:
         location: Location = self.cleaned_data["location"]
-        here = next(candidate for candidate in locations_for(self.user) if candidate.pk == location.pk)
+        kind = self.draft.kind
+        here = next(candidate for candidate in locations_for(self.user, kind) if candidate.pk == location.pk)
         if here.rate_micro is None:
             raise ValidationError(
-                _("Volume snapshots are not sold in %(code)s. Choose another location, or ask support."),
-                params={"code": location.code},
+                _("%(kind)ss are not sold in %(code)s. Choose another location, or ask support."),
+                params={"kind": Kind(kind).label, "code": location.code},
             )
-        if not here.volume_count:
+        if not here.source_count:
             raise ValidationError(
-                _("You have no volume in %(code)s that you could take a snapshot of. Choose another location."),
+                _("You have no volume in %(code)s that you could take a snapshot of. Choose another location.")
+                if kind == Kind.VOLUME
+                else _("You have no virtual machine in %(code)s. Choose another location."),
                 params={"code": location.code},
             )
         return location
@@ -114,19 +115,42 @@ class ProjectForm(StepForm):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.fields["project"].queryset = projects_for(self.user, self.draft.location)
+        self.fields["project"].queryset = projects_for(self.user, self.draft)
 
     def clean_project(self) -> Project:
         project: Project = self.cleaned_data["project"]
-        if not project.volume_count:
+        if not project.source_count:
             raise ValidationError(
-                _("The project “%(project)s” has no volume in %(code)s. Choose another project."),
+                _("The project “%(project)s” has no volume in %(code)s. Choose another project.")
+                if self.draft.kind == Kind.VOLUME
+                else _("The project “%(project)s” has no virtual machine in %(code)s. Choose another project."),
                 params={"project": project.name, "code": self.draft.location_id},
             )
         return project
 
 
-class VolumeForm(StepForm):
+class SourceForm(StepForm):
+    """The choice of what is captured: field `volume` or `vm`."""
+
+    field: ClassVar[str]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields[self.field].queryset = sources_for(self.user, self.draft)  # type: ignore[attr-defined]
+
+    def clean(self) -> dict[str, Any]:
+        cleaned: dict[str, Any] = super().clean() or {}
+        if source := cleaned.get(self.field):
+            try:
+                services.check_deliverable(source)
+                services.check_room(source)
+            except services.Refusal as refusal:
+                self.add_error(self.field, str(refusal))
+        return cleaned
+
+
+class VolumeForm(SourceForm):
+    field = "volume"
     volume = ChoiceField(
         Volume.objects.none(),
         error_messages={
@@ -135,18 +159,16 @@ class VolumeForm(StepForm):
         },
     )
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.fields["volume"].queryset = volumes_for(self.user, self.draft)
 
-    def clean_volume(self) -> Volume:
-        volume: Volume = self.cleaned_data["volume"]
-        try:
-            services.check_deliverable(volume)
-            services.check_room(volume)
-        except services.Refusal as refusal:
-            raise ValidationError(str(refusal)) from refusal
-        return volume
+class InstanceForm(SourceForm):
+    field = "vm"
+    vm = ChoiceField(
+        VirtualMachine.objects.none(),
+        error_messages={
+            "required": _("Choose an instance."),
+            "invalid_choice": _("This instance is not in the project and location any more. Choose one of the list."),
+        },
+    )
 
 
 class NameForm(StepForm):
@@ -209,7 +231,7 @@ class UntilForm(forms.Form):
 
 
 class Step:
-    """One question. `answers` are the draft's fields that it sets; the later steps depend on them unless `free`."""
+    """One question, whose answer is the draft's `field`."""
 
     slug: ClassVar[str]
     label: ClassVar[Any]
@@ -217,6 +239,7 @@ class Step:
     intro: ClassVar[Any] = ""
     field: ClassVar[str]
     form_class: ClassVar[type[StepForm]]
+    template: ClassVar[str] = ""  # the slug's own
 
     @classmethod
     def form(cls, draft: Draft, user: User, data: Any = None) -> StepForm:
@@ -256,7 +279,7 @@ class LocationStep(Step):
 
     @classmethod
     def changed(cls, draft: Draft) -> None:
-        draft.volume = None
+        draft.volume = draft.vm = None
 
 
 class ProjectStep(Step):
@@ -270,11 +293,15 @@ class ProjectStep(Step):
     def changed(cls, draft: Draft) -> None:
         assert draft.project is not None
         draft.customer_id = draft.project.customer_id
-        draft.volume = None
+        draft.volume = draft.vm = None
 
 
 class VolumeStep(Step):
     slug = field = "volume"
+    template = "source"
+    plural = _("Volumes")
+    search_label = _("Search volumes and machines")
+    icon = "circle-stack"
     label = _("Volume")
     heading = _("Choose Block Storage")
     intro = _("The volume whose state is captured, exactly as it is at that instant.")
@@ -283,6 +310,23 @@ class VolumeStep(Step):
     @classmethod
     def changed(cls, draft: Draft) -> None:
         draft.name = ""  # it was suggested for, or chosen with a view to, another volume
+
+
+class InstanceStep(Step):
+    slug = "instance"
+    field = "vm"
+    template = "source"
+    plural = _("Instances")
+    search_label = _("Search instances")
+    icon = "server"
+    label = _("Instance")
+    heading = _("Choose an Instance")
+    intro = _("The virtual machine whose disks are captured together, with its configuration.")
+    form_class = InstanceForm
+
+    @classmethod
+    def changed(cls, draft: Draft) -> None:
+        draft.name = ""
 
 
 class NameStep(Step):
@@ -295,12 +339,15 @@ class NameStep(Step):
     @classmethod
     def form(cls, draft: Draft, user: User, data: Any = None) -> StepForm:
         form = super().form(draft, user, data)
-        if not draft.name and draft.volume:
-            form.initial["name"] = services.suggest_name(draft.volume)
+        if not draft.name and draft.source:
+            form.initial["name"] = services.suggest_name(draft.source)
         return form
 
 
-STEPS: Sequence[type[Step]] = (LocationStep, ProjectStep, VolumeStep, NameStep)
+STEPS: dict[str, Sequence[type[Step]]] = {
+    Kind.VOLUME: (LocationStep, ProjectStep, VolumeStep, NameStep),
+    Kind.VM: (LocationStep, ProjectStep, InstanceStep, NameStep),
+}
 REVIEW = "review"
 REVIEW_HEADING = _("Create Snapshot")
 
@@ -311,7 +358,7 @@ def url(draft: Draft, slug: str) -> str:
 
 def first_open_step(draft: Draft, user: User, before: str) -> type[Step] | None:
     """The first step ahead of `before` whose stored answer is missing or does not hold today; None if all hold."""
-    for step in STEPS:
+    for step in STEPS[draft.kind]:
         if step.slug == before:
             return None
         if not step.stored(draft) or not step.check(draft, user).is_valid():
@@ -319,21 +366,23 @@ def first_open_step(draft: Draft, user: User, before: str) -> type[Step] | None:
     return None
 
 
-SLUGS = [step.slug for step in STEPS] + [REVIEW]
+def slugs(draft: Draft) -> list[str]:
+    return [*(step.slug for step in STEPS[draft.kind]), REVIEW]
 
 
-def next_slug(slug: str) -> str:
-    return SLUGS[SLUGS.index(slug) + 1]
+def next_slug(draft: Draft, slug: str) -> str:
+    return slugs(draft)[slugs(draft).index(slug) + 1]
 
 
-def previous_slug(slug: str) -> str:
-    return SLUGS[SLUGS.index(slug) - 1]
+def previous_slug(draft: Draft, slug: str) -> str:
+    return slugs(draft)[slugs(draft).index(slug) - 1]
 
 
 def rate(draft: Draft) -> int | None:
     """Millionths per GB and hour in the chosen location."""
     assert draft.location_id is not None
-    rates = billing.rates_at(kind=ServiceKind.BS_SNAPSHOT, at=timezone.now(), location_codes=[draft.location_id])
+    kind = SERVICE_KINDS[Kind(draft.kind)]
+    rates = billing.rates_at(kind=kind, at=timezone.now(), location_codes=[draft.location_id])
     return rates.get(draft.location_id)
 
 
@@ -341,7 +390,7 @@ def progress(draft: Draft, current: str) -> list[dict[str, Any]]:
     """The step list: label, answer, url (None where it cannot be opened), state: done, current or upcoming."""
     entries: list[dict[str, Any]] = []
     reachable = not draft._state.adding
-    for step in STEPS:
+    for step in STEPS[draft.kind]:
         stored = step.stored(draft)
         state = "current" if step.slug == current else "done" if stored else "upcoming"
         link = url(draft, step.slug) if reachable and step.slug != current else None
@@ -352,18 +401,21 @@ def progress(draft: Draft, current: str) -> list[dict[str, Any]]:
     return [*entries, {"label": _("Review"), "answer": "", "url": None, "state": state}]
 
 
-def start(user: User, *, volume: Volume | None = None) -> Draft:
-    """A draft of this person; with a volume, the first three answers are given. Whoever can change nothing has no
-    draft.
+def start(user: User, *, kind: Kind = Kind.VOLUME, source: services.Source | None = None) -> Draft:
+    """A draft of this person, not saved yet; with a source it is, and the first three answers are given.
+
+    Who can change nothing at all has no draft: the views refuse before.
     """
-    if volume:
+    if source:
+        kind = services.kind_of(source)
         return Draft.objects.create(
-            customer_id=volume.project.customer_id,
+            kind=kind,
+            customer_id=source.project.customer_id,
             created_by=user,
-            location_id=volume.location_id,
-            project=volume.project,
-            volume=volume,
+            location_id=source.location_id,
+            project=source.project,
+            **{"volume" if kind == Kind.VOLUME else "vm": source},
         )
     changeable = {customer_id for project_id, customer_id, _role in user.seen if user.can_change(project_id)}
     customer_id = user.customer_id if user.customer_id in changeable else min(changeable)
-    return Draft(customer_id=customer_id, created_by=user)
+    return Draft(kind=kind, customer_id=customer_id, created_by=user)

@@ -5,7 +5,7 @@ from typing import Any
 from uuid import UUID
 
 from django.core.exceptions import PermissionDenied
-from django.db.models import Count, Q
+from django.db.models import Prefetch, Q, prefetch_related_objects
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
@@ -19,24 +19,26 @@ from django_htmx.http import HttpResponseClientRedirect
 from billing import services as billing
 from billing.money import format_amount, format_price
 from cng_portal.accounts.models import BillingType, User
-from cng_portal.inventory.models import Region, Volume
+from cng_portal.inventory.models import Region, VirtualMachine, Volume
 from snapshots import services, wizard
-from snapshots.models import Draft
+from snapshots.drivers import get_driver
+from snapshots.drivers.base import Consistency
+from snapshots.models import Draft, Kind
 
 from .common import is_fragment
 
 
-def new(request: HttpRequest) -> HttpResponse:
+def new(request: HttpRequest, kind: Kind = Kind.VOLUME) -> HttpResponse:
     """The first step, before there is a draft: the answer makes it, so that merely looking leaves nothing behind."""
     require_some_project(request.user)
-    return answer(request, wizard.start(request.user), wizard.LocationStep)
+    return answer(request, wizard.start(request.user, kind=kind), wizard.LocationStep)
 
 
 def step(request: HttpRequest, draft_id: UUID, step: str) -> HttpResponse:
     draft = get_draft(request.user, draft_id)
     if hasattr(draft, "snapshot"):
         return leave(request, reverse("snapshots:snapshot", args=[draft.snapshot.pk]))
-    steps = {step.slug: step for step in wizard.STEPS}
+    steps = {step.slug: step for step in wizard.STEPS[draft.kind]}
     if step != wizard.REVIEW and step not in steps:
         raise Http404
     if earlier := wizard.first_open_step(draft, request.user, before=step):
@@ -59,14 +61,20 @@ def take_snapshot_of(request: HttpRequest, volume_id: UUID) -> HttpResponse:
     """The shortcut from a volume: the wizard with three answers given."""
     volume = get_object_or_404(Volume.objects.visible_to(request.user).select_related("project"), pk=volume_id)
     services.require_change(request.user, volume.project_id)
-    return redirect(wizard.url(wizard.start(request.user, volume=volume), "name"))
+    return redirect(wizard.url(wizard.start(request.user, source=volume), "name"))
 
 
 def get_draft(user: User, draft_id: UUID) -> Draft:
     """A draft of a customer whose things this person sees; 403 for who can change none of them."""
     drafts = Draft.objects.filter(Q(project=None) | Q(project__in=list(user.roles)), customer_id__in=user.customer_ids)
     related = drafts.select_related(
-        "location", "project__customer", "volume__project__customer", "volume__location", "volume__vm"
+        "location",
+        "project__customer",
+        "volume__project__customer",
+        "volume__location",
+        "volume__vm",
+        "vm__project__customer",
+        "vm__location",
     )
     draft = get_object_or_404(related, pk=draft_id)
     require_some_project(user, draft.customer_id)
@@ -91,21 +99,22 @@ def answer(request: HttpRequest, draft: Draft, step: type[wizard.Step]) -> HttpR
         form = step.form(draft, user, request.POST)
         if form.is_valid():
             step.store(draft, form)
-            return redirect(wizard.url(draft, wizard.next_slug(step.slug)))
+            return redirect(wizard.url(draft, wizard.next_slug(draft, step.slug)))
     else:  # a stored answer that does not hold any more explains itself
         form = step.check(draft, user) if step.stored(draft) else step.form(draft, user)
-    context = {"step": step, "form": form, **CONTEXTS[step.slug](request, draft)}
-    return show(request, f"snapshots/wizard/{step.slug}.html", draft, step.slug, context)
+    context = {"step": step, "form": form, "errors": form[step.field].errors, **CONTEXTS[step.slug](request, draft)}
+    return show(request, f"snapshots/wizard/{step.template or step.slug}.html", draft, step.slug, context)
 
 
 def review(request: HttpRequest, draft: Draft) -> HttpResponse:
-    assert draft.volume is not None  # first_open_step has checked every answer
+    source = draft.source
+    assert source is not None  # first_open_step has checked every answer
     problem = None
     form = wizard.ReviewForm(request.POST or None)
     if request.method == "POST" and form.is_valid():
         try:
             snapshot = services.request_snapshot(
-                volume=draft.volume,
+                source=source,
                 name=draft.name,
                 user=request.user,
                 draft=draft,
@@ -119,7 +128,7 @@ def review(request: HttpRequest, draft: Draft) -> HttpResponse:
             raise
         except services.Refusal as refusal:
             problem = str(refusal)
-    quote = services.quote_for(draft.volume)
+    quote = services.quote_for(source)
     context = {"form": form, "quote": quote, "facts": facts(draft), **estimates(request, draft, quote)}
     if problem:
         context |= {"problem": problem, "problems": [{"id": "", "message": problem}]}
@@ -169,13 +178,13 @@ def show(request: HttpRequest, template: str, draft: Draft, slug: str, context: 
         "draft": draft,
         "heading": heading,
         "title": _("Error: %(heading)s") % {"heading": heading} if in_error else heading,
-        "action": wizard.url(draft, slug) if saved else reverse("snapshots:new"),
+        "action": wizard.url(draft, slug) if saved else request.path,
         "steps": wizard.progress(draft, slug),
-        "back": wizard.url(draft, wizard.previous_slug(slug)) if slug != "location" else None,
+        "back": wizard.url(draft, wizard.previous_slug(draft, slug)) if slug != "location" else None,
         "fragment": template,
     }
-    if "quote" not in context and draft.volume and slug == "name":
-        context["quote"] = services.quote_for(draft.volume)
+    if slug == "name" and draft.source:
+        context["quote"] = services.quote_for(draft.source)
     if quote := context.get("quote"):
         context["price"] = price(quote)
     return render(request, template if is_fragment(request) else "snapshots/wizard/page.html", context)
@@ -196,26 +205,38 @@ def price(quote: billing.Quote) -> dict[str, str]:
 
 
 def facts(draft: Draft) -> list[dict[str, Any]]:
-    assert draft.location is not None and draft.volume is not None
-    rows = [
-        (_("Location"), f"{draft.location.code} · {draft.location.city}, {draft.location.country_name}", "location"),
+    location, source = draft.location, draft.source
+    assert location is not None and source is not None
+    size = {"name": source.name, "size": services.size_of(source)}
+    rows: list[tuple[str, object, str | None]] = [
+        (_("Location"), f"{location.code} · {location.city}, {location.country_name}", "location"),
         (_("Project"), draft.project, "project"),
-        (
-            _("Volume"),
-            _("%(name)s · %(size)s GB") % {"name": draft.volume.name, "size": draft.volume.size_gb},
-            "volume",
-        ),
-        (_("Attached to"), draft.volume.vm or "–", None),
-        (_("Snapshot name"), draft.name, "name"),
     ]
+    if isinstance(source, Volume):
+        rows.append((_("Volume"), _("%(name)s · %(size)s GB") % size, "volume"))
+        rows.append((_("Attached to"), source.vm or "-", None))
+    else:
+        volumes = services.volumes_of(source)
+        size["count"] = len(volumes)
+        rows.append((_("Instance"), source.name, "instance"))
+        rows.append((_("Disks"), ", ".join(f"{volume.name} ({volume.size_gb} GB)" for volume in volumes), None))
+        rows.append((_("Consistency"), consistency_of(source), None))
+    rows.append((_("Snapshot name"), draft.name, "name"))
     return [
         {"label": label, "value": value, "change_url": wizard.url(draft, slug) if slug else None}
         for label, value, slug in rows
     ]
 
 
+def consistency_of(vm: VirtualMachine) -> str:
+    """What the location's storage can promise about several disks."""
+    if get_driver(vm.location).consistency == Consistency.INSTANT:
+        return _("All disks at one instant, as after a sudden power cut")
+    return _("Crash-consistent per disk: the disks are captured one after the other")
+
+
 def location_context(request: HttpRequest, draft: Draft) -> dict[str, Any]:
-    locations = wizard.locations_for(request.user)
+    locations = wizard.locations_for(request.user, draft.kind)
     regions = [region for region in Region.values if any(location.region == region for location in locations)]
     region = request.GET.get("region", "")
     region = region if region in regions else ""
@@ -225,58 +246,69 @@ def location_context(request: HttpRequest, draft: Draft) -> dict[str, Any]:
     for location in locations:
         location.checked = location.pk == draft.location_id
         if location.rate_micro is None:
-            location.reason = _("Volume snapshots are not sold here.")
-        elif not location.volume_count:
-            location.reason = _("You have no volume here.")
+            location.reason = _("%(kind)ss are not sold here.") % {"kind": Kind(draft.kind).label}
+        elif not location.source_count:
+            is_volume = draft.kind == Kind.VOLUME
+            location.reason = _("You have no volume here.") if is_volume else _("You have no virtual machine here.")
     return {"locations": [location for location in locations if region in ("", location.region)], "tabs": tabs}
 
 
 def project_context(request: HttpRequest, draft: Draft) -> dict[str, Any]:
-    assert draft.location is not None
-    projects = list(wizard.projects_for(request.user, draft.location))
+    projects = list(wizard.projects_for(request.user, draft))
     for project in projects:
+        count = project.source_count
         project.value = str(project.pk)
         project.checked = project.pk == draft.project_id
-        project.text = ngettext("%(count)s volume", "%(count)s volumes", project.volume_count) % {
-            "count": project.volume_count
-        }
-        if not project.volume_count:
-            project.reason = _("No volume in %(code)s.") % {"code": draft.location_id}
+        if draft.kind == Kind.VOLUME:
+            project.text = ngettext("%(count)s volume", "%(count)s volumes", count) % {"count": count}
+            reason = _("No volume in %(code)s.")
+        else:
+            project.text = ngettext("%(count)s instance", "%(count)s instances", count) % {"count": count}
+            reason = _("No instance in %(code)s.")
+        if not count:
+            project.reason = reason % {"code": draft.location_id}
     return {"projects": projects}
 
 
-def volume_context(request: HttpRequest, draft: Draft) -> dict[str, Any]:
-    """The volumes that match the search, at most VOLUMES_SHOWN and always the chosen one, each with its price an
-    hour.
-    """
+def source_context(request: HttpRequest, draft: Draft) -> dict[str, Any]:
+    """The volumes or instances that match the search, at most SOURCES_SHOWN and always the chosen one."""
     assert draft.project is not None
-    volumes = wizard.volumes_for(request.user, draft)
-    total = volumes.aggregate(total=Count("pk"))["total"]
+    sources = wizard.sources_for(request.user, draft)
     query = request.GET.get("q", "").strip()
-    found = volumes.filter(Q(name__icontains=query) | Q(vm__name__icontains=query)) if query else volumes
-    shown = list(wizard.with_last_snapshot(found).order_by("name", "id")[: wizard.VOLUMES_SHOWN])
-    if draft.volume_id and all(volume.pk != draft.volume_id for volume in shown):
-        shown = [*wizard.with_last_snapshot(volumes.filter(pk=draft.volume_id)), *shown]
+    matches = Q(name__icontains=query) | (Q(vm__name__icontains=query) if draft.kind == Kind.VOLUME else Q())
+    found = wizard.with_last_snapshot(sources.filter(matches) if query else sources)
+    shown = list(found.order_by("name", "id")[: wizard.SOURCES_SHOWN])
+    chosen = draft.volume_id or draft.vm_id
+    if chosen and all(source.pk != chosen for source in shown):
+        shown = [*wizard.with_last_snapshot(sources.filter(pk=chosen)), *shown]
+    if draft.kind == Kind.VM:
+        prefetch_related_objects(shown, Prefetch("volumes", Volume.objects.present().order_by("position", "name")))
     rate = wizard.rate(draft)
-    for volume in shown:
-        volume.value = str(volume.pk)
-        volume.checked = volume.pk == draft.volume_id
-        volume.text = _("%(size)s GB") % {"size": volume.size_gb}
-        volume.facts = [
-            {"label": _("Attached to"), "value": volume.vm.name if volume.vm else "-"},
-            {"label": _("Created"), "value": date(volume.created_at)},
-            {"label": _("Last snapshot"), "value": date(volume.last_snapshot_at)},
-        ]
-        if rate is not None:
-            price = format_price(rate * volume.size_gb, draft.project.customer.currency)
-            volume.facts.append({"label": _("Snapshot"), "value": _("%(price)s an hour") % {"price": price}})
+    for source in shown:
+        source.value = str(source.pk)
+        source.checked = source.pk == chosen
+        size_gb = source.size_gb if isinstance(source, Volume) else sum(disk.size_gb for disk in source.volumes.all())
+        source.text = _("%(size)s GB") % {"size": size_gb}
+        source.facts = [*source_facts(source), {"label": _("Last snapshot"), "value": date(source.last_snapshot_at)}]
+        if rate is not None and size_gb:
+            price = format_price(rate * size_gb, draft.project.customer.currency)
+            source.facts.append({"label": _("Snapshot"), "value": _("%(price)s an hour") % {"price": price}})
     return {
-        "volumes": shown,
-        "total": total,
+        "sources": shown,
+        "total": sources.count(),
         "q": query,
-        "limit": wizard.VOLUMES_SHOWN,
+        "limit": wizard.SOURCES_SHOWN,
         "quotas": [use for use in services.quota_use(draft.project) if use.is_limited],
     }
+
+
+def source_facts(source: services.Source) -> list[dict[str, object]]:
+    if isinstance(source, Volume):
+        first = {"label": _("Attached to"), "value": source.vm.name if source.vm else "-"}
+    else:
+        disks = ", ".join(disk.name for disk in source.volumes.all())
+        first = {"label": _("Disks"), "value": disks or _("none, so there is nothing to capture")}
+    return [first, {"label": _("Created"), "value": date(source.created_at)}]
 
 
 def date(instant: datetime | None) -> str:
@@ -290,6 +322,7 @@ def name_context(request: HttpRequest, draft: Draft) -> dict[str, Any]:
 CONTEXTS = {
     "location": location_context,
     "project": project_context,
-    "volume": volume_context,
+    "volume": source_context,
+    "instance": source_context,
     "name": name_context,
 }

@@ -19,13 +19,13 @@ from blake3 import blake3
 from django.db import connection, connections
 from django.utils import timezone
 
-from billing.models import UsageSegment
+from billing.models import ServiceKind, UsageSegment
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import Volume
 from snapshots import operations, services
 from snapshots.models import Operation, Snapshot, State
 from snapshots.tasks import run_operation
-from tests.factories import MembershipFactory, VolumeFactory
+from tests.factories import MembershipFactory, VirtualMachineFactory, VolumeFactory
 from tests.snapshots.disks import content, put_volume, sell_everywhere
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
@@ -138,7 +138,7 @@ def test_a_capture_survives_the_death_of_its_worker_at_every_step(
     expected = {str(image.relative_to(storage_root))}
 
     def ask(number: int) -> Operation:
-        snapshot = services.request_snapshot(volume=volume, name=f"snapshot {number}", user=member.user)
+        snapshot = services.request_snapshot(source=volume, name=f"snapshot {number}", user=member.user)
         return snapshot.operations.get()
 
     for operation, killed in deaths(ask):
@@ -159,7 +159,7 @@ def test_a_restore_survives_the_death_of_its_worker_at_every_step(
     storage_root: Path, member: Membership, volume: Volume
 ) -> None:
     image = put_volume(storage_root, volume, content(b"precious"))
-    snapshot = services.request_snapshot(volume=volume, name="precious", user=member.user)
+    snapshot = services.request_snapshot(source=volume, name="precious", user=member.user)
     let_the_next_worker_do_it()
     ruined = content(b"ruined!!")
 
@@ -188,7 +188,7 @@ def test_a_deletion_survives_the_death_of_its_worker_at_every_step(
     image = put_volume(storage_root, volume, content(b"before"))
 
     def ask(number: int) -> Operation:
-        snapshot = services.request_snapshot(volume=volume, name=f"snapshot {number}", user=member.user)
+        snapshot = services.request_snapshot(source=volume, name=f"snapshot {number}", user=member.user)
         let_the_next_worker_do_it()
         snapshot.refresh_from_db()
         services.request_deletion(snapshot=snapshot, user=member.user)
@@ -205,7 +205,7 @@ def test_a_new_volume_survives_the_death_of_its_worker_at_every_step(
     storage_root: Path, member: Membership, volume: Volume
 ) -> None:
     put_volume(storage_root, volume, content(b"before"))
-    snapshot = services.request_snapshot(volume=volume, name="origin", user=member.user)
+    snapshot = services.request_snapshot(source=volume, name="origin", user=member.user)
     let_the_next_worker_do_it()
     snapshot.refresh_from_db()
 
@@ -225,11 +225,39 @@ def test_a_new_volume_survives_the_death_of_its_worker_at_every_step(
         assert len(files_below(storage_root)) == 1 + 2 + copies
 
 
+def test_the_capture_of_a_machine_survives_the_death_of_its_worker_at_every_step(
+    storage_root: Path, member: Membership
+) -> None:
+    vm = VirtualMachineFactory(project=member.project)
+    sell_everywhere(kind=ServiceKind.VM_SNAPSHOT)
+    images = {}
+    for position in range(2):
+        volume = VolumeFactory(project=member.project, location=vm.location, vm=vm, position=position)
+        images[volume.pk] = put_volume(storage_root, volume, content(b"disk %d" % position))
+    expected = {str(image.relative_to(storage_root)) for image in images.values()}
+
+    def ask(number: int) -> Operation:
+        snapshot = services.request_snapshot(source=vm, name=f"snapshot {number}", user=member.user)
+        return snapshot.operations.get()
+
+    for operation, _killed in deaths(ask):
+        snapshot = Snapshot.objects.get(pk=operation.snapshot_id)
+        assert (snapshot.state, operation.state) == (State.READY, Operation.State.SUCCEEDED)
+        disks = list(snapshot.disks.all())
+        assert len({disk.captured_at for disk in disks}) == 1, "not of one instant"
+        for disk in disks:
+            folder = storage_root / vm.location_id / "snapshots" / str(disk.pk)
+            assert (folder / "disk.img").read_bytes() == images[disk.volume_id].read_bytes()
+            expected |= {str((folder / name).relative_to(storage_root)) for name in ("disk.img", "manifest.json")}
+        assert UsageSegment.objects.filter(resource_id=snapshot.pk).count() == 1
+        assert files_below(storage_root) == expected
+
+
 def test_work_whose_workers_all_die_fails_with_a_reason_and_leaves_nothing(
     storage_root: Path, member: Membership, volume: Volume, settings: Any
 ) -> None:
     image = put_volume(storage_root, volume, content(b"before"))
-    snapshot = services.request_snapshot(volume=volume, name="unlucky", user=member.user)
+    snapshot = services.request_snapshot(source=volume, name="unlucky", user=member.user)
     operation = snapshot.operations.get()
     for _attempt in range(settings.OPERATION_MAX_ATTEMPTS):
         assert not work_and_die(operation, 40)

@@ -45,7 +45,7 @@ def test_too_little_room_is_said_at_the_volume_step_and_nothing_is_created(small
     assert response.status_code == 200
     assert "too full" in response.text and "Nothing was created" in response.text
     with pytest.raises(services.NoRoom):
-        services.request_snapshot(volume=volume, name="no room", user=member.user)
+        services.request_snapshot(source=volume, name="no room", user=member.user)
     assert not Snapshot.objects.exists()
 
 
@@ -55,7 +55,7 @@ def test_a_storage_that_fills_up_meanwhile_fails_the_capture_and_try_again_works
     sell_everywhere()
     data = os.urandom(3 * 1024**2)
     put_volume(small_storage, volume, data)
-    snapshot = services.request_snapshot(volume=volume, name="just in time", user=member.user)
+    snapshot = services.request_snapshot(source=volume, name="just in time", user=member.user)
     hog = small_storage / "hog"
     hog.write_bytes(bytes(4 * 1024**2))
     carry_out_what_waits()

@@ -41,7 +41,7 @@ def volume(storage_root: Path, member: Membership) -> Volume:
 
 @pytest.fixture
 def operation(member: Membership, volume: Volume) -> Operation:
-    return services.request_snapshot(volume=volume, name="nightly", user=member.user).operations.get()
+    return services.request_snapshot(source=volume, name="nightly", user=member.user).operations.get()
 
 
 @pytest.fixture(autouse=True)
@@ -193,7 +193,7 @@ def test_old_drafts_are_forgotten_and_finished_ones_are_kept(member: Membership,
     DraftFactory(created_by=member.user, customer=member.project.customer, created_at=now - timedelta(days=31))
     fresh = DraftFactory(created_by=member.user, customer=member.project.customer)
     used = DraftFactory(created_by=member.user, customer=member.project.customer, created_at=now - timedelta(days=31))
-    services.request_snapshot(volume=volume, name="x", user=member.user, draft=used)
+    services.request_snapshot(source=volume, name="x", user=member.user, draft=used)
     operations.forget_old_drafts(now=now)
     assert set(Draft.objects.all()) == {fresh, used}
 
@@ -230,7 +230,7 @@ def test_sigterm_in_the_middle_of_a_copy_hands_it_back_and_the_next_worker_ends_
     Volume.objects.filter(pk=volume.pk).update(size_gb=40)
     volume.refresh_from_db()
     put_full_volume(storage_root, volume, content(b"bytes"))
-    snapshot = services.request_snapshot(volume=volume, name="long", user=member.user)
+    snapshot = services.request_snapshot(source=volume, name="long", user=member.user)
     operation = snapshot.operations.get()
     worker = start_worker()
     wait_for(operation, lambda one: one.bytes_done > 0)
@@ -249,7 +249,7 @@ def test_two_workers_side_by_side_do_each_operation_once(
     member: Membership, volume: Volume, start_worker: Callable[..., subprocess.Popen]
 ) -> None:
     for number in range(12):
-        services.request_snapshot(volume=volume, name=f"snapshot {number}", user=member.user)
+        services.request_snapshot(source=volume, name=f"snapshot {number}", user=member.user)
     for worker in [start_worker("--batch"), start_worker("--batch")]:
         assert worker.wait(60) == 0
     assert list(Operation.objects.values_list("state", "attempt")) == [(Operation.State.SUCCEEDED, 1)] * 12

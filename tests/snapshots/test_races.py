@@ -58,11 +58,11 @@ def all_at_once(act: Callable[[int], Any]) -> Counter:
 
 
 def test_twenty_submits_of_one_draft_make_one_snapshot(member: Membership, volume: Volume) -> None:
-    draft = wizard.start(member.user, volume=volume)
+    draft = wizard.start(member.user, source=volume)
     made = set()
 
     def submit(number: int) -> None:
-        snapshot = services.request_snapshot(volume=volume, name="same draft", user=member.user, draft=draft)
+        snapshot = services.request_snapshot(source=volume, name="same draft", user=member.user, draft=draft)
         made.add(snapshot.pk)
 
     assert all_at_once(submit) == {"done": TAKERS}
@@ -72,7 +72,7 @@ def test_twenty_submits_of_one_draft_make_one_snapshot(member: Membership, volum
 
 def test_of_twenty_equal_names_one_is_taken(member: Membership, volume: Volume) -> None:
     names = ["Nightly", "nightly", "NIGHTLY", " nightly "] * 5
-    outcome = all_at_once(lambda number: services.request_snapshot(volume=volume, name=names[number], user=member.user))
+    outcome = all_at_once(lambda number: services.request_snapshot(source=volume, name=names[number], user=member.user))
     assert outcome == {"done": 1, "NotFree": TAKERS - 1}
     assert Snapshot.objects.count() == 1
 
@@ -85,7 +85,7 @@ def test_a_quota_of_one_has_one_taker(member: Membership, volume: Volume, owner:
     limited = member.project.customer if owner == "customer" else member.project
     type(limited).objects.filter(pk=limited.pk).update(**quota)
     outcome = all_at_once(
-        lambda number: services.request_snapshot(volume=volume, name=f"taker {number}", user=member.user)
+        lambda number: services.request_snapshot(source=volume, name=f"taker {number}", user=member.user)
     )
     assert outcome == {"done": 1, "QuotaFull": TAKERS - 1}
 
@@ -96,13 +96,13 @@ def test_credit_for_one_hour_of_one_snapshot_has_one_taker(member: Membership, v
     customer.refresh_from_db()
     billing.buy_credits(customer=customer, amount_micro=39_000_000, reason="test", by=None, key="one hour is K 20")
     outcome = all_at_once(
-        lambda number: services.request_snapshot(volume=volume, name=f"taker {number}", user=member.user)
+        lambda number: services.request_snapshot(source=volume, name=f"taker {number}", user=member.user)
     )
     assert outcome == {"done": 1, "NoCredit": TAKERS - 1}
 
 
 def test_of_twenty_workers_one_carries_out_an_operation(member: Membership, volume: Volume) -> None:
-    snapshot = services.request_snapshot(volume=volume, name="once", user=member.user)
+    snapshot = services.request_snapshot(source=volume, name="once", user=member.user)
     operation = snapshot.operations.get()
     assert all_at_once(lambda number: run_operation.func(str(operation.pk))) == {"done": TAKERS}
     operation.refresh_from_db()
@@ -122,7 +122,7 @@ def test_of_twenty_reconcilers_one_wakes_a_forgotten_operation() -> None:
 def test_a_snapshot_that_is_deleted_and_restored_at_once_does_one_of_them(
     storage_root: Path, member: Membership, volume: Volume
 ) -> None:
-    snapshot = services.request_snapshot(volume=volume, name="wanted by two", user=member.user)
+    snapshot = services.request_snapshot(source=volume, name="wanted by two", user=member.user)
     run_operation.func(str(snapshot.operations.get().pk))
 
     def act(number: int) -> None:

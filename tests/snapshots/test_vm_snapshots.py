@@ -1,0 +1,183 @@
+"""Snapshots of a machine: all its disks at one instant, or none; brought back together, or as a machine of their own."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.urls import reverse
+
+from billing.models import ServiceKind, UsageSegment
+from cng_portal.accounts.models import Membership
+from cng_portal.inventory.models import VirtualMachine, Volume
+from snapshots import services
+from snapshots.models import Kind, Operation, Snapshot, State
+from tests.factories import MembershipFactory, VirtualMachineFactory, VolumeFactory
+from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sell_everywhere
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
+
+BEFORE = [content(b"root"), content(b"data"), content(b"logs")]
+AFTER = [content(b"ROOT"), content(b"DATA"), content(b"LOGS")]
+
+
+@pytest.fixture
+def member() -> Membership:
+    return MembershipFactory(project__customer__postpaid=True)
+
+
+@pytest.fixture
+def vm(storage_root: Path, member: Membership) -> VirtualMachine:
+    vm = VirtualMachineFactory(project=member.project, name="db-01", vcpus=4, memory_mb=8192, stopped=True)
+    for position, (name, size_gb) in enumerate([("root", 10), ("data", 30), ("logs", 5)]):
+        VolumeFactory(
+            project=member.project, location=vm.location, vm=vm, position=position, name=name, size_gb=size_gb
+        )
+    sell_everywhere(kind=ServiceKind.VM_SNAPSHOT, rate_micro=1_000_000)
+    sell_everywhere()
+    write_disks(storage_root, vm, BEFORE)
+    return vm
+
+
+def write_disks(root: Path, vm: VirtualMachine, contents: list[bytes]) -> None:
+    for volume, data in zip(services.volumes_of(vm), contents, strict=True):
+        put_volume(root, volume, data)
+
+
+def read_disks(root: Path, vm: VirtualMachine) -> list[bytes]:
+    """The beginnings of its disks; what follows in a volume that was made larger is a hole."""
+    found = []
+    for volume in services.volumes_of(vm):
+        with open(root / vm.location_id / "volumes" / f"{volume.pk}.img", "rb") as disk:
+            found.append(disk.read(len(BEFORE[0])))
+    return found
+
+
+def take(vm: VirtualMachine, member: Membership, name: str = "machine") -> Snapshot:
+    snapshot = services.request_snapshot(source=vm, name=name, user=member.user)
+    carry_out_what_waits()
+    snapshot.refresh_from_db()
+    return snapshot
+
+
+def test_all_disks_are_captured_at_one_instant_and_billed_together(
+    storage_root: Path, vm: VirtualMachine, member: Membership
+) -> None:
+    snapshot = take(vm, member)
+    assert (snapshot.kind, snapshot.state, snapshot.consistency) == (Kind.VM, State.READY, "instant")
+    disks = list(snapshot.disks.all())
+    assert [(disk.volume_name, disk.position) for disk in disks] == [("root", 0), ("data", 1), ("logs", 2)]
+    assert len({disk.captured_at for disk in disks}) == 1
+    folder = storage_root / vm.location_id / "snapshots"
+    assert [(folder / str(disk.pk) / "disk.img").read_bytes() for disk in disks] == BEFORE
+    assert snapshot.vm_config["vcpus"] == 4
+    assert [volume["name"] for volume in snapshot.vm_config["volumes"]] == ["root", "data", "logs"]
+    segment = UsageSegment.objects.get()
+    assert (segment.kind, segment.size_gb, segment.resource_id) == (ServiceKind.VM_SNAPSHOT, 45, snapshot.pk)
+
+
+def test_when_one_disk_fails_all_do_and_nothing_is_left_or_charged(
+    storage_root: Path, vm: VirtualMachine, member: Membership
+) -> None:
+    snapshot = services.request_snapshot(source=vm, name="machine", user=member.user)
+    lost = storage_root / vm.location_id / "volumes" / f"{services.volumes_of(vm)[2].pk}.img"
+    lost.unlink()
+    carry_out_what_waits()
+    snapshot.refresh_from_db()
+    assert snapshot.state == State.FAILED and "logs" in snapshot.error
+    assert not [path for path in (storage_root / vm.location_id / "snapshots").rglob("*") if path.is_file()]
+    assert not UsageSegment.objects.exists()
+
+
+def test_a_machine_is_restored_with_all_its_disks_and_the_restore_is_undone(
+    storage_root: Path, vm: VirtualMachine, member: Membership
+) -> None:
+    snapshot = take(vm, member)
+    write_disks(storage_root, vm, AFTER)
+    restore = services.request_restore(snapshot=snapshot, user=member.user, confirmation="db-01")
+    carry_out_what_waits()
+    restore.refresh_from_db()
+    assert restore.state == Operation.State.SUCCEEDED and restore.can_be_undone
+    assert read_disks(storage_root, vm) == BEFORE
+    services.request_restore(snapshot=restore.safety_snapshot, user=member.user, confirmation="db-01")
+    carry_out_what_waits()
+    assert read_disks(storage_root, vm) == AFTER
+
+
+def test_a_running_machine_is_not_restored(vm: VirtualMachine, member: Membership) -> None:
+    snapshot = take(vm, member)
+    VirtualMachine.objects.update(state=VirtualMachine.State.RUNNING)
+    with pytest.raises(services.NotNow, match="Stop the machine first"):
+        services.request_restore(snapshot=snapshot, user=member.user, confirmation="db-01")
+    assert Snapshot.objects.count() == 1
+
+
+def test_a_volume_of_a_machine_that_is_being_restored_is_left_alone(vm: VirtualMachine, member: Membership) -> None:
+    snapshot = take(vm, member)
+    services.request_restore(snapshot=snapshot, user=member.user, confirmation="db-01")
+    with pytest.raises(services.SourceGone, match="being restored"):
+        services.request_snapshot(source=services.volumes_of(vm)[1], name="one disk", user=member.user)
+    with pytest.raises(services.SourceGone, match="being restored"):
+        services.request_restore(snapshot=snapshot, user=member.user, confirmation="db-01")
+
+
+def test_a_new_machine_is_made_from_it(storage_root: Path, vm: VirtualMachine, member: Membership) -> None:
+    snapshot = take(vm, member)
+    made = services.request_new_machine(snapshot=snapshot, user=member.user, project=member.project, name="db-02")
+    carry_out_what_waits()
+    made.refresh_from_db()
+    assert (made.state, made.vcpus, made.memory_mb) == (VirtualMachine.State.STOPPED, 4, 8192)
+    volumes = services.volumes_of(made)
+    assert [(volume.name, volume.size_gb) for volume in volumes] == [
+        ("db-02-root", 10),
+        ("db-02-data", 30),
+        ("db-02-logs", 5),
+    ]
+    assert all(volume.state == Volume.State.AVAILABLE for volume in volumes)
+    assert read_disks(storage_root, made) == BEFORE
+
+
+def test_a_machine_without_volumes_is_refused(member: Membership) -> None:
+    vm = VirtualMachineFactory(project=member.project)
+    with pytest.raises(services.SourceGone, match="has no volume"):
+        services.request_snapshot(source=vm, name="nothing", user=member.user)
+
+
+def test_a_retake_notices_that_the_disks_are_others(storage_root: Path, vm: VirtualMachine, member: Membership) -> None:
+    snapshot = services.request_snapshot(source=vm, name="machine", user=member.user)
+    logs = services.volumes_of(vm)[2]
+    (storage_root / vm.location_id / "volumes" / f"{logs.pk}.img").unlink()
+    carry_out_what_waits()
+    Volume.objects.filter(pk=logs.pk).update(vm=None)
+    with pytest.raises(services.NotNow, match="has other disks now"):
+        services.retry(operation=snapshot.operations.get(), user=member.user)
+
+
+def test_the_wizard_takes_a_machine_through_the_same_steps(
+    client_for: Any, vm: VirtualMachine, member: Membership
+) -> None:
+    client = client_for(member.user)
+    here = reverse("snapshots:new_vm")
+    answers = {"location": vm.location_id, "project": member.project_id, "vm": vm.pk, "name": "before the upgrade"}
+    headings = ["Choose a Location", "Assign to a Project", "Choose an Instance", "Choose Snapshot Name"]
+    for heading, (field, answer) in zip(headings, answers.items(), strict=True):
+        assert heading in client.get(here).text
+        here = client.post(here, {field: answer})["Location"]
+    page = client.get(here).text
+    for text in ("45 GB × K 1.0000 = K 45.00 an hour", "root (10 GB), data (30 GB), logs (5 GB)", "at one instant"):
+        assert text in page, text
+    response = client.post(here, {"billing_cycle": "hourly", "shown_hourly_micro": 45_000_000})
+    snapshot = Snapshot.objects.get()
+    assert response["Location"] == reverse("snapshots:snapshot", args=[snapshot.pk])
+    assert (snapshot.kind, snapshot.vm, snapshot.size_gb) == (Kind.VM, vm, 45)
+
+
+def test_the_wizard_says_why_an_instance_cannot_be_chosen(
+    client_for: Any, member: Membership, vm: VirtualMachine
+) -> None:
+    empty = VirtualMachineFactory(project=member.project, location=vm.location, name="empty-01")
+    client = client_for(member.user)
+    here = client.post(reverse("snapshots:new_vm"), {"location": vm.location_id})["Location"]
+    here = client.post(here, {"project": member.project_id})["Location"]
+    assert "none, so there is nothing to capture" in client.get(here).text
+    assert "has no volume" in client.post(here, {"vm": empty.pk}).text
+    assert "Choose an instance." in client.post(here, {}).text
