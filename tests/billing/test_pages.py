@@ -28,14 +28,8 @@ NOW = yangon(20, 12)
 @pytest.fixture
 def history(shop, use, time_machine):
     """October is invoiced; in November one snapshot goes on and one has ended. Seen on 20 November at noon."""
-    services.buy_credits(
-        customer=shop.customer,
-        amount_micro=50_000_000_000,
-        reason="Bank transfer 17",
-        by=None,
-        key="b",
-        at=yangon(1, month=10),
-    )
+    given = {"customer": shop.customer, "by": None, "at": yangon(1, month=10)}
+    services.buy_credits(**given, amount_micro=50_000_000_000, reason="Bank transfer 17", key="b")
     services.grant_credits(
         **given, amount_micro=1_000_000_000, reason="Welcome", key="g", expires_at=yangon(1, month=12)
     )
