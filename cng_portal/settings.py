@@ -214,6 +214,7 @@ TEMPLATES = [
                 "django.contrib.auth.context_processors.auth",
                 "django.contrib.messages.context_processors.messages",
                 "snapshots.context.frame",
+                "billing.context.wallet",
             ],
             "builtins": ["template_partials.templatetags.partials", "cng_portal.templatetags.portal"],
         },
@@ -270,7 +271,8 @@ vars().update(EMAIL_CONFIG)
 DEFAULT_FROM_EMAIL = read("DEFAULT_FROM_EMAIL", str, "portal@localhost")
 
 LANGUAGE_CODE = "en"
-LANGUAGES = [("en", "English"), ("my", "မြန်မာ")]
+# a language is offered once every page speaks it
+LANGUAGES = [("en", "English")]
 LOCALE_PATHS = [BASE_DIR / "cng_portal" / "locale"]
 USE_TZ = True
 TIME_ZONE = "UTC"
