@@ -5,6 +5,7 @@ The full run comes last, so that the last line is pytest's own count.
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ CHROMIUM_PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server below ends with us
     bring_chromium()
     results = [test_on_postgresql(), subprocess.call(PYTEST, env=environment())]
     return max(results)

@@ -13,8 +13,8 @@ from billing.models import ServiceKind
 from billing.money import to_micro
 from cng_portal.accounts.models import BillingType, Customer, Project, User
 from cng_portal.inventory.models import Location, VirtualMachine, Volume
-from snapshots.drivers.base import GIB
-from snapshots.management.commands.demo import PASSWORD, SIGN_INS, find_mkfs
+from snapshots.drivers.base import GIB, StorageError
+from snapshots.management.commands.demo import PASSWORD, SIGN_INS, YANGON, Disk, find_mkfs
 
 E2FSCK = shutil.which("e2fsck", path="/usr/sbin:/sbin:/usr/bin:/bin")
 pytestmark = pytest.mark.django_db
@@ -111,3 +111,15 @@ def test_the_demo_leaves_a_database_with_people_alone(storage_root: Path) -> Non
     assert demo() == ""
     assert User.objects.count() == 1
     assert not Customer.objects.exists()
+
+
+def test_a_demo_that_fails_half_way_leaves_neither_rows_nor_images(
+    storage_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("snapshots.management.commands.demo.LOTUS", [Disk("too-small", "Default", YANGON, 0, "orders")])
+
+    with pytest.raises((subprocess.CalledProcessError, StorageError)):
+        demo()
+
+    assert not User.objects.exists()
+    assert not list(storage_root.rglob("*.img"))
