@@ -91,6 +91,10 @@ class Customer(QuotaModel):
 
 
 class UserManager(BaseUserManager["User"]):
+    def get_queryset(self) -> models.QuerySet["User"]:
+        # every page shows the customer of who is signed in: one query for both
+        return super().get_queryset().select_related("customer")
+
     def create_user(self, email: str, password: str | None = None, **fields: object) -> "User":
         if not email:
             raise ValueError("A user needs an e-mail address.")
