@@ -28,6 +28,11 @@ def render_part(request: HttpRequest, template: str, part: str, context: dict[st
     return response
 
 
+def push_url(request: HttpRequest, url: str) -> str:
+    """What HX-Push-Url says so that the address is `url` and Back never leads to where one is already."""
+    return "false" if request.htmx.current_url_abs_path == url else url
+
+
 def render_live(
     request: HttpRequest, template: str, context: dict[str, Any], *, part: str, poll: str, version: str
 ) -> HttpResponse:

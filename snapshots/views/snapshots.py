@@ -20,7 +20,7 @@ from snapshots import lists, services
 from snapshots.forms import ConfirmationForm, NewVolumeForm, RenameForm, SnapshotFilterForm
 from snapshots.models import SERVICE_KINDS, Kind, Operation, Snapshot, State
 
-from .common import explain_operations, is_fragment, price_of, rates_now, render_live, render_part, version_of
+from .common import explain_operations, is_fragment, price_of, push_url, rates_now, render_live, render_part, version_of
 
 VIEWS = ("table", "cards")
 VIEW_COOKIE = "snapshots_view"
@@ -87,7 +87,7 @@ def snapshot_list(request: HttpRequest, kind: Kind) -> HttpResponse:
             name: request.GET[name] for name in ("after", "before") if request.GET.get(name) and not page.is_first
         }
         query = urlencode(params | cursor)
-        response["HX-Push-Url"] = f"{request.path}?{query}" if query else request.path
+        response["HX-Push-Url"] = push_url(request, f"{request.path}?{query}" if query else request.path)
     if request.GET.get("view") in VIEWS:
         response.set_cookie(VIEW_COOKIE, view, max_age=YEAR_SECONDS, samesite="Lax", secure=request.is_secure())
     return response
@@ -324,7 +324,7 @@ def restore(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
             return redirect("snapshots:snapshot", found.pk)
     reason, quote = "", None
     try:
-        services.check_restorable(found, volume)
+        services.check_restorable(found)
         quote = services.check_deliverable(volume)
     except services.Refusal as refusal:
         reason = str(refusal)

@@ -14,7 +14,7 @@ from snapshots import lists
 from snapshots.forms import VolumeFilterForm
 from snapshots.models import Operation, Snapshot, State
 
-from .common import explain_operations, is_fragment, render_live, render_part, version_of
+from .common import explain_operations, is_fragment, push_url, render_live, render_part, version_of
 from .snapshots import explain_rows, listed_snapshots
 
 SNAPSHOTS_SHOWN = 50
@@ -45,7 +45,7 @@ def volumes(request: HttpRequest) -> HttpResponse:
             name: request.GET[name] for name in ("after", "before") if request.GET.get(name) and not page.is_first
         }
         query = urlencode(params | cursor)
-        response["HX-Push-Url"] = f"{request.path}?{query}" if query else request.path
+        response["HX-Push-Url"] = push_url(request, f"{request.path}?{query}" if query else request.path)
     return response
 
 
@@ -93,6 +93,7 @@ def volume(request: HttpRequest, volume_id: UUID) -> HttpResponse:
         "snapshots_shown": SNAPSHOTS_SHOWN,
         "operations": operations,
         "made_by": made_by,
+        "retry": made_by if made_by and made_by.can_retry else None,
         "is_live": any(operation.is_active for operation in operations),
         "can_change": user.can_change(found.project_id),
         "can_take": user.can_change(found.project_id)
