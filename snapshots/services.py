@@ -605,7 +605,11 @@ def request_deletion(*, snapshot: Snapshot, user: User) -> Snapshot:
             return snapshot
         if snapshot.state not in (State.READY, State.FAILED):
             raise NotNow(_("The snapshot is still being taken. Delete it once that has ended."))
-        users = Operation.objects.active().filter(snapshot=snapshot).exclude(kind=Operation.Kind.VERIFY)
+        users = (
+            Operation.objects.active()
+            .filter(Q(snapshot=snapshot) | Q(safety_snapshot=snapshot))
+            .exclude(kind=Operation.Kind.VERIFY)
+        )
         if in_use := users.first():
             raise NotNow(
                 _("The snapshot is in use (%(operation)s). Delete it once that has ended.")

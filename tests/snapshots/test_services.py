@@ -1,0 +1,129 @@
+"""What the services refuse and keep, where no page is needed to see it."""
+
+from pathlib import Path
+
+import pytest
+
+from billing.models import UsageSegment
+from cng_portal.accounts.models import Membership
+from cng_portal.inventory.models import Volume
+from snapshots import services
+from snapshots.models import Operation, Snapshot, State
+from tests.factories import MembershipFactory, SnapshotFactory, VolumeFactory
+from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sell_everywhere
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
+
+
+@pytest.fixture
+def member() -> Membership:
+    return MembershipFactory(project__customer__postpaid=True)
+
+
+@pytest.fixture
+def volume(storage_root: Path, member: Membership) -> Volume:
+    volume = VolumeFactory(project=member.project)
+    sell_everywhere()
+    put_volume(storage_root, volume, content(b"bytes"))
+    return volume
+
+
+@pytest.fixture
+def snapshot(volume: Volume, member: Membership) -> Snapshot:
+    snapshot = services.request_snapshot(source=volume, name="Nightly", user=member.user)
+    carry_out_what_waits()
+    snapshot.refresh_from_db()
+    return snapshot
+
+
+def test_billing_ends_at_the_instant_the_deletion_is_accepted_and_not_when_it_is_done(
+    snapshot: Snapshot, member: Membership
+) -> None:
+    accepted = services.request_deletion(snapshot=snapshot, user=member.user)
+    assert accepted.state == State.DELETING
+    assert UsageSegment.objects.get().ended_at == accepted.delete_requested_at
+    again = services.request_deletion(snapshot=snapshot, user=member.user)
+    assert again.delete_requested_at == accepted.delete_requested_at
+    assert Operation.objects.filter(kind=Operation.Kind.DELETE).count() == 1
+
+
+def test_neither_a_snapshot_nor_its_safety_snapshot_is_deleted_under_a_restore(
+    snapshot: Snapshot, member: Membership, volume: Volume
+) -> None:
+    restore = services.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
+    Snapshot.objects.filter(pk=restore.safety_snapshot_id).update(state=State.READY, ready_at=snapshot.ready_at)
+    for needed in (snapshot, restore.safety_snapshot):
+        with pytest.raises(services.NotNow, match="in use"):
+            services.request_deletion(snapshot=needed, user=member.user)
+
+
+def test_a_name_is_free_again_once_its_snapshot_is_gone(snapshot: Snapshot, member: Membership, volume: Volume) -> None:
+    services.request_deletion(snapshot=snapshot, user=member.user)
+    with pytest.raises(services.NotFree):
+        services.request_snapshot(source=volume, name="nightly", user=member.user)
+    carry_out_what_waits()
+    assert services.request_snapshot(source=volume, name="nightly", user=member.user).name == "nightly"
+
+
+def test_a_snapshot_can_change_the_case_of_its_own_name(snapshot: Snapshot, member: Membership) -> None:
+    assert services.rename_snapshot(snapshot=snapshot, user=member.user, name="NIGHTLY").name == "NIGHTLY"
+    assert UsageSegment.objects.get().resource_name == "NIGHTLY"
+
+
+@pytest.mark.parametrize("same", ["STRASSE", "Straße ", "straße"])
+def test_names_are_compared_without_case_in_every_script(volume: Volume, member: Membership, same: str) -> None:
+    services.request_snapshot(source=volume, name="straße", user=member.user)
+    with pytest.raises(services.NotFree, match="is free"):
+        services.request_snapshot(source=volume, name=same, user=member.user)
+
+
+def test_another_customer_may_use_the_same_name(snapshot: Snapshot) -> None:
+    SnapshotFactory(name=snapshot.name)
+
+
+def test_a_deleted_volume_keeps_its_snapshots_and_their_bill(
+    snapshot: Snapshot, member: Membership, volume: Volume
+) -> None:
+    Volume.objects.filter(pk=volume.pk).update(deleted_at=snapshot.ready_at)
+    assert UsageSegment.objects.get().ended_at is None
+    with pytest.raises(services.SourceGone):
+        services.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
+    operation = services.request_new_volume(
+        snapshot=snapshot, user=member.user, project=member.project, name="rescued", size_gb=1
+    )
+    carry_out_what_waits()
+    operation.volume.refresh_from_db()
+    assert operation.volume.state == Volume.State.AVAILABLE
+
+
+def test_a_failed_snapshot_can_be_tried_again_and_only_once(
+    storage_root: Path, member: Membership, volume: Volume
+) -> None:
+    image = put_volume(storage_root, volume, content(b"bytes"))
+    snapshot = services.request_snapshot(source=volume, name="later", user=member.user)
+    aside = image.rename(image.with_suffix(".aside"))
+    carry_out_what_waits()
+    failed = snapshot.operations.get()
+    assert failed.state == Operation.State.FAILED
+    aside.rename(image)
+    services.retry(operation=failed, user=member.user)
+    with pytest.raises(services.NotNow, match="nothing to try again"):
+        services.retry(operation=failed, user=member.user)
+    carry_out_what_waits()
+    snapshot.refresh_from_db()
+    assert snapshot.state == State.READY
+
+
+def test_damage_is_found_kept_with_the_disk_and_told(
+    storage_root: Path, snapshot: Snapshot, member: Membership
+) -> None:
+    disk = storage_root / snapshot.location_id / "snapshots" / str(snapshot.pk) / "disk.img"
+    disk.chmod(0o640)
+    with open(disk, "r+b") as file:
+        file.write(b"X")
+    operation = services.request_verification(snapshot=snapshot, user=member.user)
+    assert services.request_verification(snapshot=snapshot, user=member.user) == operation
+    carry_out_what_waits()
+    operation.refresh_from_db()
+    assert operation.state == Operation.State.FAILED and "checksum" in operation.error
+    assert snapshot.disks.get().damage == operation.error
