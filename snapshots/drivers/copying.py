@@ -4,9 +4,9 @@ import errno
 import fcntl
 import mmap
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from functools import partial
 from time import monotonic
 from typing import TypeVar
 
@@ -20,8 +20,10 @@ FICLONE = 0x40049409  # linux/fs.h: the target shares all blocks of the source f
 CANNOT_CLONE = {errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV}
 ALIGNMENT = 4096  # of positions, lengths and buffers where reads and writes go past the page cache
 CHUNK = 2 * 1024**2
-BUFFERS = 4
+BUFFERS = 8
 WRITERS = 2
+HOLE_STEP = 16 * CHUNK
+QUEUE = 16  # pieces of work on their way
 PIECE = 64 * 1024  # this many zeros, so aligned, become a hole
 BEAT_SECONDS = 0.5
 ZEROS = bytes(CHUNK)
@@ -129,33 +131,47 @@ def copy_data(source: int, target: int | None, size: int, progress: Progress, *,
     """Copy the first `size` bytes of `source` into the empty file `target`, or only read them where it is None.
 
     Returns the blake3 of these bytes, holes included as zeros, as 64 hex digits, or "" when it is not asked for. The
-    target ends with its last data and is not synced. Reading happens here, hashing and writing of the same
-    buffers in other threads, for both release the interpreter lock.
+    target ends with its last data and is not synced. Reading happens here, hashing and writing of the same buffers in
+    other threads, for all of these release the interpreter lock: together they take as long as the slowest of them.
     """
     hasher = blake3()
-    buffers = [mmap.mmap(-1, CHUNK) for _ in range(BUFFERS)]
-    in_use: list[list[Future]] = [[] for _ in buffers]
-    turn = 0
+    free = [mmap.mmap(-1, CHUNK) for _ in range(BUFFERS)]
+    pending: deque[tuple[list[Future], list[mmap.mmap]]] = deque()
+
+    def finish_oldest() -> None:
+        futures, buffers = pending.popleft()
+        progress.wait_for(futures)
+        free.extend(buffers)
+
+    def hash_zeros(length: int) -> None:
+        for start in range(0, length, CHUNK):
+            hasher.update(memoryview(ZEROS)[: length - start])
+
     with ThreadPoolExecutor(1) as hashing, ThreadPoolExecutor(WRITERS) as writing:
         for start, end, has_data in iterate_extents(source, size):
-            for position in range(start, end, CHUNK):
-                length = min(CHUNK, end - position)
-                progress.wait_for(in_use[turn])
-                work: list[Callable[[], object]] = []
-                content = memoryview(ZEROS)
+            step = CHUNK if has_data else HOLE_STEP
+            for position in range(start, end, step):
+                length = min(step, end - position)
+                while not free or len(pending) >= QUEUE:
+                    finish_oldest()
+                futures: list[Future] = []
+                buffers: list[mmap.mmap] = []
                 if has_data:
-                    content = memoryview(buffers[turn])
+                    buffer = free.pop()
+                    buffers.append(buffer)
                     aligned = -(-length // ALIGNMENT) * ALIGNMENT
-                    read_fully(source, content[:aligned], position)
+                    content = memoryview(buffer)[:aligned]
+                    read_fully(source, content, position)
                     if target is not None:
-                        work = [partial(write_data, target, buffers[turn], aligned, position)]
-                in_use[turn] = [writing.submit(function) for function in work]
-                if checksum:
-                    in_use[turn].append(hashing.submit(hasher.update, content[:length]))
-                turn = (turn + 1) % BUFFERS
+                        futures.append(writing.submit(write_data, target, buffer, aligned, position))
+                    if checksum:
+                        futures.append(hashing.submit(hasher.update, content[:length]))
+                elif checksum:
+                    futures.append(hashing.submit(hash_zeros, length))
+                pending.append((futures, buffers))
                 progress.add(length)
-        for futures in in_use:
-            progress.wait_for(futures)
+        while pending:
+            finish_oldest()
     return hasher.hexdigest() if checksum else ""
 
 

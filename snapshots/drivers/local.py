@@ -148,7 +148,8 @@ class LocalDriver(Driver):
             with self._open(self._disk_path(snapshot.uuid)) as source:
                 self._check_space([source])
                 with self._new_image(volume, before.st_mode & 0o7777) as target:
-                    if (before.st_uid, before.st_gid) != (os.geteuid(), os.getegid()):
+                    fresh = os.fstat(target)
+                    if (before.st_uid, before.st_gid) != (fresh.st_uid, fresh.st_gid):
                         os.fchown(target, before.st_uid, before.st_gid)
                     self._fill(source, target, before.st_size, heartbeat)
 
