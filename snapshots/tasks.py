@@ -205,7 +205,7 @@ def verify(operation: Operation, lease: operations.Lease) -> None:
     operation.
     """
     driver: Driver = get_driver(operation.snapshot.location)
-    found = []
+    found: list[tuple[DiskImage, SnapshotInfo | None, str]] = []
     for disk in operation.snapshot.disks.all():
         try:
             found.append((disk, driver.verify_snapshot(snapshot_ref(disk), lease.heartbeat), ""))

@@ -32,7 +32,7 @@ def locations_for(user: User, kind: str) -> list[Location]:
     """The active locations with `source_count`, of what this person may capture, and `rate_micro`, None if not sold."""
     sources = "volumes" if kind == Kind.VOLUME else "vms"
     mine = Q(**{f"{sources}__project_id__in": user.changeable_project_ids, f"{sources}__deleted_at": None})
-    locations = list(Location.objects.active().annotate(source_count=Count(sources, filter=mine)))
+    locations: list[Any] = list(Location.objects.active().annotate(source_count=Count(sources, filter=mine)))
     rates = billing.rates_at(kind=SERVICE_KINDS[Kind(kind)], at=timezone.now())
     for location in locations:
         location.rate_micro = rates.get(location.pk)

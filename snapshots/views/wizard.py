@@ -158,8 +158,8 @@ def estimates(request: HttpRequest, draft: Draft, quote: billing.Quote) -> dict[
             (_("Your credits last with it"), lasting.then),
             (_("Your credits last without it"), lasting.now),
         ):
-            end = _("for ever: nothing else uses them") if left is None else last_day(now, left)
-            rows.append({"label": label, "value": end})
+            text = _("for ever: nothing else uses them") if left is None else last_day(now, left)
+            rows.append({"label": label, "value": text})
     return {"estimates": rows, "until": until}
 
 
@@ -304,7 +304,7 @@ def source_context(request: HttpRequest, draft: Draft) -> dict[str, Any]:
 
 def source_facts(source: services.Source) -> list[dict[str, object]]:
     if isinstance(source, Volume):
-        first = {"label": _("Attached to"), "value": source.vm.name if source.vm else "-"}
+        first: dict[str, object] = {"label": _("Attached to"), "value": source.vm.name if source.vm else "-"}
     else:
         disks = ", ".join(disk.name for disk in source.volumes.all())
         first = {"label": _("Disks"), "value": disks or _("none, so there is nothing to capture")}

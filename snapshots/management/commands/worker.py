@@ -1,6 +1,7 @@
+from argparse import ArgumentParser
 from types import FrameType
+from typing import Any
 
-from django.core.management.base import CommandParser
 from django_tasks_db.management.commands import db_worker
 
 from snapshots import operations
@@ -18,10 +19,10 @@ class Worker(db_worker.Worker):
 class Command(db_worker.Command):
     help = "Carry out what storage has to do. Any number may run side by side; SIGTERM hands the current work back."
 
-    def add_arguments(self, parser: CommandParser) -> None:
+    def add_arguments(self, parser: ArgumentParser) -> None:
         super().add_arguments(parser)
         parser.set_defaults(interval=0.5, reload=False)
 
-    def handle(self, *args: object, **options: object) -> None:
-        db_worker.Worker = Worker  # the library's command has no other way to be given one
-        super().handle(*args, **options)
+    def handle(self, **options: Any) -> None:
+        db_worker.Worker = Worker  # type: ignore[misc]  # the library's command has no other way to be given one
+        super().handle(**options)
