@@ -2,21 +2,22 @@ import logging
 import signal
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandParser
-from django.db import OperationalError, close_old_connections
+from django.db import close_old_connections
+from django.utils import timezone
 
+from billing import scheduling as billing
 from snapshots import operations
 
 logger = logging.getLogger("snapshots.scheduler")
 
-HOUSEKEEPING_EVERY_SECONDS = 3600
-
 
 class Command(BaseCommand):
-    help = "Do what is due: wake forgotten operations, once an hour tidy up. Any number may run side by side."
+    help = "Do what is due: wake forgotten operations, close months, tidy up. Any number may run side by side."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
@@ -28,22 +29,35 @@ class Command(BaseCommand):
         stop = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
-        tidied = -float(HOUSEKEEPING_EVERY_SECONDS)
+        due = dict.fromkeys(DUTIES, 0.0)
         while not stop.is_set():
             close_old_connections()
-            try:
-                if woken := operations.reconcile():
-                    logger.warning("Woke %s forgotten operations", woken)
-                if time.monotonic() - tidied >= HOUSEKEEPING_EVERY_SECONDS:
-                    tidied = time.monotonic()
-                    tidy_up()
-            except OperationalError:
-                if once:
-                    raise
-                logger.exception("The database did not answer; the next look follows")
+            for duty, every_seconds in DUTIES.items():
+                if once or time.monotonic() >= due[duty]:
+                    due[duty] = time.monotonic() + every_seconds
+                    carry_out(duty, insist=once)
             if once:
                 break
             stop.wait(interval)
+
+
+def carry_out(duty: Callable[[], None], *, insist: bool) -> None:
+    """One duty that fails does not keep the others from being done; it comes again at its time."""
+    try:
+        duty()
+    except Exception:
+        if insist:
+            raise
+        logger.exception("%s failed; it will be tried again", duty.__name__)
+
+
+def wake_operations() -> None:
+    if woken := operations.reconcile():
+        logger.warning("Woke %s forgotten operations", woken)
+
+
+def settle_bills() -> None:
+    billing.run_due(at=timezone.now())
 
 
 def tidy_up() -> None:
@@ -51,3 +65,7 @@ def tidy_up() -> None:
     call_command("prune_db_task_results", min_age_days=1, verbosity=0)
     call_command("clearsessions")
     operations.forget_old_drafts()
+
+
+# how often at least, in seconds; the loop's own interval comes on top
+DUTIES = {wake_operations: 0, settle_bills: 300, tidy_up: 3600}
