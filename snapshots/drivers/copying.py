@@ -128,11 +128,12 @@ def write_data(file: int, buffer: mmap.mmap, length: int, position: int) -> None
 
 
 def copy_data(source: int, target: int | None, size: int, progress: Progress, *, checksum: bool) -> str:
-    """Copy the first `size` bytes of `source` into the empty file `target`, or only read them where it is None.
+    """Copy the first `size` bytes of `source` into `target`, a hole or empty, or only read them where it is None.
 
     Returns the blake3 of these bytes, holes included as zeros, as 64 hex digits, or "" when it is not asked for. The
-    target ends with its last data and is not synced. Reading happens here, hashing and writing of the same buffers in
-    other threads, for all of these release the interpreter lock: together they take as long as the slowest of them.
+    target is not synced, and its last block may reach beyond `size`. Reading happens here, hashing and writing of the
+    same buffers in other threads, for all of these release the interpreter lock: together they take as long as the
+    slowest of them.
     """
     hasher = blake3()
     free = [mmap.mmap(-1, CHUNK) for _ in range(BUFFERS)]
@@ -189,8 +190,9 @@ def fill_image(
         progress.add(source_size)
     else:
         bypass_page_cache(target)
+        os.ftruncate(target, size)  # writes that make a file longer wait for each other
         method, digest = "copy", copy_data(source, target, source_size, progress, checksum=checksum)
-    os.ftruncate(target, size)
+    os.ftruncate(target, size)  # for a copy too, whose last write was rounded up
     progress.during(os.fsync, target)
     return method, digest
 

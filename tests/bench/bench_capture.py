@@ -63,20 +63,27 @@ def image_of(driver: LocalDriver, volume: VolumeRef) -> Path:
     return driver.volumes / f"{volume.uuid}.img"
 
 
-def compare(driver: LocalDriver, volumes: list[VolumeRef], how: str, rounds: int) -> list[tuple[float, float, float]]:
-    """For each volume medians of seconds: capture, `cp` and sync of its target, `cp` alone. All take turns."""
-    target = driver.folder / "cp.img"
+def compare(
+    driver: LocalDriver, volumes: list[VolumeRef], how: str, *, rounds: int, keep: bool
+) -> list[tuple[float, float, float]]:
+    """For each volume medians of seconds: capture, `cp` and sync of its target, `cp` alone. All take turns.
+
+    XFS goes on working in the background for a while after a removal; with `keep` there is none.
+    """
     times: dict[VolumeRef, list[tuple[float, float, float]]] = {volume: [] for volume in volumes}
     for _round in range(rounds):
         for volume in volumes:
             snapshot = SnapshotRef(uuid=uuid4())
+            target = driver.folder / f"{snapshot.uuid}.img"
             os.sync()
             alone = seconds(lambda: run("cp", how, image_of(driver, volume), target))  # noqa: B023
-            copy = alone + seconds(lambda: run("sync", target))
-            target.unlink()
+            copy = alone + seconds(lambda: run("sync", target))  # noqa: B023
+            if not keep:
+                target.unlink()
             os.sync()
             capture = seconds(lambda: driver.create_snapshots([(snapshot, volume)]))  # noqa: B023
-            driver.delete_snapshot(snapshot)
+            if not keep:
+                driver.delete_snapshot(snapshot)
             times[volume].append((capture, copy, alone))
     return [tuple(map(median, zip(*times[volume], strict=True))) for volume in volumes]  # type: ignore[misc]
 
@@ -85,7 +92,7 @@ def measure_copy(folder: Path) -> Measure:
     driver = LocalDriver(location="BENCH", root=str(folder))
     driver._can_clone = False  # a file system that clones shall not spare us the copy
     volume = make_volume(driver, 4, data=8 * MIB, of=16 * MIB)
-    [(capture, copy, alone)] = compare(driver, [volume], "--sparse=always", rounds=5)
+    [(capture, copy, alone)] = compare(driver, [volume], "--sparse=always", rounds=5, keep=False)
     return Measure(
         "capture, checksum included, against cp --sparse=always and sync: 4 GiB, half empty",
         copy / capture,
@@ -111,7 +118,7 @@ def measure_clones(folder: Path) -> list[Measure]:
     try:
         driver = LocalDriver(location="BENCH", root=str(mounted))
         volumes = [make_volume(driver, size_gb, data=64 * MIB, of=512 * MIB) for size_gb in sizes]
-        times = compare(driver, volumes, "--reflink=always", rounds=9)
+        times = compare(driver, volumes, "--reflink=always", rounds=9, keep=True)
     finally:
         run("umount", mounted)
         image.unlink()
