@@ -1,0 +1,893 @@
+"""Volumes and snapshots of an OpenStack cloud, through the block storage service Cinder (API 3.0 or newer).
+
+A location names a cloud of `clouds.yaml`, and if need be its region, availability zone and volume type. Credentials stay
+in that file or in the environment. What is made here is called `snapshot-portal-<our uuid>` and carries these metadata:
+
+    portal_uuid      our uuid, by which it is found again even when somebody renamed it
+    portal_claim     the call that answers for it; whoever adopts it writes its own, and only the claimant cleans it up
+    portal_unwanted  "yes" on what could not be removed yet, for remove_leftovers
+
+Cinder answers before the work is done, so every call looks until the state is final. What one attempt began, even one
+whose answer was lost, is found and adopted by the next, and of things made twice the oldest stays.
+
+Cinder lets a volume be reverted to its latest snapshot only (and not once it has grown). A snapshot taken before each
+restore would therefore make every restore impossible: `create_safety_snapshots` copies the volume instead, which shares
+blocks on Ceph just as a snapshot does. Such a copy can become a new volume, but nothing can be reverted to it.
+
+Snapshots of several volumes are taken one after the other. Cinder's group snapshots would promise more only where the
+volume driver supports consistent ones: the one for Ceph (RBD) does not, it takes them one after the other as well.
+"""
+
+import json
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal, TypeVar
+from urllib.parse import quote
+from uuid import UUID, uuid4
+
+from django.utils.translation import gettext as _
+
+from .base import (
+    GIB,
+    Busy,
+    Consistency,
+    Corrupt,
+    Driver,
+    Heartbeat,
+    NotFound,
+    Refused,
+    SnapshotInfo,
+    SnapshotRef,
+    StorageError,
+    Unavailable,
+    VolumeRef,
+    no_heartbeat,
+)
+
+try:
+    import openstack
+    from keystoneauth1.exceptions import ClientException, EndpointNotFound, Unauthorized
+    from keystoneauth1.exceptions.discovery import ImpliedVersionMismatch
+    from openstack.exceptions import SDKException
+    from requests import RequestException, Response
+except ImportError as error:
+    raise ImportError("openstacksdk is not installed; it is in requirements-openstack.txt") from error
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+Kind = Literal["volume", "snapshot"]
+Item = dict[str, Any]  # a volume or a snapshot as Cinder describes it
+
+# The newest microversion this was tried with; less is used where the cloud has less.
+NEWEST = (3, 71)
+REVERT, MESSAGES, SNAPSHOT_METADATA_FILTER, NO_FORCE = (3, 40), (3, 5), (3, 22), (3, 66)
+
+PAGE = 500
+CONNECT_SECONDS = 5.0
+# `error` was seen to become `available` when the volume service came back, so it counts only when it lasts.
+ERROR_STANDS_SECONDS = 6.0
+# How long a request whose answer was lost may take to show what it made.
+LOST_ANSWER_SECONDS = 10.0
+# How long the service may be silent while something is waited for.
+PATIENCE_SECONDS = 30.0
+# What was made by another attempt must last for this long after it was claimed: its maker may be removing it right now.
+CLAIM_STANDS_SECONDS = 1.0
+CLEAN_UP_SECONDS = 15.0
+# Reading goes on in these states of a snapshot or a copy.
+COMPLETE = {"available", "in-use", "backing-up", "restoring", "reserved", "attaching", "detaching", "uploading"}
+PASSING = {"creating", "downloading", "reverting", "extending", "retyping", "attaching", "detaching", "reserved"}
+PASSING |= {"maintenance", "backing-up", "restoring-backup", "uploading", "awaiting-transfer", "deleting"}
+
+KEPT = "kept"  # the claim on a complete volume: nobody cleans that up
+COPY_PREFIX = "volume:"  # of a backend_ref: a safety copy, which is a volume for Cinder
+
+
+class Refusal(Exception):
+    """Cinder answered 400: `str(refusal)` is its own sentence."""
+
+
+class Absent(Exception):
+    """Cinder answered 404."""
+
+
+class NotSignedIn(Exception):
+    """The account or its token is not accepted."""
+
+
+@dataclass
+class Beat:
+    """The caller's heartbeat and how far the call has come."""
+
+    heartbeat: Heartbeat = no_heartbeat
+    done: int = 0
+    total: int = 0
+
+    def __call__(self) -> None:
+        self.heartbeat(self.done, self.total)
+
+
+@dataclass(frozen=True)
+class Session:
+    """A connection that is signed in. `version` is the microversion that it speaks."""
+
+    process: int
+    service: Any
+    version: tuple[int, int]
+
+
+class CinderDriver(Driver):
+    """One cloud. Options: cloud, region, availability_zone, volume_type; the seconds create_timeout (until something
+    that stays `creating` fails), delete_timeout, request_timeout.
+    """
+
+    consistency = Consistency.PER_DISK
+    reads_bytes = False
+    reverts_only_latest = True
+
+    def __init__(
+        self,
+        *,
+        location: str,
+        cloud: str = "",
+        region: str = "",
+        availability_zone: str = "",
+        volume_type: str = "",
+        create_timeout: str = "900",
+        delete_timeout: str = "120",
+        request_timeout: str = "30",
+    ) -> None:
+        self.location = location
+        self.cloud, self.region = cloud, region
+        self.availability_zone, self.volume_type = availability_zone, volume_type
+        self.create_seconds, self.delete_seconds = float(create_timeout), float(delete_timeout)
+        self.request_seconds = float(request_timeout)
+        self._session: Session | None = None
+        self._lock = threading.Lock()
+
+    # Volumes
+
+    def create_volume(self, volume: VolumeRef) -> str:
+        if volume.size_gb < 1:
+            raise Refused(_("A volume has at least 1 GB. Choose a larger size."))
+        wish: Item = {"size": volume.size_gb, "description": volume.name}
+        if self.availability_zone:
+            wish["availability_zone"] = self.availability_zone
+        if self.volume_type:
+            wish["volume_type"] = self.volume_type
+        try:
+            return self._make_volume(volume, wish, Beat())
+        except Absent as error:
+            raise Refused(
+                _("The storage of %(location)s does not have the volume type that is set for it. Contact support.")
+                % {"location": self.location}
+            ) from error
+
+    def create_volume_from_snapshot(
+        self, snapshot: SnapshotRef, volume: VolumeRef, heartbeat: Heartbeat = no_heartbeat
+    ) -> str:
+        beat = Beat(heartbeat, total=volume.size_gb * GIB)
+        beat()
+        if volume.backend_ref and self._find_volume(volume, beat):
+            return volume.backend_ref
+        kind, source = self._get_snapshot(snapshot, beat)
+        if volume.size_gb < source["size"]:
+            raise Refused(
+                _("The volume “%(name)s” would be smaller than the snapshot. Choose a size of %(size)s GB or more.")
+                % {"name": volume.name, "size": source["size"]}
+            )
+        wish: Item = {"size": volume.size_gb, "description": volume.name}
+        wish["source_volid" if kind == "volume" else "snapshot_id"] = source["id"]
+        try:
+            return self._make_volume(volume, wish, beat)
+        except Absent as error:
+            raise self._no_snapshot() from error
+
+    def revert_volume(self, volume: VolumeRef, snapshot: SnapshotRef, heartbeat: Heartbeat = no_heartbeat) -> None:
+        beat = Beat(heartbeat, total=volume.size_gb * GIB)
+        beat()
+        current = self._get_volume(volume, beat)
+        kind, source = self._get_snapshot(snapshot, beat)
+        self._check_revert(volume, current, kind, source, beat)
+        if current["status"] == "reverting":  # an attempt before this one; what it came to is not known, so once more
+            current = self._wait_for_revert(volume, current["id"], beat)
+        if current["status"] == "in-use":
+            raise Busy(
+                _("The volume “%(name)s” is attached to a machine. Detach it there, then try again.")
+                % {"name": volume.name}
+            )
+        self._check_status(volume, current)
+        beat()
+        try:
+            self._request(
+                beat, "POST", f"/volumes/{current['id']}/action", json={"revert": {"snapshot_id": source["id"]}}
+            )
+        except Absent as error:
+            raise self._no_volume(volume) from error
+        except Refusal as refusal:
+            raise self._describe_refused_revert(volume, current, source, refusal, beat) from refusal
+        except Unavailable:  # the answer was lost, the request perhaps not
+            if self._get_volume(volume, beat)["status"] != "reverting":
+                raise
+        self._wait_for_revert(volume, current["id"], beat)
+        beat.done = beat.total
+        beat()
+
+    # Snapshots
+
+    def create_snapshots(
+        self, disks: Sequence[tuple[SnapshotRef, VolumeRef]], heartbeat: Heartbeat = no_heartbeat
+    ) -> list[SnapshotInfo]:
+        return self._capture(disks, heartbeat, "snapshot")
+
+    def create_safety_snapshots(
+        self, disks: Sequence[tuple[SnapshotRef, VolumeRef]], heartbeat: Heartbeat = no_heartbeat
+    ) -> list[SnapshotInfo]:
+        """Like create_snapshots, but so that the volumes can still be reverted to the snapshots that they have now.
+
+        The result is read, verified and deleted like any snapshot; volumes can be made from it, not reverted to it.
+        """
+        return self._capture(disks, heartbeat, "volume")
+
+    def find_snapshot(self, snapshot: SnapshotRef) -> SnapshotInfo | None:
+        found = self._find_snapshot(snapshot, Beat())
+        return self._describe(snapshot, *found) if found else None
+
+    def verify_snapshot(self, snapshot: SnapshotRef, heartbeat: Heartbeat = no_heartbeat) -> SnapshotInfo:
+        """Cinder shows no bytes, so this only asks whether it still has the snapshot and takes it for sound."""
+        beat = Beat(heartbeat)
+        beat()
+        kind, item = self._get_snapshot(snapshot, beat)
+        info = self._describe(snapshot, kind, item)
+        beat.done = beat.total = info.size_bytes
+        beat()
+        return info
+
+    def delete_snapshot(self, snapshot: SnapshotRef) -> None:
+        for kind in self._kinds(snapshot):
+            self._delete_all(kind, snapshot, Beat(), self.delete_seconds)
+
+    # Room and health
+
+    def bytes_needed(self, volumes: Sequence[VolumeRef]) -> int:
+        """0: snapshots share blocks on Ceph and on most of what Cinder drives, and members are told no more."""
+        for volume in volumes:
+            self._get_volume(volume, Beat())
+        return 0
+
+    def free_bytes(self) -> int | None:
+        """None: Cinder tells its free room to administrators only."""
+        return None
+
+    def check_health(self) -> None:
+        zones = self._request(Beat(), "GET", "/os-availability-zone")["availabilityZoneInfo"]
+        available = {zone["zoneName"] for zone in zones if zone["zoneState"]["available"]}
+        if not available or (self.availability_zone and self.availability_zone not in available):
+            raise Unavailable(
+                _("The storage of %(location)s is switched off at the moment. Try again later.")
+                % {"location": self.location}
+            )
+
+    def remove_leftovers(self) -> None:
+        """Remove what a failed call had to leave behind because it was still being made. Raises Unavailable."""
+        kinds: tuple[Kind, ...] = ("volume", "snapshot")
+        for kind in kinds:
+            for item in list(self._list(Beat(), kind, self._metadata_filter(kind, "portal_unwanted", "yes", Beat()))):
+                if item["metadata"].get("portal_unwanted") == "yes" and item["status"] in {"available", "error"}:
+                    self._delete(kind, item, Beat())
+
+    # Making
+
+    def _make_volume(self, volume: VolumeRef, wish: Item, beat: Beat) -> str:
+        claim = uuid4().hex
+        try:
+            item = self._make("volume", volume.uuid, wish, claim, beat, ref=volume.backend_ref, keep=True)
+            if item["size"] != volume.size_gb:
+                raise Refused(
+                    _("The volume “%(name)s” exists already with another size, so it was left as it is.")
+                    % {"name": volume.name}
+                )
+            beat.done = beat.total
+            beat()
+        except BaseException as error:
+            self._clean_up("volume", [volume.uuid], claim)
+            if isinstance(error, Refusal):
+                raise self._refused(error) from error
+            raise
+        return item["id"]
+
+    def _capture(
+        self, disks: Sequence[tuple[SnapshotRef, VolumeRef]], heartbeat: Heartbeat, kind: Kind
+    ) -> list[SnapshotInfo]:
+        """All of them or none: what this call made or adopted is removed when it fails."""
+        beat = Beat(heartbeat, total=sum(volume.size_gb for _snapshot, volume in disks) * GIB)
+        beat()
+        claim, infos = uuid4().hex, []
+        sources = [self._get_volume(volume, beat) for _snapshot, volume in disks]
+        try:
+            for (snapshot, volume), source in zip(disks, sources, strict=True):
+                item = self._capture_one(snapshot, volume, source, kind, claim, beat)
+                infos.append(self._describe(snapshot, kind, item))
+                beat.done += volume.size_gb * GIB
+                beat()
+        except BaseException:
+            self._clean_up(kind, [snapshot.uuid for snapshot, _volume in disks], claim)
+            raise
+        return infos
+
+    def _capture_one(
+        self, snapshot: SnapshotRef, volume: VolumeRef, source: Item, kind: Kind, claim: str, beat: Beat
+    ) -> Item:
+        wish: Item = {"description": _("Snapshot of %(volume)s") % {"volume": volume.name}}
+        if kind == "volume":
+            wish |= {"source_volid": source["id"], "size": source["size"]}
+        else:
+            wish |= {"volume_id": source["id"]}
+            if self._version(beat) < NO_FORCE:  # from there on a volume in use needs no force, and gets none
+                wish["force"] = True
+        try:
+            return self._make(kind, snapshot.uuid, wish, claim, beat, before=lambda: self._check_status(volume, source))
+        except Absent as error:
+            raise self._no_volume(volume) from error
+        except Refusal as refusal:
+            self._check_status(volume, self._get_volume(volume, beat))  # it may have changed since
+            raise self._refused(refusal) from refusal
+
+    def _make(
+        self,
+        kind: Kind,
+        uuid: UUID,
+        wish: Item,
+        claim: str,
+        beat: Beat,
+        *,
+        ref: str = "",
+        keep: bool = False,
+        before: Callable[[], None] = lambda: None,
+    ) -> Item:
+        """What there is of this uuid, once it is complete; made if there is nothing. `before` is called before that.
+
+        1. Look. Of several the oldest counts, and the others go: they were made by attempts taken for dead.
+        2. One that another attempt began is claimed, and waited for like an own one. With `keep` one that is complete
+           is claimed so that no failure of this call removes it.
+        3. An `error` that lasts is removed. Was it ours, this fails with the reason; else it is made anew.
+        4. Ask for it, at most once per call. When the answer is lost, it may still appear, so keep looking for a while.
+
+        Raises Refusal, Absent, Busy, Refused, Unavailable.
+        """
+        asked = claimed = failed = 0.0  # when, in the time of _look_until
+        lost: Unavailable | None = None
+        item: Item | None = None
+        for now in self._look_until(beat, self.create_seconds):
+            found = self._look(kind, uuid, beat, ref=ref, patience=PATIENCE_SECONDS)
+            errors = [each for each in found if each["status"] == "error"]
+            sound = [each for each in found if each["status"] not in {"error", "deleting", "error_deleting"}]
+            if sound:
+                item, failed = sound[0], 0.0
+                complete = item["status"] in COMPLETE
+                for other in sound[1:]:
+                    self._delete(kind, other, beat)
+                if item["metadata"].get("portal_claim") not in ({claim, KEPT} if keep else {claim}):
+                    own = KEPT if keep and complete else claim
+                    self._label(kind, item, beat, portal_claim=own, portal_unwanted="no")
+                    claimed = now
+                elif complete and (not claimed or now - claimed >= CLAIM_STANDS_SECONDS):
+                    return item
+            elif errors:
+                failed = failed or now
+                if now - failed < ERROR_STANDS_SECONDS:
+                    continue
+                failed = 0.0
+                reason = self._reason(errors[0], beat)
+                for each in errors:
+                    self._delete(kind, each, beat)
+                if any(each["metadata"].get("portal_claim") == claim for each in errors):
+                    raise self._failed(reason)
+            elif any(each["status"] == "deleting" for each in found):
+                continue
+            elif lost:
+                if now - asked >= LOST_ANSWER_SECONDS:
+                    raise lost
+            elif asked:
+                raise self._failed("")  # it was removed behind us
+            else:
+                before()
+                labels = {"portal_uuid": str(uuid), "portal_claim": claim}
+                body = {kind: wish | {"name": name_of(uuid), "metadata": labels}}
+                asked = now
+                try:
+                    ref = self._request(beat, "POST", f"/{kind}s", json=body)[kind]["id"]
+                except Unavailable as error:
+                    lost, asked = error, time.monotonic()
+        raise self._failed(self._reason(item, beat) if item else "", still_waiting=True)
+
+    def _clean_up(self, kind: Kind, uuids: Sequence[UUID], claim: str) -> None:
+        """Remove what carries this claim, within some seconds; what cannot be removed yet is marked as unwanted.
+
+        Called while another exception is on its way, so what goes wrong here is only logged.
+        """
+        end = time.monotonic() + CLEAN_UP_SECONDS
+        for uuid in uuids:
+            ours: list[Item] = []
+            try:
+                for _now in self._look_until(Beat(), max(1.0, end - time.monotonic())):
+                    ours = [
+                        item
+                        for item in self._look(kind, uuid, Beat())
+                        if item["metadata"].get("portal_claim") == claim and item["status"] != "error_deleting"
+                    ]
+                    if not ours:
+                        break
+                    for item in ours:
+                        if item["status"] in {"available", "error"}:
+                            self._delete(kind, item, Beat())
+                else:
+                    for item in ours:
+                        self._label(kind, item, Beat(), portal_unwanted="yes")
+            except StorageError:
+                logger.warning("What was begun for %s in %s could not be removed yet", uuid, self.location)
+
+    # Reverting
+
+    def _check_revert(self, volume: VolumeRef, current: Item, kind: Kind, source: Item, beat: Beat) -> None:
+        if kind == "volume":
+            raise Refused(
+                _(
+                    "This is the copy of a volume, and the storage cannot write it back. Make a new volume from it instead."
+                )
+            )
+        if self._version(beat) < REVERT:
+            raise Refused(
+                _(
+                    "The storage of %(location)s is too old to write a snapshot back to its volume. Make a new volume "
+                    "from the snapshot instead."
+                )
+                % {"location": self.location}
+            )
+        if source["volume_id"] != current["id"]:
+            raise Refused(
+                _(
+                    "The snapshot was not taken of the volume “%(name)s”, so it cannot be written to it. Make a new "
+                    "volume from the snapshot instead."
+                )
+                % {"name": volume.name}
+            )
+        if source["size"] != current["size"]:
+            raise Refused(
+                _(
+                    "The volume “%(name)s” has grown since the snapshot was taken, so the storage cannot write it back. "
+                    "Make a new volume from the snapshot instead."
+                )
+                % {"name": volume.name}
+            )
+
+    def _wait_for_revert(self, volume: VolumeRef, volume_id: str, beat: Beat) -> Item:
+        failed = 0.0
+        for now in self._look_until(beat, self.create_seconds):
+            found = self._look("volume", volume.uuid, beat, ref=volume_id, patience=PATIENCE_SECONDS)
+            current = next((item for item in found if item["id"] == volume_id), None)
+            if current is None:
+                raise self._no_volume(volume)
+            if current["status"] == "reverting":
+                failed = 0.0
+            elif not current["status"].startswith("error"):
+                return current
+            else:
+                failed = failed or now
+                if now - failed >= ERROR_STANDS_SECONDS:
+                    raise Refused(
+                        _(
+                            "The storage failed while it wrote the snapshot back, so the volume “%(name)s” may hold "
+                            "parts of both and is locked. The copy made before has the old content. Contact support."
+                        )
+                        % {"name": volume.name}
+                    )
+        raise self._failed("", still_waiting=True)
+
+    def _describe_refused_revert(
+        self, volume: VolumeRef, current: Item, source: Item, refusal: Refusal, beat: Beat
+    ) -> StorageError:
+        newest = max(
+            self._list(beat, "snapshot", {"volume_id": current["id"]}),
+            key=lambda item: (item["created_at"], item["id"]),
+            default=source,
+        )
+        if newest["id"] == source["id"]:
+            return self._refused(refusal)
+        return Refused(
+            _(
+                "The volume “%(name)s” has newer snapshots, and this storage writes back the latest one only. Make a "
+                "new volume from the snapshot, or delete the newer snapshots first."
+            )
+            % {"name": volume.name}
+        )
+
+    # Finding
+
+    def _look(self, kind: Kind, uuid: UUID, beat: Beat, *, ref: str = "", patience: float = 0.0) -> list[Item]:
+        """What Cinder has of our uuid, oldest first, and the thing with the id `ref` in any case."""
+        found = {
+            item["id"]: item
+            for item in self._list(beat, kind, {"name": name_of(uuid)}, patience)
+            if item["name"] == name_of(uuid)
+        }
+        if ref and ref not in found and (item := self._get(kind, ref, beat, patience)):
+            found[ref] = item
+        if not found and not ref:  # somebody may have renamed it
+            for item in self._list(beat, kind, self._metadata_filter(kind, "portal_uuid", str(uuid), beat), patience):
+                if item["metadata"].get("portal_uuid") == str(uuid):
+                    found[item["id"]] = item
+        return sorted(found.values(), key=lambda item: (item["created_at"], item["id"]))
+
+    def _find_volume(self, volume: VolumeRef, beat: Beat) -> Item | None:
+        if volume.backend_ref:
+            found = [self._get("volume", volume.backend_ref, beat)]
+        else:
+            found = [*self._look("volume", volume.uuid, beat)]
+        return next((item for item in found if item and item["status"] not in {"deleting", "error_deleting"}), None)
+
+    def _get_volume(self, volume: VolumeRef, beat: Beat) -> Item:
+        item = self._find_volume(volume, beat)
+        if not item:
+            raise self._no_volume(volume)
+        return item
+
+    def _kinds(self, snapshot: SnapshotRef) -> list[Kind]:
+        if not snapshot.backend_ref:
+            return ["snapshot", "volume"]
+        return ["volume"] if snapshot.backend_ref.startswith(COPY_PREFIX) else ["snapshot"]
+
+    def _look_for_snapshot(self, snapshot: SnapshotRef, beat: Beat) -> Iterator[tuple[Kind, Item]]:
+        for kind in self._kinds(snapshot):
+            if snapshot.backend_ref:
+                item = self._get(kind, snapshot.backend_ref.removeprefix(COPY_PREFIX), beat)
+                found = [item] if item else []
+            else:
+                found = self._look(kind, snapshot.uuid, beat)
+            for item in found:
+                yield kind, item
+
+    def _find_snapshot(self, snapshot: SnapshotRef, beat: Beat) -> tuple[Kind, Item] | None:
+        return next(
+            (found for found in self._look_for_snapshot(snapshot, beat) if found[1]["status"] in COMPLETE), None
+        )
+
+    def _get_snapshot(self, snapshot: SnapshotRef, beat: Beat) -> tuple[Kind, Item]:
+        broken = False
+        for kind, item in self._look_for_snapshot(snapshot, beat):
+            if item["status"] in COMPLETE:
+                return kind, item
+            broken = broken or (bool(snapshot.backend_ref) and item["status"] == "error")
+        if broken:  # it was complete once, or there were no backend_ref
+            raise Corrupt(_("The storage reports the snapshot as damaged, so it cannot be used. Contact support."))
+        raise self._no_snapshot()
+
+    def _describe(self, snapshot: SnapshotRef, kind: Kind, item: Item) -> SnapshotInfo:
+        captured_at = datetime.fromisoformat(item["created_at"].removesuffix("Z"))
+        return SnapshotInfo(
+            uuid=snapshot.uuid,
+            backend_ref=item["id"] if kind == "snapshot" else COPY_PREFIX + item["id"],
+            size_bytes=item["size"] * GIB,
+            allocated_bytes=None,
+            checksum="",
+            captured_at=captured_at.replace(tzinfo=UTC),
+        )
+
+    def _check_status(self, volume: VolumeRef, item: Item) -> None:
+        """Raises Busy or Refused unless the volume can be captured or written now."""
+        if item["status"] in {"available", "in-use"}:
+            return
+        if item["status"] in PASSING:
+            raise Busy(
+                _("Something else is being done with the volume “%(name)s” right now. Try again when that is done.")
+                % {"name": volume.name}
+            )
+        raise Refused(
+            _("The storage reports the volume “%(name)s” as failed, so nothing can be done with it. Contact support.")
+            % {"name": volume.name}
+        )
+
+    # Removing
+
+    def _delete_all(self, kind: Kind, snapshot: SnapshotRef, beat: Beat, seconds: float) -> None:
+        """Delete what there is of a snapshot and wait until Cinder knows nothing of it any more."""
+        asked: set[str] = set()
+        found: list[Item] = []
+        for _now in self._look_until(beat, seconds):
+            found = self._look(
+                kind, snapshot.uuid, beat, ref=snapshot.backend_ref.removeprefix(COPY_PREFIX), patience=PATIENCE_SECONDS
+            )
+            if not found:
+                return
+            for item in found:
+                if item["status"] == "error_deleting":
+                    raise Refused(
+                        _(
+                            "The storage failed to delete the snapshot, and only its administrator can try that again. "
+                            "Contact support."
+                        )
+                    )
+                if item["status"] in {"available", "error"}:
+                    if item["id"] in asked:  # it had begun, and turned back
+                        raise Busy(_("The storage still uses the snapshot, so it was not deleted. Try again later."))
+                    if self._delete(kind, item, beat):
+                        asked.add(item["id"])
+        for item in found:
+            if item["status"] == "creating":
+                self._label(kind, item, beat, portal_unwanted="yes")
+        raise Unavailable(
+            _("The storage of %(location)s has not finished deleting the snapshot yet. Try again later.")
+            % {"location": self.location}
+        )
+
+    def _delete(self, kind: Kind, item: Item, beat: Beat) -> bool:
+        """Ask for the deletion. False when it is gone, or in a state in which it cannot be deleted now."""
+        try:
+            self._request(beat, "DELETE", f"/{kind}s/{item['id']}")
+        except (Absent, Refusal):
+            return False
+        return True
+
+    # Waiting
+
+    def _look_until(self, beat: Beat, seconds: float) -> Iterator[float]:
+        """The time, again and again with growing pauses, in which heartbeats go on."""
+        pause, end = 0.15, time.monotonic() + seconds
+        while (now := time.monotonic()) < end:
+            yield now
+            self._pause(beat, pause)
+            pause = min(pause * 1.4, 5.0)
+
+    def _pause(self, beat: Beat, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        beat()
+        while (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, 0.5))
+            beat()
+
+    def _reason(self, item: Item, beat: Beat) -> str:
+        """What Cinder tells members about a failure, or ""."""
+        try:
+            if self._version(beat) < MESSAGES:
+                return ""
+            messages = self._request(beat, "GET", f"/messages?resource_uuid={item['id']}")["messages"]
+        except (Absent, Refusal, StorageError):
+            return ""
+        newest = max(messages, key=lambda message: message["created_at"], default=None)
+        return newest["user_message"].strip().rstrip(".") if newest else ""
+
+    # The service
+
+    def _get(self, kind: Kind, ref: str, beat: Beat, patience: float = 0.0) -> Item | None:
+        try:
+            return self._request(beat, "GET", f"/{kind}s/{quote(ref, safe='')}", patience=patience)[kind]
+        except (Absent, Refusal):  # 400: no id of Cinder's
+            return None
+
+    def _list(self, beat: Beat, kind: Kind, filters: dict[str, str], patience: float = 0.0) -> Iterator[Item]:
+        """All of a kind, page by page. A cloud may ignore filters that it does not know."""
+        params = {**filters, "limit": str(PAGE)}
+        while True:
+            page = self._request(beat, "GET", f"/{kind}s/detail", params=params, patience=patience)
+            yield from page[f"{kind}s"]
+            if not page[f"{kind}s"] or not page.get(f"{kind}s_links"):
+                return
+            params["marker"] = page[f"{kind}s"][-1]["id"]
+
+    def _metadata_filter(self, kind: Kind, key: str, value: str, beat: Beat) -> dict[str, str]:
+        if kind == "snapshot" and self._version(beat) < SNAPSHOT_METADATA_FILTER:
+            return {}
+        return {"metadata": json.dumps({key: value})}
+
+    def _label(self, kind: Kind, item: Item, beat: Beat, **labels: str) -> None:
+        try:
+            self._request(beat, "POST", f"/{kind}s/{item['id']}/metadata", json={"metadata": labels})
+        except (Absent, Refusal):
+            logger.info("%s %s cannot be labelled any more", kind, item["id"])
+
+    def _request(self, beat: Beat, method: str, path: str, *, patience: float = 0.0, **options: Any) -> Item:
+        """The answer's JSON. With `patience`, failures of the service that pass within so many seconds do not count.
+
+        Raises Absent, Refusal, Busy, Refused, Unavailable.
+        """
+        until = time.monotonic() + patience
+        while True:
+            try:
+                return self._ask(beat, method, path, options)
+            except Unavailable:
+                if time.monotonic() >= until:
+                    raise
+            self._pause(beat, 1.0)
+
+    def _ask(self, beat: Beat, method: str, path: str, options: dict[str, Any]) -> Item:
+        def send() -> Response:
+            session = self._connect()
+            return session.service.request(
+                path,
+                method,
+                microversion="{}.{}".format(*session.version),
+                timeout=(CONNECT_SECONDS, self.request_seconds),
+                connect_retries=0,  # a POST whose connection broke may have been heard
+                status_code_retries=0,
+                raise_exc=False,
+                **options,
+            )
+
+        for again in (True, False):
+            try:
+                return self._read(method, path, self._run(beat, send, finish=method != "GET"))
+            except NotSignedIn as error:
+                # keystoneauth asked for a new token already; the account's password may be new too
+                if not again:
+                    raise self._not_accepted() from error
+                self._session = None
+        raise AssertionError("unreachable")
+
+    def _run(self, beat: Beat, call: Callable[[], Result], *, finish: bool = False) -> Result:
+        """The result of a call that may be silent for long, during which heartbeats go on.
+
+        With `finish` an interruption waits for the answer: what was asked for must be known before it can be undone.
+        Raises NotSignedIn, Unavailable.
+        """
+        future: Future[Result] = Future()
+        interruption: BaseException | None = None
+
+        def work() -> None:
+            try:
+                future.set_result(call())
+            except BaseException as error:
+                future.set_exception(error)
+
+        if beat.heartbeat is no_heartbeat:
+            work()
+        else:
+            threading.Thread(target=work, name=f"cinder-{self.location}", daemon=True).start()
+        while not wait([future], timeout=0.5).done:
+            try:
+                beat()
+            except BaseException as error:
+                if not finish:
+                    raise
+                interruption = interruption or error
+        if interruption:
+            raise interruption
+        try:
+            return future.result()
+        except Unauthorized as error:
+            raise NotSignedIn from error
+        except (ClientException, SDKException, RequestException, ImpliedVersionMismatch) as error:
+            # the name alone: the text may hold addresses
+            logger.warning("The storage of %s gave no answer: %s", self.location, type(error).__name__)
+            raise self._silent() from error
+
+    def _read(self, method: str, path: str, response: Response) -> Item:
+        if response.ok:
+            return response.json() if response.content else {}
+        status, reason = response.status_code, read_reason(response)
+        if status == 404:
+            raise Absent
+        logger.info("%s %s in %s: %s %s", method, path.partition("?")[0], self.location, status, reason)
+        if status == 401:
+            raise NotSignedIn
+        if status == 413 and response.headers.get("Retry-After", "0") == "0" or "quota" in reason.lower():
+            raise Refused(describe_quota(reason))
+        if status == 400:
+            raise Refusal(reason)
+        if status == 403:
+            raise Refused(
+                _("The storage of %(location)s does not allow this to the portal's account. Contact support.")
+                % {"location": self.location}
+            )
+        if status == 409:
+            raise Busy(
+                _("Something else is being done with this in the storage right now. Try again when that is done.")
+            )
+        raise self._silent()
+
+    def _connect(self) -> Session:
+        """One connection per process: signing in and discovering takes about a second. Raises what openstacksdk raises."""
+        with self._lock:
+            if self._session is None or self._session.process != os.getpid():
+                cloud = openstack.connect(
+                    cloud=self.cloud or None, region_name=self.region or None, app_name="snapshot-portal"
+                )
+                service = cloud.block_storage
+                endpoint = service.get_endpoint_data()
+                if endpoint is None:
+                    raise EndpointNotFound("no block storage in this region")
+                major, minor = endpoint.max_microversion or (3, 0)
+                self._session = Session(os.getpid(), service, min(NEWEST, (int(major), int(minor))))
+            return self._session
+
+    def _version(self, beat: Beat) -> tuple[int, int]:
+        """The microversion that is spoken. Raises Unavailable."""
+        try:
+            return self._run(beat, self._connect).version
+        except NotSignedIn as error:
+            raise self._not_accepted() from error
+
+    # Errors
+
+    def _refused(self, refusal: Refusal) -> Refused:
+        return Refused(
+            _("The storage of %(location)s refused this: %(reason)s. Contact support if you do not know why.")
+            % {"location": self.location, "reason": str(refusal).strip().rstrip(".") or "400"}
+        )
+
+    def _failed(self, reason: str, *, still_waiting: bool = False) -> Unavailable:
+        words = {"location": self.location, "reason": reason}
+        if still_waiting and not reason:
+            return Unavailable(
+                _(
+                    "The storage of %(location)s did not finish in time. Try again later; if it stays so, contact support."
+                )
+                % words
+            )
+        if not reason:
+            return Unavailable(
+                _(
+                    "The storage of %(location)s failed without a reason. Try again later; if it stays so, contact support."
+                )
+                % words
+            )
+        return Unavailable(
+            _("The storage of %(location)s failed: %(reason)s. Try again later; if it stays so, contact support.")
+            % words
+        )
+
+    def _silent(self) -> Unavailable:
+        return Unavailable(
+            _("The storage of %(location)s does not answer. Try again later; if it stays so, contact support.")
+            % {"location": self.location}
+        )
+
+    def _not_accepted(self) -> Unavailable:
+        return Unavailable(
+            _("The storage of %(location)s does not accept the portal's account. Contact support.")
+            % {"location": self.location}
+        )
+
+    def _no_volume(self, volume: VolumeRef) -> NotFound:
+        return NotFound(
+            _("The disk of the volume “%(name)s” is not in the storage of %(location)s. Contact support.")
+            % {"name": volume.name, "location": self.location}
+        )
+
+    def _no_snapshot(self) -> NotFound:
+        return NotFound(_("The snapshot is not in the storage of %(location)s.") % {"location": self.location})
+
+
+def name_of(uuid: UUID) -> str:
+    if not isinstance(uuid, UUID):
+        raise TypeError(f"{uuid!r} is no UUID")
+    return f"snapshot-portal-{uuid}"
+
+
+def read_reason(response: Response) -> str:
+    """Cinder's own sentence in an answer that is a failure: {"badRequest": {"code": 400, "message": …}}; or ""."""
+    try:
+        [fault] = response.json().values()
+        return str(fault["message"])
+    except (ValueError, AttributeError, KeyError, TypeError):
+        return ""
+
+
+def describe_quota(reason: str) -> str:
+    if match := re.search(r"Maximum number of \w+ allowed \((\d+)\)", reason):
+        return _(
+            "The quota of the storage allows %(count)s of these and all are used. Delete some that you do not need, or ask "
+            "support for more."
+        ) % {"count": match[1]}
+    if match := re.search(r"Requested (\d+)G, quota is (\d+)G and (\d+)G", reason):
+        return _(
+            "The quota of the storage allows %(quota)s GB, of which %(used)s GB are used and %(needed)s GB more would be "
+            "needed. Delete what you do not need, or ask support for more."
+        ) % {"needed": match[1], "quota": match[2], "used": match[3]}
+    return _("The quota of the storage is used up. Delete what you do not need, or ask support for more.")
