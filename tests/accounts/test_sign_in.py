@@ -1,0 +1,51 @@
+"""One sign-in for everybody, and back to where a person wanted to go."""
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+
+from cng_portal.accounts.models import User
+from tests.factories import UserFactory
+
+pytestmark = pytest.mark.django_db
+
+PASSWORD = "a password of the tests"
+
+
+def sign_in(client: Client, email: str, password: str = PASSWORD, **data: str):
+    return client.post(reverse("account_login"), {"login": email, "password": password, **data})
+
+
+def test_a_person_signs_in_by_e_mail_whatever_its_case_and_goes_on(client: Client) -> None:
+    UserFactory(email="aye@example.com", password=PASSWORD)
+    response = client.get("/volumes/")
+    assert response["Location"] == "/accounts/login/?next=/volumes/"
+    assert sign_in(client, "Aye@Example.com", next="/volumes/")["Location"] == "/volumes/"
+
+
+def test_a_wrong_password_is_said_without_telling_whether_the_account_exists(client: Client) -> None:
+    UserFactory(email="aye@example.com", password=PASSWORD)
+    known = sign_in(client, "aye@example.com", "wrong").text
+    unknown = sign_in(client, "nobody@example.com", "wrong").text
+    for page in (known, unknown):
+        assert "The e-mail or the password is wrong. Check both, or reset the password." in page
+
+
+def test_nobody_signs_up_by_themselves(client: Client) -> None:
+    client.post(reverse("account_signup"), {"email": "new@example.com", "password1": PASSWORD, "password2": PASSWORD})
+    assert not User.objects.exists()
+
+
+def test_administrators_use_the_same_door_and_others_do_not_get_in(client: Client) -> None:
+    admin = UserFactory(admin=True, email="admin@example.com", password=PASSWORD)
+    assert client.get("/admin/", follow=True).redirect_chain[-1][0].startswith(reverse("account_login"))
+    sign_in(client, admin.email)
+    assert client.get("/admin/").status_code == 200
+    other = Client()
+    other.force_login(UserFactory())
+    assert other.get("/admin/", follow=True).status_code == 403
+
+
+def test_the_next_page_is_always_one_of_ours(client: Client) -> None:
+    UserFactory(email="aye@example.com", password=PASSWORD)
+    assert sign_in(client, "aye@example.com", next="https://evil.example/")["Location"] == "/"
