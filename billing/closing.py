@@ -67,7 +67,7 @@ def close_months(
     number. A customer with usage that has no price gets none, and the administrators are told; the others get theirs.
     """
     report = Report()
-    for batch in _batches(customer_ids):
+    for batch in batches(customer_ids):
         while True:
             with transaction.atomic():
                 done = _close_batch(batch, at=at, through=through)
@@ -84,7 +84,8 @@ def close_months(
     return report
 
 
-def _batches(customer_ids: list[UUID] | None) -> Iterator[list[UUID]]:
+def batches(customer_ids: list[UUID] | None) -> Iterator[list[UUID]]:
+    """The ids of all customers, or of some, a few at a time."""
     customers = Customer.objects.order_by("pk")
     if customer_ids is not None:
         customers = customers.filter(pk__in=customer_ids)
@@ -107,7 +108,7 @@ def _close_batch(customer_ids: list[UUID], *, at: datetime, through: date | None
     """
     # SQLite has no row locks; there a transaction that writes is alone from its beginning, see DATABASES in the settings
     customers = {one.pk: one for one in Customer.objects.filter(pk__in=customer_ids).order_by("pk").select_for_update()}
-    windows = _next_windows(customers, at=at, through=through)
+    windows = next_windows(customers, at=at, through=through)
     report = Report()
     if not windows:
         return report
@@ -130,7 +131,8 @@ def _close_batch(customer_ids: list[UUID], *, at: datetime, through: date | None
     return report
 
 
-def _next_windows(customers: dict[UUID, Customer], *, at: datetime, through: date | None) -> list[bulk.CustomerWindow]:
+def next_windows(customers: dict[UUID, Customer], *, at: datetime, through: date | None) -> list[bulk.CustomerWindow]:
+    """The earliest month of each of the customers that has no invoice, where it is over. Two queries."""
     invoiced = {
         row["customer"]: row
         for row in Invoice.objects.filter(customer__in=customers)

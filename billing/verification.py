@@ -31,15 +31,15 @@ A_FIFTH = Fraction(20, 100)
 
 def differences(*, at: datetime, progress: Callable[[int], object] = lambda customers: None) -> list[str]:
     """A sentence for everything that does not fit; none is the proof. It reads one customer at a time."""
-    prices = _prices()
+    versions = prices()
     found: list[str] = []
     for customer in Customer.objects.order_by("number").iterator(chunk_size=500):
-        found += (f"{customer.crn}: {sentence}" for sentence in _of_customer(customer, prices, at))
+        found += (f"{customer.crn}: {sentence}" for sentence in of_customer(customer, versions, at))
         progress(1)
     return found
 
 
-def _prices() -> dict[tuple[str, str], list[tuple[datetime, int, int]]]:
+def prices() -> dict[tuple[str, str], list[tuple[datetime, int, int]]]:
     found = defaultdict(list)
     for version in PriceVersion.objects.select_related("package").order_by("starts_at", "pk"):
         place = version.package.kind, version.package.location_id
@@ -92,8 +92,8 @@ def _rounded(exact: Fraction) -> int:
     return round(exact / 10_000) * 10_000
 
 
-def _of_customer(
-    customer: Customer, prices: dict[tuple[str, str], list[tuple[datetime, int, int]]], at: datetime
+def of_customer(
+    customer: Customer, versions: dict[tuple[str, str], list[tuple[datetime, int, int]]], at: datetime
 ) -> Iterator[str]:
     invoices = list(Invoice.objects.filter(customer=customer).order_by("month"))
     segments = {one.pk: one for one in UsageSegment.objects.filter(customer=customer)}
@@ -113,7 +113,7 @@ def _of_customer(
             if segment.kind == ServiceKind.VM_BACKUP_AUTOMATIC:
                 rate_micro, price_id = segment.base_rate_micro, None
             else:
-                rate_micro, price_id = _in_force(prices.get((segment.kind, segment.location_id), ()), instant)
+                rate_micro, price_id = _in_force(versions.get((segment.kind, segment.location_id), ()), instant)
             key = segment.pk, _month(invoices, customer, instant), price_id
             hours[key] += 1
             rates[key] = rate_micro
