@@ -15,7 +15,7 @@ from cng_portal.accounts.models import Project, User
 from cng_portal.inventory.models import Volume
 
 from . import lists, services
-from .models import NAME_LENGTH, Kind, Snapshot, State, name_key
+from .models import NAME_LENGTH, DiskImage, Kind, Snapshot, State, name_key
 
 
 class ChoiceFilter(forms.ChoiceField):
@@ -166,15 +166,60 @@ class ConfirmationForm(forms.Form):
         self.fields["confirmation"].error_messages["required"] = required
 
 
-class NewVolumeForm(forms.Form):
+class ProjectField(forms.ModelChoiceField):
+    def to_python(self, value: Any) -> Project | None:
+        try:
+            return super().to_python(value)
+        except ValidationError as error:  # also what is no uuid at all
+            raise ValidationError(self.error_messages["invalid_choice"], code="invalid_choice") from error
+
+
+class NamedInProjectForm(forms.Form):
+    """A new thing: its name, and the project that it belongs to."""
+
     name = forms.CharField(
         label=gettext_lazy("Name"),
         max_length=120,
         error_messages={
-            "required": gettext_lazy("Give the new volume a name."),
+            "required": gettext_lazy("Give it a name."),
             "max_length": gettext_lazy("The name is too long: at most 120 characters fit. Shorten it."),
         },
         widget=forms.TextInput(attrs={"autocomplete": "off", "spellcheck": "false"}),
+    )
+    project = ProjectField(
+        Project.objects.none(),
+        label=gettext_lazy("Project"),
+        empty_label=None,
+        error_messages={
+            "required": gettext_lazy("Choose a project."),
+            "invalid_choice": gettext_lazy("You cannot make anything in this project. Choose one of the list."),
+        },
+    )
+
+    def __init__(self, *args: Any, projects: QuerySet[Project], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["project"].queryset = projects  # type: ignore[attr-defined]
+
+    def clean_name(self) -> str:
+        name: str = self.cleaned_data["name"]
+        if any(unicodedata.category(character) in services.UNSHOWABLE for character in name):
+            raise ValidationError(_("The name has a character that cannot be shown, such as a line break. Remove it."))
+        return name
+
+
+class NewMachineForm(NamedInProjectForm):
+    pass
+
+
+class NewVolumeForm(NamedInProjectForm):
+    """`disk` is what the volume is made from: the one there is, or the chosen one of a machine's."""
+
+    disk = forms.ChoiceField(
+        label=gettext_lazy("Disk"),
+        required=False,
+        error_messages={
+            "invalid_choice": gettext_lazy("The snapshot does not have this disk. Choose one of the list.")
+        },
     )
     size_gb = forms.IntegerField(
         label=gettext_lazy("Size"),
@@ -183,36 +228,29 @@ class NewVolumeForm(forms.Form):
             "invalid": gettext_lazy("Give the size as a whole number of GB."),
         },
     )
-    project = forms.ModelChoiceField(
-        Project.objects.none(),
-        label=gettext_lazy("Project"),
-        empty_label=None,
-        error_messages={
-            "required": gettext_lazy("Choose a project."),
-            "invalid_choice": gettext_lazy("You cannot make volumes in this project. Choose one of the list."),
-        },
-    )
 
-    def __init__(self, *args: Any, snapshot: Snapshot, projects: QuerySet[Project], **kwargs: Any) -> None:
+    field_order = ["disk", "name", "size_gb", "project"]
+
+    def __init__(self, *args: Any, disks: list[DiskImage], disk: DiskImage, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.snapshot = snapshot
-        self.fields["project"].queryset = projects  # type: ignore[attr-defined]
+        self.chosen_disk = disk
+        choices = [
+            (str(one.pk), _("%(name)s, %(size)s GB") % {"name": one.volume_name, "size": one.size_gb}) for one in disks
+        ]
+        if len(choices) > 1:
+            self.fields["disk"].choices = choices  # type: ignore[attr-defined]
+        else:
+            del self.fields["disk"]
         size = self.fields["size_gb"]
-        size.help_text = _("At least %(size)s GB, the size of the snapshot.") % {"size": snapshot.size_gb}
-        size.widget.attrs |= {"min": snapshot.size_gb, "max": MAX_SIZE_GB, "inputmode": "numeric"}
-
-    def clean_name(self) -> str:
-        name: str = self.cleaned_data["name"]
-        if any(unicodedata.category(character) in services.UNSHOWABLE for character in name):
-            raise ValidationError(_("The name has a character that cannot be shown, such as a line break. Remove it."))
-        return name
+        size.help_text = _("At least %(size)s GB, the size of the snapshot.") % {"size": disk.size_gb}
+        size.widget.attrs |= {"min": disk.size_gb, "max": MAX_SIZE_GB, "inputmode": "numeric"}
 
     def clean_size_gb(self) -> int:
         size_gb: int = self.cleaned_data["size_gb"]
-        if size_gb < self.snapshot.size_gb:
+        if size_gb < self.chosen_disk.size_gb:
             raise ValidationError(
                 _("The volume has to have at least %(size)s GB, the size of the snapshot.")
-                % {"size": self.snapshot.size_gb}
+                % {"size": self.chosen_disk.size_gb}
             )
         if size_gb > MAX_SIZE_GB:
             raise ValidationError(

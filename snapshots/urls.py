@@ -17,6 +17,7 @@ urlpatterns = [
     path("snapshots/<uuid:snapshot_id>/delete/", snapshots.delete, name="delete"),
     path("snapshots/<uuid:snapshot_id>/restore/", snapshots.restore, name="restore"),
     path("snapshots/<uuid:snapshot_id>/new-volume/", snapshots.new_volume, name="new_volume"),
+    path("snapshots/<uuid:snapshot_id>/new-machine/", snapshots.new_machine, name="new_machine"),
     path("snapshots/<uuid:snapshot_id>/verify/", snapshots.verify, name="verify"),
     path("operations/<uuid:operation_id>/retry/", snapshots.retry, name="retry"),
     path("volumes/", volumes.volumes, name="volumes"),

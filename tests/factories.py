@@ -212,6 +212,17 @@ class OperationFactory(DjangoModelFactory):
             safety_snapshot=factory.SubFactory(SnapshotFactory, volume=factory.SelfAttribute("..snapshot.volume")),
         )
 
+        new_volume = factory.Trait(
+            kind=Operation.Kind.NEW_VOLUME,
+            disk=factory.LazyAttribute(lambda operation: operation.snapshot.disks.first()),
+            volume=factory.SubFactory(
+                VolumeFactory,
+                project=factory.SelfAttribute("..snapshot.project"),
+                location=factory.SelfAttribute("..snapshot.location"),
+                state=Volume.State.CREATING,
+            ),
+        )
+
     kind = Operation.Kind.VERIFY
     snapshot = factory.SubFactory(SnapshotFactory)
 

@@ -90,7 +90,7 @@ def totals(user: User) -> dict[str, object]:
 def visible(few: QuerySet[Operation], user: User) -> QuerySet[Operation]:
     """Those of the few that this person sees, newest first."""
     return (
-        Operation.objects.select_related("snapshot", "volume", "safety_snapshot", "requested_by")
+        Operation.objects.select_related("snapshot", "volume", "vm", "safety_snapshot", "requested_by")
         # an expression and no column: a database without statistics would begin with all snapshots of the customer
         .alias(project=Coalesce("snapshot__project_id", "snapshot__project_id"))
         .filter(pk__in=few.order_by().values("pk"), project__in=list(user.roles))

@@ -17,7 +17,7 @@ from billing import services as billing
 from billing.money import format_amount, format_price
 from cng_portal.accounts.models import Project, User
 from snapshots import lists, services
-from snapshots.forms import ConfirmationForm, NewVolumeForm, RenameForm, SnapshotFilterForm
+from snapshots.forms import ConfirmationForm, NewMachineForm, NewVolumeForm, RenameForm, SnapshotFilterForm
 from snapshots.models import SERVICE_KINDS, Kind, Operation, Snapshot, State
 
 from .common import explain_operations, is_fragment, price_of, push_url, rates_now, render_live, render_part, version_of
@@ -65,6 +65,7 @@ def snapshot_list(request: HttpRequest, kind: Kind) -> HttpResponse:
         "views": [{"name": name, "url": f"{request.path}?{urlencode({**params, 'view': name})}"} for name in VIEWS],
         "pages": page.urls(request.path, params),
         "can_take": bool(user.changeable_project_ids),
+        "new_url": reverse("snapshots:new_vm" if kind == Kind.VM else "snapshots:new"),
         "tabs": [
             {
                 "label": _("VM Snapshot"),
@@ -127,10 +128,11 @@ def actions_for(snapshot: Snapshot, user: User) -> list[dict[str, object]]:
     """What this person can do with it now, as items of a menu. Nothing for a viewer."""
     ready, settled = snapshot.state == State.READY, snapshot.state in (State.READY, State.FAILED)
     mine = user.can_change(snapshot.project_id)
-    restorable = snapshot.kind == Kind.VOLUME and snapshot.volume is not None and snapshot.volume.deleted_at is None
+    is_machine = snapshot.kind != Kind.VOLUME
     offered = [
-        (ready and snapshot.kind == Kind.VOLUME and mine, _("New volume"), "new_volume", "circle-stack", False),
-        (ready and restorable and mine, _("Restore"), "restore", "arrow-uturn-left", False),
+        (ready and mine and is_machine, _("New machine"), "new_machine", "server", False),
+        (ready and mine, _("New volume"), "new_volume", "circle-stack", False),
+        (ready and mine and snapshot.source.deleted_at is None, _("Restore"), "restore", "arrow-uturn-left", False),
         (mine and snapshot.state not in (State.DELETING, State.DELETED), _("Rename"), "rename", "pencil-square", False),
         (ready and mine, _("Verify"), "verify", "shield-check", False),
         (settled and mine, _("Delete"), "delete", "trash", True),
@@ -193,7 +195,7 @@ def snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     disks = list(found.disks.all())
     operations = explain_operations(
         Operation.objects.filter(Q(snapshot=found) | Q(safety_snapshot=found))
-        .select_related("snapshot", "volume", "safety_snapshot", "requested_by")
+        .select_related("snapshot", "volume", "vm", "safety_snapshot", "requested_by")
         .order_by("-created_at", "-id"),
         user,
     )
@@ -299,14 +301,20 @@ def restore(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     """The form, or the reason in its place while the snapshot cannot be restored."""
     user = request.user
     found = get_changeable(user, snapshot_id)
-    volume = found.volume
-    if volume is None:
-        raise Http404
-    services.require_change(user, volume.project_id)
+    source = found.source
+    disks = list(found.disks.select_related("volume"))
+    for project_id in {source.project_id, *(disk.volume.project_id for disk in disks)}:
+        services.require_change(user, project_id)
+    is_machine = found.kind != Kind.VOLUME
+    label = (
+        _("Type the machine's name, %(name)s, to confirm")
+        if is_machine
+        else _("Type the volume's name, %(name)s, to confirm")
+    )
     form = ConfirmationForm(
         request.POST or None,
-        label=_("Type the volume's name, %(name)s, to confirm") % {"name": volume.name},
-        required=_("Type the volume's name to confirm that it will be overwritten."),
+        label=label % {"name": source.name},
+        required=_("Type the name “%(name)s” to confirm that it will be overwritten.") % {"name": source.name},
     )
     if request.method == "POST" and form.is_valid():
         try:
@@ -318,26 +326,29 @@ def restore(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         else:
             messages.success(
                 request,
-                _("“%(volume)s” is being restored from “%(snapshot)s”. Do not use it until this has ended.")
-                % {"volume": volume.name, "snapshot": found.name},
+                _("“%(source)s” is being restored from “%(snapshot)s”. Do not use it until this has ended.")
+                % {"source": source.name, "snapshot": found.name},
             )
             return redirect("snapshots:snapshot", found.pk)
     reason, quote = "", None
     try:
         services.check_restorable(found)
-        quote = services.check_deliverable(volume)
+        quote = services.check_deliverable(source)
     except services.Refusal as refusal:
         reason = str(refusal)
     context = {
         "snapshot": found,
-        "volume": volume,
+        "source": source,
+        "is_machine": is_machine,
         "form": form,
         "reason": reason,
-        "captured_at": next((disk.captured_at for disk in found.disks.all() if disk.captured_at), found.created_at),
-        "damage": [disk.damage for disk in found.disks.all() if disk.damage],
-        "safety_name": _("before-restore-of-%(name)s") % {"name": volume.name[:40]},
+        "disks": disks,
+        "grown": [disk for disk in disks if disk.volume.size_gb > disk.size_gb],
+        "captured_at": next((disk.captured_at for disk in disks if disk.captured_at), found.created_at),
+        "damage": [disk.damage for disk in disks if disk.damage],
+        "safety_name": _("before-restore-of-%(name)s") % {"name": source.name[:40]},
         "safety_price": format_price(quote.hourly_micro, quote.currency) if quote else "",
-        "undoes": found.protects.filter(state=Operation.State.SUCCEEDED).select_related("snapshot").first(),
+        "undoes": found.protects.filter(finished_at__isnull=False).select_related("snapshot").first(),
     }
     return render(request, "snapshots/restore.html", context)
 
@@ -345,37 +356,76 @@ def restore(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 def new_volume(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     user = request.user
-    found = get_snapshot(user, snapshot_id)
-    if found.kind != Kind.VOLUME or found.state == State.DELETED:
+    found = get_changeable(user, snapshot_id)
+    disks = list(found.disks.all())
+    if not disks:
         raise Http404
-    services.require_change(user, found.project_id)
-    projects = Project.objects.changeable_by(user).filter(customer=found.customer_id)
-    source = found.source.name
-    initial = {
-        "name": _("%(name)s-copy") % {"name": source[:100]},
-        "size_gb": found.size_gb,
-        "project": found.project_id,
-    }
-    form = NewVolumeForm(request.POST or None, snapshot=found, projects=projects, initial=initial)
+    # of a machine the root disk is suggested, until another one is chosen
+    wanted = request.POST.get("disk") or request.GET.get("disk")
+    disk = next((disk for disk in disks if str(disk.pk) == wanted), disks[0])
+    form = NewVolumeForm(
+        request.POST or None,
+        disks=disks,
+        disk=disk,
+        projects=Project.objects.changeable_by(user).filter(customer=found.customer_id),
+        initial={
+            "disk": disk.pk,
+            "name": _("%(name)s-copy") % {"name": disk.volume_name[:100]},
+            "size_gb": disk.size_gb,
+            "project": found.project_id,
+        },
+    )
     if request.method == "POST" and form.is_valid():
+        answers = {name: form.cleaned_data[name] for name in ("name", "size_gb", "project")}
         try:
-            operation = services.request_new_volume(snapshot=found, user=user, **form.cleaned_data)
+            operation = services.request_new_volume(snapshot=found, user=user, disk=disk, **answers)
         except services.Refusal as refusal:
             form.add_error(None, str(refusal))
         else:
             messages.success(
                 request,
                 _("The volume “%(volume)s” is being made from “%(snapshot)s”.")
-                % {"volume": form.cleaned_data["name"], "snapshot": found.name},
+                % {"volume": answers["name"], "snapshot": found.name},
             )
             return redirect("snapshots:volume", operation.volume_id)
-    reason = ""
-    try:
-        services.require_ready(found)
-    except services.Refusal as refusal:
-        reason = str(refusal)
-    context = {"snapshot": found, "form": form, "reason": reason}
+    context = {"snapshot": found, "form": form, "reason": why_not_ready(found)}
     return render(request, "snapshots/new_volume.html", context)
+
+
+def why_not_ready(snapshot: Snapshot) -> str:
+    try:
+        services.require_ready(snapshot)
+    except services.Refusal as refusal:
+        return str(refusal)
+    return ""
+
+
+@require_http_methods(["GET", "POST"])
+def new_machine(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
+    """Of a snapshot of a machine: a stopped one like it, with a new volume for each disk."""
+    user = request.user
+    found = get_changeable(user, snapshot_id)
+    if found.kind == Kind.VOLUME:
+        raise Http404
+    form = NewMachineForm(
+        request.POST or None,
+        projects=Project.objects.changeable_by(user).filter(customer=found.customer_id),
+        initial={"name": _("%(name)s-copy") % {"name": found.source.name[:100]}, "project": found.project_id},
+    )
+    if request.method == "POST" and form.is_valid():
+        try:
+            services.request_new_machine(snapshot=found, user=user, **form.cleaned_data)
+        except services.Refusal as refusal:
+            form.add_error(None, str(refusal))
+        else:
+            messages.success(
+                request,
+                _("The machine “%(machine)s” is being made from “%(snapshot)s”. It stays stopped until you start it.")
+                % {"machine": form.cleaned_data["name"], "snapshot": found.name},
+            )
+            return redirect("snapshots:snapshot", found.pk)
+    context = {"snapshot": found, "form": form, "reason": why_not_ready(found), "disks": found.disks.all()}
+    return render(request, "snapshots/new_machine.html", context)
 
 
 @require_http_methods(["GET", "POST"])

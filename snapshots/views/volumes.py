@@ -79,7 +79,7 @@ def volume(request: HttpRequest, volume_id: UUID) -> HttpResponse:
     operations = explain_operations(
         Operation.objects.visible_to(user)
         .filter(Q(volume=found) | Q(snapshot__volume=found))
-        .select_related("snapshot", "volume", "safety_snapshot", "requested_by")
+        .select_related("snapshot", "volume", "vm", "safety_snapshot", "requested_by")
         .order_by("-created_at", "-id")[:OPERATIONS_SHOWN],
         user,
     )

@@ -178,13 +178,13 @@ def test_a_viewer_is_not_invited_to_what_is_not_allowed(project: Project, client
     assert f'href="{reverse("snapshots:new")}"' not in part_of(page, "snapshot-list")
 
 
-def test_the_tab_of_vm_snapshots_is_honest(client: Client, project: Project) -> None:
+def test_the_tab_of_vm_snapshots_invites_to_take_one(client: Client, project: Project) -> None:
     SnapshotFactory(volume__project=project)
 
     page = client.get("/snapshots/vm/").content.decode()
 
-    assert "VM snapshots cannot be taken yet" in page
-    assert "Take a volume snapshot" in page
+    assert "Take your first VM snapshot" in page
+    assert f'href="{reverse("snapshots:new_vm")}"' in page
 
 
 def test_vm_snapshots_have_the_same_list(client: Client, project: Project) -> None:

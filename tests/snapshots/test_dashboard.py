@@ -1,0 +1,161 @@
+"""The first page: counts, what runs, what failed, newest snapshots, and a start for those who have nothing yet."""
+
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+from django.utils import timezone
+from pytest_django import DjangoAssertNumQueries
+
+from cng_portal.accounts.models import Project, Role
+from snapshots.models import Operation
+from tests.factories import OperationFactory, ProjectFactory, SnapshotFactory, UserFactory, VolumeFactory
+from tests.snapshots.disks import sell_everywhere
+from tests.snapshots.test_list import HTMX
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def project() -> Project:
+    return ProjectFactory()
+
+
+@pytest.fixture
+def client(project: Project, client_for: Callable[..., Client]) -> Client:
+    return client_for(UserFactory(member_of=project))
+
+
+def test_it_counts_what_is_kept_what_it_costs_and_what_is_unprotected(client: Client, project: Project) -> None:
+    SnapshotFactory(volume__project=project, volume__size_gb=50)
+    SnapshotFactory(volume__project=project, volume__size_gb=10, creating=True)
+    SnapshotFactory(volume__project=project, volume__size_gb=7, failed=True)
+    SnapshotFactory(volume__project=project, volume__size_gb=9, deleted=True)
+    SnapshotFactory(volume__size_gb=500)
+    sell_everywhere(400_000)
+
+    context = client.get("/").context
+
+    assert context["totals"] == {
+        "count": "2",
+        "size": "60 GB",
+        "hourly": "K 20",
+        "monthly": "About K 14,640.00 a month",
+    }
+    assert context["volume_count"] == 4
+    assert context["unprotected_count"] == 3
+
+
+def test_it_shows_what_runs_now(client: Client, project: Project) -> None:
+    mine = OperationFactory(snapshot__volume__project=project, running=True, bytes_done=30, bytes_total=100)
+    OperationFactory(running=True)
+
+    response = client.get("/")
+
+    assert [operation.pk for operation in response.context["running"]] == [mine.pk]
+    page = response.content.decode()
+    assert "Running now" in page
+    assert "30 %" in page
+    assert 'hx-get="/?seen=' in page
+
+
+def test_it_shows_what_failed_with_the_reason_and_a_way_on(client: Client, project: Project) -> None:
+    failed = OperationFactory(
+        snapshot__volume__project=project, snapshot__failed=True, capture=True, failed=True, error="Out of room."
+    )
+    OperationFactory(failed=True)
+
+    response = client.get("/")
+
+    assert [operation.pk for operation in response.context["failed"]] == [failed.pk]
+    page = response.content.decode()
+    assert "Out of room." in page
+    assert reverse("snapshots:retry", args=[failed.pk]) in page
+    assert reverse("snapshots:snapshot", args=[failed.snapshot_id]) in page
+
+
+def test_what_was_asked_for_again_has_not_failed_any_more(client: Client, project: Project) -> None:
+    hour = timedelta(hours=1)
+    failed = OperationFactory(
+        snapshot__volume__project=project, failed=True, created_at=timezone.now() - hour, finished_at=timezone.now()
+    )
+    OperationFactory(snapshot=failed.snapshot, succeeded=True)
+    OperationFactory(snapshot__volume__project=project, failed=True, finished_at=timezone.now() - 60 * 24 * hour)
+
+    assert client.get("/").context["failed"] == []
+
+
+def test_it_shows_the_newest_snapshots_first(client: Client, project: Project) -> None:
+    now = timezone.now()
+    made = [SnapshotFactory(volume__project=project, created_at=now - timedelta(hours=n)) for n in range(7)]
+    SnapshotFactory(volume__project=project, deleted=True)
+
+    assert client.get("/").context["rows"] == made[:5]
+
+
+def test_an_account_with_volumes_is_invited_to_its_first_snapshot(client: Client, project: Project) -> None:
+    VolumeFactory(project=project)
+
+    page = client.get("/").content.decode()
+
+    assert "Take your first block storage snapshot" in page
+    assert reverse("snapshots:new") in page
+
+
+def test_an_empty_account_learns_what_comes_first(client: Client) -> None:
+    assert "As soon as one of your projects has a volume" in client.get("/").content.decode()
+
+
+def test_an_administrator_without_a_customer_is_led_to_admin(client_for: Callable[..., Client]) -> None:
+    assert f'href="{reverse("admin:index")}"' in client_for(UserFactory(admin=True)).get("/").content.decode()
+
+
+def test_a_person_without_a_project_learns_whom_to_ask(client_for: Callable[..., Client]) -> None:
+    page = client_for(UserFactory()).get("/").content.decode()
+
+    assert "You are in no project yet" in page
+    assert reverse("snapshots:new") not in page.split("<main", 1)[1]
+
+
+def test_a_viewer_is_offered_no_changes(project: Project, client_for: Callable[..., Client]) -> None:
+    failed = OperationFactory(snapshot__volume__project=project, failed=True)
+    viewer = client_for(UserFactory(member_of=project, member_of__role=Role.VIEWER))
+
+    main = viewer.get("/").content.decode().split("<main", 1)[1]
+
+    assert failed.error in main
+    assert "Take Snapshot" not in main
+    assert reverse("snapshots:retry", args=[failed.pk]) not in main
+
+
+def test_a_signed_out_person_signs_in() -> None:
+    assert Client().get("/").status_code == 302
+
+
+def test_it_polls_what_runs_and_renews_itself_when_that_has_ended(client: Client, project: Project) -> None:
+    OperationFactory(snapshot__volume__project=project, running=True, bytes_total=100)
+    seen = {"seen": client.get("/").context["version"]}
+
+    Operation.objects.update(bytes_done=60)
+    progress = client.get("/", seen, headers=HTMX)
+    assert progress.content.decode().strip().startswith('<section class="section" id="running"')
+    assert "60 %" in progress.content.decode()
+
+    Operation.objects.update(state="succeeded", finished_at=timezone.now())
+    settled = client.get("/", seen, headers=HTMX)
+    assert settled["HX-Retarget"] == "#dashboard"
+    assert "hx-trigger" not in settled.content.decode()
+
+
+@pytest.mark.parametrize("count", [1, 12])
+def test_it_takes_the_same_queries_for_one_and_for_many(
+    count: int, client: Client, project: Project, django_assert_max_num_queries: DjangoAssertNumQueries
+) -> None:
+    for _ in range(count):
+        OperationFactory(snapshot__volume__project=project, running=True)
+        OperationFactory(snapshot__volume__project=project, restore=True, failed=True)
+
+    with django_assert_max_num_queries(14):
+        client.get("/")

@@ -1,0 +1,272 @@
+"""The page of one snapshot: facts, cost, operations that refresh themselves, and who sees it."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from html import unescape
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+from django.utils import timezone
+
+from billing import services as billing
+from cng_portal.accounts.models import Project, Role
+from snapshots.models import DiskImage, Operation, Snapshot
+from tests.factories import OperationFactory, ProjectFactory, SnapshotFactory, UserFactory, VolumeFactory
+from tests.snapshots.disks import sell_everywhere
+from tests.snapshots.test_list import HTMX, part_of
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def project() -> Project:
+    return ProjectFactory()
+
+
+@pytest.fixture
+def client(project: Project, client_for: Callable[..., Client]) -> Client:
+    return client_for(UserFactory(member_of=project, name="Aye Aye"))
+
+
+@pytest.fixture
+def viewer(project: Project, client_for: Callable[..., Client]) -> Client:
+    return client_for(UserFactory(member_of=project, member_of__role=Role.VIEWER))
+
+
+def url(snapshot: Snapshot) -> str:
+    return reverse("snapshots:snapshot", args=[snapshot.pk])
+
+
+def text_of(client: Client, snapshot: Snapshot) -> str:
+    return unescape(client.get(url(snapshot)).content.decode())
+
+
+def charged(project: Project, hours: float, size_gb: int = 50) -> Snapshot:
+    """A snapshot that has been Ready for so long, and has been charged since."""
+    ready_at = timezone.now() - timedelta(hours=hours)
+    snapshot = SnapshotFactory(volume__project=project, volume__size_gb=size_gb, ready_at=ready_at)
+    sell_everywhere(400_000)
+    billing.open_segment(
+        resource_id=snapshot.pk,
+        kind=snapshot.service_kind,
+        name=snapshot.name,
+        project=project,
+        location=snapshot.location,
+        size_gb=size_gb,
+        at=ready_at,
+    )
+    return snapshot
+
+
+def test_the_page_states_the_facts(client: Client, project: Project) -> None:
+    snapshot = SnapshotFactory(
+        name="before-upgrade",
+        volume=VolumeFactory(project=project, size_gb=50, name="web-01-root"),
+        requested_by=project.memberships.get().user,
+    )
+    DiskImage.objects.update(allocated_bytes=3 * 1024**3, checksum="ab" * 32, verified_at=timezone.now())
+
+    page = text_of(client, snapshot)
+
+    for fact in ("<h1>before-upgrade</h1>", "web-01-root", "50 GB", "3 GB", "by Aye Aye", "ab" * 32, str(snapshot.pk)):
+        assert fact in page
+    assert f'data-copy="{"ab" * 32}"' in page
+
+
+def test_a_checksum_that_follows_says_so(client: Client, project: Project) -> None:
+    assert "Computed right after the capture" in text_of(client, SnapshotFactory(volume__project=project))
+
+
+def test_damage_is_shown_prominently(client: Client, project: Project) -> None:
+    snapshot = SnapshotFactory(volume__project=project)
+    DiskImage.objects.update(damage="Block 12 does not have the bytes that were captured.")
+
+    page = text_of(client, snapshot)
+
+    assert "This snapshot is damaged" in page
+    assert "Block 12 does not have the bytes that were captured." in page
+
+
+def test_the_price_comes_with_its_formula_and_what_it_has_cost(client: Client, project: Project) -> None:
+    page = text_of(client, charged(project, hours=2.75))
+
+    assert '<span class="price-amount">K 20</span>' in page
+    assert "50 GB × K 0.4000 = K 20.00 an hour" in page
+    assert "K 14,640.00" in page
+    assert "K 60.00" in page
+    assert "3 started hours" in page
+    assert "3 hours × 50 GB × K 0.4000 = K 60.00" in page
+
+
+def test_what_was_never_ready_costs_nothing(client: Client, project: Project) -> None:
+    snapshot = SnapshotFactory(volume__project=project, failed=True)
+    sell_everywhere()
+
+    page = text_of(client, snapshot)
+
+    assert "K 0.00" in page
+    assert "Price Summary" not in page
+    assert "The storage ran out of room." in page
+
+
+def test_a_deleted_snapshot_stays_as_a_record_without_actions(client: Client, project: Project) -> None:
+    snapshot = charged(project, hours=1.5)
+    now = timezone.now()
+    billing.close_segment(resource_id=snapshot.pk, kind=snapshot.service_kind, at=now)
+    Snapshot.objects.update(state="deleted", delete_requested_at=now, deleted_at=now)
+
+    page = text_of(client, snapshot)
+
+    assert "This snapshot is deleted" in page
+    assert "Final cost" in page
+    assert "K 40.00" in page
+    assert 'id="act-' not in page
+    for act in ("rename", "delete", "restore", "new_volume", "verify"):
+        assert client.get(reverse(f"snapshots:{act}", args=[snapshot.pk])).status_code == 404
+
+
+def test_a_viewer_reads_everything_and_is_told_why_there_are_no_buttons(viewer: Client, project: Project) -> None:
+    snapshot = SnapshotFactory(volume__project=project)
+
+    page = text_of(viewer, snapshot)
+
+    assert snapshot.name in page
+    assert 'id="act-' not in page
+    assert "you need the role of a member or owner" in page
+
+
+def test_a_stranger_gets_404_and_a_signed_out_person_signs_in(client: Client) -> None:
+    snapshot = SnapshotFactory()
+
+    assert client.get(url(snapshot)).status_code == 404
+    response = Client().get(url(snapshot))
+    assert parse_qs(urlsplit(response["Location"]).query)["next"] == [url(snapshot)]
+
+
+@pytest.mark.parametrize(
+    ("state", "acts"),
+    [
+        (None, ["new_volume", "restore", "rename", "verify", "delete"]),
+        ("failed", ["rename", "delete"]),
+        ("creating", ["rename"]),
+        ("deleting", []),
+    ],
+)
+def test_only_what_is_possible_is_offered(state: str | None, acts: list[str], client: Client, project: Project) -> None:
+    snapshot = SnapshotFactory(volume__project=project, **({state: True} if state else {}))
+
+    assert [action["name"] for action in client.get(url(snapshot)).context["actions"]] == acts
+
+
+def test_the_snapshot_of_a_volume_that_is_gone_can_become_a_new_volume(client: Client, project: Project) -> None:
+    snapshot = SnapshotFactory(volume=VolumeFactory(project=project, gone=True))
+
+    response = client.get(url(snapshot))
+
+    assert "This volume is gone" in response.content.decode()
+    assert [action["name"] for action in response.context["actions"]] == ["new_volume", "rename", "verify", "delete"]
+
+
+# --- operations --------------------------------------------------------------------------------------------------------
+
+
+def test_operations_say_who_when_how_far_and_why_not(client: Client, project: Project) -> None:
+    snapshot = SnapshotFactory(volume__project=project)
+    person = project.memberships.get().user
+    OperationFactory(snapshot=snapshot, running=True, requested_by=person, bytes_done=1024**3, bytes_total=4 * 1024**3)
+    OperationFactory(snapshot=snapshot, failed=True, error="The engine does not answer.")
+
+    page = text_of(client, snapshot)
+
+    for word in ("Verify", "by Aye Aye", "1 GB of 4 GB · 25 %", "The engine does not answer.", "by the portal"):
+        assert word in page
+
+
+def test_a_failed_capture_can_be_tried_again(client: Client, project: Project) -> None:
+    operation = OperationFactory(snapshot__volume__project=project, snapshot__failed=True, capture=True, failed=True)
+
+    page = text_of(client, operation.snapshot)
+
+    assert page.count(f'action="{reverse("snapshots:retry", args=[operation.pk])}"') == 1
+
+
+def test_only_the_newest_failure_of_a_kind_can_be_tried_again(client: Client, project: Project) -> None:
+    snapshot = SnapshotFactory(volume__project=project)
+    old = OperationFactory(snapshot=snapshot, failed=True, created_at=timezone.now() - timedelta(hours=1))
+    OperationFactory(snapshot=snapshot, succeeded=True)
+
+    assert str(old.pk) + "/retry" not in text_of(client, snapshot)
+
+
+def test_a_viewer_cannot_try_again(viewer: Client, project: Project) -> None:
+    operation = OperationFactory(snapshot__volume__project=project, failed=True)
+
+    assert reverse("snapshots:retry", args=[operation.pk]) not in text_of(viewer, operation.snapshot)
+
+
+def test_a_restore_is_undone_from_its_safety_snapshot(client: Client, project: Project) -> None:
+    operation = OperationFactory(snapshot__volume__project=project, restore=True, succeeded=True)
+    undo = reverse("snapshots:restore", args=[operation.safety_snapshot_id])
+
+    assert f'href="{undo}"' in text_of(client, operation.snapshot)
+    assert "Undo restore" in text_of(client, operation.safety_snapshot)
+
+
+def test_a_failed_restore_starts_again_from_its_confirmation(client: Client, project: Project) -> None:
+    operation = OperationFactory(snapshot__volume__project=project, restore=True, failed=True)
+
+    page = text_of(client, operation.snapshot)
+
+    assert "Restore again" in page
+    assert "Undo restore" not in page
+
+
+# --- live --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_polls_while_something_runs_and_only_then(client: Client, project: Project) -> None:
+    snapshot = SnapshotFactory(volume__project=project, creating=True)
+    operation = OperationFactory(snapshot=snapshot, capture=True, running=True)
+
+    assert 'hx-trigger="every 2s"' in text_of(client, snapshot)
+
+    Snapshot.objects.update(state="ready", ready_at=timezone.now())
+    Operation.objects.filter(pk=operation.pk).update(state="succeeded", finished_at=timezone.now())
+    assert "hx-trigger" not in text_of(client, snapshot)
+
+
+def test_while_only_progress_moves_only_the_operations_are_sent(client: Client, project: Project) -> None:
+    snapshot = SnapshotFactory(volume__project=project, creating=True)
+    OperationFactory(snapshot=snapshot, capture=True, running=True, bytes_total=100)
+    page = client.get(url(snapshot))
+    Operation.objects.update(bytes_done=50)
+
+    polled = client.get(url(snapshot), {"seen": page.context["version"]}, headers=HTMX)
+
+    assert polled.content.decode().strip().startswith('<section id="work"')
+    assert "50 %" in polled.content.decode()
+    assert "HX-Retarget" not in polled
+
+
+def test_when_it_has_settled_the_whole_page_is_sent_once_and_announced(client: Client, project: Project) -> None:
+    snapshot = SnapshotFactory(volume__project=project, creating=True)
+    OperationFactory(snapshot=snapshot, capture=True, running=True)
+    version = client.get(url(snapshot)).context["version"]
+    Snapshot.objects.update(state="ready", ready_at=timezone.now())
+    Operation.objects.update(state="succeeded", finished_at=timezone.now())
+
+    polled = client.get(url(snapshot), {"seen": version}, headers=HTMX)
+
+    assert polled["HX-Retarget"] == "#snapshot"
+    assert polled["HX-Reswap"] == "outerHTML"
+    fragment = polled.content.decode()
+    assert "hx-trigger" not in fragment
+    assert f"Snapshot {snapshot.name}: Ready" in fragment
+    page = client.get(url(snapshot)).content.decode()
+    assert fragment.strip().startswith(part_of(page, "snapshot"))
+
+
+def test_a_stranger_cannot_poll(client: Client) -> None:
+    assert client.get(url(SnapshotFactory()), headers=HTMX).status_code == 404

@@ -1,0 +1,265 @@
+"""The list of volumes and the page of one."""
+
+from collections.abc import Callable
+from html import unescape
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+from django.utils import timezone
+from pytest_django import DjangoAssertNumQueries
+
+from cng_portal.accounts.models import Project, Role
+from cng_portal.inventory.models import Volume
+from snapshots.models import Operation, Snapshot
+from tests.factories import OperationFactory, ProjectFactory, SnapshotFactory, UserFactory, VolumeFactory
+from tests.snapshots.test_list import HTMX, names, part_of
+
+pytestmark = pytest.mark.django_db
+
+LIST = "/volumes/"
+
+
+@pytest.fixture
+def project() -> Project:
+    return ProjectFactory(name="Software")
+
+
+@pytest.fixture
+def client(project: Project, client_for: Callable[..., Client]) -> Client:
+    return client_for(UserFactory(member_of=project))
+
+
+@pytest.fixture
+def viewer(project: Project, client_for: Callable[..., Client]) -> Client:
+    return client_for(UserFactory(member_of=project, member_of__role=Role.VIEWER))
+
+
+def url(volume: Volume) -> str:
+    return reverse("snapshots:volume", args=[volume.pk])
+
+
+def take_url(volume: Volume) -> str:
+    return reverse("snapshots:take_snapshot", args=[volume.pk])
+
+
+# --- list --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_row_says_what_protects_the_volume(client: Client, project: Project) -> None:
+    volume = VolumeFactory(project=project, name="web-01-root", size_gb=50, attached=True, vm__name="web-01")
+    ready = SnapshotFactory(volume=volume)
+    SnapshotFactory(volume=volume, failed=True)
+    SnapshotFactory(volume=volume, deleted=True)
+
+    response = client.get(LIST)
+    row = response.context["rows"][0]
+
+    assert (row.snapshot_count, row.last_snapshot_at) == (2, ready.ready_at)
+    page = response.content.decode()
+    for word in ("web-01-root", "50 GB", "Software", volume.location_id, "web-01", "1 volume<"):
+        assert word in page
+    assert f'href="/snapshots/?volume={volume.pk}"' in page
+
+
+def test_a_free_volume_without_snapshots_says_so(client: Client, project: Project) -> None:
+    VolumeFactory(project=project)
+
+    page = client.get(LIST).content.decode()
+
+    assert '<td data-label="Attached to">-</td>' in page
+    assert "none yet" in page
+
+
+def test_only_volumes_of_ones_projects_that_are_there_are_listed(client: Client, project: Project) -> None:
+    mine = VolumeFactory(project=project)
+    VolumeFactory(project=project, gone=True)
+    VolumeFactory()
+
+    assert names(client.get(LIST)) == [mine.name]
+
+
+def test_a_snapshot_is_taken_from_a_row_by_who_may(client: Client, viewer: Client, project: Project) -> None:
+    volume = VolumeFactory(project=project)
+
+    assert f'method="post" action="{take_url(volume)}"' in client.get(LIST).content.decode()
+    assert take_url(volume) not in viewer.get(LIST).content.decode()
+    assert viewer.post(take_url(volume)).status_code == 403
+
+
+def test_of_a_volume_that_is_still_being_made_no_snapshot_is_offered(client: Client, project: Project) -> None:
+    volume = VolumeFactory(project=project, state=Volume.State.CREATING)
+
+    assert take_url(volume) not in client.get(LIST).content.decode()
+
+
+def test_search_and_filters_narrow_the_list(client: Client, project: Project) -> None:
+    attached = VolumeFactory(project=project, name="web-01-root", attached=True, vm__name="machine-7")
+    free = VolumeFactory(project=project, name="archive")
+    SnapshotFactory(volume=attached)
+    SnapshotFactory(volume=free, failed=True)
+    expected = {
+        "q=WEB": attached,
+        "q=machine-7": attached,
+        f"q={free.pk}": free,
+        f"q={free.pk.hex}": free,
+        f"location={free.location_id}": free,
+        "show=attached": attached,
+        "show=free": free,
+        "show=unprotected": free,
+    }
+
+    for query, volume in expected.items():
+        assert names(client.get(f"{LIST}?{query}")) == [volume.name], query
+
+
+def test_an_unknown_filter_is_left_out_and_said(client: Client, project: Project) -> None:
+    VolumeFactory(project=project)
+
+    response = client.get(LIST, {"show": "bogus", "project": str(ProjectFactory().pk)})
+
+    assert len(names(response)) == 1
+    assert "Not understood, and left out:" in response.content.decode()
+
+
+def test_no_hit_and_no_volume_are_told_apart(client: Client, project: Project) -> None:
+    assert "No volumes here yet" in client.get(LIST).content.decode()
+    VolumeFactory(project=project)
+    assert "No volume matches" in client.get(LIST, {"q": "nothing like it"}).content.decode()
+
+
+@pytest.mark.both_databases
+def test_pages_go_by_name_and_neither_skip_nor_repeat(client: Client, project: Project) -> None:
+    for n in range(45):
+        VolumeFactory(project=project, name=f"disk-{n % 4}")
+
+    seen, next_url = [], LIST
+    while next_url:
+        response = client.get(next_url)
+        seen += [volume.pk for volume in response.context["rows"]]
+        next_url = response.context["pages"]["next_url"]
+
+    assert seen == list(Volume.objects.order_by("name", "pk").values_list("pk", flat=True))
+
+
+def test_the_fragment_equals_the_same_part_of_the_page(client: Client, project: Project) -> None:
+    SnapshotFactory(volume__project=project)
+    client.get(LIST)  # a token for the forms, the same in both
+
+    page = client.get(LIST).content.decode()
+    fragment = client.get(LIST, headers=HTMX).content.decode()
+
+    assert without_tokens(fragment).strip() == without_tokens(part_of(page, "volume-list"))
+
+
+def without_tokens(html: str) -> list[str] | str:
+    """Each answer masks the token of its forms anew."""
+    return "\n".join(line for line in html.splitlines() if "csrfmiddlewaretoken" not in line)
+
+
+@pytest.mark.parametrize("count", [1, 25])
+def test_the_list_takes_at_most_eight_queries(
+    count: int, client: Client, project: Project, django_assert_max_num_queries: DjangoAssertNumQueries
+) -> None:
+    for _ in range(count):
+        SnapshotFactory(volume=VolumeFactory(project=project, attached=True))
+
+    with django_assert_max_num_queries(8):
+        client.get(LIST)
+
+
+# --- page --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_has_facts_snapshots_and_operations(client: Client, project: Project) -> None:
+    volume = VolumeFactory(project=project, name="web-01-root", size_gb=50, attached=True)
+    snapshot = SnapshotFactory(volume=volume)
+    restore = OperationFactory(restore=True, succeeded=True, snapshot=snapshot)
+
+    page = unescape(client.get(url(volume)).content.decode())
+
+    for word in ("<h1>web-01-root</h1>", "50 GB", "Software", snapshot.name, str(volume.pk), "Restore", "Undo restore"):
+        assert word in page
+    assert reverse("snapshots:restore", args=[restore.safety_snapshot_id]) in page
+    assert take_url(volume) in page
+
+
+def test_a_volume_that_is_gone_keeps_its_page_and_its_snapshots(client: Client, project: Project) -> None:
+    volume = VolumeFactory(project=project, gone=True)
+    snapshot = SnapshotFactory(volume=volume)
+
+    page = client.get(url(volume)).content.decode()
+
+    assert "This volume is gone" in page
+    assert snapshot.name in page
+    assert take_url(volume) not in page
+
+
+def test_a_volume_that_could_not_be_made_says_why_and_is_tried_again(client: Client, project: Project) -> None:
+    operation = OperationFactory(snapshot__volume__project=project, new_volume=True, failed=True, error="Out of room.")
+    volume = operation.volume
+    Volume.objects.filter(pk=volume.pk).update(state=Volume.State.ERROR, deleted_at=timezone.now())
+
+    page = client.get(url(volume)).content.decode()
+
+    assert "This volume could not be made" in page
+    assert "Out of room." in page
+    assert page.count(reverse("snapshots:retry", args=[operation.pk])) == 1
+
+
+def test_a_viewer_reads_the_page_and_is_told_why_there_are_no_buttons(viewer: Client, project: Project) -> None:
+    volume = SnapshotFactory(volume__project=project).volume
+
+    page = viewer.get(url(volume)).content.decode()
+
+    assert "you need the role of a member or owner" in page
+    assert take_url(volume) not in page
+
+
+def test_a_stranger_gets_404_and_a_signed_out_person_signs_in(client: Client) -> None:
+    volume = VolumeFactory()
+
+    assert client.get(url(volume)).status_code == 404
+    assert Client().get(url(volume)).status_code == 302
+    assert Client().get(LIST).status_code == 302
+
+
+def test_the_page_polls_until_the_volume_is_made(client: Client, project: Project) -> None:
+    operation = OperationFactory(snapshot__volume__project=project, new_volume=True, running=True, bytes_total=100)
+    volume = operation.volume
+    page = client.get(url(volume))
+    assert 'hx-trigger="every 2s"' in page.content.decode()
+    seen = {"seen": page.context["version"]}
+
+    Operation.objects.update(bytes_done=40)
+    progress = client.get(url(volume), seen, headers=HTMX)
+    assert "40 %" in progress.content.decode()
+    assert "HX-Retarget" not in progress
+
+    Operation.objects.update(state="succeeded", finished_at=timezone.now())
+    Volume.objects.filter(pk=volume.pk).update(state=Volume.State.AVAILABLE)
+    settled = client.get(url(volume), seen, headers=HTMX)
+    assert settled["HX-Retarget"] == "#volume"
+    assert "hx-trigger" not in settled.content.decode()
+    assert f"Volume {volume.name}: Available" in settled.content.decode()
+
+
+def test_the_page_shows_the_newest_snapshots_and_leads_to_all(
+    client: Client, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("snapshots.views.volumes.SNAPSHOTS_SHOWN", 2)
+    volume = VolumeFactory(project=project)
+    SnapshotFactory.create_batch(3, volume=volume)
+
+    response = client.get(url(volume))
+
+    assert len(response.context["rows"]) == 2
+    assert "All 3" in response.content.decode()
+
+
+def test_snapshots_of_a_project_that_one_does_not_see_stay_unseen(client: Client, project: Project) -> None:
+    volume = VolumeFactory(project=project)
+    hidden = SnapshotFactory(volume=volume, project=ProjectFactory(customer=project.customer))
+
+    assert hidden.name not in client.get(url(volume)).content.decode()
+    assert Snapshot.objects.count() == 1
