@@ -111,7 +111,7 @@ class Driver(ABC):
     def create_volume(self, volume: VolumeRef) -> str:
         """Make an empty volume and return its backend_ref. One that is there with the same size is left as it is.
 
-        Raises NoSpace, Refused, Unavailable.
+        Raises Busy, NoSpace, Refused, Unavailable.
         """
 
     @abstractmethod
@@ -132,7 +132,7 @@ class Driver(ABC):
     def verify_snapshot(self, snapshot: SnapshotRef, heartbeat: Heartbeat = no_heartbeat) -> SnapshotInfo:
         """Read the snapshot again, compare it with its checksum, or record the checksum when it has none yet.
 
-        Raises NotFound, Corrupt, Unavailable.
+        Raises NotFound, Busy, NoSpace, Corrupt, Unavailable.
         """
 
     @abstractmethod
@@ -148,8 +148,8 @@ class Driver(ABC):
     ) -> str:
         """Make a new volume with the snapshot's bytes, grown with zeros to ``volume.size_gb``; return its backend_ref.
 
-        A complete volume of that uuid is left as it is. Raises NotFound, NoSpace, Refused (smaller than the snapshot),
-        Unavailable.
+        A complete volume of that uuid is left as it is. The bytes are not compared with the checksum; verify_snapshot
+        does that. Raises NotFound, Busy, NoSpace, Corrupt, Refused (smaller than the snapshot), Unavailable.
         """
 
     @abstractmethod
@@ -157,7 +157,7 @@ class Driver(ABC):
         """Give the volume the snapshot's bytes again: all, or the old ones stay. Nobody writes to it meanwhile.
 
         Volumes keep their size: bytes beyond the snapshot's end become zeros. Reverting twice gives the same bytes.
-        Raises NotFound, Busy, NoSpace, Refused, Unavailable.
+        Raises NotFound, Busy, NoSpace, Corrupt, Refused, Unavailable.
         """
 
     @abstractmethod
@@ -174,3 +174,9 @@ class Driver(ABC):
     @abstractmethod
     def check_health(self) -> None:
         """Return when the engine can work now. Raises Unavailable with the reason."""
+
+    def remove_leftovers(self) -> None:
+        """Remove what dead workers left half-made and nobody asks for again; what is being worked on stays.
+
+        Called now and then. For engines that clean up by themselves there is nothing to do. Raises Unavailable.
+        """

@@ -263,3 +263,12 @@ def test_the_scheduler_wakes_what_a_dead_worker_held(process_environment: dict[s
     held.refresh_from_db()
     assert held.state == Operation.State.PENDING
     assert DBTaskResult.objects.count() == 1
+
+
+def test_the_scheduler_removes_what_dead_workers_left_half_made(
+    storage_root: Path, volume: Volume, process_environment: dict[str, str]
+) -> None:
+    left = storage_root / volume.location_id / "volumes" / f".{volume.pk}.new"
+    left.write_bytes(b"half")
+    subprocess.run([sys.executable, "manage.py", "scheduler", "--once"], env=process_environment, check=True)
+    assert not left.exists()

@@ -11,7 +11,9 @@ from django.db import close_old_connections
 from django.utils import timezone
 
 from billing import scheduling as billing
+from cng_portal.inventory.models import Location
 from snapshots import operations
+from snapshots.drivers import get_driver
 
 logger = logging.getLogger("snapshots.scheduler")
 
@@ -61,10 +63,12 @@ def settle_bills() -> None:
 
 
 def tidy_up() -> None:
-    """Remove what nobody will ask for again: wake-up calls that were heard, sessions that ended, drafts left behind."""
+    """Remove what nobody asks for again: wake-up calls, ended sessions, old drafts, half-made files of dead workers."""
     call_command("prune_db_task_results", min_age_days=1, verbosity=0)
     call_command("clearsessions")
     operations.forget_old_drafts()
+    for location in Location.objects.all():
+        get_driver(location).remove_leftovers()
 
 
 # how often at least, in seconds; the loop's own interval comes on top
