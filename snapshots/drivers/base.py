@@ -175,7 +175,7 @@ class Driver(ABC):
     def check_health(self) -> None:
         """Return when the engine can work now. Raises Unavailable with the reason."""
 
-    def remove_leftovers(self) -> None:
+    def remove_leftovers(self) -> None:  # noqa: B027  # not every engine has leftovers
         """Remove what dead workers left half-made and nobody asks for again; what is being worked on stays.
 
         Called now and then. For engines that clean up by themselves there is nothing to do. Raises Unavailable.
