@@ -9,10 +9,10 @@ import signal
 import subprocess
 import sys
 
+from tests import chromium
 from tests.postgres import find_server_programs, postgres
 
 PYTEST = [sys.executable, "-m", "pytest", "--quiet", "-n", "2"]
-CHROMIUM_PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def main() -> int:
@@ -27,16 +27,17 @@ def environment(database_url: str = "") -> dict[str, str]:
 
 
 def bring_chromium() -> None:
-    """Install Debian's package where that is allowed; tests/conftest.py says what is left out without it."""
-    if any(map(shutil.which, CHROMIUM_PROGRAMS)) or not shutil.which("apt-get"):
+    """Install Debian's packages where that is allowed; tests/conftest.py says what is left out without them."""
+    missing = chromium.missing_packages()
+    if not missing or not shutil.which("apt-get"):
         return
     sudo = [] if os.geteuid() == 0 else ["sudo", "-n"]
     if sudo and (not shutil.which("sudo") or subprocess.run([*sudo, "true"], capture_output=True).returncode):
         return
-    print("Installing Chromium for the browser tests…", flush=True)
+    print(f"Installing {' and '.join(missing)} for the browser tests…", flush=True)
     apt = [*sudo, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq"]
     subprocess.call([*apt, "update"], stdin=subprocess.DEVNULL)
-    subprocess.call([*apt, "install", "-y", "--no-install-recommends", "chromium"], stdin=subprocess.DEVNULL)
+    subprocess.call([*apt, "install", "-y", "--no-install-recommends", *missing], stdin=subprocess.DEVNULL)
 
 
 def test_on_postgresql() -> int:

@@ -23,6 +23,8 @@ from django.conf import settings as django_settings
 from django.db import connection
 from django.test import Client
 
+from tests import chromium
+
 if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext
     from pytest_django.fixtures import SettingsWrapper
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
     from cng_portal.accounts.models import User
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+NO_BROWSER = chromium.missing_packages()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -47,15 +49,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     browser_tests = [item for item in items if "browser" in getattr(item, "fixturenames", ())]
     for item in browser_tests:
         item.add_marker("browser")
-    if browser_tests and not CHROMIUM:
+    if browser_tests and NO_BROWSER:
         items[:] = [item for item in items if item not in browser_tests]
         config.hook.pytest_deselected(items=browser_tests)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if not CHROMIUM:
+    if NO_BROWSER:
         terminalreporter.write_line(
-            "The browser tests were left out, because there is no Chromium. On Debian: apt-get install chromium"
+            f"The browser tests were left out. On Debian: apt-get install {' '.join(NO_BROWSER)}"
         )
 
 
@@ -104,7 +106,7 @@ def browser_type_launch_args(browser_type_launch_args: dict) -> dict:
     quiet += ["--disable-component-update", "--disable-sync"]
     if os.geteuid() == 0:
         quiet.append("--no-sandbox")  # Chromium refuses to sandbox itself as root
-    return browser_type_launch_args | {"executable_path": CHROMIUM, "args": quiet}
+    return browser_type_launch_args | {"executable_path": chromium.PROGRAM, "args": quiet}
 
 
 @pytest.fixture(scope="session")
