@@ -1,0 +1,138 @@
+"""Every page in every state that matters: axe finds nothing, nothing is cut off, nothing complains on the console."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from django.urls import reverse
+from playwright.sync_api import Page
+
+from cng_portal.accounts.models import Membership
+from cng_portal.inventory.models import Volume
+from snapshots import wizard
+from snapshots.models import Draft
+from tests.factories import MembershipFactory, OperationFactory, SnapshotFactory, VolumeFactory
+from tests.snapshots.disks import content, put_volume, sell_everywhere
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+LOOKS = [("light", 1440), ("dark", 320)]
+
+
+@pytest.fixture
+def member() -> Membership:
+    member = MembershipFactory(project__name="Default", project__customer__postpaid=True)
+    member.user.customer = member.project.customer
+    member.user.save()
+    return member
+
+
+@pytest.fixture
+def volume(storage_root: Path, member: Membership) -> Volume:
+    volume = VolumeFactory(project=member.project, name="db-01-data", size_gb=50, attached_stopped=True)
+    VolumeFactory(project=member.project, location=volume.location, name="a-volume-with-a-really-long-name" * 3)
+    sell_everywhere()
+    put_volume(storage_root, volume, content(b"bytes"))
+    return volume
+
+
+def draft(member: Membership, volume: Volume, name: str = "") -> Draft:
+    draft = wizard.start(member.user, source=volume)
+    draft.name = name
+    draft.save()
+    return draft
+
+
+def look_at(page: Page, paths: list[str]) -> None:
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    for scheme, width in LOOKS:
+        page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+        page.set_viewport_size({"width": width, "height": 900})
+        for path in paths:
+            page.goto(path)
+            found = Axe().run(page, options={"runOnly": WCAG}).response["violations"]
+            assert not [(one["id"], [node["html"] for node in one["nodes"]]) for one in found], (path, scheme)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, (path, width)
+            assert page.locator("h1").count() == 1, path
+    assert not complaints
+
+
+def test_the_pages_of_an_account_with_nothing_in_it(
+    page: Page, member: Membership, sign_in: Callable[..., Any]
+) -> None:
+    sign_in(member.user)
+    look_at(page, ["/", "/snapshots/", "/snapshots/vm/", "/volumes/", "/snapshots/new/", "/billing/"])
+
+
+def test_the_pages_of_an_account_with_everything_in_it(
+    page: Page, member: Membership, volume: Volume, sign_in: Callable[..., Any]
+) -> None:
+    ready = SnapshotFactory(volume=volume, name="ready")
+    failed = SnapshotFactory(volume=volume, name="failed", failed=True)
+    taken = SnapshotFactory(volume=volume, name="being taken", creating=True)
+    gone = SnapshotFactory(volume=volume, name="gone", deleted=True)
+    OperationFactory(snapshot=failed, capture=True, failed=True)
+    OperationFactory(snapshot=taken, capture=True, running=True, bytes_done=5, bytes_total=10)
+    OperationFactory(snapshot=ready, restore=True, succeeded=True)
+    sign_in(member.user)
+    acts = [
+        reverse(f"snapshots:{name}", args=[ready.pk])
+        for name in ("rename", "delete", "restore", "new_volume", "verify")
+    ]
+    look_at(
+        page,
+        [
+            "/",
+            "/snapshots/?view=table",
+            "/snapshots/?view=cards",
+            "/snapshots/?q=nothing-like-it",
+            "/volumes/",
+            *(reverse("snapshots:snapshot", args=[one.pk]) for one in (ready, failed, taken, gone)),
+            *acts,
+            reverse("snapshots:volume", args=[volume.pk]),
+            *(f"/billing/{name}" for name in ("", "subscriptions/", "credits/", "transactions/", "statement/")),
+        ],
+    )
+
+
+def test_every_step_of_the_wizard_with_and_without_an_error(
+    page: Page, member: Membership, volume: Volume, sign_in: Callable[..., Any]
+) -> None:
+    SnapshotFactory(volume=volume, name="taken")
+    sign_in(member.user)
+    fine, wrong = draft(member, volume, "free"), draft(member, volume, "taken")
+    look_at(page, [wizard.url(fine, slug) for slug in wizard.slugs(fine)] + [wizard.url(wrong, "name")])
+
+
+def test_the_whole_wizard_by_keyboard(
+    page: Page, member: Membership, volume: Volume, sign_in: Callable[..., Any]
+) -> None:
+    sign_in(member.user)
+    page.goto("/snapshots/new/")
+
+    def tab_to(selector: str) -> None:
+        for _press in range(60):
+            if page.evaluate("selector => document.activeElement.matches(selector)", selector):
+                return
+            page.keyboard.press("Tab")
+        raise AssertionError(f"{selector} cannot be reached by keyboard")
+
+    for heading, control in [
+        ("Choose a Location", "input[name=location]"),
+        ("Assign to a Project", "input[name=project]"),
+        ("Choose Block Storage", "input[name=volume]"),
+        ("Choose Snapshot Name", "input[name=name]"),
+        ("Create Snapshot", "button[type=submit].btn-primary"),
+    ]:
+        page.get_by_role("heading", level=1, name=heading).wait_for()
+        tab_to(control)
+        if "radio" in (page.evaluate("document.activeElement.type") or ""):
+            page.keyboard.press("ArrowDown" if "volume" in control else "Space")
+            while "volume" in control and not page.get_by_label("db-01-data").is_checked():
+                page.keyboard.press("ArrowDown")
+        page.keyboard.press("Enter")
+    page.get_by_role("heading", level=1, name="db-01-data").wait_for()
