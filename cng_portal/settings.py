@@ -239,7 +239,13 @@ else:
     default_database["OPTIONS"] = {"pool": pool} | default_database.get("OPTIONS", {})
     default_database["CONN_HEALTH_CHECKS"] = True  # a connection that died in the pool is replaced, not handed out
 DATABASES = {"default": default_database}
-CACHES = {"default": {"BACKEND": "django.core.cache.backends.db.DatabaseCache", "LOCATION": "cache"}}
+CACHES = {
+    "default": {
+        "BACKEND": "django.core.cache.backends.db.DatabaseCache",
+        "LOCATION": "cache",
+    },  # all processes share it
+    "process": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"},
+}
 TASKS = {"default": {"BACKEND": "django_tasks_db.DatabaseBackend"}}
 
 # Storage engines by alias; a location names one of them. The local engine keeps its files in DATA_DIR/storage.

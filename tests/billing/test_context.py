@@ -1,0 +1,56 @@
+"""The wallet in the top bar: right at once when something changes, and quick for who has very much."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.test import RequestFactory
+from django.utils import timezone
+
+from billing import context, services
+from billing.models import ServiceKind
+from cng_portal.accounts.models import User
+from tests.factories import LocationFactory, MembershipFactory
+
+pytestmark = pytest.mark.django_db
+
+
+def shown(user: User) -> str:
+    request = RequestFactory().get("/")
+    request.user = User.objects.get(pk=user.pk)
+    return str(context.wallet(request)["wallet_amount"])
+
+
+@pytest.fixture
+def person() -> User:
+    member = MembershipFactory()
+    member.user.customer = member.project.customer
+    member.user.save()
+    location = LocationFactory()
+    starts_at = timezone.now() - timedelta(days=9)
+    services.create_package(location=location, kind=ServiceKind.BS_SNAPSHOT, rate_micro=400_000, starts_at=starts_at)
+    services.buy_credits(
+        customer=member.project.customer, amount_micro=100_000_000, reason="bought", by=None, key="first"
+    )
+    services.open_segment(
+        resource_id=member.project.pk,
+        kind=ServiceKind.BS_SNAPSHOT,
+        name="nightly",
+        project=member.project,
+        location=location,
+        size_gb=50,
+        at=timezone.now(),
+    )
+    return member.user
+
+
+def test_what_takes_long_is_kept_for_a_minute_and_forgotten_when_something_changes(
+    person: User, monkeypatch: pytest.MonkeyPatch, django_assert_num_queries: Any
+) -> None:
+    assert shown(person) == "K 80.00"
+    monkeypatch.setattr(context, "SLOW_SECONDS", 0)
+    assert shown(person) == "K 80.00"
+    with django_assert_num_queries(1):  # the person
+        assert shown(person) == "K 80.00"
+    services.buy_credits(customer=person.customer, amount_micro=10_000_000, reason="more", by=None, key="second")
+    assert shown(person) == "K 90.00"
