@@ -79,6 +79,8 @@ def cursor_of(row: Model, order: Order) -> str:
 
 def read_cursor(model: type[Model], order: Order, text: str) -> tuple[Any, UUID] | None:
     """(value, id), or None for what is no cursor of this order."""
+    if "\x00" in text:  # which PostgreSQL does not take
+        return None
     key, _tilde, raw = text.partition("~")
     field = model._meta.get_field(order.field)
     try:
