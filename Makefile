@@ -43,7 +43,8 @@ bench: .venv/.test
 
 requirements: .venv/.test
 	$(COMPILE) --upgrade --output-file requirements.txt pyproject.toml
-	$(COMPILE) --upgrade --extra test --constraint requirements.txt --output-file requirements-test.txt pyproject.toml
+	$(COMPILE) --upgrade --output-file requirements-test.txt --extra test --constraint requirements.txt pyproject.toml
+	$(COMPILE) --upgrade --output-file requirements-openstack.txt --extra openstack --constraint requirements.txt pyproject.toml
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
