@@ -16,7 +16,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     Path(os.environ["DATA_DIR"], "static").mkdir()  # WhiteNoise warns without it
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import pytest
 from django.conf import settings as django_settings
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
     from cng_portal.accounts.models import User
 
+UUIDS = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 NO_BROWSER = chromium.missing_packages()
 
 
@@ -42,6 +45,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         shutil.rmtree(os.environ["DATA_DIR"], ignore_errors=True)
+
+
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """Without random uuids in them, tests have the same names in every worker of pytest-xdist, which insists on it."""
+    name = UUIDS.sub("uuid", str(val))
+    return name if isinstance(val, str | UUID) and name != str(val) else None
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m looks at the marks
