@@ -1,12 +1,12 @@
 """The arithmetic of `rating.py` as SQL, over the usage of many customers at once: the same integers, on both databases.
 
-The two differ in how they tell the hours between two instants. PostgreSQL subtracts them; SQLite keeps instants as text,
-in UTC and with six digits or none after the second, so that they sort as they should, and its seconds are split off.
+Instants become microseconds since 1970, so that all that follows is arithmetic of 64-bit integers.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from uuid import UUID
 
 from django.db import connection
@@ -14,7 +14,10 @@ from django.db import connection
 from . import money, rating
 from .models import ServiceKind
 
-FIRST, LAST = "0001-01-01 00:00:00", "9999-12-31 00:00:00"
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
+HOUR = rating.HOUR // MICROSECOND
+EVER = 2**62  # later and, with a minus, earlier than any instant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,49 +32,38 @@ class CustomerWindow:
     invoice_id: UUID | None = None
 
 
-def _dialect() -> dict[str, str]:
-    if connection.vendor == "postgresql":
-        hours = "CEIL(EXTRACT(EPOCH FROM {end} - {start}) / 3600)::int"
-        return {
-            "least": "LEAST",
-            "greatest": "GREATEST",
-            "total": "GREATEST(1, " + hours.format(start="started_at", end="end_at") + ")",
-            "until_lower": hours.format(start="started_at", end="lower"),
-            "until_upper": hours.format(start="started_at", end="upper"),
-            "first_hour": "started_at + first * INTERVAL '1 hour'",
-            "last_hour": "started_at + last * INTERVAL '1 hour'",
-            "materialized": "MATERIALIZED",
-            "first": f"'{FIRST}+00'::timestamptz",
-            "last": f"'{LAST}+00'::timestamptz",
-            "row": "(%s::uuid, %s::uuid, %s::date, %s::timestamptz, %s::timestamptz, %s::timestamptz)",
-            "wide": "::bigint",
-        }
-
-    def hours(start: str, end: str) -> str:
-        microseconds = f"{_sqlite_microseconds(end)} - {_sqlite_microseconds(start)}"
-        return f"(({microseconds} + 3599999999) / 3600000000)"
-
-    def shifted(count: str) -> str:
-        return f"datetime(substr(started_at, 1, 19), '+' || {count} || ' hours') || substr(started_at, 20)"
-
-    return {
-        "least": "MIN",
-        "greatest": "MAX",
-        "total": "MAX(1, " + hours("started_at", "end_at") + ")",
-        "until_lower": hours("started_at", "lower"),
-        "until_upper": hours("started_at", "upper"),
-        "first_hour": shifted("first"),
-        "last_hour": shifted("last"),
-        "materialized": "",
-        "first": f"'{FIRST}'",
-        "last": f"'{LAST}'",
-        "row": "(%s, %s, %s, %s, %s, %s)",
-        "wide": "",
-    }
+@dataclass(frozen=True)
+class Dialect:
+    least: str
+    greatest: str
+    microseconds: str  # of the instant {0}
+    shifted: str  # the instant {0}, {1} hours later
+    fence: str  # keeps the planner from writing an inner expression out at each of its uses
+    materialized: str
 
 
-def _sqlite_microseconds(instant: str) -> str:
-    return f"(strftime('%%s', substr({instant}, 1, 19)) * 1000000 + CAST(substr({instant}, 21) AS INTEGER))"
+POSTGRESQL = Dialect(
+    least="LEAST",
+    greatest="GREATEST",
+    # A double has 53 bits: until the year 2106 it tells microseconds apart, and the cast takes the nearest one.
+    microseconds="(date_part('epoch', {0}) * 1000000)::bigint",
+    shifted="{0} + {1} * INTERVAL '1 hour'",
+    fence="OFFSET 0",
+    materialized="MATERIALIZED",
+)
+# SQLite keeps instants as text in UTC, with six digits or none after the second.
+SQLITE = Dialect(
+    least="MIN",
+    greatest="MAX",
+    microseconds="(strftime('%s', substr({0}, 1, 19)) * 1000000 + CAST(substr({0}, 21) AS INTEGER))",
+    shifted="datetime(substr({0}, 1, 19), '+' || {1} || ' hours') || substr({0}, 20)",
+    fence="LIMIT -1 OFFSET 0",
+    materialized="",
+)
+
+
+def microseconds(instant: datetime) -> int:
+    return (instant - EPOCH) // MICROSECOND
 
 
 def adapt(value: object) -> object:
@@ -85,84 +77,137 @@ def adapt(value: object) -> object:
     return value
 
 
+COLUMNS = {
+    "customer_id": "uuid",
+    "month": "date",
+    "since_at": "timestamptz",
+    "until_at": "timestamptz",
+    "known_at": "timestamptz",
+    "since": "bigint",
+    "until": "bigint",
+    "known": "bigint",
+}
+
+
+def _windows(windows: Sequence[CustomerWindow]) -> tuple[str, list[object]]:
+    """A FROM clause of segments `s` and windows `w`, and its parameters.
+
+    Mostly all customers have the same window. Then the planner gets to see constants, which makes it twice as fast.
+    """
+    postgresql = connection.vendor == "postgresql"
+    rows = []
+    for window in windows:
+        known_at = min(window.at, window.until)
+        instants = (window.since, window.until, known_at)
+        row = (window.customer_id, window.month, *instants, *map(microseconds, instants))
+        rows.append([adapt(value) for value in row])
+    if all(row[1:] == rows[0][1:] for row in rows):
+        casts = [f"CAST(%s AS {sql_type})" if postgresql else "%s" for sql_type in COLUMNS.values()][1:]
+        named = ", ".join(f"{value} AS {name}" for value, name in zip(casts, [*COLUMNS][1:], strict=True))
+        customers: object = [row[0] for row in rows]
+        if postgresql:
+            among = "= ANY(%s::uuid[])"
+        else:
+            among, customers = "IN (SELECT value FROM json_each(%s))", json.dumps(customers)
+        sql = f"(SELECT {named}) AS w CROSS JOIN billing_usagesegment s WHERE s.customer_id {among} AND"
+        return sql, [*rows[0][1:], customers]
+    if postgresql:
+        arrays = ", ".join(f"%s::{sql_type}[]" for sql_type in COLUMNS.values())
+        given = f"SELECT * FROM unnest({arrays}) AS given ({', '.join(COLUMNS)})"
+        parameters: list[object] = [list(column) for column in zip(*rows, strict=True)]
+    else:
+        names = ", ".join(f"column{number} AS {name}" for number, name in enumerate(COLUMNS, 1))
+        values = ", ".join(["(" + ", ".join(["%s"] * len(COLUMNS)) + ")"] * len(rows))
+        given, parameters = f"SELECT {names} FROM (VALUES {values})", [value for row in rows for value in row]
+    return f"({given}) AS w JOIN billing_usagesegment s ON s.customer_id = w.customer_id WHERE", parameters
+
+
+RATED = """
+    WITH version AS (
+        SELECT p.kind, p.location_id, v.id, v.rate_micro, {version_start} AS since
+        FROM billing_priceversion v JOIN billing_package p ON p.id = v.package_id
+    ),
+    price AS {materialized} (
+        SELECT * FROM (
+            SELECT kind, location_id, id, rate_micro, since,
+                COALESCE(LEAD(since) OVER (PARTITION BY kind, location_id ORDER BY since, id), {ever}) AS until
+            FROM version
+            UNION ALL
+            SELECT kind, location_id, NULL, NULL, -{ever}, MIN(since) FROM version GROUP BY kind, location_id
+        ) AS every WHERE until > {earliest}
+    ),
+    seen AS (
+        SELECT s.id, s.customer_id, s.project_id, s.location_id, s.resource_id, s.resource_name, s.kind, s.size_gb,
+            s.base_rate_micro, s.started_at, s.ended_at, w.known_at, w.month, w.since, w.until,
+            {start} AS start, {least}(COALESCE({end}, w.known), w.known) AS finish
+        FROM {windows}
+            s.started_at < w.until_at AND s.started_at <= w.known_at AND (s.ended_at IS NULL OR s.ended_at >= w.since_at)
+        {fence}
+    ),
+    span AS (
+        SELECT seen.*, p.id AS price_id, COALESCE(seen.base_rate_micro, p.rate_micro) AS rate_micro,
+            {greatest}(1, (finish - start + {hour} - 1) / {hour}) AS total,
+            COALESCE({greatest}(p.since, seen.since), seen.since) AS lower,
+            COALESCE({least}(p.until, seen.until), seen.until) AS upper
+        FROM seen LEFT JOIN price p ON p.kind = seen.kind AND p.location_id = seen.location_id
+            AND p.since < seen.until AND p.until > seen.since
+        {fence}
+    ),
+    part AS (
+        SELECT span.*,
+            {least}(total, {greatest}(0, (lower - start + {hour} - 1) / {hour})) AS first,
+            {least}(total, {greatest}(0, (upper - start + {hour} - 1) / {hour})) AS last
+        FROM span
+        {fence}
+    ),
+    measured AS (
+        SELECT part.*, last - first AS hours,
+            CASE WHEN base_rate_micro IS NULL THEN (last - first) * size_gb * rate_micro
+                ELSE (last - first) * rate_micro END AS exact,
+            CASE WHEN base_rate_micro IS NULL THEN {unit} ELSE {unit} * {divisor} END AS unit
+        FROM part WHERE last > first
+        {fence}
+    ),
+    line AS (
+        SELECT measured.*,
+            {unit} * (
+                exact / unit + CASE WHEN 2 * (exact % unit) > unit
+                    OR (2 * (exact % unit) = unit AND (exact / unit) % 2 = 1) THEN 1 ELSE 0 END
+            ) AS amount_micro,
+            {from_at} AS from_at,
+            CASE WHEN last = total AND finish < until THEN {least}(COALESCE(ended_at, known_at), known_at)
+                ELSE {to_at} END AS to_at
+        FROM measured
+    )
+"""
+
+
 def rated(windows: Sequence[CustomerWindow]) -> tuple[str, list[object]]:
     """A WITH clause and its parameters. `line` has the hours, rate and amount of each segment, month and price.
 
     `rate_micro` and `amount_micro` are NULL for hours before the first price. As in `rating.rate`: `total` are the hours
     of the segment, `first` and `last` how many of them start before the two ends of the interval.
     """
-    words = _dialect()
-    sql = """
-        WITH win (customer_id, invoice_id, month, since, until, at) AS (VALUES {rows}),
-        price AS {materialized} (
-            SELECT p.kind, p.location_id, v.id, v.rate_micro, v.starts_at AS since,
-                COALESCE(
-                    LEAD(v.starts_at) OVER (PARTITION BY p.kind, p.location_id ORDER BY v.starts_at, v.id), {last}
-                ) AS until
-            FROM billing_priceversion v JOIN billing_package p ON p.id = v.package_id
-            UNION ALL
-            SELECT p.kind, p.location_id, NULL, NULL, {first}, MIN(v.starts_at)
-            FROM billing_priceversion v JOIN billing_package p ON p.id = v.package_id
-            GROUP BY p.kind, p.location_id
-        ),
-        seen AS (
-            SELECT s.id, s.customer_id, s.project_id, s.location_id, s.resource_id, s.resource_name, s.kind, s.size_gb,
-                s.base_rate_micro, s.started_at, w.invoice_id, w.month, w.since, w.until,
-                {least}(COALESCE(s.ended_at, w.at), w.at) AS end_at
-            FROM win w JOIN billing_usagesegment s ON s.customer_id = w.customer_id
-                AND s.started_at < w.until AND s.started_at <= w.at
-                AND (s.ended_at IS NULL OR s.ended_at >= w.since)
-        ),
-        span AS (
-            SELECT seen.*, p.id AS price_id, COALESCE(seen.base_rate_micro, p.rate_micro) AS rate_micro,
-                {total} AS total,
-                CASE WHEN p.since > seen.since THEN p.since ELSE seen.since END AS lower,
-                CASE WHEN p.until < seen.until THEN p.until ELSE seen.until END AS upper
-            FROM seen LEFT JOIN price p ON p.kind = seen.kind AND p.location_id = seen.location_id
-                AND p.since < seen.until AND p.until > seen.since
-        ),
-        part AS (
-            SELECT span.*,
-                CASE WHEN lower <= started_at THEN 0 ELSE {least}(total, {until_lower}) END AS first,
-                CASE WHEN upper <= started_at THEN 0 WHEN upper >= end_at THEN total
-                    ELSE {least}(total, {until_upper}) END AS last
-            FROM span
-        ),
-        measured AS (
-            SELECT part.*, last - first AS hours,
-                CASE WHEN base_rate_micro IS NULL THEN (last - first){wide} * size_gb * rate_micro
-                    ELSE (last - first) * base_rate_micro END AS exact,
-                CASE WHEN base_rate_micro IS NULL THEN {unit} ELSE {unit} * {divisor} END AS unit
-            FROM part WHERE last > first
-        ),
-        line AS (
-            SELECT measured.*, {unit} * (
-                exact / unit
-                + CASE WHEN 2 * (exact % unit) > unit
-                    OR (2 * (exact % unit) = unit AND (exact / unit) % 2 = 1) THEN 1 ELSE 0 END
-            ) AS amount_micro,
-            {first_hour} AS from_at,
-            CASE WHEN last = total AND end_at < until THEN end_at ELSE {last_hour} END AS to_at
-            FROM measured
-        )
-    """
-    rows = ", ".join([words["row"]] * len(windows))
-    sql = sql.replace("%", "%%").format(  # modulo, not a parameter
-        **words, rows=rows, unit=money.HUNDREDTH_MICRO, divisor=rating.AUTOMATIC_DIVISOR
+    words = POSTGRESQL if connection.vendor == "postgresql" else SQLITE
+    given, parameters = _windows(windows)
+    sql = RATED.format(
+        windows="{windows}",
+        version_start=words.microseconds.format("v.starts_at"),
+        start=words.microseconds.format("s.started_at"),
+        end=words.microseconds.format("s.ended_at"),
+        from_at=words.shifted.format("started_at", "first"),
+        to_at=words.shifted.format("started_at", "last"),
+        least=words.least,
+        greatest=words.greatest,
+        fence=words.fence,
+        materialized=words.materialized,
+        hour=HOUR,
+        ever=EVER,
+        earliest=min(microseconds(window.since) for window in windows),
+        unit=money.HUNDREDTH_MICRO,
+        divisor=rating.AUTOMATIC_DIVISOR,
     )
-    parameters = [
-        adapt(value)
-        for window in windows
-        for value in (
-            window.customer_id,
-            window.invoice_id,
-            window.month,
-            window.since,
-            window.until,
-            min(window.at, window.until),
-        )
-    ]
-    return sql, parameters
+    return sql.replace("%", "%%").replace("{windows}", given), parameters  # the signs so far are not parameters
 
 
 def as_uuid(value: object) -> UUID:
@@ -192,22 +237,34 @@ def owed_by_kind(windows: Sequence[CustomerWindow]) -> dict[tuple[date, str], in
 
 
 def insert_lines(windows: Sequence[CustomerWindow]) -> int:
-    """Write the lines of the windows' invoices; returns how many. Raises IntegrityError where a price is missing."""
+    """Write the lines of the windows' invoices; returns how many. Raises IntegrityError where a price is missing.
+
+    A customer has one window here.
+    """
     sql, parameters = rated(windows)
+    pairs = [(adapt(window.customer_id), adapt(window.invoice_id)) for window in windows]
+    if connection.vendor == "postgresql":
+        invoices = "unnest(%s::uuid[], %s::uuid[]) AS invoice (customer_id, id)"
+        parameters += [list(column) for column in zip(*pairs, strict=True)]
+    else:
+        invoices = "(SELECT key AS customer_id, value AS id FROM json_each(%s)) AS invoice"
+        parameters.append(json.dumps(dict(pairs)))
     with connection.cursor() as cursor:
-        insert = """
+        cursor.execute(
+            f"""
             INSERT INTO billing_invoiceline (
-                invoice_id, segment_id, price_version_id, month, resource_id, kind, resource_name, project_id,
+                invoice_id, segment_id, price_version_id, month, resource_id, kind, resource_name,
                 project_name, location_code, from_at, to_at, hours, size_gb, rate_micro, amount_micro
             )
-        """
-        select = """
-            SELECT line.invoice_id, line.id, line.price_id, line.month, line.resource_id, line.kind, line.resource_name,
-                line.project_id, project.name, line.location_id, line.from_at, line.to_at, line.hours, line.size_gb,
+            {sql}
+            SELECT invoice.id, line.id, line.price_id, line.month, line.resource_id, line.kind, line.resource_name,
+                project.name, line.location_id, line.from_at, line.to_at, line.hours, line.size_gb,
                 line.rate_micro, line.amount_micro
-            FROM line JOIN accounts_project project ON project.id = line.project_id
-        """
-        cursor.execute(f"{insert} {sql} {select}", parameters)
+            FROM line JOIN {invoices} ON invoice.customer_id = line.customer_id
+                JOIN accounts_project project ON project.id = line.project_id
+            """,
+            parameters,
+        )
         return cursor.rowcount
 
 

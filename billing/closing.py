@@ -23,7 +23,7 @@ from . import bulk, rating, services
 from .models import Invoice, InvoiceLine, TransactionKind, UsageSegment, WalletTransaction
 
 logger = logging.getLogger(__name__)
-BATCH = 500
+BATCH = 2000
 INVOICES = UUID("6f0b3c5e-5a0e-4a5e-9d35-3c1f0c8a7d11")  # names of invoices and of their transactions
 
 
@@ -213,7 +213,6 @@ def _invoice_line(invoice_id: UUID, due: services.DueLine) -> InvoiceLine:
         resource_id=segment.resource_id,
         kind=segment.kind,
         resource_name=segment.resource_name,
-        project_id=segment.project_id,
         project_name=segment.project.name,
         location_code=segment.location_id,
         from_at=line.from_at,

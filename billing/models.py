@@ -314,16 +314,20 @@ class InvoiceLine(models.Model):
         related_name="corrections",
         db_index=False,
     )
+    # a price that has begun stays, see 0002_guards, so checking each of a million lines once more would say nothing
     price_version = models.ForeignKey(
-        PriceVersion, verbose_name=_("price"), on_delete=models.PROTECT, null=True, related_name="+", db_index=False
+        PriceVersion,
+        verbose_name=_("price"),
+        on_delete=models.PROTECT,
+        null=True,
+        related_name="+",
+        db_index=False,
+        db_constraint=False,
     )
     month = models.DateField(_("month of use"))
     resource_id = models.UUIDField(_("resource"))
     kind = models.CharField(_("kind"), max_length=16, choices=ServiceKind.choices)
     resource_name = models.CharField(_("name"), max_length=255)
-    project = models.ForeignKey(
-        Project, verbose_name=_("project"), on_delete=models.PROTECT, related_name="+", db_index=False
-    )
     project_name = models.CharField(_("project name"), max_length=64)
     location_code = models.CharField(_("location"), max_length=32)
     from_at = models.DateTimeField(_("from"))

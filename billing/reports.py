@@ -148,8 +148,6 @@ def usage_rows(
     lower = datetime.combine(first, time(), customer.zone) if first else None
     upper = datetime.combine(last + timedelta(days=1), time(), customer.zone) if last else None
     where = Q()
-    if project_id:
-        where &= Q(project_id=project_id)
     if kind:
         where &= Q(kind=kind)
     if resource_id:
@@ -161,6 +159,8 @@ def usage_rows(
         in_time &= Q(from_at__lt=upper)
     lines = InvoiceLine.objects.filter(where & in_time, invoice__customer=customer).select_related("invoice")
     segments = services.unsettled_segments(customer=customer).filter(where).select_related("project")
+    if project_id:
+        lines, segments = lines.filter(segment__project=project_id), segments.filter(project=project_id)
     due = [
         _row_of_due(one, customer)
         for one in services.due_lines(customer=customer, at=at, segments=list(segments))
