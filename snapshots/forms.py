@@ -48,8 +48,9 @@ class FilterForm(forms.Form):
 
     @property
     def chosen(self) -> dict[str, str]:
-        """What was understood and is not empty, for the query string."""
-        return {name: value for name in self.fields if (value := self.cleaned_data.get(name))}
+        """What was understood and is not as it is by itself, for the query string."""
+        given = {name: self.cleaned_data.get(name) for name in self.fields}
+        return {name: value for name, value in given.items() if value and value != self.fields[name].initial}
 
     @property
     def narrows(self) -> bool:
@@ -82,6 +83,7 @@ class SnapshotFilterForm(FilterForm):
     sort = forms.ChoiceField(
         label=gettext_lazy("Order"),
         required=False,
+        initial="newest",
         choices=[(key, order.label) for key, order in lists.SNAPSHOT_ORDERS.items()],
     )
 

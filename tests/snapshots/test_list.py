@@ -451,7 +451,7 @@ def test_the_address_gets_only_what_is_chosen(client: Client, project: Project) 
 
     response = client.get(LIST, sent, headers=HTMX)
 
-    assert response["HX-Push-Url"] == "/snapshots/?q=snap&sort=newest"
+    assert response["HX-Push-Url"] == "/snapshots/?q=snap"
 
 
 def test_the_same_address_is_not_pushed_twice(client: Client, project: Project) -> None:
