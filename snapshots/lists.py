@@ -8,7 +8,19 @@ from urllib.parse import urlencode
 from uuid import UUID
 
 from django.core.exceptions import ValidationError
-from django.db.models import BooleanField, CharField, Exists, F, Func, Model, OuterRef, QuerySet, Value
+from django.db.models import (
+    BooleanField,
+    CharField,
+    Exists,
+    F,
+    Func,
+    IntegerField,
+    Model,
+    OuterRef,
+    QuerySet,
+    Subquery,
+    Value,
+)
 from django.db.models.functions import Cast, Concat
 from django.db.models.lookups import GreaterThan, LessThan
 from django.http import QueryDict
@@ -55,12 +67,14 @@ class RowValue(Func):
 
 @dataclass(frozen=True)
 class Page(Generic[M]):
-    """`after` and `before` are cursors for the pages next to this one, "" where there is none."""
+    """`after` and `before` are cursors for the pages next to this one, "" where there is none; `total` is of all pages."""
 
     rows: list[M]
     after: str = ""
     before: str = ""
     is_first: bool = True
+    total: int = 0
+    has_more: bool = False  # than the total, which is counted up to a limit
 
     def urls(self, path: str, params: Mapping[str, str]) -> dict[str, str]:
         """What partials/pagination.html needs, with the filters kept."""
@@ -90,20 +104,36 @@ def read_cursor(model: type[Model], order: Order, text: str) -> tuple[Any, UUID]
         return None
 
 
+class CountOf(Subquery):
+    template = "(SELECT COUNT(*) FROM (%(subquery)s) counted)"
+    output_field = IntegerField()
+
+
 def page_of(
-    found: QuerySet[M], order: Order, params: QueryDict, *, rows: QuerySet[M], size: int = PAGE_SIZE
+    found: QuerySet[M],
+    order: Order,
+    params: QueryDict,
+    *,
+    rows: QuerySet[M],
+    searching: bool = False,
+    size: int = PAGE_SIZE,
 ) -> Page[M]:
     """The page that `?after=` or `?before=` asks for; the first one where the cursor is bad or nothing is there any
     more.
 
     One query: the keys come from an index alone, and only what is on this page is read, joined and annotated, as `rows`
-    says.
+    says. The count comes with them. What has to be looked at row by row, `searching`, is counted in the order of the
+    page, so that both walk the same part of the table, and not as far.
     """
+    most = COUNTED_SEARCHING if searching else COUNTED
+    counted = found.order_by(*order.by()) if searching else found.order_by()
+    # a column of the index, which the id is not
+    rows = rows.annotate(total=CountOf(counted.values("project_id")[: most + 1]))
     for direction in ("after", "before"):
         cursor = read_cursor(found.model, order, params[direction]) if params.get(direction) else None
-        if cursor and (page := _page(found, order, rows, size, cursor, backwards=direction == "before")).rows:
+        if cursor and (page := _page(found, order, rows, size, most, cursor, backwards=direction == "before")).rows:
             return page
-    return _page(found, order, rows, size, None, backwards=False)
+    return _page(found, order, rows, size, most, None, backwards=False)
 
 
 def _page(
@@ -111,6 +141,7 @@ def _page(
     order: Order,
     rows: QuerySet[M],
     size: int,
+    most: int,
     cursor: tuple[Any, UUID] | None,
     *,
     backwards: bool,
@@ -122,6 +153,7 @@ def _page(
         found = found.filter(beyond(RowValue(F(order.field), F("pk")), here))
     keys = found.order_by(*order.by(backwards=backwards)).values("pk")[: size + 1]
     shown = list(rows.filter(pk__in=keys).order_by(*order.by(backwards=backwards)))
+    total = shown[0].total if shown else 0  # type: ignore[attr-defined]
     more = len(shown) > size
     shown = shown[:size]
     if backwards:
@@ -132,20 +164,9 @@ def _page(
         after=cursor_of(shown[-1], order) if shown and has_next else "",
         before=cursor_of(shown[0], order) if shown and has_previous else "",
         is_first=not has_previous,
+        total=min(total, most),
+        has_more=total > most,
     )
-
-
-def total_of(found: QuerySet[Any], page: Page[Any], order: Order, *, searching: bool) -> tuple[int, bool]:
-    """(how many, whether there are more still). No query where the page is the only one, else one.
-
-    What has to be looked at row by row is counted in the order of the page, so that both walk the same part of the table.
-    """
-    if page.is_first and not page.after:
-        return len(page.rows), False
-    most = COUNTED_SEARCHING if searching else COUNTED
-    counted = found.order_by(*order.by()) if searching else found.order_by()
-    count = counted.values("project_id")[: most + 1].count()  # a column of the index, which the id is not
-    return min(count, most), count > most
 
 
 # --- filters -----------------------------------------------------------------------------------------------------------

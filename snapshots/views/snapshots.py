@@ -41,16 +41,13 @@ def vm_snapshots(request: HttpRequest) -> HttpResponse:
 
 
 def snapshot_list(request: HttpRequest, kind: Kind) -> HttpResponse:
-    """Five queries besides session, person, customer and roles: choices, rows, total and prices, however many there
-    are.
-    """
+    """Three queries besides session, person, roles and wallet: choices, rows with their total, and prices."""
     user = request.user
     wanted = request.GET.get("volume", "")
     choices = lists.filter_choices(user, volume=wanted if kind == Kind.VOLUME else None)
     form = SnapshotFilterForm(request.GET, user=user, choices=choices)
     found = form.found(kind)
-    page = lists.page_of(found, form.order, request.GET, rows=listed_snapshots())
-    total, has_more = lists.total_of(found, page, form.order, searching="q" in form.chosen)
+    page = lists.page_of(found, form.order, request.GET, rows=listed_snapshots(), searching="q" in form.chosen)
     view = chosen_view(request)
     params = form.chosen
     here = f"{request.path}?{urlencode(params)}" if params else request.path
@@ -58,8 +55,8 @@ def snapshot_list(request: HttpRequest, kind: Kind) -> HttpResponse:
         "kind": kind,
         "form": form,
         "rows": explain_rows(page.rows, user),
-        "total": total,
-        "has_more": has_more,
+        "total": page.total,
+        "has_more": page.has_more,
         "view": view,
         "here": here,
         "views": [{"name": name, "url": f"{request.path}?{urlencode({**params, 'view': name})}"} for name in VIEWS],

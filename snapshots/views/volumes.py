@@ -23,19 +23,18 @@ OPERATIONS_SHOWN = 20
 
 @require_GET
 def volumes(request: HttpRequest) -> HttpResponse:
-    """Four queries besides session, person, customer and roles: choices, rows, their snapshots, total."""
+    """Three queries besides session, person, roles and wallet: choices, rows with their total, and their snapshots."""
     user = request.user
     form = VolumeFilterForm(request.GET, user=user, choices=lists.filter_choices(user))
     found = form.apply(Volume.objects.visible_to(user).present())
     shown = Volume.objects.select_related("project__customer", "location", "vm")
-    page = lists.page_of(found, lists.VOLUME_ORDER, request.GET, rows=shown)
-    total, has_more = lists.total_of(found, page, lists.VOLUME_ORDER, searching="q" in form.chosen)
+    page = lists.page_of(found, lists.VOLUME_ORDER, request.GET, rows=shown, searching="q" in form.chosen)
     params = form.chosen
     context = {
         "form": form,
         "rows": count_snapshots(page.rows, user),
-        "total": total,
-        "has_more": has_more,
+        "total": page.total,
+        "has_more": page.has_more,
         "here": f"{request.path}?{urlencode(params)}" if params else request.path,
         "pages": page.urls(request.path, params),
     }

@@ -13,6 +13,7 @@ from django.urls import reverse
 from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries
 
+from billing import services as billing
 from cng_portal.accounts.models import Project, Role
 from snapshots.lists import PAGE_SIZE, SNAPSHOT_ORDERS, read_cursor
 from snapshots.models import Operation, Snapshot
@@ -537,6 +538,15 @@ def test_the_page_takes_at_most_eight_queries(
     for _ in range(count):
         snapshot = SnapshotFactory(volume__project=project, creating=True)
         OperationFactory(snapshot=snapshot, capture=True, running=True)
+        billing.open_segment(
+            resource_id=snapshot.pk,
+            kind=snapshot.service_kind,
+            name=snapshot.name,
+            project=project,
+            location=snapshot.location,
+            size_gb=1,
+            at=snapshot.created_at,
+        )
     sell_everywhere()
 
     with django_assert_max_num_queries(8):
