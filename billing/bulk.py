@@ -17,6 +17,7 @@ from .models import ServiceKind
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 HOUR = rating.HOUR // MICROSECOND
+MANY = 200
 EVER = 2**62  # later and, with a minus, earlier than any instant
 
 
@@ -104,13 +105,18 @@ def _windows(windows: Sequence[CustomerWindow]) -> tuple[str, list[object]]:
     if all(row[1:] == rows[0][1:] for row in rows):
         casts = [f"CAST(%s AS {sql_type})" if postgresql else "%s" for sql_type in COLUMNS.values()][1:]
         named = ", ".join(f"{value} AS {name}" for value, name in zip(casts, [*COLUMNS][1:], strict=True))
-        customers: object = [row[0] for row in rows]
+        customers = [row[0] for row in rows]
+        constants = f"(SELECT {named}) AS w CROSS JOIN"
         if postgresql:
-            among = "= ANY(%s::uuid[])"
-        else:
-            among, customers = "IN (SELECT value FROM json_each(%s))", json.dumps(customers)
-        sql = f"(SELECT {named}) AS w CROSS JOIN billing_usagesegment s WHERE s.customer_id {among} AND"
-        return sql, [*rows[0][1:], customers]
+            sql = f"{constants} billing_usagesegment s WHERE s.customer_id = ANY(%s::uuid[]) AND"
+            return sql, [*rows[0][1:], customers]
+        if len(customers) > MANY:
+            # the plus sign: no index, one pass over the table is quicker
+            sql = f"{constants} billing_usagesegment s WHERE +s.customer_id IN (SELECT value FROM json_each(%s)) AND"
+            return sql, [*rows[0][1:], json.dumps(customers)]
+        # SQLite joins in the order in which CROSS JOIN is written; with IN it would look at all customers here
+        sql = f"{constants} json_each(%s) AS one CROSS JOIN billing_usagesegment s WHERE s.customer_id = one.value AND"
+        return sql, [*rows[0][1:], json.dumps(customers)]
     if postgresql:
         arrays = ", ".join(f"%s::{sql_type}[]" for sql_type in COLUMNS.values())
         given = f"SELECT * FROM unnest({arrays}) AS given ({', '.join(COLUMNS)})"
@@ -247,7 +253,9 @@ def insert_lines(windows: Sequence[CustomerWindow]) -> int:
         invoices = "unnest(%s::uuid[], %s::uuid[]) AS invoice (customer_id, id)"
         parameters += [list(column) for column in zip(*pairs, strict=True)]
     else:
-        invoices = "(SELECT key AS customer_id, value AS id FROM json_each(%s)) AS invoice"
+        invoices = (
+            "(SELECT key AS customer_id, value AS id FROM json_each(%s) LIMIT -1) AS invoice"  # LIMIT: gets an index
+        )
         parameters.append(json.dumps(dict(pairs)))
     with connection.cursor() as cursor:
         cursor.execute(
