@@ -6,7 +6,6 @@ from typing import Any
 from django import forms
 from django.core.exceptions import ValidationError
 from django.db.models import Q, QuerySet
-from django.utils.functional import Promise
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
@@ -21,7 +20,7 @@ from .models import NAME_LENGTH, DiskImage, Kind, Snapshot, State, name_key
 class ChoiceFilter(forms.ChoiceField):
     """A filter of a list; its choices may come later, from the database."""
 
-    def __init__(self, label: str | Promise, empty_label: str | Promise, choices: lists.Choices | None = None) -> None:
+    def __init__(self, label: Any, empty_label: Any, choices: lists.Choices | None = None) -> None:
         self.empty_label = empty_label
         super().__init__(label=label, required=False)
         self.offer(choices or [])

@@ -128,12 +128,15 @@ def page_of(
     most = COUNTED_SEARCHING if searching else COUNTED
     counted = found.order_by(*order.by()) if searching else found.order_by()
     # a column of the index, which the id is not
-    rows = rows.annotate(total=CountOf(counted.values("project_id")[: most + 1]))
+    rows_with_total: QuerySet[Any] = rows.annotate(total=CountOf(counted.values("project_id")[: most + 1]))
     for direction in ("after", "before"):
-        cursor = read_cursor(found.model, order, params[direction]) if params.get(direction) else None
-        if cursor and (page := _page(found, order, rows, size, most, cursor, backwards=direction == "before")).rows:
+        cursor = read_cursor(found.model, order, params.get(direction, ""))
+        if (
+            cursor
+            and (page := _page(found, order, rows_with_total, size, most, cursor, backwards=direction == "before")).rows
+        ):
             return page
-    return _page(found, order, rows, size, most, None, backwards=False)
+    return _page(found, order, rows_with_total, size, most, None, backwards=False)
 
 
 def _page(
@@ -147,13 +150,13 @@ def _page(
     backwards: bool,
 ) -> Page[M]:
     if cursor:
-        fields = [found.model._meta.get_field(order.field), found.model._meta.pk]
+        fields: list[Any] = [found.model._meta.get_field(order.field), found.model._meta.pk]
         here = RowValue(*(Value(value, output_field=field) for value, field in zip(cursor, fields, strict=True)))
         beyond = LessThan if order.descending != backwards else GreaterThan
         found = found.filter(beyond(RowValue(F(order.field), F("pk")), here))
     keys = found.order_by(*order.by(backwards=backwards)).values("pk")[: size + 1]
     shown = list(rows.filter(pk__in=keys).order_by(*order.by(backwards=backwards)))
-    total = shown[0].total if shown else 0  # type: ignore[attr-defined]
+    total = shown[0].total if shown else 0
     more = len(shown) > size
     shown = shown[:size]
     if backwards:
@@ -181,7 +184,7 @@ SNAPSHOT_ORDERS = {
 VOLUME_ORDER = Order(_("By name"), "name")
 
 
-def named(volumes: QuerySet[Volume], text: str) -> QuerySet[Volume]:
+def named(volumes: QuerySet[Volume], text: str) -> QuerySet[Volume, Any]:
     """Ids of volumes whose name contains the text: a condition for lists of what belongs to them, without a join."""
     return volumes.filter(name__icontains=text).values("pk")
 
@@ -199,7 +202,7 @@ def parse_uuid(text: str) -> UUID | None:
         return None
 
 
-Choices = list[tuple[str, str]]
+Choices = list[tuple[str, Any]]  # a label may be lazy
 
 
 def filter_choices(user: User, *, volume: str | None = None) -> dict[str, Choices]:
