@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 from django.db import connection
@@ -67,7 +68,7 @@ def microseconds(instant: datetime) -> int:
     return (instant - EPOCH) // MICROSECOND
 
 
-def adapt(value: object) -> object:
+def adapt(value: Any) -> Any:
     """As the database keeps it, for a parameter of raw SQL."""
     if isinstance(value, UUID):
         return value if connection.features.has_native_uuid_field else value.hex
@@ -90,7 +91,7 @@ COLUMNS = {
 }
 
 
-def _windows(windows: Sequence[CustomerWindow]) -> tuple[str, list[object]]:
+def _windows(windows: Sequence[CustomerWindow]) -> tuple[str, list[Any]]:
     """A FROM clause of segments `s` and windows `w`, and its parameters.
 
     Mostly all customers have the same window. Then the planner gets to see constants, which makes it twice as fast.
@@ -120,7 +121,7 @@ def _windows(windows: Sequence[CustomerWindow]) -> tuple[str, list[object]]:
     if postgresql:
         arrays = ", ".join(f"%s::{sql_type}[]" for sql_type in COLUMNS.values())
         given = f"SELECT * FROM unnest({arrays}) AS given ({', '.join(COLUMNS)})"
-        parameters: list[object] = [list(column) for column in zip(*rows, strict=True)]
+        parameters: list[Any] = [list(column) for column in zip(*rows, strict=True)]
     else:
         names = ", ".join(f"column{number} AS {name}" for number, name in enumerate(COLUMNS, 1))
         values = ", ".join(["(" + ", ".join(["%s"] * len(COLUMNS)) + ")"] * len(rows))
@@ -188,7 +189,7 @@ RATED = """
 """
 
 
-def rated(windows: Sequence[CustomerWindow]) -> tuple[str, list[object]]:
+def rated(windows: Sequence[CustomerWindow]) -> tuple[str, list[Any]]:
     """A WITH clause and its parameters. `line` has the hours, rate and amount of each segment, month and price.
 
     `rate_micro` and `amount_micro` are NULL for hours before the first price. As in `rating.rate`: `total` are the hours

@@ -9,18 +9,19 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import date, datetime
+from typing import Any
 from uuid import UUID, uuid5
 from zoneinfo import ZoneInfo
 
 from django.core.mail import mail_admins
-from django.db import IntegrityError, connection, transaction
+from django.db import IntegrityError, transaction
 from django.db.models import Count, Max, Min, Sum
 from django.utils.translation import gettext as _
 
 from cng_portal.accounts.models import Customer
 
 from . import bulk, rating, services
-from .models import Invoice, InvoiceLine, TransactionKind, UsageSegment, WalletTransaction
+from .models import Invoice, InvoiceLine, ServiceKind, TransactionKind, UsageSegment, WalletTransaction
 
 logger = logging.getLogger(__name__)
 BATCH = 2000
@@ -112,21 +113,22 @@ def _close_batch(customer_ids: list[UUID], *, at: datetime, through: date | None
     report = Report()
     if not windows:
         return report
-    late = set(
-        UsageSegment.objects.filter(customer__in=[window.customer_id for window in windows], late=True).values_list(
-            "customer_id", flat=True
-        )
-    )
+    late = _late_lines(windows, customers)
+    unpriced = {
+        pk: _sentence(customers[pk], one) for pk, due in late.items() for one in due if one.line.rate_micro is None
+    }
+    windows = [window for window in windows if window.customer_id not in unpriced]
     try:
         with transaction.atomic():
-            _write_lines(windows, customers, late)
+            _write_lines(windows, late)
     except IntegrityError:
-        unpriced = _without_price(windows)
-        if not unpriced:
+        missing = _without_price(windows, customers)
+        if not missing:
             raise
-        report.stopped += unpriced.values()
+        unpriced |= missing
         windows = [window for window in windows if window.customer_id not in unpriced]
-        _write_lines(windows, customers, late)
+        _write_lines(windows, late)
+    report.stopped += unpriced.values()
     _write_invoices(windows, customers, at, report)
     return report
 
@@ -171,38 +173,54 @@ def next_windows(customers: dict[UUID, Customer], *, at: datetime, through: date
     return windows
 
 
-def _without_price(windows: list[bulk.CustomerWindow]) -> dict[UUID, str]:
-    """{customer: a sentence} of those with hours before the first price of their kind and location."""
-    sql, parameters = bulk.rated(windows)
-    with connection.cursor() as cursor:
-        cursor.execute(
-            f"""{sql} SELECT line.customer_id, MIN(customer.number), MIN(line.resource_name), MIN(line.kind),
-                MIN(line.location_id) FROM line JOIN accounts_customer customer ON customer.id = line.customer_id
-                WHERE line.rate_micro IS NULL GROUP BY line.customer_id""",
-            parameters,
-        )
-        rows = cursor.fetchall()
+def _late_lines(
+    windows: list[bulk.CustomerWindow], customers: dict[UUID, Customer]
+) -> dict[UUID, list[services.DueLine]]:
+    """{customer: what was reported late for months that have an invoice}, of the few that have any."""
+    ids = [window.customer_id for window in windows]
+    late = set(UsageSegment.objects.filter(customer__in=ids, late=True).values_list("customer_id", flat=True))
     return {
-        bulk.as_uuid(customer_id): _(
-            "Customer #%(number)06d gets no invoice: “%(name)s” (%(kind)s in %(location)s) was used before its price "
-            "began. Plan prices so that they begin before the first sale."
-        )
-        % {"number": number, "name": name, "kind": kind, "location": location}
-        for customer_id, number, name, kind, location in rows
+        window.customer_id: services.late_lines(customer=customers[window.customer_id], at=window.until)
+        for window in windows
+        if window.customer_id in late
     }
 
 
-def _write_lines(windows: list[bulk.CustomerWindow], customers: dict[UUID, Customer], late: set[UUID]) -> None:
+def _without_price(windows: list[bulk.CustomerWindow], customers: dict[UUID, Customer]) -> dict[UUID, str]:
+    """{customer: a sentence} of those with hours before the first price of their kind and location."""
+    found = {}
+    for window in windows:
+        customer = customers[window.customer_id]
+        usage = services.unsettled_segments(customer=customer).filter(started_at__lt=window.until)
+        for due in services.due_lines(customer=customer, at=window.until, segments=list(usage)):
+            if due.line.rate_micro is None:
+                found[customer.pk] = _sentence(customer, due)
+    return found
+
+
+def _sentence(customer: Customer, due: services.DueLine) -> str:
+    return _(
+        "Customer %(crn)s gets no invoice: “%(name)s” (%(kind)s in %(location)s) was used before its price began. Plan "
+        "prices so that they begin before the first sale."
+    ) % {
+        "crn": customer.crn,
+        "name": due.segment.resource_name,
+        "kind": ServiceKind(due.segment.kind).label,
+        "location": due.segment.location_id,
+    }
+
+
+def _write_lines(windows: list[bulk.CustomerWindow], late: dict[UUID, list[services.DueLine]]) -> None:
     if not windows:
         return
     bulk.insert_lines(windows)
     for window in windows:
         if window.customer_id in late:
-            due = services.late_lines(customer=customers[window.customer_id], at=window.until)
+            due = late[window.customer_id]
             InvoiceLine.objects.bulk_create(_invoice_line(window.invoice_id, one) for one in due)
 
 
-def _invoice_line(invoice_id: UUID, due: services.DueLine) -> InvoiceLine:
+def _invoice_line(invoice_id: UUID | None, due: services.DueLine) -> InvoiceLine:
     segment, line = due.segment, due.line
     return InvoiceLine(
         invoice_id=invoice_id,
@@ -228,7 +246,7 @@ def _write_invoices(
     windows: list[bulk.CustomerWindow], customers: dict[UUID, Customer], at: datetime, report: Report
 ) -> None:
     ids = [window.invoice_id for window in windows]
-    sums = {
+    sums: dict[UUID | None, Any] = {
         row["invoice"]: row
         for row in InvoiceLine.objects.filter(invoice__in=ids)
         .order_by()

@@ -46,7 +46,7 @@ class Row:
 
     @property
     def kind_label(self) -> str:
-        return ServiceKind(self.kind).label
+        return str(ServiceKind(self.kind).label)
 
     @property
     def formula(self) -> str:
@@ -288,7 +288,7 @@ def active_services(*, customer: Customer, at: datetime, costs: dict[tuple[date,
             found.append(
                 Service(
                     kind=kind.value,
-                    label=kind.label,
+                    label=str(kind.label),
                     count=count,
                     size_gb=size_gb,
                     hourly_micro=hourly_micro,

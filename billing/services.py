@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
+from typing import Any
 from uuid import UUID
 
 from django.core.mail import send_mail
@@ -285,7 +286,7 @@ def open_segment(
     last = UsageSegment.objects.filter(resource_id=resource_id, kind=kind).order_by("-started_at").first()
     if last and (last.ended_at is None or at <= last.started_at or at < last.ended_at):
         return last
-    if last:
+    if last and last.ended_at:
         at = max(at, last.started_at + rating.hours(last.started_at, last.ended_at) * rating.HOUR)
     return UsageSegment.objects.create(
         resource_id=resource_id,
@@ -494,12 +495,12 @@ def _late_lines(
 ) -> list[DueLine]:
     """The differences between invoices and what turned out later, of months that have an invoice already."""
     originals: dict[UUID, dict[datetime, InvoiceLine]] = defaultdict(dict)
-    corrected: dict[int, InvoiceLine] = {}
-    for line in InvoiceLine.objects.filter(segment__in=segments):
-        if line.corrects_id is None:
-            originals[line.segment_id][line.from_at] = line
+    corrected: set[int] = set()
+    for one in InvoiceLine.objects.filter(segment__in=segments):
+        if one.corrects_id is None:
+            originals[one.segment_id][one.from_at] = one
         else:
-            corrected[line.corrects_id] = line
+            corrected.add(one.corrects_id)
     found = []
     windows = ledger.invoiced_windows(min(segment.started_at for segment in segments))
     for segment in segments:
@@ -605,7 +606,7 @@ class Standing:
         return self.credits_micro - self.owed_micro
 
 
-def open_windows(*, customers: QuerySet[Customer], at: datetime) -> tuple[list[bulk.CustomerWindow], list[Customer]]:
+def open_windows(*, customers: QuerySet[Customer], at: datetime) -> tuple[list[bulk.CustomerWindow], list[Any]]:
     """The months of each customer that have no invoice yet, up to the one of `at`; and the customers, annotated.
 
     `credits`: what the ledger says at `at`. `late`: some usage was reported for a month that had its invoice.
@@ -713,9 +714,9 @@ def expired_credits(*, customer: Customer, at: datetime) -> list[tuple[WalletTra
     """
     moves = list(WalletTransaction.objects.filter(customer=customer, at__lte=at).order_by("at", "created_at", "id"))
     recorded = {move.grant_id for move in moves if move.grant_id}
-    grants = {move.pk: move for move in moves if move.expires_at}
+    grants = {move.pk: (move.expires_at, move) for move in moves if move.expires_at}
     events = [(move.at, 1, move) for move in moves if move.invoice_id is None and move.grant_id is None]
-    events += [(grant.expires_at, 0, grant) for grant in grants.values() if grant.expires_at <= at]
+    events += [(expires_at, 0, grant) for expires_at, grant in grants.values() if expires_at <= at]
     left: dict[UUID, int] = {}  # in the order in which they are used up
     found, before, uncovered = [], 0, 0
     for when, is_move, move in sorted(events, key=lambda event: event[:2]):
@@ -735,9 +736,7 @@ def expired_credits(*, customer: Customer, at: datetime) -> list[tuple[WalletTra
         else:
             left[move.pk] = move.wallet_micro
             never = datetime.max.replace(tzinfo=UTC)
-            left = dict(
-                sorted(left.items(), key=lambda item: grants[item[0]].expires_at if item[0] in grants else never)
-            )
+            left = dict(sorted(left.items(), key=lambda item: grants[item[0]][0] if item[0] in grants else never))
     return found
 
 

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from fractions import Fraction
+from uuid import UUID
 
 from cng_portal.accounts.models import Customer
 
@@ -98,7 +99,7 @@ def of_customer(
     invoices = list(Invoice.objects.filter(customer=customer).order_by("month"))
     segments = {one.pk: one for one in UsageSegment.objects.filter(customer=customer)}
     lines = list(InvoiceLine.objects.filter(invoice__customer=customer).order_by("pk"))
-    moves = list(WalletTransaction.objects.filter(customer=customer))
+    moves = list(WalletTransaction.objects.filter(customer=customer).select_related("grant"))
     yield from _of_invoices(invoices, lines, moves)
     yield from _of_wallet(moves)
 
@@ -160,7 +161,7 @@ def _of_invoices(invoices: list[Invoice], lines: list[InvoiceLine], moves: list[
     own = defaultdict(list)
     for line in lines:
         own[line.invoice_id].append(line)
-    moved = defaultdict(int)
+    moved: dict[UUID, int] = defaultdict(int)
     for move in moves:
         if move.invoice_id:
             moved[move.invoice_id] += move.wallet_micro
@@ -206,7 +207,7 @@ def _of_wallet(moves: list[WalletTransaction]) -> Iterator[str]:
             yield f"transaction {move.pk}: its two sides are not equal"
         for account, amount in move.entries:
             accounts[account] += amount
-        if move.kind == TransactionKind.EXPIRED and move.amount_micro > move.grant.amount_micro:
+        if move.grant and move.amount_micro > move.grant.amount_micro:
             yield f"transaction {move.pk}: more expired than was granted"
     if sum(accounts.values()) != 0:
         yield f"the accounts of the ledger add up to {sum(accounts.values())} millionths"

@@ -154,6 +154,17 @@ def test_usage_without_a_price_stops_the_invoice_of_that_customer_only(shop, use
     assert "without a price" in " ".join(verification.differences(at=DECEMBER))
 
 
+def test_late_usage_without_a_price_stops_that_customer_only_too(shop, use):
+    use(yangon(3))
+    other = ProjectFactory(customer__number=40)
+    use(yangon(3), project=other)
+    closing.close_months(at=DECEMBER)
+    use(datetime(2025, 12, 31, 20, tzinfo=UTC), yangon(4), project=other, name="orphan")
+    report = closing.close_months(at=yangon(1, month=1, year=2041))
+    assert [one.customer for one in Invoice.objects.filter(month=date(2040, 12, 1))] == [shop.customer]
+    assert "“orphan” (BS Snapshot in 1CNG-YGN-AZ01) was used before its price began" in report.stopped[0]
+
+
 def test_a_dry_run_writes_nothing_and_says_what_it_would(shop, use):
     use(yangon(3))
     report = closing.close_months(at=DECEMBER, dry_run=True)

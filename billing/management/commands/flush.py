@@ -1,3 +1,5 @@
+from typing import Any
+
 from django.core.management.commands import flush
 from django.db import connections
 
@@ -7,6 +9,6 @@ from billing import guards
 class Command(flush.Command):
     """Django's, past the triggers that keep single rows of billing from being deleted."""
 
-    def handle(self, **options: object) -> None:
+    def handle(self, **options: Any) -> None:
         with guards.lifted(connections[options["database"]]):
             super().handle(**options)
