@@ -1,25 +1,16 @@
 """What every test stands on: a data folder of its own, the storage below it, signed-in clients and Chromium."""
 
+import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-
-# The settings read all of this once, so it comes before anything that loads them: no test touches `var`, and no .env
-# changes what a test sees. A worker of pytest-xdist inherits the folder that its parent made.
-os.environ["DJANGO_SETTINGS_MODULE"] = "cng_portal.settings"
-os.environ["ENV_FILE"] = os.devnull
-os.environ["SECRET_KEY"] = "only the tests sign anything with this sentence"
-if "PYTEST_XDIST_WORKER" not in os.environ:
-    os.environ["DATA_DIR"] = tempfile.mkdtemp(prefix="portal-tests-")
-    Path(os.environ["DATA_DIR"], "static").mkdir()  # WhiteNoise warns without it
-
-import json
-import re
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+import django
 import pytest
 from django.conf import settings as django_settings
 from django.db import connection
@@ -34,12 +25,18 @@ if TYPE_CHECKING:
 
     from cng_portal.accounts.models import User
 
+# The settings read all of this once: no test touches `var`, and no .env changes what a test sees. A worker of
+# pytest-xdist inherits the folder that its parent made.
+os.environ["DJANGO_SETTINGS_MODULE"] = "cng_portal.settings"
+os.environ["ENV_FILE"] = os.devnull
+os.environ["SECRET_KEY"] = "only the tests sign anything with this sentence"
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["DATA_DIR"] = tempfile.mkdtemp(prefix="portal-tests-")
+    Path(os.environ["DATA_DIR"], "static").mkdir()  # WhiteNoise warns without it
+django.setup()  # pytest-django would do it too late for the conftest.py of a folder that imports models
+
 UUIDS = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 NO_BROWSER = chromium.missing_packages()
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    django_settings.DATABASES  # noqa: B018  loads the settings, after which pytest-django sets Django up
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
