@@ -360,6 +360,7 @@ class Operation(models.Model):
         ordering = ["-created_at", "-id"]
         indexes = [
             models.Index(fields=["not_before"], condition=Q(finished_at=None), name="operation_active"),
+            models.Index(fields=["finished_at"], condition=Q(state="failed"), name="operation_failed"),
             models.Index(fields=["snapshot", "-created_at"], name="operation_of_snapshot"),
         ]
         constraints = [
