@@ -167,13 +167,13 @@ def summary(request: HttpRequest, as_csv: bool = False) -> HttpResponse | Stream
     kinds = [kind for kind in ServiceKind if any(found.costs.get((month, kind.value)) for month in found.months)]
     table = []
     for month in reversed(found.months):
-        cells = [found.costs.get((month, kind.value), 0) for kind in kinds]
-        if any(cells):
+        cells = {kind.label: found.costs.get((month, kind.value), 0) for kind in kinds}
+        if any(cells.values()):
             table.append(
                 {
                     "month": month_name(month),
-                    "cells": [amount(micro) for micro in cells],
-                    "total": amount(sum(cells)),
+                    "cells": [(label, amount(micro)) for label, micro in cells.items()],
+                    "total": amount(sum(cells.values())),
                     "url": f"{reverse('billing:statement')}?{urlencode({'month': month})}",
                 }
             )
