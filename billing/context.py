@@ -34,7 +34,7 @@ KEEP_SECONDS = 60
 
 
 def _amount(customer: Customer, prepaid: bool) -> str:
-    key = f"wallet-{customer.pk}-{customer.locked_at.timestamp()}"
+    key = f"wallet-{customer.pk}-{prepaid}-{customer.locked_at.timestamp()}"
     shown: str | None = caches["process"].get(key)
     if shown is None:
         began, at = time.perf_counter(), timezone.now()

@@ -1,6 +1,9 @@
 """Triggers for what constraints cannot say: rows that are written once, and prices that do not reach into the past.
 
 Each guard is one rule with its sentence. On SQLite it is a trigger with RAISE, on PostgreSQL a function of its own.
+
+SQLite drops the triggers of a table that Django makes anew to alter it: a later migration that alters one of these tables
+has to call `drop` before it and `create` after it. `test_guards.py` notices when one is missing.
 """
 
 from django.db import migrations

@@ -4,9 +4,9 @@ import pytest
 from django.urls import reverse
 from django.utils import timezone
 
-from billing import services
+from billing import closing, services
 from billing.models import Invoice, Package, PriceVersion, ServiceKind, WalletTransaction
-from tests.factories import LocationFactory, UserFactory
+from tests.factories import CustomerFactory, LocationFactory, UserFactory
 
 pytestmark = pytest.mark.django_db
 
@@ -169,8 +169,6 @@ def test_invoices_are_made_from_the_list_of_customers(desk, shop, use, time_mach
 def test_records_can_be_looked_at_and_nothing_else(desk, shop, use, model, time_machine):
     segment = use(datetime(2040, 10, 3, tzinfo=UTC))
     services.buy_credits(customer=shop.customer, amount_micro=10_000, reason="x", by=None, key="k")
-    from billing import closing
-
     closing.close_months(at=datetime(2040, 11, 2, tzinfo=UTC))
     time_machine.move_to(datetime(2040, 11, 2, tzinfo=UTC))
     desk.force_login(UserFactory(admin=True))
@@ -187,8 +185,6 @@ def test_records_can_be_looked_at_and_nothing_else(desk, shop, use, model, time_
 
 
 def test_the_list_of_wallets_takes_the_same_queries_for_any_length(desk, shop, django_assert_max_num_queries):
-    from tests.factories import CustomerFactory
-
     CustomerFactory.create_batch(20)
     with django_assert_max_num_queries(10):
         desk.get(reverse("admin:billing_customeraccount_changelist"))

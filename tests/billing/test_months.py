@@ -13,6 +13,7 @@ from django.test.utils import CaptureQueriesContext
 from billing import closing, scheduling, services, verification
 from billing.models import Invoice, InvoiceLine, LowBalanceWarning, UsageSegment, WalletTransaction
 from cng_portal.accounts.models import Customer
+from cng_portal.accounts.services import lock_customer
 from tests.factories import CustomerFactory, LocationFactory, ProjectFactory
 
 pytestmark = [pytest.mark.django_db, pytest.mark.both_databases]
@@ -213,7 +214,7 @@ class Killed(Exception):
 
 def test_a_run_that_is_killed_at_any_statement_is_simply_run_again(shop, use):
     use(yangon(3, month=10))
-    late = use(yangon(5), yangon(6))
+    use(yangon(5), yangon(6))
     closing.close_months(at=yangon(1))
     late = use(yangon(3, month=10), yangon(3, 5, month=10))
     assert late.late
@@ -288,8 +289,6 @@ def test_usage_that_arrives_while_the_month_is_closed_is_charged_once(shop, use)
 
 @pytest.mark.django_db(transaction=True)
 def test_credits_for_one_first_hour_are_not_promised_twice(shop, use):
-    from cng_portal.accounts.services import lock_customer
-
     services.buy_credits(customer=shop.customer, amount_micro=20_000_000, reason="paid", by=None, key="k", at=yangon(1))
     at = yangon(3)
 
