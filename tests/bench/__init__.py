@@ -28,4 +28,4 @@ class Measure:
     def goal(self) -> str:
         if self.at_least is not None:
             return f"≥ {self.at_least:g}{self.unit}"
-        return f"≤ {self.at_most:g}{self.unit}" if self.at_most is not None else "-"
+        return f"≤ {self.at_most:g}{self.unit}" if self.at_most is not None else ""

@@ -31,16 +31,19 @@ def main() -> int:
             else:
                 measures += pickle.loads(result.read_bytes())
     show(measures)
-    missed = [measure for measure in measures if not measure.reached]
+    goals = [measure for measure in measures if measure.goal]
+    missed = [measure for measure in goals if not measure.reached]
     for name in broken:
         print(f"{name} stopped with an error, see above.")
-    print(f"{len(measures) - len(missed)} of {len(measures)} goals reached." if measures else "Nothing was measured.")
+    print(f"{len(goals) - len(missed)} of {len(goals)} goals reached.")
     return 1 if missed or broken else 0
 
 
 def show(measures: list[Measure]) -> None:
     rows = [("what", "measured", "goal", "", "")]
-    rows += [(m.what, f"{m.value:.2f}{m.unit}", m.goal, "reached" if m.reached else "MISSED", m.note) for m in measures]
+    for m in measures:
+        verdict = ("reached" if m.reached else "MISSED") if m.goal else ""
+        rows.append((m.what, f"{m.value:.2f}{m.unit}", m.goal, verdict, m.note))
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
