@@ -259,6 +259,7 @@ def insert_lines(windows: Sequence[CustomerWindow]) -> int:
         )
         parameters.append(json.dumps(dict(pairs)))
     with connection.cursor() as cursor:
+        # CROSS JOIN tells SQLite to go through the lines once, and to look the other two up
         cursor.execute(
             f"""
             INSERT INTO billing_invoiceline (
@@ -269,8 +270,8 @@ def insert_lines(windows: Sequence[CustomerWindow]) -> int:
             SELECT invoice.id, line.id, line.price_id, line.month, line.resource_id, line.kind, line.resource_name,
                 project.name, line.location_id, line.from_at, line.to_at, line.hours, line.size_gb,
                 line.rate_micro, line.amount_micro
-            FROM line JOIN {invoices} ON invoice.customer_id = line.customer_id
-                JOIN accounts_project project ON project.id = line.project_id
+            FROM line CROSS JOIN {invoices} CROSS JOIN accounts_project project
+            WHERE invoice.customer_id = line.customer_id AND project.id = line.project_id
             """,
             parameters,
         )
