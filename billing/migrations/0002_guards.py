@@ -88,8 +88,8 @@ GUARDS = [
         "invoice_sum",
         "AFTER INSERT",
         "billing_invoice",
-        "NEW.total_micro <> (SELECT COALESCE(SUM(l.amount_micro), 0) FROM billing_invoiceline l WHERE l.invoice_id = NEW.id)"
-        " OR NEW.line_count <> (SELECT COUNT(*) FROM billing_invoiceline l WHERE l.invoice_id = NEW.id)",
+        "(NEW.total_micro, NEW.line_count) <> (SELECT COALESCE(SUM(l.amount_micro), 0), COUNT(*)"
+        " FROM billing_invoiceline l WHERE l.invoice_id = NEW.id)",
         "The lines of an invoice add up to its total.",
     ),
     (
