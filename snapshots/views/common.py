@@ -11,7 +11,6 @@ from django.utils.cache import patch_vary_headers
 
 from billing import rating
 from billing import services as billing
-from billing.models import ServiceKind
 from cng_portal.accounts.models import User
 from snapshots.models import Operation, Snapshot, State
 
@@ -62,22 +61,23 @@ def version_of(*facts: object) -> str:
 # --- prices of what is there already -----------------------------------------------------------------------------------
 
 
-def rates_now(kind: ServiceKind, location_codes: Iterable[str] | None = None) -> dict[str, int]:
-    """{location code: rate in millionths per GB and hour} by which existing things are charged. One query.
+def rates_now(location_codes: Iterable[str] | None = None) -> dict[tuple[str, str], int]:
+    """{(kind, location code): rate in millionths per GB and hour} by which existing things are charged. One query.
 
     Unlike billing.rates_at this has the locations where it is not sold any more: what is there goes on costing.
     """
     now = timezone.now()
     rates = {}
-    for (price_kind, code), prices in billing.prices_by_place(location_codes).items():
+    for place, prices in billing.prices_by_place(location_codes).items():
         begun = [price.rate_micro for price in prices if price.since <= now]
-        if price_kind == kind and begun:
-            rates[code] = begun[-1]
+        if begun:
+            rates[place] = begun[-1]
     return rates
 
 
-def price_of(snapshot: Snapshot, rate_micro: int | None) -> billing.Quote | None:
-    """What the snapshot costs from now on; None where it costs nothing or there is no price."""
+def price_of(snapshot: Snapshot, rates: dict[tuple[str, str], int]) -> billing.Quote | None:
+    """What the snapshot costs from now on, by the rates of `rates_now`; None where it costs nothing or has no price."""
+    rate_micro = rates.get((snapshot.service_kind, snapshot.location_id))
     if rate_micro is None or snapshot.state not in (State.PENDING, State.CREATING, State.READY):
         return None
     return billing.Quote(

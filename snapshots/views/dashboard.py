@@ -31,13 +31,12 @@ def dashboard(request: HttpRequest) -> HttpResponse:
     user = request.user
     running = list(visible(Operation.objects.active(), user)[:OPERATIONS_SHOWN])
     failed = explain_operations(visible(still_failed(), user)[:OPERATIONS_SHOWN], user)
-    newest = (
-        Snapshot.objects.visible_to(user)
-        .filter(kind=Kind.VOLUME, deleted_at=None)
-        .order_by("-created_at", "-pk")
-        .values("pk")[:NEWEST_SHOWN]
-    )
-    snapshots = explain_rows(list(listed_snapshots().filter(pk__in=newest).order_by("-created_at", "-pk")), user)
+    mine = Snapshot.objects.visible_to(user).filter(deleted_at=None).order_by("-created_at", "-pk")
+    newest = Q()  # of each kind by itself, as the index has them
+    for kind in Kind.values:
+        newest |= Q(pk__in=mine.filter(kind=kind).values("pk")[:NEWEST_SHOWN])
+    rows = listed_snapshots().filter(newest).order_by("-created_at", "-pk")[:NEWEST_SHOWN]
+    snapshots = explain_rows(list(rows), user)
     volumes = Volume.objects.visible_to(user).present().filter(state=Volume.State.AVAILABLE)
     context = {
         "totals": totals(user),
@@ -70,13 +69,11 @@ def totals(user: User) -> dict[str, object]:
         .annotate(count=Count("*"), gb=Sum("size_gb"), ready_gb=Sum("size_gb", filter=Q(state=State.READY), default=0))
     )
     count = gb = hourly_micro = 0
-    rates: dict[str, dict[str, int]] = {}
+    rates = rates_now()
     for row in kept:
-        kind = row["kind"]
-        if kind not in rates:
-            rates[kind] = rates_now(SERVICE_KINDS[Kind(kind)])
         count, gb = count + row["count"], gb + row["gb"]
-        hourly_micro += row["ready_gb"] * rates[kind].get(row["location_id"], 0)
+        rate_micro = rates.get((SERVICE_KINDS[Kind(row["kind"])], row["location_id"]), 0)
+        hourly_micro += row["ready_gb"] * rate_micro
     currency = user.customer.currency if user.customer else "MMK"
     monthly_micro = hourly_micro * rating.HOURS_PER_MONTH
     return {

@@ -18,7 +18,7 @@ from billing.money import format_amount, format_price
 from cng_portal.accounts.models import Project, User
 from snapshots import lists, services
 from snapshots.forms import ConfirmationForm, NewMachineForm, NewVolumeForm, RenameForm, SnapshotFilterForm
-from snapshots.models import SERVICE_KINDS, Kind, Operation, Snapshot, State
+from snapshots.models import Kind, Operation, Snapshot, State
 
 from .common import explain_operations, is_fragment, price_of, push_url, rates_now, render_live, render_part, version_of
 
@@ -113,9 +113,9 @@ def listed_snapshots() -> QuerySet[Snapshot]:
 
 def explain_rows(snapshots: list[Snapshot], user: User) -> list[Snapshot]:
     """Each with `hourly` ("K 20", "" where it costs nothing) and `actions` for its menu. One query."""
-    rates = rates_now(SERVICE_KINDS[Kind(snapshots[0].kind)]) if snapshots else {}
+    rates = rates_now() if snapshots else {}
     for snapshot in snapshots:
-        price = price_of(snapshot, rates.get(snapshot.location_id))
+        price = price_of(snapshot, rates)
         snapshot.hourly = format_price(price.hourly_micro, price.currency) if price else ""
         snapshot.actions = actions_for(snapshot, user)
     return snapshots
@@ -196,8 +196,7 @@ def snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         .order_by("-created_at", "-id"),
         user,
     )
-    rates = rates_now(found.service_kind, [found.location_id])
-    price = price_of(found, rates.get(found.location_id))
+    price = price_of(found, rates_now([found.location_id]))
     cost = billing.cost_so_far(resource_id=found.pk, at=timezone.now())
     version = version_of(
         found.state, [(one.pk, one.state) for one in operations], [(one.checksum, one.verified_at) for one in disks]
@@ -269,8 +268,7 @@ def delete(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
                     _("“%(name)s” is being deleted. It has stopped costing anything.") % {"name": found.name},
                 )
                 return redirect("snapshots:snapshot", found.pk)
-    rates = rates_now(found.service_kind, [found.location_id])
-    price = price_of(found, rates.get(found.location_id))
+    price = price_of(found, rates_now([found.location_id]))
     consequences = [_("Its data are erased. This cannot be undone, and support cannot bring them back either.")]
     if found.volume and found.volume.deleted_at:
         consequences.append(

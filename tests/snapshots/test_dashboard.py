@@ -11,7 +11,14 @@ from pytest_django import DjangoAssertNumQueries
 
 from cng_portal.accounts.models import Project, Role
 from snapshots.models import Operation
-from tests.factories import OperationFactory, ProjectFactory, SnapshotFactory, UserFactory, VolumeFactory
+from tests.factories import (
+    OperationFactory,
+    ProjectFactory,
+    SnapshotFactory,
+    UserFactory,
+    VMSnapshotFactory,
+    VolumeFactory,
+)
 from tests.snapshots.disks import sell_everywhere
 from tests.snapshots.test_list import HTMX
 
@@ -159,3 +166,11 @@ def test_it_takes_the_same_queries_for_one_and_for_many(
 
     with django_assert_max_num_queries(14):
         client.get("/")
+
+
+def test_the_newest_are_of_volumes_and_machines_alike(client_for: Callable[..., Client]) -> None:
+    volume_snapshot = SnapshotFactory(name="of a disk")
+    project = volume_snapshot.project
+    VMSnapshotFactory(vm__project=project, name="of a machine")
+    page = client_for(UserFactory(member_of=project)).get("/").text
+    assert "of a disk" in page and "of a machine" in page
