@@ -1,6 +1,7 @@
 """What has to be right with the storage engines before anything starts."""
 
 from collections.abc import Sequence
+from inspect import signature
 
 from django.apps import AppConfig
 from django.conf import settings
@@ -25,4 +26,9 @@ def check_storage_drivers(app_configs: Sequence[AppConfig] | None = None, **opti
         if not isinstance(driver, type) or not issubclass(driver, Driver):
             sentence = f"STORAGE cannot be used: “{engine['driver']}”, the driver of “{alias}”, is no storage driver."
             errors.append(Error(sentence, id="storage.E002"))
+            continue
+        try:
+            signature(driver).bind_partial(location="", **engine["options"])  # a location may add what is missing
+        except TypeError as error:
+            errors.append(Error(f"STORAGE cannot be used: the options of “{alias}”: {error}.", id="storage.E003"))
     return errors

@@ -1,5 +1,6 @@
 """A setting that cannot be used stops the start, and the one line that is printed names it."""
 
+import json
 import os
 import re
 import subprocess
@@ -78,13 +79,23 @@ def test_an_empty_value_counts_as_missing() -> None:
     assert "+ DEBUG" not in result.stdout
 
 
-def test_a_storage_driver_that_is_not_there_stops_the_start() -> None:
-    storage = '{"local": {"driver": "snapshots.drivers.tape.TapeDriver", "options": {}}}'
-
-    result = manage("serve", STORAGE=storage)
+@pytest.mark.parametrize(
+    ("driver", "options", "why"),
+    [
+        ("snapshots.drivers.tape.TapeDriver", {}, "the driver of “local” is not there"),
+        (
+            "snapshots.drivers.base.GIB",
+            {},
+            "“snapshots.drivers.base.GIB”, the driver of “local”, is no storage driver.",
+        ),
+        ("snapshots.drivers.local.LocalDriver", {"rot": "/srv"}, "the options of “local”: got an unexpected keyword"),
+    ],
+)
+def test_a_storage_engine_that_cannot_be_loaded_stops_the_start(driver: str, options: dict, why: str) -> None:
+    result = manage("serve", STORAGE=json.dumps({"local": {"driver": driver, "options": options}}))
 
     assert result.returncode == 1
-    assert "STORAGE cannot be used: the driver of “local” is not there" in result.stderr
+    assert f"STORAGE cannot be used: {why}" in result.stderr
     assert "Traceback" not in result.stderr
 
 
