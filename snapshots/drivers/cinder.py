@@ -3,9 +3,11 @@
 A location names a cloud of `clouds.yaml`, and if need be its region, availability zone and volume type. Credentials stay
 in that file or in the environment. What is made here is called `snapshot-portal-<our uuid>` and carries these metadata:
 
-    portal_uuid      our uuid, by which it is found again even when somebody renamed it
-    portal_claim     the call that answers for it; whoever adopts it writes its own, and only the claimant cleans it up
-    portal_unwanted  "yes" on what could not be removed yet, for remove_leftovers
+    portal_uuid   our uuid, by which it is found again even when somebody renamed it
+    portal_claim  the call that answers for it; whoever adopts it writes its own, and only the claimant cleans it up
+
+What could not be removed yet is renamed `snapshot-portal-unwanted`, for `remove_leftovers`. A name, because Cinder puts the
+metadata back to what they were at first when something `creating` is done.
 
 Cinder answers before the work is done, so every call looks until the state is final. What one attempt began, even one
 whose answer was lost, is found and adopted by the next, and of things made twice the oldest stays.
@@ -81,11 +83,16 @@ PATIENCE_SECONDS = 30.0
 # What was made by another attempt must last for this long after it was claimed: its maker may be removing it right now.
 CLAIM_STANDS_SECONDS = 1.0
 CLEAN_UP_SECONDS = 15.0
+# How long what was made twice may take to become deletable, before it is left to remove_leftovers.
+CROWDED_SECONDS = 20.0
 # Reading goes on in these states of a snapshot or a copy.
 COMPLETE = {"available", "in-use", "backing-up", "restoring", "reserved", "attaching", "detaching", "uploading"}
 PASSING = {"creating", "downloading", "reverting", "extending", "retyping", "attaching", "detaching", "reserved"}
 PASSING |= {"maintenance", "backing-up", "restoring-backup", "uploading", "awaiting-transfer", "deleting"}
 
+DELETABLE = {"available", "error", "error_deleting"}  # the last one with the right to force it
+
+UNWANTED = "snapshot-portal-unwanted"
 KEPT = "kept"  # the claim on a complete volume: nobody cleans that up
 COPY_PREFIX = "volume:"  # of a backend_ref: a safety copy, which is a volume for Cinder
 
@@ -279,9 +286,12 @@ class CinderDriver(Driver):
         """Remove what a failed call had to leave behind because it was still being made. Raises Unavailable."""
         kinds: tuple[Kind, ...] = ("volume", "snapshot")
         for kind in kinds:
-            for item in list(self._list(Beat(), kind, self._metadata_filter(kind, "portal_unwanted", "yes", Beat()))):
-                if item["metadata"].get("portal_unwanted") == "yes" and item["status"] in {"available", "error"}:
-                    self._delete(kind, item, Beat())
+            for item in list(self._list(Beat(), kind, {"name": UNWANTED})):
+                if item["name"] == UNWANTED and item["status"] in DELETABLE:
+                    try:
+                        self._delete(kind, item, Beat())
+                    except Refused:
+                        logger.warning("Only an administrator can delete the %s %s", kind, item["id"])
 
     # Making
 
@@ -362,7 +372,8 @@ class CinderDriver(Driver):
 
         Raises Refusal, Absent, Busy, Refused, Unavailable.
         """
-        asked = claimed = failed = 0.0  # when, in the time of _look_until
+        ours: set[tuple[str, bool]] = set()  # what this call made or claimed: its id, and whether it was complete
+        asked = claimed = failed = crowded = 0.0  # when, in the time of _look_until
         lost: Unavailable | None = None
         item: Item | None = None
         for now in self._look_until(beat, self.create_seconds):
@@ -372,14 +383,28 @@ class CinderDriver(Driver):
             if sound:
                 item, failed = sound[0], 0.0
                 complete = item["status"] in COMPLETE
-                for other in sound[1:]:
-                    self._delete(kind, other, beat)
-                if item["metadata"].get("portal_claim") not in ({claim, KEPT} if keep else {claim}):
-                    own = KEPT if keep and complete else claim
-                    self._label(kind, item, beat, portal_claim=own, portal_unwanted="no")
+                others = sound[1:]
+                crowded = (crowded or now) if complete and others else 0.0
+                for other in others:
+                    # Cinder would accept to delete a volume that is `creating`, and its image would stay for ever
+                    if other["status"] in DELETABLE:
+                        self._delete(kind, other, beat)
+                claims = {claim, KEPT} if keep else {claim}
+                if item["metadata"].get("portal_claim") not in claims and (item["id"], complete) not in ours:
+                    # once now, and once when it is complete, because Cinder forgets metadata then; no more often, or
+                    # of two that take it from each other none gets to its end
+                    self._label(kind, item, beat, portal_claim=KEPT if keep and complete else claim)
+                    if item["name"] == UNWANTED:
+                        self._rename(kind, item, name_of(uuid), beat)
+                    ours.add((item["id"], complete))
                     claimed = now
                 elif complete and (not claimed or now - claimed >= CLAIM_STANDS_SECONDS):
-                    return item
+                    if not others:
+                        return item
+                    if now - crowded >= CROWDED_SECONDS:
+                        for other in others:
+                            self._rename(kind, other, UNWANTED, beat)
+                        return item
             elif errors:
                 failed = failed or now
                 if now - failed < ERROR_STANDS_SECONDS:
@@ -387,8 +412,9 @@ class CinderDriver(Driver):
                 failed = 0.0
                 reason = self._reason(errors[0], beat)
                 for each in errors:
+                    self._rename(kind, each, UNWANTED, beat)  # storage that hangs may fail to delete it
                     self._delete(kind, each, beat)
-                if any(each["metadata"].get("portal_claim") == claim for each in errors):
+                if any((each["id"], False) in ours or each["metadata"].get("portal_claim") == claim for each in errors):
                     raise self._failed(reason)
             elif any(each["status"] == "deleting" for each in found):
                 continue
@@ -404,6 +430,7 @@ class CinderDriver(Driver):
                 asked = now
                 try:
                     ref = self._request(beat, "POST", f"/{kind}s", json=body)[kind]["id"]
+                    ours.add((ref, False))
                 except Unavailable as error:
                     lost, asked = error, time.monotonic()
         raise self._failed(self._reason(item, beat) if item else "", still_waiting=True)
@@ -430,7 +457,7 @@ class CinderDriver(Driver):
                             self._delete(kind, item, Beat())
                 else:
                     for item in ours:
-                        self._label(kind, item, Beat(), portal_unwanted="yes")
+                        self._rename(kind, item, UNWANTED, Beat())
             except StorageError:
                 logger.warning("What was begun for %s in %s could not be removed yet", uuid, self.location)
 
@@ -607,32 +634,46 @@ class CinderDriver(Driver):
             if not found:
                 return
             for item in found:
-                if item["status"] == "error_deleting":
-                    raise Refused(
-                        _(
-                            "The storage failed to delete the snapshot, and only its administrator can try that again. "
-                            "Contact support."
-                        )
-                    )
-                if item["status"] in {"available", "error"}:
-                    if item["id"] in asked:  # it had begun, and turned back
-                        raise Busy(_("The storage still uses the snapshot, so it was not deleted. Try again later."))
+                if item["status"] in DELETABLE and item["id"] not in asked:
                     if self._delete(kind, item, beat):
                         asked.add(item["id"])
+                elif item["status"] == "error_deleting":
+                    raise Unavailable(
+                        _("The storage of %(location)s failed to delete the snapshot. Try again later.")
+                        % {"location": self.location}
+                    )
+                elif item["status"] == "available":  # the deletion had begun, and turned back
+                    raise Busy(_("The storage still uses the snapshot, so it was not deleted. Try again later."))
         for item in found:
             if item["status"] == "creating":
-                self._label(kind, item, beat, portal_unwanted="yes")
+                self._rename(kind, item, UNWANTED, beat)
         raise Unavailable(
             _("The storage of %(location)s has not finished deleting the snapshot yet. Try again later.")
             % {"location": self.location}
         )
 
     def _delete(self, kind: Kind, item: Item, beat: Beat) -> bool:
-        """Ask for the deletion. False when it is gone, or in a state in which it cannot be deleted now."""
+        """Ask for the deletion. False when it is gone, or in a state in which it cannot be deleted now.
+
+        What failed to be deleted once can be deleted again only by force, which is a right of administrators unless the
+        cloud's policy gives `volume_extension:snapshot_admin_actions:force_delete` to the portal's account.
+        """
         try:
-            self._request(beat, "DELETE", f"/{kind}s/{item['id']}")
+            if item["status"] == "error_deleting":
+                self._request(beat, "POST", f"/{kind}s/{item['id']}/action", json={"os-force_delete": {}})
+            else:
+                self._request(beat, "DELETE", f"/{kind}s/{item['id']}")
         except (Absent, Refusal):
             return False
+        except Refused as error:
+            if item["status"] != "error_deleting":
+                raise
+            raise Refused(
+                _(
+                    "The storage failed to delete the snapshot, and only its administrator can try that again. "
+                    "Contact support."
+                )
+            ) from error
         return True
 
     # Waiting
@@ -649,7 +690,7 @@ class CinderDriver(Driver):
         end = time.monotonic() + seconds
         beat()
         while (left := end - time.monotonic()) > 0:
-            time.sleep(min(left, 0.5))
+            time.sleep(min(left, 0.4))
             beat()
 
     def _reason(self, item: Item, beat: Beat) -> str:
@@ -661,7 +702,8 @@ class CinderDriver(Driver):
         except (Absent, Refusal, StorageError):
             return ""
         newest = max(messages, key=lambda message: message["created_at"], default=None)
-        return newest["user_message"].strip().rstrip(".") if newest else ""
+        # "schedule allocate volume:Could not find any available weighted backend."
+        return newest["user_message"].strip().rstrip(".").replace(":", ": ", 1) if newest else ""
 
     # The service
 
@@ -692,6 +734,12 @@ class CinderDriver(Driver):
         except (Absent, Refusal):
             logger.info("%s %s cannot be labelled any more", kind, item["id"])
 
+    def _rename(self, kind: Kind, item: Item, name: str, beat: Beat) -> None:
+        try:
+            self._request(beat, "PUT", f"/{kind}s/{item['id']}", json={kind: {"name": name}})
+        except (Absent, Refusal):
+            logger.info("%s %s cannot be renamed any more", kind, item["id"])
+
     def _request(self, beat: Beat, method: str, path: str, *, patience: float = 0.0, **options: Any) -> Item:
         """The answer's JSON. With `patience`, failures of the service that pass within so many seconds do not count.
 
@@ -721,6 +769,7 @@ class CinderDriver(Driver):
             )
 
         for again in (True, False):
+            beat()
             try:
                 return self._read(method, path, self._run(beat, send, finish=method != "GET"))
             except NotSignedIn as error:
@@ -749,7 +798,7 @@ class CinderDriver(Driver):
             work()
         else:
             threading.Thread(target=work, name=f"cinder-{self.location}", daemon=True).start()
-        while not wait([future], timeout=0.5).done:
+        while not wait([future], timeout=0.4).done:
             try:
                 beat()
             except BaseException as error:

@@ -14,10 +14,24 @@ LAB = Path(os.environ.get("OS_CLIENT_CONFIG_FILE", os.devnull)).parent
 if not (LAB / "ceph" / "ceph.conf").exists():
     collect_ignore_glob = ["test_*.py"]
 
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("filterwarnings", "ignore::Warning:openstack")  # it warns of itself
+
+
 if TYPE_CHECKING:
     from snapshots.drivers.cinder import CinderDriver
+    from tests.openstack.lab import Lab
     from tests.openstack.pool import Pool
     from tests.openstack.stores import CinderStore
+
+
+@pytest.fixture(scope="session")
+def lab() -> "Lab":
+    """The services, to stop, kill and freeze them."""
+    from tests.openstack.lab import Lab
+
+    return Lab(LAB)
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +73,3 @@ def store(driver: "CinderDriver", cinder: Any, pool: "Pool") -> "CinderStore":
     from tests.openstack.stores import CinderStore
 
     return CinderStore(driver, cinder, pool)
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("filterwarnings", "ignore::Warning:openstack")  # it warns of itself
