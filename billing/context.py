@@ -11,13 +11,13 @@ from django.utils.translation import gettext as _
 
 from cng_portal.accounts.models import BillingType, Customer
 
-from . import money, services
+from . import access, money, services
 
 
 def wallet(request: HttpRequest) -> dict[str, object]:
-    """`wallet_label` and `wallet_amount` for people with a customer; the amount is computed when it is printed."""
+    """`wallet_label` and `wallet_amount` for who may see the bills; the amount is computed when it is printed."""
     user = getattr(request, "user", None)
-    customer = user.customer if user is not None and user.is_authenticated else None
+    customer = access.billed_customer(user) if user is not None and user.is_authenticated else None
     if customer is None:
         return {"wallet_label": "", "wallet_amount": ""}
     prepaid = customer.billing_type == BillingType.PREPAID

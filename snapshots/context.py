@@ -3,9 +3,11 @@ from django.urls import reverse
 from django.utils.functional import SimpleLazyObject
 from django.utils.translation import gettext as _
 
+from billing.access import billed_customer
+
 
 def frame(request: HttpRequest) -> dict[str, object]:
-    """What the frame around every page shows: the left-hand menu and the Create menu. No queries."""
+    """What the frame around every page shows: the left-hand menu and the Create menu."""
     if not request.user.is_authenticated:
         return {}
     return {"menu": SimpleLazyObject(lambda: menu(request)), "create_menu": SimpleLazyObject(create_menu)}
@@ -19,6 +21,7 @@ def menu(request: HttpRequest) -> list[dict[str, object]]:
         active = path == "/" if url == "/" else path.startswith(prefix or url)
         return {"label": label, "url": url, "icon": icon, "active": active}
 
+    account = {"label": _("Account"), "items": [item(_("Billing"), "billing:summary", "banknotes", "/billing/")]}
     return [
         {"label": "", "items": [item(_("Dashboard"), "dashboard", "home")]},
         {
@@ -26,9 +29,12 @@ def menu(request: HttpRequest) -> list[dict[str, object]]:
             "items": [item(_("Snapshots"), "snapshots:volume_snapshots", "camera", "/snapshots/")],
         },
         {"label": _("Storage"), "items": [item(_("Volumes"), "snapshots:volumes", "circle-stack")]},
-        {"label": _("Account"), "items": [item(_("Billing"), "billing:summary", "banknotes", "/billing/")]},
+        *([account] if billed_customer(request.user) else []),
     ]
 
 
 def create_menu() -> list[dict[str, str]]:
-    return [{"label": _("Volume snapshot"), "url": reverse("snapshots:new")}]
+    return [
+        {"label": _("Volume snapshot"), "url": reverse("snapshots:new"), "icon": "circle-stack"},
+        {"label": _("VM snapshot"), "url": reverse("snapshots:new_vm"), "icon": "server"},
+    ]

@@ -50,7 +50,16 @@ def test_what_takes_long_is_kept_for_a_minute_and_forgotten_when_something_chang
     assert shown(person) == "K 80.00"
     monkeypatch.setattr(context, "SLOW_SECONDS", 0)
     assert shown(person) == "K 80.00"
-    with django_assert_num_queries(1):  # the person
+    with django_assert_num_queries(2):  # the person and the projects
         assert shown(person) == "K 80.00"
     services.buy_credits(customer=person.customer, amount_micro=10_000_000, reason="more", by=None, key="second")
     assert shown(person) == "K 90.00"
+
+
+def test_who_owns_nothing_is_not_shown_the_wallet_nor_led_to_bills_that_are_not_there(client_for: Any) -> None:
+    member = MembershipFactory(role="member")
+    member.user.customer = member.project.customer
+    member.user.save()
+    page = client_for(member.user).get("/volumes/").text
+    assert "/billing/" not in page
+    assert client_for(member.user).get("/billing/").status_code == 404
