@@ -17,6 +17,8 @@ PYTEST = [sys.executable, "-m", "pytest", "--quiet", "-n", "2"]
 
 def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server below ends with us
+    # a shell that runs us in the background has SIGINT ignored, and so would be what the tests interrupt
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     bring_chromium()
     results = [test_on_postgresql(), subprocess.call(PYTEST, env=environment())]
     return max(results)
