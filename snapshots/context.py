@@ -21,7 +21,10 @@ def menu(request: HttpRequest) -> list[dict[str, object]]:
         active = path == "/" if url == "/" else path.startswith(prefix or url)
         return {"label": label, "url": url, "icon": icon, "active": active}
 
-    account = {"label": _("Account"), "items": [item(_("Billing"), "billing:summary", "banknotes", "/billing/")]}
+    account: dict[str, object] = {
+        "label": _("Account"),
+        "items": [item(_("Billing"), "billing:summary", "banknotes", "/billing/")],
+    }
     return [
         {"label": "", "items": [item(_("Dashboard"), "dashboard", "home")]},
         {

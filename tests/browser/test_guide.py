@@ -142,7 +142,7 @@ def test_the_guide_from_sign_in_to_a_restored_disk(
     page.get_by_role("link", name="Restore").click()
     page.get_by_label("Type the volume's name").fill("db-01-dat")
     page.get_by_role("button", name="Restore volume").click()
-    expect(page.get_by_role("alert")).to_contain_text("That is not the volume's name.")
+    expect(page.get_by_role("alert")).to_contain_text("That is not its name.")
     page.get_by_label("Type the volume's name").fill("db-01-data")
     page.get_by_role("button", name="Restore volume").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("before the update")
@@ -193,6 +193,7 @@ def test_back_refresh_and_a_second_tab_keep_their_answers(
     page.reload()
     expect(page.get_by_label("Default")).to_be_checked()
     page.go_back()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Choose a Location")
     page.go_forward()
     expect(page.get_by_role("heading", level=1)).to_have_text("Assign to a Project")
 
