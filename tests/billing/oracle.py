@@ -60,8 +60,10 @@ def bill(
 def switched(changes: list[tuple[datetime, Fraction | None]], resource: int) -> list[Stay]:
     """Automatic backups: each change sets the price of the VM, or with None switches them off.
 
-    "An hour once paid for is not paid twice": what begins inside a paid hour begins where that hour ends.
+    "An hour once paid for is not paid twice": what begins inside a paid hour begins where that hour ends. To set the
+    price that holds already is no change.
     """
+    changes = [one for before, one in zip([(None, object()), *changes], changes, strict=False) if before[1] != one[1]]
     stays: list[Stay] = []
     paid_until = datetime.min.replace(tzinfo=UTC)
     for (instant, price), (following, _next) in zip(changes, [*changes[1:], (None, None)], strict=True):
