@@ -58,12 +58,12 @@ try:
     from keystoneauth1.exceptions import ClientException, EndpointNotFound, Unauthorized
     from keystoneauth1.exceptions.discovery import ImpliedVersionMismatch
     from openstack.exceptions import SDKException
-    from requests import RequestException, Response
 except ImportError as error:
     raise ImportError("openstacksdk is not installed; it is in requirements-openstack.txt") from error
 
 logger = logging.getLogger(__name__)
 
+Response = Any  # of requests, which openstacksdk stands on; it lets no exception of its through
 Result = TypeVar("Result")
 Kind = Literal["volume", "snapshot"]
 Item = dict[str, Any]  # a volume or a snapshot as Cinder describes it
@@ -811,14 +811,17 @@ class CinderDriver(Driver):
             return future.result()
         except Unauthorized as error:
             raise NotSignedIn from error
-        except (ClientException, SDKException, RequestException, ImpliedVersionMismatch) as error:
+        except (ClientException, SDKException, ImpliedVersionMismatch) as error:
             # the name alone: the text may hold addresses
             logger.warning("The storage of %s gave no answer: %s", self.location, type(error).__name__)
             raise self._silent() from error
 
     def _read(self, method: str, path: str, response: Response) -> Item:
         if response.ok:
-            return response.json() if response.content else {}
+            try:
+                return response.json() if response.content else {}
+            except ValueError as error:  # something in between answered
+                raise self._silent() from error
         status, reason = response.status_code, read_reason(response)
         if status == 404:
             raise Absent
