@@ -6,15 +6,16 @@ COMPILE := CUSTOM_COMPILE_COMMAND="make requirements" $(BIN)/python -m piptools 
 	--allow-unsafe --strip-extras --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format bench requirements clean
+.PHONY: help run test test-openstack check format bench requirements clean
 
 help:
-	@echo "make run           start the portal with an SQLite database and demo data (Ctrl-C stops it)"
-	@echo "make test          check the code, then run every test; make check only checks it"
-	@echo "make format        format the code"
-	@echo "make bench         measure what must stay fast"
-	@echo "make requirements  pin the newest packages that pyproject.toml allows"
-	@echo "make clean         remove .venv and the caches of the tools; the data folder stays"
+	@echo "make run             start the portal with an SQLite database and demo data (Ctrl-C stops it)"
+	@echo "make test            check the code, then run every test; make check only checks it"
+	@echo "make test-openstack  test the Cinder driver on an OpenStack of its own (root, Debian 12)"
+	@echo "make format          format the code"
+	@echo "make bench           measure what must stay fast"
+	@echo "make requirements    pin the newest packages that pyproject.toml allows"
+	@echo "make clean           remove .venv and the caches of the tools; the data folder stays"
 
 # Nothing is written but .venv and the data folder, no __pycache__ either.
 run: export PYTHONDONTWRITEBYTECODE := 1
@@ -38,6 +39,9 @@ format: .venv/.test
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
+test-openstack: .venv/.openstack
+	@$(BIN)/python -m tests.openstack
+
 bench: .venv/.test
 	@$(BIN)/python -m tests.bench
 
@@ -45,6 +49,7 @@ requirements: .venv/.test
 	$(COMPILE) --upgrade --output-file requirements.txt pyproject.toml
 	$(COMPILE) --upgrade --output-file requirements-test.txt --extra test --constraint requirements.txt pyproject.toml
 	$(COMPILE) --upgrade --output-file requirements-openstack.txt --extra openstack --constraint requirements.txt pyproject.toml
+	$(COMPILE) --upgrade --output-file tests/openstack/requirements.txt tests/openstack/requirements.in
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -57,6 +62,10 @@ clean:
 
 .venv/.run: requirements.txt | .venv/bin/pip
 	$(INSTALL) requirements.txt
+	@touch $@
+
+.venv/.openstack: requirements-openstack.txt | .venv/.test
+	$(INSTALL) requirements-openstack.txt
 	@touch $@
 
 .venv/.test: requirements-test.txt | .venv/bin/pip

@@ -489,6 +489,14 @@ def check_restorable(snapshot: Snapshot) -> None:
                 % {"name": volume.name}
             )
     volumes = [disk.volume for disk in disks]
+    if get_driver(snapshot.location).reverts_only_latest and not is_latest(snapshot, volumes):
+        raise NotNow(
+            _(
+                "The storage of %(location)s can restore a volume only to the latest of its snapshots, and this is an "
+                "earlier one or a safety snapshot. Make a new volume from it instead."
+            )
+            % {"location": snapshot.location_id}
+        )
     if writers(volumes).exists():
         raise NotNow(_("Something is being restored there right now. Try again when that has ended."))
     being_taken = Snapshot.objects.filter(
@@ -499,6 +507,13 @@ def check_restorable(snapshot: Snapshot) -> None:
             _("A snapshot of “%(name)s” is being taken right now. Restore when that has ended.")
             % {"name": snapshot.source.name}
         )
+
+
+def is_latest(snapshot: Snapshot, volumes: list[Volume]) -> bool:
+    """Whether it is an ordinary snapshot, and none of these volumes has a later one that is kept."""
+    ordinary = Snapshot.objects.filter(deleted_at=None, ready_at__isnull=False, protects=None)
+    later = ordinary.filter(disks__volume__in=volumes, ready_at__gt=snapshot.ready_at)
+    return ordinary.filter(pk=snapshot.pk).exists() and not later.exists()
 
 
 def request_new_volume(

@@ -100,16 +100,17 @@ def snapshot_ref(disk: DiskImage) -> SnapshotRef:
 
 
 def capture(operation: Operation, lease: operations.Lease) -> None:
-    infos = take(operation, operation.snapshot, lease)
+    infos = take(operation.snapshot, lease)
     operations.finish(operation, Operation.State.SUCCEEDED, lambda now: settle_ready(operation.snapshot, infos, now))
 
 
-def take(operation: Operation, snapshot: Snapshot, lease: operations.Lease) -> list[SnapshotInfo]:
+def take(snapshot: Snapshot, lease: operations.Lease, *, safety: bool = False) -> list[SnapshotInfo]:
     Snapshot.objects.transition(snapshot.pk, [State.PENDING], State.CREATING)
     snapshot.refresh_from_db(fields=["state"])
-    disks = list(snapshot.disks.select_related("volume"))
+    disks = [(snapshot_ref(disk), volume_ref(disk.volume)) for disk in snapshot.disks.select_related("volume")]
     driver = get_driver(snapshot.location)
-    return driver.create_snapshots([(snapshot_ref(disk), volume_ref(disk.volume)) for disk in disks], lease.heartbeat)
+    create = driver.create_safety_snapshots if safety else driver.create_snapshots
+    return create(disks, lease.heartbeat)
 
 
 def settle_ready(snapshot: Snapshot, infos: list[SnapshotInfo], now: datetime) -> None:
@@ -161,7 +162,7 @@ def restore(operation: Operation, lease: operations.Lease) -> None:
                 % {"volume": disk.volume.name, "vm": disk.volume.vm.name}
             )
     if safety.state in (State.PENDING, State.CREATING):
-        infos = take(operation, safety, lease)
+        infos = take(safety, lease, safety=True)
         with transaction.atomic():
             if not operations.update(operation, bytes_done=0):
                 raise operations.LeaseLost

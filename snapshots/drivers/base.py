@@ -104,6 +104,8 @@ class Driver(ABC):
     consistency: Consistency
     reads_bytes: bool  # whether verify_snapshot reads the content again, or only asks the engine
 
+    reverts_only_latest = False  # whether a volume can be reverted to nothing but the latest of its snapshots
+
     @abstractmethod
     def __init__(self, *, location: str, **options: str) -> None: ...
 
@@ -123,6 +125,12 @@ class Driver(ABC):
         Those that are already captured under the same uuid are returned as they are. Nobody writes to a volume meanwhile,
         as far as ``consistency`` promises. Raises NotFound, Busy, NoSpace, Refused, Unavailable.
         """
+
+    def create_safety_snapshots(
+        self, disks: Sequence[tuple[SnapshotRef, VolumeRef]], heartbeat: Heartbeat = no_heartbeat
+    ) -> list[SnapshotInfo]:
+        """Like create_snapshots, but so that the volumes can still be reverted to the snapshots that they have now."""
+        return self.create_snapshots(disks, heartbeat)
 
     @abstractmethod
     def find_snapshot(self, snapshot: SnapshotRef) -> SnapshotInfo | None:

@@ -1,6 +1,7 @@
 """What the services refuse and keep, where no page is needed to see it."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -8,6 +9,7 @@ from billing.models import UsageSegment
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import Volume
 from snapshots import services
+from snapshots.drivers.local import LocalDriver
 from snapshots.models import Operation, Snapshot, State
 from tests.factories import MembershipFactory, SnapshotFactory, VolumeFactory
 from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sell_everywhere
@@ -127,3 +129,28 @@ def test_damage_is_found_kept_with_the_disk_and_told(
     operation.refresh_from_db()
     assert operation.state == Operation.State.FAILED and "checksum" in operation.error
     assert snapshot.disks.get().damage == operation.error
+
+
+class LatestOnlyDriver(LocalDriver):
+    """The local engine with the limit that Cinder has."""
+
+    reverts_only_latest = True
+
+
+def test_where_only_the_latest_can_be_restored_an_earlier_one_is_refused_in_advance(
+    settings: Any, storage_root: Path, member: Membership, volume: Volume
+) -> None:
+    settings.STORAGE = {
+        "local": {"driver": f"{__name__}.{LatestOnlyDriver.__name__}", "options": {"root": str(storage_root)}}
+    }
+    first = services.request_snapshot(source=volume, name="first", user=member.user)
+    carry_out_what_waits()
+    services.request_restore(snapshot=first, user=member.user, confirmation=volume.name)
+    carry_out_what_waits()
+    restore = Operation.objects.get(kind=Operation.Kind.RESTORE)
+    assert restore.state == Operation.State.SUCCEEDED, "a safety snapshot is no later one"
+    services.request_snapshot(source=volume, name="second", user=member.user)
+    carry_out_what_waits()
+    for refused in (first, restore.safety_snapshot):
+        with pytest.raises(services.NotNow, match="only to the latest"):
+            services.request_restore(snapshot=refused, user=member.user, confirmation=volume.name)
