@@ -2,13 +2,14 @@ from allauth.account.decorators import secure_admin_login
 from django.contrib import admin
 from django.urls import include, path
 
-from snapshots.views import dashboard
+from snapshots.views import components, dashboard
 
 # one door: administrators sign in where everybody does, under the same limits on attempts
 admin.site.login = secure_admin_login(admin.site.login)  # type: ignore[method-assign]
 
 urlpatterns = [
     path("", dashboard, name="dashboard"),
+    path("components/", components, name="components"),
     path("", include("snapshots.urls")),
     path("billing/", include("billing.urls")),
     path("accounts/", include("allauth.account.urls")),

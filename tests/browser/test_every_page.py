@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from django.urls import reverse
 from playwright.sync_api import Page
 
@@ -13,13 +12,12 @@ from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import Volume
 from snapshots import wizard
 from snapshots.models import Draft
+from tests.browser.looking import look_at
 from tests.factories import MembershipFactory, OperationFactory, SnapshotFactory, VolumeFactory
 from tests.snapshots.disks import content, put_volume, sell_everywhere
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
-LOOKS = [("light", 1440), ("dark", 320)]
 
 
 @pytest.fixture
@@ -44,21 +42,6 @@ def draft(member: Membership, volume: Volume, name: str = "") -> Draft:
     draft.name = name
     draft.save()
     return draft
-
-
-def look_at(page: Page, paths: list[str]) -> None:
-    complaints: list[str] = []
-    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-    for scheme, width in LOOKS:
-        page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
-        page.set_viewport_size({"width": width, "height": 900})
-        for path in paths:
-            page.goto(path)
-            found = Axe().run(page, options={"runOnly": WCAG}).response["violations"]
-            assert not [(one["id"], [node["html"] for node in one["nodes"]]) for one in found], (path, scheme)
-            assert page.evaluate("document.documentElement.scrollWidth") <= width, (path, width)
-            assert page.locator("h1").count() == 1, path
-    assert not complaints
 
 
 def test_the_pages_of_an_account_with_nothing_in_it(

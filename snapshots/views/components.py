@@ -1,0 +1,117 @@
+"""The page on which staff see every component of the portal in every state: for who composes pages or checks a theme."""
+
+from datetime import timedelta
+from typing import Any
+
+from django import forms
+from django.contrib.messages import constants
+from django.contrib.messages.storage.base import Message
+from django.http import Http404, HttpRequest, HttpResponse
+from django.shortcuts import render
+from django.utils import timezone
+
+from cng_portal.accounts.models import Customer, Project
+from cng_portal.inventory.models import Location, Volume
+from snapshots.drivers.base import GIB
+from snapshots.forms import ConfirmationForm
+from snapshots.models import Snapshot, State
+
+MENU = [
+    {"label": "Rename", "url": "#row_menu", "icon": "pencil-square"},
+    {"label": "Delete", "url": "#row_menu", "icon": "trash", "danger": True},
+]
+LONG_NAME = "a-really-long-name-of-a-snapshot-taken-before-the-update-of-2026"
+
+
+class SampleForm(forms.Form):
+    name = forms.CharField(label="Name", help_text="1 to 64 characters.")
+    size_gb = forms.IntegerField(label="Size", required=False)
+    location = forms.ChoiceField(label="Location", choices=[("", "1CNG-YGN-AZ01")])
+    cycle = forms.ChoiceField(
+        label="Billing Cycle", choices=[("hourly", "Hourly"), ("none", "None")], widget=forms.RadioSelect
+    )
+    notes = forms.CharField(label="Notes", widget=forms.Textarea(attrs={"rows": 2}), required=False)
+    agreed = forms.BooleanField(label="Take one immediately")
+
+
+def components(request: HttpRequest) -> HttpResponse:
+    """Nothing on it is from the database, and what its forms send changes nothing. The samples are not translated."""
+    if not request.user.is_staff:
+        raise Http404
+    now = timezone.now()
+    wrong = SampleForm({"size_gb": "many"})
+    wrong.add_error(None, "Something is wrong that no single field is to blame for.")
+    context = {
+        "tones": ["info", "success", "warning", "danger"],
+        "colours": ["success", "info", "warning", "danger", "neutral"],
+        "illustrations": ["snapshot", "volume", "search", "done", "locked", "lost", "broken"],
+        "location": Location(code="1CNG-YGN-AZ01", city="Yangon", country="MM"),
+        "elsewhere": Location(code="1CNG-TYO-AZ01", city="Tokyo", country="JP"),
+        "instants": [now, now - timedelta(minutes=3), now - timedelta(days=40), now + timedelta(hours=2), None],
+        "gib": GIB,
+        "quarter": GIB * 25 // 2,
+        "whole": GIB * 50,
+        "form": SampleForm(prefix="empty"),
+        "wrong": wrong,
+        "confirmation": ConfirmationForm(label="Type the name to confirm", required="Type the name."),
+        "messages": [
+            Message(level, text)
+            for level, text in [
+                (constants.SUCCESS, "The snapshot is called “before the update” now."),
+                (constants.INFO, "It is being tried again."),
+                (constants.WARNING, "Your credits last for less than a day."),
+                (constants.ERROR, "There is no room for it. Ask support."),
+            ]
+        ],
+        "facts": [
+            {"label": "Project", "value": "Default", "change_url": "#facts"},
+            {"label": "Volume", "value": LONG_NAME, "url": "#facts"},
+            {"label": "ID", "value": "0b7c6f52-6f0a-4c0b-9d0a-4f6c1f1f2a11", "copy_text": "0b7c6f52"},
+        ],
+        "steps": [
+            {"label": "Location", "state": "done", "url": "#step_list", "answer": "1CNG-YGN-AZ01"},
+            {"label": "Project", "state": "done", "answer": "Default"},
+            {"label": "Volume", "state": "current"},
+            {"label": "Name", "state": "upcoming"},
+        ],
+        "tabs": [
+            {"label": "VM Snapshot", "url": "#tabs", "icon": "server"},
+            {"label": "Volume Snapshot", "url": "#tabs", "icon": "circle-stack", "active": True, "count": 12},
+        ],
+        "menu_items": MENU,
+        "choice_facts": [{"label": "Attached to", "value": "db-01"}, {"label": "Created", "value": "22 Nov 2026"}],
+        "consequences": ["Its data are erased. This cannot be undone.", "You stop paying K 20 an hour."],
+        "rows": sample_rows(),
+        "cards": sample_rows(),
+    }
+    return render(request, "components.html", context)
+
+
+def sample_rows() -> list[Snapshot]:
+    """A snapshot in each state that a list shows, and one with everything too long and gone."""
+    project = Project(name="Default", customer=Customer(number=1039, name="A.Z.H Trading"))
+    location = Location(code="1CNG-YGN-AZ01", city="Yangon", country="MM")
+    rows = []
+    for state in State:
+        if state == State.DELETED:
+            continue
+        volume = Volume(name="db-01-data", size_gb=50, project=project, location=location)
+        rows.append(sample_row(volume, f"before the update, {state.label.lower()}", state))
+    gone = Volume(name=LONG_NAME, size_gb=16_384, project=project, location=location, deleted_at=timezone.now())
+    return [*rows, sample_row(gone, LONG_NAME, State.READY)]
+
+
+def sample_row(volume: Volume, name: str, state: State) -> Snapshot:
+    row: Any = Snapshot(
+        name=name,
+        state=state,
+        volume=volume,
+        project=volume.project,
+        location=volume.location,
+        size_gb=volume.size_gb,
+        error="The storage ran out of room. Ask support, then try again." if state == State.FAILED else "",
+    )
+    row.bytes_done, row.bytes_total = GIB * 12, GIB * volume.size_gb
+    row.hourly = "K 20" if state in (State.PENDING, State.CREATING, State.READY) else ""
+    row.actions = MENU if state in (State.READY, State.FAILED) else []
+    return row

@@ -1,0 +1,22 @@
+"""What every page is looked at for: axe finds nothing, nothing is cut off, nothing complains on the console."""
+
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page
+
+WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+LOOKS = [("light", 1440), ("dark", 320)]
+
+
+def look_at(page: Page, paths: list[str]) -> None:
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    for scheme, width in LOOKS:
+        page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+        page.set_viewport_size({"width": width, "height": 900})
+        for path in paths:
+            page.goto(path)
+            found = Axe().run(page, options={"runOnly": WCAG}).response["violations"]
+            assert not [(one["id"], [node["html"] for node in one["nodes"]]) for one in found], (path, scheme)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, (path, width)
+            assert page.locator("h1").count() == 1, path
+    assert not complaints

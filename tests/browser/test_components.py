@@ -1,0 +1,37 @@
+"""The page of components: for staff alone, complete, and as accessible as what is composed of it."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django.conf import settings
+from django.test import Client
+from playwright.sync_api import Page
+
+from tests.browser.looking import look_at
+from tests.factories import ProjectFactory, UserFactory
+
+PATH = "/components/"
+TEMPLATES = settings.BASE_DIR / "templates"
+
+
+@pytest.mark.django_db
+def test_only_staff_see_the_components(client_for: Callable[..., Client]) -> None:
+    assert client_for(UserFactory(is_staff=True)).get(PATH).status_code == 200
+    assert client_for(UserFactory(member_of=ProjectFactory())).get(PATH).status_code == 404
+    assert Client().get(PATH).status_code == 302
+
+
+def test_every_component_is_on_the_page() -> None:
+    page = "".join((TEMPLATES / name).read_text() for name in ("components.html", "base.html"))
+    shown = set(re.findall(r"partials/([a-z_]+)\.html", page)) | {"messages"}
+    assert {path.stem for path in (TEMPLATES / "partials").glob("*.html")} <= shown
+
+
+@pytest.mark.django_db(transaction=True)
+def test_every_component_is_accessible_and_fits(page: Page, sign_in: Callable[..., Any]) -> None:
+    sign_in(UserFactory(is_staff=True))
+    look_at(page, [PATH])
+    page.get_by_role("button", name="Delete snapshot").click()
+    assert page.get_by_role("heading", level=1, name="Components").is_visible()
