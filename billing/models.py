@@ -161,7 +161,8 @@ class UsageSegment(models.Model):
 
     It keeps a copy of the resource's uuid and name, so that it outlives the resource. Once an invoice has a line of it
     nothing but closing it is possible. `late` marks what was reported for a month that had its invoice already: the next
-    invoice settles the difference.
+    invoice settles the difference. What `never_began` costs nothing: automatic backups that were switched on inside an
+    hour that was paid already start where it ends, and may be off again by then.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
@@ -184,6 +185,7 @@ class UsageSegment(models.Model):
     )
     started_at = models.DateTimeField(_("from"))
     ended_at = models.DateTimeField(_("to"), null=True, blank=True)
+    never_began = models.BooleanField(_("never began"), default=False)
     late = models.BooleanField(_("reported late"), default=False)
 
     class Meta:
@@ -206,6 +208,14 @@ class UsageSegment(models.Model):
                 condition=Q(ended_at=None) | Q(ended_at__gte=F("started_at")),
                 name="billing_usage_end",
                 violation_error_message=_("Usage cannot end before it starts."),
+            ),
+            models.CheckConstraint(
+                condition=Q(never_began=False)
+                | Q(kind=ServiceKind.VM_BACKUP_AUTOMATIC.value, ended_at__isnull=False, ended_at=F("started_at")),
+                name="billing_usage_never_began",
+                violation_error_message=_(
+                    "Only automatic backups can be ended before they begin; they end at their start."
+                ),
             ),
             models.CheckConstraint(
                 condition=Q(kind__in=ServiceKind.values),
@@ -242,6 +252,7 @@ class UsageSegment(models.Model):
             ended_at=self.ended_at,
             size_gb=self.size_gb,
             base_rate_micro=self.base_rate_micro,
+            never_began=self.never_began,
         )
 
 

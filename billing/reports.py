@@ -376,7 +376,7 @@ def chart(*, found: Summary, currency: str, label: Callable[[date], str]) -> dic
 def subscriptions(*, customer: Customer, active: bool) -> Any:
     """The customer's usage that goes on, or that has ended; the newest first."""
     found = UsageSegment.objects.filter(customer=customer).select_related("project", "location")
-    found = found.filter(ended_at=None) if active else found.exclude(ended_at=None)
+    found = found.filter(ended_at=None) if active else found.filter(ended_at__isnull=False, never_began=False)
     return found.order_by("-started_at", "pk")
 
 

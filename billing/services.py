@@ -283,7 +283,8 @@ def open_segment(
     comes back inside an hour it has paid for starts where that hour ends: no hour is paid twice.
     """
     lock_customer(project.customer_id)  # or the month could be closed meanwhile, without this
-    last = UsageSegment.objects.filter(resource_id=resource_id, kind=kind).order_by("-started_at").first()
+    began = UsageSegment.objects.filter(resource_id=resource_id, kind=kind, never_began=False)
+    last = began.order_by("-started_at").first()
     if last and (last.ended_at is None or at <= last.started_at or at < last.ended_at):
         return last
     if last and last.ended_at:
@@ -304,18 +305,20 @@ def open_segment(
 
 @transaction.atomic
 def close_segment(*, resource_id: UUID, kind: str, at: datetime) -> bool:
-    """Stop charging the resource at the instant `at`. False where nothing was open: a repetition changes nothing."""
+    """Stop charging the resource at the instant `at`. False where nothing was open: a repetition changes nothing.
+
+    Automatic backups that waited for the end of an hour that was paid already, and are off again before it, never began.
+    """
     segment = UsageSegment.objects.filter(resource_id=resource_id, kind=kind, ended_at=None).first()
     if segment is None:
         return False
     lock_customer(segment.customer_id)
-    if segment.base_rate_micro is not None and at < segment.started_at:
-        # it waited for the end of an hour that was paid already, and never began
-        return UsageSegment.objects.filter(pk=segment.pk, ended_at=None).delete()[0] == 1
     # the clocks of two machines may differ: what is there was there for its first hour
     end = max(at, segment.started_at)
     changed = UsageSegment.objects.filter(pk=segment.pk, ended_at=None).update(
-        ended_at=end, late=segment.late or _is_late(segment.customer_id, end)
+        ended_at=end,
+        never_began=segment.base_rate_micro is not None and at < segment.started_at,
+        late=segment.late or _is_late(segment.customer_id, end),
     )
     return changed == 1
 

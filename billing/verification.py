@@ -107,7 +107,7 @@ def of_customer(
     rates: dict[tuple, int | None] = {}
     for segment in segments.values():
         start = segment.started_at.astimezone(UTC)
-        if start > at:
+        if segment.never_began or start > at:
             continue
         end = at if segment.ended_at is None else min(at, segment.ended_at)
         for instant in _walk(start, end.astimezone(UTC)):

@@ -165,7 +165,7 @@ def fill(customers: int) -> None:
     total = customers * SEGMENTS_EACH
     columns = (
         "id, resource_id, kind, resource_name, customer_id, project_id, location_id, size_gb, base_rate_micro,"
-        " started_at, ended_at, late"
+        " started_at, ended_at, never_began, late"
     )
     # n walks through time; the customers are stirred by a multiplication
     kind = (
@@ -183,7 +183,7 @@ def fill(customers: int) -> None:
                 f"""INSERT INTO billing_usagesegment ({columns})
                 SELECT {uuid.format("n + 1")}, {uuid.format("n + 1")}, {kind}, 'disk-' || n, {uuid.format(owner)},
                     {uuid.format(owner)}, '1CNG-BEN-AZ0' || (n * 7 % {LOCATIONS}), {size}, {base}, {start},
-                    CASE WHEN n % 5 > 1 THEN {start} + (n * 37 % 3000000) * INTERVAL '1 second' END, FALSE
+                    CASE WHEN n % 5 > 1 THEN {start} + (n * 37 % 3000000) * INTERVAL '1 second' END, FALSE, FALSE
                 FROM generate_series(0::bigint, {total - 1}) AS n"""
             )
             cursor.execute("ANALYZE")
@@ -196,7 +196,7 @@ def fill(customers: int) -> None:
                 SELECT {uuid.format("n + 1")}, {uuid.format("n + 1")}, {kind}, 'disk-' || n, {uuid.format(owner)},
                     {uuid.format(owner)}, '1CNG-BEN-AZ0' || (n * 7 % {LOCATIONS}), {size}, {base},
                     datetime({start}, 'unixepoch'),
-                    CASE WHEN n % 5 > 1 THEN datetime({start} + n * 37 % 3000000, 'unixepoch') END, 0
+                    CASE WHEN n % 5 > 1 THEN datetime({start} + n * 37 % 3000000, 'unixepoch') END, 0, 0
                 FROM series"""
             )
             cursor.execute("ANALYZE")

@@ -113,7 +113,11 @@ def test_an_hour_once_paid_for_is_not_paid_twice(place):
     assert services.cost_so_far(resource_id=place.resource, at=START + timedelta(minutes=30)).amount_micro == 20_000_000
     # off again before the paid hour is over: it never began
     assert services.close_segment(resource_id=place.resource, kind=kind, at=START + timedelta(minutes=40))
-    assert UsageSegment.objects.count() == 1
+    assert UsageSegment.objects.get(never_began=True) == again
+    assert services.cost_so_far(resource_id=place.resource, at=START + timedelta(hours=9)).hours == 1
+    third = open_one(place, at=START + timedelta(minutes=50), **automatic)
+    assert third.started_at == START + timedelta(hours=1)
+    assert services.cost_so_far(resource_id=place.resource, at=START + timedelta(minutes=61)).hours == 2
 
 
 def test_a_new_price_of_the_machine_counts_from_the_next_unpaid_hour(place):
