@@ -165,6 +165,7 @@ HTTPS = read("HTTPS", yes_or_no, False)
 INSTALLED_APPS = [
     "cng_portal.accounts",
     "cng_portal.inventory",
+    "cng_portal.watch",
     "billing",
     "snapshots",
     "allauth",
@@ -256,6 +257,8 @@ STORAGE: dict[str, dict[str, Any]] = read("STORAGE", storage, {}) or {
 OPERATION_LEASE_SECONDS = read("OPERATION_LEASE_SECONDS", whole_number(1, 3600), 30)
 OPERATION_MAX_ATTEMPTS = read("OPERATION_MAX_ATTEMPTS", whole_number(1, 100), 3)
 OPERATION_DEADLINE_HOURS = read("OPERATION_DEADLINE_HOURS", whole_number(1, 1000), 24)
+# Of several schedulers one acts; when it dies, another one takes over after this long.
+SCHEDULER_LEASE_SECONDS = read("SCHEDULER_LEASE_SECONDS", whole_number(5, 3600), 30)
 
 AUTH_USER_MODEL = "accounts.User"
 AUTHENTICATION_BACKENDS = ["allauth.account.auth_backends.AuthenticationBackend"]

@@ -5,42 +5,63 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from django.conf import settings
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandParser
-from django.db import close_old_connections
+from django.db import DatabaseError, close_old_connections
 from django.utils import timezone
 
 from billing import scheduling as billing
 from cng_portal.inventory.models import Location
+from cng_portal.watch import services as watch
+from cng_portal.watch.models import Process
 from snapshots import operations
 from snapshots.drivers import get_driver
 
 logger = logging.getLogger("snapshots.scheduler")
+LEASE = "scheduler"
 
 
 class Command(BaseCommand):
-    help = "Do what is due: wake forgotten operations, close months, tidy up. Any number may run side by side."
+    help = (
+        "Do what is due: wake forgotten operations, close months, tidy up. Of any number that run side by side, on any "
+        "number of machines, one acts; another takes over when it stops or dies."
+    )
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
             "--interval", type=float, default=5, help="Seconds between two looks (default: %(default)s)."
         )
-        parser.add_argument("--once", action="store_true", help="Do everything once and end.")
+        parser.add_argument(
+            "--once", action="store_true", help="Do everything once and end, whichever other scheduler acts."
+        )
 
     def handle(self, *, interval: float, once: bool, **options: Any) -> None:
         stop = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
         due = dict.fromkeys(DUTIES, 0.0)
-        while not stop.is_set():
-            close_old_connections()
-            for duty, every_seconds in DUTIES.items():
-                if once or time.monotonic() >= due[duty]:
-                    due[duty] = time.monotonic() + every_seconds
-                    carry_out(duty, insist=once)
-            if once:
-                break
-            stop.wait(interval)
+        with watch.Heartbeat(Process.Kind.SCHEDULER) as me:
+            while not stop.is_set():
+                close_old_connections()
+                for duty, every_seconds in DUTIES.items():
+                    # asked before each duty: who was busy for longer than the lease may have been replaced meanwhile
+                    if once or (time.monotonic() >= due[duty] and leads(me.id)):
+                        due[duty] = time.monotonic() + every_seconds
+                        carry_out(duty, insist=once)
+                if once:
+                    return
+                stop.wait(interval)
+            watch.give_up_lease(LEASE, holder=me.id)
+
+
+def leads(me: str) -> bool:
+    """Whether this scheduler is the one that acts. Only an economy: every duty is safe when several carry it out."""
+    try:
+        return watch.hold_lease(LEASE, holder=me, seconds=settings.SCHEDULER_LEASE_SECONDS)
+    except DatabaseError:
+        logger.exception("The lease could not be asked for; it will be tried again")
+        return False
 
 
 def carry_out(duty: Callable[[], None], *, insist: bool) -> None:

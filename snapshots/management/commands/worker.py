@@ -4,6 +4,8 @@ from typing import Any
 
 from django_tasks_db.management.commands import db_worker
 
+from cng_portal.watch import services as watch
+from cng_portal.watch.models import Process
 from snapshots import operations
 
 
@@ -25,4 +27,5 @@ class Command(db_worker.Command):
 
     def handle(self, **options: Any) -> None:
         db_worker.Worker = Worker  # type: ignore[misc]  # the library's command has no other way to be given one
-        super().handle(**options)
+        with watch.Heartbeat(Process.Kind.WORKER):
+            super().handle(**options)

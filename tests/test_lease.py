@@ -1,0 +1,154 @@
+"""Several schedulers, one of which acts, and several workers: real processes that are really killed."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from threading import Barrier, Event
+
+import pytest
+from django.db import connections
+from django.utils import timezone
+
+from cng_portal.watch import services as watch
+from cng_portal.watch.models import Lease, Process
+from snapshots.models import Operation
+from tests.factories import OperationFactory
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
+
+LEASE_SECONDS = 5
+Start = Callable[..., subprocess.Popen]
+
+
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
+    give_up = timezone.now() + timedelta(seconds=seconds)
+    pause = Event()
+    while not condition():
+        assert timezone.now() < give_up, what
+        pause.wait(0.05)
+
+
+@pytest.fixture
+def start(process_environment: dict[str, str]) -> Iterator[Start]:
+    """start("worker") is a process of manage.py; all of them are killed in the end."""
+    environment = process_environment | {"SCHEDULER_LEASE_SECONDS": str(LEASE_SECONDS)}
+    started: list[subprocess.Popen] = []
+
+    def start(*command: str) -> subprocess.Popen:
+        started.append(subprocess.Popen([sys.executable, "manage.py", *command], env=environment))
+        return started[-1]
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def leader() -> Process | None:
+    """The scheduler whose lease has not run out."""
+    lease = Lease.objects.filter(name="scheduler", until__gt=timezone.now()).first()
+    return Process.objects.filter(pk=lease.holder).first() if lease else None
+
+
+def forgotten_operation() -> Operation:
+    return OperationFactory(running=True, lease_until=timezone.now() - timedelta(seconds=1))
+
+
+def is_woken(operation: Operation) -> bool:
+    operation.refresh_from_db()
+    return operation.state == Operation.State.PENDING
+
+
+def test_one_holds_the_lease_until_it_ends_it_or_falls_silent() -> None:
+    assert watch.hold_lease("scheduler", holder="a", seconds=30)
+    assert watch.hold_lease("scheduler", holder="a", seconds=30)
+    assert not watch.hold_lease("scheduler", holder="b", seconds=30)
+    Lease.objects.update(until=timezone.now() - timedelta(seconds=1))
+    assert watch.hold_lease("scheduler", holder="b", seconds=30)
+    assert not watch.hold_lease("scheduler", holder="a", seconds=30)
+    watch.give_up_lease("scheduler", holder="a")  # not its own any more
+    assert not watch.hold_lease("scheduler", holder="a", seconds=30)
+    watch.give_up_lease("scheduler", holder="b")
+    assert watch.hold_lease("scheduler", holder="a", seconds=30)
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_of_twenty_that_ask_at_once_one_gets_it(is_new: bool) -> None:
+    if not is_new:
+        Lease.objects.create(name="scheduler", holder="dead", until=timezone.now() - timedelta(seconds=1))
+    barrier = Barrier(20)
+
+    def ask(number: int) -> bool:
+        try:
+            barrier.wait()
+            return watch.hold_lease("scheduler", holder=str(number), seconds=30)
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(20) as pool:
+        assert sum(pool.map(ask, range(20))) == 1
+
+
+def test_when_the_acting_scheduler_is_killed_another_one_acts_within_the_lease(start: Start) -> None:
+    processes = {process.pid: process for process in (start("scheduler", "--interval", "0.2") for _ in range(3))}
+    wait_until(lambda: Process.objects.filter(kind="scheduler").count() == 3 and leader(), "nobody leads")
+    first = leader()
+    assert first is not None
+    operation = forgotten_operation()
+    wait_until(lambda: is_woken(operation), "the leader does not act")
+
+    processes[first.pid].kill()
+    processes[first.pid].wait()
+    killed_at = timezone.now()
+    operation = forgotten_operation()
+    wait_until(lambda: is_woken(operation), "nobody took over")
+
+    assert timezone.now() - killed_at < timedelta(seconds=LEASE_SECONDS + 5)  # the machine may be busy
+    second = leader()
+    assert second is not None and second.pk != first.pk
+    assert Process.objects.filter(pk=first.pk).exists()  # a dead one is seen by its silence
+
+    processes[second.pid].terminate()  # one that ends gives the lease up at once, and its row
+    assert processes[second.pid].wait(30) == 0
+    wait_until(lambda: (third := leader()) and third.pk != second.pk, "nobody took over", seconds=LEASE_SECONDS)
+    assert not Process.objects.filter(pk=second.pk).exists()
+
+
+def test_a_scheduler_that_hangs_loses_the_lease_and_goes_on_in_the_second_row(start: Start) -> None:
+    first = start("scheduler", "--interval", "0.2")
+    wait_until(leader, "nobody leads")
+    other = start("scheduler", "--interval", "0.2")
+    wait_until(lambda: Process.objects.filter(kind="scheduler").count() == 2, "the second one does not start")
+    os.kill(first.pid, signal.SIGSTOP)
+    wait_until(lambda: (now := leader()) and now.pid == other.pid, "nobody took over")
+
+    os.kill(first.pid, signal.SIGCONT)
+    operation = forgotten_operation()
+    wait_until(lambda: is_woken(operation), "nobody acts")
+    assert (now := leader()) and now.pid == other.pid
+
+
+def test_workers_show_that_they_live_and_take_their_leave(start: Start) -> None:
+    workers = [start("worker", "--interval", "0.1") for _ in range(3)]
+    wait_until(lambda: Process.objects.filter(kind="worker").count() == 3, "the workers do not show")
+    assert {process.pid for process in Process.objects.all()} == {worker.pid for worker in workers}
+    workers[0].kill()
+    workers[0].wait()
+    for worker in workers[1:]:
+        worker.terminate()
+        assert worker.wait(30) == 0
+    assert [process.pid for process in Process.objects.all()] == [workers[0].pid]
+
+
+def test_a_row_that_nobody_removed_is_forgotten_after_a_day() -> None:
+    old = Process.objects.create(kind="worker", host="a", pid=1, seen_at=timezone.now() - timedelta(days=2))
+    new = Process.objects.create(kind="worker", host="a", pid=2)
+    with watch.Heartbeat(Process.Kind.WORKER) as heartbeat:
+        wait_until(lambda: Process.objects.filter(pk=heartbeat.id).exists(), "no sign of life")
+    assert list(Process.objects.all()) == [new]
+    assert old.pk != new.pk
