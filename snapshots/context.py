@@ -29,7 +29,10 @@ def menu(request: HttpRequest) -> list[dict[str, object]]:
         {"label": "", "items": [item(_("Dashboard"), "dashboard", "home")]},
         {
             "label": _("Virtual machines"),
-            "items": [item(_("Snapshots"), "snapshots:volume_snapshots", "camera", "/snapshots/")],
+            "items": [
+                item(_("Instances"), "snapshots:machines", "server"),
+                item(_("Snapshots"), "snapshots:volume_snapshots", "camera", "/snapshots/"),
+            ],
         },
         {"label": _("Storage"), "items": [item(_("Volumes"), "snapshots:volumes", "circle-stack")]},
         *([account] if billed_customer(request.user) else []),

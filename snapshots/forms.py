@@ -11,7 +11,7 @@ from django.utils.translation import gettext_lazy
 
 from billing.models import MAX_SIZE_GB
 from cng_portal.accounts.models import Project, User
-from cng_portal.inventory.models import Volume
+from cng_portal.inventory.models import OwnedQuerySet, VirtualMachine, Volume
 
 from . import lists, services
 from .models import NAME_LENGTH, DiskImage, Kind, Snapshot, State, name_key
@@ -36,9 +36,12 @@ class FilterForm(forms.Form):
 
     q = forms.CharField(label=gettext_lazy("Search"), required=False, max_length=120)
 
-    def __init__(self, *args: Any, user: User, choices: dict[str, lists.Choices], **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, user: User, choices: dict[str, lists.Choices], without: str = "", **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.user = user
+        self.fields.pop(without, None)
         for name, options in choices.items():
             field = self.fields.get(name)
             if isinstance(field, ChoiceFilter):
@@ -79,6 +82,7 @@ class SnapshotFilterForm(FilterForm):
     project = ChoiceFilter(gettext_lazy("Project"), gettext_lazy("Every project"))
     location = ChoiceFilter(gettext_lazy("Location"), gettext_lazy("Every location"))
     volume = ChoiceFilter(gettext_lazy("Volume"), gettext_lazy("Every volume"))
+    vm = ChoiceFilter(gettext_lazy("Instance"), gettext_lazy("Every instance"))
     sort = forms.ChoiceField(
         label=gettext_lazy("Order"),
         required=False,
@@ -86,19 +90,27 @@ class SnapshotFilterForm(FilterForm):
         choices=[(key, order.label) for key, order in lists.SNAPSHOT_ORDERS.items()],
     )
 
-    def found(self, kind: Kind) -> QuerySet[Snapshot]:
+    def __init__(self, *args: Any, kind: Kind, **kwargs: Any) -> None:
+        self.kind = kind
+        super().__init__(*args, without="vm" if kind == Kind.VOLUME else "volume", **kwargs)
+
+    @property
+    def found(self) -> QuerySet[Snapshot]:
         chosen = self.chosen
         snapshots = Snapshot.objects.filter(deleted_at=None)
         if volume := chosen.get("volume"):
             # the volume implies customer and kind; naming them would lead a database without statistics to another index
             snapshots = snapshots.filter(volume=volume, project__in=list(self.user.roles))
         else:
-            snapshots = snapshots.visible_to(self.user).filter(kind=kind)
-        for name in ("state", "project", "location"):
+            snapshots = snapshots.visible_to(self.user).filter(kind=self.kind)
+        for name in ("state", "project", "location", "vm"):
             if value := chosen.get(name):
                 snapshots = snapshots.filter(**{name: value})
         if text := chosen.get("q"):
-            found = Q(volume_id__in=lists.named(Volume.objects.visible_to(self.user), text))
+            if self.kind == Kind.VOLUME:
+                found = Q(volume_id__in=lists.named(Volume.objects.visible_to(self.user), text))
+            else:
+                found = Q(vm_id__in=lists.named(VirtualMachine.objects.visible_to(self.user), text))
             if key := name_key(text):
                 found |= Q(name_key__contains=key)
             if uuid := lists.parse_uuid(text):
@@ -141,6 +153,24 @@ class VolumeFilterForm(FilterForm):
                 found |= Q(pk=uuid)
             volumes = volumes.filter(found)
         return volumes
+
+
+class MachineFilterForm(FilterForm):
+    project = ChoiceFilter(gettext_lazy("Project"), gettext_lazy("Every project"))
+    location = ChoiceFilter(gettext_lazy("Location"), gettext_lazy("Every location"))
+    state = ChoiceFilter(gettext_lazy("State"), gettext_lazy("Every state"), VirtualMachine.State.choices)
+
+    def apply(self, machines: OwnedQuerySet) -> OwnedQuerySet:
+        chosen = self.chosen
+        for name in ("project", "location", "state"):
+            if value := chosen.get(name):
+                machines = machines.filter(**{name: value})
+        if text := chosen.get("q"):
+            found = Q(name__icontains=text)
+            if uuid := lists.parse_uuid(text):
+                found |= Q(pk=uuid)
+            machines = machines.filter(found)
+        return machines
 
 
 class RenameForm(forms.Form):

@@ -28,7 +28,7 @@ from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
 from cng_portal.accounts.models import Project, User
-from cng_portal.inventory.models import Location, Volume
+from cng_portal.inventory.models import Location, OwnedQuerySet, VirtualMachine, Volume
 
 from .models import Snapshot, State
 
@@ -36,8 +36,8 @@ PAGE_SIZE = 20
 # Counting goes on to here; beyond, a list says "more than".
 COUNTED = 10_000
 COUNTED_SEARCHING = 1_000
-# A select with more volumes than this is of no use to anybody; the search finds volumes by name.
-VOLUMES_OFFERED = 300
+# A select with more volumes or machines than this is of no use to anybody; the search finds them by name.
+SOURCES_OFFERED = 300
 
 M = TypeVar("M", bound=Model)
 
@@ -181,12 +181,14 @@ SNAPSHOT_ORDERS = {
     "name": Order(_("By name"), "name_key"),
     "largest": Order(_("Largest first"), "size_gb", descending=True),
 }
-VOLUME_ORDER = Order(_("By name"), "name")
+BY_NAME = Order(_("By name"), "name")
 
 
-def named(volumes: QuerySet[Volume], text: str) -> QuerySet[Volume, Any]:
-    """Ids of volumes whose name contains the text: a condition for lists of what belongs to them, without a join."""
-    return volumes.filter(name__icontains=text).values("pk")
+def named(sources: OwnedQuerySet, text: str) -> QuerySet[Any, Any]:
+    """Ids of volumes or machines whose name contains the text: a condition for lists of what belongs to them, without a
+    join.
+    """
+    return sources.filter(name__icontains=text).values("pk")
 
 
 def unprotected(volumes: QuerySet[Volume]) -> QuerySet[Volume]:
@@ -205,26 +207,29 @@ def parse_uuid(text: str) -> UUID | None:
 Choices = list[tuple[str, Any]]  # a label may be lazy
 
 
-def filter_choices(user: User, *, volume: str | None = None) -> dict[str, Choices]:
-    """{"location": [(code, name)], "project": [(id, name)], "volume": …} of what the person sees, by name. One query.
+def filter_choices(user: User, *, source: str = "", wanted: str = "") -> dict[str, Choices]:
+    """{"location": [(code, name)], "project": [(id, name)], source: …} of what the person sees, by name. One query.
 
-    `volume` is the id that the URL asks for, which is offered even where there are too many volumes to offer all; None
-    leaves the volumes out.
+    `source` is "volume", "vm" or "" for neither; `wanted` is the id of one that the URL asks for, which is offered even
+    where there are too many to offer all.
     """
     name = Concat("name", Value(" · "), "customer__name") if len(user.customer_ids) > 1 else F("name")
-    sources = [
+    offered = [
         _as_options("location", Location.objects.all(), F("code"), Concat("code", Value(" · "), "city")),
         _as_options("project", Project.objects.visible_to(user), F("id"), name),
     ]
-    if volume is not None:
+    if source == "volume":
         # those that never came to be are left out; those that are gone stay, because their snapshots are still there
         usable = Volume.objects.visible_to(user).filter(state=Volume.State.AVAILABLE)
-        sources.append(_as_options("volume", usable, F("id"), F("name")))
-    choices: dict[str, Choices] = {"location": [], "project": [], "volume": []}
-    for what, key, label in sources[0].union(*sources[1:], all=True).order_by("what", "label", "key"):
+        offered.append(_as_options(source, usable, F("id"), F("name")))
+    elif source == "vm":
+        offered.append(_as_options(source, VirtualMachine.objects.visible_to(user), F("id"), F("name")))
+    choices: dict[str, Choices] = {what: [] for what in ("location", "project", source) if what}
+    for what, key, label in offered[0].union(*offered[1:], all=True).order_by("what", "label", "key"):
         choices[what].append((key if what == "location" else str(UUID(key)), label))
-    wanted = [option for option in choices["volume"][VOLUMES_OFFERED:] if option[0] == volume]
-    choices["volume"] = choices["volume"][:VOLUMES_OFFERED] + wanted
+    if source:
+        also = [option for option in choices[source][SOURCES_OFFERED:] if option[0] == wanted]
+        choices[source] = choices[source][:SOURCES_OFFERED] + also
     return choices
 
 

@@ -1,7 +1,7 @@
 from django.urls import path
 
 from .models import Kind
-from .views import snapshots, volumes, wizard
+from .views import machines, snapshots, volumes, wizard
 
 app_name = "snapshots"
 urlpatterns = [
@@ -20,6 +20,9 @@ urlpatterns = [
     path("snapshots/<uuid:snapshot_id>/new-machine/", snapshots.new_machine, name="new_machine"),
     path("snapshots/<uuid:snapshot_id>/verify/", snapshots.verify, name="verify"),
     path("operations/<uuid:operation_id>/retry/", snapshots.retry, name="retry"),
+    path("instances/", machines.machines, name="machines"),
+    path("instances/<uuid:vm_id>/", machines.machine, name="machine"),
+    path("instances/<uuid:vm_id>/take-snapshot/", machines.take_snapshot_of_machine, name="take_snapshot_of_machine"),
     path("volumes/", volumes.volumes, name="volumes"),
     path("volumes/<uuid:volume_id>/", volumes.volume, name="volume"),
     path("volumes/<uuid:volume_id>/take-snapshot/", wizard.take_snapshot_of, name="take_snapshot"),

@@ -43,11 +43,10 @@ def vm_snapshots(request: HttpRequest) -> HttpResponse:
 def snapshot_list(request: HttpRequest, kind: Kind) -> HttpResponse:
     """Three queries besides session, person, roles and wallet: choices, rows with their total, and prices."""
     user = request.user
-    wanted = request.GET.get("volume", "")
-    choices = lists.filter_choices(user, volume=wanted if kind == Kind.VOLUME else None)
-    form = SnapshotFilterForm(request.GET, user=user, choices=choices)
-    found = form.found(kind)
-    page = lists.page_of(found, form.order, request.GET, rows=listed_snapshots(), searching="q" in form.chosen)
+    source = "volume" if kind == Kind.VOLUME else "vm"
+    choices = lists.filter_choices(user, source=source, wanted=request.GET.get(source, ""))
+    form = SnapshotFilterForm(request.GET, kind=kind, user=user, choices=choices)
+    page = lists.page_of(form.found, form.order, request.GET, rows=listed_snapshots(), searching="q" in form.chosen)
     view = chosen_view(request)
     params = form.chosen
     here = f"{request.path}?{urlencode(params)}" if params else request.path

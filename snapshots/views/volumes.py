@@ -28,7 +28,7 @@ def volumes(request: HttpRequest) -> HttpResponse:
     form = VolumeFilterForm(request.GET, user=user, choices=lists.filter_choices(user))
     found = form.apply(Volume.objects.visible_to(user).present())
     shown = Volume.objects.select_related("project__customer", "location", "vm")
-    page = lists.page_of(found, lists.VOLUME_ORDER, request.GET, rows=shown, searching="q" in form.chosen)
+    page = lists.page_of(found, lists.BY_NAME, request.GET, rows=shown, searching="q" in form.chosen)
     params = form.chosen
     context = {
         "form": form,

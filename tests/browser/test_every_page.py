@@ -48,7 +48,7 @@ def test_the_pages_of_an_account_with_nothing_in_it(
     page: Page, member: Membership, sign_in: Callable[..., Any]
 ) -> None:
     sign_in(member.user)
-    look_at(page, ["/", "/snapshots/", "/snapshots/vm/", "/volumes/", "/snapshots/new/", "/billing/"])
+    look_at(page, ["/", "/snapshots/", "/instances/", "/snapshots/vm/", "/volumes/", "/snapshots/new/", "/billing/"])
 
 
 def test_the_pages_of_an_account_with_everything_in_it(
@@ -73,10 +73,12 @@ def test_the_pages_of_an_account_with_everything_in_it(
             "/snapshots/?view=table",
             "/snapshots/?view=cards",
             "/snapshots/?q=nothing-like-it",
+            "/instances/",
             "/volumes/",
             *(reverse("snapshots:snapshot", args=[one.pk]) for one in (ready, failed, taken, gone)),
             *acts,
             reverse("snapshots:volume", args=[volume.pk]),
+            reverse("snapshots:machine", args=[volume.vm_id]),
             *(f"/billing/{name}" for name in ("", "subscriptions/", "credits/", "transactions/", "statement/")),
         ],
     )

@@ -1,0 +1,222 @@
+"""The list of instances and the page of one."""
+
+from collections.abc import Callable
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+from pytest_django import DjangoAssertNumQueries
+
+from cng_portal.accounts.models import Project, Role
+from cng_portal.inventory.models import VirtualMachine
+from snapshots.models import Draft, Kind
+from tests.factories import (
+    OperationFactory,
+    ProjectFactory,
+    UserFactory,
+    VirtualMachineFactory,
+    VMSnapshotFactory,
+    VolumeFactory,
+)
+from tests.snapshots.test_list import HTMX, names, part_of
+from tests.snapshots.test_volumes import without_tokens
+
+pytestmark = pytest.mark.django_db
+
+LIST = "/instances/"
+
+
+@pytest.fixture
+def project() -> Project:
+    return ProjectFactory(name="Software")
+
+
+@pytest.fixture
+def client(project: Project, client_for: Callable[..., Client]) -> Client:
+    return client_for(UserFactory(member_of=project))
+
+
+@pytest.fixture
+def viewer(project: Project, client_for: Callable[..., Client]) -> Client:
+    return client_for(UserFactory(member_of=project, member_of__role=Role.VIEWER))
+
+
+@pytest.fixture
+def vm(project: Project) -> VirtualMachine:
+    vm = VirtualMachineFactory(
+        project=project, name="db-01", vcpus=4, memory_mb=8192, hourly_price_micro=24_000_000, stopped=True
+    )
+    for position, (name, size_gb) in enumerate([("db-01-root", 10), ("db-01-data", 1030)]):
+        VolumeFactory(project=project, location=vm.location, vm=vm, position=position, name=name, size_gb=size_gb)
+    return vm
+
+
+def url(vm: VirtualMachine) -> str:
+    return reverse("snapshots:machine", args=[vm.pk])
+
+
+def take_url(vm: VirtualMachine) -> str:
+    return reverse("snapshots:take_snapshot_of_machine", args=[vm.pk])
+
+
+# --- list --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_menu_leads_to_the_instances(client: Client) -> None:
+    assert '<a class="side-item" href="/instances/" aria-current="page">' in client.get(LIST).text
+
+
+def test_a_row_says_what_the_machine_is_costs_and_what_protects_it(client: Client, vm: VirtualMachine) -> None:
+    kept = VMSnapshotFactory(vm=vm)
+
+    response = client.get(LIST)
+
+    assert response.context["rows"][0].protected_at == kept.ready_at
+    for words in ("db-01", "Stopped", "4 vCPUs · 8 GB", "2 · ", "1,040 GB", "Software", "K 24", "1 instance<"):
+        assert words in response.text, words
+
+
+def test_a_failed_snapshot_protects_nothing(client: Client, vm: VirtualMachine) -> None:
+    VMSnapshotFactory(vm=vm, state="failed", ready_at=None)
+
+    assert client.get(LIST).context["rows"][0].protected_at is None
+
+
+def test_only_machines_of_ones_projects_that_are_there_are_listed(client: Client, vm: VirtualMachine) -> None:
+    VirtualMachineFactory(project=vm.project, deleted_at=vm.created_at)
+    VirtualMachineFactory()
+
+    assert names(client.get(LIST)) == ["db-01"]
+
+
+def test_search_and_filters_narrow_the_list(client: Client, vm: VirtualMachine) -> None:
+    other = VirtualMachineFactory(project=vm.project, name="web-01")
+    expected = {
+        "q=DB": vm,
+        f"q={other.pk}": other,
+        f"location={vm.location_id}": vm,
+        "state=running": other,
+        "state=stopped": vm,
+    }
+    for query, found in expected.items():
+        assert names(client.get(f"{LIST}?{query}")) == [found.name], query
+
+
+def test_an_unknown_filter_is_left_out_and_said(client: Client, vm: VirtualMachine) -> None:
+    response = client.get(f"{LIST}?state=asleep")
+
+    assert names(response) == ["db-01"]
+    assert "Not understood, and left out:" in response.text
+
+
+def test_without_machines_the_page_says_what_they_are(client: Client) -> None:
+    assert "No instances here yet" in client.get(LIST).text
+
+
+def test_pages_follow_each_other_without_a_gap(client: Client, project: Project) -> None:
+    for n in range(45):
+        VirtualMachineFactory(project=project, name=f"vm-{n:02d}")
+    here, seen = LIST, []
+    while here:
+        response = client.get(here)
+        seen += names(response)
+        here = response.context["pages"]["next_url"]
+
+    assert seen == [f"vm-{n:02d}" for n in range(45)]
+
+
+def test_the_number_of_queries_does_not_depend_on_the_number_of_machines(
+    client: Client, project: Project, django_assert_max_num_queries: DjangoAssertNumQueries
+) -> None:
+    for _number in range(20):
+        VolumeFactory(project=project, attached=True)
+
+    with django_assert_max_num_queries(9):
+        assert len(client.get(LIST).context["rows"]) == 20
+
+
+def test_the_fragment_is_the_same_as_in_the_page(client: Client, vm: VirtualMachine) -> None:
+    fragment, page = client.get(LIST, headers=HTMX).text, client.get(LIST).text
+
+    assert without_tokens(fragment).strip() == without_tokens(part_of(page, "machine-list"))
+
+
+# --- page --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_shows_the_disks_in_their_order_and_the_snapshots(client: Client, vm: VirtualMachine) -> None:
+    VMSnapshotFactory(vm=vm, name="before the upgrade")
+
+    page = client.get(url(vm)).text
+
+    assert page.index(">db-01-root</a>") < page.index("root volume") < page.index(">db-01-data</a>")
+    for words in ("4 vCPUs · 8 GB", "K 24", "Stopped", vm.location_id, "before the upgrade", str(vm.pk)):
+        assert words in page, words
+
+
+def test_a_stranger_finds_no_machine(vm: VirtualMachine, client_for: Callable[..., Client]) -> None:
+    stranger = client_for(UserFactory(member_of=ProjectFactory()))
+
+    assert stranger.get(url(vm)).status_code == 404
+    assert stranger.post(take_url(vm)).status_code == 404
+
+
+def test_a_viewer_sees_the_machine_and_is_told_what_is_missing(viewer: Client, vm: VirtualMachine) -> None:
+    page = viewer.get(url(vm)).text
+
+    assert "You can look at this machine." in page
+    assert take_url(vm) not in page
+    assert viewer.post(take_url(vm)).status_code == 403
+
+
+def test_a_snapshot_in_a_project_that_one_does_not_see_is_not_shown(client: Client, vm: VirtualMachine) -> None:
+    elsewhere = ProjectFactory(customer=vm.project.customer)
+    VMSnapshotFactory(vm=vm, name="moved", project=elsewhere, customer=elsewhere.customer)
+
+    assert "moved" not in client.get(url(vm)).text
+
+
+def test_a_machine_that_is_gone_still_shows_what_was_kept_of_it(client: Client, vm: VirtualMachine) -> None:
+    VMSnapshotFactory(vm=vm, name="the last one")
+    VirtualMachine.objects.update(deleted_at=vm.created_at)
+
+    page = client.get(url(vm)).text
+
+    assert "This machine is gone" in page and "the last one" in page
+    assert take_url(vm) not in page
+
+
+def test_of_a_machine_without_disks_no_snapshot_is_offered(client: Client, project: Project) -> None:
+    vm = VirtualMachineFactory(project=project)
+
+    page = client.get(url(vm)).text
+
+    assert "This machine has no disk" in page
+    assert take_url(vm) not in page
+
+
+def test_the_button_leads_to_the_name_of_the_snapshot(client: Client, vm: VirtualMachine) -> None:
+    response = client.post(take_url(vm))
+
+    draft = Draft.objects.get()
+    assert (draft.kind, draft.vm) == (Kind.VM, vm)
+    assert response["Location"] == reverse("snapshots:wizard", args=[draft.pk, "name"])
+
+
+def test_the_page_asks_again_while_something_goes_on(client: Client, vm: VirtualMachine) -> None:
+    OperationFactory(snapshot=VMSnapshotFactory(vm=vm), running=True)
+
+    response = client.get(url(vm))
+    version = response.context["version"]
+
+    assert f"?seen={version}" in response.text
+    assert 'id="machine"' not in client.get(f"{url(vm)}?seen={version}", headers=HTMX).text
+    assert 'id="machine"' in client.get(f"{url(vm)}?seen=older", headers=HTMX).text
+
+
+def test_a_vm_snapshot_is_found_by_its_machine(client: Client, vm: VirtualMachine) -> None:
+    VMSnapshotFactory(vm=vm, name="nightly")
+    VMSnapshotFactory(vm__project=vm.project, name="of another one")
+
+    for query in ("q=db-01", f"vm={vm.pk}"):
+        assert names(client.get(f"/snapshots/vm/?{query}")) == ["nightly"], query
