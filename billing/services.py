@@ -8,17 +8,17 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
-from functools import partial
 from typing import Any
 from uuid import UUID
 
-from django.core.mail import send_mail
 from django.db import transaction
 from django.db.models import Case, Exists, F, Max, Min, OuterRef, Q, QuerySet, Subquery, Sum, When
+from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from cng_portal.accounts.models import BillingType, Customer, Project, Role, User
+from cng_portal.accounts import notices
+from cng_portal.accounts.models import BillingType, Customer, Notice, Project, User
 from cng_portal.accounts.services import lock_customer
 from cng_portal.inventory.models import Location
 
@@ -966,20 +966,15 @@ def warn_low_balances(*, at: datetime) -> int:
 def _warn(customer: Customer, *, balance_micro: int, hourly_micro: int, at: datetime) -> bool:
     with transaction.atomic():
         lock_customer(customer.pk)
-        _warning, is_new = LowBalanceWarning.objects.get_or_create(
+        warning, is_new = LowBalanceWarning.objects.get_or_create(
             customer=customer,
             recovered_at=None,
             defaults={"balance_micro": balance_micro, "hourly_micro": hourly_micro, "warned_at": at},
         )
         if not is_new:  # another scheduler was quicker
             return False
-        owners = User.objects.filter(
-            customer=customer, is_active=True, memberships__role=Role.OWNER, memberships__project__customer=customer
-        )
-        addresses = list(owners.distinct().values_list("email", flat=True))
-        subject = _("Your infra credits run low")
         text = _(
-            "%(customer)s has %(balance)s of infra credits left, and what it uses costs %(hourly)s an hour.\n\n"
+            "%(customer)s has %(balance)s of infra credits left, and what it uses costs %(hourly)s an hour. "
             "When the credits are used up, nothing is deleted, but nothing new can be created. Add infra credits, or "
             "delete what you no longer need."
         ) % {
@@ -987,16 +982,15 @@ def _warn(customer: Customer, *, balance_micro: int, hourly_micro: int, at: date
             "balance": money.format_amount(balance_micro, customer.currency),
             "hourly": money.format_price_or_amount(hourly_micro, customer.currency),
         }
-        for address in addresses:
-            transaction.on_commit(partial(_send, subject, text, address))
+        notices.tell(
+            users=notices.owners_of(customer),
+            key=f"low-balance-{warning.pk}",
+            tone=Notice.Tone.WARNING,
+            title=_("Your infra credits run low"),
+            text=text,
+            url=reverse("billing:credits"),
+        )
     return True
-
-
-def _send(subject: str, text: str, address: str) -> None:
-    try:
-        send_mail(subject, text, None, [address])
-    except OSError:  # the warning stands in the portal all the same
-        logger.exception("The low balance warning could not be sent to %s", address)
 
 
 def low_balance_warning(*, customer: Customer) -> LowBalanceWarning | None:

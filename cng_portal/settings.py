@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import environ
 from csp.constants import NONE, SELF
@@ -75,6 +76,13 @@ def address(text: str) -> str:
         return str(ipaddress.ip_address(text))
     except ValueError:
         raise ValueError("it is not an IP address, such as 127.0.0.1 or 0.0.0.0.") from None
+
+
+def site(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/") or parts.query:
+        raise ValueError("it is not an address such as https://portal.example.com.")
+    return text.rstrip("/")
 
 
 def long_secret(text: str) -> str:
@@ -261,7 +269,7 @@ OPERATION_DEADLINE_HOURS = read("OPERATION_DEADLINE_HOURS", whole_number(1, 1000
 SCHEDULER_LEASE_SECONDS = read("SCHEDULER_LEASE_SECONDS", whole_number(5, 3600), 30)
 
 AUTH_USER_MODEL = "accounts.User"
-AUTHENTICATION_BACKENDS = ["allauth.account.auth_backends.AuthenticationBackend"]
+AUTHENTICATION_BACKENDS = ["cng_portal.accounts.backends.AuthenticationBackend"]
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": f"django.contrib.auth.password_validation.{name}"}
     for name in ("UserAttributeSimilarityValidator", "MinimumLengthValidator", "CommonPasswordValidator")
@@ -278,6 +286,7 @@ ACCOUNT_LOGOUT_REDIRECT_URL = reverse_lazy("account_login")
 EMAIL_CONFIG: dict[str, Any] = read("EMAIL_URL", email, {}, secret=True) or email("consolemail://")
 vars().update(EMAIL_CONFIG)
 DEFAULT_FROM_EMAIL = read("DEFAULT_FROM_EMAIL", str, "portal@localhost")
+PORTAL_URL = read("PORTAL_URL", site, f"http://localhost:{PORT}")
 
 LANGUAGE_CODE = "en"
 # a language is offered once every page speaks it

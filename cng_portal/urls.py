@@ -11,6 +11,7 @@ urlpatterns = [
     path("", dashboard, name="dashboard"),
     path("components/", components, name="components"),
     path("", include("snapshots.urls")),
+    path("", include("cng_portal.accounts.urls")),
     path("billing/", include("billing.urls")),
     path("accounts/", include("allauth.account.urls")),
     path("admin/", admin.site.urls),

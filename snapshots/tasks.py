@@ -11,18 +11,21 @@ from datetime import datetime
 
 from django.conf import settings
 from django.db import transaction
+from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext as _
-from django.utils.translation import override
+from django.utils.translation import gettext_lazy, override
 from django_tasks import task
 
 from billing import services as billing
+from cng_portal.accounts import notices
+from cng_portal.accounts.models import Notice
 from cng_portal.inventory.models import Volume
 
 from . import operations
 from .drivers import get_driver
 from .drivers.base import Corrupt, Driver, Interrupted, Refused, SnapshotInfo, SnapshotRef, StorageError, VolumeRef
-from .models import DiskImage, Operation, Snapshot, State
+from .models import DiskImage, Kind, Operation, Snapshot, State
 
 logger = logging.getLogger(__name__)
 
@@ -63,9 +66,30 @@ def settle_failure(operation: Operation, reason: str, *, retryable: bool) -> Non
         operations.finish(
             operation,
             Operation.State.FAILED,
-            lambda now: FAILURES[Operation.Kind(operation.kind)](operation, reason, now),
+            lambda now: settle_failed(operation, reason, now),
             error=reason,
         )
+
+
+def settle_failed(operation: Operation, reason: str, now: datetime) -> None:
+    FAILURES[Operation.Kind(operation.kind)](operation, reason, now)
+    tell_of_failure(operation, reason)
+
+
+def tell_of_failure(operation: Operation, reason: str) -> None:
+    """Who asked for it learns of it in the bell, wherever that person is; the project's people where nobody asked."""
+    snapshot = operation.snapshot
+    if operation.kind == Operation.Kind.CAPTURE and snapshot.kind == Kind.BACKUP:
+        return  # its run tells, with what happens next
+    asked = operation.requested_by
+    notices.tell(
+        users=[asked] if asked and asked.is_active else notices.people_of(snapshot.project),
+        key=f"operation-{operation.pk}",
+        tone=Notice.Tone.DANGER,
+        title=FAILURE_TITLES[Operation.Kind(operation.kind)] % {"name": snapshot.name},
+        text=reason,
+        url=reverse("snapshots:snapshot", args=[snapshot.pk]),
+    )
 
 
 def give_up(operation: Operation) -> None:
@@ -220,6 +244,8 @@ def verify(operation: Operation, lease: operations.Lease) -> None:
             if info:
                 disk.checksum, disk.verified_at = info.checksum, now
             disk.save(update_fields=["damage", "checksum", "verified_at"])
+        if damage:
+            tell_of_failure(operation, "\n".join(damage))
 
     state = Operation.State.FAILED if damage else Operation.State.SUCCEEDED
     operations.finish(operation, state, settle, error="\n".join(damage))
@@ -253,4 +279,11 @@ FAILURES = {
     Operation.Kind.NEW_VOLUME: lambda operation, reason, now: settle_no_volume(operation, now),
     Operation.Kind.VERIFY: lambda operation, reason, now: None,
     Operation.Kind.DELETE: lambda operation, reason, now: None,  # stays Deleting; Try again is offered
+}
+FAILURE_TITLES = {
+    Operation.Kind.CAPTURE: gettext_lazy("The snapshot “%(name)s” could not be taken"),
+    Operation.Kind.RESTORE: gettext_lazy("“%(name)s” could not be restored"),
+    Operation.Kind.NEW_VOLUME: gettext_lazy("The new volume from “%(name)s” could not be made"),
+    Operation.Kind.VERIFY: gettext_lazy("“%(name)s” could not be verified"),
+    Operation.Kind.DELETE: gettext_lazy("“%(name)s” could not be deleted"),
 }

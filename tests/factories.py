@@ -7,7 +7,7 @@ import factory
 from django.utils import timezone
 from factory.django import DjangoModelFactory
 
-from cng_portal.accounts.models import BillingType, Customer, Membership, Project, Role, User
+from cng_portal.accounts.models import BillingType, Customer, Membership, Notice, Project, Role, User
 from cng_portal.inventory.models import Location, Region, VirtualMachine, Volume
 from snapshots.models import DiskImage, Draft, Kind, Operation, Snapshot, State, name_key
 
@@ -60,6 +60,20 @@ class MembershipFactory(DjangoModelFactory):
     project = factory.SubFactory(ProjectFactory)
     user = factory.SubFactory(UserFactory)
     role = Role.OWNER
+
+
+class NoticeFactory(DjangoModelFactory):
+    class Meta:
+        model = Notice
+
+    class Params:
+        seen = factory.Trait(seen_at=factory.LazyFunction(timezone.now))
+
+    user = factory.SubFactory(UserFactory)
+    key = factory.Sequence(lambda n: f"event-{n}")
+    tone = Notice.Tone.DANGER
+    title = "The snapshot “db-01” could not be taken"
+    text = "The storage does not answer. Nothing was created. Try again later."
 
 
 class LocationFactory(DjangoModelFactory):

@@ -12,7 +12,7 @@ from django.test.utils import CaptureQueriesContext
 
 from billing import closing, scheduling, services, verification
 from billing.models import Invoice, InvoiceLine, LowBalanceWarning, UsageSegment, WalletTransaction
-from cng_portal.accounts.models import Customer
+from cng_portal.accounts.models import Customer, Notice
 from cng_portal.accounts.services import lock_customer
 from tests.factories import CustomerFactory, LocationFactory, ProjectFactory
 
@@ -363,25 +363,25 @@ def test_a_low_balance_is_told_once_until_it_recovers(shop, use):
     services.buy_credits(**credit, amount_micro=74 * 20_000_000, key="1", at=yangon(1))
     use(yangon(3))
     scheduling.run_due(at=yangon(3, 1))
-    assert mail.outbox == []
+    assert not Notice.objects.exists()
     for hour in (4, 5):
         scheduling.run_due(at=yangon(3, hour))
-    [message] = mail.outbox
-    assert message.to == ["owner@example.com"]
-    assert "K 1,400.00 of infra credits left" in message.body
+    [notice] = Notice.objects.all()
+    assert notice.user == shop.owner
+    assert "K 1,400.00 of infra credits left" in notice.text
     assert services.low_balance_warning(customer=shop.customer) is not None
     services.buy_credits(**credit, amount_micro=2_000_000_000, key="2", at=yangon(3, 6))
     scheduling.run_due(at=yangon(3, 7))
     assert services.low_balance_warning(customer=shop.customer) is None
     scheduling.run_due(at=yangon(12))
-    assert (len(mail.outbox), LowBalanceWarning.objects.count()) == (2, 2)
+    assert (Notice.objects.count(), LowBalanceWarning.objects.count()) == (2, 2)
 
 
 def test_a_postpaid_customer_owes_the_invoice_and_is_not_warned(shop, use):
     Customer.objects.update(billing_type="postpaid")
     use(yangon(3))
     scheduling.run_due(at=DECEMBER)
-    assert mail.outbox == []
+    assert not Notice.objects.exists()
     assert services.balance(customer=shop.customer, at=DECEMBER) == -28 * 24 * 20_000_000
 
 

@@ -13,11 +13,10 @@ from cng_portal.inventory.models import Volume
 from snapshots import wizard
 from snapshots.models import Draft
 from tests.browser.looking import look_at
-from tests.factories import MembershipFactory, OperationFactory, SnapshotFactory, VolumeFactory
+from tests.factories import MembershipFactory, NoticeFactory, OperationFactory, SnapshotFactory, VolumeFactory
 from tests.snapshots.disks import content, put_volume, sell_everywhere
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
 
 
 @pytest.fixture
@@ -48,7 +47,8 @@ def test_the_pages_of_an_account_with_nothing_in_it(
     page: Page, member: Membership, sign_in: Callable[..., Any]
 ) -> None:
     sign_in(member.user)
-    look_at(page, ["/", "/snapshots/", "/instances/", "/snapshots/vm/", "/volumes/", "/snapshots/new/", "/billing/"])
+    paths = ["/", "/snapshots/", "/instances/", "/snapshots/vm/", "/volumes/", "/snapshots/new/", "/billing/"]
+    look_at(page, [*paths, "/notices/"])
 
 
 def test_the_pages_of_an_account_with_everything_in_it(
@@ -61,6 +61,8 @@ def test_the_pages_of_an_account_with_everything_in_it(
     OperationFactory(snapshot=failed, capture=True, failed=True)
     OperationFactory(snapshot=taken, capture=True, running=True, bytes_done=5, bytes_total=10)
     OperationFactory(snapshot=ready, restore=True, succeeded=True)
+    NoticeFactory(user=member.user, url=reverse("snapshots:snapshot", args=[failed.pk]))
+    NoticeFactory(user=member.user, seen=True)
     sign_in(member.user)
     acts = [
         reverse(f"snapshots:{name}", args=[ready.pk])
@@ -79,6 +81,7 @@ def test_the_pages_of_an_account_with_everything_in_it(
             *acts,
             reverse("snapshots:volume", args=[volume.pk]),
             reverse("snapshots:machine", args=[volume.vm_id]),
+            "/notices/",
             *(f"/billing/{name}" for name in ("", "subscriptions/", "credits/", "transactions/", "statement/")),
         ],
     )

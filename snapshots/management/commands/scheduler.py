@@ -12,6 +12,7 @@ from django.db import DatabaseError, close_old_connections
 from django.utils import timezone
 
 from billing import scheduling as billing
+from cng_portal.accounts import notices
 from cng_portal.inventory.models import Location
 from cng_portal.watch import services as watch
 from cng_portal.watch.models import Process
@@ -83,14 +84,19 @@ def settle_bills() -> None:
     billing.run_due(at=timezone.now())
 
 
+def send_mails() -> None:
+    notices.send_mails(now=timezone.now())
+
+
 def tidy_up() -> None:
     """Remove what nobody asks for again: wake-up calls, ended sessions, old drafts, half-made files of dead workers."""
     call_command("prune_db_task_results", min_age_days=1, verbosity=0)
     call_command("clearsessions")
     operations.forget_old_drafts()
+    notices.forget_old(now=timezone.now())
     for location in Location.objects.all():
         get_driver(location).remove_leftovers()
 
 
 # how often at least, in seconds; the loop's own interval comes on top
-DUTIES = {wake_operations: 0, settle_bills: 300, tidy_up: 3600}
+DUTIES = {wake_operations: 0, send_mails: 0, settle_bills: 300, tidy_up: 3600}
