@@ -7,7 +7,7 @@ from django import forms
 from django.core.exceptions import ValidationError
 from django.db.models import Q, QuerySet
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
+from django.utils.translation import gettext_lazy, ngettext
 
 from billing.models import MAX_SIZE_GB
 from cng_portal.accounts.models import Project, User
@@ -195,6 +195,35 @@ class ConfirmationForm(forms.Form):
         super().__init__(*args, **kwargs)
         self.fields["confirmation"].label = label
         self.fields["confirmation"].error_messages["required"] = required
+
+
+class DeletionsForm(ConfirmationForm):
+    """The ids that were confirmed, and the question answered by typing it."""
+
+    id = forms.MultipleChoiceField(widget=forms.MultipleHiddenInput)
+
+    def __init__(self, *args: Any, count: int, ids: list[str], **kwargs: Any) -> None:
+        phrase = ngettext("delete %(count)s snapshot", "delete %(count)s snapshots", count) % {"count": count}
+        super().__init__(
+            *args,
+            label=_("Type “%(phrase)s” to confirm") % {"phrase": phrase},
+            required=_("Type “%(phrase)s” to confirm that they shall be deleted.") % {"phrase": phrase},
+            initial={"id": ids},
+            **kwargs,
+        )
+        self.phrase = phrase
+        self.question = ngettext(
+            "Delete %(count)s snapshot for good?", "Delete %(count)s snapshots for good?", count
+        ) % {"count": count}
+        self.fields["id"].choices = [(one, one) for one in ids]  # type: ignore[attr-defined]
+
+    def clean_confirmation(self) -> str:
+        typed: str = self.cleaned_data["confirmation"]
+        if " ".join(typed.split()).casefold() != self.phrase.casefold():
+            raise ValidationError(
+                _("That is not what is asked for. Type “%(phrase)s” to confirm.") % {"phrase": self.phrase}
+            )
+        return typed
 
 
 class ProjectField(forms.ModelChoiceField):

@@ -5,6 +5,7 @@ Each function validates, writes in one transaction that holds the customer's loc
 """
 
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -91,6 +92,9 @@ class WrongConfirmation(Refusal):
 class NotNow(Refusal):
     """Its state does not allow it."""
 
+
+# More ids than this make an address that web servers refuse, and more rows than a person reads before confirming.
+DELETED_AT_ONCE = 50
 
 # What a snapshot is taken of: one disk, or all disks of a machine together.
 Source = Volume | VirtualMachine
@@ -636,6 +640,21 @@ def request_deletion(*, snapshot: Snapshot, user: User) -> Snapshot:
         create_operation(kind=Operation.Kind.DELETE, snapshot=snapshot, requested_by=user)
     snapshot.refresh_from_db()
     return snapshot
+
+
+def request_deletions(*, snapshots: Iterable[Snapshot], user: User) -> dict[UUID, str]:
+    """{id: why not, "" where it was accepted}: each by itself through `request_deletion`, so one refusal stops no other.
+
+    At most DELETED_AT_ONCE, which is for the caller to check. Raises nothing but PermissionDenied.
+    """
+    results = {}
+    for snapshot in snapshots:
+        try:
+            request_deletion(snapshot=snapshot, user=user)
+            results[snapshot.pk] = ""
+        except Refusal as refusal:
+            results[snapshot.pk] = str(refusal)
+    return results
 
 
 def retry(*, operation: Operation, user: User) -> Operation:

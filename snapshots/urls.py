@@ -1,7 +1,7 @@
 from django.urls import path
 
 from .models import Kind
-from .views import machines, snapshots, volumes, wizard
+from .views import bulk, machines, snapshots, volumes, wizard
 
 app_name = "snapshots"
 urlpatterns = [
@@ -11,6 +11,7 @@ urlpatterns = [
     path("snapshots/vm/new/", wizard.new, {"kind": Kind.VM}, name="new_vm"),
     path("snapshots/new/<uuid:draft_id>/name/check/", wizard.check_name, name="check_name"),
     path("snapshots/new/<uuid:draft_id>/<slug:step>/", wizard.step, name="wizard"),
+    path("snapshots/delete/", bulk.delete_many, name="delete_many"),
     path("snapshots/<uuid:snapshot_id>/", snapshots.snapshot, name="snapshot"),
     path("snapshots/<uuid:snapshot_id>/row/", snapshots.row, name="row"),
     path("snapshots/<uuid:snapshot_id>/rename/", snapshots.rename, name="rename"),

@@ -85,6 +85,36 @@
     }
   });
 
+  // Rows that are selected to be deleted together. What is selected stays so when the list is fetched again.
+  const boxes = () => [...document.querySelectorAll("[data-select]")];
+  const showSelected = () => {
+    const count = boxes().filter((box) => box.checked).length;
+    for (const all of document.querySelectorAll("[data-select-all]")) {
+      all.disabled = !boxes().length;
+      all.checked = count > 0 && count === boxes().length;
+      all.indeterminate = count > 0 && !all.checked;
+    }
+    for (const button of document.querySelectorAll("[data-selected]")) {
+      button.disabled = !count;
+      const number = button.querySelector("[data-selected-count]");
+      number.textContent = count;
+      number.hidden = !count;
+    }
+  };
+  document.addEventListener("change", (event) => {
+    if (event.target.matches("[data-select-all]")) for (const box of boxes()) box.checked = event.target.checked;
+    if (event.target.matches("[data-select], [data-select-all]")) showSelected();
+  });
+  let selected = [];
+  document.addEventListener("htmx:beforeSwap", () => {
+    selected = boxes().filter((box) => box.checked).map((box) => box.value);
+  });
+  document.addEventListener("htmx:afterSwap", () => {
+    for (const box of boxes()) if (selected.includes(box.value)) box.checked = true;
+    showSelected();
+  });
+  window.addEventListener("pageshow", showSelected);
+
   // A menu that loses the focus closes.
   document.addEventListener("focusout", (event) => {
     const menu = event.target.closest("details.menu[open]");

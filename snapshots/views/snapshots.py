@@ -61,6 +61,7 @@ def snapshot_list(request: HttpRequest, kind: Kind) -> HttpResponse:
         "views": [{"name": name, "url": f"{request.path}?{urlencode({**params, 'view': name})}"} for name in VIEWS],
         "pages": page.urls(request.path, params),
         "can_take": bool(user.changeable_project_ids),
+        "selectable": bool(user.changeable_project_ids),
         "new_url": reverse("snapshots:new_vm" if kind == Kind.VM else "snapshots:new"),
         "tabs": [
             {
@@ -111,12 +112,13 @@ def listed_snapshots() -> QuerySet[Snapshot]:
 
 
 def explain_rows(snapshots: list[Snapshot], user: User) -> list[Snapshot]:
-    """Each with `hourly` ("K 20", "" where it costs nothing) and `actions` for its menu. One query."""
+    """Each with `hourly` ("K 20", "" where it costs nothing) `actions` for its menu and `can_delete`. One query."""
     rates = rates_now() if snapshots else {}
     for snapshot in snapshots:
         price = price_of(snapshot, rates)
         snapshot.hourly = format_price(price.hourly_micro, price.currency) if price else ""
         snapshot.actions = actions_for(snapshot, user)
+        snapshot.can_delete = any(action["name"] == "delete" for action in snapshot.actions)
     return snapshots
 
 
@@ -154,7 +156,12 @@ def row(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     snapshot = get_object_or_404(listed_snapshots().visible_to(request.user), pk=snapshot_id)
     explain_rows([snapshot], request.user)
     view = chosen_view(request)
-    context = {"snapshot": snapshot, "view": view, "is_news": not snapshot.is_transient}
+    context = {
+        "snapshot": snapshot,
+        "live": True,
+        "selectable": bool(request.user.changeable_project_ids),
+        "is_news": not snapshot.is_transient,
+    }
     part = "card" if view == "cards" else "row"
     return render(request, f"snapshots/partials/{part}.html", context)
 
