@@ -348,6 +348,9 @@ class Operation(models.Model):
     requested_by = models.ForeignKey(
         User, verbose_name=_("asked for by"), on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
     )
+    # of the click that asked for it, so that the log tells its whole story; the database's own default is for the version
+    # before this one, which may still write while this one starts
+    request_id = models.CharField(_("request"), max_length=36, blank=True, default="", db_default="", editable=False)
     created_at = models.DateTimeField(_("asked for"), default=timezone.now, editable=False)
     started_at = models.DateTimeField(_("started"), null=True, blank=True)
     finished_at = models.DateTimeField(_("finished"), null=True, blank=True)
@@ -362,6 +365,10 @@ class Operation(models.Model):
             models.Index(fields=["not_before"], condition=Q(finished_at=None), name="operation_active"),
             models.Index(fields=["finished_at"], condition=Q(state="failed"), name="operation_failed"),
             models.Index(fields=["snapshot", "-created_at"], name="operation_of_snapshot"),
+            # the support desk's list, and what was asked for lately
+            models.Index(fields=["-created_at", "-id"], name="operation_newest"),
+            # how many ended lately, and how, from the index alone
+            models.Index(fields=["finished_at", "kind", "state"], name="operation_ended"),
         ]
         constraints = [
             models.UniqueConstraint(

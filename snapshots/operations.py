@@ -8,6 +8,7 @@ finds nothing to claim, and `reconcile` repeats a lost one.
 import logging
 import threading
 from collections.abc import Callable
+from contextvars import copy_context
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -17,6 +18,8 @@ from django.db import close_old_connections, connection, transaction
 from django.db.models import F, Q
 from django.db.models.functions import Coalesce
 from django.utils import timezone
+
+from cng_portal import logs
 
 from .drivers.base import Interrupted
 from .models import Draft, Operation
@@ -45,8 +48,10 @@ def enqueue(operation: Operation, *, at: datetime | None = None) -> None:
 
 
 def create_operation(**fields: Any) -> Operation:
-    operation = Operation.objects.create(**fields)
+    operation = Operation.objects.create(**fields, request_id=logs.request_id())
     enqueue(operation)
+    with logs.within(operation_id=str(operation.pk)):
+        logger.info("Asked for: %s", operation.kind)
     return operation
 
 
@@ -91,7 +96,10 @@ class Lease:
         self.done = threading.Event()
         self.deadline = timezone.now() + timedelta(hours=settings.OPERATION_DEADLINE_HOURS)
         self.reported_at = timezone.now()
-        self.thread = threading.Thread(target=self._renew, name=f"lease-{operation.pk}", daemon=True)
+        in_our_words = copy_context()  # what the thread logs carries our ids
+        self.thread = threading.Thread(
+            target=in_our_words.run, args=[self._renew], name=f"lease-{operation.pk}", daemon=True
+        )
 
     def __enter__(self) -> "Lease":
         self.thread.start()
@@ -149,6 +157,7 @@ def finish(operation: Operation, state: str, settle: Callable[[datetime], None],
         if not update(operation, **fields):
             raise LeaseLost
         settle(now)
+    logger.info("Ended: %s", f"{state}. {error}" if error else state)
 
 
 def hand_back(
@@ -168,6 +177,7 @@ def hand_back(
         )
         if handed_back:
             enqueue(operation, at=at if retry_in else None)
+    logger.info("Handed back: %s", "interrupted" if interrupted else error)
 
 
 def retry_pause(operation: Operation) -> timedelta:
@@ -192,6 +202,8 @@ def reconcile(*, now: datetime | None = None) -> int:
             if same.update(state=Operation.State.PENDING, lease_until=None, woken_at=now):
                 enqueue(operation)
                 woken += 1
+                with logs.within(operation_id=str(operation.pk), request_id=operation.request_id):
+                    logger.warning("Woken again: nobody had taken it, or its worker died")
     return woken
 
 

@@ -18,9 +18,11 @@ from django.utils.translation import gettext_lazy, override
 from django_tasks import task
 
 from billing import services as billing
+from cng_portal import logs
 from cng_portal.accounts import notices
 from cng_portal.accounts.models import Notice
 from cng_portal.inventory.models import Volume
+from cng_portal.watch import services as watch
 
 from . import operations
 from .drivers import get_driver
@@ -38,7 +40,9 @@ def run_operation(operation_id: str) -> None:
     operation = operations.claim(operation_id)
     if operation is None:
         return
-    with override("en"):  # a reason is stored once, for every reader
+    ids = logs.within(operation_id=str(operation.pk), request_id=operation.request_id)
+    with ids, override("en"):  # a reason is stored once, for every reader
+        logger.info("Attempt %s: %s", operation.attempt, operation.kind)
         try:
             if operation.failures >= settings.OPERATION_MAX_ATTEMPTS:
                 give_up(operation)
@@ -50,6 +54,8 @@ def run_operation(operation_id: str) -> None:
         except Interrupted:
             operations.hand_back(operation, interrupted=True)
         except StorageError as error:
+            if not isinstance(error, Refused):
+                watch.count_storage_error(operation.snapshot.location_id)
             settle_failure(operation, str(error), retryable=error.retryable)
         except Exception:
             logger.exception("Operation %s, attempt %s, failed unexpectedly", operation.pk, operation.attempt)

@@ -12,6 +12,7 @@ from django.db import DatabaseError, close_old_connections
 from django.utils import timezone
 
 from billing import scheduling as billing
+from cng_portal import logs
 from cng_portal.accounts import notices
 from cng_portal.inventory.models import Location
 from cng_portal.watch import services as watch
@@ -68,7 +69,8 @@ def leads(me: str) -> bool:
 def carry_out(duty: Callable[[], None], *, insist: bool) -> None:
     """One duty that fails does not keep the others from being done; it comes again at its time."""
     try:
-        duty()
+        with logs.within(duty=duty.__name__):
+            duty()
     except Exception:
         if insist:
             raise

@@ -1,0 +1,141 @@
+"""What the log says, and what it never says.
+
+Every line of web, worker and scheduler passes here, ours and those of the libraries. A line carries what is bound at the
+time: the request's id, the operation's id, the duty. Secrets are taken out last of all, from tracebacks as well.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import structlog
+from django.conf import settings
+from django.http import HttpRequest, HttpResponse
+from django.urls import Resolver404, resolve
+from django_structlog.middlewares.request import RequestMiddleware as StructlogMiddleware
+from structlog.typing import EventDict, Processor
+
+HIDDEN = "***"
+SECRET_WORDS = (
+    r"password|passwd|secret|token|authorization|cookie|sessionid|csrftoken|csrfmiddlewaretoken|session_key|api_?key"
+)
+NAMED = re.compile(
+    rf"((?:\b|_)(?:{SECRET_WORDS})(?:\d|_\w+)?[\"']?\s*[:=]\s*)(?:(?:bearer|basic)\s+)?[\"']?[^\s\"'&,;)}}\]]+",
+    re.IGNORECASE,
+)
+IN_URL = re.compile(r"(\b[\w+.-]+://[^\s:/@]*:)[^\s@]+@")
+SECRET_KEY = re.compile(rf"(?:^|_)(?:{SECRET_WORDS})", re.IGNORECASE)
+# Parts of an address that open a door: a link for a new password, an invitation.
+SECRET_ARGUMENTS = {"key", "token", "uidb36", "code", "secret"}
+
+
+def configuration(*, level: str, as_json: bool, secrets: Iterable[str]) -> dict[str, Any]:
+    """What LOGGING has to be. `secrets` are values that appear in no line, whatever they stand in; short ones are left
+    to the patterns above, which would otherwise blot out ordinary words.
+    """
+    redact = redactor(secrets)
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,  # plain: a traceback that shows variables shows passwords
+    ]
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.PositionalArgumentsFormatter(),
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    renderer: Processor = (
+        structlog.processors.JSONRenderer(ensure_ascii=False)
+        if as_json
+        else structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
+    )
+    remove_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {
+            "line": {
+                "()": structlog.stdlib.ProcessorFormatter,
+                "foreign_pre_chain": shared,
+                "processors": [remove_meta, redact, renderer],
+            }
+        },
+        "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
+        "root": {"handlers": ["console"], "level": level},
+        "loggers": {
+            # it says once more what RequestMiddleware says, with the whole address
+            "django.request": {"level": "CRITICAL"},
+            # its statements carry their parameters
+            "django.db.backends": {"level": "INFO"},
+        },
+    }
+
+
+def redactor(secrets: Iterable[str]) -> Processor:
+    words = sorted({secret for secret in secrets if len(secret) >= 8}, key=len, reverse=True)
+    values = re.compile("|".join(map(re.escape, words))) if words else None
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, str):
+            value = values.sub(HIDDEN, value) if values else value
+            return IN_URL.sub(rf"\1{HIDDEN}@", NAMED.sub(rf"\1{HIDDEN}", value))
+        if isinstance(value, dict):
+            return {key: HIDDEN if SECRET_KEY.search(str(key)) else clean(one) for key, one in value.items()}
+        if isinstance(value, list | tuple):
+            return [clean(one) for one in value]
+        return value if value is None or isinstance(value, bool | int | float) else clean(str(value))
+
+    def redact(logger: Any, method: str, event: EventDict) -> EventDict:
+        return clean(dict(event))
+
+    return redact
+
+
+def request_id() -> str:
+    """The id of the request that is being answered, or of the one whose operation is being carried out; "" for none."""
+    return structlog.contextvars.get_contextvars().get("request_id", "")
+
+
+class RequestMiddleware(StructlogMiddleware):
+    """One line for each request, and its id in every line until then and in the answer, for a customer to quote."""
+
+    @staticmethod
+    def format_request(request: HttpRequest) -> str:
+        """Method and path. What opens a door is left out, and so is what follows the question mark: people search for
+        names, and links carry codes.
+        """
+        path = request.path
+        try:
+            match = request.resolver_match or resolve(request.path_info)
+        except Resolver404:
+            return f"{request.method} {path}"
+        for name in SECRET_ARGUMENTS & match.kwargs.keys():
+            path = path.replace(str(match.kwargs[name]), HIDDEN)
+        return f"{request.method} {path}"
+
+    @classmethod
+    def bind_ip(cls, request: HttpRequest) -> None:
+        structlog.contextvars.bind_contextvars(ip=client_address(request))
+
+    def handle_response(self, request: HttpRequest, response: HttpResponse) -> None:
+        response["X-Request-ID"] = request_id()
+        super().handle_response(request, response)
+
+
+def client_address(request: HttpRequest) -> str:
+    """Who asks. Behind our own proxy that is the last address it was told of: the ones before are anybody's claim."""
+    forwarded = request.headers.get("X-Forwarded-For", "") if settings.HTTPS else ""
+    return forwarded.rpartition(",")[2].strip() or request.META.get("REMOTE_ADDR", "")
+
+
+def within(**ids: str) -> Callable[..., Any]:
+    """`with within(operation_id=…):` puts the ids into every line until its end; empty ones are left out."""
+    return structlog.contextvars.bound_contextvars(**{name: value for name, value in ids.items() if value})

@@ -1,0 +1,214 @@
+"""What the log says of a click, from the request to the worker; and what it never says."""
+
+import io
+import json
+import logging
+import logging.config
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.conf import settings
+from django.core import mail
+from django.test import Client
+from django.utils import timezone
+
+from cng_portal import logs
+from snapshots.models import Operation
+from tests.factories import MembershipFactory, OperationFactory, SnapshotFactory, UserFactory, VolumeFactory
+from tests.snapshots.disks import content, put_volume, sell_everywhere
+
+DATABASE_PASSWORD = "correct-horse-of-the-database"
+Lines = Callable[[], list[dict[str, Any]]]
+
+
+@pytest.fixture
+def log() -> Iterator[io.StringIO]:
+    """All that is logged by this process from now on, as the setting LOG_FORMAT=JSON writes it, at every level."""
+    config = logs.configuration(level="DEBUG", as_json=True, secrets=[settings.SECRET_KEY, DATABASE_PASSWORD])
+    logging.config.dictConfig({"version": 1, "incremental": False, "disable_existing_loggers": False} | config)
+    stream = io.StringIO()
+    root = logging.getLogger()
+    handler = next(one for one in root.handlers if isinstance(one, logging.StreamHandler))
+    handler.stream = stream  # type: ignore[attr-defined]
+    yield stream
+    logging.config.dictConfig(settings.LOGGING)
+
+
+@pytest.fixture
+def lines(log: io.StringIO) -> Lines:
+    return lambda: [json.loads(line) for line in log.getvalue().splitlines()]
+
+
+def of(lines: list[dict[str, Any]], text: str) -> dict[str, Any]:
+    return next(line for line in lines if str(line["event"]).startswith(text))
+
+
+# --- the story of a click ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.both_databases
+def test_one_id_leads_from_the_click_to_every_line_of_the_worker(
+    lines: Lines, storage_root: Path, client_for: Callable[..., Client], process_environment: dict[str, str]
+) -> None:
+    member = MembershipFactory(project__customer__postpaid=True)
+    snapshot = SnapshotFactory(volume=VolumeFactory(project=member.project))
+    put_volume(storage_root, snapshot.volume, content(b"bytes"))
+    sell_everywhere()
+
+    answer = client_for(member.user).post(f"/snapshots/{snapshot.pk}/verify/")
+
+    operation = Operation.objects.get()
+    request_id = answer["X-Request-ID"]
+    assert re.fullmatch(r"[0-9a-f-]{36}", request_id)
+    assert operation.request_id == request_id
+    asked = of(lines(), "Asked for: verify")
+    assert (asked["request_id"], asked["operation_id"]) == (request_id, str(operation.pk))
+    finished = of(lines(), "request_finished")
+    assert (finished["request_id"], finished["code"]) == (request_id, 302)
+    assert finished["request"] == f"POST /snapshots/{snapshot.pk}/verify/"
+    assert finished["user_id"] == str(member.user.pk)
+
+    worker = subprocess.run(
+        [sys.executable, "manage.py", "worker", "--batch", "--no-startup-delay"],
+        env=process_environment | {"LOG_FORMAT": "JSON"},
+        stderr=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    told = [json.loads(line) for line in worker.stderr.splitlines()]
+    ours = [line for line in told if line["logger"].startswith("snapshots.")]
+    assert [line["event"].split(":")[0] for line in ours] == ["Attempt 1", "Ended"]
+    assert all((line["request_id"], line["operation_id"]) == (request_id, str(operation.pk)) for line in ours)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_scheduler_names_its_duty_and_the_operation_that_it_wakes(process_environment: dict[str, str]) -> None:
+    operation = OperationFactory(
+        running=True, lease_until=timezone.now() - timedelta(seconds=1), request_id="of-the-click"
+    )
+    scheduler = subprocess.run(
+        [sys.executable, "manage.py", "scheduler", "--once"],
+        env=process_environment | {"LOG_FORMAT": "JSON"},
+        stderr=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    woken = of([json.loads(line) for line in scheduler.stderr.splitlines()], "Woken again")
+    assert woken["duty"] == "wake_operations"
+    assert (woken["operation_id"], woken["request_id"]) == (str(operation.pk), "of-the-click")
+    assert woken["level"] == "warning"
+
+
+def test_a_person_can_read_the_lines_without_a_tool() -> None:
+    program = "import logging; logging.getLogger('x').warning('%s left', 3)"
+    shell = [sys.executable, "manage.py", "shell", "--no-imports", "-c", program]
+    line = subprocess.run(shell, stderr=subprocess.PIPE, text=True, check=True, cwd=settings.BASE_DIR).stderr
+    assert re.fullmatch(r"20\S+Z +\[warning *\] 3 left +\[x\]\n", line)
+
+
+@pytest.mark.django_db
+def test_two_requests_do_not_share_an_id_and_nobody_can_choose_one(client: Client) -> None:
+    first, second = (client.get("/accounts/login/", headers={"X-Request-ID": "chosen"}) for _ in range(2))
+    assert len({first["X-Request-ID"], second["X-Request-ID"], "chosen"}) == 3
+    assert logs.request_id() == ""
+
+
+# --- what it never says -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db
+def test_signing_in_leaves_neither_password_nor_session_nor_token_in_the_log(log: io.StringIO) -> None:
+    user = UserFactory(email="aye@example.com")
+    user.set_password("my secret horse 9")
+    user.save()
+    client = Client(enforce_csrf_checks=True)
+    client.get("/accounts/login/")
+    token = client.cookies["csrftoken"].value
+    answers = {"login": "aye@example.com", "csrfmiddlewaretoken": token}
+    client.post("/accounts/login/", answers | {"password": "a wrong horse 7"})
+    client.post("/accounts/login/", answers | {"password": "my secret horse 9"})
+    session = client.cookies[settings.SESSION_COOKIE_NAME].value
+    client.post("/accounts/logout/", {"csrfmiddlewaretoken": "of-someone-else"})
+    client.get("/?password=my+secret+horse+9")
+
+    told = log.getvalue()
+    assert "POST /accounts/login/" in told
+    for secret in (token, session, "wrong horse", "secret horse", "secret+horse"):
+        assert secret not in told
+
+
+@pytest.mark.django_db
+def test_the_link_for_a_new_password_opens_nothing_from_the_log(log: io.StringIO, client: Client) -> None:
+    user = UserFactory(email="aye@example.com")
+    user.set_password("my secret horse 9")
+    user.save()
+    client.post("/accounts/password/reset/", {"email": "aye@example.com"})
+    link = re.search(r"http://testserver(/accounts/password/reset/key/(\S+)/)", mail.outbox[0].body)
+    assert link is not None
+    client.get(link[1])
+
+    told = log.getvalue()
+    assert "GET /accounts/password/reset/key/***" in told
+    assert link[2].partition("-")[2] not in told
+
+
+@pytest.mark.parametrize(
+    ("said", "hidden"),
+    [
+        (f"cannot connect to postgres://portal:{DATABASE_PASSWORD}@db/portal", DATABASE_PASSWORD),
+        ("cannot connect to postgres://portal:pw@db/portal", ":pw@"),
+        (f"password authentication failed with '{DATABASE_PASSWORD}'", DATABASE_PASSWORD),
+        ("Authorization: Bearer abc.def.ghi", "abc.def.ghi"),
+        ("{'X-Auth-Token': 'gAAAAAB123', 'x': 1}", "gAAAAAB123"),
+        ("Cookie: sessionid=0123abcd; csrftoken=xyz987", "0123abcd"),
+        ("os_password=hunter2&x=1", "hunter2"),
+        (f"SECRET_KEY={settings.SECRET_KEY}", settings.SECRET_KEY),
+    ],
+)
+def test_a_secret_is_taken_out_of_messages_and_of_tracebacks(
+    log: io.StringIO, lines: Lines, said: str, hidden: str
+) -> None:
+    logger = logging.getLogger("somewhere")
+    logger.warning("It said: %s", said)
+    try:
+        raise RuntimeError(said)
+    except RuntimeError:
+        logger.exception("It broke")
+
+    assert hidden not in log.getvalue()
+    assert len(lines()) == 2
+    assert "test_logs.py" in lines()[1]["exception"]
+
+
+def test_ordinary_words_stay(lines: Lines) -> None:
+    said = "The secretary changed the password of 3 tokens; https://portal.example.com/x@y stays, key = value too"
+    logging.getLogger("somewhere").warning(said)
+    assert lines()[0]["event"] == said
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_goes_wrong_is_told_once_with_its_request_and_without_variables(
+    log: io.StringIO, lines: Lines, client_for: Callable[..., Client], storage_root: Path
+) -> None:
+    """A broken engine is reached through the real page: its location names a driver that is not there."""
+    snapshot = SnapshotFactory()
+    user = UserFactory(member_of=snapshot.project)
+    snapshot.location.driver = "not there"
+    snapshot.location.save()
+    client = client_for(user, raise_request_exception=False)
+
+    answer = client.post(f"/snapshots/{snapshot.pk}/restore/", {"confirmation": snapshot.volume.name})
+
+    assert answer.status_code == 500
+    failed = [line for line in lines() if line["level"] == "error"]
+    assert [line["event"] for line in failed] == ["request_failed"]
+    assert failed[0]["request_id"] == answer["X-Request-ID"]
+    assert "ImproperlyConfigured" in failed[0]["exception"]
+    assert client.cookies[settings.SESSION_COOKIE_NAME].value not in log.getvalue()
