@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 from django.core.exceptions import PermissionDenied
@@ -29,6 +29,8 @@ from .drivers.base import GIB, StorageError
 from .models import (
     NAME_LENGTH,
     SERVICE_KINDS,
+    BackupRun,
+    BackupSchedule,
     DiskImage,
     Draft,
     Kind,
@@ -98,6 +100,7 @@ DELETED_AT_ONCE = 50
 
 # What a snapshot is taken of: one disk, or all disks of a machine together.
 Source = Volume | VirtualMachine
+S = TypeVar("S", bound=Source)
 
 
 # --- questions -------------------------------------------------------------------------------------------------------
@@ -129,9 +132,10 @@ def size_of(source: Source) -> int:
     return source.size_gb if isinstance(source, Volume) else sum(volume.size_gb for volume in volumes_of(source))
 
 
-def fresh(source: Source) -> Source:
+def fresh(source: S) -> S:
     """The row as it is now, with what the checks read."""
-    return type(source).objects.select_related("project__customer", "location").get(pk=source.pk)
+    found: S = type(source).objects.select_related("project__customer", "location").get(pk=source.pk)  # type: ignore[assignment]
+    return found
 
 
 @dataclass(frozen=True)
@@ -190,6 +194,7 @@ def reserved_micro(customer: Customer, at: datetime) -> int:
     """
     waiting = (
         Snapshot.objects.filter(customer=customer, deleted_at=None, state__in=[State.PENDING, State.CREATING])
+        .exclude(run__schedule__origin=BackupSchedule.Origin.AUTOMATIC)  # which are not charged per GB
         .values("kind", "location_id")
         .annotate(gb=Sum("size_gb"))
         .order_by()
@@ -204,13 +209,13 @@ def reserved_micro(customer: Customer, at: datetime) -> int:
     return total
 
 
-def quote_for(source: Source, *, at: datetime | None = None) -> billing.Quote:
-    """Today's price of a snapshot of it. Raises NotSold."""
+def quote_for(source: Source, *, kind: str | None = None, at: datetime | None = None) -> billing.Quote:
+    """Today's price of a snapshot of it, or of a backup where `kind` says so. Raises NotSold."""
     try:
         return billing.quote(
             customer=source.project.customer,
             location=source.location,
-            kind=SERVICE_KINDS[kind_of(source)],
+            kind=SERVICE_KINDS[Kind(kind or kind_of(source))],
             size_gb=size_of(source),
             at=at or timezone.now(),
         )
@@ -335,14 +340,31 @@ def check_name(customer_id: UUID, name: str, *, but: UUID | None = None) -> str:
     return name
 
 
-def check_deliverable(source: Source, at: datetime | None = None) -> billing.Quote:
-    """Everything that can be known about a snapshot of it before its name: raises the first Refusal."""
-    at = at or timezone.now()
+def check_capturable(source: Source) -> None:
+    """Whether there is something to capture and the quotas admit it: raises the first Refusal."""
     check_source(source)
     check_quota(source.project, size_of(source))
-    quote = quote_for(source, at=at)
+
+
+def check_deliverable(source: Source, at: datetime | None = None, *, kind: str | None = None) -> billing.Quote:
+    """Everything that can be known about a snapshot of it before its name, or about a backup where `kind` says so:
+    raises the first Refusal.
+    """
+    at = at or timezone.now()
+    check_capturable(source)
+    quote = quote_for(source, kind=kind, at=at)
     check_cover(source.project.customer, quote.hourly_micro, at)
     return quote
+
+
+def check_shown_price(quote: billing.Quote, shown_hourly_micro: int | None) -> None:
+    """Raises PriceMoved where the person saw another price than today's."""
+    if shown_hourly_micro is not None and shown_hourly_micro != quote.hourly_micro:
+        raise PriceMoved(
+            _("The price has changed to %(price)s an hour since it was shown. Check it and confirm again.")
+            % {"price": format_price(quote.hourly_micro, quote.currency)},
+            quote,
+        )
 
 
 # --- acts ------------------------------------------------------------------------------------------------------------
@@ -369,22 +391,23 @@ def request_snapshot(
         require_change(User.objects.get(pk=user.pk), source.project_id)
         quote = check_deliverable(source)
         name = check_name(source.project.customer_id, name)
-        if shown_hourly_micro is not None and shown_hourly_micro != quote.hourly_micro:
-            raise PriceMoved(
-                _("The price has changed to %(price)s an hour since it was shown. Check it and confirm again.")
-                % {"price": format_price(quote.hourly_micro, quote.currency)},
-                quote,
-            )
+        check_shown_price(quote, shown_hourly_micro)
         snapshot = create_snapshot_row(source=source, volumes=volumes_of(source), name=name, user=user, draft=draft)
         create_operation(kind=Operation.Kind.CAPTURE, snapshot=snapshot, requested_by=user)
     return snapshot
 
 
 def create_snapshot_row(
-    *, source: Source, volumes: list[Volume], name: str, user: User | None, draft: Draft | None = None
+    *,
+    source: Source,
+    volumes: list[Volume],
+    name: str,
+    user: User | None,
+    draft: Draft | None = None,
+    kind: Kind | None = None,
 ) -> Snapshot:
     """The pending row and its disks; the caller holds the lock, has checked, and makes the operation."""
-    kind = kind_of(source)
+    kind = kind or kind_of(source)
     snapshot = Snapshot.objects.create(
         kind=kind,
         customer_id=source.project.customer_id,
@@ -624,20 +647,12 @@ def request_deletion(*, snapshot: Snapshot, user: User) -> Snapshot:
             return snapshot
         if snapshot.state not in (State.READY, State.FAILED):
             raise NotNow(_("The snapshot is still being taken. Delete it once that has ended."))
-        users = (
-            Operation.objects.active()
-            .filter(Q(snapshot=snapshot) | Q(safety_snapshot=snapshot))
-            .exclude(kind=Operation.Kind.VERIFY)
-        )
-        if in_use := users.first():
+        if in_use := uses_of(snapshot).first():
             raise NotNow(
                 _("The snapshot is in use (%(operation)s). Delete it once that has ended.")
                 % {"operation": in_use.get_kind_display()}
             )
-        now = timezone.now()
-        Snapshot.objects.transition(snapshot.pk, [snapshot.state], State.DELETING, delete_requested_at=now)
-        billing.close_segment(resource_id=snapshot.pk, kind=snapshot.service_kind, at=now)
-        create_operation(kind=Operation.Kind.DELETE, snapshot=snapshot, requested_by=user)
+        accept_deletion(snapshot, at=timezone.now(), user=user)
     snapshot.refresh_from_db()
     return snapshot
 
@@ -655,6 +670,19 @@ def request_deletions(*, snapshots: Iterable[Snapshot], user: User) -> dict[UUID
         except Refusal as refusal:
             results[snapshot.pk] = str(refusal)
     return results
+
+
+def uses_of(snapshot: Snapshot) -> OperationQuerySet:
+    """What goes on with it and would miss it."""
+    users = Operation.objects.active().filter(Q(snapshot=snapshot) | Q(safety_snapshot=snapshot))
+    return users.exclude(kind=Operation.Kind.VERIFY)
+
+
+def accept_deletion(snapshot: Snapshot, *, at: datetime, user: User | None = None) -> None:
+    """Ready or Failed until now: billing ends, storage follows. The caller holds the lock and has checked."""
+    Snapshot.objects.transition(snapshot.pk, [snapshot.state], State.DELETING, delete_requested_at=at)
+    billing.close_segment(resource_id=snapshot.pk, kind=snapshot.service_kind, at=at)
+    create_operation(kind=Operation.Kind.DELETE, snapshot=snapshot, requested_by=user)
 
 
 def retry(*, operation: Operation, user: User) -> Operation:
@@ -678,6 +706,7 @@ def retry(*, operation: Operation, user: User) -> Operation:
         if operation.kind == Operation.Kind.RESTORE:
             raise NotNow(_("Start the restore again from the snapshot's page: it asks for your confirmation."))
         if operation.kind == Operation.Kind.CAPTURE:
+            reopen_run(snapshot)
             retake(snapshot)
         elif operation.kind == Operation.Kind.NEW_VOLUME:
             require_ready(snapshot)
@@ -693,12 +722,33 @@ def retry(*, operation: Operation, user: User) -> Operation:
         )
 
 
+def reopen_run(snapshot: Snapshot) -> None:
+    """The run of a backup that a person tries again is under way again. The caller holds the lock. Raises NotNow."""
+    run = BackupRun.objects.filter(snapshot=snapshot).first()
+    if run is None:
+        return
+    if BackupRun.objects.unfinished().filter(vm=run.vm_id).exclude(pk=run.pk).exists():
+        raise NotNow(_("Another backup of this machine is under way. Try again when that has ended."))
+    BackupRun.objects.filter(pk=run.pk).update(
+        state=BackupRun.State.TAKING, next_try_at=None, finished_at=None, reason=""
+    )
+
+
+def has_other_disks(snapshot: Snapshot) -> bool:
+    """Whether its source has other disks now than when it was asked for."""
+    volumes = volumes_of(snapshot.source)
+    return {disk.volume_id for disk in snapshot.disks.all()} != {volume.pk for volume in volumes}
+
+
 def retake(snapshot: Snapshot) -> None:
     """A failed snapshot waits again, for the disks that its source has now. The caller holds the lock."""
     source = fresh(snapshot.source)
-    check_deliverable(source)
+    if snapshot.is_charged:
+        check_deliverable(source, kind=snapshot.kind)
+    else:
+        check_capturable(source)
     volumes = volumes_of(source)
-    if {disk.volume_id for disk in snapshot.disks.all()} != {volume.pk for volume in volumes}:
+    if has_other_disks(snapshot):
         raise NotNow(_("The machine has other disks now than when this was asked for. Take a new snapshot instead."))
     size_gb = sum(volume.size_gb for volume in volumes)
     if not Snapshot.objects.transition(snapshot.pk, [State.FAILED], State.PENDING, error="", size_gb=size_gb):

@@ -144,7 +144,10 @@ def take(snapshot: Snapshot, lease: operations.Lease, *, safety: bool = False) -
 
 
 def settle_ready(snapshot: Snapshot, infos: list[SnapshotInfo], now: datetime) -> None:
-    """Ready, and billed from this very instant; a checksum that is still missing follows."""
+    """Ready, and billed from this very instant; a checksum that is still missing follows.
+
+    A backup is read back in any case: only a copy that was verified takes the place of an older one.
+    """
     for info in infos:
         DiskImage.objects.filter(pk=info.uuid).update(
             backend_ref=info.backend_ref,
@@ -158,16 +161,18 @@ def settle_ready(snapshot: Snapshot, infos: list[SnapshotInfo], now: datetime) -
     if not Snapshot.objects.transition(snapshot.pk, [State.CREATING], State.READY, **ready):
         raise operations.LeaseLost
     snapshot.refresh_from_db()
-    billing.open_segment(
-        resource_id=snapshot.pk,
-        kind=snapshot.service_kind,
-        name=snapshot.name,
-        project=snapshot.project,
-        location=snapshot.location,
-        size_gb=snapshot.size_gb,
-        at=now,
-    )
-    if get_driver(snapshot.location).reads_bytes and not all(info.checksum for info in infos):
+    if snapshot.is_charged:
+        billing.open_segment(
+            resource_id=snapshot.pk,
+            kind=snapshot.service_kind,
+            name=snapshot.name,
+            project=snapshot.project,
+            location=snapshot.location,
+            size_gb=snapshot.size_gb,
+            at=now,
+        )
+    lacks_checksum = get_driver(snapshot.location).reads_bytes and not all(info.checksum for info in infos)
+    if lacks_checksum or snapshot.kind == Kind.BACKUP:
         operations.create_operation(kind=Operation.Kind.VERIFY, snapshot=snapshot)
 
 

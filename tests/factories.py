@@ -1,6 +1,6 @@
 """A valid object of each model; Traits name the situations. A person gets a role by `UserFactory(member_of=project)`."""
 
-from datetime import timedelta
+from datetime import time, timedelta
 from typing import Any
 
 import factory
@@ -9,7 +9,8 @@ from factory.django import DjangoModelFactory
 
 from cng_portal.accounts.models import BillingType, Customer, Membership, Notice, Project, Role, User
 from cng_portal.inventory.models import Location, Region, VirtualMachine, Volume
-from snapshots.models import DiskImage, Draft, Kind, Operation, Snapshot, State, name_key
+from snapshots.models import BackupRun, BackupSchedule, DiskImage, Draft, Kind, Operation, Snapshot, State, name_key
+from snapshots.slots import Rule, next_slot
 
 
 class CustomerFactory(DjangoModelFactory):
@@ -190,6 +191,79 @@ class VMSnapshotFactory(DjangoModelFactory):
     size_gb = 1
     state = State.READY
     ready_at = factory.LazyFunction(timezone.now)
+
+
+class BackupScheduleFactory(DjangoModelFactory):
+    """A customer's, every night at two, that ran last night and keeps two copies."""
+
+    class Meta:
+        model = BackupSchedule
+
+    class Params:
+        automatic = factory.Trait(origin=BackupSchedule.Origin.AUTOMATIC)
+        weekly = factory.Trait(interval="weekly", weekday=0)
+        monthly = factory.Trait(interval="monthly", month_day=31)
+        paused = factory.Trait(paused_at=factory.LazyFunction(timezone.now), next_run_at=None)
+        deleted = factory.Trait(deleted_at=factory.LazyFunction(timezone.now), next_run_at=None)
+
+    vm = factory.SubFactory(VirtualMachineFactory)
+    interval = "daily"
+    at = time(2)
+    time_zone = factory.SelfAttribute("vm.project.customer.time_zone")
+    next_run_at = factory.LazyAttribute(
+        lambda schedule: next_slot(
+            Rule(
+                interval=schedule.interval,
+                at=schedule.at,
+                weekday=getattr(schedule, "weekday", None),
+                month_day=getattr(schedule, "month_day", None),
+            ),
+            schedule.vm.project.customer.zone,
+            timezone.now(),
+        )
+    )
+
+
+class BackupFactory(VMSnapshotFactory):
+    """A copy that is Ready, of a machine; its run, disks and schedule are the test's."""
+
+    kind = Kind.BACKUP
+    name = factory.Sequence(lambda n: f"vm-backup-{n}")
+
+
+class BackupRunFactory(DjangoModelFactory):
+    """Done an hour ago, with its copy."""
+
+    class Meta:
+        model = BackupRun
+
+    class Params:
+        taking = factory.Trait(state=BackupRun.State.TAKING, finished_at=None)
+        waiting = factory.Trait(
+            state=BackupRun.State.WAITING,
+            finished_at=None,
+            tries=1,
+            next_try_at=factory.LazyFunction(lambda: timezone.now() + timedelta(minutes=5)),
+            reason="The storage ran out of room. Ask support, then try again.",
+            snapshot=None,
+        )
+        failed = factory.Trait(
+            state=BackupRun.State.FAILED,
+            tries=4,
+            reason="The storage ran out of room. Ask support, then try again.",
+            snapshot=None,
+        )
+        missed = factory.Trait(
+            state=BackupRun.State.MISSED, reason="The portal could not start it at its time.", snapshot=None
+        )
+
+    schedule = factory.SubFactory(BackupScheduleFactory)
+    vm = factory.SelfAttribute("schedule.vm")
+    slot = factory.Sequence(lambda n: timezone.now() - timedelta(hours=1, seconds=n))
+    state = BackupRun.State.DONE
+    snapshot = factory.SubFactory(BackupFactory, vm=factory.SelfAttribute("..vm"))
+    tries = 1
+    finished_at = factory.LazyFunction(timezone.now)
 
 
 class OperationFactory(DjangoModelFactory):

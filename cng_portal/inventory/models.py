@@ -1,10 +1,11 @@
 """What the provider runs: locations, and the customers' virtual machines and volumes in them."""
 
 import uuid
+from datetime import time
 from typing import Self
 
 from babel import Locale
-from django.core.validators import MinValueValidator, RegexValidator
+from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
 from django.db import models
 from django.db.models import Q
 from django.utils import timezone, translation
@@ -20,6 +21,24 @@ class Region(models.TextChoices):
     AMERICAS = "americas", _("Americas")
     AFRICA = "africa", _("Africa")
     OCEANIA = "oceania", _("Oceania")
+
+
+class Interval(models.TextChoices):
+    """How often a machine is backed up."""
+
+    DAILY = "daily", _("Daily")
+    WEEKLY = "weekly", _("Weekly")
+    MONTHLY = "monthly", _("Monthly")
+
+
+class Weekday(models.IntegerChoices):
+    MONDAY = 0, _("Monday")
+    TUESDAY = 1, _("Tuesday")
+    WEDNESDAY = 2, _("Wednesday")
+    THURSDAY = 3, _("Thursday")
+    FRIDAY = 4, _("Friday")
+    SATURDAY = 5, _("Saturday")
+    SUNDAY = 6, _("Sunday")
 
 
 class LocationQuerySet(models.QuerySet["Location"]):
@@ -49,6 +68,24 @@ class Location(models.Model):
     active = models.BooleanField(_("active"), default=True)
     driver = models.CharField(_("storage driver"), max_length=32, default="local")
     driver_options = models.JSONField(_("storage driver options"), default=dict, blank=True)
+    # when automatic backups run, and how many copies they keep
+    default_interval = models.CharField(
+        _("interval"), max_length=7, choices=Interval.choices, default=Interval.DAILY.value
+    )
+    default_weekday = models.PositiveSmallIntegerField(
+        _("weekday"), choices=Weekday.choices, null=True, blank=True, help_text=_("Of weekly backups.")
+    )
+    default_month_day = models.PositiveSmallIntegerField(
+        _("day of the month"),
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(1), MaxValueValidator(31)],
+        help_text=_("Of monthly backups; the last one where the month is shorter."),
+    )
+    default_at = models.TimeField(
+        _("time of day"), default=time(2), help_text=_("In the time zone of each machine's customer.")
+    )
+    default_keep = models.PositiveSmallIntegerField(_("copies kept"), default=2, validators=[MinValueValidator(1)])
 
     objects = LocationQuerySet.as_manager()
 
@@ -56,6 +93,32 @@ class Location(models.Model):
         verbose_name = _("location")
         verbose_name_plural = _("locations")
         ordering = ["code"]
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(default_interval="daily", default_weekday=None, default_month_day=None)
+                | Q(
+                    default_interval="weekly",
+                    default_weekday__isnull=False,
+                    default_weekday__lte=6,
+                    default_month_day=None,
+                )
+                | Q(
+                    default_interval="monthly",
+                    default_weekday=None,
+                    default_month_day__isnull=False,
+                    default_month_day__range=(1, 31),
+                ),
+                name="inventory_location_default_interval",
+                violation_error_message=_(
+                    "Weekly backups need a weekday, monthly ones a day of the month, daily ones neither."
+                ),
+            ),
+            models.CheckConstraint(
+                condition=Q(default_keep__gte=1),
+                name="inventory_location_default_keep",
+                violation_error_message=_("At least one copy has to be kept."),
+            ),
+        ]
 
     def __str__(self) -> str:
         return self.code
@@ -100,6 +163,7 @@ class VirtualMachine(models.Model):
     hourly_price_micro = models.BigIntegerField(
         _("hourly price, millionths"), default=0, help_text=_("Millionths of the customer's currency for one hour.")
     )
+    automatic_backups_since = models.DateTimeField(_("automatic backups since"), null=True, blank=True, editable=False)
     backend_ref = models.CharField(_("backend reference"), max_length=255, blank=True)
     created_at = models.DateTimeField(_("created"), default=timezone.now)
     deleted_at = models.DateTimeField(_("deleted"), null=True, blank=True)
@@ -124,6 +188,29 @@ class VirtualMachine(models.Model):
     @property
     def is_running(self) -> bool:
         return self.state == self.State.RUNNING
+
+
+class AutomaticBackupSwitch(models.Model):
+    """Who switched a machine's automatic backups on or off, and when; nobody where the portal did, for a deleted
+    machine.
+    """
+
+    vm = models.ForeignKey(
+        VirtualMachine, verbose_name=_("virtual machine"), on_delete=models.PROTECT, related_name="switches"
+    )
+    on = models.BooleanField(_("switched on"))
+    switched_by = models.ForeignKey(
+        User, verbose_name=_("by"), on_delete=models.PROTECT, null=True, blank=True, related_name="+"
+    )
+    switched_at = models.DateTimeField(_("time"))
+
+    class Meta:
+        verbose_name = _("switch of automatic backups")
+        verbose_name_plural = _("switches of automatic backups")
+        ordering = ["-switched_at", "-id"]
+
+    def __str__(self) -> str:
+        return f"{self.vm}: {_('on') if self.on else _('off')}"
 
 
 class Volume(models.Model):

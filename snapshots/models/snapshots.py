@@ -18,9 +18,9 @@ from django.utils.translation import gettext_lazy as _
 
 from billing.models import ServiceKind
 from cng_portal.accounts.models import Customer, Project, User
-from cng_portal.inventory.models import Location, OwnedQuerySet, VirtualMachine, Volume
+from cng_portal.inventory.models import Interval, Location, OwnedQuerySet, VirtualMachine, Volume, Weekday
 
-from .drivers.base import Consistency
+from ..drivers.base import Consistency
 
 NAME_LENGTH = 64
 # normalising and folding a character gives at most three each
@@ -84,6 +84,13 @@ class Draft(models.Model):
     volume = models.ForeignKey(Volume, on_delete=models.SET_NULL, null=True, related_name="+")
     vm = models.ForeignKey(VirtualMachine, on_delete=models.SET_NULL, null=True, related_name="+")
     name = models.CharField(max_length=NAME_LENGTH, blank=True)
+    # the answers of a backup's schedule step, named as in BackupSchedule; without an interval it is not answered yet
+    interval = models.CharField(max_length=7, choices=Interval.choices, blank=True)
+    weekday = models.PositiveSmallIntegerField(choices=Weekday.choices, null=True, blank=True)
+    month_day = models.PositiveSmallIntegerField(null=True, blank=True)
+    at = models.TimeField(null=True, blank=True)
+    keep = models.PositiveSmallIntegerField(default=2)
+    take_one_now = models.BooleanField(default=False)
     created_at = models.DateTimeField(default=timezone.now, editable=False)
 
     def __str__(self) -> str:
@@ -158,6 +165,9 @@ class Snapshot(models.Model):
     size_gb = models.PositiveIntegerField(_("size, GB"), help_text=_("Of all disks together."))
     state = models.CharField(_("state"), max_length=8, choices=State.choices, default=State.PENDING)
     error = models.TextField(_("reason"), blank=True)
+    kept = models.BooleanField(
+        _("kept for ever"), default=False, help_text=_("A schedule neither deletes it nor counts it.")
+    )
     requested_by = models.ForeignKey(
         User, verbose_name=_("asked for by"), on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
     )
@@ -220,6 +230,11 @@ class Snapshot(models.Model):
                 violation_error_message=_("The state does not fit the instants of this snapshot."),
             ),
             models.CheckConstraint(condition=Q(size_gb__gte=1), name="snapshot_size"),
+            models.CheckConstraint(
+                condition=Q(kept=False) | Q(kind=Kind.BACKUP),
+                name="snapshot_kept",
+                violation_error_message=_("Only a backup can be kept for ever: nothing else is deleted by itself."),
+            ),
         ]
 
     def __str__(self) -> str:
@@ -228,6 +243,12 @@ class Snapshot(models.Model):
     @property
     def service_kind(self) -> ServiceKind:
         return SERVICE_KINDS[Kind(self.kind)]
+
+    @property
+    def is_charged(self) -> bool:
+        """Whether it is paid per GB: copies of automatic backups are not, the switch is what they cost."""
+        run = getattr(self, "run", None) if self.kind == Kind.BACKUP else None
+        return run is None or not run.schedule.is_automatic
 
     @property
     def is_transient(self) -> bool:

@@ -1,0 +1,40 @@
+"""The tables of this app: what a snapshot is, and the work on it, in snapshots.py; schedules of backups in schedules.py."""
+
+from .schedules import BackupRun, BackupSchedule
+from .snapshots import (
+    COUNTED_STATES,
+    NAME_KEY_LENGTH,
+    NAME_LENGTH,
+    SERVICE_KINDS,
+    TRANSIENT_STATES,
+    TRANSITIONS,
+    DiskImage,
+    Draft,
+    Kind,
+    Operation,
+    OperationQuerySet,
+    Snapshot,
+    SnapshotQuerySet,
+    State,
+    name_key,
+)
+
+__all__ = [
+    "COUNTED_STATES",
+    "NAME_KEY_LENGTH",
+    "NAME_LENGTH",
+    "SERVICE_KINDS",
+    "TRANSIENT_STATES",
+    "TRANSITIONS",
+    "BackupRun",
+    "BackupSchedule",
+    "DiskImage",
+    "Draft",
+    "Kind",
+    "Operation",
+    "OperationQuerySet",
+    "Snapshot",
+    "SnapshotQuerySet",
+    "State",
+    "name_key",
+]

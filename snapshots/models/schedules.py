@@ -1,0 +1,202 @@
+"""When a machine is backed up, and what became of each time. The rules of time are in slots.py, the acts in backups.py.
+
+The copies themselves are `Snapshot` rows of kind BACKUP; a copy reaches its schedule through its `run`.
+"""
+
+import uuid
+from typing import Self
+
+from django.core.validators import MaxValueValidator, MinValueValidator
+from django.db import models
+from django.db.models import Q
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from cng_portal.accounts.models import User
+from cng_portal.inventory.models import Interval, VirtualMachine, Weekday
+
+from .. import slots
+from .snapshots import Draft, Snapshot
+
+
+class BackupScheduleQuerySet(models.QuerySet["BackupSchedule"]):
+    def visible_to(self, user: User) -> Self:
+        return self.filter(vm__project_id__in=list(user.roles))
+
+    def present(self) -> Self:
+        return self.filter(deleted_at=None)
+
+
+class BackupSchedule(models.Model):
+    """How often a machine is backed up, and how many copies are kept of it.
+
+    `at`, `weekday` and `month_day` are meant in the customer's time zone; `time_zone` is the one that `next_run_at` was
+    computed with. `next_run_at` is the next slot that nobody has dealt with, None while paused and once deleted.
+    """
+
+    class Origin(models.TextChoices):
+        CUSTOMER = "customer", _("Customer")
+        AUTOMATIC = "automatic", _("Automatic")  # the administrator's switch
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    vm = models.ForeignKey(
+        VirtualMachine, verbose_name=_("virtual machine"), on_delete=models.PROTECT, related_name="backup_schedules"
+    )
+    origin = models.CharField(_("origin"), max_length=9, choices=Origin.choices, default=Origin.CUSTOMER)
+    interval = models.CharField(_("interval"), max_length=7, choices=Interval.choices)
+    weekday = models.PositiveSmallIntegerField(_("weekday"), choices=Weekday.choices, null=True, blank=True)
+    month_day = models.PositiveSmallIntegerField(
+        _("day of the month"),
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(1), MaxValueValidator(31)],
+        help_text=_("The last one where the month is shorter."),
+    )
+    at = models.TimeField(_("time of day"), help_text=_("In the customer's time zone."))
+    keep = models.PositiveSmallIntegerField(_("copies kept"), default=2, validators=[MinValueValidator(1)])
+    time_zone = models.CharField(_("time zone"), max_length=64, editable=False)
+    paused_at = models.DateTimeField(_("paused"), null=True, blank=True)
+    next_run_at = models.DateTimeField(_("next run"), null=True, blank=True)
+    created_by = models.ForeignKey(
+        User, verbose_name=_("created by"), on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
+    )
+    draft = models.OneToOneField(Draft, on_delete=models.SET_NULL, null=True, blank=True, related_name="schedule")
+    created_at = models.DateTimeField(_("created"), default=timezone.now, editable=False)
+    deleted_at = models.DateTimeField(_("deleted"), null=True, blank=True)
+
+    objects = BackupScheduleQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("backup schedule")
+        verbose_name_plural = _("backup schedules")
+        ordering = ["-created_at", "-id"]
+        indexes = [
+            # what is due is found here, however many schedules there are
+            models.Index(fields=["next_run_at", "id"], condition=Q(next_run_at__isnull=False), name="schedule_due"),
+        ]
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(interval=Interval.DAILY, weekday=None, month_day=None)
+                | Q(interval=Interval.WEEKLY, weekday__isnull=False, weekday__lte=6, month_day=None)
+                | Q(interval=Interval.MONTHLY, weekday=None, month_day__isnull=False, month_day__range=(1, 31)),
+                name="schedule_interval",
+                violation_error_message=_(
+                    "A weekly schedule has a weekday, a monthly one a day of the month, a daily one neither."
+                ),
+            ),
+            models.CheckConstraint(
+                condition=Q(keep__gte=1),
+                name="schedule_keep",
+                violation_error_message=_("At least one copy has to be kept."),
+            ),
+            models.CheckConstraint(
+                condition=Q(paused_at=None, deleted_at=None, next_run_at__isnull=False)
+                | Q(Q(paused_at__isnull=False) | Q(deleted_at__isnull=False), next_run_at=None),
+                name="schedule_next_run",
+                violation_error_message=_("A schedule runs next unless it is paused or deleted."),
+            ),
+            models.UniqueConstraint(
+                fields=["vm"],
+                condition=Q(origin="automatic", deleted_at=None),
+                name="schedule_one_automatic",
+                violation_error_message=_("The machine has automatic backups already."),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.vm} · {self.get_interval_display()}"
+
+    @property
+    def rule(self) -> slots.Rule:
+        return slots.Rule(interval=self.interval, at=self.at, weekday=self.weekday, month_day=self.month_day)
+
+    @property
+    def is_automatic(self) -> bool:
+        return self.origin == self.Origin.AUTOMATIC
+
+
+class BackupRunQuerySet(models.QuerySet["BackupRun"]):
+    def visible_to(self, user: User) -> Self:
+        return self.filter(vm__project_id__in=list(user.roles))
+
+    def unfinished(self) -> Self:
+        return self.filter(state__in=UNFINISHED)
+
+
+class BackupRun(models.Model):
+    """What became of one slot of a schedule, or of *Run now*, whose slot is the instant at which it was asked for.
+
+    `tries` counts what was tried, the first time included; a waiting one is tried again at `next_try_at`. `reason` is why
+    the last try failed, or why nothing was tried. It is done when its copy is Ready and verified.
+    """
+
+    class State(models.TextChoices):
+        WAITING = "waiting", _("Waiting to be tried again")
+        TAKING = "taking", _("Being taken")
+        DONE = "done", _("Done")
+        FAILED = "failed", _("Failed")
+        MISSED = "missed", _("Missed")
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    schedule = models.ForeignKey(
+        BackupSchedule, verbose_name=_("schedule"), on_delete=models.PROTECT, related_name="runs", db_index=False
+    )
+    vm = models.ForeignKey(
+        VirtualMachine, verbose_name=_("virtual machine"), on_delete=models.PROTECT, related_name="backup_runs"
+    )
+    slot = models.DateTimeField(_("slot"))
+    state = models.CharField(_("state"), max_length=7, choices=State.choices)
+    snapshot = models.OneToOneField(
+        Snapshot, verbose_name=_("copy"), on_delete=models.PROTECT, null=True, blank=True, related_name="run"
+    )
+    tries = models.PositiveSmallIntegerField(_("tries"), default=0)
+    next_try_at = models.DateTimeField(_("next try"), null=True, blank=True)
+    reason = models.TextField(_("reason"), blank=True)
+    requested_by = models.ForeignKey(
+        User, verbose_name=_("asked for by"), on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
+    )
+    created_at = models.DateTimeField(_("recorded"), default=timezone.now, editable=False)
+    finished_at = models.DateTimeField(_("finished"), null=True, blank=True)
+
+    objects = BackupRunQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("backup run")
+        verbose_name_plural = _("backup runs")
+        ordering = ["-slot", "-id"]
+        indexes = [
+            models.Index(fields=["state", "next_try_at"], condition=Q(finished_at=None), name="run_unfinished"),
+        ]
+        constraints = [
+            # its index also serves the runs of a schedule, newest first
+            models.UniqueConstraint(fields=["schedule", "slot"], name="run_once_per_slot"),
+            models.UniqueConstraint(
+                fields=["vm"],
+                condition=Q(state__in=["waiting", "taking"]),
+                name="run_one_unfinished_per_vm",
+                violation_error_message=_("A backup of this machine is under way already."),
+            ),
+            models.CheckConstraint(
+                condition=Q(state="waiting", finished_at=None, next_try_at__isnull=False)
+                | Q(state="taking", finished_at=None, next_try_at=None, snapshot__isnull=False)
+                | Q(state="done", finished_at__isnull=False, next_try_at=None, snapshot__isnull=False)
+                | Q(state__in=["failed", "missed"], finished_at__isnull=False, next_try_at=None),
+                name="run_state",
+                violation_error_message=_("The state does not fit the instants of this run."),
+            ),
+            models.CheckConstraint(
+                condition=~Q(state__in=["failed", "missed"]) | ~Q(reason=""),
+                name="run_reason",
+                violation_error_message=_("What failed or was missed needs a reason."),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.vm} · {self.slot:%Y-%m-%d %H:%M} UTC"
+
+    @property
+    def is_unfinished(self) -> bool:
+        return self.state in UNFINISHED
+
+
+UNFINISHED = (BackupRun.State.WAITING, BackupRun.State.TAKING)

@@ -1,0 +1,239 @@
+"""Schedules as the customer makes, changes, pauses and ends them."""
+
+from datetime import UTC, datetime, time, timedelta
+from pathlib import Path
+
+import pytest
+from django.core.exceptions import PermissionDenied
+from django.db import IntegrityError, transaction
+
+from billing.models import Package, ServiceKind, UsageSegment
+from cng_portal.accounts.models import Customer, Membership, Role
+from cng_portal.inventory.models import VirtualMachine
+from snapshots import backups, services
+from snapshots.models import BackupRun, BackupSchedule, Kind, Snapshot, State
+from tests.factories import (
+    BackupRunFactory,
+    BackupScheduleFactory,
+    DraftFactory,
+    MembershipFactory,
+    SnapshotFactory,
+    VirtualMachineFactory,
+    VolumeFactory,
+)
+from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sell_everywhere
+
+pytestmark = pytest.mark.django_db
+
+NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)  # 18:30 in Yangon
+NIGHTLY = {"interval": "daily", "at": time(2), "keep": 2}
+
+
+@pytest.fixture
+def member() -> Membership:
+    return MembershipFactory(project__customer__postpaid=True)
+
+
+@pytest.fixture
+def vm(storage_root: Path, member: Membership) -> VirtualMachine:
+    vm = VirtualMachineFactory(project=member.project, name="db-01")
+    for position, size_gb in enumerate([10, 30]):
+        volume = VolumeFactory(project=member.project, location=vm.location, vm=vm, position=position, size_gb=size_gb)
+        put_volume(storage_root, volume, content(b"disk %d" % position))
+    sell_everywhere(kind=ServiceKind.VM_BACKUP, rate_micro=600_000)
+    return vm
+
+
+def create(vm: VirtualMachine, member: Membership, **given: object) -> BackupSchedule:
+    return backups.create_schedule(**({"vm": vm, "user": member.user, "now": NOON} | NIGHTLY | given))
+
+
+@pytest.mark.parametrize(
+    ("given", "next_run_at"),
+    [
+        ({}, datetime(2026, 11, 22, 19, 30, tzinfo=UTC)),
+        # only what the interval has is kept
+        ({"weekday": 3, "month_day": 5}, datetime(2026, 11, 22, 19, 30, tzinfo=UTC)),
+        ({"interval": "weekly", "weekday": 2}, datetime(2026, 11, 24, 19, 30, tzinfo=UTC)),
+        ({"interval": "monthly", "month_day": 31, "at": time(20)}, datetime(2026, 11, 30, 13, 30, tzinfo=UTC)),
+    ],
+)
+def test_a_schedule_runs_next_at_its_slot_in_the_customers_zone(
+    vm: VirtualMachine, member: Membership, given: dict, next_run_at: datetime
+) -> None:
+    schedule = create(vm, member, **given)
+    schedule.refresh_from_db()
+    assert (schedule.next_run_at, schedule.origin, schedule.created_by) == (next_run_at, "customer", member.user)
+    assert not schedule.runs.exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ({"interval": "hourly"}, "interval"),
+        ({"interval": "weekly"}, "weekday"),
+        ({"interval": "monthly", "month_day": 32}, "month_day"),
+        ({"keep": 0}, "keep"),
+        ({"keep": 366}, "keep"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_named(
+    vm: VirtualMachine, member: Membership, given: dict, field: str
+) -> None:
+    with pytest.raises(backups.BadSchedule) as refusal:
+        create(vm, member, **given)
+    assert refusal.value.field == field
+    assert not BackupSchedule.objects.exists()
+
+
+def test_what_a_copy_would_be_refused_for_refuses_the_schedule(vm: VirtualMachine, member: Membership) -> None:
+    with pytest.raises(services.PriceMoved, match="has changed to K 24"):
+        create(vm, member, shown_hourly_micro=1)
+    Customer.objects.update(snapshot_gb_quota=39)
+    with pytest.raises(services.QuotaFull):
+        create(vm, member)
+    Customer.objects.update(snapshot_gb_quota=-1, billing_type="prepaid")
+    with pytest.raises(services.NoCredit):
+        create(vm, member)
+    Package.objects.update(active=False)
+    with pytest.raises(services.NotSold):
+        create(vm, member)
+    assert not BackupSchedule.objects.exists()
+
+
+def test_a_viewer_may_not(vm: VirtualMachine, member: Membership) -> None:
+    viewer = MembershipFactory(project=member.project, role=Role.VIEWER)
+    schedule = create(vm, member)
+    for act in (
+        lambda: create(vm, viewer),
+        lambda: backups.pause_schedule(schedule=schedule, user=viewer.user),
+        lambda: backups.delete_schedule(schedule=schedule, user=viewer.user),
+        lambda: backups.run_now(schedule=schedule, user=viewer.user),
+    ):
+        with pytest.raises(PermissionDenied):
+            act()
+
+
+def test_the_same_draft_makes_one_schedule(vm: VirtualMachine, member: Membership) -> None:
+    draft = DraftFactory(customer=member.project.customer, kind=Kind.BACKUP)
+    assert create(vm, member, draft=draft) == create(vm, member, draft=draft, take_one_now=True)
+    assert BackupSchedule.objects.count() == 1
+    assert not BackupRun.objects.exists()
+
+
+def test_one_that_is_taken_at_once_is_a_backup_that_is_paid_per_gb(vm: VirtualMachine, member: Membership) -> None:
+    schedule = create(vm, member, take_one_now=True)
+    run = schedule.runs.get()
+    assert (run.state, run.slot, run.requested_by) == (BackupRun.State.TAKING, NOON, member.user)
+    assert (run.snapshot.kind, run.snapshot.name) == (Kind.BACKUP, "db-01-backup-2026-11-22")
+    carry_out_what_waits()
+    copy = Snapshot.objects.get()
+    assert copy.state == State.READY
+    segment = UsageSegment.objects.get()
+    assert (segment.kind, segment.size_gb, segment.resource_id) == (ServiceKind.VM_BACKUP, 40, copy.pk)
+
+
+def test_a_second_one_now_is_refused_while_the_first_is_under_way(vm: VirtualMachine, member: Membership) -> None:
+    schedule = create(vm, member, take_one_now=True)
+    with pytest.raises(services.NotNow, match="under way already"):
+        backups.run_now(schedule=schedule, user=member.user)
+    assert Snapshot.objects.count() == 1
+
+
+def test_a_paused_schedule_has_no_next_run_and_goes_on_where_it_is_resumed(
+    vm: VirtualMachine, member: Membership
+) -> None:
+    schedule = create(vm, member)
+    paused = backups.pause_schedule(schedule=schedule, user=member.user, now=NOON)
+    assert (paused.paused_at, paused.next_run_at) == (NOON, None)
+    again = backups.pause_schedule(schedule=schedule, user=member.user, now=NOON + timedelta(days=1))
+    assert again.paused_at == NOON
+    later = NOON + timedelta(days=10)
+    resumed = backups.resume_schedule(schedule=schedule, user=member.user, now=later)
+    assert (resumed.paused_at, resumed.next_run_at) == (None, datetime(2026, 12, 2, 19, 30, tzinfo=UTC))
+    assert not schedule.runs.exists()
+
+
+def test_what_was_due_when_it_was_paused_changed_or_deleted_is_recorded(vm: VirtualMachine, member: Membership) -> None:
+    schedule = create(vm, member)
+    first, second, third = (datetime(2026, 11, day, 19, 30, tzinfo=UTC) for day in (22, 23, 24))
+    backups.edit_schedule(schedule=schedule, user=member.user, now=second, **NIGHTLY | {"at": time(3)})
+    third += timedelta(hours=1)
+    backups.pause_schedule(schedule=schedule, user=member.user, now=third)
+    runs = [(run.slot, run.state, run.reason) for run in schedule.runs.order_by("slot")]
+    changed, paused = "The schedule was changed before this run could be started.", "The schedule was paused."
+    assert runs == [
+        (first, "missed", changed),
+        (second, "missed", changed),
+        (second + timedelta(hours=1), "missed", paused),
+        (third, "missed", paused),
+    ]
+
+
+def test_an_edited_schedule_runs_at_its_new_time(vm: VirtualMachine, member: Membership) -> None:
+    schedule = create(vm, member)
+    edited = backups.edit_schedule(
+        schedule=schedule, user=member.user, now=NOON, interval="weekly", weekday=0, at=time(5, 30), keep=7
+    )
+    assert (edited.next_run_at, edited.keep) == (datetime(2026, 11, 22, 23, tzinfo=UTC), 7)
+
+
+def test_a_deleted_schedule_leaves_its_copies_and_stops_trying(vm: VirtualMachine, member: Membership) -> None:
+    done = BackupRunFactory(schedule=create(vm, member))
+    waiting = BackupRunFactory(schedule=done.schedule, waiting=True)
+    deleted = backups.delete_schedule(schedule=done.schedule, user=member.user, now=NOON)
+    assert (deleted.deleted_at, deleted.next_run_at) == (NOON, None)
+    done.snapshot.refresh_from_db()
+    waiting.refresh_from_db()
+    assert done.snapshot.state == State.READY
+    assert (waiting.state, waiting.reason) == (BackupRun.State.FAILED, "The schedule was deleted.")
+    backups.delete_schedule(schedule=done.schedule, user=member.user)
+    with pytest.raises(services.NotNow, match="has been deleted"):
+        backups.resume_schedule(schedule=done.schedule, user=member.user)
+
+
+def test_automatic_backups_are_not_the_customers_to_change(member: Membership, vm: VirtualMachine) -> None:
+    schedule = BackupScheduleFactory(vm=vm, automatic=True)
+    for act in (backups.pause_schedule, backups.resume_schedule, backups.delete_schedule, backups.run_now):
+        with pytest.raises(services.NotNow, match="only your provider changes"):
+            act(schedule=schedule, user=member.user)
+
+
+def test_a_copy_is_kept_for_ever_and_no_longer(vm: VirtualMachine, member: Membership) -> None:
+    copy = BackupRunFactory(schedule=create(vm, member)).snapshot
+    assert backups.keep_copy(snapshot=copy, kept=True, user=member.user).kept
+    assert not backups.keep_copy(snapshot=copy, kept=False, user=member.user).kept
+    of_a_volume = SnapshotFactory(volume__project=member.project)
+    with pytest.raises(services.NotNow, match="Only a backup"):
+        backups.keep_copy(snapshot=of_a_volume, kept=True, user=member.user)
+
+
+@pytest.mark.both_databases
+@pytest.mark.parametrize(
+    ("broken", "constraint"),
+    [
+        ({"interval": "weekly"}, "schedule_interval"),
+        ({"weekday": 1}, "schedule_interval"),
+        ({"interval": "monthly", "month_day": 0}, "schedule_interval"),
+        ({"keep": 0}, "schedule_keep"),
+        ({"next_run_at": None}, "schedule_next_run"),
+        ({"paused_at": NOON}, "schedule_next_run"),
+    ],
+)
+def test_the_database_refuses_a_schedule_that_makes_no_sense(broken: dict, constraint: str) -> None:
+    schedule = BackupScheduleFactory()
+    with pytest.raises(IntegrityError, match=constraint), transaction.atomic():
+        BackupSchedule.objects.filter(pk=schedule.pk).update(**broken)
+
+
+@pytest.mark.both_databases
+def test_the_database_holds_one_run_per_slot_one_unfinished_per_machine_and_one_automatic_schedule() -> None:
+    run = BackupRunFactory(taking=True)
+    with pytest.raises(IntegrityError), transaction.atomic():
+        BackupRunFactory(schedule=run.schedule, slot=run.slot)
+    with pytest.raises(IntegrityError), transaction.atomic():
+        BackupRunFactory(schedule__vm=run.vm, waiting=True)
+    BackupScheduleFactory(vm=run.vm, automatic=True, deleted=True)
+    BackupScheduleFactory(vm=run.vm, automatic=True)
+    with pytest.raises(IntegrityError), transaction.atomic():
+        BackupScheduleFactory(vm=run.vm, automatic=True)

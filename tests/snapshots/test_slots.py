@@ -1,0 +1,135 @@
+"""Times of runs against an oracle that looks at every minute of the wall clock."""
+
+from datetime import UTC, date, datetime, time, timedelta
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from snapshots.slots import Rule, instant, next_slot, preview, slots_between
+
+BERLIN, YANGON = ZoneInfo("Europe/Berlin"), ZoneInfo("Asia/Yangon")
+MINUTE, DAY = timedelta(minutes=1), timedelta(days=1)
+# +06:30; both hemispheres; half an hour of daylight saving; at midnight; 45 minutes; a whole day left out in 2011
+ZONES = [
+    "Asia/Yangon",
+    "Europe/Berlin",
+    "America/New_York",
+    "Australia/Lord_Howe",
+    "America/Sao_Paulo",
+    "Asia/Kathmandu",
+    "Pacific/Apia",
+    "Africa/Casablanca",
+    "UTC",
+]
+# around changes of the clock, and anywhere
+DAYS = st.one_of(
+    st.dates(date(2008, 1, 1), date(2030, 12, 1)),
+    st.builds(
+        lambda day, shift: day + shift * DAY,
+        st.sampled_from(
+            [date(2026, 3, 29), date(2026, 10, 25), date(2011, 12, 30), date(2026, 4, 5), date(2018, 11, 4)]
+            + [date(2024, 2, 29), date(2026, 2, 28), date(2026, 12, 31)]
+        ),
+        st.integers(-2, 2),
+    ),
+)
+TIMES = st.one_of(st.times(), st.sampled_from([time(0), time(2), time(2, 30), time(3), time(23, 59), time(1, 45)])).map(
+    lambda at: at.replace(second=0, microsecond=0)
+)
+RULES = st.one_of(
+    st.builds(Rule, interval=st.just("daily"), at=TIMES),
+    st.builds(Rule, interval=st.just("weekly"), at=TIMES, weekday=st.integers(0, 6)),
+    st.builds(Rule, interval=st.just("monthly"), at=TIMES, month_day=st.integers(1, 31)),
+)
+
+
+def runs_on(rule: Rule, day: date) -> bool:
+    if rule.interval == "weekly":
+        return day.weekday() == rule.weekday
+    if rule.interval == "monthly":
+        is_last = (day + DAY).month != day.month
+        return day.day == rule.month_day or (is_last and day.day < rule.month_day)
+    return True
+
+
+def first_minute_at_or_past(day: date, at: time, zone: ZoneInfo) -> datetime:
+    """Walk the minutes until the clock on the wall shows this time, or more."""
+    wanted = datetime.combine(day, at)
+    minute = wanted.replace(tzinfo=UTC) - timedelta(hours=27)
+    while minute.astimezone(zone).replace(tzinfo=None) < wanted:
+        minute += MINUTE
+    return minute
+
+
+@settings(deadline=None, max_examples=150)
+@given(DAYS, TIMES, st.sampled_from(ZONES))
+def test_a_time_of_day_is_the_first_instant_that_the_clock_shows_it_or_is_past_it(day: date, at: time, zone: str):
+    assert instant(day, at, ZoneInfo(zone)) == first_minute_at_or_past(day, at, ZoneInfo(zone))
+
+
+@settings(deadline=None, max_examples=60)
+@given(RULES, DAYS, st.integers(0, 1439), st.sampled_from(ZONES))
+def test_slots_are_those_of_the_days_that_the_rule_names(rule: Rule, start: date, minute: int, zone: str):
+    after = datetime.combine(start, time(), tzinfo=UTC) + minute * MINUTE
+    until = after + 40 * DAY
+    days = [start + number * DAY for number in range(-3, 44)]
+    expected = sorted({first_minute_at_or_past(day, rule.at, ZoneInfo(zone)) for day in days if runs_on(rule, day)})
+    expected = [slot for slot in expected if after < slot <= until]
+
+    assert slots_between(rule, ZoneInfo(zone), after, until) == expected
+    assert next_slot(rule, ZoneInfo(zone), after) == expected[0]
+
+
+@given(RULES, DAYS, st.sampled_from(ZONES))
+def test_going_on_from_each_slot_gives_the_same_slots_as_asking_at_once(rule: Rule, start: date, zone: str):
+    after = datetime.combine(start, time(), tzinfo=UTC)
+    found, at = [], after
+    while (at := next_slot(rule, ZoneInfo(zone), at)) <= after + 100 * DAY:
+        found.append(at)
+    assert found == slots_between(rule, ZoneInfo(zone), after, after + 100 * DAY)
+
+
+def test_half_past_six_hours_east_of_greenwich():
+    rule = Rule(interval="daily", at=time(2))
+    assert next_slot(rule, YANGON, datetime(2026, 11, 22, tzinfo=UTC)) == datetime(2026, 11, 22, 19, 30, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("day", "at", "expected"),
+    [
+        (date(2026, 3, 29), time(2, 30), datetime(2026, 3, 29, 1, tzinfo=UTC)),  # left out: 03:00 is the first instant
+        (date(2026, 10, 25), time(2, 30), datetime(2026, 10, 25, 0, 30, tzinfo=UTC)),  # twice: the first
+        (date(2026, 10, 25), time(3), datetime(2026, 10, 25, 2, tzinfo=UTC)),
+    ],
+)
+def test_a_change_of_the_clock(day: date, at: time, expected: datetime):
+    assert instant(day, at, BERLIN) == expected
+    assert slots_between(Rule(interval="daily", at=at), BERLIN, expected - MINUTE, expected + timedelta(hours=20)) == [
+        expected
+    ]
+
+
+def test_a_day_that_the_month_does_not_have_is_its_last():
+    rule = Rule(interval="monthly", at=time(12), month_day=31)
+    found = slots_between(rule, ZoneInfo("UTC"), datetime(2028, 1, 1, tzinfo=UTC), datetime(2028, 7, 1, tzinfo=UTC))
+    assert [slot.date() for slot in found] == [
+        date(2028, 1, 31),
+        date(2028, 2, 29),
+        date(2028, 3, 31),
+        date(2028, 4, 30),
+        date(2028, 5, 31),
+        date(2028, 6, 30),
+    ]
+
+
+def test_the_preview_says_what_is_kept_and_what_is_deleted():
+    now = datetime(2026, 11, 22, 12, tzinfo=UTC)
+    one, two, three = (datetime(2026, 11, day, 2, tzinfo=UTC) for day in (23, 24, 25))
+    first, second, third = preview(
+        Rule(interval="daily", at=time(2)), ZoneInfo("UTC"), now, count=3, keep=2, existing=[now]
+    )
+    assert (first.at, first.copies, first.deleted) == (one, (now, one), ())
+    assert (second.at, second.copies, second.deleted) == (two, (one, two), (now,))
+    assert (third.at, third.copies, third.deleted) == (three, (two, three), (one,))
