@@ -6,7 +6,7 @@ COMPILE := CUSTOM_COMPILE_COMMAND="make requirements" $(BIN)/python -m piptools 
 	--allow-unsafe --strip-extras --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-openstack check format bench requirements clean
+.PHONY: help run test test-openstack check format bench permissions requirements clean
 
 help:
 	@echo "make run             start the portal with an SQLite database and demo data (Ctrl-C stops it)"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-openstack  test the Cinder driver on an OpenStack of its own (root, Debian 12)"
 	@echo "make format          format the code"
 	@echo "make bench           measure what must stay fast"
+	@echo "make permissions     write docs/permissions.md: who may do what"
 	@echo "make requirements    pin the newest packages that pyproject.toml allows"
 	@echo "make clean           remove .venv and the caches of the tools; the data folder stays"
 
@@ -38,6 +39,11 @@ check: .venv/.test
 format: .venv/.test
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
+
+permissions: export ENV_FILE := /dev/null
+permissions: export DATA_DIR := $(CURDIR)/.venv/check
+permissions: .venv/.test
+	@$(BIN)/python -m tests.permissions
 
 test-openstack: .venv/.openstack
 	@$(BIN)/python -m tests.openstack

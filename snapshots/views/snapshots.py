@@ -151,9 +151,9 @@ def actions_for(snapshot: Snapshot, user: User) -> list[dict[str, object]]:
 @require_GET
 def row(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     """One row or card of the list, which asks for itself until it has settled."""
+    snapshot = get_object_or_404(listed_snapshots().visible_to(request.user), pk=snapshot_id)
     if not is_fragment(request):
         return redirect("snapshots:snapshot", snapshot_id)
-    snapshot = get_object_or_404(listed_snapshots().visible_to(request.user), pk=snapshot_id)
     explain_rows([snapshot], request.user)
     view = chosen_view(request)
     context = {

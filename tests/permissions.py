@@ -1,0 +1,231 @@
+"""Who may do what: one line for each address of the portal. `make permissions` writes docs/permissions.md from it, and
+test_permissions.py asks every address in every role and holds the answers against these lines.
+
+To add an address: one `Row` below the heading where it belongs, then `make permissions`.
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+OUT, STRANGER, VIEWER, MEMBER, OWNER, ADMINISTRATOR = ROLES = (
+    "signed out",
+    "stranger",
+    "viewer",
+    "member",
+    "owner",
+    "administrator",
+)
+# what an address may answer; a form with errors is OK too
+OK, SIGN_IN, FORBIDDEN, MISSING, NOT_ALLOWED = "yes", "sign in", "403", "404", "405"
+
+Audience = dict[str, str]
+EVERYONE: Audience = dict.fromkeys(ROLES, OK)
+SIGNED_IN = EVERYONE | {OUT: SIGN_IN}
+# of a thing in a project: an administrator who is no member of it is a stranger as well, and uses Django admin
+SEE = SIGNED_IN | {STRANGER: MISSING, ADMINISTRATOR: MISSING}
+CHANGE = SEE | {VIEWER: FORBIDDEN}
+OWN = CHANGE | {MEMBER: FORBIDDEN}
+# of what is one's own: everybody is an owner, a member or a viewer somewhere, or nobody
+CHANGE_OWN = SIGNED_IN | {VIEWER: FORBIDDEN, ADMINISTRATOR: FORBIDDEN}
+# that there are bills at all is for owners to know
+BILLS = SIGNED_IN | {VIEWER: MISSING, MEMBER: MISSING, ADMINISTRATOR: MISSING}
+BILL = BILLS | {STRANGER: MISSING}
+# what only the viewer of the test's world has: not even an owner gets at what is another person's
+ONESELF = SIGNED_IN | dict.fromkeys((STRANGER, MEMBER, OWNER, ADMINISTRATOR), MISSING)
+ADMINISTER = SIGNED_IN | dict.fromkeys((STRANGER, VIEWER, MEMBER, OWNER), SIGN_IN)
+STAFF = SIGNED_IN | dict.fromkeys((STRANGER, VIEWER, MEMBER, OWNER), MISSING)
+NOBODY = dict.fromkeys(ROLES, MISSING)
+
+
+@dataclass(frozen=True)
+class Row:
+    """`name` is that of the address with its namespace, `act` what a person does there, in a few words.
+
+    `methods` are those that the view takes; any other is a 405 for who is signed in. `things` says for a parameter of the
+    address which thing of the test's world it stands for, where the parameter's own name does not say it; `query` is
+    what follows the address, and what a POST sends. `other` has the audience of one method where it is not that of the
+    act: {"GET": SEE}.
+    """
+
+    name: str
+    act: str
+    audience: Audience
+    methods: str = "GET"
+    things: dict[str, str] = field(default_factory=dict)
+    other: dict[str, Audience] = field(default_factory=dict)
+    query: str = ""
+
+    def takes(self, method: str) -> bool:
+        return ("GET" if method == "htmx" else method) in self.methods.split()
+
+    def expected(self, role: str, method: str) -> str:
+        answer = self.other.get("GET" if method == "htmx" else method, self.audience)[role]
+        return answer if answer == SIGN_IN or self.takes(method) else NOT_ALLOWED
+
+
+BOTH = "GET POST"
+AT_THE_DOOR = SIGNED_IN | dict.fromkeys((STRANGER, VIEWER, MEMBER, OWNER), FORBIDDEN)
+LEAVING = SIGNED_IN | {ADMINISTRATOR: NOT_ALLOWED}
+NOWHERE = ADMINISTER | {ADMINISTRATOR: MISSING}
+OF_MEMBERSHIP = "?app_label=accounts&model_name=membership&field_name=user"
+SNAPSHOT = "?id={snapshot.pk}"
+INVOICE = {"pk": "invoice"}
+ACCOUNT = {"pk": "customer"}
+
+TABLE: dict[str, list[Row]] = {
+    "Snapshots": [
+        Row("dashboard", "See the dashboard", SIGNED_IN),
+        Row("snapshots:volume_snapshots", "List volume snapshots", SIGNED_IN),
+        Row("snapshots:vm_snapshots", "List VM snapshots", SIGNED_IN),
+        Row("snapshots:new", "Begin to take a volume snapshot", CHANGE_OWN, BOTH),
+        Row("snapshots:new_vm", "Begin to take a VM snapshot", CHANGE_OWN, BOTH),
+        Row("snapshots:wizard", "Answer a step of taking a snapshot", CHANGE, BOTH),
+        Row("snapshots:check_name", "Ask whether a name is free", CHANGE),
+        Row("snapshots:snapshot", "Look at a snapshot", SEE),
+        Row("snapshots:row", "See a snapshot's progress", SEE),
+        Row("snapshots:rename", "Rename a snapshot", CHANGE, BOTH),
+        Row("snapshots:delete", "Delete a snapshot", CHANGE, BOTH),
+        Row("snapshots:delete_many", "Delete many snapshots at once", CHANGE, BOTH, query=SNAPSHOT),
+        Row("snapshots:restore", "Restore a snapshot", CHANGE, BOTH),
+        Row("snapshots:new_volume", "Make a volume from a snapshot", CHANGE, BOTH),
+        Row("snapshots:new_machine", "Make a machine from a VM snapshot", CHANGE, BOTH, {"snapshot_id": "vm_snapshot"}),
+        Row("snapshots:verify", "Verify a snapshot", CHANGE, BOTH),
+        Row("snapshots:retry", "Try again what failed", CHANGE, BOTH, other={"GET": SEE}),
+    ],
+    "Instances": [
+        Row("snapshots:machines", "List instances", SIGNED_IN),
+        Row("snapshots:machine", "Look at an instance", SEE),
+        Row("snapshots:take_snapshot_of_machine", "Begin to take a snapshot of an instance", CHANGE, "POST"),
+    ],
+    "Volumes": [
+        Row("snapshots:volumes", "List volumes", SIGNED_IN),
+        Row("snapshots:volume", "Look at a volume", SEE),
+        Row("snapshots:take_snapshot", "Begin to take a snapshot of a volume", CHANGE, "POST"),
+    ],
+    "Billing": [
+        Row("billing:summary", "See the billing summary", BILLS),
+        Row("billing:summary_csv", "Export the costs", BILLS),
+        Row("billing:subscriptions", "List subscriptions", BILLS),
+        Row("billing:subscriptions_csv", "Export the subscriptions", BILLS),
+        Row("billing:credits", "See the infra credits", BILLS),
+        Row("billing:credits_csv", "Export the infra credits", BILLS),
+        Row("billing:transactions", "List transactions", BILLS),
+        Row("billing:transactions_csv", "Export the transactions", BILLS),
+        Row("billing:statement", "See the account statement", BILLS),
+        Row("billing:usage_csv", "Export the usage", BILLS),
+        Row("billing:invoice", "Look at an invoice", BILL, things=INVOICE),
+        Row("billing:invoice_csv", "Export an invoice", BILL, things=INVOICE),
+        Row("billing:invoice_pdf", "Print an invoice", BILL, things=INVOICE),
+    ],
+    "Oneself": [
+        Row("accounts:notices", "See one's notices", SIGNED_IN),
+        Row("accounts:notice", "Follow a notice to what it is about", ONESELF),
+        Row("accounts:see_all_notices", "Mark one's notices as seen", SIGNED_IN, "POST"),
+    ],
+    "Sign-in": [
+        Row("account_login", "Sign in", EVERYONE, BOTH),
+        Row("account_logout", "Sign out", SIGNED_IN, BOTH, other={"POST": dict.fromkeys(ROLES, SIGN_IN)}),
+        Row("account_inactive", "Read that a sign-in is closed", EVERYONE),
+        Row("account_signup", "Read how to get a sign-in", EVERYONE, BOTH),
+        Row("account_reauthenticate", "Confirm that it is oneself", SIGNED_IN, BOTH),
+        Row("account_email", "Change one's e-mail address", SIGNED_IN, BOTH),
+        Row("account_email_verification_sent", "Read that a message was sent", EVERYONE),
+        Row("account_confirm_email", "Confirm an e-mail address by its link", EVERYONE, BOTH, other={"POST": NOBODY}),
+        Row("account_change_password", "Change one's password", SIGNED_IN, BOTH),
+        Row("account_set_password", "Set a first password", SIGNED_IN, BOTH),
+        Row("account_reset_password", "Ask for a link to a new password", EVERYONE, BOTH),
+        Row("account_reset_password_done", "Read that the link was sent", EVERYONE),
+        Row("account_reset_password_from_key", "Choose a new password by the link", EVERYONE, BOTH),
+        Row("account_reset_password_from_key_done", "Read that the password is changed", EVERYONE),
+        Row("account_confirm_login_code", "Sign in by a code (switched off)", SIGNED_IN, BOTH),
+    ],
+    "Django admin": [
+        Row("admin:index", "See the support desk", ADMINISTER, BOTH),
+        Row("admin:login", "Come to the support desk's door", AT_THE_DOOR, BOTH),
+        Row("admin:logout", "Leave the support desk", SIGNED_IN, BOTH, other={"GET": LEAVING}),
+        Row("admin:autocomplete", "Look for people, projects and the like in a form", ADMINISTER, query=OF_MEMBERSHIP),
+        Row("components", "See every component in every state", STAFF, BOTH),
+        Row("admin:jsi18n", "Read the words of the support desk's scripts", ADMINISTER),
+        Row("admin:app_list", "See a part of the support desk", ADMINISTER, BOTH),
+        Row("admin:view_on_site", "Follow a link from the support desk (there are none)", NOWHERE, BOTH),
+        Row("admin:auth_user_password_change", "Set another person's password", ADMINISTER, BOTH),
+        Row("admin:password_change", "Change one's own password", ADMINISTER, BOTH),
+        Row("admin:password_change_done", "Read that one's password is changed", ADMINISTER),
+        Row("admin:billing_account_buy", "Add bought credits", ADMINISTER, BOTH, ACCOUNT),
+        Row("admin:billing_account_grant", "Grant credits", ADMINISTER, BOTH, ACCOUNT),
+        Row("admin:billing_account_refund", "Refund credits", ADMINISTER, BOTH, ACCOUNT),
+        Row("admin:billing_account_correct", "Correct a balance", ADMINISTER, BOTH, ACCOUNT),
+    ],
+}
+
+# --- docs/permissions.md -------------------------------------------------------------------------------------------------
+
+WRITTEN = Path(__file__).resolve().parent.parent / "docs" / "permissions.md"
+SIGNS = {OK: "✓", SIGN_IN: "", FORBIDDEN: "403", MISSING: "404"}
+# the pages that Django admin makes of a model, and who decides about them
+MODEL_PAGES = {
+    "changelist": "view",
+    "change": "view",
+    "history": "view",
+    "add": "add",
+    "delete": "delete",
+}
+
+INTRODUCTION = """\
+# Who may do what
+
+Written by `make permissions` from `tests/permissions.py`; `tests/test_permissions.py` asks every address of the portal in
+every role, by GET, by POST and by htmx, and fails when an answer differs, when an address has no line there, or when this
+page is stale.
+
+A person has one role in each project: **viewers** look, **members** take, restore and delete as well, **owners** also see
+what it costs and decide who is in. A **stranger** owns a project of another customer, and nothing tells a stranger that
+a thing exists: what is foreign and what is not there get the same 404. An **administrator** is a stranger in projects too,
+and works in Django admin.
+
+✓ may; an empty cell leads to the sign-in; 403 says which role is missing; 404 hides that there is anything. Where the
+address names no thing, ✓ means: with what is one's own.
+"""
+
+
+def as_markdown() -> str:
+    lines = [INTRODUCTION]
+    for heading, rows in TABLE.items():
+        lines += [f"## {heading}", "", *header("what", *ROLES)]
+        for row in rows:
+            shown = SIGNED_IN if row.audience is ONESELF else row.audience
+            lines.append(f"| {row.act} | " + " | ".join(SIGNS[shown[role]] for role in ROLES) + " |")
+        lines.append("")
+    lines += ["## What administrators do with each kind of row", "", *header("kind", "look", "add", "change", "delete")]
+    for name, permissions in sorted(admin_permissions()):
+        lines.append(f"| {name} | " + " | ".join("✓" if allowed else "–" for allowed in permissions) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def header(*columns: str) -> list[str]:
+    return ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+
+
+def admin_permissions() -> Iterator[tuple[str, list[bool]]]:
+    from django.contrib import admin
+    from django.contrib.auth import get_user_model
+    from django.test import RequestFactory
+
+    request = RequestFactory().get("/admin/")
+    request.user = get_user_model()(is_staff=True, is_superuser=True, is_active=True)
+    for model, model_admin in admin.site._registry.items():
+        may = model_admin.get_model_perms(request)
+        yield str(model._meta.verbose_name), [may[act] for act in ("view", "add", "change", "delete")]
+
+
+if __name__ == "__main__":
+    import os
+
+    import django
+
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "cng_portal.settings")
+    django.setup()
+    WRITTEN.write_text(as_markdown())
+    sys.stdout.write(f"{WRITTEN.relative_to(Path.cwd())} is written.\n")

@@ -1,0 +1,236 @@
+"""Every address of the portal in every role: the answers are those of permissions.py, and no address is without a line."""
+
+import re
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+from uuid import uuid4
+
+import pytest
+from django.contrib import admin
+from django.db import transaction
+from django.http import HttpResponse
+from django.test import Client
+from django.urls import URLResolver, get_resolver, reverse
+from django.utils import timezone
+
+from billing.models import Invoice
+from cng_portal.accounts.models import Membership, Role
+from snapshots import wizard
+from tests.factories import (
+    MembershipFactory,
+    NoticeFactory,
+    OperationFactory,
+    ProjectFactory,
+    SnapshotFactory,
+    UserFactory,
+    VMSnapshotFactory,
+)
+from tests.permissions import (
+    ADMINISTER,
+    ADMINISTRATOR,
+    FORBIDDEN,
+    MEMBER,
+    MISSING,
+    MODEL_PAGES,
+    OK,
+    OUT,
+    OWNER,
+    ROLES,
+    SIGN_IN,
+    STRANGER,
+    TABLE,
+    VIEWER,
+    WRITTEN,
+    Row,
+    as_markdown,
+)
+from tests.snapshots.disks import put_volume, sell_everywhere
+
+pytestmark = pytest.mark.django_db
+
+PASSWORD = "a password of the tests"
+METHODS = ("GET", "POST", "htmx")
+ROWS = {row.name: row for rows in TABLE.values() for row in rows}
+
+# What a parameter of an address stands for. A thing of which there can be a foreign one is an attribute of `world`.
+PARAMETERS: dict[str, Callable[[SimpleNamespace], Any]] = {
+    "snapshot_id": lambda world: world.snapshot,
+    "operation_id": lambda world: world.operation,
+    "volume_id": lambda world: world.volume,
+    "vm_id": lambda world: world.volume.vm,
+    "notice_id": lambda world: world.notice,
+    "draft_id": lambda world: world.draft,
+    "step": lambda world: "location",
+    "key": lambda world: "no-such-key",
+    "uidb36": lambda world: "0",
+    "app_label": lambda world: "accounts",
+    "content_type_id": lambda world: 0,
+    "object_id": lambda world: world.customer,
+    "id": lambda world: world.people[VIEWER],
+}
+
+
+@pytest.fixture
+def world(storage_root: Path) -> SimpleNamespace:
+    """One thing of each kind, in a project with a viewer, a member and an owner; the stranger owns another project."""
+    project = ProjectFactory(customer__postpaid=True)
+    snapshot = SnapshotFactory(volume__project=project, volume__attached_stopped=True)
+    now = timezone.now()
+    people = {
+        STRANGER: UserFactory(password=PASSWORD, member_of=ProjectFactory()),
+        VIEWER: UserFactory(password=PASSWORD, member_of=project, member_of__role=Role.VIEWER),
+        MEMBER: UserFactory(password=PASSWORD, member_of=project, member_of__role=Role.MEMBER),
+        OWNER: UserFactory(password=PASSWORD, member_of=project),
+        ADMINISTRATOR: UserFactory(password=PASSWORD, admin=True),
+    }
+    sell_everywhere()
+    put_volume(storage_root, snapshot.volume, b"bytes")
+    return SimpleNamespace(
+        people=people,
+        customer=project.customer,
+        project=project,
+        snapshot=snapshot,
+        vm_snapshot=VMSnapshotFactory(vm=snapshot.volume.vm),
+        volume=snapshot.volume,
+        operation=OperationFactory(snapshot=snapshot, failed=True),
+        notice=NoticeFactory(user=people[VIEWER]),
+        draft=wizard.start(people[OWNER], source=snapshot.volume),
+        membership=Membership.objects.get(user=people[VIEWER]),
+        other_membership=MembershipFactory(project=project, role=Role.MEMBER),
+        invoice=Invoice.objects.create(
+            customer=project.customer,
+            sequence=1,
+            month=now.date().replace(day=1),
+            starts_at=now - timedelta(days=30),
+            ends_at=now,
+            made_at=now,
+            customer_number=project.customer.number,
+            time_zone="UTC",
+            total_micro=0,
+            line_count=0,
+        ),
+    )
+
+
+def patterns(resolver: Any, namespace: str = "") -> Iterator[tuple[str, list[str]]]:
+    """(name with its namespace, names of the parameters) of every address below."""
+    for pattern in resolver.url_patterns:
+        if isinstance(pattern, URLResolver):
+            yield from patterns(pattern, f"{namespace}{pattern.namespace}:" if pattern.namespace else namespace)
+        else:
+            yield f"{namespace}{pattern.name or pattern.pattern}", list(pattern.pattern.regex.groupindex)
+
+
+PATTERNS = dict(patterns(get_resolver()))
+# Django's own for each model, decided by the rules of its ModelAdmin; and what sends old or unknown addresses on
+ADMIN_PAGES = {
+    f"admin:{model._meta.app_label}_{model._meta.model_name}_{page}": (model, page)
+    for model in admin.site._registry
+    for page in MODEL_PAGES
+}
+ADMIN_REST = {"admin:<path:object_id>/", "admin:(?P<url>.*)$"}
+
+
+def test_every_address_has_a_line_in_the_table() -> None:
+    new = PATTERNS.keys() - ROWS.keys() - ADMIN_PAGES.keys() - ADMIN_REST
+    lines = [f'    Row("{name}", "What a person does there", CHANGE, BOTH),' for name in sorted(new)]
+    assert not new, "Say in tests/permissions.py who may use these, then run `make permissions`:\n" + "\n".join(lines)
+    gone = ROWS.keys() - PATTERNS.keys()
+    assert not gone, f"Take these lines out of tests/permissions.py: {sorted(gone)}"
+    unknown = {name for row in ROWS.values() for name in PATTERNS[row.name] if name not in row.things | PARAMETERS}
+    assert not unknown, f"Say in PARAMETERS of tests/test_permissions.py what these stand for: {sorted(unknown)}"
+
+
+def test_the_page_of_permissions_is_up_to_date() -> None:
+    assert WRITTEN.read_text() == as_markdown(), "docs/permissions.md is stale: run `make permissions`"
+
+
+def parameters(row: Row, world: SimpleNamespace) -> dict[str, Any]:
+    return {
+        name: getattr(world, row.things[name]) if name in row.things else PARAMETERS[name](world)
+        for name in PATTERNS[row.name]
+    }
+
+
+def url_of(row: Row, world: SimpleNamespace, **others: Any) -> str:
+    given = parameters(row, world) | others
+    kwargs = {name: getattr(value, "pk", value) for name, value in given.items()}
+    return reverse(row.name, kwargs=kwargs) + row.query.format(**vars(world))
+
+
+def ask(url: str, role: str, method: str, world: SimpleNamespace) -> HttpResponse:
+    """The answer; what the request did to the database is undone."""
+    client = Client()
+    with transaction.atomic():
+        if role != OUT:
+            client.force_login(world.people[role])
+        if method == "POST":
+            response = client.post(url, dict(parse_qsl(urlsplit(url).query)))
+        else:
+            response = client.get(url, headers={"HX-Request": "true"} if method == "htmx" else {})
+        transaction.set_rollback(True)
+    return response
+
+
+def answer(response: HttpResponse) -> str:
+    goal = response.get("HX-Redirect") or response.get("Location") or ""
+    if goal.startswith((reverse("account_login"), reverse("admin:login"))):
+        return SIGN_IN
+    return OK if response.status_code in (200, 204, 302) else str(response.status_code)
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=lambda row: row.name)
+def test_an_address_answers_each_role_as_the_table_says(row: Row, world: SimpleNamespace) -> None:
+    url = url_of(row, world)
+    found = {f"{role}, {method}": answer(ask(url, role, method, world)) for role in ROLES for method in METHODS}
+    assert found == {f"{role}, {method}": row.expected(role, method) for role in ROLES for method in METHODS}
+
+
+def page(response: HttpResponse, *ids: object) -> str:
+    """The body without what differs from request to request."""
+    body = re.sub(r"[A-Za-z0-9]{64}", "", response.getvalue().decode(errors="replace"))
+    for one in ids:
+        body = body.replace(str(one), "")
+    return body
+
+
+OF_THINGS = [row for row in ROWS.values() if row.audience[STRANGER] == MISSING and PATTERNS[row.name]]
+
+
+@pytest.mark.parametrize("row", OF_THINGS, ids=lambda row: row.name)
+def test_a_stranger_cannot_tell_a_foreign_thing_from_none(row: Row, world: SimpleNamespace) -> None:
+    things = {name: value.pk for name, value in parameters(row, world).items() if hasattr(value, "pk")}
+    for name, pk in things.items():
+        missing = uuid4()
+        for method in METHODS:
+            foreign = ask(url_of(row, world), STRANGER, method, world)
+            nothing = ask(url_of(row, world, **{name: missing}), STRANGER, method, world)
+            assert foreign.status_code == nothing.status_code
+            assert page(foreign, pk) == page(nothing, missing)
+            if row.takes(method):
+                assert answer(ask(url_of(row, world, **{name: missing}), OWNER, method, world)) == MISSING
+
+
+@pytest.mark.parametrize("name", sorted(ADMIN_PAGES))
+def test_a_page_of_the_support_desk_is_for_administrators_and_follows_its_rules(
+    name: str, world: SimpleNamespace
+) -> None:
+    model, kind = ADMIN_PAGES[name]
+    thing = model._default_manager.first()
+    args = [thing.pk if thing else "0"] if PATTERNS[name] else []
+    url = reverse(name, args=args)
+    row = Row(name, "", ADMINISTER, "GET POST")
+    for role in ROLES[:-1]:
+        for method in METHODS:
+            assert answer(ask(url, role, method, world)) == row.expected(role, method), (role, method)
+    request = SimpleNamespace(user=world.people[ADMINISTRATOR])
+    model_admin = admin.site.get_model_admin(model)
+    allowed = getattr(model_admin, f"has_{MODEL_PAGES[kind]}_permission")(request)
+    if thing is None and args and kind != "history":
+        return
+    for method in ("GET", "htmx"):
+        assert answer(ask(url, ADMINISTRATOR, method, world)) == (OK if allowed else FORBIDDEN), method
