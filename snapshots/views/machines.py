@@ -17,6 +17,7 @@ from snapshots.models import Kind, Operation, Snapshot, State
 
 from .common import explain_operations, is_fragment, push_url, render_live, render_part, version_of
 from .snapshots import explain_rows, listed_snapshots
+from .timelines import timeline_of
 
 KEPT_SHOWN = 20
 OPERATIONS_SHOWN = 20
@@ -99,6 +100,7 @@ def machine(request: HttpRequest, vm_id: UUID) -> HttpResponse:
         "snapshots": kept[Kind.VM],
         "backups": kept[Kind.BACKUP],
         "kept_shown": KEPT_SHOWN,
+        "line": timeline_of(kept_of(found, user), born=found.created_at),
         "operations": operations,
         "is_live": any(operation.is_active for operation in operations),
         "can_take": found.can_change and found.deleted_at is None,
@@ -112,9 +114,12 @@ def machine(request: HttpRequest, vm_id: UUID) -> HttpResponse:
     return render_live(request, "snapshots/machine.html", context, part="machine", poll="work", version=version)
 
 
+def kept_of(vm: VirtualMachine, user: User) -> QuerySet[Snapshot]:
+    return Snapshot.objects.filter(vm=vm, deleted_at=None, project__in=list(user.roles))
+
+
 def newest_of(vm: VirtualMachine, kind: Kind, user: User) -> list[Snapshot]:
-    mine = Snapshot.objects.filter(vm=vm, kind=kind, deleted_at=None, project__in=list(user.roles))
-    newest = mine.order_by("-created_at", "-pk").values("pk")[:KEPT_SHOWN]
+    newest = kept_of(vm, user).filter(kind=kind).order_by("-created_at", "-pk").values("pk")[:KEPT_SHOWN]
     return explain_rows(list(listed_snapshots().filter(pk__in=newest).order_by("-created_at", "-pk")), user)
 
 

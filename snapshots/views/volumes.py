@@ -16,6 +16,7 @@ from snapshots.models import Operation, Snapshot, State
 
 from .common import explain_operations, is_fragment, push_url, render_live, render_part, version_of
 from .snapshots import explain_rows, listed_snapshots
+from .timelines import timeline_of
 
 SNAPSHOTS_SHOWN = 50
 OPERATIONS_SHOWN = 20
@@ -90,6 +91,7 @@ def volume(request: HttpRequest, volume_id: UUID) -> HttpResponse:
         "rows": snapshots,
         "snapshot_count": mine.count() if len(snapshots) == SNAPSHOTS_SHOWN else len(snapshots),
         "snapshots_shown": SNAPSHOTS_SHOWN,
+        "line": timeline_of(mine, born=found.created_at),
         "operations": operations,
         "made_by": made_by,
         "retry": made_by if made_by and made_by.can_retry else None,

@@ -1,0 +1,106 @@
+"""The timeline of a volume's or machine's page: what snapshots/timeline.py finds, in words and measures of a picture."""
+
+from datetime import date, datetime
+from typing import Any
+
+from babel.dates import format_date, format_timedelta
+from django.db.models import QuerySet
+from django.utils import timezone
+from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
+
+from cng_portal.templatetags.portal import current_locale
+from snapshots.models import Snapshot
+from snapshots.timeline import MOST_TAKEN, Gap, Mark, timeline
+
+STEP, HEIGHT, LEAST_HEIGHT = 10, 40, 20
+
+
+def timeline_of(snapshots: QuerySet[Snapshot], *, born: datetime) -> dict[str, Any] | None:
+    """The inputs of partials/timeline.html for what is kept of a thing, None where nothing is. One query."""
+    taken = list(snapshots.order_by("-created_at", "-pk").values_list("created_at", "state")[: MOST_TAKEN + 1])
+    if not taken:
+        return None
+    found = timeline(taken[:MOST_TAKEN], born=born, now=timezone.now(), zone=timezone.get_current_timezone())
+    marks = found.marks
+    most = max(mark.ready for mark in marks)
+    pictures = [
+        {
+            "label": label_of(mark, found.unit),
+            "x": number * STEP + 1,
+            "is_there": mark.is_there,
+            "ready": mark.ready,
+            "failed": mark.failed,
+            "waiting": mark.waiting,
+            "height": (height := LEAST_HEIGHT + (HEIGHT - LEAST_HEIGHT) * mark.ready // max(most, 1)),
+            "y": HEIGHT - height,
+        }
+        for number, mark in enumerate(marks)
+    ]
+    return {
+        "marks": pictures,
+        "width": len(marks) * STEP,
+        "title": title_of(found.count, more=len(taken) > MOST_TAKEN, since=marks[0].first),
+        "gap": gap_of(found.gap),
+        "first": day(marks[0].first),
+        "middle": day(marks[len(marks) // 2].first),
+        "has_failed": any(mark.failed for mark in marks),
+        "has_waiting": any(mark.waiting for mark in marks),
+        "unit_label": {
+            "day": _("A mark is a day"),
+            "week": _("A mark is a week"),
+            "month": _("A mark is a month"),
+        }[found.unit],
+    }
+
+
+def title_of(count: int, *, more: bool, since: date) -> str:
+    if more:
+        return _("The newest %(count)s snapshots, since %(day)s") % {"count": count, "day": day(since)}
+    return ngettext("%(count)s snapshot since %(day)s", "%(count)s snapshots since %(day)s", count) % {
+        "count": count,
+        "day": day(since),
+    }
+
+
+def gap_of(gap: Gap | None) -> str:
+    if gap is None:
+        return _("None of them can be restored.")
+    days = gap.length.days
+    length = (
+        ngettext("%(count)s day", "%(count)s days", days) % {"count": days}
+        if days
+        else format_timedelta(gap.length, locale=current_locale())
+    )
+    if gap.end is None:
+        return _("The longest time without one is now: %(length)s.") % {"length": length}
+    return _("The longest time without one: %(length)s, from %(start)s to %(end)s.") % {
+        "length": length,
+        "start": day(timezone.localtime(gap.start).date()),
+        "end": day(timezone.localtime(gap.end).date()),
+    }
+
+
+def day(value: date) -> str:
+    """`3 Nov`, with the year where it is another one."""
+    pattern = "d MMM" if value.year == timezone.localdate().year else "d MMM y"
+    return format_date(value, pattern, locale=current_locale())
+
+
+def label_of(mark: Mark, unit: str) -> str:
+    """`3 Nov: 2 ready, 1 failed`."""
+    if unit == "month":
+        when = format_date(mark.first, "MMMM y", locale=current_locale())
+    elif unit == "week":
+        when = _("%(first)s to %(last)s") % {"first": day(mark.first), "last": day(mark.last)}
+    else:
+        when = format_date(mark.first, "EEEE, d MMM", locale=current_locale())
+    if not mark.count:
+        return _("%(when)s: none") % {"when": when}
+    counts = [
+        (mark.ready, _("%(count)s ready")),
+        (mark.failed, _("%(count)s failed")),
+        (mark.waiting, _("%(count)s being taken or deleted")),
+    ]
+    what = ", ".join(text % {"count": count} for count, text in counts if count)
+    return _("%(when)s: %(what)s") % {"when": when, "what": what}
