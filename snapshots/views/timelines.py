@@ -1,6 +1,6 @@
 """The timeline of a volume's or machine's page: what snapshots/timeline.py finds, in words and measures of a picture."""
 
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from typing import Any
 
 from babel.dates import format_date, format_timedelta
@@ -66,7 +66,7 @@ def title_of(count: int, *, more: bool, since: date) -> str:
 def gap_of(gap: Gap | None) -> str:
     if gap is None:
         return _("None of them can be restored.")
-    days = gap.length.days
+    days = round(gap.length / timedelta(days=1))
     length = (
         ngettext("%(count)s day", "%(count)s days", days) % {"count": days}
         if days
