@@ -13,7 +13,7 @@ class Migration(migrations.Migration):
     dependencies = [
         ('accounts', '0001_initial'),
         ('inventory', '0002_backups'),
-        ('snapshots', '0001_initial'),
+        ('snapshots', '0002_request_id'),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
