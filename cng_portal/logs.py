@@ -107,6 +107,12 @@ def request_id() -> str:
 class RequestMiddleware(StructlogMiddleware):
     """One line for each request, and its id in every line until then and in the answer, for a customer to quote."""
 
+    def __call__(self, request: HttpRequest) -> Any:
+        try:
+            return super().__call__(request)
+        finally:
+            structlog.contextvars.clear_contextvars()  # also when the page of an error fails: the thread goes on
+
     @staticmethod
     def format_request(request: HttpRequest) -> str:
         """Method and path. What opens a door is left out, and so is what follows the question mark: people search for

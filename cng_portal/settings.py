@@ -88,6 +88,12 @@ def site(text: str) -> str:
     return text.rstrip("/")
 
 
+def secret_token(text: str) -> str:
+    if len(text) < 16:
+        raise ValueError("it is shorter than 16 characters.")
+    return text
+
+
 def long_secret(text: str) -> str:
     if len(text) < 32:
         raise ValueError("it is shorter than 32 characters; leave it out to have one generated.")
@@ -149,6 +155,8 @@ DEBUG = read("DEBUG", yes_or_no, False)
 # Where `manage.py serve` lets the web process listen.
 BIND = read("BIND", address, "127.0.0.1")
 PORT = read("PORT", whole_number(1, 65535), 8000)
+WEB_WORKERS = read("WEB_WORKERS", whole_number(1, 1000), 2)
+WEB_THREADS = read("WEB_THREADS", whole_number(1, 1000), 4)
 DATA_DIR = read("DATA_DIR", folder, None) or folder("var")
 
 
@@ -197,8 +205,10 @@ INSTALLED_APPS = [
     "django.contrib.humanize",
 ]
 MIDDLEWARE = [
+    "cng_portal.health.probes",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
+    "cng_portal.metrics.measure",
     "cng_portal.logs.RequestMiddleware",
     "csp.middleware.CSPMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -331,12 +341,19 @@ SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = HTTPS
 if HTTPS:
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 
+METRICS_TOKEN = read("METRICS_TOKEN", secret_token, "", secret=True)
+
 LOG_LEVEL = read("LOG_LEVEL", one_of("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"), "INFO")
 LOG_FORMAT = read("LOG_FORMAT", one_of("CONSOLE", "JSON"), "CONSOLE")
 LOGGING = logs.configuration(
     level=LOG_LEVEL,
     as_json=LOG_FORMAT == "JSON",
-    secrets=[SECRET_KEY, str(DATABASES["default"].get("PASSWORD", "")), EMAIL_CONFIG.get("EMAIL_HOST_PASSWORD") or ""],
+    secrets=[
+        SECRET_KEY,
+        METRICS_TOKEN,
+        str(DATABASES["default"].get("PASSWORD", "")),
+        EMAIL_CONFIG.get("EMAIL_HOST_PASSWORD") or "",
+    ],
 )
 DJANGO_STRUCTLOG_STATUS_START_LOG_LEVEL = logging.DEBUG  # one line for each request: how it ended
 DJANGO_STRUCTLOG_TRUST_UPSTREAM_REQUEST_ID = False

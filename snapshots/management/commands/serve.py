@@ -55,7 +55,6 @@ class Command(BaseCommand):
             [sys.executable, "-m", "honcho", "--env", os.devnull, "--app-root", str(settings.BASE_DIR), "start"],
             env=os.environ
             | {
-                "LISTEN": listen_address(),
                 "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
                 "PYTHONUNBUFFERED": "1",
             },
@@ -124,10 +123,6 @@ def collect_static_files() -> None:
         return
     call_command("collectstatic", interactive=False, clear=True, verbosity=0, ignore_patterns=UNUSED_STATIC_FILES)
     stamp.write_text(now)
-
-
-def listen_address() -> str:
-    return f"[{settings.BIND}]:{settings.PORT}" if ":" in settings.BIND else f"{settings.BIND}:{settings.PORT}"
 
 
 def local_host() -> str:

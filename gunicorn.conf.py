@@ -1,0 +1,45 @@
+"""How gunicorn runs the portal, by `make run` and by deploy/portal-web.service alike. It finds this file by its name."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from django.core.exceptions import ImproperlyConfigured
+
+try:
+    from cng_portal import settings
+except ImproperlyConfigured as error:  # its sentence names the setting
+    sys.exit(str(error))
+
+wsgi_app = "cng_portal.wsgi"
+bind = f"[{settings.BIND}]:{settings.PORT}" if ":" in settings.BIND else f"{settings.BIND}:{settings.PORT}"
+workers = settings.WEB_WORKERS
+threads = settings.WEB_THREADS
+control_socket_disable = True  # it would be made in the home folder
+logconfig_dict = settings.LOGGING | {
+    "loggers": settings.LOGGING["loggers"]
+    | {
+        "gunicorn.error": {"level": "INFO", "handlers": [], "propagate": True},
+        # cng_portal.logs tells of requests, without what follows the question mark
+        "gunicorn.access": {"level": "CRITICAL", "handlers": [], "propagate": False},
+    }
+}
+
+# Each web process keeps its numbers in a file of its own here, and whichever is asked for /metrics adds them up.
+METRICS = settings.DATA_DIR / "metrics"
+os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(METRICS)
+
+
+def on_starting(server: Any) -> None:
+    shutil.rmtree(METRICS, ignore_errors=True)
+    METRICS.mkdir()
+
+
+def child_exit(server: Any, worker: Any) -> None:
+    from prometheus_client.multiprocess import mark_process_dead
+
+    mark_process_dead(worker.pid)

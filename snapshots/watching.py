@@ -1,0 +1,147 @@
+"""How the work goes, for who runs the portal: read by `/metrics` and by the page *Operations* in admin.
+
+Looking is cheap with millions of rows: what is unfinished, what failed and what ended lately each have an index.
+"""
+
+import logging
+import time
+from collections import Counter
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from threading import Thread
+
+from django.core.exceptions import ImproperlyConfigured
+from django.db.models import Case, Count, Min, Q, Sum, Value, When
+from django.utils import timezone
+from django.utils.translation import gettext as _
+from django_tasks_db.models import DBTaskResult
+
+from cng_portal.inventory.models import Location
+from cng_portal.watch.models import Lease, Process, StorageCheck
+from cng_portal.watch.services import SILENT_AFTER, count_storage_error
+
+from .drivers import get_driver
+from .drivers.base import StorageError
+from .models import DiskImage, Operation, OperationQuerySet
+
+logger = logging.getLogger(__name__)
+
+WAITING, PAUSED, RUNNING, LOST = "waiting", "paused", "running", "lost"
+PROGRESS = [WAITING, PAUSED, RUNNING, LOST]
+ENDED = [Operation.State.SUCCEEDED.value, Operation.State.FAILED.value]
+LATELY = timedelta(hours=1)
+# The other duties of the scheduler wait meanwhile, and for a customer a storage that takes longer is as good as silent.
+PATIENCE_SECONDS = 15
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen at the instant `at`."""
+
+    at: datetime
+    active: dict[tuple[str, str], int]  # by kind and one of PROGRESS; every pair is there
+    ended: dict[tuple[str, str], int]  # within the hour before, by kind and one of ENDED; every pair is there
+    oldest_wait: timedelta  # 0 when nothing waits
+    queue_depth: int
+    alive: dict[str, int]  # processes by kind
+    silent: dict[str, int]
+    lease_left: timedelta  # negative while no scheduler acts
+    storage: list[StorageCheck]  # of the active locations, by code
+
+
+def look(*, now: datetime) -> Look:
+    """Six queries."""
+    active = dict.fromkeys([(kind, state) for kind in Operation.Kind.values for state in PROGRESS], 0)
+    waits = []
+    for row in active_operations(now).values("kind", "progress").annotate(count=Count("pk"), since=Min("not_before")):
+        active[row["kind"], row["progress"]] = row["count"]
+        if row["progress"] == WAITING:
+            waits.append(now - row["since"])
+    ended = dict.fromkeys([(kind, state) for kind in Operation.Kind.values for state in ENDED], 0)
+    lately = Operation.objects.filter(finished_at__gt=now - LATELY).order_by()
+    for row in lately.values("kind", "state").annotate(count=Count("pk")):
+        ended[row["kind"], row["state"]] = row["count"]
+    processes = Counter(
+        (kind, seen_at > now - SILENT_AFTER) for kind, seen_at in Process.objects.values_list("kind", "seen_at")
+    )
+    lease = Lease.objects.filter(name="scheduler").first()
+    return Look(
+        at=now,
+        active=active,
+        ended=ended,
+        oldest_wait=max(waits, default=timedelta()),
+        queue_depth=DBTaskResult.objects.ready().order_by().count(),
+        alive={kind: processes[kind, True] for kind in Process.Kind.values},
+        silent={kind: processes[kind, False] for kind in Process.Kind.values},
+        lease_left=lease.until - now if lease else -timedelta(days=1),
+        storage=list(StorageCheck.objects.filter(location__active=True).order_by("location_id")),
+    )
+
+
+def active_operations(now: datetime) -> OperationQuerySet:
+    """The unfinished ones, each with its `progress`, one of PROGRESS."""
+    running = Q(state=Operation.State.RUNNING)
+    progress = Case(
+        When(running & Q(lease_until__lt=now), then=Value(LOST)),
+        When(running, then=Value(RUNNING)),
+        When(not_before__gt=now, then=Value(PAUSED)),
+        default=Value(WAITING),
+    )
+    return Operation.objects.active().annotate(progress=progress).order_by()
+
+
+# --- what the scheduler does for it -----------------------------------------------------------------------------------
+
+_asked: dict[str, Thread] = {}
+
+
+def ask_storage(*, patience_seconds: float = PATIENCE_SECONDS) -> None:
+    """Ask the storage of every active location how it is, all at once, and record the answers.
+
+    Each is asked in a thread of its own: one that hangs delays nobody longer than `patience_seconds`, and is not asked
+    again before it has come back.
+    """
+    locations = list(Location.objects.active())
+    answers: dict[str, tuple[str, int | None]] = {}
+    for location in locations:
+        if location.code not in _asked or not _asked[location.code].is_alive():
+            _asked[location.code] = Thread(target=_ask, args=[location, answers], name="storage", daemon=True)
+            _asked[location.code].start()
+    deadline = time.monotonic() + patience_seconds
+    for location in locations:
+        _asked[location.code].join(max(0, deadline - time.monotonic()))
+    for location in locations:
+        reason, free_bytes = answers.get(location.code) or (_("The storage hangs: it has not answered yet."), None)
+        if reason:
+            logger.error("The storage of %s does not work: %s", location.code, reason)
+            count_storage_error(location.code)
+        answer = {"checked_at": timezone.now(), "reason": reason, "free_bytes": free_bytes}
+        StorageCheck.objects.update_or_create(location=location, defaults=answer)
+
+
+def _ask(location: Location, answers: dict[str, tuple[str, int | None]]) -> None:
+    try:
+        driver = get_driver(location)
+        driver.check_health()
+        answers[location.code] = "", driver.free_bytes()
+    except (StorageError, ImproperlyConfigured) as error:
+        answers[location.code] = str(error), None
+    except Exception:
+        logger.exception("The storage of %s could not be asked", location.code)
+        answers[location.code] = _("Something unexpected happened when it was asked; the log says what."), None
+
+
+def count_storage() -> None:
+    """Count the snapshots in each location and the room that they take up. It reads every one, so it is done seldom."""
+    now = timezone.now()
+    kept = DiskImage.objects.filter(snapshot__deleted_at=None, captured_at__isnull=False).order_by()
+    counts = kept.values("snapshot__location").annotate(
+        snapshots=Count("snapshot", distinct=True), used=Sum("allocated_bytes", default=0)
+    )
+    found = {row["snapshot__location"]: row for row in counts}
+    for location in Location.objects.all():
+        row = found.get(location.code, {"snapshots": 0, "used": 0})
+        StorageCheck.objects.update_or_create(
+            location=location,
+            defaults={"counted_at": now, "snapshot_count": row["snapshots"], "snapshot_bytes": row["used"]},
+        )

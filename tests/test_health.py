@@ -1,0 +1,178 @@
+"""/healthz and /readyz: what a load balancer is told, and that it costs nothing and tells no secret."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pytest
+from django.db import OperationalError, connection
+from django.test import Client
+from django.utils import timezone
+from pytest_django import DjangoAssertNumQueries, Settings
+
+from cng_portal.watch.models import StorageCheck
+from snapshots import watching
+from snapshots.drivers.local import LocalDriver
+from tests.factories import LocationFactory, UserFactory
+
+# as machines ask: by an address that is in no ALLOWED_HOSTS, without HTTPS
+PROBE: dict[str, Any] = {"headers": {"Host": "10.1.2.3:8000"}}
+
+
+@contextmanager
+def database_away() -> Iterator[None]:
+    def refuse(*_args: object) -> None:
+        raise OperationalError('connection to server at "10.9.9.9" failed for user "portal"')
+
+    with connection.execute_wrapper(refuse):
+        yield
+
+
+def parts(client: Client, status: int) -> dict[str, str]:
+    answer = client.get("/readyz", **PROBE)
+    assert answer.status_code == status, answer.content
+    assert answer["Cache-Control"] == "no-store"
+    return json.loads(answer.content)["parts"]
+
+
+def status(client: Client) -> str:
+    return json.loads(client.get("/readyz", **PROBE).content)["status"]
+
+
+def test_the_process_answers_without_database_session_host_or_https(client: Client, settings: Settings) -> None:
+    settings.SECURE_SSL_REDIRECT = True
+    client.cookies[settings.SESSION_COOKIE_NAME] = "whatever"
+    answer = client.get("/healthz", **PROBE)  # without the mark, pytest-django refuses every query
+    assert (answer.status_code, answer.content) == (200, b"ok\n")
+    assert not answer.cookies
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])
+def test_nothing_can_be_sent_to_a_probe(client: Client, path: str) -> None:
+    assert client.post(path, **PROBE).status_code == 405
+
+
+@pytest.mark.django_db
+def test_it_is_ready_when_everything_it_stands_on_answers(client: Client) -> None:
+    LocationFactory(code="1CNG-YGN-AZ01")
+    watching.ask_storage()
+    assert parts(client, 200) == {"database": "ok", "migrations": "ok", "cache": "ok", "storage 1CNG-YGN-AZ01": "ok"}
+    assert status(client) == "ready"
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("locations", [1, 12])
+def test_four_queries_are_enough_whoever_asks(
+    locations: int,
+    client_for: Callable[..., Client],
+    django_assert_num_queries: DjangoAssertNumQueries,
+) -> None:
+    LocationFactory.create_batch(locations)
+    watching.ask_storage()
+    client = client_for(UserFactory())
+    parts(client, 200)
+    with django_assert_num_queries(4):
+        assert len(parts(client, 200)) == 3 + locations
+
+
+@pytest.mark.django_db
+def test_a_database_that_is_away_is_named_but_not_described(client: Client) -> None:
+    with database_away():
+        answer = client.get("/readyz", **PROBE)
+    assert answer.status_code == 503
+    assert json.loads(answer.content) == {
+        "status": "not ready",
+        "parts": {
+            "database": "does not answer",
+            "migrations": "not asked, because of the above",
+            "cache": "not asked, because of the above",
+        },
+    }
+
+
+@pytest.mark.django_db
+def test_a_database_of_an_older_version_is_not_ready_and_one_of_a_newer_is(client: Client) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("INSERT INTO django_migrations (app, name, applied) VALUES ('watch', '9999_next', '2026-11-22')")
+        parts(client, 200)
+        cursor.execute("DELETE FROM django_migrations WHERE app = 'watch' AND name LIKE '0%%'", [])
+    assert parts(client, 503)["migrations"] == "not migrated: run manage.py migrate"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_cache_without_its_table_is_not_ready(client: Client) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE cache RENAME TO cache_away")
+        try:
+            assert parts(client, 503)["cache"] == "does not answer"
+        finally:
+            cursor.execute("ALTER TABLE cache_away RENAME TO cache")
+
+
+@pytest.mark.django_db
+def test_one_broken_storage_is_told_and_the_portal_stays(
+    client: Client, storage_root: Path, settings: Settings
+) -> None:
+    fine, broken, closed = LocationFactory(), LocationFactory(driver="away"), LocationFactory(closed=True)
+    (storage_root.parent / "a-file").write_text("")
+    settings.STORAGE = settings.STORAGE | {
+        "away": {"driver": "snapshots.drivers.local.LocalDriver", "options": {"root": f"{storage_root.parent}/a-file"}}
+    }
+    watching.ask_storage()
+    found = parts(client, 200)
+    assert (found[f"storage {fine.code}"], found[f"storage {broken.code}"]) == ("ok", "does not answer")
+    assert f"storage {closed.code}" not in found
+    assert status(client) == "degraded"
+    check = StorageCheck.objects.get(pk=broken.pk)
+    assert check.reason
+    assert check.errors == 1
+    watching.ask_storage()
+    check.refresh_from_db()
+    assert check.errors == 2
+
+    fine.active = False
+    fine.save()
+    assert parts(client, 503) == {"database": "ok", "migrations": "ok", "cache": "ok"} | {
+        f"storage {broken.code}": "does not answer"
+    }
+
+
+@pytest.mark.django_db
+def test_a_storage_that_nobody_asked_lately_is_not_known_to_answer(client: Client) -> None:
+    location = LocationFactory()
+    assert parts(client, 200)[f"storage {location.code}"] == "not asked lately: is a scheduler running?"
+    watching.ask_storage()
+    StorageCheck.objects.update(checked_at=timezone.now() - timedelta(minutes=6))
+    assert parts(client, 200)[f"storage {location.code}"] == "not asked lately: is a scheduler running?"
+
+
+class HangingDriver(LocalDriver):
+    """A storage whose calls do not return before they are let go, like a network file system that is away."""
+
+    let_go = Event()
+    calls = 0
+
+    def check_health(self) -> None:
+        type(self).calls += 1
+        self.let_go.wait()
+
+
+@pytest.mark.django_db
+def test_a_storage_that_hangs_holds_nobody_up_and_is_asked_once(client: Client, settings: Settings) -> None:
+    hanging, fine = LocationFactory(driver="hanging"), LocationFactory()
+    options = settings.STORAGE["local"]["options"]
+    settings.STORAGE = settings.STORAGE | {"hanging": {"driver": "tests.test_health.HangingDriver", "options": options}}
+    try:
+        for _time in range(2):
+            watching.ask_storage(patience_seconds=0.2)
+            found = parts(client, 200)
+            assert (found[f"storage {fine.code}"], found[f"storage {hanging.code}"]) == ("ok", "does not answer")
+        from tests.test_health import HangingDriver as Asked  # the one that the portal imported by its name
+
+        assert Asked.calls == 1
+    finally:
+        Asked.let_go.set()

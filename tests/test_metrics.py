@@ -1,0 +1,303 @@
+"""/metrics: who may read it, that it adds up over processes, and that it stays cheap."""
+
+import http.client
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from threading import Event
+
+import psutil
+import pytest
+from django.conf import settings as django_settings
+from django.db import connection
+from django.test import Client
+from django.utils import timezone
+from django_tasks_db.models import DBTaskResult
+from prometheus_client.parser import text_string_to_metric_families
+from pytest_django import DjangoAssertNumQueries, Settings
+
+from cng_portal.watch import services as watch
+from cng_portal.watch.models import Process
+from snapshots import operations, watching
+from snapshots.models import Operation
+from tests.factories import LocationFactory, OperationFactory, SnapshotFactory, UserFactory
+from tests.test_health import database_away
+
+TOKEN = "a-token-for-prometheus"
+
+
+@pytest.fixture(autouse=True)
+def token(settings: Settings) -> None:
+    settings.METRICS_TOKEN = TOKEN
+
+
+def scrape(client: Client) -> dict[str, float]:
+    """{`name{label="value",…}`: number}"""
+    answer = client.get("/metrics", headers={"Authorization": f"Bearer {TOKEN}"})
+    assert answer.status_code == 200
+    return parse(answer.content.decode())
+
+
+def parse(text: str) -> dict[str, float]:
+    found = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels = ",".join(f'{name}="{value}"' for name, value in sorted(sample.labels.items()))
+            found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
+    return found
+
+
+# --- who may read it --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer "}, {"Authorization": f"Basic {TOKEN}"}],
+)
+def test_without_the_token_nothing_is_told_and_nothing_is_asked(client: Client, headers: dict[str, str]) -> None:
+    answer = client.get("/metrics", headers=headers | {"Host": "10.1.2.3"})
+    assert answer.status_code == 401
+    assert answer["WWW-Authenticate"].startswith("Bearer")
+    assert b"portal_" not in answer.content
+
+
+def test_an_administrators_session_opens_it_no_more_than_a_strangers(client: Client) -> None:
+    client.cookies[django_settings.SESSION_COOKIE_NAME] = "of-an-administrator"
+    assert client.get("/metrics").status_code == 401
+
+
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer "}])
+def test_without_the_setting_there_is_no_such_page(client: Client, settings: Settings, headers: dict[str, str]) -> None:
+    settings.METRICS_TOKEN = ""
+    assert client.get("/metrics", headers=headers).status_code == 404
+
+
+# --- what it says -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db
+def test_operations_are_told_by_kind_and_by_how_they_get_on(client: Client) -> None:
+    now = timezone.now()
+    OperationFactory.create_batch(2, not_before=now - timedelta(minutes=7))
+    OperationFactory(not_before=now + timedelta(minutes=7), error="The storage was busy.")
+    OperationFactory(capture=True, running=True)
+    OperationFactory(capture=True, running=True, lease_until=now - timedelta(seconds=1))
+    OperationFactory.create_batch(3, succeeded=True)
+    OperationFactory(failed=True)
+    OperationFactory(failed=True, finished_at=now - timedelta(hours=2))
+
+    seen = scrape(client)
+
+    of_verify = {state: seen[f'portal_operations{{kind="verify",state="{state}"}}'] for state in watching.PROGRESS}
+    assert of_verify == {"waiting": 2, "paused": 1, "running": 0, "lost": 0}
+    assert seen['portal_operations{kind="capture",state="running"}'] == 1
+    assert seen['portal_operations{kind="capture",state="lost"}'] == 1
+    assert seen['portal_operations{kind="restore",state="waiting"}'] == 0
+    assert seen['portal_operations_ended_last_hour{kind="verify",state="succeeded"}'] == 3
+    assert seen['portal_operations_ended_last_hour{kind="verify",state="failed"}'] == 1
+    assert 420 <= seen["portal_operation_oldest_wait_seconds"] < 440
+
+
+@pytest.mark.django_db
+def test_the_depth_of_the_queue_counts_what_a_worker_could_take_now(client: Client) -> None:
+    assert scrape(client)["portal_queue_depth"] == 0
+    operation = operations.create_operation(kind="verify", snapshot=SnapshotFactory())
+    operations.enqueue(operation, at=timezone.now() + timedelta(minutes=5))
+    assert DBTaskResult.objects.count() == 2
+    seen = scrape(client)
+    assert seen["portal_queue_depth"] == 1
+    assert seen["portal_operation_oldest_wait_seconds"] < 5
+
+
+@pytest.mark.django_db
+def test_processes_that_fell_silent_are_told_from_those_that_live(client: Client) -> None:
+    assert scrape(client)["portal_scheduler_lease_seconds"] < 0
+    Process.objects.create(kind="worker", host="a", pid=1)
+    Process.objects.create(kind="worker", host="a", pid=2, seen_at=timezone.now() - timedelta(minutes=2))
+    Process.objects.create(kind="scheduler", host="b", pid=3)
+    watch.hold_lease("scheduler", holder="x", seconds=30)
+    seen = scrape(client)
+    assert (seen['portal_processes{kind="worker"}'], seen['portal_processes_silent{kind="worker"}']) == (1, 1)
+    assert (seen['portal_processes{kind="scheduler"}'], seen['portal_processes_silent{kind="scheduler"}']) == (1, 0)
+    assert 20 < seen["portal_scheduler_lease_seconds"] <= 30
+
+
+@pytest.mark.django_db
+def test_storage_is_told_by_location(client: Client, storage_root: Path) -> None:
+    location, broken = LocationFactory(code="1CNG-YGN-AZ01"), LocationFactory(code="1CNG-MDY-AZ01", driver="none")
+    snapshot = SnapshotFactory(volume__location=location)
+    snapshot.disks.update(allocated_bytes=4096, captured_at=timezone.now())
+    SnapshotFactory(volume__location=location, deleted=True).disks.update(allocated_bytes=1, captured_at=timezone.now())
+    watching.ask_storage()
+    watching.count_storage()
+    seen = scrape(client)
+    assert seen['portal_storage_up{location="1CNG-YGN-AZ01"}'] == 1
+    assert seen['portal_storage_free_bytes{location="1CNG-YGN-AZ01"}'] > 0
+    assert seen['portal_storage_snapshot_bytes{location="1CNG-YGN-AZ01"}'] == 4096
+    assert seen['portal_storage_errors_total{location="1CNG-YGN-AZ01"}'] == 0
+    assert seen['portal_storage_up{location="1CNG-MDY-AZ01"}'] == 0
+    assert seen['portal_storage_errors_total{location="1CNG-MDY-AZ01"}'] == 1
+    assert 0 <= seen['portal_storage_check_age_seconds{location="1CNG-MDY-AZ01"}'] < 30
+    assert broken.code
+
+
+@pytest.mark.django_db(transaction=True)
+def test_an_attempt_that_fails_because_of_the_storage_is_an_error_of_its_location(
+    client: Client, storage_root: Path
+) -> None:
+    from tests.snapshots.disks import carry_out_what_waits
+
+    snapshot = SnapshotFactory(volume__location__code="1CNG-YGN-AZ01")  # of which storage has no file
+    operations.create_operation(kind="verify", snapshot=snapshot)
+    carry_out_what_waits()
+    assert scrape(client)['portal_storage_errors_total{location="1CNG-YGN-AZ01"}'] == 1
+
+
+@pytest.mark.django_db
+def test_request_times_are_told_by_view_and_nobody_can_make_labels(
+    client: Client, client_for: Callable[..., Client]
+) -> None:
+    user = UserFactory()
+    snapshot = SnapshotFactory(volume__project__name="Default")
+    before = scrape(client)
+    signed_in = client_for(user)
+    for path in ("/", f"/snapshots/{snapshot.pk}/", "/no-such-page-1/", "/no-such-page-2/"):
+        signed_in.get(path)
+    signed_in.generic("INVENTED", "/no-such-page-3/")
+    after = scrape(client)
+
+    def rise(labels: str) -> float:
+        name = f"portal_request_seconds_count{{{labels}}}"
+        return after.get(name, 0) - before.get(name, 0)
+
+    assert rise('method="GET",status="2xx",view="dashboard"') == 1
+    assert rise('method="GET",status="4xx",view="snapshots:snapshot"') == 1
+    assert rise('method="GET",status="4xx",view="none"') == 2
+    assert rise('method="other",status="4xx",view="none"') == 1
+    assert not [name for name in after if "no-such" in name or str(snapshot.pk) in name or "INVENTED" in name]
+
+
+@pytest.mark.django_db
+def test_a_database_that_is_away_is_a_number_too(client: Client) -> None:
+    assert scrape(client)["portal_database_up"] == 1
+    with database_away():
+        seen = scrape(client)
+    assert seen["portal_database_up"] == 0
+
+
+# --- what it costs ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("count", [1, 12])
+def test_six_queries_are_enough_for_a_few_and_for_many(
+    client: Client, count: int, django_assert_num_queries: DjangoAssertNumQueries
+) -> None:
+    for _ in range(count):
+        OperationFactory()
+        OperationFactory(failed=True)
+        Process.objects.create(kind="worker", host="a", pid=1)
+    LocationFactory.create_batch(count)
+    watching.ask_storage()
+    with django_assert_num_queries(6):
+        scrape(client)
+
+
+@pytest.mark.django_db
+@pytest.mark.both_databases
+def test_no_query_walks_through_the_finished_operations() -> None:
+    """With the statistics of many finished operations, each plan finds the few others by an index."""
+    snapshot = SnapshotFactory()
+    long_ago = timezone.now() - timedelta(days=9)
+    Operation.objects.bulk_create(
+        Operation(kind="verify", snapshot=snapshot, state="succeeded", attempt=1, finished_at=long_ago)
+        for _ in range(5000)
+    )
+    OperationFactory()
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE")
+    statements: list[tuple[str, object]] = []
+
+    def note(execute: Callable, sql: str, params: object, many: bool, context: dict) -> object:
+        statements.append((sql, params))
+        return execute(sql, params, many, context)
+
+    with connection.execute_wrapper(note):
+        watching.look(now=timezone.now())
+    plans = []
+    for sql, params in statements:
+        with connection.cursor() as cursor:
+            cursor.execute(f"EXPLAIN {'QUERY PLAN ' if connection.vendor == 'sqlite' else ''}{sql}", params)
+            plans.append(" ".join(str(row) for row in cursor.fetchall()))
+    of_operations = [plan for plan in plans if "snapshots_operation" in plan or "operation_" in plan]
+    assert len(of_operations) == 2
+    assert not [plan for plan in of_operations if re.search(r"Seq Scan|SCAN snapshots_operation(?! USING)", plan)]
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gunicorn(process_environment: dict[str, str], tmp_path: Path) -> Iterator[tuple[subprocess.Popen, int]]:
+    """The web server with three processes, as it is in production; (its process, its port)."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    own = {"PORT": str(port), "WEB_WORKERS": "3", "METRICS_TOKEN": TOKEN, "DATA_DIR": str(tmp_path / "var")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gunicorn", "--graceful-timeout", "3"],
+        cwd=django_settings.BASE_DIR,
+        env=process_environment | own,
+    )
+    pause, tries = Event(), 300
+    while not answers(port):
+        tries -= 1
+        assert tries and process.poll() is None, "the web server does not answer"
+        pause.wait(0.1)
+    yield process, port
+    process.terminate()
+    assert process.wait(30) == 0
+
+
+def answers(port: int) -> bool:
+    try:
+        return fetch(port, "/healthz") == "ok\n"
+    except OSError:
+        return False
+
+
+def fetch(port: int, path: str, **headers: str) -> str:
+    client = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    try:
+        client.request("GET", path, headers=headers)
+        return client.getresponse().read().decode()
+    finally:
+        client.close()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_whichever_process_is_asked_tells_of_all_and_a_killed_one_takes_nothing_with_it(
+    gunicorn: tuple[subprocess.Popen, int],
+) -> None:
+    process, port = gunicorn
+
+    def count() -> float:
+        seen = parse(fetch(port, "/metrics", Authorization=f"Bearer {TOKEN}"))
+        assert seen["portal_database_up"] == 1
+        return sum(value for name, value in seen.items() if name.startswith("portal_request_seconds_count"))
+
+    before = count()
+    for _ in range(40):
+        assert fetch(port, "/volumes/") == ""  # to the sign-in page
+    assert {count() for _ in range(12)} == {before + 40}
+
+    victim = psutil.Process(process.pid).children()[0]
+    os.kill(victim.pid, signal.SIGKILL)
+    psutil.wait_procs([victim], timeout=10)
+    assert {count() for _ in range(12)} == {before + 40}
