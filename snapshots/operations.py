@@ -76,7 +76,9 @@ def claim(operation_id: UUID | str, *, now: datetime | None = None) -> Operation
     )
     if not taken:
         return None
-    related = Operation.objects.select_related("snapshot__location", "volume", "disk", "safety_snapshot__location")
+    related = Operation.objects.select_related(
+        "snapshot__location", "volume", "disk__volume", "safety_snapshot__location"
+    )
     operation = related.get(pk=operation_id)
     operation.attempt = attempt + 1  # ours, even if another claim followed before the read
     return operation

@@ -538,7 +538,7 @@ def check_restorable(snapshot: Snapshot) -> None:
 
 def is_latest(snapshot: Snapshot, volumes: list[Volume]) -> bool:
     """Whether it is an ordinary snapshot, and none of these volumes has a later one that is kept."""
-    ordinary = Snapshot.objects.filter(deleted_at=None, ready_at__isnull=False, protects=None)
+    ordinary = Snapshot.objects.filter(deleted_at=None, missing_since=None, ready_at__isnull=False, protects=None)
     later = ordinary.filter(disks__volume__in=volumes, ready_at__gt=snapshot.ready_at)
     return ordinary.filter(pk=snapshot.pk).exists() and not later.exists()
 
@@ -603,6 +603,7 @@ def make_volume_row(
         name=name,
         size_gb=size_gb,
         state=Volume.State.CREATING,
+        backend_project=disk.volume.backend_project,
     )
     return create_operation(
         kind=Operation.Kind.NEW_VOLUME, snapshot=disk.snapshot, disk=disk, volume=volume, requested_by=user
@@ -675,7 +676,7 @@ def request_deletions(*, snapshots: Iterable[Snapshot], user: User) -> dict[UUID
 def uses_of(snapshot: Snapshot) -> OperationQuerySet:
     """What goes on with it and would miss it."""
     users = Operation.objects.active().filter(Q(snapshot=snapshot) | Q(safety_snapshot=snapshot))
-    return users.exclude(kind=Operation.Kind.VERIFY)
+    return users.exclude(kind__in=[Operation.Kind.VERIFY, Operation.Kind.CLEAN_UP])
 
 
 def accept_deletion(snapshot: Snapshot, *, at: datetime, user: User | None = None) -> None:
@@ -706,6 +707,7 @@ def retry(*, operation: Operation, user: User) -> Operation:
         if operation.kind == Operation.Kind.RESTORE:
             raise NotNow(_("Start the restore again from the snapshot's page: it asks for your confirmation."))
         if operation.kind == Operation.Kind.CAPTURE:
+            stop_clean_up(snapshot)
             reopen_run(snapshot)
             retake(snapshot)
         elif operation.kind == Operation.Kind.NEW_VOLUME:
@@ -740,6 +742,14 @@ def has_other_disks(snapshot: Snapshot) -> bool:
     return {disk.volume_id for disk in snapshot.disks.all()} != {volume.pk for volume in volumes}
 
 
+def stop_clean_up(snapshot: Snapshot) -> None:
+    """What it would remove is taken over by who takes the snapshot again. Raises NotNow while it is at work."""
+    clean_ups = Operation.objects.active().filter(snapshot=snapshot, kind=Operation.Kind.CLEAN_UP)
+    clean_ups.filter(state=Operation.State.PENDING).delete()
+    if clean_ups.exists():
+        raise NotNow(_("What the failed attempt left in the storage is being removed. Try again when that is done."))
+
+
 def retake(snapshot: Snapshot) -> None:
     """A failed snapshot waits again, for the disks that its source has now. The caller holds the lock."""
     source = fresh(snapshot.source)
@@ -769,4 +779,12 @@ def require_ready(snapshot: Snapshot) -> None:
         raise NotNow(
             _("The snapshot “%(name)s” is not ready (%(state)s), so this cannot be done with it.")
             % {"name": snapshot.name, "state": snapshot.get_state_display()}
+        )
+    if snapshot.missing_since is not None:
+        raise NotNow(
+            _(
+                "The snapshot “%(name)s” was deleted in the cloud, outside the portal, so nothing can be done with it. "
+                "Delete it here as well."
+            )
+            % {"name": snapshot.name}
         )

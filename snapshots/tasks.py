@@ -44,7 +44,7 @@ def run_operation(operation_id: str) -> None:
     with ids, override("en"):  # a reason is stored once, for every reader
         logger.info("Attempt %s: %s", operation.attempt, operation.kind)
         try:
-            if operation.failures >= settings.OPERATION_MAX_ATTEMPTS:
+            if operation.may_fail_for_good and operation.failures >= settings.OPERATION_MAX_ATTEMPTS:
                 give_up(operation)
                 return
             with operations.Lease(operation) as lease:
@@ -108,8 +108,7 @@ def give_up(operation: Operation) -> None:
         Operation.Kind(operation.kind)
     )
     if unfinished and unfinished.state in (State.PENDING, State.CREATING):
-        for disk in unfinished.disks.all():
-            get_driver(unfinished.location).delete_snapshot(snapshot_ref(disk))
+        remove_disks(unfinished)
     settle_failure(
         operation,
         _("The storage worker stopped in the middle, %(count)s times. Nothing was changed. Try again later.")
@@ -119,11 +118,22 @@ def give_up(operation: Operation) -> None:
 
 
 def volume_ref(volume: Volume) -> VolumeRef:
-    return VolumeRef(uuid=volume.pk, name=volume.name, size_gb=volume.size_gb, backend_ref=volume.backend_ref)
+    return VolumeRef(
+        uuid=volume.pk,
+        name=volume.name,
+        size_gb=volume.size_gb,
+        backend_ref=volume.backend_ref,
+        backend_project=volume.backend_project,
+    )
 
 
 def snapshot_ref(disk: DiskImage) -> SnapshotRef:
-    return SnapshotRef(uuid=disk.pk, backend_ref=disk.backend_ref)
+    return SnapshotRef(uuid=disk.pk, backend_ref=disk.backend_ref, backend_project=disk.volume.backend_project)
+
+
+def remove_disks(snapshot: Snapshot) -> None:
+    for disk in snapshot.disks.select_related("volume"):
+        get_driver(snapshot.location).delete_snapshot(snapshot_ref(disk))
 
 
 # --- capture ---------------------------------------------------------------------------------------------------------
@@ -177,7 +187,9 @@ def settle_ready(snapshot: Snapshot, infos: list[SnapshotInfo], now: datetime) -
 
 
 def settle_not_taken(snapshot: Snapshot, reason: str) -> None:
-    Snapshot.objects.transition(snapshot.pk, [State.PENDING, State.CREATING], State.FAILED, error=reason)
+    failed = Snapshot.objects.transition(snapshot.pk, [State.PENDING, State.CREATING], State.FAILED, error=reason)
+    if failed and get_driver(snapshot.location).finishes_late:
+        operations.create_operation(kind=Operation.Kind.CLEAN_UP, snapshot=snapshot)
 
 
 # --- restore ---------------------------------------------------------------------------------------------------------
@@ -242,7 +254,7 @@ def verify(operation: Operation, lease: operations.Lease) -> None:
     """
     driver: Driver = get_driver(operation.snapshot.location)
     found: list[tuple[DiskImage, SnapshotInfo | None, str]] = []
-    for disk in operation.snapshot.disks.all():
+    for disk in operation.snapshot.disks.select_related("volume"):
         try:
             found.append((disk, driver.verify_snapshot(snapshot_ref(disk), lease.heartbeat), ""))
         except Corrupt as error:
@@ -266,9 +278,7 @@ def verify(operation: Operation, lease: operations.Lease) -> None:
 
 
 def delete(operation: Operation, lease: operations.Lease) -> None:
-    driver = get_driver(operation.snapshot.location)
-    for disk in operation.snapshot.disks.all():
-        driver.delete_snapshot(snapshot_ref(disk))
+    remove_disks(operation.snapshot)
 
     def settle(now: datetime) -> None:
         if not Snapshot.objects.transition(operation.snapshot_id, [State.DELETING], State.DELETED, deleted_at=now):
@@ -277,12 +287,19 @@ def delete(operation: Operation, lease: operations.Lease) -> None:
     operations.finish(operation, Operation.State.SUCCEEDED, settle)
 
 
+def clean_up(operation: Operation, lease: operations.Lease) -> None:
+    """Remove what a failed capture left, or what appeared since; again and again until the storage has none of it."""
+    remove_disks(operation.snapshot)
+    operations.finish(operation, Operation.State.SUCCEEDED, lambda now: None)
+
+
 WORK = {
     Operation.Kind.CAPTURE: capture,
     Operation.Kind.RESTORE: restore,
     Operation.Kind.NEW_VOLUME: make_volume,
     Operation.Kind.VERIFY: verify,
     Operation.Kind.DELETE: delete,
+    Operation.Kind.CLEAN_UP: clean_up,
 }
 FAILURES = {
     Operation.Kind.CAPTURE: lambda operation, reason, now: settle_not_taken(operation.snapshot, reason),
@@ -290,6 +307,7 @@ FAILURES = {
     Operation.Kind.NEW_VOLUME: lambda operation, reason, now: settle_no_volume(operation, now),
     Operation.Kind.VERIFY: lambda operation, reason, now: None,
     Operation.Kind.DELETE: lambda operation, reason, now: None,  # stays Deleting; Try again is offered
+    Operation.Kind.CLEAN_UP: lambda operation, reason, now: None,
 }
 FAILURE_TITLES = {
     Operation.Kind.CAPTURE: gettext_lazy("The snapshot “%(name)s” could not be taken"),

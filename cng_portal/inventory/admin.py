@@ -11,8 +11,9 @@ from django.http import HttpRequest
 from django.utils.translation import gettext_lazy as _
 
 from cng_portal.accounts.admin import SupportAdmin
+from cng_portal.accounts.models import Project
 
-from .models import Location, VirtualMachine, Volume
+from .models import CloudProject, Location, VirtualMachine, Volume
 
 MICRO = 1_000_000
 
@@ -62,6 +63,66 @@ class LocationAdmin(SupportAdmin):
         return f"{location.flag} {location.country_name}"
 
 
+class CloudProjectForm(forms.ModelForm):
+    def clean_project(self) -> Project | None:
+        """What was imported has snapshots and bills of that project, so it stays where it is."""
+        project = self.cleaned_data["project"]
+        known = self.instance
+        if known.project_id and project != known.project:
+            here = {"location": known.location_id, "backend_project": known.external_id, "project": known.project_id}
+            if Volume.objects.filter(**here).exists() or VirtualMachine.objects.filter(**here).exists():
+                raise ValidationError(
+                    _(
+                        "Volumes or machines have been imported into “%(project)s” already, so it stays with that project."
+                    )
+                    % {"project": known.project}
+                )
+        return project
+
+
+@admin.register(CloudProject)
+class CloudProjectAdmin(SupportAdmin):
+    """What `manage.py sync_inventory` found in the clouds; an administrator says which project each one belongs to."""
+
+    form = CloudProjectForm
+    list_display = [
+        "name_shown",
+        "location",
+        "project",
+        "customer",
+        "volume_count",
+        "snapshot_count",
+        "used_gb",
+        "synced_at",
+        "missing_since",
+    ]
+    list_filter = [("project", admin.EmptyFieldListFilter), "location", ("missing_since", admin.EmptyFieldListFilter)]
+    list_select_related = ["location", "project__customer"]
+    search_fields = ["name", "external_id", "project__name", "project__customer__name"]
+    uuid_fields = ("project_id", "project__customer_id")
+    customer_fields = ("project__customer",)
+    autocomplete_fields = ["project"]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: CloudProject | None = None) -> list[str]:
+        return [field.name for field in CloudProject._meta.fields if field.name != "project"]
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def get_search_results(self, request: HttpRequest, queryset: Any, search_term: str) -> Any:
+        # its id in the cloud is a uuid as well
+        found, distinct = super().get_search_results(request, queryset, search_term)
+        return found | queryset.filter(external_id=search_term.strip()), distinct
+
+    @admin.display(description=_("name in the cloud"), ordering="name")
+    def name_shown(self, cloud_project: CloudProject) -> str:
+        return str(cloud_project)
+
+    @admin.display(description=_("customer"))
+    def customer(self, cloud_project: CloudProject) -> str:
+        return str(cloud_project.project.customer) if cloud_project.project else "-"
+
+
 class VirtualMachineForm(forms.ModelForm):
     hourly_price_micro = MicroField(
         label=_("hourly price"), help_text=_("In the customer's currency, with up to 6 decimals."), initial=0
@@ -93,7 +154,8 @@ class VirtualMachineAdmin(SupportAdmin):
     inlines = [VolumeInline]
 
     def get_readonly_fields(self, request: HttpRequest, obj: VirtualMachine | None = None) -> list[str]:
-        return ["id", "project", "location", "backend_ref"] if obj else ["id"]
+        own = ["id", "backend_project", "seen_at"]
+        return [*own, "project", "location", "backend_ref"] if obj else own
 
     @admin.display(description=_("customer"))
     def customer(self, vm: VirtualMachine) -> str:
@@ -128,7 +190,8 @@ class VolumeAdmin(SupportAdmin):
     customer_fields = ("project__customer",)
     autocomplete_fields = ["vm"]
     # the size, the place and the owner are those of a disk that is there
-    readonly_fields = ["id", "project", "location", "size_gb", "state", "backend_ref", "created_at"]
+    readonly_fields = ["id", "project", "location", "size_gb", "state", "backend_ref", "backend_project"]
+    readonly_fields += ["seen_at", "created_at"]
 
     @admin.display(description=_("customer"))
     def customer(self, volume: Volume) -> str:

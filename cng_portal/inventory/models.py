@@ -86,6 +86,18 @@ class Location(models.Model):
         _("time of day"), default=time(2), help_text=_("In the time zone of each machine's customer.")
     )
     default_keep = models.PositiveSmallIntegerField(_("copies kept"), default=2, validators=[MinValueValidator(1)])
+    charges_outside = models.BooleanField(
+        _("charge snapshots made outside"),
+        default=False,
+        help_text=_("Snapshots that were made in the cloud and not here cost as much as others, from their import on."),
+    )
+    charges_missing = models.BooleanField(
+        _("charge snapshots deleted outside"),
+        default=False,
+        help_text=_(
+            "A snapshot that was deleted in the cloud and not here goes on costing until it is deleted here too."
+        ),
+    )
 
     objects = LocationQuerySet.as_manager()
 
@@ -135,6 +147,55 @@ class Location(models.Model):
         return "".join(chr(ord(letter) + 0x1F1A5) for letter in self.country)
 
 
+class CloudProject(models.Model):
+    """A project of the cloud behind a location, as the last look at the cloud found it.
+
+    Once an administrator has chosen the portal's project that it belongs to, its volumes and machines come into that one;
+    before nothing of it does.
+    """
+
+    location = models.ForeignKey(
+        Location, verbose_name=_("location"), on_delete=models.PROTECT, related_name="cloud_projects"
+    )
+    external_id = models.CharField(_("id in the cloud"), max_length=64)
+    name = models.CharField(_("name in the cloud"), max_length=255, blank=True)
+    project = models.ForeignKey(
+        Project,
+        verbose_name=_("project"),
+        on_delete=models.PROTECT,
+        null=True,
+        blank=True,
+        related_name="cloud_projects",
+        help_text=_("Where its volumes and machines appear. Nothing is imported while this is empty."),
+    )
+    volume_count = models.PositiveIntegerField(_("volumes"), null=True, blank=True)
+    volume_quota = models.IntegerField(_("quota of volumes"), null=True, blank=True, help_text=_("-1 is unlimited."))
+    snapshot_count = models.PositiveIntegerField(_("snapshots"), null=True, blank=True)
+    snapshot_quota = models.IntegerField(
+        _("quota of snapshots"), null=True, blank=True, help_text=_("-1 is unlimited.")
+    )
+    used_gb = models.PositiveIntegerField(_("GB"), null=True, blank=True, help_text=_("Of volumes and snapshots."))
+    gb_quota = models.IntegerField(_("quota of GB"), null=True, blank=True, help_text=_("-1 is unlimited."))
+    synced_at = models.DateTimeField(_("last complete look"), null=True, blank=True)
+    missing_since = models.DateTimeField(_("not found since"), null=True, blank=True)
+    error = models.TextField(_("why the last look failed"), blank=True)
+
+    class Meta:
+        verbose_name = _("cloud project")
+        verbose_name_plural = _("cloud projects")
+        ordering = ["location", "name", "external_id"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["location", "external_id"],
+                name="inventory_cloud_project_once",
+                violation_error_message=_("This project of the cloud is known already."),
+            )
+        ]
+
+    def __str__(self) -> str:
+        return self.name or self.external_id
+
+
 class OwnedQuerySet(models.QuerySet):
     """Things that belong to a project: every look-up starts from the person."""
 
@@ -146,6 +207,15 @@ class OwnedQuerySet(models.QuerySet):
 
     def present(self) -> Self:
         return self.filter(deleted_at=None)
+
+
+def once_in_the_cloud(name: str) -> models.UniqueConstraint:
+    return models.UniqueConstraint(
+        fields=["location", "backend_project", "backend_ref"],
+        condition=~Q(backend_ref=""),
+        name=name,
+        violation_error_message=_("What has this reference is in the portal already."),
+    )
 
 
 class VirtualMachine(models.Model):
@@ -165,6 +235,10 @@ class VirtualMachine(models.Model):
     )
     automatic_backups_since = models.DateTimeField(_("automatic backups since"), null=True, blank=True, editable=False)
     backend_ref = models.CharField(_("backend reference"), max_length=255, blank=True)
+    backend_project = models.CharField(
+        _("project in the cloud"), max_length=64, blank=True, help_text=_("Its id there; empty is the portal's own.")
+    )
+    seen_at = models.DateTimeField(_("last seen in the cloud"), null=True, blank=True)
     created_at = models.DateTimeField(_("created"), default=timezone.now)
     deleted_at = models.DateTimeField(_("deleted"), null=True, blank=True)
 
@@ -179,7 +253,8 @@ class VirtualMachine(models.Model):
                 condition=Q(hourly_price_micro__gte=0),
                 name="inventory_vm_price",
                 violation_error_message=_("A price cannot be negative."),
-            )
+            ),
+            once_in_the_cloud("inventory_vm_backend_once"),
         ]
 
     def __str__(self) -> str:
@@ -241,6 +316,10 @@ class Volume(models.Model):
     size_gb = models.PositiveIntegerField(_("size, GB"), validators=[MinValueValidator(1)])
     state = models.CharField(_("state"), max_length=9, choices=State.choices, default=State.AVAILABLE)
     backend_ref = models.CharField(_("backend reference"), max_length=255, blank=True)
+    backend_project = models.CharField(
+        _("project in the cloud"), max_length=64, blank=True, help_text=_("Its id there; empty is the portal's own.")
+    )
+    seen_at = models.DateTimeField(_("last seen in the cloud"), null=True, blank=True)
     created_at = models.DateTimeField(_("created"), default=timezone.now)
     deleted_at = models.DateTimeField(_("deleted"), null=True, blank=True)
 
@@ -256,7 +335,8 @@ class Volume(models.Model):
                 condition=Q(size_gb__gte=1),
                 name="inventory_volume_size",
                 violation_error_message=_("A volume has at least 1 GB."),
-            )
+            ),
+            once_in_the_cloud("inventory_volume_backend_once"),
         ]
 
     def __str__(self) -> str:

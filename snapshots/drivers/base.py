@@ -40,12 +40,14 @@ class VolumeRef:
     name: str  # for messages only
     size_gb: int  # GiB
     backend_ref: str = ""  # the engine's own name of it; "" when it derives from the uuid
+    backend_project: str = ""  # the engine's own name of whose it is; "" where the engine knows only the portal
 
 
 @dataclass(frozen=True, kw_only=True)
 class SnapshotRef:
     uuid: UUID
     backend_ref: str = ""
+    backend_project: str = ""  # of its volume
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +107,7 @@ class Driver(ABC):
     reads_bytes: bool  # whether verify_snapshot reads the content again, or only asks the engine
 
     reverts_only_latest = False  # whether a volume can be reverted to nothing but the latest of its snapshots
+    finishes_late = False  # whether what was asked for may still appear when the call has failed
 
     @abstractmethod
     def __init__(self, *, location: str, **options: str) -> None: ...
@@ -183,8 +186,9 @@ class Driver(ABC):
     def check_health(self) -> None:
         """Return when the engine can work now. Raises Unavailable with the reason."""
 
-    def remove_leftovers(self) -> None:  # noqa: B027  # not every engine has leftovers
+    def remove_leftovers(self, backend_project: str = "") -> None:  # noqa: B027  # not every engine has any
         """Remove what dead workers left half-made and nobody asks for again; what is being worked on stays.
 
-        Called now and then. For engines that clean up by themselves there is nothing to do. Raises Unavailable.
+        Called now and then, for each of the engine's projects. For engines that clean up by themselves there is nothing
+        to do. Raises Unavailable.
         """

@@ -20,12 +20,14 @@ Snapshots of several volumes are taken one after the other. Cinder's group snaps
 volume driver supports consistent ones: the one for Ceph (RBD) does not, it takes them one after the other as well.
 """
 
+import contextlib
 import json
 import logging
 import os
 import re
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
@@ -52,6 +54,7 @@ from .base import (
     VolumeRef,
     no_heartbeat,
 )
+from .inventory import FoundProject, FoundServer, FoundSnapshot, FoundVolume, Inventory, Use
 
 try:
     import openstack
@@ -66,13 +69,19 @@ logger = logging.getLogger(__name__)
 Response = Any  # of requests, which openstacksdk stands on; it lets no exception of its through
 Result = TypeVar("Result")
 Kind = Literal["volume", "snapshot"]
+Service = Literal["volume", "compute", "identity"]
 Item = dict[str, Any]  # a volume or a snapshot as Cinder describes it
 
 # The newest microversion this was tried with; less is used where the cloud has less.
 NEWEST = (3, 71)
 REVERT, MESSAGES, SNAPSHOT_METADATA_FILTER, NO_FORCE = (3, 40), (3, 5), (3, 22), (3, 66)
 
+# Nova tells the size of a server's flavour from 2.47 on.
+OTHER_SERVICES: dict[str, dict[str, str]] = {"compute": {"microversion": "2.47"}, "identity": {}}
+
 PAGE = 500
+MARKERS_TRIED = 20
+MOST_SESSIONS = 32
 CONNECT_SECONDS = 5.0
 # `error` was seen to become `available` when the volume service came back, so it counts only when it lasts.
 ERROR_STANDS_SECONDS = 6.0
@@ -89,6 +98,9 @@ CROWDED_SECONDS = 20.0
 COMPLETE = {"available", "in-use", "backing-up", "restoring", "reserved", "attaching", "detaching", "uploading"}
 PASSING = {"creating", "downloading", "reverting", "extending", "retyping", "attaching", "detaching", "reserved"}
 PASSING |= {"maintenance", "backing-up", "restoring-backup", "uploading", "awaiting-transfer", "deleting"}
+
+# States of a server in which nothing writes to its volumes.
+STANDING_STILL = {"SHUTOFF", "SHELVED", "SHELVED_OFFLOADED"}
 
 DELETABLE = {"available", "error", "error_deleting"}  # the last one with the right to force it
 
@@ -116,6 +128,7 @@ class Beat:
     heartbeat: Heartbeat = no_heartbeat
     done: int = 0
     total: int = 0
+    project: str = ""  # Keystone's id of the project that requests are made in; "" is that of clouds.yaml
 
     def __call__(self) -> None:
         self.heartbeat(self.done, self.total)
@@ -123,14 +136,15 @@ class Beat:
 
 @dataclass(frozen=True)
 class Session:
-    """A connection that is signed in. `version` is the microversion that it speaks."""
+    """A connection that is signed in to one project. `version` is the microversion that it speaks."""
 
     process: int
+    cloud: Any
     service: Any
     version: tuple[int, int]
 
 
-class CinderDriver(Driver):
+class CinderDriver(Driver, Inventory):
     """One cloud. Options: cloud, region, availability_zone, volume_type; the seconds create_timeout (until something
     that stays `creating` fails), delete_timeout, request_timeout.
     """
@@ -138,6 +152,7 @@ class CinderDriver(Driver):
     consistency = Consistency.PER_DISK
     reads_bytes = False
     reverts_only_latest = True
+    finishes_late = True
 
     def __init__(
         self,
@@ -156,8 +171,8 @@ class CinderDriver(Driver):
         self.availability_zone, self.volume_type = availability_zone, volume_type
         self.create_seconds, self.delete_seconds = float(create_timeout), float(delete_timeout)
         self.request_seconds = float(request_timeout)
-        self._session: Session | None = None
-        self._lock = threading.Lock()
+        self._sessions: OrderedDict[str, Session] = OrderedDict()  # by project, the last used one last
+        self._lock = threading.RLock()
 
     # Volumes
 
@@ -170,7 +185,7 @@ class CinderDriver(Driver):
         if self.volume_type:
             wish["volume_type"] = self.volume_type
         try:
-            return self._make_volume(volume, wish, Beat())
+            return self._make_volume(volume, wish, Beat(project=volume.backend_project))
         except Absent as error:
             raise Refused(
                 _("The storage of %(location)s does not have the volume type that is set for it. Contact support.")
@@ -180,7 +195,7 @@ class CinderDriver(Driver):
     def create_volume_from_snapshot(
         self, snapshot: SnapshotRef, volume: VolumeRef, heartbeat: Heartbeat = no_heartbeat
     ) -> str:
-        beat = Beat(heartbeat, total=volume.size_gb * GIB)
+        beat = Beat(heartbeat, total=volume.size_gb * GIB, project=snapshot.backend_project)
         beat()
         if volume.backend_ref and self._find_volume(volume, beat):
             return volume.backend_ref
@@ -198,7 +213,7 @@ class CinderDriver(Driver):
             raise self._no_snapshot() from error
 
     def revert_volume(self, volume: VolumeRef, snapshot: SnapshotRef, heartbeat: Heartbeat = no_heartbeat) -> None:
-        beat = Beat(heartbeat, total=volume.size_gb * GIB)
+        beat = Beat(heartbeat, total=volume.size_gb * GIB, project=volume.backend_project)
         beat()
         current = self._get_volume(volume, beat)
         kind, source = self._get_snapshot(snapshot, beat)
@@ -244,12 +259,12 @@ class CinderDriver(Driver):
         return self._capture(disks, heartbeat, "volume")
 
     def find_snapshot(self, snapshot: SnapshotRef) -> SnapshotInfo | None:
-        found = self._find_snapshot(snapshot, Beat())
+        found = self._find_snapshot(snapshot, Beat(project=snapshot.backend_project))
         return self._describe(snapshot, *found) if found else None
 
     def verify_snapshot(self, snapshot: SnapshotRef, heartbeat: Heartbeat = no_heartbeat) -> SnapshotInfo:
         """Cinder shows no bytes, so this only asks whether it still has the snapshot and takes it for sound."""
-        beat = Beat(heartbeat)
+        beat = Beat(heartbeat, project=snapshot.backend_project)
         beat()
         kind, item = self._get_snapshot(snapshot, beat)
         info = self._describe(snapshot, kind, item)
@@ -259,14 +274,14 @@ class CinderDriver(Driver):
 
     def delete_snapshot(self, snapshot: SnapshotRef) -> None:
         for kind in self._kinds(snapshot):
-            self._delete_all(kind, snapshot, Beat(), self.delete_seconds)
+            self._delete_all(kind, snapshot, Beat(project=snapshot.backend_project), self.delete_seconds)
 
     # Room and health
 
     def bytes_needed(self, volumes: Sequence[VolumeRef]) -> int:
         """0: snapshots share blocks on Ceph and on most of what Cinder drives, and members are told no more."""
         for volume in volumes:
-            self._get_volume(volume, Beat())
+            self._get_volume(volume, Beat(project=volume.backend_project))
         return 0
 
     def free_bytes(self) -> int | None:
@@ -282,16 +297,111 @@ class CinderDriver(Driver):
                 % {"location": self.location}
             )
 
-    def remove_leftovers(self) -> None:
+    def remove_leftovers(self, backend_project: str = "") -> None:
         """Remove what a failed call had to leave behind because it was still being made. Raises Unavailable."""
+        beat = Beat(project=backend_project)
         kinds: tuple[Kind, ...] = ("volume", "snapshot")
         for kind in kinds:
-            for item in list(self._list(Beat(), kind, {"name": UNWANTED})):
+            for item in list(self._list(beat, kind, {"name": UNWANTED})):
                 if item["name"] == UNWANTED and item["status"] in DELETABLE:
                     try:
-                        self._delete(kind, item, Beat())
+                        self._delete(kind, item, beat)
                     except Refused:
                         logger.warning("Only an administrator can delete the %s %s", kind, item["id"])
+
+    # Inventory
+
+    def find_projects(self) -> list[FoundProject]:
+        """Those in which the account has a role of its own or an inherited one. An application credential has one only."""
+        beat = Beat()
+        try:
+            cloud = self._run(beat, self._connect).cloud
+            own = self._run(beat, lambda: (cloud.current_project_id, cloud.current_project.name))
+            if str(cloud.config.config.get("auth_type", "")).endswith("applicationcredential"):
+                return [FoundProject(ref=own[0], name=own[1] or "", is_own=True)]
+            projects = self._request(beat, "GET", "/auth/projects", service="identity")["projects"]
+        except NotSignedIn as error:
+            raise self._not_accepted() from error
+        except (Absent, Refusal) as error:
+            raise self._silent() from error
+        return [
+            FoundProject(ref=project["id"], name=project["name"], is_own=project["id"] == own[0])
+            for project in projects
+            if project.get("enabled", True)
+        ]
+
+    def use_of(self, backend_project: str) -> Use:
+        beat = Beat(project=backend_project)
+        with self._looking():
+            limits = self._request(beat, "GET", "/limits")["limits"]["absolute"]
+        return Use(
+            volumes=limits["totalVolumesUsed"],
+            volume_quota=limits["maxTotalVolumes"],
+            snapshots=limits["totalSnapshotsUsed"],
+            snapshot_quota=limits["maxTotalSnapshots"],
+            gb=limits["totalGigabytesUsed"],
+            gb_quota=limits["maxTotalVolumeGigabytes"],
+        )
+
+    def pages_of_volumes(self, backend_project: str) -> Iterator[list[FoundVolume]]:
+        with self._looking():
+            for page in self._pages(Beat(project=backend_project), "volumes", {}, PATIENCE_SECONDS):
+                yield [
+                    describe_volume(item)
+                    for item in page
+                    if item["name"] != UNWANTED and item["status"] not in {"deleting", "error_deleting"}
+                ]
+
+    def pages_of_snapshots(self, backend_project: str) -> Iterator[list[FoundSnapshot]]:
+        with self._looking():
+            for page in self._pages(Beat(project=backend_project), "snapshots", {}, PATIENCE_SECONDS):
+                yield [
+                    FoundSnapshot(
+                        ref=item["id"],
+                        name=item["name"] or "",
+                        volume_ref=item["volume_id"],
+                        size_gb=item["size"],
+                        portal_uuid=read_portal_uuid(item),
+                        created_at=read_instant(item["created_at"]),
+                    )
+                    for item in page
+                    if item["name"] != UNWANTED and item["status"] in COMPLETE
+                ]
+
+    def pages_of_servers(self, backend_project: str) -> Iterator[list[FoundServer]] | None:
+        beat = Beat(project=backend_project)
+        with self._looking():
+            try:
+                cloud = self._run(beat, lambda: self._connect(backend_project)).cloud
+                if self._run(beat, lambda: cloud.endpoint_for("compute")) is None:
+                    return None
+            except NotSignedIn as error:
+                raise self._not_accepted() from error
+        return self._pages_of_servers(beat)
+
+    def _pages_of_servers(self, beat: Beat) -> Iterator[list[FoundServer]]:
+        with self._looking():
+            for page in self._pages(beat, "servers", {}, PATIENCE_SECONDS, service="compute"):
+                yield [
+                    FoundServer(
+                        ref=item["id"],
+                        name=item["name"] or "",
+                        is_running=item["status"] not in STANDING_STILL,
+                        vcpus=item["flavor"].get("vcpus", 0),
+                        memory_mb=item["flavor"].get("ram", 0),
+                        created_at=read_instant(item["created"]),
+                    )
+                    for item in page
+                    if item["status"] not in {"DELETED", "SOFT_DELETED"}
+                ]
+
+    @contextlib.contextmanager
+    def _looking(self) -> Iterator[None]:
+        """What a list never answers, unless something in between does."""
+        try:
+            yield
+        except (Absent, Refusal, KeyError) as error:
+            raise self._silent() from error
 
     # Making
 
@@ -307,7 +417,7 @@ class CinderDriver(Driver):
             beat.done = beat.total
             beat()
         except BaseException as error:
-            self._clean_up("volume", [volume.uuid], claim)
+            self._clean_up("volume", [volume.uuid], claim, beat.project)
             if isinstance(error, Refusal):
                 raise self._refused(error) from error
             raise
@@ -317,7 +427,9 @@ class CinderDriver(Driver):
         self, disks: Sequence[tuple[SnapshotRef, VolumeRef]], heartbeat: Heartbeat, kind: Kind
     ) -> list[SnapshotInfo]:
         """All of them or none: what this call made or adopted is removed when it fails."""
-        beat = Beat(heartbeat, total=sum(volume.size_gb for _snapshot, volume in disks) * GIB)
+        # the disks of a machine are in its project
+        project = disks[0][1].backend_project if disks else ""
+        beat = Beat(heartbeat, total=sum(volume.size_gb for _snapshot, volume in disks) * GIB, project=project)
         beat()
         claim, infos = uuid4().hex, []
         sources = [self._get_volume(volume, beat) for _snapshot, volume in disks]
@@ -328,7 +440,7 @@ class CinderDriver(Driver):
                 beat.done += volume.size_gb * GIB
                 beat()
         except BaseException:
-            self._clean_up(kind, [snapshot.uuid for snapshot, _volume in disks], claim)
+            self._clean_up(kind, [snapshot.uuid for snapshot, _volume in disks], claim, project)
             raise
         return infos
 
@@ -435,29 +547,29 @@ class CinderDriver(Driver):
                     lost, asked = error, time.monotonic()
         raise self._failed(self._reason(item, beat) if item else "", still_waiting=True)
 
-    def _clean_up(self, kind: Kind, uuids: Sequence[UUID], claim: str) -> None:
+    def _clean_up(self, kind: Kind, uuids: Sequence[UUID], claim: str, project: str) -> None:
         """Remove what carries this claim, within some seconds; what cannot be removed yet is marked as unwanted.
 
         Called while another exception is on its way, so what goes wrong here is only logged.
         """
-        end = time.monotonic() + CLEAN_UP_SECONDS
+        beat, end = Beat(project=project), time.monotonic() + CLEAN_UP_SECONDS
         for uuid in uuids:
             ours: list[Item] = []
             try:
-                for _now in self._look_until(Beat(), max(1.0, end - time.monotonic())):
+                for _now in self._look_until(beat, max(1.0, end - time.monotonic())):
                     ours = [
                         item
-                        for item in self._look(kind, uuid, Beat())
+                        for item in self._look(kind, uuid, beat)
                         if item["metadata"].get("portal_claim") == claim and item["status"] != "error_deleting"
                     ]
                     if not ours:
                         break
                     for item in ours:
                         if item["status"] in {"available", "error"}:
-                            self._delete(kind, item, Beat())
+                            self._delete(kind, item, beat)
                 else:
                     for item in ours:
-                        self._rename(kind, item, UNWANTED, Beat())
+                        self._rename(kind, item, UNWANTED, beat)
             except StorageError:
                 logger.warning("What was begun for %s in %s could not be removed yet", uuid, self.location)
 
@@ -597,14 +709,13 @@ class CinderDriver(Driver):
         raise self._no_snapshot()
 
     def _describe(self, snapshot: SnapshotRef, kind: Kind, item: Item) -> SnapshotInfo:
-        captured_at = datetime.fromisoformat(item["created_at"].removesuffix("Z"))
         return SnapshotInfo(
             uuid=snapshot.uuid,
             backend_ref=item["id"] if kind == "snapshot" else COPY_PREFIX + item["id"],
             size_bytes=item["size"] * GIB,
             allocated_bytes=None,
             checksum="",
-            captured_at=captured_at.replace(tzinfo=UTC),
+            captured_at=read_instant(item["created_at"]),
         )
 
     def _check_status(self, volume: VolumeRef, item: Item) -> None:
@@ -715,13 +826,30 @@ class CinderDriver(Driver):
 
     def _list(self, beat: Beat, kind: Kind, filters: dict[str, str], patience: float = 0.0) -> Iterator[Item]:
         """All of a kind, page by page. A cloud may ignore filters that it does not know."""
+        for page in self._pages(beat, f"{kind}s", filters, patience):
+            yield from page
+
+    def _pages(
+        self, beat: Beat, what: str, filters: dict[str, str], patience: float = 0.0, service: Service = "volume"
+    ) -> Iterator[list[Item]]:
         params = {**filters, "limit": str(PAGE)}
+        page: list[Item] = []
         while True:
-            page = self._request(beat, "GET", f"/{kind}s/detail", params=params, patience=patience)
-            yield from page[f"{kind}s"]
-            if not page[f"{kind}s"] or not page.get(f"{kind}s_links"):
+            # what the next page shall follow may be gone by now; then the one before it, which gives some twice
+            for marker in [*page[: -MARKERS_TRIED - 1 : -1], None]:
+                if marker:
+                    params["marker"] = marker["id"]
+                else:
+                    params.pop("marker", None)
+                with contextlib.suppress(Absent, Refusal) if marker else contextlib.nullcontext():
+                    answer = self._request(
+                        beat, "GET", f"/{what}/detail", params=params, patience=patience, service=service
+                    )
+                    break
+            page = answer[what]
+            yield page
+            if not page or not answer.get(f"{what}_links"):
                 return
-            params["marker"] = page[f"{kind}s"][-1]["id"]
 
     def _metadata_filter(self, kind: Kind, key: str, value: str, beat: Beat) -> dict[str, str]:
         if kind == "snapshot" and self._version(beat) < SNAPSHOT_METADATA_FILTER:
@@ -740,7 +868,9 @@ class CinderDriver(Driver):
         except (Absent, Refusal):
             logger.info("%s %s cannot be renamed any more", kind, item["id"])
 
-    def _request(self, beat: Beat, method: str, path: str, *, patience: float = 0.0, **options: Any) -> Item:
+    def _request(
+        self, beat: Beat, method: str, path: str, *, patience: float = 0.0, service: Service = "volume", **options: Any
+    ) -> Item:
         """The answer's JSON. With `patience`, failures of the service that pass within so many seconds do not count.
 
         Raises Absent, Refusal, Busy, Refused, Unavailable.
@@ -748,23 +878,27 @@ class CinderDriver(Driver):
         until = time.monotonic() + patience
         while True:
             try:
-                return self._ask(beat, method, path, options)
+                return self._ask(beat, method, path, service, options)
             except Unavailable:
                 if time.monotonic() >= until:
                     raise
             self._pause(beat, 1.0)
 
-    def _ask(self, beat: Beat, method: str, path: str, options: dict[str, Any]) -> Item:
+    def _ask(self, beat: Beat, method: str, path: str, service: Service, options: dict[str, Any]) -> Item:
         def send() -> Response:
-            session = self._connect()
-            return session.service.request(
+            session = self._connect(beat.project)
+            if service == "volume":
+                adapter, headers = session.service, {"microversion": "{}.{}".format(*session.version)}
+            else:
+                adapter, headers = getattr(session.cloud, service), OTHER_SERVICES[service]
+            return adapter.request(
                 path,
                 method,
-                microversion="{}.{}".format(*session.version),
                 timeout=(CONNECT_SECONDS, self.request_seconds),
                 connect_retries=0,  # a POST whose connection broke may have been heard
                 status_code_retries=0,
                 raise_exc=False,
+                **headers,
                 **options,
             )
 
@@ -776,7 +910,8 @@ class CinderDriver(Driver):
                 # keystoneauth asked for a new token already; the account's password may be new too
                 if not again:
                     raise self._not_accepted() from error
-                self._session = None
+                with self._lock:
+                    self._sessions.clear()
         raise AssertionError("unreachable")
 
     def _run(self, beat: Beat, call: Callable[[], Result], *, finish: bool = False) -> Result:
@@ -843,25 +978,41 @@ class CinderDriver(Driver):
             )
         raise self._silent()
 
-    def _connect(self) -> Session:
-        """One connection per process: signing in and discovering takes about a second. Raises what openstacksdk raises."""
+    def _connect(self, project: str = "") -> Session:
+        """One connection per process and project: signing in takes a part of a second, the first time one or two.
+
+        Raises what openstacksdk raises.
+        """
         with self._lock:
-            if self._session is None or self._session.process != os.getpid():
-                cloud = openstack.connect(
-                    cloud=self.cloud or None, region_name=self.region or None, app_name="snapshot-portal"
-                )
-                service = cloud.block_storage
-                endpoint = service.get_endpoint_data()
-                if endpoint is None:
-                    raise EndpointNotFound("no block storage in this region")
-                major, minor = endpoint.max_microversion or (3, 0)
-                self._session = Session(os.getpid(), service, min(NEWEST, (int(major), int(minor))))
-            return self._session
+            session = self._sessions.get(project)
+            if session is None or session.process != os.getpid():
+                session = self._sign_in(project)
+                self._sessions[project] = session
+                while len(self._sessions) > MOST_SESSIONS:
+                    self._sessions.popitem(last=False)
+            self._sessions.move_to_end(project)
+            return session
+
+    def _sign_in(self, project: str) -> Session:
+        if project:
+            cloud = self._connect().cloud
+        else:
+            cloud = openstack.connect(
+                cloud=self.cloud or None, region_name=self.region or None, app_name="snapshot-portal"
+            )
+        if project and project != cloud.current_project_id:
+            cloud = cloud.connect_as(project_id=project)
+        service = cloud.block_storage
+        endpoint = service.get_endpoint_data()
+        if endpoint is None:
+            raise EndpointNotFound("no block storage in this region")
+        major, minor = endpoint.max_microversion or (3, 0)
+        return Session(os.getpid(), cloud, service, min(NEWEST, (int(major), int(minor))))
 
     def _version(self, beat: Beat) -> tuple[int, int]:
         """The microversion that is spoken. Raises Unavailable."""
         try:
-            return self._run(beat, self._connect).version
+            return self._run(beat, lambda: self._connect(beat.project)).version
         except NotSignedIn as error:
             raise self._not_accepted() from error
 
@@ -920,6 +1071,40 @@ def name_of(uuid: UUID) -> str:
     if not isinstance(uuid, UUID):
         raise TypeError(f"{uuid!r} is no UUID")
     return f"snapshot-portal-{uuid}"
+
+
+def read_instant(text: str) -> datetime:
+    """Cinder's, which are in UTC and do not say so, and Nova's, which say so."""
+    return datetime.fromisoformat(text.removesuffix("Z")).replace(tzinfo=UTC)
+
+
+def read_portal_uuid(item: Item) -> UUID | None:
+    """By metadata, or by name where Cinder has forgotten them."""
+    written = item["metadata"].get("portal_uuid") or (item["name"] or "").removeprefix("snapshot-portal-")
+    try:
+        return UUID(written)
+    except ValueError:
+        return None
+
+
+def describe_volume(item: Item) -> FoundVolume:
+    attachment: Item = next(iter(item["attachments"]), {})
+    device = re.search(r"([a-z]+)\d*$", (attachment.get("device") or "").rpartition("/")[2])
+    letters = device[1][2:] if device and len(device[1]) > 2 else "a"  # of vda, sdb, vdaa
+    position = 0
+    for letter in letters:
+        position = position * 26 + ord(letter) - ord("a") + 1
+    return FoundVolume(
+        ref=item["id"],
+        name=item["name"] or "",
+        size_gb=item["size"],
+        is_ready=not item["status"].startswith("error") and item["status"] not in {"creating", "downloading"},
+        is_being_made=item["status"] in {"creating", "downloading"},
+        server_ref=attachment.get("server_id") or "",
+        position=min(position - 1, 32767),
+        portal_uuid=read_portal_uuid(item),
+        created_at=read_instant(item["created_at"]),
+    )
 
 
 def read_reason(response: Response) -> str:

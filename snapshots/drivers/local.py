@@ -268,7 +268,7 @@ class LocalDriver(Driver):
                 probe.flush()
                 os.fsync(probe.fileno())
 
-    def remove_leftovers(self) -> None:
+    def remove_leftovers(self, backend_project: str = "") -> None:
         """Remove what dead processes left half-made and nobody will ask for again; what is being worked on stays."""
         with self._contract_errors():
             self._make_folders()

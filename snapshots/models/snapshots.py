@@ -60,7 +60,7 @@ class State(models.TextChoices):
 TRANSITIONS: dict[str, set[str]] = {
     State.PENDING: {State.CREATING, State.FAILED},
     State.CREATING: {State.READY, State.FAILED},
-    State.READY: {State.DELETING},
+    State.READY: {State.DELETING, State.DELETED},  # at once when it was made and deleted outside the portal
     State.FAILED: {State.PENDING, State.DELETING},
     State.DELETING: {State.DELETED},
     State.DELETED: set(),
@@ -172,6 +172,16 @@ class Snapshot(models.Model):
         User, verbose_name=_("asked for by"), on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
     )
     draft = models.OneToOneField(Draft, on_delete=models.SET_NULL, null=True, blank=True, related_name="snapshot")
+    made_outside = models.BooleanField(
+        _("made outside"), default=False, editable=False, help_text=_("In the cloud, and not by the portal.")
+    )
+    missing_since = models.DateTimeField(
+        _("deleted outside"),
+        null=True,
+        blank=True,
+        editable=False,
+        help_text=_("When the cloud did not have it any more."),
+    )
     created_at = models.DateTimeField(_("taken"), default=timezone.now, editable=False)
     ready_at = models.DateTimeField(_("ready"), null=True, blank=True, editable=False)
     delete_requested_at = models.DateTimeField(_("deletion accepted"), null=True, blank=True, editable=False)
@@ -255,6 +265,12 @@ class Snapshot(models.Model):
         return self.state in TRANSIENT_STATES
 
     @property
+    def costs_nothing(self) -> bool:
+        """By the location's rule for what was made or deleted outside the portal."""
+        free_outside = self.made_outside and not self.location.charges_outside
+        return free_outside or (self.missing_since is not None and not self.location.charges_missing)
+
+    @property
     def source(self) -> Volume | VirtualMachine:
         source = self.volume or self.vm
         assert source is not None  # held by the constraint snapshot_source
@@ -276,6 +292,7 @@ class DiskImage(models.Model):
     captured_at = models.DateTimeField(_("captured"), null=True, blank=True)
     verified_at = models.DateTimeField(_("last verified"), null=True, blank=True)
     damage = models.TextField(_("damage found"), blank=True)
+    seen_at = models.DateTimeField(_("last seen in the cloud"), null=True, blank=True)
 
     class Meta:
         verbose_name = _("disk image")
@@ -309,6 +326,7 @@ class Operation(models.Model):
         NEW_VOLUME = "new_volume", _("New volume")
         VERIFY = "verify", _("Verify")
         DELETE = "delete", _("Delete")
+        CLEAN_UP = "clean_up", _("Clean up")
 
     class State(models.TextChoices):
         PENDING = "pending", _("Waiting")
@@ -394,7 +412,7 @@ class Operation(models.Model):
         constraints = [
             models.UniqueConstraint(
                 fields=["snapshot", "kind"],
-                condition=Q(finished_at=None, kind__in=["capture", "verify", "delete"]),
+                condition=Q(finished_at=None, kind__in=["capture", "verify", "delete", "clean_up"]),
                 name="operation_once_per_snapshot",
             ),
             models.UniqueConstraint(
@@ -414,7 +432,13 @@ class Operation(models.Model):
                 condition=Q(kind="restore", volume__isnull=False, vm=None, disk=None)
                 | Q(kind="restore", volume=None, vm__isnull=False, disk=None)
                 | Q(kind="new_volume", volume__isnull=False, vm=None, disk__isnull=False, safety_snapshot=None)
-                | Q(kind__in=["capture", "verify", "delete"], volume=None, vm=None, disk=None, safety_snapshot=None),
+                | Q(
+                    kind__in=["capture", "verify", "delete", "clean_up"],
+                    volume=None,
+                    vm=None,
+                    disk=None,
+                    safety_snapshot=None,
+                ),
                 name="operation_target",
             ),
         ]
@@ -432,8 +456,13 @@ class Operation(models.Model):
         return max(0, self.attempt - 1 - self.interruptions)
 
     @property
+    def may_fail_for_good(self) -> bool:
+        """All but a clean-up: what storage still has must not be forgotten."""
+        return self.kind != self.Kind.CLEAN_UP
+
+    @property
     def is_last_attempt(self) -> bool:
-        return self.failures + 1 >= settings.OPERATION_MAX_ATTEMPTS
+        return self.may_fail_for_good and self.failures + 1 >= settings.OPERATION_MAX_ATTEMPTS
 
     @property
     def can_be_undone(self) -> bool:

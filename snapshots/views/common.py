@@ -78,7 +78,8 @@ def rates_now(location_codes: Iterable[str] | None = None) -> dict[tuple[str, st
 def price_of(snapshot: Snapshot, rates: dict[tuple[str, str], int]) -> billing.Quote | None:
     """What the snapshot costs from now on, by the rates of `rates_now`; None where it costs nothing or has no price."""
     rate_micro = rates.get((snapshot.service_kind, snapshot.location_id))
-    if rate_micro is None or snapshot.state not in (State.PENDING, State.CREATING, State.READY):
+    paid = snapshot.state in (State.PENDING, State.CREATING, State.READY) and not snapshot.costs_nothing
+    if rate_micro is None or not paid:
         return None
     return billing.Quote(
         kind=snapshot.service_kind,

@@ -125,6 +125,7 @@ def explain_rows(snapshots: list[Snapshot], user: User) -> list[Snapshot]:
 def actions_for(snapshot: Snapshot, user: User) -> list[dict[str, object]]:
     """What this person can do with it now, as items of a menu. Nothing for a viewer."""
     ready, settled = snapshot.state == State.READY, snapshot.state in (State.READY, State.FAILED)
+    ready = ready and snapshot.missing_since is None
     mine = user.can_change(snapshot.project_id)
     is_machine = snapshot.kind != Kind.VOLUME
     offered = [

@@ -17,7 +17,7 @@ from cng_portal.accounts import notices
 from cng_portal.inventory.models import Location
 from cng_portal.watch import services as watch
 from cng_portal.watch.models import Process
-from snapshots import operations, watching
+from snapshots import operations, sync, watching
 from snapshots.drivers import get_driver
 
 logger = logging.getLogger("snapshots.scheduler")
@@ -105,6 +105,7 @@ DUTIES = {
     wake_operations: 0,
     send_mails: 0,
     settle_bills: 300,
+    sync.sync_everywhere: 300,
     tidy_up: 3600,
     watching.ask_storage: 60,
     watching.count_storage: 900,
