@@ -11,16 +11,23 @@ is done, and only then older copies make room.
 
 import logging
 from collections.abc import Sequence
-from datetime import datetime, time
+from datetime import datetime, time, timedelta
 from typing import Any
+from uuid import UUID
 
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
+from django.db.models import Exists, F, OuterRef, Q
+from django.urls import reverse
 from django.utils import timezone
+from django.utils.formats import date_format
+from django.utils.functional import Promise
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy, ngettext, override
 
 from billing import services as billing
 from billing.models import ServiceKind
+from cng_portal.accounts import notices
 from cng_portal.accounts.models import User
 from cng_portal.accounts.services import lock_customer
 from cng_portal.inventory.models import AutomaticBackupSwitch, Interval, Location, VirtualMachine
@@ -29,6 +36,7 @@ from . import slots
 from .models import BackupRun, BackupSchedule, Draft, Kind, Operation, Snapshot, State
 from .operations import create_operation
 from .services import (
+    NoRoom,
     NotNow,
     NotSold,
     Refusal,
@@ -46,12 +54,22 @@ from .services import (
     locked,
     require_change,
     retake,
+    uses_of,
     volumes_of,
 )
 
 logger = logging.getLogger(__name__)
 
 MOST_KEPT = 365
+# before the second, third and fourth try
+PAUSES = (timedelta(minutes=5), timedelta(minutes=20), timedelta(minutes=60))
+# schedules read, and started, in one turn of the scheduler: its other duties have to be done too
+BATCH = 200
+MOST_AT_ONCE = 500
+STILL_BUSY = gettext_lazy("The backup before it was still under way.")
+MADE_UP_FOR = gettext_lazy(
+    "The portal could not start it at its time. The latest of the runs that were missed is made up for."
+)
 
 
 class BadSchedule(Refusal):
@@ -257,19 +275,23 @@ def give_up_slots(schedule: BackupSchedule, now: datetime, reason: str) -> None:
 
 
 def due_slots(schedule: BackupSchedule, now: datetime) -> list[datetime]:
+    """Those that have passed and that nobody has dealt with, oldest first."""
     first = schedule.next_run_at
     assert first is not None
-    return [first, *slots.slots_between(schedule.rule, schedule.vm.project.customer.zone, first, now)]
+    passed = [first, *slots.slots_between(schedule.rule, schedule.vm.project.customer.zone, first, now)]
+    # where clocks differ, an edit may have planned a slot once more that has just run
+    known = set(BackupRun.objects.filter(schedule=schedule, slot__gte=first).values_list("slot", flat=True))
+    return [slot for slot in passed if slot not in known]
 
 
-def miss(schedule: BackupSchedule, missed: Sequence[datetime], now: datetime, reason: str) -> None:
+def miss(schedule: BackupSchedule, missed: Sequence[datetime], now: datetime, reason: str | Promise) -> None:
     BackupRun.objects.bulk_create(
         BackupRun(
             schedule=schedule,
             vm=schedule.vm,
             slot=slot,
             state=BackupRun.State.MISSED,
-            reason=reason,
+            reason=str(reason),
             created_at=now,
             finished_at=now,
         )
@@ -303,10 +325,15 @@ def ask_for_copy(run: BackupRun, now: datetime) -> None:
         retake(copy)
         create_operation(kind=Operation.Kind.CAPTURE, snapshot=copy)
     elif copy.state == State.READY:
-        create_operation(kind=Operation.Kind.VERIFY, snapshot=copy)
+        request_reading(copy)
     run.tries += 1
     run.state, run.next_try_at, run.reason = BackupRun.State.TAKING, None, ""
     run.save()
+
+
+def request_reading(copy: Snapshot) -> None:
+    if not Operation.objects.active().filter(snapshot=copy, kind=Operation.Kind.VERIFY).exists():
+        create_operation(kind=Operation.Kind.VERIFY, snapshot=copy)
 
 
 def new_copy(run: BackupRun, now: datetime) -> Snapshot:
@@ -329,6 +356,287 @@ def new_copy(run: BackupRun, now: datetime) -> Snapshot:
     )
     create_operation(kind=Operation.Kind.CAPTURE, snapshot=copy, requested_by=run.requested_by)
     return copy
+
+
+# --- what the scheduler does -----------------------------------------------------------------------------------------
+
+
+def start_due_runs(now: datetime, *, most: int = MOST_AT_ONCE) -> int:
+    """Start what is due, the longest overdue first. Returns how many slots were dealt with, at most about `most`.
+
+    Of the slots that passed since the last look, the latest is started and the others are recorded as missed. Any number
+    of schedulers may do this at once, and be killed at any point: each schedule is one transaction, which begins with a
+    compare-and-set of `next_run_at`.
+    """
+    done = 0
+    beyond = None
+    while batch := list(due(now, beyond)[:BATCH]):
+        beyond = (batch[-1].next_run_at, batch[-1].pk)
+        for schedule in batch:
+            try:
+                done += start_due(schedule, now)
+            except Exception:  # one that cannot be started must not keep the others from it
+                logger.exception("The schedule %s could not be started; it will be tried again", schedule.pk)
+            if done >= most:
+                return done
+    return done
+
+
+def due(now: datetime, beyond: tuple[datetime, UUID] | None = None) -> Any:
+    """The schedules whose next run is due, in the order of the index; only those after the key `beyond`."""
+    found = related().filter(next_run_at__lte=now).order_by("next_run_at", "pk")
+    if beyond is None:
+        return found
+    at, pk = beyond
+    return found.filter(Q(next_run_at__gt=at) | Q(pk__gt=pk), next_run_at__gte=at)
+
+
+def start_due(schedule: BackupSchedule, now: datetime) -> bool:
+    """Deal with the slots that are due; False where it is not ours or has to wait.
+
+    A machine has one unfinished run at most. A slot that comes while the schedule's own last run is still unfinished is
+    missed; one that comes while another schedule's is unfinished waits its turn and stays due.
+    """
+    vm = schedule.vm
+    if vm.deleted_at is not None:
+        return bool(end_of_machine(vm, now))
+    if is_busy_elsewhere(schedule):
+        return False
+    problem = why_no_room(vm)
+    with transaction.atomic(), override("en"):  # what is recorded is recorded once, for every reader
+        lock_customer(vm.project.customer_id)
+        rule = {name: getattr(schedule, name) for name in ("interval", "weekday", "month_day", "at")}
+        mine = BackupSchedule.objects.filter(pk=schedule.pk, next_run_at=schedule.next_run_at, **rule)
+        if is_busy_elsewhere(schedule):
+            return False
+        passed = due_slots(schedule, now)
+        plan(schedule, now)
+        if not mine.update(next_run_at=schedule.next_run_at, time_zone=schedule.time_zone):
+            return False
+        still_busy = BackupRun.objects.unfinished().filter(vm=vm).exists()
+        missed, taken = (passed, []) if still_busy else (passed[:-1], passed[-1:])
+        if missed:
+            miss(schedule, missed, now, STILL_BUSY if still_busy else MADE_UP_FOR)
+            tell_of_missed(schedule, missed, STILL_BUSY if still_busy else MADE_UP_FOR)
+        for slot in taken:
+            try_again(BackupRun(schedule=schedule, vm=vm, slot=slot, created_at=now), now, problem)
+    return True
+
+
+def is_busy_elsewhere(schedule: BackupSchedule) -> bool:
+    return BackupRun.objects.unfinished().filter(vm=schedule.vm_id).exclude(schedule=schedule).exists()
+
+
+def why_no_room(vm: VirtualMachine) -> str:
+    """Why the storage cannot take a copy now; "" where it can. Not inside a transaction."""
+    try:
+        check_room(vm)
+    except Refusal as refusal:
+        return str(refusal)
+    return ""
+
+
+def try_again(run: BackupRun, now: datetime, problem: str) -> None:
+    """One try, the first or another one, of a run that is ours. The caller holds the lock; `problem` is why the storage
+    has no room.
+    """
+    try:
+        if problem:
+            raise NoRoom(problem)
+        ask_for_copy(run, now)
+    except Refusal as refusal:
+        run.tries += 1
+        fail(run, str(refusal), now)
+
+
+def fail(run: BackupRun, reason: str, now: datetime) -> None:
+    """The try failed: another one follows after a pause, or it was the last. The caller holds the lock."""
+    run.reason = reason
+    if run.tries <= len(PAUSES):
+        run.state, run.next_try_at = BackupRun.State.WAITING, now + PAUSES[run.tries - 1]
+    else:
+        run.state, run.next_try_at, run.finished_at = BackupRun.State.FAILED, None, now
+    run.save()
+    if run.tries == 1 or run.state == BackupRun.State.FAILED:
+        tell_of_failure(run)
+
+
+def settle_runs(now: datetime) -> int:
+    """See what became of the copies that were asked for, and try again what failed and is due. Returns how many runs
+    went on. Any number of schedulers may do this at once: what is settled is no longer found.
+    """
+    settled = 0
+    for run in [*settling(), *related_runs().filter(state=BackupRun.State.WAITING, next_try_at__lte=now)]:
+        try:
+            settled += settle(run, now)
+        except Exception:
+            logger.exception("The backup run %s could not be settled; it will be tried again", run.pk)
+    return settled
+
+
+def settling() -> Any:
+    """The runs whose copy storage has done with: taken and read back, or failed."""
+    reading = Operation.objects.active().filter(snapshot=OuterRef("snapshot"), kind=Operation.Kind.VERIFY)
+    runs = related_runs().filter(state=BackupRun.State.TAKING)
+    return runs.exclude(snapshot__state__in=[State.PENDING, State.CREATING]).filter(~Exists(reading))
+
+
+def related_runs() -> Any:
+    return BackupRun.objects.select_related(
+        "schedule__vm__project__customer", "schedule__vm__location", "vm__project__customer", "vm__location", "snapshot"
+    )
+
+
+def settle(run: BackupRun, now: datetime) -> bool:
+    before = run.state
+    problem = why_no_room(run.vm) if before == BackupRun.State.WAITING else ""
+    with transaction.atomic(), override("en"):
+        lock_customer(run.vm.project.customer_id)
+        try:
+            run = related_runs().get(pk=run.pk, state=before, tries=run.tries)
+        except BackupRun.DoesNotExist:
+            return False  # somebody else was quicker
+        if before == BackupRun.State.WAITING:
+            try_again(run, now, problem)
+        else:
+            conclude(run, now)
+    return True
+
+
+def conclude(run: BackupRun, now: datetime) -> None:
+    """The copy is there, or not. The caller holds the lock."""
+    copy = run.snapshot
+    assert copy is not None  # held by the constraint run_state
+    if copy.state == State.FAILED:
+        fail(run, copy.error, now)
+    elif copy.state in (State.DELETING, State.DELETED):
+        run.state, run.finished_at = BackupRun.State.FAILED, now
+        run.reason = _("The copy was deleted before it was verified.")
+        run.save()
+    elif copy.state == State.READY:
+        damage = [disk.damage for disk in copy.disks.all() if disk.damage]
+        if damage:
+            # nothing that anybody could want: the machine is still there, and what was read back is not what it had
+            accept_deletion(copy, at=now)
+            reason = _("The copy was read back and is damaged, so it was removed: %(damage)s")
+            fail(run, reason % {"damage": " ".join(damage)}, now)
+        elif is_verified(copy):
+            run.state, run.finished_at, run.reason = BackupRun.State.DONE, now, ""
+            run.save()
+            make_room(run.schedule, now)
+        elif not (reading := copy.operations.filter(kind=Operation.Kind.VERIFY).first()) or not reading.is_active:
+            fail(run, (reading and reading.error) or _("The copy could not be read back."), now)
+
+
+def is_verified(copy: Snapshot) -> bool:
+    """Read back since it was taken, and found whole: see the head of this file."""
+    return all(disk.verified_at and not disk.damage for disk in copy.disks.all())
+
+
+def make_room(schedule: BackupSchedule, now: datetime) -> None:
+    """Delete the copies beyond those that the schedule keeps. The caller holds the lock.
+
+    Counted from the newest, only what is Ready, verified and undamaged counts as kept; whatever is older than the last of
+    these goes, also what failed or was found damaged. Those that are kept for ever neither count nor go, and one that is
+    being used stays until the next time.
+    """
+    copies = (
+        Snapshot.objects.filter(run__schedule=schedule, kept=False, state__in=[State.READY, State.FAILED])
+        .order_by("-run__slot")
+        .prefetch_related("disks")
+    )
+    kept = 0
+    for copy in copies:
+        if kept >= schedule.keep:
+            if not uses_of(copy).exists():
+                accept_deletion(copy, at=now)
+        elif copy.state == State.READY and is_verified(copy):
+            kept += 1
+
+
+def look_after_schedules(now: datetime) -> int:
+    """End the schedules of machines that are gone, and follow customers into another time zone. Returns how many."""
+    changed = 0
+    present = BackupSchedule.objects.present().filter(vm=OuterRef("pk"))
+    gone = VirtualMachine.objects.filter(Exists(present), deleted_at__isnull=False)
+    for vm in gone.select_related("project__customer"):
+        changed += end_of_machine(vm, now)
+    waiting = BackupSchedule.objects.filter(next_run_at__gt=now)
+    moved = related().filter(next_run_at__gt=now).exclude(time_zone=F("vm__project__customer__time_zone"))
+    for schedule in moved:
+        before = schedule.next_run_at
+        plan(schedule, now)
+        changed += waiting.filter(pk=schedule.pk, next_run_at=before).update(
+            next_run_at=schedule.next_run_at, time_zone=schedule.time_zone
+        )
+    return changed
+
+
+def end_of_machine(vm: VirtualMachine, now: datetime) -> int:
+    """The machine is marked deleted: its schedules end, automatic backups are switched off at that instant, the copies
+    stay. Returns how many schedules ended.
+    """
+    assert vm.deleted_at is not None
+    at = min(now, vm.deleted_at)
+    with transaction.atomic(), override("en"):
+        lock_customer(vm.project.customer_id)
+        schedules = list(related().filter(vm=vm, deleted_at=None))
+        for schedule in schedules:
+            if schedule.is_automatic:
+                switch_automatic_backups(vm=vm, on=False, user=None, now=at)
+            else:
+                end(schedule, at, _("The machine was deleted."))
+    return len(schedules)
+
+
+# --- what people are told --------------------------------------------------------------------------------------------
+
+
+def tell_of_failure(run: BackupRun) -> None:
+    zone = run.vm.project.customer.zone
+    if run.next_try_at:
+        tone, title = "warning", _("The backup of %(vm)s failed and will be tried again")
+        then = _("It will be tried again at %(time)s.") % {"time": clock(run.next_try_at, zone)}
+    else:
+        tone, title = "danger", _("The backup of %(vm)s failed")
+        then = _("It was tried %(tries)s times and will not be tried again: no copy was kept of %(time)s.") % {
+            "tries": run.tries,
+            "time": clock(run.slot, zone),
+        }
+    notices.tell(
+        users=notices.people_of(run.vm.project),
+        key=f"backup-run:{run.pk}:{run.tries}",
+        tone=tone,
+        title=title % {"vm": run.vm.name},
+        text=f"{run.reason} {then}",
+        url=page_of(run.schedule),
+    )
+
+
+def tell_of_missed(schedule: BackupSchedule, missed: Sequence[datetime], reason: str | Promise) -> None:
+    zone = schedule.vm.project.customer.zone
+    text = ngettext(
+        "The backup of %(first)s was missed.",
+        "%(count)s backups were missed, from %(first)s to %(last)s.",
+        len(missed),
+    ) % {"count": len(missed), "first": clock(missed[0], zone), "last": clock(missed[-1], zone)}
+    notices.tell(
+        users=notices.people_of(schedule.vm.project),
+        key=f"backup-missed:{schedule.pk}:{missed[-1].isoformat()}",
+        tone="warning",
+        title=_("Backups of %(vm)s were missed") % {"vm": schedule.vm.name},
+        text=f"{text} {reason}",
+        url=page_of(schedule),
+    )
+
+
+def clock(instant: datetime, zone: slots.ZoneInfo) -> str:
+    """In the customer's zone, for a text that is kept: `22 November 2026, 02:00`."""
+    return date_format(instant.astimezone(zone), "j F Y, H:i")
+
+
+def page_of(schedule: BackupSchedule) -> str:
+    return reverse("snapshots:machine", args=[schedule.vm_id])
 
 
 # --- the administrator's switch --------------------------------------------------------------------------------------

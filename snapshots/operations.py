@@ -59,7 +59,7 @@ def claim(operation_id: UUID | str, *, now: datetime | None = None) -> Operation
     """Take a waiting operation, or one whose lease ran out, with a new attempt number; None if there is none to
     take.
     """
-    now = now or timezone.now()
+    given, now = now, now or timezone.now()
     claimable = Operation.objects.filter(pk=operation_id).filter(
         Q(state=Operation.State.PENDING, not_before__lte=now) | Q(state=Operation.State.RUNNING, lease_until__lt=now)
     )
@@ -81,6 +81,7 @@ def claim(operation_id: UUID | str, *, now: datetime | None = None) -> Operation
     )
     operation = related.get(pk=operation_id)
     operation.attempt = attempt + 1  # ours, even if another claim followed before the read
+    operation.carried_out_at = given
     return operation
 
 
@@ -152,7 +153,7 @@ def finish(operation: Operation, state: str, settle: Callable[[datetime], None],
     `settle` gets the instant at which it ended.
     """
     with transaction.atomic():
-        now = timezone.now()
+        now = operation.carried_out_at or timezone.now()
         fields: dict[str, Any] = {"state": state, "finished_at": now, "lease_until": None, "error": error}
         if state == Operation.State.SUCCEEDED:
             fields["bytes_done"] = F("bytes_total")
@@ -211,5 +212,5 @@ def reconcile(*, now: datetime | None = None) -> int:
 
 def forget_old_drafts(*, now: datetime | None = None) -> int:
     """Remove the drafts that nobody finished within 30 days. Returns how many."""
-    old = Draft.objects.filter(created_at__lt=(now or timezone.now()) - KEEP_DRAFTS, snapshot=None)
+    old = Draft.objects.filter(created_at__lt=(now or timezone.now()) - KEEP_DRAFTS, snapshot=None, schedule=None)
     return old.delete()[0]

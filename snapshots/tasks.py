@@ -34,10 +34,14 @@ logger = logging.getLogger(__name__)
 
 @task()
 def run_operation(operation_id: str) -> None:
+    carry_out(operation_id)
+
+
+def carry_out(operation_id: str, *, now: datetime | None = None) -> None:
     """Carry out one operation if it is there to be had. Never raises for what storage does: the row says how it
-    ended.
+    ended; and when, which is `now` where that is given.
     """
-    operation = operations.claim(operation_id)
+    operation = operations.claim(operation_id, now=now)
     if operation is None:
         return
     ids = logs.within(operation_id=str(operation.pk), request_id=operation.request_id)
@@ -85,7 +89,8 @@ def settle_failed(operation: Operation, reason: str, now: datetime) -> None:
 def tell_of_failure(operation: Operation, reason: str) -> None:
     """Who asked for it learns of it in the bell, wherever that person is; the project's people where nobody asked."""
     snapshot = operation.snapshot
-    if operation.kind == Operation.Kind.CAPTURE and snapshot.kind == Kind.BACKUP:
+    reading = operation.kind == Operation.Kind.VERIFY and operation.requested_by is None
+    if snapshot.kind == Kind.BACKUP and (reading or operation.kind == Operation.Kind.CAPTURE):
         return  # its run tells, with what happens next
     asked = operation.requested_by
     notices.tell(

@@ -8,6 +8,7 @@ the worker: see operations.py for its life and tasks.py for the work itself.
 import unicodedata
 import uuid
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Any, Self
 
 from django.conf import settings
@@ -395,6 +396,8 @@ class Operation(models.Model):
     finished_at = models.DateTimeField(_("finished"), null=True, blank=True)
 
     objects = OperationQuerySet.as_manager()
+
+    carried_out_at: datetime | None = None  # what time it is, where the worker was told; else the clock says
 
     class Meta:
         verbose_name = _("operation")

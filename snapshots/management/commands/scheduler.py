@@ -17,7 +17,7 @@ from cng_portal.accounts import notices
 from cng_portal.inventory.models import Location
 from cng_portal.watch import services as watch
 from cng_portal.watch.models import Process
-from snapshots import operations, sync, watching
+from snapshots import backups, operations, sync, watching
 from snapshots.drivers import get_driver
 
 logger = logging.getLogger("snapshots.scheduler")
@@ -86,6 +86,16 @@ def settle_bills() -> None:
     billing.run_due(at=timezone.now())
 
 
+def run_backups() -> None:
+    """What is done makes room before the next is started."""
+    backups.settle_runs(timezone.now())
+    backups.start_due_runs(timezone.now())
+
+
+def look_after_schedules() -> None:
+    backups.look_after_schedules(timezone.now())
+
+
 def send_mails() -> None:
     notices.send_mails(now=timezone.now())
 
@@ -103,7 +113,9 @@ def tidy_up() -> None:
 # how often at least, in seconds; the loop's own interval comes on top
 DUTIES = {
     wake_operations: 0,
+    run_backups: 0,
     send_mails: 0,
+    look_after_schedules: 300,
     settle_bills: 300,
     sync.sync_everywhere: 300,
     tidy_up: 3600,

@@ -1,0 +1,489 @@
+"""What the scheduler starts, tries again and settles; which copies make room, and which never do."""
+
+from collections.abc import Callable
+from datetime import datetime, time, timedelta
+from pathlib import Path
+
+import pytest
+from django.utils import timezone
+
+from billing.models import ServiceKind, UsageSegment
+from cng_portal.accounts.models import Customer, Membership, Notice, Role
+from cng_portal.inventory.models import VirtualMachine, Volume
+from snapshots import backups, services, tasks
+from snapshots.models import BackupRun, BackupSchedule, DiskImage, Operation, Snapshot, State
+from tests.factories import BackupScheduleFactory, MembershipFactory, VirtualMachineFactory, VolumeFactory
+from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sell_everywhere
+from tests.snapshots.test_races import all_at_once
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
+
+DAY = timedelta(days=1)
+DONE, FAILED, MISSED = BackupRun.State.DONE, BackupRun.State.FAILED, BackupRun.State.MISSED
+TAKING, WAITING = BackupRun.State.TAKING, BackupRun.State.WAITING
+
+
+@pytest.fixture
+def member() -> Membership:
+    return MembershipFactory(project__customer__postpaid=True)
+
+
+@pytest.fixture
+def vm(storage_root: Path, member: Membership) -> VirtualMachine:
+    vm = VirtualMachineFactory(project=member.project, name="db-01", hourly_price_micro=50_000_000)
+    for position in range(2):
+        volume = VolumeFactory(project=member.project, location=vm.location, vm=vm, position=position)
+        put_volume(storage_root, volume, content(b"disk %d" % position))
+    sell_everywhere(kind=ServiceKind.VM_BACKUP, rate_micro=600_000)
+    return vm
+
+
+@pytest.fixture
+def schedule(vm: VirtualMachine) -> BackupSchedule:
+    return BackupScheduleFactory(vm=vm)
+
+
+def images(root: Path, vm: VirtualMachine) -> list[Path]:
+    return [root / vm.location_id / "volumes" / f"{volume.pk}.img" for volume in services.volumes_of(vm)]
+
+
+def copy_file(root: Path, copy: Snapshot) -> Path:
+    return root / copy.location_id / "snapshots" / str(copy.disks.first().pk) / "disk.img"
+
+
+def due_at(schedule: BackupSchedule) -> datetime:
+    schedule.refresh_from_db()
+    assert schedule.next_run_at is not None
+    return schedule.next_run_at
+
+
+def run_once(schedule: BackupSchedule) -> BackupRun:
+    """The next run, to its end."""
+    now = due_at(schedule)
+    assert backups.start_due_runs(now) == 1
+    work()
+    backups.settle_runs(now)
+    run = schedule.runs.get(slot=now)
+    assert run.state == DONE
+    return run
+
+
+def work() -> None:
+    """Take what waits, then read it back."""
+    carry_out_what_waits()
+    carry_out_what_waits()
+
+
+def states(schedule: BackupSchedule) -> list[str]:
+    return list(schedule.runs.order_by("slot").values_list("state", flat=True))
+
+
+def copies(schedule: BackupSchedule) -> list[str]:
+    """The states of its copies, oldest first."""
+    return list(Snapshot.objects.filter(run__schedule=schedule).order_by("run__slot").values_list("state", flat=True))
+
+
+# --- slots -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_due_run_is_started_once_and_done_when_its_copy_is_verified(schedule: BackupSchedule) -> None:
+    slot = due_at(schedule)
+    assert backups.start_due_runs(slot - timedelta(seconds=1)) == 0
+    assert backups.start_due_runs(slot) == 1
+    assert backups.start_due_runs(slot) == 0
+    assert due_at(schedule) == slot + DAY
+    run = schedule.runs.get()
+    assert (run.slot, run.state, run.tries) == (slot, TAKING, 1)
+
+    assert backups.settle_runs(slot) == 0
+    carry_out_what_waits()
+    copy = Snapshot.objects.get()
+    assert copy.state == State.READY
+    assert UsageSegment.objects.get().kind == ServiceKind.VM_BACKUP
+    assert backups.settle_runs(slot) == 0, "not verified yet"
+    carry_out_what_waits()
+    assert all(disk.verified_at and disk.checksum for disk in copy.disks.all())
+    assert backups.settle_runs(slot + timedelta(minutes=3)) == 1
+    run.refresh_from_db()
+    assert (run.state, run.finished_at) == (DONE, slot + timedelta(minutes=3))
+    assert backups.settle_runs(slot) == 0
+
+
+def test_after_an_outage_the_latest_slot_is_caught_up_and_the_others_are_recorded_as_missed(
+    schedule: BackupSchedule, member: Membership
+) -> None:
+    viewer = MembershipFactory(project=member.project, role=Role.VIEWER)
+    slot = due_at(schedule)
+    assert backups.start_due_runs(slot + 3 * DAY + timedelta(hours=5)) == 1
+    runs = list(schedule.runs.order_by("slot"))
+    assert [(run.slot, run.state) for run in runs] == [
+        (slot, MISSED),
+        (slot + DAY, MISSED),
+        (slot + 2 * DAY, MISSED),
+        (slot + 3 * DAY, TAKING),
+    ]
+    assert due_at(schedule) == slot + 4 * DAY
+    notice = Notice.objects.get()
+    assert notice.user == member.user != viewer.user
+    assert notice.title == "Backups of db-01 were missed"
+    assert notice.text.startswith("3 backups were missed, from ")
+    assert notice.text.endswith("The latest of the runs that were missed is made up for.")
+
+
+def test_a_slot_that_comes_while_the_last_run_is_unfinished_is_missed(schedule: BackupSchedule) -> None:
+    slot = due_at(schedule)
+    backups.start_due_runs(slot)
+    assert backups.start_due_runs(slot + DAY) == 1
+    assert states(schedule) == [TAKING, MISSED]
+    assert schedule.runs.get(state=MISSED).reason == "The backup before it was still under way."
+    assert Snapshot.objects.count() == 1
+
+
+def test_a_slot_that_comes_while_another_schedules_run_is_unfinished_waits_its_turn(
+    schedule: BackupSchedule, vm: VirtualMachine
+) -> None:
+    other = BackupScheduleFactory(vm=vm, automatic=True)
+    slot = due_at(schedule)
+    assert backups.start_due_runs(slot) == 1
+    assert Snapshot.objects.count() == 1
+    work()
+    assert backups.settle_runs(slot) == 1
+    later = slot + timedelta(minutes=10)
+    assert backups.start_due_runs(later) == 1
+    work()
+    backups.settle_runs(later)
+    assert states(schedule) == states(other) == [DONE]
+    assert schedule.runs.get().slot == other.runs.get().slot == slot
+    assert not Notice.objects.exists()
+
+
+def test_one_that_cannot_be_started_does_not_keep_the_others_from_it(schedule: BackupSchedule) -> None:
+    broken = BackupScheduleFactory(next_run_at=due_at(schedule) - timedelta(hours=1))
+    broken.vm.location.__class__.objects.filter(pk=broken.vm.location_id).update(driver="none such")
+    VolumeFactory(project=broken.vm.project, location=broken.vm.location, vm=broken.vm)
+    assert backups.start_due_runs(due_at(schedule)) == 1
+    assert states(schedule) == [TAKING]
+
+
+def test_twenty_schedulers_start_a_slot_once_and_settle_it_once(schedule: BackupSchedule, vm: VirtualMachine) -> None:
+    other = BackupScheduleFactory(vm=vm, automatic=True)
+    slot = due_at(schedule)
+    started: list[int] = []
+    assert all_at_once(lambda number: started.append(backups.start_due_runs(slot + DAY))) == {"done": 20}
+    # both have missed a slot, and one of the two has its turn
+    assert sum(started) == 1
+    assert sorted(states(schedule) + states(other)) == [MISSED, TAKING]
+    work()
+    settled: list[int] = []
+    all_at_once(lambda number: settled.append(backups.settle_runs(slot + DAY)))
+    assert sum(settled) == 1
+    assert (
+        Snapshot.objects.count()
+        == UsageSegment.objects.count() + BackupRun.objects.filter(schedule=other, state=DONE).count()
+    )
+
+
+def test_a_slot_that_was_planned_once_more_by_a_slow_clock_does_not_run_twice(
+    schedule: BackupSchedule, member: Membership
+) -> None:
+    slot = due_at(schedule)
+    backups.start_due_runs(slot)
+    backups.edit_schedule(
+        schedule=schedule, interval="daily", at=time(2), keep=3, user=member.user, now=slot - timedelta(seconds=2)
+    )
+    assert due_at(schedule) == slot
+    backups.start_due_runs(slot)
+    assert (states(schedule), due_at(schedule)) == ([TAKING], slot + DAY)
+
+
+# --- failures --------------------------------------------------------------------------------------------------------
+
+
+def test_what_fails_is_tried_again_after_growing_pauses_and_given_up_after_the_third(
+    storage_root: Path, schedule: BackupSchedule, vm: VirtualMachine, member: Membership
+) -> None:
+    images(storage_root, vm)[1].unlink()
+    at = due_at(schedule)
+    backups.start_due_runs(at)
+    run = schedule.runs.get()
+    for number, minutes in enumerate([5, 20, 60], start=1):
+        assert (run.state, run.tries, run.next_try_at) == (WAITING, number, at + timedelta(minutes=minutes))
+        assert "is not in the storage" in run.reason
+        at = run.next_try_at
+        assert backups.settle_runs(at - timedelta(seconds=1)) == 0
+        assert backups.settle_runs(at) == 1
+        run.refresh_from_db()
+    assert (run.state, run.tries, run.next_try_at, run.finished_at) == (FAILED, 4, None, at)
+    assert backups.settle_runs(at + DAY) == 0
+    first, last = Notice.objects.order_by("created_at")
+    assert (first.title, last.title) == (
+        "The backup of db-01 failed and will be tried again",
+        "The backup of db-01 failed",
+    )
+    assert "is not in the storage" in first.text
+    local = timezone.localtime(run.slot + timedelta(minutes=5), member.project.customer.zone)
+    assert first.text.endswith(f"It will be tried again at {local.day} {local:%B %Y, %H:%M}.")
+    assert "It was tried 4 times" in last.text
+    assert not UsageSegment.objects.exists()
+
+
+def test_a_capture_that_failed_is_taken_again_as_the_same_copy(
+    storage_root: Path, schedule: BackupSchedule, vm: VirtualMachine
+) -> None:
+    at = due_at(schedule)
+    backups.start_due_runs(at)
+    lost = images(storage_root, vm)[0]
+    data = lost.read_bytes()
+    lost.unlink()
+    carry_out_what_waits()
+    assert backups.settle_runs(at) == 1
+    run = schedule.runs.get()
+    assert (run.state, run.snapshot.state) == (WAITING, State.FAILED)
+    lost.write_bytes(data)
+    at += timedelta(minutes=5)
+    backups.settle_runs(at)
+    work()
+    backups.settle_runs(at)
+    run.refresh_from_db()
+    assert (run.state, run.tries, run.reason) == (DONE, 2, "")
+    assert Snapshot.objects.get().state == State.READY
+    assert Notice.objects.get().title == "The backup of db-01 failed and will be tried again"
+
+
+def test_when_the_machine_has_other_disks_at_the_second_try_a_new_copy_is_taken(
+    storage_root: Path, schedule: BackupSchedule, vm: VirtualMachine
+) -> None:
+    at = due_at(schedule)
+    backups.start_due_runs(at)
+    lost = images(storage_root, vm)[1]
+    lost.unlink()
+    carry_out_what_waits()
+    backups.settle_runs(at)
+    Volume.objects.filter(pk=lost.stem).update(vm=None)
+    backups.settle_runs(at + timedelta(minutes=5))
+    work()
+    backups.settle_runs(at + timedelta(minutes=5))
+    run = schedule.runs.get()
+    assert (run.state, run.snapshot.disks.count()) == (DONE, 1)
+    assert Snapshot.objects.exclude(pk=run.snapshot_id).get().state == State.DELETED
+
+
+def test_a_refusal_is_the_reason_of_the_failure(schedule: BackupSchedule) -> None:
+    Customer.objects.update(snapshot_quota=0)
+    backups.start_due_runs(due_at(schedule))
+    run = schedule.runs.get()
+    assert (run.state, run.snapshot) == (WAITING, None)
+    assert run.reason.startswith("Quota full: 0 of 0")
+    Customer.objects.update(snapshot_quota=-1, billing_type="prepaid")
+    backups.settle_runs(run.next_try_at)
+    run.refresh_from_db()
+    assert run.reason.startswith("Insufficient infra credit")
+
+
+def test_a_copy_that_is_damaged_when_it_is_read_back_is_removed_and_taken_again(
+    storage_root: Path, schedule: BackupSchedule
+) -> None:
+    at = due_at(schedule)
+    backups.start_due_runs(at)
+    carry_out_what_waits()
+    damaged = Snapshot.objects.get()
+    spoil(copy_file(storage_root, damaged))
+    carry_out_what_waits()
+    backups.settle_runs(at)
+    run = schedule.runs.get()
+    assert run.state == WAITING and "is damaged, so it was removed" in run.reason
+    assert UsageSegment.objects.get().ended_at is not None
+    backups.settle_runs(at + timedelta(minutes=5))
+    work()
+    backups.settle_runs(at + timedelta(minutes=5))
+    run.refresh_from_db()
+    damaged.refresh_from_db()
+    assert (run.state, damaged.state) == (DONE, State.DELETED)
+    assert run.snapshot != damaged
+    assert UsageSegment.objects.filter(ended_at=None).get().resource_id == run.snapshot_id
+
+
+def test_a_copy_that_could_not_be_read_back_is_read_again_and_not_taken_again(
+    storage_root: Path, schedule: BackupSchedule
+) -> None:
+    at = due_at(schedule)
+    backups.start_due_runs(at)
+    carry_out_what_waits()
+    copy = Snapshot.objects.get()
+    folder = copy_file(storage_root, copy).parent
+    aside = folder.rename(folder.with_name("aside"))
+    carry_out_what_waits()
+    reading = Operation.objects.get(kind=Operation.Kind.VERIFY)
+    assert reading.state == Operation.State.FAILED
+    backups.settle_runs(at)
+    run = schedule.runs.get()
+    assert (run.state, run.reason) == (WAITING, reading.error)
+    aside.rename(folder)
+    backups.settle_runs(at + timedelta(minutes=5))
+    work()
+    backups.settle_runs(at + timedelta(minutes=5))
+    run.refresh_from_db()
+    assert (run.state, run.snapshot) == (DONE, copy)
+    assert [notice.title for notice in Notice.objects.all()] == ["The backup of db-01 failed and will be tried again"]
+
+
+def test_a_failed_copy_that_a_person_tries_again_finishes_its_run(
+    storage_root: Path, schedule: BackupSchedule, vm: VirtualMachine, member: Membership
+) -> None:
+    at = due_at(schedule)
+    backups.start_due_runs(at)
+    lost = images(storage_root, vm)[0]
+    data = lost.read_bytes()
+    lost.unlink()
+    carry_out_what_waits()
+    backups.settle_runs(at)
+    lost.write_bytes(data)
+    services.retry(operation=Operation.objects.get(), user=member.user)
+    assert backups.settle_runs(at + timedelta(minutes=5)) == 0, "the person's try is under way"
+    work()
+    backups.settle_runs(at)
+    assert states(schedule) == [DONE]
+
+
+def test_a_copy_that_is_deleted_before_it_is_verified_ends_its_run(
+    schedule: BackupSchedule, member: Membership
+) -> None:
+    at = due_at(schedule)
+    backups.start_due_runs(at)
+    carry_out_what_waits()
+    services.request_deletion(snapshot=Snapshot.objects.get(), user=member.user)
+    work()
+    backups.settle_runs(at)
+    run = schedule.runs.get()
+    assert (run.state, run.reason) == (FAILED, "The copy was deleted before it was verified.")
+
+
+# --- retention -------------------------------------------------------------------------------------------------------
+
+
+def spoil(path: Path) -> None:
+    path.chmod(0o600)
+    path.write_bytes(b"other bytes" + path.read_bytes()[11:])
+
+
+def test_the_oldest_copy_goes_when_a_new_one_is_verified_and_not_before(schedule: BackupSchedule) -> None:
+    first = run_once(schedule).snapshot
+    run_once(schedule)
+    now = due_at(schedule)
+    backups.start_due_runs(now)
+    carry_out_what_waits()
+    assert copies(schedule) == [State.READY] * 3
+    carry_out_what_waits()
+    assert copies(schedule) == [State.READY] * 3
+    backups.settle_runs(now)
+    assert copies(schedule) == [State.DELETING, State.READY, State.READY]
+    first.refresh_from_db()
+    assert first.delete_requested_at == now
+    assert UsageSegment.objects.get(resource_id=first.pk).ended_at is not None
+    work()
+    assert copies(schedule) == [State.DELETED, State.READY, State.READY]
+
+
+def test_a_copy_that_is_kept_for_ever_is_neither_counted_nor_deleted(
+    schedule: BackupSchedule, member: Membership
+) -> None:
+    backups.keep_copy(snapshot=run_once(schedule).snapshot, kept=True, user=member.user)
+    for _run in range(3):
+        run_once(schedule)
+    assert copies(schedule) == [State.READY, State.DELETING, State.READY, State.READY]
+
+
+def test_a_damaged_copy_is_not_one_of_those_that_are_kept(
+    storage_root: Path, schedule: BackupSchedule, member: Membership
+) -> None:
+    run_once(schedule)
+    second = run_once(schedule).snapshot
+    spoil(copy_file(storage_root, second))
+    services.request_verification(snapshot=second, user=member.user)
+    carry_out_what_waits()
+    assert DiskImage.objects.filter(snapshot=second).exclude(damage="").exists()
+    run_once(schedule)
+    assert copies(schedule) == [State.READY, State.READY, State.READY], "two sound ones were promised"
+    run_once(schedule)
+    assert copies(schedule) == [State.DELETING, State.DELETING, State.READY, State.READY]
+
+
+def test_a_copy_that_is_being_used_stays_until_the_next_time(schedule: BackupSchedule, member: Membership) -> None:
+    first = run_once(schedule).snapshot
+    run_once(schedule)
+    now = due_at(schedule)
+    backups.start_due_runs(now)
+    work()
+    services.request_new_volume(
+        snapshot=first, user=member.user, project=member.project, name="back", size_gb=1, disk=first.disks.first()
+    )
+    backups.settle_runs(now)
+    assert copies(schedule) == [State.READY] * 3
+    work()
+    run_once(schedule)
+    assert copies(schedule) == [State.DELETING, State.DELETING, State.READY, State.READY]
+
+
+def test_fewer_copies_are_kept_from_the_next_verified_one_on(schedule: BackupSchedule, member: Membership) -> None:
+    run_once(schedule)
+    run_once(schedule)
+    now = due_at(schedule) - timedelta(hours=1)
+    backups.edit_schedule(schedule=schedule, interval="daily", at=time(2), keep=1, user=member.user, now=now)
+    assert copies(schedule) == [State.READY, State.READY]
+    run_once(schedule)
+    assert copies(schedule) == [State.DELETING, State.DELETING, State.READY]
+
+
+def test_the_copies_of_one_schedule_do_not_count_for_another(schedule: BackupSchedule, vm: VirtualMachine) -> None:
+    other = BackupScheduleFactory(vm=vm, at=time(12), keep=1)
+    for _round in range(2):
+        for one in sorted([schedule, other], key=due_at):
+            run_once(one)
+    assert copies(schedule) == [State.READY, State.READY]
+    assert copies(other) == [State.DELETING, State.READY]
+
+
+# --- machines that go, customers that move ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("look", [backups.look_after_schedules, backups.start_due_runs])
+def test_the_schedules_of_a_deleted_machine_end_and_its_copies_stay(
+    schedule: BackupSchedule, vm: VirtualMachine, look: Callable[[datetime], int]
+) -> None:
+    copy = run_once(schedule).snapshot
+    now = due_at(schedule) + timedelta(hours=1)
+    VirtualMachine.objects.update(deleted_at=now - timedelta(hours=2))
+    assert look(now) == 1
+    assert look(now) == 0
+    schedule.refresh_from_db()
+    copy.refresh_from_db()
+    assert (schedule.deleted_at, schedule.next_run_at, copy.state) == (now - timedelta(hours=2), None, State.READY)
+    assert states(schedule) == [DONE], "what came after the machine is no missed slot"
+
+
+def test_a_customer_who_moves_to_another_time_zone_takes_the_schedules_along(schedule: BackupSchedule) -> None:
+    Customer.objects.update(time_zone="Europe/Berlin")
+    now = timezone.now()
+    assert backups.look_after_schedules(now) == 1
+    assert backups.look_after_schedules(now) == 0
+    customer = Customer.objects.get()
+    assert timezone.localtime(due_at(schedule), customer.zone).time() == time(2)
+    assert timezone.timedelta() < due_at(schedule) - now <= DAY + timedelta(hours=1)
+
+
+def test_a_copy_of_automatic_backups_costs_nothing_per_gb(vm: VirtualMachine) -> None:
+    Customer.objects.update(billing_type="prepaid")  # without any credits
+    schedule = BackupScheduleFactory(vm=vm, automatic=True)
+    backups.start_due_runs(due_at(schedule))
+    assert services.reserved_micro(Customer.objects.get(), timezone.now()) == 0
+    work()
+    backups.settle_runs(timezone.now())
+    assert (states(schedule), copies(schedule)) == ([DONE], [State.READY])
+    assert not UsageSegment.objects.exists()
+
+
+def test_a_worker_that_is_told_the_time_writes_that_time(schedule: BackupSchedule) -> None:
+    at = due_at(schedule)
+    backups.start_due_runs(at)
+    tasks.carry_out(str(Operation.objects.get().pk), now=at + timedelta(minutes=1))
+    assert Snapshot.objects.get().ready_at == UsageSegment.objects.get().started_at == at + timedelta(minutes=1)
