@@ -350,6 +350,11 @@ def change_base_rate(*, resource_id: UUID, base_rate_micro: int, at: datetime) -
     )
 
 
+def running_usage(*, location_code: str, kinds: Iterable[str]) -> QuerySet[UsageSegment]:
+    """What is being charged there now."""
+    return UsageSegment.objects.filter(location_id=location_code, kind__in=list(kinds), ended_at=None)
+
+
 def rename_resource(*, resource_id: UUID, name: str) -> int:
     """Open segments follow the new name; what has ended keeps the name that it had. Returns how many changed."""
     return UsageSegment.objects.filter(resource_id=resource_id, ended_at=None).update(resource_name=name)

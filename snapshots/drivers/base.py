@@ -10,7 +10,7 @@ is there, and calls ``heartbeat`` at least once a second until then.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
@@ -60,6 +60,18 @@ class SnapshotInfo:
     allocated_bytes: int | None  # really used; None where the engine cannot tell
     checksum: str  # blake3, 64 hex digits; "" while it is not computed, or where the bytes cannot be read
     captured_at: datetime  # aware, UTC
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """Something that the engine holds below our name, for a comparison with what the portal knows."""
+
+    name: str  # what the engine calls it, for a person who looks for it there
+    uuid: UUID | None  # None for what no driver made
+    half_made: bool = False  # nobody is working on it, and it is not complete
+    size_bytes: int | None = None  # logical, of a complete volume; None where it takes another question
+    changed_at: datetime | None = None
+    still_there: Callable[[], bool] = lambda: True  # asked again, because much may happen while a long list is read
 
 
 class StorageError(Exception):
@@ -185,6 +197,12 @@ class Driver(ABC):
     @abstractmethod
     def check_health(self) -> None:
         """Return when the engine can work now. Raises Unavailable with the reason."""
+
+    @abstractmethod
+    def held(self, backend_project: str = "") -> Iterator[Held]:
+        """All that is there, in no order and in bounded memory. What is being made or removed right now is left out
+        where that can be told. Raises Unavailable.
+        """
 
     def remove_leftovers(self, backend_project: str = "") -> None:  # noqa: B027  # not every engine has any
         """Remove what dead workers left half-made and nobody asks for again; what is being worked on stays.

@@ -32,6 +32,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Literal, TypeVar
 from urllib.parse import quote
 from uuid import UUID, uuid4
@@ -45,6 +46,7 @@ from .base import (
     Corrupt,
     Driver,
     Heartbeat,
+    Held,
     NotFound,
     Refused,
     SnapshotInfo,
@@ -296,6 +298,25 @@ class CinderDriver(Driver, Inventory):
                 _("The storage of %(location)s is switched off at the moment. Try again later.")
                 % {"location": self.location}
             )
+
+    def held(self, backend_project: str = "") -> Iterator[Held]:
+        """What carries our metadata; what else the project has in the cloud is none of ours."""
+        kinds: tuple[Kind, ...] = ("volume", "snapshot")
+        for kind in kinds:
+            for item in self._list(Beat(project=backend_project), kind, {}):
+                uuid, unwanted = item["metadata"].get("portal_uuid"), item["name"] == UNWANTED
+                if (uuid or unwanted) and item["status"] in COMPLETE | {"error", "error_deleting"}:
+                    yield Held(
+                        name=f"{kind} {item['id']}",
+                        uuid=UUID(uuid) if uuid else None,
+                        half_made=unwanted or item["status"] not in COMPLETE,
+                        size_bytes=item["size"] * GIB if kind == "volume" else None,
+                        changed_at=datetime.fromisoformat(item["created_at"].removesuffix("Z")).replace(tzinfo=UTC),
+                        still_there=partial(self._is_there, kind, item["id"], backend_project),
+                    )
+
+    def _is_there(self, kind: Kind, ref: str, project: str) -> bool:
+        return self._get(kind, ref, Beat(project=project)) is not None
 
     def remove_leftovers(self, backend_project: str = "") -> None:
         """Remove what a failed call had to leave behind because it was still being made. Raises Unavailable."""

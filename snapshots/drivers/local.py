@@ -39,6 +39,7 @@ from .base import (
     Corrupt,
     Driver,
     Heartbeat,
+    Held,
     NoSpace,
     NotFound,
     Refused,
@@ -51,7 +52,7 @@ from .base import (
 )
 from .copying import Progress, bypass_page_cache, clone_file, copy_data, fill_image, sync_folder, write_file
 from .importing import inspect_image, unpack_qcow2
-from .locking import Locked, find_lock_holder, hold_names, lock_image
+from .locking import Locked, find_lock_holder, hold_names, is_name_held, lock_image
 
 FORMAT = 1
 FOLDER_MODE, VOLUME_MODE, SNAPSHOT_MODE = 0o750, 0o640, 0o440
@@ -267,6 +268,34 @@ class LocalDriver(Driver):
                 probe.write(bytes(4096))
                 probe.flush()
                 os.fsync(probe.fileno())
+
+    def held(self, backend_project: str = "") -> Iterator[Held]:
+        with self._contract_errors():
+            self._make_folders()
+            for folder, kind, visible in (
+                (self.volumes, "volume", r"([0-9a-f-]{36})\.img"),
+                (self.snapshots, "snapshot", "([0-9a-f-]{36})"),
+            ):
+                with os.scandir(folder) as entries:
+                    for entry in entries:
+                        complete = re.fullmatch(visible, entry.name)
+                        hidden = re.fullmatch(r"\.([0-9a-f-]{36})\.(new|old)", entry.name)
+                        match = complete or hidden
+                        uuid = parse_uuid(match[1]) if match else None
+                        if hidden and is_name_held(self.folder / ".lock", f"{kind}:{uuid}"):
+                            continue
+                        try:
+                            found = entry.stat(follow_symlinks=False)
+                        except FileNotFoundError:  # complete or gone meanwhile
+                            continue
+                        yield Held(
+                            name=f"{self.folder.name}/{folder.name}/{entry.name}",
+                            uuid=uuid,
+                            half_made=bool(hidden),
+                            size_bytes=found.st_size if complete and kind == "volume" else None,
+                            changed_at=datetime.fromtimestamp(found.st_mtime, UTC),
+                            still_there=Path(entry.path).exists,
+                        )
 
     def remove_leftovers(self, backend_project: str = "") -> None:
         """Remove what dead processes left half-made and nobody will ask for again; what is being worked on stays."""
@@ -587,6 +616,13 @@ class LocalDriver(Driver):
             _("The disk of the volume “%(name)s” is not in the storage of %(location)s. Contact support.")
             % {"name": volume.name, "location": self.location}
         )
+
+
+def parse_uuid(text: str) -> UUID | None:
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
 
 
 def checked(uuid: UUID) -> UUID:

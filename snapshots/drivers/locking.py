@@ -41,6 +41,19 @@ def is_locked(file: int, kind: int, start: int, length: int = 1) -> bool:
     return struct.unpack_from("h", answer)[0] != fcntl.F_UNLCK
 
 
+def offset_of(name: str) -> int:
+    return min(int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big") >> 1, 2**63 - 2)
+
+
+def is_name_held(path: Path, name: str) -> bool:
+    """Whether somebody holds a lock on the name now. It is only looked at, so nobody is kept from taking it."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    try:
+        return is_locked(file, fcntl.F_WRLCK, offset_of(name))
+    finally:
+        os.close(file)
+
+
 @contextmanager
 def hold_names(path: Path, *, exclusive: Iterable[str] = (), shared: Iterable[str] = ()) -> Iterator[None]:
     """Hold locks on names, all or none: each name is one byte, far out, of the one lock file at `path`.
@@ -51,9 +64,8 @@ def hold_names(path: Path, *, exclusive: Iterable[str] = (), shared: Iterable[st
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     try:
         for name, kind in sorted(kinds.items()):
-            offset = int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big") >> 1
             try:
-                set_lock(file, kind, min(offset, 2**63 - 2))
+                set_lock(file, kind, offset_of(name))
             except BlockingIOError as error:
                 raise Locked(name) from error
         yield

@@ -262,3 +262,13 @@ class DriverContract:
     def test_an_engine_that_works_is_healthy(self, store: Store) -> None:
         store.driver.check_health()
         assert store.leftovers() == []
+
+    def test_it_lists_what_it_holds(self, store: Store) -> None:
+        volume = new_volume(store)
+        kept, removed = capture(store, volume)[0], capture(store, volume)[0]
+        store.driver.delete_snapshot(removed)
+        held = {thing.uuid: thing for thing in store.driver.held()}
+        assert held.keys() & {volume.uuid, kept.uuid, removed.uuid} == {volume.uuid, kept.uuid}
+        for uuid in volume.uuid, kept.uuid:
+            assert not held[uuid].half_made and held[uuid].still_there()
+        assert held[volume.uuid].size_bytes == GIB

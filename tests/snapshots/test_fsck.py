@@ -1,0 +1,341 @@
+"""`manage.py fsck`: every kind of damage, really made, is found and, where only one thing can be right, mended."""
+
+import json
+import os
+import shutil
+import threading
+from datetime import timedelta
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from blake3 import blake3
+from django.core.management import CommandError, call_command
+from django.db import connection
+from django.utils import timezone
+
+from billing import services as billing
+from billing.models import UsageSegment
+from cng_portal.accounts.models import Membership
+from cng_portal.inventory.models import Volume
+from snapshots import fsck, services
+from snapshots.drivers.locking import hold_names
+from snapshots.models import DiskImage, Operation, Snapshot, State
+from tests.factories import LocationFactory, MembershipFactory, OperationFactory, SnapshotFactory, VolumeFactory
+from tests.snapshots.disks import carry_out_what_waits, put_full_volume, sell_everywhere
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
+
+LONG_AGO = timezone.now() - timedelta(hours=1)
+
+
+@pytest.fixture
+def member() -> Membership:
+    return MembershipFactory(project__customer__postpaid=True)
+
+
+@pytest.fixture
+def volume(member: Membership, storage_root: Path) -> Volume:
+    volume = VolumeFactory(project=member.project)
+    sell_everywhere()
+    put_full_volume(storage_root, volume, b"precious" * 1000)
+    return volume
+
+
+@pytest.fixture
+def snapshot(volume: Volume, member: Membership) -> Snapshot:
+    """Ready, with its bytes and its bill: the portal around it is healthy."""
+    snapshot = services.request_snapshot(source=volume, name="monday", user=member.user)
+    carry_out_what_waits()
+    snapshot.refresh_from_db()
+    assert snapshot.state == State.READY
+    return snapshot
+
+
+@pytest.fixture
+def folder(snapshot: Snapshot, storage_root: Path) -> Path:
+    return storage_root / snapshot.location_id / "snapshots" / str(snapshot.pk)
+
+
+def find(**options: object) -> list[str]:
+    """The codes of what is found everywhere, in order."""
+    locations = {snapshot.location for snapshot in Snapshot.objects.all()} or {LocationFactory()}
+    return sorted(finding.code for location in locations for finding in fsck.look(location, **options))
+
+
+def run(**options: object) -> str:
+    output = StringIO()
+    with pytest.raises(CommandError):
+        call_command("fsck", stdout=output, **options)
+    return output.getvalue()
+
+
+def age(path: Path) -> None:
+    os.utime(path, (LONG_AGO.timestamp(), LONG_AGO.timestamp()))
+
+
+def test_a_healthy_portal_gives_nothing(snapshot: Snapshot, member: Membership) -> None:
+    services.request_new_volume(
+        snapshot=snapshot, user=member.user, project=member.project, name="copy", size_gb=2, disk=None
+    )
+    second = services.request_snapshot(source=snapshot.volume, name="tuesday", user=member.user)
+    carry_out_what_waits()
+    second.refresh_from_db()
+    services.request_deletion(snapshot=second, user=member.user)
+    carry_out_what_waits()
+    output = StringIO()
+    call_command("fsck", read=True, stdout=output)
+    assert output.getvalue() == "Portal, storage and billing agree.\n"
+
+
+def test_a_ready_snapshot_without_bytes_is_a_loss_that_is_never_mended(snapshot: Snapshot, folder: Path) -> None:
+    shutil.rmtree(folder)
+    text = run(repair=True)
+    assert f"lost {snapshot.location_id} Volume snapshot “monday” ({snapshot.pk})" in text
+    assert "A Ready snapshot without bytes" in text and "Bring the folder back" in text
+    snapshot.refresh_from_db()
+    assert snapshot.state == State.READY
+    assert find() == ["lost"]
+
+
+def test_a_volume_without_a_disk_is_told(snapshot: Snapshot, storage_root: Path) -> None:
+    (storage_root / snapshot.location_id / "volumes" / f"{snapshot.volume_id}.img").unlink()
+    assert find() == ["volume-lost"]
+
+
+@pytest.mark.parametrize("part", ["disk.img", "manifest.json"])
+def test_a_snapshot_of_which_a_part_is_missing_is_corrupt(folder: Path, part: str) -> None:
+    (folder / part).unlink()
+    assert find() == ["corrupt"]
+
+
+def test_a_disk_that_is_too_short_is_corrupt(folder: Path) -> None:
+    os.truncate(folder / "disk.img", 4096)
+    assert find() == ["corrupt"]
+
+
+def test_a_manifest_of_another_snapshot_is_corrupt(folder: Path) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["snapshot_uuid"] = "0b7c6f52-6f0a-4c0b-9d0a-4f6c1f1f2a11"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert find() == ["corrupt"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [("blake3", blake3(b"other").hexdigest(), "checksum"), ("captured_at", "2026-01-02T03:04:05+00:00", "instant")],
+)
+def test_a_manifest_that_says_something_else_than_the_portal_is_told(
+    folder: Path, key: str, value: str, said: str
+) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {key: value}))
+    text = run()
+    assert text.startswith("disagrees ") and f"{said}: " in text and "in the portal" in text
+
+
+def test_other_bytes_are_found_only_by_reading_and_recorded_only_by_repair(snapshot: Snapshot, folder: Path) -> None:
+    with open(folder / "disk.img", "r+b") as disk:
+        disk.seek(300 * 1024**2)
+        disk.write(b"!")
+    assert find() == []
+    assert find(read=True) == ["corrupt"]
+    assert not snapshot.disks.get().damage
+    run(read=True, repair=True)
+    assert "checksum does not match" in snapshot.disks.get().damage
+    assert find() == ["damaged"], "the mark stays until a verification has read sound bytes"
+
+
+def test_a_snapshot_without_a_checksum_is_read_when_repair_asks_for_it(snapshot: Snapshot, folder: Path) -> None:
+    checksum = snapshot.disks.get().checksum
+    DiskImage.objects.update(checksum="")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"blake3": None}))
+    assert find() == ["unread"]
+    run(repair=True)
+    assert not snapshot.disks.get().checksum, "nothing is healthy before it was read"
+    assert find() == []
+    carry_out_what_waits()
+    assert snapshot.disks.get().checksum == checksum
+    assert find() == []
+
+
+def test_what_the_portal_does_not_know_is_told_and_kept(snapshot: Snapshot, folder: Path) -> None:
+    orphan = folder.with_name("0b7c6f52-6f0a-4c0b-9d0a-4f6c1f1f2a11")
+    shutil.copytree(folder, orphan)
+    image = folder.parent.parent / "volumes" / "0b7c6f52-6f0a-4c0b-9d0a-4f6c1f1f2a12.img"
+    image.write_bytes(b"whose?")
+    age(image)
+    age(orphan)
+    (folder.parent / "notes.txt").write_text("what is this?")
+    assert find() == ["foreign", "orphan", "orphan"]
+    run(repair=True)
+    assert orphan.exists() and image.exists()
+
+
+def test_a_disk_that_has_just_been_imported_may_still_get_its_row(snapshot: Snapshot, storage_root: Path) -> None:
+    image = storage_root / snapshot.location_id / "volumes" / "0b7c6f52-6f0a-4c0b-9d0a-4f6c1f1f2a12.img"
+    image.write_bytes(b"new")
+    assert find() == []
+
+
+def test_half_made_files_are_removed_unless_somebody_works_on_them(
+    snapshot: Snapshot, folder: Path, storage_root: Path
+) -> None:
+    new = folder.with_name(".0b7c6f52-6f0a-4c0b-9d0a-4f6c1f1f2a11.new")
+    old = folder.with_name(f".{snapshot.pk}.old")
+    image = folder.parent.parent / "volumes" / f".{snapshot.volume_id}.new"
+    new.mkdir()
+    old.mkdir()
+    image.write_bytes(b"half")
+    lock = storage_root / snapshot.location_id / ".lock"
+    with hold_names(lock, exclusive=[f"volume:{snapshot.volume_id}", f"snapshot:{snapshot.pk}"]):
+        assert find() == ["half-made"]
+    assert find() == ["half-made"] * 3
+    assert "Mended." in run(repair=True)
+    assert find() == []
+    assert not new.exists() and not old.exists() and not image.exists()
+    assert folder.exists()
+
+
+def test_half_made_files_of_an_operation_that_will_come_back_are_no_finding(snapshot: Snapshot, folder: Path) -> None:
+    waiting = SnapshotFactory(volume=snapshot.volume, creating=True)
+    OperationFactory(snapshot=waiting, capture=True, running=True)
+    folder.with_name(f".{waiting.pk}.new").mkdir()
+    assert find() == []
+
+
+@pytest.mark.parametrize("state", ["failed", "deleted"])
+def test_bytes_of_a_snapshot_that_the_portal_is_done_with_are_removed(
+    snapshot: Snapshot, folder: Path, state: str
+) -> None:
+    done_with = SnapshotFactory(volume=snapshot.volume, **{state: True})
+    left_over = folder.with_name(str(done_with.pk))
+    shutil.copytree(folder, left_over)
+    assert find() == ["left-over"]
+    assert left_over.exists()
+    run(repair=True)
+    assert not left_over.exists() and folder.exists()
+    assert find() == []
+
+
+def test_the_disk_of_a_volume_that_is_gone_and_one_of_another_size_are_told(
+    snapshot: Snapshot, storage_root: Path
+) -> None:
+    gone = VolumeFactory(project=snapshot.project, location=snapshot.location, gone=True)
+    put_full_volume(storage_root, gone, b"")
+    Volume.objects.filter(pk=snapshot.volume_id).update(size_gb=7)
+    assert find() == ["volume-left-over", "volume-size"]
+
+
+def test_what_nobody_will_take_or_make_fails_and_an_accepted_deletion_is_asked_for_again(
+    snapshot: Snapshot, folder: Path
+) -> None:
+    waiting = SnapshotFactory(volume=snapshot.volume, pending=True)
+    made = VolumeFactory(project=snapshot.project, location=snapshot.location, state=Volume.State.CREATING)
+    services.request_deletion(snapshot=snapshot, user=snapshot.requested_by)
+    Operation.objects.active().update(state="failed", finished_at=timezone.now())
+    assert find() == ["stuck"] * 3
+    run(repair=True)
+    waiting.refresh_from_db()
+    made.refresh_from_db()
+    assert (waiting.state, made.state) == (State.FAILED, Volume.State.ERROR)
+    carry_out_what_waits()
+    snapshot.refresh_from_db()
+    assert snapshot.state == State.DELETED and not folder.exists()
+    assert find() == []
+
+
+def test_an_operation_that_nobody_wakes_is_woken(snapshot: Snapshot, member: Membership) -> None:
+    services.request_verification(snapshot=snapshot, user=member.user)
+    assert find() == []
+    Operation.objects.active().update(not_before=LONG_AGO, woken_at=LONG_AGO)
+    assert find() == ["overdue"]
+    run(repair=True)
+    assert find() == []
+
+
+def test_who_is_not_charged_for_what_is_there_is_told(snapshot: Snapshot) -> None:
+    billing.close_segment(resource_id=snapshot.pk, kind=snapshot.service_kind, at=timezone.now())
+    assert find() == ["not-charged"]
+    run(repair=True)
+    assert find() == ["not-charged"], "what a customer pays is nothing to guess"
+
+
+def test_who_is_charged_for_another_size_is_told(snapshot: Snapshot) -> None:
+    UsageSegment.objects.update(size_gb=50)
+    assert "charged as 50 GB, it has 1" in run()
+
+
+def test_nobody_is_charged_for_what_is_not_there(snapshot: Snapshot) -> None:
+    services.request_deletion(snapshot=snapshot, user=snapshot.requested_by)
+    UsageSegment.objects.update(ended_at=None)
+    assert find() == ["charged"]
+    run(repair=True)
+    snapshot.refresh_from_db()
+    assert UsageSegment.objects.get().ended_at == snapshot.delete_requested_at
+    assert find() == []
+
+
+def test_a_storage_that_does_not_answer_is_told_and_the_others_are_looked_at(snapshot: Snapshot, folder: Path) -> None:
+    other = LocationFactory(driver="nowhere")
+    shutil.rmtree(folder)
+    text = run()
+    assert f"unreachable {other.pk}" in text and f"lost {snapshot.location_id}" in text
+    with pytest.raises(CommandError, match="There is no location MOON"):
+        call_command("fsck", location=["MOON"])
+
+
+def test_many_rows_are_read_in_pages(
+    snapshot: Snapshot, folder: Path, monkeypatch: pytest.MonkeyPatch, member: Membership
+) -> None:
+    monkeypatch.setattr(fsck, "PAGE", 2)
+    for number in range(4):
+        services.request_snapshot(source=snapshot.volume, name=f"more {number}", user=member.user)
+    carry_out_what_waits()
+    assert find() == []
+    for path in folder.parent.iterdir():
+        shutil.rmtree(path)
+    assert find() == ["lost"] * 5
+
+
+def test_work_that_goes_on_meanwhile_is_no_finding(volume: Volume, member: Membership) -> None:
+    """Snapshots come and go as quickly as they can, and fsck runs over and over."""
+    done = threading.Event()
+    errors: list[BaseException] = []
+
+    def come_and_go() -> None:
+        try:
+            for number in range(12):
+                snapshot = services.request_snapshot(source=volume, name=f"brief {number}", user=member.user)
+                carry_out_what_waits()
+                snapshot.refresh_from_db()
+                services.request_new_volume(
+                    snapshot=snapshot, user=member.user, project=member.project, name=f"copy {number}", size_gb=1
+                )
+                carry_out_what_waits()
+                services.request_deletion(snapshot=snapshot, user=member.user)
+                carry_out_what_waits()
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            connection.close()
+            done.set()
+
+    worker = threading.Thread(target=come_and_go)
+    worker.start()
+    runs, found = 0, []
+    while not done.is_set() or runs < 3:
+        found += fsck.look(volume.location)
+        runs += 1
+    worker.join()
+    assert not errors
+    assert found == []
+    assert runs > 5
+
+
+def test_every_finding_is_explained() -> None:
+    output = StringIO()
+    call_command("fsck", explain=True, stdout=output)
+    for code in fsck.EXPLANATIONS:
+        assert f"\n{code}: " in output.getvalue()
