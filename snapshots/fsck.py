@@ -355,7 +355,9 @@ def judge(
     if thing.half_made:
         if thing.uuid and is_being_worked_on(thing.uuid):
             return None
-        return Finding("half-made", location.pk, thing.name, mend=partial(remove_half_made, driver, cloud_project, thing))
+        return Finding(
+            "half-made", location.pk, thing.name, mend=partial(remove_half_made, driver, cloud_project, thing)
+        )
     if thing.uuid is None:
         return Finding("foreign", location.pk, thing.name)
     if disk := disks.get(thing.uuid):
