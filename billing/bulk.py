@@ -11,9 +11,10 @@ from typing import Any
 from uuid import UUID
 
 from django.db import connection
+from django.utils import timezone
 
 from . import money, rating
-from .models import ServiceKind
+from .models import ServiceKind, TransactionKind, WalletAccount
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
@@ -24,14 +25,24 @@ EVER = 2**62  # later and, with a minus, earlier than any instant
 
 @dataclass(frozen=True, kw_only=True)
 class CustomerWindow:
-    """One month of one customer, rated as known at `at`; `invoice_id` is for those that are being closed."""
+    """One month of one customer, rated as known at `at`."""
 
     customer_id: UUID
     month: date
     since: datetime
     until: datetime
     at: datetime
-    invoice_id: UUID | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClosingWindow(CustomerWindow):
+    """A month that is being closed: which number its invoice has, and the wallet's transaction that pays it."""
+
+    invoice_id: UUID
+    sequence: int
+    transaction_id: UUID
+    key: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -39,7 +50,7 @@ class Dialect:
     least: str
     greatest: str
     microseconds: str  # of the instant {0}
-    shifted: str  # the instant {0}, {1} hours later
+    shifted: str  # started_at, which is `start` in microseconds, {0} hours later
     fence: str  # keeps the planner from writing an inner expression out at each of its uses
     materialized: str
 
@@ -49,7 +60,7 @@ POSTGRESQL = Dialect(
     greatest="GREATEST",
     # A double has 53 bits: until the year 2106 it tells microseconds apart, and the cast takes the nearest one.
     microseconds="(date_part('epoch', {0}) * 1000000)::bigint",
-    shifted="{0} + {1} * INTERVAL '1 hour'",
+    shifted="started_at + {0} * INTERVAL '1 hour'",
     fence="OFFSET 0",
     materialized="MATERIALIZED",
 )
@@ -57,8 +68,10 @@ POSTGRESQL = Dialect(
 SQLITE = Dialect(
     least="MIN",
     greatest="MAX",
-    microseconds="(strftime('%s', substr({0}, 1, 19)) * 1000000 + CAST(substr({0}, 21) AS INTEGER))",
-    shifted="datetime(substr({0}, 1, 19), '+' || {1} || ' hours') || substr({0}, 20)",
+    # 1970 began at the Julian day 2440587.5; this is twice as fast as strftime('%s'), and unixepoch needs SQLite 3.38
+    microseconds="((CAST(julianday(substr({0}, 1, 19)) * 86400 + 0.5 AS INTEGER) - 210866760000) * 1000000"
+    " + CAST(substr({0}, 21) AS INTEGER))",
+    shifted="datetime(start / 1000000 + {0} * 3600, 'unixepoch') || substr(started_at, 20)",
     fence="LIMIT -1 OFFSET 0",
     materialized="",
 )
@@ -97,36 +110,38 @@ def _windows(windows: Sequence[CustomerWindow]) -> tuple[str, list[Any]]:
     Mostly all customers have the same window. Then the planner gets to see constants, which makes it twice as fast.
     """
     postgresql = connection.vendor == "postgresql"
-    rows = []
-    for window in windows:
-        known_at = min(window.at, window.until)
-        instants = (window.since, window.until, known_at)
-        row = (window.customer_id, window.month, *instants, *map(microseconds, instants))
-        rows.append([adapt(value) for value in row])
-    if all(row[1:] == rows[0][1:] for row in rows):
+
+    def constant(window: CustomerWindow) -> list[Any]:
+        instants = (window.since, window.until, min(window.at, window.until))
+        return [adapt(value) for value in (window.month, *instants, *map(microseconds, instants))]
+
+    if len({(window.month, window.since, window.until, window.at) for window in windows}) == 1:
         casts = [f"CAST(%s AS {sql_type})" if postgresql else "%s" for sql_type in COLUMNS.values()][1:]
         named = ", ".join(f"{value} AS {name}" for value, name in zip(casts, [*COLUMNS][1:], strict=True))
-        customers = [row[0] for row in rows]
+        row, customers = constant(windows[0]), [adapt(window.customer_id) for window in windows]
         constants = f"(SELECT {named}) AS w CROSS JOIN"
         if postgresql:
             sql = f"{constants} billing_usagesegment s WHERE s.customer_id = ANY(%s::uuid[]) AND"
-            return sql, [*rows[0][1:], customers]
+            return sql, [*row, customers]
         if len(customers) > MANY:
             # the plus sign: no index, one pass over the table is quicker
             sql = f"{constants} billing_usagesegment s WHERE +s.customer_id IN (SELECT value FROM json_each(%s)) AND"
-            return sql, [*rows[0][1:], json.dumps(customers)]
+            return sql, [*row, json.dumps(customers)]
         # SQLite joins in the order in which CROSS JOIN is written; with IN it would look at all customers here
         sql = f"{constants} json_each(%s) AS one CROSS JOIN billing_usagesegment s WHERE s.customer_id = one.value AND"
-        return sql, [*rows[0][1:], json.dumps(customers)]
-    if postgresql:
-        arrays = ", ".join(f"%s::{sql_type}[]" for sql_type in COLUMNS.values())
-        given = f"SELECT * FROM unnest({arrays}) AS given ({', '.join(COLUMNS)})"
-        parameters: list[Any] = [list(column) for column in zip(*rows, strict=True)]
-    else:
-        names = ", ".join(f"column{number} AS {name}" for number, name in enumerate(COLUMNS, 1))
-        values = ", ".join(["(" + ", ".join(["%s"] * len(COLUMNS)) + ")"] * len(rows))
-        given, parameters = f"SELECT {names} FROM (VALUES {values})", [value for row in rows for value in row]
+        return sql, [*row, json.dumps(customers)]
+    given, parameters = _table(COLUMNS, [[adapt(window.customer_id), *constant(window)] for window in windows])
     return f"({given}) AS w JOIN billing_usagesegment s ON s.customer_id = w.customer_id WHERE", parameters
+
+
+def _table(columns: dict[str, str], rows: Sequence[Sequence[Any]]) -> tuple[str, list[Any]]:
+    """Adapted rows as a SELECT and its parameters; `columns` are {name: type on PostgreSQL}."""
+    if connection.vendor == "postgresql":
+        arrays = ", ".join(f"%s::{sql_type}[]" for sql_type in columns.values())
+        return f"SELECT * FROM unnest({arrays}) AS given ({', '.join(columns)})", [*map(list, zip(*rows, strict=True))]
+    names = ", ".join(f"column{number} AS {name}" for number, name in enumerate(columns, 1))
+    values = ", ".join(["(" + ", ".join(["%s"] * len(columns)) + ")"] * len(rows))
+    return f"SELECT {names} FROM (VALUES {values})", [value for row in rows for value in row]
 
 
 RATED = """
@@ -144,8 +159,7 @@ RATED = """
         ) AS every WHERE until > {earliest}
     ),
     seen AS (
-        SELECT s.id, s.customer_id, s.project_id, s.location_id, s.resource_id, s.resource_name, s.kind, s.size_gb,
-            s.base_rate_micro, s.started_at, s.ended_at, w.known_at, w.month, w.since, w.until,
+        SELECT {carried}, s.kind, s.location_id, s.size_gb, s.base_rate_micro, w.since, w.until,
             {start} AS start, {least}(COALESCE({end}, w.known), w.known) AS finish
         FROM {windows}
             s.started_at < w.until_at AND s.started_at <= w.known_at AND (s.ended_at IS NULL OR s.ended_at >= w.since_at)
@@ -181,18 +195,17 @@ RATED = """
             {unit} * (
                 exact / unit + CASE WHEN 2 * (exact % unit) > unit
                     OR (2 * (exact % unit) = unit AND (exact / unit) % 2 = 1) THEN 1 ELSE 0 END
-            ) AS amount_micro,
-            {from_at} AS from_at,
-            CASE WHEN last = total AND finish < until THEN {least}(COALESCE(ended_at, known_at), known_at)
-                ELSE {to_at} END AS to_at
+            ) AS amount_micro
         FROM measured
     )
 """
 
 
-def rated(windows: Sequence[CustomerWindow]) -> tuple[str, list[Any]]:
+def rated(windows: Sequence[CustomerWindow], carried: str) -> tuple[str, list[Any]]:
     """A WITH clause and its parameters. `line` has the hours, rate and amount of each segment, month and price.
 
+    `carried` are further columns of the segment `s` and the window `w`: just those that are needed, because rows that
+    PostgreSQL takes for wide ones are summed up on the disk.
     `rate_micro` and `amount_micro` are NULL for hours before the first price. As in `rating.rate`: `total` are the hours
     of the segment, `first` and `last` how many of them start before the two ends of the interval.
     """
@@ -200,11 +213,10 @@ def rated(windows: Sequence[CustomerWindow]) -> tuple[str, list[Any]]:
     given, parameters = _windows(windows)
     sql = RATED.format(
         windows="{windows}",
+        carried=carried,
         version_start=words.microseconds.format("v.starts_at"),
         start=words.microseconds.format("s.started_at"),
         end=words.microseconds.format("s.ended_at"),
-        from_at=words.shifted.format("started_at", "first"),
-        to_at=words.shifted.format("started_at", "last"),
         least=words.least,
         greatest=words.greatest,
         fence=words.fence,
@@ -218,6 +230,17 @@ def rated(windows: Sequence[CustomerWindow]) -> tuple[str, list[Any]]:
     return sql.replace("%", "%%").replace("{windows}", given), parameters  # the signs so far are not parameters
 
 
+CARRIED_FOR_PERIOD = "s.id, s.started_at, s.ended_at, w.known_at, w.month"
+
+
+def _period() -> tuple[str, str]:
+    """When a line's first hour starts and its last one ends, or the usage, if it ends in it."""
+    words = POSTGRESQL if connection.vendor == "postgresql" else SQLITE
+    last = f"{words.least}(COALESCE(ended_at, known_at), known_at)"
+    to_at = f"CASE WHEN last = total AND finish < until THEN {last} ELSE {words.shifted.format('last')} END"
+    return words.shifted.format("first"), to_at
+
+
 def as_uuid(value: object) -> UUID:
     return value if isinstance(value, UUID) else UUID(str(value))
 
@@ -226,7 +249,7 @@ def owed_by_customer(windows: Sequence[CustomerWindow]) -> dict[UUID, int]:
     """{customer: Σ amounts in millionths}; customers without usage are left out. One query."""
     if not windows:
         return {}
-    sql, parameters = rated(windows)
+    sql, parameters = rated(windows, "s.customer_id")
     with connection.cursor() as cursor:
         cursor.execute(f"{sql} SELECT customer_id, SUM(amount_micro) FROM line GROUP BY customer_id", parameters)
         return {as_uuid(customer_id): int(amount or 0) for customer_id, amount in cursor.fetchall()}
@@ -236,7 +259,7 @@ def owed_by_kind(windows: Sequence[CustomerWindow]) -> dict[tuple[date, str], in
     """{(month, kind): Σ amounts in millionths}. One query."""
     if not windows:
         return {}
-    sql, parameters = rated(windows)
+    sql, parameters = rated(windows, "w.month")
     with connection.cursor() as cursor:
         cursor.execute(f"{sql} SELECT month, kind, SUM(amount_micro) FROM line GROUP BY month, kind", parameters)
         return {
@@ -244,12 +267,15 @@ def owed_by_kind(windows: Sequence[CustomerWindow]) -> dict[tuple[date, str], in
         }
 
 
-def insert_lines(windows: Sequence[CustomerWindow]) -> int:
+def insert_lines(windows: Sequence[ClosingWindow]) -> int:
     """Write the lines of the windows' invoices; returns how many. Raises IntegrityError where a price is missing.
 
     A customer has one window here.
     """
-    sql, parameters = rated(windows)
+    sql, parameters = rated(
+        windows, f"s.customer_id, s.project_id, s.resource_id, s.resource_name, {CARRIED_FOR_PERIOD}"
+    )
+    from_at, to_at = _period()
     pairs = [(adapt(window.customer_id), adapt(window.invoice_id)) for window in windows]
     if connection.vendor == "postgresql":
         invoices = "unnest(%s::uuid[], %s::uuid[]) AS invoice (customer_id, id)"
@@ -269,8 +295,8 @@ def insert_lines(windows: Sequence[CustomerWindow]) -> int:
             )
             {sql}
             SELECT invoice.id, line.id, line.price_id, line.month, line.resource_id, line.kind, line.resource_name,
-                project.name, line.location_id, line.from_at, line.to_at, line.hours, line.size_gb,
-                line.rate_micro, line.amount_micro
+                project.name, line.location_id, {from_at}, {to_at}, line.hours, line.size_gb, line.rate_micro,
+                line.amount_micro
             FROM line CROSS JOIN {invoices} CROSS JOIN accounts_project project
             WHERE invoice.customer_id = line.customer_id AND project.id = line.project_id
             """,
@@ -279,13 +305,68 @@ def insert_lines(windows: Sequence[CustomerWindow]) -> int:
         return cursor.rowcount
 
 
+def insert_invoices(windows: Sequence[ClosingWindow], *, at: datetime) -> None:
+    """Write the invoices of the windows over the lines that are there, and take their totals from the wallets."""
+    columns = {"id": "uuid", "customer_id": "uuid", "sequence": "int", "month": "date"}
+    columns |= {"since_at": "timestamptz", "until_at": "timestamptz"}
+    given, parameters = _table(
+        columns,
+        [
+            [adapt(value) for value in (w.invoice_id, w.customer_id, w.sequence, w.month, w.since, w.until)]
+            for w in windows
+        ],
+    )
+    moves, of_moves = _table(
+        {"id": "uuid", "invoice_id": "uuid", "key": "text", "reason": "text"},
+        [[adapt(w.transaction_id), adapt(w.invoice_id), w.key, w.reason] for w in windows],
+    )
+    wallet, consumption = f"'{WalletAccount.WALLET.value}'", f"'{WalletAccount.CONSUMPTION.value}'"
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"""
+            WITH given AS ({given}),
+            total AS (
+                SELECT invoice_id, SUM(amount_micro) AS amount_micro, COUNT(*) AS lines FROM billing_invoiceline
+                WHERE invoice_id IN (SELECT id FROM given) GROUP BY invoice_id
+            )
+            INSERT INTO billing_invoice (
+                id, customer_id, sequence, month, starts_at, ends_at, customer_number, customer_name, billing_type,
+                currency, time_zone, total_micro, line_count, made_at
+            )
+            SELECT given.id, customer.id, given.sequence, given.month, given.since_at, given.until_at, customer.number,
+                customer.name, customer.billing_type, customer.currency, customer.time_zone,
+                COALESCE(total.amount_micro, 0), COALESCE(total.lines, 0), %s
+            FROM given JOIN accounts_customer customer ON customer.id = given.customer_id
+                LEFT JOIN total ON total.invoice_id = given.id
+            """,
+            [*parameters, adapt(at)],
+        )
+        cursor.execute(
+            f"""
+            INSERT INTO billing_wallettransaction (
+                id, customer_id, kind, source, target, amount_micro, key, reason, invoice_id, at, created_at
+            )
+            SELECT given.id, invoice.customer_id,
+                CASE WHEN total_micro > 0 THEN '{TransactionKind.SPENT.value}'
+                    ELSE '{TransactionKind.REFUNDED.value}' END,
+                CASE WHEN total_micro > 0 THEN {wallet} ELSE {consumption} END,
+                CASE WHEN total_micro > 0 THEN {consumption} ELSE {wallet} END,
+                ABS(total_micro), given.key, given.reason, invoice.id, invoice.ends_at, %s
+            FROM ({moves}) AS given JOIN billing_invoice invoice ON invoice.id = given.invoice_id
+            WHERE total_micro <> 0
+            """,
+            [adapt(timezone.now()), *of_moves],
+        )
+
+
 def lines(windows: Sequence[CustomerWindow]) -> dict[tuple[UUID, date, datetime], tuple[datetime, int, int | None]]:
     """{(segment, month, from): (to, hours, amount in millionths)}. One query."""
     if not windows:
         return {}
-    sql, parameters = rated(windows)
+    sql, parameters = rated(windows, CARRIED_FOR_PERIOD)
+    from_at, to_at = _period()
     with connection.cursor() as cursor:
-        cursor.execute(f"{sql} SELECT id, month, from_at, to_at, hours, amount_micro FROM line", parameters)
+        cursor.execute(f"{sql} SELECT id, month, {from_at}, {to_at}, hours, amount_micro FROM line", parameters)
         return {
             (as_uuid(pk), _as_date(month), _as_instant(from_at)): (_as_instant(to_at), int(hours), amount)
             for pk, month, from_at, to_at, hours, amount in cursor.fetchall()

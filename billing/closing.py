@@ -7,9 +7,9 @@ at the rows of the customers, and the second finds nothing left to do.
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import date, datetime
-from typing import Any
 from uuid import UUID, uuid5
 from zoneinfo import ZoneInfo
 
@@ -21,7 +21,7 @@ from django.utils.translation import gettext as _
 from cng_portal.accounts.models import Customer
 
 from . import bulk, rating, services
-from .models import Invoice, InvoiceLine, ServiceKind, TransactionKind, UsageSegment, WalletTransaction
+from .models import Invoice, InvoiceLine, ServiceKind, UsageSegment, invoice_number
 
 logger = logging.getLogger(__name__)
 BATCH = 2000
@@ -69,14 +69,14 @@ def close_months(
     """
     report = Report()
     for batch in batches(customer_ids):
-        while True:
-            with transaction.atomic():
-                done = _close_batch(batch, at=at, through=through)
-                if dry_run:
-                    transaction.set_rollback(True)
-            report.add(done)
-            if dry_run or not done.invoices:
-                break
+        with transaction.atomic() if dry_run else nullcontext():
+            more = True
+            while more:
+                with transaction.atomic():
+                    done, more = _close_batch(batch, at=at, through=through)
+                report.add(done)
+            if dry_run:
+                transaction.set_rollback(True)
         progress(len(batch))
     if report.stopped and not dry_run:
         for sentence in report.stopped:
@@ -100,8 +100,8 @@ def batches(customer_ids: list[UUID] | None) -> Iterator[list[UUID]]:
         last = batch[-1]
 
 
-def _close_batch(customer_ids: list[UUID], *, at: datetime, through: date | None) -> Report:
-    """The next month of each of the customers, if it is over.
+def _close_batch(customer_ids: list[UUID], *, at: datetime, through: date | None) -> tuple[Report, bool]:
+    """The next month of each of the customers, if it is over; and whether the one after it is over, too.
 
     1. Lock the customers, in the order of their ids: usage that is being reported waits, or is seen.
     2. Write the lines. Their invoices do not exist yet: from the moment they do, a trigger refuses further lines.
@@ -112,7 +112,7 @@ def _close_batch(customer_ids: list[UUID], *, at: datetime, through: date | None
     windows = next_windows(customers, at=at, through=through)
     report = Report()
     if not windows:
-        return report
+        return report, False
     late = _late_lines(windows, customers)
     unpriced = {
         pk: _sentence(customers[pk], one) for pk, due in late.items() for one in due if one.line.rate_micro is None
@@ -129,18 +129,25 @@ def _close_batch(customer_ids: list[UUID], *, at: datetime, through: date | None
         windows = [window for window in windows if window.customer_id not in unpriced]
         _write_lines(windows, late)
     report.stopped += unpriced.values()
-    _write_invoices(windows, customers, at, report)
-    return report
+    if windows:
+        bulk.insert_invoices(windows, at=at)
+        _add_sums(windows, report)
+    following = [(rating.next_month(window.month), customers[window.customer_id].zone) for window in windows]
+    return report, any(_is_over(month, zone, at=at, through=through) for month, zone in set(following))
 
 
-def next_windows(customers: dict[UUID, Customer], *, at: datetime, through: date | None) -> list[bulk.CustomerWindow]:
+def _is_over(month: date, zone: ZoneInfo, *, at: datetime, through: date | None) -> bool:
+    return (through is None or month <= through) and rating.month_start(rating.next_month(month), zone) <= at
+
+
+def next_windows(customers: dict[UUID, Customer], *, at: datetime, through: date | None) -> list[bulk.ClosingWindow]:
     """The earliest month of each of the customers that has no invoice, where it is over. Two queries."""
     invoiced = {
         row["customer"]: row
         for row in Invoice.objects.filter(customer__in=customers)
         .order_by()
         .values("customer")
-        .annotate(month=Max("month"), until=Max("ends_at"))
+        .annotate(month=Max("month"), until=Max("ends_at"), sequence=Max("sequence"))
     }
     fresh = [pk for pk in customers if pk not in invoiced]
     first_use = dict(
@@ -153,28 +160,34 @@ def next_windows(customers: dict[UUID, Customer], *, at: datetime, through: date
     for pk, customer in customers.items():
         if pk in invoiced:
             month, since = rating.next_month(invoiced[pk]["month"]), invoiced[pk]["until"]
+            sequence = invoiced[pk]["sequence"] + 1
         elif pk in first_use:
             month = rating.month_of(first_use[pk], customer.zone)
-            since = rating.month_start(month, customer.zone)
+            since, sequence = rating.month_start(month, customer.zone), 1
         else:
             continue  # a customer's first invoice is that of the month of the first use
-        until = rating.month_start(rating.next_month(month), customer.zone)
-        if until <= at and (through is None or month <= through):
+        if _is_over(month, customer.zone, at=at, through=through):
+            until = rating.month_start(rating.next_month(month), customer.zone)
+            invoice_id = uuid5(INVOICES, f"{pk}:{month}")
             windows.append(
-                bulk.CustomerWindow(
+                bulk.ClosingWindow(
                     customer_id=pk,
                     month=month,
                     since=since,
                     until=until,
                     at=until,
-                    invoice_id=uuid5(INVOICES, f"{pk}:{month}"),
+                    invoice_id=invoice_id,
+                    sequence=sequence,
+                    transaction_id=uuid5(INVOICES, f"{invoice_id}:wallet"),
+                    key=f"invoice:{invoice_id}",
+                    reason=_("Invoice %(number)s") % {"number": invoice_number(customer.number, sequence)},
                 )
             )
     return windows
 
 
 def _late_lines(
-    windows: list[bulk.CustomerWindow], customers: dict[UUID, Customer]
+    windows: list[bulk.ClosingWindow], customers: dict[UUID, Customer]
 ) -> dict[UUID, list[services.DueLine]]:
     """{customer: what was reported late for months that have an invoice}, of the few that have any."""
     ids = [window.customer_id for window in windows]
@@ -186,7 +199,7 @@ def _late_lines(
     }
 
 
-def _without_price(windows: list[bulk.CustomerWindow], customers: dict[UUID, Customer]) -> dict[UUID, str]:
+def _without_price(windows: list[bulk.ClosingWindow], customers: dict[UUID, Customer]) -> dict[UUID, str]:
     """{customer: a sentence} of those with hours before the first price of their kind and location."""
     found = {}
     for window in windows:
@@ -210,7 +223,7 @@ def _sentence(customer: Customer, due: services.DueLine) -> str:
     }
 
 
-def _write_lines(windows: list[bulk.CustomerWindow], late: dict[UUID, list[services.DueLine]]) -> None:
+def _write_lines(windows: list[bulk.ClosingWindow], late: dict[UUID, list[services.DueLine]]) -> None:
     if not windows:
         return
     bulk.insert_lines(windows)
@@ -242,63 +255,11 @@ def _invoice_line(invoice_id: UUID | None, due: services.DueLine) -> InvoiceLine
     )
 
 
-def _write_invoices(
-    windows: list[bulk.CustomerWindow], customers: dict[UUID, Customer], at: datetime, report: Report
-) -> None:
-    ids = [window.invoice_id for window in windows]
-    sums: dict[UUID | None, Any] = {
-        row["invoice"]: row
-        for row in InvoiceLine.objects.filter(invoice__in=ids)
-        .order_by()
-        .values("invoice")
-        .annotate(total=Sum("amount_micro"), count=Count("pk"))
-    }
-    sequences = dict(
-        Invoice.objects.filter(customer__in=[window.customer_id for window in windows])
-        .order_by()
-        .values_list("customer")
-        .annotate(last=Max("sequence"))
-    )
-    invoices, transactions = [], []
-    for window in windows:
-        customer = customers[window.customer_id]
-        found = sums.get(window.invoice_id, {"total": 0, "count": 0})
-        invoice = Invoice(
-            id=window.invoice_id,
-            customer=customer,
-            sequence=sequences.get(customer.pk, 0) + 1,
-            month=window.month,
-            starts_at=window.since,
-            ends_at=window.until,
-            customer_number=customer.number,
-            customer_name=customer.name,
-            billing_type=customer.billing_type,
-            currency=customer.currency,
-            time_zone=customer.time_zone,
-            total_micro=int(found["total"]),
-            line_count=found["count"],
-            made_at=at,
-        )
-        invoices.append(invoice)
-        report.lines += invoice.line_count
-        report.totals[invoice.currency] += invoice.total_micro
-        if invoice.total_micro:
-            kind = TransactionKind.SPENT if invoice.total_micro > 0 else TransactionKind.REFUNDED
-            source, target = services.SIDES[kind]
-            transactions.append(
-                WalletTransaction(
-                    id=uuid5(INVOICES, f"{invoice.pk}:wallet"),
-                    customer=customer,
-                    kind=kind,
-                    source=source,
-                    target=target,
-                    amount_micro=abs(invoice.total_micro),
-                    key=f"invoice:{invoice.pk}",
-                    reason=_("Invoice %(number)s") % {"number": invoice.number},
-                    invoice=invoice,
-                    at=invoice.ends_at,
-                )
-            )
-    Invoice.objects.bulk_create(invoices)
-    WalletTransaction.objects.bulk_create(transactions)
-    report.invoices += len(invoices)
+def _add_sums(windows: list[bulk.ClosingWindow], report: Report) -> None:
+    written = Invoice.objects.filter(pk__in=[window.invoice_id for window in windows])
+    for currency, invoices, lines, total_micro in (
+        written.order_by().values_list("currency").annotate(Count("pk"), Sum("line_count"), Sum("total_micro"))
+    ):
+        report.invoices += invoices
+        report.lines += lines
+        report.totals[currency] += int(total_micro)

@@ -256,6 +256,10 @@ class UsageSegment(models.Model):
         )
 
 
+def invoice_number(customer_number: int, sequence: int) -> str:
+    return f"INV-{customer_number:06d}-{sequence:04d}"
+
+
 class InvoiceQuerySet(models.QuerySet["Invoice"]):
     def visible_to(self, user: User) -> Self:
         customer = billed_customer(user)
@@ -304,7 +308,7 @@ class Invoice(models.Model):
 
     @property
     def number(self) -> str:
-        return f"INV-{self.customer_number:06d}-{self.sequence:04d}"
+        return invoice_number(self.customer_number, self.sequence)
 
 
 class InvoiceLine(models.Model):
@@ -313,7 +317,9 @@ class InvoiceLine(models.Model):
     A line with `corrects` takes back what that line charged too much: its hours and amount are the difference.
     """
 
-    invoice = models.ForeignKey(Invoice, verbose_name=_("invoice"), on_delete=models.PROTECT, related_name="lines")
+    invoice = models.ForeignKey(
+        Invoice, verbose_name=_("invoice"), on_delete=models.PROTECT, related_name="lines", db_index=False
+    )
     segment = models.ForeignKey(
         UsageSegment, verbose_name=_("usage"), on_delete=models.PROTECT, related_name="lines", db_index=False
     )
@@ -352,6 +358,8 @@ class InvoiceLine(models.Model):
         verbose_name = _("invoice line")
         verbose_name_plural = _("invoice lines")
         ordering = ["kind", "project_name", "resource_name", "from_at", "id"]
+        # with the amount in it, the sum of an invoice need not look its lines up
+        indexes = [models.Index(fields=["invoice", "amount_micro"], name="billing_line_by_invoice")]
         constraints = [
             # nothing is charged twice: an hour is the first one of at most one line
             models.UniqueConstraint(

@@ -167,10 +167,11 @@ def test_late_usage_without_a_price_stops_that_customer_only_too(shop, use):
 
 
 def test_a_dry_run_writes_nothing_and_says_what_it_would(shop, use):
-    use(yangon(3))
+    use(yangon(31, month=10))
     report = closing.close_months(at=DECEMBER, dry_run=True)
-    assert (report.invoices, report.lines, dict(report.totals)) == (1, 1, {"MMK": 28 * 24 * 20_000_000})
+    assert (report.invoices, report.lines, dict(report.totals)) == (2, 2, {"MMK": 31 * 24 * 20_000_000})
     assert not Invoice.objects.exists()
+    assert not WalletTransaction.objects.exists()
 
 
 def test_the_command_closes_a_month_that_is_over_and_refuses_one_that_is_not(shop, use, capsys, time_machine):
