@@ -6,7 +6,7 @@ COMPILE := CUSTOM_COMPILE_COMMAND="make requirements" $(BIN)/python -m piptools 
 	--allow-unsafe --strip-extras --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-openstack check format bench permissions requirements clean
+.PHONY: help run test test-openstack check format bench permissions pictures screenshots requirements clean
 
 help:
 	@echo "make run             start the portal with an SQLite database and demo data (Ctrl-C stops it)"
@@ -15,6 +15,8 @@ help:
 	@echo "make format          format the code"
 	@echo "make bench           measure what must stay fast"
 	@echo "make permissions     write docs/permissions.md: who may do what"
+	@echo "make pictures        take the pictures of the guide anew, into static/help"
+	@echo "make screenshots     take a picture of every page in every look, into tests/screenshots, to look at"
 	@echo "make requirements    pin the newest packages that pyproject.toml allows"
 	@echo "make clean           remove .venv and the caches of the tools; the data folder stays"
 
@@ -50,6 +52,12 @@ test-openstack: .venv/.openstack
 
 bench: .venv/.test
 	@$(BIN)/python -m tests.bench
+
+pictures: .venv/.test
+	PICTURES=guide $(BIN)/python -m pytest tests/browser/test_pictures.py --quiet -k "of_the_guide"
+
+screenshots: .venv/.test
+	PICTURES=pages $(BIN)/python -m pytest tests/browser/test_pictures.py --quiet -k "every_look"
 
 requirements: .venv/.test
 	$(COMPILE) --upgrade --output-file requirements.txt pyproject.toml

@@ -10,6 +10,7 @@ admin.site.login = secure_admin_login(admin.site.login)  # type: ignore[method-a
 urlpatterns = [
     path("", dashboard, name="dashboard"),
     path("components/", components, name="components"),
+    path("help/", include("snapshots.help_urls")),
     path("", include("snapshots.urls")),
     path("", include("cng_portal.accounts.urls")),
     path("billing/", include("billing.urls")),

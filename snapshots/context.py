@@ -36,6 +36,7 @@ def menu(request: HttpRequest) -> list[dict[str, object]]:
         },
         {"label": _("Storage"), "items": [item(_("Volumes"), "snapshots:volumes", "circle-stack")]},
         *([account] if billed_customer(request.user) else []),
+        {"label": _("Support"), "items": [item(_("Help"), "help:index", "question-mark-circle")]},
     ]
 
 

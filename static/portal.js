@@ -52,6 +52,7 @@
   document.addEventListener("click", (event) => {
     const target = event.target;
     if (target.closest("[data-theme-switch]")) switchTheme();
+    if (target.closest("[data-keys-switch]")) switchKeys();
     const copyButton = target.closest("[data-copy]");
     if (copyButton) copy(copyButton);
     for (const menu of openMenus()) if (!menu.contains(target)) menu.open = false;
@@ -74,15 +75,46 @@
         menu.querySelector("summary").focus();
       }
     }
-    const typing = event.target.closest("input, select, textarea, [contenteditable]");
-    if (event.key === "/" && !typing && !event.ctrlKey && !event.metaKey && !event.altKey) {
-      const search = document.querySelector("[data-search]");
-      if (search) {
-        event.preventDefault();
-        search.focus();
-        search.select();
-      }
+    const typing = event.target.closest("input:not([type=checkbox], [type=radio]), select, textarea, [contenteditable], dialog");
+    if (typing || event.ctrlKey || event.metaKey || event.altKey || event.isComposing || !keysAreOn()) return;
+    const search = event.key === "/" && document.querySelector("[data-search]");
+    const keys = event.key === "?" && document.getElementById("keys");
+    if (search || keys) event.preventDefault();
+    if (search) {
+      search.focus();
+      search.select();
     }
+    if (keys) keys.showModal();
+  });
+
+  // Keys of one character can be switched off (WCAG 2.1.4): some people speak to their computers.
+  const keysAreOn = () => {
+    try {
+      return localStorage.getItem("keys") !== "off";
+    } catch {
+      return true;
+    }
+  };
+  const showKeys = () => {
+    root.classList.toggle("keys-off", !keysAreOn());
+    for (const button of document.querySelectorAll("[data-keys-switch]")) button.setAttribute("aria-pressed", !keysAreOn());
+  };
+  const switchKeys = () => {
+    try {
+      localStorage.setItem("keys", keysAreOn() ? "off" : "on");
+    } catch {
+      // storage is switched off: the keys stay on
+    }
+    showKeys();
+  };
+  showKeys();
+
+  // Enter in a search opens what it finds, where that is one thing only.
+  document.addEventListener("htmx:afterSettle", (event) => {
+    const { elt, triggeringEvent } = event.detail.requestConfig || {};
+    if (triggeringEvent?.type !== "submit" || !elt.querySelector("[data-search]:focus")) return;
+    const hits = document.querySelectorAll(`${elt.getAttribute("hx-target")} .list-name`);
+    if (hits.length === 1 && elt.querySelector("[data-search]").value) location.assign(hits[0].href);
   });
 
   // Rows that are selected to be deleted together. What is selected stays so when the list is fetched again.

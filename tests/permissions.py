@@ -141,6 +141,10 @@ TABLE: dict[str, list[Row]] = {
         Row("account_reset_password_from_key_done", "Read that the password is changed", EVERYONE),
         Row("account_confirm_login_code", "Sign in by a code (switched off)", SIGNED_IN, BOTH),
     ],
+    "Help": [
+        Row("help:index", "Read the guide", SIGNED_IN),
+        Row("help:guide", "Read a page of the guide", SIGNED_IN),
+    ],
     "Django admin": [
         Row("admin:index", "See the support desk", ADMINISTER, BOTH),
         Row("admin:login", "Come to the support desk's door", AT_THE_DOOR, BOTH),

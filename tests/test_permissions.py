@@ -65,6 +65,7 @@ PARAMETERS: dict[str, Callable[[SimpleNamespace], Any]] = {
     "notice_id": lambda world: world.notice,
     "draft_id": lambda world: world.draft,
     "step": lambda world: "location",
+    "slug": lambda world: "billing",
     "key": lambda world: "no-such-key",
     "uidb36": lambda world: "0",
     "app_label": lambda world: "accounts",

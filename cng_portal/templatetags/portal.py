@@ -14,6 +14,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from heroicons.templatetags.heroicons import heroicon_micro, heroicon_mini, heroicon_outline, heroicon_solid
+from PIL import Image
 
 register = template.Library()
 
@@ -57,6 +58,29 @@ def flag(country: str, emoji: str = "") -> SafeString:
     if path := flag_file(country):
         return format_html('<img class="flag" src="{}" alt="" width="24" height="16">', static(path))
     return format_html('<span class="flag-emoji" aria-hidden="true">{}</span>', emoji)
+
+
+@cache
+def picture_size(path: str) -> tuple[int, int]:
+    with Image.open(str(finders.find(path))) as image:
+        return image.size
+
+
+@register.simple_tag
+def picture(name: str, text: str) -> SafeString:
+    """A picture of the guide, `static/help/NAME.webp`, which `make pictures` takes; `text` says what is seen on it.
+
+    Its width and height go with it, so that nothing jumps when it comes.
+    """
+    path = f"help/{name}.webp"
+    width, height = picture_size(path)
+    return format_html(
+        '<img class="guide-picture" src="{}" alt="{}" width="{}" height="{}" loading="lazy">',
+        static(path),
+        text,
+        width,
+        height,
+    )
 
 
 @register.filter("bytes")

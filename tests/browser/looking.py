@@ -5,6 +5,7 @@ from playwright.sync_api import Page
 
 WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 LOOKS = [("light", 1440), ("dark", 320)]
+WIDTHS_BETWEEN = [768, 1100, 1280, 1366]
 
 
 def look_at(page: Page, paths: list[str]) -> None:
@@ -19,4 +20,9 @@ def look_at(page: Page, paths: list[str]) -> None:
             assert not [(one["id"], [node["html"] for node in one["nodes"]]) for one in found], (path, scheme)
             assert page.evaluate("document.documentElement.scrollWidth") <= width, (path, width)
             assert page.locator("h1").count() == 1, path
+    for path in paths:
+        page.goto(path)
+        for width in WIDTHS_BETWEEN:  # where a layout changes into another one
+            page.set_viewport_size({"width": width, "height": 900})
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, (path, width)
     assert not complaints

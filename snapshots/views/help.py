@@ -1,0 +1,96 @@
+"""The guide inside the portal: one page for each page of the customer guide, with figures from the rules themselves."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+
+from django.http import Http404, HttpRequest, HttpResponse
+from django.shortcuts import render
+from django.utils.functional import Promise
+from django.utils.translation import gettext_lazy as _
+from django.views.decorators.http import require_GET
+
+from billing import rating
+from billing.money import format_amount, format_line, format_price, format_rate, to_micro
+
+
+@dataclass(frozen=True)
+class Guide:
+    slug: str
+    title: str | Promise
+    text: str | Promise
+    icon: str
+
+
+GUIDES = [
+    Guide(
+        "create-volume-snapshot",
+        _("Create a volume snapshot"),
+        _("Keep the exact state of one disk, in five steps."),
+        "circle-stack",
+    ),
+    Guide(
+        "create-vm-snapshot",
+        _("Create a VM snapshot"),
+        _("Keep all disks of a machine together, with its configuration."),
+        "server",
+    ),
+    Guide(
+        "create-backup",
+        _("Back up a machine"),
+        _("Copies that are taken by a schedule, and how many are kept."),
+        "archive-box",
+    ),
+    Guide(
+        "restore",
+        _("Get your data back"),
+        _("Restore in place, make something new beside it, or undo a restore."),
+        "arrow-uturn-left",
+    ),
+    Guide(
+        "billing",
+        _("What it costs"),
+        _("How hours are counted, when billing starts and ends, and a worked example."),
+        "banknotes",
+    ),
+    Guide("keyboard", _("Keyboard"), _("Everything can be done without a mouse."), "command-line"),
+]
+
+
+@require_GET
+def index(request: HttpRequest) -> HttpResponse:
+    return render(request, "help/index.html", {"guides": GUIDES})
+
+
+@require_GET
+def guide(request: HttpRequest, slug: str) -> HttpResponse:
+    found = next((one for one in GUIDES if one.slug == slug), None)
+    if found is None:
+        raise Http404
+    context = {"guide": found, "guides": GUIDES}
+    if slug == "billing":
+        context["example"] = example()
+    return render(request, f"help/{slug.replace('-', '_')}.html", context)
+
+
+def example() -> dict[str, str]:
+    """The worked case of the platform's administrator guide, computed by what computes the bills."""
+    rate_micro, size_gb = to_micro(Decimal("0.4")), 50
+    ready, deleted = datetime(2026, 11, 22, 10, 17, 23, tzinfo=UTC), datetime(2026, 11, 22, 13, 2, 10, tzinfo=UTC)
+    hours = rating.hours(ready, deleted)
+    hourly_micro = rating.hourly_micro(rate_micro=rate_micro, size_gb=size_gb)
+    amount_micro = rating.line_amount(hours=hours, rate_micro=rate_micro, size_gb=size_gb)
+    return {
+        "rate": format_rate(rate_micro),
+        "size": str(size_gb),
+        "hourly": format_price(hourly_micro),
+        "ready": f"{ready:%H:%M:%S}",
+        "deleted": f"{deleted:%H:%M:%S}",
+        "hours": str(hours),
+        "amount": format_amount(amount_micro),
+        "line": format_line(
+            hours=hours, size_gb=size_gb, rate_micro=rate_micro, amount_micro=amount_micro, currency="MMK"
+        ),
+        "month": format_amount(hourly_micro * rating.HOURS_PER_MONTH),
+        "month_hours": str(rating.HOURS_PER_MONTH),
+    }
