@@ -25,6 +25,7 @@ from django.utils.functional import Promise
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext, override
 
+from billing import rating
 from billing import services as billing
 from billing.models import ServiceKind
 from cng_portal.accounts import notices
@@ -60,6 +61,8 @@ from .services import (
 
 logger = logging.getLogger(__name__)
 
+# the fields that say how often, when, and how many copies
+RHYTHM = ("interval", "weekday", "month_day", "at", "keep")
 MOST_KEPT = 365
 # before the second, third and fourth try
 PAUSES = (timedelta(minutes=5), timedelta(minutes=20), timedelta(minutes=60))
@@ -572,9 +575,9 @@ def look_after_schedules(now: datetime) -> int:
     return changed
 
 
-def end_of_machine(vm: VirtualMachine, now: datetime) -> int:
+def end_of_machine(vm: VirtualMachine, now: datetime, user: User | None = None) -> int:
     """The machine is marked deleted: its schedules end, automatic backups are switched off at that instant, the copies
-    stay. Returns how many schedules ended.
+    stay. Returns how many schedules ended. `user` is the administrator who did it, if one did.
     """
     assert vm.deleted_at is not None
     at = min(now, vm.deleted_at)
@@ -583,7 +586,7 @@ def end_of_machine(vm: VirtualMachine, now: datetime) -> int:
         schedules = list(related().filter(vm=vm, deleted_at=None))
         for schedule in schedules:
             if schedule.is_automatic:
-                switch_automatic_backups(vm=vm, on=False, user=None, now=at)
+                switch_automatic_backups(vm=vm, on=False, user=user, now=at)
             else:
                 end(schedule, at, _("The machine was deleted."))
     return len(schedules)
@@ -659,6 +662,17 @@ def automatic_backup_quote(*, vm: VirtualMachine, at: datetime | None = None) ->
         raise NotSold(str(error)) from error
 
 
+def automatic_costs(vms: Sequence[VirtualMachine], *, at: datetime) -> dict[UUID, int | None]:
+    """{machine: what an hour of its automatic backups costs, in millionths}; None where they are not sold. One query."""
+    sold = billing.sold_kinds({vm.location_id for vm in vms}, at=at)
+    return {
+        vm.pk: rating.hourly_micro(rate_micro=vm.hourly_price_micro, size_gb=None)
+        if ServiceKind.VM_BACKUP_AUTOMATIC in sold.get(vm.location_id, set())
+        else None
+        for vm in vms
+    }
+
+
 def switch_automatic_backups(
     *, vm: VirtualMachine, on: bool, user: User | None, now: datetime | None = None
 ) -> VirtualMachine:
@@ -712,7 +726,34 @@ def switch_on(vm: VirtualMachine, user: User | None, now: datetime) -> None:
 
 def default_rhythm(location: Location) -> dict[str, Any]:
     """The fields of an automatic schedule in this location."""
-    return {name: getattr(location, f"default_{name}") for name in ("interval", "weekday", "month_day", "at", "keep")}
+    return {name: getattr(location, f"default_{name}") for name in RHYTHM}
+
+
+def automatic_copies(vm: VirtualMachine) -> Any:
+    """The copies of its automatic backups that are there and not kept for ever."""
+    return Snapshot.objects.filter(
+        vm=vm,
+        run__schedule__origin=BackupSchedule.Origin.AUTOMATIC,
+        kept=False,
+        state__in=[State.READY, State.FAILED],
+    )
+
+
+def delete_automatic_copies(*, vm: VirtualMachine, user: User, now: datetime | None = None) -> int:
+    """An administrator removes what automatic backups have left behind. What is kept for ever stays, and so does what is
+    being used. Returns how many go. Raises NotNow while they are switched on.
+    """
+    now = now or timezone.now()
+    require_administrator(user)
+    with transaction.atomic():
+        lock_customer(vm.project.customer_id)
+        vm = fresh(vm)
+        if vm.automatic_backups_since is not None:
+            raise NotNow(_("Automatic backups are on and look after their copies. Switch them off first."))
+        going = [copy for copy in automatic_copies(vm) if not uses_of(copy).exists()]
+        for copy in going:
+            accept_deletion(copy, at=now, user=user)
+    return len(going)
 
 
 def change_machine_price(

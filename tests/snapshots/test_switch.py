@@ -1,0 +1,391 @@
+"""The administrator's switch of automatic backups: what it starts and ends, what it costs, and its pages in Django admin."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, time, timedelta
+
+import pytest
+from django.core.exceptions import PermissionDenied
+from django.test import Client
+from django.urls import reverse
+from django.utils import timezone
+
+from billing import services as billing
+from billing.models import Package, ServiceKind, UsageSegment
+from cng_portal.accounts.models import Customer, Membership, User
+from cng_portal.inventory.models import AutomaticBackupSwitch, Location, VirtualMachine
+from snapshots import backups, services
+from snapshots.models import BackupSchedule, Operation, Snapshot, State
+from tests.factories import (
+    BackupFactory,
+    BackupRunFactory,
+    MembershipFactory,
+    UserFactory,
+    VirtualMachineFactory,
+)
+from tests.snapshots.disks import sell_everywhere
+
+pytestmark = pytest.mark.django_db
+
+HOUR, MINUTE = timedelta(hours=1), timedelta(minutes=1)
+AUTOMATIC = ServiceKind.VM_BACKUP_AUTOMATIC
+
+
+@pytest.fixture
+def now() -> datetime:
+    return timezone.now().replace(microsecond=0)
+
+
+@pytest.fixture
+def member() -> Membership:
+    return MembershipFactory(project__customer__postpaid=True, project__customer__number=1039)
+
+
+@pytest.fixture
+def vm(member: Membership) -> VirtualMachine:
+    vm = VirtualMachineFactory(project=member.project, name="db-01", hourly_price_micro=118_750_000)
+    sell_everywhere(kind=ServiceKind.VM_BACKUP, rate_micro=600_000)
+    return vm
+
+
+@pytest.fixture
+def admin() -> User:
+    return UserFactory(admin=True, email="admin@example.com")
+
+
+def switch(vm: VirtualMachine, on: bool, user: User | None, now: datetime) -> VirtualMachine:
+    return backups.switch_automatic_backups(vm=vm, on=on, user=user, now=now)
+
+
+def cost(vm: VirtualMachine, at: datetime) -> int:
+    found = billing.cost_so_far(resource_id=vm.pk, at=at)
+    return found.amount_micro if found else 0
+
+
+# --- the service -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.both_databases
+def test_switched_on_it_runs_as_the_location_says_and_costs_a_fifth_of_the_machine(
+    vm: VirtualMachine, admin: User, now: datetime
+) -> None:
+    Location.objects.update(default_interval="weekly", default_weekday=6, default_at=time(4, 30), default_keep=3)
+    vm = switch(vm, True, admin, now)
+    assert vm.automatic_backups_since == now
+    schedule = BackupSchedule.objects.get()
+    assert (schedule.origin, schedule.interval, schedule.weekday, schedule.at, schedule.keep) == (
+        "automatic",
+        "weekly",
+        6,
+        time(4, 30),
+        3,
+    )
+    local = timezone.localtime(schedule.next_run_at, vm.project.customer.zone)
+    assert (local.weekday(), local.time()) == (6, time(4, 30))
+    segment = UsageSegment.objects.get()
+    assert (segment.kind, segment.resource_id, segment.started_at, segment.ended_at) == (AUTOMATIC, vm.pk, now, None)
+    history = AutomaticBackupSwitch.objects.get()
+    assert (history.vm, history.on, history.switched_by, history.switched_at) == (vm, True, admin, now)
+    assert cost(vm, now + 3 * HOUR) == 3 * 23_750_000
+
+
+@pytest.mark.both_databases
+def test_switched_off_it_ends_at_that_instant_and_the_copies_stay(
+    vm: VirtualMachine, admin: User, now: datetime
+) -> None:
+    switch(vm, True, admin, now)
+    schedule = BackupSchedule.objects.get()
+    copy = BackupRunFactory(schedule=schedule).snapshot
+    vm = switch(vm, False, admin, now + 90 * MINUTE)
+    assert vm.automatic_backups_since is None
+    schedule.refresh_from_db()
+    copy.refresh_from_db()
+    assert (schedule.deleted_at, schedule.next_run_at) == (now + 90 * MINUTE, None)
+    assert copy.state == State.READY
+    assert cost(vm, now + 10 * HOUR) == 2 * 23_750_000
+    assert [(one.on, one.switched_at) for one in AutomaticBackupSwitch.objects.all()] == [
+        (False, now + 90 * MINUTE),
+        (True, now),
+    ]
+
+
+def test_the_same_way_twice_changes_nothing(vm: VirtualMachine, admin: User, now: datetime) -> None:
+    switch(vm, False, admin, now)
+    assert not AutomaticBackupSwitch.objects.exists()
+    switch(vm, True, admin, now)
+    assert switch(vm, True, admin, now + HOUR).automatic_backups_since == now
+    assert (AutomaticBackupSwitch.objects.count(), UsageSegment.objects.count()) == (1, 1)
+
+
+def test_switched_on_again_the_schedule_of_before_goes_on_with_its_copies(
+    vm: VirtualMachine, admin: User, now: datetime
+) -> None:
+    switch(vm, True, admin, now)
+    before = BackupSchedule.objects.get()
+    switch(vm, False, admin, now + HOUR)
+    Location.objects.update(default_at=time(5), default_keep=4)
+    switch(vm, True, admin, now + 2 * HOUR)
+    after = BackupSchedule.objects.get()
+    assert (after.pk, after.deleted_at, after.at, after.keep) == (before.pk, None, time(5), 4)
+
+
+@pytest.mark.both_databases
+def test_an_hour_that_is_paid_is_not_paid_twice(vm: VirtualMachine, admin: User, now: datetime) -> None:
+    switch(vm, True, admin, now)
+    switch(vm, False, admin, now + 10 * MINUTE)
+    switch(vm, True, admin, now + 20 * MINUTE)
+    assert cost(vm, now + 59 * MINUTE) == 23_750_000
+    switch(vm, False, admin, now + 50 * MINUTE)
+    assert cost(vm, now + 5 * HOUR) == 23_750_000
+    switch(vm, True, admin, now + 55 * MINUTE)
+    assert cost(vm, now + 61 * MINUTE) == 2 * 23_750_000
+
+
+@pytest.mark.both_databases
+def test_another_price_of_the_machine_holds_from_the_next_unpaid_hour(
+    vm: VirtualMachine, admin: User, now: datetime
+) -> None:
+    backups.change_machine_price(vm=vm, hourly_price_micro=100_000_000, user=admin, now=now)
+    assert not UsageSegment.objects.exists()
+    switch(vm, True, admin, now)
+    backups.change_machine_price(vm=vm, hourly_price_micro=50_000_000, user=admin, now=now + 90 * MINUTE)
+    vm.refresh_from_db()
+    assert vm.hourly_price_micro == 50_000_000
+    assert cost(vm, now + 119 * MINUTE) == 2 * 20_000_000
+    assert cost(vm, now + 4 * HOUR) == 2 * 20_000_000 + 2 * 10_000_000
+
+
+def test_where_vm_backup_is_not_sold_it_is_refused(vm: VirtualMachine, admin: User, now: datetime) -> None:
+    Package.objects.update(active=False)
+    with pytest.raises(services.NotSold, match=f"not sold in {vm.location_id}"):
+        switch(vm, True, admin, now)
+    assert not BackupSchedule.objects.exists() and not AutomaticBackupSwitch.objects.exists()
+
+
+def test_a_machine_that_is_gone_is_refused(vm: VirtualMachine, admin: User, now: datetime) -> None:
+    VirtualMachine.objects.update(deleted_at=now)
+    with pytest.raises(services.SourceGone, match="has been deleted"):
+        switch(vm, True, admin, now)
+
+
+def test_prepaid_credits_have_to_cover_the_first_hour(vm: VirtualMachine, admin: User, now: datetime) -> None:
+    Customer.objects.update(billing_type="prepaid")
+    with pytest.raises(services.NoCredit):
+        switch(vm, True, admin, now)
+
+
+def test_only_administrators_switch(vm: VirtualMachine, member: Membership, now: datetime) -> None:
+    for user in (member.user, UserFactory(is_staff=True)):
+        with pytest.raises(PermissionDenied):
+            switch(vm, True, user, now)
+        with pytest.raises(PermissionDenied):
+            backups.change_machine_price(vm=vm, hourly_price_micro=1, user=user, now=now)
+
+
+def test_a_machine_that_is_deleted_is_switched_off_at_that_instant(
+    vm: VirtualMachine, admin: User, now: datetime
+) -> None:
+    switch(vm, True, admin, now)
+    VirtualMachine.objects.update(deleted_at=now + HOUR)
+    assert backups.look_after_schedules(now + 5 * HOUR) == 1
+    vm.refresh_from_db()
+    assert vm.automatic_backups_since is None
+    assert cost(vm, now + 9 * HOUR) == 23_750_000
+    history = AutomaticBackupSwitch.objects.first()
+    assert (history.on, history.switched_by, history.switched_at) == (False, None, now + HOUR)
+
+
+def test_what_is_on_follows_the_locations_default_schedule(vm: VirtualMachine, admin: User) -> None:
+    noon = datetime(2026, 11, 22, 12, tzinfo=UTC)
+    elsewhere = VirtualMachineFactory(
+        location=vm.location, project__customer__time_zone="Europe/Berlin", project__customer__postpaid=True
+    )
+    for machine in (vm, elsewhere):
+        switch(machine, True, admin, noon)
+    count = backups.change_default_schedule(
+        location=vm.location, interval="monthly", month_day=31, at=time(3), keep=6, user=admin, now=noon
+    )
+    assert count == 2
+    here, there = (BackupSchedule.objects.get(vm=machine) for machine in (vm, elsewhere))
+    assert (here.interval, here.month_day, here.keep) == ("monthly", 31, 6)
+    assert here.next_run_at == datetime(2026, 11, 29, 20, 30, tzinfo=UTC)
+    assert there.next_run_at == datetime(2026, 11, 30, 2, tzinfo=UTC)
+
+
+def test_what_automatic_backups_left_is_deleted_by_an_administrator_but_not_what_is_kept_for_ever(
+    vm: VirtualMachine, admin: User, now: datetime
+) -> None:
+    switch(vm, True, admin, now)
+    schedule = BackupSchedule.objects.get()
+    copies = [BackupRunFactory(schedule=schedule).snapshot for _number in range(2)]
+    kept = BackupRunFactory(schedule=schedule, snapshot=BackupFactory(vm=vm, kept=True)).snapshot
+    with pytest.raises(services.NotNow, match="Switch them off first"):
+        backups.delete_automatic_copies(vm=vm, user=admin)
+    switch(vm, False, admin, now + HOUR)
+    assert backups.delete_automatic_copies(vm=vm, user=admin) == 2
+    assert {copy.pk for copy in Snapshot.objects.filter(state=State.DELETING)} == {copy.pk for copy in copies}
+    assert Operation.objects.filter(kind=Operation.Kind.DELETE).count() == 2
+    kept.refresh_from_db()
+    assert kept.state == State.READY
+
+
+# --- Django admin ----------------------------------------------------------------------------------------------------
+
+
+LIST = "admin:inventory_virtualmachine_changelist"
+
+
+@pytest.fixture
+def support(client_for: Callable[..., Client], admin: User) -> Client:
+    return client_for(admin)
+
+
+def page_of(vm: VirtualMachine) -> str:
+    return reverse("admin:inventory_virtualmachine_change", args=[vm.pk])
+
+
+def test_one_click_in_the_list_switches(support: Client, vm: VirtualMachine) -> None:
+    here = f"{reverse(LIST)}?q=db"
+    page = support.get(here).text
+    assert "K 23.75 / Hour" in page and "Switch on" in page
+    url = reverse("admin:snapshots_switch", args=[vm.pk])
+    assert url in page
+    response = support.post(f"{url}?back={here}", {"on": "1"}, follow=True)
+    assert response.redirect_chain[-1][0] == here
+    assert "Automatic backups of db-01 are on: 20 % of K 118.7500 = K 23.75 an hour, K 17,385.00" in response.text
+    assert "Switch off" in response.text
+    vm.refresh_from_db()
+    assert vm.automatic_backups_since
+    support.post(url, {"on": "0"})
+    vm.refresh_from_db()
+    assert vm.automatic_backups_since is None
+
+
+def test_a_link_or_a_stranger_switches_nothing(
+    support: Client, client_for: Callable[..., Client], vm: VirtualMachine, member: Membership
+) -> None:
+    url = reverse("admin:snapshots_switch", args=[vm.pk])
+    assert support.get(url).status_code == 405
+    assert client_for(member.user).post(url, {"on": "1"}).status_code == 302
+    assert client_for(UserFactory(is_staff=True)).post(url, {"on": "1"}).status_code == 403
+    assert client_for(UserFactory(admin=True), enforce_csrf_checks=True).post(url, {"on": "1"}).status_code == 403
+    assert support.post(f"{url}?back=https://elsewhere.example/", {"on": "1"})["Location"] == page_of(vm)
+    assert AutomaticBackupSwitch.objects.count() == 1
+
+
+def test_the_list_says_why_it_is_refused(support: Client, vm: VirtualMachine) -> None:
+    Package.objects.update(active=False)
+    page = support.get(reverse(LIST)).text
+    assert f"not sold in {vm.location_id}" in page
+    response = support.post(reverse("admin:snapshots_switch", args=[vm.pk]), {"on": "1"}, follow=True)
+    assert "is not sold in" in response.text
+    assert not AutomaticBackupSwitch.objects.exists()
+
+
+def test_many_are_switched_after_it_was_shown_what_they_cost_in_all(support: Client, vm: VirtualMachine) -> None:
+    second = VirtualMachineFactory(project=vm.project, location=vm.location, hourly_price_micro=45_500_000)
+    unsold = VirtualMachineFactory(project=vm.project, hourly_price_micro=1_000_000)
+    given = {"action": "switch_many_on", "_selected_action": [vm.pk, second.pk, unsold.pk]}
+    page = support.post(reverse(LIST), given).text
+    assert "In all this costs K 32.85 an hour, K 24,046.20 for 732 hours" in page
+    assert "Refused: VM Backup is not sold in this location." in page
+    assert not AutomaticBackupSwitch.objects.exists()
+    response = support.post(reverse(LIST), given | {"confirmed": "yes"}, follow=True)
+    assert "Automatic backups of 2 machines are on." in response.text
+    assert f"{unsold}: Automatic VM Backup is not sold" in str(list(response.context["messages"])[0])
+    assert AutomaticBackupSwitch.objects.count() == 2
+
+    given["action"] = "switch_many_off"
+    page = support.post(reverse(LIST), given).text
+    assert "In all this ends K 32.85 an hour" in page and "Nothing changes: they are off." in page
+    support.post(reverse(LIST), given | {"confirmed": "yes"})
+    assert not VirtualMachine.objects.exclude(automatic_backups_since=None).exists()
+
+
+def test_the_machines_page_shows_the_cost_before_and_who_switched_after(
+    support: Client, vm: VirtualMachine, admin: User
+) -> None:
+    page = support.get(page_of(vm)).text
+    assert "20 % of K 118.7500 = K 23.75 an hour, K 17,385.00 for 732 hours" in page
+    assert "Daily at 02:00 in the customer&#x27;s time zone, 2 copies kept." in page
+    support.post(reverse("admin:snapshots_switch", args=[vm.pk]), {"on": "1"})
+    page = support.get(page_of(vm)).text
+    assert "On since" in page and str(admin) in page
+
+
+def save(support: Client, vm: VirtualMachine, **changed: object) -> object:
+    created = timezone.localtime(vm.created_at)
+    answers = {
+        "name": vm.name,
+        "state": vm.state,
+        "vcpus": vm.vcpus,
+        "memory_mb": vm.memory_mb,
+        "hourly_price_micro": "118.75",
+        "created_at_0": created.date(),
+        "created_at_1": created.strftime("%H:%M:%S"),
+        "volumes-TOTAL_FORMS": 0,
+        "volumes-INITIAL_FORMS": 0,
+        "switches-TOTAL_FORMS": 0,
+        "switches-INITIAL_FORMS": 0,
+    }
+    response = support.post(page_of(vm), answers | changed)
+    assert response.status_code == 302, response.context["adminform"].form.errors
+    vm.refresh_from_db()
+    return response
+
+
+def test_a_price_typed_in_the_form_goes_to_the_bill(
+    support: Client, vm: VirtualMachine, admin: User, now: datetime
+) -> None:
+    switch(vm, True, admin, now - 30 * MINUTE)
+    save(support, vm, hourly_price_micro="50", name="db-02")
+    assert (vm.hourly_price_micro, vm.name) == (50_000_000, "db-02")
+    assert vm.automatic_backups_since == now - 30 * MINUTE
+    assert cost(vm, now + 90 * MINUTE) == 23_750_000 + 10_000_000
+    assert UsageSegment.objects.get(ended_at=None).resource_name == "db-02"
+
+
+def test_a_machine_marked_deleted_in_the_form_is_switched_off_by_who_did_it(
+    support: Client, vm: VirtualMachine, admin: User, now: datetime
+) -> None:
+    switch(vm, True, admin, now - HOUR)
+    gone = timezone.localtime(now - 5 * MINUTE)
+    save(support, vm, deleted_at_0=gone.date(), deleted_at_1=gone.strftime("%H:%M:%S"))
+    assert (vm.deleted_at, vm.automatic_backups_since) == (now - 5 * MINUTE, None)
+    assert AutomaticBackupSwitch.objects.first().switched_by == admin
+    assert UsageSegment.objects.get().ended_at == now - 5 * MINUTE
+
+
+def test_the_copies_that_are_left_are_deleted_after_a_question(
+    support: Client, vm: VirtualMachine, admin: User, now: datetime
+) -> None:
+    switch(vm, True, admin, now)
+    copy = BackupRunFactory(schedule=BackupSchedule.objects.get()).snapshot
+    switch(vm, False, admin, now)
+    assert "Delete the copy that they left…" in support.get(page_of(vm)).text
+    url = reverse("admin:snapshots_delete_automatic_copies", args=[vm.pk])
+    assert copy.name in support.get(url).text
+    assert "1 copy is being deleted." in support.post(url, follow=True).text
+    copy.refresh_from_db()
+    assert copy.state == State.DELETING
+
+
+def test_the_default_schedule_is_edited_with_the_location(
+    support: Client, vm: VirtualMachine, admin: User, now: datetime
+) -> None:
+    switch(vm, True, admin, now)
+    url = reverse("admin:inventory_location_change", args=[vm.location_id])
+    location = vm.location
+    answers = {"city": location.city, "country": "MM", "region": "asia", "driver": "local", "driver_options": "{}"}
+    answers |= {"active": "on", "default_interval": "weekly", "default_at": "05:00", "default_keep": "3"}
+    response = support.post(url, answers)
+    assert "Choose the day of the week." in str(response.context["adminform"].form.errors["default_weekday"])
+    response = support.post(url, answers | {"default_weekday": "0", "default_month_day": "7"}, follow=True)
+    assert "1 machine follows." in response.text
+    schedule = BackupSchedule.objects.get()
+    assert (schedule.interval, schedule.weekday, schedule.month_day, schedule.at, schedule.keep) == (
+        "weekly",
+        0,
+        None,
+        time(5),
+        3,
+    )
