@@ -169,6 +169,8 @@ def machine_answers(vm: VirtualMachine, **answers: object) -> dict[str, object]:
         "created_at_1": "10:00:00",
         "volumes-TOTAL_FORMS": 0,
         "volumes-INITIAL_FORMS": 0,
+        "switches-TOTAL_FORMS": 0,
+        "switches-INITIAL_FORMS": 0,
     } | answers
 
 
