@@ -21,7 +21,7 @@ from django.core.management.utils import get_random_secret_key
 from django.urls import reverse_lazy
 from whitenoise.compress import Compressor
 
-from cng_portal import logs
+from cng_portal import hardening, logs
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 TESTING = "pytest" in sys.modules
@@ -180,6 +180,8 @@ SECRET_KEY = read("SECRET_KEY", long_secret, "", secret=True) or generated_secre
 ALLOWED_HOSTS = read("ALLOWED_HOSTS", words, ["localhost", "127.0.0.1", "[::1]"])
 CSRF_TRUSTED_ORIGINS: list[str] = read("CSRF_TRUSTED_ORIGINS", words, [])
 HTTPS = read("HTTPS", yes_or_no, False)
+# A portal that others reach: it does not start half-open, see cng_portal/hardening.py.
+PRODUCTION = not TESTING and hardening.is_production(https=HTTPS, allowed_hosts=ALLOWED_HOSTS)
 
 INSTALLED_APPS = [
     "cng_portal.accounts",
@@ -209,6 +211,7 @@ MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "cng_portal.metrics.measure",
+    "cng_portal.hardening.headers",
     "cng_portal.logs.RequestMiddleware",
     "csp.middleware.CSPMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -279,6 +282,13 @@ STORAGE: dict[str, dict[str, Any]] = read("STORAGE", storage, {}) or {
 OPERATION_LEASE_SECONDS = read("OPERATION_LEASE_SECONDS", whole_number(1, 3600), 30)
 OPERATION_MAX_ATTEMPTS = read("OPERATION_MAX_ATTEMPTS", whole_number(1, 100), 3)
 OPERATION_DEADLINE_HOURS = read("OPERATION_DEADLINE_HOURS", whole_number(1, 1000), 24)
+# How many of a costly act the people of one customer may ask for in an hour; 0 is no limit.
+ACTS_PER_HOUR = {
+    "capture": read("SNAPSHOTS_PER_HOUR", whole_number(0, 1_000_000), 500),
+    "restore": read("RESTORES_PER_HOUR", whole_number(0, 1_000_000), 100),
+    "new_volume": read("NEW_VOLUMES_PER_HOUR", whole_number(0, 1_000_000), 200),
+    "verify": read("VERIFICATIONS_PER_HOUR", whole_number(0, 1_000_000), 200),
+}
 # Of several schedulers one acts; when it dies, another one takes over after this long.
 SCHEDULER_LEASE_SECONDS = read("SCHEDULER_LEASE_SECONDS", whole_number(5, 3600), 30)
 
@@ -333,13 +343,26 @@ CONTENT_SECURITY_POLICY = {
         "form-action": [SELF],
     }
 }
+WHITENOISE_ALLOW_ALL_ORIGINS = False
 X_FRAME_OPTIONS = "DENY"
 SECURE_REFERRER_POLICY = "same-origin"
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_SSL_REDIRECT = HTTPS
 SECURE_HSTS_SECONDS = 31_536_000 if HTTPS else 0
 SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = HTTPS
+CSRF_COOKIE_HTTPONLY = True  # pages carry the token themselves
 if HTTPS:
+    # the prefix makes browsers refuse a cookie of that name from a neighbouring host, or without HTTPS
+    SESSION_COOKIE_NAME, CSRF_COOKIE_NAME = "__Host-sessionid", "__Host-csrftoken"
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+
+if PRODUCTION:
+    hardening.refuse_unsafe_settings(
+        debug=DEBUG,
+        https=HTTPS,
+        allowed_hosts=ALLOWED_HOSTS,
+        secret_key=SECRET_KEY,
+        mail_goes_to_log=EMAIL_CONFIG["EMAIL_BACKEND"] == "django.core.mail.backends.console.EmailBackend",
+    )
 
 METRICS_TOKEN = read("METRICS_TOKEN", secret_token, "", secret=True)
 

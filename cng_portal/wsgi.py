@@ -1,6 +1,16 @@
 import os
+import sys
 
+from django.core.exceptions import ImproperlyConfigured
 from django.core.wsgi import get_wsgi_application
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "cng_portal.settings")
 application = get_wsgi_application()
+
+from cng_portal.hardening import refuse_unsafe_start  # noqa: E402  it needs the apps
+
+try:
+    refuse_unsafe_start()
+except ImproperlyConfigured as error:
+    print(error, file=sys.stderr)
+    sys.exit(4)  # gunicorn takes any other number for bad luck and tries again for ever

@@ -46,6 +46,7 @@ from .services import (
     check_capturable,
     check_cover,
     check_deliverable,
+    check_pace,
     check_room,
     check_shown_price,
     create_snapshot_row,
@@ -309,6 +310,7 @@ def ask_now(schedule: BackupSchedule, user: User, now: datetime) -> BackupRun:
     """The caller holds the lock and has asked for room."""
     if BackupRun.objects.unfinished().filter(vm=schedule.vm).exists():
         raise NotNow(_("A backup of this machine is under way already. Ask again when that has ended."))
+    check_pace(schedule.vm.project.customer_id, Operation.Kind.CAPTURE)
     run = BackupRun(schedule=schedule, vm=schedule.vm, slot=now, requested_by=user, created_at=now)
     ask_for_copy(run, now)
     return run

@@ -24,6 +24,7 @@ from cng_portal.accounts.models import UNLIMITED, Customer, Project, User
 from cng_portal.accounts.services import lock_customer
 from cng_portal.inventory.models import VirtualMachine, Volume
 
+from . import limits
 from .drivers import get_driver
 from .drivers.base import GIB, StorageError
 from .models import (
@@ -93,6 +94,10 @@ class WrongConfirmation(Refusal):
 
 class NotNow(Refusal):
     """Its state does not allow it."""
+
+
+class TooOften(Refusal):
+    """The account has asked for as many as it may within an hour."""
 
 
 # More ids than this make an address that web servers refuse, and more rows than a person reads before confirming.
@@ -207,6 +212,12 @@ def reserved_micro(customer: Customer, at: datetime) -> int:
             rates[service_kind] = billing.rates_at(kind=service_kind, at=at)
         total += row["gb"] * rates[service_kind].get(row["location_id"], 0)
     return total
+
+
+def check_pace(customer_id: UUID, kind: Operation.Kind, more: int = 1) -> None:
+    """The caller holds the customer's lock. Raises TooOften."""
+    if again_at := limits.next_allowed(customer_id, kind, now=timezone.now(), more=more):
+        raise TooOften(limits.explain(kind, again_at))
 
 
 def quote_for(source: Source, *, kind: str | None = None, at: datetime | None = None) -> billing.Quote:
@@ -389,6 +400,7 @@ def request_snapshot(
             return made
         source = fresh(source)
         require_change(User.objects.get(pk=user.pk), source.project_id)
+        check_pace(source.project.customer_id, Operation.Kind.CAPTURE)
         quote = check_deliverable(source)
         name = check_name(source.project.customer_id, name)
         check_shown_price(quote, shown_hourly_micro)
@@ -470,6 +482,7 @@ def request_restore(*, snapshot: Snapshot, user: User, confirmation: str) -> Ope
                 _("That is not its name. Type “%(name)s” to confirm that it will be overwritten.")
                 % {"name": source.name}
             )
+        check_pace(snapshot.customer_id, Operation.Kind.RESTORE)
         check_deliverable(source)
         name = free_name(snapshot.customer_id, _("before-restore-of-%(name)s") % {"name": source.name[:40]})
         # of exactly the disks that will be written, whatever is attached to the machine today
@@ -546,7 +559,7 @@ def is_latest(snapshot: Snapshot, volumes: list[Volume]) -> bool:
 def request_new_volume(
     *, snapshot: Snapshot, user: User, project: Project, name: str, size_gb: int, disk: DiskImage | None = None
 ) -> Operation:
-    """Ask for a new volume with the bytes of a disk of the snapshot, in its location. Raises NotNow.
+    """Ask for a new volume with the bytes of a disk of the snapshot, in its location. Raises NotNow, TooOften.
 
     `disk` may be left out where there is only one.
     """
@@ -559,15 +572,17 @@ def request_new_volume(
             raise NotNow(
                 _("The volume has to have at least %(size)s GB, the size of the snapshot.") % {"size": disk.size_gb}
             )
+        check_pace(snapshot.customer_id, Operation.Kind.NEW_VOLUME)
         return make_volume_row(disk, project=project, name=name.strip(), size_gb=size_gb, user=user)
 
 
 def request_new_machine(*, snapshot: Snapshot, user: User, project: Project, name: str) -> VirtualMachine:
-    """Ask for a stopped machine like the captured one, with a new volume for each of its disks. Raises NotNow."""
+    """Ask for a stopped machine like the captured one, with a new volume for each of its disks. Raises NotNow, TooOften."""
     with transaction.atomic():
         lock_customer(snapshot.customer_id)
         snapshot = locked(snapshot)
         check_usable_in(snapshot, project, user)
+        check_pace(snapshot.customer_id, Operation.Kind.NEW_VOLUME, more=snapshot.disks.count())
         config = snapshot.vm_config
         vm = VirtualMachine.objects.create(
             project=project,
@@ -618,7 +633,10 @@ def request_verification(*, snapshot: Snapshot, user: User) -> Operation:
         require_change(User.objects.get(pk=user.pk), snapshot.project_id)
         require_ready(snapshot)
         running = Operation.objects.active().filter(snapshot=snapshot, kind=Operation.Kind.VERIFY).first()
-        return running or create_operation(kind=Operation.Kind.VERIFY, snapshot=snapshot, requested_by=user)
+        if running:
+            return running
+        check_pace(snapshot.customer_id, Operation.Kind.VERIFY)
+        return create_operation(kind=Operation.Kind.VERIFY, snapshot=snapshot, requested_by=user)
 
 
 def rename_snapshot(*, snapshot: Snapshot, user: User, name: str) -> Snapshot:
@@ -706,6 +724,7 @@ def retry(*, operation: Operation, user: User) -> Operation:
             raise NotNow(_("There is nothing to try again: it did not fail, or it was asked for again already."))
         if operation.kind == Operation.Kind.RESTORE:
             raise NotNow(_("Start the restore again from the snapshot's page: it asks for your confirmation."))
+        check_pace(snapshot.customer_id, Operation.Kind(operation.kind))
         if operation.kind == Operation.Kind.CAPTURE:
             stop_clean_up(snapshot)
             reopen_run(snapshot)

@@ -17,7 +17,7 @@ from uuid import UUID
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
-from django.core.management import BaseCommand
+from django.core.management import BaseCommand, CommandError
 from django.db import transaction
 from django.utils import timezone
 
@@ -95,6 +95,8 @@ class Command(BaseCommand):
     help = "Fill an empty database with demo customers, machines and disks. Does nothing once there is a user."
 
     def handle(self, **options: object) -> None:
+        if settings.PRODUCTION:
+            raise CommandError("Everybody knows the demo's passwords: it is not for a portal that others reach.")
         if User.objects.exists():
             return
         if "local" not in settings.STORAGE:

@@ -14,6 +14,7 @@ from django.utils import timezone
 from billing import scheduling as billing
 from cng_portal import logs
 from cng_portal.accounts import notices
+from cng_portal.hardening import refuse_unsafe_start
 from cng_portal.inventory.models import Location
 from cng_portal.watch import services as watch
 from cng_portal.watch.models import Process
@@ -39,6 +40,7 @@ class Command(BaseCommand):
         )
 
     def handle(self, *, interval: float, once: bool, **options: Any) -> None:
+        refuse_unsafe_start()
         stop = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())

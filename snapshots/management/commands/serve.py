@@ -19,6 +19,7 @@ from django.core.management import BaseCommand, CommandError, call_command
 from django.db import DatabaseError, connection
 from django.shortcuts import resolve_url
 
+from cng_portal.hardening import refuse_unsafe_start
 from snapshots import checks  # noqa: F401  the start stops at a storage engine that cannot be loaded
 
 from .demo import PASSWORD, SIGN_INS
@@ -30,13 +31,17 @@ UNUSED_STATIC_FILES += ["bootstrap.esm*", "bootstrap-*", "bootstrap*rtl*"]
 
 
 class Command(BaseCommand):
-    help = "Prepare the database, fill it with the demo when it is empty, and run the processes of the Procfile."
+    help = (
+        "Prepare the database, fill it with the demo when it is empty and nobody else reaches it, and run the processes of "
+        "the Procfile."
+    )
 
     def handle(self, **options: object) -> None:
         refuse_taken_port()
         refuse_unreachable_database()
         try:
             self.prepare()
+            refuse_unsafe_start()
         except KeyboardInterrupt:
             sys.exit(130)
         self.run_processes()
@@ -46,7 +51,8 @@ class Command(BaseCommand):
         call_command("migrate", interactive=False, verbosity=0)
         call_command("createcachetable", verbosity=0)
         collect_static_files()
-        call_command("demo", stdout=self.stdout)
+        if not settings.PRODUCTION:
+            call_command("demo", stdout=self.stdout)
 
     def run_processes(self) -> None:
         """Run honcho until a signal comes or one process ends, either of which stops them all."""

@@ -4,6 +4,7 @@ from typing import Any
 
 from django_tasks_db.management.commands import db_worker
 
+from cng_portal.hardening import refuse_unsafe_start
 from cng_portal.watch import services as watch
 from cng_portal.watch.models import Process
 from snapshots import operations
@@ -26,6 +27,7 @@ class Command(db_worker.Command):
         parser.set_defaults(interval=0.5, reload=False)
 
     def handle(self, **options: Any) -> None:
+        refuse_unsafe_start()
         db_worker.Worker = Worker  # type: ignore[misc]  # the library's command has no other way to be given one
         with watch.Heartbeat(Process.Kind.WORKER):
             super().handle(**options)

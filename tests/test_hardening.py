@@ -1,0 +1,331 @@
+"""A portal that others reach does not start half-open, tells browsers what to hold back, and is not run into the ground."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from django.conf import settings as django_settings
+from django.contrib.auth.hashers import PBKDF2PasswordHasher
+from django.core.exceptions import ImproperlyConfigured
+from django.test import Client
+from django.utils import timezone
+from pytest_django import DjangoAssertNumQueries, Settings
+
+from cng_portal.accounts.models import Membership, User
+from cng_portal.hardening import is_production, refuse_unsafe_start
+from cng_portal.inventory.models import Volume
+from snapshots import services
+from snapshots.management.commands.demo import PASSWORD
+from snapshots.models import Operation, Snapshot
+from tests.factories import MembershipFactory, OperationFactory, SnapshotFactory, UserFactory, VolumeFactory
+from tests.snapshots.disks import content, put_volume, sell_everywhere
+
+SAFE = {
+    "ALLOWED_HOSTS": "portal.example.com",
+    "HTTPS": "true",
+    "DEBUG": "",
+    "SECRET_KEY": "correct horse battery staple, and as long as it has to be",
+    "EMAIL_URL": "smtp+tls://portal:hunter2hunter2@mail.example.com:587",
+}
+
+
+def manage(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "manage.py", *arguments],
+        cwd=django_settings.BASE_DIR,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+# --- the start --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("hosts", "https", "production"),
+    [
+        (["localhost", "127.0.0.1", "[::1]"], False, False),
+        (["192.168.7.20", "10.0.0.3", "portal.localhost"], False, False),
+        (["localhost"], True, True),
+        (["localhost", "portal.example.com"], False, True),
+        (["203.0.113.9"], False, False),  # an address for documentation, of which none is on the internet
+        (["8.8.8.8"], False, True),
+        (["*"], False, True),
+        ([".example.com"], False, True),
+    ],
+)
+def test_a_portal_is_in_production_once_others_reach_it(hosts: list[str], https: bool, production: bool) -> None:
+    assert is_production(https=https, allowed_hosts=hosts) is production
+
+
+def test_the_settings_of_production_pass_djangos_own_check() -> None:
+    result = manage("check", "--deploy", "--fail-level=WARNING", **SAFE)
+    assert (result.returncode, result.stdout) == (0, "System check identified no issues (0 silenced).\n")
+
+
+@pytest.mark.parametrize(
+    ("unsafe", "sentence"),
+    [
+        ({"DEBUG": "true"}, "DEBUG=true cannot be used here"),
+        ({"ALLOWED_HOSTS": "*"}, "ALLOWED_HOSTS=* cannot be used"),
+        ({"ALLOWED_HOSTS": "localhost,.example.com"}, "ALLOWED_HOSTS=.example.com cannot be used"),
+        ({"HTTPS": "false"}, "HTTPS=false cannot be used here"),
+        ({"SECRET_KEY": "short, but longer than 32 characters"}, "SECRET_KEY cannot be used here"),
+        ({"SECRET_KEY": "ab" * 30}, "SECRET_KEY cannot be used here"),
+        ({"SECRET_KEY": "django-insecure-" + SAFE["SECRET_KEY"]}, "SECRET_KEY cannot be used here"),
+        ({"EMAIL_URL": ""}, "EMAIL_URL cannot be left out here"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+@pytest.mark.parametrize("command", ["serve", "worker", "scheduler"])
+def test_an_unsafe_setting_stops_the_start_with_one_sentence(
+    unsafe: dict[str, str], sentence: str, command: str
+) -> None:
+    result = manage(command, **SAFE | unsafe)
+    assert result.returncode == 1
+    assert result.stderr.startswith(sentence)
+    assert result.stderr.count("\n") == 1
+    assert unsafe.get("SECRET_KEY", "no key") not in result.stderr
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("command", ["worker", "scheduler", "gunicorn"])
+def test_the_demos_sign_ins_stop_the_start_until_their_password_is_another(
+    process_environment: dict[str, str], command: str, tmp_path: Path
+) -> None:
+    # as the processes store it; the tests themselves use a quicker way
+    user = UserFactory(email="admin@example.com", admin=True)
+    User.objects.update(password=PBKDF2PasswordHasher().encode(PASSWORD, "0123456789abcdefghij12", iterations=1000))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = process_environment | SAFE | {"DATA_DIR": str(tmp_path), "PORT": str(port)}
+    program = ["-m", "gunicorn"] if command == "gunicorn" else ["manage.py", command]
+
+    result = subprocess.run(
+        [sys.executable, *program],
+        cwd=django_settings.BASE_DIR,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert result.returncode != 0
+    assert "The demo's sign-in admin@example.com is still in this database" in result.stderr
+    assert "manage.py changepassword admin@example.com" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert PASSWORD not in result.stderr
+
+    user.set_password("another horse 9")
+    user.save()
+    once = {"worker": ["--batch", "--no-startup-delay"], "scheduler": ["--once"], "gunicorn": []}[command]
+    process = subprocess.Popen(
+        [sys.executable, *program, *once],
+        cwd=django_settings.BASE_DIR,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    if command == "gunicorn":
+        assert process.stderr is not None
+        assert any("Booting worker" in line for line in process.stderr)
+        process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+
+
+@pytest.mark.django_db
+def test_a_demo_person_who_is_switched_off_holds_nobody_up(settings: Settings) -> None:
+    settings.PRODUCTION, settings.DEBUG = True, False
+    settings.SECRET_KEY = SAFE["SECRET_KEY"]
+    settings.SECURE_SSL_REDIRECT = settings.SESSION_COOKIE_SECURE = settings.CSRF_COOKIE_SECURE = True
+    settings.SECURE_HSTS_SECONDS, settings.ALLOWED_HOSTS = 31_536_000, ["portal.example.com"]
+    settings.SECURE_HSTS_INCLUDE_SUBDOMAINS = settings.SECURE_HSTS_PRELOAD = True
+    user = UserFactory(email="customer@example.com")
+    user.set_password(PASSWORD)
+    user.save()
+    with pytest.raises(ImproperlyConfigured, match=r"customer@example\.com"):
+        refuse_unsafe_start()
+    User.objects.update(is_active=False)
+    refuse_unsafe_start()
+    settings.SECURE_HSTS_SECONDS = 0
+    with pytest.raises(ImproperlyConfigured, match=r"security\.W004"):
+        refuse_unsafe_start()
+
+
+@pytest.mark.django_db
+def test_the_demo_does_not_come_to_a_portal_that_others_reach() -> None:
+    result = manage("demo", **SAFE)
+    assert result.returncode == 1
+    assert "Everybody knows the demo's passwords" in result.stderr
+
+
+# --- what browsers are told -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("path", ["/accounts/login/", "/snapshots/", "/no-such-page/", "/static/portal.css"])
+def test_every_answer_carries_the_headers_that_keep_others_out(client: Client, path: str) -> None:
+    answer = client.get(path)
+    assert answer["Cross-Origin-Opener-Policy"] == "same-origin"
+    assert answer["Cross-Origin-Resource-Policy"] == "same-origin"
+    assert answer["X-Content-Type-Options"] == "nosniff"
+    assert answer["Referrer-Policy"] == "same-origin"
+    assert "camera=()" in answer["Permissions-Policy"]
+    assert "publickey-credentials-get=(self)" in answer["Permissions-Policy"]
+    assert not answer.has_header("Access-Control-Allow-Origin")
+    policy = answer["Content-Security-Policy"]
+    assert "default-src 'self'" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert "unsafe" not in policy
+
+
+@pytest.mark.django_db
+def test_pages_are_kept_by_no_cache(client_for: Callable[..., Client]) -> None:
+    for page in (client_for(UserFactory()).get("/"), Client().get("/accounts/login/")):
+        assert "no-store" in page["Cache-Control"]
+
+
+def test_with_https_cookies_and_browsers_stay_with_it() -> None:
+    names = ["SECURE_HSTS_SECONDS", "SESSION_COOKIE_NAME", "CSRF_COOKIE_NAME", "SESSION_COOKIE_SECURE"]
+    names += ["CSRF_COOKIE_SECURE", "SECURE_SSL_REDIRECT", "SESSION_COOKIE_HTTPONLY", "SESSION_COOKIE_SAMESITE"]
+    program = f"from django.conf import settings; print([getattr(settings, name) for name in {names}])"
+    result = manage("shell", "--no-imports", "-c", program, **SAFE)
+    expected = [31_536_000, "__Host-sessionid", "__Host-csrftoken", True, True, True, True, "Lax"]
+    assert result.stdout.strip() == str(expected)
+
+
+@pytest.mark.django_db
+def test_scripts_cannot_read_the_cookies(client: Client) -> None:
+    user = UserFactory(email="aye@example.com")
+    user.set_password("my secret horse 9")
+    user.save()
+    client.get("/accounts/login/")
+    client.post("/accounts/login/", {"login": "aye@example.com", "password": "my secret horse 9"})
+    for name in (django_settings.SESSION_COOKIE_NAME, django_settings.CSRF_COOKIE_NAME):
+        assert client.cookies[name]["httponly"]
+        assert client.cookies[name]["samesite"] == "Lax"
+
+
+# --- costly acts ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def member() -> Membership:
+    return MembershipFactory(project__customer__postpaid=True)
+
+
+@pytest.fixture
+def volume(storage_root: Path, member: Membership) -> Volume:
+    volume = VolumeFactory(project=member.project, attached_stopped=True)
+    sell_everywhere()
+    put_volume(storage_root, volume, content(b"bytes"))
+    return volume
+
+
+def act(kind: str, member: Membership, snapshot: Snapshot) -> object:
+    if kind == "capture":
+        name = f"snapshot {Snapshot.objects.count()}"
+        return services.request_snapshot(source=snapshot.volume, name=name, user=member.user)
+    if kind == "restore":
+        return services.request_restore(snapshot=snapshot, user=member.user, confirmation=snapshot.volume.name)
+    if kind == "new_volume":
+        return services.request_new_volume(
+            snapshot=snapshot, user=member.user, project=member.project, name="new", size_gb=1
+        )
+    return services.request_verification(snapshot=snapshot, user=member.user)
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.both_databases
+@pytest.mark.parametrize("kind", ["capture", "restore", "new_volume", "verify"])
+def test_the_act_after_the_last_one_of_the_hour_is_refused_until_the_first_is_an_hour_old(
+    kind: str, member: Membership, volume: Volume, settings: Settings
+) -> None:
+    settings.ACTS_PER_HOUR = {kind: 3}
+    snapshot = SnapshotFactory(volume=volume)
+    now = timezone.now()
+    asked = {"kind": "verify", "snapshot": snapshot, "succeeded": True}
+    times = [now - timedelta(minutes=minutes) for minutes in (59, 20, 10)]
+    for at in times:
+        OperationFactory(**asked, created_at=at, requested_by=member.user)
+        OperationFactory(**asked, created_at=at)  # what the portal asks for by itself
+        OperationFactory(succeeded=True, created_at=at, requested_by=UserFactory())  # another customer's
+    if kind != "verify":  # the same acts, of the kind that is limited
+        limited = Operation.objects.filter(requested_by=member.user)
+        target = {"volume": volume, "safety_snapshot": SnapshotFactory(volume=volume)} if kind == "restore" else {}
+        if kind == "new_volume":
+            target = {"volume": volume, "disk": snapshot.disks.get()}
+        limited.update(kind=kind, **target)
+
+    before = Operation.objects.count(), Snapshot.objects.count(), Volume.objects.count()
+    with pytest.raises(services.TooOften) as refused:
+        act(kind, member, snapshot)
+
+    with timezone.override(member.project.customer.zone):
+        with pytest.raises(services.TooOften) as in_their_zone:
+            act(kind, member, snapshot)
+        again = timezone.localtime(times[0] + timedelta(hours=1, seconds=59))
+        assert f"Try again at {again:%H:%M}, or ask support for more." in str(in_their_zone.value)
+    assert "3 times within an hour" in str(refused.value)
+    assert (Operation.objects.count(), Snapshot.objects.count(), Volume.objects.count()) == before
+
+    Operation.objects.filter(created_at=times[0]).update(created_at=now - timedelta(minutes=61))
+    assert act(kind, member, snapshot)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_refusal_is_one_sentence_on_the_page_and_nothing_typed_is_lost(
+    member: Membership, volume: Volume, settings: Settings, client_for: Callable[..., Client]
+) -> None:
+    settings.ACTS_PER_HOUR = {"new_volume": 1}
+    snapshot = SnapshotFactory(volume=volume)
+    client = client_for(member.user)
+    answers = {"name": "first", "project": member.project.pk, "size_gb": 1}
+    path = f"/snapshots/{snapshot.pk}/new-volume/"
+    assert client.post(path, answers).status_code == 302
+
+    page = client.post(path, answers | {"name": "second one"})
+
+    assert page.status_code == 200
+    html = page.content.decode()
+    assert "Your account has asked for “New volume” 1 times within an hour" in html
+    assert 'value="second one"' in html
+
+
+@pytest.mark.django_db(transaction=True)
+def test_no_limit_is_no_question(
+    member: Membership, volume: Volume, settings: Settings, django_assert_num_queries: DjangoAssertNumQueries
+) -> None:
+    from snapshots import limits
+
+    settings.ACTS_PER_HOUR = {"verify": 0}
+    with django_assert_num_queries(0):
+        assert limits.next_allowed(member.project.customer_id, "verify", now=timezone.now()) is None
+    settings.ACTS_PER_HOUR = {"verify": 5}
+    with django_assert_num_queries(1):
+        assert limits.next_allowed(member.project.customer_id, "verify", now=timezone.now()) is None
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(("more", "minutes"), [(1, None), (2, 20), (3, 50), (9, 50)])
+def test_several_at_once_wait_for_as_many_places(more: int, minutes: int | None, settings: Settings) -> None:
+    from snapshots import limits
+
+    settings.ACTS_PER_HOUR = {"verify": 3}
+    snapshot, person, now = SnapshotFactory(), UserFactory(), timezone.now()
+    for age in (40, 10):
+        OperationFactory(
+            succeeded=True, snapshot=snapshot, requested_by=person, created_at=now - timedelta(minutes=age)
+        )
+    expected = now + timedelta(minutes=minutes) if minutes else None
+    assert limits.next_allowed(snapshot.customer_id, "verify", now=now, more=more) == expected
