@@ -95,7 +95,8 @@ def volume(request: HttpRequest, volume_id: UUID) -> HttpResponse:
         "operations": operations,
         "made_by": made_by,
         "retry": made_by if made_by and made_by.can_retry else None,
-        "is_live": any(operation.is_active for operation in operations),
+        # its state too: the work may have ended between the two looks at the database
+        "is_live": found.state == Volume.State.CREATING or any(operation.is_active for operation in operations),
         "can_change": user.can_change(found.project_id),
         "can_take": user.can_change(found.project_id)
         and found.deleted_at is None
