@@ -161,8 +161,11 @@ EXPLANATIONS = {
         gettext_lazy(
             "The portal is done with it and nobody pays for it, but storage still holds it and it takes room."
         ),
-        gettext_lazy("Let it be removed with --repair."),
-        gettext_lazy("--repair removes it: its deletion was accepted, or it never became Ready."),
+        gettext_lazy(
+            "Let --repair remove what is deleted. Delete a failed one in the portal, which removes its bytes; but not after "
+            "a restore of an older database, when it may have become Ready since."
+        ),
+        gettext_lazy("--repair removes it where its deletion was accepted."),
     ),
     "volume-left-over": Explanation(
         gettext_lazy("The disk of a volume that is gone"),
@@ -370,7 +373,7 @@ def judge(
             describe_disk(disk),
             _("In storage as %(name)s; the snapshot is %(state)s.")
             % {"name": thing.name, "state": disk.snapshot.get_state_display()},
-            partial(remove_left_over, driver, disk),
+            partial(remove_left_over, driver, disk) if state == State.DELETED else None,
         )
     if volume := volumes.get(thing.uuid):
         if volume.state == Volume.State.ERROR or volume.deleted_at:
@@ -516,17 +519,11 @@ def remove_half_made(driver: Driver, cloud_project: str, thing: Held) -> bool:
 
 
 def remove_left_over(driver: Driver, disk: DiskImage) -> bool:
-    """With the customer's lock held, so that nobody asks for the failed snapshot again meanwhile: the one place where
-    storage works inside a transaction.
-    """
-    with transaction.atomic():
-        snapshot = locked(disk.snapshot_id)
-        if snapshot.state not in (State.FAILED, State.DELETED) or is_being_worked_on(disk.pk):
-            return True
-        try:
-            driver.delete_snapshot(snapshot_ref(disk))
-        except StorageError:
-            return False
+    """Nobody leaves the state Deleted, so nobody can want it again meanwhile."""
+    try:
+        driver.delete_snapshot(snapshot_ref(disk))
+    except StorageError:
+        return False
     return True
 
 

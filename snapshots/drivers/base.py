@@ -204,6 +204,16 @@ class Driver(ABC):
         where that can be told. Raises Unavailable.
         """
 
+    def manifests(self) -> Iterator[tuple[UUID, str]]:
+        """What the driver itself keeps beside each complete snapshot, for a backup of the portal's state; for engines that
+        keep all of that themselves there is nothing.
+        """
+        return iter(())
+
+    def put_manifest(self, uuid: UUID, text: str) -> bool:
+        """Bring back one of `manifests` whose snapshot has bytes but lacks it. True when it was needed and fits."""
+        return False
+
     def remove_leftovers(self, backend_project: str = "") -> None:  # noqa: B027  # not every engine has any
         """Remove what dead workers left half-made and nobody asks for again; what is being worked on stays.
 

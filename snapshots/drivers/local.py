@@ -227,9 +227,7 @@ class LocalDriver(Driver):
                 )
             manifest = replace(manifest, blake3=checksum, verified_at=datetime.now(UTC).isoformat())
             folder = self._snapshot_path(snapshot.uuid)
-            write_file(folder / ".manifest.json.new", manifest.dump())
-            os.replace(folder / ".manifest.json.new", folder / "manifest.json")
-            sync_folder(folder)
+            self._write_manifest(folder, manifest)
             return manifest.as_info()
 
     def delete_snapshot(self, snapshot: SnapshotRef) -> None:
@@ -296,6 +294,36 @@ class LocalDriver(Driver):
                             changed_at=datetime.fromtimestamp(found.st_mtime, UTC),
                             still_there=Path(entry.path).exists,
                         )
+
+    def manifests(self) -> Iterator[tuple[UUID, str]]:
+        with self._contract_errors():
+            self._make_folders()
+            with os.scandir(self.snapshots) as entries:
+                for entry in entries:
+                    if uuid := parse_uuid(entry.name):
+                        try:
+                            text = Path(entry.path, "manifest.json").read_text()
+                            Manifest.parse(text)
+                        except (FileNotFoundError, ValueError):  # removed meanwhile, or of no use to anybody
+                            continue
+                        yield uuid, text
+
+    def put_manifest(self, uuid: UUID, text: str) -> bool:
+        manifest, path = Manifest.parse(text), self._snapshot_path(uuid)
+        with self._working(exclusive=[SnapshotRef(uuid=uuid)]):
+            try:
+                size = self._disk_path(uuid).stat().st_size
+            except FileNotFoundError:
+                return False
+            try:
+                Manifest.parse((path / "manifest.json").read_text())
+                return False
+            except (FileNotFoundError, ValueError):
+                pass
+            if manifest.snapshot_uuid != str(uuid) or manifest.size_bytes != size:
+                return False
+            self._write_manifest(path, manifest)
+            return True
 
     def remove_leftovers(self, backend_project: str = "") -> None:
         """Remove what dead processes left half-made and nobody will ask for again; what is being worked on stays."""
@@ -392,6 +420,11 @@ class LocalDriver(Driver):
             return [UUID(member) for member in Manifest.parse((path / "manifest.json").read_text()).group]
         except (FileNotFoundError, ValueError):
             return []
+
+    def _write_manifest(self, folder: Path, manifest: Manifest) -> None:
+        write_file(folder / ".manifest.json.new", manifest.dump())
+        os.replace(folder / ".manifest.json.new", folder / "manifest.json")
+        sync_folder(folder)
 
     def _find_manifest(self, uuid: UUID) -> Manifest | None:
         """None when the snapshot is not there or not complete. Raises Corrupt when its manifest or disk is damaged."""

@@ -1,0 +1,311 @@
+"""`manage.py backup` and `restore`: the portal's own state as one file and back, on the database that it runs on."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+from django.core.management import CommandError, call_command
+from django.db import connection
+from django.utils import timezone
+
+from billing import services as billing
+from cng_portal.accounts.models import Customer, Membership, Notice
+from cng_portal.inventory.models import Volume
+from cng_portal.watch.models import Process
+from snapshots import archive, services
+from snapshots.models import Operation, Snapshot, State
+from tests.factories import MembershipFactory, VolumeFactory
+from tests.snapshots.disks import carry_out_what_waits, put_full_volume, sell_everywhere
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
+
+Manage = Callable[..., subprocess.CompletedProcess]
+
+
+@pytest.fixture
+def member() -> Membership:
+    return MembershipFactory(project__customer__name="Keepers")
+
+
+@pytest.fixture
+def volume(member: Membership, storage_root: Path) -> Volume:
+    volume = VolumeFactory(project=member.project)
+    sell_everywhere()
+    put_full_volume(storage_root, volume, b"precious" * 1000)
+    customer = member.project.customer
+    billing.grant_credits(
+        customer=customer, amount_micro=10**9, reason="Welcome", key="welcome", by=member.user, at=timezone.now()
+    )
+    return volume
+
+
+@pytest.fixture
+def snapshot(volume: Volume, member: Membership) -> Snapshot:
+    snapshot = services.request_snapshot(source=volume, name="monday", user=member.user)
+    carry_out_what_waits()
+    snapshot.refresh_from_db()
+    assert snapshot.state == State.READY
+    return snapshot
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "portal.backup"
+
+
+@pytest.fixture
+def elsewhere(process_environment: dict[str, str], tmp_path: Path) -> Iterator[Manage]:
+    """elsewhere(*words) is `manage.py words` on an empty database of the same kind, and the same storage."""
+    name = f"elsewhere_{uuid4().hex[:12]}"
+    if connection.vendor == "sqlite":
+        url = f"sqlite:///{tmp_path / name}"
+    else:
+        base, _, query = process_environment["DATABASE_URL"].partition("?")
+        url = f"{base.rpartition('/')[0]}/{name}" + (f"?{query}" if query else "")
+        with connection.cursor() as cursor:
+            cursor.execute(f"CREATE DATABASE {name}")
+    data = tmp_path / "elsewhere"
+    data.mkdir()
+
+    def manage(*words: object) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "manage.py", *map(str, words)],
+            env=process_environment | {"DATABASE_URL": url, "DATA_DIR": str(data), "LOG_LEVEL": "ERROR"},
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+        )
+
+    manage.query = lambda sql: query_elsewhere(url, sql)  # type: ignore[attr-defined]
+    manage.data = data  # type: ignore[attr-defined]
+    yield manage
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def query_elsewhere(url: str, sql: str) -> list[tuple]:
+    if connection.vendor == "sqlite":
+        import sqlite3
+
+        return sqlite3.connect(url.removeprefix("sqlite:///")).execute(sql).fetchall()
+    settings = connection.settings_dict
+    name = url.partition("?")[0].rpartition("/")[2]
+    with psycopg.connect(
+        host=settings["HOST"], port=settings["PORT"] or None, user=settings["USER"], dbname=name
+    ) as there:
+        return there.execute(sql).fetchall()
+
+
+def backup(file: Path, **options: Any) -> None:
+    call_command("backup", file, stdout=io.StringIO(), **options)
+
+
+def test_the_portal_is_the_same_elsewhere_and_everything_agrees(
+    snapshot: Snapshot, member: Membership, file: Path, elsewhere: Any
+) -> None:
+    backup(file)
+    assert file.stat().st_mode & 0o777 == 0o600
+    restored = elsewhere("restore", file)
+    assert restored.returncode == 0, restored.stderr
+    assert "The portal is as it was at" in restored.stdout
+    assert elsewhere.query("SELECT name, state, size_gb FROM snapshots_snapshot") == [("monday", "ready", 1)]
+    assert elsewhere.query("SELECT amount_micro FROM billing_wallettransaction") == [(10**9,)]
+    for command in "fsck", "verify_billing":
+        result = elsewhere(command)
+        assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_it_is_of_one_instant_while_the_portal_goes_on(file: Path, elsewhere: Any, member: Membership) -> None:
+    """Every transaction gives two customers the same name; a mixture of instants would tell."""
+    other = MembershipFactory().project.customer
+    mine = member.project.customer
+    done = threading.Event()
+    changes = 0
+
+    def go_on() -> None:
+        nonlocal changes
+        from django.db import transaction
+
+        while not done.is_set():
+            changes += 1
+            with transaction.atomic():
+                for pk in mine.pk, other.pk:
+                    Customer.objects.filter(pk=pk).update(name=f"name {changes}")
+        connection.close()
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    while changes < 3:
+        pass
+    before = changes
+    backup(file)
+    done.set()
+    thread.join()
+    assert changes > before, "nothing went on meanwhile"
+    assert elsewhere("restore", file).returncode == 0
+    names = elsewhere.query("SELECT DISTINCT name FROM accounts_customer")
+    assert len(names) == 1 and names[0][0].startswith("name ")
+
+
+def test_manifests_that_got_lost_come_back_and_sound_ones_stay(
+    snapshot: Snapshot, member: Membership, file: Path, storage_root: Path, elsewhere: Any
+) -> None:
+    second = services.request_snapshot(source=snapshot.volume, name="tuesday", user=member.user)
+    carry_out_what_waits()
+    backup(file)
+    folder = storage_root / snapshot.location_id / "snapshots"
+    lost, sound = folder / str(snapshot.pk) / "manifest.json", folder / str(second.pk) / "manifest.json"
+    text = lost.read_text()
+    lost.unlink()
+    sound.write_text(sound.read_text() + "\n")  # newer than what the file has
+    kept = sound.read_text()
+    restored = elsewhere("restore", file)
+    assert "1 manifests were missing or damaged and are back." in restored.stdout, restored.stderr
+    assert (lost.read_text(), sound.read_text()) == (text, kept)
+    assert elsewhere("fsck", "--read").returncode == 0
+
+
+def test_a_database_that_is_in_use_is_replaced_only_on_demand(
+    snapshot: Snapshot, member: Membership, file: Path, elsewhere: Any
+) -> None:
+    backup(file)
+    elsewhere("restore", file)
+    services.rename_snapshot(snapshot=snapshot, user=member.user, name="renamed")
+    newer = file.with_name("newer.backup")
+    backup(newer)
+    refused = elsewhere("restore", newer)
+    assert refused.returncode != 0 and "customers or people already. Nothing was changed." in refused.stderr
+    assert elsewhere.query("SELECT name FROM snapshots_snapshot") == [("monday",)]
+    assert elsewhere("restore", newer, "--over-existing").returncode == 0
+    assert elsewhere.query("SELECT name FROM snapshots_snapshot") == [("renamed",)]
+    assert elsewhere("fsck").returncode == 0
+
+
+def test_nothing_is_replaced_while_a_worker_runs(snapshot: Snapshot, file: Path) -> None:
+    backup(file)
+    Process.objects.create(kind=Process.Kind.WORKER, host="here", pid=1)
+    with pytest.raises(CommandError, match="still works on this database"):
+        call_command("restore", file, over_existing=True)
+
+
+@pytest.mark.parametrize("cut", [0.2, 0.5, 0.999])
+def test_a_file_that_was_not_finished_is_refused(
+    snapshot: Snapshot, member: Membership, file: Path, cut: float
+) -> None:
+    backup(file)
+    os.truncate(file, int(file.stat().st_size * cut) if cut < 0.99 else end_of_content(file))
+    with pytest.raises(CommandError, match="damaged or was not finished"):
+        call_command("restore", file, over_existing=True)
+    assert Snapshot.objects.get().name == "monday"
+
+
+def end_of_content(file: Path) -> int:
+    """Where the checksums begin."""
+    with tarfile.open(file) as tar:
+        return tar.getmember(archive.CHECKSUMS).offset
+
+
+@pytest.mark.parametrize("name", [archive.HEAD, archive.DATABASE, archive.MANIFESTS])
+def test_a_single_bit_that_is_wrong_is_noticed(snapshot: Snapshot, file: Path, name: str) -> None:
+    backup(file)
+    with tarfile.open(file) as tar:
+        part = tar.getmember(name)
+    with open(file, "r+b") as content:
+        content.seek(part.offset_data + part.size // 2)
+        byte = content.read(1)[0]
+        content.seek(-1, os.SEEK_CUR)
+        content.write(bytes([byte ^ 1]))
+    with pytest.raises(CommandError, match="damaged or was not finished"):
+        call_command("restore", file, over_existing=True)
+
+
+def test_what_is_no_backup_is_refused(file: Path) -> None:
+    with pytest.raises(CommandError, match="cannot be read: No such file"):
+        call_command("restore", file)
+    file.write_text("hello")
+    with pytest.raises(CommandError, match="damaged or was not finished"):
+        call_command("restore", file)
+
+
+def rewrite(file: Path, **changed: object) -> None:
+    """The same with another head, and checksums that fit."""
+    parts = {}
+    with tarfile.open(file) as tar:
+        for one in tar:
+            parts[one.name] = tar.extractfile(one).read()  # type: ignore[union-attr]
+    head = json.loads(parts[archive.HEAD])
+    parts[archive.HEAD] = json.dumps(head | changed).encode()
+    del parts[archive.CHECKSUMS]
+    with tarfile.open(file, "w") as tar:
+        sums = {name: archive.add(tar, name, io.BytesIO(data), len(data)) for name, data in parts.items()}
+        text = json.dumps(sums).encode()
+        archive.add(tar, archive.CHECKSUMS, io.BytesIO(text), len(text))
+
+
+def test_a_file_of_a_newer_portal_or_of_another_database_is_refused(snapshot: Snapshot, file: Path) -> None:
+    backup(file)
+    rewrite(file, migrations=["snapshots.0001_initial", "snapshots.9999_from_the_future"])
+    with pytest.raises(CommandError, match=r"newer version of the portal \(it has snapshots.9999_from_the_future\)"):
+        call_command("restore", file, over_existing=True)
+    rewrite(file, migrations=[], format=2)
+    with pytest.raises(CommandError, match=r"newer version of the portal \(it has format 2\)"):
+        call_command("restore", file, over_existing=True)
+    rewrite(file, migrations=[], format=1, database="oracle")
+    with pytest.raises(CommandError, match="of a portal on oracle"):
+        call_command("restore", file, over_existing=True)
+
+
+def test_a_restore_of_a_volume_that_had_not_ended_is_given_up_and_told(
+    snapshot: Snapshot, member: Membership, volume: Volume, file: Path, storage_root: Path, elsewhere: Any
+) -> None:
+    """Carried out again, it would overwrite what the volume holds since."""
+    restore = services.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
+    backup(file)
+    Operation.objects.filter(pk=restore.pk).update(state="failed", finished_at=timezone.now())
+    image = put_full_volume(storage_root, volume, b"written since" * 100)
+    given_up = elsewhere("restore", file)
+    assert "1 restores that had not ended were given up" in given_up.stdout, given_up.stderr
+    states = "SELECT state FROM snapshots_operation WHERE kind = 'restore'"
+    assert elsewhere.query(states) == [("failed",)]
+    assert elsewhere.query("SELECT title FROM accounts_notice") == [("“monday” could not be restored",)]
+    assert elsewhere("fsck").returncode == 0
+    assert image.read_bytes()[:13] == b"written since"
+    assert not Notice.objects.exists(), "the portal here knows nothing of it"
+
+
+def test_the_secret_is_in_it_only_on_demand(
+    snapshot: Snapshot, file: Path, elsewhere: Any, settings: Any, tmp_path: Path
+) -> None:
+    settings.DATA_DIR = tmp_path
+    with pytest.raises(CommandError, match="SECRET_KEY comes from the environment"):
+        backup(file, with_secret=True)
+    (tmp_path / "secret_key").write_text("a long secret that signs the sessions of everybody")
+    backup(file)
+    assert b"a long secret" not in file.read_bytes()
+    assert "made without --with-secret" in elsewhere("restore", file, "--with-secret").stderr
+    file.unlink()
+    backup(file, with_secret=True)
+    assert elsewhere("restore", file, "--with-secret").returncode == 0
+    key = elsewhere.data / "secret_key"
+    assert key.read_text().startswith("a long secret") and key.stat().st_mode & 0o777 == 0o600
+
+
+def test_no_file_is_overwritten_and_a_failure_leaves_none(snapshot: Snapshot, file: Path) -> None:
+    file.write_text("last week's")
+    with pytest.raises(CommandError, match="there already"):
+        backup(file)
+    assert file.read_text() == "last week's"
+    with pytest.raises(CommandError, match="could not be written: No such file"):
+        backup(file.parent / "missing" / "portal.backup")
+    assert [path.name for path in file.parent.iterdir() if "backup" in path.name] == [file.name]
