@@ -11,6 +11,8 @@ from typing import Any
 from uuid import UUID
 
 from django.db import connection
+from django.db.models import BooleanField
+from django.db.models.expressions import RawSQL
 from django.utils import timezone
 
 from . import money, rating
@@ -228,6 +230,14 @@ def rated(windows: Sequence[CustomerWindow], carried: str) -> tuple[str, list[An
         divisor=rating.AUTOMATIC_DIVISOR,
     )
     return sql.replace("%", "%%").replace("{windows}", given), parameters  # the signs so far are not parameters
+
+
+def paid_hour_runs(at: datetime) -> RawSQL:
+    """Whether the hour in which a segment ended, and which is charged whole, is not over at the instant."""
+    words = POSTGRESQL if connection.vendor == "postgresql" else SQLITE
+    start, end = (words.microseconds.format(f"billing_usagesegment.{name}") for name in ("started_at", "ended_at"))
+    paid = f"{start} + {HOUR} * {words.greatest}(1, ({end} - {start} + {HOUR} - 1) / {HOUR})"
+    return RawSQL(f"{paid} > %s", [microseconds(at)], output_field=BooleanField())
 
 
 CARRIED_FOR_PERIOD = "s.id, s.started_at, s.ended_at, w.known_at, w.month"

@@ -150,6 +150,7 @@ class UsageFilterForm(forms.Form):
     )
     kind = forms.ChoiceField(label=_("Kind"), required=False, choices=[("", _("All kinds")), *ServiceKind.choices])
     month = forms.DateField(required=False, widget=forms.HiddenInput)  # its first day: how an amount leads to its rows
+    due = forms.BooleanField(required=False, widget=forms.HiddenInput)  # only what no invoice has yet
     first = forms.DateField(label=_("From"), required=False, widget=forms.DateInput(attrs={"type": "date"}))
     last = forms.DateField(label=_("To"), required=False, widget=forms.DateInput(attrs={"type": "date"}))
 

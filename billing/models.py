@@ -6,6 +6,7 @@ customer's currency (`_micro`). The triggers that freeze rows are in the migrati
 """
 
 import uuid
+from datetime import datetime
 from typing import Self
 
 from django.core.validators import MaxValueValidator, MinValueValidator
@@ -254,6 +255,13 @@ class UsageSegment(models.Model):
             base_rate_micro=self.base_rate_micro,
             never_began=self.never_began,
         )
+
+    @property
+    def paid_until(self) -> datetime | None:
+        """Where the last started hour ends, which is charged whole; None while it goes on."""
+        if self.ended_at is None:
+            return None
+        return self.started_at + rating.hours(self.started_at, self.ended_at) * rating.HOUR
 
 
 def invoice_number(customer_number: int, sequence: int) -> str:

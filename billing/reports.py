@@ -7,7 +7,9 @@ from datetime import date, datetime, time, timedelta
 from typing import Any
 from uuid import UUID
 
-from django.db.models import Count, Q, Sum
+from django.db import models
+from django.db.models import Case, Count, Q, Sum, When
+from django.utils.translation import gettext_lazy as _
 
 from cng_portal.accounts.models import Customer
 
@@ -141,9 +143,10 @@ def usage_rows(
     month: date | None = None,
     first: date | None = None,
     last: date | None = None,
+    due_only: bool = False,
 ) -> Usage:
     """`month` is the first day of the month of use, to which hours belong by their start. `first` and `last` are days in
-    the customer's time zone; a row belongs to them if it overlaps them.
+    the customer's time zone; a row belongs to them if it overlaps them. `due_only` leaves out what was invoiced.
     """
     lower = datetime.combine(first, time(), customer.zone) if first else None
     upper = datetime.combine(last + timedelta(days=1), time(), customer.zone) if last else None
@@ -158,6 +161,8 @@ def usage_rows(
     if upper:
         in_time &= Q(from_at__lt=upper)
     lines = InvoiceLine.objects.filter(where & in_time, invoice__customer=customer).select_related("invoice")
+    if due_only:
+        lines = lines.none()
     segments = services.unsettled_segments(customer=customer).filter(where).select_related("project")
     if project_id:
         lines, segments = lines.filter(segment__project=project_id), segments.filter(project=project_id)
@@ -300,7 +305,20 @@ def active_services(*, customer: Customer, at: datetime, costs: dict[tuple[date,
 
 # Chart -------------------------------------------------------------------------------------------------------------
 
-CHART_WIDTH, CHART_HEIGHT, CHART_TOP, CHART_LEFT = 720, 240, 12, 96
+
+@dataclass(frozen=True, kw_only=True)
+class ChartSize:
+    """In the units of the SVG. `left` is what the amounts take up; every so manieth month is written out."""
+
+    width: int
+    height: int
+    left: int
+    months_apart: int
+
+
+WIDE = ChartSize(width=720, height=240, left=96, months_apart=1)
+NARROW = ChartSize(width=300, height=210, left=80, months_apart=2)
+CHART_TOP, CHART_FOOT, CHART_RIGHT = 12, 28, 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,29 +332,30 @@ class Bar:
 
 
 def nice_ceiling(micro: int) -> int:
-    """The first of 1, 2, 5, 10, 20, 50 … that is not below the amount."""
+    """The first amount that is not below it and whose quarters are short to write, as 12, 16, 20, 24, 30 … 100."""
     step = money.MICRO
     while True:
-        for factor in (1, 2, 5):
-            if factor * step >= micro:
-                return factor * step
+        for factor in (10, 12, 16, 20, 24, 30, 40, 50, 60, 80):
+            if factor * step // 10 >= micro:
+                return factor * step // 10
         step *= 10
 
 
-def chart(*, found: Summary, currency: str, label: Callable[[date], str]) -> dict[str, Any]:
+def chart(*, found: Summary, currency: str, label: Callable[[date], str], size: ChartSize) -> dict[str, Any]:
     """Stacked bars, one a month, as numbers for an SVG; `label` writes a month."""
     totals = {
         month: sum(max(0, found.costs.get((month, kind), 0)) for kind in ServiceKind.values) for month in found.months
     }
     top = nice_ceiling(max(totals.values(), default=0))
-    plot_height, plot_width = CHART_HEIGHT - CHART_TOP - 28, CHART_WIDTH - CHART_LEFT - 8
+    plot_height, plot_width = size.height - CHART_TOP - CHART_FOOT, size.width - size.left - CHART_RIGHT
     pitch = plot_width / len(found.months)
     bottom = CHART_TOP + plot_height
     bars, ticks = [], []
     for number, month in enumerate(found.months):
         y = float(bottom)
-        x = CHART_LEFT + number * pitch + pitch * 0.18
-        ticks.append({"x": f"{x + pitch * 0.32:.1f}", "label": label(month)})
+        x = size.left + number * pitch + pitch * 0.18
+        if (len(found.months) - 1 - number) % size.months_apart == 0:  # the last one always
+            ticks.append({"x": f"{x + pitch * 0.32:.1f}", "label": label(month)})
         for kind in ServiceKind:
             micro = max(0, found.costs.get((month, kind.value), 0))
             if not micro:
@@ -361,22 +380,40 @@ def chart(*, found: Summary, currency: str, label: Callable[[date], str]) -> dic
         "bars": bars,
         "ticks": ticks,
         "lines": lines,
-        "width": CHART_WIDTH,
-        "height": CHART_HEIGHT,
-        "left": CHART_LEFT,
-        "right": CHART_WIDTH - 8,
-        "label_x": CHART_LEFT - 8,
-        "label_y": CHART_HEIGHT - 8,
+        "width": size.width,
+        "height": size.height,
+        "left": size.left,
+        "right": size.width - CHART_RIGHT,
+        "label_x": size.left - 8,
+        "label_y": size.height - 8,
     }
 
 
 # Subscriptions -----------------------------------------------------------------------------------------------------
 
 
-def subscriptions(*, customer: Customer, active: bool) -> Any:
-    """The customer's usage that goes on, or that has ended; the newest first."""
-    found = UsageSegment.objects.filter(customer=customer).select_related("project", "location")
-    found = found.filter(ended_at=None) if active else found.filter(ended_at__isnull=False, never_began=False)
+class SubscriptionState(models.TextChoices):
+    """`SCHEDULED`: the deletion is accepted, which ended the charging, and the hour that was paid whole still runs."""
+
+    ACTIVE = "active", _("Active")
+    INACTIVE = "inactive", _("Inactive")
+    SCHEDULED = "scheduled", _("Scheduled for deletion")
+
+
+def subscriptions(*, customer: Customer, state: str, kind: str, at: datetime) -> Any:
+    """The customer's usage in a state, of one kind or all; the newest first. What never began was no service."""
+    found = UsageSegment.objects.filter(customer=customer, never_began=False).select_related("project", "location")
+    if kind:
+        found = found.filter(kind=kind)
+    if state == SubscriptionState.ACTIVE:
+        found = found.filter(ended_at=None)
+    else:
+        found = found.filter(ended_at__isnull=False).alias(
+            runs=Case(When(ended_at__gt=at - rating.HOUR, then=bulk.paid_hour_runs(at)), default=False)
+        )
+        found = found.filter(runs=state == SubscriptionState.SCHEDULED)
+        if state == SubscriptionState.SCHEDULED:
+            found = found.filter(ended_at__gt=at - rating.HOUR)  # so that an index leads to them
     return found.order_by("-started_at", "pk")
 
 

@@ -287,8 +287,8 @@ def open_segment(
     last = began.order_by("-started_at").first()
     if last and (last.ended_at is None or at <= last.started_at or at < last.ended_at):
         return last
-    if last and last.ended_at:
-        at = max(at, last.started_at + rating.hours(last.started_at, last.ended_at) * rating.HOUR)
+    if last and last.paid_until:
+        at = max(at, last.paid_until)
     return UsageSegment.objects.create(
         resource_id=resource_id,
         kind=kind,

@@ -21,6 +21,7 @@ from . import money, rating, reports, services
 from .access import billed_customer
 from .forms import UsageFilterForm
 from .models import Invoice, ServiceKind, TransactionKind, WalletTransaction
+from .reports import SubscriptionState
 
 PAGE = 50
 MOST_INVOICES = 60
@@ -164,20 +165,29 @@ def summary(request: HttpRequest, as_csv: bool = False) -> HttpResponse | Stream
     def amount(micro: int) -> str:
         return money.format_amount(micro, currency)
 
+    def rows_url(**given: Any) -> str:
+        return f"{reverse('billing:statement')}?{urlencode(given)}"
+
     kinds = [kind for kind in ServiceKind if any(found.costs.get((month, kind.value)) for month in found.months)]
     table = []
     for month in reversed(found.months):
-        cells = {kind.label: found.costs.get((month, kind.value), 0) for kind in kinds}
+        cells = {kind: found.costs.get((month, kind.value), 0) for kind in kinds}
         if any(cells.values()):
             table.append(
                 {
                     "month": month_name(month),
-                    "cells": [(label, amount(micro)) for label, micro in cells.items()],
+                    "cells": [
+                        {
+                            "label": kind.label,
+                            "amount": amount(micro),
+                            "url": micro and rows_url(month=month, kind=kind),
+                        }
+                        for kind, micro in cells.items()
+                    ],
                     "total": amount(sum(cells.values())),
-                    "url": f"{reverse('billing:statement')}?{urlencode({'month': month})}",
+                    "url": rows_url(month=month),
                 }
             )
-    statement_url = reverse("billing:statement")
     return render(
         request,
         "billing/summary.html",
@@ -193,17 +203,24 @@ def summary(request: HttpRequest, as_csv: bool = False) -> HttpResponse | Stream
             "consumed": amount(found.consumed_micro),
             "balance": amount(found.balance_micro),
             "this_month": amount(found.this_month_micro),
+            "this_month_url": rows_url(month=found.this_month),
             "projected": amount(found.projected_micro),
             "services": [
                 {
                     "service": one,
                     "hourly": money.format_price_or_amount(one.hourly_micro, currency),
                     "month": amount(one.month_micro),
-                    "url": f"{statement_url}?{urlencode({'kind': one.kind, 'month': found.this_month})}",
+                    "url": rows_url(kind=one.kind, month=found.this_month),
+                    "active_url": f"{reverse('billing:subscriptions')}?{urlencode({'kind': one.kind})}",
                 }
                 for one in found.services
             ],
-            "chart": reports.chart(found=found, currency=currency, label=lambda month: month_name(month, "MMM")),
+            "charts": {
+                name: reports.chart(
+                    found=found, currency=currency, label=lambda month: month_name(month, "MMM"), size=size
+                )
+                for name, size in (("wide", reports.WIDE), ("narrow", reports.NARROW))
+            },
             "kinds": kinds,
             "table": table,
         },
@@ -213,8 +230,13 @@ def summary(request: HttpRequest, as_csv: bool = False) -> HttpResponse | Stream
 @require_safe
 def subscriptions(request: HttpRequest, as_csv: bool = False) -> HttpResponse | StreamingHttpResponse:
     customer, at = get_customer(request), timezone.now()
-    active = request.GET.get("state") != "inactive"
-    found = reports.subscriptions(customer=customer, active=active)
+    state = request.GET.get("state", SubscriptionState.ACTIVE)
+    if state not in SubscriptionState:
+        raise Http404
+    kind = request.GET.get("kind", "")
+    if kind and kind not in ServiceKind:
+        raise Http404
+    found = reports.subscriptions(customer=customer, state=state, kind=kind, at=at)
     if as_csv:
         rows = (
             [
@@ -226,10 +248,11 @@ def subscriptions(request: HttpRequest, as_csv: bool = False) -> HttpResponse | 
                 one.size_gb,
                 iso(one.started_at, customer),
                 iso(one.ended_at, customer),
+                iso(one.paid_until, customer),
             ]
             for one in found.iterator()
         )
-        columns = ["resource_uuid", "kind", "name", "project", "location", "gb", "from", "to"]
+        columns = ["resource_uuid", "kind", "name", "project", "location", "gb", "from", "to", "paid_until"]
         return csv_response("subscriptions", columns, rows)
     page = page_of(request, found)
     costs = services.costs_so_far([one.resource_id for one in page["rows"]], at)
@@ -247,16 +270,20 @@ def subscriptions(request: HttpRequest, as_csv: bool = False) -> HttpResponse | 
         )
         one.cost = costs[one.resource_id].label if one.resource_id in costs else ""
         one.usage_url = f"{reverse('billing:statement')}?{urlencode({'resource': one.resource_id})}"
-    states = [(_("Active"), "active", active), (_("Inactive"), "inactive", not active)]
     return render(
         request,
         "billing/subscriptions.html",
         {
             "tabs": tabs(request),
-            "states": [{"label": label, "url": f"?state={state}", "active": on} for label, state, on in states],
-            "active": active,
+            "states": [
+                {"label": one.label, "url": f"?{urlencode({'state': one, 'kind': kind})}", "active": one == state}
+                for one in SubscriptionState
+            ],
+            "state": state,
+            "kind": ServiceKind(kind).label if kind else "",
+            "all_url": f"?{urlencode({'state': state})}",
             "page": page,
-            "csv_url": f"{reverse('billing:subscriptions_csv')}?state={'active' if active else 'inactive'}",
+            "csv_url": f"{reverse('billing:subscriptions_csv')}?{urlencode({'state': state, 'kind': kind})}",
         },
     )
 
@@ -319,7 +346,19 @@ def transactions(request: HttpRequest, as_csv: bool = False) -> HttpResponse | S
         return csv_response("transactions", TRANSACTION_COLUMNS, rows)
     page = page_of(request, found)
     with_amounts(page["rows"], customer)
-    return render(request, "billing/transactions.html", {"tabs": tabs(request), "page": page})
+    standing = services.standing(customer=customer, at=timezone.now())
+    return render(
+        request,
+        "billing/transactions.html",
+        {
+            "tabs": tabs(request),
+            "page": page,
+            "ledger": money.format_amount(standing.credits_micro, customer.currency),
+            "owed": money.format_amount(standing.owed_micro, customer.currency),
+            "owed_url": f"{reverse('billing:statement')}?{urlencode({'due': 'on'})}",
+            "balance": money.format_amount(standing.balance_micro, customer.currency),
+        },
+    )
 
 
 def resource_asked_for(request: HttpRequest) -> UUID | None:
@@ -345,6 +384,7 @@ def statement(request: HttpRequest, as_csv: bool = False) -> HttpResponse | Stre
         month=given.get("month"),
         first=given.get("first"),
         last=given.get("last"),
+        due_only=given.get("due", False),
     )
     if as_csv:
         if not valid:
@@ -363,6 +403,7 @@ def statement(request: HttpRequest, as_csv: bool = False) -> HttpResponse | Stre
             "form": form,
             "resource_id": resource_id,
             "narrows": narrows,
+            "due_only": given.get("due", False),
             "month": month_name(given["month"]) if given.get("month") else "",
             "invoices": [] if narrows or "page" in request.GET else invoices,
             "page": page_of(request, usage),

@@ -103,17 +103,41 @@ def test_the_projection_is_what_the_invoice_will_say(owner, history):
 def test_every_amount_of_the_summary_leads_to_rows_that_add_up_to_it(owner, history):
     content = owner.get(reverse("billing:summary")).content.decode()
     links = re.findall(r'<a href="([^"]*statement/\?[^"]*)">(K [^<]*)</a>', content)
-    assert len(links) == 3
+    assert len(links) == 1 + 2 * 2  # the kind, and in two months the kind and the total
     for url, amount in links:
         assert f"Total: {amount}" in words(owner.get(url.replace("&amp;", "&")))
 
 
+def test_the_balance_is_the_transactions_less_the_rows_that_no_invoice_has_yet(owner, history):
+    page = words(owner.get(reverse("billing:transactions")))
+    assert "Transactions K 50,480.00" in page
+    assert "Used since the last invoice K 9,420.00" in page
+    assert "Balance K 41,060.00" in page
+    due = owner.get(reverse("billing:statement"), {"due": "on"})
+    assert "Total: K 9,420.00" in words(due)
+    assert {row.invoice_number for row in due.context["page"]["rows"]} == {""}
+
+
+def test_the_cost_per_hour_leads_to_the_services_that_are_active(owner):
+    content = owner.get(reverse("billing:summary")).content.decode()
+    [(url, amount)] = re.findall(r'<a href="([^"]*subscriptions/\?kind=bs_snapshot)">(K [^<]*)</a>', content)
+    page = owner.get(url)
+    assert [(row.resource_name, row.hourly) for row in page.context["page"]["rows"]] == [("root-disk", amount)]
+    assert "Only BS Snapshot. Show all kinds" in words(page)
+    subscriptions = reverse("billing:subscriptions")
+    assert not owner.get(subscriptions, {"kind": "vm_backup"}).context["page"]["rows"]
+    assert owner.get(subscriptions, {"kind": "x"}).status_code == 404
+
+
 def test_the_chart_has_a_bar_for_each_kind_and_month_with_costs_and_no_style(owner):
     content = owner.get(reverse("billing:summary")).content.decode()
-    chart = re.search(r"<svg viewBox=\"0 0 720.*?</svg>", content, re.DOTALL)[0]
-    assert chart.count("<rect") == 2
-    assert "Nov, BS Snapshot: K 9,420.00" in chart
-    assert "style=" not in chart
+    wide, narrow = re.findall(r"<svg viewBox=\"0 0 [37].*?</svg>", content, re.DOTALL)
+    for chart in (wide, narrow):
+        assert chart.count("<rect") == 2
+        assert "Nov, BS Snapshot: K 9,420.00" in chart
+        assert ">Nov</text>" in chart
+        assert "style=" not in chart
+    assert (wide.count("<text"), narrow.count("<text")) == (5 + 12, 5 + 6)
 
 
 def test_usage_details_say_how_each_amount_comes_about(owner, history):
@@ -207,6 +231,33 @@ def test_subscriptions_show_what_goes_on_and_what_has_ended(owner):
     inactive = words(owner.get(reverse("billing:subscriptions"), {"state": "inactive"}))
     assert "=HYPERLINK(evil)" in inactive
     assert "K 60.00" in inactive
+
+
+@pytest.mark.both_databases
+def test_what_is_deleted_is_scheduled_until_the_hour_it_had_started_is_over(owner, history, use, time_machine):
+    use(NOW - timedelta(minutes=90), NOW - timedelta(minutes=20), name="goes-soon")
+    use(NOW - timedelta(minutes=90), NOW - timedelta(minutes=40), name="has-gone")
+    use(NOW - timedelta(minutes=60), NOW, name="just-gone")
+    use(NOW - timedelta(minutes=1), NOW - timedelta(minutes=1), name="hardly-there")
+
+    def names(state: str) -> set[str]:
+        shown = owner.get(reverse("billing:subscriptions"), {"state": state}).context["page"]["rows"]
+        rows = rows_of(owner.get(reverse("billing:subscriptions_csv"), {"state": state}))
+        assert [row["resource_uuid"] for row in rows] == [str(one.resource_id) for one in shown]
+        return {one.resource_name for one in shown}
+
+    assert names("scheduled") == {"goes-soon", "hardly-there"}
+    assert names("inactive") == {"has-gone", "just-gone", "=HYPERLINK(evil)"}
+    assert names("active") == {"root-disk"}
+    page = words(owner.get(reverse("billing:subscriptions"), {"state": "scheduled"}))
+    assert "Their deletion is accepted, and nothing more is charged for them." in page
+    assert "20 Nov 2040, 12:30:00 UTC+06:30" in page
+    time_machine.move_to(NOW + timedelta(minutes=30), tick=False)
+    assert names("scheduled") == {"hardly-there"}
+    time_machine.move_to(NOW + timedelta(hours=1), tick=False)
+    assert "Nothing is about to go" in words(owner.get(reverse("billing:subscriptions"), {"state": "scheduled"}))
+    assert names("inactive") == {"goes-soon", "has-gone", "just-gone", "hardly-there", "=HYPERLINK(evil)"}
+    assert owner.get(reverse("billing:subscriptions"), {"state": "lost"}).status_code == 404
 
 
 def test_infra_credits_say_how_long_they_last(owner):
