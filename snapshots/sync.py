@@ -120,6 +120,7 @@ def sync_location(location: Location, *, now: datetime | None = None) -> Report:
             % {"location": location.code}
         )
     since, report = now or timezone.now(), Report()
+    driver.remove_leftovers()
     found = driver.find_projects()
     record_projects(location, found, since)
     own = next((project.ref for project in found if project.is_own), "")
@@ -410,8 +411,7 @@ def mark_gone(look: Look) -> None:
 
     absent = Exists(look.disks.filter(look.unseen, snapshot=OuterRef("pk")))
     gone = look.snapshots.filter(absent, ready_at__lt=look.since)
-    for snapshot in gone.filter(made_outside=True).iterator(chunk_size=500):
-        look.report.snapshots_gone += end_outside(snapshot, gone, look.since)
+    look.report.snapshots_gone += end_outside(look, gone.filter(made_outside=True))
     missing = gone.filter(made_outside=False, missing_since=None)
     look.report.snapshots_gone += missing.update(missing_since=look.since)
     back = look.snapshots.filter(~absent, missing_since__lt=look.since)
@@ -419,13 +419,24 @@ def mark_gone(look: Look) -> None:
         look.report.snapshots_back += bring_back(snapshot, back, look.since)
 
 
-def end_outside(snapshot: Snapshot, gone: QuerySet[Snapshot], at: datetime) -> int:
+def end_outside(look: Look, gone: QuerySet[Snapshot]) -> int:
+    """What was made and deleted there is deleted here as well, and charged until now."""
+    ended = {"state": State.DELETED, "delete_requested_at": look.since, "deleted_at": look.since}
+    charged = gone.filter(Exists(open_segments()))
+    assert look.cloud_project.project is not None
+    count = 0
+    for snapshot in charged.iterator(chunk_size=500):
+        with transaction.atomic():
+            lock_customer(snapshot.customer_id)
+            close_segment(snapshot, look.since)
+            count += gone.filter(pk=snapshot.pk).update(**ended)
     with transaction.atomic():
-        lock_customer(snapshot.customer_id)
-        ended = gone.filter(pk=snapshot.pk).update(state=State.DELETED, delete_requested_at=at, deleted_at=at)
-        if ended:
-            billing.close_segment(resource_id=snapshot.pk, kind=snapshot.service_kind, at=at)
-    return ended
+        lock_customer(look.cloud_project.project.customer_id)  # so that nobody begins to charge them
+        return count + gone.exclude(Exists(open_segments())).update(**ended)
+
+
+def open_segments() -> QuerySet[UsageSegment]:
+    return UsageSegment.objects.filter(resource_id=OuterRef("pk"), ended_at=None)
 
 
 def bring_back(snapshot: Snapshot, back: QuerySet[Snapshot], at: datetime) -> int:
@@ -445,12 +456,13 @@ def was_charged(snapshot_id: UUID, until: datetime | None) -> bool:
 
 def charge_by_rule(look: Look) -> None:
     """Open and close segments so that they agree with the location's rules for what was made or deleted outside."""
-    segments = UsageSegment.objects.filter(resource_id=OuterRef("pk"))
     outside = look.snapshots.filter(Q(made_outside=True) | Q(missing_since__isnull=False))
     free = Q(made_outside=True) & Q(location__charges_outside=False)
     free |= Q(missing_since__isnull=False) & Q(location__charges_missing=False)
-    charged = Exists(segments.filter(ended_at=None))
-    charged_before = Exists(segments.filter(ended_at__gte=OuterRef("missing_since")))
+    charged = Exists(open_segments())
+    charged_before = Exists(
+        UsageSegment.objects.filter(resource_id=OuterRef("pk"), ended_at__gte=OuterRef("missing_since"))
+    )
     stop = outside.filter(free, charged)
     start = outside.exclude(free).exclude(charged).filter(Q(missing_since=None) | charged_before)
     for rows, act in ((stop, close_segment), (start, open_segment)):

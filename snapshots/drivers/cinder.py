@@ -94,6 +94,10 @@ PATIENCE_SECONDS = 30.0
 # What was made by another attempt must last for this long after it was claimed: its maker may be removing it right now.
 CLAIM_STANDS_SECONDS = 1.0
 CLEAN_UP_SECONDS = 15.0
+# How long an attempt waits for what one before it gave up: when RabbitMQ dies, what was asked for may stay `creating`.
+ADOPTABLE_SECONDS = 60.0
+# After so long nothing comes of it any more, and what is still `creating` may be removed by force.
+STUCK_SECONDS = 24 * 3600.0
 # How long what was made twice may take to become deletable, before it is left to remove_leftovers.
 CROWDED_SECONDS = 20.0
 # Reading goes on in these states of a snapshot or a copy.
@@ -324,7 +328,9 @@ class CinderDriver(Driver, Inventory):
         kinds: tuple[Kind, ...] = ("volume", "snapshot")
         for kind in kinds:
             for item in list(self._list(beat, kind, {"name": UNWANTED})):
-                if item["name"] == UNWANTED and item["status"] in DELETABLE:
+                age = time.time() - read_instant(item["created_at"]).timestamp()
+                stuck = item["status"] == "creating" and age >= STUCK_SECONDS
+                if item["name"] == UNWANTED and (stuck or item["status"] in DELETABLE):
                     try:
                         self._delete(kind, item, beat)
                     except Refused:
@@ -498,22 +504,26 @@ class CinderDriver(Driver, Inventory):
         """What there is of this uuid, once it is complete; made if there is nothing. `before` is called before that.
 
         1. Look. Of several the oldest counts, and the others go: they were made by attempts taken for dead.
-        2. One that another attempt began is claimed, and waited for like an own one. With `keep` one that is complete
-           is claimed so that no failure of this call removes it.
+        2. One that another attempt began is claimed, and waited for like an own one; one that another gave up, only for
+           a while. With `keep` one that is complete is claimed so that no failure of this call removes it.
         3. An `error` that lasts is removed. Was it ours, this fails with the reason; else it is made anew.
         4. Ask for it, at most once per call. When the answer is lost, it may still appear, so keep looking for a while.
 
         Raises Refusal, Absent, Busy, Refused, Unavailable.
         """
         ours: set[tuple[str, bool]] = set()  # what this call made or claimed: its id, and whether it was complete
-        asked = claimed = failed = crowded = 0.0  # when, in the time of _look_until
+        asked = claimed = failed = crowded = given_up = 0.0  # when, in the time of _look_until
         lost: Unavailable | None = None
         item: Item | None = None
         for now in self._look_until(beat, self.create_seconds):
             found = self._look(kind, uuid, beat, ref=ref, patience=PATIENCE_SECONDS)
             errors = [each for each in found if each["status"] == "error"]
             sound = [each for each in found if each["status"] not in {"error", "deleting", "error_deleting"}]
-            if sound:
+            sound.sort(key=lambda each: each["status"] not in COMPLETE)
+            if sound and sound[0]["name"] == UNWANTED:
+                given_up = given_up or now
+            late = given_up and not asked and now - given_up >= ADOPTABLE_SECONDS
+            if sound and not (late and sound[0]["status"] not in COMPLETE):
                 item, failed = sound[0], 0.0
                 complete = item["status"] in COMPLETE
                 others = sound[1:]
@@ -765,6 +775,8 @@ class CinderDriver(Driver, Inventory):
             )
             if not found:
                 return
+            if all(item["status"] == "creating" and item["name"] == UNWANTED for item in found):
+                break  # waited for long enough before
             for item in found:
                 if item["status"] in DELETABLE and item["id"] not in asked:
                     if self._delete(kind, item, beat):
@@ -787,18 +799,18 @@ class CinderDriver(Driver, Inventory):
     def _delete(self, kind: Kind, item: Item, beat: Beat) -> bool:
         """Ask for the deletion. False when it is gone, or in a state in which it cannot be deleted now.
 
-        What failed to be deleted once can be deleted again only by force, which is a right of administrators unless the
-        cloud's policy gives `volume_extension:snapshot_admin_actions:force_delete` to the portal's account.
+        What failed to be deleted once, or to be made at all, goes only by force. That is a right of administrators, unless
+        the cloud's policy gives `volume_extension:snapshot_admin_actions:force_delete` to the portal's account.
         """
         try:
-            if item["status"] == "error_deleting":
+            if item["status"] in {"error_deleting", "creating"}:
                 self._request(beat, "POST", f"/{kind}s/{item['id']}/action", json={"os-force_delete": {}})
             else:
                 self._request(beat, "DELETE", f"/{kind}s/{item['id']}")
         except (Absent, Refusal):
             return False
         except Refused as error:
-            if item["status"] != "error_deleting":
+            if item["status"] not in {"error_deleting", "creating"}:
                 raise
             raise Refused(
                 _(

@@ -44,6 +44,17 @@ def pool() -> "Iterator[Pool]":
 
 
 @pytest.fixture(scope="session")
+def database(lab: "Lab") -> Iterator[Any]:
+    """Cinder's own, for what would take hours through its API, and for what nobody can undo there."""
+    import psycopg
+
+    with psycopg.connect(
+        host="127.0.0.1", port=lab.ports["postgres"], user="lab", dbname="cinder", autocommit=True
+    ) as database:
+        yield database
+
+
+@pytest.fixture(scope="session")
 def admin() -> Any:
     """openstacksdk's connection of the cloud's administrator."""
     import openstack

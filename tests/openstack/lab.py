@@ -5,9 +5,10 @@
     python -m tests.openstack.lab clear [FOLDER]    that, and forget every volume; the installed programs stay
 
 Everything lies below FOLDER (LAB, or /var/tmp/portal-openstack) and listens on 127.0.0.1 only, on ports that were free
-when the folder was made. FOLDER/clouds.yaml has the clouds `demo` (a member), `demo-reader`, `other` (another project)
-and `admin`. Needs root, because Debian's packages are installed and PostgreSQL refuses to run as root; no systemd and no
-kernel module. The storage is one Ceph OSD on a sparse file, so nothing here is safe and little of it is slow.
+when the folder was made. FOLDER/clouds.yaml has the clouds `demo` (a member), `demo-reader`, `other` (another project),
+`portal` (a member of both projects, as a portal's account is) and `admin`. Needs root, because Debian's packages are
+installed and PostgreSQL refuses to run as root; no systemd and no kernel module. The storage is one Ceph OSD on a sparse
+file, so nothing here is safe and little of it is slow.
 """
 
 import json
@@ -39,6 +40,8 @@ PORTS = ["keystone", "cinder", "postgres", "rabbit", "rabbit_cluster", "epmd", "
 PASSWORD = "labpass"
 REGION = "RegionOne"
 USERS = {"demo": ("demo", "member"), "demo-reader": ("demo", "reader"), "other": ("other", "member")}
+USERS["portal"] = ("demo", "member")
+ALSO_MEMBER_OF = {"portal": "other"}
 RABBIT = "/usr/lib/rabbitmq/bin/rabbitmq-server"
 WSGI = "gunicorn", "--no-control-socket", "--workers", "2", "--worker-class", "gthread"
 
@@ -421,6 +424,7 @@ class Lab:
                     "credential": {"key_repository": keys / "credential"},
                     "cache": {"enabled": "true", "backend": "dogpile.cache.memory"},
                     "catalog": {"caching": "false"},  # each worker would remember it as it was before Cinder
+                    "assignment": {"caching": "false"},  # and rights as they were before they were taken away
                 }
             )
         )
@@ -550,6 +554,9 @@ class Lab:
                 name=name, password=PASSWORD, default_project_id=project.id
             )
             keystone.assign_project_role_to_user(project, user, keystone.find_role(role))
+            if name in ALSO_MEMBER_OF:
+                also = keystone.find_project(ALSO_MEMBER_OF[name])
+                keystone.assign_project_role_to_user(also, user, keystone.find_role(role))
         cinder = connect(self, "admin").block_storage
         if not cinder.find_type("ceph"):
             cinder.create_type(name="ceph", extra_specs={"volume_backend_name": "ceph"})
