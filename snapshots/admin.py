@@ -13,6 +13,7 @@ from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
 from django.shortcuts import get_object_or_404, render
+from django.template.response import TemplateResponse
 from django.urls import path, reverse
 from django.utils import timezone
 from django.utils.html import format_html
@@ -26,8 +27,10 @@ from billing import services as billing
 from cng_portal.accounts.admin import ReadOnly, SupportAdmin
 from cng_portal.inventory.admin import LocationAdmin, LocationForm, VirtualMachineAdmin
 from cng_portal.inventory.models import AutomaticBackupSwitch, Location, VirtualMachine
+from cng_portal.watch.models import Process
+from cng_portal.watch.services import SILENT_AFTER
 
-from . import backups, services
+from . import backups, services, watching
 from .models import BackupRun, BackupSchedule, DiskImage, Operation, Snapshot
 
 
@@ -113,6 +116,33 @@ class OperationAdmin(ReadOnly, SupportAdmin):
     uuid_fields = ("pk", "snapshot_id", "volume_id", "safety_snapshot_id")
     customer_fields = ("snapshot__customer",)
     person_fields = ("requested_by",)
+    change_list_template = "snapshots/admin/operations.html"
+
+    def get_urls(self) -> list[Any]:
+        overview = path("overview/", self.admin_site.admin_view(self.overview), name="snapshots_operation_overview")
+        return [overview, *super().get_urls()]
+
+    def overview(self, request: HttpRequest) -> HttpResponse:
+        """How the work goes, and what to do about what does not. Nine queries besides session and person."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        if request.method == "POST":
+            return HttpResponseNotAllowed(["GET"])
+        seen = watching.look(now=timezone.now())
+        context = {
+            **self.admin_site.each_context(request),
+            "title": _("Operations at a glance"),
+            "opts": self.opts,
+            "seen": seen,
+            "warnings": watching.warnings(seen),
+            "table": watching.table(seen),
+            "failures": watching.failures(now=seen.at),
+            "failure_days": watching.FAILURES_OF.days,
+            "locations": Location.objects.select_related("storage_check"),
+            "processes": Process.objects.order_by("kind", "host", "started_at"),
+            "silent_before": seen.at - SILENT_AFTER,
+        }
+        return TemplateResponse(request, "snapshots/admin/overview.html", context)
 
 
 class BackupRunInline(ReadOnly, admin.TabularInline):

@@ -14,6 +14,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db.models import Case, Count, Min, Q, Sum, Value, When
 from django.utils import timezone
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy as _lazy
 from django_tasks_db.models import DBTaskResult
 
 from cng_portal.inventory.models import Location
@@ -46,7 +47,12 @@ class Look:
     alive: dict[str, int]  # processes by kind
     silent: dict[str, int]
     lease_left: timedelta  # negative while no scheduler acts
+    leader: str  # the uuid of the scheduler that acts; "" when none does
     storage: list[StorageCheck]  # of the active locations, by code
+
+    @property
+    def waits_since(self) -> datetime:
+        return self.at - self.oldest_wait
 
 
 def look(*, now: datetime) -> Look:
@@ -74,6 +80,7 @@ def look(*, now: datetime) -> Look:
         alive={kind: processes[kind, True] for kind in Process.Kind.values},
         silent={kind: processes[kind, False] for kind in Process.Kind.values},
         lease_left=lease.until - now if lease else -timedelta(days=1),
+        leader=lease.holder if lease and lease.until > now else "",
         storage=list(StorageCheck.objects.filter(location__active=True).order_by("location_id")),
     )
 
@@ -88,6 +95,115 @@ def active_operations(now: datetime) -> OperationQuerySet:
         default=Value(WAITING),
     )
     return Operation.objects.active().annotate(progress=progress).order_by()
+
+
+# --- for the support desk ---------------------------------------------------------------------------------------------
+
+FAILURES_OF = timedelta(days=7)
+FAILURES_SHOWN = 100
+WAITED_TOO_LONG = timedelta(minutes=10)
+
+# What a failure left behind, and what to do about it.
+ADVICE = {
+    Operation.Kind.CAPTURE: _lazy(
+        "Nothing was kept and nothing is charged. The customer sees the reason on the snapshot's page and can try again "
+        "there once it is gone: a full storage, a silent one, a quota."
+    ),
+    Operation.Kind.RESTORE: _lazy(
+        "A volume has its old bytes. Of a machine, disks may have been written before the one that failed: the safety "
+        "snapshot holds them all as they were, and “Undo” on the snapshot's page brings them back. Talk to the customer "
+        "before the machine is started."
+    ),
+    Operation.Kind.NEW_VOLUME: _lazy(
+        "No volume was made and the snapshot is untouched. The customer tries again on the snapshot's page. A quota or a "
+        "full storage has to be mended first."
+    ),
+    Operation.Kind.VERIFY: _lazy(
+        "The kept bytes are not those that were captured, or could not be read. Ask the customer to take a new snapshot "
+        "now, look at the disks below the storage, and keep the damaged one until the new one is verified."
+    ),
+    Operation.Kind.DELETE: _lazy(
+        "Billing has ended already; the bytes are still there. Mend the reason, then choose “Try again” on the snapshot's "
+        "page as one of the project's people, or let them do it."
+    ),
+    Operation.Kind.CLEAN_UP: _lazy(
+        "What a failed snapshot left in the storage could not be removed; nothing is charged for it. Mend the reason, then "
+        "see what manage.py fsck finds there."
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Failures of one kind for one reason; `operations` are the newest few of `count`."""
+
+    kind: str
+    reason: str
+    advice: str
+    count: int
+    operations: list[Operation]
+
+
+def failures(*, now: datetime) -> list[Failure]:
+    """The newest failures, those of the same kind and reason together, with what to do. One query."""
+    failed = Operation.objects.filter(state=Operation.State.FAILED, finished_at__gt=now - FAILURES_OF)
+    newest = failed.select_related("snapshot__customer").order_by("-finished_at")[:FAILURES_SHOWN]
+    groups: dict[tuple[str, str], list[Operation]] = {}
+    for operation in newest:
+        groups.setdefault((operation.kind, operation.error), []).append(operation)
+    return [
+        Failure(
+            kind=operations[0].get_kind_display(),
+            reason=reason,
+            advice=str(ADVICE[Operation.Kind(kind)]),
+            count=len(operations),
+            operations=operations[:5],
+        )
+        for (kind, reason), operations in groups.items()
+    ]
+
+
+def table(seen: Look) -> list[dict[str, object]]:
+    """A row for each kind of operation: its label and its numbers by state."""
+    return [
+        {
+            "kind": label,
+            "numbers": [seen.active[kind, state] for state in PROGRESS] + [seen.ended[kind, state] for state in ENDED],
+        }
+        for kind, label in Operation.Kind.choices
+    ]
+
+
+def warnings(seen: Look) -> list[str]:
+    """What is wrong now with the running of the portal: each a sentence, and what to do."""
+    found = []
+    if not seen.alive[Process.Kind.WORKER]:
+        found.append(_("No worker is running, so nothing that is asked for is done. Start one: manage.py worker."))
+    if seen.lease_left < timedelta():
+        found.append(
+            _(
+                "No scheduler acts: backups do not start, forgotten operations are not woken and months are not closed. "
+                "Start one: manage.py scheduler."
+            )
+        )
+    if seen.oldest_wait > WAITED_TOO_LONG:
+        found.append(
+            _(
+                "An operation has waited for a worker for %(minutes)s minutes. Start more workers, or see what keeps them."
+            )
+            % {"minutes": int(seen.oldest_wait.total_seconds() // 60)}
+        )
+    if any(count for (_kind, state), count in seen.active.items() if state == LOST):
+        found.append(
+            _("The worker of an operation fell silent. A scheduler gives it to another one; when none does, start one.")
+        )
+    for check in seen.storage:
+        if check.reason:
+            found.append(
+                _("The storage of %(location)s does not work: %(reason)s What it has to do waits and is tried again.")
+                % {"location": check.location_id, "reason": check.reason}
+            )
+    return found
 
 
 # --- what the scheduler does for it -----------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 # pytest-xdist inherits the folder that its parent made.
 os.environ["DJANGO_SETTINGS_MODULE"] = "cng_portal.settings"
 os.environ["ENV_FILE"] = os.devnull
+os.environ["LOG_LEVEL"] = "WARNING"  # a line for each request would bury what failed
 os.environ["SECRET_KEY"] = "only the tests sign anything with this sentence"
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["DATA_DIR"] = tempfile.mkdtemp(prefix="portal-tests-")

@@ -161,6 +161,7 @@ TABLE: dict[str, list[Row]] = {
         Row("admin:billing_account_grant", "Grant credits", ADMINISTER, BOTH, ACCOUNT),
         Row("admin:billing_account_refund", "Refund credits", ADMINISTER, BOTH, ACCOUNT),
         Row("admin:billing_account_correct", "Correct a balance", ADMINISTER, BOTH, ACCOUNT),
+        Row("admin:snapshots_operation_overview", "See how the work goes and what to do about failures", ADMINISTER),
     ],
 }
 

@@ -1,16 +1,23 @@
 """The support desk: found by uuid and e-mail, prices in currency units, records that cannot be changed."""
 
+import re
 from collections.abc import Callable
+from datetime import timedelta
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 from django.contrib import admin
 from django.test import Client
 from django.urls import reverse
+from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries
 
 from cng_portal.accounts.models import Customer, Project, Role, User
 from cng_portal.inventory.models import Location, VirtualMachine, Volume
+from cng_portal.watch.models import Process
+from cng_portal.watch.services import hold_lease
+from snapshots import watching
 from snapshots.models import DiskImage, Operation, Snapshot
 from tests.factories import (
     CustomerFactory,
@@ -245,3 +252,80 @@ def test_an_old_location_keeps_its_code(support: Client) -> None:
     support.post(url(Location, "change", location.pk), answers | {"driver_options": "{}"})
 
     assert Location.objects.get().code == "1CNG-YGN-AZ09"
+
+
+# --- operations at a glance -------------------------------------------------------------------------------------------
+
+GLANCE = "/admin/snapshots/operation/overview/"
+
+
+def words(html: str) -> str:
+    return " ".join(re.sub(r"<[^>]+>", " ", html).split())
+
+
+def test_the_glance_tells_what_waits_what_failed_and_what_to_do(support: Client, storage_root: Path) -> None:
+    now = timezone.now()
+    location, broken = LocationFactory(code="1CNG-YGN-AZ01"), LocationFactory(code="1CNG-MDY-AZ01", driver="none")
+    snapshot = SnapshotFactory(volume__location=location, name="nightly", volume__project__customer__number=1039)
+    snapshot.disks.update(allocated_bytes=5 * 1024**3, captured_at=now)
+    OperationFactory(snapshot=snapshot, not_before=now - timedelta(minutes=42))
+    OperationFactory.create_batch(2, snapshot=snapshot, capture=True, failed=True, error="No room was left.")
+    OperationFactory(running=True, lease_until=now - timedelta(seconds=1))
+    Process.objects.create(kind="worker", host="app-7", pid=4711, seen_at=now - timedelta(minutes=3))
+    watching.ask_storage()
+    watching.count_storage()
+
+    html = words(support.get(GLANCE).content.decode())
+
+    assert "Take snapshot × 2 No room was left. Nothing was kept and nothing is charged." in html
+    assert "nightly , #001039" in html
+    assert "could have been taken for 42" in html
+    assert "No worker is running" in html
+    assert "No scheduler acts" in html
+    assert "An operation has waited for a worker for 42 minutes." in html
+    assert "The worker of an operation fell silent." in html
+    assert f"The storage of {broken.code} does not work: Location {broken.code} asks for the storage driver" in html
+    assert "5 GB by 1 snapshot" in html
+    assert "app-7 4711" in html
+    assert "silent; it died, or its machine did" in html
+    assert "Operations at a glance" in support.get("/admin/").content.decode()
+    assert GLANCE in support.get(url(Operation, "changelist")).content.decode()
+
+
+def test_the_glance_of_a_portal_in_which_all_is_well_warns_of_nothing(support: Client) -> None:
+    LocationFactory()
+    Process.objects.create(kind="worker", host="app-7", pid=1)
+    scheduler = Process.objects.create(kind="scheduler", host="app-8", pid=2)
+    hold_lease("scheduler", holder=str(scheduler.pk), seconds=30)
+    watching.ask_storage()
+
+    html = support.get(GLANCE).content.decode()
+
+    assert "messagelist" not in html
+    assert "Scheduler (acts)" in words(html)
+    assert "Nothing waits for a worker." in html
+    assert "Nothing failed." in html
+    assert "It works" in html
+
+
+@pytest.mark.parametrize("count", [0, 1, 12])
+def test_the_glance_takes_the_same_queries_for_few_and_for_many(
+    count: int, support: Client, django_assert_num_queries: DjangoAssertNumQueries
+) -> None:
+    for _ in range(count):
+        OperationFactory(failed=True)
+        OperationFactory()
+        Process.objects.create(kind="worker", host="a", pid=1)
+    LocationFactory.create_batch(count)
+    with django_assert_num_queries(12):
+        assert support.get(GLANCE).status_code == 200
+
+
+@pytest.mark.parametrize("kind", Operation.Kind.values)
+def test_every_kind_of_failure_has_its_advice(kind: str) -> None:
+    assert watching.ADVICE[Operation.Kind(kind)]
+
+
+def test_the_glance_is_for_administrators(client_for: Callable[..., Client]) -> None:
+    assert client_for(UserFactory()).get(GLANCE).status_code == 302
+    assert client_for(UserFactory(is_staff=True)).get(GLANCE).status_code == 403

@@ -77,7 +77,7 @@ def test_one_id_leads_from_the_click_to_every_line_of_the_worker(
 
     worker = subprocess.run(
         [sys.executable, "manage.py", "worker", "--batch", "--no-startup-delay"],
-        env=process_environment | {"LOG_FORMAT": "JSON"},
+        env=process_environment | {"LOG_FORMAT": "JSON", "LOG_LEVEL": "INFO"},
         stderr=subprocess.PIPE,
         text=True,
         check=True,
@@ -95,7 +95,7 @@ def test_the_scheduler_names_its_duty_and_the_operation_that_it_wakes(process_en
     )
     scheduler = subprocess.run(
         [sys.executable, "manage.py", "scheduler", "--once"],
-        env=process_environment | {"LOG_FORMAT": "JSON"},
+        env=process_environment | {"LOG_FORMAT": "JSON", "LOG_LEVEL": "INFO"},
         stderr=subprocess.PIPE,
         text=True,
         check=True,
