@@ -14,7 +14,7 @@ def frame(request: HttpRequest) -> dict[str, object]:
 
 
 def menu(request: HttpRequest) -> list[dict[str, object]]:
-    path = request.path
+    path = getattr(request, "section", request.path)  # a view may know better where its page belongs
 
     def item(label: str, name: str, icon: str, prefix: str | None = None) -> dict[str, object]:
         url = reverse(name)
@@ -32,6 +32,7 @@ def menu(request: HttpRequest) -> list[dict[str, object]]:
             "items": [
                 item(_("Instances"), "snapshots:machines", "server"),
                 item(_("Snapshots"), "snapshots:volume_snapshots", "camera", "/snapshots/"),
+                item(_("Backups"), "snapshots:backups", "archive-box", "/backups/"),
             ],
         },
         {"label": _("Storage"), "items": [item(_("Volumes"), "snapshots:volumes", "circle-stack")]},
@@ -44,4 +45,5 @@ def create_menu() -> list[dict[str, str]]:
     return [
         {"label": _("Volume snapshot"), "url": reverse("snapshots:new"), "icon": "circle-stack"},
         {"label": _("VM snapshot"), "url": reverse("snapshots:new_vm"), "icon": "server"},
+        {"label": _("Backup"), "url": reverse("snapshots:new_backup"), "icon": "archive-box"},
     ]

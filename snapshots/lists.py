@@ -30,7 +30,7 @@ from django.utils.translation import gettext_lazy as _
 from cng_portal.accounts.models import Project, User
 from cng_portal.inventory.models import Location, OwnedQuerySet, VirtualMachine, Volume
 
-from .models import Snapshot, State
+from .models import BackupRun, BackupSchedule, Snapshot, State
 
 PAGE_SIZE = 20
 # Counting goes on to here; beyond, a list says "more than".
@@ -117,6 +117,7 @@ def page_of(
     rows: QuerySet[M],
     searching: bool = False,
     size: int = PAGE_SIZE,
+    counted_by: str = "project_id",
 ) -> Page[M]:
     """The page that `?after=` or `?before=` asks for; the first one where the cursor is bad or nothing is there any
     more.
@@ -127,8 +128,8 @@ def page_of(
     """
     most = COUNTED_SEARCHING if searching else COUNTED
     counted = found.order_by(*order.by()) if searching else found.order_by()
-    # a column of the index, which the id is not
-    rows_with_total: QuerySet[Any] = rows.annotate(total=CountOf(counted.values("project_id")[: most + 1]))
+    # `counted_by` is a column of the index, which the id is not
+    rows_with_total: QuerySet[Any] = rows.annotate(total=CountOf(counted.values(counted_by)[: most + 1]))
     for direction in ("after", "before"):
         cursor = read_cursor(found.model, order, params.get(direction, ""))
         if (
@@ -182,6 +183,8 @@ SNAPSHOT_ORDERS = {
     "largest": Order(_("Largest first"), "size_gb", descending=True),
 }
 BY_NAME = Order(_("By name"), "name")
+NEWEST_SCHEDULE = Order(_("Newest first"), "created_at", descending=True)
+NEWEST_RUN = Order(_("Newest first"), "slot", descending=True)
 
 
 def named(sources: OwnedQuerySet, text: str) -> QuerySet[Any, Any]:
@@ -194,6 +197,19 @@ def named(sources: OwnedQuerySet, text: str) -> QuerySet[Any, Any]:
 def unprotected(volumes: QuerySet[Volume]) -> QuerySet[Volume]:
     """Those of which no snapshot can be restored."""
     return volumes.filter(~Exists(Snapshot.objects.filter(volume=OuterRef("pk"), state=State.READY)))
+
+
+def with_last_run(schedules: QuerySet[BackupSchedule]) -> QuerySet[BackupSchedule]:
+    """With `last_state`, `last_slot` and `last_reason` of the newest run that has ended, None where there is none."""
+    ended = BackupRun.objects.filter(schedule=OuterRef("pk"), finished_at__isnull=False).order_by("-slot", "-pk")
+    return schedules.annotate(
+        **{f"last_{field}": Subquery(ended.values(field)[:1]) for field in ("state", "slot", "reason")}
+    )
+
+
+def troubled(schedules: QuerySet[BackupSchedule]) -> QuerySet[BackupSchedule]:
+    """Those, of with_last_run, whose last run failed or was missed."""
+    return schedules.filter(last_state__in=[BackupRun.State.FAILED, BackupRun.State.MISSED])
 
 
 def parse_uuid(text: str) -> UUID | None:

@@ -1,7 +1,7 @@
 from django.urls import path
 
 from .models import Kind
-from .views import bulk, machines, snapshots, volumes, wizard
+from .views import backups, bulk, machines, snapshots, volumes, wizard
 
 app_name = "snapshots"
 urlpatterns = [
@@ -20,10 +20,21 @@ urlpatterns = [
     path("snapshots/<uuid:snapshot_id>/new-volume/", snapshots.new_volume, name="new_volume"),
     path("snapshots/<uuid:snapshot_id>/new-machine/", snapshots.new_machine, name="new_machine"),
     path("snapshots/<uuid:snapshot_id>/verify/", snapshots.verify, name="verify"),
+    path("snapshots/<uuid:snapshot_id>/keep/", backups.keep, name="keep"),
     path("operations/<uuid:operation_id>/retry/", snapshots.retry, name="retry"),
     path("instances/", machines.machines, name="machines"),
     path("instances/<uuid:vm_id>/", machines.machine, name="machine"),
     path("instances/<uuid:vm_id>/take-snapshot/", machines.take_snapshot_of_machine, name="take_snapshot_of_machine"),
+    path("instances/<uuid:vm_id>/back-up/", backups.back_up, name="back_up"),
+    path("backups/", snapshots.backups, name="backups"),
+    path("backups/new/", wizard.new, {"kind": Kind.BACKUP}, name="new_backup"),
+    path("backups/schedules/", backups.schedules, name="schedules"),
+    path("backups/schedules/<uuid:schedule_id>/", backups.schedule, name="schedule"),
+    path("backups/schedules/<uuid:schedule_id>/edit/", backups.edit, name="edit_schedule"),
+    path("backups/schedules/<uuid:schedule_id>/pause/", backups.pause, name="pause_schedule"),
+    path("backups/schedules/<uuid:schedule_id>/resume/", backups.resume, name="resume_schedule"),
+    path("backups/schedules/<uuid:schedule_id>/run/", backups.run, name="run_schedule"),
+    path("backups/schedules/<uuid:schedule_id>/delete/", backups.delete, name="delete_schedule"),
     path("volumes/", volumes.volumes, name="volumes"),
     path("volumes/<uuid:volume_id>/", volumes.volume, name="volume"),
     path("volumes/<uuid:volume_id>/take-snapshot/", wizard.take_snapshot_of, name="take_snapshot"),

@@ -5,7 +5,7 @@ step is opened: `first_open_step` names the step where the person has to be.
 """
 
 from collections.abc import Sequence
-from datetime import date, timedelta
+from datetime import date, time, timedelta
 from typing import Any, ClassVar
 
 from django import forms
@@ -21,7 +21,8 @@ from cng_portal.accounts.models import Project, User
 from cng_portal.inventory.models import Location, VirtualMachine, Volume
 
 from . import services
-from .models import SERVICE_KINDS, Draft, Kind
+from .forms import RHYTHM, ScheduleForm
+from .models import SERVICE_KINDS, BackupSchedule, Draft, Kind
 
 # More volumes or instances than this are found by searching.
 SOURCES_SHOWN = 60
@@ -142,7 +143,7 @@ class SourceForm(StepForm):
         cleaned: dict[str, Any] = super().clean() or {}
         if source := cleaned.get(self.field):
             try:
-                services.check_deliverable(source)
+                services.check_deliverable(source, kind=self.draft.kind)
                 services.check_room(source)
             except services.Refusal as refusal:
                 self.add_error(self.field, str(refusal))
@@ -189,6 +190,22 @@ class NameForm(StepForm):
         except services.NotFree as refusal:
             self.suggestion = refusal.suggestion
             raise ValidationError(str(refusal)) from refusal
+
+
+class ScheduleStepForm(StepForm, ScheduleForm):
+    take_one_now = forms.BooleanField(
+        label=_("Take one immediately"),
+        required=False,
+        help_text=_("The first copy is taken as soon as you have created the backup."),
+    )
+
+    def __init__(self, *args: Any, draft: Draft, **kwargs: Any) -> None:
+        assert draft.project is not None  # the steps before are checked
+        super().__init__(*args, draft=draft, zone=draft.project.customer.zone, **kwargs)
+
+    @property
+    def takes_one_now(self) -> bool:
+        return self.cleaned_data["take_one_now"] if self.is_bound else self.initial["take_one_now"]
 
 
 class ReviewForm(forms.Form):
@@ -269,6 +286,11 @@ class Step:
     def changed(cls, draft: Draft) -> None:
         pass
 
+    @classmethod
+    def answer(cls, draft: Draft) -> object:
+        """The stored answer as people read it."""
+        return getattr(draft, cls.field)
+
 
 class LocationStep(Step):
     slug = field = "location"
@@ -280,6 +302,10 @@ class LocationStep(Step):
     @classmethod
     def changed(cls, draft: Draft) -> None:
         draft.volume = draft.vm = None
+
+
+class MachineLocationStep(LocationStep):
+    intro = _("The data center where your instance is. What is kept of it stays in the same one.")
 
 
 class ProjectStep(Step):
@@ -344,12 +370,56 @@ class NameStep(Step):
         return form
 
 
+class ScheduleStep(Step):
+    """The only step with several answers; they are fields of the draft by the same names."""
+
+    slug = "schedule"
+    field = "interval"
+    label = _("Schedule")
+    heading = _("Backup Schedule")
+    intro = _("How often and at what time the instance is backed up, and how many copies are kept.")
+    form_class = ScheduleStepForm
+    answers = (*RHYTHM, "take_one_now")
+
+    @classmethod
+    def form(cls, draft: Draft, user: User, data: Any = None) -> StepForm:
+        given = {name: getattr(draft, name) for name in cls.answers} if draft.interval else {}
+        return cls.form_class(data, draft=draft, user=user, initial=FIRST_RHYTHM | given)
+
+    @classmethod
+    def check(cls, draft: Draft, user: User) -> StepForm:
+        return cls.form(draft, user, {name: getattr(draft, name) for name in cls.answers})
+
+    @classmethod
+    def store(cls, draft: Draft, form: StepForm) -> None:
+        for name in cls.answers:
+            setattr(draft, name, form.cleaned_data[name])
+        draft.save()
+
+    @classmethod
+    def stored(cls, draft: Draft) -> str:
+        return draft.interval
+
+    @classmethod
+    def answer(cls, draft: Draft) -> object:
+        return schedule_of(draft).when
+
+
+# What is offered first: the platform keeps the two newest copies unless somebody says otherwise.
+FIRST_RHYTHM = {"interval": "daily", "weekday": 0, "month_day": 1, "at": time(2), "keep": 2, "take_one_now": False}
+
+
+def schedule_of(draft: Draft) -> BackupSchedule:
+    """What the draft asks for, not saved."""
+    return BackupSchedule(vm=draft.vm, **{name: getattr(draft, name) for name in RHYTHM})
+
+
 STEPS: dict[str, Sequence[type[Step]]] = {
     Kind.VOLUME: (LocationStep, ProjectStep, VolumeStep, NameStep),
-    Kind.VM: (LocationStep, ProjectStep, InstanceStep, NameStep),
+    Kind.VM: (MachineLocationStep, ProjectStep, InstanceStep, NameStep),
+    Kind.BACKUP: (MachineLocationStep, ProjectStep, InstanceStep, ScheduleStep),
 }
 REVIEW = "review"
-REVIEW_HEADING = _("Create Snapshot")
 
 
 def url(draft: Draft, slug: str) -> str:
@@ -394,7 +464,7 @@ def progress(draft: Draft, current: str) -> list[dict[str, Any]]:
         stored = step.stored(draft)
         state = "current" if step.slug == current else "done" if stored else "upcoming"
         link = url(draft, step.slug) if reachable and step.slug != current else None
-        answer = getattr(draft, step.field) if stored else ""
+        answer = step.answer(draft) if stored else ""
         entries.append({"label": step.label, "answer": answer, "url": link, "state": state})
         reachable = reachable and bool(stored)
     state = "current" if current == REVIEW else "upcoming"
@@ -402,12 +472,13 @@ def progress(draft: Draft, current: str) -> list[dict[str, Any]]:
 
 
 def start(user: User, *, kind: Kind = Kind.VOLUME, source: services.Source | None = None) -> Draft:
-    """A draft of this person, not saved yet; with a source it is, and the first three answers are given.
+    """A draft of this person, not saved yet; with a source it is, and the first three answers are given: then `kind` only
+    tells a backup of a machine from a snapshot of it.
 
     Who can change nothing at all has no draft: the views refuse before.
     """
     if source:
-        kind = services.kind_of(source)
+        kind = kind if kind == Kind.BACKUP else services.kind_of(source)
         return Draft.objects.create(
             kind=kind,
             customer_id=source.project.customer_id,

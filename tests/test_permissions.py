@@ -21,6 +21,8 @@ from billing.models import Invoice
 from cng_portal.accounts.models import Membership, Role
 from snapshots import wizard
 from tests.factories import (
+    BackupFactory,
+    BackupScheduleFactory,
     MembershipFactory,
     NoticeFactory,
     OperationFactory,
@@ -62,6 +64,7 @@ PARAMETERS: dict[str, Callable[[SimpleNamespace], Any]] = {
     "operation_id": lambda world: world.operation,
     "volume_id": lambda world: world.volume,
     "vm_id": lambda world: world.volume.vm,
+    "schedule_id": lambda world: world.schedule,
     "notice_id": lambda world: world.notice,
     "draft_id": lambda world: world.draft,
     "step": lambda world: "location",
@@ -96,6 +99,8 @@ def world(storage_root: Path) -> SimpleNamespace:
         project=project,
         snapshot=snapshot,
         vm_snapshot=VMSnapshotFactory(vm=snapshot.volume.vm),
+        backup=BackupFactory(vm=snapshot.volume.vm),
+        schedule=BackupScheduleFactory(vm=snapshot.volume.vm),
         volume=snapshot.volume,
         operation=OperationFactory(snapshot=snapshot, failed=True),
         notice=NoticeFactory(user=people[VIEWER]),

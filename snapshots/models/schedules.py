@@ -10,6 +10,7 @@ from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.db.models import Q
 from django.utils import timezone
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from cng_portal.accounts.models import User
@@ -17,6 +18,8 @@ from cng_portal.inventory.models import Interval, VirtualMachine, Weekday
 
 from .. import slots
 from .snapshots import Draft, Snapshot
+
+SHORTEST_MONTH = 28
 
 
 class BackupScheduleQuerySet(models.QuerySet["BackupSchedule"]):
@@ -109,6 +112,18 @@ class BackupSchedule(models.Model):
     @property
     def rule(self) -> slots.Rule:
         return slots.Rule(interval=self.interval, at=self.at, weekday=self.weekday, month_day=self.month_day)
+
+    @property
+    def when(self) -> str:
+        """`Every Monday at 02:00`, on the customer's clock and in the reader's language."""
+        values = {"at": f"{self.at:%H:%M}", "weekday": self.get_weekday_display(), "day": self.month_day}
+        if self.interval == Interval.DAILY:
+            return gettext("Every day at %(at)s") % values
+        if self.interval == Interval.WEEKLY:
+            return gettext("Every %(weekday)s at %(at)s") % values
+        if (self.month_day or 0) > SHORTEST_MONTH:
+            return gettext("On day %(day)s of every month, or its last, at %(at)s") % values
+        return gettext("On day %(day)s of every month at %(at)s") % values
 
     @property
     def is_automatic(self) -> bool:

@@ -17,7 +17,7 @@ from snapshots.forms import DeletionsForm
 from snapshots.models import Kind, Snapshot
 
 from .common import price_of, rates_now
-from .snapshots import explain_rows, listed_snapshots
+from .snapshots import LISTS, explain_rows, listed_snapshots
 
 
 @require_http_methods(["GET", "POST"])
@@ -66,7 +66,7 @@ def delete_many(request: HttpRequest) -> HttpResponse:
 
 def list_of(kind: str | None) -> str:
     """The name of the page that lists this kind."""
-    return "snapshots:vm_snapshots" if kind == Kind.VM else "snapshots:volume_snapshots"
+    return f"snapshots:{LISTS[Kind(kind)]}" if kind in Kind.values else "snapshots:volume_snapshots"
 
 
 def consequences(snapshots: list[Snapshot]) -> list[str]:

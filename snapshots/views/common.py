@@ -8,9 +8,13 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.utils import timezone
 from django.utils.cache import patch_vary_headers
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.utils.translation import ngettext
 
 from billing import rating
 from billing import services as billing
+from billing.money import format_amount, format_price
 from cng_portal.accounts.models import User
 from snapshots.models import Operation, Snapshot, State
 
@@ -76,10 +80,13 @@ def rates_now(location_codes: Iterable[str] | None = None) -> dict[tuple[str, st
 
 
 def price_of(snapshot: Snapshot, rates: dict[tuple[str, str], int]) -> billing.Quote | None:
-    """What the snapshot costs from now on, by the rates of `rates_now`; None where it costs nothing or has no price."""
+    """What the snapshot costs from now on, by the rates of `rates_now`; None where it costs nothing or has no price.
+
+    A backup has to come with its run and schedule: the copies of automatic backups are not charged by themselves.
+    """
     rate_micro = rates.get((snapshot.service_kind, snapshot.location_id))
     paid = snapshot.state in (State.PENDING, State.CREATING, State.READY) and not snapshot.costs_nothing
-    if rate_micro is None or not paid:
+    if rate_micro is None or not paid or not snapshot.is_charged:
         return None
     return billing.Quote(
         kind=snapshot.service_kind,
@@ -90,6 +97,29 @@ def price_of(snapshot: Snapshot, rates: dict[tuple[str, str], int]) -> billing.Q
         price_version_id=None,
         at=timezone.now(),
         prices=(),
+    )
+
+
+def price_of_kept(quote: billing.Quote, count: int) -> SafeString:
+    """What one copy of a backup costs and so many together, as a sentence."""
+    return with_amounts(
+        ngettext(
+            "One copy costs {one} an hour, and {count} is kept.",
+            "One copy costs {one} an hour; the {count} that are kept cost {all} an hour together, about {month} a month.",
+            count,
+        ),
+        count=str(count),
+        one=format_price(quote.hourly_micro, quote.currency),
+        all=format_price(count * quote.hourly_micro, quote.currency),
+        month=format_amount(count * quote.monthly_micro, quote.currency),
+    )
+
+
+def with_amounts(sentence: str, **amounts: str) -> SafeString:
+    """The sentence with its {amounts}, none of which is torn apart at the end of a line."""
+    return format_html(
+        sentence,
+        **{name: format_html('<span class="text-nowrap">{}</span>', amount) for name, amount in amounts.items()},
     )
 
 

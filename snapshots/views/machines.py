@@ -2,7 +2,7 @@
 
 from uuid import UUID
 
-from django.db.models import Max, Prefetch, Q, QuerySet, prefetch_related_objects
+from django.db.models import Count, Max, Prefetch, Q, QuerySet, prefetch_related_objects
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect
 from django.utils.http import urlencode
@@ -13,8 +13,9 @@ from cng_portal.accounts.models import User
 from cng_portal.inventory.models import VirtualMachine, Volume
 from snapshots import lists, services, wizard
 from snapshots.forms import MachineFilterForm
-from snapshots.models import Kind, Operation, Snapshot, State
+from snapshots.models import BackupSchedule, Kind, Operation, Snapshot, State
 
+from .backups import automatic_sentence, explain_schedules
 from .common import explain_operations, is_fragment, push_url, render_live, render_part, version_of
 from .snapshots import explain_rows, listed_snapshots
 from .timelines import timeline_of
@@ -25,7 +26,9 @@ OPERATIONS_SHOWN = 20
 
 @require_GET
 def machines(request: HttpRequest) -> HttpResponse:
-    """Four queries besides session, person, roles and wallet: choices, rows with their total, disks, and snapshots."""
+    """Five queries besides session, person, roles and wallet: choices, rows with their total, disks, snapshots, and
+    schedules.
+    """
     user = request.user
     form = MachineFilterForm(request.GET, user=user, choices=lists.filter_choices(user))
     found = form.apply(VirtualMachine.objects.visible_to(user).present())
@@ -52,7 +55,7 @@ def machines(request: HttpRequest) -> HttpResponse:
 
 def explain_machines(found: list[VirtualMachine], user: User) -> list[VirtualMachine]:
     """Each with `hourly`, `disks` in their order, `disk_gb`, `protected_at` (its newest VM snapshot or backup that can be
-    restored) and `can_change`. Two queries.
+    restored), `schedule_count` and `can_change`. Three queries.
     """
     prefetch_related_objects(found, Prefetch("volumes", disks_in_order(), to_attr="disks"))
     # of machines that the person sees
@@ -64,7 +67,10 @@ def explain_machines(found: list[VirtualMachine], user: User) -> list[VirtualMac
         if found
         else ()
     )
+    schedules = BackupSchedule.objects.present().filter(vm_id__in=[vm.pk for vm in found]).order_by()
+    counts = dict(schedules.values_list("vm_id").annotate(Count("pk")) if found else ())
     for vm in found:
+        vm.schedule_count = counts.get(vm.pk, 0)
         vm.hourly = format_price(vm.hourly_price_micro, vm.project.customer.currency)
         vm.memory_bytes = vm.memory_mb * 1024**2
         vm.disk_gb = sum(disk.size_gb for disk in vm.disks)
@@ -95,8 +101,11 @@ def machine(request: HttpRequest, vm_id: UUID) -> HttpResponse:
         .order_by("-created_at", "-id")[:OPERATIONS_SHOWN],
         user,
     )
+    schedules = lists.with_last_run(found.backup_schedules.present().select_related("vm__project__customer"))
     context = {
         "vm": found,
+        "schedules": explain_schedules(list(schedules.order_by("-created_at", "-pk")), user),
+        "automatic_sentence": automatic_sentence(found),
         "snapshots": kept[Kind.VM],
         "backups": kept[Kind.BACKUP],
         "kept_shown": KEPT_SHOWN,
@@ -108,6 +117,7 @@ def machine(request: HttpRequest, vm_id: UUID) -> HttpResponse:
     version = version_of(
         found.state,
         found.deleted_at,
+        found.automatic_backups_since,
         [(one.pk, one.state) for one in operations],
         [(one.pk, one.state) for rows in kept.values() for one in rows],
     )

@@ -18,10 +18,13 @@ from billing.money import format_amount, format_price
 from cng_portal.accounts.models import Project, User
 from snapshots import lists, services
 from snapshots.forms import ConfirmationForm, NewMachineForm, NewVolumeForm, RenameForm, SnapshotFilterForm
-from snapshots.models import Kind, Operation, Snapshot, State
+from snapshots.models import BackupSchedule, Kind, Operation, Snapshot, State
 
 from .common import explain_operations, is_fragment, price_of, push_url, rates_now, render_live, render_part, version_of
 
+# The names of the pages that list each kind, and of those that begin a new one.
+LISTS = {Kind.VOLUME: "volume_snapshots", Kind.VM: "vm_snapshots", Kind.BACKUP: "backups"}
+NEW = {Kind.VOLUME: "new", Kind.VM: "new_vm", Kind.BACKUP: "new_backup"}
 VIEWS = ("table", "cards")
 VIEW_COOKIE = "snapshots_view"
 YEAR_SECONDS = 365 * 24 * 3600
@@ -38,6 +41,12 @@ def volume_snapshots(request: HttpRequest) -> HttpResponse:
 @require_GET
 def vm_snapshots(request: HttpRequest) -> HttpResponse:
     return snapshot_list(request, Kind.VM)
+
+
+@require_GET
+def backups(request: HttpRequest) -> HttpResponse:
+    """The copies; their schedules are the other tab."""
+    return snapshot_list(request, Kind.BACKUP)
 
 
 def snapshot_list(request: HttpRequest, kind: Kind) -> HttpResponse:
@@ -62,22 +71,13 @@ def snapshot_list(request: HttpRequest, kind: Kind) -> HttpResponse:
         "pages": page.urls(request.path, params),
         "can_take": bool(user.changeable_project_ids),
         "selectable": bool(user.changeable_project_ids),
-        "new_url": reverse("snapshots:new_vm" if kind == Kind.VM else "snapshots:new"),
-        "tabs": [
-            {
-                "label": _("VM Snapshot"),
-                "url": reverse("snapshots:vm_snapshots"),
-                "active": kind == Kind.VM,
-                "icon": "server",
-            },
-            {
-                "label": _("Volume Snapshot"),
-                "url": reverse("snapshots:volume_snapshots"),
-                "active": kind == Kind.VOLUME,
-                "icon": "circle-stack",
-            },
-        ],
+        "new_url": reverse(f"snapshots:{NEW[kind]}"),
+        "tabs": backup_tabs("backups") if kind == Kind.BACKUP else snapshot_tabs(kind),
     }
+    if kind == Kind.BACKUP:
+        schedules = BackupSchedule.objects.visible_to(user).present()
+        context["schedule_count"] = schedules.count() if not page.rows else 0
+        context["troubled"] = lists.troubled(lists.with_last_run(schedules)).count()
     response = render_part(request, "snapshots/list.html", "snapshot-list", context)
     if is_fragment(request):
         # what the filter form sends has every field, the empty ones too; the address gets what is chosen
@@ -89,6 +89,25 @@ def snapshot_list(request: HttpRequest, kind: Kind) -> HttpResponse:
     if request.GET.get("view") in VIEWS:
         response.set_cookie(VIEW_COOKIE, view, max_age=YEAR_SECONDS, samesite="Lax", secure=request.is_secure())
     return response
+
+
+def snapshot_tabs(kind: Kind) -> list[dict[str, object]]:
+    tabs = [
+        (_("VM Snapshot"), "vm_snapshots", Kind.VM, "server"),
+        (_("Volume Snapshot"), "volume_snapshots", Kind.VOLUME, "circle-stack"),
+    ]
+    return [
+        {"label": label, "url": reverse(f"snapshots:{name}"), "active": kind == of, "icon": icon}
+        for label, name, of, icon in tabs
+    ]
+
+
+def backup_tabs(active: str) -> list[dict[str, object]]:
+    tabs = [(_("Copies"), "backups", "archive-box"), (_("Schedules"), "schedules", "calendar-days")]
+    return [
+        {"label": label, "url": reverse(f"snapshots:{name}"), "active": name == active, "icon": icon}
+        for label, name, icon in tabs
+    ]
 
 
 def chosen_view(request: HttpRequest) -> str:
@@ -103,7 +122,7 @@ def listed_snapshots() -> QuerySet[Snapshot]:
     running = Operation.objects.active().order_by()
     capture = running.filter(kind=Operation.Kind.CAPTURE, snapshot=OuterRef("pk"))
     restore = running.filter(kind=Operation.Kind.RESTORE, safety_snapshot=OuterRef("pk"))
-    return Snapshot.objects.select_related("project__customer", "location", "volume", "vm").annotate(
+    return Snapshot.objects.select_related("project__customer", "location", "volume", "vm", "run__schedule").annotate(
         **{
             field: Coalesce(Subquery(capture.values(field)[:1]), Subquery(restore.values(field)[:1]), 0)
             for field in ("bytes_done", "bytes_total")
@@ -132,6 +151,13 @@ def actions_for(snapshot: Snapshot, user: User) -> list[dict[str, object]]:
         (ready and mine and is_machine, _("New machine"), "new_machine", "server", False),
         (ready and mine, _("New volume"), "new_volume", "circle-stack", False),
         (ready and mine and snapshot.source.deleted_at is None, _("Restore"), "restore", "arrow-uturn-left", False),
+        (
+            snapshot.kind == Kind.BACKUP and mine and snapshot.state not in (State.DELETING, State.DELETED),
+            _("Let it be replaced") if snapshot.kept else _("Keep for ever"),
+            "keep",
+            "lock-open" if snapshot.kept else "lock-closed",
+            False,
+        ),
         (mine and snapshot.state not in (State.DELETING, State.DELETED), _("Rename"), "rename", "pencil-square", False),
         (ready and mine, _("Verify"), "verify", "shield-check", False),
         (settled and mine, _("Delete"), "delete", "trash", True),
@@ -179,6 +205,7 @@ def get_snapshot(user: User, snapshot_id: UUID) -> Snapshot:
         "volume__project__customer",
         "vm",
         "requested_by",
+        "run__schedule",
     )
     return get_object_or_404(related, pk=snapshot_id)
 

@@ -1,6 +1,7 @@
 """The wizard's pages: one URL per step, the same view for the page and for the fragment that htmx swaps."""
 
 from datetime import datetime, time, timedelta
+from itertools import zip_longest
 from typing import Any
 from uuid import UUID
 
@@ -20,12 +21,14 @@ from billing import services as billing
 from billing.money import format_amount, format_price
 from cng_portal.accounts.models import BillingType, User
 from cng_portal.inventory.models import Region, VirtualMachine, Volume
-from snapshots import services, wizard
+from snapshots import backups, services, slots, wizard
 from snapshots.drivers import get_driver
 from snapshots.drivers.base import Consistency
-from snapshots.models import Draft, Kind
+from snapshots.forms import RHYTHM, zone_name
+from snapshots.models import BackupSchedule, Draft, Kind, Snapshot
 
-from .common import is_fragment
+from .common import is_fragment, price_of_kept
+from .picture import picture_of
 
 
 def new(request: HttpRequest, kind: Kind = Kind.VOLUME) -> HttpResponse:
@@ -36,8 +39,8 @@ def new(request: HttpRequest, kind: Kind = Kind.VOLUME) -> HttpResponse:
 
 def step(request: HttpRequest, draft_id: UUID, step: str) -> HttpResponse:
     draft = get_draft(request.user, draft_id)
-    if hasattr(draft, "snapshot"):
-        return leave(request, reverse("snapshots:snapshot", args=[draft.snapshot.pk]))
+    if made := made_of(draft):
+        return leave(request, page_of(made))
     steps = {step.slug: step for step in wizard.STEPS[draft.kind]}
     if step != wizard.REVIEW and step not in steps:
         raise Http404
@@ -46,11 +49,20 @@ def step(request: HttpRequest, draft_id: UUID, step: str) -> HttpResponse:
     return review(request, draft) if step == wizard.REVIEW else answer(request, draft, steps[step])
 
 
+def made_of(draft: Draft) -> Snapshot | BackupSchedule | None:
+    return getattr(draft, "snapshot", None) or getattr(draft, "schedule", None)
+
+
+def page_of(made: Snapshot | BackupSchedule) -> str:
+    name = "schedule" if isinstance(made, BackupSchedule) else "snapshot"
+    return reverse(f"snapshots:{name}", args=[made.pk])
+
+
 @require_GET
 def check_name(request: HttpRequest, draft_id: UUID) -> HttpResponse:
     """What is to be said about a name while it is typed."""
     draft = get_draft(request.user, draft_id)
-    if wizard.first_open_step(draft, request.user, before="name"):
+    if draft.kind == Kind.BACKUP or wizard.first_open_step(draft, request.user, before="name"):
         raise Http404
     form = wizard.NameStep.form(draft, request.user, request.GET)
     return render(request, "snapshots/wizard/name_check.html", {"form": form, "valid": form.is_valid()})
@@ -75,6 +87,8 @@ def get_draft(user: User, draft_id: UUID) -> Draft:
         "volume__vm",
         "vm__project__customer",
         "vm__location",
+        "snapshot",
+        "schedule",
     )
     draft = get_object_or_404(related, pk=draft_id)
     require_some_project(user, draft.customer_id)
@@ -89,7 +103,7 @@ def require_some_project(user: User, customer_id: UUID | None = None) -> None:
     ]
     if not changeable:
         raise PermissionDenied(
-            _("Taking a snapshot needs a project that you own or are a member of. Ask an owner to give you that role.")
+            _("This needs a project that you own or are a member of. Ask an owner of a project to give you that role.")
         )
 
 
@@ -97,12 +111,14 @@ def answer(request: HttpRequest, draft: Draft, step: type[wizard.Step]) -> HttpR
     user = request.user
     if request.method == "POST":
         form = step.form(draft, user, request.POST)
-        if form.is_valid():
+        if form.is_valid() and "preview" not in request.POST:
             step.store(draft, form)
             return redirect(wizard.url(draft, wizard.next_slug(draft, step.slug)))
     else:  # a stored answer that does not hold any more explains itself
         form = step.check(draft, user) if step.stored(draft) else step.form(draft, user)
     context = {"step": step, "form": form, "errors": form[step.field].errors, **CONTEXTS[step.slug](request, draft)}
+    if isinstance(form, wizard.ScheduleStepForm):
+        context |= schedule_context(draft, form)
     return show(request, f"snapshots/wizard/{step.template or step.slug}.html", draft, step.slug, context)
 
 
@@ -113,47 +129,75 @@ def review(request: HttpRequest, draft: Draft) -> HttpResponse:
     form = wizard.ReviewForm(request.POST or None)
     if request.method == "POST" and form.is_valid():
         try:
-            snapshot = services.request_snapshot(
-                source=source,
-                name=draft.name,
-                user=request.user,
-                draft=draft,
-                shown_hourly_micro=form.cleaned_data["shown_hourly_micro"],
-            )
-            return leave(request, reverse("snapshots:snapshot", args=[snapshot.pk]))
-        except (services.NotFree, services.SourceGone):
+            made = make(draft, request.user, form.cleaned_data["shown_hourly_micro"])
+            return leave(request, page_of(made))
+        except (services.NotFree, services.SourceGone, backups.BadSchedule):
             # the step of that answer says the same, and it is there that it can be mended
             if earlier := wizard.first_open_step(draft, request.user, before=wizard.REVIEW):
                 return redirect(wizard.url(draft, earlier.slug))
             raise
         except services.Refusal as refusal:
             problem = str(refusal)
-    quote = services.quote_for(source)
+    quote = services.quote_for(source, kind=draft.kind)
     context = {"form": form, "quote": quote, "facts": facts(draft), **estimates(request, draft, quote)}
+    if draft.kind == Kind.BACKUP:
+        zone = source.project.customer.zone
+        rhythm = {name: getattr(draft, name) for name in RHYTHM}
+        context |= {
+            "zone": zone_name(zone),
+            "picture": picture_of(rhythm, zone, now=timezone.now(), take_one_now=draft.take_one_now),
+            "note": price_of_kept(quote, draft.keep),
+        }
     if problem:
         context |= {"problem": problem, "problems": [{"id": "", "message": problem}]}
-    return show(request, "snapshots/wizard/review.html", draft, wizard.REVIEW, context)
+    template = "review_backup" if draft.kind == Kind.BACKUP else "review"
+    return show(request, f"snapshots/wizard/{template}.html", draft, wizard.REVIEW, context)
+
+
+def make(draft: Draft, user: User, shown_hourly_micro: int) -> Snapshot | BackupSchedule:
+    """What the draft asks for. Raises every Refusal."""
+    if draft.kind == Kind.BACKUP:
+        assert draft.vm is not None
+        answers = {name: getattr(draft, name) for name in wizard.ScheduleStep.answers}
+        return backups.create_schedule(
+            vm=draft.vm, user=user, draft=draft, shown_hourly_micro=shown_hourly_micro, **answers
+        )
+    assert draft.source is not None
+    return services.request_snapshot(
+        source=draft.source, name=draft.name, user=user, draft=draft, shown_hourly_micro=shown_hourly_micro
+    )
 
 
 def estimates(request: HttpRequest, draft: Draft, quote: billing.Quote) -> dict[str, Any]:
     """What it comes to: a day, a month, until the date the person picks, and how long prepaid credits last."""
     assert draft.project is not None
     customer, now = draft.project.customer, timezone.now()
+    copies = draft.keep if draft.kind == Kind.BACKUP else 1
 
     def row(label: str, amount_micro: int) -> dict[str, str]:
         return {"label": label, "value": format_amount(amount_micro, quote.currency)}
 
-    rows = [
-        row(_("24 hours"), quote.daily_micro),
-        row(_("A month of 732 hours (30.5 days)"), quote.monthly_micro),
-    ]
+    if draft.kind == Kind.BACKUP:
+        rows = [
+            row(_("One copy for a month of 732 hours (30.5 days)"), quote.monthly_micro),
+            row(
+                _("All %(count)s copies for that month, once there are so many") % {"count": copies},
+                copies * quote.monthly_micro,
+            ),
+        ]
+    else:
+        rows = [
+            row(_("24 hours"), quote.daily_micro),
+            row(_("A month of 732 hours (30.5 days)"), quote.monthly_micro),
+        ]
     until = wizard.UntilForm(request.GET if "until" in request.GET else None)
     if until.is_bound and until.is_valid():
         day = until.cleaned_data["until"]
         end = datetime.combine(day + timedelta(days=1), time(), tzinfo=customer.zone)
-        rows.append(row(_("From now to the end of %(day)s") % {"day": date_format(day)}, quote.until(now, end)))
+        amount_micro = sum(quote.until(first, last) for first, last in lives(draft, now, end))
+        rows.append(row(_("From now to the end of %(day)s") % {"day": date_format(day)}, amount_micro))
     if customer.billing_type == BillingType.PREPAID:
-        lasting = billing.lasts_for(customer=customer, at=now, extra_hourly_micro=quote.hourly_micro)
+        lasting = billing.lasts_for(customer=customer, at=now, extra_hourly_micro=copies * quote.hourly_micro)
         for label, left in (
             (_("Your credits last with it"), lasting.then),
             (_("Your credits last without it"), lasting.now),
@@ -161,6 +205,17 @@ def estimates(request: HttpRequest, draft: Draft, quote: billing.Quote) -> dict[
             text = _("for ever: nothing else uses them") if left is None else last_day(now, left)
             rows.append({"label": label, "value": text})
     return {"estimates": rows, "until": until}
+
+
+def lives(draft: Draft, now: datetime, end: datetime) -> list[tuple[datetime, datetime]]:
+    """From when to when each of the things is there that the draft asks for: one snapshot, or copies that make room."""
+    if draft.kind != Kind.BACKUP:
+        return [(now, end)]
+    assert draft.project is not None
+    rule = wizard.schedule_of(draft).rule
+    taken = [now] * draft.take_one_now + slots.slots_between(rule, draft.project.customer.zone, now, end)
+    gone = taken[draft.keep :]
+    return list(zip_longest(taken, gone, fillvalue=end))
 
 
 def last_day(now: datetime, left: timedelta) -> str:
@@ -172,7 +227,10 @@ def last_day(now: datetime, left: timedelta) -> str:
 
 def show(request: HttpRequest, template: str, draft: Draft, slug: str, context: dict[str, Any]) -> HttpResponse:
     saved = not draft._state.adding
-    heading = context["step"].heading if "step" in context else wizard.REVIEW_HEADING
+    is_backup = draft.kind == Kind.BACKUP
+    heading = (
+        context["step"].heading if "step" in context else _("Create Backup") if is_backup else _("Create Snapshot")
+    )
     in_error = context["form"].errors or "problem" in context
     context |= {
         "draft": draft,
@@ -184,9 +242,11 @@ def show(request: HttpRequest, template: str, draft: Draft, slug: str, context: 
         "fragment": template,
     }
     if slug == "name" and draft.source:
-        context["quote"] = services.quote_for(draft.source)
+        context["quote"] = services.quote_for(draft.source, kind=draft.kind)
     if quote := context.get("quote"):
         context["price"] = price(quote)
+    if is_backup:
+        request.section = reverse("snapshots:backups")
     return render(request, template if is_fragment(request) else "snapshots/wizard/page.html", context)
 
 
@@ -221,10 +281,25 @@ def facts(draft: Draft) -> list[dict[str, Any]]:
         rows.append((_("Instance"), source.name, "instance"))
         rows.append((_("Disks"), ", ".join(f"{volume.name} ({volume.size_gb} GB)" for volume in volumes), None))
         rows.append((_("Consistency"), consistency_of(source), None))
-    rows.append((_("Snapshot name"), draft.name, "name"))
+    if draft.kind == Kind.BACKUP:
+        rows += schedule_facts(draft)
+    else:
+        rows.append((_("Snapshot name"), draft.name, "name"))
     return [
         {"label": label, "value": value, "change_url": wizard.url(draft, slug) if slug else None}
         for label, value, slug in rows
+    ]
+
+
+def schedule_facts(draft: Draft) -> list[tuple[str, object, str | None]]:
+    assert draft.project is not None
+    schedule, zone = wizard.schedule_of(draft), draft.project.customer.zone
+    when = _("%(when)s, %(zone)s") % {"when": schedule.when, "zone": zone_name(zone)}
+    kept = ngettext("%(count)s copy", "%(count)s copies", draft.keep) % {"count": draft.keep}
+    return [
+        (_("Schedule"), when, "schedule"),
+        (_("Keeps"), kept, "schedule"),
+        (_("Take one immediately"), _("Yes") if draft.take_one_now else _("No"), "schedule"),
     ]
 
 
@@ -281,7 +356,7 @@ def source_context(request: HttpRequest, draft: Draft) -> dict[str, Any]:
     chosen = draft.volume_id or draft.vm_id
     if chosen and all(source.pk != chosen for source in shown):
         shown = [*wizard.with_last_snapshot(sources.filter(pk=chosen)), *shown]
-    if draft.kind == Kind.VM:
+    if draft.kind != Kind.VOLUME:
         prefetch_related_objects(shown, Prefetch("volumes", Volume.objects.present().order_by("position", "name")))
     rate = wizard.rate(draft)
     for source in shown:
@@ -292,7 +367,8 @@ def source_context(request: HttpRequest, draft: Draft) -> dict[str, Any]:
         source.facts = [*source_facts(source), {"label": _("Last snapshot"), "value": date(source.last_snapshot_at)}]
         if rate is not None and size_gb:
             price = format_price(rate * size_gb, draft.project.customer.currency)
-            source.facts.append({"label": _("Snapshot"), "value": _("%(price)s an hour") % {"price": price}})
+            label = _("One copy") if draft.kind == Kind.BACKUP else _("Snapshot")
+            source.facts.append({"label": label, "value": _("%(price)s an hour") % {"price": price}})
     return {
         "sources": shown,
         "total": sources.count(),
@@ -315,7 +391,18 @@ def date(instant: datetime | None) -> str:
     return date_format(timezone.localtime(instant)) if instant else "-"
 
 
-def name_context(request: HttpRequest, draft: Draft) -> dict[str, Any]:
+def schedule_context(draft: Draft, form: wizard.ScheduleStepForm) -> dict[str, Any]:
+    """The next runs by what is asked for, or offered; none while it is not valid."""
+    assert draft.source is not None
+    quote = services.quote_for(draft.source, kind=draft.kind)
+    context: dict[str, Any] = {"quote": quote, "zone": zone_name(form.zone)}
+    if rhythm := form.rhythm:
+        picture = picture_of(rhythm, form.zone, now=timezone.now(), take_one_now=form.takes_one_now)
+        context |= {"picture": picture, "price_of_kept": price_of_kept(quote, rhythm["keep"])}
+    return context
+
+
+def no_context(request: HttpRequest, draft: Draft) -> dict[str, Any]:
     return {}
 
 
@@ -324,5 +411,6 @@ CONTEXTS = {
     "project": project_context,
     "volume": source_context,
     "instance": source_context,
-    "name": name_context,
+    "name": no_context,
+    "schedule": no_context,
 }
