@@ -162,7 +162,7 @@
     "submit",
     (event) => {
       const form = event.target;
-      if (form.method !== "post") return;
+      if (form.method === "dialog" || form.matches("[hx-get]")) return;
       if (form.dataset.busy !== undefined) {
         event.preventDefault();
         event.stopImmediatePropagation();
@@ -176,6 +176,16 @@
   );
   window.addEventListener("pageshow", () => {
     for (const form of document.querySelectorAll("form[data-busy]")) release(form);
+    root.classList.remove("is-leaving");
+  });
+
+  // A link that leads away says at once that it was heard; a file leads nowhere.
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest("a[href]");
+    if (!link || event.defaultPrevented || event.button || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
+    const here = link.origin === location.origin && link.pathname + link.search === location.pathname + location.search && link.hash;
+    if (here || link.origin !== location.origin || link.target || link.download || /\.(csv|pdf)$/.test(link.pathname)) return;
+    root.classList.add("is-leaving");
   });
 
   // htmx
@@ -187,6 +197,10 @@
   // Nobody looks: what asks again and again rests until the page is seen.
   document.addEventListener("htmx:beforeRequest", (event) => {
     if (document.hidden && isQuiet(event)) event.preventDefault();
+  });
+
+  document.addEventListener("visibilitychange", () => {
+    if (!document.hidden) document.dispatchEvent(new Event("portal:seen"));
   });
 
   document.addEventListener("htmx:afterRequest", (event) => {

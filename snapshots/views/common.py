@@ -2,20 +2,25 @@
 
 import hashlib
 from collections.abc import Iterable
+from datetime import datetime, timedelta
 from typing import Any
 
+from babel.dates import format_timedelta
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.utils import timezone
 from django.utils.cache import patch_vary_headers
 from django.utils.html import format_html
+from django.utils.http import urlencode
 from django.utils.safestring import SafeString
+from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from billing import rating
 from billing import services as billing
 from billing.money import format_amount, format_price
 from cng_portal.accounts.models import User
+from cng_portal.templatetags.portal import current_locale
 from snapshots.models import Operation, Snapshot, State
 
 
@@ -45,7 +50,7 @@ def render_live(
     another one, so is more of the page: then the partial `part` is sent, whose root has the same word as its id, and
     `is_news` says that there is something to be announced.
     """
-    context = context | {"version": version}
+    context = context | {"version": version, "poll_url": f"{request.path}?{urlencode({'seen': version})}"}
     if not is_fragment(request):
         response = render(request, template, context)
     elif request.GET.get("seen") == version:
@@ -132,7 +137,7 @@ def explain_operations(operations: Iterable[Operation], user: User) -> list[Oper
     `can_retry`, `can_restore_again` and `can_undo` are set; only the newest of its kind and volume can be tried again.
     They come with snapshot, volume and safety_snapshot.
     """
-    explained = list(operations)
+    explained = with_time_left(operations)
     seen = set()
     for operation in explained:
         snapshot = operation.snapshot
@@ -147,6 +152,31 @@ def explain_operations(operations: Iterable[Operation], user: User) -> list[Oper
         operation.can_undo = mine and operation.can_be_undone
     return explained
 
+
+def with_time_left(operations: Iterable[Operation]) -> list[Operation]:
+    """The operations, each with `left`: how long it may still take, "" where that cannot be told."""
+    now = timezone.now()
+    found = list(operations)
+    for operation in found:
+        operation.left = time_left(operation, now)
+    return found
+
+
+def time_left(operation: Operation, now: datetime) -> str:
+    """`About 4 minutes left`, from how far it got in how long; an attempt that began anew tells nothing."""
+    if operation.state != Operation.State.RUNNING or operation.attempt != 1 or operation.started_at is None:
+        return ""
+    spent = now - operation.started_at
+    if spent < LEAST_SPENT or not 0 < operation.bytes_done <= operation.bytes_total:
+        return ""
+    left = spent * (operation.bytes_total - operation.bytes_done) / operation.bytes_done
+    if left < LEAST_SPENT:
+        return _("A few seconds left")
+    return _("About %(time)s left") % {"time": format_timedelta(left, threshold=1.5, locale=current_locale())}
+
+
+# Before this a speed is a guess, and less than this is soon over.
+LEAST_SPENT = timedelta(seconds=5)
 
 # The state of the snapshot in which a failed operation can be asked for again; a restore asks for its confirmation anew.
 RETRYABLE_IN = {

@@ -14,7 +14,7 @@ from cng_portal.accounts.models import Customer, Project
 from cng_portal.inventory.models import Location, Volume
 from snapshots.drivers.base import GIB
 from snapshots.forms import ConfirmationForm
-from snapshots.models import Snapshot, State
+from snapshots.models import Operation, Snapshot, State
 
 MENU = [
     {"label": "Rename", "url": "#row_menu", "icon": "pencil-square"},
@@ -111,7 +111,9 @@ def sample_row(volume: Volume, name: str, state: State) -> Snapshot:
         size_gb=volume.size_gb,
         error="The storage ran out of room. Ask support, then try again." if state == State.FAILED else "",
     )
-    row.bytes_done, row.bytes_total = GIB * 12, GIB * volume.size_gb
+    if state == State.CREATING:
+        row.work = Operation(bytes_done=GIB * 12, bytes_total=GIB * volume.size_gb)
+        row.work.left = "About 4 minutes left"
     row.hourly = "K 20" if state in (State.PENDING, State.CREATING, State.READY) else ""
     row.actions = MENU if state in (State.READY, State.FAILED) else []
     return row

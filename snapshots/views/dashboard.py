@@ -17,7 +17,7 @@ from cng_portal.inventory.models import Volume
 from snapshots import lists
 from snapshots.models import COUNTED_STATES, SERVICE_KINDS, Kind, Operation, Snapshot, State
 
-from .common import explain_operations, rates_now, render_live, version_of
+from .common import explain_operations, rates_now, render_live, version_of, with_time_left
 from .snapshots import explain_rows, listed_snapshots
 
 NEWEST_SHOWN = 5
@@ -29,7 +29,7 @@ FAILED_WITHIN = timedelta(days=30)
 @require_GET
 def dashboard(request: HttpRequest) -> HttpResponse:
     user = request.user
-    running = list(visible(Operation.objects.active(), user)[:OPERATIONS_SHOWN])
+    running = with_time_left(visible(Operation.objects.active(), user)[:OPERATIONS_SHOWN])
     failed = explain_operations(visible(still_failed(), user)[:OPERATIONS_SHOWN], user)
     mine = Snapshot.objects.visible_to(user).filter(deleted_at=None).order_by("-created_at", "-pk")
     newest = Q()  # of each kind by itself, as the index has them

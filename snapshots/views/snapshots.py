@@ -3,7 +3,7 @@
 from uuid import UUID
 
 from django.contrib import messages
-from django.db.models import OuterRef, Q, QuerySet, Subquery
+from django.db.models import FilteredRelation, Q, QuerySet
 from django.db.models.functions import Coalesce
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
@@ -16,16 +16,28 @@ from django.views.decorators.http import require_GET, require_http_methods
 from billing import services as billing
 from billing.money import format_amount, format_price
 from cng_portal.accounts.models import Project, User
+from cng_portal.templatetags.portal import poll_seconds
 from snapshots import lists, services
 from snapshots.forms import ConfirmationForm, NewMachineForm, NewVolumeForm, RenameForm, SnapshotFilterForm
 from snapshots.models import BackupSchedule, Kind, Operation, Snapshot, State
 
-from .common import explain_operations, is_fragment, price_of, push_url, rates_now, render_live, render_part, version_of
+from .common import (
+    explain_operations,
+    is_fragment,
+    price_of,
+    push_url,
+    rates_now,
+    render_live,
+    render_part,
+    version_of,
+    with_time_left,
+)
 
 # The names of the pages that list each kind, and of those that begin a new one.
 LISTS = {Kind.VOLUME: "volume_snapshots", Kind.VM: "vm_snapshots", Kind.BACKUP: "backups"}
 NEW = {Kind.VOLUME: "new", Kind.VM: "new_vm", Kind.BACKUP: "new_backup"}
 VIEWS = ("table", "cards")
+WORK_FIELDS = ("state", "attempt", "bytes_done", "bytes_total", "created_at", "started_at")
 VIEW_COOKIE = "snapshots_view"
 YEAR_SECONDS = 365 * 24 * 3600
 
@@ -118,27 +130,40 @@ def chosen_view(request: HttpRequest) -> str:
 
 
 def listed_snapshots() -> QuerySet[Snapshot]:
-    """With everything that a row shows: relations, and the progress of what is being taken."""
-    running = Operation.objects.active().order_by()
-    capture = running.filter(kind=Operation.Kind.CAPTURE, snapshot=OuterRef("pk"))
-    restore = running.filter(kind=Operation.Kind.RESTORE, safety_snapshot=OuterRef("pk"))
-    return Snapshot.objects.select_related("project__customer", "location", "volume", "vm", "run__schedule").annotate(
-        **{
-            field: Coalesce(Subquery(capture.values(field)[:1]), Subquery(restore.values(field)[:1]), 0)
-            for field in ("bytes_done", "bytes_total")
-        }
+    """With everything that a row shows: relations, and the operation that takes or deletes it now."""
+    running = Q(operations__finished_at=None, operations__kind__in=[Operation.Kind.CAPTURE, Operation.Kind.DELETE])
+    return (
+        Snapshot.objects.select_related("project__customer", "location", "volume", "vm", "run__schedule")
+        # constraints see to it that each finds at most one
+        .alias(
+            work=FilteredRelation("operations", condition=running),
+            safety=FilteredRelation("protects", condition=Q(protects__finished_at=None)),
+        )
+        .annotate(**{f"work_{field}": Coalesce(f"work__{field}", f"safety__{field}") for field in WORK_FIELDS})
     )
 
 
 def explain_rows(snapshots: list[Snapshot], user: User) -> list[Snapshot]:
-    """Each with `hourly` ("K 20", "" where it costs nothing) `actions` for its menu and `can_delete`. One query."""
+    """Each with `hourly` ("K 20", "" where it costs nothing), `actions` for its menu, `can_delete`, and `work`: the
+    operation that takes or deletes it now, or None, which `poll_seconds` follows. One query.
+    """
     rates = rates_now() if snapshots else {}
     for snapshot in snapshots:
+        snapshot.work = work_on(snapshot)
+        snapshot.poll_seconds = poll_seconds([snapshot.work])
         price = price_of(snapshot, rates)
         snapshot.hourly = format_price(price.hourly_micro, price.currency) if price else ""
         snapshot.actions = actions_for(snapshot, user)
         snapshot.can_delete = any(action["name"] == "delete" for action in snapshot.actions)
     return snapshots
+
+
+def work_on(snapshot: Snapshot) -> Operation | None:
+    """The operation that `listed_snapshots` found for it, as far as a row shows it."""
+    if snapshot.work_created_at is None:
+        return None
+    work = Operation(**{field: getattr(snapshot, f"work_{field}") for field in WORK_FIELDS})
+    return with_time_left([work])[0]
 
 
 def actions_for(snapshot: Snapshot, user: User) -> list[dict[str, object]]:

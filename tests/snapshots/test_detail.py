@@ -230,7 +230,7 @@ def test_the_page_polls_while_something_runs_and_only_then(client: Client, proje
     snapshot = SnapshotFactory(volume__project=project, creating=True)
     operation = OperationFactory(snapshot=snapshot, capture=True, running=True)
 
-    assert 'hx-trigger="every 2s"' in text_of(client, snapshot)
+    assert 'hx-trigger="every 2s, ' in text_of(client, snapshot)
 
     Snapshot.objects.update(state="ready", ready_at=timezone.now())
     Operation.objects.filter(pk=operation.pk).update(state="succeeded", finished_at=timezone.now())

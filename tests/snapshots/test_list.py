@@ -480,7 +480,7 @@ def test_a_row_polls_while_its_state_is_transient(view: str, state: str, client:
 
     assert f'hx-get="{row_url(snapshot)}?view={view}"' in page
     assert fragment.strip() in page
-    assert 'hx-trigger="every 2s"' in fragment
+    assert 'hx-trigger="every 2s, ' in fragment
 
 
 @pytest.mark.parametrize("state", ["failed", "deleted", None])

@@ -228,7 +228,7 @@ def test_the_page_polls_until_the_volume_is_made(client: Client, project: Projec
     operation = OperationFactory(snapshot__volume__project=project, new_volume=True, running=True, bytes_total=100)
     volume = operation.volume
     page = client.get(url(volume))
-    assert 'hx-trigger="every 2s"' in page.content.decode()
+    assert 'hx-trigger="every 2s, ' in page.content.decode()
     seen = {"seen": page.context["version"]}
 
     Operation.objects.update(bytes_done=40)
