@@ -214,6 +214,7 @@ MIDDLEWARE = [
     "cng_portal.hardening.headers",
     "cng_portal.logs.RequestMiddleware",
     "csp.middleware.CSPMiddleware",
+    "cng_portal.maintenance.maintenance",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.locale.LocaleMiddleware",
     "django.middleware.common.CommonMiddleware",

@@ -222,7 +222,7 @@
   document.addEventListener("htmx:responseError", (event) => {
     const status = event.detail.xhr.status;
     const texts = announcer()?.dataset;
-    fail(event, status === 403 ? texts?.forbidden : status === 404 ? texts?.gone : texts?.failed);
+    fail(event, status === 403 ? texts?.forbidden : status === 404 ? texts?.gone : status === 503 ? texts?.maintained : texts?.failed);
   });
 
   document.addEventListener("htmx:afterSettle", (event) => {

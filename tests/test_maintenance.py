@@ -1,0 +1,37 @@
+"""The maintenance page: a file shows it, without the database, and says when to come back."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from django.conf import settings
+from django.test import Client
+
+
+@pytest.fixture
+def note() -> Iterator[Path]:
+    path: Path = settings.DATA_DIR / "maintenance"
+    yield path
+    path.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("path", ["/", "/snapshots/", "/accounts/login/", "/nowhere/"])
+def test_while_the_file_is_there_every_page_is_the_maintenance_page(note: Path, path: str) -> None:
+    note.write_text("Until 14:00 <Yangon>.\n")
+
+    response = Client().get(path)  # without the mark django_db, a query would fail
+
+    assert response.status_code == 503
+    assert response["Retry-After"] == "300"
+    html = response.content.decode()
+    assert "The portal is being maintained" in html
+    assert "Until 14:00 &lt;Yangon&gt;." in html
+    assert "default-src 'self'" in response["Content-Security-Policy"]
+
+
+@pytest.mark.django_db
+def test_an_empty_file_will_do_and_without_it_all_is_as_before(note: Path) -> None:
+    note.touch()
+    assert Client().post("/accounts/login/").status_code == 503
+    note.unlink()
+    assert Client().get("/accounts/login/").status_code == 200
