@@ -73,6 +73,7 @@ def configuration(*, level: str, as_json: bool, secrets: Iterable[str]) -> dict[
         "loggers": {
             # it says once more what RequestMiddleware says, with the whole address
             "django.request": {"level": "CRITICAL"},
+            "django.security.DisallowedHost": {"level": "CRITICAL"},  # anybody can send one; it is answered with 400
             # its statements carry their parameters
             "django.db.backends": {"level": "INFO"},
         },

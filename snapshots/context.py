@@ -8,7 +8,8 @@ from billing.access import billed_customer
 
 def frame(request: HttpRequest) -> dict[str, object]:
     """What the frame around every page shows: the left-hand menu and the Create menu."""
-    if not request.user.is_authenticated:
+    user = getattr(request, "user", None)  # a request for another host is refused before anybody asks who it is from
+    if user is None or not user.is_authenticated:
         return {}
     return {"menu": SimpleLazyObject(lambda: menu(request)), "create_menu": SimpleLazyObject(create_menu)}
 

@@ -216,6 +216,13 @@ def test_scripts_cannot_read_the_cookies(client: Client) -> None:
         assert client.cookies[name]["samesite"] == "Lax"
 
 
+@pytest.mark.django_db
+def test_a_request_for_another_host_is_refused_with_a_page(client_for: Callable[..., Client]) -> None:
+    answer = client_for(UserFactory(), raise_request_exception=False).get("/", headers={"Host": "other.example.com"})
+    assert answer.status_code == 400
+    assert "<h1" in answer.content.decode()
+
+
 # --- costly acts ------------------------------------------------------------------------------------------------------
 
 

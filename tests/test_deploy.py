@@ -1,0 +1,283 @@
+"""The files of deploy/ do what they say: units that systemd accepts, that are shut tight and really start the portal; rules
+that ask for numbers there are."""
+
+import http.client
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from threading import Event
+
+import pytest
+import yaml
+from django.conf import settings
+from django.core.management import get_commands
+from django.db import connection
+from django.test import Client
+from django.utils import timezone
+from pytest_django import Settings
+
+from cng_portal.watch.models import Process
+from snapshots import operations, watching
+from snapshots.models import Operation
+from tests.factories import LocationFactory, OperationFactory, SnapshotFactory
+
+DEPLOY = Path(settings.BASE_DIR, "deploy")
+UNITS = DEPLOY / "systemd"
+SERVICES = sorted(UNITS.glob("*.service"))
+RULES = yaml.safe_load((DEPLOY / "prometheus/portal.rules.yml").read_text())["groups"][0]["rules"]
+TOKEN = "a-token-for-prometheus"
+
+
+def values(unit: Path, name: str) -> list[str]:
+    return re.findall(rf"^{name}=(.*)$", unit.read_text(), re.MULTILINE)
+
+
+def commands(unit: Path) -> list[list[str]]:
+    """What the unit runs before and as its work, with this checkout in place of /opt/portal."""
+    lines = values(unit, "ExecStartPre") + values(unit, "ExecStart")
+    return [[sys.executable if word.endswith("/python") else word for word in shlex.split(line)] for line in lines]
+
+
+# --- systemd ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def units(tmp_path: Path) -> Path:
+    """The units as they lie in /etc/systemd/system, of a portal in this checkout."""
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("systemd-analyze is not installed")
+    folder = tmp_path / "units"
+    shutil.copytree(UNITS, folder)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.write_text(path.read_text().replace("/opt/portal/.venv/bin/python", sys.executable))
+    return folder
+
+
+def analyze(units: Path, *arguments: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {"SYSTEMD_UNIT_PATH": f"{units}:"}
+    return subprocess.run(["systemd-analyze", *arguments], env=environment, capture_output=True, text=True, check=False)
+
+
+def test_systemd_accepts_every_unit_without_a_word(units: Path) -> None:
+    paths = [str(path).replace("@.", "@1.") for path in units.iterdir() if path.is_file()]
+    result = analyze(units, "verify", "--man=no", *paths)
+    assert (result.returncode, result.stdout + result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("service", SERVICES, ids=lambda path: path.stem)
+def test_every_service_is_shut_as_tight_as_it_can_be(units: Path, service: Path) -> None:
+    """systemd's own measure, from 0 (can do nothing) to 10; a service without any of this has 9.6."""
+    path = str(units / service.name).replace("@.", "@1.")
+    result = analyze(units, "security", "--offline=true", "--threshold=20", "--no-pager", path)
+    exposure = re.search(r"Overall exposure level for \S+: ([\d.]+)", result.stdout)
+    assert exposure is not None, result.stderr
+    assert float(exposure[1]) <= 2.0
+    assert re.search(r"✓ NoNewPrivileges=", result.stdout)
+    assert re.search(r"✓ ProtectSystem=", result.stdout)
+    assert re.search(r"✓ User=/DynamicUser=", result.stdout)
+
+
+@pytest.mark.parametrize("service", SERVICES, ids=lambda path: path.stem)
+def test_every_service_runs_a_command_that_there_is(service: Path) -> None:
+    for line in values(service, "ExecStart") + values(service, "ExecStartPre"):
+        names = re.findall(r"manage\.py (\w+)", line)
+        assert names or "-m gunicorn" in line
+        assert set(names) <= get_commands().keys()
+
+
+def test_the_target_starts_every_part() -> None:
+    wanted = values(UNITS / "portal.target", "Wants")[0].split()
+    assert {re.sub(r"@\d", "@", name) for name in wanted} == {
+        "portal-web.service",
+        "portal-worker@.service",
+        "portal-scheduler.service",
+    }
+
+
+# --- the whole portal -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def deployed(process_environment: dict[str, str], tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Everything that portal.target starts, with the settings of portal.env.example and three workers; its environment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    example = (DEPLOY / "portal.env.example").read_text()
+    filled = {
+        "DATA_DIR": str(tmp_path / "var"),
+        "DATABASE_URL": process_environment["DATABASE_URL"],
+        "SECRET_KEY": "correct horse battery staple, and as long as it has to be",
+        "METRICS_TOKEN": TOKEN,
+        "WEB_WORKERS": "2",
+    }
+    text = re.sub(r"^([A-Z_]+)=(.*)$", lambda line: f"{line[1]}={filled.get(line[1], line[2])}", example, flags=re.M)
+    (tmp_path / "portal.env").write_text(f"{text}\nPORT={port}\n")
+    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    environment |= {"ENV_FILE": str(tmp_path / "portal.env"), "STORAGE": process_environment["STORAGE"]}
+    started: list[subprocess.Popen] = []
+    log = (tmp_path / "log").open("w")
+    try:
+        for name, count in [("portal-web", 1), ("portal-worker@", 3), ("portal-scheduler", 1)]:
+            *before, work = commands(UNITS / f"{name}.service")
+            for command in before:
+                subprocess.run(command, cwd=settings.BASE_DIR, env=environment, check=True)
+            started += [
+                subprocess.Popen(work, cwd=settings.BASE_DIR, env=environment, stderr=log) for _number in range(count)
+            ]
+        yield environment | {"PORT": str(port), "LOG": str(tmp_path / "log")}
+        for process in started:
+            process.send_signal(signal.SIGTERM)
+        assert [process.wait(60) for process in started] == [0] * len(started)
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+        log.close()
+
+
+def get(port: str, path: str, **headers: str) -> tuple[int, dict[str, str], str]:
+    client = http.client.HTTPConnection("127.0.0.1", int(port), timeout=20)
+    try:
+        client.request("GET", path, headers=headers)
+        answer = client.getresponse()
+        return answer.status, dict(answer.getheaders()), answer.read().decode()
+    except OSError:
+        return 0, {}, ""
+    finally:
+        client.close()
+
+
+def wait_for(condition: object, what: str) -> None:
+    give_up = timezone.now() + timedelta(seconds=90)
+    pause = Event()
+    while not condition():  # type: ignore[operator]
+        assert timezone.now() < give_up, what
+        pause.wait(0.1)
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.both_databases
+def test_what_the_units_start_is_a_portal_that_is_ready_and_works(deployed: dict[str, str], storage_root: Path) -> None:
+    LocationFactory(code="1CNG-YGN-AZ01")
+    port = deployed["PORT"]
+
+    def is_ready() -> bool:
+        body = get(port, "/readyz")[2]
+        return body != "" and json.loads(body)["status"] == "ready"
+
+    wait_for(is_ready, "the portal does not get ready")
+
+    # as the proxy asks
+    proxied = {"Host": "portal.example.com", "X-Forwarded-Proto": "https", "X-Forwarded-For": "203.0.113.9"}
+    status, headers, page = get(port, "/accounts/login/", **proxied)
+    assert status == 200
+    assert "Sign in" in page
+    assert "max-age=31536000" in headers["Strict-Transport-Security"]
+    assert "__Host-csrftoken=" in headers["Set-Cookie"]
+    style = re.search(r'href="(/static/portal\.[0-9a-f]+\.css)"', page)
+    assert style is not None
+    assert get(port, style[1], **proxied)[0] == 200
+    # as strangers do
+    assert get(port, "/accounts/login/", Host="portal.example.com")[0] == 301
+    assert get(port, "/accounts/login/", **proxied | {"Host": "other.example.com"})[0] == 400
+
+    snapshots = [SnapshotFactory() for _number in range(12)]
+    for snapshot in snapshots:
+        operations.create_operation(kind="verify", snapshot=snapshot)  # of which storage has nothing, so they fail
+    wait_for(lambda: not Operation.objects.active().exists(), "the workers do nothing")
+    assert set(Operation.objects.values_list("state", "attempt")) == {("failed", 1)}
+
+    status, _headers, body = get(port, "/metrics", Authorization=f"Bearer {TOKEN}")
+    assert 'portal_processes{kind="worker"} 3.0' in body
+    assert 'portal_processes{kind="scheduler"} 1.0' in body
+    assert 'portal_operations_ended_last_hour{kind="verify",state="failed"} 12.0' in body
+    assert Process.objects.count() == 4
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            (connections,) = cursor.fetchone()
+        web, workers, schedulers = 2 * 4, 3 * 3, 1 * 2
+        assert connections <= web + workers + schedulers
+    lines = [json.loads(line) for line in Path(deployed["LOG"]).read_text().splitlines()]
+    assert {line["level"] for line in lines} <= {"debug", "info", "warning"}
+    of_the_page = [line for line in lines if line.get("request") == "GET /accounts/login/" and line["code"] == 200]
+    assert of_the_page[0]["ip"] == "203.0.113.9"
+
+
+# --- prometheus -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db
+def test_every_number_that_a_rule_asks_for_is_there(client: Client, settings: Settings, storage_root: Path) -> None:
+    settings.METRICS_TOKEN = TOKEN
+    LocationFactory()
+    OperationFactory()
+    watching.ask_storage()
+    client.get("/accounts/login/")
+    text = client.get("/metrics", headers={"Authorization": f"Bearer {TOKEN}"}).content.decode()
+    there = {line.split("{")[0].split(" ")[0] for line in text.splitlines() if not line.startswith("#")}
+    labels = set(re.findall(r'(\w+="[^"]*")', text))
+
+    for rule in RULES:
+        names = set(re.findall(r"\bportal_\w+", rule["expr"]))
+        assert names <= there, rule["alert"]
+        wanted = set(re.findall(r'\b((?:kind|state)="[^"]*")', rule["expr"]))
+        assert wanted <= labels, rule["alert"]
+    watched = {name for rule in RULES for name in re.findall(r"\bportal_\w+", rule["expr"])}
+    assert len(watched) >= 10
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
+def test_every_alert_says_what_it_means_and_what_to_do(rule: dict) -> None:
+    assert rule["labels"]["severity"] in ("warning", "critical")
+    assert rule["annotations"]["summary"].endswith((".", ")."))
+    assert len(rule["annotations"]["action"]) > 40
+    units = set(re.findall(r"portal-\w+", rule["annotations"]["action"]))
+    assert all(list(UNITS.glob(f"{unit}*")) for unit in units), units
+
+
+def test_prometheus_reads_the_rules_and_asks_the_web_machines() -> None:
+    config = yaml.safe_load((DEPLOY / "prometheus/prometheus.yml").read_text())
+    assert (DEPLOY / "prometheus" / config["rule_files"][0]).exists()
+    (job,) = config["scrape_configs"]
+    assert any(f'job="{job["job_name"]}"' in rule["expr"] for rule in RULES)
+
+
+# --- settings and words -----------------------------------------------------------------------------------------------
+
+
+def test_the_example_names_only_settings_that_there_are() -> None:
+    explained = set(re.findall(r"^#?([A-Z_]+)=", Path(settings.BASE_DIR, ".env.example").read_text(), re.MULTILINE))
+    named = set(re.findall(r"^([A-Z_]+)=", (DEPLOY / "portal.env.example").read_text(), re.MULTILINE))
+    assert named <= explained
+
+
+def test_the_readme_names_only_files_and_units_that_there_are() -> None:
+    text = (DEPLOY / "README.md").read_text()
+    for name in re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE):
+        assert (DEPLOY / name).exists(), name
+    for unit in re.findall(r"\bportal-[a-z]+(?:@\d)?(?:\.timer)?", text.replace("portal-backups", "")):
+        assert list(UNITS.glob(re.sub(r"@\d", "@", unit) + "*")), unit
+    for command in re.findall(r"manage\.py (\w+)", text):
+        assert command in get_commands(), command
+
+
+def test_the_proxy_sets_what_the_portal_believes_and_hides_what_is_for_the_inside() -> None:
+    text = (DEPLOY / "nginx.conf").read_text()
+    assert "proxy_set_header X-Forwarded-Proto $scheme;" in text
+    assert "proxy_set_header X-Forwarded-For $remote_addr;" in text  # replaced, not appended
+    assert re.search(r"location = /metrics\s+\{ return 404; \}", text)
+    assert "$request_uri" not in text.split("log_format")[1].split(";")[0]
