@@ -1,6 +1,7 @@
 """A portal that others reach does not start half-open, tells browsers what to hold back, and is not run into the ground."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -167,6 +168,28 @@ def test_the_demo_does_not_come_to_a_portal_that_others_reach() -> None:
     result = manage("demo", **SAFE)
     assert result.returncode == 1
     assert "Everybody knows the demo's passwords" in result.stderr
+
+
+# --- what is written down ---------------------------------------------------------------------------------------------
+
+
+def test_every_test_that_the_threat_model_names_is_there() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", Path(django_settings.BASE_DIR, "SECURITY.md").read_text())
+    missing = [
+        f"{path}::{name}"
+        for path, name in named
+        if f"def {name}(" not in Path(django_settings.BASE_DIR, path).read_text()
+    ]
+    assert len(named) > 30
+    assert missing == []
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-test.txt", "requirements-openstack.txt"])
+def test_every_package_is_pinned_with_hashes(name: str) -> None:
+    text = re.sub(r"\\\n\s*", " ", Path(django_settings.BASE_DIR, name).read_text())
+    packages = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith(("#", "--"))]
+    assert len(packages) > 20
+    assert [line for line in packages if not re.match(r"[\w.-]+==\S+ .*--hash=sha256:[0-9a-f]{64}", line)] == []
 
 
 # --- what browsers are told -------------------------------------------------------------------------------------------
