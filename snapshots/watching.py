@@ -119,8 +119,9 @@ ADVICE = {
         "full storage has to be mended first."
     ),
     Operation.Kind.VERIFY: _lazy(
-        "The kept bytes are not those that were captured, or could not be read. Ask the customer to take a new snapshot "
-        "now, look at the disks below the storage, and keep the damaged one until the new one is verified."
+        "Where the reason speaks of damage: ask the customer to take a new snapshot now, look at the disks below the "
+        "storage, and keep the damaged one until the new one is verified. Otherwise the bytes could only not be read: "
+        "verify again from the snapshot's page once the storage answers."
     ),
     Operation.Kind.DELETE: _lazy(
         "Billing has ended already; the bytes are still there. Mend the reason, then choose “Try again” on the snapshot's "

@@ -20,6 +20,7 @@ from cng_portal.watch import services as watch
 from cng_portal.watch.models import Process
 from snapshots import backups, operations, sync, watching
 from snapshots.drivers import get_driver
+from snapshots.drivers.base import StorageError
 
 logger = logging.getLogger("snapshots.scheduler")
 LEASE = "scheduler"
@@ -109,7 +110,10 @@ def tidy_up() -> None:
     operations.forget_old_drafts()
     notices.forget_old(now=timezone.now())
     for location in Location.objects.all():
-        get_driver(location).remove_leftovers()
+        try:
+            get_driver(location).remove_leftovers()
+        except StorageError as error:  # the others are tidied all the same, and this one when it answers again
+            logger.warning("Nothing was tidied in %s: %s", location.code, error)
 
 
 # how often at least, in seconds; the loop's own interval comes on top
