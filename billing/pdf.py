@@ -1,6 +1,7 @@
 """An invoice as a PDF, for people who file paper."""
 
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -12,11 +13,13 @@ from . import money
 from .models import Invoice
 from .reports import Row
 
-# The first that is there is embedded, so that names in Myanmar script are readable; else Latin letters only.
+# Debian's fonts-dejavu-core or fonts-noto-core, and fonts-sil-padauk. Those that are there are embedded; a letter is
+# drawn with the first font that has it. Without any the PDF has Latin letters only.
 FONTS = [
+    "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf",
+    "/usr/share/fonts/truetype/noto/NotoSans-Regular.ttf",
     "/usr/share/fonts/truetype/noto/NotoSansMyanmar-Regular.ttf",
     "/usr/share/fonts/truetype/padauk/Padauk-Regular.ttf",
-    "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf",
 ]
 WIDTHS = (26, 20, 16, 30, 34, 14)
 
@@ -25,17 +28,25 @@ class Page(FPDF):
     def __init__(self, title: str) -> None:
         super().__init__(orientation="landscape", format="A4")
         self.title_text = title
-        self.family = "helvetica"
+        self.letters: set[int] = set()
+        families = []
         for path in FONTS:
             if Path(path).exists():
-                self.add_font("text", fname=path)
-                self.family = "text"
-                break
+                families.append(Path(path).stem.lower())
+                self.add_font(families[-1], fname=path)
+                self.letters |= self.fonts[families[-1]].cmap.keys()
+        self.family = families[0] if families else "helvetica"
+        self.set_fallback_fonts(families[1:])
+        if families and find_spec("uharfbuzz"):  # what Myanmar script needs to have its letters in their places
+            self.set_text_shaping(True)
         self.set_title(title)
         self.set_auto_page_break(True, margin=15)
 
     def readable(self, text: str) -> str:
-        return text if self.family == "text" else text.encode("latin-1", "replace").decode("latin-1")
+        """What no font has a letter for becomes a question mark: it is never a reason to have no invoice."""
+        if not self.letters:
+            return text.encode("latin-1", "replace").decode("latin-1")
+        return "".join(letter if ord(letter) in self.letters or letter == "\n" else "?" for letter in text)
 
     def footer(self) -> None:
         self.set_y(-12)
@@ -69,10 +80,13 @@ def invoice_as_pdf(invoice: Invoice, rows: Iterable[Row]) -> bytes:
         text_align=("LEFT", "LEFT", "LEFT", "LEFT", "LEFT", "RIGHT"),
         borders_layout="HORIZONTAL_LINES",
         line_height=4.5,
+        v_align="TOP",
     ) as table:
         _row(page, table, heading)
         for row in rows:
             name = f"{row.name}\n{row.kind_label}" + (f" ({_('correction')})" if row.corrects else "")
+            if page.readable(row.name) != row.name:
+                name += f"\n{row.resource_id}"
             period = f"{_instant(row.from_at, zone)}\n{_instant(row.to_at, zone)}"
             _row(page, table, [name, row.project, row.location, period, row.formula, row.amount])
         total = money.format_amount(invoice.total_micro, invoice.currency)

@@ -1,13 +1,14 @@
 import csv
 import io
 import re
+import zlib
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import pytest
 from django.urls import reverse
 
-from billing import closing, context, money, reports, services
+from billing import closing, context, money, pdf, reports, services
 from billing.models import Invoice, ServiceKind
 from cng_portal.accounts.models import Customer, Role
 from tests.factories import ProjectFactory, UserFactory
@@ -285,6 +286,40 @@ def test_the_pdf_of_an_invoice_is_one(owner):
     assert response["Content-Disposition"] == 'attachment; filename="INV-000039-0001.pdf"'
     assert response.content.startswith(b"%PDF-")
     assert response.content == owner.get(reverse("billing:invoice_pdf", args=[Invoice.objects.get().pk])).content
+
+
+NAMES = [
+    "ရန်ကုန် ဒေတာဘေ့စ် — နေ့စဉ်",
+    "ေ်",  # marks without a letter below them
+    "数据 🚀 Überfluß",
+    "العربية \u202eevil",
+    "\u200b\tx",
+    "W" * 255,
+    "က" * 255,
+]
+
+
+@pytest.mark.parametrize("fonts", [pdf.FONTS, []], ids=["with fonts", "without fonts"])
+def test_no_name_breaks_the_pdf_or_is_lost_in_it(owner, history, use, monkeypatch, fonts):
+    monkeypatch.setattr(pdf, "FONTS", fonts)
+    customer = history.customer
+    customer.name = NAMES[0]
+    customer.save()
+    used = [use(yangon(6), yangon(6, 1), name=name) for name in NAMES]
+    closing.close_months(at=yangon(1, month=12))
+    invoice = Invoice.objects.order_by("-month")[0]
+    response = owner.get(reverse("billing:invoice_pdf", args=[invoice.pk]))
+    assert response.content.startswith(b"%PDF-")
+    assert response.content.rstrip().endswith(b"%%EOF")
+    if not fonts:  # then the text stands in the file as it is; who cannot read a name finds the uuid
+        streams = re.findall(rb"stream\r?\n(.*?)\r?\nendstream", response.content, re.DOTALL)
+        text = b"".join(zlib.decompress(stream) for stream in streams).decode("latin-1")
+        assert "#000039" in text
+        assert "root-disk" in text
+        assert text.count("?? ? Überfluß") == 1
+        for segment in used:
+            drawn = segment.resource_name.isascii()
+            assert (str(segment.resource_id)[:23] in text) is not drawn
 
 
 def test_long_lists_come_in_pages(owner, history, use):
