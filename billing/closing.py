@@ -238,7 +238,7 @@ def _invoice_line(invoice_id: UUID | None, due: services.DueLine) -> InvoiceLine
     return InvoiceLine(
         invoice_id=invoice_id,
         segment=segment,
-        corrects_id=due.corrects_id,
+        corrects=due.corrects,
         price_version_id=line.price_id,
         month=due.month,
         resource_id=segment.resource_id,

@@ -308,6 +308,11 @@ class Invoice(models.Model):
             models.UniqueConstraint(fields=["customer", "month"], name="billing_invoice_month"),
             models.UniqueConstraint(fields=["customer", "sequence"], name="billing_invoice_sequence"),
             models.CheckConstraint(condition=Q(ends_at__gt=F("starts_at")), name="billing_invoice_period"),
+            models.CheckConstraint(
+                condition=Q(made_at__gte=F("ends_at")),
+                name="billing_invoice_month_over",
+                violation_error_message=_("An invoice is made once its month is over."),
+            ),
             models.CheckConstraint(condition=Q(sequence__gte=1), name="billing_invoice_sequence_start"),
         ]
 

@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo
 
 from django.utils.translation import gettext as _
 from fpdf import FPDF
-from fpdf.fonts import FontFace
+from fpdf.fonts import FontFace, TTFFont
 
 from . import money
 from .models import Invoice
@@ -34,7 +34,8 @@ class Page(FPDF):
             if Path(path).exists():
                 families.append(Path(path).stem.lower())
                 self.add_font(families[-1], fname=path)
-                self.letters |= self.fonts[families[-1]].cmap.keys()
+                font = self.fonts[families[-1]]
+                self.letters |= font.cmap.keys() if isinstance(font, TTFFont) else set()
         self.family = families[0] if families else "helvetica"
         self.set_fallback_fonts(families[1:])
         if families and find_spec("uharfbuzz"):  # what Myanmar script needs to have its letters in their places
@@ -84,7 +85,9 @@ def invoice_as_pdf(invoice: Invoice, rows: Iterable[Row]) -> bytes:
     ) as table:
         _row(page, table, heading)
         for row in rows:
-            name = f"{row.name}\n{row.kind_label}" + (f" ({_('correction')})" if row.corrects else "")
+            name = f"{row.name}\n{row.kind_label}"
+            if row.corrects_number:
+                name += f" ({_('corrects %(number)s') % {'number': row.corrects_number}})"
             if page.readable(row.name) != row.name:
                 name += f"\n{row.resource_id}"
             period = f"{_instant(row.from_at, zone)}\n{_instant(row.to_at, zone)}"

@@ -44,7 +44,12 @@ class Row:
     currency: str
     invoice_id: UUID | None = None
     invoice_number: str = ""
-    corrects: bool = False
+    line_id: int | None = None
+    corrects: InvoiceLine | None = None  # the line that this one takes back, with its invoice
+
+    @property
+    def corrects_number(self) -> str:
+        return self.corrects.invoice.number if self.corrects else ""
 
     @property
     def kind_label(self) -> str:
@@ -82,7 +87,8 @@ def row_of_line(line: InvoiceLine, invoice: Invoice) -> Row:
         currency=invoice.currency,
         invoice_id=invoice.pk,
         invoice_number=invoice.number,
-        corrects=line.corrects_id is not None,
+        line_id=line.pk,
+        corrects=line.corrects,
     )
 
 
@@ -102,7 +108,7 @@ def _row_of_due(due: services.DueLine, customer: Customer) -> Row:
         rate_micro=line.rate_micro,
         amount_micro=line.amount_micro or 0,
         currency=customer.currency,
-        corrects=due.corrects_id is not None,
+        corrects=due.corrects,
     )
 
 
@@ -160,7 +166,8 @@ def usage_rows(
         in_time &= Q(to_at__gt=lower) | Q(from_at__gte=lower)
     if upper:
         in_time &= Q(from_at__lt=upper)
-    lines = InvoiceLine.objects.filter(where & in_time, invoice__customer=customer).select_related("invoice")
+    lines = InvoiceLine.objects.filter(where & in_time, invoice__customer=customer)
+    lines = lines.select_related("invoice", "corrects__invoice")
     if due_only:
         lines = lines.none()
     segments = services.unsettled_segments(customer=customer).filter(where).select_related("project")

@@ -370,7 +370,7 @@ class DueLine:
     segment: UsageSegment
     month: date
     line: rating.Line
-    corrects_id: int | None = None
+    corrects: InvoiceLine | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -504,7 +504,7 @@ def _late_lines(
     """The differences between invoices and what turned out later, of months that have an invoice already."""
     originals: dict[UUID, dict[datetime, InvoiceLine]] = defaultdict(dict)
     corrected: set[int] = set()
-    for one in InvoiceLine.objects.filter(segment__in=segments):
+    for one in InvoiceLine.objects.filter(segment__in=segments).select_related("invoice"):
         if one.corrects_id is None:
             originals[one.segment_id][one.from_at] = one
         else:
@@ -534,7 +534,7 @@ def _correction(segment: UsageSegment, before: InvoiceLine, now: rating.Line | N
     return DueLine(
         segment=segment,
         month=before.month,
-        corrects_id=before.pk,
+        corrects=before,
         line=rating.Line(
             from_at=now.to_at if now else before.from_at,
             to_at=before.to_at,

@@ -39,6 +39,7 @@ USAGE_COLUMNS = [
     "amount",
     "currency",
     "invoice",
+    "corrects",
 ]
 
 
@@ -141,6 +142,7 @@ def usage_cells(row: reports.Row, customer: Customer) -> list[object]:
         decimals(row.amount_micro),
         row.currency,
         row.invoice_number,
+        row.corrects_number,
     ]
 
 
@@ -418,7 +420,7 @@ def statement(request: HttpRequest, as_csv: bool = False) -> HttpResponse | Stre
 
 def get_invoice(request: HttpRequest, pk: UUID) -> tuple[Invoice, list[reports.Row]]:
     invoice = get_object_or_404(Invoice.objects.visible_to(request.user), pk=pk)
-    return invoice, [reports.row_of_line(line, invoice) for line in invoice.lines.all()]
+    return invoice, [reports.row_of_line(line, invoice) for line in invoice.lines.select_related("corrects__invoice")]
 
 
 @require_safe

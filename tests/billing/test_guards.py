@@ -190,6 +190,15 @@ def test_an_invoice_is_the_sum_of_its_lines(invoice):
     refused(lambda: invoice.save(force_insert=True), "add up to its total")
 
 
+def test_an_invoice_is_made_once_its_month_is_over(invoice):
+    invoice.pk, invoice.sequence, invoice.line_count, invoice.total_micro = uuid4(), 9, 0, 0
+    invoice.month = invoice.month.replace(year=2050)
+    invoice.made_at = invoice.ends_at - timedelta(microseconds=1)
+    refused(lambda: invoice.save(force_insert=True), "billing_invoice_month_over")
+    invoice.made_at = invoice.ends_at
+    invoice.save(force_insert=True)
+
+
 def test_a_line_is_written_once(invoice):
     line = InvoiceLine.objects.get()
     line.pk, line.invoice_id = None, uuid4()

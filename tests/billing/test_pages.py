@@ -200,6 +200,7 @@ def test_the_csv_of_usage_has_everything_to_check_an_amount_with(owner, history)
         "amount": "60.00",
         "currency": "MMK",
         "invoice": "",
+        "corrects": "",
     }
     assert sum(float(row["amount"]) for row in rows) == 9940
     assert [row["invoice"] for row in rows_of(owner.get(reverse("billing:usage_csv"), {"month": "2040-10-01"}))] == [
@@ -286,6 +287,26 @@ def test_the_pdf_of_an_invoice_is_one(owner):
     assert response["Content-Disposition"] == 'attachment; filename="INV-000039-0001.pdf"'
     assert response.content.startswith(b"%PDF-")
     assert response.content == owner.get(reverse("billing:invoice_pdf", args=[Invoice.objects.get().pk])).content
+
+
+def test_a_correction_points_at_the_line_that_it_corrects(owner, history, time_machine):
+    charged = Invoice.objects.get().lines.get()
+    services.close_segment(resource_id=history.open.resource_id, kind=history.kind, at=yangon(30, 23, month=10))
+    url = reverse("billing:invoice", args=[charged.invoice_id])
+    pointer = f'corrects <a href="{url}#line-{charged.pk}">INV-000039-0001</a>'
+    assert pointer in owner.get(reverse("billing:statement"), {"due": "on"}).content.decode()
+    closing.close_months(at=yangon(1, month=12))
+    second = Invoice.objects.order_by("-month")[0]
+    assert pointer in owner.get(reverse("billing:invoice", args=[second.pk])).content.decode()
+    assert (
+        f'id="line-{charged.pk}"' in owner.get(reverse("billing:invoice", args=[charged.invoice_id])).content.decode()
+    )
+    rows = rows_of(owner.get(reverse("billing:invoice_csv", args=[second.pk])))
+    assert {(row["hours"], row["amount"], row["corrects"]) for row in rows} == {
+        ("3", "60.00", ""),
+        ("-25", "-500.00", "INV-000039-0001"),
+    }
+    assert owner.get(reverse("billing:invoice_pdf", args=[second.pk])).status_code == 200
 
 
 NAMES = [
