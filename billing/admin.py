@@ -89,10 +89,6 @@ class OfACustomer(ReadOnly, SupportAdmin):
     search_fields = ["=customer__number", "customer__name"]
     list_select_related = ["customer"]
 
-    @admin.display(description=gettext_lazy("amount"), ordering="amount_micro")
-    def amount(self, row: Any) -> str:
-        return money.format_amount(row.amount_micro)
-
 
 @admin.register(UsageSegment)
 class UsageSegmentAdmin(OfACustomer):

@@ -3,7 +3,6 @@
 Nothing accrues. What is owed is computed from usage segments and price versions whenever somebody asks.
 """
 
-import logging
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -37,8 +36,6 @@ from .models import (
     WalletAccount,
     WalletTransaction,
 )
-
-logger = logging.getLogger(__name__)
 
 
 class BillingError(Exception):
