@@ -1,7 +1,5 @@
 """The billing pages, for the people who own a project of the customer. Each list is also there as CSV."""
 
-import csv
-from collections.abc import Iterable, Iterator
 from typing import Any
 from uuid import UUID
 
@@ -16,6 +14,7 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_safe
 
 from cng_portal.accounts.models import BillingType, Customer
+from cng_portal.responses import csv_response
 
 from . import money, rating, reports, services
 from .access import billed_customer
@@ -89,32 +88,6 @@ def page_of(request: HttpRequest, found: Any) -> dict[str, Any]:
 
 
 # --- CSV ---------------------------------------------------------------------------------------------------------------
-
-
-class Echo:
-    def write(self, value: str) -> str:
-        return value
-
-
-def cell(value: object) -> object:
-    """A spreadsheet takes text that begins like a formula for one: names are the customer's own words."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
-
-
-def csv_response(name: str, columns: list[str], rows: Iterable[list[object]]) -> StreamingHttpResponse:
-    writer = csv.writer(Echo())
-
-    def lines() -> Iterator[str]:
-        yield "\ufeff"  # or Excel would not read it as UTF-8
-        yield writer.writerow(columns)
-        for row in rows:
-            yield writer.writerow([cell(value) for value in row])
-
-    return StreamingHttpResponse(
-        lines(),
-        content_type="text/csv; charset=utf-8",
-        headers={"Content-Disposition": f'attachment; filename="{name}.csv"'},
-    )
 
 
 def iso(instant: Any, customer: Customer) -> str:

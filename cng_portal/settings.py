@@ -191,6 +191,8 @@ INSTALLED_APPS = [
     "snapshots",
     "allauth",
     "allauth.account",
+    "allauth.mfa",
+    "allauth.usersessions",
     "django_htmx",
     "django_include_bootstrap",
     "heroicons",
@@ -223,10 +225,13 @@ MIDDLEWARE = [
     "django_htmx.middleware.HtmxMiddleware",
     "cng_portal.accounts.middleware.htmx_redirects_to_sign_in",
     "django.contrib.auth.middleware.LoginRequiredMiddleware",
-    "cng_portal.accounts.middleware.customer_time_zone",
+    "cng_portal.accounts.middleware.request_origin",
+    "cng_portal.accounts.middleware.session_is_seen",
+    "cng_portal.accounts.middleware.personal_preferences",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "allauth.account.middleware.AccountMiddleware",
+    "cng_portal.accounts.middleware.admin_door",
 ]
 ROOT_URLCONF = "cng_portal.urls"
 WSGI_APPLICATION = "cng_portal.wsgi.application"
@@ -308,6 +313,31 @@ ACCOUNT_SIGNUP_FIELDS = ["email*", "password1*", "password2*"]
 ACCOUNT_EMAIL_VERIFICATION = "none"
 ACCOUNT_SESSION_REMEMBER = True
 ACCOUNT_LOGOUT_REDIRECT_URL = reverse_lazy("account_login")
+# Who is limited in trying: one address, and whoever it is that they try to be; every process counts in the shared cache.
+ACCOUNT_RATE_LIMITS = {
+    "login": "30/m/ip",
+    "login_failed": "10/m/ip,5/5m/key",
+    "reset_password": "20/m/ip,5/h/key",
+    "reset_password_from_key": "20/m/ip",
+    "reauthenticate": "10/m/user",
+    "change_password": "5/m/user",
+    "manage_email": "10/h/user",
+    "confirm_email": "1/3m/key",
+}
+ACCOUNT_CHANGE_EMAIL = True  # the new address replaces the old one, but not before it is confirmed
+ACCOUNT_REAUTHENTICATION_REQUIRED = True  # before one's e-mail address or second factors are changed
+ACCOUNT_REAUTHENTICATION_TIMEOUT = 15 * 60
+ACCOUNT_DEFAULT_HTTP_PROTOCOL = "https" if HTTPS else "http"
+ACCOUNT_EMAIL_SUBJECT_PREFIX = "1CNG: "
+MFA_SUPPORTED_TYPES = ["totp", "webauthn", "recovery_codes"]
+MFA_PASSKEY_LOGIN_ENABLED = True
+MFA_TOTP_ISSUER = "1CNG"
+MFA_TOTP_TOLERANCE = 1  # a phone's clock may be half a minute off
+MFA_ALLOW_UNVERIFIED_EMAIL = True  # an administrator or an invitation has vouched for it
+MFA_WEBAUTHN_ALLOW_INSECURE_ORIGIN = not HTTPS  # browsers allow it for localhost alone
+# Proxies in front of the portal, whose X-Forwarded-For is believed: one where HTTPS is on, as only a proxy speaks it.
+ALLAUTH_TRUSTED_PROXY_COUNT = read("TRUSTED_PROXIES", whole_number(0, 10), 1 if HTTPS else 0)
+ADMIN_MFA_REQUIRED = read("ADMIN_MFA_REQUIRED", yes_or_no, HTTPS)
 EMAIL_CONFIG: dict[str, Any] = read("EMAIL_URL", email, {}, secret=True) or email("consolemail://")
 vars().update(EMAIL_CONFIG)
 DEFAULT_FROM_EMAIL = read("DEFAULT_FROM_EMAIL", str, "portal@localhost")

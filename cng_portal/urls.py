@@ -1,6 +1,7 @@
 from allauth.account.decorators import secure_admin_login
 from django.contrib import admin
 from django.urls import include, path
+from django.views.generic import RedirectView
 
 from snapshots.views import components, dashboard
 
@@ -15,5 +16,9 @@ urlpatterns = [
     path("", include("cng_portal.accounts.urls")),
     path("billing/", include("billing.urls")),
     path("accounts/", include("allauth.account.urls")),
+    # our page of both lists stands before allauth's
+    path("accounts/2fa/", RedirectView.as_view(pattern_name="accounts:security"), name="mfa_index"),
+    path("accounts/2fa/webauthn/", RedirectView.as_view(pattern_name="accounts:security"), name="mfa_list_webauthn"),
+    path("accounts/2fa/", include("allauth.mfa.urls")),
     path("admin/", admin.site.urls),
 ]

@@ -31,6 +31,13 @@
     } catch {
       // storage is switched off: the choice lasts for this page
     }
+    const { themeUrl } = document.body.dataset;
+    if (themeUrl) {
+      // the account remembers it, and so do the person's other browsers
+      root.dataset.theme = theme;
+      const { "X-CSRFToken": token } = JSON.parse(document.body.getAttribute("hx-headers"));
+      fetch(themeUrl, { method: "POST", body: new URLSearchParams({ theme }), headers: { "X-CSRFToken": token }, keepalive: true }).catch(() => {});
+    }
     showTheme();
   };
 

@@ -66,6 +66,9 @@ class Row:
 
 
 BOTH = "GET POST"
+ANY = BOTH
+AT_SIGN_IN = EVERYONE | {OUT: SIGN_IN}
+MINE_ALONE = SIGNED_IN | dict.fromkeys((STRANGER, VIEWER, MEMBER, OWNER, ADMINISTRATOR), MISSING)
 AT_THE_DOOR = SIGNED_IN | dict.fromkeys((STRANGER, VIEWER, MEMBER, OWNER), FORBIDDEN)
 LEAVING = SIGNED_IN | {ADMINISTRATOR: NOT_ALLOWED}
 NOWHERE = ADMINISTER | {ADMINISTRATOR: MISSING}
@@ -73,6 +76,7 @@ OF_MEMBERSHIP = "?app_label=accounts&model_name=membership&field_name=user"
 SNAPSHOT = "?id={snapshot.pk}"
 INVOICE = {"pk": "invoice"}
 ACCOUNT = {"pk": "customer"}
+MACHINE = {"pk": "machine"}
 
 TABLE: dict[str, list[Row]] = {
     "Snapshots": [
@@ -132,10 +136,23 @@ TABLE: dict[str, list[Row]] = {
         Row("billing:invoice_csv", "Export an invoice", BILL, things=INVOICE),
         Row("billing:invoice_pdf", "Print an invoice", BILL, things=INVOICE),
     ],
+    "People": [
+        Row("accounts:people", "See who is in one's projects", SIGNED_IN),
+    ],
     "Oneself": [
         Row("accounts:notices", "See one's notices", SIGNED_IN),
         Row("accounts:notice", "Follow a notice to what it is about", ONESELF),
         Row("accounts:see_all_notices", "Mark one's notices as seen", SIGNED_IN, "POST"),
+        Row("accounts:profile", "Change one's details", SIGNED_IN, BOTH),
+        Row("accounts:choose_theme", "Choose a theme", SIGNED_IN, "POST", query="?theme=dark"),
+        Row("accounts:security", "See what protects one's sign-in", SIGNED_IN),
+        Row("accounts:sessions", "See where one is signed in", SIGNED_IN),
+        Row("accounts:end_other_sessions", "End all one's other sessions", SIGNED_IN, "POST"),
+        Row("accounts:end_session", "End one of one's other sessions", ONESELF, "POST", {"session_id": "session"}),
+        Row("accounts:sign_ins", "See who signed in as oneself", SIGNED_IN),
+        Row("accounts:activity", "See what happened in one's projects", SIGNED_IN),
+        Row("accounts:activity_csv", "Export what happened in one's projects", SIGNED_IN),
+        Row("snapshots:limits", "See the account's limits and their use", SIGNED_IN),
     ],
     "Sign-in": [
         Row("account_login", "Sign in", EVERYONE, BOTH),
@@ -158,6 +175,28 @@ TABLE: dict[str, list[Row]] = {
         Row("help:index", "Read the guide", SIGNED_IN),
         Row("help:guide", "Read a page of the guide", SIGNED_IN),
     ],
+    "Second factors": [
+        Row("mfa_index", "Come to the factors", SIGNED_IN, ANY),
+        Row("mfa_list_webauthn", "Come to the passkeys", SIGNED_IN, ANY),
+        Row("mfa_authenticate", "Give the second factor at sign-in", SIGNED_IN, BOTH),
+        Row("mfa_reauthenticate", "Confirm by a code that it is oneself", SIGNED_IN, BOTH),
+        Row("mfa_reauthenticate_webauthn", "Confirm by a passkey that it is oneself", SIGNED_IN, BOTH),
+        Row(
+            "mfa_login_webauthn",
+            "Sign in with a passkey",
+            EVERYONE,
+            BOTH,
+            other={"POST": AT_SIGN_IN, "GET": AT_SIGN_IN},
+        ),
+        Row("mfa_activate_totp", "Set up an authenticator app", SIGNED_IN, BOTH),
+        Row("mfa_deactivate_totp", "Switch off one's authenticator app", MINE_ALONE, BOTH),
+        Row("mfa_view_recovery_codes", "See one's recovery codes", MINE_ALONE),
+        Row("mfa_generate_recovery_codes", "Make new recovery codes", SIGNED_IN, BOTH),
+        Row("mfa_download_recovery_codes", "Download one's recovery codes", MINE_ALONE, BOTH),
+        Row("mfa_add_webauthn", "Add a passkey", SIGNED_IN, BOTH),
+        Row("mfa_edit_webauthn", "Rename one's passkey", SIGNED_IN, BOTH, {"pk": "passkey"}),
+        Row("mfa_remove_webauthn", "Remove one's passkey", SIGNED_IN, BOTH, {"pk": "passkey"}),
+    ],
     "Django admin": [
         Row("admin:index", "See the support desk", ADMINISTER, BOTH),
         Row("admin:login", "Come to the support desk's door", AT_THE_DOOR, BOTH),
@@ -173,6 +212,14 @@ TABLE: dict[str, list[Row]] = {
         Row("admin:billing_account_buy", "Add bought credits", ADMINISTER, BOTH, ACCOUNT),
         Row("admin:billing_account_grant", "Grant credits", ADMINISTER, BOTH, ACCOUNT),
         Row("admin:billing_account_refund", "Refund credits", ADMINISTER, BOTH, ACCOUNT),
+        Row("admin:snapshots_switch", "Switch automatic backups", ADMINISTER, "POST", MACHINE),
+        Row(
+            "admin:snapshots_delete_automatic_copies",
+            "Delete the copies of automatic backups",
+            ADMINISTER,
+            BOTH,
+            MACHINE,
+        ),
         Row("admin:billing_account_correct", "Correct a balance", ADMINISTER, BOTH, ACCOUNT),
         Row("admin:snapshots_operation_overview", "See how the work goes and what to do about failures", ADMINISTER),
     ],

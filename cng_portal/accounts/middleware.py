@@ -1,14 +1,25 @@
 """Small middleware that every request passes."""
 
 from collections.abc import Callable
+from typing import Any
 from urllib.parse import urlsplit
 
+from allauth.account.adapter import get_adapter
+from allauth.account.internal.flows.reauthentication import suspend_request
+from allauth.mfa.models import Authenticator
+from allauth.mfa.utils import is_mfa_enabled
+from django.conf import settings
+from django.contrib import messages
 from django.http import HttpRequest, HttpResponse
-from django.shortcuts import resolve_url
+from django.shortcuts import redirect, resolve_url
 from django.utils import timezone
 from django.utils.http import urlencode
+from django.utils.translation import gettext as _
 from django_htmx.http import HttpResponseClientRedirect
 
+from . import activity, confirmation, preferences, sessions
+
+FACTORS = [Authenticator.Type.TOTP, Authenticator.Type.WEBAUTHN]
 GetResponse = Callable[[HttpRequest], HttpResponse]
 
 
@@ -26,13 +37,65 @@ def htmx_redirects_to_sign_in(get_response: GetResponse) -> GetResponse:
     return middleware
 
 
-def customer_time_zone(get_response: GetResponse) -> GetResponse:
-    """Times are stored in UTC and shown in the customer's zone."""
+def request_origin(get_response: GetResponse) -> GetResponse:
+    """What the activity log says of where an act came from."""
 
     def middleware(request: HttpRequest) -> HttpResponse:
-        user = request.user
-        customer = user.customer if user.is_authenticated else None
-        with timezone.override(customer.zone if customer else None):
+        where = activity.Origin(address=sessions.address_of(request), device=sessions.device_of(request))
+        with activity.coming_from(where):
             return get_response(request)
 
+    return middleware
+
+
+def personal_preferences(get_response: GetResponse) -> GetResponse:
+    """Times are stored in UTC and shown in the person's zone, else the customer's; dates as the person reads them."""
+
+    def middleware(request: HttpRequest) -> HttpResponse:
+        user = request.user if request.user.is_authenticated else None
+        with timezone.override(user.zone if user else None), preferences.dates_as(user.date_format if user else None):
+            return get_response(request)
+
+    return middleware
+
+
+def session_is_seen(get_response: GetResponse) -> GetResponse:
+    """Once in a while a session is written down as seen; one in which nobody signed in through the door never is."""
+
+    def middleware(request: HttpRequest) -> HttpResponse:
+        response = get_response(request)
+        sessions.see(request)
+        return response
+
+    return middleware
+
+
+def admin_door(get_response: GetResponse) -> GetResponse:
+    """Django admin is for who has a second factor, where ADMIN_MFA_REQUIRED says so; what is sent there changes something,
+    and is for who has lately signed in or confirmed it. What was typed goes on by itself after the confirmation.
+    """
+
+    def middleware(request: HttpRequest) -> HttpResponse:
+        return get_response(request)
+
+    def process_view(request: HttpRequest, view: Any, args: Any, kwargs: Any) -> HttpResponse | None:
+        match, user = request.resolver_match, request.user
+        if match is None or "admin" not in match.app_names or not user.is_authenticated or not user.is_staff:
+            return None
+        name = match.url_name or ""
+        if name in ("login", "logout", "jsi18n"):
+            return None
+        if settings.ADMIN_MFA_REQUIRED and not is_mfa_enabled(user, FACTORS):
+            sentence = _(
+                "Django admin needs a second factor here. Add a passkey or an authenticator app, then come back."
+            )
+            messages.warning(request, sentence)
+            return redirect("accounts:security")
+        # a password is never kept for after the confirmation: it is asked for before the form is shown
+        if (request.method == "POST" or "password" in name) and not confirmation.is_fresh(request):
+            ways = get_adapter().get_reauthentication_methods(user)
+            return suspend_request(request, ways[0]["url"] if ways else resolve_url("account_login"))
+        return None
+
+    middleware.process_view = process_view  # type: ignore[attr-defined]  # where Django looks for it
     return middleware

@@ -38,6 +38,21 @@ class Role(models.TextChoices):
 ROLES_THAT_CHANGE = (Role.OWNER, Role.MEMBER)
 
 
+class DateFormat(models.TextChoices):
+    """How a person reads dates; the value is a CLDR pattern."""
+
+    WORDS = "d MMM y", _("22 Nov 2026")
+    ISO = "y-MM-dd", _("2026-11-22")
+    DAY_FIRST = "dd/MM/y", _("22/11/2026")
+    MONTH_FIRST = "MM/dd/y", _("11/22/2026")
+
+
+class Theme(models.TextChoices):
+    SYSTEM = "", _("As the system has it")
+    LIGHT = "light", _("Light")
+    DARK = "dark", _("Dark")
+
+
 class QuotaModel(models.Model):
     """Limits on snapshots that are not deleted; -1 means unlimited."""
 
@@ -126,6 +141,24 @@ class User(AbstractBaseUser, PermissionsMixin):
     is_active = models.BooleanField(_("active"), default=True)
     is_staff = models.BooleanField(_("administrator"), default=False, help_text=_("May use Django admin."))
     date_joined = models.DateTimeField(_("joined"), default=timezone.now, editable=False)
+    time_zone = models.CharField(
+        _("time zone"),
+        max_length=64,
+        blank=True,
+        db_default="",
+        validators=[validate_time_zone],
+        help_text=_("Without one, times are shown in the customer's."),
+    )
+    date_format = models.CharField(
+        _("date format"),
+        max_length=16,
+        choices=DateFormat.choices,
+        default=DateFormat.WORDS,
+        db_default=DateFormat.WORDS.value,
+    )
+    theme = models.CharField(
+        _("theme"), max_length=5, choices=Theme.choices, default=Theme.SYSTEM, db_default="", blank=True
+    )
 
     objects = UserManager()
 
@@ -146,6 +179,13 @@ class User(AbstractBaseUser, PermissionsMixin):
 
     def __str__(self) -> str:
         return self.name or self.email
+
+    @property
+    def zone(self) -> ZoneInfo | None:
+        """The person's own, else the customer's; None where there is neither."""
+        if self.time_zone:
+            return ZoneInfo(self.time_zone)
+        return self.customer.zone if self.customer else None
 
     @cached_property
     def seen(self) -> list[tuple[uuid.UUID, uuid.UUID, str]]:
@@ -284,3 +324,110 @@ class Notice(models.Model):
 
     def __str__(self) -> str:
         return self.title
+
+
+class Invitation(models.Model):
+    """A project is open to an e-mail address, in a role, until it expires. Its link is signed, and opens once.
+
+    The rows stay: an accepted or revoked invitation is history.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    project = models.ForeignKey(
+        Project, verbose_name=_("project"), on_delete=models.CASCADE, related_name="invitations"
+    )
+    email = models.EmailField(_("e-mail"))
+    role = models.CharField(_("role"), max_length=8, choices=Role.choices)
+    invited_by = models.ForeignKey(
+        User, verbose_name=_("invited by"), on_delete=models.CASCADE, related_name="invitations_sent"
+    )
+    created_at = models.DateTimeField(_("created"), default=timezone.now, editable=False)
+    expires_at = models.DateTimeField(_("expires"))
+    mailed_at = models.DateTimeField(_("e-mailed"), null=True, blank=True, editable=False)
+    accepted_at = models.DateTimeField(_("accepted"), null=True, blank=True, editable=False)
+    accepted_by = models.ForeignKey(
+        User,
+        verbose_name=_("accepted by"),
+        on_delete=models.CASCADE,
+        null=True,
+        blank=True,
+        editable=False,
+        related_name="invitations_accepted",
+    )
+    revoked_at = models.DateTimeField(_("revoked"), null=True, blank=True, editable=False)
+
+    class Meta:
+        verbose_name = _("invitation")
+        verbose_name_plural = _("invitations")
+        ordering = ["-created_at"]
+        constraints = [
+            models.UniqueConstraint(
+                F("project"),
+                Lower("email"),
+                condition=Q(accepted_at=None, revoked_at=None),
+                name="accounts_invitation_once",
+                violation_error_message=_("This address is invited to the project already."),
+            ),
+            models.CheckConstraint(
+                condition=Q(accepted_at=None) | Q(revoked_at=None),
+                name="accounts_invitation_one_end",
+                violation_error_message=_("An invitation is either accepted or revoked."),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.email} · {self.project}"
+
+
+class ActivityQuerySet(models.QuerySet["Activity"]):
+    def visible_to(self, user: User) -> "ActivityQuerySet":
+        """One's own acts, what happened in one's projects, and for owners all of the customer they belong to."""
+        seen = Q(actor=user) | Q(project_id__in=list(user.roles))
+        if user.customer_id and (user.customer_id, Role.OWNER) in {(owner, role) for _id, owner, role in user.seen}:
+            seen |= Q(customer_id=user.customer_id)
+        return self.filter(seen)
+
+
+class Activity(models.Model):
+    """Who did what to which thing, from where and when: one row, written in the transaction of the act by
+    `activity.record`, and never changed or deleted (triggers of migration 0004).
+
+    The names are copies, so that a row still says what it said when the person or the thing is gone or renamed. Without
+    an actor it was the portal itself.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    at = models.DateTimeField(_("time"), default=timezone.now, editable=False)
+    actor = models.ForeignKey(
+        User, verbose_name=_("person"), on_delete=models.PROTECT, null=True, related_name="activity", db_index=False
+    )
+    actor_name = models.CharField(_("name of the person"), max_length=254, blank=True)
+    act = models.CharField(_("act"), max_length=40)
+    thing_kind = models.CharField(_("kind of thing"), max_length=40, blank=True)
+    thing_id = models.CharField(_("id of the thing"), max_length=64, blank=True)
+    thing_name = models.CharField(_("thing"), max_length=254, blank=True)
+    customer = models.ForeignKey(
+        Customer, verbose_name=_("customer"), on_delete=models.PROTECT, null=True, related_name="+", db_index=False
+    )
+    project = models.ForeignKey(
+        Project, verbose_name=_("project"), on_delete=models.PROTECT, null=True, related_name="+", db_index=False
+    )
+    address = models.GenericIPAddressField(_("address"), null=True)
+    before = models.JSONField(_("before"), default=dict)
+    after = models.JSONField(_("after"), default=dict)
+
+    objects = ActivityQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("activity")
+        verbose_name_plural = _("activity log")
+        indexes = [
+            models.Index(fields=["customer", "-at", "-id"], name="accounts_activity_of_customer"),
+            models.Index(fields=["project", "-at", "-id"], name="accounts_activity_of_project"),
+            models.Index(fields=["actor", "-at", "-id"], name="accounts_activity_of_actor"),
+            models.Index(fields=["-at", "-id"], name="accounts_activity_newest"),
+        ]
+        constraints = [models.CheckConstraint(condition=~Q(act=""), name="accounts_activity_says_what")]
+
+    def __str__(self) -> str:
+        return f"{self.at:%Y-%m-%d %H:%M:%S} {self.actor_name} {self.act} {self.thing_name}"

@@ -1,10 +1,20 @@
 from django.urls import path
 
-from . import views
+from .views import activity, notices, people, profile
 
 app_name = "accounts"
 urlpatterns = [
-    path("notices/", views.notice_list, name="notices"),
-    path("notices/seen/", views.see_all_notices, name="see_all_notices"),
-    path("notices/<uuid:notice_id>/", views.open_notice, name="notice"),
+    path("notices/", notices.notice_list, name="notices"),
+    path("notices/seen/", notices.see_all_notices, name="see_all_notices"),
+    path("notices/<uuid:notice_id>/", notices.open_notice, name="notice"),
+    path("profile/", profile.profile, name="profile"),
+    path("profile/theme/", profile.choose_theme, name="choose_theme"),
+    path("profile/security/", profile.security, name="security"),
+    path("profile/sessions/", profile.session_list, name="sessions"),
+    path("profile/sessions/others/end/", profile.end_other_sessions, name="end_other_sessions"),
+    path("profile/sessions/<int:session_id>/end/", profile.end_session, name="end_session"),
+    path("profile/sign-ins/", profile.sign_ins, name="sign_ins"),
+    path("profile/activity/", activity.activity_log, name="activity"),
+    path("profile/activity.csv", activity.activity_log, {"as_csv": True}, name="activity_csv"),
+    path("people/", people.people, name="people"),
 ]

@@ -1,12 +1,12 @@
 """Tags and filters of the portal's own components; built in, so that no template has to load them."""
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import date, datetime
 from functools import cache
 from typing import Any
 
 from babel import Locale
-from babel.dates import format_datetime, format_timedelta
+from babel.dates import format_date, format_datetime, format_timedelta
 from babel.numbers import format_decimal
 from django import forms, template
 from django.contrib.staticfiles import finders
@@ -17,6 +17,8 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from heroicons.templatetags.heroicons import heroicon_micro, heroicon_mini, heroicon_outline, heroicon_solid
 from PIL import Image
+
+from cng_portal.accounts.preferences import date_pattern
 
 register = template.Library()
 
@@ -124,8 +126,19 @@ def relative(value: datetime) -> str:
 
 @register.filter
 def exact(value: datetime) -> str:
-    """The instant to the second in the active zone, with the zone's offset: `22 Nov 2026, 20:49:03 UTC+06:30`."""
-    return format_datetime(timezone.localtime(value), "d MMM y, HH:mm:ss 'UTC'xxx", locale=current_locale())
+    """The instant to the second in the active zone, with the zone's offset, and the day as the reader wants it:
+    `22 Nov 2026, 20:49:03 UTC+06:30`.
+    """
+    pattern = f"{date_pattern()}, HH:mm:ss 'UTC'xxx"
+    return format_datetime(timezone.localtime(value), pattern, locale=current_locale())
+
+
+@register.filter
+def day(value: date) -> str:
+    """`22 Nov 2026`, as the reader wants it; an instant is that of the active zone."""
+    if isinstance(value, datetime):
+        value = timezone.localtime(value).date()
+    return format_date(value, date_pattern(), locale=current_locale())
 
 
 @register.filter

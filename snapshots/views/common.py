@@ -20,20 +20,10 @@ from billing import rating
 from billing import services as billing
 from billing.money import format_amount, format_price
 from cng_portal.accounts.models import User
+from cng_portal.responses import is_fragment
+from cng_portal.responses import render_part as render_part
 from cng_portal.templatetags.portal import current_locale
 from snapshots.models import Operation, Snapshot, State
-
-
-def is_fragment(request: HttpRequest) -> bool:
-    """Whether htmx asks for a part of the page: neither a boosted link nor a page that it restores from its history."""
-    return bool(request.htmx) and not request.htmx.boosted and not request.htmx.history_restore_request
-
-
-def render_part(request: HttpRequest, template: str, part: str, context: dict[str, Any]) -> HttpResponse:
-    """The whole page, or its partial `part` alone when htmx asks for a fragment."""
-    response = render(request, f"{template}#{part}" if is_fragment(request) else template, context)
-    patch_vary_headers(response, ["HX-Request"])
-    return response
 
 
 def push_url(request: HttpRequest, url: str) -> str:

@@ -11,7 +11,6 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.utils import timezone
-from django.utils.formats import date_format
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 from django.views.decorators.http import require_GET, require_POST
@@ -21,6 +20,7 @@ from billing import services as billing
 from billing.money import format_amount, format_price
 from cng_portal.accounts.models import BillingType, User
 from cng_portal.inventory.models import Region, VirtualMachine, Volume
+from cng_portal.templatetags.portal import day as format_day
 from snapshots import backups, services, slots, wizard
 from snapshots.drivers import get_driver
 from snapshots.drivers.base import Consistency
@@ -195,7 +195,7 @@ def estimates(request: HttpRequest, draft: Draft, quote: billing.Quote) -> dict[
         day = until.cleaned_data["until"]
         end = datetime.combine(day + timedelta(days=1), time(), tzinfo=customer.zone)
         amount_micro = sum(quote.until(first, last) for first, last in lives(draft, now, end))
-        rows.append(row(_("From now to the end of %(day)s") % {"day": date_format(day)}, amount_micro))
+        rows.append(row(_("From now to the end of %(day)s") % {"day": format_day(day)}, amount_micro))
     if customer.billing_type == BillingType.PREPAID:
         lasting = billing.lasts_for(customer=customer, at=now, extra_hourly_micro=copies * quote.hourly_micro)
         for label, left in (
@@ -220,7 +220,7 @@ def lives(draft: Draft, now: datetime, end: datetime) -> list[tuple[datetime, da
 
 def last_day(now: datetime, left: timedelta) -> str:
     try:
-        return _("until %(day)s") % {"day": date_format(timezone.localtime(now + left))}
+        return _("until %(day)s") % {"day": format_day(now + left)}
     except OverflowError:
         return _("for longer than a calendar can say")
 
@@ -388,7 +388,7 @@ def source_facts(source: services.Source) -> list[dict[str, object]]:
 
 
 def date(instant: datetime | None) -> str:
-    return date_format(timezone.localtime(instant)) if instant else "-"
+    return format_day(instant) if instant else "-"
 
 
 def schedule_context(draft: Draft, form: wizard.ScheduleStepForm) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What concerns the person who is signed in."""
+"""The bell: what a person has been told."""
 
 from uuid import UUID
 
@@ -7,7 +7,7 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.utils import timezone
 from django.views.decorators.http import require_POST, require_safe
 
-from . import notices
+from cng_portal.accounts import notices
 
 
 @require_safe

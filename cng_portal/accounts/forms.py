@@ -1,0 +1,88 @@
+"""The forms of the profile and of the people of a customer."""
+
+from typing import Any
+from zoneinfo import available_timezones
+
+from django import forms
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from .models import Role, Theme, User
+
+
+def zones(customers: str) -> list[tuple[str, str]]:
+    return [("", customers), *((name, name.replace("_", " ")) for name in sorted(available_timezones()))]
+
+
+class DetailsForm(forms.ModelForm):
+    class Meta:
+        model = User
+        fields = ["name", "time_zone", "date_format", "theme"]
+        widgets = {"date_format": forms.RadioSelect, "theme": forms.RadioSelect}
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        customer = self.instance.customer
+        own = _("As the account has it (%(zone)s)") % {"zone": customer.time_zone if customer else "UTC"}
+        self.fields["time_zone"] = forms.ChoiceField(
+            label=_("Time zone"),
+            choices=zones(own),
+            required=False,
+            help_text=_("In which times are shown to you. Invoices keep to the account's."),
+        )
+        self.fields["name"].label = _("Name")
+        self.fields["name"].help_text = _("Colleagues see it in lists and in the activity log.")
+        self.fields["date_format"].label = _("Date format")
+        self.fields["theme"] = forms.ChoiceField(
+            label=_("Theme"), choices=Theme.choices, required=False, widget=forms.RadioSelect
+        )
+
+
+class ThemeForm(forms.Form):
+    theme = forms.ChoiceField(choices=[choice for choice in Theme.choices if choice[0]])
+
+
+class ActivityFilterForm(forms.Form):
+    """Search, project and act; what is not understood narrows nothing."""
+
+    q = forms.CharField(label=gettext_lazy("Search"), required=False, max_length=100)
+    project = forms.ChoiceField(label=gettext_lazy("Project"), required=False)
+    act = forms.ChoiceField(label=gettext_lazy("Act"), required=False)
+
+    def __init__(self, *args: Any, projects: list[tuple[str, str]], acts: list[tuple[str, Any]], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["project"].choices = [("", _("All projects")), *projects]  # type: ignore[attr-defined]
+        self.fields["act"].choices = [("", _("All acts")), *acts]  # type: ignore[attr-defined]
+        self.is_valid()
+
+    @property
+    def panel(self) -> list[forms.BoundField]:
+        return [self["project"], self["act"]]
+
+    @property
+    def panel_count(self) -> int:
+        return len(self.chosen.keys() - {"q"})
+
+    @property
+    def chosen(self) -> dict[str, str]:
+        return {name: value for name, value in self.cleaned_data.items() if value}
+
+
+class InvitationForm(forms.Form):
+    email = forms.EmailField(
+        label=gettext_lazy("E-mail"),
+        error_messages={"required": gettext_lazy("Say whom you invite, by e-mail address.")},
+    )
+    role = forms.ChoiceField(
+        label=gettext_lazy("Role"),
+        choices=[(role.value, role.label) for role in (Role.VIEWER, Role.MEMBER, Role.OWNER)],
+        widget=forms.RadioSelect,
+        initial=Role.MEMBER,
+        help_text=gettext_lazy(
+            "Viewers look. Members take, restore and delete as well. Owners also see the bills and decide who is in."
+        ),
+    )
+
+
+class RoleForm(forms.Form):
+    role = forms.ChoiceField(label=gettext_lazy("Role"), choices=Role.choices)

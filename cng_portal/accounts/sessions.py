@@ -1,0 +1,86 @@
+"""Where a person is signed in: the sessions, with device and address, and how to end them."""
+
+import re
+import time
+from collections.abc import Iterable
+
+from allauth.account.adapter import get_adapter
+from allauth.usersessions.models import UserSession
+from django.contrib.sessions.models import Session
+from django.core.exceptions import PermissionDenied
+from django.db import transaction
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.utils import timezone
+from django.utils.translation import gettext as _
+
+from .models import User
+
+# A session is written down as seen at most so often.
+SEEN_EVERY_SECONDS = 300
+SEEN = "seen_at"
+# the first that is found in a user agent; each browser also claims to be those below it
+BROWSERS = [
+    ("Edge", "Edg"),
+    ("Opera", "OPR/"),
+    ("Samsung Internet", "SamsungBrowser"),
+    ("Firefox", "Firefox/|FxiOS"),
+    ("Chrome", "Chrome/|CriOS|Chromium"),
+    ("Safari", "Safari/"),
+]
+SYSTEMS = [
+    ("iPhone", "iPhone"),
+    ("iPad", "iPad"),
+    ("Android", "Android"),
+    ("Windows", "Windows"),
+    ("macOS", "Mac OS X|Macintosh"),
+    ("ChromeOS", "CrOS"),
+    ("Linux", "Linux|X11"),
+]
+
+
+def address_of(request: HttpRequest) -> str | None:
+    try:
+        return get_adapter().get_client_ip(request)
+    except PermissionDenied:  # a socket has none
+        return None
+
+
+def device_of(request: HttpRequest) -> str:
+    return device(request.META.get("HTTP_USER_AGENT", ""))
+
+
+def device(user_agent: str) -> str:
+    """`Firefox on Linux`, as far as the browser says so."""
+    browser, system = (
+        next((name for name, sign in known if re.search(sign, user_agent)), "") for known in (BROWSERS, SYSTEMS)
+    )
+    if browser and system:
+        return _("%(browser)s on %(system)s") % {"browser": browser, "system": system}
+    return browser or system or _("Unknown device")
+
+
+def see(request: HttpRequest) -> None:
+    user = request.user
+    seen_at = request.session.get(SEEN)
+    if seen_at is None or not user.is_authenticated or time.time() - seen_at < SEEN_EVERY_SECONDS:
+        return
+    request.session[SEEN] = time.time()
+    UserSession.objects.filter(session_key=request.session.session_key).update(
+        last_seen_at=timezone.now(), ip=address_of(request) or "::"
+    )
+
+
+def of(user: User) -> QuerySet[UserSession]:
+    """Those that can still be used, the last seen first. One query."""
+    alive = Session.objects.filter(expire_date__gt=timezone.now()).values("session_key")
+    return UserSession.objects.filter(user=user, session_key__in=alive).order_by("-last_seen_at", "-pk")
+
+
+@transaction.atomic
+def end(ended: Iterable[UserSession]) -> int:
+    """Whoever uses them has to sign in again. Returns how many there were."""
+    keys = [one.session_key for one in ended]
+    Session.objects.filter(session_key__in=keys).delete()
+    UserSession.objects.filter(session_key__in=keys).delete()
+    return len(keys)

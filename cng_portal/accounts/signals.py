@@ -1,0 +1,148 @@
+"""What follows from a sign-in, a new password or a new factor: an entry in the activity log, and a notice."""
+
+import time
+from typing import Any
+
+from allauth.account import signals as account
+from allauth.mfa import signals as mfa
+from allauth.mfa.models import Authenticator
+from django.contrib.auth import signals as auth
+from django.db import transaction
+from django.dispatch import receiver
+from django.http import HttpRequest
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.translation import gettext as _
+
+from . import activity, confirmation, notices, sessions
+from .models import Activity, Notice, User
+
+
+@receiver(auth.user_logged_in)
+def remember_when(sender: Any, request: HttpRequest, user: User, **kwargs: Any) -> None:
+    confirmation.confirm(request)
+
+
+@receiver(account.authentication_step_completed)
+def remember_confirmation(sender: Any, request: HttpRequest, **kwargs: Any) -> None:
+    if kwargs.get("reauthenticated"):
+        confirmation.confirm(request)
+
+
+@receiver(account.user_logged_in)
+@transaction.atomic
+def signed_in(sender: Any, request: HttpRequest, user: User, **kwargs: Any) -> None:
+    request.session[sessions.SEEN] = time.time()
+    device = activity.origin().device
+    before = Activity.objects.filter(actor=user, act="person.sign_in")
+    known = not before.exists() or before.filter(after__device=device).exists()
+    record(user, "person.sign_in", device=device)
+    if not known:
+        warn(
+            user,
+            _("New sign-in from %(device)s") % {"device": device},
+            _("Was it not you? End the session, and change your password."),
+            page="accounts:sessions",
+        )
+
+
+@receiver(auth.user_login_failed)
+def sign_in_failed(sender: Any, credentials: dict[str, Any], **kwargs: Any) -> None:
+    user = User.objects.filter(email__iexact=credentials.get("email") or "").first()
+    if user:
+        record(user, "person.sign_in_failed", device=activity.origin().device)
+
+
+@receiver(mfa.authentication_failed)
+def code_failed(sender: Any, user: User, **kwargs: Any) -> None:
+    record(user, "person.sign_in_failed", device=activity.origin().device, factor=factor(kwargs["authenticator"]))
+
+
+@receiver(auth.user_logged_out)
+def signed_out(sender: Any, user: User | None, **kwargs: Any) -> None:
+    if user:
+        record(user, "person.sign_out")
+
+
+@receiver(account.password_changed)
+@receiver(account.password_set)
+@receiver(account.password_reset)
+@transaction.atomic
+def password_changed(sender: Any, user: User, **kwargs: Any) -> None:
+    record(user, "person.password")
+    warn(
+        user,
+        _("Your password was changed"),
+        _("Every other session was ended. Was it not you? Reset the password at once, and ask support."),
+    )
+
+
+@receiver(account.email_changed)
+@transaction.atomic
+def email_changed(sender: Any, user: User, from_email_address: Any, to_email_address: Any, **kwargs: Any) -> None:
+    before, after = (one.email if one else "" for one in (from_email_address, to_email_address))
+    activity.record(act="person.email", actor=user, thing=user, before={"email": before}, after={"email": after})
+    warn(
+        user,
+        _("Your e-mail address is %(email)s now") % {"email": after},
+        _("It was %(email)s. Was it not you? Ask support at once.") % {"email": before},
+    )
+
+
+@receiver(mfa.authenticator_added)
+@transaction.atomic
+def factor_added(sender: Any, user: User, authenticator: Authenticator, **kwargs: Any) -> None:
+    if authenticator.type == Authenticator.Type.RECOVERY_CODES:
+        record(user, "person.recovery_codes")
+        return
+    record(user, "person.factor_added", factor=factor(authenticator))
+    warn(
+        user,
+        _("A second factor was added: %(factor)s") % {"factor": factor(authenticator)},
+        _("Was it not you? Remove it, and change your password."),
+    )
+
+
+@receiver(mfa.authenticator_removed)
+@transaction.atomic
+def factor_removed(sender: Any, user: User, authenticator: Authenticator, **kwargs: Any) -> None:
+    if authenticator.type == Authenticator.Type.RECOVERY_CODES:
+        return
+    record(user, "person.factor_removed", factor=factor(authenticator))
+    warn(
+        user,
+        _("A second factor was removed: %(factor)s") % {"factor": factor(authenticator)},
+        _("Was it not you? Change your password, and add a factor again."),
+    )
+
+
+@receiver(mfa.authenticator_reset)
+@transaction.atomic
+def codes_made(sender: Any, user: User, **kwargs: Any) -> None:
+    record(user, "person.recovery_codes")
+    warn(user, _("New recovery codes were made"), _("The old ones do not work any more. Was it not you? Ask support."))
+
+
+def factor(authenticator: Authenticator) -> str:
+    if authenticator.type == Authenticator.Type.WEBAUTHN:
+        return _("passkey “%(name)s”") % {"name": authenticator.wrap().name}
+    return _("authenticator app")
+
+
+def record(user: User, act: str, **after: str) -> None:
+    activity.record(act=act, actor=user, thing=user, after=after)
+
+
+def warn(user: User, title: str, text: str, *, page: str = "accounts:security") -> None:
+    """A security notice, in the bell and by e-mail: what, from where, and what to do if it was not the person."""
+    where = activity.origin()
+    came = _("From %(device)s, address %(address)s.") % {"device": where.device, "address": where.address or "–"}
+    now = timezone.now()
+    notices.tell(
+        users=[user],
+        key=f"security-{now.timestamp()}",
+        tone=Notice.Tone.WARNING,
+        title=title,
+        text=f"{came}\n{text}",
+        url=reverse(page),
+    )

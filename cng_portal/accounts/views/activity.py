@@ -1,0 +1,91 @@
+"""The activity log of what a person sees: searched, filtered, page by page, and as CSV."""
+
+from collections.abc import Iterator
+from urllib.parse import urlencode
+from uuid import UUID
+
+from django.db.models import Q, QuerySet
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.utils import timezone
+from django.views.decorators.http import require_safe
+
+from cng_portal.accounts import activity
+from cng_portal.accounts.forms import ActivityFilterForm
+from cng_portal.accounts.models import Activity, Project
+from cng_portal.responses import csv_response, render_part
+
+from .common import tabs
+
+PAGE_SIZE = 50
+COLUMNS = ["time", "person", "act", "kind", "thing", "id", "project", "address", "changes"]
+
+
+@require_safe
+def activity_log(request: HttpRequest, as_csv: bool = False) -> HttpResponse | StreamingHttpResponse:
+    """Three queries besides session and person: projects, roles, rows."""
+    projects = Project.objects.visible_to(request.user)
+    form = ActivityFilterForm(
+        request.GET,
+        projects=[(str(project.pk), project.name) for project in projects],
+        acts=[(act, name) for act, name in activity.ACTS.items()],
+    )
+    found = narrowed(Activity.objects.visible_to(request.user), form.chosen).order_by("-at", "-id")
+    if as_csv:
+        return csv_of(found)
+    last = cursor(found, request.GET.get("after", ""))
+    page = found.filter(Q(at__lt=last.at) | Q(at=last.at, pk__lt=last.pk)) if last else found
+    rows = list(page.select_related("project")[: PAGE_SIZE + 1])
+    more, rows = len(rows) > PAGE_SIZE, rows[:PAGE_SIZE]
+    query = urlencode(form.chosen)
+    context = {
+        "form": form,
+        "rows": activity.explain(rows),
+        "query": query,
+        "next_url": f"{request.path}?{urlencode(form.chosen | {'after': rows[-1].pk})}" if more else "",
+        "first_url": f"{request.path}?{query}" if last else "",
+        "tabs": tabs(request),
+    }
+    return render_part(request, "accounts/activity.html", "activity-list", context)
+
+
+def narrowed(found: QuerySet[Activity], chosen: dict[str, str]) -> QuerySet[Activity]:
+    if project := chosen.get("project"):
+        found = found.filter(project_id=project)
+    if act := chosen.get("act"):
+        found = found.filter(act=act)
+    if text := chosen.get("q"):
+        found = found.filter(
+            Q(thing_name__icontains=text)
+            | Q(actor_name__icontains=text)
+            | Q(thing_id__iexact=text)
+            | Q(address__startswith=text)
+        )
+    return found
+
+
+def cursor(found: QuerySet[Activity], text: str) -> Activity | None:
+    """The row that the page follows, if it is one that the person sees."""
+    try:
+        return found.filter(pk=UUID(text)).first()
+    except ValueError:
+        return None
+
+
+def csv_of(found: QuerySet[Activity]) -> StreamingHttpResponse:
+    zone = timezone.get_current_timezone()  # the rows are written when the request is over
+
+    def rows() -> Iterator[list[object]]:
+        for row in found.select_related("project").iterator(chunk_size=1000):
+            [row] = activity.explain([row])
+            changes = "; ".join(f"{name}: {before} → {after}" for name, before, after in row.changes)
+            thing = [row.thing_kind, row.thing_name, row.thing_id, str(row.project or "")]
+            yield [
+                row.at.astimezone(zone).isoformat(),
+                str(row.who),
+                str(row.label),
+                *thing,
+                row.address or "",
+                changes,
+            ]
+
+    return csv_response("activity", COLUMNS, rows())

@@ -1,0 +1,113 @@
+"""The person's own pages: details, security, sessions, sign-ins."""
+
+from allauth.mfa.models import Authenticator
+from allauth.usersessions.models import UserSession
+from django.contrib import messages
+from django.db import transaction
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
+from django.views.decorators.http import require_http_methods, require_POST, require_safe
+
+from cng_portal.accounts import activity, sessions
+from cng_portal.accounts.forms import DetailsForm, ThemeForm
+from cng_portal.accounts.models import Activity, User
+
+from .common import tabs
+
+SIGN_INS_SHOWN = 100
+
+
+@require_http_methods(["GET", "POST"])
+def profile(request: HttpRequest) -> HttpResponse:
+    # another instance: what is wrong in the form must not show in the frame
+    mine = User.objects.get(pk=request.user.pk)
+    form = DetailsForm(request.POST or None, instance=mine)
+    if request.method == "POST" and form.is_valid():
+        before = {name: form.initial[name] for name in form.changed_data}
+        with transaction.atomic():
+            form.save()
+            if form.changed_data:
+                after = {name: form.cleaned_data[name] for name in form.changed_data}
+                activity.record(act="person.change", actor=mine, thing=mine, before=before, after=after)
+        messages.success(request, _("Your details are saved."))
+        return redirect("accounts:profile")
+    return render(request, "accounts/profile.html", {"form": form, "tabs": tabs(request)})
+
+
+@require_POST
+def choose_theme(request: HttpRequest) -> HttpResponse:
+    """What the switch in the top bar says; the page has changed its colours already."""
+    form = ThemeForm(request.POST)
+    if not form.is_valid():
+        return HttpResponse(_("There is no such theme."), status=400)
+    User.objects.filter(pk=request.user.pk).update(theme=form.cleaned_data["theme"])
+    return HttpResponse(status=204)
+
+
+@require_safe
+def security(request: HttpRequest) -> HttpResponse:
+    factors = list(Authenticator.objects.filter(user=request.user).order_by("created_at"))
+    by_type = {
+        kind: [factor for factor in factors if factor.type == kind] for kind in ("totp", "webauthn", "recovery_codes")
+    }
+    passkeys = [factor.wrap() for factor in by_type["webauthn"]]
+    codes = by_type["recovery_codes"]
+    context = {
+        "totp": by_type["totp"][0] if by_type["totp"] else None,
+        "passkeys": passkeys,
+        "codes_left": len(codes[0].wrap().get_unused_codes()) if codes else None,
+        "is_protected": bool(by_type["totp"] or passkeys),
+        "tabs": tabs(request),
+    }
+    return render(request, "accounts/security.html", context)
+
+
+@require_safe
+def session_list(request: HttpRequest) -> HttpResponse:
+    shown = list(sessions.of(request.user))
+    for one in shown:
+        one.device = sessions.device(one.user_agent)
+        one.is_here = one.session_key == request.session.session_key
+    others = sum(not one.is_here for one in shown)
+    return render(request, "accounts/sessions.html", {"sessions": shown, "others": others, "tabs": tabs(request)})
+
+
+@require_POST
+def end_session(request: HttpRequest, session_id: int) -> HttpResponse:
+    """Another one than this, which ends by signing out."""
+    others = sessions.of(request.user).exclude(session_key=request.session.session_key)
+    one = get_object_or_404(others, pk=session_id)
+    device = sessions.device(one.user_agent)
+    end(request, [one])
+    messages.success(request, _("The session on %(device)s is ended.") % {"device": device})
+    return redirect("accounts:sessions")
+
+
+@require_POST
+def end_other_sessions(request: HttpRequest) -> HttpResponse:
+    others = list(sessions.of(request.user).exclude(session_key=request.session.session_key))
+    end(request, others)
+    messages.success(
+        request,
+        ngettext("%(count)s other session is ended.", "%(count)s other sessions are ended.", len(others))
+        % {"count": len(others)},
+    )
+    return redirect("accounts:sessions")
+
+
+@transaction.atomic
+def end(request: HttpRequest, ended: list[UserSession]) -> None:
+    for one in ended:
+        before = {"device": sessions.device(one.user_agent), "address": one.ip}
+        activity.record(act="person.session_ended", actor=request.user, thing=request.user, before=before)
+    sessions.end(ended)
+
+
+@require_safe
+def sign_ins(request: HttpRequest) -> HttpResponse:
+    """The newest of them; the activity log has all."""
+    found = Activity.objects.filter(actor=request.user, act__in=activity.SIGN_INS).order_by("-at", "-id")
+    rows = activity.explain(found[:SIGN_INS_SHOWN])
+    return render(request, "accounts/sign_ins.html", {"rows": rows, "most": SIGN_INS_SHOWN, "tabs": tabs(request)})

@@ -1,0 +1,48 @@
+"""Answers that several apps give: a part of a page to htmx, and CSV."""
+
+import csv
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.shortcuts import render
+from django.utils.cache import patch_vary_headers
+
+
+def is_fragment(request: HttpRequest) -> bool:
+    """Whether htmx asks for a part of the page: neither a boosted link nor a page that it restores from its history."""
+    htmx = request.htmx  # type: ignore[attr-defined]  # of django-htmx
+    return bool(htmx) and not htmx.boosted and not htmx.history_restore_request
+
+
+def render_part(request: HttpRequest, template: str, part: str, context: dict[str, Any]) -> HttpResponse:
+    """The whole page, or its partial `part` alone when htmx asks for a fragment."""
+    response = render(request, f"{template}#{part}" if is_fragment(request) else template, context)
+    patch_vary_headers(response, ["HX-Request"])
+    return response
+
+
+class Echo:
+    def write(self, value: str) -> str:
+        return value
+
+
+def cell(value: object) -> object:
+    """A spreadsheet takes text that begins like a formula for one: names are the customer's own words."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+
+
+def csv_response(name: str, columns: list[str], rows: Iterable[list[object]]) -> StreamingHttpResponse:
+    writer = csv.writer(Echo())
+
+    def lines() -> Iterator[str]:
+        yield "\ufeff"  # or Excel would not read it as UTF-8
+        yield writer.writerow(columns)
+        for row in rows:
+            yield writer.writerow([cell(value) for value in row])
+
+    return StreamingHttpResponse(
+        lines(),
+        content_type="text/csv; charset=utf-8",
+        headers={"Content-Disposition": f'attachment; filename="{name}.csv"'},
+    )

@@ -1,0 +1,38 @@
+"""How much of each quota is used: of the account, and of each of its projects that the person sees."""
+
+from django.db.models import Count, OuterRef, QuerySet, Subquery, Sum
+from django.db.models.functions import Coalesce
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
+from django.utils.translation import gettext as _
+from django.views.decorators.http import require_safe
+
+from cng_portal.accounts.models import Customer, Project
+from cng_portal.accounts.views.common import tabs
+from snapshots.models import Snapshot
+from snapshots.services import QuotaUse
+
+
+@require_safe
+def limits(request: HttpRequest) -> HttpResponse:
+    """Two queries besides session and person, however many projects there are."""
+    user = request.user
+    projects = with_use(Project.objects.visible_to(user), "project").select_related("customer")
+    customers = with_use(Customer.objects.filter(pk__in=user.customer_ids), "customer")
+    owners = [*customers, *projects]
+    for owner in owners:
+        owner.is_account = isinstance(owner, Customer)
+        owner.uses = [
+            QuotaUse(_("Snapshots"), owner.used_count, owner.snapshot_quota),
+            QuotaUse(_("GB of snapshots"), owner.used_gb, owner.snapshot_gb_quota),
+        ]
+    return render(request, "snapshots/limits.html", {"owners": owners, "tabs": tabs(request)})
+
+
+def with_use(owners: QuerySet, field: str) -> QuerySet:
+    """Each with `used_count` and `used_gb`, as `services.quota_use` counts them."""
+    counted = Snapshot.objects.filter(**{field: OuterRef("pk")}, deleted_at=None).counted().order_by().values(field)
+    return owners.annotate(
+        used_count=Coalesce(Subquery(counted.annotate(n=Count("pk")).values("n")), 0),
+        used_gb=Coalesce(Subquery(counted.annotate(n=Sum("size_gb")).values("n")), 0),
+    )

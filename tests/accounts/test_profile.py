@@ -1,0 +1,126 @@
+"""The person's own pages: what they change, and that nobody else sees or changes it."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import pytest
+from allauth.usersessions.models import UserSession
+from django.test import Client
+from django.urls import reverse
+
+from cng_portal.accounts import sessions
+from cng_portal.accounts.models import Activity, DateFormat, Role, User
+from tests.accounts.test_sign_in import PASSWORD, sign_in
+from tests.factories import ProjectFactory, SnapshotFactory, UserFactory
+
+pytestmark = pytest.mark.django_db
+
+FIREFOX = "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0"
+PHONE = "Mozilla/5.0 (iPhone; CPU iPhone OS 18_0 like Mac OS X) AppleWebKit/605.1.15 Version/18.0 Mobile Safari/604.1"
+
+
+@pytest.fixture
+def person() -> User:
+    return UserFactory(
+        email="aye@example.com", password=PASSWORD, member_of=ProjectFactory(customer__time_zone="Asia/Yangon")
+    )
+
+
+def details(**answers: str) -> dict[str, str]:
+    return {"name": "Aye", "time_zone": "", "date_format": DateFormat.WORDS, "theme": ""} | answers
+
+
+def test_times_and_dates_are_shown_as_the_person_wants_them(person: User, client_for: Callable[..., Client]) -> None:
+    client = client_for(person)
+    SnapshotFactory(volume__project=person.projects.get(), created_at=datetime(2026, 3, 4, 20, tzinfo=UTC))
+    assert "5 Mar 2026, 02:30:00 UTC+06:30" in client.get("/snapshots/").text
+    client.post(reverse("accounts:profile"), details(time_zone="America/New_York", date_format=DateFormat.ISO))
+    assert "2026-03-04, 15:00:00 UTC-05:00" in client.get("/snapshots/").text
+
+
+def test_the_theme_comes_with_the_page_and_is_remembered(person: User, client_for: Callable[..., Client]) -> None:
+    client = client_for(person)
+    assert "data-bs-theme" not in client.get("/").text
+    assert client.post(reverse("accounts:choose_theme"), {"theme": "dark"}).status_code == 204
+    assert '<html lang="en" data-bs-theme="dark" data-theme="dark">' in client_for(person).get("/").text
+    assert client.post(reverse("accounts:choose_theme"), {"theme": "pink"}).status_code == 400
+
+
+def test_what_is_wrong_is_explained_and_nothing_is_lost(person: User, client_for: Callable[..., Client]) -> None:
+    client = client_for(person)
+    response = client.post(reverse("accounts:profile"), details(name="Aye Aye", time_zone="Mars/Olympus"))
+    assert response.context["form"].errors["time_zone"]
+    assert 'value="Aye Aye"' in response.text
+    person.refresh_from_db()
+    assert (person.name, person.time_zone) == ("", "")
+
+
+def test_a_change_of_the_details_is_in_the_log(person: User, client_for: Callable[..., Client]) -> None:
+    client_for(person).post(reverse("accounts:profile"), details(name="Aye Aye Mon"))
+    entry = Activity.objects.get(act="person.change")
+    assert (entry.before, entry.after) == ({"name": ""}, {"name": "Aye Aye Mon"})
+
+
+@pytest.mark.parametrize(
+    ("user_agent", "said"),
+    [
+        (FIREFOX, "Firefox on Linux"),
+        (PHONE, "Safari on iPhone"),
+        ("curl/8.5", "Unknown device"),
+        ("", "Unknown device"),
+    ],
+)
+def test_a_device_is_named_as_far_as_it_says_so(user_agent: str, said: str) -> None:
+    assert sessions.device(user_agent) == said
+
+
+def test_sessions_are_listed_and_ended_one_by_one_or_all_others(person: User) -> None:
+    here, phone, laptop = (Client(headers={"User-Agent": agent}) for agent in (FIREFOX, PHONE, "Edg/1 Windows"))
+    for client in (here, phone, laptop):
+        sign_in(client, person.email)
+    page = here.get(reverse("accounts:sessions")).text
+    assert page.count("Firefox on Linux") == 1
+    assert page.count("This one") == 1
+    other = UserSession.objects.get(user_agent=PHONE)
+    here.post(reverse("accounts:end_session", args=[other.pk]))
+    assert phone.get("/").status_code == 302
+    assert laptop.get("/").status_code == 200
+    here.post(reverse("accounts:end_other_sessions"))
+    assert laptop.get("/").status_code == 302
+    assert here.get("/").status_code == 200
+    assert Activity.objects.filter(act="person.session_ended").count() == 2
+
+
+def test_nobody_ends_a_session_of_somebody_else_or_this_one(person: User, client_for: Callable[..., Client]) -> None:
+    client = Client(headers={"User-Agent": FIREFOX})
+    sign_in(client, person.email)
+    mine = UserSession.objects.get()
+    assert client_for(UserFactory()).post(reverse("accounts:end_session", args=[mine.pk])).status_code == 404
+    assert client.post(reverse("accounts:end_session", args=[mine.pk])).status_code == 404
+    assert client.get("/").status_code == 200
+
+
+def test_the_limits_count_what_is_kept(person: User, client_for: Callable[..., Client]) -> None:
+    project = person.projects.get()
+    type(project.customer).objects.update(snapshot_quota=10)
+    SnapshotFactory(volume__project=project, volume__size_gb=7)
+    SnapshotFactory(volume__project=project, deleted=True)
+    SnapshotFactory()
+    page = client_for(person).get(reverse("snapshots:limits")).text
+    assert "1 of 10" in page
+    assert "7, unlimited" in page
+    assert page.count('class="limit"') == 4
+
+
+def test_a_person_without_a_customer_has_a_profile(client_for: Callable[..., Client]) -> None:
+    client = client_for(UserFactory(admin=True))
+    for name in ("profile", "security", "sessions", "sign_ins", "activity", "people"):
+        assert client.get(reverse(f"accounts:{name}")).status_code == 200
+
+
+def test_a_viewer_sees_the_limits_of_what_he_sees(client_for: Callable[..., Client]) -> None:
+    project = ProjectFactory(name="Shared")
+    ProjectFactory(customer=project.customer, name="Hidden")
+    page = client_for(UserFactory(member_of=project, member_of__role=Role.VIEWER)).get(reverse("snapshots:limits")).text
+    assert "Shared" in page
+    assert "Hidden" not in page
