@@ -7,7 +7,7 @@ import factory
 from django.utils import timezone
 from factory.django import DjangoModelFactory
 
-from cng_portal.accounts.models import BillingType, Customer, Membership, Notice, Project, Role, User
+from cng_portal.accounts.models import BillingType, Customer, Invitation, Membership, Notice, Project, Role, User
 from cng_portal.inventory.models import Location, Region, VirtualMachine, Volume
 from snapshots.models import BackupRun, BackupSchedule, DiskImage, Draft, Kind, Operation, Snapshot, State, name_key
 from snapshots.slots import Rule, next_slot
@@ -61,6 +61,20 @@ class MembershipFactory(DjangoModelFactory):
     project = factory.SubFactory(ProjectFactory)
     user = factory.SubFactory(UserFactory)
     role = Role.OWNER
+
+
+class InvitationFactory(DjangoModelFactory):
+    class Meta:
+        model = Invitation
+
+    class Params:
+        expired = factory.Trait(expires_at=factory.LazyFunction(lambda: timezone.now() - timedelta(minutes=1)))
+
+    project = factory.SubFactory(ProjectFactory)
+    email = factory.Sequence(lambda n: f"guest{n}@example.com")
+    role = Role.MEMBER
+    invited_by = factory.SubFactory(UserFactory)
+    expires_at = factory.LazyFunction(lambda: timezone.now() + timedelta(days=7))
 
 
 class NoticeFactory(DjangoModelFactory):

@@ -77,6 +77,9 @@ SNAPSHOT = "?id={snapshot.pk}"
 INVOICE = {"pk": "invoice"}
 ACCOUNT = {"pk": "customer"}
 MACHINE = {"pk": "machine"}
+OTHERS = {"membership_id": "other_membership"}
+# a link that is none: what is behind one of ours is for who has the message
+LINK = NOBODY
 
 TABLE: dict[str, list[Row]] = {
     "Snapshots": [
@@ -138,6 +141,11 @@ TABLE: dict[str, list[Row]] = {
     ],
     "People": [
         Row("accounts:people", "See who is in one's projects", SIGNED_IN),
+        Row("accounts:invite", "Invite somebody", OWN, BOTH, {"project_id": "project"}),
+        Row("accounts:revoke", "Revoke an invitation", OWN, "POST", {"invitation_id": "invitation"}),
+        Row("accounts:role", "Change somebody's role", OWN, BOTH, OTHERS),
+        Row("accounts:remove", "Remove somebody from a project", OWN, BOTH, OTHERS),
+        Row("accounts:invitation", "Accept an invitation by its link", LINK, BOTH),
     ],
     "Oneself": [
         Row("accounts:notices", "See one's notices", SIGNED_IN),

@@ -26,6 +26,7 @@ from snapshots import wizard
 from tests.factories import (
     BackupFactory,
     BackupScheduleFactory,
+    InvitationFactory,
     MembershipFactory,
     NoticeFactory,
     OperationFactory,
@@ -73,6 +74,7 @@ PARAMETERS: dict[str, Callable[[SimpleNamespace], Any]] = {
     "step": lambda world: "location",
     "slug": lambda world: "billing",
     "key": lambda world: "no-such-key",
+    "token": lambda world: "no-such-token",
     "uidb36": lambda world: "0",
     "app_label": lambda world: "accounts",
     "content_type_id": lambda world: 0,
@@ -118,6 +120,7 @@ def world(storage_root: Path) -> SimpleNamespace:
         notice=NoticeFactory(user=people[VIEWER]),
         draft=wizard.start(people[OWNER], source=snapshot.volume),
         membership=Membership.objects.get(user=people[VIEWER]),
+        invitation=InvitationFactory(project=project, invited_by=people[OWNER]),
         other_membership=MembershipFactory(project=project, role=Role.MEMBER),
         invoice=Invoice.objects.create(
             customer=project.customer,

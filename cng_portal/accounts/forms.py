@@ -85,4 +85,25 @@ class InvitationForm(forms.Form):
 
 
 class RoleForm(forms.Form):
-    role = forms.ChoiceField(label=gettext_lazy("Role"), choices=Role.choices)
+    role = forms.ChoiceField(
+        label=gettext_lazy("Role"),
+        choices=[(role.value, role.label) for role in (Role.VIEWER, Role.MEMBER, Role.OWNER)],
+        widget=forms.RadioSelect,
+        help_text=InvitationForm.base_fields["role"].help_text,
+    )
+
+
+class SignUpForm(forms.Form):
+    """What an invited person gives; the address is that of the invitation."""
+
+    name = forms.CharField(
+        label=gettext_lazy("Your name"),
+        max_length=120,
+        error_messages={"required": gettext_lazy("Say who you are: colleagues see it.")},
+    )
+    password = forms.CharField(
+        label=gettext_lazy("Password"),
+        widget=forms.PasswordInput(attrs={"autocomplete": "new-password"}),
+        strip=False,
+        help_text=gettext_lazy("At least eight characters, and none that many people use."),
+    )

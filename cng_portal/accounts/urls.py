@@ -17,4 +17,9 @@ urlpatterns = [
     path("profile/activity/", activity.activity_log, name="activity"),
     path("profile/activity.csv", activity.activity_log, {"as_csv": True}, name="activity_csv"),
     path("people/", people.people, name="people"),
+    path("people/<uuid:project_id>/invite/", people.invite, name="invite"),
+    path("people/invitations/<uuid:invitation_id>/revoke/", people.revoke, name="revoke"),
+    path("people/<int:membership_id>/role/", people.change_role, name="role"),
+    path("people/<int:membership_id>/remove/", people.remove, name="remove"),
+    path("invitations/<str:token>/", people.invitation, name="invitation"),
 ]

@@ -1,12 +1,161 @@
-"""Who is in the projects that a person sees, and in which role."""
+"""Who is in the projects that a person sees, and in which role; owners invite, change and remove."""
 
+from uuid import UUID
+
+from allauth.account.internal.flows.login import perform_login
+from allauth.account.models import Login
+from django.contrib import messages
+from django.contrib.auth.decorators import login_not_required
+from django.core.exceptions import ValidationError
+from django.db.models import Prefetch
 from django.http import HttpRequest, HttpResponse
-from django.shortcuts import render
-from django.views.decorators.http import require_safe
+from django.shortcuts import get_object_or_404, redirect, render
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.translation import gettext as _
+from django.views.decorators.http import require_http_methods, require_POST, require_safe
+
+from cng_portal.accounts import roles
+from cng_portal.accounts.forms import InvitationForm, RoleForm, SignUpForm
+from cng_portal.accounts.models import Membership, Project, Role, User
 
 from .common import tabs
 
 
 @require_safe
 def people(request: HttpRequest) -> HttpResponse:
-    return render(request, "accounts/people.html", {"tabs": tabs(request)})
+    """Three queries besides session and person, however many projects and people there are."""
+    user = request.user
+    members = Membership.objects.select_related("user").order_by("user__name", "user__email")
+    projects = (
+        Project.objects.visible_to(user)
+        .select_related("customer")
+        .prefetch_related(
+            Prefetch("memberships", queryset=members),
+            Prefetch("invitations", queryset=roles.open_invitations().order_by("email"), to_attr="open_invitations"),
+        )
+    )
+    now = timezone.now()
+    shown = list(projects)
+    for project in shown:
+        project.is_mine = user.roles[project.pk] == Role.OWNER
+        for invitation in project.open_invitations:
+            invitation.has_expired = invitation.expires_at <= now
+    context = {"projects": shown, "many": len({project.customer_id for project in shown}) > 1, "tabs": tabs(request)}
+    return render(request, "accounts/people.html", context)
+
+
+@require_http_methods(["GET", "POST"])
+def invite(request: HttpRequest, project_id: UUID) -> HttpResponse:
+    project = get_object_or_404(Project.objects.visible_to(request.user), pk=project_id)
+    roles.require_owner(request.user, project)
+    form = InvitationForm(request.POST or None)
+    if request.method == "POST" and form.is_valid():
+        try:
+            roles.invite(project=project, by=request.user, at=timezone.now(), **form.cleaned_data)
+        except roles.Refused as refusal:
+            form.add_error("email", str(refusal))
+        else:
+            sentence = _("%(email)s is invited to “%(project)s”: a message with a link is on its way.")
+            messages.success(request, sentence % {"email": form.cleaned_data["email"], "project": project.name})
+            return redirect("accounts:people")
+    return render(request, "accounts/invite.html", {"project": project, "form": form})
+
+
+@require_POST
+def revoke(request: HttpRequest, invitation_id: UUID) -> HttpResponse:
+    project_ids = list(request.user.roles)
+    found = roles.open_invitations().filter(project__in=project_ids).select_related("project")
+    invitation = get_object_or_404(found, pk=invitation_id)
+    roles.require_owner(request.user, invitation.project)
+    try:
+        roles.revoke(invitation=invitation, by=request.user, at=timezone.now())
+    except roles.Refused as refusal:
+        messages.error(request, str(refusal))
+    else:
+        messages.success(
+            request, _("The invitation of %(email)s does not work any more.") % {"email": invitation.email}
+        )
+    return redirect("accounts:people")
+
+
+def get_membership(user: User, membership_id: int) -> Membership:
+    found = Membership.objects.filter(project__in=list(user.roles)).select_related("project__customer", "user")
+    return get_object_or_404(found, pk=membership_id)
+
+
+@require_http_methods(["GET", "POST"])
+def change_role(request: HttpRequest, membership_id: int) -> HttpResponse:
+    membership = get_membership(request.user, membership_id)
+    roles.require_owner(request.user, membership.project)
+    form = RoleForm(request.POST or None, initial={"role": membership.role})
+    if request.method == "POST" and form.is_valid():
+        try:
+            roles.change_role(membership=membership, role=form.cleaned_data["role"], by=request.user)
+        except roles.Refused as refusal:
+            form.add_error("role", str(refusal))
+        else:
+            messages.success(request, _("The role of %(person)s is changed.") % {"person": membership.user})
+            return redirect("accounts:people")
+    return render(request, "accounts/role.html", {"membership": membership, "form": form})
+
+
+@require_http_methods(["GET", "POST"])
+def remove(request: HttpRequest, membership_id: int) -> HttpResponse:
+    """An owner removes somebody; anybody leaves."""
+    membership = get_membership(request.user, membership_id)
+    leaves = membership.user_id == request.user.pk
+    if not leaves:
+        roles.require_owner(request.user, membership.project)
+    problems = []
+    if request.method == "POST":
+        try:
+            roles.remove(membership=membership, by=request.user)
+        except roles.Refused as refusal:
+            problems = [{"id": "", "message": str(refusal)}]
+        else:
+            names = {"person": membership.user, "project": membership.project.name}
+            done = _("You have left “%(project)s”.") if leaves else _("%(person)s is not in “%(project)s” any more.")
+            messages.success(request, done % names)
+            return redirect("accounts:people")
+    context = {"membership": membership, "leaves": leaves, "problems": problems}
+    return render(request, "accounts/remove.html", context)
+
+
+@login_not_required
+@require_http_methods(["GET", "POST"])
+def invitation(request: HttpRequest, token: str) -> HttpResponse:
+    """Where the link leads: to a new sign-in, to joining with the one that there is, or to why it does not work.
+
+    What it says of the address says nothing to a stranger: only who has the message has the link.
+    """
+    now = timezone.now()
+    found = roles.find(token, at=now)
+    if found is None:
+        return render(request, "accounts/invitation_gone.html", status=404)
+    user = request.user if request.user.is_authenticated else None
+    is_for_me = user is not None and user.email.lower() == found.email.lower()
+    has_sign_in = User.objects.filter(email__iexact=found.email).exists()
+    form = None if user or has_sign_in else SignUpForm(request.POST or None)
+    problems = []
+    if request.method == "POST":
+        try:
+            if is_for_me:
+                roles.accept(invitation=found, user=user, at=now)
+                messages.success(request, _("Welcome to “%(project)s”.") % {"project": found.project.name})
+                return redirect("dashboard")
+            if form is not None and form.is_valid():
+                made = roles.sign_up(invitation=found, at=now, **form.cleaned_data)
+                return perform_login(request, Login(user=made, redirect_url=reverse("dashboard")))
+        except roles.Refused as refusal:
+            problems = [{"id": "", "message": str(refusal)}]
+        except ValidationError as error:
+            form.add_error("password", error)
+    context = {
+        "invitation": found,
+        "form": form,
+        "problems": problems,
+        "is_for_me": is_for_me,
+        "has_sign_in": has_sign_in,
+    }
+    return render(request, "accounts/invitation.html", context)

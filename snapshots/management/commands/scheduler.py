@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from billing import scheduling as billing
 from cng_portal import logs
-from cng_portal.accounts import notices
+from cng_portal.accounts import notices, roles
 from cng_portal.hardening import refuse_unsafe_start
 from cng_portal.inventory.models import Location
 from cng_portal.watch import services as watch
@@ -101,6 +101,7 @@ def look_after_schedules() -> None:
 
 def send_mails() -> None:
     notices.send_mails(now=timezone.now())
+    roles.send_mails(now=timezone.now())
 
 
 def tidy_up() -> None:

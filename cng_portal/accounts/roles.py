@@ -1,0 +1,234 @@
+"""Who is in a project, and as what: invitations, roles, and that a project is never without an owner.
+
+Each function validates, writes in one transaction that holds the customer's lock, and records what was done; or raises
+`Refused`, whose text is for the person, with nothing written.
+"""
+
+import logging
+from datetime import datetime, timedelta
+from urllib.parse import urlsplit
+
+from allauth.account.models import EmailAddress
+from django.conf import settings
+from django.contrib.auth.password_validation import validate_password
+from django.core import signing
+from django.core.exceptions import PermissionDenied
+from django.core.mail import EmailMessage
+from django.db import transaction
+from django.db.models import QuerySet
+from django.urls import reverse
+from django.utils.translation import gettext as _
+
+from . import activity
+from .models import Invitation, Membership, Project, Role, User
+from .services import lock_customer
+
+logger = logging.getLogger(__name__)
+
+VALID_FOR = timedelta(days=7)
+SALT = "accounts.invitation"
+MAILS_PER_TURN = 100
+
+
+class Refused(Exception):
+    """Why it was not done: what happened, what it means, what to do."""
+
+
+# --- questions -------------------------------------------------------------------------------------------------------
+
+
+def require_owner(user: User, project: Project) -> None:
+    """403 with an explanation for who sees the project but does not own it; a stranger was given a 404 before."""
+    if user.roles.get(project.pk) != Role.OWNER:
+        raise PermissionDenied(
+            _("Who is in “%(project)s” is decided by its owners. Ask one of them.") % {"project": project.name}
+        )
+
+
+def open_invitations() -> QuerySet[Invitation]:
+    return Invitation.objects.filter(accepted_at=None, revoked_at=None)
+
+
+def token_of(invitation: Invitation) -> str:
+    return signing.dumps(str(invitation.pk), salt=SALT)
+
+
+def find(token: str, *, at: datetime) -> Invitation | None:
+    """The invitation that the link stands for, as long as it can be accepted."""
+    try:
+        key = signing.loads(token, salt=SALT)
+    except signing.BadSignature:
+        return None
+    return (
+        open_invitations().select_related("project__customer", "invited_by").filter(pk=key, expires_at__gt=at).first()
+    )
+
+
+def require_another_owner(membership: Membership) -> None:
+    """The caller holds the customer's lock."""
+    others = Membership.objects.filter(project_id=membership.project_id, role=Role.OWNER, user__is_active=True)
+    if membership.role == Role.OWNER and not others.exclude(pk=membership.pk).exists():
+        raise Refused(
+            _("“%(project)s” would be without an owner. Make somebody else an owner first.")
+            % {"project": membership.project.name}
+        )
+
+
+# --- acts ------------------------------------------------------------------------------------------------------------
+
+
+def invite(*, project: Project, email: str, role: str, by: User, at: datetime) -> Invitation:
+    """The message goes out with the next turn of the scheduler. An older invitation of the address is replaced."""
+    email = email.strip().lower()
+    with transaction.atomic():
+        lock_customer(project.customer_id)
+        require_owner(User.objects.get(pk=by.pk), project)
+        if Membership.objects.filter(project=project, user__email__iexact=email).exists():
+            raise Refused(
+                _("%(email)s is in “%(project)s” already. Change the role in the list instead.")
+                % {"email": email, "project": project.name}
+            )
+        open_invitations().filter(project=project, email__iexact=email).update(revoked_at=at)
+        made = Invitation.objects.create(
+            project=project, email=email, role=role, invited_by=by, created_at=at, expires_at=at + VALID_FOR
+        )
+        activity.record(
+            act="invitation.send", actor=by, thing=made, project=project, after={"email": email, "role": role}
+        )
+    return made
+
+
+def revoke(*, invitation: Invitation, by: User, at: datetime) -> None:
+    with transaction.atomic():
+        lock_customer(invitation.project.customer_id)
+        require_owner(User.objects.get(pk=by.pk), invitation.project)
+        if not open_invitations().filter(pk=invitation.pk).update(revoked_at=at):
+            raise Refused(_("The invitation was accepted or revoked already."))
+        activity.record(act="invitation.revoke", actor=by, thing=invitation, project=invitation.project)
+
+
+def accept(*, invitation: Invitation, user: User, at: datetime) -> Membership:
+    """Join the project, in the role that was offered; who is in it already keeps the role. The link opens once."""
+    with transaction.atomic():
+        lock_customer(invitation.project.customer_id)
+        mine = open_invitations().filter(pk=invitation.pk, expires_at__gt=at)
+        if user.email.lower() != invitation.email.lower():
+            raise Refused(_("The invitation is for another address. Sign in as whom it was sent to."))
+        if not mine.update(accepted_at=at, accepted_by=user):
+            raise Refused(_("The invitation was used, revoked or has expired. Ask for a new one."))
+        membership, _made = Membership.objects.get_or_create(
+            project=invitation.project, user=user, defaults={"role": invitation.role}
+        )
+        User.objects.filter(pk=user.pk, customer=None).update(customer=invitation.project.customer_id)
+        activity.record(
+            act="person.join", actor=user, thing=user, project=invitation.project, after={"role": membership.role}
+        )
+    return membership
+
+
+def sign_up(*, invitation: Invitation, name: str, password: str, at: datetime) -> User:
+    """Make the sign-in that the invitation is for, and accept it. Raises ValidationError for the password."""
+    with transaction.atomic():
+        lock_customer(invitation.project.customer_id)
+        if User.objects.filter(email__iexact=invitation.email).exists():
+            raise Refused(_("There is a sign-in with this address already. Sign in with it."))
+        user = User(email=invitation.email, name=name, customer=invitation.project.customer)
+        validate_password(password, user)
+        user.set_password(password)
+        user.save()
+        # whoever has the link has read the message
+        EmailAddress.objects.create(user=user, email=user.email, verified=True, primary=True)
+        accept(invitation=invitation, user=user, at=at)
+    return user
+
+
+def change_role(*, membership: Membership, role: str, by: User) -> None:
+    with transaction.atomic():
+        lock_customer(membership.project.customer_id)
+        require_owner(User.objects.get(pk=by.pk), membership.project)
+        membership = fresh(membership)
+        before = membership.role
+        if role == before:
+            return
+        if role != Role.OWNER:
+            require_another_owner(membership)
+        membership.role = role
+        membership.save(update_fields=["role"])
+        activity.record(
+            act="role.change",
+            actor=by,
+            thing=membership.user,
+            project=membership.project,
+            before={"role": before},
+            after={"role": role},
+        )
+
+
+def remove(*, membership: Membership, by: User) -> None:
+    """An owner takes somebody out of the project, or a person leaves it."""
+    with transaction.atomic():
+        lock_customer(membership.project.customer_id)
+        membership = fresh(membership)
+        leaves = membership.user_id == by.pk
+        if not leaves:
+            require_owner(User.objects.get(pk=by.pk), membership.project)
+        require_another_owner(membership)
+        membership.delete()
+        activity.record(
+            act="role.leave" if leaves else "role.remove",
+            actor=by,
+            thing=membership.user,
+            project=membership.project,
+            before={"role": membership.role},
+        )
+
+
+def fresh(membership: Membership) -> Membership:
+    """The row as it is now that the customer's lock is held."""
+    found = Membership.objects.select_related("project", "user").filter(pk=membership.pk).first()
+    if found is None:
+        raise Refused(_("This person is not in the project any more."))
+    return found
+
+
+# --- e-mail ----------------------------------------------------------------------------------------------------------
+
+
+def send_mails(*, now: datetime) -> int:
+    """Send the invitations that have not been sent. Returns how many went out.
+
+    Each is claimed before it is sent, so that of two schedulers one sends it; what the mail server does not take is
+    given back and tried again the next time.
+    """
+    waiting = open_invitations().filter(mailed_at=None, expires_at__gt=now)
+    sent = 0
+    for invitation in waiting.select_related("project__customer", "invited_by").order_by("created_at")[:MAILS_PER_TURN]:
+        mine = Invitation.objects.filter(pk=invitation.pk, mailed_at=None)
+        if not mine.update(mailed_at=now):
+            continue
+        try:
+            message(invitation).send()
+        except OSError:  # of which every error of the mail server is one
+            Invitation.objects.filter(pk=invitation.pk).update(mailed_at=None)
+            logger.exception("The invitation %s could not be sent; it will be tried again", invitation.pk)
+            break
+        sent += 1
+    return sent
+
+
+def message(invitation: Invitation) -> EmailMessage:
+    names = {
+        "who": invitation.invited_by,
+        "project": invitation.project.name,
+        "customer": invitation.project.customer.name,
+        "role": invitation.get_role_display(),
+        "host": urlsplit(settings.PORTAL_URL).netloc,
+    }
+    lines = [
+        _("%(who)s invites you to the project “%(project)s” of %(customer)s, as: %(role)s.") % names,
+        settings.PORTAL_URL + reverse("accounts:invitation", args=[token_of(invitation)]),
+        _("The link works once, and for seven days. If you do not know them, do nothing: nothing happens then.")
+        % names,
+    ]
+    subject = _("1CNG: %(who)s invites you to “%(project)s”") % names
+    return EmailMessage(subject=" ".join(subject.split()), body="\n\n".join(lines), to=[invitation.email])

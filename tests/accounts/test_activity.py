@@ -1,0 +1,139 @@
+"""The activity log: written with the act, seen by whom it concerns, changed by nobody."""
+
+from collections.abc import Callable
+
+import pytest
+from django.db import IntegrityError, transaction
+from django.test import Client
+from django.urls import reverse
+from pytest_django import DjangoAssertNumQueries
+
+from cng_portal.accounts import activity
+from cng_portal.accounts.models import Activity, Project, Role, User
+from tests.accounts.test_sign_in import PASSWORD, sign_in
+from tests.factories import ProjectFactory, SnapshotFactory, UserFactory
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def project() -> Project:
+    return ProjectFactory(name="Default")
+
+
+@pytest.fixture
+def owner(project: Project) -> User:
+    return UserFactory(name="Aye", member_of=project)
+
+
+@pytest.mark.both_databases
+def test_an_entry_is_never_changed_or_deleted(owner: User) -> None:
+    entry = activity.record(act="person.change", actor=owner, thing=owner, before={"name": "A"}, after={"name": "B"})
+    for change in (
+        lambda: Activity.objects.update(act="role.change"),
+        lambda: Activity.objects.filter(pk=entry.pk).delete(),
+        lambda: entry.save(),
+    ):
+        with pytest.raises(IntegrityError, match="never changed or deleted"), transaction.atomic():
+            change()
+    assert Activity.objects.get().act == "person.change"
+
+
+def test_an_act_that_is_undone_leaves_no_entry(owner: User) -> None:
+    with pytest.raises(ZeroDivisionError), transaction.atomic():
+        activity.record(act="person.change", actor=owner, thing=owner)
+        raise ZeroDivisionError
+    assert not Activity.objects.exists()
+
+
+def test_an_entry_knows_thing_project_and_customer(owner: User, project: Project) -> None:
+    snapshot = SnapshotFactory(name="nightly", volume__project=project)
+    entry = activity.record(act="snapshot.rename", actor=None, thing=snapshot)
+    assert (entry.project_id, entry.customer_id) == (project.pk, project.customer_id)
+    assert (entry.thing_kind, entry.thing_id, entry.thing_name) == ("snapshot", str(snapshot.pk), "nightly")
+    with pytest.raises(ValueError, match="no entry of ACTS"):
+        activity.record(act="snapshot.eat", actor=None)
+
+
+def test_everybody_sees_their_projects_and_owners_the_whole_account(
+    owner: User, project: Project, client_for: Callable[..., Client]
+) -> None:
+    viewer = UserFactory(member_of=project, member_of__role=Role.VIEWER)
+    activity.record(act="snapshot.delete", actor=owner, thing=SnapshotFactory(name="mine", volume__project=project))
+    hidden = ProjectFactory(customer=project.customer)
+    activity.record(act="snapshot.delete", actor=owner, thing=SnapshotFactory(name="theirs", volume__project=hidden))
+    activity.record(act="snapshot.delete", actor=None, thing=SnapshotFactory(name="foreign"))
+
+    def seen_by(user: User) -> set[str]:
+        page = client_for(user).get(reverse("accounts:activity")).text
+        return {name for name in ("mine", "theirs", "foreign") if name in page}
+
+    assert seen_by(owner) == {"mine", "theirs"}
+    assert seen_by(viewer) == {"mine"}
+    assert seen_by(UserFactory(member_of=ProjectFactory())) == set()
+
+
+def test_the_log_is_searched_and_filtered(owner: User, project: Project, client_for: Callable[..., Client]) -> None:
+    for name in ("alpha", "beta"):
+        activity.record(act="snapshot.delete", actor=owner, thing=SnapshotFactory(name=name, volume__project=project))
+    activity.record(act="role.change", actor=owner, thing=owner, project=project, after={"role": "member"})
+    client = client_for(owner)
+
+    def rows(**query: str) -> list[str]:
+        return [row.thing_name for row in client.get(reverse("accounts:activity"), query).context["rows"]]
+
+    assert rows(q="ALPH") == ["alpha"]
+    assert rows(act="role.change") == ["Aye"]
+    assert len(rows(project=str(project.pk))) == 3
+    assert "Nothing matches" in client.get(reverse("accounts:activity"), {"q": "gamma"}).text
+    assert len(rows(project="nonsense", act="nonsense", after="nonsense")) == 3
+
+
+def test_pages_follow_each_other_without_gaps(owner: User, client_for: Callable[..., Client]) -> None:
+    for number in range(120):
+        activity.record(act="person.change", actor=owner, thing=owner, after={"name": str(number)})
+    client, url, seen = client_for(owner), reverse("accounts:activity"), []
+    while url:
+        page = client.get(url).context
+        seen += [row.after["name"] for row in page["rows"]]
+        url = page["next_url"]
+    assert seen == [str(number) for number in reversed(range(120))]
+
+
+def test_the_csv_has_everything_and_no_formula(
+    owner: User, project: Project, client_for: Callable[..., Client]
+) -> None:
+    snapshot = SnapshotFactory(name="=1+1", volume__project=project)
+    activity.record(act="snapshot.rename", actor=owner, thing=snapshot, before={"name": "a"}, after={"name": "=1+1"})
+    text = client_for(owner).get(reverse("accounts:activity_csv")).getvalue().decode()
+    assert "Snapshot renamed" in text
+    assert "'=1+1" in text
+    assert "name: a → =1+1" in text
+
+
+def test_the_page_takes_as_many_queries_for_one_entry_as_for_many(
+    owner: User,
+    project: Project,
+    client_for: Callable[..., Client],
+    django_assert_max_num_queries: DjangoAssertNumQueries,
+) -> None:
+    for _ in range(30):
+        activity.record(act="snapshot.delete", actor=owner, thing=SnapshotFactory(volume__project=project))
+    client = client_for(owner)
+    with django_assert_max_num_queries(8):
+        client.get(reverse("accounts:activity"))
+
+
+def test_sign_ins_are_written_down_and_a_new_device_is_told(project: Project) -> None:
+    person = UserFactory(email="aye@example.com", password=PASSWORD, member_of=project)
+    firefox, phone = (Client(headers={"User-Agent": agent}) for agent in ("Gecko Firefox/1 Linux", "Safari/1 iPhone"))
+    sign_in(firefox, person.email, "wrong")
+    sign_in(firefox, person.email)
+    assert not person.notices.exists()
+    sign_in(phone, person.email)
+    assert person.notices.get().title == "New sign-in from Safari on iPhone"
+    acts = Activity.objects.filter(actor=person).order_by("at").values_list("act", flat=True)
+    assert list(acts) == ["person.sign_in_failed", "person.sign_in", "person.sign_in"]
+    assert Activity.objects.filter(act="person.sign_in").first().address == "127.0.0.1"
+    page = phone.get(reverse("accounts:sign_ins")).text
+    assert page.count("Firefox on Linux") == 2

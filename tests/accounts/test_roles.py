@@ -1,0 +1,197 @@
+"""Who is in a project: links that open once, and a project that is never without an owner."""
+
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from threading import Barrier
+
+import pytest
+from django.core import mail
+from django.db import connections
+from django.test import Client
+from django.urls import reverse
+from django.utils import timezone
+
+from cng_portal.accounts import roles
+from cng_portal.accounts.models import Activity, Invitation, Membership, Project, Role, User
+from tests.accounts.test_sign_in import PASSWORD
+from tests.factories import InvitationFactory, MembershipFactory, ProjectFactory, UserFactory
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def project() -> Project:
+    return ProjectFactory(name="Default")
+
+
+@pytest.fixture
+def owner(project: Project) -> User:
+    return UserFactory(name="Aye", member_of=project)
+
+
+def link_of(invitation: Invitation) -> str:
+    return reverse("accounts:invitation", args=[roles.token_of(invitation)])
+
+
+def role_of(user: User, project: Project) -> str | None:
+    return Membership.objects.filter(user=user, project=project).values_list("role", flat=True).first()
+
+
+def test_an_invited_person_makes_a_sign_in_and_is_in(project: Project, owner: User, client_for: Callable) -> None:
+    answers = {"email": "New@Example.com", "role": Role.MEMBER}
+    client_for(owner).post(reverse("accounts:invite", args=[project.pk]), answers)
+    assert roles.send_mails(now=timezone.now()) == 1
+    assert roles.send_mails(now=timezone.now()) == 0
+    assert mail.outbox[0].to == ["new@example.com"]
+    link = re.search(r"http://\S+?(/invitations/\S+)", mail.outbox[0].body)[1]
+    guest = Client()
+    assert "Aye invites you to the project “Default”" in guest.get(link).text
+    assert guest.post(link, {"name": "Mya", "password": PASSWORD})["Location"] == "/"
+    mya = User.objects.get(email="new@example.com")
+    assert (role_of(mya, project), mya.customer, str(mya)) == (Role.MEMBER, project.customer, "Mya")
+    assert guest.get("/").context["user"] == mya
+    assert mya.emailaddress_set.get().verified
+    # once
+    assert Client().get(link).status_code == 404
+    acts = Activity.objects.filter(customer=project.customer).values_list("act", flat=True)
+    assert {"invitation.send", "person.join"} <= set(acts)
+
+
+def test_who_has_a_sign_in_joins_with_it(project: Project, client_for: Callable) -> None:
+    person = UserFactory(email="mya@example.com")
+    link = link_of(InvitationFactory(project=project, email="Mya@example.com", role=Role.VIEWER))
+    assert f"/accounts/login/?next={link}" in Client().get(link).text.replace("%3A", ":")
+    Client().post(link, {"name": "X", "password": PASSWORD})
+    assert role_of(person, project) is None
+    client_for(person).post(link)
+    assert role_of(person, project) == Role.VIEWER
+
+
+def test_another_person_does_not_use_the_link(project: Project, client_for: Callable) -> None:
+    link = link_of(InvitationFactory(project=project))
+    stranger = UserFactory()
+    client = client_for(stranger)
+    assert f"You are signed in as {stranger.email}" in client.get(link).text
+    client.post(link)
+    assert role_of(stranger, project) is None
+
+
+@pytest.mark.parametrize("what", [{"expired": True}, {"revoked_at": timezone.now()}])
+def test_an_expired_or_revoked_link_does_not_work(project: Project, what: dict) -> None:
+    link = link_of(InvitationFactory(project=project, **what))
+    assert "The invitation does not work" in Client().get(link).text
+    assert Client().post(link, {"name": "Mya", "password": PASSWORD}).status_code == 404
+    assert not Membership.objects.filter(project=project).exists()
+
+
+def test_a_forged_link_does_not_work(project: Project) -> None:
+    link = link_of(InvitationFactory(project=project))
+    assert Client().get(link[:-2] + "x/").status_code == 404
+
+
+def test_a_weak_password_is_explained_and_nothing_is_made(project: Project) -> None:
+    link = link_of(InvitationFactory(project=project, email="mya@example.com"))
+    page = Client().post(link, {"name": "Mya", "password": "12345678"}).text
+    assert "too common" in page
+    assert 'value="Mya"' in page
+    assert not User.objects.filter(email="mya@example.com").exists()
+
+
+def test_only_owners_decide_who_is_in(project: Project, owner: User, client_for: Callable) -> None:
+    member = UserFactory(member_of=project, member_of__role=Role.MEMBER)
+    other = MembershipFactory(project=project, role=Role.VIEWER)
+    client, stranger = client_for(member), client_for(UserFactory(member_of=ProjectFactory()))
+    for name, args in [("invite", [project.pk]), ("role", [other.pk]), ("remove", [other.pk])]:
+        url = reverse(f"accounts:{name}", args=args)
+        assert client.post(url, {"email": "x@example.com", "role": Role.OWNER}).status_code == 403
+        assert stranger.post(url, {"email": "x@example.com", "role": Role.OWNER}).status_code == 404
+    assert role_of(other.user, project) == Role.VIEWER
+    assert not Invitation.objects.exists()
+
+
+def test_a_role_is_changed_and_a_person_removed_by_an_owner(
+    project: Project, owner: User, client_for: Callable
+) -> None:
+    other = MembershipFactory(project=project, role=Role.VIEWER)
+    client = client_for(owner)
+    client.post(reverse("accounts:role", args=[other.pk]), {"role": Role.MEMBER})
+    assert role_of(other.user, project) == Role.MEMBER
+    entry = Activity.objects.get(act="role.change")
+    assert (entry.actor, entry.before, entry.after) == (owner, {"role": "viewer"}, {"role": "member"})
+    client.post(reverse("accounts:remove", args=[other.pk]))
+    assert role_of(other.user, project) is None
+    assert client_for(other.user).get("/").status_code == 200
+
+
+def test_the_last_owner_neither_leaves_nor_is_demoted(project: Project, owner: User, client_for: Callable) -> None:
+    mine = Membership.objects.get(user=owner)
+    MembershipFactory(project=project, role=Role.MEMBER)
+    client = client_for(owner)
+    for name, answers in [("remove", {}), ("role", {"role": Role.MEMBER})]:
+        page = client.post(reverse(f"accounts:{name}", args=[mine.pk]), answers).text
+        assert "“Default” would be without an owner. Make somebody else an owner first." in page
+    assert role_of(owner, project) == Role.OWNER
+
+
+def test_a_wrong_address_is_explained(project: Project, owner: User, client_for: Callable) -> None:
+    url = reverse("accounts:invite", args=[project.pk])
+    client = client_for(owner)
+    assert "Say whom you invite" in client.post(url, {"email": "", "role": Role.MEMBER}).text
+    assert "is in “Default” already" in client.post(url, {"email": owner.email, "role": Role.MEMBER}).text
+    assert not Invitation.objects.exists()
+
+
+def test_a_second_invitation_replaces_the_first(project: Project, owner: User) -> None:
+    now = timezone.now()
+    first = roles.invite(project=project, email="mya@example.com", role=Role.VIEWER, by=owner, at=now)
+    second = roles.invite(
+        project=project, email="MYA@example.com", role=Role.OWNER, by=owner, at=now + timedelta(days=1)
+    )
+    assert list(roles.open_invitations()) == [second]
+    assert Client().get(link_of(first)).status_code == 404
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.both_databases
+def test_of_owners_that_leave_at_once_one_stays(project: Project) -> None:
+    owners = [MembershipFactory(project=project, role=Role.OWNER) for _ in range(8)]
+    barrier = Barrier(len(owners))
+
+    def leave(membership: Membership) -> bool:
+        try:
+            barrier.wait()
+            roles.remove(membership=membership, by=membership.user)
+            return True
+        except roles.Refused:
+            return False
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(len(owners)) as pool:
+        left = list(pool.map(leave, owners))
+    assert sum(left) == len(owners) - 1
+    assert Membership.objects.get(project=project).role == Role.OWNER
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.both_databases
+def test_a_link_that_is_followed_many_times_at_once_opens_once(project: Project) -> None:
+    person = UserFactory(email="mya@example.com")
+    invitation = InvitationFactory(project=project, email=person.email)
+    barrier = Barrier(8)
+
+    def follow(_number: int) -> bool:
+        try:
+            barrier.wait()
+            roles.accept(invitation=invitation, user=person, at=timezone.now())
+            return True
+        except roles.Refused:
+            return False
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(follow, range(8))) == 1
+    assert Membership.objects.filter(project=project).count() == 1
