@@ -13,6 +13,7 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
+from cng_portal.accounts import activity
 from cng_portal.accounts.admin import ReadOnly, SupportAdmin
 
 from . import closing, money, services
@@ -268,6 +269,7 @@ class CustomerAccountAdmin(ReadOnly, SupportAdmin):
             "invoices": report.invoices,
             "lines": report.lines,
         }
+        activity.record(act="invoice.close", actor=request.user, after={"invoices": report.invoices})
         self.message_user(request, made, messages.SUCCESS)
 
     def has_close_permission(self, request: HttpRequest) -> bool:

@@ -16,7 +16,7 @@ from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from cng_portal.accounts import notices
+from cng_portal.accounts import activity, notices
 from cng_portal.accounts.models import BillingType, Customer, Notice, Project, User
 from cng_portal.accounts.services import lock_customer
 from cng_portal.inventory.models import Location
@@ -237,6 +237,7 @@ def _add_version(*, package: Package, rate_micro: int, starts_at: datetime, by: 
     version = PriceVersion(package=package, rate_micro=rate_micro, starts_at=starts_at, created_by=by)
     version.full_clean()
     version.save()
+    activity.record(act="price.set", actor=by, thing=package, after={"rate_micro": rate_micro, "starts_at": starts_at})
     return version
 
 
@@ -820,6 +821,9 @@ def _record(
     at = at or timezone.now()
     if expires_at is not None and expires_at <= at:
         raise Refused(_("Credits expire in the future."))
+    if by is not None:
+        amount = {kind: money.format_amount(amount_micro, customer.currency), "reason": reason.strip()}
+        activity.record(act="wallet.move", actor=by, thing=customer, after=amount)
     return WalletTransaction.objects.create(
         **given, key=key, reason=reason.strip(), by=by, expires_at=expires_at, at=at
     )

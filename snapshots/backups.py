@@ -28,7 +28,7 @@ from django.utils.translation import gettext_lazy, ngettext, override
 from billing import rating
 from billing import services as billing
 from billing.models import ServiceKind
-from cng_portal.accounts import notices
+from cng_portal.accounts import activity, notices
 from cng_portal.accounts.models import User
 from cng_portal.accounts.services import lock_customer
 from cng_portal.inventory.models import AutomaticBackupSwitch, Interval, Location, VirtualMachine
@@ -138,6 +138,7 @@ def create_schedule(
         schedule = BackupSchedule(vm=vm, created_by=user, draft=draft, created_at=now, **fields)
         plan(schedule, now)
         schedule.save(force_insert=True)
+        activity.record(act="backup.schedule", actor=user, thing=vm, after=fields)
         if take_one_now:
             ask_now(schedule, user, now)
     return schedule
@@ -159,6 +160,8 @@ def edit_schedule(
     fields = rhythm(interval=interval, weekday=weekday, month_day=month_day, at=at, keep=keep)
     with transaction.atomic():
         schedule = locked_schedule(schedule, user)
+        before = {name: getattr(schedule, name) for name in fields}
+        activity.record(act="backup.change", actor=user, thing=schedule.vm, before=before, after=fields)
         give_up_slots(schedule, now, _("The schedule was changed before this run could be started."))
         for name, value in fields.items():
             setattr(schedule, name, value)
@@ -177,6 +180,7 @@ def pause_schedule(*, schedule: BackupSchedule, user: User, now: datetime | None
             stop(schedule, now, _("The schedule was paused."))
             schedule.paused_at = now
             schedule.save()
+            activity.record(act="backup.pause", actor=user, thing=schedule.vm)
     return schedule
 
 
@@ -189,6 +193,7 @@ def resume_schedule(*, schedule: BackupSchedule, user: User, now: datetime | Non
             schedule.paused_at = None
             plan(schedule, now)
             schedule.save()
+            activity.record(act="backup.resume", actor=user, thing=schedule.vm)
     return schedule
 
 
@@ -201,6 +206,7 @@ def delete_schedule(*, schedule: BackupSchedule, user: User, now: datetime | Non
         schedule = locked_schedule(schedule, user, deleted=True)
         if schedule.deleted_at is None:
             end(schedule, now, _("The schedule was deleted."))
+            activity.record(act="backup.delete", actor=user, thing=schedule.vm)
     return schedule
 
 
@@ -226,6 +232,7 @@ def keep_copy(*, snapshot: Snapshot, kept: bool, user: User) -> Snapshot:
             raise NotNow(_("The backup is being deleted and cannot be kept any more."))
         snapshot.kept = kept
         snapshot.save(update_fields=["kept"])
+        activity.record(act="backup.keep", actor=user, thing=snapshot, after={"kept": kept})
     return snapshot
 
 
@@ -699,6 +706,7 @@ def switch_automatic_backups(
         vm.automatic_backups_since = now if on else None
         vm.save(update_fields=["automatic_backups_since"])
         AutomaticBackupSwitch.objects.create(vm=vm, on=on, switched_by=user, switched_at=now)
+        activity.record(act="backup.automatic", actor=user, thing=vm, after={"on": on})
     return vm
 
 

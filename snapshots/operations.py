@@ -20,6 +20,7 @@ from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from cng_portal import logs
+from cng_portal.accounts import activity
 
 from .drivers.base import Interrupted
 from .models import Draft, Operation
@@ -49,6 +50,7 @@ def enqueue(operation: Operation, *, at: datetime | None = None) -> None:
 
 def create_operation(**fields: Any) -> Operation:
     operation = Operation.objects.create(**fields, request_id=logs.request_id())
+    activity.record(act=f"snapshot.{operation.kind}", actor=operation.requested_by, thing=operation.snapshot)
     enqueue(operation)
     with logs.within(operation_id=str(operation.pk)):
         logger.info("Asked for: %s", operation.kind)

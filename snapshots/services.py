@@ -20,6 +20,7 @@ from django.utils.translation import ngettext
 
 from billing import services as billing
 from billing.money import format_price
+from cng_portal.accounts import activity
 from cng_portal.accounts.models import UNLIMITED, Customer, Project, User
 from cng_portal.accounts.services import lock_customer
 from cng_portal.inventory.models import VirtualMachine, Volume
@@ -647,10 +648,12 @@ def rename_snapshot(*, snapshot: Snapshot, user: User, name: str) -> Snapshot:
         require_change(User.objects.get(pk=user.pk), snapshot.project_id)
         if snapshot.state in (State.DELETING, State.DELETED):
             raise NotNow(_("The snapshot is being deleted and cannot be renamed any more."))
-        snapshot.name = check_name(snapshot.customer_id, name, but=snapshot.pk)
+        before, snapshot.name = snapshot.name, check_name(snapshot.customer_id, name, but=snapshot.pk)
         snapshot.name_key = name_key(snapshot.name)
         snapshot.save(update_fields=["name", "name_key"])
         billing.rename_resource(resource_id=snapshot.pk, name=snapshot.name)
+        names = {"before": {"name": before}, "after": {"name": snapshot.name}}
+        activity.record(act="snapshot.rename", actor=user, thing=snapshot, **names)
     return snapshot
 
 

@@ -18,26 +18,24 @@ from .models import Activity, Customer, Project, User
 # What is done, by the word that is kept. A layer above adds its acts here, where they get their name.
 ACTS: dict[str, str | Promise] = {
     # snapshots and volumes
-    "snapshot.take": _("Snapshot asked for"),
+    "snapshot.capture": _("Snapshot asked for"),
     "snapshot.rename": _("Snapshot renamed"),
     "snapshot.restore": _("Restore asked for"),
     "snapshot.delete": _("Snapshot deleted"),
     "snapshot.verify": _("Verification asked for"),
-    "snapshot.retry": _("Tried again"),
     "snapshot.new_volume": _("New volume asked for"),
-    "snapshot.new_machine": _("New machine asked for"),
     # backups
     "backup.schedule": _("Backup schedule made"),
     "backup.change": _("Backup schedule changed"),
     "backup.pause": _("Backup schedule paused"),
     "backup.resume": _("Backup schedule resumed"),
-    "backup.run": _("Backup asked for"),
     "backup.delete": _("Backup schedule deleted"),
     "backup.keep": _("Backup kept or released"),
     "backup.automatic": _("Automatic backups switched"),
     # money
     "wallet.move": _("Credits changed"),
     "price.set": _("Price set"),
+    "invoice.close": _("Months closed by an administrator"),
     # people
     "person.sign_in": _("Signed in"),
     "person.sign_in_failed": _("Sign-in failed"),
@@ -93,6 +91,13 @@ def coming_from(where: Origin) -> Iterator[None]:
         yield
     finally:
         _origin.reset(token)
+
+
+def note(before: dict[str, Any], after: dict[str, Any]) -> None:
+    """What a form of Django admin changes, for the entry that follows when Django logs the change."""
+    where = _origin.get()
+    if where is not None:
+        where.before, where.after = before, after
 
 
 def record(

@@ -1,4 +1,5 @@
 from allauth.account.adapter import DefaultAccountAdapter
+from allauth.account.models import EmailAddress
 from django.http import HttpRequest
 from django.utils.translation import gettext_lazy as _
 
@@ -13,3 +14,7 @@ class AccountAdapter(DefaultAccountAdapter):
     def is_open_for_signup(self, request: HttpRequest) -> bool:
         """Customers come with a contract; administrators make their sign-ins."""
         return False
+
+    def can_delete_email(self, email_address: EmailAddress) -> bool:
+        """Who signs in with it keeps it until another one is confirmed."""
+        return email_address.email.lower() != email_address.user.email.lower()

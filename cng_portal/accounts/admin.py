@@ -9,17 +9,22 @@ from django.contrib.admin.widgets import AutocompleteSelect
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.contrib.auth.forms import BaseUserCreationForm
 from django.contrib.auth.forms import UserChangeForm as DjangoUserChangeForm
+from django.core.exceptions import ValidationError
 from django.db.models import Count, Model, Q, QuerySet
+from django.forms.models import BaseInlineFormSet
 from django.http import HttpRequest
 from django.utils.translation import gettext_lazy as _
 
-from . import services
-from .models import Customer, Membership, Project, User
+from . import activity, services
+from .models import Activity, Customer, Membership, Project, Role, User
+from .services import lock_customer
 
 admin.site.site_header = _("1CNG administration")
 admin.site.site_title = _("1CNG administration")
 admin.site.index_title = _("Support desk")
 admin.site.site_url = "/"
+# it would log many deletions past the activity log
+admin.site.disable_action("delete_selected")
 
 # An e-mail address that many people share a part of narrows nothing down.
 PEOPLE_FOUND = 100
@@ -62,6 +67,28 @@ class SupportAdmin(admin.ModelAdmin):
     def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
         return False
 
+    def construct_change_message(self, request: HttpRequest, form: Any, formsets: Any, add: bool = False) -> Any:
+        """The activity log has the values too, not only the names of the fields."""
+        before: dict[str, Any] = {}
+        after: dict[str, Any] = {}
+        for part in [form, *(inline for formset in formsets or [] for inline in formset.forms)]:
+            prefix = "" if part is form else f"{part.instance._meta.verbose_name} {part.instance}: "
+            if part.cleaned_data.get("DELETE"):
+                before[prefix.removesuffix(": ")] = _("deleted")
+            for name in [name for name in part.changed_data if "password" not in name and name != "DELETE"]:
+                before[f"{prefix}{name}"] = _shown(part, name, part.get_initial_for_field(part.fields[name], name))
+                after[f"{prefix}{name}"] = _shown(part, name, part.cleaned_data.get(name))
+        activity.note(before if not add else {}, after)
+        return super().construct_change_message(request, form, formsets, add)
+
+
+def _shown(form: Any, name: str, value: Any) -> Any:
+    """A row by its name, also where the form has its key only."""
+    rows = getattr(form.fields[name], "queryset", None)
+    if rows is not None and value and not isinstance(value, Model | QuerySet | list):
+        return rows.filter(pk=value).first() or value
+    return value
+
 
 def _any_of(fields: Any, value: object) -> Q:
     condition = Q()
@@ -83,8 +110,29 @@ class ReadOnly:
         return False
 
 
+class MembershipFormSet(BaseInlineFormSet):
+    def clean(self) -> None:
+        """A project that has an owner keeps one."""
+        super().clean()
+        forms = [form for form in self.forms if hasattr(form, "cleaned_data") and form.cleaned_data]
+        owning = [
+            form for form in forms if form.cleaned_data["role"] == Role.OWNER and not form.cleaned_data.get("DELETE")
+        ]
+        for project in {form.cleaned_data.get("project") or self.instance for form in forms if form.instance.pk}:
+            lock_customer(project.customer_id)
+            owners = Membership.objects.filter(project=project, role=Role.OWNER)
+            others = owners.exclude(pk__in=[form.instance.pk for form in forms if form.instance.pk])
+            mine = [form for form in owning if (form.cleaned_data.get("project") or self.instance) == project]
+            if owners.exists() and not others.exists() and not mine:
+                raise ValidationError(
+                    _("“%(project)s” would be without an owner. Make somebody else an owner first."),
+                    params={"project": project},
+                )
+
+
 class MembershipInline(admin.TabularInline):
     model = Membership
+    formset = MembershipFormSet
     extra = 0
     autocomplete_fields = ["user", "project"]
 
@@ -239,3 +287,23 @@ class ProjectAdmin(SupportAdmin):
     @admin.display(description=_("members"))
     def member_count(self, project: Project) -> int:
         return project.member_number  # type: ignore[attr-defined]
+
+
+@admin.register(Activity)
+class ActivityAdmin(ReadOnly, SupportAdmin):
+    list_display = ["at", "who", "act_shown", "thing_kind", "thing_name", "customer", "project", "address"]
+    list_filter = ["act"]
+    list_select_related = ["actor", "customer", "project"]
+    search_fields = ["thing_name", "actor_name", "=address"]
+    uuid_fields = ("pk", "actor_id", "customer_id", "project_id", "thing_id")
+    person_fields = ("actor",)
+    customer_fields = ("customer",)
+    ordering = ["-at", "-id"]
+
+    @admin.display(description=_("person"), ordering="actor_name")
+    def who(self, entry: Activity) -> str:
+        return entry.actor_name or str(activity.SYSTEM)
+
+    @admin.display(description=_("act"), ordering="act")
+    def act_shown(self, entry: Activity) -> str:
+        return str(activity.label(entry.act))

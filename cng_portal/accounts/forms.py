@@ -3,11 +3,15 @@
 from typing import Any
 from zoneinfo import available_timezones
 
+from allauth.account.forms import AddEmailForm
+from allauth.account.models import EmailAddress
 from django import forms
+from django.http import HttpRequest
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from .models import Role, Theme, User
+from .services import vouch_for_email
 
 
 def zones(customers: str) -> list[tuple[str, str]]:
@@ -66,6 +70,12 @@ class ActivityFilterForm(forms.Form):
     @property
     def chosen(self) -> dict[str, str]:
         return {name: value for name, value in self.cleaned_data.items() if value}
+
+
+class NewEmailForm(AddEmailForm):
+    def save(self, request: HttpRequest) -> EmailAddress:
+        vouch_for_email(self.user)
+        return super().save(request)
 
 
 class InvitationForm(forms.Form):

@@ -8,7 +8,6 @@ import logging
 from datetime import datetime, timedelta
 from urllib.parse import urlsplit
 
-from allauth.account.models import EmailAddress
 from django.conf import settings
 from django.contrib.auth.password_validation import validate_password
 from django.core import signing
@@ -21,7 +20,7 @@ from django.utils.translation import gettext as _
 
 from . import activity
 from .models import Invitation, Membership, Project, Role, User
-from .services import lock_customer
+from .services import lock_customer, vouch_for_email
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +136,7 @@ def sign_up(*, invitation: Invitation, name: str, password: str, at: datetime) -
         user.set_password(password)
         user.save()
         # whoever has the link has read the message
-        EmailAddress.objects.create(user=user, email=user.email, verified=True, primary=True)
+        vouch_for_email(user)
         accept(invitation=invitation, user=user, at=at)
     return user
 

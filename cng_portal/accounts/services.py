@@ -2,6 +2,7 @@
 
 from uuid import UUID
 
+from allauth.account.models import EmailAddress
 from django.db import models, transaction
 from django.utils import timezone
 
@@ -17,6 +18,20 @@ def lock_customer(customer_id: UUID) -> None:
     if not transaction.get_connection().in_atomic_block:
         raise RuntimeError("lock_customer outside a transaction would hold nothing")
     Customer.objects.filter(pk=customer_id).update(locked_at=timezone.now())
+
+
+@transaction.atomic
+def vouch_for_email(user: User) -> None:
+    """allauth knows the person's address as the confirmed one: an administrator or an invitation has vouched for it.
+
+    Without that, allauth would take it away when another one is added, long before that one is confirmed.
+    """
+    of_others = EmailAddress.objects.filter(email__iexact=user.email).exclude(user=user)
+    old = EmailAddress.objects.filter(user=user, primary=True).exclude(email__iexact=user.email)
+    (of_others | old).delete()  # an administrator has given them another one since
+    EmailAddress.objects.update_or_create(
+        user=user, email=user.email.lower(), defaults={"verified": True, "primary": True}
+    )
 
 
 @transaction.atomic

@@ -6,8 +6,11 @@ from typing import Any
 from allauth.account import signals as account
 from allauth.mfa import signals as mfa
 from allauth.mfa.models import Authenticator
+from django.contrib.admin.models import ADDITION, CHANGE, DELETION, LogEntry
 from django.contrib.auth import signals as auth
+from django.core.exceptions import ObjectDoesNotExist
 from django.db import transaction
+from django.db.models.signals import post_save
 from django.dispatch import receiver
 from django.http import HttpRequest
 from django.urls import reverse
@@ -121,6 +124,21 @@ def factor_removed(sender: Any, user: User, authenticator: Authenticator, **kwar
 def codes_made(sender: Any, user: User, **kwargs: Any) -> None:
     record(user, "person.recovery_codes")
     warn(user, _("New recovery codes were made"), _("The old ones do not work any more. Was it not you? Ask support."))
+
+
+ADMIN_ACTS = {ADDITION: "admin.add", CHANGE: "admin.change", DELETION: "admin.delete"}
+
+
+@receiver(post_save, sender=LogEntry)
+def administrator_acted(sender: Any, instance: LogEntry, created: bool, **kwargs: Any) -> None:
+    """Whatever Django admin logs is in the activity log too, so that a new ModelAdmin cannot be forgotten."""
+    try:
+        thing = instance.get_edited_object()
+    except ObjectDoesNotExist:
+        thing = None
+    where = activity.origin()
+    changes = {"before": where.before, "after": where.after or {"what": instance.get_change_message()}}
+    activity.record(act=ADMIN_ACTS[instance.action_flag], actor=instance.user, thing=thing, **changes)
 
 
 def factor(authenticator: Authenticator) -> str:

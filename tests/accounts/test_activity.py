@@ -8,8 +8,10 @@ from django.test import Client
 from django.urls import reverse
 from pytest_django import DjangoAssertNumQueries
 
+from billing import services as billing
 from cng_portal.accounts import activity
 from cng_portal.accounts.models import Activity, Project, Role, User
+from snapshots import services
 from tests.accounts.test_sign_in import PASSWORD, sign_in
 from tests.factories import ProjectFactory, SnapshotFactory, UserFactory
 
@@ -137,3 +139,69 @@ def test_sign_ins_are_written_down_and_a_new_device_is_told(project: Project) ->
     assert Activity.objects.filter(act="person.sign_in").first().address == "127.0.0.1"
     page = phone.get(reverse("accounts:sign_ins")).text
     assert page.count("Firefox on Linux") == 2
+
+
+def test_what_administrators_change_is_in_the_log_with_the_values(
+    owner: User, project: Project, client_for: Callable[..., Client]
+) -> None:
+    admin = UserFactory(admin=True, name="Support")
+    answers = {
+        "name": "Renamed",
+        "snapshot_quota": 5,
+        "snapshot_gb_quota": -1,
+        "memberships-TOTAL_FORMS": 1,
+        "memberships-INITIAL_FORMS": 1,
+        "memberships-0-id": owner.memberships.get().pk,
+        "memberships-0-project": project.pk,
+        "memberships-0-user": owner.pk,
+        "memberships-0-role": Role.OWNER,
+    }
+    assert client_for(admin).post(f"/admin/accounts/project/{project.pk}/change/", answers).status_code == 302
+    entry = Activity.objects.get(act="admin.change")
+    assert (entry.actor, entry.project, entry.customer) == (admin, project, project.customer)
+    assert (entry.before, entry.after) == (
+        {"name": "Default", "snapshot_quota": -1},
+        {"name": "Renamed", "snapshot_quota": 5},
+    )
+    assert "Support" in client_for(owner).get(reverse("accounts:activity")).text
+
+
+def test_administrators_neither_leave_a_project_without_an_owner(
+    owner: User, project: Project, client_for: Callable[..., Client]
+) -> None:
+    answers = {
+        "name": "Default",
+        "snapshot_quota": -1,
+        "snapshot_gb_quota": -1,
+        "memberships-TOTAL_FORMS": 1,
+        "memberships-INITIAL_FORMS": 1,
+        "memberships-0-id": owner.memberships.get().pk,
+        "memberships-0-project": project.pk,
+        "memberships-0-user": owner.pk,
+        "memberships-0-role": Role.VIEWER,
+    }
+    page = client_for(UserFactory(admin=True)).post(f"/admin/accounts/project/{project.pk}/change/", answers).text
+    assert "“Default” would be without an owner." in page
+    assert owner.memberships.get().role == Role.OWNER
+
+
+def test_what_is_asked_of_a_snapshot_is_in_the_log(owner: User, project: Project) -> None:
+    snapshot = SnapshotFactory(name="nightly", volume__project=project)
+    services.rename_snapshot(snapshot=snapshot, user=owner, name="weekly")
+    services.request_verification(snapshot=snapshot, user=owner)
+    services.request_deletion(snapshot=SnapshotFactory(volume__project=project), user=owner)
+    with pytest.raises(services.NotFree):
+        services.rename_snapshot(snapshot=snapshot, user=owner, name="")
+    log = Activity.objects.filter(actor=owner, project=project).order_by("at")
+    assert list(log.values_list("act", flat=True)) == ["snapshot.rename", "snapshot.verify", "snapshot.delete"]
+    assert (log[0].before, log[0].after) == ({"name": "nightly"}, {"name": "weekly"})
+
+
+def test_credits_and_prices_of_administrators_are_in_the_log(project: Project) -> None:
+    admin = UserFactory(admin=True)
+    given = {"customer": project.customer, "amount_micro": 5_000_000, "reason": "Sorry for the outage", "by": admin}
+    for _ in range(2):
+        billing.grant_credits(**given, key="once")
+    entry = Activity.objects.get(act="wallet.move")
+    assert (entry.customer, entry.actor) == (project.customer, admin)
+    assert entry.after["reason"] == "Sorry for the outage"

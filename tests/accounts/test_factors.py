@@ -1,0 +1,193 @@
+"""Second factors, the confirmation before an administrator's acts, and limits on attempts."""
+
+import base64
+import hashlib
+import hmac
+import struct
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+from allauth.mfa.models import Authenticator
+from django.core import mail
+from django.test import Client
+from django.urls import reverse
+
+from cng_portal.accounts import confirmation, notices
+from cng_portal.accounts.models import Activity, Project, User
+from tests.accounts.test_sign_in import PASSWORD, sign_in
+from tests.factories import ProjectFactory, UserFactory
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+    from pytest_django.fixtures import SettingsWrapper
+
+pytestmark = pytest.mark.django_db
+
+
+def code_of(secret: str) -> str:
+    """What an authenticator app would show now (RFC 6238)."""
+    key = base64.b32decode(secret + "=" * (-len(secret) % 8))
+    digest = hmac.new(key, struct.pack(">Q", int(time.time()) // 30), hashlib.sha1).digest()
+    start = digest[-1] & 15
+    return f"{(struct.unpack('>I', digest[start : start + 4])[0] & 0x7FFFFFFF) % 10**6:06d}"
+
+
+@pytest.fixture
+def person() -> User:
+    return UserFactory(email="aye@example.com", password=PASSWORD, member_of=ProjectFactory())
+
+
+@pytest.fixture
+def secret(person: User) -> str:
+    """Of the authenticator app that the person has set up."""
+    client = Client()
+    sign_in(client, person.email)
+    client.post(reverse("account_reauthenticate"), {"password": PASSWORD})
+    page = client.get(reverse("mfa_activate_totp"))
+    shown = page.context["form"].secret
+    assert shown in page.text
+    response = client.post(reverse("mfa_activate_totp"), {"code": code_of(shown)})
+    assert response["Location"] == reverse("mfa_view_recovery_codes")
+    return shown
+
+
+def test_the_app_is_asked_after_the_password_and_a_recovery_code_helps_once(person: User, secret: str) -> None:
+    client = Client()
+    assert sign_in(client, person.email)["Location"] == reverse("mfa_authenticate")
+    assert client.get("/").status_code == 302
+    assert "Incorrect code" in client.post(reverse("mfa_authenticate"), {"code": "000000"}).text
+    [code, *_others] = Authenticator.objects.get(type="recovery_codes").wrap().get_unused_codes()
+    assert client.post(reverse("mfa_authenticate"), {"code": code})["Location"] == "/"
+    again = Client()
+    sign_in(again, person.email)
+    assert again.post(reverse("mfa_authenticate"), {"code": code}).status_code == 200
+    assert again.get("/").status_code == 302
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_new_factor_is_told_by_bell_and_e_mail_and_is_in_the_log(person: User, secret: str) -> None:
+    notice = person.notices.get(title="A second factor was added: authenticator app")
+    notices.send_mails(now=notice.created_at)
+    assert any(notice.title in one.subject and "Was it not you?" in one.body for one in mail.outbox)
+    assert Activity.objects.filter(actor=person, act="person.factor_added").exists()
+
+
+def test_factors_are_changed_only_after_a_confirmation(person: User) -> None:
+    client = Client()
+    sign_in(client, person.email)
+    for name in ("mfa_activate_totp", "mfa_add_webauthn", "mfa_generate_recovery_codes", "account_email"):
+        answers = {"action_add": "", "email": "new@example.com"}
+        response = client.post(reverse(name), answers) if name == "account_email" else client.get(reverse(name))
+        assert response["Location"].startswith(reverse("account_reauthenticate")), name
+
+
+def test_django_admin_needs_a_second_factor_where_the_setting_says_so(
+    settings: "SettingsWrapper", client_for: Callable[..., Client]
+) -> None:
+    admin = UserFactory(admin=True)
+    client = client_for(admin)
+    assert client.get("/admin/").status_code == 200
+    settings.ADMIN_MFA_REQUIRED = True
+    response = client.get("/admin/", follow=True)
+    assert response.redirect_chain[-1][0] == reverse("accounts:security")
+    assert "Django admin needs a second factor here." in response.text
+    Authenticator.objects.create(user=admin, type=Authenticator.Type.TOTP, data={"secret": "x"})
+    assert client.get("/admin/").status_code == 200
+
+
+def test_an_administrators_act_goes_on_after_a_confirmation() -> None:
+    admin = UserFactory(admin=True, email="admin@example.com", password=PASSWORD)
+    project = ProjectFactory(name="Before")
+    client = Client()
+    sign_in(client, admin.email)
+    session = client.session
+    session[confirmation.CONFIRMED] = time.time() - confirmation.SECONDS - 1
+    session.save()
+    url = reverse("admin:accounts_project_change", args=[project.pk])
+    answers = {"name": "After", "snapshot_quota": -1, "snapshot_gb_quota": -1}
+    answers |= {"memberships-TOTAL_FORMS": 0, "memberships-INITIAL_FORMS": 0}
+    assert client.get(url).status_code == 200
+    response = client.post(url, answers)
+    assert response["Location"].startswith(reverse("account_reauthenticate"))
+    assert Project.objects.get(pk=project.pk).name == "Before"
+    client.post(response["Location"], {"password": "wrong", "next": url})
+    assert Project.objects.get(pk=project.pk).name == "Before"
+    client.post(response["Location"], {"password": PASSWORD, "next": url})
+    assert Project.objects.get(pk=project.pk).name == "After"
+    # and now it is fresh
+    assert client.post(url, answers | {"name": "Again"}).status_code == 302
+    assert Project.objects.get(pk=project.pk).name == "Again"
+
+
+def test_a_changed_password_ends_the_other_sessions_and_is_told(person: User) -> None:
+    here, there = Client(), Client()
+    for client in (here, there):
+        sign_in(client, person.email)
+    new = "another password of the tests"
+    here.post(reverse("account_change_password"), {"oldpassword": PASSWORD, "password1": new, "password2": new})
+    assert here.get("/").status_code == 200
+    assert there.get("/").status_code == 302
+    assert person.notices.get().title == "Your password was changed"
+
+
+def test_a_new_address_takes_effect_when_it_is_confirmed(person: User) -> None:
+    client = Client()
+    sign_in(client, person.email)
+    client.post(reverse("account_reauthenticate"), {"password": PASSWORD})
+    client.post(reverse("account_email"), {"action_add": "", "email": "new@example.com"})
+    person.refresh_from_db()
+    assert person.email == "aye@example.com"
+    [message] = [one for one in mail.outbox if one.to == ["new@example.com"]]
+    client.post(reverse("account_email"), {"action_remove": "", "email": "aye@example.com"})
+    person.refresh_from_db()
+    assert person.email == "aye@example.com"
+    link = next(word for word in message.body.split() if "/confirm-email/" in word).split("testserver")[-1]
+    client.post(link)
+    person.refresh_from_db()
+    assert person.email == "new@example.com"
+    assert Activity.objects.get(act="person.email").after == {"email": "new@example.com"}
+
+
+def test_attempts_on_one_account_are_limited_from_wherever_they_come(person: User) -> None:
+    for number in range(6):
+        client = Client(REMOTE_ADDR=f"192.0.2.{number}")
+        page = sign_in(client, person.email, "wrong").text
+    assert "Too many failed attempts." in page
+    assert "Too many failed attempts." in sign_in(Client(REMOTE_ADDR="192.0.2.99"), person.email).text
+
+
+def test_a_passkey_is_added_and_signs_in_without_the_password(
+    page: "Page", person: User, sign_in: Callable[..., None], settings: "SettingsWrapper", transactional_db: None
+) -> None:
+    devtools = page.context.new_cdp_session(page)
+    devtools.send("WebAuthn.enable")
+    options = {"protocol": "ctap2", "transport": "internal", "hasResidentKey": True, "hasUserVerification": True}
+    options |= {"isUserVerified": True, "automaticPresenceSimulation": True}
+    devtools.send("WebAuthn.addVirtualAuthenticator", {"options": options})
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+
+    page.goto("/accounts/login/")
+    page.get_by_label("E-mail").fill(person.email)
+    page.get_by_label("Password", exact=True).fill(PASSWORD)
+    page.get_by_role("button", name="Sign in", exact=True).click()
+    page.wait_for_url("**/")
+    page.goto("/profile/security/")
+    page.get_by_role("link", name="Add a passkey").click()
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_role("button", name="Confirm").click()
+    page.get_by_label("Name").fill("Laptop")
+    page.get_by_label("Sign in with it alone").check()
+    page.get_by_role("button", name="Add the passkey").click()
+    page.wait_for_url("**/recovery-codes/")
+    page.goto("/profile/security/")
+    page.get_by_text("Laptop", exact=True).first.wait_for()
+
+    page.context.clear_cookies()
+    page.goto("/accounts/login/")
+    page.get_by_role("button", name="Sign in with a passkey").click()
+    page.wait_for_url("**/")
+    assert page.locator(".person-name").inner_text() == person.email
+    assert complaints == []
