@@ -6,12 +6,13 @@ COMPILE := CUSTOM_COMPILE_COMMAND="make requirements" $(BIN)/python -m piptools 
 	--allow-unsafe --strip-extras --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-openstack check format bench permissions pictures screenshots requirements clean
+.PHONY: help run test test-openstack chaos check format bench permissions pictures screenshots requirements clean
 
 help:
 	@echo "make run             start the portal with an SQLite database and demo data (Ctrl-C stops it)"
 	@echo "make test            check the code, then run every test; make check only checks it"
 	@echo "make test-openstack  test the Cinder driver on an OpenStack of its own (root, Debian 12)"
+	@echo "make chaos           kill everything while customers click, then see that nothing is lost (CHAOS_SECONDS=600)"
 	@echo "make format          format the code"
 	@echo "make bench           measure what must stay fast"
 	@echo "make permissions     write docs/permissions.md: who may do what"
@@ -49,6 +50,9 @@ permissions: .venv/.test
 
 test-openstack: .venv/.openstack
 	@$(BIN)/python -m tests.openstack
+
+chaos: .venv/.test
+	@$(BIN)/python -m tests.chaos
 
 bench: .venv/.test
 	@$(BIN)/python -m tests.bench

@@ -1,0 +1,34 @@
+"""Python reads this at its start where its folder is in PYTHONPATH: the process then follows the clock of CHAOS_CLOCK.
+
+That file holds the seconds by which the clock is wrong. Only the wall clock jumps; time.monotonic() goes on, as on a
+machine whose clock is set. (libfaketime would do it for every program, but breaks time.sleep of Python 3.11.)
+"""
+
+import os
+import threading
+from pathlib import Path
+
+import time_machine
+
+CLOCK = Path(os.environ["CHAOS_CLOCK"])
+real_time = time_machine.escape_hatch.time.time
+clock = time_machine.travel(real_time(), tick=True).start()
+
+
+def follow() -> None:
+    seen = "0"
+    pause = threading.Event()
+    while True:
+        wanted = CLOCK.read_text()
+        if wanted != seen:
+            clock.move_to(real_time() + float(wanted), tick=True)
+            seen = wanted
+        pause.wait(0.2)
+
+
+def start() -> None:
+    threading.Thread(target=follow, name="clock", daemon=True).start()
+
+
+start()
+os.register_at_fork(after_in_child=start)
