@@ -243,6 +243,13 @@ def subscriptions(request: HttpRequest, as_csv: bool = False) -> HttpResponse | 
                 rating.hourly_micro(rate_micro=rate_micro, size_gb=size_gb), customer.currency
             )
         )
+        if one.base_rate_micro is not None:
+            one.formula = _("20 %% × %(base)s = %(hourly)s an hour") % {
+                "base": money.format_rate(one.base_rate_micro, customer.currency),
+                "hourly": money.format_rate(
+                    rating.hourly_micro(rate_micro=one.base_rate_micro, size_gb=None), customer.currency
+                ),
+            }
         one.cost = costs[one.resource_id].label if one.resource_id in costs else ""
         one.usage_url = f"{reverse('billing:statement')}?{urlencode({'resource': one.resource_id})}"
     return render(

@@ -18,14 +18,13 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
-from billing.money import format_amount, format_rate
 from cng_portal.accounts.models import User
 from cng_portal.inventory.models import VirtualMachine
 from snapshots import backups, lists, services, slots, wizard
 from snapshots.forms import RHYTHM, ScheduleFilterForm, ScheduleForm, zone_name
 from snapshots.models import BackupRun, BackupSchedule, Kind, Snapshot, State
 
-from .common import is_fragment, price_of_kept, push_url, render_live, render_part, version_of, with_amounts
+from .common import automatic_sentence, is_fragment, price_of_kept, push_url, render_live, render_part, version_of
 from .picture import in_words, picture_of
 from .snapshots import backup_tabs, get_changeable
 
@@ -167,23 +166,6 @@ def price_of_copies(schedule: BackupSchedule) -> str:
     except services.NotSold as refusal:
         return str(refusal)
     return price_of_kept(quote, schedule.keep)
-
-
-def automatic_sentence(vm: VirtualMachine) -> str:
-    """The guide's sentence with the machine's own price in it, or why they cannot be had."""
-    try:
-        quote = backups.automatic_backup_quote(vm=vm)
-    except services.NotSold as refusal:
-        return str(refusal)
-    return with_amounts(
-        _(
-            "Automatic VM backups cost 20 % of the virtual machine price: 20 % × {base} = {hourly} an hour, about {monthly} "
-            "for a month of 732 hours."
-        ),
-        base=format_rate(quote.rate_micro, quote.currency),
-        hourly=format_rate(quote.hourly_micro, quote.currency),
-        monthly=format_amount(quote.monthly_micro, quote.currency),
-    )
 
 
 # --- acts --------------------------------------------------------------------------------------------------------------
@@ -363,7 +345,7 @@ def delete(request: HttpRequest, schedule_id: UUID) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 def keep(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     """Keep a copy for ever, or let its schedule replace it again."""
-    found = get_changeable(request.user, snapshot_id)
+    found = get_changeable(request, snapshot_id)
     if found.kind != Kind.BACKUP:
         raise Http404
     problems = []

@@ -18,11 +18,13 @@ from django.utils.translation import ngettext
 
 from billing import rating
 from billing import services as billing
-from billing.money import format_amount, format_price
+from billing.money import format_amount, format_price, format_rate
 from cng_portal.accounts.models import User
+from cng_portal.inventory.models import VirtualMachine
 from cng_portal.responses import is_fragment
 from cng_portal.responses import render_part as render_part
 from cng_portal.templatetags.portal import current_locale
+from snapshots import backups, services
 from snapshots.models import Operation, Snapshot, State
 
 
@@ -107,6 +109,23 @@ def price_of_kept(quote: billing.Quote, count: int) -> SafeString:
         one=format_price(quote.hourly_micro, quote.currency),
         all=format_price(count * quote.hourly_micro, quote.currency),
         month=format_amount(count * quote.monthly_micro, quote.currency),
+    )
+
+
+def automatic_sentence(vm: VirtualMachine) -> str:
+    """The guide's sentence with the machine's own price in it, or why they cannot be had."""
+    try:
+        quote = backups.automatic_backup_quote(vm=vm)
+    except services.NotSold as refusal:
+        return str(refusal)
+    return with_amounts(
+        _(
+            "Automatic VM backups cost 20 % of the virtual machine price: 20 % × {base} = {hourly} an hour, about {monthly} "
+            "for a month of 732 hours."
+        ),
+        base=format_rate(quote.rate_micro, quote.currency),
+        hourly=format_rate(quote.hourly_micro, quote.currency),
+        monthly=format_amount(quote.monthly_micro, quote.currency),
     )
 
 

@@ -11,11 +11,12 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET
 
 from billing import rating
+from billing.models import ServiceKind
 from billing.money import format_amount, format_price
 from cng_portal.accounts.models import User
-from cng_portal.inventory.models import Volume
+from cng_portal.inventory.models import VirtualMachine, Volume
 from snapshots import lists
-from snapshots.models import COUNTED_STATES, SERVICE_KINDS, Kind, Operation, Snapshot, State
+from snapshots.models import COUNTED_STATES, SERVICE_KINDS, BackupRun, BackupSchedule, Kind, Operation, Snapshot, State
 
 from .common import explain_operations, rates_now, render_live, version_of, with_time_left
 from .snapshots import explain_rows, listed_snapshots
@@ -74,6 +75,7 @@ def totals(user: User) -> dict[str, object]:
         count, gb = count + row["count"], gb + row["gb"]
         rate_micro = rates.get((SERVICE_KINDS[Kind(row["kind"])], row["location_id"]), 0)
         hourly_micro += row["ready_gb"] * rate_micro
+    hourly_micro += automatic_hourly(user, rates)
     currency = user.customer.currency if user.customer else "MMK"
     monthly_micro = hourly_micro * rating.HOURS_PER_MONTH
     return {
@@ -82,6 +84,28 @@ def totals(user: User) -> dict[str, object]:
         "hourly": format_price(hourly_micro, currency),
         "monthly": _("About %(amount)s a month") % {"amount": format_amount(monthly_micro, currency)},
     }
+
+
+def automatic_hourly(user: User, rates: dict[tuple[str, str], int]) -> int:
+    """What automatic backups cost an hour, less what their copies would cost if they were charged by themselves."""
+    prices = (
+        VirtualMachine.objects.visible_to(user)
+        .filter(automatic_backups_since__isnull=False)
+        .values_list("hourly_price_micro", flat=True)
+    )
+    copies = (
+        BackupRun.objects.visible_to(user)
+        .filter(
+            schedule__origin=BackupSchedule.Origin.AUTOMATIC,
+            snapshot__state=State.READY,
+            snapshot__project__in=list(user.roles),
+        )
+        .order_by()
+        .values_list("snapshot__location_id")
+        .annotate(Sum("snapshot__size_gb"))
+    )
+    share = sum(rating.hourly_micro(rate_micro=price, size_gb=None) for price in prices)
+    return share - sum(gb * rates.get((ServiceKind.VM_BACKUP, code), 0) for code, gb in copies)
 
 
 def visible(few: QuerySet[Operation], user: User) -> QuerySet[Operation]:

@@ -15,8 +15,8 @@ from snapshots import lists, services, wizard
 from snapshots.forms import MachineFilterForm
 from snapshots.models import BackupSchedule, Kind, Operation, Snapshot, State
 
-from .backups import automatic_sentence, explain_schedules
-from .common import explain_operations, is_fragment, push_url, render_live, render_part, version_of
+from .backups import explain_schedules
+from .common import automatic_sentence, explain_operations, is_fragment, push_url, render_live, render_part, version_of
 from .snapshots import explain_rows, listed_snapshots
 from .timelines import timeline_of
 

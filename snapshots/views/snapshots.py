@@ -22,6 +22,7 @@ from snapshots.forms import ConfirmationForm, NewMachineForm, NewVolumeForm, Ren
 from snapshots.models import BackupSchedule, Kind, Operation, Snapshot, State
 
 from .common import (
+    automatic_sentence,
     explain_operations,
     is_fragment,
     price_of,
@@ -235,9 +236,17 @@ def get_snapshot(user: User, snapshot_id: UUID) -> Snapshot:
     return get_object_or_404(related, pk=snapshot_id)
 
 
-def get_changeable(user: User, snapshot_id: UUID) -> Snapshot:
+def belongs_to_backups(request: HttpRequest, snapshot: Snapshot) -> None:
+    """Tell the menu where the page of a copy belongs, which its address does not say."""
+    if snapshot.kind == Kind.BACKUP:
+        request.section = reverse("snapshots:backups")
+
+
+def get_changeable(request: HttpRequest, snapshot_id: UUID) -> Snapshot:
     """For an act: 404 for a stranger and for what is deleted, 403 with an explanation for a viewer."""
+    user = request.user
     snapshot = get_snapshot(user, snapshot_id)
+    belongs_to_backups(request, snapshot)
     if snapshot.state == State.DELETED:
         raise Http404
     services.require_change(user, snapshot.project_id)
@@ -248,6 +257,7 @@ def get_changeable(user: User, snapshot_id: UUID) -> Snapshot:
 def snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     user = request.user
     found = get_snapshot(user, snapshot_id)
+    belongs_to_backups(request, found)
     disks = list(found.disks.all())
     operations = explain_operations(
         Operation.objects.filter(Q(snapshot=found) | Q(safety_snapshot=found))
@@ -272,6 +282,7 @@ def snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         "price": price,
         "hourly": format_price(price.hourly_micro, price.currency) if price else "",
         "monthly": format_amount(price.monthly_micro, price.currency) if price else "",
+        "automatic_sentence": "" if found.is_charged else automatic_sentence(found.source),
         "cost": cost,
         "no_cost": format_amount(0, found.project.customer.currency),
     }
@@ -283,7 +294,7 @@ def snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
 
 @require_http_methods(["GET", "POST"])
 def rename(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
-    found = get_changeable(request.user, snapshot_id)
+    found = get_changeable(request, snapshot_id)
     form = RenameForm(request.POST or None, initial={"name": found.name})
     suggestion = ""
     if request.method == "POST" and form.is_valid():
@@ -303,7 +314,7 @@ def rename(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
 
 @require_http_methods(["GET", "POST"])
 def delete(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
-    found = get_changeable(request.user, snapshot_id)
+    found = get_changeable(request, snapshot_id)
     form = ConfirmationForm(
         request.POST or None,
         label=_("Type the snapshot's name, %(name)s, to confirm") % {"name": found.name},
@@ -354,7 +365,7 @@ def delete(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
 def restore(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     """The form, or the reason in its place while the snapshot cannot be restored."""
     user = request.user
-    found = get_changeable(user, snapshot_id)
+    found = get_changeable(request, snapshot_id)
     source = found.source
     disks = list(found.disks.select_related("volume"))
     for project_id in {source.project_id, *(disk.volume.project_id for disk in disks)}:
@@ -410,7 +421,7 @@ def restore(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 def new_volume(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     user = request.user
-    found = get_changeable(user, snapshot_id)
+    found = get_changeable(request, snapshot_id)
     disks = list(found.disks.all())
     if not disks:
         raise Http404
@@ -458,7 +469,7 @@ def why_not_ready(snapshot: Snapshot) -> str:
 def new_machine(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     """Of a snapshot of a machine: a stopped one like it, with a new volume for each disk."""
     user = request.user
-    found = get_changeable(user, snapshot_id)
+    found = get_changeable(request, snapshot_id)
     if found.kind == Kind.VOLUME:
         raise Http404
     form = NewMachineForm(
@@ -484,7 +495,7 @@ def new_machine(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
 
 @require_http_methods(["GET", "POST"])
 def verify(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
-    found = get_changeable(request.user, snapshot_id)
+    found = get_changeable(request, snapshot_id)
     problems = []
     if request.method == "POST":
         try:

@@ -1,0 +1,594 @@
+"""The pages of backups: their copies, their schedules, what became of each run, and what can be done with them."""
+
+import re
+from collections.abc import Callable
+from datetime import time, timedelta
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+from django.utils import timezone
+from pytest_django import DjangoAssertNumQueries
+
+from billing.models import ServiceKind, UsageSegment
+from cng_portal.accounts.models import Project, Role, User
+from cng_portal.inventory.models import VirtualMachine
+from snapshots import backups, services
+from snapshots.models import BackupRun, BackupSchedule, Operation, Snapshot, State
+from tests.factories import (
+    BackupFactory,
+    BackupRunFactory,
+    BackupScheduleFactory,
+    ProjectFactory,
+    UserFactory,
+    VirtualMachineFactory,
+    VolumeFactory,
+)
+from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sell_everywhere
+from tests.snapshots.test_list import HTMX, names, part_of
+from tests.snapshots.test_volumes import without_tokens
+
+pytestmark = pytest.mark.django_db
+
+COPIES, SCHEDULES = "/backups/", "/backups/schedules/"
+ACTS = ("edit_schedule", "pause_schedule", "resume_schedule", "run_schedule", "delete_schedule")
+
+
+@pytest.fixture
+def project() -> Project:
+    return ProjectFactory(name="Software", customer__postpaid=True)
+
+
+@pytest.fixture
+def owner(project: Project) -> User:
+    return UserFactory(member_of=project)
+
+
+@pytest.fixture
+def client(owner: User, client_for: Callable[..., Client]) -> Client:
+    return client_for(owner)
+
+
+@pytest.fixture
+def viewer(project: Project, client_for: Callable[..., Client]) -> Client:
+    return client_for(UserFactory(member_of=project, member_of__role=Role.VIEWER))
+
+
+@pytest.fixture
+def stranger(client_for: Callable[..., Client]) -> Client:
+    return client_for(UserFactory(member_of=ProjectFactory()))
+
+
+@pytest.fixture
+def vm(storage_root: Path, project: Project) -> VirtualMachine:
+    vm = VirtualMachineFactory(project=project, name="db-01", hourly_price_micro=24_000_000, stopped=True)
+    for position, size_gb in enumerate([10, 50]):
+        volume = VolumeFactory(
+            project=project, location=vm.location, vm=vm, position=position, size_gb=size_gb, name=f"d{position}"
+        )
+        put_volume(storage_root, volume, content(b"%d" % position))
+    sell_everywhere(kind=ServiceKind.VM_BACKUP, rate_micro=600_000)
+    return vm
+
+
+@pytest.fixture
+def schedule(vm: VirtualMachine) -> BackupSchedule:
+    return BackupScheduleFactory(vm=vm)
+
+
+def url(schedule: BackupSchedule, name: str = "schedule") -> str:
+    return reverse(f"snapshots:{name}", args=[schedule.pk])
+
+
+def act_url(copy: Snapshot, name: str) -> str:
+    return reverse(f"snapshots:{name}", args=[copy.pk])
+
+
+def words(page: str) -> str:
+    return " ".join(unescape(re.sub("<[^>]+>", " ", page[page.index("<main") :])).split())
+
+
+def automatic_copy(vm: VirtualMachine, owner: User) -> Snapshot:
+    """Ready, taken by the administrator's switch."""
+    backups.switch_automatic_backups(vm=vm, on=True, user=UserFactory(admin=True))
+    schedule = BackupSchedule.objects.get(origin="automatic")
+    return BackupRunFactory(schedule=schedule, snapshot__size_gb=60).snapshot
+
+
+def beginning_of(image: Path) -> bytes:
+    """What follows is a hole of many GB."""
+    with image.open("rb") as file:
+        return file.read(len(content(b"0")))
+
+
+# --- copies ------------------------------------------------------------------------------------------------------------
+
+
+def test_without_backups_the_page_invites_to_create_one(client: Client, viewer: Client) -> None:
+    page = client.get(COPIES).text
+    assert "Back up your first instance" in page and 'href="/backups/new/"' in page
+    assert '<a class="side-item" href="/backups/" aria-current="page">' in page
+    assert "Back up your first instance" in client.get(SCHEDULES).text
+    page = viewer.get(COPIES).text
+    assert "No backups yet" in page and 'class="btn btn-primary" href="/backups/new/"' not in page
+
+
+def test_the_create_menu_offers_a_backup(client: Client) -> None:
+    assert re.search(r'<a class="menu-item" href="/backups/new/">.*?Backup</span>', client.get("/").text, re.DOTALL)
+
+
+def test_schedules_without_a_copy_are_said(client: Client, schedule: BackupSchedule) -> None:
+    assert "1 schedule is set up and has not taken its first copy." in client.get(COPIES).text
+
+
+def test_copies_are_listed_like_snapshots_and_apart_from_them(client: Client, vm: VirtualMachine) -> None:
+    copy = BackupRunFactory(schedule__vm=vm, snapshot__name="nightly", snapshot__size_gb=60).snapshot
+
+    response = client.get(COPIES)
+
+    assert names(response) == ["nightly"]
+    for text in ("1 copy", "db-01", "60 GB", "K 36", "Ready", "Software"):
+        assert text in words(response.text), text
+    offered = {action["name"] for action in response.context["rows"][0].actions}
+    assert offered == {"new_machine", "new_volume", "restore", "keep", "rename", "verify", "delete"}
+    assert names(client.get("/snapshots/vm/")) == []
+    for query in ("q=nightly", "q=db-01", f"vm={vm.pk}", f"q={copy.pk}", "state=ready", "view=cards"):
+        assert names(client.get(f"{COPIES}?{query}")) == ["nightly"], query
+    assert names(client.get(f"{COPIES}?q=nothing")) == []
+
+
+def test_a_failed_or_missed_last_run_is_said_above_the_copies(client: Client, schedule: BackupSchedule) -> None:
+    BackupRunFactory(schedule=schedule, failed=True)
+    page = client.get(COPIES)
+    assert "The last run of 1 schedule did not succeed" in page.text
+    assert f"{SCHEDULES}?show=troubled" in page.text
+
+    BackupRunFactory(schedule=schedule, slot=timezone.now())
+
+    assert "did not succeed" not in client.get(COPIES).text
+
+
+def test_a_copy_of_automatic_backups_is_not_charged_by_itself(client: Client, vm: VirtualMachine, owner: User) -> None:
+    copy = automatic_copy(vm, owner)
+
+    assert client.get(COPIES).context["rows"][0].hourly == ""
+    assert "in the 20 %" in words(client.get(COPIES).text)
+    page = words(client.get(act_url(copy, "snapshot")).text)
+    assert "20 % × K 24.0000 = K 4.8000 an hour" in page
+    assert "Price Summary" not in page
+    assert "it is not charged by itself" in words(client.get(act_url(copy, "keep")).text)
+
+
+def test_the_page_of_a_copy_leads_back_to_the_backups_and_to_its_schedule(
+    client: Client, schedule: BackupSchedule
+) -> None:
+    copy = BackupRunFactory(schedule=schedule).snapshot
+
+    page = client.get(act_url(copy, "snapshot")).text
+
+    assert '<a class="side-item" href="/backups/" aria-current="page">' in page
+    assert f'href="{url(schedule)}"' in page
+    for name in ("rename", "delete", "restore", "verify", "new_machine", "keep"):
+        assert f'<a href="{COPIES}">Backups</a>' in client.get(act_url(copy, name)).text, name
+
+
+def test_a_copy_is_kept_for_ever_and_let_go_again(client: Client, schedule: BackupSchedule) -> None:
+    copy = BackupRunFactory(schedule=schedule).snapshot
+    assert "until you delete it yourself?" in client.get(act_url(copy, "keep")).text
+
+    for _twice in range(2):
+        page = client.post(act_url(copy, "keep"), {"kept": "yes"}, follow=True).text
+        assert "is kept for ever." in page
+    copy.refresh_from_db()
+    assert copy.kept
+    assert "Kept for ever" in client.get(COPIES).text
+
+    assert "be replaced by newer copies?" in client.get(act_url(copy, "keep")).text
+    client.post(act_url(copy, "keep"), {"kept": "no"})
+    copy.refresh_from_db()
+    assert not copy.kept
+
+
+def test_only_a_backup_that_is_not_being_deleted_can_be_kept(
+    client: Client, viewer: Client, stranger: Client, schedule: BackupSchedule
+) -> None:
+    copy = BackupRunFactory(schedule=schedule).snapshot
+    assert stranger.post(act_url(copy, "keep"), {"kept": "yes"}).status_code == 404
+    assert viewer.post(act_url(copy, "keep"), {"kept": "yes"}).status_code == 403
+    Snapshot.objects.update(state=State.DELETING, delete_requested_at=timezone.now())
+    assert "is being deleted and cannot be kept" in client.post(act_url(copy, "keep"), {"kept": "yes"}).text
+    copy.refresh_from_db()
+    assert not copy.kept
+
+
+# --- schedules ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_row_says_when_it_runs_what_came_of_it_and_how_many_it_keeps(client: Client, vm: VirtualMachine) -> None:
+    weekly = BackupScheduleFactory(vm=vm, weekly=True, weekday=6, at=time(23), keep=4)
+    BackupRunFactory(schedule=weekly, missed=True)
+
+    page = words(client.get(SCHEDULES).text)
+
+    for text in (
+        "1 schedule",
+        "db-01",
+        "Every Sunday at 23:00",
+        "Asia/Yangon (UTC+06:30)",
+        "Missed",
+        "The portal could not start it at its time.",
+        "Active",
+    ):
+        assert text in page, text
+
+
+@pytest.mark.parametrize(
+    ("traits", "said"),
+    [
+        ({}, "Every day at 02:00"),
+        ({"weekly": True}, "Every Monday at 02:00"),
+        ({"monthly": True}, "On day 31 of every month, or its last, at 02:00"),
+        ({"monthly": True, "month_day": 5, "at": time(14, 30)}, "On day 5 of every month at 14:30"),
+    ],
+)
+def test_a_rule_is_said_in_words(vm: VirtualMachine, traits: dict[str, Any], said: str) -> None:
+    assert BackupScheduleFactory(vm=vm, **traits).when == said
+
+
+def test_only_schedules_of_ones_projects_that_are_there_are_listed(client: Client, schedule: BackupSchedule) -> None:
+    BackupScheduleFactory()
+    BackupScheduleFactory(vm=schedule.vm, deleted=True)
+
+    assert [one.pk for one in client.get(SCHEDULES).context["rows"]] == [schedule.pk]
+
+
+def test_search_and_filters_narrow_the_schedules(client: Client, schedule: BackupSchedule, project: Project) -> None:
+    other = BackupScheduleFactory(vm__project=project, vm__name="web-01", paused=True)
+    automatic = BackupScheduleFactory(vm__project=project, vm__name="mail-01", automatic=True)
+    BackupRunFactory(schedule=automatic, failed=True)
+    expected = {
+        "q=DB": {schedule},
+        f"q={other.pk}": {other},
+        f"vm={other.vm_id}": {other},
+        f"location={schedule.vm.location_id}": {schedule},
+        "show=paused": {other},
+        "show=active": {schedule, automatic},
+        "show=automatic": {automatic},
+        "show=troubled": {automatic},
+    }
+    for query, found in expected.items():
+        assert set(client.get(f"{SCHEDULES}?{query}").context["rows"]) == found, query
+    response = client.get(f"{SCHEDULES}?show=bogus")
+    assert len(response.context["rows"]) == 3 and "Not understood, and left out:" in response.text
+
+
+def test_the_pages_of_schedules_follow_each_other_in_a_constant_number_of_queries(
+    client: Client, vm: VirtualMachine, django_assert_max_num_queries: DjangoAssertNumQueries
+) -> None:
+    start = timezone.now()
+    made = [BackupScheduleFactory(vm=vm, created_at=start - timedelta(minutes=n)) for n in range(25)]
+    with django_assert_max_num_queries(9):
+        first = client.get(SCHEDULES)
+    second = client.get(first.context["pages"]["next_url"])
+
+    assert [*first.context["rows"], *second.context["rows"]] == made
+    assert first.context["total"] == 25
+
+
+def test_the_fragment_of_schedules_is_the_same_as_in_the_page(client: Client, schedule: BackupSchedule) -> None:
+    client.get(SCHEDULES)
+    fragment, page = client.get(SCHEDULES, headers=HTMX).text, client.get(SCHEDULES).text
+
+    assert without_tokens(fragment).strip() == without_tokens(part_of(page, "schedule-list"))
+
+
+# --- page of a schedule ------------------------------------------------------------------------------------------------
+
+
+def test_the_page_shows_the_next_runs_and_what_became_of_the_others(client: Client, schedule: BackupSchedule) -> None:
+    done = BackupRunFactory(schedule=schedule, slot=timezone.now() - timedelta(days=1))
+    BackupRunFactory(schedule=schedule, slot=timezone.now() - timedelta(days=2), failed=True)
+    BackupRunFactory(schedule=schedule, slot=timezone.now() - timedelta(days=3), missed=True)
+
+    response = client.get(url(schedule))
+    page = words(response.text)
+
+    for text in (
+        "Backup of db-01",
+        "Every day at 02:00 · Asia/Yangon (UTC+06:30)",
+        "the 2 newest copies · 1 is there",
+        "the 2 that are kept cost K 72 an hour together",
+        "The next five runs",
+        done.snapshot.name,
+        "Failed 4 tries",
+        "The storage ran out of room.",
+        "The portal could not start it at its time.",
+    ):
+        assert text in page, text
+    assert page.index("Done") < page.index("4 tries") < page.index("Missed")
+    # the copy that is there goes when the second of the next runs is verified
+    assert [row.cells[0] for row in response.context["picture"].rows][:4] == ["kept", "kept", "deleted", ""]
+
+
+def test_a_copy_that_is_kept_for_ever_is_not_counted(client: Client, schedule: BackupSchedule) -> None:
+    BackupRunFactory(schedule=schedule, snapshot__kept=True)
+
+    response = client.get(url(schedule))
+
+    assert response.context["copies"] == 0
+    assert "kept for ever" in words(response.text)
+
+
+def test_the_runs_follow_each_other_page_by_page(client: Client, schedule: BackupSchedule) -> None:
+    start = timezone.now()
+    made = [BackupRunFactory(schedule=schedule, missed=True, slot=start - timedelta(days=n)) for n in range(45)]
+    here, seen = url(schedule), []
+    while here:
+        response = client.get(here)
+        seen += response.context["runs"]
+        here = response.context["pages"]["next_url"]
+
+    assert seen == made
+
+
+def test_the_page_asks_again_while_a_copy_is_taken(client: Client, schedule: BackupSchedule) -> None:
+    run = BackupRunFactory(schedule=schedule, taking=True)
+    response = client.get(url(schedule))
+    version = response.context["version"]
+
+    assert f"?seen={version}" in response.text
+    assert 'id="schedule"' not in client.get(f"{url(schedule)}?seen={version}", headers=HTMX).text
+
+    BackupRun.objects.filter(pk=run.pk).update(state=BackupRun.State.DONE, finished_at=timezone.now())
+    news = client.get(f"{url(schedule)}?seen={version}", headers=HTMX).text
+    assert 'id="schedule"' in news and "Backup of db-01: Done" in news and "every 2s" not in news
+
+
+def test_a_stranger_finds_no_schedule_and_a_viewer_may_only_look(
+    stranger: Client, viewer: Client, schedule: BackupSchedule
+) -> None:
+    assert stranger.get(url(schedule)).status_code == 404
+    assert "You can look at this schedule." in viewer.get(url(schedule)).text
+    for name in ACTS:
+        assert url(schedule, name) not in viewer.get(url(schedule)).text
+        for method in ("get", "post"):
+            assert getattr(stranger, method)(url(schedule, name)).status_code == 404, name
+            assert getattr(viewer, method)(url(schedule, name)).status_code == 403, name
+    schedule.refresh_from_db()
+    assert schedule.paused_at is None and schedule.deleted_at is None
+
+
+def test_nothing_is_offered_or_done_with_automatic_backups(client: Client, vm: VirtualMachine) -> None:
+    automatic = BackupScheduleFactory(vm=vm, automatic=True)
+    page = client.get(url(automatic))
+
+    assert page.context["actions"] == []
+    assert "Only an administrator can enable or disable them" in page.text
+    assert "20 % × K 24.0000 = K 4.8000 an hour" in words(page.text)
+    for name in ACTS:
+        data = {"interval": "daily", "at": "03:00", "keep": 9}
+        assert "which only your provider changes" in client.post(url(automatic, name), data).text, name
+    automatic.refresh_from_db()
+    assert (automatic.at, automatic.keep, automatic.deleted_at, automatic.paused_at) == (time(2), 2, None, None)
+
+
+def test_of_a_deleted_schedule_only_the_record_is_left(client: Client, vm: VirtualMachine) -> None:
+    deleted = BackupScheduleFactory(vm=vm, deleted=True)
+
+    page = client.get(url(deleted))
+    assert "This schedule is deleted" in page.text and page.context["actions"] == []
+    for name in ACTS:
+        assert client.post(url(deleted, name)).status_code == 404, name
+
+
+# --- acts --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_schedule_is_edited(client: Client, schedule: BackupSchedule) -> None:
+    page = client.get(url(schedule, "edit_schedule")).text
+    assert 'value="02:00"' in page and re.search(r'value="daily" checked', page)
+
+    data = {"interval": "monthly", "month_day": 15, "at": "04:45", "keep": 6}
+    page = client.post(url(schedule, "edit_schedule"), data, follow=True).text
+
+    assert "runs like this now: On day 15 of every month at 04:45." in unescape(page)
+    schedule.refresh_from_db()
+    assert (schedule.interval, schedule.month_day, schedule.at, schedule.keep) == ("monthly", 15, time(4, 45), 6)
+    local = schedule.next_run_at.astimezone(schedule.vm.project.customer.zone)
+    assert (local.day, local.hour, local.minute) == (15, 4, 45)
+
+
+def test_editing_shows_what_would_be_kept_before_it_is_saved(client: Client, schedule: BackupSchedule) -> None:
+    for days in (1, 2, 3):
+        BackupRunFactory(schedule=schedule, slot=timezone.now() - timedelta(days=days))
+    data = {"interval": "daily", "at": "02:00", "keep": 1, "preview": "1"}
+
+    response = client.post(url(schedule, "edit_schedule"), data)
+
+    # all three make room for the first new one
+    assert [row.cells[:4] for row in response.context["picture"].rows][:2] == [
+        ["kept", "kept", "kept", ""],
+        ["deleted", "deleted", "deleted", "taken"],
+    ]
+    schedule.refresh_from_db()
+    assert schedule.keep == 2
+
+
+def test_bad_times_explain_themselves_and_change_nothing(client: Client, schedule: BackupSchedule) -> None:
+    page = client.post(url(schedule, "edit_schedule"), {"interval": "weekly", "at": "noon", "keep": 0}).text
+
+    for text in ("Choose the day of the week.", "That is not a time of day."):
+        assert text in page
+    assert re.search(r'value="weekly" checked', page)
+    schedule.refresh_from_db()
+    assert (schedule.interval, schedule.keep) == ("daily", 2)
+
+
+def test_a_schedule_is_paused_and_resumed(client: Client, schedule: BackupSchedule) -> None:
+    assert "No more copies are taken until you resume it." in client.get(url(schedule, "pause_schedule")).text
+    page = client.post(url(schedule, "pause_schedule"), follow=True).text
+    assert "is paused." in page and url(schedule, "resume_schedule") in page
+    schedule.refresh_from_db()
+    assert schedule.paused_at and schedule.next_run_at is None
+    assert "none while it is paused" in page and "The next five runs" not in page
+
+    assert "The next copy is taken on" in client.get(url(schedule, "resume_schedule")).text
+    assert "runs again." in client.post(url(schedule, "resume_schedule"), follow=True).text
+    schedule.refresh_from_db()
+    assert schedule.paused_at is None and schedule.next_run_at
+
+
+def test_a_copy_is_taken_at_once_and_only_one_at_a_time(client: Client, schedule: BackupSchedule) -> None:
+    assert "the 2 that are kept cost K 72" in words(client.get(url(schedule, "run_schedule")).text)
+    page = client.post(url(schedule, "run_schedule"), follow=True).text
+    assert "is being taken." in page and "Being taken" in page
+
+    again = client.post(url(schedule, "run_schedule"))
+    assert "A backup of this machine is under way already." in again.text
+    assert BackupRun.objects.count() == 1
+    carry_out_what_waits()
+    assert Snapshot.objects.get().state == State.READY
+
+
+def test_a_schedule_is_deleted_and_its_copies_stay(client: Client, schedule: BackupSchedule) -> None:
+    copy = BackupRunFactory(schedule=schedule).snapshot
+    assert "Its 1 copy stays and is charged until you delete it." in client.get(url(schedule, "delete_schedule")).text
+
+    page = client.post(url(schedule, "delete_schedule"), follow=True).text
+
+    assert "Its copies stay." in page
+    schedule.refresh_from_db()
+    copy.refresh_from_db()
+    assert schedule.deleted_at and copy.state == State.READY
+    assert names(client.get(COPIES)) == [copy.name]
+
+
+# --- what a copy is good for -------------------------------------------------------------------------------------------
+
+
+def test_a_copy_brings_the_machine_back_and_this_is_undone(
+    storage_root: Path, client: Client, schedule: BackupSchedule, owner: User
+) -> None:
+    sell_everywhere(kind=ServiceKind.VM_SNAPSHOT)
+    disks = [
+        storage_root / schedule.vm.location_id / "volumes" / f"{one.pk}.img" for one in services.volumes_of(schedule.vm)
+    ]
+    before = [disk.read_bytes() for disk in disks]
+    backups.run_now(schedule=schedule, user=owner)
+    carry_out_what_waits()
+    copy = Snapshot.objects.get()
+    for disk in disks:
+        disk.write_bytes(content(b"ruined"))
+    page = words(client.get(act_url(copy, "restore")).text)
+    assert "Overwrite the disks of “db-01”?" in page and "d0, d1" in page
+
+    client.post(act_url(copy, "restore"), {"confirmation": "db-01"})
+    carry_out_what_waits()
+
+    assert [beginning_of(disk) for disk in disks] == before
+    restore = Operation.objects.get(kind=Operation.Kind.RESTORE)
+    assert restore.state == Operation.State.SUCCEEDED and restore.can_be_undone
+    client.post(act_url(restore.safety_snapshot, "restore"), {"confirmation": "db-01"})
+    carry_out_what_waits()
+    assert all(content(b"ruined").startswith(beginning_of(disk)) for disk in disks)
+
+
+def test_a_copy_becomes_a_new_machine_and_a_new_volume(
+    storage_root: Path, client: Client, schedule: BackupSchedule, owner: User
+) -> None:
+    backups.run_now(schedule=schedule, user=owner)
+    carry_out_what_waits()
+    copy = Snapshot.objects.get()
+
+    client.post(act_url(copy, "new_machine"), {"name": "db-02", "project": schedule.vm.project_id})
+    client.post(
+        act_url(copy, "new_volume"),
+        {"disk": copy.disks.last().pk, "name": "alone", "size_gb": 50, "project": schedule.vm.project_id},
+    )
+    carry_out_what_waits()
+
+    folder = storage_root / schedule.vm.location_id / "volumes"
+    made = VirtualMachine.objects.get(name="db-02")
+    alone = Operation.objects.get(volume__name="alone").volume
+    volumes = [*services.volumes_of(made), alone]
+    assert [beginning_of(folder / f"{one.pk}.img") for one in volumes] == [content(b"0"), content(b"1"), content(b"1")]
+
+
+def test_a_copy_is_deleted_and_stops_costing(client: Client, schedule: BackupSchedule, owner: User) -> None:
+    backups.run_now(schedule=schedule, user=owner)
+    carry_out_what_waits()
+    copy = Snapshot.objects.get()
+    assert "You stop paying K 36 an hour" in words(client.get(act_url(copy, "delete")).text)
+
+    client.post(act_url(copy, "delete"), {"confirmation": copy.name})
+    carry_out_what_waits()
+
+    copy.refresh_from_db()
+    assert copy.state == State.DELETED
+    assert UsageSegment.objects.get(resource_id=copy.pk).ended_at
+
+
+# --- where else they are shown ------------------------------------------------------------------------------------------
+
+
+def test_the_page_of_a_machine_shows_its_schedules_its_copies_and_the_switch(
+    client: Client, schedule: BackupSchedule, owner: User
+) -> None:
+    vm = schedule.vm
+    BackupRunFactory(schedule=schedule, snapshot__name="last night")
+    page = words(client.get(reverse("snapshots:machine", args=[vm.pk])).text)
+    for text in (
+        "Every day at 02:00",
+        "last night",
+        "Automatic backups Off",
+        "Automatic VM backups cost 20 % of the virtual machine price: 20 % × K 24.0000 = K 4.8000 an hour",
+        "Only an administrator can enable or disable them",
+    ):
+        assert text in page, text
+
+    backups.switch_automatic_backups(vm=vm, on=True, user=UserFactory(admin=True))
+
+    page = words(client.get(reverse("snapshots:machine", args=[vm.pk])).text)
+    assert "Automatic backups On" in page and "On since just now" in page
+    rows = client.get("/instances/")
+    assert "Automatic backups" in words(rows.text) and "2 schedules" in words(rows.text)
+
+
+def test_where_backups_are_not_sold_the_machine_says_so(client: Client, project: Project) -> None:
+    vm = VirtualMachineFactory(project=project)
+
+    assert "is not sold in" in client.get(reverse("snapshots:machine", args=[vm.pk])).text
+
+
+def test_the_dashboard_counts_copies_and_the_20_percent(client: Client, vm: VirtualMachine, owner: User) -> None:
+    BackupRunFactory(schedule__vm=vm, snapshot__size_gb=60)
+    totals = client.get("/").context["totals"]
+    assert (totals["count"], totals["size"], totals["hourly"]) == ("1", "60 GB", "K 36")
+
+    automatic_copy(vm, owner)
+
+    totals = client.get("/").context["totals"]
+    assert (totals["count"], totals["size"], totals["hourly"]) == ("2", "120 GB", "K 40.80")
+
+
+def test_subscriptions_show_automatic_backups_with_the_sentence(client: Client, vm: VirtualMachine) -> None:
+    backups.switch_automatic_backups(vm=vm, on=True, user=UserFactory(admin=True))
+
+    page = words(client.get("/billing/subscriptions/").text)
+
+    assert "db-01 Automatic VM Backup" in page
+    assert "20 % × K 24.0000 = K 4.8000 an hour" in page
+
+
+def test_the_copies_of_many_machines_take_a_constant_number_of_queries(
+    client: Client, project: Project, django_assert_max_num_queries: DjangoAssertNumQueries
+) -> None:
+    for _number in range(20):
+        BackupRunFactory(schedule__vm__project=project)
+    BackupFactory(vm__project=project)
+
+    with django_assert_max_num_queries(11):
+        assert len(client.get(COPIES).context["rows"]) == 20
