@@ -6,7 +6,7 @@ COMPILE := CUSTOM_COMPILE_COMMAND="make requirements" $(BIN)/python -m piptools 
 	--allow-unsafe --strip-extras --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-openstack chaos check format bench permissions pictures screenshots requirements clean
+.PHONY: help run test test-openstack chaos check format bench permissions messages pictures screenshots requirements clean
 
 help:
 	@echo "make run             start the portal with an SQLite database and demo data (Ctrl-C stops it)"
@@ -16,6 +16,7 @@ help:
 	@echo "make format          format the code"
 	@echo "make bench           measure what must stay fast"
 	@echo "make permissions     write docs/permissions.md: who may do what"
+	@echo "make messages        bring the translations up to date with the code (gettext)"
 	@echo "make pictures        take the pictures of the guide anew, into static/help"
 	@echo "make screenshots     take a picture of every page in every look, into tests/screenshots, to look at"
 	@echo "make requirements    pin the newest packages that pyproject.toml allows"
@@ -56,6 +57,12 @@ chaos: .venv/.test
 
 bench: .venv/.test
 	@$(BIN)/python -m tests.bench
+
+# needs Debian's gettext; only the texts of what is translated are kept
+messages: .venv/.test
+	$(BIN)/python manage.py makemessages --locale my --no-location --no-wrap --ignore .venv --ignore tests
+	msgattrib --translated --no-obsolete --no-wrap --output-file cng_portal/locale/my/LC_MESSAGES/django.po \
+		cng_portal/locale/my/LC_MESSAGES/django.po
 
 pictures: .venv/.test
 	PICTURES=guide $(BIN)/python -m pytest tests/browser/test_pictures.py --quiet -k "of_the_guide"

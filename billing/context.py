@@ -7,6 +7,7 @@ from django.core.cache import caches
 from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.functional import SimpleLazyObject
+from django.utils.translation import get_language
 from django.utils.translation import gettext as _
 
 from cng_portal.accounts.models import BillingType, Customer
@@ -34,7 +35,7 @@ KEEP_SECONDS = 60
 
 
 def _amount(customer: Customer, prepaid: bool) -> str:
-    key = f"wallet-{customer.pk}-{prepaid}-{customer.locked_at.timestamp()}"
+    key = f"wallet-{customer.pk}-{prepaid}-{get_language()}-{customer.locked_at.timestamp()}"
     shown: str | None = caches["process"].get(key)
     if shown is None:
         began, at = time.perf_counter(), timezone.now()

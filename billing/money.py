@@ -6,6 +6,8 @@ from babel.numbers import format_decimal, get_currency_symbol
 from django.utils import translation
 from django.utils.translation import ngettext
 
+from cng_portal.languages import digits as local_digits
+
 MICRO = 1_000_000
 HUNDREDTH_MICRO = 10_000
 HUNDREDTH_DIGITS = 2
@@ -37,7 +39,7 @@ def to_decimal(micro: int, digits: int = MAX_DIGITS) -> Decimal:
 def format_number(micro: int, digits: int) -> str:
     locale = translation.to_locale(translation.get_language() or "en")
     pattern = "#,##0." + "0" * digits if digits else "#,##0"
-    return format_decimal(to_decimal(micro, digits), format=pattern, locale=locale)
+    return local_digits(format_decimal(to_decimal(micro, digits), format=pattern, locale=locale))
 
 
 def symbol(currency: str) -> str:
@@ -82,8 +84,8 @@ def format_line(*, hours: int, size_gb: int | None, rate_micro: int | None, amou
     if rate_micro is None:
         return ngettext("%(hours)s hour, no price yet", "%(hours)s hours, no price yet", hours) % {"hours": hours}
     values = {
-        "hours": hours,
-        "size": size_gb,
+        "hours": local_digits(hours),
+        "size": size_gb if size_gb is None else local_digits(size_gb),
         "rate": format_rate(rate_micro, currency),
         "amount": format_amount(amount_micro, currency),
     }

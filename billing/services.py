@@ -20,6 +20,7 @@ from cng_portal.accounts import activity, notices
 from cng_portal.accounts.models import BillingType, Customer, Notice, Project, User
 from cng_portal.accounts.services import lock_customer
 from cng_portal.inventory.models import Location
+from cng_portal.languages import digits
 
 from . import bulk, money, rating
 from .models import (
@@ -118,7 +119,11 @@ class Quote:
         rate = money.format_rate(self.rate_micro, self.currency)
         if self.is_share_of_vm:
             return _("20 %% of %(rate)s = %(hourly)s an hour") % {"rate": rate, "hourly": hourly}
-        return _("%(size)s GB × %(rate)s = %(hourly)s an hour") % {"size": self.size_gb, "rate": rate, "hourly": hourly}
+        return _("%(size)s GB × %(rate)s = %(hourly)s an hour") % {
+            "size": digits(self.size_gb),
+            "rate": rate,
+            "hourly": hourly,
+        }
 
     def cost_of(self, hours: int) -> int:
         """So many hours at the present rate, in millionths."""

@@ -4,12 +4,13 @@ from typing import Any
 from uuid import UUID
 
 from babel.dates import format_date
+from django.conf import settings
 from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
 from django.shortcuts import get_object_or_404, render
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.http import urlencode
-from django.utils.translation import get_language, to_locale
+from django.utils.translation import get_language, override, to_locale
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_safe
 
@@ -429,8 +430,10 @@ def invoice_pdf(request: HttpRequest, pk: UUID) -> HttpResponse:
     from .pdf import invoice_as_pdf  # slow to import, and seldom asked for
 
     found, rows = get_invoice(request, pk)
+    with override(settings.LANGUAGE_CODE):  # an invoice is one document, whoever looks at it
+        pdf = invoice_as_pdf(found, rows)
     return HttpResponse(
-        invoice_as_pdf(found, rows),
+        pdf,
         content_type="application/pdf",
         headers={"Content-Disposition": f'attachment; filename="{found.number}.pdf"'},
     )

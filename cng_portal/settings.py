@@ -218,7 +218,7 @@ MIDDLEWARE = [
     "csp.middleware.CSPMiddleware",
     "cng_portal.maintenance.maintenance",
     "django.contrib.sessions.middleware.SessionMiddleware",
-    "django.middleware.locale.LocaleMiddleware",
+    "cng_portal.languages.chosen_language",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
@@ -345,9 +345,9 @@ DEFAULT_FROM_EMAIL = read("DEFAULT_FROM_EMAIL", str, "portal@localhost")
 PORTAL_URL = read("PORTAL_URL", site, f"http://localhost:{PORT}")
 
 LANGUAGE_CODE = "en"
-# a language is offered once every page speaks it
-LANGUAGES = [("en", "English")]
-LOCALE_PATHS = [BASE_DIR / "cng_portal" / "locale"]
+# All but the first are previews, for who chooses one: see cng_portal/languages.py.
+LANGUAGES = [("en", "English"), ("my", "မြန်မာ")]
+LOCALE_PATHS = [DATA_DIR / "locale", BASE_DIR / "cng_portal" / "locale"]
 USE_TZ = True
 TIME_ZONE = "UTC"
 

@@ -52,7 +52,6 @@
     say(announcer().dataset.copied);
     setTimeout(() => button.classList.remove("is-copied"), 2500);
   };
-  if (navigator.clipboard) root.classList.add("can-copy");
 
   const openMenus = () => document.querySelectorAll("details.menu[open]");
 

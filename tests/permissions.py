@@ -182,6 +182,7 @@ TABLE: dict[str, list[Row]] = {
     "Help": [
         Row("help:index", "Read the guide", SIGNED_IN),
         Row("help:guide", "Read a page of the guide", SIGNED_IN),
+        Row("language", "Choose a language", SIGNED_IN, "POST"),
     ],
     "Second factors": [
         Row("mfa_index", "Come to the factors", SIGNED_IN, ANY),

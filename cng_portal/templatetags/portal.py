@@ -19,8 +19,10 @@ from heroicons.templatetags.heroicons import heroicon_micro, heroicon_mini, hero
 from PIL import Image
 
 from cng_portal.accounts.preferences import date_pattern
+from cng_portal.languages import digits
 
 register = template.Library()
+register.filter("digits", digits)
 
 ICON_STYLES = {
     "outline": heroicon_outline,
@@ -98,7 +100,7 @@ def format_bytes(value: int | None) -> str:
             break
         amount /= 1024
     pattern = "0" if unit == "B" or abs(amount) >= 100 else "0.#" if abs(amount) >= 10 else "0.##"
-    return f"{format_decimal(amount, pattern, locale=current_locale())} {unit}"
+    return f"{digits(format_decimal(amount, pattern, locale=current_locale()))} {unit}"
 
 
 @register.filter
@@ -121,7 +123,7 @@ def relative(value: datetime) -> str:
     delta = value - timezone.now()
     if abs(delta.total_seconds()) < 45:
         return _("just now")
-    return format_timedelta(delta, add_direction=True, locale=current_locale())
+    return digits(format_timedelta(delta, add_direction=True, locale=current_locale()))
 
 
 @register.filter
@@ -130,7 +132,7 @@ def exact(value: datetime) -> str:
     `22 Nov 2026, 20:49:03 UTC+06:30`.
     """
     pattern = f"{date_pattern()}, HH:mm:ss 'UTC'xxx"
-    return format_datetime(timezone.localtime(value), pattern, locale=current_locale())
+    return digits(format_datetime(timezone.localtime(value), pattern, locale=current_locale()))
 
 
 @register.filter
@@ -138,7 +140,7 @@ def day(value: date) -> str:
     """`22 Nov 2026`, as the reader wants it; an instant is that of the active zone."""
     if isinstance(value, datetime):
         value = timezone.localtime(value).date()
-    return format_date(value, date_pattern(), locale=current_locale())
+    return digits(format_date(value, date_pattern(), locale=current_locale()))
 
 
 @register.filter

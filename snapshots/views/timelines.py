@@ -66,6 +66,8 @@ def title_of(count: int, *, more: bool, since: date) -> str:
 def gap_of(gap: Gap | None) -> str:
     if gap is None:
         return _("None of them can be restored.")
+    if gap.end is None and gap.length < timedelta(days=1):
+        return _("The last one is less than a day old.")
     days = round(gap.length / timedelta(days=1))
     length = (
         ngettext("%(count)s day", "%(count)s days", days) % {"count": days}

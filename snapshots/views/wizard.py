@@ -20,6 +20,7 @@ from billing import services as billing
 from billing.money import format_amount, format_price
 from cng_portal.accounts.models import BillingType, User
 from cng_portal.inventory.models import Region, VirtualMachine, Volume
+from cng_portal.languages import digits
 from cng_portal.templatetags.portal import day as format_day
 from snapshots import backups, services, slots, wizard
 from snapshots.drivers import get_driver
@@ -258,7 +259,7 @@ def leave(request: HttpRequest, url: str) -> HttpResponse:
 def price(quote: billing.Quote) -> dict[str, str]:
     return {
         "figure": format_price(quote.hourly_micro, quote.currency),
-        "size": _("%(size)s GB") % {"size": quote.size_gb},
+        "size": _("%(size)s GB") % {"size": digits(quote.size_gb)},
         "formula": quote.formula,
         "month": format_amount(quote.monthly_micro, quote.currency),
     }
@@ -267,7 +268,7 @@ def price(quote: billing.Quote) -> dict[str, str]:
 def facts(draft: Draft) -> list[dict[str, Any]]:
     location, source = draft.location, draft.source
     assert location is not None and source is not None
-    size = {"name": source.name, "size": services.size_of(source)}
+    size = {"name": source.name, "size": digits(services.size_of(source))}
     rows: list[tuple[str, object, str | None]] = [
         (_("Location"), f"{location.code} · {location.city}, {location.country_name}", "location"),
         (_("Project"), draft.project, "project"),
@@ -335,7 +336,7 @@ def project_context(request: HttpRequest, draft: Draft) -> dict[str, Any]:
         project.value = str(project.pk)
         project.checked = project.pk == draft.project_id
         if draft.kind == Kind.VOLUME:
-            project.text = ngettext("%(count)s volume", "%(count)s volumes", count) % {"count": count}
+            project.text = ngettext("%(count)s volume", "%(count)s volumes", count) % {"count": digits(count)}
             reason = _("No volume in %(code)s.")
         else:
             project.text = ngettext("%(count)s instance", "%(count)s instances", count) % {"count": count}
@@ -363,7 +364,7 @@ def source_context(request: HttpRequest, draft: Draft) -> dict[str, Any]:
         source.value = str(source.pk)
         source.checked = source.pk == chosen
         size_gb = source.size_gb if isinstance(source, Volume) else sum(disk.size_gb for disk in source.volumes.all())
-        source.text = _("%(size)s GB") % {"size": size_gb}
+        source.text = _("%(size)s GB") % {"size": digits(size_gb)}
         source.facts = [*source_facts(source), {"label": _("Last snapshot"), "value": date(source.last_snapshot_at)}]
         if rate is not None and size_gb:
             price = format_price(rate * size_gb, draft.project.customer.currency)

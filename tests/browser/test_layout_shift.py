@@ -1,0 +1,65 @@
+"""Nothing jumps: what a page shows first stays where it is while the rest of it comes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django.urls import reverse
+from playwright.sync_api import Page
+
+from tests.factories import MembershipFactory, OperationFactory, SnapshotFactory, VolumeFactory
+from tests.snapshots.disks import sell_everywhere
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+# By how much of the window things moved by themselves, as Chromium measures it; 0.1 is what people notice.
+SHIFT = """() => new Promise((done) => {
+    let sum = 0;
+    const add = (entries) => entries.forEach((one) => { if (!one.hadRecentInput) sum += one.value });
+    const observer = new PerformanceObserver((list) => add(list.getEntries()));
+    observer.observe({type: "layout-shift", buffered: true});
+    requestAnimationFrame(() => requestAnimationFrame(() => { add(observer.takeRecords()); done(sum) }));
+})"""
+MOST = 0.001
+
+
+@pytest.mark.parametrize("width", [1440, 360])
+def test_no_page_moves_while_it_loads(page: Page, sign_in: Callable[..., Any], width: int) -> None:
+    member = MembershipFactory(project__customer__postpaid=True)
+    volume = VolumeFactory(project=member.project, size_gb=50, attached=True)
+    ready = SnapshotFactory(volume=volume)
+    taken = SnapshotFactory(volume=volume, creating=True)
+    OperationFactory(snapshot=taken, capture=True, running=True, bytes_done=5, bytes_total=10)
+    sell_everywhere()
+    page.set_viewport_size({"width": width, "height": 900})
+    moved = {}
+    for path in [
+        "/accounts/login/",
+        "/",
+        "/snapshots/?view=table",
+        "/snapshots/?view=cards",
+        reverse("snapshots:snapshot", args=[ready.pk]),
+        reverse("snapshots:volume", args=[volume.pk]),
+        reverse("snapshots:machines"),
+        "/snapshots/new/",
+        "/help/create-volume-snapshot/",
+    ]:
+        if path == "/":
+            sign_in(member.user)
+        page.goto(path)
+        for image in page.locator("main img").all():
+            image.scroll_into_view_if_needed()
+        moved[path] = page.evaluate(SHIFT)
+    assert {path: shift for path, shift in moved.items() if shift > MOST} == {}
+
+
+def test_the_swap_of_a_step_moves_nothing_by_itself(page: Page, sign_in: Callable[..., Any]) -> None:
+    member = MembershipFactory(project__customer__postpaid=True)
+    volume = VolumeFactory(project=member.project, size_gb=50)
+    sell_everywhere()
+    sign_in(member.user)
+    page.goto("/snapshots/new/")
+    page.get_by_label(volume.location_id).check()
+    page.get_by_role("button", name="Continue").click()
+    page.get_by_role("heading", level=1, name="Assign to a Project").wait_for()
+    assert page.evaluate(SHIFT) <= MOST
