@@ -6,7 +6,7 @@ COMPILE := CUSTOM_COMPILE_COMMAND="make requirements" $(BIN)/python -m piptools 
 	--allow-unsafe --strip-extras --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-openstack chaos check format bench permissions messages pictures screenshots requirements clean
+.PHONY: help run test test-openstack chaos bench-horizon check format bench permissions messages pictures screenshots requirements clean
 
 help:
 	@echo "make run             start the portal with an SQLite database and demo data (Ctrl-C stops it)"
@@ -19,6 +19,7 @@ help:
 	@echo "make messages        bring the translations up to date with the code (gettext)"
 	@echo "make pictures        take the pictures of the guide anew, into static/help"
 	@echo "make screenshots     take a picture of every page in every look, into tests/screenshots, to look at"
+	@echo "make bench-horizon   compare the page of snapshots with Horizon's (root, Debian 12)"
 	@echo "make requirements    pin the newest packages that pyproject.toml allows"
 	@echo "make clean           remove .venv and the caches of the tools; the data folder stays"
 
@@ -55,6 +56,9 @@ test-openstack: .venv/.openstack
 chaos: .venv/.test
 	@$(BIN)/python -m tests.chaos
 
+bench-horizon: .venv/.openstack
+	@$(BIN)/python -m tests.openstack.bench_horizon
+
 bench: .venv/.test
 	@$(BIN)/python -m tests.bench
 
@@ -75,6 +79,7 @@ requirements: .venv/.test
 	$(COMPILE) --upgrade --output-file requirements-test.txt --extra test --constraint requirements.txt pyproject.toml
 	$(COMPILE) --upgrade --output-file requirements-openstack.txt --extra openstack --constraint requirements.txt pyproject.toml
 	$(COMPILE) --upgrade --output-file tests/openstack/requirements.txt tests/openstack/requirements.in
+	$(COMPILE) --upgrade --output-file tests/openstack/horizon.txt tests/openstack/horizon.in
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -88,6 +88,8 @@ def settle_failed(operation: Operation, reason: str, now: datetime) -> None:
 
 def tell_of_failure(operation: Operation, reason: str) -> None:
     """Who asked for it learns of it in the bell, wherever that person is; the project's people where nobody asked."""
+    if operation.kind == Operation.Kind.CLEAN_UP:
+        return  # of a failure that was told
     snapshot = operation.snapshot
     reading = operation.kind == Operation.Kind.VERIFY and operation.requested_by is None
     if snapshot.kind == Kind.BACKUP and (reading or operation.kind == Operation.Kind.CAPTURE):

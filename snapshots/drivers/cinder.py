@@ -459,7 +459,12 @@ class CinderDriver(Driver, Inventory):
         beat = Beat(heartbeat, total=sum(volume.size_gb for _snapshot, volume in disks) * GIB, project=project)
         beat()
         claim, infos = uuid4().hex, []
-        sources = [self._get_volume(volume, beat) for _snapshot, volume in disks]
+        sources: list[Item] = [self._get_volume(volume, beat) for _snapshot, volume in disks[1:]]
+        first = disks[0][1] if disks else None
+        if first and (sources or not first.backend_ref or kind == "volume" or self._version(beat) < NO_FORCE):
+            sources.insert(0, self._get_volume(first, beat))
+        elif first:  # alone it need not be looked at before: Cinder refuses what cannot be captured
+            sources.insert(0, {"id": first.backend_ref, "status": "available"})
         try:
             for (snapshot, volume), source in zip(disks, sources, strict=True):
                 item = self._capture_one(snapshot, volume, source, kind, claim, beat)

@@ -41,6 +41,11 @@ class Pool:
         with self.rbd.Image(self.volumes, f"volume-{volume_id}", read_only=True) as image:
             return image.read(offset, length)
 
+    def read_snapshot(self, volume_id: str, snapshot_id: str, offset: int, length: int) -> bytes:
+        name = f"volume-{volume_id}", f"snapshot-{snapshot_id}"
+        with self.rbd.Image(self.volumes, name[0], snapshot=name[1], read_only=True) as image:
+            return image.read(offset, length)
+
     def size(self, volume_id: str) -> int:
         with self.rbd.Image(self.volumes, f"volume-{volume_id}", read_only=True) as image:
             return image.size()

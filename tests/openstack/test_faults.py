@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from snapshots.drivers import cinder as module
 from snapshots.drivers.base import SnapshotRef, StorageError, Unavailable, VolumeRef
 from snapshots.drivers.cinder import UNWANTED, CinderDriver, name_of
 from tests.openstack.lab import Lab, wait_until
@@ -29,6 +30,7 @@ def everything_works_before_and_after(lab: Lab, store: CinderStore) -> Iterator[
     for name in lab.services:
         lab.start_service(name)
     lab.wait_for_cinder()
+    remove_what_never_came(store)
     assert wait_until(lambda: not store.leftovers(), seconds=30), store.leftovers()
 
 
@@ -40,6 +42,13 @@ def states(store: CinderStore, uuid: UUID) -> list[str]:
 
 def unwanted(store: CinderStore, volume: VolumeRef) -> list[str]:
     return [item.status for item in store.cinder.snapshots(volume_id=volume.backend_ref) if item.name == UNWANTED]
+
+
+def remove_what_never_came(store: CinderStore) -> None:
+    """As it happens a day later: what RabbitMQ forgot stays `creating` for ever."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "STUCK_SECONDS", 0.0)
+        store.driver.remove_leftovers()
 
 
 def persist(call: Callable[[], Any]) -> Any:
@@ -117,17 +126,21 @@ def test_a_service_known_to_be_down_fails_what_is_new(lab: Lab, store: CinderSto
 
 
 @pytest.mark.parametrize("name", ["cinder-volume", "rabbit", "cinder-scheduler", "cinder-api", "keystone"])
-def test_a_service_killed_in_mid_flight_costs_time_only(lab: Lab, store: CinderStore, name: str) -> None:
+def test_a_service_killed_in_mid_flight_costs_time_only(
+    lab: Lab, store: CinderStore, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(module, "ADOPTABLE_SECONDS", 5.0)
+    driver = CinderDriver(location="TEST-1", cloud="demo", create_timeout="30")
     volumes = [new_volume(store, BEFORE) for _each in range(4)]
     refs = [SnapshotRef(uuid=uuid4()) for _volume in volumes]
     copy = VolumeRef(uuid=uuid4(), name="copy", size_gb=1)
     [early] = capture(store, volumes[0])
     with ThreadPoolExecutor(5) as pool:
         calls = [
-            pool.submit(persist, lambda ref=ref, volume=volume: store.driver.create_snapshots([(ref, volume)]))
+            pool.submit(persist, lambda ref=ref, volume=volume: driver.create_snapshots([(ref, volume)]))
             for ref, volume in zip(refs, volumes, strict=True)
         ]
-        calls.append(pool.submit(persist, lambda: store.driver.create_volume_from_snapshot(early, copy)))
+        calls.append(pool.submit(persist, lambda: driver.create_volume_from_snapshot(early, copy)))
         assert wait_until(lambda: any(states(store, ref.uuid) for ref in refs), seconds=30)
         with lab.stopped(name, kill=True):
             pass
@@ -137,6 +150,28 @@ def test_a_service_killed_in_mid_flight_costs_time_only(lab: Lab, store: CinderS
         assert store.driver.find_snapshot(ref) == info
     assert states(store, copy.uuid) == ["available"]
     assert_holds(store, copy, BEFORE)
+
+
+def test_what_the_message_queue_forgot_is_made_again_and_its_ghost_is_removed(
+    lab: Lab, store: CinderStore, impatient: CinderDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ADOPTABLE_SECONDS", 3.0)
+    volume, ref = new_volume(store, BEFORE), SnapshotRef(uuid=uuid4())
+    with lab.stopped("cinder-volume", kill=True):
+        with pytest.raises(Unavailable, match="did not finish in time"):
+            impatient.create_snapshots([(ref, volume)])
+        lab.stop_service("rabbit", kill=True)
+        lab.start_service("rabbit")
+        lab.wait_for_port("rabbit")
+    driver = CinderDriver(location="TEST-1", cloud="demo", create_timeout="60")
+    [info] = persist(lambda: driver.create_snapshots([(ref, volume)]))
+    assert states(store, ref.uuid) == ["available"]
+    assert unwanted(store, volume) == ["creating"]
+    store.driver.remove_leftovers()
+    assert unwanted(store, volume) == ["creating"]  # it is not a day old
+    remove_what_never_came(store)
+    assert wait_until(lambda: not unwanted(store, volume), seconds=30)
+    assert store.driver.find_snapshot(ref) == info
 
 
 def test_storage_that_hangs_fails_with_an_error_and_works_again(lab: Lab, store: CinderStore) -> None:

@@ -1,9 +1,11 @@
 """The worker's operations on a real Cinder: what becomes Ready is there once and charged, what fails is neither."""
 
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
 import pytest
+from django.utils import timezone
 
 from billing.models import UsageSegment
 from cng_portal.accounts.models import Membership
@@ -12,7 +14,9 @@ from snapshots import services
 from snapshots.drivers.base import VolumeRef
 from snapshots.drivers.cinder import name_of
 from snapshots.models import Operation, Snapshot, State
+from snapshots.tasks import carry_out
 from tests.factories import LocationFactory, MembershipFactory, VolumeFactory
+from tests.openstack.lab import Lab, wait_until
 from tests.openstack.stores import CinderStore
 from tests.snapshots.disks import carry_out_what_waits, sell_everywhere
 from tests.snapshots.drivers.contract import AFTER, BEFORE, assert_holds, new_volume
@@ -66,13 +70,63 @@ def test_a_snapshot_becomes_a_volume_and_is_deleted(store: CinderStore, volume: 
     assert made(store, disk.pk) == []
 
 
+def test_what_arrives_after_the_last_attempt_is_cleaned_up_and_costs_nothing(
+    lab: Lab, store: CinderStore, volume: Volume, member: Membership, settings: Any
+) -> None:
+    settings.OPERATION_MAX_ATTEMPTS = 1
+    settings.STORAGE["cinder"]["options"] = {"cloud": "demo", "create_timeout": "4", "delete_timeout": "4"}
+    with lab.stopped("cinder-volume", kill=True):
+        snapshot = services.request_snapshot(source=volume, name="nightly", user=member.user)
+        carry_out_what_waits()
+        snapshot.refresh_from_db()
+        assert snapshot.state == State.FAILED and "did not finish in time" in snapshot.error
+        clean_up = Operation.objects.get(kind=Operation.Kind.CLEAN_UP)
+        for hours in (1, 2, 3):  # more often than any other operation is tried
+            carry_out(str(clean_up.pk), now=timezone.now() + timedelta(hours=hours))
+        clean_up.refresh_from_db()
+        assert (clean_up.state, clean_up.attempt) == (Operation.State.PENDING, 3)
+        assert "not finished deleting" in clean_up.error
+
+    def is_clean() -> bool:
+        carry_out(str(clean_up.pk), now=timezone.now() + timedelta(hours=4))
+        clean_up.refresh_from_db()
+        return clean_up.state == Operation.State.SUCCEEDED
+
+    assert wait_until(is_clean, seconds=60)
+    assert not list(store.cinder.snapshots(volume_id=volume.backend_ref))
+    assert not UsageSegment.objects.exists()
+
+    # and the customer's second try works
+    services.retry(operation=Operation.objects.get(kind=Operation.Kind.CAPTURE), user=member.user)
+    carry_out_what_waits()
+    snapshot.refresh_from_db()
+    assert (snapshot.state, len(made(store, snapshot.disks.get().pk))) == (State.READY, 1)
+
+
+def test_who_tries_again_stops_the_clean_up(
+    lab: Lab, store: CinderStore, volume: Volume, member: Membership, settings: Any
+) -> None:
+    settings.OPERATION_MAX_ATTEMPTS = 1
+    settings.STORAGE["cinder"]["options"] = {"cloud": "demo", "create_timeout": "4"}
+    with lab.stopped("cinder-volume", kill=True):
+        snapshot = services.request_snapshot(source=volume, name="nightly", user=member.user)
+        carry_out_what_waits()
+        [begun] = store.cinder.snapshots(volume_id=volume.backend_ref)
+        services.retry(operation=Operation.objects.get(kind=Operation.Kind.CAPTURE), user=member.user)
+        assert not Operation.objects.filter(kind=Operation.Kind.CLEAN_UP).exists()
+    settings.STORAGE["cinder"]["options"] = {"cloud": "demo"}
+    carry_out_what_waits()
+    snapshot.refresh_from_db()
+    assert (snapshot.state, snapshot.disks.get().backend_ref) == (State.READY, begun.id)
+
+
 def test_what_the_storage_refuses_fails_with_its_reason_and_costs_nothing(
     store: CinderStore, volume: Volume, member: Membership, settings: Any
 ) -> None:
     settings.STORAGE["cinder"]["options"] = {"cloud": "demo-reader"}
     services.request_snapshot(source=volume, name="nightly", user=member.user)
     carry_out_what_waits()
-    operation = Operation.objects.get()
+    operation = Operation.objects.get(kind=Operation.Kind.CAPTURE)
     snapshot = Snapshot.objects.get()
     assert (operation.state, snapshot.state) == (Operation.State.FAILED, State.FAILED)
     assert "does not allow this to the portal's account" in operation.error
