@@ -148,9 +148,9 @@ def member(storage_root: Path) -> Membership:
     return member
 
 
-def steps(member: Membership, source: Any) -> dict[str, str]:
+def steps(member: Membership, source: Any, kind: Kind = Kind.VOLUME) -> dict[str, str]:
     """{slug: address} of the wizard with every answer given."""
-    draft = wizard.start(member.user, source=source)
+    draft = wizard.start(member.user, source=source, kind=kind)
     draft.name = f"{source.name}-2026-11-22"
     draft.save()
     return {slug: wizard.url(draft, slug) for slug in wizard.slugs(draft)}
@@ -162,7 +162,7 @@ def steps(member: Membership, source: Any) -> dict[str, str]:
 def keep(page: Page, name: str, part: Locator | None = None) -> None:
     """The part of the page from its top, at most so high, as small as a picture of text can be."""
     page.evaluate("document.activeElement.blur()")
-    box = part.bounding_box() if part else {"x": 0, "y": 0, "width": 1200, "height": 760}
+    box = part.bounding_box() if part else {"x": 0, "y": 0, "width": 1300, "height": 720}
     assert box
     margin = 20 if part else 0
     clip = {
@@ -184,14 +184,18 @@ def test_the_pictures_of_the_guide(
     context = browser.new_context(viewport={"width": 1200, "height": 1400}, base_url=base_url, color_scheme="light")
     context.add_cookies([{"name": cookie.key, "value": cookie.value, "url": base_url}])
     page = context.new_page()
+    page.set_viewport_size({"width": 1300, "height": 1400})  # where the list is a table
     page.goto("/snapshots/")
     keep(page, "volume-list")
+    page.set_viewport_size({"width": 1200, "height": 1400})
     data = Volume.objects.get(name="db-01-data")
     for slug, address in steps(member, data).items():
         page.goto(address)
         keep(page, slug, page.locator("#wizard"))
     page.goto(steps(member, data.vm)["instance"])
     keep(page, "instance", page.locator("#wizard"))
+    page.goto(steps(member, data.vm, Kind.BACKUP)["schedule"])
+    keep(page, "schedule", page.locator("#wizard"))
     ready = Snapshot.objects.get(name="before the update")
     page.goto(reverse("snapshots:snapshot", args=[ready.pk]))
     keep(page, "ready", page.locator("#snapshot"))
@@ -221,6 +225,15 @@ def pages(member: Membership) -> dict[str, str]:
         "volume": reverse("snapshots:volume", args=[data.pk]),
         "machines": reverse("snapshots:machines"),
         "machine": reverse("snapshots:machine", args=[data.vm_id]),
+        "backups": "/backups/",
+        "schedules": "/backups/schedules/",
+        "profile": "/profile/",
+        "security": "/profile/security/",
+        "sessions": "/profile/sessions/",
+        "sign-ins": "/profile/sign-ins/",
+        "activity": "/profile/activity/",
+        "limits": "/profile/limits/",
+        "people": "/people/",
         "notices": "/notices/",
         "password": "/accounts/password/change/",
         "not-there": "/nowhere/",
@@ -237,6 +250,8 @@ def pages(member: Membership) -> dict[str, str]:
     found["act-new_machine"] = reverse("snapshots:new_machine", args=[machine.pk])
     for slug, address in steps(member, data).items():
         found[f"wizard-{slug}"] = address
+    for slug, address in steps(member, data.vm, Kind.BACKUP).items():
+        found[f"backup-{slug}"] = address
     found["wizard-instance"] = steps(member, data.vm)["instance"]
     return found
 
