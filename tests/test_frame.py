@@ -356,7 +356,16 @@ def test_no_page_of_the_frame_is_wider_than_the_window(
 ) -> None:
     sign_in(person)
     page.set_viewport_size({"width": width, "height": 800})
-    for path in ("/", "/instances/", "/snapshots/", "/volumes/", "/accounts/password/change/", "/nowhere/"):
+    for path in (
+        "/",
+        "/instances/",
+        "/backups/",
+        "/backups/schedules/",
+        "/snapshots/",
+        "/volumes/",
+        "/accounts/password/change/",
+        "/nowhere/",
+    ):
         page.goto(path)
         assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, path
 

@@ -1,6 +1,7 @@
 """Every page in every state that matters: axe finds nothing, nothing is cut off, nothing complains on the console."""
 
 from collections.abc import Callable
+from datetime import time
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,22 @@ import pytest
 from django.urls import reverse
 from playwright.sync_api import Page
 
+from billing.models import ServiceKind
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import Volume
-from snapshots import wizard
-from snapshots.models import Draft
+from snapshots import backups, wizard
+from snapshots.models import BackupSchedule, Draft, Kind
 from tests.browser.looking import look_at
-from tests.factories import MembershipFactory, NoticeFactory, OperationFactory, SnapshotFactory, VolumeFactory
+from tests.factories import (
+    BackupRunFactory,
+    BackupScheduleFactory,
+    MembershipFactory,
+    NoticeFactory,
+    OperationFactory,
+    SnapshotFactory,
+    UserFactory,
+    VolumeFactory,
+)
 from tests.snapshots.disks import content, put_volume, sell_everywhere
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -47,7 +58,17 @@ def test_the_pages_of_an_account_with_nothing_in_it(
     page: Page, member: Membership, sign_in: Callable[..., Any]
 ) -> None:
     sign_in(member.user)
-    paths = ["/", "/snapshots/", "/instances/", "/snapshots/vm/", "/volumes/", "/snapshots/new/", "/billing/"]
+    paths = [
+        "/",
+        "/snapshots/",
+        "/instances/",
+        "/backups/",
+        "/backups/schedules/",
+        "/snapshots/vm/",
+        "/volumes/",
+        "/snapshots/new/",
+        "/billing/",
+    ]
     look_at(page, [*paths, "/notices/"])
 
 
@@ -94,6 +115,48 @@ def test_every_step_of_the_wizard_with_and_without_an_error(
     sign_in(member.user)
     fine, wrong = draft(member, volume, "free"), draft(member, volume, "taken")
     look_at(page, [wizard.url(fine, slug) for slug in wizard.slugs(fine)] + [wizard.url(wrong, "name")])
+
+
+def test_the_pages_of_backups_and_every_step_of_their_wizard(
+    page: Page, member: Membership, volume: Volume, sign_in: Callable[..., Any]
+) -> None:
+    vm = volume.vm
+    sell_everywhere(kind=ServiceKind.VM_BACKUP)
+    schedule = BackupScheduleFactory(vm=vm, keep=1)
+    copy = BackupRunFactory(schedule=schedule, snapshot__kept=True).snapshot
+    BackupRunFactory(schedule=schedule)
+    BackupRunFactory(schedule=schedule, failed=True)
+    BackupRunFactory(schedule=schedule, waiting=True)
+    paused = BackupScheduleFactory(vm=vm, monthly=True, paused=True)
+    BackupRunFactory(schedule=paused, missed=True)
+    backups.switch_automatic_backups(vm=vm, on=True, user=UserFactory(admin=True))
+    automatic = BackupSchedule.objects.get(origin="automatic")
+    covered = BackupRunFactory(schedule=automatic).snapshot
+    fresh = wizard.start(member.user, kind=Kind.BACKUP, source=vm)
+    answered = wizard.start(member.user, kind=Kind.BACKUP, source=vm)
+    answered.interval, answered.at, answered.take_one_now = "weekly", time(23, 30), True
+    answered.weekday = 6
+    answered.save()
+    sign_in(member.user)
+    acts = ("edit_schedule", "pause_schedule", "resume_schedule", "run_schedule", "delete_schedule")
+    look_at(
+        page,
+        [
+            "/backups/",
+            "/backups/?view=cards",
+            "/backups/schedules/",
+            "/backups/schedules/?q=nothing-like-it",
+            *(reverse("snapshots:schedule", args=[one.pk]) for one in (schedule, paused, automatic)),
+            *(reverse(f"snapshots:{name}", args=[schedule.pk]) for name in acts),
+            *(reverse("snapshots:snapshot", args=[one.pk]) for one in (copy, covered)),
+            *(reverse(f"snapshots:{name}", args=[copy.pk]) for name in ("keep", "restore", "delete", "new_machine")),
+            reverse("snapshots:machine", args=[vm.pk]),
+            "/billing/subscriptions/",
+            "/backups/new/",
+            wizard.url(fresh, "schedule"),
+            *(wizard.url(answered, slug) for slug in wizard.slugs(answered)),
+        ],
+    )
 
 
 def test_the_whole_wizard_by_keyboard(
