@@ -226,6 +226,7 @@ MIDDLEWARE = [
     "cng_portal.accounts.middleware.htmx_redirects_to_sign_in",
     "django.contrib.auth.middleware.LoginRequiredMiddleware",
     "cng_portal.accounts.middleware.request_origin",
+    "cng_portal.accounts.middleware.impersonation_is_read_only",
     "cng_portal.accounts.middleware.session_is_seen",
     "cng_portal.accounts.middleware.personal_preferences",
     "django.contrib.messages.middleware.MessageMiddleware",

@@ -76,6 +76,9 @@ OF_MEMBERSHIP = "?app_label=accounts&model_name=membership&field_name=user"
 SNAPSHOT = "?id={snapshot.pk}"
 INVOICE = {"pk": "invoice"}
 ACCOUNT = {"pk": "customer"}
+PERSON = {"pk": "person"}
+# in the test nobody looks as another person
+STAFF_LOOKING = SIGNED_IN | dict.fromkeys((STRANGER, VIEWER, MEMBER, OWNER, ADMINISTRATOR), MISSING)
 MACHINE = {"pk": "machine"}
 OTHERS = {"membership_id": "other_membership"}
 # a link that is none: what is behind one of ours is for who has the message
@@ -153,6 +156,7 @@ TABLE: dict[str, list[Row]] = {
         Row("accounts:see_all_notices", "Mark one's notices as seen", SIGNED_IN, "POST"),
         Row("accounts:profile", "Change one's details", SIGNED_IN, BOTH),
         Row("accounts:choose_theme", "Choose a theme", SIGNED_IN, "POST", query="?theme=dark"),
+        Row("accounts:stop_looking", "Stop looking as another person", STAFF_LOOKING, "POST"),
         Row("accounts:security", "See what protects one's sign-in", SIGNED_IN),
         Row("accounts:sessions", "See where one is signed in", SIGNED_IN),
         Row("accounts:end_other_sessions", "End all one's other sessions", SIGNED_IN, "POST"),
@@ -218,6 +222,7 @@ TABLE: dict[str, list[Row]] = {
         Row("admin:auth_user_password_change", "Set another person's password", ADMINISTER, BOTH),
         Row("admin:password_change", "Change one's own password", ADMINISTER, BOTH),
         Row("admin:password_change_done", "Read that one's password is changed", ADMINISTER),
+        Row("admin:accounts_look_as", "Look at the portal as a customer's person does", ADMINISTER, BOTH, PERSON),
         Row("admin:billing_account_buy", "Add bought credits", ADMINISTER, BOTH, ACCOUNT),
         Row("admin:billing_account_grant", "Grant credits", ADMINISTER, BOTH, ACCOUNT),
         Row("admin:billing_account_refund", "Refund credits", ADMINISTER, BOTH, ACCOUNT),

@@ -111,6 +111,7 @@ def world(storage_root: Path) -> SimpleNamespace:
         backup=BackupFactory(vm=snapshot.volume.vm),
         schedule=BackupScheduleFactory(vm=snapshot.volume.vm),
         volume=snapshot.volume,
+        person=people[VIEWER],
         machine=snapshot.volume.vm,
         operation=OperationFactory(snapshot=snapshot, failed=True),
         session=session,

@@ -4,18 +4,20 @@ from typing import Any
 from uuid import UUID
 
 from django import forms
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.contrib.admin.widgets import AutocompleteSelect
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.contrib.auth.forms import BaseUserCreationForm
 from django.contrib.auth.forms import UserChangeForm as DjangoUserChangeForm
-from django.core.exceptions import ValidationError
+from django.core.exceptions import PermissionDenied, ValidationError
 from django.db.models import Count, Model, Q, QuerySet
 from django.forms.models import BaseInlineFormSet
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.urls import path
 from django.utils.translation import gettext_lazy as _
 
-from . import activity, services
+from . import activity, impersonation, services
 from .models import Activity, Customer, Membership, Project, Role, User
 from .services import lock_customer
 
@@ -178,6 +180,27 @@ class UserAdmin(SupportAdmin, DjangoUserAdmin):
 
     def get_inlines(self, request: HttpRequest, obj: User | None) -> list[Any]:
         return self.inlines if obj else []
+
+    change_form_template = "accounts/admin/person.html"
+
+    def get_urls(self) -> list[Any]:
+        look_as = self.admin_site.admin_view(self.look_as)
+        return [path("<uuid:pk>/look-as/", look_as, name="accounts_look_as"), *super().get_urls()]
+
+    def look_as(self, request: HttpRequest, pk: UUID) -> HttpResponse:
+        """Ask first, then see the portal as this person does."""
+        if not self.has_change_permission(request):
+            raise PermissionDenied(_("You may not look at the portal as somebody else."))
+        person = get_object_or_404(User, pk=pk)
+        if request.method == "POST":
+            try:
+                impersonation.begin(request, person)
+            except impersonation.Refused as refusal:
+                self.message_user(request, str(refusal), messages.ERROR)
+            else:
+                return redirect("dashboard")
+        context = {**self.admin_site.each_context(request), "opts": self.opts, "person": person, "title": str(person)}
+        return render(request, "accounts/admin/look_as.html", context)
 
 
 class ProjectInline(ReadOnly, admin.TabularInline):

@@ -17,7 +17,7 @@ from django.utils.http import urlencode
 from django.utils.translation import gettext as _
 from django_htmx.http import HttpResponseClientRedirect
 
-from . import activity, confirmation, preferences, sessions
+from . import activity, confirmation, impersonation, preferences, sessions
 
 FACTORS = [Authenticator.Type.TOTP, Authenticator.Type.WEBAUTHN]
 GetResponse = Callable[[HttpRequest], HttpResponse]
@@ -44,6 +44,16 @@ def request_origin(get_response: GetResponse) -> GetResponse:
         where = activity.Origin(address=sessions.address_of(request), device=sessions.device_of(request))
         with activity.coming_from(where):
             return get_response(request)
+
+    return middleware
+
+
+def impersonation_is_read_only(get_response: GetResponse) -> GetResponse:
+    """An administrator who looks as somebody else is that person from here on, but `request.impersonator` tells."""
+
+    def middleware(request: HttpRequest) -> HttpResponse:
+        impersonation.look(request)
+        return get_response(request)
 
     return middleware
 

@@ -16,6 +16,7 @@ urlpatterns = [
     path("profile/sign-ins/", profile.sign_ins, name="sign_ins"),
     path("profile/activity/", activity.activity_log, name="activity"),
     path("profile/activity.csv", activity.activity_log, {"as_csv": True}, name="activity_csv"),
+    path("profile/stop-looking/", profile.stop_looking, name="stop_looking"),
     path("people/", people.people, name="people"),
     path("people/<uuid:project_id>/invite/", people.invite, name="invite"),
     path("people/invitations/<uuid:invitation_id>/revoke/", people.revoke, name="revoke"),

@@ -4,13 +4,13 @@ from allauth.mfa.models import Authenticator
 from allauth.usersessions.models import UserSession
 from django.contrib import messages
 from django.db import transaction
-from django.http import HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
-from cng_portal.accounts import activity, sessions
+from cng_portal.accounts import activity, impersonation, sessions
 from cng_portal.accounts.forms import DetailsForm, ThemeForm
 from cng_portal.accounts.models import Activity, User
 
@@ -44,6 +44,16 @@ def choose_theme(request: HttpRequest) -> HttpResponse:
         return HttpResponse(_("There is no such theme."), status=400)
     User.objects.filter(pk=request.user.pk).update(theme=form.cleaned_data["theme"])
     return HttpResponse(status=204)
+
+
+@require_POST
+def stop_looking(request: HttpRequest) -> HttpResponse:
+    """An administrator has seen enough of what this person sees."""
+    if request.impersonator is None:
+        raise Http404
+    person = request.user
+    impersonation.end(request)
+    return redirect("admin:accounts_user_change", person.pk)
 
 
 @require_safe

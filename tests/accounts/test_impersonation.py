@@ -1,0 +1,94 @@
+"""An administrator looks as a customer's person: with a banner, an entry in the log, and nothing to change."""
+
+from collections.abc import Callable
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+
+from cng_portal.accounts.models import Activity, Project, User
+from tests.factories import NoticeFactory, ProjectFactory, SnapshotFactory, UserFactory
+
+pytestmark = pytest.mark.django_db
+
+BANNER = "You look at the portal as Aye."
+
+
+@pytest.fixture
+def project() -> Project:
+    return ProjectFactory()
+
+
+@pytest.fixture
+def person(project: Project) -> User:
+    return UserFactory(name="Aye", member_of=project)
+
+
+@pytest.fixture
+def looking(person: User, client_for: Callable[..., Client]) -> Client:
+    client = client_for(UserFactory(admin=True, name="Support"))
+    url = reverse("admin:accounts_look_as", args=[person.pk])
+    assert "Look as this person" in client.get(url).text
+    assert client.post(url)["Location"] == "/"
+    return client
+
+
+def test_every_page_is_that_of_the_person_and_has_the_banner(looking: Client, project: Project) -> None:
+    snapshot = SnapshotFactory(volume__project=project, name="nightly")
+    for url in ("/", "/snapshots/", f"/snapshots/{snapshot.pk}/", "/profile/", "/billing/", "/nowhere/"):
+        assert BANNER in looking.get(url).text, url
+    assert "nightly" in looking.get("/snapshots/").text
+
+
+def test_nothing_can_be_changed_and_nothing_opens_the_account(looking: Client, person: User, project: Project) -> None:
+    snapshot = SnapshotFactory(volume__project=project)
+    notice = NoticeFactory(user=person)
+    for url in (
+        reverse("snapshots:verify", args=[snapshot.pk]),
+        reverse("accounts:profile"),
+        reverse("account_logout"),
+    ):
+        response = looking.post(url)
+        assert response.status_code == 403
+        assert "may not change anything" in response.text
+    for name in ("account_email", "mfa_activate_totp", "mfa_view_recovery_codes", "account_change_password"):
+        assert looking.get(reverse(name)).status_code == 403
+    looking.get(reverse("accounts:notice", args=[notice.pk]))
+    notice.refresh_from_db()
+    assert notice.seen_at is None
+    assert not snapshot.operations.exists()
+
+
+def test_beginning_and_end_are_in_the_log_of_the_customer(
+    looking: Client, person: User, client_for: Callable[..., Client]
+) -> None:
+    response = looking.post(reverse("accounts:stop_looking"))
+    assert response["Location"] == reverse("admin:accounts_user_change", args=[person.pk])
+    assert BANNER not in looking.get("/").text
+    assert looking.get("/").context["user"].name == "Support"
+    log = Activity.objects.filter(customer=person.customer, thing_id=str(person.pk)).order_by("at")
+    assert [(entry.act, entry.actor_name) for entry in log] == [
+        ("impersonation.start", "Support"),
+        ("impersonation.end", "Support"),
+    ]
+    assert "An administrator looks as this person" in client_for(person).get(reverse("accounts:activity")).text
+
+
+def test_django_admin_stays_the_administrators_own(looking: Client) -> None:
+    assert looking.get("/admin/").status_code == 200
+
+
+def test_nobody_looks_as_an_administrator_and_nobody_else_looks(
+    person: User, client_for: Callable[..., Client]
+) -> None:
+    admin = UserFactory(admin=True)
+    client = client_for(UserFactory(admin=True))
+    page = client.post(reverse("admin:accounts_look_as", args=[admin.pk])).text
+    assert "Only as an active person who is no administrator" in page
+    assert client_for(person).post(reverse("admin:accounts_look_as", args=[person.pk])).status_code == 302
+    assert not Activity.objects.exists()
+
+
+def test_who_is_no_administrator_any_more_looks_no_longer(looking: Client) -> None:
+    User.objects.filter(is_staff=True).update(is_staff=False)
+    assert BANNER not in looking.get("/").text
