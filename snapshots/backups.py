@@ -134,7 +134,7 @@ def create_schedule(
         vm = fresh(vm)
         require_change(User.objects.get(pk=user.pk), vm.project_id)
         fields = rhythm(interval=interval, weekday=weekday, month_day=month_day, at=at, keep=keep)
-        check_shown_price(check_deliverable(vm, kind=Kind.BACKUP), shown_hourly_micro)
+        check_shown_price(check_deliverable(vm, now, kind=Kind.BACKUP), shown_hourly_micro)
         schedule = BackupSchedule(vm=vm, created_by=user, draft=draft, created_at=now, **fields)
         plan(schedule, now)
         schedule.save(force_insert=True)
@@ -334,7 +334,7 @@ def ask_for_copy(run: BackupRun, now: datetime) -> None:
     if copy is None or copy.state in (State.DELETING, State.DELETED):
         run.snapshot = new_copy(run, now)
     elif copy.state == State.FAILED:
-        retake(copy)
+        retake(copy, now)
         create_operation(kind=Operation.Kind.CAPTURE, snapshot=copy)
     elif copy.state == State.READY:
         request_reading(copy)

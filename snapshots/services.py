@@ -772,11 +772,11 @@ def stop_clean_up(snapshot: Snapshot) -> None:
         raise NotNow(_("What the failed attempt left in the storage is being removed. Try again when that is done."))
 
 
-def retake(snapshot: Snapshot) -> None:
+def retake(snapshot: Snapshot, at: datetime | None = None) -> None:
     """A failed snapshot waits again, for the disks that its source has now. The caller holds the lock."""
     source = fresh(snapshot.source)
     if snapshot.is_charged:
-        check_deliverable(source, kind=snapshot.kind)
+        check_deliverable(source, at, kind=snapshot.kind)
     else:
         check_capturable(source)
     volumes = volumes_of(source)

@@ -1,0 +1,178 @@
+"""Two schedulers and two workers, real processes killed at random: no slot twice, no copy lost, no half copy of a machine.
+
+It takes 20 seconds, and BACKUPS_FOR_SECONDS where somebody asks for longer.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from django.utils import timezone
+
+from billing.models import ServiceKind, UsageSegment
+from cng_portal.accounts.models import Membership
+from cng_portal.inventory.models import Volume
+from cng_portal.watch.models import Lease
+from snapshots import backups, operations
+from snapshots.models import BackupRun, BackupSchedule, Operation, Snapshot, State
+from tests.factories import BackupScheduleFactory, MembershipFactory, VirtualMachineFactory, VolumeFactory
+from tests.snapshots.disks import content, put_volume, sell_everywhere
+from tests.snapshots.test_crashes import files_below
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
+
+SECONDS = float(os.environ.get("BACKUPS_FOR_SECONDS", "20"))
+MACHINES, DISKS, KEEP = 4, 2, 2
+COMMANDS = [("scheduler", "--interval", "0.2")] * 2 + [("worker", "--interval", "0.1")] * 2
+SOON = timedelta(seconds=60)
+
+
+class Crew:
+    """The four processes; one that is killed is replaced."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.environment = environment
+        self.processes = [self.start(number) for number in range(len(COMMANDS))]
+        self.kills: Counter[str] = Counter()
+
+    def start(self, number: int) -> subprocess.Popen:
+        command = [sys.executable, "manage.py", *COMMANDS[number]]
+        return subprocess.Popen(command, env=self.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def kill_one(self) -> None:
+        number = random.randrange(len(COMMANDS))
+        self.kill(number)
+        self.kills[COMMANDS[number][0]] += 1
+        self.processes[number] = self.start(number)
+
+    def kill(self, number: int) -> None:
+        self.processes[number].send_signal(signal.SIGKILL)
+        self.processes[number].wait()
+
+
+@pytest.fixture
+def crew(process_environment: dict[str, str]) -> Iterator[Crew]:
+    crew = Crew(process_environment | {"OPERATION_LEASE_SECONDS": "2", "LOG_LEVEL": "ERROR"})
+    yield crew
+    for number in range(len(COMMANDS)):
+        crew.kill(number)
+
+
+@pytest.fixture
+def member() -> Membership:
+    return MembershipFactory(project__customer__postpaid=True)
+
+
+@pytest.fixture
+def schedules(storage_root: Path, member: Membership) -> list[BackupSchedule]:
+    """Of four machines; the first one has two, which have to take turns."""
+    found = []
+    far_away = timezone.localtime(timezone.now() + timedelta(hours=12), member.project.customer.zone).time()
+    for number in range(MACHINES):
+        vm = VirtualMachineFactory(project=member.project)
+        for position in range(DISKS):
+            volume = VolumeFactory(project=member.project, location=vm.location, vm=vm, position=position)
+            put_volume(storage_root, volume, content(b"disk %d of %d" % (position, number)))
+        found.append(BackupScheduleFactory(vm=vm, at=far_away, keep=KEEP))
+    sell_everywhere(kind=ServiceKind.VM_BACKUP)
+    return [*found, BackupScheduleFactory(vm=found[0].vm, at=far_away, keep=KEEP)]
+
+
+def plan_again(schedule: BackupSchedule, member: Membership, planned: dict[UUID, set[datetime]]) -> None:
+    """Once its last run is over, as a person would change the time of day: to some seconds from now."""
+    schedule.refresh_from_db()
+    now = timezone.now()
+    if schedule.next_run_at < now + SOON or schedule.runs.filter(finished_at=None).exists():
+        return
+    at = timezone.localtime(now + timedelta(seconds=random.uniform(1, 3)), member.project.customer.zone)
+    changed = backups.edit_schedule(
+        schedule=schedule, interval="daily", at=at.time().replace(microsecond=0), keep=KEEP, user=member.user
+    )
+    if changed.next_run_at < now + SOON:  # not so at midnight
+        planned[schedule.pk].add(changed.next_run_at)
+
+
+def let_both_act() -> None:
+    """The lease is only an economy. Without it two schedulers do the same at the same time."""
+    Lease.objects.update(until=timezone.now() - timedelta(days=1))
+
+
+def let_them_finish() -> None:
+    """No more kills; what waits for a pause to pass is told that it has passed."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        now = timezone.now()
+        open_runs = BackupRun.objects.unfinished()
+        if not (
+            open_runs.exists()
+            or Operation.objects.active().exists()
+            or BackupSchedule.objects.filter(next_run_at__lt=now + SOON).exists()
+        ):
+            return
+        let_both_act()
+        operations.reconcile(now=now + timedelta(minutes=2))
+        if open_runs.filter(state=BackupRun.State.WAITING).exists():
+            backups.settle_runs(now + timedelta(hours=2))
+        time.sleep(0.5)
+    raise AssertionError(f"still unfinished: {list(open_runs.values())} {list(Operation.objects.active().values())}")
+
+
+def test_killed_at_random_they_take_each_slot_once_lose_no_copy_and_leave_no_half_one(
+    storage_root: Path, schedules: list[BackupSchedule], member: Membership, crew: Crew
+) -> None:
+    planned: dict[UUID, set[datetime]] = defaultdict(set)
+    end = time.monotonic() + SECONDS
+    next_kill = time.monotonic() + random.uniform(3, 6)
+    while time.monotonic() < end:
+        let_both_act()
+        for schedule in schedules:
+            plan_again(schedule, member, planned)
+        if time.monotonic() > next_kill:
+            crew.kill_one()
+            next_kill = time.monotonic() + random.uniform(0.3, 4)
+        time.sleep(0.05)
+    let_them_finish()
+
+    expected = {str(path.relative_to(storage_root)) for path in storage_root.glob("*/volumes/*.img")}
+    for schedule in schedules:
+        runs = list(schedule.runs.order_by("slot").select_related("snapshot"))
+        assert {run.slot for run in runs} == planned[schedule.pk], "a slot was lost"
+        done = [run for run in runs if run.state == BackupRun.State.DONE]
+        assert [run.snapshot.state for run in done[-KEEP:]] == [State.READY] * len(done[-KEEP:]), "a copy was lost"
+        assert {run.snapshot.state for run in done[:-KEEP]} <= {State.DELETED}
+        for run in runs:
+            if run.snapshot and run.snapshot.state == State.READY:
+                expected |= whole_copy(storage_root, run.snapshot)
+    assert files_below(storage_root) == expected
+    for copy in Snapshot.objects.exclude(ready_at=None):
+        segment = UsageSegment.objects.get(resource_id=copy.pk)
+        assert (segment.started_at, segment.ended_at) == (copy.ready_at, copy.delete_requested_at)
+    assert UsageSegment.objects.count() == Snapshot.objects.exclude(ready_at=None).count()
+    outcomes = Counter(BackupRun.objects.values_list("state", flat=True))
+    attempts = Operation.objects.filter(attempt__gt=1).count()
+    print(f"\n{dict(outcomes)} of {sum(map(len, planned.values()))} slots; killed: {dict(crew.kills)}; ", end="")
+    print(f"{attempts} operations needed another attempt; {Snapshot.objects.count()} copies were taken")
+    assert outcomes[BackupRun.State.DONE] >= len(schedules)
+
+
+def whole_copy(root: Path, copy: Snapshot) -> set[str]:
+    """Its files, after they were compared with the machine's disks."""
+    disks = list(copy.disks.all())
+    assert {disk.volume_id for disk in disks} == set(Volume.objects.filter(vm=copy.vm).values_list("pk", flat=True))
+    assert len({disk.captured_at for disk in disks}) == 1, "not of one instant"
+    files = set()
+    for disk in disks:
+        folder = root / copy.location_id / "snapshots" / str(disk.pk)
+        original = root / copy.location_id / "volumes" / f"{disk.volume_id}.img"
+        assert (folder / "disk.img").read_bytes() == original.read_bytes()
+        files |= {str((folder / name).relative_to(root)) for name in ("disk.img", "manifest.json")}
+    return files

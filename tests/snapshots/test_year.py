@@ -1,0 +1,197 @@
+"""A year of backups with time passed in: outages, changes of the clock, ends of months, what is kept, and the bills."""
+
+import random
+from datetime import UTC, datetime, time, timedelta
+from fractions import Fraction
+from pathlib import Path
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from billing import closing, verification
+from billing import services as billing
+from billing.models import Invoice, InvoiceLine, ServiceKind, UsageSegment
+from cng_portal.accounts.models import Membership, Notice
+from cng_portal.inventory.models import VirtualMachine
+from snapshots import backups, tasks
+from snapshots.models import BackupRun, BackupSchedule, Operation, Snapshot, State
+from tests.billing import oracle
+from tests.factories import (
+    LocationFactory,
+    MembershipFactory,
+    UserFactory,
+    VirtualMachineFactory,
+    VolumeFactory,
+)
+from tests.snapshots.disks import content, put_volume
+from tests.snapshots.test_slots import first_minute_at_or_past, runs_on
+
+pytestmark = [pytest.mark.django_db, pytest.mark.both_databases]
+
+START, END = datetime(2035, 1, 1, tzinfo=UTC), datetime(2036, 1, 1, tzinfo=UTC)
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+RATE, PRICE = 600_000, 118_750_000
+ZONES = {"Asia/Yangon": time(0, 30), "Europe/Berlin": time(2, 30), "America/New_York": time(1, 30)}
+RULES = {
+    "daily": {"interval": "daily", "keep": 2},
+    "weekly": {"interval": "weekly", "weekday": 6, "keep": 3},
+    "monthly": {"interval": "monthly", "month_day": 31, "keep": 1},
+}
+# when nothing ran: over a night, over a week with an end of month, on the nights on which clocks change
+OUTAGES = [
+    (datetime(2035, 2, 10, 12, tzinfo=UTC), datetime(2035, 2, 12, 13, tzinfo=UTC)),
+    (datetime(2035, 3, 24, 12, tzinfo=UTC), datetime(2035, 3, 25, 18, tzinfo=UTC)),
+    (datetime(2035, 6, 27, tzinfo=UTC), datetime(2035, 7, 4, tzinfo=UTC)),
+    (datetime(2035, 10, 27, 20, tzinfo=UTC), datetime(2035, 10, 28, 5, tzinfo=UTC)),
+]
+# the second time within an hour that is paid already
+SWITCHES = [
+    (START + 5 * HOUR, True),
+    (START + 100 * DAY, False),
+    (START + 100 * DAY + HOUR / 3, True),
+    (START + 250 * DAY, False),
+    (START + 300 * DAY, True),
+]
+TIMES_ON = [(SWITCHES[0][0], SWITCHES[1][0]), (SWITCHES[2][0], SWITCHES[3][0]), (SWITCHES[4][0], END)]
+
+
+class Year:
+    """Three customers in three zones, each with a machine per interval; the first one's is backed up automatically too."""
+
+    def __init__(self, root: Path) -> None:
+        self.random = random.Random(2035)
+        self.location = LocationFactory(default_at=time(4), default_keep=2)
+        for kind in (ServiceKind.VM_BACKUP, ServiceKind.VM_SNAPSHOT):
+            billing.create_package(location=self.location, kind=kind, rate_micro=RATE, starts_at=START - DAY)
+        self.admin = UserFactory(admin=True)
+        self.members: list[Membership] = []
+        self.schedules: list[BackupSchedule] = []
+        self.kept_for_ever: set[UUID] = set()
+        for zone, at in ZONES.items():
+            member = MembershipFactory(project__customer__postpaid=True, project__customer__time_zone=zone)
+            self.members.append(member)
+            for rule in RULES.values():
+                vm = self.make_machine(root, member)
+                schedule = backups.create_schedule(vm=vm, at=at, user=member.user, now=START, **rule)
+                self.schedules.append(schedule)
+        self.automatic = self.schedules[0].vm
+
+    def make_machine(self, root: Path, member: Membership) -> VirtualMachine:
+        vm = VirtualMachineFactory(project=member.project, location=self.location, hourly_price_micro=PRICE)
+        volume = VolumeFactory(project=member.project, location=self.location, vm=vm, size_gb=5)
+        put_volume(root, volume, content(b"year"))
+        return vm
+
+    def live(self) -> None:
+        """From look to look of the scheduler, which are as far apart as the next thing that is due."""
+        now, switches = START, list(SWITCHES)
+        while now < END:
+            while switches and switches[0][0] <= now:
+                at, on = switches.pop(0)
+                backups.switch_automatic_backups(vm=self.automatic, on=on, user=self.admin, now=at)
+            backups.settle_runs(now)
+            backups.start_due_runs(now)
+            self.work(now + timedelta(minutes=7))
+            backups.settle_runs(now + timedelta(minutes=9))
+            self.work(now + timedelta(minutes=11))
+            self.check_promises()
+            due = BackupSchedule.objects.filter(next_run_at__gt=now).order_by("next_run_at").first()
+            now = min([due.next_run_at, END, *(at for at, _on in switches)])
+            for begins, ends in OUTAGES:
+                if begins <= now < ends:
+                    now = ends
+
+    def work(self, now: datetime) -> None:
+        """What workers do: take and delete, then read back what was taken."""
+        for _turn in range(2):
+            for operation in Operation.objects.active().order_by("created_at"):
+                tasks.carry_out(str(operation.pk), now=now)
+
+    def check_promises(self) -> None:
+        """The newest copies of each schedule, as many as it keeps, and those that are kept for ever, are all there."""
+        for schedule in BackupSchedule.objects.all():
+            done = list(
+                Snapshot.objects.filter(run__schedule=schedule, run__state=BackupRun.State.DONE).order_by("run__slot")
+            )
+            counted = [copy for copy in done if copy.pk not in self.kept_for_ever]
+            for copy in counted[-schedule.keep :]:
+                assert copy.state == State.READY, f"{copy} was promised and is {copy.state}"
+            assert all(copy.state == State.DELETED for copy in counted[: -schedule.keep])
+            assert all(copy.state == State.READY for copy in done if copy.pk in self.kept_for_ever)
+            if counted and self.random.random() < 0.01:
+                member = next(one for one in self.members if one.project_id == counted[-1].project_id)
+                backups.keep_copy(snapshot=counted[-1], kept=True, user=member.user)
+                self.kept_for_ever.add(counted[-1].pk)
+
+
+@pytest.fixture
+def year(storage_root: Path) -> Year:
+    return Year(storage_root)
+
+
+def slots_of(schedule: BackupSchedule) -> list[datetime]:
+    """By the oracle that looks at every minute of the clock on the wall."""
+    zone = ZoneInfo(schedule.time_zone)
+    days = [(START + number * DAY).date() for number in range(-1, 367)]
+    found = [first_minute_at_or_past(day, schedule.at, zone) for day in days if runs_on(schedule.rule, day)]
+    times = TIMES_ON if schedule.is_automatic else [(START, END)]
+    return [slot for slot in found if any(begins < slot < ends for begins, ends in times)]
+
+
+def test_each_slot_of_a_year_ran_once_or_is_missed_no_promise_is_broken_and_the_bills_are_the_oracles(
+    year: Year,
+) -> None:
+    year.live()
+
+    missed = 0
+    assert BackupSchedule.objects.count() == 1 + len(year.schedules)
+    for schedule in BackupSchedule.objects.all():
+        runs = list(schedule.runs.order_by("slot"))
+        assert [run.slot for run in runs] == slots_of(schedule)
+        for run in runs:
+            # of the slots within an outage the latest was made up for
+            outage = next((one for one in OUTAGES if one[0] <= run.slot < one[1]), None)
+            later = outage and any(run.slot < other.slot <= outage[1] for other in runs)
+            assert run.state == (BackupRun.State.MISSED if later else BackupRun.State.DONE), run
+            missed += run.state == BackupRun.State.MISSED
+    assert missed > 20
+    assert year.kept_for_ever
+    # one notice per schedule and outage, whatever the number of slots
+    told = BackupRun.objects.filter(state=BackupRun.State.MISSED).values_list("schedule_id", "created_at").distinct()
+    assert Notice.objects.count() == told.count()
+
+    closing.close_months(at=END + 10 * DAY)
+    for member in year.members:
+        check_invoices(member, year.automatic)
+    assert verification.differences(at=END + 10 * DAY) == []
+    runs_done = BackupRun.objects.filter(state=BackupRun.State.DONE).count()
+    print(f"\n{runs_done} copies, {missed} slots missed, {Invoice.objects.count()} invoices")
+
+
+def check_invoices(member: Membership, automatic: VirtualMachine) -> None:
+    """What happened to the copies, told to the oracle, makes the invoices line by line."""
+    customer = member.project.customer
+    copies = list(Snapshot.objects.filter(customer=customer, kind="backup").select_related("run__schedule"))
+    numbers = {copy.pk: number for number, copy in enumerate(copies)}
+    stays = [
+        oracle.Stay(numbers[copy.pk], copy.ready_at, copy.delete_requested_at, gigabytes=copy.size_gb)
+        for copy in copies
+        if not copy.run.schedule.is_automatic
+    ]
+    if automatic.project_id == member.project_id:
+        numbers[automatic.pk] = -1
+        stays += oracle.switched([(at, Fraction(PRICE, 10**6) if on else None) for at, on in SWITCHES], -1)
+    end = END + 10 * DAY
+    expected = oracle.bill(
+        stays, prices=[(START - DAY, Fraction(RATE, 10**6))], zone=ZoneInfo(customer.time_zone), now=end
+    )
+    last = Invoice.objects.filter(customer=customer).latest("month").month
+    expected = {key: value for key, value in expected.items() if key[2] <= last}
+    found: dict = {}
+    for line in InvoiceLine.objects.filter(invoice__customer=customer).select_related("segment", "price_version"):
+        since = line.price_version.starts_at if line.price_version else None
+        key = (numbers[line.resource_id], line.segment.started_at, line.month, since)
+        found[key] = (line.hours, Fraction(line.amount_micro, 10**6))
+    assert found == expected
+    assert not UsageSegment.objects.filter(customer=customer).exclude(resource_id__in=numbers).exists()
