@@ -648,7 +648,7 @@ def clock(instant: datetime, zone: slots.ZoneInfo) -> str:
 
 
 def page_of(schedule: BackupSchedule) -> str:
-    return reverse("snapshots:machine", args=[schedule.vm_id])
+    return reverse("snapshots:schedule", args=[schedule.pk])
 
 
 # --- the administrator's switch --------------------------------------------------------------------------------------

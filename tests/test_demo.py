@@ -15,6 +15,7 @@ from cng_portal.accounts.models import BillingType, Customer, Project, User
 from cng_portal.inventory.models import Location, VirtualMachine, Volume
 from snapshots.drivers.base import GIB, StorageError
 from snapshots.management.commands.demo import PASSWORD, SIGN_INS, YANGON, Disk, find_mkfs
+from snapshots.models import BackupSchedule
 
 E2FSCK = shutil.which("e2fsck", path="/usr/sbin:/sbin:/usr/bin:/bin")
 pytestmark = pytest.mark.django_db
@@ -44,12 +45,22 @@ def test_the_demo_has_what_the_readme_promises(storage_root: Path) -> None:
     prepaid = User.objects.get(email="customer@example.com").customer
     assert prepaid.crn == "#001039"
     assert prepaid.billing_type == BillingType.PREPAID
-    assert billing.balance(customer=prepaid, at=timezone.now()) == to_micro(Decimal(100_000))
+    # 20 % of web-01's K 45.50, for the first hour of its automatic backups
+    assert billing.balance(customer=prepaid, at=timezone.now()) == to_micro(Decimal("99_990.90"))
     assert set(prepaid.projects.values_list("name", flat=True)) == {"Default", "Software", "Test"}
     assert User.objects.get(email="other@example.com").customer.billing_type == BillingType.POSTPAID
     rates = billing.rates_at(kind=ServiceKind.BS_SNAPSHOT, at=timezone.now())
     assert rates["1CNG-YGN-AZ01"] == to_micro(Decimal("0.4"))
     assert set(rates) == {"1CNG-MDY-AZ01", "1CNG-SIN-AZ01", "1CNG-YGN-AZ01"}
+
+
+def test_one_machine_has_a_schedule_with_a_first_copy_on_its_way_and_one_automatic_backups(storage_root: Path) -> None:
+    demo()
+
+    own, automatic = BackupSchedule.objects.order_by("vm__name")
+    assert (own.vm.name, own.origin, own.runs.get().state) == ("mail-01", "customer", "taking")
+    assert (automatic.vm.name, automatic.origin) == ("web-01", "automatic")
+    assert automatic.vm.automatic_backups_since
 
 
 def test_only_the_promised_people_can_sign_in(storage_root: Path) -> None:

@@ -9,7 +9,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
-from datetime import timedelta
+from datetime import time, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +27,7 @@ from billing.money import to_micro
 from cng_portal.accounts.models import BillingType, Customer, Membership, Project, Role, User
 from cng_portal.accounts.services import create_customer, create_project
 from cng_portal.inventory.models import Location, Region, VirtualMachine, Volume
+from snapshots import backups
 from snapshots.drivers import get_driver
 from snapshots.drivers.base import GIB
 from snapshots.drivers.local import LocalDriver
@@ -150,7 +151,15 @@ def fill() -> None:
     with ExitStack() as undo:  # the database forgets a demo that fails half-way, the storage has to be told
         for customer, things in ((azh, AZH), (lotus, LOTUS)):
             make_things(undo, customer, things)
+        protect(owner, admin)
         undo.pop_all()
+
+
+def protect(owner: User, admin: User) -> None:
+    """One machine is backed up every night by its owner, who has asked for a first copy at once; another automatically."""
+    vms = {vm.name: vm for vm in VirtualMachine.objects.select_related("project__customer", "location")}
+    backups.create_schedule(vm=vms["mail-01"], interval="daily", at=time(1, 30), take_one_now=True, user=owner)
+    backups.switch_automatic_backups(vm=vms["web-01"], on=True, user=admin)
 
 
 def make_things(undo: ExitStack, customer: Customer, things: list[Machine | Disk]) -> None:
