@@ -1,0 +1,157 @@
+"""What a look into the clouds leaves alone, and what is said of snapshots made or deleted in a cloud.
+
+That it brings things in is proved on a real cloud, in tests/openstack/test_sync.py.
+"""
+
+from collections.abc import Callable
+from datetime import timedelta
+from io import StringIO
+
+import pytest
+from django.core.management import call_command
+from django.core.management.base import CommandError
+from django.db import IntegrityError
+from django.test import Client
+from django.urls import reverse
+from django.utils import timezone
+
+from cng_portal.accounts.models import Membership
+from cng_portal.inventory.models import CloudProject, Location, Volume
+from snapshots import services
+from snapshots.models import Operation, State
+from snapshots.sync import one_line, sync_everywhere
+from tests.factories import (
+    LocationFactory,
+    MembershipFactory,
+    OperationFactory,
+    ProjectFactory,
+    SnapshotFactory,
+    UserFactory,
+    VolumeFactory,
+)
+from tests.snapshots.disks import sell_everywhere
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def member() -> Membership:
+    return MembershipFactory(project__customer__postpaid=True)
+
+
+@pytest.fixture
+def cloud_project() -> CloudProject:
+    return CloudProject.objects.create(location=LocationFactory(), external_id="0a1b2c", name="shop")
+
+
+def test_a_location_of_local_files_is_left_alone_and_says_so() -> None:
+    volume = VolumeFactory()
+    out = StringIO()
+    call_command("sync_inventory", location=volume.location_id, stdout=out)
+    assert "has only what this portal makes, so there is nothing to bring in." in out.getvalue()
+    sync_everywhere()
+    assert Volume.objects.get().deleted_at is None
+
+
+def test_an_unknown_location_is_named_with_those_that_are_known() -> None:
+    LocationFactory(code="1CNG-YGN-AZ01")
+    with pytest.raises(CommandError, match="no location “NOWHERE”. These are known: 1CNG-YGN-AZ01"):
+        call_command("sync_inventory", location="NOWHERE")
+
+
+def test_administrators_see_what_belongs_to_nobody_and_map_it(
+    cloud_project: CloudProject, client_for: Callable[..., Client]
+) -> None:
+    project, support = ProjectFactory(), client_for(UserFactory(admin=True))
+    unmapped = reverse("admin:inventory_cloudproject_changelist") + "?project__isempty=1"
+    assert b"shop" in support.get(unmapped).content
+    page = reverse("admin:inventory_cloudproject_change", args=[cloud_project.pk])
+    support.post(page, {"project": project.pk}, follow=True)
+    cloud_project.refresh_from_db()
+    assert cloud_project.project == project
+    assert b"shop" not in support.get(unmapped).content
+    assert client_for(UserFactory()).get(page).status_code == 302  # to the sign-in of administrators
+
+
+def test_a_project_whose_volumes_came_stays_where_it_is(
+    cloud_project: CloudProject, client_for: Callable[..., Client]
+) -> None:
+    CloudProject.objects.update(project=ProjectFactory())
+    cloud_project.refresh_from_db()
+    VolumeFactory(project=cloud_project.project, location=cloud_project.location, backend_project="0a1b2c")
+    page = reverse("admin:inventory_cloudproject_change", args=[cloud_project.pk])
+    response = client_for(UserFactory(admin=True)).post(page, {"project": ProjectFactory().pk})
+    assert "have been imported into" in response.content.decode()
+    before = cloud_project.project_id
+    cloud_project.refresh_from_db()
+    assert cloud_project.project_id == before
+
+
+def test_what_is_in_the_cloud_once_is_here_once() -> None:
+    volume = VolumeFactory(backend_ref="one", backend_project="0a1b2c")
+    VolumeFactory.create_batch(2, location=volume.location)  # without a reference there may be many
+    with pytest.raises(IntegrityError):
+        VolumeFactory(location=volume.location, backend_ref="one", backend_project="0a1b2c")
+
+
+@pytest.mark.parametrize("charged", [False, True], ids=["free", "charged"])
+def test_a_snapshot_made_in_the_cloud_shows_its_origin_and_its_price(
+    member: Membership, client_for: Callable[..., Client], charged: bool
+) -> None:
+    snapshot = SnapshotFactory(volume__project=member.project, made_outside=True)
+    Location.objects.update(charges_outside=charged)
+    sell_everywhere()
+    page = client_for(member.user).get(reverse("snapshots:snapshot", args=[snapshot.pk])).content.decode()
+    assert "was made in the cloud, outside the portal" in page
+    assert ("It costs nothing here." in page) is not charged
+    row = client_for(member.user).get(reverse("snapshots:volume_snapshots")).content.decode()
+    assert "Made outside the portal" in row
+    assert ("K 0.40" in row) is charged
+
+
+@pytest.mark.parametrize("charged", [False, True], ids=["free", "charged"])
+def test_a_snapshot_deleted_in_the_cloud_can_only_be_renamed_or_deleted(
+    member: Membership, client_for: Callable[..., Client], charged: bool
+) -> None:
+    snapshot = SnapshotFactory(volume__project=member.project, missing_since=timezone.now())
+    Location.objects.update(charges_missing=charged)
+    page = client_for(member.user).get(reverse("snapshots:snapshot", args=[snapshot.pk])).content.decode()
+    assert "This snapshot was deleted in the cloud" in page
+    assert ("It goes on costing until then." in page) is charged
+    assert [name for name in ("restore", "new_volume", "verify", "rename", "delete") if f'id="act-{name}"' in page] == [
+        "rename",
+        "delete",
+    ]
+    with pytest.raises(services.NotNow, match="was deleted in the cloud, outside the portal"):
+        services.request_verification(snapshot=snapshot, user=member.user)
+    services.request_deletion(snapshot=snapshot, user=member.user)
+    snapshot.refresh_from_db()
+    assert snapshot.state == State.DELETING
+
+
+def test_one_that_is_missing_is_not_the_latest_any_more(member: Membership) -> None:
+    older = SnapshotFactory(volume__project=member.project, ready_at=timezone.now() - timedelta(hours=1))
+    newer = SnapshotFactory(volume=older.volume)
+    assert not services.is_latest(older, [older.volume])
+    newer.missing_since = timezone.now()
+    newer.save()
+    assert services.is_latest(older, [older.volume])
+
+
+def test_who_tries_again_takes_the_clean_up_over_unless_it_is_at_work(member: Membership) -> None:
+    snapshot = SnapshotFactory(volume__project=member.project, failed=True)
+    sell_everywhere()
+    failed = OperationFactory(capture=True, failed=True, snapshot=snapshot)
+    clean_up = OperationFactory(kind=Operation.Kind.CLEAN_UP, running=True, snapshot=snapshot)
+    with pytest.raises(services.NotNow, match="is being removed"):
+        services.stop_clean_up(snapshot)
+    Operation.objects.filter(pk=clean_up.pk).update(state=Operation.State.PENDING, lease_until=None)
+    services.stop_clean_up(snapshot)
+    assert list(snapshot.operations.all()) == [failed]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"), [("a\nb", "a b"), ("  x\x07y ", "x y"), ("\u202eevil", "evil"), ("ကြိုး", "ကြိုး"), ("", "")]
+)
+def test_names_from_a_cloud_become_one_line(text: str, shown: str) -> None:
+    assert one_line(text, 64) == shown
