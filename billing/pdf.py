@@ -1,7 +1,6 @@
 """An invoice as a PDF, for people who file paper."""
 
 from collections.abc import Iterable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -38,7 +37,7 @@ class Page(FPDF):
                 self.letters |= font.cmap.keys() if isinstance(font, TTFFont) else set()
         self.family = families[0] if families else "helvetica"
         self.set_fallback_fonts(families[1:])
-        if families and find_spec("uharfbuzz"):  # what Myanmar script needs to have its letters in their places
+        if families:  # what Myanmar script needs to have its letters in their places
             self.set_text_shaping(True)
         self.set_title(title)
         self.set_auto_page_break(True, margin=15)

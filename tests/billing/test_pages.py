@@ -3,6 +3,7 @@ import io
 import re
 import zlib
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -309,6 +310,7 @@ def test_a_correction_points_at_the_line_that_it_corrects(owner, history, time_m
     assert owner.get(reverse("billing:invoice_pdf", args=[second.pk])).status_code == 200
 
 
+INSTALLED_FONTS = [path for path in pdf.FONTS if Path(path).exists()]
 NAMES = [
     "ရန်ကုန် ဒေတာဘေ့စ် — နေ့စဉ်",
     "ေ်",  # marks without a letter below them
@@ -341,6 +343,15 @@ def test_no_name_breaks_the_pdf_or_is_lost_in_it(owner, history, use, monkeypatc
         for segment in used:
             drawn = segment.resource_name.isascii()
             assert (str(segment.resource_id)[:23] in text) is not drawn
+
+
+@pytest.mark.skipif(not any("Myanmar" in path or "Padauk" in path for path in INSTALLED_FONTS), reason="no such font")
+def test_stacked_letters_of_myanmar_script_stand_above_each_other():
+    page = pdf.Page("Invoice")
+    page.set_font(page.family, size=10)
+    assert page.get_string_width("အင်္ဂါ") < sum(page.get_string_width(letter) for letter in "အဂါ") * 1.3
+    page.set_text_shaping(False)
+    assert page.get_string_width("အင်္ဂါ") > sum(page.get_string_width(letter) for letter in "အဂါ") * 1.3
 
 
 def test_long_lists_come_in_pages(owner, history, use):
