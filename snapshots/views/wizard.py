@@ -268,7 +268,7 @@ def price(quote: billing.Quote) -> dict[str, str]:
 def facts(draft: Draft) -> list[dict[str, Any]]:
     location, source = draft.location, draft.source
     assert location is not None and source is not None
-    size = {"name": source.name, "size": digits(services.size_of(source))}
+    size: dict[str, object] = {"name": source.name, "size": digits(services.size_of(source))}
     rows: list[tuple[str, object, str | None]] = [
         (_("Location"), f"{location.code} · {location.city}, {location.country_name}", "location"),
         (_("Project"), draft.project, "project"),
