@@ -24,6 +24,7 @@ ACTS: dict[str, str | Promise] = {
     "snapshot.delete": _("Snapshot deleted"),
     "snapshot.verify": _("Verification asked for"),
     "snapshot.new_volume": _("New volume asked for"),
+    "snapshot.clean_up": _("Left-overs of a failed snapshot removed"),
     # backups
     "backup.schedule": _("Backup schedule made"),
     "backup.change": _("Backup schedule changed"),

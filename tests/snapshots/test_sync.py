@@ -18,6 +18,7 @@ from django.utils import timezone
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import CloudProject, Location, Volume
 from snapshots import services
+from snapshots.drivers.local import LocalDriver
 from snapshots.models import Operation, State
 from snapshots.sync import one_line, sync_everywhere
 from tests.factories import (
@@ -29,7 +30,7 @@ from tests.factories import (
     UserFactory,
     VolumeFactory,
 )
-from tests.snapshots.disks import sell_everywhere
+from tests.snapshots.disks import carry_out_what_waits, sell_everywhere
 
 pytestmark = pytest.mark.django_db
 
@@ -148,6 +149,22 @@ def test_who_tries_again_takes_the_clean_up_over_unless_it_is_at_work(member: Me
     Operation.objects.filter(pk=clean_up.pk).update(state=Operation.State.PENDING, lease_until=None)
     services.stop_clean_up(snapshot)
     assert list(snapshot.operations.all()) == [failed]
+
+
+def test_a_storage_that_may_finish_late_is_cleaned_up_after_a_failure(
+    member: Membership, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LocalDriver, "finishes_late", True)
+    snapshot = SnapshotFactory(volume__project=member.project, pending=True)  # of a volume that storage does not have
+    OperationFactory(capture=True, snapshot=snapshot)
+    carry_out_what_waits()
+    carry_out_what_waits()
+    snapshot.refresh_from_db()
+    assert snapshot.state == State.FAILED
+    assert list(snapshot.operations.order_by("created_at").values_list("kind", "state")) == [
+        ("capture", "failed"),
+        ("clean_up", "succeeded"),
+    ]
 
 
 @pytest.mark.parametrize(
