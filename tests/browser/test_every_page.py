@@ -10,6 +10,7 @@ from django.urls import reverse
 from playwright.sync_api import Page
 
 from billing.models import ServiceKind
+from cng_portal.accounts import activity, roles
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import Volume
 from snapshots import backups, wizard
@@ -18,6 +19,7 @@ from tests.browser.looking import look_at
 from tests.factories import (
     BackupRunFactory,
     BackupScheduleFactory,
+    InvitationFactory,
     MembershipFactory,
     NoticeFactory,
     OperationFactory,
@@ -187,3 +189,15 @@ def test_the_whole_wizard_by_keyboard(
                 page.keyboard.press("ArrowDown")
         page.keyboard.press("Enter")
     page.get_by_role("heading", level=1, name="db-01-data").wait_for()
+
+
+def test_the_pages_of_the_profile(page: Page, member: Membership, sign_in: Callable[..., Any]) -> None:
+    invitation = InvitationFactory(project=member.project, email="a-guest-with-a-long-address@example.com")
+    other = MembershipFactory(project=member.project, role="viewer")
+    activity.record(act="role.change", actor=member.user, thing=other.user, project=member.project, after={"role": "x"})
+    sign_in(member.user)
+    names = ("profile", "security", "sessions", "sign_ins", "activity", "people")
+    paths = [reverse(f"accounts:{name}") for name in names]
+    paths += [reverse("snapshots:limits"), reverse("accounts:invite", args=[member.project_id])]
+    paths += [reverse(f"accounts:{name}", args=[other.pk]) for name in ("role", "remove")]
+    look_at(page, [*paths, reverse("accounts:invitation", args=[roles.token_of(invitation)])])
