@@ -30,7 +30,7 @@ from django.utils.translation import gettext_lazy as _
 from cng_portal.accounts.models import Project, User
 from cng_portal.inventory.models import Location, OwnedQuerySet, VirtualMachine, Volume
 
-from .models import BackupRun, BackupSchedule, Snapshot, State
+from .models import BackupRun, BackupSchedule, DiskImage, Snapshot, State
 
 PAGE_SIZE = 20
 # Counting goes on to here; beyond, a list says "more than".
@@ -195,8 +195,13 @@ def named(sources: OwnedQuerySet, text: str) -> QuerySet[Any, Any]:
 
 
 def unprotected(volumes: QuerySet[Volume]) -> QuerySet[Volume]:
-    """Those of which no snapshot can be restored."""
-    return volumes.filter(~Exists(Snapshot.objects.filter(volume=OuterRef("pk"), state=State.READY)))
+    """Those of which no snapshot can be restored, and none and no backup of their machine either."""
+    of_machine = DiskImage.objects.filter(
+        volume=OuterRef("pk"), snapshot__vm__isnull=False, snapshot__state=State.READY
+    )
+    return volumes.filter(
+        ~Exists(Snapshot.objects.filter(volume=OuterRef("pk"), state=State.READY)), ~Exists(of_machine)
+    )
 
 
 def with_last_run(schedules: QuerySet[BackupSchedule]) -> QuerySet[BackupSchedule]:

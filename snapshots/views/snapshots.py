@@ -315,17 +315,22 @@ def rename(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 def delete(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     found = get_changeable(request, snapshot_id)
+    is_backup = found.kind == Kind.BACKUP
+    label = (
+        _("Type the copy's name, %(name)s, to confirm")
+        if is_backup
+        else _("Type the snapshot's name, %(name)s, to confirm")
+    )
     form = ConfirmationForm(
         request.POST or None,
-        label=_("Type the snapshot's name, %(name)s, to confirm") % {"name": found.name},
-        required=_("Type the snapshot's name to confirm that it shall be deleted."),
+        label=label % {"name": found.name},
+        required=_("Type the name “%(name)s” to confirm that it shall be deleted.") % {"name": found.name},
     )
     if request.method == "POST" and form.is_valid():
         if form.cleaned_data["confirmation"].strip() != found.name:
             form.add_error(
                 "confirmation",
-                _("That is not the snapshot's name. Type “%(name)s” to confirm that it will be deleted.")
-                % {"name": found.name},
+                _("That is not its name. Type “%(name)s” to confirm that it will be deleted.") % {"name": found.name},
             )
         else:
             try:
@@ -333,10 +338,12 @@ def delete(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
             except services.Refusal as refusal:
                 form.add_error(None, str(refusal))
             else:
-                messages.success(
-                    request,
-                    _("“%(name)s” is being deleted. It has stopped costing anything.") % {"name": found.name},
+                text = (
+                    _("“%(name)s” is being deleted. It has stopped costing anything.")
+                    if found.is_charged
+                    else _("“%(name)s” is being deleted.")
                 )
+                messages.success(request, text % {"name": found.name})
                 return redirect("snapshots:snapshot", found.pk)
     price = price_of(found, rates_now([found.location_id]))
     consequences = [_("Its data are erased. This cannot be undone, and support cannot bring them back either.")]
@@ -349,6 +356,8 @@ def delete(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
             _("The volume “%(name)s” and volumes made from this snapshot stay as they are.")
             % {"name": found.volume.name}
         )
+    if not found.is_charged:
+        consequences.append(_("You save nothing by it: the copies of automatic backups are not charged by themselves."))
     if price:
         consequences.append(
             _("You stop paying %(hourly)s an hour, about %(monthly)s a month.")

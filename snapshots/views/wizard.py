@@ -278,7 +278,6 @@ def facts(draft: Draft) -> list[dict[str, Any]]:
         rows.append((_("Attached to"), source.vm or "-", None))
     else:
         volumes = services.volumes_of(source)
-        size["count"] = len(volumes)
         rows.append((_("Instance"), source.name, "instance"))
         rows.append((_("Disks"), ", ".join(f"{volume.name} ({volume.size_gb} GB)" for volume in volumes), None))
         rows.append((_("Consistency"), consistency_of(source), None))

@@ -574,6 +574,28 @@ def test_the_dashboard_counts_copies_and_the_20_percent(client: Client, vm: Virt
     assert (totals["count"], totals["size"], totals["hourly"]) == ("2", "120 GB", "K 40.80")
 
 
+def test_a_volume_that_is_in_a_backup_of_its_machine_is_not_said_to_be_unprotected(
+    client: Client, schedule: BackupSchedule, owner: User
+) -> None:
+    assert client.get("/").context["unprotected_count"] == 2
+
+    backups.run_now(schedule=schedule, user=owner)
+    carry_out_what_waits()
+
+    assert client.get("/").context["unprotected_count"] == 0
+
+
+def test_deleting_a_copy_of_automatic_backups_promises_no_savings(
+    client: Client, vm: VirtualMachine, owner: User
+) -> None:
+    copy = automatic_copy(vm, owner)
+    assert "You save nothing by it" in client.get(act_url(copy, "delete")).text
+
+    page = client.post(act_url(copy, "delete"), {"confirmation": copy.name}, follow=True).text
+
+    assert "is being deleted." in page and "stopped costing" not in page
+
+
 def test_subscriptions_show_automatic_backups_with_the_sentence(client: Client, vm: VirtualMachine) -> None:
     backups.switch_automatic_backups(vm=vm, on=True, user=UserFactory(admin=True))
 
