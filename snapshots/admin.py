@@ -199,11 +199,25 @@ class SwitchInline(ReadOnly, admin.TabularInline):
         return super().get_queryset(request).select_related("switched_by")
 
 
+class AutomaticBackupsFilter(admin.SimpleListFilter):
+    title = _("automatic backups")
+    parameter_name = "automatic"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
+        return [("on", _("On")), ("off", _("Off"))]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        if self.value() not in ("on", "off"):
+            return queryset
+        return queryset.filter(automatic_backups_since__isnull=self.value() == "off")
+
+
 class MachineAdmin(VirtualMachineAdmin):
     """A machine, with the switch of its automatic backups: as a column, as an action for many, and on its page."""
 
-    list_display = [*VirtualMachineAdmin.list_display, "automatic_backups"]
-    list_filter = [*VirtualMachineAdmin.list_filter, ("automatic_backups_since", admin.EmptyFieldListFilter)]
+    # next to the name, so that the switch is in sight however wide the rest is
+    list_display = ["name", "automatic_backups", *VirtualMachineAdmin.list_display[1:]]
+    list_filter = [AutomaticBackupsFilter, *VirtualMachineAdmin.list_filter]
     inlines = [*VirtualMachineAdmin.inlines, SwitchInline]
     actions = ["switch_many_on", "switch_many_off"]
     change_form_template = "snapshots/admin/machine.html"

@@ -255,6 +255,8 @@ def test_one_click_in_the_list_switches(support: Client, vm: VirtualMachine) -> 
     assert "Switch off" in response.text
     vm.refresh_from_db()
     assert vm.automatic_backups_since
+    assert "db-01" in support.get(f"{reverse(LIST)}?automatic=on").text
+    assert "db-01" not in support.get(f"{reverse(LIST)}?automatic=off").text
     support.post(url, {"on": "0"})
     vm.refresh_from_db()
     assert vm.automatic_backups_since is None

@@ -163,7 +163,7 @@ def test_each_slot_of_a_year_ran_once_or_is_missed_no_promise_is_broken_and_the_
             later = outage and any(run.slot < other.slot <= outage[1] for other in runs)
             assert run.state == (BackupRun.State.MISSED if later else BackupRun.State.DONE), run
             missed += run.state == BackupRun.State.MISSED
-    assert missed > 20
+    assert missed >= 8
     assert set(Snapshot.objects.filter(pk__in=year.kept_for_ever).values_list("state", flat=True)) == {State.READY}
     # one notice per schedule and outage, whatever the number of slots
     told = BackupRun.objects.filter(state=BackupRun.State.MISSED).values_list("schedule_id", "created_at").distinct()
