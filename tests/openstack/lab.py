@@ -480,7 +480,9 @@ class Lab:
                 }
             )
         )
-        force = {f"volume_extension:{kind}_admin_actions:force_delete": "" for kind in ("snapshot", "volume")}
+        force = {
+            f"volume_extension:{kind}_admin_actions:force_delete": "role:member" for kind in ("snapshot", "volume")
+        }
         (self.cinder_conf.parent / "policy.yaml").write_text(json.dumps(force))
         # both read the command line, which is gunicorn's
         (self.folder / "wsgi" / "keystone_app.py").write_text(

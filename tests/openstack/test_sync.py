@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import StringIO
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 from uuid import uuid4
@@ -485,6 +486,22 @@ def test_a_cloud_that_does_not_answer_changes_nothing_and_says_so(
     assert "does not answer" in err.getvalue()
     assert Volume.objects.present().count() == 1
     assert sync_location(location).changes == {}
+
+
+def test_an_application_credential_has_its_own_project_only(
+    lab: Lab, member: Membership, settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    portal = openstack.connect(cloud="portal")
+    credential = portal.identity.create_application_credential(user=portal.current_user_id, name=str(uuid4()))
+    auth = {"application_credential_id": credential.id, "application_credential_secret": credential.secret}
+    cloud = {"auth_type": "v3applicationcredential", "auth": auth | {"auth_url": lab.keystone_url}}
+    (tmp_path / "clouds.yaml").write_text(json.dumps({"clouds": {"limited": cloud | {"region_name": "RegionOne"}}}))
+    monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(tmp_path / "clouds.yaml"))
+    settings.STORAGE = {"cinder": {"driver": "snapshots.drivers.cinder.CinderDriver", "options": {"cloud": "limited"}}}
+    report = sync_location(LocationFactory(driver="cinder"))
+    assert [each.external_id for each in report.unmapped] == [portal.current_project_id]
+    assert not report.failed
+    portal.identity.delete_application_credential(portal.current_user_id, credential)
 
 
 # Nova is not in the lab, so a small server gives its documented answers; Keystone's catalogue and all else are real.
