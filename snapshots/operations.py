@@ -15,8 +15,8 @@ from uuid import UUID
 
 from django.conf import settings
 from django.db import close_old_connections, connection, transaction
-from django.db.models import F, Q
-from django.db.models.functions import Coalesce
+from django.db.models import DateTimeField, F, Q, Value
+from django.db.models.functions import Coalesce, Least
 from django.utils import timezone
 
 from cng_portal import logs
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 # A pending operation that nobody took for this long gets another wake-up call.
 WAKE_AGAIN_AFTER = timedelta(seconds=60)
+LONGEST_PAUSE = timedelta(minutes=10)
 PROGRESS_EVERY_SECONDS = 1.0
 KEEP_DRAFTS = timedelta(days=30)
 
@@ -187,24 +188,33 @@ def hand_back(
 
 def retry_pause(operation: Operation) -> timedelta:
     """5, 20, 80 … seconds, at most 10 minutes."""
-    return timedelta(seconds=min(600, 5 * 4**operation.failures))
+    return timedelta(seconds=min(LONGEST_PAUSE.total_seconds(), 5 * 4**operation.failures))
 
 
 def reconcile(*, now: datetime | None = None) -> int:
     """Wake what was forgotten: operations of dead workers, and waiting ones whose wake-up call got lost. Returns how
     many.
+
+    So is what waits for an instant further ahead than anything is ever put off: the clock was set back since.
     """
     now = now or timezone.now()
+    far_ahead = now + LONGEST_PAUSE + WAKE_AGAIN_AFTER
     forgotten = Operation.objects.active().filter(
         Q(state=Operation.State.RUNNING, lease_until__lt=now)
+        | Q(
+            state=Operation.State.RUNNING, lease_until__gt=now + 2 * timedelta(seconds=settings.OPERATION_LEASE_SECONDS)
+        )
         | Q(state=Operation.State.PENDING, not_before__lte=now, woken_at__lt=now - WAKE_AGAIN_AFTER)
+        | Q(state=Operation.State.PENDING, not_before__gt=far_ahead)
+        | Q(state=Operation.State.PENDING, woken_at__gt=far_ahead)
     )
     woken = 0
     for operation in forgotten.order_by("not_before").iterator():
         with transaction.atomic():
             # compare-and-set, so that of two schedulers only one sends the call
             same = forgotten.filter(pk=operation.pk, attempt=operation.attempt, woken_at=operation.woken_at)
-            if same.update(state=Operation.State.PENDING, lease_until=None, woken_at=now):
+            waits_since = Least("not_before", Value(now, output_field=DateTimeField()))
+            if same.update(state=Operation.State.PENDING, lease_until=None, woken_at=now, not_before=waits_since):
                 enqueue(operation)
                 woken += 1
                 with logs.within(operation_id=str(operation.pk), request_id=operation.request_id):

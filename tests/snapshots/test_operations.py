@@ -158,6 +158,31 @@ def test_a_wake_up_call_that_got_lost_is_repeated(operation: Operation) -> None:
     assert DBTaskResult.objects.count() == 1
 
 
+@pytest.mark.parametrize("claimed", [False, True])
+def test_what_was_asked_for_before_the_clock_was_set_back_is_not_put_off(operation: Operation, claimed: bool) -> None:
+    now = timezone.now()
+    later = now + timedelta(hours=2)
+    Operation.objects.filter(pk=operation.pk).update(not_before=later, woken_at=later)
+    if claimed:  # and its worker died
+        assert operations.claim(operation.pk, now=later)
+    assert operations.claim(operation.pk, now=now) is None
+    assert operations.reconcile(now=now) == 1
+    assert operations.reconcile(now=now) == 0
+    assert operations.claim(operation.pk, now=now)
+
+
+def test_what_is_put_off_for_as_long_as_can_be_is_left_alone(operation: Operation) -> None:
+    operation = claimed_by_somebody(operation)
+    operations.hand_back(operation, retry_in=operations.LONGEST_PAUSE)
+    assert operations.reconcile() == 0
+
+
+def claimed_by_somebody(operation: Operation) -> Operation:
+    claimed = operations.claim(operation.pk)
+    assert claimed is not None
+    return claimed
+
+
 def test_a_wake_up_call_for_what_is_done_does_nothing(operation: Operation) -> None:
     carry_out_what_waits()
     run_operation.func(str(operation.pk))
