@@ -89,7 +89,7 @@ def test_the_guide_from_sign_in_to_a_restored_disk(
     page.goto("/")
     page.get_by_label("E-mail").fill("aye@example.com")
     page.get_by_label("Password", exact=True).fill(PASSWORD)
-    page.get_by_role("button", name="Sign in").click()
+    page.get_by_role("button", name="Sign in", exact=True).click()
 
     # "From the left-hand menu, click on the Snapshots tab." "Go to the Volume Snapshot tab."
     page.get_by_role("navigation", name="Main").get_by_role("link", name="Snapshots").click()
