@@ -652,8 +652,8 @@ def rename_snapshot(*, snapshot: Snapshot, user: User, name: str) -> Snapshot:
         snapshot.name_key = name_key(snapshot.name)
         snapshot.save(update_fields=["name", "name_key"])
         billing.rename_resource(resource_id=snapshot.pk, name=snapshot.name)
-        names = {"before": {"name": before}, "after": {"name": snapshot.name}}
-        activity.record(act="snapshot.rename", actor=user, thing=snapshot, **names)
+        old, new = {"name": before}, {"name": snapshot.name}
+        activity.record(act="snapshot.rename", actor=user, thing=snapshot, before=old, after=new)
     return snapshot
 
 

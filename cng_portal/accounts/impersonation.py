@@ -22,18 +22,20 @@ class Refused(Exception):
 
 
 def begin(request: HttpRequest, person: User) -> None:
+    administrator: Any = request.user
     if person.is_staff or person.is_superuser or not person.is_active:
         raise Refused(_("Only as an active person who is no administrator can you look at the portal."))
     with transaction.atomic():
-        activity.record(act="impersonation.start", actor=request.user, thing=person)
+        activity.record(act="impersonation.start", actor=administrator, thing=person)
         request.session[KEY] = str(person.pk)
 
 
 def end(request: HttpRequest) -> None:
     """Whose eyes they were is a matter of the session; the request is the administrator's own again afterwards."""
     administrator: Any = request.impersonator  # type: ignore[attr-defined]  # set by the middleware
+    person: Any = request.user
     with transaction.atomic():
-        activity.record(act="impersonation.end", actor=administrator, thing=request.user)
+        activity.record(act="impersonation.end", actor=administrator, thing=person)
         request.session.pop(KEY, None)
 
 

@@ -137,8 +137,9 @@ def administrator_acted(sender: Any, instance: LogEntry, created: bool, **kwargs
     except ObjectDoesNotExist:
         thing = None
     where = activity.origin()
-    changes = {"before": where.before, "after": where.after or {"what": instance.get_change_message()}}
-    activity.record(act=ADMIN_ACTS[instance.action_flag], actor=instance.user, thing=thing, **changes)
+    after = where.after or {"what": instance.get_change_message()}
+    act = ADMIN_ACTS[instance.action_flag]
+    activity.record(act=act, actor=instance.user, thing=thing, before=where.before, after=after)
 
 
 def factor(authenticator: Authenticator) -> str:
