@@ -3,7 +3,7 @@
 from uuid import UUID
 
 from django.contrib import messages
-from django.db.models import FilteredRelation, Q, QuerySet
+from django.db.models import FilteredRelation, Prefetch, Q, QuerySet, prefetch_related_objects
 from django.db.models.functions import Coalesce
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
@@ -19,7 +19,7 @@ from cng_portal.accounts.models import Project, User
 from cng_portal.templatetags.portal import poll_seconds
 from snapshots import lists, services
 from snapshots.forms import ConfirmationForm, NewMachineForm, NewVolumeForm, RenameForm, SnapshotFilterForm
-from snapshots.models import BackupSchedule, Kind, Operation, Snapshot, State
+from snapshots.models import BackupRun, BackupSchedule, Kind, Operation, Snapshot, State
 
 from .common import (
     automatic_sentence,
@@ -134,7 +134,7 @@ def listed_snapshots() -> QuerySet[Snapshot]:
     """With everything that a row shows: relations, and the operation that takes or deletes it now."""
     running = Q(operations__finished_at=None, operations__kind__in=[Operation.Kind.CAPTURE, Operation.Kind.DELETE])
     return (
-        Snapshot.objects.select_related("project__customer", "location", "volume", "vm", "run__schedule")
+        Snapshot.objects.select_related("project__customer", "location", "volume", "vm")
         # constraints see to it that each finds at most one
         .alias(
             work=FilteredRelation("operations", condition=running),
@@ -146,8 +146,11 @@ def listed_snapshots() -> QuerySet[Snapshot]:
 
 def explain_rows(snapshots: list[Snapshot], user: User) -> list[Snapshot]:
     """Each with `hourly` ("K 20", "" where it costs nothing), `actions` for its menu, `can_delete`, and `work`: the
-    operation that takes or deletes it now, or None, which `poll_seconds` follows. One query.
+    operation that takes or deletes it now, or None, which `poll_seconds` follows. One query, and one for backups.
     """
+    # joined to the list they would make more tables than PostgreSQL puts in the best order (join_collapse_limit)
+    copies = [snapshot for snapshot in snapshots if snapshot.kind == Kind.BACKUP]
+    prefetch_related_objects(copies, Prefetch("run", BackupRun.objects.select_related("schedule")))
     rates = rates_now() if snapshots else {}
     for snapshot in snapshots:
         snapshot.work = work_on(snapshot)
