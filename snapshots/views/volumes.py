@@ -12,7 +12,7 @@ from cng_portal.accounts.models import User
 from cng_portal.inventory.models import Volume
 from snapshots import lists
 from snapshots.forms import VolumeFilterForm
-from snapshots.models import Operation, Snapshot, State
+from snapshots.models import DiskImage, Operation, Snapshot, State
 
 from .common import explain_operations, is_fragment, push_url, render_live, render_part, version_of
 from .snapshots import explain_rows, listed_snapshots
@@ -66,6 +66,12 @@ def count_snapshots(found: list[Volume], user: User) -> list[Volume]:
     return found
 
 
+def in_machine_copies(volume: Volume) -> bool:
+    """Whether a snapshot or backup of a whole machine holds it."""
+    whole = DiskImage.objects.filter(volume=volume, snapshot__vm__isnull=False)
+    return whole.filter(snapshot__state=State.READY, snapshot__missing_since=None).exists()
+
+
 @require_GET
 def volume(request: HttpRequest, volume_id: UUID) -> HttpResponse:
     """Also of a volume that is gone: its snapshots are still there."""
@@ -91,6 +97,7 @@ def volume(request: HttpRequest, volume_id: UUID) -> HttpResponse:
         "rows": snapshots,
         "snapshot_count": mine.count() if len(snapshots) == SNAPSHOTS_SHOWN else len(snapshots),
         "snapshots_shown": SNAPSHOTS_SHOWN,
+        "in_machine_copies": not snapshots and in_machine_copies(found),
         "line": timeline_of(mine, born=found.created_at),
         "operations": operations,
         "made_by": made_by,

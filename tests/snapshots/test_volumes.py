@@ -12,7 +12,16 @@ from pytest_django import DjangoAssertNumQueries
 from cng_portal.accounts.models import Project, Role
 from cng_portal.inventory.models import Volume
 from snapshots.models import Operation, Snapshot
-from tests.factories import OperationFactory, ProjectFactory, SnapshotFactory, UserFactory, VolumeFactory
+from tests.factories import (
+    DiskImageFactory,
+    OperationFactory,
+    ProjectFactory,
+    SnapshotFactory,
+    UserFactory,
+    VirtualMachineFactory,
+    VMSnapshotFactory,
+    VolumeFactory,
+)
 from tests.snapshots.test_list import HTMX, names, part_of
 
 pytestmark = pytest.mark.django_db
@@ -193,6 +202,19 @@ def test_a_volume_that_is_gone_keeps_its_page_and_its_snapshots(client: Client, 
     assert "This volume is gone" in page
     assert snapshot.name in page
     assert take_url(volume) not in page
+
+
+def test_a_volume_that_only_copies_of_its_machine_hold_is_not_called_unprotected(
+    client: Client, project: Project
+) -> None:
+    vm = VirtualMachineFactory(project=project, name="db-01")
+    volume = VolumeFactory(project=project, location=vm.location, vm=vm)
+    page = reverse("snapshots:volume", args=[volume.pk])
+    assert "cannot be got back" in client.get(page).text
+    DiskImageFactory(snapshot=VMSnapshotFactory(vm=vm), volume=volume)
+    shown = client.get(page).text
+    assert "cannot be got back" not in shown
+    assert "See db-01" in shown
 
 
 def test_a_volume_that_could_not_be_made_says_why_and_is_tried_again(client: Client, project: Project) -> None:
