@@ -211,7 +211,7 @@ def test_a_volume_that_only_copies_of_its_machine_hold_is_not_called_unprotected
     volume = VolumeFactory(project=project, location=vm.location, vm=vm)
     page = reverse("snapshots:volume", args=[volume.pk])
     assert "cannot be got back" in client.get(page).text
-    DiskImageFactory(snapshot=VMSnapshotFactory(vm=vm), volume=volume)
+    DiskImageFactory(snapshot=VMSnapshotFactory(vm=vm), volume=volume, volume_name=volume.name, size_gb=1)
     shown = client.get(page).text
     assert "cannot be got back" not in shown
     assert "See db-01" in shown
