@@ -209,8 +209,10 @@ def test_what_the_units_start_is_a_portal_that_is_ready_and_works(deployed: dict
                 "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
             )
             (connections,) = cursor.fetchone()
-        web, workers, schedulers = 2 * 4, 3 * 3, 1 * 2
-        assert connections <= web + workers + schedulers
+        web, workers, schedulers = 2, 3, 1
+        pool = re.search(r"^DATABASE_POOL=(\d+)$", (DEPLOY / "portal.env.example").read_text(), re.MULTILINE)
+        assert pool is not None
+        assert connections <= (web + workers + schedulers) * int(pool[1])
     lines = [json.loads(line) for line in Path(deployed["LOG"]).read_text().splitlines()]
     assert {line["level"] for line in lines} <= {"debug", "info", "warning"}
     of_the_page = [line for line in lines if line.get("request") == "GET /accounts/login/" and line["code"] == 200]
