@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,10 @@ os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(METRICS)
 
 
 def on_starting(server: Any) -> None:
+    # Loaded once before any worker is: a start that is refused is then one sentence, and not one from each of them.
+    refused = subprocess.run([sys.executable, "-c", "import cng_portal.wsgi"]).returncode
+    if refused:
+        sys.exit(refused)
     shutil.rmtree(METRICS, ignore_errors=True)
     METRICS.mkdir()
 
