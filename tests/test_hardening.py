@@ -69,7 +69,7 @@ def test_a_portal_is_in_production_once_others_reach_it(hosts: list[str], https:
 
 def test_the_settings_of_production_pass_djangos_own_check() -> None:
     result = manage("check", "--deploy", "--fail-level=WARNING", **SAFE)
-    assert (result.returncode, result.stdout) == (0, "System check identified no issues (0 silenced).\n")
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize(
