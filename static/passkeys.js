@@ -29,6 +29,8 @@
 
   for (const form of document.querySelectorAll("form[data-passkey]")) {
     const failure = form.querySelector("[data-passkey-failure]");
+    // beside the form that signs in by password, so that the page has one button that Enter means
+    form.querySelector("[data-passkey-start]")?.addEventListener("click", () => form.requestSubmit());
     form.addEventListener("submit", async (event) => {
       event.preventDefault();
       failure.hidden = true;
