@@ -40,7 +40,8 @@ def manage(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "manage.py", *arguments],
         cwd=django_settings.BASE_DIR,
-        env=os.environ | environment,
+        # which the tests in a browser set for their own process
+        env={name: os.environ[name] for name in os.environ if name != "DJANGO_ALLOW_ASYNC_UNSAFE"} | environment,
         capture_output=True,
         text=True,
         timeout=60,
