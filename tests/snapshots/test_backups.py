@@ -440,7 +440,10 @@ def test_the_copies_of_one_schedule_do_not_count_for_another(schedule: BackupSch
         for one in sorted([schedule, other], key=due_at):
             run_once(one)
     assert copies(schedule) == [State.READY, State.READY]
-    assert copies(other) == [State.DELETING, State.READY]
+    older, newer = copies(other)
+    # which of the two schedules comes last depends on the hour, and the last one's work carries out the deletion too
+    assert older in (State.DELETING, State.DELETED)
+    assert newer == State.READY
 
 
 # --- machines that go, customers that move ---------------------------------------------------------------------------
