@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
-from django.db.models import Count, Q, Sum
+from django.db.models import Count, Exists, OuterRef, Q, Sum
 from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
@@ -507,6 +507,8 @@ def volumes_in(snapshot: Snapshot) -> list[Volume]:
 def check_restorable(snapshot: Snapshot) -> None:
     """Raises NotNow or SourceGone with the reason why this snapshot cannot be restored in place now."""
     require_ready(snapshot)
+    if reason := never_written_back([snapshot]).get(snapshot.pk):
+        raise NotNow(reason)
     check_source(snapshot.source)
     disks = list(snapshot.disks.select_related("volume__vm").order_by("position"))
     for disk in disks:
@@ -515,6 +517,14 @@ def check_restorable(snapshot: Snapshot) -> None:
             raise SourceGone(
                 _("The volume “%(name)s” has been deleted. Make new volumes from the snapshot instead.")
                 % {"name": volume.name}
+            )
+        if volume.vm and volume.vm.backend_ref and not get_driver(snapshot.location).reverts_attached:
+            raise NotNow(
+                _(
+                    "“%(volume)s” is attached to %(vm)s, and the storage of %(location)s restores only what is attached "
+                    "to no machine. Detach it there first, or make a new volume from the snapshot instead."
+                )
+                % {"volume": volume.name, "vm": volume.vm.name, "location": snapshot.location_id}
             )
         if volume.vm and volume.vm.is_running:
             raise NotNow(
@@ -530,14 +540,6 @@ def check_restorable(snapshot: Snapshot) -> None:
                 % {"name": volume.name}
             )
     volumes = [disk.volume for disk in disks]
-    if get_driver(snapshot.location).reverts_only_latest and not is_latest(snapshot, volumes):
-        raise NotNow(
-            _(
-                "The storage of %(location)s can restore a volume only to the latest of its snapshots, and this is an "
-                "earlier one or a safety snapshot. Make a new volume from it instead."
-            )
-            % {"location": snapshot.location_id}
-        )
     if writers(volumes).exists():
         raise NotNow(_("Something is being restored there right now. Try again when that has ended."))
     being_taken = Snapshot.objects.filter(
@@ -550,11 +552,44 @@ def check_restorable(snapshot: Snapshot) -> None:
         )
 
 
-def is_latest(snapshot: Snapshot, volumes: list[Volume]) -> bool:
-    """Whether it is an ordinary snapshot, and none of these volumes has a later one that is kept."""
-    ordinary = Snapshot.objects.filter(deleted_at=None, missing_since=None, ready_at__isnull=False, protects=None)
-    later = ordinary.filter(disks__volume__in=volumes, ready_at__gt=snapshot.ready_at)
-    return ordinary.filter(pk=snapshot.pk).exists() and not later.exists()
+def never_written_back(snapshots: Iterable[Snapshot]) -> dict[UUID, str]:
+    """{id: why} of those that their storage does not write back to where they came from, as long as things are as they
+    are. A query only where an engine has such limits.
+    """
+    limited = {one.pk: one for one in snapshots if get_driver(one.location).reverts_only_latest}
+    if not limited:
+        return {}
+    later = DiskImage.objects.filter(
+        volume=OuterRef("volume"),
+        snapshot__ready_at__gt=OuterRef("snapshot__ready_at"),
+        snapshot__deleted_at=None,
+        snapshot__missing_since=None,
+        snapshot__protects=None,  # a copy made before a restore is no snapshot there
+    )
+    copies = Operation.objects.filter(safety_snapshot=OuterRef("snapshot"))
+    disks = DiskImage.objects.filter(snapshot__in=limited).annotate(is_copy=Exists(copies), has_later=Exists(later))
+    reasons = {}
+    for pk, is_copy, has_later in disks.order_by().values_list("snapshot_id", "is_copy", "has_later"):
+        snapshot = limited[pk]
+        if is_copy:
+            reason = _(
+                "This is the copy that was made before a restore, and the storage of %(location)s cannot write it back. "
+                "Make a new volume from it instead."
+            )
+        elif snapshot.vm and snapshot.vm.backend_ref and not get_driver(snapshot.location).reverts_attached:
+            reason = _(
+                "The storage of %(location)s restores only volumes that are attached to no machine. Make new volumes from "
+                "this instead."
+            )
+        elif has_later:
+            reason = _(
+                "The storage of %(location)s can restore a volume only to the latest of its snapshots, and this is an "
+                "earlier one. Make a new volume from it instead, or delete the later ones first."
+            )
+        else:
+            continue
+        reasons[pk] = reason % {"location": snapshot.location_id}
+    return reasons
 
 
 def request_new_volume(

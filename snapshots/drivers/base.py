@@ -119,6 +119,7 @@ class Driver(ABC):
     reads_bytes: bool  # whether verify_snapshot reads the content again, or only asks the engine
 
     reverts_only_latest = False  # whether a volume can be reverted to nothing but the latest of its snapshots
+    reverts_attached = True  # whether also while it is attached to a machine of the engine's, even one that is stopped
     finishes_late = False  # whether what was asked for may still appear when the call has failed
 
     @abstractmethod

@@ -158,6 +158,7 @@ class CinderDriver(Driver, Inventory):
     consistency = Consistency.PER_DISK
     reads_bytes = False
     reverts_only_latest = True
+    reverts_attached = False
     finishes_late = True
 
     def __init__(

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from babel.dates import format_timedelta
+from django.db.models import prefetch_related_objects
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.utils import timezone
@@ -25,6 +26,7 @@ from cng_portal.responses import is_fragment
 from cng_portal.responses import render_part as render_part
 from cng_portal.templatetags.portal import current_locale
 from snapshots import backups, services
+from snapshots.drivers import get_driver
 from snapshots.models import Operation, Snapshot, State
 
 
@@ -147,6 +149,8 @@ def explain_operations(operations: Iterable[Operation], user: User) -> list[Oper
     They come with snapshot, volume and safety_snapshot.
     """
     explained = with_time_left(operations)
+    undoable = {one.pk: one.safety_snapshot for one in explained if one.safety_snapshot and one.can_be_undone}
+    prefetch_related_objects(list(undoable.values()), "location")
     seen = set()
     for operation in explained:
         snapshot = operation.snapshot
@@ -158,7 +162,8 @@ def explain_operations(operations: Iterable[Operation], user: User) -> list[Oper
         operation.can_retry = failed and snapshot.state == allowed
         is_restore = operation.kind == Operation.Kind.RESTORE
         operation.can_restore_again = failed and is_restore and snapshot.state == State.READY
-        operation.can_undo = mine and operation.can_be_undone
+        safety = undoable.get(operation.pk) if mine else None
+        operation.can_undo = safety is not None and not get_driver(safety.location).reverts_only_latest
     return explained
 
 

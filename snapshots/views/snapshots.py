@@ -18,6 +18,7 @@ from billing.money import format_amount, format_price
 from cng_portal.accounts.models import Project, User
 from cng_portal.templatetags.portal import poll_seconds
 from snapshots import lists, services
+from snapshots.drivers import get_driver
 from snapshots.forms import ConfirmationForm, NewMachineForm, NewVolumeForm, RenameForm, SnapshotFilterForm
 from snapshots.models import BackupRun, BackupSchedule, Kind, Operation, Snapshot, State
 
@@ -146,18 +147,20 @@ def listed_snapshots() -> QuerySet[Snapshot]:
 
 def explain_rows(snapshots: list[Snapshot], user: User) -> list[Snapshot]:
     """Each with `hourly` ("K 20", "" where it costs nothing), `actions` for its menu, `can_delete`, and `work`: the
-    operation that takes or deletes it now, or None, which `poll_seconds` follows. One query, and one for backups.
+    operation that takes or deletes it now, or None, which `poll_seconds` follows. One query, one for backups, and one where
+    storage does not write back everything.
     """
     # joined to the list they would make more tables than PostgreSQL puts in the best order (join_collapse_limit)
     copies = [snapshot for snapshot in snapshots if snapshot.kind == Kind.BACKUP]
     prefetch_related_objects(copies, Prefetch("run", BackupRun.objects.select_related("schedule")))
     rates = rates_now() if snapshots else {}
+    fixed = services.never_written_back(snapshots)
     for snapshot in snapshots:
         snapshot.work = work_on(snapshot)
         snapshot.poll_seconds = poll_seconds([snapshot.work])
         price = price_of(snapshot, rates)
         snapshot.hourly = format_price(price.hourly_micro, price.currency) if price else ""
-        snapshot.actions = actions_for(snapshot, user)
+        snapshot.actions = actions_for(snapshot, user, fixed)
         snapshot.can_delete = any(action["name"] == "delete" for action in snapshot.actions)
     return snapshots
 
@@ -170,8 +173,8 @@ def work_on(snapshot: Snapshot) -> Operation | None:
     return with_time_left([work])[0]
 
 
-def actions_for(snapshot: Snapshot, user: User) -> list[dict[str, object]]:
-    """What this person can do with it now, as items of a menu. Nothing for a viewer."""
+def actions_for(snapshot: Snapshot, user: User, fixed: dict[UUID, str]) -> list[dict[str, object]]:
+    """What this person can do with it now, as items of a menu. Nothing for a viewer. `fixed` is of never_written_back."""
     ready, settled = snapshot.state == State.READY, snapshot.state in (State.READY, State.FAILED)
     ready = ready and snapshot.missing_since is None
     mine = user.can_change(snapshot.project_id)
@@ -179,7 +182,13 @@ def actions_for(snapshot: Snapshot, user: User) -> list[dict[str, object]]:
     offered = [
         (ready and mine and is_machine, _("New machine"), "new_machine", "server", False),
         (ready and mine, _("New volume"), "new_volume", "circle-stack", False),
-        (ready and mine and snapshot.source.deleted_at is None, _("Restore"), "restore", "arrow-uturn-left", False),
+        (
+            ready and mine and snapshot.source.deleted_at is None and snapshot.pk not in fixed,
+            _("Restore"),
+            "restore",
+            "arrow-uturn-left",
+            False,
+        ),
         (
             snapshot.kind == Kind.BACKUP and mine and snapshot.state not in (State.DELETING, State.DELETED),
             _("Let it be replaced") if snapshot.kept else _("Keep for ever"),
@@ -268,6 +277,7 @@ def snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         .order_by("-created_at", "-id"),
         user,
     )
+    fixed = services.never_written_back([found])
     price = price_of(found, rates_now([found.location_id]))
     cost = billing.cost_so_far(resource_id=found.pk, at=timezone.now())
     version = version_of(
@@ -279,7 +289,8 @@ def snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         "damage": [disk.damage for disk in disks if disk.damage],
         "operations": operations,
         "is_live": found.is_transient or any(operation.is_active for operation in operations),
-        "actions": actions_for(found, user),
+        "actions": actions_for(found, user, fixed),
+        "fixed": fixed.get(found.pk, "") if found.state == State.READY and not found.missing_since else "",
         "can_change": user.can_change(found.project_id),
         "retry": next((one for one in operations if one.can_retry and one.kind != Operation.Kind.VERIFY), None),
         "price": price,
@@ -423,6 +434,7 @@ def restore(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         "grown": [disk for disk in disks if disk.volume.size_gb > disk.size_gb],
         "captured_at": next((disk.captured_at for disk in disks if disk.captured_at), found.created_at),
         "damage": [disk.damage for disk in disks if disk.damage],
+        "can_undo": not get_driver(found.location).reverts_only_latest,
         "safety_name": _("before-restore-of-%(name)s") % {"name": source.name[:40]},
         "safety_price": format_price(quote.hourly_micro, quote.currency) if quote else "",
         "undoes": found.protects.filter(finished_at__isnull=False).select_related("snapshot").first(),

@@ -1,17 +1,22 @@
 """What the services refuse and keep, where no page is needed to see it."""
 
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from django.test import Client
+from django.urls import reverse
+from django.utils import timezone
 
 from billing.models import UsageSegment
 from cng_portal.accounts.models import Membership
-from cng_portal.inventory.models import Volume
+from cng_portal.inventory.models import VirtualMachine, Volume
 from snapshots import services
 from snapshots.drivers.local import LocalDriver
 from snapshots.models import Operation, Snapshot, State
-from tests.factories import MembershipFactory, SnapshotFactory, VolumeFactory
+from tests.factories import DiskImageFactory, MembershipFactory, SnapshotFactory, VMSnapshotFactory, VolumeFactory
 from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sell_everywhere
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
@@ -132,25 +137,72 @@ def test_damage_is_found_kept_with_the_disk_and_told(
 
 
 class LatestOnlyDriver(LocalDriver):
-    """The local engine with the limit that Cinder has."""
+    """The local engine with the limits that Cinder has."""
 
     reverts_only_latest = True
+    reverts_attached = False
 
 
-def test_where_only_the_latest_can_be_restored_an_earlier_one_is_refused_in_advance(
-    settings: Any, storage_root: Path, member: Membership, volume: Volume
-) -> None:
+@pytest.fixture
+def latest_only(settings: Any, storage_root: Path) -> None:
     settings.STORAGE = {
         "local": {"driver": f"{__name__}.{LatestOnlyDriver.__name__}", "options": {"root": str(storage_root)}}
     }
+
+
+def test_where_only_the_latest_can_be_restored_an_earlier_one_is_refused_in_advance(
+    latest_only: None, member: Membership, volume: Volume, client_for: Callable[..., Client]
+) -> None:
+    client = client_for(member.user)
+
+    def offered(snapshot: Snapshot) -> bool:
+        restore, page = (
+            reverse("snapshots:restore", args=[snapshot.pk]),
+            reverse("snapshots:snapshot", args=[snapshot.pk]),
+        )
+        places = [page, reverse("snapshots:volume_snapshots"), reverse("snapshots:volume", args=[volume.pk])]
+        found = {f'href="{restore}"' in client.get(place).content.decode() for place in places}
+        assert len(found) == 1, "the pages disagree"
+        return found.pop()
+
     first = services.request_snapshot(source=volume, name="first", user=member.user)
     carry_out_what_waits()
+    assert offered(first)
     services.request_restore(snapshot=first, user=member.user, confirmation=volume.name)
     carry_out_what_waits()
     restore = Operation.objects.get(kind=Operation.Kind.RESTORE)
     assert restore.state == Operation.State.SUCCEEDED, "a safety snapshot is no later one"
-    services.request_snapshot(source=volume, name="second", user=member.user)
+    safety = restore.safety_snapshot
+    assert safety and offered(first) and not offered(safety)
+
+    second = services.request_snapshot(source=volume, name="second", user=member.user)
     carry_out_what_waits()
-    for refused in (first, restore.safety_snapshot):
-        with pytest.raises(services.NotNow, match="only to the latest"):
-            services.request_restore(snapshot=refused, user=member.user, confirmation=volume.name)
+    assert offered(second) and not offered(first) and not offered(safety)
+    for snapshot, words in ((first, "only to the latest"), (safety, "made before a restore")):
+        with pytest.raises(services.NotNow, match=words):
+            services.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
+        for name in ("snapshot", "restore"):
+            page = client.get(reverse(f"snapshots:{name}", args=[snapshot.pk])).content.decode()
+            assert words in page and "Undo restore</a>" not in page
+
+    services.request_deletion(snapshot=second, user=member.user)
+    carry_out_what_waits()
+    assert offered(first)
+
+
+def test_where_only_detached_volumes_can_be_restored_it_is_said_in_advance(
+    latest_only: None, member: Membership, client_for: Callable[..., Client]
+) -> None:
+    volume = VolumeFactory(project=member.project, attached_stopped=True)
+    snapshot = SnapshotFactory(volume=volume)
+    sell_everywhere()
+    services.check_restorable(snapshot)  # of a machine that only the portal knows
+    VirtualMachine.objects.update(backend_ref="0a1b", backend_project="shop")
+    page = reverse("snapshots:restore", args=[snapshot.pk])
+    assert f"“{volume.name}” is attached to" in client_for(member.user).get(page).content.decode()
+
+    whole = VMSnapshotFactory(vm=VirtualMachine.objects.get(), ready_at=timezone.now() - timedelta(hours=1))
+    DiskImageFactory(snapshot=whole, volume=volume, volume_name=volume.name)
+    assert "restores only volumes that are attached to no machine" in services.never_written_back([whole])[whole.pk]
+    Volume.objects.update(vm=None)
+    services.check_restorable(Snapshot.objects.get(pk=snapshot.pk))

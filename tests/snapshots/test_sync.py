@@ -130,13 +130,14 @@ def test_a_snapshot_deleted_in_the_cloud_can_only_be_renamed_or_deleted(
     assert snapshot.state == State.DELETING
 
 
-def test_one_that_is_missing_is_not_the_latest_any_more(member: Membership) -> None:
+def test_one_that_is_missing_is_not_the_latest_any_more(member: Membership, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LocalDriver, "reverts_only_latest", True)
     older = SnapshotFactory(volume__project=member.project, ready_at=timezone.now() - timedelta(hours=1))
     newer = SnapshotFactory(volume=older.volume)
-    assert not services.is_latest(older, [older.volume])
+    assert set(services.never_written_back([older, newer])) == {older.pk}
     newer.missing_since = timezone.now()
     newer.save()
-    assert services.is_latest(older, [older.volume])
+    assert services.never_written_back([older]) == {}
 
 
 def test_who_tries_again_takes_the_clean_up_over_unless_it_is_at_work(member: Membership) -> None:
