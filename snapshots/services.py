@@ -7,13 +7,13 @@ Each function validates, writes in one transaction that holds the customer's loc
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
-from django.db.models import Count, Exists, OuterRef, Q, Sum
+from django.db.models import Count, Exists, OuterRef, Q, QuerySet, Sum
 from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
@@ -23,7 +23,7 @@ from billing.money import format_price
 from cng_portal.accounts import activity
 from cng_portal.accounts.models import UNLIMITED, Customer, Project, User
 from cng_portal.accounts.services import lock_customer
-from cng_portal.inventory.models import VirtualMachine, Volume
+from cng_portal.inventory.models import CloudProject, VirtualMachine, Volume
 
 from . import limits
 from .drivers import get_driver
@@ -184,14 +184,76 @@ def quota_use(project: Project) -> list[QuotaUse]:
 
 def check_quota(project: Project, size_gb: int) -> None:
     for use, more in zip(quota_use(project), (1, size_gb, 1, size_gb), strict=True):
-        if not use.admits(more):
-            raise QuotaFull(
-                _(
-                    "Quota full: %(used)s of %(limit)s %(what)s are used and this one needs %(more)s. "
-                    "Delete snapshots that you no longer need, or ask support for a higher quota."
-                )
-                % {"used": use.used, "limit": use.limit, "what": use.label, "more": more}
+        require_quota(use, more)
+
+
+def require_quota(use: QuotaUse, more: int) -> None:
+    if not use.admits(more):
+        raise QuotaFull(
+            _(
+                "Quota full: %(used)s of %(limit)s %(what)s are used and this one needs %(more)s. "
+                "Delete snapshots that you no longer need, or ask support for a higher quota."
             )
+            % {"used": use.used, "limit": use.limit, "what": use.label, "more": more}
+        )
+
+
+# The clouds are looked at every few minutes. Older figures say too little: then the cloud itself admits or refuses.
+FIGURES_HOLD = timedelta(minutes=15)
+
+
+def cloud_projects_of(*, at: datetime | None = None, **which: Any) -> QuerySet[CloudProject]:
+    """Those whose quotas are known well enough to say something in advance."""
+    since = (at or timezone.now()) - FIGURES_HOLD
+    return CloudProject.objects.filter(synced_at__gte=since, missing_since=None, error="", **which)
+
+
+def cloud_quota_use(cloud_project: CloudProject) -> dict[str, QuotaUse]:
+    """The limits that the cloud itself sets: what the last look at it saw, and the snapshots that were asked for here or
+    are gone since. One query.
+    """
+    since, kinds = cloud_project.synced_at, Operation.Kind
+    asked = Q(kind=kinds.CAPTURE, created_at__gte=since) & ~Q(state=Operation.State.FAILED)
+    gone = Q(kind=kinds.DELETE, finished_at__gte=since, state=Operation.State.SUCCEEDED)
+    work = Operation.objects.filter(
+        asked | gone,
+        snapshot__disks__volume__location=cloud_project.location_id,
+        snapshot__disks__volume__backend_project=cloud_project.external_id,
+    ).order_by()
+    changes = work.values_list("kind").annotate(Count("snapshot__disks"), Sum("snapshot__disks__size_gb"))
+    changed = {kind: (count, gb) for kind, count, gb in changes}
+    more, less = (changed.get(kind, (0, 0)) for kind in (kinds.CAPTURE, kinds.DELETE))
+
+    def use(label: str, seen: int | None, change: int, quota: int | None) -> QuotaUse:
+        limit = UNLIMITED if quota is None or quota < 0 else quota
+        return QuotaUse(label % {"name": cloud_project}, max(0, (seen or 0) + change), limit)
+
+    return {
+        "snapshots": use(
+            _("snapshots in the cloud project “%(name)s”"),
+            cloud_project.snapshot_count,
+            more[0] - less[0],
+            cloud_project.snapshot_quota,
+        ),
+        "volumes": use(
+            _("volumes in the cloud project “%(name)s”"), cloud_project.volume_count, 0, cloud_project.volume_quota
+        ),
+        "gb": use(
+            _("GB of volumes and snapshots in the cloud project “%(name)s”"),
+            cloud_project.used_gb,
+            more[1] - less[1],
+            cloud_project.gb_quota,
+        ),
+    }
+
+
+def check_cloud_quota(location_id: str, backend_project: str, **more: int) -> None:
+    """Whether the cloud itself will admit so many more `snapshots`, `volumes` and `gb`. What cannot be told is admitted."""
+    if backend_project:
+        for cloud_project in cloud_projects_of(location=location_id, external_id=backend_project):
+            uses = cloud_quota_use(cloud_project)
+            for what, count in more.items():
+                require_quota(uses[what], count)
 
 
 def reserved_micro(customer: Customer, at: datetime) -> int:
@@ -352,18 +414,28 @@ def check_name(customer_id: UUID, name: str, *, but: UUID | None = None) -> str:
     return name
 
 
-def check_capturable(source: Source) -> None:
-    """Whether there is something to capture and the quotas admit it: raises the first Refusal."""
+def check_capturable(source: Source, *, safety: bool = False) -> None:
+    """Whether there is something to capture and the quotas admit it: raises the first Refusal.
+
+    `safety` is for what is kept before a restore, which some engines keep as copies of the volumes.
+    """
     check_source(source)
     check_quota(source.project, size_of(source))
+    kind = "volumes" if safety and get_driver(source.location).reverts_only_latest else "snapshots"
+    volumes = volumes_of(source)
+    for backend_project in {volume.backend_project for volume in volumes}:
+        there = [volume.size_gb for volume in volumes if volume.backend_project == backend_project]
+        check_cloud_quota(source.location_id, backend_project, **{kind: len(there), "gb": sum(there)})
 
 
-def check_deliverable(source: Source, at: datetime | None = None, *, kind: str | None = None) -> billing.Quote:
+def check_deliverable(
+    source: Source, at: datetime | None = None, *, kind: str | None = None, safety: bool = False
+) -> billing.Quote:
     """Everything that can be known about a snapshot of it before its name, or about a backup where `kind` says so:
     raises the first Refusal.
     """
     at = at or timezone.now()
-    check_capturable(source)
+    check_capturable(source, safety=safety)
     quote = quote_for(source, kind=kind, at=at)
     check_cover(source.project.customer, quote.hourly_micro, at)
     return quote
@@ -484,7 +556,7 @@ def request_restore(*, snapshot: Snapshot, user: User, confirmation: str) -> Ope
                 % {"name": source.name}
             )
         check_pace(snapshot.customer_id, Operation.Kind.RESTORE)
-        check_deliverable(source)
+        check_deliverable(source, safety=True)
         name = free_name(snapshot.customer_id, _("before-restore-of-%(name)s") % {"name": source.name[:40]})
         # of exactly the disks that will be written, whatever is attached to the machine today
         safety = create_snapshot_row(source=source, volumes=volumes, name=name, user=user)
@@ -595,7 +667,7 @@ def never_written_back(snapshots: Iterable[Snapshot]) -> dict[UUID, str]:
 def request_new_volume(
     *, snapshot: Snapshot, user: User, project: Project, name: str, size_gb: int, disk: DiskImage | None = None
 ) -> Operation:
-    """Ask for a new volume with the bytes of a disk of the snapshot, in its location. Raises NotNow, TooOften.
+    """Ask for a new volume with the bytes of a disk of the snapshot, in its location. Raises NotNow, TooOften, QuotaFull.
 
     `disk` may be left out where there is only one.
     """
@@ -608,17 +680,23 @@ def request_new_volume(
             raise NotNow(
                 _("The volume has to have at least %(size)s GB, the size of the snapshot.") % {"size": disk.size_gb}
             )
+        check_cloud_quota(snapshot.location_id, disk.volume.backend_project, volumes=1, gb=size_gb)
         check_pace(snapshot.customer_id, Operation.Kind.NEW_VOLUME)
         return make_volume_row(disk, project=project, name=name.strip(), size_gb=size_gb, user=user)
 
 
 def request_new_machine(*, snapshot: Snapshot, user: User, project: Project, name: str) -> VirtualMachine:
-    """Ask for a stopped machine like the captured one, with a new volume for each of its disks. Raises NotNow, TooOften."""
+    """Ask for a stopped machine like the captured one, with a new volume for each of its disks. Raises NotNow, TooOften,
+    QuotaFull.
+    """
     with transaction.atomic():
         lock_customer(snapshot.customer_id)
         snapshot = locked(snapshot)
         check_usable_in(snapshot, project, user)
-        check_pace(snapshot.customer_id, Operation.Kind.NEW_VOLUME, more=snapshot.disks.count())
+        disks = list(snapshot.disks.select_related("volume").order_by("position"))
+        check_pace(snapshot.customer_id, Operation.Kind.NEW_VOLUME, more=len(disks))
+        size_gb = sum(disk.size_gb for disk in disks)
+        check_cloud_quota(snapshot.location_id, disks[0].volume.backend_project, volumes=len(disks), gb=size_gb)
         config = snapshot.vm_config
         vm = VirtualMachine.objects.create(
             project=project,
@@ -629,7 +707,7 @@ def request_new_machine(*, snapshot: Snapshot, user: User, project: Project, nam
             memory_mb=config["memory_mb"],
             hourly_price_micro=config["hourly_price_micro"],
         )
-        for disk in snapshot.disks.order_by("position"):
+        for disk in disks:
             volume_name = f"{vm.name}-{disk.volume_name}"[:120]
             make_volume_row(disk, project=project, name=volume_name, size_gb=disk.size_gb, user=user, vm=vm)
     return vm

@@ -421,7 +421,7 @@ def restore(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     reason, quote = "", None
     try:
         services.check_restorable(found)
-        quote = services.check_deliverable(source)
+        quote = services.check_deliverable(source, safety=True)
     except services.Refusal as refusal:
         reason = str(refusal)
     context = {

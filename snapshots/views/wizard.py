@@ -358,6 +358,10 @@ def source_context(request: HttpRequest, draft: Draft) -> dict[str, Any]:
         shown = [*wizard.with_last_snapshot(sources.filter(pk=chosen)), *shown]
     if draft.kind != Kind.VOLUME:
         prefetch_related_objects(shown, Prefetch("volumes", Volume.objects.present().order_by("position", "name")))
+    uses = services.quota_use(draft.project)
+    for cloud_project in services.cloud_projects_of(location=draft.location_id, project=draft.project):
+        cloud = services.cloud_quota_use(cloud_project)
+        uses += [cloud["snapshots"], cloud["gb"]]
     rate = wizard.rate(draft)
     for source in shown:
         source.value = str(source.pk)
@@ -374,7 +378,7 @@ def source_context(request: HttpRequest, draft: Draft) -> dict[str, Any]:
         "total": sources.count(),
         "q": query,
         "limit": wizard.SOURCES_SHOWN,
-        "quotas": [use for use in services.quota_use(draft.project) if use.is_limited],
+        "quotas": [use for use in uses if use.is_limited],
     }
 
 

@@ -6,6 +6,8 @@ That it brings things in is proved on a real cloud, in tests/openstack/test_sync
 from collections.abc import Callable
 from datetime import timedelta
 from io import StringIO
+from pathlib import Path
+from typing import Any
 
 import pytest
 from django.core.management import call_command
@@ -17,7 +19,7 @@ from django.utils import timezone
 
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import CloudProject, Location, Volume
-from snapshots import services
+from snapshots import services, wizard
 from snapshots.drivers.local import LocalDriver
 from snapshots.models import Operation, State
 from snapshots.sync import one_line, sync_everywhere
@@ -30,7 +32,7 @@ from tests.factories import (
     UserFactory,
     VolumeFactory,
 )
-from tests.snapshots.disks import carry_out_what_waits, sell_everywhere
+from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sell_everywhere
 
 pytestmark = pytest.mark.django_db
 
@@ -166,6 +168,107 @@ def test_a_storage_that_may_finish_late_is_cleaned_up_after_a_failure(
         ("capture", "failed"),
         ("clean_up", "succeeded"),
     ]
+
+
+@pytest.fixture
+def quotas(storage_root: Path, member: Membership) -> CloudProject:
+    """A volume of 10 GB in a cloud project that had 4 of 5 snapshots and 80 of 100 GB a minute ago."""
+    volume = VolumeFactory(project=member.project, size_gb=10, backend_ref="one", backend_project="0a1b2c")
+    put_volume(storage_root, volume, content(b"bytes"))
+    sell_everywhere()
+    return CloudProject.objects.create(
+        location=volume.location,
+        project=member.project,
+        external_id="0a1b2c",
+        name="shop",
+        snapshot_count=4,
+        snapshot_quota=5,
+        volume_count=3,
+        volume_quota=-1,
+        used_gb=80,
+        gb_quota=100,
+        synced_at=timezone.now() - timedelta(minutes=1),
+    )
+
+
+@pytest.mark.parametrize(
+    ("figures", "words"),
+    [
+        ({}, ""),
+        ({"snapshot_count": 5}, "5 of 5 snapshots in the cloud project “shop” are used and this one needs 1."),
+        (
+            {"used_gb": 95},
+            "95 of 100 GB of volumes and snapshots in the cloud project “shop” are used and this one needs 10",
+        ),
+        ({"snapshot_count": 50, "snapshot_quota": -1}, ""),
+        ({"volume_count": 5, "volume_quota": 5}, ""),  # a snapshot is no volume
+        # what the last look cannot tell is for the cloud to say
+        ({"snapshot_count": 5, "synced_at": None}, ""),
+        ({"snapshot_count": 5, "synced_at": timezone.now() - timedelta(hours=1)}, ""),
+        ({"snapshot_count": 5, "error": "The storage does not answer."}, ""),
+    ],
+)
+def test_the_wizard_says_in_advance_that_the_clouds_own_quota_is_used_up(
+    quotas: CloudProject, member: Membership, client_for: Callable[..., Client], figures: dict[str, Any], words: str
+) -> None:
+    CloudProject.objects.update(**figures)
+    volume, client = Volume.objects.get(), client_for(member.user)
+    draft = wizard.start(member.user, source=volume)
+    step = wizard.url(draft, "volume")
+    page = client.get(step).content.decode()
+    is_known = "synced_at" not in figures and "error" not in figures
+    assert ("in the cloud project “shop” used" in page) is is_known
+    answer = client.post(step, {"volume": volume.pk})
+    if words:
+        assert answer.status_code == 200 and words in answer.content.decode()
+        with pytest.raises(services.QuotaFull, match="in the cloud project “shop”"):
+            services.check_capturable(volume)
+    else:
+        assert answer.status_code == 302
+        services.check_capturable(volume)
+
+
+def test_the_clouds_quota_counts_what_was_asked_for_and_deleted_here_since_the_last_look(
+    quotas: CloudProject, member: Membership
+) -> None:
+    volume = Volume.objects.get()
+
+    def used() -> tuple[int, int]:
+        uses = services.cloud_quota_use(quotas)
+        return uses["snapshots"].used, uses["gb"].used
+
+    OperationFactory(capture=True, snapshot=SnapshotFactory(volume=VolumeFactory(project=member.project)))
+    assert used() == (4, 80)  # that one is in no cloud
+    snapshot = SnapshotFactory(volume=volume, pending=True)
+    operation = OperationFactory(capture=True, snapshot=snapshot)
+    assert used() == (5, 90)
+    with pytest.raises(services.QuotaFull):
+        services.check_capturable(volume)
+    before = timezone.now() - timedelta(hours=1)
+    Operation.objects.filter(pk=operation.pk).update(created_at=before)  # the look saw it
+    assert used() == (4, 80)
+    OperationFactory(kind=Operation.Kind.DELETE, succeeded=True, snapshot=snapshot, created_at=before)
+    assert used() == (3, 70)
+
+
+def test_a_new_volume_and_a_copy_before_a_restore_count_as_volumes_of_the_cloud(
+    quotas: CloudProject, member: Membership, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = SnapshotFactory(volume=Volume.objects.get())
+    volume = {"snapshot": snapshot, "user": member.user, "project": member.project, "name": "copy"}
+    CloudProject.objects.update(snapshot_count=5)
+    with pytest.raises(services.QuotaFull, match="5 of 5 snapshots"):
+        services.check_capturable(snapshot.source, safety=True)
+    monkeypatch.setattr(LocalDriver, "reverts_only_latest", True)
+    services.check_capturable(snapshot.source, safety=True)
+    services.request_new_volume(**volume, size_gb=10)
+    CloudProject.objects.update(volume_quota=3)
+    with pytest.raises(
+        services.QuotaFull, match="3 of 3 volumes in the cloud project “shop” are used and this one needs 1"
+    ):
+        services.request_new_volume(**volume, size_gb=10)
+    with pytest.raises(services.QuotaFull, match="3 of 3 volumes"):
+        services.check_capturable(snapshot.source, safety=True)
 
 
 @pytest.mark.parametrize(
