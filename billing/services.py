@@ -984,21 +984,24 @@ def _warn(customer: Customer, *, balance_micro: int, hourly_micro: int, at: date
         )
         if not is_new:  # another scheduler was quicker
             return False
-        text = _(
-            "%(customer)s has %(balance)s of infra credits left, and what it uses costs %(hourly)s an hour. "
-            "When the credits are used up, nothing is deleted, but nothing new can be created. Add infra credits, or "
-            "delete what you no longer need."
-        ) % {
-            "customer": customer,
-            "balance": money.format_amount(balance_micro, customer.currency),
-            "hourly": money.format_price_or_amount(hourly_micro, customer.currency),
-        }
+
+        def words() -> tuple[str, str]:
+            text = _(
+                "%(customer)s has %(balance)s of infra credits left, and what it uses costs %(hourly)s an hour. "
+                "When the credits are used up, nothing is deleted, but nothing new can be created. Add infra credits, or "
+                "delete what you no longer need."
+            ) % {
+                "customer": customer,
+                "balance": money.format_amount(balance_micro, customer.currency),
+                "hourly": money.format_price_or_amount(hourly_micro, customer.currency),
+            }
+            return _("Your infra credits run low"), text
+
         notices.tell(
             users=notices.owners_of(customer),
             key=f"low-balance-{warning.pk}",
             tone=Notice.Tone.WARNING,
-            title=_("Your infra credits run low"),
-            text=text,
+            words=words,
             url=reverse("billing:credits"),
         )
     return True

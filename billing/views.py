@@ -3,19 +3,19 @@
 from typing import Any
 from uuid import UUID
 
-from babel.dates import format_date
 from django.conf import settings
 from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
 from django.shortcuts import get_object_or_404, render
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.http import urlencode
-from django.utils.translation import get_language, override, to_locale
 from django.utils.translation import gettext as _
+from django.utils.translation import override
 from django.views.decorators.http import require_safe
 
 from cng_portal.accounts.models import BillingType, Customer
 from cng_portal.responses import csv_response
+from cng_portal.templatetags.portal import month as in_words
 
 from . import money, rating, reports, services
 from .access import billed_customer
@@ -123,10 +123,6 @@ def usage_cells(row: reports.Row, customer: Customer) -> list[object]:
 # --- pages -------------------------------------------------------------------------------------------------------------
 
 
-def month_name(month: Any, pattern: str = "MMMM y") -> str:
-    return format_date(month, pattern, locale=to_locale(get_language() or "en"))
-
-
 @require_safe
 def summary(request: HttpRequest, as_csv: bool = False) -> HttpResponse | StreamingHttpResponse:
     customer, at = get_customer(request), timezone.now()
@@ -151,7 +147,7 @@ def summary(request: HttpRequest, as_csv: bool = False) -> HttpResponse | Stream
         if any(cells.values()):
             table.append(
                 {
-                    "month": month_name(month),
+                    "month": in_words(month),
                     "cells": [
                         {
                             "label": kind.label,
@@ -192,9 +188,7 @@ def summary(request: HttpRequest, as_csv: bool = False) -> HttpResponse | Stream
                 for one in found.services
             ],
             "charts": {
-                name: reports.chart(
-                    found=found, currency=currency, label=lambda month: month_name(month, "MMM"), size=size
-                )
+                name: reports.chart(found=found, currency=currency, label=lambda one: in_words(one, "MMM"), size=size)
                 for name, size in (("wide", reports.WIDE), ("narrow", reports.NARROW))
             },
             "kinds": kinds,
@@ -376,7 +370,7 @@ def statement(request: HttpRequest, as_csv: bool = False) -> HttpResponse | Stre
     invoices = list(Invoice.objects.visible_to(request.user)[:MOST_INVOICES])
     for invoice in invoices:
         invoice.amount = money.format_amount(invoice.total_micro, invoice.currency)
-        invoice.month_name = month_name(invoice.month)
+        invoice.month_name = in_words(invoice.month)
     narrows = resource_id is not None or any(given.values())
     return render(
         request,
@@ -387,7 +381,7 @@ def statement(request: HttpRequest, as_csv: bool = False) -> HttpResponse | Stre
             "resource_id": resource_id,
             "narrows": narrows,
             "due_only": given.get("due", False),
-            "month": month_name(given["month"]) if given.get("month") else "",
+            "month": in_words(given["month"]) if given.get("month") else "",
             "invoices": [] if narrows or "page" in request.GET else invoices,
             "page": page_of(request, usage),
             "total": money.format_amount(usage.total_micro, customer.currency),
@@ -413,7 +407,7 @@ def invoice(request: HttpRequest, pk: UUID) -> HttpResponse:
         {
             "invoice": found,
             "rows": rows,
-            "month": month_name(found.month),
+            "month": in_words(found.month),
             "total": money.format_amount(found.total_micro, found.currency),
         },
     )

@@ -11,6 +11,7 @@ from babel import Locale
 from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po
 from django.conf import settings
+from django.contrib.auth import get_user_model
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.utils import translation
@@ -44,7 +45,10 @@ def digits(text: object) -> str:
 
 
 def chosen_language(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """The language of the cookie, else English: no browser's preference leads anybody into a half-translated portal."""
+    """The language of the cookie, else English: no browser's preference leads anybody into a half-translated portal.
+
+    Who is signed in and has chosen one reads in that: accounts.middleware.personal_preferences.
+    """
 
     def middleware(request: HttpRequest) -> HttpResponse:
         wanted = request.COOKIES.get(settings.LANGUAGE_COOKIE_NAME, "")
@@ -60,12 +64,21 @@ def chosen_language(get_response: Callable[[HttpRequest], HttpResponse]) -> Call
 
 @require_POST
 def choose_language(request: HttpRequest) -> HttpResponse:
-    """Keep the language in a cookie and go back to where the person was; another one than those offered changes nothing."""
+    """Keep the language, in a cookie for who is signed out and with the person who is signed in, and go back to where they
+    were; another one than those offered changes nothing.
+    """
     back = request.POST.get("next", "")
     inside = url_has_allowed_host_and_scheme(back, {request.get_host()}, require_https=request.is_secure())
     response = redirect(back if inside else "dashboard")
     if (language := request.POST.get("language")) in dict(settings.LANGUAGES):
-        response.set_cookie(
-            settings.LANGUAGE_COOKIE_NAME, language, max_age=YEAR_SECONDS, samesite="Lax", secure=request.is_secure()
-        )
+        keep_language(request, response, language)
+        if request.user.is_authenticated:
+            get_user_model().objects.filter(pk=request.user.pk).update(language=language)
     return response
+
+
+def keep_language(request: HttpRequest, response: HttpResponse, language: str) -> None:
+    """In this browser, so that its sign-in page speaks it too."""
+    response.set_cookie(
+        settings.LANGUAGE_COOKIE_NAME, language, max_age=YEAR_SECONDS, samesite="Lax", secure=request.is_secure()
+    )

@@ -20,7 +20,6 @@ from django.db import transaction
 from django.db.models import Exists, F, OuterRef, Q
 from django.urls import reverse
 from django.utils import timezone
-from django.utils.formats import date_format
 from django.utils.functional import Promise
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext, override
@@ -32,6 +31,7 @@ from cng_portal.accounts import activity, notices
 from cng_portal.accounts.models import User
 from cng_portal.accounts.services import lock_customer
 from cng_portal.inventory.models import AutomaticBackupSwitch, Interval, Location, VirtualMachine
+from cng_portal.templatetags.portal import minute
 
 from . import slots
 from .models import BackupRun, BackupSchedule, Draft, Kind, Operation, Snapshot, State
@@ -605,46 +605,43 @@ def end_of_machine(vm: VirtualMachine, now: datetime, user: User | None = None) 
 
 
 def tell_of_failure(run: BackupRun) -> None:
-    zone = run.vm.project.customer.zone
-    if run.next_try_at:
-        tone, title = "warning", _("The backup of %(vm)s failed and will be tried again")
-        then = _("It will be tried again at %(time)s.") % {"time": clock(run.next_try_at, zone)}
-    else:
-        tone, title = "danger", _("The backup of %(vm)s failed")
-        then = _("It was tried %(tries)s times and will not be tried again: no copy was kept of %(time)s.") % {
-            "tries": run.tries,
-            "time": clock(run.slot, zone),
-        }
+    def words() -> tuple[str, str]:
+        if run.next_try_at:
+            title = _("The backup of %(vm)s failed and will be tried again")
+            then = _("It will be tried again at %(time)s.") % {"time": minute(run.next_try_at)}
+        else:
+            title = _("The backup of %(vm)s failed")
+            then = _("It was tried %(tries)s times and will not be tried again: no copy was kept of %(time)s.") % {
+                "tries": run.tries,
+                "time": minute(run.slot),
+            }
+        return title % {"vm": run.vm.name}, f"{run.reason} {then}"
+
     notices.tell(
         users=notices.people_of(run.vm.project),
         key=f"backup-run:{run.pk}:{run.tries}",
-        tone=tone,
-        title=title % {"vm": run.vm.name},
-        text=f"{run.reason} {then}",
+        tone="warning" if run.next_try_at else "danger",
+        words=words,
         url=page_of(run.schedule),
     )
 
 
 def tell_of_missed(schedule: BackupSchedule, missed: Sequence[datetime], reason: str | Promise) -> None:
-    zone = schedule.vm.project.customer.zone
-    text = ngettext(
-        "The backup of %(first)s was missed.",
-        "%(count)s backups were missed, from %(first)s to %(last)s.",
-        len(missed),
-    ) % {"count": len(missed), "first": clock(missed[0], zone), "last": clock(missed[-1], zone)}
+    def words() -> tuple[str, str]:
+        text = ngettext(
+            "The backup of %(first)s was missed.",
+            "%(count)s backups were missed, from %(first)s to %(last)s.",
+            len(missed),
+        ) % {"count": len(missed), "first": minute(missed[0]), "last": minute(missed[-1])}
+        return _("Backups of %(vm)s were missed") % {"vm": schedule.vm.name}, f"{text} {reason}"
+
     notices.tell(
         users=notices.people_of(schedule.vm.project),
         key=f"backup-missed:{schedule.pk}:{missed[-1].isoformat()}",
         tone="warning",
-        title=_("Backups of %(vm)s were missed") % {"vm": schedule.vm.name},
-        text=f"{text} {reason}",
+        words=words,
         url=page_of(schedule),
     )
-
-
-def clock(instant: datetime, zone: slots.ZoneInfo) -> str:
-    """In the customer's zone, for a text that is kept: `22 November 2026, 02:00`."""
-    return date_format(instant.astimezone(zone), "j F Y, H:i")
 
 
 def page_of(schedule: BackupSchedule) -> str:

@@ -10,6 +10,8 @@ from django.conf import settings
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
+from cng_portal.languages import digits
+
 from .models import Operation
 
 WINDOW = timedelta(hours=1)
@@ -40,6 +42,6 @@ def explain(kind: str, again_at: datetime) -> str:
         "free for. Nothing was done. Try again at %(time)s, or ask support for more."
     ) % {
         "act": Operation.Kind(kind).label,
-        "limit": settings.ACTS_PER_HOUR[kind],
-        "time": f"{local:%H:%M}",
+        "limit": digits(settings.ACTS_PER_HOUR[kind]),
+        "time": digits(f"{local:%H:%M}"),
     }

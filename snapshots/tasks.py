@@ -99,8 +99,7 @@ def tell_of_failure(operation: Operation, reason: str) -> None:
         users=[asked] if asked and asked.is_active else notices.people_of(snapshot.project),
         key=f"operation-{operation.pk}",
         tone=Notice.Tone.DANGER,
-        title=FAILURE_TITLES[Operation.Kind(operation.kind)] % {"name": snapshot.name},
-        text=reason,
+        words=lambda: (FAILURE_TITLES[Operation.Kind(operation.kind)] % {"name": snapshot.name}, reason),
         url=reverse("snapshots:snapshot", args=[snapshot.pk]),
     )
 

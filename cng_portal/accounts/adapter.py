@@ -1,7 +1,12 @@
+from typing import Any
+
 from allauth.account.adapter import DefaultAccountAdapter
 from allauth.account.models import EmailAddress
 from django.http import HttpRequest
 from django.utils.translation import gettext_lazy as _
+
+from .models import User
+from .preferences import as_read_by
 
 
 class AccountAdapter(DefaultAccountAdapter):
@@ -14,6 +19,11 @@ class AccountAdapter(DefaultAccountAdapter):
     def is_open_for_signup(self, request: HttpRequest) -> bool:
         """Customers come with a contract; administrators make their sign-ins."""
         return False
+
+    def send_mail(self, template_prefix: str, email: str, context: dict[str, Any]) -> None:
+        """In the language of who reads it, who may be another one than who asks for it."""
+        with as_read_by(User.objects.filter(email__iexact=email).first()):
+            super().send_mail(template_prefix, email, context)
 
     def can_delete_email(self, email_address: EmailAddress) -> bool:
         """Who signs in with it keeps it until another one is confirmed."""

@@ -12,8 +12,8 @@ from django.conf import settings
 from django.contrib import messages
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, resolve_url
-from django.utils import timezone
 from django.utils.http import urlencode
+from django.utils.translation import get_language
 from django.utils.translation import gettext as _
 from django_htmx.http import HttpResponseClientRedirect
 
@@ -59,12 +59,13 @@ def impersonation_is_read_only(get_response: GetResponse) -> GetResponse:
 
 
 def personal_preferences(get_response: GetResponse) -> GetResponse:
-    """Times are stored in UTC and shown in the person's zone, else the customer's; dates as the person reads them."""
+    """Times are stored in UTC and shown in the person's zone, else the customer's; dates and language are the person's."""
 
     def middleware(request: HttpRequest) -> HttpResponse:
-        user = request.user if request.user.is_authenticated else None
-        with timezone.override(user.zone if user else None), preferences.dates_as(user.date_format if user else None):
-            return get_response(request)
+        with preferences.as_read_by(request.user if request.user.is_authenticated else None):
+            response = get_response(request)
+            response.headers.setdefault("Content-Language", get_language() or settings.LANGUAGE_CODE)
+        return response
 
     return middleware
 

@@ -1,14 +1,16 @@
 """What people are told when they are not looking: a notice in the bell, and the same as an e-mail."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 
 from django.conf import settings
 from django.core.mail import EmailMessage, get_connection
 from django.db.models import QuerySet
+from django.utils import translation
 
 from .models import ROLES_THAT_CHANGE, Customer, Notice, Project, Role, User
+from .preferences import as_read_by
 
 logger = logging.getLogger(__name__)
 
@@ -36,17 +38,18 @@ def owners_of(customer: Customer) -> QuerySet[User]:
     ).distinct()
 
 
-def tell(*, users: Iterable[User], key: str, tone: str, title: str, text: str = "", url: str = "") -> None:
+def tell(*, users: Iterable[User], key: str, tone: str, words: Callable[[], tuple[str, str]], url: str = "") -> None:
     """Tell each of them once of the event that `key` names. Call it in the transaction of the event itself.
 
-    `url` is the path of the page where something can be done about it. The e-mails are sent by `send_mails`.
+    `words` gives title and text, and is asked for each person: in their language, time zone and dates. `url` is the path
+    of the page where something can be done about it. The e-mails are sent by `send_mails`.
     """
-    told = [
-        Notice(
-            user=user, key=key, tone=tone, title=title[: Notice._meta.get_field("title").max_length], text=text, url=url
-        )
-        for user in users
-    ]
+    told = []
+    for user in users:
+        with translation.override(settings.LANGUAGE_CODE), as_read_by(user):
+            title, text = words()
+        title = title[: Notice._meta.get_field("title").max_length]
+        told.append(Notice(user=user, key=key, tone=tone, title=title, text=text, url=url))
     Notice.objects.bulk_create(told, ignore_conflicts=True)
 
 

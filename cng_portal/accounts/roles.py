@@ -20,6 +20,7 @@ from django.utils.translation import gettext as _
 
 from . import activity
 from .models import Invitation, Membership, Project, Role, User
+from .preferences import as_read_by
 from .services import lock_customer, vouch_for_email
 
 logger = logging.getLogger(__name__)
@@ -206,7 +207,8 @@ def send_mails(*, now: datetime) -> int:
         if not mine.update(mailed_at=now):
             continue
         try:
-            message(invitation).send()
+            with as_read_by(User.objects.filter(email__iexact=invitation.email).first()):
+                message(invitation).send()
         except OSError:  # of which every error of the mail server is one
             Invitation.objects.filter(pk=invitation.pk).update(mailed_at=None)
             logger.exception("The invitation %s could not be sent; it will be tried again", invitation.pk)

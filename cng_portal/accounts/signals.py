@@ -1,6 +1,7 @@
 """What follows from a sign-in, a new password or a new factor: an entry in the activity log, and a notice."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from allauth.account import signals as account
@@ -43,8 +44,10 @@ def signed_in(sender: Any, request: HttpRequest, user: User, **kwargs: Any) -> N
     if not known:
         warn(
             user,
-            _("New sign-in from %(device)s") % {"device": device},
-            _("Was it not you? End the session, and change your password."),
+            lambda: (
+                _("New sign-in from %(device)s") % {"device": device},
+                _("Was it not you? End the session, and change your password."),
+            ),
             page="accounts:sessions",
         )
 
@@ -75,8 +78,10 @@ def password_changed(sender: Any, user: User, **kwargs: Any) -> None:
     record(user, "person.password")
     warn(
         user,
-        _("Your password was changed"),
-        _("Every other session was ended. Was it not you? Reset the password at once, and ask support."),
+        lambda: (
+            _("Your password was changed"),
+            _("Every other session was ended. Was it not you? Reset the password at once, and ask support."),
+        ),
     )
 
 
@@ -87,8 +92,10 @@ def email_changed(sender: Any, user: User, from_email_address: Any, to_email_add
     activity.record(act="person.email", actor=user, thing=user, before={"email": before}, after={"email": after})
     warn(
         user,
-        _("Your e-mail address is %(email)s now") % {"email": after},
-        _("It was %(email)s. Was it not you? Ask support at once.") % {"email": before},
+        lambda: (
+            _("Your e-mail address is %(email)s now") % {"email": after},
+            _("It was %(email)s. Was it not you? Ask support at once.") % {"email": before},
+        ),
     )
 
 
@@ -101,8 +108,10 @@ def factor_added(sender: Any, user: User, authenticator: Authenticator, **kwargs
     record(user, "person.factor_added", factor=factor(authenticator))
     warn(
         user,
-        _("A second factor was added: %(factor)s") % {"factor": factor(authenticator)},
-        _("Was it not you? Remove it, and change your password."),
+        lambda: (
+            _("A second factor was added: %(factor)s") % {"factor": factor(authenticator)},
+            _("Was it not you? Remove it, and change your password."),
+        ),
     )
 
 
@@ -114,8 +123,10 @@ def factor_removed(sender: Any, user: User, authenticator: Authenticator, **kwar
     record(user, "person.factor_removed", factor=factor(authenticator))
     warn(
         user,
-        _("A second factor was removed: %(factor)s") % {"factor": factor(authenticator)},
-        _("Was it not you? Change your password, and add a factor again."),
+        lambda: (
+            _("A second factor was removed: %(factor)s") % {"factor": factor(authenticator)},
+            _("Was it not you? Change your password, and add a factor again."),
+        ),
     )
 
 
@@ -123,7 +134,13 @@ def factor_removed(sender: Any, user: User, authenticator: Authenticator, **kwar
 @transaction.atomic
 def codes_made(sender: Any, user: User, **kwargs: Any) -> None:
     record(user, "person.recovery_codes")
-    warn(user, _("New recovery codes were made"), _("The old ones do not work any more. Was it not you? Ask support."))
+    warn(
+        user,
+        lambda: (
+            _("New recovery codes were made"),
+            _("The old ones do not work any more. Was it not you? Ask support."),
+        ),
+    )
 
 
 ADMIN_ACTS = {ADDITION: "admin.add", CHANGE: "admin.change", DELETION: "admin.delete"}
@@ -152,16 +169,20 @@ def record(user: User, act: str, **after: str) -> None:
     activity.record(act=act, actor=user, thing=user, after=after)
 
 
-def warn(user: User, title: str, text: str, *, page: str = "accounts:security") -> None:
+def warn(user: User, words: Callable[[], tuple[str, str]], *, page: str = "accounts:security") -> None:
     """A security notice, in the bell and by e-mail: what, from where, and what to do if it was not the person."""
     where = activity.origin()
-    came = _("From %(device)s, address %(address)s.") % {"device": where.device, "address": where.address or "–"}
+
+    def with_origin() -> tuple[str, str]:
+        title, text = words()
+        came = _("From %(device)s, address %(address)s.") % {"device": where.device, "address": where.address or "–"}
+        return title, f"{came}\n{text}"
+
     now = timezone.now()
     notices.tell(
         users=[user],
         key=f"security-{now.timestamp()}",
         tone=Notice.Tone.WARNING,
-        title=title,
-        text=f"{came}\n{text}",
+        words=with_origin,
         url=reverse(page),
     )

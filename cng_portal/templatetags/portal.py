@@ -1,7 +1,7 @@
 """Tags and filters of the portal's own components; built in, so that no template has to load them."""
 
 from collections.abc import Iterable
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from functools import cache
 from typing import Any
 
@@ -18,7 +18,7 @@ from django.utils.translation import gettext as _
 from heroicons.templatetags.heroicons import heroicon_micro, heroicon_mini, heroicon_outline, heroicon_solid
 from PIL import Image
 
-from cng_portal.accounts.preferences import date_pattern
+from cng_portal.accounts.preferences import date_pattern, month_pattern
 from cng_portal.languages import digits
 
 register = template.Library()
@@ -135,12 +135,34 @@ def exact(value: datetime) -> str:
     return digits(format_datetime(timezone.localtime(value), pattern, locale=current_locale()))
 
 
+def minute(value: datetime) -> str:
+    """The instant to the minute in the active zone, for a text that is kept: `22 Nov 2026, 02:00 UTC+06:30`."""
+    pattern = f"{date_pattern()}, HH:mm 'UTC'xxx"
+    return digits(format_datetime(timezone.localtime(value), pattern, locale=current_locale()))
+
+
 @register.filter
 def day(value: date) -> str:
     """`22 Nov 2026`, as the reader wants it; an instant is that of the active zone."""
     if isinstance(value, datetime):
         value = timezone.localtime(value).date()
     return digits(format_date(value, date_pattern(), locale=current_locale()))
+
+
+def near_day(value: date, weekday: str = "") -> str:
+    """`3 Nov`, with the year where it is another one; `weekday` is a CLDR pattern that goes before: `Tue 3 Nov`."""
+    pattern = date_pattern(with_year=value.year != timezone.localdate().year)
+    return digits(format_date(value, f"{weekday} {pattern}".strip(), locale=current_locale()))
+
+
+def month(value: date, pattern: str = "") -> str:
+    """`November 2026`, as the reader wants it, or by a CLDR pattern."""
+    return digits(format_date(value, pattern or month_pattern(), locale=current_locale()))
+
+
+def length_of(value: timedelta, **options: Any) -> str:
+    """`3 days`, in the reader's language and digits."""
+    return digits(format_timedelta(value, locale=current_locale(), **options))
 
 
 @register.filter

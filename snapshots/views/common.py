@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any
 
-from babel.dates import format_timedelta
 from django.db.models import prefetch_related_objects
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
@@ -24,7 +23,7 @@ from cng_portal.accounts.models import User
 from cng_portal.inventory.models import VirtualMachine
 from cng_portal.responses import is_fragment
 from cng_portal.responses import render_part as render_part
-from cng_portal.templatetags.portal import current_locale
+from cng_portal.templatetags.portal import length_of
 from snapshots import backups, services
 from snapshots.drivers import get_driver
 from snapshots.models import Operation, Snapshot, State
@@ -186,7 +185,7 @@ def time_left(operation: Operation, now: datetime) -> str:
     left = spent * (operation.bytes_total - operation.bytes_done) / operation.bytes_done
     if left < LEAST_SPENT:
         return _("A few seconds left")
-    return _("About %(time)s left") % {"time": format_timedelta(left, threshold=1.5, locale=current_locale())}
+    return _("About %(time)s left") % {"time": length_of(left, threshold=1.5)}
 
 
 # Before this a speed is a guess, and less than this is soon over.

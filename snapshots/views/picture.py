@@ -10,11 +10,11 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from babel.dates import format_datetime
-from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from cng_portal.templatetags.portal import current_locale
+from cng_portal.languages import digits
+from cng_portal.templatetags.portal import current_locale, near_day
 from snapshots import slots
 
 RUNS_SHOWN = 5
@@ -80,11 +80,8 @@ def in_words(instant: datetime, zone: ZoneInfo) -> tuple[str, str]:
     daylight saving changes.
     """
     local = instant.astimezone(zone)
-    day = "EEE d MMM" if local.year == timezone.localdate(timezone=zone).year else "EEE d MMM y"
-    return (
-        format_datetime(local, day, locale=current_locale()),
-        format_datetime(local, "HH:mm 'UTC'xxx", locale=current_locale()),
-    )
+    time = digits(format_datetime(local, "HH:mm 'UTC'xxx", locale=current_locale()))
+    return near_day(local.date(), "EEE"), time
 
 
 def count_of(count: int) -> str:

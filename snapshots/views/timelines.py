@@ -3,13 +3,13 @@
 from datetime import date, datetime, timedelta
 from typing import Any
 
-from babel.dates import format_date, format_timedelta
 from django.db.models import QuerySet
 from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from cng_portal.templatetags.portal import current_locale
+from cng_portal.languages import digits
+from cng_portal.templatetags.portal import length_of, month, near_day
 from snapshots.models import Snapshot
 from snapshots.timeline import MOST_TAKEN, Gap, Mark, timeline
 
@@ -42,8 +42,8 @@ def timeline_of(snapshots: QuerySet[Snapshot], *, born: datetime) -> dict[str, A
         "width": len(marks) * STEP,
         "title": title_of(found.count, more=len(taken) > MOST_TAKEN, since=marks[0].first),
         "gap": gap_of(found.gap),
-        "first": day(marks[0].first),
-        "middle": day(marks[len(marks) // 2].first),
+        "first": near_day(marks[0].first),
+        "middle": near_day(marks[len(marks) // 2].first),
         "has_failed": any(mark.failed for mark in marks),
         "has_waiting": any(mark.waiting for mark in marks),
         "unit_label": {
@@ -56,10 +56,10 @@ def timeline_of(snapshots: QuerySet[Snapshot], *, born: datetime) -> dict[str, A
 
 def title_of(count: int, *, more: bool, since: date) -> str:
     if more:
-        return _("The newest %(count)s snapshots, since %(day)s") % {"count": count, "day": day(since)}
+        return _("The newest %(count)s snapshots, since %(day)s") % {"count": digits(count), "day": near_day(since)}
     return ngettext("%(count)s snapshot since %(day)s", "%(count)s snapshots since %(day)s", count) % {
-        "count": count,
-        "day": day(since),
+        "count": digits(count),
+        "day": near_day(since),
     }
 
 
@@ -70,33 +70,25 @@ def gap_of(gap: Gap | None) -> str:
         return _("The last one is less than a day old.")
     days = round(gap.length / timedelta(days=1))
     length = (
-        ngettext("%(count)s day", "%(count)s days", days) % {"count": days}
-        if days
-        else format_timedelta(gap.length, locale=current_locale())
+        ngettext("%(count)s day", "%(count)s days", days) % {"count": digits(days)} if days else length_of(gap.length)
     )
     if gap.end is None:
         return _("The longest time without one is now: %(length)s.") % {"length": length}
     return _("The longest time without one: %(length)s, from %(start)s to %(end)s.") % {
         "length": length,
-        "start": day(timezone.localtime(gap.start).date()),
-        "end": day(timezone.localtime(gap.end).date()),
+        "start": near_day(timezone.localtime(gap.start).date()),
+        "end": near_day(timezone.localtime(gap.end).date()),
     }
-
-
-def day(value: date) -> str:
-    """`3 Nov`, with the year where it is another one."""
-    pattern = "d MMM" if value.year == timezone.localdate().year else "d MMM y"
-    return format_date(value, pattern, locale=current_locale())
 
 
 def label_of(mark: Mark, unit: str) -> str:
     """`3 Nov: 2 ready, 1 failed`."""
     if unit == "month":
-        when = format_date(mark.first, "MMMM y", locale=current_locale())
+        when = month(mark.first)
     elif unit == "week":
-        when = _("%(first)s to %(last)s") % {"first": day(mark.first), "last": day(mark.last)}
+        when = _("%(first)s to %(last)s") % {"first": near_day(mark.first), "last": near_day(mark.last)}
     else:
-        when = format_date(mark.first, "EEEE, d MMM", locale=current_locale())
+        when = near_day(mark.first, "EEEE,")
     if not mark.count:
         return _("%(when)s: none") % {"when": when}
     counts = [
@@ -104,5 +96,5 @@ def label_of(mark: Mark, unit: str) -> str:
         (mark.failed, _("%(count)s failed")),
         (mark.waiting, _("%(count)s being taken or deleted")),
     ]
-    what = ", ".join(text % {"count": count} for count, text in counts if count)
+    what = ", ".join(text % {"count": digits(count)} for count, text in counts if count)
     return _("%(when)s: %(what)s") % {"when": when, "what": what}

@@ -25,7 +25,8 @@ def person() -> User:
 
 
 def tell(*people: User, key: str = "event") -> None:
-    notices.tell(users=people, key=key, tone=Notice.Tone.WARNING, title="A backup was missed", text="Why", url="/x/")
+    words = ("A backup was missed", "Why")
+    notices.tell(users=people, key=key, tone=Notice.Tone.WARNING, words=lambda: words, url="/x/")
 
 
 @pytest.mark.both_databases

@@ -27,7 +27,8 @@ def person() -> User:
 
 
 def details(**answers: str) -> dict[str, str]:
-    return {"name": "Aye", "time_zone": "", "date_format": DateFormat.WORDS, "theme": ""} | answers
+    own = {"name": "Aye", "language": "en", "time_zone": "", "date_format": DateFormat.WORDS, "theme": ""}
+    return own | answers
 
 
 def test_times_and_dates_are_shown_as_the_person_wants_them(person: User, client_for: Callable[..., Client]) -> None:
@@ -40,7 +41,9 @@ def test_times_and_dates_are_shown_as_the_person_wants_them(person: User, client
 
 def test_the_theme_comes_with_the_page_and_is_remembered(person: User, client_for: Callable[..., Client]) -> None:
     client = client_for(person)
-    assert "data-bs-theme" not in client.get("/").text
+    page = client.get("/").text
+    assert "data-bs-theme" not in page
+    assert '<html lang="en" data-theme="system">' in page
     assert client.post(reverse("accounts:choose_theme"), {"theme": "dark"}).status_code == 204
     assert '<html lang="en" data-bs-theme="dark" data-theme="dark">' in client_for(person).get("/").text
     assert client.post(reverse("accounts:choose_theme"), {"theme": "pink"}).status_code == 400

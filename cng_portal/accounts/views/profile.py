@@ -10,9 +10,10 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
-from cng_portal.accounts import activity, impersonation, sessions
+from cng_portal.accounts import activity, impersonation, preferences, sessions
 from cng_portal.accounts.forms import DetailsForm, ThemeForm
 from cng_portal.accounts.models import Activity, User
+from cng_portal.languages import keep_language
 
 from .common import tabs
 
@@ -31,8 +32,11 @@ def profile(request: HttpRequest) -> HttpResponse:
             if form.changed_data:
                 after = {name: form.cleaned_data[name] for name in form.changed_data}
                 activity.record(act="person.change", actor=mine, thing=mine, before=before, after=after)
-        messages.success(request, _("Your details are saved."))
-        return redirect("accounts:profile")
+        with preferences.as_read_by(mine):
+            messages.success(request, _("Your details are saved."))
+        response = redirect("accounts:profile")
+        keep_language(request, response, mine.language)
+        return response
     return render(request, "accounts/profile.html", {"form": form, "tabs": tabs(request)})
 
 

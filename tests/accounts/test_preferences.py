@@ -1,0 +1,210 @@
+"""Language, time zone and dates are the person's: on every page, in the bell, in the e-mails."""
+
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime, time, timedelta
+from html import unescape
+from pathlib import Path
+
+import pytest
+from django.conf import settings
+from django.core import mail
+from django.test import Client
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.translation import gettext as _
+
+from billing import services as billing
+from billing.models import ServiceKind
+from cng_portal.accounts import notices, roles
+from cng_portal.accounts.models import DateFormat, Notice, User
+from cng_portal.accounts.preferences import as_read_by
+from cng_portal.accounts.signals import warn
+from cng_portal.templatetags.portal import month
+from snapshots import backups, wizard
+from snapshots.models import SERVICE_KINDS, Kind
+from snapshots.views.picture import in_words
+from snapshots.views.timelines import near_day
+from tests.factories import (
+    BackupRunFactory,
+    BackupScheduleFactory,
+    InvitationFactory,
+    NoticeFactory,
+    ProjectFactory,
+    SnapshotFactory,
+    UserFactory,
+    VolumeFactory,
+)
+from tests.snapshots.disks import content, put_volume, sell_everywhere
+
+pytestmark = pytest.mark.django_db
+
+IN_WORDS = re.compile(
+    r"\b\d{1,2} (?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]*\b"
+    r"|\b(?:January|February|March|April|May|June|July|August|September|October|November|December) \d{4}"
+)
+LONG_AGO = datetime(2025, 3, 4, 20, tzinfo=UTC)
+
+
+@pytest.fixture
+def person() -> User:
+    return UserFactory(member_of=ProjectFactory(customer__postpaid=True, customer__time_zone="Asia/Yangon"))
+
+
+def text_of(client: Client, path: str) -> str:
+    """What is read on a page and in its labels, without the pictures of the date formats in the profile."""
+    response = client.get(path)
+    assert response.status_code == 200, (path, response.get("Location"))
+    html = response.text
+    main = html[html.index("<main") : html.index("</main>")]
+    labels = " ".join(re.findall(r'aria-label="([^"]*)"', main))
+    return unescape(f"{re.sub(r'<[^>]+>', ' ', main)} {labels}")
+
+
+def test_no_page_says_a_date_in_another_way_than_the_person_wants(
+    person: User, client_for: Callable[..., Client], storage_root: Path
+) -> None:
+    project = person.projects.get()
+    volume = VolumeFactory(project=project, attached=True, created_at=LONG_AGO)
+    put_volume(storage_root, volume, content(b"bytes"))
+    for kind in SERVICE_KINDS.values():
+        sell_everywhere(kind=kind)
+    snapshot = SnapshotFactory(volume=volume, created_at=LONG_AGO, ready_at=LONG_AGO)
+    SnapshotFactory(volume=volume)
+    billing.open_segment(
+        resource_id=snapshot.pk,
+        kind=ServiceKind.BS_SNAPSHOT,
+        name=snapshot.name,
+        project=project,
+        location=volume.location,
+        size_gb=1,
+        at=timezone.now() - timedelta(days=1),
+    )
+    schedule = BackupScheduleFactory(vm=volume.vm, monthly=True)
+    BackupRunFactory(schedule=schedule)
+    BackupRunFactory(schedule=schedule, waiting=True)
+    NoticeFactory(user=person, created_at=LONG_AGO)
+    InvitationFactory(project=project, invited_by=person)
+    draft = wizard.start(person, kind=Kind.BACKUP, source=volume.vm)
+    draft.interval, draft.at, draft.weekday = "weekly", time(2), 2
+    draft.save()
+    client = client_for(person)
+    paths = [
+        "/",
+        "/snapshots/",
+        "/snapshots/?view=cards",
+        reverse("snapshots:snapshot", args=[snapshot.pk]),
+        "/volumes/",
+        reverse("snapshots:volume", args=[volume.pk]),
+        "/instances/",
+        reverse("snapshots:machine", args=[volume.vm_id]),
+        "/backups/",
+        "/backups/schedules/",
+        reverse("snapshots:schedule", args=[schedule.pk]),
+        reverse("snapshots:edit_schedule", args=[schedule.pk]),
+        *(wizard.url(draft, slug) for slug in wizard.slugs(draft)),
+        *(f"/billing/{name}" for name in ("", "subscriptions/", "credits/", "transactions/", "statement/")),
+        "/notices/",
+        *(reverse(f"accounts:{name}") for name in ("security", "sessions", "sign_ins", "activity", "people")),
+    ]
+    User.objects.update(date_format=DateFormat.ISO)
+    said = {path: text_of(client, path) for path in paths}
+    assert {path: IN_WORDS.findall(text) for path, text in said.items() if IN_WORDS.search(text)} == {}
+    assert "2025-03-05, 02:30:00 UTC+06:30" in said[reverse("snapshots:snapshot", args=[snapshot.pk])]
+    assert f"{timezone.localtime():%Y-%m}" in said["/billing/"]
+    User.objects.update(date_format=DateFormat.WORDS)  # the same pages, so that a date that is not found is no proof
+    assert sum(bool(IN_WORDS.search(text_of(client, path))) for path in paths) >= 10
+
+
+@pytest.mark.parametrize(
+    ("date_format", "near", "far", "run", "whole_month"),
+    [
+        (DateFormat.WORDS, "3 Nov", "3 Nov 2025", "Tue 3 Nov", "November 2026"),
+        (DateFormat.ISO, "2026-11-03", "2025-11-03", "Tue 2026-11-03", "2026-11"),
+        (DateFormat.DAY_FIRST, "03/11/2026", "03/11/2025", "Tue 03/11/2026", "11/2026"),
+        (DateFormat.MONTH_FIRST, "11/03/2026", "11/03/2025", "Tue 11/03/2026", "11/2026"),
+    ],
+)
+def test_days_runs_and_months_follow_the_person(
+    person: User, time_machine, date_format: DateFormat, near: str, far: str, run: str, whole_month: str
+) -> None:
+    time_machine.move_to(datetime(2026, 11, 22, 12, tzinfo=UTC))
+    person.date_format = date_format
+    at = datetime(2026, 11, 3, 1, tzinfo=UTC)
+    with as_read_by(person):
+        assert near_day(at.date()) == near
+        assert near_day(at.date().replace(year=2025)) == far
+        assert in_words(at, person.zone)[0] == run
+        assert month(at.date()) == whole_month
+
+
+def test_the_language_is_the_persons_in_every_browser(person: User, client_for: Callable[..., Client]) -> None:
+    client_for(person).post(reverse("language"), {"language": "my"})
+    page = client_for(person).get("/snapshots/")
+    assert '<html lang="my"' in page.text
+    assert page["Content-Language"] == "my"
+    answers = {"name": "", "language": "en", "time_zone": "", "date_format": DateFormat.WORDS, "theme": ""}
+    client = client_for(person)
+    client.post(reverse("accounts:profile"), answers)
+    assert '<html lang="en"' in client_for(person).get("/").text
+    assert client.cookies[settings.LANGUAGE_COOKIE_NAME].value == "en"
+
+
+def test_who_is_signed_out_has_the_language_of_the_browser(person: User, client_for: Callable[..., Client]) -> None:
+    client = Client()
+    client.cookies[settings.LANGUAGE_COOKIE_NAME] = "my"
+    assert '<html lang="my"' in client.get(reverse("account_login")).text
+    client.force_login(person)
+    assert '<html lang="my"' in client.get("/").text  # as long as nothing else was chosen
+    assert client.get(reverse("accounts:profile")).context["form"]["language"].value() == "my"
+    User.objects.update(language="en")
+    assert '<html lang="en"' in client.get("/").text
+
+
+def test_a_language_that_there_is_not_changes_nothing(person: User, client_for: Callable[..., Client]) -> None:
+    client = client_for(person)
+    client.post(reverse("language"), {"language": "xx"})
+    person.refresh_from_db()
+    assert person.language == ""
+    wrong = client.post(
+        reverse("accounts:profile"),
+        {"name": "Aye", "language": "xx", "time_zone": "", "date_format": DateFormat.WORDS, "theme": ""},
+    )
+    assert wrong.context["form"].errors["language"]
+    assert 'value="Aye"' in wrong.text
+
+
+def test_a_notice_and_its_mail_speak_to_each_person_in_their_own_way(person: User) -> None:
+    other = UserFactory(
+        member_of=person.projects.get(), language="my", date_format=DateFormat.ISO, time_zone="Europe/Berlin"
+    )
+    schedule = BackupScheduleFactory(vm__project=person.projects.get(), vm__name="web-1")
+    backups.tell_of_missed(schedule, [datetime(2026, 11, 21, 19, 30, tzinfo=UTC)], "The storage was full.")
+    assert person.notices.get().text == ("The backup of 22 Nov 2026, 02:00 UTC+06:30 was missed. The storage was full.")
+    theirs = other.notices.get()
+    assert "၂၀၂၆-၁၁-၂၁, ၂၀:၃၀ UTC+၀၁:၀၀" in theirs.text
+    assert theirs.title == "web-1 ၏ backup များ လွတ်သွားသည်"
+    notices.send_mails(now=timezone.now())
+    assert {message.to[0]: message.subject for message in mail.outbox} == {
+        person.email: "1CNG: Backups of web-1 were missed",
+        other.email: f"1CNG: {theirs.title}",
+    }
+
+
+def test_mails_of_the_sign_in_are_in_the_language_of_who_gets_them(person: User) -> None:
+    User.objects.filter(pk=person.pk).update(language="my")
+    Client().post(reverse("account_reset_password"), {"email": person.email})
+    assert "စကားဝှက်" in mail.outbox[0].subject
+    InvitationFactory(project=ProjectFactory(name="Disks"), email=person.email, invited_by__name="Mya")
+    InvitationFactory(project=ProjectFactory(name="Disks"), email="somebody@example.com", invited_by__name="Mya")
+    roles.send_mails(now=timezone.now())
+    assert [message.subject for message in mail.outbox[1:]] == [
+        "1CNG: Mya က “Disks” သို့ ဖိတ်ခေါ်ထားသည်",
+        "1CNG: Mya invites you to “Disks”",
+    ]
+
+
+def test_a_security_notice_is_in_the_language_of_the_person(person: User) -> None:
+    User.objects.filter(pk=person.pk).update(language="my")
+    warn(User.objects.get(pk=person.pk), lambda: (_("Your password was changed"), ""))
+    assert Notice.objects.get().title == "သင့်စကားဝှက် ပြောင်းလဲပြီးပါပြီ"

@@ -1,0 +1,78 @@
+"""The theme is the person's: no other one is seen for a moment, and nothing older in the browser decides."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django.urls import reverse
+from playwright.sync_api import Page, expect
+
+from cng_portal.accounts.models import User
+from tests.factories import ProjectFactory, UserFactory
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+# The ground of the page at every frame, from the first on that has any.
+WATCH = """
+    window.grounds = new Set();
+    const look = () => {
+        if (document.body) window.grounds.add(getComputedStyle(document.body).backgroundColor);
+        requestAnimationFrame(look);
+    };
+    requestAnimationFrame(look);
+"""
+GROUND = "getComputedStyle(document.body).backgroundColor"
+LIGHT, DARK = "light", "dark"
+
+
+@pytest.fixture
+def person(sign_in: Callable[..., Any]) -> User:
+    person = UserFactory(member_of=ProjectFactory())
+    sign_in(person)
+    return person
+
+
+@pytest.mark.parametrize(
+    ("chosen", "system", "earlier", "shown"),
+    [("", DARK, LIGHT, DARK), ("", LIGHT, DARK, LIGHT), (LIGHT, DARK, DARK, LIGHT), (DARK, LIGHT, LIGHT, DARK)],
+)
+def test_the_persons_choice_is_there_from_the_first_frame_on(
+    page: Page, person: User, chosen: str, system: str, earlier: str, shown: str
+) -> None:
+    page.goto(reverse("help:index"))
+    page.evaluate("theme => localStorage.setItem('theme', theme)", earlier)
+    User.objects.update(theme=chosen)
+    page.emulate_media(color_scheme=system)
+    page.add_init_script(WATCH)
+    page.goto("/")
+    page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    assert page.evaluate("[...window.grounds]") == [page.evaluate(GROUND)]
+    assert page.locator("html").get_attribute("data-bs-theme") == shown
+    # and so are the pages before the sign-in, in this browser
+    assert page.evaluate("localStorage.getItem('theme')") == (chosen or None)
+
+
+def test_as_the_system_has_it_takes_back_the_switch(page: Page, person: User) -> None:
+    page.emulate_media(color_scheme=LIGHT)
+    page.goto(reverse("accounts:profile"))
+    with page.expect_response("**/theme/"):
+        page.get_by_role("button", name="Dark theme").click()
+    page.reload()
+    expect(page.locator("html")).to_have_attribute("data-bs-theme", DARK)
+    page.get_by_label("As the system has it").check()
+    page.get_by_role("button", name="Save").click()
+    expect(page.get_by_text("Your details are saved.")).to_be_visible()
+    expect(page.locator("html")).to_have_attribute("data-bs-theme", LIGHT)
+    page.context.clear_cookies()
+    page.goto("/accounts/login/")
+    expect(page.locator("html")).to_have_attribute("data-bs-theme", LIGHT)
+
+
+def test_a_choice_on_another_tab_is_followed(page: Page, person: User) -> None:
+    page.emulate_media(color_scheme=LIGHT)
+    page.goto("/")
+    tab = page.context.new_page()
+    tab.emulate_media(color_scheme=LIGHT)
+    tab.goto("/notices/")
+    tab.get_by_role("button", name="Dark theme").click()
+    expect(page.locator("html")).to_have_attribute("data-bs-theme", DARK)
