@@ -10,7 +10,8 @@ snapshot of the portal that was deleted in the cloud gets `missing_since`. One t
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -138,7 +139,8 @@ def sync_location(location: Location, *, now: datetime | None = None) -> Report:
 
 def record_projects(location: Location, found: list[FoundProject], since: datetime) -> None:
     rows = [
-        CloudProject(location=location, external_id=project.ref, name=one_line(project.name, 255)) for project in found
+        CloudProject(location=location, external_id=project.ref, name=one_line(project.name, 255))
+        for project in sorted(found, key=lambda project: project.ref)  # two looks wait in the same order
     ]
     CloudProject.objects.bulk_create(
         rows,
@@ -165,19 +167,34 @@ def sync_project(look: Look, driver: Driver, inventory: Inventory, *, is_own: bo
         return
     if is_own:  # what the portal made here before it knew the name of its own project
         nameless = Volume.objects.filter(location=look.location, backend_project="").exclude(backend_ref="")
-        nameless.update(backend_project=ref)
+        with turn_of(look):
+            nameless.update(backend_project=ref)
     servers = inventory.pages_of_servers(ref)
     for machines in servers or ():
-        save_machines(look, machines)
+        with turn_of(look):
+            save_machines(look, machines)
     for volumes in inventory.pages_of_volumes(ref):
-        save_volumes(look, volumes, machines_by_attachment=servers is None)
+        with turn_of(look):
+            save_volumes(look, volumes, machines_by_attachment=servers is None)
     for snapshots in inventory.pages_of_snapshots(ref):
-        save_snapshots(look, snapshots)
+        with turn_of(look):
+            save_snapshots(look, snapshots)
     mark_gone(look)
     charge_by_rule(look)
     driver.remove_leftovers(ref)
     finished = CloudProject.objects.filter(Q(synced_at=None) | Q(synced_at__lt=look.since), pk=cloud_project.pk)
     finished.update(synced_at=look.since)
+
+
+@contextmanager
+def turn_of(look: Look) -> Iterator[None]:
+    """The customer's lock for a page of rows: two looks that write the same rows in different orders would wait for each
+    other for ever, and a name that is free stays so until it is taken.
+    """
+    assert look.cloud_project.project is not None  # nothing of an unmapped one is read
+    with transaction.atomic():
+        lock_customer(look.cloud_project.project.customer_id)
+        yield
 
 
 # --- machines --------------------------------------------------------------------------------------------------------
@@ -324,52 +341,51 @@ def take_in_own(look: Look, found: list[FoundVolume]) -> list[FoundVolume]:
 
 def save_snapshots(look: Look, found: list[FoundSnapshot]) -> None:
     by_ref = {snapshot.ref: snapshot for snapshot in found}
-    strange = strangers(look, by_ref)
-    refs = {snapshot.volume_ref for snapshot in strange.values()}
+    new = list(strangers(look, by_ref).values())
     volumes = {
         volume.backend_ref: volume
-        for volume in Volume.objects.filter(**look.place, backend_ref__in=refs, deleted_at=None)
-    }
-    if not strange or not volumes:
-        return
-    assert look.cloud_project.project is not None  # nothing of an unmapped one is read
-    customer_id = look.cloud_project.project.customer_id
-    with transaction.atomic():
-        lock_customer(customer_id)  # names are free, and another look has not imported them, until this has ended
-        new = [one for one in strangers(look, strange).values() if one.volume_ref in volumes]
-        names = free_names(customer_id, new)
-        snapshots = [
-            Snapshot(
-                kind=Kind.VOLUME,
-                customer_id=customer_id,
-                project_id=volumes[one.volume_ref].project_id,
-                location=look.location,
-                volume=volumes[one.volume_ref],
-                name=names[one.ref],
-                name_key=name_key(names[one.ref]),
-                consistency=Consistency.PER_DISK.value,
-                size_gb=one.size_gb,
-                state=State.READY,
-                made_outside=True,
-                created_at=one.created_at,
-                ready_at=one.created_at,
-            )
-            for one in new
-        ]
-        Snapshot.objects.bulk_create(snapshots)
-        DiskImage.objects.bulk_create(
-            DiskImage(
-                id=snapshot.pk,
-                snapshot=snapshot,
-                volume=volumes[one.volume_ref],
-                volume_name=volumes[one.volume_ref].name,
-                size_gb=one.size_gb,
-                backend_ref=one.ref,
-                captured_at=one.created_at,
-                seen_at=look.since,
-            )
-            for one, snapshot in zip(new, snapshots, strict=True)
+        for volume in Volume.objects.filter(
+            **look.place, backend_ref__in={snapshot.volume_ref for snapshot in new}, deleted_at=None
         )
+    }
+    new = [one for one in new if one.volume_ref in volumes]
+    if not new:
+        return
+    assert look.cloud_project.project is not None
+    customer_id = look.cloud_project.project.customer_id
+    names = free_names(customer_id, new)
+    snapshots = [
+        Snapshot(
+            kind=Kind.VOLUME,
+            customer_id=customer_id,
+            project_id=volumes[one.volume_ref].project_id,
+            location=look.location,
+            volume=volumes[one.volume_ref],
+            name=names[one.ref],
+            name_key=name_key(names[one.ref]),
+            consistency=Consistency.PER_DISK.value,
+            size_gb=one.size_gb,
+            state=State.READY,
+            made_outside=True,
+            created_at=one.created_at,
+            ready_at=one.created_at,
+        )
+        for one in new
+    ]
+    Snapshot.objects.bulk_create(snapshots)
+    DiskImage.objects.bulk_create(
+        DiskImage(
+            id=snapshot.pk,
+            snapshot=snapshot,
+            volume=volumes[one.volume_ref],
+            volume_name=volumes[one.volume_ref].name,
+            size_gb=one.size_gb,
+            backend_ref=one.ref,
+            captured_at=one.created_at,
+            seen_at=look.since,
+        )
+        for one, snapshot in zip(new, snapshots, strict=True)
+    )
     look.report.snapshots_new += len(new)
 
 
@@ -406,14 +422,16 @@ def mark_gone(look: Look) -> None:
     """What was there when the look began and was not found. What an operation has just written is left to the next."""
     old = Q(**look.place, created_at__lt=look.since, deleted_at=None) & ~Q(backend_ref="") & look.unseen
     written = Operation.objects.filter(Q(finished_at=None) | Q(finished_at__gte=look.since), volume=OuterRef("pk"))
-    look.report.volumes_gone += Volume.objects.filter(old).exclude(Exists(written)).update(deleted_at=look.since)
-    look.report.machines_gone += VirtualMachine.objects.filter(old).update(deleted_at=look.since)
+    with turn_of(look):
+        look.report.volumes_gone += Volume.objects.filter(old).exclude(Exists(written)).update(deleted_at=look.since)
+        look.report.machines_gone += VirtualMachine.objects.filter(old).update(deleted_at=look.since)
 
     absent = Exists(look.disks.filter(look.unseen, snapshot=OuterRef("pk")))
     gone = look.snapshots.filter(absent, ready_at__lt=look.since)
     look.report.snapshots_gone += end_outside(look, gone.filter(made_outside=True))
     missing = gone.filter(made_outside=False, missing_since=None)
-    look.report.snapshots_gone += missing.update(missing_since=look.since)
+    with turn_of(look):
+        look.report.snapshots_gone += missing.update(missing_since=look.since)
     back = look.snapshots.filter(~absent, missing_since__lt=look.since)
     for snapshot in back.select_related("location", "project").iterator(chunk_size=500):
         look.report.snapshots_back += bring_back(snapshot, back, look.since)
@@ -423,15 +441,13 @@ def end_outside(look: Look, gone: QuerySet[Snapshot]) -> int:
     """What was made and deleted there is deleted here as well, and charged until now."""
     ended = {"state": State.DELETED, "delete_requested_at": look.since, "deleted_at": look.since}
     charged = gone.filter(Exists(open_segments()))
-    assert look.cloud_project.project is not None
     count = 0
     for snapshot in charged.iterator(chunk_size=500):
         with transaction.atomic():
             lock_customer(snapshot.customer_id)
             close_segment(snapshot, look.since)
             count += gone.filter(pk=snapshot.pk).update(**ended)
-    with transaction.atomic():
-        lock_customer(look.cloud_project.project.customer_id)  # so that nobody begins to charge them
+    with turn_of(look):  # so that nobody begins to charge them
         return count + gone.exclude(Exists(open_segments())).update(**ended)
 
 

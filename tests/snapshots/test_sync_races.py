@@ -1,0 +1,217 @@
+"""Several looks into one cloud at once, and looks while customers act: nothing twice, nothing lost, nobody stuck.
+
+The cloud is a list that the test writes; that real ones are read rightly is proved in tests/openstack/test_sync.py.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from threading import Barrier
+from typing import Any
+
+import pytest
+from django.db import connections
+from django.utils import timezone
+
+from billing.models import UsageSegment
+from cng_portal.accounts.models import Membership
+from cng_portal.inventory.models import CloudProject, Location, Volume
+from snapshots import services
+from snapshots.drivers.inventory import FoundProject, FoundServer, FoundSnapshot, FoundVolume, Inventory, Use
+from snapshots.drivers.local import LocalDriver
+from snapshots.models import Operation, Snapshot, State
+from snapshots.sync import sync_location
+from tests.factories import LocationFactory, MembershipFactory
+from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sell_everywhere
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
+
+LOOKS = 6
+BORN = timezone.now() - timedelta(days=1)
+
+
+class Cloud(LocalDriver, Inventory):
+    """A cloud with one project, whose lists are what the test says; captures are files."""
+
+    listed_volumes: list[FoundVolume] = []
+    listed_snapshots: list[FoundSnapshot] = []
+    page = 120
+
+    def find_projects(self) -> list[FoundProject]:
+        return [FoundProject(ref="0a1b2c", name="shop", is_own=False)]
+
+    def use_of(self, backend_project: str) -> Use:
+        return Use(volumes=0, volume_quota=-1, snapshots=0, snapshot_quota=-1, gb=0, gb_quota=-1)
+
+    def pages_of_volumes(self, backend_project: str) -> Iterator[list[FoundVolume]]:
+        yield from (
+            self.listed_volumes[start : start + self.page] for start in range(0, len(self.listed_volumes), self.page)
+        )
+
+    def pages_of_snapshots(self, backend_project: str) -> Iterator[list[FoundSnapshot]]:
+        yield from (
+            self.listed_snapshots[start : start + self.page]
+            for start in range(0, len(self.listed_snapshots), self.page)
+        )
+
+    def pages_of_servers(self, backend_project: str) -> Iterator[list[FoundServer]] | None:
+        return None
+
+
+def volume_of(number: int, name: str = "data") -> FoundVolume:
+    return FoundVolume(
+        ref=f"volume-{number}",
+        name=f"{name} {number}",
+        size_gb=1,
+        is_ready=True,
+        is_being_made=False,
+        server_ref="",
+        position=0,
+        portal_uuid=None,
+        created_at=BORN,
+    )
+
+
+def snapshot_of(number: int, name: str = "by hand") -> FoundSnapshot:
+    return FoundSnapshot(
+        ref=f"snapshot-{number}",
+        name=name,
+        volume_ref=f"volume-{number}",
+        size_gb=1,
+        portal_uuid=None,
+        created_at=BORN,
+    )
+
+
+@pytest.fixture
+def member() -> Membership:
+    return MembershipFactory(project__customer__postpaid=True)
+
+
+@pytest.fixture
+def location(settings: Any, tmp_path: Any, member: Membership, monkeypatch: pytest.MonkeyPatch) -> Location:
+    settings.STORAGE = {"cloud": {"driver": f"{__name__}.Cloud", "options": {"root": str(tmp_path / "cloud")}}}
+    monkeypatch.setattr(Cloud, "listed_volumes", [])
+    monkeypatch.setattr(Cloud, "listed_snapshots", [])
+    location = LocationFactory(driver="cloud", charges_outside=True)
+    CloudProject.objects.create(location=location, external_id="0a1b2c", name="shop", project=member.project)
+    sell_everywhere()
+    return location
+
+
+def at_once(*acts: Callable[[], Any]) -> list[Any]:
+    """The results of all, each in a thread with its own connection, begun at the same moment; a refusal is a result."""
+    barrier = Barrier(len(acts))
+
+    def one(act: Callable[[], Any]) -> Any:
+        try:
+            barrier.wait()
+            return act()
+        except services.Refusal as refusal:
+            return refusal
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(len(acts)) as pool:
+        return list(pool.map(one, acts))
+
+
+def open_segments() -> int:
+    return UsageSegment.objects.filter(ended_at=None).count()
+
+
+def test_six_looks_at_once_do_nothing_twice_and_do_not_block_each_other(location: Location) -> None:
+    count = 400
+    looks = [lambda: sync_location(Location.objects.get())] * LOOKS
+
+    Cloud.listed_volumes = [volume_of(number) for number in range(count)]
+    Cloud.listed_snapshots = [snapshot_of(number) for number in range(count)]
+    at_once(*looks)
+    assert (Volume.objects.count(), Snapshot.objects.count(), open_segments()) == (count, count, count)
+
+    # everything is renamed, and read in another order each time
+    Cloud.listed_volumes = [volume_of(number, "renamed") for number in reversed(range(count))]
+    at_once(*looks)
+    assert set(Volume.objects.values_list("name", flat=True)) == {f"renamed {number}" for number in range(count)}
+
+    # half of it vanishes
+    Cloud.listed_volumes, Cloud.listed_snapshots = (
+        Cloud.listed_volumes[: count // 2],
+        Cloud.listed_snapshots[: count // 2],
+    )
+    at_once(*looks)
+    assert Volume.objects.present().count() == count // 2
+    assert Snapshot.objects.filter(state=State.DELETED).count() == Snapshot.objects.filter(state=State.READY).count()
+    assert (UsageSegment.objects.count(), open_segments()) == (count, count // 2)
+
+    # the rule changes
+    Location.objects.update(charges_outside=False)
+    at_once(*looks)
+    assert (UsageSegment.objects.count(), open_segments()) == (count, 0)
+    assert sync_location(Location.objects.get()).changes == {}
+
+
+def test_what_vanishes_while_customers_delete_it_is_deleted_once_and_charged_until_then(
+    location: Location, member: Membership
+) -> None:
+    count = 12
+    Cloud.listed_volumes = [volume_of(number) for number in range(count)]
+    Cloud.listed_snapshots = [snapshot_of(number) for number in range(count)]
+    sync_location(location)
+    found = list(Snapshot.objects.all())
+    assert (len(found), open_segments()) == (count, count)
+
+    Cloud.listed_snapshots = []
+    deletions = [lambda one=one: services.request_deletion(snapshot=one, user=member.user) for one in found]
+    at_once(*deletions, *[lambda: sync_location(Location.objects.get())] * 3)
+    carry_out_what_waits()
+    assert set(Snapshot.objects.values_list("state", flat=True)) == {State.DELETED}
+    assert (UsageSegment.objects.count(), open_segments()) == (count, 0)
+    assert not Operation.objects.exclude(state=Operation.State.SUCCEEDED).exists()
+    assert sync_location(location).changes == {}
+
+
+def test_a_name_that_a_customer_and_a_look_want_at_once_is_taken_once(
+    location: Location, member: Membership, tmp_path: Path
+) -> None:
+    Cloud.listed_volumes = [volume_of(1)]
+    sync_location(location)
+    volume = Volume.objects.get()
+    put_volume(tmp_path / "cloud", volume, content(b"bytes"))
+    for turn in range(4):
+        name = f"nightly {turn}"
+        Cloud.listed_snapshots = [replace(snapshot_of(1, name), ref=f"{turn}")]
+        mine, _report = at_once(
+            lambda name=name: services.request_snapshot(source=volume, name=name, user=member.user),
+            lambda: sync_location(Location.objects.get()),
+        )
+        outside = Snapshot.objects.get(made_outside=True, deleted_at=None)
+        assert isinstance(mine, services.NotFree) is (outside.name == name)
+        assert outside.name in (name, f"{name} {turn}")
+        carry_out_what_waits()
+
+
+def test_what_came_back_while_a_customer_deletes_it_costs_nothing_any_more(
+    location: Location, member: Membership, tmp_path: Path
+) -> None:
+    Location.objects.update(charges_missing=False)
+    Cloud.listed_volumes = [volume_of(1)]
+    sync_location(location)
+    volume = Volume.objects.get()
+    put_volume(tmp_path / "cloud", volume, content(b"bytes"))
+    for turn in range(4):
+        snapshot = services.request_snapshot(source=volume, name=f"nightly {turn}", user=member.user)
+        carry_out_what_waits()
+        Cloud.listed_snapshots = []
+        assert sync_location(Location.objects.get()).snapshots_gone == 1
+        assert open_segments() == 0
+        Cloud.listed_snapshots = [replace(snapshot_of(1), portal_uuid=snapshot.pk)]
+        at_once(
+            lambda snapshot=snapshot: services.request_deletion(snapshot=snapshot, user=member.user),
+            *[lambda: sync_location(Location.objects.get())] * 2,
+        )
+        carry_out_what_waits()
+        snapshot.refresh_from_db()
+        assert (snapshot.state, open_segments()) == (State.DELETED, 0)
