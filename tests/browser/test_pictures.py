@@ -10,10 +10,11 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from django.conf import settings
-from django.urls import reverse
+from django.urls import resolve, reverse
 from django.utils import timezone
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page
@@ -25,6 +26,7 @@ from cng_portal.inventory.models import Region, Volume
 from cng_portal.templatetags.portal import picture_size
 from snapshots import wizard
 from snapshots.models import Kind, Snapshot
+from tests.browser import screens
 from tests.factories import (
     DiskImageFactory,
     LocationFactory,
@@ -36,6 +38,7 @@ from tests.factories import (
     VMSnapshotFactory,
     VolumeFactory,
 )
+from tests.permissions import TABLE
 from tests.snapshots.disks import content, put_volume
 
 HELP = settings.BASE_DIR / "static" / "help"
@@ -210,75 +213,58 @@ def test_the_pictures_of_the_guide(
 LOOKS = [(scheme, width) for scheme in ("light", "dark") for width in (1440, 768, 360)]
 
 
-def pages(member: Membership) -> dict[str, str]:
-    data, snapshots = Volume.objects.get(name="db-01-data"), Snapshot.objects
-    ready, machine = snapshots.get(name="before the update"), snapshots.get(kind=Kind.VM)
-    running, failed = snapshots.get(state="creating"), snapshots.get(state="failed")
-    found = {
-        "dashboard": "/",
-        "snapshots": "/snapshots/?view=table",
-        "snapshots-cards": "/snapshots/?view=cards",
-        "snapshots-nothing-found": "/snapshots/?q=nothing",
-        "vm-snapshots": "/snapshots/vm/?view=table",
-        "delete-many": f"/snapshots/delete/?id={ready.pk}&id={failed.pk}",
-        "volumes": "/volumes/",
-        "volume": reverse("snapshots:volume", args=[data.pk]),
-        "machines": reverse("snapshots:machines"),
-        "machine": reverse("snapshots:machine", args=[data.vm_id]),
-        "backups": "/backups/",
-        "schedules": "/backups/schedules/",
-        "profile": "/profile/",
-        "security": "/profile/security/",
-        "sessions": "/profile/sessions/",
-        "sign-ins": "/profile/sign-ins/",
-        "activity": "/profile/activity/",
-        "limits": "/profile/limits/",
-        "people": "/people/",
-        "notices": "/notices/",
-        "password": "/accounts/password/change/",
-        "not-there": "/nowhere/",
-        "help": "/help/",
-    }
-    for slug in ("create-volume-snapshot", "create-vm-snapshot", "create-backup", "restore", "billing", "keyboard"):
-        found[f"help-{slug}"] = reverse("help:guide", args=[slug])
-    for name in ("summary", "subscriptions", "credits", "transactions", "statement"):
-        found[f"billing-{name}"] = reverse(f"billing:{name}")
-    for name, one in {"ready": ready, "running": running, "failed": failed, "machine": machine}.items():
-        found[f"snapshot-{name}"] = reverse("snapshots:snapshot", args=[one.pk])
-    for act in ("rename", "delete", "restore", "new_volume", "verify"):
-        found[f"act-{act}"] = reverse(f"snapshots:{act}", args=[ready.pk])
-    found["act-new_machine"] = reverse("snapshots:new_machine", args=[machine.pk])
-    for slug, address in steps(member, data).items():
-        found[f"wizard-{slug}"] = address
-    for slug, address in steps(member, data.vm, Kind.BACKUP).items():
-        found[f"backup-{slug}"] = address
-    found["wizard-instance"] = steps(member, data.vm)["instance"]
-    return found
+@pytest.fixture
+def seen(member: Membership, storage_root: Path) -> dict[str, screens.Account]:
+    screens.fill(member, storage_root)
+    return screens.accounts(member)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_every_address_that_is_seen_has_its_picture(seen: dict[str, screens.Account]) -> None:
+    """And each is there to be taken: what is answered at its address is a page."""
+    shown, wrong = set(), []
+    for who, (client, found) in seen.items():
+        for name, screen in found.items():
+            response = client.get(screen.address)
+            if response.status_code != screen.status:
+                wrong.append((who, name, response.status_code, response.get("Location")))
+            if screen.status != 404:
+                shown.add(resolve(urlsplit(screen.address).path).view_name)
+    assert wrong == [], wrong
+    to_see = {row.name for rows in TABLE.values() for row in rows if row.takes("GET")}
+    missing = to_see - shown - screens.UNSEEN.keys()
+    assert not missing, f"Add a picture of these to tests/browser/screens.py, or say why nobody sees them: {missing}"
+    assert not screens.UNSEEN.keys() & shown
 
 
 @pytest.mark.skipif(os.environ.get("PICTURES") != "pages", reason="make screenshots")
 @pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(("scheme", "width"), LOOKS)
 def test_every_page_in_every_look(
-    browser: Browser, base_url: str, member: Membership, client_for: Callable[..., Any]
+    browser: Browser, base_url: str, seen: dict[str, screens.Account], scheme: str, width: int
 ) -> None:
+    """`NAMES`, a regular expression, takes only some of them."""
     SCREENSHOTS.mkdir(exist_ok=True)
-    for path in SCREENSHOTS.glob("*.png"):
-        path.unlink()
-    cookie = client_for(member.user).cookies[settings.SESSION_COOKIE_NAME]
-    addresses = pages(member)
-    for scheme, width in LOOKS:
+    wanted = re.compile(os.environ.get("NAMES", ""))
+    too_wide = {}
+    for client, found in seen.values():
         context = browser.new_context(
             viewport={"width": width, "height": 800}, color_scheme=scheme, base_url=base_url, reduced_motion="reduce"
         )
+        context.add_cookies(
+            [{"name": name, "value": cookie.value, "url": base_url} for name, cookie in client.cookies.items()]
+        )
         page = context.new_page()
-        page.goto("/accounts/login/")
-        page.screenshot(path=SCREENSHOTS / f"sign-in-{scheme}-{width}.png", full_page=True)
-        context.add_cookies([{"name": cookie.key, "value": cookie.value, "url": base_url}])
-        for name, address in addresses.items():
-            page.goto(address)
-            page.screenshot(path=SCREENSHOTS / f"{name}-{scheme}-{width}.png", full_page=True)
-            assert page.evaluate("document.documentElement.scrollWidth") <= width, (name, width)
-        page.goto("/snapshots/")
-        page.keyboard.press("?")
-        page.screenshot(path=SCREENSHOTS / f"keys-{scheme}-{width}.png")
+        for name, screen in found.items():
+            if not wanted.search(name):
+                continue
+            page.goto(screen.address)
+            if screen.act:
+                screen.act(page)
+            page.evaluate("scrollTo(0, 0)")  # or what sticks to the window's edge would stand in the middle of the page
+            page.screenshot(path=SCREENSHOTS / f"{name}-{scheme}-{width}.png", full_page=not screen.menu)
+            if not name.startswith("admin"):
+                wide = page.evaluate("document.documentElement.scrollWidth")
+                too_wide |= {name: wide} if wide > width else {}
         context.close()
+    assert too_wide == {}

@@ -1,0 +1,656 @@
+"""Every page, step and state that a person sees, in the accounts where they are seen: what the pictures are taken of.
+
+To add a page: one line in the function of the account where it belongs. test_pictures.py fails for an address without one.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from allauth.account.forms import default_token_generator
+from allauth.account.internal.userkit import user_id_to_str
+from allauth.account.utils import user_pk_to_url_str
+from allauth.mfa.models import Authenticator
+from allauth.mfa.recovery_codes.internal.auth import RecoveryCodes
+from allauth.mfa.totp.internal.auth import TOTP, generate_totp_secret
+from django.conf import settings
+from django.contrib.sessions.models import Session
+from django.template.loader import render_to_string
+from django.test import Client
+from django.urls import reverse
+from django.utils import timezone
+from playwright.sync_api import Page
+
+from billing import services as billing
+from billing.closing import close_months
+from billing.models import Invoice
+from cng_portal.accounts import activity, roles
+from cng_portal.accounts.models import Membership, Notice, Role, User
+from cng_portal.inventory.models import Location, Volume
+from cng_portal.watch.models import Process, StorageCheck
+from snapshots import backups, wizard
+from snapshots.models import BackupSchedule, Kind, Snapshot
+from tests.factories import (
+    BackupFactory,
+    BackupRunFactory,
+    BackupScheduleFactory,
+    InvitationFactory,
+    MembershipFactory,
+    NoticeFactory,
+    OperationFactory,
+    ProjectFactory,
+    SnapshotFactory,
+    UserFactory,
+    VirtualMachineFactory,
+    VolumeFactory,
+)
+from tests.snapshots.disks import content, put_volume
+
+GIB = 1024**3
+PASSWORD = "a password of the pictures"
+LONG = "production-postgresql-primary-data-volume-of-the-yangon-office-01"
+BURMESE = "ရန်ကုန်ရုံးချုပ်-စာရင်းဇယားများ"
+
+# addresses that nobody sees, and why
+UNSEEN = {
+    "snapshots:check_name": "a part of the step of the name",
+    "snapshots:row": "a part of the lists",
+    "accounts:notice": "leads on to what the notice is about",
+    "snapshots:retry": "leads on to the snapshot; the question stands there",
+    "billing:summary_csv": "a file",
+    "billing:subscriptions_csv": "a file",
+    "billing:credits_csv": "a file",
+    "billing:transactions_csv": "a file",
+    "billing:usage_csv": "a file",
+    "billing:invoice_csv": "a file",
+    "billing:invoice_pdf": "a file; the tests of billing look at it",
+    "accounts:activity_csv": "a file",
+    "account_confirm_login_code": "switched off",
+    "mfa_index": "leads on to the security page",
+    "mfa_list_webauthn": "leads on to the security page",
+    "mfa_login_webauthn": "data for a script",
+    "mfa_download_recovery_codes": "a file",
+    "mfa_reauthenticate_webauthn": "the passkey that would be asked for needs a device",
+    "admin:login": "leads on to the sign-in",
+    "admin:logout": "leads on to the sign-in",
+    "admin:autocomplete": "data for a script",
+    "admin:jsi18n": "a script",
+    "admin:view_on_site": "there are none",
+    "admin:auth_user_password_change": "Django's own form",
+    "admin:password_change": "Django's own form",
+    "admin:password_change_done": "Django's own page",
+}
+
+
+@dataclass(frozen=True)
+class Screen:
+    """An address, and what is done there before the picture is taken."""
+
+    address: str
+    act: Callable[[Page], object] | None = None
+    status: int = 200
+    menu: bool = False  # what opens over the page: only the window is taken
+
+
+Screens = dict[str, Screen]
+
+
+def submit(page: Page) -> None:
+    """Send the form as it is, and wait for what it says."""
+    page.locator("#main form button.btn-primary[type=submit], #main form button.btn-danger[type=submit]").first.click()
+    page.locator(".error-summary").wait_for()
+
+
+def open_menu(selector: str) -> Callable[[Page], object]:
+    return lambda page: page.locator(selector).first.click()
+
+
+def side_menu(page: Page) -> None:
+    """On a narrow screen it opens; on a wide one it stands there."""
+    button = page.locator(".topbar-menu")
+    if button.is_visible():
+        button.click()
+
+
+def keys(page: Page) -> None:
+    page.keyboard.press("?")
+
+
+def told(name: str, **context: Any) -> Callable[[Page], object]:
+    """The page of an error, which no address has: what the server would answer with."""
+    html = render_to_string(name, context)
+
+    def show(page: Page) -> None:
+        page.route("**/fault/", lambda route: route.fulfill(body=html, content_type="text/html; charset=utf-8"))
+        page.goto("/fault/")
+
+    return show
+
+
+# --- the accounts --------------------------------------------------------------------------------------------------------
+
+
+def fill(member: Membership, storage_root: Path) -> None:
+    """To what `member` has already: long and Burmese names, big numbers, years of bills, and work in each state."""
+    now = timezone.now()
+    customer, user, project = member.project.customer, member.user, member.project
+    for each in (customer, project):
+        each.snapshot_gb_quota = 500_000
+        each.save()
+    user.set_password(PASSWORD)
+    user.save()
+    billing.buy_credits(
+        customer=customer, amount_micro=1_234_567_890_120_000, reason="Bank transfer 2026-11", by=None, key="big"
+    )
+    billing.grant_credits(
+        customer=customer,
+        amount_micro=50_000_000_000,
+        reason="Welcome",
+        by=None,
+        key="gift",
+        expires_at=now + timedelta(days=40),
+    )
+    yangon = Location.objects.get(code="1CNG-YGN-AZ01")
+    place: dict[str, Any] = {"project": project, "location": yangon, "created_at": now - timedelta(days=160)}
+    big = VirtualMachineFactory(
+        name="erp-production-application-server-yangon-01",
+        vcpus=64,
+        memory_mb=524288,
+        hourly_price_micro=12_345_678_900,
+        **place,
+    )
+    huge = VolumeFactory(name=LONG, size_gb=16384, vm=big, **place)
+    office = VolumeFactory(name=BURMESE, size_gb=250, **(place | {"project": customer.projects.get(name="Software")}))
+    spare = VolumeFactory(name="spare-disk-of-the-office", size_gb=40, **place)
+    for volume in (huge, office, spare):
+        put_volume(storage_root, volume, content(b"bytes"))
+    for number in range(24):
+        taken = now - timedelta(days=5 + 6 * number, hours=number)
+        volume = (huge, office)[number % 2]
+        SnapshotFactory(
+            volume=volume,
+            name=f"{volume.name[:50]}-{number + 1}",
+            created_at=taken,
+            ready_at=taken + timedelta(minutes=9),
+            requested_by=user,
+        )
+    waiting = SnapshotFactory(
+        volume=spare, name="before-moving-to-the-new-data-centre", pending=True, requested_by=user
+    )
+    OperationFactory(snapshot=waiting, capture=True, requested_by=user)
+    leaving = SnapshotFactory(volume=office, name="old copy of the accounts", deleting=True, requested_by=user)
+    OperationFactory(snapshot=leaving, kind="delete", requested_by=user)
+    for snapshot in Snapshot.objects.filter(ready_at__isnull=False):
+        charge(snapshot)
+    for snapshot in Snapshot.objects.filter(volume=office).order_by("created_at")[:3]:
+        billing.close_segment(resource_id=snapshot.pk, kind=snapshot.service_kind, at=now - timedelta(days=20))
+    close_months(at=now)
+    work_in_each_state(member)
+    protect(member)
+    people(member)
+    # a wait for the browser's own session would differ from picture to picture
+    for number, agent in enumerate(
+        ("Mozilla/5.0 (iPhone; CPU iPhone OS 19_1 like Mac OS X) Version/19.1 Mobile/15E148 Safari/604.1", "curl/8.9")
+    ):
+        key = f"{'session':x<30}{number}"
+        Session.objects.create(session_key=key, session_data="", expire_date=now + timedelta(days=1))
+        user.usersession_set.create(session_key=key, ip=f"192.0.2.{number + 7}", user_agent=agent)
+
+
+def charge(snapshot: Snapshot) -> None:
+    assert snapshot.ready_at
+    billing.open_segment(
+        resource_id=snapshot.pk,
+        kind=snapshot.service_kind,
+        name=snapshot.name,
+        project=snapshot.project,
+        location=snapshot.location,
+        size_gb=snapshot.size_gb,
+        at=snapshot.ready_at,
+    )
+
+
+def work_in_each_state(member: Membership) -> None:
+    now = timezone.now()
+    data = Volume.objects.get(name="db-01-data")
+    ready = Snapshot.objects.get(name="before the update")
+    restored = SnapshotFactory(volume=data, name="restored-from", requested_by=member.user)
+    OperationFactory(snapshot=restored, restore=True, succeeded=True, requested_by=member.user)
+    broken = SnapshotFactory(volume=data, name="damaged since", requested_by=member.user)
+    broken.disks.update(
+        damage="Block 4,711 of the disk image does not match its checksum.",
+        verified_at=now - timedelta(hours=2),
+        checksum="5f0c1d9ae44f7c1b" * 4,
+    )
+    OperationFactory(snapshot=broken, kind="verify", failed=True, requested_by=member.user)
+    OperationFactory(
+        snapshot=ready,
+        kind="new_volume",
+        running=True,
+        bytes_done=7 * GIB,
+        bytes_total=50 * GIB,
+        disk=ready.disks.first(),
+        volume=VolumeFactory(project=data.project, location=data.location, name="made-from-it", state="creating"),
+        requested_by=member.user,
+    )
+
+
+def protect(member: Membership) -> None:
+    """Schedules that run, wait, fail, rest, and the automatic one."""
+    database = Volume.objects.get(name="db-01-data").vm
+    database.hourly_price_micro = 118_750_000
+    database.save()
+    daily = BackupScheduleFactory(vm=database, keep=2, created_by=member.user)
+    for number in range(2):
+        copy = BackupFactory(vm=database, name=f"db-01 {number + 20} Nov 2026, 02:00", size_gb=60, kept=number == 0)
+        OperationFactory(snapshot=copy, capture=True, succeeded=True)
+        charge(copy)
+        BackupRunFactory(schedule=daily, snapshot=copy, slot=timezone.now() - timedelta(days=number + 1))
+    BackupRunFactory(schedule=daily, failed=True, slot=timezone.now() - timedelta(days=3))
+    BackupRunFactory(schedule=daily, waiting=True)
+    paused = BackupScheduleFactory(vm=database, monthly=True, paused=True)
+    BackupRunFactory(schedule=paused, missed=True)
+    charge(Snapshot.objects.get(name="restored-from"))
+    web = database.project.vms.get(name="web-01")
+    web.hourly_price_micro = 45_500_000
+    web.save()
+    backups.switch_automatic_backups(vm=web, on=True, user=UserFactory(admin=True))
+
+
+def people(member: Membership) -> None:
+    now = timezone.now()
+    project = member.project
+    for name, role, email in (
+        ("Thiri Win", Role.VIEWER, "thiri@example.com"),
+        ("မောင်မောင်ကျော်စွာ", Role.MEMBER, "maung.maung.kyaw.swar.of.accounts@subsidiary.example.com"),
+        ("Khin Thandar Soe Myint Oo Naing", Role.OWNER, "khin@example.com"),
+    ):
+        other = UserFactory(name=name, email=email, customer=project.customer)
+        MembershipFactory(project=project, user=other, role=role)
+        activity.record(
+            act="role.change", actor=member.user, thing=other, project=project, before={"role": "viewer"},
+            after={"role": role},
+        )  # fmt: skip
+    InvitationFactory(project=project, email="a-guest-with-a-long-address@another-company.example.com")
+    activity.record(act="snapshot.rename", actor=member.user, thing=Snapshot.objects.first(), before={"name": "nightly"},
+                    after={"name": LONG})  # fmt: skip
+    for act in ("person.sign_in", "person.sign_in_failed"):
+        activity.record(act=act, actor=member.user, thing=member.user, after={"device": "Firefox on Linux"})
+    failed = Snapshot.objects.filter(state="failed").first()
+    NoticeFactory(user=member.user, url=reverse("snapshots:snapshot", args=[failed.pk]))
+    NoticeFactory(
+        user=member.user,
+        tone=Notice.Tone.WARNING,
+        title="Your infra credits are low",
+        text="They last until 24 Nov 2026 at what you use now. Then nothing new can be taken; what there is stays.",
+        url=reverse("billing:credits"),
+    )
+    NoticeFactory(
+        user=member.user,
+        tone=Notice.Tone.SUCCESS,
+        title=f"The volume “{LONG}” was made",
+        text="From the snapshot “before the update”.",
+        seen_at=now,
+    )
+
+
+# --- what is seen there --------------------------------------------------------------------------------------------------
+
+
+def answered(member: Membership, source: Any, kind: Kind = Kind.VOLUME, **answers: Any) -> dict[str, str]:
+    """{slug: address} of the wizard with every answer given."""
+    draft = wizard.start(member.user, source=source, kind=kind)
+    draft.name = f"{source.name[:40]}-2026-11-22"
+    for name, value in answers.items():
+        setattr(draft, name, value)
+    draft.save()
+    return {slug: wizard.url(draft, slug) for slug in wizard.slugs(draft)}
+
+
+def of_snapshots(member: Membership) -> Screens:
+    data, snapshots = Volume.objects.get(name="db-01-data"), Snapshot.objects
+    huge = Volume.objects.get(name=LONG)
+    ready, machine = snapshots.get(name="before the update"), snapshots.get(kind=Kind.VM)
+    failed = snapshots.get(name="office-files-2026-11-21")
+    ids = f"id={ready.pk}&id={failed.pk}&id={snapshots.filter(volume=huge).earliest('created_at').pk}"
+
+    def delete_them(page: Page) -> None:
+        page.get_by_label("to confirm").fill("delete 3 snapshots")
+        page.get_by_role("button", name="Delete them all").click()
+        page.get_by_text("Deletion accepted").first.wait_for()
+
+    found = {
+        "dashboard": Screen("/"),
+        "frame-create": Screen("/", open_menu(".topbar-create"), menu=True),
+        "frame-person": Screen("/", open_menu(".person-button"), menu=True),
+        "frame-menu": Screen("/volumes/", side_menu, menu=True),
+        "keys": Screen("/snapshots/", keys, menu=True),
+        "snapshots": Screen("/snapshots/?view=table"),
+        "snapshots-2": Screen("/snapshots/?view=table&q=2026"),
+        "snapshots-selected": Screen("/snapshots/?view=table", open_menu("td .select input")),
+        "snapshots-row-menu": Screen("/snapshots/?view=table", open_menu(".row-menu summary"), menu=True),
+        "snapshots-filter": Screen("/snapshots/?view=table", open_menu(".toolbar .menu > summary"), menu=True),
+        "snapshots-filtered": Screen("/snapshots/?view=table&state=ready&project=" + str(member.project_id)),
+        "snapshots-cards": Screen("/snapshots/?view=cards"),
+        "snapshots-nothing-found": Screen("/snapshots/?q=nothing"),
+        "vm-snapshots": Screen("/snapshots/vm/?view=table"),
+        "vm-snapshots-cards": Screen("/snapshots/vm/?view=cards"),
+        "delete-many": Screen(f"/snapshots/delete/?{ids}"),
+        "delete-many-wrong": Screen(f"/snapshots/delete/?{ids}", submit),
+        "volumes": Screen("/volumes/"),
+        "volumes-nothing-found": Screen("/volumes/?q=nothing"),
+        "volume": Screen(reverse("snapshots:volume", args=[data.pk])),
+        "volume-long": Screen(reverse("snapshots:volume", args=[huge.pk])),
+        "machines": Screen(reverse("snapshots:machines")),
+        "machine": Screen(reverse("snapshots:machine", args=[data.vm_id])),
+        "machine-long": Screen(reverse("snapshots:machine", args=[huge.vm_id])),
+        "limits": Screen("/profile/limits/"),
+        "not-there": Screen("/nowhere/", status=404),
+    }
+    states = {
+        "ready": ready,
+        "running": snapshots.get(name="office-files-2026-11-22"),
+        "failed": failed,
+        "machine": machine,
+        "waiting": snapshots.get(state="pending"),
+        "deleting": snapshots.get(state="deleting"),
+        "damaged": snapshots.get(name="damaged since"),
+        "restored": snapshots.get(name="restored-from"),
+        "long": snapshots.filter(volume=huge).latest("created_at"),
+    }
+    for name, one in states.items():
+        found[f"snapshot-{name}"] = Screen(reverse("snapshots:snapshot", args=[one.pk]))
+    for act in ("rename", "delete", "restore", "new_volume", "verify"):
+        address = reverse(f"snapshots:{act}", args=[ready.pk])
+        found[f"act-{act}"] = Screen(address)
+    for act in ("delete", "restore"):
+        found[f"act-{act}-wrong"] = Screen(reverse(f"snapshots:{act}", args=[ready.pk]), submit)
+    found["act-new_machine"] = Screen(reverse("snapshots:new_machine", args=[machine.pk]))
+    found["delete-many-done"] = Screen(f"/snapshots/delete/?{ids}", delete_them)  # the last of these: three are gone
+    return found
+
+
+def of_wizards(member: Membership) -> Screens:
+    data = Volume.objects.get(name="db-01-data")
+    found = {}
+    found["wizard-location-wrong"] = Screen(reverse("snapshots:new"), submit)
+    for name, source, kind, answers in (
+        ("wizard", data, Kind.VOLUME, {}),
+        ("vm-wizard", data.vm, Kind.VM, {}),
+        ("backup", data.vm, Kind.BACKUP, {"interval": "weekly", "weekday": 6, "take_one_now": True}),
+        ("long-wizard", Volume.objects.get(name=BURMESE), Kind.VOLUME, {}),
+    ):
+        if kind == Kind.BACKUP:
+            answers["at"] = datetime(2026, 1, 1, 1, 30, tzinfo=UTC).time()
+        for slug, address in answered(member, source, kind, **answers).items():
+            found[f"{name}-{slug}"] = Screen(address)
+    taken = answered(member, data, name="before the update")
+    found["wizard-name-wrong"] = Screen(taken["name"])
+    found["backup-schedule-empty"] = Screen(answered(member, data.vm, Kind.BACKUP)["schedule"])
+    for name in ("new", "new_vm", "new_backup"):
+        found[f"wizard-begin-{name}"] = Screen(reverse(f"snapshots:{name}"))
+    return found
+
+
+def of_backups(member: Membership) -> Screens:
+    schedules = BackupSchedule.objects
+    daily, automatic = schedules.get(interval="daily", origin="customer"), schedules.get(origin="automatic")
+    paused = schedules.get(interval="monthly")
+    copy = Snapshot.objects.filter(kind=Kind.BACKUP).latest("created_at")
+    found = {
+        "backups": Screen("/backups/?view=table"),
+        "backups-cards": Screen("/backups/?view=cards"),
+        "backup-copy": Screen(reverse("snapshots:snapshot", args=[copy.pk])),
+        "backup-keep": Screen(reverse("snapshots:keep", args=[copy.pk])),
+        "schedules": Screen("/backups/schedules/"),
+        "schedules-nothing-found": Screen("/backups/schedules/?q=nothing"),
+        "schedule": Screen(reverse("snapshots:schedule", args=[daily.pk])),
+        "schedule-paused": Screen(reverse("snapshots:schedule", args=[paused.pk])),
+        "schedule-automatic": Screen(reverse("snapshots:schedule", args=[automatic.pk])),
+        "schedule-edit": Screen(reverse("snapshots:edit_schedule", args=[daily.pk])),
+        "schedule-resume": Screen(reverse("snapshots:resume_schedule", args=[paused.pk])),
+    }
+    for act in ("pause", "run", "delete"):
+        found[f"schedule-{act}"] = Screen(reverse(f"snapshots:{act}_schedule", args=[daily.pk]))
+    return found
+
+
+def of_billing(member: Membership) -> Screens:
+    invoice = Invoice.objects.filter(customer=member.project.customer).latest("month")
+    found = {"billing-invoice": Screen(reverse("billing:invoice", args=[invoice.pk]))}
+    for name in ("summary", "subscriptions", "credits", "transactions", "statement"):
+        found[f"billing-{name}"] = Screen(reverse(f"billing:{name}"))
+    found["billing-subscriptions-inactive"] = Screen(reverse("billing:subscriptions") + "?state=inactive")
+    return found
+
+
+def of_oneself(member: Membership) -> Screens:
+    other = Membership.objects.get(user__email="thiri@example.com", project=member.project)
+    names = ("profile", "security", "sessions", "sign_ins", "activity", "people", "notices")
+    found = {name: Screen(reverse(f"accounts:{name}")) for name in names}
+    found |= {
+        "invite": Screen(reverse("accounts:invite", args=[member.project_id])),
+        "role": Screen(reverse("accounts:role", args=[other.pk])),
+        "remove": Screen(reverse("accounts:remove", args=[other.pk])),
+        "email": Screen(reverse("account_email")),
+        "password": Screen(reverse("account_change_password")),
+        "reauthenticate": Screen(reverse("account_reauthenticate")),
+        "app": Screen(reverse("mfa_activate_totp")),
+        "passkey": Screen(reverse("mfa_add_webauthn")),
+        "sign-out": Screen(reverse("account_logout")),
+        "help": Screen("/help/"),
+    }
+    for slug in ("create-volume-snapshot", "create-vm-snapshot", "create-backup", "restore", "billing", "keyboard"):
+        found[f"help-{slug}"] = Screen(reverse("help:guide", args=[slug]))
+    return found
+
+
+def of_somebody_with_factors(member: Membership) -> Screens:
+    """Another owner, who has an app, passkeys and codes."""
+    user = Membership.objects.get(user__email="khin@example.com").user
+    TOTP.activate(user, generate_totp_secret())
+    RecoveryCodes.activate(user)
+    key = Authenticator.objects.create(
+        user=user, type=Authenticator.Type.WEBAUTHN, data={"name": "Phone", "credential": {}}
+    )
+    found = {
+        "factors-security": Screen(reverse("accounts:security")),
+        "factors-codes": Screen(reverse("mfa_view_recovery_codes")),
+        "factors-new-codes": Screen(reverse("mfa_generate_recovery_codes")),
+        "factors-app-off": Screen(reverse("mfa_deactivate_totp")),
+        "factors-confirm": Screen(reverse("mfa_reauthenticate")),
+    }
+    for name in ("edit", "remove"):
+        found[f"factors-passkey-{name}"] = Screen(reverse(f"mfa_{name}_webauthn", args=[key.pk]))
+    return found
+
+
+def of_nobody(member: Membership) -> Screens:
+    """Signed out."""
+    invitation = member.project.invitations.latest("expires_at")
+
+    def wrong(page: Page) -> None:
+        page.locator("input[name=login]").fill("customer@example.com")
+        page.locator("input[name=password]").fill("wrong")
+        page.locator("form button[type=submit]").first.click()
+        page.locator(".error-summary").wait_for()
+
+    found = {
+        "sign-in": Screen(reverse("account_login")),
+        "sign-in-wrong": Screen(reverse("account_login"), wrong),
+        "sign-up": Screen(reverse("account_signup")),
+        "inactive": Screen(reverse("account_inactive")),
+        "email-sent": Screen(reverse("account_email_verification_sent")),
+        "email-confirm": Screen(reverse("account_confirm_email", args=["no-such-key"])),
+        "reset": Screen(reverse("account_reset_password")),
+        "reset-sent": Screen(reverse("account_reset_password_done")),
+        "reset-link-gone": Screen(reverse("account_reset_password_from_key", args=["0", "none"])),
+        "reset-link": Screen(reset_link(member.user), status=302),
+        "reset-done": Screen(reverse("account_reset_password_from_key_done")),
+        "invitation": Screen(reverse("accounts:invitation", args=[roles.token_of(invitation)])),
+        "invitation-gone": Screen(reverse("accounts:invitation", args=["none"]), status=404),
+    }
+    errors = {"400": {}, "403_csrf": {}, "500": {}, "503": {"note": "Until 14:00 Yangon time."}}
+    for name, context in errors.items():
+        found[f"error-{name}"] = Screen(reverse("account_login"), told(f"{name}.html", **context))
+    return found
+
+
+def of_a_newcomer(_member: Membership) -> Screens:
+    """An account in which there is nothing yet."""
+    addresses = {
+        "dashboard": "/",
+        "snapshots": "/snapshots/",
+        "vm-snapshots": "/snapshots/vm/",
+        "machines": "/instances/",
+        "volumes": "/volumes/",
+        "backups": "/backups/",
+        "schedules": "/backups/schedules/",
+        "wizard": "/snapshots/new/",
+        "notices": "/notices/",
+        "activity": "/profile/activity/",
+        "people": "/people/",
+        "set-password": reverse("account_set_password"),
+        **{name: reverse(f"billing:{name}") for name in ("summary", "subscriptions", "credits", "statement")},
+    }
+    return {f"empty-{name}": Screen(address) for name, address in addresses.items()}
+
+
+def of_a_viewer(member: Membership) -> Screens:
+    ready = Snapshot.objects.get(name="before the update")
+    return {
+        "viewer-dashboard": Screen("/"),
+        "viewer-snapshots": Screen("/snapshots/"),
+        "viewer-snapshot": Screen(reverse("snapshots:snapshot", args=[ready.pk])),
+        "viewer-people": Screen("/people/"),
+        "viewer-forbidden": Screen(reverse("snapshots:delete", args=[ready.pk]), status=403),
+    }
+
+
+def in_burmese(member: Membership) -> Screens:
+    data = Volume.objects.get(name="db-01-data")
+    ready = Snapshot.objects.get(name="before the update")
+    found = {
+        "my-dashboard": Screen("/"),
+        "my-snapshots": Screen("/snapshots/?view=table"),
+        "my-snapshots-cards": Screen("/snapshots/?view=cards"),
+        "my-snapshot": Screen(reverse("snapshots:snapshot", args=[ready.pk])),
+        "my-delete": Screen(reverse("snapshots:delete", args=[ready.pk])),
+    }
+    return found | {f"my-wizard-{slug}": Screen(address) for slug, address in answered(member, data).items()}
+
+
+def of_an_administrator(member: Membership) -> Screens:
+    customer, machine = member.project.customer, Volume.objects.get(name="db-01-data").vm
+    web = machine.project.vms.get(name="web-01")
+    Process.objects.create(kind="worker", host="portal-01", pid=4711)
+    Process.objects.create(kind="scheduler", host="portal-02", pid=99, seen_at=timezone.now() - timedelta(hours=3))
+    StorageCheck.objects.create(location_id="1CNG-YGN-AZ01", checked_at=timezone.now(), free_bytes=4_000 * GIB)
+    StorageCheck.objects.create(
+        location_id="1CNG-MDY-AZ01", checked_at=timezone.now(), reason="The storage does not answer.", errors=12
+    )
+
+    def switch_many(page: Page) -> None:
+        page.locator("#action-toggle").check()
+        page.locator("select[name=action]").select_option("switch_many_on")
+        page.locator("button[name=index]").click()
+        page.get_by_role("heading", name="Switch automatic backups on").wait_for()
+
+    lists = ["inventory_virtualmachine", "inventory_volume", "inventory_location", "billing_package"]
+    lists += ["accounts_customer", "accounts_user", "accounts_project", "billing_customeraccount", "billing_invoice"]
+    lists += ["snapshots_snapshot", "snapshots_operation", "snapshots_backupschedule", "accounts_activity"]
+    found = {f"admin-{name}": Screen(reverse(f"admin:{name}_changelist")) for name in lists}
+    package = customer.projects.first() and Location.objects.get(code="1CNG-YGN-AZ01").packages.first()
+    things = {
+        "inventory_virtualmachine": machine,
+        "inventory_location": machine.location,
+        "billing_package": package,
+        "accounts_customer": customer,
+        "accounts_user": member.user,
+        "billing_customeraccount": customer,
+        "snapshots_snapshot": Snapshot.objects.get(name="before the update"),
+    }
+    for name, thing in things.items():
+        found[f"admin-{name}-one"] = Screen(reverse(f"admin:{name}_change", args=[thing.pk]))
+    for name in ("buy", "grant", "refund", "correct"):
+        found[f"admin-{name}"] = Screen(reverse(f"admin:billing_account_{name}", args=[customer.pk]))
+    found |= {
+        "components": Screen("/components/"),
+        "admin": Screen("/admin/"),
+        "admin-part": Screen(reverse("admin:app_list", args=["billing"])),
+        "admin-switch-many": Screen(reverse("admin:inventory_virtualmachine_changelist"), switch_many),
+        "admin-delete-copies": Screen(reverse("admin:snapshots_delete_automatic_copies", args=[web.pk])),
+        "admin-operations": Screen(reverse("admin:snapshots_operation_overview")),
+        "admin-look-as": Screen(reverse("admin:accounts_look_as", args=[member.user_id])),
+        "admin-new-package": Screen(reverse("admin:billing_package_add")),
+        "admin-new-customer": Screen(reverse("admin:accounts_customer_add")),
+    }
+    return found
+
+
+def while_looking_as(member: Membership) -> Screens:
+    return {"looking-dashboard": Screen("/"), "looking-refused": Screen("/accounts/password/change/", status=403)}
+
+
+Account = tuple[Client, Screens]
+
+
+def accounts(member: Membership) -> dict[str, Account]:
+    """{who: (a client that is signed in, what that person sees)}, of an account that is filled already."""
+    project = ProjectFactory(name="Default", customer=ProjectFactory().customer)
+    newcomer = UserFactory(name="Su Su", email="su@example.com", member_of=project)
+    admin = UserFactory(admin=True, name="Support", email="admin@example.com")
+    owner = client_of(member.user)
+    burmese = client_of(member.user)
+    burmese.cookies[settings.LANGUAGE_COOKIE_NAME] = "my"
+    with_factors = of_somebody_with_factors(member)
+    looking = client_of(admin)
+    looking.post(reverse("admin:accounts_look_as", args=[member.user_id]))
+    in_project = {each.user.email: each.user for each in Membership.objects.filter(project=member.project)}
+    colleague = next(each for each in in_project.values() if each.email.startswith("maung"))
+    return {
+        "owner": (
+            owner,
+            of_wizards(member) | of_backups(member) | of_billing(member) | of_oneself(member) | of_snapshots(member),
+        ),
+        "somebody with factors": (client_of(in_project["khin@example.com"]), with_factors),
+        "nobody": (Client(), of_nobody(member)),
+        "newcomer": (client_of(newcomer), of_a_newcomer(member)),
+        "viewer": (client_of(in_project["thiri@example.com"]), of_a_viewer(member)),
+        "burmese": (burmese, in_burmese(member)),
+        "administrator": (client_of(admin), of_an_administrator(member)),
+        "half signed in": (
+            between_password_and_code(colleague),
+            {"second-factor": Screen(reverse("mfa_authenticate"))},
+        ),
+        "looking": (looking, while_looking_as(member)),
+    }
+
+
+def between_password_and_code(user: User) -> Client:
+    user.set_password(PASSWORD)
+    user.save()
+    TOTP.activate(user, generate_totp_secret())
+    client = Client()
+    client.post(reverse("account_login"), {"login": user.email, "password": PASSWORD})
+    return client
+
+
+def reset_link(user: User) -> str:
+    args = [user_pk_to_url_str(user), default_token_generator.make_token(user)]
+    return reverse("account_reset_password_from_key", args=args)
+
+
+def client_of(user: User) -> Client:
+    """Signed in by password a moment ago, so that nothing is asked again."""
+    client = Client()
+    client.force_login(user)
+    session = client.session
+    confirmed = {"method": "password", "reauthenticated": True, "at": time.time(), "email": user.email}
+    session["account_authentication_methods"] = [confirmed]
+    session["account_authentication_methods_user"] = user_id_to_str(user)
+    session.save()
+    return client
