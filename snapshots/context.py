@@ -5,13 +5,19 @@ from django.utils.translation import gettext as _
 
 from billing.access import billed_customer
 
+from .views.bell import in_progress
+
 
 def frame(request: HttpRequest) -> dict[str, object]:
-    """What the frame around every page shows: the left-hand menu and the Create menu."""
+    """What the frame around every page shows: the left-hand menu, the Create menu, and in the bell what is in progress."""
     user = getattr(request, "user", None)  # a request for another host is refused before anybody asks who it is from
     if user is None or not user.is_authenticated:
         return {}
-    return {"menu": SimpleLazyObject(lambda: menu(request)), "create_menu": SimpleLazyObject(create_menu)}
+    return {
+        "menu": SimpleLazyObject(lambda: menu(request)),
+        "create_menu": SimpleLazyObject(create_menu),
+        "in_progress": SimpleLazyObject(lambda: in_progress(user)),
+    }
 
 
 def menu(request: HttpRequest) -> list[dict[str, object]]:

@@ -1,7 +1,7 @@
 from django.urls import path
 
 from .models import Kind
-from .views import backups, bulk, limits, machines, snapshots, volumes, wizard
+from .views import backups, bell, bulk, limits, machines, snapshots, volumes, wizard
 
 app_name = "snapshots"
 urlpatterns = [
@@ -38,5 +38,6 @@ urlpatterns = [
     path("volumes/", volumes.volumes, name="volumes"),
     path("volumes/<uuid:volume_id>/", volumes.volume, name="volume"),
     path("volumes/<uuid:volume_id>/take-snapshot/", wizard.take_snapshot_of, name="take_snapshot"),
+    path("work/", bell.work, name="work"),
     path("profile/limits/", limits.limits, name="limits"),
 ]

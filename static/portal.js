@@ -153,6 +153,25 @@
   });
   window.addEventListener("pageshow", showSelected);
 
+  // The bell shows what is in progress: asked for when it is opened, and now and then as long as it is.
+  const LOOK_EVERY = 10_000;
+  let looking;
+  const look = () => {
+    const work = document.getElementById("bell-work");
+    if (work && !document.hidden) htmx.trigger(work, "portal:look");
+  };
+  document.addEventListener(
+    "toggle",
+    (event) => {
+      if (!event.target.matches("details.bell")) return;
+      clearInterval(looking);
+      if (!event.target.open) return;
+      look();
+      looking = setInterval(look, LOOK_EVERY);
+    },
+    true,
+  );
+
   // A menu that loses the focus closes.
   document.addEventListener("focusout", (event) => {
     const menu = event.target.closest("details.menu[open]");

@@ -152,6 +152,7 @@ TABLE: dict[str, list[Row]] = {
     ],
     "Oneself": [
         Row("accounts:notices", "See one's notices", SIGNED_IN),
+        Row("snapshots:work", "See what is in progress", SIGNED_IN),
         Row("accounts:notice", "Follow a notice to what it is about", ONESELF),
         Row("accounts:see_all_notices", "Mark one's notices as seen", SIGNED_IN, "POST"),
         Row("accounts:profile", "Change one's details", SIGNED_IN, BOTH),

@@ -110,11 +110,13 @@ def percent(done: int, total: int) -> int:
 
 
 @register.filter
-def poll_seconds(work: Iterable[Any]) -> int:
-    """Seconds to wait before asking again how operations or runs go: a tenth of the age of the youngest, from 2 to 30."""
+def poll_seconds(work: Iterable[Any], times: int = 1) -> int:
+    """Seconds to wait before asking again how operations or runs go: a tenth of the age of the youngest, from 2 to 30, and
+    so many times that.
+    """
     asked_for = [one.created_at for one in work if one is not None and one.finished_at is None]
     age = (timezone.now() - max(asked_for)).total_seconds() if asked_for else 0
-    return min(30, max(2, int(age / 10)))
+    return times * min(30, max(2, int(age / 10)))
 
 
 @register.filter

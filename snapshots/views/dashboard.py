@@ -4,7 +4,6 @@ from datetime import timedelta
 
 from django.contrib.humanize.templatetags.humanize import intcomma
 from django.db.models import Count, Exists, OuterRef, Q, QuerySet, Sum
-from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 from django.utils.translation import gettext as _
@@ -18,7 +17,8 @@ from cng_portal.inventory.models import VirtualMachine, Volume
 from snapshots import lists
 from snapshots.models import COUNTED_STATES, SERVICE_KINDS, BackupRun, BackupSchedule, Kind, Operation, Snapshot, State
 
-from .common import explain_operations, rates_now, render_live, version_of, with_time_left
+from . import bell
+from .common import explain_operations, rates_now, render_live, version_of, visible, with_time_left
 from .snapshots import explain_rows, listed_snapshots
 
 NEWEST_SHOWN = 5
@@ -44,6 +44,7 @@ def dashboard(request: HttpRequest) -> HttpResponse:
         "volume_count": volumes.count(),
         "unprotected_count": lists.unprotected(volumes).count(),
         "running": running,
+        "in_progress": bell.shown(running),
         "failed": failed,
         "rows": snapshots,
         "is_live": bool(running),
@@ -106,17 +107,6 @@ def automatic_hourly(user: User, rates: dict[tuple[str, str], int]) -> int:
     )
     share = sum(rating.hourly_micro(rate_micro=price, size_gb=None) for price in prices)
     return share - sum(gb * rates.get((ServiceKind.VM_BACKUP, code), 0) for code, gb in copies)
-
-
-def visible(few: QuerySet[Operation], user: User) -> QuerySet[Operation]:
-    """Those of the few that this person sees, newest first."""
-    return (
-        Operation.objects.select_related("snapshot", "volume", "vm", "safety_snapshot", "requested_by")
-        # an expression and no column: a database without statistics would begin with all snapshots of the customer
-        .alias(project=Coalesce("snapshot__project_id", "snapshot__project_id"))
-        .filter(pk__in=few.order_by().values("pk"), project__in=list(user.roles))
-        .order_by("-created_at", "-id")
-    )
 
 
 def still_failed() -> QuerySet[Operation]:

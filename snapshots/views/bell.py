@@ -1,0 +1,48 @@
+"""What is in progress now, in the bell of every page."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
+from django.urls import reverse
+from django.views.decorators.http import require_safe
+
+from cng_portal.accounts.models import User
+from snapshots.models import Operation
+
+from .common import visible, with_time_left
+
+SHOWN = 5
+
+
+def in_progress(user: User) -> dict[str, Any]:
+    """`operations` that this person sees and that have not ended, the newest of them, and `more` where there are others.
+    One query, and none where the one for the person has said that there are none.
+    """
+    if not getattr(user, "has_work", True):
+        return {"operations": [], "more": False}
+    return shown(visible(Operation.objects.active(), user)[: SHOWN + 1])
+
+
+def shown(newest: Iterable[Operation]) -> dict[str, Any]:
+    found = list(newest)
+    operations = with_time_left(found[:SHOWN])
+    for operation in operations:
+        made = operation.kind == Operation.Kind.NEW_VOLUME and operation.volume
+        operation.thing = operation.volume if made else operation.snapshot
+        name = "snapshots:volume" if made else "snapshots:snapshot"
+        operation.page = reverse(name, args=[operation.thing.pk])
+    return {"operations": operations, "more": len(found) > SHOWN}
+
+
+@require_safe
+def work(request: HttpRequest) -> HttpResponse:
+    """The part of the bell that moves, with its count; what was told since it was asked for last is announced."""
+    user = request.user
+    news = None
+    seen = request.GET.get("seen", "")
+    if seen.isdecimal() and int(seen) < user.unseen_notices:
+        news = user.notices.unseen().order_by("-created_at", "-id").first()
+    context = {"work": in_progress(user), "unseen": user.unseen_notices, "moved": True, "news": news}
+    return render(request, "partials/frame/bell_work.html", context)

@@ -1,0 +1,103 @@
+"""What is in progress, in the bell: mine, with how far it is, and next to nothing for who has nothing in progress."""
+
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
+from django.utils import timezone
+from pytest_django import DjangoAssertNumQueries
+
+from cng_portal.accounts.models import Project, User
+from tests.factories import NoticeFactory, OperationFactory, ProjectFactory, SnapshotFactory, UserFactory
+
+pytestmark = pytest.mark.django_db
+
+GIB = 1024**3
+
+
+@pytest.fixture
+def project() -> Project:
+    return ProjectFactory(customer__postpaid=True)
+
+
+@pytest.fixture
+def person(project: Project) -> User:
+    return UserFactory(member_of=project)
+
+
+def taking(project: Project, name: str) -> None:
+    OperationFactory(
+        snapshot=SnapshotFactory(volume__project=project, name=name, creating=True),
+        capture=True,
+        running=True,
+        bytes_done=5 * GIB,
+        bytes_total=20 * GIB,
+        started_at=timezone.now() - timedelta(minutes=1),
+    )
+
+
+def bell(html: str) -> str:
+    return html[html.index('<details class="menu bell"') :].partition("</details>")[0]
+
+
+def test_the_bell_of_every_page_shows_what_is_in_progress(
+    project: Project, person: User, client_for: Callable[..., Client]
+) -> None:
+    taking(project, "nightly")
+    taking(ProjectFactory(), "somebody else's")
+    for path in ("/", "/billing/", "/help/", "/nowhere/"):
+        shown = bell(client_for(person).get(path).text)
+        assert "nightly" in shown and "5 GB of 20 GB · 25 %" in shown and " minutes left" in shown, path
+        assert "somebody else" not in shown
+        assert 'hx-trigger="every 4s, portal:seen from:document, portal:look"' in shown
+
+
+@pytest.mark.both_databases
+@pytest.mark.parametrize("path", ["/notices/", "/snapshots/", "/volumes/", "/billing/", "/help/"])
+def test_nothing_in_progress_asks_for_nothing_and_something_costs_one_query(
+    project: Project, person: User, client_for: Callable[..., Client], path: str
+) -> None:
+    taking(ProjectFactory(), "somebody else's")
+    client = client_for(person)
+    client.get(path)
+
+    def queries_for_operations() -> int:
+        with CaptureQueriesContext(connection) as queries:
+            shown.append(bell(client.get(path).text))
+        return sum(query["sql"].startswith('SELECT "snapshots_operation"') for query in queries)
+
+    shown: list[str] = []
+    assert queries_for_operations() == 0
+    assert "Nothing is in progress." in shown[0]
+    assert 'hx-trigger="portal:look"' in shown[0]
+    taking(project, "mine")
+    assert queries_for_operations() == 1
+    assert "mine" in shown[1]
+
+
+def test_what_moves_is_one_small_answer(
+    project: Project, person: User, client_for: Callable[..., Client], django_assert_num_queries: DjangoAssertNumQueries
+) -> None:
+    client = client_for(person)
+    client.get(reverse("snapshots:work"))
+    for number in range(7):
+        taking(project, f"nightly-{number}")
+    with django_assert_num_queries(4):  # session, person, projects, operations
+        answer = client.get(reverse("snapshots:work"), {"seen": "0"})
+    assert answer.text.count("<li>") == 5
+    assert "And more, on the dashboard" in answer.text
+    assert 'id="bell-count" hx-swap-oob="true"' in answer.text
+    assert "announcer" not in answer.text
+
+
+def test_a_failure_is_told_where_the_person_is(person: User, client_for: Callable[..., Client]) -> None:
+    NoticeFactory(user=person, title="The snapshot “<db>” could not be taken")
+    answer = client_for(person).get(reverse("snapshots:work"), {"seen": "0"}).text
+    assert '<div id="announcer" hx-swap-oob="innerHTML">The snapshot “&lt;db&gt;” could not be taken</div>' in answer
+    assert "1 new notice<" in answer
+    assert "announcer" not in client_for(person).get(reverse("snapshots:work"), {"seen": "1"}).text
+    assert "announcer" not in client_for(person).get(reverse("snapshots:work"), {"seen": "nonsense"}).text
