@@ -282,13 +282,14 @@ def open_segment(
 ) -> UsageSegment:
     """Start charging the resource at the instant `at`; what is being charged already is returned as it is.
 
-    So is a segment that has ended after `at`: the call is then a repetition of the one that opened it. A resource that
-    comes back inside an hour it has paid for starts where that hour ends: no hour is paid twice.
+    So is a segment of GB that has ended after `at`: the call is then a repetition of the one that opened it. What comes
+    back, as automatic backups do, inside an hour that it has paid for, or by a clock that was set back since, starts where
+    that hour ends: no hour is paid twice.
     """
     lock_customer(project.customer_id)  # or the month could be closed meanwhile, without this
     began = UsageSegment.objects.filter(resource_id=resource_id, kind=kind, never_began=False)
     last = began.order_by("-started_at").first()
-    if last and (last.ended_at is None or at <= last.started_at or at < last.ended_at):
+    if last and (last.ended_at is None or (base_rate_micro is None and (at <= last.started_at or at < last.ended_at))):
         return last
     if last and last.paid_until:
         at = max(at, last.paid_until)

@@ -17,7 +17,7 @@ from uuid import UUID
 
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
-from django.db.models import Exists, F, OuterRef, Q
+from django.db.models import Case, Exists, F, OuterRef, Q, When
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.functional import Promise
@@ -67,6 +67,12 @@ RHYTHM = ("interval", "weekday", "month_day", "at", "keep")
 MOST_KEPT = 365
 # before the second, third and fourth try
 PAUSES = (timedelta(minutes=5), timedelta(minutes=20), timedelta(minutes=60))
+# no two slots are further apart, but where clocks are changed
+LONGEST_STEPS = {
+    Interval.DAILY: timedelta(days=1, hours=2),
+    Interval.WEEKLY: timedelta(days=7, hours=2),
+    Interval.MONTHLY: timedelta(days=31, hours=2),
+}
 # schedules read, and started, in one turn of the scheduler: its other duties have to be done too
 BATCH = 200
 MOST_AT_ONCE = 500
@@ -476,9 +482,12 @@ def fail(run: BackupRun, reason: str, now: datetime) -> None:
 def settle_runs(now: datetime) -> int:
     """See what became of the copies that were asked for, and try again what failed and is due. Returns how many runs
     went on. Any number of schedulers may do this at once: what is settled is no longer found.
+
+    What waits for longer than anything is ever put off is due as well: the clock was set back since.
     """
     settled = 0
-    for run in [*settling(), *related_runs().filter(state=BackupRun.State.WAITING, next_try_at__lte=now)]:
+    due_again = Q(next_try_at__lte=now) | Q(next_try_at__gt=now + max(PAUSES))
+    for run in [*settling(), *related_runs().filter(due_again, state=BackupRun.State.WAITING)]:
         try:
             settled += settle(run, now)
         except Exception:
@@ -550,11 +559,12 @@ def make_room(schedule: BackupSchedule, now: datetime) -> None:
 
     Counted from the newest, only what is Ready, verified and undamaged counts as kept; whatever is older than the last of
     these goes, also what failed or was found damaged. Those that are kept for ever neither count nor go, and one that is
-    being used stays until the next time.
+    being used stays until the next time. A slot that lies ahead is of a clock that was set back since, so its copy is older
+    than all others: it must not take the place of those that are taken now.
     """
     copies = (
         Snapshot.objects.filter(run__schedule=schedule, kept=False, state__in=[State.READY, State.FAILED])
-        .order_by("-run__slot")
+        .order_by(Case(When(run__slot__gt=now, then=1), default=0), "-run__slot")
         .prefetch_related("disks")
     )
     kept = 0
@@ -567,15 +577,20 @@ def make_room(schedule: BackupSchedule, now: datetime) -> None:
 
 
 def look_after_schedules(now: datetime) -> int:
-    """End the schedules of machines that are gone, and follow customers into another time zone. Returns how many."""
+    """End the schedules of machines that are gone, and plan anew those whose next run was planned in another time zone
+    than the customer is in now, or by a clock that has been set back since. Returns how many.
+    """
     changed = 0
     present = BackupSchedule.objects.present().filter(vm=OuterRef("pk"))
     gone = VirtualMachine.objects.filter(Exists(present), deleted_at__isnull=False)
     for vm in gone.select_related("project__customer"):
         changed += end_of_machine(vm, now)
     waiting = BackupSchedule.objects.filter(next_run_at__gt=now)
-    moved = related().filter(next_run_at__gt=now).exclude(time_zone=F("vm__project__customer__time_zone"))
-    for schedule in moved:
+    moved = ~Q(time_zone=F("vm__project__customer__time_zone"))
+    too_far = Q()
+    for interval, longest in LONGEST_STEPS.items():
+        too_far |= Q(interval=interval, next_run_at__gt=now + longest)
+    for schedule in related().filter(moved | too_far, next_run_at__gt=now):
         before = schedule.next_run_at
         plan(schedule, now)
         changed += waiting.filter(pk=schedule.pk, next_run_at=before).update(

@@ -474,6 +474,52 @@ def test_a_customer_who_moves_to_another_time_zone_takes_the_schedules_along(sch
     assert timezone.timedelta() < due_at(schedule) - now <= DAY + timedelta(hours=1)
 
 
+def test_schedules_that_a_clock_far_ahead_has_planned_run_again_once_it_is_right(schedule: BackupSchedule) -> None:
+    slot = due_at(schedule)
+    backups.start_due_runs(slot + 400 * DAY)
+    work()
+    backups.settle_runs(slot + 400 * DAY)
+    schedule.refresh_from_db()
+    assert due_at(schedule) == slot + 401 * DAY
+    now = slot - timedelta(hours=5)
+    assert backups.look_after_schedules(now) == 1
+    assert backups.look_after_schedules(now) == 0
+    assert due_at(schedule) == slot
+    # the slots of the time that never was are recorded already, and none runs twice
+    assert backups.start_due_runs(slot) == 1
+    assert due_at(schedule) == slot + DAY
+    assert Snapshot.objects.count() == 1
+
+
+def test_a_run_that_a_clock_far_ahead_has_put_off_is_tried_once_it_is_right(
+    schedule: BackupSchedule, storage_root: Path, vm: VirtualMachine
+) -> None:
+    image = images(storage_root, vm)[0]
+    image.rename(image.with_suffix(".away"))
+    at = due_at(schedule)
+    backups.start_due_runs(at + timedelta(hours=5))
+    assert states(schedule) == [WAITING]
+    image.with_suffix(".away").rename(image)
+    assert backups.settle_runs(at) == 1
+    work()
+    backups.settle_runs(at)
+    assert (states(schedule), copies(schedule)) == ([DONE], [State.READY])
+
+
+def test_a_copy_of_a_clock_that_was_ahead_makes_room_for_what_is_taken_now(
+    schedule: BackupSchedule, member: Membership
+) -> None:
+    BackupSchedule.objects.update(keep=1)
+    schedule.refresh_from_db()
+    now = timezone.now()
+    for at in now + 3 * DAY, now:
+        backups.run_now(schedule=schedule, user=member.user, now=at)
+        work()
+        backups.settle_runs(at)
+    assert states(schedule) == [DONE, DONE]
+    assert copies(schedule) == [State.READY, State.DELETING]
+
+
 def test_a_copy_of_automatic_backups_costs_nothing_per_gb(vm: VirtualMachine) -> None:
     Customer.objects.update(billing_type="prepaid")  # without any credits
     schedule = BackupScheduleFactory(vm=vm, automatic=True)

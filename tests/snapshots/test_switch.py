@@ -211,6 +211,21 @@ def test_what_is_on_follows_the_locations_default_schedule(vm: VirtualMachine, a
     assert there.next_run_at == datetime(2026, 11, 30, 2, tzinfo=UTC)
 
 
+@pytest.mark.both_databases
+def test_what_was_on_and_off_while_the_clock_was_ahead_is_charged_again_after_that_hour(
+    vm: VirtualMachine, admin: User, now: datetime
+) -> None:
+    switch(vm, True, admin, now + 5 * HOUR)
+    switch(vm, False, admin, now + 5 * HOUR + MINUTE)
+    switch(vm, True, admin, now)
+    assert cost(vm, now + 5.5 * HOUR) == 23_750_000
+    assert cost(vm, now + 7.5 * HOUR) == 3 * 23_750_000
+    switch(vm, False, admin, now + HOUR)
+    switch(vm, True, admin, now + 2 * HOUR)
+    assert cost(vm, now + 7.5 * HOUR) == 3 * 23_750_000
+    assert UsageSegment.objects.filter(ended_at=None).count() == 1
+
+
 def test_what_automatic_backups_left_is_deleted_by_an_administrator_but_not_what_is_kept_for_ever(
     vm: VirtualMachine, admin: User, now: datetime
 ) -> None:
