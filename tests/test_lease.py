@@ -6,16 +6,19 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import timedelta
 from threading import Barrier, Event
 
+import psycopg
 import pytest
-from django.db import connections
+from django.db import connection, connections
 from django.utils import timezone
 
 from cng_portal.watch import services as watch
 from cng_portal.watch.models import Lease, Process
 from snapshots.models import Operation
+from snapshots.operations import enqueue
 from tests.factories import OperationFactory
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
@@ -152,3 +155,28 @@ def test_a_row_that_nobody_removed_is_forgotten_after_a_day() -> None:
         wait_until(lambda: Process.objects.filter(pk=heartbeat.id).exists(), "no sign of life")
     assert list(Process.objects.all()) == [new]
     assert old.pk != new.pk
+
+
+def test_a_worker_outlives_a_restart_of_its_database(start: Start) -> None:
+    if connection.vendor == "sqlite":
+        pytest.skip("SQLite is a file and never away")
+    worker = start("worker")
+    wait_until(lambda: Process.objects.filter(kind=Process.Kind.WORKER).exists(), "the worker did not start")
+    where = connection.settings_dict
+    server = psycopg.connect(host=where["HOST"], port=where["PORT"] or None, user=where["USER"], dbname="postgres")
+    with closing(server), connection.cursor() as cursor:
+        server.autocommit = True
+        server.execute(f'ALTER DATABASE "{where["NAME"]}" ALLOW_CONNECTIONS false')
+        try:
+            cursor.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            # it asks twice a second, and waits for a connection for ten
+            assert not Event().wait(13) and worker.poll() is None
+        finally:
+            server.execute(f'ALTER DATABASE "{where["NAME"]}" ALLOW_CONNECTIONS true')
+    operation = OperationFactory()
+    enqueue(operation)
+    wait_until(lambda: Operation.objects.get(pk=operation.pk).finished_at, "nothing is done any more")
+    assert worker.poll() is None

@@ -1,7 +1,10 @@
+import logging
+import time
 from argparse import ArgumentParser
 from types import FrameType
 from typing import Any
 
+from django.db import DatabaseError, connections
 from django_tasks_db.management.commands import db_worker
 
 from cng_portal.hardening import refuse_unsafe_start
@@ -9,8 +12,21 @@ from cng_portal.watch import services as watch
 from cng_portal.watch.models import Process
 from snapshots import operations
 
+logger = logging.getLogger("snapshots.worker")
+PAUSE_SECONDS = 1
+
 
 class Worker(db_worker.Worker):
+    def run(self) -> None:
+        """A database that is away for a while does not end the process; what was being done then is woken again."""
+        while self.running:
+            try:
+                return super().run()
+            except DatabaseError:
+                logger.exception("The database does not answer; it will be asked again")
+                connections.close_all()
+                time.sleep(PAUSE_SECONDS)
+
     def shutdown(self, signum: int, frame: FrameType | None) -> None:
         """A first signal hands the running operation back at its next heartbeat, or lets it end if that comes
         sooner.
