@@ -12,7 +12,7 @@ from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po
 from django.conf import settings
 from django.contrib.auth import get_user_model
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import redirect
 from django.utils import translation
 from django.utils.cache import patch_vary_headers
@@ -69,7 +69,8 @@ def choose_language(request: HttpRequest) -> HttpResponse:
     """
     back = request.POST.get("next", "")
     inside = url_has_allowed_host_and_scheme(back, {request.get_host()}, require_https=request.is_secure())
-    response = redirect(back if inside else "dashboard")
+    # never redirect(back), which would take what was sent for the name of an address
+    response = HttpResponseRedirect(back) if inside else redirect("dashboard")
     if (language := request.POST.get("language")) in dict(settings.LANGUAGES):
         keep_language(request, response, language)
         if request.user.is_authenticated:

@@ -336,6 +336,12 @@ MFA_PASSKEY_LOGIN_ENABLED = True
 MFA_TOTP_ISSUER = "1CNG"
 MFA_TOTP_TOLERANCE = 1  # a phone's clock may be half a minute off
 MFA_ALLOW_UNVERIFIED_EMAIL = True  # an administrator or an invitation has vouched for it
+MFA_FORMS = {
+    "add_webauthn": "cng_portal.accounts.forms.AddPasskeyForm",
+    "authenticate_webauthn": "cng_portal.accounts.forms.PasskeyForm",
+    "login_webauthn": "cng_portal.accounts.forms.PasskeySignInForm",
+    "reauthenticate_webauthn": "cng_portal.accounts.forms.PasskeyConfirmationForm",
+}
 MFA_WEBAUTHN_ALLOW_INSECURE_ORIGIN = not HTTPS  # browsers allow it for localhost alone
 # Proxies in front of the portal, whose X-Forwarded-For is believed: one where HTTPS is on, as only a proxy speaks it.
 ALLAUTH_TRUSTED_PROXY_COUNT = read("TRUSTED_PROXIES", whole_number(0, 10), 1 if HTTPS else 0)

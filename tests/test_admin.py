@@ -7,13 +7,17 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from allauth.mfa.models import Authenticator
+from allauth.mfa.recovery_codes.internal.auth import RecoveryCodes
+from allauth.mfa.totp.internal.auth import TOTP, generate_totp_secret
+from allauth.usersessions.models import UserSession
 from django.contrib import admin
 from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries
 
-from cng_portal.accounts.models import Customer, Project, Role, User
+from cng_portal.accounts.models import Activity, Customer, Notice, Project, Role, User
 from cng_portal.inventory.models import Location, VirtualMachine, Volume
 from cng_portal.watch.models import Process
 from cng_portal.watch.services import hold_lease
@@ -49,6 +53,61 @@ def everything() -> Operation:
     snapshot = SnapshotFactory(volume=VolumeFactory(attached=True))
     UserFactory(member_of=snapshot.project)
     return OperationFactory(restore=True, succeeded=True, snapshot=snapshot)
+
+
+def test_a_membership_without_a_role_is_explained(support: Client) -> None:
+    person = UserFactory(member_of=ProjectFactory())
+    [membership] = person.memberships.all()
+    inline = {"TOTAL_FORMS": 1, "INITIAL_FORMS": 1, "0-id": membership.pk, "0-user": person.pk, "0-role": ""}
+    page = url(Project, "change", membership.project_id)
+    answer = support.post(page, {"name": "Web", **{f"memberships-{name}": value for name, value in inline.items()}})
+    assert "This field is required." in answer.text
+    removed = {**{f"memberships-{name}": value for name, value in inline.items()}, "memberships-0-DELETE": "on"}
+    assert "would be without an owner" in support.post(page, {"name": "Web", **removed}).text
+
+
+def test_an_administrator_takes_a_lost_factor_away_without_seeing_its_secret(support: Client) -> None:
+    person = UserFactory(member_of=ProjectFactory())
+    secret = generate_totp_secret()
+    app = TOTP.activate(person, secret).instance
+    RecoveryCodes.activate(person)
+    assert secret not in support.get(url(Authenticator, "change", app.pk)).text
+    assert support.get(url(Authenticator, "add")).status_code == 403
+    assert support.post(url(Authenticator, "change", app.pk), {"data": "{}"}).status_code == 403
+    assert support.post(url(Authenticator, "delete", app.pk), {"post": "yes"}).status_code == 302
+    assert not Authenticator.objects.filter(user=person).exists()
+    assert "An administrator removed a second factor: authenticator app" in Notice.objects.get(user=person).title
+    entry = Activity.objects.get(act="person.factor_removed")
+    assert (entry.actor.is_staff, entry.thing_id) == (True, str(person.pk))
+
+
+def test_an_administrator_ends_a_session_without_seeing_its_key(
+    support: Client, client_for: Callable[..., Client]
+) -> None:
+    person = UserFactory(password="a password", member_of=ProjectFactory())
+    theirs = Client()
+    theirs.post(reverse("account_login"), {"login": person.email, "password": "a password"})
+    session = UserSession.objects.get(user=person)
+    assert session.session_key not in support.get(url(UserSession, "change", session.pk)).text
+    assert person.email in support.get(url(UserSession, "changelist"), {"q": person.email}).text
+    support.post(url(UserSession, "delete", session.pk), {"post": "yes"})
+    assert theirs.get("/").status_code == 302
+    assert Activity.objects.filter(act="person.session_ended", thing_id=person.pk).exists()
+
+
+@pytest.mark.parametrize("key", ["web", "\x00", "3", "\u0661"])
+def test_what_can_be_no_key_is_refused_where_one_is_chosen(key: str, support: Client) -> None:
+    person = UserFactory(member_of=ProjectFactory())
+    [membership] = person.memberships.all()
+    inline = {"TOTAL_FORMS": 1, "INITIAL_FORMS": 1, "0-id": membership.pk, "0-user": person.pk, "0-project": key}
+    for model, page, fields in (
+        (VirtualMachine, url(VirtualMachine, "add"), {"project": key, "location": key}),
+        (Customer, url(Customer, "add"), {"owner": key}),
+        (User, url(User, "change", person.pk), {f"memberships-{name}": value for name, value in inline.items()}),
+    ):
+        answer = support.post(page, fields)
+        assert answer.status_code == 200, model
+        assert "errorlist" in answer.text, model
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)

@@ -118,4 +118,6 @@ def test_the_choice_leads_back_and_nowhere_else(member: Membership, client_for: 
     assert client.post("/language/", {"language": "my", "next": "/help/"})["Location"] == "/help/"
     away = client.post("/language/", {"language": "xx", "next": "https://example.com/"})
     assert away["Location"] == "/"
+    for no_address in "25:61", "dashboard":  # names of an address are none
+        assert client.post("/language/", {"language": "my", "next": no_address})["Location"] == no_address
     assert client.cookies[settings.LANGUAGE_COOKIE_NAME].value == "my"

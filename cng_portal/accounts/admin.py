@@ -3,6 +3,13 @@
 from typing import Any
 from uuid import UUID
 
+import allauth.account.admin
+import allauth.mfa.admin
+import allauth.usersessions.admin  # noqa: F401  # they register what is registered anew below
+from allauth.account.models import EmailAddress
+from allauth.mfa.base.internal.flows import delete_dangling_recovery_codes
+from allauth.mfa.models import Authenticator
+from allauth.usersessions.models import UserSession
 from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.widgets import AutocompleteSelect
@@ -15,9 +22,10 @@ from django.forms.models import BaseInlineFormSet
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import path
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
-from . import activity, impersonation, services
+from . import activity, impersonation, services, sessions, signals
 from .models import Activity, Customer, Membership, Project, Role, User
 from .services import lock_customer
 
@@ -32,7 +40,29 @@ admin.site.disable_action("delete_selected")
 PEOPLE_FOUND = 100
 
 
-class SupportAdmin(admin.ModelAdmin):
+class Autocomplete(AutocompleteSelect):
+    """Django's own shows a form again by asking the database for whatever was sent, and fails where that can be no key."""
+
+    def optgroups(self, name: str, value: list[str], attr: Any = None) -> Any:
+        def exists(one: str) -> bool:
+            try:
+                return self.choices.field.to_python(one) is not None
+            except ValidationError:
+                return False
+
+        return super().optgroups(name, [one for one in value if exists(one)], attr)
+
+
+class Autocompletes:
+    """For an admin or an inline with `autocomplete_fields`."""
+
+    def formfield_for_foreignkey(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+        if db_field.name in self.get_autocomplete_fields(request):
+            kwargs.setdefault("widget", Autocomplete(db_field, self.admin_site))
+        return super().formfield_for_foreignkey(db_field, request, **kwargs)
+
+
+class SupportAdmin(Autocompletes, admin.ModelAdmin):
     """Found by uuid, with hyphens or without, and by e-mail; quick with many rows; nothing is ever deleted here.
 
     `uuid_fields` are what a uuid is compared with; `person_fields` and `customer_fields` are the ways to the people and
@@ -116,9 +146,13 @@ class MembershipFormSet(BaseInlineFormSet):
     def clean(self) -> None:
         """A project that has an owner keeps one."""
         super().clean()
+        if any(self.errors):
+            return  # what is wrong is said at its field
         forms = [form for form in self.forms if hasattr(form, "cleaned_data") and form.cleaned_data]
         owning = [
-            form for form in forms if form.cleaned_data["role"] == Role.OWNER and not form.cleaned_data.get("DELETE")
+            form
+            for form in forms
+            if form.cleaned_data.get("role") == Role.OWNER and not form.cleaned_data.get("DELETE")
         ]
         for project in {form.cleaned_data.get("project") or self.instance for form in forms if form.instance.pk}:
             lock_customer(project.customer_id)
@@ -132,7 +166,7 @@ class MembershipFormSet(BaseInlineFormSet):
                 )
 
 
-class MembershipInline(admin.TabularInline):
+class MembershipInline(Autocompletes, admin.TabularInline):
     model = Membership
     formset = MembershipFormSet
     extra = 0
@@ -223,7 +257,7 @@ class NewCustomerForm(forms.ModelForm):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         owner = self.fields["owner"]
-        owner.widget = AutocompleteSelect(Membership._meta.get_field("user"), admin.site)
+        owner.widget = Autocomplete(Membership._meta.get_field("user"), admin.site)
         owner.widget.choices = owner.choices  # type: ignore[attr-defined]
         self.fields["number"].required = False
         self.fields["number"].help_text = _("Leave it empty for the next free one.")
@@ -330,3 +364,68 @@ class ActivityAdmin(ReadOnly, SupportAdmin):
     @admin.display(description=_("act"), ordering="act")
     def act_shown(self, entry: Activity) -> str:
         return str(activity.label(entry.act))
+
+
+class OfOnePersonAdmin(ReadOnly, SupportAdmin):
+    """What opens a person's account is not for anybody else's eyes; it can be taken away, and the log has it."""
+
+    list_select_related = ["user"]
+    uuid_fields = ("user_id",)
+    person_fields = ("user",)
+    search_fields = ["user__email", "user__name"]
+
+    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return request.user.is_superuser
+
+    @admin.display(description=_("device"))
+    def device(self, session: UserSession) -> str:
+        return sessions.device(session.user_agent)
+
+    @admin.display(description=_("factor"))
+    def factor(self, authenticator: Authenticator) -> str:
+        return signals.factor(authenticator)
+
+
+class FactorAdmin(OfOnePersonAdmin):
+    fields = list_display = ["user", "factor", "created_at", "last_used_at"]
+    list_filter = ["type"]
+
+    def delete_model(self, request: HttpRequest, obj: Authenticator) -> None:
+        """For who has lost it; the person is told, as it might be somebody else who asked."""
+        person, factor = obj.user, signals.factor(obj)
+        activity.record(act="person.factor_removed", actor=request.user, thing=person, before={"factor": factor})
+        obj.delete()
+        delete_dangling_recovery_codes(person)
+        signals.warn(
+            person,
+            gettext("An administrator removed a second factor: %(factor)s") % {"factor": factor},
+            gettext("Did you not ask for it? Ask support at once, and add a factor again."),
+        )
+
+
+class SessionAdmin(OfOnePersonAdmin):
+    fields = list_display = ["user", "device", "ip", "created_at", "last_seen_at"]
+
+    def delete_model(self, request: HttpRequest, obj: UserSession) -> None:
+        before = {"device": sessions.device(obj.user_agent), "address": obj.ip}
+        activity.record(act="person.session_ended", actor=request.user, thing=obj.user, before=before)
+        sessions.end([obj])
+
+
+class AddressAdmin(ReadOnly, SupportAdmin):
+    """Changed with the person, or by the person."""
+
+    list_display = ["email", "user", "primary", "verified"]
+    list_select_related = ["user"]
+    uuid_fields = ("user_id",)
+    person_fields = ("user",)
+    search_fields = ["email"]
+
+
+for model, model_admin in (
+    (Authenticator, FactorAdmin),
+    (UserSession, SessionAdmin),
+    (EmailAddress, AddressAdmin),
+):
+    admin.site.unregister(model)
+    admin.site.register(model, model_admin)

@@ -1,10 +1,21 @@
 """The forms of the profile and of the people of a customer."""
 
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from zoneinfo import available_timezones
 
 from allauth.account.forms import AddEmailForm
 from allauth.account.models import EmailAddress
+from allauth.mfa.adapter import get_adapter
+from allauth.mfa.models import Authenticator
+from allauth.mfa.webauthn.forms import (
+    AddWebAuthnForm,
+    AuthenticateWebAuthnForm,
+    LoginWebAuthnForm,
+    ReauthenticateWebAuthnForm,
+)
 from django import forms
 from django.conf import settings
 from django.http import HttpRequest
@@ -125,3 +136,36 @@ class SignUpForm(forms.Form):
         strip=False,
         help_text=gettext_lazy("At least eight characters, and none that many people use."),
     )
+
+
+@contextmanager
+def as_a_wrong_passkey() -> Iterator[None]:
+    """allauth takes the answer of a passkey apart without asking whether it has the parts; a browser's always has."""
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, ValueError, struct.error):
+        raise get_adapter().validation_error("incorrect_code") from None
+
+
+class AddPasskeyForm(AddWebAuthnForm):
+    def clean(self) -> dict[str, Any]:
+        with as_a_wrong_passkey():
+            return super().clean()
+
+
+class PasskeyMixin:
+    def clean_credential(self) -> Authenticator:
+        with as_a_wrong_passkey():
+            return super().clean_credential()
+
+
+class PasskeyForm(PasskeyMixin, AuthenticateWebAuthnForm):
+    pass
+
+
+class PasskeySignInForm(PasskeyMixin, LoginWebAuthnForm):
+    pass
+
+
+class PasskeyConfirmationForm(PasskeyMixin, ReauthenticateWebAuthnForm):
+    pass

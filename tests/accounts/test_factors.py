@@ -53,6 +53,22 @@ def secret(person: User) -> str:
     return shown
 
 
+@pytest.mark.parametrize("answer", ["[1]", "1", '{"id": 1}', '{"rawId": "", "response": {"attestationObject": "AA"}}'])
+def test_what_no_passkey_answers_is_a_wrong_one(person: User, secret: str, answer: str) -> None:
+    asked = Client()
+    sign_in(asked, person.email)
+    assert "Incorrect code" in asked.post(reverse("mfa_authenticate"), {"credential": answer}).text
+    assert Client().post(reverse("mfa_login_webauthn"), {"credential": answer})["Location"] == reverse("account_login")
+
+    asked.post(reverse("mfa_authenticate"), {"code": code_of(secret)})
+    session = asked.session
+    assert session["_auth_user_id"] == str(person.pk)
+    asked.post(reverse("account_reauthenticate"), {"password": PASSWORD})
+    added = asked.post(reverse("mfa_add_webauthn"), {"name": "Key", "credential": answer})
+    assert added.status_code == 200
+    assert not Authenticator.objects.filter(type=Authenticator.Type.WEBAUTHN).exists()
+
+
 def test_the_app_is_asked_after_the_password_and_a_recovery_code_helps_once(person: User, secret: str) -> None:
     client = Client()
     assert sign_in(client, person.email)["Location"] == reverse("mfa_authenticate")
