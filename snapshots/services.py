@@ -225,8 +225,10 @@ def cloud_quota_use(cloud_project: CloudProject) -> dict[str, QuotaUse]:
     more, less = (changed.get(kind, (0, 0)) for kind in (kinds.CAPTURE, kinds.DELETE))
 
     def use(label: str, seen: int | None, change: int, quota: int | None) -> QuotaUse:
-        limit = UNLIMITED if quota is None or quota < 0 else quota
-        return QuotaUse(label % {"name": cloud_project}, max(0, (seen or 0) + change), limit)
+        used, limit = max(0, (seen or 0) + change), UNLIMITED if quota is None or quota < 0 else quota
+        if limit != UNLIMITED and change > 0:
+            used = min(used, max(limit, seen or 0))  # some of the change may be in what was seen
+        return QuotaUse(label % {"name": cloud_project}, used, limit)
 
     return {
         "snapshots": use(

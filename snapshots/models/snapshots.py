@@ -267,6 +267,19 @@ class Snapshot(models.Model):
         return self.state in TRANSIENT_STATES
 
     @property
+    def is_missing(self) -> bool:
+        """Ready here, and deleted in the cloud."""
+        return self.missing_since is not None and self.state == State.READY
+
+    @property
+    def shown_state(self) -> str:
+        return "missing" if self.is_missing else self.state
+
+    @property
+    def shown_state_label(self) -> str:
+        return str(_("Missing")) if self.is_missing else self.get_state_display()
+
+    @property
     def costs_nothing(self) -> bool:
         """By the location's rule for what was made or deleted outside the portal."""
         free_outside = self.made_outside and not self.location.charges_outside

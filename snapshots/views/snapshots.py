@@ -298,6 +298,7 @@ def snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         "monthly": format_amount(price.monthly_micro, price.currency) if price else "",
         "automatic_sentence": "" if found.is_charged else automatic_sentence(found.source),
         "cost": cost,
+        "reads_bytes": get_driver(found.location).reads_bytes,
         "no_cost": format_amount(0, found.project.customer.currency),
     }
     return render_live(request, "snapshots/snapshot.html", context, part="snapshot", poll="work", version=version)
@@ -520,6 +521,7 @@ def new_machine(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 def verify(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     found = get_changeable(request, snapshot_id)
+    reads_bytes = get_driver(found.location).reads_bytes
     problems = []
     if request.method == "POST":
         try:
@@ -527,9 +529,14 @@ def verify(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         except services.Refusal as refusal:
             problems = [{"id": "", "message": str(refusal)}]
         else:
-            messages.success(request, _("“%(name)s” is being read again and compared.") % {"name": found.name})
+            text = (
+                _("“%(name)s” is being read again and compared.")
+                if reads_bytes
+                else _("The storage is being asked for “%(name)s”.")
+            )
+            messages.success(request, text % {"name": found.name})
             return redirect("snapshots:snapshot", found.pk)
-    context = {"snapshot": found, "problems": problems, "disks": found.disks.all()}
+    context = {"snapshot": found, "problems": problems, "reads_bytes": reads_bytes}
     return render(request, "snapshots/verify.html", context)
 
 
