@@ -1,10 +1,12 @@
 """`make chaos`: customers click while everything around them dies; afterwards nothing may be lost, left over or overcharged.
 
-For CHAOS_SECONDS (120) on SQLite and then on PostgreSQL, as far as there is a server: eight customers take, rename, restore,
-verify and delete snapshots of disks and machines, make volumes, back up, and read their bills through HTTP, and their
-machines write to the disks meanwhile. Web server, workers, schedulers and PostgreSQL are killed and started again at random,
-the storage fills up and empties (as root, in a small file system of its own), and the clock of all of the portal's
-processes jumps. Then everything runs undisturbed until no operation is left, and is compared.
+For CHAOS_SECONDS (120) on SQLite and then on PostgreSQL, as far as there is a server: eight customers click through HTTP on
+everything there is to do with snapshots, backups, bills and people (people.py), the colleagues whom they invite join, two
+administrators switch automatic backups and change prices, and the customers' machines write to their disks (disks.py).
+Web server, workers, schedulers and PostgreSQL are killed, frozen and started again at random, the storage fills up and
+empties (as root, in a small file system of its own), and the clock of all of the portal's processes jumps by hours
+(portal.py). A request that hangs, or fails with a 5xx while nothing is down, fails the run. Then everything runs undisturbed
+until nothing is left to do, and what is there is compared with what was done (afterwards.py).
 
 CHAOS_SEED repeats the order of what is done to the portal, though not to the millisecond.
 """
@@ -56,6 +58,7 @@ def run(database: str, url: str, programs: Path | None = None) -> int:
         "RESTORES_PER_HOUR": "0",
         "NEW_VOLUMES_PER_HOUR": "0",
         "VERIFICATIONS_PER_HOUR": "0",
+        "EMAIL_URL": f"filemail:///{folder}/mails",
         "CHAOS_SEED": seed,
         "CHAOS_SMALL_STORAGE": str(int(mounted)),
         "CHAOS_POSTGRESQL": str(programs or ""),

@@ -1,0 +1,301 @@
+"""What has to be so after the storm: each check gives a sentence for everything that is not."""
+
+import collections
+import re
+import sqlite3
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import datetime, timedelta
+from pathlib import Path
+from uuid import UUID
+
+from django.core.management import CommandError, call_command
+from django.db import connection
+from django.db.models import Count, Q
+from django.utils import timezone
+
+from billing import verification
+from billing.models import Invoice, ServiceKind, UsageSegment, WalletTransaction
+from cng_portal.accounts.models import Activity, Customer, Invitation, Membership, Notice, User
+from cng_portal.inventory.models import AutomaticBackupSwitch, VirtualMachine, Volume
+from snapshots.backups import LONGEST_STEPS
+from snapshots.models import BackupRun, BackupSchedule, DiskImage, Kind, Operation, Snapshot, State
+
+from . import disks, people, portal
+
+looked_at: collections.Counter[str] = collections.Counter()
+
+
+def differences() -> list[str]:
+    return [f"{check.__name__}: {sentence}" for check in CHECKS for sentence in check()]
+
+
+def fsck() -> Iterator[str]:
+    try:
+        call_command("fsck", read=True)
+    except CommandError as error:
+        yield str(error)
+
+
+def verify_billing() -> Iterator[str]:
+    """At the end of the last invoice, where a clock that was ahead has closed a month that is not over."""
+    last = Invoice.objects.order_by("-ends_at").values_list("ends_at", flat=True).first()
+    at = timezone.now()
+    yield from verification.differences(at=max(at, last) if last else at)
+    looked_at["customers whose bill was recomputed"] += Customer.objects.count()
+
+
+def nothing_is_under_way() -> Iterator[str]:
+    for operation in Operation.objects.active():
+        yield f"{operation} is {operation.state}, not before {operation.not_before}"
+    for snapshot in Snapshot.objects.filter(state__in=[State.PENDING, State.CREATING, State.DELETING]):
+        yield f"{snapshot} is {snapshot.state}"
+    for volume in Volume.objects.filter(state=Volume.State.CREATING):
+        yield f"{volume} is being made"
+    for run in BackupRun.objects.filter(state=BackupRun.State.TAKING):
+        yield f"{run} is being taken"
+    looked_at["operations"] += Operation.objects.count()
+
+
+def bytes_are_there() -> Iterator[str]:
+    """What a Ready snapshot has is what its volume, or the one that it was made from, had in all places at one instant."""
+    made_from = dict(
+        Operation.objects.filter(kind=Operation.Kind.NEW_VOLUME).values_list("volume", "disk__volume").distinct()
+    )
+
+    def ever_had(volume_id: UUID) -> set[bytes]:
+        stamps = disks.written[str(volume_id)]
+        return stamps | ever_had(made_from[volume_id]) if volume_id in made_from else stamps
+
+    for disk in DiskImage.objects.filter(snapshot__state=State.READY).select_related("snapshot"):
+        stamp = disks.read_stamp(portal.STORAGE / disk.snapshot.location_id / "snapshots" / str(disk.pk) / "disk.img")
+        looked_at["disks of Ready snapshots"] += 1
+        if stamp not in ever_had(disk.volume_id):
+            yield f"{disk.snapshot} has bytes that its volume never had together: {stamp!r}"
+
+
+def charges_are_lives() -> Iterator[str]:
+    """Each snapshot that became Ready was charged once, from then until its deletion was accepted; nothing else was."""
+    segments = collections.defaultdict(list)
+    for segment in UsageSegment.objects.exclude(kind=ServiceKind.VM_BACKUP_AUTOMATIC):
+        segments[segment.resource_id].append(segment)
+        looked_at["usage segments"] += 1
+    for snapshot in Snapshot.objects.select_related("run__schedule"):
+        charged = segments.pop(snapshot.pk, [])
+        if len(charged) != (snapshot.ready_at is not None and snapshot.is_charged):
+            yield f"{snapshot}, {snapshot.state}, was charged {len(charged)} times"
+        for segment in charged:
+            ended = snapshot.delete_requested_at and max(snapshot.delete_requested_at, segment.started_at)
+            if (segment.started_at, segment.ended_at) != (snapshot.ready_at, ended):
+                yield f"{snapshot} was charged from {segment.started_at} to {segment.ended_at}"
+            if (segment.kind, segment.size_gb) != (snapshot.service_kind, snapshot.size_gb):
+                yield f"{snapshot} was charged as {segment.kind} of {segment.size_gb} GB"
+    for resource in segments:
+        yield f"{resource} was charged and never existed"
+
+
+def switches_are_charged() -> Iterator[str]:
+    """Automatic backups are charged while the switch is on, and never twice for the same time."""
+    segments = collections.defaultdict(list)
+    for segment in UsageSegment.objects.filter(kind=ServiceKind.VM_BACKUP_AUTOMATIC).order_by("started_at", "pk"):
+        segments[segment.resource_id].append(segment)
+        looked_at["usage segments of automatic backups"] += 1
+    for vm in VirtualMachine.objects.all():
+        is_on = vm.automatic_backups_since is not None
+        own = segments.pop(vm.pk, [])
+        if sum(segment.ended_at is None for segment in own) != is_on:
+            yield f"{vm}: automatic backups are {'on' if is_on else 'off'}, charged: {own}"
+        began = [segment for segment in own if not segment.never_began]
+        for segment, following in zip(began, began[1:], strict=False):
+            if segment.ended_at is None or segment.ended_at > following.started_at:
+                yield f"{vm}: automatic backups are charged twice from {following.started_at}"
+        schedules = BackupSchedule.objects.present().filter(vm=vm, origin=BackupSchedule.Origin.AUTOMATIC).count()
+        if schedules != is_on:
+            yield f"{vm}: automatic backups are {'on' if is_on else 'off'} with {schedules} schedules"
+        switch = AutomaticBackupSwitch.objects.filter(vm=vm)
+        if switch.filter(on=True).count() - switch.filter(on=False).count() != is_on:
+            yield f"{vm}: the switch was on and off in turns, says its history, but it is {'on' if is_on else 'off'}"
+    for resource in segments:
+        yield f"automatic backups of {resource} were charged and it never existed"
+
+
+def ledger_sums_to_zero() -> Iterator[str]:
+    accounts: collections.Counter[str] = collections.Counter()
+    for move in WalletTransaction.objects.all():
+        looked_at["transactions"] += 1
+        for account, amount in move.entries:
+            accounts[account] += amount
+    if sum(accounts.values()):
+        yield f"{dict(accounts)}"
+
+
+def backups_are_kept_as_asked() -> Iterator[str]:
+    """One unfinished run per machine, one run per slot, and no more copies than a schedule keeps: looked at where its
+    last run was done after everything had calmed down.
+    """
+    doubled = BackupRun.objects.values("schedule", "slot").annotate(count=Count("pk")).filter(count__gt=1).order_by()
+    yield from (f"the slot {row} has several runs" for row in doubled)
+    unfinished = BackupRun.objects.unfinished().values("vm").annotate(count=Count("pk")).filter(count__gt=1).order_by()
+    yield from (f"several runs are under way: {row}" for row in unfinished)
+    now = timezone.now()
+    for run in BackupRun.objects.filter(state=BackupRun.State.WAITING):
+        if run.next_try_at and run.next_try_at > now + timedelta(hours=1, minutes=1):
+            yield f"{run} is tried again only at {run.next_try_at}"
+    yield from (f"{schedule} runs next only at {schedule.next_run_at}" for schedule in planned_too_far(now))
+    for schedule in BackupSchedule.objects.present().filter(next_run_at__isnull=False):
+        looked_at["schedules"] += 1
+        if schedule.next_run_at and schedule.next_run_at < now - timedelta(minutes=5):
+            busy = BackupRun.objects.unfinished().filter(vm=schedule.vm).exists()
+            if not busy:
+                yield f"{schedule} is overdue since {schedule.next_run_at}"
+    for run in BackupRun.objects.select_related("snapshot"):
+        looked_at["runs"] += 1
+        if run.state == BackupRun.State.DONE and run.snapshot and run.snapshot.state == State.READY:
+            if any(not disk.verified_at for disk in run.snapshot.disks.all()):
+                yield f"{run} is done and its copy was not verified"
+    for pk in asked_in_calm:
+        schedule = BackupSchedule.objects.get(pk=pk)
+        last = schedule.runs.filter(created_at__lte=now).order_by("-created_at").first()
+        if last is None or last.state != BackupRun.State.DONE:
+            continue
+        looked_at["schedules whose copies were counted"] += 1
+        copies = Snapshot.objects.filter(run__schedule=schedule, kept=False, state=State.READY).count()
+        if copies > schedule.keep:
+            yield f"{schedule} keeps {copies} copies instead of {schedule.keep}"
+        if last.snapshot is None or last.snapshot.state != State.READY:
+            yield f"{schedule} has deleted the copy that it has just taken"
+
+
+def planned_too_far(now: datetime) -> list[BackupSchedule]:
+    """By a clock that was ahead, and not planned anew since."""
+    planned = BackupSchedule.objects.present().filter(next_run_at__isnull=False)
+    return [one for one in planned if one.next_run_at and one.next_run_at > now + LONGEST_STEPS[one.interval]]
+
+
+asked_in_calm: list[str] = []  # schedules that took one more copy when everything was well again
+
+
+def acts_are_written_down() -> Iterator[str]:
+    """Every act has its entry, once; and nothing is written down that did not happen."""
+    entries: collections.Counter[tuple[str, str]] = collections.Counter()
+    for act, thing in Activity.objects.values_list("act", "thing_id"):
+        entries[act, thing] += 1
+        looked_at["entries of the activity log"] += 1
+    happened: collections.Counter[tuple[str, str]] = collections.Counter()
+    for kind, snapshot_id in Operation.objects.values_list("kind", "snapshot"):
+        happened[f"snapshot.{kind}", str(snapshot_id)] += 1
+    for schedule in BackupSchedule.objects.filter(origin=BackupSchedule.Origin.CUSTOMER):
+        happened["backup.schedule", str(schedule.vm_id)] += 1
+        if schedule.deleted_at:
+            happened["backup.delete", str(schedule.vm_id)] += 1
+    for vm_id in AutomaticBackupSwitch.objects.values_list("vm", flat=True):
+        happened["backup.automatic", str(vm_id)] += 1
+    for pk in Invitation.objects.values_list("pk", flat=True):
+        happened["invitation.send", str(pk)] += 1
+    for user_id in Invitation.objects.exclude(accepted_at=None).values_list("accepted_by", flat=True):
+        happened["person.join", str(user_id)] += 1
+    told = {act for act, _thing in happened}
+    for act, thing in sorted(happened.keys() | {key for key in entries if key[0] in told}):
+        if act == "snapshot.clean_up":  # who takes a failed snapshot again takes its clean-up over, and removes it
+            continue
+        if entries[act, thing] != happened[act, thing]:
+            yield f"{act} of {thing} happened {happened[act, thing]} times, {entries[act, thing]} are written down"
+
+
+def people_were_told() -> Iterator[str]:
+    """Who asked for what failed has a notice of it; every message went out at most once."""
+    failed = Operation.objects.filter(state=Operation.State.FAILED, requested_by__isnull=False)
+    failed = failed.exclude(kind=Operation.Kind.CLEAN_UP)
+    failed = failed.exclude(snapshot__kind=Kind.BACKUP, kind=Operation.Kind.CAPTURE)
+    for operation in failed:
+        looked_at["failures that somebody was told of"] += 1
+        if not Notice.objects.filter(user=operation.requested_by, key=f"operation-{operation.pk}").exists():
+            yield f"{operation.requested_by} does not know that {operation} failed"
+    failed_runs = BackupRun.objects.filter(Q(state=BackupRun.State.WAITING) | Q(state=BackupRun.State.FAILED, tries=4))
+    for run in failed_runs:
+        if not Notice.objects.filter(key__startswith=f"backup-run:{run.pk}:").exists():
+            yield f"nobody knows that {run} failed"
+    texts = collections.Counter(
+        re.sub(rb"(?m)^(Message-ID|Date):.*$|^-+$", b"", file.read_bytes()) for file in portal.MAILS.glob("*.log")
+    )
+    looked_at["e-mails"] += sum(texts.values())
+    invitations = [text for text in texts if b"/invitations/" in text]
+    for text in invitations:
+        if texts[text] > 1:
+            yield f"an invitation was sent {texts[text]} times: {text[:300]!r}"
+
+
+def what_was_promised_is_so() -> Iterator[str]:
+    """An answer that said that it was done is kept, whatever died right after it."""
+    for what, thing in dict.fromkeys(people.promises):
+        looked_at["promises"] += 1
+        if not PROMISES[what](thing):
+            yield f"{what}: {thing}"
+
+
+PROMISES: dict[str, Callable[[str], bool]] = {
+    "taken": lambda pk: Snapshot.objects.filter(pk=pk).exists(),
+    "deleted": lambda pk: Snapshot.objects.filter(pk=pk, state__in=[State.DELETING, State.DELETED]).exists(),
+    "scheduled": lambda pk: BackupSchedule.objects.filter(pk=pk).exists(),
+    "schedule deleted": lambda pk: BackupSchedule.objects.filter(pk=pk, deleted_at__isnull=False).exists(),
+    "joined": lambda email: Membership.objects.filter(user__email__iexact=email).exists(),
+    "granted": lambda pk: WalletTransaction.objects.filter(customer=pk).exists(),
+    "signed in": lambda email: Activity.objects.filter(actor__email__iexact=email, act="person.sign_in").exists(),
+}
+
+
+def sign_ins_are_counted() -> Iterator[str]:
+    signed_in = collections.Counter(who for what, who in people.promises if what == "signed in")
+    for email, count in signed_in.items():
+        user = User.objects.get(email__iexact=email)
+        written = Activity.objects.filter(actor=user, act="person.sign_in").count()
+        looked_at["sign-ins"] += count
+        if written < count:
+            yield f"{email} signed in {count} times, {written} are written down"
+
+
+def storage_is_tidy() -> Iterator[str]:
+    """Nothing but volumes, snapshots and the lock's file: whatever was half-made is gone."""
+    known = re.compile(
+        r"[^/]+/(\.lock|volumes|snapshots|volumes/[0-9a-f-]{36}\.img|snapshots/[0-9a-f-]{36}(/(disk\.img|manifest\.json))?)"
+    )
+    for path in portal.STORAGE.glob("*/**/*"):
+        looked_at["files and folders of the storage"] += 1
+        name = path.relative_to(portal.STORAGE).as_posix()
+        if not known.fullmatch(name):
+            yield name
+
+
+def database_is_whole() -> Iterator[str]:
+    if connection.vendor == "sqlite":
+        with closing(sqlite3.connect(connection.settings_dict["NAME"])) as file:
+            for pragma in "integrity_check", "foreign_key_check":
+                rows = [row for row in file.execute(f"PRAGMA {pragma}").fetchall() if row != ("ok",)]
+                yield from (f"{pragma}: {row}" for row in rows)
+    elif (program := Path(portal.POSTGRESQL, "pg_amcheck")).exists():
+        where = connection.settings_dict
+        options = ["--install-missing", "--heapallindexed", "--host", where["HOST"], "--username", where["USER"]]
+        command = [program, *options, where["NAME"]]
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode:
+            yield result.stdout + result.stderr
+    looked_at["database"] += 1
+
+
+CHECKS = [
+    fsck,
+    verify_billing,
+    nothing_is_under_way,
+    bytes_are_there,
+    charges_are_lives,
+    switches_are_charged,
+    ledger_sums_to_zero,
+    backups_are_kept_as_asked,
+    acts_are_written_down,
+    people_were_told,
+    what_was_promised_is_so,
+    sign_ins_are_counted,
+    storage_is_tidy,
+    database_is_whole,
+]

@@ -1,0 +1,605 @@
+"""Who is on the portal while the storm goes on: customers, the colleagues whom they invite, and administrators.
+
+Each is a thread with a browser of its own that clicks on one thing after the other and is not discouraged. They know
+nothing but pages: what they fill in are the forms that they are shown.
+"""
+
+import collections
+import email
+import http.client
+import random
+import re
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, timedelta
+from email.policy import default
+from html import unescape
+from html.parser import HTMLParser
+from http.cookies import SimpleCookie
+from typing import NamedTuple
+from urllib.parse import urlencode, urlsplit
+
+from django.conf import settings
+from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY
+from django.contrib.sessions.backends.db import SessionStore
+
+from billing.models import Package
+from cng_portal.accounts.models import User
+from cng_portal.inventory.models import Volume
+
+from . import disks, portal
+
+PASSWORD = "a password of the storm"
+TOKEN = "c" * 32
+UUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+# A request that takes longer hangs: no limit of ours is longer.
+HANGS_AFTER_SECONDS = 30.0
+PAGES = ["/", "/snapshots/", "/snapshots/vm/", "/volumes/", "/instances/", "/backups/", "/backups/schedules/"]
+PAGES += ["/billing/", "/billing/subscriptions/", "/billing/credits/", "/billing/transactions/", "/billing/statement/"]
+PAGES += ["/billing/usage.csv", "/notices/", "/people/", "/profile/", "/profile/activity/", "/profile/sessions/"]
+PAGES += ["/profile/limits/", "/backups/?view=cards", "/snapshots/?sort=oldest", "/backups/schedules/?show=troubled"]
+ADMIN_PAGES = ["/admin/", "/admin/snapshots/operation/overview/", "/admin/snapshots/operation/"]
+ADMIN_PAGES += ["/admin/snapshots/snapshot/", "/admin/snapshots/backuprun/", "/admin/snapshots/backupschedule/"]
+ADMIN_PAGES += ["/admin/inventory/virtualmachine/", "/admin/billing/usagesegment/", "/admin/billing/customeraccount/"]
+ADMIN_PAGES += ["/admin/accounts/activity/", "/admin/billing/package/", "/admin/inventory/volume/"]
+
+answers: collections.Counter[str] = collections.Counter()
+acts: collections.Counter[tuple[str, str]] = collections.Counter()  # (act, what became of it)
+failures: list[str] = []
+slowest: list[float] = [0.0]
+# What was answered with success and has to be so afterwards, whatever died meanwhile: (what, id).
+promises: list[tuple[str, str]] = []
+
+
+class Form(NamedTuple):
+    action: str
+    fields: dict[str, list[str]]
+
+
+class Page(NamedTuple):
+    status: int
+    location: str  # where it leads
+    text: str
+    path: str
+
+    def find(self, pattern: str) -> list[str]:
+        return list(dict.fromkeys(re.findall(pattern, self.text)))
+
+    def form(self, action: str) -> dict[str, list[str]] | None:
+        """The fields of the form that is sent to this address, as the page offers them."""
+        reader = FormReader(self.path)
+        reader.feed(self.text)
+        return next((form.fields for form in reader.forms if urlsplit(form.action).path == action), None)
+
+
+class FormReader(HTMLParser):
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.path = path
+        self.forms: list[Form] = []
+        self.open: Form | None = None
+        self.select = self.textarea = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attrs}
+        name, kind = given.get("name", ""), given.get("type", "")
+        if tag == "form":
+            self.open = Form(given.get("action") or self.path, {})
+            self.forms.append(self.open)
+        if self.open is None or "disabled" in given:
+            return
+        if tag == "select":
+            self.select = name
+        elif tag == "option" and self.select:
+            # the first is what a browser offers where none is selected
+            if "selected" in given or self.select not in self.open.fields:
+                self.open.fields[self.select] = [given.get("value", "")]
+        elif tag == "textarea":
+            self.textarea = name
+            self.open.fields[name] = [""]
+        elif tag == "input" and name and kind not in ("submit", "button", "file"):
+            is_ticked = kind in ("checkbox", "radio")
+            if not is_ticked or "checked" in given:
+                self.open.fields.setdefault(name, []).append(given.get("value", "on" if is_ticked else ""))
+
+    def handle_data(self, data: str) -> None:
+        if self.textarea and self.open:
+            self.open.fields[self.textarea][0] += data
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "form":
+            self.open = None
+        elif tag == "select":
+            self.select = ""
+        elif tag == "textarea":
+            self.textarea = ""
+
+
+class Person(threading.Thread):
+    """Somebody with a browser, an address and a list of things to do. An act returns whether it was done; None when there
+    was nothing to do it with.
+    """
+
+    addresses = 1
+
+    def __init__(self, who: str, seed: int) -> None:
+        super().__init__(name=who, daemon=True)
+        self.email = who
+        self.random = random.Random(seed)
+        Person.addresses += 1
+        self.address = f"127.0.1.{Person.addresses}"  # limits on sign-ins count by address
+        self.cookies: dict[str, str] = {}
+        self.acts: list[Callable[[], bool | None]] = []
+        self.clicks = 0
+
+    def run(self) -> None:
+        while not portal.over.is_set():
+            act = self.random.choice(self.acts)
+            name = act.__name__.replace("_", " ")
+            try:
+                became = {True: "done", False: "refused", None: "nothing there"}[act()]
+            except (OSError, http.client.HTTPException):
+                became = "no answer"
+                portal.over.wait(0.3)
+            acts[name, became] += 1
+
+    def ask(self, path: str, data: dict[str, list[str]] | None = None) -> Page:
+        """Raises OSError or HTTPException where no answer comes."""
+        client = http.client.HTTPConnection(
+            "127.0.0.1", portal.PORT, timeout=2 * HANGS_AFTER_SECONDS, source_address=(self.address, 0)
+        )
+        cookies = self.cookies | {settings.CSRF_COOKIE_NAME: TOKEN}
+        headers = {"Cookie": "; ".join(f"{name}={value}" for name, value in cookies.items())}
+        headers |= {"Host": f"localhost:{portal.PORT}", "User-Agent": "Firefox/130.0 (X11; Linux)"}
+        method = "GET" if data is None else "POST"
+        began = time.monotonic()
+        request_id = ""
+        try:
+            if data is None:
+                client.request("GET", path, headers=headers)
+            else:
+                headers["Content-Type"] = "application/x-www-form-urlencoded"
+                sent = data | {"csrfmiddlewaretoken": [TOKEN]}
+                client.request("POST", path, urlencode(sent, doseq=True), headers)
+            answer = client.getresponse()
+            text = answer.read().decode(errors="replace")
+        except TimeoutError:
+            answers["hung"] += 1
+            if not portal.was_out(began, time.monotonic()):
+                failures.append(f"{method} {path} got no answer in {time.monotonic() - began:.0f} s")
+            raise
+        except (OSError, http.client.HTTPException) as error:
+            answers["broken off"] += 1
+            if not portal.was_out(began, time.monotonic()):
+                took = time.monotonic() - began
+                failures.append(
+                    f"{method} {path}: {error!r} after {took:.1f} s although nobody had killed the web server"
+                )
+            raise
+        finally:
+            client.close()
+        took = time.monotonic() - began
+        answers[f"{answer.status // 100}xx" if answer.status not in (403, 404, 429) else str(answer.status)] += 1
+        for cookie in answer.headers.get_all("Set-Cookie") or []:
+            for name, morsel in SimpleCookie(cookie).items():
+                if name == settings.SESSION_COOKIE_NAME:
+                    self.cookies[name] = morsel.value
+        if not portal.was_out(began, time.monotonic()):
+            slowest[0] = max(slowest[0], took)
+            request_id = answer.headers.get("X-Request-ID") or ""
+            if answer.status >= 500:
+                failures.append(f"{method} {path}: {answer.status} for {self.name}\n{said_of(request_id)}")
+            if took > HANGS_AFTER_SECONDS:
+                failures.append(f"{method} {path} took {took:.0f} s")
+        elif answer.status >= 500:
+            answers["5xx while something was down"] += 1
+        location = urlsplit(answer.getheader("Location") or "")
+        return Page(answer.status, location.path, text, path)
+
+    def fill(self, page: Page, action: str, **given: object) -> Page | None:
+        """Send the page's form with these answers and what it offers for the rest; None if it has no such form."""
+        fields = page.form(action)
+        if fields is None:
+            return None
+        named = {name.replace("__", "-"): value for name, value in given.items()}
+        return self.ask(action, fields | {name: [str(value)] for name, value in named.items()})
+
+    def choose(self, path: str, pattern: str) -> str:
+        """What the pattern finds on the page, one of them by chance; "" for none."""
+        found = self.ask(path).find(pattern)
+        return self.random.choice(found) if found else ""
+
+    def confirm(self, path: str, **given: object) -> bool | None:
+        """Open the page that asks, type what it wants to have typed, and send it."""
+        page = self.ask(path)
+        if page.status != 200:
+            return None
+        if typed := re.search(r"(?:name, ([^<]+?),|Type “([^<]+?)”) to confirm", unescape(page.text)):
+            given["confirmation"] = typed[1] or typed[2]
+        answer = self.fill(page, path.partition("?")[0], **given)
+        return None if answer is None else answer.status == 302
+
+    def look(self) -> bool:
+        return self.ask(self.random.choice(PAGES)).status == 200
+
+    def sign_out_and_in(self) -> bool:
+        self.ask("/accounts/logout/", {})
+        return self.sign_in()
+
+    def sign_in(self) -> bool:
+        self.cookies.clear()
+        answer = self.fill(self.ask("/accounts/login/"), "/accounts/login/", login=self.email, password=PASSWORD)
+        signed_in = answer is not None and answer.status == 302
+        if signed_in:
+            promises.append(("signed in", self.email))
+        return signed_in
+
+
+def said_of(request_id: str) -> str:
+    """What the web server's log says of a request, with its traceback."""
+    lines = (portal.FOLDER / "web.log").read_text(errors="replace").splitlines()
+    first = next((number for number, line in enumerate(lines) if request_id and request_id in line), None)
+    if first is None:
+        return f"(nothing in the log of request {request_id!r})"
+    last = next(
+        (number for number in range(first + 1, len(lines)) if re.match(r"\d{4}-\d\d-\d\dT", lines[number])), len(lines)
+    )
+    return "\n".join(lines[first : min(last, first + 80)])
+
+
+class Customer(Person):
+    """An owner of a project: clicks on everything, and has machines that write to their disks meanwhile."""
+
+    def __init__(self, owner: User, seed: int) -> None:
+        super().__init__(owner.email, seed)
+        self.volumes = list(Volume.objects.filter(project__members=owner))
+        self.project = str(self.volumes[0].project_id)
+        self.invited = 0
+        session = SessionStore()  # so that the first click counts; they sign out and in again soon enough
+        session[SESSION_KEY] = str(owner.pk)
+        session[BACKEND_SESSION_KEY] = settings.AUTHENTICATION_BACKENDS[0]
+        session[HASH_SESSION_KEY] = owner.get_session_auth_hash()
+        session.save()
+        self.cookies[settings.SESSION_COOKIE_NAME] = str(session.session_key)
+        often = [self.take_snapshot, self.take_vm_snapshot, self.delete, self.delete_many, self.look, self.write]
+        seldom = [self.restore, self.restore_machine, self.undo, self.new_volume, self.new_machine, self.rename]
+        seldom += [self.verify, self.retry, self.keep, self.read_notices, self.invite, self.revoke_invitation]
+        seldom += [self.create_backup, self.edit_backup, self.pause_backup, self.resume_backup, self.delete_schedule]
+        seldom += [self.sign_out_and_in]
+        self.acts = 3 * often + 2 * [self.run_backup_now, self.write, self.write] + seldom
+
+    def a_snapshot(self, *lists: str) -> str:
+        lists = lists or ("/snapshots/", "/snapshots/vm/", "/backups/", "/snapshots/?sort=oldest")
+        return self.choose(self.random.choice(lists), rf'href="(/snapshots/{UUID}/)"')
+
+    def a_machine(self) -> str:
+        return self.choose("/instances/", rf'href="(/instances/{UUID}/)"')
+
+    def a_schedule(self, show: str = "") -> str:
+        return self.choose(f"/backups/schedules/?show={show}", rf'href="(/backups/schedules/{UUID}/)"')
+
+    # what a person does with snapshots
+
+    def through_the_wizard(self, begin: str, leads_to: str, promise: str, **given: object) -> bool | None:
+        """From the button of a thing to what was asked for, with a double click now and then."""
+        step = self.ask(begin, {})
+        if not step.location:
+            return None
+        answer = self.fill(self.ask(step.location), step.location, **given)
+        if answer is None:
+            return None
+        review = answer.location
+        page = self.ask(review) if review.endswith("/review/") else None
+        if page is None:
+            return False
+        made: Page | None = None
+        for _click in range(self.random.choice([1, 1, 2])):
+            made = self.fill(page, review) or made
+        if made is None or not re.fullmatch(leads_to, made.location):
+            return False
+        promises.append((promise, made.location.strip("/").rpartition("/")[2]))
+        return True
+
+    def take_snapshot(self) -> bool | None:
+        path = self.choose("/volumes/", rf'href="(/volumes/{UUID}/)"')
+        return self.take(path) if path else None
+
+    def take_vm_snapshot(self) -> bool | None:
+        path = self.a_machine()
+        return self.take(path) if path else None
+
+    def take(self, path: str) -> bool | None:
+        self.clicks += 1
+        name = f"{self.email[:20]} {self.clicks}"
+        return self.through_the_wizard(f"{path}take-snapshot/", rf"/snapshots/{UUID}/", "taken", name=name)
+
+    def delete(self) -> bool | None:
+        path = self.a_snapshot()
+        became = self.confirm(f"{path}delete/") if path else None
+        if became:
+            promises.append(("deleted", path.strip("/").rpartition("/")[2]))
+        return became
+
+    def delete_many(self) -> bool | None:
+        listed = self.ask(self.random.choice(["/snapshots/", "/snapshots/vm/", "/backups/"]))
+        ids = listed.find(rf'name="id" value="({UUID})"')
+        if len(ids) < 6:  # a little is left for the others to do something with
+            return None
+        chosen = self.random.sample(ids, self.random.randint(2, 4))
+        page = self.ask(f"/snapshots/delete/?{urlencode({'id': chosen}, doseq=True)}")
+        if page.status != 200:
+            return None
+        fields = {"id": chosen, "confirmation": [f"delete {len(chosen)} snapshots"]}
+        return self.ask("/snapshots/delete/", fields).status == 200
+
+    def restore(self) -> bool | None:
+        path = self.a_snapshot("/snapshots/")
+        return self.confirm(f"{path}restore/") if path else None
+
+    def restore_machine(self) -> bool | None:
+        path = self.a_snapshot("/snapshots/vm/", "/backups/")
+        return self.confirm(f"{path}restore/") if path else None
+
+    def undo(self) -> bool | None:
+        pages = [f"/volumes/{volume.pk}/" for volume in self.volumes] + [self.a_snapshot() or "/"]
+        undo = self.choose(self.random.choice(pages), rf'id="undo-{UUID}" href="(/snapshots/{UUID}/restore/)"')
+        return self.confirm(undo) if undo else None
+
+    def new_volume(self) -> bool | None:
+        path = self.a_snapshot()
+        size = self.random.choice([1, 1, 2])
+        return self.confirm(f"{path}new-volume/", name=f"copy {self.clicks}", size_gb=size) if path else None
+
+    def new_machine(self) -> bool | None:
+        path = self.a_snapshot("/snapshots/vm/", "/backups/")
+        return self.confirm(f"{path}new-machine/", name=f"machine {self.clicks}") if path else None
+
+    def rename(self) -> bool | None:
+        path = self.a_snapshot()
+        name = f"renamed {self.email[:20]} {self.random.randrange(30)}"
+        return self.confirm(f"{path}rename/", name=name) if path else None
+
+    def verify(self) -> bool | None:
+        path = self.a_snapshot()
+        return self.ask(f"{path}verify/", {}).status == 302 if path else None
+
+    def retry(self) -> bool | None:
+        paths = self.ask("/").find(rf'"(/operations/{UUID}/retry/)"')[:3]
+        return any([self.ask(path, {}).status == 302 for path in paths]) if paths else None
+
+    # backups
+
+    def rhythm(self) -> dict[str, object]:
+        """Daily, and soon: in the next minutes on the customer's clock, or anywhere; jumps of the clock come across."""
+        soon = (portal.portal_time() + timedelta(minutes=self.random.choice([1, 2, 3, 60, 600]))).astimezone(UTC)
+        local = soon + timedelta(hours=6, minutes=30)  # customers are in Yangon
+        interval = self.random.choice(["daily", "daily", "daily", "weekly", "monthly"])
+        return {
+            "interval": interval,
+            "weekday": local.weekday(),
+            "month_day": local.day,
+            "at": f"{local:%H:%M}",
+            "keep": self.random.choice([1, 2, 3]),
+        }
+
+    def create_backup(self) -> bool | None:
+        path = self.a_machine()
+        if not path or len(self.ask("/backups/schedules/").find(rf'href="(/backups/schedules/{UUID}/)"')) > 5:
+            return None
+        answers = self.rhythm() | ({"take_one_now": "on"} if self.random.random() < 0.5 else {})
+        return self.through_the_wizard(f"{path}back-up/", rf"/backups/schedules/{UUID}/", "scheduled", **answers)
+
+    def edit_backup(self) -> bool | None:
+        path = self.a_schedule()
+        return self.confirm(f"{path}edit/", **self.rhythm()) if path else None
+
+    def pause_backup(self) -> bool | None:
+        path = self.a_schedule("active")
+        return self.confirm(f"{path}pause/") if path else None
+
+    def resume_backup(self) -> bool | None:
+        path = self.a_schedule("paused")
+        return self.confirm(f"{path}resume/") if path else None
+
+    def run_backup_now(self) -> bool | None:
+        path = self.a_schedule()
+        return self.confirm(f"{path}run/") if path else None
+
+    def delete_schedule(self) -> bool | None:
+        path = self.a_schedule()
+        became = self.confirm(f"{path}delete/") if path else None
+        if became:
+            promises.append(("schedule deleted", path.strip("/").rpartition("/")[2]))
+        return became
+
+    def keep(self) -> bool | None:
+        path = self.a_snapshot("/backups/")
+        return self.confirm(f"{path}keep/") if path else None
+
+    # people and notices
+
+    def read_notices(self) -> bool | None:
+        path = self.choose("/notices/", rf'"(/notices/{UUID}/)"')
+        if path:
+            self.ask(path)
+        return self.ask("/notices/seen/", {}).status == 302
+
+    def invite(self) -> bool | None:
+        if self.invited >= 4:
+            return None
+        self.invited += 1
+        guest = f"guest-{self.invited}-of-{self.email}"
+        role = self.random.choice(["member", "viewer"])
+        return self.confirm(f"/people/{self.project}/invite/", email=guest, role=role)
+
+    def revoke_invitation(self) -> bool | None:
+        path = self.choose("/people/", rf'"(/people/invitations/{UUID}/revoke/)"')
+        if not path or self.random.random() < 0.7:  # most are left to be accepted
+            return None
+        return self.ask(path, {}).status == 302
+
+    # their machines
+
+    def write(self) -> bool:
+        self.clicks += 1
+        portal.over.wait(0.05)
+        return disks.write(self.random.choice(self.volumes), self.clicks)
+
+
+class Guests(Person):
+    """Those who were invited: they open the link of their message, join, look around and leave."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__("guests", seed)
+        self.read: set[str] = set()
+        self.acts = [self.accept_invitation, self.look_around, self.sign_out_and_in]
+        self.joined: list[str] = []
+
+    def accept_invitation(self) -> bool | None:
+        portal.over.wait(1)
+        link = self.new_link()
+        if link is None:
+            return None
+        self.email, path = link
+        self.cookies.clear()
+        page = self.ask(path)
+        if page.status == 404:
+            return False  # revoked meanwhile
+        answer = self.fill(page, path, name="Guest", password=PASSWORD)
+        if answer is None:  # an answer that was broken off has made the sign-in, and this is another invitation
+            self.sign_in()
+            answer = self.fill(self.ask(path), path)
+        if answer is None or answer.status != 302:
+            return False
+        promises.append(("joined", self.email))
+        self.joined.append(self.email)
+        return True
+
+    def new_link(self) -> tuple[str, str] | None:
+        for file in sorted(portal.MAILS.glob("*.log")):
+            if file.name not in self.read:
+                self.read.add(file.name)
+                message = email.message_from_bytes(file.read_bytes(), policy=default)
+                body = message.get_body()
+                found = re.search(r"(/invitations/[^\s/]+/)", body.get_content() if body else "")
+                if found:
+                    return str(message["To"]), found[1]
+        return None
+
+    def look_around(self) -> bool | None:
+        if not self.joined:
+            portal.over.wait(0.5)
+            return None
+        if self.random.random() < 0.2:
+            self.email = self.random.choice(self.joined)
+            self.sign_in()
+        return self.look()
+
+    def sign_out_and_in(self) -> bool | None:
+        return super().sign_out_and_in() if self.joined else None
+
+
+class Administrator(Person):
+    def __init__(self, person: User, seed: int) -> None:
+        super().__init__(person.email, seed)
+        self.packages = [str(pk) for pk in Package.objects.values_list("pk", flat=True)]
+        self.acts = 2 * [self.switch_automatic_backups, self.look_after_the_portal, self.look_after_the_portal]
+        self.acts += [self.plan_price, self.switch_package, self.change_machine_price, self.change_default_schedule]
+        self.acts += [self.grant_credits, self.delete_automatic_copies, self.switch_many, self.sign_out_and_in]
+
+    def send(self, path: str, **given: object) -> bool | None:
+        """Fill in a form of Django admin; what it sends is kept while it asks for the password once more."""
+        page = self.open(path)
+        answer = self.fill(page, path, **given)
+        return None if answer is None else self.allowed(answer)
+
+    def post(self, path: str, **given: object) -> bool:
+        return self.allowed(self.ask(path, {name: [str(value)] for name, value in given.items()}))
+
+    def allowed(self, answer: Page) -> bool:
+        if answer.status == 302 and answer.location == "/accounts/reauthenticate/":
+            page = self.ask(answer.location)
+            self.fill(page, answer.location, password=PASSWORD)
+            return False  # done with the next click
+        return answer.status == 302
+
+    def open(self, path: str) -> Page:
+        page = self.ask(path)
+        if page.status == 302 and page.location == "/accounts/login/":
+            self.sign_in()
+            page = self.ask(path)
+        return page
+
+    def a_row(self, model: str) -> str:
+        found = self.open(f"/admin/{model}/").find(rf'href="(/admin/{model}/(?:{UUID}|[\w-]+)/change/)')
+        return self.random.choice(found) if found else ""
+
+    def look_after_the_portal(self) -> bool:
+        return self.open(self.random.choice(ADMIN_PAGES)).status == 200
+
+    def switch_automatic_backups(self) -> bool | None:
+        path = self.a_row("inventory/virtualmachine")
+        return (
+            self.post(path.replace("change/", "automatic-backups/"), on=self.random.choice([0, 1, 1])) if path else None
+        )
+
+    def switch_many(self) -> bool | None:
+        path = "/admin/inventory/virtualmachine/"
+        ids = [one.split("/")[4] for one in self.open(path).find(rf'href="({path}{UUID}/change/)')]
+        if len(ids) < 3:
+            return None
+        action = self.random.choice(["switch_many_on", "switch_many_off"])
+        chosen = {"_selected_action": self.random.sample(ids, 3), "action": [action], "confirmed": ["1"]}
+        return self.allowed(self.ask(path, chosen))
+
+    def delete_automatic_copies(self) -> bool | None:
+        path = self.a_row("inventory/virtualmachine")
+        return self.post(path.replace("change/", "automatic-copies/")) if path else None
+
+    def change_machine_price(self) -> bool | None:
+        path = self.a_row("inventory/virtualmachine")
+        return self.send(path, hourly_price_micro=self.random.randrange(10, 99)) if path else None
+
+    def change_default_schedule(self) -> bool | None:
+        path = self.a_row("inventory/location")
+        soon = portal.portal_time() + timedelta(hours=6, minutes=30 + self.random.choice([1, 2, 60]))
+        given = {"default_at": f"{soon:%H:%M}", "default_keep": self.random.choice([1, 2])}
+        return self.send(path, **given) if path else None
+
+    def plan_price(self) -> bool | None:
+        """One that starts in some seconds, by the portal's clock."""
+        path = f"/admin/billing/package/{self.random.choice(self.packages)}/change/"
+        page = self.open(path)
+        fields = page.form(path) or {}
+        empty = [name for name, values in fields.items() if re.fullmatch(r"versions-\d+-rate", name) and not values[0]]
+        if not empty:
+            return None
+        row = empty[-1].rpartition("-")[0]
+        starts_at = portal.portal_time() + timedelta(seconds=self.random.randint(3, 30))
+        given = {f"{row}-starts_at_0": f"{starts_at:%Y-%m-%d}", f"{row}-starts_at_1": f"{starts_at:%H:%M:%S}"}
+        given[f"{row}-rate"] = f"0.{self.random.randrange(1, 9)}"
+        return self.allowed(self.ask(path, fields | {name: [value] for name, value in given.items()}))
+
+    def switch_package(self) -> bool | None:
+        """Off, and on again a moment later: what is bought in between is refused."""
+        path = f"/admin/billing/package/{self.random.choice(self.packages)}/change/"
+        became = None
+        for active in (False, True):
+            fields = self.open(path).form(path)
+            if fields is None:
+                return None
+            fields.pop("active", None)
+            became = self.allowed(self.ask(path, fields | ({"active": ["on"]} if active else {})))
+            portal.over.wait(0.5)
+        return became
+
+    def grant_credits(self) -> bool | None:
+        path = self.a_row("billing/customeraccount")
+        amount = self.random.randrange(1, 20)
+        became = (
+            self.send(path.replace("change/", "grant/"), amount=amount, reason="Sorry for the storm") if path else None
+        )
+        if became:
+            promises.append(("granted", path.split("/")[4]))
+        return became
