@@ -314,6 +314,9 @@ def miss(schedule: BackupSchedule, missed: Sequence[datetime], now: datetime, re
         )
         for slot in missed
     )
+    if missed:
+        what = {"runs": len(missed), "last": missed[-1], "reason": reason}
+        activity.record(act="backup.missed", actor=None, thing=schedule.vm, after=what)
 
 
 # --- copies ----------------------------------------------------------------------------------------------------------
@@ -474,9 +477,14 @@ def fail(run: BackupRun, reason: str, now: datetime) -> None:
         run.state, run.next_try_at = BackupRun.State.WAITING, now + PAUSES[run.tries - 1]
     else:
         run.state, run.next_try_at, run.finished_at = BackupRun.State.FAILED, None, now
+        write_down_failure(run)
     run.save()
     if run.tries == 1 or run.state == BackupRun.State.FAILED:
         tell_of_failure(run)
+
+
+def write_down_failure(run: BackupRun) -> None:
+    activity.record(act="backup.failed", actor=None, thing=run.vm, after={"slot": run.slot, "reason": run.reason})
 
 
 def settle_runs(now: datetime) -> int:
@@ -534,6 +542,7 @@ def conclude(run: BackupRun, now: datetime) -> None:
         run.state, run.finished_at = BackupRun.State.FAILED, now
         run.reason = _("The copy was deleted before it was verified.")
         run.save()
+        write_down_failure(run)
     elif copy.state == State.READY:
         damage = [disk.damage for disk in copy.disks.all() if disk.damage]
         if damage:

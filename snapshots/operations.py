@@ -151,7 +151,7 @@ def update(operation: Operation, **fields: Any) -> bool:
 
 
 def finish(operation: Operation, state: str, settle: Callable[[datetime], None], *, error: str = "") -> None:
-    """End the operation and apply what it means, in one transaction: both or neither. Raises LeaseLost.
+    """End the operation, apply what it means and write it down, in one transaction: all or nothing. Raises LeaseLost.
 
     `settle` gets the instant at which it ended.
     """
@@ -163,6 +163,9 @@ def finish(operation: Operation, state: str, settle: Callable[[datetime], None],
         if not update(operation, **fields):
             raise LeaseLost
         settle(now)
+        result = "ready" if state == Operation.State.SUCCEEDED else "failed"
+        reason = {"reason": error} if error else {}
+        activity.record(act=f"{result}.{operation.kind}", actor=None, thing=operation.snapshot, after=reason)
     logger.info("Ended: %s", f"{state}. {error}" if error else state)
 
 

@@ -19,7 +19,7 @@ from django_tasks import task
 
 from billing import services as billing
 from cng_portal import logs
-from cng_portal.accounts import notices
+from cng_portal.accounts import activity, notices
 from cng_portal.accounts.models import Notice
 from cng_portal.inventory.models import Volume
 from cng_portal.watch import services as watch
@@ -220,6 +220,7 @@ def restore(operation: Operation, lease: operations.Lease) -> None:
             if not operations.update(operation, bytes_done=0):
                 raise operations.LeaseLost
             settle_ready(safety, infos, timezone.now())
+            activity.record(act="ready.capture", actor=None, thing=safety)
     driver = get_driver(operation.snapshot.location)
     for disk in disks:
         driver.revert_volume(volume_ref(disk.volume), snapshot_ref(disk), lease.heartbeat)

@@ -25,6 +25,19 @@ ACTS: dict[str, str | Promise] = {
     "snapshot.verify": _("Verification asked for"),
     "snapshot.new_volume": _("New volume asked for"),
     "snapshot.clean_up": _("Left-overs of a failed snapshot removed"),
+    # what became of it, said by the portal when the storage has done it or could not
+    "ready.capture": _("Snapshot ready"),
+    "failed.capture": _("Snapshot failed"),
+    "ready.restore": _("Restored"),
+    "failed.restore": _("Restore failed"),
+    "ready.delete": _("Removed from the storage"),
+    "failed.delete": _("Deletion failed"),
+    "ready.verify": _("Verified"),
+    "failed.verify": _("Verification failed"),
+    "ready.new_volume": _("New volume ready"),
+    "failed.new_volume": _("New volume failed"),
+    "ready.clean_up": _("Left-overs are gone"),
+    "failed.clean_up": _("Left-overs could not be removed"),
     # backups
     "backup.schedule": _("Backup schedule made"),
     "backup.change": _("Backup schedule changed"),
@@ -33,6 +46,8 @@ ACTS: dict[str, str | Promise] = {
     "backup.delete": _("Backup schedule deleted"),
     "backup.keep": _("Backup kept or released"),
     "backup.automatic": _("Automatic backups switched"),
+    "backup.missed": _("Backup missed"),
+    "backup.failed": _("Backup failed"),
     # money
     "wallet.move": _("Credits changed"),
     "price.set": _("Price set"),

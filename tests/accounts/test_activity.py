@@ -91,15 +91,23 @@ def test_the_log_is_searched_and_filtered(owner: User, project: Project, client_
     assert len(rows(project="nonsense", act="nonsense", after="nonsense")) == 3
 
 
-def test_pages_follow_each_other_without_gaps(owner: User, client_for: Callable[..., Client]) -> None:
+def test_pages_follow_each_other_without_gaps_and_lead_back(owner: User, client_for: Callable[..., Client]) -> None:
     for number in range(120):
         activity.record(act="person.change", actor=owner, thing=owner, after={"name": str(number)})
-    client, url, seen = client_for(owner), reverse("accounts:activity"), []
+    client, url, there, back = client_for(owner), reverse("accounts:activity"), [], []
     while url:
         page = client.get(url).context
-        seen += [row.after["name"] for row in page["rows"]]
-        url = page["next_url"]
-    assert seen == [str(number) for number in reversed(range(120))]
+        there.append([row.after["name"] for row in page["rows"]])
+        url, previous = page["next_url"], page["previous_url"]
+    while previous:
+        page = client.get(previous).context
+        back.append([row.after["name"] for row in page["rows"]])
+        previous = page["previous_url"]
+    assert sum(there, []) == [str(number) for number in reversed(range(120))]
+    assert back == [there[1], there[0]]
+    newest = Activity.objects.order_by("-at").first()
+    beyond = client.get(reverse("accounts:activity"), {"before": str(newest.pk)}).context
+    assert [row.after["name"] for row in beyond["rows"]] == there[0]
 
 
 def test_the_csv_has_everything_and_no_formula(

@@ -8,7 +8,7 @@ import pytest
 from django.utils import timezone
 
 from billing.models import ServiceKind, UsageSegment
-from cng_portal.accounts.models import Customer, Membership, Notice, Role
+from cng_portal.accounts.models import Activity, Customer, Membership, Notice, Role
 from cng_portal.inventory.models import VirtualMachine, Volume
 from snapshots import backups, services, tasks
 from snapshots.models import BackupRun, BackupSchedule, DiskImage, Operation, Snapshot, State
@@ -128,6 +128,9 @@ def test_after_an_outage_the_latest_slot_is_caught_up_and_the_others_are_recorde
     assert notice.title == "Backups of db-01 were missed"
     assert notice.text.startswith("3 backups were missed, from ")
     assert notice.text.endswith("The latest of the runs that were missed is made up for.")
+    entry = Activity.objects.get(act="backup.missed")
+    assert (entry.actor, entry.project, entry.thing_name) == (None, member.project, "db-01")
+    assert (entry.after["runs"], entry.after["last"]) == (3, (slot + 2 * DAY).isoformat())
 
 
 def test_a_slot_that_comes_while_the_last_run_is_unfinished_is_missed(schedule: BackupSchedule) -> None:
@@ -221,9 +224,12 @@ def test_what_fails_is_tried_again_after_growing_pauses_and_given_up_after_the_t
         "The backup of db-01 failed",
     )
     assert "is not in the storage" in first.text
-    local = timezone.localtime(run.slot + timedelta(minutes=5), member.project.customer.zone)
-    assert first.text.endswith(f"It will be tried again at {local.day} {local:%B %Y, %H:%M}.")
+    local = timezone.localtime(run.slot + timedelta(minutes=5), member.user.zone)
+    assert f"It will be tried again at {local.day} {local:%b %Y, %H:%M}" in first.text
     assert "It was tried 4 times" in last.text
+    entry = Activity.objects.get(act="backup.failed")
+    assert (entry.actor, entry.project, entry.after["slot"]) == (None, member.project, run.slot.isoformat())
+    assert "is not in the storage" in entry.after["reason"]
     assert not UsageSegment.objects.exists()
 
 

@@ -14,7 +14,7 @@ from django.utils import timezone
 from django_tasks_db.models import DBTaskResult
 
 from billing.models import UsageSegment
-from cng_portal.accounts.models import Membership
+from cng_portal.accounts.models import Activity, Membership
 from cng_portal.inventory.models import VirtualMachine, Volume
 from snapshots import operations, services
 from snapshots.drivers.base import Interrupted
@@ -297,3 +297,44 @@ def test_the_scheduler_removes_what_dead_workers_left_half_made(
     left.write_bytes(b"half")
     subprocess.run([sys.executable, "manage.py", "scheduler", "--once"], env=process_environment, check=True)
     assert not left.exists()
+
+
+def test_what_became_of_it_is_in_the_log_as_the_portals_own_entry(
+    storage_root: Path, operation: Operation, volume: Volume, member: Membership
+) -> None:
+    carry_out_what_waits()
+    snapshot = operation.snapshot
+    snapshot.refresh_from_db()
+    services.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
+    carry_out_what_waits()
+    services.request_verification(snapshot=snapshot, user=member.user)
+    carry_out_what_waits()
+    services.request_deletion(snapshot=snapshot, user=member.user)
+    carry_out_what_waits()
+    services.request_snapshot(source=volume, name="second", user=member.user)
+    put_volume(storage_root, volume, b"").unlink()
+    carry_out_what_waits()
+
+    log = Activity.objects.filter(actor=None, project=member.project).order_by("at", "pk")
+    assert {entry.act for entry in log} == {
+        "ready.capture",
+        "ready.restore",
+        "ready.verify",
+        "ready.delete",
+        "failed.capture",
+    }
+    assert log.filter(act="ready.capture").count() == 2, "the safety snapshot of the restore is one as well"
+    assert log.filter(act="ready.restore", thing_name="nightly", thing_id=snapshot.pk).count() == 1
+    assert "is not in the storage" in log.get(act="failed.capture").after["reason"]
+
+
+def test_an_outcome_that_is_not_settled_leaves_no_entry(operation: Operation) -> None:
+    claimed = operations.claim(operation.pk)
+    assert claimed is not None
+
+    def lost(now: Any) -> None:
+        raise operations.LeaseLost
+
+    with pytest.raises(operations.LeaseLost):
+        operations.finish(claimed, Operation.State.SUCCEEDED, lost)
+    assert not Activity.objects.filter(act__startswith="ready.").exists()

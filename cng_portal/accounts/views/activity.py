@@ -5,7 +5,7 @@ from urllib.parse import urlencode
 from uuid import UUID
 
 from django.db.models import Q, QuerySet
-from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.http import HttpRequest, HttpResponse, QueryDict, StreamingHttpResponse
 from django.utils import timezone
 from django.views.decorators.http import require_safe
 
@@ -32,17 +32,15 @@ def activity_log(request: HttpRequest, as_csv: bool = False) -> HttpResponse | S
     found = narrowed(Activity.objects.visible_to(request.user), form.chosen).order_by("-at", "-id")
     if as_csv:
         return csv_of(found)
-    last = cursor(found, request.GET.get("after", ""))
-    page = found.filter(Q(at__lt=last.at) | Q(at=last.at, pk__lt=last.pk)) if last else found
-    rows = list(page.select_related("project")[: PAGE_SIZE + 1])
-    more, rows = len(rows) > PAGE_SIZE, rows[:PAGE_SIZE]
+    rows, older, newer = page_of(found, request.GET)
     query = urlencode(form.chosen)
     context = {
         "form": form,
         "rows": activity.explain(rows),
         "query": query,
-        "next_url": f"{request.path}?{urlencode(form.chosen | {'after': rows[-1].pk})}" if more else "",
-        "first_url": f"{request.path}?{query}" if last else "",
+        "next_url": f"{request.path}?{urlencode(form.chosen | {'after': rows[-1].pk})}" if older else "",
+        "previous_url": f"{request.path}?{urlencode(form.chosen | {'before': rows[0].pk})}" if newer else "",
+        "first_url": f"{request.path}?{query}" if newer else "",
         "tabs": tabs(request),
     }
     return render_part(request, "accounts/activity.html", "activity-list", context)
@@ -61,6 +59,20 @@ def narrowed(found: QuerySet[Activity], chosen: dict[str, str]) -> QuerySet[Acti
             | Q(address__startswith=text)
         )
     return found
+
+
+def page_of(found: QuerySet[Activity], params: QueryDict) -> tuple[list[Activity], bool, bool]:
+    """The entries before or after the one that is named, newest first; whether there are older ones, and newer ones."""
+    newest_first = found.select_related("project")
+    if first := cursor(found, params.get("before", "")):
+        newer = newest_first.filter(Q(at__gt=first.at) | Q(at=first.at, pk__gt=first.pk)).order_by("at", "id")
+        rows = list(newer[: PAGE_SIZE + 1])
+        if rows:  # else it is the newest itself, and its page is the first one
+            return rows[:PAGE_SIZE][::-1], True, len(rows) > PAGE_SIZE
+    last = cursor(found, params.get("after", ""))
+    older = newest_first.filter(Q(at__lt=last.at) | Q(at=last.at, pk__lt=last.pk)) if last else newest_first
+    rows = list(older[: PAGE_SIZE + 1])
+    return rows[:PAGE_SIZE], len(rows) > PAGE_SIZE, last is not None
 
 
 def cursor(found: QuerySet[Activity], text: str) -> Activity | None:
