@@ -25,7 +25,7 @@ from django.utils.translation import gettext_lazy as _
 from billing import money, rating
 from billing import services as billing
 from cng_portal.accounts.admin import ReadOnly, SupportAdmin
-from cng_portal.inventory.admin import LocationAdmin, LocationForm, VirtualMachineAdmin
+from cng_portal.inventory.admin import LocationAdmin, LocationForm, VirtualMachineAdmin, shown
 from cng_portal.inventory.models import AutomaticBackupSwitch, Location, VirtualMachine
 from cng_portal.watch.models import Process
 from cng_portal.watch.services import SILENT_AFTER
@@ -453,10 +453,6 @@ def default_sentence(location: Location) -> str:
     }
 
 
-def shown(instant: Any) -> str:
-    return timezone.localtime(instant).strftime("%Y-%m-%d %H:%M %Z")
-
-
 class BackupLocationForm(LocationForm):
     """With the default schedule of automatic backups, checked by the rules that every schedule has to follow."""
 
@@ -485,6 +481,13 @@ class BackupLocationAdmin(LocationAdmin):
                     "When the machines are backed up whose automatic backups are switched on. A change holds for all of "
                     "them, also for those that are on already."
                 ),
+            },
+        ),
+        (
+            _("Snapshots made or deleted in the cloud"),
+            {
+                "fields": ["charges_outside", "charges_missing"],
+                "description": _("What is changed here counts from the next look at the cloud on, never backwards."),
             },
         ),
     ]

@@ -1,5 +1,6 @@
 """Locations, virtual machines and volumes, for the support desk."""
 
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
@@ -8,6 +9,8 @@ from django.conf import settings
 from django.contrib import admin
 from django.core.exceptions import ValidationError
 from django.http import HttpRequest
+from django.utils import timezone
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from cng_portal.accounts.admin import SupportAdmin
@@ -85,17 +88,7 @@ class CloudProjectAdmin(SupportAdmin):
     """What `manage.py sync_inventory` found in the clouds; an administrator says which project each one belongs to."""
 
     form = CloudProjectForm
-    list_display = [
-        "name_shown",
-        "location",
-        "project",
-        "customer",
-        "volume_count",
-        "snapshot_count",
-        "used_gb",
-        "synced_at",
-        "missing_since",
-    ]
+    list_display = ["name_shown", "location", "project", "customer", "volumes", "snapshots", "gb", "state"]
     list_filter = [("project", admin.EmptyFieldListFilter), "location", ("missing_since", admin.EmptyFieldListFilter)]
     list_select_related = ["location", "project__customer"]
     search_fields = ["name", "external_id", "project__name", "project__customer__name"]
@@ -104,7 +97,7 @@ class CloudProjectAdmin(SupportAdmin):
     autocomplete_fields = ["project"]
 
     def get_readonly_fields(self, request: HttpRequest, obj: CloudProject | None = None) -> list[str]:
-        return [field.name for field in CloudProject._meta.fields if field.name != "project"]
+        return [field.name for field in CloudProject._meta.fields if field.name not in ("id", "project")]
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
@@ -121,6 +114,44 @@ class CloudProjectAdmin(SupportAdmin):
     @admin.display(description=_("customer"))
     def customer(self, cloud_project: CloudProject) -> str:
         return str(cloud_project.project.customer) if cloud_project.project else "-"
+
+    @admin.display(description=_("volumes"), ordering="volume_count")
+    def volumes(self, cloud_project: CloudProject) -> str:
+        return use_of(cloud_project.volume_count, cloud_project.volume_quota)
+
+    @admin.display(description=_("snapshots"), ordering="snapshot_count")
+    def snapshots(self, cloud_project: CloudProject) -> str:
+        return use_of(cloud_project.snapshot_count, cloud_project.snapshot_quota)
+
+    @admin.display(description=_("GB"), ordering="used_gb")
+    def gb(self, cloud_project: CloudProject) -> str:
+        return use_of(cloud_project.used_gb, cloud_project.gb_quota)
+
+    @admin.display(description=_("state"), ordering="synced_at")
+    def state(self, cloud_project: CloudProject) -> str:
+        if cloud_project.missing_since:
+            return gettext("Not found since %(when)s") % {"when": shown(cloud_project.missing_since)}
+        if cloud_project.error:
+            return gettext("The last look failed: %(reason)s") % {"reason": cloud_project.error}
+        if not cloud_project.project_id:
+            return gettext("Belongs to no project yet")
+        if not cloud_project.synced_at:
+            return gettext("Comes in with the next look")
+        return gettext("Looked at %(when)s") % {"when": shown(cloud_project.synced_at)}
+
+
+def shown(instant: datetime) -> str:
+    return timezone.localtime(instant).strftime("%Y-%m-%d %H:%M %Z")
+
+
+def use_of(count: int | None, quota: int | None) -> str:
+    if count is None:
+        return "-"
+    return (
+        str(count)
+        if quota is None or quota < 0
+        else gettext("%(count)s of %(quota)s") % {"count": count, "quota": quota}
+    )
 
 
 class VirtualMachineForm(forms.ModelForm):

@@ -76,6 +76,32 @@ def test_administrators_see_what_belongs_to_nobody_and_map_it(
     assert client_for(UserFactory()).get(page).status_code == 302  # to the sign-in of administrators
 
 
+def test_administrators_see_how_each_project_stands_and_set_what_is_charged(
+    cloud_project: CloudProject, client_for: Callable[..., Client]
+) -> None:
+    support, now = client_for(UserFactory(admin=True)), timezone.now()
+    page = reverse("admin:inventory_cloudproject_changelist")
+    for figures, words in (
+        ({"snapshot_count": 9, "snapshot_quota": 10}, "9 of 10"),
+        ({"error": "The storage does not answer."}, "The last look failed: The storage does not answer."),
+        ({"missing_since": now}, "Not found since"),
+        ({"missing_since": None, "error": ""}, "Belongs to no project yet"),
+        ({"project": ProjectFactory()}, "Comes in with the next look"),
+        ({"synced_at": now}, "Looked at"),
+    ):
+        CloudProject.objects.update(**figures)
+        assert words in support.get(page).content.decode()
+
+    page = reverse("admin:inventory_location_change", args=[cloud_project.location_id])
+    form = support.get(page).context["adminform"].form
+    assert (form["charges_outside"].value(), form["charges_missing"].value()) == (False, False)
+    answers = {field.html_name: field.value() for field in form if field.value() not in (None, False)}
+    response = support.post(page, answers | {"driver_options": "{}", "charges_outside": "on"})
+    assert response.status_code == 302
+    location = Location.objects.get()
+    assert (location.charges_outside, location.charges_missing) == (True, False)
+
+
 def test_a_project_whose_volumes_came_stays_where_it_is(
     cloud_project: CloudProject, client_for: Callable[..., Client]
 ) -> None:
