@@ -3,9 +3,9 @@
 from decimal import Decimal
 
 from babel.numbers import format_decimal, get_currency_symbol
-from django.utils import translation
 from django.utils.translation import ngettext
 
+from cng_portal.languages import current_locale
 from cng_portal.languages import digits as local_digits
 
 MICRO = 1_000_000
@@ -37,14 +37,12 @@ def to_decimal(micro: int, digits: int = MAX_DIGITS) -> Decimal:
 
 
 def format_number(micro: int, digits: int) -> str:
-    locale = translation.to_locale(translation.get_language() or "en")
     pattern = "#,##0." + "0" * digits if digits else "#,##0"
-    return local_digits(format_decimal(to_decimal(micro, digits), format=pattern, locale=locale))
+    return local_digits(format_decimal(to_decimal(micro, digits), format=pattern, locale=current_locale()))
 
 
 def symbol(currency: str) -> str:
-    locale = translation.to_locale(translation.get_language() or "en")
-    return SYMBOLS.get(currency) or get_currency_symbol(currency, locale=locale)
+    return SYMBOLS.get(currency) or get_currency_symbol(currency, locale=current_locale())
 
 
 def _format(micro: int, digits: int, currency: str) -> str:

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, time, timedelta
 from typing import Any
 from uuid import UUID
@@ -216,29 +216,29 @@ class Summary:
 MONTHS_SHOWN = 12
 
 
-def costs_by_month(*, customer: Customer, at: datetime) -> dict[tuple[date, str], int]:
-    """{(month of use, kind): millionths}: what was invoiced and what is due. Three queries, more with late usage."""
-    costs: dict[tuple[date, str], int] = defaultdict(int)
-    lines = InvoiceLine.objects.filter(invoice__customer=customer).order_by()
-    for month, kind, total in lines.values_list("month", "kind").annotate(total=Sum("amount_micro")):
-        costs[month, kind] += int(total)
-    windows, [found] = services.open_windows(customers=Customer.objects.filter(pk=customer.pk), at=at)
-    for (month, kind), total in bulk.owed_by_kind(windows).items():
-        costs[month, kind] += total
-    if found.late:
-        for due in services.late_lines(customer=customer, at=at):
-            costs[due.month, due.segment.kind] += due.line.amount_micro or 0
-    return costs
+Costs = dict[tuple[date, str], int]  # {(month of use, kind): millionths}
+
+
+def invoiced_costs(customer: Customer) -> Costs:
+    lines = InvoiceLine.objects.filter(invoice__customer=customer).order_by().values_list("month", "kind")
+    return {(month, kind): int(total) for month, kind, total in lines.annotate(total=Sum("amount_micro"))}
 
 
 def summary(*, customer: Customer, at: datetime) -> Summary:
-    costs = costs_by_month(customer=customer, at=at)
+    """Seven queries, and more with usage that was reported late or free credits that have just expired."""
+    windows, [found] = services.open_windows(customers=Customer.objects.filter(pk=customer.pk), at=at)
+    rated = bulk.owed_by_kind(windows)
+    due: Costs = defaultdict(int, rated)
+    for line in services.late_lines(customer=customer, at=at) if found.late else []:
+        due[line.month, line.segment.kind] += line.line.amount_micro or 0
+    invoiced = invoiced_costs(customer)
+    costs = defaultdict(int, {key: invoiced.get(key, 0) + due.get(key, 0) for key in invoiced | due})
     month = rating.month_of(at, customer.zone)
     months = [month]
     while len(months) < MONTHS_SHOWN:
         months.append((months[-1] - timedelta(days=1)).replace(day=1))
     this_month = sum(total for (one, _kind), total in costs.items() if one == month)
-    standing = services.standing(customer=customer, at=at)
+    standing = services.standing_of(found, owed_micro=sum(due.values()), at=at)
     sums = {
         kind: int(total)
         for kind, total in WalletTransaction.objects.filter(customer=customer, at__lte=at)
@@ -256,21 +256,17 @@ def summary(*, customer: Customer, at: datetime) -> Summary:
         balance_micro=standing.balance_micro,
         this_month=month,
         this_month_micro=this_month,
-        projected_micro=this_month + _rest_of_month(customer=customer, at=at),
+        projected_micro=this_month + _rest_of_month(windows, rated),
     )
 
 
-def _rest_of_month(*, customer: Customer, at: datetime) -> int:
+def _rest_of_month(windows: list[bulk.CustomerWindow], rated: Costs) -> int:
     """What the month will have cost in addition at its end, if everything stays as it is, planned prices included."""
-    now, _customers = services.open_windows(customers=Customer.objects.filter(pk=customer.pk), at=at)
-    if not now:
+    if not windows:
         return 0
-    last = now[-1]
-    later = bulk.CustomerWindow(
-        customer_id=customer.pk, month=last.month, since=last.since, until=last.until, at=last.until
-    )
-    then = sum(bulk.owed_by_customer([later]).values())
-    return then - sum(bulk.owed_by_customer([last]).values())
+    last = windows[-1]
+    then = sum(bulk.owed_by_customer([replace(last, at=last.until)]).values())
+    return then - sum(total for (month, _kind), total in rated.items() if month == last.month)
 
 
 def active_services(*, customer: Customer, at: datetime, costs: dict[tuple[date, str], int]) -> list[Service]:

@@ -416,7 +416,10 @@ class Cost:
         return money.format_amount(self.amount_micro, self.currency)
 
 
-def prices_by_place(codes: Iterable[str] | None = None) -> dict[tuple[str, str], list[rating.Price]]:
+PricesByPlace = dict[tuple[str, str], list[rating.Price]]
+
+
+def prices_by_place(codes: Iterable[str] | None = None) -> PricesByPlace:
     """{(kind, location code): prices in the order of their start}. One query."""
     versions = PriceVersion.objects.order_by("starts_at", "id")
     if codes is not None:
@@ -461,13 +464,18 @@ class Ledger:
         return [*earlier, rating.Window(month=month, since=since, until=until), *found]
 
 
-def due_lines(*, customer: Customer, at: datetime, segments: Sequence[UsageSegment]) -> list[DueLine]:
-    """What of the customer's `segments` no invoice has yet, as known at `at`. Two or three queries."""
+def due_lines(
+    *, customer: Customer, at: datetime, segments: Sequence[UsageSegment], prices: PricesByPlace | None = None
+) -> list[DueLine]:
+    """What of the customer's `segments` no invoice has yet, as known at `at`. One query, more with late usage and without
+    `prices`, of `prices_by_place`.
+    """
     if not segments:
         return []
     ledger = Ledger(customer=customer, invoices=list(Invoice.objects.filter(customer=customer).order_by("month")))
     first = min(segment.started_at for segment in segments)
-    prices = prices_by_place({segment.location_id for segment in segments})
+    if prices is None:
+        prices = prices_by_place({segment.location_id for segment in segments})
     found = []
     open_windows = ledger.open_windows(first, at)
     for segment in segments:
@@ -502,7 +510,7 @@ def late_lines(*, customer: Customer, at: datetime) -> list[DueLine]:
 def _late_lines(
     ledger: Ledger,
     segments: Sequence[UsageSegment],
-    prices: dict[tuple[str, str], list[rating.Price]],
+    prices: PricesByPlace,
     at: datetime,
 ) -> list[DueLine]:
     """The differences between invoices and what turned out later, of months that have an invoice already."""
@@ -550,12 +558,14 @@ def _correction(segment: UsageSegment, before: InvoiceLine, now: rating.Line | N
     )
 
 
-def cost_so_far(*, resource_id: UUID, at: datetime) -> Cost | None:
-    """What one resource has cost until `at`, of all kinds; None where it never cost anything. Up to seven queries."""
-    return costs_so_far([resource_id], at).get(resource_id)
+def cost_so_far(*, resource_id: UUID, at: datetime, prices: PricesByPlace | None = None) -> Cost | None:
+    """What one resource has cost until `at`, of all kinds; None where it never cost anything. Three queries, more with
+    late usage and without the `prices` of its location.
+    """
+    return costs_so_far([resource_id], at, prices).get(resource_id)
 
 
-def costs_so_far(resource_ids: Iterable[UUID], at: datetime) -> dict[UUID, Cost]:
+def costs_so_far(resource_ids: Iterable[UUID], at: datetime, prices: PricesByPlace | None = None) -> dict[UUID, Cost]:
     """{resource: its cost until `at`} of those that were ever charged: what was invoiced, and what is due."""
     segments = list(
         UsageSegment.objects.filter(resource_id__in=list(resource_ids), started_at__lte=at).select_related("customer")
@@ -581,7 +591,7 @@ def costs_so_far(resource_ids: Iterable[UUID], at: datetime) -> dict[UUID, Cost]
             )
         )
     for customer, own in by_customer.items():
-        for due in due_lines(customer=customer, at=at, segments=own):
+        for due in due_lines(customer=customer, at=at, segments=own, prices=prices):
             lines[due.segment.resource_id].append(
                 CostLine(
                     month=due.month,
@@ -666,13 +676,19 @@ def standings(*, customers: QuerySet[Customer], at: datetime) -> dict[UUID, Stan
     sums = bulk.owed_by_customer(windows)
     result = {}
     for customer in found:
-        owed_micro, credits_micro = sums.get(customer.pk, 0), int(customer.credits or 0)
+        owed_micro = sums.get(customer.pk, 0)
         if customer.late:
             owed_micro += sum(due.line.amount_micro or 0 for due in late_lines(customer=customer, at=at))
-        if customer.expiring:
-            credits_micro -= sum(amount for _grant, amount in expired_credits(customer=customer, at=at))
-        result[customer.pk] = Standing(credits_micro=credits_micro, owed_micro=owed_micro)
+        result[customer.pk] = standing_of(customer, owed_micro=owed_micro, at=at)
     return result
+
+
+def standing_of(customer: Any, *, owed_micro: int, at: datetime) -> Standing:
+    """Of a customer whom `open_windows` has annotated for the same instant, and of whom is known what is owed."""
+    credits_micro = int(customer.credits or 0)
+    if customer.expiring:
+        credits_micro -= sum(amount for _grant, amount in expired_credits(customer=customer, at=at))
+    return Standing(credits_micro=credits_micro, owed_micro=owed_micro)
 
 
 def standing(*, customer: Customer, at: datetime) -> Standing:

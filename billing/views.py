@@ -225,8 +225,8 @@ def subscriptions(request: HttpRequest, as_csv: bool = False) -> HttpResponse | 
         columns = ["resource_uuid", "kind", "name", "project", "location", "gb", "from", "to", "paid_until"]
         return csv_response("subscriptions", columns, rows)
     page = page_of(request, found)
-    costs = services.costs_so_far([one.resource_id for one in page["rows"]], at)
     prices = services.prices_by_place({one.location_id for one in page["rows"]})
+    costs = services.costs_so_far([one.resource_id for one in page["rows"]], at, prices)
     for one in page["rows"]:
         begun = [price.rate_micro for price in prices.get((one.kind, one.location_id), []) if price.since <= at]
         rate_micro = one.base_rate_micro if one.base_rate_micro is not None else begun[-1] if begun else None

@@ -6,6 +6,7 @@ needs no gettext and nothing is written beside the code. `make messages` brings 
 
 import os
 from collections.abc import Callable
+from functools import cache
 
 from babel import Locale
 from babel.messages.mofile import write_mo
@@ -38,10 +39,19 @@ def compile_catalogues() -> None:
         draft.replace(target)
 
 
+@cache
+def locale_of(language: str) -> Locale:
+    return Locale.parse(language, sep="-")
+
+
+def current_locale() -> Locale:
+    return locale_of(translation.get_language() or "en")
+
+
 def digits(text: object) -> str:
     """The text with the digits of the reader's language: `၉၉,၄၅၅.၇၉` in Burmese."""
-    locale = Locale.parse(translation.get_language() or "en", sep="-")
-    return str(text).translate(DIGITS.get(locale.default_numbering_system, {}))
+    table = DIGITS.get(current_locale().default_numbering_system)
+    return str(text).translate(table) if table else str(text)
 
 
 def chosen_language(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:

@@ -146,9 +146,7 @@ class VolumeFilterForm(FilterForm):
             if value := chosen.get(name):
                 volumes = volumes.filter(**{name: value})
         if show := chosen.get("show"):
-            volumes = (
-                lists.unprotected(volumes) if show == self.UNPROTECTED else volumes.filter(vm__isnull=show == self.FREE)
-            )
+            volumes = volumes.filter(lists.UNPROTECTED if show == self.UNPROTECTED else Q(vm__isnull=show == self.FREE))
         if text := chosen.get("q"):
             found = Q(name__icontains=text) | Q(vm__name__icontains=text)
             if uuid := lists.parse_uuid(text):

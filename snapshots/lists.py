@@ -194,14 +194,10 @@ def named(sources: OwnedQuerySet, text: str) -> QuerySet[Any, Any]:
     return sources.filter(name__icontains=text).values("pk")
 
 
-def unprotected(volumes: QuerySet[Volume]) -> QuerySet[Volume]:
-    """Those of which no snapshot can be restored, and none and no backup of their machine either."""
-    of_machine = DiskImage.objects.filter(
-        volume=OuterRef("pk"), snapshot__vm__isnull=False, snapshot__state=State.READY
-    )
-    return volumes.filter(
-        ~Exists(Snapshot.objects.filter(volume=OuterRef("pk"), state=State.READY)), ~Exists(of_machine)
-    )
+# Volumes of which no snapshot can be restored, and none and no backup of their machine either: a condition.
+UNPROTECTED = ~Exists(Snapshot.objects.filter(volume=OuterRef("pk"), state=State.READY)) & ~Exists(
+    DiskImage.objects.filter(volume=OuterRef("pk"), snapshot__vm__isnull=False, snapshot__state=State.READY)
+)
 
 
 def with_last_run(schedules: QuerySet[BackupSchedule]) -> QuerySet[BackupSchedule]:

@@ -5,13 +5,12 @@ from datetime import date, datetime, timedelta
 from functools import cache
 from typing import Any
 
-from babel import Locale
 from babel.dates import format_date, format_datetime, format_timedelta
 from babel.numbers import format_decimal
 from django import forms, template
 from django.contrib.staticfiles import finders
 from django.templatetags.static import static
-from django.utils import timezone, translation
+from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
@@ -19,7 +18,7 @@ from heroicons.templatetags.heroicons import heroicon_micro, heroicon_mini, hero
 from PIL import Image
 
 from cng_portal.accounts.preferences import date_pattern, month_pattern
-from cng_portal.languages import digits
+from cng_portal.languages import current_locale, digits
 
 register = template.Library()
 register.filter("digits", digits)
@@ -30,10 +29,6 @@ ICON_STYLES = {
     "mini": heroicon_mini,
     "micro": heroicon_micro,
 }
-
-
-def current_locale() -> Locale:
-    return Locale.parse(translation.get_language() or "en", sep="-")
 
 
 @cache
@@ -49,19 +44,15 @@ def icon(name: str, size: int = 20, style: str = "outline", css_class: str = "ic
     return render_icon(str(name), size, str(style), str(css_class))
 
 
-@cache
-def flag_file(country: str) -> str | None:
-    path = f"flags/{country.lower()}.svg"
-    return path if finders.find(path) else None
-
-
 @register.simple_tag
+@cache
 def flag(country: str, emoji: str = "") -> SafeString:
     """The flag of an ISO country code, decorative: our drawing where there is one, else the emoji.
 
     Windows has no flag emoji and shows two letters instead, hence the drawings for the countries with a data centre.
     """
-    if path := flag_file(country):
+    path = f"flags/{country.lower()}.svg"
+    if finders.find(path):
         return format_html('<img class="flag" src="{}" alt="" width="24" height="16">', static(path))
     return format_html('<span class="flag-emoji" aria-hidden="true">{}</span>', emoji)
 
@@ -117,6 +108,12 @@ def poll_seconds(work: Iterable[Any], times: int = 1) -> int:
     asked_for = [one.created_at for one in work if one is not None and one.finished_at is None]
     age = (timezone.now() - max(asked_for)).total_seconds() if asked_for else 0
     return times * min(30, max(2, int(age / 10)))
+
+
+@register.filter
+def iso(value: datetime) -> str:
+    """For the machine-readable attribute of `<time>`."""
+    return value.isoformat()
 
 
 @register.filter

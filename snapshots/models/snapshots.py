@@ -252,6 +252,10 @@ class Snapshot(models.Model):
     def __str__(self) -> str:
         return self.name
 
+    def get_state_display(self) -> str:  # type: ignore[no-redef]  # of the mypy plugin
+        # Django's own puts all choices into a new dictionary for every row of a list
+        return str(State(self.state).label)
+
     @property
     def service_kind(self) -> ServiceKind:
         return SERVICE_KINDS[Kind(self.kind)]

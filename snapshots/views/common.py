@@ -64,21 +64,24 @@ def version_of(*facts: object) -> str:
 # --- prices of what is there already -----------------------------------------------------------------------------------
 
 
-def rates_now(location_codes: Iterable[str] | None = None) -> dict[tuple[str, str], int]:
+Rates = dict[tuple[str, str], int]
+
+
+def rates_now(location_codes: Iterable[str] | None = None) -> Rates:
     """{(kind, location code): rate in millionths per GB and hour} by which existing things are charged. One query.
 
     Unlike billing.rates_at this has the locations where it is not sold any more: what is there goes on costing.
     """
+    return rates_of(billing.prices_by_place(location_codes))
+
+
+def rates_of(prices: billing.PricesByPlace) -> Rates:
     now = timezone.now()
-    rates = {}
-    for place, prices in billing.prices_by_place(location_codes).items():
-        begun = [price.rate_micro for price in prices if price.since <= now]
-        if begun:
-            rates[place] = begun[-1]
-    return rates
+    begun = {place: [price.rate_micro for price in known if price.since <= now] for place, known in prices.items()}
+    return {place: rates[-1] for place, rates in begun.items() if rates}
 
 
-def price_of(snapshot: Snapshot, rates: dict[tuple[str, str], int]) -> billing.Quote | None:
+def price_of(snapshot: Snapshot, rates: Rates) -> billing.Quote | None:
     """What the snapshot costs from now on, by the rates of `rates_now`; None where it costs nothing or has no price.
 
     A backup has to come with its run and schedule: the copies of automatic backups are not charged by themselves.

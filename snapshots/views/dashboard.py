@@ -18,7 +18,7 @@ from snapshots import lists
 from snapshots.models import COUNTED_STATES, SERVICE_KINDS, BackupRun, BackupSchedule, Kind, Operation, Snapshot, State
 
 from . import bell
-from .common import explain_operations, rates_now, render_live, version_of, visible, with_time_left
+from .common import Rates, explain_operations, rates_now, render_live, version_of, visible, with_time_left
 from .snapshots import explain_rows, listed_snapshots
 
 NEWEST_SHOWN = 5
@@ -37,12 +37,12 @@ def dashboard(request: HttpRequest) -> HttpResponse:
     for kind in Kind.values:
         newest |= Q(pk__in=mine.filter(kind=kind).values("pk")[:NEWEST_SHOWN])
     rows = listed_snapshots().filter(newest).order_by("-created_at", "-pk")[:NEWEST_SHOWN]
-    snapshots = explain_rows(list(rows), user)
+    rates = rates_now()
+    snapshots = explain_rows(list(rows), user, rates)
     volumes = Volume.objects.visible_to(user).present().filter(state=Volume.State.AVAILABLE)
     context = {
-        "totals": totals(user),
-        "volume_count": volumes.count(),
-        "unprotected_count": lists.unprotected(volumes).count(),
+        "totals": totals(user, rates),
+        **volumes.aggregate(volume_count=Count("pk"), unprotected_count=Count("pk", filter=lists.UNPROTECTED)),
         "running": running,
         "in_progress": bell.shown(running),
         "failed": failed,
@@ -59,7 +59,7 @@ def dashboard(request: HttpRequest) -> HttpResponse:
     return render_live(request, "dashboard.html", context, part="dashboard", poll="running", version=version)
 
 
-def totals(user: User) -> dict[str, object]:
+def totals(user: User, rates: Rates) -> dict[str, object]:
     """`count` and `size` of the snapshots that are kept, and what those that are Ready cost: `hourly` ("K 20") and a
     sentence on the month.
     """
@@ -71,7 +71,6 @@ def totals(user: User) -> dict[str, object]:
         .annotate(count=Count("*"), gb=Sum("size_gb"), ready_gb=Sum("size_gb", filter=Q(state=State.READY), default=0))
     )
     count = gb = hourly_micro = 0
-    rates = rates_now()
     for row in kept:
         count, gb = count + row["count"], gb + row["gb"]
         rate_micro = rates.get((SERVICE_KINDS[Kind(row["kind"])], row["location_id"]), 0)
@@ -87,7 +86,7 @@ def totals(user: User) -> dict[str, object]:
     }
 
 
-def automatic_hourly(user: User, rates: dict[tuple[str, str], int]) -> int:
+def automatic_hourly(user: User, rates: Rates) -> int:
     """What automatic backups cost an hour, less what their copies would cost if they were charged by themselves."""
     prices = (
         VirtualMachine.objects.visible_to(user)

@@ -13,8 +13,8 @@ from babel.dates import format_datetime
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from cng_portal.languages import digits
-from cng_portal.templatetags.portal import current_locale, near_day
+from cng_portal.languages import current_locale, digits
+from cng_portal.templatetags.portal import near_day
 from snapshots import slots
 
 RUNS_SHOWN = 5

@@ -1,10 +1,10 @@
 """The list of snapshots, the page of one, and what can be done with it: each act has a page with a form of its own."""
 
+from typing import Any
 from uuid import UUID
 
 from django.contrib import messages
-from django.db.models import FilteredRelation, Prefetch, Q, QuerySet, prefetch_related_objects
-from django.db.models.functions import Coalesce
+from django.db.models import Prefetch, Q, QuerySet, prefetch_related_objects
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
@@ -23,12 +23,14 @@ from snapshots.forms import ConfirmationForm, NewMachineForm, NewVolumeForm, Ren
 from snapshots.models import BackupRun, BackupSchedule, Kind, Operation, Snapshot, State
 
 from .common import (
+    Rates,
     automatic_sentence,
     explain_operations,
     is_fragment,
     price_of,
     push_url,
     rates_now,
+    rates_of,
     render_live,
     render_part,
     version_of,
@@ -39,7 +41,26 @@ from .common import (
 LISTS = {Kind.VOLUME: "volume_snapshots", Kind.VM: "vm_snapshots", Kind.BACKUP: "backups"}
 NEW = {Kind.VOLUME: "new", Kind.VM: "new_vm", Kind.BACKUP: "new_backup"}
 VIEWS = ("table", "cards")
-WORK_FIELDS = ("state", "attempt", "bytes_done", "bytes_total", "created_at", "started_at")
+LISTED = (
+    *(
+        "kind",
+        "customer",
+        "project",
+        "location",
+        "volume",
+        "vm",
+        "name",
+        "name_key",
+        "size_gb",
+        "state",
+        "error",
+        "kept",
+    ),
+    *("made_outside", "missing_since", "created_at", "ready_at"),
+    *("project__name", "project__customer__currency"),
+    *("location__country", "location__charges_outside", "location__charges_missing"),
+    *("volume__name", "volume__deleted_at", "vm__name", "vm__deleted_at"),
+)
 VIEW_COOKIE = "snapshots_view"
 YEAR_SECONDS = 365 * 24 * 3600
 
@@ -132,85 +153,90 @@ def chosen_view(request: HttpRequest) -> str:
 
 
 def listed_snapshots() -> QuerySet[Snapshot]:
-    """With everything that a row shows: relations, and the operation that takes or deletes it now."""
-    running = Q(operations__finished_at=None, operations__kind__in=[Operation.Kind.CAPTURE, Operation.Kind.DELETE])
-    return (
-        Snapshot.objects.select_related("project__customer", "location", "volume", "vm")
-        # constraints see to it that each finds at most one
-        .alias(
-            work=FilteredRelation("operations", condition=running),
-            safety=FilteredRelation("protects", condition=Q(protects__finished_at=None)),
-        )
-        .annotate(**{f"work_{field}": Coalesce(f"work__{field}", f"safety__{field}") for field in WORK_FIELDS})
-    )
+    """With what a row shows of each and of its relations, and no more; `explain_rows` adds the rest."""
+    return Snapshot.objects.select_related("project__customer", "location", "volume", "vm").only(*LISTED)
 
 
-def explain_rows(snapshots: list[Snapshot], user: User) -> list[Snapshot]:
+def explain_rows(snapshots: list[Snapshot], user: User, rates: Rates | None = None) -> list[Snapshot]:
     """Each with `hourly` ("K 20", "" where it costs nothing), `actions` for its menu, `can_delete`, and `work`: the
-    operation that takes or deletes it now, or None, which `poll_seconds` follows. One query, one for backups, and one where
-    storage does not write back everything.
+    operation that takes or deletes it now, or None, which `poll_seconds` follows.
+
+    One query for the prices where no `rates` are given, and one each where there are backups, where something is in
+    progress and where storage does not write back everything: joined to the list they would make more tables than
+    PostgreSQL puts in the best order (join_collapse_limit).
     """
-    # joined to the list they would make more tables than PostgreSQL puts in the best order (join_collapse_limit)
     copies = [snapshot for snapshot in snapshots if snapshot.kind == Kind.BACKUP]
     prefetch_related_objects(copies, Prefetch("run", BackupRun.objects.select_related("schedule")))
-    rates = rates_now() if snapshots else {}
+    work = work_on([snapshot.pk for snapshot in snapshots if snapshot.is_transient])
+    if rates is None:
+        rates = rates_now() if snapshots else {}
+    offered = acts() if snapshots else {}
     fixed = services.never_written_back(snapshots)
     for snapshot in snapshots:
-        snapshot.work = work_on(snapshot)
+        snapshot.work = work.get(snapshot.pk)
         snapshot.poll_seconds = poll_seconds([snapshot.work])
         price = price_of(snapshot, rates)
         snapshot.hourly = format_price(price.hourly_micro, price.currency) if price else ""
-        snapshot.actions = actions_for(snapshot, user, fixed)
+        snapshot.actions = actions_for(snapshot, user, offered, fixed)
         snapshot.can_delete = any(action["name"] == "delete" for action in snapshot.actions)
     return snapshots
 
 
-def work_on(snapshot: Snapshot) -> Operation | None:
-    """The operation that `listed_snapshots` found for it, as far as a row shows it."""
-    if snapshot.work_created_at is None:
-        return None
-    work = Operation(**{field: getattr(snapshot, f"work_{field}") for field in WORK_FIELDS})
-    return with_time_left([work])[0]
+def work_on(snapshot_ids: list[UUID]) -> dict[UUID, Operation]:
+    """By snapshot the operation that takes or deletes it now; constraints see to it that there is at most one."""
+    if not snapshot_ids:
+        return {}
+    own = Q(snapshot__in=snapshot_ids, kind__in=[Operation.Kind.CAPTURE, Operation.Kind.DELETE])
+    running = Operation.objects.filter(own | Q(safety_snapshot__in=snapshot_ids), finished_at=None)
+    return {one.safety_snapshot_id or one.snapshot_id: one for one in with_time_left(running)}
 
 
-def actions_for(snapshot: Snapshot, user: User, fixed: dict[UUID, str]) -> list[dict[str, object]]:
-    """What this person can do with it now, as items of a menu. Nothing for a viewer. `fixed` is of never_written_back."""
-    ready, settled = snapshot.state == State.READY, snapshot.state in (State.READY, State.FAILED)
-    ready = ready and snapshot.missing_since is None
-    mine = user.can_change(snapshot.project_id)
-    is_machine = snapshot.kind != Kind.VOLUME
+def acts() -> dict[str, dict[str, Any]]:
+    """What can be done with snapshots, as items of a menu whose `url` is that of the snapshot NO_ID."""
     offered = [
-        (ready and mine and is_machine, _("New machine"), "new_machine", "server", False),
-        (ready and mine, _("New volume"), "new_volume", "circle-stack", False),
-        (
-            ready and mine and snapshot.source.deleted_at is None and snapshot.pk not in fixed,
-            _("Restore"),
-            "restore",
-            "arrow-uturn-left",
-            False,
-        ),
-        (
-            snapshot.kind == Kind.BACKUP and mine and snapshot.state not in (State.DELETING, State.DELETED),
-            _("Let it be replaced") if snapshot.kept else _("Keep for ever"),
-            "keep",
-            "lock-open" if snapshot.kept else "lock-closed",
-            False,
-        ),
-        (mine and snapshot.state not in (State.DELETING, State.DELETED), _("Rename"), "rename", "pencil-square", False),
-        (ready and mine, _("Verify"), "verify", "shield-check", False),
-        (settled and mine, _("Delete"), "delete", "trash", True),
+        ("new_machine", "new_machine", _("New machine"), "server"),
+        ("new_volume", "new_volume", _("New volume"), "circle-stack"),
+        ("restore", "restore", _("Restore"), "arrow-uturn-left"),
+        ("keep", "keep", _("Keep for ever"), "lock-closed"),
+        ("let_go", "keep", _("Let it be replaced"), "lock-open"),
+        ("rename", "rename", _("Rename"), "pencil-square"),
+        ("verify", "verify", _("Verify"), "shield-check"),
+        ("delete", "delete", _("Delete"), "trash"),
     ]
-    return [
-        {
-            "label": label,
+    return {
+        name: {
             "name": name,
-            "url": reverse(f"snapshots:{name}", args=[snapshot.pk]),
+            "label": label,
+            "url": reverse(f"snapshots:{page}", args=[NO_ID]),
             "icon": icon,
-            "danger": danger,
+            "danger": name == "delete",
         }
-        for possible, label, name, icon, danger in offered
-        if possible
-    ]
+        for name, page, label, icon in offered
+    }
+
+
+NO_ID = UUID(int=0)
+
+
+def actions_for(
+    snapshot: Snapshot, user: User, offered: dict[str, dict[str, Any]], fixed: dict[UUID, str]
+) -> list[dict[str, Any]]:
+    """Those of `acts()` that this person can do with it now. Nothing for a viewer. `fixed` is of never_written_back."""
+    if not user.can_change(snapshot.project_id) or snapshot.state in (State.DELETING, State.DELETED):
+        return []
+    ready = snapshot.state == State.READY and snapshot.missing_since is None
+    possible = {
+        "new_machine": ready and snapshot.kind != Kind.VOLUME,
+        "new_volume": ready,
+        "restore": ready and snapshot.source.deleted_at is None and snapshot.pk not in fixed,
+        "keep": snapshot.kind == Kind.BACKUP and not snapshot.kept,
+        "let_go": snapshot.kind == Kind.BACKUP and snapshot.kept,
+        "rename": True,
+        "verify": ready,
+        "delete": snapshot.state in (State.READY, State.FAILED),
+    }
+    no_id, its_id = str(NO_ID), str(snapshot.pk)
+    return [act | {"url": act["url"].replace(no_id, its_id)} for name, act in offered.items() if possible[name]]
 
 
 @require_GET
@@ -278,8 +304,9 @@ def snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         user,
     )
     fixed = services.never_written_back([found])
-    price = price_of(found, rates_now([found.location_id]))
-    cost = billing.cost_so_far(resource_id=found.pk, at=timezone.now())
+    prices = billing.prices_by_place([found.location_id])
+    price = price_of(found, rates_of(prices))
+    cost = billing.cost_so_far(resource_id=found.pk, at=timezone.now(), prices=prices)
     version = version_of(
         found.state, [(one.pk, one.state) for one in operations], [(one.checksum, one.verified_at) for one in disks]
     )
@@ -289,7 +316,7 @@ def snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         "damage": [disk.damage for disk in disks if disk.damage],
         "operations": operations,
         "is_live": found.is_transient or any(operation.is_active for operation in operations),
-        "actions": actions_for(found, user, fixed),
+        "actions": actions_for(found, user, acts(), fixed),
         "fixed": fixed.get(found.pk, "") if found.state == State.READY and not found.missing_since else "",
         "can_change": user.can_change(found.project_id),
         "retry": next((one for one in operations if one.can_retry and one.kind != Operation.Kind.VERIFY), None),

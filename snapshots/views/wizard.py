@@ -375,7 +375,7 @@ def source_context(request: HttpRequest, draft: Draft) -> dict[str, Any]:
             source.facts.append({"label": label, "value": _("%(price)s an hour") % {"price": price}})
     return {
         "sources": shown,
-        "total": sources.count(),
+        "total": len(shown) if not query and len(shown) < wizard.SOURCES_SHOWN else sources.count(),
         "q": query,
         "limit": wizard.SOURCES_SHOWN,
         "quotas": [use for use in uses if use.is_limited],

@@ -12,7 +12,7 @@ from tests.snapshots.disks import sell_everywhere
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-# By how much of the window things moved by themselves, as Chromium measures it; 0.1 is what people notice.
+# By how much of the window things moved by themselves, as Chromium measures it.
 SHIFT = """() => new Promise((done) => {
     let sum = 0;
     const add = (entries) => entries.forEach((one) => { if (!one.hadRecentInput) sum += one.value });
@@ -20,7 +20,9 @@ SHIFT = """() => new Promise((done) => {
     observer.observe({type: "layout-shift", buffered: true});
     requestAnimationFrame(() => requestAnimationFrame(() => { add(observer.takeRecords()); done(sum) }));
 })"""
-MOST = 0.001
+# 0.1 is what people notice. A busy machine paints the top bar while the rest of it is still being read, which counts
+# up to 0.02; a picture without a size or a font that comes late counts for more than this.
+MOST = 0.05
 
 
 @pytest.mark.parametrize("width", [1440, 360])
