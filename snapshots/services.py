@@ -630,7 +630,10 @@ def never_written_back(snapshots: Iterable[Snapshot]) -> dict[UUID, str]:
     """{id: why} of those that their storage does not write back to where they came from, as long as things are as they
     are. A query only where an engine has such limits.
     """
-    limited = {one.pk: one for one in snapshots if get_driver(one.location).reverts_only_latest}
+    snapshots = list(snapshots)
+    engines = {one.location_id: one.location for one in snapshots}
+    limits = {code: get_driver(location).reverts_only_latest for code, location in engines.items()}
+    limited = {one.pk: one for one in snapshots if limits[one.location_id]}
     if not limited:
         return {}
     later = DiskImage.objects.filter(

@@ -58,8 +58,9 @@ LISTED = (
     ),
     *("made_outside", "missing_since", "created_at", "ready_at"),
     *("project__name", "project__customer__currency"),
-    *("location__country", "location__charges_outside", "location__charges_missing"),
-    *("volume__name", "volume__deleted_at", "vm__name", "vm__deleted_at"),
+    *("location__country", "location__driver", "location__driver_options"),
+    *("location__charges_outside", "location__charges_missing"),
+    *("volume__name", "volume__deleted_at", "vm__name", "vm__deleted_at", "vm__backend_ref"),
 )
 VIEW_COOKIE = "snapshots_view"
 YEAR_SECONDS = 365 * 24 * 3600
