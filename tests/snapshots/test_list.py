@@ -16,7 +16,7 @@ from pytest_django import DjangoAssertNumQueries
 from billing import services as billing
 from cng_portal.accounts.models import Project, Role
 from snapshots.lists import PAGE_SIZE, SNAPSHOT_ORDERS, read_cursor
-from snapshots.models import Operation, Snapshot
+from snapshots.models import Operation, Snapshot, State
 from tests.factories import (
     LocationFactory,
     MembershipFactory,
