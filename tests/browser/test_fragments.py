@@ -1,26 +1,68 @@
 """Every fragment: what htmx swaps in equals what is there when the page is loaded afresh."""
 
-from collections.abc import Callable
-from datetime import timedelta
+import re
+from collections.abc import Callable, Iterator
+from datetime import time, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from django.conf import settings
+from django.test.signals import template_rendered
 from django.urls import reverse
 from django.utils import timezone
 from playwright.sync_api import Page
 
-from cng_portal.accounts.models import Membership
+from billing.models import ServiceKind
+from cng_portal.accounts.models import Activity, Membership
 from cng_portal.inventory.models import Volume
 from snapshots import wizard
-from tests.factories import MembershipFactory, OperationFactory, SnapshotFactory, VolumeFactory
+from snapshots.models import Draft, Kind, Snapshot
+from tests.factories import (
+    BackupRunFactory,
+    BackupScheduleFactory,
+    MembershipFactory,
+    NoticeFactory,
+    OperationFactory,
+    SnapshotFactory,
+    VirtualMachineFactory,
+    VMSnapshotFactory,
+    VolumeFactory,
+)
 from tests.snapshots.disks import content, put_volume, sell_everywhere
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-# Fetches each fragment that the page can ask for, and each answer of its forms to nothing at all, as htmx does and as a
-# plain browser does; gives [where, the fragment, the same part of the page] for each that differs, and the ids compared.
-COMPARE = """async () => {
+TEMPLATES = settings.BASE_DIR / "templates"
+ASKS = re.compile(r'\shx-(?:get|post)=|include "partials/poll\.html"')
+# Each template that asks for a fragment, with the ids of the parts that are compared below.
+FRAGMENTS = {
+    "dashboard.html": {"running"},
+    "partials/frame/bell_work.html": {"bell-work"},
+    "partials/pagination.html": {"snapshot-list", "machine-list", "volume-list", "schedule-list", "activity-list"},
+    "partials/poll.html": {"running", "work"},
+    "partials/step_list.html": {"wizard"},
+    "partials/tabs.html": {"wizard"},
+    "snapshots/list.html": {"snapshot-list"},
+    "snapshots/machine.html": {"work"},
+    "snapshots/machines.html": {"machine-list"},
+    "snapshots/partials/filter_form.html": {"snapshot-list", "machine-list", "volume-list", "schedule-list"},
+    "snapshots/partials/poll_row.html": {"snapshot-row"},
+    "snapshots/partials/schedule_fields.html": {"preview"},
+    "snapshots/schedule.html": {"runs"},
+    "snapshots/schedules.html": {"schedule-list"},
+    "snapshots/snapshot.html": {"work"},
+    "snapshots/volume.html": {"work"},
+    "snapshots/volumes.html": {"volume-list"},
+    "snapshots/wizard/name.html": {"name-check"},  # a hint on what is being typed, of which a fresh page knows nothing
+    "snapshots/wizard/review.html": {"estimates"},
+    "snapshots/wizard/step.html": {"wizard"},
+}
+
+# Fetches each fragment that the page can ask for, and each answer of its forms to nothing at all and to what they hold, as
+# htmx does and as a plain browser does; gives [where, the fragment, the same part of the page] for each that differs, and
+# the ids compared.
+COMPARE = """async (withBell) => {
     const htmx = {"HX-Request": "true", "HX-Current-URL": location.href};
     const text = async (url, options) => (await fetch(url, options)).text();
     const root = (html, id) => {
@@ -30,30 +72,55 @@ COMPARE = """async () => {
     };
     const same = (part) => part.outerHTML.replace(/(csrfmiddlewaretoken" value=")[^"]*/g, "$1").replace(/\\s+/g, " ");
     const compared = [], different = [];
-    const compare = (where, fragment, page) => {
-        const part = root(fragment);
+    const compare = (where, fragment, page, select) => {
+        const part = root(fragment, select?.slice(1));
         const whole = part && root(page, part.id);
         compared.push(part ? part.id : where);
         if (!part || !whole || same(part) !== same(whole)) {
             different.push([where, part ? same(part) : fragment.slice(0, 300), whole ? same(whole) : "not on the page"]);
         }
     };
+    const select = (element) => element.getAttribute("hx-select");
     for (const element of document.querySelectorAll("[hx-get]:not(input)")) {
-        const asked = element.getAttribute("hx-get");
-        const own = element.matches("[data-quiet]:not([hx-target])");
-        compare(asked, await text(asked, {headers: htmx}), await text(own ? location.href : asked));
+        if (element.id === "bell-work" && !withBell) continue;
+        let asked = element.getAttribute("hx-get");
+        const held = element.matches("form") && new URLSearchParams(new FormData(element));
+        if (held) asked += `${asked.includes("?") ? "&" : "?"}${held}`;
+        const own = element.matches("[data-quiet]:not([hx-target], form)");
+        compare(asked, await text(asked, {headers: htmx}), await text(own ? location.href : asked), select(element));
     }
-    for (const form of document.querySelectorAll("form[hx-post]")) {
-        const body = () => {
-            const data = new FormData();
-            data.append("csrfmiddlewaretoken", form.elements.csrfmiddlewaretoken.value);
-            return data;
-        };
-        const fragment = await text(form.action, {method: "POST", body: body(), headers: htmx});
-        compare(form.action, fragment, await text(form.action, {method: "POST", body: body()}));
+    const token = document.querySelector("[name=csrfmiddlewaretoken]")?.value;
+    for (const element of document.querySelectorAll("[hx-post]")) {
+        const form = element.closest("form"), more = JSON.parse(element.getAttribute("hx-vals") || "{}");
+        const nothing = () => new FormData();
+        const held = () => new FormData(form);
+        // the answer to a whole form is taken where nothing comes of it but the next step
+        const bodies = element === form && location.pathname.endsWith("/review/") ? [nothing] : [nothing, held];
+        for (const made of bodies) {
+            const body = () => {
+                const data = made();
+                data.set("csrfmiddlewaretoken", token);
+                for (const [name, value] of Object.entries(more)) data.set(name, value);
+                return data;
+            };
+            const fragment = await text(form.action, {method: "POST", body: body(), headers: htmx});
+            compare(form.action, fragment, await text(form.action, {method: "POST", body: body()}), select(element));
+        }
     }
     return [different, compared];
 }"""
+
+
+def test_no_template_asks_for_a_fragment_that_is_not_compared() -> None:
+    asking = {
+        str(path.relative_to(TEMPLATES)) for path in TEMPLATES.rglob("*.html") if ASKS.search(code(path.read_text()))
+    }
+    assert asking == FRAGMENTS.keys()
+
+
+def code(source: str) -> str:
+    """The template without its comments."""
+    return re.sub(r"{% comment %}.*?{% endcomment %}", "", source, flags=re.DOTALL)
 
 
 @pytest.fixture
@@ -71,13 +138,13 @@ def volume(storage_root: Path, member: Membership) -> Volume:
     at = timezone.now() - timedelta(hours=2)
     for number in range(25):
         SnapshotFactory(volume=volume, name=f"nightly-{number}", created_at=at - timedelta(days=number), ready_at=at)
-    sell_everywhere()
+    for kind in (ServiceKind.BS_SNAPSHOT, ServiceKind.VM_SNAPSHOT, ServiceKind.VM_BACKUP):
+        sell_everywhere(kind=kind)
     return volume
 
 
-def test_every_fragment_equals_its_page(
-    page: Page, member: Membership, volume: Volume, sign_in: Callable[..., Any]
-) -> None:
+@pytest.fixture
+def taken(volume: Volume) -> Snapshot:
     at = timezone.now() - timedelta(hours=2)
     taken = SnapshotFactory(volume=volume, name="being taken", creating=True, created_at=at)
     OperationFactory(
@@ -90,36 +157,103 @@ def test_every_fragment_equals_its_page(
         created_at=at,
         started_at=at,
     )
-    draft = wizard.start(member.user, source=volume)
-    draft.name = "a name"
+    return taken
+
+
+@pytest.fixture
+def rendered() -> Iterator[set[str]]:
+    """The names of the templates that the live server renders meanwhile."""
+    names: set[str] = set()
+
+    def note(sender: Any, template: Any, **kwargs: Any) -> None:
+        names.add(str(template.name))
+
+    template_rendered.connect(note)
+    yield names
+    template_rendered.disconnect(note)
+
+
+def answered(member: Membership, kind: str, source: Any) -> Draft:
+    draft = wizard.start(member.user, kind=kind, source=source)
+    if kind == Kind.BACKUP:
+        draft.interval, draft.at, draft.weekday, draft.keep = "weekly", time(2), 2, 2
+    else:
+        draft.name = "a name"
     draft.save()
+    return draft
+
+
+def test_every_fragment_equals_its_page(
+    page: Page,
+    member: Membership,
+    volume: Volume,
+    taken: Snapshot,
+    rendered: set[str],
+    sign_in: Callable[..., Any],
+) -> None:
+    at = timezone.now() - timedelta(hours=2)
+    vm, project = volume.vm, member.project
+    for number in range(21):  # more than a page of each
+        VolumeFactory(project=project, location=volume.location, name=f"disk-{number}", created_at=at)
+        VirtualMachineFactory(project=project, location=volume.location, name=f"web-{number}", created_at=at)
+        VMSnapshotFactory(vm=vm, created_at=at, ready_at=at)
+        BackupScheduleFactory(vm=vm, created_at=at)
+    schedule = BackupScheduleFactory(vm=vm, weekly=True, created_at=at)
+    BackupRunFactory(schedule=schedule, slot=at, finished_at=at)
+    BackupRunFactory(schedule=schedule, taking=True, slot=at + timedelta(minutes=5), created_at=at)
+    NoticeFactory(user=member.user, created_at=at)
+    for number in range(51):
+        Activity.objects.create(act="person.sign_in", actor=member.user, project=project, at=at, after={"n": number})
+    drafts = [
+        answered(member, kind, source) for kind, source in ((Kind.VOLUME, volume), (Kind.VM, vm), (Kind.BACKUP, vm))
+    ]
     sign_in(member.user)
     paths = [
+        "/notices/",
         "/",
         "/snapshots/?view=table",
         "/snapshots/?view=cards&q=nightly&sort=name",
         "/snapshots/?q=nothing-like-it",
         "/snapshots/vm/",
+        "/backups/",
+        "/backups/schedules/",
+        "/backups/schedules/?q=nothing-like-it",
         "/volumes/",
         reverse("snapshots:machines"),
+        reverse("accounts:activity"),
         reverse("snapshots:snapshot", args=[taken.pk]),
         reverse("snapshots:volume", args=[volume.pk]),
-        reverse("snapshots:machine", args=[volume.vm_id]),
+        reverse("snapshots:machine", args=[vm.pk]),
+        reverse("snapshots:schedule", args=[schedule.pk]),
+        reverse("snapshots:edit_schedule", args=[schedule.pk]),
+        f"{reverse('snapshots:delete_many')}?id={Snapshot.objects.filter(state='ready').first().pk}",
         "/snapshots/new/",
-        *(wizard.url(draft, slug) for slug in wizard.slugs(draft)),
+        "/snapshots/vm/new/",
+        "/backups/new/",
+        *(wizard.url(draft, slug) for draft in drafts for slug in wizard.slugs(draft)),
     ]
     compared = set()
     for path in paths:
-        page.goto(path)
-        different, ids = page.evaluate(COMPARE)
+        assert page.goto(path).status == 200, path
+        if path != "/":
+            assert page.evaluate("location.pathname") == path.partition("?")[0]  # and not sent to another step
+        different, ids = page.evaluate(COMPARE, path == "/notices/")
         assert different == [], path
         compared |= set(ids)
-    assert compared >= {
-        "snapshot-list",
-        "volume-list",
-        "machine-list",
-        f"snapshot-{taken.pk}",
-        "work",
-        "running",
-        "wizard",
-    }
+    compared.add("snapshot-row" if f"snapshot-{taken.pk}" in compared else "")
+    assert set().union(*FRAGMENTS.values()) - compared == {"name-check"}
+    assert FRAGMENTS.keys() - rendered == set()
+
+
+def test_the_hint_on_a_name_is_what_the_step_says_of_it(
+    page: Page, member: Membership, volume: Volume, sign_in: Callable[..., Any]
+) -> None:
+    draft = wizard.start(member.user, source=volume)
+    sign_in(member.user)
+    page.goto(wizard.url(draft, "name"))
+    page.get_by_label("Snapshot Name").fill("nightly-3")
+    hint = page.locator("#name-check").get_by_text("Another snapshot has the name “nightly-3”.")
+    hint.wait_for()
+    said = hint.inner_text()
+    page.get_by_role("button", name="Continue").click()
+    assert page.locator(".error-summary").inner_text().find(said) >= 0
