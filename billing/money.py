@@ -41,6 +41,11 @@ def format_number(micro: int, digits: int) -> str:
     return local_digits(format_decimal(to_decimal(micro, digits), format=pattern, locale=current_locale()))
 
 
+def format_count(count: int) -> str:
+    """`16,384`: hours, GB."""
+    return local_digits(f"{count:,}")
+
+
 def symbol(currency: str) -> str:
     return SYMBOLS.get(currency) or get_currency_symbol(currency, locale=current_locale())
 
@@ -80,10 +85,12 @@ def format_price_or_amount(micro: int, currency: str = "MMK") -> str:
 def format_line(*, hours: int, size_gb: int | None, rate_micro: int | None, amount_micro: int, currency: str) -> str:
     """`3 hours × 50 GB × K 0.4000 = K 60.00`; with 20 % of the VM's price in place of the size where it is None."""
     if rate_micro is None:
-        return ngettext("%(hours)s hour, no price yet", "%(hours)s hours, no price yet", hours) % {"hours": hours}
+        return ngettext("%(hours)s hour, no price yet", "%(hours)s hours, no price yet", hours) % {
+            "hours": format_count(hours)
+        }
     values = {
-        "hours": local_digits(hours),
-        "size": size_gb if size_gb is None else local_digits(size_gb),
+        "hours": format_count(hours),
+        "size": size_gb if size_gb is None else format_count(size_gb),
         "rate": format_rate(rate_micro, currency),
         "amount": format_amount(amount_micro, currency),
     }

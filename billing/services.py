@@ -20,7 +20,6 @@ from cng_portal.accounts import activity, notices
 from cng_portal.accounts.models import BillingType, Customer, Notice, Project, User
 from cng_portal.accounts.services import lock_customer
 from cng_portal.inventory.models import Location
-from cng_portal.languages import digits
 
 from . import bulk, money, rating
 from .models import (
@@ -111,7 +110,7 @@ class Quote:
         price = money.format_price(self.hourly_micro, self.currency)
         if self.is_share_of_vm:
             return _("%(price)s / Hour") % {"price": price}
-        return _("%(price)s / Hour / %(size)s GB") % {"price": price, "size": self.size_gb}
+        return _("%(price)s / Hour / %(size)s GB") % {"price": price, "size": money.format_count(self.size_gb)}
 
     @property
     def formula(self) -> str:
@@ -120,7 +119,7 @@ class Quote:
         if self.is_share_of_vm:
             return _("20 %% of %(rate)s = %(hourly)s an hour") % {"rate": rate, "hourly": hourly}
         return _("%(size)s GB × %(rate)s = %(hourly)s an hour") % {
-            "size": digits(self.size_gb),
+            "size": money.format_count(self.size_gb),
             "rate": rate,
             "hourly": hourly,
         }

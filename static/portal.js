@@ -41,6 +41,17 @@
     showTheme();
   };
 
+  // Where all tabs do not fit, the current one is in sight.
+  const showTab = () => {
+    for (const tab of document.querySelectorAll(".tabs [aria-current]")) {
+      const list = tab.closest("ul");
+      const [inner, outer] = [tab.getBoundingClientRect(), list.getBoundingClientRect()];
+      list.scrollLeft += (inner.left + inner.right - outer.left - outer.right) / 2;
+    }
+  };
+  showTab();
+  document.addEventListener("htmx:afterSettle", showTab);
+
   // Copy
   const copy = async (button) => {
     try {

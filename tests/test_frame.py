@@ -63,6 +63,12 @@ def test_bytes_are_said_in_the_units_that_disks_are_sold_in(count: int | None, s
     assert portal.format_bytes(count) == shown
 
 
+def test_a_calculation_breaks_before_a_sign_and_nowhere_else() -> None:
+    assert portal.unbroken("3 hours × 50 GB = K 60.00") == "3_hours ×_50_GB =_K_60.00".replace(
+        "_", "\N{NO-BREAK SPACE}"
+    )
+
+
 @pytest.mark.parametrize(("done", "total", "shown"), [(0, 0, 0), (999, 1000, 99), (1000, 1000, 100), (1200, 1000, 100)])
 def test_only_what_is_finished_is_a_hundred_percent(done: int, total: int, shown: int) -> None:
     assert portal.percent(done, total) == shown

@@ -91,7 +91,7 @@ def test_the_whole_flow_speaks_burmese(burmese: Client, member: Membership, volu
         html = burmese.get(path).content.decode()
         assert '<html lang="my" ' in html
         assert words(html) - UNTRANSLATED == set(), path
-    review = burmese.get(pages[-1]).content.decode()
+    review = burmese.get(pages[-1]).text.replace("\N{NO-BREAK SPACE}", " ")
     for text in ("Snapshot ပြုလုပ်ပါ", "K ၂၀", "၅၀ GB × K ၀.၄၀၀၀ = တစ်နာရီ K ၂၀.၀၀", "K ၁၄,၆၄၀.၀၀"):
         assert text in review
 

@@ -1,5 +1,6 @@
 """Tags and filters of the portal's own components; built in, so that no template has to load them."""
 
+import re
 from collections.abc import Iterable
 from datetime import date, datetime, timedelta
 from functools import cache
@@ -92,6 +93,12 @@ def format_bytes(value: int | None) -> str:
         amount /= 1024
     pattern = "0" if unit == "B" or abs(amount) >= 100 else "0.#" if abs(amount) >= 10 else "0.##"
     return f"{digits(format_decimal(amount, pattern, locale=current_locale()))} {unit}"
+
+
+@register.filter
+def unbroken(formula: str) -> str:
+    """`3 hours × 50 GB = K 60.00` as a line that breaks before a sign at most, never inside a number and its unit."""
+    return re.sub(" (?![×=])", "\N{NO-BREAK SPACE}", formula)
 
 
 @register.filter
@@ -190,7 +197,8 @@ def control(field: forms.BoundField, **attrs: str) -> SafeString:
     invalid = "is-invalid" if field.errors else ""
     classes = " ".join(filter(None, (css_class, own, invalid)))
     # values from templates are marked safe by the template engine although nobody escaped them
-    extra = {name.replace("_", "-"): str(value) + "" for name, value in attrs.items()}
+    extra: dict[str, Any] = {name.replace("_", "-"): str(value) + "" for name, value in attrs.items()}
+    extra.setdefault("placeholder", False)  # every field has a label, and allauth would say it once more in the field
     return field.as_widget(attrs={"class": classes, **extra})
 
 

@@ -17,7 +17,7 @@ from django.views.decorators.http import require_GET, require_POST
 from django_htmx.http import HttpResponseClientRedirect
 
 from billing import services as billing
-from billing.money import format_amount, format_price
+from billing.money import format_amount, format_count, format_price
 from cng_portal.accounts.models import BillingType, User
 from cng_portal.inventory.models import Region, VirtualMachine, Volume
 from cng_portal.languages import digits
@@ -259,7 +259,7 @@ def leave(request: HttpRequest, url: str) -> HttpResponse:
 def price(quote: billing.Quote) -> dict[str, str]:
     return {
         "figure": format_price(quote.hourly_micro, quote.currency),
-        "size": _("%(size)s GB") % {"size": digits(quote.size_gb)},
+        "size": _("%(size)s GB") % {"size": format_count(quote.size_gb)},
         "formula": quote.formula,
         "month": format_amount(quote.monthly_micro, quote.currency),
     }
@@ -268,7 +268,7 @@ def price(quote: billing.Quote) -> dict[str, str]:
 def facts(draft: Draft) -> list[dict[str, Any]]:
     location, source = draft.location, draft.source
     assert location is not None and source is not None
-    size: dict[str, object] = {"name": source.name, "size": digits(services.size_of(source))}
+    size: dict[str, object] = {"name": source.name, "size": format_count(services.size_of(source))}
     rows: list[tuple[str, object, str | None]] = [
         (_("Location"), f"{location.code} · {location.city}, {location.country_name}", "location"),
         (_("Project"), draft.project, "project"),
@@ -279,7 +279,9 @@ def facts(draft: Draft) -> list[dict[str, Any]]:
     else:
         volumes = services.volumes_of(source)
         rows.append((_("Instance"), source.name, "instance"))
-        rows.append((_("Disks"), ", ".join(f"{volume.name} ({volume.size_gb} GB)" for volume in volumes), None))
+        rows.append(
+            (_("Disks"), ", ".join(f"{volume.name} ({format_count(volume.size_gb)} GB)" for volume in volumes), None)
+        )
         rows.append((_("Consistency"), consistency_of(source), None))
     if draft.kind == Kind.BACKUP:
         rows += schedule_facts(draft)
@@ -367,7 +369,7 @@ def source_context(request: HttpRequest, draft: Draft) -> dict[str, Any]:
         source.value = str(source.pk)
         source.checked = source.pk == chosen
         size_gb = source.size_gb if isinstance(source, Volume) else sum(disk.size_gb for disk in source.volumes.all())
-        source.text = _("%(size)s GB") % {"size": digits(size_gb)}
+        source.text = _("%(size)s GB") % {"size": format_count(size_gb)}
         source.facts = [*source_facts(source), {"label": _("Last snapshot"), "value": date(source.last_snapshot_at)}]
         if rate is not None and size_gb:
             price = format_price(rate * size_gb, draft.project.customer.currency)

@@ -40,7 +40,7 @@ def url(snapshot: Snapshot) -> str:
 
 
 def text_of(client: Client, snapshot: Snapshot) -> str:
-    return unescape(client.get(url(snapshot)).content.decode())
+    return unescape(client.get(url(snapshot)).text).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def charged(project: Project, hours: float, size_gb: int = 50) -> Snapshot:

@@ -76,7 +76,7 @@ def test_a_free_volume_without_snapshots_says_so(client: Client, project: Projec
 
     page = client.get(LIST).content.decode()
 
-    assert '<td data-label="Attached to">-</td>' in page
+    assert '<td class="is-name" data-label="Attached to">-</td>' in page
     assert "none yet" in page
 
 

@@ -89,7 +89,7 @@ def test_the_whole_way_from_a_location_to_a_ready_snapshot(client: Client, membe
         response = client.post(here, {field: answer})
         assert response.status_code == 302
         here = response["Location"]
-    page = client.get(here).text
+    page = client.get(here).text.replace("\N{NO-BREAK SPACE}", " ")
     assert "Create Snapshot" in page and "Before update" in page
     for word in ("Hourly", "Fixed Prorata", "Price Summary", "K 20", "50 GB", "50 GB × K 0.4000 = K 20.00 an hour"):
         assert word in page, word

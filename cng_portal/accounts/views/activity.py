@@ -12,7 +12,7 @@ from django.views.decorators.http import require_safe
 from cng_portal.accounts import activity
 from cng_portal.accounts.forms import ActivityFilterForm
 from cng_portal.accounts.models import Activity, Project
-from cng_portal.responses import csv_response, render_part
+from cng_portal.responses import csv_response, is_fragment, render_part
 
 from .common import tabs
 
@@ -42,6 +42,7 @@ def activity_log(request: HttpRequest, as_csv: bool = False) -> HttpResponse | S
         "previous_url": f"{request.path}?{urlencode(form.chosen | {'before': rows[0].pk})}" if newer else "",
         "first_url": f"{request.path}?{query}" if newer else "",
         "tabs": tabs(request),
+        "is_fragment": is_fragment(request),
     }
     return render_part(request, "accounts/activity.html", "activity-list", context)
 
