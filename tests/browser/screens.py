@@ -58,6 +58,7 @@ BURMESE = "ရန်ကုန်ရုံးချုပ်-စာရင်း�
 UNSEEN = {
     "snapshots:check_name": "a part of the step of the name",
     "snapshots:row": "a part of the lists",
+    "snapshots:work": "a part of the bell",
     "accounts:notice": "leads on to what the notice is about",
     "snapshots:retry": "leads on to the snapshot; the question stands there",
     "billing:summary_csv": "a file",
@@ -325,6 +326,7 @@ def of_snapshots(member: Membership) -> Screens:
     found = {
         "dashboard": Screen("/"),
         "frame-create": Screen("/", open_menu(".topbar-create"), menu=True),
+        "frame-bell": Screen("/", open_menu(".bell > summary"), menu=True),
         "frame-person": Screen("/", open_menu(".person-button"), menu=True),
         "frame-menu": Screen("/volumes/", side_menu, menu=True),
         "keys": Screen("/snapshots/", keys, menu=True),
