@@ -27,7 +27,8 @@ class Pool:
 
     def __init__(self, lab: Path) -> None:
         rados, self.rbd = load("rados"), load("rbd")
-        self.cluster = rados.Rados(conffile=str(lab / "ceph" / "ceph.conf"), rados_id="cinder")
+        patience = {"rados_osd_op_timeout": "90"}  # without it a test would wait for ever
+        self.cluster = rados.Rados(conffile=str(lab / "ceph" / "ceph.conf"), rados_id="cinder", conf=patience)
         self.cluster.connect(timeout=30)
         self.volumes = self.cluster.open_ioctx("volumes")
 
@@ -56,6 +57,14 @@ class Pool:
 
     def images(self) -> list[str]:
         return self.rbd.RBD().list(self.volumes)
+
+    def parent(self, image_name: str) -> str:
+        """The image that it was cloned from, "" when it was not, or is gone by now."""
+        try:
+            with self.rbd.Image(self.volumes, image_name, read_only=True) as image:
+                return image.get_parent_image_spec()["image_name"]
+        except self.rbd.ImageNotFound:  # also when there is no parent
+            return ""
 
     def remove(self, volume_id: str) -> None:
         """Take the image away from under its volume."""

@@ -30,17 +30,25 @@ class CinderStore:
         assert self.pool.size(self.id(volume)) == size_gb * GIB
         return size_gb * GIB
 
-    def leftovers(self) -> list[str]:
-        """Whatever is neither complete nor one of a kind, and images and snapshots on Ceph that Cinder does not know."""
-        volumes, snapshots = list(self.cinder.volumes()), list(self.cinder.snapshots())
+    def leftovers(self, *, of: str = "") -> list[str]:
+        """Whatever is neither complete nor one of a kind, and images and snapshots on Ceph that Cinder does not know.
+
+        With `of` only that volume, its snapshots, and what was made from either: others may be at work beside it.
+        """
+        volumes, snapshots, images = list(self.cinder.volumes()), list(self.cinder.snapshots()), self.pool.images()
+        known = {f"volume-{volume.id}" for volume in volumes}
+        if of:
+            snapshots = [snapshot for snapshot in snapshots if snapshot.volume_id == of]
+            sources = {of, *(snapshot.id for snapshot in snapshots)}
+            volumes = [each for each in volumes if sources & {each.id, each.source_volume_id, each.snapshot_id}]
+            images = [image for image in images if self.pool.parent(image) == f"volume-{of}"]
         things = [*volumes, *snapshots]
         found = [f"{thing.name} is {thing.status}" for thing in things if thing.status not in {"available", "in-use"}]
         names = [thing.name for thing in things]
         found += [f"{name} twice" for name in sorted(set(names)) if names.count(name) > 1]
-        known = {f"volume-{volume.id}" for volume in volumes}
-        found += [image for image in self.pool.images() if image not in known and not image.endswith(".deleted")]
+        found += [image for image in images if image not in known and not image.endswith(".deleted")]
         for volume in volumes:
-            known = {snapshot.id for snapshot in snapshots if snapshot.volume_id == volume.id}
+            ids = {snapshot.id for snapshot in snapshots if snapshot.volume_id == volume.id}
             there = {name for name in self.pool.snapshots(volume.id) if not name.endswith(".clone_snap")}
-            found += [f"snapshot {name}" for name in sorted(there ^ known)]
+            found += [f"snapshot {name}" for name in sorted(there ^ ids)]
         return found

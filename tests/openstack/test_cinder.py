@@ -351,6 +351,7 @@ def is_killed(call: Callable[[CinderDriver], object], request: int) -> bool:
     return status != 0
 
 
+@pytest.mark.thorough
 def test_a_killed_capture_is_finished_by_the_next_and_exists_once(store: CinderStore) -> None:
     volume = new_volume(store, BEFORE)
     outcomes = set()
@@ -368,6 +369,7 @@ def test_a_killed_capture_is_finished_by_the_next_and_exists_once(store: CinderS
     assert store.leftovers() == []
 
 
+@pytest.mark.thorough
 def test_a_killed_new_volume_is_finished_by_the_next_and_exists_once(store: CinderStore) -> None:
     [snapshot] = capture(store, new_volume(store, BEFORE))
     for request in count(1):
@@ -383,6 +385,7 @@ def test_a_killed_new_volume_is_finished_by_the_next_and_exists_once(store: Cind
     assert store.leftovers() == []
 
 
+@pytest.mark.thorough
 def test_a_killed_revert_and_a_killed_deletion_are_finished_by_the_next(store: CinderStore) -> None:
     volume = new_volume(store, BEFORE)
     for request in count(1):

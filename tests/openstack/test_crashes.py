@@ -23,7 +23,7 @@ from tests.snapshots.disks import carry_out_what_waits, sell_everywhere
 from tests.snapshots.drivers.contract import AFTER, BEFORE, assert_holds, new_volume
 from tests.snapshots.test_crashes import let_the_next_worker_do_it
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.thorough]
 
 WRITES = ("INSERT", "UPDATE", "DELETE")
 MOST_STEPS = 100
@@ -129,7 +129,7 @@ def test_captures_and_deletions(store: CinderStore, volume: Volume, member: Memb
         assert (operation.snapshot.state, things(store, operation.snapshot_id)) == (State.DELETED, [])
     assert len(list(store.cinder.snapshots(volume_id=volume.backend_ref))) == len(taken)
     assert UsageSegment.objects.filter(ended_at=None).count() == len(taken)
-    assert store.leftovers() == []
+    assert store.leftovers(of=volume.backend_ref) == []
 
 
 def test_restores(store: CinderStore, volume: Volume, member: Membership) -> None:
@@ -149,7 +149,7 @@ def test_restores(store: CinderStore, volume: Volume, member: Membership) -> Non
         assert safety.disks.get().backend_ref == f"volume:{copy}"
         assert UsageSegment.objects.filter(resource_id=safety.pk, ended_at=None).count() == 1
         safeties.add(copy)
-    assert store.leftovers() == []
+    assert store.leftovers(of=volume.backend_ref) == []
 
 
 def test_new_volumes(store: CinderStore, volume: Volume, member: Membership) -> None:
@@ -166,4 +166,4 @@ def test_new_volumes(store: CinderStore, volume: Volume, member: Membership) -> 
         assert copy and copy.state == Volume.State.AVAILABLE
         assert things(store, copy.pk) == [copy.backend_ref]
         assert_holds(store, ref_of(copy), BEFORE)
-    assert store.leftovers() == []
+    assert store.leftovers(of=volume.backend_ref) == []

@@ -40,6 +40,7 @@ def volumes(store: CinderStore) -> list[str]:
         return [ref.backend_ref for ref in pool.map(lambda _number: new_volume(store, BEFORE), range(VOLUMES))]
 
 
+@pytest.mark.thorough
 def test_four_workers_on_postgresql_do_everything_once_at_the_pace_of_cinder(
     store: CinderStore, volumes: list[str], tmp_path: Path
 ) -> None:

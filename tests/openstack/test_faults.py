@@ -103,6 +103,7 @@ def test_what_arrives_late_is_adopted_by_the_next_attempt(
     assert store.driver.find_snapshot(ref) == info
 
 
+@pytest.mark.thorough
 def test_a_service_known_to_be_down_fails_what_is_new(lab: Lab, store: CinderStore, admin: Any) -> None:
     volume = new_volume(store, BEFORE)
     refs = SnapshotRef(uuid=uuid4()), VolumeRef(uuid=uuid4(), name="new", size_gb=1)
@@ -125,6 +126,7 @@ def test_a_service_known_to_be_down_fails_what_is_new(lab: Lab, store: CinderSto
     assert persist(lambda: store.driver.create_volume(refs[1]))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["cinder-volume", "rabbit", "cinder-scheduler", "cinder-api", "keystone"])
 def test_a_service_killed_in_mid_flight_costs_time_only(
     lab: Lab, store: CinderStore, monkeypatch: pytest.MonkeyPatch, name: str
@@ -152,6 +154,7 @@ def test_a_service_killed_in_mid_flight_costs_time_only(
     assert_holds(store, copy, BEFORE)
 
 
+@pytest.mark.thorough
 def test_what_the_message_queue_forgot_is_made_again_and_its_ghost_is_removed(
     lab: Lab, store: CinderStore, impatient: CinderDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,6 +177,7 @@ def test_what_the_message_queue_forgot_is_made_again_and_its_ghost_is_removed(
     assert store.driver.find_snapshot(ref) == info
 
 
+@pytest.mark.thorough
 def test_storage_that_hangs_fails_with_an_error_and_works_again(lab: Lab, store: CinderStore) -> None:
     volume, ref = new_volume(store, BEFORE), SnapshotRef(uuid=uuid4())
     [old] = capture(store, volume)
@@ -204,6 +208,7 @@ def test_an_image_removed_behind_cinder_is_reported_with_cinders_reason(store: C
     assert wait_until(lambda: not states(store, volume.uuid), seconds=30)
 
 
+@pytest.mark.thorough
 def test_a_revert_that_hangs_is_waited_for(lab: Lab, store: CinderStore) -> None:
     volume = new_volume(store, BEFORE)
     [snapshot] = capture(store, volume)

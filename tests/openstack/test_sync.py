@@ -300,6 +300,7 @@ def test_what_the_portal_made_is_not_imported_as_something_else(
     assert not DiskImage.objects.filter(seen_at=None).exists()
 
 
+@pytest.mark.thorough
 def test_a_volume_that_appears_after_its_operation_gave_up_goes_to_who_asked_for_it(
     location: Location, cloud_project: CloudProject, member: Membership, other: Any
 ) -> None:
@@ -359,6 +360,7 @@ def test_the_portal_works_in_the_project_that_a_volume_is_in(
     assert not list(store.cinder.snapshots(name=name_of(ref.uuid)))
 
 
+@pytest.mark.thorough
 def test_two_looks_at_once_do_nothing_twice(
     location: Location, cloud_project: CloudProject, other: Any, database: Any
 ) -> None:
@@ -409,6 +411,7 @@ def many(database: Any, other: Any, *, volumes: int, snapshots: int, like: Any) 
             database.execute(f"DELETE FROM {table} WHERE display_name LIKE 'many %'")
 
 
+@pytest.mark.thorough
 def test_thousands_of_volumes_need_no_more_memory_than_a_page_of_them(
     location: Location, cloud_project: CloudProject, other: Any, database: Any, process_environment: dict[str, str]
 ) -> None:
@@ -440,6 +443,7 @@ def look_in_a_process(environment: dict[str, str]) -> tuple[float, float]:
     return time.monotonic() - begin, use.ru_maxrss / 1024
 
 
+@pytest.mark.thorough
 def test_a_list_goes_on_when_what_its_page_ended_with_is_gone(
     location: Location, cloud_project: CloudProject, other: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -474,6 +478,7 @@ def test_a_project_that_the_account_lost_is_marked_and_keeps_its_volumes(
     assert (cloud_project.missing_since, Volume.objects.present().count()) == (None, 1)
 
 
+@pytest.mark.thorough
 def test_a_cloud_that_does_not_answer_changes_nothing_and_says_so(
     lab: Lab, location: Location, cloud_project: CloudProject, other: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
