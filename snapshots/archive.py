@@ -24,6 +24,7 @@ from uuid import UUID
 
 from blake3 import blake3
 from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from django.db import connection, transaction
 from django.db.migrations.loader import MigrationLoader
@@ -38,6 +39,7 @@ from cng_portal.watch.models import Process
 from cng_portal.watch.services import SILENT_AFTER
 
 from .drivers import get_driver
+from .drivers.base import Driver, StorageError
 from .models import Operation
 from .tasks import settle_failed
 
@@ -56,17 +58,26 @@ class Unusable(Exception):
     """Why it was not done, in a sentence; nothing was changed."""
 
 
+class Written(NamedTuple):
+    size_bytes: int
+    unread: dict[str, str]  # {location: why its manifests, or some of them, are not in the file}
+
+
 class Restored(NamedTuple):
     taken_at: datetime
     manifests: int  # that were missing or damaged and are back
     given_up: int  # restores of volumes that had not ended
+    unreached: dict[str, str]  # {location: why its manifests, or some of them, were not compared}
 
 
 # --- backup ------------------------------------------------------------------------------------------------------------
 
 
-def write(path: Path, *, with_secret: bool = False) -> int:
-    """Make the file, whole or not at all, readable for its owner alone. Returns its size. Raises Unusable."""
+def write(path: Path, *, with_secret: bool = False) -> Written:
+    """Make the file, whole or not at all, readable for its owner alone. Raises Unusable.
+
+    A storage that does not answer keeps nobody from having the database: it is named in what is returned.
+    """
     if path.exists():
         raise Unusable(_("%(path)s is there already. Choose another name.") % {"path": path})
     secret = settings.DATA_DIR / "secret_key"
@@ -82,7 +93,7 @@ def write(path: Path, *, with_secret: bool = False) -> int:
             copy = Path(folder, DATABASE)
             copy_database(copy)
             manifests = Path(folder, MANIFESTS)
-            write_manifests(manifests)
+            unread = write_manifests(manifests)
             with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 with tarfile.open(fileobj=file, mode="w") as tar:
                     checksums = {HEAD: add(tar, HEAD, io.BytesIO(head), len(head))}
@@ -103,7 +114,7 @@ def write(path: Path, *, with_secret: bool = False) -> int:
         ) from error
     finally:
         draft.unlink(missing_ok=True)
-    return path.stat().st_size
+    return Written(path.stat().st_size, unread)
 
 
 def describe() -> dict[str, Any]:
@@ -151,12 +162,17 @@ def database_file() -> str:
     return str(connection.settings_dict["NAME"])
 
 
-def write_manifests(path: Path) -> None:
-    """One JSON object a line: location, uuid, and the manifest's own text."""
+def write_manifests(path: Path) -> dict[str, str]:
+    """One JSON object a line: location, uuid, and the manifest's own text. Returns {location: why it was not read}."""
+    unread = {}
     with open(path, "w", encoding="utf-8") as file:
         for location in Location.objects.all():
-            for uuid, text in get_driver(location).manifests():
-                file.write(json.dumps({"location": location.pk, "uuid": str(uuid), "text": text}) + "\n")
+            try:
+                for uuid, text in get_driver(location).manifests():
+                    file.write(json.dumps({"location": location.pk, "uuid": str(uuid), "text": text}) + "\n")
+            except (StorageError, ImproperlyConfigured) as error:
+                unread[location.pk] = str(error)
+    return unread
 
 
 # --- restore -----------------------------------------------------------------------------------------------------------
@@ -184,9 +200,11 @@ def restore(path: Path, *, over_existing: bool = False, with_secret: bool = Fals
         if with_secret:
             with member(tar, SECRET) as content:
                 write_secret(content.read())
+        drivers = drivers_of_all_locations()
+        given_up = give_up_restores()
         with member(tar, MANIFESTS) as lines:
-            manifests = put_manifests(lines)
-    return Restored(datetime.fromisoformat(head["taken_at"]), manifests, give_up_restores())
+            manifests, unreached = put_manifests(lines, drivers)
+    return Restored(datetime.fromisoformat(head["taken_at"]), manifests, given_up, unreached)
 
 
 def check(path: Path) -> dict[str, Any]:
@@ -340,15 +358,32 @@ def write_secret(secret: bytes) -> None:
     draft.replace(path)
 
 
-def put_manifests(lines: IO[bytes]) -> int:
-    """Those that are missing or damaged beside bytes that are there. Returns how many."""
-    drivers = {location.pk: get_driver(location) for location in Location.objects.all()}
+def drivers_of_all_locations() -> dict[str, Driver]:
+    try:
+        return {location.pk: get_driver(location) for location in Location.objects.all()}
+    except ImproperlyConfigured as error:
+        raise Unusable(
+            _(
+                "The database is back, but the restores that had not ended are not given up yet: %(reason)s Set STORAGE as "
+                "it was, and restore once more with --over-existing, before anything is started."
+            )
+            % {"reason": error}
+        ) from error
+
+
+def put_manifests(lines: IO[bytes], drivers: dict[str, Driver]) -> tuple[int, dict[str, str]]:
+    """Those that are missing or damaged beside bytes that are there: how many, and {location: why it was not asked}."""
     count = 0
+    unreached: dict[str, str] = {}
     for line in lines:
         one = json.loads(line)
-        if one["location"] in drivers:
-            count += drivers[one["location"]].put_manifest(UUID(one["uuid"]), one["text"])
-    return count
+        location = one["location"]
+        if location in drivers and location not in unreached:
+            try:
+                count += drivers[location].put_manifest(UUID(one["uuid"]), one["text"])
+            except StorageError as error:
+                unreached[location] = str(error)
+    return count, unreached
 
 
 def give_up_restores() -> int:

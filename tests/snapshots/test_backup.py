@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -10,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
@@ -77,17 +78,20 @@ def elsewhere(process_environment: dict[str, str], tmp_path: Path) -> Iterator[M
     data = tmp_path / "elsewhere"
     data.mkdir()
 
+    environment: dict[str, str] = {}
+
     def manage(*words: object) -> subprocess.CompletedProcess:
+        there = {"DATABASE_URL": url, "DATA_DIR": str(data), "LOG_LEVEL": "ERROR"}
         return subprocess.run(
             [sys.executable, "manage.py", *map(str, words)],
-            env=process_environment | {"DATABASE_URL": url, "DATA_DIR": str(data), "LOG_LEVEL": "ERROR"},
+            env=process_environment | there | environment,
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
         )
 
     manage.query = lambda sql: query_elsewhere(url, sql)  # type: ignore[attr-defined]
-    manage.data = data  # type: ignore[attr-defined]
+    manage.data, manage.environment = data, environment  # type: ignore[attr-defined]
     yield manage
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:
@@ -156,6 +160,83 @@ def test_it_is_of_one_instant_while_the_portal_goes_on(file: Path, elsewhere: An
     assert elsewhere("restore", file).returncode == 0
     names = elsewhere.query("SELECT DISTINCT name FROM accounts_customer")
     assert len(names) == 1 and names[0][0].startswith("name ")
+
+
+def test_taken_amidst_clicks_it_is_a_portal_that_can_go_on(
+    snapshot: Snapshot, volume: Volume, member: Membership, file: Path, elsewhere: Any, settings: Any
+) -> None:
+    """What was under way at that instant is carried on where it is restored, and everything fits together."""
+    settings.OPERATION_LEASE_SECONDS = 1  # it has run out by then
+    over = threading.Event()
+    began, ended = 0, 0
+
+    def click() -> None:
+        nonlocal began, ended
+        customer = volume.project.customer
+        while not over.is_set():
+            began += 1
+            taken = services.request_snapshot(source=volume, name=f"click {began}", user=member.user)
+            services.rename_snapshot(snapshot=taken, user=member.user, name=f"renamed {began}")
+            given = {"amount_micro": 10**9, "reason": "More", "key": f"more-{began}", "at": timezone.now()}
+            billing.grant_credits(customer=customer, by=member.user, **given)
+            if began % 2:  # the others wait for the worker of elsewhere
+                carry_out_what_waits()
+            ended += 1
+        connection.close()
+
+    thread = threading.Thread(target=click)
+    thread.start()
+    before = -1
+    while ended == before or not ended:  # until something was clicked meanwhile
+        file.unlink(missing_ok=True)
+        before = ended
+        backup(file)
+    over.set()
+    thread.join()
+    restored = elsewhere("restore", file)
+    assert restored.returncode == 0, restored.stderr
+    for command in ("scheduler", "--once"), ("worker", "--batch"), ("worker", "--batch"), ("verify_billing",):
+        result = elsewhere(*command)
+        assert result.returncode == 0, result.stdout + result.stderr
+    assert elsewhere.query("SELECT DISTINCT state FROM snapshots_snapshot") == [("ready",)]
+    # all that can be found is what was made after that instant, which the portal here knows
+    findings = re.findall(r"^([a-z-]+) \S+ \S+/snapshots/(\S+)$", elsewhere("fsck").stdout, re.MULTILINE)
+    restored_ids = {str(UUID(str(pk))) for (pk,) in elsewhere.query("SELECT id FROM snapshots_snapshot")}
+    assert {code for code, _uuid in findings} <= {"orphan"}
+    assert not restored_ids & {uuid for _code, uuid in findings}
+
+
+def test_a_storage_that_is_away_keeps_nobody_from_a_backup_or_its_return(
+    snapshot: Snapshot, file: Path, storage_root: Path, elsewhere: Any, capsys: pytest.CaptureFixture
+) -> None:
+    backup(file)
+    folder, away = storage_root / snapshot.location_id, storage_root / "away"
+    folder.rename(away)
+    folder.write_text("no file system is mounted here")
+    newer = file.with_name("newer.backup")
+    backup(newer)
+    assert f"The manifests of {snapshot.location_id} are not all in it: The storage of" in capsys.readouterr().err
+    restored = elsewhere("restore", file)
+    assert restored.returncode == 0, restored.stderr
+    assert f"The manifests of {snapshot.location_id} were not compared: The storage of" in restored.stderr
+    folder.unlink()
+    away.rename(folder)
+    assert elsewhere("restore", newer, "--over-existing").returncode == 0
+    assert elsewhere("fsck").returncode == 0
+
+
+def test_a_storage_that_is_not_set_up_is_said_before_anything_is_started(
+    snapshot: Snapshot, member: Membership, volume: Volume, file: Path, elsewhere: Any
+) -> None:
+    services.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
+    backup(file)
+    elsewhere.environment["STORAGE"] = json.dumps({"other": {"driver": "snapshots.drivers.local.LocalDriver"}})
+    refused = elsewhere("restore", file)
+    assert refused.returncode != 0 and "before anything is started" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    elsewhere.environment.pop("STORAGE")
+    restored = elsewhere("restore", file, "--over-existing")
+    assert "1 restores that had not ended were given up" in restored.stdout, restored.stderr
 
 
 def test_manifests_that_got_lost_come_back_and_sound_ones_stay(

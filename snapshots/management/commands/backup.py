@@ -24,7 +24,10 @@ class Command(BaseCommand):
 
     def handle(self, *, file: Path, with_secret: bool, **options: Any) -> None:
         try:
-            size = archive.write(file, with_secret=with_secret)
+            written = archive.write(file, with_secret=with_secret)
         except archive.Unusable as error:
             raise CommandError(str(error)) from error
-        self.stdout.write(f"{file} has the state of the portal, {size / 2**20:.1f} MiB. Keep it on another machine.")
+        size = written.size_bytes / 2**20
+        self.stdout.write(f"{file} has the state of the portal, {size:.1f} MiB. Keep it on another machine.")
+        for location, reason in written.unread.items():
+            self.stderr.write(f"The manifests of {location} are not all in it: {reason}")

@@ -29,4 +29,6 @@ class Command(BaseCommand):
             self.stdout.write(f"{restored.manifests} manifests were missing or damaged and are back.")
         if restored.given_up:
             self.stdout.write(f"{restored.given_up} restores that had not ended were given up; those who asked know.")
+        for location, reason in restored.unreached.items():
+            self.stderr.write(f"The manifests of {location} were not compared: {reason}")
         self.stdout.write("What happened since then is not known to it: run manage.py fsck and verify_billing now.")
