@@ -324,7 +324,7 @@ class MachineAdmin(VirtualMachineAdmin):
             sentence = gettext("Automatic backups of %(vm)s are on: %(cost)s")
         else:
             sentence = gettext("Automatic backups of %(vm)s are off. Their copies stay.")
-        cost = cost_sentence(backups.automatic_backup_quote(vm=switched[0])) if on else ""
+        cost = cost_or_reason(switched[0]) if on else ""
         given = {"count": len(switched), "vm": switched[0], "cost": cost}
         self.message_user(request, sentence % given, messages.SUCCESS)
 
@@ -437,6 +437,14 @@ def cost_sentence(quote: billing.Quote) -> str:
         "monthly": money.format_amount(quote.monthly_micro, quote.currency),
         "hours": rating.HOURS_PER_MONTH,
     }
+
+
+def cost_or_reason(vm: VirtualMachine) -> str:
+    """What its automatic backups cost; that they are not sold any more, where they are on since before."""
+    try:
+        return cost_sentence(backups.automatic_backup_quote(vm=vm))
+    except services.NotSold as refusal:
+        return str(refusal)
 
 
 def default_sentence(location: Location) -> str:

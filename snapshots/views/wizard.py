@@ -47,7 +47,10 @@ def step(request: HttpRequest, draft_id: UUID, step: str) -> HttpResponse:
         raise Http404
     if earlier := wizard.first_open_step(draft, request.user, before=step):
         return redirect(wizard.url(draft, earlier.slug))
-    return review(request, draft) if step == wizard.REVIEW else answer(request, draft, steps[step])
+    try:
+        return review(request, draft) if step == wizard.REVIEW else answer(request, draft, steps[step])
+    except services.Refusal:  # what held a moment ago does not any more, and the step of that answer says so
+        return redirect(wizard.url(draft, step))
 
 
 def made_of(draft: Draft) -> Snapshot | BackupSchedule | None:

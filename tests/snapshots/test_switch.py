@@ -277,6 +277,15 @@ def test_one_click_in_the_list_switches(support: Client, vm: VirtualMachine) -> 
     assert vm.automatic_backups_since is None
 
 
+def test_what_is_on_already_stays_on_and_says_that_it_is_not_sold_any_more(support: Client, vm: VirtualMachine) -> None:
+    url = reverse("admin:snapshots_switch", args=[vm.pk])
+    support.post(url, {"on": "1"})
+    Package.objects.update(active=False)
+    response = support.post(url, {"on": "1"}, follow=True)
+    assert "Automatic backups of db-01 are on: Automatic VM Backup is not sold in" in response.text
+    assert AutomaticBackupSwitch.objects.count() == 1
+
+
 def test_a_link_or_a_stranger_switches_nothing(
     support: Client, client_for: Callable[..., Client], vm: VirtualMachine, member: Membership
 ) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.db import connection
 from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
@@ -299,6 +300,28 @@ def test_a_tampered_review_is_explained(
 ) -> None:
     response = confirm(client, draft_at("review", volume, member.user), **fields)
     assert response.status_code == 200 and sentence in response.text
+    assert not Snapshot.objects.exists()
+
+
+def test_what_is_not_sold_any_more_at_the_last_instant_is_said_at_the_step_of_the_location(
+    client: Client, member: Membership, volume: Volume
+) -> None:
+    draft = draft_at("review", volume, member.user)
+
+    def take_out_of_sale(execute: Any, sql: str, *given: Any) -> Any:
+        """After all steps were checked: when the customer is locked, and not undone with what follows."""
+        locks, undoes = sql.startswith('UPDATE "accounts_customer"'), sql.startswith("ROLLBACK TO")
+        result = execute(sql, *given)
+        if locks or undoes:
+            Package.objects.filter(active=True).update(active=False)
+        return result
+
+    with connection.execute_wrapper(take_out_of_sale):
+        response = client.post(
+            url(draft, "review"), {"billing_cycle": "hourly", "shown_hourly_micro": 20_000_000}, follow=True
+        )
+    assert response.redirect_chain[-1][0] == url(draft, "location")
+    assert "Volume snapshots are not sold in" in response.text
     assert not Snapshot.objects.exists()
 
 
