@@ -204,7 +204,7 @@ class User(AbstractBaseUser, PermissionsMixin):
         """(project id, customer id, role) of each project this person sees; one query for the life of the instance."""
         return list(self.memberships.values_list("project_id", "project__customer_id", "role"))
 
-    @property
+    @cached_property
     def roles(self) -> dict[uuid.UUID, str]:
         """{project id: role}"""
         return {project_id: role for project_id, _customer_id, role in self.seen}
