@@ -398,8 +398,10 @@ class FactorAdmin(OfOnePersonAdmin):
         delete_dangling_recovery_codes(person)
         signals.warn(
             person,
-            gettext("An administrator removed a second factor: %(factor)s") % {"factor": factor},
-            gettext("Did you not ask for it? Ask support at once, and add a factor again."),
+            lambda: (
+                gettext("An administrator removed a second factor: %(factor)s") % {"factor": signals.factor(obj)},
+                gettext("Did you not ask for it? Ask support at once, and add a factor again."),
+            ),
         )
 
 
