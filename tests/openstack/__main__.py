@@ -7,7 +7,6 @@ With --ci a lab that cannot be had, does not come up in time or breaks is no fai
 and the exit code is 0. A test that fails on a lab that works is one. Whatever happens, nothing is left running.
 """
 
-import fcntl
 import os
 import platform
 import shutil
@@ -16,20 +15,14 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from tests.openstack.lab import Lab, is_group_alive, wait_until
+from tests.openstack.lab import Lab, LeftOut, is_group_alive, wait_until
 
 LIMIT_SECONDS = 14 * 60
 START_SECONDS = 8 * 60
 PYTEST = [sys.executable, "-m", "pytest", "--quiet", "tests/openstack"]
 QUICK = ["-m", "not thorough", "--maxfail=1"]
-
-
-class LeftOut(Exception):
-    """Why the tests cannot be run here."""
 
 
 def main(words: list[str]) -> int:
@@ -54,7 +47,7 @@ def test(words: list[str], end: float | None = None) -> int:
     if missing := what_is_missing():
         raise LeftOut(missing)
     lab = Lab()
-    with alone(lab.folder):
+    with lab.alone():
         lab.clear()
         try:
             start(lab, end)
@@ -93,18 +86,6 @@ def what_is_missing() -> str:
     if systems.rpartition(".")[0] != platform.python_version().rpartition(".")[0]:
         return f"Ceph's modules are for Debian's Python {systems}, and this is {platform.python_version()}."
     return ""
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Raises LeftOut while another run uses the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LeftOut(f"another run uses {folder}. Name another folder: LAB=…") from None
-        yield
 
 
 def call(words: list[str], environment: dict[str, str], seconds: float | None) -> int | None:

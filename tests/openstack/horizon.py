@@ -75,11 +75,11 @@ class Horizon:
     def sign_in(self, name: str) -> OpenerDirector:
         opener = build_opener(HTTPCookieProcessor(CookieJar()))
         url = f"http://127.0.0.1:{self.port}/auth/login/"
-        page = opener.open(url).read().decode()
+        page = opener.open(url, timeout=60).read().decode()
         [token] = set(re.findall(r"name=[\"']csrfmiddlewaretoken[\"'] value=[\"']([^\"']+)", page))
         region = re.search(r"name=\"region\"[^>]*value=\"([^\"]*)\"", page)
         form = {"csrfmiddlewaretoken": token, "username": name, "password": PASSWORD, "next": PAGE}
         form |= {"region": region[1] if region else "default"}
         opener.addheaders.append(("Referer", url))
-        opener.open(url, urlencode(form).encode()).read()
+        opener.open(url, urlencode(form).encode(), timeout=60).read()
         return opener

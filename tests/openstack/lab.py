@@ -11,6 +11,7 @@ installed and PostgreSQL refuses to run as root; no systemd and no kernel module
 file, so nothing here is safe and little of it is slow.
 """
 
+import fcntl
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
@@ -45,6 +46,10 @@ ALSO_MEMBER_OF = {"portal": "other"}
 RABBIT = "/usr/lib/rabbitmq/bin/rabbitmq-server"
 WSGI = "gunicorn", "--no-control-socket", "--workers", "2", "--worker-class", "gthread"
 WSGI += "--keep-alive", "65"  # as long as clients keep theirs: one that closes first is taken for a failure
+
+
+class LeftOut(Exception):
+    """Why the lab cannot be used here and now."""
 
 
 class Lab:
@@ -118,6 +123,17 @@ class Lab:
         self.stop(kill=True)  # nothing of it will be read again
         for name in "state", "ceph", "run", "log":
             shutil.rmtree(self.folder / name, ignore_errors=True)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Raises LeftOut while another run uses the folder."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / "lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise LeftOut(f"another run uses {self.folder}. Name another folder: LAB=…") from None
+            yield
 
     def is_whole(self) -> bool:
         """Whether all of it works; what is coming up gets two minutes."""
