@@ -336,6 +336,46 @@ def test_work_that_goes_on_meanwhile_is_no_finding(volume: Volume, member: Membe
     assert runs > 5
 
 
+def test_repair_leaves_alone_what_is_being_taken_restored_or_removed(
+    volume: Volume, member: Membership, storage_root: Path
+) -> None:
+    """With --repair over and over, no attempt is disturbed and every restore brings back what was captured."""
+    done = threading.Event()
+    brought_back: list[bytes] = []
+    errors: list[BaseException] = []
+
+    def there_and_back() -> None:
+        try:
+            for number in range(6):
+                image = put_full_volume(storage_root, volume, b"round %d" % number)
+                snapshot = services.request_snapshot(source=volume, name=f"round {number}", user=member.user)
+                carry_out_what_waits()
+                put_full_volume(storage_root, volume, b"encrypted")
+                services.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
+                carry_out_what_waits()
+                with open(image, "rb") as file:
+                    brought_back.append(file.read(7))
+                services.request_deletion(snapshot=snapshot, user=member.user)
+                carry_out_what_waits()
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            connection.close()
+            done.set()
+
+    worker = threading.Thread(target=there_and_back)
+    worker.start()
+    runs = 0
+    while not done.is_set():
+        call_command("fsck", repair=True, stdout=StringIO())  # raises where there is anything to find
+        runs += 1
+    worker.join()
+    assert not errors
+    assert brought_back == [b"round %d" % number for number in range(6)]
+    assert not Operation.objects.exclude(state="succeeded").exists() and not Operation.objects.filter(attempt__gt=1)
+    assert runs > 5
+
+
 def test_every_finding_is_explained() -> None:
     output = StringIO()
     call_command("fsck", explain=True, stdout=output)
