@@ -6,13 +6,14 @@ COMPILE := CUSTOM_COMPILE_COMMAND="make requirements" $(BIN)/python -m piptools 
 	--allow-unsafe --strip-extras --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-openstack chaos bench-horizon check format bench permissions messages pictures screenshots requirements clean
+.PHONY: help run test test-openstack chaos upgrade bench-horizon check format bench permissions messages pictures screenshots requirements clean
 
 help:
 	@echo "make run             start the portal with an SQLite database and demo data (Ctrl-C stops it)"
 	@echo "make test            check the code, then run every test; make check only checks it"
 	@echo "make test-openstack  test the Cinder driver on an OpenStack of its own (root, Debian 12)"
 	@echo "make chaos           kill everything while customers click, then see that nothing is lost (CHAOS_SECONDS=600)"
+	@echo "make upgrade         migrate while an old version serves (PostgreSQL's programs; FROM=commit)"
 	@echo "make format          format the code"
 	@echo "make bench           measure what must stay fast"
 	@echo "make permissions     write docs/permissions.md: who may do what"
@@ -55,6 +56,9 @@ test-openstack: .venv/.openstack
 
 chaos: .venv/.test
 	@$(BIN)/python -m tests.chaos
+
+upgrade: .venv/.test
+	@$(BIN)/python -m tests.upgrade
 
 bench-horizon: .venv/.openstack
 	@$(BIN)/python -m tests.openstack.bench_horizon

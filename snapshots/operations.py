@@ -150,14 +150,22 @@ def update(operation: Operation, **fields: Any) -> bool:
     return mine.update(**fields) == 1
 
 
-def finish(operation: Operation, state: str, settle: Callable[[datetime], None], *, error: str = "") -> None:
+def finish(
+    operation: Operation, state: str, settle: Callable[[datetime], None], *, error: str = "", cause: str = ""
+) -> None:
     """End the operation, apply what it means and write it down, in one transaction: all or nothing. Raises LeaseLost.
 
     `settle` gets the instant at which it ended.
     """
     with transaction.atomic():
         now = operation.carried_out_at or timezone.now()
-        fields: dict[str, Any] = {"state": state, "finished_at": now, "lease_until": None, "error": error}
+        fields: dict[str, Any] = {
+            "state": state,
+            "finished_at": now,
+            "lease_until": None,
+            "error": error,
+            "cause": cause,
+        }
         if state == Operation.State.SUCCEEDED:
             fields["bytes_done"] = F("bytes_total")
         if not update(operation, **fields):

@@ -26,7 +26,18 @@ from cng_portal.watch import services as watch
 
 from . import operations
 from .drivers import get_driver
-from .drivers.base import Corrupt, Driver, Interrupted, Refused, SnapshotInfo, SnapshotRef, StorageError, VolumeRef
+from .drivers.base import (
+    UNEXPECTED,
+    WORKER_DIED,
+    Corrupt,
+    Driver,
+    Interrupted,
+    Refused,
+    SnapshotInfo,
+    SnapshotRef,
+    StorageError,
+    VolumeRef,
+)
 from .models import DiskImage, Kind, Operation, Snapshot, State
 
 logger = logging.getLogger(__name__)
@@ -60,14 +71,14 @@ def carry_out(operation_id: str, *, now: datetime | None = None) -> None:
         except StorageError as error:
             if not isinstance(error, Refused):
                 watch.count_storage_error(operation.snapshot.location_id)
-            settle_failure(operation, str(error), retryable=error.retryable)
+            settle_failure(operation, str(error), retryable=error.retryable, cause=type(error).__name__)
         except Exception:
             logger.exception("Operation %s, attempt %s, failed unexpectedly", operation.pk, operation.attempt)
             reason = _("Something unexpected happened in the portal. Try again; if it stays so, ask support.")
-            settle_failure(operation, reason, retryable=True)
+            settle_failure(operation, reason, retryable=True, cause=UNEXPECTED)
 
 
-def settle_failure(operation: Operation, reason: str, *, retryable: bool) -> None:
+def settle_failure(operation: Operation, reason: str, *, retryable: bool, cause: str) -> None:
     """Try again after a pause when that can help, else fail with the reason."""
     if retryable and not operation.is_last_attempt:
         operations.hand_back(operation, retry_in=operations.retry_pause(operation), error=reason)
@@ -78,6 +89,7 @@ def settle_failure(operation: Operation, reason: str, *, retryable: bool) -> Non
             Operation.State.FAILED,
             lambda now: settle_failed(operation, reason, now),
             error=reason,
+            cause=cause,
         )
 
 
@@ -120,6 +132,7 @@ def give_up(operation: Operation) -> None:
         _("The storage worker stopped in the middle, %(count)s times. Nothing was changed. Try again later.")
         % {"count": operation.failures},
         retryable=False,
+        cause=WORKER_DIED,
     )
 
 
@@ -278,7 +291,8 @@ def verify(operation: Operation, lease: operations.Lease) -> None:
             tell_of_failure(operation, "\n".join(damage))
 
     state = Operation.State.FAILED if damage else Operation.State.SUCCEEDED
-    operations.finish(operation, state, settle, error="\n".join(damage))
+    cause = Corrupt.__name__ if damage else ""
+    operations.finish(operation, state, settle, error="\n".join(damage), cause=cause)
 
 
 # --- delete ----------------------------------------------------------------------------------------------------------

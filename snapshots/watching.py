@@ -22,7 +22,7 @@ from cng_portal.watch.models import Lease, Process, StorageCheck
 from cng_portal.watch.services import SILENT_AFTER, count_storage_error
 
 from .drivers import get_driver
-from .drivers.base import StorageError
+from .drivers.base import StorageError, advice_for
 from .models import DiskImage, Operation, OperationQuerySet
 
 logger = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ FAILURES_OF = timedelta(days=7)
 FAILURES_SHOWN = 100
 WAITED_TOO_LONG = timedelta(minutes=10)
 
-# What a failure left behind, and what to do about it.
+# What a failure of each kind left behind; what mends its cause is said by the driver's errors.
 ADVICE = {
     Operation.Kind.CAPTURE: _lazy(
         "Nothing was kept and nothing is charged. The customer sees the reason on the snapshot's page and can try again "
@@ -140,6 +140,7 @@ class Failure:
 
     kind: str
     reason: str
+    mend: str
     advice: str
     count: int
     operations: list[Operation]
@@ -149,18 +150,19 @@ def failures(*, now: datetime) -> list[Failure]:
     """The newest failures, those of the same kind and reason together, with what to do. One query."""
     failed = Operation.objects.filter(state=Operation.State.FAILED, finished_at__gt=now - FAILURES_OF)
     newest = failed.select_related("snapshot__customer").order_by("-finished_at")[:FAILURES_SHOWN]
-    groups: dict[tuple[str, str], list[Operation]] = {}
+    groups: dict[tuple[str, str, str], list[Operation]] = {}
     for operation in newest:
-        groups.setdefault((operation.kind, operation.error), []).append(operation)
+        groups.setdefault((operation.kind, operation.error, operation.cause), []).append(operation)
     return [
         Failure(
             kind=operations[0].get_kind_display(),
             reason=reason,
+            mend=str(advice_for(cause)),
             advice=str(ADVICE[Operation.Kind(kind)]),
             count=len(operations),
             operations=operations[:5],
         )
-        for (kind, reason), operations in groups.items()
+        for (kind, reason, cause), operations in groups.items()
     ]
 
 

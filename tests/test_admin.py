@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from datetime import timedelta
 from decimal import Decimal
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from cng_portal.inventory.models import Location, VirtualMachine, Volume
 from cng_portal.watch.models import Process
 from cng_portal.watch.services import hold_lease
 from snapshots import watching
+from snapshots.drivers import base
 from snapshots.models import DiskImage, Operation, Snapshot
 from tests.factories import (
     CustomerFactory,
@@ -64,6 +66,10 @@ def test_a_membership_without_a_role_is_explained(support: Client) -> None:
     assert "This field is required." in answer.text
     removed = {**{f"memberships-{name}": value for name, value in inline.items()}, "memberships-0-DELETE": "on"}
     assert "would be without an owner" in support.post(page, {"name": "Web", **removed}).text
+    UserFactory(member_of=membership.project)
+    quotas = {"snapshot_quota": -1, "snapshot_gb_quota": -1}
+    assert support.post(page, {"name": "Web", **quotas, **removed, "memberships-0-user": " "}).status_code == 302
+    assert not person.memberships.exists()
 
 
 def test_an_administrator_takes_a_lost_factor_away_without_seeing_its_secret(support: Client) -> None:
@@ -378,6 +384,29 @@ def test_the_glance_takes_the_same_queries_for_few_and_for_many(
     LocationFactory.create_batch(count)
     with django_assert_num_queries(12):
         assert support.get(GLANCE).status_code == 200
+
+
+def test_the_glance_says_what_mends_each_cause(support: Client, storage_root: Path) -> None:
+    for cause in "NoSpace", "QuotaReached", "Denied", "Unavailable", "TooSlow", "Busy", "WorkerDied", "Unexpected":
+        OperationFactory(failed=True, error=f"It was {cause}.", cause=cause)
+    html = words(support.get(GLANCE).content.decode())
+    for cause, mended in {
+        "NoSpace": "The storage is full. Give it room",
+        "QuotaReached": "Raise the project's quota in the cloud",
+        "Denied": "lacks a right in the cloud",
+        "Unavailable": "See that it works",
+        "TooSlow": "See whether it is overloaded",
+        "Busy": "See what does",
+        "WorkerDied": "Look in its journal",
+        "Unexpected": "This is an error of the portal.",
+    }.items():
+        assert mended in unescape(html[html.index(f"It was {cause}.") :][:200]), cause
+
+
+def test_every_error_of_a_driver_has_its_own_advice_and_fits_the_column() -> None:
+    errors = [each for each in vars(base).values() if isinstance(each, type) and issubclass(each, base.StorageError)]
+    assert len({str(base.advice_for(each.__name__)) for each in errors}) == len(errors) > 8
+    assert max(len(each.__name__) for each in errors) <= Operation._meta.get_field("cause").max_length
 
 
 @pytest.mark.parametrize("kind", Operation.Kind.values)

@@ -16,7 +16,7 @@ from django.contrib.admin.widgets import AutocompleteSelect
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.contrib.auth.forms import BaseUserCreationForm
 from django.contrib.auth.forms import UserChangeForm as DjangoUserChangeForm
-from django.core.exceptions import PermissionDenied, ValidationError
+from django.core.exceptions import ObjectDoesNotExist, PermissionDenied, ValidationError
 from django.db.models import Count, Model, Q, QuerySet
 from django.forms.models import BaseInlineFormSet
 from django.http import HttpRequest, HttpResponse
@@ -104,7 +104,7 @@ class SupportAdmin(Autocompletes, admin.ModelAdmin):
         before: dict[str, Any] = {}
         after: dict[str, Any] = {}
         for part in [form, *(inline for formset in formsets or [] for inline in formset.forms)]:
-            prefix = "" if part is form else f"{part.instance._meta.verbose_name} {part.instance}: "
+            prefix = "" if part is form else f"{part.instance._meta.verbose_name} {_named(part.instance)}: "
             if part.cleaned_data.get("DELETE"):
                 before[prefix.removesuffix(": ")] = _("deleted")
             for name in [name for name in part.changed_data if "password" not in name and name != "DELETE"]:
@@ -112,6 +112,13 @@ class SupportAdmin(Autocompletes, admin.ModelAdmin):
                 after[f"{prefix}{name}"] = _shown(part, name, part.cleaned_data.get(name))
         activity.note(before if not add else {}, after)
         return super().construct_change_message(request, form, formsets, add)
+
+
+def _named(row: Model) -> str:
+    try:
+        return str(row)
+    except ObjectDoesNotExist:  # deleted, while the form was sent without what its name stands on
+        return str(row.pk)
 
 
 def _shown(form: Any, name: str, value: Any) -> Any:

@@ -16,6 +16,9 @@ from datetime import datetime
 from enum import Enum
 from uuid import UUID
 
+from django.utils.functional import Promise
+from django.utils.translation import gettext_lazy as _
+
 GIB = 1024**3
 
 # heartbeat(bytes_done, bytes_total) reports progress and may raise Interrupted, after which the driver must leave nothing
@@ -75,37 +78,115 @@ class Held:
 
 
 class StorageError(Exception):
-    """``str(error)`` is one sentence for the customer. ``retryable``: the same call may succeed later."""
+    """``str(error)`` is one sentence for the customer. ``retryable``: the same call may succeed later. ``advice`` is for the
+    operator who finds it on the page of the work: what is wrong, and what mends it.
+    """
 
     retryable = False
+    advice: str | Promise = _(
+        "Look in the log for what the storage answered, by the request's id on the operation's page."
+    )
 
 
 class NotFound(StorageError):
     """The volume or the snapshot is not there."""
+
+    advice = _(
+        "The bytes are not where they should be. manage.py fsck says what else is missing, in the storage or here."
+    )
 
 
 class Busy(StorageError):
     """Somebody else is writing to the volume, or works on the same thing."""
 
     retryable = True
+    advice = _(
+        "Something else held the disk for longer than all attempts took. See what does: another operation, an import, a job "
+        "of the storage's own. Then try again."
+    )
 
 
 class NoSpace(StorageError):
     """The storage does not have the room; nothing was written."""
 
+    advice = _("The storage is full. Give it room or let customers delete; everything there fails until then.")
+
 
 class Corrupt(StorageError):
     """The bytes are not what was captured."""
 
+    advice = _(
+        "Bytes have changed since they were captured. Keep the damaged snapshot, look at the disks below the storage, and "
+        "let the customer take a new one now."
+    )
+
 
 class Refused(StorageError):
-    """The engine said no for good: a quota, a policy, a conflict, a wrong argument."""
+    """The engine said no for good: a policy, a conflict, a wrong argument."""
+
+    advice = _(
+        "The storage will say no again. Its own log has more; what the customer asked for has to be asked differently."
+    )
+
+
+class QuotaReached(Refused):
+    """The engine's own limit, not the portal's."""
+
+    advice = _("Raise the project's quota in the cloud, or lower its quota here so that the customer is told before.")
+
+
+class Denied(Refused):
+    """The engine knows the portal's account, and does not let it do this."""
+
+    advice = _("The portal's account lacks a right in the cloud: docs/cinder.md has the policy that it needs.")
 
 
 class Unavailable(StorageError):
     """The engine cannot be reached or answered with a failure of its own."""
 
     retryable = True
+    advice = _(
+        "The storage could not be reached, or failed by itself. See that it works; nothing here has to be mended."
+    )
+
+
+class NotAccepted(Unavailable):
+    """The engine does not take the portal's credentials."""
+
+    advice = _(
+        "The credentials in the location's options have expired or were withdrawn. Set new ones, then start the workers "
+        "again."
+    )
+
+
+class TooSlow(Unavailable):
+    """The engine took the order and was not done in time."""
+
+    advice = _(
+        "The storage took the order and did not finish. See whether it is overloaded or hangs, and with manage.py fsck what "
+        "it made in the end."
+    )
+
+
+# Two causes that are no answer of a storage.
+WORKER_DIED, UNEXPECTED = "WorkerDied", "Unexpected"
+
+
+def advice_for(cause: str) -> str | Promise:
+    """By what a failed operation keeps as its cause: the name of the error's class, or one of the two above."""
+    own = {
+        WORKER_DIED: _("The worker died each time. Look in its journal for why: memory, a disk, a restart."),
+        UNEXPECTED: _(
+            "This is an error of the portal. Its log has the traceback, by the request's id on the operation's page."
+        ),
+    }
+    return own.get(cause) or next((each.advice for each in _classes(StorageError) if each.__name__ == cause), "")
+
+
+def _classes(root: type[StorageError]) -> Iterator[type[StorageError]]:
+    yield root
+    for each in root.__subclasses__():
+        yield from _classes(each)
 
 
 class Interrupted(Exception):

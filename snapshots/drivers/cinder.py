@@ -44,14 +44,18 @@ from .base import (
     Busy,
     Consistency,
     Corrupt,
+    Denied,
     Driver,
     Heartbeat,
     Held,
+    NotAccepted,
     NotFound,
+    QuotaReached,
     Refused,
     SnapshotInfo,
     SnapshotRef,
     StorageError,
+    TooSlow,
     Unavailable,
     VolumeRef,
     no_heartbeat,
@@ -1003,11 +1007,11 @@ class CinderDriver(Driver, Inventory):
         if status == 401:
             raise NotSignedIn
         if status == 413 and response.headers.get("Retry-After", "0") == "0" or "quota" in reason.lower():
-            raise Refused(describe_quota(reason))
+            raise QuotaReached(describe_quota(reason))
         if status == 400:
             raise Refusal(reason)
         if status == 403:
-            raise Refused(
+            raise Denied(
                 _("The storage of %(location)s does not allow this to the portal's account. Contact support.")
                 % {"location": self.location}
             )
@@ -1066,7 +1070,7 @@ class CinderDriver(Driver, Inventory):
     def _failed(self, reason: str, *, still_waiting: bool = False) -> Unavailable:
         words = {"location": self.location, "reason": reason}
         if still_waiting and not reason:
-            return Unavailable(
+            return TooSlow(
                 _(
                     "The storage of %(location)s did not finish in time. Try again later; if it stays so, contact support."
                 )
@@ -1090,8 +1094,8 @@ class CinderDriver(Driver, Inventory):
             % {"location": self.location}
         )
 
-    def _not_accepted(self) -> Unavailable:
-        return Unavailable(
+    def _not_accepted(self) -> NotAccepted:
+        return NotAccepted(
             _("The storage of %(location)s does not accept the portal's account. Contact support.")
             % {"location": self.location}
         )

@@ -410,6 +410,8 @@ class Operation(models.Model):
     bytes_done = models.BigIntegerField(_("bytes done"), default=0)
     bytes_total = models.BigIntegerField(_("bytes in all"), default=0)
     error = models.TextField(_("reason"), blank=True)
+    # by which drivers.base has advice for the operator
+    cause = models.CharField(_("cause"), max_length=20, blank=True, default="", db_default="", editable=False)
     requested_by = models.ForeignKey(
         User, verbose_name=_("asked for by"), on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
     )

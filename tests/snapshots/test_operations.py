@@ -326,6 +326,7 @@ def test_what_became_of_it_is_in_the_log_as_the_portals_own_entry(
     assert log.filter(act="ready.capture").count() == 2, "the safety snapshot of the restore is one as well"
     assert log.filter(act="ready.restore", thing_name="nightly", thing_id=snapshot.pk).count() == 1
     assert "is not in the storage" in log.get(act="failed.capture").after["reason"]
+    assert Operation.objects.get(state=Operation.State.FAILED).cause == "NotFound"
 
 
 def test_an_outcome_that_is_not_settled_leaves_no_entry(operation: Operation) -> None:
