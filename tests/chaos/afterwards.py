@@ -83,7 +83,11 @@ def charges_are_lives() -> Iterator[str]:
         looked_at["usage segments"] += 1
     for snapshot in Snapshot.objects.select_related("run__schedule"):
         charged = segments.pop(snapshot.pk, [])
-        if len(charged) != (snapshot.ready_at is not None and snapshot.is_charged):
+        # of a copy that its run has replaced nobody can tell any more whether it was one of automatic backups
+        is_detached = snapshot.kind == Kind.BACKUP and not hasattr(snapshot, "run")
+        if len(charged) != (snapshot.ready_at is not None and snapshot.is_charged) and not (
+            is_detached and not charged
+        ):
             yield f"{snapshot}, {snapshot.state}, was charged {len(charged)} times"
         for segment in charged:
             ended = snapshot.delete_requested_at and max(snapshot.delete_requested_at, segment.started_at)

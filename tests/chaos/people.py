@@ -570,12 +570,13 @@ class Administrator(Person):
     def plan_price(self) -> bool | None:
         """One that starts in some seconds, by the portal's clock."""
         path = f"/admin/billing/package/{self.random.choice(self.packages)}/change/"
-        page = self.open(path)
-        fields = page.form(path) or {}
-        empty = [name for name, values in fields.items() if re.fullmatch(r"versions-\d+-rate", name) and not values[0]]
-        if not empty:
+        fields = self.open(path).form(path)
+        if fields is None:
             return None
-        row = empty[-1].rpartition("-")[0]
+        count = int(fields["versions-TOTAL_FORMS"][0])  # the script of the page adds a row
+        row = f"versions-{count}"
+        fields = {name: values for name, values in fields.items() if "__prefix__" not in name}
+        fields |= {"versions-TOTAL_FORMS": [str(count + 1)]}
         starts_at = portal.portal_time() + timedelta(seconds=self.random.randint(3, 30))
         given = {f"{row}-starts_at_0": f"{starts_at:%Y-%m-%d}", f"{row}-starts_at_1": f"{starts_at:%H:%M:%S}"}
         given[f"{row}-rate"] = f"0.{self.random.randrange(1, 9)}"
