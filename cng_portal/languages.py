@@ -91,5 +91,10 @@ def choose_language(request: HttpRequest) -> HttpResponse:
 def keep_language(request: HttpRequest, response: HttpResponse, language: str) -> None:
     """In this browser, so that its sign-in page speaks it too."""
     response.set_cookie(
-        settings.LANGUAGE_COOKIE_NAME, language, max_age=YEAR_SECONDS, samesite="Lax", secure=request.is_secure()
+        settings.LANGUAGE_COOKIE_NAME,
+        language,
+        max_age=YEAR_SECONDS,
+        samesite="Lax",
+        secure=request.is_secure(),
+        httponly=True,
     )

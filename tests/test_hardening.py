@@ -235,6 +235,10 @@ def test_scripts_cannot_read_the_cookies(client: Client) -> None:
     user.save()
     client.get("/accounts/login/")
     client.post("/accounts/login/", {"login": "aye@example.com", "password": "my secret horse 9"})
+    client.get("/snapshots/?view=cards")
+    client.post("/language/", {"language": "my"})
+    for name in ("snapshots_view", django_settings.LANGUAGE_COOKIE_NAME):
+        assert client.cookies[name]["httponly"], name
     for name in (django_settings.SESSION_COOKIE_NAME, django_settings.CSRF_COOKIE_NAME):
         assert client.cookies[name]["httponly"]
         assert client.cookies[name]["samesite"] == "Lax"

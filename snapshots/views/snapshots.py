@@ -123,7 +123,9 @@ def snapshot_list(request: HttpRequest, kind: Kind) -> HttpResponse:
         query = urlencode(params | cursor)
         response["HX-Push-Url"] = push_url(request, f"{request.path}?{query}" if query else request.path)
     if request.GET.get("view") in VIEWS:
-        response.set_cookie(VIEW_COOKIE, view, max_age=YEAR_SECONDS, samesite="Lax", secure=request.is_secure())
+        response.set_cookie(
+            VIEW_COOKIE, view, max_age=YEAR_SECONDS, samesite="Lax", secure=request.is_secure(), httponly=True
+        )
     return response
 
 
