@@ -7,8 +7,10 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from django.conf import settings
+from django.db.models import QuerySet
 from django.utils import timezone
 from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
 
 from cng_portal.languages import digits
 
@@ -25,13 +27,33 @@ def next_allowed(customer_id: UUID, kind: str, *, now: datetime, more: int = 1) 
     limit = settings.ACTS_PER_HOUR.get(kind, 0)
     if not limit:
         return None
-    asked = Operation.objects.filter(
-        created_at__gt=now - WINDOW, kind=kind, requested_by__isnull=False, snapshot__customer_id=customer_id
-    )
-    newest_first = asked.order_by("-created_at", "-id").values_list("created_at", flat=True)
+    newest_first = asked(customer_id, kind, now).order_by("-created_at", "-id").values_list("created_at", flat=True)
     before = max(0, limit - more)  # so many may stay in the window
     blocking = newest_first[before : before + 1]
     return next((created_at + WINDOW for created_at in blocking), None)
+
+
+def asked(customer_id: UUID, kind: str, now: datetime) -> QuerySet[Operation]:
+    return Operation.objects.filter(
+        created_at__gt=now - WINDOW, kind=kind, requested_by__isnull=False, snapshot__customer_id=customer_id
+    )
+
+
+def announce(customer_id: UUID, kind: str, *, now: datetime) -> str:
+    """What to say before somebody fills in a form in vain: that the limit is reached, or that a tenth of it is left at
+    most; else "". One query, two when it is reached.
+    """
+    limit = settings.ACTS_PER_HOUR.get(kind, 0)
+    left = limit - asked(customer_id, kind, now).count() if limit else 0
+    if not limit or left > limit // 10:
+        return ""
+    if left <= 0 and (again_at := next_allowed(customer_id, kind, now=now)):
+        return explain(kind, again_at)
+    return ngettext(
+        "Your account may ask for “%(act)s” %(left)s more time within this hour.",
+        "Your account may ask for “%(act)s” %(left)s more times within this hour.",
+        left,
+    ) % {"act": Operation.Kind(kind).label, "left": left}
 
 
 def explain(kind: str, again_at: datetime) -> str:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from datetime import timedelta
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from cng_portal.hardening import is_production, refuse_unsafe_start
 from cng_portal.inventory.models import Volume
 from snapshots import services
 from snapshots.management.commands.demo import PASSWORD
-from snapshots.models import Operation, Snapshot
+from snapshots.models import Draft, Operation, Snapshot
 from tests.factories import MembershipFactory, OperationFactory, SnapshotFactory, UserFactory, VolumeFactory
 from tests.snapshots.disks import content, put_volume, sell_everywhere
 
@@ -335,6 +336,31 @@ def test_the_refusal_is_one_sentence_on_the_page_and_nothing_typed_is_lost(
     html = page.content.decode()
     assert "Your account has asked for “New volume” 1 times within an hour" in html
     assert 'value="second one"' in html
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_wizard_says_before_anything_is_filled_in_how_few_are_left(
+    member: Membership, volume: Volume, settings: Settings, client_for: Callable[..., Client]
+) -> None:
+    settings.ACTS_PER_HOUR = {"capture": 10}
+    client = client_for(member.user)
+    client.post(f"/volumes/{volume.pk}/take-snapshot/")
+    draft = Draft.objects.get()
+
+    def said(path: str) -> str:
+        return unescape(client.get(path).content.decode())
+
+    pages = ["/snapshots/new/", f"/snapshots/new/{draft.pk}/name/"]
+    for page in pages:
+        assert "Your account" not in said(page)
+    for _number in range(9):
+        OperationFactory(capture=True, snapshot__volume=volume, requested_by=member.user)
+    for page in pages:
+        assert "Your account may ask for “Take snapshot” 1 more time within this hour." in said(page)
+    OperationFactory(capture=True, snapshot__volume=volume, requested_by=member.user)
+    for page in pages:
+        assert "Your account has asked for “Take snapshot” 10 times within an hour" in said(page)
+        assert "Try again at" in said(page)
 
 
 @pytest.mark.django_db(transaction=True)

@@ -22,11 +22,11 @@ from cng_portal.accounts.models import BillingType, User
 from cng_portal.inventory.models import Region, VirtualMachine, Volume
 from cng_portal.languages import digits
 from cng_portal.templatetags.portal import day as format_day
-from snapshots import backups, services, slots, wizard
+from snapshots import backups, limits, services, slots, wizard
 from snapshots.drivers import get_driver
 from snapshots.drivers.base import Consistency
 from snapshots.forms import RHYTHM, zone_name
-from snapshots.models import BackupSchedule, Draft, Kind, Snapshot
+from snapshots.models import BackupSchedule, Draft, Kind, Operation, Snapshot
 
 from .common import is_fragment, price_of_kept
 from .picture import picture_of
@@ -123,6 +123,10 @@ def answer(request: HttpRequest, draft: Draft, step: type[wizard.Step]) -> HttpR
     context = {"step": step, "form": form, "errors": form[step.field].errors, **CONTEXTS[step.slug](request, draft)}
     if isinstance(form, wizard.ScheduleStepForm):
         context |= schedule_context(draft, form)
+    elif (
+        step.slug in ("location", "name") and draft.kind != Kind.BACKUP
+    ):  # before anything is filled in, and at the end
+        context["pace"] = limits.announce(draft.customer_id, Operation.Kind.CAPTURE, now=timezone.now())
     return show(request, f"snapshots/wizard/{step.template or step.slug}.html", draft, step.slug, context)
 
 
