@@ -25,7 +25,7 @@ from django.test import Client
 from django.utils import timezone
 from pytest_django import Settings
 
-from cng_portal.watch.models import Process
+from cng_portal.watch.models import Lease, Process
 from snapshots import operations, watching
 from snapshots.models import Operation
 from tests.factories import LocationFactory, OperationFactory, SnapshotFactory
@@ -109,10 +109,13 @@ def test_the_target_starts_every_part() -> None:
 
 @pytest.fixture
 def deployed(process_environment: dict[str, str], tmp_path: Path) -> Iterator[dict[str, str]]:
-    """Everything that portal.target starts, with the settings of portal.env.example and three workers; its environment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    """What portal.target starts on two machines, with the settings of portal.env.example and three workers in all; the
+    environment of the first.
+    """
+    probes = [socket.create_server(("127.0.0.1", 0)) for _machine in range(2)]
+    ports = [str(probe.getsockname()[1]) for probe in probes]
+    for probe in probes:
+        probe.close()
     example = (DEPLOY / "portal.env.example").read_text()
     filled = {
         "DATA_DIR": str(tmp_path / "var"),
@@ -122,20 +125,20 @@ def deployed(process_environment: dict[str, str], tmp_path: Path) -> Iterator[di
         "WEB_WORKERS": "2",
     }
     text = re.sub(r"^([A-Z_]+)=(.*)$", lambda line: f"{line[1]}={filled.get(line[1], line[2])}", example, flags=re.M)
-    (tmp_path / "portal.env").write_text(f"{text}\nPORT={port}\n")
+    (tmp_path / "portal.env").write_text(text)
     environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     environment |= {"ENV_FILE": str(tmp_path / "portal.env"), "STORAGE": process_environment["STORAGE"]}
     started: list[subprocess.Popen] = []
     log = (tmp_path / "log").open("w")
     try:
-        for name, count in [("portal-web", 1), ("portal-worker@", 3), ("portal-scheduler", 1)]:
+        for name, count in [("portal-web", 2), ("portal-worker@", 3), ("portal-scheduler", 2)]:
             *before, work = commands(UNITS / f"{name}.service")
             for command in before:
                 subprocess.run(command, cwd=settings.BASE_DIR, env=environment, check=True)
-            started += [
-                subprocess.Popen(work, cwd=settings.BASE_DIR, env=environment, stderr=log) for _number in range(count)
-            ]
-        yield environment | {"PORT": str(port), "LOG": str(tmp_path / "log")}
+            for number in range(count):
+                own = environment | {"PORT": ports[number % 2]}
+                started.append(subprocess.Popen(work, cwd=settings.BASE_DIR, env=own, stderr=log))
+        yield environment | {"PORTS": " ".join(ports), "LOG": str(tmp_path / "log")}
         for process in started:
             process.send_signal(signal.SIGTERM)
         assert [process.wait(60) for process in started] == [0] * len(started)
@@ -159,7 +162,7 @@ def get(port: str, path: str, **headers: str) -> tuple[int, dict[str, str], str]
 
 
 def wait_for(condition: object, what: str) -> None:
-    give_up = timezone.now() + timedelta(seconds=90)
+    give_up = timezone.now() + timedelta(seconds=180)
     pause = Event()
     while not condition():  # type: ignore[operator]
         assert timezone.now() < give_up, what
@@ -170,11 +173,12 @@ def wait_for(condition: object, what: str) -> None:
 @pytest.mark.both_databases
 def test_what_the_units_start_is_a_portal_that_is_ready_and_works(deployed: dict[str, str], storage_root: Path) -> None:
     LocationFactory(code="1CNG-YGN-AZ01")
-    port = deployed["PORT"]
+    ports = deployed["PORTS"].split()
+    port = ports[0]
 
     def is_ready() -> bool:
-        body = get(port, "/readyz")[2]
-        return body != "" and json.loads(body)["status"] == "ready"
+        bodies = [get(port, "/readyz")[2] for port in ports]
+        return all(body != "" and json.loads(body)["status"] == "ready" for body in bodies)
 
     wait_for(is_ready, "the portal does not get ready")
 
@@ -200,19 +204,28 @@ def test_what_the_units_start_is_a_portal_that_is_ready_and_works(deployed: dict
 
     status, _headers, body = get(port, "/metrics", Authorization=f"Bearer {TOKEN}")
     assert 'portal_processes{kind="worker"} 3.0' in body
-    assert 'portal_processes{kind="scheduler"} 1.0' in body
+    assert 'portal_processes{kind="scheduler"} 2.0' in body
     assert 'portal_operations_ended_last_hour{kind="verify",state="failed"} 12.0' in body
-    assert Process.objects.count() == 4
+    assert Process.objects.count() == 5
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:
             cursor.execute(
                 "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
             )
             (connections,) = cursor.fetchone()
-        web, workers, schedulers = 2, 3, 1
+        processes = 4 + 3 + 2
         pool = re.search(r"^DATABASE_POOL=(\d+)$", (DEPLOY / "portal.env.example").read_text(), re.MULTILINE)
         assert pool is not None
-        assert connections <= (web + workers + schedulers) * int(pool[1])
+        assert connections <= processes * int(pool[1])
+    # one scheduler acts; when it is stopped, the other one does
+    schedulers = {str(each.pk): each.pid for each in Process.objects.filter(kind=Process.Kind.SCHEDULER)}
+    acting = Lease.objects.get(name="scheduler").holder
+    assert acting in schedulers
+    stopped = schedulers.pop(acting)
+    os.kill(stopped, signal.SIGTERM)
+    has_ended = os.WEXITED | os.WNOWAIT | os.WNOHANG
+    wait_for(lambda: os.waitid(os.P_PID, stopped, has_ended), "the scheduler does not stop")
+    wait_for(lambda: Lease.objects.get(name="scheduler").holder in schedulers, "nobody takes the lease over")
     lines = [json.loads(line) for line in Path(deployed["LOG"]).read_text().splitlines()]
     assert {line["level"] for line in lines} <= {"debug", "info", "warning"}
     of_the_page = [line for line in lines if line.get("request") == "GET /accounts/login/" and line["code"] == 200]
