@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 
 from django import forms
 from django.core.exceptions import ValidationError
-from django.db.models import Count, Max, Q, QuerySet
+from django.db.models import Count, Max, OuterRef, Q, QuerySet, Subquery
+from django.db.models.functions import Coalesce
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
@@ -31,9 +32,11 @@ LONGEST_ESTIMATE = timedelta(days=3653)
 
 def locations_for(user: User, kind: str) -> list[Location]:
     """The active locations with `source_count`, of what this person may capture, and `rate_micro`, None if not sold."""
-    sources = "volumes" if kind == Kind.VOLUME else "vms"
-    mine = Q(**{f"{sources}__project_id__in": user.changeable_project_ids, f"{sources}__deleted_at": None})
-    locations: list[Any] = list(Location.objects.active().annotate(source_count=Count(sources, filter=mine)))
+    sources = Volume if kind == Kind.VOLUME else VirtualMachine
+    # counted from the person's projects and not from the locations, which would read everybody's
+    here = sources.objects.changeable_by(user).present().filter(location=OuterRef("pk")).order_by().values("location")
+    count = Coalesce(Subquery(here.annotate(count=Count("pk")).values("count")), 0)
+    locations: list[Any] = list(Location.objects.active().annotate(source_count=count))
     rates = billing.rates_at(kind=SERVICE_KINDS[Kind(kind)], at=timezone.now())
     for location in locations:
         location.rate_micro = rates.get(location.pk)
