@@ -304,7 +304,7 @@ class RenameForm(forms.Form):
     name = forms.CharField(
         label=gettext_lazy("Snapshot Name"),
         help_text=gettext_lazy("1 to 64 characters, unique among your snapshots."),
-        error_messages={"required": gettext_lazy("Give the snapshot a name, so that you find it again.")},
+        error_messages={"required": gettext_lazy("Give it a name, so that you find it again.")},
         widget=forms.TextInput(attrs={"autocomplete": "off", "maxlength": NAME_LENGTH, "spellcheck": "false"}),
     )
 
@@ -427,14 +427,14 @@ class NewVolumeForm(NamedInProjectForm):
         else:
             del self.fields["disk"]
         size = self.fields["size_gb"]
-        size.help_text = _("At least %(size)s GB, the size of the snapshot.") % {"size": disk.size_gb}
+        size.help_text = _("At least %(size)s GB, the size of the captured disk.") % {"size": disk.size_gb}
         size.widget.attrs |= {"min": disk.size_gb, "max": MAX_SIZE_GB, "inputmode": "numeric"}
 
     def clean_size_gb(self) -> int:
         size_gb: int = self.cleaned_data["size_gb"]
         if size_gb < self.chosen_disk.size_gb:
             raise ValidationError(
-                _("The volume has to have at least %(size)s GB, the size of the snapshot.")
+                _("The volume has to have at least %(size)s GB, the size of the captured disk.")
                 % {"size": self.chosen_disk.size_gb}
             )
         if size_gb > MAX_SIZE_GB:

@@ -24,6 +24,7 @@ from cng_portal.accounts import activity
 from cng_portal.accounts.models import UNLIMITED, Customer, Project, User
 from cng_portal.accounts.services import lock_customer
 from cng_portal.inventory.models import CloudProject, VirtualMachine, Volume
+from cng_portal.languages import digits
 
 from . import limits
 from .drivers import get_driver
@@ -194,7 +195,7 @@ def require_quota(use: QuotaUse, more: int) -> None:
                 "Quota full: %(used)s of %(limit)s %(what)s are used and this one needs %(more)s. "
                 "Delete snapshots that you no longer need, or ask support for a higher quota."
             )
-            % {"used": use.used, "limit": use.limit, "what": use.label, "more": more}
+            % {"used": digits(use.used), "limit": digits(use.limit), "what": use.label, "more": digits(more)}
         )
 
 
@@ -318,7 +319,7 @@ def check_room(source: Source) -> None:
     if free is not None and needed > free:
         raise NoRoom(
             _(
-                "The storage of %(location)s is too full: this snapshot may need %(needed).1f GB and %(free).1f GB are "
+                "The storage of %(location)s is too full: this may need %(needed).1f GB and %(free).1f GB are "
                 "free. Nothing was created. Ask support, or delete snapshots that you no longer need."
             )
             % {"location": source.location_id, "needed": needed / GIB, "free": free / GIB}
@@ -392,7 +393,7 @@ def check_name(customer_id: UUID, name: str, *, but: UUID | None = None) -> str:
     """
     name = name.strip()
     if not name:
-        raise NotFree(_("Give the snapshot a name, so that you find it again."), "")
+        raise NotFree(_("Give it a name, so that you find it again."), "")
     if len(name) > NAME_LENGTH:
         raise NotFree(
             ngettext(
@@ -400,7 +401,7 @@ def check_name(customer_id: UUID, name: str, *, but: UUID | None = None) -> str:
                 "The name has %(length)s characters; at most %(most)s fit. Shorten it.",
                 len(name),
             )
-            % {"length": len(name), "most": NAME_LENGTH},
+            % {"length": digits(len(name)), "most": digits(NAME_LENGTH)},
             "",
         )
     if any(unicodedata.category(character) in UNSHOWABLE for character in name):
@@ -589,8 +590,7 @@ def check_restorable(snapshot: Snapshot) -> None:
         volume = disk.volume
         if volume.deleted_at is not None:
             raise SourceGone(
-                _("The volume “%(name)s” has been deleted. Make new volumes from the snapshot instead.")
-                % {"name": volume.name}
+                _("The volume “%(name)s” has been deleted. Make new volumes from it instead.") % {"name": volume.name}
             )
         if volume.vm and volume.vm.backend_ref and not get_driver(snapshot.location).reverts_attached:
             raise NotNow(
@@ -610,7 +610,7 @@ def check_restorable(snapshot: Snapshot) -> None:
             )
         if volume.size_gb < disk.size_gb:
             raise NotNow(
-                _("The volume “%(name)s” is smaller than the snapshot. Make a new volume from the snapshot instead.")
+                _("The volume “%(name)s” is smaller than what was captured. Make a new volume from that instead.")
                 % {"name": volume.name}
             )
     volumes = [disk.volume for disk in disks]
@@ -621,7 +621,7 @@ def check_restorable(snapshot: Snapshot) -> None:
     )
     if being_taken.exists():
         raise NotNow(
-            _("A snapshot of “%(name)s” is being taken right now. Restore when that has ended.")
+            _("A snapshot or backup of “%(name)s” is being taken right now. Restore when that has ended.")
             % {"name": snapshot.source.name}
         )
 
@@ -683,7 +683,8 @@ def request_new_volume(
         disk = disk or snapshot.disks.get()
         if size_gb < disk.size_gb:
             raise NotNow(
-                _("The volume has to have at least %(size)s GB, the size of the snapshot.") % {"size": disk.size_gb}
+                _("The volume has to have at least %(size)s GB, the size of the captured disk.")
+                % {"size": disk.size_gb}
             )
         check_cloud_quota(snapshot.location_id, disk.volume.backend_project, volumes=1, gb=size_gb)
         check_pace(snapshot.customer_id, Operation.Kind.NEW_VOLUME)
@@ -722,7 +723,7 @@ def check_usable_in(snapshot: Snapshot, project: Project, user: User) -> None:
     require_change(User.objects.get(pk=user.pk), project.pk)
     require_ready(snapshot)
     if project.customer_id != snapshot.customer_id:
-        raise NotNow(_("The project belongs to another account. Choose one of the account that owns the snapshot."))
+        raise NotNow(_("The project belongs to another account. Choose one of the account that it belongs to."))
 
 
 def make_volume_row(
@@ -765,7 +766,7 @@ def rename_snapshot(*, snapshot: Snapshot, user: User, name: str) -> Snapshot:
         snapshot = locked(snapshot)
         require_change(User.objects.get(pk=user.pk), snapshot.project_id)
         if snapshot.state in (State.DELETING, State.DELETED):
-            raise NotNow(_("The snapshot is being deleted and cannot be renamed any more."))
+            raise NotNow(_("It is being deleted and cannot be renamed any more."))
         before, snapshot.name = snapshot.name, check_name(snapshot.customer_id, name, but=snapshot.pk)
         snapshot.name_key = name_key(snapshot.name)
         snapshot.save(update_fields=["name", "name_key"])
@@ -786,10 +787,10 @@ def request_deletion(*, snapshot: Snapshot, user: User) -> Snapshot:
         if snapshot.state in (State.DELETING, State.DELETED):
             return snapshot
         if snapshot.state not in (State.READY, State.FAILED):
-            raise NotNow(_("The snapshot is still being taken. Delete it once that has ended."))
+            raise NotNow(_("It is still being taken. Delete it once that has ended."))
         if in_use := uses_of(snapshot).first():
             raise NotNow(
-                _("The snapshot is in use (%(operation)s). Delete it once that has ended.")
+                _("It is in use (%(operation)s). Delete it once that has ended.")
                 % {"operation": in_use.get_kind_display()}
             )
         accept_deletion(snapshot, at=timezone.now(), user=user)
@@ -844,7 +845,7 @@ def retry(*, operation: Operation, user: User) -> Operation:
         if operation.state != Operation.State.FAILED or newer.exists():
             raise NotNow(_("There is nothing to try again: it did not fail, or it was asked for again already."))
         if operation.kind == Operation.Kind.RESTORE:
-            raise NotNow(_("Start the restore again from the snapshot's page: it asks for your confirmation."))
+            raise NotNow(_("Start the restore again from its page: it asks for your confirmation."))
         check_pace(snapshot.customer_id, Operation.Kind(operation.kind))
         if operation.kind == Operation.Kind.CAPTURE:
             stop_clean_up(snapshot)
@@ -899,10 +900,10 @@ def retake(snapshot: Snapshot, at: datetime | None = None) -> None:
         check_capturable(source)
     volumes = volumes_of(source)
     if has_other_disks(snapshot):
-        raise NotNow(_("The machine has other disks now than when this was asked for. Take a new snapshot instead."))
+        raise NotNow(_("The machine has other disks now than when this was asked for. Take a new one instead."))
     size_gb = sum(volume.size_gb for volume in volumes)
     if not Snapshot.objects.transition(snapshot.pk, [State.FAILED], State.PENDING, error="", size_gb=size_gb):
-        raise NotNow(_("The snapshot is not in a state in which it can be taken again."))
+        raise NotNow(_("Its state is not one in which it can be taken again. Take a new one instead."))
     for volume in volumes:
         snapshot.disks.filter(volume=volume).update(size_gb=volume.size_gb)
 
@@ -917,7 +918,7 @@ def locked(snapshot: Snapshot) -> Snapshot:
 def require_ready(snapshot: Snapshot) -> None:
     if snapshot.state != State.READY:
         raise NotNow(
-            _("The snapshot “%(name)s” is not ready (%(state)s), so this cannot be done with it.")
+            _("“%(name)s” is not ready (%(state)s), so this cannot be done with it.")
             % {"name": snapshot.name, "state": snapshot.get_state_display()}
         )
     if snapshot.missing_since is not None:

@@ -180,7 +180,7 @@ class NameForm(StepForm):
     name = forms.CharField(
         label=_("Snapshot Name"),
         max_length=1000,
-        error_messages={"required": _("Give the snapshot a name, so that you find it again.")},
+        error_messages={"required": _("Give it a name, so that you find it again.")},
         help_text=_("1 to 64 characters. It has to be unique among your snapshots; case does not matter."),
     )
 

@@ -352,7 +352,7 @@ def rename(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         except services.Refusal as refusal:
             form.add_error(None, str(refusal))
         else:
-            messages.success(request, _("The snapshot is called “%(name)s” now.") % {"name": renamed.name})
+            messages.success(request, _("It is called “%(name)s” now.") % {"name": renamed.name})
             return redirect("snapshots:snapshot", found.pk)
     return render(request, "snapshots/rename.html", {"snapshot": found, "form": form, "suggestion": suggestion})
 
@@ -398,8 +398,7 @@ def delete(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         )
     elif found.volume:
         consequences.append(
-            _("The volume “%(name)s” and volumes made from this snapshot stay as they are.")
-            % {"name": found.volume.name}
+            _("The volume “%(name)s” and volumes made from it stay as they are.") % {"name": found.volume.name}
         )
     if not found.is_charged:
         consequences.append(_("You save nothing by it: the copies of automatic backups are not charged by themselves."))

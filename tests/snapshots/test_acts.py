@@ -272,7 +272,7 @@ def test_a_volume_that_has_grown_is_warned_about_its_end(client: Client, project
 
     page = unescape(client.get(url("restore", snapshot)).content.decode())
 
-    assert "keeps its 5 GB; what lies beyond the snapshot's 1 GB becomes empty." in page
+    assert "keeps its 5 GB; what lies beyond the captured 1 GB becomes empty." in page
 
 
 def test_restoring_from_a_damaged_snapshot_is_warned(client: Client, project: Project) -> None:
@@ -282,7 +282,7 @@ def test_restoring_from_a_damaged_snapshot_is_warned(client: Client, project: Pr
 
     page = client.get(url("restore", snapshot)).content.decode()
 
-    assert "This snapshot is damaged. What you restore may be, too." in page
+    assert "It is damaged. What you restore may be, too." in page
     assert "Block 12 is not what was captured." in page
 
 

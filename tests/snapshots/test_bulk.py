@@ -70,8 +70,8 @@ def test_each_has_its_own_result(client: Client, project: Project) -> None:
     page = response.content.decode()
     assert "1 snapshot is being deleted" in page
     assert "2 snapshots are not deleted" in page
-    assert "The snapshot is in use (Restore)." in page
-    assert "The snapshot is still being taken." in page
+    assert "It is in use (Restore)." in page
+    assert "It is still being taken." in page
     assert {one.pk: one.state for one in Snapshot.objects.filter(pk__in=ids)} == {
         free.pk: State.DELETING,
         busy.pk: State.READY,

@@ -266,7 +266,7 @@ def test_when_it_has_settled_the_whole_page_is_sent_once_and_announced(client: C
     assert polled["HX-Reswap"] == "outerHTML"
     fragment = polled.content.decode()
     assert "hx-trigger" not in fragment
-    assert f"Snapshot {snapshot.name}: Ready" in fragment
+    assert f"{snapshot.name}: Ready" in fragment
     page = client.get(url(snapshot)).content.decode()
     assert fragment.strip().startswith(part_of(page, "snapshot"))
 
