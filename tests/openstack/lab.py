@@ -229,14 +229,18 @@ class Lab:
             self.wait_for_cinder()
 
     def wake_storage(self) -> None:
-        """Some of its groups would stay "laggy" for ever: alone, an OSD has no other to tell it that it was away."""
+        """Wait until it works. Some of its groups may stay "laggy" for ever: alone, an OSD has no other to tell it that it
+        was away. Only then it is told, because that makes it work later.
+        """
         ceph = ["ceph", "-c", self.ceph_conf, "--connect-timeout", "60"]
-        run(*ceph, "osd", "down", "0")
 
         def is_clean() -> bool:
             states = json.loads(run(*ceph, "status", "-f", "json").stdout)["pgmap"]["pgs_by_state"]
             return [state["state_name"] for state in states] == ["active+clean"]
 
+        if wait_until(is_clean, seconds=30):
+            return
+        run(*ceph, "osd", "down", "0")
         if not wait_until(is_clean, seconds=90):
             raise SystemExit(f"Ceph does not wake up; see {self.folder / 'log'}")
 
