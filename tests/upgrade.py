@@ -200,6 +200,7 @@ def wait_until_ready(port: int) -> None:
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is started below ends with us
     programs = find_server_programs()
     if not programs:
         raise SystemExit("It needs PostgreSQL's server programs. On Debian: apt-get install postgresql")
