@@ -4,6 +4,7 @@ from django.utils.functional import SimpleLazyObject
 from django.utils.translation import gettext as _
 
 from billing.access import billed_customer
+from cng_portal.accounts.models import User
 
 from .views.bell import in_progress
 
@@ -15,7 +16,7 @@ def frame(request: HttpRequest) -> dict[str, object]:
         return {}
     return {
         "menu": SimpleLazyObject(lambda: menu(request)),
-        "create_menu": SimpleLazyObject(create_menu),
+        "create_menu": SimpleLazyObject(lambda: create_menu(user)),
         "in_progress": SimpleLazyObject(lambda: in_progress(user)),
     }
 
@@ -48,7 +49,10 @@ def menu(request: HttpRequest) -> list[dict[str, object]]:
     ]
 
 
-def create_menu() -> list[dict[str, str]]:
+def create_menu(user: User) -> list[dict[str, str]]:
+    """Nothing for who may only look: each of these pages would refuse it."""
+    if not user.changeable_project_ids:
+        return []
     return [
         {"label": _("Volume snapshot"), "url": reverse("snapshots:new"), "icon": "circle-stack"},
         {"label": _("VM snapshot"), "url": reverse("snapshots:new_vm"), "icon": "server"},

@@ -116,8 +116,10 @@ def test_without_backups_the_page_invites_to_create_one(client: Client, viewer: 
     assert "No backups yet" in page and 'class="btn btn-primary" href="/backups/new/"' not in page
 
 
-def test_the_create_menu_offers_a_backup(client: Client) -> None:
+def test_the_create_menu_offers_a_backup_and_is_not_there_for_who_may_only_look(client: Client, viewer: Client) -> None:
     assert re.search(r'<a class="menu-item" href="/backups/new/">.*?Backup</span>', client.get("/").text, re.DOTALL)
+    assert "topbar-create" in client.get("/help/").text
+    assert "topbar-create" not in viewer.get("/help/").text
 
 
 def test_schedules_without_a_copy_are_said(client: Client, schedule: BackupSchedule) -> None:
