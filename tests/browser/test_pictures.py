@@ -175,7 +175,7 @@ def keep(page: Page, name: str, part: Locator | None = None) -> None:
         "height": min(box["height"] + 2 * margin, 900),
     }
     shot = page.screenshot(clip=clip, full_page=True, animations="disabled")
-    Image.open(io.BytesIO(shot)).convert("RGB").save(HELP / f"{name}.webp", quality=68, method=6)
+    Image.open(io.BytesIO(shot)).convert("RGB").save(HELP / f"{name}.webp", quality=62, method=6)
 
 
 @pytest.mark.skipif(os.environ.get("PICTURES") != "guide", reason="make pictures")
