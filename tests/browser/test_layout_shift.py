@@ -1,11 +1,12 @@
-"""Nothing jumps: what a page shows first stays where it is while the rest of it comes."""
+"""Nothing jumps: what a page shows first stays where it is while the rest of it comes, and a step comes whole."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from django.urls import reverse
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 
 from tests.factories import MembershipFactory, OperationFactory, SnapshotFactory, VolumeFactory
 from tests.snapshots.disks import sell_everywhere
@@ -65,3 +66,32 @@ def test_the_swap_of_a_step_moves_nothing_by_itself(page: Page, sign_in: Callabl
     page.get_by_role("button", name="Continue").click()
     page.get_by_role("heading", level=1, name="Assign to a Project").wait_for()
     assert page.evaluate(SHIFT) <= MOST
+
+
+# What the page is, at every frame at which it is another than at the one before.
+RECORD = """() => {
+    window.portalFrames = [];
+    const look = () => {
+        const steps = [...document.querySelectorAll("[aria-current=step]")].map((step) => step.textContent.trim());
+        const headings = [...document.querySelectorAll("h1")].map((heading) => heading.textContent.trim());
+        const now = JSON.stringify([headings, steps, document.querySelectorAll("main form").length]);
+        if (window.portalFrames.at(-1) !== now) window.portalFrames.push(now);
+        requestAnimationFrame(look);
+    };
+    look();
+}"""
+
+
+def test_a_step_is_swapped_within_one_frame(page: Page, sign_in: Callable[..., Any]) -> None:
+    volume = VolumeFactory(project__customer__postpaid=True)
+    sign_in(MembershipFactory(project=volume.project).user)
+    sell_everywhere()
+    page.goto("/snapshots/new/")
+    page.get_by_label(volume.location_id).check()
+    page.evaluate(RECORD)
+    page.get_by_role("button", name="Continue").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Assign to a Project")
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    frames = [json.loads(frame) for frame in page.evaluate("portalFrames")]
+    assert [headings for headings, *_rest in frames] == [["Choose a Location"], ["Assign to a Project"]]
+    assert [(len(steps), forms) for _headings, steps, forms in frames] == [(1, 1), (1, 1)]
