@@ -176,6 +176,9 @@ def test_a_worker_outlives_a_restart_of_its_database(start: Start) -> None:
             assert not Event().wait(13) and worker.poll() is None
         finally:
             server.execute(f'ALTER DATABASE "{where["NAME"]}" ALLOW_CONNECTIONS true')
+    # the pool of these tests lost its connections too, and would be slow to try again
+    connection.close()
+    connection.close_pool()
     operation = OperationFactory()
     enqueue(operation)
     wait_until(lambda: Operation.objects.get(pk=operation.pk).finished_at, "nothing is done any more")
