@@ -326,7 +326,8 @@ def test_the_theme_follows_the_system_until_the_person_chooses(
     page.goto("/")
     ground = "getComputedStyle(document.body).backgroundColor"
     dark = page.evaluate(ground)
-    page.get_by_role("button", name="Dark theme", pressed=True).click()
+    with page.expect_response("**/profile/theme/"):
+        page.get_by_role("button", name="Dark theme", pressed=True).click()
     assert page.evaluate(ground) != dark
     page.reload()
     assert page.locator("html").get_attribute("data-bs-theme") == "light"

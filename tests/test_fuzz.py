@@ -50,7 +50,7 @@ from billing import services as billing
 from billing.models import Invoice, ServiceKind
 from cng_portal.accounts import activity, confirmation, impersonation, roles
 from cng_portal.accounts.models import Membership, Project, Role, User
-from snapshots import wizard
+from snapshots import services, wizard
 from snapshots.models import Draft, Kind, name_key
 from tests.factories import (
     BackupRunFactory,
@@ -203,9 +203,12 @@ def furnish(mark: str, root: Path) -> SimpleNamespace:
         snapshot("going", deleting=True),
     ]
     name = text("machine")
-    of_machine = VMSnapshotFactory(vm=vm, name=name, name_key=name_key(name), vm_config={"name": text("old")})
+    config = services.describe_machine(vm, [volume]) | {"name": text("old")}
+    of_machine = VMSnapshotFactory(vm=vm, name=name, name_key=name_key(name), vm_config=config)
     DiskImageFactory(id=uuid4(), snapshot=of_machine, volume=volume, volume_name=text("disk"), size_gb=1)
-    backup = VMSnapshotFactory(vm=vm, kind=Kind.BACKUP, name=text("backup"), name_key=name_key(text("backup")))
+    backup = VMSnapshotFactory(
+        vm=vm, kind=Kind.BACKUP, name=text("backup"), name_key=name_key(text("backup")), vm_config=config
+    )
     for one in ready, of_machine, backup:
         billing.open_segment(
             resource_id=one.pk,

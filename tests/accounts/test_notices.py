@@ -118,7 +118,7 @@ def test_who_asked_is_told_of_a_failure_and_everybody_where_nobody_did(person: U
     snapshot = SnapshotFactory(project=Project.objects.get(), name="db-01")
     member = UserFactory(member_of=snapshot.project, member_of__role=Role.MEMBER)
     asked = OperationFactory(snapshot=snapshot, kind=Operation.Kind.VERIFY, running=True, requested_by=member)
-    tasks.settle_failure(asked, "The storage is silent.", retryable=False)
+    tasks.settle_failure(asked, "The storage is silent.", retryable=False, cause=tasks.UNEXPECTED)
     [notice] = Notice.objects.all()
     assert (notice.user, notice.title, notice.text, notice.url) == (
         member,
@@ -127,6 +127,6 @@ def test_who_asked_is_told_of_a_failure_and_everybody_where_nobody_did(person: U
         reverse("snapshots:snapshot", args=[snapshot.pk]),
     )
     by_itself = OperationFactory(snapshot=snapshot, kind=Operation.Kind.VERIFY, running=True, requested_by=None)
-    tasks.settle_failure(by_itself, "The storage is silent.", retryable=False)
+    tasks.settle_failure(by_itself, "The storage is silent.", retryable=False, cause=tasks.UNEXPECTED)
     assert Operation.objects.filter(state=Operation.State.FAILED).count() == 2
     assert {notice.user for notice in Notice.objects.filter(key=f"operation-{by_itself.pk}")} == {person, member}

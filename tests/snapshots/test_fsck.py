@@ -367,7 +367,10 @@ def test_repair_leaves_alone_what_is_being_taken_restored_or_removed(
     worker.start()
     runs = 0
     while not done.is_set():
-        call_command("fsck", repair=True, stdout=StringIO())  # raises where there is anything to find
+        try:
+            call_command("fsck", repair=True, stdout=StringIO())
+        except CommandError as error:  # it may come upon what is half-way, and has to leave it
+            assert ", 0 mended" in str(error)
         runs += 1
     worker.join()
     assert not errors

@@ -490,7 +490,7 @@ def test_a_settled_row_carries_no_trigger_and_is_announced(state: str | None, cl
     fragment = unescape(client.get(row_url(snapshot), headers=HTMX).content.decode())
 
     assert "hx-trigger" not in fragment
-    assert f"Snapshot {snapshot.name}: {snapshot.get_state_display()}" in fragment
+    assert f">{snapshot.name}: {snapshot.get_state_display()}</div>" in fragment
 
 
 def test_a_row_shows_the_progress_of_its_capture(client: Client, project: Project) -> None:
