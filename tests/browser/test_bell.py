@@ -5,6 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.urls import reverse
 from django.utils import timezone
 from playwright.sync_api import Page, expect
 
@@ -15,6 +16,7 @@ from tests.factories import NoticeFactory, OperationFactory, ProjectFactory, Sna
 pytestmark = pytest.mark.django_db(transaction=True)
 
 GIB = 1024**3
+WORK = reverse("snapshots:work")
 
 
 @pytest.fixture
@@ -34,7 +36,7 @@ def operation(person: User) -> Operation:
 
 def asked_of(page: Page) -> list[str]:
     asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url) if "/work/" in request.url else None)
+    page.on("request", lambda request: asked.append(request.url) if WORK in request.url else None)
     return asked
 
 
@@ -86,18 +88,18 @@ def test_a_hidden_page_does_not_ask(page: Page, person: User, operation: Operati
     page.locator("details.bell").evaluate("bell => { bell.open = true }")
     page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
     assert asked == []
-    with page.expect_response("**/work/**"):
+    with page.expect_response(f"**{WORK}**"):
         page.evaluate(become, False)
 
 
 def test_an_open_bell_sees_what_began_elsewhere(page: Page, person: User) -> None:
     page.clock.install()
     page.goto("/notices/")
-    with page.expect_response("**/work/**"):
+    with page.expect_response(f"**{WORK}**"):
         page.locator(".bell > summary").click()
     snapshot = SnapshotFactory(volume__project=person.projects.get(), name="from another tab", creating=True)
     OperationFactory(snapshot=snapshot, capture=True)
-    with page.expect_response("**/work/**"):
+    with page.expect_response(f"**{WORK}**"):
         page.clock.run_for(10_000)
     expect(page.locator("#bell-work").get_by_role("link", name="from another tab")).to_be_visible()
 
