@@ -3,6 +3,7 @@
 from typing import Any
 
 from django.contrib import admin, messages
+from django.db import IntegrityError
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import get_object_or_404, render
@@ -74,6 +75,15 @@ class PackageAdmin(SupportAdmin):
             "price": planned[0],
             "start": planned[0].starts_at.strftime("%Y-%m-%d %H:%M"),
         }
+
+    def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        """What the database refuses, because a price began or another one was saved since the form was looked at, the
+        form finds when it looks once more: it is shown again with its errors.
+        """
+        try:
+            return super().changeform_view(request, *args, **kwargs)
+        except IntegrityError:
+            return super().changeform_view(request, *args, **kwargs)
 
     def save_formset(self, request: HttpRequest, form: Any, formset: Any, change: bool) -> None:
         for version in formset.save(commit=False):

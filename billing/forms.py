@@ -1,16 +1,18 @@
 """Forms of billing. Amounts and rates are typed as decimals and kept as millionths."""
 
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 from uuid import uuid4
 
 from django import forms
 from django.contrib.admin.widgets import AdminSplitDateTime
+from django.db.models.functions import Now
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from cng_portal.accounts.models import Customer, Project
+from cng_portal.inventory.models import Location
 
 from . import money
 from .models import (
@@ -46,16 +48,15 @@ class PriceVersionForm(forms.ModelForm):
         super().__init__(*args, **kwargs)
         if self.instance.pk:
             self.initial["rate"] = money.to_decimal(self.instance.rate_micro)
-            if self.has_begun:
+            if self.has_begun_at(timezone.now()):
                 for field in self.fields.values():
                     field.disabled = True
         else:
             now = timezone.localtime()
             self.initial.setdefault("starts_at", now.replace(minute=0, second=0, microsecond=0) + timedelta(hours=1))
 
-    @property
-    def has_begun(self) -> bool:
-        return bool(self.instance.pk) and self.instance.starts_at <= timezone.now()
+    def has_begun_at(self, now: datetime) -> bool:
+        return bool(self.instance.pk) and self.instance.starts_at <= now
 
     def clean(self) -> dict[str, Any]:
         given = super().clean() or self.cleaned_data
@@ -65,25 +66,32 @@ class PriceVersionForm(forms.ModelForm):
 
 
 class PriceVersionFormSet(forms.BaseInlineFormSet):
-    """The rules that need the package: it is not known to a form of its own."""
+    """The rules that need the package: it is not known to a form of its own. The database, which guards the prices, has
+    a clock of its own that may be hours ahead of ours.
+    """
 
     def clean(self) -> None:
         super().clean()
         package = self.instance
         at_this_place = PriceVersion.objects.filter(package__location=package.location_id, package__kind=package.kind)
         sold_before = at_this_place.exists()
+        now = max(timezone.now(), *Location.objects.values_list(Now(), flat=True)[:1])
         starts = set()
         for form in self.forms:
             starts_at = form.cleaned_data.get("starts_at") if form.is_valid() else None
             if form in self.deleted_forms:
-                if form.has_begun:
+                if form.has_begun_at(now):
                     raise forms.ValidationError(_("A price that has begun cannot be deleted: plan the next one."))
-            elif starts_at and form.has_changed() and not form.has_begun:
-                if sold_before and starts_at <= timezone.now():
-                    form.add_error("starts_at", PAST)
+            elif starts_at and form.has_changed():
+                if form.has_begun_at(now):
+                    form.add_error("starts_at", _("This price has begun meanwhile: plan the next one."))
+                elif sold_before and starts_at <= now:
+                    clock = _("By the portal's clocks it is %(now)s UTC.") % {"now": f"{now:%Y-%m-%d %H:%M:%S}"}
+                    form.add_error("starts_at", f"{PAST} {clock}")
                 others = at_this_place.filter(package=package.pk, starts_at=starts_at).exclude(pk=form.instance.pk)
                 if starts_at in starts or others.exists():
                     form.add_error("starts_at", SAME_START)
+                sold_before = True
             starts.add(starts_at)
 
 

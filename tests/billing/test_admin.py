@@ -1,10 +1,11 @@
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from django.urls import reverse
 from django.utils import timezone
 
 from billing import closing, services
+from billing.forms import PriceVersionFormSet
 from billing.models import Invoice, Package, PriceVersion, ServiceKind, WalletTransaction
 from tests.factories import CustomerFactory, LocationFactory, UserFactory
 
@@ -112,6 +113,43 @@ def test_the_next_price_is_planned_and_the_present_one_stays(desk, shop):
     assert errors(desk.post(url, same))
     gone = package_form(shop.package, [(first.pk, first.starts_at, "0.4")], **{"versions-0-DELETE": "on"})
     assert "A price that has begun cannot be deleted" in errors(desk.post(url, gone))
+
+
+@pytest.mark.both_databases
+def test_a_price_that_the_database_takes_for_past_is_an_error_of_the_form(desk, shop, time_machine):
+    """The web server's clock is hours behind the database's."""
+    [first] = shop.package.versions.all()
+    url = reverse("admin:billing_package_change", args=[shop.package.pk])
+    began = timezone.now() - timedelta(hours=1)
+    time_machine.move_to(timezone.now() - timedelta(hours=5))
+    desk.force_login(UserFactory(admin=True))
+    form = package_form(shop.package, [(first.pk, first.starts_at, "0.4"), (None, began, "0.5")], name="Renamed")
+    response = desk.post(url, form)
+    assert "A price starts in the future: hours that have begun keep the price they were sold at." in errors(response)
+    assert f"By the portal's clocks it is {began + timedelta(hours=1):%Y-%m-%d}" in errors(response)
+    page = response.content.decode()
+    assert 'value="0.5"' in page and f'value="{began:%H:%M:%S}"' in page and 'value="Renamed"' in page
+    assert Package.objects.get().name == "BS Snapshot 1CNG-YGN-AZ01" and PriceVersion.objects.get() == first
+
+
+@pytest.mark.both_databases
+def test_a_price_that_begins_between_the_look_and_the_writing_is_an_error_of_the_form(desk, shop, monkeypatch):
+    [first] = shop.package.versions.all()
+    began = timezone.now() - timedelta(seconds=1)
+    form = package_form(shop.package, [(first.pk, first.starts_at, "0.4"), (None, began, "0.5")])
+    # the first look was a moment too early to find it
+    monkeypatch.setattr(PriceVersionFormSet, "clean", lambda formset: monkeypatch.undo())
+    response = desk.post(reverse("admin:billing_package_change", args=[shop.package.pk]), form)
+    assert "A price starts in the future" in errors(response)
+    assert 'value="0.5"' in response.content.decode()
+    assert PriceVersion.objects.get() == first
+
+
+def test_of_several_first_prices_only_the_first_may_start_in_the_past(desk):
+    past = [timezone.now() - timedelta(hours=hours) for hours in (3, 2)]
+    form = package_form(versions=[(None, past[0], "0.4"), (None, past[1], "0.5")])
+    assert "A price starts in the future" in errors(desk.post(reverse("admin:billing_package_add"), form))
+    assert not Package.objects.exists()
 
 
 def test_credits_are_granted_once_however_often_the_form_is_sent(desk, shop):
