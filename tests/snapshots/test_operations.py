@@ -66,6 +66,13 @@ def test_a_claimed_operation_cannot_be_claimed_again_before_its_lease_ran_out(op
     assert second is not None and second.attempt == 2
 
 
+def test_a_worker_whose_clock_is_a_little_behind_takes_what_was_just_asked_for(operation: Operation) -> None:
+    first = operations.claim(operation.pk, now=operation.created_at - timedelta(milliseconds=300))
+    assert first is not None and first.attempt == 1
+    operations.hand_back(first, retry_in=timedelta(seconds=5), error="The disk is busy.")
+    assert operations.claim(operation.pk, now=timezone.now()) is None, "put off by an error"
+
+
 def test_who_lost_the_lease_can_neither_report_nor_finish(operation: Operation) -> None:
     now = timezone.now()
     slow = operations.claim(operation.pk, now=now)
@@ -158,13 +165,22 @@ def test_a_wake_up_call_that_got_lost_is_repeated(operation: Operation) -> None:
     assert DBTaskResult.objects.count() == 1
 
 
-@pytest.mark.parametrize("claimed", [False, True])
-def test_what_was_asked_for_before_the_clock_was_set_back_is_not_put_off(operation: Operation, claimed: bool) -> None:
+def test_what_was_asked_for_before_the_clock_was_set_back_is_taken_at_once(operation: Operation) -> None:
     now = timezone.now()
     later = now + timedelta(hours=2)
     Operation.objects.filter(pk=operation.pk).update(not_before=later, woken_at=later)
-    if claimed:  # and its worker died
-        assert operations.claim(operation.pk, now=later)
+    assert DBTaskResult.objects.ready().count() == 1, "the wake-up call waits for no instant either"
+    assert operations.claim(operation.pk, now=now)
+
+
+@pytest.mark.parametrize("put_off", [False, True])
+def test_what_was_begun_before_the_clock_was_set_back_is_woken(operation: Operation, put_off: bool) -> None:
+    """Its worker died, or an error has put it off."""
+    now = timezone.now()
+    claimed = operations.claim(operation.pk, now=now + timedelta(hours=2))
+    assert claimed is not None
+    if put_off:
+        operations.hand_back(claimed, retry_in=timedelta(hours=2), error="The disk is busy.")
     assert operations.claim(operation.pk, now=now) is None
     assert operations.reconcile(now=now) == 1
     assert operations.reconcile(now=now) == 0
