@@ -74,7 +74,9 @@ class Held:
     half_made: bool = False  # nobody is working on it, and it is not complete
     size_bytes: int | None = None  # logical, of a complete volume; None where it takes another question
     changed_at: datetime | None = None
-    still_there: Callable[[], bool] = lambda: True  # asked again, because much may happen while a long list is read
+    # Asked again, because much may happen while a long list is read: whether this very thing is there as it was seen, not
+    # another of its name.
+    still_there: Callable[[], bool] = lambda: True
 
 
 class StorageError(Exception):

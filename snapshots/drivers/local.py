@@ -26,7 +26,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -292,7 +292,7 @@ class LocalDriver(Driver):
                             half_made=bool(hidden),
                             size_bytes=found.st_size if complete and kind == "volume" else None,
                             changed_at=datetime.fromtimestamp(found.st_mtime, UTC),
-                            still_there=Path(entry.path).exists,
+                            still_there=partial(is_as_seen, Path(entry.path), found, at_rest=bool(hidden)),
                         )
 
     def manifests(self) -> Iterator[tuple[UUID, str]]:
@@ -649,6 +649,16 @@ class LocalDriver(Driver):
             _("The disk of the volume “%(name)s” is not in the storage of %(location)s. Contact support.")
             % {"name": volume.name, "location": self.location}
         )
+
+
+def is_as_seen(path: Path, seen: os.stat_result, *, at_rest: bool) -> bool:
+    """Whether the file is still the one that was seen, of the same size; `at_rest`: and nobody has touched it since."""
+    try:
+        now = path.lstat()
+    except FileNotFoundError:
+        return False
+    untouched = now.st_mtime_ns == seen.st_mtime_ns or not at_rest
+    return (now.st_ino, now.st_size) == (seen.st_ino, seen.st_size) and untouched
 
 
 def parse_uuid(text: str) -> UUID | None:
