@@ -25,6 +25,7 @@ NAMED = re.compile(
 )
 IN_URL = re.compile(r"(\b[\w+.-]+://[^\s:/@]*:)[^\s@]+@")
 SECRET_KEY = re.compile(rf"(?:^|_)(?:{SECRET_WORDS})", re.IGNORECASE)
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 # Parts of an address that open a door: a link for a new password, an invitation.
 SECRET_ARGUMENTS = {"key", "token", "uidb36", "code", "secret"}
 
@@ -52,10 +53,9 @@ def configuration(*, level: str, as_json: bool, secrets: Iterable[str]) -> dict[
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
-    renderer: Processor = (
-        structlog.processors.JSONRenderer(ensure_ascii=False)
-        if as_json
-        else structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
+    console = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
+    render: list[Processor] = (
+        [structlog.processors.JSONRenderer(ensure_ascii=False)] if as_json else [one_line_each, console]
     )
     remove_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     return {
@@ -65,7 +65,7 @@ def configuration(*, level: str, as_json: bool, secrets: Iterable[str]) -> dict[
             "line": {
                 "()": structlog.stdlib.ProcessorFormatter,
                 "foreign_pre_chain": shared,
-                "processors": [remove_meta, redact, renderer],
+                "processors": [remove_meta, redact, *render],
             }
         },
         "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
@@ -98,6 +98,20 @@ def redactor(secrets: Iterable[str]) -> Processor:
         return clean(dict(event))
 
     return redact
+
+
+def one_line_each(logger: Any, method: str, event: EventDict) -> EventDict:
+    """For people to read: nothing that was typed begins a line or moves the terminal's cursor, so nobody forges one. The
+    lines of a traceback stand in from the margin.
+    """
+
+    def escape(text: str) -> str:
+        return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+    shown = {key: escape(value) if isinstance(value, str) else value for key, value in event.items()}
+    if traceback := event.get("exception"):
+        shown["exception"] = "\n".join(f"    {escape(line)}" for line in str(traceback).split("\n"))
+    return shown
 
 
 def request_id() -> str:

@@ -9,7 +9,6 @@ from uuid import UUID
 from django.conf import settings
 from django.db.models import QuerySet
 from django.utils import timezone
-from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from cng_portal.languages import digits
@@ -59,9 +58,12 @@ def announce(customer_id: UUID, kind: str, *, now: datetime) -> str:
 def explain(kind: str, again_at: datetime) -> str:
     # to the next minute: what is said to be allowed then has to be
     local = timezone.localtime(again_at + timedelta(seconds=59))
-    return _(
+    return ngettext(
+        "Your account has asked for “%(act)s” %(limit)s time within an hour, which is as often as the storage is kept "
+        "free for. Nothing was done. Try again at %(time)s, or ask support for more.",
         "Your account has asked for “%(act)s” %(limit)s times within an hour, which is as often as the storage is kept "
-        "free for. Nothing was done. Try again at %(time)s, or ask support for more."
+        "free for. Nothing was done. Try again at %(time)s, or ask support for more.",
+        settings.ACTS_PER_HOUR[kind],
     ) % {
         "act": Operation.Kind(kind).label,
         "limit": digits(settings.ACTS_PER_HOUR[kind]),

@@ -411,18 +411,22 @@ class Reader(HTMLParser):
             self.select = ""
 
 
-def patterns(resolver: Any, namespace: str = "") -> Iterator[tuple[str, dict[str, str]]]:
+def patterns(
+    resolver: Any, namespace: str = "", above: dict[str, str] | None = None
+) -> Iterator[tuple[str, dict[str, str]]]:
     """(name, {parameter: kind of its converter}) of every address."""
     for pattern in resolver.url_patterns:
+        converters = getattr(pattern.pattern, "converters", {})
+        groups = {
+            name: type(converters[name]).__name__ if name in converters else ""
+            for name in pattern.pattern.regex.groupindex
+        }
+        parameters = (above or {}) | groups
         if isinstance(pattern, URLResolver):
-            yield from patterns(pattern, f"{namespace}{pattern.namespace}:" if pattern.namespace else namespace)
+            inside = f"{namespace}{pattern.namespace}:" if pattern.namespace else namespace
+            yield from patterns(pattern, inside, parameters)
         elif pattern.name:
-            groups = pattern.pattern.regex.groupindex
-            converters = getattr(pattern.pattern, "converters", {})
-            yield (
-                f"{namespace}{pattern.name}",
-                {name: type(converters[name]).__name__ if name in converters else "" for name in groups},
-            )
+            yield f"{namespace}{pattern.name}", parameters
 
 
 PATTERNS = sorted(patterns(get_resolver()), key=str)

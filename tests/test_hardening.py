@@ -334,7 +334,7 @@ def test_the_refusal_is_one_sentence_on_the_page_and_nothing_typed_is_lost(
 
     assert page.status_code == 200
     html = page.content.decode()
-    assert "Your account has asked for “New volume” 1 times within an hour" in html
+    assert "Your account has asked for “New volume” 1 time within an hour" in html
     assert 'value="second one"' in html
 
 

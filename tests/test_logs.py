@@ -28,9 +28,12 @@ Lines = Callable[[], list[dict[str, Any]]]
 
 
 @pytest.fixture
-def log() -> Iterator[io.StringIO]:
-    """All that is logged by this process from now on, as the setting LOG_FORMAT=JSON writes it, at every level."""
-    config = logs.configuration(level="DEBUG", as_json=True, secrets=[settings.SECRET_KEY, DATABASE_PASSWORD])
+def log(request: pytest.FixtureRequest) -> Iterator[io.StringIO]:
+    """All that is logged by this process from now on, at every level, as LOG_FORMAT=JSON writes it, or as the test's
+    parameter says.
+    """
+    as_json = getattr(request, "param", "JSON") == "JSON"
+    config = logs.configuration(level="DEBUG", as_json=as_json, secrets=[settings.SECRET_KEY, DATABASE_PASSWORD])
     logging.config.dictConfig({"version": 1, "incremental": False, "disable_existing_loggers": False} | config)
     stream = io.StringIO()
     root = logging.getLogger()
@@ -185,6 +188,29 @@ def test_a_secret_is_taken_out_of_messages_and_of_tracebacks(
     assert hidden not in log.getvalue()
     assert len(lines()) == 2
     assert "test_logs.py" in lines()[1]["exception"]
+
+
+FORGED = "x\n2026-11-22T10:00:00Z [info     ] credits granted\r\x1b[2J\u2028y"
+
+
+@pytest.mark.parametrize("log", ["JSON", "CONSOLE"], indirect=True)
+def test_what_was_typed_begins_no_line_of_its_own(log: io.StringIO) -> None:
+    logger = logging.getLogger("somewhere")
+    logger.warning("Renamed: %s", FORGED)
+    logger.warning("Renamed", extra={"name_of_it": FORGED})
+    with logs.within(operation_id=FORGED):
+        try:
+            raise RuntimeError(FORGED)
+        except RuntimeError:
+            logger.exception("It broke")
+
+    told = log.getvalue()
+    lines = told.split("\n")
+    ours = [line for line in lines if re.match(r"(\{|20\d\d-)", line)]
+    assert len(ours) == 3 and "credits granted" in ours[0] and "credits granted" in ours[2]
+    assert all(line.startswith("    ") for line in lines if line and line not in ours)
+    assert not re.search("[\r\x1b\u2028]", told) or told.startswith("{")
+    assert "RuntimeError" in told
 
 
 def test_ordinary_words_stay(lines: Lines) -> None:
