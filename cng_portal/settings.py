@@ -229,8 +229,8 @@ MIDDLEWARE = [
     "cng_portal.accounts.middleware.htmx_redirects_to_sign_in",
     "django.contrib.auth.middleware.LoginRequiredMiddleware",
     "cng_portal.accounts.middleware.request_origin",
-    "cng_portal.accounts.middleware.impersonation_is_read_only",
     "cng_portal.accounts.middleware.session_is_seen",
+    "cng_portal.accounts.middleware.impersonation_is_read_only",
     "cng_portal.accounts.middleware.personal_preferences",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
@@ -316,6 +316,8 @@ ACCOUNT_LOGIN_METHODS = {"email"}
 ACCOUNT_SIGNUP_FIELDS = ["email*", "password1*", "password2*"]
 ACCOUNT_EMAIL_VERIFICATION = "none"
 ACCOUNT_SESSION_REMEMBER = True
+# A session that nobody uses for so long ends; 0 is the two weeks of its cookie.
+SESSION_IDLE_HOURS = read("SESSION_IDLE_HOURS", whole_number(0, 336), 12)
 ACCOUNT_LOGOUT_REDIRECT_URL = reverse_lazy("account_login")
 # Who is limited in trying: one address, and whoever it is that they try to be; every process counts in the shared cache.
 ACCOUNT_RATE_LIMITS = {

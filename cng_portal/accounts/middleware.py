@@ -71,9 +71,13 @@ def personal_preferences(get_response: GetResponse) -> GetResponse:
 
 
 def session_is_seen(get_response: GetResponse) -> GetResponse:
-    """Once in a while a session is written down as seen; one in which nobody signed in through the door never is."""
+    """Once in a while a session is written down as seen; one in which nobody signed in through the door never is. One
+    that nobody has used for too long is over before anything is shown.
+    """
 
     def middleware(request: HttpRequest) -> HttpResponse:
+        if sessions.is_idle(request):
+            sessions.end_idle(request)
         response = get_response(request)
         sessions.see(request)
         return response

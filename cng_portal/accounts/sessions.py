@@ -3,9 +3,12 @@
 import re
 import time
 from collections.abc import Iterable
+from datetime import timedelta
 
 from allauth.account.adapter import get_adapter
 from allauth.usersessions.models import UserSession
+from django.conf import settings
+from django.contrib.auth.models import AnonymousUser
 from django.contrib.sessions.models import Session
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
@@ -14,6 +17,7 @@ from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
+from . import activity
 from .models import User
 
 # A session is written down as seen at most so often.
@@ -71,10 +75,31 @@ def see(request: HttpRequest) -> None:
     )
 
 
+def is_idle(request: HttpRequest) -> bool:
+    seen_at = request.session.get(SEEN)
+    longest = settings.SESSION_IDLE_HOURS * 3600
+    return bool(longest) and seen_at is not None and time.time() - seen_at > longest
+
+
+def end_idle(request: HttpRequest) -> None:
+    """What is asked is answered as to somebody who is not signed in."""
+    user = request.user
+    if user.is_authenticated:
+        before = {"device": device_of(request), "address": address_of(request)}
+        activity.record(act="person.session_ended", actor=None, thing=user, before=before)
+    UserSession.objects.filter(session_key=request.session.session_key).delete()
+    request.session.flush()
+    request.user = AnonymousUser()
+
+
 def of(user: User) -> QuerySet[UserSession]:
     """Those that can still be used, the last seen first. One query."""
-    alive = Session.objects.filter(expire_date__gt=timezone.now()).values("session_key")
-    return UserSession.objects.filter(user=user, session_key__in=alive).order_by("-last_seen_at", "-pk")
+    now = timezone.now()
+    alive = Session.objects.filter(expire_date__gt=now).values("session_key")
+    found = UserSession.objects.filter(user=user, session_key__in=alive)
+    if settings.SESSION_IDLE_HOURS:
+        found = found.filter(last_seen_at__gt=now - timedelta(hours=settings.SESSION_IDLE_HOURS))
+    return found.order_by("-last_seen_at", "-pk")
 
 
 @transaction.atomic

@@ -1,17 +1,23 @@
 """The person's own pages: what they change, and that nobody else sees or changes it."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 import pytest
 from allauth.usersessions.models import UserSession
 from django.test import Client
 from django.urls import reverse
+from django.utils import timezone
 
 from cng_portal.accounts import sessions
 from cng_portal.accounts.models import Activity, DateFormat, Role, User
 from tests.accounts.test_sign_in import PASSWORD, sign_in
 from tests.factories import ProjectFactory, SnapshotFactory, UserFactory
+
+if TYPE_CHECKING:
+    from pytest_django.fixtures import SettingsWrapper
+    from time_machine import TimeMachineFixture
 
 pytestmark = pytest.mark.django_db
 
@@ -92,6 +98,32 @@ def test_sessions_are_listed_and_ended_one_by_one_or_all_others(person: User) ->
     assert laptop.get("/").status_code == 302
     assert here.get("/").status_code == 200
     assert Activity.objects.filter(act="person.session_ended").count() == 2
+
+
+def test_a_session_that_nobody_uses_ends_and_one_that_is_used_stays(
+    person: User, time_machine: "TimeMachineFixture", settings: "SettingsWrapper"
+) -> None:
+    used, idle = (Client(headers={"User-Agent": agent}) for agent in (FIREFOX, PHONE))
+    began = timezone.now()
+    for client in (used, idle):
+        sign_in(client, person.email)
+    for hours in (6, 11, 13):
+        time_machine.move_to(began + timedelta(hours=hours))
+        assert used.get("/").status_code == 200
+    page = used.get(reverse("accounts:sessions")).text
+    assert "One that nobody uses for 12 hours ends by itself." in page
+    assert "Firefox on Linux" in page and "iPhone" not in page
+    asked = idle.post(reverse("accounts:profile"), details(name="Not I"))
+    assert asked["Location"].startswith(reverse("account_login"))
+    person.refresh_from_db()
+    assert person.name != "Not I"
+    assert not UserSession.objects.filter(user_agent=PHONE).exists()
+    ended = Activity.objects.get(act="person.session_ended")
+    assert (ended.actor, ended.thing_id) == (None, str(person.pk)) and "iPhone" in ended.before["device"]
+
+    settings.SESSION_IDLE_HOURS = 0
+    time_machine.move_to(began + timedelta(days=3))
+    assert used.get("/").status_code == 200
 
 
 def test_nobody_ends_a_session_of_somebody_else_or_this_one(person: User, client_for: Callable[..., Client]) -> None:

@@ -269,6 +269,13 @@ class Customer(Person):
         seldom += [self.sign_out_and_in]
         self.acts = 3 * often + 2 * [self.run_backup_now, self.write, self.write] + seldom
 
+    def ask(self, path: str, data: dict[str, list[str]] | None = None) -> Page:
+        """The clock has jumped, and the session was not used for too long: one signs in again."""
+        page = super().ask(path, data)
+        if page.location == "/accounts/login/" and not path.startswith("/accounts/") and self.sign_in():
+            page = super().ask(path, data)
+        return page
+
     def a_snapshot(self, *lists: str) -> str:
         lists = lists or ("/snapshots/", "/snapshots/vm/", "/backups/", "/snapshots/?sort=oldest")
         return self.choose(self.random.choice(lists), rf'href="(/snapshots/{UUID}/)"')

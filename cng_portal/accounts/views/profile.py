@@ -2,6 +2,7 @@
 
 from allauth.mfa.models import Authenticator
 from allauth.usersessions.models import UserSession
+from django.conf import settings
 from django.contrib import messages
 from django.db import transaction
 from django.http import Http404, HttpRequest, HttpResponse
@@ -85,7 +86,8 @@ def session_list(request: HttpRequest) -> HttpResponse:
         one.device = sessions.device(one.user_agent)
         one.is_here = one.session_key == request.session.session_key
     others = sum(not one.is_here for one in shown)
-    return render(request, "accounts/sessions.html", {"sessions": shown, "others": others, "tabs": tabs(request)})
+    context = {"sessions": shown, "others": others, "hours": settings.SESSION_IDLE_HOURS, "tabs": tabs(request)}
+    return render(request, "accounts/sessions.html", context)
 
 
 @require_POST
