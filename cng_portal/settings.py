@@ -100,6 +100,10 @@ def long_secret(text: str) -> str:
     return text
 
 
+def long_secrets(text: str) -> list[str]:
+    return [long_secret(word) for word in words(text)]
+
+
 def folder(text: str) -> Path:
     """The folder, made where it is missing; a relative path counts from the project's folder."""
     path = (BASE_DIR / text).absolute()
@@ -177,6 +181,8 @@ def generated_secret() -> str:
 
 
 SECRET_KEY = read("SECRET_KEY", long_secret, "", secret=True) or generated_secret()
+# Earlier secrets that still open what they signed or encrypted, while a new one takes over.
+SECRET_KEY_FALLBACKS: list[str] = read("SECRET_KEY_FALLBACKS", long_secrets, [], secret=True)
 ALLOWED_HOSTS = read("ALLOWED_HOSTS", words, ["localhost", "127.0.0.1", "[::1]"])
 CSRF_TRUSTED_ORIGINS: list[str] = read("CSRF_TRUSTED_ORIGINS", words, [])
 HTTPS = read("HTTPS", yes_or_no, False)
@@ -336,6 +342,7 @@ ACCOUNT_REAUTHENTICATION_REQUIRED = True  # before one's e-mail address or secon
 ACCOUNT_REAUTHENTICATION_TIMEOUT = 15 * 60
 ACCOUNT_DEFAULT_HTTP_PROTOCOL = "https" if HTTPS else "http"
 ACCOUNT_EMAIL_SUBJECT_PREFIX = "1CNG: "
+MFA_ADAPTER = "cng_portal.accounts.factors.MFAAdapter"
 MFA_SUPPORTED_TYPES = ["totp", "webauthn", "recovery_codes"]
 MFA_PASSKEY_LOGIN_ENABLED = True
 MFA_TOTP_ISSUER = "1CNG"
@@ -417,6 +424,7 @@ LOGGING = logs.configuration(
     as_json=LOG_FORMAT == "JSON",
     secrets=[
         SECRET_KEY,
+        *SECRET_KEY_FALLBACKS,
         METRICS_TOKEN,
         str(DATABASES["default"].get("PASSWORD", "")),
         EMAIL_CONFIG.get("EMAIL_HOST_PASSWORD") or "",

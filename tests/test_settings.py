@@ -52,6 +52,7 @@ def test_an_unusable_value_is_named_and_explained(name: str, value: str, why: st
     ("name", "value", "why"),
     [
         ("SECRET_KEY", "hunter2", "it is shorter than 32 characters; leave it out to have one generated."),
+        ("SECRET_KEY_FALLBACKS", "hunter2", "it is shorter than 32 characters; leave it out to have one generated."),
         (
             "DATABASE_URL",
             "hunter2",

@@ -7,7 +7,6 @@ import allauth.account.admin
 import allauth.mfa.admin
 import allauth.usersessions.admin  # noqa: F401  # they register what is registered anew below
 from allauth.account.models import EmailAddress
-from allauth.mfa.base.internal.flows import delete_dangling_recovery_codes
 from allauth.mfa.models import Authenticator
 from allauth.usersessions.models import UserSession
 from django import forms
@@ -22,10 +21,9 @@ from django.forms.models import BaseInlineFormSet
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import path
-from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
-from . import activity, impersonation, services, sessions, signals
+from . import activity, factors, impersonation, services, sessions, signals
 from .models import Activity, Customer, Membership, Project, Role, User
 from .services import lock_customer
 
@@ -398,18 +396,7 @@ class FactorAdmin(OfOnePersonAdmin):
     list_filter = ["type"]
 
     def delete_model(self, request: HttpRequest, obj: Authenticator) -> None:
-        """For who has lost it; the person is told, as it might be somebody else who asked."""
-        person, factor = obj.user, signals.factor(obj)
-        activity.record(act="person.factor_removed", actor=request.user, thing=person, before={"factor": factor})
-        obj.delete()
-        delete_dangling_recovery_codes(person)
-        signals.warn(
-            person,
-            lambda: (
-                gettext("An administrator removed a second factor: %(factor)s") % {"factor": signals.factor(obj)},
-                gettext("Did you not ask for it? Ask support at once, and add a factor again."),
-            ),
-        )
+        factors.take_away(obj, by=request.user)
 
 
 class SessionAdmin(OfOnePersonAdmin):

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import pytest
 from allauth.mfa.models import Authenticator
 from django.core import mail
+from django.core.management import CommandError, call_command
 from django.test import Client
 from django.urls import reverse
 
-from cng_portal.accounts import confirmation, notices
+from cng_portal.accounts import confirmation, factors, notices
 from cng_portal.accounts.models import Activity, Project, User
 from tests.accounts.test_sign_in import PASSWORD, sign_in
 from tests.factories import ProjectFactory, UserFactory
@@ -80,6 +81,63 @@ def test_the_app_is_asked_after_the_password_and_a_recovery_code_helps_once(pers
     sign_in(again, person.email)
     assert again.post(reverse("mfa_authenticate"), {"code": code}).status_code == 200
     assert again.get("/").status_code == 302
+
+
+def stored() -> str:
+    return str(list(Authenticator.objects.values_list("data", flat=True)))
+
+
+def lets_in(person: User, code: str) -> bool:
+    client = Client()
+    sign_in(client, person.email)
+    client.post(reverse("mfa_authenticate"), {"code": code})
+    return client.get("/").status_code == 200
+
+
+@pytest.mark.both_databases
+def test_secrets_of_factors_are_encrypted_and_a_new_key_takes_them_over(
+    person: User, secret: str, settings: "SettingsWrapper"
+) -> None:
+    [recovery, *_others] = Authenticator.objects.get(type="recovery_codes").wrap().get_unused_codes()
+    assert secret not in stored() and stored().count("'fernet:") == 2
+    first = settings.SECRET_KEY
+
+    # written in clear by a version before
+    [app] = Authenticator.objects.filter(type="totp")
+    app.data["secret"] = secret
+    app.save()
+    assert lets_in(person, code_of(secret))
+    assert (factors.encrypt_all(), factors.encrypt_all()) == (1, 0)
+    assert secret not in stored()
+
+    settings.SECRET_KEY, settings.SECRET_KEY_FALLBACKS = "another sentence that signs and encrypts", [first]
+    assert lets_in(person, recovery)
+    assert (factors.encrypt_all(), factors.encrypt_all()) == (2, 0)
+    settings.SECRET_KEY_FALLBACKS = []
+    [next_one, *_others] = Authenticator.objects.get(type="recovery_codes").wrap().get_unused_codes()
+    assert next_one != recovery, "a code that was used stays used"
+    assert lets_in(person, next_one)
+
+
+def test_who_lost_the_key_is_told_and_lets_an_administrator_in_by_command(
+    person: User, secret: str, settings: "SettingsWrapper", capsys: pytest.CaptureFixture
+) -> None:
+    settings.SECRET_KEY = "after a restore without the secret of before"
+    client = Client()
+    sign_in(client, person.email)
+    answer = client.post(reverse("mfa_authenticate"), {"code": code_of(secret)})
+    assert answer.status_code == 403
+    assert "The portal cannot check your second factor any more" in answer.text
+    assert factors.encrypt_all() == 0, "what cannot be read stays as it is"
+
+    call_command("remove_factors", person.email.upper())
+    assert "aye@example.com had 1 second factors and has none now." in capsys.readouterr().out
+    assert not Authenticator.objects.exists()
+    assert Activity.objects.get(act="person.factor_removed").actor is None
+    assert person.notices.filter(title="An administrator removed a second factor: authenticator app").exists()
+    assert sign_in(Client(), person.email)["Location"] == "/"
+    with pytest.raises(CommandError, match="Nobody signs in with nobody@example.com"):
+        call_command("remove_factors", "nobody@example.com")
 
 
 @pytest.mark.django_db(transaction=True)

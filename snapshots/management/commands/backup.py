@@ -19,7 +19,7 @@ class Command(BaseCommand):
             "--with-secret",
             action="store_true",
             help="Put the generated secret key in as well: who has the file can then sign in as anybody. Without it "
-            "everybody has to sign in again after a restore elsewhere.",
+            "everybody has to sign in again after a restore elsewhere, and to set up a new authenticator app.",
         )
 
     def handle(self, *, file: Path, with_secret: bool, **options: Any) -> None:
