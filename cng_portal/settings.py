@@ -241,6 +241,7 @@ MIDDLEWARE = [
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "allauth.account.middleware.AccountMiddleware",
+    "cng_portal.accounts.middleware.owner_door",
     "cng_portal.accounts.middleware.admin_door",
 ]
 ROOT_URLCONF = "cng_portal.urls"
@@ -358,6 +359,7 @@ MFA_WEBAUTHN_ALLOW_INSECURE_ORIGIN = not HTTPS  # browsers allow it for localhos
 # Proxies in front of the portal, whose X-Forwarded-For is believed: one where HTTPS is on, as only a proxy speaks it.
 ALLAUTH_TRUSTED_PROXY_COUNT = read("TRUSTED_PROXIES", whole_number(0, 10), 1 if HTTPS else 0)
 ADMIN_MFA_REQUIRED = read("ADMIN_MFA_REQUIRED", yes_or_no, HTTPS)
+OWNER_MFA_REQUIRED = read("OWNER_MFA_REQUIRED", yes_or_no, False)
 EMAIL_CONFIG: dict[str, Any] = read("EMAIL_URL", email, {}, secret=True) or email("consolemail://")
 vars().update(EMAIL_CONFIG)
 DEFAULT_FROM_EMAIL = read("DEFAULT_FROM_EMAIL", str, "portal@localhost")

@@ -18,8 +18,11 @@ from django.utils.translation import gettext as _
 from django_htmx.http import HttpResponseClientRedirect
 
 from . import activity, confirmation, impersonation, preferences, sessions
+from .models import Role
 
 FACTORS = [Authenticator.Type.TOTP, Authenticator.Type.WEBAUTHN]
+# what the page that adds one needs, its frame included
+OPEN_WITHOUT_FACTOR = {"accounts:security", "accounts:choose_theme", "language", "snapshots:work"}
 GetResponse = Callable[[HttpRequest], HttpResponse]
 
 
@@ -82,6 +85,36 @@ def session_is_seen(get_response: GetResponse) -> GetResponse:
         sessions.see(request)
         return response
 
+    return middleware
+
+
+def owner_door(get_response: GetResponse) -> GetResponse:
+    """Who owns a project and has no second factor gets no further than to where one is added, where OWNER_MFA_REQUIRED says
+    so.
+    """
+
+    def middleware(request: HttpRequest) -> HttpResponse:
+        return get_response(request)
+
+    def process_view(request: HttpRequest, view: Any, args: Any, kwargs: Any) -> HttpResponse | None:
+        match, user = request.resolver_match, request.user
+        if not settings.OWNER_MFA_REQUIRED or match is None or not user.is_authenticated or request.impersonator:
+            return None
+        name = match.view_name or ""
+        if name in OPEN_WITHOUT_FACTOR or name.startswith(("account_", "mfa_", "admin:")):
+            return None
+        if Role.OWNER not in user.roles.values() or is_mfa_enabled(user, FACTORS):
+            return None
+        security = resolve_url("accounts:security")
+        if request.htmx:
+            return HttpResponseClientRedirect(security)
+        sentence = _(
+            "Owners of a project need a second factor here. Add a passkey or an authenticator app, then go on."
+        )
+        messages.warning(request, sentence)
+        return redirect(security)
+
+    middleware.process_view = process_view  # type: ignore[attr-defined]  # where Django looks for it
     return middleware
 
 

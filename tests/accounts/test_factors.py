@@ -16,7 +16,7 @@ from django.test import Client
 from django.urls import reverse
 
 from cng_portal.accounts import confirmation, factors, notices
-from cng_portal.accounts.models import Activity, Project, User
+from cng_portal.accounts.models import Activity, Project, Role, User
 from tests.accounts.test_sign_in import PASSWORD, sign_in
 from tests.factories import ProjectFactory, UserFactory
 
@@ -169,6 +169,27 @@ def test_django_admin_needs_a_second_factor_where_the_setting_says_so(
     assert "Django admin needs a second factor here." in response.text
     Authenticator.objects.create(user=admin, type=Authenticator.Type.TOTP, data={"secret": "x"})
     assert client.get("/admin/").status_code == 200
+
+
+def test_owners_need_a_second_factor_where_the_setting_says_so(
+    person: User, settings: "SettingsWrapper", client_for: Callable[..., Client]
+) -> None:
+    member = client_for(UserFactory(member_of=person.projects.get(), member_of__role=Role.MEMBER))
+    settings.OWNER_MFA_REQUIRED = True
+    client = Client()
+    sign_in(client, person.email)
+    response = client.get("/", follow=True)
+    assert response.redirect_chain == [(reverse("accounts:security"), 302)]
+    assert "Owners of a project need a second factor here." in response.text
+    assert client.get("/snapshots/", headers={"HX-Request": "true"})["HX-Redirect"] == reverse("accounts:security")
+    assert client.post(reverse("accounts:invite", args=[person.projects.get().pk]), {"email": "x@example.com"}).url
+    assert not Activity.objects.filter(act="invitation.send").exists()
+    assert member.get("/").status_code == 200, "who owns nothing may go on"
+
+    client.post(reverse("account_reauthenticate"), {"password": PASSWORD})
+    shown = client.get(reverse("mfa_activate_totp")).context["form"].secret
+    client.post(reverse("mfa_activate_totp"), {"code": code_of(shown)})
+    assert client.get("/").status_code == 200
 
 
 def test_an_administrators_act_goes_on_after_a_confirmation() -> None:
