@@ -7,6 +7,7 @@ import ipaddress
 import json
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -114,6 +115,17 @@ def folder(text: str) -> Path:
     if not os.access(path, os.W_OK | os.X_OK):
         raise ValueError("the folder cannot be written to.")
     return path
+
+
+def list_of_sums(text: str) -> str:
+    try:
+        with open(BASE_DIR / text, "rb") as file:
+            first = file.readline()
+    except OSError as error:
+        raise ValueError(f"the file cannot be read ({error.strerror}).") from None
+    if not re.match(rb"[0-9A-F]{40}\b", first):
+        raise ValueError("its lines do not begin with a SHA-1 sum in capital letters.")
+    return str(BASE_DIR / text)
 
 
 def database(text: str) -> dict[str, Any]:
@@ -311,10 +323,18 @@ SCHEDULER_LEASE_SECONDS = read("SCHEDULER_LEASE_SECONDS", whole_number(5, 3600),
 
 AUTH_USER_MODEL = "accounts.User"
 AUTHENTICATION_BACKENDS = ["cng_portal.accounts.backends.AuthenticationBackend"]
-AUTH_PASSWORD_VALIDATORS = [
+AUTH_PASSWORD_VALIDATORS: list[dict[str, Any]] = [
     {"NAME": f"django.contrib.auth.password_validation.{name}"}
     for name in ("UserAttributeSimilarityValidator", "MinimumLengthValidator", "CommonPasswordValidator")
 ]
+BREACHED_PASSWORDS = read("BREACHED_PASSWORDS", list_of_sums, "")
+if BREACHED_PASSWORDS:
+    AUTH_PASSWORD_VALIDATORS.append(
+        {
+            "NAME": "cng_portal.accounts.passwords.BreachedPasswordValidator",
+            "OPTIONS": {"path": BREACHED_PASSWORDS},
+        }
+    )
 LOGIN_URL = reverse_lazy("account_login")
 LOGIN_REDIRECT_URL = reverse_lazy("dashboard")
 ACCOUNT_ADAPTER = "cng_portal.accounts.adapter.AccountAdapter"

@@ -30,6 +30,8 @@ def manage(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
         ("BIND", "everywhere", "it is not an IP address, such as 127.0.0.1 or 0.0.0.0."),
         ("DEBUG", "perhaps", "it is neither true nor false."),
         ("DATA_DIR", "/dev/null/portal", "the folder cannot be made (Not a directory)."),
+        ("BREACHED_PASSWORDS", "/nowhere", "the file cannot be read (No such file or directory)."),
+        ("BREACHED_PASSWORDS", "README.md", "its lines do not begin with a SHA-1 sum in capital letters."),
         ("LOG_LEVEL", "loud", "it is none of DEBUG, INFO, WARNING, ERROR, CRITICAL."),
         ("OPERATION_LEASE_SECONDS", "-1", "it is not a whole number from 1 to 3600."),
         ("STORAGE", "local", "it is not JSON (Expecting value: line 1 column 1 (char 0))."),

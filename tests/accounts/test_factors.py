@@ -6,6 +6,7 @@ import hmac
 import struct
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,7 +16,7 @@ from django.core.management import CommandError, call_command
 from django.test import Client
 from django.urls import reverse
 
-from cng_portal.accounts import confirmation, factors, notices
+from cng_portal.accounts import confirmation, factors, notices, passwords
 from cng_portal.accounts.models import Activity, Project, Role, User
 from tests.accounts.test_sign_in import PASSWORD, sign_in
 from tests.factories import ProjectFactory, UserFactory
@@ -225,6 +226,32 @@ def test_a_changed_password_ends_the_other_sessions_and_is_told(person: User) ->
     assert here.get("/").status_code == 200
     assert there.get("/").status_code == 302
     assert person.notices.get().title == "Your password was changed"
+
+
+@pytest.mark.parametrize("end", ["\n", ":3\r\n"])
+def test_a_password_that_is_known_from_a_breach_is_refused(
+    person: User, settings: "SettingsWrapper", tmp_path: Path, end: str
+) -> None:
+    def sums(passwords: list[str]) -> list[str]:
+        return sorted(hashlib.sha1(one.encode()).hexdigest().upper() for one in passwords)
+
+    stolen = [f"stolen horse {number}" for number in range(300)]
+    file = tmp_path / "stolen"
+    file.write_text("".join(f"{one}{end}" for one in sums(stolen)), newline="")
+    assert all(passwords.is_listed(file, one.encode()) for one in sums(stolen))
+    assert not any(passwords.is_listed(file, one.encode()) for one in [*sums(["a", "b", "c"]), "0" * 40, "F" * 40])
+
+    validator = {"NAME": "cng_portal.accounts.passwords.BreachedPasswordValidator", "OPTIONS": {"path": str(file)}}
+    settings.AUTH_PASSWORD_VALIDATORS = [*settings.AUTH_PASSWORD_VALIDATORS, validator]
+    client = Client()
+    sign_in(client, person.email)
+    url = reverse("account_change_password")
+    refused = client.post(url, {"oldpassword": PASSWORD, "password1": stolen[7], "password2": stolen[7]})
+    assert "This password is in a list of those that were stolen elsewhere." in refused.text
+    person.refresh_from_db()
+    assert person.check_password(PASSWORD)
+    own = "nobody else has this one 7"
+    assert client.post(url, {"oldpassword": PASSWORD, "password1": own, "password2": own}).status_code == 302
 
 
 def test_a_new_address_takes_effect_when_it_is_confirmed(person: User) -> None:
