@@ -1,7 +1,9 @@
 """Amounts: integers of a millionth of the currency (`_micro`), how they are rounded, and how people read them."""
 
 from decimal import Decimal
+from functools import lru_cache
 
+from babel import Locale
 from babel.numbers import format_decimal, get_currency_symbol
 from django.utils.translation import ngettext
 
@@ -37,8 +39,14 @@ def to_decimal(micro: int, digits: int = MAX_DIGITS) -> Decimal:
 
 
 def format_number(micro: int, digits: int) -> str:
+    return _number_in(current_locale(), micro, digits)
+
+
+@lru_cache(maxsize=4096)  # a page of a list prints the same few prices again and again
+def _number_in(locale: Locale, micro: int, digits: int) -> str:
+    """`locale` is the current one, whose digits `local_digits` writes."""
     pattern = "#,##0." + "0" * digits if digits else "#,##0"
-    return local_digits(format_decimal(to_decimal(micro, digits), format=pattern, locale=current_locale()))
+    return local_digits(format_decimal(to_decimal(micro, digits), format=pattern, locale=locale))
 
 
 def format_count(count: int) -> str:

@@ -271,7 +271,11 @@ TEMPLATES = [
                 "snapshots.context.frame",
                 "billing.context.wallet",
             ],
-            "builtins": ["template_partials.templatetags.partials", "cng_portal.templatetags.portal"],
+            "builtins": [
+                "template_partials.templatetags.partials",
+                "cng_portal.templatetags.portal",
+                "cng_portal.templatetags.remember",
+            ],
         },
     }
 ]
