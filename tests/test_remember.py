@@ -22,7 +22,7 @@ from tests.factories import MembershipFactory, SnapshotFactory, UserFactory, Vol
 
 TEMPLATES = Path(settings.BASE_DIR) / "templates"
 REMEMBERED = re.compile(r'{% remember "([^"]+)"')
-INCLUDED = re.compile(r'{% include "([^"]+)"')
+INCLUDED = re.compile(r'{% (?:include|remember) "([^"]+)"')
 # what does not follow from the inputs, the language, the zone and the format of dates
 ELSEWHERE = re.compile(
     r"{%-? *(now|csrf_token|lorem|random)\b|\b(request|user|messages|perms)\b[.|% ]|\|(random|since|timesince|timeuntil)\b"

@@ -6,6 +6,7 @@ relative time, no csrf token, nothing of the request. tests/test_remember.py rea
 """
 
 from collections.abc import Callable
+from dataclasses import is_dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from hashlib import blake2b
@@ -27,7 +28,7 @@ from cng_portal.accounts.preferences import date_pattern
 register = template.Library()
 
 # of all threads of the process; parts of pages, some KB each
-STORE = LocMemCache("remembered", {"TIMEOUT": None, "OPTIONS": {"MAX_ENTRIES": 4000}})
+STORE = LocMemCache("remembered", {"TIMEOUT": None, "OPTIONS": {"MAX_ENTRIES": 2000}})
 PLAIN = frozenset((str, int, bool, float, Decimal, UUID, date, datetime, time, timedelta, type(None)))
 
 
@@ -63,6 +64,8 @@ def facts(value: Any, within: tuple[int, ...] = ()) -> Any:
         return [(name, one if type(one) in PLAIN else facts(one, within)) for name, one in value.items()]
     if isinstance(value, list | tuple):
         return [facts(one, within) for one in value]
+    if is_dataclass(value):
+        return (type(value).__name__, facts(vars(value), within))
     if isinstance(value, Promise | str | int):  # a lazy text, an enumeration
         return (type(value).__name__, str(value))
     if isinstance(value, tuple(PLAIN)):  # lazily got
