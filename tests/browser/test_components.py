@@ -24,7 +24,9 @@ def test_only_staff_see_the_components(client_for: Callable[..., Client]) -> Non
 
 
 def test_every_component_is_on_the_page() -> None:
-    page = "".join((TEMPLATES / name).read_text() for name in ("components.html", "base.html"))
+    page = "".join(
+        (TEMPLATES / name).read_text() for name in ("components.html", "base.html", "partials/frame/keys_window.html")
+    )
     shown = set(re.findall(r"partials/([a-z_]+)\.html", page)) | {
         "messages",
         "poll",
