@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Iterable
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from allauth.account.adapter import get_adapter
 from allauth.usersessions.models import UserSession
@@ -100,6 +100,13 @@ def of(user: User) -> QuerySet[UserSession]:
     if settings.SESSION_IDLE_HOURS:
         found = found.filter(last_seen_at__gt=now - timedelta(hours=settings.SESSION_IDLE_HOURS))
     return found.order_by("-last_seen_at", "-pk")
+
+
+def forget_ended(*, now: datetime) -> int:
+    """Remove device and address of the sessions that are there no more. Returns how many."""
+    alive = Session.objects.filter(expire_date__gt=now).values("session_key")
+    begun = UserSession.objects.filter(created_at__lt=now - timedelta(hours=1))  # not one that is just being written
+    return begun.exclude(session_key__in=alive).delete()[0]
 
 
 @transaction.atomic

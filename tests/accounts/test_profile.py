@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from allauth.usersessions.models import UserSession
+from django.contrib.sessions.models import Session
 from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
@@ -124,6 +125,16 @@ def test_a_session_that_nobody_uses_ends_and_one_that_is_used_stays(
     settings.SESSION_IDLE_HOURS = 0
     time_machine.move_to(began + timedelta(days=3))
     assert used.get("/").status_code == 200
+
+
+def test_of_a_session_that_is_over_neither_device_nor_address_is_kept(person: User) -> None:
+    used, over = (Client(headers={"User-Agent": agent}) for agent in (FIREFOX, PHONE))
+    for client in (used, over):
+        sign_in(client, person.email)
+    Session.objects.filter(session_key=over.session.session_key).update(expire_date=timezone.now())
+    later = timezone.now() + timedelta(hours=2)
+    assert sessions.forget_ended(now=later) == 1
+    assert [one.user_agent for one in UserSession.objects.all()] == [FIREFOX]
 
 
 def test_nobody_ends_a_session_of_somebody_else_or_this_one(person: User, client_for: Callable[..., Client]) -> None:

@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from billing import scheduling as billing
 from cng_portal import logs
-from cng_portal.accounts import factors, notices, roles
+from cng_portal.accounts import factors, notices, roles, sessions
 from cng_portal.hardening import refuse_unsafe_start
 from cng_portal.inventory.models import Location
 from cng_portal.watch import services as watch
@@ -110,6 +110,7 @@ def tidy_up() -> None:
     """
     call_command("prune_db_task_results", min_age_days=1, verbosity=0)
     call_command("clearsessions")
+    sessions.forget_ended(now=timezone.now())
     factors.encrypt_all()
     operations.forget_old_drafts()
     notices.forget_old(now=timezone.now())
