@@ -353,6 +353,10 @@ def test_without_javascript_the_theme_follows_the_system_and_the_menus_open(
         page.locator(".person > summary").click()
         assert page.get_by_role("button", name="Sign out").is_visible()
         assert not page.get_by_role("button", name="Dark theme").is_visible()
+        if scheme == "dark":
+            page.get_by_role("button", name="Sign out").click()
+            page.goto("/")
+            assert page.get_by_role("heading", name="Sign in").is_visible()
         context.close()
     assert seen["light"] != seen["dark"]
 
