@@ -265,15 +265,21 @@ def owed_by_customer(windows: Sequence[CustomerWindow]) -> dict[UUID, int]:
         return {as_uuid(customer_id): int(amount or 0) for customer_id, amount in cursor.fetchall()}
 
 
-def owed_by_kind(windows: Sequence[CustomerWindow]) -> dict[tuple[date, str], int]:
-    """{(month, kind): Σ amounts in millionths}. One query."""
+def owed_by_kind(windows: Sequence[CustomerWindow]) -> dict[tuple[date, datetime, str], int]:
+    """{(month, known at, kind): Σ amounts in millionths}. One query. The same month may be asked for as known at several
+    instants, of which those after its end are its end.
+    """
     if not windows:
         return {}
-    sql, parameters = rated(windows, "w.month")
+    sql, parameters = rated(windows, "w.month, w.known_at")
     with connection.cursor() as cursor:
-        cursor.execute(f"{sql} SELECT month, kind, SUM(amount_micro) FROM line GROUP BY month, kind", parameters)
+        cursor.execute(
+            f"{sql} SELECT month, known_at, kind, SUM(amount_micro) FROM line GROUP BY month, known_at, kind",
+            parameters,
+        )
         return {
-            (_as_date(month), ServiceKind(kind).value): int(amount or 0) for month, kind, amount in cursor.fetchall()
+            (_as_date(month), _as_instant(known_at), ServiceKind(kind).value): int(amount or 0)
+            for month, known_at, kind, amount in cursor.fetchall()
         }
 
 

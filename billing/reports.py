@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from django.db import models
-from django.db.models import Case, Count, Q, Sum, When
+from django.db.models import Case, Count, OuterRef, Q, Subquery, Sum, When
 from django.utils.translation import gettext_lazy as _
 
 from cng_portal.accounts.models import Customer
@@ -192,11 +192,14 @@ class Service:
     """What is there now of one kind."""
 
     kind: str
-    label: str
     count: int
     size_gb: int
     hourly_micro: int
     month_micro: int
+
+    @property
+    def label(self) -> str:
+        return str(ServiceKind(self.kind).label)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +211,7 @@ class Summary:
     free_micro: int
     consumed_micro: int
     balance_micro: int
+    owed_micro: int
     this_month: date
     this_month_micro: int
     projected_micro: int
@@ -225,10 +229,26 @@ def invoiced_costs(customer: Customer) -> Costs:
 
 
 def summary(*, customer: Customer, at: datetime) -> Summary:
-    """Seven queries, and more with usage that was reported late or free credits that have just expired."""
-    windows, [found] = services.open_windows(customers=Customer.objects.filter(pk=customer.pk), at=at)
-    rated = bulk.owed_by_kind(windows)
-    due: Costs = defaultdict(int, rated)
+    """Five queries, and more with usage that was reported late or free credits that have just expired."""
+    credited = WalletTransaction.objects.filter(customer=OuterRef("pk"), at__lte=at).order_by().values("customer")
+    total = {
+        kind: Subquery(credited.filter(kind=kind).annotate(total=Sum("amount_micro")).values("total"))
+        for kind in (TransactionKind.BOUGHT, TransactionKind.GRANTED)
+    }
+    customers = Customer.objects.filter(pk=customer.pk).annotate(
+        bought=total[TransactionKind.BOUGHT], granted=total[TransactionKind.GRANTED]
+    )
+    windows, [found] = services.open_windows(customers=customers, at=at)
+    # the last month once more, as it will be at its end if everything stays as it is, planned prices included
+    rated = bulk.owed_by_kind([*windows, *(replace(window, at=window.until) for window in windows[-1:])])
+    due: Costs = defaultdict(int)
+    still_to_come = 0
+    for (month, known_at, kind), amount_micro in rated.items():
+        if known_at > at:
+            still_to_come += amount_micro
+        else:
+            due[month, kind] += amount_micro
+            still_to_come -= amount_micro if month == windows[-1].month else 0
     for line in services.late_lines(customer=customer, at=at) if found.late else []:
         due[line.month, line.segment.kind] += line.line.amount_micro or 0
     invoiced = invoiced_costs(customer)
@@ -239,34 +259,19 @@ def summary(*, customer: Customer, at: datetime) -> Summary:
         months.append((months[-1] - timedelta(days=1)).replace(day=1))
     this_month = sum(total for (one, _kind), total in costs.items() if one == month)
     standing = services.standing_of(found, owed_micro=sum(due.values()), at=at)
-    sums = {
-        kind: int(total)
-        for kind, total in WalletTransaction.objects.filter(customer=customer, at__lte=at)
-        .order_by()
-        .values_list("kind")
-        .annotate(total=Sum("amount_micro"))
-    }
     return Summary(
         services=active_services(customer=customer, at=at, costs=costs),
         months=sorted(months),
         costs=costs,
-        bought_micro=sums.get(TransactionKind.BOUGHT, 0),
-        free_micro=sums.get(TransactionKind.GRANTED, 0),
+        bought_micro=int(found.bought or 0),
+        free_micro=int(found.granted or 0),
         consumed_micro=sum(costs.values()),
         balance_micro=standing.balance_micro,
+        owed_micro=standing.owed_micro,
         this_month=month,
         this_month_micro=this_month,
-        projected_micro=this_month + _rest_of_month(windows, rated),
+        projected_micro=this_month + still_to_come,
     )
-
-
-def _rest_of_month(windows: list[bulk.CustomerWindow], rated: Costs) -> int:
-    """What the month will have cost in addition at its end, if everything stays as it is, planned prices included."""
-    if not windows:
-        return 0
-    last = windows[-1]
-    then = sum(bulk.owed_by_customer([replace(last, at=last.until)]).values())
-    return then - sum(total for (month, _kind), total in rated.items() if month == last.month)
 
 
 def active_services(*, customer: Customer, at: datetime, costs: dict[tuple[date, str], int]) -> list[Service]:
@@ -296,7 +301,6 @@ def active_services(*, customer: Customer, at: datetime, costs: dict[tuple[date,
             found.append(
                 Service(
                     kind=kind.value,
-                    label=str(kind.label),
                     count=count,
                     size_gb=size_gb,
                     hourly_micro=hourly_micro,

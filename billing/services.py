@@ -205,6 +205,14 @@ def rates_at(*, kind: str, at: datetime, location_codes: Iterable[str] | None = 
     return {code: rate_micro for code, rate_micro in latest.items() if rate_micro is not None}
 
 
+def rate_sold(*, kind: str, at: datetime, location: F | OuterRef) -> Subquery:
+    """What `rates_at` says of the location of a row, as an expression: NULL where the kind is not sold."""
+    versions = PriceVersion.objects.filter(
+        package__kind=_price_kind(kind), package__location=location, starts_at__lte=at
+    ).order_by("-starts_at", "-id")
+    return Subquery(versions.values(sold=Case(When(package__active=True, then=F("rate_micro"))))[:1])
+
+
 def sold_kinds(location_codes: Iterable[str] | None = None, *, at: datetime) -> dict[str, set[str]]:
     """{location code: kinds sold there at the instant}. One query; a location that sells nothing is left out."""
     versions = PriceVersion.objects.filter(starts_at__lte=at)
@@ -415,6 +423,9 @@ class Cost:
         return money.format_amount(self.amount_micro, self.currency)
 
 
+# What of an invoice's line is in a cost.
+INVOICED = ("month", "from_at", "to_at", "hours", "size_gb", "rate_micro", "amount_micro", "kind", "invoice_id")
+
 PricesByPlace = dict[tuple[str, str], list[rating.Price]]
 
 
@@ -464,14 +475,21 @@ class Ledger:
 
 
 def due_lines(
-    *, customer: Customer, at: datetime, segments: Sequence[UsageSegment], prices: PricesByPlace | None = None
+    *,
+    customer: Customer,
+    at: datetime,
+    segments: Sequence[UsageSegment],
+    prices: PricesByPlace | None = None,
+    invoices: list[Invoice] | None = None,
 ) -> list[DueLine]:
-    """What of the customer's `segments` no invoice has yet, as known at `at`. One query, more with late usage and without
-    `prices`, of `prices_by_place`.
+    """What of the customer's `segments` no invoice has yet, as known at `at`. A query each without `prices`, of
+    `prices_by_place`, and without `invoices`, of which the last one will do unless some usage is late; then two more.
     """
     if not segments:
         return []
-    ledger = Ledger(customer=customer, invoices=list(Invoice.objects.filter(customer=customer).order_by("month")))
+    if invoices is None:
+        invoices = list(Invoice.objects.filter(customer=customer).order_by("month"))
+    ledger = Ledger(customer=customer, invoices=invoices)
     first = min(segment.started_at for segment in segments)
     if prices is None:
         prices = prices_by_place({segment.location_id for segment in segments})
@@ -558,39 +576,38 @@ def _correction(segment: UsageSegment, before: InvoiceLine, now: rating.Line | N
 
 
 def cost_so_far(*, resource_id: UUID, at: datetime, prices: PricesByPlace | None = None) -> Cost | None:
-    """What one resource has cost until `at`, of all kinds; None where it never cost anything. Three queries, more with
-    late usage and without the `prices` of its location.
+    """What one resource has cost until `at`, of all kinds; None where it never cost anything. One query, more with late
+    usage and without the `prices` of its location.
     """
     return costs_so_far([resource_id], at, prices).get(resource_id)
 
 
 def costs_so_far(resource_ids: Iterable[UUID], at: datetime, prices: PricesByPlace | None = None) -> dict[UUID, Cost]:
     """{resource: its cost until `at`} of those that were ever charged: what was invoiced, and what is due."""
-    segments = list(
-        UsageSegment.objects.filter(resource_id__in=list(resource_ids), started_at__lte=at).select_related("customer")
+    last = Invoice.objects.filter(customer=OuterRef("customer")).order_by("-month")
+    charged = (
+        UsageSegment.objects.filter(resource_id__in=list(resource_ids), started_at__lte=at)
+        .select_related("customer")
+        .annotate(last_month=Subquery(last.values("month")[:1]), last_until=Subquery(last.values("ends_at")[:1]))
+        # once for each of its lines
+        .annotate(**{f"line_{name}": F(f"lines__{name}") for name in INVOICED})
     )
-    lines: dict[UUID, list[CostLine]] = {segment.resource_id: [] for segment in segments}
-    currencies = {segment.resource_id: segment.customer.currency for segment in segments}
-    by_customer: dict[Customer, list[UsageSegment]] = defaultdict(list)
-    for segment in segments:
+    lines: dict[UUID, list[CostLine]] = defaultdict(list)
+    segments: dict[UUID, Any] = {}
+    for one in charged:
+        segments[one.pk] = one
+        if one.line_month is not None:
+            invoiced = {name: getattr(one, f"line_{name}") for name in INVOICED}
+            lines[one.resource_id].append(CostLine(**invoiced, currency=one.customer.currency))
+    currencies = {segment.resource_id: segment.customer.currency for segment in segments.values()}
+    by_customer: dict[Customer, list[Any]] = defaultdict(list)
+    for segment in segments.values():
         by_customer[segment.customer].append(segment)
-    for one in InvoiceLine.objects.filter(segment__in=segments):
-        lines[one.resource_id].append(
-            CostLine(
-                month=one.month,
-                from_at=one.from_at,
-                to_at=one.to_at,
-                hours=one.hours,
-                size_gb=one.size_gb,
-                rate_micro=one.rate_micro,
-                amount_micro=one.amount_micro,
-                kind=one.kind,
-                currency=currencies[one.resource_id],
-                invoice_id=one.invoice_id,
-            )
-        )
     for customer, own in by_customer.items():
-        for due in due_lines(customer=customer, at=at, segments=own, prices=prices):
+        known: list[Invoice] | None = None
+        if not any(segment.late for segment in own):
+            known = [Invoice(month=own[0].last_month, ends_at=own[0].last_until)] if own[0].last_month else []
+        for due in due_lines(customer=customer, at=at, segments=own, prices=prices, invoices=known):
             lines[due.segment.resource_id].append(
                 CostLine(
                     month=due.month,
@@ -608,10 +625,11 @@ def costs_so_far(resource_ids: Iterable[UUID], at: datetime, prices: PricesByPla
         resource_id: Cost(
             hours=sum(line.hours for line in own),
             amount_micro=sum(line.amount_micro for line in own),
-            currency=currencies[resource_id],
+            currency=currency,
             lines=sorted(own, key=lambda line: (line.from_at, line.to_at)),
         )
-        for resource_id, own in lines.items()
+        for resource_id, currency in currencies.items()
+        for own in [lines[resource_id]]
     }
 
 

@@ -13,6 +13,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import override
 from django.views.decorators.http import require_safe
 
+from cng_portal.accounts import kept
 from cng_portal.accounts.models import BillingType, Customer
 from cng_portal.responses import csv_response
 from cng_portal.templatetags.portal import month as in_words
@@ -123,11 +124,21 @@ def usage_cells(row: reports.Row, customer: Customer) -> list[object]:
 # --- pages -------------------------------------------------------------------------------------------------------------
 
 
+def summary_of(customer: Customer) -> reports.Summary:
+    found: reports.Summary | None = kept.recall("summary", customer)
+    if found is None:
+        found = reports.summary(customer=customer, at=timezone.now())
+        if sum(one.count for one in found.services) > kept.MANY_ROWS:
+            kept.keep("summary", customer, found)
+    return found
+
+
 @require_safe
 def summary(request: HttpRequest, as_csv: bool = False) -> HttpResponse | StreamingHttpResponse:
-    customer, at = get_customer(request), timezone.now()
-    found = reports.summary(customer=customer, at=at)
+    customer = get_customer(request)
+    found = summary_of(customer)
     currency = customer.currency
+    is_prepaid = customer.billing_type == BillingType.PREPAID
     if as_csv:
         rows = (
             [f"{month:%Y-%m}", kind, decimals(micro), currency] for (month, kind), micro in sorted(found.costs.items())
@@ -166,8 +177,9 @@ def summary(request: HttpRequest, as_csv: bool = False) -> HttpResponse | Stream
         {
             "tabs": tabs(request),
             "customer": customer,
-            "is_prepaid": customer.billing_type == BillingType.PREPAID,
-            "warning": services.low_balance_warning(customer=customer),
+            "is_prepaid": is_prepaid,
+            "warning": services.low_balance_warning(customer=customer) if is_prepaid else None,
+            "wallet_amount": amount(found.balance_micro if is_prepaid else found.owed_micro),
             "found": found,
             "bought": amount(found.bought_micro),
             "free": amount(found.free_micro),

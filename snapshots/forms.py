@@ -110,9 +110,9 @@ class SnapshotFilterForm(FilterForm):
                 snapshots = snapshots.filter(**{name: value})
         if text := chosen.get("q"):
             if self.kind == Kind.VOLUME:
-                found = Q(volume_id__in=lists.named(Volume.objects.visible_to(self.user), text))
+                found = lists.of_named("volume_id", Volume.objects.visible_to(self.user), text)
             else:
-                found = Q(vm_id__in=lists.named(VirtualMachine.objects.visible_to(self.user), text))
+                found = lists.of_named("vm_id", VirtualMachine.objects.visible_to(self.user), text)
             if key := name_key(text):
                 found |= Q(name_key__contains=key)
             if uuid := lists.parse_uuid(text):

@@ -1,6 +1,6 @@
 """Lists that stay quick however long they are: filters kept in the URL, orders, and pages by key instead of offset."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
@@ -17,6 +17,7 @@ from django.db.models import (
     IntegerField,
     Model,
     OuterRef,
+    Q,
     QuerySet,
     Subquery,
     Value,
@@ -104,6 +105,17 @@ def read_cursor(model: type[Model], order: Order, text: str) -> tuple[Any, UUID]
         return None
 
 
+class IsIn(Func):
+    """`a IN (SELECT …)`, in the words in which PostgreSQL finds it by an index beside what is joined to it by OR."""
+
+    arg_joiner = " IN "
+    template = "%(expressions)s"
+    output_field = BooleanField()
+
+    def as_postgresql(self, compiler: Any, connection: Any, **context: Any) -> Any:
+        return self.as_sql(compiler, connection, arg_joiner=" = ANY (ARRAY", template="%(expressions)s)", **context)
+
+
 class CountOf(Subquery):
     template = "(SELECT COUNT(*) FROM (%(subquery)s) counted)"
     output_field = IntegerField()
@@ -173,6 +185,15 @@ def _page(
     )
 
 
+def any_of(keys: Sequence[QuerySet[Any, Any]]) -> QuerySet[Any, Any]:
+    """The ids in any of these, each of which may end at a limit: for `pk__in`, where OR would read the whole table."""
+    if len(keys) == 1:
+        return keys[0]
+    # SQLite takes no limit in a part of a UNION
+    first, *others = (one.model.objects.filter(pk__in=one).order_by().values("pk") for one in keys)
+    return first.union(*others, all=True)
+
+
 # --- filters -----------------------------------------------------------------------------------------------------------
 
 
@@ -187,11 +208,11 @@ NEWEST_SCHEDULE = Order(_("Newest first"), "created_at", descending=True)
 NEWEST_RUN = Order(_("Newest first"), "slot", descending=True)
 
 
-def named(sources: OwnedQuerySet, text: str) -> QuerySet[Any, Any]:
-    """Ids of volumes or machines whose name contains the text: a condition for lists of what belongs to them, without a
-    join.
+def of_named(field: str, sources: OwnedQuerySet, text: str) -> Q:
+    """That the field is the id of a volume or machine whose name contains the text: a condition for lists of what belongs to
+    them, without a join.
     """
-    return sources.filter(name__icontains=text).values("pk")
+    return Q(IsIn(F(field), Subquery(sources.filter(name__icontains=text).order_by().values("pk"))))
 
 
 # Volumes of which no snapshot can be restored, and none and no backup of their machine either: a condition.

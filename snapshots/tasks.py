@@ -21,6 +21,7 @@ from billing import services as billing
 from cng_portal import logs
 from cng_portal.accounts import activity, notices
 from cng_portal.accounts.models import Notice
+from cng_portal.accounts.services import lock_customer
 from cng_portal.inventory.models import Volume
 from cng_portal.watch import services as watch
 
@@ -177,6 +178,7 @@ def settle_ready(snapshot: Snapshot, infos: list[SnapshotInfo], now: datetime) -
 
     A backup is read back in any case: only a copy that was verified takes the place of an older one.
     """
+    lock_customer(snapshot.customer_id)  # what was added up of theirs does not hold any more
     for info in infos:
         DiskImage.objects.filter(pk=info.uuid).update(
             backend_ref=info.backend_ref,
@@ -206,6 +208,7 @@ def settle_ready(snapshot: Snapshot, infos: list[SnapshotInfo], now: datetime) -
 
 
 def settle_not_taken(snapshot: Snapshot, reason: str) -> None:
+    lock_customer(snapshot.customer_id)
     failed = Snapshot.objects.transition(snapshot.pk, [State.PENDING, State.CREATING], State.FAILED, error=reason)
     if failed and get_driver(snapshot.location).finishes_late:
         operations.create_operation(kind=Operation.Kind.CLEAN_UP, snapshot=snapshot)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from django import forms
 from django.core.exceptions import ValidationError
-from django.db.models import Count, Max, OuterRef, Q, QuerySet, Subquery
+from django.db.models import Count, Exists, OuterRef, Q, QuerySet, Subquery
 from django.db.models.functions import Coalesce
 from django.urls import reverse
 from django.utils import timezone
@@ -23,24 +23,22 @@ from cng_portal.inventory.models import Location, VirtualMachine, Volume
 
 from . import services
 from .forms import RHYTHM, ScheduleForm
-from .models import SERVICE_KINDS, BackupSchedule, Draft, Kind
+from .models import SERVICE_KINDS, BackupSchedule, Draft, Kind, Snapshot
 
 # More volumes or instances than this are found by searching.
 SOURCES_SHOWN = 60
 LONGEST_ESTIMATE = timedelta(days=3653)
 
 
-def locations_for(user: User, kind: str) -> list[Location]:
+def locations_for(user: User, kind: str) -> QuerySet[Location]:
     """The active locations with `source_count`, of what this person may capture, and `rate_micro`, None if not sold."""
     sources = Volume if kind == Kind.VOLUME else VirtualMachine
     # counted from the person's projects and not from the locations, which would read everybody's
     here = sources.objects.changeable_by(user).present().filter(location=OuterRef("pk")).order_by().values("location")
-    count = Coalesce(Subquery(here.annotate(count=Count("pk")).values("count")), 0)
-    locations: list[Any] = list(Location.objects.active().annotate(source_count=count))
-    rates = billing.rates_at(kind=SERVICE_KINDS[Kind(kind)], at=timezone.now())
-    for location in locations:
-        location.rate_micro = rates.get(location.pk)
-    return locations
+    return Location.objects.active().annotate(
+        source_count=Coalesce(Subquery(here.annotate(count=Count("pk")).values("count")), 0),
+        rate_micro=billing.rate_sold(kind=SERVICE_KINDS[Kind(kind)], at=timezone.now(), location=OuterRef("pk")),
+    )
 
 
 def projects_for(user: User, draft: Draft) -> QuerySet[Project]:
@@ -58,8 +56,18 @@ def sources_for(user: User, draft: Draft) -> QuerySet[Any]:
     return related.select_related("vm") if draft.kind == Kind.VOLUME else related
 
 
-def with_last_snapshot(sources: QuerySet[Any]) -> QuerySet[Any]:
-    return sources.annotate(last_snapshot_at=Max("snapshots__ready_at", filter=Q(snapshots__deleted_at=None)))
+def with_facts(sources: QuerySet[Any], kind: str) -> QuerySet[Any]:
+    """Each with `last_snapshot_at`, `rate_micro` of where it is, None if not sold there, and `in_cloud`: whether it is in a
+    project of a cloud whose quotas are known.
+    """
+    of_source = {"volume" if sources.model is Volume else "vm": OuterRef("pk")}
+    last = Snapshot.objects.filter(**of_source, deleted_at=None, ready_at__isnull=False).order_by("-ready_at")
+    cloud_projects = services.cloud_projects_of(location=OuterRef("location"), project=OuterRef("project"))
+    return sources.annotate(
+        last_snapshot_at=Subquery(last.values("ready_at")[:1]),
+        rate_micro=billing.rate_sold(kind=SERVICE_KINDS[Kind(kind)], at=timezone.now(), location=OuterRef("location")),
+        in_cloud=Exists(cloud_projects),
+    )
 
 
 class ChoiceField(forms.ModelChoiceField):
@@ -82,30 +90,33 @@ class StepForm(forms.Form):
 
 class LocationForm(StepForm):
     location = ChoiceField(
-        Location.objects.active(),
+        Location.objects.none(),
         error_messages={
             "required": _("Choose a location."),
             "invalid_choice": _("This location is not available any more. Choose one of the list."),
         },
     )
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["location"].queryset = locations_for(self.user, self.draft.kind)  # type: ignore[attr-defined]
+
     def clean_location(self) -> Location:
-        location: Location = self.cleaned_data["location"]
+        location: Any = self.cleaned_data["location"]
         kind = self.draft.kind
-        here = next(candidate for candidate in locations_for(self.user, kind) if candidate.pk == location.pk)
-        if here.rate_micro is None:
+        if location.rate_micro is None:
             raise ValidationError(
                 _("%(kind)ss are not sold in %(code)s. Choose another location, or ask support."),
                 params={"kind": Kind(kind).label, "code": location.code},
             )
-        if not here.source_count:
+        if not location.source_count:
             raise ValidationError(
                 _("You have no volume in %(code)s that you could take a snapshot of. Choose another location.")
                 if kind == Kind.VOLUME
                 else _("You have no virtual machine in %(code)s. Choose another location."),
                 params={"code": location.code},
             )
-        return location
+        return location  # type: ignore[no-any-return]
 
 
 class ProjectForm(StepForm):
@@ -449,14 +460,6 @@ def next_slug(draft: Draft, slug: str) -> str:
 
 def previous_slug(draft: Draft, slug: str) -> str:
     return slugs(draft)[slugs(draft).index(slug) - 1]
-
-
-def rate(draft: Draft) -> int | None:
-    """Millionths per GB and hour in the chosen location."""
-    assert draft.location_id is not None
-    kind = SERVICE_KINDS[Kind(draft.kind)]
-    rates = billing.rates_at(kind=kind, at=timezone.now(), location_codes=[draft.location_id])
-    return rates.get(draft.location_id)
 
 
 def progress(draft: Draft, current: str) -> list[dict[str, Any]]:

@@ -212,6 +212,7 @@ class Snapshot(models.Model):
                 name="snapshot_counts",
             ),
             models.Index(fields=["volume", "deleted_at", "-created_at", "-id"], name="snapshot_of_volume"),
+            models.Index(fields=["volume", "-ready_at"], condition=Q(deleted_at=None), name="snapshot_last_of_volume"),
             # the support desk's list, of all customers
             models.Index(fields=["-created_at", "-id"], name="snapshot_newest"),
         ]

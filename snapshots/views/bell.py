@@ -11,7 +11,7 @@ from django.views.decorators.http import require_safe
 from cng_portal.accounts.models import User
 from snapshots.models import Operation
 
-from .common import visible, with_time_left
+from .common import newest_of, with_time_left
 
 SHOWN = 5
 
@@ -22,7 +22,7 @@ def in_progress(user: User) -> dict[str, Any]:
     """
     if not getattr(user, "has_work", True):
         return {"operations": [], "more": False}
-    return shown(visible(Operation.objects.active(), user)[: SHOWN + 1])
+    return shown(newest_of(user, SHOWN + 1, Operation.objects.active()))
 
 
 def shown(newest: Iterable[Operation]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from cng_portal.inventory.models import VirtualMachine
 from cng_portal.responses import is_fragment
 from cng_portal.responses import render_part as render_part
 from cng_portal.templatetags.portal import length_of
-from snapshots import backups, services
+from snapshots import backups, lists, services
 from snapshots.drivers import get_driver
 from snapshots.models import Operation, Snapshot, State
 
@@ -170,15 +170,19 @@ def explain_operations(operations: Iterable[Operation], user: User) -> list[Oper
     return explained
 
 
-def visible(few: QuerySet[Operation], user: User) -> QuerySet[Operation]:
-    """Those of the few that this person sees, newest first."""
-    return (
-        Operation.objects.select_related("snapshot", "volume", "vm", "safety_snapshot", "requested_by")
-        # an expression and no column: a database without statistics would begin with all snapshots of the customer
-        .alias(project=Coalesce("snapshot__project_id", "snapshot__project_id"))
-        .filter(pk__in=few.order_by().values("pk"), project__in=list(user.roles))
+def newest_of(user: User, most: int, *few: QuerySet[Operation]) -> QuerySet[Operation]:
+    """Of each of the few the newest that this person sees, at most so many; the newest first."""
+    # an expression and no column: a database without statistics would begin with all snapshots of the customer
+    project = Coalesce("snapshot__project_id", "snapshot__project_id")
+    keys = [
+        one.alias(project=project)
+        .filter(project__in=list(user.roles))
         .order_by("-created_at", "-id")
-    )
+        .values("pk")[:most]
+        for one in few
+    ]
+    related = Operation.objects.select_related("snapshot", "volume", "vm", "safety_snapshot", "requested_by")
+    return related.filter(pk__in=lists.any_of(keys)).order_by("-created_at", "-id")
 
 
 def with_time_left(operations: Iterable[Operation]) -> list[Operation]:

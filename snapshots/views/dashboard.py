@@ -1,9 +1,10 @@
 """The first page: what there is, what it costs, what runs now, and what needs attention."""
 
 from datetime import timedelta
+from typing import Any
 
 from django.contrib.humanize.templatetags.humanize import intcomma
-from django.db.models import Count, Exists, OuterRef, Q, QuerySet, Sum
+from django.db.models import BigIntegerField, Count, Exists, F, OuterRef, Q, QuerySet, Sum, Value
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 from django.utils.translation import gettext as _
@@ -12,13 +13,14 @@ from django.views.decorators.http import require_GET
 from billing import rating
 from billing.models import ServiceKind
 from billing.money import format_amount, format_price
+from cng_portal.accounts import kept
 from cng_portal.accounts.models import User
 from cng_portal.inventory.models import VirtualMachine, Volume
 from snapshots import lists
 from snapshots.models import COUNTED_STATES, SERVICE_KINDS, BackupRun, BackupSchedule, Kind, Operation, Snapshot, State
 
 from . import bell
-from .common import Rates, explain_operations, rates_now, render_live, version_of, visible, with_time_left
+from .common import Rates, explain_operations, newest_of, rates_now, render_live, version_of, with_time_left
 from .snapshots import explain_rows, listed_snapshots
 
 NEWEST_SHOWN = 5
@@ -29,20 +31,19 @@ FAILED_WITHIN = timedelta(days=30)
 
 @require_GET
 def dashboard(request: HttpRequest) -> HttpResponse:
+    """Four queries besides session, person and wallet: operations, newest snapshots, prices, and figures."""
     user = request.user
-    running = with_time_left(visible(Operation.objects.active(), user)[:OPERATIONS_SHOWN])
-    failed = explain_operations(visible(still_failed(), user)[:OPERATIONS_SHOWN], user)
+    operations = list(newest_of(user, OPERATIONS_SHOWN, Operation.objects.active(), still_failed()))
+    running = with_time_left(one for one in operations if one.is_active)
+    failed = explain_operations([one for one in operations if not one.is_active], user)
     mine = Snapshot.objects.visible_to(user).filter(deleted_at=None).order_by("-created_at", "-pk")
-    newest = Q()  # of each kind by itself, as the index has them
-    for kind in Kind.values:
-        newest |= Q(pk__in=mine.filter(kind=kind).values("pk")[:NEWEST_SHOWN])
-    rows = listed_snapshots().filter(newest).order_by("-created_at", "-pk")[:NEWEST_SHOWN]
+    # of each kind by itself, as the index has them
+    newest = lists.any_of([mine.filter(kind=kind).values("pk")[:NEWEST_SHOWN] for kind in Kind.values])
+    rows = listed_snapshots().filter(pk__in=newest).order_by("-created_at", "-pk")[:NEWEST_SHOWN]
     rates = rates_now()
     snapshots = explain_rows(list(rows), user, rates)
-    volumes = Volume.objects.visible_to(user).present().filter(state=Volume.State.AVAILABLE)
     context = {
-        "totals": totals(user, rates),
-        **volumes.aggregate(volume_count=Count("pk"), unprotected_count=Count("pk", filter=lists.UNPROTECTED)),
+        **figures(user, rates),
         "running": running,
         "in_progress": bell.shown(running),
         "failed": failed,
@@ -59,53 +60,96 @@ def dashboard(request: HttpRequest) -> HttpResponse:
     return render_live(request, "dashboard.html", context, part="dashboard", poll="running", version=version)
 
 
-def totals(user: User, rates: Rates) -> dict[str, object]:
-    """`count` and `size` of the snapshots that are kept, and what those that are Ready cost: `hourly` ("K 20") and a
-    sentence on the month.
+def figures(user: User, rates: Rates) -> dict[str, object]:
+    """`volume_count`, `unprotected_count`, and of the snapshots that are kept `count` and `size`, and what those that are
+    Ready cost: `hourly` ("K 20") and a sentence on the month. One query, of rows (what, location, three numbers).
     """
-    kept = (
-        Snapshot.objects.visible_to(user)
-        .filter(deleted_at=None, kind__in=Kind.values, state__in=COUNTED_STATES)
-        .order_by()
-        .values("kind", "location_id")
-        .annotate(count=Count("*"), gb=Sum("size_gb"), ready_gb=Sum("size_gb", filter=Q(state=State.READY), default=0))
-    )
-    count = gb = hourly_micro = 0
-    for row in kept:
-        count, gb = count + row["count"], gb + row["gb"]
-        rate_micro = rates.get((SERVICE_KINDS[Kind(row["kind"])], row["location_id"]), 0)
-        hourly_micro += row["ready_gb"] * rate_micro
-    hourly_micro += automatic_hourly(user, rates)
+    parts = [volumes_in_figures(user), automatic_in_figures(user), copies_in_figures(user)]
+    # one of whose customers has not changed may still see something else of another one
+    customer = user.customer if user.customer_ids == {user.customer_id} else None
+    key = f"snapshots-in-figures-{version_of(sorted(user.roles))}"
+    snapshots = kept.recall(key, customer) if customer else None
+    rows = list(parts[0].union(*parts[1:], *([] if snapshots else [snapshots_in_figures(user)]), all=True))
+    if snapshots is None:
+        snapshots = [row for row in rows if row[0] in Kind.values]
+        if customer and sum(count for _kind, _code, count, *_gb in snapshots) > kept.MANY_ROWS:
+            kept.keep(key, customer, snapshots)
+    count = gb = hourly_micro = volumes = unprotected = 0
+    for kind, code, number, size_gb, ready_gb in snapshots:
+        count, gb = count + number, gb + size_gb
+        hourly_micro += ready_gb * rates.get((SERVICE_KINDS[Kind(kind)], code), 0)
+    for what, code, *numbers in rows:
+        if what == "volumes":
+            volumes, unprotected = volumes + numbers[0], unprotected + numbers[1]
+        elif what == "automatic":
+            hourly_micro += rating.hourly_micro(rate_micro=numbers[0], size_gb=None)
+        elif what == "copies":
+            hourly_micro -= numbers[0] * rates.get((ServiceKind.VM_BACKUP, code), 0)
     currency = user.customer.currency if user.customer else "MMK"
     monthly_micro = hourly_micro * rating.HOURS_PER_MONTH
     return {
-        "count": intcomma(count),
-        "size": _("%(gb)s GB") % {"gb": intcomma(gb)},
-        "hourly": format_price(hourly_micro, currency),
-        "monthly": _("About %(amount)s a month") % {"amount": format_amount(monthly_micro, currency)},
+        "totals": {
+            "count": intcomma(count),
+            "size": _("%(gb)s GB") % {"gb": intcomma(gb)},
+            "hourly": format_price(hourly_micro, currency),
+            "monthly": _("About %(amount)s a month") % {"amount": format_amount(monthly_micro, currency)},
+        },
+        "volume_count": volumes,
+        "unprotected_count": unprotected,
     }
 
 
-def automatic_hourly(user: User, rates: Rates) -> int:
-    """What automatic backups cost an hour, less what their copies would cost if they were charged by themselves."""
-    prices = (
-        VirtualMachine.objects.visible_to(user)
-        .filter(automatic_backups_since__isnull=False)
-        .values_list("hourly_price_micro", flat=True)
+FIGURES = ("what", "place", "one", "two", "three")
+NOTHING = Value(0, output_field=BigIntegerField())
+
+
+def snapshots_in_figures(user: User) -> QuerySet[Any, Any]:
+    """(kind, location, count, GB, GB of those that are Ready)"""
+    counted = Snapshot.objects.visible_to(user).filter(deleted_at=None, kind__in=Kind.values, state__in=COUNTED_STATES)
+    return (
+        counted.order_by()
+        .values(what=F("kind"), place=F("location_id"))
+        .annotate(one=Count("*"), two=Sum("size_gb"), three=Sum("size_gb", filter=Q(state=State.READY), default=0))
+        .values_list(*FIGURES)
     )
-    copies = (
-        BackupRun.objects.visible_to(user)
-        .filter(
-            schedule__origin=BackupSchedule.Origin.AUTOMATIC,
-            snapshot__state=State.READY,
-            snapshot__project__in=list(user.roles),
+
+
+def volumes_in_figures(user: User) -> QuerySet[Any, Any]:
+    """("volumes", location, count, how many of them have nothing that could be restored, 0)"""
+    there = Volume.objects.visible_to(user).present().filter(state=Volume.State.AVAILABLE)
+    return (
+        there.order_by()
+        .values(what=Value("volumes"), place=F("location_id"))
+        .annotate(one=Count("pk"), two=Count("pk", filter=lists.UNPROTECTED), three=NOTHING)
+        .values_list(*FIGURES)
+    )
+
+
+def automatic_in_figures(user: User) -> QuerySet[Any, Any]:
+    """("automatic", location, hourly price of a machine with automatic backups, of which they cost 20 %, 0, 0)"""
+    machines = VirtualMachine.objects.visible_to(user).filter(automatic_backups_since__isnull=False)
+    return (
+        machines.order_by()
+        .annotate(
+            what=Value("automatic"), place=F("location_id"), one=F("hourly_price_micro"), two=NOTHING, three=NOTHING
         )
-        .order_by()
-        .values_list("snapshot__location_id")
-        .annotate(Sum("snapshot__size_gb"))
+        .values_list(*FIGURES)
     )
-    share = sum(rating.hourly_micro(rate_micro=price, size_gb=None) for price in prices)
-    return share - sum(gb * rates.get((ServiceKind.VM_BACKUP, code), 0) for code, gb in copies)
+
+
+def copies_in_figures(user: User) -> QuerySet[Any, Any]:
+    """("copies", location, GB of the copies of automatic backups, which are not charged by themselves, 0, 0)"""
+    copies = BackupRun.objects.visible_to(user).filter(
+        schedule__origin=BackupSchedule.Origin.AUTOMATIC,
+        snapshot__state=State.READY,
+        snapshot__project__in=list(user.roles),
+    )
+    return (
+        copies.order_by()
+        .values(what=Value("copies"), place=F("snapshot__location_id"))
+        .annotate(one=Sum("snapshot__size_gb"), two=NOTHING, three=NOTHING)
+        .values_list(*FIGURES)
+    )
 
 
 def still_failed() -> QuerySet[Operation]:

@@ -20,7 +20,7 @@ from cng_portal.templatetags.portal import poll_seconds
 from snapshots import lists, services
 from snapshots.drivers import get_driver
 from snapshots.forms import ConfirmationForm, NewMachineForm, NewVolumeForm, RenameForm, SnapshotFilterForm
-from snapshots.models import BackupRun, BackupSchedule, Kind, Operation, Snapshot, State
+from snapshots.models import BackupRun, BackupSchedule, DiskImage, Kind, Operation, Snapshot, State
 
 from .common import (
     Rates,
@@ -263,18 +263,27 @@ def row(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
 # --- page --------------------------------------------------------------------------------------------------------------
 
 
+RELATED = (
+    "project__customer",
+    "location",
+    "volume__vm",
+    "volume__location",
+    "volume__project__customer",
+    "vm",
+    "requested_by",
+    "run__schedule",
+)
+
+
 def get_snapshot(user: User, snapshot_id: UUID) -> Snapshot:
-    related = Snapshot.objects.visible_to(user).select_related(
-        "project__customer",
-        "location",
-        "volume__vm",
-        "volume__location",
-        "volume__project__customer",
-        "vm",
-        "requested_by",
-        "run__schedule",
-    )
-    return get_object_or_404(related, pk=snapshot_id)
+    return get_object_or_404(Snapshot.objects.visible_to(user).select_related(*RELATED), pk=snapshot_id)
+
+
+def get_snapshot_and_disks(user: User, snapshot_id: UUID) -> tuple[Snapshot, list[DiskImage]]:
+    """One query: the snapshot comes with its disks."""
+    found = DiskImage.objects.filter(snapshot__in=Snapshot.objects.visible_to(user).filter(pk=snapshot_id))
+    disks = list(found.select_related("snapshot", *(f"snapshot__{one}" for one in RELATED)))
+    return (disks[0].snapshot, disks) if disks else (get_snapshot(user, snapshot_id), [])
 
 
 def belongs_to_backups(request: HttpRequest, snapshot: Snapshot) -> None:
@@ -297,9 +306,8 @@ def get_changeable(request: HttpRequest, snapshot_id: UUID) -> Snapshot:
 @require_GET
 def snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     user = request.user
-    found = get_snapshot(user, snapshot_id)
+    found, disks = get_snapshot_and_disks(user, snapshot_id)
     belongs_to_backups(request, found)
-    disks = list(found.disks.all())
     operations = explain_operations(
         Operation.objects.filter(Q(snapshot=found) | Q(safety_snapshot=found))
         .select_related("snapshot", "volume", "vm", "safety_snapshot", "requested_by")

@@ -320,7 +320,7 @@ def consistency_of(vm: VirtualMachine) -> str:
 
 
 def location_context(request: HttpRequest, draft: Draft) -> dict[str, Any]:
-    locations = wizard.locations_for(request.user, draft.kind)
+    locations: list[Any] = list(wizard.locations_for(request.user, draft.kind))
     regions = [region for region in Region.values if any(location.region == region for location in locations)]
     region = request.GET.get("region", "")
     region = region if region in regions else ""
@@ -360,26 +360,26 @@ def source_context(request: HttpRequest, draft: Draft) -> dict[str, Any]:
     sources = wizard.sources_for(request.user, draft)
     query = request.GET.get("q", "").strip()
     matches = Q(name__icontains=query) | (Q(vm__name__icontains=query) if draft.kind == Kind.VOLUME else Q())
-    found = wizard.with_last_snapshot(sources.filter(matches) if query else sources)
+    found = wizard.with_facts(sources.filter(matches) if query else sources, draft.kind)
     shown = list(found.order_by("name", "id")[: wizard.SOURCES_SHOWN])
     chosen = draft.volume_id or draft.vm_id
     if chosen and all(source.pk != chosen for source in shown):
-        shown = [*wizard.with_last_snapshot(sources.filter(pk=chosen)), *shown]
+        shown = [*wizard.with_facts(sources.filter(pk=chosen), draft.kind), *shown]
     if draft.kind != Kind.VOLUME:
         prefetch_related_objects(shown, Prefetch("volumes", Volume.objects.present().order_by("position", "name")))
     uses = services.quota_use(draft.project)
-    for cloud_project in services.cloud_projects_of(location=draft.location_id, project=draft.project):
-        cloud = services.cloud_quota_use(cloud_project)
-        uses += [cloud["snapshots"], cloud["gb"]]
-    rate = wizard.rate(draft)
+    if not shown or shown[0].in_cloud:  # they are all of the same project and location
+        for cloud_project in services.cloud_projects_of(location=draft.location_id, project=draft.project):
+            cloud = services.cloud_quota_use(cloud_project)
+            uses += [cloud["snapshots"], cloud["gb"]]
     for source in shown:
         source.value = str(source.pk)
         source.checked = source.pk == chosen
         size_gb = source.size_gb if isinstance(source, Volume) else sum(disk.size_gb for disk in source.volumes.all())
         source.text = _("%(size)s GB") % {"size": format_count(size_gb)}
         source.facts = [*source_facts(source), {"label": _("Last snapshot"), "value": date(source.last_snapshot_at)}]
-        if rate is not None and size_gb:
-            price = format_price(rate * size_gb, draft.project.customer.currency)
+        if source.rate_micro is not None and size_gb:
+            price = format_price(source.rate_micro * size_gb, draft.project.customer.currency)
             label = _("One copy") if draft.kind == Kind.BACKUP else _("Snapshot")
             source.facts.append({"label": label, "value": _("%(price)s an hour") % {"price": price}})
     return {

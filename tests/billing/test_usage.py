@@ -146,7 +146,7 @@ def test_costs_of_a_list_take_the_same_number_of_queries_for_any_length(place, d
     ids = [uuid4() for _ in range(30)]
     for one in ids:
         open_one(place, resource_id=one)
-    with django_assert_max_num_queries(5):
+    with django_assert_max_num_queries(2):
         costs = services.costs_so_far(ids, START + timedelta(hours=2))
     assert {cost.amount_micro for cost in costs.values()} == {40_000_000}
     assert len(costs) == 30

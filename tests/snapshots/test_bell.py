@@ -86,7 +86,7 @@ def test_what_moves_is_one_small_answer(
     client.get(reverse("snapshots:work"))
     for number in range(7):
         taking(project, f"nightly-{number}")
-    with django_assert_num_queries(4):  # session, person, projects, operations
+    with django_assert_num_queries(3):  # session, person, operations
         answer = client.get(reverse("snapshots:work"), {"seen": "0"})
     assert answer.text.count("<li>") == 5
     assert "And more, on the dashboard" in answer.text

@@ -1,0 +1,21 @@
+"""Operations for migrations that run while the version before them serves: see deploy/README.md."""
+
+from typing import Any
+
+from django.contrib.postgres.operations import AddIndexConcurrently
+
+
+class AddIndexMeanwhile(AddIndexConcurrently):
+    """An index of a big table: on PostgreSQL everybody goes on writing while it is built, so the migration is not atomic."""
+
+    def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+        on_postgresql = schema_editor.connection.vendor == "postgresql"
+        forwards = super().database_forwards if on_postgresql else super(AddIndexConcurrently, self).database_forwards
+        forwards(app_label, schema_editor, from_state, to_state)
+
+    def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+        on_postgresql = schema_editor.connection.vendor == "postgresql"
+        backwards = (
+            super().database_backwards if on_postgresql else super(AddIndexConcurrently, self).database_backwards
+        )
+        backwards(app_label, schema_editor, from_state, to_state)
