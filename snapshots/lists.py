@@ -8,6 +8,7 @@ from urllib.parse import urlencode
 from uuid import UUID
 
 from django.core.exceptions import ValidationError
+from django.db import connection
 from django.db.models import (
     BooleanField,
     CharField,
@@ -187,11 +188,10 @@ def _page(
 
 def any_of(keys: Sequence[QuerySet[Any, Any]]) -> QuerySet[Any, Any]:
     """The ids in any of these, each of which may end at a limit: for `pk__in`, where OR would read the whole table."""
-    if len(keys) == 1:
-        return keys[0]
-    # SQLite takes no limit in a part of a UNION
-    first, *others = (one.model.objects.filter(pk__in=one).order_by().values("pk") for one in keys)
-    return first.union(*others, all=True)
+    first, *others = keys
+    if others and not connection.features.supports_slicing_ordering_in_compound:  # SQLite
+        first, *others = (one.model.objects.filter(pk__in=one).order_by().values("pk") for one in keys)
+    return first.union(*others, all=True) if others else first
 
 
 # --- filters -----------------------------------------------------------------------------------------------------------

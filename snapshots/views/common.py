@@ -20,8 +20,8 @@ from django.utils.translation import ngettext
 from billing import rating
 from billing import services as billing
 from billing.money import format_amount, format_price, format_rate
-from cng_portal.accounts.models import User
-from cng_portal.inventory.models import VirtualMachine
+from cng_portal.accounts.models import Project, User
+from cng_portal.inventory.models import Location, VirtualMachine
 from cng_portal.responses import is_fragment
 from cng_portal.responses import render_part as render_part
 from cng_portal.templatetags.portal import length_of
@@ -59,6 +59,14 @@ def render_live(
 def version_of(*facts: object) -> str:
     """A short word that changes when one of the facts does."""
     return hashlib.blake2s(repr(facts).encode(), digest_size=8).hexdigest()
+
+
+def join_place(source: services.Source | None, project: Project | None, location: Location | None) -> None:
+    """A volume or machine is mostly where what is made of it is: then its project and location are not read once more."""
+    if source and project and source.project_id == project.pk:
+        source.project = project
+    if source and location and source.location_id == location.pk:
+        source.location = location
 
 
 # --- prices of what is there already -----------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from .common import (
     automatic_sentence,
     explain_operations,
     is_fragment,
+    join_place,
     price_of,
     push_url,
     rates_now,
@@ -263,27 +264,24 @@ def row(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
 # --- page --------------------------------------------------------------------------------------------------------------
 
 
-RELATED = (
-    "project__customer",
-    "location",
-    "volume__vm",
-    "volume__location",
-    "volume__project__customer",
-    "vm",
-    "requested_by",
-    "run__schedule",
-)
+RELATED = ("project__customer", "location", "volume__vm", "vm", "requested_by", "run__schedule")
 
 
 def get_snapshot(user: User, snapshot_id: UUID) -> Snapshot:
-    return get_object_or_404(Snapshot.objects.visible_to(user).select_related(*RELATED), pk=snapshot_id)
+    found = get_object_or_404(Snapshot.objects.visible_to(user).select_related(*RELATED), pk=snapshot_id)
+    join_place(found.source, found.project, found.location)
+    return found
 
 
 def get_snapshot_and_disks(user: User, snapshot_id: UUID) -> tuple[Snapshot, list[DiskImage]]:
     """One query: the snapshot comes with its disks."""
     found = DiskImage.objects.filter(snapshot__in=Snapshot.objects.visible_to(user).filter(pk=snapshot_id))
     disks = list(found.select_related("snapshot", *(f"snapshot__{one}" for one in RELATED)))
-    return (disks[0].snapshot, disks) if disks else (get_snapshot(user, snapshot_id), [])
+    if not disks:
+        return get_snapshot(user, snapshot_id), []
+    snapshot = disks[0].snapshot
+    join_place(snapshot.source, snapshot.project, snapshot.location)
+    return snapshot, disks
 
 
 def belongs_to_backups(request: HttpRequest, snapshot: Snapshot) -> None:

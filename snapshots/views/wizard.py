@@ -28,7 +28,7 @@ from snapshots.drivers.base import Consistency
 from snapshots.forms import RHYTHM, zone_name
 from snapshots.models import BackupSchedule, Draft, Kind, Operation, Snapshot
 
-from .common import is_fragment, price_of_kept
+from .common import is_fragment, join_place, price_of_kept
 from .picture import picture_of
 
 
@@ -83,18 +83,9 @@ def take_snapshot_of(request: HttpRequest, volume_id: UUID) -> HttpResponse:
 def get_draft(user: User, draft_id: UUID) -> Draft:
     """A draft of a customer whose things this person sees; 403 for who can change none of them."""
     drafts = Draft.objects.filter(Q(project=None) | Q(project__in=list(user.roles)), customer_id__in=user.customer_ids)
-    related = drafts.select_related(
-        "location",
-        "project__customer",
-        "volume__project__customer",
-        "volume__location",
-        "volume__vm",
-        "vm__project__customer",
-        "vm__location",
-        "snapshot",
-        "schedule",
-    )
+    related = drafts.select_related("location", "project__customer", "volume__vm", "vm", "snapshot", "schedule")
     draft = get_object_or_404(related, pk=draft_id)
+    join_place(draft.source, draft.project, draft.location)
     require_some_project(user, draft.customer_id)
     return draft
 
