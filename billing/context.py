@@ -2,13 +2,12 @@
 
 from functools import partial
 
-from django.core.cache import caches
 from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.functional import SimpleLazyObject
-from django.utils.translation import get_language
 from django.utils.translation import gettext as _
 
+from cng_portal.accounts import kept
 from cng_portal.accounts.models import BillingType, Customer
 
 from . import access, money, services
@@ -27,18 +26,15 @@ def wallet(request: HttpRequest) -> dict[str, object]:
     }
 
 
-# The sum moves with the hours, so it is worked out at most once a minute, and at once when something of the customer's has
-# changed: then lock_customer has moved `locked_at`.
+# The sum moves with the hours, so it is worked out at most once a minute.
 KEEP_SECONDS = 60
 
 
 def _amount(customer: Customer, prepaid: bool) -> str:
     at = timezone.now()
-    minute = int(at.timestamp()) // KEEP_SECONDS
-    key = f"wallet-{customer.pk}-{prepaid}-{get_language()}-{customer.locked_at.timestamp()}-{minute}"
-    shown: str | None = caches["process"].get(key)
-    if shown is None:
+    key = f"wallet-{prepaid}-{int(at.timestamp()) // KEEP_SECONDS}"
+    micro: int | None = kept.recall(key, customer)
+    if micro is None:
         micro = services.balance(customer=customer, at=at) if prepaid else services.owed(customer=customer, at=at)
-        shown = money.format_amount(micro, customer.currency)
-        caches["process"].set(key, shown, KEEP_SECONDS)
-    return shown
+        kept.keep(key, customer, micro)
+    return money.format_amount(micro, customer.currency)
