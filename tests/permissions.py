@@ -71,7 +71,6 @@ AT_SIGN_IN = EVERYONE | {OUT: SIGN_IN}
 MINE_ALONE = SIGNED_IN | dict.fromkeys((STRANGER, VIEWER, MEMBER, OWNER, ADMINISTRATOR), MISSING)
 AT_THE_DOOR = SIGNED_IN | dict.fromkeys((STRANGER, VIEWER, MEMBER, OWNER), FORBIDDEN)
 LEAVING = SIGNED_IN | {ADMINISTRATOR: NOT_ALLOWED}
-NOWHERE = ADMINISTER | {ADMINISTRATOR: MISSING}
 OF_MEMBERSHIP = "?app_label=accounts&model_name=membership&field_name=user"
 SNAPSHOT = "?id={snapshot.pk}"
 INVOICE = {"pk": "invoice"}
@@ -219,7 +218,6 @@ TABLE: dict[str, list[Row]] = {
         Row("components", "See every component in every state", STAFF, BOTH),
         Row("admin:jsi18n", "Read the words of the support desk's scripts", ADMINISTER),
         Row("admin:app_list", "See a part of the support desk", ADMINISTER, BOTH),
-        Row("admin:view_on_site", "Follow a link from the support desk (there are none)", NOWHERE, BOTH),
         Row("admin:auth_user_password_change", "Set another person's password", ADMINISTER, BOTH),
         Row("admin:password_change", "Change one's own password", ADMINISTER, BOTH),
         Row("admin:password_change_done", "Read that one's password is changed", ADMINISTER),

@@ -417,3 +417,8 @@ def test_every_kind_of_failure_has_its_advice(kind: str) -> None:
 def test_the_glance_is_for_administrators(client_for: Callable[..., Client]) -> None:
     assert client_for(UserFactory()).get(GLANCE).status_code == 302
     assert client_for(UserFactory(is_staff=True)).get(GLANCE).status_code == 403
+
+
+@pytest.mark.parametrize("thing", ["1/no-key", "1/3f3f3f3f-0000-4000-8000-000000000000", "nothing/at-all"])
+def test_the_support_desk_leads_nowhere_else(support: Client, thing: str) -> None:
+    assert support.get(f"/admin/r/{thing}/").status_code == 404

@@ -112,7 +112,7 @@ def test_a_session_that_nobody_uses_ends_and_one_that_is_used_stays(
         time_machine.move_to(began + timedelta(hours=hours))
         assert used.get("/").status_code == 200
     page = used.get(reverse("accounts:sessions")).text
-    assert "One that nobody uses for 12 hours ends by itself." in page
+    assert "A session that nobody uses for 12 hours ends by itself." in page
     assert "Firefox on Linux" in page and "iPhone" not in page
     asked = idle.post(reverse("accounts:profile"), details(name="Not I"))
     assert asked["Location"].startswith(reverse("account_login"))
