@@ -128,13 +128,13 @@ def accept(*, invitation: Invitation, user: User, at: datetime) -> Membership:
 
 def sign_up(*, invitation: Invitation, name: str, password: str, at: datetime) -> User:
     """Make the sign-in that the invitation is for, and accept it. Raises ValidationError for the password."""
+    user = User(email=invitation.email, name=name, customer=invitation.project.customer)
+    validate_password(password, user)
+    user.set_password(password)  # slow on purpose: not while others wait for the lock
     with transaction.atomic():
         lock_customer(invitation.project.customer_id)
         if User.objects.filter(email__iexact=invitation.email).exists():
             raise Refused(_("There is a sign-in with this address already. Sign in with it."))
-        user = User(email=invitation.email, name=name, customer=invitation.project.customer)
-        validate_password(password, user)
-        user.set_password(password)
         user.save()
         # whoever has the link has read the message
         vouch_for_email(user)
