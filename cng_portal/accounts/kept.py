@@ -1,7 +1,8 @@
-"""Sums of who has very much: each process keeps them for a minute, and forgets them when something of theirs changes.
+"""Sums, of who has very much: each process keeps them for a minute, and forgets them when something of theirs changes.
 
 To add up tens of thousands of rows for every page takes too long. What is kept depends on nothing but the clock, the prices
-and what is changed under `lock_customer`, which moves `locked_at`. Who has little reads nothing that was kept.
+and what is changed under `lock_customer`, which moves `locked_at`. Who has little reads nothing that was kept, except the
+sum in the top bar.
 """
 
 from typing import Any
