@@ -178,6 +178,19 @@ def explain_operations(operations: Iterable[Operation], user: User) -> list[Oper
     return explained
 
 
+OPERATION_RELATED = ("snapshot", "volume", "vm", "safety_snapshot", "requested_by")
+OPERATION_SHOWN = (
+    *(field.name for field in Operation._meta.concrete_fields),
+    *("snapshot__name", "snapshot__state", "snapshot__project", "safety_snapshot__name", "safety_snapshot__state"),
+    *("safety_snapshot__location", "volume__name", "vm__name", "requested_by__name", "requested_by__email"),
+)
+
+
+def shown_operations(found: QuerySet[Operation]) -> QuerySet[Operation]:
+    """With what a page shows of each and of its relations, and no more; the newest first."""
+    return found.select_related(*OPERATION_RELATED).only(*OPERATION_SHOWN).order_by("-created_at", "-id")
+
+
 def newest_of(user: User, most: int, *few: QuerySet[Operation]) -> QuerySet[Operation]:
     """Of each of the few the newest that this person sees, at most so many; the newest first."""
     # an expression and no column: a database without statistics would begin with all snapshots of the customer
@@ -189,8 +202,7 @@ def newest_of(user: User, most: int, *few: QuerySet[Operation]) -> QuerySet[Oper
         .values("pk")[:most]
         for one in few
     ]
-    related = Operation.objects.select_related("snapshot", "volume", "vm", "safety_snapshot", "requested_by")
-    return related.filter(pk__in=lists.any_of(keys)).order_by("-created_at", "-id")
+    return shown_operations(Operation.objects.filter(pk__in=lists.any_of(keys)))
 
 
 def with_time_left(operations: Iterable[Operation]) -> list[Operation]:

@@ -16,7 +16,16 @@ from snapshots.forms import MachineFilterForm
 from snapshots.models import BackupSchedule, Kind, Operation, Snapshot, State
 
 from .backups import explain_schedules
-from .common import automatic_sentence, explain_operations, is_fragment, push_url, render_live, render_part, version_of
+from .common import (
+    automatic_sentence,
+    explain_operations,
+    is_fragment,
+    push_url,
+    render_live,
+    render_part,
+    shown_operations,
+    version_of,
+)
 from .snapshots import explain_rows, listed_snapshots
 from .timelines import timeline_of
 
@@ -94,13 +103,8 @@ def machine(request: HttpRequest, vm_id: UUID) -> HttpResponse:
     )
     explain_machines([found], user)
     kept = {kind: newest_of(found, kind, user) for kind in (Kind.VM, Kind.BACKUP)}
-    operations = explain_operations(
-        Operation.objects.visible_to(user)
-        .filter(Q(vm=found) | Q(snapshot__vm=found))
-        .select_related("snapshot", "volume", "vm", "safety_snapshot", "requested_by")
-        .order_by("-created_at", "-id")[:OPERATIONS_SHOWN],
-        user,
-    )
+    about = Operation.objects.visible_to(user).filter(Q(vm=found) | Q(snapshot__vm=found))
+    operations = explain_operations(shown_operations(about)[:OPERATIONS_SHOWN], user)
     schedules = lists.with_last_run(found.backup_schedules.present().select_related("vm__project__customer"))
     context = {
         "vm": found,

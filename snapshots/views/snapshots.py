@@ -34,6 +34,7 @@ from .common import (
     rates_of,
     render_live,
     render_part,
+    shown_operations,
     version_of,
     with_time_left,
 )
@@ -306,12 +307,8 @@ def snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     user = request.user
     found, disks = get_snapshot_and_disks(user, snapshot_id)
     belongs_to_backups(request, found)
-    operations = explain_operations(
-        Operation.objects.filter(Q(snapshot=found) | Q(safety_snapshot=found))
-        .select_related("snapshot", "volume", "vm", "safety_snapshot", "requested_by")
-        .order_by("-created_at", "-id"),
-        user,
-    )
+    about = Operation.objects.filter(Q(snapshot=found) | Q(safety_snapshot=found))
+    operations = explain_operations(shown_operations(about), user)
     fixed = services.never_written_back([found])
     prices = billing.prices_by_place([found.location_id])
     price = price_of(found, rates_of(prices))

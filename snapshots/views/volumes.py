@@ -14,7 +14,7 @@ from snapshots import lists
 from snapshots.forms import VolumeFilterForm
 from snapshots.models import DiskImage, Operation, Snapshot, State
 
-from .common import explain_operations, is_fragment, push_url, render_live, render_part, version_of
+from .common import explain_operations, is_fragment, push_url, render_live, render_part, shown_operations, version_of
 from .snapshots import explain_rows, listed_snapshots
 from .timelines import timeline_of
 
@@ -82,13 +82,8 @@ def volume(request: HttpRequest, volume_id: UUID) -> HttpResponse:
     mine = Snapshot.objects.filter(volume=found, deleted_at=None, project__in=list(user.roles))
     newest = mine.order_by("-created_at", "-pk").values("pk")[:SNAPSHOTS_SHOWN]
     snapshots = explain_rows(list(listed_snapshots().filter(pk__in=newest).order_by("-created_at", "-pk")), user)
-    operations = explain_operations(
-        Operation.objects.visible_to(user)
-        .filter(Q(volume=found) | Q(snapshot__volume=found))
-        .select_related("snapshot", "volume", "vm", "safety_snapshot", "requested_by")
-        .order_by("-created_at", "-id")[:OPERATIONS_SHOWN],
-        user,
-    )
+    about = Operation.objects.visible_to(user).filter(Q(volume=found) | Q(snapshot__volume=found))
+    operations = explain_operations(shown_operations(about)[:OPERATIONS_SHOWN], user)
     made_by = next(
         (one for one in operations if one.kind == Operation.Kind.NEW_VOLUME and one.volume_id == found.pk), None
     )
