@@ -213,6 +213,14 @@ class Snapshot(models.Model):
             ),
             models.Index(fields=["volume", "deleted_at", "-created_at", "-id"], name="snapshot_of_volume"),
             models.Index(fields=["volume", "-ready_at"], condition=Q(deleted_at=None), name="snapshot_last_of_volume"),
+            # the list of what failed, which among tens of thousands that are Ready is seldom
+            models.Index(
+                fields=["customer", "kind", "state", "-created_at", "-id"],
+                condition=Q(
+                    deleted_at=None, state__in=[State.FAILED.value, *(state.value for state in TRANSIENT_STATES)]
+                ),
+                name="snapshot_not_ready",
+            ),
             # the support desk's list, of all customers
             models.Index(fields=["-created_at", "-id"], name="snapshot_newest"),
         ]
