@@ -178,7 +178,7 @@ def settle_ready(snapshot: Snapshot, infos: list[SnapshotInfo], now: datetime) -
 
     A backup is read back in any case: only a copy that was verified takes the place of an older one.
     """
-    lock_customer(snapshot.customer_id)  # what was added up of theirs does not hold any more
+    lock_customer(snapshot.customer_id)  # or sums that are kept of theirs would be shown although they have changed
     for info in infos:
         DiskImage.objects.filter(pk=info.uuid).update(
             backend_ref=info.backend_ref,
@@ -258,6 +258,7 @@ def make_volume(operation: Operation, lease: operations.Lease) -> None:
     backend_ref = driver.create_volume_from_snapshot(snapshot_ref(disk), volume_ref(volume), lease.heartbeat)
 
     def settle(now: datetime) -> None:
+        lock_customer(volume.project.customer_id)
         Volume.objects.filter(pk=volume.pk).update(state=Volume.State.AVAILABLE, backend_ref=backend_ref)
 
     operations.finish(operation, Operation.State.SUCCEEDED, settle)

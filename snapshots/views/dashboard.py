@@ -62,29 +62,19 @@ def dashboard(request: HttpRequest) -> HttpResponse:
 
 def figures(user: User, rates: Rates) -> dict[str, object]:
     """`volume_count`, `unprotected_count`, and of the snapshots that are kept `count` and `size`, and what those that are
-    Ready cost: `hourly` ("K 20") and a sentence on the month. One query, of rows (what, location, three numbers).
+    Ready cost: `hourly` ("K 20") and a sentence on the month.
     """
-    parts = [volumes_in_figures(user), automatic_in_figures(user), copies_in_figures(user)]
-    # one of whose customers has not changed may still see something else of another one
-    customer = user.customer if user.customer_ids == {user.customer_id} else None
-    key = f"snapshots-in-figures-{version_of(sorted(user.roles))}"
-    snapshots = kept.recall(key, customer) if customer else None
-    rows = list(parts[0].union(*parts[1:], *([] if snapshots else [snapshots_in_figures(user)]), all=True))
-    if snapshots is None:
-        snapshots = [row for row in rows if row[0] in Kind.values]
-        if customer and sum(count for _kind, _code, count, *_gb in snapshots) > kept.MANY_ROWS:
-            kept.keep(key, customer, snapshots)
     count = gb = hourly_micro = volumes = unprotected = 0
-    for kind, code, number, size_gb, ready_gb in snapshots:
-        count, gb = count + number, gb + size_gb
-        hourly_micro += ready_gb * rates.get((SERVICE_KINDS[Kind(kind)], code), 0)
-    for what, code, *numbers in rows:
+    for what, code, *numbers in rows_of_figures(user):
         if what == "volumes":
             volumes, unprotected = volumes + numbers[0], unprotected + numbers[1]
         elif what == "automatic":
             hourly_micro += rating.hourly_micro(rate_micro=numbers[0], size_gb=None)
         elif what == "copies":
             hourly_micro -= numbers[0] * rates.get((ServiceKind.VM_BACKUP, code), 0)
+        else:
+            count, gb = count + numbers[0], gb + numbers[1]
+            hourly_micro += numbers[2] * rates.get((SERVICE_KINDS[Kind(what)], code), 0)
     currency = user.customer.currency if user.customer else "MMK"
     monthly_micro = hourly_micro * rating.HOURS_PER_MONTH
     return {
@@ -97,6 +87,20 @@ def figures(user: User, rates: Rates) -> dict[str, object]:
         "volume_count": volumes,
         "unprotected_count": unprotected,
     }
+
+
+def rows_of_figures(user: User) -> list[tuple[Any, ...]]:
+    """(what, location, three numbers), in one query. They are added up once a minute, and at once when something changes."""
+    # who sees things of several customers is not told when one of the others has changed
+    customer = user.customer if user.customer_ids == {user.customer_id} else None
+    key = f"figures-{version_of(sorted(user.roles))}"
+    rows: list[tuple[Any, ...]] | None = kept.recall(key, customer) if customer else None
+    if rows is None:
+        others = [volumes_in_figures(user), automatic_in_figures(user), copies_in_figures(user)]
+        rows = list(snapshots_in_figures(user).union(*others, all=True))
+        if customer:
+            kept.keep(key, customer, rows)
+    return rows
 
 
 FIGURES = ("what", "place", "one", "two", "three")

@@ -10,7 +10,6 @@ from django.urls import reverse
 from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries
 
-from cng_portal.accounts import kept
 from cng_portal.accounts.models import Project, Role, User
 from snapshots.models import Operation, Snapshot, State
 from snapshots.services import request_deletion
@@ -179,13 +178,10 @@ def test_it_takes_the_same_queries_for_one_and_for_many(
 
 
 @pytest.mark.both_databases
-def test_figures_of_who_has_very_much_are_kept_until_something_changes(
-    client: Client, person: User, project: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_figures_are_kept_until_something_changes(client: Client, person: User, project: Project) -> None:
     def count() -> str:
         return client.get("/").context["totals"]["count"]
 
-    monkeypatch.setattr(kept, "MANY_ROWS", 1)
     taking = SnapshotFactory(volume__project=project, creating=True)
     SnapshotFactory(volume__project=project)
     assert count() == "2"
@@ -201,9 +197,8 @@ def test_figures_of_who_has_very_much_are_kept_until_something_changes(
 
 
 def test_who_sees_things_of_several_customers_is_shown_nothing_that_was_kept(
-    client: Client, person: User, project: Project, monkeypatch: pytest.MonkeyPatch
+    client: Client, person: User, project: Project
 ) -> None:
-    monkeypatch.setattr(kept, "MANY_ROWS", 0)
     other = MembershipFactory(user=person).project
     SnapshotFactory(volume__project=project)
     assert client.get("/").context["totals"]["count"] == "1"
