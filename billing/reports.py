@@ -284,7 +284,7 @@ def active_services(*, customer: Customer, at: datetime, costs: dict[tuple[date,
     }
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
     for kind, code, count, size_gb, base_rate_micro in usage.values_list("kind", "location_id").annotate(
-        count=Count("pk"), gb=Sum("size_gb"), base=Sum("base_rate_micro")
+        count=Count("*"), gb=Sum("size_gb"), base=Sum("base_rate_micro")
     ):
         rates = begun.get((kind, code))
         if base_rate_micro is not None:
