@@ -12,7 +12,7 @@ from django.core.cache import caches
 from .models import Customer
 
 SECONDS = 60
-MANY_ROWS = 2_000
+MANY_ROWS = 2_000  # what has fewer, and must be right to the second, is not kept
 
 
 def recall(key: str, customer: Customer) -> Any:
