@@ -382,7 +382,7 @@ def test_the_glance_takes_the_same_queries_for_few_and_for_many(
         OperationFactory()
         Process.objects.create(kind="worker", host="a", pid=1)
     LocationFactory.create_batch(count)
-    with django_assert_num_queries(12):
+    with django_assert_num_queries(11):
         assert support.get(GLANCE).status_code == 200
 
 
