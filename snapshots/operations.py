@@ -58,14 +58,16 @@ def create_operation(**fields: Any) -> Operation:
     return operation
 
 
+def put_off(now: datetime) -> Q:
+    """By an error, until later. What has none can be taken at once: the clock of who asked for it may be ahead of ours."""
+    return Q(not_before__gt=now) & ~Q(error="")
+
+
 def claim(operation_id: UUID | str, *, now: datetime | None = None) -> Operation | None:
-    """Take a waiting operation, or one whose lease ran out, with a new attempt number; None if there is none to
-    take. What no error has put off is taken at once, although the clock of who asked for it may be ahead of ours.
-    """
+    """Take a waiting operation, or one whose lease ran out, with a new attempt number; None if there is none to take."""
     given, now = now, now or timezone.now()
-    put_off = Q(not_before__gt=now) & ~Q(error="")
     claimable = Operation.objects.filter(pk=operation_id).filter(
-        Q(~put_off, state=Operation.State.PENDING) | Q(state=Operation.State.RUNNING, lease_until__lt=now)
+        Q(~put_off(now), state=Operation.State.PENDING) | Q(state=Operation.State.RUNNING, lease_until__lt=now)
     )
     attempt = claimable.values_list("attempt", flat=True).first()
     if attempt is None:

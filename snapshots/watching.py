@@ -24,6 +24,7 @@ from cng_portal.watch.services import SILENT_AFTER, count_storage_error
 from .drivers import get_driver
 from .drivers.base import StorageError, advice_for
 from .models import DiskImage, Operation, OperationQuerySet
+from .operations import put_off
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class Look:
 def look(*, now: datetime) -> Look:
     """Six queries."""
     active = dict.fromkeys([(kind, state) for kind in Operation.Kind.values for state in PROGRESS], 0)
-    waits = []
+    waits = [timedelta()]  # also of what was asked for by a clock that is ahead of ours
     for row in active_operations(now).values("kind", "progress").annotate(count=Count("pk"), since=Min("not_before")):
         active[row["kind"], row["progress"]] = row["count"]
         if row["progress"] == WAITING:
@@ -75,7 +76,7 @@ def look(*, now: datetime) -> Look:
         at=now,
         active=active,
         ended=ended,
-        oldest_wait=max(waits, default=timedelta()),
+        oldest_wait=max(waits),
         queue_depth=DBTaskResult.objects.ready().order_by().count(),
         alive={kind: processes[kind, True] for kind in Process.Kind.values},
         silent={kind: processes[kind, False] for kind in Process.Kind.values},
@@ -91,7 +92,7 @@ def active_operations(now: datetime) -> OperationQuerySet:
     progress = Case(
         When(running & Q(lease_until__lt=now), then=Value(LOST)),
         When(running, then=Value(RUNNING)),
-        When(not_before__gt=now, then=Value(PAUSED)),
+        When(put_off(now), then=Value(PAUSED)),
         default=Value(WAITING),
     )
     return Operation.objects.active().annotate(progress=progress).order_by()
