@@ -18,6 +18,7 @@ from django.utils.translation import gettext as _
 
 from cng_portal.accounts import activity, notices
 from cng_portal.accounts.models import BillingType, Customer, Notice, Project, User
+from cng_portal.accounts.prepared import prepared
 from cng_portal.accounts.services import lock_customer
 from cng_portal.inventory.models import Location
 
@@ -431,15 +432,17 @@ PricesByPlace = dict[tuple[str, str], list[rating.Price]]
 
 def prices_by_place(codes: Iterable[str] | None = None) -> PricesByPlace:
     """{(kind, location code): prices in the order of their start}. One query."""
-    versions = PriceVersion.objects.order_by("starts_at", "id")
-    if codes is not None:
-        versions = versions.filter(package__location_id__in=set(codes))
     found: dict[tuple[str, str], list[rating.Price]] = defaultdict(list)
-    for pk, kind, code, since, rate_micro in versions.values_list(
-        "id", "package__kind", "package__location_id", "starts_at", "rate_micro"
-    ):
+    for pk, kind, code, since, rate_micro in _versions(None if codes is None else sorted(set(codes))):
         found[kind, code].append(rating.Price(since=since, rate_micro=rate_micro, id=pk))
     return found
+
+
+@prepared
+def _versions(codes: list[str] | None) -> QuerySet[PriceVersion, tuple[Any, ...]]:
+    versions = PriceVersion.objects.all() if codes is None else PriceVersion.objects.filter(package__location__in=codes)
+    shown = versions.values_list("id", "package__kind", "package__location_id", "starts_at", "rate_micro")
+    return shown.order_by("starts_at", "id")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -582,16 +585,21 @@ def cost_so_far(*, resource_id: UUID, at: datetime, prices: PricesByPlace | None
     return costs_so_far([resource_id], at, prices).get(resource_id)
 
 
-def costs_so_far(resource_ids: Iterable[UUID], at: datetime, prices: PricesByPlace | None = None) -> dict[UUID, Cost]:
-    """{resource: its cost until `at`} of those that were ever charged: what was invoiced, and what is due."""
+@prepared
+def _charged(resource_ids: list[UUID], at: datetime) -> QuerySet[UsageSegment]:
+    """What was used until then, once for each of its lines."""
     last = Invoice.objects.filter(customer=OuterRef("customer")).order_by("-month")
-    charged = (
-        UsageSegment.objects.filter(resource_id__in=list(resource_ids), started_at__lte=at)
+    return (
+        UsageSegment.objects.filter(resource_id__in=resource_ids, started_at__lte=at)
         .select_related("customer")
         .annotate(last_month=Subquery(last.values("month")[:1]), last_until=Subquery(last.values("ends_at")[:1]))
-        # once for each of its lines
         .annotate(**{f"line_{name}": F(f"lines__{name}") for name in INVOICED})
     )
+
+
+def costs_so_far(resource_ids: Iterable[UUID], at: datetime, prices: PricesByPlace | None = None) -> dict[UUID, Cost]:
+    """{resource: its cost until `at`} of those that were ever charged: what was invoiced, and what is due."""
+    charged: list[Any] = _charged(list(resource_ids), at)
     lines: dict[UUID, list[CostLine]] = defaultdict(list)
     segments: dict[UUID, Any] = {}
     for one in charged:

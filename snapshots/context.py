@@ -1,60 +1,67 @@
+from dataclasses import dataclass
+from functools import cache
+
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.functional import SimpleLazyObject
 from django.utils.translation import gettext as _
 
 from billing.access import billed_customer
-from cng_portal.accounts.models import User
 
 from .views.bell import in_progress
 
 
 def frame(request: HttpRequest) -> dict[str, object]:
-    """What the frame around every page shows: the left-hand menu, the Create menu, and in the bell what is in progress."""
+    """What the frame around every page shows: the left-hand menu, whether one can create anything (who may only look is
+    refused), and in the bell what is in progress.
+    """
     user = getattr(request, "user", None)  # a request for another host is refused before anybody asks who it is from
     if user is None or not user.is_authenticated:
         return {}
+    path = getattr(request, "section", request.path)  # a view may know better where its page belongs
     return {
-        "menu": SimpleLazyObject(lambda: menu(request)),
-        "create_menu": SimpleLazyObject(lambda: create_menu(user)),
+        "menu": Menu(section=section_of(path), has_bills=billed_customer(user) is not None),
+        "can_create": bool(user.changeable_project_ids),
         "in_progress": SimpleLazyObject(lambda: in_progress(user)),
     }
 
 
-def menu(request: HttpRequest) -> list[dict[str, object]]:
-    path = getattr(request, "section", request.path)  # a view may know better where its page belongs
-
-    def item(label: str, name: str, icon: str, prefix: str | None = None) -> dict[str, object]:
-        url = reverse(name)
-        active = path == "/" if url == "/" else path.startswith(prefix or url)
-        return {"label": label, "url": url, "icon": icon, "active": active}
-
-    account: dict[str, object] = {
-        "label": _("Account"),
-        "items": [item(_("Billing"), "billing:summary", "banknotes", "/billing/")],
-    }
-    return [
-        {"label": "", "items": [item(_("Dashboard"), "dashboard", "home")]},
-        {
-            "label": _("Virtual machines"),
-            "items": [
-                item(_("Instances"), "snapshots:machines", "server"),
-                item(_("Snapshots"), "snapshots:volume_snapshots", "camera", "/snapshots/"),
-                item(_("Backups"), "snapshots:backups", "archive-box", "/backups/"),
-            ],
-        },
-        {"label": _("Storage"), "items": [item(_("Volumes"), "snapshots:volumes", "circle-stack")]},
-        *([account] if billed_customer(request.user) else []),
-        {"label": _("Support"), "items": [item(_("Help"), "help:index", "question-mark-circle")]},
-    ]
+@cache
+def sections() -> list[str]:
+    """The addresses below which the pages are that an item of the menu stands for."""
+    own = [reverse(name) for name in ("snapshots:machines", "snapshots:volumes", "help:index")]
+    return [*own, "/snapshots/", "/backups/", "/billing/"]
 
 
-def create_menu(user: User) -> list[dict[str, str]]:
-    """Nothing for who may only look: each of these pages would refuse it."""
-    if not user.changeable_project_ids:
-        return []
-    return [
-        {"label": _("Volume snapshot"), "url": reverse("snapshots:new"), "icon": "circle-stack"},
-        {"label": _("VM snapshot"), "url": reverse("snapshots:new_vm"), "icon": "server"},
-        {"label": _("Backup"), "url": reverse("snapshots:new_backup"), "icon": "archive-box"},
-    ]
+def section_of(path: str) -> str:
+    return path if path == "/" else next((one for one in sections() if path.startswith(one)), "")
+
+
+@dataclass(frozen=True)
+class Menu:
+    section: str
+    has_bills: bool
+
+    def groups(self) -> list[dict[str, object]]:
+        def item(label: str, name: str, icon: str, section: str = "") -> dict[str, object]:
+            url = reverse(name)
+            return {"label": label, "url": url, "icon": icon, "active": self.section == (section or url)}
+
+        account: dict[str, object] = {
+            "label": _("Account"),
+            "items": [item(_("Billing"), "billing:summary", "banknotes", "/billing/")],
+        }
+        return [
+            {"label": "", "items": [item(_("Dashboard"), "dashboard", "home")]},
+            {
+                "label": _("Virtual machines"),
+                "items": [
+                    item(_("Instances"), "snapshots:machines", "server"),
+                    item(_("Snapshots"), "snapshots:volume_snapshots", "camera", "/snapshots/"),
+                    item(_("Backups"), "snapshots:backups", "archive-box", "/backups/"),
+                ],
+            },
+            {"label": _("Storage"), "items": [item(_("Volumes"), "snapshots:volumes", "circle-stack")]},
+            *([account] if self.has_bills else []),
+            {"label": _("Support"), "items": [item(_("Help"), "help:index", "question-mark-circle")]},
+        ]

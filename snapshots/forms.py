@@ -2,6 +2,7 @@
 
 import unicodedata
 from typing import Any
+from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from django import forms
@@ -13,7 +14,8 @@ from django.utils.translation import gettext_lazy, ngettext
 
 from billing.models import MAX_SIZE_GB
 from cng_portal.accounts.models import Project, User
-from cng_portal.inventory.models import Interval, OwnedQuerySet, VirtualMachine, Volume, Weekday
+from cng_portal.accounts.prepared import Given
+from cng_portal.inventory.models import Interval, VirtualMachine, Volume, Weekday
 
 from . import backups, lists, services
 from .models import NAME_LENGTH, BackupSchedule, DiskImage, Kind, Snapshot, State, name_key
@@ -57,6 +59,17 @@ class FilterForm(forms.Form):
         return {name: value for name, value in given.items() if value and value != self.fields[name].initial}
 
     @property
+    def narrowing(self) -> dict[str, Any]:
+        """What is asked for, as the function that finds it takes it: ids, words, a text `q`, and the `pk` that it may be."""
+        given: dict[str, Any] = {name: value for name, value in self.chosen.items() if name not in ("sort", "q")}
+        for name in ("project", "volume", "vm"):
+            if name in given:
+                given[name] = UUID(given[name])
+        if text := self.chosen.get("q"):
+            given |= {"q": Given(text), "pk": lists.parse_uuid(text)}
+        return given
+
+    @property
     def narrows(self) -> bool:
         return any(name != "sort" for name in self.chosen)
 
@@ -97,32 +110,44 @@ class SnapshotFilterForm(FilterForm):
         super().__init__(*args, without="vm" if kind == Kind.VOLUME else "volume", **kwargs)
 
     @property
-    def found(self) -> QuerySet[Snapshot]:
-        chosen = self.chosen
-        snapshots = Snapshot.objects.filter(deleted_at=None)
-        if volume := chosen.get("volume"):
-            # the volume implies customer and kind; naming them would lead a database without statistics to another index
-            snapshots = snapshots.filter(volume=volume, project__in=list(self.user.roles))
-        else:
-            snapshots = snapshots.visible_to(self.user).filter(kind=self.kind)
-        for name in ("state", "project", "location", "vm"):
-            if value := chosen.get(name):
-                snapshots = snapshots.filter(**{name: value})
-        if text := chosen.get("q"):
-            if self.kind == Kind.VOLUME:
-                found = lists.of_named("volume_id", Volume.objects.visible_to(self.user), text)
-            else:
-                found = lists.of_named("vm_id", VirtualMachine.objects.visible_to(self.user), text)
-            if key := name_key(text):
-                found |= Q(name_key__contains=key)
-            if uuid := lists.parse_uuid(text):
-                found |= Q(pk=uuid)
-            snapshots = snapshots.filter(found)
-        return snapshots
+    def narrowing(self) -> dict[str, Any]:
+        key = name_key(self.chosen.get("q", ""))
+        return super().narrowing | ({"key": Given(key)} if key else {})
 
     @property
     def order(self) -> lists.Order:
         return lists.SNAPSHOT_ORDERS[self.chosen.get("sort", "newest")]
+
+
+def find_snapshots(
+    user: User,
+    kind: Kind,
+    *,
+    volume: UUID | None = None,
+    q: str = "",
+    key: str = "",
+    pk: UUID | None = None,
+    **equal: Any,
+) -> QuerySet[Snapshot]:
+    """What SnapshotFilterForm is `narrowing` to; `key` is the text as names are compared."""
+    found = Snapshot.objects.filter(deleted_at=None)
+    if volume:
+        # the volume implies customer and kind; naming them would lead a database without statistics to another index
+        found = found.filter(volume=volume, project__in=list(user.roles))
+    else:
+        found = found.visible_to(user).filter(kind=kind)
+    found = found.filter(**equal)
+    if not q:
+        return found
+    if kind == Kind.VOLUME:
+        named = lists.of_named("volume_id", Volume.objects.visible_to(user), q)
+    else:
+        named = lists.of_named("vm_id", VirtualMachine.objects.visible_to(user), q)
+    return found.filter(named | (Q(name_key__contains=key) if key else Q()) | _is(pk))
+
+
+def _is(pk: UUID | None) -> Q:
+    return Q(pk=pk) if pk else Q()
 
 
 class VolumeFilterForm(FilterForm):
@@ -140,19 +165,14 @@ class VolumeFilterForm(FilterForm):
         ],
     )
 
-    def apply(self, volumes: QuerySet[Volume]) -> QuerySet[Volume]:
-        chosen = self.chosen
-        for name in ("project", "location"):
-            if value := chosen.get(name):
-                volumes = volumes.filter(**{name: value})
-        if show := chosen.get("show"):
-            volumes = volumes.filter(lists.UNPROTECTED if show == self.UNPROTECTED else Q(vm__isnull=show == self.FREE))
-        if text := chosen.get("q"):
-            found = Q(name__icontains=text) | Q(vm__name__icontains=text)
-            if uuid := lists.parse_uuid(text):
-                found |= Q(pk=uuid)
-            volumes = volumes.filter(found)
-        return volumes
+
+def find_volumes(user: User, *, show: str = "", q: str = "", pk: UUID | None = None, **equal: Any) -> QuerySet[Volume]:
+    """What VolumeFilterForm is `narrowing` to."""
+    found = Volume.objects.visible_to(user).present().filter(**equal)
+    if show:
+        unprotected = show == VolumeFilterForm.UNPROTECTED
+        found = found.filter(lists.UNPROTECTED if unprotected else Q(vm__isnull=show == VolumeFilterForm.FREE))
+    return found.filter(Q(name__icontains=q) | Q(vm__name__icontains=q) | _is(pk)) if q else found
 
 
 class MachineFilterForm(FilterForm):
@@ -160,17 +180,11 @@ class MachineFilterForm(FilterForm):
     location = ChoiceFilter(gettext_lazy("Location"), gettext_lazy("Every location"))
     state = ChoiceFilter(gettext_lazy("State"), gettext_lazy("Every state"), VirtualMachine.State.choices)
 
-    def apply(self, machines: OwnedQuerySet) -> OwnedQuerySet:
-        chosen = self.chosen
-        for name in ("project", "location", "state"):
-            if value := chosen.get(name):
-                machines = machines.filter(**{name: value})
-        if text := chosen.get("q"):
-            found = Q(name__icontains=text)
-            if uuid := lists.parse_uuid(text):
-                found |= Q(pk=uuid)
-            machines = machines.filter(found)
-        return machines
+
+def find_machines(user: User, *, q: str = "", pk: UUID | None = None, **equal: Any) -> QuerySet[VirtualMachine]:
+    """What MachineFilterForm is `narrowing` to."""
+    found = VirtualMachine.objects.visible_to(user).present().filter(**equal)
+    return found.filter(Q(name__icontains=q) | _is(pk)) if q else found
 
 
 class ScheduleFilterForm(FilterForm):
@@ -190,26 +204,22 @@ class ScheduleFilterForm(FilterForm):
         ],
     )
 
-    @property
-    def found(self) -> QuerySet[BackupSchedule]:
-        chosen = self.chosen
-        schedules = lists.with_last_run(BackupSchedule.objects.visible_to(self.user).present())
-        for name, field in (("project", "vm__project"), ("location", "vm__location"), ("vm", "vm")):
-            if value := chosen.get(name):
-                schedules = schedules.filter(**{field: value})
-        show = chosen.get("show")
-        if show == self.TROUBLED:
-            schedules = lists.troubled(schedules)
-        elif show == self.AUTOMATIC:
-            schedules = schedules.filter(origin=BackupSchedule.Origin.AUTOMATIC)
-        elif show:
-            schedules = schedules.filter(paused_at__isnull=show == self.ACTIVE)
-        if text := chosen.get("q"):
-            found = Q(vm__name__icontains=text)
-            if uuid := lists.parse_uuid(text):
-                found |= Q(pk=uuid)
-            schedules = schedules.filter(found)
-        return schedules
+
+def find_schedules(
+    user: User, *, vm: UUID | None = None, show: str = "", q: str = "", pk: UUID | None = None, **equal: Any
+) -> QuerySet[BackupSchedule]:
+    """What ScheduleFilterForm is `narrowing` to."""
+    found = lists.with_last_run(BackupSchedule.objects.visible_to(user).present())
+    found = found.filter(**{f"vm__{name}": value for name, value in equal.items()})
+    if vm:
+        found = found.filter(vm=vm)
+    if show == ScheduleFilterForm.TROUBLED:
+        found = lists.troubled(found)
+    elif show == ScheduleFilterForm.AUTOMATIC:
+        found = found.filter(origin=BackupSchedule.Origin.AUTOMATIC)
+    elif show:
+        found = found.filter(paused_at__isnull=show == ScheduleFilterForm.ACTIVE)
+    return found.filter(Q(vm__name__icontains=q) | _is(pk)) if q else found
 
 
 class ScheduleForm(forms.Form):

@@ -1,8 +1,9 @@
 """Lists that stay quick however long they are: filters kept in the URL, orders, and pages by key instead of offset."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 from urllib.parse import urlencode
 from uuid import UUID
@@ -30,6 +31,7 @@ from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
 from cng_portal.accounts.models import Project, User
+from cng_portal.accounts.prepared import Found, Given, prepared
 from cng_portal.inventory.models import Location, OwnedQuerySet, VirtualMachine, Volume
 
 from .models import BackupRun, BackupSchedule, DiskImage, Snapshot, State
@@ -51,7 +53,7 @@ M = TypeVar("M", bound=Model)
 class Order:
     """One order of a list: by `field`, and by id within equals, in the same direction, as an index has it."""
 
-    label: str | Promise
+    label: str | Promise = field(compare=False)
     field: str
     descending: bool = False
 
@@ -67,16 +69,53 @@ class RowValue(Func):
     output_field = BooleanField()
 
 
-@dataclass(frozen=True)
 class Page(Generic[M]):
-    """`after` and `before` are cursors for the pages next to this one, "" where there is none; `total` is of all pages."""
+    """`after` and `before` are cursors for the pages next to this one, "" where there is none; `total` is of all pages.
 
-    rows: list[M]
-    after: str = ""
-    before: str = ""
-    is_first: bool = True
-    total: int = 0
-    has_more: bool = False  # than the total, which is counted up to a limit
+    The rows are made of what was found when somebody asks for them.
+    """
+
+    def __init__(
+        self,
+        found: Found[Any],
+        order: Order,
+        *,
+        size: int,
+        most: int,
+        cursor: tuple[Any, UUID] | None,
+        backwards: bool,
+    ) -> None:
+        self.raw, self._found, self._order, self._backwards = found.raw, found, order, backwards
+        self._size, self._most = size, most
+        more = len(found.raw) > size
+        self._has_next, self._has_previous = (bool(cursor), more) if backwards else (more, bool(cursor))
+        self.is_first = not self._has_previous
+
+    @cached_property
+    def rows(self) -> list[M]:
+        shown = self._found.rows[: self._size]
+        return shown[::-1] if self._backwards else shown
+
+    @property
+    def after(self) -> str:
+        return cursor_of(self.rows[-1], self._order) if self._has_next and self.rows else ""
+
+    @property
+    def before(self) -> str:
+        return cursor_of(self.rows[0], self._order) if self._has_previous and self.rows else ""
+
+    @property
+    def _counted(self) -> int:
+        return self.rows[0].total if self.rows else 0  # type: ignore[attr-defined,no-any-return]  # annotated
+
+    @property
+    def total(self) -> int:
+        return min(self._counted, self._most)
+
+    @property
+    def has_more(self) -> bool:
+        """Than the total, which is counted up to a limit."""
+        return self._counted > self._most
 
     def urls(self, path: str, params: Mapping[str, str]) -> dict[str, str]:
         """What partials/pagination.html needs, with the filters kept."""
@@ -106,12 +145,21 @@ def read_cursor(model: type[Model], order: Order, text: str) -> tuple[Any, UUID]
         return None
 
 
+class Ids(Subquery):
+    empty_result_set_value = NotImplemented  # in nothing, there is nothing to be found
+
+
 class IsIn(Func):
-    """`a IN (SELECT …)`, in the words in which PostgreSQL finds it by an index beside what is joined to it by OR."""
+    """`a IN (SELECT …)`, in the words in which PostgreSQL finds it by an index beside what is joined to it by OR, and does
+    not have to look for the best order of what is inside and around it.
+    """
 
     arg_joiner = " IN "
     template = "%(expressions)s"
     output_field = BooleanField()
+
+    def __init__(self, field: str, ids: QuerySet[Any, Any]) -> None:
+        super().__init__(F(field), Ids(ids))
 
     def as_postgresql(self, compiler: Any, connection: Any, **context: Any) -> Any:
         return self.as_sql(compiler, connection, arg_joiner=" = ANY (ARRAY", template="%(expressions)s)", **context)
@@ -123,67 +171,64 @@ class CountOf(Subquery):
 
 
 def page_of(
-    found: QuerySet[M],
+    find: Callable[..., QuerySet[M]],
     order: Order,
     params: QueryDict,
     *,
-    rows: QuerySet[M],
-    searching: bool = False,
+    rows: Callable[[], QuerySet[M]],
     size: int = PAGE_SIZE,
     counted_by: str = "project_id",
+    **given: Any,
 ) -> Page[M]:
-    """The page that `?after=` or `?before=` asks for; the first one where the cursor is bad or nothing is there any
-    more.
+    """The page that `?after=` or `?before=` asks for of what `find(**given)` finds; the first one where the cursor is bad
+    or nothing is there any more. `find` and `rows` are as of @prepared.
 
     One query: the keys come from an index alone, and only what is on this page is read, joined and annotated, as `rows`
-    says. The count comes with them. What has to be looked at row by row, `searching`, is counted in the order of the
-    page, so that both walk the same part of the table, and not as far.
+    says. The count comes with them. What has to be looked at row by row, as a text `q` asks, is counted in the order of
+    the page, so that both walk the same part of the table, and not as far.
     """
-    most = COUNTED_SEARCHING if searching else COUNTED
-    counted = found.order_by(*order.by()) if searching else found.order_by()
-    # `counted_by` is a column of the index, which the id is not
-    rows_with_total: QuerySet[Any] = rows.annotate(total=CountOf(counted.values(counted_by)[: most + 1]))
+    most = COUNTED_SEARCHING if given.get("q") else COUNTED
+
+    def page(cursor: tuple[Any, UUID] | None, *, backwards: bool) -> Page[M]:
+        value, pk = cursor or (None, None)
+        value = Given(value) if isinstance(value, str) else value
+        found = _rows.found(find, rows, order, backwards, size + 1, most + 1, counted_by, value, pk, **given)
+        return Page(found, order, size=size, most=most, cursor=cursor, backwards=backwards)
+
     for direction in ("after", "before"):
-        cursor = read_cursor(found.model, order, params.get(direction, ""))
-        if (
-            cursor
-            and (page := _page(found, order, rows_with_total, size, most, cursor, backwards=direction == "before")).rows
-        ):
-            return page
-    return _page(found, order, rows_with_total, size, most, None, backwards=False)
+        text = params.get(direction)
+        cursor = read_cursor(rows().model, order, text) if text else None
+        if cursor and (there := page(cursor, backwards=direction == "before")).raw:
+            return there
+    return page(None, backwards=False)
 
 
-def _page(
-    found: QuerySet[M],
+@prepared(skewed=True)
+def _rows(
+    find: Callable[..., QuerySet[Any]],
+    rows: Callable[[], QuerySet[Any]],
     order: Order,
-    rows: QuerySet[M],
+    backwards: bool,
     size: int,
     most: int,
-    cursor: tuple[Any, UUID] | None,
-    *,
-    backwards: bool,
-) -> Page[M]:
-    if cursor:
+    counted_by: str,
+    value: Any,
+    pk: UUID | None,
+    /,
+    **given: Any,
+) -> QuerySet[Any]:
+    """The rows beyond the one that has this value and id, each with the `total`."""
+    found = find(**given)
+    counted = found.order_by(*order.by()) if given.get("q") else found.order_by()
+    # `counted_by` is a column of the index, which the id is not
+    total = CountOf(counted.values(counted_by)[:most])
+    if pk:
         fields: list[Any] = [found.model._meta.get_field(order.field), found.model._meta.pk]
-        here = RowValue(*(Value(value, output_field=field) for value, field in zip(cursor, fields, strict=True)))
+        here = RowValue(*(Value(one, output_field=field) for one, field in zip((value, pk), fields, strict=True)))
         beyond = LessThan if order.descending != backwards else GreaterThan
         found = found.filter(beyond(RowValue(F(order.field), F("pk")), here))
-    keys = found.order_by(*order.by(backwards=backwards)).values("pk")[: size + 1]
-    shown = list(rows.filter(pk__in=keys).order_by(*order.by(backwards=backwards)))
-    total = shown[0].total if shown else 0
-    more = len(shown) > size
-    shown = shown[:size]
-    if backwards:
-        shown.reverse()
-    has_next, has_previous = (bool(cursor), more) if backwards else (more, bool(cursor))
-    return Page(
-        rows=shown,
-        after=cursor_of(shown[-1], order) if shown and has_next else "",
-        before=cursor_of(shown[0], order) if shown and has_previous else "",
-        is_first=not has_previous,
-        total=min(total, most),
-        has_more=total > most,
-    )
+    keys = found.order_by(*order.by(backwards=backwards)).values("pk")[:size]
+    return rows().annotate(total=total).filter(IsIn("pk", keys)).order_by(*order.by(backwards=backwards))
 
 
 def any_of(keys: Sequence[QuerySet[Any, Any]]) -> QuerySet[Any, Any]:
@@ -212,7 +257,7 @@ def of_named(field: str, sources: OwnedQuerySet, text: str) -> Q:
     """That the field is the id of a volume or machine whose name contains the text: a condition for lists of what belongs to
     them, without a join.
     """
-    return Q(IsIn(F(field), Subquery(sources.filter(name__icontains=text).order_by().values("pk"))))
+    return Q(IsIn(field, sources.filter(name__icontains=text).order_by().values("pk")))
 
 
 # Volumes of which no snapshot can be restored, and none and no backup of their machine either: a condition.
@@ -251,6 +296,17 @@ def filter_choices(user: User, *, source: str = "", wanted: str = "") -> dict[st
     `source` is "volume", "vm" or "" for neither; `wanted` is the id of one that the URL asks for, which is offered even
     where there are too many to offer all.
     """
+    choices: dict[str, Choices] = {what: [] for what in ("location", "project", source) if what}
+    for what, key, label in _offered(user, source):
+        choices[what].append((key if what == "location" else str(UUID(key)), label))
+    if source:
+        also = [option for option in choices[source][SOURCES_OFFERED:] if option[0] == wanted]
+        choices[source] = choices[source][:SOURCES_OFFERED] + also
+    return choices
+
+
+@prepared
+def _offered(user: User, source: str) -> QuerySet[Any, Any]:
     name = Concat("name", Value(" · "), "customer__name") if len(user.customer_ids) > 1 else F("name")
     offered = [
         _as_options("location", Location.objects.all(), F("code"), Concat("code", Value(" · "), "city")),
@@ -262,13 +318,7 @@ def filter_choices(user: User, *, source: str = "", wanted: str = "") -> dict[st
         offered.append(_as_options(source, usable, F("id"), F("name")))
     elif source == "vm":
         offered.append(_as_options(source, VirtualMachine.objects.visible_to(user), F("id"), F("name")))
-    choices: dict[str, Choices] = {what: [] for what in ("location", "project", source) if what}
-    for what, key, label in offered[0].union(*offered[1:], all=True).order_by("what", "label", "key"):
-        choices[what].append((key if what == "location" else str(UUID(key)), label))
-    if source:
-        also = [option for option in choices[source][SOURCES_OFFERED:] if option[0] == wanted]
-        choices[source] = choices[source][:SOURCES_OFFERED] + also
-    return choices
+    return offered[0].union(*offered[1:], all=True).order_by("what", "label", "key")
 
 
 def _as_options(what: str, found: QuerySet[Any], key: Any, label: Any) -> QuerySet[Any, Any]:

@@ -210,9 +210,9 @@ def require_quota(use: QuotaUse, more: int) -> None:
 FIGURES_HOLD = timedelta(minutes=15)
 
 
-def cloud_projects_of(*, at: datetime | None = None, **which: Any) -> QuerySet[CloudProject]:
-    """Those whose quotas are known well enough to say something in advance."""
-    since = (at or timezone.now()) - FIGURES_HOLD
+def cloud_projects_of(*, since: datetime | None = None, **which: Any) -> QuerySet[CloudProject]:
+    """Those whose quotas are known well enough to say something in advance: from `since`, FIGURES_HOLD ago."""
+    since = since or timezone.now() - FIGURES_HOLD
     return CloudProject.objects.filter(synced_at__gte=since, missing_since=None, error="", **which)
 
 

@@ -5,8 +5,9 @@ step is opened: `first_open_step` names the step where the person has to be.
 """
 
 from collections.abc import Sequence
-from datetime import date, time, timedelta
+from datetime import date, datetime, time, timedelta
 from typing import Any, ClassVar
+from uuid import UUID
 
 from django import forms
 from django.core.exceptions import ValidationError
@@ -19,6 +20,7 @@ from django.utils.translation import gettext_lazy as _
 from billing import services as billing
 from billing.models import BillingCycle
 from cng_portal.accounts.models import Project, User
+from cng_portal.accounts.prepared import prepared
 from cng_portal.inventory.models import Location, VirtualMachine, Volume
 
 from . import services
@@ -30,48 +32,86 @@ SOURCES_SHOWN = 60
 LONGEST_ESTIMATE = timedelta(days=3653)
 
 
-def locations_for(user: User, kind: str) -> QuerySet[Location]:
+def locations_for(user: User, kind: str) -> list[Location]:
     """The active locations with `source_count`, of what this person may capture, and `rate_micro`, None if not sold."""
+    return _locations(user, kind, at=timezone.now())
+
+
+@prepared
+def _locations(user: User, kind: str, *, at: datetime) -> QuerySet[Location]:
     sources = Volume if kind == Kind.VOLUME else VirtualMachine
     # counted from the person's projects and not from the locations, which would read everybody's
     here = sources.objects.changeable_by(user).present().filter(location=OuterRef("pk")).order_by().values("location")
     return Location.objects.active().annotate(
         source_count=Coalesce(Subquery(here.annotate(count=Count("pk")).values("count")), 0),
-        rate_micro=billing.rate_sold(kind=SERVICE_KINDS[Kind(kind)], at=timezone.now(), location=OuterRef("pk")),
+        rate_micro=billing.rate_sold(kind=SERVICE_KINDS[Kind(kind)], at=at, location=OuterRef("pk")),
     )
 
 
-def projects_for(user: User, draft: Draft) -> QuerySet[Project]:
-    """The projects this person may change, with `source_count` in the chosen location."""
-    sources = "volumes" if draft.kind == Kind.VOLUME else "vms"
-    here = Q(**{f"{sources}__location": draft.location, f"{sources}__deleted_at": None})
+@prepared
+def projects_for(user: User, kind: str, location: str | None) -> QuerySet[Project]:
+    """The projects this person may change, with `source_count` in the location."""
+    sources = "volumes" if kind == Kind.VOLUME else "vms"
+    here = Q(**{f"{sources}__location": location, f"{sources}__deleted_at": None})
     return Project.objects.changeable_by(user).annotate(source_count=Count(sources, filter=here)).order_by("name")
 
 
-def sources_for(user: User, draft: Draft) -> QuerySet[Any]:
-    """The volumes or machines of the chosen project in the chosen location."""
-    model = Volume if draft.kind == Kind.VOLUME else VirtualMachine
-    found = model.objects.changeable_by(user).present().filter(project=draft.project, location=draft.location)
+def here(draft: Draft) -> dict[str, Any]:
+    """Where the volume or machine has to be, by the answers so far."""
+    return {"location": draft.location_id, "project": draft.project_id}
+
+
+def sources_for(
+    user: User, kind: str, *, location: str | None, project: UUID | None, q: str = "", pk: UUID | None = None
+) -> QuerySet[Any]:
+    """The volumes or machines of the project in the location; those that the text finds, or the one of this id."""
+    model = Volume if kind == Kind.VOLUME else VirtualMachine
+    found = model.objects.changeable_by(user).present().filter(project=project, location=location)
+    if q:
+        found = found.filter(Q(name__icontains=q) | (Q(vm__name__icontains=q) if kind == Kind.VOLUME else Q()))
+    if pk:
+        found = found.filter(pk=pk)
     related = found.select_related("project__customer", "location")
-    return related.select_related("vm") if draft.kind == Kind.VOLUME else related
+    return related.select_related("vm") if kind == Kind.VOLUME else related
 
 
-def with_facts(sources: QuerySet[Any], kind: str) -> QuerySet[Any]:
-    """Each with `last_snapshot_at`, `rate_micro` of where it is, None if not sold there, and `in_cloud`: whether it is in a
-    project of a cloud whose quotas are known.
+def first_sources(user: User, kind: str, **which: Any) -> list[Any]:
+    """SOURCES_SHOWN of sources_for by name, each with `last_snapshot_at`, `rate_micro` of where it is, None if not sold
+    there, and `in_cloud`: whether it is in a project of a cloud whose quotas are known.
     """
-    of_source = {"volume" if sources.model is Volume else "vm": OuterRef("pk")}
+    now = timezone.now()
+    return _first_sources(user, kind, at=now, figures_since=now - services.FIGURES_HOLD, **which)
+
+
+@prepared
+def _first_sources(user: User, kind: str, *, at: datetime, figures_since: datetime, **which: Any) -> QuerySet[Any]:
+    of_source = {"volume" if kind == Kind.VOLUME else "vm": OuterRef("pk")}
     last = Snapshot.objects.filter(**of_source, deleted_at=None, ready_at__isnull=False).order_by("-ready_at")
-    cloud_projects = services.cloud_projects_of(location=OuterRef("location"), project=OuterRef("project"))
-    return sources.annotate(
+    here = {"location": OuterRef("location"), "project": OuterRef("project")}
+    found = sources_for(user, kind, **which).annotate(
         last_snapshot_at=Subquery(last.values("ready_at")[:1]),
-        rate_micro=billing.rate_sold(kind=SERVICE_KINDS[Kind(kind)], at=timezone.now(), location=OuterRef("location")),
-        in_cloud=Exists(cloud_projects),
+        rate_micro=billing.rate_sold(kind=SERVICE_KINDS[Kind(kind)], at=at, location=OuterRef("location")),
+        in_cloud=Exists(services.cloud_projects_of(since=figures_since, **here)),
     )
+    return found.order_by("name", "id")[:SOURCES_SHOWN]
 
 
-class ChoiceField(forms.ModelChoiceField):
-    """A choice among rows; what is not even an id is as unknown as the id of something else."""
+class ChoiceField(forms.Field):
+    """A choice among the rows of `offered`, which are few."""
+
+    offered: Sequence[Any] = ()
+
+    def to_python(self, value: Any) -> Any:
+        if value in self.empty_values:
+            return None
+        chosen = next((one for one in self.offered if str(one.pk) == str(value)), None)
+        if chosen is None:
+            raise ValidationError(self.error_messages["invalid_choice"], code="invalid_choice")
+        return chosen
+
+
+class SourceField(forms.ModelChoiceField):
+    """A choice among many rows; what is not even an id is as unknown as the id of something else."""
 
     def to_python(self, value: Any) -> Any:
         try:
@@ -90,7 +130,6 @@ class StepForm(forms.Form):
 
 class LocationForm(StepForm):
     location = ChoiceField(
-        Location.objects.none(),
         error_messages={
             "required": _("Choose a location."),
             "invalid_choice": _("This location is not available any more. Choose one of the list."),
@@ -99,7 +138,7 @@ class LocationForm(StepForm):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.fields["location"].queryset = locations_for(self.user, self.draft.kind)  # type: ignore[attr-defined]
+        self.fields["location"].offered = locations_for(self.user, self.draft.kind)  # type: ignore[attr-defined]
 
     def clean_location(self) -> Location:
         location: Any = self.cleaned_data["location"]
@@ -121,7 +160,6 @@ class LocationForm(StepForm):
 
 class ProjectForm(StepForm):
     project = ChoiceField(
-        Project.objects.none(),
         error_messages={
             "required": _("Choose a project."),
             "invalid_choice": _("You cannot use this project any more. Choose one of the list."),
@@ -130,7 +168,8 @@ class ProjectForm(StepForm):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.fields["project"].queryset = projects_for(self.user, self.draft)
+        offered = projects_for(self.user, self.draft.kind, self.draft.location_id)
+        self.fields["project"].offered = offered  # type: ignore[attr-defined]
 
     def clean_project(self) -> Project:
         project: Project = self.cleaned_data["project"]
@@ -151,7 +190,8 @@ class SourceForm(StepForm):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.fields[self.field].queryset = sources_for(self.user, self.draft)  # type: ignore[attr-defined]
+        found = sources_for(self.user, self.draft.kind, **here(self.draft))
+        self.fields[self.field].queryset = found  # type: ignore[attr-defined]
 
     def clean(self) -> dict[str, Any]:
         cleaned: dict[str, Any] = super().clean() or {}
@@ -166,7 +206,7 @@ class SourceForm(StepForm):
 
 class VolumeForm(SourceForm):
     field = "volume"
-    volume = ChoiceField(
+    volume = SourceField(
         Volume.objects.none(),
         error_messages={
             "required": _("Choose a volume."),
@@ -177,7 +217,7 @@ class VolumeForm(SourceForm):
 
 class InstanceForm(SourceForm):
     field = "vm"
-    vm = ChoiceField(
+    vm = SourceField(
         VirtualMachine.objects.none(),
         error_messages={
             "required": _("Choose an instance."),

@@ -141,3 +141,59 @@ def test_every_change_of_what_a_row_shows_is_shown(client_for: Callable[[User], 
     before = len(STORE._cache)  # type: ignore[attr-defined]  # of LocMemCache
     row()
     assert len(STORE._cache) == before, "nothing has changed, so nothing is rendered"  # type: ignore[attr-defined]
+
+
+BLOCK = re.compile(r"{% remembered \w+ %}(.*?){% endremembered %}", re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    "page", [p.relative_to(TEMPLATES).as_posix() for p in TEMPLATES.rglob("*.html") if BLOCK.search(p.read_text())]
+)
+def test_a_remembered_block_reads_nothing_of_the_request_but_its_address(page: str) -> None:
+    for block in BLOCK.findall(code_of(page)):
+        texts = [
+            block.replace("request.path", ""),
+            *(code_of(part) for name in INCLUDED.findall(block) for part in parts(name)),
+        ]
+        for text in texts:
+            assert not (found := ELSEWHERE.search(text)), f"{page}: {found}"
+
+
+def test_a_block_is_rendered_once_for_what_it_shows() -> None:
+    page = Template("{% remembered shown %}{% for row in rows %}{{ row }}{% endfor %}{% endremembered %}")
+    asked: list[str] = []
+
+    def rows(text: str) -> str:
+        asked.append(text)
+        return text
+
+    def look(shown: str) -> str:
+        return page.render(Context({"shown": shown, "rows": lambda: rows(f"seen of {shown}")}))
+
+    assert [look("a"), look("a"), look("b"), look("a")] == ["seen of a", "seen of a", "seen of b", "seen of a"]
+    assert asked == ["seen of a", "seen of b"]
+    assert [look(""), look("")] == ["seen of ", "seen of "] and len(asked) == 4, "nothing is told of what it shows"
+
+
+@pytest.mark.django_db
+def test_a_list_shows_at_once_what_has_changed(client_for: Callable[[User], Client]) -> None:
+    member = MembershipFactory()
+    volume = VolumeFactory(project=member.project)
+    snapshot = SnapshotFactory(volume=volume, name="one")
+    client = client_for(member.user)
+
+    def page(query: str = "") -> str:
+        return client.get(f"/snapshots/{query}").text
+
+    assert page() and ">one<" in page()
+    Snapshot.objects.filter(pk=snapshot.pk).update(name="two", name_key="two")
+    assert ">two<" in page() and ">one<" not in page()
+    type(volume).objects.filter(pk=volume.pk).update(name="scratch")
+    assert "scratch" in page()
+    SnapshotFactory(volume=volume, name="three")
+    assert ">three<" in page() and "2 snapshots" in page()
+    assert ">two<" not in page("?q=three") and "data-select-all" in page()
+    type(member).objects.filter(pk=member.pk).update(role="viewer")
+    assert "data-select-all" not in page(), "who may only look has nothing to select"
+    type(member).objects.filter(pk=member.pk).delete()
+    assert ">two<" not in page()

@@ -1,4 +1,3 @@
-from functools import cache
 from typing import Any
 from uuid import UUID
 
@@ -8,6 +7,7 @@ from django.db.models.expressions import Combinable
 from django.db.models.functions import Coalesce, JSONArray
 
 from .models import Membership, Notice, User
+from .prepared import prepared
 
 # What the apps above have to say of a person on every page: {name: expression over User}, added when they are ready.
 SHOWN: dict[str, Combinable | Exists] = {}
@@ -23,12 +23,12 @@ class Listed(Aggregate):
         return self.as_sql(compiler, connection, function="JSON_GROUP_ARRAY", **context)
 
 
-@cache
-def people() -> QuerySet[User]:
-    """Everybody with what every page shows of them; put together once, because that takes as long as the query itself."""
+@prepared
+def _person(pk: UUID) -> QuerySet[User]:
+    """With what every page shows of them."""
     unseen = Notice.objects.unseen().filter(user=OuterRef("pk")).values("user").annotate(count=Count("pk"))
     roles = Membership.objects.filter(user=OuterRef("pk")).values("user")
-    return User.objects.annotate(
+    return User.objects.filter(pk=pk).annotate(
         unseen_notices=Coalesce(Subquery(unseen.values("count")), 0),
         seen_as_json=Subquery(
             roles.annotate(listed=Listed(JSONArray("project_id", "project__customer_id", "role"))).values("listed")
@@ -42,7 +42,7 @@ class AuthenticationBackend(auth_backends.AuthenticationBackend):
         """The person who is signed in, with what every page shows of them, in one query: the customer, the roles,
         `unseen_notices`, the number on the bell, and what is in SHOWN.
         """
-        user: Any = people().filter(pk=user_id).first()
+        user: Any = next(iter(_person(user_id)), None)
         if user is None or not self.user_can_authenticate(user):
             return None
         user.seen = [(UUID(project), UUID(customer), role) for project, customer, role in user.seen_as_json or []]

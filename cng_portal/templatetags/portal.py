@@ -126,8 +126,10 @@ def iso(value: datetime) -> str:
 
 
 @register.filter
-def relative(value: datetime) -> str:
-    """`3 minutes ago`, `in 2 hours`, in the reader's language."""
+def relative(value: datetime | None) -> str:
+    """`3 minutes ago`, `in 2 hours`, in the reader's language; "" of None."""
+    if value is None:
+        return ""
     delta = value - timezone.now()
     if abs(delta.total_seconds()) < 45:
         return _("just now")

@@ -27,8 +27,9 @@ from cng_portal.accounts.preferences import date_pattern
 
 register = template.Library()
 
-# of all threads of the process; parts of pages, some KB each
+# of all threads of the process: parts of pages, some KB each, and whole lists, some dozen KB each
 STORE = LocMemCache("remembered", {"TIMEOUT": None, "OPTIONS": {"MAX_ENTRIES": 2000}})
+BLOCKS = LocMemCache("remembered blocks", {"TIMEOUT": None, "OPTIONS": {"MAX_ENTRIES": 200}})
 PLAIN = frozenset((str, int, bool, float, Decimal, UUID, date, datetime, time, timedelta, type(None)))
 
 
@@ -73,7 +74,7 @@ def facts(value: Any, within: tuple[int, ...] = ()) -> Any:
     raise Untold(value)
 
 
-def remembered(inputs: Any, render: Callable[[], SafeString]) -> SafeString:
+def remembered(inputs: Any, render: Callable[[], SafeString], store: LocMemCache = STORE) -> SafeString:
     """What `render` gave for equal inputs and an equal reader before. It is rendered each time where inputs cannot be told
     apart, and where it asked the database, which says more than follows from the inputs.
     """
@@ -82,7 +83,7 @@ def remembered(inputs: Any, render: Callable[[], SafeString]) -> SafeString:
         key = blake2b(repr((reader, facts(inputs))).encode(), digest_size=20).hexdigest()
     except Untold:
         return render()
-    html: SafeString | None = STORE.get(key)
+    html: SafeString | None = store.get(key)
     if html is None:
         asked: list[str] = []
 
@@ -93,7 +94,7 @@ def remembered(inputs: Any, render: Callable[[], SafeString]) -> SafeString:
         with connection.execute_wrapper(note):
             html = render()
         if not asked:
-            STORE.set(key, html)
+            store.set(key, html)
     return html
 
 
@@ -119,3 +120,28 @@ def remember(parser: Parser, token: Token) -> RememberNode:
     if words or name[:1] != '"':
         raise template.TemplateSyntaxError('Write {% remember "partials/x.html" name=value %}.')
     return RememberNode(name.strip('"'), inputs)
+
+
+class RememberedNode(template.Node):
+    def __init__(self, nodelist: template.NodeList, number: int, shown: FilterExpression) -> None:
+        self.nodelist, self.number, self.shown = nodelist, number, shown
+
+    def render(self, context: Context) -> SafeString:
+        def render() -> SafeString:
+            return self.nodelist.render(context)
+
+        shown = self.shown.resolve(context)
+        if not shown or Engine.get_default().debug:  # where nobody says what it shows, it is of this page alone
+            return render()
+        return remembered((self.origin.name, self.number, shown), render, BLOCKS)
+
+
+@register.tag("remembered")
+def remembered_block(parser: Parser, token: Token) -> RememberedNode:
+    """`{% remembered shown %} … {% endremembered %}`: what is between them follows from `shown`, which the view has put
+    together, as that of `remember` does from its inputs.
+    """
+    _name, shown = token.split_contents()
+    nodelist = parser.parse(("endremembered",))
+    parser.delete_first_token()
+    return RememberedNode(nodelist, token.lineno or 0, parser.compile_filter(shown))

@@ -3,12 +3,14 @@
 from collections.abc import Iterable
 from typing import Any
 
+from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.urls import reverse
 from django.views.decorators.http import require_safe
 
 from cng_portal.accounts.models import User
+from cng_portal.accounts.prepared import prepared
 from snapshots.models import Operation
 
 from .common import newest_of, with_time_left
@@ -22,7 +24,12 @@ def in_progress(user: User) -> dict[str, Any]:
     """
     if not getattr(user, "has_work", True):
         return {"operations": [], "more": False}
-    return shown(newest_of(user, SHOWN + 1, Operation.objects.active()))
+    return shown(_active(user))
+
+
+@prepared(skewed=True)
+def _active(user: User) -> QuerySet[Operation]:
+    return newest_of(user, SHOWN + 1, Operation.objects.active())
 
 
 def shown(newest: Iterable[Operation]) -> dict[str, Any]:

@@ -61,6 +61,11 @@ def version_of(*facts: object) -> str:
     return hashlib.blake2s(repr(facts).encode(), digest_size=8).hexdigest()
 
 
+def this_minute() -> datetime:
+    """What a remembered block that says how long ago something was depends on: its words move on with it."""
+    return timezone.now().replace(second=0, microsecond=0)
+
+
 def join_place(source: services.Source | None, project: Project | None, location: Location | None) -> None:
     """A volume or machine is mostly where what is made of it is: then its project and location are not read once more."""
     if source and project and source.project_id == project.pk:
@@ -202,7 +207,7 @@ def newest_of(user: User, most: int, *few: QuerySet[Operation]) -> QuerySet[Oper
         .values("pk")[:most]
         for one in few
     ]
-    return shown_operations(Operation.objects.filter(pk__in=lists.any_of(keys)))
+    return shown_operations(Operation.objects.filter(lists.IsIn("pk", lists.any_of(keys))))
 
 
 def with_time_left(operations: Iterable[Operation]) -> list[Operation]:

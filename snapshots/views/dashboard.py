@@ -1,6 +1,6 @@
 """The first page: what there is, what it costs, what runs now, and what needs attention."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.contrib.humanize.templatetags.humanize import intcomma
@@ -15,6 +15,7 @@ from billing.models import ServiceKind
 from billing.money import format_amount, format_price
 from cng_portal.accounts import kept
 from cng_portal.accounts.models import User
+from cng_portal.accounts.prepared import prepared
 from cng_portal.inventory.models import VirtualMachine, Volume
 from snapshots import lists
 from snapshots.models import COUNTED_STATES, SERVICE_KINDS, BackupRun, BackupSchedule, Kind, Operation, Snapshot, State
@@ -33,15 +34,11 @@ FAILED_WITHIN = timedelta(days=30)
 def dashboard(request: HttpRequest) -> HttpResponse:
     """Four queries besides session, person and wallet: operations, newest snapshots, prices, and figures."""
     user = request.user
-    operations = list(newest_of(user, OPERATIONS_SHOWN, Operation.objects.active(), still_failed()))
+    operations = _operations(user, failed_since=timezone.now() - FAILED_WITHIN)
     running = with_time_left(one for one in operations if one.is_active)
     failed = explain_operations([one for one in operations if not one.is_active], user)
-    mine = Snapshot.objects.visible_to(user).filter(deleted_at=None).order_by("-created_at", "-pk")
-    # of each kind by itself, as the index has them
-    newest = lists.any_of([mine.filter(kind=kind).values("pk")[:NEWEST_SHOWN] for kind in Kind.values])
-    rows = listed_snapshots().filter(pk__in=newest).order_by("-created_at", "-pk")[:NEWEST_SHOWN]
     rates = rates_now()
-    snapshots = explain_rows(list(rows), user, rates)
+    snapshots = explain_rows(_newest_snapshots(user), user, rates)
     context = {
         **figures(user, rates),
         "running": running,
@@ -58,6 +55,19 @@ def dashboard(request: HttpRequest) -> HttpResponse:
         [(one.pk, one.state) for one in snapshots],
     )
     return render_live(request, "dashboard.html", context, part="dashboard", poll="running", version=version)
+
+
+@prepared(skewed=True)
+def _operations(user: User, *, failed_since: datetime) -> QuerySet[Operation]:
+    return newest_of(user, OPERATIONS_SHOWN, Operation.objects.active(), still_failed(failed_since))
+
+
+@prepared(skewed=True)
+def _newest_snapshots(user: User) -> QuerySet[Snapshot]:
+    mine = Snapshot.objects.visible_to(user).filter(deleted_at=None).order_by("-created_at", "-pk")
+    # of each kind by itself, as the index has them
+    newest = lists.any_of([mine.filter(kind=kind).values("pk")[:NEWEST_SHOWN] for kind in Kind.values])
+    return listed_snapshots().filter(lists.IsIn("pk", newest)).order_by("-created_at", "-pk")[:NEWEST_SHOWN]
 
 
 def figures(user: User, rates: Rates) -> dict[str, object]:
@@ -156,14 +166,14 @@ def copies_in_figures(user: User) -> QuerySet[Any, Any]:
     )
 
 
-def still_failed() -> QuerySet[Operation]:
-    """What failed lately, was not asked for again, and still concerns somebody."""
+def still_failed(since: datetime) -> QuerySet[Operation]:
+    """What failed since then, was not asked for again, and still concerns somebody."""
     again = Operation.objects.filter(
         snapshot=OuterRef("snapshot"), kind=OuterRef("kind"), created_at__gt=OuterRef("created_at")
     )
     return Operation.objects.filter(
         ~Exists(again),
         state=Operation.State.FAILED,
-        finished_at__gt=timezone.now() - FAILED_WITHIN,
+        finished_at__gt=since,
         snapshot__deleted_at=None,
     )

@@ -12,7 +12,7 @@ from billing.money import format_price
 from cng_portal.accounts.models import User
 from cng_portal.inventory.models import VirtualMachine, Volume
 from snapshots import lists, services, wizard
-from snapshots.forms import MachineFilterForm
+from snapshots.forms import MachineFilterForm, find_machines
 from snapshots.models import BackupSchedule, Kind, Operation, Snapshot, State
 
 from .backups import explain_schedules
@@ -33,6 +33,10 @@ KEPT_SHOWN = 20
 OPERATIONS_SHOWN = 20
 
 
+def listed_machines() -> QuerySet[VirtualMachine]:
+    return VirtualMachine.objects.select_related("project__customer", "location")
+
+
 @require_GET
 def machines(request: HttpRequest) -> HttpResponse:
     """Five queries besides session, person, roles and wallet: choices, rows with their total, disks, snapshots, and
@@ -40,9 +44,7 @@ def machines(request: HttpRequest) -> HttpResponse:
     """
     user = request.user
     form = MachineFilterForm(request.GET, user=user, choices=lists.filter_choices(user))
-    found = form.apply(VirtualMachine.objects.visible_to(user).present())
-    shown = VirtualMachine.objects.select_related("project__customer", "location")
-    page = lists.page_of(found, lists.BY_NAME, request.GET, rows=shown, searching="q" in form.chosen)
+    page = lists.page_of(find_machines, lists.BY_NAME, request.GET, rows=listed_machines, user=user, **form.narrowing)
     params = form.chosen
     context = {
         "form": form,

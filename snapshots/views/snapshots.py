@@ -9,6 +9,7 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.utils import timezone
+from django.utils.functional import SimpleLazyObject
 from django.utils.http import urlencode
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET, require_http_methods
@@ -16,10 +17,19 @@ from django.views.decorators.http import require_GET, require_http_methods
 from billing import services as billing
 from billing.money import format_amount, format_price
 from cng_portal.accounts.models import Project, User
+from cng_portal.accounts.prepared import prepared
 from cng_portal.templatetags.portal import poll_seconds
+from cng_portal.templatetags.remember import facts
 from snapshots import lists, services
 from snapshots.drivers import get_driver
-from snapshots.forms import ConfirmationForm, NewMachineForm, NewVolumeForm, RenameForm, SnapshotFilterForm
+from snapshots.forms import (
+    ConfirmationForm,
+    NewMachineForm,
+    NewVolumeForm,
+    RenameForm,
+    SnapshotFilterForm,
+    find_snapshots,
+)
 from snapshots.models import BackupRun, BackupSchedule, DiskImage, Kind, Operation, Snapshot, State
 
 from .common import (
@@ -35,6 +45,7 @@ from .common import (
     render_live,
     render_part,
     shown_operations,
+    this_minute,
     version_of,
     with_time_left,
 )
@@ -93,20 +104,24 @@ def snapshot_list(request: HttpRequest, kind: Kind) -> HttpResponse:
     source = "volume" if kind == Kind.VOLUME else "vm"
     choices = lists.filter_choices(user, source=source, wanted=request.GET.get(source, ""))
     form = SnapshotFilterForm(request.GET, kind=kind, user=user, choices=choices)
-    page = lists.page_of(form.found, form.order, request.GET, rows=listed_snapshots(), searching="q" in form.chosen)
+    page = lists.page_of(
+        find_snapshots, form.order, request.GET, rows=listed_snapshots, user=user, kind=kind, **form.narrowing
+    )
     view = chosen_view(request)
+    rates = rates_now() if page.raw else {}
     params = form.chosen
     here = f"{request.path}?{urlencode(params)}" if params else request.path
     context = {
         "kind": kind,
         "form": form,
-        "rows": explain_rows(page.rows, user),
-        "total": page.total,
-        "has_more": page.has_more,
+        "page": page,
+        "rows": SimpleLazyObject(lambda: explain_rows(page.rows, user, rates)),
+        # all that follows from these and from the address does not have to be rendered again
+        "shown": repr((request.get_full_path(), view, user.seen, choices, page.raw, rates, this_minute())),
         "view": view,
         "here": here,
         "views": [{"name": name, "url": f"{request.path}?{urlencode({**params, 'view': name})}"} for name in VIEWS],
-        "pages": page.urls(request.path, params),
+        "pages": SimpleLazyObject(lambda: page.urls(request.path, params)),
         "can_take": bool(user.changeable_project_ids),
         "selectable": bool(user.changeable_project_ids),
         "new_url": reverse(f"snapshots:{NEW[kind]}"),
@@ -114,7 +129,7 @@ def snapshot_list(request: HttpRequest, kind: Kind) -> HttpResponse:
     }
     if kind == Kind.BACKUP:
         schedules = BackupSchedule.objects.visible_to(user).present()
-        context["schedule_count"] = schedules.count() if not page.rows else 0
+        context["schedule_count"] = schedules.count() if not page.raw else 0
         context["troubled"] = lists.troubled(lists.with_last_run(schedules)).count()
     response = render_part(request, "snapshots/list.html", "snapshot-list", context)
     if is_fragment(request):
@@ -274,10 +289,20 @@ def get_snapshot(user: User, snapshot_id: UUID) -> Snapshot:
     return found
 
 
+@prepared
+def _disks(user: User, snapshot_id: UUID) -> QuerySet[DiskImage]:
+    found = DiskImage.objects.filter(snapshot__in=Snapshot.objects.visible_to(user).filter(pk=snapshot_id))
+    return found.select_related("snapshot", *(f"snapshot__{one}" for one in RELATED))
+
+
+@prepared
+def _operations_of(snapshot_id: UUID) -> QuerySet[Operation]:
+    return shown_operations(Operation.objects.filter(Q(snapshot=snapshot_id) | Q(safety_snapshot=snapshot_id)))
+
+
 def get_snapshot_and_disks(user: User, snapshot_id: UUID) -> tuple[Snapshot, list[DiskImage]]:
     """One query: the snapshot comes with its disks."""
-    found = DiskImage.objects.filter(snapshot__in=Snapshot.objects.visible_to(user).filter(pk=snapshot_id))
-    disks = list(found.select_related("snapshot", *(f"snapshot__{one}" for one in RELATED)))
+    disks = _disks(user, snapshot_id)
     if not disks:
         return get_snapshot(user, snapshot_id), []
     snapshot = disks[0].snapshot
@@ -307,8 +332,7 @@ def snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     user = request.user
     found, disks = get_snapshot_and_disks(user, snapshot_id)
     belongs_to_backups(request, found)
-    about = Operation.objects.filter(Q(snapshot=found) | Q(safety_snapshot=found))
-    operations = explain_operations(shown_operations(about), user)
+    operations = explain_operations(_operations_of(found.pk), user)
     fixed = services.never_written_back([found])
     prices = billing.prices_by_place([found.location_id])
     price = price_of(found, rates_of(prices))
@@ -316,20 +340,26 @@ def snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     version = version_of(
         found.state, [(one.pk, one.state) for one in operations], [(one.checksum, one.verified_at) for one in disks]
     )
+    costs = [cost.label, cost.hours, *(line.formula for line in cost.lines)] if cost else []
+    can_change, actions = user.can_change(found.project_id), actions_for(found, user, acts(), fixed)
+    automatic = "" if found.is_charged else automatic_sentence(found.source)
+    prices_shown = [price.formula if price else "", automatic, *costs]
     context = {
         "snapshot": found,
+        # all that follows from these does not have to be rendered again
+        "shown": repr(facts((found, disks, can_change, actions, fixed, prices_shown, this_minute()))),
         "disks": disks,
         "damage": [disk.damage for disk in disks if disk.damage],
         "operations": operations,
         "is_live": found.is_transient or any(operation.is_active for operation in operations),
-        "actions": actions_for(found, user, acts(), fixed),
+        "actions": actions,
         "fixed": fixed.get(found.pk, "") if found.state == State.READY and not found.missing_since else "",
-        "can_change": user.can_change(found.project_id),
+        "can_change": can_change,
         "retry": next((one for one in operations if one.can_retry and one.kind != Operation.Kind.VERIFY), None),
         "price": price,
         "hourly": format_price(price.hourly_micro, price.currency) if price else "",
         "monthly": format_amount(price.monthly_micro, price.currency) if price else "",
-        "automatic_sentence": "" if found.is_charged else automatic_sentence(found.source),
+        "automatic_sentence": automatic,
         "cost": cost,
         "reads_bytes": get_driver(found.location).reads_bytes,
         "no_cost": format_amount(0, found.project.customer.currency),

@@ -2,7 +2,7 @@
 
 from uuid import UUID
 
-from django.db.models import Count, Max, Q
+from django.db.models import Count, Max, Q, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404
 from django.utils.http import urlencode
@@ -11,7 +11,7 @@ from django.views.decorators.http import require_GET
 from cng_portal.accounts.models import User
 from cng_portal.inventory.models import Volume
 from snapshots import lists
-from snapshots.forms import VolumeFilterForm
+from snapshots.forms import VolumeFilterForm, find_volumes
 from snapshots.models import DiskImage, Operation, Snapshot, State
 
 from .common import explain_operations, is_fragment, push_url, render_live, render_part, shown_operations, version_of
@@ -22,14 +22,16 @@ SNAPSHOTS_SHOWN = 50
 OPERATIONS_SHOWN = 20
 
 
+def listed_volumes() -> QuerySet[Volume]:
+    return Volume.objects.select_related("project__customer", "location", "vm")
+
+
 @require_GET
 def volumes(request: HttpRequest) -> HttpResponse:
     """Three queries besides session, person, roles and wallet: choices, rows with their total, and their snapshots."""
     user = request.user
     form = VolumeFilterForm(request.GET, user=user, choices=lists.filter_choices(user))
-    found = form.apply(Volume.objects.visible_to(user).present())
-    shown = Volume.objects.select_related("project__customer", "location", "vm")
-    page = lists.page_of(found, lists.BY_NAME, request.GET, rows=shown, searching="q" in form.chosen)
+    page = lists.page_of(find_volumes, lists.BY_NAME, request.GET, rows=listed_volumes, user=user, **form.narrowing)
     params = form.chosen
     context = {
         "form": form,

@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from django.core.exceptions import PermissionDenied
-from django.db.models import Prefetch, Q, prefetch_related_objects
+from django.db.models import Prefetch, Q, QuerySet, prefetch_related_objects
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
@@ -19,6 +19,7 @@ from django_htmx.http import HttpResponseClientRedirect
 from billing import services as billing
 from billing.money import format_amount, format_count, format_price
 from cng_portal.accounts.models import BillingType, User
+from cng_portal.accounts.prepared import Given, prepared
 from cng_portal.inventory.models import Region, VirtualMachine, Volume
 from cng_portal.languages import digits
 from cng_portal.templatetags.portal import day as format_day
@@ -80,11 +81,19 @@ def take_snapshot_of(request: HttpRequest, volume_id: UUID) -> HttpResponse:
     return redirect(wizard.url(wizard.start(request.user, source=volume), "name"))
 
 
+@prepared
+def _drafts(user: User, draft_id: UUID) -> QuerySet[Draft]:
+    drafts = Draft.objects.filter(Q(project=None) | Q(project__in=list(user.roles)), customer_id__in=user.customer_ids)
+    related = ("location", "project__customer", "volume__vm", "vm", "snapshot", "schedule")
+    return drafts.filter(pk=draft_id).select_related(*related)
+
+
 def get_draft(user: User, draft_id: UUID) -> Draft:
     """A draft of a customer whose things this person sees; 403 for who can change none of them."""
-    drafts = Draft.objects.filter(Q(project=None) | Q(project__in=list(user.roles)), customer_id__in=user.customer_ids)
-    related = drafts.select_related("location", "project__customer", "volume__vm", "vm", "snapshot", "schedule")
-    draft = get_object_or_404(related, pk=draft_id)
+    found = _drafts(user, draft_id)
+    if not found:
+        raise Http404
+    draft = found[0]
     join_place(draft.source, draft.project, draft.location)
     require_some_project(user, draft.customer_id)
     return draft
@@ -111,7 +120,12 @@ def answer(request: HttpRequest, draft: Draft, step: type[wizard.Step]) -> HttpR
             return redirect(wizard.url(draft, wizard.next_slug(draft, step.slug)))
     else:  # a stored answer that does not hold any more explains itself
         form = step.check(draft, user) if step.stored(draft) else step.form(draft, user)
-    context = {"step": step, "form": form, "errors": form[step.field].errors, **CONTEXTS[step.slug](request, draft)}
+    context = {
+        "step": step,
+        "form": form,
+        "errors": form[step.field].errors,
+        **CONTEXTS[step.slug](request, draft, form),
+    }
     if isinstance(form, wizard.ScheduleStepForm):
         context |= schedule_context(draft, form)
     elif (
@@ -310,8 +324,8 @@ def consistency_of(vm: VirtualMachine) -> str:
     return _("Crash-consistent per disk: the disks are captured one after the other")
 
 
-def location_context(request: HttpRequest, draft: Draft) -> dict[str, Any]:
-    locations: list[Any] = list(wizard.locations_for(request.user, draft.kind))
+def location_context(request: HttpRequest, draft: Draft, form: Any) -> dict[str, Any]:
+    locations: list[Any] = form.fields["location"].offered
     regions = [region for region in Region.values if any(location.region == region for location in locations)]
     region = request.GET.get("region", "")
     region = region if region in regions else ""
@@ -328,8 +342,8 @@ def location_context(request: HttpRequest, draft: Draft) -> dict[str, Any]:
     return {"locations": [location for location in locations if region in ("", location.region)], "tabs": tabs}
 
 
-def project_context(request: HttpRequest, draft: Draft) -> dict[str, Any]:
-    projects = list(wizard.projects_for(request.user, draft))
+def project_context(request: HttpRequest, draft: Draft, form: Any) -> dict[str, Any]:
+    projects: list[Any] = form.fields["project"].offered
     for project in projects:
         count = project.source_count
         project.value = str(project.pk)
@@ -345,17 +359,15 @@ def project_context(request: HttpRequest, draft: Draft) -> dict[str, Any]:
     return {"projects": projects}
 
 
-def source_context(request: HttpRequest, draft: Draft) -> dict[str, Any]:
+def source_context(request: HttpRequest, draft: Draft, form: Any) -> dict[str, Any]:
     """The volumes or instances that match the search, at most SOURCES_SHOWN and always the chosen one."""
     assert draft.project is not None
-    sources = wizard.sources_for(request.user, draft)
+    user, kind, here = request.user, draft.kind, wizard.here(draft)
     query = request.GET.get("q", "").strip()
-    matches = Q(name__icontains=query) | (Q(vm__name__icontains=query) if draft.kind == Kind.VOLUME else Q())
-    found = wizard.with_facts(sources.filter(matches) if query else sources, draft.kind)
-    shown = list(found.order_by("name", "id")[: wizard.SOURCES_SHOWN])
+    shown = wizard.first_sources(user, kind, **here, q=Given(query) if query else "")
     chosen = draft.volume_id or draft.vm_id
     if chosen and all(source.pk != chosen for source in shown):
-        shown = [*wizard.with_facts(sources.filter(pk=chosen), draft.kind), *shown]
+        shown = [*wizard.first_sources(user, kind, **here, pk=chosen), *shown]
     if draft.kind != Kind.VOLUME:
         prefetch_related_objects(shown, Prefetch("volumes", Volume.objects.present().order_by("position", "name")))
     uses = services.quota_use(draft.project)
@@ -375,7 +387,9 @@ def source_context(request: HttpRequest, draft: Draft) -> dict[str, Any]:
             source.facts.append({"label": label, "value": _("%(price)s an hour") % {"price": price}})
     return {
         "sources": shown,
-        "total": len(shown) if not query and len(shown) < wizard.SOURCES_SHOWN else sources.count(),
+        "total": len(shown)
+        if not query and len(shown) < wizard.SOURCES_SHOWN
+        else wizard.sources_for(user, kind, **here).count(),
         "q": query,
         "limit": wizard.SOURCES_SHOWN,
         "quotas": [use for use in uses if use.is_limited],
@@ -406,7 +420,7 @@ def schedule_context(draft: Draft, form: wizard.ScheduleStepForm) -> dict[str, A
     return context
 
 
-def no_context(request: HttpRequest, draft: Draft) -> dict[str, Any]:
+def no_context(request: HttpRequest, draft: Draft, form: Any) -> dict[str, Any]:
     return {}
 
 
