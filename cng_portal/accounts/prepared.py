@@ -187,7 +187,8 @@ class Shape:
 
     def ask(self, connection: Any, params: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         with connection.cursor() as cursor:
-            if self.keeps_plan:
+            # Django's log of queries shows their values only where it puts them into the SQL itself
+            if self.keeps_plan and not connection.queries_logged:
                 keep_plan(cursor, connection)
             try:
                 cursor.execute(self.sql, params)
