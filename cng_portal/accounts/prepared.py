@@ -8,8 +8,9 @@ answer it.
     _snapshots(user, Kind.VM, since=then)  # a list; _snapshots.found(…) has it as `raw` tuples too
 
 The function runs once for each shape of its arguments, with stand-ins, and what is found where they were in the SQL is
-replaced by what is given from then on. A person, an id, a time, a `Given` text and a list of ids are values; everything
-else (a kind, an order, None) is part of the shape and has to be hashable.
+replaced by what is given from then on. A person (whose id, customer and roles are all that may be read), an id, a time, a
+`Given` text and a list of ids are values; everything else (a kind, an order, None) is part of the shape and has to be
+hashable.
 
 So the function may depend on nothing but its arguments. An id or a time in the SQL that came from elsewhere, from a clock
 or from another query, is refused, and so is a value that does not come through as it was given.
@@ -19,6 +20,7 @@ each time: for what is found by a value of which one has a few rows and another 
 """
 
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from copy import copy
 from datetime import UTC, datetime
@@ -36,7 +38,7 @@ from .models import User
 P = ParamSpec("P")
 Row = TypeVar("Row")
 
-MOST_SHAPES = 1_000  # of one query, per process: then it begins anew
+MOST_SHAPES = 400  # in a process, about 100 KB each: then the oldest go
 
 
 class Given(str):
@@ -64,19 +66,19 @@ def prepared(*, skewed: bool) -> Callable[[Callable[P, QuerySet[Any, Row]]], Cal
 def prepared(build: Any = None, *, skewed: bool = False) -> Any:
     if build is None:
         return partial(prepared, skewed=skewed)
-    shapes: dict[Any, Shape] = {}
 
     def ask(*args: Any, **kwargs: Any) -> Found[Any]:
         values: list[Any] = []
         key = (
+            build,
             tuple([_shape(one, values) for one in args]),
             tuple([(name, _shape(one, values)) for name, one in kwargs.items()]),
         )
-        shape = shapes.get(key)
+        shape = SHAPES.get(key)
         if shape is None:
-            if len(shapes) >= MOST_SHAPES:
-                shapes.clear()
-            shape = shapes[key] = Shape(build, args, kwargs, skewed)
+            shape = SHAPES[key] = Shape(build, args, kwargs, skewed)
+            if len(SHAPES) > MOST_SHAPES:
+                SHAPES.popitem(last=False)
         return shape.found(values)
 
     @wraps(build)
@@ -207,6 +209,9 @@ def keep_plan(cursor: Any, connection: Any) -> None:
     cursor.cursor.close()
     cursor.cursor = ServerBindingCursor(connection.connection)  # type: ignore[call-arg]
     cursor.cursor.execute = partial(cursor.cursor.execute, prepare=True)
+
+
+SHAPES: OrderedDict[Any, Shape] = OrderedDict()
 
 
 class Found(Generic[Row]):

@@ -1,5 +1,6 @@
 """A query that is put together once has to find for everybody what it would find put together anew."""
 
+from collections import OrderedDict
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -10,6 +11,7 @@ from django.db.models import Count, Q, QuerySet
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
+from cng_portal.accounts import prepared as module
 from cng_portal.accounts.models import Project, Role, User
 from cng_portal.accounts.prepared import Given, prepared
 from tests.factories import MembershipFactory, ProjectFactory, UserFactory, VolumeFactory
@@ -158,3 +160,14 @@ def test_a_plan_that_a_migration_has_made_useless_is_made_anew() -> None:
             cursor.execute("ALTER TABLE accounts_project ALTER COLUMN name TYPE varchar(64)")
     with transaction.atomic():
         assert some([project.pk]) == [("a",)], "outside a transaction first, or this would fail"
+
+
+def test_only_so_many_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_SHAPES", 2)
+    monkeypatch.setattr(module, "SHAPES", OrderedDict())
+    for name in ("Alpha", "Beta"):
+        ProjectFactory(name=name)
+    for order in ("name", "-name", "pk", "name"):
+        assert [one.name for one in named(Given("alph"), order)] == ["Alpha"]
+    assert len(module.SHAPES) == 2
+    assert built == [("name",), ("-name",), ("pk",), ("name",)], "the oldest went, and was put together again"
