@@ -9,14 +9,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import timedelta
 from threading import Barrier, Event
+from typing import Any
 
 import psycopg
 import pytest
+from django.core.management import call_command
 from django.db import connection, connections
 from django.utils import timezone
 
 from cng_portal.watch import services as watch
 from cng_portal.watch.models import Lease, Process
+from snapshots import operations
 from snapshots.models import Operation
 from snapshots.operations import enqueue
 from tests.factories import OperationFactory
@@ -146,6 +149,31 @@ def test_workers_show_that_they_live_and_take_their_leave(start: Start) -> None:
         worker.terminate()
         assert worker.wait(30) == 0
     assert [process.pid for process in Process.objects.all()] == [workers[0].pid]
+
+
+@pytest.fixture
+def signals_as_before() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    operations.stopping.clear()
+
+
+def test_a_worker_that_is_stopped_just_when_its_turn_comes_lets_go_of_the_lock(signals_as_before: None) -> None:
+    """A signal is heard when the database has answered: here it has just begun the transaction that asks for work."""
+
+    def stop_in_transaction(execute: Callable[..., Any], sql: str, *rest: Any) -> Any:
+        if begins := sql.startswith("BEGIN"):
+            wait_until(lambda: Process.objects.exists(), "no sign of life")
+        answer = execute(sql, *rest)
+        if begins or connection.in_atomic_block:  # PostgreSQL is told to begin with the first statement
+            os.kill(os.getpid(), signal.SIGTERM)
+        return answer
+
+    with connection.execute_wrapper(stop_in_transaction), pytest.raises(SystemExit):
+        call_command("worker", startup_delay=False)
+    assert not Process.objects.exists(), "the heartbeat could not take its leave"
 
 
 def test_a_row_that_nobody_removed_is_forgotten_after_a_day() -> None:

@@ -46,4 +46,9 @@ class Command(db_worker.Command):
         refuse_unsafe_start()
         db_worker.Worker = Worker  # type: ignore[misc]  # the library's command has no other way to be given one
         with watch.Heartbeat(Process.Kind.WORKER):
-            super().handle(**options)
+            try:
+                super().handle(**options)
+            finally:
+                # The signal may have come just when a transaction began, before anything was there to end it. On SQLite
+                # that keeps the lock which everybody waits for, the heartbeat that takes its leave among them.
+                connections.close_all()
