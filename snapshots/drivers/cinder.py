@@ -515,14 +515,16 @@ class CinderDriver(Driver, Inventory):
 
         1. Look. Of several the oldest counts, and the others go: they were made by attempts taken for dead.
         2. One that another attempt began is claimed, and waited for like an own one; one that another gave up, only for
-           a while. With `keep` one that is complete is claimed so that no failure of this call removes it.
+           a while. From then on it is a ghost: it counts when it is complete after all, and keeps nothing waiting.
+           With `keep` one that is complete is claimed so that no failure of this call removes it.
         3. An `error` that lasts is removed. Was it ours, this fails with the reason; else it is made anew.
         4. Ask for it, at most once per call. When the answer is lost, it may still appear, so keep looking for a while.
 
         Raises Refusal, Absent, Busy, Refused, Unavailable.
         """
         ours: set[tuple[str, bool]] = set()  # what this call made or claimed: its id, and whether it was complete
-        asked = claimed = failed = crowded = given_up = 0.0  # when, in the time of _look_until
+        asked = claimed = failed = crowded = 0.0  # when, in the time of _look_until
+        given_up: dict[str, float] = {}  # what another attempt gave up: its id, and when this one saw it first
         lost: Unavailable | None = None
         item: Item | None = None
         for now in self._look_until(beat, self.create_seconds):
@@ -530,10 +532,16 @@ class CinderDriver(Driver, Inventory):
             errors = [each for each in found if each["status"] == "error"]
             sound = [each for each in found if each["status"] not in {"error", "deleting", "error_deleting"}]
             sound.sort(key=lambda each: each["status"] not in COMPLETE)
-            if sound and sound[0]["name"] == UNWANTED:
-                given_up = given_up or now
-            late = given_up and not asked and now - given_up >= ADOPTABLE_SECONDS
-            if sound and not (late and sound[0]["status"] not in COMPLETE):
+            for each in sound:
+                if each["name"] == UNWANTED:
+                    given_up.setdefault(each["id"], now)
+            ghosts = [
+                each
+                for each in sound
+                if each["status"] not in COMPLETE and now - given_up.get(each["id"], now) >= ADOPTABLE_SECONDS
+            ]
+            sound = [each for each in sound if each not in ghosts]
+            if sound:
                 item, failed = sound[0], 0.0
                 complete = item["status"] in COMPLETE
                 others = sound[1:]
@@ -552,10 +560,8 @@ class CinderDriver(Driver, Inventory):
                     ours.add((item["id"], complete))
                     claimed = now
                 elif complete and (not claimed or now - claimed >= CLAIM_STANDS_SECONDS):
-                    if not others:
-                        return item
-                    if now - crowded >= CROWDED_SECONDS:
-                        for other in others:
+                    if not others or now - crowded >= CROWDED_SECONDS:
+                        for other in [*others, *ghosts]:
                             self._rename(kind, other, UNWANTED, beat)
                         return item
             elif errors:
