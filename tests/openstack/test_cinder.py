@@ -261,6 +261,7 @@ def test_a_volume_gets_the_zone_and_type_of_its_location(store: CinderStore) -> 
 # Nothing twice
 
 
+@pytest.mark.race
 def test_many_who_make_the_same_thing_at_once_end_with_one(store: CinderStore) -> None:
     volume, snapshot, copy = new_volume(store, BEFORE), SnapshotRef(uuid=uuid4()), uuid4()
     drivers = [CinderDriver(location="TEST-1", cloud="demo") for _each in range(4)]
