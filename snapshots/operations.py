@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 # A pending operation that nobody took for this long gets another wake-up call.
 WAKE_AGAIN_AFTER = timedelta(seconds=60)
+WOKEN_AT_ONCE = 1_000
 LONGEST_PAUSE = timedelta(minutes=10)
 PROGRESS_EVERY_SECONDS = 1.0
 KEEP_DRAFTS = timedelta(days=30)
@@ -207,7 +208,7 @@ def retry_pause(operation: Operation) -> timedelta:
 
 def reconcile(*, now: datetime | None = None) -> int:
     """Wake what was forgotten: operations of dead workers, and waiting ones whose wake-up call got lost. Returns how
-    many.
+    many; at most WOKEN_AT_ONCE, and the next round the others.
 
     So is what waits for an instant further ahead than anything is ever put off: the clock was set back since.
     """
@@ -223,7 +224,8 @@ def reconcile(*, now: datetime | None = None) -> int:
         | Q(state=Operation.State.PENDING, woken_at__gt=far_ahead)
     )
     woken = 0
-    for operation in forgotten.order_by("not_before").iterator():
+    # all are read before the first is changed: SQLite lets nobody write who has not read to the end what others change
+    for operation in list(forgotten.order_by("not_before")[:WOKEN_AT_ONCE]):
         with transaction.atomic():
             # compare-and-set, so that of two schedulers only one sends the call
             same = forgotten.filter(pk=operation.pk, attempt=operation.attempt, woken_at=operation.woken_at)

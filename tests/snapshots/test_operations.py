@@ -165,6 +165,16 @@ def test_a_wake_up_call_that_got_lost_is_repeated(operation: Operation) -> None:
     assert DBTaskResult.objects.count() == 1
 
 
+def test_of_very_many_forgotten_ones_the_next_round_wakes_the_others(
+    operation: Operation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operations, "WOKEN_AT_ONCE", 1)
+    OperationFactory(created_at=operation.created_at, not_before=operation.not_before, woken_at=operation.woken_at)
+    later = timezone.now() + timedelta(seconds=61)
+    assert [operations.reconcile(now=later) for _round in range(3)] == [1, 1, 0]
+
+
+@pytest.mark.both_databases
 def test_what_was_asked_for_before_the_clock_was_set_back_is_taken_at_once(operation: Operation) -> None:
     now = timezone.now()
     later = now + timedelta(hours=2)

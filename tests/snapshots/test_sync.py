@@ -4,6 +4,7 @@ That it brings things in is proved on a real cloud, in tests/openstack/test_sync
 """
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from io import StringIO
 from pathlib import Path
@@ -12,17 +13,17 @@ from typing import Any
 import pytest
 from django.core.management import call_command
 from django.core.management.base import CommandError
-from django.db import IntegrityError
+from django.db import IntegrityError, connection, transaction
 from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from cng_portal.accounts.models import Membership
+from cng_portal.accounts.models import Membership, Project
 from cng_portal.inventory.models import CloudProject, Location, Volume
 from snapshots import services, wizard
 from snapshots.drivers.local import LocalDriver
 from snapshots.models import Operation, State
-from snapshots.sync import one_line, sync_everywhere
+from snapshots.sync import one_by_one, one_line, sync_everywhere
 from tests.factories import (
     LocationFactory,
     MembershipFactory,
@@ -54,6 +55,26 @@ def test_a_location_of_local_files_is_left_alone_and_says_so() -> None:
     assert "has only what this portal makes, so there is nothing to bring in." in out.getvalue()
     sync_everywhere()
     assert Volume.objects.get().deleted_at is None
+
+
+@pytest.mark.both_databases
+@pytest.mark.django_db(transaction=True)
+def test_rows_are_changed_one_by_one_while_others_write() -> None:
+    made = sorted(ProjectFactory().pk for _project in range(5))
+    other = LocationFactory()
+
+    def write() -> None:
+        Location.objects.filter(pk=other.pk).update(city="Mandalay")
+        connection.close()
+
+    seen = []
+    with ThreadPoolExecutor(max_workers=1) as somebody_else:
+        for project in one_by_one(Project.objects.filter(name__gt="-"), size=2):
+            somebody_else.submit(write).result()
+            with transaction.atomic():
+                Project.objects.filter(pk=project.pk).update(name=f"-{len(seen)}")
+            seen.append(project.pk)
+    assert seen == made, "each once, also where a changed one is not found any more"
 
 
 def test_an_unknown_location_is_named_with_those_that_are_known() -> None:
