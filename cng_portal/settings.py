@@ -291,6 +291,8 @@ if default_database["ENGINE"] == "django.db.backends.sqlite3":
         "timeout": 20,
         "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON;",
     }
+    # To open the file again for each request takes as long as all of its queries. A test ends with its connections.
+    default_database["CONN_MAX_AGE"] = 0 if TESTING else 60
     # A file and not memory: tests start processes and threads of their own that need the same database.
     default_database["TEST"] = {"NAME": str(DATA_DIR / "test.sqlite3")}
 else:
