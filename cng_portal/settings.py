@@ -354,6 +354,8 @@ ACCOUNT_SESSION_REMEMBER = True
 SESSION_ENGINE = "cng_portal.accounts.session_engine"
 # A session that nobody uses for so long ends; 0 is the two weeks of its cookie.
 SESSION_IDLE_HOURS = read("SESSION_IDLE_HOURS", whole_number(0, 336), 12)
+# However much it is used, after so long one signs in again.
+SESSION_LONGEST_HOURS = read("SESSION_LONGEST_HOURS", whole_number(1, 8784), 336)
 ACCOUNT_LOGOUT_REDIRECT_URL = reverse_lazy("account_login")
 # Who is limited in trying: one address, and whoever it is that they try to be; every process counts in the shared cache.
 ACCOUNT_RATE_LIMITS = {

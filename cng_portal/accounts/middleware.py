@@ -75,12 +75,12 @@ def personal_preferences(get_response: GetResponse) -> GetResponse:
 
 def session_is_seen(get_response: GetResponse) -> GetResponse:
     """Once in a while a session is written down as seen; one in which nobody signed in through the door never is. One
-    that nobody has used for too long is over before anything is shown.
+    that nobody has used for too long, or that began too long ago, is over before anything is shown.
     """
 
     def middleware(request: HttpRequest) -> HttpResponse:
-        if sessions.is_idle(request):
-            sessions.end_idle(request)
+        if sessions.is_over(request):
+            sessions.end_over(request)
         response = get_response(request)
         sessions.see(request)
         return response

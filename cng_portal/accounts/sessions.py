@@ -22,7 +22,7 @@ from .models import User
 
 # A session is written down as seen at most so often.
 SEEN_EVERY_SECONDS = 300
-SEEN = "seen_at"
+BEGAN, SEEN = "began_at", "seen_at"
 # the first that is found in a user agent; each browser also claims to be those below it
 BROWSERS = [
     ("Edge", "Edg"),
@@ -75,13 +75,14 @@ def see(request: HttpRequest) -> None:
     )
 
 
-def is_idle(request: HttpRequest) -> bool:
-    seen_at = request.session.get(SEEN)
-    longest = settings.SESSION_IDLE_HOURS * 3600
-    return bool(longest) and seen_at is not None and time.time() - seen_at > longest
+def is_over(request: HttpRequest) -> bool:
+    """That nobody has used it for too long, or that it began too long ago."""
+    limits = ((SEEN, settings.SESSION_IDLE_HOURS), (BEGAN, settings.SESSION_LONGEST_HOURS))
+    now = time.time()
+    return any(hours and now - request.session.get(what, now) > hours * 3600 for what, hours in limits)
 
 
-def end_idle(request: HttpRequest) -> None:
+def end_over(request: HttpRequest) -> None:
     """What is asked is answered as to somebody who is not signed in."""
     user = request.user
     if user.is_authenticated:
@@ -96,7 +97,8 @@ def of(user: User) -> QuerySet[UserSession]:
     """Those that can still be used, the last seen first. One query."""
     now = timezone.now()
     alive = Session.objects.filter(expire_date__gt=now).values("session_key")
-    found = UserSession.objects.filter(user=user, session_key__in=alive)
+    began = now - timedelta(hours=settings.SESSION_LONGEST_HOURS)
+    found = UserSession.objects.filter(user=user, session_key__in=alive, created_at__gt=began)
     if settings.SESSION_IDLE_HOURS:
         found = found.filter(last_seen_at__gt=now - timedelta(hours=settings.SESSION_IDLE_HOURS))
     return found.order_by("-last_seen_at", "-pk")

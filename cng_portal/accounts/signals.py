@@ -36,7 +36,7 @@ def remember_confirmation(sender: Any, request: HttpRequest, **kwargs: Any) -> N
 @receiver(account.user_logged_in)
 @transaction.atomic
 def signed_in(sender: Any, request: HttpRequest, user: User, **kwargs: Any) -> None:
-    request.session[sessions.SEEN] = time.time()
+    request.session[sessions.BEGAN] = request.session[sessions.SEEN] = time.time()
     device = activity.origin().device
     before = Activity.objects.filter(actor=user, act="person.sign_in")
     known = not before.exists() or before.filter(after__device=device).exists()

@@ -127,6 +127,17 @@ def test_a_session_that_nobody_uses_ends_and_one_that_is_used_stays(
     assert used.get("/").status_code == 200
 
 
+def test_a_session_that_is_used_every_day_ends_too(person: User, time_machine: "TimeMachineFixture") -> None:
+    client, began = Client(headers={"User-Agent": FIREFOX}), timezone.now()
+    sign_in(client, person.email)
+    for hours in range(10, 336, 10):
+        time_machine.move_to(began + timedelta(hours=hours))
+        assert client.get("/").status_code == 200
+    time_machine.move_to(began + timedelta(hours=337))
+    assert client.get("/")["Location"].startswith(reverse("account_login"))
+    assert not UserSession.objects.exists()
+
+
 def test_of_a_session_that_is_over_neither_device_nor_address_is_kept(person: User) -> None:
     used, over = (Client(headers={"User-Agent": agent}) for agent in (FIREFOX, PHONE))
     for client in (used, over):
