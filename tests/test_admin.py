@@ -18,6 +18,7 @@ from django.urls import reverse
 from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries
 
+from billing.models import CustomerAccount
 from cng_portal.accounts.models import Activity, Customer, Notice, Project, Role, User
 from cng_portal.inventory.models import Location, VirtualMachine, Volume
 from cng_portal.watch.models import Process
@@ -70,6 +71,30 @@ def test_a_membership_without_a_role_is_explained(support: Client) -> None:
     quotas = {"snapshot_quota": -1, "snapshot_gb_quota": -1}
     assert support.post(page, {"name": "Web", **quotas, **removed, "memberships-0-user": " "}).status_code == 302
     assert not person.memberships.exists()
+
+
+def test_the_last_owner_of_a_project_cannot_be_taken_from_it_on_the_page_of_the_person_either(support: Client) -> None:
+    person = UserFactory(member_of=ProjectFactory())
+    [membership] = person.memberships.all()
+    inline = {"TOTAL_FORMS": 1, "INITIAL_FORMS": 1, "0-id": membership.pk, "0-user": person.pk, "0-role": Role.OWNER}
+
+    def answered(**changed: object) -> str:
+        answers = {f"memberships-{name}": value for name, value in (inline | changed).items()}
+        return support.post(url(User, "change", person.pk), {"email": person.email, **answers}).text
+
+    sentence = "would be without an owner"
+    assert sentence in answered(**{"0-project": membership.project_id, "0-DELETE": "on"})
+    assert sentence in answered(**{"0-project": "no project", "0-DELETE": "on"})
+    assert sentence in answered(**{"0-project": ProjectFactory().pk}), "it leaves the other one"
+    assert person.memberships.get().project == membership.project
+
+
+def test_what_a_list_or_page_of_admin_never_sends_is_refused_or_left_out(support: Client) -> None:
+    ids = {"_selected_action": "no uuid"}
+    response = support.post(url(CustomerAccount, "changelist"), {"action": "close_months", **ids}, follow=True)
+    assert "What was chosen is not in the list, so nothing was done. Choose again." in response.text
+    page = url(Project, "change", ProjectFactory().pk)
+    assert "This field is required." in support.post(page, {"name": "", "_to_field": ""}).text
 
 
 def test_an_administrator_takes_a_lost_factor_away_without_seeing_its_secret(support: Client) -> None:

@@ -11,6 +11,7 @@ from allauth.mfa.models import Authenticator
 from allauth.usersessions.models import UserSession
 from django import forms
 from django.contrib import admin, messages
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.widgets import AutocompleteSelect
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.contrib.auth.forms import BaseUserCreationForm
@@ -94,6 +95,20 @@ class SupportAdmin(Autocompletes, admin.ModelAdmin):
             ), False
         return super().get_search_results(request, queryset, search_term)
 
+    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
+        return super().get_object(request, object_id, from_field or None)  # an empty `_to_field` names no field
+
+    def response_action(self, request: HttpRequest, queryset: QuerySet[Any]) -> Any:
+        """Django fails where what is sent as an id can be none."""
+        try:
+            for chosen in request.POST.getlist(ACTION_CHECKBOX_NAME):
+                self.model._meta.pk.to_python(chosen)
+        except ValidationError:
+            sentence = _("What was chosen is not in the list, so nothing was done. Choose again.")
+            self.message_user(request, sentence, messages.ERROR)
+            return None
+        return super().response_action(request, queryset)
+
     def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
         return False
 
@@ -159,11 +174,14 @@ class MembershipFormSet(BaseInlineFormSet):
             for form in forms
             if form.cleaned_data.get("role") == Role.OWNER and not form.cleaned_data.get("DELETE")
         ]
-        for project in {form.cleaned_data.get("project") or self.instance for form in forms if form.instance.pk}:
+        of_project = isinstance(self.instance, Project)
+        # where each was until now: it may have been given another project, or one that there is not
+        left = {self.instance.pk if of_project else form.initial["project"] for form in forms if form.instance.pk}
+        for project in Project.objects.filter(pk__in=left):
             lock_customer(project.customer_id)
             owners = Membership.objects.filter(project=project, role=Role.OWNER)
             others = owners.exclude(pk__in=[form.instance.pk for form in forms if form.instance.pk])
-            mine = [form for form in owning if (form.cleaned_data.get("project") or self.instance) == project]
+            mine = [form for form in owning if of_project or form.cleaned_data["project"] == project]
             if owners.exists() and not others.exists() and not mine:
                 raise ValidationError(
                     _("“%(project)s” would be without an owner. Make somebody else an owner first."),
