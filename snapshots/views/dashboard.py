@@ -7,6 +7,7 @@ from django.contrib.humanize.templatetags.humanize import intcomma
 from django.db.models import BigIntegerField, Count, Exists, F, OuterRef, Q, QuerySet, Sum, Value
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
+from django.utils.functional import SimpleLazyObject
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET
 
@@ -21,7 +22,16 @@ from snapshots import lists
 from snapshots.models import COUNTED_STATES, SERVICE_KINDS, BackupRun, BackupSchedule, Kind, Operation, Snapshot, State
 
 from . import bell
-from .common import Rates, explain_operations, newest_of, rates_now, render_live, version_of, with_time_left
+from .common import (
+    Rates,
+    explain_operations,
+    newest_of,
+    rates_now,
+    render_live,
+    this_minute,
+    version_of,
+    with_time_left,
+)
 from .snapshots import explain_rows, listed_snapshots
 
 NEWEST_SHOWN = 5
@@ -38,13 +48,16 @@ def dashboard(request: HttpRequest) -> HttpResponse:
     running = with_time_left(one for one in operations if one.is_active)
     failed = explain_operations([one for one in operations if not one.is_active], user)
     rates = rates_now()
-    snapshots = explain_rows(_newest_snapshots(user), user, rates)
+    newest = _newest_snapshots.found(user)  # type: ignore[attr-defined]
+    totals = figures(user, rates)
     context = {
-        **figures(user, rates),
+        **totals,
         "running": running,
         "in_progress": bell.shown(running),
         "failed": failed,
-        "rows": snapshots,
+        "rows": SimpleLazyObject(lambda: explain_rows(newest.rows, user, rates)),
+        # all that is said of the newest follows from these, and does not have to be rendered again
+        "newest_shown": repr((newest.raw, rates, user.seen, bool(totals["volume_count"]), this_minute())),
         "is_live": bool(running),
         "can_take": bool(user.changeable_project_ids),
         "has_projects": bool(user.roles),
@@ -52,7 +65,7 @@ def dashboard(request: HttpRequest) -> HttpResponse:
     version = version_of(
         [operation.pk for operation in running],
         [operation.pk for operation in failed],
-        [(one.pk, one.state) for one in snapshots],
+        newest.raw,
     )
     return render_live(request, "dashboard.html", context, part="dashboard", poll="running", version=version)
 
