@@ -91,6 +91,11 @@ class Page(Generic[M]):
         self._has_next, self._has_previous = (bool(cursor), more) if backwards else (more, bool(cursor))
         self.is_first = not self._has_previous
 
+    @property
+    def ids(self) -> list[UUID]:
+        """Of the rows, and of the next one where there is one."""
+        return [UUID(str(row[0])) for row in self.raw]
+
     @cached_property
     def rows(self) -> list[M]:
         shown = self._found.rows[: self._size]

@@ -22,12 +22,13 @@ from billing import services as billing
 from billing.money import format_price
 from cng_portal.accounts import activity
 from cng_portal.accounts.models import UNLIMITED, Customer, Project, User
+from cng_portal.accounts.prepared import prepared
 from cng_portal.accounts.services import lock_customer
 from cng_portal.inventory.models import CloudProject, VirtualMachine, Volume
 from cng_portal.languages import digits
 
 from . import limits
-from .drivers import get_driver
+from .drivers import get_driver, some_revert_only_latest
 from .drivers.base import GIB, StorageError
 from .models import (
     NAME_LENGTH,
@@ -633,16 +634,18 @@ def check_restorable(snapshot: Snapshot) -> None:
         )
 
 
-def never_written_back(snapshots: Iterable[Snapshot]) -> dict[UUID, str]:
-    """{id: why} of those that their storage does not write back to where they came from, as long as things are as they
-    are. A query only where an engine has such limits.
+WriteBacks = list[tuple[UUID, bool, bool]]
+
+
+def write_backs(snapshot_ids: list[UUID]) -> WriteBacks:
+    """(snapshot, whether it is a copy made before a restore, whether its volume has later ones), once for each of its disks.
+    Nothing, and no query, where every engine writes back everything.
     """
-    snapshots = list(snapshots)
-    engines = {one.location_id: one.location for one in snapshots}
-    limits = {code: get_driver(location).reverts_only_latest for code, location in engines.items()}
-    limited = {one.pk: one for one in snapshots if limits[one.location_id]}
-    if not limited:
-        return {}
+    return _write_backs(snapshot_ids) if snapshot_ids and some_revert_only_latest() else []
+
+
+@prepared
+def _write_backs(snapshot_ids: list[UUID]) -> QuerySet[DiskImage, tuple[Any, ...]]:
     later = DiskImage.objects.filter(
         volume=OuterRef("volume"),
         snapshot__ready_at__gt=OuterRef("snapshot__ready_at"),
@@ -651,9 +654,25 @@ def never_written_back(snapshots: Iterable[Snapshot]) -> dict[UUID, str]:
         snapshot__protects=None,  # a copy made before a restore is no snapshot there
     )
     copies = Operation.objects.filter(safety_snapshot=OuterRef("snapshot"))
-    disks = DiskImage.objects.filter(snapshot__in=limited).annotate(is_copy=Exists(copies), has_later=Exists(later))
+    disks = DiskImage.objects.filter(snapshot__in=snapshot_ids)
+    found = disks.annotate(is_copy=Exists(copies), has_later=Exists(later))
+    return found.order_by("snapshot_id", "pk").values_list("snapshot_id", "is_copy", "has_later")
+
+
+def never_written_back(snapshots: Iterable[Snapshot], known: WriteBacks | None = None) -> dict[UUID, str]:
+    """{id: why} of those that their storage does not write back to where they came from, as long as things are as they
+    are. `known` is of `write_backs`; without it that is asked, once for all.
+    """
+    snapshots = list(snapshots)
+    engines = {one.location_id: one.location for one in snapshots}
+    limits = {code: get_driver(location).reverts_only_latest for code, location in engines.items()}
+    limited = {one.pk: one for one in snapshots if limits[one.location_id]}
+    if not limited:
+        return {}
     reasons = {}
-    for pk, is_copy, has_later in disks.order_by().values_list("snapshot_id", "is_copy", "has_later"):
+    for pk, is_copy, has_later in write_backs(list(limited)) if known is None else known:
+        if pk not in limited:
+            continue
         snapshot = limited[pk]
         if is_copy:
             reason = _(

@@ -2,6 +2,7 @@
 
 from datetime import datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 from django.contrib.humanize.templatetags.humanize import intcomma
 from django.db.models import BigIntegerField, Count, Exists, F, OuterRef, Q, QuerySet, Sum, Value
@@ -18,7 +19,7 @@ from cng_portal.accounts import kept
 from cng_portal.accounts.models import User
 from cng_portal.accounts.prepared import prepared
 from cng_portal.inventory.models import VirtualMachine, Volume
-from snapshots import lists
+from snapshots import lists, services
 from snapshots.models import COUNTED_STATES, SERVICE_KINDS, BackupRun, BackupSchedule, Kind, Operation, Snapshot, State
 
 from . import bell
@@ -49,15 +50,16 @@ def dashboard(request: HttpRequest) -> HttpResponse:
     failed = explain_operations([one for one in operations if not one.is_active], user)
     rates = rates_now()
     newest = _newest_snapshots.found(user)  # type: ignore[attr-defined]
+    limits = services.write_backs([UUID(str(row[0])) for row in newest.raw])
     totals = figures(user, rates)
     context = {
         **totals,
         "running": running,
         "in_progress": bell.shown(running),
         "failed": failed,
-        "rows": SimpleLazyObject(lambda: explain_rows(newest.rows, user, rates)),
+        "rows": SimpleLazyObject(lambda: explain_rows(newest.rows, user, rates, limits)),
         # all that is said of the newest follows from these, and does not have to be rendered again
-        "newest_shown": repr((newest.raw, rates, user.seen, bool(totals["volume_count"]), this_minute())),
+        "newest_shown": repr((newest.raw, rates, limits, user.seen, bool(totals["volume_count"]), this_minute())),
         "is_live": bool(running),
         "can_take": bool(user.changeable_project_ids),
         "has_projects": bool(user.roles),

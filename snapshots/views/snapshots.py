@@ -109,15 +109,16 @@ def snapshot_list(request: HttpRequest, kind: Kind) -> HttpResponse:
     )
     view = chosen_view(request)
     rates = rates_now() if page.raw else {}
+    limits = services.write_backs(page.ids)
     params = form.chosen
     here = f"{request.path}?{urlencode(params)}" if params else request.path
     context = {
         "kind": kind,
         "form": form,
         "page": page,
-        "rows": SimpleLazyObject(lambda: explain_rows(page.rows, user, rates)),
+        "rows": SimpleLazyObject(lambda: explain_rows(page.rows, user, rates, limits)),
         # all that follows from these and from the address does not have to be rendered again
-        "shown": repr((request.get_full_path(), view, user.seen, choices, page.raw, rates, this_minute())),
+        "shown": repr((request.get_full_path(), view, user.seen, choices, page.raw, rates, limits, this_minute())),
         "view": view,
         "here": here,
         "views": [{"name": name, "url": f"{request.path}?{urlencode({**params, 'view': name})}"} for name in VIEWS],
@@ -177,13 +178,15 @@ def listed_snapshots() -> QuerySet[Snapshot]:
     return Snapshot.objects.select_related("project__customer", "location", "volume", "vm").only(*LISTED)
 
 
-def explain_rows(snapshots: list[Snapshot], user: User, rates: Rates | None = None) -> list[Snapshot]:
+def explain_rows(
+    snapshots: list[Snapshot], user: User, rates: Rates | None = None, limits: services.WriteBacks | None = None
+) -> list[Snapshot]:
     """Each with `hourly` ("K 20", "" where it costs nothing), `actions` for its menu, `can_delete`, and `work`: the
     operation that takes or deletes it now, or None, which `poll_seconds` follows.
 
     One query for the prices where no `rates` are given, and one each where there are backups, where something is in
-    progress and where storage does not write back everything: joined to the list they would make more tables than
-    PostgreSQL puts in the best order (join_collapse_limit).
+    progress and, without the `limits` of services.write_backs, where storage does not write back everything: joined to
+    the list they would make more tables than PostgreSQL puts in the best order (join_collapse_limit).
     """
     copies = [snapshot for snapshot in snapshots if snapshot.kind == Kind.BACKUP]
     prefetch_related_objects(copies, Prefetch("run", BackupRun.objects.select_related("schedule")))
@@ -191,7 +194,7 @@ def explain_rows(snapshots: list[Snapshot], user: User, rates: Rates | None = No
     if rates is None:
         rates = rates_now() if snapshots else {}
     offered = acts() if snapshots else {}
-    fixed = services.never_written_back(snapshots)
+    fixed = services.never_written_back(snapshots, limits)
     for snapshot in snapshots:
         snapshot.work = work.get(snapshot.pk)
         snapshot.poll_seconds = poll_seconds([snapshot.work])
