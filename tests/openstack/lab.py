@@ -468,7 +468,7 @@ class Lab:
                     "credential": {"key_repository": keys / "credential"},
                     "cache": {"enabled": "true", "backend": "dogpile.cache.memory"},
                     "catalog": {"caching": "false"},  # each worker would remember it as it was before Cinder
-                    "assignment": {"caching": "false"},  # and rights as they were before they were taken away
+                    "role": {"caching": "false"},  # and who has which, as it was before it was taken away
                 }
             )
         )
