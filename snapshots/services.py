@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
-from django.db.models import Count, Exists, OuterRef, Q, QuerySet, Sum
+from django.db.models import Count, Exists, Max, OuterRef, Q, QuerySet, Sum
 from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
@@ -639,24 +639,37 @@ WriteBacks = list[tuple[UUID, bool, bool]]
 
 def write_backs(snapshot_ids: list[UUID]) -> WriteBacks:
     """(snapshot, whether it is a copy made before a restore, whether its volume has later ones), once for each of its disks.
-    Nothing, and no query, where every engine writes back everything.
+    Two queries; nothing, and none, where every engine writes back everything.
     """
-    return _write_backs(snapshot_ids) if snapshot_ids and some_revert_only_latest() else []
+    if not snapshot_ids or not some_revert_only_latest():
+        return []
+    disks = _disks_written_back(snapshot_ids)
+    # once for each volume: to look for a later one of each snapshot would read all of a volume's snapshots each time
+    latest = dict(_latest(list({volume_id for _snapshot, volume_id, _ready, _copy in disks})))
+    return [
+        (snapshot_id, is_copy, ready_at is not None and ready_at < latest.get(volume_id, ready_at))
+        for snapshot_id, volume_id, ready_at, is_copy in disks
+    ]
 
 
 @prepared
-def _write_backs(snapshot_ids: list[UUID]) -> QuerySet[DiskImage, tuple[Any, ...]]:
-    later = DiskImage.objects.filter(
-        volume=OuterRef("volume"),
-        snapshot__ready_at__gt=OuterRef("snapshot__ready_at"),
+def _disks_written_back(snapshot_ids: list[UUID]) -> QuerySet[DiskImage, tuple[Any, ...]]:
+    copies = Operation.objects.filter(safety_snapshot=OuterRef("snapshot"))
+    disks = DiskImage.objects.filter(snapshot__in=snapshot_ids).annotate(is_copy=Exists(copies))
+    return disks.order_by("pk").values_list("snapshot_id", "volume_id", "snapshot__ready_at", "is_copy")
+
+
+@prepared
+def _latest(volume_ids: list[UUID]) -> QuerySet[DiskImage, tuple[Any, ...]]:
+    """(volume, when its latest snapshot was ready) of those that count in the storage."""
+    there = DiskImage.objects.filter(
+        volume__in=volume_ids,
+        snapshot__ready_at__isnull=False,
         snapshot__deleted_at=None,
         snapshot__missing_since=None,
         snapshot__protects=None,  # a copy made before a restore is no snapshot there
     )
-    copies = Operation.objects.filter(safety_snapshot=OuterRef("snapshot"))
-    disks = DiskImage.objects.filter(snapshot__in=snapshot_ids)
-    found = disks.annotate(is_copy=Exists(copies), has_later=Exists(later))
-    return found.order_by("snapshot_id", "pk").values_list("snapshot_id", "is_copy", "has_later")
+    return there.order_by().values("volume").annotate(latest=Max("snapshot__ready_at")).values_list("volume", "latest")
 
 
 def never_written_back(snapshots: Iterable[Snapshot], known: WriteBacks | None = None) -> dict[UUID, str]:

@@ -96,6 +96,8 @@ def _shape(argument: Any, values: list[Any]) -> Any:
         values.append(argument)
         return kind
     if kind is list:
+        if None in argument:
+            raise TypeError("A prepared query takes no list with None in it.")
         values += [Given(one) if isinstance(one, str) else one for one in argument]
         return list, len(argument)
     if isinstance(argument, User):

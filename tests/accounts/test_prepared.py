@@ -142,6 +142,8 @@ def test_what_is_no_argument_is_refused() -> None:
         with_a_sum(timezone.now())
     with pytest.raises(TypeError, match="not in the SQL as it was given"):
         with_nothing(other.pk)
+    with pytest.raises(TypeError, match="no list with None"):
+        some([None])  # type: ignore[list-item]
 
 
 @pytest.mark.skipif(connection.vendor != "postgresql", reason="SQLite keeps no plans")
