@@ -68,9 +68,10 @@ def words(text: str) -> list[str]:
 
 def one_of(*choices: str) -> Callable[[str], str]:
     def cast(text: str) -> str:
-        if text.upper() not in choices:
-            raise ValueError(f"it is none of {', '.join(choices)}.")
-        return text.upper()
+        for choice in choices:
+            if text.lower() == choice.lower():
+                return choice
+        raise ValueError(f"it is none of {', '.join(choices)}.")
 
     return cast
 
@@ -253,7 +254,7 @@ MIDDLEWARE = [
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "allauth.account.middleware.AccountMiddleware",
-    "cng_portal.accounts.middleware.owner_door",
+    "cng_portal.accounts.middleware.factor_door",
     "cng_portal.accounts.middleware.admin_door",
 ]
 ROOT_URLCONF = "cng_portal.urls"
@@ -390,7 +391,12 @@ MFA_WEBAUTHN_ALLOW_INSECURE_ORIGIN = not HTTPS  # browsers allow it for localhos
 # Proxies in front of the portal, whose X-Forwarded-For is believed: one where HTTPS is on, as only a proxy speaks it.
 ALLAUTH_TRUSTED_PROXY_COUNT = read("TRUSTED_PROXIES", whole_number(0, 10), 1 if HTTPS else 0)
 ADMIN_MFA_REQUIRED = read("ADMIN_MFA_REQUIRED", yes_or_no, HTTPS)
-OWNER_MFA_REQUIRED = read("OWNER_MFA_REQUIRED", yes_or_no, False)
+# Whom the pages behind the sign-in open to only with a second factor.
+MFA_REQUIRED = read("MFA_REQUIRED", one_of("nobody", "owners", "everyone"), "everyone" if HTTPS else "nobody")
+if os.environ.get("OWNER_MFA_REQUIRED", "").strip():
+    raise ImproperlyConfigured(
+        "OWNER_MFA_REQUIRED is no setting any more: write MFA_REQUIRED=nobody, owners or everyone in its place."
+    )
 EMAIL_CONFIG: dict[str, Any] = read("EMAIL_URL", email, {}, secret=True) or email("consolemail://")
 vars().update(EMAIL_CONFIG)
 DEFAULT_FROM_EMAIL = read("DEFAULT_FROM_EMAIL", str, "portal@localhost")

@@ -229,6 +229,14 @@ def test_with_https_cookies_and_browsers_stay_with_it() -> None:
     assert result.stdout.strip() == str(expected)
 
 
+def test_with_https_everybody_needs_a_second_factor_unless_the_settings_say_otherwise() -> None:
+    program = "from django.conf import settings; print(settings.MFA_REQUIRED, settings.ADMIN_MFA_REQUIRED)"
+    show = ["shell", "--no-imports", "-c", program]
+    assert manage(*show, **SAFE).stdout == "everyone True\n"
+    assert manage(*show, **SAFE | {"MFA_REQUIRED": "owners"}).stdout == "owners True\n"
+    assert manage(*show).stdout == "nobody False\n"
+
+
 @pytest.mark.django_db
 def test_scripts_cannot_read_the_cookies(client: Client) -> None:
     user = UserFactory(email="aye@example.com")

@@ -32,6 +32,7 @@ def manage(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
         ("DATA_DIR", "/dev/null/portal", "the folder cannot be made (Not a directory)."),
         ("BREACHED_PASSWORDS", "/nowhere", "the file cannot be read (No such file or directory)."),
         ("BREACHED_PASSWORDS", "README.md", "its lines do not begin with a SHA-1 sum in capital letters."),
+        ("MFA_REQUIRED", "admins", "it is none of nobody, owners, everyone."),
         ("LOG_LEVEL", "loud", "it is none of DEBUG, INFO, WARNING, ERROR, CRITICAL."),
         ("OPERATION_LEASE_SECONDS", "-1", "it is not a whole number from 1 to 3600."),
         ("STORAGE", "local", "it is not JSON (Expecting value: line 1 column 1 (char 0))."),
@@ -73,6 +74,15 @@ def test_a_value_that_may_hold_a_password_is_not_repeated(name: str, value: str,
 
     assert result.returncode == 1
     assert result.stderr == f"{name} cannot be used: {why}\n"
+
+
+def test_a_setting_that_is_no_more_is_not_passed_over_in_silence() -> None:
+    result = manage("serve", OWNER_MFA_REQUIRED="true")
+
+    assert result.returncode == 1
+    assert result.stderr == (
+        "OWNER_MFA_REQUIRED is no setting any more: write MFA_REQUIRED=nobody, owners or everyone in its place.\n"
+    )
 
 
 def test_an_empty_value_counts_as_missing() -> None:

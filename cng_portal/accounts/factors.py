@@ -1,5 +1,5 @@
-"""Second factors: their secrets are encrypted in the database with a key that is made of SECRET_KEY, and one that is lost
-is taken away here.
+"""Second factors: who needs one. Their secrets are encrypted in the database with a key that is made of SECRET_KEY, and
+one that is lost is taken away here.
 """
 
 import logging
@@ -16,14 +16,23 @@ from django.utils.crypto import salted_hmac
 from django.utils.translation import gettext as _
 
 from . import activity, signals
-from .models import User
+from .models import Role, User
 
 logger = logging.getLogger(__name__)
 
+WANTED = "wanted_page"  # in the session, of who had to add a factor first
 SALT = "cng_portal.accounts.factors"
 ENCRYPTED = "fernet:"
 # A passkey's is its owner's: the portal has the public half alone.
 SECRETS = {Authenticator.Type.TOTP: "secret", Authenticator.Type.RECOVERY_CODES: "seed"}
+
+
+def is_missing(user: User) -> bool:
+    """Whether it is one without which MFA_REQUIRED lets nobody in. The user is the request's; no query."""
+    if user.has_factor:  # type: ignore[attr-defined]  # set by the backend
+        return False
+    required = settings.MFA_REQUIRED
+    return required == "everyone" or (required == "owners" and Role.OWNER in user.roles.values())
 
 
 class MFAAdapter(DefaultMFAAdapter):

@@ -6,21 +6,17 @@ from urllib.parse import urlsplit
 
 from allauth.account.adapter import get_adapter
 from allauth.account.internal.flows.reauthentication import suspend_request
-from allauth.mfa.models import Authenticator
-from allauth.mfa.utils import is_mfa_enabled
 from django.conf import settings
 from django.contrib import messages
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, resolve_url
-from django.utils.http import urlencode
+from django.utils.http import url_has_allowed_host_and_scheme, urlencode
 from django.utils.translation import get_language
 from django.utils.translation import gettext as _
 from django_htmx.http import HttpResponseClientRedirect
 
-from . import activity, confirmation, impersonation, preferences, sessions
-from .models import Role
+from . import activity, confirmation, factors, impersonation, preferences, sessions
 
-FACTORS = [Authenticator.Type.TOTP, Authenticator.Type.WEBAUTHN]
 # what the page that adds one needs, its frame included
 OPEN_WITHOUT_FACTOR = {"accounts:security", "accounts:choose_theme", "language", "snapshots:work"}
 GetResponse = Callable[[HttpRequest], HttpResponse]
@@ -88,9 +84,9 @@ def session_is_seen(get_response: GetResponse) -> GetResponse:
     return middleware
 
 
-def owner_door(get_response: GetResponse) -> GetResponse:
-    """Who owns a project and has no second factor gets no further than to where one is added, where OWNER_MFA_REQUIRED says
-    so.
+def factor_door(get_response: GetResponse) -> GetResponse:
+    """Who needs a second factor and has none (MFA_REQUIRED) gets no further than to where one is added, and from there to
+    the page they wanted.
     """
 
     def middleware(request: HttpRequest) -> HttpResponse:
@@ -98,24 +94,30 @@ def owner_door(get_response: GetResponse) -> GetResponse:
 
     def process_view(request: HttpRequest, view: Any, args: Any, kwargs: Any) -> HttpResponse | None:
         match, user = request.resolver_match, request.user
-        if not settings.OWNER_MFA_REQUIRED or match is None or not user.is_authenticated or request.impersonator:
+        if match is None or not user.is_authenticated or request.impersonator:
             return None
-        name = match.view_name or ""
-        if name in OPEN_WITHOUT_FACTOR or name.startswith(("account_", "mfa_", "admin:")):
+        if match.view_name in OPEN_WITHOUT_FACTOR or match.view_name.startswith(("account_", "mfa_")):
             return None
-        if Role.OWNER not in user.roles.values() or is_mfa_enabled(user, FACTORS):
+        if not factors.is_missing(user):
+            request.session.pop(factors.WANTED, None)
             return None
-        security = resolve_url("accounts:security")
-        if request.htmx:
-            return HttpResponseClientRedirect(security)
-        sentence = _(
-            "Owners of a project need a second factor here. Add a passkey or an authenticator app, then go on."
-        )
-        messages.warning(request, sentence)
-        return redirect(security)
+        if "admin" in match.app_names:  # which has a door of its own
+            return None
+        return to_where_factors_are_added(request)
 
     middleware.process_view = process_view  # type: ignore[attr-defined]  # where Django looks for it
     return middleware
+
+
+def to_where_factors_are_added(request: HttpRequest) -> HttpResponse:
+    if request.htmx:
+        wanted = request.htmx.current_url_abs_path
+    else:
+        wanted = request.get_full_path() if request.method == "GET" else None
+    if url_has_allowed_host_and_scheme(wanted, allowed_hosts=None):
+        request.session[factors.WANTED] = wanted
+    security = resolve_url("accounts:security")
+    return HttpResponseClientRedirect(security) if request.htmx else redirect(security)
 
 
 def admin_door(get_response: GetResponse) -> GetResponse:
@@ -133,12 +135,12 @@ def admin_door(get_response: GetResponse) -> GetResponse:
         name = match.url_name or ""
         if name in ("login", "logout", "jsi18n"):
             return None
-        if settings.ADMIN_MFA_REQUIRED and not is_mfa_enabled(user, FACTORS):
+        if settings.ADMIN_MFA_REQUIRED and not user.has_factor:
             sentence = _(
                 "Django admin needs a second factor here. Add a passkey or an authenticator app, then come back."
             )
             messages.warning(request, sentence)
-            return redirect("accounts:security")
+            return to_where_factors_are_added(request)
         # a password is never kept for after the confirmation: it is asked for before the form is shown
         if (request.method == "POST" or "password" in name) and not confirmation.is_fresh(request):
             ways = get_adapter().get_reauthentication_methods(user)

@@ -13,7 +13,9 @@ import pytest
 from allauth.mfa.models import Authenticator
 from django.core import mail
 from django.core.management import CommandError, call_command
+from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from cng_portal.accounts import confirmation, factors, notices, passwords
@@ -168,29 +170,94 @@ def test_django_admin_needs_a_second_factor_where_the_setting_says_so(
     response = client.get("/admin/", follow=True)
     assert response.redirect_chain[-1][0] == reverse("accounts:security")
     assert "Django admin needs a second factor here." in response.text
+    assert client.session[factors.WANTED] == "/admin/"
     Authenticator.objects.create(user=admin, type=Authenticator.Type.TOTP, data={"secret": "x"})
     assert client.get("/admin/").status_code == 200
 
 
-def test_owners_need_a_second_factor_where_the_setting_says_so(
-    person: User, settings: "SettingsWrapper", client_for: Callable[..., Client]
-) -> None:
-    member = client_for(UserFactory(member_of=person.projects.get(), member_of__role=Role.MEMBER))
-    settings.OWNER_MFA_REQUIRED = True
-    client = Client()
-    sign_in(client, person.email)
-    response = client.get("/", follow=True)
-    assert response.redirect_chain == [(reverse("accounts:security"), 302)]
-    assert "Owners of a project need a second factor here." in response.text
-    assert client.get("/snapshots/", headers={"HX-Request": "true"})["HX-Redirect"] == reverse("accounts:security")
-    assert client.post(reverse("accounts:invite", args=[person.projects.get().pk]), {"email": "x@example.com"}).url
-    assert not Activity.objects.filter(act="invitation.send").exists()
-    assert member.get("/").status_code == 200, "who owns nothing may go on"
-
+def add_app(client: Client) -> None:
     client.post(reverse("account_reauthenticate"), {"password": PASSWORD})
     shown = client.get(reverse("mfa_activate_totp")).context["form"].secret
     client.post(reverse("mfa_activate_totp"), {"code": code_of(shown)})
-    assert client.get("/").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("required", "refused"),
+    [
+        ("nobody", []),
+        ("owners", [Role.OWNER]),
+        ("everyone", [Role.OWNER, Role.MEMBER, Role.VIEWER, None]),
+    ],
+)
+def test_who_needs_a_second_factor_gets_to_where_one_is_added_and_no_further(
+    required: str, refused: list[Role | None], settings: "SettingsWrapper", client_for: Callable[..., Client]
+) -> None:
+    project = ProjectFactory()
+    people = {role: UserFactory(member_of=project, member_of__role=role) for role in Role} | {None: UserFactory()}
+    settings.MFA_REQUIRED = required
+    security = reverse("accounts:security")
+    for role, person in people.items():
+        client = client_for(person)
+        page = client.get(security).text
+        assert ("You need a second factor here" in page) == (role in refused)
+        if role not in refused:
+            assert client.get("/").status_code == 200
+            continue
+        assert client.get("/").url == security
+        assert client.get("/snapshots/", headers={"HX-Request": "true"})["HX-Redirect"] == security
+        assert client.post(reverse("accounts:profile"), {"name": "Somebody"}).url == security
+        assert User.objects.get(pk=person.pk).name == person.name
+        assert client.get(reverse("mfa_activate_totp")).status_code == 200
+        assert client.post(reverse("account_logout")).status_code == 302
+
+
+def test_who_has_added_the_factor_gets_on_to_the_page_they_wanted(person: User, settings: "SettingsWrapper") -> None:
+    settings.MFA_REQUIRED = "everyone"
+    client = Client()
+    sign_in(client, person.email)
+    client.get("/snapshots/?q=nightly")
+    add_app(client)
+    codes = reverse("mfa_view_recovery_codes")
+    assert '<a class="btn btn-secondary" href="/snapshots/?q=nightly">Go on</a>' in client.get(codes).text
+    assert client.get("/snapshots/?q=nightly").status_code == 200
+    assert "Go on" not in client.get(codes).text, "once"
+
+
+@pytest.mark.parametrize(
+    ("address", "wanted"),
+    [
+        ("http://testserver/volumes/?q=x", "/volumes/?q=x"),
+        ("http://elsewhere.example/volumes/", None),
+        ("http://testserver//elsewhere.example/", None),
+    ],
+)
+def test_a_page_that_asks_by_htmx_is_the_one_to_come_back_to(
+    person: User, settings: "SettingsWrapper", address: str, wanted: str | None
+) -> None:
+    settings.MFA_REQUIRED = "everyone"
+    client = Client()
+    sign_in(client, person.email)
+    client.post("/snapshots/new/", headers={"HX-Request": "true", "HX-Current-URL": address})
+    assert client.session.get(factors.WANTED) == wanted
+
+
+def test_a_factor_that_is_taken_away_counts_at_once_and_one_that_is_there_costs_no_query(
+    person: User, secret: str, settings: "SettingsWrapper", client_for: Callable[..., Client]
+) -> None:
+    client = client_for(person)
+
+    def queries(path: str) -> list[str]:
+        with CaptureQueriesContext(connection) as asked:
+            assert client.get(path).status_code == 200
+        return [one["sql"] for one in asked]
+
+    pages = ("/", "/snapshots/", "/snapshots/new/")
+    for _each in range(2):  # what is kept of the first look is not asked again
+        before = {page: len(queries(page)) for page in pages}
+    settings.MFA_REQUIRED = "everyone"
+    assert {page: len(queries(page)) for page in pages} == before
+    call_command("remove_factors", person.email)
+    assert client.get("/").url == reverse("accounts:security")
 
 
 def test_an_administrators_act_goes_on_after_a_confirmation() -> None:

@@ -11,7 +11,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
-from cng_portal.accounts import activity, impersonation, preferences, sessions
+from cng_portal.accounts import activity, factors, impersonation, preferences, sessions
 from cng_portal.accounts.forms import DetailsForm, ThemeForm
 from cng_portal.accounts.models import Activity, User
 from cng_portal.languages import keep_language
@@ -63,9 +63,9 @@ def stop_looking(request: HttpRequest) -> HttpResponse:
 
 @require_safe
 def security(request: HttpRequest) -> HttpResponse:
-    factors = list(Authenticator.objects.filter(user=request.user).order_by("created_at"))
+    found = list(Authenticator.objects.filter(user=request.user).order_by("created_at"))
     by_type = {
-        kind: [factor for factor in factors if factor.type == kind] for kind in ("totp", "webauthn", "recovery_codes")
+        kind: [factor for factor in found if factor.type == kind] for kind in ("totp", "webauthn", "recovery_codes")
     }
     passkeys = [factor.wrap() for factor in by_type["webauthn"]]
     codes = by_type["recovery_codes"]
@@ -74,6 +74,7 @@ def security(request: HttpRequest) -> HttpResponse:
         "passkeys": passkeys,
         "codes_left": len(codes[0].wrap().get_unused_codes()) if codes else None,
         "is_protected": bool(by_type["totp"] or passkeys),
+        "must_add": factors.is_missing(request.user),
         "tabs": tabs(request),
     }
     return render(request, "accounts/security.html", context)
