@@ -307,6 +307,9 @@ CACHES = {
     "default": {
         "BACKEND": "django.core.cache.backends.db.DatabaseCache",
         "LOCATION": "cache",
+        # Above it the table drops what is still counted: with Django's 300 whoever tries enough addresses would wipe out
+        # the limits on attempts and which codes have been used. What has expired goes by cng_portal.accounts.attempts.
+        "OPTIONS": {"MAX_ENTRIES": 1_000_000},
     },  # all processes share it
     "process": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"},
 }
@@ -382,6 +385,8 @@ MFA_TOTP_ISSUER = "1CNG"
 MFA_TOTP_TOLERANCE = 1  # a phone's clock may be half a minute off
 MFA_ALLOW_UNVERIFIED_EMAIL = True  # an administrator or an invitation has vouched for it
 MFA_FORMS = {
+    "authenticate": "cng_portal.accounts.forms.CodeForm",
+    "reauthenticate": "cng_portal.accounts.forms.CodeConfirmationForm",
     "add_webauthn": "cng_portal.accounts.forms.AddPasskeyForm",
     "authenticate_webauthn": "cng_portal.accounts.forms.PasskeyForm",
     "login_webauthn": "cng_portal.accounts.forms.PasskeySignInForm",

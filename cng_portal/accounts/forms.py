@@ -8,7 +8,9 @@ from zoneinfo import available_timezones
 
 from allauth.account.forms import AddEmailForm
 from allauth.account.models import EmailAddress
+from allauth.mfa import app_settings as mfa
 from allauth.mfa.adapter import get_adapter
+from allauth.mfa.base.forms import AuthenticateForm, ReauthenticateForm
 from allauth.mfa.models import Authenticator
 from allauth.mfa.webauthn.forms import (
     AddWebAuthnForm,
@@ -18,6 +20,7 @@ from allauth.mfa.webauthn.forms import (
 )
 from django import forms
 from django.conf import settings
+from django.core.cache import cache
 from django.http import HttpRequest
 from django.utils.translation import get_language, gettext_lazy
 from django.utils.translation import gettext as _
@@ -168,4 +171,25 @@ class PasskeySignInForm(PasskeyMixin, LoginWebAuthnForm):
 
 
 class PasskeyConfirmationForm(PasskeyMixin, ReauthenticateWebAuthnForm):
+    pass
+
+
+class OnceMixin:
+    """A code of an app opens once: allauth forgets after one period that it was used, and goes on taking it for as many
+    more as MFA_TOTP_TOLERANCE says.
+    """
+
+    def clean_code(self) -> str:
+        code: str = super().clean_code()
+        if self.authenticator.type == Authenticator.Type.TOTP:
+            used = self.authenticator.wrap()._get_used_cache_key(code)
+            cache.touch(used, mfa.TOTP_PERIOD * (2 * mfa.TOTP_TOLERANCE + 1))
+        return code
+
+
+class CodeForm(OnceMixin, AuthenticateForm):
+    pass
+
+
+class CodeConfirmationForm(OnceMixin, ReauthenticateForm):
     pass

@@ -6,19 +6,22 @@ import hmac
 import struct
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from allauth.mfa.models import Authenticator
 from django.core import mail
+from django.core.cache import cache
 from django.core.management import CommandError, call_command
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
+from django.utils import timezone
 
-from cng_portal.accounts import confirmation, factors, notices, passwords
+from cng_portal.accounts import attempts, confirmation, factors, notices, passwords
 from cng_portal.accounts.models import Activity, Project, Role, User
 from tests.accounts.test_sign_in import PASSWORD, sign_in
 from tests.factories import ProjectFactory, UserFactory
@@ -26,14 +29,15 @@ from tests.factories import ProjectFactory, UserFactory
 if TYPE_CHECKING:
     from playwright.sync_api import Page
     from pytest_django.fixtures import SettingsWrapper
+    from time_machine import TimeMachineFixture
 
 pytestmark = pytest.mark.django_db
 
 
-def code_of(secret: str) -> str:
-    """What an authenticator app would show now (RFC 6238)."""
+def code_of(secret: str, at: float | None = None) -> str:
+    """What an authenticator app would show now, or at another time (RFC 6238)."""
     key = base64.b32decode(secret + "=" * (-len(secret) % 8))
-    digest = hmac.new(key, struct.pack(">Q", int(time.time()) // 30), hashlib.sha1).digest()
+    digest = hmac.new(key, struct.pack(">Q", int(at or time.time()) // 30), hashlib.sha1).digest()
     start = digest[-1] & 15
     return f"{(struct.unpack('>I', digest[start : start + 4])[0] & 0x7FFFFFFF) % 10**6:06d}"
 
@@ -84,6 +88,18 @@ def test_the_app_is_asked_after_the_password_and_a_recovery_code_helps_once(pers
     sign_in(again, person.email)
     assert again.post(reverse("mfa_authenticate"), {"code": code}).status_code == 200
     assert again.get("/").status_code == 302
+
+
+def test_a_code_of_the_app_opens_once_for_as_long_as_it_is_taken(
+    person: User, secret: str, time_machine: "TimeMachineFixture"
+) -> None:
+    period = (int(time.time()) // 30 + 100) * 30
+    for begins, code in ((period, code_of(secret, period)), (period + 300, code_of(secret, period + 330))):
+        time_machine.move_to(begins + 1, tick=False)
+        assert lets_in(person, code)
+        for later in (2, 33, 58):  # the one of the next period, of a phone that is ahead, is taken for 90 seconds
+            time_machine.move_to(begins + later, tick=False)
+            assert not lets_in(person, code)
 
 
 def stored() -> str:
@@ -345,6 +361,18 @@ def test_attempts_on_one_account_are_limited_from_wherever_they_come(person: Use
         page = sign_in(client, person.email, "wrong").text
     assert "Too many failed attempts." in page
     assert "Too many failed attempts." in sign_in(Client(REMOTE_ADDR="192.0.2.99"), person.email).text
+
+
+@pytest.mark.both_databases
+def test_counted_attempts_are_not_wiped_out_by_other_addresses_and_leave_when_they_are_over(person: User) -> None:
+    for number in range(6):
+        sign_in(Client(REMOTE_ADDR=f"192.0.2.{number}"), person.email, "wrong")
+    for number in range(400):
+        cache.set(f"allauth:rl:allauth.account:reset_password:{number}", [time.time()], 3600)
+    assert "Too many failed attempts." in sign_in(Client(REMOTE_ADDR="192.0.2.99"), person.email).text
+    assert attempts.forget_expired(now=timezone.now()) == 0
+    assert attempts.forget_expired(now=timezone.now() + timedelta(minutes=30)) >= 6
+    assert cache.get("allauth:rl:allauth.account:reset_password:7")
 
 
 def test_a_passkey_is_added_and_signs_in_without_the_password(
