@@ -14,7 +14,6 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.utils import timezone
-from django.utils.http import urlencode
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
@@ -25,7 +24,13 @@ from snapshots import backups, lists, services, slots, wizard
 from snapshots.forms import RHYTHM, ScheduleFilterForm, ScheduleForm, find_schedules, zone_name
 from snapshots.models import BackupRun, BackupSchedule, Kind, Snapshot, State
 
-from .common import automatic_sentence, is_fragment, price_of_kept, push_url, render_live, render_part, version_of
+from .common import (
+    automatic_sentence,
+    price_of_kept,
+    render_list,
+    render_live,
+    version_of,
+)
 from .picture import in_words, picture_of
 from .snapshots import backup_tabs, get_changeable
 
@@ -51,25 +56,13 @@ def schedules(request: HttpRequest) -> HttpResponse:
         user=user,
         **form.narrowing,
     )
-    params = form.chosen
     context = {
         "form": form,
         "rows": explain_schedules(page.rows, user),
-        "total": page.total,
-        "has_more": page.has_more,
-        "here": f"{request.path}?{urlencode(params)}" if params else request.path,
-        "pages": page.urls(request.path, params),
         "can_take": bool(user.changeable_project_ids),
         "tabs": backup_tabs("schedules"),
     }
-    response = render_part(request, "snapshots/schedules.html", "schedule-list", context)
-    if is_fragment(request):
-        cursor = {
-            name: request.GET[name] for name in ("after", "before") if request.GET.get(name) and not page.is_first
-        }
-        query = urlencode(params | cursor)
-        response["HX-Push-Url"] = push_url(request, f"{request.path}?{query}" if query else request.path)
-    return response
+    return render_list(request, "snapshots/schedules.html", "schedule-list", page, form.chosen, context)
 
 
 def explain_schedules(found: list[BackupSchedule], user: User) -> list[BackupSchedule]:

@@ -11,6 +11,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.utils import timezone
 from django.utils.cache import patch_vary_headers
+from django.utils.functional import SimpleLazyObject
 from django.utils.html import format_html
 from django.utils.http import urlencode
 from django.utils.safestring import SafeString
@@ -33,6 +34,31 @@ from snapshots.models import Operation, Snapshot, State
 def push_url(request: HttpRequest, url: str) -> str:
     """What HX-Push-Url says so that the address is `url` and Back never leads to where one is already."""
     return "false" if request.htmx.current_url_abs_path == url else url
+
+
+def render_list(
+    request: HttpRequest,
+    template: str,
+    part: str,
+    page: lists.Page[Any],
+    chosen: dict[str, str],
+    context: dict[str, Any],
+) -> HttpResponse:
+    """One page of a list, or its partial `part`, with `page`, `pages` for partials/pagination.html and `here`.
+
+    What a filter form sends has every field, the empty ones too; the address gets what is chosen.
+    """
+    path = request.path
+    here = f"{path}?{urlencode(chosen)}" if chosen else path
+    pages = SimpleLazyObject(lambda: page.urls(path, chosen))  # not asked for where the list is remembered
+    response = render_part(request, template, part, context | {"page": page, "pages": pages, "here": here})
+    if is_fragment(request):
+        cursor = {
+            name: request.GET[name] for name in ("after", "before") if request.GET.get(name) and not page.is_first
+        }
+        query = urlencode(chosen | cursor)
+        response["HX-Push-Url"] = push_url(request, f"{path}?{query}" if query else path)
+    return response
 
 
 def render_live(

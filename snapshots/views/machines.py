@@ -5,7 +5,6 @@ from uuid import UUID
 from django.db.models import Count, Max, Prefetch, Q, QuerySet, prefetch_related_objects
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect
-from django.utils.http import urlencode
 from django.views.decorators.http import require_GET, require_POST
 
 from billing.money import format_price
@@ -19,10 +18,8 @@ from .backups import explain_schedules
 from .common import (
     automatic_sentence,
     explain_operations,
-    is_fragment,
-    push_url,
+    render_list,
     render_live,
-    render_part,
     shown_operations,
     version_of,
 )
@@ -45,23 +42,11 @@ def machines(request: HttpRequest) -> HttpResponse:
     user = request.user
     form = MachineFilterForm(request.GET, user=user, choices=lists.filter_choices(user))
     page = lists.page_of(find_machines, lists.BY_NAME, request.GET, rows=listed_machines, user=user, **form.narrowing)
-    params = form.chosen
     context = {
         "form": form,
         "rows": explain_machines(page.rows, user),
-        "total": page.total,
-        "has_more": page.has_more,
-        "here": f"{request.path}?{urlencode(params)}" if params else request.path,
-        "pages": page.urls(request.path, params),
     }
-    response = render_part(request, "snapshots/machines.html", "machine-list", context)
-    if is_fragment(request):
-        cursor = {
-            name: request.GET[name] for name in ("after", "before") if request.GET.get(name) and not page.is_first
-        }
-        query = urlencode(params | cursor)
-        response["HX-Push-Url"] = push_url(request, f"{request.path}?{query}" if query else request.path)
-    return response
+    return render_list(request, "snapshots/machines.html", "machine-list", page, form.chosen, context)
 
 
 def explain_machines(found: list[VirtualMachine], user: User) -> list[VirtualMachine]:

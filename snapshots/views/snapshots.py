@@ -39,11 +39,10 @@ from .common import (
     is_fragment,
     join_place,
     price_of,
-    push_url,
     rates_now,
     rates_of,
+    render_list,
     render_live,
-    render_part,
     shown_operations,
     this_minute,
     version_of,
@@ -111,18 +110,14 @@ def snapshot_list(request: HttpRequest, kind: Kind) -> HttpResponse:
     rates = rates_now() if page.raw else {}
     limits = services.write_backs(page.ids)
     params = form.chosen
-    here = f"{request.path}?{urlencode(params)}" if params else request.path
     context = {
         "kind": kind,
         "form": form,
-        "page": page,
         "rows": SimpleLazyObject(lambda: explain_rows(page.rows, user, rates, limits)),
         # all that follows from these and from the address does not have to be rendered again
         "shown": repr((request.get_full_path(), view, user.seen, choices, page.raw, rates, limits, this_minute())),
         "view": view,
-        "here": here,
         "views": [{"name": name, "url": f"{request.path}?{urlencode({**params, 'view': name})}"} for name in VIEWS],
-        "pages": SimpleLazyObject(lambda: page.urls(request.path, params)),
         "can_take": bool(user.changeable_project_ids),
         "selectable": bool(user.changeable_project_ids),
         "new_url": reverse(f"snapshots:{NEW[kind]}"),
@@ -132,14 +127,7 @@ def snapshot_list(request: HttpRequest, kind: Kind) -> HttpResponse:
         schedules = BackupSchedule.objects.visible_to(user).present()
         context["schedule_count"] = schedules.count() if not page.raw else 0
         context["troubled"] = lists.troubled(lists.with_last_run(schedules)).count()
-    response = render_part(request, "snapshots/list.html", "snapshot-list", context)
-    if is_fragment(request):
-        # what the filter form sends has every field, the empty ones too; the address gets what is chosen
-        cursor = {
-            name: request.GET[name] for name in ("after", "before") if request.GET.get(name) and not page.is_first
-        }
-        query = urlencode(params | cursor)
-        response["HX-Push-Url"] = push_url(request, f"{request.path}?{query}" if query else request.path)
+    response = render_list(request, "snapshots/list.html", "snapshot-list", page, params, context)
     if request.GET.get("view") in VIEWS:
         response.set_cookie(
             VIEW_COOKIE, view, max_age=YEAR_SECONDS, samesite="Lax", secure=request.is_secure(), httponly=True

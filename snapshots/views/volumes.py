@@ -5,7 +5,6 @@ from uuid import UUID
 from django.db.models import Count, Max, Q, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404
-from django.utils.http import urlencode
 from django.views.decorators.http import require_GET
 
 from cng_portal.accounts.models import User
@@ -14,7 +13,13 @@ from snapshots import lists
 from snapshots.forms import VolumeFilterForm, find_volumes
 from snapshots.models import DiskImage, Operation, Snapshot, State
 
-from .common import explain_operations, is_fragment, push_url, render_live, render_part, shown_operations, version_of
+from .common import (
+    explain_operations,
+    render_list,
+    render_live,
+    shown_operations,
+    version_of,
+)
 from .snapshots import explain_rows, listed_snapshots
 from .timelines import timeline_of
 
@@ -32,23 +37,11 @@ def volumes(request: HttpRequest) -> HttpResponse:
     user = request.user
     form = VolumeFilterForm(request.GET, user=user, choices=lists.filter_choices(user))
     page = lists.page_of(find_volumes, lists.BY_NAME, request.GET, rows=listed_volumes, user=user, **form.narrowing)
-    params = form.chosen
     context = {
         "form": form,
         "rows": count_snapshots(page.rows, user),
-        "total": page.total,
-        "has_more": page.has_more,
-        "here": f"{request.path}?{urlencode(params)}" if params else request.path,
-        "pages": page.urls(request.path, params),
     }
-    response = render_part(request, "snapshots/volumes.html", "volume-list", context)
-    if is_fragment(request):
-        cursor = {
-            name: request.GET[name] for name in ("after", "before") if request.GET.get(name) and not page.is_first
-        }
-        query = urlencode(params | cursor)
-        response["HX-Push-Url"] = push_url(request, f"{request.path}?{query}" if query else request.path)
-    return response
+    return render_list(request, "snapshots/volumes.html", "volume-list", page, form.chosen, context)
 
 
 def count_snapshots(found: list[Volume], user: User) -> list[Volume]:

@@ -277,7 +277,7 @@ def test_the_pages_of_schedules_follow_each_other_in_a_constant_number_of_querie
     second = client.get(first.context["pages"]["next_url"])
 
     assert [*first.context["rows"], *second.context["rows"]] == made
-    assert first.context["total"] == 25
+    assert first.context["page"].total == 25
 
 
 def test_the_fragment_of_schedules_is_the_same_as_in_the_page(client: Client, schedule: BackupSchedule) -> None:
