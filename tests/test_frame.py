@@ -210,8 +210,8 @@ def test_nothing_in_a_template_breaks_the_content_security_policy(path: Path) ->
 
 
 def colours(theme: int) -> dict[str, str]:
-    """{token: hex} of the style sheet; 0 light, 1 dark. A colour that is the same in both themes is declared once."""
-    source = (settings.BASE_DIR / "static" / "portal.css").read_text()
+    """{token: hex}; 0 light, 1 dark. A colour that is the same in both themes is declared once."""
+    source = (settings.BASE_DIR / "static" / "tokens.css").read_text()
     both = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6});", source))
     pairs = re.findall(r"--([a-z-]+): light-dark\((#[0-9a-f]{6}), (#[0-9a-f]{6})\);", source)
     return both | {name: values[theme] for name, *values in pairs}
@@ -255,7 +255,7 @@ def test_every_text_and_control_has_enough_contrast(theme: int) -> None:
 def test_the_first_page_sends_at_most_120_kb_and_nothing_from_elsewhere() -> None:
     page = Client().get("/accounts/login/")
     links = re.findall(r'(?:src|href)="(/static/[^"]+)"', page.content.decode())
-    assert {Path(link).name for link in links} >= {"bootstrap.min.css", "portal.css", "portal.js", "theme.js"}
+    assert {Path(link).name for link in links} >= {"bootstrap.min.css", "tokens.css", "portal.css", "portal.js", "theme.js"}
     files = [Path(str(finders.find(link.removeprefix("/static/")))).read_bytes() for link in links]
     assert sum(len(brotli.compress(body)) for body in [page.content, *files]) <= 120_000
     assert "default-src 'self'" in page["Content-Security-Policy"]
