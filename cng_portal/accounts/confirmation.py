@@ -2,7 +2,12 @@
 
 import time
 
-from django.http import HttpRequest
+from allauth.account.adapter import get_adapter
+from allauth.account.internal.flows.reauthentication import suspend_request
+from django.contrib.auth import REDIRECT_FIELD_NAME
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect, resolve_url
+from django.utils.http import urlencode
 
 CONFIRMED = "confirmed_at"
 # After so long a costly act of an administrator asks for the password or a factor again.
@@ -15,3 +20,12 @@ def confirm(request: HttpRequest) -> None:
 
 def is_fresh(request: HttpRequest) -> bool:
     return time.time() - request.session.get(CONFIRMED, 0) < SECONDS
+
+
+def ask(request: HttpRequest, *, keep: bool = True) -> HttpResponse:
+    """To where it is confirmed. What was sent goes on by itself afterwards, unless it is not to be kept until then."""
+    ways = get_adapter().get_reauthentication_methods(request.user)
+    where = ways[0]["url"] if ways else resolve_url("account_login")
+    if keep:
+        return suspend_request(request, where)
+    return redirect(f"{where}?{urlencode({REDIRECT_FIELD_NAME: request.get_full_path()})}")

@@ -4,8 +4,6 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
-from allauth.account.adapter import get_adapter
-from allauth.account.internal.flows.reauthentication import suspend_request
 from django.conf import settings
 from django.contrib import messages
 from django.http import HttpRequest, HttpResponse
@@ -141,10 +139,10 @@ def admin_door(get_response: GetResponse) -> GetResponse:
             )
             messages.warning(request, sentence)
             return to_where_factors_are_added(request)
-        # a password is never kept for after the confirmation: it is asked for before the form is shown
-        if (request.method == "POST" or "password" in name) and not confirmation.is_fresh(request):
-            ways = get_adapter().get_reauthentication_methods(user)
-            return suspend_request(request, ways[0]["url"] if ways else resolve_url("account_login"))
+        # a password that is typed is not kept until the confirmation, which is asked for before the form is shown
+        has_password = "password" in name or name == "accounts_user_add"
+        if (request.method == "POST" or has_password) and not confirmation.is_fresh(request):
+            return confirmation.ask(request, keep=not has_password)
         return None
 
     middleware.process_view = process_view  # type: ignore[attr-defined]  # where Django looks for it

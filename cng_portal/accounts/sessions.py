@@ -111,6 +111,18 @@ def forget_ended(*, now: datetime) -> int:
     return begun.exclude(session_key__in=alive).delete()[0]
 
 
+def renew(request: HttpRequest) -> None:
+    """The same session under a new key: the old one, which somebody may have got hold of, opens nothing any more."""
+    old = request.session.session_key
+    request.session.cycle_key()
+    UserSession.objects.filter(session_key=old).update(session_key=request.session.session_key)
+
+
+def end_all(user: User, *, but: str | None = None) -> int:
+    """All of the person's, except the one with the key `but`. Returns how many there were."""
+    return end(UserSession.objects.filter(user=user).exclude(session_key=but))
+
+
 @transaction.atomic
 def end(ended: Iterable[UserSession]) -> int:
     """Whoever uses them has to sign in again. Returns how many there were."""

@@ -10,6 +10,7 @@ from allauth.mfa.models import Authenticator
 from django.contrib.admin.models import ADDITION, CHANGE, DELETION, LogEntry
 from django.contrib.auth import signals as auth
 from django.core.exceptions import ObjectDoesNotExist
+from django.core.mail import EmailMessage
 from django.db import transaction
 from django.db.models.signals import post_save
 from django.dispatch import receiver
@@ -20,6 +21,7 @@ from django.utils.translation import gettext as _
 
 from . import activity, confirmation, notices, sessions
 from .models import Activity, Notice, User
+from .preferences import as_read_by
 
 
 @receiver(auth.user_logged_in)
@@ -31,6 +33,7 @@ def remember_when(sender: Any, request: HttpRequest, user: User, **kwargs: Any) 
 def remember_confirmation(sender: Any, request: HttpRequest, **kwargs: Any) -> None:
     if kwargs.get("reauthenticated"):
         confirmation.confirm(request)
+        sessions.renew(request)
 
 
 @receiver(account.user_logged_in)
@@ -74,8 +77,9 @@ def signed_out(sender: Any, user: User | None, **kwargs: Any) -> None:
 @receiver(account.password_set)
 @receiver(account.password_reset)
 @transaction.atomic
-def password_changed(sender: Any, user: User, **kwargs: Any) -> None:
+def password_changed(sender: Any, request: HttpRequest, user: User, **kwargs: Any) -> None:
     record(user, "person.password")
+    sessions.end_all(user, but=request.session.session_key)
     warn(
         user,
         lambda: (
@@ -90,13 +94,26 @@ def password_changed(sender: Any, user: User, **kwargs: Any) -> None:
 def email_changed(sender: Any, user: User, from_email_address: Any, to_email_address: Any, **kwargs: Any) -> None:
     before, after = (one.email if one else "" for one in (from_email_address, to_email_address))
     activity.record(act="person.email", actor=user, thing=user, before={"email": before}, after={"email": after})
-    warn(
-        user,
-        lambda: (
+    tell_of_address(user, before, after)
+
+
+def tell_of_address(user: User, before: str, after: str) -> None:
+    """The old address is told too: whoever has taken the account over reads the new one."""
+
+    def words() -> tuple[str, str]:
+        return (
             _("Your e-mail address is %(email)s now") % {"email": after},
             _("It was %(email)s. Was it not you? Ask support at once.") % {"email": before},
-        ),
-    )
+        )
+
+    def mail() -> None:
+        with as_read_by(user):
+            title, text = words()
+        EmailMessage(subject=f"1CNG: {title}", body=text, to=[before]).send()
+
+    warn(user, words)
+    if before:
+        transaction.on_commit(mail, robust=True)
 
 
 @receiver(mfa.authenticator_added)

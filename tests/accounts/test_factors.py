@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from allauth.mfa.models import Authenticator
+from django.conf import settings
 from django.core import mail
 from django.core.cache import cache
 from django.core.management import CommandError, call_command
@@ -300,6 +301,33 @@ def test_an_administrators_act_goes_on_after_a_confirmation() -> None:
     assert Project.objects.get(pk=project.pk).name == "Again"
 
 
+def test_a_password_is_not_kept_for_after_a_confirmation() -> None:
+    admin = UserFactory(admin=True, email="admin@example.com", password=PASSWORD)
+    client = Client()
+    sign_in(client, admin.email)
+    session = client.session
+    session[confirmation.CONFIRMED] = 0
+    session.save()
+    secret = "horse-of-a-newcomer"
+    answers = {"email": "new@example.com", "password1": secret, "password2": secret}
+    for name, args in (("user_add", []), ("user_changelist", [])):
+        url = reverse(f"admin:accounts_{name}", args=args)
+        response = client.post(url, answers)
+        assert response["Location"].startswith(reverse("account_reauthenticate"))
+        assert (secret in str(dict(client.session))) == (name != "user_add")
+    assert not User.objects.filter(email="new@example.com").exists()
+
+
+def test_a_confirmation_gives_the_session_a_new_key(person: User) -> None:
+    client, stolen = Client(), Client()
+    sign_in(client, person.email)
+    stolen.cookies[settings.SESSION_COOKIE_NAME] = client.session.session_key
+    client.post(reverse("account_reauthenticate"), {"password": PASSWORD})
+    assert client.get("/").status_code == 200
+    assert stolen.get("/").status_code == 302
+    assert "This one" in client.get(reverse("accounts:sessions")).text
+
+
 def test_a_changed_password_ends_the_other_sessions_and_is_told(person: User) -> None:
     here, there = Client(), Client()
     for client in (here, there):
@@ -307,6 +335,7 @@ def test_a_changed_password_ends_the_other_sessions_and_is_told(person: User) ->
     new = "another password of the tests"
     here.post(reverse("account_change_password"), {"oldpassword": PASSWORD, "password1": new, "password2": new})
     assert here.get("/").status_code == 200
+    assert len(here.get(reverse("accounts:sessions")).context["sessions"]) == 1
     assert there.get("/").status_code == 302
     assert person.notices.get().title == "Your password was changed"
 
@@ -337,7 +366,9 @@ def test_a_password_that_is_known_from_a_breach_is_refused(
     assert client.post(url, {"oldpassword": PASSWORD, "password1": own, "password2": own}).status_code == 302
 
 
-def test_a_new_address_takes_effect_when_it_is_confirmed(person: User) -> None:
+def test_a_new_address_takes_effect_when_it_is_confirmed_and_the_old_one_is_told(
+    person: User, django_capture_on_commit_callbacks: Callable
+) -> None:
     client = Client()
     sign_in(client, person.email)
     client.post(reverse("account_reauthenticate"), {"password": PASSWORD})
@@ -349,9 +380,12 @@ def test_a_new_address_takes_effect_when_it_is_confirmed(person: User) -> None:
     person.refresh_from_db()
     assert person.email == "aye@example.com"
     link = next(word for word in message.body.split() if "/confirm-email/" in word).split("testserver")[-1]
-    client.post(link)
+    with django_capture_on_commit_callbacks(execute=True):
+        client.post(link)
     person.refresh_from_db()
     assert person.email == "new@example.com"
+    assert mail.outbox[-1].to == ["aye@example.com"]
+    assert mail.outbox[-1].subject == "1CNG: Your e-mail address is new@example.com now"
     assert Activity.objects.get(act="person.email").after == {"email": "new@example.com"}
 
 

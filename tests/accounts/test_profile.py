@@ -1,5 +1,6 @@
 """The person's own pages: what they change, and that nobody else sees or changes it."""
 
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from cng_portal.accounts import sessions
+from cng_portal.accounts import confirmation, sessions
 from cng_portal.accounts.models import Activity, DateFormat, Role, User
 from tests.accounts.test_sign_in import PASSWORD, sign_in
 from tests.factories import ProjectFactory, SnapshotFactory, UserFactory
@@ -99,6 +100,23 @@ def test_sessions_are_listed_and_ended_one_by_one_or_all_others(person: User) ->
     assert laptop.get("/").status_code == 302
     assert here.get("/").status_code == 200
     assert Activity.objects.filter(act="person.session_ended").count() == 2
+
+
+def test_who_ends_another_session_shows_first_who_it_is(person: User) -> None:
+    here, there = Client(), Client()
+    for client in (here, there):
+        sign_in(client, person.email)
+    session = here.session
+    session[confirmation.CONFIRMED] = time.time() - confirmation.SECONDS - 1
+    session.save()
+    other = UserSession.objects.get(session_key=there.session.session_key)
+    for url in (reverse("accounts:end_session", args=[other.pk]), reverse("accounts:end_other_sessions")):
+        asked = here.post(url)["Location"]
+        assert asked.startswith(reverse("account_reauthenticate"))
+        assert there.get("/").status_code == 200
+    here.post(asked, {"password": PASSWORD, "next": url})
+    assert there.get("/").status_code == 302
+    assert here.get("/").status_code == 200
 
 
 def test_a_session_that_nobody_uses_ends_and_one_that_is_used_stays(

@@ -11,7 +11,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
-from cng_portal.accounts import activity, factors, impersonation, preferences, sessions
+from cng_portal.accounts import activity, confirmation, factors, impersonation, preferences, sessions
 from cng_portal.accounts.forms import DetailsForm, ThemeForm
 from cng_portal.accounts.models import Activity, User
 from cng_portal.languages import keep_language
@@ -93,9 +93,13 @@ def session_list(request: HttpRequest) -> HttpResponse:
 
 @require_POST
 def end_session(request: HttpRequest, session_id: int) -> HttpResponse:
-    """Another one than this, which ends by signing out."""
+    """Another one than this, which ends by signing out; after a confirmation, or who holds a stolen one throws out whom
+    it was stolen from.
+    """
     others = sessions.of(request.user).exclude(session_key=request.session.session_key)
     one = get_object_or_404(others, pk=session_id)
+    if not confirmation.is_fresh(request):
+        return confirmation.ask(request)
     device = sessions.device(one.user_agent)
     end(request, [one])
     messages.success(request, _("The session on %(device)s is ended.") % {"device": device})
@@ -104,6 +108,8 @@ def end_session(request: HttpRequest, session_id: int) -> HttpResponse:
 
 @require_POST
 def end_other_sessions(request: HttpRequest) -> HttpResponse:
+    if not confirmation.is_fresh(request):
+        return confirmation.ask(request)
     others = list(sessions.of(request.user).exclude(session_key=request.session.session_key))
     end(request, others)
     messages.success(
