@@ -8,6 +8,9 @@ from snapshots.views import components, dashboard
 
 # one door: administrators sign in where everybody does, under the same limits on attempts
 admin.site.login = secure_admin_login(admin.site.login)  # type: ignore[method-assign]
+# and change their password where everybody does, so that the log has it and the person is told
+own_password = RedirectView.as_view(pattern_name="account_change_password")
+admin.site.password_change = lambda request, extra_context=None: own_password(request)  # type: ignore
 
 # Nothing has a page elsewhere: Django's way there fails with what is no key, and leads to an error with what is one.
 desk, label, namespace = admin.site.urls

@@ -13,12 +13,16 @@ from allauth.mfa.recovery_codes.internal.auth import RecoveryCodes
 from allauth.mfa.totp.internal.auth import TOTP, generate_totp_secret
 from allauth.usersessions.models import UserSession
 from django.contrib import admin
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
+from django.contrib.auth.models import Group, Permission
+from django.core import mail
 from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries
 
 from billing.models import CustomerAccount
+from cng_portal.accounts import services
 from cng_portal.accounts.models import Activity, Customer, Notice, Project, Role, User
 from cng_portal.inventory.models import Location, VirtualMachine, Volume
 from cng_portal.watch.models import Process
@@ -253,6 +257,86 @@ def test_a_person_made_in_admin_gets_a_lower_case_address(support: Client) -> No
     assert support.post(url(User, "add"), answers).status_code == 302
 
     assert User.objects.get(name="Aye").email == "aye@example.com"
+
+
+def person_answers(person: User, **answers: object) -> dict[str, object]:
+    given = {"email": person.email, "name": person.name, "is_active": "on", "is_staff": "on" if person.is_staff else ""}
+    return given | {"memberships-TOTAL_FORMS": 0, "memberships-INITIAL_FORMS": 0} | answers
+
+
+@pytest.fixture
+def signed_in() -> tuple[User, Client]:
+    person, client = UserFactory(email="aye@example.com", password="a password"), Client()
+    client.post(reverse("account_login"), {"login": person.email, "password": "a password"})
+    assert client.get("/").status_code == 200
+    return person, client
+
+
+def test_who_may_change_people_gets_at_no_administrator_and_gives_no_rights(client_for: Callable[..., Client]) -> None:
+    clerk, boss, person = UserFactory(is_staff=True), UserFactory(admin=True), UserFactory()
+    clerk.user_permissions.set(Permission.objects.filter(codename__in=["view_user", "change_user", "change_group"]))
+    client = client_for(clerk)
+    password = {"password1": "a quite new one 1", "password2": "a quite new one 1"}
+    for administrator in (clerk, boss):
+        answers = person_answers(administrator, is_superuser="on")
+        assert client.post(url(User, "change", administrator.pk), answers).status_code == 403
+        page = reverse("admin:auth_user_password_change", args=[administrator.pk])
+        assert client.post(page, password).status_code == 403
+    answers = person_answers(person, name="Aye", is_staff="on", is_superuser="on")
+    assert client.post(url(User, "change", person.pk), answers).status_code == 302
+    group = Group.objects.create(name="Clerks")
+    assert client.post(url(Group, "change", group.pk), {"name": "All"}).status_code == 403
+    clerk.refresh_from_db()
+    person.refresh_from_db()
+    assert not clerk.is_superuser
+    assert (person.name, person.is_staff, person.is_superuser) == ("Aye", False, False)
+
+
+def test_a_password_set_by_an_administrator_ends_the_sessions_and_is_told(
+    support: Client, signed_in: tuple[User, Client]
+) -> None:
+    person, theirs = signed_in
+    page = reverse("admin:auth_user_password_change", args=[person.pk])
+    support.post(page, {"password1": "a quite new one 1", "password2": "a quite new one 1"})
+    assert not UserSession.objects.filter(user=person).exists()
+    assert theirs.get("/").status_code == 302
+    assert person.notices.get().title == "An administrator changed your password"
+
+
+def test_an_address_given_by_an_administrator_is_the_only_one_and_is_told_to_both(
+    support: Client, signed_in: tuple[User, Client], django_capture_on_commit_callbacks: Callable
+) -> None:
+    person, _theirs = signed_in
+    services.vouch_for_email(person)
+    with django_capture_on_commit_callbacks(execute=True):
+        support.post(url(User, "change", person.pk), person_answers(person, email="new@example.com"))
+    assert person.notices.get().title == "Your e-mail address is new@example.com now"
+    assert [message.to for message in mail.outbox] == [["aye@example.com"]]
+    mail.outbox.clear()
+    for address in ("aye@example.com", "new@example.com"):
+        Client().post(reverse("account_reset_password"), {"email": address})
+    links = {message.to[0]: "/password/reset/key/" in message.body for message in mail.outbox}
+    assert links == {"aye@example.com": False, "new@example.com": True}
+
+
+def test_who_is_switched_off_is_signed_out_for_good(support: Client, signed_in: tuple[User, Client]) -> None:
+    person, theirs = signed_in
+    for active, status in (("", 302), ("on", 302)):
+        support.post(url(User, "change", person.pk), person_answers(person, is_active=active))
+        assert theirs.get("/").status_code == status
+
+
+def test_all_sessions_of_people_are_ended_at_once(support: Client, signed_in: tuple[User, Client]) -> None:
+    person, theirs = signed_in
+    answers = {"action": "end_sessions", ACTION_CHECKBOX_NAME: [str(person.pk)]}
+    assert "1 session is ended." in support.post(url(User, "changelist"), answers, follow=True).text
+    assert theirs.get("/").status_code == 302
+    entry = Activity.objects.get(act="person.session_ended")
+    assert (entry.actor.is_staff, entry.thing_id, entry.before) == (True, str(person.pk), {"sessions": 1})
+
+
+def test_administrators_change_their_own_password_where_everybody_does(support: Client) -> None:
+    assert support.get(reverse("admin:password_change"))["Location"] == reverse("account_change_password")
 
 
 def machine_answers(vm: VirtualMachine, **answers: object) -> dict[str, object]:

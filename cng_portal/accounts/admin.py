@@ -13,15 +13,18 @@ from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.widgets import AutocompleteSelect
+from django.contrib.auth.admin import GroupAdmin as DjangoGroupAdmin
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
-from django.contrib.auth.forms import BaseUserCreationForm
+from django.contrib.auth.forms import AdminPasswordChangeForm, BaseUserCreationForm
 from django.contrib.auth.forms import UserChangeForm as DjangoUserChangeForm
+from django.contrib.auth.models import Group
 from django.core.exceptions import ObjectDoesNotExist, PermissionDenied, ValidationError
 from django.db.models import Count, Model, Q, QuerySet
 from django.forms.models import BaseInlineFormSet
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import path
+from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
 from . import activity, factors, impersonation, services, sessions, signals
@@ -35,6 +38,8 @@ admin.site.site_url = "/"
 # it would log many deletions past the activity log
 admin.site.disable_action("delete_selected")
 
+# What makes an administrator, and of which kind.
+RIGHTS = ("is_staff", "is_superuser", "groups", "user_permissions")
 # An e-mail address that many people share a part of narrows nothing down.
 PEOPLE_FOUND = 100
 
@@ -205,6 +210,24 @@ class UserCreationForm(BaseUserCreationForm):
         return self.cleaned_data["email"].lower()
 
 
+class PasswordForm(AdminPasswordChangeForm):
+    """The person is told what an administrator did to the password, and signs in again wherever it was."""
+
+    def save(self, commit: bool = True) -> User:
+        person: User = super().save(commit)
+        sessions.end_all(person)
+        signals.warn(
+            person,
+            lambda: (
+                gettext("An administrator changed your password"),
+                gettext(
+                    "Every session was ended. Did you not ask for it? Reset the password at once, and ask support."
+                ),
+            ),
+        )
+        return person
+
+
 class UserChangeForm(DjangoUserChangeForm):
     class Meta:
         model = User
@@ -218,6 +241,7 @@ class UserChangeForm(DjangoUserChangeForm):
 class UserAdmin(SupportAdmin, DjangoUserAdmin):
     form = UserChangeForm
     add_form = UserCreationForm
+    change_password_form = PasswordForm
     list_display = ["email", "name", "customer", "is_active", "is_staff", "date_joined", "last_login"]
     list_filter = ["is_active", "is_staff"]
     list_select_related = ["customer"]
@@ -230,15 +254,45 @@ class UserAdmin(SupportAdmin, DjangoUserAdmin):
     inlines = [MembershipInline]
     fieldsets = [
         (None, {"fields": ["id", "email", "name", "password", "customer", "is_active"]}),
-        (_("Administration"), {"fields": ["is_staff", "is_superuser", "groups", "user_permissions"]}),
+        (_("Administration"), {"fields": RIGHTS}),
         (_("Dates"), {"fields": ["date_joined", "last_login"]}),
     ]
     add_fieldsets = [(None, {"fields": ["email", "name", "customer", "password1", "password2"]})]
 
+    actions = ["end_sessions"]
+    change_form_template = "accounts/admin/person.html"
+
     def get_inlines(self, request: HttpRequest, obj: User | None) -> list[Any]:
         return self.inlines if obj else []
 
-    change_form_template = "accounts/admin/person.html"
+    def has_change_permission(self, request: HttpRequest, obj: User | None = None) -> bool:
+        """Who may do less than everything gets at no administrator, and so at nobody's rights, not even at their own."""
+        allowed = super().has_change_permission(request, obj)
+        return allowed and (request.user.is_superuser or obj is None or not (obj.is_staff or obj.is_superuser))
+
+    def get_readonly_fields(self, request: HttpRequest, obj: User | None = None) -> list[str]:
+        return [*self.readonly_fields, *(() if request.user.is_superuser else RIGHTS)]
+
+    def save_model(self, request: HttpRequest, obj: User, form: Any, change: bool) -> None:
+        super().save_model(request, obj, form, change)
+        if change and "email" in form.changed_data:
+            services.forget_other_addresses(obj)
+            services.vouch_for_email(obj)
+            signals.tell_of_address(obj, form.initial["email"], obj.email)
+        if change and not obj.is_active:
+            sessions.end_all(obj)
+
+    @admin.action(description=_("End all sessions of the chosen people"), permissions=["change"])
+    def end_sessions(self, request: HttpRequest, people: QuerySet[User]) -> None:
+        ended = 0
+        for person in people:
+            if self.has_change_permission(request, person):
+                count = sessions.end_all(person)
+                before = {"sessions": count}
+                activity.record(act="person.session_ended", actor=request.user, thing=person, before=before)
+                ended += count
+        said = ngettext("%(count)s session is ended.", "%(count)s sessions are ended.", ended) % {"count": ended}
+        self.message_user(request, said, messages.SUCCESS)
 
     def get_urls(self) -> list[Any]:
         look_as = self.admin_site.admin_view(self.look_as)
@@ -436,7 +490,21 @@ class AddressAdmin(ReadOnly, SupportAdmin):
     search_fields = ["email"]
 
 
+class GroupAdmin(DjangoGroupAdmin):
+    """Who may give rights away has them all."""
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return request.user.is_superuser
+
+    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return request.user.is_superuser
+
+    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return request.user.is_superuser
+
+
 for model, model_admin in (
+    (Group, GroupAdmin),
     (Authenticator, FactorAdmin),
     (UserSession, SessionAdmin),
     (EmailAddress, AddressAdmin),

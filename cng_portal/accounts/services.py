@@ -34,6 +34,11 @@ def vouch_for_email(user: User) -> None:
     )
 
 
+def forget_other_addresses(user: User) -> None:
+    """Those that opened the account before an administrator gave it another one, or that wait for a confirmation."""
+    EmailAddress.objects.filter(user=user).exclude(email__iexact=user.email).delete()
+
+
 @transaction.atomic
 def create_customer(
     *, name: str, owner: User, billing_type: str = BillingType.PREPAID, number: int | None = None, **fields: object
