@@ -37,12 +37,12 @@ os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(METRICS)
 
 
 def on_starting(server: Any) -> None:
+    shutil.rmtree(METRICS, ignore_errors=True)
+    METRICS.mkdir()
     # Loaded once before any worker is: a start that is refused is then one sentence, and not one from each of them.
     refused = subprocess.run([sys.executable, "-c", "import cng_portal.wsgi"]).returncode
     if refused:
         sys.exit(refused)
-    shutil.rmtree(METRICS, ignore_errors=True)
-    METRICS.mkdir()
 
 
 def post_worker_init(worker: Any) -> None:

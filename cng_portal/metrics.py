@@ -19,6 +19,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from cng_portal.accounts.passwords import SILENCES
 from snapshots import watching
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ def metrics(request: HttpRequest) -> HttpResponse:
         MultiProcessCollector(registry)  # the sum of all web processes, whichever of them is asked
     else:
         registry.register(REQUEST_SECONDS)
+        registry.register(SILENCES)
     registry.register(WorkCollector())
     return HttpResponse(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
 

@@ -119,6 +119,13 @@ def folder(text: str) -> Path:
 
 
 def list_of_sums(text: str) -> str:
+    """A file, or the address of a service, which then ends with a slash."""
+    if "://" in text:
+        parts = urlsplit(text)
+        is_ours = parts.scheme == "http" and parts.hostname == "127.0.0.1"
+        if not (parts.scheme == "https" or is_ours) or not parts.hostname or {"?", "#", "@"} & set(text):
+            raise ValueError("it is not an address such as https://api.pwnedpasswords.com/range/.")
+        return text.rstrip("/") + "/"
     try:
         with open(BASE_DIR / text, "rb") as file:
             first = file.readline()
@@ -339,12 +346,15 @@ AUTH_PASSWORD_VALIDATORS: list[dict[str, Any]] = [
     {"NAME": f"django.contrib.auth.password_validation.{name}"}
     for name in ("UserAttributeSimilarityValidator", "MinimumLengthValidator", "CommonPasswordValidator")
 ]
-BREACHED_PASSWORDS = read("BREACHED_PASSWORDS", list_of_sums, "")
+# Of all settings the one that is something else when it is empty than when it is missing: nobody is asked.
+HAVE_I_BEEN_PWNED = "https://api.pwnedpasswords.com/range/"
+unless_named = HAVE_I_BEEN_PWNED if HTTPS and "BREACHED_PASSWORDS" not in os.environ else ""
+BREACHED_PASSWORDS = read("BREACHED_PASSWORDS", list_of_sums, unless_named)
 if BREACHED_PASSWORDS:
     AUTH_PASSWORD_VALIDATORS.append(
         {
             "NAME": "cng_portal.accounts.passwords.BreachedPasswordValidator",
-            "OPTIONS": {"path": BREACHED_PASSWORDS},
+            "OPTIONS": {"source": BREACHED_PASSWORDS},
         }
     )
 LOGIN_URL = reverse_lazy("account_login")

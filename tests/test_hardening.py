@@ -237,6 +237,24 @@ def test_with_https_everybody_needs_a_second_factor_unless_the_settings_say_othe
     assert manage(*show).stdout == "nobody False\n"
 
 
+def test_with_https_new_passwords_are_asked_for_unless_the_setting_is_empty(tmp_path: Path) -> None:
+    program = "from django.conf import settings; print(settings.AUTH_PASSWORD_VALIDATORS[3:])"
+    show = ["shell", "--no-imports", "-c", program]
+    validator = "cng_portal.accounts.passwords.BreachedPasswordValidator"
+
+    def asks(address: str) -> str:
+        return f"{[{'NAME': validator, 'OPTIONS': {'source': address}}]}\n"
+
+    assert manage(*show, **SAFE).stdout == asks("https://api.pwnedpasswords.com/range/")
+    own = {"BREACHED_PASSWORDS": "https://breaches.example.com/range"}
+    assert manage(*show, **SAFE | own).stdout == asks("https://breaches.example.com/range/")
+    assert manage(*show, **SAFE | {"BREACHED_PASSWORDS": ""}).stdout == "[]\n"
+    file = tmp_path / "env"
+    file.write_text("BREACHED_PASSWORDS=\n")
+    assert manage(*show, **SAFE | {"ENV_FILE": str(file)}).stdout == "[]\n"
+    assert manage(*show).stdout == "[]\n"
+
+
 @pytest.mark.django_db
 def test_scripts_cannot_read_the_cookies(client: Client) -> None:
     user = UserFactory(email="aye@example.com")

@@ -32,6 +32,11 @@ def manage(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
         ("DATA_DIR", "/dev/null/portal", "the folder cannot be made (Not a directory)."),
         ("BREACHED_PASSWORDS", "/nowhere", "the file cannot be read (No such file or directory)."),
         ("BREACHED_PASSWORDS", "README.md", "its lines do not begin with a SHA-1 sum in capital letters."),
+        (
+            "BREACHED_PASSWORDS",
+            "http://breaches.example.com/range/",
+            "it is not an address such as https://api.pwnedpasswords.com/range/.",
+        ),
         ("MFA_REQUIRED", "admins", "it is none of nobody, owners, everyone."),
         ("LOG_LEVEL", "loud", "it is none of DEBUG, INFO, WARNING, ERROR, CRITICAL."),
         ("OPERATION_LEASE_SECONDS", "-1", "it is not a whole number from 1 to 3600."),

@@ -353,7 +353,7 @@ def test_a_password_that_is_known_from_a_breach_is_refused(
     assert all(passwords.is_listed(file, one.encode()) for one in sums(stolen))
     assert not any(passwords.is_listed(file, one.encode()) for one in [*sums(["a", "b", "c"]), "0" * 40, "F" * 40])
 
-    validator = {"NAME": "cng_portal.accounts.passwords.BreachedPasswordValidator", "OPTIONS": {"path": str(file)}}
+    validator = {"NAME": "cng_portal.accounts.passwords.BreachedPasswordValidator", "OPTIONS": {"source": str(file)}}
     settings.AUTH_PASSWORD_VALIDATORS = [*settings.AUTH_PASSWORD_VALIDATORS, validator]
     client = Client()
     sign_in(client, person.email)

@@ -1,0 +1,206 @@
+"""The service that knows the passwords of breaches, as a server of our own that answers as Have I Been Pwned describes:
+https://haveibeenpwned.com/API/v3#PwnedPasswords
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from hashlib import sha1
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Event, Thread
+from typing import TYPE_CHECKING
+
+import pytest
+from django.contrib.auth.password_validation import validate_password
+from django.core.exceptions import ValidationError
+from django.test import Client
+from django.urls import reverse
+
+from cng_portal.accounts import passwords, roles
+from cng_portal.accounts.models import User
+from cng_portal.accounts.passwords import BreachedPasswordValidator
+from tests.accounts.test_sign_in import PASSWORD, sign_in
+from tests.factories import InvitationFactory, ProjectFactory, UserFactory
+from tests.test_metrics import TOKEN, scrape
+
+if TYPE_CHECKING:
+    from pytest_django.fixtures import SettingsWrapper
+
+STOLEN, OWN = "a stolen horse 7", "nobody else has this one 7"
+
+
+def sum_of(password: str) -> str:
+    return sha1(password.encode()).hexdigest().upper()
+
+
+class Service(ThreadingHTTPServer):
+    """`known`: sums, each with how often it was seen. `answers`: what is said instead, if anything."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.known = {sum_of(STOLEN): 52, sum_of("another of theirs"): 1}
+        self.answers: Callable[[Answer], None] | None = None
+        self.asked: list[tuple[str, str | None]] = []
+        self.closes = Event()
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/range/"
+
+
+class Answer(BaseHTTPRequestHandler):
+    server: Service
+
+    def do_GET(self) -> None:
+        self.server.asked.append((self.path, self.headers["Add-Padding"]))
+        if self.server.answers:
+            self.server.answers(self)
+        else:
+            self.tell(self.lines())
+
+    def lines(self) -> str:
+        start = self.path.removeprefix("/range/")
+        known = {digest[5:]: seen for digest, seen in self.server.known.items() if digest.startswith(start)}
+        padding = {sum_of(f"padding {number}")[5:]: 0 for number in range(800)}
+        padding |= {sum_of(OWN)[5:]: 0}  # padding is random, so it may be anything
+        return "\r\n".join(f"{rest}:{seen}" for rest, seen in sorted((padding | known).items()))
+
+    def tell(self, text: str, status: int = 200, **headers: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text.encode())))
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_words: object) -> None:
+        pass
+
+
+@pytest.fixture
+def service(settings: "SettingsWrapper", monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
+    """Where every password that somebody chooses is asked for."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with Service() as server:
+        Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        validator = "cng_portal.accounts.passwords.BreachedPasswordValidator"
+        own = {"NAME": validator, "OPTIONS": {"source": server.address}}
+        settings.AUTH_PASSWORD_VALIDATORS = [*settings.AUTH_PASSWORD_VALIDATORS, own]
+        yield server
+        server.closes.set()
+        server.shutdown()
+
+
+def test_a_password_that_the_service_knows_is_refused_and_padding_is_not(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ValidationError, match="in a list of those that were stolen elsewhere"):
+        validate_password(STOLEN)
+    validate_password(OWN)
+    validate_password("not even its first characters are known 7")
+    assert caplog.messages == []
+
+
+def test_five_characters_of_the_sum_leave_the_machine_and_nothing_else(service: Service) -> None:
+    validate_password(OWN)
+    assert service.asked == [(f"/range/{sum_of(OWN)[:5]}", "true")]
+
+
+def silences() -> float:
+    [family] = passwords.SILENCES.collect()
+    return next(one.value for one in family.samples if one.name == "portal_breach_service_failures_total")
+
+
+def hangs(answer: Answer) -> None:
+    answer.server.closes.wait(30)
+
+
+def to_elsewhere(answer: Answer) -> None:
+    if answer.path.startswith("/range/"):
+        answer.tell("", status=302, Location=f"/elsewhere/{answer.path[-5:]}")
+    else:
+        answer.tell(f"{sum_of(STOLEN)[5:]}:52")
+
+
+def in_drops(answer: Answer) -> None:
+    answer.send_response(200)
+    answer.end_headers()
+    while not answer.server.closes.wait(0.2):
+        try:
+            answer.wfile.write(b"0")
+        except OSError:
+            return
+
+
+SILENT: dict[str, Callable[[Answer], None]] = {
+    "it fails": lambda answer: answer.tell("", status=500),
+    "it is asked too often": lambda answer: answer.tell("", status=429),
+    "it hangs": hangs,
+    "it answers in drops": in_drops,
+    "it is a page of a hotel": lambda answer: answer.tell("<html>Welcome. Please pay.</html>"),
+    "it says nothing": lambda answer: answer.tell(""),
+    "it is cut off": lambda answer: answer.tell(answer.lines()[:2000]),
+    "it is no text": lambda answer: answer.wfile.write(b"\xff\xfe\x00" * 99),
+    "it sends elsewhere": to_elsewhere,
+}
+
+
+@pytest.mark.parametrize("why", SILENT)
+def test_a_service_that_does_not_answer_keeps_nobody_from_a_password(
+    service: Service, caplog: pytest.LogCaptureFixture, why: str
+) -> None:
+    service.answers = SILENT[why]
+    before, began = silences(), time.monotonic()
+    validate_password(STOLEN)
+    assert time.monotonic() - began < passwords.SECONDS + 2
+    assert silences() == before + 1
+    [line] = caplog.records
+    assert line.levelno == logging.WARNING
+    assert line.getMessage().startswith("A password was accepted without asking whether it is known from a breach (")
+    assert len(service.asked) == 1, "nobody else is asked"
+    assert STOLEN not in line.getMessage() and sum_of(STOLEN)[:5] not in line.getMessage()
+
+
+def test_a_service_that_is_not_there_keeps_nobody_from_a_password(service: Service) -> None:
+    service.shutdown()
+    service.server_close()
+    validate_password(STOLEN)
+    BreachedPasswordValidator("https://no-such-host.invalid/range/").validate(STOLEN)
+
+
+@pytest.mark.django_db
+def test_every_page_that_sets_a_password_asks_the_service(service: Service, client_for: Callable[..., Client]) -> None:
+    person = UserFactory(email="aye@example.com", password=PASSWORD, member_of=ProjectFactory())
+    client = Client()
+    sign_in(client, person.email)
+    url = reverse("account_change_password")
+    page = client.post(url, {"oldpassword": PASSWORD, "password1": STOLEN, "password2": STOLEN}).text
+    assert "in a list of those that were stolen elsewhere" in page
+
+    link = reverse("accounts:invitation", args=[roles.token_of(InvitationFactory(email="new@example.com"))])
+    assert (
+        "in a list of those that were stolen elsewhere" in Client().post(link, {"name": "Mya", "password": STOLEN}).text
+    )
+    assert not User.objects.filter(email="new@example.com").exists()
+
+    admin = client_for(UserFactory(admin=True))
+    answers = {"usable_password": "true", "password1": STOLEN, "password2": STOLEN}
+    page = admin.post(reverse("admin:auth_user_password_change", args=[person.pk]), answers).text
+    assert "in a list of those that were stolen elsewhere" in page
+    person.refresh_from_db()
+    assert person.check_password(PASSWORD)
+
+
+@pytest.mark.django_db
+def test_how_often_it_was_silent_is_a_number_for_the_operator(
+    service: Service, client: Client, settings: "SettingsWrapper"
+) -> None:
+    settings.METRICS_TOKEN = TOKEN
+    before = scrape(client)["portal_breach_service_failures_total"]
+    service.answers = SILENT["it fails"]
+    validate_password(OWN)
+    service.answers = None
+    validate_password(OWN)
+    assert scrape(client)["portal_breach_service_failures_total"] == before + 1
