@@ -33,8 +33,10 @@ KEEP_SECONDS = 60
 def _amount(customer: Customer, prepaid: bool) -> str:
     at = timezone.now()
     key = f"wallet-{prepaid}-{int(at.timestamp()) // KEEP_SECONDS}"
-    micro: int | None = kept.recall(key, customer)
+    known: services.Standing | None = getattr(customer, "standing", None)  # the page has just worked it out
+    micro: int | None = None if known else kept.recall(key, customer)
     if micro is None:
-        micro = services.balance(customer=customer, at=at) if prepaid else services.owed(customer=customer, at=at)
+        known = known or services.standing(customer=customer, at=at)
+        micro = known.balance_micro if prepaid else known.owed_micro
         kept.keep(key, customer, micro)
     return money.format_amount(micro, customer.currency)

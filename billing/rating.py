@@ -27,11 +27,14 @@ AUTOMATIC_DIVISOR = 5  # 20 % of the VM's price
 
 @dataclass(frozen=True, kw_only=True)
 class Price:
-    """From `since` on a GB costs `rate_micro` an hour, until the next price of the same kind and location."""
+    """From `since` on a GB costs `rate_micro` an hour, until the next price of the same kind and location. Where its package
+    is not offered any more it `is_sold` to nobody, and what is there goes on costing it.
+    """
 
     since: datetime
     rate_micro: int
     id: int | None = None
+    is_sold: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -229,7 +229,7 @@ def invoiced_costs(customer: Customer) -> Costs:
 
 
 def summary(*, customer: Customer, at: datetime) -> Summary:
-    """Five queries, and more with usage that was reported late or free credits that have just expired."""
+    """Four queries, and more with usage that was reported late or free credits that have just expired."""
     credited = WalletTransaction.objects.filter(customer=OuterRef("pk"), at__lte=at).order_by().values("customer")
     total = {
         kind: Subquery(credited.filter(kind=kind).annotate(total=Sum("amount_micro")).values("total"))
@@ -238,7 +238,8 @@ def summary(*, customer: Customer, at: datetime) -> Summary:
     customers = Customer.objects.filter(pk=customer.pk).annotate(
         bought=total[TransactionKind.BOUGHT], granted=total[TransactionKind.GRANTED]
     )
-    windows, [found] = services.open_windows(customers=customers, at=at)
+    [found] = services.with_ledger(customers, at=at)
+    windows = services.open_windows([found], at)
     # the last month once more, as it will be at its end if everything stays as it is, planned prices included
     rated = bulk.owed_by_kind([*windows, *(replace(window, at=window.until) for window in windows[-1:])])
     due: Costs = defaultdict(int)
@@ -258,7 +259,7 @@ def summary(*, customer: Customer, at: datetime) -> Summary:
     while len(months) < MONTHS_SHOWN:
         months.append((months[-1] - timedelta(days=1)).replace(day=1))
     this_month = sum(total for (one, _kind), total in costs.items() if one == month)
-    standing = services.standing_of(found, owed_micro=sum(due.values()), at=at)
+    standing = customer.standing = services.standing_of(found, owed_micro=sum(due.values()), at=at)
     return Summary(
         services=active_services(customer=customer, at=at, costs=costs),
         months=sorted(months),
@@ -277,21 +278,13 @@ def summary(*, customer: Customer, at: datetime) -> Summary:
 def active_services(*, customer: Customer, at: datetime, costs: dict[tuple[date, str], int]) -> list[Service]:
     """One for each kind that is there now or has cost something this month."""
     month = rating.month_of(at, customer.zone)
-    usage = UsageSegment.objects.filter(customer=customer, ended_at=None, started_at__lte=at).order_by()
-    begun = {
-        place: [price.rate_micro for price in prices if price.since <= at]
-        for place, prices in services.prices_by_place().items()
-    }
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
-    for kind, code, count, size_gb, base_rate_micro in usage.values_list("kind", "location_id").annotate(
-        count=Count("*"), gb=Sum("size_gb"), base=Sum("base_rate_micro")
+    usage = services.running(at).filter(customer=customer).annotate(count=Count("*"))
+    for kind, _code, count, gb, base_micro, rate_micro in usage.values_list(
+        "kind", "location_id", "count", "gb", "base", "rate"
     ):
-        rates = begun.get((kind, code))
-        if base_rate_micro is not None:
-            hourly_micro = rating.hourly_micro(rate_micro=int(base_rate_micro), size_gb=None)
-        else:
-            hourly_micro = int(size_gb) * rates[-1] if rates else 0
-        for place, value in enumerate((count, int(size_gb), hourly_micro)):
+        hourly_micro = services.hourly_of(gb, base_micro, rate_micro)
+        for place, value in enumerate((count, int(gb), hourly_micro)):
             counts[kind][place] += value
     found = []
     for kind in ServiceKind:

@@ -159,28 +159,24 @@ def quote(
     size_gb: int = 0,
     at: datetime,
     base_rate_micro: int | None = None,
+    prices: "PricesByPlace | None" = None,
 ) -> Quote:
-    """The price of a new thing at an instant. One query. Raises NotSold.
+    """The price of a new thing at an instant. One query, none with `prices` of the location. Raises NotSold.
 
     `base_rate_micro` is the VM's hourly price, for automatic backups only. The price is that of the latest version begun
     in the location, whatever its package, because this is what usage is rated by; it is sold if that package is active.
     """
     code = location if isinstance(location, str) else location.pk
-    versions = list(
-        PriceVersion.objects.filter(package__location_id=code, package__kind=_price_kind(kind))
-        .select_related("package")
-        .order_by("starts_at", "id")
-    )
-    begun = [version for version in versions if version.starts_at <= at]
-    if not begun or not begun[-1].package.active:
+    known = (prices_by_place([code]) if prices is None else prices).get((_price_kind(kind), code), [])
+    price = price_at(known, at)
+    if price is None or not price.is_sold:
         raise _not_sold(kind, code)
-    version = begun[-1]
     if kind == ServiceKind.VM_BACKUP_AUTOMATIC:
         if base_rate_micro is None:
             raise ValueError("automatic backups are quoted from the VM's hourly price")
         rate_micro, version_id, size_gb = base_rate_micro, None, 0
     else:
-        rate_micro, version_id = version.rate_micro, version.pk
+        rate_micro, version_id = price.rate_micro, price.id
     return Quote(
         kind=kind,
         size_gb=size_gb,
@@ -189,8 +185,13 @@ def quote(
         currency=customer.currency,
         price_version_id=version_id,
         at=at,
-        prices=tuple(rating.Price(since=one.starts_at, rate_micro=one.rate_micro, id=one.pk) for one in versions),
+        prices=tuple(known),
     )
+
+
+def price_at(prices: Sequence[rating.Price], at: datetime) -> rating.Price | None:
+    """Of prices in the order of their start the one that holds at the instant; None before the first."""
+    return next((price for price in reversed(prices) if price.since <= at), None)
 
 
 def rates_at(*, kind: str, at: datetime, location_codes: Iterable[str] | None = None) -> dict[str, int]:
@@ -432,17 +433,27 @@ PricesByPlace = dict[tuple[str, str], list[rating.Price]]
 
 def prices_by_place(codes: Iterable[str] | None = None) -> PricesByPlace:
     """{(kind, location code): prices in the order of their start}. One query."""
-    found: dict[tuple[str, str], list[rating.Price]] = defaultdict(list)
-    for pk, kind, code, since, rate_micro in _versions(None if codes is None else sorted(set(codes))):
-        found[kind, code].append(rating.Price(since=since, rate_micro=rate_micro, id=pk))
+    return by_place(_versions(None if codes is None else sorted(set(codes))))
+
+
+# What of a price version is in a PricesByPlace.
+VERSION = ("package__kind", "package__location_id", "starts_at", "rate_micro", "id", "package__active")
+
+
+def by_place(versions: Iterable[Sequence[Any]]) -> PricesByPlace:
+    """Of the fields VERSION of each."""
+    found: PricesByPlace = defaultdict(list)
+    for kind, code, since, rate_micro, pk, is_sold in versions:
+        found[kind, code].append(rating.Price(since=since, rate_micro=rate_micro, id=pk, is_sold=bool(is_sold)))
+    for prices in found.values():
+        prices.sort(key=lambda price: (price.since, price.id or 0))
     return found
 
 
 @prepared
 def _versions(codes: list[str] | None) -> QuerySet[PriceVersion, tuple[Any, ...]]:
     versions = PriceVersion.objects.all() if codes is None else PriceVersion.objects.filter(package__location__in=codes)
-    shown = versions.values_list("id", "package__kind", "package__location_id", "starts_at", "rate_micro")
-    return shown.order_by("starts_at", "id")
+    return versions.order_by().values_list(*VERSION)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -653,11 +664,14 @@ class Standing:
         return self.credits_micro - self.owed_micro
 
 
-def open_windows(*, customers: QuerySet[Customer], at: datetime) -> tuple[list[bulk.CustomerWindow], list[Any]]:
-    """The months of each customer that have no invoice yet, up to the one of `at`; and the customers, annotated.
+# What `with_ledger` adds to a customer.
+LEDGER = ("last_month", "last_until", "first_use", "credits", "late", "expiring")
 
-    `credits`: what the ledger says at `at`. `late`: some usage was reported for a month that had its invoice.
-    `expiring`: free credits have expired, and the ledger does not say so yet. One query.
+
+def with_ledger(customers: QuerySet[Customer], *, at: datetime) -> QuerySet[Customer]:
+    """What a customer's standing at `at` follows from: the month and end of the last invoice, or without one the first use;
+    `credits`: what the ledger says; `late`: some usage was reported for a month that had its invoice; `expiring`: free
+    credits have expired, and the ledger does not say so yet.
     """
     invoices = Invoice.objects.filter(customer=OuterRef("pk")).order_by("-month")
     usage = UsageSegment.objects.filter(customer=OuterRef("pk"))
@@ -665,18 +679,20 @@ def open_windows(*, customers: QuerySet[Customer], at: datetime) -> tuple[list[b
     wallet = WalletTransaction.objects.filter(customer=OuterRef("pk"), at__lte=at)
     signed = Case(When(target=WalletAccount.WALLET, then=F("amount_micro")), default=-F("amount_micro"))
     total = wallet.order_by().values("customer").annotate(total=Sum(signed)).values("total")
-    found = list(
-        customers.annotate(
-            last_month=Subquery(invoices.values("month")[:1]),
-            last_until=Subquery(invoices.values("ends_at")[:1]),
-            first_use=Case(When(last_month=None, then=Subquery(first_use)), default=None),
-            credits=Subquery(total),
-            late=Exists(usage.filter(late=True)),
-            expiring=Exists(wallet.filter(expires_at__lte=at, expiry=None)),
-        )
+    return customers.annotate(
+        last_month=Subquery(invoices.values("month")[:1]),
+        last_until=Subquery(invoices.values("ends_at")[:1]),
+        first_use=Case(When(last_month=None, then=Subquery(first_use)), default=None),
+        credits=Subquery(total),
+        late=Exists(usage.filter(late=True)),
+        expiring=Exists(wallet.filter(expires_at__lte=at, expiry=None)),
     )
+
+
+def open_windows(customers: Iterable[Any], at: datetime) -> list[bulk.CustomerWindow]:
+    """The months of each, of with_ledger, that have no invoice yet, up to the one of `at`."""
     result = []
-    for customer in found:
+    for customer in customers:
         if customer.last_month:
             month, since = rating.next_month(customer.last_month), customer.last_until
         elif customer.first_use:
@@ -691,14 +707,18 @@ def open_windows(*, customers: QuerySet[Customer], at: datetime) -> tuple[list[b
             for window in rating.windows(month=month, since=since, at=at, zone=customer.zone)
             if window.since <= at
         ]
-    return result, found
+    return result
 
 
 def standings(*, customers: QuerySet[Customer], at: datetime) -> dict[UUID, Standing]:
     """{customer: standing at `at`, which is not before the last invoice}. Two queries, and more for those with
     usage that was reported late or free credits that have just expired."""
-    windows, found = open_windows(customers=customers, at=at)
-    sums = bulk.owed_by_customer(windows)
+    return standings_of(list(with_ledger(customers, at=at)), at=at)
+
+
+def standings_of(found: Sequence[Any], *, at: datetime) -> dict[UUID, Standing]:
+    """Of customers of with_ledger at the same instant. One query, and more as `standings` says."""
+    sums = bulk.owed_by_customer(open_windows(found, at))
     result = {}
     for customer in found:
         owed_micro = sums.get(customer.pk, 0)
@@ -709,7 +729,7 @@ def standings(*, customers: QuerySet[Customer], at: datetime) -> dict[UUID, Stan
 
 
 def standing_of(customer: Any, *, owed_micro: int, at: datetime) -> Standing:
-    """Of a customer whom `open_windows` has annotated for the same instant, and of whom is known what is owed."""
+    """Of a customer of `with_ledger` at the same instant, of whom is known what is owed."""
     credits_micro = int(customer.credits or 0)
     if customer.expiring:
         credits_micro -= sum(amount for _grant, amount in expired_credits(customer=customer, at=at))
@@ -717,7 +737,9 @@ def standing_of(customer: Any, *, owed_micro: int, at: datetime) -> Standing:
 
 
 def standing(*, customer: Customer, at: datetime) -> Standing:
-    return standings(customers=Customer.objects.filter(pk=customer.pk), at=at)[customer.pk]
+    """Which the top bar of this request shows too, where this is the customer whom the person came with."""
+    customer.standing = standings(customers=Customer.objects.filter(pk=customer.pk), at=at)[customer.pk]
+    return customer.standing
 
 
 def owed(*, customer: Customer, at: datetime) -> int:
@@ -794,7 +816,7 @@ def expired_credits(*, customer: Customer, at: datetime) -> list[tuple[WalletTra
 
 
 def hourly_total(*, customer: Customer, at: datetime) -> int:
-    """What everything that the customer has costs an hour at the instant, in millionths. Two queries."""
+    """What everything that the customer has costs an hour at the instant, in millionths. One query."""
     return hourly_totals(customers=[customer], at=at).get(customer.pk, 0)
 
 
@@ -807,8 +829,12 @@ class Lasting:
     then: timedelta | None
 
 
-def lasts_for(*, customer: Customer, at: datetime, extra_hourly_micro: int = 0) -> Lasting:
-    left, hourly = balance(customer=customer, at=at), hourly_total(customer=customer, at=at)
+def lasts_for(
+    *, customer: Customer, at: datetime, extra_hourly_micro: int = 0, balance_micro: int | None = None
+) -> Lasting:
+    """Without the `balance_micro` of that instant it is asked for."""
+    left = balance(customer=customer, at=at) if balance_micro is None else balance_micro
+    hourly = hourly_total(customer=customer, at=at)
 
     def lasting(hourly_micro: int) -> timedelta | None:
         return timedelta(hours=max(0, left) // hourly_micro) if hourly_micro else None
@@ -816,15 +842,22 @@ def lasts_for(*, customer: Customer, at: datetime, extra_hourly_micro: int = 0) 
     return Lasting(balance_micro=left, now=lasting(hourly), then=lasting(hourly + extra_hourly_micro))
 
 
-def require_cover(*, customer: Customer, hourly_micro: int, at: datetime, reserved_micro: int = 0) -> None:
+def require_cover(
+    *,
+    customer: Customer,
+    hourly_micro: int,
+    at: datetime,
+    reserved_micro: int = 0,
+    balance_micro: int | None = None,
+) -> None:
     """A prepaid wallet must cover the first hour of a new thing, and `reserved_micro` of what is being made already.
 
-    Call it after `lock_customer` in the same transaction, else two requests could both see the same credits. Raises
-    InsufficientCredit.
+    Call it after `lock_customer` in the same transaction, else two requests could both see the same credits; the
+    `balance_micro` of that instant is asked for where it is not given. Raises InsufficientCredit.
     """
     if customer.billing_type != BillingType.PREPAID:
         return
-    left = balance(customer=customer, at=at)
+    left = balance(customer=customer, at=at) if balance_micro is None else balance_micro
     missing = hourly_micro + reserved_micro - left
     if missing > 0:
         raise InsufficientCredit(missing_micro=missing, balance_micro=left, currency=customer.currency)
@@ -974,22 +1007,35 @@ PAGE = 500
 
 
 def hourly_totals(*, customers: Iterable[Customer], at: datetime) -> dict[UUID, int]:
-    """{customer: what everything the customer has costs an hour at `at`, in millionths}. Two queries."""
-    begun: dict[tuple[str, str], int] = {}
-    for place, prices in prices_by_place().items():
-        for price in prices:
-            if price.since <= at:
-                begun[place] = price.rate_micro
+    """{customer: what everything the customer has costs an hour at `at`, in millionths}. One query."""
     totals: dict[UUID, int] = defaultdict(int)
-    usage = UsageSegment.objects.filter(customer__in=customers, ended_at=None, started_at__lte=at).order_by()
-    for customer_id, kind, code, size_gb, base_rate_micro in usage.values_list(
-        "customer_id", "kind", "location_id"
-    ).annotate(gb=Sum("size_gb"), base=Sum("base_rate_micro")):
-        if base_rate_micro is not None:
-            totals[customer_id] += rating.hourly_micro(rate_micro=int(base_rate_micro), size_gb=None)
-        else:
-            totals[customer_id] += int(size_gb) * begun.get((kind, code), 0)
+    for customer_id, _kind, _code, gb, base_micro, rate_micro in (
+        running(at)
+        .filter(customer__in=customers)
+        .values_list("customer_id", "kind", "location_id", "gb", "base", "rate")
+    ):
+        totals[customer_id] += hourly_of(gb, base_micro, rate_micro)
     return totals
+
+
+def running(at: datetime) -> QuerySet[Any, Any]:
+    """What is being charged at the instant, for each customer, kind and location: `gb`; for automatic backups `base`, the
+    hourly prices of their machines; and `rate`, what a GB costs there, None without a price.
+    """
+    usage = UsageSegment.objects.filter(ended_at=None, started_at__lte=at).order_by()
+    versions = PriceVersion.objects.filter(
+        package__kind=OuterRef("kind"), package__location=OuterRef("location_id"), starts_at__lte=at
+    ).order_by("-starts_at", "-id")
+    return usage.values("customer_id", "kind", "location_id").annotate(
+        gb=Sum("size_gb"), base=Sum("base_rate_micro"), rate=Subquery(versions.values("rate_micro")[:1])
+    )
+
+
+def hourly_of(gb: int, base_micro: int | None, rate_micro: int | None) -> int:
+    """What a row of `running` costs an hour, in millionths."""
+    if base_micro is not None:
+        return rating.hourly_micro(rate_micro=int(base_micro), size_gb=None)
+    return int(gb) * (rate_micro or 0)
 
 
 def warn_low_balances(*, at: datetime) -> int:

@@ -21,7 +21,7 @@ from django.utils.translation import ngettext
 from billing import services as billing
 from billing.money import format_price
 from cng_portal.accounts import activity
-from cng_portal.accounts.models import UNLIMITED, Customer, Project, User
+from cng_portal.accounts.models import UNLIMITED, Project, User
 from cng_portal.accounts.prepared import prepared
 from cng_portal.accounts.services import lock_customer
 from cng_portal.inventory.models import CloudProject, VirtualMachine, Volume
@@ -34,7 +34,6 @@ from .models import (
     NAME_LENGTH,
     SERVICE_KINDS,
     BackupRun,
-    BackupSchedule,
     DiskImage,
     Draft,
     Kind,
@@ -45,6 +44,7 @@ from .models import (
     name_key,
 )
 from .operations import create_operation
+from .situation import Situation, is_limited, situation_of, writers
 from .tasks import volume_ref
 
 # control characters, lone surrogates, line and paragraph separators; joiners stay, scripts need them
@@ -129,9 +129,13 @@ def kind_of(source: Source) -> Kind:
 
 
 def volumes_of(source: Source) -> list[Volume]:
-    """The disks that a snapshot of it captures, in their order: the root volume of a machine comes first."""
+    """The disks that a snapshot of it captures, in their order: the root volume of a machine comes first. A page may have
+    read them with the machine, as its `captured`.
+    """
     if isinstance(source, Volume):
         return [source]
+    if (captured := getattr(source, "captured", None)) is not None:
+        return captured  # type: ignore[no-any-return]
     return list(source.volumes.present().select_related("location").order_by("position", "name", "id"))
 
 
@@ -162,37 +166,26 @@ class QuotaUse:
         return not self.is_limited or self.used + more <= self.limit
 
 
-def quota_use(project: Project) -> list[QuotaUse]:
-    """The limits that apply to a new snapshot in this project: the customer's two and the project's two. One query, and
-    nothing at all where they are all unlimited.
+def quota_use(project: Project, known: Situation | None = None) -> list[QuotaUse]:
+    """The limits that apply to a new snapshot in this project: the customer's two and the project's two. One query where
+    nothing is `known`, and nothing at all where they are all unlimited.
     """
-    customer = project.customer
-    limits = [owner.snapshot_quota for owner in (customer, project)]
-    limits += [owner.snapshot_gb_quota for owner in (customer, project)]
-    if set(limits) == {UNLIMITED}:
+    if not is_limited(project):
         return []
-    in_project = Q(project=project)
-    used = (
-        # with the kind an index has all of it
-        Snapshot.objects.filter(customer_id=project.customer_id, kind__in=Kind.values, deleted_at=None)
-        .counted()
-        .aggregate(
-            count=Count("pk"),
-            gb=Sum("size_gb", default=0),
-            project_count=Count("pk", filter=in_project),
-            project_gb=Sum("size_gb", filter=in_project, default=0),
-        )
-    )
+    customer = project.customer
+    used = (known or situation_of(project, [], at=timezone.now())).used
+    in_project = used.get(project.pk, (0, 0))
+    count, gb = (sum(numbers[place] for numbers in used.values()) for place in range(2))
     return [
-        QuotaUse(_("snapshots of your account"), used["count"], customer.snapshot_quota),
-        QuotaUse(_("GB of snapshots of your account"), used["gb"], customer.snapshot_gb_quota),
-        QuotaUse(_("snapshots of the project"), used["project_count"], project.snapshot_quota),
-        QuotaUse(_("GB of snapshots of the project"), used["project_gb"], project.snapshot_gb_quota),
+        QuotaUse(_("snapshots of your account"), count, customer.snapshot_quota),
+        QuotaUse(_("GB of snapshots of your account"), gb, customer.snapshot_gb_quota),
+        QuotaUse(_("snapshots of the project"), in_project[0], project.snapshot_quota),
+        QuotaUse(_("GB of snapshots of the project"), in_project[1], project.snapshot_gb_quota),
     ]
 
 
-def check_quota(project: Project, size_gb: int) -> None:
-    for use, more in zip(quota_use(project), (1, size_gb, 1, size_gb), strict=False):
+def check_quota(project: Project, size_gb: int, known: Situation) -> None:
+    for use, more in zip(quota_use(project, known), (1, size_gb, 1, size_gb), strict=False):
         require_quota(use, more)
 
 
@@ -267,34 +260,24 @@ def check_cloud_quota(location_id: str, backend_project: str, **more: int) -> No
                 require_quota(uses[what], count)
 
 
-def reserved_micro(customer: Customer, at: datetime) -> int:
-    """The first hour of what is asked for and not Ready yet: it has no usage segment, but the credits are spoken
-    for.
-    """
-    waiting = (
-        Snapshot.objects.filter(customer=customer, deleted_at=None, state__in=[State.PENDING, State.CREATING])
-        .exclude(run__schedule__origin=BackupSchedule.Origin.AUTOMATIC)  # which are not charged per GB
-        .values("kind", "location_id")
-        .annotate(gb=Sum("size_gb"))
-        .order_by()
-    )
-    total = 0
-    rates: dict[str, dict[str, int]] = {}
-    for row in waiting:
-        service_kind = Snapshot(kind=row["kind"]).service_kind
-        if service_kind not in rates:
-            rates[service_kind] = billing.rates_at(kind=service_kind, at=at)
-        total += row["gb"] * rates[service_kind].get(row["location_id"], 0)
-    return total
-
-
 def check_pace(customer_id: UUID, kind: Operation.Kind, more: int = 1) -> None:
     """The caller holds the customer's lock. Raises TooOften."""
     if again_at := limits.next_allowed(customer_id, kind, now=timezone.now(), more=more):
         raise TooOften(limits.explain(kind, again_at))
 
 
-def quote_for(source: Source, *, kind: str | None = None, at: datetime | None = None) -> billing.Quote:
+def look_at(source: Source, at: datetime, *, name: str = "") -> Situation:
+    """What the checks of a snapshot of it read of everything else. One query, and one for the disks of a machine."""
+    return situation_of(source.project, volumes_of(source), at=at, name=name)
+
+
+def quote_for(
+    source: Source,
+    *,
+    kind: str | None = None,
+    at: datetime | None = None,
+    prices: billing.PricesByPlace | None = None,
+) -> billing.Quote:
     """Today's price of a snapshot of it, or of a backup where `kind` says so. Raises NotSold."""
     try:
         return billing.quote(
@@ -303,15 +286,20 @@ def quote_for(source: Source, *, kind: str | None = None, at: datetime | None = 
             kind=SERVICE_KINDS[Kind(kind or kind_of(source))],
             size_gb=size_of(source),
             at=at or timezone.now(),
+            prices=prices,
         )
     except billing.NotSold as error:
         raise NotSold(str(error)) from error
 
 
-def check_cover(customer: Customer, hourly_micro: int, at: datetime) -> None:
+def check_cover(known: Situation, hourly_micro: int) -> None:
     try:
         billing.require_cover(
-            customer=customer, hourly_micro=hourly_micro, at=at, reserved_micro=reserved_micro(customer, at)
+            customer=known.customer,
+            hourly_micro=hourly_micro,
+            at=known.at,
+            reserved_micro=known.reserved_micro,
+            balance_micro=known.balance_micro,
         )
     except billing.InsufficientCredit as error:
         raise NoCredit(str(error)) from error
@@ -334,8 +322,10 @@ def check_room(source: Source) -> None:
         )
 
 
-def check_source(source: Source) -> None:
-    """Raises SourceGone unless every disk of it is there and can be captured now."""
+def check_source(source: Source, known: Situation | None = None) -> None:
+    """Raises SourceGone unless every disk of it is there and can be captured now. Where nothing is `known`, it is asked
+    whether something writes to them.
+    """
     if source.deleted_at is not None:
         raise SourceGone(_("“%(name)s” has been deleted. Choose another one.") % {"name": source.name})
     if not source.location.active:
@@ -359,18 +349,15 @@ def check_source(source: Source) -> None:
             raise SourceGone(
                 _("The volume “%(name)s” is in another location than its machine. Ask support.") % {"name": volume.name}
             )
-    if writers(volumes).exists():
+    if known.is_written if known else are_written(volumes):
         raise SourceGone(
             _("“%(name)s” is being restored right now. Try again when that has ended.") % {"name": source.name}
         )
 
 
-def writers(volumes: list[Volume]) -> OperationQuerySet:
-    """The operations that write to any of these volumes now."""
+def are_written(volumes: list[Volume]) -> bool:
     machines = {volume.vm_id for volume in volumes if volume.vm_id}
-    return Operation.objects.active().filter(
-        Q(volume__in=volumes) | Q(vm__in=machines) | Q(vm__isnull=False, snapshot__disks__volume__in=volumes)
-    )
+    return writers([volume.pk for volume in volumes], list(machines)).exists()
 
 
 def free_name(customer_id: UUID, wanted: str) -> str:
@@ -395,9 +382,9 @@ def suggest_name(source: Source, *, at: datetime | None = None) -> str:
     return free_name(source.project.customer_id, f"{source.name[: NAME_LENGTH - 17]}-{day}")
 
 
-def check_name(customer_id: UUID, name: str, *, but: UUID | None = None) -> str:
-    """The name trimmed, if the customer can have it: 1 to 64 characters, unique without regard to case. Raises
-    NotFree.
+def check_name(customer_id: UUID, name: str, *, but: UUID | None = None, is_taken: bool | None = None) -> str:
+    """The name trimmed, if the customer can have it: 1 to 64 characters, unique without regard to case. It is asked for
+    where it is not known whether it `is_taken`. Raises NotFree.
     """
     name = name.strip()
     if not name:
@@ -415,7 +402,7 @@ def check_name(customer_id: UUID, name: str, *, but: UUID | None = None) -> str:
     if any(unicodedata.category(character) in UNSHOWABLE for character in name):
         raise NotFree(_("The name has a character that cannot be shown, such as a line break. Remove it."), "")
     same = Snapshot.objects.filter(customer_id=customer_id, deleted_at=None, name_key=name_key(name)).exclude(pk=but)
-    if same.exists():
+    if same.exists() if is_taken is None else is_taken:
         suggestion = free_name(customer_id, name)
         raise NotFree(
             _("Another snapshot has the name “%(name)s”. Names are unique; “%(free)s” is free.")
@@ -425,13 +412,15 @@ def check_name(customer_id: UUID, name: str, *, but: UUID | None = None) -> str:
     return name
 
 
-def check_capturable(source: Source, *, safety: bool = False) -> None:
+def check_capturable(source: Source, *, safety: bool = False, known: Situation | None = None) -> None:
     """Whether there is something to capture and the quotas admit it: raises the first Refusal.
 
-    `safety` is for what is kept before a restore, which some engines keep as copies of the volumes.
+    `safety` is for what is kept before a restore, which some engines keep as copies of the volumes. `known` is of
+    `look_at`, which is asked where it is not given.
     """
-    check_source(source)
-    check_quota(source.project, size_of(source))
+    known = known or look_at(source, timezone.now())
+    check_source(source, known)
+    check_quota(source.project, size_of(source), known)
     kind = "volumes" if safety and get_driver(source.location).reverts_only_latest else "snapshots"
     volumes = volumes_of(source)
     for backend_project in {volume.backend_project for volume in volumes}:
@@ -440,15 +429,20 @@ def check_capturable(source: Source, *, safety: bool = False) -> None:
 
 
 def check_deliverable(
-    source: Source, at: datetime | None = None, *, kind: str | None = None, safety: bool = False
+    source: Source,
+    at: datetime | None = None,
+    *,
+    kind: str | None = None,
+    safety: bool = False,
+    known: Situation | None = None,
 ) -> billing.Quote:
     """Everything that can be known about a snapshot of it before its name, or about a backup where `kind` says so:
-    raises the first Refusal.
+    raises the first Refusal. `known` is of `look_at`, which is asked where it is not given.
     """
-    at = at or timezone.now()
-    check_capturable(source, safety=safety)
-    quote = quote_for(source, kind=kind, at=at)
-    check_cover(source.project.customer, quote.hourly_micro, at)
+    known = known or look_at(source, at or timezone.now())
+    check_capturable(source, safety=safety, known=known)
+    quote = quote_for(source, kind=kind, at=known.at, prices=known.prices)
+    check_cover(known, quote.hourly_micro)
     return quote
 
 
@@ -622,7 +616,7 @@ def check_restorable(snapshot: Snapshot) -> None:
                 % {"name": volume.name}
             )
     volumes = [disk.volume for disk in disks]
-    if writers(volumes).exists():
+    if are_written(volumes):
         raise NotNow(_("Something is being restored there right now. Try again when that has ended."))
     being_taken = Snapshot.objects.filter(
         disks__volume__in=volumes, deleted_at=None, state__in=[State.PENDING, State.CREATING]

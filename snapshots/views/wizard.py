@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from django.core.exceptions import PermissionDenied
-from django.db.models import Prefetch, Q, QuerySet, prefetch_related_objects
+from django.db.models import Q, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
@@ -94,6 +94,8 @@ def get_draft(user: User, draft_id: UUID) -> Draft:
     if not found:
         raise Http404
     draft = found[0]
+    if draft.project and user.customer and draft.project.customer_id == user.customer.pk:
+        draft.project.customer = user.customer
     join_place(draft.source, draft.project, draft.location)
     require_some_project(user, draft.customer_id)
     return draft
@@ -131,7 +133,8 @@ def answer(request: HttpRequest, draft: Draft, step: type[wizard.Step]) -> HttpR
     elif (
         step.slug in ("location", "name") and draft.kind != Kind.BACKUP
     ):  # before anything is filled in, and at the end
-        context["pace"] = limits.announce(draft.customer_id, Operation.Kind.CAPTURE, now=timezone.now())
+        count = wizard.known_of(draft).asked if step.slug == "name" else None
+        context["pace"] = limits.announce(draft.customer_id, Operation.Kind.CAPTURE, now=timezone.now(), count=count)
     return show(request, f"snapshots/wizard/{step.template or step.slug}.html", draft, step.slug, context)
 
 
@@ -145,13 +148,15 @@ def review(request: HttpRequest, draft: Draft) -> HttpResponse:
             made = make(draft, request.user, form.cleaned_data["shown_hourly_micro"])
             return leave(request, page_of(made))
         except (services.NotFree, services.SourceGone, backups.BadSchedule):
+            draft.known = None  # it was known before
             # the step of that answer says the same, and it is there that it can be mended
             if earlier := wizard.first_open_step(draft, request.user, before=wizard.REVIEW):
                 return redirect(wizard.url(draft, earlier.slug))
             raise
         except services.Refusal as refusal:
+            draft.known = None
             problem = str(refusal)
-    quote = services.quote_for(source, kind=draft.kind)
+    quote = quote_of(draft)
     context = {"form": form, "quote": quote, "facts": facts(draft), **estimates(request, draft, quote)}
     if draft.kind == Kind.BACKUP:
         zone = source.project.customer.zone
@@ -210,7 +215,12 @@ def estimates(request: HttpRequest, draft: Draft, quote: billing.Quote) -> dict[
         amount_micro = sum(quote.until(first, last) for first, last in lives(draft, now, end))
         rows.append(row(_("From now to the end of %(day)s") % {"day": format_day(day)}, amount_micro))
     if customer.billing_type == BillingType.PREPAID:
-        lasting = billing.lasts_for(customer=customer, at=now, extra_hourly_micro=copies * quote.hourly_micro)
+        lasting = billing.lasts_for(
+            customer=customer,
+            at=now,
+            extra_hourly_micro=copies * quote.hourly_micro,
+            balance_micro=wizard.known_of(draft).balance_micro,
+        )
         for label, left in (
             (_("Your credits last with it"), lasting.then),
             (_("Your credits last without it"), lasting.now),
@@ -255,7 +265,7 @@ def show(request: HttpRequest, template: str, draft: Draft, slug: str, context: 
         "fragment": template,
     }
     if slug == "name" and draft.source:
-        context["quote"] = services.quote_for(draft.source, kind=draft.kind)
+        context["quote"] = quote_of(draft)
     if quote := context.get("quote"):
         context["price"] = price(quote)
     if is_backup:
@@ -266,6 +276,13 @@ def show(request: HttpRequest, template: str, draft: Draft, slug: str, context: 
 def leave(request: HttpRequest, url: str) -> HttpResponse:
     """Out of the wizard, to a whole page."""
     return HttpResponseClientRedirect(url) if request.htmx else redirect(url)
+
+
+def quote_of(draft: Draft) -> billing.Quote:
+    """Raises NotSold."""
+    assert draft.source is not None  # the steps before are checked
+    known = wizard.known_of(draft)
+    return services.quote_for(draft.source, kind=draft.kind, at=known.at, prices=known.prices)
 
 
 def price(quote: billing.Quote) -> dict[str, str]:
@@ -368,9 +385,7 @@ def source_context(request: HttpRequest, draft: Draft, form: Any) -> dict[str, A
     chosen = draft.volume_id or draft.vm_id
     if chosen and all(source.pk != chosen for source in shown):
         shown = [*wizard.first_sources(user, kind, **here, pk=chosen), *shown]
-    if draft.kind != Kind.VOLUME:
-        prefetch_related_objects(shown, Prefetch("volumes", Volume.objects.present().order_by("position", "name")))
-    uses = services.quota_use(draft.project)
+    uses = services.quota_use(draft.project, wizard.known_of(draft) if wizard.is_known(draft) else None)
     if not shown or shown[0].in_cloud:  # they are all of the same project and location
         for cloud_project in services.cloud_projects_of(location=draft.location_id, project=draft.project):
             cloud = services.cloud_quota_use(cloud_project)
@@ -378,7 +393,10 @@ def source_context(request: HttpRequest, draft: Draft, form: Any) -> dict[str, A
     for source in shown:
         source.value = str(source.pk)
         source.checked = source.pk == chosen
-        size_gb = source.size_gb if isinstance(source, Volume) else sum(disk.size_gb for disk in source.volumes.all())
+        if isinstance(source, VirtualMachine):
+            source.disks = sorted(source.disks or [])
+            source.size_gb = sum(gb for _position, _name, gb in source.disks)
+        size_gb = source.size_gb
         source.text = _("%(size)s GB") % {"size": format_count(size_gb)}
         source.facts = [*source_facts(source), {"label": _("Last snapshot"), "value": date(source.last_snapshot_at)}]
         if source.rate_micro is not None and size_gb:
@@ -400,7 +418,7 @@ def source_facts(source: services.Source) -> list[dict[str, object]]:
     if isinstance(source, Volume):
         first: dict[str, object] = {"label": _("Attached to"), "value": source.vm.name if source.vm else "-"}
     else:
-        disks = ", ".join(disk.name for disk in source.volumes.all())
+        disks = ", ".join(name for _position, name, _gb in source.disks)
         first = {"label": _("Disks"), "value": disks or _("none, so there is nothing to capture")}
     return [first, {"label": _("Created"), "value": date(source.created_at)}]
 
@@ -411,8 +429,7 @@ def date(instant: datetime | None) -> str:
 
 def schedule_context(draft: Draft, form: wizard.ScheduleStepForm) -> dict[str, Any]:
     """The next runs by what is asked for, or offered; none while it is not valid."""
-    assert draft.source is not None
-    quote = services.quote_for(draft.source, kind=draft.kind)
+    quote = quote_of(draft)
     context: dict[str, Any] = {"quote": quote, "zone": zone_name(form.zone)}
     if rhythm := form.rhythm:
         picture = picture_of(rhythm, form.zone, now=timezone.now(), take_one_now=form.takes_one_now)

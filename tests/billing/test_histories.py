@@ -335,7 +335,7 @@ def test_sql_and_python_give_the_same_lines(history: History):
         for event in history.events:
             player.deliver(event)
         now = EPOCH + timedelta(days=80)
-        windows, _customers = services.open_windows(customers=Customer.objects.all(), at=now)
+        windows = services.open_windows(services.with_ledger(Customer.objects.all(), at=now), now)
         python = {
             (due.segment.pk, due.month, due.line.from_at): (due.line.to_at, due.line.hours, due.line.amount_micro)
             for due in services.due_lines(customer=player.customer, at=now, segments=list(UsageSegment.objects.all()))
