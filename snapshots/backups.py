@@ -554,7 +554,7 @@ def conclude(run: BackupRun, now: datetime) -> None:
         elif is_verified(copy):
             run.state, run.finished_at, run.reason = BackupRun.State.DONE, now, ""
             run.save()
-            make_room(run.schedule, now)
+            make_room(run, now)
         elif not (reading := copy.operations.filter(kind=Operation.Kind.VERIFY).first()) or not reading.is_active:
             fail(run, (reading and reading.error) or _("The copy could not be read back."), now)
 
@@ -564,17 +564,19 @@ def is_verified(copy: Snapshot) -> bool:
     return all(disk.verified_at and not disk.damage for disk in copy.disks.all())
 
 
-def make_room(schedule: BackupSchedule, now: datetime) -> None:
-    """Delete the copies beyond those that the schedule keeps. The caller holds the lock.
+def make_room(done: BackupRun, now: datetime) -> None:
+    """A run of the schedule is done: delete the copies beyond those that the schedule keeps. The caller holds the lock.
 
     Counted from the newest, only what is Ready, verified and undamaged counts as kept; whatever is older than the last of
     these goes, also what failed or was found damaged. Those that are kept for ever neither count nor go, and one that is
-    being used stays until the next time. A slot that lies ahead is of a clock that was set back since, so its copy is older
-    than all others: it must not take the place of those that are taken now.
+    being used stays until the next time. The newest is that of the run, as a machine has one at a time, whatever the clock
+    said of the others. A slot that lies ahead is of a clock that was set back since, so its copy is older than all others.
     """
+    schedule = done.schedule
+    newest, oldest = When(run=done, then=0), When(run__slot__gt=now, then=2)
     copies = (
         Snapshot.objects.filter(run__schedule=schedule, kept=False, state__in=[State.READY, State.FAILED])
-        .order_by(Case(When(run__slot__gt=now, then=1), default=0), "-run__slot")
+        .order_by(Case(newest, oldest, default=1), "-run__slot")
         .prefetch_related("disks")
     )
     kept = 0

@@ -69,6 +69,8 @@ def run(database: str, url: str, programs: Path | None = None) -> int:
     finally:
         if mounted:
             subprocess.run(["umount", "--lazy", str(storage)], check=True)
+        if failed and programs:
+            subprocess.run([programs / "pg_dump", f"--file={folder / 'database.sql'}", url], check=False)
         if failed:
             print(f"  Database and logs are in {folder}.", flush=True)
         else:
