@@ -152,9 +152,11 @@ class RequestMiddleware(StructlogMiddleware):
 
 
 def client_address(request: HttpRequest) -> str:
-    """Who asks. Behind our own proxy that is the last address it was told of: the ones before are anybody's claim."""
-    forwarded = request.headers.get("X-Forwarded-For", "") if settings.HTTPS else ""
-    return forwarded.rpartition(",")[2].strip() or request.META.get("REMOTE_ADDR", "")
+    """Who asks. Behind our own proxies that is what the first of them was told: the ones before are anybody's claim."""
+    proxies: int = settings.ALLAUTH_TRUSTED_PROXY_COUNT
+    forwarded = request.headers.get("X-Forwarded-For", "").split(",")
+    known = forwarded[-proxies].strip() if 0 < proxies <= len(forwarded) else ""
+    return known or request.META.get("REMOTE_ADDR", "")
 
 
 def within(**ids: str) -> Callable[..., Any]:

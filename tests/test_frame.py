@@ -255,7 +255,13 @@ def test_every_text_and_control_has_enough_contrast(theme: int) -> None:
 def test_the_first_page_sends_at_most_120_kb_and_nothing_from_elsewhere() -> None:
     page = Client().get("/accounts/login/")
     links = re.findall(r'(?:src|href)="(/static/[^"]+)"', page.content.decode())
-    assert {Path(link).name for link in links} >= {"bootstrap.min.css", "tokens.css", "portal.css", "portal.js", "theme.js"}
+    assert {Path(link).name for link in links} >= {
+        "bootstrap.min.css",
+        "tokens.css",
+        "portal.css",
+        "portal.js",
+        "theme.js",
+    }
     files = [Path(str(finders.find(link.removeprefix("/static/")))).read_bytes() for link in links]
     assert sum(len(brotli.compress(body)) for body in [page.content, *files]) <= 120_000
     assert "default-src 'self'" in page["Content-Security-Policy"]

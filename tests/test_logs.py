@@ -10,18 +10,21 @@ import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from django.conf import settings
 from django.core import mail
-from django.test import Client
+from django.test import Client, RequestFactory
 from django.utils import timezone
 
 from cng_portal import logs
 from snapshots.models import Operation
 from tests.factories import MembershipFactory, OperationFactory, SnapshotFactory, UserFactory, VolumeFactory
 from tests.snapshots.disks import content, put_volume, sell_everywhere
+
+if TYPE_CHECKING:
+    from pytest_django.fixtures import SettingsWrapper
 
 DATABASE_PASSWORD = "correct-horse-of-the-database"
 Lines = Callable[[], list[dict[str, Any]]]
@@ -238,3 +241,14 @@ def test_what_goes_wrong_is_told_once_with_its_request_and_without_variables(
     assert failed[0]["request_id"] == answer["X-Request-ID"]
     assert "ImproperlyConfigured" in failed[0]["exception"]
     assert client.cookies[settings.SESSION_COOKIE_NAME].value not in log.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("proxies", "address"), [(0, "127.0.0.1"), (1, "10.0.0.1"), (2, "203.0.113.7"), (9, "127.0.0.1")]
+)
+def test_a_line_has_the_address_that_our_own_proxies_were_told(
+    proxies: int, address: str, rf: RequestFactory, settings: "SettingsWrapper"
+) -> None:
+    settings.ALLAUTH_TRUSTED_PROXY_COUNT = proxies
+    request = rf.get("/", headers={"X-Forwarded-For": "192.0.2.1, 203.0.113.7, 10.0.0.1"})
+    assert logs.client_address(request) == address

@@ -25,6 +25,7 @@ from django.http import HttpRequest
 from django.utils.translation import get_language, gettext_lazy
 from django.utils.translation import gettext as _
 
+from . import signals
 from .models import Role, Theme, User
 from .services import vouch_for_email
 
@@ -158,8 +159,12 @@ class AddPasskeyForm(AddWebAuthnForm):
 
 class PasskeyMixin:
     def clean_credential(self) -> Authenticator:
-        with as_a_wrong_passkey():
-            return super().clean_credential()
+        try:
+            with as_a_wrong_passkey():
+                return super().clean_credential()
+        except forms.ValidationError:
+            signals.passkey_failed(self.user)
+            raise
 
 
 class PasskeyForm(PasskeyMixin, AuthenticateWebAuthnForm):

@@ -1,10 +1,12 @@
 """What follows from a sign-in, a new password or a new factor: an entry in the activity log, and a notice."""
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
 
 from allauth.account import signals as account
+from allauth.account.internal.flows.login import get_authentication_records
 from allauth.mfa import signals as mfa
 from allauth.mfa.models import Authenticator
 from django.contrib.admin.models import ADDITION, CHANGE, DELETION, LogEntry
@@ -23,6 +25,8 @@ from . import activity, confirmation, notices, sessions
 from .models import Activity, Notice, User
 from .preferences import as_read_by
 
+logger = logging.getLogger(__name__)
+
 
 @receiver(auth.user_logged_in)
 def remember_when(sender: Any, request: HttpRequest, user: User, **kwargs: Any) -> None:
@@ -34,6 +38,7 @@ def remember_confirmation(sender: Any, request: HttpRequest, **kwargs: Any) -> N
     if kwargs.get("reauthenticated"):
         confirmation.confirm(request)
         sessions.renew(request)
+        record(kwargs["user"], "person.confirmed", factors=[way(kwargs)])
 
 
 @receiver(account.user_logged_in)
@@ -43,7 +48,9 @@ def signed_in(sender: Any, request: HttpRequest, user: User, **kwargs: Any) -> N
     device = activity.origin().device
     before = Activity.objects.filter(actor=user, act="person.sign_in")
     known = not before.exists() or before.filter(after__device=device).exists()
-    record(user, "person.sign_in", device=device)
+    record(
+        user, "person.sign_in", device=device, factors=[way(one) for one in get_authentication_records(request, user)]
+    )
     if not known:
         warn(
             user,
@@ -59,12 +66,22 @@ def signed_in(sender: Any, request: HttpRequest, user: User, **kwargs: Any) -> N
 def sign_in_failed(sender: Any, credentials: dict[str, Any], **kwargs: Any) -> None:
     user = User.objects.filter(email__iexact=credentials.get("email") or "").first()
     if user:
-        record(user, "person.sign_in_failed", device=activity.origin().device)
+        record(user, "person.sign_in_failed", device=activity.origin().device, factor=way({"method": "password"}))
+    else:  # not what was typed: it may be a password
+        logger.warning("Somebody tried to sign in with an address that nobody has")
 
 
 @receiver(mfa.authentication_failed)
 def code_failed(sender: Any, user: User, **kwargs: Any) -> None:
     record(user, "person.sign_in_failed", device=activity.origin().device, factor=factor(kwargs["authenticator"]))
+
+
+def passkey_failed(user: User | None) -> None:
+    """allauth tells nobody. Who signs in with a passkey alone does not say beforehand who it is."""
+    if user:
+        record(user, "person.sign_in_failed", device=activity.origin().device, factor=way({"type": "webauthn"}))
+    else:
+        logger.warning("Somebody tried to sign in with a passkey that opens nothing")
 
 
 @receiver(auth.user_logged_out)
@@ -87,6 +104,11 @@ def password_changed(sender: Any, request: HttpRequest, user: User, **kwargs: An
             _("Every other session was ended. Was it not you? Reset the password at once, and ask support."),
         ),
     )
+
+
+@receiver(account.email_added)
+def email_asked(sender: Any, user: User, email_address: Any, **kwargs: Any) -> None:
+    record(user, "person.email_asked", email=email_address.email)
 
 
 @receiver(account.email_changed)
@@ -182,7 +204,19 @@ def factor(authenticator: Authenticator) -> str:
     return _("authenticator app")
 
 
-def record(user: User, act: str, **after: str) -> None:
+def way(step: dict[str, Any]) -> str:
+    """How somebody showed who it is, by what allauth remembers of it."""
+    ways = {
+        "password": _("password"),
+        Authenticator.Type.TOTP: _("authenticator app"),
+        Authenticator.Type.WEBAUTHN: _("passkey"),
+        Authenticator.Type.RECOVERY_CODES: _("recovery code"),
+    }
+    kind = step.get("type") or step["method"]
+    return ways.get(kind, kind)
+
+
+def record(user: User, act: str, **after: Any) -> None:
     activity.record(act=act, actor=user, thing=user, after=after)
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 
 import pytest
+from allauth.mfa.recovery_codes.internal.auth import RecoveryCodes
+from allauth.mfa.totp.internal.auth import TOTP, generate_totp_secret
 from django.db import IntegrityError, transaction
 from django.test import Client
 from django.urls import reverse
@@ -147,6 +149,42 @@ def test_sign_ins_are_written_down_and_a_new_device_is_told(project: Project) ->
     assert Activity.objects.filter(act="person.sign_in").first().address == "127.0.0.1"
     page = phone.get(reverse("accounts:sign_ins")).text
     assert page.count("Firefox on Linux") == 2
+
+
+def test_every_way_to_show_who_one_is_is_written_down(caplog: pytest.LogCaptureFixture) -> None:
+    person = UserFactory(email="aye@example.com", password=PASSWORD)
+    TOTP.activate(person, generate_totp_secret())
+    code, *_others = RecoveryCodes.activate(person).get_unused_codes()
+    client = Client()
+    client.post(reverse("account_reset_password"), {"email": person.email})
+    sign_in(client, person.email, "wrong")
+    sign_in(client, person.email)
+    client.post(reverse("mfa_authenticate"), {"code": "000000"})
+    client.post(reverse("mfa_authenticate"), {"credential": '{"id": 1}'})
+    client.post(reverse("mfa_authenticate"), {"code": code})
+    client.post(reverse("account_reauthenticate"), {"password": PASSWORD})
+    client.post(reverse("account_email"), {"action_add": "", "email": "new@example.com"})
+    told = [
+        (entry.act.removeprefix("person."), activity.said(entry.after.get("factors") or entry.after.get("factor")))
+        for entry in Activity.objects.order_by("at")
+    ]
+    assert told == [
+        ("reset_asked", ""),
+        ("sign_in_failed", "password"),
+        ("sign_in_failed", "authenticator app"),
+        ("sign_in_failed", "passkey"),
+        ("sign_in", "password, recovery code"),
+        ("confirmed", "password"),
+        ("email_asked", ""),
+    ]
+
+    for number in range(7):
+        sign_in(Client(REMOTE_ADDR=f"192.0.2.{number}"), "nobody@example.com", PASSWORD)
+    Client().post(reverse("mfa_login_webauthn"), {"credential": '{"id": 1}'})
+    assert caplog.messages.count("Somebody tried to sign in with an address that nobody has") == 5
+    assert "Somebody tried to sign in with a passkey that opens nothing" in caplog.messages
+    assert "Refused an attempt to sign in, or to confirm who it is: there were too many" in caplog.messages
+    assert "nobody@example.com" not in caplog.text and PASSWORD not in caplog.text
 
 
 def test_what_administrators_change_is_in_the_log_with_the_values(
