@@ -297,7 +297,9 @@ if default_database["ENGINE"] == "django.db.backends.sqlite3":
     default_database["OPTIONS"] = {
         "transaction_mode": "IMMEDIATE",
         "timeout": 20,
-        "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON;",
+        "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON; "
+        # or INSERT OR REPLACE would get past the triggers that keep rows from being deleted
+        "PRAGMA recursive_triggers=ON;",
     }
     # To open the file again for each request takes as long as all of its queries. A test ends with its connections.
     default_database["CONN_MAX_AGE"] = 0 if TESTING else 60
@@ -337,6 +339,7 @@ ACTS_PER_HOUR = {
     "new_volume": read("NEW_VOLUMES_PER_HOUR", whole_number(0, 1_000_000), 200),
     "verify": read("VERIFICATIONS_PER_HOUR", whole_number(0, 1_000_000), 200),
 }
+INVITATIONS_PER_HOUR = read("INVITATIONS_PER_HOUR", whole_number(0, 1_000_000), 50)
 # Of several schedulers one acts; when it dies, another one takes over after this long.
 SCHEDULER_LEASE_SECONDS = read("SCHEDULER_LEASE_SECONDS", whole_number(5, 3600), 30)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from allauth.mfa.recovery_codes.internal.auth import RecoveryCodes
 from allauth.mfa.totp.internal.auth import TOTP, generate_totp_secret
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, connection, transaction
 from django.test import Client
 from django.urls import reverse
 from pytest_django import DjangoAssertNumQueries
@@ -40,6 +40,17 @@ def test_an_entry_is_never_changed_or_deleted(owner: User) -> None:
     ):
         with pytest.raises(IntegrityError, match="never changed or deleted"), transaction.atomic():
             change()
+    assert Activity.objects.get().act == "person.change"
+
+
+@pytest.mark.skipif(connection.vendor != "sqlite", reason="a way around triggers that only SQLite has")
+def test_an_entry_is_not_replaced_either(owner: User) -> None:
+    activity.record(act="person.change", actor=owner, thing=owner)
+    columns = [field.column for field in Activity._meta.concrete_fields]
+    values = ["'role.change'" if column == "act" else column for column in columns]
+    forged = f"REPLACE INTO accounts_activity ({', '.join(columns)}) SELECT {', '.join(values)} FROM accounts_activity"
+    with pytest.raises(IntegrityError, match="never changed or deleted"), transaction.atomic():
+        connection.cursor().execute(forged)
     assert Activity.objects.get().act == "person.change"
 
 
