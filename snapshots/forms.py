@@ -1,6 +1,5 @@
 """Forms of the lists and of the acts on a snapshot. Those of the wizard are in wizard.py."""
 
-import unicodedata
 from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -13,11 +12,12 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from billing.models import MAX_SIZE_GB
+from cng_portal import names
 from cng_portal.accounts.models import Project, User
 from cng_portal.accounts.prepared import Given
 from cng_portal.inventory.models import Interval, VirtualMachine, Volume, Weekday
 
-from . import backups, lists, services
+from . import backups, lists
 from .models import NAME_LENGTH, BackupSchedule, DiskImage, Kind, Snapshot, State, name_key
 
 
@@ -396,10 +396,7 @@ class NamedInProjectForm(forms.Form):
         self.fields["project"].queryset = projects  # type: ignore[attr-defined]
 
     def clean_name(self) -> str:
-        name: str = self.cleaned_data["name"]
-        if any(unicodedata.category(character) in services.UNSHOWABLE for character in name):
-            raise ValidationError(_("The name has a character that cannot be shown, such as a line break. Remove it."))
-        return name
+        return names.check(self.cleaned_data["name"])
 
 
 class NewMachineForm(NamedInProjectForm):

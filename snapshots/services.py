@@ -4,7 +4,6 @@ Each function validates, writes in one transaction that holds the customer's loc
 `Refusal`, whose text is for the person, with nothing written.
 """
 
-import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -20,6 +19,7 @@ from django.utils.translation import ngettext
 
 from billing import services as billing
 from billing.money import format_price
+from cng_portal import names
 from cng_portal.accounts import activity
 from cng_portal.accounts.models import UNLIMITED, Project, User
 from cng_portal.accounts.prepared import prepared
@@ -46,9 +46,6 @@ from .models import (
 from .operations import create_operation
 from .situation import Situation, is_limited, situation_of, writers
 from .tasks import volume_ref
-
-# control characters, lone surrogates, line and paragraph separators; joiners stay, scripts need them
-UNSHOWABLE = {"Cc", "Cs", "Zl", "Zp"}
 
 
 class Refusal(Exception):
@@ -399,8 +396,8 @@ def check_name(customer_id: UUID, name: str, *, but: UUID | None = None, is_take
             % {"length": digits(len(name)), "most": digits(NAME_LENGTH)},
             "",
         )
-    if any(unicodedata.category(character) in UNSHOWABLE for character in name):
-        raise NotFree(_("The name has a character that cannot be shown, such as a line break. Remove it."), "")
+    if not names.can_be_shown(name):
+        raise NotFree(names.explain(), "")
     same = Snapshot.objects.filter(customer_id=customer_id, deleted_at=None, name_key=name_key(name)).exclude(pk=but)
     if same.exists() if is_taken is None else is_taken:
         suggestion = free_name(customer_id, name)

@@ -25,6 +25,8 @@ from django.http import HttpRequest
 from django.utils.translation import get_language, gettext_lazy
 from django.utils.translation import gettext as _
 
+from cng_portal import names
+
 from . import signals
 from .models import Role, Theme, User
 from .services import vouch_for_email
@@ -64,6 +66,9 @@ class DetailsForm(forms.ModelForm):
             label=_("Theme"), choices=Theme.choices, required=False, widget=forms.RadioSelect
         )
 
+    def clean_name(self) -> str:
+        return names.check(self.cleaned_data["name"])
+
 
 class ThemeForm(forms.Form):
     theme = forms.ChoiceField(choices=[choice for choice in Theme.choices if choice[0]])
@@ -96,6 +101,9 @@ class ActivityFilterForm(forms.Form):
 
 
 class NewEmailForm(AddEmailForm):
+    def clean_email(self) -> str:
+        return names.check(super().clean_email())
+
     def save(self, request: HttpRequest) -> EmailAddress:
         vouch_for_email(self.user)
         return super().save(request)
@@ -115,6 +123,9 @@ class InvitationForm(forms.Form):
             "Viewers look. Members take, restore and delete as well. Owners also see the bills and decide who is in."
         ),
     )
+
+    def clean_email(self) -> str:
+        return names.check(self.cleaned_data["email"])
 
 
 class RoleForm(forms.Form):
@@ -140,6 +151,9 @@ class SignUpForm(forms.Form):
         strip=False,
         help_text=gettext_lazy("At least eight characters, and none that many people use."),
     )
+
+    def clean_name(self) -> str:
+        return names.check(self.cleaned_data["name"])
 
 
 @contextmanager

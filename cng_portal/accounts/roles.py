@@ -16,6 +16,7 @@ from django.core.mail import EmailMessage
 from django.db import transaction
 from django.db.models import QuerySet
 from django.urls import reverse
+from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from . import activity
@@ -26,6 +27,7 @@ from .services import lock_customer, vouch_for_email
 logger = logging.getLogger(__name__)
 
 VALID_FOR = timedelta(days=7)
+WINDOW = timedelta(hours=1)
 SALT = "accounts.invitation"
 MAILS_PER_TURN = 100
 
@@ -59,9 +61,8 @@ def find(token: str, *, at: datetime) -> Invitation | None:
         key = signing.loads(token, salt=SALT)
     except signing.BadSignature:
         return None
-    return (
-        open_invitations().select_related("project__customer", "invited_by").filter(pk=key, expires_at__gt=at).first()
-    )
+    found = open_invitations().filter(pk=key, expires_at__gt=at, invited_by__is_active=True)
+    return found.select_related("project__customer", "invited_by").first()
 
 
 def require_another_owner(membership: Membership) -> None:
@@ -87,6 +88,17 @@ def invite(*, project: Project, email: str, role: str, by: User, at: datetime) -
             raise Refused(
                 _("%(email)s is in “%(project)s” already. Change the role in the list instead.")
                 % {"email": email, "project": project.name}
+            )
+        limit = settings.INVITATIONS_PER_HOUR
+        lately = Invitation.objects.filter(project__customer=project.customer_id, created_at__gt=at - WINDOW)
+        if limit and lately.count() >= limit:
+            logger.warning("Refused an invitation: the account has sent as many as it may within an hour")
+            raise Refused(
+                _(
+                    "Your account has sent %(limit)s invitations within an hour, which is as many as it may. This one was "
+                    "not sent: try again in an hour, or ask support."
+                )
+                % {"limit": limit}
             )
         open_invitations().filter(project=project, email__iexact=email).update(revoked_at=at)
         made = Invitation.objects.create(
@@ -152,6 +164,7 @@ def change_role(*, membership: Membership, role: str, by: User) -> None:
             return
         if role != Role.OWNER:
             require_another_owner(membership)
+            withdraw_invitations(membership, by)
         membership.role = role
         membership.save(update_fields=["role"])
         activity.record(
@@ -173,6 +186,7 @@ def remove(*, membership: Membership, by: User) -> None:
         if not leaves:
             require_owner(User.objects.get(pk=by.pk), membership.project)
         require_another_owner(membership)
+        withdraw_invitations(membership, by)
         membership.delete()
         activity.record(
             act="role.leave" if leaves else "role.remove",
@@ -181,6 +195,14 @@ def remove(*, membership: Membership, by: User) -> None:
             project=membership.project,
             before={"role": membership.role},
         )
+
+
+def withdraw_invitations(membership: Membership, by: User) -> None:
+    """Who does not decide any more about who is in has nobody come in by an invitation of before."""
+    for invitation in open_invitations().filter(project=membership.project_id, invited_by=membership.user_id):
+        invitation.revoked_at = timezone.now()
+        invitation.save(update_fields=["revoked_at"])
+        activity.record(act="invitation.revoke", actor=by, thing=invitation, project=membership.project)
 
 
 def fresh(membership: Membership) -> Membership:

@@ -21,6 +21,7 @@ from django.utils.translation import gettext_lazy as _
 from billing.models import ServiceKind
 from cng_portal.accounts.models import Customer, Membership, Project, User
 from cng_portal.inventory.models import Interval, Location, OwnedQuerySet, VirtualMachine, Volume, Weekday
+from cng_portal.names import JOINERS
 
 from ..drivers.base import Consistency
 
@@ -30,10 +31,11 @@ NAME_KEY_LENGTH = 9 * NAME_LENGTH
 
 
 def name_key(name: str) -> str:
-    """What makes two names the same: case, Unicode form and surrounding blanks do not count. The same on every
+    """What makes two names the same: case, Unicode form, joiners and surrounding blanks do not count. The same on every
     database.
     """
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name.strip()).casefold())
+    seen = name.strip().translate(dict.fromkeys(map(ord, JOINERS)))
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", seen).casefold())
 
 
 class Kind(models.TextChoices):

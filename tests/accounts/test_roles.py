@@ -5,6 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from threading import Barrier
+from typing import TYPE_CHECKING
 
 import pytest
 from django.core import mail
@@ -17,6 +18,9 @@ from cng_portal.accounts import roles
 from cng_portal.accounts.models import Activity, Invitation, Membership, Project, Role, User
 from tests.accounts.test_sign_in import PASSWORD
 from tests.factories import InvitationFactory, MembershipFactory, ProjectFactory, UserFactory
+
+if TYPE_CHECKING:
+    from pytest_django.fixtures import SettingsWrapper
 
 pytestmark = pytest.mark.django_db
 
@@ -151,6 +155,48 @@ def test_a_second_invitation_replaces_the_first(project: Project, owner: User) -
     )
     assert list(roles.open_invitations()) == [second]
     assert Client().get(link_of(first)).status_code == 404
+
+
+def test_an_account_invites_so_many_an_hour(
+    project: Project, owner: User, client_for: Callable, settings: "SettingsWrapper"
+) -> None:
+    settings.INVITATIONS_PER_HOUR = 2
+    now = timezone.now()
+    for number in range(2):
+        elsewhere = ProjectFactory(customer=project.customer) if number else project
+        MembershipFactory(project=elsewhere, user=owner) if number else None
+        roles.invite(project=elsewhere, email=f"{number}@example.com", role=Role.VIEWER, by=owner, at=now)
+    page = client_for(owner).post(
+        reverse("accounts:invite", args=[project.pk]), {"email": "3@example.com", "role": "viewer"}
+    )
+    assert "Your account has sent 2 invitations within an hour" in page.text
+    assert Invitation.objects.count() == 2
+    roles.invite(project=project, email="3@example.com", role=Role.VIEWER, by=owner, at=now + timedelta(minutes=61))
+
+
+@pytest.mark.parametrize("how", ["removed", "demoted", "switched off"])
+def test_who_decides_no_more_lets_nobody_in_by_an_invitation_of_before(project: Project, owner: User, how: str) -> None:
+    membership = MembershipFactory(project=project, role=Role.OWNER)
+    sent = roles.invite(
+        project=project, email="friend@example.com", role=Role.OWNER, by=membership.user, at=timezone.now()
+    )
+    if how == "removed":
+        roles.remove(membership=membership, by=owner)
+    elif how == "demoted":
+        roles.change_role(membership=membership, role=Role.VIEWER, by=owner)
+    else:
+        User.objects.filter(pk=membership.user_id).update(is_active=False)
+    assert Client().get(link_of(sent)).status_code == 404
+    entries = Activity.objects.filter(act="invitation.revoke", actor=owner, thing_name__startswith="friend@example.com")
+    assert entries.exists() == (how != "switched off")
+
+
+@pytest.mark.parametrize("email", ["a@ex\u200bample.com", "a@ex\u202eample.com"])
+def test_an_address_of_which_not_everything_is_seen_is_not_invited(
+    project: Project, owner: User, client_for: Callable, email: str
+) -> None:
+    client_for(owner).post(reverse("accounts:invite", args=[project.pk]), {"email": email, "role": Role.MEMBER})
+    assert not Invitation.objects.exists()
 
 
 @pytest.mark.django_db(transaction=True)

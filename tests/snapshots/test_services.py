@@ -206,3 +206,11 @@ def test_where_only_detached_volumes_can_be_restored_it_is_said_in_advance(
     assert "restores only volumes that are attached to no machine" in services.never_written_back([whole])[whole.pk]
     Volume.objects.update(vm=None)
     services.check_restorable(Snapshot.objects.get(pk=snapshot.pk))
+
+
+@pytest.mark.parametrize("name", ["Night\u200bly", "\u202eylthgiN", "\u3164", "\ufeffNightly"])
+def test_a_name_that_only_seems_to_be_another_one_is_refused(snapshot: Snapshot, name: str) -> None:
+    with pytest.raises(services.NotFree, match="cannot be shown"):
+        services.check_name(snapshot.customer_id, name)
+    with pytest.raises(services.NotFree, match="Another snapshot has the name"):
+        services.check_name(snapshot.customer_id, "Nightly\u200d")

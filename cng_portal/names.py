@@ -1,0 +1,33 @@
+"""What may be in a name that others read: nothing that cannot be seen, and nothing that makes the rest look like something
+else, as marks of direction do (Unicode Technical Report 36).
+"""
+
+import unicodedata
+
+from django.core.exceptions import ValidationError
+from django.utils.translation import gettext as _
+
+# control and format characters, lone surrogates, line and paragraph separators
+UNSHOWABLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+# scripts need them between letters, where they are no letters of their own
+JOINERS = "\u200c\u200d"
+# letters without a shape
+FILLERS = "\u115f\u1160\u3164\uffa0"
+
+
+def can_be_shown(name: str) -> bool:
+    return all(
+        character in JOINERS or (character not in FILLERS and unicodedata.category(character) not in UNSHOWABLE)
+        for character in name
+    ) and not (name and not name.strip(JOINERS + " "))
+
+
+def check(name: str) -> str:
+    """The name. Raises ValidationError."""
+    if not can_be_shown(name):
+        raise ValidationError(explain())
+    return name
+
+
+def explain() -> str:
+    return _("The name has a character that cannot be shown, such as a line break. Remove it.")
