@@ -9,22 +9,22 @@ from django.utils.translation import gettext as _
 
 # control and format characters, lone surrogates, line and paragraph separators
 UNSHOWABLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-# scripts need them between letters, where they are no letters of their own
-JOINERS = "\u200c\u200d"
+# scripts need them between letters, where they are no letters of their own; Burmese has the first where a line may break
+JOINERS = "\u200b\u200c\u200d"
 # letters without a shape
 FILLERS = "\u115f\u1160\u3164\uffa0"
 
 
-def can_be_shown(name: str) -> bool:
+def can_be_shown(name: str, besides: str = JOINERS) -> bool:
     return all(
-        character in JOINERS or (character not in FILLERS and unicodedata.category(character) not in UNSHOWABLE)
+        character in besides or (character not in FILLERS and unicodedata.category(character) not in UNSHOWABLE)
         for character in name
-    ) and not (name and not name.strip(JOINERS + " "))
+    ) and not (name and not name.strip(besides + " "))
 
 
-def check(name: str) -> str:
-    """The name. Raises ValidationError."""
-    if not can_be_shown(name):
+def check(name: str, besides: str = JOINERS) -> str:
+    """The name; an e-mail address has nothing `besides` what is seen. Raises ValidationError."""
+    if not can_be_shown(name, besides):
         raise ValidationError(explain())
     return name
 

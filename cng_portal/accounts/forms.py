@@ -102,7 +102,7 @@ class ActivityFilterForm(forms.Form):
 
 class NewEmailForm(AddEmailForm):
     def clean_email(self) -> str:
-        return names.check(super().clean_email())
+        return names.check(super().clean_email(), besides="")
 
     def save(self, request: HttpRequest) -> EmailAddress:
         vouch_for_email(self.user)
@@ -125,7 +125,7 @@ class InvitationForm(forms.Form):
     )
 
     def clean_email(self) -> str:
-        return names.check(self.cleaned_data["email"])
+        return names.check(self.cleaned_data["email"], besides="")
 
 
 class RoleForm(forms.Form):

@@ -191,7 +191,7 @@ def test_who_decides_no_more_lets_nobody_in_by_an_invitation_of_before(project: 
     assert entries.exists() == (how != "switched off")
 
 
-@pytest.mark.parametrize("email", ["a@ex\u200bample.com", "a@ex\u202eample.com"])
+@pytest.mark.parametrize("email", ["a@ex\u200bample.com", "a@ex\u200dample.com", "a@ex\u202eample.com"])
 def test_an_address_of_which_not_everything_is_seen_is_not_invited(
     project: Project, owner: User, client_for: Callable, email: str
 ) -> None:
