@@ -23,6 +23,7 @@ from .models import User
 # A session is written down as seen at most so often.
 SEEN_EVERY_SECONDS = 300
 BEGAN, SEEN = "began_at", "seen_at"
+POLLED = {"snapshots:row", "snapshots:work"}
 # the first that is found in a user agent; each browser also claims to be those below it
 BROWSERS = [
     ("Edge", "Edg"),
@@ -64,7 +65,15 @@ def device(user_agent: str) -> str:
     return browser or system or _("Unknown device")
 
 
+def asks_by_itself(request: HttpRequest) -> bool:
+    """A page that shows work in progress asks how it goes, whether anybody sits in front of it or not."""
+    match = request.resolver_match
+    return bool(request.htmx) and ("seen" in request.GET or (match is not None and match.view_name in POLLED))
+
+
 def see(request: HttpRequest) -> None:
+    if asks_by_itself(request):
+        return
     user = request.user
     seen_at = request.session.get(SEEN)
     if seen_at is None or not user.is_authenticated or time.time() - seen_at < SEEN_EVERY_SECONDS:

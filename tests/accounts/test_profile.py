@@ -157,6 +157,19 @@ def test_a_session_that_nobody_uses_ends_and_one_that_is_used_stays(
     assert used.get("/").status_code == 200
 
 
+def test_a_page_that_asks_by_itself_keeps_no_session_going(person: User, time_machine: "TimeMachineFixture") -> None:
+    client, began = Client(), timezone.now()
+    sign_in(client, person.email)
+    snapshot = SnapshotFactory(volume__project=person.memberships.get().project)
+    row = reverse("snapshots:row", args=[snapshot.pk])
+    for hours in (6, 11):
+        time_machine.move_to(began + timedelta(hours=hours))
+        for url in ("/?seen=1", reverse("snapshots:work"), row):
+            assert client.get(url, headers={"HX-Request": "true"}).status_code == 200
+    time_machine.move_to(began + timedelta(hours=13))
+    assert client.get(row, headers={"HX-Request": "true"})["HX-Redirect"].startswith(reverse("account_login"))
+
+
 def test_a_session_that_is_used_every_day_ends_too(person: User, time_machine: "TimeMachineFixture") -> None:
     client, began = Client(headers={"User-Agent": FIREFOX}), timezone.now()
     sign_in(client, person.email)
