@@ -296,3 +296,5 @@ def test_the_proxy_sets_what_the_portal_believes_and_hides_what_is_for_the_insid
     assert "proxy_set_header X-Forwarded-For $remote_addr;" in text  # replaced, not appended
     assert re.search(r"location = /metrics\s+\{ return 404; \}", text)
     assert "$request_uri" not in text.split("log_format")[1].split(";")[0]
+    for begins in re.findall(r"location [^{]*\{[^}]*proxy_pass", text):
+        assert "limit_req zone=" in begins, begins
