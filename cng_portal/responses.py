@@ -27,9 +27,13 @@ class Echo:
         return value
 
 
+# the last four are what Excel takes for the first four in East Asian settings
+FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+
+
 def cell(value: object) -> object:
     """A spreadsheet takes text that begins like a formula for one: names are the customer's own words."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULAS) else value
 
 
 def csv_response(name: str, columns: list[str], rows: Iterable[list[object]]) -> StreamingHttpResponse:

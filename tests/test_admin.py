@@ -292,6 +292,15 @@ def test_who_may_change_people_gets_at_no_administrator_and_gives_no_rights(clie
     assert (person.name, person.is_staff, person.is_superuser) == ("Aye", False, False)
 
 
+def test_the_rights_of_a_group_are_in_the_log_before_and_after(support: Client) -> None:
+    group, right = Group.objects.create(name="Clerks"), Permission.objects.get(codename="change_user")
+    support.post(url(Group, "change", group.pk), {"name": "Clerks", "permissions": [right.pk]})
+    entry = Activity.objects.get(act="admin.change")
+    assert (entry.before, entry.after) == ({"permissions": []}, {"permissions": [str(right)]})
+    assert support.get(url(Group, "changelist"), {"q": str(UserFactory().pk)}).status_code == 200
+    assert support.post(url(Group, "delete", group.pk), {"post": "yes"}).status_code == 302
+
+
 def test_a_password_set_by_an_administrator_ends_the_sessions_and_is_told(
     support: Client, signed_in: tuple[User, Client]
 ) -> None:

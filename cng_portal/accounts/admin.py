@@ -490,8 +490,10 @@ class AddressAdmin(ReadOnly, SupportAdmin):
     search_fields = ["email"]
 
 
-class GroupAdmin(DjangoGroupAdmin):
+class GroupAdmin(SupportAdmin, DjangoGroupAdmin):
     """Who may give rights away has them all."""
+
+    uuid_fields = ()
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return request.user.is_superuser

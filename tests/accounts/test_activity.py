@@ -13,6 +13,7 @@ from pytest_django import DjangoAssertNumQueries
 from billing import services as billing
 from cng_portal.accounts import activity
 from cng_portal.accounts.models import Activity, Project, Role, User
+from cng_portal.responses import cell
 from snapshots import services
 from tests.accounts.test_sign_in import PASSWORD, sign_in
 from tests.factories import ProjectFactory, SnapshotFactory, UserFactory
@@ -132,6 +133,12 @@ def test_the_csv_has_everything_and_no_formula(
     assert "Snapshot renamed" in text
     assert "'=1+1" in text
     assert "name: a → =1+1" in text
+
+
+@pytest.mark.parametrize("text", ["=1", "+1", "-1", "@SUM(1)", "\t=1", "\r=1", "\n=1", "＝1", "＋1", "－1", "＠SUM(1)"])
+def test_no_cell_begins_a_formula(text: str) -> None:
+    assert cell(text) == f"'{text}"
+    assert (cell("1=1"), cell(-1)) == ("1=1", -1)
 
 
 def test_the_page_takes_as_many_queries_for_one_entry_as_for_many(
