@@ -66,6 +66,8 @@ logger = logging.getLogger(__name__)
 # the fields that say how often, when, and how many copies
 RHYTHM = ("interval", "weekday", "month_day", "at", "keep")
 MOST_KEPT = 365
+# of one machine: the scheduler looks at each of them
+MOST_SCHEDULES = 20
 # before the second, third and fourth try
 PAUSES = (timedelta(minutes=5), timedelta(minutes=20), timedelta(minutes=60))
 # no two slots are further apart, but where clocks are changed
@@ -142,6 +144,13 @@ def create_schedule(
         require_change(User.objects.get(pk=user.pk), vm.project_id)
         fields = rhythm(interval=interval, weekday=weekday, month_day=month_day, at=at, keep=keep)
         check_shown_price(check_deliverable(vm, now, kind=Kind.BACKUP), shown_hourly_micro)
+        if BackupSchedule.objects.present().filter(vm=vm).count() >= MOST_SCHEDULES:
+            raise NotNow(
+                _(
+                    "“%(name)s” has %(most)s schedules already, which is as many as fit. Delete one, or change it instead."
+                )
+                % {"name": vm.name, "most": MOST_SCHEDULES}
+            )
         schedule = BackupSchedule(vm=vm, created_by=user, draft=draft, created_at=now, **fields)
         plan(schedule, now)
         schedule.save(force_insert=True)

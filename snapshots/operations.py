@@ -15,8 +15,8 @@ from uuid import UUID
 
 from django.conf import settings
 from django.db import close_old_connections, connection, transaction
-from django.db.models import DateTimeField, F, Q, Value
-from django.db.models.functions import Coalesce, Least
+from django.db.models import DateTimeField, F, Q, Value, Window
+from django.db.models.functions import Coalesce, Least, RowNumber
 from django.utils import timezone
 
 from cng_portal import logs
@@ -33,6 +33,9 @@ WOKEN_AT_ONCE = 1_000
 LONGEST_PAUSE = timedelta(minutes=10)
 PROGRESS_EVERY_SECONDS = 1.0
 KEEP_DRAFTS = timedelta(days=30)
+# of one person, who may begin as many as a program can
+MOST_DRAFTS = 200
+DRAFTS_AT_ONCE = 10_000
 
 # Set by the worker's SIGTERM handler: the running operation is handed back at its next heartbeat.
 stopping = threading.Event()
@@ -239,6 +242,11 @@ def reconcile(*, now: datetime | None = None) -> int:
 
 
 def forget_old_drafts(*, now: datetime | None = None) -> int:
-    """Remove the drafts that nobody finished within 30 days. Returns how many."""
-    old = Draft.objects.filter(created_at__lt=(now or timezone.now()) - KEEP_DRAFTS, snapshot=None, schedule=None)
-    return old.delete()[0]
+    """Remove the drafts that nobody finished within 30 days, and of one person's all but the newest MOST_DRAFTS. Returns
+    how many.
+    """
+    unfinished = Draft.objects.filter(snapshot=None, schedule=None)
+    newest_first = Window(RowNumber(), partition_by="created_by", order_by=["-created_at", "-id"])
+    too_many = unfinished.annotate(place=newest_first).filter(place__gt=MOST_DRAFTS).values_list("pk", flat=True)
+    old = Q(created_at__lt=(now or timezone.now()) - KEEP_DRAFTS)
+    return unfinished.filter(old | Q(pk__in=list(too_many[:DRAFTS_AT_ONCE]))).delete()[0]

@@ -101,6 +101,17 @@ def test_what_a_copy_would_be_refused_for_refuses_the_schedule(vm: VirtualMachin
     assert not BackupSchedule.objects.exists()
 
 
+def test_a_machine_has_so_many_schedules(
+    vm: VirtualMachine, member: Membership, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backups, "MOST_SCHEDULES", 2)
+    first, _second = create(vm, member), create(vm, member)
+    with pytest.raises(services.NotNow, match="“db-01” has 2 schedules already"):
+        create(vm, member)
+    backups.delete_schedule(schedule=first, user=member.user, now=NOON)
+    create(vm, member)
+
+
 def test_a_viewer_may_not(vm: VirtualMachine, member: Membership) -> None:
     viewer = MembershipFactory(project=member.project, role=Role.VIEWER)
     schedule = create(vm, member)
