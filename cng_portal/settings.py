@@ -62,6 +62,13 @@ def whole_number(minimum: int, maximum: int) -> Callable[[str], int]:
     return cast
 
 
+def days_kept(text: str) -> int:
+    days = whole_number(0, 36_500)(text)
+    if 0 < days < 365:
+        raise ValueError("the database gives no entry away before it is 365 days old; 0 keeps them for good.")
+    return days
+
+
 def words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
@@ -415,6 +422,8 @@ if os.environ.get("OWNER_MFA_REQUIRED", "").strip():
     raise ImproperlyConfigured(
         "OWNER_MFA_REQUIRED is no setting any more: write MFA_REQUIRED=nobody, owners or everyone in its place."
     )
+# After so many days an entry of the activity log is taken away; 0 keeps it for good.
+ACTIVITY_KEPT_DAYS = read("ACTIVITY_KEPT_DAYS", days_kept, 0)
 EMAIL_CONFIG: dict[str, Any] = read("EMAIL_URL", email, {}, secret=True) or email("consolemail://")
 vars().update(EMAIL_CONFIG)
 DEFAULT_FROM_EMAIL = read("DEFAULT_FROM_EMAIL", str, "portal@localhost")

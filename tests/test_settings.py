@@ -37,6 +37,11 @@ def manage(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
             "http://breaches.example.com/range/",
             "it is not an address such as https://api.pwnedpasswords.com/range/.",
         ),
+        (
+            "ACTIVITY_KEPT_DAYS",
+            "90",
+            "the database gives no entry away before it is 365 days old; 0 keeps them for good.",
+        ),
         ("MFA_REQUIRED", "admins", "it is none of nobody, owners, everyone."),
         ("LOG_LEVEL", "loud", "it is none of DEBUG, INFO, WARNING, ERROR, CRITICAL."),
         ("OPERATION_LEASE_SECONDS", "-1", "it is not a whole number from 1 to 3600."),

@@ -1,15 +1,18 @@
-"""The activity log: `record` is the one way to write it, whoever acts and in whatever layer."""
+"""The activity log: `record` is the one way to write it, whoever acts and in whatever layer, and `forget_old` the one by
+which an entry goes.
+"""
 
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from datetime import date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-from django.db import models
+from django.conf import settings
+from django.db import models, transaction
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
@@ -78,11 +81,14 @@ ACTS: dict[str, str | Promise] = {
     "admin.delete": _("Deleted by an administrator"),
     "impersonation.start": _("An administrator looks as this person"),
     "impersonation.end": _("An administrator stopped looking as this person"),
+    # the portal itself
+    "activity.forget": _("Old entries of the activity log removed"),
 }
 SIGN_INS = ("person.sign_in", "person.sign_in_failed")
 SYSTEM = _("The portal")
 
 NAME_LENGTH = 254
+FORGOTTEN_AT_ONCE, BATCHES = 1000, 50
 
 
 @dataclass
@@ -159,6 +165,40 @@ def record(
         before=as_json(before or {}),
         after=as_json(after or {}),
     )
+
+
+def kept_since(*, now: datetime) -> datetime | None:
+    """The instant before which no entry is kept; it moves once a day. None where they are kept for good."""
+    if not settings.ACTIVITY_KEPT_DAYS:
+        return None
+    today = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    return today - timedelta(days=settings.ACTIVITY_KEPT_DAYS)
+
+
+def forget_old(*, now: datetime) -> int:
+    """Remove the entries that are older than ACTIVITY_KEPT_DAYS. Returns how many.
+
+    The oldest first, a thousand in a transaction, together with an entry that says so; of very many some stay for the
+    next time, so that nothing else waits for long.
+    """
+    since, count = kept_since(now=now), 0
+    if since:
+        for _batch in range(BATCHES):
+            gone = forget_batch(since)
+            count += gone
+            if gone < FORGOTTEN_AT_ONCE:
+                break
+    return count
+
+
+@transaction.atomic
+def forget_batch(since: datetime) -> int:
+    oldest = Activity.objects.filter(at__lt=since).order_by("at", "id").values_list("at", "pk")[:FORGOTTEN_AT_ONCE]
+    found = list(oldest)
+    gone, _models = Activity.objects.filter(pk__in=[pk for _at, pk in found]).delete()
+    if gone:  # not by another process meanwhile
+        record(act="activity.forget", actor=None, after={"entries": gone, "from": found[0][0], "until": found[-1][0]})
+    return gone
 
 
 def as_json(value: Any) -> Any:

@@ -47,7 +47,9 @@ def signed_in(sender: Any, request: HttpRequest, user: User, **kwargs: Any) -> N
     request.session[sessions.BEGAN] = request.session[sessions.SEEN] = time.time()
     device = activity.origin().device
     before = Activity.objects.filter(actor=user, act="person.sign_in")
-    known = not before.exists() or before.filter(after__device=device).exists()
+    since = activity.kept_since(now=timezone.now())
+    is_first = not before.exists() and (since is None or user.date_joined > since)  # else the log may have forgotten
+    known = is_first or before.filter(after__device=device).exists()
     record(
         user, "person.sign_in", device=device, factors=[way(one) for one in get_authentication_records(request, user)]
     )

@@ -1,6 +1,7 @@
-"""The activity log: written with the act, seen by whom it concerns, changed by nobody."""
+"""The activity log: written with the act, seen by whom it concerns, changed by nobody, and kept as long as it has to be."""
 
 from collections.abc import Callable
+from datetime import timedelta
 
 import pytest
 from allauth.mfa.recovery_codes.internal.auth import RecoveryCodes
@@ -8,7 +9,8 @@ from allauth.mfa.totp.internal.auth import TOTP, generate_totp_secret
 from django.db import IntegrityError, connection, transaction
 from django.test import Client
 from django.urls import reverse
-from pytest_django import DjangoAssertNumQueries
+from django.utils import timezone
+from pytest_django import DjangoAssertNumQueries, Settings
 
 from billing import services as billing
 from cng_portal.accounts import activity
@@ -31,17 +33,86 @@ def owner(project: Project) -> User:
     return UserFactory(name="Aye", member_of=project)
 
 
+def entries(days_ago: list[float]) -> list[Activity]:
+    now = timezone.now()
+    return Activity.objects.bulk_create(
+        Activity(act="person.sign_in", actor_name="Aye", at=now - timedelta(days=days)) for days in days_ago
+    )
+
+
+def raw(sql: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(sql)
+
+
 @pytest.mark.both_databases
-def test_an_entry_is_never_changed_or_deleted(owner: User) -> None:
+def test_an_entry_is_never_changed_and_not_deleted_before_it_is_a_year_old(owner: User) -> None:
     entry = activity.record(act="person.change", actor=owner, thing=owner, before={"name": "A"}, after={"name": "B"})
+    old, almost = entries([365.01, 364.99])
     for change in (
         lambda: Activity.objects.update(act="role.change"),
+        lambda: Activity.objects.filter(pk=entry.pk).update(at=timezone.now() - timedelta(days=999)),
+        lambda: Activity.objects.filter(pk=old.pk).update(address=None),
         lambda: Activity.objects.filter(pk=entry.pk).delete(),
+        lambda: Activity.objects.filter(pk=almost.pk).delete(),
         lambda: entry.save(),
+        lambda: raw("UPDATE accounts_activity SET actor_name = ''"),
+        lambda: raw("DELETE FROM accounts_activity"),
     ):
-        with pytest.raises(IntegrityError, match="never changed or deleted"), transaction.atomic():
+        with pytest.raises(IntegrityError, match="never changed, and not deleted before"), transaction.atomic():
             change()
-    assert Activity.objects.get().act == "person.change"
+    assert Activity.objects.count() == 3
+    assert Activity.objects.get(pk=entry.pk).act == "person.change"
+    Activity.objects.filter(pk=old.pk).delete()
+    assert Activity.objects.count() == 2
+
+
+@pytest.mark.both_databases
+def test_old_entries_are_taken_away_in_batches_and_that_is_an_entry(
+    owner: User, settings: Settings, monkeypatch: pytest.MonkeyPatch, client_for: Callable[..., Client]
+) -> None:
+    now = timezone.now()
+    activity.record(act="person.change", actor=owner, thing=owner)
+    entries([1, 364, 399, 401.1, 402, 403, 404, 500])
+    assert activity.forget_old(now=now) == 0, "without the setting they stay for good"
+    settings.ACTIVITY_KEPT_DAYS = 400
+    monkeypatch.setattr(activity, "FORGOTTEN_AT_ONCE", 2)
+    oldest = Activity.objects.earliest("at").at
+
+    assert activity.forget_old(now=now) == 5
+    assert Activity.objects.filter(act="person.sign_in").count() == 3
+    told = Activity.objects.filter(act="activity.forget").order_by("at")
+    assert [entry.after["entries"] for entry in told] == [2, 2, 1]
+    assert told[0].after["from"] == oldest.isoformat()
+    assert told[2].after["until"] < (now - timedelta(days=400)).isoformat()
+    assert {(entry.actor, entry.customer) for entry in told} == {(None, None)}
+
+    assert activity.forget_old(now=now) == 0
+    assert Activity.objects.filter(act="activity.forget").count() == 3, "nothing is nothing to tell of"
+    page = client_for(owner).get(reverse("accounts:activity")).text
+    assert "Profile changed" in page
+    assert "After 400 days the portal removes it." in page
+    admin = client_for(UserFactory(admin=True)).get("/admin/accounts/activity/").text
+    assert "Old entries of the activity log removed" in admin
+
+
+def test_of_very_many_old_entries_some_stay_for_the_next_time(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.ACTIVITY_KEPT_DAYS = 365
+    monkeypatch.setattr(activity, "FORGOTTEN_AT_ONCE", 2)
+    monkeypatch.setattr(activity, "BATCHES", 2)
+    entries([400] * 5)
+    now = timezone.now()
+    assert [activity.forget_old(now=now) for _ in range(3)] == [4, 1, 0]
+
+
+def test_who_signs_in_after_so_long_that_the_log_forgot_is_told(project: Project, settings: Settings) -> None:
+    settings.ACTIVITY_KEPT_DAYS = 365
+    long_ago = timezone.now() - timedelta(days=500)
+    person = UserFactory(email="aye@example.com", password=PASSWORD, member_of=project, date_joined=long_ago)
+    sign_in(Client(), person.email)
+    assert person.notices.get().title.startswith("New sign-in from")
 
 
 @pytest.mark.skipif(connection.vendor != "sqlite", reason="a way around triggers that only SQLite has")
@@ -50,7 +121,7 @@ def test_an_entry_is_not_replaced_either(owner: User) -> None:
     columns = [field.column for field in Activity._meta.concrete_fields]
     values = ["'role.change'" if column == "act" else column for column in columns]
     forged = f"REPLACE INTO accounts_activity ({', '.join(columns)}) SELECT {', '.join(values)} FROM accounts_activity"
-    with pytest.raises(IntegrityError, match="never changed or deleted"), transaction.atomic():
+    with pytest.raises(IntegrityError, match="never changed, and not deleted before"), transaction.atomic():
         connection.cursor().execute(forged)
     assert Activity.objects.get().act == "person.change"
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from urllib.parse import urlencode
 from uuid import UUID
 
+from django.conf import settings
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse, QueryDict, StreamingHttpResponse
 from django.utils import timezone
@@ -41,6 +42,7 @@ def activity_log(request: HttpRequest, as_csv: bool = False) -> HttpResponse | S
         "next_url": f"{request.path}?{urlencode(form.chosen | {'after': rows[-1].pk})}" if older else "",
         "previous_url": f"{request.path}?{urlencode(form.chosen | {'before': rows[0].pk})}" if newer else "",
         "first_url": f"{request.path}?{query}" if newer else "",
+        "days": settings.ACTIVITY_KEPT_DAYS,
         "tabs": tabs(request),
         "is_fragment": is_fragment(request),
     }

@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from billing import scheduling as billing
 from cng_portal import logs
-from cng_portal.accounts import attempts, factors, notices, roles, sessions
+from cng_portal.accounts import activity, attempts, factors, notices, roles, sessions
 from cng_portal.hardening import refuse_unsafe_start
 from cng_portal.inventory.models import Location
 from cng_portal.watch import services as watch
@@ -106,8 +106,8 @@ def send_mails() -> None:
 
 def tidy_up() -> None:
     """Remove what nobody asks for again: wake-up calls, ended sessions, counted attempts, old drafts, half-made files of
-    dead workers.
-    The secrets of second factors get today's key.
+    dead workers; and entries of the activity log that are older than the operator keeps them. The secrets of second factors
+    get today's key.
     """
     call_command("prune_db_task_results", min_age_days=1, verbosity=0)
     call_command("clearsessions")
@@ -116,6 +116,7 @@ def tidy_up() -> None:
     factors.encrypt_all()
     operations.forget_old_drafts()
     notices.forget_old(now=timezone.now())
+    activity.forget_old(now=timezone.now())
     for location in Location.objects.all():
         try:
             get_driver(location).remove_leftovers()
