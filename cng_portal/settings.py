@@ -392,7 +392,10 @@ ACCOUNT_RATE_LIMITS = {
     "manage_email": "10/h/user",
     "confirm_email": "1/3m/key",
 }
-ACCOUNT_FORMS = {"add_email": "cng_portal.accounts.forms.NewEmailForm"}
+ACCOUNT_FORMS = {
+    "add_email": "cng_portal.accounts.forms.NewEmailForm",
+    "change_password": "cng_portal.accounts.forms.NewPasswordForm",
+}
 ACCOUNT_CHANGE_EMAIL = True  # the new address replaces the old one, but not before it is confirmed
 ACCOUNT_REAUTHENTICATION_REQUIRED = True  # before one's e-mail address or second factors are changed
 ACCOUNT_REAUTHENTICATION_TIMEOUT = 15 * 60

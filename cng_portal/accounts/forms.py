@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 from zoneinfo import available_timezones
 
-from allauth.account.forms import AddEmailForm
+from allauth.account.forms import AddEmailForm, ChangePasswordForm
 from allauth.account.models import EmailAddress
 from allauth.mfa import app_settings as mfa
 from allauth.mfa.adapter import get_adapter
@@ -107,6 +107,15 @@ class NewEmailForm(AddEmailForm):
     def save(self, request: HttpRequest) -> EmailAddress:
         vouch_for_email(self.user)
         return super().save(request)
+
+
+class NewPasswordForm(ChangePasswordForm):
+    def clean_oldpassword(self) -> str:
+        try:
+            return str(super().clean_oldpassword())
+        except forms.ValidationError:
+            signals.password_failed(self.user)
+            raise
 
 
 class InvitationForm(forms.Form):

@@ -68,9 +68,13 @@ def signed_in(sender: Any, request: HttpRequest, user: User, **kwargs: Any) -> N
 def sign_in_failed(sender: Any, credentials: dict[str, Any], **kwargs: Any) -> None:
     user = User.objects.filter(email__iexact=credentials.get("email") or "").first()
     if user:
-        record(user, "person.sign_in_failed", device=activity.origin().device, factor=way({"method": "password"}))
+        password_failed(user)
     else:  # not what was typed: it may be a password
         logger.warning("Somebody tried to sign in with an address that nobody has")
+
+
+def password_failed(user: User) -> None:
+    record(user, "person.sign_in_failed", device=activity.origin().device, factor=way({"method": "password"}))
 
 
 @receiver(mfa.authentication_failed)

@@ -253,6 +253,8 @@ def test_every_way_to_show_who_one_is_is_written_down(caplog: pytest.LogCaptureF
     client.post(reverse("mfa_authenticate"), {"code": code})
     client.post(reverse("account_reauthenticate"), {"password": PASSWORD})
     client.post(reverse("account_email"), {"action_add": "", "email": "new@example.com"})
+    answers = {"oldpassword": "wrong", "password1": "a quite new one 1", "password2": "a quite new one 1"}
+    client.post(reverse("account_change_password"), answers)
     told = [
         (entry.act.removeprefix("person."), activity.said(entry.after.get("factors") or entry.after.get("factor")))
         for entry in Activity.objects.order_by("at")
@@ -265,6 +267,7 @@ def test_every_way_to_show_who_one_is_is_written_down(caplog: pytest.LogCaptureF
         ("sign_in", "password, recovery code"),
         ("confirmed", "password"),
         ("email_asked", ""),
+        ("sign_in_failed", "password"),
     ]
 
     for number in range(7):
