@@ -4,6 +4,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --no-cache-dir --disable-pip-version-check --no-input --requirement
 COMPILE := CUSTOM_COMPILE_COMMAND="make requirements" $(BIN)/python -m piptools compile --quiet --generate-hashes \
 	--allow-unsafe --strip-extras --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
+BURMESE := cng_portal/locale/my/LC_MESSAGES/django.po
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-openstack chaos upgrade bench-horizon check format bench permissions messages pictures screenshots requirements clean
@@ -69,8 +70,8 @@ bench: .venv/.test
 # needs Debian's gettext; only the texts of what is translated are kept
 messages: .venv/.test
 	$(BIN)/python manage.py makemessages --locale my --no-location --no-wrap --ignore .venv --ignore tests
-	msgattrib --translated --no-obsolete --no-wrap --output-file cng_portal/locale/my/LC_MESSAGES/django.po \
-		cng_portal/locale/my/LC_MESSAGES/django.po
+	msgattrib --translated --no-fuzzy --no-obsolete --sort-output --no-wrap --output-file $(BURMESE) $(BURMESE)
+	sed -i '/^"POT-Creation-Date\|^"Report-Msgid-Bugs-To/d' $(BURMESE)
 
 pictures: .venv/.test
 	PICTURES=guide $(BIN)/python -m pytest tests/browser/test_pictures.py --quiet -k "of_the_guide"

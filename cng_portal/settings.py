@@ -435,7 +435,8 @@ PORTAL_URL = read("PORTAL_URL", site, f"http://localhost:{PORT}")
 LANGUAGE_CODE = "en"
 # All but the first are previews, for who chooses one: see cng_portal/languages.py.
 LANGUAGES = [("en", "English"), ("my", "မြန်မာ")]
-LOCALE_PATHS = [DATA_DIR / "locale", BASE_DIR / "cng_portal" / "locale"]
+# `make messages` writes the texts to the first; the second has them compiled.
+LOCALE_PATHS = [BASE_DIR / "cng_portal" / "locale", DATA_DIR / "locale"]
 USE_TZ = True
 TIME_ZONE = "UTC"
 
