@@ -24,6 +24,8 @@ NAMED = re.compile(
     re.IGNORECASE,
 )
 IN_URL = re.compile(r"(\b[\w+.-]+://[^\s:/@]*:)[^\s@]+@")
+# as deploy/nginx.conf has it: what a library says of a request has the whole path
+DOOR = re.compile(r"(/(?:accounts/[a-z/-]*/key|accounts/confirm-email|invitations)/)[^/\s\"']+")
 SECRET_KEY = re.compile(rf"(?:^|_)(?:{SECRET_WORDS})", re.IGNORECASE)
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 # Parts of an address that open a door: a link for a new password, an invitation.
@@ -87,6 +89,7 @@ def redactor(secrets: Iterable[str]) -> Processor:
     def clean(value: Any) -> Any:
         if isinstance(value, str):
             value = values.sub(HIDDEN, value) if values else value
+            value = DOOR.sub(rf"\1{HIDDEN}", value)
             return IN_URL.sub(rf"\1{HIDDEN}@", NAMED.sub(rf"\1{HIDDEN}", value))
         if isinstance(value, dict):
             return {key: HIDDEN if SECRET_KEY.search(str(key)) else clean(one) for key, one in value.items()}

@@ -19,8 +19,16 @@ from django.test import Client, RequestFactory
 from django.utils import timezone
 
 from cng_portal import logs
+from cng_portal.accounts import roles
 from snapshots.models import Operation
-from tests.factories import MembershipFactory, OperationFactory, SnapshotFactory, UserFactory, VolumeFactory
+from tests.factories import (
+    InvitationFactory,
+    MembershipFactory,
+    OperationFactory,
+    SnapshotFactory,
+    UserFactory,
+    VolumeFactory,
+)
 from tests.snapshots.disks import content, put_volume, sell_everywhere
 
 if TYPE_CHECKING:
@@ -163,6 +171,20 @@ def test_the_link_for_a_new_password_opens_nothing_from_the_log(log: io.StringIO
     told = log.getvalue()
     assert "GET /accounts/password/reset/key/***" in told
     assert link[2].partition("-")[2] not in told
+
+
+@pytest.mark.django_db
+def test_a_link_that_is_followed_without_cookies_opens_nothing_from_the_log(log: io.StringIO) -> None:
+    token = roles.token_of(InvitationFactory(email="mya@example.com"))
+    for path in (
+        f"/invitations/{token}/",
+        "/accounts/password/reset/key/3f-d1-abc/",
+        "/accounts/confirm-email/MQ:abc/",
+    ):
+        assert Client(enforce_csrf_checks=True).post(path, {"name": "Mya"}).status_code == 403
+    told = log.getvalue()
+    assert told.count("Forbidden (CSRF cookie not set.): /") == 3
+    assert token not in told and "abc" not in told
 
 
 @pytest.mark.parametrize(
