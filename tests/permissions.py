@@ -267,6 +267,28 @@ and works in Django admin.
 address names no thing, ✓ means: with what is one's own.
 """
 
+FIELDS = """\
+## Which fields
+
+Whoever sees a thing sees all of its fields, and whoever may change it changes what its form has, and nothing that is sent
+besides. Beyond that:
+
+| field | seen by | changed by |
+|---|---|---|
+| wallet, what was spent, invoices | owners; administrators | administrators, by a transaction with a reason |
+| the price of one thing that one takes or has | who sees the thing | administrators, from a time in the future on |
+| state, size, checksum, times of a snapshot or copy | who sees it | the portal alone |
+| name of a snapshot, whether a copy is kept | who sees it | members and owners, until it is being deleted |
+| role of a person | who is in the project | owners of the project, never so that none is left; administrators |
+| e-mail address of a colleague | who is in a project with them | themselves, after a confirmation; administrators |
+| name, language, zone, theme | name: colleagues; the others themselves | themselves |
+| quotas | who is in the project | administrators |
+| automatic backups of a machine | who sees the machine | administrators |
+| password, secrets of factors | nobody | themselves; administrators set or take away, which is told |
+| number and currency of a customer, code of a location, customer of a project | who sees it | nobody, once it is there |
+| what makes an administrator (`is_staff`, `is_superuser`, groups, permissions) | administrators | superusers |
+"""
+
 
 def as_markdown() -> str:
     lines = [INTRODUCTION]
@@ -279,7 +301,7 @@ def as_markdown() -> str:
     lines += ["## What administrators do with each kind of row", "", *header("kind", "look", "add", "change", "delete")]
     for name, permissions in sorted(admin_permissions()):
         lines.append(f"| {name} | " + " | ".join("✓" if allowed else "–" for allowed in permissions) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", FIELDS])
 
 
 def header(*columns: str) -> list[str]:

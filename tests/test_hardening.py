@@ -12,6 +12,7 @@ from html import unescape
 from pathlib import Path
 
 import pytest
+from django.apps import apps
 from django.conf import settings as django_settings
 from django.contrib.auth.hashers import PBKDF2PasswordHasher
 from django.core.exceptions import ImproperlyConfigured
@@ -184,6 +185,15 @@ def test_every_test_that_the_threat_model_names_is_there() -> None:
     ]
     assert len(named) > 30
     assert missing == []
+
+
+@pytest.mark.parametrize("name", ["SECURITY.md", "docs/asvs.md", "docs/rules.md", "docs/permissions.md"])
+def test_every_file_and_constraint_that_is_named_is_there(name: str) -> None:
+    text = Path(django_settings.BASE_DIR, name).read_text()
+    files = re.findall(r"`((?:cng_portal|billing|snapshots|tests|deploy)/[\w./@-]+\.\w+)", text)
+    assert [file for file in files if not Path(django_settings.BASE_DIR, file).exists()] == []
+    constraints = {one.name for model in apps.get_models() for one in model._meta.constraints}
+    assert set(re.findall(r"constraint `(\w+)`", text)) <= constraints
 
 
 @pytest.mark.parametrize("name", ["requirements.txt", "requirements-test.txt", "requirements-openstack.txt"])
