@@ -21,6 +21,8 @@ wsgi_app = "cng_portal.wsgi"
 bind = f"[{settings.BIND}]:{settings.PORT}" if ":" in settings.BIND else f"{settings.BIND}:{settings.PORT}"
 workers = settings.WEB_WORKERS
 threads = settings.WEB_THREADS
+# a header SCRIPT_NAME or PATH_INFO would change the address that the proxy has checked
+forwarder_headers = ""
 control_socket_disable = True  # it would be made in the home folder
 logconfig_dict = settings.LOGGING | {
     "loggers": settings.LOGGING["loggers"]

@@ -7,6 +7,7 @@ from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.checks import Tags, run_checks
 from django.core.exceptions import ImproperlyConfigured
+from django.core.handlers.wsgi import WSGIRequest
 from django.http import HttpRequest, HttpResponse
 
 GetResponse = Callable[[HttpRequest], HttpResponse]
@@ -20,6 +21,20 @@ PERMISSIONS = {
     **dict.fromkeys(["clipboard-write", "publickey-credentials-create", "publickey-credentials-get"], "(self)"),
 }
 PERMISSIONS_POLICY = ", ".join(f"{feature}={allowed}" for feature, allowed in sorted(PERMISSIONS.items()))
+
+
+class Request(WSGIRequest):
+    """What arrives is UTF-8, whatever its Content-Type claims: Django would take any codec of Python's for it, and the
+    codecs that are none for text end in an error before any middleware is asked.
+    """
+
+    @property
+    def encoding(self) -> None:
+        return None
+
+    @encoding.setter
+    def encoding(self, claimed: str | None) -> None:
+        pass
 
 
 def headers(get_response: GetResponse) -> GetResponse:

@@ -27,7 +27,7 @@ UNKNOWN_AFTER = timedelta(minutes=5)
 
 
 def probes(get_response: GetResponse) -> GetResponse:
-    """Middleware, the first of all."""
+    """Middleware, before all that asks the database or the host's name."""
     answers = {"/healthz": healthz, "/readyz": readyz, "/metrics": metrics.metrics}
 
     def middleware(request: HttpRequest) -> HttpResponse:
@@ -46,7 +46,7 @@ def probes(get_response: GetResponse) -> GetResponse:
 
 def healthz(request: HttpRequest) -> HttpResponse:
     """The process answers. Nothing else is asked, so that a database that is away does not get it restarted."""
-    return HttpResponse("ok\n", content_type="text/plain")
+    return HttpResponse("ok\n", content_type="text/plain; charset=utf-8")
 
 
 def readyz(request: HttpRequest) -> HttpResponse:

@@ -24,6 +24,7 @@ from snapshots import watching
 
 logger = logging.getLogger(__name__)
 GetResponse = Callable[[HttpRequest], HttpResponse]
+PLAIN = "text/plain; charset=utf-8"
 
 REQUEST_SECONDS = Histogram(
     "portal_request_seconds",
@@ -54,10 +55,10 @@ def measure(get_response: GetResponse) -> GetResponse:
 def metrics(request: HttpRequest) -> HttpResponse:
     """For who knows METRICS_TOKEN, as a bearer token; without that setting there is no such page."""
     if not settings.METRICS_TOKEN:
-        return HttpResponseNotFound("There are no metrics: METRICS_TOKEN is not set.\n", content_type="text/plain")
+        return HttpResponseNotFound("There are no metrics: METRICS_TOKEN is not set.\n", content_type=PLAIN)
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not constant_time_compare(token.strip(), settings.METRICS_TOKEN):
-        refused = HttpResponse("Give METRICS_TOKEN as a bearer token.\n", status=401, content_type="text/plain")
+        refused = HttpResponse("Give METRICS_TOKEN as a bearer token.\n", status=401, content_type=PLAIN)
         refused["WWW-Authenticate"] = 'Bearer realm="metrics"'
         return refused
     registry = CollectorRegistry()

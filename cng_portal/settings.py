@@ -117,7 +117,7 @@ def folder(text: str) -> Path:
     """The folder, made where it is missing; a relative path counts from the project's folder."""
     path = (BASE_DIR / text).absolute()
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o750, parents=True, exist_ok=True)  # sessions and what people own are nobody else's
     except OSError as error:
         raise ValueError(f"the folder cannot be made ({error.strerror}).") from None
     if not os.access(path, os.W_OK | os.X_OK):
@@ -242,6 +242,9 @@ INSTALLED_APPS = [
     "django.contrib.humanize",
 ]
 MIDDLEWARE = [
+    # around everything, so that files, probes and redirects carry the headers too
+    "cng_portal.hardening.headers",
+    "csp.middleware.CSPMiddleware",
     "cng_portal.health.probes",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
@@ -249,9 +252,7 @@ MIDDLEWARE = [
     # bytes (https://docs.djangoproject.com/en/5.2/ref/middleware/#module-django.middleware.gzip).
     "django.middleware.gzip.GZipMiddleware",
     "cng_portal.metrics.measure",
-    "cng_portal.hardening.headers",
     "cng_portal.logs.RequestMiddleware",
-    "csp.middleware.CSPMiddleware",
     "cng_portal.maintenance.maintenance",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "cng_portal.languages.chosen_language",
@@ -448,6 +449,7 @@ STORAGES = {
     "staticfiles": {"BACKEND": "whitenoise.storage.CompressedManifestStaticFilesStorage"},
 }
 WHITENOISE_KEEP_ONLY_HASHED_FILES = True
+WHITENOISE_MIMETYPES = {".svg": "image/svg+xml; charset=utf-8"}
 WHITENOISE_SKIP_COMPRESS_EXTENSIONS = [*Compressor.SKIP_COMPRESS_EXTENSIONS, "map"]
 if TESTING or DEBUG:  # live_server does not serve manifest-hashed files
     STORAGES["staticfiles"]["BACKEND"] = "django.contrib.staticfiles.storage.StaticFilesStorage"
@@ -471,9 +473,12 @@ SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_SSL_REDIRECT = HTTPS
 SECURE_HSTS_SECONDS = 31_536_000 if HTTPS else 0
 SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = HTTPS
 CSRF_COOKIE_HTTPONLY = True  # pages carry the token themselves
+# The prefix makes browsers refuse a cookie of that name from a neighbouring host, or without HTTPS.
+COOKIE_PREFIX = "__Host-" if HTTPS else ""
+SESSION_COOKIE_NAME, CSRF_COOKIE_NAME = f"{COOKIE_PREFIX}sessionid", f"{COOKIE_PREFIX}csrftoken"
+LANGUAGE_COOKIE_NAME = f"{COOKIE_PREFIX}django_language"
+MESSAGE_STORAGE = "cng_portal.cookies.MessageStorage"
 if HTTPS:
-    # the prefix makes browsers refuse a cookie of that name from a neighbouring host, or without HTTPS
-    SESSION_COOKIE_NAME, CSRF_COOKIE_NAME = "__Host-sessionid", "__Host-csrftoken"
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 
 if PRODUCTION:

@@ -7,8 +7,9 @@ from django.core.wsgi import get_wsgi_application
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "cng_portal.settings")
 application = get_wsgi_application()
 
-from cng_portal.hardening import refuse_unsafe_start  # noqa: E402  it needs the apps
+from cng_portal.hardening import Request, refuse_unsafe_start  # noqa: E402  it needs the apps
 
+application.request_class = Request
 try:
     refuse_unsafe_start()
 except ImproperlyConfigured as error:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from datetime import timedelta
 from html import unescape
 from pathlib import Path
+from typing import Any
+from wsgiref.util import setup_testing_defaults
 
 import pytest
 from django.apps import apps
@@ -26,6 +28,7 @@ from cng_portal.inventory.models import Volume
 from snapshots import services
 from snapshots.management.commands.demo import PASSWORD
 from snapshots.models import Draft, Operation, Snapshot
+from snapshots.views.snapshots import VIEW_COOKIE
 from tests.factories import MembershipFactory, OperationFactory, SnapshotFactory, UserFactory, VolumeFactory
 from tests.snapshots.disks import content, put_volume, sell_everywhere
 
@@ -196,7 +199,9 @@ def test_every_file_and_constraint_that_is_named_is_there(name: str) -> None:
     assert set(re.findall(r"constraint `(\w+)`", text)) <= constraints
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-test.txt", "requirements-openstack.txt"])
+@pytest.mark.parametrize(
+    "name", ["requirements.txt", "requirements-test.txt", "requirements-openstack.txt", "tests/audit.txt"]
+)
 def test_every_package_is_pinned_with_hashes(name: str) -> None:
     text = re.sub(r"\\\n\s*", " ", Path(django_settings.BASE_DIR, name).read_text())
     packages = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith(("#", "--"))]
@@ -208,13 +213,18 @@ def test_every_package_is_pinned_with_hashes(name: str) -> None:
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize("path", ["/accounts/login/", "/snapshots/", "/no-such-page/", "/static/portal.css"])
+@pytest.mark.parametrize(
+    "path",
+    ["/accounts/login/", "/snapshots/", "/no-such-page/", "/static/portal.css", "/healthz", "/readyz", "/metrics"],
+)
 def test_every_answer_carries_the_headers_that_keep_others_out(client: Client, path: str) -> None:
     answer = client.get(path)
-    assert answer["Cross-Origin-Opener-Policy"] == "same-origin"
+    if "html" in answer["Content-Type"]:  # what only a document has a use for
+        assert answer["Cross-Origin-Opener-Policy"] == "same-origin"
+        assert answer["Referrer-Policy"] == "same-origin"
     assert answer["Cross-Origin-Resource-Policy"] == "same-origin"
     assert answer["X-Content-Type-Options"] == "nosniff"
-    assert answer["Referrer-Policy"] == "same-origin"
+    assert "charset=utf-8" in answer["Content-Type"] or answer["Content-Type"] == "application/json"
     assert "camera=()" in answer["Permissions-Policy"]
     assert "publickey-credentials-get=(self)" in answer["Permissions-Policy"]
     assert not answer.has_header("Access-Control-Allow-Origin")
@@ -228,6 +238,46 @@ def test_every_answer_carries_the_headers_that_keep_others_out(client: Client, p
 def test_pages_are_kept_by_no_cache(client_for: Callable[..., Client]) -> None:
     for page in (client_for(UserFactory()).get("/"), Client().get("/accounts/login/")):
         assert "no-store" in page["Cache-Control"]
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("charset", ["rot13", "idna", "undefined", "utf-16", "utf-7"])
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded"])
+def test_whatever_encoding_a_request_claims_it_is_read_as_utf_8(kind: str, charset: str) -> None:
+    from cng_portal.wsgi import application
+
+    def ask(method: str, query: str) -> tuple[str, str]:
+        environ: dict[str, Any] = {"HTTP_HOST": "testserver", "PATH_INFO": "/accounts/login/", "QUERY_STRING": query}
+        setup_testing_defaults(environ)
+        environ |= {"REQUEST_METHOD": method, "CONTENT_TYPE": f"{kind}; charset={charset}"}
+        answered: list[str] = []
+        body = application(environ, lambda status, headers: answered.append(status))
+        return answered[0], b"".join(body).decode()
+
+    status, page = ask("GET", "next=/snapshots/")
+    assert (status, 'name="next" value="/snapshots/"' in page) == ("200 OK", True)
+    status, page = ask("POST", "")
+    assert (status, "<h1" in page) == ("403 Forbidden", True)  # it has no token
+
+
+def test_with_https_every_cookie_is_of_this_host_alone() -> None:
+    program = """
+from django.conf import settings
+from cng_portal.cookies import MessageCookie
+from snapshots.views.snapshots import VIEW_COOKIE
+names = [settings.SESSION_COOKIE_NAME, settings.CSRF_COOKIE_NAME, settings.LANGUAGE_COOKIE_NAME]
+print(*names, MessageCookie.cookie_name, VIEW_COOKIE)
+"""
+    names = manage("shell", "--no-imports", "-c", program, **SAFE).stdout.split()
+    assert len(names) == 5
+    assert [name for name in names if not name.startswith("__Host-")] == []
+
+
+@pytest.mark.parametrize("name", ["cng_portal", "billing", "snapshots"])
+def test_no_other_cookie_is_set(name: str) -> None:
+    sources = Path(django_settings.BASE_DIR, name).rglob("*.py")
+    set_there = re.findall(r"set_cookie\(\s*([\w.]+)", "".join(path.read_text() for path in sources))
+    assert set(set_there) <= {"settings.LANGUAGE_COOKIE_NAME", "VIEW_COOKIE"}
 
 
 def test_with_https_cookies_and_browsers_stay_with_it() -> None:
@@ -274,7 +324,7 @@ def test_scripts_cannot_read_the_cookies(client: Client) -> None:
     client.post("/accounts/login/", {"login": "aye@example.com", "password": "my secret horse 9"})
     client.get("/snapshots/?view=cards")
     client.post("/language/", {"language": "my"})
-    for name in ("snapshots_view", django_settings.LANGUAGE_COOKIE_NAME):
+    for name in (VIEW_COOKIE, django_settings.LANGUAGE_COOKIE_NAME):
         assert client.cookies[name]["httponly"], name
     for name in (django_settings.SESSION_COOKIE_NAME, django_settings.CSRF_COOKIE_NAME):
         assert client.cookies[name]["httponly"]

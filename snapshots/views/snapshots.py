@@ -3,6 +3,7 @@
 from typing import Any
 from uuid import UUID
 
+from django.conf import settings
 from django.contrib import messages
 from django.db.models import Prefetch, Q, QuerySet, prefetch_related_objects
 from django.http import Http404, HttpRequest, HttpResponse
@@ -74,7 +75,7 @@ LISTED = (
     *("location__charges_outside", "location__charges_missing"),
     *("volume__name", "volume__deleted_at", "vm__name", "vm__deleted_at", "vm__backend_ref"),
 )
-VIEW_COOKIE = "snapshots_view"
+VIEW_COOKIE = f"{settings.COOKIE_PREFIX}snapshots_view"
 YEAR_SECONDS = 365 * 24 * 3600
 
 
