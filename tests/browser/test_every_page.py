@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from django.urls import reverse
 from playwright.sync_api import Page
+from pytest_django import Settings
 
 from billing.models import ServiceKind
 from cng_portal.accounts import activity, roles
@@ -191,7 +192,9 @@ def test_the_whole_wizard_by_keyboard(
     page.get_by_role("heading", level=1, name="db-01-data").wait_for()
 
 
-def test_the_pages_of_the_profile(page: Page, member: Membership, sign_in: Callable[..., Any]) -> None:
+def test_the_pages_of_the_profile(
+    page: Page, member: Membership, sign_in: Callable[..., Any], settings: Settings
+) -> None:
     invitation = InvitationFactory(project=member.project, email="a-guest-with-a-long-address@example.com")
     other = MembershipFactory(project=member.project, role="viewer")
     activity.record(act="role.change", actor=member.user, thing=other.user, project=member.project, after={"role": "x"})
@@ -201,3 +204,6 @@ def test_the_pages_of_the_profile(page: Page, member: Membership, sign_in: Calla
     paths += [reverse("snapshots:limits"), reverse("accounts:invite", args=[member.project_id])]
     paths += [reverse(f"accounts:{name}", args=[other.pk]) for name in ("role", "remove")]
     look_at(page, [*paths, reverse("accounts:invitation", args=[roles.token_of(invitation)])])
+    settings.MFA_REQUIRED = "everyone"
+    look_at(page, [reverse("accounts:security")])
+    assert page.get_by_text("You need a second factor here").is_visible()
