@@ -8,6 +8,7 @@ from html import unescape
 from pathlib import Path
 
 import pytest
+from allauth.account.models import EmailAddress
 from allauth.mfa.models import Authenticator
 from allauth.mfa.recovery_codes.internal.auth import RecoveryCodes
 from allauth.mfa.totp.internal.auth import TOTP, generate_totp_secret
@@ -256,7 +257,9 @@ def test_a_person_made_in_admin_gets_a_lower_case_address(support: Client) -> No
 
     assert support.post(url(User, "add"), answers).status_code == 302
 
-    assert User.objects.get(name="Aye").email == "aye@example.com"
+    made = User.objects.get(name="Aye")
+    assert made.email == "aye@example.com"
+    assert EmailAddress.objects.filter(user=made, email=made.email, verified=True, primary=True).exists()
 
 
 def person_answers(person: User, **answers: object) -> dict[str, object]:

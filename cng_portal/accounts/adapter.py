@@ -3,7 +3,9 @@ from typing import Any
 
 from allauth.account.adapter import DefaultAccountAdapter
 from allauth.account.models import EmailAddress
+from django.contrib import messages
 from django.core.exceptions import ValidationError
+from django.db import transaction
 from django.http import HttpRequest
 from django.utils.translation import gettext_lazy as _
 
@@ -29,6 +31,16 @@ class AccountAdapter(DefaultAccountAdapter):
         if code == "too_many_login_attempts":
             logger.warning("Refused an attempt to sign in, or to confirm who it is: there were too many")
         return super().validation_error(code, *args)
+
+    def confirm_email(self, request: HttpRequest, email_address: EmailAddress) -> bool:
+        """Not an address that somebody else signs in with: of theirs allauth knows only what it has seen confirmed."""
+        taken = User.objects.filter(email__iexact=email_address.email).exclude(pk=email_address.user_id)
+        if taken.exists():
+            data = {"email": email_address.email}
+            self.add_message(request, messages.ERROR, "account/messages/email_confirmation_failed.txt", data)
+            return False
+        with transaction.atomic():
+            return bool(super().confirm_email(request, email_address))
 
     def send_password_reset_mail(self, user: User, email: str, context: dict[str, Any]) -> None:
         activity.record(act="person.reset_asked", actor=user, thing=user)

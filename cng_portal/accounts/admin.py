@@ -275,9 +275,10 @@ class UserAdmin(SupportAdmin, DjangoUserAdmin):
 
     def save_model(self, request: HttpRequest, obj: User, form: Any, change: bool) -> None:
         super().save_model(request, obj, form, change)
-        if change and "email" in form.changed_data:
+        if "email" in form.changed_data:
             services.forget_other_addresses(obj)
             services.vouch_for_email(obj)
+        if change and "email" in form.changed_data:
             signals.tell_of_address(obj, form.initial["email"], obj.email)
         if change and not obj.is_active:
             sessions.end_all(obj)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from allauth.account.models import EmailAddress
 from allauth.mfa.models import Authenticator
 from django.conf import settings
 from django.core import mail
@@ -387,6 +388,22 @@ def test_a_new_address_takes_effect_when_it_is_confirmed_and_the_old_one_is_told
     assert mail.outbox[-1].to == ["aye@example.com"]
     assert mail.outbox[-1].subject == "1CNG: Your e-mail address is new@example.com now"
     assert Activity.objects.get(act="person.email").after == {"email": "new@example.com"}
+
+
+def test_an_address_that_somebody_else_signs_in_with_is_not_taken_over_by_a_link_in_their_mail(person: User) -> None:
+    other = UserFactory(email="other@example.com", password="another password")
+    client, theirs = Client(), Client()
+    sign_in(client, person.email)
+    client.post(reverse("account_reauthenticate"), {"password": PASSWORD})
+    client.post(reverse("account_email"), {"action_add": "", "email": other.email})
+    [message] = [one for one in mail.outbox if one.to == [other.email]]
+    link = next(word for word in message.body.split() if "/confirm-email/" in word).split("testserver")[-1]
+    assert "other@example.com" in theirs.post(link, follow=True).text
+    person.refresh_from_db()
+    assert person.email == "aye@example.com"
+    assert not EmailAddress.objects.filter(user=person, email=other.email, verified=True).exists()
+    sign_in(theirs, other.email, "another password")
+    assert theirs.session["_auth_user_id"] == str(other.pk)
 
 
 def test_attempts_on_one_account_are_limited_from_wherever_they_come(person: User) -> None:
