@@ -9,6 +9,7 @@ import shlex
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -298,3 +299,54 @@ def test_the_proxy_sets_what_the_portal_believes_and_hides_what_is_for_the_insid
     assert "$request_uri" not in text.split("log_format")[1].split(";")[0]
     for begins in re.findall(r"location [^{]*\{[^}]*proxy_pass", text):
         assert "limit_req zone=" in begins, begins
+
+
+@pytest.mark.parametrize("host", ["portal.example.com", "elsewhere.example"])
+def test_what_the_proxy_answers_by_itself_leads_nowhere_else_and_is_as_shut(host: str, tmp_path: Path) -> None:
+    """With a real nginx and no portal behind it."""
+    nginx = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+    if not nginx or not shutil.which("openssl"):
+        pytest.skip("nginx or openssl is not installed")
+    probes = [socket.create_server(("127.0.0.1", 0)) for _port in range(3)]
+    plain, shut, nobody = (str(probe.getsockname()[1]) for probe in probes)
+    for probe in probes:
+        probe.close()
+    names = ["-subj", "/CN=portal.example.com", "-keyout", tmp_path / "privkey.pem", "-out", tmp_path / "fullchain.pem"]
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *names], check=True, capture_output=True
+    )
+    site = re.sub(r"^ *listen \[::\].*\n", "", (DEPLOY / "nginx.conf").read_text(), flags=re.MULTILINE)
+    for there, here in {
+        "/etc/letsencrypt/live/portal.example.com": str(tmp_path),
+        "/var/log/nginx": str(tmp_path),
+        "listen 80;": f"listen 127.0.0.1:{plain};",
+        "listen 443 ": f"listen 127.0.0.1:{shut} ",
+        "127.0.0.1:8000": f"127.0.0.1:{nobody}",
+    }.items():
+        assert there in site
+        site = site.replace(there, here)
+    folders = "".join(
+        f"{kind}_temp_path {tmp_path}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    config = tmp_path / "nginx.conf"
+    config.write_text(f"daemon off; pid {tmp_path}/pid; events {{}} http {{ {folders} access_log off; {site} }}")
+    with subprocess.Popen([nginx, "-c", config, "-e", tmp_path / "errors"]) as process:
+        try:
+            wait_for(lambda: get(plain, "/metrics", Host=host)[0], "nginx does not start")
+            assert get(plain, "/metrics", Host=host)[0] == 404
+            status, headers, _body = get(plain, "/snapshots/?q=a", Host=host)
+            assert (status, headers["Location"]) == (301, "https://portal.example.com/snapshots/?q=a")
+            assert headers["Server"] == "nginx"  # and no version
+            context = ssl._create_unverified_context()
+            for path, expected in {"/metrics": 404, "/": 502}.items():
+                client = http.client.HTTPSConnection("127.0.0.1", int(shut), timeout=20, context=context)
+                client.request("GET", path, headers={"Host": host})
+                answer = client.getresponse()
+                assert answer.status == expected
+                assert "max-age=31536000" in answer.headers["Strict-Transport-Security"]
+                assert answer.headers["X-Content-Type-Options"] == "nosniff"
+                assert "frame-ancestors 'none'" in answer.headers["Content-Security-Policy"]
+                assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
+                client.close()
+        finally:
+            process.terminate()
