@@ -17,7 +17,7 @@ from uuid import UUID
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import transaction
-from django.db.models import Exists, Model, OuterRef, Q, QuerySet
+from django.db.models import Exists, F, Model, OuterRef, Q, QuerySet, Sum
 from django.utils import timezone
 from django.utils.functional import Promise
 from django.utils.translation import gettext as _
@@ -31,7 +31,7 @@ from . import operations
 from .drivers import get_driver
 from .drivers.base import GIB, Busy, Corrupt, Driver, Held, NotFound, SnapshotInfo, StorageError
 from .models import SERVICE_KINDS, BackupSchedule, DiskImage, Kind, Operation, Snapshot, State
-from .tasks import settle_not_taken, snapshot_ref, volume_ref
+from .tasks import is_needed, settle_not_taken, snapshot_ref, volume_ref
 
 PAGE = 500
 # What is in storage longer than this without a row will not get one; an import makes the disk first.
@@ -153,8 +153,11 @@ EXPLANATIONS = {
             "A process died while it wrote this, and no operation will come back to it. It is not part of any snapshot "
             "or volume; it only takes room."
         ),
-        gettext_lazy("Nothing: the scheduler removes it within the hour. If it stays, see whether the scheduler runs."),
-        gettext_lazy("--repair removes it, unless somebody works on it."),
+        gettext_lazy(
+            "Nothing: the scheduler removes it within the hour. If it stays, see whether the scheduler runs. Where what has "
+            "this id is told as lost, it is kept and may be the only copy: take the dot and the ending off its name."
+        ),
+        gettext_lazy("--repair removes it, unless somebody works on it or a row needs it."),
     ),
     "left-over": Explanation(
         gettext_lazy("Bytes of a snapshot that is deleted or was never taken"),
@@ -400,6 +403,10 @@ def look_at_rows(location: Location, now: datetime) -> Iterator[Finding]:
 
     A row and its operation are written in one transaction, and each query sees both or neither.
     """
+    ready = Snapshot.objects.filter(location=location, state=State.READY)
+    for snapshot in in_pages(ready.alias(known=Sum("disks__size_gb", default=0)).exclude(known=F("size_gb"))):
+        detail = _("Its disks together do not have its %(size)s GB: a row of one is gone or another's.")
+        yield Finding("disagrees", location.pk, describe(snapshot), detail % {"size": snapshot.size_gb})
     active = Operation.objects.active()
     own = active.filter(snapshot=OuterRef("pk"))
     waiting = Snapshot.objects.filter(location=location, state__in=[State.PENDING, State.CREATING])
@@ -514,7 +521,11 @@ def end_usage(snapshot: Snapshot) -> bool:
 
 
 def remove_half_made(driver: Driver, cloud_project: str, thing: Held) -> bool:
-    driver.remove_leftovers(cloud_project)
+    """What a row needs stays: after a restore of an older database, what was being removed may be the only copy."""
+    try:
+        driver.remove_leftovers(cloud_project, is_needed)
+    except StorageError:
+        return False
     return not thing.still_there()
 
 

@@ -8,6 +8,7 @@ while a driver works.
 import contextlib
 import logging
 from datetime import datetime
+from uuid import UUID
 
 from django.conf import settings
 from django.db import transaction
@@ -135,6 +136,12 @@ def give_up(operation: Operation) -> None:
         retryable=False,
         cause=WORKER_DIED,
     )
+
+
+def is_needed(uuid: UUID) -> bool:
+    """Whether the portal counts on the bytes of this disk image or volume: then nothing that has its id is half-made."""
+    image = DiskImage.objects.filter(pk=uuid, snapshot__state=State.READY)
+    return image.exists() or Volume.objects.present().filter(pk=uuid, state=Volume.State.AVAILABLE).exists()
 
 
 def volume_ref(volume: Volume) -> VolumeRef:

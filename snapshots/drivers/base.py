@@ -298,8 +298,11 @@ class Driver(ABC):
         """Bring back one of `manifests` whose snapshot has bytes but lacks it. True when it was needed and fits."""
         return False
 
-    def remove_leftovers(self, backend_project: str = "") -> None:  # noqa: B027  # not every engine has any
-        """Remove what dead workers left half-made and nobody asks for again; what is being worked on stays.
+    def remove_leftovers(  # noqa: B027  # not every engine has any
+        self, backend_project: str = "", needed: Callable[[UUID], bool] = lambda uuid: False
+    ) -> None:
+        """Remove what dead workers left half-made and nobody asks for again; what is being worked on stays, and so does
+        the only copy of what is `needed`, whatever it is called.
 
         Called now and then, for each of the engine's projects. For engines that clean up by themselves there is nothing
         to do. Raises Unavailable.

@@ -327,7 +327,7 @@ class CinderDriver(Driver, Inventory):
     def _is_there(self, kind: Kind, ref: str, project: str) -> bool:
         return self._get(kind, ref, Beat(project=project)) is not None
 
-    def remove_leftovers(self, backend_project: str = "") -> None:
+    def remove_leftovers(self, backend_project: str = "", needed: Callable[[UUID], bool] = lambda uuid: False) -> None:
         """Remove what a failed call had to leave behind because it was still being made. Raises Unavailable."""
         beat = Beat(project=backend_project)
         kinds: tuple[Kind, ...] = ("volume", "snapshot")

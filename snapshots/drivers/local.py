@@ -17,12 +17,13 @@ too, and whoever meets them next renames what a dead process did not come to (`_
 
 import errno
 import json
+import logging
 import math
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
@@ -54,6 +55,7 @@ from .copying import Progress, bypass_page_cache, clone_file, copy_data, fill_im
 from .importing import inspect_image, unpack_qcow2
 from .locking import Locked, find_lock_holder, hold_names, is_name_held, lock_image
 
+logger = logging.getLogger(__name__)
 FORMAT = 1
 FOLDER_MODE, VOLUME_MODE, SNAPSHOT_MODE = 0o750, 0o640, 0o440
 FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -85,7 +87,15 @@ class Manifest:
             captured_at = datetime.fromisoformat(manifest.captured_at)
         except TypeError as error:
             raise ValueError(str(error)) from error
-        if manifest.format != FORMAT or captured_at.tzinfo is None or not isinstance(manifest.size_bytes, int):
+        texts = [manifest.blake3 or "", manifest.volume_uuid, manifest.capture]
+        sizes = [manifest.size_bytes, manifest.allocated_bytes]
+        if (
+            manifest.format != FORMAT
+            or captured_at.tzinfo is None
+            or not isinstance(manifest.group, list)
+            or not all(isinstance(text, str) for text in (*texts, *manifest.group))
+            or not all(isinstance(size, int) for size in sizes)
+        ):
             raise ValueError("unknown format")
         return manifest
 
@@ -273,11 +283,14 @@ class LocalDriver(Driver):
             for folder, kind, visible in (
                 (self.volumes, "volume", r"([0-9a-f-]{36})\.img"),
                 (self.snapshots, "snapshot", "([0-9a-f-]{36})"),
+                (self.folder, "", "()"),
             ):
                 with os.scandir(folder) as entries:
                     for entry in entries:
+                        if not kind and entry.name in (self.volumes.name, self.snapshots.name, ".lock"):
+                            continue
                         complete = re.fullmatch(visible, entry.name)
-                        hidden = re.fullmatch(r"\.([0-9a-f-]{36})\.(new|old)", entry.name)
+                        hidden = re.fullmatch(r"\.([0-9a-f-]{36})\.(new|old)", entry.name) if kind else None
                         match = complete or hidden
                         uuid = parse_uuid(match[1]) if match else None
                         if hidden and is_name_held(self.folder / ".lock", f"{kind}:{uuid}"):
@@ -287,7 +300,7 @@ class LocalDriver(Driver):
                         except FileNotFoundError:  # complete or gone meanwhile
                             continue
                         yield Held(
-                            name=f"{self.folder.name}/{folder.name}/{entry.name}",
+                            name=os.path.relpath(entry.path, self.folder.parent),
                             uuid=uuid,
                             half_made=bool(hidden),
                             size_bytes=found.st_size if complete and kind == "volume" else None,
@@ -325,8 +338,7 @@ class LocalDriver(Driver):
             self._write_manifest(path, manifest)
             return True
 
-    def remove_leftovers(self, backend_project: str = "") -> None:
-        """Remove what dead processes left half-made and nobody will ask for again; what is being worked on stays."""
+    def remove_leftovers(self, backend_project: str = "", needed: Callable[[UUID], bool] = lambda uuid: False) -> None:
         with self._contract_errors():
             self._make_folders()
             for path in (*self.volumes.glob(".*"), *self.snapshots.glob(".*")):
@@ -335,10 +347,14 @@ class LocalDriver(Driver):
                 uuid, kind = UUID(match[1]), "volume" if path.parent == self.volumes else "snapshot"
                 try:
                     with hold_names(self.folder / ".lock", exclusive=[f"{kind}:{uuid}"]):
-                        if kind == "volume":
+                        if kind == "snapshot":
+                            self._settle(uuid)
+                        visible = self._volume_path(uuid) if kind == "volume" else self._snapshot_path(uuid)
+                        if not visible.exists() and needed(uuid):
+                            logger.error("%s is kept: the portal needs it, and has nothing else of this id", path)
+                        elif kind == "volume":
                             path.unlink(missing_ok=True)
                         else:
-                            self._settle(uuid)
                             self._clear(uuid)
                 except Locked:
                     continue
@@ -433,7 +449,7 @@ class LocalDriver(Driver):
         try:
             manifest = Manifest.parse((path / "manifest.json").read_text())
             size = self._disk_path(uuid).stat().st_size
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             if not path.exists():
                 return None
             raise Corrupt(_("A part of the snapshot is missing, so it cannot be used. Contact support.")) from error
@@ -543,8 +559,10 @@ class LocalDriver(Driver):
         """Remove the hidden folders of a snapshot whose lock is held: their maker is dead or gave up."""
         for suffix in "new", "old":
             path = self._hidden_path(self.snapshots, uuid, suffix)
-            if path.exists():
+            if path.is_dir():
                 shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
     # Paths
 

@@ -7,7 +7,7 @@ import threading
 from datetime import timedelta
 from io import StringIO
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from blake3 import blake3
@@ -108,6 +108,55 @@ def test_a_volume_without_a_disk_is_told(snapshot: Snapshot, storage_root: Path)
 def test_a_snapshot_of_which_a_part_is_missing_is_corrupt(folder: Path, part: str) -> None:
     (folder / part).unlink()
     assert find() == ["corrupt"]
+
+
+@pytest.mark.parametrize("value", [{"group": None}, {"group": [5]}, {"blake3": 5}, {"allocated_bytes": "much"}])
+def test_a_manifest_that_the_portal_did_not_write_is_corrupt(folder: Path, value: dict[str, object]) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | value))
+    assert find() == ["corrupt"]
+
+
+def test_a_file_where_a_snapshot_should_be_keeps_nobody_from_the_rest(
+    snapshot: Snapshot, folder: Path, storage_root: Path
+) -> None:
+    shutil.rmtree(folder)
+    folder.write_text("what is this?")
+    (storage_root / snapshot.location_id / "volumes" / f"{snapshot.volume_id}.img").unlink()
+    assert sorted(find()) == ["corrupt", "volume-lost"]
+
+
+def test_a_ready_snapshot_whose_disk_has_no_row_is_told(snapshot: Snapshot, folder: Path) -> None:
+    DiskImage.objects.filter(snapshot=snapshot).delete()
+    shutil.rmtree(folder)
+    assert find() == ["disagrees"]
+
+
+def test_a_strange_file_beside_the_volumes_is_told(folder: Path) -> None:
+    (folder.parent.parent / "notes.txt").write_text("mine")
+    assert find() == ["foreign"]
+
+
+@pytest.mark.parametrize("suffix", ["new", "old"])
+def test_the_only_copy_of_what_a_row_needs_is_never_removed(
+    snapshot: Snapshot, folder: Path, storage_root: Path, suffix: str
+) -> None:
+    """As after a restore of an older database, to which what was being removed is Ready again."""
+    hidden = folder.rename(folder.with_name(f".{folder.name}.{suffix}"))
+    volume = storage_root / snapshot.location_id / "volumes" / f"{snapshot.volume_id}.img"
+    disk = volume.rename(volume.with_name(f".{snapshot.volume_id}.new"))
+    (folder.parent / f".{uuid4()}.old").write_text("no folder at all")
+    found = ["half-made", "half-made", "half-made", "lost", "volume-lost"]
+    assert sorted(find()) == found
+
+    run(repair=True)
+    call_command("scheduler", once=True)
+
+    assert (hidden / "disk.img").exists() and disk.exists()
+    assert sorted(find()) == found[1:]
+    hidden.rename(folder)
+    disk.rename(volume)
+    assert find() == []
 
 
 def test_a_disk_that_is_too_short_is_corrupt(folder: Path) -> None:

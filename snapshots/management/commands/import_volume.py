@@ -20,7 +20,7 @@ from snapshots.drivers import get_driver
 from snapshots.drivers.base import GIB, StorageError
 from snapshots.drivers.importing import inspect_image
 from snapshots.drivers.local import LocalDriver
-from snapshots.tasks import volume_ref
+from snapshots.tasks import is_needed, volume_ref
 
 
 class Command(BaseCommand):
@@ -45,7 +45,7 @@ class Command(BaseCommand):
                 size_gb=-(-size // GIB),
             )
             volume.full_clean()
-            driver.remove_leftovers()  # an import that was killed has a uuid that nobody knows any more
+            driver.remove_leftovers(needed=is_needed)  # an import that was killed has a uuid that nobody knows any more
             with (
                 terminated_like_interrupted(),
                 tqdm(total=size, unit="B", unit_scale=True, unit_divisor=1024, disable=None) as bar,

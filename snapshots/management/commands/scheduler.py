@@ -21,6 +21,7 @@ from cng_portal.watch.models import Process
 from snapshots import backups, operations, sync, watching
 from snapshots.drivers import get_driver
 from snapshots.drivers.base import StorageError
+from snapshots.tasks import is_needed
 
 logger = logging.getLogger("snapshots.scheduler")
 LEASE = "scheduler"
@@ -119,7 +120,7 @@ def tidy_up() -> None:
     activity.forget_old(now=timezone.now())
     for location in Location.objects.all():
         try:
-            get_driver(location).remove_leftovers()
+            get_driver(location).remove_leftovers(needed=is_needed)
         except StorageError as error:  # the others are tidied all the same, and this one when it answers again
             logger.warning("Nothing was tidied in %s: %s", location.code, error)
 
