@@ -4,6 +4,7 @@ Each function validates, writes in one transaction that holds the customer's loc
 `Refusal`, whose text is for the person, with nothing written.
 """
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -102,6 +103,8 @@ class TooOften(Refusal):
 
 # More ids than this make an address that web servers refuse, and more rows than a person reads before confirming.
 DELETED_AT_ONCE = 50
+
+logger = logging.getLogger(__name__)
 
 # What a snapshot is taken of: one disk, or all disks of a machine together.
 Source = Volume | VirtualMachine
@@ -260,6 +263,7 @@ def check_cloud_quota(location_id: str, backend_project: str, **more: int) -> No
 def check_pace(customer_id: UUID, kind: Operation.Kind, more: int = 1) -> None:
     """The caller holds the customer's lock. Raises TooOften."""
     if again_at := limits.next_allowed(customer_id, kind, now=timezone.now(), more=more):
+        logger.warning("Refused %s: the account has asked for as many as it may within an hour", kind)
         raise TooOften(limits.explain(kind, again_at))
 
 
@@ -446,6 +450,7 @@ def check_deliverable(
 def check_shown_price(quote: billing.Quote, shown_hourly_micro: int | None) -> None:
     """Raises PriceMoved where the person saw another price than today's."""
     if shown_hourly_micro is not None and shown_hourly_micro != quote.hourly_micro:
+        logger.warning("Refused a price of %s millionths an hour: it is %s", shown_hourly_micro, quote.hourly_micro)
         raise PriceMoved(
             _("The price has changed to %(price)s an hour since it was shown. Check it and confirm again.")
             % {"price": format_price(quote.hourly_micro, quote.currency)},

@@ -371,7 +371,7 @@ def act(kind: str, member: Membership, snapshot: Snapshot) -> object:
 @pytest.mark.both_databases
 @pytest.mark.parametrize("kind", ["capture", "restore", "new_volume", "verify"])
 def test_the_act_after_the_last_one_of_the_hour_is_refused_until_the_first_is_an_hour_old(
-    kind: str, member: Membership, volume: Volume, settings: Settings
+    kind: str, member: Membership, volume: Volume, settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings.ACTS_PER_HOUR = {kind: 3}
     snapshot = SnapshotFactory(volume=volume)
@@ -392,6 +392,7 @@ def test_the_act_after_the_last_one_of_the_hour_is_refused_until_the_first_is_an
     before = Operation.objects.count(), Snapshot.objects.count(), Volume.objects.count()
     with pytest.raises(services.TooOften) as refused:
         act(kind, member, snapshot)
+    assert f"Refused {kind}: the account has asked for as many as it may within an hour" in caplog.messages
 
     with timezone.override(member.project.customer.zone):
         with pytest.raises(services.TooOften) as in_their_zone:

@@ -278,11 +278,14 @@ def test_a_lost_role_is_noticed(client_for: Any, member: Membership, volume: Vol
     assert not Snapshot.objects.exists()
 
 
-def test_a_price_that_moved_is_shown_before_it_is_charged(client: Client, member: Membership, volume: Volume) -> None:
+def test_a_price_that_moved_is_shown_before_it_is_charged(
+    client: Client, member: Membership, volume: Volume, caplog: pytest.LogCaptureFixture
+) -> None:
     draft = draft_at("review", volume, member.user)
     response = confirm(client, draft, shown_hourly_micro=19_000_000)
     assert response.status_code == 200
     assert "The price has changed to K 20 an hour since it was shown." in response.text
+    assert "Refused a price of 19000000 millionths an hour: it is 20000000" in caplog.messages
     assert not Snapshot.objects.exists()
     assert confirm(client, draft).status_code == 302
 
