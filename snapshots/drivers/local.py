@@ -52,7 +52,7 @@ from .base import (
     no_heartbeat,
 )
 from .copying import Progress, bypass_page_cache, clone_file, copy_data, fill_image, sync_folder, write_file
-from .importing import inspect_image, unpack_qcow2
+from .importing import inspect_image, unpack_qcow2, unpacked_bytes
 from .locking import Locked, find_lock_holder, hold_names, is_name_held, lock_image
 
 logger = logging.getLogger(__name__)
@@ -180,7 +180,7 @@ class LocalDriver(Driver):
             source = stack.enter_context(self._open(image))
             if not is_qcow2:  # for the other kind qemu-img takes the locks
                 self._lock_image(source, image.name, writing=False)
-            self._check_space([source])
+            self._check_space([source], unpacked=unpacked_bytes(image) if is_qcow2 else 0)
             with self._new_image(volume, VOLUME_MODE) as target:
                 progress = Progress(heartbeat, size)
                 if is_qcow2:
@@ -593,11 +593,11 @@ class LocalDriver(Driver):
             source.flush()
             return clone_file(source.fileno(), target.fileno())
 
-    def _check_space(self, sources: Sequence[int]) -> None:
-        """Raises NoSpace unless there is room for copies of these files, which clones do not need."""
-        if self._can_clone:
+    def _check_space(self, sources: Sequence[int], *, unpacked: int = 0) -> None:
+        """Raises NoSpace unless there is room for copies of these files, which clones do not need, or for `unpacked`."""
+        if self._can_clone and not unpacked:
             return
-        needed = sum(os.fstat(source).st_blocks * 512 for source in sources)
+        needed = unpacked or sum(os.fstat(source).st_blocks * 512 for source in sources)
         needed += needed // 100 + 1024**2  # for the file system's own records
         free = self.free_bytes()
         if needed > free:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -99,6 +100,50 @@ def test_a_qcow2_image_that_refers_to_another_file_is_refused(
     assert files_in(storage_root) == []
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"QFI\xfb" + (2).to_bytes(4, "big") + (512).to_bytes(8, "big") + bytes(600),  # a backing file's name is at 512
+        b"QFI\xfb" + (3).to_bytes(4, "big") + bytes(64) + (4).to_bytes(8, "big") + bytes(600),  # its data are elsewhere
+    ],
+)
+def test_a_reference_is_found_before_qemu_opens_the_image(
+    tmp_path: Path, project: Project, location: Location, header: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # which has no qemu-img
+    (tmp_path / "image").write_bytes(header)
+    with pytest.raises(CommandError, match="refers to another file"):
+        import_volume(tmp_path / "image", project, location)
+
+
+@needs_qemu
+@pytest.mark.parametrize("name", ["nbd:localhost:9", "json:{}"])
+def test_a_name_is_no_address_to_qemu(
+    image: Path, project: Project, location: Location, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = image.with_name(name)
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", image, packed], check=True)
+    monkeypatch.chdir(packed.parent)
+    import_volume(Path(name), project, location)
+    assert Volume.objects.get().size_gb == 1
+
+
+@needs_qemu
+def test_what_a_small_file_unpacks_to_has_to_fit(
+    tmp_path: Path, project: Project, location: Location, storage_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loose, packed = tmp_path / "loose", tmp_path / "packed"
+    loose.write_bytes(b"a" * 64 * MIB)
+    subprocess.run(["qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", loose, packed], check=True)
+    assert packed.stat().st_size < MIB
+    real = os.statvfs
+    room = SimpleNamespace(f_bavail=16, f_frsize=MIB)
+    monkeypatch.setattr(os, "statvfs", lambda path: room if str(storage_root) in str(path) else real(path))
+    with pytest.raises(CommandError, match="does not have the room"):
+        import_volume(packed, project, location)
+    assert files_in(storage_root) == []
+
+
 def test_a_project_is_found_by_its_name_and_customer(image: Path, project: Project, location: Location) -> None:
     other = ProjectFactory(name="software")
     with pytest.raises(CommandError, match=rf"{project.customer.crn}, {other.customer.crn}. Say which with --customer"):
@@ -133,6 +178,7 @@ def test_a_wrong_option_is_said_in_a_sentence(
         (None, "cannot be read: No such file"),
         (b"", "is empty"),
         (b"KDMV" + bytes(600), "is VMDK. Convert it"),
+        (b"QED\0" + bytes(600), "is QED. Convert it"),
         (b"\x1f\x8b" + bytes(600), "is gzip. Convert it"),
         pytest.param(b"QFI\xfb" + bytes(600), "qemu-img cannot read the image", marks=needs_qemu),
     ],
@@ -149,9 +195,11 @@ def test_what_is_no_disk_image_is_refused(
     assert files_in(storage_root) == []
 
 
-def test_a_folder_is_refused(tmp_path: Path, project: Project, location: Location) -> None:
-    with pytest.raises(CommandError, match="Is a directory"):
-        import_volume(tmp_path, project, location)
+def test_a_folder_or_a_pipe_is_refused(tmp_path: Path, project: Project, location: Location) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(CommandError, match="is not a file"):
+            import_volume(path, project, location)
 
 
 def test_a_row_that_cannot_be_written_takes_its_file_along(
