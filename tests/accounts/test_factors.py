@@ -414,6 +414,18 @@ def test_attempts_on_one_account_are_limited_from_wherever_they_come(person: Use
     assert "Too many failed attempts." in sign_in(Client(REMOTE_ADDR="192.0.2.99"), person.email).text
 
 
+def test_whom_the_attempts_of_others_keep_out_gets_in_by_a_link_for_a_new_password(person: User) -> None:
+    for number in range(6):
+        sign_in(Client(REMOTE_ADDR=f"192.0.2.{number}"), person.email, "wrong")
+    client = Client(REMOTE_ADDR="192.0.2.99")
+    assert "Too many failed attempts." in sign_in(client, person.email).text
+    client.post(reverse("account_reset_password"), {"email": person.email})
+    link = next(word for word in mail.outbox[-1].body.split() if "/reset/key/" in word).split("testserver")[-1]
+    form = client.get(link)["Location"]
+    client.post(form, {"password1": "a quite new one 1", "password2": "a quite new one 1"})
+    assert sign_in(client, person.email, "a quite new one 1")["Location"] == "/"
+
+
 @pytest.mark.both_databases
 def test_counted_attempts_are_not_wiped_out_by_other_addresses_and_leave_when_they_are_over(person: User) -> None:
     for number in range(6):
