@@ -164,7 +164,10 @@ class UsageFilterForm(forms.Form):
 
     def __init__(self, data: Any, *, customer: Customer) -> None:
         super().__init__(data)
-        self.fields["project"].queryset = customer.projects.order_by("name")
+        field: Any = self.fields["project"]
+        field.queryset = customer.projects.order_by("name")
+        # read once, however often it is rendered
+        field.choices = [("", field.empty_label), *((one.pk, str(one)) for one in field.queryset)]
 
     def clean(self) -> dict[str, Any]:
         given = super().clean() or self.cleaned_data

@@ -122,16 +122,18 @@ class Usage:
     def __len__(self) -> int:
         return len(self.due) + self.lines.count()
 
-    @property
-    def total_micro(self) -> int:
-        invoiced = self.lines.order_by().aggregate(total=Sum("amount_micro", default=0))["total"]
-        return sum(row.amount_micro for row in self.due) + int(invoiced)
-
-    def page(self, start: int, stop: int) -> list[Row]:
+    def page(self, start: int, stop: int) -> tuple[list[Row], int]:
+        """Its rows, and the total of all rows there are, in millionths. One query."""
         rows = list(self.due[start:stop])
-        first = max(0, start - len(self.due))
-        lines = self.lines[first : first + stop - start - len(rows)]
-        return rows + [row_of_line(line, line.invoice) for line in lines]
+        first, left = max(0, start - len(self.due)), stop - start - len(rows)
+        total = self.lines.order_by().values("invoice__customer").annotate(total=Sum("amount_micro")).values("total")
+        if left:
+            lines = list(self.lines.annotate(total=Subquery(total))[first : first + left])
+            invoiced = lines[0].total if lines else 0
+            rows += [row_of_line(line, line.invoice) for line in lines]
+        else:
+            invoiced = self.lines.order_by().aggregate(total=Sum("amount_micro", default=0))["total"]
+        return rows, sum(row.amount_micro for row in self.due) + int(invoiced)
 
     def __iter__(self) -> Iterator[Row]:
         yield from self.due
@@ -150,9 +152,11 @@ def usage_rows(
     first: date | None = None,
     last: date | None = None,
     due_only: bool = False,
+    invoices: Sequence[Invoice] | None = None,
 ) -> Usage:
     """`month` is the first day of the month of use, to which hours belong by their start. `first` and `last` are days in
-    the customer's time zone; a row belongs to them if it overlaps them. `due_only` leaves out what was invoiced.
+    the customer's time zone; a row belongs to them if it overlaps them. `due_only` leaves out what was invoiced. The
+    customer's newest `invoices` are asked for where they are not given.
     """
     lower = datetime.combine(first, time(), customer.zone) if first else None
     upper = datetime.combine(last + timedelta(days=1), time(), customer.zone) if last else None
@@ -170,12 +174,15 @@ def usage_rows(
     lines = lines.select_related("invoice", "corrects__invoice")
     if due_only:
         lines = lines.none()
-    segments = services.unsettled_segments(customer=customer).filter(where).select_related("project")
+    newest = list((Invoice.objects.filter(customer=customer).order_by("-month") if invoices is None else invoices)[:1])
+    segments = services.unsettled_segments(customer=customer, last=newest).filter(where).select_related("project")
     if project_id:
         lines, segments = lines.filter(segment__project=project_id), segments.filter(project=project_id)
+    found = list(segments)
+    known = None if any(one.late for one in found) else newest
     due = [
         _row_of_due(one, customer)
-        for one in services.due_lines(customer=customer, at=at, segments=list(segments))
+        for one in services.due_lines(customer=customer, at=at, segments=found, invoices=known)
         if (month is None or one.month == month)
         and (lower is None or one.line.to_at > lower or one.line.from_at >= lower)
         and (upper is None or one.line.from_at < upper)

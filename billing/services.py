@@ -12,11 +12,13 @@ from uuid import UUID
 
 from django.db import transaction
 from django.db.models import Case, Exists, F, Max, Min, OuterRef, Q, QuerySet, Subquery, Sum, When
+from django.db.models.functions import JSONArray
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from cng_portal.accounts import activity, notices
+from cng_portal.accounts.backends import Listed
 from cng_portal.accounts.models import BillingType, Customer, Notice, Project, User
 from cng_portal.accounts.prepared import prepared
 from cng_portal.accounts.services import lock_customer
@@ -456,6 +458,19 @@ def _versions(codes: list[str] | None) -> QuerySet[PriceVersion, tuple[Any, ...]
     return versions.order_by().values_list(*VERSION)
 
 
+def listed_prices(location: OuterRef) -> Subquery:
+    """The prices of the location of a row, to be read with it: `prices_listed` of it is what prices_by_place says."""
+    versions = PriceVersion.objects.filter(package__location=location).order_by().values("package__location")
+    return Subquery(versions.annotate(listed=Listed(JSONArray(*VERSION))).values("listed"))
+
+
+def prices_listed(listed: list[list[Any]] | None) -> PricesByPlace:
+    def instant(text: str) -> datetime:
+        return datetime.fromisoformat(text).replace(tzinfo=UTC)  # both databases keep UTC; SQLite does not say so
+
+    return by_place((kind, code, instant(since), *rest) for kind, code, since, *rest in listed or [])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ledger:
     """The months that a customer has invoices for, and those that follow."""
@@ -522,11 +537,14 @@ def due_lines(
     return found
 
 
-def unsettled_segments(*, customer: Customer) -> QuerySet[UsageSegment]:
-    """What may have hours that no invoice has yet: for `due_lines`. One query here, to know the last invoice."""
-    until = closed_until(customer.pk)
+def unsettled_segments(*, customer: Customer, last: Sequence[Invoice] | None = None) -> QuerySet[UsageSegment]:
+    """What may have hours that no invoice has yet: for `due_lines`. One query here where the `last` invoice is not given,
+    or none where there is none.
+    """
     segments = UsageSegment.objects.filter(customer=customer)
-    return segments if until is None else segments.filter(Q(ended_at=None) | Q(ended_at__gte=until) | Q(late=True))
+    for one in Invoice.objects.filter(customer=customer).order_by("-month")[:1] if last is None else last:
+        segments = segments.filter(Q(ended_at=None) | Q(ended_at__gte=one.ends_at) | Q(late=True))
+    return segments
 
 
 def late_lines(*, customer: Customer, at: datetime) -> list[DueLine]:

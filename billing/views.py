@@ -66,13 +66,18 @@ def tabs(request: HttpRequest) -> list[dict[str, Any]]:
 
 
 def page_of(request: HttpRequest, found: Any) -> dict[str, Any]:
-    """One page of a sliceable: its rows and the links around it. A page that does not exist is a 404."""
+    """One page of a sliceable: its rows, of usage the total of all, and the links around it. A page that does not exist is a
+    404.
+    """
     number = request.GET.get("page", "1")
     if not number.isascii() or not number.isdigit() or not 1 <= int(number) <= 10**6:
         raise Http404
     start = (int(number) - 1) * PAGE
-    take = found.page if isinstance(found, reports.Usage) else lambda first, last: list(found[first:last])
-    rows = take(start, start + PAGE + 1)
+    rows, total_micro = (
+        found.page(start, start + PAGE + 1)
+        if isinstance(found, reports.Usage)
+        else (list(found[start : start + PAGE + 1]), None)
+    )
     if start and not rows:
         raise Http404
 
@@ -83,6 +88,7 @@ def page_of(request: HttpRequest, found: Any) -> dict[str, Any]:
 
     return {
         "rows": rows[:PAGE],
+        "total_micro": total_micro,
         "first_url": url(1) if start >= 2 * PAGE else "",
         "previous_url": url(int(number) - 1) if start else "",
         "next_url": url(int(number) + 1) if len(rows) > PAGE else "",
@@ -364,6 +370,7 @@ def statement(request: HttpRequest, as_csv: bool = False) -> HttpResponse | Stre
     valid = form.is_valid()
     resource_id = resource_asked_for(request)
     given = form.cleaned_data if valid else {}
+    invoices = list(Invoice.objects.visible_to(request.user)[:MOST_INVOICES])
     usage = reports.usage_rows(
         customer=customer,
         at=at,
@@ -374,16 +381,17 @@ def statement(request: HttpRequest, as_csv: bool = False) -> HttpResponse | Stre
         first=given.get("first"),
         last=given.get("last"),
         due_only=given.get("due", False),
+        invoices=invoices,
     )
     if as_csv:
         if not valid:
             raise Http404
         return csv_response("usage", USAGE_COLUMNS, (usage_cells(row, customer) for row in usage))
-    invoices = list(Invoice.objects.visible_to(request.user)[:MOST_INVOICES])
     for invoice in invoices:
         invoice.amount = money.format_amount(invoice.total_micro, invoice.currency)
         invoice.month_name = in_words(invoice.month)
     narrows = resource_id is not None or any(given.values())
+    page = page_of(request, usage)
     return render(
         request,
         "billing/statement.html",
@@ -395,8 +403,8 @@ def statement(request: HttpRequest, as_csv: bool = False) -> HttpResponse | Stre
             "due_only": given.get("due", False),
             "month": in_words(given["month"]) if given.get("month") else "",
             "invoices": [] if narrows or "page" in request.GET else invoices,
-            "page": page_of(request, usage),
-            "total": money.format_amount(usage.total_micro, customer.currency),
+            "page": page,
+            "total": money.format_amount(page["total_micro"], customer.currency),
             "csv_url": f"{reverse('billing:usage_csv')}?{request.GET.urlencode()}",
         },
     )

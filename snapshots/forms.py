@@ -393,7 +393,9 @@ class NamedInProjectForm(forms.Form):
 
     def __init__(self, *args: Any, projects: QuerySet[Project], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.fields["project"].queryset = projects  # type: ignore[attr-defined]
+        field: Any = self.fields["project"]
+        field.queryset = projects
+        field.choices = [(one.pk, str(one)) for one in projects]  # read once, however often it is rendered
 
     def clean_name(self) -> str:
         return names.check(self.cleaned_data["name"])

@@ -45,7 +45,7 @@ from .models import (
     name_key,
 )
 from .operations import create_operation
-from .situation import Situation, is_limited, situation_of, writers
+from .situation import Situation, being_taken, is_limited, situation_of, writers
 from .tasks import volume_ref
 
 
@@ -140,8 +140,11 @@ def volumes_of(source: Source) -> list[Volume]:
 
 
 def size_of(source: Source) -> int:
-    """GB of all its disks."""
-    return source.size_gb if isinstance(source, Volume) else sum(volume.size_gb for volume in volumes_of(source))
+    """GB of all its disks, which a page may have read with a machine, as its `disk_gb`."""
+    if isinstance(source, Volume):
+        return source.size_gb
+    known: int | None = getattr(source, "disk_gb", None)
+    return sum(volume.size_gb for volume in volumes_of(source)) if known is None else known
 
 
 def fresh(source: S) -> S:
@@ -267,9 +270,11 @@ def check_pace(customer_id: UUID, kind: Operation.Kind, more: int = 1) -> None:
         raise TooOften(limits.explain(kind, again_at))
 
 
-def look_at(source: Source, at: datetime, *, name: str = "") -> Situation:
-    """What the checks of a snapshot of it read of everything else. One query, and one for the disks of a machine."""
-    return situation_of(source.project, volumes_of(source), at=at, name=name)
+def look_at(source: Source, at: datetime, *, name: str = "", also: Iterable[Volume] = ()) -> Situation:
+    """What the checks of a snapshot of it read of everything else, be it of other volumes `also`. One query, and one for
+    the disks of a machine.
+    """
+    return situation_of(source.project, {*volumes_of(source), *also}, at=at, name=name)
 
 
 def quote_for(
@@ -583,13 +588,18 @@ def volumes_in(snapshot: Snapshot) -> list[Volume]:
     return [disk.volume for disk in disks]
 
 
-def check_restorable(snapshot: Snapshot) -> None:
-    """Raises NotNow or SourceGone with the reason why this snapshot cannot be restored in place now."""
+def check_restorable(
+    snapshot: Snapshot, *, disks: list[DiskImage] | None = None, known: Situation | None = None
+) -> None:
+    """Raises NotNow or SourceGone with the reason why this snapshot cannot be restored in place now. Its `disks` come with
+    their volumes and machines, and what is `known` is of the disks of its source and of these: what is not given is
+    asked.
+    """
     require_ready(snapshot)
     if reason := never_written_back([snapshot]).get(snapshot.pk):
         raise NotNow(reason)
-    check_source(snapshot.source)
-    disks = list(snapshot.disks.select_related("volume__vm").order_by("position"))
+    check_source(snapshot.source, known)
+    disks = list(snapshot.disks.select_related("volume__vm").order_by("position")) if disks is None else disks
     for disk in disks:
         volume = disk.volume
         if volume.deleted_at is not None:
@@ -618,12 +628,9 @@ def check_restorable(snapshot: Snapshot) -> None:
                 % {"name": volume.name}
             )
     volumes = [disk.volume for disk in disks]
-    if are_written(volumes):
+    if known is None and are_written(volumes):
         raise NotNow(_("Something is being restored there right now. Try again when that has ended."))
-    being_taken = Snapshot.objects.filter(
-        disks__volume__in=volumes, deleted_at=None, state__in=[State.PENDING, State.CREATING]
-    )
-    if being_taken.exists():
+    if known.is_captured if known else being_taken([volume.pk for volume in volumes]).exists():
         raise NotNow(
             _("A snapshot or backup of “%(name)s” is being taken right now. Restore when that has ended.")
             % {"name": snapshot.source.name}

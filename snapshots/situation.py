@@ -31,6 +31,7 @@ class Situation:
     used: dict[UUID, tuple[int, int]]  # {project: (count, GB)} of what takes up quota; nothing where nothing is limited
     waiting: dict[tuple[str, str], int]  # {(service kind, location): GB} of what is charged once it is Ready
     is_written: bool  # something writes to one of the volumes
+    is_captured: bool  # a snapshot or backup of one of the volumes is being taken
     asked: int  # how many snapshots the account has asked for within the hour
     is_taken: bool  # a snapshot of the account has the name
     ledger: dict[str, Any]  # billing.LEDGER of who pays in advance
@@ -86,6 +87,7 @@ def situation_of(project: Project, volumes: Iterable[Volume], *, at: datetime, n
         used={UUID(place): (int(count), int(gb)) for _sort, place, count, gb, *_ in found["used"]},
         waiting={(SERVICE_KINDS[Kind(kind)], place): int(gb) for kind, place, gb, *_ in found["waiting"]},
         is_written=bool(found["writer"]),
+        is_captured=bool(found["captured"]),
         asked=sum(int(count) for _sort, _place, count, *_ in found["asked"]),
         is_taken=bool(found["name"]),
         ledger=next(
@@ -114,6 +116,13 @@ def writers(volumes: list[UUID], machines: list[UUID]) -> OperationQuerySet:
     """The operations that write to any of these volumes now, or to the machines that they are of."""
     return Operation.objects.active().filter(
         Q(volume__in=volumes) | Q(vm__in=machines) | Q(vm__isnull=False, snapshot__disks__volume__in=volumes)
+    )
+
+
+def being_taken(volumes: list[UUID]) -> QuerySet[Snapshot]:
+    """The snapshots and backups of any of these volumes that are being taken now."""
+    return Snapshot.objects.filter(
+        disks__volume__in=volumes, deleted_at=None, state__in=[State.PENDING, State.CREATING]
     )
 
 
@@ -148,6 +157,7 @@ def _rows(
             at=F("starts_at"),
         ),
         _part("writer", writers(volumes, machines), sort=F("kind"), one=Count("*")),
+        _part("captured", being_taken(volumes), sort=F("kind"), one=Count("*")),
         _part("asked", limits.asked(customer, Operation.Kind.CAPTURE, since), sort=F("kind"), one=Count("*")),
     ]
     if name:

@@ -16,20 +16,37 @@ from snapshots.models import Operation
 from .common import newest_of, with_time_left
 
 SHOWN = 5
+READ = SHOWN + 1  # which tells that there are more
 
 
 def in_progress(user: User) -> dict[str, Any]:
-    """`operations` that this person sees and that have not ended, the newest of them, and `more` where there are others.
-    One query, and none where the one for the person has said that there are none.
-    """
-    if not getattr(user, "has_work", True):
-        return {"operations": [], "more": False}
-    return shown(_active(user))
+    """`operations` that this person sees and that have not ended, the newest of them, and `more` where there are others."""
+    return shown(active(user))
+
+
+def active(user: User) -> list[Operation]:
+    """For `shown`. One query, and none where the one for the person has said that there are none."""
+    return _active(user) if has_work(user) else []
+
+
+def has_work(user: User) -> bool:
+    """False where the query for the person has said that there is none."""
+    return getattr(user, "has_work", True)
 
 
 @prepared(skewed=True)
 def _active(user: User) -> QuerySet[Operation]:
-    return newest_of(user, SHOWN + 1, Operation.objects.active())
+    return newest_of(user, READ, Operation.objects.active())
+
+
+def work_of(user: User) -> list[QuerySet[Operation]]:
+    """What a page reads with operations of its own, for `shown_of`."""
+    return [Operation.objects.active()] if has_work(user) else []
+
+
+def shown_of(user: User, read: Iterable[Operation]) -> dict[str, Any]:
+    """`in_progress`, of a page that has read the newest active ones with its own."""
+    return shown(one for one in read if one.is_active and one.snapshot.project_id in user.roles)
 
 
 def shown(newest: Iterable[Operation]) -> dict[str, Any]:

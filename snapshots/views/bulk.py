@@ -17,7 +17,7 @@ from snapshots.forms import DeletionsForm
 from snapshots.models import Kind, Snapshot
 
 from .common import price_of, rates_now
-from .snapshots import LISTS, explain_rows, listed_snapshots
+from .snapshots import LISTS, explain_rows, listed_with_runs
 
 
 @require_http_methods(["GET", "POST"])
@@ -40,7 +40,7 @@ def delete_many(request: HttpRequest) -> HttpResponse:
         )
         return redirect(back)
     keys: list[UUID] = [key for text in wanted if (key := lists.parse_uuid(text))]
-    found = list(listed_snapshots().visible_to(user).filter(pk__in=keys).order_by("name_key", "pk"))
+    found = list(listed_with_runs().visible_to(user).filter(pk__in=keys).order_by("name_key", "pk"))
     if len(found) != len(wanted):
         raise Http404
     for project_id in {snapshot.project_id for snapshot in found}:

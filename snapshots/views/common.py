@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any
 
-from django.db.models import QuerySet, prefetch_related_objects
+from django.db.models import QuerySet
 from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
@@ -156,10 +156,10 @@ def price_of_kept(quote: billing.Quote, count: int) -> SafeString:
     )
 
 
-def automatic_sentence(vm: VirtualMachine) -> str:
-    """The guide's sentence with the machine's own price in it, or why they cannot be had."""
+def automatic_sentence(vm: VirtualMachine, prices: billing.PricesByPlace) -> str:
+    """The guide's sentence with the machine's own price in it, or why they cannot be had. The prices are its location's."""
     try:
-        quote = backups.automatic_backup_quote(vm=vm)
+        quote = backups.automatic_backup_quote(vm=vm, prices=prices)
     except services.NotSold as refusal:
         return str(refusal)
     return with_amounts(
@@ -188,11 +188,9 @@ def explain_operations(operations: Iterable[Operation], user: User) -> list[Oper
     """The operations, newest first, each with what this person can do about it.
 
     `can_retry`, `can_restore_again` and `can_undo` are set; only the newest of its kind and volume can be tried again.
-    They come with snapshot, volume and safety_snapshot.
+    They come with what `shown_operations` joins.
     """
     explained = with_time_left(operations)
-    undoable = {one.pk: one.safety_snapshot for one in explained if one.safety_snapshot and one.can_be_undone}
-    prefetch_related_objects(list(undoable.values()), "location")
     seen = set()
     for operation in explained:
         snapshot = operation.snapshot
@@ -204,16 +202,18 @@ def explain_operations(operations: Iterable[Operation], user: User) -> list[Oper
         operation.can_retry = failed and snapshot.state == allowed
         is_restore = operation.kind == Operation.Kind.RESTORE
         operation.can_restore_again = failed and is_restore and snapshot.state == State.READY
-        safety = undoable.get(operation.pk) if mine else None
+        safety = operation.safety_snapshot if mine and operation.can_be_undone else None
         operation.can_undo = safety is not None and not get_driver(safety.location).reverts_only_latest
     return explained
 
 
-OPERATION_RELATED = ("snapshot", "volume", "vm", "safety_snapshot", "requested_by")
+OPERATION_RELATED = ("snapshot", "volume", "vm", "safety_snapshot__location", "requested_by")
 OPERATION_SHOWN = (
     *(field.name for field in Operation._meta.concrete_fields),
-    *("snapshot__name", "snapshot__state", "snapshot__project", "safety_snapshot__name", "safety_snapshot__state"),
-    *("safety_snapshot__location", "volume__name", "vm__name", "requested_by__name", "requested_by__email"),
+    *("snapshot__name", "snapshot__state", "snapshot__project", "snapshot__volume", "snapshot__vm"),
+    *("safety_snapshot__name", "safety_snapshot__state", "safety_snapshot__location__driver"),
+    *("safety_snapshot__location__driver_options", "volume__name", "vm__name"),
+    *("requested_by__name", "requested_by__email"),
 )
 
 
@@ -224,16 +224,21 @@ def shown_operations(found: QuerySet[Operation]) -> QuerySet[Operation]:
 
 def newest_of(user: User, most: int, *few: QuerySet[Operation]) -> QuerySet[Operation]:
     """Of each of the few the newest that this person sees, at most so many; the newest first."""
+    return shown_operations(Operation.objects.filter(lists.IsIn("pk", newest_keys(user, most, *few))))
+
+
+def newest_keys(user: User, most: int, *few: QuerySet[Operation]) -> QuerySet[Any, Any]:
     # an expression and no column: a database without statistics would begin with all snapshots of the customer
     project = Coalesce("snapshot__project_id", "snapshot__project_id")
-    keys = [
-        one.alias(project=project)
-        .filter(project__in=list(user.roles))
-        .order_by("-created_at", "-id")
-        .values("pk")[:most]
-        for one in few
-    ]
-    return shown_operations(Operation.objects.filter(lists.IsIn("pk", lists.any_of(keys))))
+    return lists.any_of(
+        [
+            one.alias(project=project)
+            .filter(project__in=list(user.roles))
+            .order_by("-created_at", "-id")
+            .values("pk")[:most]
+            for one in few
+        ]
+    )
 
 
 def with_time_left(operations: Iterable[Operation]) -> list[Operation]:

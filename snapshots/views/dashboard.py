@@ -33,7 +33,7 @@ from .common import (
     version_of,
     with_time_left,
 )
-from .snapshots import explain_rows, listed_snapshots
+from .snapshots import explain_rows, listed_with_runs
 
 NEWEST_SHOWN = 5
 OPERATIONS_SHOWN = 10
@@ -57,7 +57,7 @@ def dashboard(request: HttpRequest) -> HttpResponse:
         "running": running,
         "in_progress": bell.shown(running),
         "failed": failed,
-        "rows": SimpleLazyObject(lambda: explain_rows(newest.rows, user, rates, limits)),
+        "rows": SimpleLazyObject(lambda: explain_rows(newest.rows, user, rates, limits, running)),
         # all that is said of the newest follows from these, and does not have to be rendered again
         "newest_shown": repr((newest.raw, rates, limits, user.seen, bool(totals["volume_count"]), this_minute())),
         "is_live": bool(running),
@@ -82,7 +82,7 @@ def _newest_snapshots(user: User) -> QuerySet[Snapshot]:
     mine = Snapshot.objects.visible_to(user).filter(deleted_at=None).order_by("-created_at", "-pk")
     # of each kind by itself, as the index has them
     newest = lists.any_of([mine.filter(kind=kind).values("pk")[:NEWEST_SHOWN] for kind in Kind.values])
-    return listed_snapshots().filter(lists.IsIn("pk", newest)).order_by("-created_at", "-pk")[:NEWEST_SHOWN]
+    return listed_with_runs().filter(lists.IsIn("pk", newest)).order_by("-created_at", "-pk")[:NEWEST_SHOWN]
 
 
 def figures(user: User, rates: Rates) -> dict[str, object]:

@@ -2,11 +2,13 @@
 
 from uuid import UUID
 
-from django.db.models import Count, Max, Prefetch, Q, QuerySet, prefetch_related_objects
+from django.db.models import Count, Max, OuterRef, Prefetch, Q, QuerySet, Subquery, prefetch_related_objects
+from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect
 from django.views.decorators.http import require_GET, require_POST
 
+from billing import services as billing
 from billing.money import format_price
 from cng_portal.accounts.models import User
 from cng_portal.inventory.models import VirtualMachine, Volume
@@ -14,16 +16,18 @@ from snapshots import lists, services, wizard
 from snapshots.forms import MachineFilterForm, find_machines
 from snapshots.models import BackupSchedule, Kind, Operation, Snapshot, State
 
+from . import bell
 from .backups import explain_schedules
 from .common import (
     automatic_sentence,
     explain_operations,
+    newest_of,
+    rates_of,
     render_list,
     render_live,
-    shown_operations,
     version_of,
 )
-from .snapshots import explain_rows, listed_snapshots
+from .snapshots import explain_rows, listed_with_runs
 from .timelines import timeline_of
 
 KEPT_SHOWN = 20
@@ -31,14 +35,20 @@ OPERATIONS_SHOWN = 20
 
 
 def listed_machines() -> QuerySet[VirtualMachine]:
-    return VirtualMachine.objects.select_related("project__customer", "location")
+    """Each with `protected_at`, when the newest VM snapshot or backup was ready that can be restored, and
+    `schedule_count`.
+    """
+    ready = Snapshot.objects.filter(vm=OuterRef("pk"), state=State.READY).order_by().values("vm")
+    schedules = BackupSchedule.objects.present().filter(vm=OuterRef("pk")).order_by().values("vm")
+    return VirtualMachine.objects.select_related("project__customer", "location").annotate(
+        protected_at=Subquery(ready.annotate(last=Max("ready_at")).values("last")),
+        schedule_count=Coalesce(Subquery(schedules.annotate(count=Count("pk")).values("count")), 0),
+    )
 
 
 @require_GET
 def machines(request: HttpRequest) -> HttpResponse:
-    """Five queries besides session, person, roles and wallet: choices, rows with their total, disks, snapshots, and
-    schedules.
-    """
+    """Three queries besides session, person and wallet: choices, rows with their total, and disks."""
     user = request.user
     form = MachineFilterForm(request.GET, user=user, choices=lists.filter_choices(user))
     page = lists.page_of(find_machines, lists.BY_NAME, request.GET, rows=listed_machines, user=user, **form.narrowing)
@@ -50,27 +60,12 @@ def machines(request: HttpRequest) -> HttpResponse:
 
 
 def explain_machines(found: list[VirtualMachine], user: User) -> list[VirtualMachine]:
-    """Each with `hourly`, `disks` in their order, `disk_gb`, `protected_at` (its newest VM snapshot or backup that can be
-    restored), `schedule_count` and `can_change`. Three queries.
-    """
+    """Each, of listed_machines, with `hourly`, `disks` in their order, `disk_gb` and `can_change`. One query."""
     prefetch_related_objects(found, Prefetch("volumes", disks_in_order(), to_attr="disks"))
-    # of machines that the person sees
-    newest = dict(
-        Snapshot.objects.filter(vm_id__in=[vm.pk for vm in found], state=State.READY)
-        .order_by()
-        .values_list("vm_id")
-        .annotate(Max("ready_at"))
-        if found
-        else ()
-    )
-    schedules = BackupSchedule.objects.present().filter(vm_id__in=[vm.pk for vm in found]).order_by()
-    counts = dict(schedules.values_list("vm_id").annotate(Count("pk")) if found else ())
     for vm in found:
-        vm.schedule_count = counts.get(vm.pk, 0)
         vm.hourly = format_price(vm.hourly_price_micro, vm.project.customer.currency)
         vm.memory_bytes = vm.memory_mb * 1024**2
         vm.disk_gb = sum(disk.size_gb for disk in vm.disks)
-        vm.protected_at = newest.get(vm.pk)
         vm.can_change = user.can_change(vm.project_id)
         for disk in vm.disks:
             disk.is_visible = disk.project_id in user.roles
@@ -85,23 +80,28 @@ def disks_in_order() -> QuerySet[Volume]:
 def machine(request: HttpRequest, vm_id: UUID) -> HttpResponse:
     """Also of a machine that is gone: its snapshots and backups are still there."""
     user = request.user
-    found = get_object_or_404(
-        VirtualMachine.objects.visible_to(user).select_related("project__customer", "location"), pk=vm_id
-    )
+    machines = listed_machines().visible_to(user).annotate(prices=billing.listed_prices(OuterRef("location")))  # type: ignore[attr-defined]
+    found = get_object_or_404(machines, pk=vm_id)
     explain_machines([found], user)
-    kept = {kind: newest_of(found, kind, user) for kind in (Kind.VM, Kind.BACKUP)}
-    about = Operation.objects.visible_to(user).filter(Q(vm=found) | Q(snapshot__vm=found))
-    operations = explain_operations(shown_operations(about)[:OPERATIONS_SHOWN], user)
+    prices = billing.prices_listed(found.prices)
+    about = Operation.objects.filter(Q(vm=found) | Q(snapshot__vm=found))
+    read = list(newest_of(user, OPERATIONS_SHOWN, about, *bell.work_of(user)))
+    operations = explain_operations(
+        [one for one in read if found.pk in (one.vm_id, one.snapshot.vm_id)][:OPERATIONS_SHOWN], user
+    )
+    rows = explain_rows(newest_kept(found, user), user, rates_of(prices), operations=operations)
+    kept = {kind: [one for one in rows if one.kind == kind] for kind in (Kind.VM, Kind.BACKUP)}
     schedules = lists.with_last_run(found.backup_schedules.present().select_related("vm__project__customer"))
     context = {
         "vm": found,
         "schedules": explain_schedules(list(schedules.order_by("-created_at", "-pk")), user),
-        "automatic_sentence": automatic_sentence(found),
+        "automatic_sentence": automatic_sentence(found, prices),
         "snapshots": kept[Kind.VM],
         "backups": kept[Kind.BACKUP],
         "kept_shown": KEPT_SHOWN,
         "line": timeline_of(kept_of(found, user), born=found.created_at),
         "operations": operations,
+        "in_progress": bell.shown_of(user, read),
         "is_live": any(operation.is_active for operation in operations),
         "can_take": found.can_change and found.deleted_at is None,
     }
@@ -119,9 +119,11 @@ def kept_of(vm: VirtualMachine, user: User) -> QuerySet[Snapshot]:
     return Snapshot.objects.filter(vm=vm, deleted_at=None, project__in=list(user.roles))
 
 
-def newest_of(vm: VirtualMachine, kind: Kind, user: User) -> list[Snapshot]:
-    newest = kept_of(vm, user).filter(kind=kind).order_by("-created_at", "-pk").values("pk")[:KEPT_SHOWN]
-    return explain_rows(list(listed_snapshots().filter(pk__in=newest).order_by("-created_at", "-pk")), user)
+def newest_kept(vm: VirtualMachine, user: User) -> list[Snapshot]:
+    """Of its VM snapshots and of its backups KEPT_SHOWN each."""
+    newest = kept_of(vm, user).order_by("-created_at", "-pk")
+    keys = lists.any_of([newest.filter(kind=kind).values("pk")[:KEPT_SHOWN] for kind in (Kind.VM, Kind.BACKUP)])
+    return list(listed_with_runs().filter(lists.IsIn("pk", keys)).order_by("-created_at", "-pk"))
 
 
 @require_POST

@@ -1,11 +1,12 @@
 """The list of snapshots, the page of one, and what can be done with it: each act has a page with a form of its own."""
 
+from collections.abc import Iterable
 from typing import Any
 from uuid import UUID
 
 from django.conf import settings
 from django.contrib import messages
-from django.db.models import Prefetch, Q, QuerySet, prefetch_related_objects
+from django.db.models import Q, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
@@ -19,6 +20,7 @@ from billing import services as billing
 from billing.money import format_amount, format_price
 from cng_portal.accounts.models import Project, User
 from cng_portal.accounts.prepared import prepared
+from cng_portal.inventory.models import VirtualMachine
 from cng_portal.templatetags.portal import poll_seconds
 from cng_portal.templatetags.remember import facts
 from snapshots import lists, services
@@ -31,14 +33,16 @@ from snapshots.forms import (
     SnapshotFilterForm,
     find_snapshots,
 )
-from snapshots.models import BackupRun, BackupSchedule, DiskImage, Kind, Operation, Snapshot, State
+from snapshots.models import BackupSchedule, DiskImage, Kind, Operation, Snapshot, State
 
+from . import bell
 from .common import (
     Rates,
     automatic_sentence,
     explain_operations,
     is_fragment,
     join_place,
+    newest_keys,
     price_of,
     rates_now,
     rates_of,
@@ -104,9 +108,9 @@ def snapshot_list(request: HttpRequest, kind: Kind) -> HttpResponse:
     source = "volume" if kind == Kind.VOLUME else "vm"
     choices = lists.filter_choices(user, source=source, wanted=request.GET.get(source, ""))
     form = SnapshotFilterForm(request.GET, kind=kind, user=user, choices=choices)
-    page = lists.page_of(
-        find_snapshots, form.order, request.GET, rows=listed_snapshots, user=user, kind=kind, **form.narrowing
-    )
+    rows = listed_with_runs if kind == Kind.BACKUP else listed_snapshots
+    page = lists.page_of(find_snapshots, form.order, request.GET, rows=rows, user=user, kind=kind, **form.narrowing)
+    work = SimpleLazyObject(lambda: bell.active(user))
     view = chosen_view(request)
     rates = rates_now() if page.raw else {}
     limits = services.write_backs(page.ids)
@@ -114,7 +118,8 @@ def snapshot_list(request: HttpRequest, kind: Kind) -> HttpResponse:
     context = {
         "kind": kind,
         "form": form,
-        "rows": SimpleLazyObject(lambda: explain_rows(page.rows, user, rates, limits)),
+        "rows": SimpleLazyObject(lambda: explain_rows(page.rows, user, rates, limits, work)),
+        "in_progress": SimpleLazyObject(lambda: bell.shown(work)),
         # all that follows from these and from the address does not have to be rendered again
         "shown": repr((request.get_full_path(), view, user.seen, choices, page.raw, rates, limits, this_minute())),
         "view": view,
@@ -162,24 +167,39 @@ def chosen_view(request: HttpRequest) -> str:
     return VIEWS[0]
 
 
+LISTED_RELATED = ("project__customer", "location", "volume", "vm")
+
+
 def listed_snapshots() -> QuerySet[Snapshot]:
     """With what a row shows of each and of its relations, and no more; `explain_rows` adds the rest."""
-    return Snapshot.objects.select_related("project__customer", "location", "volume", "vm").only(*LISTED)
+    return Snapshot.objects.select_related(*LISTED_RELATED).only(*LISTED)
+
+
+def listed_with_runs() -> QuerySet[Snapshot]:
+    """Where backups are among them. More tables than these PostgreSQL does not put in the best order
+    (join_collapse_limit).
+    """
+    return Snapshot.objects.select_related(*LISTED_RELATED, "run__schedule").only(
+        *LISTED, "run__snapshot", "run__schedule__origin"
+    )
 
 
 def explain_rows(
-    snapshots: list[Snapshot], user: User, rates: Rates | None = None, limits: services.WriteBacks | None = None
+    snapshots: list[Snapshot],
+    user: User,
+    rates: Rates | None = None,
+    limits: services.WriteBacks | None = None,
+    operations: Iterable[Operation] = (),
 ) -> list[Snapshot]:
     """Each with `hourly` ("K 20", "" where it costs nothing), `actions` for its menu, `can_delete`, and `work`: the
     operation that takes or deletes it now, or None, which `poll_seconds` follows.
 
-    One query for the prices where no `rates` are given, and one each where there are backups, where something is in
-    progress and, without the `limits` of services.write_backs, where storage does not write back everything: joined to
-    the list they would make more tables than PostgreSQL puts in the best order (join_collapse_limit).
+    Backups come with their runs. One query for the prices where no `rates` are given, one where something is in progress
+    that is not among the `operations` which the page has read and, without the `limits` of services.write_backs, one
+    where storage does not write back everything.
     """
-    copies = [snapshot for snapshot in snapshots if snapshot.kind == Kind.BACKUP]
-    prefetch_related_objects(copies, Prefetch("run", BackupRun.objects.select_related("schedule")))
-    work = work_on([snapshot.pk for snapshot in snapshots if snapshot.is_transient])
+    work = {one.safety_snapshot_id or one.snapshot_id: one for one in operations if is_work(one)}
+    work |= work_on([one.pk for one in snapshots if one.is_transient and one.pk not in work])
     if rates is None:
         rates = rates_now() if snapshots else {}
     offered = acts() if snapshots else {}
@@ -192,6 +212,12 @@ def explain_rows(
         snapshot.actions = actions_for(snapshot, user, offered, fixed)
         snapshot.can_delete = any(action["name"] == "delete" for action in snapshot.actions)
     return snapshots
+
+
+def is_work(operation: Operation) -> bool:
+    """Whether it takes or deletes a snapshot now, be it the one that is kept before a restore."""
+    own = operation.kind in (Operation.Kind.CAPTURE, Operation.Kind.DELETE)
+    return operation.is_active and (own or operation.safety_snapshot_id is not None)
 
 
 def work_on(snapshot_ids: list[UUID]) -> dict[UUID, Operation]:
@@ -254,7 +280,7 @@ def actions_for(
 @require_GET
 def row(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     """One row or card of the list, which asks for itself until it has settled."""
-    snapshot = get_object_or_404(listed_snapshots().visible_to(request.user), pk=snapshot_id)
+    snapshot = get_object_or_404(listed_with_runs().visible_to(request.user), pk=snapshot_id)
     if not is_fragment(request):
         return redirect("snapshots:snapshot", snapshot_id)
     explain_rows([snapshot], request.user)
@@ -288,8 +314,11 @@ def _disks(user: User, snapshot_id: UUID) -> QuerySet[DiskImage]:
 
 
 @prepared
-def _operations_of(snapshot_id: UUID) -> QuerySet[Operation]:
-    return shown_operations(Operation.objects.filter(Q(snapshot=snapshot_id) | Q(safety_snapshot=snapshot_id)))
+def _operations_of(snapshot_id: UUID, user: User | None) -> QuerySet[Operation]:
+    """And what that person sees in the bell."""
+    about = Q(snapshot=snapshot_id) | Q(safety_snapshot=snapshot_id)
+    in_bell = Q(lists.IsIn("pk", newest_keys(user, bell.READ, Operation.objects.active()))) if user else Q()
+    return shown_operations(Operation.objects.filter(about | in_bell))
 
 
 def get_snapshot_and_disks(user: User, snapshot_id: UUID) -> tuple[Snapshot, list[DiskImage]]:
@@ -324,7 +353,9 @@ def snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     user = request.user
     found, disks = get_snapshot_and_disks(user, snapshot_id)
     belongs_to_backups(request, found)
-    operations = explain_operations(_operations_of(found.pk), user)
+    read = _operations_of(found.pk, user if bell.has_work(user) else None)
+    about = [one for one in read if found.pk in (one.snapshot_id, one.safety_snapshot_id)]
+    operations = explain_operations(about, user)
     fixed = services.never_written_back([found])
     prices = billing.prices_by_place([found.location_id])
     price = price_of(found, rates_of(prices))
@@ -334,7 +365,7 @@ def snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     )
     costs = [cost.label, cost.hours, *(line.formula for line in cost.lines)] if cost else []
     can_change, actions = user.can_change(found.project_id), actions_for(found, user, acts(), fixed)
-    automatic = "" if found.is_charged else automatic_sentence(found.source)
+    automatic = "" if found.is_charged else automatic_sentence(found.source, prices)
     prices_shown = [price.formula if price else "", automatic, *costs]
     context = {
         "snapshot": found,
@@ -343,6 +374,7 @@ def snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         "disks": disks,
         "damage": [disk.damage for disk in disks if disk.damage],
         "operations": operations,
+        "in_progress": bell.shown_of(user, read),
         "is_live": found.is_transient or any(operation.is_active for operation in operations),
         "actions": actions,
         "fixed": fixed.get(found.pk, "") if found.state == State.READY and not found.missing_since else "",
@@ -445,7 +477,7 @@ def restore(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     user = request.user
     found = get_changeable(request, snapshot_id)
     source = found.source
-    disks = list(found.disks.select_related("volume"))
+    disks = list(found.disks.select_related("volume__vm"))
     for project_id in {source.project_id, *(disk.volume.project_id for disk in disks)}:
         services.require_change(user, project_id)
     is_machine = found.kind != Kind.VOLUME
@@ -474,9 +506,12 @@ def restore(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
             )
             return redirect("snapshots:snapshot", found.pk)
     reason, quote = "", None
+    if isinstance(source, VirtualMachine):
+        source.captured = services.volumes_of(source)
+    known = services.look_at(source, timezone.now(), also=(disk.volume for disk in disks))
     try:
-        services.check_restorable(found)
-        quote = services.check_deliverable(source, safety=True)
+        services.check_restorable(found, disks=disks, known=known)
+        quote = services.check_deliverable(source, safety=True, known=known)
     except services.Refusal as refusal:
         reason = str(refusal)
     context = {

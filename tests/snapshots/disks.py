@@ -35,14 +35,14 @@ def put_full_volume(root: Path, volume: Volume, data: bytes, at: int = 0) -> Pat
     return path
 
 
-def sell_everywhere(rate_micro: int = 400_000, kind: ServiceKind = ServiceKind.BS_SNAPSHOT) -> None:
-    """K 0.4 per GB and hour, in every location there is and for two days already."""
+def sell_everywhere(rate_micro: int = 400_000, kind: ServiceKind = ServiceKind.BS_SNAPSHOT, *, days: int = 2) -> None:
+    """K 0.4 per GB and hour, in every location there is and for so many days already."""
     for location in Location.objects.all():
         billing.create_package(
             location=location,
             kind=kind,
             rate_micro=rate_micro,
-            starts_at=timezone.now() - timedelta(days=2),
+            starts_at=timezone.now() - timedelta(days=days),
         )
 
 
