@@ -304,7 +304,7 @@ def facts(draft: Draft) -> list[dict[str, Any]]:
     ]
     if isinstance(source, Volume):
         rows.append((_("Volume"), _("%(name)s · %(size)s GB") % size, "volume"))
-        rows.append((_("Attached to"), source.vm or "-", None))
+        rows.append((_("Attached to"), source.vm or "–", None))
     else:
         volumes = services.volumes_of(source)
         rows.append((_("Instance"), source.name, "instance"))
@@ -416,7 +416,7 @@ def source_context(request: HttpRequest, draft: Draft, form: Any) -> dict[str, A
 
 def source_facts(source: services.Source) -> list[dict[str, object]]:
     if isinstance(source, Volume):
-        first: dict[str, object] = {"label": _("Attached to"), "value": source.vm.name if source.vm else "-"}
+        first: dict[str, object] = {"label": _("Attached to"), "value": source.vm.name if source.vm else "–"}
     else:
         disks = ", ".join(name for _position, name, _gb in source.disks)
         first = {"label": _("Disks"), "value": disks or _("none, so there is nothing to capture")}
@@ -424,7 +424,7 @@ def source_facts(source: services.Source) -> list[dict[str, object]]:
 
 
 def date(instant: datetime | None) -> str:
-    return format_day(instant) if instant else "-"
+    return format_day(instant) if instant else "–"
 
 
 def schedule_context(draft: Draft, form: wizard.ScheduleStepForm) -> dict[str, Any]:

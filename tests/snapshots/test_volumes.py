@@ -76,8 +76,14 @@ def test_a_free_volume_without_snapshots_says_so(client: Client, project: Projec
 
     page = client.get(LIST).content.decode()
 
-    assert '<td class="is-name" data-label="Attached to">-</td>' in page
+    assert '<td class="is-name" data-label="Attached to">–</td>' in page
     assert "none yet" in page
+
+
+def test_a_long_name_gets_a_line_of_its_own_on_a_phone(client: Client, project: Project) -> None:
+    VolumeFactory(project=project, attached=True, vm__name="mail-server-of-the-whole-company")
+
+    assert '<td class="is-name is-wide" data-label="Attached to">' in client.get(LIST).content.decode()
 
 
 def test_only_volumes_of_ones_projects_that_are_there_are_listed(client: Client, project: Project) -> None:
