@@ -1,6 +1,6 @@
 """The page on which staff see every component of the portal in every state: for who composes pages or checks a theme."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from django import forms
@@ -53,6 +53,8 @@ def components(request: HttpRequest) -> HttpResponse:
         "whole": GIB * 50,
         "form": SampleForm(prefix="empty"),
         "wrong": wrong,
+        "page_form": SampleForm(prefix="page"),
+        "filter_form": SampleForm(prefix="filter"),
         "confirmation": ConfirmationForm(label="Type the name to confirm", required="Type the name."),
         "messages": [
             Message(level, text)
@@ -83,8 +85,32 @@ def components(request: HttpRequest) -> HttpResponse:
         "consequences": ["Its data are erased. This cannot be undone.", "You stop paying K 20 an hour."],
         "rows": sample_rows(),
         "cards": sample_rows(),
+        "views": [{"name": name, "url": "#list_toolbar"} for name in ("table", "cards")],
+        "teams": [
+            [("Aung Zaw Htet", "Owner"), ("Thiri Win", "Viewer")],
+            [("somebody-with-a-really-long-address@mail.example.com", "Member")],
+        ],
+        "operations": sample_operations(now),
     }
     return render(request, "components.html", context)
+
+
+def sample_operations(now: datetime) -> list[Operation]:
+    """One that is under way, one that can be tried again, and a restore that can be undone."""
+    volume = Volume(name="db-01-data", size_gb=50)
+    taken, safety = Snapshot(name="before the update"), Snapshot(name="before-restore-of-db-01-data")
+    kinds, states, minute = Operation.Kind, Operation.State, timedelta(minutes=1)
+    found: list[Any] = [
+        Operation(kind=kinds.CAPTURE, state=states.RUNNING, bytes_done=GIB * 12, bytes_total=GIB * 50),
+        Operation(kind=kinds.CAPTURE, state=states.FAILED, error="The storage ran out of room.", finished_at=now),
+        Operation(kind=kinds.RESTORE, state=states.SUCCEEDED, volume=volume, safety_snapshot=safety, finished_at=now),
+        Operation(kind=kinds.VERIFY, state=states.PENDING),
+    ]
+    for number, operation in enumerate(found):
+        operation.snapshot, operation.created_at = taken, now - number * 20 * minute
+        operation.left = "About 4 minutes left" if number == 0 else ""
+        operation.can_retry, operation.can_undo = number == 1, number == 2
+    return found
 
 
 def sample_rows() -> list[Snapshot]:

@@ -32,6 +32,8 @@ def test_every_component_is_on_the_page() -> None:
         "poll",
     }  # the base has the one, and the other is not to be seen
     assert {path.stem for path in (TEMPLATES / "partials").glob("*.html")} <= shown
+    assert {"list_toolbar", "retry", "operations", "card", "table"} <= shown
+    assert all(name in page for name in ("card-form", "list-even", "toolbar-fields"))
 
 
 @pytest.mark.django_db(transaction=True)
