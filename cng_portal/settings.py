@@ -393,6 +393,7 @@ ACCOUNT_RATE_LIMITS = {
     "manage_email": "10/h/user",
     "confirm_email": "1/3m/key",
 }
+PASSWORD_RESET_TIMEOUT = 3600  # for how many seconds a link for a new password opens
 ACCOUNT_FORMS = {
     "add_email": "cng_portal.accounts.forms.NewEmailForm",
     "change_password": "cng_portal.accounts.forms.NewPasswordForm",

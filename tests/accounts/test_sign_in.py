@@ -1,8 +1,13 @@
 """One sign-in for everybody, and back to where a person wanted to go."""
 
+from datetime import timedelta
+
 import pytest
+import time_machine
+from django.core import mail
 from django.test import Client
 from django.urls import reverse
+from django.utils import timezone
 
 from cng_portal.accounts.models import User
 from tests.factories import UserFactory
@@ -49,3 +54,13 @@ def test_administrators_use_the_same_door_and_others_do_not_get_in(client: Clien
 def test_the_next_page_is_always_one_of_ours(client: Client) -> None:
     UserFactory(email="aye@example.com", password=PASSWORD)
     assert sign_in(client, "aye@example.com", next="https://evil.example/")["Location"] == "/"
+
+
+def test_a_link_for_a_new_password_opens_for_an_hour() -> None:
+    person = UserFactory(email="aye@example.com", password=PASSWORD)
+    Client().post(reverse("account_reset_password"), {"email": person.email})
+    link = next(word for word in mail.outbox[-1].body.split() if "/reset/key/" in word).split("testserver")[-1]
+    for minutes, opens in ((59, True), (61, False)):
+        with time_machine.travel(timezone.now() + timedelta(minutes=minutes)):
+            page = Client().get(link, follow=True)
+        assert ("password1" in page.text) == opens
