@@ -200,6 +200,7 @@ def restore(path: Path, *, over_existing: bool = False, with_secret: bool = Fals
         if with_secret:
             with member(tar, SECRET) as content:
                 write_secret(content.read())
+        Process.objects.all().delete()  # those of then, of which none runs: they would be told as having died
         drivers = drivers_of_all_locations()
         given_up = give_up_restores()
         with member(tar, MANIFESTS) as lines:

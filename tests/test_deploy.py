@@ -268,7 +268,8 @@ def test_every_alert_says_what_it_means_and_what_to_do(rule: dict) -> None:
 def test_prometheus_reads_the_rules_and_asks_the_web_machines() -> None:
     config = yaml.safe_load((DEPLOY / "prometheus/prometheus.yml").read_text())
     assert (DEPLOY / "prometheus" / config["rule_files"][0]).exists()
-    (job,) = config["scrape_configs"]
+    job, _machines = config["scrape_configs"]
+    assert int(job["scrape_timeout"].removesuffix("s")) > 10  # what settings.py waits for a connection
     assert any(f'job="{job["job_name"]}"' in rule["expr"] for rule in RULES)
 
 
@@ -279,6 +280,12 @@ def test_the_example_names_only_settings_that_there_are() -> None:
     explained = set(re.findall(r"^#?([A-Z_]+)=", Path(settings.BASE_DIR, ".env.example").read_text(), re.MULTILINE))
     named = set(re.findall(r"^([A-Z_]+)=", (DEPLOY / "portal.env.example").read_text(), re.MULTILINE))
     assert named <= explained
+
+
+def test_the_database_is_asked_in_a_way_that_every_pg_dump_understands() -> None:
+    example = (DEPLOY / "portal.env.example").read_text()
+    assert "sslmode=verify-full" in example
+    assert re.findall(r"sslrootcert=(\S*)$", example, re.MULTILINE) == ["/etc/ssl/certs/ca-certificates.crt"]
 
 
 def test_the_readme_names_only_files_and_units_that_there_are() -> None:
