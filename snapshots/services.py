@@ -742,6 +742,8 @@ def request_new_machine(*, snapshot: Snapshot, user: User, project: Project, nam
         snapshot = locked(snapshot)
         check_usable_in(snapshot, project, user)
         disks = list(snapshot.disks.select_related("volume").order_by("position"))
+        if not disks:  # fsck tells the operator
+            raise NotNow(_("Nothing is known of its disks, so no machine can be made of it. Ask support."))
         check_pace(snapshot.customer_id, Operation.Kind.NEW_VOLUME, more=len(disks))
         size_gb = sum(disk.size_gb for disk in disks)
         check_cloud_quota(snapshot.location_id, disks[0].volume.backend_project, volumes=len(disks), gb=size_gb)

@@ -11,7 +11,7 @@ from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import VirtualMachine, Volume
 from snapshots import services
 from snapshots.models import Kind, Operation, Snapshot, State
-from tests.factories import MembershipFactory, VirtualMachineFactory, VolumeFactory
+from tests.factories import MembershipFactory, VirtualMachineFactory, VMSnapshotFactory, VolumeFactory
 from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sell_everywhere
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
@@ -134,6 +134,12 @@ def test_a_new_machine_is_made_from_it(storage_root: Path, vm: VirtualMachine, m
     ]
     assert all(volume.state == Volume.State.AVAILABLE for volume in volumes)
     assert read_disks(storage_root, made) == BEFORE
+
+
+def test_no_machine_is_made_of_what_has_lost_its_disks(member: Membership) -> None:
+    lost = VMSnapshotFactory(vm__project=member.project, state=State.READY)
+    with pytest.raises(services.NotNow, match="Nothing is known of its disks"):
+        services.request_new_machine(snapshot=lost, user=member.user, project=member.project, name="db-02")
 
 
 def test_a_machine_without_volumes_is_refused(member: Membership) -> None:
