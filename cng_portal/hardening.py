@@ -44,8 +44,7 @@ def headers(get_response: GetResponse) -> GetResponse:
         response = get_response(request)
         response["Permissions-Policy"] = PERMISSIONS_POLICY
         response["Cross-Origin-Resource-Policy"] = "same-origin"
-        if response.get("Content-Type", "").startswith("text/html"):
-            response.setdefault("Cache-Control", "private, no-store")
+        response.setdefault("Cache-Control", "private, no-store")  # exports too; files of ours say how long they are good
         return response
 
     return middleware

@@ -88,6 +88,10 @@ def test_every_service_is_shut_as_tight_as_it_can_be(units: Path, service: Path)
     assert re.search(r"✓ User=/DynamicUser=", result.stdout)
 
 
+def test_no_service_reads_the_history_of_the_code() -> None:
+    assert values(UNITS / "portal-.service.d/common.conf", "InaccessiblePaths") == ["-/opt/portal/.git"]
+
+
 @pytest.mark.parametrize("service", SERVICES, ids=lambda path: path.stem)
 def test_every_service_runs_a_command_that_there_is(service: Path) -> None:
     for line in values(service, "ExecStart") + values(service, "ExecStartPre"):

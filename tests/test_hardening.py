@@ -19,6 +19,7 @@ from django.conf import settings as django_settings
 from django.contrib.auth.hashers import PBKDF2PasswordHasher
 from django.core.exceptions import ImproperlyConfigured
 from django.test import Client
+from django.urls import reverse
 from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries, Settings
 
@@ -236,8 +237,12 @@ def test_every_answer_carries_the_headers_that_keep_others_out(client: Client, p
 
 @pytest.mark.django_db
 def test_pages_are_kept_by_no_cache(client_for: Callable[..., Client]) -> None:
-    for page in (client_for(UserFactory()).get("/"), Client().get("/accounts/login/")):
+    person = client_for(UserFactory())
+    for page in (person.get("/"), Client().get("/accounts/login/"), Client().get("/no-such-page/")):
         assert "no-store" in page["Cache-Control"]
+    export = person.get(reverse("accounts:activity_csv"))
+    assert export["Content-Type"].startswith("text/csv")
+    assert "no-store" in export["Cache-Control"]
 
 
 @pytest.mark.django_db
