@@ -44,7 +44,9 @@ def headers(get_response: GetResponse) -> GetResponse:
         response = get_response(request)
         response["Permissions-Policy"] = PERMISSIONS_POLICY
         response["Cross-Origin-Resource-Policy"] = "same-origin"
-        response.setdefault("Cache-Control", "private, no-store")  # exports too; files of ours say how long they are good
+        response.setdefault(
+            "Cache-Control", "private, no-store"
+        )  # exports too; files of ours say how long they are good
         return response
 
     return middleware
