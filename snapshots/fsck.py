@@ -404,9 +404,10 @@ def look_at_rows(location: Location, now: datetime) -> Iterator[Finding]:
     A row and its operation are written in one transaction, and each query sees both or neither.
     """
     ready = Snapshot.objects.filter(location=location, state=State.READY)
-    for snapshot in in_pages(ready.alias(known=Sum("disks__size_gb", default=0)).exclude(known=F("size_gb"))):
+    incomplete = ready.alias(known=Sum("disks__size_gb", default=0)).exclude(known=F("size_gb"))
+    for found in in_pages(incomplete):
         detail = _("Its disks together do not have its %(size)s GB: a row of one is gone or another's.")
-        yield Finding("disagrees", location.pk, describe(snapshot), detail % {"size": snapshot.size_gb})
+        yield Finding("disagrees", location.pk, describe(found), detail % {"size": found.size_gb})
     active = Operation.objects.active()
     own = active.filter(snapshot=OuterRef("pk"))
     waiting = Snapshot.objects.filter(location=location, state__in=[State.PENDING, State.CREATING])
