@@ -304,6 +304,14 @@ def test_the_rights_of_a_group_are_in_the_log_before_and_after(support: Client) 
     assert support.post(url(Group, "delete", group.pk), {"post": "yes"}).status_code == 302
 
 
+def test_a_number_that_no_group_can_have_is_explained(support: Client) -> None:
+    person, group = UserFactory(), Group.objects.create(name="Clerks")
+    answers = person_answers(person, groups=["9" * 30])
+    assert "is not one of the available choices" in support.post(url(User, "change", person.pk), answers).text
+    answers = {"name": "Clerks", "permissions": ["9" * 30]}
+    assert "is not one of the available choices" in support.post(url(Group, "change", group.pk), answers).text
+
+
 def test_a_password_set_by_an_administrator_ends_the_sessions_and_is_told(
     support: Client, signed_in: tuple[User, Client]
 ) -> None:

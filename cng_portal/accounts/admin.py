@@ -57,6 +57,17 @@ class Autocomplete(AutocompleteSelect):
         return super().optgroups(name, [one for one in value if exists(one)], attr)
 
 
+class Choices(forms.ModelMultipleChoiceField):
+    """Django's own fails on SQLite where what is sent is a number beyond 64 bits."""
+
+    def _check_values(self, value: Any) -> Any:
+        try:
+            return super()._check_values(value)
+        except OverflowError as error:
+            sentence = self.error_messages["invalid_choice"]
+            raise ValidationError(sentence, code="invalid_choice", params={"value": max(value, key=len)}) from error
+
+
 class Autocompletes:
     """For an admin or an inline with `autocomplete_fields`."""
 
@@ -99,6 +110,9 @@ class SupportAdmin(Autocompletes, admin.ModelAdmin):
                 by_person | _any_of([f"{field}__in" for field in self.customer_fields], customers)
             ), False
         return super().get_search_results(request, queryset, search_term)
+
+    def formfield_for_manytomany(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+        return super().formfield_for_manytomany(db_field, request, **kwargs | {"form_class": Choices})
 
     def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
         return super().get_object(request, object_id, from_field or None)  # an empty `_to_field` names no field
