@@ -5,7 +5,19 @@ from typing import Any
 from uuid import UUID
 
 from django.contrib.humanize.templatetags.humanize import intcomma
-from django.db.models import BigIntegerField, Count, Exists, F, OuterRef, Q, QuerySet, Sum, Value
+from django.db.models import (
+    BigIntegerField,
+    Count,
+    Exists,
+    F,
+    OuterRef,
+    Prefetch,
+    Q,
+    QuerySet,
+    Sum,
+    Value,
+    prefetch_related_objects,
+)
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 from django.utils.functional import SimpleLazyObject
@@ -33,7 +45,7 @@ from .common import (
     version_of,
     with_time_left,
 )
-from .snapshots import explain_rows, listed_with_runs
+from .snapshots import explain_rows, listed_snapshots
 
 NEWEST_SHOWN = 5
 OPERATIONS_SHOWN = 10
@@ -57,7 +69,7 @@ def dashboard(request: HttpRequest) -> HttpResponse:
         "running": running,
         "in_progress": bell.shown(running),
         "failed": failed,
-        "rows": SimpleLazyObject(lambda: explain_rows(newest.rows, user, rates, limits, running)),
+        "rows": SimpleLazyObject(lambda: explain_rows(with_runs(newest.rows), user, rates, limits, running)),
         # all that is said of the newest follows from these, and does not have to be rendered again
         "newest_shown": repr((newest.raw, rates, limits, user.seen, bool(totals["volume_count"]), this_minute())),
         "is_live": bool(running),
@@ -82,7 +94,16 @@ def _newest_snapshots(user: User) -> QuerySet[Snapshot]:
     mine = Snapshot.objects.visible_to(user).filter(deleted_at=None).order_by("-created_at", "-pk")
     # of each kind by itself, as the index has them
     newest = lists.any_of([mine.filter(kind=kind).values("pk")[:NEWEST_SHOWN] for kind in Kind.values])
-    return listed_with_runs().filter(lists.IsIn("pk", newest)).order_by("-created_at", "-pk")[:NEWEST_SHOWN]
+    return listed_snapshots().filter(lists.IsIn("pk", newest)).order_by("-created_at", "-pk")[:NEWEST_SHOWN]
+
+
+def with_runs(found: list[Snapshot]) -> list[Snapshot]:
+    """The copies among them with their runs. One query where there are any: joined to the others, which are asked for anew
+    each time, its tables would take longer to plan than to read.
+    """
+    copies = [one for one in found if one.kind == Kind.BACKUP]
+    prefetch_related_objects(copies, Prefetch("run", BackupRun.objects.select_related("schedule")))
+    return found
 
 
 def figures(user: User, rates: Rates) -> dict[str, object]:
