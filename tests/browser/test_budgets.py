@@ -148,7 +148,7 @@ def pages(project: Project, person: User, storage_root: Path) -> list[str]:
     volume = VolumeFactory(project=project, attached_stopped=True)
     put_volume(storage_root, volume, content(b"bytes"))
     for kind in (ServiceKind.BS_SNAPSHOT, ServiceKind.VM_SNAPSHOT, ServiceKind.VM_BACKUP):
-        sell_everywhere(kind=kind, days=50)
+        sell_everywhere(kind=kind)
     now = timezone.now()
     billing.buy_credits(customer=project.customer, amount_micro=10**12, reason="a lot", by=None, key="a lot")
     snapshots = [SnapshotFactory(volume=volume) for _number in range(25)]

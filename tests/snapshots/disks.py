@@ -1,9 +1,7 @@
 """Real disks for the tests: sparse images below the storage folder, small enough to read whole."""
 
-from datetime import timedelta
+from datetime import UTC, datetime
 from pathlib import Path
-
-from django.utils import timezone
 
 from billing import services as billing
 from billing.models import ServiceKind
@@ -35,14 +33,18 @@ def put_full_volume(root: Path, volume: Volume, data: bytes, at: int = 0) -> Pat
     return path
 
 
-def sell_everywhere(rate_micro: int = 400_000, kind: ServiceKind = ServiceKind.BS_SNAPSHOT, *, days: int = 2) -> None:
-    """K 0.4 per GB and hour, in every location there is and for so many days already."""
+# Earlier than any instant that a test names, so that no test depends on today's date.
+PRICED_SINCE = datetime(2000, 1, 1, tzinfo=UTC)
+
+
+def sell_everywhere(rate_micro: int = 400_000, kind: ServiceKind = ServiceKind.BS_SNAPSHOT) -> None:
+    """Set a price of K 0.4 per GB and hour in every location."""
     for location in Location.objects.all():
         billing.create_package(
             location=location,
             kind=kind,
             rate_micro=rate_micro,
-            starts_at=timezone.now() - timedelta(days=days),
+            starts_at=PRICED_SINCE,
         )
 
 
