@@ -855,7 +855,8 @@ def lasts_for(
     hourly = hourly_total(customer=customer, at=at)
 
     def lasting(hourly_micro: int) -> timedelta | None:
-        return timedelta(hours=max(0, left) // hourly_micro) if hourly_micro else None
+        # Large credits at a tiny price last longer than a timedelta can hold.
+        return min(max(0, left) // hourly_micro, timedelta.max // rating.HOUR) * rating.HOUR if hourly_micro else None
 
     return Lasting(balance_micro=left, now=lasting(hourly), then=lasting(hourly + extra_hourly_micro))
 

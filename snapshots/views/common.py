@@ -257,7 +257,11 @@ def time_left(operation: Operation, now: datetime) -> str:
     spent = now - operation.started_at
     if spent < LEAST_SPENT or not 0 < operation.bytes_done <= operation.bytes_total:
         return ""
-    left = spent * (operation.bytes_total - operation.bytes_done) / operation.bytes_done
+    # The ratio comes first: a timedelta multiplied by a number of bytes overflows.
+    ratio = (operation.bytes_total - operation.bytes_done) / operation.bytes_done
+    if ratio > LONGEST_TIME_LEFT / spent:
+        return _("More than 30 days left")
+    left = spent * ratio
     if left < LEAST_SPENT:
         return _("A few seconds left")
     return _("About %(time)s left") % {"time": length_of(left, threshold=1.5)}
@@ -265,6 +269,8 @@ def time_left(operation: Operation, now: datetime) -> str:
 
 # Before this a speed is a guess, and less than this is soon over.
 LEAST_SPENT = timedelta(seconds=5)
+# An estimate beyond this says nothing about when it ends.
+LONGEST_TIME_LEFT = timedelta(days=30)
 
 # The state of the snapshot in which a failed operation can be asked for again; a restore asks for its confirmation anew.
 RETRYABLE_IN = {

@@ -1,0 +1,156 @@
+"""Arithmetic with sizes, sums and durations that customers choose: 1 byte to 1 PB, 0 to 10 years."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from django.test import Client
+from django.utils import timezone
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from billing import money, reports
+from billing import services as billing
+from billing.models import MAX_AMOUNT_MICRO, ServiceKind
+from cng_portal.accounts.models import Project
+from cng_portal.templatetags import portal
+from snapshots.models import Operation, State
+from snapshots.timeline import MOST_MARKS, timeline
+from snapshots.views.common import time_left
+from snapshots.views.timelines import gap_of
+from snapshots.views.wizard import last_day
+from tests.factories import (
+    LocationFactory,
+    OperationFactory,
+    ProjectFactory,
+    SnapshotFactory,
+    UserFactory,
+    VolumeFactory,
+)
+
+GB, PB = 1024**3, 1024**5
+NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
+sizes = st.integers(1, PB)
+durations = st.timedeltas(timedelta(), timedelta(days=3653))
+amounts = st.integers(0, MAX_AMOUNT_MICRO)
+
+
+@given(total=sizes, part=st.fractions(0, 1), spent=durations)
+@example(total=500 * GB, part=0.5, spent=timedelta(seconds=500))
+@example(total=PB, part=1 / PB, spent=timedelta(days=3653))
+@example(total=PB, part=1, spent=timedelta(days=3653))
+def test_the_time_left_can_be_told_for_every_size_and_duration(total: int, part: float, spent: timedelta) -> None:
+    operation = Operation(
+        state=Operation.State.RUNNING,
+        attempt=1,
+        started_at=NOW - spent,
+        bytes_done=int(total * part),
+        bytes_total=total,
+    )
+    assert time_left(operation, NOW) == "" or time_left(operation, NOW).endswith(" left")
+
+
+def test_the_time_left_is_right_in_the_middle_of_a_large_disk() -> None:
+    operation = Operation(state=Operation.State.RUNNING, attempt=1, bytes_done=250 * GB, bytes_total=500 * GB)
+    operation.started_at = NOW - timedelta(minutes=8)
+    assert time_left(operation, NOW) == "About 8 minutes left"
+    operation.started_at, operation.bytes_done = NOW - timedelta(days=1), GB
+    assert time_left(operation, NOW) == "More than 30 days left"
+
+
+@given(size=sizes, part=st.fractions(0, 2))
+def test_bytes_and_percentages_can_be_shown_for_every_size(size: int, part: float) -> None:
+    assert portal.format_bytes(size)
+    assert 0 <= portal.percent(int(size * part), size) <= 100
+
+
+@given(distance=durations, ahead=st.booleans())
+def test_every_duration_can_be_shown(distance: timedelta, ahead: bool) -> None:
+    assert portal.length_of(distance)
+    assert portal.relative(timezone.now() + (distance if ahead else -distance))
+    operation = Operation(created_at=timezone.now() - distance)
+    assert 2 <= portal.poll_seconds([operation]) <= 30
+
+
+# Ten years of a million snapshots of the largest size at the highest price are 8.8e26.
+@given(micro=st.integers(-(10**27), 10**27))
+def test_every_sum_can_be_shown(micro: int) -> None:
+    for show in (money.format_amount, money.format_price, money.format_rate, money.format_price_or_amount):
+        assert show(micro).lstrip("-").startswith("K ")
+
+
+@given(costs=st.lists(amounts, min_size=2, max_size=2), size=st.sampled_from([reports.WIDE, reports.NARROW]))
+def test_every_bar_of_the_cost_chart_fits_it(costs: list[int], size: reports.ChartSize) -> None:
+    months = [NOW.date().replace(day=1, month=10), NOW.date().replace(day=1)]
+    kind = ServiceKind.BS_SNAPSHOT.value
+    found = reports.Summary(
+        services=[],
+        months=months,
+        costs={(month, kind): cost for month, cost in zip(months, costs, strict=True)},
+        bought_micro=0,
+        free_micro=0,
+        consumed_micro=0,
+        balance_micro=0,
+        owed_micro=0,
+        this_month=months[-1],
+        this_month_micro=0,
+        projected_micro=0,
+    )
+    drawn = reports.chart(found=found, currency="MMK", label=str, size=size)
+    for bar in drawn["bars"]:
+        assert 0 <= float(bar.y) <= float(bar.y) + float(bar.height) <= size.height
+
+
+@given(ages=st.lists(durations, max_size=20), age=durations)
+def test_every_age_of_snapshots_fits_the_timeline(ages: list[timedelta], age: timedelta) -> None:
+    taken = [(NOW - one, State.READY.value) for one in ages]
+    found = timeline(taken, born=NOW - age, now=NOW, zone=UTC)
+    assert sum(mark.count for mark in found.marks) == len(ages) and len(found.marks) <= MOST_MARKS
+    assert gap_of(found.gap)
+
+
+@pytest.fixture
+def project() -> Project:
+    return ProjectFactory()
+
+
+@pytest.fixture
+def client(project: Project, client_for: Callable[..., Client]) -> Client:
+    return client_for(UserFactory(member_of=project))
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("seconds", [225, 500, 775])
+def test_every_page_answers_while_a_large_disk_is_captured(project: Project, client: Client, seconds: int) -> None:
+    volume = VolumeFactory(project=project, size_gb=500)
+    OperationFactory(
+        snapshot=SnapshotFactory(volume=volume, creating=True),
+        capture=True,
+        running=True,
+        bytes_done=seconds * GB // 2,
+        bytes_total=500 * GB,
+        started_at=timezone.now() - timedelta(seconds=seconds),
+    )
+    for path in ("/", "/snapshots/", "/volumes/", f"/volumes/{volume.pk}/", "/billing/", "/help/", "/nowhere/"):
+        assert " minutes left" in client.get(path).text, path
+
+
+@pytest.mark.django_db
+def test_how_long_large_credits_last_at_a_tiny_price_can_be_told(project: Project, client: Client) -> None:
+    customer, location, now = project.customer, LocationFactory(), timezone.now()
+    billing.create_package(
+        location=location, kind=ServiceKind.BS_SNAPSHOT, rate_micro=1, starts_at=now - timedelta(days=1)
+    )
+    billing.buy_credits(customer=customer, amount_micro=MAX_AMOUNT_MICRO, reason="bought", by=None, key="first")
+    billing.open_segment(
+        resource_id=project.pk,
+        kind=ServiceKind.BS_SNAPSHOT,
+        name="nightly",
+        project=project,
+        location=location,
+        size_gb=1,
+        at=now,
+    )
+    lasting = billing.lasts_for(customer=customer, at=timezone.now()).now
+    assert lasting is not None and last_day(now, lasting) == "for longer than a calendar can say"
+    assert client.get("/billing/credits/").status_code == 200
