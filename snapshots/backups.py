@@ -59,7 +59,6 @@ from .services import (
     uses_of,
     volumes_of,
 )
-from .situation import situation_of
 
 logger = logging.getLogger(__name__)
 
@@ -687,9 +686,7 @@ def page_of(schedule: BackupSchedule) -> str:
 # --- the administrator's switch --------------------------------------------------------------------------------------
 
 
-def automatic_backup_quote(
-    *, vm: VirtualMachine, at: datetime | None = None, prices: billing.PricesByPlace | None = None
-) -> billing.Quote:
+def automatic_backup_quote(*, vm: VirtualMachine, at: datetime | None = None) -> billing.Quote:
     """What automatic backups of it cost: `rate_micro` is the machine's hourly price, `hourly_micro` 20 % of it,
     `monthly_micro` that for 732 hours, and `formula` the sentence, such as “20 % of K 45.5000 = K 9.10 an hour”. Raises
     NotSold where the location has no VM Backup package.
@@ -701,7 +698,6 @@ def automatic_backup_quote(
             kind=ServiceKind.VM_BACKUP_AUTOMATIC,
             at=at or timezone.now(),
             base_rate_micro=vm.hourly_price_micro,
-            prices=prices,
         )
     except billing.NotSold as error:
         raise NotSold(str(error)) from error
@@ -749,9 +745,8 @@ def switch_automatic_backups(
 def switch_on(vm: VirtualMachine, user: User | None, now: datetime) -> None:
     if vm.deleted_at is not None:
         raise SourceGone(_("“%(name)s” has been deleted, so there is nothing to back up.") % {"name": vm.name})
-    known = situation_of(vm.project, [], at=now)
-    quote = automatic_backup_quote(vm=vm, at=now, prices=known.prices)
-    check_cover(known, quote.hourly_micro)
+    quote = automatic_backup_quote(vm=vm, at=now)
+    check_cover(vm.project.customer, quote.hourly_micro, at=now)
     before = BackupSchedule.objects.filter(vm=vm, origin=BackupSchedule.Origin.AUTOMATIC).order_by("created_at").last()
     # the one from before, where there is one, so that its copies are counted and make room again
     schedule = before or BackupSchedule(vm=vm, origin=BackupSchedule.Origin.AUTOMATIC, created_at=now)

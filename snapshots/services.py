@@ -22,7 +22,7 @@ from billing import services as billing
 from billing.money import format_price
 from cng_portal import names
 from cng_portal.accounts import activity
-from cng_portal.accounts.models import UNLIMITED, Project, User
+from cng_portal.accounts.models import UNLIMITED, Customer, Project, User
 from cng_portal.accounts.prepared import prepared
 from cng_portal.accounts.services import lock_customer
 from cng_portal.inventory.models import CloudProject, VirtualMachine, Volume
@@ -35,6 +35,7 @@ from .models import (
     NAME_LENGTH,
     SERVICE_KINDS,
     BackupRun,
+    BackupSchedule,
     DiskImage,
     Draft,
     Kind,
@@ -298,17 +299,31 @@ def quote_for(
         raise NotSold(str(error)) from error
 
 
-def check_cover(known: Situation, hourly_micro: int) -> None:
+def check_cover(customer: Customer, hourly_micro: int, *, at: datetime) -> None:
+    """Raises NoCredit unless the credits cover one more hour of `hourly_micro`."""
     try:
         billing.require_cover(
-            customer=known.customer,
-            hourly_micro=hourly_micro,
-            at=known.at,
-            reserved_micro=known.reserved_micro,
-            balance_micro=known.balance_micro,
+            customer=customer, hourly_micro=hourly_micro, at=at, reserved_micro=reserved_micro(customer, at=at)
         )
     except billing.InsufficientCredit as error:
         raise NoCredit(str(error)) from error
+
+
+def reserved_micro(customer: Customer, *, at: datetime) -> int:
+    """The first hour of every capture that has not ended: it has no usage segment yet, but its credits are spoken for."""
+    # copies of automatic backups are not charged per GB
+    unfinished = Snapshot.objects.filter(
+        customer=customer, deleted_at=None, state__in=[State.PENDING, State.CREATING]
+    ).exclude(run__schedule__origin=BackupSchedule.Origin.AUTOMATIC)
+    sizes = list(unfinished.order_by().values_list("kind", "location_id").annotate(gb=Sum("size_gb")))
+    if not sizes:
+        return 0
+    prices = billing.prices_by_place({code for _kind, code, _gb in sizes})
+    total = 0
+    for kind, code, gb in sizes:
+        price = billing.price_at(prices.get((SERVICE_KINDS[Kind(kind)], code), []), at)
+        total += gb * price.rate_micro if price and price.is_sold else 0
+    return total
 
 
 def check_room(source: Source) -> None:
@@ -448,7 +463,7 @@ def check_deliverable(
     known = known or look_at(source, at or timezone.now())
     check_capturable(source, safety=safety, known=known)
     quote = quote_for(source, kind=kind, at=known.at, prices=known.prices)
-    check_cover(known, quote.hourly_micro)
+    check_cover(source.project.customer, quote.hourly_micro, at=known.at)
     return quote
 
 

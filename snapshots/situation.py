@@ -41,17 +41,6 @@ class Situation:
         return price is not None and price.is_sold
 
     @cached_property
-    def reserved_micro(self) -> int:
-        """The first hour of what is asked for and not Ready yet: it has no usage segment, but the credits are spoken
-        for.
-        """
-        total = 0
-        for place, gb in self.waiting.items():
-            price = billing.price_at(self.prices.get(place, []), self.at)
-            total += gb * price.rate_micro if price and price.is_sold else 0
-        return total
-
-    @cached_property
     def balance_micro(self) -> int | None:
         """What is left of the credits; None of who pays afterwards. One query."""
         if not self.ledger:

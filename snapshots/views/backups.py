@@ -9,8 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from django.contrib import messages
-from django.db.models import OuterRef, QuerySet, Subquery, Sum
-from django.db.models.functions import Coalesce
+from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
@@ -19,9 +18,8 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
-from billing import services as billing
 from cng_portal.accounts.models import User
-from cng_portal.inventory.models import VirtualMachine, Volume
+from cng_portal.inventory.models import VirtualMachine
 from snapshots import backups, lists, services, slots, wizard
 from snapshots.forms import RHYTHM, ScheduleFilterForm, ScheduleForm, find_schedules, zone_name
 from snapshots.models import BackupRun, BackupSchedule, Kind, Snapshot, State
@@ -107,18 +105,10 @@ def actions_for(schedule: BackupSchedule, user: User) -> list[dict[str, object]]
 
 
 def get_schedule(user: User, schedule_id: UUID) -> BackupSchedule:
-    """With the `prices` of its machine's location, and the machine with `disk_gb`."""
-    disks = Volume.objects.present().filter(vm=OuterRef("vm")).order_by().values("vm")
-    related = BackupSchedule.objects.visible_to(user).select_related(
-        "vm__project__customer", "vm__location", "created_by"
+    visible = BackupSchedule.objects.visible_to(user)
+    return get_object_or_404(
+        visible.select_related("vm__project__customer", "vm__location", "created_by"), pk=schedule_id
     )
-    related = related.annotate(
-        prices=billing.listed_prices(OuterRef("vm__location")),
-        disk_gb=Coalesce(Subquery(disks.annotate(gb=Sum("size_gb")).values("gb")), 0),
-    )
-    found = get_object_or_404(related, pk=schedule_id)
-    found.vm.disk_gb = found.disk_gb
-    return found
 
 
 def runs_of(schedule: UUID) -> QuerySet[BackupRun]:
@@ -180,12 +170,11 @@ def rhythm_of(schedule: BackupSchedule) -> dict[str, Any]:
 
 
 def price_of_copies(schedule: BackupSchedule) -> str:
-    """What its copies cost, as a sentence; the schedule is of `get_schedule`."""
-    prices = billing.prices_listed(schedule.prices)
+    """What its copies cost, as a sentence."""
     if schedule.is_automatic:
-        return automatic_sentence(schedule.vm, prices)
+        return automatic_sentence(schedule.vm)
     try:
-        quote = services.quote_for(schedule.vm, kind=Kind.BACKUP, prices=prices)
+        quote = services.quote_for(schedule.vm, kind=Kind.BACKUP)
     except services.NotSold as refusal:
         return str(refusal)
     return price_of_kept(quote, schedule.keep)

@@ -156,10 +156,10 @@ def price_of_kept(quote: billing.Quote, count: int) -> SafeString:
     )
 
 
-def automatic_sentence(vm: VirtualMachine, prices: billing.PricesByPlace) -> str:
-    """The guide's sentence with the machine's own price in it, or why they cannot be had. The prices are its location's."""
+def automatic_sentence(vm: VirtualMachine) -> str:
+    """The guide's sentence with the machine's own price in it, or why they cannot be had."""
     try:
-        quote = backups.automatic_backup_quote(vm=vm, prices=prices)
+        quote = backups.automatic_backup_quote(vm=vm)
     except services.NotSold as refusal:
         return str(refusal)
     return with_amounts(

@@ -95,7 +95,7 @@ def machine(request: HttpRequest, vm_id: UUID) -> HttpResponse:
     context = {
         "vm": found,
         "schedules": explain_schedules(list(schedules.order_by("-created_at", "-pk")), user),
-        "automatic_sentence": automatic_sentence(found, prices),
+        "automatic_sentence": automatic_sentence(found),
         "snapshots": kept[Kind.VM],
         "backups": kept[Kind.BACKUP],
         "kept_shown": KEPT_SHOWN,

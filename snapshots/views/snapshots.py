@@ -365,7 +365,7 @@ def snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     )
     costs = [cost.label, cost.hours, *(line.formula for line in cost.lines)] if cost else []
     can_change, actions = user.can_change(found.project_id), actions_for(found, user, acts(), fixed)
-    automatic = "" if found.is_charged else automatic_sentence(found.source, prices)
+    automatic = "" if found.is_charged else automatic_sentence(found.source)
     prices_shown = [price.formula if price else "", automatic, *costs]
     context = {
         "snapshot": found,

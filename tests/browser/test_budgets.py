@@ -129,7 +129,7 @@ def test_the_first_page_and_every_later_one_are_small(browser: Browser, address:
 
 # --- queries --------------------------------------------------------------------------------------------------------------
 
-MOST_QUERIES = 8  # the wallet's two, once a minute, come on top where the page does not work them out itself
+MOST_QUERIES = 25
 
 
 @pytest.fixture

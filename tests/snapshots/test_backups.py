@@ -12,7 +12,6 @@ from cng_portal.accounts.models import Activity, Customer, Membership, Notice, R
 from cng_portal.inventory.models import VirtualMachine, Volume
 from snapshots import backups, services, tasks
 from snapshots.models import BackupRun, BackupSchedule, DiskImage, Operation, Snapshot, State
-from snapshots.situation import situation_of
 from tests.factories import BackupScheduleFactory, MembershipFactory, VirtualMachineFactory, VolumeFactory
 from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sell_everywhere
 from tests.snapshots.test_races import all_at_once
@@ -532,7 +531,7 @@ def test_a_copy_of_automatic_backups_costs_nothing_per_gb(vm: VirtualMachine) ->
     Customer.objects.update(billing_type="prepaid")  # without any credits
     schedule = BackupScheduleFactory(vm=vm, automatic=True)
     backups.start_due_runs(due_at(schedule))
-    assert situation_of(services.fresh(vm).project, [], at=timezone.now()).reserved_micro == 0
+    assert services.reserved_micro(vm.project.customer, at=timezone.now()) == 0
     work()
     backups.settle_runs(timezone.now())
     assert (states(schedule), copies(schedule)) == ([DONE], [State.READY])
