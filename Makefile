@@ -4,10 +4,9 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --no-cache-dir --disable-pip-version-check --no-input --requirement
 COMPILE := CUSTOM_COMPILE_COMMAND="make requirements" $(BIN)/python -m piptools compile --quiet --generate-hashes \
 	--allow-unsafe --strip-extras --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
-BURMESE := cng_portal/locale/my/LC_MESSAGES/django.po
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-openstack audit chaos upgrade bench-horizon check format bench permissions messages pictures screenshots requirements clean
+.PHONY: help run test test-openstack audit chaos upgrade bench-horizon check format bench permissions pictures screenshots requirements clean
 
 help:
 	@echo "make run             start the portal with an SQLite database and demo data (Ctrl-C stops it)"
@@ -19,7 +18,7 @@ help:
 	@echo "make format          format the code"
 	@echo "make bench           measure what must stay fast"
 	@echo "make permissions     write docs/permissions.md: who may do what"
-	@echo "make messages        bring the translations up to date with the code (gettext)"
+	@echo "make        bring the translations up to date with the code (gettext)"
 	@echo "make pictures        take the pictures of the guide anew, into static/help"
 	@echo "make screenshots     take a picture of every page in every look, into tests/screenshots, to look at"
 	@echo "make bench-horizon   compare the page of snapshots with Horizon's (root, Debian 12)"
@@ -77,12 +76,6 @@ bench-horizon: .venv/.openstack
 
 bench: .venv/.test
 	@$(BIN)/python -m tests.bench
-
-# needs Debian's gettext; only the texts of what is translated are kept
-messages: .venv/.test
-	$(BIN)/python manage.py makemessages --locale my --no-location --no-wrap --ignore .venv --ignore tests
-	msgattrib --translated --no-fuzzy --no-obsolete --sort-output --no-wrap --output-file $(BURMESE) $(BURMESE)
-	sed -i '/^"POT-Creation-Date\|^"Report-Msgid-Bugs-To/d' $(BURMESE)
 
 pictures: .venv/.test
 	PICTURES=guide $(BIN)/python -m pytest tests/browser/test_pictures.py --quiet -k "of_the_guide"

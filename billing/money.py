@@ -1,14 +1,11 @@
 """Amounts: integers of a millionth of the currency (`_micro`), how they are rounded, and how people read them."""
 
 from decimal import Decimal
-from functools import lru_cache
 
-from babel import Locale
 from babel.numbers import format_decimal, get_currency_symbol
 from django.utils.translation import ngettext
 
-from cng_portal.languages import current_locale
-from cng_portal.languages import digits as local_digits
+from cng_portal.formats import current_locale
 
 MICRO = 1_000_000
 HUNDREDTH_MICRO = 10_000
@@ -39,19 +36,13 @@ def to_decimal(micro: int, digits: int = MAX_DIGITS) -> Decimal:
 
 
 def format_number(micro: int, digits: int) -> str:
-    return _number_in(current_locale(), micro, digits)
-
-
-@lru_cache(maxsize=4096)  # a page of a list prints the same few prices again and again
-def _number_in(locale: Locale, micro: int, digits: int) -> str:
-    """`locale` is the current one, whose digits `local_digits` writes."""
     pattern = "#,##0." + "0" * digits if digits else "#,##0"
-    return local_digits(format_decimal(to_decimal(micro, digits), format=pattern, locale=locale))
+    return format_decimal(to_decimal(micro, digits), format=pattern, locale=current_locale())
 
 
 def format_count(count: int) -> str:
     """`16,384`: hours, GB."""
-    return local_digits(f"{count:,}")
+    return f"{count:,}"
 
 
 def symbol(currency: str) -> str:

@@ -255,7 +255,7 @@ MIDDLEWARE = [
     "cng_portal.logs.RequestMiddleware",
     "cng_portal.maintenance.maintenance",
     "django.contrib.sessions.middleware.SessionMiddleware",
-    "cng_portal.languages.chosen_language",
+    "django.middleware.locale.LocaleMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
@@ -435,10 +435,9 @@ DEFAULT_FROM_EMAIL = read("DEFAULT_FROM_EMAIL", str, "portal@localhost")
 PORTAL_URL = read("PORTAL_URL", site, f"http://localhost:{PORT}")
 
 LANGUAGE_CODE = "en"
-# All but the first are previews, for who chooses one: see cng_portal/languages.py.
-LANGUAGES = [("en", "English"), ("my", "မြန်မာ")]
-# `make messages` writes the texts to the first; the second has them compiled.
-LOCALE_PATHS = [BASE_DIR / "cng_portal" / "locale", DATA_DIR / "locale"]
+# A language is added here once a native speaker has read its translation: see docs/contributing.md.
+LANGUAGES = [("en", "English")]
+LOCALE_PATHS = [BASE_DIR / "cng_portal" / "locale"]
 USE_TZ = True
 TIME_ZONE = "UTC"
 
@@ -477,7 +476,6 @@ CSRF_COOKIE_HTTPONLY = True  # pages carry the token themselves
 # The prefix makes browsers refuse a cookie of that name from a neighbouring host, or without HTTPS.
 COOKIE_PREFIX = "__Host-" if HTTPS else ""
 SESSION_COOKIE_NAME, CSRF_COOKIE_NAME = f"{COOKIE_PREFIX}sessionid", f"{COOKIE_PREFIX}csrftoken"
-LANGUAGE_COOKIE_NAME = f"{COOKIE_PREFIX}django_language"
 MESSAGE_STORAGE = "cng_portal.cookies.MessageStorage"
 if HTTPS:
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")

@@ -3,7 +3,6 @@ from django.contrib import admin
 from django.urls import include, path
 from django.views.generic import RedirectView
 
-from cng_portal.languages import choose_language
 from snapshots.views import components, dashboard
 
 # one door: administrators sign in where everybody does, under the same limits on attempts
@@ -19,7 +18,6 @@ desk = [one for one in desk if getattr(one, "name", "") != "view_on_site"]
 urlpatterns = [
     path("", dashboard, name="dashboard"),
     path("components/", components, name="components"),
-    path("language/", choose_language, name="language"),
     path("help/", include("snapshots.help_urls")),
     path("", include("snapshots.urls")),
     path("", include("cng_portal.accounts.urls")),

@@ -11,8 +11,6 @@ from django.db.models import QuerySet
 from django.utils import timezone
 from django.utils.translation import ngettext
 
-from cng_portal.languages import digits
-
 from .models import Operation
 
 WINDOW = timedelta(hours=1)
@@ -75,6 +73,6 @@ def explain(kind: str, again_at: datetime) -> str:
         settings.ACTS_PER_HOUR[kind],
     ) % {
         "act": Operation.Kind(kind).label,
-        "limit": digits(settings.ACTS_PER_HOUR[kind]),
-        "time": digits(f"{local:%H:%M}"),
+        "limit": settings.ACTS_PER_HOUR[kind],
+        "time": f"{local:%H:%M}",
     }

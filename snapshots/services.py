@@ -26,7 +26,6 @@ from cng_portal.accounts.models import UNLIMITED, Customer, Project, User
 from cng_portal.accounts.prepared import prepared
 from cng_portal.accounts.services import lock_customer
 from cng_portal.inventory.models import CloudProject, VirtualMachine, Volume
-from cng_portal.languages import digits
 
 from . import limits
 from .drivers import get_driver, some_revert_only_latest
@@ -200,7 +199,7 @@ def require_quota(use: QuotaUse, more: int) -> None:
                 "Quota full: %(used)s of %(limit)s %(what)s are used and this one needs %(more)s. "
                 "Delete snapshots that you no longer need, or ask support for a higher quota."
             )
-            % {"used": digits(use.used), "limit": digits(use.limit), "what": use.label, "more": digits(more)}
+            % {"used": use.used, "limit": use.limit, "what": use.label, "more": more}
         )
 
 
@@ -417,7 +416,7 @@ def check_name(customer_id: UUID, name: str, *, but: UUID | None = None, is_take
                 "The name has %(length)s characters; at most %(most)s fit. Shorten it.",
                 len(name),
             )
-            % {"length": digits(len(name)), "most": digits(NAME_LENGTH)},
+            % {"length": len(name), "most": NAME_LENGTH},
             "",
         )
     if not names.can_be_shown(name):

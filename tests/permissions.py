@@ -186,7 +186,6 @@ TABLE: dict[str, list[Row]] = {
     "Help": [
         Row("help:index", "Read the guide", SIGNED_IN),
         Row("help:guide", "Read a page of the guide", SIGNED_IN),
-        Row("language", "Choose a language", SIGNED_IN, "POST"),
     ],
     "Second factors": [
         Row("mfa_index", "Come to the factors", SIGNED_IN, ANY),
@@ -281,7 +280,7 @@ besides. Beyond that:
 | name of a snapshot, whether a copy is kept | who sees it | members and owners, until it is being deleted |
 | role of a person | who is in the project | owners of the project, never so that none is left; administrators |
 | e-mail address of a colleague | who is in a project with them | themselves, after a confirmation; administrators |
-| name, language, zone, theme | name: colleagues; the others themselves | themselves |
+| name, zone, theme | name: colleagues; the others themselves | themselves |
 | quotas | who is in the project | administrators |
 | automatic backups of a machine | who sees the machine | administrators |
 | password, secrets of factors | nobody | themselves; administrators set or take away, which is told |

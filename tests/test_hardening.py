@@ -270,11 +270,11 @@ def test_with_https_every_cookie_is_of_this_host_alone() -> None:
 from django.conf import settings
 from cng_portal.cookies import MessageCookie
 from snapshots.views.snapshots import VIEW_COOKIE
-names = [settings.SESSION_COOKIE_NAME, settings.CSRF_COOKIE_NAME, settings.LANGUAGE_COOKIE_NAME]
+names = [settings.SESSION_COOKIE_NAME, settings.CSRF_COOKIE_NAME]
 print(*names, MessageCookie.cookie_name, VIEW_COOKIE)
 """
     names = manage("shell", "--no-imports", "-c", program, **SAFE).stdout.split()
-    assert len(names) == 5
+    assert len(names) == 4
     assert [name for name in names if not name.startswith("__Host-")] == []
 
 
@@ -282,7 +282,7 @@ print(*names, MessageCookie.cookie_name, VIEW_COOKIE)
 def test_no_other_cookie_is_set(name: str) -> None:
     sources = Path(django_settings.BASE_DIR, name).rglob("*.py")
     set_there = re.findall(r"set_cookie\(\s*([\w.]+)", "".join(path.read_text() for path in sources))
-    assert set(set_there) <= {"settings.LANGUAGE_COOKIE_NAME", "VIEW_COOKIE"}
+    assert set(set_there) <= {"VIEW_COOKIE"}
 
 
 def test_with_https_cookies_and_browsers_stay_with_it() -> None:
@@ -328,9 +328,7 @@ def test_scripts_cannot_read_the_cookies(client: Client) -> None:
     client.get("/accounts/login/")
     client.post("/accounts/login/", {"login": "aye@example.com", "password": "my secret horse 9"})
     client.get("/snapshots/?view=cards")
-    client.post("/language/", {"language": "my"})
-    for name in (VIEW_COOKIE, django_settings.LANGUAGE_COOKIE_NAME):
-        assert client.cookies[name]["httponly"], name
+    assert client.cookies[VIEW_COOKIE]["httponly"]
     for name in (django_settings.SESSION_COOKIE_NAME, django_settings.CSRF_COOKIE_NAME):
         assert client.cookies[name]["httponly"]
         assert client.cookies[name]["samesite"] == "Lax"

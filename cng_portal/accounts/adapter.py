@@ -47,7 +47,7 @@ class AccountAdapter(DefaultAccountAdapter):
         super().send_password_reset_mail(user, email, context)
 
     def send_mail(self, template_prefix: str, email: str, context: dict[str, Any]) -> None:
-        """In the language of who reads it, who may be another one than who asks for it."""
+        """Write times for the recipient, who may not be the user whose request sends the mail."""
         with as_read_by(User.objects.filter(email__iexact=email).first()):
             super().send_mail(template_prefix, email, context)
 

@@ -1,8 +1,6 @@
 from django.apps import AppConfig
 from django.utils.translation import gettext_lazy as _
 
-from cng_portal.languages import compile_catalogues
-
 
 class AccountsConfig(AppConfig):
     name = "cng_portal.accounts"
@@ -11,5 +9,3 @@ class AccountsConfig(AppConfig):
 
     def ready(self) -> None:
         from . import signals  # noqa: F401  # connects them
-
-        compile_catalogues()

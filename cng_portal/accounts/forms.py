@@ -19,11 +19,10 @@ from allauth.mfa.webauthn.forms import (
     ReauthenticateWebAuthnForm,
 )
 from django import forms
-from django.conf import settings
 from django.core.cache import cache
 from django.http import HttpRequest
-from django.utils.translation import get_language, gettext_lazy
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
 
 from cng_portal import names
 
@@ -39,7 +38,7 @@ def zones(customers: str) -> list[tuple[str, str]]:
 class DetailsForm(forms.ModelForm):
     class Meta:
         model = User
-        fields = ["name", "language", "time_zone", "date_format", "theme"]
+        fields = ["name", "time_zone", "date_format", "theme"]
         widgets = {"date_format": forms.RadioSelect, "theme": forms.RadioSelect}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -54,13 +53,6 @@ class DetailsForm(forms.ModelForm):
         )
         self.fields["name"].label = _("Name")
         self.fields["name"].help_text = _("Colleagues see it in lists and in the activity log.")
-        self.fields["language"] = forms.ChoiceField(
-            label=_("Language"),
-            choices=settings.LANGUAGES,
-            widget=forms.RadioSelect,
-            help_text=_("Burmese is a preview: what it lacks stays English. Your e-mails follow."),
-        )
-        self.initial["language"] = self.instance.language or get_language()
         self.fields["date_format"].label = _("Date format")
         self.fields["theme"] = forms.ChoiceField(
             label=_("Theme"), choices=Theme.choices, required=False, widget=forms.RadioSelect

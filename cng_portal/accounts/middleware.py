@@ -9,14 +9,13 @@ from django.contrib import messages
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, resolve_url
 from django.utils.http import url_has_allowed_host_and_scheme, urlencode
-from django.utils.translation import get_language
 from django.utils.translation import gettext as _
 from django_htmx.http import HttpResponseClientRedirect
 
 from . import activity, confirmation, factors, impersonation, preferences, sessions
 
 # what the page that adds one needs, its frame included
-OPEN_WITHOUT_FACTOR = {"accounts:security", "accounts:choose_theme", "language", "snapshots:work"}
+OPEN_WITHOUT_FACTOR = {"accounts:security", "accounts:choose_theme", "snapshots:work"}
 GetResponse = Callable[[HttpRequest], HttpResponse]
 
 
@@ -56,13 +55,11 @@ def impersonation_is_read_only(get_response: GetResponse) -> GetResponse:
 
 
 def personal_preferences(get_response: GetResponse) -> GetResponse:
-    """Times are stored in UTC and shown in the person's zone, else the customer's; dates and language are the person's."""
+    """Times are stored in UTC and shown in the person's zone, else the customer's; dates are written as the person wants."""
 
     def middleware(request: HttpRequest) -> HttpResponse:
         with preferences.as_read_by(request.user if request.user.is_authenticated else None):
-            response = get_response(request)
-            response.headers.setdefault("Content-Language", get_language() or settings.LANGUAGE_CODE)
-        return response
+            return get_response(request)
 
     return middleware
 

@@ -4,7 +4,6 @@ import uuid
 from functools import cached_property
 from zoneinfo import ZoneInfo, available_timezones
 
-from django.conf import settings
 from django.contrib.auth.base_user import AbstractBaseUser, BaseUserManager
 from django.contrib.auth.models import PermissionsMixin
 from django.core.exceptions import ValidationError
@@ -156,17 +155,6 @@ class User(AbstractBaseUser, PermissionsMixin):
         choices=DateFormat.choices,
         default=DateFormat.WORDS,
         db_default=DateFormat.WORDS.value,
-    )
-    language = models.CharField(
-        _("language"),
-        max_length=8,
-        choices=settings.LANGUAGES,
-        blank=True,
-        default="",
-        db_default="",
-        help_text=_(
-            "Of the pages and of the e-mails. Without one it is that of each browser, and e-mails are English."
-        ),
     )
     theme = models.CharField(
         _("theme"), max_length=5, choices=Theme.choices, default=Theme.SYSTEM, db_default="", blank=True

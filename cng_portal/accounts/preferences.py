@@ -1,11 +1,12 @@
-"""How the person who reads wants to read: language, time zone and dates, set for the time of a request or of a notice, and
-read by the filters of templatetags/portal.py."""
+"""The reader's time zone and date format, set for the duration of a request or a notification and read by the filters of
+templatetags/portal.py.
+"""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from contextvars import ContextVar
 
-from django.utils import timezone, translation
+from django.utils import timezone
 
 from .models import DateFormat, User
 
@@ -33,11 +34,10 @@ def month_pattern() -> str:
 
 @contextmanager
 def as_read_by(user: User | None) -> Iterator[None]:
-    """Language, zone and dates are those of the person; without a choice of language the active one stays."""
+    """Use the user's time zone and date format, or the defaults without a user."""
     token = _format.set(DateFormat(user.date_format) if user else DateFormat.WORDS)
-    with ExitStack() as stack:
-        stack.callback(_format.reset, token)
-        stack.enter_context(timezone.override(user.zone if user else None))
-        if user and user.language:
-            stack.enter_context(translation.override(user.language))
-        yield
+    try:
+        with timezone.override(user.zone if user else None):
+            yield
+    finally:
+        _format.reset(token)

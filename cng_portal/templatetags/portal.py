@@ -19,12 +19,11 @@ from heroicons.templatetags.heroicons import heroicon_micro, heroicon_mini, hero
 from PIL import Image
 
 from cng_portal.accounts.preferences import date_pattern, month_pattern
-from cng_portal.languages import current_locale, digits
+from cng_portal.formats import current_locale
 
 from .remember import remembered
 
 register = template.Library()
-register.filter("digits", digits)
 
 ICON_STYLES = {
     "outline": heroicon_outline,
@@ -94,7 +93,7 @@ def format_bytes(value: int | None) -> str:
             break
         amount /= 1024
     pattern = "0" if unit == "B" or abs(amount) >= 100 else "0.#" if abs(amount) >= 10 else "0.##"
-    return f"{digits(format_decimal(amount, pattern, locale=current_locale()))} {unit}"
+    return f"{format_decimal(amount, pattern, locale=current_locale())} {unit}"
 
 
 @register.filter
@@ -133,7 +132,7 @@ def relative(value: datetime | None) -> str:
     delta = value - timezone.now()
     if abs(delta.total_seconds()) < 45:
         return _("just now")
-    return digits(format_timedelta(delta, add_direction=True, locale=current_locale()))
+    return format_timedelta(delta, add_direction=True, locale=current_locale())
 
 
 @register.filter
@@ -142,13 +141,13 @@ def exact(value: datetime) -> str:
     `22 Nov 2026, 20:49:03 UTC+06:30`.
     """
     pattern = f"{date_pattern()}, HH:mm:ss 'UTC'xxx"
-    return digits(format_datetime(timezone.localtime(value), pattern, locale=current_locale()))
+    return format_datetime(timezone.localtime(value), pattern, locale=current_locale())
 
 
 def minute(value: datetime) -> str:
     """The instant to the minute in the active zone, for a text that is kept: `22 Nov 2026, 02:00 UTC+06:30`."""
     pattern = f"{date_pattern()}, HH:mm 'UTC'xxx"
-    return digits(format_datetime(timezone.localtime(value), pattern, locale=current_locale()))
+    return format_datetime(timezone.localtime(value), pattern, locale=current_locale())
 
 
 @register.filter
@@ -156,23 +155,23 @@ def day(value: date) -> str:
     """`22 Nov 2026`, as the reader wants it; an instant is that of the active zone."""
     if isinstance(value, datetime):
         value = timezone.localtime(value).date()
-    return digits(format_date(value, date_pattern(), locale=current_locale()))
+    return format_date(value, date_pattern(), locale=current_locale())
 
 
 def near_day(value: date, weekday: str = "") -> str:
     """`3 Nov`, with the year where it is another one; `weekday` is a CLDR pattern that goes before: `Tue 3 Nov`."""
     pattern = date_pattern(with_year=value.year != timezone.localdate().year)
-    return digits(format_date(value, f"{weekday} {pattern}".strip(), locale=current_locale()))
+    return format_date(value, f"{weekday} {pattern}".strip(), locale=current_locale())
 
 
 def month(value: date, pattern: str = "") -> str:
     """`November 2026`, as the reader wants it, or by a CLDR pattern."""
-    return digits(format_date(value, pattern or month_pattern(), locale=current_locale()))
+    return format_date(value, pattern or month_pattern(), locale=current_locale())
 
 
 def length_of(value: timedelta, **options: Any) -> str:
-    """`3 days`, in the reader's language and digits."""
-    return digits(format_timedelta(value, locale=current_locale(), **options))
+    """`3 days`, in the reader's language."""
+    return format_timedelta(value, locale=current_locale(), **options)
 
 
 @register.filter

@@ -15,7 +15,6 @@ from django.utils.translation import gettext_lazy as _
 
 from cng_portal.accounts.models import User
 from cng_portal.inventory.models import Interval, VirtualMachine, Weekday
-from cng_portal.languages import digits
 
 from .. import slots
 from .snapshots import Draft, Snapshot
@@ -117,8 +116,7 @@ class BackupSchedule(models.Model):
     @property
     def when(self) -> str:
         """`Every Monday at 02:00`, on the customer's clock and in the reader's language."""
-        at, day = digits(f"{self.at:%H:%M}"), digits(self.month_day)
-        values = {"at": at, "weekday": self.get_weekday_display(), "day": day}
+        values = {"at": f"{self.at:%H:%M}", "weekday": self.get_weekday_display(), "day": self.month_day}
         if self.interval == Interval.DAILY:
             return gettext("Every day at %(at)s") % values
         if self.interval == Interval.WEEKLY:

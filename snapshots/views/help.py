@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 
-from django.conf import settings
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.utils.functional import Promise
@@ -60,7 +59,7 @@ GUIDES = [
 
 @require_GET
 def index(request: HttpRequest) -> HttpResponse:
-    return render(request, "help/index.html", {"guides": GUIDES, "languages": settings.LANGUAGES})
+    return render(request, "help/index.html", {"guides": GUIDES})
 
 
 @require_GET

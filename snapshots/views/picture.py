@@ -13,7 +13,7 @@ from babel.dates import format_datetime
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from cng_portal.languages import current_locale, digits
+from cng_portal.formats import current_locale
 from cng_portal.templatetags.portal import near_day
 from snapshots import slots
 
@@ -80,7 +80,7 @@ def in_words(instant: datetime, zone: ZoneInfo) -> tuple[str, str]:
     daylight saving changes.
     """
     local = instant.astimezone(zone)
-    time = digits(format_datetime(local, "HH:mm 'UTC'xxx", locale=current_locale()))
+    time = format_datetime(local, "HH:mm 'UTC'xxx", locale=current_locale())
     return near_day(local.date(), "EEE"), time
 
 

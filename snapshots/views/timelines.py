@@ -8,7 +8,6 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from cng_portal.languages import digits
 from cng_portal.templatetags.portal import length_of, month, near_day
 from snapshots.models import Snapshot
 from snapshots.timeline import MOST_TAKEN, Gap, Mark, timeline
@@ -56,9 +55,9 @@ def timeline_of(snapshots: QuerySet[Snapshot], *, born: datetime) -> dict[str, A
 
 def title_of(count: int, *, more: bool, since: date) -> str:
     if more:
-        return _("The newest %(count)s snapshots, since %(day)s") % {"count": digits(count), "day": near_day(since)}
+        return _("The newest %(count)s snapshots, since %(day)s") % {"count": count, "day": near_day(since)}
     return ngettext("%(count)s snapshot since %(day)s", "%(count)s snapshots since %(day)s", count) % {
-        "count": digits(count),
+        "count": count,
         "day": near_day(since),
     }
 
@@ -69,9 +68,7 @@ def gap_of(gap: Gap | None) -> str:
     if gap.end is None and gap.length < timedelta(days=1):
         return _("The last one is less than a day old.")
     days = round(gap.length / timedelta(days=1))
-    length = (
-        ngettext("%(count)s day", "%(count)s days", days) % {"count": digits(days)} if days else length_of(gap.length)
-    )
+    length = ngettext("%(count)s day", "%(count)s days", days) % {"count": days} if days else length_of(gap.length)
     if gap.end is None:
         return _("The longest time without one is now: %(length)s.") % {"length": length}
     return _("The longest time without one: %(length)s, from %(start)s to %(end)s.") % {
@@ -96,5 +93,5 @@ def label_of(mark: Mark, unit: str) -> str:
         (mark.failed, _("%(count)s failed")),
         (mark.waiting, _("%(count)s being taken or deleted")),
     ]
-    what = ", ".join(text % {"count": digits(count)} for count, text in counts if count)
+    what = ", ".join(text % {"count": count} for count, text in counts if count)
     return _("%(when)s: %(what)s") % {"when": when, "what": what}

@@ -21,7 +21,6 @@ from billing.money import format_amount, format_count, format_price
 from cng_portal.accounts.models import BillingType, User
 from cng_portal.accounts.prepared import Given, prepared
 from cng_portal.inventory.models import Region, VirtualMachine, Volume
-from cng_portal.languages import digits
 from cng_portal.templatetags.portal import day as format_day
 from snapshots import backups, limits, services, slots, wizard
 from snapshots.drivers import get_driver
@@ -366,7 +365,7 @@ def project_context(request: HttpRequest, draft: Draft, form: Any) -> dict[str, 
         project.value = str(project.pk)
         project.checked = project.pk == draft.project_id
         if draft.kind == Kind.VOLUME:
-            project.text = ngettext("%(count)s volume", "%(count)s volumes", count) % {"count": digits(count)}
+            project.text = ngettext("%(count)s volume", "%(count)s volumes", count) % {"count": count}
             reason = _("No volume in %(code)s.")
         else:
             project.text = ngettext("%(count)s instance", "%(count)s instances", count) % {"count": count}

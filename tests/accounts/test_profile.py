@@ -35,7 +35,7 @@ def person() -> User:
 
 
 def details(**answers: str) -> dict[str, str]:
-    own = {"name": "Aye", "language": "en", "time_zone": "", "date_format": DateFormat.WORDS, "theme": ""}
+    own = {"name": "Aye", "time_zone": "", "date_format": DateFormat.WORDS, "theme": ""}
     return own | answers
 
 

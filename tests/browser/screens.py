@@ -16,7 +16,6 @@ from allauth.account.utils import user_pk_to_url_str
 from allauth.mfa.models import Authenticator
 from allauth.mfa.recovery_codes.internal.auth import RecoveryCodes
 from allauth.mfa.totp.internal.auth import TOTP, generate_totp_secret
-from django.conf import settings
 from django.contrib.sessions.models import Session
 from django.template.loader import render_to_string
 from django.test import Client
@@ -532,19 +531,6 @@ def of_a_viewer(member: Membership) -> Screens:
     }
 
 
-def in_burmese(member: Membership) -> Screens:
-    data = Volume.objects.get(name="db-01-data")
-    ready = Snapshot.objects.get(name="before the update")
-    found = {
-        "my-dashboard": Screen("/"),
-        "my-snapshots": Screen("/snapshots/?view=table"),
-        "my-snapshots-cards": Screen("/snapshots/?view=cards"),
-        "my-snapshot": Screen(reverse("snapshots:snapshot", args=[ready.pk])),
-        "my-delete": Screen(reverse("snapshots:delete", args=[ready.pk])),
-    }
-    return found | {f"my-wizard-{slug}": Screen(address) for slug, address in answered(member, data).items()}
-
-
 def of_an_administrator(member: Membership) -> Screens:
     customer, machine = member.project.customer, Volume.objects.get(name="db-01-data").vm
     web = machine.project.vms.get(name="web-01")
@@ -606,8 +592,6 @@ def accounts(member: Membership) -> dict[str, Account]:
     newcomer = UserFactory(name="Su Su", email="su@example.com", member_of=project)
     admin = UserFactory(admin=True, name="Support", email="admin@example.com")
     owner = client_of(member.user)
-    burmese = client_of(member.user)
-    burmese.cookies[settings.LANGUAGE_COOKIE_NAME] = "my"
     with_factors = of_somebody_with_factors(member)
     looking = client_of(admin)
     looking.post(reverse("admin:accounts_look_as", args=[member.user_id]))
@@ -622,7 +606,6 @@ def accounts(member: Membership) -> dict[str, Account]:
         "nobody": (Client(), of_nobody(member)),
         "newcomer": (client_of(newcomer), of_a_newcomer(member)),
         "viewer": (client_of(in_project["thiri@example.com"]), of_a_viewer(member)),
-        "burmese": (burmese, in_burmese(member)),
         "administrator": (client_of(admin), of_an_administrator(member)),
         "half signed in": (
             between_password_and_code(colleague),

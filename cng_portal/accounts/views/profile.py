@@ -14,7 +14,6 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 from cng_portal.accounts import activity, confirmation, factors, impersonation, preferences, sessions
 from cng_portal.accounts.forms import DetailsForm, ThemeForm
 from cng_portal.accounts.models import Activity, User
-from cng_portal.languages import keep_language
 
 from .common import tabs
 
@@ -35,9 +34,7 @@ def profile(request: HttpRequest) -> HttpResponse:
                 activity.record(act="person.change", actor=mine, thing=mine, before=before, after=after)
         with preferences.as_read_by(mine):
             messages.success(request, _("Your details are saved."))
-        response = redirect("accounts:profile")
-        keep_language(request, response, mine.language)
-        return response
+        return redirect("accounts:profile")
     return render(request, "accounts/profile.html", {"form": form, "tabs": tabs(request)})
 
 
