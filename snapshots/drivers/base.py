@@ -12,7 +12,7 @@ is there, and calls ``heartbeat`` at least once a second until then.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import Enum
 from uuid import UUID
 
@@ -20,6 +20,8 @@ from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
 GIB = 1024**3
+# A clone of a snapshot that was verified within this time is made without reading the snapshot first.
+VERIFICATION_VALID_FOR = timedelta(days=1)
 
 # heartbeat(bytes_done, bytes_total) reports progress and may raise Interrupted, after which the driver must leave nothing
 # half-made behind and let the exception through. A total of 0 means that it cannot be told.
@@ -51,6 +53,7 @@ class SnapshotRef:
     uuid: UUID
     backend_ref: str = ""
     backend_project: str = ""  # of its volume
+    checksum: str = ""  # the portal's own record of it; "" where there is none yet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +66,7 @@ class SnapshotInfo:
     allocated_bytes: int | None  # really used; None where the engine cannot tell
     checksum: str  # blake3, 64 hex digits; "" while it is not computed, or where the bytes cannot be read
     captured_at: datetime  # aware, UTC
+    verified_at: datetime | None = None  # when its bytes were last read and matched; None where they never were
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +212,14 @@ class Driver(ABC):
     @abstractmethod
     def __init__(self, *, location: str, **options: str) -> None: ...
 
+    @property
+    def clones(self) -> bool:
+        """Whether a restore shares blocks with the snapshot, so that reading it first takes most of the time.
+
+        Quick enough for a page. Raises Unavailable.
+        """
+        return False
+
     @abstractmethod
     def create_volume(self, volume: VolumeRef) -> str:
         """Make an empty volume and return its backend_ref. One that is there with the same size is left as it is.
@@ -237,7 +249,8 @@ class Driver(ABC):
 
     @abstractmethod
     def verify_snapshot(self, snapshot: SnapshotRef, heartbeat: Heartbeat = no_heartbeat) -> SnapshotInfo:
-        """Read the snapshot again, compare it with its checksum, or record the checksum when it has none yet.
+        """Read the snapshot again and compare it with its checksum, here and in ``snapshot``, or record the checksum when it
+        has none yet.
 
         Raises NotFound, Busy, NoSpace, Corrupt, Unavailable.
         """
@@ -251,19 +264,36 @@ class Driver(ABC):
 
     @abstractmethod
     def create_volume_from_snapshot(
-        self, snapshot: SnapshotRef, volume: VolumeRef, heartbeat: Heartbeat = no_heartbeat
+        self,
+        snapshot: SnapshotRef,
+        volume: VolumeRef,
+        heartbeat: Heartbeat = no_heartbeat,
+        *,
+        unchecked: bool = False,
     ) -> str:
         """Make a new volume with the snapshot's bytes, grown with zeros to ``volume.size_gb``; return its backend_ref.
 
-        A complete volume of that uuid is left as it is. The bytes are not compared with the checksum; verify_snapshot
-        does that. Raises NotFound, Busy, NoSpace, Corrupt, Refused (smaller than the snapshot), Unavailable.
+        A complete volume of that uuid is left as it is. An engine that reads bytes compares them as revert_volume does.
+        Raises NotFound, Busy, NoSpace, Corrupt, Refused (smaller than the snapshot), Unavailable.
         """
 
     @abstractmethod
-    def revert_volume(self, volume: VolumeRef, snapshot: SnapshotRef, heartbeat: Heartbeat = no_heartbeat) -> None:
+    def revert_volume(
+        self,
+        volume: VolumeRef,
+        snapshot: SnapshotRef,
+        heartbeat: Heartbeat = no_heartbeat,
+        *,
+        unchecked: bool = False,
+    ) -> None:
         """Give the volume the snapshot's bytes again: all, or the old ones stay. Nobody writes to it meanwhile.
 
         Volumes keep their size: bytes beyond the snapshot's end become zeros. Reverting twice gives the same bytes.
+
+        An engine that reads bytes raises Corrupt, before the volume changes, when they do not match the snapshot's
+        checksum, the engine's or that of ``snapshot``, and records the checksum when there is none yet. A copy is checked
+        while it is written. A clone is checked by reading the snapshot first, unless it was verified within
+        VERIFICATION_VALID_FOR. With ``unchecked`` nothing is compared, so that a damaged snapshot can be used too.
         Raises NotFound, Busy, NoSpace, Corrupt, Refused, Unavailable.
         """
 

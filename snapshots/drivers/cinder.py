@@ -204,7 +204,12 @@ class CinderDriver(Driver, Inventory):
             ) from error
 
     def create_volume_from_snapshot(
-        self, snapshot: SnapshotRef, volume: VolumeRef, heartbeat: Heartbeat = no_heartbeat
+        self,
+        snapshot: SnapshotRef,
+        volume: VolumeRef,
+        heartbeat: Heartbeat = no_heartbeat,
+        *,
+        unchecked: bool = False,
     ) -> str:
         beat = Beat(heartbeat, total=volume.size_gb * GIB, project=snapshot.backend_project)
         beat()
@@ -223,7 +228,14 @@ class CinderDriver(Driver, Inventory):
         except Absent as error:
             raise self._no_snapshot() from error
 
-    def revert_volume(self, volume: VolumeRef, snapshot: SnapshotRef, heartbeat: Heartbeat = no_heartbeat) -> None:
+    def revert_volume(
+        self,
+        volume: VolumeRef,
+        snapshot: SnapshotRef,
+        heartbeat: Heartbeat = no_heartbeat,
+        *,
+        unchecked: bool = False,
+    ) -> None:
         beat = Beat(heartbeat, total=volume.size_gb * GIB, project=volume.backend_project)
         beat()
         current = self._get_volume(volume, beat)

@@ -181,13 +181,12 @@ def fill_image(
 ) -> tuple[str, str]:
     """Give the empty file `target` the bytes of `source`, then zeros or nothing up to `size`, and make it durable.
 
-    Returns the method, "clone" or "copy", and the checksum of the source's bytes, "" for a clone. The progress grows by
-    the source's size.
+    Returns the method, "clone" or "copy", and the checksum of the source's bytes, "" for a clone. A copy adds the source's
+    size to the progress, a clone nothing.
     """
     source_size = os.fstat(source).st_size
     if cloning and progress.during(clone_file, source, target):
         method, digest = "clone", ""
-        progress.add(source_size)
     else:
         bypass_page_cache(target)
         os.ftruncate(target, size)  # writes that make a file longer wait for each other

@@ -24,9 +24,9 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -35,6 +35,7 @@ from django.utils.translation import gettext as _
 
 from .base import (
     GIB,
+    VERIFICATION_VALID_FOR,
     Busy,
     Consistency,
     Corrupt,
@@ -85,6 +86,7 @@ class Manifest:
         try:
             manifest = cls(**content)
             captured_at = datetime.fromisoformat(manifest.captured_at)
+            verified_at = datetime.fromisoformat(manifest.verified_at or manifest.captured_at)
         except TypeError as error:
             raise ValueError(str(error)) from error
         texts = [manifest.blake3 or "", manifest.volume_uuid, manifest.capture]
@@ -92,6 +94,7 @@ class Manifest:
         if (
             manifest.format != FORMAT
             or captured_at.tzinfo is None
+            or verified_at.tzinfo is None
             or not isinstance(manifest.group, list)
             or not all(isinstance(text, str) for text in (*texts, *manifest.group))
             or not all(isinstance(size, int) for size in sizes)
@@ -110,7 +113,14 @@ class Manifest:
             allocated_bytes=self.allocated_bytes,
             checksum=self.blake3 or "",
             captured_at=datetime.fromisoformat(self.captured_at),
+            verified_at=datetime.fromisoformat(self.verified_at) if self.verified_at else None,
         )
+
+    def is_verified_recently(self, now: datetime) -> bool:
+        """False also for an instant that lies ahead: the clock was set back since."""
+        if not self.blake3 or not self.verified_at:
+            return False
+        return timedelta() <= now - datetime.fromisoformat(self.verified_at) < VERIFICATION_VALID_FOR
 
 
 class LocalDriver(Driver):
@@ -127,6 +137,11 @@ class LocalDriver(Driver):
         self.volumes = self.folder / "volumes"
         self.snapshots = self.folder / "snapshots"
 
+    @property
+    def clones(self) -> bool:
+        with self._contract_errors():
+            return self._can_clone
+
     # Volumes
 
     def create_volume(self, volume: VolumeRef) -> str:
@@ -138,7 +153,12 @@ class LocalDriver(Driver):
         return ""
 
     def create_volume_from_snapshot(
-        self, snapshot: SnapshotRef, volume: VolumeRef, heartbeat: Heartbeat = no_heartbeat
+        self,
+        snapshot: SnapshotRef,
+        volume: VolumeRef,
+        heartbeat: Heartbeat = no_heartbeat,
+        *,
+        unchecked: bool = False,
     ) -> str:
         with self._working(exclusive=[volume], shared=[snapshot]):
             if self._has_volume(volume):
@@ -148,10 +168,18 @@ class LocalDriver(Driver):
             with self._open(self._disk_path(snapshot.uuid)) as source:
                 self._check_space([source])
                 with self._new_image(volume, VOLUME_MODE) as target:
-                    self._fill(source, target, volume.size_gb * GIB, heartbeat)
+                    size = volume.size_gb * GIB
+                    self._fill(snapshot, manifest, source, target, size, heartbeat, unchecked=unchecked)
         return ""
 
-    def revert_volume(self, volume: VolumeRef, snapshot: SnapshotRef, heartbeat: Heartbeat = no_heartbeat) -> None:
+    def revert_volume(
+        self,
+        volume: VolumeRef,
+        snapshot: SnapshotRef,
+        heartbeat: Heartbeat = no_heartbeat,
+        *,
+        unchecked: bool = False,
+    ) -> None:
         with self._working(exclusive=[volume], shared=[snapshot]), self._open_volume(volume, writing=True) as current:
             before = os.fstat(current)
             manifest = self._get_manifest(snapshot.uuid)
@@ -162,7 +190,7 @@ class LocalDriver(Driver):
                     fresh = os.fstat(target)
                     if (before.st_uid, before.st_gid) != (fresh.st_uid, fresh.st_gid):
                         os.fchown(target, before.st_uid, before.st_gid)
-                    self._fill(source, target, before.st_size, heartbeat)
+                    self._fill(snapshot, manifest, source, target, before.st_size, heartbeat, unchecked=unchecked)
 
     # Beyond the contract: disks from elsewhere
 
@@ -188,7 +216,12 @@ class LocalDriver(Driver):
                     unpack_qcow2(image, self._hidden_path(self.volumes, volume.uuid, "new"), progress)
                     progress.during(os.fsync, target)
                 else:
-                    fill_image(source, target, volume.size_gb * GIB, progress, cloning=self._can_clone, checksum=False)
+                    target_size = volume.size_gb * GIB
+                    method, _checksum = fill_image(
+                        source, target, target_size, progress, cloning=self._can_clone, checksum=False
+                    )
+                    if method == "clone":
+                        progress.add(size)
                 progress.beat()
         return ""
 
@@ -228,17 +261,8 @@ class LocalDriver(Driver):
                 progress = Progress(heartbeat, manifest.size_bytes)
                 checksum = copy_data(disk, None, manifest.size_bytes, progress, checksum=True)
                 progress.beat()
-            if manifest.blake3 and manifest.blake3 != checksum:
-                raise Corrupt(
-                    _(
-                        "The snapshot's bytes are not the ones that were captured: its checksum does not match. "
-                        "Do not rely on it; take a new snapshot and contact support."
-                    )
-                )
-            manifest = replace(manifest, blake3=checksum, verified_at=datetime.now(UTC).isoformat())
-            folder = self._snapshot_path(snapshot.uuid)
-            self._write_manifest(folder, manifest)
-            return manifest.as_info()
+            self._compare(manifest, snapshot, checksum)
+            return self._record_verification(snapshot, checksum).as_info()
 
     def delete_snapshot(self, snapshot: SnapshotRef) -> None:
         with self._working(exclusive=[snapshot]):
@@ -335,7 +359,8 @@ class LocalDriver(Driver):
                 pass
             if manifest.snapshot_uuid != str(uuid) or manifest.size_bytes != size:
                 return False
-            self._write_manifest(path, manifest)
+            # The bytes may have changed since the manifest was backed up.
+            self._write_manifest(path, replace(manifest, verified_at=None))
             return True
 
     def remove_leftovers(self, backend_project: str = "", needed: Callable[[UUID], bool] = lambda uuid: False) -> None:
@@ -381,6 +406,8 @@ class LocalDriver(Driver):
                         method, checksum = fill_image(
                             sources[uuid], target, size, progress, cloning=self._can_clone, checksum=True
                         )
+                        if method == "clone":
+                            progress.add(size)
                         allocated = os.fstat(target).st_blocks * 512
                     manifest = Manifest(
                         snapshot_uuid=str(uuid),
@@ -437,6 +464,23 @@ class LocalDriver(Driver):
         except (FileNotFoundError, ValueError):
             return []
 
+    def _compare(self, manifest: Manifest, snapshot: SnapshotRef, checksum: str) -> None:
+        """Raises Corrupt unless it is the checksum in the manifest and in the portal, where they have one."""
+        if {manifest.blake3 or checksum, snapshot.checksum or checksum} != {checksum}:
+            raise Corrupt(
+                _(
+                    "The snapshot's bytes are not the ones that were captured: its checksum does not match. "
+                    "Do not rely on it; take a new snapshot and contact support."
+                )
+            )
+
+    def _record_verification(self, snapshot: SnapshotRef, checksum: str) -> Manifest:
+        """The caller holds the lock for verifying, because it is the one for writing the manifest."""
+        verified_at = datetime.now(UTC).isoformat()
+        manifest = replace(self._get_manifest(snapshot.uuid), blake3=checksum, verified_at=verified_at)
+        self._write_manifest(self._snapshot_path(snapshot.uuid), manifest)
+        return manifest
+
     def _write_manifest(self, folder: Path, manifest: Manifest) -> None:
         write_file(folder / ".manifest.json.new", manifest.dump())
         os.replace(folder / ".manifest.json.new", folder / "manifest.json")
@@ -491,10 +535,40 @@ class LocalDriver(Driver):
                 % {"name": volume.name, "size": -(-manifest.size_bytes // GIB)}
             )
 
-    def _fill(self, source: int, target: int, size: int, heartbeat: Heartbeat) -> None:
-        progress = Progress(heartbeat, os.fstat(source).st_size)
-        fill_image(source, target, size, progress, cloning=self._can_clone, checksum=False)
+    def _fill(
+        self,
+        snapshot: SnapshotRef,
+        manifest: Manifest,
+        source: int,
+        target: int,
+        size: int,
+        heartbeat: Heartbeat,
+        *,
+        unchecked: bool,
+    ) -> None:
+        """Give the empty `target` the bytes of the snapshot, open as `source`. Raises Corrupt as the contract says."""
+        progress = Progress(heartbeat, manifest.size_bytes)
+        checksum = ""
+        if self._can_clone and not unchecked:
+            if manifest.is_verified_recently(datetime.now(UTC)):
+                self._compare(manifest, snapshot, manifest.blake3 or "")
+            else:
+                bypass_page_cache(source)
+                checksum = copy_data(source, None, manifest.size_bytes, progress, checksum=True)
+                self._compare(manifest, snapshot, checksum)
+        method, copied = fill_image(
+            source, target, size, progress, cloning=self._can_clone, checksum=not unchecked and not checksum
+        )
+        if copied:
+            checksum = copied
+            self._compare(manifest, snapshot, checksum)
+        if method == "clone" and not checksum:
+            progress.add(manifest.size_bytes)
         progress.beat()
+        if checksum:
+            # When it is locked, a verification is under way that records the same.
+            with suppress(Locked), hold_names(self.folder / ".lock", exclusive=[verification_lock(snapshot)]):
+                self._record_verification(snapshot, checksum)
 
     @contextmanager
     def _new_image(self, volume: VolumeRef, mode: int) -> Iterator[int]:
@@ -628,7 +702,7 @@ class LocalDriver(Driver):
             try:
                 with hold_names(
                     self.folder / ".lock",
-                    exclusive=[*map(lock_name, exclusive), *(f"verify:{snapshot.uuid}" for snapshot in verifying)],
+                    exclusive=[*map(lock_name, exclusive), *map(verification_lock, verifying)],
                     shared=map(lock_name, shared),
                 ):
                     yield
@@ -695,3 +769,7 @@ def checked(uuid: UUID) -> UUID:
 
 def lock_name(thing: VolumeRef | SnapshotRef) -> str:
     return f"{'volume' if isinstance(thing, VolumeRef) else 'snapshot'}:{thing.uuid}"
+
+
+def verification_lock(snapshot: SnapshotRef) -> str:
+    return f"verify:{snapshot.uuid}"

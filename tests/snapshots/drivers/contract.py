@@ -3,6 +3,7 @@
 Volumes have 1 or 2 GiB, as on a real engine, and only a few places of them are written and read.
 """
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Protocol
 from uuid import UUID, uuid4
@@ -12,6 +13,7 @@ import pytest
 from snapshots.drivers.base import (
     GIB,
     Consistency,
+    Corrupt,
     Driver,
     Interrupted,
     NotFound,
@@ -174,6 +176,7 @@ class DriverContract:
         assert [store.driver.find_snapshot(ref_of(info)) for info in infos] == infos
         if store.driver.reads_bytes:
             assert infos[0].checksum == infos[1].checksum != infos[2].checksum
+            assert all(info.verified_at for info in infos)
             assert store.driver.verify_snapshot(ref_of(infos[0])).checksum == infos[0].checksum
 
     def test_an_interrupted_verification_changes_nothing(self, store: Store) -> None:
@@ -243,6 +246,47 @@ class DriverContract:
             store.driver.revert_volume(volume, snapshot, interrupt)
         assert_holds(store, volume, AFTER)
         assert store.leftovers() == []
+
+    def test_unchecked_use_of_a_sound_snapshot_gives_the_same_bytes(self, store: Store) -> None:
+        volume = new_volume(store, BEFORE)
+        [snapshot] = capture(store, volume)
+        store.write(volume, AFTER)
+        store.driver.revert_volume(volume, snapshot, unchecked=True)
+        assert_holds(store, volume, BEFORE | {700 * 1024**2: bytes(4096)})
+        copy = VolumeRef(uuid=uuid4(), name="copy", size_gb=1)
+        store.driver.create_volume_from_snapshot(snapshot, copy, unchecked=True)
+        assert_holds(store, copy, BEFORE | {700 * 1024**2: bytes(4096)})
+
+    def test_progress_of_a_restore_ends_with_all_done(self, store: Store) -> None:
+        volume = new_volume(store, BEFORE)
+        [snapshot] = capture(store, volume)
+        for _time in range(2):  # the second one may find a fresh verification
+            beats: list[tuple[int, int]] = []
+            store.driver.revert_volume(volume, snapshot, lambda done, total: beats.append((done, total)))  # noqa: B023
+            assert beats == sorted(beats)
+            assert beats[-1][0] == beats[-1][1]
+
+    def test_a_checksum_that_the_portal_knows_better_is_believed(self, store: Store) -> None:
+        if not store.driver.reads_bytes:
+            pytest.skip("the engine cannot read bytes")
+        volume = new_volume(store, BEFORE)
+        [snapshot] = capture(store, volume)
+        store.write(volume, AFTER)
+        wrong, copy = replace(snapshot, checksum="00" * 32), VolumeRef(uuid=uuid4(), name="copy", size_gb=1)
+        for _time in range(2):
+            with pytest.raises(Corrupt):
+                store.driver.revert_volume(volume, wrong)
+            with pytest.raises(Corrupt):
+                store.driver.create_volume_from_snapshot(wrong, copy)
+            with pytest.raises(Corrupt):
+                store.driver.verify_snapshot(wrong)
+            checksum = store.driver.verify_snapshot(snapshot).checksum  # a fresh verification changes nothing of it
+        assert_holds(store, volume, AFTER)
+        with pytest.raises(NotFound):
+            store.driver.bytes_needed([copy])
+        assert store.leftovers() == []
+        store.driver.revert_volume(volume, replace(snapshot, checksum=checksum))
+        assert_holds(store, volume, BEFORE)
 
     def test_reverting_a_volume_that_is_gone_says_so_by_name(self, store: Store) -> None:
         [snapshot] = capture(store, new_volume(store, BEFORE))

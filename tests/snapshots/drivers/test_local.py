@@ -9,7 +9,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -170,6 +171,100 @@ def test_one_changed_byte_is_found(store: LocalStore, offset: int) -> None:
     with pytest.raises(Corrupt, match="checksum"):
         store.driver.verify_snapshot(ref_of(folder))
     assert store.driver.find_snapshot(ref_of(folder)) == verified
+
+
+def flip(folder: Path, offset: int) -> None:
+    """Change one byte of a snapshot, as a medium does that rots."""
+    (folder / "disk.img").chmod(0o640)
+    with open(folder / "disk.img", "r+b") as disk:
+        disk.seek(offset)
+        byte = disk.read(1)
+        disk.seek(offset)
+        disk.write(bytes([byte[0] ^ 1]))
+
+
+@pytest.mark.parametrize("verified_before", [False, True], ids=["never verified", "verified two days ago"])
+@pytest.mark.parametrize("offset", [0, 3 * MIB, 8 * MIB - 1])
+def test_a_rotten_snapshot_is_not_restored(store: LocalStore, offset: int, verified_before: bool) -> None:
+    volume = put_image(store, {0: noise(MIB)}, 8 * MIB)
+    folder = capture(store, volume)
+    recorded = store.driver.verify_snapshot(ref_of(folder)).checksum
+    change_manifest(folder, verified_at=str(datetime.now(UTC) - timedelta(days=2)) if verified_before else None)
+    flip(folder, offset)
+    store.write(volume, {0: bytes(4096)})
+    inode, before = store.path(volume).stat().st_ino, store.path(volume).read_bytes()
+    copy = VolumeRef(uuid=uuid4(), name="copy", size_gb=1)
+    for snapshot in ref_of(folder), replace(ref_of(folder), checksum=recorded):
+        with pytest.raises(Corrupt, match="checksum"):
+            store.driver.revert_volume(volume, snapshot)
+        with pytest.raises(Corrupt, match="checksum"):
+            store.driver.create_volume_from_snapshot(snapshot, copy)
+    assert (store.path(volume).stat().st_ino, store.path(volume).read_bytes()) == (inode, before)
+    assert not store.path(copy).exists()
+    assert store.leftovers() == []
+    store.driver.revert_volume(volume, ref_of(folder), unchecked=True)
+    assert store.path(volume).read_bytes() == (folder / "disk.img").read_bytes()
+    store.driver.create_volume_from_snapshot(ref_of(folder), copy, unchecked=True)
+    assert store.read(copy, 0, 8 * MIB) == (folder / "disk.img").read_bytes()
+    assert store.leftovers() == []
+
+
+def change_manifest(folder: Path, **changes: object) -> None:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_clone_trusts_a_verification_for_a_day(store: LocalStore) -> None:
+    if not store.driver.clones:
+        pytest.skip("a copy is read anyway")
+    volume = put_image(store, {0: noise(MIB)}, 8 * MIB)
+    folder = capture(store, volume)
+    checksum = store.driver.verify_snapshot(ref_of(folder)).checksum
+    flip(folder, 5)
+    store.driver.revert_volume(volume, ref_of(folder))  # nothing is read: it takes no time
+    for age in timedelta(days=1, seconds=1), timedelta(hours=-1):  # the second as after a clock that was set back
+        change_manifest(folder, verified_at=str(datetime.now(UTC) - age))
+        with pytest.raises(Corrupt):
+            store.driver.revert_volume(volume, ref_of(folder))
+    flip(folder, 5)
+    store.driver.revert_volume(volume, ref_of(folder))
+    info = store.driver.find_snapshot(ref_of(folder))
+    assert info
+    assert info.checksum == checksum
+    assert info.verified_at
+    assert datetime.now(UTC) - info.verified_at < timedelta(minutes=1)
+
+
+def test_a_snapshot_without_a_checksum_gets_it_from_the_first_restore(store: LocalStore) -> None:
+    volume = put_image(store, {0: noise(MIB)}, 8 * MIB)
+    expected = blake3(store.path(volume).read_bytes()).hexdigest()
+    for use in (
+        lambda snapshot: store.driver.revert_volume(volume, snapshot),
+        lambda snapshot: store.driver.create_volume_from_snapshot(
+            snapshot, VolumeRef(uuid=uuid4(), name="copy", size_gb=1)
+        ),
+    ):
+        folder = capture(store, volume)
+        change_manifest(folder, blake3=None)
+        use(ref_of(folder))
+        info = store.driver.find_snapshot(ref_of(folder))
+        assert info
+        assert info.checksum == expected
+        assert info.verified_at
+
+
+def test_a_restore_during_a_verification_waits_for_nothing_and_is_checked(store: LocalStore) -> None:
+    volume = put_image(store, {0: noise(MIB)}, 8 * MIB)
+    folder = capture(store, volume)
+    flip(folder, 5)
+    rival = LocalStore(store.folder.parent).driver
+
+    def restore(bytes_done: int, bytes_total: int) -> None:
+        with pytest.raises(Corrupt):
+            rival.revert_volume(volume, replace(ref_of(folder), checksum="ab" * 32))
+
+    change_manifest(folder, blake3=None)
+    store.driver.verify_snapshot(ref_of(folder), restore)
 
 
 def test_a_damaged_snapshot_is_not_used(store: LocalStore) -> None:

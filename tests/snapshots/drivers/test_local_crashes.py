@@ -27,7 +27,7 @@ from tests.snapshots.drivers.stores import LocalStore
 # Locks are taken around all of this, and the loop that copies only fills a file that has no name yet.
 DRIVER_FILES = (local.__file__, copying.__file__)
 FILE_CHANGING = {"create_volume", "create_volume_from_snapshot", "revert_volume", "verify_snapshot", "delete_snapshot"}
-FILE_CHANGING |= {"_capture", "_publish", "_settle", "_clear", "_new_image", "_create", "_write_manifest"}
+FILE_CHANGING |= {"_capture", "_publish", "_settle", "_clear", "_new_image", "_create", "_write_manifest", "_fill"}
 FILE_CHANGING |= {"fill_image", "write_file", "sync_folder"}
 SIZE = 200_000
 BEFORE = blake3(b"before").digest(SIZE // 2)
