@@ -287,11 +287,7 @@ TEMPLATES = [
                 "snapshots.context.frame",
                 "billing.context.wallet",
             ],
-            "builtins": [
-                "template_partials.templatetags.partials",
-                "cng_portal.templatetags.portal",
-                "cng_portal.templatetags.remember",
-            ],
+            "builtins": ["template_partials.templatetags.partials", "cng_portal.templatetags.portal"],
         },
     }
 ]

@@ -21,8 +21,6 @@ from PIL import Image
 from cng_portal.accounts.preferences import date_pattern, month_pattern
 from cng_portal.formats import current_locale
 
-from .remember import remembered
-
 register = template.Library()
 
 ICON_STYLES = {
@@ -202,11 +200,7 @@ def control(field: forms.BoundField, **attrs: str) -> SafeString:
     # values from templates are marked safe by the template engine although nobody escaped them
     extra: dict[str, Any] = {name.replace("_", "-"): str(value) + "" for name, value in attrs.items()}
     extra.setdefault("placeholder", False)  # every field has a label, and allauth would say it once more in the field
-    given = {"class": classes, **extra}
-    if not isinstance(widget, forms.Select) or field.errors:
-        return field.as_widget(attrs=given)
-    drawn = (field.html_name, field.value(), field.build_widget_attrs(given), field.auto_id, list(widget.choices))
-    return remembered(("select", *drawn), lambda: field.as_widget(attrs=given))
+    return field.as_widget(attrs={"class": classes, **extra})
 
 
 @register.filter

@@ -11,7 +11,6 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.utils import timezone
 from django.utils.cache import patch_vary_headers
-from django.utils.functional import SimpleLazyObject
 from django.utils.html import format_html
 from django.utils.http import urlencode
 from django.utils.safestring import SafeString
@@ -50,8 +49,9 @@ def render_list(
     """
     path = request.path
     here = f"{path}?{urlencode(chosen)}" if chosen else path
-    pages = SimpleLazyObject(lambda: page.urls(path, chosen))  # not asked for where the list is remembered
-    response = render_part(request, template, part, context | {"page": page, "pages": pages, "here": here})
+    response = render_part(
+        request, template, part, context | {"page": page, "pages": page.urls(path, chosen), "here": here}
+    )
     if is_fragment(request):
         cursor = {
             name: request.GET[name] for name in ("after", "before") if request.GET.get(name) and not page.is_first
@@ -85,11 +85,6 @@ def render_live(
 def version_of(*facts: object) -> str:
     """A short word that changes when one of the facts does."""
     return hashlib.blake2s(repr(facts).encode(), digest_size=8).hexdigest()
-
-
-def this_minute() -> datetime:
-    """What a remembered block that says how long ago something was depends on: its words move on with it."""
-    return timezone.now().replace(second=0, microsecond=0)
 
 
 def join_place(source: services.Source | None, project: Project | None, location: Location | None) -> None:

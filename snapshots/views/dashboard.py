@@ -41,7 +41,6 @@ from .common import (
     newest_of,
     rates_now,
     render_live,
-    this_minute,
     version_of,
     with_time_left,
 )
@@ -72,8 +71,6 @@ def dashboard(request: HttpRequest) -> HttpResponse:
         "in_progress": bell.shown(running),
         "failed": failed,
         "rows": SimpleLazyObject(lambda: explain_rows(with_runs(newest.rows), user, rates, limits, running)),
-        # all that is said of the newest follows from these, and does not have to be rendered again
-        "newest_shown": repr((newest.raw, rates, limits, user.seen, bool(totals["volume_count"]), this_minute())),
         "is_live": bool(running),
         "can_take": bool(user.changeable_project_ids),
         "has_projects": bool(user.roles),

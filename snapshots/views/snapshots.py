@@ -22,7 +22,6 @@ from cng_portal.accounts.models import Project, User
 from cng_portal.accounts.prepared import prepared
 from cng_portal.inventory.models import VirtualMachine
 from cng_portal.templatetags.portal import poll_seconds
-from cng_portal.templatetags.remember import facts
 from snapshots import lists, services
 from snapshots.drivers import get_driver
 from snapshots.forms import (
@@ -49,7 +48,6 @@ from .common import (
     render_list,
     render_live,
     shown_operations,
-    this_minute,
     version_of,
     with_time_left,
 )
@@ -120,8 +118,6 @@ def snapshot_list(request: HttpRequest, kind: Kind) -> HttpResponse:
         "form": form,
         "rows": SimpleLazyObject(lambda: explain_rows(page.rows, user, rates, limits, work)),
         "in_progress": SimpleLazyObject(lambda: bell.shown(work)),
-        # all that follows from these and from the address does not have to be rendered again
-        "shown": repr((request.get_full_path(), view, user.seen, choices, page.raw, rates, limits, this_minute())),
         "view": view,
         "views": [{"name": name, "url": f"{request.path}?{urlencode({**params, 'view': name})}"} for name in VIEWS],
         "can_take": bool(user.changeable_project_ids),
@@ -363,14 +359,10 @@ def snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     version = version_of(
         found.state, [(one.pk, one.state) for one in operations], [(one.checksum, one.verified_at) for one in disks]
     )
-    costs = [cost.label, cost.hours, *(line.formula for line in cost.lines)] if cost else []
     can_change, actions = user.can_change(found.project_id), actions_for(found, user, acts(), fixed)
     automatic = "" if found.is_charged else automatic_sentence(found.source)
-    prices_shown = [price.formula if price else "", automatic, *costs]
     context = {
         "snapshot": found,
-        # all that follows from these does not have to be rendered again
-        "shown": repr(facts((found, disks, can_change, actions, fixed, prices_shown, this_minute()))),
         "disks": disks,
         "damage": [disk.damage for disk in disks if disk.damage],
         "operations": operations,
