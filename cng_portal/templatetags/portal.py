@@ -10,6 +10,8 @@ from babel.dates import format_date, format_datetime, format_timedelta
 from babel.numbers import format_decimal
 from django import forms, template
 from django.contrib.staticfiles import finders
+from django.template.base import Parser, Token
+from django.template.context import Context
 from django.templatetags.static import static
 from django.utils import timezone
 from django.utils.html import format_html
@@ -20,6 +22,7 @@ from PIL import Image
 
 from cng_portal.accounts.preferences import date_pattern, month_pattern
 from cng_portal.formats import current_locale
+from cng_portal.optional import optional
 
 register = template.Library()
 
@@ -78,6 +81,23 @@ def picture(name: str, text: str) -> SafeString:
         width,
         height,
     )
+
+
+class OptionalNode(template.Node):
+    def __init__(self, name: str, nodelist: template.NodeList) -> None:
+        self.name, self.nodelist = name, nodelist
+
+    def render(self, context: Context) -> SafeString:
+        return optional(self.name, lambda: self.nodelist.render(context), SafeString())
+
+
+@register.tag("optional")
+def optional_block(parser: Parser, token: Token) -> OptionalNode:
+    """`{% optional "bell" %} … {% endoptional %}`: a decoration, left out and logged when rendering it fails."""
+    _tag, name = token.split_contents()
+    nodelist = parser.parse(("endoptional",))
+    parser.delete_first_token()
+    return OptionalNode(name.strip('"'), nodelist)
 
 
 @register.filter("bytes")
