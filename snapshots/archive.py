@@ -34,6 +34,7 @@ from django.utils.translation import gettext as _
 from psycopg.conninfo import make_conninfo
 
 from cng_portal.accounts.models import Customer, User
+from cng_portal.accounts.services import lock_customer
 from cng_portal.inventory.models import Location
 from cng_portal.watch.models import Process
 from cng_portal.watch.services import SILENT_AFTER
@@ -396,6 +397,7 @@ def give_up_restores() -> int:
     now = timezone.now()
     for operation in restores:
         with transaction.atomic():
+            lock_customer(operation.snapshot.customer_id)
             Operation.objects.filter(pk=operation.pk).update(
                 state=Operation.State.FAILED, finished_at=now, error=reason
             )

@@ -21,6 +21,7 @@ from django.utils import timezone
 
 from cng_portal import logs
 from cng_portal.accounts import activity
+from cng_portal.accounts.services import lock_customer
 
 from .drivers.base import Interrupted
 from .models import Draft, Operation
@@ -162,9 +163,10 @@ def finish(
 ) -> None:
     """End the operation, apply what it means and write it down, in one transaction: all or nothing. Raises LeaseLost.
 
-    `settle` gets the instant at which it ended.
+    `settle` gets the instant at which it ended. The customer's lock comes first, as `lock_customer` says.
     """
     with transaction.atomic():
+        lock_customer(operation.snapshot.customer_id)
         now = operation.carried_out_at or timezone.now()
         fields: dict[str, Any] = {
             "state": state,

@@ -181,11 +181,11 @@ def take(snapshot: Snapshot, lease: operations.Lease, *, safety: bool = False) -
 
 
 def settle_ready(snapshot: Snapshot, infos: list[SnapshotInfo], now: datetime) -> None:
-    """Ready, and billed from this very instant; a checksum that is still missing follows.
+    """Ready, and billed from this very instant; a checksum that is still missing follows. The caller holds the customer's
+    lock.
 
     A backup is read back in any case: only a copy that was verified takes the place of an older one.
     """
-    lock_customer(snapshot.customer_id)  # or sums that are kept of theirs would be shown although they have changed
     for info in infos:
         DiskImage.objects.filter(pk=info.uuid).update(
             backend_ref=info.backend_ref,
@@ -215,7 +215,6 @@ def settle_ready(snapshot: Snapshot, infos: list[SnapshotInfo], now: datetime) -
 
 
 def settle_not_taken(snapshot: Snapshot, reason: str) -> None:
-    lock_customer(snapshot.customer_id)
     failed = Snapshot.objects.transition(snapshot.pk, [State.PENDING, State.CREATING], State.FAILED, error=reason)
     if failed and get_driver(snapshot.location).finishes_late:
         operations.create_operation(kind=Operation.Kind.CLEAN_UP, snapshot=snapshot)
@@ -240,6 +239,7 @@ def restore(operation: Operation, lease: operations.Lease) -> None:
     if safety.state in (State.PENDING, State.CREATING):
         infos = take(safety, lease, safety=True)
         with transaction.atomic():
+            lock_customer(safety.customer_id)
             if not operations.update(operation, bytes_done=0):
                 raise operations.LeaseLost
             settle_ready(safety, infos, timezone.now())
@@ -265,7 +265,6 @@ def make_volume(operation: Operation, lease: operations.Lease) -> None:
     backend_ref = driver.create_volume_from_snapshot(snapshot_ref(disk), volume_ref(volume), lease.heartbeat)
 
     def settle(now: datetime) -> None:
-        lock_customer(volume.project.customer_id)
         Volume.objects.filter(pk=volume.pk).update(state=Volume.State.AVAILABLE, backend_ref=backend_ref)
 
     operations.finish(operation, Operation.State.SUCCEEDED, settle)

@@ -196,7 +196,7 @@ class MembershipFormSet(BaseInlineFormSet):
         of_project = isinstance(self.instance, Project)
         # where each was until now: it may have been given another project, or one that there is not
         left = {self.instance.pk if of_project else form.initial["project"] for form in forms if form.instance.pk}
-        for project in Project.objects.filter(pk__in=left):
+        for project in Project.objects.filter(pk__in=left).order_by("customer", "pk"):  # the lock order
             lock_customer(project.customer_id)
             owners = Membership.objects.filter(project=project, role=Role.OWNER)
             others = owners.exclude(pk__in=[form.instance.pk for form in forms if form.instance.pk])

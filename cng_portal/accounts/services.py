@@ -14,6 +14,10 @@ def lock_customer(customer_id: UUID) -> None:
 
     It is an UPDATE and not ``select_for_update``, which SQLite ignores: on SQLite it takes the write lock of the
     database, on PostgreSQL that of the row. What is read afterwards in the same transaction is then up to date.
+
+    Lock order, everywhere: the customer first, then any other row (operations, snapshots, volumes, usage); several
+    customers in the order of their ids. A transaction that writes another row first and locks the customer afterwards
+    deadlocks on PostgreSQL with one that keeps the order.
     """
     if not transaction.get_connection().in_atomic_block:
         raise RuntimeError("lock_customer outside a transaction would hold nothing")

@@ -28,7 +28,11 @@ from snapshots.models import Operation, Snapshot, State
 from tests.factories import MembershipFactory, VolumeFactory
 from tests.snapshots.disks import carry_out_what_waits, put_full_volume, sell_everywhere
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.both_databases,
+    pytest.mark.usefixtures("lock_order"),
+]
 
 Manage = Callable[..., subprocess.CompletedProcess]
 

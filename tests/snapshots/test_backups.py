@@ -16,7 +16,11 @@ from tests.factories import BackupScheduleFactory, MembershipFactory, VirtualMac
 from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sell_everywhere
 from tests.snapshots.test_races import all_at_once
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.both_databases,
+    pytest.mark.usefixtures("lock_order"),
+]
 
 DAY = timedelta(days=1)
 DONE, FAILED, MISSED = BackupRun.State.DONE, BackupRun.State.FAILED, BackupRun.State.MISSED

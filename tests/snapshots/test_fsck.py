@@ -25,7 +25,11 @@ from snapshots.models import DiskImage, Operation, Snapshot, State
 from tests.factories import LocationFactory, MembershipFactory, OperationFactory, SnapshotFactory, VolumeFactory
 from tests.snapshots.disks import carry_out_what_waits, put_full_volume, sell_everywhere
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.both_databases,
+    pytest.mark.usefixtures("lock_order"),
+]
 
 LONG_AGO = timezone.now() - timedelta(hours=1)
 

@@ -23,7 +23,11 @@ from snapshots.tasks import run_operation
 from tests.factories import DraftFactory, MembershipFactory, OperationFactory, SnapshotFactory, VolumeFactory
 from tests.snapshots.disks import carry_out_what_waits, content, put_full_volume, put_volume, sell_everywhere
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.both_databases,
+    pytest.mark.usefixtures("lock_order"),
+]
 
 
 @pytest.fixture

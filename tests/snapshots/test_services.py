@@ -19,7 +19,11 @@ from snapshots.models import Operation, Snapshot, State
 from tests.factories import DiskImageFactory, MembershipFactory, SnapshotFactory, VMSnapshotFactory, VolumeFactory
 from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sell_everywhere
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.both_databases,
+    pytest.mark.usefixtures("lock_order"),
+]
 
 
 @pytest.fixture

@@ -30,7 +30,11 @@ from tests.factories import BackupScheduleFactory, MembershipFactory, VirtualMac
 from tests.snapshots.disks import content, put_volume, sell_everywhere
 from tests.snapshots.test_crashes import files_below
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.both_databases,
+    pytest.mark.usefixtures("lock_order"),
+]
 
 SECONDS = float(os.environ.get("BACKUPS_FOR_SECONDS", "20"))
 MACHINES, DISKS, KEEP = 4, 2, 2

@@ -14,7 +14,11 @@ from snapshots.models import Kind, Operation, Snapshot, State
 from tests.factories import MembershipFactory, VirtualMachineFactory, VMSnapshotFactory, VolumeFactory
 from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sell_everywhere
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.both_databases,
+    pytest.mark.usefixtures("lock_order"),
+]
 
 BEFORE = [content(b"root"), content(b"data"), content(b"logs")]
 AFTER = [content(b"ROOT"), content(b"DATA"), content(b"LOGS")]

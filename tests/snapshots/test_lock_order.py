@@ -1,0 +1,105 @@
+"""Work that ends while its customer asks for something: both take the same locks, in the same order."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pytest
+from django.db import connection, connections, transaction
+
+from cng_portal.accounts.models import Membership
+from cng_portal.accounts.services import lock_customer
+from cng_portal.inventory.models import Volume
+from snapshots import operations, services, tasks
+from snapshots.models import Operation, Snapshot, State
+from tests.factories import MembershipFactory, VolumeFactory
+from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sell_everywhere
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
+
+
+@pytest.fixture
+def member() -> Membership:
+    return MembershipFactory(project__customer__postpaid=True)
+
+
+@pytest.fixture
+def volume(storage_root: Path, member: Membership) -> Volume:
+    volume = VolumeFactory(project=member.project, attached_stopped=True)
+    sell_everywhere()
+    put_volume(storage_root, volume, content(b"bytes"))
+    return volume
+
+
+def capture(member: Membership, volume: Volume) -> Operation:
+    return services.request_snapshot(source=volume, name="nightly", user=member.user).operations.get()
+
+
+def restore(member: Membership, volume: Volume) -> Operation:
+    capture(member, volume)
+    carry_out_what_waits()
+    return services.request_restore(snapshot=Snapshot.objects.get(), user=member.user, confirmation=volume.name)
+
+
+def new_volume(member: Membership, volume: Volume) -> Operation:
+    capture(member, volume)
+    carry_out_what_waits()
+    return services.request_new_volume(
+        snapshot=Snapshot.objects.get(), user=member.user, project=member.project, name="copy", size_gb=1
+    )
+
+
+def succeed(operation: Operation) -> None:
+    with operations.Lease(operation) as lease:
+        tasks.WORK[Operation.Kind(operation.kind)](operation, lease)
+
+
+def fail(operation: Operation) -> None:
+    tasks.settle_failure(operation, "The storage is full.", retryable=False, cause="NoSpace")
+
+
+@pytest.mark.parametrize(
+    ("ask", "end"), [(capture, succeed), (capture, fail), (restore, succeed), (restore, fail), (new_volume, succeed)]
+)
+def test_work_ends_while_its_customer_is_locked_by_a_request_for_the_same_operation(
+    member: Membership,
+    volume: Volume,
+    ask: Callable[[Membership, Volume], Operation],
+    end: Callable[[Operation], None],
+) -> None:
+    operation = operations.claim(ask(member, volume).pk)
+    assert operation is not None
+    locked = Event()
+
+    def work() -> None:
+        locked.wait(30)
+        try:
+            end(operation)
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(1) as pool:
+        with transaction.atomic():
+            lock_customer(member.project.customer_id)
+            ending = pool.submit(work)
+            locked.set()
+            wait_until_it_waits(ending)
+            Operation.objects.filter(pk=operation.pk).update(request_id="touched")
+        ending.result(30)
+
+    operation.refresh_from_db()
+    assert not operation.is_active and operation.request_id == "touched"
+    assert not Snapshot.objects.filter(state__in=[State.PENDING, State.CREATING]).exists()
+
+
+def wait_until_it_waits(ending: Any) -> None:
+    """For a lock that we hold; on SQLite there is only that of the database, which it gets when we have committed."""
+    if connection.vendor != "postgresql":
+        return
+    with connection.cursor() as cursor:
+        waiting = 0
+        while not waiting and not ending.done():
+            cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+            waiting = cursor.fetchone()[0]
