@@ -410,9 +410,9 @@ class NewVolumeForm(NamedInProjectForm):
 
     disk = forms.ChoiceField(
         label=gettext_lazy("Disk"),
-        required=False,
         error_messages={
-            "invalid_choice": gettext_lazy("The snapshot does not have this disk. Choose one of the list.")
+            "required": gettext_lazy("Choose the disk that the new volume is made from."),
+            "invalid_choice": gettext_lazy("The snapshot does not have this disk. Choose one of the list."),
         },
     )
     size_gb = forms.IntegerField(

@@ -736,7 +736,7 @@ def request_new_volume(
         lock_customer(snapshot.customer_id)
         snapshot = locked(snapshot)
         check_usable_in(snapshot, project, user)
-        disk = disk or snapshot.disks.get()
+        disk = disk or only_disk(snapshot)
         if size_gb < disk.size_gb:
             raise NotNow(
                 _("The volume has to have at least %(size)s GB, the size of the captured disk.")
@@ -745,6 +745,19 @@ def request_new_volume(
         check_cloud_quota(snapshot.location_id, disk.volume.backend_project, volumes=1, gb=size_gb)
         check_pace(snapshot.customer_id, Operation.Kind.NEW_VOLUME)
         return make_volume_row(disk, project=project, name=name.strip(), size_gb=size_gb, user=user)
+
+
+def only_disk(snapshot: Snapshot) -> DiskImage:
+    disks = list(snapshot.disks.all()[:2])
+    if len(disks) != 1:
+        raise NotNow(
+            _("“%(name)s” has several disks. Choose the one that the new volume is made from.")
+            % {"name": snapshot.name}
+            if disks
+            else _("The disks of “%(name)s” are unknown, so no volume can be made from it. Ask support.")
+            % {"name": snapshot.name}
+        )
+    return disks[0]
 
 
 def request_new_machine(*, snapshot: Snapshot, user: User, project: Project, name: str) -> VirtualMachine:

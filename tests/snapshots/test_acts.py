@@ -390,6 +390,19 @@ def test_a_new_volume_is_made_of_the_chosen_disk_of_a_machine(
     assert "does not have this disk" in errors_of(strange)
 
 
+def test_a_new_volume_of_a_machine_without_a_disk_chosen_asks_for_it(
+    client: Client, machine: Snapshot, project: Project
+) -> None:
+    owner = UserFactory(member_of=project)
+    answers = {"name": "copy", "size_gb": 1, "project": project.pk}
+    assert "Choose the disk" in errors_of(client.post(url("new_volume", machine), answers))
+    with pytest.raises(services.NotNow, match="has several disks. Choose"):
+        services.request_new_volume(snapshot=machine, user=owner, project=project, name="copy", size_gb=1)
+    machine.disks.all().delete()
+    with pytest.raises(services.NotNow, match="are unknown"):
+        services.request_new_volume(snapshot=machine, user=owner, project=project, name="copy", size_gb=1)
+
+
 def test_the_snapshot_of_a_volume_makes_no_machine(client: Client, project: Project) -> None:
     assert client.get(url("new_machine", SnapshotFactory(volume__project=project))).status_code == 404
 
