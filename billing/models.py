@@ -16,6 +16,7 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from cng_portal.accounts.models import Customer, Project, User
+from cng_portal.common.names import MAX_NAME_LENGTH, NameField
 from cng_portal.inventory.models import Location
 
 from . import money, rating
@@ -70,7 +71,7 @@ class Package(models.Model):
         choices=[(kind.value, kind.label) for kind in PACKAGE_KINDS],
         error_messages={"invalid_choice": ONLY_THREE_KINDS},
     )
-    name = models.CharField(_("name"), max_length=120)
+    name = NameField(_("name"))
     active = models.BooleanField(_("active"), default=True, help_text=_("Only what is active can be ordered."))
     billing_cycle = models.CharField(
         _("billing cycle"),
@@ -290,7 +291,7 @@ class Invoice(models.Model):
     starts_at = models.DateTimeField(_("from"))
     ends_at = models.DateTimeField(_("to"))
     customer_number = models.PositiveIntegerField(_("customer number"))
-    customer_name = models.CharField(_("customer name"), max_length=120)
+    customer_name = models.CharField(_("customer name"), max_length=MAX_NAME_LENGTH)
     billing_type = models.CharField(_("billing type"), max_length=8)
     currency = models.CharField(_("currency"), max_length=3)
     time_zone = models.CharField(_("time zone"), max_length=64)
@@ -358,7 +359,7 @@ class InvoiceLine(models.Model):
     resource_id = models.UUIDField(_("resource"))
     kind = models.CharField(_("kind"), max_length=16, choices=ServiceKind.choices)
     resource_name = models.CharField(_("name"), max_length=255)
-    project_name = models.CharField(_("project name"), max_length=64)
+    project_name = models.CharField(_("project name"), max_length=MAX_NAME_LENGTH)
     location_code = models.CharField(_("location"), max_length=32)
     from_at = models.DateTimeField(_("from"))
     to_at = models.DateTimeField(_("to"))

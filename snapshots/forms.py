@@ -12,13 +12,13 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from billing.models import MAX_SIZE_GB
-from cng_portal import names
 from cng_portal.accounts.models import Project, User
 from cng_portal.accounts.prepared import Given
+from cng_portal.common.names import NameFormField, fold_name, is_same_name
 from cng_portal.inventory.models import Interval, VirtualMachine, Volume, Weekday
 
 from . import backups, lists
-from .models import NAME_LENGTH, BackupSchedule, DiskImage, Kind, Snapshot, State, name_key
+from .models import BackupSchedule, DiskImage, Kind, Snapshot, State
 
 
 class ChoiceFilter(forms.ChoiceField):
@@ -111,7 +111,7 @@ class SnapshotFilterForm(FilterForm):
 
     @property
     def narrowing(self) -> dict[str, Any]:
-        key = name_key(self.chosen.get("q", ""))
+        key = fold_name(self.chosen.get("q", ""))
         return super().narrowing | ({"key": Given(key)} if key else {})
 
     @property
@@ -311,11 +311,11 @@ def zone_name(zone: ZoneInfo) -> str:
 class RenameForm(forms.Form):
     """Only that there is something; whether the name is free is said by services.rename_snapshot."""
 
-    name = forms.CharField(
+    name = NameFormField(
         label=gettext_lazy("Snapshot Name"),
-        help_text=gettext_lazy("1 to 64 characters, unique among your snapshots."),
-        error_messages={"required": gettext_lazy("Give it a name, so that you find it again.")},
-        widget=forms.TextInput(attrs={"autocomplete": "off", "maxlength": NAME_LENGTH, "spellcheck": "false"}),
+        help_text=gettext_lazy("Up to 120 characters, unique among your snapshots."),
+        error_messages={"required": gettext_lazy("Enter a name.")},
+        widget=forms.TextInput(attrs={"autocomplete": "off", "spellcheck": "false"}),
     )
 
 
@@ -354,7 +354,7 @@ class DeletionsForm(ConfirmationForm):
 
     def clean_confirmation(self) -> str:
         typed: str = self.cleaned_data["confirmation"]
-        if " ".join(typed.split()).casefold() != self.phrase.casefold():
+        if not is_same_name(typed, self.phrase):
             raise ValidationError(
                 _("That is not what is asked for. Type “%(phrase)s” to confirm.") % {"phrase": self.phrase}
             )
@@ -372,13 +372,9 @@ class ProjectField(forms.ModelChoiceField):
 class NamedInProjectForm(forms.Form):
     """A new thing: its name, and the project that it belongs to."""
 
-    name = forms.CharField(
+    name = NameFormField(
         label=gettext_lazy("Name"),
-        max_length=120,
-        error_messages={
-            "required": gettext_lazy("Give it a name."),
-            "max_length": gettext_lazy("The name is too long: at most 120 characters fit. Shorten it."),
-        },
+        error_messages={"required": gettext_lazy("Enter a name.")},
         widget=forms.TextInput(attrs={"autocomplete": "off", "spellcheck": "false"}),
     )
     project = ProjectField(
@@ -396,9 +392,6 @@ class NamedInProjectForm(forms.Form):
         field: Any = self.fields["project"]
         field.queryset = projects
         field.choices = [(one.pk, str(one)) for one in projects]  # read once, however often it is rendered
-
-    def clean_name(self) -> str:
-        return names.check(self.cleaned_data["name"])
 
 
 class NewMachineForm(NamedInProjectForm):

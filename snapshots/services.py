@@ -11,27 +11,25 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
-from django.core.exceptions import PermissionDenied
+from django.core.exceptions import PermissionDenied, ValidationError
 from django.db import transaction
 from django.db.models import Count, Exists, Max, OuterRef, Q, QuerySet, Sum
 from django.utils import timezone
 from django.utils.translation import gettext as _
-from django.utils.translation import ngettext
 
 from billing import services as billing
 from billing.money import format_price
-from cng_portal import names
 from cng_portal.accounts import activity
 from cng_portal.accounts.models import UNLIMITED, Customer, Project, User
 from cng_portal.accounts.prepared import prepared
 from cng_portal.accounts.services import lock_customer
+from cng_portal.common.names import MAX_NAME_LENGTH, clean_name, fold_name, is_same_name
 from cng_portal.inventory.models import CloudProject, VirtualMachine, Volume
 
 from . import limits
 from .drivers import get_driver, some_revert_only_latest
 from .drivers.base import GIB, StorageError
 from .models import (
-    NAME_LENGTH,
     SERVICE_KINDS,
     BackupRun,
     BackupSchedule,
@@ -42,7 +40,6 @@ from .models import (
     OperationQuerySet,
     Snapshot,
     State,
-    name_key,
 )
 from .operations import create_operation
 from .situation import Situation, being_taken, is_limited, situation_of, writers
@@ -382,15 +379,15 @@ def are_written(volumes: list[Volume]) -> bool:
 
 def free_name(customer_id: UUID, wanted: str) -> str:
     """`wanted` if no snapshot of the customer has it, else with the lowest number that makes it free. One query."""
-    wanted = wanted.strip()[:NAME_LENGTH] or _("snapshot")
-    stem = wanted[: NAME_LENGTH - 6]
+    wanted = wanted.strip()[:MAX_NAME_LENGTH] or _("snapshot")
+    stem = wanted[: MAX_NAME_LENGTH - 6]
     taken = set(
         Snapshot.objects.filter(
-            customer_id=customer_id, deleted_at=None, name_key__startswith=name_key(stem)
+            customer_id=customer_id, deleted_at=None, name_key__startswith=fold_name(stem)
         ).values_list("name_key", flat=True)
     )
     candidate, number = wanted, 1
-    while name_key(candidate) in taken:
+    while fold_name(candidate) in taken:
         number += 1
         candidate = f"{stem}-{number}"
     return candidate
@@ -399,29 +396,18 @@ def free_name(customer_id: UUID, wanted: str) -> str:
 def suggest_name(source: Source, *, at: datetime | None = None) -> str:
     """`web-01-root-2026-11-22`, in the reader's zone, made free."""
     day = timezone.localtime(at or timezone.now()).date().isoformat()
-    return free_name(source.project.customer_id, f"{source.name[: NAME_LENGTH - 17]}-{day}")
+    return free_name(source.project.customer_id, f"{source.name[: MAX_NAME_LENGTH - 17]}-{day}")
 
 
 def check_name(customer_id: UUID, name: str, *, but: UUID | None = None, is_taken: bool | None = None) -> str:
-    """The name trimmed, if the customer can have it: 1 to 64 characters, unique without regard to case. It is asked for
-    where it is not known whether it `is_taken`. Raises NotFree.
+    """Return the cleaned name if no other snapshot of the customer has the same one. It is asked for where it is not known
+    whether it `is_taken`. Raises NotFree.
     """
-    name = name.strip()
-    if not name:
-        raise NotFree(_("Give it a name, so that you find it again."), "")
-    if len(name) > NAME_LENGTH:
-        raise NotFree(
-            ngettext(
-                "The name has %(length)s character; at most %(most)s fit. Shorten it.",
-                "The name has %(length)s characters; at most %(most)s fit. Shorten it.",
-                len(name),
-            )
-            % {"length": len(name), "most": NAME_LENGTH},
-            "",
-        )
-    if not names.can_be_shown(name):
-        raise NotFree(names.explain(), "")
-    same = Snapshot.objects.filter(customer_id=customer_id, deleted_at=None, name_key=name_key(name)).exclude(pk=but)
+    try:
+        name = clean_name(name)
+    except ValidationError as error:
+        raise NotFree(error.messages[0], "") from error
+    same = Snapshot.objects.filter(customer_id=customer_id, deleted_at=None, name_key=fold_name(name)).exclude(pk=but)
     if same.exists() if is_taken is None else is_taken:
         suggestion = free_name(customer_id, name)
         raise NotFree(
@@ -528,7 +514,7 @@ def create_snapshot_row(
         vm=source if isinstance(source, VirtualMachine) else None,
         vm_config=describe_machine(source, volumes) if isinstance(source, VirtualMachine) else {},
         name=name,
-        name_key=name_key(name),
+        name_key=fold_name(name),
         size_gb=sum(volume.size_gb for volume in volumes),
         requested_by=user,
         draft=draft,
@@ -576,7 +562,7 @@ def request_restore(*, snapshot: Snapshot, user: User, confirmation: str) -> Ope
         for project_id in {snapshot.project_id, source.project_id, *(volume.project_id for volume in volumes)}:
             require_change(asking, project_id)
         check_restorable(snapshot)
-        if confirmation.strip() != source.name:
+        if not is_same_name(confirmation, source.name):
             raise WrongConfirmation(
                 _("That is not its name. Type “%(name)s” to confirm that it will be overwritten.")
                 % {"name": source.name}
@@ -839,7 +825,7 @@ def rename_snapshot(*, snapshot: Snapshot, user: User, name: str) -> Snapshot:
         if snapshot.state in (State.DELETING, State.DELETED):
             raise NotNow(_("It is being deleted and cannot be renamed any more."))
         before, snapshot.name = snapshot.name, check_name(snapshot.customer_id, name, but=snapshot.pk)
-        snapshot.name_key = name_key(snapshot.name)
+        snapshot.name_key = fold_name(snapshot.name)
         snapshot.save(update_fields=["name", "name_key"])
         billing.rename_resource(resource_id=snapshot.pk, name=snapshot.name)
         old, new = {"name": before}, {"name": snapshot.name}

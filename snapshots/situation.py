@@ -15,10 +15,11 @@ from billing import services as billing
 from billing.models import PriceVersion
 from cng_portal.accounts.models import UNLIMITED, BillingType, Customer, Project
 from cng_portal.accounts.prepared import Given, prepared
+from cng_portal.common.names import fold_name
 from cng_portal.inventory.models import Volume
 
 from . import limits
-from .models import SERVICE_KINDS, BackupSchedule, Kind, Operation, OperationQuerySet, Snapshot, State, name_key
+from .models import SERVICE_KINDS, BackupSchedule, Kind, Operation, OperationQuerySet, Snapshot, State
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def situation_of(project: Project, volumes: Iterable[Volume], *, at: datetime, n
         limits.since(at),
         [volume.pk for volume in volumes],
         sorted({volume.vm_id for volume in volumes if volume.vm_id}),
-        Given(name_key(name)) if name else None,
+        Given(fold_name(name)) if name else None,
         is_limited=is_limited(project),
     ):
         found[what].append(row)

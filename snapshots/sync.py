@@ -25,12 +25,13 @@ from django.utils.translation import gettext as _
 from billing import services as billing
 from billing.models import UsageSegment
 from cng_portal.accounts.services import lock_customer
+from cng_portal.common.names import MAX_NAME_LENGTH, fold_name, to_name
 from cng_portal.inventory.models import CloudProject, Location, VirtualMachine, Volume
 
 from .drivers import get_driver
 from .drivers.base import Consistency, Driver, StorageError
 from .drivers.inventory import FoundProject, FoundServer, FoundSnapshot, FoundVolume, Inventory
-from .models import NAME_LENGTH, DiskImage, Kind, Operation, Snapshot, State, name_key
+from .models import DiskImage, Kind, Operation, Snapshot, State
 
 M = TypeVar("M", bound=Model)
 
@@ -151,7 +152,7 @@ def one_by_one(rows: QuerySet[M], size: int = 500) -> Iterator[M]:
 
 def record_projects(location: Location, found: list[FoundProject], since: datetime) -> None:
     rows = [
-        CloudProject(location=location, external_id=project.ref, name=one_line(project.name, 255))
+        CloudProject(location=location, external_id=project.ref, name=to_name(project.name, default="", max_length=255))
         for project in sorted(found, key=lambda project: project.ref)  # two looks wait in the same order
     ]
     CloudProject.objects.bulk_create(
@@ -230,7 +231,7 @@ def save_machines(look: Look, found: list[FoundServer]) -> None:
 def describe_machine(server: FoundServer) -> dict[str, Any]:
     states = VirtualMachine.State
     return {
-        "name": one_line(server.name, 120) or name_by_ref(_("server"), server.ref),
+        "name": to_name(server.name, default=name_by_ref(_("server"), server.ref)),
         "state": states.RUNNING if server.is_running else states.STOPPED,
         "vcpus": server.vcpus,
         "memory_mb": server.memory_mb,
@@ -312,7 +313,7 @@ def describe_volume(volume: FoundVolume, machines: dict[str, UUID]) -> dict[str,
     states = Volume.State
     state = states.CREATING if volume.is_being_made else states.AVAILABLE if volume.is_ready else states.ERROR
     return {
-        "name": one_line(volume.name, 120) or name_by_ref(_("volume"), volume.ref),
+        "name": to_name(volume.name, default=name_by_ref(_("volume"), volume.ref)),
         "size_gb": volume.size_gb,
         "state": state,
         "vm_id": machines.get(volume.server_ref),
@@ -374,7 +375,7 @@ def save_snapshots(look: Look, found: list[FoundSnapshot]) -> None:
             location=look.location,
             volume=volumes[one.volume_ref],
             name=names[one.ref],
-            name_key=name_key(names[one.ref]),
+            name_key=fold_name(names[one.ref]),
             consistency=Consistency.PER_DISK.value,
             size_gb=one.size_gb,
             state=State.READY,
@@ -415,15 +416,15 @@ def strangers(look: Look, by_ref: dict[str, FoundSnapshot]) -> dict[str, FoundSn
 
 def free_names(customer_id: UUID, found: list[FoundSnapshot]) -> dict[str, str]:
     """{reference: a name that no snapshot of the customer has}. One query; the caller holds the customer's lock."""
-    short = {one.ref: one_line(one.name, NAME_LENGTH) or name_by_ref(_("snapshot"), one.ref) for one in found}
-    long = {ref: f"{name[: NAME_LENGTH - 37].strip()} {ref}" for ref, name in short.items()}
-    keys = {name_key(name) for name in [*short.values(), *long.values()]}
+    short = {one.ref: to_name(one.name, default=name_by_ref(_("snapshot"), one.ref)) for one in found}
+    long = {ref: f"{name[: MAX_NAME_LENGTH - 37].strip()} {ref}" for ref, name in short.items()}
+    keys = {fold_name(name) for name in [*short.values(), *long.values()]}
     same = Snapshot.objects.filter(customer_id=customer_id, deleted_at=None, name_key__in=keys)
     taken = set(same.values_list("name_key", flat=True))
     names = {}
     for ref, name in short.items():
-        names[ref] = name if name_key(name) not in taken else long[ref]
-        taken.add(name_key(names[ref]))
+        names[ref] = name if fold_name(name) not in taken else long[ref]
+        taken.add(fold_name(names[ref]))
     return names
 
 
@@ -534,12 +535,6 @@ def set_fields(row: Volume | VirtualMachine, fields: dict[str, Any]) -> bool:
     for name, value in differ.items():
         setattr(row, name, value)
     return bool(differ)
-
-
-def one_line(text: str, length: int) -> str:
-    """What people or programs called it, without line breaks and other characters that cannot be shown."""
-    shown = "".join(character if character.isprintable() else " " for character in text)
-    return " ".join(shown.split())[:length].strip()
 
 
 def name_by_ref(what: str, ref: str) -> str:

@@ -22,6 +22,7 @@ from billing.models import BillingCycle
 from cng_portal.accounts.backends import Listed
 from cng_portal.accounts.models import Project, User
 from cng_portal.accounts.prepared import prepared
+from cng_portal.common.names import NameFormField
 from cng_portal.inventory.models import Location, VirtualMachine, Volume
 
 from . import services
@@ -265,12 +266,10 @@ class InstanceForm(SourceForm):
 
 
 class NameForm(StepForm):
-    # the length is checked with the other rules, so that the sentence is ours; the field only keeps silly input short
-    name = forms.CharField(
+    name = NameFormField(
         label=_("Snapshot Name"),
-        max_length=1000,
-        error_messages={"required": _("Give it a name, so that you find it again.")},
-        help_text=_("1 to 64 characters. It has to be unique among your snapshots; case does not matter."),
+        error_messages={"required": _("Enter a name.")},
+        help_text=_("Up to 120 characters, unique among your snapshots. Case doesn't matter."),
     )
 
     suggestion = ""

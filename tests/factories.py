@@ -8,8 +8,9 @@ from django.utils import timezone
 from factory.django import DjangoModelFactory
 
 from cng_portal.accounts.models import BillingType, Customer, Invitation, Membership, Notice, Project, Role, User
+from cng_portal.common.names import fold_name
 from cng_portal.inventory.models import Location, Region, VirtualMachine, Volume
-from snapshots.models import BackupRun, BackupSchedule, DiskImage, Draft, Kind, Operation, Snapshot, State, name_key
+from snapshots.models import BackupRun, BackupSchedule, DiskImage, Draft, Kind, Operation, Snapshot, State
 from snapshots.slots import Rule, next_slot
 
 
@@ -182,7 +183,7 @@ class SnapshotFactory(DjangoModelFactory):
     customer = factory.SelfAttribute("project.customer")
     location = factory.SelfAttribute("volume.location")
     name = factory.Sequence(lambda n: f"snapshot-{n}")
-    name_key = factory.LazyAttribute(lambda snapshot: name_key(snapshot.name))
+    name_key = factory.LazyAttribute(lambda snapshot: fold_name(snapshot.name))
     size_gb = factory.SelfAttribute("volume.size_gb")
     state = State.READY
     ready_at = factory.LazyFunction(timezone.now)
@@ -201,7 +202,7 @@ class VMSnapshotFactory(DjangoModelFactory):
     customer = factory.SelfAttribute("project.customer")
     location = factory.SelfAttribute("vm.location")
     name = factory.Sequence(lambda n: f"vm-snapshot-{n}")
-    name_key = factory.LazyAttribute(lambda snapshot: name_key(snapshot.name))
+    name_key = factory.LazyAttribute(lambda snapshot: fold_name(snapshot.name))
     size_gb = 1
     state = State.READY
     ready_at = factory.LazyFunction(timezone.now)

@@ -50,8 +50,9 @@ from billing import services as billing
 from billing.models import Invoice, ServiceKind
 from cng_portal.accounts import activity, confirmation, impersonation, roles
 from cng_portal.accounts.models import Membership, Project, Role, User
+from cng_portal.common.names import fold_name
 from snapshots import services, wizard
-from snapshots.models import Draft, Kind, name_key
+from snapshots.models import Draft, Kind
 from tests.factories import (
     BackupRunFactory,
     BackupScheduleFactory,
@@ -189,7 +190,7 @@ def furnish(mark: str, root: Path) -> SimpleNamespace:
 
     def snapshot(what: str, of: Any = volume, **fields: Any) -> Any:
         name = text(what)
-        made = SnapshotFactory(volume=of, name=name, name_key=name_key(name), **fields)
+        made = SnapshotFactory(volume=of, name=name, name_key=fold_name(name), **fields)
         made.disks.update(volume_name=text("disk"), damage=text("damage") if what == "damaged" else "")
         return made
 
@@ -204,10 +205,10 @@ def furnish(mark: str, root: Path) -> SimpleNamespace:
     ]
     name = text("machine")
     config = services.describe_machine(vm, [volume]) | {"name": text("old")}
-    of_machine = VMSnapshotFactory(vm=vm, name=name, name_key=name_key(name), vm_config=config)
+    of_machine = VMSnapshotFactory(vm=vm, name=name, name_key=fold_name(name), vm_config=config)
     DiskImageFactory(id=uuid4(), snapshot=of_machine, volume=volume, volume_name=text("disk"), size_gb=1)
     backup = VMSnapshotFactory(
-        vm=vm, kind=Kind.BACKUP, name=text("backup"), name_key=name_key(text("backup")), vm_config=config
+        vm=vm, kind=Kind.BACKUP, name=text("backup"), name_key=fold_name(text("backup")), vm_config=config
     )
     for one in ready, of_machine, backup:
         billing.open_segment(

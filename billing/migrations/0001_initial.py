@@ -135,7 +135,7 @@ class Migration(migrations.Migration):
                 ('resource_id', models.UUIDField(verbose_name='resource')),
                 ('kind', models.CharField(choices=[('bs_snapshot', 'BS Snapshot'), ('vm_snapshot', 'VM Snapshot'), ('vm_backup', 'VM Backup'), ('vm_backup_auto', 'Automatic VM Backup')], max_length=16, verbose_name='kind')),
                 ('resource_name', models.CharField(max_length=255, verbose_name='name')),
-                ('project_name', models.CharField(max_length=64, verbose_name='project name')),
+                ('project_name', models.CharField(max_length=120, verbose_name='project name')),
                 ('location_code', models.CharField(max_length=32, verbose_name='location')),
                 ('from_at', models.DateTimeField(verbose_name='from')),
                 ('to_at', models.DateTimeField(verbose_name='to')),

@@ -24,7 +24,7 @@ from django.http import HttpRequest
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from cng_portal import names
+from cng_portal.common.names import NameFormField, require_visible
 
 from . import signals
 from .models import Role, Theme, User
@@ -57,9 +57,6 @@ class DetailsForm(forms.ModelForm):
         self.fields["theme"] = forms.ChoiceField(
             label=_("Theme"), choices=Theme.choices, required=False, widget=forms.RadioSelect
         )
-
-    def clean_name(self) -> str:
-        return names.check(self.cleaned_data["name"])
 
 
 class ThemeForm(forms.Form):
@@ -94,7 +91,7 @@ class ActivityFilterForm(forms.Form):
 
 class NewEmailForm(AddEmailForm):
     def clean_email(self) -> str:
-        return names.check(super().clean_email(), besides="")
+        return require_visible(super().clean_email())
 
     def save(self, request: HttpRequest) -> EmailAddress:
         vouch_for_email(self.user)
@@ -126,7 +123,7 @@ class InvitationForm(forms.Form):
     )
 
     def clean_email(self) -> str:
-        return names.check(self.cleaned_data["email"], besides="")
+        return require_visible(self.cleaned_data["email"])
 
 
 class RoleForm(forms.Form):
@@ -141,9 +138,8 @@ class RoleForm(forms.Form):
 class SignUpForm(forms.Form):
     """What an invited person gives; the address is that of the invitation."""
 
-    name = forms.CharField(
+    name = NameFormField(
         label=gettext_lazy("Your name"),
-        max_length=120,
         error_messages={"required": gettext_lazy("Say who you are: colleagues see it.")},
     )
     password = forms.CharField(
@@ -152,9 +148,6 @@ class SignUpForm(forms.Form):
         strip=False,
         help_text=gettext_lazy("At least eight characters, and none that many people use."),
     )
-
-    def clean_name(self) -> str:
-        return names.check(self.cleaned_data["name"])
 
 
 @contextmanager

@@ -13,6 +13,8 @@ from django.db.models.functions import Lower
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
+from cng_portal.common.names import NameField
+
 UNLIMITED = -1
 
 
@@ -79,7 +81,7 @@ class Customer(QuotaModel):
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     number = models.PositiveIntegerField(_("customer number"), unique=True)
-    name = models.CharField(_("name"), max_length=120)
+    name = NameField(_("name"))
     billing_type = models.CharField(
         _("billing type"), max_length=8, choices=BillingType.choices, default=BillingType.PREPAID
     )
@@ -128,7 +130,7 @@ class UserManager(BaseUserManager["User"]):
 class User(AbstractBaseUser, PermissionsMixin):
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     email = models.EmailField(_("e-mail"), unique=True)
-    name = models.CharField(_("name"), max_length=120, blank=True)
+    name = NameField(_("name"), blank=True)
     customer = models.ForeignKey(
         Customer,
         verbose_name=_("customer"),
@@ -227,7 +229,7 @@ class Project(QuotaModel):
     customer = models.ForeignKey(
         Customer, verbose_name=_("customer"), on_delete=models.PROTECT, related_name="projects"
     )
-    name = models.CharField(_("name"), max_length=64)
+    name = NameField(_("name"))
     created_at = models.DateTimeField(_("created"), default=timezone.now, editable=False)
     members = models.ManyToManyField(User, through="Membership", related_name="projects")
 

@@ -12,6 +12,7 @@ from django.utils import timezone, translation
 from django.utils.translation import gettext_lazy as _
 
 from cng_portal.accounts.models import Project, User
+from cng_portal.common.names import NameField
 
 
 class Region(models.TextChoices):
@@ -226,7 +227,7 @@ class VirtualMachine(models.Model):
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     project = models.ForeignKey(Project, verbose_name=_("project"), on_delete=models.PROTECT, related_name="vms")
     location = models.ForeignKey(Location, verbose_name=_("location"), on_delete=models.PROTECT, related_name="vms")
-    name = models.CharField(_("name"), max_length=120)
+    name = NameField(_("name"))
     state = models.CharField(_("state"), max_length=8, choices=State.choices, default=State.RUNNING)
     vcpus = models.PositiveSmallIntegerField(_("vCPUs"), default=1)
     memory_mb = models.PositiveIntegerField(_("memory, MB"), default=1024)
@@ -312,7 +313,7 @@ class Volume(models.Model):
     position = models.PositiveSmallIntegerField(
         _("position in the VM"), default=0, help_text=_("0 is the root volume.")
     )
-    name = models.CharField(_("name"), max_length=120)
+    name = NameField(_("name"))
     size_gb = models.PositiveIntegerField(_("size, GB"), validators=[MinValueValidator(1)])
     state = models.CharField(_("state"), max_length=9, choices=State.choices, default=State.AVAILABLE)
     backend_ref = models.CharField(_("backend reference"), max_length=255, blank=True)

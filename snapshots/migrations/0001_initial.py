@@ -44,7 +44,7 @@ class Migration(migrations.Migration):
             fields=[
                 ('id', models.UUIDField(default=uuid.uuid4, editable=False, primary_key=True, serialize=False)),
                 ('kind', models.CharField(choices=[('volume', 'Volume snapshot'), ('vm', 'VM snapshot'), ('backup', 'VM backup')], default='volume', max_length=8)),
-                ('name', models.CharField(blank=True, max_length=64)),
+                ('name', models.CharField(blank=True, max_length=120)),
                 ('created_at', models.DateTimeField(default=django.utils.timezone.now, editable=False)),
                 ('created_by', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='+', to=settings.AUTH_USER_MODEL)),
                 ('customer', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='+', to='accounts.customer')),
@@ -59,7 +59,7 @@ class Migration(migrations.Migration):
             fields=[
                 ('id', models.UUIDField(default=uuid.uuid4, editable=False, primary_key=True, serialize=False)),
                 ('kind', models.CharField(choices=[('volume', 'Volume snapshot'), ('vm', 'VM snapshot'), ('backup', 'VM backup')], default='volume', max_length=8, verbose_name='kind')),
-                ('name', models.CharField(max_length=64, verbose_name='name')),
+                ('name', models.CharField(max_length=120, verbose_name='name')),
                 ('name_key', models.CharField(editable=False, max_length=576)),
                 ('vm_config', models.JSONField(blank=True, default=dict, help_text='Name, size, hourly price and volumes of the machine at the time.', verbose_name="machine's configuration")),
                 ('consistency', models.CharField(blank=True, choices=[('instant', 'One instant for all disks'), ('per_disk', 'Crash-consistent per disk')], max_length=8, verbose_name='consistency')),

@@ -3,8 +3,6 @@
 from .schedules import BackupRun, BackupSchedule
 from .snapshots import (
     COUNTED_STATES,
-    NAME_KEY_LENGTH,
-    NAME_LENGTH,
     SERVICE_KINDS,
     TRANSIENT_STATES,
     TRANSITIONS,
@@ -16,13 +14,10 @@ from .snapshots import (
     Snapshot,
     SnapshotQuerySet,
     State,
-    name_key,
 )
 
 __all__ = [
     "COUNTED_STATES",
-    "NAME_KEY_LENGTH",
-    "NAME_LENGTH",
     "SERVICE_KINDS",
     "TRANSIENT_STATES",
     "TRANSITIONS",
@@ -36,5 +31,4 @@ __all__ = [
     "Snapshot",
     "SnapshotQuerySet",
     "State",
-    "name_key",
 ]

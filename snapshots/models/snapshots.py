@@ -5,7 +5,6 @@ backups differ in their kind, not in their tables. What storage has to do is an 
 the worker: see operations.py for its life and tasks.py for the work itself.
 """
 
-import unicodedata
 import uuid
 from collections.abc import Iterable
 from datetime import datetime
@@ -20,22 +19,10 @@ from django.utils.translation import gettext_lazy as _
 
 from billing.models import ServiceKind
 from cng_portal.accounts.models import Customer, Membership, Project, User
+from cng_portal.common.names import MAX_NAME_KEY_LENGTH, MAX_NAME_LENGTH, NameField
 from cng_portal.inventory.models import Interval, Location, OwnedQuerySet, VirtualMachine, Volume, Weekday
-from cng_portal.names import JOINERS
 
 from ..drivers.base import Consistency
-
-NAME_LENGTH = 64
-# normalising and folding a character gives at most three each
-NAME_KEY_LENGTH = 9 * NAME_LENGTH
-
-
-def name_key(name: str) -> str:
-    """What makes two names the same: case, Unicode form, joiners and surrounding blanks do not count. The same on every
-    database.
-    """
-    seen = name.strip().translate(dict.fromkeys(map(ord, JOINERS)))
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", seen).casefold())
 
 
 class Kind(models.TextChoices):
@@ -87,7 +74,7 @@ class Draft(models.Model):
     project = models.ForeignKey(Project, on_delete=models.SET_NULL, null=True, related_name="+")
     volume = models.ForeignKey(Volume, on_delete=models.SET_NULL, null=True, related_name="+")
     vm = models.ForeignKey(VirtualMachine, on_delete=models.SET_NULL, null=True, related_name="+")
-    name = models.CharField(max_length=NAME_LENGTH, blank=True)
+    name = NameField(blank=True)
     # the answers of a backup's schedule step, named as in BackupSchedule; without an interval it is not answered yet
     interval = models.CharField(max_length=7, choices=Interval.choices, blank=True)
     weekday = models.PositiveSmallIntegerField(choices=Weekday.choices, null=True, blank=True)
@@ -149,8 +136,8 @@ class Snapshot(models.Model):
         blank=True,
         related_name="snapshots",
     )
-    name = models.CharField(_("name"), max_length=NAME_LENGTH)
-    name_key = models.CharField(max_length=NAME_KEY_LENGTH, editable=False)
+    name = NameField(_("name"))
+    name_key = models.CharField(max_length=MAX_NAME_KEY_LENGTH, editable=False)
     vm_config = models.JSONField(
         _("machine's configuration"),
         default=dict,
@@ -313,7 +300,7 @@ class DiskImage(models.Model):
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     snapshot = models.ForeignKey(Snapshot, on_delete=models.PROTECT, related_name="disks")
     volume = models.ForeignKey(Volume, on_delete=models.PROTECT, related_name="disk_images")
-    volume_name = models.CharField(_("volume"), max_length=120)
+    volume_name = models.CharField(_("volume"), max_length=MAX_NAME_LENGTH)
     position = models.PositiveSmallIntegerField(_("position"), default=0)
     size_gb = models.PositiveIntegerField(_("size, GB"))
     backend_ref = models.CharField(_("backend reference"), max_length=255, blank=True)

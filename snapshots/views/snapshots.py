@@ -20,6 +20,7 @@ from billing import services as billing
 from billing.money import format_amount, format_price
 from cng_portal.accounts.models import Project, User
 from cng_portal.accounts.prepared import prepared
+from cng_portal.common.names import is_same_name
 from cng_portal.inventory.models import VirtualMachine
 from cng_portal.templatetags.portal import poll_seconds
 from snapshots import lists, services
@@ -421,7 +422,7 @@ def delete(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         required=_("Type the name “%(name)s” to confirm that it shall be deleted.") % {"name": found.name},
     )
     if request.method == "POST" and form.is_valid():
-        if form.cleaned_data["confirmation"].strip() != found.name:
+        if not is_same_name(form.cleaned_data["confirmation"], found.name):
             form.add_error(
                 "confirmation",
                 _("That is not its name. Type “%(name)s” to confirm that it will be deleted.") % {"name": found.name},

@@ -17,8 +17,9 @@ from django.utils import timezone
 from billing.models import ServiceKind, UsageSegment
 from billing.services import create_package
 from cng_portal.accounts.models import Customer, Project
+from cng_portal.common.names import fold_name
 from snapshots.lists import PAGE_SIZE
-from snapshots.models import Operation, Snapshot, State, name_key
+from snapshots.models import Operation, Snapshot, State
 from tests.bench import Measure
 from tests.factories import CustomerFactory, LocationFactory, ProjectFactory, UserFactory, VolumeFactory
 
@@ -88,7 +89,7 @@ def fill(count: int, locations: list) -> Client:
                 location=volume.location,
                 volume=volume,
                 name=name,
-                name_key=name_key(name),
+                name_key=fold_name(name),
                 size_gb=volume.size_gb,
                 state=state,
                 created_at=taken,

@@ -160,7 +160,7 @@ def test_a_taken_name_is_explained_and_a_free_one_offered(client: Client, projec
     assert snapshot.name == "NIGHTLY-2"
 
 
-@pytest.mark.parametrize("name", ["", "   ", "x" * 65, "two\nlines"])
+@pytest.mark.parametrize("name", ["", "   ", "x" * 121, "two\nlines"])
 def test_an_unusable_name_is_explained(name: str, client: Client, project: Project) -> None:
     snapshot = SnapshotFactory(volume__project=project, name="nightly")
 
@@ -298,13 +298,28 @@ def test_while_the_machine_runs_the_reason_stands_in_place_of_the_form(client: C
     assert not taken.operations.filter(kind=Operation.Kind.RESTORE).exists()
 
 
-@pytest.mark.parametrize("typed", ["", "WEB-01-ROOT", "web-01"])
+@pytest.mark.parametrize("typed", ["", "WEB-01-ROO", "web-01"])
 def test_without_the_volume_s_name_nothing_is_overwritten(typed: str, client: Client, taken: Snapshot) -> None:
     response = client.post(url("restore", taken), {"confirmation": typed})
 
     assert "ype" in errors_of(response)
     assert f'value="{typed}"' in response.content.decode() or not typed
     assert not taken.operations.filter(kind=Operation.Kind.RESTORE).exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "typed"),
+    [
+        ("web-01", "WEB-01"),
+        ("two blanks", "two  blanks"),
+        ("café", "cafe\u0301"),
+        ("no break", "no\xa0break"),
+        ("မြန်\u200bမာ", "မြန်မာ"),
+    ],
+)
+def test_a_restore_is_confirmed_by_typing_what_one_sees(name: str, typed: str, client: Client, taken: Snapshot) -> None:
+    Volume.objects.update(name=name)
+    assert client.post(url("restore", taken), {"confirmation": typed})["Location"] == page_of(taken)
 
 
 @pytest.mark.parametrize(
@@ -440,8 +455,8 @@ def test_the_form_suggests_name_size_and_project(client: Client, taken: Snapshot
 @pytest.mark.parametrize(
     ("answer", "sentence"),
     [
-        ({"name": ""}, "Give it a name."),
-        ({"name": "x" * 121}, "at most 120 characters"),
+        ({"name": ""}, "Enter a name."),
+        ({"name": "x" * 121}, "the limit is 120"),
         ({"name": "two\nlines"}, "cannot be shown"),
         ({"size_gb": ""}, "Say how large"),
         ({"size_gb": "much"}, "whole number of GB"),

@@ -159,8 +159,11 @@ def test_a_project_is_found_by_its_name_and_customer(image: Path, project: Proje
         ({"customer": "me"}, "“me” is no customer number"),
         ({"customer": "#999999"}, "There is no project"),
         ({"location": "MOON-1"}, "There is no location “MOON-1”. These are known: 1CNG-YGN-AZ"),
-        ({"name": "  "}, "cannot be blank"),
-        ({"name": "x" * 121}, "at most 120"),
+        ({"name": "  "}, "Enter a name."),
+        ({"name": "x" * 121}, "the limit is 120"),
+        ({"name": "two\nlines"}, "cannot be shown"),
+        ({"name": "\x1b[31mred"}, "cannot be shown"),
+        ({"name": "bad\udcff"}, "cannot be shown"),
     ],
 )
 def test_a_wrong_option_is_said_in_a_sentence(

@@ -23,7 +23,7 @@ from cng_portal.inventory.models import CloudProject, Location, Volume
 from snapshots import services, wizard
 from snapshots.drivers.local import LocalDriver
 from snapshots.models import Operation, State
-from snapshots.sync import one_by_one, one_line, sync_everywhere
+from snapshots.sync import one_by_one, sync_everywhere
 from tests.factories import (
     LocationFactory,
     MembershipFactory,
@@ -335,10 +335,3 @@ def test_a_new_volume_and_a_copy_before_a_restore_count_as_volumes_of_the_cloud(
         services.request_new_volume(**volume, size_gb=10)
     with pytest.raises(services.QuotaFull, match="3 of 3 volumes"):
         services.check_capturable(snapshot.source, safety=True)
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"), [("a\nb", "a b"), ("  x\x07y ", "x y"), ("\u202eevil", "evil"), ("ကြိုး", "ကြိုး"), ("", "")]
-)
-def test_names_from_a_cloud_become_one_line(text: str, shown: str) -> None:
-    assert one_line(text, 64) == shown

@@ -177,9 +177,9 @@ def test_a_viewer_is_told_why_not(client_for: Any, member: Membership, volume: V
         ("volume", "", "Choose a volume."),
         ("volume", NOBODYS_ID, "This volume is not in the project and location any more."),
         ("volume", "\x00", "This volume is not in the project and location any more."),
-        ("name", "", "Give it a name"),
-        ("name", "   ", "Give it a name"),
-        ("name", "x" * 65, "The name has 65 characters; at most 64 fit."),
+        ("name", "", "Enter a name"),
+        ("name", "   ", "Enter a name"),
+        ("name", "x" * 121, "The name has 121 characters; the limit is 120."),
         ("name", "two\nlines", "a character that cannot be shown"),
     ],
 )

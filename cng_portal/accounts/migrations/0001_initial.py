@@ -80,7 +80,7 @@ class Migration(migrations.Migration):
                 ('snapshot_quota', models.IntegerField(default=-1, help_text='How many; -1 means unlimited.', verbose_name='snapshots')),
                 ('snapshot_gb_quota', models.IntegerField(default=-1, help_text='Sum of their sizes; -1 means unlimited.', verbose_name='snapshots, GB')),
                 ('id', models.UUIDField(default=uuid.uuid4, editable=False, primary_key=True, serialize=False)),
-                ('name', models.CharField(max_length=64, verbose_name='name')),
+                ('name', models.CharField(max_length=120, verbose_name='name')),
                 ('created_at', models.DateTimeField(default=django.utils.timezone.now, editable=False, verbose_name='created')),
                 ('customer', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='projects', to='accounts.customer', verbose_name='customer')),
                 ('members', models.ManyToManyField(related_name='projects', through='accounts.Membership', to=settings.AUTH_USER_MODEL)),

@@ -41,7 +41,7 @@ class Command(BaseCommand):
             volume = Volume(
                 project=project,
                 location_id=options["location"],
-                name=options["name"].strip(),
+                name=options["name"],
                 size_gb=-(-size // GIB),
             )
             volume.full_clean()
