@@ -6,11 +6,12 @@ COMPILE := CUSTOM_COMPILE_COMMAND="make requirements" $(BIN)/python -m piptools 
 	--allow-unsafe --strip-extras --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-openstack audit chaos upgrade bench-horizon check format bench permissions pictures screenshots requirements clean
+.PHONY: help run test test-fast test-openstack audit chaos upgrade bench-horizon check format bench permissions pictures screenshots requirements clean
 
 help:
 	@echo "make run             start the portal with an SQLite database and demo data (Ctrl-C stops it)"
 	@echo "make test            check the code, then run every test; make check only checks it"
+	@echo "make test-fast       run the tests that need neither a browser nor child processes (two minutes)"
 	@echo "make test-openstack  test the Cinder driver on an OpenStack of its own (root, Debian 12)"
 	@echo "make audit           ask OSV whether a pinned package has a known hole (needs the internet)"
 	@echo "make chaos           kill everything while customers click, then see that nothing is lost (CHAOS_SECONDS=600)"
@@ -32,6 +33,10 @@ run: .venv/.run
 
 test: check
 	@$(BIN)/python -m tests
+
+# For the loop of work: SQLite alone, without a browser and without child processes.
+test-fast: .venv/.test
+	@$(BIN)/python -m pytest --quiet -n 2 -m "not browser and not slow" --ignore tests/openstack
 
 # The tools read the settings: from nowhere but here, so that a .env does not change what they find.
 check: export ENV_FILE := /dev/null

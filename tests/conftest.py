@@ -56,6 +56,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     browser_tests = [item for item in items if "browser" in getattr(item, "fixturenames", ())]
     for item in browser_tests:
         item.add_marker("browser")
+    for item in items:
+        database = item.get_closest_marker("django_db")
+        commits = database is not None and database.kwargs.get("transaction", False)
+        if commits or "process_environment" in getattr(item, "fixturenames", ()):
+            item.add_marker("slow")
     if browser_tests and NO_BROWSER:
         items[:] = [item for item in items if item not in browser_tests]
         config.hook.pytest_deselected(items=browser_tests)

@@ -18,7 +18,7 @@ from snapshots.management.commands.demo import PASSWORD, SIGN_INS, YANGON, Disk,
 from snapshots.models import BackupSchedule
 
 E2FSCK = shutil.which("e2fsck", path="/usr/sbin:/sbin:/usr/bin:/bin")
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.slow]
 
 
 def demo() -> str:

@@ -72,7 +72,7 @@ from tests.factories import (
 from tests.permissions import ADMINISTRATOR, MEMBER, OUT, OWNER, ROLES, STRANGER, TABLE, VIEWER
 from tests.snapshots.disks import put_volume, sell_everywhere
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.slow]
 
 LONG = "FUZZ_REQUESTS" in os.environ
 REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "160"))

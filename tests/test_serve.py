@@ -15,6 +15,8 @@ import pytest
 from django.conf import settings
 from django.shortcuts import resolve_url
 
+pytestmark = pytest.mark.slow
+
 SERVE = [sys.executable, "manage.py", "serve"]
 
 

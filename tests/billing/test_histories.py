@@ -21,7 +21,7 @@ from cng_portal.inventory.models import Location
 from tests.billing import oracle
 from tests.factories import ProjectFactory
 
-pytestmark = [pytest.mark.django_db, pytest.mark.both_databases]
+pytestmark = [pytest.mark.django_db, pytest.mark.slow, pytest.mark.both_databases]
 
 HISTORIES = int(os.environ.get("HISTORIES", "100"))
 EPOCH = datetime(2040, 2, 25, tzinfo=UTC)  # a leap year; both changes of the clock follow within the range

@@ -15,6 +15,7 @@ from tests.factories import MembershipFactory, VolumeFactory
 from tests.snapshots.disks import carry_out_what_waits, put_volume, sell_everywhere
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.django_db(transaction=True),
     pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root"),
 ]

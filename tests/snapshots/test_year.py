@@ -28,7 +28,7 @@ from tests.factories import (
 from tests.snapshots.disks import content, put_volume
 from tests.snapshots.test_slots import first_minute_at_or_past, runs_on
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.slow]
 
 START, END = datetime(2035, 1, 1, tzinfo=UTC), datetime(2036, 1, 1, tzinfo=UTC)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)

@@ -29,6 +29,8 @@ DRIVER_FILES = (local.__file__, copying.__file__)
 FILE_CHANGING = {"create_volume", "create_volume_from_snapshot", "revert_volume", "verify_snapshot", "delete_snapshot"}
 FILE_CHANGING |= {"_capture", "_publish", "_settle", "_clear", "_new_image", "_create", "_write_manifest", "_fill"}
 FILE_CHANGING |= {"fill_image", "write_file", "sync_folder"}
+pytestmark = pytest.mark.slow
+
 SIZE = 200_000
 BEFORE = blake3(b"before").digest(SIZE // 2)
 AFTER = blake3(b"after").digest(SIZE // 2)
