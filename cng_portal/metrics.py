@@ -20,6 +20,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from cng_portal.accounts.passwords import SILENCES
+from cng_portal.mail import services as mail
 from snapshots import watching
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,7 @@ class WorkCollector(Collector):
         up = GaugeMetricFamily("portal_database_up", "1 when the database answers.")
         try:
             seen = watching.look(now=timezone.now())
+            mails = mail.queue_status(now=timezone.now())
         except DatabaseError:
             logger.exception("The database cannot be measured")
             up.add_metric([], 0)
@@ -88,6 +90,7 @@ class WorkCollector(Collector):
         yield from self.of_operations(seen)
         yield from self.of_processes(seen)
         yield from self.of_storage(seen)
+        yield from self.of_mails(mails)
 
     def of_operations(self, seen: watching.Look) -> Iterator[Metric]:
         gauge = GaugeMetricFamily(
@@ -148,3 +151,17 @@ class WorkCollector(Collector):
             if check.free_bytes is not None:
                 free.add_metric(place, check.free_bytes)
         yield from (up, age, free, used, errors)
+
+    def of_mails(self, status: mail.QueueStatus) -> Iterator[Metric]:
+        yield GaugeMetricFamily("portal_mails_waiting", "E-mails that are not sent yet.", value=status.waiting)
+        yield GaugeMetricFamily(
+            "portal_mail_oldest_wait_seconds",
+            "How long the oldest e-mail that is not sent yet has waited.",
+            value=status.oldest_wait.total_seconds(),
+        )
+        failed = GaugeMetricFamily(
+            "portal_mails_failed_last_hour", "E-mails that failed for good in the last hour.", labels=["kind"]
+        )
+        for kind, count in status.failed_recently.items():
+            failed.add_metric([kind], count)
+        yield failed

@@ -217,6 +217,7 @@ HTTPS = read("HTTPS", yes_or_no, False)
 PRODUCTION = not TESTING and hardening.is_production(https=HTTPS, allowed_hosts=ALLOWED_HOSTS)
 
 INSTALLED_APPS = [
+    "cng_portal.mail",
     "cng_portal.accounts",
     "cng_portal.inventory",
     "cng_portal.watch",
@@ -427,6 +428,7 @@ if os.environ.get("OWNER_MFA_REQUIRED", "").strip():
 ACTIVITY_KEPT_DAYS = read("ACTIVITY_KEPT_DAYS", days_kept, 0)
 EMAIL_CONFIG: dict[str, Any] = read("EMAIL_URL", email, {}, secret=True) or email("consolemail://")
 vars().update(EMAIL_CONFIG)
+EMAIL_TIMEOUT = 10  # seconds, for each command; without it a silent mail server would stop the scheduler
 DEFAULT_FROM_EMAIL = read("DEFAULT_FROM_EMAIL", str, "portal@localhost")
 PORTAL_URL = read("PORTAL_URL", site, f"http://localhost:{PORT}")
 

@@ -10,6 +10,7 @@ from factory.django import DjangoModelFactory
 from cng_portal.accounts.models import BillingType, Customer, Invitation, Membership, Notice, Project, Role, User
 from cng_portal.common.names import fold_name
 from cng_portal.inventory.models import Location, Region, VirtualMachine, Volume
+from cng_portal.mail.models import OutgoingMail
 from snapshots.models import BackupRun, BackupSchedule, DiskImage, Draft, Kind, Operation, Snapshot, State
 from snapshots.slots import Rule, next_slot
 
@@ -65,6 +66,8 @@ class MembershipFactory(DjangoModelFactory):
 
 
 class InvitationFactory(DjangoModelFactory):
+    """Sent, and not answered yet."""
+
     class Meta:
         model = Invitation
 
@@ -76,6 +79,19 @@ class InvitationFactory(DjangoModelFactory):
     role = Role.MEMBER
     invited_by = factory.SubFactory(UserFactory)
     expires_at = factory.LazyFunction(lambda: timezone.now() + timedelta(days=7))
+
+
+class OutgoingMailFactory(DjangoModelFactory):
+    """Queued just now."""
+
+    class Meta:
+        model = OutgoingMail
+
+    kind = OutgoingMail.Kind.NOTIFICATION
+    recipient = factory.Sequence(lambda n: f"reader{n}@example.com")
+    subject = "1CNG: A backup was missed"
+    body = "The storage was full."
+    expires_at = factory.LazyFunction(lambda: timezone.now() + timedelta(days=2))
 
 
 class NoticeFactory(DjangoModelFactory):

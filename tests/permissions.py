@@ -144,6 +144,7 @@ TABLE: dict[str, list[Row]] = {
     "People": [
         Row("accounts:people", "See who is in one's projects", SIGNED_IN),
         Row("accounts:invite", "Invite somebody", OWN, BOTH, {"project_id": "project"}),
+        Row("accounts:resend", "Send an invitation again", OWN, "POST", {"invitation_id": "invitation"}),
         Row("accounts:revoke", "Revoke an invitation", OWN, "POST", {"invitation_id": "invitation"}),
         Row("accounts:role", "Change somebody's role", OWN, BOTH, OTHERS),
         Row("accounts:remove", "Remove somebody from a project", OWN, BOTH, OTHERS),

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from django.conf import settings
-from django.core import mail
 from django.test import Client, RequestFactory
 from django.utils import timezone
 
@@ -29,6 +28,7 @@ from tests.factories import (
     UserFactory,
     VolumeFactory,
 )
+from tests.smtp import sent_mails
 from tests.snapshots.disks import content, put_volume, sell_everywhere
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def test_the_link_for_a_new_password_opens_nothing_from_the_log(log: io.StringIO
     user.set_password("my secret horse 9")
     user.save()
     client.post("/accounts/password/reset/", {"email": "aye@example.com"})
-    link = re.search(r"http://testserver(/accounts/password/reset/key/(\S+)/)", mail.outbox[0].body)
+    link = re.search(r"http://testserver(/accounts/password/reset/key/(\S+)/)", sent_mails()[0].body)
     assert link is not None
     client.get(link[1])
 

@@ -211,7 +211,7 @@ def test_a_database_that_is_away_is_a_number_too(client: Client) -> None:
 
 @pytest.mark.django_db
 @pytest.mark.parametrize("count", [1, 12])
-def test_six_queries_are_enough_for_a_few_and_for_many(
+def test_eight_queries_are_enough_for_a_few_and_for_many(
     client: Client, count: int, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
     for _ in range(count):
@@ -220,7 +220,7 @@ def test_six_queries_are_enough_for_a_few_and_for_many(
         Process.objects.create(kind="worker", host="a", pid=1)
     LocationFactory.create_batch(count)
     watching.ask_storage()
-    with django_assert_num_queries(6):
+    with django_assert_num_queries(8):
         scrape(client)
 
 

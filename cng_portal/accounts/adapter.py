@@ -1,13 +1,20 @@
 import logging
+from datetime import timedelta
 from typing import Any
 
 from allauth.account.adapter import DefaultAccountAdapter
 from allauth.account.models import EmailAddress
+from django.conf import settings
 from django.contrib import messages
+from django.contrib.sites.shortcuts import get_current_site
 from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.http import HttpRequest
+from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
+
+from cng_portal.mail import services as mail
+from cng_portal.mail.models import OutgoingMail
 
 from . import activity
 from .models import User
@@ -47,9 +54,20 @@ class AccountAdapter(DefaultAccountAdapter):
         super().send_password_reset_mail(user, email, context)
 
     def send_mail(self, template_prefix: str, email: str, context: dict[str, Any]) -> None:
-        """Write times for the recipient, who may not be the user whose request sends the mail."""
+        """Queue it, with times for the recipient, who may not be the user whose request sends it."""
+        expires_in = timedelta(seconds=settings.PASSWORD_RESET_TIMEOUT)
+        if "password_reset" not in template_prefix:
+            expires_in = mail.EXPIRES_AFTER
         with as_read_by(User.objects.filter(email__iexact=email).first()):
-            super().send_mail(template_prefix, email, context)
+            site = {"request": self.request, "current_site": get_current_site(self.request), "email": email}
+            message = self.render_mail(template_prefix, email, site | context)
+        mail.enqueue(
+            kind=OutgoingMail.Kind.ACCOUNT,
+            recipient=email,
+            subject=str(message.subject),
+            body=str(message.body),
+            expires_at=timezone.now() + expires_in,
+        )
 
     def can_delete_email(self, email_address: EmailAddress) -> bool:
         """Who signs in with it keeps it until another one is confirmed."""

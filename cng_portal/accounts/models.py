@@ -14,6 +14,7 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from cng_portal.common.names import NameField
+from cng_portal.mail.models import OutgoingMail
 
 UNLIMITED = -1
 
@@ -345,7 +346,9 @@ class Invitation(models.Model):
     )
     created_at = models.DateTimeField(_("created"), default=timezone.now, editable=False)
     expires_at = models.DateTimeField(_("expires"))
-    mailed_at = models.DateTimeField(_("e-mailed"), null=True, blank=True, editable=False)
+    mail = models.OneToOneField(
+        OutgoingMail, verbose_name=_("e-mail"), on_delete=models.SET_NULL, null=True, editable=False, related_name="+"
+    )
     accepted_at = models.DateTimeField(_("accepted"), null=True, blank=True, editable=False)
     accepted_by = models.ForeignKey(
         User,

@@ -6,18 +6,19 @@ Each function validates, writes in one transaction that holds the customer's loc
 
 import logging
 from datetime import datetime, timedelta
-from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.contrib.auth.password_validation import validate_password
 from django.core import signing
 from django.core.exceptions import PermissionDenied
-from django.core.mail import EmailMessage
 from django.db import transaction
 from django.db.models import QuerySet
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext as _
+
+from cng_portal.mail import services as mail
+from cng_portal.mail.models import OutgoingMail
 
 from . import activity
 from .models import Invitation, Membership, Project, Role, User
@@ -29,7 +30,6 @@ logger = logging.getLogger(__name__)
 VALID_FOR = timedelta(days=7)
 WINDOW = timedelta(hours=1)
 SALT = "accounts.invitation"
-MAILS_PER_TURN = 100
 
 
 class Refused(Exception):
@@ -79,7 +79,7 @@ def require_another_owner(membership: Membership) -> None:
 
 
 def invite(*, project: Project, email: str, role: str, by: User, at: datetime) -> Invitation:
-    """The message goes out with the next turn of the scheduler. An older invitation of the address is replaced."""
+    """Create an invitation and queue its e-mail. It replaces an older one to the same address."""
     email = email.strip().lower()
     with transaction.atomic():
         lock_customer(project.customer_id)
@@ -100,10 +100,13 @@ def invite(*, project: Project, email: str, role: str, by: User, at: datetime) -
                 )
                 % {"limit": limit}
             )
-        open_invitations().filter(project=project, email__iexact=email).update(revoked_at=at)
-        made = Invitation.objects.create(
+        for older in open_invitations().filter(project=project, email__iexact=email):
+            close(older, at=at)
+        made = Invitation(
             project=project, email=email, role=role, invited_by=by, created_at=at, expires_at=at + VALID_FOR
         )
+        made.mail = enqueue_mail(made)
+        made.save()
         activity.record(
             act="invitation.send", actor=by, thing=made, project=project, after={"email": email, "role": role}
         )
@@ -114,9 +117,17 @@ def revoke(*, invitation: Invitation, by: User, at: datetime) -> None:
     with transaction.atomic():
         lock_customer(invitation.project.customer_id)
         require_owner(User.objects.get(pk=by.pk), invitation.project)
-        if not open_invitations().filter(pk=invitation.pk).update(revoked_at=at):
+        if not close(invitation, at=at):
             raise Refused(_("The invitation was accepted or revoked already."))
         activity.record(act="invitation.revoke", actor=by, thing=invitation, project=invitation.project)
+
+
+def close(invitation: Invitation, *, at: datetime) -> bool:
+    """Revoke it, and don't send its e-mail if that is still queued. False when it was accepted or revoked before."""
+    if not open_invitations().filter(pk=invitation.pk).update(revoked_at=at):
+        return False
+    mail.cancel(OutgoingMail.objects.filter(pk=invitation.mail_id))
+    return True
 
 
 def accept(*, invitation: Invitation, user: User, at: datetime) -> Membership:
@@ -200,8 +211,7 @@ def remove(*, membership: Membership, by: User) -> None:
 def withdraw_invitations(membership: Membership, by: User) -> None:
     """Who does not decide any more about who is in has nobody come in by an invitation of before."""
     for invitation in open_invitations().filter(project=membership.project_id, invited_by=membership.user_id):
-        invitation.revoked_at = timezone.now()
-        invitation.save(update_fields=["revoked_at"])
+        close(invitation, at=timezone.now())
         activity.record(act="invitation.revoke", actor=by, thing=invitation, project=membership.project)
 
 
@@ -216,42 +226,25 @@ def fresh(membership: Membership) -> Membership:
 # --- e-mail ----------------------------------------------------------------------------------------------------------
 
 
-def send_mails(*, now: datetime) -> int:
-    """Send the invitations that have not been sent. Returns how many went out.
-
-    Each is claimed before it is sent, so that of two schedulers one sends it; what the mail server does not take is
-    given back and tried again the next time.
-    """
-    waiting = open_invitations().filter(mailed_at=None, expires_at__gt=now)
-    sent = 0
-    for invitation in waiting.select_related("project__customer", "invited_by").order_by("created_at")[:MAILS_PER_TURN]:
-        mine = Invitation.objects.filter(pk=invitation.pk, mailed_at=None)
-        if not mine.update(mailed_at=now):
-            continue
-        try:
-            with as_read_by(User.objects.filter(email__iexact=invitation.email).first()):
-                message(invitation).send()
-        except OSError:  # of which every error of the mail server is one
-            Invitation.objects.filter(pk=invitation.pk).update(mailed_at=None)
-            logger.exception("The invitation %s could not be sent; it will be tried again", invitation.pk)
-            break
-        sent += 1
-    return sent
-
-
-def message(invitation: Invitation) -> EmailMessage:
-    names = {
-        "who": invitation.invited_by,
-        "project": invitation.project.name,
-        "customer": invitation.project.customer.name,
-        "role": invitation.get_role_display(),
-        "host": urlsplit(settings.PORTAL_URL).netloc,
-    }
-    lines = [
-        _("%(who)s invites you to the project “%(project)s” of %(customer)s, as: %(role)s.") % names,
-        settings.PORTAL_URL + reverse("accounts:invitation", args=[token_of(invitation)]),
-        _("The link works once, and for seven days. If you do not know them, do nothing: nothing happens then.")
-        % names,
-    ]
-    subject = _("1CNG: %(who)s invites you to “%(project)s”") % names
-    return EmailMessage(subject=" ".join(subject.split()), body="\n\n".join(lines), to=[invitation.email])
+def enqueue_mail(invitation: Invitation) -> OutgoingMail:
+    recipient = User.objects.filter(email__iexact=invitation.email).first()
+    with as_read_by(recipient):
+        names = {
+            "who": invitation.invited_by,
+            "project": invitation.project.name,
+            "customer": invitation.project.customer.name,
+            "role": invitation.get_role_display(),
+        }
+        lines = [
+            _("%(who)s invites you to the project “%(project)s” of %(customer)s, as: %(role)s.") % names,
+            settings.PORTAL_URL + reverse("accounts:invitation", args=[token_of(invitation)]),
+            _("The link works once and expires in 7 days. If you don't know the sender, ignore this e-mail."),
+        ]
+        subject = _("1CNG: %(who)s invites you to “%(project)s”") % names
+    return mail.enqueue(
+        kind=OutgoingMail.Kind.INVITATION,
+        recipient=invitation.email,
+        subject=subject,
+        body="\n\n".join(lines),
+        expires_at=invitation.expires_at,
+    )

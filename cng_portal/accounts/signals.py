@@ -12,7 +12,6 @@ from allauth.mfa.models import Authenticator
 from django.contrib.admin.models import ADDITION, CHANGE, DELETION, LogEntry
 from django.contrib.auth import signals as auth
 from django.core.exceptions import ObjectDoesNotExist
-from django.core.mail import EmailMessage
 from django.db import transaction
 from django.db.models.signals import post_save
 from django.dispatch import receiver
@@ -20,6 +19,9 @@ from django.http import HttpRequest
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext as _
+
+from cng_portal.mail import services as mail
+from cng_portal.mail.models import OutgoingMail
 
 from . import activity, confirmation, notices, sessions
 from .models import Activity, Notice, User
@@ -134,14 +136,17 @@ def tell_of_address(user: User, before: str, after: str) -> None:
             _("It was %(email)s. Was it not you? Ask support at once.") % {"email": before},
         )
 
-    def mail() -> None:
-        with as_read_by(user):
-            title, text = words()
-        EmailMessage(subject=f"1CNG: {title}", body=text, to=[before]).send()
-
     warn(user, words)
     if before:
-        transaction.on_commit(mail, robust=True)
+        with as_read_by(user):
+            title, text = words()
+        mail.enqueue(
+            kind=OutgoingMail.Kind.ACCOUNT,
+            recipient=before,
+            subject=f"1CNG: {title}",
+            body=text,
+            expires_at=timezone.now() + mail.EXPIRES_AFTER,
+        )
 
 
 @receiver(mfa.authenticator_added)

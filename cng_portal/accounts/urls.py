@@ -19,6 +19,7 @@ urlpatterns = [
     path("profile/stop-looking/", profile.stop_looking, name="stop_looking"),
     path("people/", people.people, name="people"),
     path("people/<uuid:project_id>/invite/", people.invite, name="invite"),
+    path("people/invitations/<uuid:invitation_id>/resend/", people.resend, name="resend"),
     path("people/invitations/<uuid:invitation_id>/revoke/", people.revoke, name="revoke"),
     path("people/<int:membership_id>/role/", people.change_role, name="role"),
     path("people/<int:membership_id>/remove/", people.remove, name="remove"),

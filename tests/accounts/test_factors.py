@@ -14,7 +14,6 @@ import pytest
 from allauth.account.models import EmailAddress
 from allauth.mfa.models import Authenticator
 from django.conf import settings
-from django.core import mail
 from django.core.cache import cache
 from django.core.management import CommandError, call_command
 from django.db import connection
@@ -27,6 +26,7 @@ from cng_portal.accounts import attempts, confirmation, factors, notices, passwo
 from cng_portal.accounts.models import Activity, Project, Role, User
 from tests.accounts.test_sign_in import PASSWORD, sign_in
 from tests.factories import ProjectFactory, UserFactory
+from tests.smtp import sent_mails
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -165,7 +165,7 @@ def test_who_lost_the_key_is_told_and_lets_an_administrator_in_by_command(
 def test_a_new_factor_is_told_by_bell_and_e_mail_and_is_in_the_log(person: User, secret: str) -> None:
     notice = person.notices.get(title="A second factor was added: authenticator app")
     notices.send_mails(now=notice.created_at)
-    assert any(notice.title in one.subject and "Was it not you?" in one.body for one in mail.outbox)
+    assert any(notice.title in one.subject and "Was it not you?" in one.body for one in sent_mails())
     assert Activity.objects.filter(actor=person, act="person.factor_added").exists()
 
 
@@ -376,7 +376,7 @@ def test_a_new_address_takes_effect_when_it_is_confirmed_and_the_old_one_is_told
     client.post(reverse("account_email"), {"action_add": "", "email": "new@example.com"})
     person.refresh_from_db()
     assert person.email == "aye@example.com"
-    [message] = [one for one in mail.outbox if one.to == ["new@example.com"]]
+    [message] = [one for one in sent_mails() if one.to == ["new@example.com"]]
     client.post(reverse("account_email"), {"action_remove": "", "email": "aye@example.com"})
     person.refresh_from_db()
     assert person.email == "aye@example.com"
@@ -385,8 +385,8 @@ def test_a_new_address_takes_effect_when_it_is_confirmed_and_the_old_one_is_told
         client.post(link)
     person.refresh_from_db()
     assert person.email == "new@example.com"
-    assert mail.outbox[-1].to == ["aye@example.com"]
-    assert mail.outbox[-1].subject == "1CNG: Your e-mail address is new@example.com now"
+    assert sent_mails()[-1].to == ["aye@example.com"]
+    assert sent_mails()[-1].subject == "1CNG: Your e-mail address is new@example.com now"
     assert Activity.objects.get(act="person.email").after == {"email": "new@example.com"}
 
 
@@ -396,7 +396,7 @@ def test_an_address_that_somebody_else_signs_in_with_is_not_taken_over_by_a_link
     sign_in(client, person.email)
     client.post(reverse("account_reauthenticate"), {"password": PASSWORD})
     client.post(reverse("account_email"), {"action_add": "", "email": other.email})
-    [message] = [one for one in mail.outbox if one.to == [other.email]]
+    [message] = [one for one in sent_mails() if one.to == [other.email]]
     link = next(word for word in message.body.split() if "/confirm-email/" in word).split("testserver")[-1]
     assert "other@example.com" in theirs.post(link, follow=True).text
     person.refresh_from_db()
@@ -420,7 +420,7 @@ def test_whom_the_attempts_of_others_keep_out_gets_in_by_a_link_for_a_new_passwo
     client = Client(REMOTE_ADDR="192.0.2.99")
     assert "Too many failed attempts." in sign_in(client, person.email).text
     client.post(reverse("account_reset_password"), {"email": person.email})
-    link = next(word for word in mail.outbox[-1].body.split() if "/reset/key/" in word).split("testserver")[-1]
+    link = next(word for word in sent_mails()[-1].body.split() if "/reset/key/" in word).split("testserver")[-1]
     form = client.get(link)["Location"]
     client.post(form, {"password1": "a quite new one 1", "password2": "a quite new one 1"})
     assert sign_in(client, person.email, "a quite new one 1")["Location"] == "/"

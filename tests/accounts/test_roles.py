@@ -4,11 +4,11 @@ import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from html import unescape
 from threading import Barrier
 from typing import TYPE_CHECKING
 
 import pytest
-from django.core import mail
 from django.db import connections
 from django.test import Client
 from django.urls import reverse
@@ -16,8 +16,10 @@ from django.utils import timezone
 
 from cng_portal.accounts import roles
 from cng_portal.accounts.models import Activity, Invitation, Membership, Project, Role, User
+from cng_portal.mail.models import OutgoingMail
 from tests.accounts.test_sign_in import PASSWORD
-from tests.factories import InvitationFactory, MembershipFactory, ProjectFactory, UserFactory
+from tests.factories import InvitationFactory, MembershipFactory, OutgoingMailFactory, ProjectFactory, UserFactory
+from tests.smtp import sent_mails
 
 if TYPE_CHECKING:
     from pytest_django.fixtures import SettingsWrapper
@@ -46,10 +48,9 @@ def role_of(user: User, project: Project) -> str | None:
 def test_an_invited_person_makes_a_sign_in_and_is_in(project: Project, owner: User, client_for: Callable) -> None:
     answers = {"email": "New@Example.com", "role": Role.MEMBER}
     client_for(owner).post(reverse("accounts:invite", args=[project.pk]), answers)
-    assert roles.send_mails(now=timezone.now()) == 1
-    assert roles.send_mails(now=timezone.now()) == 0
-    assert mail.outbox[0].to == ["new@example.com"]
-    link = re.search(r"http://\S+?(/invitations/\S+)", mail.outbox[0].body)[1]
+    [message] = sent_mails()
+    assert message.to == ["new@example.com"]
+    link = re.search(r"http://\S+?(/invitations/\S+)", message.body)[1]
     guest = Client()
     assert "Aye invites you to the project “Default”" in guest.get(link).text
     assert guest.post(link, {"name": "Mya", "password": PASSWORD})["Location"] == "/"
@@ -197,6 +198,60 @@ def test_an_address_of_which_not_everything_is_seen_is_not_invited(
 ) -> None:
     client_for(owner).post(reverse("accounts:invite", args=[project.pk]), {"email": email, "role": Role.MEMBER})
     assert not Invitation.objects.exists()
+
+
+# --- the e-mail of an invitation -------------------------------------------------------------------------------------
+
+
+def test_the_page_says_how_the_email_of_each_invitation_went(
+    project: Project, owner: User, client_for: Callable
+) -> None:
+    now = timezone.now()
+    for state, mail in {
+        "Invited": {"sent_at": now},
+        "Sending": {},
+        "Delayed": {"error": "450 4.2.0 Greylisted", "next_attempt_at": now + timedelta(minutes=4)},
+        "Not delivered": {"error": "550 5.1.1 No such user", "failed_at": now},
+    }.items():
+        email = f"{state.replace(' ', '-').lower()}@example.com"
+        InvitationFactory(project=project, email=email, mail=OutgoingMailFactory(recipient=email, **mail))
+    page = client_for(owner).get(reverse("accounts:people")).text
+    rows = re.findall(r'<tr id="invitation-.*?</tr>', page, re.DOTALL)
+    shown = {re.search(r"<strong>(.*?)@", row)[1]: " ".join(re.sub("<[^>]*>", " ", row).split()) for row in rows}
+    assert "Delayed The mail server hasn't accepted it yet. Next attempt:" in unescape(shown["delayed"])
+    assert "Greylisted" not in page
+    assert "Not delivered The mail server refused it: 550 5.1.1 No such user" in shown["not-delivered"]
+    assert " Invited Open until" in shown["invited"]
+    assert " Sending Open until" in shown["sending"]
+    assert {name for name, text in shown.items() if "Send again" in text} == {"invited", "delayed", "not-delivered"}
+
+
+def test_an_invitation_is_sent_again_with_a_new_link(
+    project: Project, owner: User, client_for: Callable[..., Client], settings: "SettingsWrapper"
+) -> None:
+    old = roles.invite(
+        project=project, email="mya@example.com", role=Role.MEMBER, by=owner, at=timezone.now() - timedelta(days=8)
+    )
+    OutgoingMail.objects.update(failed_at=timezone.now(), error="550 5.1.1 No such user")
+    client = client_for(owner)
+    page = client.post(reverse("accounts:resend", args=[old.pk]), follow=True).text
+    assert "The invitation is on its way to mya@example.com again." in page
+    [message] = sent_mails()
+    new = roles.open_invitations().get()
+    assert (new.email, new.role, link_of(new) in message.body) == ("mya@example.com", Role.MEMBER, True)
+    assert Client().get(link_of(old)).status_code == 404
+    assert Client().get(link_of(new)).status_code == 200
+
+    settings.INVITATIONS_PER_HOUR = 1
+    page = client.post(reverse("accounts:resend", args=[new.pk]), follow=True).text
+    assert "Your account has sent 1 invitations within an hour" in page
+    assert client.post(reverse("accounts:resend", args=[old.pk])).status_code == 404, "it is revoked"
+
+
+def test_the_email_of_a_revoked_invitation_is_not_sent(project: Project, owner: User, client_for: Callable) -> None:
+    invitation = roles.invite(project=project, email="mya@example.com", role=Role.VIEWER, by=owner, at=timezone.now())
+    client_for(owner).post(reverse("accounts:revoke", args=[invitation.pk]))
+    assert sent_mails() == []
 
 
 @pytest.mark.django_db(transaction=True)

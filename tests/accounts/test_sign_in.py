@@ -1,16 +1,17 @@
 """One sign-in for everybody, and back to where a person wanted to go."""
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 import time_machine
-from django.core import mail
 from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
 from cng_portal.accounts.models import User
 from tests.factories import UserFactory
+from tests.smtp import sent_mails
 
 pytestmark = pytest.mark.django_db
 
@@ -56,10 +57,21 @@ def test_the_next_page_is_always_one_of_ours(client: Client) -> None:
     assert sign_in(client, "aye@example.com", next="https://evil.example/")["Location"] == "/"
 
 
+def test_a_mail_server_that_is_away_fails_no_page_and_the_link_comes_once_it_is_back(settings: Any) -> None:
+    person = UserFactory(email="aye@example.com", password=PASSWORD)
+    settings.EMAIL_BACKEND = "django.core.mail.backends.smtp.EmailBackend"
+    settings.EMAIL_HOST, settings.EMAIL_PORT = "127.0.0.1", 1  # nothing listens there
+    assert Client().post(reverse("account_reset_password"), {"email": person.email}).status_code == 302
+    assert sent_mails() == []
+    settings.EMAIL_BACKEND = "django.core.mail.backends.locmem.EmailBackend"
+    with time_machine.travel(timezone.now() + timedelta(minutes=1)):
+        assert [message.to for message in sent_mails()] == [[person.email]]
+
+
 def test_a_link_for_a_new_password_opens_for_an_hour() -> None:
     person = UserFactory(email="aye@example.com", password=PASSWORD)
     Client().post(reverse("account_reset_password"), {"email": person.email})
-    link = next(word for word in mail.outbox[-1].body.split() if "/reset/key/" in word).split("testserver")[-1]
+    link = next(word for word in sent_mails()[-1].body.split() if "/reset/key/" in word).split("testserver")[-1]
     for minutes, opens in ((59, True), (61, False)):
         with time_machine.travel(timezone.now() + timedelta(minutes=minutes)):
             page = Client().get(link, follow=True)

@@ -17,7 +17,7 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 
 from cng_portal.accounts import roles
 from cng_portal.accounts.forms import InvitationForm, RoleForm, SignUpForm
-from cng_portal.accounts.models import Membership, Project, Role, User
+from cng_portal.accounts.models import Invitation, Membership, Project, Role, User
 
 from .common import tabs
 
@@ -27,12 +27,13 @@ def people(request: HttpRequest) -> HttpResponse:
     """Three queries besides session and person, however many projects and people there are."""
     user = request.user
     members = Membership.objects.select_related("user").order_by("user__name", "user__email")
+    invitations = roles.open_invitations().select_related("mail").order_by("email")
     projects = (
         Project.objects.visible_to(user)
         .select_related("customer")
         .prefetch_related(
             Prefetch("memberships", queryset=members),
-            Prefetch("invitations", queryset=roles.open_invitations().order_by("email"), to_attr="open_invitations"),
+            Prefetch("invitations", queryset=invitations, to_attr="open_invitations"),
         )
     )
     now = timezone.now()
@@ -62,12 +63,30 @@ def invite(request: HttpRequest, project_id: UUID) -> HttpResponse:
     return render(request, "accounts/invite.html", {"project": project, "form": form})
 
 
+def get_invitation(user: User, invitation_id: UUID) -> Invitation:
+    """404 for a stranger, 403 for a member who is no owner."""
+    found = roles.open_invitations().filter(project__in=list(user.roles)).select_related("project__customer")
+    invitation = get_object_or_404(found, pk=invitation_id)
+    roles.require_owner(user, invitation.project)
+    return invitation
+
+
+@require_POST
+def resend(request: HttpRequest, invitation_id: UUID) -> HttpResponse:
+    """Replace the invitation by a new one, with a new link and e-mail."""
+    old = get_invitation(request.user, invitation_id)
+    try:
+        roles.invite(project=old.project, email=old.email, role=old.role, by=request.user, at=timezone.now())
+    except roles.Refused as refusal:
+        messages.error(request, str(refusal))
+    else:
+        messages.success(request, _("The invitation is on its way to %(email)s again.") % {"email": old.email})
+    return redirect("accounts:people")
+
+
 @require_POST
 def revoke(request: HttpRequest, invitation_id: UUID) -> HttpResponse:
-    project_ids = list(request.user.roles)
-    found = roles.open_invitations().filter(project__in=project_ids).select_related("project")
-    invitation = get_object_or_404(found, pk=invitation_id)
-    roles.require_owner(request.user, invitation.project)
+    invitation = get_invitation(request.user, invitation_id)
     try:
         roles.revoke(invitation=invitation, by=request.user, at=timezone.now())
     except roles.Refused as refusal:

@@ -1,0 +1,107 @@
+"""E-mail in tests: what was sent, and an SMTP server in the test process that answers each recipient as it is told to."""
+
+import socketserver
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from email import message_from_bytes, policy
+from email.message import EmailMessage
+from threading import Event, Thread
+from typing import Any
+
+from django.core import mail
+from django.utils import timezone
+
+from cng_portal.mail.services import send_due
+
+HANG_UP, SILENT = "hang up", "silent"
+
+
+def sent_mails() -> list[Any]:
+    """Send what is queued. Returns all messages that were sent in this test, the oldest first."""
+    send_due(now=timezone.now())
+    return mail.outbox  # type: ignore[no-any-return]
+
+
+class Handler(socketserver.StreamRequestHandler):
+    server: "SMTPServer"
+
+    def handle(self) -> None:
+        self.say("220 mail.example.com")
+        while line := self.rfile.readline():
+            command = line.decode().strip()
+            match command.split(":")[0].split(" ")[0].upper():
+                case "RCPT":
+                    address = command.split("<")[1].split(">")[0]
+                    answer = self.server.answers.get(address, "250 OK")
+                    if answer == HANG_UP:
+                        return
+                    if answer == SILENT:
+                        self.server.is_silent.set()
+                        self.server.closing.wait()
+                        return
+                    self.say(answer)
+                case "DATA":
+                    self.say("354 Go ahead")
+                    self.take_message()
+                case "QUIT":
+                    self.say("221 Bye")
+                    return
+                case _:
+                    self.say("250 OK")
+
+    def take_message(self) -> None:
+        lines = []
+        while (line := self.rfile.readline()) not in (b".\r\n", b""):
+            lines.append(line)
+        message = message_from_bytes(b"".join(lines), policy=policy.default)
+        assert isinstance(message, EmailMessage)
+        self.server.taken.append(message)
+        if self.server.after_message:
+            self.server.after_message()
+        self.server.has_taken.set()
+        self.say(self.server.answers.get("DATA", "250 OK"))
+
+    def say(self, text: str) -> None:
+        self.wfile.write(f"{text}\r\n".encode())
+
+
+class SMTPServer(socketserver.ThreadingTCPServer):
+    """`answers` has a reply by recipient, or HANG_UP or SILENT, and one to a whole message below "DATA"; `taken` has the
+    messages, `connections` how many there were."""
+
+    allow_reuse_address = True
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.answers: dict[str, str] = {}
+        self.taken: list[EmailMessage] = []
+        self.connections = 0
+        self.closing, self.is_silent, self.has_taken = Event(), Event(), Event()
+        self.after_message: Callable[[], None] | None = None
+
+    def process_request(self, request: object, client_address: object) -> None:
+        self.connections += 1
+        super().process_request(request, client_address)  # type: ignore[arg-type]
+
+    @property
+    def port(self) -> int:
+        return self.server_address[1]
+
+    @property
+    def recipients(self) -> list[str]:
+        return [message["To"] for message in self.taken]
+
+
+@contextmanager
+def smtp_server() -> Iterator[SMTPServer]:
+    with SMTPServer() as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.closing.set()
+            server.shutdown()
+            thread.join()
