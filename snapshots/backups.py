@@ -569,7 +569,7 @@ def conclude(run: BackupRun, now: datetime) -> None:
 
 def is_verified(copy: Snapshot) -> bool:
     """Read back since it was taken, and found whole: see the head of this file."""
-    return all(disk.verified_at and not disk.damage for disk in copy.disks.all())
+    return not copy.damaged_at and all(disk.verified_at and not disk.damage for disk in copy.disks.all())
 
 
 def make_room(done: BackupRun, now: datetime) -> None:

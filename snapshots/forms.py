@@ -332,6 +332,43 @@ class ConfirmationForm(forms.Form):
         self.fields["confirmation"].error_messages["required"] = required
 
 
+class OverrideForm(forms.Form):
+    """With a field for the snapshot's name, typed to use its bytes unchecked, where that is offered: it is damaged, or it
+    is `read_first`. `skip` is the label for the second case.
+    """
+
+    override = forms.CharField(
+        required=False,
+        widget=forms.TextInput(attrs={"autocomplete": "off", "autocapitalize": "off", "spellcheck": "false"}),
+    )
+
+    def __init__(self, *args: Any, snapshot: Snapshot, read_first: bool, skip: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        field = self.fields["override"]
+        name = {"name": snapshot.name}
+        if snapshot.is_damaged:
+            field.required = field.widget.is_required = True
+            field.label = _("Type the snapshot's name, %(name)s, to use it although it is damaged") % name
+            field.error_messages["required"] = (
+                _("Type the name “%(name)s” to confirm that you accept damaged data.") % name
+            )
+        elif read_first:
+            field.label = skip
+            field.help_text = (
+                _(
+                    "It hasn't been verified within the last day, so all of its bytes are read and compared first. To skip "
+                    "that, type the snapshot's name, %(name)s."
+                )
+                % name
+            )
+        else:
+            del self.fields["override"]
+
+
+class RestoreForm(OverrideForm, ConfirmationForm):
+    field_order = ["confirmation", "override"]
+
+
 class DeletionsForm(ConfirmationForm):
     """The ids that were confirmed, and the question answered by typing it."""
 
@@ -394,11 +431,11 @@ class NamedInProjectForm(forms.Form):
         field.choices = [(one.pk, str(one)) for one in projects]  # read once, however often it is rendered
 
 
-class NewMachineForm(NamedInProjectForm):
-    pass
+class NewMachineForm(OverrideForm, NamedInProjectForm):
+    field_order = ["name", "project", "override"]
 
 
-class NewVolumeForm(NamedInProjectForm):
+class NewVolumeForm(OverrideForm, NamedInProjectForm):
     """`disk` is what the volume is made from: the one there is, or the chosen one of a machine's."""
 
     disk = forms.ChoiceField(
@@ -416,7 +453,7 @@ class NewVolumeForm(NamedInProjectForm):
         },
     )
 
-    field_order = ["disk", "name", "size_gb", "project"]
+    field_order = ["disk", "name", "size_gb", "project", "override"]
 
     def __init__(self, *args: Any, disks: list[DiskImage], disk: DiskImage, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

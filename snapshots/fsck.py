@@ -8,7 +8,7 @@ Each `Finding` has a code, which EXPLANATIONS explains. It has a `mend` only whe
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from itertools import islice
@@ -28,6 +28,7 @@ from cng_portal.accounts.services import lock_customer
 from cng_portal.inventory.models import Location, Volume
 
 from . import operations
+from .damage import record_damage, record_sound
 from .drivers import get_driver
 from .drivers.base import GIB, Busy, Corrupt, Driver, Held, NotFound, SnapshotInfo, StorageError
 from .models import SERVICE_KINDS, BackupSchedule, DiskImage, Kind, Operation, Snapshot, State
@@ -97,7 +98,8 @@ EXPLANATIONS = {
             "take a new snapshot while the volume is still sound."
         ),
         gettext_lazy(
-            "With --read, --repair records the damage at the disk, so that the customer sees it. It removes nothing."
+            "With --read, --repair marks the snapshot as damaged: that ends its billing and tells the customer. It removes "
+            "nothing."
         ),
     ),
     "disagrees": Explanation(
@@ -114,12 +116,18 @@ EXPLANATIONS = {
     ),
     "damaged": Explanation(
         gettext_lazy("A disk with damage that is known already"),
-        gettext_lazy("A verification read other bytes than were captured. The customer was told and sees it."),
+        gettext_lazy(
+            "A verification, a restore or a new volume read other bytes than were captured. The customer was told, sees "
+            "it, and has paid nothing for the snapshot since."
+        ),
         gettext_lazy(
             "Bring the disk back from a copy of the storage and let the snapshot be verified again, which clears the "
             "mark. Else agree with the customer that it is deleted."
         ),
-        NOT_MENDED,
+        gettext_lazy(
+            "--repair reads it again and clears the mark if its bytes match. The snapshot can then be used, is charged from "
+            "that instant on, and its people are told."
+        ),
     ),
     "unread": Explanation(
         gettext_lazy("A snapshot that was never read"),
@@ -218,11 +226,13 @@ EXPLANATIONS = {
     ),
     "charged": Explanation(
         gettext_lazy("A customer is charged for what is not there"),
-        gettext_lazy("Billing has running usage of a snapshot that is not Ready. The sum grows with every hour."),
+        gettext_lazy(
+            "Billing has running usage of a snapshot that is not Ready, or that is damaged. The sum grows with every hour."
+        ),
         gettext_lazy("Let --repair end it where it can. Else end the usage in admin, and give back what was too much."),
         gettext_lazy(
-            "--repair ends the usage at the instant at which the deletion was accepted. Without such an instant it leaves "
-            "it."
+            "--repair ends the usage at the instant at which the damage was found or the deletion accepted. Without such an "
+            "instant it leaves it."
         ),
     ),
 }
@@ -273,10 +283,12 @@ def look_for_snapshots(
         # its deletion is accepted before anything is removed, so this order tells a loss from a deletion
         if problem and disks.filter(pk=disk.pk).exists():
             code, detail = problem
-            mend = partial(record_damage, disk.pk, detail) if code == "corrupt" and read and not disk.damage else None
-            yield Finding(code, location.pk, describe_disk(disk), detail, mend)
+            is_news = code == "corrupt" and read and not disk.snapshot.is_damaged
+            yield Finding(
+                code, location.pk, describe_disk(disk), detail, partial(mark_damaged, disk, detail) if is_news else None
+            )
         elif not problem and disk.damage:
-            yield Finding("damaged", location.pk, describe_disk(disk), disk.damage)
+            yield Finding("damaged", location.pk, describe_disk(disk), disk.damage, partial(read_again, disk, driver))
         elif not problem and driver.reads_bytes and not disk.checksum and not is_being_verified(disk):
             yield Finding("unread", location.pk, describe_disk(disk), mend=partial(request_reading, disk.snapshot_id))
 
@@ -288,7 +300,8 @@ def problem_with(disk: DiskImage, driver: Driver, *, read: bool) -> tuple[str, s
             return "lost", _("Storage has nothing of this id.")
         if read:
             try:
-                info = driver.verify_snapshot(snapshot_ref(disk))
+                # without the portal's own checksum, which is compared below and is another finding
+                info = driver.verify_snapshot(replace(snapshot_ref(disk), checksum=""))
             except Busy:  # it is being verified, or deleted
                 pass
     except Corrupt as error:
@@ -451,12 +464,13 @@ def look_at_charges(location: Location) -> Iterator[Finding]:
         found = Snapshot.objects.in_bulk([segment.resource_id for segment in segments])
         for segment in segments:
             charged_for = found.get(segment.resource_id)
-            if charged_for and charged_for.state == State.READY:
+            if charged_for and charged_for.state == State.READY and not charged_for.is_damaged:
                 continue
             if usage.filter(pk=segment.pk).exists():
                 thing = f"{segment.resource_name} ({segment.resource_id})"
-                state = charged_for.get_state_display() if charged_for else _("not known to the portal")
-                mend = partial(end_usage, charged_for) if charged_for and charged_for.delete_requested_at else None
+                state = charged_for.shown_state_label if charged_for else _("not known to the portal")
+                ended_at = charged_for and (charged_for.damaged_at or charged_for.delete_requested_at)
+                mend = partial(end_usage, charged_for, ended_at) if charged_for and ended_at else None
                 yield Finding("charged", location.pk, thing, state, mend)
 
 
@@ -465,7 +479,7 @@ def charged_snapshots(location: Location) -> QuerySet[Snapshot]:
     ready = Snapshot.objects.filter(location=location, state=State.READY)
     automatic = Q(kind=Kind.BACKUP, run__schedule__origin=BackupSchedule.Origin.AUTOMATIC)
     # what was made or deleted in the cloud is charged by rules of the location, which every look at the cloud applies
-    return ready.exclude(automatic).filter(made_outside=False, missing_since=None)
+    return ready.exclude(automatic).filter(made_outside=False, missing_since=None, damaged_at=None)
 
 
 def sizes(usage: QuerySet[Any], snapshots: Iterable[Snapshot]) -> dict[tuple[UUID, str], int]:
@@ -476,8 +490,23 @@ def sizes(usage: QuerySet[Any], snapshots: Iterable[Snapshot]) -> dict[tuple[UUI
 # --- mending -----------------------------------------------------------------------------------------------------------
 
 
-def record_damage(disk_id: UUID, damage: str) -> bool:
-    return DiskImage.objects.filter(pk=disk_id, snapshot__state=State.READY).update(damage=damage) == 1
+def mark_damaged(disk: DiskImage, damage: str) -> bool:
+    with transaction.atomic():
+        return record_damage(disk.snapshot, {disk: damage}, timezone.now())
+
+
+def read_again(disk: DiskImage, driver: Driver) -> bool:
+    """Clear the mark of a damaged disk whose bytes match again. Its snapshot is sound once all of its disks are."""
+    try:
+        driver.verify_snapshot(snapshot_ref(disk))
+    except StorageError:
+        return False
+    with transaction.atomic():
+        snapshot = locked(disk.snapshot_id)
+        DiskImage.objects.filter(pk=disk.pk).update(damage="")
+        if snapshot.disks.exclude(damage="").exists():
+            return True
+        return record_sound(snapshot, timezone.now())
 
 
 def request_reading(snapshot_id: UUID) -> bool:
@@ -516,9 +545,8 @@ def wake(now: datetime) -> bool:
     return True
 
 
-def end_usage(snapshot: Snapshot) -> bool:
-    assert snapshot.delete_requested_at is not None  # asked before this is offered
-    return billing.close_segment(resource_id=snapshot.pk, kind=snapshot.service_kind, at=snapshot.delete_requested_at)
+def end_usage(snapshot: Snapshot, at: datetime) -> bool:
+    return billing.close_segment(resource_id=snapshot.pk, kind=snapshot.service_kind, at=at)
 
 
 def remove_half_made(driver: Driver, cloud_project: str, thing: Held) -> bool:

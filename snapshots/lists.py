@@ -34,7 +34,7 @@ from cng_portal.accounts.models import Project, User
 from cng_portal.accounts.prepared import Found, Given, prepared
 from cng_portal.inventory.models import Location, OwnedQuerySet, VirtualMachine, Volume
 
-from .models import BackupRun, BackupSchedule, DiskImage, Snapshot, State
+from .models import BackupRun, BackupSchedule, DiskImage, Snapshot, usable
 
 PAGE_SIZE = 20
 # Counting goes on to here; beyond, a list says "more than".
@@ -266,8 +266,8 @@ def of_named(field: str, sources: OwnedQuerySet, text: str) -> Q:
 
 
 # Volumes of which no snapshot can be restored, and none and no backup of their machine either: a condition.
-UNPROTECTED = ~Exists(Snapshot.objects.filter(volume=OuterRef("pk"), state=State.READY)) & ~Exists(
-    DiskImage.objects.filter(volume=OuterRef("pk"), snapshot__vm__isnull=False, snapshot__state=State.READY)
+UNPROTECTED = ~Exists(Snapshot.objects.filter(usable(), volume=OuterRef("pk"))) & ~Exists(
+    DiskImage.objects.filter(usable("snapshot__"), volume=OuterRef("pk"), snapshot__vm__isnull=False)
 )
 
 

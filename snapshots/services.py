@@ -27,8 +27,9 @@ from cng_portal.common.names import MAX_NAME_LENGTH, clean_name, fold_name, is_s
 from cng_portal.inventory.models import CloudProject, VirtualMachine, Volume
 
 from . import limits
+from .charging import stop_charging
 from .drivers import get_driver, some_revert_only_latest
-from .drivers.base import GIB, StorageError
+from .drivers.base import GIB, VERIFICATION_VALID_FOR, StorageError
 from .models import (
     SERVICE_KINDS,
     BackupRun,
@@ -88,6 +89,14 @@ class PriceMoved(Refusal):
 
 class WrongConfirmation(Refusal):
     pass
+
+
+class DamagedSnapshot(Refusal):
+    """Its bytes aren't what was captured. Whoever uses them anyway types the snapshot's name."""
+
+
+class WrongOverride(Refusal):
+    """Something was typed to use a snapshot unchecked, but not its name."""
 
 
 class NotNow(Refusal):
@@ -546,11 +555,11 @@ def describe_machine(vm: VirtualMachine, volumes: list[Volume]) -> dict[str, Any
     }
 
 
-def request_restore(*, snapshot: Snapshot, user: User, confirmation: str) -> Operation:
+def request_restore(*, snapshot: Snapshot, user: User, confirmation: str, override: str = "") -> Operation:
     """Ask for the snapshot's bytes back where they came from, after a safety snapshot of what is there now.
 
-    `confirmation` has to be the name of the volume or the machine. Raises NotNow, SourceGone, WrongConfirmation, and
-    what request_snapshot raises for the safety snapshot.
+    `confirmation` has to be the name of the volume or the machine; `override` is for `is_unchecked`. Raises NotNow,
+    SourceGone, WrongConfirmation, what is_unchecked raises, and what request_snapshot raises for the safety snapshot.
     """
     check_room(snapshot.source)
     with transaction.atomic():
@@ -567,6 +576,7 @@ def request_restore(*, snapshot: Snapshot, user: User, confirmation: str) -> Ope
                 _("That is not its name. Type “%(name)s” to confirm that it will be overwritten.")
                 % {"name": source.name}
             )
+        unchecked = is_unchecked(snapshot, override)
         check_pace(snapshot.customer_id, Operation.Kind.RESTORE)
         check_deliverable(source, safety=True)
         name = free_name(snapshot.customer_id, _("before-restore-of-%(name)s") % {"name": source.name[:40]})
@@ -578,8 +588,39 @@ def request_restore(*, snapshot: Snapshot, user: User, confirmation: str) -> Ope
             volume=snapshot.volume,
             vm=snapshot.vm,
             safety_snapshot=safety,
+            unchecked=unchecked,
             requested_by=user,
         )
+
+
+def is_unchecked(snapshot: Snapshot, override: str) -> bool:
+    """Whether its bytes are used without being compared first: only where a person typed its name as the `override`.
+
+    Raises WrongOverride, and DamagedSnapshot when it is damaged and nothing was typed.
+    """
+    if override.strip():
+        if not is_same_name(override, snapshot.name):
+            raise WrongOverride(
+                _("That is not the snapshot's name. Type “%(name)s” to use it without checking.")
+                % {"name": snapshot.name}
+            )
+        return True
+    if snapshot.is_damaged:
+        raise DamagedSnapshot(
+            _("“%(name)s” is damaged. Type its name to use it anyway, or choose another snapshot.")
+            % {"name": snapshot.name}
+        )
+    return False
+
+
+def is_read_first(snapshot: Snapshot, disks: Iterable[DiskImage]) -> bool:
+    """Whether using it takes reading all of its disks first, which a person in a hurry may skip."""
+    try:
+        clones = get_driver(snapshot.location).clones
+    except StorageError:
+        return False
+    oldest = timezone.now() - VERIFICATION_VALID_FOR
+    return clones and any(disk.verified_at is None or disk.verified_at < oldest for disk in disks)
 
 
 def volumes_in(snapshot: Snapshot) -> list[Volume]:
@@ -712,9 +753,17 @@ def never_written_back(snapshots: Iterable[Snapshot], known: WriteBacks | None =
 
 
 def request_new_volume(
-    *, snapshot: Snapshot, user: User, project: Project, name: str, size_gb: int, disk: DiskImage | None = None
+    *,
+    snapshot: Snapshot,
+    user: User,
+    project: Project,
+    name: str,
+    size_gb: int,
+    disk: DiskImage | None = None,
+    override: str = "",
 ) -> Operation:
-    """Ask for a new volume with the bytes of a disk of the snapshot, in its location. Raises NotNow, TooOften, QuotaFull.
+    """Ask for a new volume with the bytes of a disk of the snapshot, in its location. Raises NotNow, TooOften, QuotaFull,
+    and what is_unchecked raises for the `override`.
 
     `disk` may be left out where there is only one.
     """
@@ -722,6 +771,7 @@ def request_new_volume(
         lock_customer(snapshot.customer_id)
         snapshot = locked(snapshot)
         check_usable_in(snapshot, project, user)
+        unchecked = is_unchecked(snapshot, override)
         disk = disk or only_disk(snapshot)
         if size_gb < disk.size_gb:
             raise NotNow(
@@ -730,7 +780,9 @@ def request_new_volume(
             )
         check_cloud_quota(snapshot.location_id, disk.volume.backend_project, volumes=1, gb=size_gb)
         check_pace(snapshot.customer_id, Operation.Kind.NEW_VOLUME)
-        return make_volume_row(disk, project=project, name=name.strip(), size_gb=size_gb, user=user)
+        return make_volume_row(
+            disk, project=project, name=name.strip(), size_gb=size_gb, user=user, unchecked=unchecked
+        )
 
 
 def only_disk(snapshot: Snapshot) -> DiskImage:
@@ -746,14 +798,17 @@ def only_disk(snapshot: Snapshot) -> DiskImage:
     return disks[0]
 
 
-def request_new_machine(*, snapshot: Snapshot, user: User, project: Project, name: str) -> VirtualMachine:
+def request_new_machine(
+    *, snapshot: Snapshot, user: User, project: Project, name: str, override: str = ""
+) -> VirtualMachine:
     """Ask for a stopped machine like the captured one, with a new volume for each of its disks. Raises NotNow, TooOften,
-    QuotaFull.
+    QuotaFull, and what is_unchecked raises for the `override`.
     """
     with transaction.atomic():
         lock_customer(snapshot.customer_id)
         snapshot = locked(snapshot)
         check_usable_in(snapshot, project, user)
+        unchecked = is_unchecked(snapshot, override)
         disks = list(snapshot.disks.select_related("volume").order_by("position"))
         if not disks:  # fsck tells the operator
             raise NotNow(_("Nothing is known of its disks, so no machine can be made of it. Ask support."))
@@ -772,7 +827,15 @@ def request_new_machine(*, snapshot: Snapshot, user: User, project: Project, nam
         )
         for disk in disks:
             volume_name = f"{vm.name}-{disk.volume_name}"[:120]
-            make_volume_row(disk, project=project, name=volume_name, size_gb=disk.size_gb, user=user, vm=vm)
+            make_volume_row(
+                disk,
+                project=project,
+                name=volume_name,
+                size_gb=disk.size_gb,
+                user=user,
+                vm=vm,
+                unchecked=unchecked,
+            )
     return vm
 
 
@@ -784,7 +847,14 @@ def check_usable_in(snapshot: Snapshot, project: Project, user: User) -> None:
 
 
 def make_volume_row(
-    disk: DiskImage, *, project: Project, name: str, size_gb: int, user: User, vm: VirtualMachine | None = None
+    disk: DiskImage,
+    *,
+    project: Project,
+    name: str,
+    size_gb: int,
+    user: User,
+    vm: VirtualMachine | None = None,
+    unchecked: bool = False,
 ) -> Operation:
     """The volume that is being made and its operation; the caller holds the lock and has checked."""
     volume = Volume.objects.create(
@@ -798,7 +868,12 @@ def make_volume_row(
         backend_project=disk.volume.backend_project,
     )
     return create_operation(
-        kind=Operation.Kind.NEW_VOLUME, snapshot=disk.snapshot, disk=disk, volume=volume, requested_by=user
+        kind=Operation.Kind.NEW_VOLUME,
+        snapshot=disk.snapshot,
+        disk=disk,
+        volume=volume,
+        unchecked=unchecked,
+        requested_by=user,
     )
 
 
@@ -879,7 +954,7 @@ def uses_of(snapshot: Snapshot) -> OperationQuerySet:
 def accept_deletion(snapshot: Snapshot, *, at: datetime, user: User | None = None) -> None:
     """Ready or Failed until now: billing ends, storage follows. The caller holds the lock and has checked."""
     Snapshot.objects.transition(snapshot.pk, [snapshot.state], State.DELETING, delete_requested_at=at)
-    billing.close_segment(resource_id=snapshot.pk, kind=snapshot.service_kind, at=at)
+    stop_charging(snapshot, at)
     create_operation(kind=Operation.Kind.DELETE, snapshot=snapshot, requested_by=user)
 
 
@@ -910,6 +985,10 @@ def retry(*, operation: Operation, user: User) -> Operation:
             retake(snapshot)
         elif operation.kind == Operation.Kind.NEW_VOLUME:
             require_ready(snapshot)
+            if snapshot.is_damaged and not operation.unchecked:
+                raise DamagedSnapshot(
+                    _("“%(name)s” is damaged. Make a new volume from another snapshot.") % {"name": snapshot.name}
+                )
             Volume.objects.filter(pk=operation.volume_id).update(state=Volume.State.CREATING, deleted_at=None)
         elif operation.kind == Operation.Kind.VERIFY:
             require_ready(snapshot)
@@ -918,6 +997,7 @@ def retry(*, operation: Operation, user: User) -> Operation:
             snapshot=snapshot,
             volume=operation.volume,
             disk_id=operation.disk_id,
+            unchecked=operation.unchecked,
             requested_by=user,
         )
 

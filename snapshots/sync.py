@@ -22,12 +22,12 @@ from django.db.models import Exists, Model, OuterRef, Q, QuerySet
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from billing import services as billing
 from billing.models import UsageSegment
 from cng_portal.accounts.services import lock_customer
 from cng_portal.common.names import MAX_NAME_LENGTH, fold_name, to_name
 from cng_portal.inventory.models import CloudProject, Location, VirtualMachine, Volume
 
+from .charging import start_charging, stop_charging
 from .drivers import get_driver
 from .drivers.base import Consistency, Driver, StorageError
 from .drivers.inventory import FoundProject, FoundServer, FoundSnapshot, FoundVolume, Inventory
@@ -458,7 +458,7 @@ def end_outside(look: Look, gone: QuerySet[Snapshot]) -> int:
     for snapshot in one_by_one(charged):
         with transaction.atomic():
             lock_customer(snapshot.customer_id)
-            close_segment(snapshot, look.since)
+            stop_charging(snapshot, look.since)
             count += gone.filter(pk=snapshot.pk).update(**ended)
     with turn_of(look):  # so that nobody begins to charge them
         return count + gone.exclude(Exists(open_segments())).update(**ended)
@@ -475,7 +475,7 @@ def bring_back(snapshot: Snapshot, back: QuerySet[Snapshot], at: datetime) -> in
         lock_customer(snapshot.customer_id)
         returned = back.filter(pk=snapshot.pk, missing_since=since).update(missing_since=None)
         if returned and was_charged(snapshot.pk, since):
-            open_segment(snapshot, at)
+            start_charging(snapshot, at)
     return returned
 
 
@@ -488,13 +488,14 @@ def charge_by_rule(look: Look) -> None:
     outside = look.snapshots.filter(Q(made_outside=True) | Q(missing_since__isnull=False))
     free = Q(made_outside=True) & Q(location__charges_outside=False)
     free |= Q(missing_since__isnull=False) & Q(location__charges_missing=False)
+    free |= Q(damaged_at__isnull=False)
     charged = Exists(open_segments())
     charged_before = Exists(
         UsageSegment.objects.filter(resource_id=OuterRef("pk"), ended_at__gte=OuterRef("missing_since"))
     )
     stop = outside.filter(free, charged)
     start = outside.exclude(free).exclude(charged).filter(Q(missing_since=None) | charged_before)
-    for rows, act in ((stop, close_segment), (start, open_segment)):
+    for rows, act in ((stop, stop_charging), (start, start_charging)):
         for snapshot in one_by_one(rows.select_related("location", "project")):
             look.report.charges_changed += change_charge(snapshot, rows, act, look.since)
 
@@ -508,22 +509,6 @@ def change_charge(
             return 0
         act(snapshot, at)
     return 1
-
-
-def close_segment(snapshot: Snapshot, at: datetime) -> None:
-    billing.close_segment(resource_id=snapshot.pk, kind=snapshot.service_kind, at=at)
-
-
-def open_segment(snapshot: Snapshot, at: datetime) -> None:
-    billing.open_segment(
-        resource_id=snapshot.pk,
-        kind=snapshot.service_kind,
-        name=snapshot.name,
-        project=snapshot.project,
-        location=snapshot.location,
-        size_gb=snapshot.size_gb,
-        at=at,
-    )
 
 
 # --- words -----------------------------------------------------------------------------------------------------------

@@ -7,18 +7,19 @@ while a driver works.
 
 import contextlib
 import logging
-from datetime import datetime
+from collections.abc import Iterable, Iterator
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from django.conf import settings
 from django.db import transaction
 from django.urls import reverse
 from django.utils import timezone
+from django.utils.functional import Promise
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, override
 from django_tasks import task
 
-from billing import services as billing
 from cng_portal import logs
 from cng_portal.accounts import activity, notices
 from cng_portal.accounts.models import Notice
@@ -27,9 +28,12 @@ from cng_portal.inventory.models import Volume
 from cng_portal.watch import services as watch
 
 from . import operations
+from .charging import start_charging
+from .damage import record_damage, record_sound
 from .drivers import get_driver
 from .drivers.base import (
     UNEXPECTED,
+    VERIFICATION_VALID_FOR,
     WORKER_DIED,
     Corrupt,
     Driver,
@@ -70,6 +74,8 @@ def carry_out(operation_id: str, *, now: datetime | None = None) -> None:
             logger.warning("Operation %s, attempt %s: the lease was lost", operation.pk, operation.attempt)
         except Interrupted:
             operations.hand_back(operation, interrupted=True)
+        except DamagedDisk as error:
+            settle_damage(operation, error)
         except StorageError as error:
             if not isinstance(error, Refused):
                 watch.count_storage_error(operation.snapshot.location_id)
@@ -95,12 +101,25 @@ def settle_failure(operation: Operation, reason: str, *, retryable: bool, cause:
         )
 
 
+def settle_damage(operation: Operation, error: "DamagedDisk") -> None:
+    """What the operation needed is damaged: it fails, and the snapshot is marked in the same transaction."""
+    reason = str(error)
+
+    def settle(now: datetime) -> None:
+        FAILURES[Operation.Kind(operation.kind)](operation, reason, now)
+        if not record_damage(operation.snapshot, {error.disk: reason}, now, user=operation.requested_by):
+            tell_of_failure(operation, reason)
+
+    with contextlib.suppress(operations.LeaseLost):  # then its new owner settles it
+        operations.finish(operation, Operation.State.FAILED, settle, error=reason, cause=Corrupt.__name__)
+
+
 def settle_failed(operation: Operation, reason: str, now: datetime) -> None:
     FAILURES[Operation.Kind(operation.kind)](operation, reason, now)
     tell_of_failure(operation, reason)
 
 
-def tell_of_failure(operation: Operation, reason: str) -> None:
+def tell_of_failure(operation: Operation, reason: str, *, title: str | Promise = "") -> None:
     """Who asked for it learns of it in the bell, wherever that person is; the project's people where nobody asked."""
     if operation.kind == Operation.Kind.CLEAN_UP:
         return  # of a failure that was told
@@ -113,7 +132,7 @@ def tell_of_failure(operation: Operation, reason: str) -> None:
         users=[asked] if asked and asked.is_active else notices.people_of(snapshot.project),
         key=f"operation-{operation.pk}",
         tone=Notice.Tone.DANGER,
-        words=lambda: (FAILURE_TITLES[Operation.Kind(operation.kind)] % {"name": snapshot.name}, reason),
+        words=lambda: (str(title or FAILURE_TITLES[Operation.Kind(operation.kind)]) % {"name": snapshot.name}, reason),
         url=reverse("snapshots:snapshot", args=[snapshot.pk]),
     )
 
@@ -155,7 +174,12 @@ def volume_ref(volume: Volume) -> VolumeRef:
 
 
 def snapshot_ref(disk: DiskImage) -> SnapshotRef:
-    return SnapshotRef(uuid=disk.pk, backend_ref=disk.backend_ref, backend_project=disk.volume.backend_project)
+    return SnapshotRef(
+        uuid=disk.pk,
+        backend_ref=disk.backend_ref,
+        backend_project=disk.volume.backend_project,
+        checksum=disk.checksum,
+    )
 
 
 def remove_disks(snapshot: Snapshot) -> None:
@@ -200,15 +224,7 @@ def settle_ready(snapshot: Snapshot, infos: list[SnapshotInfo], now: datetime) -
         raise operations.LeaseLost
     snapshot.refresh_from_db()
     if snapshot.is_charged:
-        billing.open_segment(
-            resource_id=snapshot.pk,
-            kind=snapshot.service_kind,
-            name=snapshot.name,
-            project=snapshot.project,
-            location=snapshot.location,
-            size_gb=snapshot.size_gb,
-            at=now,
-        )
+        start_charging(snapshot, now)
     lacks_checksum = get_driver(snapshot.location).reads_bytes and not all(info.checksum for info in infos)
     if lacks_checksum or snapshot.kind == Kind.BACKUP:
         operations.create_operation(kind=Operation.Kind.VERIFY, snapshot=snapshot)
@@ -225,7 +241,8 @@ def settle_not_taken(snapshot: Snapshot, reason: str) -> None:
 
 def restore(operation: Operation, lease: operations.Lease) -> None:
     """1. Refuse while the VM runs. 2. Take the safety snapshot and record it, so that it survives whatever follows.
-    3. Revert every disk, in order.
+    3. Read the disks of a machine, so that damage to the last one is found before the first is written. 4. Revert every
+    disk, in order. A single disk is checked by the driver, before anything of the volume changes.
     """
     safety = operation.safety_snapshot
     assert safety is not None  # request_restore gives every restore one
@@ -236,6 +253,7 @@ def restore(operation: Operation, lease: operations.Lease) -> None:
                 _("%(volume)s is in use: its virtual machine %(vm)s runs. Stop the machine, then restore again.")
                 % {"volume": disk.volume.name, "vm": disk.volume.vm.name}
             )
+    refuse_damaged(operation)
     if safety.state in (State.PENDING, State.CREATING):
         infos = take(safety, lease, safety=True)
         with transaction.atomic():
@@ -245,9 +263,57 @@ def restore(operation: Operation, lease: operations.Lease) -> None:
             settle_ready(safety, infos, timezone.now())
             activity.record(act="ready.capture", actor=None, thing=safety)
     driver = get_driver(operation.snapshot.location)
+    if len(disks) > 1 and not operation.unchecked:
+        for disk in disks:
+            with damage_of(disk):
+                verify_unless_recent(disk, driver, lease)
     for disk in disks:
-        driver.revert_volume(volume_ref(disk.volume), snapshot_ref(disk), lease.heartbeat)
-    operations.finish(operation, Operation.State.SUCCEEDED, lambda now: None)
+        with damage_of(disk):
+            driver.revert_volume(
+                volume_ref(disk.volume), snapshot_ref(disk), lease.heartbeat, unchecked=operation.unchecked
+            )
+    checks = [] if operation.unchecked else find_checks(disks, driver)
+    operations.finish(operation, Operation.State.SUCCEEDED, lambda now: record_checks(checks))
+
+
+def verify_unless_recent(disk: DiskImage, driver: Driver, lease: operations.Lease) -> None:
+    info = driver.find_snapshot(snapshot_ref(disk))
+    age = timezone.now() - info.verified_at if info and info.verified_at else None
+    if driver.reads_bytes and not (age and timedelta() <= age < VERIFICATION_VALID_FOR):
+        driver.verify_snapshot(snapshot_ref(disk), lease.heartbeat)
+
+
+def refuse_damaged(operation: Operation) -> None:
+    """Damage may have been found since the operation was requested."""
+    if operation.snapshot.is_damaged and not operation.unchecked:
+        raise Corrupt(_("“%(name)s” is damaged. Nothing was changed.") % {"name": operation.snapshot.name})
+
+
+class DamagedDisk(Corrupt):
+    """The driver's finding, with the disk that it is about."""
+
+    def __init__(self, message: str, disk: DiskImage) -> None:
+        super().__init__(message)
+        self.disk = disk
+
+
+@contextlib.contextmanager
+def damage_of(disk: DiskImage) -> Iterator[None]:
+    try:
+        yield
+    except Corrupt as error:
+        raise DamagedDisk(str(error), disk) from error
+
+
+def find_checks(disks: Iterable[DiskImage], driver: Driver) -> list[SnapshotInfo]:
+    """What the driver learned about the snapshot's bytes when it read them."""
+    infos = [driver.find_snapshot(snapshot_ref(disk)) for disk in disks] if driver.reads_bytes else []
+    return [info for info in infos if info and info.verified_at]
+
+
+def record_checks(infos: Iterable[SnapshotInfo]) -> None:
+    for info in infos:
+        DiskImage.objects.filter(pk=info.uuid).update(checksum=info.checksum, verified_at=info.verified_at)
 
 
 def settle_not_restored(operation: Operation, reason: str) -> None:
@@ -261,10 +327,16 @@ def settle_not_restored(operation: Operation, reason: str) -> None:
 def make_volume(operation: Operation, lease: operations.Lease) -> None:
     volume, disk = operation.volume, operation.disk
     assert volume is not None and disk is not None  # held by the constraint operation_target
+    refuse_damaged(operation)
     driver = get_driver(operation.snapshot.location)
-    backend_ref = driver.create_volume_from_snapshot(snapshot_ref(disk), volume_ref(volume), lease.heartbeat)
+    with damage_of(disk):
+        backend_ref = driver.create_volume_from_snapshot(
+            snapshot_ref(disk), volume_ref(volume), lease.heartbeat, unchecked=operation.unchecked
+        )
+    checks = [] if operation.unchecked else find_checks([disk], driver)
 
     def settle(now: datetime) -> None:
+        record_checks(checks)
         Volume.objects.filter(pk=volume.pk).update(state=Volume.State.AVAILABLE, backend_ref=backend_ref)
 
     operations.finish(operation, Operation.State.SUCCEEDED, settle)
@@ -279,30 +351,29 @@ def settle_no_volume(operation: Operation, now: datetime) -> None:
 
 
 def verify(operation: Operation, lease: operations.Lease) -> None:
-    """Read every disk again. Damage is a finding about the snapshot, so it is kept with the disk and fails the
-    operation.
-    """
+    """Read every disk again. Damage is a finding about the snapshot, so it is recorded there and fails the operation."""
     driver: Driver = get_driver(operation.snapshot.location)
-    found: list[tuple[DiskImage, SnapshotInfo | None, str]] = []
+    sound: list[SnapshotInfo] = []
+    damage: dict[DiskImage, str] = {}
     for disk in operation.snapshot.disks.select_related("volume"):
         try:
-            found.append((disk, driver.verify_snapshot(snapshot_ref(disk), lease.heartbeat), ""))
+            sound.append(driver.verify_snapshot(snapshot_ref(disk), lease.heartbeat))
         except Corrupt as error:
-            found.append((disk, None, str(error)))
-    damage = [text for _disk, _info, text in found if text]
+            damage[disk] = str(error)
+    reason = "\n".join(damage.values())
 
     def settle(now: datetime) -> None:
-        for disk, info, text in found:
-            disk.damage = text
-            if info:
-                disk.checksum, disk.verified_at = info.checksum, now
-            disk.save(update_fields=["damage", "checksum", "verified_at"])
+        for info in sound:
+            DiskImage.objects.filter(pk=info.uuid).update(checksum=info.checksum, verified_at=now)
         if damage:
-            tell_of_failure(operation, "\n".join(damage))
+            if not record_damage(operation.snapshot, damage, now, user=operation.requested_by):
+                tell_of_failure(operation, reason, title=gettext_lazy("“%(name)s” is damaged"))
+        elif operation.requested_by:
+            record_sound(operation.snapshot, now, user=operation.requested_by)
 
     state = Operation.State.FAILED if damage else Operation.State.SUCCEEDED
     cause = Corrupt.__name__ if damage else ""
-    operations.finish(operation, state, settle, error="\n".join(damage), cause=cause)
+    operations.finish(operation, state, settle, error=reason, cause=cause)
 
 
 # --- delete ----------------------------------------------------------------------------------------------------------

@@ -186,6 +186,9 @@ class SnapshotFactory(DjangoModelFactory):
         failed = factory.Trait(
             state=State.FAILED, ready_at=None, error="The storage ran out of room. Ask support, then try again."
         )
+        damaged = factory.Trait(
+            damaged_at=factory.LazyFunction(timezone.now), disk__damage="Block 12 is not what was captured."
+        )
         deleting = factory.Trait(state=State.DELETING, delete_requested_at=factory.LazyFunction(timezone.now))
         deleted = factory.Trait(
             state=State.DELETED,

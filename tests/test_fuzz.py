@@ -200,7 +200,7 @@ def furnish(mark: str, root: Path) -> SimpleNamespace:
         snapshot("spare", loose),
         failed,
         snapshot("pending", pending=True),
-        snapshot("damaged"),
+        snapshot("damaged", damaged=True),
         snapshot("going", deleting=True),
     ]
     name = text("machine")

@@ -27,6 +27,8 @@ ACTS: dict[str, str | Promise] = {
     "snapshot.delete": _("Snapshot deleted"),
     "snapshot.verify": _("Verification asked for"),
     "snapshot.new_volume": _("New volume asked for"),
+    "snapshot.damaged": _("Snapshot found damaged"),
+    "snapshot.sound": _("Damaged snapshot found sound again"),
     "snapshot.clean_up": _("Left-overs of a failed snapshot removed"),
     # what became of it, said by the portal when the storage has done it or could not
     "ready.capture": _("Snapshot ready"),

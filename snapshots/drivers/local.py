@@ -261,7 +261,11 @@ class LocalDriver(Driver):
                 progress = Progress(heartbeat, manifest.size_bytes)
                 checksum = copy_data(disk, None, manifest.size_bytes, progress, checksum=True)
                 progress.beat()
-            self._compare(manifest, snapshot, checksum)
+            try:
+                self._compare(manifest, snapshot, checksum)
+            except Corrupt:
+                self._forget_verification(snapshot)
+                raise
             return self._record_verification(snapshot, checksum).as_info()
 
     def delete_snapshot(self, snapshot: SnapshotRef) -> None:
@@ -480,6 +484,14 @@ class LocalDriver(Driver):
         manifest = replace(self._get_manifest(snapshot.uuid), blake3=checksum, verified_at=verified_at)
         self._write_manifest(self._snapshot_path(snapshot.uuid), manifest)
         return manifest
+
+    def _forget_verification(self, snapshot: SnapshotRef) -> None:
+        """After damage was found, so that no clone is made unread. The caller holds the lock for verifying."""
+        try:
+            manifest = replace(self._get_manifest(snapshot.uuid), verified_at=None)
+            self._write_manifest(self._snapshot_path(snapshot.uuid), manifest)
+        except OSError:  # such a medium may not take any writes; the damage is what the caller has to hear of
+            logger.exception("The manifest of the damaged snapshot %s could not be changed", snapshot.uuid)
 
     def _write_manifest(self, folder: Path, manifest: Manifest) -> None:
         write_file(folder / ".manifest.json.new", manifest.dump())

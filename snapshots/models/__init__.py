@@ -14,6 +14,7 @@ from .snapshots import (
     Snapshot,
     SnapshotQuerySet,
     State,
+    usable,
 )
 
 __all__ = [
@@ -31,4 +32,5 @@ __all__ = [
     "Snapshot",
     "SnapshotQuerySet",
     "State",
+    "usable",
 ]

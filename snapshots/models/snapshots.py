@@ -92,6 +92,11 @@ class Draft(models.Model):
         return self.volume or self.vm
 
 
+def usable(path: str = "") -> Q:
+    """Ready, and neither damaged nor deleted outside the portal. `path` leads to the snapshot, such as `snapshot__`."""
+    return Q(**{f"{path}state": State.READY, f"{path}missing_since": None, f"{path}damaged_at": None})
+
+
 class SnapshotQuerySet(OwnedQuerySet):
     def visible_to(self, user: User) -> Self:
         # The customer is implied by the project; naming it lets the database walk an index in the list's order.
@@ -114,6 +119,9 @@ class Snapshot(models.Model):
 
     `created_at` is when it was asked for, `ready_at` when it became usable and its billing began, `delete_requested_at`
     when its deletion was accepted and its billing ended, `deleted_at` when storage confirmed that it is gone.
+
+    Damage is no state: a damaged snapshot stays Ready, can be deleted like any other, and may be found sound again.
+    `damaged_at` is when the damage was found and its billing ended; `DiskImage.damage` says what was found. See damage.py.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
@@ -173,6 +181,7 @@ class Snapshot(models.Model):
         editable=False,
         help_text=_("When the cloud did not have it any more."),
     )
+    damaged_at = models.DateTimeField(_("found damaged"), null=True, blank=True, editable=False)
     created_at = models.DateTimeField(_("taken"), default=timezone.now, editable=False)
     ready_at = models.DateTimeField(_("ready"), null=True, blank=True, editable=False)
     delete_requested_at = models.DateTimeField(_("deletion accepted"), null=True, blank=True, editable=False)
@@ -197,7 +206,7 @@ class Snapshot(models.Model):
             ),
             # counts and quotas are answered from the index alone, which SQLite can only when every column is in it
             models.Index(
-                fields=["customer", "kind", "deleted_at", "project", "state", "location", "size_gb"],
+                fields=["customer", "kind", "deleted_at", "project", "state", "location", "size_gb", "damaged_at"],
                 name="snapshot_counts",
             ),
             models.Index(fields=["volume", "deleted_at", "-created_at", "-id"], name="snapshot_of_volume"),
@@ -239,6 +248,11 @@ class Snapshot(models.Model):
                 name="snapshot_state_instants",
                 violation_error_message=_("The state does not fit the instants of this snapshot."),
             ),
+            models.CheckConstraint(
+                condition=Q(damaged_at=None) | Q(state__in=[State.READY, State.DELETING, State.DELETED]),
+                name="snapshot_damaged",
+                violation_error_message=_("Only a snapshot that was taken can be damaged."),
+            ),
             models.CheckConstraint(condition=Q(size_gb__gte=1), name="snapshot_size"),
             models.CheckConstraint(
                 condition=Q(kept=False) | Q(kind=Kind.BACKUP),
@@ -274,12 +288,19 @@ class Snapshot(models.Model):
         return self.missing_since is not None and self.state == State.READY
 
     @property
+    def is_damaged(self) -> bool:
+        """Ready, and its bytes are known not to be the ones that were captured."""
+        return self.damaged_at is not None and self.state == State.READY
+
+    @property
     def shown_state(self) -> str:
-        return "missing" if self.is_missing else self.state
+        return "missing" if self.is_missing else "damaged" if self.is_damaged else self.state
 
     @property
     def shown_state_label(self) -> str:
-        return str(_("Missing")) if self.is_missing else self.get_state_display()
+        if self.is_missing:
+            return str(_("Missing"))
+        return str(_("Damaged")) if self.is_damaged else self.get_state_display()
 
     @property
     def costs_nothing(self) -> bool:
@@ -407,6 +428,12 @@ class Operation(models.Model):
     woken_at = models.DateTimeField(_("last woken"), default=timezone.now)
     bytes_done = models.BigIntegerField(_("bytes done"), default=0)
     bytes_total = models.BigIntegerField(_("bytes in all"), default=0)
+    unchecked = models.BooleanField(
+        _("unchecked"),
+        default=False,
+        db_default=False,
+        help_text=_("The snapshot's bytes are used without being compared first."),
+    )
     error = models.TextField(_("reason"), blank=True)
     # by which drivers.base has advice for the operator
     cause = models.CharField(_("cause"), max_length=20, blank=True, default="", db_default="", editable=False)
@@ -455,6 +482,9 @@ class Operation(models.Model):
             models.CheckConstraint(
                 condition=~Q(state="running") | Q(lease_until__isnull=False, started_at__isnull=False),
                 name="operation_lease",
+            ),
+            models.CheckConstraint(
+                condition=Q(unchecked=False) | Q(kind__in=["restore", "new_volume"]), name="operation_unchecked"
             ),
             models.CheckConstraint(
                 condition=Q(kind="restore", volume__isnull=False, vm=None, disk=None)

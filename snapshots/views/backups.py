@@ -160,7 +160,7 @@ def schedule(request: HttpRequest, schedule_id: UUID) -> HttpResponse:
 def copies_of(schedule: BackupSchedule) -> list[Any]:
     """The slots of the copies that it counts, oldest first."""
     counted = Snapshot.objects.filter(
-        run__schedule=schedule, run__state=BackupRun.State.DONE, state=State.READY, kept=False
+        run__schedule=schedule, run__state=BackupRun.State.DONE, state=State.READY, damaged_at=None, kept=False
     )
     return list(counted.order_by("run__slot").values_list("run__slot", flat=True))
 

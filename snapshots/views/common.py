@@ -115,14 +115,15 @@ def rates_of(prices: billing.PricesByPlace) -> Rates:
     return {place: rates[-1] for place, rates in begun.items() if rates}
 
 
-def price_of(snapshot: Snapshot, rates: Rates) -> billing.Quote | None:
+def price_of(snapshot: Snapshot, rates: Rates, *, once_sound: bool = False) -> billing.Quote | None:
     """What the snapshot costs from now on, by the rates of `rates_now`; None where it costs nothing or has no price.
 
+    A damaged one costs nothing; with `once_sound` this is what it will cost when it is found sound again.
     A backup has to come with its run and schedule: the copies of automatic backups are not charged by themselves.
     """
     rate_micro = rates.get((snapshot.service_kind, snapshot.location_id))
     paid = snapshot.state in (State.PENDING, State.CREATING, State.READY) and not snapshot.costs_nothing
-    if rate_micro is None or not paid or not snapshot.is_charged:
+    if rate_micro is None or not paid or not snapshot.is_charged or (snapshot.is_damaged and not once_sound):
         return None
     return billing.Quote(
         kind=snapshot.service_kind,
@@ -194,7 +195,8 @@ def explain_operations(operations: Iterable[Operation], user: User) -> list[Oper
         failed = operation.state == Operation.State.FAILED and key not in seen and mine
         seen.add(key)
         allowed = RETRYABLE_IN.get(Operation.Kind(operation.kind))
-        operation.can_retry = failed and snapshot.state == allowed
+        usable = operation.kind != Operation.Kind.NEW_VOLUME or operation.unchecked or not snapshot.is_damaged
+        operation.can_retry = failed and snapshot.state == allowed and usable
         is_restore = operation.kind == Operation.Kind.RESTORE
         operation.can_restore_again = failed and is_restore and snapshot.state == State.READY
         safety = operation.safety_snapshot if mine and operation.can_be_undone else None
@@ -205,7 +207,8 @@ def explain_operations(operations: Iterable[Operation], user: User) -> list[Oper
 OPERATION_RELATED = ("snapshot", "volume", "vm", "safety_snapshot__location", "requested_by")
 OPERATION_SHOWN = (
     *(field.name for field in Operation._meta.concrete_fields),
-    *("snapshot__name", "snapshot__state", "snapshot__project", "snapshot__volume", "snapshot__vm"),
+    *("snapshot__name", "snapshot__state", "snapshot__damaged_at"),
+    *("snapshot__project", "snapshot__volume", "snapshot__vm"),
     *("safety_snapshot__name", "safety_snapshot__state", "safety_snapshot__location__driver"),
     *("safety_snapshot__location__driver_options", "volume__name", "vm__name"),
     *("requested_by__name", "requested_by__email"),

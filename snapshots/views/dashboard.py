@@ -155,12 +155,16 @@ NOTHING = Value(0, output_field=BigIntegerField())
 
 
 def snapshots_in_figures(user: User) -> QuerySet[Any, Any]:
-    """(kind, location, count, GB, GB of those that are Ready)"""
+    """(kind, location, count, GB, GB of those that are Ready and not damaged)"""
     counted = Snapshot.objects.visible_to(user).filter(deleted_at=None, kind__in=Kind.values, state__in=COUNTED_STATES)
     return (
         counted.order_by()
         .values(what=F("kind"), place=F("location_id"))
-        .annotate(one=Count("*"), two=Sum("size_gb"), three=Sum("size_gb", filter=Q(state=State.READY), default=0))
+        .annotate(
+            one=Count("*"),
+            two=Sum("size_gb"),
+            three=Sum("size_gb", filter=Q(state=State.READY, damaged_at=None), default=0),
+        )
         .values_list(*FIGURES)
     )
 
@@ -193,6 +197,7 @@ def copies_in_figures(user: User) -> QuerySet[Any, Any]:
     copies = BackupRun.objects.visible_to(user).filter(
         schedule__origin=BackupSchedule.Origin.AUTOMATIC,
         snapshot__state=State.READY,
+        snapshot__damaged_at=None,
         snapshot__project__in=list(user.roles),
     )
     return (

@@ -14,7 +14,7 @@ from cng_portal.accounts.models import User
 from cng_portal.inventory.models import VirtualMachine, Volume
 from snapshots import lists, services, wizard
 from snapshots.forms import MachineFilterForm, find_machines
-from snapshots.models import BackupSchedule, Kind, Operation, Snapshot, State
+from snapshots.models import BackupSchedule, Kind, Operation, Snapshot, usable
 
 from . import bell
 from .backups import explain_schedules
@@ -38,7 +38,7 @@ def listed_machines() -> QuerySet[VirtualMachine]:
     """Each with `protected_at`, when the newest VM snapshot or backup was ready that can be restored, and
     `schedule_count`.
     """
-    ready = Snapshot.objects.filter(vm=OuterRef("pk"), state=State.READY).order_by().values("vm")
+    ready = Snapshot.objects.filter(usable(), vm=OuterRef("pk")).order_by().values("vm")
     schedules = BackupSchedule.objects.present().filter(vm=OuterRef("pk")).order_by().values("vm")
     return VirtualMachine.objects.select_related("project__customer", "location").annotate(
         protected_at=Subquery(ready.annotate(last=Max("ready_at")).values("last")),

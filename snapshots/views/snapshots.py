@@ -29,7 +29,9 @@ from snapshots.forms import (
     ConfirmationForm,
     NewMachineForm,
     NewVolumeForm,
+    OverrideForm,
     RenameForm,
+    RestoreForm,
     SnapshotFilterForm,
     find_snapshots,
 )
@@ -72,7 +74,7 @@ LISTED = (
         "error",
         "kept",
     ),
-    *("made_outside", "missing_since", "created_at", "ready_at"),
+    *("made_outside", "missing_since", "damaged_at", "created_at", "ready_at"),
     *("project__name", "project__customer__currency"),
     *("location__country", "location__driver", "location__driver_options"),
     *("location__charges_outside", "location__charges_missing"),
@@ -358,14 +360,17 @@ def snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     price = price_of(found, rates_of(prices))
     cost = billing.cost_so_far(resource_id=found.pk, at=timezone.now(), prices=prices)
     version = version_of(
-        found.state, [(one.pk, one.state) for one in operations], [(one.checksum, one.verified_at) for one in disks]
+        found.state,
+        found.damaged_at,
+        [(one.pk, one.state) for one in operations],
+        [(one.checksum, one.verified_at) for one in disks],
     )
     can_change, actions = user.can_change(found.project_id), actions_for(found, user, acts(), fixed)
     automatic = "" if found.is_charged else automatic_sentence(found.source)
     context = {
         "snapshot": found,
         "disks": disks,
-        "damage": [disk.damage for disk in disks if disk.damage],
+        "damage": damage_of(disks),
         "operations": operations,
         "in_progress": bell.shown_of(user, read),
         "is_live": found.is_transient or any(operation.is_active for operation in operations),
@@ -479,16 +484,21 @@ def restore(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         if is_machine
         else _("Type the volume's name, %(name)s, to confirm")
     )
-    form = ConfirmationForm(
+    form = RestoreForm(
         request.POST or None,
         label=label % {"name": source.name},
         required=_("Type the name “%(name)s” to confirm that it will be overwritten.") % {"name": source.name},
+        snapshot=found,
+        read_first=services.is_read_first(found, disks),
+        skip=_("Restore without checking"),
     )
     if request.method == "POST" and form.is_valid():
         try:
-            services.request_restore(snapshot=found, user=user, confirmation=form.cleaned_data["confirmation"])
+            services.request_restore(snapshot=found, user=user, **form.cleaned_data)
         except services.WrongConfirmation as refusal:
             form.add_error("confirmation", str(refusal))
+        except (services.WrongOverride, services.DamagedSnapshot) as refusal:
+            add_override_error(form, refusal)
         except services.Refusal as refusal:
             form.add_error(None, str(refusal))
         else:
@@ -516,13 +526,23 @@ def restore(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         "disks": disks,
         "grown": [disk for disk in disks if disk.volume.size_gb > disk.size_gb],
         "captured_at": next((disk.captured_at for disk in disks if disk.captured_at), found.created_at),
-        "damage": [disk.damage for disk in disks if disk.damage],
+        "damage": damage_of(disks),
         "can_undo": not get_driver(found.location).reverts_only_latest,
         "safety_name": _("before-restore-of-%(name)s") % {"name": source.name[:40]},
         "safety_price": format_price(quote.hourly_micro, quote.currency) if quote else "",
         "undoes": found.protects.filter(finished_at__isnull=False).select_related("snapshot").first(),
     }
     return render(request, "snapshots/restore.html", context)
+
+
+def damage_of(disks: Iterable[DiskImage]) -> list[str]:
+    """What was found, once where several disks have the same to say."""
+    return list(dict.fromkeys(disk.damage for disk in disks if disk.damage))
+
+
+def add_override_error(form: OverrideForm, refusal: services.Refusal) -> None:
+    """Beside the field, which the form lacks if the damage was found since the page was opened."""
+    form.add_error("override" if "override" in form.fields else None, str(refusal))
 
 
 @require_http_methods(["GET", "POST"])
@@ -540,6 +560,9 @@ def new_volume(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         disks=disks,
         disk=disk,
         projects=Project.objects.changeable_by(user).filter(customer=found.customer_id),
+        snapshot=found,
+        read_first=services.is_read_first(found, disks),
+        skip=_("Create without checking"),
         initial={
             "disk": disk.pk,
             "name": _("%(name)s-copy") % {"name": disk.volume_name[:100]},
@@ -548,9 +571,11 @@ def new_volume(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         },
     )
     if request.method == "POST" and form.is_valid():
-        answers = {name: form.cleaned_data[name] for name in ("name", "size_gb", "project")}
+        answers = {name: value for name, value in form.cleaned_data.items() if name != "disk"}
         try:
             operation = services.request_new_volume(snapshot=found, user=user, disk=disk, **answers)
+        except (services.WrongOverride, services.DamagedSnapshot) as refusal:
+            add_override_error(form, refusal)
         except services.Refusal as refusal:
             form.add_error(None, str(refusal))
         else:
@@ -560,7 +585,12 @@ def new_volume(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
                 % {"volume": answers["name"], "snapshot": found.name},
             )
             return redirect("snapshots:volume", operation.volume_id)
-    context = {"snapshot": found, "form": form, "reason": why_not_ready(found)}
+    context = {
+        "snapshot": found,
+        "form": form,
+        "reason": why_not_ready(found),
+        "damage": damage_of(disks),
+    }
     return render(request, "snapshots/new_volume.html", context)
 
 
@@ -579,14 +609,20 @@ def new_machine(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     found = get_changeable(request, snapshot_id)
     if found.kind == Kind.VOLUME:
         raise Http404
+    disks = list(found.disks.all())
     form = NewMachineForm(
         request.POST or None,
         projects=Project.objects.changeable_by(user).filter(customer=found.customer_id),
+        snapshot=found,
+        read_first=services.is_read_first(found, disks),
+        skip=_("Create without checking"),
         initial={"name": _("%(name)s-copy") % {"name": found.source.name[:100]}, "project": found.project_id},
     )
     if request.method == "POST" and form.is_valid():
         try:
             services.request_new_machine(snapshot=found, user=user, **form.cleaned_data)
+        except (services.WrongOverride, services.DamagedSnapshot) as refusal:
+            add_override_error(form, refusal)
         except services.Refusal as refusal:
             form.add_error(None, str(refusal))
         else:
@@ -596,7 +632,13 @@ def new_machine(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
                 % {"machine": form.cleaned_data["name"], "snapshot": found.name},
             )
             return redirect("snapshots:snapshot", found.pk)
-    context = {"snapshot": found, "form": form, "reason": why_not_ready(found), "disks": found.disks.all()}
+    context = {
+        "snapshot": found,
+        "form": form,
+        "reason": why_not_ready(found),
+        "disks": disks,
+        "damage": damage_of(disks),
+    }
     return render(request, "snapshots/new_machine.html", context)
 
 
@@ -618,7 +660,13 @@ def verify(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
             )
             messages.success(request, text % {"name": found.name})
             return redirect("snapshots:snapshot", found.pk)
-    context = {"snapshot": found, "problems": problems, "reads_bytes": reads_bytes}
+    price = price_of(found, rates_now([found.location_id]), once_sound=True)
+    context = {
+        "snapshot": found,
+        "problems": problems,
+        "reads_bytes": reads_bytes,
+        "hourly": format_price(price.hourly_micro, price.currency) if price else "",
+    }
     return render(request, "snapshots/verify.html", context)
 
 

@@ -12,7 +12,7 @@ from cng_portal.accounts.models import User
 from cng_portal.inventory.models import Volume
 from snapshots import lists
 from snapshots.forms import VolumeFilterForm, find_volumes
-from snapshots.models import DiskImage, Operation, Snapshot, State
+from snapshots.models import DiskImage, Operation, Snapshot, usable
 
 from . import bell
 from .common import (
@@ -54,7 +54,7 @@ def count_snapshots(found: list[Volume], user: User) -> list[Volume]:
         Snapshot.objects.filter(volume_id__in=[volume.pk for volume in found], deleted_at=None)
         .order_by()
         .values("volume_id")
-        .annotate(count=Count("pk"), last=Max("ready_at", filter=Q(state=State.READY)))
+        .annotate(count=Count("pk"), last=Max("ready_at", filter=usable()))
     )
     by_volume = {row["volume_id"]: row for row in snapshots} if found else {}
     for volume in found:
@@ -67,7 +67,7 @@ def count_snapshots(found: list[Volume], user: User) -> list[Volume]:
 def in_machine_copies(volume: Volume) -> bool:
     """Whether a snapshot or backup of a whole machine holds it."""
     whole = DiskImage.objects.filter(volume=volume, snapshot__vm__isnull=False)
-    return whole.filter(snapshot__state=State.READY, snapshot__missing_since=None).exists()
+    return whole.filter(usable("snapshot__")).exists()
 
 
 @require_GET

@@ -219,7 +219,7 @@ def work_in_each_state(member: Membership) -> None:
     ready = Snapshot.objects.get(name="before the update")
     restored = SnapshotFactory(volume=data, name="restored-from", requested_by=member.user)
     OperationFactory(snapshot=restored, restore=True, succeeded=True, requested_by=member.user)
-    broken = SnapshotFactory(volume=data, name="damaged since", requested_by=member.user)
+    broken = SnapshotFactory(volume=data, name="damaged since", requested_by=member.user, damaged=True)
     broken.disks.update(
         damage="Block 4,711 of the disk image does not match its checksum.",
         verified_at=now - timedelta(hours=2),

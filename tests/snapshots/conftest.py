@@ -1,5 +1,11 @@
+"""File systems to run the local driver on, and a guard of the order of locks."""
+
+import os
 import re
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,3 +37,47 @@ def lock_order() -> Iterator[None]:
     with connection.execute_wrapper(watch):
         yield
     assert not wrong
+
+
+def mount_loop(folder: Path, size: int, *make: str) -> Iterator[Path]:
+    """Mount a new file system in a file of `size` bytes; without the right to do so the test is skipped."""
+    tool = make[0]
+    if os.geteuid() != 0 or not shutil.which(tool):
+        pytest.skip(f"needs root and {tool} for a loop-mounted file system")
+    image, target = folder / "fs.img", folder / "mounted"
+    target.mkdir()
+    with open(image, "wb") as file:
+        file.truncate(size)
+    subprocess.run([*make, str(image)], check=True, capture_output=True)
+    mounted = subprocess.run(["mount", "-o", "loop", str(image), str(target)], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a loop device here: {mounted.stderr.strip()}")
+    try:
+        yield target
+    finally:
+        subprocess.run(["umount", str(target)], check=True)
+        image.unlink()
+
+
+@pytest.fixture(scope="session")
+def xfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A file system that shares blocks between files."""
+    yield from mount_loop(tmp_path_factory.mktemp("xfs"), 2 * 1024**3, "mkfs.xfs", "-q", "-m", "reflink=1")
+
+
+@pytest.fixture
+def small_file_system(tmp_path: Path) -> Iterator[Path]:
+    """64 MiB that cannot share blocks."""
+    yield from mount_loop(tmp_path, 64 * 1024**2, "mkfs.ext4", "-q", "-m", "0")
+
+
+@pytest.fixture
+def default_root(tmp_path: Path) -> Path:
+    return tmp_path / "driver"
+
+
+@pytest.fixture
+def cloning_root(xfs: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    root = xfs / str(abs(hash(request.node.nodeid)))
+    yield root
+    shutil.rmtree(root, ignore_errors=True)

@@ -33,6 +33,16 @@ def put_full_volume(root: Path, volume: Volume, data: bytes, at: int = 0) -> Pat
     return path
 
 
+def flip_byte(path: Path, at: int = 0) -> None:
+    """Change one bit of a file, as a rotten medium does. Flipping it again mends it."""
+    path.chmod(0o640)
+    with open(path, "r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 1]))
+
+
 # Earlier than any instant that a test names, so that no test depends on today's date.
 PRICED_SINCE = datetime(2000, 1, 1, tzinfo=UTC)
 

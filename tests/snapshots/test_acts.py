@@ -276,8 +276,7 @@ def test_a_volume_that_has_grown_is_warned_about_its_end(client: Client, project
 
 
 def test_restoring_from_a_damaged_snapshot_is_warned(client: Client, project: Project) -> None:
-    snapshot = SnapshotFactory(volume__project=project)
-    snapshot.disks.update(damage="Block 12 is not what was captured.")
+    snapshot = SnapshotFactory(volume__project=project, damaged=True)
     sell_everywhere()
 
     page = client.get(url("restore", snapshot)).content.decode()

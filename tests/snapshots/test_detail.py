@@ -80,7 +80,7 @@ def test_a_checksum_that_follows_says_so(client: Client, project: Project) -> No
 
 
 def test_damage_is_shown_prominently(client: Client, project: Project) -> None:
-    snapshot = SnapshotFactory(volume__project=project)
+    snapshot = SnapshotFactory(volume__project=project, damaged=True)
     DiskImage.objects.update(damage="Block 12 does not have the bytes that were captured.")
 
     page = text_of(client, snapshot)

@@ -20,6 +20,7 @@ from blake3 import blake3
 from snapshots.drivers.base import GIB, Busy, Corrupt, Interrupted, NoSpace, SnapshotRef, Unavailable, VolumeRef
 from snapshots.drivers.copying import CHUNK, PIECE
 from snapshots.drivers.local import LocalDriver
+from tests.snapshots.disks import flip_byte
 from tests.snapshots.drivers.stores import LocalStore
 
 MIB = 1024**2
@@ -162,7 +163,8 @@ def test_the_driver_takes_no_part_of_a_path_but_uuids_and_location_codes(tmp_pat
 
 @pytest.mark.parametrize("offset", [0, 3 * MIB, 8 * MIB - 1])
 def test_one_changed_byte_is_found(store: LocalStore, offset: int) -> None:
-    folder = capture(store, put_image(store, {0: noise(MIB)}, 8 * MIB))
+    volume = put_image(store, {0: noise(MIB)}, 8 * MIB)
+    folder = capture(store, volume)
     verified = store.driver.verify_snapshot(ref_of(folder))
     (folder / "disk.img").chmod(0o640)
     with open(folder / "disk.img", "r+b") as disk:
@@ -170,17 +172,9 @@ def test_one_changed_byte_is_found(store: LocalStore, offset: int) -> None:
         disk.write(b"\0" if offset == 0 else b"x")
     with pytest.raises(Corrupt, match="checksum"):
         store.driver.verify_snapshot(ref_of(folder))
-    assert store.driver.find_snapshot(ref_of(folder)) == verified
-
-
-def flip(folder: Path, offset: int) -> None:
-    """Change one byte of a snapshot, as a medium does that rots."""
-    (folder / "disk.img").chmod(0o640)
-    with open(folder / "disk.img", "r+b") as disk:
-        disk.seek(offset)
-        byte = disk.read(1)
-        disk.seek(offset)
-        disk.write(bytes([byte[0] ^ 1]))
+    assert store.driver.find_snapshot(ref_of(folder)) == replace(verified, verified_at=None)
+    with pytest.raises(Corrupt):  # a clone is read again, whenever it was verified before
+        store.driver.revert_volume(volume, ref_of(folder))
 
 
 @pytest.mark.parametrize("verified_before", [False, True], ids=["never verified", "verified two days ago"])
@@ -190,7 +184,7 @@ def test_a_rotten_snapshot_is_not_restored(store: LocalStore, offset: int, verif
     folder = capture(store, volume)
     recorded = store.driver.verify_snapshot(ref_of(folder)).checksum
     change_manifest(folder, verified_at=str(datetime.now(UTC) - timedelta(days=2)) if verified_before else None)
-    flip(folder, offset)
+    flip_byte(folder / "disk.img", offset)
     store.write(volume, {0: bytes(4096)})
     inode, before = store.path(volume).stat().st_ino, store.path(volume).read_bytes()
     copy = VolumeRef(uuid=uuid4(), name="copy", size_gb=1)
@@ -220,13 +214,13 @@ def test_a_clone_trusts_a_verification_for_a_day(store: LocalStore) -> None:
     volume = put_image(store, {0: noise(MIB)}, 8 * MIB)
     folder = capture(store, volume)
     checksum = store.driver.verify_snapshot(ref_of(folder)).checksum
-    flip(folder, 5)
+    flip_byte(folder / "disk.img", 5)
     store.driver.revert_volume(volume, ref_of(folder))  # nothing is read: it takes no time
     for age in timedelta(days=1, seconds=1), timedelta(hours=-1):  # the second as after a clock that was set back
         change_manifest(folder, verified_at=str(datetime.now(UTC) - age))
         with pytest.raises(Corrupt):
             store.driver.revert_volume(volume, ref_of(folder))
-    flip(folder, 5)
+    flip_byte(folder / "disk.img", 5)
     store.driver.revert_volume(volume, ref_of(folder))
     info = store.driver.find_snapshot(ref_of(folder))
     assert info
@@ -256,7 +250,7 @@ def test_a_snapshot_without_a_checksum_gets_it_from_the_first_restore(store: Loc
 def test_a_restore_during_a_verification_waits_for_nothing_and_is_checked(store: LocalStore) -> None:
     volume = put_image(store, {0: noise(MIB)}, 8 * MIB)
     folder = capture(store, volume)
-    flip(folder, 5)
+    flip_byte(folder / "disk.img", 5)
     rival = LocalStore(store.folder.parent).driver
 
     def restore(bytes_done: int, bytes_total: int) -> None:
