@@ -30,7 +30,7 @@ from cng_portal.inventory.models import Location, Volume
 from . import operations
 from .damage import record_damage, record_sound
 from .drivers import get_driver
-from .drivers.base import GIB, Busy, Corrupt, Driver, Held, NotFound, SnapshotInfo, StorageError
+from .drivers.base import GIB, Busy, Corrupt, Driver, Held, InvalidImage, NotFound, SnapshotInfo, StorageError
 from .models import SERVICE_KINDS, BackupSchedule, DiskImage, Kind, Operation, Snapshot, State
 from .tasks import is_needed, settle_not_taken, snapshot_ref, volume_ref
 
@@ -188,12 +188,14 @@ EXPLANATIONS = {
         NOT_MENDED,
     ),
     "volume-size": Explanation(
-        gettext_lazy("A volume that is not as large as the portal says"),
+        gettext_lazy("A volume whose disk is not as large as the portal says"),
         gettext_lazy(
-            "Snapshots are charged by the size in the portal. The disk was resized past it, or the import was wrong."
+            "No snapshot of it can be taken or restored. The disk was resized or cut off, or a link, a pipe or a folder has "
+            "taken its place."
         ),
         gettext_lazy(
-            "Set the volume's size in admin to that of the disk, rounded up to whole GB; it counts from then on."
+            "Bring back a regular file of exactly the volume's size. To keep a disk of another size, import it as a new "
+            "volume with manage.py import_volume."
         ),
         NOT_MENDED,
     ),
@@ -337,6 +339,8 @@ def look_for_volumes(location: Location, driver: Driver, progress: Callable[[int
         except NotFound as error:
             if volumes.filter(pk=volume.pk).exists():
                 yield Finding("volume-lost", location.pk, describe_volume(volume), str(error))
+        except InvalidImage:
+            pass  # reported as "volume-size", when what storage holds is compared
 
 
 # --- storage, and what it should not hold ----------------------------------------------------------------------------

@@ -64,7 +64,7 @@ class SnapshotInfo:
     backend_ref: str
     size_bytes: int  # logical
     allocated_bytes: int | None  # really used; None where the engine cannot tell
-    checksum: str  # blake3, 64 hex digits; "" while it is not computed, or where the bytes cannot be read
+    checksum: str  # see checksums.py; "" while it is not computed, or where the bytes cannot be read
     captured_at: datetime  # aware, UTC
     verified_at: datetime | None = None  # when its bytes were last read and matched; None where they never were
 
@@ -132,6 +132,15 @@ class Refused(StorageError):
 
     advice = _(
         "The storage will say no again. Its own log has more; what the customer asked for has to be asked differently."
+    )
+
+
+class InvalidImage(Refused):
+    """The volume's disk is not what the portal says: another size, or no regular file."""
+
+    advice = _(
+        "Look at the volume's file in the storage: somebody resized it, cut it off, or put a link or a pipe in its place. "
+        "Bring back a regular file of the volume's size; manage.py fsck lists every volume whose file has another size."
     )
 
 
@@ -234,7 +243,7 @@ class Driver(ABC):
         """Capture every volume, in the order given: all of them, or none and nothing left behind.
 
         Those that are already captured under the same uuid are returned as they are. Nobody writes to a volume meanwhile,
-        as far as ``consistency`` promises. Raises NotFound, Busy, NoSpace, Refused, Unavailable.
+        as far as ``consistency`` promises. Raises NotFound, InvalidImage, Busy, NoSpace, Refused, Unavailable.
         """
 
     def create_safety_snapshots(
@@ -294,14 +303,14 @@ class Driver(ABC):
         checksum, the engine's or that of ``snapshot``, and records the checksum when there is none yet. A copy is checked
         while it is written. A clone is checked by reading the snapshot first, unless it was verified within
         VERIFICATION_VALID_FOR. With ``unchecked`` nothing is compared, so that a damaged snapshot can be used too.
-        Raises NotFound, Busy, NoSpace, Corrupt, Refused, Unavailable.
+        Raises NotFound, InvalidImage, Busy, NoSpace, Corrupt, Refused, Unavailable.
         """
 
     @abstractmethod
     def bytes_needed(self, volumes: Sequence[VolumeRef]) -> int:
         """Upper bound of the room that capturing these volumes now would take; 0 where captures share blocks.
 
-        Quick enough for a page. Raises NotFound, Unavailable.
+        Quick enough for a page. Raises NotFound, InvalidImage, Unavailable.
         """
 
     @abstractmethod

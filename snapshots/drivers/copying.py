@@ -10,9 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from time import monotonic
 from typing import TypeVar
 
-from blake3 import blake3
-
 from .base import Heartbeat
+from .checksums import Checksum
 
 T = TypeVar("T")
 
@@ -22,11 +21,10 @@ ALIGNMENT = 4096  # of positions, lengths and buffers where reads and writes go 
 CHUNK = 2 * 1024**2
 BUFFERS = 8
 WRITERS = 2
-HOLE_STEP = 16 * CHUNK
+HOLE_STEP = 128 * CHUNK
 QUEUE = 16  # pieces of work on their way
 PIECE = 64 * 1024  # this many zeros, so aligned, become a hole
 BEAT_SECONDS = 0.5
-ZEROS = bytes(CHUNK)
 ZERO_PIECE = bytes(PIECE)
 
 
@@ -127,15 +125,13 @@ def write_data(file: int, buffer: mmap.mmap, length: int, position: int) -> None
             start = piece + PIECE
 
 
-def copy_data(source: int, target: int | None, size: int, progress: Progress, *, checksum: bool) -> str:
+def copy_data(source: int, target: int | None, size: int, progress: Progress, checksum: Checksum | None = None) -> None:
     """Copy the first `size` bytes of `source` into `target`, a hole or empty, or only read them where it is None.
 
-    Returns the blake3 of these bytes, holes included as zeros, as 64 hex digits, or "" when it is not asked for. The
-    target is not synced, and its last block may reach beyond `size`. Reading happens here, hashing and writing of the
-    same buffers in other threads, for all of these release the interpreter lock: together they take as long as the
-    slowest of them.
+    All of these bytes are added to the checksum. The target is not synced, and its last block may reach beyond `size`.
+    Reading happens here, hashing and writing of the same buffers in other threads, for all of these release the
+    interpreter lock: together they take as long as the slowest of them.
     """
-    hasher = blake3()
     free = [mmap.mmap(-1, CHUNK) for _ in range(BUFFERS)]
     pending: deque[tuple[list[Future], list[mmap.mmap]]] = deque()
 
@@ -143,10 +139,6 @@ def copy_data(source: int, target: int | None, size: int, progress: Progress, *,
         futures, buffers = pending.popleft()
         progress.wait_for(futures)
         free.extend(buffers)
-
-    def hash_zeros(length: int) -> None:
-        for start in range(0, length, CHUNK):
-            hasher.update(memoryview(ZEROS)[: length - start])
 
     with ThreadPoolExecutor(1) as hashing, ThreadPoolExecutor(WRITERS) as writing:
         for start, end, has_data in iterate_extents(source, size):
@@ -166,34 +158,34 @@ def copy_data(source: int, target: int | None, size: int, progress: Progress, *,
                     if target is not None:
                         futures.append(writing.submit(write_data, target, buffer, aligned, position))
                     if checksum:
-                        futures.append(hashing.submit(hasher.update, content[:length]))
+                        futures.append(hashing.submit(checksum.add, content[:length]))
                 elif checksum:
-                    futures.append(hashing.submit(hash_zeros, length))
+                    futures.append(hashing.submit(checksum.add_zeros, length))
                 pending.append((futures, buffers))
                 progress.add(length)
         while pending:
             finish_oldest()
-    return hasher.hexdigest() if checksum else ""
 
 
 def fill_image(
-    source: int, target: int, size: int, progress: Progress, *, cloning: bool, checksum: bool
-) -> tuple[str, str]:
+    source: int, target: int, size: int, progress: Progress, *, cloning: bool, checksum: Checksum | None = None
+) -> str:
     """Give the empty file `target` the bytes of `source`, then zeros or nothing up to `size`, and make it durable.
 
-    Returns the method, "clone" or "copy", and the checksum of the source's bytes, "" for a clone. A copy adds the source's
-    size to the progress, a clone nothing.
+    Returns the method: "copy", which adds the source's bytes to the checksum and its size to the progress, or "clone",
+    which reads nothing and adds nothing.
     """
     source_size = os.fstat(source).st_size
     if cloning and progress.during(clone_file, source, target):
-        method, digest = "clone", ""
+        method = "clone"
     else:
+        method = "copy"
         bypass_page_cache(target)
         os.ftruncate(target, size)  # writes that make a file longer wait for each other
-        method, digest = "copy", copy_data(source, target, source_size, progress, checksum=checksum)
+        copy_data(source, target, source_size, progress, checksum)
     os.ftruncate(target, size)  # for a copy too, whose last write was rounded up
     progress.during(os.fsync, target)
-    return method, digest
+    return method
 
 
 def write_file(path: os.PathLike[str], text: str) -> None:

@@ -42,6 +42,7 @@ from .base import (
     Driver,
     Heartbeat,
     Held,
+    InvalidImage,
     NoSpace,
     NotFound,
     Refused,
@@ -52,19 +53,24 @@ from .base import (
     VolumeRef,
     no_heartbeat,
 )
+from .checksums import ChunkedChecksum, checksum_like
 from .copying import Progress, bypass_page_cache, clone_file, copy_data, fill_image, sync_folder, write_file
+from .files import NotRegularFile, opened, read_small_file, stat_regular_file
 from .importing import inspect_image, unpack_qcow2, unpacked_bytes
 from .locking import Locked, find_lock_holder, hold_names, is_name_held, lock_image
 
 logger = logging.getLogger(__name__)
-FORMAT = 1
+FORMAT = 2
 FOLDER_MODE, VOLUME_MODE, SNAPSHOT_MODE = 0o750, 0o640, 0o440
 FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What is kept beside a snapshot's bytes. Dates are ISO 8601 in UTC."""
+    """What is kept beside a snapshot's bytes. Dates are ISO 8601 in UTC.
+
+    Format 1 had `blake3`, a plain digest of all bytes, in the place of `checksum`, which says how it was computed.
+    """
 
     format: int = FORMAT
     snapshot_uuid: str
@@ -72,7 +78,7 @@ class Manifest:
     volume_name: str
     size_bytes: int
     allocated_bytes: int  # shared blocks of a clone are counted in full
-    blake3: str | None
+    checksum: str | None  # see checksums.py
     captured_at: str
     method: str  # "clone" or "copy"
     verified_at: str | None = None
@@ -82,14 +88,17 @@ class Manifest:
     @classmethod
     def parse(cls, text: str) -> "Manifest":
         """Raises ValueError for anything that `dump` did not write."""
-        content = json.loads(text)
         try:
+            content = json.loads(text)
+            if content["format"] == 1:
+                content = content | {"format": FORMAT, "checksum": content["blake3"]}
+                del content["blake3"]
             manifest = cls(**content)
             captured_at = datetime.fromisoformat(manifest.captured_at)
             verified_at = datetime.fromisoformat(manifest.verified_at or manifest.captured_at)
-        except TypeError as error:
+        except (TypeError, KeyError, RecursionError) as error:
             raise ValueError(str(error)) from error
-        texts = [manifest.blake3 or "", manifest.volume_uuid, manifest.capture]
+        texts = [manifest.checksum or "", manifest.volume_uuid, manifest.capture]
         sizes = [manifest.size_bytes, manifest.allocated_bytes]
         if (
             manifest.format != FORMAT
@@ -111,14 +120,14 @@ class Manifest:
             backend_ref="",
             size_bytes=self.size_bytes,
             allocated_bytes=self.allocated_bytes,
-            checksum=self.blake3 or "",
+            checksum=self.checksum or "",
             captured_at=datetime.fromisoformat(self.captured_at),
             verified_at=datetime.fromisoformat(self.verified_at) if self.verified_at else None,
         )
 
     def is_verified_recently(self, now: datetime) -> bool:
         """False also for an instant that lies ahead: the clock was set back since."""
-        if not self.blake3 or not self.verified_at:
+        if not self.checksum or not self.verified_at:
             return False
         return timedelta() <= now - datetime.fromisoformat(self.verified_at) < VERIFICATION_VALID_FOR
 
@@ -165,7 +174,7 @@ class LocalDriver(Driver):
                 return ""
             manifest = self._get_manifest(snapshot.uuid)
             self._check_size(manifest, volume, volume.size_gb * GIB)
-            with self._open(self._disk_path(snapshot.uuid)) as source:
+            with opened(self._disk_path(snapshot.uuid), below=self.folder) as source:
                 self._check_space([source])
                 with self._new_image(volume, VOLUME_MODE) as target:
                     size = volume.size_gb * GIB
@@ -184,7 +193,7 @@ class LocalDriver(Driver):
             before = os.fstat(current)
             manifest = self._get_manifest(snapshot.uuid)
             self._check_size(manifest, volume, before.st_size)
-            with self._open(self._disk_path(snapshot.uuid)) as source:
+            with opened(self._disk_path(snapshot.uuid), below=self.folder) as source:
                 self._check_space([source])
                 with self._new_image(volume, before.st_mode & 0o7777) as target:
                     fresh = os.fstat(target)
@@ -205,7 +214,7 @@ class LocalDriver(Driver):
                 raise Refused(
                     _("The volume “%(name)s” is there already, or smaller than the image.") % {"name": volume.name}
                 )
-            source = stack.enter_context(self._open(image))
+            source = stack.enter_context(opened(image))
             if not is_qcow2:  # for the other kind qemu-img takes the locks
                 self._lock_image(source, image.name, writing=False)
             self._check_space([source], unpacked=unpacked_bytes(image) if is_qcow2 else 0)
@@ -216,10 +225,7 @@ class LocalDriver(Driver):
                     unpack_qcow2(image, self._hidden_path(self.volumes, volume.uuid, "new"), progress)
                     progress.during(os.fsync, target)
                 else:
-                    target_size = volume.size_gb * GIB
-                    method, _checksum = fill_image(
-                        source, target, target_size, progress, cloning=self._can_clone, checksum=False
-                    )
+                    method = fill_image(source, target, volume.size_gb * GIB, progress, cloning=self._can_clone)
                     if method == "clone":
                         progress.add(size)
                 progress.beat()
@@ -256,11 +262,13 @@ class LocalDriver(Driver):
     def verify_snapshot(self, snapshot: SnapshotRef, heartbeat: Heartbeat = no_heartbeat) -> SnapshotInfo:
         with self._working(shared=[snapshot], verifying=[snapshot]):
             manifest = self._get_manifest(snapshot.uuid)
-            with self._open(self._disk_path(snapshot.uuid)) as disk:
+            with opened(self._disk_path(snapshot.uuid), below=self.folder) as disk:
                 bypass_page_cache(disk)
                 progress = Progress(heartbeat, manifest.size_bytes)
-                checksum = copy_data(disk, None, manifest.size_bytes, progress, checksum=True)
+                hashing = checksum_like(manifest.checksum or snapshot.checksum)
+                copy_data(disk, None, manifest.size_bytes, progress, hashing)
                 progress.beat()
+            checksum = hashing.finish()
             try:
                 self._compare(manifest, snapshot, checksum)
             except Corrupt:
@@ -273,7 +281,7 @@ class LocalDriver(Driver):
             self._settle(snapshot.uuid)
             path = self._snapshot_path(snapshot.uuid)
             self._clear(snapshot.uuid)
-            if path.exists():
+            if os.path.lexists(path):
                 for other in self._read_group(path):
                     self._settle(other)  # with this one gone nobody could tell any more that they were captured
                 path.rename(self._hidden_path(self.snapshots, snapshot.uuid, "old"))
@@ -284,11 +292,7 @@ class LocalDriver(Driver):
 
     def bytes_needed(self, volumes: Sequence[VolumeRef]) -> int:
         with self._contract_errors():
-            try:
-                allocated = [self._volume_path(volume.uuid).stat().st_blocks * 512 for volume in volumes]
-            except FileNotFoundError as error:
-                missing = next(volume for volume in volumes if not self._volume_path(volume.uuid).exists())
-                raise self._no_volume(missing) from error
+            allocated = [self._stat_volume(volume).st_blocks * 512 for volume in volumes]
             return 0 if self._can_clone else sum(allocated)
 
     def free_bytes(self) -> int:
@@ -343,8 +347,7 @@ class LocalDriver(Driver):
                 for entry in entries:
                     if uuid := parse_uuid(entry.name):
                         try:
-                            text = Path(entry.path, "manifest.json").read_text()
-                            Manifest.parse(text)
+                            text = self._read_manifest(Path(entry.path)).dump()
                         except (FileNotFoundError, ValueError):  # removed meanwhile, or of no use to anybody
                             continue
                         yield uuid, text
@@ -353,11 +356,11 @@ class LocalDriver(Driver):
         manifest, path = Manifest.parse(text), self._snapshot_path(uuid)
         with self._working(exclusive=[SnapshotRef(uuid=uuid)]):
             try:
-                size = self._disk_path(uuid).stat().st_size
-            except FileNotFoundError:
+                size = stat_regular_file(self._disk_path(uuid), below=self.folder).st_size
+            except (FileNotFoundError, NotRegularFile):
                 return False
             try:
-                Manifest.parse((path / "manifest.json").read_text())
+                self._read_manifest(path)
                 return False
             except (FileNotFoundError, ValueError):
                 pass
@@ -405,10 +408,10 @@ class LocalDriver(Driver):
                 for uuid, volume in volumes.items():
                     folder = self._hidden_path(self.snapshots, uuid, "new")
                     folder.mkdir(FOLDER_MODE)
-                    size = os.fstat(sources[uuid]).st_size
+                    size, checksum = os.fstat(sources[uuid]).st_size, ChunkedChecksum()
                     with self._create(folder / "disk.img", SNAPSHOT_MODE) as target:
-                        method, checksum = fill_image(
-                            sources[uuid], target, size, progress, cloning=self._can_clone, checksum=True
+                        method = fill_image(
+                            sources[uuid], target, size, progress, cloning=self._can_clone, checksum=checksum
                         )
                         if method == "clone":
                             progress.add(size)
@@ -419,7 +422,7 @@ class LocalDriver(Driver):
                         volume_name=volume.name,
                         size_bytes=size,
                         allocated_bytes=allocated,
-                        blake3=checksum or None,
+                        checksum=checksum.finish() if method == "copy" else None,
                         captured_at=captured_at,
                         method=method,
                         capture=capture,
@@ -449,12 +452,12 @@ class LocalDriver(Driver):
     def _settle(self, uuid: UUID) -> None:
         """Make a snapshot visible whose group is captured, but whose maker died before it came to this rename."""
         try:
-            manifest = Manifest.parse((self._hidden_path(self.snapshots, uuid, "new") / "manifest.json").read_text())
+            manifest = self._read_manifest(self._hidden_path(self.snapshots, uuid, "new"))
         except (FileNotFoundError, ValueError):
             return
         for member in manifest.group:
             try:
-                other = Manifest.parse((self._snapshot_path(UUID(member)) / "manifest.json").read_text())
+                other = self._read_manifest(self._snapshot_path(UUID(member)))
             except (FileNotFoundError, ValueError):
                 continue
             if other.capture == manifest.capture and UUID(member) != uuid:
@@ -464,13 +467,13 @@ class LocalDriver(Driver):
 
     def _read_group(self, path: Path) -> list[UUID]:
         try:
-            return [UUID(member) for member in Manifest.parse((path / "manifest.json").read_text()).group]
+            return [UUID(member) for member in self._read_manifest(path).group]
         except (FileNotFoundError, ValueError):
             return []
 
     def _compare(self, manifest: Manifest, snapshot: SnapshotRef, checksum: str) -> None:
         """Raises Corrupt unless it is the checksum in the manifest and in the portal, where they have one."""
-        if {manifest.blake3 or checksum, snapshot.checksum or checksum} != {checksum}:
+        if {manifest.checksum or checksum, snapshot.checksum or checksum} != {checksum}:
             raise Corrupt(
                 _(
                     "The snapshot's bytes are not the ones that were captured: its checksum does not match. "
@@ -481,7 +484,7 @@ class LocalDriver(Driver):
     def _record_verification(self, snapshot: SnapshotRef, checksum: str) -> Manifest:
         """The caller holds the lock for verifying, because it is the one for writing the manifest."""
         verified_at = datetime.now(UTC).isoformat()
-        manifest = replace(self._get_manifest(snapshot.uuid), blake3=checksum, verified_at=verified_at)
+        manifest = replace(self._get_manifest(snapshot.uuid), checksum=checksum, verified_at=verified_at)
         self._write_manifest(self._snapshot_path(snapshot.uuid), manifest)
         return manifest
 
@@ -493,6 +496,10 @@ class LocalDriver(Driver):
         except OSError:  # such a medium may not take any writes; the damage is what the caller has to hear of
             logger.exception("The manifest of the damaged snapshot %s could not be changed", snapshot.uuid)
 
+    def _read_manifest(self, folder: Path) -> Manifest:
+        """Raises ValueError when it is damaged, FileNotFoundError when it is not there."""
+        return Manifest.parse(read_small_file(folder / "manifest.json", below=self.folder))
+
     def _write_manifest(self, folder: Path, manifest: Manifest) -> None:
         write_file(folder / ".manifest.json.new", manifest.dump())
         os.replace(folder / ".manifest.json.new", folder / "manifest.json")
@@ -503,12 +510,16 @@ class LocalDriver(Driver):
         self._settle(uuid)
         path = self._snapshot_path(uuid)
         try:
-            manifest = Manifest.parse((path / "manifest.json").read_text())
-            size = self._disk_path(uuid).stat().st_size
-        except (FileNotFoundError, NotADirectoryError) as error:
+            manifest = self._read_manifest(path)
+            size = stat_regular_file(self._disk_path(uuid), below=self.folder).st_size
+        except FileNotFoundError as error:
             if not path.exists():
                 return None
             raise Corrupt(_("A part of the snapshot is missing, so it cannot be used. Contact support.")) from error
+        except NotRegularFile as error:
+            raise Corrupt(
+                _("A part of the snapshot is not a regular file, so it cannot be used. Contact support.")
+            ) from error
         except ValueError as error:
             raise Corrupt(_("The snapshot's description is damaged, so it cannot be used. Contact support.")) from error
         if manifest.snapshot_uuid != str(uuid) or manifest.size_bytes != size:
@@ -526,19 +537,35 @@ class LocalDriver(Driver):
     # Images
 
     def _has_volume(self, volume: VolumeRef) -> bool:
-        """Whether it is there with this size. Raises Refused when it has another."""
+        """Whether it is there. Raises InvalidImage when it has another size."""
         if volume.size_gb < 1:
             raise Refused(_("A volume has at least 1 GB. Choose a larger size."))
         try:
-            size = self._volume_path(volume.uuid).stat().st_size
-        except FileNotFoundError:
+            self._stat_volume(volume)
+        except NotFound:
             return False
-        if size != volume.size_gb * GIB:
-            raise Refused(
-                _("The volume “%(name)s” exists already with another size, so it was left as it is.")
-                % {"name": volume.name}
-            )
         return True
+
+    def _stat_volume(self, volume: VolumeRef) -> os.stat_result:
+        """Raises NotFound, InvalidImage."""
+        try:
+            status = stat_regular_file(self._volume_path(volume.uuid), below=self.folder)
+        except FileNotFoundError as error:
+            raise self._no_volume(volume) from error
+        except NotRegularFile as error:
+            raise self._not_regular(volume) from error
+        self._check_image_size(volume, status)
+        return status
+
+    def _check_image_size(self, volume: VolumeRef, status: os.stat_result) -> None:
+        if status.st_size != volume.size_gb * GIB:
+            raise InvalidImage(
+                _(
+                    "The disk of the volume “%(name)s” has %(bytes)s bytes, which is not the volume's size of %(size)s GB. "
+                    "Nothing was changed. Contact support."
+                )
+                % {"name": volume.name, "bytes": f"{status.st_size:,}", "size": volume.size_gb}
+            )
 
     def _check_size(self, manifest: Manifest, volume: VolumeRef, size: int) -> None:
         if size < manifest.size_bytes:
@@ -560,19 +587,22 @@ class LocalDriver(Driver):
     ) -> None:
         """Give the empty `target` the bytes of the snapshot, open as `source`. Raises Corrupt as the contract says."""
         progress = Progress(heartbeat, manifest.size_bytes)
+        hashing = checksum_like(manifest.checksum or snapshot.checksum)
         checksum = ""
         if self._can_clone and not unchecked:
             if manifest.is_verified_recently(datetime.now(UTC)):
-                self._compare(manifest, snapshot, manifest.blake3 or "")
+                self._compare(manifest, snapshot, manifest.checksum or "")
             else:
                 bypass_page_cache(source)
-                checksum = copy_data(source, None, manifest.size_bytes, progress, checksum=True)
+                copy_data(source, None, manifest.size_bytes, progress, hashing)
+                checksum = hashing.finish()
                 self._compare(manifest, snapshot, checksum)
-        method, copied = fill_image(
-            source, target, size, progress, cloning=self._can_clone, checksum=not unchecked and not checksum
+        check_copy = not unchecked and not checksum
+        method = fill_image(
+            source, target, size, progress, cloning=self._can_clone, checksum=hashing if check_copy else None
         )
-        if copied:
-            checksum = copied
+        if method == "copy" and check_copy:
+            checksum = hashing.finish()
             self._compare(manifest, snapshot, checksum)
         if method == "clone" and not checksum:
             progress.add(manifest.size_bytes)
@@ -609,22 +639,17 @@ class LocalDriver(Driver):
             os.close(file)
 
     @contextmanager
-    def _open(self, path: Path) -> Iterator[int]:
-        file = os.open(path, os.O_RDONLY)
-        try:
-            yield file
-        finally:
-            os.close(file)
-
-    @contextmanager
     def _open_volume(self, volume: VolumeRef, *, writing: bool) -> Iterator[int]:
         """The volume's image, open for reading and locked against other programs. The volume's lock is held."""
         with ExitStack() as stack:
             try:
-                file = stack.enter_context(self._open(self._volume_path(volume.uuid)))
+                file = stack.enter_context(opened(self._volume_path(volume.uuid), below=self.folder))
             except FileNotFoundError as error:
                 raise self._no_volume(volume) from error
+            except NotRegularFile as error:
+                raise self._not_regular(volume) from error
             self._lock_image(file, volume.name, writing=writing)
+            self._check_image_size(volume, os.fstat(file))
             yield file
 
     def _lock_image(self, file: int, name: str, *, writing: bool) -> None:
@@ -645,7 +670,7 @@ class LocalDriver(Driver):
         """Remove the hidden folders of a snapshot whose lock is held: their maker is dead or gave up."""
         for suffix in "new", "old":
             path = self._hidden_path(self.snapshots, uuid, suffix)
-            if path.is_dir():
+            if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
@@ -733,6 +758,11 @@ class LocalDriver(Driver):
             yield
         except OSError as error:
             raise self._describe(error) from error
+        except NotRegularFile as error:  # replaced after it was checked
+            raise Corrupt(
+                _("A file in the storage of %(location)s was replaced while it was used. Contact support.")
+                % {"location": self.location}
+            ) from error
 
     def _describe(self, error: OSError) -> StorageError:
         if error.errno in FULL:
@@ -746,6 +776,12 @@ class LocalDriver(Driver):
         return Unavailable(
             _("The storage of %(location)s failed: %(reason)s. Try again later; if it stays so, contact support.")
             % {"location": self.location, "reason": os.strerror(error.errno) if error.errno else type(error).__name__}
+        )
+
+    def _not_regular(self, volume: VolumeRef) -> InvalidImage:
+        return InvalidImage(
+            _("The disk of the volume “%(name)s” is not a regular file. Nothing was changed. Contact support.")
+            % {"name": volume.name}
         )
 
     def _no_volume(self, volume: VolumeRef) -> NotFound:

@@ -326,7 +326,7 @@ class DiskImage(models.Model):
     size_gb = models.PositiveIntegerField(_("size, GB"))
     backend_ref = models.CharField(_("backend reference"), max_length=255, blank=True)
     allocated_bytes = models.BigIntegerField(_("bytes used"), null=True, blank=True)
-    checksum = models.CharField(_("blake3"), max_length=64, blank=True)
+    checksum = models.CharField(_("checksum"), max_length=80, blank=True)  # see drivers/checksums.py
     captured_at = models.DateTimeField(_("captured"), null=True, blank=True)
     verified_at = models.DateTimeField(_("last verified"), null=True, blank=True)
     damage = models.TextField(_("damage found"), blank=True)

@@ -1,7 +1,12 @@
-"""Real disks for the tests: sparse images below the storage folder, small enough to read whole."""
+"""Real disks for the tests: sparse images below the storage folder, of the size that their volumes have."""
 
+import errno
+import math
+import os
 from datetime import UTC, datetime
 from pathlib import Path
+
+from blake3 import blake3
 
 from billing import services as billing
 from billing.models import ServiceKind
@@ -10,26 +15,23 @@ from snapshots.drivers.base import GIB
 from snapshots.models import Operation
 from snapshots.tasks import run_operation
 
+CHUNK = 2 * 1024**2
+ZERO_DIGEST = blake3(bytes(CHUNK)).digest()
+
 
 def content(mark: bytes) -> bytes:
-    """One GiB would be slow to compare at every step, so an image of the tests may be shorter than its volume says."""
+    """Some bytes for the start of a disk. The rest of it is a hole, which costs no time."""
     return mark * 3000
 
 
-def put_volume(root: Path, volume: Volume, data: bytes) -> Path:
+def put_volume(root: Path, volume: Volume, data: bytes, at: int = 0) -> Path:
+    """Write the volume's image: a hole of its size but for `data`."""
     path = root / volume.location_id / "volumes" / f"{volume.pk}.img"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-    return path
-
-
-def put_full_volume(root: Path, volume: Volume, data: bytes, at: int = 0) -> Path:
-    """An image of the volume's real size, a hole but for `data`."""
-    path = put_volume(root, volume, b"")
-    with open(path, "r+b") as file:
-        file.truncate(volume.size_gb * GIB)
+    with open(path, "wb") as file:
         file.seek(at)
         file.write(data)
+        file.truncate(volume.size_gb * GIB)
     return path
 
 
@@ -41,6 +43,47 @@ def flip_byte(path: Path, at: int = 0) -> None:
         byte = file.read(1)[0]
         file.seek(at)
         file.write(bytes([byte ^ 1]))
+
+
+def touch_every_chunk(image: Path) -> None:
+    """Make an image that takes no room take its time: to hash it, all of its bytes have to be read."""
+    with open(image, "r+b") as file:
+        for start in range(0, image.stat().st_size, CHUNK):
+            os.pwrite(file.fileno(), b"x", start + CHUNK // 2)
+
+
+def checksum_of(image: Path) -> str:
+    """The blake3 of the blake3s of its chunks of 2 MiB; those that are holes are not read."""
+    digests, size = [], image.stat().st_size
+    with open(image, "rb") as file:
+        for start in range(0, size, CHUNK):
+            end = start + CHUNK
+            is_hole = end <= size and next_data(file.fileno(), start) >= end
+            digests.append(ZERO_DIGEST if is_hole else blake3(os.pread(file.fileno(), CHUNK, start)).digest())
+    return f"blake3-2m:{blake3(b''.join(digests)).hexdigest()}"
+
+
+def holds(image: Path, data: bytes) -> bool:
+    """Whether the image has these bytes at its start and zeros up to its end. Holes are not read."""
+    with open(image, "rb") as file:
+        if file.read(len(data)) != data:
+            return False
+        position, size = len(data), image.stat().st_size
+        while (position := next_data(file.fileno(), position)) < size:
+            chunk = os.pread(file.fileno(), CHUNK, position)
+            if chunk.strip(b"\0"):
+                return False
+            position += len(chunk)
+    return True
+
+
+def next_data(file: int, position: int) -> float:
+    """Where data begins at or after the position; infinity where there is only a hole up to the end."""
+    try:
+        return os.lseek(file, position, os.SEEK_DATA)
+    except OSError as error:
+        assert error.errno == errno.ENXIO
+        return math.inf
 
 
 # Earlier than any instant that a test names, so that no test depends on today's date.

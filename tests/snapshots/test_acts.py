@@ -28,7 +28,7 @@ from tests.factories import (
     VirtualMachineFactory,
     VolumeFactory,
 )
-from tests.snapshots.disks import carry_out_what_waits, content, put_full_volume, sell_everywhere
+from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sell_everywhere
 
 pytestmark = pytest.mark.django_db
 
@@ -76,7 +76,7 @@ def taken(project: Project, storage_root: Path) -> Snapshot:
     """A real snapshot of a real disk, and something else on the disk since."""
     volume = VolumeFactory(project=project, name="web-01-root", attached_stopped=True)
     sell_everywhere()
-    path = put_full_volume(storage_root, volume, BEFORE)
+    path = put_volume(storage_root, volume, BEFORE)
     snapshot = services.request_snapshot(source=volume, name="before-upgrade", user=project.memberships.first().user)
     carry_out_what_waits()
     with open(path, "r+b") as file:
@@ -354,7 +354,7 @@ def machine(project: Project, storage_root: Path) -> Snapshot:
     vm = VirtualMachineFactory(project=project, name="db-01", stopped=True)
     for position, name in enumerate(["db-01-root", "db-01-data"]):
         volume = VolumeFactory(project=project, location=vm.location, vm=vm, position=position, name=name)
-        put_full_volume(storage_root, volume, BEFORE)
+        put_volume(storage_root, volume, BEFORE)
     sell_everywhere(kind=ServiceKind.VM_SNAPSHOT, rate_micro=1_000_000)
     snapshot = services.request_snapshot(source=vm, name="machine", user=project.memberships.first().user)
     carry_out_what_waits()
@@ -365,7 +365,7 @@ def machine(project: Project, storage_root: Path) -> Snapshot:
 
 def test_a_machine_is_restored_after_its_name_is_typed(client: Client, machine: Snapshot, storage_root: Path) -> None:
     root = machine.vm.volumes.get(position=0)
-    put_full_volume(storage_root, root, AFTER)
+    put_volume(storage_root, root, AFTER)
 
     page = unescape(client.get(url("restore", machine)).content.decode())
     assert "Overwrite the disks of “db-01”?" in page
@@ -547,7 +547,7 @@ def retry_url(operation: Operation) -> str:
 def test_a_failed_capture_is_tried_again_and_succeeds(client: Client, project: Project, storage_root: Path) -> None:
     volume = VolumeFactory(project=project)
     sell_everywhere()
-    path = put_full_volume(storage_root, volume, BEFORE)
+    path = put_volume(storage_root, volume, BEFORE)
     snapshot = services.request_snapshot(source=volume, name="nightly", user=project.memberships.get().user)
     path.unlink()
     carry_out_what_waits()
@@ -555,7 +555,7 @@ def test_a_failed_capture_is_tried_again_and_succeeds(client: Client, project: P
     assert failed.state == Operation.State.FAILED
     assert not UsageSegment.objects.exists()
 
-    put_full_volume(storage_root, volume, BEFORE)
+    put_volume(storage_root, volume, BEFORE)
     response = client.post(retry_url(failed))
 
     assert response["Location"] == page_of(snapshot)

@@ -22,7 +22,7 @@ from snapshots import backups, fsck, operations, services
 from snapshots.models import BackupRun, DiskImage, Operation, Snapshot, State
 from snapshots.tasks import run_operation
 from tests.factories import BackupScheduleFactory, MembershipFactory, VirtualMachineFactory, VolumeFactory
-from tests.snapshots.disks import carry_out_what_waits, flip_byte, put_full_volume, sell_everywhere
+from tests.snapshots.disks import carry_out_what_waits, flip_byte, put_volume, sell_everywhere
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
 
@@ -47,7 +47,7 @@ def member() -> Membership:
 def volume(member: Membership, storage_root: Path) -> Volume:
     volume = VolumeFactory(project=member.project, name="web-01-root")
     sell_everywhere()
-    put_full_volume(storage_root, volume, BEFORE, at=MIDDLE)
+    put_volume(storage_root, volume, BEFORE, at=MIDDLE)
     return volume
 
 
@@ -307,7 +307,7 @@ def test_damage_to_the_last_disk_of_a_machine_is_found_before_the_first_is_writt
         for number in range(3)
     ]
     for disk in disks:
-        put_full_volume(storage_root, disk, BEFORE, at=MIDDLE)
+        put_volume(storage_root, disk, BEFORE, at=MIDDLE)
     taken = services.request_snapshot(source=vm, name="machine", user=member.user)
     work()
     for disk in disks:
@@ -372,7 +372,7 @@ def test_a_damaged_snapshot_can_be_deleted(storage_root: Path, snapshot: Snapsho
 def test_a_damaged_backup_is_told_by_its_run_while_that_is_under_way(storage_root: Path, member: Membership) -> None:
     vm = VirtualMachineFactory(project=member.project, name="db-01")
     sell_everywhere(kind=ServiceKind.VM_BACKUP)
-    put_full_volume(storage_root, VolumeFactory(project=member.project, location=vm.location, vm=vm), BEFORE, at=MIDDLE)
+    put_volume(storage_root, VolumeFactory(project=member.project, location=vm.location, vm=vm), BEFORE, at=MIDDLE)
     run = backups.run_now(schedule=BackupScheduleFactory(vm=vm), user=member.user)
     [capture] = Operation.objects.active()
     run_operation.func(str(capture.pk))

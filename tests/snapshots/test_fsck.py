@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import threading
+from collections.abc import Callable
 from datetime import timedelta
 from io import StringIO
 from pathlib import Path
@@ -23,7 +24,7 @@ from snapshots import fsck, services
 from snapshots.drivers.locking import hold_names
 from snapshots.models import DiskImage, Operation, Snapshot, State
 from tests.factories import LocationFactory, MembershipFactory, OperationFactory, SnapshotFactory, VolumeFactory
-from tests.snapshots.disks import carry_out_what_waits, put_full_volume, sell_everywhere
+from tests.snapshots.disks import carry_out_what_waits, put_volume, sell_everywhere
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
@@ -43,7 +44,7 @@ def member() -> Membership:
 def volume(member: Membership, storage_root: Path) -> Volume:
     volume = VolumeFactory(project=member.project)
     sell_everywhere()
-    put_full_volume(storage_root, volume, b"precious" * 1000)
+    put_volume(storage_root, volume, b"precious" * 1000)
     return volume
 
 
@@ -114,10 +115,27 @@ def test_a_snapshot_of_which_a_part_is_missing_is_corrupt(folder: Path, part: st
     assert find() == ["corrupt"]
 
 
-@pytest.mark.parametrize("value", [{"group": None}, {"group": [5]}, {"blake3": 5}, {"allocated_bytes": "much"}])
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"group": None},
+        {"group": [5]},
+        {"checksum": 5},
+        {"blake3": ""},
+        {"format": 1},
+        {"format": 3},
+        {"allocated_bytes": "much"},
+    ],
+)
 def test_a_manifest_that_the_portal_did_not_write_is_corrupt(folder: Path, value: dict[str, object]) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | value))
+    assert find() == ["corrupt"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "5", "[" * 100_000, '{"format": 2}', "\udcff", "{}" + " " * 2**20])
+def test_a_manifest_of_junk_is_corrupt(folder: Path, text: str) -> None:
+    (folder / "manifest.json").write_text(text, errors="surrogateescape")
     assert find() == ["corrupt"]
 
 
@@ -177,7 +195,10 @@ def test_a_manifest_of_another_snapshot_is_corrupt(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value", "said"),
-    [("blake3", blake3(b"other").hexdigest(), "checksum"), ("captured_at", "2026-01-02T03:04:05+00:00", "instant")],
+    [
+        ("checksum", f"blake3-2m:{blake3(b'other').hexdigest()}", "checksum"),
+        ("captured_at", "2026-01-02T03:04:05+00:00", "instant"),
+    ],
 )
 def test_a_manifest_that_says_something_else_than_the_portal_is_told(
     folder: Path, key: str, value: str, said: str
@@ -204,7 +225,7 @@ def test_a_snapshot_without_a_checksum_is_read_when_repair_asks_for_it(snapshot:
     checksum = snapshot.disks.get().checksum
     DiskImage.objects.update(checksum="")
     manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"blake3": None}))
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"checksum": None}))
     assert find() == ["unread"]
     run(repair=True)
     assert not snapshot.disks.get().checksum, "nothing is healthy before it was read"
@@ -279,9 +300,19 @@ def test_the_disk_of_a_volume_that_is_gone_and_one_of_another_size_are_told(
     snapshot: Snapshot, storage_root: Path
 ) -> None:
     gone = VolumeFactory(project=snapshot.project, location=snapshot.location, gone=True)
-    put_full_volume(storage_root, gone, b"")
+    put_volume(storage_root, gone, b"")
     Volume.objects.filter(pk=snapshot.volume_id).update(size_gb=7)
     assert find() == ["volume-left-over", "volume-size"]
+
+
+@pytest.mark.parametrize("replace", [lambda path: path.symlink_to("/dev/zero"), os.mkfifo, Path.mkdir])
+def test_a_volume_that_is_no_regular_file_is_told(
+    snapshot: Snapshot, storage_root: Path, replace: Callable[[Path], None]
+) -> None:
+    path = storage_root / snapshot.location_id / "volumes" / f"{snapshot.volume_id}.img"
+    path.unlink()
+    replace(path)
+    assert find() == ["volume-size"]
 
 
 def test_what_nobody_will_take_or_make_fails_and_an_accepted_deletion_is_asked_for_again(
@@ -396,7 +427,7 @@ def test_repair_leaves_alone_what_is_being_taken_restored_or_removed(
     """With --repair over and over nothing is found, no attempt is disturbed and every restore brings back what was
     captured.
     """
-    image = put_full_volume(storage_root, volume, b"")
+    image = put_volume(storage_root, volume, b"")
     done = threading.Event()
     brought_back: list[bytes] = []
     errors: list[BaseException] = []
@@ -446,7 +477,7 @@ def test_what_is_made_anew_under_the_same_name_meanwhile_is_not_half_made(
     volume: Volume, member: Membership, storage_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A restore has ended when its row is looked at, and the next one has begun when its file is."""
-    image = put_full_volume(storage_root, volume, b"")
+    image = put_volume(storage_root, volume, b"")
     draft = image.with_name(f".{volume.pk}.new")
     draft.write_bytes(b"of the first")
     assert [finding.code for finding in fsck.look(volume.location)] == ["half-made"]

@@ -12,7 +12,7 @@ from cng_portal.inventory.models import VirtualMachine, Volume
 from snapshots import services
 from snapshots.models import Kind, Operation, Snapshot, State
 from tests.factories import MembershipFactory, VirtualMachineFactory, VMSnapshotFactory, VolumeFactory
-from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sell_everywhere
+from tests.snapshots.disks import carry_out_what_waits, content, holds, put_volume, sell_everywhere
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
@@ -47,13 +47,10 @@ def write_disks(root: Path, vm: VirtualMachine, contents: list[bytes]) -> None:
         put_volume(root, volume, data)
 
 
-def read_disks(root: Path, vm: VirtualMachine) -> list[bytes]:
-    """The beginnings of its disks; what follows in a volume that was made larger is a hole."""
-    found = []
-    for volume in services.volumes_of(vm):
-        with open(root / vm.location_id / "volumes" / f"{volume.pk}.img", "rb") as disk:
-            found.append(disk.read(len(BEFORE[0])))
-    return found
+def disks_hold(root: Path, vm: VirtualMachine, contents: list[bytes]) -> bool:
+    folder = root / vm.location_id / "volumes"
+    volumes = services.volumes_of(vm)
+    return all(holds(folder / f"{volume.pk}.img", data) for volume, data in zip(volumes, contents, strict=True))
 
 
 def take(vm: VirtualMachine, member: Membership, name: str = "machine") -> Snapshot:
@@ -72,7 +69,8 @@ def test_all_disks_are_captured_at_one_instant_and_billed_together(
     assert [(disk.volume_name, disk.position) for disk in disks] == [("root", 0), ("data", 1), ("logs", 2)]
     assert len({disk.captured_at for disk in disks}) == 1
     folder = storage_root / vm.location_id / "snapshots"
-    assert [(folder / str(disk.pk) / "disk.img").read_bytes() for disk in disks] == BEFORE
+    for disk, data in zip(disks, BEFORE, strict=True):
+        assert holds(folder / str(disk.pk) / "disk.img", data)
     assert snapshot.vm_config["vcpus"] == 4
     assert [volume["name"] for volume in snapshot.vm_config["volumes"]] == ["root", "data", "logs"]
     segment = UsageSegment.objects.get()
@@ -101,10 +99,10 @@ def test_a_machine_is_restored_with_all_its_disks_and_the_restore_is_undone(
     carry_out_what_waits()
     restore.refresh_from_db()
     assert restore.state == Operation.State.SUCCEEDED and restore.can_be_undone
-    assert read_disks(storage_root, vm) == BEFORE
+    assert disks_hold(storage_root, vm, BEFORE)
     services.request_restore(snapshot=restore.safety_snapshot, user=member.user, confirmation="db-01")
     carry_out_what_waits()
-    assert read_disks(storage_root, vm) == AFTER
+    assert disks_hold(storage_root, vm, AFTER)
 
 
 def test_a_running_machine_is_not_restored(vm: VirtualMachine, member: Membership) -> None:
@@ -137,7 +135,7 @@ def test_a_new_machine_is_made_from_it(storage_root: Path, vm: VirtualMachine, m
         ("db-02-logs", 5),
     ]
     assert all(volume.state == Volume.State.AVAILABLE for volume in volumes)
-    assert read_disks(storage_root, made) == BEFORE
+    assert disks_hold(storage_root, made, BEFORE)
 
 
 def test_no_machine_is_made_of_what_has_lost_its_disks(member: Membership) -> None:
