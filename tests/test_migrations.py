@@ -27,7 +27,6 @@ FIRST_RELEASE = {
 # {(app, migration): why it harms nobody after all}. A column that is dropped: which release stopped asking for it.
 ALLOWED: dict[tuple[str, str], str] = {
     ("billing", "0006_usage_from_the_index"): "its function exchanges an index for one with more in it, concurrently",
-    ("snapshots", "0006_quick_when_big"): "its function builds an index concurrently, and tells the planner something",
 }
 OURS = [
     app.label for app in apps.get_app_configs() if app.name.partition(".")[0] in ("cng_portal", "billing", "snapshots")
