@@ -1,13 +1,13 @@
 """What every page shows of the wallet."""
 
-from functools import partial
+from typing import Any
 
+from django.core.cache import caches
 from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.functional import SimpleLazyObject
 from django.utils.translation import gettext as _
 
-from cng_portal.accounts import kept
 from cng_portal.accounts.models import BillingType, Customer
 
 from . import access, money, services
@@ -22,21 +22,14 @@ def wallet(request: HttpRequest) -> dict[str, object]:
     prepaid = customer.billing_type == BillingType.PREPAID
     return {
         "wallet_label": _("Infra credits") if prepaid else _("Usage this month"),
-        "wallet_amount": SimpleLazyObject(partial(_amount, customer, prepaid)),
+        "wallet_amount": SimpleLazyObject(lambda: top_bar_amount(customer)),
     }
 
 
-# The sum moves with the hours, so it is worked out at most once a minute.
-KEEP_SECONDS = 60
-
-
-def _amount(customer: Customer, prepaid: bool) -> str:
+def top_bar_amount(customer: Customer) -> str:
+    """Computed at most once a minute per customer: rating the usage of a large account takes longer than its pages."""
     at = timezone.now()
-    key = f"wallet-{prepaid}-{int(at.timestamp()) // KEEP_SECONDS}"
-    known: services.Standing | None = getattr(customer, "standing", None)  # the page has just worked it out
-    micro: int | None = None if known else kept.recall(key, customer)
-    if micro is None:
-        known = known or services.standing(customer=customer, at=at)
-        micro = known.balance_micro if prepaid else known.owed_micro
-        kept.keep(key, customer, micro)
-    return money.format_amount(micro, customer.currency)
+    key = f"balance:{customer.pk}:{at:%Y-%m-%dT%H:%M}"
+    standing: Any = caches["process"].get_or_set(key, lambda: services.standing(customer=customer, at=at), timeout=60)
+    prepaid = customer.billing_type == BillingType.PREPAID
+    return money.format_amount(standing.balance_micro if prepaid else standing.owed_micro, customer.currency)

@@ -152,11 +152,9 @@ def usage_rows(
     first: date | None = None,
     last: date | None = None,
     due_only: bool = False,
-    invoices: Sequence[Invoice] | None = None,
 ) -> Usage:
     """`month` is the first day of the month of use, to which hours belong by their start. `first` and `last` are days in
-    the customer's time zone; a row belongs to them if it overlaps them. `due_only` leaves out what was invoiced. The
-    customer's newest `invoices` are asked for where they are not given.
+    the customer's time zone; a row belongs to them if it overlaps them. `due_only` leaves out what was invoiced.
     """
     lower = datetime.combine(first, time(), customer.zone) if first else None
     upper = datetime.combine(last + timedelta(days=1), time(), customer.zone) if last else None
@@ -174,15 +172,12 @@ def usage_rows(
     lines = lines.select_related("invoice", "corrects__invoice")
     if due_only:
         lines = lines.none()
-    newest = list((Invoice.objects.filter(customer=customer).order_by("-month") if invoices is None else invoices)[:1])
-    segments = services.unsettled_segments(customer=customer, last=newest).filter(where).select_related("project")
+    segments = services.unsettled_segments(customer=customer).filter(where).select_related("project")
     if project_id:
         lines, segments = lines.filter(segment__project=project_id), segments.filter(project=project_id)
-    found = list(segments)
-    known = None if any(one.late for one in found) else newest
     due = [
         _row_of_due(one, customer)
-        for one in services.due_lines(customer=customer, at=at, segments=found, invoices=known)
+        for one in services.due_lines(customer=customer, at=at, segments=list(segments))
         if (month is None or one.month == month)
         and (lower is None or one.line.to_at > lower or one.line.from_at >= lower)
         and (upper is None or one.line.from_at < upper)
@@ -236,7 +231,6 @@ def invoiced_costs(customer: Customer) -> Costs:
 
 
 def summary(*, customer: Customer, at: datetime) -> Summary:
-    """Four queries, and more with usage that was reported late or free credits that have just expired."""
     credited = WalletTransaction.objects.filter(customer=OuterRef("pk"), at__lte=at).order_by().values("customer")
     total = {
         kind: Subquery(credited.filter(kind=kind).annotate(total=Sum("amount_micro")).values("total"))
@@ -266,7 +260,7 @@ def summary(*, customer: Customer, at: datetime) -> Summary:
     while len(months) < MONTHS_SHOWN:
         months.append((months[-1] - timedelta(days=1)).replace(day=1))
     this_month = sum(total for (one, _kind), total in costs.items() if one == month)
-    standing = customer.standing = services.standing_of(found, owed_micro=sum(due.values()), at=at)
+    standing = services.standing_of(found, owed_micro=sum(due.values()), at=at)
     return Summary(
         services=active_services(customer=customer, at=at, costs=costs),
         months=sorted(months),

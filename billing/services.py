@@ -12,15 +12,12 @@ from uuid import UUID
 
 from django.db import transaction
 from django.db.models import Case, Exists, F, Max, Min, OuterRef, Q, QuerySet, Subquery, Sum, When
-from django.db.models.functions import JSONArray
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from cng_portal.accounts import activity, notices
-from cng_portal.accounts.backends import Listed
 from cng_portal.accounts.models import BillingType, Customer, Notice, Project, User
-from cng_portal.accounts.prepared import prepared
 from cng_portal.accounts.services import lock_customer
 from cng_portal.inventory.models import Location
 
@@ -161,16 +158,15 @@ def quote(
     size_gb: int = 0,
     at: datetime,
     base_rate_micro: int | None = None,
-    prices: "PricesByPlace | None" = None,
 ) -> Quote:
-    """The price of a new thing at an instant. One query, none with `prices` of the location. Raises NotSold.
+    """The price of a new thing at an instant. One query. Raises NotSold.
 
     `base_rate_micro` is the VM's hourly price, for automatic backups only. The price is that of the latest version begun
     in the location, whatever its package, because this is what usage is rated by; it is sold if that package is active.
     """
     code = location if isinstance(location, str) else location.pk
-    known = (prices_by_place([code]) if prices is None else prices).get((_price_kind(kind), code), [])
-    price = price_at(known, at)
+    prices = prices_by_place([code]).get((_price_kind(kind), code), [])
+    price = price_at(prices, at)
     if price is None or not price.is_sold:
         raise _not_sold(kind, code)
     if kind == ServiceKind.VM_BACKUP_AUTOMATIC:
@@ -187,7 +183,7 @@ def quote(
         currency=customer.currency,
         price_version_id=version_id,
         at=at,
-        prices=tuple(known),
+        prices=tuple(prices),
     )
 
 
@@ -207,14 +203,6 @@ def rates_at(*, kind: str, at: datetime, location_codes: Iterable[str] | None = 
     ):
         latest[code] = rate_micro if active else None
     return {code: rate_micro for code, rate_micro in latest.items() if rate_micro is not None}
-
-
-def rate_sold(*, kind: str, at: datetime, location: F | OuterRef) -> Subquery:
-    """What `rates_at` says of the location of a row, as an expression: NULL where the kind is not sold."""
-    versions = PriceVersion.objects.filter(
-        package__kind=_price_kind(kind), package__location=location, starts_at__lte=at
-    ).order_by("-starts_at", "-id")
-    return Subquery(versions.values(sold=Case(When(package__active=True, then=F("rate_micro"))))[:1])
 
 
 def sold_kinds(location_codes: Iterable[str] | None = None, *, at: datetime) -> dict[str, set[str]]:
@@ -435,40 +423,15 @@ PricesByPlace = dict[tuple[str, str], list[rating.Price]]
 
 def prices_by_place(codes: Iterable[str] | None = None) -> PricesByPlace:
     """{(kind, location code): prices in the order of their start}. One query."""
-    return by_place(_versions(None if codes is None else sorted(set(codes))))
-
-
-# What of a price version is in a PricesByPlace.
-VERSION = ("package__kind", "package__location_id", "starts_at", "rate_micro", "id", "package__active")
-
-
-def by_place(versions: Iterable[Sequence[Any]]) -> PricesByPlace:
-    """Of the fields VERSION of each."""
-    found: PricesByPlace = defaultdict(list)
-    for kind, code, since, rate_micro, pk, is_sold in versions:
-        found[kind, code].append(rating.Price(since=since, rate_micro=rate_micro, id=pk, is_sold=bool(is_sold)))
-    for prices in found.values():
-        prices.sort(key=lambda price: (price.since, price.id or 0))
-    return found
-
-
-@prepared
-def _versions(codes: list[str] | None) -> QuerySet[PriceVersion, tuple[Any, ...]]:
-    versions = PriceVersion.objects.all() if codes is None else PriceVersion.objects.filter(package__location__in=codes)
-    return versions.order_by().values_list(*VERSION)
-
-
-def listed_prices(location: OuterRef) -> Subquery:
-    """The prices of the location of a row, to be read with it: `prices_listed` of it is what prices_by_place says."""
-    versions = PriceVersion.objects.filter(package__location=location).order_by().values("package__location")
-    return Subquery(versions.annotate(listed=Listed(JSONArray(*VERSION))).values("listed"))
-
-
-def prices_listed(listed: list[list[Any]] | None) -> PricesByPlace:
-    def instant(text: str) -> datetime:
-        return datetime.fromisoformat(text).replace(tzinfo=UTC)  # both databases keep UTC; SQLite does not say so
-
-    return by_place((kind, code, instant(since), *rest) for kind, code, since, *rest in listed or [])
+    versions = PriceVersion.objects.order_by("starts_at", "id")
+    if codes is not None:
+        versions = versions.filter(package__location__in=set(codes))
+    prices: PricesByPlace = defaultdict(list)
+    for kind, code, since, rate_micro, pk, is_sold in versions.values_list(
+        "package__kind", "package__location_id", "starts_at", "rate_micro", "id", "package__active"
+    ):
+        prices[kind, code].append(rating.Price(since=since, rate_micro=rate_micro, id=pk, is_sold=is_sold))
+    return prices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -503,25 +466,13 @@ class Ledger:
         return [*earlier, rating.Window(month=month, since=since, until=until), *found]
 
 
-def due_lines(
-    *,
-    customer: Customer,
-    at: datetime,
-    segments: Sequence[UsageSegment],
-    prices: PricesByPlace | None = None,
-    invoices: list[Invoice] | None = None,
-) -> list[DueLine]:
-    """What of the customer's `segments` no invoice has yet, as known at `at`. A query each without `prices`, of
-    `prices_by_place`, and without `invoices`, of which the last one will do unless some usage is late; then two more.
-    """
+def due_lines(*, customer: Customer, at: datetime, segments: Sequence[UsageSegment]) -> list[DueLine]:
+    """What of the customer's `segments` no invoice has yet, as known at `at`. Two queries, and one more with late usage."""
     if not segments:
         return []
-    if invoices is None:
-        invoices = list(Invoice.objects.filter(customer=customer).order_by("month"))
-    ledger = Ledger(customer=customer, invoices=invoices)
+    ledger = Ledger(customer=customer, invoices=list(Invoice.objects.filter(customer=customer).order_by("month")))
     first = min(segment.started_at for segment in segments)
-    if prices is None:
-        prices = prices_by_place({segment.location_id for segment in segments})
+    prices = prices_by_place({segment.location_id for segment in segments})
     found = []
     open_windows = ledger.open_windows(first, at)
     for segment in segments:
@@ -537,13 +488,11 @@ def due_lines(
     return found
 
 
-def unsettled_segments(*, customer: Customer, last: Sequence[Invoice] | None = None) -> QuerySet[UsageSegment]:
-    """What may have hours that no invoice has yet: for `due_lines`. One query here where the `last` invoice is not given,
-    or none where there is none.
-    """
+def unsettled_segments(*, customer: Customer) -> QuerySet[UsageSegment]:
+    """What may have hours that no invoice has yet: for `due_lines`."""
     segments = UsageSegment.objects.filter(customer=customer)
-    for one in Invoice.objects.filter(customer=customer).order_by("-month")[:1] if last is None else last:
-        segments = segments.filter(Q(ended_at=None) | Q(ended_at__gte=one.ends_at) | Q(late=True))
+    if last := Invoice.objects.filter(customer=customer).order_by("-month").first():
+        segments = segments.filter(Q(ended_at=None) | Q(ended_at__gte=last.ends_at) | Q(late=True))
     return segments
 
 
@@ -607,44 +556,27 @@ def _correction(segment: UsageSegment, before: InvoiceLine, now: rating.Line | N
     )
 
 
-def cost_so_far(*, resource_id: UUID, at: datetime, prices: PricesByPlace | None = None) -> Cost | None:
-    """What one resource has cost until `at`, of all kinds; None where it never cost anything. One query, more with late
-    usage and without the `prices` of its location.
-    """
-    return costs_so_far([resource_id], at, prices).get(resource_id)
+def cost_so_far(*, resource_id: UUID, at: datetime) -> Cost | None:
+    """What one resource has cost until `at`, of all kinds; None where it never cost anything."""
+    return costs_so_far([resource_id], at).get(resource_id)
 
 
-@prepared
-def _charged(resource_ids: list[UUID], at: datetime) -> QuerySet[UsageSegment]:
-    """What was used until then, once for each of its lines."""
-    last = Invoice.objects.filter(customer=OuterRef("customer")).order_by("-month")
-    return (
-        UsageSegment.objects.filter(resource_id__in=resource_ids, started_at__lte=at)
-        .select_related("customer")
-        .annotate(last_month=Subquery(last.values("month")[:1]), last_until=Subquery(last.values("ends_at")[:1]))
-        .annotate(**{f"line_{name}": F(f"lines__{name}") for name in INVOICED})
-    )
-
-
-def costs_so_far(resource_ids: Iterable[UUID], at: datetime, prices: PricesByPlace | None = None) -> dict[UUID, Cost]:
+def costs_so_far(resource_ids: Iterable[UUID], at: datetime) -> dict[UUID, Cost]:
     """{resource: its cost until `at`} of those that were ever charged: what was invoiced, and what is due."""
-    charged: list[Any] = _charged(list(resource_ids), at)
-    lines: dict[UUID, list[CostLine]] = defaultdict(list)
-    segments: dict[UUID, Any] = {}
-    for one in charged:
-        segments[one.pk] = one
-        if one.line_month is not None:
-            invoiced = {name: getattr(one, f"line_{name}") for name in INVOICED}
-            lines[one.resource_id].append(CostLine(**invoiced, currency=one.customer.currency))
-    currencies = {segment.resource_id: segment.customer.currency for segment in segments.values()}
-    by_customer: dict[Customer, list[Any]] = defaultdict(list)
-    for segment in segments.values():
+    segments = list(
+        UsageSegment.objects.filter(resource_id__in=list(resource_ids), started_at__lte=at).select_related("customer")
+    )
+    by_customer: dict[Customer, list[UsageSegment]] = defaultdict(list)
+    currencies: dict[UUID, str] = {}
+    for segment in segments:
         by_customer[segment.customer].append(segment)
+        currencies[segment.resource_id] = segment.customer.currency
+    lines: dict[UUID, list[CostLine]] = defaultdict(list)
+    for invoiced in InvoiceLine.objects.filter(segment__in=segments).values("resource_id", *INVOICED):
+        resource_id = invoiced.pop("resource_id")
+        lines[resource_id].append(CostLine(**invoiced, currency=currencies[resource_id]))
     for customer, own in by_customer.items():
-        known: list[Invoice] | None = None
-        if not any(segment.late for segment in own):
-            known = [Invoice(month=own[0].last_month, ends_at=own[0].last_until)] if own[0].last_month else []
-        for due in due_lines(customer=customer, at=at, segments=own, prices=prices, invoices=known):
+        for due in due_lines(customer=customer, at=at, segments=own):
             lines[due.segment.resource_id].append(
                 CostLine(
                     month=due.month,
@@ -755,9 +687,7 @@ def standing_of(customer: Any, *, owed_micro: int, at: datetime) -> Standing:
 
 
 def standing(*, customer: Customer, at: datetime) -> Standing:
-    """Which the top bar of this request shows too, where this is the customer whom the person came with."""
-    customer.standing = standings(customers=Customer.objects.filter(pk=customer.pk), at=at)[customer.pk]
-    return customer.standing
+    return standings(customers=Customer.objects.filter(pk=customer.pk), at=at)[customer.pk]
 
 
 def owed(*, customer: Customer, at: datetime) -> int:
@@ -847,11 +777,8 @@ class Lasting:
     then: timedelta | None
 
 
-def lasts_for(
-    *, customer: Customer, at: datetime, extra_hourly_micro: int = 0, balance_micro: int | None = None
-) -> Lasting:
-    """Without the `balance_micro` of that instant it is asked for."""
-    left = balance(customer=customer, at=at) if balance_micro is None else balance_micro
+def lasts_for(*, customer: Customer, at: datetime, extra_hourly_micro: int = 0) -> Lasting:
+    left = balance(customer=customer, at=at)
     hourly = hourly_total(customer=customer, at=at)
 
     def lasting(hourly_micro: int) -> timedelta | None:
@@ -861,22 +788,15 @@ def lasts_for(
     return Lasting(balance_micro=left, now=lasting(hourly), then=lasting(hourly + extra_hourly_micro))
 
 
-def require_cover(
-    *,
-    customer: Customer,
-    hourly_micro: int,
-    at: datetime,
-    reserved_micro: int = 0,
-    balance_micro: int | None = None,
-) -> None:
+def require_cover(*, customer: Customer, hourly_micro: int, at: datetime, reserved_micro: int = 0) -> None:
     """A prepaid wallet must cover the first hour of a new thing, and `reserved_micro` of what is being made already.
 
-    Call it after `lock_customer` in the same transaction, else two requests could both see the same credits; the
-    `balance_micro` of that instant is asked for where it is not given. Raises InsufficientCredit.
+    Call it after `lock_customer` in the same transaction, else two requests could both see the same credits. Raises
+    InsufficientCredit.
     """
     if customer.billing_type != BillingType.PREPAID:
         return
-    left = balance(customer=customer, at=at) if balance_micro is None else balance_micro
+    left = balance(customer=customer, at=at)
     missing = hourly_micro + reserved_micro - left
     if missing > 0:
         raise InsufficientCredit(missing_micro=missing, balance_micro=left, currency=customer.currency)

@@ -13,7 +13,6 @@ from django.utils.translation import gettext as _
 from django.utils.translation import override
 from django.views.decorators.http import require_safe
 
-from cng_portal.accounts import kept
 from cng_portal.accounts.models import BillingType, Customer
 from cng_portal.responses import csv_response
 from cng_portal.templatetags.portal import month as in_words
@@ -130,19 +129,10 @@ def usage_cells(row: reports.Row, customer: Customer) -> list[object]:
 # --- pages -------------------------------------------------------------------------------------------------------------
 
 
-def summary_of(customer: Customer) -> reports.Summary:
-    found: reports.Summary | None = kept.recall("summary", customer)
-    if found is None:
-        found = reports.summary(customer=customer, at=timezone.now())
-        if sum(one.count for one in found.services) > kept.MANY_ROWS:
-            kept.keep("summary", customer, found)
-    return found
-
-
 @require_safe
 def summary(request: HttpRequest, as_csv: bool = False) -> HttpResponse | StreamingHttpResponse:
     customer = get_customer(request)
-    found = summary_of(customer)
+    found = reports.summary(customer=customer, at=timezone.now())
     currency = customer.currency
     is_prepaid = customer.billing_type == BillingType.PREPAID
     if as_csv:
@@ -244,7 +234,7 @@ def subscriptions(request: HttpRequest, as_csv: bool = False) -> HttpResponse | 
         return csv_response("subscriptions", columns, rows)
     page = page_of(request, found)
     prices = services.prices_by_place({one.location_id for one in page["rows"]})
-    costs = services.costs_so_far([one.resource_id for one in page["rows"]], at, prices)
+    costs = services.costs_so_far([one.resource_id for one in page["rows"]], at)
     for one in page["rows"]:
         begun = [price.rate_micro for price in prices.get((one.kind, one.location_id), []) if price.since <= at]
         rate_micro = one.base_rate_micro if one.base_rate_micro is not None else begun[-1] if begun else None
@@ -370,7 +360,6 @@ def statement(request: HttpRequest, as_csv: bool = False) -> HttpResponse | Stre
     valid = form.is_valid()
     resource_id = resource_asked_for(request)
     given = form.cleaned_data if valid else {}
-    invoices = list(Invoice.objects.visible_to(request.user)[:MOST_INVOICES])
     usage = reports.usage_rows(
         customer=customer,
         at=at,
@@ -381,16 +370,17 @@ def statement(request: HttpRequest, as_csv: bool = False) -> HttpResponse | Stre
         first=given.get("first"),
         last=given.get("last"),
         due_only=given.get("due", False),
-        invoices=invoices,
     )
     if as_csv:
         if not valid:
             raise Http404
         return csv_response("usage", USAGE_COLUMNS, (usage_cells(row, customer) for row in usage))
+    narrows = resource_id is not None or any(given.values())
+    shows_invoices = not narrows and "page" not in request.GET
+    invoices = list(Invoice.objects.visible_to(request.user)[:MOST_INVOICES]) if shows_invoices else []
     for invoice in invoices:
         invoice.amount = money.format_amount(invoice.total_micro, invoice.currency)
         invoice.month_name = in_words(invoice.month)
-    narrows = resource_id is not None or any(given.values())
     page = page_of(request, usage)
     return render(
         request,
@@ -402,7 +392,7 @@ def statement(request: HttpRequest, as_csv: bool = False) -> HttpResponse | Stre
             "narrows": narrows,
             "due_only": given.get("due", False),
             "month": in_words(given["month"]) if given.get("month") else "",
-            "invoices": [] if narrows or "page" in request.GET else invoices,
+            "invoices": invoices,
             "page": page,
             "total": money.format_amount(page["total_micro"], customer.currency),
             "csv_url": f"{reverse('billing:usage_csv')}?{request.GET.urlencode()}",

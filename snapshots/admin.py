@@ -196,7 +196,7 @@ class SwitchInline(ReadOnly, admin.TabularInline):
     verbose_name_plural = _("automatic backups, who switched them and when")
 
     def get_queryset(self, request: HttpRequest) -> Any:
-        return super().get_queryset(request).select_related("switched_by")
+        return super().get_queryset(request).select_related("switched_by", "vm")
 
 
 class AutomaticBackupsFilter(admin.SimpleListFilter):

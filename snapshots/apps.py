@@ -7,9 +7,4 @@ class SnapshotsConfig(AppConfig):
     verbose_name = _("Snapshots")
 
     def ready(self) -> None:
-        from cng_portal.accounts import backends
-
         from . import checks  # noqa: F401  # registers them
-        from .models import Operation
-
-        backends.SHOWN["has_work"] = Operation.objects.is_there_for_person()

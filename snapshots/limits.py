@@ -24,33 +24,27 @@ def next_allowed(customer_id: UUID, kind: str, *, now: datetime, more: int = 1) 
     limit = settings.ACTS_PER_HOUR.get(kind, 0)
     if not limit:
         return None
-    newest_first = (
-        asked(customer_id, kind, since(now)).order_by("-created_at", "-id").values_list("created_at", flat=True)
-    )
+    newest_first = asked(customer_id, kind, now).order_by("-created_at", "-id").values_list("created_at", flat=True)
     before = max(0, limit - more)  # so many may stay in the window
     blocking = newest_first[before : before + 1]
     return next((created_at + WINDOW for created_at in blocking), None)
 
 
-def since(now: datetime) -> datetime:
-    """Since when they are counted."""
-    return now - WINDOW
-
-
-def asked(customer_id: UUID, kind: str, since: datetime) -> QuerySet[Operation]:
+def asked(customer_id: UUID, kind: str, now: datetime) -> QuerySet[Operation]:
+    """Those that count against the limit."""
     return Operation.objects.filter(
-        created_at__gt=since, kind=kind, requested_by__isnull=False, snapshot__customer_id=customer_id
+        created_at__gt=now - WINDOW, kind=kind, requested_by__isnull=False, snapshot__customer_id=customer_id
     )
 
 
-def announce(customer_id: UUID, kind: str, *, now: datetime, count: int | None = None) -> str:
+def announce(customer_id: UUID, kind: str, *, now: datetime) -> str:
     """What to say before somebody fills in a form in vain: that the limit is reached, or that a tenth of it is left at
-    most; else "". One query where the `count` of what was asked for is not given, and one when the limit is reached.
+    most; else "".
     """
     limit = settings.ACTS_PER_HOUR.get(kind, 0)
     if not limit:
         return ""
-    left = limit - (asked(customer_id, kind, since(now)).count() if count is None else count)
+    left = limit - asked(customer_id, kind, now).count()
     if left > limit // 10:
         return ""
     if left <= 0 and (again_at := next_allowed(customer_id, kind, now=now)):

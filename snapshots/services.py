@@ -21,14 +21,13 @@ from billing import services as billing
 from billing.money import format_price
 from cng_portal.accounts import activity
 from cng_portal.accounts.models import UNLIMITED, Customer, Project, User
-from cng_portal.accounts.prepared import prepared
 from cng_portal.accounts.services import lock_customer
 from cng_portal.common.names import MAX_NAME_LENGTH, clean_name, fold_name, is_same_name
 from cng_portal.inventory.models import CloudProject, VirtualMachine, Volume
 
 from . import limits
 from .charging import stop_charging
-from .drivers import get_driver, some_revert_only_latest
+from .drivers import get_driver
 from .drivers.base import GIB, VERIFICATION_VALID_FOR, StorageError
 from .models import (
     SERVICE_KINDS,
@@ -43,7 +42,6 @@ from .models import (
     State,
 )
 from .operations import create_operation
-from .situation import Situation, being_taken, is_limited, situation_of, writers
 from .tasks import volume_ref
 
 
@@ -135,22 +133,16 @@ def kind_of(source: Source) -> Kind:
 
 
 def volumes_of(source: Source) -> list[Volume]:
-    """The disks that a snapshot of it captures, in their order: the root volume of a machine comes first. A page may have
-    read them with the machine, as its `captured`.
-    """
+    """The disks that a snapshot of it captures, in their order: the root volume of a machine comes first."""
     if isinstance(source, Volume):
         return [source]
-    if (captured := getattr(source, "captured", None)) is not None:
-        return captured  # type: ignore[no-any-return]
-    return list(source.volumes.present().select_related("location").order_by("position", "name", "id"))
+    disks = Volume.objects.present().filter(vm=source).select_related("location")
+    return list(disks.order_by("position", "name", "id"))
 
 
 def size_of(source: Source) -> int:
-    """GB of all its disks, which a page may have read with a machine, as its `disk_gb`."""
-    if isinstance(source, Volume):
-        return source.size_gb
-    known: int | None = getattr(source, "disk_gb", None)
-    return sum(volume.size_gb for volume in volumes_of(source)) if known is None else known
+    """GB of all its disks."""
+    return sum(volume.size_gb for volume in volumes_of(source))
 
 
 def fresh(source: S) -> S:
@@ -175,26 +167,31 @@ class QuotaUse:
         return not self.is_limited or self.used + more <= self.limit
 
 
-def quota_use(project: Project, known: Situation | None = None) -> list[QuotaUse]:
-    """The limits that apply to a new snapshot in this project: the customer's two and the project's two. One query where
-    nothing is `known`, and nothing at all where they are all unlimited.
+def quota_use(project: Project) -> list[QuotaUse]:
+    """The limits that apply to a new snapshot in this project: the customer's two and the project's two. One query, or
+    none where they are all unlimited.
     """
-    if not is_limited(project):
-        return []
     customer = project.customer
-    used = (known or situation_of(project, [], at=timezone.now())).used
-    in_project = used.get(project.pk, (0, 0))
-    count, gb = (sum(numbers[place] for numbers in used.values()) for place in range(2))
+    if all(limit == UNLIMITED for one in (customer, project) for limit in (one.snapshot_quota, one.snapshot_gb_quota)):
+        return []
+    counted = Snapshot.objects.filter(customer=customer, deleted_at=None, kind__in=Kind.values).counted()
+    in_project = Q(project=project)
+    used = counted.aggregate(
+        count=Count("pk"),
+        gb=Sum("size_gb", default=0),
+        project_count=Count("pk", filter=in_project),
+        project_gb=Sum("size_gb", filter=in_project, default=0),
+    )
     return [
-        QuotaUse(_("snapshots of your account"), count, customer.snapshot_quota),
-        QuotaUse(_("GB of snapshots of your account"), gb, customer.snapshot_gb_quota),
-        QuotaUse(_("snapshots of the project"), in_project[0], project.snapshot_quota),
-        QuotaUse(_("GB of snapshots of the project"), in_project[1], project.snapshot_gb_quota),
+        QuotaUse(_("snapshots of your account"), used["count"], customer.snapshot_quota),
+        QuotaUse(_("GB of snapshots of your account"), used["gb"], customer.snapshot_gb_quota),
+        QuotaUse(_("snapshots of the project"), used["project_count"], project.snapshot_quota),
+        QuotaUse(_("GB of snapshots of the project"), used["project_gb"], project.snapshot_gb_quota),
     ]
 
 
-def check_quota(project: Project, size_gb: int, known: Situation) -> None:
-    for use, more in zip(quota_use(project, known), (1, size_gb, 1, size_gb), strict=False):
+def check_quota(project: Project, size_gb: int) -> None:
+    for use, more in zip(quota_use(project), (1, size_gb, 1, size_gb), strict=False):
         require_quota(use, more)
 
 
@@ -213,9 +210,9 @@ def require_quota(use: QuotaUse, more: int) -> None:
 FIGURES_HOLD = timedelta(minutes=15)
 
 
-def cloud_projects_of(*, since: datetime | None = None, **which: Any) -> QuerySet[CloudProject]:
-    """Those whose quotas are known well enough to say something in advance: from `since`, FIGURES_HOLD ago."""
-    since = since or timezone.now() - FIGURES_HOLD
+def cloud_projects_of(**which: Any) -> QuerySet[CloudProject]:
+    """Those whose quotas are recent enough to say something in advance."""
+    since = timezone.now() - FIGURES_HOLD
     return CloudProject.objects.filter(synced_at__gte=since, missing_since=None, error="", **which)
 
 
@@ -276,20 +273,7 @@ def check_pace(customer_id: UUID, kind: Operation.Kind, more: int = 1) -> None:
         raise TooOften(limits.explain(kind, again_at))
 
 
-def look_at(source: Source, at: datetime, *, name: str = "", also: Iterable[Volume] = ()) -> Situation:
-    """What the checks of a snapshot of it read of everything else, be it of other volumes `also`. One query, and one for
-    the disks of a machine.
-    """
-    return situation_of(source.project, {*volumes_of(source), *also}, at=at, name=name)
-
-
-def quote_for(
-    source: Source,
-    *,
-    kind: str | None = None,
-    at: datetime | None = None,
-    prices: billing.PricesByPlace | None = None,
-) -> billing.Quote:
+def quote_for(source: Source, *, kind: str | None = None, at: datetime | None = None) -> billing.Quote:
     """Today's price of a snapshot of it, or of a backup where `kind` says so. Raises NotSold."""
     try:
         return billing.quote(
@@ -298,7 +282,6 @@ def quote_for(
             kind=SERVICE_KINDS[Kind(kind or kind_of(source))],
             size_gb=size_of(source),
             at=at or timezone.now(),
-            prices=prices,
         )
     except billing.NotSold as error:
         raise NotSold(str(error)) from error
@@ -348,10 +331,8 @@ def check_room(source: Source) -> None:
         )
 
 
-def check_source(source: Source, known: Situation | None = None) -> None:
-    """Raises SourceGone unless every disk of it is there and can be captured now. Where nothing is `known`, it is asked
-    whether something writes to them.
-    """
+def check_source(source: Source) -> None:
+    """Raises SourceGone unless every disk of it exists and can be captured now."""
     if source.deleted_at is not None:
         raise SourceGone(_("“%(name)s” has been deleted. Choose another one.") % {"name": source.name})
     if not source.location.active:
@@ -375,15 +356,25 @@ def check_source(source: Source, known: Situation | None = None) -> None:
             raise SourceGone(
                 _("The volume “%(name)s” is in another location than its machine. Ask support.") % {"name": volume.name}
             )
-    if known.is_written if known else are_written(volumes):
+    if writers(volumes).exists():
         raise SourceGone(
             _("“%(name)s” is being restored right now. Try again when that has ended.") % {"name": source.name}
         )
 
 
-def are_written(volumes: list[Volume]) -> bool:
+def writers(volumes: list[Volume]) -> OperationQuerySet:
+    """The unfinished operations that write to any of these volumes, or to a machine that has one of them."""
     machines = {volume.vm_id for volume in volumes if volume.vm_id}
-    return writers([volume.pk for volume in volumes], list(machines)).exists()
+    return Operation.objects.active().filter(
+        Q(volume__in=volumes) | Q(vm__in=machines) | Q(vm__isnull=False, snapshot__disks__volume__in=volumes)
+    )
+
+
+def unfinished_captures(volumes: list[Volume]) -> QuerySet[Snapshot]:
+    """The snapshots and backups of any of these volumes that are being taken."""
+    return Snapshot.objects.filter(
+        disks__volume__in=volumes, deleted_at=None, state__in=[State.PENDING, State.CREATING]
+    )
 
 
 def free_name(customer_id: UUID, wanted: str) -> str:
@@ -408,16 +399,14 @@ def suggest_name(source: Source, *, at: datetime | None = None) -> str:
     return free_name(source.project.customer_id, f"{source.name[: MAX_NAME_LENGTH - 17]}-{day}")
 
 
-def check_name(customer_id: UUID, name: str, *, but: UUID | None = None, is_taken: bool | None = None) -> str:
-    """Return the cleaned name if no other snapshot of the customer has the same one. It is asked for where it is not known
-    whether it `is_taken`. Raises NotFree.
-    """
+def check_name(customer_id: UUID, name: str, *, but: UUID | None = None) -> str:
+    """Return the cleaned name if no other snapshot of the customer has the same one. Raises NotFree."""
     try:
         name = clean_name(name)
     except ValidationError as error:
         raise NotFree(error.messages[0], "") from error
     same = Snapshot.objects.filter(customer_id=customer_id, deleted_at=None, name_key=fold_name(name)).exclude(pk=but)
-    if same.exists() if is_taken is None else is_taken:
+    if same.exists():
         suggestion = free_name(customer_id, name)
         raise NotFree(
             _("Another snapshot has the name “%(name)s”. Names are unique; “%(free)s” is free.")
@@ -427,17 +416,15 @@ def check_name(customer_id: UUID, name: str, *, but: UUID | None = None, is_take
     return name
 
 
-def check_capturable(source: Source, *, safety: bool = False, known: Situation | None = None) -> None:
+def check_capturable(source: Source, *, safety: bool = False) -> None:
     """Whether there is something to capture and the quotas admit it: raises the first Refusal.
 
-    `safety` is for what is kept before a restore, which some engines keep as copies of the volumes. `known` is of
-    `look_at`, which is asked where it is not given.
+    `safety` is for what is kept before a restore, which some engines keep as copies of the volumes.
     """
-    known = known or look_at(source, timezone.now())
-    check_source(source, known)
-    check_quota(source.project, size_of(source), known)
-    kind = "volumes" if safety and get_driver(source.location).reverts_only_latest else "snapshots"
+    check_source(source)
     volumes = volumes_of(source)
+    check_quota(source.project, sum(volume.size_gb for volume in volumes))
+    kind = "volumes" if safety and get_driver(source.location).reverts_only_latest else "snapshots"
     for backend_project in {volume.backend_project for volume in volumes}:
         there = [volume.size_gb for volume in volumes if volume.backend_project == backend_project]
         check_cloud_quota(source.location_id, backend_project, **{kind: len(there), "gb": sum(there)})
@@ -449,15 +436,14 @@ def check_deliverable(
     *,
     kind: str | None = None,
     safety: bool = False,
-    known: Situation | None = None,
 ) -> billing.Quote:
-    """Everything that can be known about a snapshot of it before its name, or about a backup where `kind` says so:
-    raises the first Refusal. `known` is of `look_at`, which is asked where it is not given.
+    """Everything that can be checked about a snapshot of it before its name, or about a backup where `kind` says so:
+    raises the first Refusal. Returns its price.
     """
-    known = known or look_at(source, at or timezone.now())
-    check_capturable(source, safety=safety, known=known)
-    quote = quote_for(source, kind=kind, at=known.at, prices=known.prices)
-    check_cover(source.project.customer, quote.hourly_micro, at=known.at)
+    at = at or timezone.now()
+    check_capturable(source, safety=safety)
+    quote = quote_for(source, kind=kind, at=at)
+    check_cover(source.project.customer, quote.hourly_micro, at=at)
     return quote
 
 
@@ -629,18 +615,13 @@ def volumes_in(snapshot: Snapshot) -> list[Volume]:
     return [disk.volume for disk in disks]
 
 
-def check_restorable(
-    snapshot: Snapshot, *, disks: list[DiskImage] | None = None, known: Situation | None = None
-) -> None:
-    """Raises NotNow or SourceGone with the reason why this snapshot cannot be restored in place now. Its `disks` come with
-    their volumes and machines, and what is `known` is of the disks of its source and of these: what is not given is
-    asked.
-    """
+def check_restorable(snapshot: Snapshot) -> None:
+    """Raises NotNow or SourceGone with the reason why this snapshot cannot be restored in place now."""
     require_ready(snapshot)
     if reason := never_written_back([snapshot]).get(snapshot.pk):
         raise NotNow(reason)
-    check_source(snapshot.source, known)
-    disks = list(snapshot.disks.select_related("volume__vm").order_by("position")) if disks is None else disks
+    check_source(snapshot.source)
+    disks = list(snapshot.disks.select_related("volume__vm").order_by("position"))
     for disk in disks:
         volume = disk.volume
         if volume.deleted_at is not None:
@@ -669,56 +650,18 @@ def check_restorable(
                 % {"name": volume.name}
             )
     volumes = [disk.volume for disk in disks]
-    if known is None and are_written(volumes):
+    if writers(volumes).exists():
         raise NotNow(_("Something is being restored there right now. Try again when that has ended."))
-    if known.is_captured if known else being_taken([volume.pk for volume in volumes]).exists():
+    if unfinished_captures(volumes).exists():
         raise NotNow(
             _("A snapshot or backup of “%(name)s” is being taken right now. Restore when that has ended.")
             % {"name": snapshot.source.name}
         )
 
 
-WriteBacks = list[tuple[UUID, bool, bool]]
-
-
-def write_backs(snapshot_ids: list[UUID]) -> WriteBacks:
-    """(snapshot, whether it is a copy made before a restore, whether its volume has later ones), once for each of its disks.
-    Two queries; nothing, and none, where every engine writes back everything.
-    """
-    if not snapshot_ids or not some_revert_only_latest():
-        return []
-    disks = _disks_written_back(snapshot_ids)
-    # once for each volume: to look for a later one of each snapshot would read all of a volume's snapshots each time
-    latest = dict(_latest(list({volume_id for _snapshot, volume_id, _ready, _copy in disks})))
-    return [
-        (snapshot_id, is_copy, ready_at is not None and ready_at < latest.get(volume_id, ready_at))
-        for snapshot_id, volume_id, ready_at, is_copy in disks
-    ]
-
-
-@prepared
-def _disks_written_back(snapshot_ids: list[UUID]) -> QuerySet[DiskImage, tuple[Any, ...]]:
-    copies = Operation.objects.filter(safety_snapshot=OuterRef("snapshot"))
-    disks = DiskImage.objects.filter(snapshot__in=snapshot_ids).annotate(is_copy=Exists(copies))
-    return disks.order_by("pk").values_list("snapshot_id", "volume_id", "snapshot__ready_at", "is_copy")
-
-
-@prepared
-def _latest(volume_ids: list[UUID]) -> QuerySet[DiskImage, tuple[Any, ...]]:
-    """(volume, when its latest snapshot was ready) of those that count in the storage."""
-    there = DiskImage.objects.filter(
-        volume__in=volume_ids,
-        snapshot__ready_at__isnull=False,
-        snapshot__deleted_at=None,
-        snapshot__missing_since=None,
-        snapshot__protects=None,  # a copy made before a restore is no snapshot there
-    )
-    return there.order_by().values("volume").annotate(latest=Max("snapshot__ready_at")).values_list("volume", "latest")
-
-
-def never_written_back(snapshots: Iterable[Snapshot], known: WriteBacks | None = None) -> dict[UUID, str]:
+def never_written_back(snapshots: Iterable[Snapshot]) -> dict[UUID, str]:
     """{id: why} of those that their storage does not write back to where they came from, as long as things are as they
-    are. `known` is of `write_backs`; without it that is asked, once for all.
+    are. Two queries, or none where every engine writes back everything.
     """
     snapshots = list(snapshots)
     engines = {one.location_id: one.location for one in snapshots}
@@ -726,12 +669,26 @@ def never_written_back(snapshots: Iterable[Snapshot], known: WriteBacks | None =
     limited = {one.pk: one for one in snapshots if limits[one.location_id]}
     if not limited:
         return {}
+    copies = Operation.objects.filter(safety_snapshot=OuterRef("snapshot"))
+    disks = list(DiskImage.objects.filter(snapshot__in=limited).annotate(is_copy=Exists(copies)).order_by("pk"))
+    # once per volume: to look for a later one of each snapshot would read all of a volume's snapshots each time
+    latest = dict(
+        DiskImage.objects.filter(
+            volume__in={disk.volume_id for disk in disks},
+            snapshot__ready_at__isnull=False,
+            snapshot__deleted_at=None,
+            snapshot__missing_since=None,
+            snapshot__protects=None,  # a copy made before a restore is no snapshot in the storage
+        )
+        .order_by()
+        .values_list("volume")
+        .annotate(latest=Max("snapshot__ready_at"))
+    )
     reasons = {}
-    for pk, is_copy, has_later in write_backs(list(limited)) if known is None else known:
-        if pk not in limited:
-            continue
-        snapshot = limited[pk]
-        if is_copy:
+    for disk in disks:
+        snapshot = limited[disk.snapshot_id]
+        has_later = snapshot.ready_at is not None and snapshot.ready_at < latest.get(disk.volume_id, snapshot.ready_at)
+        if disk.is_copy:
             reason = _(
                 "This is the copy that was made before a restore, and the storage of %(location)s cannot write it back. "
                 "Make a new volume from it instead."
@@ -748,7 +705,7 @@ def never_written_back(snapshots: Iterable[Snapshot], known: WriteBacks | None =
             )
         else:
             continue
-        reasons[pk] = reason % {"location": snapshot.location_id}
+        reasons[snapshot.pk] = reason % {"location": snapshot.location_id}
     return reasons
 
 

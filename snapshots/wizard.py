@@ -5,23 +5,20 @@ step is opened: `first_open_step` names the step where the person has to be.
 """
 
 from collections.abc import Sequence
-from datetime import date, datetime, time, timedelta
+from datetime import date, time, timedelta
 from typing import Any, ClassVar
 from uuid import UUID
 
 from django import forms
 from django.core.exceptions import ValidationError
-from django.db.models import Count, Exists, OuterRef, Q, QuerySet, Subquery
-from django.db.models.functions import Coalesce, JSONArray
+from django.db.models import Count, OuterRef, Prefetch, Q, QuerySet, Subquery
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from billing import services as billing
 from billing.models import BillingCycle
-from cng_portal.accounts.backends import Listed
 from cng_portal.accounts.models import Project, User
-from cng_portal.accounts.prepared import prepared
 from cng_portal.common.names import NameFormField
 from cng_portal.inventory.models import Location, VirtualMachine, Volume
 
@@ -36,55 +33,26 @@ LONGEST_ESTIMATE = timedelta(days=3653)
 
 def locations_for(user: User, kind: str) -> list[Location]:
     """The active locations with `source_count`, of what this person may capture, and `rate_micro`, None if not sold."""
-    return _locations(user, kind, at=timezone.now())
-
-
-@prepared
-def _locations(user: User, kind: str, *, at: datetime) -> QuerySet[Location]:
     sources = Volume if kind == Kind.VOLUME else VirtualMachine
-    # counted from the person's projects and not from the locations, which would read everybody's
-    here = sources.objects.changeable_by(user).present().filter(location=OuterRef("pk")).order_by().values("location")
-    return Location.objects.active().annotate(
-        source_count=Coalesce(Subquery(here.annotate(count=Count("pk")).values("count")), 0),
-        rate_micro=billing.rate_sold(kind=SERVICE_KINDS[Kind(kind)], at=at, location=OuterRef("pk")),
-    )
+    mine = sources.objects.changeable_by(user).present().order_by().values_list("location")
+    counts = dict(mine.annotate(Count("pk")))
+    rates = billing.rates_at(kind=SERVICE_KINDS[Kind(kind)], at=timezone.now())
+    locations = list(Location.objects.active())
+    for location in locations:
+        location.source_count, location.rate_micro = counts.get(location.pk, 0), rates.get(location.pk)
+    return locations
 
 
-@prepared
-def projects_for(user: User, kind: str, location: str | None) -> QuerySet[Project]:
+def projects_for(user: User, kind: str, location: str | None) -> list[Project]:
     """The projects this person may change, with `source_count` in the location."""
     sources = "volumes" if kind == Kind.VOLUME else "vms"
     here = Q(**{f"{sources}__location": location, f"{sources}__deleted_at": None})
-    return Project.objects.changeable_by(user).annotate(source_count=Count(sources, filter=here)).order_by("name")
+    return list(Project.objects.changeable_by(user).annotate(source_count=Count(sources, filter=here)).order_by("name"))
 
 
 def here(draft: Draft) -> dict[str, Any]:
     """Where the volume or machine has to be, by the answers so far."""
     return {"location": draft.location_id, "project": draft.project_id}
-
-
-def source_at_hand(draft: Draft, user: User) -> services.Source | None:
-    """What the draft is of, as it was read with it, if it is still among sources_for."""
-    source = draft.source
-    if source is None or source.deleted_at or not user.can_change(source.project_id):
-        return None
-    return source if here(draft) == {"location": source.location_id, "project": source.project_id} else None
-
-
-def known_of(draft: Draft) -> services.Situation:
-    """What all the checks of its source and name need: asked once, and as long as the request lasts."""
-    if not is_known(draft):
-        assert draft.source is not None
-        if draft.vm:
-            draft.vm.captured = None
-            draft.vm.captured = services.volumes_of(draft.vm)
-        draft.known = services.look_at(draft.source, timezone.now(), name=draft.name)
-    return draft.known  # type: ignore[no-any-return]
-
-
-def is_known(draft: Draft) -> bool:
-    """Then its source is at hand, so that the person has one to choose in this location and project."""
-    return getattr(draft, "known", None) is not None
 
 
 def sources_for(
@@ -102,29 +70,14 @@ def sources_for(
 
 
 def first_sources(user: User, kind: str, **which: Any) -> list[Any]:
-    """SOURCES_SHOWN of sources_for by name, each with `last_snapshot_at`, `rate_micro` of where it is, None if not sold
-    there, `in_cloud`: whether it is in a project of a cloud whose quotas are known, and of machines `disks`: (position,
-    name, GB) of each.
-    """
-    now = timezone.now()
-    return _first_sources(user, kind, at=now, figures_since=now - services.FIGURES_HOLD, **which)
-
-
-@prepared
-def _first_sources(user: User, kind: str, *, at: datetime, figures_since: datetime, **which: Any) -> QuerySet[Any]:
+    """SOURCES_SHOWN of sources_for by name, each with `last_snapshot_at`, and machines with their `disks` in order."""
     of_source = {"volume" if kind == Kind.VOLUME else "vm": OuterRef("pk")}
     last = Snapshot.objects.filter(**of_source, deleted_at=None, ready_at__isnull=False).order_by("-ready_at")
-    here = {"location": OuterRef("location"), "project": OuterRef("project")}
-    found = sources_for(user, kind, **which).annotate(
-        last_snapshot_at=Subquery(last.values("ready_at")[:1]),
-        rate_micro=billing.rate_sold(kind=SERVICE_KINDS[Kind(kind)], at=at, location=OuterRef("location")),
-        in_cloud=Exists(services.cloud_projects_of(since=figures_since, **here)),
-    )
+    sources = sources_for(user, kind, **which).annotate(last_snapshot_at=Subquery(last.values("ready_at")[:1]))
     if kind != Kind.VOLUME:
-        disks = Volume.objects.present().filter(vm=OuterRef("pk")).order_by().values("vm")
-        listed = disks.annotate(listed=Listed(JSONArray("position", "name", "size_gb"))).values("listed")
-        found = found.annotate(disks=Subquery(listed))
-    return found.order_by("name", "id")[:SOURCES_SHOWN]
+        disks = Volume.objects.present().order_by("position", "name", "id")
+        sources = sources.prefetch_related(Prefetch("volumes", disks, to_attr="disks"))
+    return list(sources.order_by("name", "id")[:SOURCES_SHOWN])
 
 
 class ChoiceField(forms.Field):
@@ -142,15 +95,9 @@ class ChoiceField(forms.Field):
 
 
 class SourceField(forms.ModelChoiceField):
-    """A choice among many rows; what is not even an id is as unknown as the id of something else. The one `at_hand` is not
-    read again.
-    """
-
-    at_hand: services.Source | None = None
+    """A choice among many rows; what is not even an id is as unknown as the id of something else."""
 
     def to_python(self, value: Any) -> Any:
-        if self.at_hand and str(value) == str(self.at_hand.pk):
-            return self.at_hand
         try:
             return super().to_python(value)
         except ValidationError as error:
@@ -229,14 +176,12 @@ class SourceForm(StepForm):
         super().__init__(*args, **kwargs)
         field: Any = self.fields[self.field]
         field.queryset = sources_for(self.user, self.draft.kind, **here(self.draft))
-        field.at_hand = source_at_hand(self.draft, self.user)
 
     def clean(self) -> dict[str, Any]:
         cleaned: dict[str, Any] = super().clean() or {}
         if source := cleaned.get(self.field):
-            known = known_of(self.draft) if source is self.draft.source else None
             try:
-                services.check_deliverable(source, kind=self.draft.kind, known=known)
+                services.check_deliverable(source, kind=self.draft.kind)
                 services.check_room(source)
             except services.Refusal as refusal:
                 self.add_error(self.field, str(refusal))
@@ -276,10 +221,8 @@ class NameForm(StepForm):
 
     def clean_name(self) -> str:
         assert self.draft.project is not None  # the steps before are checked
-        name = self.cleaned_data["name"]
-        is_taken = known_of(self.draft).is_taken if name == self.draft.name else None
         try:
-            return services.check_name(self.draft.project.customer_id, name, is_taken=is_taken)
+            return services.check_name(self.draft.project.customer_id, self.cleaned_data["name"])
         except services.NotFree as refusal:
             self.suggestion = refusal.suggestion
             raise ValidationError(str(refusal)) from refusal
@@ -367,11 +310,6 @@ class Step:
         return cls.form(draft, user, {cls.field: cls.stored(draft)})
 
     @classmethod
-    def holds(cls, draft: Draft, user: User) -> bool:
-        """Whether the stored answer is still valid, which may follow from the source that was chosen later."""
-        return cls.check(draft, user).is_valid()
-
-    @classmethod
     def store(cls, draft: Draft, form: StepForm) -> None:
         """Keep the answer and drop the later ones that depend on it."""
         answer = form.cleaned_data[cls.field]
@@ -398,12 +336,6 @@ class LocationStep(Step):
     form_class = LocationForm
 
     @classmethod
-    def holds(cls, draft: Draft, user: User) -> bool:
-        if draft.location is None or not is_known(draft):
-            return super().holds(draft, user)
-        return draft.location.active and known_of(draft).is_sold(draft.kind, draft.location.pk)
-
-    @classmethod
     def changed(cls, draft: Draft) -> None:
         draft.volume = draft.vm = None
 
@@ -418,10 +350,6 @@ class ProjectStep(Step):
     heading = _("Assign to a Project")
     intro = _("Projects organise your resources and decide which colleagues see them.")
     form_class = ProjectForm
-
-    @classmethod
-    def holds(cls, draft: Draft, user: User) -> bool:
-        return is_known(draft) or super().holds(draft, user)
 
     @classmethod
     def changed(cls, draft: Draft) -> None:
@@ -536,12 +464,10 @@ def url(draft: Draft, slug: str) -> str:
 
 def first_open_step(draft: Draft, user: User, before: str) -> type[Step] | None:
     """The first step ahead of `before` whose stored answer is missing or does not hold today; None if all hold."""
-    if before not in (LocationStep.slug, ProjectStep.slug) and source_at_hand(draft, user):
-        known_of(draft)  # which tells of location and project too
     for step in STEPS[draft.kind]:
         if step.slug == before:
             return None
-        if not step.stored(draft) or not step.holds(draft, user):
+        if not step.stored(draft) or not step.check(draft, user).is_valid():
             return step
     return None
 

@@ -34,6 +34,9 @@ os.environ["SECRET_KEY"] = "only the tests sign anything with this sentence"
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["DATA_DIR"] = tempfile.mkdtemp(prefix="portal-tests-")
     Path(os.environ["DATA_DIR"], "static").mkdir()  # WhiteNoise warns without it
+# Queries that grow with the rows (N+1) fail the request that makes them.
+django_settings.INSTALLED_APPS.append("zeal")
+django_settings.MIDDLEWARE.insert(0, "tests.nplusone.middleware")
 django.setup()  # pytest-django would do it too late for the conftest.py of a folder that imports models
 
 UUIDS = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")

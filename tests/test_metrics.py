@@ -20,7 +20,7 @@ from django.test import Client
 from django.utils import timezone
 from django_tasks_db.models import DBTaskResult
 from prometheus_client.parser import text_string_to_metric_families
-from pytest_django import DjangoAssertNumQueries, Settings
+from pytest_django import Settings
 
 from cng_portal.watch import services as watch
 from cng_portal.watch.models import Process
@@ -207,21 +207,6 @@ def test_a_database_that_is_away_is_a_number_too(client: Client) -> None:
 
 
 # --- what it costs ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.django_db
-@pytest.mark.parametrize("count", [1, 12])
-def test_eight_queries_are_enough_for_a_few_and_for_many(
-    client: Client, count: int, django_assert_num_queries: DjangoAssertNumQueries
-) -> None:
-    for _ in range(count):
-        OperationFactory()
-        OperationFactory(failed=True)
-        Process.objects.create(kind="worker", host="a", pid=1)
-    LocationFactory.create_batch(count)
-    watching.ask_storage()
-    with django_assert_num_queries(8):
-        scrape(client)
 
 
 @pytest.mark.django_db

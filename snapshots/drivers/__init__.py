@@ -23,11 +23,6 @@ _drivers: dict[tuple[str, str, str, str], Driver] = {}
 _lock = Lock()
 
 
-def some_revert_only_latest() -> bool:
-    """Whether any engine of STORAGE has this limit."""
-    return any(import_string(entry["driver"]).reverts_only_latest for entry in settings.STORAGE.values())
-
-
 def get_driver(location: DriverLocation) -> Driver:
     """The engine that serves a location; the same object each time within one process.
 

@@ -12,13 +12,12 @@ from typing import Any, Self
 
 from django.conf import settings
 from django.db import models
-from django.db.models import Exists, OuterRef, Q
-from django.db.models.functions import Coalesce
+from django.db.models import Q
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from billing.models import ServiceKind
-from cng_portal.accounts.models import Customer, Membership, Project, User
+from cng_portal.accounts.models import Customer, Project, User
 from cng_portal.common.names import MAX_NAME_KEY_LENGTH, MAX_NAME_LENGTH, NameField
 from cng_portal.inventory.models import Interval, Location, OwnedQuerySet, VirtualMachine, Volume, Weekday
 
@@ -348,13 +347,6 @@ class OperationQuerySet(models.QuerySet["Operation"]):
 
     def active(self) -> Self:
         return self.filter(finished_at=None)
-
-    def is_there_for_person(self) -> Exists:
-        """Whether a person of a query over User sees one that is active."""
-        member = Membership.objects.filter(user=OuterRef(OuterRef("pk")), project=OuterRef("project"))
-        # an expression and no column: a database without statistics would begin with all snapshots of the person
-        project = Coalesce("snapshot__project_id", "snapshot__project_id")
-        return Exists(self.active().order_by().alias(project=project).filter(Exists(member)))
 
 
 class Operation(models.Model):

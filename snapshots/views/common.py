@@ -6,7 +6,6 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.db.models import QuerySet
-from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.utils import timezone
@@ -20,8 +19,8 @@ from django.utils.translation import ngettext
 from billing import rating
 from billing import services as billing
 from billing.money import format_amount, format_price, format_rate
-from cng_portal.accounts.models import Project, User
-from cng_portal.inventory.models import Location, VirtualMachine
+from cng_portal.accounts.models import User
+from cng_portal.inventory.models import VirtualMachine
 from cng_portal.responses import is_fragment
 from cng_portal.responses import render_part as render_part
 from cng_portal.templatetags.portal import length_of
@@ -87,14 +86,6 @@ def version_of(*facts: object) -> str:
     return hashlib.blake2s(repr(facts).encode(), digest_size=8).hexdigest()
 
 
-def join_place(source: services.Source | None, project: Project | None, location: Location | None) -> None:
-    """A volume or machine is mostly where what is made of it is: then its project and location are not read once more."""
-    if source and project and source.project_id == project.pk:
-        source.project = project
-    if source and location and source.location_id == location.pk:
-        source.location = location
-
-
 # --- prices of what is there already -----------------------------------------------------------------------------------
 
 
@@ -104,15 +95,13 @@ Rates = dict[tuple[str, str], int]
 def rates_now(location_codes: Iterable[str] | None = None) -> Rates:
     """{(kind, location code): rate in millionths per GB and hour} by which existing things are charged. One query.
 
-    Unlike billing.rates_at this has the locations where it is not sold any more: what is there goes on costing.
+    Unlike billing.rates_at this has the locations where it is not sold any more: what exists goes on costing.
     """
-    return rates_of(billing.prices_by_place(location_codes))
-
-
-def rates_of(prices: billing.PricesByPlace) -> Rates:
-    now = timezone.now()
-    begun = {place: [price.rate_micro for price in known if price.since <= now] for place, known in prices.items()}
-    return {place: rates[-1] for place, rates in begun.items() if rates}
+    now, rates = timezone.now(), {}
+    for place, prices in billing.prices_by_place(location_codes).items():
+        if price := billing.price_at(prices, now):
+            rates[place] = price.rate_micro
+    return rates
 
 
 def price_of(snapshot: Snapshot, rates: Rates, *, once_sound: bool = False) -> billing.Quote | None:
@@ -220,23 +209,10 @@ def shown_operations(found: QuerySet[Operation]) -> QuerySet[Operation]:
     return found.select_related(*OPERATION_RELATED).only(*OPERATION_SHOWN).order_by("-created_at", "-id")
 
 
-def newest_of(user: User, most: int, *few: QuerySet[Operation]) -> QuerySet[Operation]:
-    """Of each of the few the newest that this person sees, at most so many; the newest first."""
-    return shown_operations(Operation.objects.filter(lists.IsIn("pk", newest_keys(user, most, *few))))
-
-
-def newest_keys(user: User, most: int, *few: QuerySet[Operation]) -> QuerySet[Any, Any]:
-    # an expression and no column: a database without statistics would begin with all snapshots of the customer
-    project = Coalesce("snapshot__project_id", "snapshot__project_id")
-    return lists.any_of(
-        [
-            one.alias(project=project)
-            .filter(project__in=list(user.roles))
-            .order_by("-created_at", "-id")
-            .values("pk")[:most]
-            for one in few
-        ]
-    )
+def newest_operations(*querysets: QuerySet[Operation], most: int) -> list[Operation]:
+    """The newest of all of them together. One query each: joined by OR they would have no index in common."""
+    newest = {operation.pk: operation for queryset in querysets for operation in shown_operations(queryset)[:most]}
+    return sorted(newest.values(), key=lambda one: (one.created_at, one.pk), reverse=True)[:most]
 
 
 def with_time_left(operations: Iterable[Operation]) -> list[Operation]:

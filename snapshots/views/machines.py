@@ -2,13 +2,12 @@
 
 from uuid import UUID
 
-from django.db.models import Count, Max, OuterRef, Prefetch, Q, QuerySet, Subquery, prefetch_related_objects
+from django.db.models import Count, Max, OuterRef, Prefetch, QuerySet, Subquery, prefetch_related_objects
 from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect
 from django.views.decorators.http import require_GET, require_POST
 
-from billing import services as billing
 from billing.money import format_price
 from cng_portal.accounts.models import User
 from cng_portal.inventory.models import VirtualMachine, Volume
@@ -16,13 +15,11 @@ from snapshots import lists, services, wizard
 from snapshots.forms import MachineFilterForm, find_machines
 from snapshots.models import BackupSchedule, Kind, Operation, Snapshot, usable
 
-from . import bell
 from .backups import explain_schedules
 from .common import (
     automatic_sentence,
     explain_operations,
-    newest_of,
-    rates_of,
+    newest_operations,
     render_list,
     render_live,
     version_of,
@@ -30,7 +27,7 @@ from .common import (
 from .snapshots import explain_rows, listed_with_runs
 from .timelines import timeline_of
 
-KEPT_SHOWN = 20
+NEWEST_SHOWN = 20
 OPERATIONS_SHOWN = 20
 
 
@@ -48,7 +45,6 @@ def listed_machines() -> QuerySet[VirtualMachine]:
 
 @require_GET
 def machines(request: HttpRequest) -> HttpResponse:
-    """Three queries besides session, person and wallet: choices, rows with their total, and disks."""
     user = request.user
     form = MachineFilterForm(request.GET, user=user, choices=lists.filter_choices(user))
     page = lists.page_of(find_machines, lists.BY_NAME, request.GET, rows=listed_machines, user=user, **form.narrowing)
@@ -80,16 +76,17 @@ def disks_in_order() -> QuerySet[Volume]:
 def machine(request: HttpRequest, vm_id: UUID) -> HttpResponse:
     """Also of a machine that is gone: its snapshots and backups are still there."""
     user = request.user
-    machines = listed_machines().visible_to(user).annotate(prices=billing.listed_prices(OuterRef("location")))  # type: ignore[attr-defined]
-    found = get_object_or_404(machines, pk=vm_id)
+    found = get_object_or_404(listed_machines().visible_to(user), pk=vm_id)  # type: ignore[attr-defined]
     explain_machines([found], user)
-    prices = billing.prices_listed(found.prices)
-    about = Operation.objects.filter(Q(vm=found) | Q(snapshot__vm=found))
-    read = list(newest_of(user, OPERATIONS_SHOWN, about, *bell.work_of(user)))
     operations = explain_operations(
-        [one for one in read if found.pk in (one.vm_id, one.snapshot.vm_id)][:OPERATIONS_SHOWN], user
+        newest_operations(
+            Operation.objects.visible_to(user).filter(vm=found),
+            Operation.objects.visible_to(user).filter(snapshot__vm=found),
+            most=OPERATIONS_SHOWN,
+        ),
+        user,
     )
-    rows = explain_rows(newest_kept(found, user), user, rates_of(prices), operations=operations)
+    rows = explain_rows(newest_snapshots(found, user), user)
     kept = {kind: [one for one in rows if one.kind == kind] for kind in (Kind.VM, Kind.BACKUP)}
     schedules = lists.with_last_run(found.backup_schedules.present().select_related("vm__project__customer"))
     context = {
@@ -98,10 +95,9 @@ def machine(request: HttpRequest, vm_id: UUID) -> HttpResponse:
         "automatic_sentence": automatic_sentence(found),
         "snapshots": kept[Kind.VM],
         "backups": kept[Kind.BACKUP],
-        "kept_shown": KEPT_SHOWN,
-        "line": timeline_of(kept_of(found, user), born=found.created_at),
+        "kept_shown": NEWEST_SHOWN,
+        "line": timeline_of(snapshots_of(found, user), born=found.created_at),
         "operations": operations,
-        "in_progress": bell.shown_of(user, read),
         "is_live": any(operation.is_active for operation in operations),
         "can_take": found.can_change and found.deleted_at is None,
     }
@@ -115,15 +111,16 @@ def machine(request: HttpRequest, vm_id: UUID) -> HttpResponse:
     return render_live(request, "snapshots/machine.html", context, part="machine", poll="work", version=version)
 
 
-def kept_of(vm: VirtualMachine, user: User) -> QuerySet[Snapshot]:
+def snapshots_of(vm: VirtualMachine, user: User) -> QuerySet[Snapshot]:
+    """Its VM snapshots and backups that this person sees."""
     return Snapshot.objects.filter(vm=vm, deleted_at=None, project__in=list(user.roles))
 
 
-def newest_kept(vm: VirtualMachine, user: User) -> list[Snapshot]:
-    """Of its VM snapshots and of its backups KEPT_SHOWN each."""
-    newest = kept_of(vm, user).order_by("-created_at", "-pk")
-    keys = lists.any_of([newest.filter(kind=kind).values("pk")[:KEPT_SHOWN] for kind in (Kind.VM, Kind.BACKUP)])
-    return list(listed_with_runs().filter(lists.IsIn("pk", keys)).order_by("-created_at", "-pk"))
+def newest_snapshots(vm: VirtualMachine, user: User) -> list[Snapshot]:
+    """NEWEST_SHOWN of its VM snapshots and as many of its backups."""
+    mine = listed_with_runs().filter(vm=vm, deleted_at=None, project__in=list(user.roles))
+    newest = mine.order_by("-created_at", "-pk")
+    return [one for kind in (Kind.VM, Kind.BACKUP) for one in newest.filter(kind=kind)[:NEWEST_SHOWN]]
 
 
 @require_POST

@@ -11,7 +11,6 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.utils import timezone
-from django.utils.functional import SimpleLazyObject
 from django.utils.http import urlencode
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET, require_http_methods
@@ -19,9 +18,7 @@ from django.views.decorators.http import require_GET, require_http_methods
 from billing import services as billing
 from billing.money import format_amount, format_price
 from cng_portal.accounts.models import Project, User
-from cng_portal.accounts.prepared import prepared
 from cng_portal.common.names import is_same_name
-from cng_portal.inventory.models import VirtualMachine
 from cng_portal.templatetags.portal import poll_seconds
 from snapshots import lists, services
 from snapshots.drivers import get_driver
@@ -37,17 +34,12 @@ from snapshots.forms import (
 )
 from snapshots.models import BackupSchedule, DiskImage, Kind, Operation, Snapshot, State
 
-from . import bell
 from .common import (
-    Rates,
     automatic_sentence,
     explain_operations,
     is_fragment,
-    join_place,
-    newest_keys,
     price_of,
     rates_now,
-    rates_of,
     render_list,
     render_live,
     shown_operations,
@@ -104,23 +96,18 @@ def backups(request: HttpRequest) -> HttpResponse:
 
 
 def snapshot_list(request: HttpRequest, kind: Kind) -> HttpResponse:
-    """Three queries besides session, person, roles and wallet: choices, rows with their total, and prices."""
     user = request.user
     source = "volume" if kind == Kind.VOLUME else "vm"
     choices = lists.filter_choices(user, source=source, wanted=request.GET.get(source, ""))
     form = SnapshotFilterForm(request.GET, kind=kind, user=user, choices=choices)
     rows = listed_with_runs if kind == Kind.BACKUP else listed_snapshots
     page = lists.page_of(find_snapshots, form.order, request.GET, rows=rows, user=user, kind=kind, **form.narrowing)
-    work = SimpleLazyObject(lambda: bell.active(user))
     view = chosen_view(request)
-    rates = rates_now() if page.raw else {}
-    limits = services.write_backs(page.ids)
     params = form.chosen
     context = {
         "kind": kind,
         "form": form,
-        "rows": SimpleLazyObject(lambda: explain_rows(page.rows, user, rates, limits, work)),
-        "in_progress": SimpleLazyObject(lambda: bell.shown(work)),
+        "rows": explain_rows(page.rows, user),
         "view": view,
         "views": [{"name": name, "url": f"{request.path}?{urlencode({**params, 'view': name})}"} for name in VIEWS],
         "can_take": bool(user.changeable_project_ids),
@@ -130,7 +117,7 @@ def snapshot_list(request: HttpRequest, kind: Kind) -> HttpResponse:
     }
     if kind == Kind.BACKUP:
         schedules = BackupSchedule.objects.visible_to(user).present()
-        context["schedule_count"] = schedules.count() if not page.raw else 0
+        context["schedule_count"] = schedules.count()
         context["troubled"] = lists.troubled(lists.with_last_run(schedules)).count()
     response = render_list(request, "snapshots/list.html", "snapshot-list", page, params, context)
     if request.GET.get("view") in VIEWS:
@@ -183,26 +170,16 @@ def listed_with_runs() -> QuerySet[Snapshot]:
     )
 
 
-def explain_rows(
-    snapshots: list[Snapshot],
-    user: User,
-    rates: Rates | None = None,
-    limits: services.WriteBacks | None = None,
-    operations: Iterable[Operation] = (),
-) -> list[Snapshot]:
+def explain_rows(snapshots: list[Snapshot], user: User) -> list[Snapshot]:
     """Each with `hourly` ("K 20", "" where it costs nothing), `actions` for its menu, `can_delete`, and `work`: the
-    operation that takes or deletes it now, or None, which `poll_seconds` follows.
-
-    Backups come with their runs. One query for the prices where no `rates` are given, one where something is in progress
-    that is not among the `operations` which the page has read and, without the `limits` of services.write_backs, one
-    where storage does not write back everything.
+    operation that takes or deletes it now, or None, which `poll_seconds` follows. Backups come with their runs.
     """
-    work = {one.safety_snapshot_id or one.snapshot_id: one for one in operations if is_work(one)}
-    work |= work_on([one.pk for one in snapshots if one.is_transient and one.pk not in work])
-    if rates is None:
-        rates = rates_now() if snapshots else {}
-    offered = acts() if snapshots else {}
-    fixed = services.never_written_back(snapshots, limits)
+    if not snapshots:
+        return []
+    work = work_on([one.pk for one in snapshots if one.is_transient])
+    rates = rates_now({one.location_id for one in snapshots})
+    offered = acts()
+    fixed = services.never_written_back(snapshots)
     for snapshot in snapshots:
         snapshot.work = work.get(snapshot.pk)
         snapshot.poll_seconds = poll_seconds([snapshot.work])
@@ -211,12 +188,6 @@ def explain_rows(
         snapshot.actions = actions_for(snapshot, user, offered, fixed)
         snapshot.can_delete = any(action["name"] == "delete" for action in snapshot.actions)
     return snapshots
-
-
-def is_work(operation: Operation) -> bool:
-    """Whether it takes or deletes a snapshot now, be it the one that is kept before a restore."""
-    own = operation.kind in (Operation.Kind.CAPTURE, Operation.Kind.DELETE)
-    return operation.is_active and (own or operation.safety_snapshot_id is not None)
 
 
 def work_on(snapshot_ids: list[UUID]) -> dict[UUID, Operation]:
@@ -301,33 +272,7 @@ RELATED = ("project__customer", "location", "volume__vm", "vm", "requested_by", 
 
 
 def get_snapshot(user: User, snapshot_id: UUID) -> Snapshot:
-    found = get_object_or_404(Snapshot.objects.visible_to(user).select_related(*RELATED), pk=snapshot_id)
-    join_place(found.source, found.project, found.location)
-    return found
-
-
-@prepared
-def _disks(user: User, snapshot_id: UUID) -> QuerySet[DiskImage]:
-    found = DiskImage.objects.filter(snapshot__in=Snapshot.objects.visible_to(user).filter(pk=snapshot_id))
-    return found.select_related("snapshot", *(f"snapshot__{one}" for one in RELATED))
-
-
-@prepared
-def _operations_of(snapshot_id: UUID, user: User | None) -> QuerySet[Operation]:
-    """And what that person sees in the bell."""
-    about = Q(snapshot=snapshot_id) | Q(safety_snapshot=snapshot_id)
-    in_bell = Q(lists.IsIn("pk", newest_keys(user, bell.READ, Operation.objects.active()))) if user else Q()
-    return shown_operations(Operation.objects.filter(about | in_bell))
-
-
-def get_snapshot_and_disks(user: User, snapshot_id: UUID) -> tuple[Snapshot, list[DiskImage]]:
-    """One query: the snapshot comes with its disks."""
-    disks = _disks(user, snapshot_id)
-    if not disks:
-        return get_snapshot(user, snapshot_id), []
-    snapshot = disks[0].snapshot
-    join_place(snapshot.source, snapshot.project, snapshot.location)
-    return snapshot, disks
+    return get_object_or_404(Snapshot.objects.visible_to(user).select_related(*RELATED), pk=snapshot_id)
 
 
 def belongs_to_backups(request: HttpRequest, snapshot: Snapshot) -> None:
@@ -350,38 +295,34 @@ def get_changeable(request: HttpRequest, snapshot_id: UUID) -> Snapshot:
 @require_GET
 def snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     user = request.user
-    found, disks = get_snapshot_and_disks(user, snapshot_id)
+    found = get_snapshot(user, snapshot_id)
     belongs_to_backups(request, found)
-    read = _operations_of(found.pk, user if bell.has_work(user) else None)
-    about = [one for one in read if found.pk in (one.snapshot_id, one.safety_snapshot_id)]
-    operations = explain_operations(about, user)
+    disks = list(found.disks.all())
+    about = Operation.objects.filter(Q(snapshot=found) | Q(safety_snapshot=found))
+    operations = explain_operations(shown_operations(about), user)
     fixed = services.never_written_back([found])
-    prices = billing.prices_by_place([found.location_id])
-    price = price_of(found, rates_of(prices))
-    cost = billing.cost_so_far(resource_id=found.pk, at=timezone.now(), prices=prices)
+    price = price_of(found, rates_now([found.location_id]))
+    cost = billing.cost_so_far(resource_id=found.pk, at=timezone.now())
     version = version_of(
         found.state,
         found.damaged_at,
         [(one.pk, one.state) for one in operations],
         [(one.checksum, one.verified_at) for one in disks],
     )
-    can_change, actions = user.can_change(found.project_id), actions_for(found, user, acts(), fixed)
-    automatic = "" if found.is_charged else automatic_sentence(found.source)
     context = {
         "snapshot": found,
         "disks": disks,
         "damage": damage_of(disks),
         "operations": operations,
-        "in_progress": bell.shown_of(user, read),
         "is_live": found.is_transient or any(operation.is_active for operation in operations),
-        "actions": actions,
+        "actions": actions_for(found, user, acts(), fixed),
         "fixed": fixed.get(found.pk, "") if found.state == State.READY and not found.missing_since else "",
-        "can_change": can_change,
+        "can_change": user.can_change(found.project_id),
         "retry": next((one for one in operations if one.can_retry and one.kind != Operation.Kind.VERIFY), None),
         "price": price,
         "hourly": format_price(price.hourly_micro, price.currency) if price else "",
         "monthly": format_amount(price.monthly_micro, price.currency) if price else "",
-        "automatic_sentence": automatic,
+        "automatic_sentence": "" if found.is_charged else automatic_sentence(found.source),
         "cost": cost,
         "reads_bytes": get_driver(found.location).reads_bytes,
         "no_cost": format_amount(0, found.project.customer.currency),
@@ -509,12 +450,9 @@ def restore(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
             )
             return redirect("snapshots:snapshot", found.pk)
     reason, quote = "", None
-    if isinstance(source, VirtualMachine):
-        source.captured = services.volumes_of(source)
-    known = services.look_at(source, timezone.now(), also=(disk.volume for disk in disks))
     try:
-        services.check_restorable(found, disks=disks, known=known)
-        quote = services.check_deliverable(source, safety=True, known=known)
+        services.check_restorable(found)
+        quote = services.check_deliverable(source, safety=True)
     except services.Refusal as refusal:
         reason = str(refusal)
     context = {

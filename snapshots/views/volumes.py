@@ -2,23 +2,20 @@
 
 from uuid import UUID
 
-from django.db.models import Count, Max, OuterRef, Q, QuerySet
+from django.db.models import Count, Max, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404
 from django.views.decorators.http import require_GET
 
-from billing import services as billing
 from cng_portal.accounts.models import User
 from cng_portal.inventory.models import Volume
 from snapshots import lists
 from snapshots.forms import VolumeFilterForm, find_volumes
 from snapshots.models import DiskImage, Operation, Snapshot, usable
 
-from . import bell
 from .common import (
     explain_operations,
-    newest_of,
-    rates_of,
+    newest_operations,
     render_list,
     render_live,
     version_of,
@@ -36,7 +33,6 @@ def listed_volumes() -> QuerySet[Volume]:
 
 @require_GET
 def volumes(request: HttpRequest) -> HttpResponse:
-    """Three queries besides session, person, roles and wallet: choices, rows with their total, and their snapshots."""
     user = request.user
     form = VolumeFilterForm(request.GET, user=user, choices=lists.filter_choices(user))
     page = lists.page_of(find_volumes, lists.BY_NAME, request.GET, rows=listed_volumes, user=user, **form.narrowing)
@@ -74,34 +70,29 @@ def in_machine_copies(volume: Volume) -> bool:
 def volume(request: HttpRequest, volume_id: UUID) -> HttpResponse:
     """Also of a volume that is gone: its snapshots are still there."""
     user = request.user
-    volumes = Volume.objects.visible_to(user).annotate(prices=billing.listed_prices(OuterRef("location")))
-    found = get_object_or_404(volumes.select_related("project__customer", "location", "vm"), pk=volume_id)
-    mine = Snapshot.objects.filter(volume=found, deleted_at=None, project__in=list(user.roles))
-    newest = mine.order_by("-created_at", "-pk").values("pk")[:SNAPSHOTS_SHOWN]
-    rows = listed_snapshots().annotate(total=lists.CountOf(mine.order_by().values("volume_id")))
-    about = Operation.objects.filter(Q(volume=found) | Q(snapshot__volume=found))
-    read = list(newest_of(user, OPERATIONS_SHOWN, about, *bell.work_of(user)))
+    related = Volume.objects.visible_to(user).select_related("project__customer", "location", "vm")
+    found = get_object_or_404(related, pk=volume_id)
+    mine = listed_snapshots().filter(volume=found, deleted_at=None, project__in=list(user.roles))
+    snapshots = list(mine.order_by("-created_at", "-pk")[:SNAPSHOTS_SHOWN])
     operations = explain_operations(
-        [one for one in read if found.pk in (one.volume_id, one.snapshot.volume_id)][:OPERATIONS_SHOWN], user
-    )
-    snapshots = explain_rows(
-        list(rows.filter(pk__in=newest).order_by("-created_at", "-pk")),
+        newest_operations(
+            Operation.objects.visible_to(user).filter(volume=found),
+            Operation.objects.visible_to(user).filter(snapshot__volume=found),
+            most=OPERATIONS_SHOWN,
+        ),
         user,
-        rates_of(billing.prices_listed(found.prices)),
-        operations=operations,
     )
     made_by = next(
         (one for one in operations if one.kind == Operation.Kind.NEW_VOLUME and one.volume_id == found.pk), None
     )
     context = {
         "volume": found,
-        "rows": snapshots,
-        "snapshot_count": snapshots[0].total if snapshots else 0,
+        "rows": explain_rows(snapshots, user),
+        "snapshot_count": mine.count(),
         "snapshots_shown": SNAPSHOTS_SHOWN,
         "in_machine_copies": not snapshots and in_machine_copies(found),
         "line": timeline_of(mine, born=found.created_at),
         "operations": operations,
-        "in_progress": bell.shown_of(user, read),
         "made_by": made_by,
         "retry": made_by if made_by and made_by.can_retry else None,
         # its state too: the work may have ended between the two looks at the database

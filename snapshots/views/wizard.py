@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from django.core.exceptions import PermissionDenied
-from django.db.models import Q, QuerySet
+from django.db.models import Q
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
@@ -19,16 +19,15 @@ from django_htmx.http import HttpResponseClientRedirect
 from billing import services as billing
 from billing.money import format_amount, format_count, format_price
 from cng_portal.accounts.models import BillingType, User
-from cng_portal.accounts.prepared import Given, prepared
 from cng_portal.inventory.models import Region, VirtualMachine, Volume
 from cng_portal.templatetags.portal import day as format_day
 from snapshots import backups, limits, services, slots, wizard
 from snapshots.drivers import get_driver
 from snapshots.drivers.base import Consistency
 from snapshots.forms import RHYTHM, zone_name
-from snapshots.models import BackupSchedule, Draft, Kind, Operation, Snapshot
+from snapshots.models import SERVICE_KINDS, BackupSchedule, Draft, Kind, Operation, Snapshot
 
-from .common import is_fragment, join_place, price_of_kept
+from .common import is_fragment, price_of_kept
 from .picture import picture_of
 
 
@@ -40,7 +39,7 @@ def new(request: HttpRequest, kind: Kind = Kind.VOLUME) -> HttpResponse:
 
 def step(request: HttpRequest, draft_id: UUID, step: str) -> HttpResponse:
     draft = get_draft(request.user, draft_id)
-    if made := made_of(draft):
+    if made := made_from(draft):
         return leave(request, page_of(made))
     steps = {step.slug: step for step in wizard.STEPS[draft.kind]}
     if step != wizard.REVIEW and step not in steps:
@@ -53,8 +52,10 @@ def step(request: HttpRequest, draft_id: UUID, step: str) -> HttpResponse:
         return redirect(wizard.url(draft, step))
 
 
-def made_of(draft: Draft) -> Snapshot | BackupSchedule | None:
-    return getattr(draft, "snapshot", None) or getattr(draft, "schedule", None)
+def made_from(draft: Draft) -> Snapshot | BackupSchedule | None:
+    """What was created when the draft was confirmed."""
+    model = BackupSchedule if draft.kind == Kind.BACKUP else Snapshot
+    return model.objects.filter(draft=draft).first()
 
 
 def page_of(made: Snapshot | BackupSchedule) -> str:
@@ -80,22 +81,16 @@ def take_snapshot_of(request: HttpRequest, volume_id: UUID) -> HttpResponse:
     return redirect(wizard.url(wizard.start(request.user, source=volume), "name"))
 
 
-@prepared
-def _drafts(user: User, draft_id: UUID) -> QuerySet[Draft]:
-    drafts = Draft.objects.filter(Q(project=None) | Q(project__in=list(user.roles)), customer_id__in=user.customer_ids)
-    related = ("location", "project__customer", "volume__vm", "vm", "snapshot", "schedule")
-    return drafts.filter(pk=draft_id).select_related(*related)
+DRAFT_RELATED = (
+    *("location", "project__customer"),
+    *("volume__project__customer", "volume__location", "volume__vm", "vm__project__customer", "vm__location"),
+)
 
 
 def get_draft(user: User, draft_id: UUID) -> Draft:
     """A draft of a customer whose things this person sees; 403 for who can change none of them."""
-    found = _drafts(user, draft_id)
-    if not found:
-        raise Http404
-    draft = found[0]
-    if draft.project and user.customer and draft.project.customer_id == user.customer.pk:
-        draft.project.customer = user.customer
-    join_place(draft.source, draft.project, draft.location)
+    visible = Draft.objects.filter(Q(project=None) | Q(project__in=list(user.roles)), customer_id__in=user.customer_ids)
+    draft = get_object_or_404(visible.select_related(*DRAFT_RELATED), pk=draft_id)
     require_some_project(user, draft.customer_id)
     return draft
 
@@ -132,8 +127,7 @@ def answer(request: HttpRequest, draft: Draft, step: type[wizard.Step]) -> HttpR
     elif (
         step.slug in ("location", "name") and draft.kind != Kind.BACKUP
     ):  # before anything is filled in, and at the end
-        count = wizard.known_of(draft).asked if step.slug == "name" else None
-        context["pace"] = limits.announce(draft.customer_id, Operation.Kind.CAPTURE, now=timezone.now(), count=count)
+        context["pace"] = limits.announce(draft.customer_id, Operation.Kind.CAPTURE, now=timezone.now())
     return show(request, f"snapshots/wizard/{step.template or step.slug}.html", draft, step.slug, context)
 
 
@@ -147,13 +141,11 @@ def review(request: HttpRequest, draft: Draft) -> HttpResponse:
             made = make(draft, request.user, form.cleaned_data["shown_hourly_micro"])
             return leave(request, page_of(made))
         except (services.NotFree, services.SourceGone, backups.BadSchedule):
-            draft.known = None  # it was known before
             # the step of that answer says the same, and it is there that it can be mended
             if earlier := wizard.first_open_step(draft, request.user, before=wizard.REVIEW):
                 return redirect(wizard.url(draft, earlier.slug))
             raise
         except services.Refusal as refusal:
-            draft.known = None
             problem = str(refusal)
     quote = quote_of(draft)
     context = {"form": form, "quote": quote, "facts": facts(draft), **estimates(request, draft, quote)}
@@ -214,12 +206,7 @@ def estimates(request: HttpRequest, draft: Draft, quote: billing.Quote) -> dict[
         amount_micro = sum(quote.until(first, last) for first, last in lives(draft, now, end))
         rows.append(row(_("From now to the end of %(day)s") % {"day": format_day(day)}, amount_micro))
     if customer.billing_type == BillingType.PREPAID:
-        lasting = billing.lasts_for(
-            customer=customer,
-            at=now,
-            extra_hourly_micro=copies * quote.hourly_micro,
-            balance_micro=wizard.known_of(draft).balance_micro,
-        )
+        lasting = billing.lasts_for(customer=customer, at=now, extra_hourly_micro=copies * quote.hourly_micro)
         for label, left in (
             (_("Your credits last with it"), lasting.then),
             (_("Your credits last without it"), lasting.now),
@@ -280,8 +267,7 @@ def leave(request: HttpRequest, url: str) -> HttpResponse:
 def quote_of(draft: Draft) -> billing.Quote:
     """Raises NotSold."""
     assert draft.source is not None  # the steps before are checked
-    known = wizard.known_of(draft)
-    return services.quote_for(draft.source, kind=draft.kind, at=known.at, prices=known.prices)
+    return services.quote_for(draft.source, kind=draft.kind)
 
 
 def price(quote: billing.Quote) -> dict[str, str]:
@@ -377,29 +363,27 @@ def project_context(request: HttpRequest, draft: Draft, form: Any) -> dict[str, 
 
 def source_context(request: HttpRequest, draft: Draft, form: Any) -> dict[str, Any]:
     """The volumes or instances that match the search, at most SOURCES_SHOWN and always the chosen one."""
-    assert draft.project is not None
+    assert draft.location_id is not None and draft.project is not None  # the steps before are checked
     user, kind, here = request.user, draft.kind, wizard.here(draft)
     query = request.GET.get("q", "").strip()
-    shown = wizard.first_sources(user, kind, **here, q=Given(query) if query else "")
+    shown = wizard.first_sources(user, kind, **here, q=query)
     chosen = draft.volume_id or draft.vm_id
     if chosen and all(source.pk != chosen for source in shown):
         shown = [*wizard.first_sources(user, kind, **here, pk=chosen), *shown]
-    uses = services.quota_use(draft.project, wizard.known_of(draft) if wizard.is_known(draft) else None)
-    if not shown or shown[0].in_cloud:  # they are all of the same project and location
-        for cloud_project in services.cloud_projects_of(location=draft.location_id, project=draft.project):
-            cloud = services.cloud_quota_use(cloud_project)
-            uses += [cloud["snapshots"], cloud["gb"]]
+    uses = services.quota_use(draft.project)
+    for cloud_project in services.cloud_projects_of(location=draft.location_id, project=draft.project):
+        cloud = services.cloud_quota_use(cloud_project)
+        uses += [cloud["snapshots"], cloud["gb"]]
+    rates = billing.rates_at(kind=SERVICE_KINDS[Kind(kind)], at=timezone.now(), location_codes=[draft.location_id])
+    rate_micro = rates.get(draft.location_id)
     for source in shown:
         source.value = str(source.pk)
         source.checked = source.pk == chosen
-        if isinstance(source, VirtualMachine):
-            source.disks = sorted(source.disks or [])
-            source.size_gb = sum(gb for _position, _name, gb in source.disks)
-        size_gb = source.size_gb
+        size_gb = source.size_gb if isinstance(source, Volume) else sum(disk.size_gb for disk in source.disks)
         source.text = _("%(size)s GB") % {"size": format_count(size_gb)}
         source.facts = [*source_facts(source), {"label": _("Last snapshot"), "value": date(source.last_snapshot_at)}]
-        if source.rate_micro is not None and size_gb:
-            price = format_price(source.rate_micro * size_gb, draft.project.customer.currency)
+        if rate_micro is not None and size_gb:
+            price = format_price(rate_micro * size_gb, draft.project.customer.currency)
             label = _("One copy") if draft.kind == Kind.BACKUP else _("Snapshot")
             source.facts.append({"label": label, "value": _("%(price)s an hour") % {"price": price}})
     return {
@@ -417,7 +401,7 @@ def source_facts(source: services.Source) -> list[dict[str, object]]:
     if isinstance(source, Volume):
         first: dict[str, object] = {"label": _("Attached to"), "value": source.vm.name if source.vm else "–"}
     else:
-        disks = ", ".join(name for _position, name, _gb in source.disks)
+        disks = ", ".join(disk.name for disk in source.disks)
         first = {"label": _("Disks"), "value": disks or _("none, so there is nothing to capture")}
     return [first, {"label": _("Created"), "value": date(source.created_at)}]
 

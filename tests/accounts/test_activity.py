@@ -10,7 +10,7 @@ from django.db import IntegrityError, connection, transaction
 from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
-from pytest_django import DjangoAssertNumQueries, Settings
+from pytest_django import Settings
 
 from billing import services as billing
 from cng_portal.accounts import activity
@@ -210,19 +210,6 @@ def test_the_csv_has_everything_and_no_formula(
 def test_no_cell_begins_a_formula(text: str) -> None:
     assert cell(text) == f"'{text}"
     assert (cell("1=1"), cell(-1)) == ("1=1", -1)
-
-
-def test_the_page_takes_as_many_queries_for_one_entry_as_for_many(
-    owner: User,
-    project: Project,
-    client_for: Callable[..., Client],
-    django_assert_max_num_queries: DjangoAssertNumQueries,
-) -> None:
-    for _ in range(30):
-        activity.record(act="snapshot.delete", actor=owner, thing=SnapshotFactory(volume__project=project))
-    client = client_for(owner)
-    with django_assert_max_num_queries(8):
-        client.get(reverse("accounts:activity"))
 
 
 def test_sign_ins_are_written_down_and_a_new_device_is_told(project: Project) -> None:

@@ -386,13 +386,6 @@ def test_a_postpaid_customer_owes_the_invoice_and_is_not_warned(shop, use):
     assert services.balance(customer=shop.customer, at=DECEMBER) == -28 * 24 * 20_000_000
 
 
-def test_two_balances_take_two_queries(shop, use, django_assert_num_queries):
-    use(yangon(3))
-    closing.close_months(at=DECEMBER)
-    with django_assert_num_queries(2):
-        services.standings(customers=Customer.objects.all(), at=yangon(5, month=12))
-
-
 def test_usage_in_a_wallet_without_invoices_counts_from_its_first_month(shop, use):
     use(yangon(3, month=8), yangon(3, 1, month=8))
     assert services.owed(customer=shop.customer, at=DECEMBER) == 20_000_000

@@ -7,7 +7,6 @@ import pytest
 from django.contrib.messages import get_messages
 from django.test import Client
 from django.utils.http import urlencode
-from pytest_django import DjangoAssertNumQueries
 
 from cng_portal.accounts.models import Project, Role
 from snapshots import services
@@ -18,7 +17,6 @@ from tests.factories import (
     ProjectFactory,
     SnapshotFactory,
     UserFactory,
-    VMSnapshotFactory,
     VolumeFactory,
 )
 from tests.snapshots.disks import sell_everywhere
@@ -130,18 +128,6 @@ def test_nothing_or_too_much_selected_explains_itself(client: Client, project: P
     many = client.get(PATH, {"id": [uuid4() for _number in range(services.DELETED_AT_ONCE + 1)]})
     assert many["Location"] == "/snapshots/"
     assert "at most 50 can be deleted at once" in said(many)
-
-
-def test_the_question_costs_the_same_queries_for_many(
-    client: Client, project: Project, django_assert_max_num_queries: DjangoAssertNumQueries
-) -> None:
-    ones = [SnapshotFactory(volume__project=project) for _number in range(12)]
-    ones += [VMSnapshotFactory(vm__project=project) for _number in range(12)]
-    sell_everywhere()
-    client.get(asking(*ones))  # what is cached for a while
-
-    with django_assert_max_num_queries(8):
-        assert client.get(asking(*ones)).status_code == 200
 
 
 def test_only_what_can_be_deleted_can_be_selected(client: Client, project: Project) -> None:

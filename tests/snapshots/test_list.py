@@ -11,12 +11,10 @@ from django.db import connection
 from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
-from pytest_django import DjangoAssertNumQueries
 
-from billing import services as billing
 from cng_portal.accounts.models import Project, Role
 from snapshots.lists import PAGE_SIZE, SNAPSHOT_ORDERS, read_cursor
-from snapshots.models import Operation, Snapshot, State
+from snapshots.models import Operation, Snapshot
 from tests.factories import (
     LocationFactory,
     MembershipFactory,
@@ -524,39 +522,6 @@ def test_a_stranger_s_row_is_not_there(client: Client) -> None:
 
 
 # --- queries -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("count", [1, PAGE_SIZE, PAGE_SIZE + 5])
-@pytest.mark.parametrize("params", [{}, {"view": "cards"}, {"q": "snapshot"}, {"sort": "largest"}])
-def test_the_page_takes_at_most_seven_queries_and_two_for_what_is_in_progress(
-    params: dict[str, str],
-    count: int,
-    client: Client,
-    project: Project,
-    django_assert_max_num_queries: DjangoAssertNumQueries,
-) -> None:
-    for _ in range(count):
-        snapshot = SnapshotFactory(volume__project=project, creating=True)
-        OperationFactory(snapshot=snapshot, capture=True, running=True)
-        billing.open_segment(
-            resource_id=snapshot.pk,
-            kind=snapshot.service_kind,
-            name=snapshot.name,
-            project=project,
-            location=snapshot.location,
-            size_gb=1,
-            at=snapshot.created_at,
-        )
-    sell_everywhere()
-
-    with django_assert_max_num_queries(9):  # one for the rows and one for the bell
-        response = client.get(LIST, params)
-    assert len(names(response)) == min(count, PAGE_SIZE)
-
-    Operation.objects.update(state="succeeded", finished_at=timezone.now())
-    Snapshot.objects.update(state=State.READY, ready_at=timezone.now())
-    with django_assert_max_num_queries(7):
-        client.get(LIST, params)
 
 
 @pytest.mark.both_databases

@@ -5,7 +5,6 @@ from collections.abc import Callable
 import pytest
 from django.test import Client
 from django.urls import reverse
-from pytest_django import DjangoAssertNumQueries
 
 from cng_portal.accounts.models import Project, Role
 from cng_portal.inventory.models import VirtualMachine
@@ -123,16 +122,6 @@ def test_pages_follow_each_other_without_a_gap(client: Client, project: Project)
         here = response.context["pages"]["next_url"]
 
     assert seen == [f"vm-{n:02d}" for n in range(45)]
-
-
-def test_the_number_of_queries_does_not_depend_on_the_number_of_machines(
-    client: Client, project: Project, django_assert_max_num_queries: DjangoAssertNumQueries
-) -> None:
-    for _number in range(20):
-        VolumeFactory(project=project, attached=True)
-
-    with django_assert_max_num_queries(9):
-        assert len(client.get(LIST).context["rows"]) == 20
 
 
 def test_the_fragment_is_the_same_as_in_the_page(client: Client, vm: VirtualMachine) -> None:

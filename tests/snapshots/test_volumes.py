@@ -7,7 +7,6 @@ import pytest
 from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
-from pytest_django import DjangoAssertNumQueries
 
 from cng_portal.accounts.models import Project, Role
 from cng_portal.inventory.models import Volume
@@ -170,17 +169,6 @@ def test_the_fragment_equals_the_same_part_of_the_page(client: Client, project: 
 def without_tokens(html: str) -> list[str] | str:
     """Each answer masks the token of its forms anew."""
     return "\n".join(line for line in html.splitlines() if "csrfmiddlewaretoken" not in line)
-
-
-@pytest.mark.parametrize("count", [1, 25])
-def test_the_list_takes_at_most_eight_queries(
-    count: int, client: Client, project: Project, django_assert_max_num_queries: DjangoAssertNumQueries
-) -> None:
-    for _ in range(count):
-        SnapshotFactory(volume=VolumeFactory(project=project, attached=True))
-
-    with django_assert_max_num_queries(8):
-        client.get(LIST)
 
 
 # --- page --------------------------------------------------------------------------------------------------------------
