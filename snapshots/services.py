@@ -331,8 +331,8 @@ def check_room(source: Source) -> None:
         )
 
 
-def check_source(source: Source) -> None:
-    """Raises SourceGone unless every disk of it exists and can be captured now."""
+def check_source(source: Source) -> list[Volume]:
+    """Return the disks that a snapshot of it captures. Raises SourceGone unless each exists and can be captured now."""
     if source.deleted_at is not None:
         raise SourceGone(_("“%(name)s” has been deleted. Choose another one.") % {"name": source.name})
     if not source.location.active:
@@ -360,6 +360,7 @@ def check_source(source: Source) -> None:
         raise SourceGone(
             _("“%(name)s” is being restored right now. Try again when that has ended.") % {"name": source.name}
         )
+    return volumes
 
 
 def writers(volumes: list[Volume]) -> OperationQuerySet:
@@ -421,8 +422,7 @@ def check_capturable(source: Source, *, safety: bool = False) -> None:
 
     `safety` is for what is kept before a restore, which some engines keep as copies of the volumes.
     """
-    check_source(source)
-    volumes = volumes_of(source)
+    volumes = check_source(source)
     check_quota(source.project, sum(volume.size_gb for volume in volumes))
     kind = "volumes" if safety and get_driver(source.location).reverts_only_latest else "snapshots"
     for backend_project in {volume.backend_project for volume in volumes}:

@@ -12,6 +12,7 @@ from uuid import UUID
 from django import forms
 from django.core.exceptions import ValidationError
 from django.db.models import Count, OuterRef, Prefetch, Q, QuerySet, Subquery
+from django.db.models.functions import Coalesce
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
@@ -34,12 +35,12 @@ LONGEST_ESTIMATE = timedelta(days=3653)
 def locations_for(user: User, kind: str) -> list[Location]:
     """The active locations with `source_count`, of what this person may capture, and `rate_micro`, None if not sold."""
     sources = Volume if kind == Kind.VOLUME else VirtualMachine
-    mine = sources.objects.changeable_by(user).present().order_by().values_list("location")
-    counts = dict(mine.annotate(Count("pk")))
+    mine = sources.objects.changeable_by(user).present().filter(location=OuterRef("pk")).order_by().values("location")
+    count = Coalesce(Subquery(mine.annotate(count=Count("pk")).values("count")), 0)
     rates = billing.rates_at(kind=SERVICE_KINDS[Kind(kind)], at=timezone.now())
-    locations = list(Location.objects.active())
+    locations: list[Any] = list(Location.objects.active().annotate(source_count=count))
     for location in locations:
-        location.source_count, location.rate_micro = counts.get(location.pk, 0), rates.get(location.pk)
+        location.rate_micro = rates.get(location.pk)
     return locations
 
 

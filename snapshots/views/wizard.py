@@ -54,8 +54,7 @@ def step(request: HttpRequest, draft_id: UUID, step: str) -> HttpResponse:
 
 def made_from(draft: Draft) -> Snapshot | BackupSchedule | None:
     """What was created when the draft was confirmed."""
-    model = BackupSchedule if draft.kind == Kind.BACKUP else Snapshot
-    return model.objects.filter(draft=draft).first()
+    return getattr(draft, "snapshot", None) or getattr(draft, "schedule", None)
 
 
 def page_of(made: Snapshot | BackupSchedule) -> str:
@@ -82,7 +81,7 @@ def take_snapshot_of(request: HttpRequest, volume_id: UUID) -> HttpResponse:
 
 
 DRAFT_RELATED = (
-    *("location", "project__customer"),
+    *("location", "project__customer", "snapshot", "schedule"),
     *("volume__project__customer", "volume__location", "volume__vm", "vm__project__customer", "vm__location"),
 )
 
@@ -282,13 +281,13 @@ def price(quote: billing.Quote) -> dict[str, str]:
 def facts(draft: Draft) -> list[dict[str, Any]]:
     location, source = draft.location, draft.source
     assert location is not None and source is not None
-    size: dict[str, object] = {"name": source.name, "size": format_count(services.size_of(source))}
     rows: list[tuple[str, object, str | None]] = [
         (_("Location"), f"{location.code} · {location.city}, {location.country_name}", "location"),
         (_("Project"), draft.project, "project"),
     ]
     if isinstance(source, Volume):
-        rows.append((_("Volume"), _("%(name)s · %(size)s GB") % size, "volume"))
+        size = format_count(source.size_gb)
+        rows.append((_("Volume"), _("%(name)s · %(size)s GB") % {"name": source.name, "size": size}, "volume"))
         rows.append((_("Attached to"), source.vm or "–", None))
     else:
         volumes = services.volumes_of(source)

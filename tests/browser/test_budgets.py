@@ -215,5 +215,5 @@ def test_no_page_asks_the_database_more_than_it_may(
         for path in pages:
             with CaptureQueriesContext(connection) as queries:
                 assert client.get(path).status_code == 200, path
-            asked[path] = len(queries)
+            asked[path] = sum("SAVEPOINT" not in query["sql"] for query in queries)
     assert {path: count for path, count in asked.items() if count > MOST_QUERIES} == {}
