@@ -229,7 +229,6 @@ INSTALLED_APPS = [
     "allauth.usersessions",
     "django_htmx",
     "django_include_bootstrap",
-    "heroicons",
     "template_partials",
     "django_tasks",
     "django_tasks_db",
@@ -442,6 +441,11 @@ TIME_ZONE = "UTC"
 STATIC_URL = "static/"
 STATIC_ROOT = DATA_DIR / "static"
 STATICFILES_DIRS = [BASE_DIR / "static"]
+STATICFILES_FINDERS = [
+    "django.contrib.staticfiles.finders.FileSystemFinder",
+    "django.contrib.staticfiles.finders.AppDirectoriesFinder",
+    "cng_portal.icons.SpriteFinder",
+]
 STORAGES = {
     "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
     "staticfiles": {"BACKEND": "whitenoise.storage.CompressedManifestStaticFilesStorage"},

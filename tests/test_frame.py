@@ -143,7 +143,7 @@ def test_steps_that_are_done_are_links_and_the_current_one_is_marked() -> None:
         {"label": "Name", "state": "upcoming", "url": "/3/"},
     ]
     html = component("step_list", steps=steps)
-    assert re.findall(r'href="([^"]+)"', html) == ["/1/"]
+    assert re.findall(r'<a [^>]*href="([^"]+)"', html) == ["/1/"]
     assert html.count('aria-current="step"') == 1
 
 
@@ -254,7 +254,7 @@ def test_every_text_and_control_has_enough_contrast(theme: int) -> None:
 @pytest.mark.django_db
 def test_the_first_page_sends_at_most_120_kb_and_nothing_from_elsewhere() -> None:
     page = Client().get("/accounts/login/")
-    links = re.findall(r'(?:src|href)="(/static/[^"]+)"', page.content.decode())
+    links = set(re.findall(r'(?:src|href)="(/static/[^"#]+)', page.content.decode()))
     assert {Path(link).name for link in links} >= {
         "bootstrap.min.css",
         "tokens.css",

@@ -17,34 +17,27 @@ from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
-from heroicons.templatetags.heroicons import heroicon_micro, heroicon_mini, heroicon_outline, heroicon_solid
 from PIL import Image
 
 from cng_portal.accounts.preferences import date_pattern, month_pattern
 from cng_portal.formats import current_locale
+from cng_portal.icons import SPRITE, SYMBOLS
 from cng_portal.optional import optional
 
 register = template.Library()
 
-ICON_STYLES = {
-    "outline": heroicon_outline,
-    "solid": heroicon_solid,
-    "mini": heroicon_mini,
-    "micro": heroicon_micro,
-}
-
-
-@cache
-def render_icon(name: str, size: int, style: str, css_class: str) -> str:
-    # every icon stands beside its word, so it says nothing to a screen reader
-    attrs = {"class": css_class, "aria_hidden": "true", "focusable": "false"}
-    return ICON_STYLES[style](name, size=size, **attrs)
-
 
 @register.simple_tag
-def icon(name: str, size: int = 20, style: str = "outline", css_class: str = "icon") -> str:
-    """A heroicon as inline SVG: `{% icon "camera" 16 "mini" %}`. Decorative: the word beside it carries the meaning."""
-    return render_icon(str(name), size, str(style), str(css_class))
+def icon(name: str, size: int = 20, style: str = "outline", css_class: str = "icon") -> SafeString:
+    """Draw an icon of the sprite: `{% icon "camera" 16 "micro" %}`. It is decorative, the text beside it says the same."""
+    return format_html(
+        '<svg class="{}" width="{}" height="{}" aria-hidden="true"><use href="{}#{}"/></svg>',
+        css_class,
+        size,
+        size,
+        static(SPRITE),
+        SYMBOLS[style, name],
+    )
 
 
 @register.simple_tag

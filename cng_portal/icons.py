@@ -1,0 +1,74 @@
+"""The icons of the pages as one SVG sprite, built from the heroicons package when static files are collected.
+
+`{% icon %}` of templatetags/portal.py refers to a symbol of it. A page then has no paths in it, and browsers load the file
+once. Add a name below to use another icon; tests/test_icons.py holds the list against the templates.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from django.conf import settings
+from django.contrib.staticfiles.finders import BaseFinder
+from django.core.files.storage import FileSystemStorage
+from heroicons.templatetags.heroicons import heroicon_micro, heroicon_mini, heroicon_outline
+
+SPRITE = "icons.svg"
+# Lines at 24 px, filled shapes at 20 px ("mini") and at 16 px ("micro").
+DRAWINGS = {"outline": heroicon_outline, "mini": heroicon_mini, "micro": heroicon_micro}
+NAMES = {
+    "outline": (
+        "archive-box arrow-down-tray arrow-path arrow-right-start-on-rectangle arrow-uturn-left banknotes bars-3 bell "
+        "bell-alert bolt calendar-days camera check circle-stack clipboard-document-list clock command-line "
+        "computer-desktop exclamation-triangle eye finger-print folder funnel home key list-bullet lock-closed lock-open "
+        "magnifying-glass moon pause pencil-square play plus question-mark-circle scale server shield-check "
+        "shield-exclamation square-2-stack squares-2x2 sun trash user-circle users wrench-screwdriver x-mark"
+    ).split(),
+    "mini": (
+        "check-circle ellipsis-vertical envelope exclamation-circle exclamation-triangle information-circle plus x-circle"
+    ).split(),
+    "micro": (
+        "arrow-down-tray arrow-path check check-circle chevron-double-left chevron-down chevron-left chevron-right clock "
+        "exclamation-circle exclamation-triangle lock-closed minus-circle pause play plus stop trash"
+    ).split(),
+}
+SYMBOLS = {(style, name): f"{name}-{style}" for style, names in NAMES.items() for name in names}
+
+
+def build_sprite() -> str:
+    sprite = ElementTree.Element("svg", xmlns="http://www.w3.org/2000/svg")
+    for (style, name), symbol in SYMBOLS.items():
+        drawing = ElementTree.fromstring(DRAWINGS[style](name))
+        drawing.tag = "symbol"
+        for attribute in ("width", "height", "aria-hidden"):
+            del drawing.attrib[attribute]
+        drawing.set("id", symbol)
+        sprite.append(drawing)
+    return ElementTree.tostring(sprite, encoding="unicode")
+
+
+class SpriteFinder(BaseFinder):
+    """Offer the sprite to `collectstatic`, and to the servers that serve static files uncollected."""
+
+    storage = FileSystemStorage(settings.DATA_DIR / "icons")
+
+    def list(self, ignore_patterns: Iterable[str] | None) -> Iterator[tuple[str, FileSystemStorage]]:
+        self.write()
+        yield SPRITE, self.storage
+
+    def find(self, path: str, find_all: bool = False, **kwargs: Any) -> Any:
+        if path != SPRITE:
+            return []
+        file = str(self.write())
+        return [file] if find_all else file
+
+    def write(self) -> Path:
+        path, sprite = Path(self.storage.path(SPRITE)), build_sprite()
+        if not path.exists() or path.read_text() != sprite:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draft = path.with_suffix(f".{os.getpid()}")
+            draft.write_text(sprite)
+            draft.replace(path)  # other processes read the old sprite or the new one, never a part of it
+        return path
