@@ -33,18 +33,37 @@ logconfig_dict = settings.LOGGING | {
     }
 }
 
-# Each web process keeps its numbers in a file of its own here, and whichever is asked for /metrics adds them up.
-METRICS = settings.DATA_DIR / "metrics"
-os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(METRICS)
+# Each web process writes its request times to files of its own here, and whichever is asked for /metrics adds them up.
+# systemd's RuntimeDirectory is in memory, where a full disk does not matter.
+METRICS = Path(os.environ.get("RUNTIME_DIRECTORY") or settings.DATA_DIR) / "metrics"
+os.environ["METRICS_DIR"] = str(METRICS)
+# The files are mapped into memory, and writing to a part that the disk has no room for kills the process. So each worker
+# reserves as much as all views, methods and statuses can need before it starts; see tests/test_metrics.py.
+METRICS_BYTES = {"histogram": 16 * 2**20, "counter": 2**16}
 
 
 def on_starting(server: Any) -> None:
     shutil.rmtree(METRICS, ignore_errors=True)
-    METRICS.mkdir()
+    try:
+        METRICS.mkdir()
+    except OSError as error:
+        server.log.warning("Request times are not measured: %s", error)
     # Loaded once before any worker is: a start that is refused is then one sentence, and not one from each of them.
     refused = subprocess.run([sys.executable, "-c", "import cng_portal.wsgi"]).returncode
     if refused:
         sys.exit(refused)
+
+
+def post_fork(server: Any, worker: Any) -> None:
+    try:
+        for kind, size in METRICS_BYTES.items():
+            with open(METRICS / f"{kind}_{worker.pid}.db", "ab") as file:
+                os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
+        server.log.warning("The request times of this worker are not measured: %s", error)
+    else:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(METRICS)  # prometheus_client reads it when the worker imports it
 
 
 def post_worker_init(worker: Any) -> None:
@@ -56,6 +75,7 @@ def post_worker_init(worker: Any) -> None:
 
 
 def child_exit(server: Any, worker: Any) -> None:
-    from prometheus_client.multiprocess import mark_process_dead
-
-    mark_process_dead(worker.pid)
+    # What it measured still counts; the rest of what it reserved is given back.
+    for path in METRICS.glob(f"*_{worker.pid}.db"):
+        with open(path, "r+b") as file:
+            file.truncate(int.from_bytes(file.read(4), sys.byteorder))

@@ -15,7 +15,7 @@ from django.db.migrations.loader import MigrationLoader
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, JsonResponse
 from django.utils import timezone
 
-from cng_portal import metrics
+from cng_portal import full_disk, metrics
 from cng_portal.inventory.models import Location
 
 logger = logging.getLogger(__name__)
@@ -52,9 +52,9 @@ def healthz(request: HttpRequest) -> HttpResponse:
 def readyz(request: HttpRequest) -> HttpResponse:
     """`{"status": …, "parts": {part: "ok" or what is wrong}}`. Four queries at most.
 
-    200 and `ready`; 200 and `degraded` when a storage does not answer: the portal still shows, bills and deletes, and
-    taking every web server away for one location would help nobody; 503 and `not ready` when requests cannot be
-    served, which is also so when no storage answers at all.
+    200 and `ready`; 200 and `degraded` when a storage does not answer or the disk is full: pages still read, and taking
+    every web server away for one location would help nobody; 503 and `not ready` when requests cannot be served, which
+    is also so when no storage answers at all.
     """
     parts: dict[str, str] = {}
     serves = True
@@ -67,6 +67,8 @@ def readyz(request: HttpRequest) -> HttpResponse:
         serves = serves and parts[name] == OK
     storages = storage_parts() if serves else {}
     parts |= storages
+    if serves and full_disk.is_full():
+        parts["disk"] = "full: pages read, but nothing can be changed"
     if storages and all(text == SILENT for text in storages.values()):
         serves = False
     status = "ready" if all(text == OK for text in parts.values()) else "degraded" if serves else "not ready"

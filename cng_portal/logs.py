@@ -6,10 +6,12 @@ time: the request's id, the operation's id, the duty. Secrets are taken out last
 
 import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 import structlog
 from django.conf import settings
+from django.db import DatabaseError
 from django.http import HttpRequest, HttpResponse
 from django.urls import Resolver404, resolve
 from django_structlog.middlewares.request import RequestMiddleware as StructlogMiddleware
@@ -144,6 +146,11 @@ class RequestMiddleware(StructlogMiddleware):
         for name in SECRET_ARGUMENTS & match.kwargs.keys():
             path = path.replace(str(match.kwargs[name]), HIDDEN)
         return f"{request.method} {path}"
+
+    @staticmethod
+    def bind_user_id(request: HttpRequest) -> None:
+        with suppress(DatabaseError):  # the line of a request that failed has to be written without a database, too
+            StructlogMiddleware.bind_user_id(request)
 
     @classmethod
     def bind_ip(cls, request: HttpRequest) -> None:

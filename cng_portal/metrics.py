@@ -63,8 +63,9 @@ def metrics(request: HttpRequest) -> HttpResponse:
         refused["WWW-Authenticate"] = 'Bearer realm="metrics"'
         return refused
     registry = CollectorRegistry()
-    if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
-        MultiProcessCollector(registry)  # the sum of all web processes, whichever of them is asked
+    if folder := os.environ.get("METRICS_DIR"):  # of gunicorn.conf.py
+        if os.path.isdir(folder):
+            MultiProcessCollector(registry, folder)  # the sum of all web processes, whichever of them is asked
     else:
         registry.register(REQUEST_SECONDS)
         registry.register(SILENCES)

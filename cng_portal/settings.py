@@ -305,8 +305,9 @@ if default_database["ENGINE"] == "django.db.backends.sqlite3":
         # or INSERT OR REPLACE would get past the triggers that keep rows from being deleted
         "PRAGMA recursive_triggers=ON;",
     }
-    # To open the file again for each request takes as long as all of its queries. A test ends with its connections.
-    default_database["CONN_MAX_AGE"] = 0 if TESTING else 60
+    # Opening the file again for each request takes as long as all of its queries. And while a process holds it open, the
+    # files that readers share exist: a full disk has no room to create them. A test ends with its connections.
+    default_database["CONN_MAX_AGE"] = 0 if TESTING else None
     # A file and not memory: tests start processes and threads of their own that need the same database.
     default_database["TEST"] = {"NAME": str(DATA_DIR / "test.sqlite3")}
 else:

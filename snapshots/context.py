@@ -7,6 +7,7 @@ from django.utils.functional import SimpleLazyObject
 from django.utils.translation import gettext as _
 
 from billing.access import billed_customer
+from cng_portal import full_disk
 
 from .views.bell import in_progress
 
@@ -22,6 +23,7 @@ def frame(request: HttpRequest) -> dict[str, object]:
     return {
         "menu": Menu(section=section_of(path), has_bills=billed_customer(user) is not None),
         "can_create": bool(user.changeable_project_ids),
+        "disk_is_full": full_disk.is_full,
         "in_progress": SimpleLazyObject(lambda: in_progress(user)),
     }
 

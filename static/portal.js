@@ -258,7 +258,7 @@
   document.addEventListener("htmx:responseError", (event) => {
     const status = event.detail.xhr.status;
     const texts = announcer()?.dataset;
-    fail(event, status === 403 ? texts?.forbidden : status === 404 ? texts?.gone : status === 503 ? texts?.maintained : texts?.failed);
+    fail(event, status === 403 ? texts?.forbidden : status === 404 ? texts?.gone : status === 503 ? texts?.maintained : status === 507 ? texts?.full : texts?.failed);
   });
 
   document.addEventListener("htmx:afterSettle", (event) => {

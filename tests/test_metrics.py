@@ -3,6 +3,7 @@
 import http.client
 import os
 import re
+import runpy
 import signal
 import socket
 import subprocess
@@ -11,17 +12,21 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import psutil
 import pytest
 from django.conf import settings as django_settings
 from django.db import connection
 from django.test import Client
+from django.urls import get_resolver
 from django.utils import timezone
 from django_tasks_db.models import DBTaskResult
+from prometheus_client.mmap_dict import mmap_key
 from prometheus_client.parser import text_string_to_metric_families
 from pytest_django import Settings
 
+from cng_portal.metrics import REQUEST_SECONDS
 from cng_portal.watch import services as watch
 from cng_portal.watch.models import Process
 from snapshots import operations, watching
@@ -301,3 +306,29 @@ def test_whichever_process_is_asked_tells_of_all_and_a_killed_one_takes_nothing_
     os.kill(victim.pid, signal.SIGKILL)
     psutil.wait_procs([victim], timeout=10)
     assert {count() for _ in range(12)} == {before + 40}
+
+
+def test_what_a_worker_reserves_is_enough_for_every_label() -> None:
+    """Files that grow would be written to beyond what the disk has room for."""
+
+    def names(resolver: Any) -> Iterator[str]:
+        for pattern in resolver.url_patterns:
+            if hasattr(pattern, "url_patterns"):
+                yield from (f"{pattern.namespace or ''}:{name}" for name in names(pattern))
+            else:
+                yield str(pattern.name)
+
+    conf = runpy.run_path(str(django_settings.BASE_DIR / "gunicorn.conf.py"))
+    buckets = [*REQUEST_SECONDS._upper_bounds, "sum"]
+    needed = 8
+    for name in [*names(get_resolver()), "none"]:
+        labels = [name, "other", "5xx", "0.025"]
+        key = mmap_key(
+            "portal_request_seconds",
+            "portal_request_seconds_bucket",
+            ["view", "method", "status", "le"],
+            labels,
+            REQUEST_SECONDS._documentation,
+        )
+        needed += (len(key) + 32) * len(buckets) * len(["GET", "POST", "other"]) * len(["2xx", "3xx", "4xx", "5xx"])
+    assert needed < conf["METRICS_BYTES"]["histogram"]

@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Iterable
 from datetime import datetime, timedelta
+from functools import partial
 
 from allauth.account.adapter import get_adapter
 from allauth.usersessions.models import UserSession
@@ -16,6 +17,9 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.translation import gettext as _
+
+from cng_portal import full_disk
+from cng_portal.optional import optional
 
 from . import activity
 from .models import User
@@ -78,10 +82,15 @@ def see(request: HttpRequest) -> None:
     seen_at = request.session.get(SEEN)
     if seen_at is None or not user.is_authenticated or time.time() - seen_at < SEEN_EVERY_SECONDS:
         return
-    request.session[SEEN] = time.time()
+    if not full_disk.is_full():
+        optional("session last seen", partial(record_seen, request), None)
+
+
+def record_seen(request: HttpRequest) -> None:
     UserSession.objects.filter(session_key=request.session.session_key).update(
         last_seen_at=timezone.now(), ip=address_of(request) or "::"
     )
+    request.session[SEEN] = time.time()
 
 
 def is_over(request: HttpRequest) -> bool:

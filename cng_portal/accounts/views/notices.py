@@ -1,5 +1,6 @@
 """The bell: what a person has been told."""
 
+from functools import partial
 from uuid import UUID
 
 from django.http import HttpRequest, HttpResponse
@@ -8,6 +9,7 @@ from django.utils import timezone
 from django.views.decorators.http import require_POST, require_safe
 
 from cng_portal.accounts import notices
+from cng_portal.optional import optional
 
 
 @require_safe
@@ -23,7 +25,7 @@ def open_notice(request: HttpRequest, notice_id: UUID) -> HttpResponse:
     mine = request.user.notices.filter(pk=notice_id)
     notice = get_object_or_404(mine)
     if request.impersonator is None:
-        notices.mark_seen(mine, now=timezone.now())
+        optional("notice seen", partial(notices.mark_seen, mine, now=timezone.now()), None)
     return redirect(notice.url or "accounts:notices")
 
 

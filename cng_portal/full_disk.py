@@ -1,0 +1,49 @@
+"""A full disk: pages still read, what can't be written is refused in words, and `/readyz` names the reason."""
+
+import errno
+import shutil
+import sqlite3
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from django.db import connection
+from django.http import HttpRequest, HttpResponse
+from django.template.loader import render_to_string
+from django.views import defaults
+from psycopg import errors
+
+# What one small write may need: pages of the table, of its indexes and of the log.
+RESERVE_BYTES = 2**20
+
+
+def is_full() -> bool:
+    """Whether the embedded database has no room left. A PostgreSQL server looks after its own disk."""
+    if connection.vendor != "sqlite":
+        return False
+    return shutil.disk_usage(Path(connection.settings_dict["NAME"]).parent).free < RESERVE_BYTES
+
+
+def is_cause_of(error: BaseException | None) -> bool:
+    return any(says_full(each) for each in chain(error))
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def says_full(error: BaseException) -> bool:
+    if isinstance(error, errors.DiskFull) or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
+        return True
+    code = getattr(error, "sqlite_errorcode", None)
+    # SQLite reports an I/O error when it finds no room for the file that its readers share.
+    return code == sqlite3.SQLITE_FULL or (code is not None and code & 0xFF == sqlite3.SQLITE_IOERR and is_full())
+
+
+def server_error(request: HttpRequest) -> HttpResponse:
+    """Django's handler500, called while the exception is handled."""
+    if is_cause_of(sys.exc_info()[1]):
+        return HttpResponse(render_to_string("507.html"), status=507)
+    return defaults.server_error(request)
