@@ -441,11 +441,10 @@ def look_at_rows(location: Location, now: datetime) -> Iterator[Finding]:
         detail = volume.get_state_display()
         yield Finding("stuck", location.pk, describe_volume(volume), detail, partial(fail_volume, volume.pk))
     silent = now - OVERDUE_AFTER
-    overdue = active.filter(snapshot__location=location).filter(
-        Q(state=Operation.State.RUNNING, lease_until__lt=silent)
-        | Q(state=Operation.State.PENDING, not_before__lt=silent, woken_at__lt=silent)
-    )
-    for operation in in_pages(overdue):
+    lost = active.filter(state=Operation.State.RUNNING, lease_until__lt=silent)
+    unattended = operations.in_turn(now).filter(state=Operation.State.PENDING, not_before__lt=silent)
+    overdue = lost | unattended if operations.lacks_wake_up(now) else lost
+    for operation in in_pages(overdue.filter(snapshot__location=location)):
         yield Finding("overdue", location.pk, f"{operation} · {operation.pk}", mend=partial(wake, now))
 
 

@@ -1,8 +1,10 @@
-"""The life of an operation: asked for, woken, claimed under a lease, finished once.
+"""The life of an operation: requested, claimed by a worker under a lease, finished once.
 
 Nothing here touches storage. Every write to an operation is a compare-and-set that names the attempt, so that a worker
-whose lease ran out cannot change what its successor does. Wake-ups may be lost or doubled without harm: a doubled one
-finds nothing to claim, and `reconcile` repeats a lost one.
+whose lease ran out cannot change what its successor does.
+
+A task in the queue wakes a worker and names no operation: `claim_next` decides what runs next. A worker goes on claiming
+until nothing may run, so wake-ups may be lost or doubled without harm, and `reconcile` queues one where none is left.
 """
 
 import logging
@@ -15,23 +17,28 @@ from uuid import UUID
 
 from django.conf import settings
 from django.db import close_old_connections, connection, transaction
-from django.db.models import DateTimeField, F, Q, Value, Window
+from django.db.models import Case, Count, DateTimeField, F, Q, Value, When, Window
 from django.db.models.functions import Coalesce, Least, RowNumber
 from django.utils import timezone
+from django_tasks_db.models import DBTaskResult
 
 from cng_portal import logs
 from cng_portal.accounts import activity
+from cng_portal.accounts.models import Customer
 from cng_portal.accounts.services import lock_customer
+from cng_portal.watch import services as watch
 
 from .drivers.base import Interrupted
-from .models import Draft, Operation
+from .models import Draft, Operation, OperationQuerySet
 
 logger = logging.getLogger(__name__)
 
-# A pending operation that nobody took for this long gets another wake-up call.
-WAKE_AGAIN_AFTER = timedelta(seconds=60)
-WOKEN_AT_ONCE = 1_000
+RECONCILED_AT_ONCE = 1_000
 LONGEST_PAUSE = timedelta(minutes=10)
+# While something else holds the disk: how long it takes to notice that it is free again.
+LONGEST_BUSY_PAUSE = timedelta(minutes=1)
+# After this a background read has waited long enough to be treated like any other operation.
+BACKGROUND_WAITS = timedelta(hours=1)
 PROGRESS_EVERY_SECONDS = 1.0
 KEEP_DRAFTS = timedelta(days=30)
 # of one person, who may begin as many as a program can
@@ -46,34 +53,90 @@ class LeaseLost(Interrupted):
     """Somebody else has this operation now; whatever is not written yet must not be."""
 
 
-def enqueue(operation: Operation, *, at: datetime | None = None) -> None:
-    """Send the wake-up call, inside the caller's transaction; `at` delays it."""
-    from .tasks import run_operation
+def enqueue_wake_up(*, at: datetime | None = None) -> None:
+    """Wake a worker once the caller's transaction is committed, or at the instant `at`."""
+    from .tasks import run_waiting_operations
 
-    task = run_operation.using(run_after=at) if at else run_operation
-    task.enqueue(str(operation.pk))
+    task = run_waiting_operations.using(run_after=at) if at else run_waiting_operations
+    task.enqueue()
 
 
 def create_operation(**fields: Any) -> Operation:
     operation = Operation.objects.create(**fields, request_id=logs.request_id())
     activity.record(act=f"snapshot.{operation.kind}", actor=operation.requested_by, thing=operation.snapshot)
-    enqueue(operation)
+    enqueue_wake_up()
     with logs.within(operation_id=str(operation.pk)):
         logger.info("Asked for: %s", operation.kind)
     return operation
 
 
 def put_off(now: datetime) -> Q:
-    """By an error, until later. What has none can be taken at once: the clock of who asked for it may be ahead of ours."""
+    """Backed off after an error. Operations without one are due at once: the requester's clock may be ahead of ours."""
     return Q(not_before__gt=now) & ~Q(error="")
 
 
-def claim(operation_id: UUID | str, *, now: datetime | None = None) -> Operation | None:
-    """Take a waiting operation, or one whose lease ran out, with a new attempt number; None if there is none to take."""
-    given, now = now, now or timezone.now()
-    claimable = Operation.objects.filter(pk=operation_id).filter(
-        Q(~put_off(now), state=Operation.State.PENDING) | Q(state=Operation.State.RUNNING, lease_until__lt=now)
+def waiting(now: datetime) -> OperationQuerySet:
+    """The operations that a worker could claim, those of dead workers among them."""
+    pending, lost = (
+        Q(~put_off(now), state=Operation.State.PENDING),
+        Q(state=Operation.State.RUNNING, lease_until__lt=now),
     )
+    return Operation.objects.active().filter(pending | lost)
+
+
+def in_turn(now: datetime) -> OperationQuerySet:
+    """The waiting operations that a free worker may claim now, the first in turn first. Two queries, and one of its own.
+
+    1. The last free worker takes no long operation of a customer that has one running, so that nobody waits behind
+       another customer's long work. With a single worker there is nothing to keep free.
+    2. Customers' work goes before background reads, which never take the last free worker either. One that has waited
+       for BACKGROUND_WAITS is treated like any other operation.
+    3. The customer with the fewest running operations comes first, then the one that was served the longest ago, then
+       the oldest operation.
+    """
+    active = Operation.objects.active().filter(state=Operation.State.RUNNING, lease_until__gte=now).order_by()
+    running = dict(active.values_list("snapshot__customer").annotate(Count("pk")))
+    workers = watch.count_workers(now)
+    in_background = Operation.BACKGROUND & Q(created_at__gt=now - BACKGROUND_WAITS)
+    allowed = waiting(now)
+    if workers > 1 and workers - sum(running.values()) <= 1:
+        is_long = ~Q(kind__in=[Operation.Kind.DELETE, Operation.Kind.CLEAN_UP])
+        allowed = allowed.exclude(in_background | (is_long & Q(snapshot__customer__in=running)))
+    # PostgreSQL sorts by no constant, which a Case without conditions is
+    loads = [When(snapshot__customer=pk, then=count) for pk, count in running.items()]
+    last_served_at = F("snapshot__customer__last_served_at")
+    # an instant ahead of now is of a clock that was set back since
+    served_at = Case(When(snapshot__customer__last_served_at__lte=now, then=last_served_at))
+    return allowed.order_by(
+        Case(When(in_background, then=1), default=0),
+        *([Case(*loads, default=0)] if loads else []),
+        served_at.asc(nulls_first=True),
+        "created_at",
+        "pk",
+    )
+
+
+def claim_next(*, now: datetime | None = None) -> Operation | None:
+    """Claim the operation whose turn it is. None when none may run now.
+
+    Under the customer's lock, so that two workers do not both give the same customer its last place.
+    """
+    given, now = now, now or timezone.now()
+    while first := in_turn(now).values_list("pk", "snapshot__customer_id").first():
+        operation_id, customer_id = first
+        with transaction.atomic():
+            lock_customer(customer_id)
+            still_in_turn = in_turn(now).filter(pk=operation_id).exists()
+            if still_in_turn and (operation := claim(operation_id, now=given)):
+                Customer.objects.filter(pk=customer_id).update(last_served_at=now)
+                return operation
+    return None
+
+
+def claim(operation_id: UUID | str, *, now: datetime | None = None) -> Operation | None:
+    """Claim this operation with a new attempt number, whatever else waits. None if it does not wait."""
+    given, now = now, now or timezone.now()
+    claimable = waiting(now).filter(pk=operation_id)
     attempt = claimable.values_list("attempt", flat=True).first()
     if attempt is None:
         return None
@@ -186,61 +249,72 @@ def finish(
     logger.info("Ended: %s", f"{state}. {error}" if error else state)
 
 
-def hand_back(
-    operation: Operation, *, interrupted: bool = False, retry_in: timedelta = timedelta(), error: str = ""
-) -> None:
-    """Let another attempt have it: at once after an interruption, later after an error that may pass. Ours or no-op."""
+def release(operation: Operation, *, counted: bool = True, retry_in: timedelta = timedelta(), error: str = "") -> None:
+    """Give the operation back for another attempt: at once, or later after an error that may pass. No-op if not ours.
+
+    `counted`: whether this attempt counts towards settings.OPERATION_MAX_ATTEMPTS.
+    """
     at = timezone.now() + retry_in
     with transaction.atomic():
-        handed_back = update(
+        released = update(
             operation,
             state=Operation.State.PENDING,
             lease_until=None,
             not_before=at,
-            woken_at=at,
             error=error,
-            interruptions=F("interruptions") + int(interrupted),
+            interruptions=F("interruptions") + int(not counted),
         )
-        if handed_back:
-            enqueue(operation, at=at if retry_in else None)
-    logger.info("Handed back: %s", "interrupted" if interrupted else error)
+        if released:
+            enqueue_wake_up(at=at if retry_in else None)
+    logger.info("Released: %s", error or "interrupted")
 
 
 def retry_pause(operation: Operation) -> timedelta:
     """5, 20, 80 … seconds, at most 10 minutes."""
-    return timedelta(seconds=min(LONGEST_PAUSE.total_seconds(), 5 * 4**operation.failures))
+    return back_off(operation.failures, LONGEST_PAUSE)
+
+
+def busy_pause(operation: Operation) -> timedelta:
+    """5, 20, 60, 60 … seconds."""
+    return back_off(operation.attempt - 1, LONGEST_BUSY_PAUSE)
+
+
+def back_off(before: int, longest: timedelta) -> timedelta:
+    return min(longest, timedelta(seconds=5 * 4 ** min(before, 10)))
 
 
 def reconcile(*, now: datetime | None = None) -> int:
-    """Wake what was forgotten: operations of dead workers, and waiting ones whose wake-up call got lost. Returns how
-    many; at most WOKEN_AT_ONCE, and the next round the others.
+    """Repair what got lost. Returns how many operations were made claimable again.
 
-    So is what waits for an instant further ahead than anything is ever put off: the clock was set back since.
+    1. Release the operations whose worker died, at most RECONCILED_AT_ONCE; the next round does the others.
+    2. The same for what a clock that was set back since has put off: leases and pauses longer than there are any.
+    3. Queue wake-ups if none is left although an operation may run.
     """
     now = now or timezone.now()
-    far_ahead = now + LONGEST_PAUSE + WAKE_AGAIN_AFTER
-    forgotten = Operation.objects.active().filter(
+    longest_lease = 2 * timedelta(seconds=settings.OPERATION_LEASE_SECONDS)
+    lost = Operation.objects.active().filter(
         Q(state=Operation.State.RUNNING, lease_until__lt=now)
-        | Q(
-            state=Operation.State.RUNNING, lease_until__gt=now + 2 * timedelta(seconds=settings.OPERATION_LEASE_SECONDS)
-        )
-        | Q(state=Operation.State.PENDING, not_before__lte=now, woken_at__lt=now - WAKE_AGAIN_AFTER)
-        | Q(state=Operation.State.PENDING, not_before__gt=far_ahead)
-        | Q(state=Operation.State.PENDING, woken_at__gt=far_ahead)
+        | Q(state=Operation.State.RUNNING, lease_until__gt=now + longest_lease)
+        | Q(state=Operation.State.PENDING, not_before__gt=now + LONGEST_PAUSE + longest_lease)
     )
-    woken = 0
+    released = 0
     # all are read before the first is changed: SQLite lets nobody write who has not read to the end what others change
-    for operation in list(forgotten.order_by("not_before")[:WOKEN_AT_ONCE]):
-        with transaction.atomic():
-            # compare-and-set, so that of two schedulers only one sends the call
-            same = forgotten.filter(pk=operation.pk, attempt=operation.attempt, woken_at=operation.woken_at)
-            waits_since = Least("not_before", Value(now, output_field=DateTimeField()))
-            if same.update(state=Operation.State.PENDING, lease_until=None, woken_at=now, not_before=waits_since):
-                enqueue(operation)
-                woken += 1
-                with logs.within(operation_id=str(operation.pk), request_id=operation.request_id):
-                    logger.warning("Woken again: nobody had taken it, or its worker died")
-    return woken
+    for operation in list(lost.order_by("not_before")[:RECONCILED_AT_ONCE]):
+        due_at = Least("not_before", Value(now, output_field=DateTimeField()))
+        mine = lost.filter(pk=operation.pk, attempt=operation.attempt)
+        if mine.update(state=Operation.State.PENDING, lease_until=None, not_before=due_at):
+            released += 1
+            with logs.within(operation_id=str(operation.pk), request_id=operation.request_id):
+                logger.warning("Released: its worker died, or the clock was set back")
+    if lacks_wake_up(now):
+        for _worker in range(min(in_turn(now).count(), max(1, watch.count_workers(now)))):
+            enqueue_wake_up()
+    return released
+
+
+def lacks_wake_up(now: datetime) -> bool:
+    """Whether an operation may run and no wake-up is queued for it."""
+    return in_turn(now).exists() and not DBTaskResult.objects.ready().exists()
 
 
 def forget_old_drafts(*, now: datetime | None = None) -> int:

@@ -12,12 +12,12 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from django.conf import settings
-from django.db import transaction
+from django.db import close_old_connections, transaction
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.functional import Promise
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy, override
+from django.utils.translation import gettext_lazy, ngettext, override
 from django_tasks import task
 
 from cng_portal import logs
@@ -35,6 +35,7 @@ from .drivers.base import (
     UNEXPECTED,
     VERIFICATION_VALID_FOR,
     WORKER_DIED,
+    Busy,
     Corrupt,
     Driver,
     Interrupted,
@@ -50,17 +51,21 @@ logger = logging.getLogger(__name__)
 
 
 @task()
-def run_operation(operation_id: str) -> None:
-    carry_out(operation_id)
+def run_waiting_operations() -> None:
+    """Run one operation after the other, in turn, until none may run or the worker stops."""
+    while not operations.stopping.is_set() and (operation := operations.claim_next()):
+        run_claimed(operation)
+        close_old_connections()
 
 
-def carry_out(operation_id: str, *, now: datetime | None = None) -> None:
-    """Carry out one operation if it is there to be had. Never raises for what storage does: the row says how it
-    ended; and when, which is `now` where that is given.
-    """
-    operation = operations.claim(operation_id, now=now)
-    if operation is None:
-        return
+def run_operation(operation_id: UUID, *, now: datetime | None = None) -> None:
+    """Run this operation if it waits, whatever else does. `now` is the instant at which it ends, where that is given."""
+    if operation := operations.claim(operation_id, now=now):
+        run_claimed(operation)
+
+
+def run_claimed(operation: Operation) -> None:
+    """Never raises for what storage does: the row says how it ended."""
     ids = logs.within(operation_id=str(operation.pk), request_id=operation.request_id)
     with ids, override("en"):  # a reason is stored once, for every reader
         logger.info("Attempt %s: %s", operation.attempt, operation.kind)
@@ -73,7 +78,9 @@ def carry_out(operation_id: str, *, now: datetime | None = None) -> None:
         except operations.LeaseLost:
             logger.warning("Operation %s, attempt %s: the lease was lost", operation.pk, operation.attempt)
         except Interrupted:
-            operations.hand_back(operation, interrupted=True)
+            operations.release(operation, counted=False)
+        except Busy as error:
+            wait_until_free(operation, str(error))
         except DamagedDisk as error:
             settle_damage(operation, error)
         except StorageError as error:
@@ -89,7 +96,7 @@ def carry_out(operation_id: str, *, now: datetime | None = None) -> None:
 def settle_failure(operation: Operation, reason: str, *, retryable: bool, cause: str) -> None:
     """Try again after a pause when that can help, else fail with the reason."""
     if retryable and not operation.is_last_attempt:
-        operations.hand_back(operation, retry_in=operations.retry_pause(operation), error=reason)
+        operations.release(operation, retry_in=operations.retry_pause(operation), error=reason)
         return
     with contextlib.suppress(operations.LeaseLost):  # then its new owner settles it
         operations.finish(
@@ -112,6 +119,22 @@ def settle_damage(operation: Operation, error: "DamagedDisk") -> None:
 
     with contextlib.suppress(operations.LeaseLost):  # then its new owner settles it
         operations.finish(operation, Operation.State.FAILED, settle, error=reason, cause=Corrupt.__name__)
+
+
+def wait_until_free(operation: Operation, reason: str) -> None:
+    """Something else holds the disk: try again without counting the attempt, until the deadline after the first one."""
+    assert operation.started_at is not None  # held by the constraint operation_lease
+    hours = settings.OPERATION_DEADLINE_HOURS
+    now = operation.carried_out_at or timezone.now()
+    if operation.may_fail_for_good and now >= operation.started_at + timedelta(hours=hours):
+        given_up = ngettext(
+            "It stayed so for %(hours)s hour, so this was given up.",
+            "It stayed so for %(hours)s hours, so this was given up.",
+            hours,
+        ) % {"hours": hours}
+        settle_failure(operation, f"{reason} {given_up}", retryable=False, cause=Busy.__name__)
+    else:
+        operations.release(operation, counted=False, retry_in=operations.busy_pause(operation), error=reason)
 
 
 def settle_failed(operation: Operation, reason: str, now: datetime) -> None:

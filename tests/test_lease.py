@@ -21,7 +21,7 @@ from cng_portal.watch import services as watch
 from cng_portal.watch.models import Lease, Process
 from snapshots import operations
 from snapshots.models import Operation
-from snapshots.operations import enqueue
+from snapshots.operations import enqueue_wake_up
 from tests.factories import OperationFactory
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
@@ -208,6 +208,6 @@ def test_a_worker_outlives_a_restart_of_its_database(start: Start) -> None:
     connection.close()
     connection.close_pool()
     operation = OperationFactory()
-    enqueue(operation)
+    enqueue_wake_up()
     wait_until(lambda: Operation.objects.get(pk=operation.pk).finished_at, "nothing is done any more")
     assert worker.poll() is None

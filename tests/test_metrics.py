@@ -114,7 +114,7 @@ def test_operations_are_told_by_kind_and_by_how_they_get_on(client: Client) -> N
 def test_what_a_clock_a_little_ahead_has_asked_for_waits_and_is_not_paused() -> None:
     now = timezone.now()
     asked = now + timedelta(milliseconds=300)  # by the web server's clock
-    OperationFactory(created_at=asked, not_before=asked, woken_at=asked)
+    OperationFactory(created_at=asked, not_before=asked)
     OperationFactory(capture=True, not_before=now + timedelta(seconds=5), error="The storage was busy.")
     seen = watching.look(now=now)
     assert {pair: count for pair, count in seen.active.items() if count} == {
@@ -127,8 +127,8 @@ def test_what_a_clock_a_little_ahead_has_asked_for_waits_and_is_not_paused() -> 
 @pytest.mark.django_db
 def test_the_depth_of_the_queue_counts_what_a_worker_could_take_now(client: Client) -> None:
     assert scrape(client)["portal_queue_depth"] == 0
-    operation = operations.create_operation(kind="verify", snapshot=SnapshotFactory())
-    operations.enqueue(operation, at=timezone.now() + timedelta(minutes=5))
+    operations.create_operation(kind="verify", snapshot=SnapshotFactory())
+    operations.enqueue_wake_up(at=timezone.now() + timedelta(minutes=5))
     assert DBTaskResult.objects.count() == 2
     seen = scrape(client)
     assert seen["portal_queue_depth"] == 1

@@ -89,6 +89,8 @@ class Customer(QuotaModel):
     currency = models.CharField(_("currency"), max_length=3, default="MMK")
     time_zone = models.CharField(_("time zone"), max_length=64, default="Asia/Yangon", validators=[validate_time_zone])
     locked_at = models.DateTimeField(default=timezone.now, editable=False)
+    # when a worker last claimed one of its operations, so that customers take turns
+    last_served_at = models.DateTimeField(null=True, editable=False)
     created_at = models.DateTimeField(_("created"), default=timezone.now, editable=False)
 
     class Meta(QuotaModel.Meta):

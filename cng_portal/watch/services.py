@@ -33,11 +33,13 @@ class Heartbeat:
     def __init__(self, kind: Process.Kind) -> None:
         self.process = Process(kind=kind, host=socket.gethostname(), pid=os.getpid())
         self.id = str(self.process.pk)
-        self.done = threading.Event()
+        self.begun, self.done = threading.Event(), threading.Event()
         self.thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def __enter__(self) -> "Heartbeat":
+        """Returns once the row is there, or could not be written: from then on the process counts as running."""
         self.thread.start()
+        self.begun.wait()
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -45,7 +47,10 @@ class Heartbeat:
         self.thread.join()
 
     def _run(self) -> None:
-        self._write(self._begin)
+        try:
+            self._write(self._begin)
+        finally:
+            self.begun.set()
         while not self.done.wait(BEAT_SECONDS):
             self._write(self._beat)
         self._write(self.process.delete)
@@ -65,6 +70,11 @@ class Heartbeat:
             logger.warning("The sign of life of process %s could not be written", self.id, exc_info=True)
         finally:
             connection.close()  # none is held between two beats
+
+
+def count_workers(now: datetime) -> int:
+    """How many workers run: those that gave a sign of life lately."""
+    return Process.objects.filter(kind=Process.Kind.WORKER, seen_at__gt=now - SILENT_AFTER).count()
 
 
 def hold_lease(name: str, *, holder: str, seconds: float) -> bool:

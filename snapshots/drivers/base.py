@@ -107,8 +107,8 @@ class Busy(StorageError):
 
     retryable = True
     advice = _(
-        "Something else held the disk for longer than all attempts took. See what does: another operation, an import, a job "
-        "of the storage's own. Then try again."
+        "Something else held the disk until the deadline of the operation. See what does: another operation, an import, a "
+        "job of the storage's own. Then try again."
     )
 
 

@@ -348,14 +348,20 @@ class OperationQuerySet(models.QuerySet["Operation"]):
     def active(self) -> Self:
         return self.filter(finished_at=None)
 
+    def background(self) -> Self:
+        return self.filter(Operation.BACKGROUND)
+
 
 class Operation(models.Model):
-    """A piece of work for the storage. This row is the truth about it; a task in the queue is only the wake-up call.
+    """A piece of work for the storage. This row is the truth about it; a task in the queue only wakes a worker.
 
     `attempt` counts up with every worker that takes it and shuts the one before out: each later write names its
-    attempt. `interruptions` are attempts that ended through no fault of the work, such as a worker's restart; they do
-    not count towards settings.OPERATION_MAX_ATTEMPTS.
+    attempt. `interruptions` are attempts that ended through no fault of the work, such as a worker's restart or a disk
+    that something else held; they do not count towards settings.OPERATION_MAX_ATTEMPTS.
     """
+
+    # Reads that the portal started by itself, to see that what it keeps is still whole. Customers' work goes first.
+    BACKGROUND = Q(kind="verify", requested_by=None)
 
     class Kind(models.TextChoices):
         CAPTURE = "capture", _("Take snapshot")
@@ -417,7 +423,6 @@ class Operation(models.Model):
     interruptions = models.PositiveIntegerField(_("interruptions"), default=0)
     lease_until = models.DateTimeField(_("lease until"), null=True, blank=True)
     not_before = models.DateTimeField(_("not before"), default=timezone.now)
-    woken_at = models.DateTimeField(_("last woken"), default=timezone.now)
     bytes_done = models.BigIntegerField(_("bytes done"), default=0)
     bytes_total = models.BigIntegerField(_("bytes in all"), default=0)
     unchecked = models.BooleanField(

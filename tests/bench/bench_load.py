@@ -250,7 +250,7 @@ def fill(count: int) -> None:
     failed = f"(n % 400 = 40 OR n <= {FEW} AND n % {2 * BIG_SHARE} = {BIG_SHARE})"
     gone = f"CASE WHEN n % 25 = 3 THEN LEAST({taken} + INTERVAL '2 days', now()) END"
     whose = {"customer_id": uuid(owner), "project_id": uuid(owner), "location_id": place}
-    done = {"created_at": taken, "started_at": taken, "finished_at": taken, "not_before": taken, "woken_at": taken}
+    done = {"created_at": taken, "started_at": taken, "finished_at": taken, "not_before": taken}
     done["state"] = f"CASE WHEN {failed} THEN 'failed' ELSE 'succeeded' END"
     disk = first.disks.get()
     with indexed_afterwards(Snapshot, DiskImage, Operation, UsageSegment):

@@ -16,7 +16,7 @@ from snapshots import services
 from snapshots.drivers.base import VolumeRef
 from snapshots.drivers.cinder import name_of
 from snapshots.models import Operation, Snapshot, State
-from snapshots.tasks import run_operation
+from snapshots.tasks import run_waiting_operations
 from tests.factories import LocationFactory, MembershipFactory, VolumeFactory
 from tests.openstack.stores import CinderStore
 from tests.snapshots.disks import carry_out_what_waits, sell_everywhere
@@ -74,7 +74,7 @@ def survives(operation: Operation, kill_at: int) -> bool:
             connection.ensure_connection()
             sys.addaudithook(on_event)
             with connection.execute_wrapper(on_statement):
-                run_operation.func(str(operation.pk))
+                run_waiting_operations.func()
             os._exit(0)
         finally:
             os._exit(1)

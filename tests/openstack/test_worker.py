@@ -14,7 +14,7 @@ from snapshots import services
 from snapshots.drivers.base import VolumeRef
 from snapshots.drivers.cinder import name_of
 from snapshots.models import Operation, Snapshot, State
-from snapshots.tasks import carry_out
+from snapshots.tasks import run_operation
 from tests.factories import LocationFactory, MembershipFactory, VolumeFactory
 from tests.openstack.lab import Lab, wait_until
 from tests.openstack.stores import CinderStore
@@ -82,13 +82,13 @@ def test_what_arrives_after_the_last_attempt_is_cleaned_up_and_costs_nothing(
         assert snapshot.state == State.FAILED and "did not finish in time" in snapshot.error
         clean_up = Operation.objects.get(kind=Operation.Kind.CLEAN_UP)
         for hours in (1, 2, 3):  # more often than any other operation is tried
-            carry_out(str(clean_up.pk), now=timezone.now() + timedelta(hours=hours))
+            run_operation(clean_up.pk, now=timezone.now() + timedelta(hours=hours))
         clean_up.refresh_from_db()
         assert (clean_up.state, clean_up.attempt) == (Operation.State.PENDING, 3)
         assert "not finished deleting" in clean_up.error
 
     def is_clean() -> bool:
-        carry_out(str(clean_up.pk), now=timezone.now() + timedelta(hours=4))
+        run_operation(clean_up.pk, now=timezone.now() + timedelta(hours=4))
         clean_up.refresh_from_db()
         return clean_up.state == Operation.State.SUCCEEDED
 

@@ -104,4 +104,4 @@ def sell_everywhere(rate_micro: int = 400_000, kind: ServiceKind = ServiceKind.B
 def carry_out_what_waits() -> None:
     """What a worker would do now, in this process."""
     for operation in Operation.objects.active().order_by("created_at"):
-        run_operation.func(str(operation.pk))
+        run_operation(operation.pk)

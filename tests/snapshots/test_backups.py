@@ -544,5 +544,5 @@ def test_a_copy_of_automatic_backups_costs_nothing_per_gb(vm: VirtualMachine) ->
 def test_a_worker_that_is_told_the_time_writes_that_time(schedule: BackupSchedule) -> None:
     at = due_at(schedule)
     backups.start_due_runs(at)
-    tasks.carry_out(str(Operation.objects.get().pk), now=at + timedelta(minutes=1))
+    tasks.run_operation(Operation.objects.get().pk, now=at + timedelta(minutes=1))
     assert Snapshot.objects.get().ready_at == UsageSegment.objects.get().started_at == at + timedelta(minutes=1)

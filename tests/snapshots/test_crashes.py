@@ -23,7 +23,7 @@ from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import Volume
 from snapshots import operations, services
 from snapshots.models import Operation, Snapshot, State
-from snapshots.tasks import run_operation
+from snapshots.tasks import run_operation, run_waiting_operations
 from tests.factories import MembershipFactory, VirtualMachineFactory, VolumeFactory
 from tests.snapshots.disks import checksum_of, content, holds, put_volume, sell_everywhere
 
@@ -80,7 +80,7 @@ def work_and_die(operation: Operation, kill_at: int) -> bool:
             connection.ensure_connection()
             sys.addaudithook(steps.on_event)
             with connection.execute_wrapper(steps.on_statement):
-                run_operation.func(str(operation.pk))
+                run_waiting_operations.func()
             os._exit(0)
         finally:
             os._exit(1)
@@ -96,7 +96,7 @@ def let_the_next_worker_do_it() -> None:
     )
     operations.reconcile()
     for operation in Operation.objects.active().order_by("created_at"):
-        run_operation.func(str(operation.pk))
+        run_operation(operation.pk)
     assert not Operation.objects.active().exists()
 
 
@@ -265,10 +265,10 @@ def test_work_whose_workers_all_die_fails_with_a_reason_and_leaves_nothing(
     snapshot = services.request_snapshot(source=volume, name="unlucky", user=member.user)
     operation = snapshot.operations.get()
     for _attempt in range(settings.OPERATION_MAX_ATTEMPTS):
-        assert not work_and_die(operation, 40)
+        assert not work_and_die(operation, 58)
         Operation.objects.filter(pk=operation.pk).update(lease_until=timezone.now() - timedelta(seconds=1))
         operations.reconcile()
-    run_operation.func(str(operation.pk))
+    run_operation(operation.pk)
     operation.refresh_from_db()
     snapshot.refresh_from_db()
     assert (snapshot.state, operation.state) == (State.FAILED, Operation.State.FAILED)

@@ -375,7 +375,7 @@ def test_a_damaged_backup_is_told_by_its_run_while_that_is_under_way(storage_roo
     put_volume(storage_root, VolumeFactory(project=member.project, location=vm.location, vm=vm), BEFORE, at=MIDDLE)
     run = backups.run_now(schedule=BackupScheduleFactory(vm=vm), user=member.user)
     [capture] = Operation.objects.active()
-    run_operation.func(str(capture.pk))
+    run_operation(capture.pk)
     flip_byte(disk_of(storage_root, run.snapshot), MIDDLE)
     if not DiskImage.objects.get().checksum:  # a clone has no checksum before it is read, so nothing can be found
         return

@@ -55,9 +55,8 @@ def no_stop_from_another_test() -> Iterator[None]:
     operations.stopping.clear()
 
 
-def test_a_request_writes_the_operation_and_its_wake_up_call_together(operation: Operation) -> None:
-    call = DBTaskResult.objects.get()
-    assert call.args_kwargs["args"] == [str(operation.pk)]
+def test_a_request_writes_the_operation_and_its_wake_up_together(operation: Operation) -> None:
+    assert DBTaskResult.objects.ready().count() == 1
     assert (operation.state, operation.attempt) == (Operation.State.PENDING, 0)
 
 
@@ -73,7 +72,7 @@ def test_a_claimed_operation_cannot_be_claimed_again_before_its_lease_ran_out(op
 def test_a_worker_whose_clock_is_a_little_behind_takes_what_was_just_asked_for(operation: Operation) -> None:
     first = operations.claim(operation.pk, now=operation.created_at - timedelta(milliseconds=300))
     assert first is not None and first.attempt == 1
-    operations.hand_back(first, retry_in=timedelta(seconds=5), error="The disk is busy.")
+    operations.release(first, retry_in=timedelta(seconds=5), error="The disk is busy.")
     assert operations.claim(operation.pk, now=timezone.now()) is None, "put off by an error"
 
 
@@ -85,7 +84,7 @@ def test_who_lost_the_lease_can_neither_report_nor_finish(operation: Operation) 
     assert not operations.update(slow, bytes_done=1)
     with pytest.raises(operations.LeaseLost):
         operations.finish(slow, Operation.State.SUCCEEDED, lambda now: pytest.fail("settled"))
-    operations.hand_back(slow)
+    operations.release(slow)
     operation.refresh_from_db()
     assert (operation.state, operation.attempt) == (Operation.State.RUNNING, 2)
 
@@ -132,49 +131,60 @@ def test_an_order_to_stop_hands_the_operation_back_without_counting_it(operation
     assert claimed is not None
     with pytest.raises(Interrupted):
         operations.Lease(claimed).heartbeat(0, 0)
-    operations.hand_back(claimed, interrupted=True)
+    operations.release(claimed, counted=False)
     operation.refresh_from_db()
     assert (operation.state, operation.failures) == (Operation.State.PENDING, 0)
     assert DBTaskResult.objects.count() == 2
 
 
-def test_a_busy_disk_is_tried_again_after_growing_pauses_and_then_fails_with_the_reason(
-    storage_root: Path, volume: Volume, operation: Operation
+def test_a_busy_disk_is_waited_for_until_the_deadline_and_the_attempts_do_not_count(
+    storage_root: Path, volume: Volume, operation: Operation, settings: Any
 ) -> None:
     image = storage_root / volume.location_id / "volumes" / f"{volume.pk}.img"
     now = timezone.now()
     pauses = []
     with open(image, "r+b") as holder:
         fcntl.flock(holder, fcntl.LOCK_EX)
-        for _attempt in range(3):
+        for _attempt in range(2 * settings.OPERATION_MAX_ATTEMPTS):
             Operation.objects.filter(pk=operation.pk).update(not_before=now)
             before = timezone.now()
-            run_operation.func(str(operation.pk))
+            run_operation(operation.pk)
             operation.refresh_from_db()
             pauses.append(round((operation.not_before - before).total_seconds()))
-    assert pauses[:2] == [5, 20]
+        assert pauses == [5, 20, 60, 60, 60, 60]
+        assert (operation.state, operation.failures) == (Operation.State.PENDING, 0)
+        assert operation.started_at is not None
+        deadline = operation.started_at + timedelta(hours=settings.OPERATION_DEADLINE_HOURS)
+        for now in (deadline - timedelta(seconds=1), deadline + timedelta(minutes=2)):
+            run_operation(operation.pk, now=now)
+            operation.refresh_from_db()
+            assert operation.is_active == (now < deadline)
     assert operation.state == Operation.State.FAILED
     assert "is in use by" in operation.error and volume.name in operation.error
+    assert operation.error.endswith("It stayed so for 24 hours, so this was given up.")
     snapshot = Snapshot.objects.get()
     assert (snapshot.state, snapshot.error) == (State.FAILED, operation.error)
     assert not UsageSegment.objects.exists()
 
 
-def test_a_wake_up_call_that_got_lost_is_repeated(operation: Operation) -> None:
+def test_a_wake_up_that_got_lost_is_repeated_at_once_and_only_while_none_is_queued(operation: Operation) -> None:
     DBTaskResult.objects.all().delete()
-    now = timezone.now()
-    assert operations.reconcile(now=now + timedelta(seconds=30)) == 0
-    assert operations.reconcile(now=now + timedelta(seconds=61)) == 1
-    assert operations.reconcile(now=now + timedelta(seconds=62)) == 0
-    assert DBTaskResult.objects.count() == 1
+    for _round in range(3):
+        assert operations.reconcile() == 0
+        assert DBTaskResult.objects.count() == 1
+    carry_out_what_waits()
+    DBTaskResult.objects.all().delete()
+    operations.reconcile()
+    assert not DBTaskResult.objects.exists(), "nothing waits"
 
 
 def test_of_very_many_forgotten_ones_the_next_round_wakes_the_others(
     operation: Operation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(operations, "WOKEN_AT_ONCE", 1)
-    OperationFactory(created_at=operation.created_at, not_before=operation.not_before, woken_at=operation.woken_at)
-    later = timezone.now() + timedelta(seconds=61)
+    monkeypatch.setattr(operations, "RECONCILED_AT_ONCE", 1)
+    later = timezone.now() + timedelta(minutes=5)
+    for lost in (operation, OperationFactory()):
+        operations.claim(lost.pk)
     assert [operations.reconcile(now=later) for _round in range(3)] == [1, 1, 0]
 
 
@@ -182,19 +192,19 @@ def test_of_very_many_forgotten_ones_the_next_round_wakes_the_others(
 def test_what_was_asked_for_before_the_clock_was_set_back_is_taken_at_once(operation: Operation) -> None:
     now = timezone.now()
     later = now + timedelta(hours=2)
-    Operation.objects.filter(pk=operation.pk).update(not_before=later, woken_at=later)
-    assert DBTaskResult.objects.ready().count() == 1, "the wake-up call waits for no instant either"
+    Operation.objects.filter(pk=operation.pk).update(not_before=later)
+    assert DBTaskResult.objects.ready().count() == 1, "the wake-up waits for no instant either"
     assert operations.claim(operation.pk, now=now)
 
 
 @pytest.mark.parametrize("put_off", [False, True])
-def test_what_was_begun_before_the_clock_was_set_back_is_woken(operation: Operation, put_off: bool) -> None:
+def test_what_was_begun_before_the_clock_was_set_back_is_released(operation: Operation, put_off: bool) -> None:
     """Its worker died, or an error has put it off."""
     now = timezone.now()
     claimed = operations.claim(operation.pk, now=now + timedelta(hours=2))
     assert claimed is not None
     if put_off:
-        operations.hand_back(claimed, retry_in=timedelta(hours=2), error="The disk is busy.")
+        operations.release(claimed, retry_in=timedelta(hours=2), error="The disk is busy.")
     assert operations.claim(operation.pk, now=now) is None
     assert operations.reconcile(now=now) == 1
     assert operations.reconcile(now=now) == 0
@@ -203,7 +213,7 @@ def test_what_was_begun_before_the_clock_was_set_back_is_woken(operation: Operat
 
 def test_what_is_put_off_for_as_long_as_can_be_is_left_alone(operation: Operation) -> None:
     operation = claimed_by_somebody(operation)
-    operations.hand_back(operation, retry_in=operations.LONGEST_PAUSE)
+    operations.release(operation, retry_in=operations.LONGEST_PAUSE)
     assert operations.reconcile() == 0
 
 
@@ -213,9 +223,9 @@ def claimed_by_somebody(operation: Operation) -> Operation:
     return claimed
 
 
-def test_a_wake_up_call_for_what_is_done_does_nothing(operation: Operation) -> None:
+def test_an_operation_that_is_done_is_not_run_again(operation: Operation) -> None:
     carry_out_what_waits()
-    run_operation.func(str(operation.pk))
+    run_operation(operation.pk)
     operation.refresh_from_db()
     assert operation.attempt == 1
 
@@ -310,6 +320,40 @@ def test_sigterm_in_the_middle_of_a_copy_hands_it_back_and_the_next_worker_ends_
     start_worker("--batch").wait()
     snapshot.refresh_from_db()
     assert snapshot.state == State.READY
+
+
+def test_what_a_frozen_worker_holds_is_waited_for_longer_than_there_are_attempts(
+    storage_root: Path,
+    member: Membership,
+    volume: Volume,
+    start_worker: Callable[..., subprocess.Popen],
+    settings: Any,
+) -> None:
+    Volume.objects.filter(pk=volume.pk).update(size_gb=10)
+    volume.refresh_from_db()
+    touch_every_chunk(put_volume(storage_root, volume, content(b"bytes")))
+    snapshot = services.request_snapshot(source=volume, name="long", user=member.user)
+    operation = snapshot.operations.get()
+    frozen = start_worker()
+    wait_for(operation, lambda one: one.bytes_done > 0)
+    frozen.send_signal(signal.SIGSTOP)
+    Operation.objects.update(lease_until=timezone.now() - timedelta(seconds=1))
+    operations.reconcile()
+    start_worker()
+    attempts = range(2, settings.OPERATION_MAX_ATTEMPTS + 4)
+    for attempt in attempts:
+        wait_for(operation, lambda one: one.attempt == attempt and one.state == Operation.State.PENDING)  # noqa: B023
+        assert "Something else is being done with this snapshot" in operation.error
+        if attempt == attempts[-1]:  # the disk becomes free, and quick to read
+            Volume.objects.update(size_gb=1)
+            put_volume(storage_root, Volume.objects.get(), content(b"bytes"))
+            frozen.kill()
+            frozen.wait()
+        Operation.objects.update(not_before=timezone.now())
+        operations.enqueue_wake_up()
+    wait_for(operation, lambda one: one.state == Operation.State.SUCCEEDED)
+    snapshot.refresh_from_db()
+    assert (snapshot.state, operation.failures) == (State.READY, 1)
 
 
 def test_two_workers_side_by_side_do_each_operation_once(

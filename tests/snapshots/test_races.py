@@ -104,7 +104,7 @@ def test_credit_for_one_hour_of_one_snapshot_has_one_taker(member: Membership, v
 def test_of_twenty_workers_one_carries_out_an_operation(member: Membership, volume: Volume) -> None:
     snapshot = services.request_snapshot(source=volume, name="once", user=member.user)
     operation = snapshot.operations.get()
-    assert all_at_once(lambda number: run_operation.func(str(operation.pk))) == {"done": TAKERS}
+    assert all_at_once(lambda number: run_operation(operation.pk)) == {"done": TAKERS}
     operation.refresh_from_db()
     snapshot.refresh_from_db()
     assert (operation.attempt, operation.state, snapshot.state) == (1, Operation.State.SUCCEEDED, State.READY)
@@ -123,7 +123,7 @@ def test_a_snapshot_that_is_deleted_and_restored_at_once_does_one_of_them(
     storage_root: Path, member: Membership, volume: Volume
 ) -> None:
     snapshot = services.request_snapshot(source=volume, name="wanted by two", user=member.user)
-    run_operation.func(str(snapshot.operations.get().pk))
+    run_operation(snapshot.operations.get().pk)
 
     def act(number: int) -> None:
         if number % 2:

@@ -111,7 +111,7 @@ class Year:
         """What workers do: take and delete, then read back what was taken."""
         for _turn in range(2):
             for operation in Operation.objects.active().order_by("created_at"):
-                tasks.carry_out(str(operation.pk), now=now)
+                tasks.run_operation(operation.pk, now=now)
 
     def check_promises(self, now: datetime) -> None:
         """Of each schedule that has a new copy, the newest ones are there, as many as it keeps, and those before are not.

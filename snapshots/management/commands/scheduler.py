@@ -83,8 +83,8 @@ def carry_out(duty: Callable[[], None], *, insist: bool) -> None:
 
 
 def wake_operations() -> None:
-    if woken := operations.reconcile():
-        logger.warning("Woke %s forgotten operations", woken)
+    if released := operations.reconcile():
+        logger.warning("Released %s operations whose worker died", released)
 
 
 def settle_bills() -> None:

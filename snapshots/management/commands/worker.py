@@ -36,7 +36,10 @@ class Worker(db_worker.Worker):
 
 
 class Command(db_worker.Command):
-    help = "Carry out what storage has to do. Any number may run side by side; SIGTERM hands the current work back."
+    help = (
+        "Run what storage has to do. Any number may run side by side. Start at least two: the last free one is kept for "
+        "customers who have nothing running. SIGTERM hands the current work back."
+    )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         super().add_arguments(parser)
