@@ -16,10 +16,12 @@ from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from cng_portal.accounts import activity, notices
-from cng_portal.accounts.models import BillingType, Customer, Notice, Project, User
+from cng_portal.accounts import activity
+from cng_portal.accounts.models import BillingType, Customer, Project, User
 from cng_portal.accounts.services import lock_customer
 from cng_portal.inventory.models import Location
+from cng_portal.notifications.models import Notification
+from cng_portal.notifications.services import customer_owners, notify
 
 from . import bulk, money, rating
 from .models import (
@@ -1012,7 +1014,7 @@ def _warn(customer: Customer, *, balance_micro: int, hourly_micro: int, at: date
         if not is_new:  # another scheduler was quicker
             return False
 
-        def words() -> tuple[str, str]:
+        def message() -> tuple[str, str]:
             text = _(
                 "%(customer)s has %(balance)s of infra credits left, and what it uses costs %(hourly)s an hour. "
                 "When the credits are used up, nothing is deleted, but nothing new can be created. Add infra credits, or "
@@ -1024,11 +1026,11 @@ def _warn(customer: Customer, *, balance_micro: int, hourly_micro: int, at: date
             }
             return _("Your infra credits run low"), text
 
-        notices.tell(
-            users=notices.owners_of(customer),
+        notify(
+            users=customer_owners(customer),
             key=f"low-balance-{warning.pk}",
-            tone=Notice.Tone.WARNING,
-            words=words,
+            level=Notification.Level.WARNING,
+            message=message,
             url=reverse("billing:credits"),
         )
     return True

@@ -219,6 +219,7 @@ PRODUCTION = not TESTING and hardening.is_production(https=HTTPS, allowed_hosts=
 INSTALLED_APPS = [
     "cng_portal.mail",
     "cng_portal.accounts",
+    "cng_portal.notifications",
     "cng_portal.inventory",
     "cng_portal.watch",
     "billing",
@@ -285,6 +286,7 @@ TEMPLATES = [
                 "django.contrib.auth.context_processors.auth",
                 "django.contrib.messages.context_processors.messages",
                 "snapshots.context.frame",
+                "cng_portal.notifications.context.bell",
                 "billing.context.wallet",
             ],
             "builtins": ["template_partials.templatetags.partials", "cng_portal.templatetags.portal"],

@@ -27,10 +27,11 @@ from django.utils.translation import gettext_lazy, ngettext, override
 from billing import rating
 from billing import services as billing
 from billing.models import ServiceKind
-from cng_portal.accounts import activity, notices
+from cng_portal.accounts import activity
 from cng_portal.accounts.models import User
 from cng_portal.accounts.services import lock_customer
 from cng_portal.inventory.models import AutomaticBackupSwitch, Interval, Location, VirtualMachine
+from cng_portal.notifications.services import notify, project_members
 from cng_portal.templatetags.portal import minute
 
 from . import slots
@@ -640,7 +641,7 @@ def end_of_machine(vm: VirtualMachine, now: datetime, user: User | None = None) 
 
 
 def tell_of_failure(run: BackupRun) -> None:
-    def words() -> tuple[str, str]:
+    def message() -> tuple[str, str]:
         if run.next_try_at:
             title = _("The backup of %(vm)s failed and will be tried again")
             then = _("It will be tried again at %(time)s.") % {"time": minute(run.next_try_at)}
@@ -652,17 +653,17 @@ def tell_of_failure(run: BackupRun) -> None:
             }
         return title % {"vm": run.vm.name}, f"{run.reason} {then}"
 
-    notices.tell(
-        users=notices.people_of(run.vm.project),
+    notify(
+        users=project_members(run.vm.project),
         key=f"backup-run:{run.pk}:{run.tries}",
-        tone="warning" if run.next_try_at else "danger",
-        words=words,
+        level="warning" if run.next_try_at else "danger",
+        message=message,
         url=page_of(run.schedule),
     )
 
 
 def tell_of_missed(schedule: BackupSchedule, missed: Sequence[datetime], reason: str | Promise) -> None:
-    def words() -> tuple[str, str]:
+    def message() -> tuple[str, str]:
         text = ngettext(
             "The backup of %(first)s was missed.",
             "%(count)s backups were missed, from %(first)s to %(last)s.",
@@ -670,11 +671,11 @@ def tell_of_missed(schedule: BackupSchedule, missed: Sequence[datetime], reason:
         ) % {"count": len(missed), "first": minute(missed[0]), "last": minute(missed[-1])}
         return _("Backups of %(vm)s were missed") % {"vm": schedule.vm.name}, f"{text} {reason}"
 
-    notices.tell(
-        users=notices.people_of(schedule.vm.project),
+    notify(
+        users=project_members(schedule.vm.project),
         key=f"backup-missed:{schedule.pk}:{missed[-1].isoformat()}",
-        tone="warning",
-        words=words,
+        level="warning",
+        message=message,
         url=page_of(schedule),
     )
 

@@ -14,9 +14,11 @@ from datetime import datetime
 from django.urls import reverse
 from django.utils.translation import gettext as _
 
-from cng_portal.accounts import activity, notices
-from cng_portal.accounts.models import Notice, User
+from cng_portal.accounts import activity
+from cng_portal.accounts.models import User
 from cng_portal.accounts.services import lock_customer
+from cng_portal.notifications.models import Notification
+from cng_portal.notifications.services import notify, project_members
 from cng_portal.templatetags.portal import minute
 
 from .charging import start_charging, stop_charging
@@ -62,11 +64,11 @@ def record_sound(snapshot: Snapshot, at: datetime, *, user: User | None = None) 
             text += " " + _("It is charged again from %(time)s on.") % {"time": minute(at)}
         return _("“%(name)s” is no longer damaged") % {"name": snapshot.name}, text
 
-    notices.tell(
+    notify(
         users=_recipients(snapshot, user),
         key=f"sound-{snapshot.pk}-{at.isoformat()}",
-        tone=Notice.Tone.SUCCESS,
-        words=message,
+        level=Notification.Level.SUCCESS,
+        message=message,
         url=reverse("snapshots:snapshot", args=[snapshot.pk]),
     )
     return True
@@ -82,17 +84,17 @@ def _notify_damaged(snapshot: Snapshot, damage: Iterable[str], at: datetime, use
         )
         return _("“%(name)s” is damaged") % {"name": snapshot.name}, " ".join(sentences)
 
-    notices.tell(
+    notify(
         users=_recipients(snapshot, user),
         key=f"damaged-{snapshot.pk}-{at.isoformat()}",
-        tone=Notice.Tone.DANGER,
-        words=message,
+        level=Notification.Level.DANGER,
+        message=message,
         url=reverse("snapshots:snapshot", args=[snapshot.pk]),
     )
 
 
 def _recipients(snapshot: Snapshot, user: User | None) -> set[User]:
-    return {*notices.people_of(snapshot.project), *([user] if user and user.is_active else [])}
+    return {*project_members(snapshot.project), *([user] if user and user.is_active else [])}
 
 
 def _joined(damage: Iterable[str]) -> str:

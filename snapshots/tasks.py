@@ -21,10 +21,11 @@ from django.utils.translation import gettext_lazy, ngettext, override
 from django_tasks import task
 
 from cng_portal import logs
-from cng_portal.accounts import activity, notices
-from cng_portal.accounts.models import Notice
+from cng_portal.accounts import activity
 from cng_portal.accounts.services import lock_customer
 from cng_portal.inventory.models import Volume
+from cng_portal.notifications.models import Notification
+from cng_portal.notifications.services import notify, project_members
 from cng_portal.watch import services as watch
 
 from . import operations
@@ -151,11 +152,14 @@ def tell_of_failure(operation: Operation, reason: str, *, title: str | Promise =
     if snapshot.kind == Kind.BACKUP and (reading or operation.kind == Operation.Kind.CAPTURE):
         return  # its run tells, with what happens next
     asked = operation.requested_by
-    notices.tell(
-        users=[asked] if asked and asked.is_active else notices.people_of(snapshot.project),
+    notify(
+        users=[asked] if asked and asked.is_active else project_members(snapshot.project),
         key=f"operation-{operation.pk}",
-        tone=Notice.Tone.DANGER,
-        words=lambda: (str(title or FAILURE_TITLES[Operation.Kind(operation.kind)]) % {"name": snapshot.name}, reason),
+        level=Notification.Level.DANGER,
+        message=lambda: (
+            str(title or FAILURE_TITLES[Operation.Kind(operation.kind)]) % {"name": snapshot.name},
+            reason,
+        ),
         url=reverse("snapshots:snapshot", args=[snapshot.pk]),
     )
 

@@ -7,10 +7,11 @@ import factory
 from django.utils import timezone
 from factory.django import DjangoModelFactory
 
-from cng_portal.accounts.models import BillingType, Customer, Invitation, Membership, Notice, Project, Role, User
+from cng_portal.accounts.models import BillingType, Customer, Invitation, Membership, Project, Role, User
 from cng_portal.common.names import fold_name
 from cng_portal.inventory.models import Location, Region, VirtualMachine, Volume
 from cng_portal.mail.models import OutgoingMail
+from cng_portal.notifications.models import Notification
 from snapshots.models import BackupRun, BackupSchedule, DiskImage, Draft, Kind, Operation, Snapshot, State
 from snapshots.slots import Rule, next_slot
 
@@ -94,16 +95,16 @@ class OutgoingMailFactory(DjangoModelFactory):
     expires_at = factory.LazyFunction(lambda: timezone.now() + timedelta(days=2))
 
 
-class NoticeFactory(DjangoModelFactory):
+class NotificationFactory(DjangoModelFactory):
     class Meta:
-        model = Notice
+        model = Notification
 
     class Params:
-        seen = factory.Trait(seen_at=factory.LazyFunction(timezone.now))
+        read = factory.Trait(read_at=factory.LazyFunction(timezone.now))
 
     user = factory.SubFactory(UserFactory)
     key = factory.Sequence(lambda n: f"event-{n}")
-    tone = Notice.Tone.DANGER
+    level = Notification.Level.DANGER
     title = "The snapshot “db-01” could not be taken"
     text = "The storage does not answer. Nothing was created. Try again later."
 

@@ -60,7 +60,7 @@ from tests.factories import (
     DiskImageFactory,
     InvitationFactory,
     MembershipFactory,
-    NoticeFactory,
+    NotificationFactory,
     OperationFactory,
     ProjectFactory,
     SnapshotFactory,
@@ -283,7 +283,9 @@ def belongings(person: User, mark: str) -> SimpleNamespace:
     passkey.data = {"name": mark + HOSTILE, "credential": CREDENTIAL}
     passkey.save()
     return SimpleNamespace(
-        notice_id=[NoticeFactory(user=person, title=mark + HOSTILE, text=mark + HOSTILE, url="/snapshots/")],
+        notification_id=[
+            NotificationFactory(user=person, title=mark + HOSTILE, text=mark + HOSTILE, url="/snapshots/")
+        ],
         session_id=[session],
         pk=[passkey],
     )

@@ -17,10 +17,11 @@ from cng_portal.migrating import AddIndexMeanwhile
 
 # What the first release has: no version before it serves meanwhile.
 FIRST_RELEASE = {
-    "accounts": "0008_invitation_mail",
+    "accounts": "0010_delete_notice",
     "billing": "0005_invoice_month_over",
     "inventory": "0003_cloud",
     "mail": "0001_initial",
+    "notifications": "0001_initial",
     "snapshots": "0004_outside",
     "watch": "0001_initial",
 }

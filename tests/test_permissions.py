@@ -28,7 +28,7 @@ from tests.factories import (
     BackupScheduleFactory,
     InvitationFactory,
     MembershipFactory,
-    NoticeFactory,
+    NotificationFactory,
     OperationFactory,
     ProjectFactory,
     SnapshotFactory,
@@ -69,7 +69,7 @@ PARAMETERS: dict[str, Callable[[SimpleNamespace], Any]] = {
     "volume_id": lambda world: world.volume,
     "vm_id": lambda world: world.volume.vm,
     "schedule_id": lambda world: world.schedule,
-    "notice_id": lambda world: world.notice,
+    "notification_id": lambda world: world.notification,
     "draft_id": lambda world: world.draft,
     "step": lambda world: "location",
     "slug": lambda world: "billing",
@@ -118,7 +118,7 @@ def world(storage_root: Path) -> SimpleNamespace:
         passkey=Authenticator.objects.create(
             user=UserFactory(), type=Authenticator.Type.WEBAUTHN, data={"name": "Key"}
         ),
-        notice=NoticeFactory(user=people[VIEWER]),
+        notification=NotificationFactory(user=people[VIEWER]),
         draft=wizard.start(people[OWNER], source=snapshot.volume),
         membership=Membership.objects.get(user=people[VIEWER]),
         invitation=InvitationFactory(project=project, invited_by=people[OWNER]),

@@ -2,7 +2,7 @@ from typing import Any
 
 from allauth.account import auth_backends
 from allauth.mfa.models import Authenticator
-from django.db.models import Count, Exists, OuterRef, Q
+from django.db.models import Exists, OuterRef
 
 from .models import User
 
@@ -11,13 +11,10 @@ FACTORS = [Authenticator.Type.TOTP, Authenticator.Type.WEBAUTHN]
 
 class AuthenticationBackend(auth_backends.AuthenticationBackend):
     def get_user(self, user_id: Any) -> User | None:
-        """The signed-in user with what every page asks of them: `unseen_notices`, the number on the bell, and
-        `has_factor`, whether they have a second factor.
-        """
+        """The signed-in user, with `has_factor`: whether they have a second factor."""
         user = (
             User.objects.filter(pk=user_id)
             .annotate(
-                unseen_notices=Count("notices", filter=Q(notices__seen_at=None)),
                 has_factor=Exists(Authenticator.objects.filter(user=OuterRef("pk"), type__in=FACTORS)),
             )
             .first()

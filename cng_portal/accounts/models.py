@@ -278,59 +278,6 @@ class Membership(models.Model):
         return f"{self.user} · {self.project} · {self.get_role_display()}"
 
 
-class NoticeQuerySet(models.QuerySet["Notice"]):
-    def unseen(self) -> "NoticeQuerySet":
-        return self.filter(seen_at=None)
-
-
-class Notice(models.Model):
-    """Something that a person has to know: it stays in the bell until it is seen, and goes out as an e-mail once.
-
-    `key` names the event, so that the same event told twice is one notice.
-    """
-
-    class Tone(models.TextChoices):
-        INFO = "info", _("For your information")
-        SUCCESS = "success", _("Good news")
-        WARNING = "warning", _("Warning")
-        DANGER = "danger", _("Something failed")
-
-    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
-    user = models.ForeignKey(
-        User, verbose_name=_("person"), on_delete=models.CASCADE, related_name="notices", db_index=False
-    )
-    key = models.CharField(_("event"), max_length=160)
-    tone = models.CharField(_("tone"), max_length=8, choices=Tone.choices)
-    title = models.CharField(_("title"), max_length=200)
-    text = models.TextField(_("text"), blank=True)
-    url = models.CharField(_("page"), max_length=200, blank=True)
-    created_at = models.DateTimeField(_("told"), default=timezone.now, editable=False)
-    seen_at = models.DateTimeField(_("seen"), null=True, blank=True, editable=False)
-    mailed_at = models.DateTimeField(_("e-mailed"), null=True, blank=True, editable=False)
-
-    objects = NoticeQuerySet.as_manager()
-
-    class Meta:
-        verbose_name = _("notice")
-        verbose_name_plural = _("notices")
-        indexes = [
-            models.Index(fields=["user", "-created_at", "-id"], name="accounts_notice_newest"),
-            models.Index(fields=["user"], condition=Q(seen_at=None), name="accounts_notice_unseen"),
-            models.Index(fields=["created_at"], condition=Q(mailed_at=None), name="accounts_notice_unmailed"),
-        ]
-        constraints = [
-            models.UniqueConstraint(
-                fields=["user", "key"],
-                name="accounts_notice_once",
-                violation_error_message=_("This person has been told of this already."),
-            ),
-            models.CheckConstraint(condition=~Q(key="") & ~Q(title=""), name="accounts_notice_says_something"),
-        ]
-
-    def __str__(self) -> str:
-        return self.title
-
-
 class Invitation(models.Model):
     """A project is open to an e-mail address, in a role, until it expires. Its link is signed, and opens once.
 

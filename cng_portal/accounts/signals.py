@@ -14,7 +14,7 @@ from django.contrib.auth import signals as auth
 from django.core.exceptions import ObjectDoesNotExist
 from django.db import transaction
 from django.db.models.signals import post_save
-from django.dispatch import receiver
+from django.dispatch import Signal, receiver
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils import timezone
@@ -23,11 +23,14 @@ from django.utils.translation import gettext as _
 from cng_portal.mail import services as mail
 from cng_portal.mail.models import OutgoingMail
 
-from . import activity, confirmation, notices, sessions
-from .models import Activity, Notice, User
+from . import activity, confirmation, sessions
+from .models import Activity, User
 from .preferences import as_read_by
 
 logger = logging.getLogger(__name__)
+
+# A user has to be notified of it. `user`; `message` returns title and text; `url` is the path of the page to go to.
+security_event = Signal()
 
 
 @receiver(auth.user_logged_in)
@@ -232,7 +235,7 @@ def record(user: User, act: str, **after: Any) -> None:
 
 
 def warn(user: User, words: Callable[[], tuple[str, str]], *, page: str = "accounts:security") -> None:
-    """A security notice, in the bell and by e-mail: what, from where, and what to do if it was not the person."""
+    """Send a `security_event`: what happened, from where, and what to do if it was not the user."""
     where = activity.origin()
 
     def with_origin() -> tuple[str, str]:
@@ -240,11 +243,4 @@ def warn(user: User, words: Callable[[], tuple[str, str]], *, page: str = "accou
         came = _("From %(device)s, address %(address)s.") % {"device": where.device, "address": where.address or "–"}
         return title, f"{came}\n{text}"
 
-    now = timezone.now()
-    notices.tell(
-        users=[user],
-        key=f"security-{now.timestamp()}",
-        tone=Notice.Tone.WARNING,
-        words=with_origin,
-        url=reverse(page),
-    )
+    security_event.send(sender=User, user=user, message=with_origin, url=reverse(page))

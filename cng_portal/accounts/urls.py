@@ -1,12 +1,9 @@
 from django.urls import path
 
-from .views import activity, notices, people, profile
+from .views import activity, people, profile
 
 app_name = "accounts"
 urlpatterns = [
-    path("notices/", notices.notice_list, name="notices"),
-    path("notices/seen/", notices.see_all_notices, name="see_all_notices"),
-    path("notices/<uuid:notice_id>/", notices.open_notice, name="notice"),
     path("profile/", profile.profile, name="profile"),
     path("profile/theme/", profile.choose_theme, name="choose_theme"),
     path("profile/security/", profile.security, name="security"),

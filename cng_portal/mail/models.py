@@ -1,12 +1,14 @@
 """The queue of outgoing e-mail: see services.send_due for how it is delivered."""
 
 import uuid
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from django.db import models
 from django.db.models import Q
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
+
+LONGEST_BACKOFF = timedelta(hours=1)
 
 
 class OutgoingMailQuerySet(models.QuerySet["OutgoingMail"]):
@@ -14,8 +16,12 @@ class OutgoingMailQuerySet(models.QuerySet["OutgoingMail"]):
         return self.filter(sent_at=None, failed_at=None)
 
     def due(self, now: datetime) -> "OutgoingMailQuerySet":
-        # Rows never tried are due at once: the clock of whoever enqueued them may be ahead of ours.
-        return self.waiting().filter(Q(next_attempt_at=None) | Q(next_attempt_at__lte=now))
+        # Rows never tried are due at once: the clock of whoever enqueued them may be ahead of ours. A time that no backoff
+        # reaches was set before the clock was turned back.
+        is_due = (
+            Q(next_attempt_at=None) | Q(next_attempt_at__lte=now) | Q(next_attempt_at__gt=now + 2 * LONGEST_BACKOFF)
+        )
+        return self.waiting().filter(is_due)
 
 
 class OutgoingMail(models.Model):

@@ -13,7 +13,7 @@ from django.core.mail import EmailMessage, get_connection
 from django.core.mail.backends.base import BaseEmailBackend
 from django.db.models import Count, F, Min
 
-from .models import OutgoingMail, OutgoingMailQuerySet
+from .models import LONGEST_BACKOFF, OutgoingMail, OutgoingMailQuerySet
 
 logger = structlog.stdlib.get_logger(__name__)
 
@@ -22,7 +22,6 @@ BATCH = 200
 TURN = timedelta(seconds=20)
 # Longer than the slowest attempt: the turn, then a dozen SMTP commands that each take EMAIL_TIMEOUT.
 LEASE = timedelta(minutes=5)
-LONGEST_BACKOFF = timedelta(hours=1)
 EXPIRES_AFTER = timedelta(days=2)
 KEEP_FOR = timedelta(days=90)
 LONGEST_ERROR = 500

@@ -29,11 +29,13 @@ def in_progress(user: User) -> dict[str, Any]:
 
 @require_safe
 def work(request: HttpRequest) -> HttpResponse:
-    """The part of the bell that moves, with its count; what was told since it was asked for last is announced."""
+    """The part of the bell that moves, with its count. A notification that came since the last request is announced."""
     user = request.user
+    unread = user.notifications.unread()
+    unread_count = unread.count()
     news = None
-    seen = request.GET.get("seen", "")
-    if seen.isdecimal() and int(seen) < user.unseen_notices:
-        news = user.notices.unseen().order_by("-created_at", "-id").first()
-    context = {"work": in_progress(user), "unseen": user.unseen_notices, "moved": True, "news": news}
+    before = request.GET.get("unread", "")
+    if before.isdecimal() and int(before) < unread_count:
+        news = unread.order_by("-created_at", "-id").first()
+    context = {"work": in_progress(user), "unread": unread_count, "moved": True, "news": news}
     return render(request, "partials/frame/bell_work.html", context)

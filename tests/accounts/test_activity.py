@@ -112,7 +112,7 @@ def test_who_signs_in_after_so_long_that_the_log_forgot_is_told(project: Project
     long_ago = timezone.now() - timedelta(days=500)
     person = UserFactory(email="aye@example.com", password=PASSWORD, member_of=project, date_joined=long_ago)
     sign_in(Client(), person.email)
-    assert person.notices.get().title.startswith("New sign-in from")
+    assert person.notifications.get().title.startswith("New sign-in from")
 
 
 @pytest.mark.skipif(connection.vendor != "sqlite", reason="a way around triggers that only SQLite has")
@@ -217,9 +217,9 @@ def test_sign_ins_are_written_down_and_a_new_device_is_told(project: Project) ->
     firefox, phone = (Client(headers={"User-Agent": agent}) for agent in ("Gecko Firefox/1 Linux", "Safari/1 iPhone"))
     sign_in(firefox, person.email, "wrong")
     sign_in(firefox, person.email)
-    assert not person.notices.exists()
+    assert not person.notifications.exists()
     sign_in(phone, person.email)
-    assert person.notices.get().title == "New sign-in from Safari on iPhone"
+    assert person.notifications.get().title == "New sign-in from Safari on iPhone"
     acts = Activity.objects.filter(actor=person).order_by("at").values_list("act", flat=True)
     assert list(acts) == ["person.sign_in_failed", "person.sign_in", "person.sign_in"]
     assert Activity.objects.filter(act="person.sign_in").first().address == "127.0.0.1"

@@ -20,7 +20,7 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from cng_portal.accounts import attempts, confirmation, factors, notices, passwords
+from cng_portal.accounts import attempts, confirmation, factors, passwords
 from cng_portal.accounts.models import Activity, Project, Role, User
 from tests.accounts.test_sign_in import PASSWORD, sign_in
 from tests.factories import ProjectFactory, UserFactory
@@ -153,7 +153,7 @@ def test_who_lost_the_key_is_told_and_lets_an_administrator_in_by_command(
     assert "aye@example.com had 1 second factors and has none now." in capsys.readouterr().out
     assert not Authenticator.objects.exists()
     assert Activity.objects.get(act="person.factor_removed").actor is None
-    assert person.notices.filter(title="An administrator removed a second factor: authenticator app").exists()
+    assert person.notifications.filter(title="An administrator removed a second factor: authenticator app").exists()
     assert sign_in(Client(), person.email)["Location"] == "/"
     with pytest.raises(CommandError, match="Nobody signs in with nobody@example.com"):
         call_command("remove_factors", "nobody@example.com")
@@ -161,8 +161,7 @@ def test_who_lost_the_key_is_told_and_lets_an_administrator_in_by_command(
 
 @pytest.mark.django_db(transaction=True)
 def test_a_new_factor_is_told_by_bell_and_e_mail_and_is_in_the_log(person: User, secret: str) -> None:
-    notice = person.notices.get(title="A second factor was added: authenticator app")
-    notices.send_mails(now=notice.created_at)
+    notice = person.notifications.get(title="A second factor was added: authenticator app")
     assert any(notice.title in one.subject and "Was it not you?" in one.body for one in sent_mails())
     assert Activity.objects.filter(actor=person, act="person.factor_added").exists()
 
@@ -327,7 +326,7 @@ def test_a_changed_password_ends_the_other_sessions_and_is_told(person: User) ->
     assert here.get("/").status_code == 200
     assert len(here.get(reverse("accounts:sessions")).context["sessions"]) == 1
     assert there.get("/").status_code == 302
-    assert person.notices.get().title == "Your password was changed"
+    assert person.notifications.get().title == "Your password was changed"
 
 
 @pytest.mark.parametrize("end", ["\n", ":3\r\n"])

@@ -7,7 +7,7 @@ from django.test import Client
 from django.urls import reverse
 
 from cng_portal.accounts.models import Activity, Project, User
-from tests.factories import NoticeFactory, ProjectFactory, SnapshotFactory, UserFactory
+from tests.factories import NotificationFactory, ProjectFactory, SnapshotFactory, UserFactory
 
 pytestmark = pytest.mark.django_db
 
@@ -42,7 +42,7 @@ def test_every_page_is_that_of_the_person_and_has_the_banner(looking: Client, pr
 
 def test_nothing_can_be_changed_and_nothing_opens_the_account(looking: Client, person: User, project: Project) -> None:
     snapshot = SnapshotFactory(volume__project=project)
-    notice = NoticeFactory(user=person)
+    notification = NotificationFactory(user=person)
     for url in (
         reverse("snapshots:verify", args=[snapshot.pk]),
         reverse("accounts:profile"),
@@ -53,9 +53,9 @@ def test_nothing_can_be_changed_and_nothing_opens_the_account(looking: Client, p
         assert "may not change anything" in response.text
     for name in ("account_email", "mfa_activate_totp", "mfa_view_recovery_codes", "account_change_password"):
         assert looking.get(reverse(name)).status_code == 403
-    looking.get(reverse("accounts:notice", args=[notice.pk]))
-    notice.refresh_from_db()
-    assert notice.seen_at is None
+    looking.get(reverse("notifications:open", args=[notification.pk]))
+    notification.refresh_from_db()
+    assert notification.read_at is None
     assert not snapshot.operations.exists()
 
 

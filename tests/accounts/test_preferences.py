@@ -7,14 +7,12 @@ from html import unescape
 from pathlib import Path
 
 import pytest
-from django.core import mail
 from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
 from billing import services as billing
 from billing.models import ServiceKind
-from cng_portal.accounts import notices
 from cng_portal.accounts.models import DateFormat, User
 from cng_portal.accounts.preferences import as_read_by
 from cng_portal.templatetags.portal import month
@@ -26,12 +24,13 @@ from tests.factories import (
     BackupRunFactory,
     BackupScheduleFactory,
     InvitationFactory,
-    NoticeFactory,
+    NotificationFactory,
     ProjectFactory,
     SnapshotFactory,
     UserFactory,
     VolumeFactory,
 )
+from tests.smtp import sent_mails
 from tests.snapshots.disks import content, put_volume, sell_everywhere
 
 pytestmark = pytest.mark.django_db
@@ -80,7 +79,7 @@ def test_no_page_says_a_date_in_another_way_than_the_person_wants(
     schedule = BackupScheduleFactory(vm=volume.vm, monthly=True)
     BackupRunFactory(schedule=schedule)
     BackupRunFactory(schedule=schedule, waiting=True)
-    NoticeFactory(user=person, created_at=LONG_AGO)
+    NotificationFactory(user=person, created_at=LONG_AGO)
     InvitationFactory(project=project, invited_by=person)
     draft = wizard.start(person, kind=Kind.BACKUP, source=volume.vm)
     draft.interval, draft.at, draft.weekday = "weekly", time(2), 2
@@ -101,7 +100,7 @@ def test_no_page_says_a_date_in_another_way_than_the_person_wants(
         reverse("snapshots:edit_schedule", args=[schedule.pk]),
         *(wizard.url(draft, slug) for slug in wizard.slugs(draft)),
         *(f"/billing/{name}" for name in ("", "subscriptions/", "credits/", "transactions/", "statement/")),
-        "/notices/",
+        "/notifications/",
         *(reverse(f"accounts:{name}") for name in ("security", "sessions", "sign_ins", "activity", "people")),
     ]
     User.objects.update(date_format=DateFormat.ISO)
@@ -139,11 +138,12 @@ def test_a_notice_and_its_mail_give_times_as_each_person_reads_them(person: User
     other = UserFactory(member_of=person.projects.get(), date_format=DateFormat.ISO, time_zone="Europe/Berlin")
     schedule = BackupScheduleFactory(vm__project=person.projects.get(), vm__name="web-1")
     backups.tell_of_missed(schedule, [datetime(2026, 11, 21, 19, 30, tzinfo=UTC)], "The storage was full.")
-    assert person.notices.get().text == ("The backup of 22 Nov 2026, 02:00 UTC+06:30 was missed. The storage was full.")
-    theirs = other.notices.get()
+    assert person.notifications.get().text == (
+        "The backup of 22 Nov 2026, 02:00 UTC+06:30 was missed. The storage was full."
+    )
+    theirs = other.notifications.get()
     assert "2026-11-21, 20:30 UTC+01:00" in theirs.text
-    notices.send_mails(now=timezone.now())
-    assert {message.to[0]: theirs.text in message.body for message in mail.outbox} == {
+    assert {message.to[0]: theirs.text in message.body for message in sent_mails()} == {
         person.email: False,
         other.email: True,
     }

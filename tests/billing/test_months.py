@@ -12,8 +12,9 @@ from django.test.utils import CaptureQueriesContext
 
 from billing import closing, scheduling, services, verification
 from billing.models import Invoice, InvoiceLine, LowBalanceWarning, UsageSegment, WalletTransaction
-from cng_portal.accounts.models import Customer, Notice
+from cng_portal.accounts.models import Customer
 from cng_portal.accounts.services import lock_customer
+from cng_portal.notifications.models import Notification
 from tests.factories import CustomerFactory, LocationFactory, ProjectFactory
 
 pytestmark = [pytest.mark.django_db, pytest.mark.both_databases]
@@ -364,10 +365,10 @@ def test_a_low_balance_is_told_once_until_it_recovers(shop, use):
     services.buy_credits(**credit, amount_micro=74 * 20_000_000, key="1", at=yangon(1))
     use(yangon(3))
     scheduling.run_due(at=yangon(3, 1))
-    assert not Notice.objects.exists()
+    assert not Notification.objects.exists()
     for hour in (4, 5):
         scheduling.run_due(at=yangon(3, hour))
-    [notice] = Notice.objects.all()
+    [notice] = Notification.objects.all()
     assert notice.user == shop.owner
     assert "K 1,400.00 of infra credits left" in notice.text
     assert services.low_balance_warning(customer=shop.customer) is not None
@@ -375,14 +376,14 @@ def test_a_low_balance_is_told_once_until_it_recovers(shop, use):
     scheduling.run_due(at=yangon(3, 7))
     assert services.low_balance_warning(customer=shop.customer) is None
     scheduling.run_due(at=yangon(12))
-    assert (Notice.objects.count(), LowBalanceWarning.objects.count()) == (2, 2)
+    assert (Notification.objects.count(), LowBalanceWarning.objects.count()) == (2, 2)
 
 
 def test_a_postpaid_customer_owes_the_invoice_and_is_not_warned(shop, use):
     Customer.objects.update(billing_type="postpaid")
     use(yangon(3))
     scheduling.run_due(at=DECEMBER)
-    assert not Notice.objects.exists()
+    assert not Notification.objects.exists()
     assert services.balance(customer=shop.customer, at=DECEMBER) == -28 * 24 * 20_000_000
 
 

@@ -27,8 +27,9 @@ from billing import services as billing
 from billing.closing import close_months
 from billing.models import Invoice
 from cng_portal.accounts import activity, roles
-from cng_portal.accounts.models import Membership, Notice, Role, User
+from cng_portal.accounts.models import Membership, Role, User
 from cng_portal.inventory.models import Location, Volume
+from cng_portal.notifications.models import Notification
 from cng_portal.watch.models import Process, StorageCheck
 from snapshots import backups, wizard
 from snapshots.models import BackupSchedule, Kind, Snapshot
@@ -38,7 +39,7 @@ from tests.factories import (
     BackupScheduleFactory,
     InvitationFactory,
     MembershipFactory,
-    NoticeFactory,
+    NotificationFactory,
     OperationFactory,
     ProjectFactory,
     SnapshotFactory,
@@ -58,7 +59,7 @@ UNSEEN = {
     "snapshots:check_name": "a part of the step of the name",
     "snapshots:row": "a part of the lists",
     "snapshots:work": "a part of the bell",
-    "accounts:notice": "leads on to what the notice is about",
+    "notifications:open": "leads on to what the notification is about",
     "snapshots:retry": "leads on to the snapshot; the question stands there",
     "billing:summary_csv": "a file",
     "billing:subscriptions_csv": "a file",
@@ -280,20 +281,20 @@ def people(member: Membership) -> None:
     for act in ("person.sign_in", "person.sign_in_failed"):
         activity.record(act=act, actor=member.user, thing=member.user, after={"device": "Firefox on Linux"})
     failed = Snapshot.objects.filter(state="failed").first()
-    NoticeFactory(user=member.user, url=reverse("snapshots:snapshot", args=[failed.pk]))
-    NoticeFactory(
+    NotificationFactory(user=member.user, url=reverse("snapshots:snapshot", args=[failed.pk]))
+    NotificationFactory(
         user=member.user,
-        tone=Notice.Tone.WARNING,
+        level=Notification.Level.WARNING,
         title="Your infra credits are low",
         text="They last until 24 Nov 2026 at what you use now. Then nothing new can be taken; what there is stays.",
         url=reverse("billing:credits"),
     )
-    NoticeFactory(
+    NotificationFactory(
         user=member.user,
-        tone=Notice.Tone.SUCCESS,
+        level=Notification.Level.SUCCESS,
         title=f"The volume “{LONG}” was made",
         text="From the snapshot “before the update”.",
-        seen_at=now,
+        read_at=now,
     )
 
 
@@ -430,9 +431,10 @@ def of_billing(member: Membership) -> Screens:
 
 def of_oneself(member: Membership) -> Screens:
     other = Membership.objects.get(user__email="thiri@example.com", project=member.project)
-    names = ("profile", "security", "sessions", "sign_ins", "activity", "people", "notices")
+    names = ("profile", "security", "sessions", "sign_ins", "activity", "people")
     found = {name: Screen(reverse(f"accounts:{name}")) for name in names}
     found |= {
+        "notifications": Screen(reverse("notifications:list")),
         "invite": Screen(reverse("accounts:invite", args=[member.project_id])),
         "role": Screen(reverse("accounts:role", args=[other.pk])),
         "remove": Screen(reverse("accounts:remove", args=[other.pk])),
@@ -511,7 +513,7 @@ def of_a_newcomer(_member: Membership) -> Screens:
         "backups": "/backups/",
         "schedules": "/backups/schedules/",
         "wizard": "/snapshots/new/",
-        "notices": "/notices/",
+        "notifications": "/notifications/",
         "activity": "/profile/activity/",
         "people": "/people/",
         "set-password": reverse("account_set_password"),

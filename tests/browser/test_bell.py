@@ -11,7 +11,7 @@ from playwright.sync_api import Page, expect
 
 from cng_portal.accounts.models import User
 from snapshots.models import Operation
-from tests.factories import NoticeFactory, OperationFactory, ProjectFactory, SnapshotFactory, UserFactory
+from tests.factories import NotificationFactory, OperationFactory, ProjectFactory, SnapshotFactory, UserFactory
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -41,7 +41,7 @@ def asked_of(page: Page) -> list[str]:
 
 
 def test_progress_moves_in_the_open_bell_and_ends_with_the_news(page: Page, person: User, operation: Operation) -> None:
-    page.goto("/notices/")
+    page.goto("/notifications/")
     asked = asked_of(page)
     bell = page.locator(".bell > summary")
     bell.focus()
@@ -57,7 +57,7 @@ def test_progress_moves_in_the_open_bell_and_ends_with_the_news(page: Page, pers
     expect(page.locator("details.bell")).to_have_attribute("open", "")
 
     Operation.objects.update(state=Operation.State.FAILED, finished_at=timezone.now(), error="No room.")
-    NoticeFactory(user=person, title="The snapshot “nightly” could not be taken")
+    NotificationFactory(user=person, title="The snapshot “nightly” could not be taken")
     expect(page.locator("#announcer")).to_have_text("The snapshot “nightly” could not be taken", timeout=15_000)
     expect(work.get_by_text("Nothing is in progress.")).to_be_visible()
     expect(bell.locator(".bell-count")).to_have_text("1")
@@ -70,7 +70,7 @@ def test_progress_moves_in_the_open_bell_and_ends_with_the_news(page: Page, pers
 
 
 def test_a_closed_bell_moves_only_while_something_runs(page: Page, person: User, operation: Operation) -> None:
-    page.goto("/notices/")
+    page.goto("/notifications/")
     expect(page.locator(".bell-runs")).to_be_visible()
     Operation.objects.update(state=Operation.State.SUCCEEDED, finished_at=timezone.now())
     expect(page.locator(".bell-runs")).to_have_count(0, timeout=15_000)
@@ -79,7 +79,7 @@ def test_a_closed_bell_moves_only_while_something_runs(page: Page, person: User,
 
 def test_a_hidden_page_does_not_ask(page: Page, person: User, operation: Operation) -> None:
     Operation.objects.update(created_at=timezone.now() - timedelta(hours=1))
-    page.goto("/notices/")
+    page.goto("/notifications/")
     asked = asked_of(page)
     become = "hidden => { Object.defineProperty(document, 'hidden', {value: hidden, configurable: true});"
     become += " document.dispatchEvent(new Event('visibilitychange')) }"
@@ -94,7 +94,7 @@ def test_a_hidden_page_does_not_ask(page: Page, person: User, operation: Operati
 
 def test_an_open_bell_sees_what_began_elsewhere(page: Page, person: User) -> None:
     page.clock.install()
-    page.goto("/notices/")
+    page.goto("/notifications/")
     with page.expect_response(f"**{WORK}**"):
         page.locator(".bell > summary").click()
     snapshot = SnapshotFactory(volume__project=person.projects.get(), name="from another tab", creating=True)
@@ -105,11 +105,11 @@ def test_an_open_bell_sees_what_began_elsewhere(page: Page, person: User) -> Non
 
 
 @pytest.mark.browser_context_args(java_script_enabled=False)
-def test_without_javascript_the_bell_opens_and_leads_to_the_notices(
+def test_without_javascript_the_bell_opens_and_leads_to_the_notifications(
     page: Page, person: User, operation: Operation
 ) -> None:
     page.goto("/")
     page.locator(".bell > summary").click()
     expect(page.locator("#bell-work").get_by_role("link", name="nightly")).to_be_visible()
-    page.get_by_role("link", name="All notices").click()
-    expect(page.get_by_role("heading", level=1)).to_have_text("Notices")
+    page.get_by_role("link", name="All notifications").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Notifications")

@@ -26,7 +26,7 @@ from tests.factories import (
     BackupRunFactory,
     BackupScheduleFactory,
     MembershipFactory,
-    NoticeFactory,
+    NotificationFactory,
     OperationFactory,
     ProjectFactory,
     SnapshotFactory,
@@ -55,7 +55,7 @@ PAGES = [
     "/billing/credits/",
     "/billing/transactions/",
     "/billing/statement/",
-    "/notices/",
+    "/notifications/",
     "/profile/",
     "/profile/limits/",
     "/profile/activity/",
@@ -171,7 +171,7 @@ def pages(project: Project, person: User, storage_root: Path) -> list[str]:
     copy = BackupRunFactory(schedule=schedule).snapshot
     BackupRunFactory(schedule=schedule, failed=True)
     BackupRunFactory(schedule=BackupScheduleFactory(vm=volume.vm, automatic=True))
-    NoticeFactory(user=person)
+    NotificationFactory(user=person)
     other = MembershipFactory(project=project, role="viewer")
     drafts = [wizard.start(person, source=volume), wizard.start(person, kind=Kind.VM, source=volume.vm)]
     drafts[0].name, drafts[1].name = "free", snapshots[0].name

@@ -22,7 +22,7 @@ from tests.factories import (
     BackupScheduleFactory,
     InvitationFactory,
     MembershipFactory,
-    NoticeFactory,
+    NotificationFactory,
     OperationFactory,
     SnapshotFactory,
     UserFactory,
@@ -72,7 +72,7 @@ def test_the_pages_of_an_account_with_nothing_in_it(
         "/snapshots/new/",
         "/billing/",
     ]
-    look_at(page, [*paths, "/notices/"])
+    look_at(page, [*paths, "/notifications/"])
 
 
 def test_the_pages_of_an_account_with_everything_in_it(
@@ -85,8 +85,8 @@ def test_the_pages_of_an_account_with_everything_in_it(
     OperationFactory(snapshot=failed, capture=True, failed=True)
     OperationFactory(snapshot=taken, capture=True, running=True, bytes_done=5, bytes_total=10)
     OperationFactory(snapshot=ready, restore=True, succeeded=True)
-    NoticeFactory(user=member.user, url=reverse("snapshots:snapshot", args=[failed.pk]))
-    NoticeFactory(user=member.user, seen=True)
+    NotificationFactory(user=member.user, url=reverse("snapshots:snapshot", args=[failed.pk]))
+    NotificationFactory(user=member.user, read=True)
     sign_in(member.user)
     acts = [
         reverse(f"snapshots:{name}", args=[ready.pk])
@@ -105,7 +105,7 @@ def test_the_pages_of_an_account_with_everything_in_it(
             *acts,
             reverse("snapshots:volume", args=[volume.pk]),
             reverse("snapshots:machine", args=[volume.vm_id]),
-            "/notices/",
+            "/notifications/",
             *(f"/billing/{name}" for name in ("", "subscriptions/", "credits/", "transactions/", "statement/")),
         ],
     )

@@ -22,7 +22,7 @@ from tests.factories import (
     BackupRunFactory,
     BackupScheduleFactory,
     MembershipFactory,
-    NoticeFactory,
+    NotificationFactory,
     OperationFactory,
     SnapshotFactory,
     VirtualMachineFactory,
@@ -198,7 +198,7 @@ def test_every_fragment_equals_its_page(
     schedule = BackupScheduleFactory(vm=vm, weekly=True, created_at=at)
     BackupRunFactory(schedule=schedule, slot=at, finished_at=at)
     BackupRunFactory(schedule=schedule, taking=True, slot=at + timedelta(minutes=5), created_at=at)
-    NoticeFactory(user=member.user, created_at=at)
+    NotificationFactory(user=member.user, created_at=at)
     for number in range(51):
         Activity.objects.create(act="person.sign_in", actor=member.user, project=project, at=at, after={"n": number})
     drafts = [
@@ -206,7 +206,7 @@ def test_every_fragment_equals_its_page(
     ]
     sign_in(member.user)
     paths = [
-        "/notices/",
+        "/notifications/",
         "/",
         "/snapshots/?view=table",
         "/snapshots/?view=cards&q=nightly&sort=name",
@@ -234,7 +234,7 @@ def test_every_fragment_equals_its_page(
         assert page.goto(path).status == 200, path
         if path != "/":
             assert page.evaluate("location.pathname") == path.partition("?")[0]  # and not sent to another step
-        different, ids = page.evaluate(COMPARE, path == "/notices/")
+        different, ids = page.evaluate(COMPARE, path == "/notifications/")
         assert different == [], path
         compared |= set(ids)
     compared.add("snapshot-row" if f"snapshot-{taken.pk}" in compared else "")

@@ -73,6 +73,6 @@ def test_a_choice_on_another_tab_is_followed(page: Page, person: User) -> None:
     page.goto("/")
     tab = page.context.new_page()
     tab.emulate_media(color_scheme=LIGHT)
-    tab.goto("/notices/")
+    tab.goto("/notifications/")
     tab.get_by_role("button", name="Dark theme").click()
     expect(page.locator("html")).to_have_attribute("data-bs-theme", DARK)

@@ -5,7 +5,6 @@ nothing but pages: what they fill in are the forms that they are shown.
 """
 
 import collections
-import email
 import http.client
 import random
 import re
@@ -13,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, timedelta
-from email.policy import default
 from html import unescape
 from html.parser import HTMLParser
 from http.cookies import SimpleCookie
@@ -37,7 +35,7 @@ UUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 HANGS_AFTER_SECONDS = 30.0
 PAGES = ["/", "/snapshots/", "/snapshots/vm/", "/volumes/", "/instances/", "/backups/", "/backups/schedules/"]
 PAGES += ["/billing/", "/billing/subscriptions/", "/billing/credits/", "/billing/transactions/", "/billing/statement/"]
-PAGES += ["/billing/usage.csv", "/notices/", "/people/", "/profile/", "/profile/activity/", "/profile/sessions/"]
+PAGES += ["/billing/usage.csv", "/notifications/", "/people/", "/profile/", "/profile/activity/", "/profile/sessions/"]
 PAGES += ["/profile/limits/", "/backups/?view=cards", "/snapshots/?sort=oldest", "/backups/schedules/?show=troubled"]
 ADMIN_PAGES = ["/admin/", "/admin/snapshots/operation/overview/", "/admin/snapshots/operation/"]
 ADMIN_PAGES += ["/admin/snapshots/snapshot/", "/admin/snapshots/backuprun/", "/admin/snapshots/backupschedule/"]
@@ -264,7 +262,7 @@ class Customer(Person):
         self.cookies[settings.SESSION_COOKIE_NAME] = str(session.session_key)
         often = [self.take_snapshot, self.take_vm_snapshot, self.delete, self.delete_many, self.look, self.write]
         seldom = [self.restore, self.restore_machine, self.undo, self.new_volume, self.new_machine, self.rename]
-        seldom += [self.verify, self.retry, self.keep, self.read_notices, self.invite, self.revoke_invitation]
+        seldom += [self.verify, self.retry, self.keep, self.read_notifications, self.invite, self.revoke_invitation]
         seldom += [self.create_backup, self.edit_backup, self.pause_backup, self.resume_backup, self.delete_schedule]
         seldom += [self.sign_out_and_in]
         self.acts = 3 * often + 2 * [self.run_backup_now, self.write, self.write] + seldom
@@ -424,13 +422,13 @@ class Customer(Person):
         path = self.a_snapshot("/backups/")
         return self.confirm(f"{path}keep/") if path else None
 
-    # people and notices
+    # people and notifications
 
-    def read_notices(self) -> bool | None:
-        path = self.choose("/notices/", rf'"(/notices/{UUID}/)"')
+    def read_notifications(self) -> bool | None:
+        path = self.choose("/notifications/", rf'"(/notifications/{UUID}/)"')
         if path:
             self.ask(path)
-        return self.ask("/notices/seen/", {}).status == 302
+        return self.ask("/notifications/read/", {}).status == 302
 
     def invite(self) -> bool | None:
         if self.invited >= 4:
@@ -484,12 +482,10 @@ class Guests(Person):
         return True
 
     def new_link(self) -> tuple[str, str] | None:
-        for file in sorted(portal.MAILS.glob("*.log")):
-            if file.name not in self.read:
-                self.read.add(file.name)
-                message = email.message_from_bytes(file.read_bytes(), policy=default)
-                body = message.get_body()
-                found = re.search(r"(/invitations/[^\s/]+/)", body.get_content() if body else "")
+        for message in portal.mails():
+            if message["Message-ID"] not in self.read:
+                self.read.add(message["Message-ID"])
+                found = re.search(r"(/invitations/[^\s/]+/)", message.get_content())
                 if found:
                     return str(message["To"]), found[1]
         return None

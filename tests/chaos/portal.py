@@ -1,6 +1,7 @@
 """The portal that the storm is on: its processes, its database, its storage and its clock, and what is done to them."""
 
 import collections
+import email
 import json
 import os
 import random
@@ -16,6 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from email.message import EmailMessage
+from email.policy import default
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -34,9 +37,21 @@ GRACE_SECONDS = 3.0
 HOUR = 3600
 OFFSETS = [0, 0, 45, -45, 2 * HOUR, 5 * HOUR, 26 * HOUR, -3 * HOUR, -7 * HOUR]
 
+# What Django's backend for files writes after each message.
+END_OF_MESSAGE = b"-" * 79
+
 chance = random.Random(os.environ["CHAOS_SEED"])
 over = threading.Event()
 done: collections.Counter[str] = collections.Counter()  # what was done to the portal
+
+
+def mails() -> Iterator[EmailMessage]:
+    """Every e-mail that was sent so far, in the order of its files. One that is being written is left out."""
+    for file in sorted(MAILS.glob("*.log")):
+        for text in file.read_bytes().split(END_OF_MESSAGE)[:-1]:
+            message = email.message_from_bytes(text.lstrip(), policy=default)
+            assert isinstance(message, EmailMessage)
+            yield message
 
 
 def free_port() -> int:

@@ -171,6 +171,13 @@ def test_what_could_not_be_sent_in_time_fails_and_says_why(server: SMTPServer, n
     assert (late.state, late.error, late.body) == (State.FAILED, "Expired before it was sent", "")
 
 
+def test_a_clock_that_is_set_back_keeps_no_email_waiting(server: SMTPServer, now: datetime) -> None:
+    OutgoingMailFactory(attempts=1, error="450", next_attempt_at=now + timedelta(minutes=61))
+    OutgoingMailFactory(recipient=GOOD, attempts=1, error="450", next_attempt_at=now + timedelta(hours=7))
+    assert services.send_due(now=now) == 1
+    assert server.recipients == [GOOD]
+
+
 def test_a_new_email_does_not_wait_behind_those_that_keep_failing(server: SMTPServer, now: datetime) -> None:
     OutgoingMailFactory(recipient="old@example.com", attempts=3, error="450", created_at=now - timedelta(hours=1))
     OutgoingMailFactory(recipient="new@example.com")

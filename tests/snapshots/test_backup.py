@@ -20,8 +20,9 @@ from django.db import connection
 from django.utils import timezone
 
 from billing import services as billing
-from cng_portal.accounts.models import Customer, Membership, Notice
+from cng_portal.accounts.models import Customer, Membership
 from cng_portal.inventory.models import Volume
+from cng_portal.notifications.models import Notification
 from cng_portal.watch.models import Process
 from snapshots import archive, services
 from snapshots.models import Operation, Snapshot, State
@@ -363,10 +364,10 @@ def test_a_restore_of_a_volume_that_had_not_ended_is_given_up_and_told(
     assert "1 restores that had not ended were given up" in given_up.stdout, given_up.stderr
     states = "SELECT state FROM snapshots_operation WHERE kind = 'restore'"
     assert elsewhere.query(states) == [("failed",)]
-    assert elsewhere.query("SELECT title FROM accounts_notice") == [("“monday” could not be restored",)]
+    assert elsewhere.query("SELECT title FROM notifications_notification") == [("“monday” could not be restored",)]
     assert elsewhere("fsck").returncode == 0
     assert holds(image, b"written since" * 100)
-    assert not Notice.objects.exists(), "the portal here knows nothing of it"
+    assert not Notification.objects.exists(), "the portal here knows nothing of it"
 
 
 def test_the_secret_is_in_it_only_on_demand(

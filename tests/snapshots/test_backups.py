@@ -8,8 +8,9 @@ import pytest
 from django.utils import timezone
 
 from billing.models import ServiceKind, UsageSegment
-from cng_portal.accounts.models import Activity, Customer, Membership, Notice, Role
+from cng_portal.accounts.models import Activity, Customer, Membership, Role
 from cng_portal.inventory.models import VirtualMachine, Volume
+from cng_portal.notifications.models import Notification
 from snapshots import backups, services, tasks
 from snapshots.models import BackupRun, BackupSchedule, DiskImage, Operation, Snapshot, State
 from tests.factories import BackupScheduleFactory, MembershipFactory, VirtualMachineFactory, VolumeFactory
@@ -127,7 +128,7 @@ def test_after_an_outage_the_latest_slot_is_caught_up_and_the_others_are_recorde
         (slot + 3 * DAY, TAKING),
     ]
     assert due_at(schedule) == slot + 4 * DAY
-    notice = Notice.objects.get()
+    notice = Notification.objects.get()
     assert notice.user == member.user != viewer.user
     assert notice.title == "Backups of db-01 were missed"
     assert notice.text.startswith("3 backups were missed, from ")
@@ -161,7 +162,7 @@ def test_a_slot_that_comes_while_another_schedules_run_is_unfinished_waits_its_t
     backups.settle_runs(later)
     assert states(schedule) == states(other) == [DONE]
     assert schedule.runs.get().slot == other.runs.get().slot == slot
-    assert not Notice.objects.exists()
+    assert not Notification.objects.exists()
 
 
 def test_one_that_cannot_be_started_does_not_keep_the_others_from_it(schedule: BackupSchedule) -> None:
@@ -222,7 +223,7 @@ def test_what_fails_is_tried_again_after_growing_pauses_and_given_up_after_the_t
         run.refresh_from_db()
     assert (run.state, run.tries, run.next_try_at, run.finished_at) == (FAILED, 4, None, at)
     assert backups.settle_runs(at + DAY) == 0
-    first, last = Notice.objects.order_by("created_at")
+    first, last = Notification.objects.order_by("created_at")
     assert (first.title, last.title) == (
         "The backup of db-01 failed and will be tried again",
         "The backup of db-01 failed",
@@ -256,7 +257,7 @@ def test_a_capture_that_failed_is_taken_again_as_the_same_copy(
     run.refresh_from_db()
     assert (run.state, run.tries, run.reason) == (DONE, 2, "")
     assert Snapshot.objects.get().state == State.READY
-    assert Notice.objects.get().title == "The backup of db-01 failed and will be tried again"
+    assert Notification.objects.get().title == "The backup of db-01 failed and will be tried again"
 
 
 def test_when_the_machine_has_other_disks_at_the_second_try_a_new_copy_is_taken(
@@ -333,7 +334,9 @@ def test_a_copy_that_could_not_be_read_back_is_read_again_and_not_taken_again(
     backups.settle_runs(at + timedelta(minutes=5))
     run.refresh_from_db()
     assert (run.state, run.snapshot) == (DONE, copy)
-    assert [notice.title for notice in Notice.objects.all()] == ["The backup of db-01 failed and will be tried again"]
+    assert [notice.title for notice in Notification.objects.all()] == [
+        "The backup of db-01 failed and will be tried again"
+    ]
 
 
 def test_a_failed_copy_that_a_person_tries_again_finishes_its_run(

@@ -9,7 +9,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from cng_portal.accounts.models import Project, User
-from tests.factories import NoticeFactory, OperationFactory, ProjectFactory, SnapshotFactory, UserFactory
+from tests.factories import NotificationFactory, OperationFactory, ProjectFactory, SnapshotFactory, UserFactory
 
 pytestmark = pytest.mark.django_db
 
@@ -69,7 +69,7 @@ def test_what_moves_is_one_small_answer(project: Project, person: User, client_f
     client.get(reverse("snapshots:work"))
     for number in range(7):
         taking(project, f"nightly-{number}")
-    answer = client.get(reverse("snapshots:work"), {"seen": "0"})
+    answer = client.get(reverse("snapshots:work"), {"unread": "0"})
     assert answer.text.count("<li>") == 5
     assert "And more, on the dashboard" in answer.text
     assert 'id="bell-count" hx-swap-oob="true"' in answer.text
@@ -77,9 +77,9 @@ def test_what_moves_is_one_small_answer(project: Project, person: User, client_f
 
 
 def test_a_failure_is_told_where_the_person_is(person: User, client_for: Callable[..., Client]) -> None:
-    NoticeFactory(user=person, title="The snapshot “<db>” could not be taken")
-    answer = client_for(person).get(reverse("snapshots:work"), {"seen": "0"}).text
+    NotificationFactory(user=person, title="The snapshot “<db>” could not be taken")
+    answer = client_for(person).get(reverse("snapshots:work"), {"unread": "0"}).text
     assert '<div id="announcer" hx-swap-oob="innerHTML">The snapshot “&lt;db&gt;” could not be taken</div>' in answer
-    assert "1 new notice<" in answer
-    assert "announcer" not in client_for(person).get(reverse("snapshots:work"), {"seen": "1"}).text
-    assert "announcer" not in client_for(person).get(reverse("snapshots:work"), {"seen": "nonsense"}).text
+    assert "1 unread notification<" in answer
+    assert "announcer" not in client_for(person).get(reverse("snapshots:work"), {"unread": "1"}).text
+    assert "announcer" not in client_for(person).get(reverse("snapshots:work"), {"unread": "nonsense"}).text

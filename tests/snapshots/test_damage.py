@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from django.core import mail
 from django.core.management import call_command
 from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
 from billing.models import ServiceKind, UsageSegment
-from cng_portal.accounts import notices
-from cng_portal.accounts.models import Activity, Membership, Notice, Role
+from cng_portal.accounts.models import Activity, Membership, Role
 from cng_portal.inventory.models import Volume
+from cng_portal.notifications.models import Notification
 from snapshots import backups, fsck, operations, services
 from snapshots.models import BackupRun, DiskImage, Operation, Snapshot, State
 from snapshots.tasks import run_operation
 from tests.factories import BackupScheduleFactory, MembershipFactory, VirtualMachineFactory, VolumeFactory
+from tests.smtp import sent_mails
 from tests.snapshots.disks import carry_out_what_waits, flip_byte, put_volume, sell_everywhere
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
@@ -166,13 +166,12 @@ def test_one_flipped_byte_stops_every_use_and_ends_the_bill(
     assert Activity.objects.get(act="snapshot.damaged").actor is None
     check_everything({"damaged"})
 
-    told = Notice.objects.filter(title="“monday” is damaged")
+    told = Notification.objects.filter(title="“monday” is damaged")
     assert {notice.user for notice in told} == {member.user, colleague.user}
-    assert not Notice.objects.exclude(title="“monday” is damaged").exists()
+    assert not Notification.objects.exclude(title="“monday” is damaged").exists()
     assert "It costs nothing from" in told[0].text
     assert "Take a new one while “web-01-root” is sound" in told[0].text
-    notices.send_mails(now=timezone.now())
-    assert {(one.subject, *one.to) for one in mail.outbox} == {
+    assert {(one.subject, *one.to) for one in sent_mails()} == {
         ("1CNG: “monday” is damaged", member.user.email),
         ("1CNG: “monday” is damaged", colleague.user.email),
     }
@@ -224,7 +223,7 @@ def test_damage_that_is_found_once_more_is_told_to_who_asked_alone(
     verify(snapshot, colleague)
     snapshot.refresh_from_db()
     assert snapshot.damaged_at == found_at
-    told = Notice.objects.filter(title="“monday” is damaged")
+    told = Notification.objects.filter(title="“monday” is damaged")
     assert [told.filter(user=one.user).count() for one in (member, colleague)] == [1, 2]
 
 
@@ -246,7 +245,7 @@ def test_a_snapshot_that_a_person_verifies_and_that_is_sound_again_is_charged_ag
     assert (snapshot.damaged_at, snapshot.disks.get().damage) == (None, "")
     free, charged = UsageSegment.objects.filter(resource_id=snapshot.pk).order_by("started_at")
     assert (charged.started_at, charged.ended_at) == (operation.finished_at, None)
-    told = Notice.objects.get(title="“monday” is no longer damaged")
+    told = Notification.objects.get(title="“monday” is no longer damaged")
     assert told.user == member.user
     assert "It is charged again from" in told.text
     check_everything(set())
@@ -275,7 +274,7 @@ def test_fsck_marks_what_it_finds_and_clears_what_matches_again(
     [finding] = fsck.look(snapshot.location, read=True)
     assert finding.code == "corrupt"
     assert finding.mend and finding.mend()
-    assert Notice.objects.get().title == "“monday” is damaged"
+    assert Notification.objects.get().title == "“monday” is damaged"
     check_everything({"damaged"})
 
     [finding] = fsck.look(snapshot.location)
@@ -384,7 +383,7 @@ def test_a_damaged_backup_is_told_by_its_run_while_that_is_under_way(storage_roo
     run.refresh_from_db()
     assert run.state == BackupRun.State.WAITING
     assert "is damaged, so it was removed" in run.reason
-    assert Notice.objects.get().title == "The backup of db-01 failed and will be tried again"
+    assert Notification.objects.get().title == "The backup of db-01 failed and will be tried again"
     assert UsageSegment.objects.get().ended_at is not None
 
 

@@ -13,8 +13,9 @@ import pytest
 from billing import closing, verification
 from billing import services as billing
 from billing.models import Invoice, InvoiceLine, ServiceKind, UsageSegment
-from cng_portal.accounts.models import Membership, Notice
+from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import VirtualMachine
+from cng_portal.notifications.models import Notification
 from snapshots import backups, tasks
 from snapshots.models import BackupRun, BackupSchedule, Operation, Snapshot, State
 from tests.billing import oracle
@@ -167,7 +168,7 @@ def test_each_slot_of_a_year_ran_once_or_is_missed_no_promise_is_broken_and_the_
     assert set(Snapshot.objects.filter(pk__in=year.kept_for_ever).values_list("state", flat=True)) == {State.READY}
     # one notice per schedule and outage, whatever the number of slots
     told = BackupRun.objects.filter(state=BackupRun.State.MISSED).values_list("schedule_id", "created_at").distinct()
-    assert Notice.objects.count() == told.count()
+    assert Notification.objects.count() == told.count()
 
     closing.close_months(at=END + 10 * DAY)
     for member in year.members:

@@ -13,10 +13,11 @@ from django.utils import timezone
 
 from billing import scheduling as billing
 from cng_portal import logs
-from cng_portal.accounts import activity, attempts, factors, notices, sessions
+from cng_portal.accounts import activity, attempts, factors, sessions
 from cng_portal.hardening import refuse_unsafe_start
 from cng_portal.inventory.models import Location
 from cng_portal.mail import services as mail
+from cng_portal.notifications import services as notifications
 from cng_portal.watch import services as watch
 from cng_portal.watch.models import Process
 from snapshots import backups, operations, sync, watching
@@ -102,7 +103,6 @@ def look_after_schedules() -> None:
 
 
 def send_mails() -> None:
-    notices.send_mails(now=timezone.now())
     mail.send_due(now=timezone.now())
 
 
@@ -117,7 +117,7 @@ def tidy_up() -> None:
     attempts.forget_expired(now=timezone.now())
     factors.encrypt_all()
     operations.forget_old_drafts()
-    notices.forget_old(now=timezone.now())
+    notifications.delete_old(now=timezone.now())
     mail.delete_old(now=timezone.now())
     activity.forget_old(now=timezone.now())
     for location in Location.objects.all():
