@@ -314,9 +314,7 @@ if default_database["ENGINE"] == "django.db.backends.sqlite3":
     default_database["TEST"] = {"NAME": str(DATA_DIR / "test.sqlite3")}
 else:
     pool = {"min_size": 1, "max_size": read("DATABASE_POOL", whole_number(1, 1000), 8), "timeout": 10}
-    # psycopg prepares nothing by itself, only what cng_portal.accounts.prepared tells it to
-    never = {"prepare_threshold": sys.maxsize}
-    default_database["OPTIONS"] = {"pool": pool} | never | default_database.get("OPTIONS", {})
+    default_database["OPTIONS"] = {"pool": pool} | default_database.get("OPTIONS", {})
     default_database["CONN_HEALTH_CHECKS"] = True  # a connection that died in the pool is replaced, not handed out
 DATABASES = {"default": default_database}
 CACHES = {
@@ -375,7 +373,6 @@ ACCOUNT_LOGIN_METHODS = {"email"}
 ACCOUNT_SIGNUP_FIELDS = ["email*", "password1*", "password2*"]
 ACCOUNT_EMAIL_VERIFICATION = "none"
 ACCOUNT_SESSION_REMEMBER = True
-SESSION_ENGINE = "cng_portal.accounts.session_engine"
 # A session that nobody uses for so long ends; 0 is the two weeks of its cookie.
 SESSION_IDLE_HOURS = read("SESSION_IDLE_HOURS", whole_number(0, 336), 12)
 # However much it is used, after so long one signs in again.

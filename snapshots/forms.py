@@ -1,7 +1,6 @@
 """Forms of the lists and of the acts on a snapshot. Those of the wizard are in wizard.py."""
 
-from typing import Any
-from uuid import UUID
+from typing import Any, ClassVar
 from zoneinfo import ZoneInfo
 
 from django import forms
@@ -13,7 +12,6 @@ from django.utils.translation import gettext_lazy, ngettext
 
 from billing.models import MAX_SIZE_GB
 from cng_portal.accounts.models import Project, User
-from cng_portal.accounts.prepared import Given
 from cng_portal.common.names import NameFormField, fold_name, is_same_name
 from cng_portal.inventory.models import Interval, VirtualMachine, Volume, Weekday
 
@@ -37,6 +35,7 @@ class FilterForm(forms.Form):
     """What a list is narrowed to. Each filter stands alone: one that is not understood is left out, and this is said."""
 
     use_required_attribute = False
+    equal: ClassVar[tuple[str, ...]] = ("project", "location")  # the fields whose column has the chosen value
 
     q = forms.CharField(label=gettext_lazy("Search"), required=False, max_length=120)
 
@@ -58,16 +57,18 @@ class FilterForm(forms.Form):
         given = {name: self.cleaned_data.get(name) for name in self.fields}
         return {name: value for name, value in given.items() if value and value != self.fields[name].initial}
 
-    @property
-    def narrowing(self) -> dict[str, Any]:
-        """What is asked for, as the function that finds it takes it: ids, words, a text `q`, and the `pk` that it may be."""
-        given: dict[str, Any] = {name: value for name, value in self.chosen.items() if name not in ("sort", "q")}
-        for name in ("project", "volume", "vm"):
-            if name in given:
-                given[name] = UUID(given[name])
-        if text := self.chosen.get("q"):
-            given |= {"q": Given(text), "pk": lists.parse_uuid(text)}
-        return given
+    def narrow(self, rows: QuerySet[Any]) -> QuerySet[Any]:
+        """The rows that fit what was chosen."""
+        rows = rows.filter(**{name: value for name, value in self.chosen.items() if name in self.equal})
+        text = self.chosen.get("q", "")
+        if not text:
+            return rows
+        pk = lists.parse_uuid(text)
+        return rows.filter(self.matches(text) | Q(pk=pk) if pk else self.matches(text))
+
+    def matches(self, text: str) -> Q:
+        """The condition that the text is found in a row."""
+        return Q(name__icontains=text)
 
     @property
     def narrows(self) -> bool:
@@ -89,6 +90,8 @@ class FilterForm(forms.Form):
 
 
 class SnapshotFilterForm(FilterForm):
+    equal = ("project", "location", "state", "volume", "vm")
+
     state = ChoiceFilter(
         gettext_lazy("State"),
         gettext_lazy("Every state"),
@@ -109,45 +112,17 @@ class SnapshotFilterForm(FilterForm):
         self.kind = kind
         super().__init__(*args, without="vm" if kind == Kind.VOLUME else "volume", **kwargs)
 
-    @property
-    def narrowing(self) -> dict[str, Any]:
-        key = fold_name(self.chosen.get("q", ""))
-        return super().narrowing | ({"key": Given(key)} if key else {})
+    def matches(self, text: str) -> Q:
+        if self.kind == Kind.VOLUME:
+            condition = Q(volume__in=Volume.objects.visible_to(self.user).filter(name__icontains=text))
+        else:
+            condition = Q(vm__in=VirtualMachine.objects.visible_to(self.user).filter(name__icontains=text))
+        key = fold_name(text)
+        return condition | Q(name_key__contains=key) if key else condition
 
     @property
     def order(self) -> lists.Order:
         return lists.SNAPSHOT_ORDERS[self.chosen.get("sort", "newest")]
-
-
-def find_snapshots(
-    user: User,
-    kind: Kind,
-    *,
-    volume: UUID | None = None,
-    q: str = "",
-    key: str = "",
-    pk: UUID | None = None,
-    **equal: Any,
-) -> QuerySet[Snapshot]:
-    """What SnapshotFilterForm is `narrowing` to; `key` is the text as names are compared."""
-    found = Snapshot.objects.filter(deleted_at=None)
-    if volume:
-        # the volume implies customer and kind; naming them would lead a database without statistics to another index
-        found = found.filter(volume=volume, project__in=list(user.roles))
-    else:
-        found = found.visible_to(user).filter(kind=kind)
-    found = found.filter(**equal)
-    if not q:
-        return found
-    if kind == Kind.VOLUME:
-        named = lists.of_named("volume_id", Volume.objects.visible_to(user), q)
-    else:
-        named = lists.of_named("vm_id", VirtualMachine.objects.visible_to(user), q)
-    return found.filter(named | (Q(name_key__contains=key) if key else Q()) | _is(pk))
-
-
-def _is(pk: UUID | None) -> Q:
-    return Q(pk=pk) if pk else Q()
 
 
 class VolumeFilterForm(FilterForm):
@@ -165,29 +140,26 @@ class VolumeFilterForm(FilterForm):
         ],
     )
 
+    def narrow(self, rows: QuerySet[Any]) -> QuerySet[Any]:
+        rows, show = super().narrow(rows), self.chosen.get("show")
+        if show == self.UNPROTECTED:
+            return rows.filter(lists.UNPROTECTED)
+        return rows.filter(vm__isnull=show == self.FREE) if show else rows
 
-def find_volumes(user: User, *, show: str = "", q: str = "", pk: UUID | None = None, **equal: Any) -> QuerySet[Volume]:
-    """What VolumeFilterForm is `narrowing` to."""
-    found = Volume.objects.visible_to(user).present().filter(**equal)
-    if show:
-        unprotected = show == VolumeFilterForm.UNPROTECTED
-        found = found.filter(lists.UNPROTECTED if unprotected else Q(vm__isnull=show == VolumeFilterForm.FREE))
-    return found.filter(Q(name__icontains=q) | Q(vm__name__icontains=q) | _is(pk)) if q else found
+    def matches(self, text: str) -> Q:
+        return Q(name__icontains=text) | Q(vm__name__icontains=text)
 
 
 class MachineFilterForm(FilterForm):
+    equal = ("project", "location", "state")
+
     project = ChoiceFilter(gettext_lazy("Project"), gettext_lazy("Every project"))
     location = ChoiceFilter(gettext_lazy("Location"), gettext_lazy("Every location"))
     state = ChoiceFilter(gettext_lazy("State"), gettext_lazy("Every state"), VirtualMachine.State.choices)
 
 
-def find_machines(user: User, *, q: str = "", pk: UUID | None = None, **equal: Any) -> QuerySet[VirtualMachine]:
-    """What MachineFilterForm is `narrowing` to."""
-    found = VirtualMachine.objects.visible_to(user).present().filter(**equal)
-    return found.filter(Q(name__icontains=q) | _is(pk)) if q else found
-
-
 class ScheduleFilterForm(FilterForm):
+    equal = ("vm",)
     ACTIVE, PAUSED, AUTOMATIC, TROUBLED = "active", "paused", "automatic", "troubled"
 
     project = ChoiceFilter(gettext_lazy("Project"), gettext_lazy("Every project"))
@@ -204,22 +176,19 @@ class ScheduleFilterForm(FilterForm):
         ],
     )
 
+    def narrow(self, rows: QuerySet[Any]) -> QuerySet[Any]:
+        """Of lists.with_last_run."""
+        chosen, show = self.chosen, self.chosen.get("show")
+        places = {f"vm__{name}": chosen[name] for name in ("project", "location") if name in chosen}
+        rows = super().narrow(rows).filter(**places)
+        if show == self.TROUBLED:
+            return lists.troubled(rows)
+        if show == self.AUTOMATIC:
+            return rows.filter(origin=BackupSchedule.Origin.AUTOMATIC)
+        return rows.filter(paused_at__isnull=show == self.ACTIVE) if show else rows
 
-def find_schedules(
-    user: User, *, vm: UUID | None = None, show: str = "", q: str = "", pk: UUID | None = None, **equal: Any
-) -> QuerySet[BackupSchedule]:
-    """What ScheduleFilterForm is `narrowing` to."""
-    found = lists.with_last_run(BackupSchedule.objects.visible_to(user).present())
-    found = found.filter(**{f"vm__{name}": value for name, value in equal.items()})
-    if vm:
-        found = found.filter(vm=vm)
-    if show == ScheduleFilterForm.TROUBLED:
-        found = lists.troubled(found)
-    elif show == ScheduleFilterForm.AUTOMATIC:
-        found = found.filter(origin=BackupSchedule.Origin.AUTOMATIC)
-    elif show:
-        found = found.filter(paused_at__isnull=show == ScheduleFilterForm.ACTIVE)
-    return found.filter(Q(vm__name__icontains=q) | _is(pk)) if q else found
+    def matches(self, text: str) -> Q:
+        return Q(vm__name__icontains=text)
 
 
 class ScheduleForm(forms.Form):

@@ -9,7 +9,6 @@ from typing import Any
 from uuid import UUID
 
 from django.contrib import messages
-from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
@@ -21,7 +20,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from cng_portal.accounts.models import User
 from cng_portal.inventory.models import VirtualMachine
 from snapshots import backups, lists, services, slots, wizard
-from snapshots.forms import RHYTHM, ScheduleFilterForm, ScheduleForm, find_schedules, zone_name
+from snapshots.forms import RHYTHM, ScheduleFilterForm, ScheduleForm, zone_name
 from snapshots.models import BackupRun, BackupSchedule, Kind, Snapshot, State
 
 from .common import (
@@ -37,25 +36,13 @@ from .snapshots import backup_tabs, get_changeable
 # --- list --------------------------------------------------------------------------------------------------------------
 
 
-def listed_schedules() -> QuerySet[BackupSchedule]:
-    return lists.with_last_run(BackupSchedule.objects.select_related("vm__project__customer", "vm__location"))
-
-
 @require_GET
 def schedules(request: HttpRequest) -> HttpResponse:
-    """Two queries besides session, person, roles and wallet: choices, and rows with their total and last run."""
     user = request.user
     choices = lists.filter_choices(user, source="vm", wanted=request.GET.get("vm", ""))
     form = ScheduleFilterForm(request.GET, user=user, choices=choices)
-    page = lists.page_of(
-        find_schedules,
-        lists.NEWEST_SCHEDULE,
-        request.GET,
-        rows=listed_schedules,
-        counted_by="vm_id",
-        user=user,
-        **form.narrowing,
-    )
+    mine = BackupSchedule.objects.visible_to(user).present().select_related("vm__project__customer", "vm__location")
+    page = lists.page_of(form.narrow(lists.with_last_run(mine)), lists.NEWEST_SCHEDULE, request.GET)
     context = {
         "form": form,
         "rows": explain_schedules(page.rows, user),
@@ -111,28 +98,14 @@ def get_schedule(user: User, schedule_id: UUID) -> BackupSchedule:
     )
 
 
-def runs_of(schedule: UUID) -> QuerySet[BackupRun]:
-    return BackupRun.objects.filter(schedule=schedule)
-
-
-def listed_runs() -> QuerySet[BackupRun]:
-    return BackupRun.objects.select_related("snapshot", "requested_by")
-
-
 @require_GET
 def schedule(request: HttpRequest, schedule_id: UUID) -> HttpResponse:
     """Also of one that is deleted: its runs are still there."""
     user = request.user
     found = get_schedule(user, schedule_id)
     vm, zone = found.vm, found.vm.project.customer.zone
-    page = lists.page_of(
-        runs_of,
-        lists.NEWEST_RUN,
-        request.GET,
-        rows=listed_runs,
-        counted_by="schedule_id",
-        schedule=found.pk,
-    )
+    runs = BackupRun.objects.filter(schedule=found).select_related("snapshot", "requested_by")
+    page = lists.page_of(runs, lists.NEWEST_RUN, request.GET)
     counted = copies_of(found)
     version = version_of(
         found.paused_at, found.deleted_at, found.next_run_at, [(run.pk, run.state, run.tries) for run in page.rows]

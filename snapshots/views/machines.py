@@ -12,7 +12,7 @@ from billing.money import format_price
 from cng_portal.accounts.models import User
 from cng_portal.inventory.models import VirtualMachine, Volume
 from snapshots import lists, services, wizard
-from snapshots.forms import MachineFilterForm, find_machines
+from snapshots.forms import MachineFilterForm
 from snapshots.models import BackupSchedule, Kind, Operation, Snapshot, usable
 
 from .backups import explain_schedules
@@ -47,7 +47,7 @@ def listed_machines() -> QuerySet[VirtualMachine]:
 def machines(request: HttpRequest) -> HttpResponse:
     user = request.user
     form = MachineFilterForm(request.GET, user=user, choices=lists.filter_choices(user))
-    page = lists.page_of(find_machines, lists.BY_NAME, request.GET, rows=listed_machines, user=user, **form.narrowing)
+    page = lists.page_of(form.narrow(listed_machines().visible_to(user).present()), lists.BY_NAME, request.GET)
     context = {
         "form": form,
         "rows": explain_machines(page.rows, user),

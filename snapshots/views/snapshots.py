@@ -30,7 +30,6 @@ from snapshots.forms import (
     RenameForm,
     RestoreForm,
     SnapshotFilterForm,
-    find_snapshots,
 )
 from snapshots.models import BackupSchedule, DiskImage, Kind, Operation, Snapshot, State
 
@@ -100,8 +99,9 @@ def snapshot_list(request: HttpRequest, kind: Kind) -> HttpResponse:
     source = "volume" if kind == Kind.VOLUME else "vm"
     choices = lists.filter_choices(user, source=source, wanted=request.GET.get(source, ""))
     form = SnapshotFilterForm(request.GET, kind=kind, user=user, choices=choices)
-    rows = listed_with_runs if kind == Kind.BACKUP else listed_snapshots
-    page = lists.page_of(find_snapshots, form.order, request.GET, rows=rows, user=user, kind=kind, **form.narrowing)
+    listed = listed_with_runs() if kind == Kind.BACKUP else listed_snapshots()
+    mine = listed.visible_to(user).filter(deleted_at=None, kind=kind)
+    page = lists.page_of(form.narrow(mine), form.order, request.GET)
     view = chosen_view(request)
     params = form.chosen
     context = {

@@ -2,7 +2,7 @@
 
 from uuid import UUID
 
-from django.db.models import Count, Max, QuerySet
+from django.db.models import Count, Max
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404
 from django.views.decorators.http import require_GET
@@ -10,7 +10,7 @@ from django.views.decorators.http import require_GET
 from cng_portal.accounts.models import User
 from cng_portal.inventory.models import Volume
 from snapshots import lists
-from snapshots.forms import VolumeFilterForm, find_volumes
+from snapshots.forms import VolumeFilterForm
 from snapshots.models import DiskImage, Operation, Snapshot, usable
 
 from .common import (
@@ -27,15 +27,12 @@ SNAPSHOTS_SHOWN = 50
 OPERATIONS_SHOWN = 20
 
 
-def listed_volumes() -> QuerySet[Volume]:
-    return Volume.objects.select_related("project__customer", "location", "vm")
-
-
 @require_GET
 def volumes(request: HttpRequest) -> HttpResponse:
     user = request.user
     form = VolumeFilterForm(request.GET, user=user, choices=lists.filter_choices(user))
-    page = lists.page_of(find_volumes, lists.BY_NAME, request.GET, rows=listed_volumes, user=user, **form.narrowing)
+    mine = Volume.objects.visible_to(user).present().select_related("project__customer", "location", "vm")
+    page = lists.page_of(form.narrow(mine), lists.BY_NAME, request.GET)
     context = {
         "form": form,
         "rows": count_snapshots(page.rows, user),
