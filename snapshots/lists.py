@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 from urllib.parse import urlencode
 from uuid import UUID
@@ -62,7 +62,8 @@ class Order:
         key, _tilde, value = text.partition("~")
         column: Any = model._meta.get_field(self.field)
         try:
-            return column.clean(value, None), UUID(key)
+            cleaned = column.clean(value, None)
+            return (cleaned.astimezone(UTC) if isinstance(cleaned, datetime) else cleaned), UUID(key)
         except (ValidationError, ValueError, OverflowError):
             return None
 
