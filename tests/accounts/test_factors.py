@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import time_machine
 from allauth.account.models import EmailAddress
 from allauth.mfa.models import Authenticator
 from django.conf import settings
@@ -22,6 +23,7 @@ from django.utils import timezone
 
 from cng_portal.accounts import attempts, confirmation, factors, passwords
 from cng_portal.accounts.models import Activity, Project, Role, User
+from cng_portal.mail.models import OutgoingMail
 from tests.accounts.test_sign_in import PASSWORD, sign_in
 from tests.factories import ProjectFactory, UserFactory
 from tests.smtp import sent_mails
@@ -376,6 +378,20 @@ def test_a_new_address_takes_effect_when_it_is_confirmed_and_the_old_one_is_told
     assert sent_mails()[-1].to == ["aye@example.com"]
     assert sent_mails()[-1].subject == "1CNG: Your e-mail address is new@example.com now"
     assert Activity.objects.get(act="person.email").after == {"email": "new@example.com"}
+
+
+def test_the_page_says_that_the_email_to_a_new_address_was_not_delivered_and_sends_it_again(person: User) -> None:
+    client = Client()
+    sign_in(client, person.email)
+    client.post(reverse("account_reauthenticate"), {"password": PASSWORD})
+    client.post(reverse("account_email"), {"action_add": "", "email": "new@example.com"})
+    page = client.get(reverse("account_email"))
+    assert "We've e-mailed a link to it." in page.text
+    OutgoingMail.objects.update(failed_at=timezone.now(), error="550 5.1.1 No such user")
+    assert "The mail server refused our e-mail: 550 5.1.1 No such user" in client.get(reverse("account_email")).text
+    with time_machine.travel(timezone.now() + timedelta(minutes=4)):
+        client.post(reverse("account_email"), {"action_send": "", "email": "new@example.com"})
+    assert [message.to for message in sent_mails()] == [["new@example.com"]]
 
 
 def test_an_address_that_somebody_else_signs_in_with_is_not_taken_over_by_a_link_in_their_mail(person: User) -> None:
