@@ -4,6 +4,8 @@ The file is a tar. `head.json` says what it is, then come `database` (an SQLite 
 `manifests.jsonl` and, where that was asked for, `secret_key`; `checksums.json` is the last, so that an unfinished file
 shows itself. The bytes of volumes and snapshots are not in it: they belong to the storage engine.
 
+Rows that let somebody in, such as sessions, are left out of the database: see `secret_tables`.
+
 The database is of one instant although the portal goes on. The manifests are read after it, so every snapshot that was
 Ready then and is still there has its own.
 """
@@ -22,8 +24,11 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 from uuid import UUID
 
+from allauth.account.models import EmailConfirmation
+from allauth.usersessions.models import UserSession
 from blake3 import blake3
 from django.conf import settings
+from django.contrib.sessions.models import Session
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from django.db import connection, transaction
@@ -36,6 +41,7 @@ from psycopg.conninfo import make_conninfo
 from cng_portal.accounts.models import Customer, User
 from cng_portal.accounts.services import lock_customer
 from cng_portal.inventory.models import Location
+from cng_portal.mail.models import OutgoingMail
 from cng_portal.watch.models import Process
 from cng_portal.watch.services import SILENT_AFTER
 
@@ -149,14 +155,27 @@ class Hashing:
         return data
 
 
+def secret_tables() -> list[str]:
+    """Tables of which a backup keeps no rows, because whoever reads them gets in: sessions and their keys, links that
+    confirm an address, one-time codes, and e-mails with such links that wait to be sent.
+    """
+    models = (Session, UserSession, EmailConfirmation, OutgoingMail)
+    return [*(model._meta.db_table for model in models), settings.CACHES["default"]["LOCATION"]]
+
+
 def copy_database(path: Path) -> None:
     if connection.vendor == "sqlite":
         # the online backup: of one instant, while others read and write
         with closing(sqlite3.connect(path)) as target, closing(sqlite3.connect(database_file(), timeout=60)) as source:
             source.backup(target)
             target.execute("PRAGMA journal_mode=DELETE")  # one file, without a log beside it
+            for table in secret_tables():
+                target.execute(f'DELETE FROM "{table}"')
+            target.commit()
+            target.execute("VACUUM")  # deleted rows stay in the file's free pages
     else:
-        run("pg_dump", "--format=custom", "--no-owner", "--no-privileges", f"--file={path}", stdin=None)
+        left_out = [f"--exclude-table-data={table}" for table in secret_tables()]
+        run("pg_dump", "--format=custom", "--no-owner", "--no-privileges", *left_out, f"--file={path}", stdin=None)
 
 
 def database_file() -> str:

@@ -15,8 +15,12 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from django.apps import apps
+from django.conf import settings
+from django.core.cache import cache
 from django.core.management import CommandError, call_command
 from django.db import connection
+from django.test import Client
 from django.utils import timezone
 
 from billing import services as billing
@@ -26,7 +30,7 @@ from cng_portal.notifications.models import Notification
 from cng_portal.watch.models import Process
 from snapshots import archive, services
 from snapshots.models import Operation, Snapshot, State
-from tests.factories import MembershipFactory, VolumeFactory
+from tests.factories import MembershipFactory, OutgoingMailFactory, UserFactory, VolumeFactory
 from tests.snapshots.disks import carry_out_what_waits, holds, put_volume, sell_everywhere
 
 pytestmark = [
@@ -385,6 +389,55 @@ def test_the_secret_is_in_it_only_on_demand(
     assert elsewhere("restore", file, "--with-secret").returncode == 0
     key = elsewhere.data / "secret_key"
     assert key.read_text().startswith("a long secret") and key.stat().st_mode & 0o777 == 0o600
+
+
+def test_nothing_in_it_lets_anybody_in(
+    snapshot: Snapshot, file: Path, elsewhere: Any, client_for: Callable[..., Client]
+) -> None:
+    client = client_for(UserFactory(admin=True))
+    key = client.cookies[settings.SESSION_COOKIE_NAME].value
+    ended = client_for(UserFactory(admin=True))
+    ended_key = ended.cookies[settings.SESSION_COOKIE_NAME].value
+    ended.logout()
+    OutgoingMailFactory(body="https://portal.example.com/accounts/password/reset/key/7-secret/")
+    cache.set("one-time-code", "814 203")
+    assert client.get("/admin/").status_code == 200
+
+    backup(file)
+    if connection.vendor == "sqlite":
+        content = file.read_bytes()
+        assert not [word for word in (key, ended_key, "7-secret", "one-time-code") if word.encode() in content]
+    assert elsewhere("restore", file).returncode == 0
+    for table in archive.secret_tables():
+        assert elsewhere.query(f"SELECT count(*) FROM {table}") == [(0,)], table
+    visit = (
+        f"from django.test import Client; client = Client(HTTP_HOST='localhost');"
+        f"client.cookies['{settings.SESSION_COOKIE_NAME}'] = '{key}';"
+        f"print(client.get('/admin/').headers['Location'])"
+    )
+    assert "/admin/login/?next=/admin/" in elsewhere("shell", "--command", visit).stdout
+
+
+def test_every_table_that_may_hold_a_secret_was_looked_at() -> None:
+    """A new column with such a name needs a place in this list, and in SECURITY.md's table of secrets."""
+    words = re.compile(r"key|token|code|secret|password|session|body|data")
+    columns = {
+        f"{model._meta.db_table}.{field.column}"
+        for model in apps.get_models()
+        if model._meta.db_table not in archive.secret_tables()
+        for field in model._meta.concrete_fields
+        if words.search(field.column)
+    }
+    assert columns == {
+        "accounts_user.password",  # hashed
+        "mfa_authenticator.data",  # encrypted with SECRET_KEY
+        "auth_permission.codename",
+        "inventory_location.code",
+        "billing_invoiceline.location_code",
+        "accounts_notice.key",
+        "billing_wallettransaction.key",
+        "snapshots_snapshot.name_key",
+    }
 
 
 def test_no_file_is_overwritten_and_a_failure_leaves_none(snapshot: Snapshot, file: Path) -> None:
