@@ -138,6 +138,12 @@ class WorkCollector(Collector):
         )
         free = GaugeMetricFamily("portal_storage_free_bytes", "Room for new data.", labels=["location"])
         used = GaugeMetricFamily("portal_storage_snapshot_bytes", "Taken up by snapshots.", labels=["location"])
+        damaged = GaugeMetricFamily("portal_snapshots_damaged", "Damaged snapshots.", labels=["location"])
+        unread = GaugeMetricFamily(
+            "portal_oldest_read_age_seconds",
+            "How long ago the snapshot that was read longest ago was captured or verified.",
+            labels=["location"],
+        )
         errors = CounterMetricFamily(
             "portal_storage_errors", "Checks and attempts that failed because of the storage.", labels=["location"]
         )
@@ -145,13 +151,20 @@ class WorkCollector(Collector):
             place = [check.location_id]
             errors.add_metric(place, check.errors)
             used.add_metric(place, check.snapshot_bytes)
+            damaged.add_metric(place, check.damaged_count)
+            unread.add_metric(place, watching.unread_for(check, seen.at).total_seconds())
             if check.checked_at is None:
                 continue
             up.add_metric(place, 0 if check.reason else 1)
             age.add_metric(place, (seen.at - check.checked_at).total_seconds())
             if check.free_bytes is not None:
                 free.add_metric(place, check.free_bytes)
-        yield from (up, age, free, used, errors)
+        yield from (up, age, free, used, damaged, unread, errors)
+        yield GaugeMetricFamily(
+            "portal_scrub_seconds",
+            "Within how long every snapshot is to be read again.",
+            value=settings.SCRUB_DAYS * 86400,
+        )
 
     def of_mails(self, status: mail.QueueStatus) -> Iterator[Metric]:
         yield GaugeMetricFamily("portal_mails_waiting", "E-mails that are not sent yet.", value=status.waiting)

@@ -39,6 +39,7 @@ LONGEST_PAUSE = timedelta(minutes=10)
 LONGEST_BUSY_PAUSE = timedelta(minutes=1)
 # After this a background read has waited long enough to be treated like any other operation.
 BACKGROUND_WAITS = timedelta(hours=1)
+IS_SCRUB = Q(kind=Operation.Kind.SCRUB)
 PROGRESS_EVERY_SECONDS = 1.0
 KEEP_DRAFTS = timedelta(days=30)
 # of one person, who may begin as many as a program can
@@ -63,7 +64,8 @@ def enqueue_wake_up(*, at: datetime | None = None) -> None:
 
 def create_operation(**fields: Any) -> Operation:
     operation = Operation.objects.create(**fields, request_id=logs.request_id())
-    activity.record(act=f"snapshot.{operation.kind}", actor=operation.requested_by, thing=operation.snapshot)
+    if operation.kind != Operation.Kind.SCRUB:  # the log is about what people do; damage is recorded by itself
+        activity.record(act=f"snapshot.{operation.kind}", actor=operation.requested_by, thing=operation.snapshot)
     enqueue_wake_up()
     with logs.within(operation_id=str(operation.pk)):
         logger.info("Asked for: %s", operation.kind)
@@ -90,16 +92,18 @@ def in_turn(now: datetime) -> OperationQuerySet:
     1. The last free worker takes no long operation of a customer that has one running, so that nobody waits behind
        another customer's long work. With a single worker there is nothing to keep free.
     2. Customers' work goes before background reads, which never take the last free worker either. One that has waited
-       for BACKGROUND_WAITS is treated like any other operation.
-    3. The customer with the fewest running operations comes first, then the one that was served the longest ago, then
-       the oldest operation.
+       for BACKGROUND_WAITS is treated like any other operation, unless it is a scrub.
+    3. The customer with the fewest running operations, scrubs aside, comes first, then the one that was served the
+       longest ago, then the oldest operation.
     """
     active = Operation.objects.active().filter(state=Operation.State.RUNNING, lease_until__gte=now).order_by()
-    running = dict(active.values_list("snapshot__customer").annotate(Count("pk")))
+    counts = active.values("snapshot__customer").annotate(total=Count("pk"), own=Count("pk", filter=~IS_SCRUB))
+    by_customer = list(counts.values_list("snapshot__customer", "own", "total"))
+    running = {customer: own for customer, own, _total in by_customer if own}
     workers = watch.count_workers(now)
-    in_background = Operation.BACKGROUND & Q(created_at__gt=now - BACKGROUND_WAITS)
+    in_background = IS_SCRUB | (Operation.BACKGROUND & Q(created_at__gt=now - BACKGROUND_WAITS))
     allowed = waiting(now)
-    if workers > 1 and workers - sum(running.values()) <= 1:
+    if workers > 1 and workers - sum(total for _customer, _own, total in by_customer) <= 1:
         is_long = ~Q(kind__in=[Operation.Kind.DELETE, Operation.Kind.CLEAN_UP])
         allowed = allowed.exclude(in_background | (is_long & Q(snapshot__customer__in=running)))
     # PostgreSQL sorts by no constant, which a Case without conditions is
@@ -245,7 +249,8 @@ def finish(
         settle(now)
         result = "ready" if state == Operation.State.SUCCEEDED else "failed"
         reason = {"reason": error} if error else {}
-        activity.record(act=f"{result}.{operation.kind}", actor=None, thing=operation.snapshot, after=reason)
+        if operation.kind != Operation.Kind.SCRUB:
+            activity.record(act=f"{result}.{operation.kind}", actor=None, thing=operation.snapshot, after=reason)
     logger.info("Ended: %s", f"{state}. {error}" if error else state)
 
 

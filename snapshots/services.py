@@ -905,7 +905,7 @@ def request_deletions(*, snapshots: Iterable[Snapshot], user: User) -> dict[UUID
 def uses_of(snapshot: Snapshot) -> OperationQuerySet:
     """What goes on with it and would miss it."""
     users = Operation.objects.active().filter(Q(snapshot=snapshot) | Q(safety_snapshot=snapshot))
-    return users.exclude(kind__in=[Operation.Kind.VERIFY, Operation.Kind.CLEAN_UP])
+    return users.exclude(kind__in=[Operation.Kind.VERIFY, Operation.Kind.SCRUB, Operation.Kind.CLEAN_UP])
 
 
 def accept_deletion(snapshot: Snapshot, *, at: datetime, user: User | None = None) -> None:

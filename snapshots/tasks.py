@@ -7,7 +7,7 @@ while a driver works.
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -39,6 +39,7 @@ from .drivers.base import (
     Busy,
     Corrupt,
     Driver,
+    Heartbeat,
     Interrupted,
     Refused,
     SnapshotInfo,
@@ -46,7 +47,8 @@ from .drivers.base import (
     StorageError,
     VolumeRef,
 )
-from .models import DiskImage, Kind, Operation, Snapshot, State
+from .models import DiskImage, Kind, Operation, Snapshot, State, usable
+from .scrub import YIELD_FOR, must_yield
 
 logger = logging.getLogger(__name__)
 
@@ -145,8 +147,8 @@ def settle_failed(operation: Operation, reason: str, now: datetime) -> None:
 
 def tell_of_failure(operation: Operation, reason: str, *, title: str | Promise = "") -> None:
     """Who asked for it learns of it in the bell, wherever that person is; the project's people where nobody asked."""
-    if operation.kind == Operation.Kind.CLEAN_UP:
-        return  # of a failure that was told
+    if operation.kind in (Operation.Kind.CLEAN_UP, Operation.Kind.SCRUB):
+        return  # of a failure that was told; a read that failed without damage is the operator's
     snapshot = operation.snapshot
     reading = operation.kind == Operation.Kind.VERIFY and operation.requested_by is None
     if snapshot.kind == Kind.BACKUP and (reading or operation.kind == Operation.Kind.CAPTURE):
@@ -249,10 +251,13 @@ def settle_ready(snapshot: Snapshot, infos: list[SnapshotInfo], now: datetime) -
     ready = {"ready_at": now, "error": "", "consistency": get_driver(snapshot.location).consistency.value}
     if not Snapshot.objects.transition(snapshot.pk, [State.CREATING], State.READY, **ready):
         raise operations.LeaseLost
+    reads_bytes = get_driver(snapshot.location).reads_bytes
+    if reads_bytes:
+        Snapshot.objects.filter(pk=snapshot.pk).update_last_read()
     snapshot.refresh_from_db()
     if snapshot.is_charged:
         start_charging(snapshot, now)
-    lacks_checksum = get_driver(snapshot.location).reads_bytes and not all(info.checksum for info in infos)
+    lacks_checksum = reads_bytes and not all(info.checksum for info in infos)
     if lacks_checksum or snapshot.kind == Kind.BACKUP:
         operations.create_operation(kind=Operation.Kind.VERIFY, snapshot=snapshot)
 
@@ -338,9 +343,10 @@ def find_checks(disks: Iterable[DiskImage], driver: Driver) -> list[SnapshotInfo
     return [info for info in infos if info and info.verified_at]
 
 
-def record_checks(infos: Iterable[SnapshotInfo]) -> None:
+def record_checks(infos: Sequence[SnapshotInfo]) -> None:
     for info in infos:
         DiskImage.objects.filter(pk=info.uuid).update(checksum=info.checksum, verified_at=info.verified_at)
+    Snapshot.objects.filter(disks__in=[info.uuid for info in infos]).update_last_read()
 
 
 def settle_not_restored(operation: Operation, reason: str) -> None:
@@ -378,13 +384,39 @@ def settle_no_volume(operation: Operation, now: datetime) -> None:
 
 
 def verify(operation: Operation, lease: operations.Lease) -> None:
+    read_again(operation, lease.heartbeat)
+
+
+def scrub(operation: Operation, lease: operations.Lease) -> None:
+    """A verification that nobody asked for: it is put off while somebody waits."""
+
+    def heartbeat(bytes_done: int, bytes_total: int) -> None:
+        if must_yield(operation, timezone.now()):
+            raise Yielded
+        lease.heartbeat(bytes_done, bytes_total)
+
+    if not Snapshot.objects.filter(usable(), pk=operation.snapshot_id).exists():
+        operation.delete()  # deleted or found damaged since; nothing was read
+        return
+    try:
+        read_again(operation, heartbeat)
+    except Yielded:
+        # with an error, because without one it would be due at once
+        operations.release(operation, counted=False, retry_in=YIELD_FOR, error=_("It gave way to other work."))
+
+
+class Yielded(Interrupted):
+    """A scrub gave way to somebody's work."""
+
+
+def read_again(operation: Operation, heartbeat: Heartbeat) -> None:
     """Read every disk again. Damage is a finding about the snapshot, so it is recorded there and fails the operation."""
     driver: Driver = get_driver(operation.snapshot.location)
     sound: list[SnapshotInfo] = []
     damage: dict[DiskImage, str] = {}
     for disk in operation.snapshot.disks.select_related("volume"):
         try:
-            sound.append(driver.verify_snapshot(snapshot_ref(disk), lease.heartbeat))
+            sound.append(driver.verify_snapshot(snapshot_ref(disk), heartbeat))
         except Corrupt as error:
             damage[disk] = str(error)
     reason = "\n".join(damage.values())
@@ -392,6 +424,8 @@ def verify(operation: Operation, lease: operations.Lease) -> None:
     def settle(now: datetime) -> None:
         for info in sound:
             DiskImage.objects.filter(pk=info.uuid).update(checksum=info.checksum, verified_at=now)
+        if driver.reads_bytes:
+            Snapshot.objects.filter(pk=operation.snapshot_id).update_last_read()
         if damage:
             if not record_damage(operation.snapshot, damage, now, user=operation.requested_by):
                 tell_of_failure(operation, reason, title=gettext_lazy("“%(name)s” is damaged"))
@@ -427,6 +461,7 @@ WORK = {
     Operation.Kind.RESTORE: restore,
     Operation.Kind.NEW_VOLUME: make_volume,
     Operation.Kind.VERIFY: verify,
+    Operation.Kind.SCRUB: scrub,
     Operation.Kind.DELETE: delete,
     Operation.Kind.CLEAN_UP: clean_up,
 }
@@ -435,6 +470,7 @@ FAILURES = {
     Operation.Kind.RESTORE: lambda operation, reason, now: settle_not_restored(operation, reason),
     Operation.Kind.NEW_VOLUME: lambda operation, reason, now: settle_no_volume(operation, now),
     Operation.Kind.VERIFY: lambda operation, reason, now: None,
+    Operation.Kind.SCRUB: lambda operation, reason, now: None,
     Operation.Kind.DELETE: lambda operation, reason, now: None,  # stays Deleting; Try again is offered
     Operation.Kind.CLEAN_UP: lambda operation, reason, now: None,
 }

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from threading import Thread
 
+from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.db.models import Case, Count, Min, Q, Sum, Value, When
 from django.utils import timezone
@@ -23,7 +24,7 @@ from cng_portal.watch.services import SILENT_AFTER, count_storage_error
 
 from .drivers import get_driver
 from .drivers.base import StorageError, advice_for
-from .models import DiskImage, Operation, OperationQuerySet
+from .models import DiskImage, Operation, OperationQuerySet, Snapshot, State, usable
 from .operations import put_off
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ def look(*, now: datetime) -> Look:
     waits = [timedelta()]  # also of what was asked for by a clock that is ahead of ours
     for row in active_operations(now).values("kind", "progress").annotate(count=Count("pk"), since=Min("not_before")):
         active[row["kind"], row["progress"]] = row["count"]
-        if row["progress"] == WAITING:
+        if row["progress"] == WAITING and row["kind"] != Operation.Kind.SCRUB:
             waits.append(now - row["since"])
     ended = dict.fromkeys([(kind, state) for kind in Operation.Kind.values for state in ENDED], 0)
     lately = Operation.objects.filter(finished_at__gt=now - LATELY).order_by()
@@ -123,6 +124,10 @@ ADVICE = {
         "Where the reason speaks of damage: ask the customer to take a new snapshot now, look at the disks below the "
         "storage, and keep the damaged one until the new one is verified. Otherwise the bytes could only not be read: "
         "verify again from the snapshot's page once the storage answers."
+    ),
+    Operation.Kind.SCRUB: _lazy(
+        "Where the reason speaks of damage: the customer was told and the snapshot is free from then on; look at the disks "
+        "below the storage. Otherwise the bytes could not be read; it is tried again tomorrow."
     ),
     Operation.Kind.DELETE: _lazy(
         "Billing has ended already; the bytes are still there. Mend the reason, then choose “Try again” on the snapshot's "
@@ -207,7 +212,20 @@ def warnings(seen: Look) -> list[str]:
                 _("The storage of %(location)s does not work: %(reason)s What it has to do waits and is tried again.")
                 % {"location": check.location_id, "reason": check.reason}
             )
+        if unread_for(check, seen.at) > timedelta(days=settings.SCRUB_DAYS):
+            found.append(
+                _(
+                    "A snapshot in %(location)s has not been read for %(days)s days, and damage may go unnoticed. See why "
+                    "scheduled verifications fail or wait; start more workers."
+                )
+                % {"location": check.location_id, "days": unread_for(check, seen.at).days}
+            )
     return found
+
+
+def unread_for(check: StorageCheck, now: datetime) -> timedelta:
+    """How long ago the snapshot that was read longest ago was read; 0 where there is none, or the engine shows no bytes."""
+    return now - check.oldest_read_at if check.oldest_read_at else timedelta()
 
 
 # --- what the scheduler does for it -----------------------------------------------------------------------------------
@@ -252,16 +270,32 @@ def _ask(location: Location, answers: dict[str, tuple[str, int | None]]) -> None
 
 
 def count_storage() -> None:
-    """Count the snapshots in each location and the room that they take up. It reads every one, so it is done seldom."""
+    """Count the snapshots in each location, the damaged ones and the room that they take up, and find out which one was
+    read longest ago. It reads every one, so it is done seldom.
+    """
     now = timezone.now()
     kept = DiskImage.objects.filter(snapshot__deleted_at=None, captured_at__isnull=False).order_by()
     counts = kept.values("snapshot__location").annotate(
-        snapshots=Count("snapshot", distinct=True), used=Sum("allocated_bytes", default=0)
+        snapshots=Count("snapshot", distinct=True),
+        damaged=Count(
+            "snapshot", distinct=True, filter=Q(snapshot__state=State.READY, snapshot__damaged_at__isnull=False)
+        ),
+        used=Sum("allocated_bytes", default=0),
     )
     found = {row["snapshot__location"]: row for row in counts}
     for location in Location.objects.all():
-        row = found.get(location.code, {"snapshots": 0, "used": 0})
-        StorageCheck.objects.update_or_create(
-            location=location,
-            defaults={"counted_at": now, "snapshot_count": row["snapshots"], "snapshot_bytes": row["used"]},
-        )
+        row = found.get(location.code, {"snapshots": 0, "damaged": 0, "used": 0})
+        figures = {
+            "counted_at": now,
+            "snapshot_count": row["snapshots"],
+            "damaged_count": row["damaged"],
+            "snapshot_bytes": row["used"],
+            "oldest_read_at": oldest_read_at(location),
+        }
+        StorageCheck.objects.update_or_create(location=location, defaults=figures)
+
+
+def oldest_read_at(location: Location) -> datetime | None:
+    """Of its usable snapshots; None where there is none, or the engine shows no bytes."""
+    read = Snapshot.objects.filter(usable(), location=location, last_read_at__isnull=False)
+    return read.order_by("last_read_at").values_list("last_read_at", flat=True).first()

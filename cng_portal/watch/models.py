@@ -60,6 +60,10 @@ class StorageCheck(models.Model):
     counted_at = models.DateTimeField(_("counted"), null=True)
     snapshot_count = models.PositiveIntegerField(_("snapshots"), default=0)
     snapshot_bytes = models.BigIntegerField(_("used by snapshots"), default=0)
+    damaged_count = models.PositiveIntegerField(_("damaged snapshots"), default=0)
+    oldest_read_at = models.DateTimeField(
+        _("oldest read"), null=True, help_text=_("When the snapshot that was read longest ago was read.")
+    )
     errors = models.PositiveBigIntegerField(
         _("errors"), default=0, help_text=_("How often a check or an operation failed here because of the storage.")
     )

@@ -12,7 +12,8 @@ from typing import Any, Self
 
 from django.conf import settings
 from django.db import models
-from django.db.models import Q
+from django.db.models import Min, OuterRef, Q, Subquery
+from django.db.models.functions import Coalesce
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
@@ -104,6 +105,12 @@ class SnapshotQuerySet(OwnedQuerySet):
     def counted(self) -> Self:
         return self.filter(state__in=COUNTED_STATES)
 
+    def update_last_read(self) -> int:
+        """After its disks were captured or verified: `last_read_at` is that of the disk which was read longest ago."""
+        disks = DiskImage.objects.filter(snapshot=OuterRef("pk")).order_by().values("snapshot")
+        oldest = disks.annotate(oldest=Min(Coalesce("verified_at", "captured_at"))).values("oldest")
+        return self.update(last_read_at=Subquery(oldest))
+
     def transition(self, pk: uuid.UUID, from_states: Iterable[str], to: str, **fields: Any) -> bool:
         """Compare-and-set of one row's state; True when the row was in one of `from_states` and is now ours."""
         from_states = list(from_states)
@@ -181,6 +188,8 @@ class Snapshot(models.Model):
         help_text=_("When the cloud did not have it any more."),
     )
     damaged_at = models.DateTimeField(_("found damaged"), null=True, blank=True, editable=False)
+    # What scrub.py goes by: the oldest of its disks' captured_at or verified_at. NULL where the engine shows no bytes.
+    last_read_at = models.DateTimeField(_("last read"), null=True, blank=True, editable=False)
     created_at = models.DateTimeField(_("taken"), default=timezone.now, editable=False)
     ready_at = models.DateTimeField(_("ready"), null=True, blank=True, editable=False)
     delete_requested_at = models.DateTimeField(_("deletion accepted"), null=True, blank=True, editable=False)
@@ -220,6 +229,12 @@ class Snapshot(models.Model):
             ),
             # the support desk's list, of all customers
             models.Index(fields=["-created_at", "-id"], name="snapshot_newest"),
+            # the next one to scrub
+            models.Index(
+                fields=["location", "last_read_at"],
+                condition=Q(state=State.READY.value, missing_since=None, damaged_at=None),
+                name="snapshot_read_longest_ago",
+            ),
         ]
         constraints = [
             models.UniqueConstraint(
@@ -351,6 +366,10 @@ class OperationQuerySet(models.QuerySet["Operation"]):
     def background(self) -> Self:
         return self.filter(Operation.BACKGROUND)
 
+    def foreground(self) -> Self:
+        """Without scrubs, which nobody asked for and nobody waits for."""
+        return self.exclude(kind=Operation.Kind.SCRUB)
+
 
 class Operation(models.Model):
     """A piece of work for the storage. This row is the truth about it; a task in the queue only wakes a worker.
@@ -361,13 +380,14 @@ class Operation(models.Model):
     """
 
     # Reads that the portal started by itself, to see that what it keeps is still whole. Customers' work goes first.
-    BACKGROUND = Q(kind="verify", requested_by=None)
+    BACKGROUND = Q(kind="verify", requested_by=None) | Q(kind="scrub")
 
     class Kind(models.TextChoices):
         CAPTURE = "capture", _("Take snapshot")
         RESTORE = "restore", _("Restore")
         NEW_VOLUME = "new_volume", _("New volume")
         VERIFY = "verify", _("Verify")
+        SCRUB = "scrub", _("Scheduled verification")
         DELETE = "delete", _("Delete")
         CLEAN_UP = "clean_up", _("Clean up")
 
@@ -464,7 +484,7 @@ class Operation(models.Model):
         constraints = [
             models.UniqueConstraint(
                 fields=["snapshot", "kind"],
-                condition=Q(finished_at=None, kind__in=["capture", "verify", "delete", "clean_up"]),
+                condition=Q(finished_at=None, kind__in=["capture", "verify", "scrub", "delete", "clean_up"]),
                 name="operation_once_per_snapshot",
             ),
             models.UniqueConstraint(
@@ -488,7 +508,7 @@ class Operation(models.Model):
                 | Q(kind="restore", volume=None, vm__isnull=False, disk=None)
                 | Q(kind="new_volume", volume__isnull=False, vm=None, disk__isnull=False, safety_snapshot=None)
                 | Q(
-                    kind__in=["capture", "verify", "delete", "clean_up"],
+                    kind__in=["capture", "verify", "scrub", "delete", "clean_up"],
                     volume=None,
                     vm=None,
                     disk=None,

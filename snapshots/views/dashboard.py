@@ -23,6 +23,7 @@ from billing.money import format_amount, format_price
 from cng_portal.accounts.models import User
 from cng_portal.inventory.models import VirtualMachine, Volume
 from snapshots import lists
+from snapshots.drivers.base import Corrupt
 from snapshots.models import SERVICE_KINDS, BackupRun, BackupSchedule, Kind, Operation, Snapshot, State
 
 from .common import (
@@ -46,7 +47,7 @@ FAILED_WITHIN = timedelta(days=30)
 def dashboard(request: HttpRequest) -> HttpResponse:
     user = request.user
     operations = newest_operations(
-        Operation.objects.visible_to(user).active(),
+        Operation.objects.visible_to(user).active().foreground(),
         still_failed(user, since=timezone.now() - FAILED_WITHIN),
         most=OPERATIONS_SHOWN,
     )
@@ -139,6 +140,8 @@ def still_failed(user: User, *, since: datetime) -> QuerySet[Operation]:
     )
     return Operation.objects.visible_to(user).filter(
         ~Exists(again),
+        # a scheduled read that failed without damage is the operator's
+        ~Q(kind=Operation.Kind.SCRUB) | Q(cause=Corrupt.__name__),
         state=Operation.State.FAILED,
         finished_at__gt=since,
         snapshot__deleted_at=None,

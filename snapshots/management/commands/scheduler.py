@@ -20,7 +20,7 @@ from cng_portal.mail import services as mail
 from cng_portal.notifications import services as notifications
 from cng_portal.watch import services as watch
 from cng_portal.watch.models import Process
-from snapshots import backups, operations, sync, watching
+from snapshots import backups, operations, scrub, sync, watching
 from snapshots.drivers import get_driver
 from snapshots.drivers.base import StorageError
 from snapshots.tasks import is_needed
@@ -98,6 +98,10 @@ def run_backups() -> None:
     backups.start_due_runs(timezone.now())
 
 
+def start_scrubs() -> None:
+    scrub.start_scrubs(timezone.now())
+
+
 def look_after_schedules() -> None:
     backups.look_after_schedules(timezone.now())
 
@@ -132,6 +136,7 @@ DUTIES = {
     wake_operations: 0,
     run_backups: 0,
     send_mails: 0,
+    start_scrubs: 0,
     look_after_schedules: 300,
     settle_bills: 300,
     sync.sync_everywhere: 300,

@@ -1,0 +1,300 @@
+"""Scheduled verification: everything is read again in time, oldest first, and never in the way of a customer."""
+
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.db.models import Min
+from django.utils import timezone
+
+from billing.models import UsageSegment
+from cng_portal.accounts.models import Activity, Membership
+from cng_portal.inventory.models import Location, Volume
+from cng_portal.notifications.models import Notification
+from cng_portal.watch.models import Process, StorageCheck
+from snapshots import operations, scrub, services, tasks, watching
+from snapshots.models import DiskImage, Operation, Snapshot, State
+from snapshots.views import bell
+from tests.factories import LocationFactory, MembershipFactory, OperationFactory, SnapshotFactory, VolumeFactory
+from tests.snapshots.disks import carry_out_what_waits, flip_byte, put_volume, sell_everywhere
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
+
+DAY = timedelta(days=1)
+
+
+@pytest.fixture
+def member() -> Membership:
+    return MembershipFactory(project__customer__postpaid=True)
+
+
+@pytest.fixture
+def volume(member: Membership, storage_root: Path) -> Volume:
+    volume = VolumeFactory(project=member.project)
+    sell_everywhere()
+    put_volume(storage_root, volume, b"precious" * 1000)
+    return volume
+
+
+def take(volume: Volume, member: Membership, name: str, *, days_ago: float) -> Snapshot:
+    """A real one, that was captured so long ago."""
+    snapshot = services.request_snapshot(source=volume, name=name, user=member.user)
+    work()
+    age(snapshot, timezone.now() - days_ago * DAY)
+    snapshot.refresh_from_db()
+    assert snapshot.state == State.READY
+    return snapshot
+
+
+def age(snapshot: Snapshot, read_at: datetime) -> None:
+    DiskImage.objects.filter(snapshot=snapshot).update(captured_at=read_at, verified_at=None)
+    Snapshot.objects.filter(pk=snapshot.pk).update_last_read()
+
+
+def work() -> None:
+    while Operation.objects.active().exists():
+        carry_out_what_waits()
+
+
+def scrubs() -> list[str]:
+    """The names of the snapshots that are to be read, in the order in which that was asked for."""
+    asked = Operation.objects.filter(kind=Operation.Kind.SCRUB).order_by("created_at")
+    return list(asked.values_list("snapshot__name", flat=True))
+
+
+def test_the_one_read_longest_ago_comes_first_and_one_at_a_time(volume: Volume, member: Membership) -> None:
+    for name, days_ago in {"new": 20, "old": 26, "oldest": 40, "older": 29}.items():
+        take(volume, member, name, days_ago=days_ago)
+    for expected in ["oldest"], ["oldest", "older"], ["oldest", "older", "old"], ["oldest", "older", "old"]:
+        scrub.start_scrubs(timezone.now())
+        scrub.start_scrubs(timezone.now())
+        assert scrubs() == expected
+        work()
+    assert not Operation.objects.exclude(state=Operation.State.SUCCEEDED).exists()
+    assert Snapshot.objects.aggregate(oldest=Min("last_read_at"))["oldest"] < timezone.now() - 19 * DAY
+    assert DiskImage.objects.filter(verified_at__gt=timezone.now() - DAY).count() == 3
+
+
+def test_every_disk_is_read_within_the_days_of_the_setting(volume: Volume, member: Membership, settings: Any) -> None:
+    settings.SCRUB_DAYS = 10
+    taken = [take(volume, member, f"snapshot-{number}", days_ago=number) for number in range(5)]
+    for day in range(30):
+        now = timezone.now() + day * DAY
+        while scrub.start_scrubs(now):
+            for operation in Operation.objects.active():
+                tasks.run_operation(operation.pk, now=now)
+        read_at = Snapshot.objects.filter(pk__in=[one.pk for one in taken]).values_list("last_read_at", flat=True)
+        assert all(now - at <= 10 * DAY for at in read_at)
+    assert Operation.objects.filter(kind=Operation.Kind.SCRUB).count() >= 3 * len(taken)
+
+
+def test_each_location_has_its_own_and_a_storage_that_does_not_work_has_none(
+    volume: Volume, member: Membership, storage_root: Path
+) -> None:
+    take(volume, member, "here", days_ago=40)
+    elsewhere = VolumeFactory(project=member.project, location=LocationFactory())
+    sell_everywhere_else(elsewhere.location)
+    put_volume(storage_root, elsewhere, b"there")
+    take(elsewhere, member, "there", days_ago=50)
+    StorageCheck.objects.create(location=elsewhere.location, reason="It hangs.")
+    scrub.start_scrubs(timezone.now())
+    assert scrubs() == ["here"]
+    StorageCheck.objects.update(reason="")
+    scrub.start_scrubs(timezone.now())
+    assert set(scrubs()) == {"here", "there"}
+
+
+def sell_everywhere_else(location: Location) -> None:
+    from billing import services as billing
+    from tests.snapshots.disks import PRICED_SINCE
+
+    billing.create_package(location=location, kind="bs_snapshot", rate_micro=400_000, starts_at=PRICED_SINCE)
+
+
+@pytest.mark.parametrize("traits", [{"damaged": True}, {"deleting": True}, {"failed": True}])
+def test_what_cannot_be_used_is_not_read(traits: dict[str, bool]) -> None:
+    SnapshotFactory(last_read_at=timezone.now() - 90 * DAY, **traits)
+    assert scrub.start_scrubs(timezone.now()) == 0
+
+
+def test_an_engine_that_shows_no_bytes_is_not_scrubbed() -> None:
+    SnapshotFactory(last_read_at=None)
+    assert scrub.start_scrubs(timezone.now()) == 0
+
+
+def test_a_scrub_starts_only_when_nobody_waits_for_a_worker(volume: Volume, member: Membership) -> None:
+    take(volume, member, "old", days_ago=40)
+    waiting = services.request_snapshot(source=volume, name="new", user=member.user)
+    assert scrub.start_scrubs(timezone.now()) == 0
+    Operation.objects.filter(snapshot=waiting).update(
+        state="running", lease_until=timezone.now() + DAY, started_at=timezone.now()
+    )
+    assert scrub.start_scrubs(timezone.now()) == 1
+
+
+def test_a_worker_takes_everything_else_first(volume: Volume, member: Membership) -> None:
+    take(volume, member, "old", days_ago=40)
+    scrub.start_scrubs(timezone.now())
+    services.request_snapshot(source=volume, name="new", user=member.user)
+    later = timezone.now() + 2 * operations.BACKGROUND_WAITS
+    Operation.objects.filter(kind="scrub").update(created_at=timezone.now() - DAY)
+    assert [one.kind for one in operations.in_turn(later)] == ["capture", "scrub"]
+
+
+def test_a_scrub_is_no_work_of_its_customer(running: Operation, volume: Volume, member: Membership) -> None:
+    """One who has nothing else running is not put behind others for it."""
+    other = MembershipFactory(project__customer__postpaid=True)
+    asked = services.request_snapshot(source=volume, name="new", user=member.user)
+    elsewhere = VolumeFactory(project=other.project, location=volume.location)
+    OperationFactory(snapshot=SnapshotFactory(volume=elsewhere, creating=True), capture=True)
+    for _worker in range(2):
+        Process.objects.create(kind=Process.Kind.WORKER, host="here", pid=1)
+    assert operations.claim(running.pk)
+    assert operations.in_turn(timezone.now())[0].snapshot == asked
+
+
+@pytest.fixture
+def running(volume: Volume, member: Membership, monkeypatch: pytest.MonkeyPatch) -> Operation:
+    """A scrub that is about to be carried out."""
+    take(volume, member, "old", days_ago=40)
+    scrub.start_scrubs(timezone.now())
+    return Operation.objects.get(kind=Operation.Kind.SCRUB)
+
+
+def test_a_running_scrub_gives_way_to_who_has_waited_for_some_seconds(
+    running: Operation, volume: Volume, member: Membership
+) -> None:
+    services.request_snapshot(source=volume, name="new", user=member.user)
+    [capture] = Operation.objects.active().foreground()
+    Operation.objects.filter(pk=capture.pk).update(not_before=timezone.now() - 2 * scrub.PATIENCE)
+
+    tasks.run_operation(running.pk)
+
+    running.refresh_from_db()
+    assert (running.state, running.interruptions, running.error) == (
+        Operation.State.PENDING,
+        1,
+        "It gave way to other work.",
+    )
+    assert running.not_before > timezone.now() + scrub.YIELD_FOR / 2
+    tasks.run_operation(capture.pk)
+    tasks.run_operation(running.pk)
+    running.refresh_from_db()
+    assert running.state == Operation.State.PENDING, "its pause is not over"
+    tasks.run_operation(running.pk, now=timezone.now() + 2 * scrub.YIELD_FOR)
+    running.refresh_from_db()
+    assert running.state == Operation.State.SUCCEEDED
+
+
+def test_a_scrub_gives_way_to_a_deletion_and_is_forgotten(
+    running: Operation, member: Membership, storage_root: Path
+) -> None:
+    services.request_deletion(snapshot=running.snapshot, user=member.user)
+    tasks.run_operation(running.pk)
+    assert not Operation.objects.filter(pk=running.pk).exists()
+    work()
+    assert Snapshot.objects.get().state == State.DELETED
+
+
+def test_a_person_verifies_what_is_being_scrubbed(running: Operation, member: Membership) -> None:
+    asked = services.request_verification(snapshot=running.snapshot, user=member.user)
+    assert asked.pk != running.pk
+    tasks.run_operation(running.pk)
+    running.refresh_from_db()
+    assert running.state == Operation.State.PENDING
+    tasks.run_operation(asked.pk)
+    asked.refresh_from_db()
+    assert asked.state == Operation.State.SUCCEEDED
+
+
+def test_damage_that_a_scrub_finds_is_told_and_ends_the_bill(
+    running: Operation, member: Membership, storage_root: Path
+) -> None:
+    snapshot = running.snapshot
+    flip_byte(storage_root / snapshot.location_id / "snapshots" / str(snapshot.pk) / "disk.img")
+    work()
+    snapshot.refresh_from_db()
+    assert snapshot.is_damaged
+    assert UsageSegment.objects.get(resource_id=snapshot.pk).ended_at == snapshot.damaged_at
+    told = Notification.objects.get()
+    assert (told.title, told.user) == ("“old” is damaged", member.user)
+    assert Activity.objects.get(act="snapshot.damaged")
+    assert scrub.start_scrubs(timezone.now() + 90 * DAY) == 0
+
+
+def test_one_that_cannot_be_read_keeps_the_others_waiting_for_no_longer_than_itself(
+    volume: Volume, member: Membership, storage_root: Path
+) -> None:
+    lost = take(volume, member, "lost", days_ago=50)
+    take(volume, member, "old", days_ago=40)
+    folder = storage_root / lost.location_id / "snapshots" / str(lost.pk)
+    folder.rename(folder.with_name("elsewhere"))
+    for _turn in range(3):
+        scrub.start_scrubs(timezone.now())
+        work()
+    assert scrubs() == ["lost", "old"]
+    assert not Notification.objects.exists(), "what could not be read is the operator's"
+    scrub.start_scrubs(timezone.now() + 1.1 * DAY)
+    assert scrubs() == ["lost", "old", "lost"]
+
+
+def test_nobody_sees_a_scrub_as_work_of_theirs(running: Operation, member: Membership) -> None:
+    assert bell.in_progress(member.user)["operations"] == []
+    assert not Activity.objects.filter(act__contains="scrub").exists()
+    work()
+    assert not Activity.objects.filter(act__contains="scrub").exists()
+
+
+def test_a_killed_scrub_is_taken_up_again(running: Operation) -> None:
+    operations.claim(running.pk, now=timezone.now() - DAY)
+    assert operations.reconcile() == 1
+    work()
+    running.refresh_from_db()
+    assert running.state == Operation.State.SUCCEEDED
+
+
+def test_a_restore_counts_as_reading(volume: Volume, member: Membership) -> None:
+    snapshot = take(volume, member, "old", days_ago=40)
+    services.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
+    work()
+    snapshot.refresh_from_db()
+    assert snapshot.last_read_at
+    assert timezone.now() - snapshot.last_read_at < DAY
+    assert scrub.start_scrubs(timezone.now()) == 0
+
+
+def test_a_machine_is_as_old_as_the_disk_that_was_read_longest_ago() -> None:
+    snapshot = SnapshotFactory()
+    now = timezone.now()
+    snapshot.disks.update(captured_at=now - 3 * DAY)
+    DiskImage.objects.create(
+        snapshot=snapshot,
+        volume=snapshot.volume,
+        position=1,
+        size_gb=1,
+        captured_at=now - 9 * DAY,
+        verified_at=now - 5 * DAY,
+    )
+    Snapshot.objects.update_last_read()
+    snapshot.refresh_from_db()
+    assert snapshot.last_read_at == now - 5 * DAY
+
+
+def test_the_operator_sees_what_is_overdue_and_what_is_damaged(volume: Volume, member: Membership) -> None:
+    take(volume, member, "old", days_ago=40)
+    SnapshotFactory(volume=volume, damaged=True, last_read_at=timezone.now() - 90 * DAY).disks.update(
+        captured_at=timezone.now()
+    )
+    watching.count_storage()
+    check = StorageCheck.objects.get(location=volume.location)
+    assert check.damaged_count == 1
+    seen = watching.look(now=timezone.now())
+    assert watching.unread_for(check, seen.at).days == 40
+    assert any("has not been read for 40 days" in warning for warning in watching.warnings(seen))
+    OperationFactory(kind=Operation.Kind.SCRUB, not_before=timezone.now() - DAY)
+    assert watching.look(now=timezone.now()).oldest_wait == timedelta()
+    scrub.start_scrubs(timezone.now())
+    work()
+    watching.count_storage()
+    assert not any("has not been read" in one for one in watching.warnings(watching.look(now=timezone.now())))
