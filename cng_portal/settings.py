@@ -408,6 +408,7 @@ MFA_TOTP_ISSUER = "1CNG"
 MFA_TOTP_TOLERANCE = 1  # a phone's clock may be half a minute off
 MFA_ALLOW_UNVERIFIED_EMAIL = True  # an administrator or an invitation has vouched for it
 MFA_FORMS = {
+    "activate_totp": "cng_portal.accounts.forms.ActivateAppForm",
     "authenticate": "cng_portal.accounts.forms.CodeForm",
     "reauthenticate": "cng_portal.accounts.forms.CodeConfirmationForm",
     "add_webauthn": "cng_portal.accounts.forms.AddPasskeyForm",

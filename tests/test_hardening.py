@@ -269,12 +269,13 @@ def test_with_https_every_cookie_is_of_this_host_alone() -> None:
     program = """
 from django.conf import settings
 from cng_portal.cookies import MessageCookie
+from cng_portal.accounts.known_browsers import KNOWN_BROWSER_COOKIE
 from snapshots.views.snapshots import VIEW_COOKIE
 names = [settings.SESSION_COOKIE_NAME, settings.CSRF_COOKIE_NAME]
-print(*names, MessageCookie.cookie_name, VIEW_COOKIE)
+print(*names, MessageCookie.cookie_name, KNOWN_BROWSER_COOKIE, VIEW_COOKIE)
 """
     names = manage("shell", "--no-imports", "-c", program, **SAFE).stdout.split()
-    assert len(names) == 4
+    assert len(names) == 5
     assert [name for name in names if not name.startswith("__Host-")] == []
 
 
@@ -282,7 +283,7 @@ print(*names, MessageCookie.cookie_name, VIEW_COOKIE)
 def test_no_other_cookie_is_set(name: str) -> None:
     sources = Path(django_settings.BASE_DIR, name).rglob("*.py")
     set_there = re.findall(r"set_cookie\(\s*([\w.]+)", "".join(path.read_text() for path in sources))
-    assert set(set_there) <= {"VIEW_COOKIE"}
+    assert set(set_there) <= {"KNOWN_BROWSER_COOKIE", "VIEW_COOKIE"}
 
 
 def test_with_https_cookies_and_browsers_stay_with_it() -> None:

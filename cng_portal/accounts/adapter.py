@@ -16,7 +16,7 @@ from django.utils.translation import gettext_lazy as _
 from cng_portal.mail import services as mail
 from cng_portal.mail.models import OutgoingMail
 
-from . import activity
+from . import activity, known_browsers
 from .models import User
 from .preferences import as_read_by
 
@@ -38,6 +38,11 @@ class AccountAdapter(DefaultAccountAdapter):
         if code == "too_many_login_attempts":
             logger.warning("Refused an attempt to sign in, or to confirm who it is: there were too many")
         return super().validation_error(code, *args)
+
+    def _get_login_attempts_cache_key(self, request: HttpRequest, **credentials: Any) -> str:
+        """Count failed attempts in a known browser apart from those of everybody else."""
+        browser_id = known_browsers.browser_id(request, str(credentials.get("email", "")))
+        return f"{super()._get_login_attempts_cache_key(request, **credentials)}:{browser_id}"
 
     def confirm_email(self, request: HttpRequest, email_address: EmailAddress) -> bool:
         """Not an address that somebody else signs in with: of theirs allauth knows only what it has seen confirmed."""

@@ -12,6 +12,8 @@ from allauth.mfa import app_settings as mfa
 from allauth.mfa.adapter import get_adapter
 from allauth.mfa.base.forms import AuthenticateForm, ReauthenticateForm
 from allauth.mfa.models import Authenticator
+from allauth.mfa.totp.forms import ActivateTOTPForm
+from allauth.mfa.totp.internal.auth import TOTP
 from allauth.mfa.webauthn.forms import (
     AddWebAuthnForm,
     AuthenticateWebAuthnForm,
@@ -187,16 +189,29 @@ class PasskeyConfirmationForm(PasskeyMixin, ReauthenticateWebAuthnForm):
     pass
 
 
+# For how many seconds a code of an app is valid.
+CODE_LIFETIME = mfa.TOTP_PERIOD * (2 * mfa.TOTP_TOLERANCE + 1)
+
+
+class ActivateAppForm(ActivateTOTPForm):
+    """The code that activates an app is used, and doesn't sign in as well."""
+
+    def clean_code(self) -> str:
+        code: str = super().clean_code()
+        app = TOTP(Authenticator(user=self.user, type=Authenticator.Type.TOTP))
+        cache.set(app._get_used_cache_key(code), "y", timeout=CODE_LIFETIME)
+        return code
+
+
 class OnceMixin:
-    """A code of an app opens once: allauth forgets after one period that it was used, and goes on taking it for as many
-    more as MFA_TOTP_TOLERANCE says.
+    """A code of an app works once. allauth forgets after one period that it was used, but accepts it for as many more as
+    MFA_TOTP_TOLERANCE says.
     """
 
     def clean_code(self) -> str:
         code: str = super().clean_code()
         if self.authenticator.type == Authenticator.Type.TOTP:
-            used = self.authenticator.wrap()._get_used_cache_key(code)
-            cache.touch(used, mfa.TOTP_PERIOD * (2 * mfa.TOTP_TOLERANCE + 1))
+            cache.touch(self.authenticator.wrap()._get_used_cache_key(code), CODE_LIFETIME)
         return code
 
 

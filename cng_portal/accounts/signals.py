@@ -15,7 +15,7 @@ from django.core.exceptions import ObjectDoesNotExist
 from django.db import transaction
 from django.db.models.signals import post_save
 from django.dispatch import Signal, receiver
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext as _
@@ -23,7 +23,7 @@ from django.utils.translation import gettext as _
 from cng_portal.mail import services as mail
 from cng_portal.mail.models import OutgoingMail
 
-from . import activity, confirmation, sessions
+from . import activity, confirmation, known_browsers, sessions
 from .models import Activity, User
 from .preferences import as_read_by
 
@@ -48,7 +48,8 @@ def remember_confirmation(sender: Any, request: HttpRequest, **kwargs: Any) -> N
 
 @receiver(account.user_logged_in)
 @transaction.atomic
-def signed_in(sender: Any, request: HttpRequest, user: User, **kwargs: Any) -> None:
+def signed_in(sender: Any, request: HttpRequest, user: User, response: HttpResponse, **kwargs: Any) -> None:
+    known_browsers.remember(request, response, user)
     request.session[sessions.BEGAN] = request.session[sessions.SEEN] = time.time()
     device = activity.origin().device
     before = Activity.objects.filter(actor=user, act="person.sign_in")

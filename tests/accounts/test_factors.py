@@ -9,6 +9,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import pytest
 import time_machine
@@ -21,7 +22,7 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from cng_portal.accounts import attempts, confirmation, factors, passwords
+from cng_portal.accounts import attempts, confirmation, factors, known_browsers, passwords
 from cng_portal.accounts.models import Activity, Project, Role, User
 from cng_portal.mail.models import OutgoingMail
 from tests.accounts.test_sign_in import PASSWORD, sign_in
@@ -60,6 +61,7 @@ def secret(person: User) -> str:
     assert shown in page.text
     response = client.post(reverse("mfa_activate_totp"), {"code": code_of(shown)})
     assert response["Location"] == reverse("mfa_view_recovery_codes")
+    cache.clear()  # so that tests can go on with the code that activated it
     return shown
 
 
@@ -410,6 +412,64 @@ def test_an_address_that_somebody_else_signs_in_with_is_not_taken_over_by_a_link
     assert theirs.session["_auth_user_id"] == str(other.pk)
 
 
+def test_the_code_that_activated_an_app_does_not_sign_in(person: User) -> None:
+    client = Client()
+    sign_in(client, person.email)
+    client.post(reverse("account_reauthenticate"), {"password": PASSWORD})
+    code = code_of(client.get(reverse("mfa_activate_totp")).context["form"].secret)
+    assert client.post(reverse("mfa_activate_totp"), {"code": code}).status_code == 302
+    thief = Client()
+    sign_in(thief, person.email)
+    assert "Incorrect code." in thief.post(reverse("mfa_authenticate"), {"code": code}).text
+    assert "_auth_user_id" not in thief.session
+
+
+def test_strangers_attempts_do_not_lock_out_a_browser_in_which_the_user_signed_in_before(person: User) -> None:
+    home = Client(REMOTE_ADDR="192.0.2.50")
+    sign_in(home, person.email)
+    home.post(reverse("account_logout"))
+    lock_out(person)
+    assert "Too many failed attempts." in sign_in(Client(REMOTE_ADDR="192.0.2.99"), person.email).text
+    assert sign_in(home, person.email)["Location"] == "/"
+
+
+def test_a_known_browser_has_a_limit_of_its_own_and_is_known_for_its_users_alone(person: User) -> None:
+    other = UserFactory(email="mya@example.com", password=PASSWORD)
+    home = Client(REMOTE_ADDR="192.0.2.50")
+    sign_in(home, other.email)
+    home.post(reverse("account_logout"))
+    lock_out(person)
+    assert "Too many failed attempts." in sign_in(home, person.email).text, "known, but not for this user"
+    for number in range(6):
+        home.defaults["REMOTE_ADDR"] = f"198.51.100.{number}"
+        page = sign_in(home, other.email, "wrong").text
+    assert "Too many failed attempts." in page
+    assert sign_in(Client(REMOTE_ADDR="192.0.2.98"), other.email)["Location"] == "/", "elsewhere is counted apart"
+
+
+@pytest.mark.parametrize("cookie", ["", "nonsense", "e30:1x:forged"])
+def test_a_forged_cookie_makes_no_browser_known(person: User, cookie: str) -> None:
+    lock_out(person)
+    stranger = Client(REMOTE_ADDR="192.0.2.99")
+    stranger.cookies[known_browsers.KNOWN_BROWSER_COOKIE] = cookie
+    assert "Too many failed attempts." in sign_in(stranger, person.email).text
+
+
+def test_the_cookie_of_a_known_browser_is_signed_hidden_from_scripts_and_runs_out(person: User) -> None:
+    home = Client()
+    cookie = sign_in(home, person.email).cookies[known_browsers.KNOWN_BROWSER_COOKIE]
+    assert (cookie["httponly"], cookie["samesite"], cookie["max-age"]) == (True, "Lax", 180 * 24 * 3600)
+    home.post(reverse("account_logout"))
+    with time_machine.travel(timezone.now() + timedelta(days=181)):
+        lock_out(person)
+        assert "Too many failed attempts." in sign_in(home, person.email).text
+
+
+def lock_out(user: User, host: str = "testserver") -> None:
+    for number in range(6):
+        sign_in(Client(REMOTE_ADDR=f"192.0.2.{number}", HTTP_HOST=host), user.email, "wrong")
+
+
 def test_attempts_on_one_account_are_limited_from_wherever_they_come(person: User) -> None:
     for number in range(6):
         client = Client(REMOTE_ADDR=f"192.0.2.{number}")
@@ -471,6 +531,11 @@ def test_a_passkey_is_added_and_signs_in_without_the_password(
 
     page.context.clear_cookies()
     page.goto("/accounts/login/")
+    lock_out(person, host=urlsplit(page.url).netloc)
+    page.get_by_label("E-mail").fill(person.email)
+    page.get_by_label("Password", exact=True).fill(PASSWORD)
+    page.get_by_role("button", name="Sign in", exact=True).click()
+    page.get_by_text("Too many failed attempts.").first.wait_for()
     page.get_by_role("button", name="Sign in with a passkey").click()
     page.wait_for_url("**/")
     assert page.locator(".person-name").inner_text() == person.email
