@@ -21,6 +21,10 @@ wsgi_app = "cng_portal.wsgi"
 bind = f"[{settings.BIND}]:{settings.PORT}" if ":" in settings.BIND else f"{settings.BIND}:{settings.PORT}"
 workers = settings.WEB_WORKERS
 threads = settings.WEB_THREADS
+# Longer than nginx keeps its idle connections: else nginx may send a request on one that is just being closed, and answers
+# with 502. A connection that is idle occupies no thread.
+keepalive = 75
+graceful_timeout = 30
 # a header SCRIPT_NAME or PATH_INFO would change the address that the proxy has checked
 forwarder_headers = ""
 control_socket_disable = True  # it would be made in the home folder

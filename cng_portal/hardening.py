@@ -61,6 +61,22 @@ def is_local(host: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
+def refuse_exposed_bind(bind: str, *, allowed: bool) -> None:
+    """Raise ImproperlyConfigured for an address that the internet may reach.
+
+    Each thread of the web process reads one request to its end, so a few dozen clients that send half a header keep
+    everybody else waiting. nginx reads requests whole before it passes them on.
+    """
+    address = ipaddress.ip_address(bind)
+    if allowed or (address.is_private and not address.is_unspecified):
+        return
+    raise ImproperlyConfigured(
+        f"BIND={bind} cannot be used: a few slow clients could block the web server for everybody. Bind to 127.0.0.1 or to "
+        "a private address and put a proxy in front (deploy/nginx.conf), or set BIND_EXPOSED=true where a firewall or a "
+        "container lets only the proxy in."
+    )
+
+
 def is_production(*, https: bool, allowed_hosts: Iterable[str]) -> bool:
     """A portal that speaks HTTPS or has a name is one for customers; one of this machine or network is for a look."""
     return https or not all(is_local(host) for host in allowed_hosts)

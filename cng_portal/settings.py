@@ -183,8 +183,9 @@ def storage(text: str) -> dict[str, dict[str, Any]]:
 
 
 DEBUG = read("DEBUG", yes_or_no, False)
-# Where `manage.py serve` lets the web process listen.
+# Where the web process listens, by `manage.py serve` and by deploy/ alike.
 BIND = read("BIND", address, "127.0.0.1")
+hardening.refuse_exposed_bind(BIND, allowed=read("BIND_EXPOSED", yes_or_no, False))
 PORT = read("PORT", whole_number(1, 65535), 8000)
 WEB_WORKERS = read("WEB_WORKERS", whole_number(1, 1000), 2)
 WEB_THREADS = read("WEB_THREADS", whole_number(1, 1000), 4)
@@ -295,6 +296,8 @@ TEMPLATES = [
 ]
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
+# Seconds to wait for the lock of SQLite, and for one of PostgreSQL's connections: shorter than the proxy waits.
+SQLITE_TIMEOUT, DATABASE_TIMEOUT = 20, 10
 default_database: dict[str, Any] = read("DATABASE_URL", database, {}, secret=True)
 if not default_database:
     default_database = {"ENGINE": "django.db.backends.sqlite3", "NAME": str(DATA_DIR / "portal.sqlite3")}
@@ -302,7 +305,7 @@ if default_database["ENGINE"] == "django.db.backends.sqlite3":
     # Writers queue up instead of failing: WAL lets readers go on, IMMEDIATE takes the write lock at the start already.
     default_database["OPTIONS"] = {
         "transaction_mode": "IMMEDIATE",
-        "timeout": 20,
+        "timeout": SQLITE_TIMEOUT,
         "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON; "
         # or INSERT OR REPLACE would get past the triggers that keep rows from being deleted
         "PRAGMA recursive_triggers=ON;",
@@ -313,7 +316,7 @@ if default_database["ENGINE"] == "django.db.backends.sqlite3":
     # A file and not memory: tests start processes and threads of their own that need the same database.
     default_database["TEST"] = {"NAME": str(DATA_DIR / "test.sqlite3")}
 else:
-    pool = {"min_size": 1, "max_size": read("DATABASE_POOL", whole_number(1, 1000), 8), "timeout": 10}
+    pool = {"min_size": 1, "max_size": read("DATABASE_POOL", whole_number(1, 1000), 8), "timeout": DATABASE_TIMEOUT}
     default_database["OPTIONS"] = {"pool": pool} | default_database.get("OPTIONS", {})
     default_database["CONN_HEALTH_CHECKS"] = True  # a connection that died in the pool is replaced, not handed out
 DATABASES = {"default": default_database}

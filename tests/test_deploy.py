@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import signal
@@ -310,6 +311,31 @@ def test_the_proxy_sets_what_the_portal_believes_and_hides_what_is_for_the_insid
     assert "$request_uri" not in text.split("log_format")[1].split(";")[0]
     for begins in re.findall(r"location [^{]*\{[^}]*proxy_pass", text):
         assert "limit_req zone=" in begins, begins
+
+
+def test_whoever_waits_gives_up_later_than_what_it_waits_for() -> None:
+    text = (DEPLOY / "nginx.conf").read_text()
+    nginx = {name: int(seconds) for name, seconds in re.findall(r"^ *(\w+_timeout) (\d+)s;", text, re.MULTILINE)}
+    gunicorn = runpy.run_path(str(settings.BASE_DIR / "gunicorn.conf.py"))
+    stop = {name: int(values(UNITS / f"portal-{name}.service", "TimeoutStopSec")[0]) for name in ("web", "worker@")}
+    scrape = yaml.safe_load((DEPLOY / "prometheus/prometheus.yml").read_text())["scrape_configs"][0]["scrape_timeout"]
+    lock = re.search(r"lock_timeout=(\d+)s", (UNITS / "portal-migrate.service").read_text())
+    assert lock is not None
+
+    assert nginx["keepalive_timeout"] < gunicorn["keepalive"]
+    assert gunicorn["graceful_timeout"] < stop["web"]
+    assert settings.OPERATION_LEASE_SECONDS < stop["worker@"] and settings.SCHEDULER_LEASE_SECONDS < stop["worker@"]
+    assert settings.DATABASE_TIMEOUT < int(scrape.removesuffix("s")) < nginx["proxy_read_timeout"]
+    assert settings.SQLITE_TIMEOUT < nginx["proxy_read_timeout"]
+    # the table says the same
+    rows = (DEPLOY / "README.md").read_text().partition("## Time-outs")[2].partition("## ")[0]
+    for name in ("keepalive_timeout", "proxy_connect_timeout", "proxy_read_timeout", "client_header_timeout"):
+        assert re.search(rf"`{name}`.*\| {nginx[name]} s \|", rows), name
+    assert f"`keepalive`) | {gunicorn['keepalive']} s |" in rows
+    assert f"`graceful_timeout`) | {gunicorn['graceful_timeout']} s |" in rows
+    assert f"| {settings.DATABASE_TIMEOUT} s, {settings.SQLITE_TIMEOUT} s |" in rows
+    assert f"| Prometheus (`scrape_timeout`) | {scrape.removesuffix('s')} s |" in rows
+    assert f"| {stop['web']} s |" in rows and f"| {lock[1]} s |" in rows
 
 
 @pytest.mark.parametrize("host", ["portal.example.com", "elsewhere.example"])

@@ -22,6 +22,15 @@ def manage(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.parametrize("bind", ["0.0.0.0", "::", "8.8.8.8"])
+def test_the_web_process_is_not_exposed_unless_told(bind: str) -> None:
+    result = manage("check", BIND=bind)
+    assert result.returncode == 1
+    assert f"BIND={bind} cannot be used: a few slow clients could block the web server for everybody." in result.stderr
+    assert manage("check", BIND=bind, BIND_EXPOSED="true").returncode == 0
+    assert manage("check", BIND="10.0.0.12").returncode == 0
+
+
 @pytest.mark.parametrize(
     ("name", "value", "why"),
     [
