@@ -321,7 +321,7 @@ def check_room(source: Source) -> None:
         needed, free = driver.bytes_needed([volume_ref(volume) for volume in volumes_of(source)]), driver.free_bytes()
     except StorageError as error:
         raise NoRoom(str(error)) from error
-    if free is not None and needed > free:
+    if free is not None and needed >= free:  # a clone needs none, but some has to be left
         raise NoRoom(
             _(
                 "The storage of %(location)s is too full: this may need %(needed).1f GB and %(free).1f GB are "
@@ -720,10 +720,11 @@ def request_new_volume(
     override: str = "",
 ) -> Operation:
     """Ask for a new volume with the bytes of a disk of the snapshot, in its location. Raises NotNow, TooOften, QuotaFull,
-    and what is_unchecked raises for the `override`.
+    NoRoom, and what is_unchecked raises for the `override`.
 
     `disk` may be left out where there is only one.
     """
+    check_volume_size(snapshot, size_gb)
     with transaction.atomic():
         lock_customer(snapshot.customer_id)
         snapshot = locked(snapshot)
@@ -740,6 +741,14 @@ def request_new_volume(
         return make_volume_row(
             disk, project=project, name=name.strip(), size_gb=size_gb, user=user, unchecked=unchecked
         )
+
+
+def check_volume_size(snapshot: Snapshot, size_gb: int) -> None:
+    """Ask the storage whether it can hold a volume of this size. Not inside a transaction."""
+    try:
+        get_driver(snapshot.location).check_volume_size(size_gb)
+    except StorageError as error:
+        raise NoRoom(str(error)) from error
 
 
 def only_disk(snapshot: Snapshot) -> DiskImage:

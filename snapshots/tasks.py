@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
 from django.db import close_old_connections, transaction
 from django.urls import reverse
 from django.utils import timezone
@@ -33,6 +34,7 @@ from .charging import start_charging
 from .damage import record_damage, record_sound
 from .drivers import get_driver
 from .drivers.base import (
+    NOT_SET_UP,
     UNEXPECTED,
     VERIFICATION_VALID_FOR,
     WORKER_DIED,
@@ -90,6 +92,11 @@ def run_claimed(operation: Operation) -> None:
             if not isinstance(error, Refused):
                 watch.count_storage_error(operation.snapshot.location_id)
             settle_failure(operation, str(error), retryable=error.retryable, cause=type(error).__name__)
+        except ImproperlyConfigured:
+            logger.exception("Operation %s, attempt %s, has no storage", operation.pk, operation.attempt)
+            reason = _("The storage of %(location)s is not set up. Contact support.")
+            reason %= {"location": operation.snapshot.location_id}
+            settle_failure(operation, reason, retryable=False, cause=NOT_SET_UP)
         except Exception:
             logger.exception("Operation %s, attempt %s, failed unexpectedly", operation.pk, operation.attempt)
             reason = _("Something unexpected happened in the portal. Try again; if it stays so, ask support.")
@@ -264,7 +271,11 @@ def settle_ready(snapshot: Snapshot, infos: list[SnapshotInfo], now: datetime) -
 
 def settle_not_taken(snapshot: Snapshot, reason: str) -> None:
     failed = Snapshot.objects.transition(snapshot.pk, [State.PENDING, State.CREATING], State.FAILED, error=reason)
-    if failed and get_driver(snapshot.location).finishes_late:
+    try:
+        driver = get_driver(snapshot.location)
+    except ImproperlyConfigured:  # then nothing was asked for that could appear later
+        return
+    if failed and driver.finishes_late:
         operations.create_operation(kind=Operation.Kind.CLEAN_UP, snapshot=snapshot)
 
 

@@ -115,7 +115,10 @@ class Busy(StorageError):
 class NoSpace(StorageError):
     """The storage does not have the room; nothing was written."""
 
-    advice = _("The storage is full. Give it room or let customers delete; everything there fails until then.")
+    advice = _(
+        "The storage is full. Give it room or let customers delete; everything there fails until then. Local files leave "
+        "reserve_percent of their file system free, an option in STORAGE."
+    )
 
 
 class Corrupt(StorageError):
@@ -142,6 +145,12 @@ class InvalidImage(Refused):
         "Look at the volume's file in the storage: somebody resized it, cut it off, or put a link or a pipe in its place. "
         "Bring back a regular file of the volume's size; manage.py fsck lists every volume whose file has another size."
     )
+
+
+class TooLarge(Refused):
+    """A volume of this size can never be created there."""
+
+    advice = _("The file system below the storage limits the size of a file. Larger volumes need another file system.")
 
 
 class QuotaReached(Refused):
@@ -174,6 +183,16 @@ class NotAccepted(Unavailable):
     )
 
 
+class NotPermitted(Unavailable):
+    """The engine's files cannot be used before an operator has changed something."""
+
+    retryable = False
+    advice = _(
+        "The portal may not read or write below the storage's root, or the file system is mounted read-only, perhaps after "
+        "an error of the disk: see the kernel's log. Mend that, then try again."
+    )
+
+
 class TooSlow(Unavailable):
     """The engine took the order and was not done in time."""
 
@@ -183,13 +202,17 @@ class TooSlow(Unavailable):
     )
 
 
-# Two causes that are no answer of a storage.
-WORKER_DIED, UNEXPECTED = "WorkerDied", "Unexpected"
+# Causes that are no answer of a storage.
+WORKER_DIED, UNEXPECTED, NOT_SET_UP = "WorkerDied", "Unexpected", "NotSetUp"
 
 
 def advice_for(cause: str) -> str | Promise:
-    """By what a failed operation keeps as its cause: the name of the error's class, or one of the two above."""
+    """By what a failed operation keeps as its cause: the name of the error's class, or one of those above."""
     own = {
+        NOT_SET_UP: _(
+            "The location names a storage that STORAGE does not define, or whose options cannot be used: the worker's log "
+            "says which. Change it, start the workers again, then try again."
+        ),
         WORKER_DIED: _("The worker died each time. Look in its journal for why: memory, a disk, a restart."),
         UNEXPECTED: _(
             "This is an error of the portal. Its log has the traceback, by the request's id on the operation's page."
@@ -228,6 +251,9 @@ class Driver(ABC):
         Quick enough for a page. Raises Unavailable.
         """
         return False
+
+    def check_volume_size(self, size_gb: int) -> None:  # noqa: B027  # most engines have no limit that can be asked for
+        """Raises TooLarge when no volume of this size can be created, Unavailable. Quick enough for a page."""
 
     @abstractmethod
     def create_volume(self, volume: VolumeRef) -> str:
@@ -315,7 +341,9 @@ class Driver(ABC):
 
     @abstractmethod
     def free_bytes(self) -> int | None:
-        """Room left for new data, None where the engine does not tell. Raises Unavailable."""
+        """Room left for new data, without what the engine keeps in reserve; None where it does not tell. Raises
+        Unavailable.
+        """
 
     @abstractmethod
     def check_health(self) -> None:

@@ -45,10 +45,12 @@ from .base import (
     InvalidImage,
     NoSpace,
     NotFound,
+    NotPermitted,
     Refused,
     SnapshotInfo,
     SnapshotRef,
     StorageError,
+    TooLarge,
     Unavailable,
     VolumeRef,
     no_heartbeat,
@@ -63,6 +65,7 @@ logger = logging.getLogger(__name__)
 FORMAT = 2
 FOLDER_MODE, VOLUME_MODE, SNAPSHOT_MODE = 0o750, 0o640, 0o440
 FULL = {errno.ENOSPC, errno.EDQUOT}
+NOT_PERMITTED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,10 +141,15 @@ class LocalDriver(Driver):
     consistency = Consistency.INSTANT
     reads_bytes = True
 
-    def __init__(self, *, location: str, root: str) -> None:
+    def __init__(self, *, location: str, root: str, reserve_percent: int | str = 5) -> None:
+        """Snapshots and volumes leave `reserve_percent` of the file system to the portal itself, which has to write even
+        where it only deletes: its database may be on the same file system, and every snapshot has a manifest.
+        """
         if not re.fullmatch(r"[A-Z0-9][A-Z0-9-]{0,31}", location):
             raise ValueError(f"{location!r} is no location code.")
-        self.location = location
+        if not re.fullmatch("[0-9]{1,2}", str(reserve_percent)):
+            raise ValueError(f"reserve_percent is {reserve_percent!r}. Give a whole number from 0 to 99.")
+        self.location, self.reserve_percent = location, int(reserve_percent)
         self.folder = Path(root).absolute() / location
         self.volumes = self.folder / "volumes"
         self.snapshots = self.folder / "snapshots"
@@ -152,6 +160,12 @@ class LocalDriver(Driver):
             return self._can_clone
 
     # Volumes
+
+    def check_volume_size(self, size_gb: int) -> None:
+        with self._contract_errors():
+            self._make_folders()
+            with tempfile.TemporaryFile(dir=self.volumes) as probe:
+                os.ftruncate(probe.fileno(), size_gb * GIB)
 
     def create_volume(self, volume: VolumeRef) -> str:
         with self._working(exclusive=[volume]):
@@ -219,7 +233,7 @@ class LocalDriver(Driver):
                 self._lock_image(source, image.name, writing=False)
             self._check_space([source], unpacked=unpacked_bytes(image) if is_qcow2 else 0)
             with self._new_image(volume, VOLUME_MODE) as target:
-                progress = Progress(heartbeat, size)
+                progress = Progress(self._watching_space(heartbeat), size)
                 if is_qcow2:
                     os.ftruncate(target, volume.size_gb * GIB)
                     unpack_qcow2(image, self._hidden_path(self.volumes, volume.uuid, "new"), progress)
@@ -299,7 +313,8 @@ class LocalDriver(Driver):
         with self._contract_errors():
             self._make_folders()
             usage = os.statvfs(self.folder)
-            return usage.f_bavail * usage.f_frsize
+            reserve = usage.f_blocks * self.reserve_percent // 100
+            return max(0, usage.f_bavail - reserve) * usage.f_frsize
 
     def check_health(self) -> None:
         with self._contract_errors():
@@ -402,7 +417,8 @@ class LocalDriver(Driver):
             for uuid in volumes:
                 self._clear(uuid)
             self._check_space(list(sources.values()))
-            progress = Progress(heartbeat, sum(os.fstat(source).st_size for source in sources.values()))
+            total = sum(os.fstat(source).st_size for source in sources.values())
+            progress = Progress(self._watching_space(heartbeat), total)
             captured_at, capture = datetime.now(UTC).isoformat(), str(uuid4())
             try:
                 for uuid, volume in volumes.items():
@@ -586,7 +602,7 @@ class LocalDriver(Driver):
         unchecked: bool,
     ) -> None:
         """Give the empty `target` the bytes of the snapshot, open as `source`. Raises Corrupt as the contract says."""
-        progress = Progress(heartbeat, manifest.size_bytes)
+        progress = Progress(self._watching_space(heartbeat), manifest.size_bytes)
         hashing = checksum_like(manifest.checksum or snapshot.checksum)
         checksum = ""
         if self._can_clone and not unchecked:
@@ -706,9 +722,9 @@ class LocalDriver(Driver):
 
     def _check_space(self, sources: Sequence[int], *, unpacked: int = 0) -> None:
         """Raises NoSpace unless there is room for copies of these files, which clones do not need, or for `unpacked`."""
-        if self._can_clone and not unpacked:
-            return
-        needed = unpacked or sum(os.fstat(source).st_blocks * 512 for source in sources)
+        needed = unpacked
+        if not unpacked and not self._can_clone:
+            needed = sum(os.fstat(source).st_blocks * 512 for source in sources)
         needed += needed // 100 + 1024**2  # for the file system's own records
         free = self.free_bytes()
         if needed > free:
@@ -723,6 +739,16 @@ class LocalDriver(Driver):
                     "free": math.floor(free / GIB * 10) / 10,
                 }
             )
+
+    def _watching_space(self, heartbeat: Heartbeat) -> Heartbeat:
+        """The heartbeat, which also raises NoSpace when only the reserve is left: others write at the same time."""
+
+        def beat(bytes_done: int, bytes_total: int) -> None:
+            if not self.free_bytes():
+                raise self._became_full()
+            heartbeat(bytes_done, bytes_total)
+
+        return beat
 
     @contextmanager
     def _working(
@@ -765,17 +791,38 @@ class LocalDriver(Driver):
             ) from error
 
     def _describe(self, error: OSError) -> StorageError:
+        """Say what failed, and by the kind of error whether trying again can help. What only an operator can change, or
+        nobody, is not tried again; a file system that is full, slow or away may pass.
+        """
         if error.errno in FULL:
-            return NoSpace(
+            return self._became_full()
+        if error.errno == errno.EFBIG:
+            return TooLarge(
                 _(
-                    "The storage of %(location)s became full while this was written, so nothing of it was kept. "
-                    "Delete snapshots that you do not need, or contact support."
+                    "The storage of %(location)s cannot hold a volume as large as this. Nothing was created. Choose a "
+                    "smaller size."
                 )
                 % {"location": self.location}
+            )
+        if error.errno in NOT_PERMITTED:
+            return NotPermitted(
+                _(
+                    "The portal may not use the storage of %(location)s: %(reason)s. Nothing was changed. Contact support."
+                )
+                % {"location": self.location, "reason": os.strerror(error.errno)}
             )
         return Unavailable(
             _("The storage of %(location)s failed: %(reason)s. Try again later; if it stays so, contact support.")
             % {"location": self.location, "reason": os.strerror(error.errno) if error.errno else type(error).__name__}
+        )
+
+    def _became_full(self) -> NoSpace:
+        return NoSpace(
+            _(
+                "The storage of %(location)s became full while this was written, so nothing of it was kept. "
+                "Delete snapshots that you do not need, or contact support."
+            )
+            % {"location": self.location}
         )
 
     def _not_regular(self, volume: VolumeRef) -> InvalidImage:

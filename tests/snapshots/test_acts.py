@@ -1,6 +1,8 @@
 """What is done with a snapshot: each act works with the real storage, explains its refusals, and keeps strangers out."""
 
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from html import unescape
 from pathlib import Path
@@ -17,6 +19,7 @@ from billing.money import MICRO
 from cng_portal.accounts.models import Project, Role
 from cng_portal.inventory.models import VirtualMachine, Volume
 from snapshots import services
+from snapshots.drivers.base import GIB
 from snapshots.models import Operation, Snapshot, State
 from tests.factories import (
     CustomerFactory,
@@ -422,6 +425,34 @@ def test_the_snapshot_of_a_volume_makes_no_machine(client: Client, project: Proj
 
 
 # --- new volume --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def largest_file(size_gb: int) -> Iterator[None]:
+    """The file system refuses larger ones, as ext4 refuses more than 16 TiB."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_gb * GIB, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_new_volume_larger_than_the_storage_can_hold_is_refused_at_once(
+    client: Client, taken: Snapshot, project: Project
+) -> None:
+    answers = {"name": "copy", "size_gb": 1_000, "project": project.pk}
+    with largest_file(size_gb=100):
+        response = client.post(url("new_volume", taken), answers)
+    assert "cannot hold a volume as large as this" in errors_of(response)
+    assert not Volume.objects.filter(name="copy").exists()
+
+    client.post(url("new_volume", taken), answers)
+    with largest_file(size_gb=100):
+        carry_out_what_waits()
+    operation = Operation.objects.get(kind=Operation.Kind.NEW_VOLUME)
+    assert (operation.state, operation.attempt, operation.cause) == (Operation.State.FAILED, 1, "TooLarge")
+    assert "Choose a smaller size" in operation.error and "Try again later" not in operation.error
 
 
 def test_a_new_volume_has_the_snapshot_s_bytes_and_the_size_asked_for(

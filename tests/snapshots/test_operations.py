@@ -15,9 +15,9 @@ from django_tasks_db.models import DBTaskResult
 
 from billing.models import UsageSegment
 from cng_portal.accounts.models import Activity, Membership
-from cng_portal.inventory.models import VirtualMachine, Volume
+from cng_portal.inventory.models import Location, VirtualMachine, Volume
 from snapshots import operations, services
-from snapshots.drivers.base import Interrupted
+from snapshots.drivers.base import Interrupted, advice_for
 from snapshots.models import Draft, Operation, Snapshot, State
 from snapshots.tasks import run_operation
 from tests.factories import DraftFactory, MembershipFactory, OperationFactory, SnapshotFactory, VolumeFactory
@@ -251,6 +251,16 @@ def test_a_restore_is_refused_when_the_machine_was_started_meanwhile(
     assert restore.state == Operation.State.FAILED and "Stop the machine" in restore.error
     assert restore.safety_snapshot.state == State.FAILED
     assert holds(image, changed)
+
+
+def test_a_storage_that_is_not_set_up_fails_the_operation_at_once(operation: Operation) -> None:
+    Location.objects.update(driver="nowhere")
+    carry_out_what_waits()
+    operation.refresh_from_db()
+    operation.snapshot.refresh_from_db()
+    assert (operation.state, operation.attempt, operation.snapshot.state) == (Operation.State.FAILED, 1, State.FAILED)
+    assert "is not set up" in operation.error and "nowhere" not in operation.error
+    assert "STORAGE" in str(advice_for(operation.cause))
 
 
 def test_old_drafts_are_forgotten_and_finished_ones_are_kept(member: Membership, volume: Volume) -> None:

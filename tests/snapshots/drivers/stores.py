@@ -10,8 +10,8 @@ from snapshots.drivers.local import LocalDriver
 class LocalStore:
     """The local driver in a folder of its own."""
 
-    def __init__(self, root: Path) -> None:
-        self.driver = LocalDriver(location="TEST-1", root=str(root))
+    def __init__(self, root: Path, driver: LocalDriver | None = None) -> None:
+        self.driver = driver or LocalDriver(location="TEST-1", root=str(root))
         self.folder = root / "TEST-1"
 
     def path(self, volume: VolumeRef) -> Path:

@@ -1,5 +1,6 @@
 """What the local driver promises beyond the contract: its paths, holes, checksums, locks and limits."""
 
+import errno
 import fcntl
 import json
 import os
@@ -25,7 +26,9 @@ from snapshots.drivers.base import (
     Interrupted,
     InvalidImage,
     NoSpace,
+    NotPermitted,
     SnapshotRef,
+    TooLarge,
     Unavailable,
     VolumeRef,
     no_heartbeat,
@@ -594,6 +597,67 @@ def test_room_is_checked_before_anything_is_written(small_file_system: Path) -> 
     assert store.driver.bytes_needed([volume]) >= 40 * MIB
 
 
+def fill_file_system(folder: Path, but: int = 0) -> Path:
+    """Leave only `but` MiB free, or nothing at all; remove the file that is returned to undo it."""
+    filler = folder / "filler"
+    with open(filler, "wb") as file:
+        for step in (MIB, 4096):
+            while (usage := os.statvfs(folder)).f_bavail * usage.f_frsize > but * MIB:
+                try:
+                    os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, step)
+                except OSError as error:
+                    assert error.errno == errno.ENOSPC
+                    break
+    return filler
+
+
+@pytest.mark.parametrize("cloning", [False, True])
+def test_a_reserve_is_left_to_the_portal(small_file_system: Path, xfs: Path, cloning: bool) -> None:
+    root = xfs if cloning else small_file_system
+    driver = LocalDriver(location="TEST-1", root=str(root), reserve_percent="20")
+    store = LocalStore(root, driver)
+    assert driver.clones is cloning
+    usage = os.statvfs(root)
+    reserve = usage.f_blocks * usage.f_frsize // 5
+    assert abs(driver.free_bytes() - (usage.f_bavail * usage.f_frsize - reserve)) < MIB
+    volume = put_image(store, {0: noise(MIB)})
+    [snapshot] = [ref_of(capture(store, volume))]
+    filler = fill_file_system(root, but=reserve // MIB)
+    assert driver.free_bytes() == 0
+    for call in (
+        lambda: driver.create_snapshots([(SnapshotRef(uuid=uuid4()), volume)]),
+        lambda: driver.revert_volume(volume, snapshot),
+        lambda: driver.create_volume_from_snapshot(snapshot, VolumeRef(uuid=uuid4(), name="copy", size_gb=1)),
+    ):
+        with pytest.raises(NoSpace, match="does not have the room"):
+            call()
+    driver.verify_snapshot(snapshot)  # the portal's own records go on
+    driver.delete_snapshot(snapshot)
+    filler.unlink()
+    for path in store.folder.glob("volumes/*"):
+        path.unlink()
+
+
+def test_captures_at_the_same_time_do_not_use_up_the_reserve(small_file_system: Path) -> None:
+    driver = LocalDriver(location="TEST-1", root=str(small_file_system), reserve_percent=20)
+    store = LocalStore(small_file_system, driver)
+    volume = put_image(store, {0: noise(8 * MIB)})
+
+    def write_as_well(bytes_done: int, bytes_total: int) -> None:
+        if bytes_done == 0:
+            fill_file_system(small_file_system, but=12)
+
+    with pytest.raises(NoSpace, match="became full"):
+        driver.create_snapshots([(SnapshotRef(uuid=uuid4()), volume)], write_as_well)
+    assert store.leftovers() == []
+
+
+@pytest.mark.parametrize("percent", ["", "-1", "100", "5.5", "5%", "\u0665"])
+def test_a_reserve_that_is_no_percentage_is_refused(tmp_path: Path, percent: str) -> None:
+    with pytest.raises(ValueError, match="whole number from 0 to 99"):
+        LocalDriver(location="A", root=str(tmp_path), reserve_percent=percent)
+
+
 def test_a_storage_that_fills_up_in_the_middle_keeps_nothing_of_it(small_file_system: Path) -> None:
     store = LocalStore(small_file_system)
     first, second = (put_image(store, {0: noise(8 * MIB)}) for _each in range(2))
@@ -603,10 +667,7 @@ def test_a_storage_that_fills_up_in_the_middle_keeps_nothing_of_it(small_file_sy
 
     def fill_up(bytes_done: int, bytes_total: int) -> None:
         if not filler.exists():
-            with open(filler, "wb") as file, pytest.raises(OSError, match="No space"):
-                while True:
-                    file.write(bytes(MIB))
-                    file.flush()
+            fill_file_system(small_file_system)
 
     with pytest.raises(NoSpace, match="became full"):
         store.driver.create_snapshots(disks, fill_up)
@@ -627,6 +688,57 @@ def test_a_storage_that_cannot_be_written_is_unavailable_and_says_why(tmp_path: 
             call()
         assert str(tmp_path) not in str(caught.value)
         assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_a_volume_larger_than_the_file_system_allows_is_refused_for_good(small_file_system: Path) -> None:
+    store = LocalStore(small_file_system)
+    folder = capture(store, put_image(store, {0: noise(MIB)}))
+    huge = VolumeRef(uuid=uuid4(), name="huge", size_gb=1_000_000)
+    for call in (
+        lambda: store.driver.check_volume_size(huge.size_gb),
+        lambda: store.driver.create_volume(huge),
+        lambda: store.driver.create_volume_from_snapshot(ref_of(folder), huge),
+    ):
+        with pytest.raises(TooLarge, match="cannot hold a volume as large as this") as caught:
+            call()
+        assert not caught.value.retryable
+    store.driver.check_volume_size(1)
+    assert store.leftovers() == []
+
+
+def test_what_only_an_operator_can_change_is_not_tried_again(small_file_system: Path) -> None:
+    store = LocalStore(small_file_system)
+    volume = put_image(store, {0: noise(MIB)})
+    folder = capture(store, volume)
+
+    def assert_not_permitted(reason: str) -> None:
+        for call in (
+            lambda: store.driver.create_snapshots([(SnapshotRef(uuid=uuid4()), volume)]),
+            lambda: store.driver.revert_volume(volume, ref_of(folder)),
+            lambda: store.driver.delete_snapshot(ref_of(folder)),
+            store.driver.check_health,
+        ):
+            with pytest.raises(NotPermitted, match=f"may not use the storage of TEST-1: {reason}") as caught:
+                call()
+            assert not caught.value.retryable
+
+    folders = [store.folder, store.folder / "volumes", store.folder / "snapshots"]
+    subprocess.run(["chattr", "+i", *folders], check=True)
+    try:
+        assert_not_permitted("Operation not permitted")
+    finally:
+        subprocess.run(["chattr", "-i", *folders], check=True)
+    subprocess.run(["mount", "-o", "remount,ro", small_file_system], check=True)
+    try:
+        assert_not_permitted("Read-only file system")
+    finally:
+        subprocess.run(["mount", "-o", "remount,rw", small_file_system], check=True)
+    store.driver.delete_snapshot(ref_of(folder))
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.EMFILE, errno.ENOMEM])
+def test_what_may_pass_is_tried_again(tmp_path: Path, number: int) -> None:
+    assert LocalStore(tmp_path).driver._describe(OSError(number, "")).retryable
 
 
 def test_what_dead_processes_left_is_removed_and_nothing_else(store: LocalStore) -> None:
