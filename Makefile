@@ -36,7 +36,7 @@ test: check
 
 # For the loop of work: SQLite alone, without a browser and without child processes.
 test-fast: .venv/.test
-	@$(BIN)/python -m pytest --quiet -n 2 -m "not browser and not slow" --ignore tests/openstack
+	@$(BIN)/python -m pytest --quiet -n 2 -m "not browser and not slow" --ignore tests/lab/openstack
 
 # The tools read the settings: from nowhere but here, so that a .env does not change what they find.
 check: export ENV_FILE := /dev/null
@@ -58,7 +58,7 @@ permissions: .venv/.test
 	@$(BIN)/python -m tests.permissions
 
 test-openstack: .venv/.openstack
-	@$(BIN)/python -m tests.openstack
+	@$(BIN)/python -m tests.lab.openstack
 
 # --strict: what could not be audited has not passed. pip-audit says the reason last, after a traceback where nobody answers.
 # Holes that the portal does not reach: --ignore-vuln ID, each with its reason in a comment here.
@@ -71,16 +71,16 @@ audit: .venv/.audit
 		"list of holes could not be asked and nothing is known. SECURITY.md says what to do, and how soon."; exit $$status
 
 chaos: .venv/.test
-	@$(BIN)/python -m tests.chaos
+	@$(BIN)/python -m tests.lab.chaos
 
 upgrade: .venv/.test
-	@$(BIN)/python -m tests.upgrade
+	@$(BIN)/python -m tests.lab.upgrade
 
 bench-horizon: .venv/.openstack
-	@$(BIN)/python -m tests.openstack.bench_horizon
+	@$(BIN)/python -m tests.lab.openstack.bench_horizon
 
 bench: .venv/.test
-	@$(BIN)/python -m tests.bench
+	@$(BIN)/python -m tests.lab.bench
 
 pictures: .venv/.test
 	PICTURES=guide $(BIN)/python -m pytest tests/browser/test_pictures.py --quiet -k "of_the_guide"
@@ -93,8 +93,8 @@ requirements: .venv/.test
 	$(COMPILE) --upgrade --output-file requirements-test.txt --extra test --constraint requirements.txt pyproject.toml
 	$(COMPILE) --upgrade --output-file requirements-openstack.txt --extra openstack --constraint requirements.txt pyproject.toml
 	$(COMPILE) --upgrade --output-file tests/audit.txt tests/audit.in
-	$(COMPILE) --upgrade --output-file tests/openstack/requirements.txt tests/openstack/requirements.in
-	$(COMPILE) --upgrade --output-file tests/openstack/horizon.txt tests/openstack/horizon.in
+	$(COMPILE) --upgrade --output-file tests/lab/openstack/requirements.txt tests/lab/openstack/requirements.in
+	$(COMPILE) --upgrade --output-file tests/lab/openstack/horizon.txt tests/lab/openstack/horizon.in
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

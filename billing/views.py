@@ -14,8 +14,8 @@ from django.utils.translation import override
 from django.views.decorators.http import require_safe
 
 from cng_portal.accounts.models import BillingType, Customer
-from cng_portal.responses import csv_response
-from cng_portal.templatetags.portal import month as in_words
+from cng_portal.common.responses import csv_response
+from cng_portal.common.templatetags.portal import month as in_words
 
 from . import money, rating, reports, services
 from .access import billed_customer

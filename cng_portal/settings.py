@@ -222,7 +222,7 @@ INSTALLED_APPS = [
     "cng_portal.accounts",
     "cng_portal.notifications",
     "cng_portal.inventory",
-    "cng_portal.watch",
+    "cng_portal.monitoring",
     "billing",
     "snapshots",
     "allauth",
@@ -247,13 +247,13 @@ MIDDLEWARE = [
     # around everything, so that files, probes and redirects carry the headers too
     "cng_portal.hardening.headers",
     "csp.middleware.CSPMiddleware",
-    "cng_portal.health.probes",
+    "cng_portal.monitoring.health.probes",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     # Pages, a fifth of their size in half a millisecond. Their length tells nothing: Django masks each token and adds random
     # bytes (https://docs.djangoproject.com/en/5.2/ref/middleware/#module-django.middleware.gzip).
     "django.middleware.gzip.GZipMiddleware",
-    "cng_portal.metrics.measure",
+    "cng_portal.monitoring.metrics.measure",
     "cng_portal.logs.RequestMiddleware",
     "cng_portal.maintenance.maintenance",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -290,7 +290,7 @@ TEMPLATES = [
                 "cng_portal.notifications.context.bell",
                 "billing.context.wallet",
             ],
-            "builtins": ["template_partials.templatetags.partials", "cng_portal.templatetags.portal"],
+            "builtins": ["template_partials.templatetags.partials", "cng_portal.common.templatetags.portal"],
         },
     }
 ]
@@ -325,7 +325,7 @@ CACHES = {
         "BACKEND": "django.core.cache.backends.db.DatabaseCache",
         "LOCATION": "cache",
         # Above it the table drops what is still counted: with Django's 300 whoever tries enough addresses would wipe out
-        # the limits on attempts and which codes have been used. What has expired goes by cng_portal.accounts.attempts.
+        # the limits on attempts and which codes have been used. Expired rows are removed every hour.
         "OPTIONS": {"MAX_ENTRIES": 1_000_000},
     },  # all processes share it
     "process": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"},
@@ -334,7 +334,7 @@ TASKS = {"default": {"BACKEND": "django_tasks_db.DatabaseBackend"}}
 
 # Storage engines by alias; a location names one of them. The local engine keeps its files in DATA_DIR/storage.
 STORAGE: dict[str, dict[str, Any]] = read("STORAGE", storage, {}) or {
-    "local": {"driver": "snapshots.drivers.local.LocalDriver", "options": {"root": str(DATA_DIR / "storage")}}
+    "local": {"driver": "snapshots.storage.local.LocalDriver", "options": {"root": str(DATA_DIR / "storage")}}
 }
 # A worker that has not said anything for this long is taken for dead, and its operation is given to another one.
 OPERATION_LEASE_SECONDS = read("OPERATION_LEASE_SECONDS", whole_number(1, 3600), 30)
@@ -354,7 +354,7 @@ INVITATIONS_PER_HOUR = read("INVITATIONS_PER_HOUR", whole_number(0, 1_000_000), 
 SCHEDULER_LEASE_SECONDS = read("SCHEDULER_LEASE_SECONDS", whole_number(5, 3600), 30)
 
 AUTH_USER_MODEL = "accounts.User"
-AUTHENTICATION_BACKENDS = ["cng_portal.accounts.backends.AuthenticationBackend"]
+AUTHENTICATION_BACKENDS = ["cng_portal.accounts.signin.backends.AuthenticationBackend"]
 AUTH_PASSWORD_VALIDATORS: list[dict[str, Any]] = [
     {"NAME": f"django.contrib.auth.password_validation.{name}"}
     for name in ("UserAttributeSimilarityValidator", "MinimumLengthValidator", "CommonPasswordValidator")
@@ -366,13 +366,13 @@ BREACHED_PASSWORDS = read("BREACHED_PASSWORDS", list_of_sums, unless_named)
 if BREACHED_PASSWORDS:
     AUTH_PASSWORD_VALIDATORS.append(
         {
-            "NAME": "cng_portal.accounts.passwords.BreachedPasswordValidator",
+            "NAME": "cng_portal.accounts.signin.passwords.BreachedPasswordValidator",
             "OPTIONS": {"source": BREACHED_PASSWORDS},
         }
     )
 LOGIN_URL = reverse_lazy("account_login")
 LOGIN_REDIRECT_URL = reverse_lazy("dashboard")
-ACCOUNT_ADAPTER = "cng_portal.accounts.adapter.AccountAdapter"
+ACCOUNT_ADAPTER = "cng_portal.accounts.signin.adapter.AccountAdapter"
 ACCOUNT_USER_MODEL_USERNAME_FIELD = None
 ACCOUNT_LOGIN_METHODS = {"email"}
 ACCOUNT_SIGNUP_FIELDS = ["email*", "password1*", "password2*"]
@@ -404,7 +404,7 @@ ACCOUNT_REAUTHENTICATION_REQUIRED = True  # before one's e-mail address or secon
 ACCOUNT_REAUTHENTICATION_TIMEOUT = 15 * 60
 ACCOUNT_DEFAULT_HTTP_PROTOCOL = "https" if HTTPS else "http"
 ACCOUNT_EMAIL_SUBJECT_PREFIX = "1CNG: "
-MFA_ADAPTER = "cng_portal.accounts.factors.MFAAdapter"
+MFA_ADAPTER = "cng_portal.accounts.signin.factors.MFAAdapter"
 MFA_SUPPORTED_TYPES = ["totp", "webauthn", "recovery_codes"]
 MFA_PASSKEY_LOGIN_ENABLED = True
 MFA_TOTP_ISSUER = "1CNG"
@@ -484,7 +484,7 @@ CSRF_COOKIE_HTTPONLY = True  # pages carry the token themselves
 # The prefix makes browsers refuse a cookie of that name from a neighbouring host, or without HTTPS.
 COOKIE_PREFIX = "__Host-" if HTTPS else ""
 SESSION_COOKIE_NAME, CSRF_COOKIE_NAME = f"{COOKIE_PREFIX}sessionid", f"{COOKIE_PREFIX}csrftoken"
-MESSAGE_STORAGE = "cng_portal.cookies.MessageStorage"
+MESSAGE_STORAGE = "cng_portal.common.cookies.MessageStorage"
 if HTTPS:
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 

@@ -27,8 +27,8 @@ from billing import services as billing
 from cng_portal.accounts.admin import ReadOnly, SupportAdmin
 from cng_portal.inventory.admin import LocationAdmin, LocationForm, VirtualMachineAdmin, shown
 from cng_portal.inventory.models import AutomaticBackupSwitch, Location, VirtualMachine
-from cng_portal.watch.models import Process
-from cng_portal.watch.services import SILENT_AFTER
+from cng_portal.monitoring.models import Process
+from cng_portal.monitoring.services import SILENT_AFTER
 
 from . import backups, services, watching
 from .models import BackupRun, BackupSchedule, DiskImage, Operation, Snapshot

@@ -30,9 +30,9 @@ from billing.models import ServiceKind
 from cng_portal.accounts import activity
 from cng_portal.accounts.models import User
 from cng_portal.accounts.services import lock_customer
+from cng_portal.common.templatetags.portal import minute
 from cng_portal.inventory.models import AutomaticBackupSwitch, Interval, Location, VirtualMachine
 from cng_portal.notifications.services import notify, project_members
-from cng_portal.templatetags.portal import minute
 
 from . import slots
 from .models import BackupRun, BackupSchedule, Draft, Kind, Operation, Snapshot, State

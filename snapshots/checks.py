@@ -8,7 +8,7 @@ from django.conf import settings
 from django.core.checks import Error, register
 from django.utils.module_loading import import_string
 
-from snapshots.drivers.base import Driver
+from snapshots.storage.contract import Driver
 
 
 @register

@@ -17,9 +17,9 @@ from django.utils.translation import gettext as _
 from cng_portal.accounts import activity
 from cng_portal.accounts.models import User
 from cng_portal.accounts.services import lock_customer
+from cng_portal.common.templatetags.portal import minute
 from cng_portal.notifications.models import Notification
 from cng_portal.notifications.services import notify, project_members
-from cng_portal.templatetags.portal import minute
 
 from .charging import start_charging, stop_charging
 from .models import BackupRun, DiskImage, Snapshot, State

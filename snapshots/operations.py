@@ -26,10 +26,10 @@ from cng_portal import logs
 from cng_portal.accounts import activity
 from cng_portal.accounts.models import Customer
 from cng_portal.accounts.services import lock_customer
-from cng_portal.watch import services as watch
+from cng_portal.monitoring import services as watch
 
-from .drivers.base import Interrupted
 from .models import Draft, Operation, OperationQuerySet
+from .storage.contract import Interrupted
 
 logger = logging.getLogger(__name__)
 

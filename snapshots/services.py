@@ -27,8 +27,6 @@ from cng_portal.inventory.models import CloudProject, VirtualMachine, Volume
 
 from . import limits
 from .charging import stop_charging
-from .drivers import get_driver
-from .drivers.base import GIB, VERIFICATION_VALID_FOR, StorageError
 from .models import (
     SERVICE_KINDS,
     BackupRun,
@@ -42,6 +40,8 @@ from .models import (
     State,
 )
 from .operations import create_operation
+from .storage.contract import GIB, VERIFICATION_VALID_FOR, StorageError
+from .storage.registry import get_driver
 from .tasks import volume_ref
 
 

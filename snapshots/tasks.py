@@ -25,15 +25,16 @@ from cng_portal import logs
 from cng_portal.accounts import activity
 from cng_portal.accounts.services import lock_customer
 from cng_portal.inventory.models import Volume
+from cng_portal.monitoring import services as watch
 from cng_portal.notifications.models import Notification
 from cng_portal.notifications.services import notify, project_members
-from cng_portal.watch import services as watch
 
 from . import operations
 from .charging import start_charging
 from .damage import record_damage, record_sound
-from .drivers import get_driver
-from .drivers.base import (
+from .models import DiskImage, Kind, Operation, Snapshot, State, usable
+from .scrub import YIELD_FOR, must_yield
+from .storage.contract import (
     NOT_SET_UP,
     UNEXPECTED,
     VERIFICATION_VALID_FOR,
@@ -49,8 +50,7 @@ from .drivers.base import (
     StorageError,
     VolumeRef,
 )
-from .models import DiskImage, Kind, Operation, Snapshot, State, usable
-from .scrub import YIELD_FOR, must_yield
+from .storage.registry import get_driver
 
 logger = logging.getLogger(__name__)
 

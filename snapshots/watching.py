@@ -19,13 +19,13 @@ from django.utils.translation import gettext_lazy as _lazy
 from django_tasks_db.models import DBTaskResult
 
 from cng_portal.inventory.models import Location
-from cng_portal.watch.models import Lease, Process, StorageCheck
-from cng_portal.watch.services import SILENT_AFTER, count_storage_error
+from cng_portal.monitoring.models import Lease, Process, StorageCheck
+from cng_portal.monitoring.services import SILENT_AFTER, count_storage_error
 
-from .drivers import get_driver
-from .drivers.base import StorageError, advice_for
 from .models import DiskImage, Operation, OperationQuerySet, Snapshot, State, usable
 from .operations import put_off
+from .storage.contract import StorageError, advice_for
+from .storage.registry import get_driver
 
 logger = logging.getLogger(__name__)
 

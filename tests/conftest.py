@@ -80,7 +80,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def storage_root(settings: "SettingsWrapper", tmp_path: Path) -> Path:
     """An empty storage folder for each test; the `local` engine keeps its files in it."""
     root = tmp_path / "storage"
-    settings.STORAGE = {"local": {"driver": "snapshots.drivers.local.LocalDriver", "options": {"root": str(root)}}}
+    settings.STORAGE = {"local": {"driver": "snapshots.storage.local.LocalDriver", "options": {"root": str(root)}}}
     return root
 
 

@@ -24,12 +24,12 @@ from billing.models import CustomerAccount
 from cng_portal.accounts import services
 from cng_portal.accounts.models import Activity, Customer, Project, Role, User
 from cng_portal.inventory.models import Location, VirtualMachine, Volume
+from cng_portal.monitoring.models import Process
+from cng_portal.monitoring.services import hold_lease
 from cng_portal.notifications.models import Notification
-from cng_portal.watch.models import Process
-from cng_portal.watch.services import hold_lease
 from snapshots import watching
-from snapshots.drivers import base
 from snapshots.models import DiskImage, Operation, Snapshot
+from snapshots.storage import contract as base
 from tests.factories import (
     CustomerFactory,
     LocationFactory,

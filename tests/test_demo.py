@@ -13,9 +13,9 @@ from billing.models import ServiceKind
 from billing.money import to_micro
 from cng_portal.accounts.models import BillingType, Customer, Project, User
 from cng_portal.inventory.models import Location, VirtualMachine, Volume
-from snapshots.drivers.base import GIB, StorageError
 from snapshots.management.commands.demo import PASSWORD, SIGN_INS, YANGON, Disk, find_mkfs
 from snapshots.models import BackupSchedule
+from snapshots.storage.contract import GIB, StorageError
 
 E2FSCK = shutil.which("e2fsck", path="/usr/sbin:/sbin:/usr/bin:/bin")
 pytestmark = [pytest.mark.django_db, pytest.mark.slow]

@@ -27,7 +27,7 @@ from django.test import Client
 from django.utils import timezone
 from pytest_django import Settings
 
-from cng_portal.watch.models import Lease, Process
+from cng_portal.monitoring.models import Lease, Process
 from snapshots import operations, watching
 from snapshots.models import Operation
 from tests.factories import LocationFactory, OperationFactory, SnapshotFactory

@@ -13,7 +13,7 @@ from billing import money, reports
 from billing import services as billing
 from billing.models import MAX_AMOUNT_MICRO, ServiceKind
 from cng_portal.accounts.models import Project
-from cng_portal.templatetags import portal
+from cng_portal.common.templatetags import portal
 from snapshots.models import Operation, State
 from snapshots.timeline import MOST_MARKS, timeline
 from snapshots.views.common import time_left

@@ -18,8 +18,8 @@ from django.template.loader import render_to_string
 from django.test import Client
 from django.utils import timezone, translation
 
+from cng_portal.common.templatetags import portal
 from cng_portal.inventory.models import Location
-from cng_portal.templatetags import portal
 from tests.factories import ProjectFactory, UserFactory
 
 if TYPE_CHECKING:

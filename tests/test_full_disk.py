@@ -20,7 +20,7 @@ from django.contrib.staticfiles.finders import get_finders
 from django.db import connection
 from django.test import Client
 
-from cng_portal.accounts import sessions
+from cng_portal.accounts.signin import sessions
 from tests.factories import ProjectFactory, UserFactory
 
 pytestmark = [

@@ -48,8 +48,9 @@ from hypothesis import strategies as st
 
 from billing import services as billing
 from billing.models import Invoice, ServiceKind
-from cng_portal.accounts import activity, confirmation, impersonation, roles
+from cng_portal.accounts import activity, impersonation, roles
 from cng_portal.accounts.models import Membership, Project, Role, User
+from cng_portal.accounts.signin import confirmation
 from cng_portal.common.names import fold_name
 from snapshots import services, wizard
 from snapshots.models import Draft, Kind

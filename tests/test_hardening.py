@@ -268,7 +268,7 @@ def test_whatever_encoding_a_request_claims_it_is_read_as_utf_8(kind: str, chars
 def test_with_https_every_cookie_is_of_this_host_alone() -> None:
     program = """
 from django.conf import settings
-from cng_portal.cookies import MessageCookie
+from cng_portal.common.cookies import MessageCookie
 from cng_portal.accounts.known_browsers import KNOWN_BROWSER_COOKIE
 from snapshots.views.snapshots import VIEW_COOKIE
 names = [settings.SESSION_COOKIE_NAME, settings.CSRF_COOKIE_NAME]
@@ -306,7 +306,7 @@ def test_with_https_everybody_needs_a_second_factor_unless_the_settings_say_othe
 def test_with_https_new_passwords_are_asked_for_unless_the_setting_is_empty(tmp_path: Path) -> None:
     program = "from django.conf import settings; print(settings.AUTH_PASSWORD_VALIDATORS[3:])"
     show = ["shell", "--no-imports", "-c", program]
-    validator = "cng_portal.accounts.passwords.BreachedPasswordValidator"
+    validator = "cng_portal.accounts.signin.passwords.BreachedPasswordValidator"
 
     def asks(address: str) -> str:
         return f"{[{'NAME': validator, 'OPTIONS': {'source': address}}]}\n"

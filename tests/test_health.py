@@ -14,9 +14,9 @@ from django.test import Client
 from django.utils import timezone
 from pytest_django import Settings
 
-from cng_portal.watch.models import StorageCheck
+from cng_portal.monitoring.models import StorageCheck
 from snapshots import watching
-from snapshots.drivers.local import LocalDriver
+from snapshots.storage.local import LocalDriver
 from tests.factories import LocationFactory
 
 # as machines ask: by an address that is in no ALLOWED_HOSTS, without HTTPS
@@ -82,9 +82,11 @@ def test_a_database_that_is_away_is_named_but_not_described(client: Client) -> N
 @pytest.mark.django_db
 def test_a_database_of_an_older_version_is_not_ready_and_one_of_a_newer_is(client: Client) -> None:
     with connection.cursor() as cursor:
-        cursor.execute("INSERT INTO django_migrations (app, name, applied) VALUES ('watch', '9999_next', '2026-11-22')")
+        cursor.execute(
+            "INSERT INTO django_migrations (app, name, applied) VALUES ('monitoring', '9999_next', '2026-11-22')"
+        )
         parts(client, 200)
-        cursor.execute("DELETE FROM django_migrations WHERE app = 'watch' AND name LIKE '0%%'", [])
+        cursor.execute("DELETE FROM django_migrations WHERE app = 'monitoring' AND name LIKE '0%%'", [])
     assert parts(client, 503)["migrations"] == "not migrated: run manage.py migrate"
 
 
@@ -105,7 +107,7 @@ def test_one_broken_storage_is_told_and_the_portal_stays(
     fine, broken, closed = LocationFactory(), LocationFactory(driver="away"), LocationFactory(closed=True)
     (storage_root.parent / "a-file").write_text("")
     settings.STORAGE = settings.STORAGE | {
-        "away": {"driver": "snapshots.drivers.local.LocalDriver", "options": {"root": f"{storage_root.parent}/a-file"}}
+        "away": {"driver": "snapshots.storage.local.LocalDriver", "options": {"root": f"{storage_root.parent}/a-file"}}
     }
     watching.ask_storage()
     found = parts(client, 200)

@@ -14,8 +14,8 @@ from django.core.management import call_command
 from django.test import Client, override_settings
 from PIL import Image
 
+from cng_portal.common.templatetags import portal
 from cng_portal.icons import NAMES, SYMBOLS
-from cng_portal.templatetags import portal
 from tests.factories import ProjectFactory, UserFactory
 
 if TYPE_CHECKING:

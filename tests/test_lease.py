@@ -17,8 +17,8 @@ from django.core.management import call_command
 from django.db import connection, connections
 from django.utils import timezone
 
-from cng_portal.watch import services as watch
-from cng_portal.watch.models import Lease, Process
+from cng_portal.monitoring import services as watch
+from cng_portal.monitoring.models import Lease, Process
 from snapshots import operations
 from snapshots.models import Operation
 from snapshots.operations import enqueue_wake_up

@@ -26,9 +26,9 @@ from prometheus_client.mmap_dict import mmap_key
 from prometheus_client.parser import text_string_to_metric_families
 from pytest_django import Settings
 
-from cng_portal.metrics import REQUEST_SECONDS
-from cng_portal.watch import services as watch
-from cng_portal.watch.models import Process
+from cng_portal.monitoring import services as watch
+from cng_portal.monitoring.metrics import REQUEST_SECONDS
+from cng_portal.monitoring.models import Process
 from snapshots import operations, watching
 from snapshots.models import Operation
 from tests.factories import LocationFactory, OperationFactory, SnapshotFactory, UserFactory

@@ -13,7 +13,7 @@ from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.operations.base import Operation
 from django.db.migrations.state import ProjectState
 
-from cng_portal.migrating import AddIndexMeanwhile
+from cng_portal.common.migrations import AddIndexMeanwhile
 
 # What the first release has: no version before it serves meanwhile.
 FIRST_RELEASE = {

@@ -10,7 +10,7 @@ from django.test import Client
 from django.utils import timezone
 
 from cng_portal.accounts.models import Project
-from cng_portal.optional import optional
+from cng_portal.common.optional import optional
 from tests.factories import OperationFactory, ProjectFactory, UserFactory
 
 pytestmark = pytest.mark.django_db

@@ -114,13 +114,13 @@ def test_an_empty_value_counts_as_missing() -> None:
 @pytest.mark.parametrize(
     ("driver", "options", "why"),
     [
-        ("snapshots.drivers.tape.TapeDriver", {}, "the driver of “local” is not there"),
+        ("snapshots.storage.tape.TapeDriver", {}, "the driver of “local” is not there"),
         (
-            "snapshots.drivers.base.GIB",
+            "snapshots.storage.contract.GIB",
             {},
-            "“snapshots.drivers.base.GIB”, the driver of “local”, is no storage driver.",
+            "“snapshots.storage.contract.GIB”, the driver of “local”, is no storage driver.",
         ),
-        ("snapshots.drivers.local.LocalDriver", {"rot": "/srv"}, "the options of “local”: got an unexpected keyword"),
+        ("snapshots.storage.local.LocalDriver", {"rot": "/srv"}, "the options of “local”: got an unexpected keyword"),
     ],
 )
 def test_a_storage_engine_that_cannot_be_loaded_stops_the_start(driver: str, options: dict, why: str) -> None:

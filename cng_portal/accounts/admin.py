@@ -27,9 +27,10 @@ from django.urls import path
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
-from . import activity, factors, impersonation, services, sessions, signals
+from . import activity, impersonation, services, signals
 from .models import Activity, Customer, Membership, Project, Role, User
 from .services import lock_customer
+from .signin import factors, sessions
 
 admin.site.site_header = _("1CNG administration")
 admin.site.site_title = _("1CNG administration")

@@ -12,7 +12,8 @@ from django.utils.http import url_has_allowed_host_and_scheme, urlencode
 from django.utils.translation import gettext as _
 from django_htmx.http import HttpResponseClientRedirect
 
-from . import activity, confirmation, factors, impersonation, preferences, sessions
+from . import activity, impersonation, preferences
+from .signin import confirmation, factors, sessions
 
 # what the page that adds one needs, its frame included
 OPEN_WITHOUT_FACTOR = {"accounts:security", "accounts:choose_theme", "snapshots:work"}

@@ -23,9 +23,10 @@ from django.utils.translation import gettext as _
 from cng_portal.mail import services as mail
 from cng_portal.mail.models import OutgoingMail
 
-from . import activity, confirmation, known_browsers, sessions
+from . import activity, known_browsers
 from .models import Activity, User
 from .preferences import as_read_by
+from .signin import confirmation, sessions
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from django.db import migrations, models
 
-from cng_portal.migrating import AddIndexMeanwhile
+from cng_portal.common.migrations import AddIndexMeanwhile
 
 # Who may make them: they are trusted, so the owner of the database, where the server has them.
 EXTENSIONS = ["pg_trgm", "btree_gin"]

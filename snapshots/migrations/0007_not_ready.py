@@ -2,7 +2,7 @@
 
 from django.db import migrations, models
 
-from cng_portal.migrating import AddIndexMeanwhile
+from cng_portal.common.migrations import AddIndexMeanwhile
 
 
 class Migration(migrations.Migration):

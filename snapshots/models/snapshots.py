@@ -22,7 +22,7 @@ from cng_portal.accounts.models import Customer, Project, User
 from cng_portal.common.names import MAX_NAME_KEY_LENGTH, MAX_NAME_LENGTH, NameField
 from cng_portal.inventory.models import Interval, Location, OwnedQuerySet, VirtualMachine, Volume, Weekday
 
-from ..drivers.base import Consistency
+from ..storage.contract import Consistency
 
 
 class Kind(models.TextChoices):

@@ -20,13 +20,12 @@ from billing import rating
 from billing import services as billing
 from billing.money import format_amount, format_price, format_rate
 from cng_portal.accounts.models import User
+from cng_portal.common.responses import is_fragment, render_part
+from cng_portal.common.templatetags.portal import length_of
 from cng_portal.inventory.models import VirtualMachine
-from cng_portal.responses import is_fragment
-from cng_portal.responses import render_part as render_part
-from cng_portal.templatetags.portal import length_of
 from snapshots import backups, lists, services
-from snapshots.drivers import get_driver
 from snapshots.models import Operation, Snapshot, State
+from snapshots.storage.registry import get_driver
 
 
 def push_url(request: HttpRequest, url: str) -> str:

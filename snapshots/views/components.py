@@ -12,9 +12,9 @@ from django.utils import timezone
 
 from cng_portal.accounts.models import Customer, Project
 from cng_portal.inventory.models import Location, Volume
-from snapshots.drivers.base import GIB
 from snapshots.forms import ConfirmationForm
 from snapshots.models import Operation, Snapshot, State
+from snapshots.storage.contract import GIB
 
 MENU = [
     {"label": "Rename", "url": "#row_menu", "icon": "pencil-square"},

@@ -23,8 +23,8 @@ from billing.money import format_amount, format_price
 from cng_portal.accounts.models import User
 from cng_portal.inventory.models import VirtualMachine, Volume
 from snapshots import lists
-from snapshots.drivers.base import Corrupt
 from snapshots.models import SERVICE_KINDS, BackupRun, BackupSchedule, Kind, Operation, Snapshot, State
+from snapshots.storage.contract import Corrupt
 
 from .common import (
     Rates,

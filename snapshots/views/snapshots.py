@@ -19,9 +19,8 @@ from billing import services as billing
 from billing.money import format_amount, format_price
 from cng_portal.accounts.models import Project, User
 from cng_portal.common.names import is_same_name
-from cng_portal.templatetags.portal import poll_seconds
+from cng_portal.common.templatetags.portal import poll_seconds
 from snapshots import lists, services
-from snapshots.drivers import get_driver
 from snapshots.forms import (
     ConfirmationForm,
     NewMachineForm,
@@ -32,6 +31,7 @@ from snapshots.forms import (
     SnapshotFilterForm,
 )
 from snapshots.models import BackupSchedule, DiskImage, Kind, Operation, Snapshot, State
+from snapshots.storage.registry import get_driver
 
 from .common import (
     automatic_sentence,

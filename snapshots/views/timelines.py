@@ -8,7 +8,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from cng_portal.templatetags.portal import length_of, month, near_day
+from cng_portal.common.templatetags.portal import length_of, month, near_day
 from snapshots.models import Snapshot
 from snapshots.timeline import MOST_TAKEN, Gap, Mark, timeline
 

@@ -19,13 +19,13 @@ from django_htmx.http import HttpResponseClientRedirect
 from billing import services as billing
 from billing.money import format_amount, format_count, format_price
 from cng_portal.accounts.models import BillingType, User
+from cng_portal.common.templatetags.portal import day as format_day
 from cng_portal.inventory.models import Region, VirtualMachine, Volume
-from cng_portal.templatetags.portal import day as format_day
 from snapshots import backups, limits, services, slots, wizard
-from snapshots.drivers import get_driver
-from snapshots.drivers.base import Consistency
 from snapshots.forms import RHYTHM, zone_name
 from snapshots.models import SERVICE_KINDS, BackupSchedule, Draft, Kind, Operation, Snapshot
+from snapshots.storage.contract import Consistency
+from snapshots.storage.registry import get_driver
 
 from .common import is_fragment, price_of_kept
 from .picture import picture_of

@@ -15,7 +15,7 @@ from pytest_django import Settings
 from billing import services as billing
 from cng_portal.accounts import activity
 from cng_portal.accounts.models import Activity, Project, Role, User
-from cng_portal.responses import cell
+from cng_portal.common.responses import cell
 from snapshots import services
 from tests.accounts.test_sign_in import PASSWORD, sign_in
 from tests.factories import ProjectFactory, SnapshotFactory, UserFactory

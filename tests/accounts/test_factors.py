@@ -22,8 +22,9 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from cng_portal.accounts import attempts, confirmation, factors, known_browsers, passwords
+from cng_portal.accounts import known_browsers
 from cng_portal.accounts.models import Activity, Project, Role, User
+from cng_portal.accounts.signin import attempts, confirmation, factors, passwords
 from cng_portal.mail.models import OutgoingMail
 from tests.accounts.test_sign_in import PASSWORD, sign_in
 from tests.factories import ProjectFactory, UserFactory
@@ -346,7 +347,10 @@ def test_a_password_that_is_known_from_a_breach_is_refused(
     assert all(passwords.is_listed(file, one.encode()) for one in sums(stolen))
     assert not any(passwords.is_listed(file, one.encode()) for one in [*sums(["a", "b", "c"]), "0" * 40, "F" * 40])
 
-    validator = {"NAME": "cng_portal.accounts.passwords.BreachedPasswordValidator", "OPTIONS": {"source": str(file)}}
+    validator = {
+        "NAME": "cng_portal.accounts.signin.passwords.BreachedPasswordValidator",
+        "OPTIONS": {"source": str(file)},
+    }
     settings.AUTH_PASSWORD_VALIDATORS = [*settings.AUTH_PASSWORD_VALIDATORS, validator]
     client = Client()
     sign_in(client, person.email)

@@ -16,9 +16,10 @@ from django.core.exceptions import ValidationError
 from django.test import Client
 from django.urls import reverse
 
-from cng_portal.accounts import passwords, roles
+from cng_portal.accounts import roles
 from cng_portal.accounts.models import User
-from cng_portal.accounts.passwords import BreachedPasswordValidator
+from cng_portal.accounts.signin import passwords
+from cng_portal.accounts.signin.passwords import BreachedPasswordValidator
 from tests.accounts.test_sign_in import PASSWORD, sign_in
 from tests.factories import InvitationFactory, ProjectFactory, UserFactory
 from tests.test_metrics import TOKEN, scrape
@@ -85,7 +86,7 @@ def service(settings: "SettingsWrapper", monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with Service() as server:
         Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        validator = "cng_portal.accounts.passwords.BreachedPasswordValidator"
+        validator = "cng_portal.accounts.signin.passwords.BreachedPasswordValidator"
         own = {"NAME": validator, "OPTIONS": {"source": server.address}}
         settings.AUTH_PASSWORD_VALIDATORS = [*settings.AUTH_PASSWORD_VALIDATORS, own]
         yield server

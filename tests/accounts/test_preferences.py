@@ -15,7 +15,7 @@ from billing import services as billing
 from billing.models import ServiceKind
 from cng_portal.accounts.models import DateFormat, User
 from cng_portal.accounts.preferences import as_read_by
-from cng_portal.templatetags.portal import month
+from cng_portal.common.templatetags.portal import month
 from snapshots import backups, wizard
 from snapshots.models import SERVICE_KINDS, Kind
 from snapshots.views.picture import in_words

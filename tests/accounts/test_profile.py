@@ -12,8 +12,8 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from cng_portal.accounts import confirmation, sessions
 from cng_portal.accounts.models import Activity, DateFormat, Role, User
+from cng_portal.accounts.signin import confirmation, sessions
 from tests.accounts.test_sign_in import PASSWORD, sign_in
 from tests.factories import ProjectFactory, SnapshotFactory, UserFactory
 

@@ -29,8 +29,8 @@ from billing.models import Invoice
 from cng_portal.accounts import activity, roles
 from cng_portal.accounts.models import Membership, Role, User
 from cng_portal.inventory.models import Location, Volume
+from cng_portal.monitoring.models import Process, StorageCheck
 from cng_portal.notifications.models import Notification
-from cng_portal.watch.models import Process, StorageCheck
 from snapshots import backups, wizard
 from snapshots.models import BackupSchedule, Kind, Snapshot
 from tests.factories import (

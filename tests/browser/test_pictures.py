@@ -22,8 +22,8 @@ from playwright.sync_api import Browser, Locator, Page
 from billing import services as billing
 from billing.models import ServiceKind
 from cng_portal.accounts.models import Membership, Role
+from cng_portal.common.templatetags.portal import picture_size
 from cng_portal.inventory.models import Region, Volume
-from cng_portal.templatetags.portal import picture_size
 from snapshots import wizard
 from snapshots.models import Kind, Snapshot
 from tests.browser import screens

@@ -11,8 +11,8 @@ from django.utils import timezone
 from playwright.sync_api import Page, Request, expect
 
 from cng_portal.accounts.models import Membership
+from cng_portal.common.templatetags.portal import poll_seconds
 from cng_portal.inventory.models import Volume
-from cng_portal.templatetags.portal import poll_seconds
 from snapshots import wizard
 from snapshots.models import Operation, Snapshot
 from snapshots.views.common import time_left

@@ -11,8 +11,8 @@ from blake3 import blake3
 from billing import services as billing
 from billing.models import ServiceKind
 from cng_portal.inventory.models import Location, Volume
-from snapshots.drivers.base import GIB
 from snapshots.models import Operation
+from snapshots.storage.contract import GIB
 from snapshots.tasks import run_operation
 
 CHUNK = 2 * 1024**2

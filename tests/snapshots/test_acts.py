@@ -19,8 +19,8 @@ from billing.money import MICRO
 from cng_portal.accounts.models import Project, Role
 from cng_portal.inventory.models import VirtualMachine, Volume
 from snapshots import services
-from snapshots.drivers.base import GIB
 from snapshots.models import Operation, Snapshot, State
+from snapshots.storage.contract import GIB
 from tests.factories import (
     CustomerFactory,
     MembershipFactory,

@@ -26,9 +26,10 @@ from django.utils import timezone
 from billing import services as billing
 from cng_portal.accounts.models import Customer, Membership
 from cng_portal.inventory.models import Volume
+from cng_portal.monitoring.models import Process
 from cng_portal.notifications.models import Notification
-from cng_portal.watch.models import Process
-from snapshots import archive, services
+from snapshots import services
+from snapshots.maintenance import archive
 from snapshots.models import Operation, Snapshot, State
 from tests.factories import MembershipFactory, OutgoingMailFactory, UserFactory, VolumeFactory
 from tests.snapshots.disks import carry_out_what_waits, holds, put_volume, sell_everywhere
@@ -239,7 +240,7 @@ def test_a_storage_that_is_not_set_up_is_said_before_anything_is_started(
 ) -> None:
     services.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
     backup(file)
-    elsewhere.environment["STORAGE"] = json.dumps({"other": {"driver": "snapshots.drivers.local.LocalDriver"}})
+    elsewhere.environment["STORAGE"] = json.dumps({"other": {"driver": "snapshots.storage.local.LocalDriver"}})
     refused = elsewhere("restore", file)
     assert refused.returncode != 0 and "before anything is started" in refused.stderr
     assert "Traceback" not in refused.stderr

@@ -17,7 +17,8 @@ from billing.models import ServiceKind, UsageSegment
 from cng_portal.accounts.models import Activity, Membership, Role
 from cng_portal.inventory.models import Volume
 from cng_portal.notifications.models import Notification
-from snapshots import backups, fsck, operations, services
+from snapshots import backups, operations, services
+from snapshots.maintenance import fsck
 from snapshots.models import BackupRun, DiskImage, Operation, Snapshot, State
 from snapshots.tasks import run_operation
 from tests.factories import BackupScheduleFactory, MembershipFactory, VirtualMachineFactory, VolumeFactory
@@ -34,7 +35,7 @@ MIDDLE = 300 * 1024**2
 def storage_root(request: pytest.FixtureRequest, settings: Any, tmp_path: Path) -> Path:
     """On a file system that copies, and on one that clones."""
     root = request.getfixturevalue("cloning_root") if request.param == "cloning" else tmp_path / "storage"
-    settings.STORAGE = {"local": {"driver": "snapshots.drivers.local.LocalDriver", "options": {"root": str(root)}}}
+    settings.STORAGE = {"local": {"driver": "snapshots.storage.local.LocalDriver", "options": {"root": str(root)}}}
     return root
 
 

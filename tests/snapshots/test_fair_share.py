@@ -17,7 +17,7 @@ from django.utils import timezone
 
 from cng_portal.accounts.models import Customer, Membership
 from cng_portal.inventory.models import Volume
-from cng_portal.watch.models import Process
+from cng_portal.monitoring.models import Process
 from snapshots import operations, services
 from snapshots.models import Operation, Snapshot, State
 from tests.factories import (

@@ -21,9 +21,10 @@ from billing import services as billing
 from billing.models import UsageSegment
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import Volume
-from snapshots import fsck, services
-from snapshots.drivers.locking import hold_names
+from snapshots import services
+from snapshots.maintenance import fsck
 from snapshots.models import DiskImage, Operation, Snapshot, State
+from snapshots.storage.local.locking import hold_names
 from tests.factories import LocationFactory, MembershipFactory, OperationFactory, SnapshotFactory, VolumeFactory
 from tests.snapshots.disks import carry_out_what_waits, put_volume, sell_everywhere
 

@@ -16,7 +16,7 @@ from django.db import IntegrityError
 
 from cng_portal.accounts.models import Project
 from cng_portal.inventory.models import Location, Volume
-from snapshots.drivers.base import GIB
+from snapshots.storage.contract import GIB
 from tests.factories import LocationFactory, ProjectFactory
 
 pytestmark = pytest.mark.django_db

@@ -17,8 +17,8 @@ from billing.models import UsageSegment
 from cng_portal.accounts.models import Activity, Membership
 from cng_portal.inventory.models import Location, VirtualMachine, Volume
 from snapshots import operations, services
-from snapshots.drivers.base import Interrupted, advice_for
 from snapshots.models import Draft, Operation, Snapshot, State
+from snapshots.storage.contract import Interrupted, advice_for
 from snapshots.tasks import run_operation
 from tests.factories import DraftFactory, MembershipFactory, OperationFactory, SnapshotFactory, VolumeFactory
 from tests.snapshots.disks import carry_out_what_waits, content, holds, put_volume, sell_everywhere, touch_every_chunk

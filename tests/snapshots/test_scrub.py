@@ -11,8 +11,8 @@ from django.utils import timezone
 from billing.models import UsageSegment
 from cng_portal.accounts.models import Activity, Membership
 from cng_portal.inventory.models import Location, Volume
+from cng_portal.monitoring.models import Process, StorageCheck
 from cng_portal.notifications.models import Notification
-from cng_portal.watch.models import Process, StorageCheck
 from snapshots import operations, scrub, services, tasks, watching
 from snapshots.models import DiskImage, Operation, Snapshot, State
 from snapshots.views import bell

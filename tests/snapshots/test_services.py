@@ -14,8 +14,8 @@ from billing.models import UsageSegment
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import VirtualMachine, Volume
 from snapshots import services
-from snapshots.drivers.local import LocalDriver
 from snapshots.models import Operation, Snapshot, State
+from snapshots.storage.local import LocalDriver
 from tests.factories import DiskImageFactory, MembershipFactory, SnapshotFactory, VMSnapshotFactory, VolumeFactory
 from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sell_everywhere
 

@@ -1,6 +1,6 @@
 """What a look into the clouds leaves alone, and what is said of snapshots made or deleted in a cloud.
 
-That it brings things in is proved on a real cloud, in tests/openstack/test_sync.py.
+That it brings things in is proved on a real cloud, in tests/lab/openstack/test_sync.py.
 """
 
 from collections.abc import Callable
@@ -21,9 +21,9 @@ from django.utils import timezone
 from cng_portal.accounts.models import Membership, Project
 from cng_portal.inventory.models import CloudProject, Location, Volume
 from snapshots import services, wizard
-from snapshots.drivers.local import LocalDriver
+from snapshots.cloudsync.sync import one_by_one, sync_everywhere
 from snapshots.models import Operation, State
-from snapshots.sync import one_by_one, sync_everywhere
+from snapshots.storage.local import LocalDriver
 from tests.factories import (
     LocationFactory,
     MembershipFactory,

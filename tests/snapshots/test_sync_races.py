@@ -1,6 +1,6 @@
 """Several looks into one cloud at once, and looks while customers act: nothing twice, nothing lost, nobody stuck.
 
-The cloud is a list that the test writes; that real ones are read rightly is proved in tests/openstack/test_sync.py.
+The cloud is a list that the test writes; that real ones are read rightly is proved in tests/lab/openstack/test_sync.py.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,10 +19,10 @@ from billing.models import UsageSegment
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import CloudProject, Location, Volume
 from snapshots import services
-from snapshots.drivers.inventory import FoundProject, FoundServer, FoundSnapshot, FoundVolume, Inventory, Use
-from snapshots.drivers.local import LocalDriver
+from snapshots.cloudsync.sync import sync_location
 from snapshots.models import Operation, Snapshot, State
-from snapshots.sync import sync_location
+from snapshots.storage.inventory import FoundProject, FoundServer, FoundSnapshot, FoundVolume, Inventory, Use
+from snapshots.storage.local import LocalDriver
 from tests.factories import LocationFactory, MembershipFactory
 from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sell_everywhere
 

@@ -23,7 +23,7 @@ from django.utils import timezone
 from billing.models import ServiceKind, UsageSegment
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import Volume
-from cng_portal.watch.models import Lease
+from cng_portal.monitoring.models import Lease
 from snapshots import backups, operations
 from snapshots.models import BackupRun, BackupSchedule, Operation, Snapshot, State
 from tests.factories import BackupScheduleFactory, MembershipFactory, VirtualMachineFactory, VolumeFactory

@@ -13,8 +13,8 @@ from django.utils import timezone
 from billing import services as billing
 from billing.models import Package, PriceVersion
 from cng_portal.accounts.models import Membership, Role
+from cng_portal.common.templatetags.portal import day
 from cng_portal.inventory.models import Location, Volume
-from cng_portal.templatetags.portal import day
 from snapshots import wizard
 from snapshots.models import Draft, Snapshot, State
 from tests.factories import (

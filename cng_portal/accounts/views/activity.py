@@ -13,7 +13,7 @@ from django.views.decorators.http import require_safe
 from cng_portal.accounts import activity
 from cng_portal.accounts.forms import ActivityFilterForm
 from cng_portal.accounts.models import Activity, Project
-from cng_portal.responses import csv_response, is_fragment, render_part
+from cng_portal.common.responses import csv_response, is_fragment, render_part
 
 from .common import tabs
 

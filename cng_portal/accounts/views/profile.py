@@ -11,9 +11,10 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
-from cng_portal.accounts import activity, confirmation, factors, impersonation, preferences, sessions
+from cng_portal.accounts import activity, impersonation, preferences
 from cng_portal.accounts.forms import DetailsForm, ThemeForm
 from cng_portal.accounts.models import Activity, User
+from cng_portal.accounts.signin import confirmation, factors, sessions
 
 from .common import tabs
 

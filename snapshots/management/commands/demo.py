@@ -28,9 +28,9 @@ from cng_portal.accounts.models import BillingType, Customer, Membership, Projec
 from cng_portal.accounts.services import create_customer, create_project
 from cng_portal.inventory.models import Location, Region, VirtualMachine, Volume
 from snapshots import backups
-from snapshots.drivers import get_driver
-from snapshots.drivers.base import GIB
-from snapshots.drivers.local import LocalDriver
+from snapshots.storage.contract import GIB
+from snapshots.storage.local import LocalDriver
+from snapshots.storage.registry import get_driver
 from snapshots.tasks import volume_ref
 
 PASSWORD = "portal-demo"

@@ -5,7 +5,7 @@ from django.core.management import BaseCommand, CommandError
 from tqdm import tqdm
 
 from cng_portal.inventory.models import Location
-from snapshots import fsck
+from snapshots.maintenance import fsck
 
 
 class Command(BaseCommand):

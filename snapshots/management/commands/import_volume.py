@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from cng_portal.accounts.models import Project
 from cng_portal.inventory.models import Location, Volume
-from snapshots.drivers import get_driver
-from snapshots.drivers.base import GIB, StorageError
-from snapshots.drivers.importing import inspect_image
-from snapshots.drivers.local import LocalDriver
+from snapshots.storage.contract import GIB, StorageError
+from snapshots.storage.local import LocalDriver
+from snapshots.storage.local.importing import inspect_image
+from snapshots.storage.registry import get_driver
 from snapshots.tasks import is_needed, volume_ref
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from django.core.management import BaseCommand, CommandError
 
-from snapshots import archive
+from snapshots.maintenance import archive
 
 
 class Command(BaseCommand):

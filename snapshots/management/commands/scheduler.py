@@ -13,16 +13,18 @@ from django.utils import timezone
 
 from billing import scheduling as billing
 from cng_portal import logs
-from cng_portal.accounts import activity, attempts, factors, sessions
+from cng_portal.accounts import activity
+from cng_portal.accounts.signin import attempts, factors, sessions
 from cng_portal.hardening import refuse_unsafe_start
 from cng_portal.inventory.models import Location
 from cng_portal.mail import services as mail
+from cng_portal.monitoring import services as watch
+from cng_portal.monitoring.models import Process
 from cng_portal.notifications import services as notifications
-from cng_portal.watch import services as watch
-from cng_portal.watch.models import Process
-from snapshots import backups, operations, scrub, sync, watching
-from snapshots.drivers import get_driver
-from snapshots.drivers.base import StorageError
+from snapshots import backups, operations, scrub, watching
+from snapshots.cloudsync import sync
+from snapshots.storage.contract import StorageError
+from snapshots.storage.registry import get_driver
 from snapshots.tasks import is_needed
 
 logger = logging.getLogger("snapshots.scheduler")

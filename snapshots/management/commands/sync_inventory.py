@@ -8,8 +8,8 @@ from django.core.management import BaseCommand, CommandError
 from django.utils.translation import gettext as _
 
 from cng_portal.inventory.models import Location
-from snapshots.drivers.base import StorageError
-from snapshots.sync import NothingToSync, Report, sync_location
+from snapshots.cloudsync.sync import NothingToSync, Report, sync_location
+from snapshots.storage.contract import StorageError
 
 
 class Command(BaseCommand):

@@ -8,8 +8,8 @@ from django.db import DatabaseError, connections
 from django_tasks_db.management.commands import db_worker
 
 from cng_portal.hardening import refuse_unsafe_start
-from cng_portal.watch import services as watch
-from cng_portal.watch.models import Process
+from cng_portal.monitoring import services as watch
+from cng_portal.monitoring.models import Process
 from snapshots import operations
 
 logger = logging.getLogger("snapshots.worker")

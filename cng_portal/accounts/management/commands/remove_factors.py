@@ -4,8 +4,9 @@ from typing import Any
 from allauth.mfa.models import Authenticator
 from django.core.management import BaseCommand, CommandError
 
-from cng_portal.accounts import activity, factors
+from cng_portal.accounts import activity
 from cng_portal.accounts.models import User
+from cng_portal.accounts.signin import factors
 
 
 class Command(BaseCommand):

@@ -1,0 +1,79 @@
+import logging
+from datetime import timedelta
+from typing import Any
+
+from allauth.account.adapter import DefaultAccountAdapter
+from allauth.account.models import EmailAddress
+from django.conf import settings
+from django.contrib import messages
+from django.contrib.sites.shortcuts import get_current_site
+from django.core.exceptions import ValidationError
+from django.db import transaction
+from django.http import HttpRequest
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from cng_portal.mail import services as mail
+from cng_portal.mail.models import OutgoingMail
+
+from .. import activity, known_browsers
+from ..models import User
+from ..preferences import as_read_by
+
+logger = logging.getLogger(__name__)
+
+
+class AccountAdapter(DefaultAccountAdapter):
+    error_messages = DefaultAccountAdapter.error_messages | {
+        "email_password_mismatch": _("The e-mail or the password is wrong. Check both, or reset the password."),
+        "too_many_login_attempts": _("Too many failed attempts. Wait a few minutes, then try again."),
+        "account_inactive": _("This sign-in has been switched off. Ask an administrator."),
+    }
+
+    def is_open_for_signup(self, request: HttpRequest) -> bool:
+        """Customers come with a contract; administrators make their sign-ins."""
+        return False
+
+    def validation_error(self, code: str, *args: Any) -> ValidationError:
+        if code == "too_many_login_attempts":
+            logger.warning("Refused an attempt to sign in, or to confirm who it is: there were too many")
+        return super().validation_error(code, *args)
+
+    def _get_login_attempts_cache_key(self, request: HttpRequest, **credentials: Any) -> str:
+        """Count failed attempts in a known browser apart from those of everybody else."""
+        browser_id = known_browsers.browser_id(request, str(credentials.get("email", "")))
+        return f"{super()._get_login_attempts_cache_key(request, **credentials)}:{browser_id}"
+
+    def confirm_email(self, request: HttpRequest, email_address: EmailAddress) -> bool:
+        """Not an address that somebody else signs in with: of theirs allauth knows only what it has seen confirmed."""
+        taken = User.objects.filter(email__iexact=email_address.email).exclude(pk=email_address.user_id)
+        if taken.exists():
+            data = {"email": email_address.email}
+            self.add_message(request, messages.ERROR, "account/messages/email_confirmation_failed.txt", data)
+            return False
+        with transaction.atomic():
+            return bool(super().confirm_email(request, email_address))
+
+    def send_password_reset_mail(self, user: User, email: str, context: dict[str, Any]) -> None:
+        activity.record(act="person.reset_asked", actor=user, thing=user)
+        super().send_password_reset_mail(user, email, context)
+
+    def send_mail(self, template_prefix: str, email: str, context: dict[str, Any]) -> None:
+        """Queue it, with times for the recipient, who may not be the user whose request sends it."""
+        expires_in = timedelta(seconds=settings.PASSWORD_RESET_TIMEOUT)
+        if "password_reset" not in template_prefix:
+            expires_in = mail.EXPIRES_AFTER
+        with as_read_by(User.objects.filter(email__iexact=email).first()):
+            site = {"request": self.request, "current_site": get_current_site(self.request), "email": email}
+            message = self.render_mail(template_prefix, email, site | context)
+        mail.enqueue(
+            kind=OutgoingMail.Kind.ACCOUNT,
+            recipient=email,
+            subject=str(message.subject),
+            body=str(message.body),
+            expires_at=timezone.now() + expires_in,
+        )
+
+    def can_delete_email(self, email_address: EmailAddress) -> bool:
+        """Who signs in with it keeps it until another one is confirmed."""
+        return email_address.email.lower() != email_address.user.email.lower()

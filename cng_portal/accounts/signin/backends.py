@@ -1,0 +1,22 @@
+from typing import Any
+
+from allauth.account import auth_backends
+from allauth.mfa.models import Authenticator
+from django.db.models import Exists, OuterRef
+
+from ..models import User
+
+FACTORS = [Authenticator.Type.TOTP, Authenticator.Type.WEBAUTHN]
+
+
+class AuthenticationBackend(auth_backends.AuthenticationBackend):
+    def get_user(self, user_id: Any) -> User | None:
+        """The signed-in user, with `has_factor`: whether they have a second factor."""
+        user = (
+            User.objects.filter(pk=user_id)
+            .annotate(
+                has_factor=Exists(Authenticator.objects.filter(user=OuterRef("pk"), type__in=FACTORS)),
+            )
+            .first()
+        )
+        return user if user is not None and self.user_can_authenticate(user) else None

@@ -1,0 +1,113 @@
+"""Second factors: who needs one. Their secrets are encrypted in the database with a key that is made of SECRET_KEY, and
+one that is lost is taken away here.
+"""
+
+import logging
+from base64 import urlsafe_b64encode
+
+from allauth.mfa.adapter import DefaultMFAAdapter
+from allauth.mfa.base.internal.flows import delete_dangling_recovery_codes
+from allauth.mfa.models import Authenticator
+from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+from django.conf import settings
+from django.core.exceptions import PermissionDenied
+from django.db import transaction
+from django.utils.crypto import salted_hmac
+from django.utils.translation import gettext as _
+
+from .. import activity, signals
+from ..models import Role, User
+
+logger = logging.getLogger(__name__)
+
+WANTED = "wanted_page"  # in the session, of who had to add a factor first
+SALT = "cng_portal.accounts.signin.factors"
+ENCRYPTED = "fernet:"
+# A passkey's is its owner's: the portal has the public half alone.
+SECRETS = {Authenticator.Type.TOTP: "secret", Authenticator.Type.RECOVERY_CODES: "seed"}
+
+
+def is_missing(user: User) -> bool:
+    """Whether it is one without which MFA_REQUIRED lets nobody in. The user is the request's; no query."""
+    if user.has_factor:  # type: ignore[attr-defined]  # set by the backend
+        return False
+    required = settings.MFA_REQUIRED
+    return required == "everyone" or (required == "owners" and Role.OWNER in user.roles.values())
+
+
+class MFAAdapter(DefaultMFAAdapter):
+    """What was written in clear by a version before, or with one of SECRET_KEY_FALLBACKS, goes on working."""
+
+    def encrypt(self, text: str) -> str:
+        return mark() + cipher().encrypt(text.encode()).decode()
+
+    def decrypt(self, encrypted_text: str) -> str:
+        """Raises PermissionDenied with a sentence where the key is gone."""
+        text = decrypted(encrypted_text)
+        if text is None:
+            logger.error("The secret of a second factor was encrypted with none of SECRET_KEY and SECRET_KEY_FALLBACKS")
+            raise PermissionDenied(
+                _(
+                    "The portal cannot check your second factor any more, because the key that protects it was exchanged. "
+                    "Ask an administrator to remove it, or use a passkey."
+                )
+            )
+        return text
+
+
+def cipher() -> MultiFernet:
+    keys = [salted_hmac(SALT, "key", secret=one, algorithm="sha256").digest() for one in secret_keys()]
+    return MultiFernet([Fernet(urlsafe_b64encode(key)) for key in keys])
+
+
+def secret_keys() -> list[str]:
+    return [settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS]
+
+
+def mark() -> str:
+    """What everything begins with that was encrypted with today's key."""
+    return f"{ENCRYPTED}{salted_hmac(SALT, 'name', algorithm='sha256').hexdigest()[:8]}:"
+
+
+def decrypted(text: str) -> str | None:
+    if not text.startswith(ENCRYPTED):
+        return text
+    try:
+        return cipher().decrypt(text.rpartition(":")[2]).decode()
+    except InvalidToken:
+        return None
+
+
+def encrypt_all() -> int:
+    """What is in clear or has an older key gets today's. Returns how many there were."""
+    written = 0
+    for kind, name in SECRETS.items():
+        others = Authenticator.objects.filter(type=kind).exclude(**{f"data__{name}__startswith": mark()})
+        for pk in others.values_list("pk", flat=True):
+            with transaction.atomic():
+                # locked, because a code that is used meanwhile is crossed out in the same field
+                found = others.select_for_update().filter(pk=pk).first()
+                text = decrypted(found.data[name]) if found else None
+                if found and text is not None:
+                    found.data[name] = MFAAdapter().encrypt(text)
+                    found.save(update_fields=["data"])
+                    written += 1
+    return written
+
+
+@transaction.atomic
+def take_away(factor: Authenticator, *, by: User | None) -> None:
+    """For who has lost it; the person is told, as it might be somebody else who asked. Without `by` it was done by
+    command.
+    """
+    person, name = factor.user, signals.factor(factor)
+    activity.record(act="person.factor_removed", actor=by, thing=person, before={"factor": name})
+    factor.delete()
+    delete_dangling_recovery_codes(person)
+    signals.warn(
+        person,
+        lambda: (
+            _("An administrator removed a second factor: %(factor)s") % {"factor": signals.factor(factor)},
+            _("Did you not ask for it? Ask support at once, and add a factor again."),
+        ),
+    )

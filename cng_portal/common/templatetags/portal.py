@@ -1,0 +1,230 @@
+"""Tags and filters of the portal's own components; built in, so that no template has to load them."""
+
+import re
+from collections.abc import Iterable
+from datetime import date, datetime, timedelta
+from functools import cache
+from typing import Any
+
+from babel.dates import format_date, format_datetime, format_timedelta
+from babel.numbers import format_decimal
+from django import forms, template
+from django.contrib.staticfiles import finders
+from django.template.base import Parser, Token
+from django.template.context import Context
+from django.templatetags.static import static
+from django.utils import timezone
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext as _
+from PIL import Image
+
+from cng_portal.accounts.preferences import date_pattern, month_pattern
+from cng_portal.common.optional import optional
+from cng_portal.formats import current_locale
+from cng_portal.icons import SPRITE, SYMBOLS
+
+register = template.Library()
+
+
+@register.simple_tag
+def icon(name: str, size: int = 20, style: str = "outline", css_class: str = "icon") -> SafeString:
+    """Draw an icon of the sprite: `{% icon "camera" 16 "micro" %}`. It is decorative, the text beside it says the same."""
+    return format_html(
+        '<svg class="{}" width="{}" height="{}" aria-hidden="true"><use href="{}#{}"/></svg>',
+        css_class,
+        size,
+        size,
+        static(SPRITE),
+        SYMBOLS[style, name],
+    )
+
+
+@register.simple_tag
+@cache
+def flag(country: str, emoji: str = "") -> SafeString:
+    """The flag of an ISO country code, decorative: our drawing where there is one, else the emoji.
+
+    Windows has no flag emoji and shows two letters instead, hence the drawings for the countries with a data centre.
+    """
+    path = f"flags/{country.lower()}.svg"
+    if finders.find(path):
+        return format_html('<img class="flag" src="{}" alt="" width="24" height="16">', static(path))
+    return format_html('<span class="flag-emoji" aria-hidden="true">{}</span>', emoji)
+
+
+@cache
+def picture_size(path: str) -> tuple[int, int]:
+    with Image.open(str(finders.find(path))) as image:
+        return image.size
+
+
+@register.simple_tag
+def picture(name: str, text: str) -> SafeString:
+    """A picture of the guide, `static/help/NAME.webp`, which `make pictures` takes; `text` says what is seen on it.
+
+    Its width and height go with it, so that nothing jumps when it comes.
+    """
+    path = f"help/{name}.webp"
+    width, height = picture_size(path)
+    return format_html(
+        '<img class="guide-picture" src="{}" alt="{}" width="{}" height="{}" loading="lazy">',
+        static(path),
+        text,
+        width,
+        height,
+    )
+
+
+class OptionalNode(template.Node):
+    def __init__(self, name: str, nodelist: template.NodeList) -> None:
+        self.name, self.nodelist = name, nodelist
+
+    def render(self, context: Context) -> SafeString:
+        return optional(self.name, lambda: self.nodelist.render(context), SafeString())
+
+
+@register.tag("optional")
+def optional_block(parser: Parser, token: Token) -> OptionalNode:
+    """`{% optional "bell" %} … {% endoptional %}`: a decoration, left out and logged when rendering it fails."""
+    _tag, name = token.split_contents()
+    nodelist = parser.parse(("endoptional",))
+    parser.delete_first_token()
+    return OptionalNode(name.strip('"'), nodelist)
+
+
+@register.filter("bytes")
+def format_bytes(value: int | None) -> str:
+    """A count of bytes in the units that disks are sold in, three digits: `312 MB`, `1.24 GB` (a GB is 1024³ bytes)."""
+    if value is None:
+        return "–"
+    amount, unit = float(value), "B"
+    for unit in ("B", "KB", "MB", "GB", "TB"):
+        if abs(amount) < 1000 or unit == "TB":
+            break
+        amount /= 1024
+    pattern = "0" if unit == "B" or abs(amount) >= 100 else "0.#" if abs(amount) >= 10 else "0.##"
+    return f"{format_decimal(amount, pattern, locale=current_locale())} {unit}"
+
+
+@register.filter
+def unbroken(formula: str) -> str:
+    """`3 hours × 50 GB = K 60.00` as a line that breaks before a sign at most, never inside a number and its unit."""
+    return re.sub(" (?![×=])", "\N{NO-BREAK SPACE}", formula)
+
+
+@register.filter
+def percent(done: int, total: int) -> int:
+    """Whole percent of `done` in `total`, rounded down so that 100 means finished; 0 where the total is not known."""
+    return min(100, done * 100 // total) if total else 0
+
+
+@register.filter
+def poll_seconds(work: Iterable[Any], times: int = 1) -> int:
+    """Seconds to wait before asking again how operations or runs go: a tenth of the age of the youngest, from 2 to 30, and
+    so many times that.
+    """
+    asked_for = [one.created_at for one in work if one is not None and one.finished_at is None]
+    age = (timezone.now() - max(asked_for)).total_seconds() if asked_for else 0
+    return times * min(30, max(2, int(age / 10)))
+
+
+@register.filter
+def iso(value: datetime) -> str:
+    """For the machine-readable attribute of `<time>`."""
+    return value.isoformat()
+
+
+@register.filter
+def relative(value: datetime | None) -> str:
+    """`3 minutes ago`, `in 2 hours`, in the reader's language; "" of None."""
+    if value is None:
+        return ""
+    delta = value - timezone.now()
+    if abs(delta.total_seconds()) < 45:
+        return _("just now")
+    return format_timedelta(delta, add_direction=True, locale=current_locale())
+
+
+@register.filter
+def exact(value: datetime) -> str:
+    """The instant to the second in the active zone, with the zone's offset, and the day as the reader wants it:
+    `22 Nov 2026, 20:49:03 UTC+06:30`.
+    """
+    pattern = f"{date_pattern()}, HH:mm:ss 'UTC'xxx"
+    return format_datetime(timezone.localtime(value), pattern, locale=current_locale())
+
+
+def minute(value: datetime) -> str:
+    """The instant to the minute in the active zone, for a text that is kept: `22 Nov 2026, 02:00 UTC+06:30`."""
+    pattern = f"{date_pattern()}, HH:mm 'UTC'xxx"
+    return format_datetime(timezone.localtime(value), pattern, locale=current_locale())
+
+
+@register.filter
+def day(value: date) -> str:
+    """`22 Nov 2026`, as the reader wants it; an instant is that of the active zone."""
+    if isinstance(value, datetime):
+        value = timezone.localtime(value).date()
+    return format_date(value, date_pattern(), locale=current_locale())
+
+
+def near_day(value: date, weekday: str = "") -> str:
+    """`3 Nov`, with the year where it is another one; `weekday` is a CLDR pattern that goes before: `Tue 3 Nov`."""
+    pattern = date_pattern(with_year=value.year != timezone.localdate().year)
+    return format_date(value, f"{weekday} {pattern}".strip(), locale=current_locale())
+
+
+def month(value: date, pattern: str = "") -> str:
+    """`November 2026`, as the reader wants it, or by a CLDR pattern."""
+    return format_date(value, pattern or month_pattern(), locale=current_locale())
+
+
+def length_of(value: timedelta, **options: Any) -> str:
+    """`3 days`, in the reader's language."""
+    return format_timedelta(value, locale=current_locale(), **options)
+
+
+@register.filter
+def initials(value: object) -> str:
+    """One or two letters for the round badge of a person: `Aye Aye Mon` gives `AM`, an e-mail its first letter."""
+    words = str(value).split("@")[0].split()
+    letters = words[0][:1] + (words[-1][:1] if len(words) > 1 else "") if words else ""
+    return letters.upper()
+
+
+@register.simple_tag
+def control(field: forms.BoundField, **attrs: str) -> SafeString:
+    """The widget of a bound field with the classes of our style sheet.
+
+    Underscores in names of attributes become hyphens (`hx_get=url`). Django itself adds aria-describedby
+    (help and error) and aria-invalid.
+    """
+    widget = field.field.widget
+    if isinstance(widget, forms.CheckboxInput | forms.RadioSelect | forms.CheckboxSelectMultiple):
+        css_class = "form-check-input"
+    elif isinstance(widget, forms.Select):
+        css_class = "form-select"
+    else:
+        css_class = "form-control"
+    own = widget.attrs.get("class", "")
+    invalid = "is-invalid" if field.errors else ""
+    classes = " ".join(filter(None, (css_class, own, invalid)))
+    # values from templates are marked safe by the template engine although nobody escaped them
+    extra: dict[str, Any] = {name.replace("_", "-"): str(value) + "" for name, value in attrs.items()}
+    extra.setdefault("placeholder", False)  # every field has a label, and allauth would say it once more in the field
+    return field.as_widget(attrs={"class": classes, **extra})
+
+
+@register.filter
+def is_checkbox(field: forms.BoundField) -> bool:
+    return isinstance(field.field.widget, forms.CheckboxInput)
+
+
+@register.filter
+def error_links(form: forms.BaseForm) -> list[dict[str, object]]:
+    """[{"id", "message"}] of all errors of a form, in the order of its fields; "" as id where no field is to blame."""
+    links: list[dict[str, object]] = [{"id": "", "message": message} for message in form.non_field_errors()]
+    for field in form:
+        links += [{"id": field.auto_id, "message": message} for message in field.errors]
+    return links

@@ -1,0 +1,3 @@
+from .driver import CinderDriver
+
+__all__ = ["CinderDriver"]

@@ -1,0 +1,3 @@
+from .driver import LocalDriver
+
+__all__ = ["LocalDriver"]

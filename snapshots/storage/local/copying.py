@@ -1,0 +1,205 @@
+"""Copies of disk images: holes stay holes, every byte is read once, and the caller hears of it every half second."""
+
+import errno
+import fcntl
+import mmap
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from time import monotonic
+from typing import TypeVar
+
+from ..checksums import Checksum
+from ..contract import Heartbeat
+
+T = TypeVar("T")
+
+FICLONE = 0x40049409  # linux/fs.h: the target shares all blocks of the source from now on
+CANNOT_CLONE = {errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV}
+ALIGNMENT = 4096  # of positions, lengths and buffers where reads and writes go past the page cache
+CHUNK = 2 * 1024**2
+BUFFERS = 8
+WRITERS = 2
+HOLE_STEP = 128 * CHUNK
+QUEUE = 16  # pieces of work on their way
+PIECE = 64 * 1024  # this many zeros, so aligned, become a hole
+BEAT_SECONDS = 0.5
+ZERO_PIECE = bytes(PIECE)
+
+
+class Progress:
+    """Tells a heartbeat how far the work is, always from the caller's own thread."""
+
+    def __init__(self, heartbeat: Heartbeat, total: int) -> None:
+        self.heartbeat, self.done, self.total = heartbeat, 0, total
+        self.beat()
+
+    def beat(self) -> None:
+        self.heartbeat(self.done, self.total)
+        self.last = monotonic()
+
+    def add(self, length: int) -> None:
+        self.done += length
+        if monotonic() - self.last >= BEAT_SECONDS:
+            self.beat()
+
+    def wait_for(self, futures: Sequence[Future]) -> None:
+        while wait(futures, timeout=BEAT_SECONDS).not_done:
+            self.beat()
+        for future in futures:
+            future.result()
+
+    def during(self, function: Callable[..., T], *args: object) -> T:
+        """The result of a call that may block for long, such as fsync. Interrupted still waits for its end."""
+        with ThreadPoolExecutor(1) as pool:
+            future = pool.submit(function, *args)
+            self.wait_for([future])
+            return future.result()
+
+
+def clone_file(source: int, target: int) -> bool:
+    """Make the empty `target` share the blocks of `source`; False where the file system cannot."""
+    try:
+        fcntl.ioctl(target, FICLONE, source)
+    except OSError as error:
+        if error.errno in CANNOT_CLONE:
+            return False
+        raise
+    return True
+
+
+def bypass_page_cache(file: int) -> None:
+    """Reads then come from the medium, and writes neither fill the memory nor leave all the waiting to fsync.
+
+    Half the time of a large copy was the kernel fetching fresh pages. File systems that cannot do it stay as they are.
+    """
+    try:
+        fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) | os.O_DIRECT)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+
+
+def iterate_extents(file: int, size: int) -> Iterator[tuple[int, int, bool]]:
+    """(start, end, whether there is data) from 0 to `size` without gaps; inner borders are multiples of ALIGNMENT."""
+    position = 0
+    while position < size:
+        try:
+            start = os.lseek(file, position, os.SEEK_DATA) // ALIGNMENT * ALIGNMENT
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            start = size  # a hole up to the end
+        if start > position:
+            yield position, min(start, size), False
+            position = start
+        if position < size:
+            end = -(-os.lseek(file, position, os.SEEK_HOLE) // ALIGNMENT) * ALIGNMENT
+            if end <= position:  # the start was rounded down into the hole before it
+                end = position + ALIGNMENT
+            yield position, min(end, size), True
+            position = end
+
+
+def read_fully(file: int, view: memoryview, position: int) -> None:
+    """Fill `view`; bytes beyond the end of the file are zeros."""
+    done = 0
+    while done < len(view):
+        count = os.preadv(file, [view[done:]], position + done)
+        if not count:
+            view[done:] = bytes(len(view) - done)
+        done += count or len(view) - done
+
+
+def write_data(file: int, buffer: mmap.mmap, length: int, position: int) -> None:
+    """Write `buffer[:length]`, leaving out pieces of zeros."""
+    view = memoryview(buffer)
+    start = 0
+    for piece in range(0, length + PIECE, PIECE):
+        # one look at the first byte spares most comparisons
+        if piece >= length or (not buffer[piece] and buffer[piece : piece + PIECE] == ZERO_PIECE):
+            end = min(piece, length)
+            while start < end:
+                start += os.pwrite(file, view[start:end], position + start)
+            start = piece + PIECE
+
+
+def copy_data(source: int, target: int | None, size: int, progress: Progress, checksum: Checksum | None = None) -> None:
+    """Copy the first `size` bytes of `source` into `target`, a hole or empty, or only read them where it is None.
+
+    All of these bytes are added to the checksum. The target is not synced, and its last block may reach beyond `size`.
+    Reading happens here, hashing and writing of the same buffers in other threads, for all of these release the
+    interpreter lock: together they take as long as the slowest of them.
+    """
+    free = [mmap.mmap(-1, CHUNK) for _ in range(BUFFERS)]
+    pending: deque[tuple[list[Future], list[mmap.mmap]]] = deque()
+
+    def finish_oldest() -> None:
+        futures, buffers = pending.popleft()
+        progress.wait_for(futures)
+        free.extend(buffers)
+
+    with ThreadPoolExecutor(1) as hashing, ThreadPoolExecutor(WRITERS) as writing:
+        for start, end, has_data in iterate_extents(source, size):
+            step = CHUNK if has_data else HOLE_STEP
+            for position in range(start, end, step):
+                length = min(step, end - position)
+                while not free or len(pending) >= QUEUE:
+                    finish_oldest()
+                futures: list[Future] = []
+                buffers: list[mmap.mmap] = []
+                if has_data:
+                    buffer = free.pop()
+                    buffers.append(buffer)
+                    aligned = -(-length // ALIGNMENT) * ALIGNMENT
+                    content = memoryview(buffer)[:aligned]
+                    read_fully(source, content, position)
+                    if target is not None:
+                        futures.append(writing.submit(write_data, target, buffer, aligned, position))
+                    if checksum:
+                        futures.append(hashing.submit(checksum.add, content[:length]))
+                elif checksum:
+                    futures.append(hashing.submit(checksum.add_zeros, length))
+                pending.append((futures, buffers))
+                progress.add(length)
+        while pending:
+            finish_oldest()
+
+
+def fill_image(
+    source: int, target: int, size: int, progress: Progress, *, cloning: bool, checksum: Checksum | None = None
+) -> str:
+    """Give the empty file `target` the bytes of `source`, then zeros or nothing up to `size`, and make it durable.
+
+    Returns the method: "copy", which adds the source's bytes to the checksum and its size to the progress, or "clone",
+    which reads nothing and adds nothing.
+    """
+    source_size = os.fstat(source).st_size
+    if cloning and progress.during(clone_file, source, target):
+        method = "clone"
+    else:
+        method = "copy"
+        bypass_page_cache(target)
+        os.ftruncate(target, size)  # writes that make a file longer wait for each other
+        copy_data(source, target, source_size, progress, checksum)
+    os.ftruncate(target, size)  # for a copy too, whose last write was rounded up
+    progress.during(os.fsync, target)
+    return method
+
+
+def write_file(path: os.PathLike[str], text: str) -> None:
+    """Write a small file and make its content durable; the caller syncs the folder."""
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(path: os.PathLike[str]) -> None:
+    """Make the names in a folder durable."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

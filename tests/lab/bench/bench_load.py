@@ -1,0 +1,508 @@
+"""The portal of a large provider on PostgreSQL: a million snapshots of 20,000 customers, one of whom has 50,000.
+
+Each page of that customer is compared, in turn within one run, with the same page of a portal that has a thousand snapshots
+in all, and with a bare view behind the same middleware whose template renders as many bytes from constants. The thousand are
+the newest ones of the million, so that both pages show the same. Queries are counted where nothing has been kept from an
+earlier page, and their plans asked for big tables that are read from end to end. At last 200 people come at once.
+
+LOAD_SNAPSHOTS=100000 takes fewer.
+"""
+
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.lab.bench import Measure
+from tests.postgres import find_server_programs, postgres
+
+FEW, MANY = 1_000, int(os.environ.get("LOAD_SNAPSHOTS", "1000000"))
+RUNS = 15
+PEOPLE, CLICKS = 200, 4
+DAYS = 320
+BIG_SHARE, OF_A_CUSTOMER = 20, 50  # a twentieth is of the one; a customer for so many snapshots
+VOLUMES_EACH, VOLUMES_OF_BIG = 5, 50
+BIG_TABLES = {"snapshots_snapshot", "snapshots_diskimage", "snapshots_operation", "billing_usagesegment"}
+BIG_TABLES |= {"inventory_volume", "accounts_customer", "accounts_project", "accounts_user", "accounts_membership"}
+
+
+def main() -> Iterator[Measure]:
+    programs = find_server_programs()
+    if programs is None:
+        yield Measure("load", 0, note="not measured: there is no PostgreSQL server on this machine")
+        return
+    with postgres(programs) as url, ExitStack() as stack:
+        portals = {count: stack.enter_context(Portal(url, count)) for count in (FEW, MANY)}
+        for count, portal in portals.items():
+            seconds = portal.ask("fill")["seconds"]
+            print(f"  {count:,} snapshots were written in {seconds:.0f} s", flush=True)
+        for name in portals[MANY].ask("names"):
+            yield from told(compare(name, portals))
+        yield from told(crowd(portals[MANY]))
+
+
+def told(measures: Iterator[Measure]) -> Iterator[Measure]:
+    """Said at once, because all of it takes long."""
+    for measure in measures:
+        print(f"  {measure.what}: {measure.value:.2f}{measure.unit} {measure.note}", flush=True)
+        yield measure
+
+
+def compare(name: str, portals: dict[int, "Portal"]) -> Iterator[Measure]:
+    """By the clock; the CPU's share, of web process and database together, is told beside it: it is steadier where others
+    use the machine too.
+    """
+    spent: dict[Any, list[dict[str, Any]]] = {FEW: [], MANY: [], "bare": []}
+    for run in range(RUNS + 2):
+        for count, portal in portals.items():
+            answer = portal.ask("page", name)
+            if run >= 2:  # the first ones fill caches
+                spent[count].append(answer)
+        bare = portals[MANY].ask("bare", name)
+        if run >= 2:
+            spent["bare"].append(bare)
+
+    def median(key: Any, what: str = "seconds") -> float:
+        return statistics.median(answer[what] for answer in spent[key])
+
+    def ratios(one: Any, other: Any) -> tuple[float, str]:
+        note = f"{median(one) * 1000:.0f} ms against {median(other) * 1000:.0f} ms; "
+        return median(one) / median(other), note + f"{median(one, 'cpu') / median(other, 'cpu'):.2f}× by CPU"
+
+    ratio, note = ratios(MANY, FEW)
+    yield Measure(f"{name}: {MANY:,} against {FEW:,} snapshots", ratio, "×", at_most=1.3, note=note)
+    ratio, note = ratios(MANY, "bare")
+    note += f", {median(MANY, 'bytes') / 1024:.0f} KB"
+    yield Measure(f"{name}: against a bare view of as many bytes", ratio, "×", at_most=3, note=note)
+    plans = portals[MANY].ask("plans", name)
+    yield Measure(f"{name}: queries", plans["queries"], at_most=8)
+    note = "; ".join(plans["scans"])[:300]
+    yield Measure(f"{name}: big tables read from end to end", len(plans["scans"]), at_most=0, note=note)
+
+
+def crowd(portal: "Portal") -> Iterator[Measure]:
+    result = portal.ask("crowd")
+    median, slowest = statistics.median(result["seconds"]), percentile(result["seconds"], 99)
+    yield Measure(f"{PEOPLE} people at once: errors", len(result["errors"]), at_most=0, note=str(result["errors"][:3]))
+    note = f"{slowest:.2f} s and {median:.2f} s of {len(result['seconds'])} pages"
+    what = f"{PEOPLE} people at once: the slowest of a hundred against the median"
+    yield Measure(what, slowest / median, "×", at_most=5, note=note)
+
+
+def percentile(values: list[float], percent: int) -> float:
+    return sorted(values)[max(0, len(values) * percent // 100 - 1)]
+
+
+class Portal:
+    """A process of its own on a database of its own, which does what it is told line by line."""
+
+    def __init__(self, url: str, count: int) -> None:
+        self.url, self.count = url, count
+
+    def __enter__(self) -> "Portal":
+        self.folder = tempfile.TemporaryDirectory(prefix="portal-load-")
+        name = f"load_{self.count}"
+        base = self.url.rpartition("/")[0]
+        import psycopg
+
+        socket_folder = base.partition("@/")[2]
+        with psycopg.connect(
+            host=f"/{socket_folder.lstrip('/')}", user="portal", dbname="postgres", autocommit=True
+        ) as c:
+            c.execute(f"CREATE DATABASE {name}")
+        environment = {"DATABASE_URL": f"{base}/{name}", "DATA_DIR": self.folder.name, "LOG_LEVEL": "ERROR"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.lab.bench.bench_load", str(self.count)],
+            env=os.environ | environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait()
+        self.folder.cleanup()
+
+    def ask(self, *words: str) -> Any:
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(json.dumps(words) + "\n")
+        self.process.stdin.flush()
+        for line in self.process.stdout:
+            if line.startswith("=> "):
+                return json.loads(line[3:])
+        raise RuntimeError(f"the portal with {self.count} snapshots ended at {words}")
+
+
+# --- in the process of one portal --------------------------------------------------------------------------------------
+
+
+def uuid(number: str) -> str:
+    return f"lpad(to_hex(({number})::bigint), 32, '0')::uuid"
+
+
+@contextmanager
+def indexed_afterwards(*models: Any) -> Iterator[None]:
+    """Foreign keys and indexes of the tables are away meanwhile, and checked and built at the end, all at once."""
+    from django.db import connection
+
+    names = [model._meta.db_table for model in models]
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT format('ALTER TABLE %%s DROP CONSTRAINT %%I', conrelid::regclass, conname), "
+            "format('ALTER TABLE %%s ADD CONSTRAINT %%I %%s', conrelid::regclass, conname, pg_get_constraintdef(oid)) "
+            "FROM pg_constraint WHERE contype = 'f' AND conrelid = ANY (%s::regclass[]) "
+            "UNION ALL SELECT format('DROP INDEX %%s', indexrelid::regclass), pg_get_indexdef(indexrelid) FROM pg_index "
+            "WHERE indrelid = ANY (%s::regclass[]) AND indexrelid NOT IN (SELECT conindid FROM pg_constraint)",
+            [names, names],
+        )
+        found = cursor.fetchall()
+        for drop, _make in found:
+            cursor.execute(drop)
+        yield
+        cursor.execute("SET maintenance_work_mem = '512MB'")
+        for _drop, make in reversed(found):  # first the indexes
+            cursor.execute(make)
+
+
+def fill(count: int) -> None:
+    """One of each by the factories; the database multiplies them."""
+    from datetime import timedelta
+
+    from django.db import connection
+    from django.utils import timezone
+
+    from billing.models import Invoice, ServiceKind, UsageSegment
+    from billing.services import create_package
+    from cng_portal.accounts.models import Customer, Membership, Project, User
+    from cng_portal.inventory.models import Location, Volume
+    from snapshots.models import DiskImage, Operation, Snapshot
+    from tests.factories import LocationFactory, OperationFactory, SnapshotFactory, UserFactory
+
+    now = timezone.now()
+    customers = count // OF_A_CUSTOMER
+    for n in range(4):
+        LocationFactory(code=f"1CNG-BEN-AZ{n:02d}")
+    for location in Location.objects.all():
+        for kind in ServiceKind.BS_SNAPSHOT, ServiceKind.VM_SNAPSHOT, ServiceKind.VM_BACKUP:
+            create_package(location=location, kind=kind, rate_micro=400_000, starts_at=now - timedelta(days=800))
+    first = SnapshotFactory(
+        volume__location=Location.objects.first(), volume__project__customer__postpaid=True, name="first"
+    )
+    person = UserFactory(member_of=first.project)
+    operation = OperationFactory(snapshot=first, capture=True, succeeded=True)
+    segment = UsageSegment.objects.create(
+        resource_id=first.pk,
+        kind=ServiceKind.BS_SNAPSHOT,
+        resource_name=first.name,
+        customer=first.customer,
+        project=first.project,
+        location=first.location,
+        size_gb=1,
+        started_at=now,
+    )
+    month = now.date().replace(day=1)
+    closed = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0) - timedelta(minutes=390)
+    invoice = Invoice.objects.create(
+        customer=first.customer,
+        sequence=1,
+        month=(month - timedelta(days=1)).replace(day=1),
+        starts_at=closed - timedelta(days=30),
+        ends_at=closed,
+        customer_number=first.customer.number,
+        time_zone=first.customer.time_zone,
+        total_micro=0,
+        line_count=0,
+        made_at=closed,
+    )
+    # ids: a customer and what is one of it have its number n; volume m of it is n * 2**20 + m; snapshots count on from 2**60
+    copy(Customer, first.customer, customers, id=uuid("n"), number="100000 + n", name="'Customer ' || n")
+    copy(Project, first.project, customers, id=uuid("n"), customer_id=uuid("n"))
+    copy(User, person, customers, id=uuid("n"), customer_id=uuid("n"), email="'person' || n || '@load.example'")
+    copy(Membership, Membership.objects.get(), customers, id="1000 + n", user_id=uuid("n"), project_id=uuid("n"))
+    copy(Invoice, invoice, customers, id=uuid("n"), customer_id=uuid("n"), customer_number="100000 + n")
+    owner = f"CASE WHEN n % {BIG_SHARE} = 0 THEN 1 ELSE 2 + (n * 7919) % {max(1, customers - 1)} END"
+    each = f"CASE WHEN n % {BIG_SHARE} = 0 THEN n / {BIG_SHARE} % {VOLUMES_OF_BIG} ELSE n % {VOLUMES_EACH} END"
+    volume = uuid(f"({owner}) * 1048576 + ({each})")
+    place = f"'1CNG-BEN-AZ0' || ({each}) % 4"
+    of_big = {"id": uuid("1048576 + n - 1"), "project_id": uuid("1"), "name": "'disk-' || n"}
+    copy(Volume, first.volume, VOLUMES_OF_BIG, **of_big, location_id="'1CNG-BEN-AZ0' || (n - 1) % 4")
+    rest = {"id": uuid(f"(2 + (n - 1) / {VOLUMES_EACH}) * 1048576 + (n - 1) % {VOLUMES_EACH}")}
+    rest |= {"project_id": uuid(f"2 + (n - 1) / {VOLUMES_EACH}"), "name": "'disk-' || n"}
+    rest["location_id"] = f"'1CNG-BEN-AZ0' || ((n - 1) % {VOLUMES_EACH}) % 4"
+    copy(Volume, first.volume, (customers - 1) * VOLUMES_EACH, **rest)
+
+    pk, name = uuid("1152921504606846976 + n"), "'nightly-' || lpad(n::text, 7, '0')"
+    # the newest ones are the same however many there are, and half of those of the one have failed
+    seconds = f"LEAST(n, {FEW}) * {DAYS * 86400 / 1_000_000} + GREATEST(n - {FEW}, 0) * {DAYS * 86400 / count}"
+    taken = f"now() - ({seconds}) * INTERVAL '1 second'"
+    failed = f"(n % 400 = 40 OR n <= {FEW} AND n % {2 * BIG_SHARE} = {BIG_SHARE})"
+    gone = f"CASE WHEN n % 25 = 3 THEN LEAST({taken} + INTERVAL '2 days', now()) END"
+    whose = {"customer_id": uuid(owner), "project_id": uuid(owner), "location_id": place}
+    done = {"created_at": taken, "started_at": taken, "finished_at": taken, "not_before": taken}
+    done["state"] = f"CASE WHEN {failed} THEN 'failed' ELSE 'succeeded' END"
+    disk = first.disks.get()
+    with indexed_afterwards(Snapshot, DiskImage, Operation, UsageSegment):
+        copy(
+            Snapshot,
+            first,
+            count,
+            **whose,
+            id=pk,
+            volume_id=volume,
+            name=name,
+            name_key=name,
+            size_gb="1 + n % 60",
+            state=f"CASE WHEN n % 25 = 3 THEN 'deleted' WHEN {failed} THEN 'failed' ELSE 'ready' END",
+            error=f"CASE WHEN {failed} THEN 'The storage was full.' ELSE '' END",
+            created_at=taken,
+            ready_at=f"CASE WHEN {failed} THEN NULL ELSE {taken} END",
+            delete_requested_at=gone,
+            deleted_at=gone,
+        )
+        copy(DiskImage, disk, count, id=pk, snapshot_id=pk, volume_id=volume, size_gb="1 + n % 60")
+        copy(Operation, operation, count, id=uuid("2305843009213693952 + n"), snapshot_id=pk, **done)
+        copy(
+            UsageSegment,
+            segment,
+            count,
+            **whose,
+            id=pk,
+            resource_id=pk,
+            resource_name=name,
+            size_gb="1 + n % 60",
+            started_at=taken,
+            ended_at=gone,
+        )
+    with connection.cursor() as cursor:
+        cursor.execute("VACUUM ANALYZE")
+
+
+def copy(model: Any, row: Any, times: int, **changed: str) -> None:
+    """Insert the row so many times, with n counting from 1 in the expressions of what is changed."""
+    from django.db import connection
+
+    columns = [one.column for one in model._meta.concrete_fields]
+    table, key = model._meta.db_table, model._meta.pk.column
+    values = ", ".join(changed.get(column, f'origin."{column}"') for column in columns)
+    quoted = ", ".join(f'"{column}"' for column in columns)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f'INSERT INTO "{table}" ({quoted}) SELECT {values} FROM "{table}" origin, '
+            f"generate_series(1::bigint, {times}) n WHERE origin.\"{key}\" = '{row.pk}'"
+        )
+
+
+class Pages:
+    """The pages of the big customer, and bare ones of the same length."""
+
+    def __init__(self) -> None:
+        from django.test import Client
+
+        from cng_portal.accounts.models import User
+        from snapshots.models import Snapshot
+
+        person = User.objects.get(email="person1@load.example")
+        self.client = Client()
+        self.client.force_login(person)
+        snapshot = Snapshot.objects.filter(customer=person.customer, state="ready").order_by("-created_at")[5]
+        location = snapshot.location_id
+        step = self.client.post("/snapshots/new/", {"location": location})["Location"]
+        wizard = self.client.post(step, {"project": str(snapshot.project_id)})["Location"]
+        number = snapshot.name.partition("-")[2]
+        self.paths = {
+            "list": "/snapshots/",
+            "search": "/snapshots/?q=nightly",
+            "search of one": f"/snapshots/?q={number}",
+            "filter": "/snapshots/?state=failed",
+            "detail": f"/snapshots/{snapshot.pk}/",
+            "dashboard": "/",
+            "wizard step": wizard,
+            "billing summary": "/billing/",
+        }
+
+    def get(self, path: str) -> tuple[dict[str, float], bytes]:
+        from django.db import connection
+
+        pid = connection.connection.info.backend_pid if connection.connection else 0
+        start, cpu = time.perf_counter(), time.process_time() + spent_by(pid)
+        response = self.client.get(path)
+        spent = {"seconds": time.perf_counter() - start, "cpu": time.process_time() + spent_by(pid) - cpu}
+        if response.status_code != 200:
+            raise RuntimeError(f"{path} answered {response.status_code}")
+        return spent, response.content
+
+    def page(self, name: str) -> dict[str, Any]:
+        spent, body = self.get(self.paths[name])
+        return spent | {"bytes": len(body)}
+
+    def bare(self, name: str) -> dict[str, Any]:
+        if name not in BARE:
+            BARE[name] = self.get(self.paths[name])[1].decode().splitlines(keepends=True)
+        return self.get(f"/bare/{name.replace(' ', '-')}/")[0]
+
+    def plans(self, name: str) -> dict[str, Any]:
+        from django.core.cache import caches
+        from django.db import connection
+        from django.test.utils import CaptureQueriesContext
+
+        caches["process"].clear()
+        with CaptureQueriesContext(connection) as queries:
+            self.get(self.paths[name])
+        asked = [one["sql"] for one in queries if one["sql"].lstrip(" (\n").startswith(("SELECT", "WITH"))]
+        scans = []
+        with connection.cursor() as cursor:
+            for sql in asked:
+                cursor.execute("EXPLAIN (FORMAT JSON) " + sql)
+                plan = cursor.fetchone()[0]
+                plan = json.loads(plan) if isinstance(plan, str) else plan
+                scans += [f"{table}: {sql[:200]}" for table in scanned(plan[0]["Plan"]) if table in BIG_TABLES]
+        return {"queries": len(queries), "scans": scans}
+
+
+def spent_by(pid: int) -> float:
+    """Seconds of the CPU that the database's process has had, where Linux tells."""
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
+    except OSError:
+        return 0.0
+
+
+def scanned(node: dict[str, Any]) -> Iterator[str]:
+    """The tables that a plan reads from end to end."""
+    if node["Node Type"] == "Seq Scan":
+        yield node["Relation Name"]
+    for child in node.get("Plans", []):
+        yield from scanned(child)
+
+
+BARE: dict[str, list[str]] = {}
+BARE_TEMPLATE = "{% for line in lines %}{{ line }}{% endfor %}"
+
+
+def bare_view(request: Any, name: str) -> Any:
+    from django.http import HttpResponse
+    from django.template import engines
+
+    template = TEMPLATES.get("bare") or TEMPLATES.setdefault("bare", engines["django"].from_string(BARE_TEMPLATE))
+    from django.utils.safestring import mark_safe
+
+    lines = [mark_safe(line) for line in BARE[name.replace("-", " ")]]
+    return HttpResponse(template.render({"lines": lines}))
+
+
+TEMPLATES: dict[str, Any] = {}
+
+
+def hit_by_a_crowd() -> dict[str, Any]:
+    import http.client
+    import socket
+
+    from django.conf import settings
+    from django.test import Client
+
+    from cng_portal.accounts.models import User
+
+    cookies = []
+    for person in User.objects.filter(email__endswith="@load.example").order_by("pk")[:PEOPLE]:
+        client = Client()
+        client.force_login(person)
+        cookies.append(client.cookies[settings.SESSION_COOKIE_NAME].value)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    web = subprocess.Popen(
+        [sys.executable, "-m", "gunicorn"],
+        env=os.environ | {"PORT": str(port)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    seconds: list[float] = []
+    errors: list[str] = []
+    ready = threading.Barrier(len(cookies))
+
+    def come(cookie: str, number: int) -> None:
+        chance = random.Random(number)
+        ready.wait()
+        for _click in range(CLICKS):
+            path = chance.choice(["/", "/snapshots/", "/snapshots/?q=nightly", "/volumes/", "/billing/"])
+            start = time.perf_counter()
+            try:
+                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
+                connection.request("GET", path, headers={"Cookie": f"{settings.SESSION_COOKIE_NAME}={cookie}"})
+                answer = connection.getresponse()
+                answer.read()
+                connection.close()
+                if answer.status != 200:
+                    errors.append(f"{path} answered {answer.status}")
+            except (OSError, http.client.HTTPException) as error:
+                errors.append(repr(error))
+            seconds.append(time.perf_counter() - start)
+
+    try:
+        for _try in range(600):
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        warm = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
+        for _request in range(8):
+            warm.request("GET", "/snapshots/", headers={"Cookie": f"{settings.SESSION_COOKIE_NAME}={cookies[0]}"})
+            warm.getresponse().read()
+        people = [threading.Thread(target=come, args=(cookie, n)) for n, cookie in enumerate(cookies)]
+        for one in people:
+            one.start()
+        for one in people:
+            one.join()
+    finally:
+        web.terminate()
+        web.wait()
+    return {"seconds": seconds, "errors": errors}
+
+
+def serve(count: int) -> None:
+    import django
+
+    django.setup()
+    from django.conf import settings
+    from django.core.management import call_command
+    from django.urls import path
+
+    from cng_portal import urls
+
+    settings.ALLOWED_HOSTS = ["testserver", "localhost", "127.0.0.1"]
+    urls.urlpatterns.append(path("bare/<slug:name>/", bare_view))
+    pages: Pages | None = None
+    for line in sys.stdin:
+        what, *words = json.loads(line)
+        if what == "fill":
+            start = time.perf_counter()
+            call_command("migrate", verbosity=0)
+            call_command("createcachetable", verbosity=0)
+            call_command("collectstatic", interactive=False, verbosity=0)
+            fill(count)
+            pages = Pages()
+            answer: Any = {"seconds": time.perf_counter() - start}
+        elif what == "names":
+            answer = list(pages.paths)  # type: ignore[union-attr]
+        elif what == "crowd":
+            answer = hit_by_a_crowd()
+        else:
+            answer = getattr(pages, what)(*words)
+        print("=> " + json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]))

@@ -1,0 +1,170 @@
+"""One storm on one database; tests/lab/chaos/__main__.py prepares its folder and environment."""
+
+import collections
+import http.client
+import os
+import signal
+import sys
+import threading
+import time
+from contextlib import suppress
+from datetime import timedelta
+
+import django
+
+django.setup()
+
+from django.core.management import call_command  # noqa: E402
+from django.db import connection  # noqa: E402
+from django.db.utils import DatabaseError  # noqa: E402
+from django.utils import timezone  # noqa: E402
+
+from billing import services as billing  # noqa: E402
+from billing.models import ServiceKind  # noqa: E402
+from cng_portal.accounts.models import User  # noqa: E402
+from snapshots.models import BackupRun, BackupSchedule, Operation, Snapshot, State  # noqa: E402
+from tests.factories import (  # noqa: E402
+    CustomerFactory,
+    LocationFactory,
+    ProjectFactory,
+    UserFactory,
+    VirtualMachineFactory,
+    VolumeFactory,
+)
+
+from . import afterwards, disks, people, portal  # noqa: E402
+
+SECONDS = float(os.environ.get("CHAOS_SECONDS", "120"))
+CUSTOMERS, PREPAID = 8, 2
+CALM_SECONDS = 300.0
+
+
+def furnish() -> tuple[list[User], User]:
+    call_command("migrate", verbosity=0)
+    call_command("createcachetable", verbosity=0)
+    call_command("collectstatic", interactive=False, verbosity=0)
+    location = LocationFactory(code="1CNG-CHAOS")
+    now = timezone.now()
+    for kind in ServiceKind.BS_SNAPSHOT, ServiceKind.VM_SNAPSHOT, ServiceKind.VM_BACKUP:
+        billing.create_package(location=location, kind=kind, rate_micro=400_000, starts_at=now - timedelta(days=2))
+    administrator = UserFactory(admin=True, email="admin@example.com", password=people.PASSWORD)
+    owners = []
+    for number in range(CUSTOMERS):
+        customer = CustomerFactory(postpaid=number >= PREPAID, name=f"Customer {number}")
+        if number < PREPAID:
+            billing.buy_credits(
+                customer=customer, amount_micro=30_000_000, reason="Bought", key=f"bought-{number}", by=None, at=now
+            )
+        project = ProjectFactory(customer=customer, name="Default")
+        owner = UserFactory(member_of=project, password=people.PASSWORD)
+        vm = VirtualMachineFactory(
+            project=project, location=location, name="machine", stopped=True, hourly_price_micro=45_000_000
+        )
+        for position, machine in enumerate((vm, vm, None)):
+            disks.make(VolumeFactory(project=project, location=location, vm=machine, name=f"disk-{position}"))
+        owners.append(owner)
+    return owners, administrator
+
+
+def calm_down(customers: list[people.Customer]) -> None:
+    """The clock is right again, everything runs, and customers try again what failed; until nothing is left to do."""
+    end = time.monotonic() + CALM_SECONDS
+    while True:
+        time.sleep(1)
+        with suppress(DatabaseError):
+            taking = BackupRun.objects.filter(state=BackupRun.State.TAKING)
+            if not Operation.objects.active().exists() and not taking.exists():
+                stuck = Snapshot.objects.filter(state=State.DELETING)
+                if not stuck.exists() and not afterwards.planned_too_far(timezone.now()):
+                    return
+                for customer in customers:
+                    with suppress(OSError, http.client.HTTPException):
+                        customer.retry()
+        if time.monotonic() > end:
+            left = [f"{one}, {one.state}, not before {one.not_before}" for one in Operation.objects.active()[:5]]
+            left += [f"{one}, {one.state}" for one in BackupRun.objects.unfinished()[:5]]
+            raise SystemExit(f"After {CALM_SECONDS:.0f} s of calm there is still something to do: {left}")
+
+
+def back_up_once_more(customers: list[people.Customer]) -> None:
+    """Each customer asks one schedule of each machine for a copy, so that afterwards its copies can be counted."""
+    seen = set()
+    schedules = BackupSchedule.objects.present().filter(origin=BackupSchedule.Origin.CUSTOMER)
+    for schedule in schedules.select_related("vm").order_by("created_at"):
+        owner = next(one for one in customers if one.project == str(schedule.vm.project_id))
+        if schedule.vm_id not in seen and owner.confirm(f"/backups/schedules/{schedule.pk}/run/"):
+            seen.add(schedule.vm_id)
+            afterwards.asked_in_calm.append(str(schedule.pk))
+
+
+def storm() -> None:
+    owners, administrator = furnish()
+    portal.require_turning_clock()
+    if not portal.SMALL:
+        print("  The storage stays large: only root can mount a small one.", flush=True)
+    customers = [people.Customer(owner, portal.chance.randrange(10**9)) for owner in owners]
+    crowd = [*customers, people.Guests(portal.chance.randrange(10**9))]
+    crowd += [people.Administrator(administrator, portal.chance.randrange(10**9)) for _number in range(2)]
+    connection.close()
+    portal.all_down.set()
+    threading.Thread(target=portal.supervise, name="supervisor", daemon=True).start()
+    try:
+        portal.start_all()
+        for person in crowd:
+            person.start()
+        portal.rage(SECONDS)
+        portal.over.set()
+        for person in crowd:
+            person.join()
+        portal.set_clock(0)
+        calm_down(customers)
+        back_up_once_more(customers)
+        calm_down(customers)
+        portal.stop_all(signal.SIGTERM)
+        portal.start_all()
+        calm_down(customers)
+    finally:
+        portal.over.set()
+        portal.stop_all(signal.SIGKILL)
+
+
+def report() -> None:
+    def line(title: str, counted: collections.Counter) -> None:
+        print(f"  {title}: " + ", ".join(f"{name} {count}" for name, count in sorted(counted.items())), flush=True)
+
+    line("Requests", people.answers)
+    print(
+        f"  The slowest took {people.slowest[0]:.1f} s. Nothing was promised for {portal.seconds_out():.0f} s.",
+        flush=True,
+    )
+    line("Done to the portal", portal.done)
+    print("  Acts:", flush=True)
+    for act in sorted({act for act, _became in people.acts}):
+        became = {became: count for (one, became), count in people.acts.items() if one == act}
+        print(f"    {act}: " + ", ".join(f"{became[name]} {name}" for name in sorted(became)), flush=True)
+    there: collections.Counter[str] = collections.Counter()
+    for state in Snapshot.objects.values_list("state", flat=True):
+        there[f"snapshots {state}"] += 1
+    for kind, state in Operation.objects.values_list("kind", "state"):
+        there[f"{kind} {state}"] += 1
+    for state in BackupRun.objects.values_list("state", flat=True):
+        there[f"runs {state}"] += 1
+    line("Afterwards", there)
+
+
+def main() -> int:
+    storm()
+    found = [*people.failures, *afterwards.differences()]
+    report()
+    checked = ", ".join(f"{count} {what}" for what, count in afterwards.looked_at.items())
+    print(f"  {len(afterwards.CHECKS)} checks, of {checked}", flush=True)
+    if people.acts["take snapshot", "done"] < CUSTOMERS:
+        found.append("The customers hardly got through, so this proves nothing.")
+    for one in found:
+        print(f"  {one}", flush=True)
+    print(f"  {len(found)} differences.", flush=True)
+    return int(bool(found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

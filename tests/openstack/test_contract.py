@@ -1,7 +1,0 @@
-"""The contract suite for the Cinder driver, on a real Cinder."""
-
-from tests.snapshots.drivers.contract import DriverContract
-
-
-class TestCinderDriver(DriverContract):
-    """With the `store` of this folder's conftest."""

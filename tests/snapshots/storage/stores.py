@@ -1,0 +1,41 @@
+"""The bytes behind a driver: what `contract.Store` asks for."""
+
+import os
+from pathlib import Path
+
+from snapshots.storage.contract import VolumeRef
+from snapshots.storage.local import LocalDriver
+
+
+class LocalStore:
+    """The local driver in a folder of its own."""
+
+    def __init__(self, root: Path, driver: LocalDriver | None = None) -> None:
+        self.driver = driver or LocalDriver(location="TEST-1", root=str(root))
+        self.folder = root / "TEST-1"
+
+    def path(self, volume: VolumeRef) -> Path:
+        return self.folder / "volumes" / f"{volume.uuid}.img"
+
+    def write(self, volume: VolumeRef, content: dict[int, bytes]) -> None:
+        with open(self.path(volume), "r+b") as image:
+            for offset, data in content.items():
+                image.seek(offset)
+                image.write(data)
+            image.flush()
+            os.fsync(image.fileno())
+
+    def read(self, volume: VolumeRef, offset: int, length: int) -> bytes:
+        with open(self.path(volume), "rb") as image:
+            image.seek(offset)
+            return image.read(length)
+
+    def size(self, volume: VolumeRef) -> int:
+        return self.path(volume).stat().st_size
+
+    def leftovers(self) -> list[str]:
+        found = {str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file()}
+        found -= {".lock"} | {f"volumes/{path.name}" for path in self.folder.glob("volumes/[!.]*.img")}
+        for path in self.folder.glob("snapshots/[!.]*"):
+            found -= {f"snapshots/{path.name}/disk.img", f"snapshots/{path.name}/manifest.json"}
+        return sorted(found | {f"snapshots/{path.name}" for path in self.folder.glob("snapshots/.*")})
