@@ -435,7 +435,8 @@ EMAIL_CONFIG: dict[str, Any] = read("EMAIL_URL", email, {}, secret=True) or emai
 vars().update(EMAIL_CONFIG)
 EMAIL_TIMEOUT = 10  # seconds, for each command; without it a silent mail server would stop the scheduler
 DEFAULT_FROM_EMAIL = read("DEFAULT_FROM_EMAIL", str, "portal@localhost")
-PORTAL_URL = read("PORTAL_URL", site, f"http://localhost:{PORT}")
+# Every link in an e-mail begins with it, whichever process sends it and whatever host the request named.
+PORTAL_URL = read("PORTAL_URL", site, f"https://{ALLOWED_HOSTS[0]}" if HTTPS else f"http://localhost:{PORT}")
 
 LANGUAGE_CODE = "en"
 # A language is added here once a native speaker has read its translation: see docs/contributing.md.

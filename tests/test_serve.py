@@ -91,6 +91,10 @@ def test_it_starts_all_processes_a_signal_stops_them_and_the_data_stay(
             commands = " ".join(" ".join(child.cmdline()) for child in children)
             assert all(name in commands for name in ("gunicorn", "manage.py worker", "manage.py scheduler"))
 
+            for child in children:
+                if "scheduler" in child.cmdline():
+                    assert child.environ()["PORTAL_URL"] == f"http://localhost:{environment['PORT']}"
+
             process.send_signal(number)
 
             assert process.wait(timeout=20) == 0

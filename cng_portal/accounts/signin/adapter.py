@@ -1,12 +1,13 @@
 import logging
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 from allauth.account.adapter import DefaultAccountAdapter
 from allauth.account.models import EmailAddress
 from django.conf import settings
 from django.contrib import messages
-from django.contrib.sites.shortcuts import get_current_site
 from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.http import HttpRequest
@@ -21,6 +22,11 @@ from ..models import User
 from ..preferences import as_read_by
 
 logger = logging.getLogger(__name__)
+
+
+def on_portal(url: str) -> str:
+    """The address with PORTAL_URL in place of scheme, host and port."""
+    return settings.PORTAL_URL + urlsplit(url)._replace(scheme="", netloc="").geturl()
 
 
 class AccountAdapter(DefaultAccountAdapter):
@@ -63,9 +69,12 @@ class AccountAdapter(DefaultAccountAdapter):
         expires_in = timedelta(seconds=settings.PASSWORD_RESET_TIMEOUT)
         if "password_reset" not in template_prefix:
             expires_in = mail.EXPIRES_AFTER
+        # allauth takes name and links of the site from the request, whose Host anybody may have sent.
+        links = {name: on_portal(value) for name, value in context.items() if name.endswith("_url")}
+        site = SimpleNamespace(name="1CNG", domain=urlsplit(settings.PORTAL_URL).netloc)
         with as_read_by(User.objects.filter(email__iexact=email).first()):
-            site = {"request": self.request, "current_site": get_current_site(self.request), "email": email}
-            message = self.render_mail(template_prefix, email, site | context)
+            values = {"request": self.request, "current_site": site, "email": email}
+            message = self.render_mail(template_prefix, email, values | context | links)
         mail.enqueue(
             kind=OutgoingMail.Kind.ACCOUNT,
             recipient=email,

@@ -63,6 +63,8 @@ class Command(BaseCommand):
             | {
                 "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
                 "PYTHONUNBUFFERED": "1",
+                # honcho gives each process a PORT of its own, and the default would name it in links
+                "PORTAL_URL": settings.PORTAL_URL,
             },
             start_new_session=True,
         )
