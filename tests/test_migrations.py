@@ -17,11 +17,11 @@ from cng_portal.common.migrations import AddIndexMeanwhile
 
 # What the first release has: no version before it serves meanwhile.
 FIRST_RELEASE = {
-    "accounts": "0010_delete_notice",
+    "accounts": "0011_mail_without_constraint",
     "billing": "0005_invoice_month_over",
     "inventory": "0003_cloud",
     "mail": "0001_initial",
-    "notifications": "0001_initial",
+    "notifications": "0002_mail_without_constraint",
     "snapshots": "0011_scrub",
     "watch": "0002_scrub",
 }

@@ -14,7 +14,7 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from cng_portal.common.names import NameField
-from cng_portal.mail.models import OutgoingMail
+from cng_portal.mail.models import mail_field
 
 UNLIMITED = -1
 
@@ -295,9 +295,7 @@ class Invitation(models.Model):
     )
     created_at = models.DateTimeField(_("created"), default=timezone.now, editable=False)
     expires_at = models.DateTimeField(_("expires"))
-    mail = models.OneToOneField(
-        OutgoingMail, verbose_name=_("e-mail"), on_delete=models.SET_NULL, null=True, editable=False, related_name="+"
-    )
+    mail = mail_field()
     accepted_at = models.DateTimeField(_("accepted"), null=True, blank=True, editable=False)
     accepted_by = models.ForeignKey(
         User,

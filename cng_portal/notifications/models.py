@@ -6,7 +6,7 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from cng_portal.accounts.models import User
-from cng_portal.mail.models import OutgoingMail
+from cng_portal.mail.models import mail_field
 
 
 class NotificationQuerySet(models.QuerySet["Notification"]):
@@ -35,9 +35,7 @@ class Notification(models.Model):
     title = models.CharField(_("title"), max_length=200)
     text = models.TextField(_("text"), blank=True)
     url = models.CharField(_("page"), max_length=200, blank=True)
-    mail = models.OneToOneField(
-        OutgoingMail, verbose_name=_("e-mail"), on_delete=models.SET_NULL, null=True, related_name="+"
-    )
+    mail = mail_field()
     created_at = models.DateTimeField(_("created"), default=timezone.now, editable=False)
     read_at = models.DateTimeField(_("read"), null=True, blank=True, editable=False)
 
