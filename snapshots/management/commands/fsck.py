@@ -46,6 +46,8 @@ class Command(BaseCommand):
                     self.stdout.write(f"{finding.code} {finding.location} {finding.thing}{detail}{outcome}")
         if not found:
             self.stdout.write("Portal, storage and billing agree.")
+            if not read:
+                self.stdout.write("No bytes were read: scheduled verifications do that, or fsck --read at once.")
             return
         self.explain(found)
         total = sum(found.values())
