@@ -342,7 +342,7 @@ class ActivityQuerySet(models.QuerySet["Activity"]):
 
 class Activity(models.Model):
     """Who did what to which thing, from where and when: one row, written in the transaction of the act by
-    `activity.record`, never changed, and not deleted before it is a year old (triggers of migration 0006).
+    `activity.record`, never changed, and not deleted before it is a year old (triggers of migration 0002).
 
     The names are copies, so that a row still says what it said when the person or the thing is gone or renamed. Without
     an actor it was the portal itself.
