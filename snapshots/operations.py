@@ -17,8 +17,8 @@ from uuid import UUID
 
 from django.conf import settings
 from django.db import close_old_connections, connection, transaction
-from django.db.models import Case, Count, DateTimeField, F, Q, Value, When, Window
-from django.db.models.functions import Coalesce, Least, RowNumber
+from django.db.models import Case, Count, DateTimeField, F, Q, Value, When
+from django.db.models.functions import Coalesce, Least
 from django.utils import timezone
 from django_tasks_db.models import DBTaskResult
 
@@ -42,9 +42,6 @@ BACKGROUND_WAITS = timedelta(hours=1)
 IS_SCRUB = Q(kind=Operation.Kind.SCRUB)
 PROGRESS_EVERY_SECONDS = 1.0
 KEEP_DRAFTS = timedelta(days=30)
-# of one person, who may begin as many as a program can
-MOST_DRAFTS = 200
-DRAFTS_AT_ONCE = 10_000
 
 # Set by the worker's SIGTERM handler: the running operation is handed back at its next heartbeat.
 stopping = threading.Event()
@@ -323,11 +320,6 @@ def lacks_wake_up(now: datetime) -> bool:
 
 
 def forget_old_drafts(*, now: datetime | None = None) -> int:
-    """Remove the drafts that nobody finished within 30 days, and of one person's all but the newest MOST_DRAFTS. Returns
-    how many.
-    """
+    """Remove the drafts that nobody finished within 30 days. Returns how many."""
     unfinished = Draft.objects.filter(snapshot=None, schedule=None)
-    newest_first = Window(RowNumber(), partition_by="created_by", order_by=["-created_at", "-id"])
-    too_many = unfinished.annotate(place=newest_first).filter(place__gt=MOST_DRAFTS).values_list("pk", flat=True)
-    old = Q(created_at__lt=(now or timezone.now()) - KEEP_DRAFTS)
-    return unfinished.filter(old | Q(pk__in=list(too_many[:DRAFTS_AT_ONCE]))).delete()[0]
+    return unfinished.filter(created_at__lt=(now or timezone.now()) - KEEP_DRAFTS).delete()[0]

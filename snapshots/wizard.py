@@ -29,6 +29,7 @@ from .models import SERVICE_KINDS, BackupSchedule, Draft, Kind, Snapshot
 
 # More volumes or instances than this are found by searching.
 SOURCES_SHOWN = 60
+MOST_DRAFTS = 50
 LONGEST_ESTIMATE = timedelta(days=3653)
 
 
@@ -317,7 +318,7 @@ class Step:
         if getattr(draft, cls.field) != answer:
             setattr(draft, cls.field, answer)
             cls.changed(draft)
-        draft.save()
+        save(draft)
 
     @classmethod
     def changed(cls, draft: Draft) -> None:
@@ -500,6 +501,16 @@ def progress(draft: Draft, current: str) -> list[dict[str, Any]]:
     return [*entries, {"label": _("Review"), "answer": "", "url": None, "state": state}]
 
 
+def save(draft: Draft) -> None:
+    """Save the draft. A new one replaces its user's oldest, so that nobody has more than MOST_DRAFTS unfinished ones."""
+    is_new = draft._state.adding
+    draft.save()
+    if is_new:
+        unfinished = Draft.objects.filter(created_by=draft.created_by, snapshot=None, schedule=None)
+        surplus = unfinished.order_by("-created_at", "-id").values_list("pk", flat=True)[MOST_DRAFTS:]
+        Draft.objects.filter(pk__in=list(surplus)).delete()
+
+
 def start(user: User, *, kind: Kind = Kind.VOLUME, source: services.Source | None = None) -> Draft:
     """A draft of this person, not saved yet; with a source it is, and the first three answers are given: then `kind` only
     tells a backup of a machine from a snapshot of it.
@@ -508,7 +519,7 @@ def start(user: User, *, kind: Kind = Kind.VOLUME, source: services.Source | Non
     """
     if source:
         kind = kind if kind == Kind.BACKUP else services.kind_of(source)
-        return Draft.objects.create(
+        draft = Draft(
             kind=kind,
             customer_id=source.project.customer_id,
             created_by=user,
@@ -516,6 +527,8 @@ def start(user: User, *, kind: Kind = Kind.VOLUME, source: services.Source | Non
             project=source.project,
             **{"volume" if kind == Kind.VOLUME else "vm": source},
         )
+        save(draft)
+        return draft
     changeable = {customer_id for project_id, customer_id, _role in user.seen if user.can_change(project_id)}
     customer_id = user.customer_id if user.customer_id in changeable else min(changeable)
     return Draft(kind=kind, customer_id=customer_id, created_by=user)

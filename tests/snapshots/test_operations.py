@@ -273,18 +273,6 @@ def test_old_drafts_are_forgotten_and_finished_ones_are_kept(member: Membership,
     assert set(Draft.objects.all()) == {fresh, used}
 
 
-def test_of_one_persons_drafts_the_newest_are_kept(member: Membership, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operations, "MOST_DRAFTS", 2)
-    now, customer = timezone.now(), member.project.customer
-    mine = [
-        DraftFactory(created_by=member.user, customer=customer, created_at=now - timedelta(minutes=minutes))
-        for minutes in range(4)
-    ]
-    colleagues = DraftFactory(customer=customer, created_at=now - timedelta(days=1))
-    operations.forget_old_drafts(now=now)
-    assert set(Draft.objects.all()) == {*mine[:2], colleagues}
-
-
 # --- real worker processes ---------------------------------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ from cng_portal.inventory.models import Location, Volume
 from snapshots import wizard
 from snapshots.models import Draft, Snapshot, State
 from tests.factories import (
+    DraftFactory,
     LocationFactory,
     MembershipFactory,
     ProjectFactory,
@@ -399,6 +400,20 @@ def test_take_snapshot_on_a_volume_gives_three_answers(client: Client, volume: V
     response = client.post(reverse("snapshots:take_snapshot", args=[volume.pk]))
     assert response["Location"] == url(Draft.objects.get(), "name")
     assert "Choose Snapshot Name" in client.get(response["Location"]).text
+
+
+def test_of_one_persons_drafts_the_newest_are_kept(client: Client, member: Membership, volume: Volume) -> None:
+    now, customer = timezone.now(), member.project.customer
+    mine = [
+        DraftFactory(created_by=member.user, customer=customer, created_at=now - timedelta(minutes=minutes))
+        for minutes in range(1, wizard.MOST_DRAFTS + 10)
+    ]
+    done = DraftFactory(created_by=member.user, customer=customer, created_at=now - timedelta(days=1))
+    SnapshotFactory(volume=volume, draft=done)
+    colleagues = DraftFactory(customer=customer, created_at=now - timedelta(days=1))
+    client.post(reverse("snapshots:take_snapshot", args=[volume.pk]))
+    newest = Draft.objects.latest("created_at")
+    assert set(Draft.objects.all()) == {newest, *mine[: wizard.MOST_DRAFTS - 1], done, colleagues}
 
 
 def test_a_draft_that_is_done_leads_to_its_snapshot(client: Client, member: Membership, volume: Volume) -> None:
