@@ -8,6 +8,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+USER, DATABASE = "portal", "postgres"
 
 
 def find_server_programs() -> Path | None:
@@ -23,27 +26,49 @@ def find_server_programs() -> Path | None:
 def postgres(programs: Path) -> Iterator[str]:
     """Start a server that listens on a socket in its own folder only; the value is its DATABASE_URL."""
     folder = Path(tempfile.mkdtemp(prefix="portal-postgres-"))
-    options: dict = {"cwd": folder, "stdin": subprocess.DEVNULL}
     if os.geteuid() == 0:  # PostgreSQL refuses to run as root
         names = {entry.pw_name for entry in pwd.getpwall()}
         owner = pwd.getpwnam("postgres" if "postgres" in names else "nobody")
         os.chown(folder, owner.pw_uid, owner.pw_gid)
-        options |= {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []}
     data = folder / "data"
-    initdb = [programs / "initdb", "--username=portal", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"]
-    # What a crash of the machine would lose is of no interest here; many tests connect from twenty threads.
-    server = ["-k", str(folder), "-c", "listen_addresses=", "-c", "fsync=off", "-c", "max_connections=300"]
-    control = [programs / "pg_ctl", "--pgdata", data, "--wait", "--silent"]
+    initdb = [programs / "initdb", f"--username={USER}", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"]
     try:
-        subprocess.run([*initdb, "--pgdata", data], check=True, stdout=subprocess.DEVNULL, **options)
-        subprocess.run(
-            [*control, "--log", folder / "log", "--options", " ".join(f"'{word}'" for word in server), "start"],
-            check=True,
-            **options,
-        )
+        subprocess.run([*initdb, "--pgdata", data], check=True, stdout=subprocess.DEVNULL, **process_options(folder))
+        start(programs, folder)
         try:
-            yield f"postgres://portal@/{folder}/postgres"
+            yield f"postgres://{USER}@/{folder}/{DATABASE}"
         finally:
-            subprocess.run([*control, "--mode=immediate", "stop"], check=True, **options)
+            control(programs, folder, "--mode=immediate", "stop", check=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def dump(programs: Path, url: str, file: Path) -> None:
+    """Write the database of such a server to `file` as SQL. A server that was stopped is started first."""
+    folder = Path(url.partition("@/")[2]).parent
+    if control(programs, folder, "status", check=False).returncode:
+        start(programs, folder)
+    # Not by the URL: libpq takes the path in it for the name of the database, and looks for the default socket.
+    where = [f"--host={folder}", f"--username={USER}", f"--dbname={DATABASE}"]
+    subprocess.run([programs / "pg_dump", *where, f"--file={file}"], check=True)
+
+
+def start(programs: Path, folder: Path) -> None:
+    # What a crash of the machine would lose is of no interest here; many tests connect from twenty threads.
+    options = ["-k", str(folder), "-c", "listen_addresses=", "-c", "fsync=off", "-c", "max_connections=300"]
+    quoted = " ".join(f"'{option}'" for option in options)
+    control(programs, folder, "--log", str(folder / "log"), "--options", quoted, "start", check=True)
+
+
+def control(programs: Path, folder: Path, *words: str, check: bool) -> subprocess.CompletedProcess:
+    command = [programs / "pg_ctl", "--pgdata", folder / "data", "--wait", "--silent", *words]
+    return subprocess.run(command, check=check, stdout=subprocess.DEVNULL, **process_options(folder))
+
+
+def process_options(folder: Path) -> dict[str, Any]:
+    """Run as the owner of the server's folder, who is not root."""
+    options: dict[str, Any] = {"cwd": folder, "stdin": subprocess.DEVNULL}
+    if os.geteuid() == 0:
+        owner = folder.stat()
+        options |= {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
+    return options

@@ -19,7 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.postgres import find_server_programs, postgres
+from tests.postgres import dump, find_server_programs, postgres
 
 STORAGE_MIB = 96
 
@@ -70,7 +70,7 @@ def run(database: str, url: str, programs: Path | None = None) -> int:
         if mounted:
             subprocess.run(["umount", "--lazy", str(storage)], check=True)
         if failed and programs:
-            subprocess.run([programs / "pg_dump", f"--file={folder / 'database.sql'}", url], check=False)
+            dump(programs, url, folder / "database.sql")
         if failed:
             print(f"  Database and logs are in {folder}.", flush=True)
         else:
