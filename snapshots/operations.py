@@ -1,7 +1,8 @@
 """The life of an operation: requested, claimed by a worker under a lease, finished once.
 
 Nothing here touches storage. Every write to an operation is a compare-and-set that names the attempt, so that a worker
-whose lease ran out cannot change what its successor does.
+whose lease ran out cannot change what its successor does. Leases go by the database's clock, so that a worker whose
+machine is ahead takes nothing from the others.
 
 A task in the queue wakes a worker and names no operation: `claim_next` decides what runs next. A worker goes on claiming
 until nothing may run, so wake-ups may be lost or doubled without harm, and `reconcile` queues one where none is left.
@@ -9,6 +10,7 @@ until nothing may run, so wake-ups may be lost or doubled without harm, and `rec
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from contextvars import copy_context
 from datetime import datetime, timedelta
@@ -26,6 +28,7 @@ from cng_portal import logs
 from cng_portal.accounts import activity
 from cng_portal.accounts.models import Customer
 from cng_portal.accounts.services import lock_customer
+from cng_portal.common.clock import database_now
 from cng_portal.monitoring import services as watch
 
 from .models import Draft, Operation, OperationQuerySet
@@ -122,7 +125,7 @@ def claim_next(*, now: datetime | None = None) -> Operation | None:
 
     Under the customer's lock, so that two workers do not both give the same customer its last place.
     """
-    given, now = now, now or timezone.now()
+    given, now = now, now or database_now()
     while first := in_turn(now).values_list("pk", "snapshot__customer_id").first():
         operation_id, customer_id = first
         with transaction.atomic():
@@ -136,7 +139,7 @@ def claim_next(*, now: datetime | None = None) -> Operation | None:
 
 def claim(operation_id: UUID | str, *, now: datetime | None = None) -> Operation | None:
     """Claim this operation with a new attempt number, whatever else waits. None if it does not wait."""
-    given, now = now, now or timezone.now()
+    given, now = now, now or database_now()
     claimable = waiting(now).filter(pk=operation_id)
     attempt = claimable.values_list("attempt", flat=True).first()
     if attempt is None:
@@ -172,8 +175,9 @@ class Lease:
         self.operation = operation
         self.lost = threading.Event()
         self.done = threading.Event()
-        self.deadline = timezone.now() + timedelta(hours=settings.OPERATION_DEADLINE_HOURS)
-        self.reported_at = timezone.now()
+        # Monotonic, because they measure how long the work takes, whatever happens to the clock meanwhile.
+        self.deadline = time.monotonic() + settings.OPERATION_DEADLINE_HOURS * 3600
+        self.reported_at = time.monotonic()
         in_our_words = copy_context()  # what the thread logs carries our ids
         self.thread = threading.Thread(
             target=in_our_words.run, args=[self._renew], name=f"lease-{operation.pk}", daemon=True
@@ -192,8 +196,8 @@ class Lease:
             raise LeaseLost
         if stopping.is_set():
             raise Interrupted
-        now = timezone.now()
-        if (now - self.reported_at).total_seconds() >= PROGRESS_EVERY_SECONDS:
+        now = time.monotonic()
+        if now - self.reported_at >= PROGRESS_EVERY_SECONDS:
             self.reported_at = now
             if not update(self.operation, bytes_done=bytes_done, bytes_total=bytes_total):
                 self.lost.set()
@@ -203,9 +207,8 @@ class Lease:
         try:
             while not self.done.wait(settings.OPERATION_LEASE_SECONDS / 3):
                 close_old_connections()
-                now = timezone.now()
-                lease_until = now + timedelta(seconds=settings.OPERATION_LEASE_SECONDS)
-                if now > self.deadline or not update(self.operation, lease_until=lease_until):
+                lease_until = database_now() + timedelta(seconds=settings.OPERATION_LEASE_SECONDS)
+                if time.monotonic() > self.deadline or not update(self.operation, lease_until=lease_until):
                     self.lost.set()
                     return
         except Exception:
@@ -256,7 +259,7 @@ def release(operation: Operation, *, counted: bool = True, retry_in: timedelta =
 
     `counted`: whether this attempt counts towards settings.OPERATION_MAX_ATTEMPTS.
     """
-    at = timezone.now() + retry_in
+    at = database_now() + retry_in
     with transaction.atomic():
         released = update(
             operation,
@@ -292,7 +295,7 @@ def reconcile(*, now: datetime | None = None) -> int:
     2. The same for what a clock that was set back since has put off: leases and pauses longer than there are any.
     3. Queue wake-ups if none is left although an operation may run.
     """
-    now = now or timezone.now()
+    now = now or database_now()
     longest_lease = 2 * timedelta(seconds=settings.OPERATION_LEASE_SECONDS)
     lost = Operation.objects.active().filter(
         Q(state=Operation.State.RUNNING, lease_until__lt=now)

@@ -10,7 +10,8 @@ from datetime import UTC, datetime, timedelta
 from django.db import DatabaseError, connection
 from django.db.models import F, Q
 from django.db.models.functions import Now
-from django.utils import timezone
+
+from cng_portal.common.clock import database_now
 
 from .models import Lease, Process, StorageCheck
 
@@ -56,11 +57,11 @@ class Heartbeat:
         self._write(self.process.delete)
 
     def _begin(self) -> None:
-        Process.objects.filter(seen_at__lt=timezone.now() - FORGET_AFTER).delete()
+        Process.objects.filter(seen_at__lt=database_now() - FORGET_AFTER).delete()
         self._beat()
 
     def _beat(self) -> None:
-        self.process.seen_at = timezone.now()
+        self.process.seen_at = database_now()
         self.process.save()
 
     def _write(self, write: Callable[[], object]) -> None:

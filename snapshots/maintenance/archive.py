@@ -40,6 +40,7 @@ from psycopg.conninfo import make_conninfo
 
 from cng_portal.accounts.models import Customer, User
 from cng_portal.accounts.services import lock_customer
+from cng_portal.common.clock import database_now
 from cng_portal.inventory.models import Location
 from cng_portal.mail.models import OutgoingMail
 from cng_portal.monitoring.models import Process
@@ -285,7 +286,7 @@ def refuse_newer(head: dict[str, Any]) -> None:
 
 def refuse_taken(over_existing: bool) -> None:
     tables = connection.introspection.table_names()
-    alive = Process.objects.filter(seen_at__gte=timezone.now() - SILENT_AFTER)
+    alive = Process.objects.filter(seen_at__gte=database_now() - SILENT_AFTER)
     if Process._meta.db_table in tables and alive.exists():
         raise Unusable(
             _("A worker or scheduler still works on this database. Stop web, worker and scheduler, and wait a minute.")

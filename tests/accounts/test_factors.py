@@ -293,6 +293,12 @@ def test_an_administrators_act_goes_on_after_a_confirmation() -> None:
     # and now it is fresh
     assert client.post(url, answers | {"name": "Again"}).status_code == 302
     assert Project.objects.get(pk=project.pk).name == "Again"
+    # A clock that was ahead makes no confirmation last longer.
+    session = client.session
+    session[confirmation.CONFIRMED] = time.time() + 3600
+    session.save()
+    response = client.post(url, answers | {"name": "Later"})
+    assert response["Location"].startswith(reverse("account_reauthenticate"))
 
 
 def test_a_password_is_not_kept_for_after_a_confirmation() -> None:

@@ -9,12 +9,14 @@ import sys
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+import time_machine
 from django.apps import apps
 from django.conf import settings
 from django.core.cache import cache
@@ -27,6 +29,7 @@ from billing import services as billing
 from cng_portal.accounts.models import Customer, Membership
 from cng_portal.inventory.models import Volume
 from cng_portal.monitoring.models import Process
+from cng_portal.monitoring.services import Heartbeat
 from cng_portal.notifications.models import Notification
 from snapshots import services
 from snapshots.maintenance import archive
@@ -288,6 +291,20 @@ def test_nothing_is_replaced_while_a_worker_runs(snapshot: Snapshot, file: Path)
     Process.objects.create(kind=Process.Kind.WORKER, host="here", pid=1)
     with pytest.raises(CommandError, match="still works on this database"):
         call_command("restore", file, over_existing=True)
+
+
+@pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite runs on one machine, which has one clock.")
+@pytest.mark.parametrize("hours", [2, -2])
+def test_a_running_worker_is_noticed_although_a_clock_is_wrong(hours: int) -> None:
+    wrong = timezone.now() + timedelta(hours=hours)
+    worker = Heartbeat(Process.Kind.WORKER)
+    worker._begin()
+    with time_machine.travel(wrong), pytest.raises(archive.Unusable, match="still works on this database"):
+        archive.refuse_taken(over_existing=True)
+    with time_machine.travel(wrong):
+        worker._begin()
+    with pytest.raises(archive.Unusable, match="still works on this database"):
+        archive.refuse_taken(over_existing=True)
 
 
 @pytest.mark.parametrize("cut", [0.2, 0.5, 0.999])

@@ -15,6 +15,7 @@ from billing import scheduling as billing
 from cng_portal import logs
 from cng_portal.accounts import activity
 from cng_portal.accounts.signin import attempts, factors, sessions
+from cng_portal.common.clock import database_now
 from cng_portal.hardening import refuse_unsafe_start
 from cng_portal.inventory.models import Location
 from cng_portal.mail import services as mail
@@ -117,15 +118,16 @@ def tidy_up() -> None:
     dead workers; and entries of the activity log that are older than the operator keeps them. The secrets of second factors
     get today's key.
     """
+    now = database_now()
     call_command("prune_db_task_results", min_age_days=1, verbosity=0)
     call_command("clearsessions")
-    sessions.forget_ended(now=timezone.now())
-    attempts.forget_expired(now=timezone.now())
+    sessions.forget_ended(now=now)
+    attempts.forget_expired(now=now)
     factors.encrypt_all()
-    operations.forget_old_drafts()
-    notifications.delete_old(now=timezone.now())
-    mail.delete_old(now=timezone.now())
-    activity.forget_old(now=timezone.now())
+    operations.forget_old_drafts(now=now)
+    notifications.delete_old(now=now)
+    mail.delete_old(now=now)
+    activity.forget_old(now=now)
     for location in Location.objects.all():
         try:
             get_driver(location).remove_leftovers(needed=is_needed)
