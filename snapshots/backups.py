@@ -17,7 +17,7 @@ from uuid import UUID
 
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
-from django.db.models import Case, Exists, F, OuterRef, Q, When
+from django.db.models import Exists, F, OuterRef, Q
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.functional import Promise
@@ -35,7 +35,7 @@ from cng_portal.inventory.models import AutomaticBackupSwitch, Interval, Locatio
 from cng_portal.notifications.services import notify, project_members
 
 from . import slots
-from .models import BackupRun, BackupSchedule, Draft, Kind, Operation, Snapshot, State
+from .models import BackupRun, BackupSchedule, DeletionCause, Draft, Kind, Operation, Snapshot, State
 from .operations import create_operation
 from .services import (
     NoRoom,
@@ -312,17 +312,19 @@ def due_slots(schedule: BackupSchedule, now: datetime) -> list[datetime]:
 
 
 def miss(schedule: BackupSchedule, missed: Sequence[datetime], now: datetime, reason: str | Promise) -> None:
+    """The caller holds the lock."""
     BackupRun.objects.bulk_create(
         BackupRun(
             schedule=schedule,
             vm=schedule.vm,
+            number=number,
             slot=slot,
             state=BackupRun.State.MISSED,
             reason=str(reason),
             created_at=now,
             finished_at=now,
         )
-        for slot in missed
+        for number, slot in enumerate(missed, start=schedule.next_run_number())
     )
     if missed:
         what = {"runs": len(missed), "last": missed[-1], "reason": reason}
@@ -337,9 +339,16 @@ def ask_now(schedule: BackupSchedule, user: User, now: datetime) -> BackupRun:
     if BackupRun.objects.unfinished().filter(vm=schedule.vm).exists():
         raise NotNow(_("A backup of this machine is under way already. Ask again when that has ended."))
     check_pace(schedule.vm.project.customer_id, Operation.Kind.CAPTURE)
-    run = BackupRun(schedule=schedule, vm=schedule.vm, slot=now, requested_by=user, created_at=now)
+    run = new_run(schedule, now, now)
+    run.requested_by = user
     ask_for_copy(run, now)
     return run
+
+
+def new_run(schedule: BackupSchedule, slot: datetime, now: datetime) -> BackupRun:
+    """Return an unsaved run with the schedule's next number. The caller must hold the customer's lock."""
+    number = schedule.next_run_number()
+    return BackupRun(schedule=schedule, vm=schedule.vm, number=number, slot=slot, created_at=now)
 
 
 def ask_for_copy(run: BackupRun, now: datetime) -> None:
@@ -348,7 +357,7 @@ def ask_for_copy(run: BackupRun, now: datetime) -> None:
     """
     copy = locked(run.snapshot) if run.snapshot else None
     if copy and copy.state == State.FAILED and has_other_disks(copy):
-        accept_deletion(copy, at=now)  # a copy of the disks that the machine had
+        accept_deletion(copy, at=now, cause=DeletionCause.FAILED)  # a copy of the disks that the machine had
         copy = None
     if copy is None or copy.state in (State.DELETING, State.DELETED):
         run.snapshot = new_copy(run, now)
@@ -450,7 +459,7 @@ def start_due(schedule: BackupSchedule, now: datetime) -> bool:
             miss(schedule, missed, now, STILL_BUSY if still_busy else MADE_UP_FOR)
             tell_of_missed(schedule, missed, STILL_BUSY if still_busy else MADE_UP_FOR)
         for slot in taken:
-            try_again(BackupRun(schedule=schedule, vm=vm, slot=slot, created_at=now), now, problem)
+            try_again(new_run(schedule, slot, now), now, problem)
     return True
 
 
@@ -557,44 +566,32 @@ def conclude(run: BackupRun, now: datetime) -> None:
         damage = [disk.damage for disk in copy.disks.all() if disk.damage]
         if damage:
             # nothing that anybody could want: the machine is still there, and what was read back is not what it had
-            accept_deletion(copy, at=now)
+            accept_deletion(copy, at=now, cause=DeletionCause.DAMAGED)
             reason = _("The copy was read back and is damaged, so it was removed: %(damage)s")
             fail(run, reason % {"damage": " ".join(damage)}, now)
-        elif is_verified(copy):
+        elif Snapshot.objects.verified().filter(pk=copy.pk).exists():
             run.state, run.finished_at, run.reason = BackupRun.State.DONE, now, ""
             run.save()
-            make_room(run, now)
+            make_room(run.schedule, now)
         elif not (reading := copy.operations.filter(kind=Operation.Kind.VERIFY).first()) or not reading.is_active:
             fail(run, (reading and reading.error) or _("The copy could not be read back."), now)
 
 
-def is_verified(copy: Snapshot) -> bool:
-    """Read back since it was taken, and found whole: see the head of this file."""
-    return not copy.damaged_at and all(disk.verified_at and not disk.damage for disk in copy.disks.all())
+def make_room(schedule: BackupSchedule, now: datetime) -> None:
+    """Delete the copies beyond those that the schedule keeps, after one of its runs is done. The caller must hold the lock.
 
-
-def make_room(done: BackupRun, now: datetime) -> None:
-    """A run of the schedule is done: delete the copies beyond those that the schedule keeps. The caller holds the lock.
-
-    Counted from the newest, only what is Ready, verified and undamaged counts as kept; whatever is older than the last of
-    these goes, also what failed or was found damaged. Those that are kept for ever neither count nor go, and one that is
-    being used stays until the next time. The newest is that of the run, as a machine has one at a time, whatever the clock
-    said of the others. A slot that lies ahead is of a clock that was set back since, so its copy is older than all others.
+    Counted from the newest, by the number of the run and never by a clock, only verified copies count as kept. Everything
+    older than the last of these is deleted, including what failed or was found damaged. A pinned copy neither counts nor
+    is deleted, and one that is in use stays until the next time.
     """
-    schedule = done.schedule
-    newest, oldest = When(run=done, then=0), When(run__slot__gt=now, then=2)
-    copies = (
-        Snapshot.objects.filter(run__schedule=schedule, kept=False, state__in=[State.READY, State.FAILED])
-        .order_by(Case(newest, oldest, default=1), "-run__slot")
-        .prefetch_related("disks")
-    )
-    kept = 0
-    for copy in copies:
-        if kept >= schedule.keep:
-            if not uses_of(copy).exists():
-                accept_deletion(copy, at=now)
-        elif copy.state == State.READY and is_verified(copy):
-            kept += 1
+    copies = Snapshot.objects.filter(run__schedule=schedule, kept=False)
+    kept = list(copies.verified().order_by("-run__number").values_list("run__number", flat=True)[: schedule.keep])
+    if len(kept) < schedule.keep:
+        return
+    older = copies.filter(run__number__lt=kept[-1], state__in=[State.READY, State.FAILED])
+    for copy in older.order_by("-run__number"):
+        if not uses_of(copy).exists():
+            accept_deletion(copy, at=now, cause=DeletionCause.RETENTION)
 
 
 def look_after_schedules(now: datetime) -> int:
@@ -617,7 +614,19 @@ def look_after_schedules(now: datetime) -> int:
         changed += waiting.filter(pk=schedule.pk, next_run_at=before).update(
             next_run_at=schedule.next_run_at, time_zone=schedule.time_zone
         )
+        correct_future_runs(schedule, now)
     return changed
+
+
+def correct_future_runs(schedule: BackupSchedule, now: datetime) -> None:
+    """Undo what a clock that was far ahead recorded for slots that are still to come, which would otherwise never run."""
+    with transaction.atomic():
+        lock_customer(schedule.vm.project.customer_id)
+        future = schedule.runs.filter(slot__gt=now + LONGEST_STEPS[Interval(schedule.interval)])
+        future.filter(state=BackupRun.State.MISSED).delete()
+        for position, run in enumerate(future.order_by("-number")):
+            run.slot = now - timedelta(microseconds=position)  # it was started before now, but nobody knows when
+            run.save(update_fields=["slot"])
 
 
 def end_of_machine(vm: VirtualMachine, now: datetime, user: User | None = None) -> int:
@@ -795,7 +804,7 @@ def delete_automatic_copies(*, vm: VirtualMachine, user: User, now: datetime | N
             raise NotNow(_("Automatic backups are on and look after their copies. Switch them off first."))
         going = [copy for copy in automatic_copies(vm) if not uses_of(copy).exists()]
         for copy in going:
-            accept_deletion(copy, at=now, user=user)
+            accept_deletion(copy, at=now, cause=DeletionCause.USER, user=user)
     return len(going)
 
 

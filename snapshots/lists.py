@@ -133,7 +133,7 @@ SNAPSHOT_ORDERS = {
 }
 BY_NAME = Order(_("By name"), "name")
 NEWEST_SCHEDULE = Order(_("Newest first"), "created_at", descending=True)
-NEWEST_RUN = Order(_("Newest first"), "slot", descending=True)
+NEWEST_RUN = Order(_("Newest first"), "number", descending=True)
 
 # Volumes of which no snapshot can be restored, and none and no backup of their machine either: a condition.
 UNPROTECTED = ~Exists(Snapshot.objects.filter(usable(), volume=OuterRef("pk"))) & ~Exists(
@@ -143,7 +143,7 @@ UNPROTECTED = ~Exists(Snapshot.objects.filter(usable(), volume=OuterRef("pk"))) 
 
 def with_last_run(schedules: QuerySet[BackupSchedule]) -> QuerySet[BackupSchedule]:
     """With `last_state`, `last_slot` and `last_reason` of the newest run that has ended, None where there is none."""
-    ended = BackupRun.objects.filter(schedule=OuterRef("pk"), finished_at__isnull=False).order_by("-slot", "-pk")
+    ended = BackupRun.objects.filter(schedule=OuterRef("pk"), finished_at__isnull=False).order_by("-number")
     return schedules.annotate(
         **{f"last_{field}": Subquery(ended.values(field)[:1]) for field in ("state", "slot", "reason")}
     )

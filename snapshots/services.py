@@ -31,6 +31,7 @@ from .models import (
     SERVICE_KINDS,
     BackupRun,
     BackupSchedule,
+    DeletionCause,
     DiskImage,
     Draft,
     Kind,
@@ -671,10 +672,12 @@ def never_written_back(snapshots: Iterable[Snapshot]) -> dict[UUID, str]:
         return {}
     copies = Operation.objects.filter(safety_snapshot=OuterRef("snapshot"))
     disks = list(DiskImage.objects.filter(snapshot__in=limited).annotate(is_copy=Exists(copies)).order_by("pk"))
-    # once per volume: to look for a later one of each snapshot would read all of a volume's snapshots each time
+    # Once per volume: to look for a later one of each snapshot would read all of a volume's snapshots each time. Which is
+    # the latest is told by `captured_at`, the storage's own clock, because the storage will compare the same instants.
     latest = dict(
         DiskImage.objects.filter(
             volume__in={disk.volume_id for disk in disks},
+            captured_at__isnull=False,
             snapshot__ready_at__isnull=False,
             snapshot__deleted_at=None,
             snapshot__missing_since=None,
@@ -682,12 +685,12 @@ def never_written_back(snapshots: Iterable[Snapshot]) -> dict[UUID, str]:
         )
         .order_by()
         .values_list("volume")
-        .annotate(latest=Max("snapshot__ready_at"))
+        .annotate(latest=Max("captured_at"))
     )
     reasons = {}
     for disk in disks:
         snapshot = limited[disk.snapshot_id]
-        has_later = snapshot.ready_at is not None and snapshot.ready_at < latest.get(disk.volume_id, snapshot.ready_at)
+        has_later = disk.captured_at is not None and disk.captured_at < latest.get(disk.volume_id, disk.captured_at)
         if disk.is_copy:
             reason = _(
                 "This is the copy that was made before a restore, and the storage of %(location)s cannot write it back. "
@@ -891,7 +894,7 @@ def request_deletion(*, snapshot: Snapshot, user: User) -> Snapshot:
                 _("It is in use (%(operation)s). Delete it once that has ended.")
                 % {"operation": in_use.get_kind_display()}
             )
-        accept_deletion(snapshot, at=timezone.now(), user=user)
+        accept_deletion(snapshot, at=timezone.now(), cause=DeletionCause.USER, user=user)
     snapshot.refresh_from_db()
     return snapshot
 
@@ -917,9 +920,14 @@ def uses_of(snapshot: Snapshot) -> OperationQuerySet:
     return users.exclude(kind__in=[Operation.Kind.VERIFY, Operation.Kind.SCRUB, Operation.Kind.CLEAN_UP])
 
 
-def accept_deletion(snapshot: Snapshot, *, at: datetime, user: User | None = None) -> None:
-    """Ready or Failed until now: billing ends, storage follows. The caller holds the lock and has checked."""
-    Snapshot.objects.transition(snapshot.pk, [snapshot.state], State.DELETING, delete_requested_at=at)
+def accept_deletion(snapshot: Snapshot, *, at: datetime, cause: DeletionCause, user: User | None = None) -> None:
+    """End the charge and ask storage to delete it. The caller holds the lock and has checked that it is Ready or Failed.
+
+    Raises IntegrityError when anything but a user would delete a pinned backup or the newest verified one of a schedule.
+    """
+    Snapshot.objects.transition(
+        snapshot.pk, [snapshot.state], State.DELETING, delete_requested_at=at, deletion_cause=cause
+    )
     stop_charging(snapshot, at)
     create_operation(kind=Operation.Kind.DELETE, snapshot=snapshot, requested_by=user)
 
@@ -940,8 +948,12 @@ def retry(*, operation: Operation, user: User) -> Operation:
         newer = Operation.objects.filter(
             snapshot=snapshot, kind=operation.kind, volume=operation.volume, created_at__gt=operation.created_at
         )
+        nothing_to_retry = NotNow(
+            _("There is nothing to try again: it did not fail, or it was asked for again already.")
+        )
+        # This depends on clocks. Below, the state of what would be written decides.
         if operation.state != Operation.State.FAILED or newer.exists():
-            raise NotNow(_("There is nothing to try again: it did not fail, or it was asked for again already."))
+            raise nothing_to_retry
         if operation.kind == Operation.Kind.RESTORE:
             raise NotNow(_("Start the restore again from its page: it asks for your confirmation."))
         check_pace(snapshot.customer_id, Operation.Kind(operation.kind))
@@ -955,7 +967,11 @@ def retry(*, operation: Operation, user: User) -> Operation:
                 raise DamagedSnapshot(
                     _("“%(name)s” is damaged. Make a new volume from another snapshot.") % {"name": snapshot.name}
                 )
-            Volume.objects.filter(pk=operation.volume_id).update(state=Volume.State.CREATING, deleted_at=None)
+            failed = Volume.objects.filter(pk=operation.volume_id, state=Volume.State.ERROR)
+            if not failed.update(state=Volume.State.CREATING, deleted_at=None):
+                raise nothing_to_retry
+        elif operation.kind == Operation.Kind.DELETE and snapshot.state != State.DELETING:
+            raise nothing_to_retry
         elif operation.kind == Operation.Kind.VERIFY:
             require_ready(snapshot)
         return create_operation(
@@ -969,14 +985,21 @@ def retry(*, operation: Operation, user: User) -> Operation:
 
 
 def reopen_run(snapshot: Snapshot) -> None:
-    """The run of a backup that a person tries again is under way again. The caller holds the lock. Raises NotNow."""
-    run = BackupRun.objects.filter(snapshot=snapshot).first()
+    """Continue the run of a backup that a user retries. Its backup becomes the newest one, so it gets a new number.
+
+    The caller must hold the customer's lock. Raises NotNow while another backup of the machine is under way.
+    """
+    run = BackupRun.objects.select_related("schedule").filter(snapshot=snapshot).first()
     if run is None:
         return
     if BackupRun.objects.unfinished().filter(vm=run.vm_id).exclude(pk=run.pk).exists():
         raise NotNow(_("Another backup of this machine is under way. Try again when that has ended."))
     BackupRun.objects.filter(pk=run.pk).update(
-        state=BackupRun.State.TAKING, next_try_at=None, finished_at=None, reason=""
+        number=run.schedule.next_run_number(),
+        state=BackupRun.State.TAKING,
+        next_try_at=None,
+        finished_at=None,
+        reason="",
     )
 
 

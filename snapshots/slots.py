@@ -53,9 +53,9 @@ def preview(
     rule: Rule, zone: ZoneInfo, now: datetime, count: int = 5, keep: int = 2, existing: Sequence[datetime] = ()
 ) -> list[Foreseen]:
     """The next `count` runs after `now`, if each succeeds. `existing` are the instants of the copies that there are
-    already and that count towards `keep`; a copy taken at once is `now` among them.
+    already and that count towards `keep`, oldest copy first; a copy taken at once is `now` among them.
     """
-    copies = tuple(sorted(existing))
+    copies = tuple(existing)
     found = []
     for slot, _number in zip(_slots(rule, zone, now), range(count), strict=False):
         copies = (*copies, slot)

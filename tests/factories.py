@@ -12,7 +12,17 @@ from cng_portal.common.names import fold_name
 from cng_portal.inventory.models import Location, Region, VirtualMachine, Volume
 from cng_portal.mail.models import OutgoingMail
 from cng_portal.notifications.models import Notification
-from snapshots.models import BackupRun, BackupSchedule, DiskImage, Draft, Kind, Operation, Snapshot, State
+from snapshots.models import (
+    BackupRun,
+    BackupSchedule,
+    DeletionCause,
+    DiskImage,
+    Draft,
+    Kind,
+    Operation,
+    Snapshot,
+    State,
+)
 from snapshots.slots import Rule, next_slot
 
 
@@ -172,6 +182,7 @@ class DiskImageFactory(DjangoModelFactory):
     volume = factory.SelfAttribute("snapshot.volume")
     volume_name = factory.SelfAttribute("snapshot.volume.name")
     size_gb = factory.SelfAttribute("snapshot.size_gb")
+    captured_at = factory.SelfAttribute("snapshot.ready_at")
 
 
 class SnapshotFactory(DjangoModelFactory):
@@ -190,10 +201,15 @@ class SnapshotFactory(DjangoModelFactory):
         damaged = factory.Trait(
             damaged_at=factory.LazyFunction(timezone.now), disk__damage="Block 12 is not what was captured."
         )
-        deleting = factory.Trait(state=State.DELETING, delete_requested_at=factory.LazyFunction(timezone.now))
+        deleting = factory.Trait(
+            state=State.DELETING,
+            delete_requested_at=factory.LazyFunction(timezone.now),
+            deletion_cause=DeletionCause.USER,
+        )
         deleted = factory.Trait(
             state=State.DELETED,
             delete_requested_at=factory.LazyFunction(timezone.now),
+            deletion_cause=DeletionCause.USER,
             deleted_at=factory.LazyFunction(timezone.now),
         )
 
@@ -294,6 +310,7 @@ class BackupRunFactory(DjangoModelFactory):
 
     schedule = factory.SubFactory(BackupScheduleFactory)
     vm = factory.SelfAttribute("schedule.vm")
+    number = factory.LazyAttribute(lambda run: run.schedule.next_run_number())
     slot = factory.Sequence(lambda n: timezone.now() - timedelta(hours=1, seconds=n))
     state = BackupRun.State.DONE
     snapshot = factory.SubFactory(BackupFactory, vm=factory.SelfAttribute("..vm"))

@@ -28,7 +28,7 @@ from cng_portal.common.names import MAX_NAME_LENGTH, fold_name, to_name
 from cng_portal.inventory.models import CloudProject, Location, VirtualMachine, Volume
 
 from ..charging import start_charging, stop_charging
-from ..models import DiskImage, Kind, Operation, Snapshot, State
+from ..models import DeletionCause, DiskImage, Kind, Operation, Snapshot, State
 from ..storage.contract import Consistency, Driver, StorageError
 from ..storage.inventory import FoundProject, FoundServer, FoundSnapshot, FoundVolume, Inventory
 from ..storage.registry import get_driver
@@ -452,7 +452,12 @@ def mark_gone(look: Look) -> None:
 
 def end_outside(look: Look, gone: QuerySet[Snapshot]) -> int:
     """What was made and deleted there is deleted here as well, and charged until now."""
-    ended = {"state": State.DELETED, "delete_requested_at": look.since, "deleted_at": look.since}
+    ended = {
+        "state": State.DELETED,
+        "delete_requested_at": look.since,
+        "deletion_cause": DeletionCause.OUTSIDE,
+        "deleted_at": look.since,
+    }
     charged = gone.filter(Exists(open_segments()))
     count = 0
     for snapshot in one_by_one(charged):

@@ -8,7 +8,7 @@ from typing import Self
 
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
-from django.db.models import Q
+from django.db.models import Max, Q
 from django.utils import timezone
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
@@ -129,6 +129,11 @@ class BackupSchedule(models.Model):
     def is_automatic(self) -> bool:
         return self.origin == self.Origin.AUTOMATIC
 
+    def next_run_number(self) -> int:
+        """Return the number of its next run. The caller must hold the customer's lock."""
+        last: int | None = self.runs.aggregate(last=Max("number"))["last"]
+        return (last or 0) + 1
+
 
 class BackupRunQuerySet(models.QuerySet["BackupRun"]):
     def visible_to(self, user: User) -> Self:
@@ -140,6 +145,10 @@ class BackupRunQuerySet(models.QuerySet["BackupRun"]):
 
 class BackupRun(models.Model):
     """What became of one slot of a schedule, or of *Run now*, whose slot is the instant at which it was asked for.
+
+    `number` orders the runs of a schedule: 1, 2, 3 … in the order in which they were started. It is assigned under the
+    customer's lock. Clocks can jump and differ between machines, so nothing is ever ordered by `slot` or `created_at`.
+    A run that a user retries gets a new number, because its backup is then the newest one.
 
     `tries` counts what was tried, the first time included; a waiting one is tried again at `next_try_at`. `reason` is why
     the last try failed, or why nothing was tried. It is done when its copy is Ready and verified.
@@ -159,6 +168,7 @@ class BackupRun(models.Model):
     vm = models.ForeignKey(
         VirtualMachine, verbose_name=_("virtual machine"), on_delete=models.PROTECT, related_name="backup_runs"
     )
+    number = models.PositiveIntegerField(_("number"))
     slot = models.DateTimeField(_("slot"))
     state = models.CharField(_("state"), max_length=7, choices=State.choices)
     snapshot = models.OneToOneField(
@@ -183,8 +193,9 @@ class BackupRun(models.Model):
             models.Index(fields=["state", "next_try_at"], condition=Q(finished_at=None), name="run_unfinished"),
         ]
         constraints = [
-            # its index also serves the runs of a schedule, newest first
             models.UniqueConstraint(fields=["schedule", "slot"], name="run_once_per_slot"),
+            # Its index also serves the runs of a schedule, newest first.
+            models.UniqueConstraint(fields=["schedule", "number"], name="run_number"),
             models.UniqueConstraint(
                 fields=["vm"],
                 condition=Q(state__in=["waiting", "taking"]),

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from django.conf import settings
 from django.db import models
-from django.db.models import Min, OuterRef, Q, Subquery
+from django.db.models import Exists, Min, OuterRef, Q, Subquery
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
@@ -56,6 +56,18 @@ TRANSITIONS: dict[str, set[str]] = {
     State.DELETING: {State.DELETED},
     State.DELETED: set(),
 }
+
+
+class DeletionCause(models.TextChoices):
+    """Why a snapshot was deleted. Only USER stands for a person's decision; everything else is automatic."""
+
+    USER = "user", _("Deleted by a user")
+    RETENTION = "retention", _("Deleted by the schedule's retention")
+    DAMAGED = "damaged", _("Deleted because it was damaged")
+    FAILED = "failed", _("Deleted because taking it failed")
+    OUTSIDE = "outside", _("Deleted in the cloud")
+
+
 TRANSIENT_STATES = (State.PENDING, State.CREATING, State.DELETING)
 # What takes up quota; a failed one holds no storage, and the deletion of a deleting one is accepted.
 COUNTED_STATES = (State.PENDING, State.CREATING, State.READY)
@@ -110,6 +122,12 @@ class SnapshotQuerySet(OwnedQuerySet):
         disks = DiskImage.objects.filter(snapshot=OuterRef("pk")).order_by().values("snapshot")
         oldest = disks.annotate(oldest=Min(Coalesce("verified_at", "captured_at"))).values("oldest")
         return self.update(last_read_at=Subquery(oldest))
+
+    def verified(self) -> Self:
+        """Filter for usable snapshots of which every disk was verified. The triggers of migration 0004 repeat this rule."""
+        disks = DiskImage.objects.filter(snapshot=OuterRef("pk"))
+        unverified = disks.filter(Q(verified_at=None) | ~Q(damage=""))
+        return self.filter(usable(), Exists(disks), ~Exists(unverified))
 
     def transition(self, pk: uuid.UUID, from_states: Iterable[str], to: str, **fields: Any) -> bool:
         """Compare-and-set of one row's state; True when the row was in one of `from_states` and is now ours."""
@@ -193,6 +211,9 @@ class Snapshot(models.Model):
     created_at = models.DateTimeField(_("taken"), default=timezone.now, editable=False)
     ready_at = models.DateTimeField(_("ready"), null=True, blank=True, editable=False)
     delete_requested_at = models.DateTimeField(_("deletion accepted"), null=True, blank=True, editable=False)
+    deletion_cause = models.CharField(
+        _("cause of deletion"), max_length=9, choices=DeletionCause.choices, blank=True, editable=False
+    )
     deleted_at = models.DateTimeField(_("deleted"), null=True, blank=True, editable=False)
 
     objects = SnapshotQuerySet.as_manager()
@@ -266,6 +287,11 @@ class Snapshot(models.Model):
                 condition=Q(damaged_at=None) | Q(state__in=[State.READY, State.DELETING, State.DELETED]),
                 name="snapshot_damaged",
                 violation_error_message=_("Only a snapshot that was taken can be damaged."),
+            ),
+            models.CheckConstraint(
+                condition=~Q(state__in=[State.DELETING, State.DELETED]) | ~Q(deletion_cause=""),
+                name="snapshot_deletion_cause",
+                violation_error_message=_("A deleted snapshot needs the cause of its deletion."),
             ),
             models.CheckConstraint(condition=Q(size_gb__gte=1), name="snapshot_size"),
             models.CheckConstraint(

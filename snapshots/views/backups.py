@@ -135,7 +135,7 @@ def copies_of(schedule: BackupSchedule) -> list[Any]:
     counted = Snapshot.objects.filter(
         run__schedule=schedule, run__state=BackupRun.State.DONE, state=State.READY, damaged_at=None, kept=False
     )
-    return list(counted.order_by("run__slot").values_list("run__slot", flat=True))
+    return list(counted.order_by("run__number").values_list("run__slot", flat=True))
 
 
 def rhythm_of(schedule: BackupSchedule) -> dict[str, Any]:

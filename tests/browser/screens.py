@@ -245,12 +245,12 @@ def protect(member: Membership) -> None:
     database.hourly_price_micro = 118_750_000
     database.save()
     daily = BackupScheduleFactory(vm=database, keep=2, created_by=member.user)
-    for number in range(2):
+    BackupRunFactory(schedule=daily, failed=True, slot=timezone.now() - timedelta(days=3))
+    for number in reversed(range(2)):
         copy = BackupFactory(vm=database, name=f"db-01 {number + 20} Nov 2026, 02:00", size_gb=60, kept=number == 0)
         OperationFactory(snapshot=copy, capture=True, succeeded=True)
         charge(copy)
         BackupRunFactory(schedule=daily, snapshot=copy, slot=timezone.now() - timedelta(days=number + 1))
-    BackupRunFactory(schedule=daily, failed=True, slot=timezone.now() - timedelta(days=3))
     BackupRunFactory(schedule=daily, waiting=True)
     paused = BackupScheduleFactory(vm=database, monthly=True, paused=True)
     BackupRunFactory(schedule=paused, missed=True)

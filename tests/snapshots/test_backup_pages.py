@@ -204,7 +204,7 @@ def test_only_a_backup_that_is_not_being_deleted_can_be_kept(
     copy = BackupRunFactory(schedule=schedule).snapshot
     assert stranger.post(act_url(copy, "keep"), {"kept": "yes"}).status_code == 404
     assert viewer.post(act_url(copy, "keep"), {"kept": "yes"}).status_code == 403
-    Snapshot.objects.update(state=State.DELETING, delete_requested_at=timezone.now())
+    Snapshot.objects.update(state=State.DELETING, delete_requested_at=timezone.now(), deletion_cause="user")
     assert "is being deleted and cannot be kept" in client.post(act_url(copy, "keep"), {"kept": "yes"}).text
     copy.refresh_from_db()
     assert not copy.kept
@@ -292,9 +292,9 @@ def test_the_fragment_of_schedules_is_the_same_as_in_the_page(client: Client, sc
 
 
 def test_the_page_shows_the_next_runs_and_what_became_of_the_others(client: Client, schedule: BackupSchedule) -> None:
-    done = BackupRunFactory(schedule=schedule, slot=timezone.now() - timedelta(days=1))
-    BackupRunFactory(schedule=schedule, slot=timezone.now() - timedelta(days=2), failed=True)
     BackupRunFactory(schedule=schedule, slot=timezone.now() - timedelta(days=3), missed=True)
+    BackupRunFactory(schedule=schedule, slot=timezone.now() - timedelta(days=2), failed=True)
+    done = BackupRunFactory(schedule=schedule, slot=timezone.now() - timedelta(days=1))
 
     response = client.get(url(schedule))
     page = words(response.text)
@@ -327,7 +327,8 @@ def test_a_copy_that_is_kept_for_ever_is_not_counted(client: Client, schedule: B
 
 def test_the_runs_follow_each_other_page_by_page(client: Client, schedule: BackupSchedule) -> None:
     start = timezone.now()
-    made = [BackupRunFactory(schedule=schedule, missed=True, slot=start - timedelta(days=n)) for n in range(45)]
+    slots = [start - timedelta(days=days) for days in range(45, 0, -1)]
+    made = [BackupRunFactory(schedule=schedule, missed=True, slot=slot) for slot in slots][::-1]
     here, seen = url(schedule), []
     while here:
         response = client.get(here)
@@ -405,7 +406,7 @@ def test_a_schedule_is_edited(client: Client, schedule: BackupSchedule) -> None:
 
 
 def test_editing_shows_what_would_be_kept_before_it_is_saved(client: Client, schedule: BackupSchedule) -> None:
-    for days in (1, 2, 3):
+    for days in (3, 2, 1):
         BackupRunFactory(schedule=schedule, slot=timezone.now() - timedelta(days=days))
     data = {"interval": "daily", "at": "02:00", "keep": 1, "preview": "1"}
 

@@ -5,14 +5,16 @@ from datetime import datetime, time, timedelta
 from pathlib import Path
 
 import pytest
+from django.db import IntegrityError, transaction
 from django.utils import timezone
 
 from billing.models import ServiceKind, UsageSegment
 from cng_portal.accounts.models import Activity, Customer, Membership, Role
+from cng_portal.accounts.services import lock_customer
 from cng_portal.inventory.models import VirtualMachine, Volume
 from cng_portal.notifications.models import Notification
 from snapshots import backups, services, tasks
-from snapshots.models import BackupRun, BackupSchedule, DiskImage, Operation, Snapshot, State
+from snapshots.models import BackupRun, BackupSchedule, DeletionCause, DiskImage, Operation, Snapshot, State
 from tests.factories import BackupScheduleFactory, MembershipFactory, VirtualMachineFactory, VolumeFactory
 from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sell_everywhere
 from tests.snapshots.test_races import all_at_once
@@ -501,6 +503,13 @@ def test_schedules_that_a_clock_far_ahead_has_planned_run_again_once_it_is_right
     assert backups.start_due_runs(slot) == 1
     assert due_at(schedule) == slot + DAY
     assert Snapshot.objects.count() == 1
+    # All later slots run, although that clock recorded them as missed.
+    assert not schedule.runs.filter(slot__gt=now + DAY).exists()
+    for number in range(1, 4):
+        assert backups.start_due_runs(slot + number * DAY) == 1
+        work()
+        backups.settle_runs(slot + number * DAY)
+        assert schedule.runs.get(slot=slot + number * DAY).state == DONE
 
 
 def test_a_run_that_a_clock_far_ahead_has_put_off_is_tried_once_it_is_right(
@@ -531,6 +540,130 @@ def test_a_copy_of_a_clock_that_was_ahead_makes_room_for_what_is_taken_now(
         backups.settle_runs(at + timedelta(minutes=1))
     assert states(schedule) == [DONE, DONE]
     assert copies(schedule) == [State.READY, State.DELETING]
+
+
+SECONDS = timedelta(seconds=1)
+HOURS = timedelta(hours=1)
+
+
+@pytest.mark.parametrize(
+    "clocks",
+    [
+        [45 * SECONDS, 10 * SECONDS, 60 * SECONDS],
+        [0 * HOURS, -7 * HOURS, 1 * HOURS],
+        [5 * HOURS, 26 * HOURS, -3 * HOURS, 1 * HOURS, 6 * HOURS],
+        [-7 * HOURS, 2 * HOURS, 2 * HOURS + SECONDS, -45 * SECONDS, 27 * HOURS],
+    ],
+)
+def test_retention_follows_the_order_of_the_runs_whatever_their_clocks_said(
+    schedule: BackupSchedule, member: Membership, clocks: list[timedelta]
+) -> None:
+    """Each of these is the error of the clock by which one run was started and settled."""
+    start = timezone.now()
+    taken = []
+    for number, error in enumerate(clocks):
+        now = start + number * SECONDS + error
+        run = backups.run_now(schedule=schedule, user=member.user, now=now)
+        work()
+        backups.settle_runs(now)
+        taken.append(run.snapshot_id)
+        ready = set(Snapshot.objects.filter(state=State.READY).values_list("pk", flat=True))
+        assert ready == set(taken[-schedule.keep :])
+
+
+def test_a_backup_that_a_user_retries_is_the_newest_one(
+    storage_root: Path, schedule: BackupSchedule, vm: VirtualMachine, member: Membership
+) -> None:
+    at = due_at(schedule)
+    backups.start_due_runs(at)
+    lost = images(storage_root, vm)[0]
+    data = lost.read_bytes()
+    lost.unlink()
+    carry_out_what_waits()
+    failed = Operation.objects.get()
+    BackupRun.objects.update(state=FAILED, next_try_at=None, finished_at=at, reason="It failed.")
+    lost.write_bytes(data)
+    later = run_once(schedule)
+    BackupSchedule.objects.update(keep=1)
+    services.retry(operation=failed, user=member.user)
+    work()
+    backups.settle_runs(at)
+    retried = schedule.runs.get(snapshot=failed.snapshot)
+    assert (retried.state, retried.number, later.number) == (DONE, 3, 2)
+    assert set(Snapshot.objects.values_list("pk", "state")) == {
+        (failed.snapshot_id, State.READY),
+        (later.snapshot_id, State.DELETING),
+    }
+
+
+def test_a_copy_that_was_deleted_in_the_cloud_does_not_count_as_kept(schedule: BackupSchedule) -> None:
+    first, second = run_once(schedule).snapshot, run_once(schedule).snapshot
+    Snapshot.objects.filter(pk=second.pk).update(missing_since=timezone.now())
+    run_once(schedule)
+    first.refresh_from_db()
+    assert first.state == State.READY, "two that can be restored were promised"
+    run_once(schedule)
+    assert copies(schedule) == [State.DELETING, State.DELETING, State.READY, State.READY]
+
+
+def delete(snapshot: Snapshot, cause: DeletionCause) -> None:
+    with transaction.atomic():
+        lock_customer(snapshot.customer_id)
+        services.accept_deletion(snapshot, at=timezone.now(), cause=cause)
+
+
+@pytest.mark.parametrize("cause", [cause for cause in DeletionCause if cause != DeletionCause.USER])
+def test_the_database_lets_only_a_user_delete_the_newest_verified_backup(
+    schedule: BackupSchedule, cause: DeletionCause
+) -> None:
+    older, newest = run_once(schedule).snapshot, run_once(schedule).snapshot
+    # Whatever the clocks said.
+    BackupRun.objects.filter(snapshot=newest).update(slot=timezone.now() - 400 * DAY)
+    with pytest.raises(IntegrityError, match="newest verified backup of a schedule is never deleted automatically"):
+        delete(newest, cause)
+    newest.refresh_from_db()
+    assert newest.state == State.READY
+    delete(newest, DeletionCause.USER)
+    with pytest.raises(IntegrityError, match="newest verified backup"):
+        delete(older, cause)
+
+
+def test_the_database_protects_what_can_be_restored_and_not_what_only_is_newer(schedule: BackupSchedule) -> None:
+    older, damaged, missing = (run_once(schedule).snapshot for _number in range(3))
+    Snapshot.objects.filter(pk=older.pk).update(state=State.READY, delete_requested_at=None, deletion_cause="")
+    older.refresh_from_db()
+    damaged.disks.filter(position=1).update(damage="Other bytes.")
+    Snapshot.objects.filter(pk=missing.pk).update(missing_since=timezone.now())
+    missing.refresh_from_db()
+    with pytest.raises(IntegrityError, match="newest verified backup"):
+        delete(older, DeletionCause.RETENTION)
+    delete(damaged, DeletionCause.DAMAGED)
+    delete(missing, DeletionCause.OUTSIDE)
+
+
+def test_the_database_lets_only_a_user_delete_a_pinned_backup(schedule: BackupSchedule, member: Membership) -> None:
+    pinned = run_once(schedule).snapshot
+    pinned = backups.keep_copy(snapshot=pinned, kept=True, user=member.user)
+    run_once(schedule)
+    with pytest.raises(IntegrityError, match="A pinned backup is never deleted automatically"):
+        delete(pinned, DeletionCause.RETENTION)
+    services.request_deletion(snapshot=pinned, user=member.user)
+    pinned.refresh_from_db()
+    assert (pinned.state, pinned.deletion_cause) == (State.DELETING, DeletionCause.USER)
+
+
+def test_runs_are_numbered_in_the_order_in_which_they_were_started(schedule: BackupSchedule) -> None:
+    slot = due_at(schedule)
+    backups.start_due_runs(slot + 2 * DAY)
+    backups.start_due_runs(slot + 3 * DAY)
+    assert list(schedule.runs.order_by("number").values_list("number", "state")) == [
+        (1, MISSED),
+        (2, MISSED),
+        (3, TAKING),
+        (4, MISSED),
+    ]
+    with pytest.raises(IntegrityError), transaction.atomic():
+        BackupRun.objects.filter(number=1).update(number=2)
 
 
 def test_a_copy_of_automatic_backups_costs_nothing_per_gb(vm: VirtualMachine) -> None:

@@ -115,7 +115,7 @@ def test_a_deleted_snapshot_stays_as_a_record_without_actions(client: Client, pr
     snapshot = charged(project, hours=1.5)
     now = timezone.now()
     billing.close_segment(resource_id=snapshot.pk, kind=snapshot.service_kind, at=now)
-    Snapshot.objects.update(state="deleted", delete_requested_at=now, deleted_at=now)
+    Snapshot.objects.update(state="deleted", delete_requested_at=now, deleted_at=now, deletion_cause="user")
 
     page = text_of(client, snapshot)
 

@@ -125,6 +125,28 @@ def test_a_failed_snapshot_can_be_tried_again_and_only_once(
     assert snapshot.state == State.READY
 
 
+def test_a_volume_that_was_made_at_the_second_try_is_not_made_again_whatever_the_clocks_say(
+    storage_root: Path, snapshot: Snapshot, member: Membership
+) -> None:
+    operation = services.request_new_volume(
+        snapshot=snapshot, user=member.user, project=member.project, name="rescued", size_gb=1
+    )
+    folder = storage_root / snapshot.location_id / "snapshots"
+    aside = folder.rename(folder.with_name("aside"))
+    carry_out_what_waits()
+    aside.rename(folder)
+    # That request came by a machine whose clock was ahead.
+    Operation.objects.filter(pk=operation.pk).update(created_at=timezone.now() + timedelta(hours=5))
+    services.retry(operation=operation, user=member.user)
+    carry_out_what_waits()
+    operation.volume.refresh_from_db()
+    assert operation.volume.state == Volume.State.AVAILABLE
+    with pytest.raises(services.NotNow, match="nothing to try again"):
+        services.retry(operation=operation, user=member.user)
+    operation.volume.refresh_from_db()
+    assert operation.volume.state == Volume.State.AVAILABLE
+
+
 def test_damage_is_found_kept_with_the_disk_and_told(
     storage_root: Path, snapshot: Snapshot, member: Membership
 ) -> None:

@@ -208,6 +208,17 @@ def test_one_that_is_missing_is_not_the_latest_any_more(member: Membership, monk
     assert services.never_written_back([older]) == {}
 
 
+def test_the_latest_is_the_one_that_the_cloud_took_last_whenever_the_portal_heard_of_it(
+    member: Membership, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LocalDriver, "reverts_only_latest", True)
+    now = timezone.now()
+    # The worker's clock was an hour behind, or the portal found the other one only later.
+    latest = SnapshotFactory(volume__project=member.project, ready_at=now - timedelta(hours=1), disk__captured_at=now)
+    older = SnapshotFactory(volume=latest.volume, disk__captured_at=now - timedelta(seconds=1))
+    assert set(services.never_written_back([older, latest])) == {older.pk}
+
+
 def test_who_tries_again_takes_the_clean_up_over_unless_it_is_at_work(member: Membership) -> None:
     snapshot = SnapshotFactory(volume__project=member.project, failed=True)
     sell_everywhere()

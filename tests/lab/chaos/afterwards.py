@@ -21,7 +21,7 @@ from cng_portal.accounts.models import Activity, Customer, Invitation, Membershi
 from cng_portal.inventory.models import AutomaticBackupSwitch, VirtualMachine, Volume
 from cng_portal.notifications.models import Notification
 from snapshots.backups import LONGEST_STEPS
-from snapshots.models import BackupRun, BackupSchedule, DiskImage, Kind, Operation, Snapshot, State
+from snapshots.models import BackupRun, BackupSchedule, DeletionCause, DiskImage, Kind, Operation, Snapshot, State
 
 from . import disks, people, portal
 
@@ -161,7 +161,7 @@ def backups_are_kept_as_asked() -> Iterator[str]:
                 yield f"{run} is done and its copy was not verified"
     for pk in asked_in_calm:
         schedule = BackupSchedule.objects.get(pk=pk)
-        last = schedule.runs.filter(created_at__lte=now).order_by("-created_at").first()
+        last = schedule.runs.exclude(state=BackupRun.State.MISSED).order_by("-number").first()
         if last is None or last.state != BackupRun.State.DONE:
             continue
         looked_at["schedules whose copies were counted"] += 1
@@ -169,7 +169,20 @@ def backups_are_kept_as_asked() -> Iterator[str]:
         if copies > schedule.keep:
             yield f"{schedule} keeps {copies} copies instead of {schedule.keep}"
         if last.snapshot is None or last.snapshot.state != State.READY:
-            yield f"{schedule} has deleted the copy that it has just taken"
+            yield f"{schedule} has deleted the copy that it has just taken: run {last.number}, {last.snapshot_id}"
+
+
+def newest_backups_are_there() -> Iterator[str]:
+    """Retention has deleted only what is older than the newest backup that no user deleted, by the numbers of the runs."""
+    for schedule in BackupSchedule.objects.all():
+        done = schedule.runs.filter(state=BackupRun.State.DONE).exclude(
+            snapshot__deletion_cause__in=[DeletionCause.USER, DeletionCause.OUTSIDE]
+        )
+        newest = done.select_related("snapshot").order_by("-number").first()
+        looked_at["newest backups"] += newest is not None
+        if newest and newest.snapshot and newest.snapshot.state != State.READY:
+            cause = newest.snapshot.deletion_cause
+            yield f"{schedule} has lost its newest backup: run {newest.number}, {newest.snapshot_id}, {cause}"
 
 
 def planned_too_far(now: datetime) -> list[BackupSchedule]:
@@ -298,6 +311,7 @@ CHECKS = [
     switches_are_charged,
     ledger_sums_to_zero,
     backups_are_kept_as_asked,
+    newest_backups_are_there,
     acts_are_written_down,
     people_were_told,
     what_was_promised_is_so,
