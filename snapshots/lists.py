@@ -98,7 +98,6 @@ class Page(Generic[M]):
 
 def page_of(queryset: QuerySet[M], order: Order, params: QueryDict, *, size: int = PAGE_SIZE) -> Page[M]:
     """The page that `?after=` or `?before=` asks for; the first one where the cursor is bad or leads nowhere."""
-    total = queryset.order_by()[: COUNTED + 1].count()
     rows: list[M] = []
     cursor, backwards = None, False
     for direction in ("after", "before"):
@@ -108,8 +107,10 @@ def page_of(queryset: QuerySet[M], order: Order, params: QueryDict, *, size: int
             rows = list(beyond.order_by(*order.by(backwards=backwards))[: size + 1])
     if not rows:
         cursor, backwards = None, False
-        rows = list(queryset.order_by(*order.by())[: size + 1]) if total else []
+        rows = list(queryset.order_by(*order.by())[: size + 1])
     more, rows = len(rows) > size, rows[:size]
+    # A first page that is not full has all rows there are.
+    total = queryset.order_by()[: COUNTED + 1].count() if more or cursor else len(rows)
     has_next, has_previous = (cursor is not None, more) if backwards else (more, cursor is not None)
     if backwards:
         rows.reverse()
