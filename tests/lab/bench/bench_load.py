@@ -272,6 +272,7 @@ def fill(count: int) -> None:
             ready_at=f"CASE WHEN {failed} THEN NULL ELSE {taken} END",
             delete_requested_at=gone,
             deleted_at=gone,
+            deletion_cause="CASE WHEN n % 25 = 3 THEN 'user' ELSE '' END",
         )
         copy(DiskImage, disk, count, id=pk, snapshot_id=pk, volume_id=volume, size_gb="1 + n % 60")
         copy(Operation, operation, count, id=uuid("2305843009213693952 + n"), snapshot_id=pk, **done)
@@ -317,7 +318,7 @@ class Pages:
     def __init__(self) -> None:
         from django.test.client import ClientHandler
 
-        self.handler = ClientHandler()
+        self.handler = ClientHandler(enforce_csrf_checks=False)
         self.handler.load_middleware()  # once, and not within the first page of each client
 
     def customer(self, number: int, name: str) -> tuple[Any, str]:
