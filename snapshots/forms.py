@@ -317,7 +317,7 @@ class OverrideForm(forms.Form):
         name = {"name": snapshot.name}
         if snapshot.is_damaged:
             field.required = field.widget.is_required = True
-            field.label = _("Type the snapshot's name, %(name)s, to use it although it is damaged") % name
+            field.label = _("Type the snapshot's name, “%(name)s”, to use it although it is damaged") % name
             field.error_messages["required"] = (
                 _("Type the name “%(name)s” to confirm that you accept damaged data.") % name
             )
@@ -326,7 +326,7 @@ class OverrideForm(forms.Form):
             field.help_text = (
                 _(
                     "It hasn't been verified within the last day, so all of its bytes are read and compared first. To skip "
-                    "that, type the snapshot's name, %(name)s."
+                    "that, type the snapshot's name, “%(name)s”."
                 )
                 % name
             )

@@ -163,7 +163,7 @@ def fill(member: Membership, storage_root: Path) -> None:
         hourly_price_micro=12_345_678_900,
         **place,
     )
-    huge = VolumeFactory(name=LONG, size_gb=16384, vm=big, **place)
+    huge = VolumeFactory(name=LONG, size_gb=16000, vm=big, **place)
     office = VolumeFactory(name=BURMESE, size_gb=250, **(place | {"project": customer.projects.get(name="Software")}))
     spare = VolumeFactory(name="spare-disk-of-the-office", size_gb=40, **place)
     for volume in (huge, office, spare):
@@ -368,6 +368,8 @@ def of_snapshots(member: Membership) -> Screens:
     for act in ("rename", "delete", "restore", "new_volume", "verify"):
         address = reverse(f"snapshots:{act}", args=[ready.pk])
         found[f"act-{act}"] = Screen(address)
+    for act in ("restore", "new_volume", "verify"):
+        found[f"act-{act}-damaged"] = Screen(reverse(f"snapshots:{act}", args=[states["damaged"].pk]))
     for act in ("delete", "restore"):
         found[f"act-{act}-wrong"] = Screen(reverse(f"snapshots:{act}", args=[ready.pk]), submit)
     found["act-new_machine"] = Screen(reverse("snapshots:new_machine", args=[machine.pk]))

@@ -416,7 +416,7 @@ def test_the_pages_say_that_it_is_damaged_and_ask_for_its_name(
     for name in "restore", "new_volume":
         text = page(client, name, snapshot)
         assert "It is damaged. What you restore may be, too." in text
-        assert "Type the snapshot's name, monday, to use it although it is damaged" in text
+        assert "Type the snapshot's name, “monday”, to use it although it is damaged" in text
     assert "costs K 0.40 an hour from then on" in page(client, "verify", snapshot)
 
     url = reverse("snapshots:restore", args=[snapshot.pk])
