@@ -78,6 +78,8 @@ def configuration(*, level: str, as_json: bool, secrets: Iterable[str]) -> dict[
             # it says once more what RequestMiddleware says, with the whole address
             "django.request": {"level": "CRITICAL"},
             "django.security.DisallowedHost": {"level": "CRITICAL"},  # anybody can send one; it is answered with 400
+            # its lines have the address, which has five characters of a new password's sum
+            "httpx": {"level": "WARNING"},
             # its statements carry their parameters
             "django.db.backends": {"level": "INFO"},
         },

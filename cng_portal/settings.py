@@ -7,7 +7,6 @@ import ipaddress
 import json
 import logging
 import os
-import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -125,22 +124,12 @@ def folder(text: str) -> Path:
     return path
 
 
-def list_of_sums(text: str) -> str:
-    """A file, or the address of a service, which then ends with a slash."""
-    if "://" in text:
-        parts = urlsplit(text)
-        is_ours = parts.scheme == "http" and parts.hostname == "127.0.0.1"
-        if not (parts.scheme == "https" or is_ours) or not parts.hostname or {"?", "#", "@"} & set(text):
-            raise ValueError("it is not an address such as https://api.pwnedpasswords.com/range/.")
-        return text.rstrip("/") + "/"
-    try:
-        with open(BASE_DIR / text, "rb") as file:
-            first = file.readline()
-    except OSError as error:
-        raise ValueError(f"the file cannot be read ({error.strerror}).") from None
-    if not re.match(rb"[0-9A-F]{40}\b", first):
-        raise ValueError("its lines do not begin with a SHA-1 sum in capital letters.")
-    return str(BASE_DIR / text)
+def range_service(text: str) -> str:
+    """The address of a service that answers as Have I Been Pwned's range API; it ends with a slash."""
+    parts = urlsplit(text)
+    if parts.scheme != "https" or not parts.hostname or {"?", "#", "@"} & set(text):
+        raise ValueError("it is not an address such as https://api.pwnedpasswords.com/range/.")
+    return text.rstrip("/") + "/"
 
 
 def database(text: str) -> dict[str, Any]:
@@ -362,14 +351,15 @@ AUTH_PASSWORD_VALIDATORS: list[dict[str, Any]] = [
 # Of all settings the one that is something else when it is empty than when it is missing: nobody is asked.
 HAVE_I_BEEN_PWNED = "https://api.pwnedpasswords.com/range/"
 unless_named = HAVE_I_BEEN_PWNED if HTTPS and "BREACHED_PASSWORDS" not in os.environ else ""
-BREACHED_PASSWORDS = read("BREACHED_PASSWORDS", list_of_sums, unless_named)
+BREACHED_PASSWORDS = read("BREACHED_PASSWORDS", range_service, unless_named)
 if BREACHED_PASSWORDS:
     AUTH_PASSWORD_VALIDATORS.append(
         {
             "NAME": "cng_portal.accounts.signin.passwords.BreachedPasswordValidator",
-            "OPTIONS": {"source": BREACHED_PASSWORDS},
+            "OPTIONS": {"address": BREACHED_PASSWORDS},
         }
     )
+PWNED_PASSWORDS = {"API_TIMEOUT": 2}  # seconds; then the password is accepted
 LOGIN_URL = reverse_lazy("account_login")
 LOGIN_REDIRECT_URL = reverse_lazy("dashboard")
 ACCOUNT_ADAPTER = "cng_portal.accounts.signin.adapter.AccountAdapter"

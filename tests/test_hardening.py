@@ -309,7 +309,7 @@ def test_with_https_new_passwords_are_asked_for_unless_the_setting_is_empty(tmp_
     validator = "cng_portal.accounts.signin.passwords.BreachedPasswordValidator"
 
     def asks(address: str) -> str:
-        return f"{[{'NAME': validator, 'OPTIONS': {'source': address}}]}\n"
+        return f"{[{'NAME': validator, 'OPTIONS': {'address': address}}]}\n"
 
     assert manage(*show, **SAFE).stdout == asks("https://api.pwnedpasswords.com/range/")
     own = {"BREACHED_PASSWORDS": "https://breaches.example.com/range"}

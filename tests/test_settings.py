@@ -39,8 +39,11 @@ def test_the_web_process_is_not_exposed_unless_told(bind: str) -> None:
         ("BIND", "everywhere", "it is not an IP address, such as 127.0.0.1 or 0.0.0.0."),
         ("DEBUG", "perhaps", "it is neither true nor false."),
         ("DATA_DIR", "/dev/null/portal", "the folder cannot be made (Not a directory)."),
-        ("BREACHED_PASSWORDS", "/nowhere", "the file cannot be read (No such file or directory)."),
-        ("BREACHED_PASSWORDS", "README.md", "its lines do not begin with a SHA-1 sum in capital letters."),
+        (
+            "BREACHED_PASSWORDS",
+            "/srv/portal/breached.txt",
+            "it is not an address such as https://api.pwnedpasswords.com/range/.",
+        ),
         (
             "BREACHED_PASSWORDS",
             "http://breaches.example.com/range/",

@@ -19,7 +19,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from cng_portal.accounts.signin.passwords import SILENCES
+from cng_portal.accounts.signin.passwords import FAILURES as BREACH_SERVICE_FAILURES
 from cng_portal.mail import services as mail
 from snapshots import watching
 
@@ -68,7 +68,7 @@ def metrics(request: HttpRequest) -> HttpResponse:
             MultiProcessCollector(registry, folder)  # the sum of all web processes, whichever of them is asked
     else:
         registry.register(REQUEST_SECONDS)
-        registry.register(SILENCES)
+        registry.register(BREACH_SERVICE_FAILURES)
     registry.register(WorkCollector())
     return HttpResponse(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
 

@@ -7,7 +7,6 @@ import struct
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -24,7 +23,7 @@ from django.utils import timezone
 
 from cng_portal.accounts import known_browsers
 from cng_portal.accounts.models import Activity, Project, Role, User
-from cng_portal.accounts.signin import attempts, confirmation, factors, passwords
+from cng_portal.accounts.signin import attempts, confirmation, factors
 from cng_portal.mail.models import OutgoingMail
 from tests.accounts.test_sign_in import PASSWORD, sign_in
 from tests.factories import ProjectFactory, UserFactory
@@ -338,35 +337,6 @@ def test_a_changed_password_ends_the_other_sessions_and_is_told(person: User) ->
     assert len(here.get(reverse("accounts:sessions")).context["sessions"]) == 1
     assert there.get("/").status_code == 302
     assert person.notifications.get().title == "Your password was changed"
-
-
-@pytest.mark.parametrize("end", ["\n", ":3\r\n"])
-def test_a_password_that_is_known_from_a_breach_is_refused(
-    person: User, settings: "SettingsWrapper", tmp_path: Path, end: str
-) -> None:
-    def sums(passwords: list[str]) -> list[str]:
-        return sorted(hashlib.sha1(one.encode()).hexdigest().upper() for one in passwords)
-
-    stolen = [f"stolen horse {number}" for number in range(300)]
-    file = tmp_path / "stolen"
-    file.write_text("".join(f"{one}{end}" for one in sums(stolen)), newline="")
-    assert all(passwords.is_listed(file, one.encode()) for one in sums(stolen))
-    assert not any(passwords.is_listed(file, one.encode()) for one in [*sums(["a", "b", "c"]), "0" * 40, "F" * 40])
-
-    validator = {
-        "NAME": "cng_portal.accounts.signin.passwords.BreachedPasswordValidator",
-        "OPTIONS": {"source": str(file)},
-    }
-    settings.AUTH_PASSWORD_VALIDATORS = [*settings.AUTH_PASSWORD_VALIDATORS, validator]
-    client = Client()
-    sign_in(client, person.email)
-    url = reverse("account_change_password")
-    refused = client.post(url, {"oldpassword": PASSWORD, "password1": stolen[7], "password2": stolen[7]})
-    assert "This password is in a list of those that were stolen elsewhere." in refused.text
-    person.refresh_from_db()
-    assert person.check_password(PASSWORD)
-    own = "nobody else has this one 7"
-    assert client.post(url, {"oldpassword": PASSWORD, "password1": own, "password2": own}).status_code == 302
 
 
 def test_a_new_address_takes_effect_when_it_is_confirmed_and_the_old_one_is_told(
