@@ -20,6 +20,7 @@ from cng_portal.accounts.admin import ReadOnly, SupportAdmin
 from . import closing, money, services
 from .forms import CorrectionForm, GrantForm, PackageForm, PriceVersionForm, PriceVersionFormSet, WalletForm
 from .models import (
+    ClosingFailure,
     CustomerAccount,
     Invoice,
     InvoiceLine,
@@ -85,7 +86,16 @@ class PackageAdmin(SupportAdmin):
         except IntegrityError:
             return super().changeform_view(request, *args, **kwargs)
 
+    def save_model(self, request: HttpRequest, obj: Package, form: Any, change: bool) -> None:
+        if change and "active" in form.changed_data and not obj.active:
+            deleted = services.retire_package(package=obj, by=request.user)
+            if deleted:
+                self.message_user(request, _("Planned prices deleted: %(count)s.") % {"count": len(deleted)})
+        super().save_model(request, obj, form, change)
+
     def save_formset(self, request: HttpRequest, form: Any, formset: Any, change: bool) -> None:
+        if not form.instance.active:
+            return  # its planned prices are deleted, and it takes no new ones
         for version in formset.save(commit=False):
             version.created_by = version.created_by or request.user
             version.save()
@@ -99,6 +109,12 @@ class OfACustomer(ReadOnly, SupportAdmin):
     customer_fields = ("customer",)
     search_fields = ["=customer__number", "customer__name"]
     list_select_related = ["customer"]
+
+
+@admin.register(ClosingFailure)
+class ClosingFailureAdmin(OfACustomer):
+    list_display = ["customer", "reason", "failed_at"]
+    uuid_fields = ("customer_id",)
 
 
 @admin.register(UsageSegment)
@@ -273,7 +289,7 @@ class CustomerAccountAdmin(ReadOnly, SupportAdmin):
     @admin.action(description=gettext_lazy("Make the invoices of the months that are over"), permissions=["close"])
     def close_months(self, request: HttpRequest, accounts: QuerySet[CustomerAccount]) -> None:
         report = closing.close_months(at=timezone.now(), customer_ids=list(accounts.values_list("pk", flat=True)))
-        for sentence in report.stopped:
+        for sentence in report.stopped.values():
             self.message_user(request, sentence, messages.ERROR)
         made = _("%(invoices)s invoices made, with %(lines)s lines.") % {
             "invoices": report.invoices,

@@ -14,14 +14,14 @@ from uuid import UUID, uuid5
 from zoneinfo import ZoneInfo
 
 from django.core.mail import mail_admins
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, OperationalError, transaction
 from django.db.models import Count, Max, Min, Sum
 from django.utils.translation import gettext as _
 
 from cng_portal.accounts.models import Customer
 
 from . import bulk, rating, services
-from .models import Invoice, InvoiceLine, ServiceKind, UsageSegment, invoice_number
+from .models import ClosingFailure, Invoice, InvoiceLine, ServiceKind, UsageSegment, invoice_number
 
 logger = logging.getLogger(__name__)
 BATCH = 2000
@@ -33,14 +33,14 @@ class Report:
     invoices: int = 0
     lines: int = 0
     totals: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # {currency: millionths}
-    stopped: list[str] = field(default_factory=list)  # a sentence for each customer that could not be closed
+    stopped: dict[UUID, str] = field(default_factory=dict)  # {customer: why the month could not be closed}
 
     def add(self, other: "Report") -> None:
         self.invoices += other.invoices
         self.lines += other.lines
         for currency, total_micro in other.totals.items():
             self.totals[currency] += total_micro
-        self.stopped += [sentence for sentence in other.stopped if sentence not in self.stopped]
+        self.stopped |= other.stopped
 
 
 def require_month_is_over(month: date, at: datetime) -> None:
@@ -65,24 +65,57 @@ def close_months(
     """Write the invoices of all months that are over at `at` in the customer's time zone, the earliest first.
 
     `through` names the last month wanted, `customer_ids` limits it to some customers. Memory does not grow with their
-    number. A customer with usage that has no price gets none, and the administrators are told; the others get theirs.
+    number. A customer whose month cannot be closed, whatever the reason, keeps nobody else from an invoice: the reason is
+    recorded as a ClosingFailure and the administrators are notified. Raises OperationalError when the database fails.
     """
     report = Report()
     for batch in batches(customer_ids):
         with transaction.atomic() if dry_run else nullcontext():
-            more = True
-            while more:
-                with transaction.atomic():
-                    done, more = _close_batch(batch, at=at, through=through)
-                report.add(done)
+            report.add(_close(batch, at=at, through=through))
             if dry_run:
                 transaction.set_rollback(True)
+            else:
+                _record_failures(batch, report, at=at)
         progress(len(batch))
-    if report.stopped and not dry_run:
-        for sentence in report.stopped:
-            logger.error("%s", sentence)
-        mail_admins(_("Invoices that could not be made"), "\n".join(report.stopped))
     return report
+
+
+def _close(customer_ids: list[UUID], *, at: datetime, through: date | None) -> Report:
+    """Close all months of a batch. One that fails is split in two until the failure is that of a single customer."""
+    report, more = Report(), True
+    try:
+        while more:
+            with transaction.atomic():
+                done, more = _close_batch(customer_ids, at=at, through=through)
+            report.add(done)
+    except OperationalError:
+        raise
+    except Exception as error:
+        if len(customer_ids) > 1:
+            middle = len(customer_ids) // 2
+            for half in (customer_ids[:middle], customer_ids[middle:]):
+                report.add(_close(half, at=at, through=through))
+        else:
+            customer = Customer.objects.get(pk=customer_ids[0])
+            logger.exception("invoice.failed customer=%s", customer.crn)
+            report.stopped[customer.pk] = _(
+                "Customer %(crn)s gets no invoice: %(reason)s. Look for invoice.failed in the log, mend the cause, then "
+                "close the month again."
+            ) % {"crn": customer.crn, "reason": f"{type(error).__name__}: {error}".splitlines()[0][:200].rstrip(".")}
+    return report
+
+
+def _record_failures(customer_ids: list[UUID], report: Report, *, at: datetime) -> None:
+    """Administrators see each failure until the month is closed, and get an e-mail when it is new."""
+    stopped = {pk: report.stopped[pk] for pk in customer_ids if pk in report.stopped}
+    ClosingFailure.objects.filter(customer__in=customer_ids).exclude(customer__in=stopped).delete()
+    known = dict(ClosingFailure.objects.filter(customer__in=stopped).values_list("customer", "reason"))
+    new = {pk: reason for pk, reason in stopped.items() if known.get(pk) != reason}
+    for pk, reason in new.items():
+        logger.error("invoice.stopped reason=%s", reason)
+        ClosingFailure.objects.update_or_create(customer_id=pk, defaults={"reason": reason, "failed_at": at})
+    if new:
+        mail_admins(_("Invoices that could not be made"), "\n".join(new.values()))
 
 
 def batches(customer_ids: list[UUID] | None) -> Iterator[list[UUID]]:
@@ -128,7 +161,7 @@ def _close_batch(customer_ids: list[UUID], *, at: datetime, through: date | None
         unpriced |= missing
         windows = [window for window in windows if window.customer_id not in unpriced]
         _write_lines(windows, late)
-    report.stopped += unpriced.values()
+    report.stopped |= unpriced
     if windows:
         bulk.insert_invoices(windows, at=at)
         _add_sums(windows, report)

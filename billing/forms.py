@@ -73,6 +73,10 @@ class PriceVersionFormSet(forms.BaseInlineFormSet):
     def clean(self) -> None:
         super().clean()
         package = self.instance
+        if not package.active:
+            if any(form.has_changed() and form not in self.deleted_forms for form in self.forms):
+                raise forms.ValidationError(_("An inactive package takes no new prices. Activate it first."))
+            return
         at_this_place = PriceVersion.objects.filter(package__location=package.location_id, package__kind=package.kind)
         sold_before = at_this_place.exists()
         now = max(timezone.now(), *Location.objects.values_list(Now(), flat=True)[:1])

@@ -72,7 +72,11 @@ class Package(models.Model):
         error_messages={"invalid_choice": ONLY_THREE_KINDS},
     )
     name = NameField(_("name"))
-    active = models.BooleanField(_("active"), default=True, help_text=_("Only what is active can be ordered."))
+    active = models.BooleanField(
+        _("active"),
+        default=True,
+        help_text=_("Only an active package can be ordered. Deactivating it deletes its planned prices."),
+    )
     billing_cycle = models.CharField(
         _("billing cycle"),
         max_length=16,
@@ -328,6 +332,24 @@ class Invoice(models.Model):
     @property
     def number(self) -> str:
         return invoice_number(self.customer_number, self.sequence)
+
+
+class ClosingFailure(models.Model):
+    """Why a customer's month could not be closed; deleted when it is. Its `reason` says what an administrator can do."""
+
+    customer = models.OneToOneField(
+        Customer, verbose_name=_("customer"), on_delete=models.PROTECT, primary_key=True, related_name="closing_failure"
+    )
+    reason = models.TextField(_("reason"))
+    failed_at = models.DateTimeField(_("since"))
+
+    class Meta:
+        verbose_name = _("month that could not be closed")
+        verbose_name_plural = _("months that could not be closed")
+        ordering = ["failed_at"]
+
+    def __str__(self) -> str:
+        return str(self.customer)
 
 
 class InvoiceLine(models.Model):

@@ -1,6 +1,7 @@
 """What billing does by itself. Every part may run twice, late, or beside another scheduler."""
 
 import logging
+from collections.abc import Callable
 from datetime import datetime
 
 from . import closing, services
@@ -10,10 +11,15 @@ logger = logging.getLogger(__name__)
 
 def run_due(*, at: datetime) -> None:
     """Invoice the months that are over, record the free credits that have expired, warn of low balances."""
-    report = closing.close_months(at=at)
-    if report.invoices:
-        logger.info("Made %s invoices with %s lines", report.invoices, report.lines)
-    if expired := services.expire_credits(at=at):
-        logger.info("Recorded %s grants of free credits that expired", expired)
-    if warned := services.warn_low_balances(at=at):
-        logger.info("Warned %s customers of a low balance", warned)
+    duties: list[Callable[..., object]] = [closing.close_months, services.expire_credits, services.warn_low_balances]
+    failed = []
+    for duty in duties:
+        try:
+            result = duty(at=at)
+        except Exception as error:  # the others are still done; the scheduler hears of it afterwards
+            failed.append(error)
+            logger.exception("billing.duty_failed duty=%s", duty.__name__)
+        else:
+            logger.info("billing.duty_done duty=%s result=%s", duty.__name__, result)
+    if failed:
+        raise failed[0]

@@ -3,15 +3,18 @@
 Nothing accrues. What is owed is computed from usage segments and price versions whenever somebody asks.
 """
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 from django.db import transaction
 from django.db.models import Case, Exists, F, Max, Min, OuterRef, Q, QuerySet, Subquery, Sum, When
+from django.db.models.functions import Now
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext as _
@@ -38,6 +41,8 @@ from .models import (
     WalletAccount,
     WalletTransaction,
 )
+
+logger = logging.getLogger(__name__)
 
 
 class BillingError(Exception):
@@ -237,6 +242,26 @@ def create_package(
     package.save()
     _add_version(package=package, rate_micro=rate_micro, starts_at=starts_at, by=by)
     return package
+
+
+@transaction.atomic
+def retire_package(*, package: Package, by: User | None) -> list[PriceVersion]:
+    """Take the package off sale and return its planned prices, which are deleted: they will never begin.
+
+    What runs keeps the price that it has until another package of the kind has one in the location.
+    """
+    planned = list(package.versions.filter(starts_at__gt=Now()))
+    for version in planned:
+        activity.record(
+            act="price.delete",
+            actor=by,
+            thing=package,
+            before={"rate_micro": version.rate_micro, "starts_at": version.starts_at},
+        )
+        version.delete()
+    package.active = False
+    package.save(update_fields=["active"])
+    return planned
 
 
 def _add_version(*, package: Package, rate_micro: int, starts_at: datetime, by: User | None) -> PriceVersion:
@@ -457,8 +482,8 @@ class Ledger:
         found = [rating.Window(month=one.month, since=one.starts_at, until=one.ends_at) for one in self.invoices]
         if first >= found[0].since:
             return found
-        zone, until = self.customer.zone, found[0].since
-        # also where the time zone was another one when the first invoice was made
+        # The zone of that invoice and not today's: a line that was invoiced must meet the same month again.
+        zone, until = ZoneInfo(self.invoices[0].time_zone), found[0].since
         month = min(rating.month_of(first, zone), (found[0].month - timedelta(days=1)).replace(day=1))
         since, earlier = min(rating.month_start(month, zone), first), []
         while rating.next_month(month) < found[0].month:
@@ -923,22 +948,30 @@ def expire_credits(*, at: datetime) -> int:
     pending = WalletTransaction.objects.filter(expires_at__lte=at, expiry=None).values("customer").distinct()
     recorded = 0
     for customer in Customer.objects.filter(pk__in=pending):
-        with transaction.atomic():
-            lock_customer(customer.pk)
-            for grant, amount_micro in expired_credits(customer=customer, at=at):
-                WalletTransaction.objects.create(
-                    customer=customer,
-                    kind=TransactionKind.EXPIRED,
-                    source=WalletAccount.WALLET,
-                    target=WalletAccount.GRANTS,
-                    amount_micro=amount_micro,
-                    key=f"expired:{grant.pk}",
-                    reason=_("Free credits expired"),
-                    grant=grant,
-                    at=grant.expires_at,
-                )
-                recorded += 1
+        try:
+            recorded += _expire_credits(customer, at)
+        except Exception:
+            logger.exception("credits.expiry_failed customer=%s", customer.crn)
     return recorded
+
+
+@transaction.atomic
+def _expire_credits(customer: Customer, at: datetime) -> int:
+    lock_customer(customer.pk)
+    expired = expired_credits(customer=customer, at=at)
+    for grant, amount_micro in expired:
+        WalletTransaction.objects.create(
+            customer=customer,
+            kind=TransactionKind.EXPIRED,
+            source=WalletAccount.WALLET,
+            target=WalletAccount.GRANTS,
+            amount_micro=amount_micro,
+            key=f"expired:{grant.pk}",
+            reason=_("Free credits expired"),
+            grant=grant,
+            at=grant.expires_at,
+        )
+    return len(expired)
 
 
 # Low balance -------------------------------------------------------------------------------------------------------
@@ -990,17 +1023,31 @@ def warn_low_balances(*, at: datetime) -> int:
         .values_list("pk", flat=True)
     )
     for start in range(0, len(ids), PAGE):
-        page = Customer.objects.filter(pk__in=ids[start : start + PAGE])
-        now, hourly = standings(customers=page, at=at), hourly_totals(customers=page, at=at)
-        open_warnings = LowBalanceWarning.objects.filter(customer__in=page, recovered_at=None)
-        told = set(open_warnings.values_list("customer_id", flat=True))
-        low = {pk for pk, one in now.items() if one.balance_micro < hourly.get(pk, 0) * LOW_BALANCE_HOURS}
-        open_warnings.exclude(customer__in=low).update(recovered_at=at)
-        for customer in page:
-            if customer.pk in low and customer.pk not in told:
-                balance_micro = now[customer.pk].balance_micro
-                warned += _warn(customer, balance_micro=balance_micro, hourly_micro=hourly[customer.pk], at=at)
+        page = ids[start : start + PAGE]
+        try:
+            warned += _warn_page(page, at=at)
+        except Exception:
+            logger.exception("low_balance.page_failed customers=%s", len(page))
+            for pk in page:
+                try:
+                    warned += _warn_page([pk], at=at)
+                except Exception:
+                    logger.exception("low_balance.check_failed customer=%s", pk)
     return warned
+
+
+def _warn_page(ids: Sequence[UUID], *, at: datetime) -> int:
+    page = Customer.objects.filter(pk__in=ids)
+    now, hourly = standings(customers=page, at=at), hourly_totals(customers=page, at=at)
+    open_warnings = LowBalanceWarning.objects.filter(customer__in=page, recovered_at=None)
+    already_warned = set(open_warnings.values_list("customer_id", flat=True))
+    low = {pk for pk, one in now.items() if one.balance_micro < hourly.get(pk, 0) * LOW_BALANCE_HOURS}
+    open_warnings.exclude(customer__in=low).update(recovered_at=at)
+    return sum(
+        _warn(customer, balance_micro=now[customer.pk].balance_micro, hourly_micro=hourly[customer.pk], at=at)
+        for customer in page
+        if customer.pk in low - already_warned
+    )
 
 
 def _warn(customer: Customer, *, balance_micro: int, hourly_micro: int, at: datetime) -> bool:

@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from fractions import Fraction
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 from cng_portal.accounts.models import Customer
 
 from . import services
 from .models import (
+    ClosingFailure,
     Invoice,
     InvoiceLine,
     PriceVersion,
@@ -80,12 +82,12 @@ def _month(invoices: list[Invoice], customer: Customer, instant: datetime) -> da
     for invoice in invoices:
         if invoice.starts_at <= instant < invoice.ends_at:
             return invoice.month
-    month = instant.astimezone(customer.zone).date().replace(day=1)
-    if invoices and instant >= invoices[-1].ends_at:
-        return max(month, (invoices[-1].month + timedelta(days=31)).replace(day=1))
-    if invoices:
+    if invoices and instant < invoices[0].starts_at:
+        # counted in the zone of the first invoice, so that a later change of zone moves no hour into another month
+        month = instant.astimezone(ZoneInfo(invoices[0].time_zone)).date().replace(day=1)
         return min(month, (invoices[0].month - timedelta(days=1)).replace(day=1))
-    return month
+    month = instant.astimezone(customer.zone).date().replace(day=1)
+    return max(month, (invoices[-1].month + timedelta(days=31)).replace(day=1)) if invoices else month
 
 
 def _rounded(exact: Fraction) -> int:
@@ -147,6 +149,8 @@ def of_customer(
     if invoices and at < invoices[-1].ends_at:
         yield f"the instant {at} lies before the end of the last invoice"
         return
+    for failure in ClosingFailure.objects.filter(customer=customer):
+        yield f"a month could not be closed since {failure.failed_at:%Y-%m-%d %H:%M} UTC: {failure.reason}"
     shown = services.standing(customer=customer, at=at)
     owed = sum(amounts.values()) - sum(charged.values())
     if shown.owed_micro != owed:

@@ -48,6 +48,22 @@ GUARDS = [
         "A price starts in the future: hours that have begun keep their price.",
     ),
     Guard(
+        "price_of_inactive",
+        "BEFORE INSERT",
+        "billing_priceversion",
+        "NEW.starts_at > {now} AND EXISTS (SELECT 1 FROM billing_package p WHERE p.id = NEW.package_id AND NOT p.active)",
+        "An inactive package takes no new prices: activate it first.",
+    ),
+    Guard(
+        # Else a planned price of a retired package would take over from the one that replaced it.
+        "package_retired",
+        "BEFORE UPDATE",
+        "billing_package",
+        "OLD.active AND NOT NEW.active AND EXISTS"
+        " (SELECT 1 FROM billing_priceversion v WHERE v.package_id = OLD.id AND v.starts_at > {now})",
+        "A package with planned prices stays active: delete them first.",
+    ),
+    Guard(
         "package_moved",
         "BEFORE UPDATE",
         "billing_package",

@@ -56,6 +56,7 @@ ACTS: dict[str, str | Promise] = {
     # money
     "wallet.move": _("Credits changed"),
     "price.set": _("Price set"),
+    "price.delete": _("Planned price deleted"),
     "invoice.close": _("Months closed by an administrator"),
     # people
     "person.sign_in": _("Signed in"),

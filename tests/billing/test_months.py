@@ -9,9 +9,10 @@ from django.core import mail
 from django.core.management import CommandError, call_command
 from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
 
 from billing import closing, scheduling, services, verification
-from billing.models import Invoice, InvoiceLine, LowBalanceWarning, UsageSegment, WalletTransaction
+from billing.models import ClosingFailure, Invoice, InvoiceLine, LowBalanceWarning, UsageSegment, WalletTransaction
 from cng_portal.accounts.models import Customer
 from cng_portal.accounts.services import lock_customer
 from cng_portal.notifications.models import Notification
@@ -150,7 +151,7 @@ def test_usage_without_a_price_stops_the_invoice_of_that_customer_only(shop, use
     report = closing.close_months(at=DECEMBER)
     assert [one.customer for one in Invoice.objects.all()] == [shop.customer]
     assert InvoiceLine.objects.count() == 1
-    [sentence] = report.stopped
+    [sentence] = report.stopped.values()
     assert "Customer #000040 gets no invoice: “orphan”" in sentence
     assert sentence in mail.outbox[0].body
     assert "without a price" in " ".join(verification.differences(at=DECEMBER))
@@ -164,7 +165,9 @@ def test_late_usage_without_a_price_stops_that_customer_only_too(shop, use):
     use(datetime(2025, 12, 31, 20, tzinfo=UTC), yangon(4), project=other, name="orphan")
     report = closing.close_months(at=yangon(1, month=1, year=2041))
     assert [one.customer for one in Invoice.objects.filter(month=date(2040, 12, 1))] == [shop.customer]
-    assert "“orphan” (BS Snapshot in 1CNG-YGN-AZ01) was used before its price began" in report.stopped[0]
+    assert (
+        "“orphan” (BS Snapshot in 1CNG-YGN-AZ01) was used before its price began" in report.stopped[other.customer_id]
+    )
 
 
 def test_a_dry_run_writes_nothing_and_says_what_it_would(shop, use):
@@ -391,3 +394,66 @@ def test_usage_in_a_wallet_without_invoices_counts_from_its_first_month(shop, us
     use(yangon(3, month=8), yangon(3, 1, month=8))
     assert services.owed(customer=shop.customer, at=DECEMBER) == 20_000_000
     assert UsageSegment.objects.get().late is False
+
+
+@pytest.mark.parametrize("zone", ["UTC", "America/New_York", "Pacific/Kiritimati"])
+def test_months_before_the_first_invoice_keep_their_boundaries_when_the_zone_changes(shop, use, zone):
+    use(yangon(3))
+    closing.close_months(at=DECEMBER)
+    use(yangon(29, month=9), yangon(2, month=10))  # late, and from before the first invoice
+    closing.close_months(at=yangon(1, month=1, year=2041))
+    charged = list(InvoiceLine.objects.filter(month__lt=date(2040, 11, 1)).values_list("month", "hours"))
+    Customer.objects.update(time_zone=zone)
+    report = closing.close_months(at=yangon(5, month=3, year=2041))
+    assert report.stopped == {}
+    assert list(InvoiceLine.objects.filter(month__lt=date(2040, 11, 1)).values_list("month", "hours")) == charged
+    assert verification.differences(at=yangon(5, month=3, year=2041)) == []
+
+
+def test_one_customer_whose_month_cannot_be_closed_keeps_nobody_else_from_an_invoice(shop, use, settings):
+    """The invoice of the second is larger than any amount of the wallet."""
+    settings.ADMINS = [("Administrator", "admin@example.com")]
+    dear = LocationFactory(code="1CNG-SGP-AZ01")
+    services.create_package(
+        location=dear, kind=shop.kind, rate_micro=10_000_000_000, starts_at=datetime(2026, 1, 1, tzinfo=UTC)
+    )
+    projects = [ProjectFactory(customer__number=number) for number in range(40, 47)]
+    for project in projects:
+        use(yangon(3), project=project)
+    broken = projects[3]
+    use(yangon(3), project=broken, location=dear, size_gb=1_000_000)
+
+    for _attempt in range(2):
+        report = closing.close_months(at=DECEMBER)
+
+        assert list(report.stopped) == [broken.customer_id]
+        invoiced = set(Invoice.objects.values_list("customer", flat=True))
+        assert invoiced == {project.customer_id for project in projects} - {broken.customer_id}
+    failure = ClosingFailure.objects.get()
+    assert (failure.customer_id, failure.failed_at) == (broken.customer_id, DECEMBER)
+    assert "Customer #000043 gets no invoice" in failure.reason
+    assert [failure.reason] == [message.body for message in mail.outbox]  # once, and not at each attempt
+    [difference] = verification.differences(at=DECEMBER)
+    assert "#000043" in difference and "could not be closed" in difference
+
+
+def test_a_failure_is_forgotten_once_the_month_is_closed(shop, use):
+    orphan = use(yangon(3), location=LocationFactory(code="1CNG-SGP-AZ01"))
+    closing.close_months(at=DECEMBER)
+    assert ClosingFailure.objects.get().customer == shop.customer
+    services.create_package(location=orphan.location, kind=shop.kind, rate_micro=1, starts_at=yangon(1))
+    closing.close_months(at=DECEMBER)
+    assert Invoice.objects.count() == 1
+    assert not ClosingFailure.objects.exists()
+
+
+def test_a_customer_whose_row_is_broken_keeps_nobody_from_an_invoice_or_a_warning(shop, use):
+    use(timezone.now() - timedelta(hours=2))
+    use(timezone.now() - timedelta(days=70), timezone.now() - timedelta(days=60))
+    broken = ProjectFactory(customer__number=40)
+    use(timezone.now() - timedelta(days=70), project=broken)
+    Customer.objects.filter(pk=broken.customer_id).update(time_zone="Mars/Olympus")
+    scheduling.run_due(at=timezone.now())
+    assert Invoice.objects.filter(customer=shop.customer).exists()
+    assert LowBalanceWarning.objects.filter(customer=shop.customer).exists()
+    assert "Mars/Olympus" in ClosingFailure.objects.get(customer=broken.customer_id).reason

@@ -3,9 +3,11 @@ from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
+from django.db import IntegrityError, transaction
+from django.utils import timezone
 
 from billing import services
-from billing.models import BillingCycle, Package, ServiceKind, UsageSegment
+from billing.models import BillingCycle, Package, PriceVersion, ServiceKind, UsageSegment
 from cng_portal.accounts.models import User
 from cng_portal.accounts.services import create_customer
 from cng_portal.inventory.models import Location
@@ -21,7 +23,7 @@ def place():
     customer = create_customer(name="Shwe", owner=owner)
     location = Location.objects.create(code="1CNG-YGN-AZ01", city="Yangon", country="MM", region="asia")
     services.create_package(
-        location=location, kind=KIND, rate_micro=400_000, starts_at=datetime(2040, 1, 1, tzinfo=UTC)
+        location=location, kind=KIND, rate_micro=400_000, starts_at=datetime(2020, 1, 1, tzinfo=UTC)
     )
     return SimpleNamespace(
         owner=owner, customer=customer, project=customer.projects.get(), location=location, resource=uuid4()
@@ -74,7 +76,7 @@ def test_what_has_no_package_or_no_begun_price_is_not_sold(place):
         )
     with pytest.raises(services.NotSold):
         services.quote(
-            customer=place.customer, location=place.location, kind=KIND, size_gb=50, at=datetime(2039, 1, 1, tzinfo=UTC)
+            customer=place.customer, location=place.location, kind=KIND, size_gb=50, at=datetime(2019, 1, 1, tzinfo=UTC)
         )
     Package.objects.update(active=False)
     with pytest.raises(services.NotSold):
@@ -185,3 +187,31 @@ def test_how_long_the_credits_last(place):
 
 def test_hourly_is_the_only_billing_cycle():
     assert BillingCycle.values == ["hourly"]
+
+
+def test_a_planned_price_of_a_retired_package_never_begins(place):
+    """A at 0.4 with 0.9 planned is retired, and B at 0.1 takes its place."""
+    first = Package.objects.get()
+    now = timezone.now()
+    services.set_price(package=first, rate_micro=900_000, starts_at=now + timedelta(days=10), by=None, at=now)
+    assert [version.rate_micro for version in services.retire_package(package=first, by=place.owner)] == [900_000]
+    services.create_package(
+        location=place.location, kind=KIND, rate_micro=100_000, starts_at=now + timedelta(days=1), name="B"
+    )
+    later = now + timedelta(days=20)
+    quote = services.quote(customer=place.customer, location=place.location, kind=KIND, size_gb=50, at=later)
+    assert quote.hourly_micro == 5_000_000
+    open_one(place, at=later)
+    cost = services.cost_so_far(resource_id=place.resource, at=later + timedelta(hours=2))
+    assert cost.amount_micro == 10_000_000
+
+
+@pytest.mark.both_databases
+def test_the_database_keeps_planned_prices_and_inactive_packages_apart(place):
+    package, now = Package.objects.get(), timezone.now()
+    services.set_price(package=package, rate_micro=900_000, starts_at=now + timedelta(days=10), by=None, at=now)
+    with pytest.raises(IntegrityError, match="planned prices"), transaction.atomic():
+        Package.objects.update(active=False)
+    services.retire_package(package=package, by=None)
+    with pytest.raises(IntegrityError, match="takes no new prices"), transaction.atomic():
+        PriceVersion.objects.create(package=package, rate_micro=1, starts_at=now + timedelta(days=10))

@@ -35,4 +35,4 @@ class Command(BaseCommand):
         for currency, total_micro in sorted(report.totals.items()):
             self.stdout.write(f"Total: {money.format_amount(total_micro, currency)}")
         if report.stopped:
-            raise CommandError("\n".join(report.stopped))
+            raise CommandError("\n".join(report.stopped.values()))
