@@ -18,6 +18,7 @@ from django.views.decorators.http import require_GET, require_http_methods
 from billing import services as billing
 from billing.money import format_amount, format_price
 from cng_portal.accounts.models import Project, User
+from cng_portal.accounts.submissions import submit_once
 from cng_portal.common.names import is_same_name
 from cng_portal.common.templatetags.portal import poll_seconds
 from snapshots import lists, services
@@ -411,6 +412,7 @@ def delete(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
 
 
 @require_http_methods(["GET", "POST"])
+@submit_once
 def restore(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     """The form, or the reason in its place while the snapshot cannot be restored."""
     user = request.user
@@ -484,6 +486,7 @@ def add_override_error(form: OverrideForm, refusal: services.Refusal) -> None:
 
 
 @require_http_methods(["GET", "POST"])
+@submit_once
 def new_volume(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     user = request.user
     found = get_changeable(request, snapshot_id)
@@ -541,6 +544,7 @@ def why_not_ready(snapshot: Snapshot) -> str:
 
 
 @require_http_methods(["GET", "POST"])
+@submit_once
 def new_machine(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     """Of a snapshot of a machine: a stopped one like it, with a new volume for each disk."""
     user = request.user
@@ -581,6 +585,7 @@ def new_machine(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
 
 
 @require_http_methods(["GET", "POST"])
+@submit_once
 def verify(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     found = get_changeable(request, snapshot_id)
     reads_bytes = get_driver(found.location).reads_bytes

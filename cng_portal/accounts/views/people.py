@@ -18,6 +18,7 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 from cng_portal.accounts import roles
 from cng_portal.accounts.forms import InvitationForm, RoleForm, SignUpForm
 from cng_portal.accounts.models import Invitation, Membership, Project, Role, User
+from cng_portal.accounts.submissions import submit_once
 
 from .common import tabs
 
@@ -47,6 +48,7 @@ def people(request: HttpRequest) -> HttpResponse:
 
 
 @require_http_methods(["GET", "POST"])
+@submit_once
 def invite(request: HttpRequest, project_id: UUID) -> HttpResponse:
     project = get_object_or_404(Project.objects.visible_to(request.user), pk=project_id)
     roles.require_owner(request.user, project)

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from datetime import date, datetime, timedelta
 from functools import cache
 from typing import Any
+from uuid import uuid4
 
 from babel.dates import format_date, format_datetime, format_timedelta
 from babel.numbers import format_decimal
@@ -91,6 +92,12 @@ def optional_block(parser: Parser, token: Token) -> OptionalNode:
     nodelist = parser.parse(("endoptional",))
     parser.delete_first_token()
     return OptionalNode(name.strip('"'), nodelist)
+
+
+@register.simple_tag
+def form_key() -> SafeString:
+    """The hidden key by which `submit_once` tells a form that is sent twice."""
+    return format_html('<input type="hidden" name="form_key" value="{}">', uuid4())
 
 
 @register.filter("bytes")

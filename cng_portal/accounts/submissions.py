@@ -1,0 +1,69 @@
+"""Forms that are sent twice, by a double click, a proxy or a reload, do their work once.
+
+`{% form_key %}` puts a random key into a form, and `submit_once` lets each key through once.
+"""
+
+from collections.abc import Callable
+from datetime import timedelta
+from functools import wraps
+from typing import Any
+from uuid import UUID
+
+from django.contrib import messages
+from django.http import Http404, HttpRequest, HttpResponse
+from django.shortcuts import redirect
+from django.utils import timezone
+from django.utils.translation import gettext as _
+
+from .models import Submission
+
+FIELD = "form_key"
+KEPT_FOR = timedelta(days=1)
+View = Callable[..., HttpResponse]
+
+
+def submit_once(view: View) -> View:
+    """Redirect a form that was sent before to where the first one led.
+
+    A form that is refused is not counted: with its errors mended it may be sent again. When the process dies in the middle
+    the key stays used, since nobody knows how far it got.
+    """
+
+    @wraps(view)
+    def wrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        key = key_of(request)
+        if key is None:
+            return view(request, *args, **kwargs)
+        Submission.objects.filter(user=request.user, created_at__lt=timezone.now() - KEPT_FOR).delete()
+        submission, is_first = Submission.objects.get_or_create(key=key, defaults={"user": request.user})
+        if not is_first:
+            return repeat(request, submission)
+        url = ""
+        try:
+            response = view(request, *args, **kwargs)
+            url = response.get("Location", "")
+        finally:
+            if url:
+                Submission.objects.filter(pk=key).update(url=url)
+            else:
+                submission.delete()
+        return response
+
+    return wrapper
+
+
+def key_of(request: HttpRequest) -> UUID | None:
+    try:
+        return UUID(request.POST.get(FIELD, ""))
+    except ValueError:
+        return None
+
+
+def repeat(request: HttpRequest, submission: Submission) -> HttpResponse:
+    if submission.user_id != request.user.pk:
+        raise Http404
+    if not submission.url:
+        messages.info(
+            request, _("This form was sent already and is being processed. Reload the page to see the result.")
+        )
+    return redirect(submission.url or "dashboard")
