@@ -72,6 +72,24 @@ def create_operation(**fields: Any) -> Operation:
     return operation
 
 
+def request_clean_up(operation: Operation) -> None:
+    """Have the storage remove what a cancelled operation may have left. Requested already, nothing changes.
+
+    The caller holds the customer's lock.
+    """
+    kinds = Operation.Kind
+    if operation.kind == kinds.VERIFY or (
+        operation.kind == kinds.RESTORE and operation.safety_snapshot and operation.safety_snapshot.ready_at
+    ):
+        return  # it leaves nothing, or what it leaves is a snapshot like any other
+    target = {
+        "snapshot": operation.safety_snapshot or operation.snapshot,
+        "volume": operation.volume if operation.kind == kinds.NEW_VOLUME else None,
+    }
+    if not Operation.objects.active().filter(kind=kinds.CLEAN_UP, **target).exists():
+        create_operation(kind=kinds.CLEAN_UP, **target)
+
+
 def put_off(now: datetime) -> Q:
     """Backed off after an error. Operations without one are due at once: the requester's clock may be ahead of ours."""
     return Q(not_before__gt=now) & ~Q(error="")

@@ -222,7 +222,9 @@ def cloud_quota_use(cloud_project: CloudProject) -> dict[str, QuotaUse]:
     are gone since. One query.
     """
     since, kinds = cloud_project.synced_at, Operation.Kind
-    asked = Q(kind=kinds.CAPTURE, created_at__gte=since) & ~Q(state=Operation.State.FAILED)
+    asked = Q(kind=kinds.CAPTURE, created_at__gte=since) & ~Q(
+        state__in=[Operation.State.FAILED, Operation.State.CANCELLED]
+    )
     gone = Q(kind=kinds.DELETE, finished_at__gte=since, state=Operation.State.SUCCEEDED)
     work = Operation.objects.filter(
         asked | gone,
@@ -887,16 +889,21 @@ def request_deletion(*, snapshot: Snapshot, user: User) -> Snapshot:
         require_change(User.objects.get(pk=user.pk), snapshot.project_id)
         if snapshot.state in (State.DELETING, State.DELETED):
             return snapshot
-        if snapshot.state not in (State.READY, State.FAILED):
-            raise NotNow(_("It is still being taken. Delete it once that has ended."))
-        if in_use := uses_of(snapshot).first():
-            raise NotNow(
-                _("It is in use (%(operation)s). Delete it once that has ended.")
-                % {"operation": in_use.get_kind_display()}
-            )
+        if reason := why_not_deletable(snapshot):
+            raise NotNow(reason)
         accept_deletion(snapshot, at=timezone.now(), cause=DeletionCause.USER, user=user)
     snapshot.refresh_from_db()
     return snapshot
+
+
+def why_not_deletable(snapshot: Snapshot) -> str:
+    """Empty while nothing is in the way of its deletion, and where that has begun."""
+    if snapshot.state in (State.PENDING, State.CREATING):
+        return _("It is still being taken, so there is nothing to delete yet. Cancel it instead.")
+    in_use = uses_of(snapshot).exclude(kind=Operation.Kind.DELETE).first()
+    if in_use is None:
+        return ""
+    return _("It is in use (%(operation)s). Delete it once that has ended.") % {"operation": in_use.get_kind_display()}
 
 
 def request_deletions(*, snapshots: Iterable[Snapshot], user: User) -> dict[UUID, str]:
@@ -1011,7 +1018,7 @@ def has_other_disks(snapshot: Snapshot) -> bool:
 
 def stop_clean_up(snapshot: Snapshot) -> None:
     """What it would remove is taken over by who takes the snapshot again. Raises NotNow while it is at work."""
-    clean_ups = Operation.objects.active().filter(snapshot=snapshot, kind=Operation.Kind.CLEAN_UP)
+    clean_ups = Operation.objects.active().filter(snapshot=snapshot, volume=None, kind=Operation.Kind.CLEAN_UP)
     clean_ups.filter(state=Operation.State.PENDING).delete()
     if clean_ups.exists():
         raise NotNow(_("What the failed attempt left in the storage is being removed. Try again when that is done."))

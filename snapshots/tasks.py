@@ -81,7 +81,10 @@ def run_claimed(operation: Operation) -> None:
             with operations.Lease(operation) as lease:
                 WORK[Operation.Kind(operation.kind)](operation, lease)
         except operations.LeaseLost:
-            logger.warning("Operation %s, attempt %s: the lease was lost", operation.pk, operation.attempt)
+            if Operation.objects.filter(pk=operation.pk, state=Operation.State.CANCELLED).exists():
+                clean_up_after(operation)
+            else:
+                logger.warning("Operation %s, attempt %s: the lease was lost", operation.pk, operation.attempt)
         except Interrupted:
             operations.release(operation, counted=False)
         except Busy as error:
@@ -101,6 +104,14 @@ def run_claimed(operation: Operation) -> None:
             logger.exception("Operation %s, attempt %s, failed unexpectedly", operation.pk, operation.attempt)
             reason = _("Something unexpected happened in the portal. Try again; if it stays so, ask support.")
             settle_failure(operation, reason, retryable=True, cause=UNEXPECTED)
+
+
+def clean_up_after(operation: Operation) -> None:
+    """It was cancelled while this worker was busy with it. A clean-up may have come too early to find what was made."""
+    with transaction.atomic():
+        lock_customer(operation.snapshot.customer_id)
+        operations.request_clean_up(operation)
+    logger.info("Operation %s, attempt %s: cancelled", operation.pk, operation.attempt)
 
 
 def settle_failure(operation: Operation, reason: str, *, retryable: bool, cause: str) -> None:
@@ -234,6 +245,8 @@ def capture(operation: Operation, lease: operations.Lease) -> None:
 def take(snapshot: Snapshot, lease: operations.Lease, *, safety: bool = False) -> list[SnapshotInfo]:
     Snapshot.objects.transition(snapshot.pk, [State.PENDING], State.CREATING)
     snapshot.refresh_from_db(fields=["state"])
+    if snapshot.state != State.CREATING:  # cancelled before this worker came to it
+        raise operations.LeaseLost
     disks = [(snapshot_ref(disk), volume_ref(disk.volume)) for disk in snapshot.disks.select_related("volume")]
     driver = get_driver(snapshot.location)
     create = driver.create_safety_snapshots if safety else driver.create_snapshots
@@ -462,8 +475,13 @@ def delete(operation: Operation, lease: operations.Lease) -> None:
 
 
 def clean_up(operation: Operation, lease: operations.Lease) -> None:
-    """Remove what a failed capture left, or what appeared since; again and again until the storage has none of it."""
-    remove_disks(operation.snapshot)
+    """Remove what a failed or cancelled operation left, or what appeared since; again and again until the storage has none
+    of it.
+    """
+    if operation.volume:
+        get_driver(operation.snapshot.location).delete_volume(volume_ref(operation.volume))
+    else:
+        remove_disks(operation.snapshot)
     operations.finish(operation, Operation.State.SUCCEEDED, lambda now: None)
 
 

@@ -1,7 +1,7 @@
 from django.urls import path
 
 from .models import Kind
-from .views import backups, bell, bulk, limits, machines, snapshots, volumes, wizard
+from .views import backups, bell, bulk, cancellation, limits, machines, snapshots, volumes, wizard
 
 app_name = "snapshots"
 urlpatterns = [
@@ -21,6 +21,8 @@ urlpatterns = [
     path("snapshots/<uuid:snapshot_id>/new-machine/", snapshots.new_machine, name="new_machine"),
     path("snapshots/<uuid:snapshot_id>/verify/", snapshots.verify, name="verify"),
     path("snapshots/<uuid:snapshot_id>/keep/", backups.keep, name="keep"),
+    path("snapshots/<uuid:snapshot_id>/cancel/", cancellation.cancel_snapshot, name="cancel_snapshot"),
+    path("operations/<uuid:operation_id>/cancel/", cancellation.cancel, name="cancel"),
     path("operations/<uuid:operation_id>/retry/", snapshots.retry, name="retry"),
     path("instances/", machines.machines, name="machines"),
     path("instances/<uuid:vm_id>/", machines.machine, name="machine"),

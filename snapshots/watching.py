@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 WAITING, PAUSED, RUNNING, LOST = "waiting", "paused", "running", "lost"
 PROGRESS = [WAITING, PAUSED, RUNNING, LOST]
-ENDED = [Operation.State.SUCCEEDED.value, Operation.State.FAILED.value]
+ENDED = [Operation.State.SUCCEEDED.value, Operation.State.FAILED.value, Operation.State.CANCELLED.value]
 LATELY = timedelta(hours=1)
 # The other duties of the scheduler wait meanwhile, and for a customer a storage that takes longer is as good as silent.
 PATIENCE_SECONDS = 15

@@ -101,6 +101,8 @@ TABLE: dict[str, list[Row]] = {
         Row("snapshots:new_volume", "Make a volume from a snapshot", CHANGE, BOTH),
         Row("snapshots:new_machine", "Make a machine from a VM snapshot", CHANGE, BOTH, {"snapshot_id": "vm_snapshot"}),
         Row("snapshots:verify", "Verify a snapshot", CHANGE, BOTH),
+        Row("snapshots:cancel", "Cancel an operation", CHANGE, BOTH),
+        Row("snapshots:cancel_snapshot", "Cancel a snapshot that is being taken", CHANGE, BOTH),
         Row("snapshots:retry", "Try again what failed", CHANGE, BOTH, other={"GET": SEE}),
     ],
     "Instances": [

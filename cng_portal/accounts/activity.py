@@ -29,7 +29,8 @@ ACTS: dict[str, str | Promise] = {
     "snapshot.new_volume": _("New volume asked for"),
     "snapshot.damaged": _("Snapshot found damaged"),
     "snapshot.sound": _("Damaged snapshot found sound again"),
-    "snapshot.clean_up": _("Left-overs of a failed snapshot removed"),
+    "snapshot.cancel": _("Cancelled"),
+    "snapshot.clean_up": _("Left-overs of a failed or cancelled operation removed"),
     # what became of it, said by the portal when the storage has done it or could not
     "ready.capture": _("Snapshot ready"),
     "failed.capture": _("Snapshot failed"),

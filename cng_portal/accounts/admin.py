@@ -215,6 +215,9 @@ class MembershipInline(Autocompletes, admin.TabularInline):
     extra = 0
     autocomplete_fields = ["user", "project"]
 
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Membership]:
+        return super().get_queryset(request).select_related("user", "project")  # each is shown by its name
+
 
 class UserCreationForm(BaseUserCreationForm):
     class Meta:

@@ -49,8 +49,8 @@ class State(models.TextChoices):
 
 # Every possible change; anything else is refused by SnapshotQuerySet.transition.
 TRANSITIONS: dict[str, set[str]] = {
-    State.PENDING: {State.CREATING, State.FAILED},
-    State.CREATING: {State.READY, State.FAILED},
+    State.PENDING: {State.CREATING, State.FAILED, State.DELETED},  # Deleted at once: cancelled
+    State.CREATING: {State.READY, State.FAILED, State.DELETED},
     State.READY: {State.DELETING, State.DELETED},  # at once when it was made and deleted outside the portal
     State.FAILED: {State.PENDING, State.DELETING},
     State.DELETING: {State.DELETED},
@@ -59,9 +59,10 @@ TRANSITIONS: dict[str, set[str]] = {
 
 
 class DeletionCause(models.TextChoices):
-    """Why a snapshot was deleted. Only USER stands for a person's decision; everything else is automatic."""
+    """Why a snapshot was deleted. USER and CANCELLED stand for a person's decision; everything else is automatic."""
 
     USER = "user", _("Deleted by a user")
+    CANCELLED = "cancelled", _("Cancelled while it was being taken")
     RETENTION = "retention", _("Deleted by the schedule's retention")
     DAMAGED = "damaged", _("Deleted because it was damaged")
     FAILED = "failed", _("Deleted because taking it failed")
@@ -323,6 +324,11 @@ class Snapshot(models.Model):
         return self.state in TRANSIENT_STATES
 
     @property
+    def is_cancelled(self) -> bool:
+        """Whether somebody cancelled it while it was being taken."""
+        return self.state == State.DELETED and self.deletion_cause == DeletionCause.CANCELLED
+
+    @property
     def is_missing(self) -> bool:
         """Ready here, and deleted in the cloud."""
         return self.missing_since is not None and self.state == State.READY
@@ -334,10 +340,14 @@ class Snapshot(models.Model):
 
     @property
     def shown_state(self) -> str:
+        if self.is_cancelled:
+            return "cancelled"
         return "missing" if self.is_missing else "damaged" if self.is_damaged else self.state
 
     @property
     def shown_state_label(self) -> str:
+        if self.is_cancelled:
+            return str(_("Cancelled"))
         if self.is_missing:
             return str(_("Missing"))
         return str(_("Damaged")) if self.is_damaged else self.get_state_display()
@@ -422,6 +432,7 @@ class Operation(models.Model):
         RUNNING = "running", _("Running")
         SUCCEEDED = "succeeded", _("Done")
         FAILED = "failed", _("Failed")
+        CANCELLED = "cancelled", _("Cancelled")
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     kind = models.CharField(_("kind"), max_length=10, choices=Kind.choices)
@@ -435,7 +446,7 @@ class Operation(models.Model):
         null=True,
         blank=True,
         related_name="operations",
-        help_text=_("The volume that is written: restored, or made anew."),
+        help_text=_("The volume that is written: restored, made anew, or removed after a cancellation."),
     )
     vm = models.ForeignKey(
         VirtualMachine,
@@ -510,7 +521,9 @@ class Operation(models.Model):
         constraints = [
             models.UniqueConstraint(
                 fields=["snapshot", "kind"],
-                condition=Q(finished_at=None, kind__in=["capture", "verify", "scrub", "delete", "clean_up"]),
+                condition=Q(
+                    finished_at=None, volume=None, kind__in=["capture", "verify", "scrub", "delete", "clean_up"]
+                ),
                 name="operation_once_per_snapshot",
             ),
             models.UniqueConstraint(
@@ -519,7 +532,7 @@ class Operation(models.Model):
             models.UniqueConstraint(fields=["vm"], condition=Q(finished_at=None), name="operation_one_writer_per_vm"),
             models.CheckConstraint(
                 condition=Q(state__in=["pending", "running"], finished_at=None)
-                | Q(state__in=["succeeded", "failed"], finished_at__isnull=False),
+                | Q(state__in=["succeeded", "failed", "cancelled"], finished_at__isnull=False),
                 name="operation_finished",
             ),
             models.CheckConstraint(
@@ -533,6 +546,7 @@ class Operation(models.Model):
                 condition=Q(kind="restore", volume__isnull=False, vm=None, disk=None)
                 | Q(kind="restore", volume=None, vm__isnull=False, disk=None)
                 | Q(kind="new_volume", volume__isnull=False, vm=None, disk__isnull=False, safety_snapshot=None)
+                | Q(kind="clean_up", volume__isnull=False, vm=None, disk=None, safety_snapshot=None)
                 | Q(
                     kind__in=["capture", "verify", "scrub", "delete", "clean_up"],
                     volume=None,
@@ -566,8 +580,26 @@ class Operation(models.Model):
         return self.may_fail_for_good and self.failures + 1 >= settings.OPERATION_MAX_ATTEMPTS
 
     @property
+    def can_be_cancelled(self) -> bool:
+        """Until it ends. A restore only while it has not begun to write: afterwards *Undo* is what helps.
+
+        Neither deletions nor clean-ups, nor reads that the portal started by itself.
+        """
+        if not self.is_active:
+            return False
+        if self.kind == self.Kind.RESTORE:
+            safety = self.safety_snapshot
+            return self.state == self.State.PENDING or (
+                safety is not None and safety.state in (State.PENDING, State.CREATING)
+            )
+        return self.kind in (self.Kind.CAPTURE, self.Kind.NEW_VOLUME) or (
+            self.kind == self.Kind.VERIFY and self.requested_by_id is not None
+        )
+
+    @property
     def can_be_undone(self) -> bool:
-        """A restore whose safety snapshot is still there; of a machine also one that failed after the first disk."""
+        """A restore whose safety snapshot is still there; of a machine also one that ended after the first disk."""
         safety = self.safety_snapshot
-        wrote = self.state == self.State.SUCCEEDED or (self.state == self.State.FAILED and self.vm_id is not None)
+        ended_early = self.state in (self.State.FAILED, self.State.CANCELLED) and self.vm_id is not None
+        wrote = self.state == self.State.SUCCEEDED or ended_early
         return wrote and safety is not None and safety.state == State.READY

@@ -313,6 +313,13 @@ class Driver(ABC):
         """
 
     @abstractmethod
+    def delete_volume(self, volume: VolumeRef) -> None:
+        """Remove the volume and whatever half of it there may be. Gone already is a success.
+
+        Raises Busy, Refused (an engine whose snapshots need the volume refuses while there are any), Unavailable.
+        """
+
+    @abstractmethod
     def revert_volume(
         self,
         volume: VolumeRef,

@@ -171,8 +171,8 @@ def with_amounts(sentence: str, **amounts: str) -> SafeString:
 def explain_operations(operations: Iterable[Operation], user: User) -> list[Operation]:
     """The operations, newest first, each with what this person can do about it.
 
-    `can_retry`, `can_restore_again` and `can_undo` are set; only the newest of its kind and volume can be tried again.
-    They come with what `shown_operations` joins.
+    `can_cancel`, `can_retry`, `can_restore_again` and `can_undo` are set; only the newest of its kind and volume can be
+    tried again. They come with what `shown_operations` joins.
     """
     explained = with_time_left(operations)
     seen = set()
@@ -180,6 +180,7 @@ def explain_operations(operations: Iterable[Operation], user: User) -> list[Oper
         snapshot = operation.snapshot
         key = (operation.snapshot_id, operation.kind, operation.volume_id)
         mine = user.can_change(snapshot.project_id)
+        operation.can_cancel = mine and operation.can_be_cancelled
         failed = operation.state == Operation.State.FAILED and key not in seen and mine
         seen.add(key)
         allowed = RETRYABLE_IN.get(Operation.Kind(operation.kind))

@@ -208,6 +208,7 @@ def acts() -> dict[str, dict[str, Any]]:
         ("restore", "restore", _("Restore"), "arrow-uturn-left"),
         ("keep", "keep", _("Keep for ever"), "lock-closed"),
         ("let_go", "keep", _("Let it be replaced"), "lock-open"),
+        ("cancel", "cancel_snapshot", _("Cancel"), "x-mark"),
         ("rename", "rename", _("Rename"), "pencil-square"),
         ("verify", "verify", _("Verify"), "shield-check"),
         ("delete", "delete", _("Delete"), "trash"),
@@ -240,6 +241,7 @@ def actions_for(
         "restore": ready and snapshot.source.deleted_at is None and snapshot.pk not in fixed,
         "keep": snapshot.kind == Kind.BACKUP and not snapshot.kept,
         "let_go": snapshot.kind == Kind.BACKUP and snapshot.kept,
+        "cancel": snapshot.state in (State.PENDING, State.CREATING),
         "rename": True,
         "verify": ready,
         "delete": snapshot.state in (State.READY, State.FAILED),
@@ -357,6 +359,11 @@ def rename(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 def delete(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     found = get_changeable(request, snapshot_id)
+    if reason := services.why_not_deletable(found):
+        is_unfinished = found.state in (State.PENDING, State.CREATING)
+        return render(
+            request, "snapshots/delete.html", {"snapshot": found, "reason": reason, "unfinished": is_unfinished}
+        )
     is_backup = found.kind == Kind.BACKUP
     label = (
         _("Type the copy's name, %(name)s, to confirm")

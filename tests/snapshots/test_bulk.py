@@ -69,7 +69,7 @@ def test_each_has_its_own_result(client: Client, project: Project) -> None:
     assert "1 snapshot is being deleted" in page
     assert "2 snapshots are not deleted" in page
     assert "It is in use (Restore)." in page
-    assert "It is still being taken." in page
+    assert "It is still being taken, so there is nothing to delete yet. Cancel it instead." in page
     assert {one.pk: one.state for one in Snapshot.objects.filter(pk__in=ids)} == {
         free.pk: State.DELETING,
         busy.pk: State.READY,

@@ -150,7 +150,7 @@ def test_a_stranger_gets_404_and_a_signed_out_person_signs_in(client: Client) ->
     [
         (None, ["new_volume", "restore", "rename", "verify", "delete"]),
         ("failed", ["rename", "delete"]),
-        ("creating", ["rename"]),
+        ("creating", ["cancel", "rename"]),
         ("deleting", []),
     ],
 )

@@ -198,7 +198,7 @@ def make_volume(
         make_image(image, files, size_gb, volume.pk, label=name)
         driver = local_driver(location)
         volume.backend_ref = driver.import_image(volume_ref(volume), image)
-        undo.callback(driver.remove_volume, volume_ref(volume))
+        undo.callback(driver.delete_volume, volume_ref(volume))
     volume.save(force_insert=True)
     return volume
 

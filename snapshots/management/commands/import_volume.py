@@ -58,7 +58,7 @@ class Command(BaseCommand):
                 try:
                     volume.save(force_insert=True)
                 except BaseException:
-                    driver.remove_volume(volume_ref(volume))
+                    driver.delete_volume(volume_ref(volume))
                     raise
         except ValidationError as error:
             raise CommandError(" ".join(error.messages)) from error

@@ -295,6 +295,10 @@ class CinderDriver(Driver, Inventory):
         beat()
         return info
 
+    def delete_volume(self, volume: VolumeRef) -> None:
+        made = SnapshotRef(uuid=volume.uuid, backend_ref=volume.backend_ref, backend_project=volume.backend_project)
+        self._delete_all("volume", made, Beat(project=volume.backend_project), self.delete_seconds)
+
     def delete_snapshot(self, snapshot: SnapshotRef) -> None:
         for kind in self._kinds(snapshot):
             self._delete_all(kind, snapshot, Beat(project=snapshot.backend_project), self.delete_seconds)

@@ -245,9 +245,9 @@ class LocalDriver(Driver):
                 progress.beat()
         return ""
 
-    def remove_volume(self, volume: VolumeRef) -> None:
-        """Remove a volume and its bytes; gone already is a success. Raises Busy, Unavailable."""
+    def delete_volume(self, volume: VolumeRef) -> None:
         with self._working(exclusive=[volume]):
+            self._hidden_path(self.volumes, volume.uuid, "new").unlink(missing_ok=True)
             try:
                 with self._open_volume(volume, writing=True):
                     self._volume_path(volume.uuid).unlink()

@@ -126,7 +126,7 @@ def measure_hashing(folder: Path) -> list[Measure]:
             )
         )
         driver.delete_snapshot(snapshot)
-        driver.remove_volume(volume)
+        driver.delete_volume(volume)
     return measures
 
 

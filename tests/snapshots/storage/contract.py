@@ -202,6 +202,15 @@ class DriverContract:
     def test_a_snapshot_that_never_was_can_be_deleted(self, store: Store) -> None:
         store.driver.delete_snapshot(SnapshotRef(uuid=uuid4()))
 
+    def test_a_deleted_volume_is_gone_and_may_be_deleted_again(self, store: Store) -> None:
+        volume, other = new_volume(store), new_volume(store, BEFORE)
+        for _time in range(2):
+            store.driver.delete_volume(volume)
+        with pytest.raises(NotFound):
+            capture(store, volume)
+        assert_holds(store, other, BEFORE)
+        assert store.leftovers() == []
+
     def test_a_volume_from_a_snapshot_grows_with_zeros_and_can_be_written(self, store: Store) -> None:
         [snapshot] = capture(store, new_volume(store, BEFORE))
         copy = VolumeRef(uuid=uuid4(), name="copy", size_gb=2)

@@ -1,0 +1,98 @@
+"""Cancelling what has been requested and has not ended.
+
+For the customer it has ended at once: name and quota are free, and nothing is charged. A worker that is busy with it
+finds out at its next heartbeat and removes what it has half made; a clean-up operation removes what is left in the
+storage, also where that worker has died.
+"""
+
+from datetime import datetime
+
+from django.db import transaction
+from django.utils import timezone
+from django.utils.translation import gettext as _
+
+from cng_portal.accounts import activity
+from cng_portal.accounts.models import User
+from cng_portal.accounts.services import lock_customer
+from cng_portal.inventory.models import VirtualMachine, Volume
+
+from .models import DeletionCause, Operation, Snapshot, State
+from .operations import request_clean_up
+from .services import NotNow, require_change
+
+
+def cancel(*, operation: Operation, user: User) -> Operation:
+    """End it as cancelled. Cancelled already, nothing changes. Raises NotNow where it cannot be cancelled any more.
+
+    A new volume that belongs to a new machine is cancelled together with the machine and all of its volumes.
+    """
+    now = timezone.now()
+    with transaction.atomic():
+        lock_customer(operation.snapshot.customer_id)
+        operation = Operation.objects.select_related("snapshot", "safety_snapshot", "volume__vm").get(pk=operation.pk)
+        asking = User.objects.get(pk=user.pk)
+        written = [thing for thing in (operation.safety_snapshot, operation.volume) if thing is not None]
+        for project_id in {operation.snapshot.project_id, *(thing.project_id for thing in written)}:
+            require_change(asking, project_id)
+        if operation.state == Operation.State.CANCELLED:
+            return operation
+        if not operation.can_be_cancelled:
+            raise NotNow(why_not(operation))
+        machine = operation.volume.vm if operation.kind == Operation.Kind.NEW_VOLUME and operation.volume else None
+        if machine:
+            cancel_machine(machine, operation.snapshot, now)
+        else:
+            end(operation, now)
+        after = {"operation": operation.get_kind_display()}
+        activity.record(act="snapshot.cancel", actor=user, thing=operation.snapshot, after=after)
+    operation.refresh_from_db()
+    return operation
+
+
+def why_not(operation: Operation) -> str:
+    if operation.is_active and operation.kind == Operation.Kind.RESTORE:
+        return _(
+            "The volume is being written now, so this cannot be cancelled. You can undo the restore once it has ended."
+        )
+    if operation.is_active:
+        return _("This cannot be cancelled.")
+    return _("It has just ended, so there is nothing to cancel.")
+
+
+def end(operation: Operation, now: datetime) -> None:
+    """The caller holds the lock, so no worker claims or finishes it meanwhile."""
+    Operation.objects.active().filter(pk=operation.pk).update(
+        state=Operation.State.CANCELLED, finished_at=now, lease_until=None, error="", cause=""
+    )
+    if operation.kind == Operation.Kind.CAPTURE:
+        remove_unfinished(operation.snapshot, now)
+    elif operation.safety_snapshot:
+        remove_unfinished(operation.safety_snapshot, now)
+    elif operation.kind == Operation.Kind.NEW_VOLUME:
+        Volume.objects.filter(pk=operation.volume_id).update(state=Volume.State.ERROR, deleted_at=now)
+    if operation.attempt:
+        request_clean_up(operation)
+
+
+def remove_unfinished(snapshot: Snapshot, now: datetime) -> None:
+    """The row goes at once. It was never ready, so it has cost nothing."""
+    Snapshot.objects.transition(
+        snapshot.pk,
+        [State.PENDING, State.CREATING],
+        State.DELETED,
+        delete_requested_at=now,
+        deleted_at=now,
+        deletion_cause=DeletionCause.CANCELLED,
+    )
+
+
+def cancel_machine(machine: VirtualMachine, snapshot: Snapshot, now: datetime) -> None:
+    """Volumes that are ready already go as well: nothing was ever started with them."""
+    VirtualMachine.objects.filter(pk=machine.pk).update(deleted_at=now)
+    makers = Operation.objects.filter(kind=Operation.Kind.NEW_VOLUME, snapshot=snapshot, volume__vm=machine)
+    for operation in makers.select_related("snapshot", "volume"):
+        if operation.is_active:
+            end(operation, now)
+        elif operation.state == Operation.State.SUCCEEDED:
+            Volume.objects.filter(pk=operation.volume_id).update(deleted_at=now)
+            request_clean_up(operation)
