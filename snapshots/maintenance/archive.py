@@ -48,6 +48,8 @@ from cng_portal.monitoring.services import SILENT_AFTER
 
 from ..models import Operation
 from ..storage.contract import Driver, StorageError
+from ..storage.files import NotRegularFile, open_regular_file
+from ..storage.local.driver import Manifest
 from ..storage.registry import get_driver
 from ..tasks import settle_failed
 
@@ -60,6 +62,15 @@ HEAD, DATABASE, MANIFESTS, SECRET, CHECKSUMS = (
     "checksums.json",
 )
 CHUNK = 2**20
+LONGEST_LINE = 4 * CHUNK  # of manifests.jsonl, whose manifests have at most a MiB and are escaped
+# The last statement of a restore, in its transaction: a dump without tables would otherwise remove everything.
+COUNT_MIGRATIONS = b"""
+DO $$ BEGIN
+IF (SELECT count(*) FROM public.django_migrations) <> %d THEN
+  RAISE EXCEPTION 'the database in the file is damaged: it does not have the migrations that the file names';
+END IF;
+END $$;
+"""
 
 
 class Unusable(Exception):
@@ -86,21 +97,19 @@ def write(path: Path, *, with_secret: bool = False) -> Written:
 
     A storage that does not answer keeps nobody from having the database: it is named in what is returned.
     """
-    if path.exists():
-        raise Unusable(_("%(path)s is there already. Choose another name.") % {"path": path})
     secret = settings.DATA_DIR / "secret_key"
     if with_secret and not secret.exists():
         raise Unusable(
             _("There is no %(path)s to put in: SECRET_KEY comes from the environment. Keep it where that is kept.")
             % {"path": secret}
         )
-    draft = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
+        if os.path.lexists(path):
+            raise FileExistsError
         with tempfile.TemporaryDirectory(prefix=".portal-backup-", dir=path.parent) as folder:
             head = json.dumps(describe(), indent=2).encode()
-            copy = Path(folder, DATABASE)
+            copy, manifests, draft = Path(folder, DATABASE), Path(folder, MANIFESTS), Path(folder, "draft")
             copy_database(copy)
-            manifests = Path(folder, MANIFESTS)
             unread = write_manifests(manifests)
             with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 with tarfile.open(fileobj=file, mode="w") as tar:
@@ -113,15 +122,15 @@ def write(path: Path, *, with_secret: bool = False) -> Written:
                     add(tar, CHECKSUMS, io.BytesIO(text), len(text))
                 file.flush()
                 os.fsync(file.fileno())
-        os.link(draft, path)  # never over another one
+            os.link(draft, path)  # never over another one
     except FileExistsError as error:
         raise Unusable(_("%(path)s is there already. Choose another name.") % {"path": path}) from error
     except OSError as error:
         raise Unusable(
             _("%(path)s could not be written: %(reason)s.") % {"path": path, "reason": error.strerror}
         ) from error
-    finally:
-        draft.unlink(missing_ok=True)
+    except sqlite3.Error as error:
+        raise Unusable(_("The database could not be copied: %(reason)s.") % {"reason": error}) from error
     return Written(path.stat().st_size, unread)
 
 
@@ -161,7 +170,8 @@ def secret_tables() -> list[str]:
     confirm an address, one-time codes, and e-mails with such links that wait to be sent.
     """
     models = (Session, UserSession, EmailConfirmation, OutgoingMail)
-    return [*(model._meta.db_table for model in models), settings.CACHES["default"]["LOCATION"]]
+    cache: Any = settings.CACHES["default"]
+    return [*(model._meta.db_table for model in models), cache["LOCATION"]]
 
 
 def copy_database(path: Path) -> None:
@@ -206,81 +216,170 @@ def restore(path: Path, *, over_existing: bool = False, with_secret: bool = Fals
     wrote to a customer's volume when the file was made is given up: how that ended is not in the file, and doing it again
     would overwrite what the volume holds today. Raises Unusable.
     """
-    head = check(path)
-    refuse_other_database(head)
-    refuse_newer(head)
-    refuse_taken(over_existing)
-    with tarfile.open(path) as tar:
-        if with_secret and SECRET not in tar.getnames():
-            raise Unusable(_("There is no secret in %(path)s: it was made without --with-secret.") % {"path": path})
-        with member(tar, DATABASE) as database:
-            replace_database(database)
-        connection.close()
-        call_command("migrate", interactive=False, verbosity=0)
-        call_command("createcachetable", verbosity=0)
-        if with_secret:
-            with member(tar, SECRET) as content:
-                write_secret(content.read())
-        Process.objects.all().delete()  # those of then, of which none runs: they would be told as having died
-        drivers = drivers_of_all_locations()
-        given_up = give_up_restores()
-        with member(tar, MANIFESTS) as lines:
-            manifests, unreached = put_manifests(lines, drivers)
-    return Restored(datetime.fromisoformat(head["taken_at"]), manifests, given_up, unreached)
+    with opened_archive(path) as file:
+        head = check(file, path)
+        refuse_other_database(head)
+        refuse_newer(head)
+        refuse_taken(over_existing)
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            if with_secret and SECRET not in tar.getnames():
+                raise Unusable(_("There is no secret in %(path)s: it was made without --with-secret.") % {"path": path})
+            with member(tar, MANIFESTS) as lines:
+                check_manifests(lines, path)
+            with member(tar, DATABASE) as database:
+                replace_database(database, head)
+            connection.close()
+            call_command("migrate", interactive=False, verbosity=0)
+            call_command("createcachetable", verbosity=0)
+            if with_secret:
+                with member(tar, SECRET) as content:
+                    write_secret(content.read())
+            Process.objects.all().delete()  # those of then, of which none runs: they would be told as having died
+            drivers = drivers_of_all_locations()
+            given_up = give_up_restores()
+            with member(tar, MANIFESTS) as lines:
+                manifests, unreached = put_manifests(lines, drivers)
+    return Restored(head.taken_at, manifests, given_up, unreached)
 
 
-def check(path: Path) -> dict[str, Any]:
-    """The head of a file that is whole."""
+@contextmanager
+def opened_archive(path: Path) -> Iterator[IO[bytes]]:
+    try:
+        descriptor = open_regular_file(path)
+    except NotRegularFile as error:
+        raise Unusable(_("%(path)s is not a regular file. Name the file itself.") % {"path": path}) from error
+    except OSError as error:
+        raise cannot_be_read(path, error) from error
+    with open(descriptor, "rb") as file:
+        yield file
+
+
+def cannot_be_read(path: Path, error: OSError) -> Unusable:
+    return Unusable(_("%(path)s cannot be read: %(reason)s.") % {"path": path, "reason": error.strerror or error})
+
+
+def not_written_here(path: Path) -> Unusable:
+    return Unusable(
+        _("%(path)s has content that the portal did not write, so nothing of it was used. Use another one.")
+        % {"path": path}
+    )
+
+
+class Head(NamedTuple):
+    """`head.json`. A file of a newer format may lack everything but that."""
+
+    format: int
+    taken_at: datetime
+    database: str
+    migrations: set[str]
+
+    @classmethod
+    def parse(cls, data: bytes) -> "Head":
+        """Raises ValueError for anything that `describe` did not write."""
+        content = parse_object(data)
+        number = content.get("format")
+        if not isinstance(number, int) or number < 1:
+            raise ValueError("no format")
+        if number > FORMAT:
+            return cls(number, timezone.now(), "", set())
+        taken_at = datetime.fromisoformat(text_in(content, "taken_at"))
+        migrations = content.get("migrations")
+        if taken_at.tzinfo is None or not isinstance(migrations, list):
+            raise ValueError("no migrations or no time zone")
+        if not all(isinstance(migration, str) for migration in migrations):
+            raise ValueError("a migration has no name")
+        return cls(number, taken_at, text_in(content, "database"), set(migrations))
+
+
+def parse_object(data: bytes) -> dict[str, Any]:
+    """Raises ValueError."""
+    try:
+        content = json.loads(data)
+    except RecursionError as error:
+        raise ValueError("too deep") from error
+    if not isinstance(content, dict):
+        raise ValueError("no object")
+    return content
+
+
+def text_in(content: dict[str, Any], key: str) -> str:
+    """Raises ValueError."""
+    text = content.get(key)
+    if not isinstance(text, str):
+        raise ValueError(f"no {key}")
+    return text
+
+
+def check(file: IO[bytes], path: Path) -> Head:
+    """The head of a file that is whole, which is read to its end and rewound. Raises Unusable."""
     damaged = Unusable(
         _("%(path)s is damaged or was not finished: what is in it is not what its checksums say. Use another one.")
         % {"path": path}
     )
     found: dict[str, str] = {}
-    head: dict[str, Any] = {}
-    expected: dict[str, str] = {}
+    head = b""
+    expected: dict[str, Any] = {}
     try:
-        with tarfile.open(path) as tar:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
             for one in tar:
-                content = tar.extractfile(one)
+                content = tar.extractfile(one) if one.isreg() and not one.issparse() else None
                 if content is None or one.name in found:
                     raise damaged
                 if one.name == CHECKSUMS:
-                    expected = json.load(content)
+                    expected = parse_object(content.read(CHUNK))
                     continue
                 hashing = Hashing(content)
                 if one.name == HEAD:
-                    head = json.loads(hashing.read())
+                    head = hashing.read(CHUNK)
                 while hashing.read(CHUNK):
                     pass
                 found[one.name] = hashing.hasher.hexdigest()
     except OSError as error:
-        raise Unusable(
-            _("%(path)s cannot be read: %(reason)s.") % {"path": path, "reason": error.strerror or error}
-        ) from error
-    except (tarfile.TarError, ValueError, EOFError) as error:
+        raise cannot_be_read(path, error) from error
+    except (tarfile.TarError, ValueError, EOFError, OverflowError) as error:
         raise damaged from error
     if not found or found != expected or not {HEAD, DATABASE, MANIFESTS} <= found.keys():
         raise damaged
-    return head
+    file.seek(0)
+    try:
+        return Head.parse(head)
+    except ValueError as error:
+        raise not_written_here(path) from error
 
 
-def refuse_other_database(head: dict[str, Any]) -> None:
-    if head["format"] == FORMAT and head["database"] != connection.vendor:
+def check_manifests(lines: IO[bytes], path: Path) -> None:
+    """Raises Unusable unless `put_manifests` can use every line."""
+    try:
+        for _location, _uuid, text in read_manifests(lines):
+            Manifest.parse(text)
+    except ValueError as error:
+        raise not_written_here(path) from error
+
+
+def read_manifests(lines: IO[bytes]) -> Iterator[tuple[str, UUID, str]]:
+    """What write_manifests wrote: location, uuid and text of each. Raises ValueError."""
+    while line := lines.readline(LONGEST_LINE):
+        content = parse_object(line)
+        yield text_in(content, "location"), UUID(text_in(content, "uuid")), text_in(content, "text")
+
+
+def refuse_other_database(head: Head) -> None:
+    if head.format == FORMAT and head.database != connection.vendor:
         raise Unusable(
             _("The file is of a portal on %(there)s, and DATABASE_URL names %(here)s. Name a database of its kind.")
-            % {"there": head["database"], "here": connection.vendor}
+            % {"there": head.database, "here": connection.vendor}
         )
 
 
-def refuse_newer(head: dict[str, Any]) -> None:
+def refuse_newer(head: Head) -> None:
     known = {f"{app}.{name}" for app, name in MigrationLoader(None, ignore_no_migrations=True).disk_migrations}
-    newer = sorted(set(head.get("migrations", [])) - known)
-    if head["format"] > FORMAT or newer:
+    newer = sorted(head.migrations - known)
+    if head.format > FORMAT or newer:
         raise Unusable(
             _(
                 "The file was made by a newer version of the portal (it has %(what)s). Install that version, then restore."
             )
-            % {"what": newer[0] if newer else _("format %(number)s") % {"number": head["format"]}}
+            % {"what": newer[0] if newer else _("format %(number)s") % {"number": head.format}}
         )
 
 
@@ -309,30 +408,49 @@ def member(tar: tarfile.TarFile, name: str) -> Iterator[IO[bytes]]:
         yield content
 
 
-def replace_database(content: IO[bytes]) -> None:
-    """In one transaction of the database."""
-    if connection.vendor == "sqlite":
-        connection.close()
-        path = Path(database_file())
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(prefix=".portal-restore-", dir=path.parent) as copy:
-            while chunk := content.read(CHUNK):
-                copy.write(chunk)
-            copy.flush()
-            with closing(sqlite3.connect(copy.name)) as source, closing(sqlite3.connect(path, timeout=20)) as target:
-                try:
-                    source.backup(target)
-                except sqlite3.Error as error:
-                    raise Unusable(_("The database could not be replaced: %(error)s.") % {"error": error}) from error
-    else:
-        connection.close()
-        connection.close_pool()
-        with tempfile.TemporaryFile() as script:
-            script.write(b"DROP SCHEMA IF EXISTS public CASCADE;\nCREATE SCHEMA public;\n")
-            script.flush()
-            run("pg_restore", "--no-owner", "--no-privileges", "--file=-", stdin=content, stdout=script, connect=False)
-            script.seek(0)
-            run("psql", "--quiet", "--no-psqlrc", "--single-transaction", "--set=ON_ERROR_STOP=1", stdin=script)
+def replace_database(content: IO[bytes], head: Head) -> None:
+    """In one transaction of the database, and only by one that is whole and has the migrations of the head."""
+    connection.close()
+    try:
+        if connection.vendor == "sqlite":
+            replace_sqlite(content, head)
+        else:
+            replace_postgresql(content, head)
+    except OSError as error:
+        raise Unusable(_("The database could not be replaced: %(error)s.") % {"error": error.strerror}) from error
+
+
+def replace_sqlite(content: IO[bytes], head: Head) -> None:
+    path = Path(database_file())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(prefix=".portal-restore-", dir=path.parent) as copy:
+        while chunk := content.read(CHUNK):
+            copy.write(chunk)
+        copy.flush()
+        with closing(sqlite3.connect(copy.name)) as source, closing(sqlite3.connect(path, timeout=20)) as target:
+            try:
+                is_whole = source.execute("PRAGMA quick_check").fetchone() == ("ok",)
+                applied = {f"{app}.{name}" for app, name in source.execute("SELECT app, name FROM django_migrations")}
+            except sqlite3.Error:
+                is_whole, applied = False, set()
+            if not is_whole or applied != head.migrations:
+                raise Unusable(_("The database in the file is damaged. Nothing was changed. Use another one."))
+            try:
+                source.backup(target)
+            except sqlite3.Error as error:
+                raise Unusable(_("The database could not be replaced: %(error)s.") % {"error": error}) from error
+
+
+def replace_postgresql(content: IO[bytes], head: Head) -> None:
+    connection.close_pool()
+    with tempfile.TemporaryFile() as script:
+        script.write(b"DROP SCHEMA IF EXISTS public CASCADE;\nCREATE SCHEMA public;\n")
+        script.flush()
+        run("pg_restore", "--no-owner", "--no-privileges", "--file=-", stdin=content, stdout=script, connect=False)
+        script.seek(0, os.SEEK_END)
+        script.write(COUNT_MIGRATIONS % len(head.migrations))
+        script.seek(0)
+        run("psql", "--quiet", "--no-psqlrc", "--single-transaction", "--set=ON_ERROR_STOP=1", stdin=script)
 
 
 def run(
@@ -397,12 +515,10 @@ def put_manifests(lines: IO[bytes], drivers: dict[str, Driver]) -> tuple[int, di
     """Those that are missing or damaged beside bytes that are there: how many, and {location: why it was not asked}."""
     count = 0
     unreached: dict[str, str] = {}
-    for line in lines:
-        one = json.loads(line)
-        location = one["location"]
+    for location, uuid, text in read_manifests(lines):
         if location in drivers and location not in unreached:
             try:
-                count += drivers[location].put_manifest(UUID(one["uuid"]), one["text"])
+                count += drivers[location].put_manifest(uuid, text)
             except StorageError as error:
                 unreached[location] = str(error)
     return count, unreached

@@ -1,5 +1,6 @@
 """`manage.py backup` and `restore`: the portal's own state as one file and back, on the database that it runs on."""
 
+import gzip
 import io
 import json
 import os
@@ -346,19 +347,146 @@ def test_what_is_no_backup_is_refused(file: Path) -> None:
         call_command("restore", file)
 
 
+def read_parts(file: Path) -> dict[str, bytes]:
+    with tarfile.open(file) as tar:
+        return {one.name: tar.extractfile(one).read() for one in tar}  # type: ignore[union-attr]
+
+
+def write_parts(file: Path, parts: dict[str, bytes]) -> None:
+    """With checksums that fit, unless there are some among the parts."""
+    with tarfile.open(file, "w") as tar:
+        sums = {name: archive.add(tar, name, io.BytesIO(data), len(data)) for name, data in parts.items()}
+        if archive.CHECKSUMS not in parts:
+            text = json.dumps(sums).encode()
+            archive.add(tar, archive.CHECKSUMS, io.BytesIO(text), len(text))
+
+
 def rewrite(file: Path, **changed: object) -> None:
     """The same with another head, and checksums that fit."""
-    parts = {}
-    with tarfile.open(file) as tar:
-        for one in tar:
-            parts[one.name] = tar.extractfile(one).read()  # type: ignore[union-attr]
+    parts = read_parts(file)
     head = json.loads(parts[archive.HEAD])
     parts[archive.HEAD] = json.dumps(head | changed).encode()
     del parts[archive.CHECKSUMS]
+    write_parts(file, parts)
+
+
+def assert_refused(file: Path, message: str) -> None:
+    """And nothing of it was taken."""
+    before = Snapshot.objects.get().name
+    with pytest.raises(CommandError, match=message):
+        call_command("restore", file, over_existing=True)
+    connection.close()
+    assert Snapshot.objects.get().name == before
+
+
+DEEP = b"[" * 100_000
+MANIFEST = {"location": "1CNG-YGN-AZ01", "uuid": "3f3f3f3f-0000-4000-8000-000000000000", "text": "{}"}
+
+
+@pytest.mark.parametrize(
+    ("part", "content"),
+    [
+        (archive.HEAD, b""),
+        (archive.HEAD, b"null"),
+        (archive.HEAD, b"[]"),
+        (archive.HEAD, b"{}"),
+        (archive.HEAD, b"\xff"),
+        (archive.HEAD, DEEP),
+        (archive.HEAD, b" " * 2**21 + b"{}"),
+        (archive.CHECKSUMS, b"null"),
+        (archive.CHECKSUMS, DEEP),
+        (archive.CHECKSUMS, b"{}"),
+        (archive.MANIFESTS, b"hello\n"),
+        (archive.MANIFESTS, b"5\n"),
+        (archive.MANIFESTS, DEEP + b"\n"),
+        (archive.MANIFESTS, b'{"location": "A"}\n'),
+        (archive.MANIFESTS, json.dumps(MANIFEST | {"uuid": "5"}).encode()),
+        (archive.MANIFESTS, json.dumps(MANIFEST | {"uuid": 5}).encode()),
+        (archive.MANIFESTS, json.dumps(MANIFEST | {"location": ["A"]}).encode()),
+        (archive.MANIFESTS, json.dumps(MANIFEST | {"text": 5}).encode()),
+        (archive.MANIFESTS, json.dumps(MANIFEST).encode()),
+        (archive.DATABASE, b""),
+        (archive.DATABASE, b"hello"),
+    ],
+)
+def test_a_file_with_a_part_that_the_portal_did_not_write_is_refused(
+    snapshot: Snapshot, file: Path, part: str, content: bytes
+) -> None:
+    backup(file)
+    parts = read_parts(file)
+    del parts[archive.CHECKSUMS]
+    write_parts(file, parts | {part: content})
+    assert_refused(file, "damaged|not a backup|pg_restore|portal did not write")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"format": "1"},
+        {"format": None},
+        {"taken_at": 5},
+        {"taken_at": "yesterday"},
+        {"taken_at": "2026-11-24T10:00:00"},
+        {"database": None},
+        {"migrations": None},
+        {"migrations": 5},
+        {"migrations": [{}]},
+        {"migrations": []},
+    ],
+    ids=str,
+)
+def test_a_file_with_a_head_that_the_portal_did_not_write_is_refused(
+    snapshot: Snapshot, file: Path, changed: dict[str, object]
+) -> None:
+    backup(file)
+    rewrite(file, **changed)
+    assert_refused(file, "damaged|portal did not write")
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE, tarfile.CHRTYPE])
+@pytest.mark.parametrize("name", [archive.HEAD, archive.DATABASE, "more"])
+def test_a_file_with_something_else_than_files_in_it_is_refused(
+    snapshot: Snapshot, file: Path, name: str, kind: bytes
+) -> None:
+    backup(file)
+    parts = read_parts(file)
     with tarfile.open(file, "w") as tar:
-        sums = {name: archive.add(tar, name, io.BytesIO(data), len(data)) for name, data in parts.items()}
-        text = json.dumps(sums).encode()
-        archive.add(tar, archive.CHECKSUMS, io.BytesIO(text), len(text))
+        member = tarfile.TarInfo(name)
+        member.type, member.linkname = kind, "nothing"
+        tar.addfile(member)
+        for part, data in parts.items():
+            if part != name:
+                archive.add(tar, part, io.BytesIO(data), len(data))
+    assert_refused(file, "damaged")
+
+
+def test_a_compressed_file_is_refused(snapshot: Snapshot, file: Path) -> None:
+    """A few kilobytes of it could be many gigabytes to read."""
+    backup(file)
+    file.write_bytes(gzip.compress(file.read_bytes()))
+    assert_refused(file, "damaged")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link", "device"])
+def test_what_is_no_regular_file_is_not_restored(snapshot: Snapshot, file: Path, kind: str) -> None:
+    backup(file)
+    whole = file.rename(file.with_name("whole"))
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "folder":
+        file.mkdir()
+    elif kind == "link":
+        file.symlink_to(whole)
+    else:
+        file = Path("/dev/zero")
+    assert_refused(file, "is not a regular file")
+
+
+@pytest.mark.parametrize("name", ["nowhere/portal", "file/portal", "x" * 300, "/dev/null/portal"])
+def test_a_backup_that_cannot_be_written_says_so(snapshot: Snapshot, file: Path, name: str) -> None:
+    file.with_name("file").touch()
+    with pytest.raises(CommandError, match="could not be written: "):
+        backup(file.parent / name)
 
 
 def test_a_file_of_a_newer_portal_or_of_another_database_is_refused(snapshot: Snapshot, file: Path) -> None:
