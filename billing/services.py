@@ -641,10 +641,6 @@ class Standing:
         return self.credits_micro - self.owed_micro
 
 
-# What `with_ledger` adds to a customer.
-LEDGER = ("last_month", "last_until", "first_use", "credits", "late", "expiring")
-
-
 def with_ledger(customers: QuerySet[Customer], *, at: datetime) -> QuerySet[Customer]:
     """What a customer's standing at `at` follows from: the month and end of the last invoice, or without one the first use;
     `credits`: what the ledger says; `late`: some usage was reported for a month that had its invoice; `expiring`: free
