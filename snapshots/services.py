@@ -278,12 +278,17 @@ def check_pace(customer_id: UUID, kind: Operation.Kind, more: int = 1) -> None:
 
 def quote_for(source: Source, *, kind: str | None = None, at: datetime | None = None) -> billing.Quote:
     """Today's price of a snapshot of it, or of a backup where `kind` says so. Raises NotSold."""
+    return quote_size(source, size_of(source), kind=kind, at=at)
+
+
+def quote_size(source: Source, size_gb: int, *, kind: str | None = None, at: datetime | None = None) -> billing.Quote:
+    """Today's price of `size_gb` captured of it. Raises NotSold."""
     try:
         return billing.quote(
             customer=source.project.customer,
             location=source.location,
             kind=SERVICE_KINDS[Kind(kind or kind_of(source))],
-            size_gb=size_of(source),
+            size_gb=size_gb,
             at=at or timezone.now(),
         )
     except billing.NotSold as error:
@@ -420,8 +425,8 @@ def check_name(customer_id: UUID, name: str, *, but: UUID | None = None) -> str:
     return name
 
 
-def check_capturable(source: Source, *, safety: bool = False) -> None:
-    """Whether there is something to capture and the quotas admit it: raises the first Refusal.
+def check_capturable(source: Source, *, safety: bool = False) -> list[Volume]:
+    """Return the disks to capture if the quotas admit them, or raise the first Refusal.
 
     `safety` is for what is kept before a restore, which some engines keep as copies of the volumes.
     """
@@ -431,6 +436,7 @@ def check_capturable(source: Source, *, safety: bool = False) -> None:
     for backend_project in {volume.backend_project for volume in volumes}:
         there = [volume.size_gb for volume in volumes if volume.backend_project == backend_project]
         check_cloud_quota(source.location_id, backend_project, **{kind: len(there), "gb": sum(there)})
+    return volumes
 
 
 def check_deliverable(
@@ -444,8 +450,8 @@ def check_deliverable(
     raises the first Refusal. Returns its price.
     """
     at = at or timezone.now()
-    check_capturable(source, safety=safety)
-    quote = quote_for(source, kind=kind, at=at)
+    volumes = check_capturable(source, safety=safety)
+    quote = quote_size(source, sum(volume.size_gb for volume in volumes), kind=kind, at=at)
     check_cover(source.project.customer, quote.hourly_micro, at=at)
     return quote
 
