@@ -154,6 +154,10 @@ class CorrectionForm(WalletForm):
         return amount
 
 
+# Far enough from the ends of the calendar for any arithmetic with zones and months.
+FIRST_DAY, LAST_DAY = date(2000, 1, 1), date(2199, 12, 31)
+
+
 class UsageFilterForm(forms.Form):
     """Which usage the account statement shows."""
 
@@ -175,6 +179,9 @@ class UsageFilterForm(forms.Form):
 
     def clean(self) -> dict[str, Any]:
         given = super().clean() or self.cleaned_data
+        for name in ("month", "first", "last"):
+            if given.get(name) and not FIRST_DAY <= given[name] <= LAST_DAY:
+                self.add_error(name, _("Choose a date between 2000 and 2199."))
         first: date | None = given.get("first")
         last: date | None = given.get("last")
         if first and last and last < first:

@@ -112,33 +112,82 @@ def _row_of_due(due: services.DueLine, customer: Customer) -> Row:
     )
 
 
+def clip(row: Row, since: datetime | None, until: datetime | None) -> Row | None:
+    """The hours of the row that start in [since, until), or None where there are none.
+
+    Amounts are differences of rounded running totals, so that the parts of any partition of a period add up to the whole.
+    """
+    hours = abs(row.hours)
+    first = hours_before(row.from_at, since, hours) if since else 0
+    last = hours_before(row.from_at, until, hours) if until else hours
+    if first >= last:
+        return None
+    if (first, last) == (0, hours):
+        return row
+    sign = -1 if row.hours < 0 else 1
+    return replace(
+        row,
+        from_at=row.from_at + first * rating.HOUR,
+        to_at=row.to_at if last == hours else row.from_at + last * rating.HOUR,
+        hours=sign * (last - first),
+        amount_micro=_running_total(row, last) - _running_total(row, first),
+    )
+
+
+def hours_before(start: datetime, instant: datetime, hours: int) -> int:
+    """How many of so many hours from `start` on begin before the instant."""
+    return min(hours, max(0, -((start - instant) // rating.HOUR)))
+
+
+def _running_total(row: Row, hours: int) -> int:
+    """What the first hours of the row come to, in millionths."""
+    if hours == abs(row.hours):
+        return row.amount_micro
+    size_gb = None if row.kind == ServiceKind.VM_BACKUP_AUTOMATIC else row.size_gb
+    amount_micro = rating.line_amount(hours=hours, rate_micro=row.rate_micro or 0, size_gb=size_gb)
+    return -amount_micro if row.hours < 0 else amount_micro
+
+
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """The rows of a customer's usage that fit the filters, the newest first: what is due, then what was invoiced."""
+    """The rows of a customer's usage that fit the filters, the newest first: what is due, then what was invoiced.
+
+    Rows are clipped to the hours that start in [since, until). `earlier` are the clipped rows that begin before `since`.
+    """
 
     due: Sequence[Row]
-    lines: Any  # QuerySet[InvoiceLine]
+    lines: Any  # QuerySet[InvoiceLine], of those that begin in the period
+    earlier: Sequence[Row] = ()
+    until: datetime | None = None
 
     def __len__(self) -> int:
-        return len(self.due) + self.lines.count()
+        return len(self.due) + self.lines.count() + len(self.earlier)
 
     def page(self, start: int, stop: int) -> tuple[list[Row], int]:
-        """Its rows, and the total of all rows there are, in millionths. One query."""
+        """Return these rows, and the total of all rows in millionths."""
         rows = list(self.due[start:stop])
-        first, left = max(0, start - len(self.due)), stop - start - len(rows)
-        total = self.lines.order_by().values("invoice__customer").annotate(total=Sum("amount_micro")).values("total")
-        if left:
-            lines = list(self.lines.annotate(total=Subquery(total))[first : first + left])
-            invoiced = lines[0].total if lines else 0
-            rows += [row_of_line(line, line.invoice) for line in lines]
-        else:
-            invoiced = self.lines.order_by().aggregate(total=Sum("amount_micro", default=0))["total"]
-        return rows, sum(row.amount_micro for row in self.due) + int(invoiced)
+        count = self.lines.count()
+        start, stop = max(0, start - len(self.due)), max(0, stop - len(self.due))
+        if start < min(stop, count):
+            rows += map(self._row, self.lines[start : min(stop, count)])
+        rows += self.earlier[max(0, start - count) : max(0, stop - count)]
+        return rows, self._total_micro()
+
+    def _total_micro(self) -> int:
+        invoiced = int(self.lines.order_by().aggregate(total=Sum("amount_micro", default=0))["total"])
+        if self.until:
+            for line in self.lines.filter(to_at__gt=self.until).iterator(chunk_size=2000):
+                invoiced += self._row(line).amount_micro - line.amount_micro
+        return invoiced + sum(row.amount_micro for row in (*self.due, *self.earlier))
+
+    def _row(self, line: InvoiceLine) -> Row:
+        row = row_of_line(line, line.invoice)
+        return clip(row, None, self.until) or row
 
     def __iter__(self) -> Iterator[Row]:
         yield from self.due
-        for line in self.lines.iterator(chunk_size=2000):
-            yield row_of_line(line, line.invoice)
+        yield from map(self._row, self.lines.iterator(chunk_size=2000))
+        yield from self.earlier
 
 
 def usage_rows(
@@ -154,36 +203,39 @@ def usage_rows(
     due_only: bool = False,
 ) -> Usage:
     """`month` is the first day of the month of use, to which hours belong by their start. `first` and `last` are days in
-    the customer's time zone; a row belongs to them if it overlaps them. `due_only` leaves out what was invoiced.
+    the customer's time zone: the hours that start on one of them are in the rows. `due_only` leaves out what was invoiced.
     """
-    lower = datetime.combine(first, time(), customer.zone) if first else None
-    upper = datetime.combine(last + timedelta(days=1), time(), customer.zone) if last else None
+    since = datetime.combine(first, time(), customer.zone) if first else None
+    until = datetime.combine(last + timedelta(days=1), time(), customer.zone) if last else None
     where = Q()
     if kind:
         where &= Q(kind=kind)
     if resource_id:
         where &= Q(resource_id=resource_id)
-    in_time = Q(month=month) if month else Q()
-    if lower:
-        in_time &= Q(to_at__gt=lower) | Q(from_at__gte=lower)
-    if upper:
-        in_time &= Q(from_at__lt=upper)
-    lines = InvoiceLine.objects.filter(where & in_time, invoice__customer=customer)
-    lines = lines.select_related("invoice", "corrects__invoice")
+    lines = InvoiceLine.objects.filter(where, invoice__customer=customer)
+    lines = lines.select_related("invoice", "corrects__invoice").order_by("-from_at", "-pk")
+    if month:
+        lines = lines.filter(month=month)
+    if until:
+        lines = lines.filter(from_at__lt=until)
     if due_only:
         lines = lines.none()
     segments = services.unsettled_segments(customer=customer).filter(where).select_related("project")
     if project_id:
         lines, segments = lines.filter(segment__project=project_id), segments.filter(project=project_id)
     due = [
-        _row_of_due(one, customer)
+        row
         for one in services.due_lines(customer=customer, at=at, segments=list(segments))
-        if (month is None or one.month == month)
-        and (lower is None or one.line.to_at > lower or one.line.from_at >= lower)
-        and (upper is None or one.line.from_at < upper)
+        if month is None or one.month == month
+        if (row := clip(_row_of_due(one, customer), since, until))
     ]
     due.sort(key=lambda row: (row.from_at, row.name), reverse=True)
-    return Usage(due=due, lines=lines.order_by("-from_at", "-pk"))
+    earlier: list[Row] = []
+    if since:
+        overlapping = lines.filter(from_at__lt=since, to_at__gt=since)
+        earlier = [row for line in overlapping if (row := clip(row_of_line(line, line.invoice), since, until))]
+        lines = lines.filter(from_at__gte=since)
+    return Usage(due=due, lines=lines, earlier=earlier, until=until)
 
 
 # Summary -----------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from uuid import UUID
 
 from django.conf import settings
 from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
-from django.shortcuts import get_object_or_404, render
+from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.http import urlencode
@@ -372,8 +372,8 @@ def statement(request: HttpRequest, as_csv: bool = False) -> HttpResponse | Stre
         due_only=given.get("due", False),
     )
     if as_csv:
-        if not valid:
-            raise Http404
+        if not valid:  # the page says what is wrong
+            return redirect(f"{reverse('billing:statement')}?{request.GET.urlencode()}")
         return csv_response("usage", USAGE_COLUMNS, (usage_cells(row, customer) for row in usage))
     narrows = resource_id is not None or any(given.values())
     shows_invoices = not narrows and "page" not in request.GET
