@@ -24,6 +24,7 @@ from django.utils.translation import gettext as _
 
 from billing.models import UsageSegment
 from cng_portal.accounts.services import lock_customer
+from cng_portal.common.loops import for_each
 from cng_portal.common.names import MAX_NAME_LENGTH, fold_name, to_name
 from cng_portal.inventory.models import CloudProject, Location, VirtualMachine, Volume
 
@@ -97,19 +98,22 @@ class Look:
 
 
 def sync_everywhere() -> None:
-    """Every location that has something to bring in. What goes wrong at one is logged and leaves the others alone."""
-    for location in Location.objects.order_by("code"):
-        try:
-            report = sync_location(location)
-        except NothingToSync:
-            continue
-        except StorageError as error:
-            logger.warning("%s could not be looked at: %s", location.code, error)
-            continue
-        for name, reason in report.failed.items():
-            logger.warning("The cloud project %s of %s could not be looked at: %s", name, location.code, reason)
-        if report.changes:
-            logger.info("The look at %s changed %s", location.code, report.changes)
+    """Sync every location. One that fails doesn't stop the others; an unexpected error is raised at the end."""
+    for_each(Location.objects.order_by("code"), sync_and_log)
+
+
+def sync_and_log(location: Location) -> None:
+    try:
+        report = sync_location(location)
+    except NothingToSync:
+        return
+    except StorageError as error:
+        logger.warning("%s could not be looked at: %s", location.code, error)
+        return
+    for name, reason in report.failed.items():
+        logger.warning("The cloud project %s of %s could not be looked at: %s", name, location.code, reason)
+    if report.changes:
+        logger.info("The look at %s changed %s", location.code, report.changes)
 
 
 def sync_location(location: Location, *, now: datetime | None = None) -> Report:
@@ -136,6 +140,9 @@ def sync_location(location: Location, *, now: datetime | None = None) -> Report:
             error = ""
         except StorageError as failure:
             error = report.failed[str(cloud_project)] = str(failure)
+        except Exception:
+            logger.exception("The cloud project %s of %s failed", cloud_project.external_id, location.code)
+            error = report.failed[str(cloud_project)] = _("An unexpected error, which is in the scheduler's log.")
         CloudProject.objects.filter(pk=cloud_project.pk).exclude(error=error).update(error=error)
     return report
 

@@ -117,6 +117,15 @@ def lets_in(person: User, code: str) -> bool:
     return client.get("/").status_code == 200
 
 
+def test_a_factor_that_cannot_be_read_keeps_no_other_from_being_encrypted(person: User, secret: str) -> None:
+    Authenticator.objects.filter(user=person, type="totp").update(data={"secret": None})
+    other = Authenticator.objects.create(user=UserFactory(), type="totp", data={"secret": secret})
+    with pytest.raises(ExceptionGroup):
+        factors.encrypt_all()
+    other.refresh_from_db()
+    assert other.data["secret"].startswith("fernet:")
+
+
 @pytest.mark.both_databases
 def test_secrets_of_factors_are_encrypted_and_a_new_key_takes_them_over(
     person: User, secret: str, settings: "SettingsWrapper"

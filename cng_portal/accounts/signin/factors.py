@@ -4,6 +4,7 @@ one that is lost is taken away here.
 
 import logging
 from base64 import urlsafe_b64encode
+from functools import partial
 
 from allauth.mfa.adapter import DefaultMFAAdapter
 from allauth.mfa.base.internal.flows import delete_dangling_recovery_codes
@@ -12,8 +13,11 @@ from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from django.conf import settings
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
+from django.db.models import QuerySet
 from django.utils.crypto import salted_hmac
 from django.utils.translation import gettext as _
+
+from cng_portal.common.loops import for_each
 
 from .. import activity, signals
 from ..models import Role, User
@@ -79,20 +83,23 @@ def decrypted(text: str) -> str | None:
 
 
 def encrypt_all() -> int:
-    """What is in clear or has an older key gets today's. Returns how many there were."""
-    written = 0
+    """Encrypt with today's key what is in clear or has an older one. Returns how many secrets were written."""
+    written = []
+
+    @transaction.atomic
+    def encrypt(others: QuerySet[Authenticator], name: str, pk: int) -> None:
+        # locked, because a code that is used meanwhile is crossed out in the same field
+        factor = others.select_for_update().filter(pk=pk).first()
+        text = decrypted(factor.data[name]) if factor else None
+        if factor and text is not None:
+            factor.data[name] = MFAAdapter().encrypt(text)
+            factor.save(update_fields=["data"])
+            written.append(pk)
+
     for kind, name in SECRETS.items():
         others = Authenticator.objects.filter(type=kind).exclude(**{f"data__{name}__startswith": mark()})
-        for pk in others.values_list("pk", flat=True):
-            with transaction.atomic():
-                # locked, because a code that is used meanwhile is crossed out in the same field
-                found = others.select_for_update().filter(pk=pk).first()
-                text = decrypted(found.data[name]) if found else None
-                if found and text is not None:
-                    found.data[name] = MFAAdapter().encrypt(text)
-                    found.save(update_fields=["data"])
-                    written += 1
-    return written
+        for_each(list(others.values_list("pk", flat=True)), partial(encrypt, others, name))
+    return len(written)
 
 
 @transaction.atomic

@@ -16,6 +16,7 @@ from cng_portal import logs
 from cng_portal.accounts import activity
 from cng_portal.accounts.signin import attempts, factors, sessions
 from cng_portal.common.clock import database_now
+from cng_portal.common.loops import for_each
 from cng_portal.hardening import refuse_unsafe_start
 from cng_portal.inventory.models import Location
 from cng_portal.mail import services as mail
@@ -114,25 +115,58 @@ def send_mails() -> None:
 
 
 def tidy_up() -> None:
-    """Remove what nobody asks for again: wake-up calls, ended sessions, counted attempts, old drafts, half-made files of
-    dead workers; and entries of the activity log that are older than the operator keeps them. The secrets of second factors
-    get today's key.
-    """
+    """Delete what nobody needs any more, and encrypt the secrets of second factors with today's key."""
     now = database_now()
-    call_command("prune_db_task_results", min_age_days=1, verbosity=0)
-    call_command("clearsessions")
-    sessions.forget_ended(now=now)
-    attempts.forget_expired(now=now)
-    factors.encrypt_all()
-    operations.forget_old_drafts(now=now)
-    notifications.delete_old(now=now)
-    mail.delete_old(now=now)
-    activity.forget_old(now=now)
-    for location in Location.objects.all():
-        try:
-            get_driver(location).remove_leftovers(needed=is_needed)
-        except StorageError as error:  # the others are tidied all the same, and this one when it answers again
-            logger.warning("Nothing was tidied in %s: %s", location.code, error)
+
+    def prune_task_results() -> None:
+        call_command("prune_db_task_results", min_age_days=1, verbosity=0)
+
+    def clear_sessions() -> None:
+        call_command("clearsessions")
+        sessions.forget_ended(now=now)
+
+    def forget_attempts() -> None:
+        attempts.forget_expired(now=now)
+
+    def encrypt_factors() -> None:
+        factors.encrypt_all()
+
+    def forget_drafts() -> None:
+        operations.forget_old_drafts(now=now)
+
+    def delete_notifications() -> None:
+        notifications.delete_old(now=now)
+
+    def delete_mails() -> None:
+        mail.delete_old(now=now)
+
+    def forget_activity() -> None:
+        activity.forget_old(now=now)
+
+    def remove_leftovers() -> None:
+        for_each(Location.objects.all(), remove_leftovers_in)
+
+    for_each(
+        [
+            prune_task_results,
+            clear_sessions,
+            forget_attempts,
+            encrypt_factors,
+            forget_drafts,
+            delete_notifications,
+            delete_mails,
+            forget_activity,
+            remove_leftovers,
+        ],
+        lambda chore: chore(),
+    )
+
+
+def remove_leftovers_in(location: Location) -> None:
+    try:
+        get_driver(location).remove_leftovers(needed=is_needed)
+    except StorageError as error:  # next time, when it answers again
+        logger.warning("Nothing was tidied in %s: %s", location.code, error)
 
 
 # how often at least, in seconds; the loop's own interval comes on top
