@@ -122,7 +122,7 @@ PAGES = (
     "/backups/",
     "/volumes/",
     "/billing/",
-    "/notices/",
+    "/notifications/",
     "/profile/",
     "/help/",
     "/snapshots/new/",
