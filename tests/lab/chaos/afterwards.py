@@ -201,7 +201,7 @@ def acts_are_written_down() -> Iterator[str]:
         entries[act, thing] += 1
         looked_at["entries of the activity log"] += 1
     happened: collections.Counter[tuple[str, str]] = collections.Counter()
-    for kind, snapshot_id in Operation.objects.values_list("kind", "snapshot"):
+    for kind, snapshot_id in Operation.objects.foreground().values_list("kind", "snapshot"):
         happened[f"snapshot.{kind}", str(snapshot_id)] += 1
     for schedule in BackupSchedule.objects.filter(origin=BackupSchedule.Origin.CUSTOMER):
         happened["backup.schedule", str(schedule.vm_id)] += 1
