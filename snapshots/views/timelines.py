@@ -3,13 +3,13 @@
 from datetime import date, datetime, timedelta
 from typing import Any
 
-from django.db.models import QuerySet
+from django.db.models import Case, QuerySet, Value, When
 from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from cng_portal.common.templatetags.portal import length_of, month, near_day
-from snapshots.models import Snapshot
+from snapshots.models import Snapshot, State
 from snapshots.timeline import MOST_TAKEN, Gap, Mark, timeline
 
 STEP, HEIGHT, LEAST_HEIGHT = 10, 40, 20
@@ -17,7 +17,10 @@ STEP, HEIGHT, LEAST_HEIGHT = 10, 40, 20
 
 def timeline_of(snapshots: QuerySet[Snapshot], *, born: datetime) -> dict[str, Any] | None:
     """The inputs of partials/timeline.html for what is kept of a thing, None where nothing is. One query."""
-    taken = list(snapshots.order_by("-created_at", "-pk").values_list("created_at", "state")[: MOST_TAKEN + 1])
+    # A damaged one is no better than one that failed: neither shortens the time without a snapshot.
+    state = Case(When(state=State.READY, damaged_at__isnull=False, then=Value(State.FAILED)), default="state")
+    newest = snapshots.order_by("-created_at", "-pk").values_list("created_at", state)
+    taken = list(newest[: MOST_TAKEN + 1])
     if not taken:
         return None
     found = timeline(taken[:MOST_TAKEN], born=born, now=timezone.now(), zone=timezone.get_current_timezone())
@@ -90,7 +93,7 @@ def label_of(mark: Mark, unit: str) -> str:
         return _("%(when)s: none") % {"when": when}
     counts = [
         (mark.ready, _("%(count)s ready")),
-        (mark.failed, _("%(count)s failed")),
+        (mark.failed, _("%(count)s failed or damaged")),
         (mark.waiting, _("%(count)s being taken or deleted")),
     ]
     what = ", ".join(text % {"count": count} for count, text in counts if count)

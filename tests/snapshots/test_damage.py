@@ -467,3 +467,14 @@ def test_a_volume_whose_only_snapshot_is_damaged_is_not_protected(
     flip_byte(disk_of(storage_root, snapshot), MIDDLE)
     verify(snapshot, member)
     assert "web-01-root" in client.get(url, {"show": "unprotected"}).content.decode()
+
+
+def test_a_damaged_snapshot_does_not_shorten_the_time_without_one(
+    storage_root: Path, snapshot: Snapshot, volume: Volume, client: Client
+) -> None:
+    url = reverse("snapshots:volume", args=[volume.pk])
+    assert "None of them can be restored." not in client.get(url).content.decode()
+    Snapshot.objects.filter(pk=snapshot.pk).update(damaged_at=timezone.now())
+    page = client.get(url).content.decode()
+    assert "None of them can be restored." in page
+    assert "1 failed or damaged" in page
