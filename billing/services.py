@@ -907,7 +907,18 @@ def buy_credits(
 def refund_credits(
     *, customer: Customer, amount_micro: int, reason: str, by: User | None, key: str, at: datetime | None = None
 ) -> WalletTransaction:
-    """Give back what was spent. A second call with the key changes nothing. Raises Refused."""
+    """Give back what was charged, at most all of it. A second call with the key changes nothing. Raises Refused."""
+    lock_customer(customer.pk)
+    if not WalletTransaction.objects.filter(key=key).exists():
+        # what corrects an invoice is a refund too, and is part of what was consumed already
+        refunds = WalletTransaction.objects.filter(customer=customer, kind=TransactionKind.REFUNDED, invoice=None)
+        refunded_micro = refunds.aggregate(total=Sum("amount_micro", default=0))["total"]
+        charged_micro = consumed(customer=customer, at=at or timezone.now()) - int(refunded_micro)
+        if amount_micro > charged_micro:
+            raise Refused(
+                _("Only %(amount)s has been charged and not refunded yet. Refund no more than that, or grant credits.")
+                % {"amount": money.format_amount(charged_micro, customer.currency)}
+            )
     return _record(
         customer=customer,
         kind=TransactionKind.REFUNDED,

@@ -31,9 +31,15 @@ class Echo:
 FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
+# Where a spreadsheet splits a line at these, what follows them begins a cell of its own.
+SEPARATORS = " ;,|\"'"
+
+
 def cell(value: object) -> object:
-    """A spreadsheet takes text that begins like a formula for one: names are the customer's own words."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULAS) else value
+    """Quote text that a spreadsheet could take for a formula: names are the customer's own words."""
+    if isinstance(value, str) and value.lstrip(SEPARATORS).startswith(FORMULAS):
+        return f"'{value}"
+    return value
 
 
 def csv_response(name: str, columns: list[str], rows: Iterable[list[object]]) -> StreamingHttpResponse:

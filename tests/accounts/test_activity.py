@@ -206,7 +206,26 @@ def test_the_csv_has_everything_and_no_formula(
     assert "name: a → =1+1" in text
 
 
-@pytest.mark.parametrize("text", ["=1", "+1", "-1", "@SUM(1)", "\t=1", "\r=1", "\n=1", "＝1", "＋1", "－1", "＠SUM(1)"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "=1",
+        "+1",
+        "-1",
+        "@SUM(1)",
+        "\t=1",
+        "\r=1",
+        "\n=1",
+        "＝1",
+        "＋1",
+        "－1",
+        "＠SUM(1)",
+        ";=1",
+        ",=1",
+        "|=1",
+        ' ;"=1',
+    ],
+)
 def test_no_cell_begins_a_formula(text: str) -> None:
     assert cell(text) == f"'{text}"
     assert (cell("1=1"), cell(-1)) == ("1=1", -1)

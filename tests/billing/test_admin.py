@@ -183,11 +183,13 @@ def test_a_grant_that_cannot_be_is_refused(desk, shop, form, sentence):
     assert not WalletTransaction.objects.exists()
 
 
-def test_an_administrator_corrects_and_refunds_with_a_reason(desk, shop):
+def test_an_administrator_corrects_and_refunds_with_a_reason(desk, shop, use):
+    started = timezone.now() - timedelta(hours=2)
+    use(started, started + timedelta(minutes=30))  # K 20, so that there is something to refund
     for name, amount in (("buy", "10"), ("refund", "5"), ("correct", "-2.50")):
         url = reverse(f"admin:billing_account_{name}", args=[shop.customer.pk])
         assert desk.post(url, {"amount": amount, "reason": name, "key": name}).status_code == 302
-    assert services.balance(customer=shop.customer, at=timezone.now()) == 12_500_000
+    assert services.balance(customer=shop.customer, at=timezone.now()) == 12_500_000 - 20_000_000
 
 
 def test_invoices_are_made_from_the_list_of_customers(desk, shop, use, time_machine):

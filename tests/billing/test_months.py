@@ -353,12 +353,27 @@ def test_a_debt_is_paid_by_the_credits_that_come_next(shop, use):
     assert services.balance(customer=shop.customer, at=yangon(6)) == 0
 
 
-def test_corrections_and_refunds_are_transactions_with_a_reason(shop):
+def test_no_more_is_refunded_than_was_charged(shop, use):
+    use(yangon(1), yangon(1, 3))  # K 60
+    given = {"customer": shop.customer, "by": shop.owner, "at": yangon(2), "reason": "outage"}
+    with pytest.raises(services.Refused, match="Only K 60.00 has been charged"):
+        services.refund_credits(**given, amount_micro=60_010_000, key="a")
+    services.refund_credits(**given, amount_micro=60_000_000, key="b")
+    services.refund_credits(**given, amount_micro=60_000_000, key="b")
+    with pytest.raises(services.Refused, match="Only K 0.00"):
+        services.refund_credits(**given, amount_micro=10_000, key="c")
+    assert services.balance(customer=shop.customer, at=yangon(3)) == 0
+    closing.close_months(at=DECEMBER)
+    assert verification.differences(at=DECEMBER) == []
+
+
+def test_corrections_and_refunds_are_transactions_with_a_reason(shop, use):
+    use(yangon(1, month=10), yangon(1, 1, month=10))
     given = {"customer": shop.customer, "by": shop.owner, "at": yangon(1)}
     services.correct_credits(**given, change_micro=30_000_000, reason="typo", key="a")
     services.correct_credits(**given, change_micro=-10_000_000, reason="typo", key="b")
     services.refund_credits(**given, amount_micro=5_000_000, reason="outage", key="c")
-    assert services.balance(customer=shop.customer, at=yangon(2)) == 25_000_000
+    assert services.balance(customer=shop.customer, at=yangon(2)) == 25_000_000 - 20_000_000
     assert verification.differences(at=yangon(2)) == []
 
 
