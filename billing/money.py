@@ -5,7 +5,7 @@ from decimal import Decimal
 from babel.numbers import format_decimal, get_currency_symbol
 from django.utils.translation import ngettext
 
-from cng_portal.formats import current_locale
+from cng_portal.common.formats import current_locale
 
 MICRO = 1_000_000
 HUNDREDTH_MICRO = 10_000

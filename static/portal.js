@@ -183,6 +183,21 @@
     true,
   );
 
+  // The menu of a row is fetched when it opens, not when it closes, and opens upwards where there is more room.
+  document.addEventListener("htmx:beforeRequest", (event) => {
+    const menu = event.detail.elt;
+    if (!menu.matches("details:not([open])")) return;
+    event.preventDefault();
+    menu.querySelector(".menu-panel").replaceChildren(); // or the next opening would replace what has the focus
+  });
+  document.addEventListener("htmx:afterSettle", (event) => {
+    const menu = event.target.closest?.("details.row-menu[open]");
+    if (!menu) return;
+    menu.classList.remove("opens-up");
+    const [button, panel] = [menu, menu.querySelector(".menu-panel")].map((part) => part.getBoundingClientRect());
+    menu.classList.toggle("opens-up", panel.bottom > innerHeight && button.top > innerHeight - button.bottom);
+  });
+
   // A menu that loses the focus closes.
   document.addEventListener("focusout", (event) => {
     const menu = event.target.closest("details.menu[open]");

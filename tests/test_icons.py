@@ -14,8 +14,8 @@ from django.core.management import call_command
 from django.test import Client, override_settings
 from PIL import Image
 
+from cng_portal.common.icons import NAMES, SYMBOLS
 from cng_portal.common.templatetags import portal
-from cng_portal.icons import NAMES, SYMBOLS
 from tests.factories import ProjectFactory, UserFactory
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def test_no_icon_is_in_the_sprite_that_nothing_uses(name: str) -> None:
 
 def test_an_icon_that_is_not_in_the_sprite_is_refused() -> None:
     with pytest.raises(KeyError):
-        portal.icon("academic-cap")
+        portal.draw_icon("academic-cap")
 
 
 def test_the_sprite_has_a_drawing_for_each_symbol() -> None:
@@ -59,7 +59,7 @@ def test_the_collected_sprite_has_a_hash_in_its_name_and_pages_refer_to_it(tmp_p
         call_command("collectstatic", interactive=False, verbosity=0)
         (collected,) = tmp_path.glob("icons.*.svg")
         assert re.fullmatch(r"icons\.[0-9a-f]{12}\.svg", collected.name)
-        assert f'<use href="/static/{collected.name}#camera-outline"/>' in portal.icon("camera")
+        assert f'<use href="/static/{collected.name}#camera-outline"/>' in portal.draw_icon("camera")
 
 
 @pytest.mark.django_db

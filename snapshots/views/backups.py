@@ -18,12 +18,14 @@ from django.utils.translation import ngettext
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from cng_portal.accounts.models import User
+from cng_portal.common.responses import is_fragment
 from cng_portal.inventory.models import VirtualMachine
 from snapshots import backups, lists, services, slots, wizard
 from snapshots.forms import RHYTHM, ScheduleFilterForm, ScheduleForm, zone_name
 from snapshots.models import BackupRun, BackupSchedule, Kind, Snapshot, State
 
 from .common import (
+    Action,
     automatic_sentence,
     price_of_kept,
     render_list,
@@ -53,39 +55,43 @@ def schedules(request: HttpRequest) -> HttpResponse:
 
 
 def explain_schedules(found: list[BackupSchedule], user: User) -> list[BackupSchedule]:
-    """Each, of lists.with_last_run, with `zone` ("Asia/Yangon (UTC+06:30)"), `last_label` and `actions` for its menu."""
+    """Add to schedules of lists.with_last_run: `zone` ("Asia/Yangon (UTC+06:30)"), `last_label` and `has_menu`."""
     for schedule in found:
         schedule.zone = zone_name(schedule.vm.project.customer.zone)
         schedule.last_label = BackupRun.State(schedule.last_state).label if schedule.last_state else ""
-        schedule.actions = actions_for(schedule, user)
+        schedule.has_menu = is_changeable(schedule, user)
     return found
 
 
-def actions_for(schedule: BackupSchedule, user: User) -> list[dict[str, object]]:
-    """What this person can do with it now, as items of a menu. Nothing for a viewer, and nothing with automatic backups."""
-    if schedule.is_automatic or schedule.deleted_at or not user.can_change(schedule.vm.project_id):
+def is_changeable(schedule: BackupSchedule, user: User) -> bool:
+    """Only administrators change automatic backups."""
+    return not (schedule.is_automatic or schedule.deleted_at) and user.can_change(schedule.vm.project_id)
+
+
+def actions_for(schedule: BackupSchedule, user: User) -> list[Action]:
+    """List what the user can do with the schedule now; nothing for a viewer."""
+    if not is_changeable(schedule, user):
         return []
-    toggle = (
-        (_("Resume"), "resume_schedule", "play", False)
-        if schedule.paused_at
-        else (_("Pause"), "pause_schedule", "pause", False)
-    )
+    toggle = (_("Resume"), "resume_schedule", "play") if schedule.paused_at else (_("Pause"), "pause_schedule", "pause")
     offered = [
-        (_("Run now"), "run_schedule", "bolt", False),
-        (_("Edit"), "edit_schedule", "pencil-square", False),
+        (_("Run now"), "run_schedule", "bolt"),
+        (_("Edit"), "edit_schedule", "pencil-square"),
         toggle,
-        (_("Delete"), "delete_schedule", "trash", True),
+        (_("Delete"), "delete_schedule", "trash"),
     ]
     return [
-        {
-            "label": label,
-            "name": name,
-            "url": reverse(f"snapshots:{name}", args=[schedule.pk]),
-            "icon": icon,
-            "danger": danger,
-        }
-        for label, name, icon, danger in offered
+        Action(name, label, reverse(f"snapshots:{name}", args=[schedule.pk]), icon, danger=name == "delete_schedule")
+        for label, name, icon in offered
     ]
+
+
+@require_GET
+def schedule_menu(request: HttpRequest, schedule_id: UUID) -> HttpResponse:
+    """The menu of a row, which asks for it when it is opened."""
+    found = get_schedule(request.user, schedule_id)
+    if not is_fragment(request):
+        return redirect("snapshots:schedule", schedule_id)
+    return render(request, "partials/menu_items.html", {"actions": actions_for(found, request.user)})
 
 
 # --- page --------------------------------------------------------------------------------------------------------------

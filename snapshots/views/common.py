@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -163,6 +164,17 @@ def with_amounts(sentence: str, **amounts: str) -> SafeString:
         sentence,
         **{name: format_html('<span class="text-nowrap">{}</span>', amount) for name, amount in amounts.items()},
     )
+
+
+@dataclass(frozen=True)
+class Action:
+    """A link of a menu or a page: what can be done with a thing."""
+
+    name: str
+    label: str
+    url: str
+    icon: str
+    danger: bool = False
 
 
 # --- operations --------------------------------------------------------------------------------------------------------

@@ -16,9 +16,11 @@ from snapshots.forms import ConfirmationForm
 from snapshots.models import Operation, Snapshot, State
 from snapshots.storage.contract import GIB
 
-MENU = [
-    {"label": "Rename", "url": "#row_menu", "icon": "pencil-square"},
-    {"label": "Delete", "url": "#row_menu", "icon": "trash", "danger": True},
+from .common import Action
+
+ACTIONS = [
+    Action("rename", "Rename", "#menu_items", "pencil-square"),
+    Action("delete", "Delete", "#menu_items", "trash", danger=True),
 ]
 LONG_NAME = "a-really-long-name-of-a-snapshot-taken-before-the-update-of-2026"
 
@@ -80,7 +82,7 @@ def components(request: HttpRequest) -> HttpResponse:
             {"label": "VM Snapshot", "url": "#tabs", "icon": "server"},
             {"label": "Volume Snapshot", "url": "#tabs", "icon": "circle-stack", "active": True, "count": 12},
         ],
-        "menu_items": MENU,
+        "actions": ACTIONS,
         "choice_facts": [{"label": "Attached to", "value": "db-01"}, {"label": "Created", "value": "22 Nov 2026"}],
         "consequences": ["Its data are erased. This cannot be undone.", "You stop paying K 20 an hour."],
         "rows": sample_rows(),
@@ -141,5 +143,5 @@ def sample_row(volume: Volume, name: str, state: State) -> Snapshot:
         row.work = Operation(bytes_done=GIB * 12, bytes_total=GIB * volume.size_gb)
         row.work.left = "About 4 minutes left"
     row.hourly = "K 20" if state in (State.PENDING, State.CREATING, State.READY) else ""
-    row.actions = MENU if state in (State.READY, State.FAILED) else []
+    row.has_menu = state in (State.READY, State.FAILED)
     return row

@@ -13,8 +13,8 @@ from babel.dates import format_datetime
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
+from cng_portal.common.formats import current_locale
 from cng_portal.common.templatetags.portal import near_day
-from cng_portal.formats import current_locale
 from snapshots import slots
 
 RUNS_SHOWN = 5

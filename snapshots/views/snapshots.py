@@ -1,7 +1,6 @@
 """The list of snapshots, the page of one, and what can be done with it: each act has a page with a form of its own."""
 
 from collections.abc import Iterable
-from typing import Any
 from uuid import UUID
 
 from django.conf import settings
@@ -35,6 +34,7 @@ from snapshots.models import BackupSchedule, DiskImage, Kind, Operation, Snapsho
 from snapshots.storage.registry import get_driver
 
 from .common import (
+    Action,
     automatic_sentence,
     explain_operations,
     is_fragment,
@@ -172,23 +172,35 @@ def listed_with_runs() -> QuerySet[Snapshot]:
 
 
 def explain_rows(snapshots: list[Snapshot], user: User) -> list[Snapshot]:
-    """Each with `hourly` ("K 20", "" where it costs nothing), `actions` for its menu, `can_delete`, and `work`: the
-    operation that takes or deletes it now, or None, which `poll_seconds` follows. Backups come with their runs.
+    """Add what a row shows: `hourly` ("K 20", "" where it costs nothing), `notes`, `has_menu`, `can_delete` and `work`, the
+    operation that takes or deletes the snapshot now, or None, from which `poll_seconds` follows. Backups need their runs.
     """
     if not snapshots:
         return []
     work = work_on([one.pk for one in snapshots if one.is_transient])
     rates = rates_now({one.location_id for one in snapshots})
-    offered = acts()
-    fixed = services.never_written_back(snapshots)
     for snapshot in snapshots:
         snapshot.work = work.get(snapshot.pk)
         snapshot.poll_seconds = poll_seconds([snapshot.work])
         price = price_of(snapshot, rates)
         snapshot.hourly = format_price(price.hourly_micro, price.currency) if price else ""
-        snapshot.actions = actions_for(snapshot, user, offered, fixed)
-        snapshot.can_delete = any(action["name"] == "delete" for action in snapshot.actions)
+        snapshot.notes = notes_on(snapshot)
+        snapshot.has_menu = is_changeable(snapshot, user)
+        snapshot.can_delete = snapshot.has_menu and snapshot.state in DELETABLE_STATES
     return snapshots
+
+
+def notes_on(snapshot: Snapshot) -> list[str]:
+    notes = []
+    if snapshot.is_missing:
+        notes.append(_("Deleted outside the portal"))
+    elif snapshot.made_outside:
+        notes.append(_("Created outside the portal"))
+    if snapshot.kept:
+        notes.append(_("Kept for ever"))
+    if not snapshot.is_charged:
+        notes.append(_("Automatic backup"))
+    return notes
 
 
 def work_on(snapshot_ids: list[UUID]) -> dict[UUID, Operation]:
@@ -200,54 +212,36 @@ def work_on(snapshot_ids: list[UUID]) -> dict[UUID, Operation]:
     return {one.safety_snapshot_id or one.snapshot_id: one for one in with_time_left(running)}
 
 
-def acts() -> dict[str, dict[str, Any]]:
-    """What can be done with snapshots, as items of a menu whose `url` is that of the snapshot NO_ID."""
-    offered = [
-        ("new_machine", "new_machine", _("New machine"), "server"),
-        ("new_volume", "new_volume", _("New volume"), "circle-stack"),
-        ("restore", "restore", _("Restore"), "arrow-uturn-left"),
-        ("keep", "keep", _("Keep for ever"), "lock-closed"),
-        ("let_go", "keep", _("Let it be replaced"), "lock-open"),
-        ("cancel", "cancel_snapshot", _("Cancel"), "x-mark"),
-        ("rename", "rename", _("Rename"), "pencil-square"),
-        ("verify", "verify", _("Verify"), "shield-check"),
-        ("delete", "delete", _("Delete"), "trash"),
-    ]
-    return {
-        name: {
-            "name": name,
-            "label": label,
-            "url": reverse(f"snapshots:{page}", args=[NO_ID]),
-            "icon": icon,
-            "danger": name == "delete",
-        }
-        for name, page, label, icon in offered
-    }
+DELETABLE_STATES = (State.READY, State.FAILED)
 
 
-NO_ID = UUID(int=0)
+def is_changeable(snapshot: Snapshot, user: User) -> bool:
+    return user.can_change(snapshot.project_id) and snapshot.state not in (State.DELETING, State.DELETED)
 
 
-def actions_for(
-    snapshot: Snapshot, user: User, offered: dict[str, dict[str, Any]], fixed: dict[UUID, str]
-) -> list[dict[str, Any]]:
-    """Those of `acts()` that this person can do with it now. Nothing for a viewer. `fixed` is of never_written_back."""
-    if not user.can_change(snapshot.project_id) or snapshot.state in (State.DELETING, State.DELETED):
+def actions_for(snapshot: Snapshot, user: User) -> list[Action]:
+    """List what the user can do with the snapshot now; nothing for a viewer."""
+    if not is_changeable(snapshot, user):
         return []
     ready = snapshot.state == State.READY and snapshot.missing_since is None
-    possible = {
-        "new_machine": ready and snapshot.kind != Kind.VOLUME,
-        "new_volume": ready,
-        "restore": ready and snapshot.source.deleted_at is None and snapshot.pk not in fixed,
-        "keep": snapshot.kind == Kind.BACKUP and not snapshot.kept,
-        "let_go": snapshot.kind == Kind.BACKUP and snapshot.kept,
-        "cancel": snapshot.state in (State.PENDING, State.CREATING),
-        "rename": True,
-        "verify": ready,
-        "delete": snapshot.state in (State.READY, State.FAILED),
-    }
-    no_id, its_id = str(NO_ID), str(snapshot.pk)
-    return [act | {"url": act["url"].replace(no_id, its_id)} for name, act in offered.items() if possible[name]]
+    is_backup = snapshot.kind == Kind.BACKUP
+    can_restore = ready and snapshot.source.deleted_at is None and not services.never_written_back([snapshot])
+    offered = [
+        (ready and snapshot.kind != Kind.VOLUME, "new_machine", _("New machine"), "server"),
+        (ready, "new_volume", _("New volume"), "circle-stack"),
+        (can_restore, "restore", _("Restore"), "arrow-uturn-left"),
+        (is_backup and not snapshot.kept, "keep", _("Keep for ever"), "lock-closed"),
+        (is_backup and snapshot.kept, "keep", _("Let it be replaced"), "lock-open"),
+        (snapshot.state in (State.PENDING, State.CREATING), "cancel_snapshot", _("Cancel"), "x-mark"),
+        (True, "rename", _("Rename"), "pencil-square"),
+        (ready, "verify", _("Verify"), "shield-check"),
+        (snapshot.state in DELETABLE_STATES, "delete", _("Delete"), "trash"),
+    ]
+    return [
+        Action(name, label, reverse(f"snapshots:{name}", args=[snapshot.pk]), icon, danger=name == "delete")
+        for is_possible, name, label, icon in offered
+        if is_possible
+    ]
 
 
 @require_GET
@@ -257,15 +251,18 @@ def row(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     if not is_fragment(request):
         return redirect("snapshots:snapshot", snapshot_id)
     explain_rows([snapshot], request.user)
-    view = chosen_view(request)
-    context = {
-        "snapshot": snapshot,
-        "live": True,
-        "selectable": bool(request.user.changeable_project_ids),
-        "is_news": not snapshot.is_transient,
-    }
-    part = "card" if view == "cards" else "row"
-    return render(request, f"snapshots/partials/{part}.html", context)
+    selectable = bool(request.user.changeable_project_ids)
+    context = {"snapshot": snapshot, "view": chosen_view(request), "selectable": selectable}
+    return render(request, "snapshots/row.html", context)
+
+
+@require_GET
+def menu(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
+    """The menu of a row or card, which asks for it when it is opened."""
+    snapshot = get_snapshot(request.user, snapshot_id)
+    if not is_fragment(request):
+        return redirect("snapshots:snapshot", snapshot_id)
+    return render(request, "partials/menu_items.html", {"actions": actions_for(snapshot, request.user)})
 
 
 # --- page --------------------------------------------------------------------------------------------------------------
@@ -318,7 +315,7 @@ def snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         "damage": damage_of(disks),
         "operations": operations,
         "is_live": found.is_transient or any(operation.is_active for operation in operations),
-        "actions": actions_for(found, user, acts(), fixed),
+        "actions": actions_for(found, user),
         "fixed": fixed.get(found.pk, "") if found.state == State.READY and not found.missing_since else "",
         "can_change": user.can_change(found.project_id),
         "retry": next((one for one in operations if one.can_retry and one.kind != Operation.Kind.VERIFY), None),

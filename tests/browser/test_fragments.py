@@ -36,17 +36,19 @@ pytestmark = pytest.mark.django_db(transaction=True)
 TEMPLATES = settings.BASE_DIR / "templates"
 ASKS = re.compile(r'\shx-(?:get|post)=|include "partials/poll\.html"')
 # Each template that asks for a fragment, with the ids of the parts that are compared below.
-FRAGMENTS = {
+FRAGMENTS: dict[str, set[str]] = {
     "dashboard.html": {"running"},
     "partials/frame/bell_work.html": {"bell-work"},
     "partials/pagination.html": {"snapshot-list", "machine-list", "volume-list", "schedule-list", "activity-list"},
     "partials/poll.html": {"running", "work"},
+    "partials/row_menu.html": set(),  # the page of the thing has the same actions: tests/snapshots/test_list.py
     "partials/step_list.html": {"wizard"},
     "partials/tabs.html": {"wizard"},
     "snapshots/machine.html": {"work"},
     "snapshots/partials/filter_form.html": {"snapshot-list", "machine-list", "volume-list", "schedule-list"},
+    "snapshots/partials/card.html": {"snapshot-row"},
     "snapshots/partials/list_toolbar.html": {"snapshot-list", "machine-list", "volume-list", "schedule-list"},
-    "snapshots/partials/poll_row.html": {"snapshot-row"},
+    "snapshots/partials/row.html": {"snapshot-row"},
     "snapshots/partials/schedule_fields.html": {"preview"},
     "snapshots/schedule.html": {"runs"},
     "snapshots/snapshot.html": {"work"},
@@ -78,7 +80,7 @@ COMPARE = """async (withBell) => {
         }
     };
     const select = (element) => element.getAttribute("hx-select");
-    for (const element of document.querySelectorAll("[hx-get]:not(input)")) {
+    for (const element of document.querySelectorAll("[hx-get]:not(input, .row-menu)")) {
         if (element.id === "bell-work" && !withBell) continue;
         let asked = element.getAttribute("hx-get");
         const held = element.matches("form") && new URLSearchParams(new FormData(element));

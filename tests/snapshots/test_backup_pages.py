@@ -138,8 +138,16 @@ def test_copies_are_listed_like_snapshots_and_apart_from_them(client: Client, vm
     assert names(response) == ["nightly"]
     for text in ("1 copy", "db-01", "60 GB", "K 36", "Ready", "Software"):
         assert text in words(response.text), text
-    offered = {action["name"] for action in response.context["rows"][0].actions}
-    assert offered == {"new_machine", "new_volume", "restore", "keep", "rename", "verify", "delete"}
+    menu = client.get(reverse("snapshots:menu", args=[copy.pk]), headers=HTMX)
+    assert {action.name for action in menu.context["actions"]} == {
+        "new_machine",
+        "new_volume",
+        "restore",
+        "keep",
+        "rename",
+        "verify",
+        "delete",
+    }
     assert names(client.get("/snapshots/vm/")) == []
     for query in ("q=nightly", "q=db-01", f"vm={vm.pk}", f"q={copy.pk}", "state=ready", "view=cards"):
         assert names(client.get(f"{COPIES}?{query}")) == ["nightly"], query
@@ -363,6 +371,24 @@ def test_a_stranger_finds_no_schedule_and_a_viewer_may_only_look(
             assert getattr(viewer, method)(url(schedule, name)).status_code == 403, name
     schedule.refresh_from_db()
     assert schedule.paused_at is None and schedule.deleted_at is None
+
+
+def test_the_menu_of_a_schedule_offers_what_its_page_does(
+    client: Client, viewer: Client, schedule: BackupSchedule, client_for: Callable[..., Client]
+) -> None:
+    menu = client.get(url(schedule, "schedule_menu"), headers=HTMX)
+
+    assert [action.name for action in menu.context["actions"]] == [
+        "run_schedule",
+        "edit_schedule",
+        "pause_schedule",
+        "delete_schedule",
+    ]
+    assert menu.context["actions"] == client.get(url(schedule)).context["actions"]
+    assert client.get(url(schedule, "schedule_menu"))["Location"] == url(schedule)
+    assert "No actions right now" in viewer.get(url(schedule, "schedule_menu"), headers=HTMX).text
+    stranger = client_for(UserFactory(member_of=ProjectFactory()))
+    assert stranger.get(url(schedule, "schedule_menu"), headers=HTMX).status_code == 404
 
 
 def test_nothing_is_offered_or_done_with_automatic_backups(client: Client, vm: VirtualMachine) -> None:

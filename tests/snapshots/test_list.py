@@ -1,5 +1,6 @@
 """The list of snapshots: what is shown to whom, filters, orders, pages by key, and fragments that equal the page."""
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from html import unescape
@@ -97,7 +98,7 @@ def test_a_row_says_what_where_how_much_and_in_which_state(client: Client, proje
 def test_a_snapshot_outlives_its_volume_and_says_so(client: Client, project: Project) -> None:
     SnapshotFactory(volume=VolumeFactory(project=project, gone=True))
 
-    assert "This volume is gone" in client.get(LIST).content.decode()
+    assert "Deleted volume" in client.get(LIST).content.decode()
 
 
 def test_what_has_failed_costs_nothing(client: Client, project: Project) -> None:
@@ -151,13 +152,40 @@ def test_a_viewer_sees_everything_and_is_offered_no_change(project: Project, cli
     assert "Actions for" not in page
 
 
-def test_the_menu_of_a_row_leads_to_the_acts(client: Client, project: Project) -> None:
+@pytest.mark.parametrize("view", ["table", "cards"])
+def test_a_row_asks_for_its_menu_and_carries_none(client: Client, project: Project, view: str) -> None:
     snapshot = SnapshotFactory(volume__project=project)
 
-    page = client.get(LIST).content.decode()
+    page = client.get(LIST, {"view": view}).text
 
-    for act in ("new_volume", "restore", "rename", "verify", "delete"):
-        assert f'href="{reverse(f"snapshots:{act}", args=[snapshot.pk])}"' in page
+    assert f'hx-get="{reverse("snapshots:menu", args=[snapshot.pk])}"' in page
+    assert reverse("snapshots:rename", args=[snapshot.pk]) not in page
+
+
+def test_the_menu_of_a_row_offers_what_the_page_of_the_snapshot_does(client: Client, project: Project) -> None:
+    snapshot = SnapshotFactory(volume__project=project)
+
+    menu = client.get(reverse("snapshots:menu", args=[snapshot.pk]), headers=HTMX).text
+    page = client.get(reverse("snapshots:snapshot", args=[snapshot.pk])).text
+
+    links = re.findall(r'<a class="menu-item[^"]*" href="([^"]+)"', menu)
+    actions = ("new_volume", "restore", "rename", "verify", "delete")
+    assert links == [reverse(f"snapshots:{action}", args=[snapshot.pk]) for action in actions]
+    assert re.findall(r'id="act-\w+" href="([^"]+)"', page) == links
+
+
+def test_a_menu_is_nobody_elses_and_without_htmx_the_page_has_it(client: Client, project: Project) -> None:
+    mine, strange = SnapshotFactory(volume__project=project), SnapshotFactory()
+
+    assert client.get(reverse("snapshots:menu", args=[strange.pk]), headers=HTMX).status_code == 404
+    response = client.get(reverse("snapshots:menu", args=[mine.pk]))
+    assert response["Location"] == reverse("snapshots:snapshot", args=[mine.pk])
+
+
+def test_a_menu_says_when_nothing_can_be_done_any_more(client: Client, project: Project) -> None:
+    snapshot = SnapshotFactory(volume__project=project, deleting=True)
+
+    assert "No actions right now" in client.get(reverse("snapshots:menu", args=[snapshot.pk]), headers=HTMX).text
 
 
 # --- empty states ------------------------------------------------------------------------------------------------------
@@ -488,7 +516,7 @@ def test_a_settled_row_carries_no_trigger_and_is_announced(state: str | None, cl
 
     fragment = unescape(client.get(row_url(snapshot), headers=HTMX).content.decode())
 
-    assert "hx-trigger" not in fragment
+    assert re.findall(r'hx-trigger="([^"]+)"', fragment) in (["toggle"], [])  # of its menu
     assert f">{snapshot.name}: {snapshot.get_state_display()}</div>" in fragment
 
 

@@ -182,12 +182,10 @@ def test_where_only_the_latest_can_be_restored_an_earlier_one_is_refused_in_adva
     client = client_for(member.user)
 
     def offered(snapshot: Snapshot) -> bool:
-        restore, page = (
-            reverse("snapshots:restore", args=[snapshot.pk]),
-            reverse("snapshots:snapshot", args=[snapshot.pk]),
-        )
-        places = [page, reverse("snapshots:volume_snapshots"), reverse("snapshots:volume", args=[volume.pk])]
-        found = {f'href="{restore}"' in client.get(place).content.decode() for place in places}
+        restore = reverse("snapshots:restore", args=[snapshot.pk])
+        page = client.get(reverse("snapshots:snapshot", args=[snapshot.pk])).text
+        menu = client.get(reverse("snapshots:menu", args=[snapshot.pk]), headers={"HX-Request": "true"}).text
+        found = {f'href="{restore}"' in place for place in (page, menu)}
         assert len(found) == 1, "the pages disagree"
         return found.pop()
 

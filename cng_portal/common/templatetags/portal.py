@@ -10,6 +10,7 @@ from uuid import uuid4
 from babel.dates import format_date, format_datetime, format_timedelta
 from babel.numbers import format_decimal
 from django import forms, template
+from django.contrib.humanize.templatetags.humanize import intcomma
 from django.contrib.staticfiles import finders
 from django.template.base import Parser, Token
 from django.template.context import Context
@@ -21,15 +22,15 @@ from django.utils.translation import gettext as _
 from PIL import Image
 
 from cng_portal.accounts.preferences import date_pattern, month_pattern
+from cng_portal.common.formats import current_locale
+from cng_portal.common.icons import SPRITE, SYMBOLS
 from cng_portal.common.optional import optional
-from cng_portal.formats import current_locale
-from cng_portal.icons import SPRITE, SYMBOLS
 
 register = template.Library()
 
 
-@register.simple_tag
-def icon(name: str, size: int = 20, style: str = "outline", css_class: str = "icon") -> SafeString:
+@register.simple_tag(name="icon")
+def draw_icon(name: str, size: int = 20, style: str = "outline", css_class: str = "icon") -> SafeString:
     """Draw an icon of the sprite: `{% icon "camera" 16 "micro" %}`. It is decorative, the text beside it says the same."""
     return format_html(
         '<svg class="{}" width="{}" height="{}" aria-hidden="true"><use href="{}#{}"/></svg>',
@@ -41,17 +42,80 @@ def icon(name: str, size: int = 20, style: str = "outline", css_class: str = "ic
     )
 
 
-@register.simple_tag
-@cache
-def flag(country: str, emoji: str = "") -> SafeString:
-    """The flag of an ISO country code, decorative: our drawing where there is one, else the emoji.
+# The countries with a data centre, static/flags/. Windows has no flag emoji and shows two letters instead.
+DRAWN_FLAGS = {"MM", "SG"}
 
-    Windows has no flag emoji and shows two letters instead, hence the drawings for the countries with a data centre.
-    """
-    path = f"flags/{country.lower()}.svg"
-    if finders.find(path):
-        return format_html('<img class="flag" src="{}" alt="" width="24" height="16">', static(path))
+
+@register.simple_tag
+def flag(country: str, emoji: str = "") -> SafeString:
+    """Draw the flag of an ISO country code, our own drawing where there is one, else the emoji. It is decorative."""
+    if country in DRAWN_FLAGS:
+        source = static(f"flags/{country.lower()}.svg")
+        return format_html('<img class="flag" src="{}" alt="" width="24" height="16">', source)
     return format_html('<span class="flag-emoji" aria-hidden="true">{}</span>', emoji)
+
+
+@register.simple_tag
+def location(place: Any, short: bool = False) -> SafeString:
+    """Name a location with its flag: `{% location volume.location %}`; `short=True` leaves the country out."""
+    country = "" if short else format_html('<span class="location-country">{}</span>', place.country_name)
+    return format_html(
+        '<span class="location">{}<span class="location-words"><span class="location-code">{}</span>{}</span></span>',
+        flag(place.country, place.flag),
+        place.code,
+        country,
+    )
+
+
+BADGE_ICONS = {
+    "success": "check-circle",
+    "info": "clock",
+    "warning": "exclamation-triangle",
+    "danger": "exclamation-circle",
+}
+
+
+@register.simple_tag
+def badge(label: object, colour: str = "neutral", icon: str = "", busy: bool = False) -> SafeString:
+    """Show a state as icon, word and colour (success, info, warning, danger, neutral): `{% badge _("Paused") "warning" %}`.
+
+    `icon` replaces the icon of the colour; `busy` turns while work goes on.
+    """
+    name = "arrow-path" if busy else icon or BADGE_ICONS.get(colour, "minus-circle")
+    return format_html(
+        '<span class="badge-state badge-{}{}">{}<span>{}</span></span>',
+        colour,
+        " is-busy" if busy else "",
+        draw_icon(name, 16, "micro"),
+        label,
+    )
+
+
+# of snapshots, volumes, operations and backup runs
+STATE_COLOURS = {
+    "ready": "success",
+    "succeeded": "success",
+    "available": "success",
+    "done": "success",
+    "pending": "info",
+    "waiting": "info",
+    "creating": "info",
+    "running": "info",
+    "deleting": "info",
+    "taking": "info",
+    "missed": "warning",
+    "failed": "danger",
+    "error": "danger",
+    "missing": "danger",
+    "damaged": "danger",
+}
+BUSY_STATES = {"creating", "running", "deleting", "taking"}
+
+
+@register.simple_tag
+def state(value: str, label: object) -> SafeString:
+    """Show a state as a badge: `{% state volume.state volume.get_state_display %}`."""
+    return badge(label, STATE_COLOURS.get(value, "neutral"), busy=value in BUSY_STATES)
 
 
 @cache
@@ -114,6 +178,12 @@ def format_bytes(value: int | None) -> str:
     return f"{format_decimal(amount, pattern, locale=current_locale())} {unit}"
 
 
+@register.simple_tag
+def size(gb: int | None = None, bytes: int | None = None) -> SafeString:
+    """Show a size: `{% size gb=volume.size_gb %}` for whole GB, or `{% size bytes=disk.allocated_bytes %}`."""
+    return format_html('<span class="size">{}</span>', format_bytes(bytes) if gb is None else f"{intcomma(gb)} GB")
+
+
 @register.filter
 def unbroken(formula: str) -> str:
     """`3 hours × 50 GB = K 60.00` as a line that breaks before a sign at most, never inside a number and its unit."""
@@ -160,6 +230,19 @@ def exact(value: datetime) -> str:
     """
     pattern = f"{date_pattern()}, HH:mm:ss 'UTC'xxx"
     return format_datetime(timezone.localtime(value), pattern, locale=current_locale())
+
+
+@register.simple_tag
+def when(value: datetime | None, none: str = "–") -> SafeString:
+    """Show a relative time, the exact one on hover and focus: `{% when snapshot.ready_at none=_("Never") %}`."""
+    if value is None:
+        return format_html('<span class="nothing">{}</span>', none)
+    return format_html(
+        '<time class="when" datetime="{}" tabindex="0">{}<span class="when-exact">{}</span></time>',
+        value.isoformat(timespec="seconds"),
+        relative(value),
+        exact(value),
+    )
 
 
 def minute(value: datetime) -> str:

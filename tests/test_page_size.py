@@ -1,0 +1,83 @@
+"""A list of 20 rows is at most 60 kB of HTML, before compression."""
+
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+from django.test import Client
+from django.utils import timezone
+
+from billing import services as billing
+from billing.models import ServiceKind
+from cng_portal.accounts.models import User
+from snapshots.lists import PAGE_SIZE
+from tests.factories import (
+    BackupRunFactory,
+    BackupScheduleFactory,
+    CustomerFactory,
+    LocationFactory,
+    ProjectFactory,
+    SnapshotFactory,
+    UserFactory,
+    VirtualMachineFactory,
+    VMSnapshotFactory,
+    VolumeFactory,
+)
+from tests.snapshots.disks import sell_everywhere
+
+MAX_BYTES = 60_000
+
+LISTS = [
+    "/snapshots/?view=table",
+    "/snapshots/?view=cards",
+    "/snapshots/vm/?view=table",
+    "/backups/?view=table",
+    "/backups/?view=cards",
+    "/backups/schedules/",
+    "/volumes/",
+    "/instances/",
+    "/billing/statement/",
+]
+
+
+@pytest.fixture
+def owner(db: None) -> User:
+    """An owner of three projects in three locations with more than a page of everything, all of it charged."""
+    customer = CustomerFactory(postpaid=True)
+    projects = [ProjectFactory(customer=customer, name=name) for name in ("Default", "Software", "Accounting")]
+    owner = UserFactory(member_of=projects[0], customer=customer)
+    for project in projects[1:]:
+        project.memberships.create(user=owner, role="owner")
+    locations = [LocationFactory(code=f"1CNG-YGN-AZ{number:02d}") for number in range(1, 4)]
+    now = timezone.now()
+    for number in range(PAGE_SIZE + 5):
+        place = {"project": projects[number % 3], "location": locations[number % 3]}
+        taken = {"created_at": now - timedelta(hours=number), "ready_at": now - timedelta(hours=number)}
+        vm = VirtualMachineFactory(name=f"web-server-{number:02d}", **place)
+        volume = VolumeFactory(name=f"web-server-{number:02d}-data", vm=vm, size_gb=50 + number, **place)
+        run = BackupRunFactory(schedule=BackupScheduleFactory(vm=vm), slot=taken["created_at"], snapshot__vm=vm)
+        for kind, snapshot in (
+            (ServiceKind.BS_SNAPSHOT, SnapshotFactory(volume=volume, name=f"{number:02d}-before-update", **taken)),
+            (ServiceKind.VM_SNAPSHOT, VMSnapshotFactory(vm=vm, name=f"{number:02d}-before-move", **taken)),
+            (ServiceKind.VM_BACKUP, run.snapshot),
+        ):
+            billing.open_segment(
+                resource_id=snapshot.pk,
+                kind=kind,
+                name=snapshot.name,
+                size_gb=snapshot.size_gb,
+                at=taken["created_at"],
+                **place,
+            )
+    for kind in (ServiceKind.BS_SNAPSHOT, ServiceKind.VM_SNAPSHOT, ServiceKind.VM_BACKUP):
+        sell_everywhere(kind=kind)
+    return owner
+
+
+def test_a_list_of_20_rows_is_a_small_page(owner: User, client_for: Callable[..., Client]) -> None:
+    client = client_for(owner)
+    pages = {path: client.get(path) for path in LISTS}
+    rows = {path: page.text.count('class="resource"') or page.text.count("<tr") - 1 for path, page in pages.items()}
+    assert {path: count for path, count in rows.items() if count < PAGE_SIZE} == {}
+    sizes = {path: len(page.content) for path, page in pages.items()}
+    assert {path: size for path, size in sizes.items() if size > MAX_BYTES} == {}
