@@ -17,7 +17,9 @@ SHOWN = 5
 
 def in_progress(user: User) -> dict[str, Any]:
     """`operations` that this person sees and that have not ended, the newest of them, and `more` where there are others."""
-    newest = list(shown_operations(Operation.objects.visible_to(user).active().foreground())[: SHOWN + 1])
+    active = Operation.objects.visible_to(user).active().foreground()
+    # Mostly there is none, which is a far smaller question than what to show of each.
+    newest = list(shown_operations(active)[: SHOWN + 1]) if active.exists() else []
     operations = with_time_left(newest[:SHOWN])
     for operation in operations:
         made = operation.kind == Operation.Kind.NEW_VOLUME and operation.volume
