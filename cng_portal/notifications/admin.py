@@ -1,3 +1,5 @@
+"""Outgoing e-mail for administrators."""
+
 from typing import Any
 
 from django.contrib import admin, messages
@@ -8,9 +10,8 @@ from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
 from cng_portal.accounts.admin import ReadOnly, SupportAdmin
-
-from . import services
-from .models import OutgoingMail, OutgoingMailQuerySet
+from cng_portal.mail import services
+from cng_portal.mail.models import OutgoingMail, OutgoingMailQuerySet
 
 State = OutgoingMail.State
 
