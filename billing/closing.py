@@ -13,12 +13,13 @@ from datetime import date, datetime
 from uuid import UUID, uuid5
 from zoneinfo import ZoneInfo
 
-from django.core.mail import mail_admins
 from django.db import IntegrityError, OperationalError, transaction
 from django.db.models import Count, Max, Min, Sum
+from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from cng_portal.accounts.models import Customer
+from cng_portal.mail import services as mail
 
 from . import bulk, rating, services
 from .models import ClosingFailure, Invoice, InvoiceLine, ServiceKind, UsageSegment, invoice_number
@@ -115,7 +116,9 @@ def _record_failures(customer_ids: list[UUID], report: Report, *, at: datetime) 
         logger.error("invoice.stopped reason=%s", reason)
         ClosingFailure.objects.update_or_create(customer_id=pk, defaults={"reason": reason, "failed_at": at})
     if new:
-        mail_admins(_("Invoices that could not be made"), "\n".join(new.values()))
+        mail.enqueue_for_admins(
+            subject=_("Invoices that could not be made"), body="\n".join(new.values()), now=timezone.now()
+        )
 
 
 def batches(customer_ids: list[UUID] | None) -> Iterator[list[UUID]]:

@@ -423,6 +423,9 @@ if os.environ.get("OWNER_MFA_REQUIRED", "").strip():
 ACTIVITY_KEPT_DAYS = read("ACTIVITY_KEPT_DAYS", days_kept, 0)
 EMAIL_CONFIG: dict[str, Any] = read("EMAIL_URL", email, {}, secret=True) or email("consolemail://")
 vars().update(EMAIL_CONFIG)
+# Who gets an e-mail about what only an operator can repair.
+administrators: list[str] = read("ADMINS", words, [])
+ADMINS = [(email_address, email_address) for email_address in administrators]
 EMAIL_TIMEOUT = 10  # seconds, for each command; without it a silent mail server would stop the scheduler
 DEFAULT_FROM_EMAIL = read("DEFAULT_FROM_EMAIL", str, "portal@localhost")
 # Every link in an e-mail begins with it, whichever process sends it and whatever host the request named.

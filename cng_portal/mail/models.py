@@ -31,6 +31,7 @@ class OutgoingMail(models.Model):
         NOTIFICATION = "notification", _("Notification")
         INVITATION = "invitation", _("Invitation")
         ACCOUNT = "account", _("Sign-in")
+        OPERATIONS = "operations", _("To administrators")
 
     class State(models.TextChoices):
         QUEUED = "queued", _("Queued")

@@ -39,6 +39,18 @@ def enqueue(*, kind: str, recipient: str, subject: str, body: str, expires_at: d
     )
 
 
+def enqueue_for_admins(*, subject: str, body: str, now: datetime) -> None:
+    """Queue an e-mail to each of ADMINS."""
+    for _name, address in settings.ADMINS:
+        enqueue(
+            kind=OutgoingMail.Kind.OPERATIONS,
+            recipient=address,
+            subject=f"1CNG: {subject}",
+            body=body,
+            expires_at=now + EXPIRES_AFTER,
+        )
+
+
 def cancel(mails: OutgoingMailQuerySet) -> None:
     """Delete those that have not been sent."""
     mails.filter(sent_at=None).delete()

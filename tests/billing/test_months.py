@@ -5,7 +5,6 @@ from datetime import UTC, date, datetime, timedelta
 from uuid import uuid4
 
 import pytest
-from django.core import mail
 from django.core.management import CommandError, call_command
 from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
@@ -17,6 +16,7 @@ from cng_portal.accounts.models import Customer
 from cng_portal.accounts.services import lock_customer
 from cng_portal.notifications.models import Notification
 from tests.factories import CustomerFactory, LocationFactory, ProjectFactory
+from tests.smtp import sent_mails
 
 pytestmark = [pytest.mark.django_db, pytest.mark.both_databases]
 
@@ -153,7 +153,7 @@ def test_usage_without_a_price_stops_the_invoice_of_that_customer_only(shop, use
     assert InvoiceLine.objects.count() == 1
     [sentence] = report.stopped.values()
     assert "Customer #000040 gets no invoice: “orphan”" in sentence
-    assert sentence in mail.outbox[0].body
+    assert sentence in sent_mails()[0].body
     assert "without a price" in " ".join(verification.differences(at=DECEMBER))
 
 
@@ -447,7 +447,7 @@ def test_one_customer_whose_month_cannot_be_closed_keeps_nobody_else_from_an_inv
     failure = ClosingFailure.objects.get()
     assert (failure.customer_id, failure.failed_at) == (broken.customer_id, DECEMBER)
     assert "Customer #000043 gets no invoice" in failure.reason
-    assert [failure.reason] == [message.body for message in mail.outbox]  # once, and not at each attempt
+    assert [failure.reason] == [message.body for message in sent_mails()]  # once, and not at each attempt
     [difference] = verification.differences(at=DECEMBER)
     assert "#000043" in difference and "could not be closed" in difference
 

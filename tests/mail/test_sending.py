@@ -293,4 +293,4 @@ def test_the_status_counts_what_waits_and_what_failed_recently(now: datetime) ->
     OutgoingMailFactory(failed_at=now - timedelta(minutes=61), kind="invitation")
     status = services.queue_status(now=now)
     assert (status.waiting, status.oldest_wait) == (1, timedelta(minutes=40))
-    assert status.failed_recently == {"notification": 0, "invitation": 1, "account": 0}
+    assert status.failed_recently == {"notification": 0, "invitation": 1, "account": 0, "operations": 0}
