@@ -20,8 +20,9 @@ from django.contrib.staticfiles.finders import get_finders
 from django.db import connection
 from django.test import Client
 
+from cng_portal.accounts.models import User
 from cng_portal.accounts.signin import sessions
-from tests.factories import ProjectFactory, UserFactory
+from tests.factories import NotificationFactory, ProjectFactory, UserFactory
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
@@ -151,6 +152,7 @@ def session(client_for: Callable[..., Client]) -> str:
 
 
 def test_pages_read_and_say_why_nothing_can_be_changed(data_folder: Path, session: str, port: int) -> None:
+    notification = NotificationFactory(user=User.objects.get(), url="/volumes/")
     prepare(data_folder)
     with serving(data_folder, port) as server, another_process(data_folder):
         browser = Browser(port, session)
@@ -159,6 +161,7 @@ def test_pages_read_and_say_why_nothing_can_be_changed(data_folder: Path, sessio
         for path in PAGES:
             status, page = browser.open(path)
             assert (status, BANNER in page) == (200, True), path
+        assert browser.open(f"/notifications/{notification.pk}/")[0] == 302
         assert browser.open("/healthz") == (200, "ok\n")
         status, parts = browser.open("/readyz")
         assert (status, json.loads(parts)["parts"]["disk"]) == (200, "full: pages read, but nothing can be changed")

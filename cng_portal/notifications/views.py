@@ -1,5 +1,6 @@
 """The list behind the bell."""
 
+from functools import partial
 from uuid import UUID
 
 from django.contrib import messages
@@ -8,6 +9,8 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_POST, require_safe
+
+from cng_portal.common.optional import optional
 
 from . import services
 
@@ -29,7 +32,7 @@ def open_notification(request: HttpRequest, notification_id: UUID) -> HttpRespon
     mine = request.user.notifications.filter(pk=notification_id)
     notification = get_object_or_404(mine)
     if request.impersonator is None:
-        services.mark_read(mine, now=timezone.now())
+        optional("notification read", partial(services.mark_read, mine, now=timezone.now()), None)
     return redirect(notification.url or "notifications:list")
 
 
