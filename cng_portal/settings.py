@@ -331,6 +331,8 @@ OPERATION_MAX_ATTEMPTS = read("OPERATION_MAX_ATTEMPTS", whole_number(1, 100), 3)
 OPERATION_DEADLINE_HOURS = read("OPERATION_DEADLINE_HOURS", whole_number(1, 1000), 24)
 # Every snapshot whose bytes the storage engine shows is read again at least once within so many days.
 SCRUB_DAYS = read("SCRUB_DAYS", whole_number(1, 3650), 30)
+# No volume can be made larger than this.
+MAX_VOLUME_GB = read("MAX_VOLUME_GB", whole_number(1, 1_000_000), 16_000)
 # How many of a costly act the people of one customer may ask for in an hour; 0 is no limit.
 ACTS_PER_HOUR = {
     "capture": read("SNAPSHOTS_PER_HOUR", whole_number(0, 1_000_000), 500),

@@ -4,13 +4,13 @@ from typing import Any, ClassVar
 from zoneinfo import ZoneInfo
 
 from django import forms
+from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.db.models import Q, QuerySet
 from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
-from billing.models import MAX_SIZE_GB
 from cng_portal.accounts.models import Project, User
 from cng_portal.common.names import NameFormField, fold_name, is_same_name
 from cng_portal.inventory.models import Interval, VirtualMachine, Volume, Weekday
@@ -436,7 +436,7 @@ class NewVolumeForm(OverrideForm, NamedInProjectForm):
             del self.fields["disk"]
         size = self.fields["size_gb"]
         size.help_text = _("At least %(size)s GB, the size of the captured disk.") % {"size": disk.size_gb}
-        size.widget.attrs |= {"min": disk.size_gb, "max": MAX_SIZE_GB, "inputmode": "numeric"}
+        size.widget.attrs |= {"min": disk.size_gb, "max": settings.MAX_VOLUME_GB, "inputmode": "numeric"}
 
     def clean_size_gb(self) -> int:
         size_gb: int = self.cleaned_data["size_gb"]
@@ -445,8 +445,8 @@ class NewVolumeForm(OverrideForm, NamedInProjectForm):
                 _("The volume has to have at least %(size)s GB, the size of the captured disk.")
                 % {"size": self.chosen_disk.size_gb}
             )
-        if size_gb > MAX_SIZE_GB:
+        if size_gb > settings.MAX_VOLUME_GB:
             raise ValidationError(
-                _("A volume has at most %(size)s GB. Choose a smaller size.") % {"size": f"{MAX_SIZE_GB:,}"}
+                _("A volume has at most %(size)s GB. Choose a smaller size.") % {"size": f"{settings.MAX_VOLUME_GB:,}"}
             )
         return size_gb

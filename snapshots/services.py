@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
+from django.conf import settings
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.db import transaction
 from django.db.models import Count, Exists, Max, OuterRef, Q, QuerySet, Sum
@@ -196,12 +197,42 @@ def check_quota(project: Project, size_gb: int) -> None:
         require_quota(use, more)
 
 
+def volume_quota_use(project: Project) -> list[QuotaUse]:
+    """The limits that apply to a new volume in this project, in the order of `quota_use`. One query."""
+    customer = project.customer
+    in_project = Q(project=project)
+    used = (
+        Volume.objects.present()
+        .filter(project__customer=customer)
+        .aggregate(
+            count=Count("pk"),
+            gb=Sum("size_gb", default=0),
+            project_count=Count("pk", filter=in_project),
+            project_gb=Sum("size_gb", filter=in_project, default=0),
+        )
+    )
+    return [
+        QuotaUse(_("volumes of your account"), used["count"], customer.volume_quota),
+        QuotaUse(_("GB of volumes of your account"), used["gb"], customer.volume_gb_quota),
+        QuotaUse(_("volumes of the project"), used["project_count"], project.volume_quota),
+        QuotaUse(_("GB of volumes of the project"), used["project_gb"], project.volume_gb_quota),
+    ]
+
+
+def check_volume_quota(project_id: UUID, sizes_gb: list[int]) -> None:
+    """Whether volumes of these sizes may be added. The caller holds the customer's lock. Raises QuotaFull."""
+    project = Project.objects.select_related("customer").get(pk=project_id)
+    more = (len(sizes_gb), sum(sizes_gb))
+    for use, count in zip(volume_quota_use(project), more * 2, strict=True):
+        require_quota(use, count)
+
+
 def require_quota(use: QuotaUse, more: int) -> None:
     if not use.admits(more):
         raise QuotaFull(
             _(
                 "Quota full: %(used)s of %(limit)s %(what)s are used and this one needs %(more)s. "
-                "Delete snapshots that you no longer need, or ask support for a higher quota."
+                "Delete what you no longer need, or ask support for a higher quota."
             )
             % {"used": use.used, "limit": use.limit, "what": use.label, "more": more}
         )
@@ -329,13 +360,17 @@ def check_room(source: Source) -> None:
         needed, free = driver.bytes_needed([volume_ref(volume) for volume in volumes_of(source)]), driver.free_bytes()
     except StorageError as error:
         raise NoRoom(str(error)) from error
+    require_room(source.location_id, needed, free)
+
+
+def require_room(location: str, needed: int, free: int | None) -> None:
     if free is not None and needed >= free:  # a clone needs none, but some has to be left
         raise NoRoom(
             _(
                 "The storage of %(location)s is too full: this may need %(needed).1f GB and %(free).1f GB are "
                 "free. Nothing was created. Ask support, or delete snapshots that you no longer need."
             )
-            % {"location": source.location_id, "needed": needed / GIB, "free": free / GIB}
+            % {"location": location, "needed": needed / GIB, "free": free / GIB}
         )
 
 
@@ -736,6 +771,7 @@ def request_new_volume(
     `disk` may be left out where there is only one.
     """
     check_volume_size(snapshot, size_gb)
+    check_room_for_copies(snapshot, [disk] if disk else list(snapshot.disks.all()))
     with transaction.atomic():
         lock_customer(snapshot.customer_id)
         snapshot = locked(snapshot)
@@ -747,6 +783,7 @@ def request_new_volume(
                 _("The volume has to have at least %(size)s GB, the size of the captured disk.")
                 % {"size": disk.size_gb}
             )
+        check_volume_quota(project.pk, [size_gb])
         check_cloud_quota(snapshot.location_id, disk.volume.backend_project, volumes=1, gb=size_gb)
         check_pace(snapshot.customer_id, Operation.Kind.NEW_VOLUME)
         return make_volume_row(
@@ -755,11 +792,26 @@ def request_new_volume(
 
 
 def check_volume_size(snapshot: Snapshot, size_gb: int) -> None:
-    """Ask the storage whether it can hold a volume of this size. Not inside a transaction."""
+    """Whether a volume may have this size, by the provider's limit and the storage's. Not inside a transaction."""
+    if size_gb > settings.MAX_VOLUME_GB:
+        raise NoRoom(
+            _("A volume has at most %(size)s GB. Choose a smaller size.") % {"size": f"{settings.MAX_VOLUME_GB:,}"}
+        )
     try:
         get_driver(snapshot.location).check_volume_size(size_gb)
     except StorageError as error:
         raise NoRoom(str(error)) from error
+
+
+def check_room_for_copies(snapshot: Snapshot, disks: list[DiskImage]) -> None:
+    """Whether the storage has room for the bytes of these disks once more; holes need none. Not inside a transaction."""
+    try:
+        driver = get_driver(snapshot.location)
+        needed = 0 if driver.shares_blocks else sum(disk.allocated_bytes or 0 for disk in disks)
+        free = driver.free_bytes()
+    except StorageError as error:
+        raise NoRoom(str(error)) from error
+    require_room(snapshot.location_id, needed, free)
 
 
 def only_disk(snapshot: Snapshot) -> DiskImage:
@@ -779,8 +831,9 @@ def request_new_machine(
     *, snapshot: Snapshot, user: User, project: Project, name: str, override: str = ""
 ) -> VirtualMachine:
     """Ask for a stopped machine like the captured one, with a new volume for each of its disks. Raises NotNow, TooOften,
-    QuotaFull, and what is_unchecked raises for the `override`.
+    QuotaFull, NoRoom, and what is_unchecked raises for the `override`.
     """
+    check_room_for_copies(snapshot, list(snapshot.disks.all()))
     with transaction.atomic():
         lock_customer(snapshot.customer_id)
         snapshot = locked(snapshot)
@@ -791,6 +844,7 @@ def request_new_machine(
             raise NotNow(_("Nothing is known of its disks, so no machine can be made of it. Ask support."))
         check_pace(snapshot.customer_id, Operation.Kind.NEW_VOLUME, more=len(disks))
         size_gb = sum(disk.size_gb for disk in disks)
+        check_volume_quota(project.pk, [disk.size_gb for disk in disks])
         check_cloud_quota(snapshot.location_id, disks[0].volume.backend_project, volumes=len(disks), gb=size_gb)
         config = snapshot.vm_config
         vm = VirtualMachine.objects.create(
@@ -983,6 +1037,8 @@ def retry(*, operation: Operation, user: User) -> Operation:
             failed = Volume.objects.filter(pk=operation.volume_id, state=Volume.State.ERROR)
             if not failed.update(state=Volume.State.CREATING, deleted_at=None):
                 raise nothing_to_retry
+            assert operation.volume is not None  # held by the constraint operation_target
+            check_volume_quota(operation.volume.project_id, [])  # it counts already
         elif operation.kind == Operation.Kind.DELETE and snapshot.state != State.DELETING:
             raise nothing_to_retry
         elif operation.kind == Operation.Kind.VERIFY:

@@ -73,7 +73,7 @@ def test_a_membership_without_a_role_is_explained(support: Client) -> None:
     removed = {**{f"memberships-{name}": value for name, value in inline.items()}, "memberships-0-DELETE": "on"}
     assert "would be without an owner" in support.post(page, {"name": "Web", **removed}).text
     UserFactory(member_of=membership.project)
-    quotas = {"snapshot_quota": -1, "snapshot_gb_quota": -1}
+    quotas = {"snapshot_quota": -1, "snapshot_gb_quota": -1, "volume_quota": -1, "volume_gb_quota": -1}
     assert support.post(page, {"name": "Web", **quotas, **removed, "memberships-0-user": " "}).status_code == 302
     assert not person.memberships.exists()
 
@@ -220,6 +220,8 @@ def test_a_customer_made_in_admin_gets_its_default_project_and_a_number(support:
         "time_zone": "Asia/Yangon",
         "snapshot_quota": -1,
         "snapshot_gb_quota": -1,
+        "volume_quota": 7,
+        "volume_gb_quota": -1,
     }
 
     response = support.post(url(Customer, "add"), answers)
@@ -421,6 +423,8 @@ def test_project_members_are_kept_with_the_project(support: Client) -> None:
         "name": "Software",
         "snapshot_quota": 5,
         "snapshot_gb_quota": -1,
+        "volume_quota": 7,
+        "volume_gb_quota": -1,
         "memberships-TOTAL_FORMS": 1,
         "memberships-INITIAL_FORMS": 0,
         "memberships-0-user": person.pk,

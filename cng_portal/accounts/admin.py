@@ -335,7 +335,7 @@ class UserAdmin(SupportAdmin, DjangoUserAdmin):
 
 class ProjectInline(ReadOnly, admin.TabularInline):
     model = Project
-    fields = ["name", "snapshot_quota", "snapshot_gb_quota", "created_at"]
+    fields = ["name", "snapshot_quota", "snapshot_gb_quota", "volume_quota", "volume_gb_quota", "created_at"]
     readonly_fields = fields
     show_change_link = True
     extra = 0
@@ -385,7 +385,7 @@ class CustomerAdmin(SupportAdmin):
         own = ["id", "created_at"] if obj else ["owner"]
         return [
             (None, {"fields": ["name", "number", *own, "billing_type", "currency", "time_zone"]}),
-            (_("Quotas"), {"fields": ["snapshot_quota", "snapshot_gb_quota"]}),
+            (_("Quotas"), {"fields": ["snapshot_quota", "snapshot_gb_quota", "volume_quota", "volume_gb_quota"]}),
         ]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Customer | None = None) -> list[str]:

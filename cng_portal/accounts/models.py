@@ -56,8 +56,12 @@ class Theme(models.TextChoices):
     DARK = "dark", _("Dark")
 
 
+# What a new customer may have until support raises it.
+NEW_CUSTOMER_VOLUMES, NEW_CUSTOMER_VOLUME_GB = 100, 10_000
+
+
 class QuotaModel(models.Model):
-    """Limits on snapshots that are not deleted; -1 means unlimited."""
+    """Limits on snapshots and volumes that are not deleted; -1 means unlimited."""
 
     snapshot_quota = models.IntegerField(
         _("snapshots"), default=UNLIMITED, help_text=_("How many; -1 means unlimited.")
@@ -66,11 +70,19 @@ class QuotaModel(models.Model):
         _("snapshots, GB"), default=UNLIMITED, help_text=_("Sum of their sizes; -1 means unlimited.")
     )
 
+    volume_quota = models.IntegerField(_("volumes"), default=UNLIMITED, help_text=_("How many; -1 means unlimited."))
+    volume_gb_quota = models.IntegerField(
+        _("volumes, GB"), default=UNLIMITED, help_text=_("Sum of their sizes; -1 means unlimited.")
+    )
+
     class Meta:
         abstract = True
         constraints = [
             models.CheckConstraint(
-                condition=Q(snapshot_quota__gte=UNLIMITED) & Q(snapshot_gb_quota__gte=UNLIMITED),
+                condition=Q(snapshot_quota__gte=UNLIMITED)
+                & Q(snapshot_gb_quota__gte=UNLIMITED)
+                & Q(volume_quota__gte=UNLIMITED)
+                & Q(volume_gb_quota__gte=UNLIMITED),
                 name="%(app_label)s_%(class)s_quotas",
                 violation_error_message=_("A quota is a whole number, or -1 for unlimited."),
             )
@@ -81,6 +93,12 @@ class Customer(QuotaModel):
     """Who pays. The row also serves as the lock of everything that is limited per customer: see `lock_customer`."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    volume_quota = models.IntegerField(
+        _("volumes"), default=NEW_CUSTOMER_VOLUMES, help_text=_("How many; -1 means unlimited.")
+    )
+    volume_gb_quota = models.IntegerField(
+        _("volumes, GB"), default=NEW_CUSTOMER_VOLUME_GB, help_text=_("Sum of their sizes; -1 means unlimited.")
+    )
     number = models.PositiveIntegerField(_("customer number"), unique=True)
     name = NameField(_("name"))
     billing_type = models.CharField(

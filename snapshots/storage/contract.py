@@ -346,6 +346,11 @@ class Driver(ABC):
         Quick enough for a page. Raises NotFound, InvalidImage, Unavailable.
         """
 
+    @property
+    def shares_blocks(self) -> bool:
+        """Whether a copy shares blocks with its original, so that it needs no room of its own."""
+        return True
+
     @abstractmethod
     def free_bytes(self) -> int | None:
         """Room left for new data, without what the engine keeps in reserve; None where it does not tell. Raises

@@ -9,6 +9,7 @@ from django.views.decorators.http import require_safe
 
 from cng_portal.accounts.models import Customer, Project
 from cng_portal.accounts.views.common import tabs
+from cng_portal.inventory.models import Volume
 from snapshots.models import Snapshot
 from snapshots.services import QuotaUse
 
@@ -25,14 +26,22 @@ def limits(request: HttpRequest) -> HttpResponse:
         owner.uses = [
             QuotaUse(_("Snapshots"), owner.used_count, owner.snapshot_quota),
             QuotaUse(_("GB of snapshots"), owner.used_gb, owner.snapshot_gb_quota),
+            QuotaUse(_("Volumes"), owner.volume_count, owner.volume_quota),
+            QuotaUse(_("GB of volumes"), owner.volume_gb, owner.volume_gb_quota),
         ]
     return render(request, "snapshots/limits.html", {"owners": owners, "tabs": tabs(request)})
 
 
 def with_use(owners: QuerySet, field: str) -> QuerySet:
-    """Each with `used_count` and `used_gb`, as `services.quota_use` counts them."""
+    """Each with `used_count` and `used_gb`, `volume_count` and `volume_gb`, as `services.quota_use` and
+    `services.volume_quota_use` count them.
+    """
     counted = Snapshot.objects.filter(**{field: OuterRef("pk")}, deleted_at=None).counted().order_by().values(field)
+    owner = "project__customer" if field == "customer" else field
+    volumes = Volume.objects.present().filter(**{owner: OuterRef("pk")}).order_by().values(owner)
     return owners.annotate(
+        volume_count=Coalesce(Subquery(volumes.annotate(n=Count("pk")).values("n")), 0),
+        volume_gb=Coalesce(Subquery(volumes.annotate(n=Sum("size_gb")).values("n")), 0),
         used_count=Coalesce(Subquery(counted.annotate(n=Count("pk")).values("n")), 0),
         used_gb=Coalesce(Subquery(counted.annotate(n=Sum("size_gb")).values("n")), 0),
     )

@@ -356,7 +356,7 @@ def rename(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 def delete(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     found = get_changeable(request, snapshot_id)
-    if reason := services.why_not_deletable(found):
+    if request.method == "GET" and (reason := services.why_not_deletable(found)):
         is_unfinished = found.state in (State.PENDING, State.CREATING)
         return render(
             request, "snapshots/delete.html", {"snapshot": found, "reason": reason, "unfinished": is_unfinished}
@@ -534,6 +534,7 @@ def new_volume(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         "snapshot": found,
         "form": form,
         "reason": why_not_ready(found),
+        "quotas": [use for use in services.volume_quota_use(found.project) if use.is_limited],
         "damage": damage_of(disks),
     }
     return render(request, "snapshots/new_volume.html", context)
@@ -582,6 +583,7 @@ def new_machine(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         "snapshot": found,
         "form": form,
         "reason": why_not_ready(found),
+        "quotas": [use for use in services.volume_quota_use(found.project) if use.is_limited],
         "disks": disks,
         "damage": damage_of(disks),
     }

@@ -288,7 +288,13 @@ def test_an_administrators_act_goes_on_after_a_confirmation() -> None:
     session[confirmation.CONFIRMED] = time.time() - confirmation.SECONDS - 1
     session.save()
     url = reverse("admin:accounts_project_change", args=[project.pk])
-    answers = {"name": "After", "snapshot_quota": -1, "snapshot_gb_quota": -1}
+    answers = {
+        "name": "After",
+        "snapshot_quota": -1,
+        "snapshot_gb_quota": -1,
+        "volume_quota": -1,
+        "volume_gb_quota": -1,
+    }
     answers |= {"memberships-TOTAL_FORMS": 0, "memberships-INITIAL_FORMS": 0}
     assert client.get(url).status_code == 200
     response = client.post(url, answers)

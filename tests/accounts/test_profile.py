@@ -209,7 +209,7 @@ def test_the_limits_count_what_is_kept(person: User, client_for: Callable[..., C
     page = client_for(person).get(reverse("snapshots:limits")).text
     assert "1 of 10" in page
     assert "7, unlimited" in page
-    assert page.count('class="limit"') == 4
+    assert page.count('class="limit"') == 8
 
 
 def test_a_person_without_a_customer_has_a_profile(client_for: Callable[..., Client]) -> None:

@@ -309,6 +309,11 @@ class LocalDriver(Driver):
             allocated = [self._stat_volume(volume).st_blocks * 512 for volume in volumes]
             return 0 if self._can_clone else sum(allocated)
 
+    @property
+    def shares_blocks(self) -> bool:
+        with self._contract_errors():
+            return self._can_clone
+
     def free_bytes(self) -> int:
         with self._contract_errors():
             self._make_folders()
