@@ -94,13 +94,13 @@ class PackageAdmin(SupportAdmin):
         super().save_model(request, obj, form, change)
 
     def save_formset(self, request: HttpRequest, form: Any, formset: Any, change: bool) -> None:
+        versions = formset.save(commit=False)
         if not form.instance.active:
             return  # its planned prices are deleted, and it takes no new ones
-        for version in formset.save(commit=False):
-            version.created_by = version.created_by or request.user
-            version.save()
+        for version in versions:
+            services.save_price(version, by=request.user)
         for version in formset.deleted_objects:
-            version.delete()
+            services.delete_price(version, by=request.user)
 
 
 class OfACustomer(ReadOnly, SupportAdmin):

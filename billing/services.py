@@ -240,7 +240,7 @@ def create_package(
     package = Package(location=location, kind=kind, name=name)
     package.full_clean()
     package.save()
-    _add_version(package=package, rate_micro=rate_micro, starts_at=starts_at, by=by)
+    save_price(PriceVersion(package=package, rate_micro=rate_micro, starts_at=starts_at), by=by)
     return package
 
 
@@ -252,24 +252,27 @@ def retire_package(*, package: Package, by: User | None) -> list[PriceVersion]:
     """
     planned = list(package.versions.filter(starts_at__gt=Now()))
     for version in planned:
-        activity.record(
-            act="price.delete",
-            actor=by,
-            thing=package,
-            before={"rate_micro": version.rate_micro, "starts_at": version.starts_at},
-        )
-        version.delete()
+        delete_price(version, by=by)
     package.active = False
     package.save(update_fields=["active"])
     return planned
 
 
-def _add_version(*, package: Package, rate_micro: int, starts_at: datetime, by: User | None) -> PriceVersion:
-    version = PriceVersion(package=package, rate_micro=rate_micro, starts_at=starts_at, created_by=by)
+def save_price(version: PriceVersion, *, by: User | None) -> PriceVersion:
+    """Write a price that is planned, or a package's first one, with its entry in the activity log."""
+    version.created_by = version.created_by or by
     version.full_clean()
     version.save()
-    activity.record(act="price.set", actor=by, thing=package, after={"rate_micro": rate_micro, "starts_at": starts_at})
+    after = {"rate_micro": version.rate_micro, "starts_at": version.starts_at}
+    activity.record(act="price.set", actor=by, thing=version.package, after=after)
     return version
+
+
+def delete_price(version: PriceVersion, *, by: User | None) -> None:
+    """Delete a planned price; the database refuses it for one that has begun."""
+    before = {"rate_micro": version.rate_micro, "starts_at": version.starts_at}
+    activity.record(act="price.delete", actor=by, thing=version.package, before=before)
+    version.delete()
 
 
 def set_price(
@@ -278,7 +281,7 @@ def set_price(
     """Plan the price from `starts_at` on, which must be later than now. Raises Refused, ValidationError."""
     if starts_at <= (at or timezone.now()):
         raise Refused(str(PAST))
-    return _add_version(package=package, rate_micro=rate_micro, starts_at=starts_at, by=by)
+    return save_price(PriceVersion(package=package, rate_micro=rate_micro, starts_at=starts_at), by=by)
 
 
 # Usage -------------------------------------------------------------------------------------------------------------

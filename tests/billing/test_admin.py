@@ -7,6 +7,7 @@ from django.utils import timezone
 from billing import closing, services
 from billing.forms import PriceVersionFormSet
 from billing.models import Invoice, Package, PriceVersion, ServiceKind, WalletTransaction
+from cng_portal.accounts.models import Activity
 from tests.factories import LocationFactory, UserFactory
 
 pytestmark = pytest.mark.django_db
@@ -229,3 +230,32 @@ def test_an_administrator_without_the_permission_cannot_grant(client_for, shop):
     url = reverse("admin:billing_account_grant", args=[shop.customer.pk])
     assert clerk.post(url, {"amount": "1", "reason": "x", "key": "k"}).status_code == 403
     assert not WalletTransaction.objects.exists()
+
+
+def test_prices_set_and_deleted_in_admin_are_in_the_activity_log(desk, shop):
+    [first] = shop.package.versions.all()
+    url = reverse("admin:billing_package_change", args=[shop.package.pk])
+    begun = (first.pk, first.starts_at, "0.4")
+    desk.post(url, package_form(shop.package, [begun, (None, FUTURE, "0.5")]))
+    planned = shop.package.versions.get(starts_at=FUTURE)
+    desk.post(url, package_form(shop.package, [begun, (planned.pk, FUTURE, "0.5")], **{"versions-1-DELETE": "on"}))
+    entries = Activity.objects.filter(act__startswith="price.", after__rate_micro=500_000)
+    entries |= Activity.objects.filter(act__startswith="price.", before__rate_micro=500_000)
+    assert [(entry.act, entry.actor.is_staff) for entry in entries.order_by("at", "pk")] == [
+        ("price.set", True),
+        ("price.delete", True),
+    ]
+
+
+def test_deactivating_a_package_deletes_its_planned_prices(desk, shop):
+    [first] = shop.package.versions.all()
+    url = reverse("admin:billing_package_change", args=[shop.package.pk])
+    begun = (first.pk, first.starts_at, "0.4")
+    desk.post(url, package_form(shop.package, [begun, (None, FUTURE, "0.9")]))
+    planned = shop.package.versions.get(starts_at=FUTURE)
+    form = package_form(shop.package, [begun, (planned.pk, FUTURE, "0.9")])
+    del form["active"]
+    page = desk.post(url, form, follow=True)
+    assert "Planned prices deleted: 1." in page.content.decode()
+    shop.package.refresh_from_db()
+    assert (shop.package.active, list(shop.package.versions.all())) == (False, [first])
