@@ -1,10 +1,15 @@
 """`manage.py import_volume`: disks from elsewhere, byte for byte, or nothing at all."""
 
+import bz2
+import gzip
+import io
+import lzma
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +23,7 @@ from cng_portal.accounts.models import Project
 from cng_portal.inventory.models import Location, Volume
 from snapshots.storage.contract import GIB
 from tests.factories import LocationFactory, ProjectFactory
+from tests.snapshots.disks import touch_every_chunk
 
 pytestmark = pytest.mark.django_db
 needs_qemu = pytest.mark.skipif(not shutil.which("qemu-img"), reason="needs qemu-img (Debian: qemu-utils)")
@@ -44,6 +50,16 @@ def image(tmp_path: Path) -> Path:
         file.seek(50 * MIB)
         file.write(b"the end")
     return path
+
+
+def tar_of(members: dict[str, bytes], format: int = tarfile.GNU_FORMAT) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=format) as tar:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return file.getvalue()
 
 
 def import_volume(file: Path, project: Project, location: Location, /, **options: Any) -> None:
@@ -87,6 +103,121 @@ def test_a_qcow2_image_is_unpacked(
     subprocess.run(["qemu-img", "convert", *flags, "-f", "raw", "-O", "qcow2", image, packed], check=True)
     import_volume(packed, project, location)
     assert_volume_holds_the_image(storage_root, image)
+
+
+FORMATS = [
+    "-O qcow2",
+    "-O qcow2 -c",
+    "-O qcow2 -o compat=0.10",
+    "-O qcow2 -o extended_l2=on,cluster_size=128k",
+    "-O qcow2 -o preallocation=metadata",
+    "-O qcow",
+    "-O vpc",
+    "-O vpc -o subformat=fixed",
+    "-O vhdx",
+    "-O vhdx -o subformat=fixed",
+    "-O vmdk",
+    "-O vmdk -o subformat=streamOptimized",
+    "-O vdi",
+    "-O vdi -o static=on",
+]
+
+
+@pytest.fixture
+def compressible(image: Path) -> Path:
+    """With text at its start and in its middle, which compression makes smaller, and noise at its very end."""
+    with open(image, "r+b") as file:
+        file.write(b"some words again and again " * 20_000)
+        file.seek(20 * MIB)
+        file.write(b"and other words " * 40_000)
+        file.seek(51 * MIB - 1000)
+        file.write(DATA[:1000])
+    return image
+
+
+def pack(image: Path, options: str) -> Path:
+    packed = image.with_name("packed")
+    subprocess.run(["qemu-img", "convert", "-f", "raw", *options.split(), image, packed], check=True)
+    return packed
+
+
+@needs_qemu
+@pytest.mark.parametrize("options", FORMATS)
+def test_an_image_of_another_format_is_unpacked_if_it_is_whole(
+    compressible: Path, project: Project, location: Location, storage_root: Path, options: str
+) -> None:
+    packed = pack(compressible, options)
+    whole = packed.read_bytes()
+    for length in (100, len(whole) // 2, len(whole) - 70_000, len(whole) - 3_000, len(whole) - 300, len(whole) - 1):
+        packed.write_bytes(whole[:length])
+        if "subformat=fixed" in options and "vpc" in options:
+            continue  # without its last sector it is a raw disk to everybody
+        with pytest.raises(CommandError, match="cut off|damaged|cannot be read as"):
+            import_volume(packed, project, location)
+        assert files_in(storage_root) == [], f"{length} of {len(whole)} bytes were taken"
+    packed.write_bytes(whole)
+    import_volume(packed, project, location)
+    assert_volume_holds_the_image(storage_root, compressible)
+
+
+@needs_qemu
+@pytest.mark.parametrize("subformat", ["streamOptimized", "monolithicSparse"])
+def test_the_disk_of_an_ova_is_unpacked(
+    compressible: Path, project: Project, location: Location, storage_root: Path, subformat: str
+) -> None:
+    disk = pack(compressible, f"-O vmdk -o subformat={subformat}").read_bytes()
+    ova = compressible.with_name("vm.ova")
+    whole = tar_of({"vm.ovf": b"<Envelope/>", "vm-disk1.vmdk": disk, "vm.mf": b"SHA256"})
+    for length in (len(whole) // 2, 4096 + len(disk) // 2):
+        ova.write_bytes(whole[:length])
+        with pytest.raises(CommandError, match="cut off|damaged"):
+            import_volume(ova, project, location)
+    damaged = tar_of({"vm.ovf": b"<Envelope/>", "vm-disk1.vmdk": disk[:-70_000], "vm.mf": b"SHA256" * 20_000})
+    ova.write_bytes(damaged)
+    with pytest.raises(CommandError, match="cut off|damaged"):
+        import_volume(ova, project, location)
+    assert files_in(storage_root) == []
+    ova.write_bytes(whole)
+    import_volume(ova, project, location)
+    assert_volume_holds_the_image(storage_root, compressible)
+
+
+@needs_qemu
+@pytest.mark.parametrize(
+    "options",
+    ["-O vmdk -o subformat=monolithicFlat", "-O vmdk -o subformat=twoGbMaxExtentSparse"],
+)
+def test_a_vmdk_that_names_other_files_is_refused(
+    image: Path, project: Project, location: Location, storage_root: Path, options: str
+) -> None:
+    packed = pack(image, options)
+    parts = [path for path in packed.parent.iterdir() if path.name.startswith("packed-s")]
+    for file in [packed, *parts]:
+        with pytest.raises(CommandError, match="only names other files|only a part of a disk"):
+            import_volume(file, project, location)
+    assert files_in(storage_root) == []
+
+
+@needs_qemu
+@pytest.mark.parametrize(("format", "backing"), [("qcow", "raw"), ("vmdk", "vmdk")])
+def test_an_image_over_another_one_is_refused(
+    image: Path, project: Project, location: Location, storage_root: Path, format: str, backing: str
+) -> None:
+    below = image if backing == "raw" else pack(image, "-O vmdk")
+    layer = image.with_name("layer")
+    subprocess.run(["qemu-img", "create", "-q", "-f", format, "-F", backing, "-b", below, layer], check=True)
+    with pytest.raises(CommandError, match="only a part of a disk"):
+        import_volume(layer, project, location)
+    assert files_in(storage_root) == []
+
+
+@needs_qemu
+def test_an_encrypted_image_is_refused_in_words(image: Path, project: Project, location: Location) -> None:
+    packed = image.with_suffix(".qcow2")
+    secret = ["--object", "secret,id=s,data=secret", "-o", "encrypt.format=luks,encrypt.key-secret=s"]
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *secret, packed, "50M"], check=True)
+    with pytest.raises(CommandError, match="is encrypted by QEMU. Decrypt it"):
+        import_volume(packed, project, location)
 
 
 @needs_qemu
@@ -137,7 +268,7 @@ def test_what_a_small_file_unpacks_to_has_to_fit(
     subprocess.run(["qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", loose, packed], check=True)
     assert packed.stat().st_size < MIB
     real = os.statvfs
-    room = SimpleNamespace(f_bavail=16, f_frsize=MIB)
+    room = SimpleNamespace(f_bavail=16, f_blocks=16, f_frsize=MIB)
     monkeypatch.setattr(os, "statvfs", lambda path: room if str(storage_root) in str(path) else real(path))
     with pytest.raises(CommandError, match="does not have the room"):
         import_volume(packed, project, location)
@@ -160,6 +291,12 @@ def test_a_project_is_found_by_its_name_and_customer(image: Path, project: Proje
         ({"customer": "#999999"}, "There is no project"),
         ({"location": "MOON-1"}, "There is no location “MOON-1”. These are known: 1CNG-YGN-AZ"),
         ({"name": "  "}, "Enter a name."),
+        ({"name": "two\nlines"}, "character that cannot be shown"),
+        ({"name": "\x1b[31mred"}, "character that cannot be shown"),
+        ({"name": "bad\udcff"}, "character that cannot be shown"),
+        ({"project": "bad\udcff"}, "character that cannot be shown"),
+        ({"customer": "bad\udcff"}, "character that cannot be shown"),
+        ({"location": "bad\udcff"}, "character that cannot be shown"),
         ({"name": "x" * 121}, "the limit is 120"),
         ({"name": "two\nlines"}, "cannot be shown"),
         ({"name": "\x1b[31mred"}, "cannot be shown"),
@@ -180,10 +317,27 @@ def test_a_wrong_option_is_said_in_a_sentence(
     [
         (None, "cannot be read: No such file"),
         (b"", "is empty"),
-        (b"KDMV" + bytes(600), "is VMDK. Convert it"),
-        (b"QED\0" + bytes(600), "is QED. Convert it"),
-        (b"\x1f\x8b" + bytes(600), "is gzip. Convert it"),
-        pytest.param(b"QFI\xfb" + bytes(600), "qemu-img cannot read the image", marks=needs_qemu),
+        (b"# Disk DescriptorFile\nversion=1\n", "is a VMDK descriptor, which only names other files"),
+        (b"KDMV" + bytes(600), "is only a part of a disk"),
+        (b"COWD" + bytes(600), "is VMDK of VMware ESX"),
+        (b"QED\0" + bytes(600), "is QED"),
+        (bytes(5120) + b"koly" + bytes(508), "is DMG"),
+        (gzip.compress(DATA), "is gzip"),
+        (bz2.compress(DATA), "is bzip2"),
+        (lzma.compress(DATA), "is xz"),
+        (lzma.compress(DATA, lzma.FORMAT_ALONE), "is lzma"),
+        (lzma.compress(bytes(9), lzma.FORMAT_ALONE, preset=9), "is lzma"),
+        (b"\x28\xb5\x2f\xfd" + bytes(600), "is zstd"),
+        (b"\x04\x22\x4d\x18" + bytes(600), "is lz4"),
+        (b"\x02\x21\x4c\x18" + bytes(600), "is lz4"),
+        (b"PK\x03\x04" + bytes(600), "is zip"),
+        (b"7z\xbc\xaf\x27\x1c" + bytes(600), "is 7z"),
+        (tar_of({"disk.raw": DATA}), "is a tar archive"),
+        (tar_of({"disk.raw": DATA}, tarfile.USTAR_FORMAT), "is a tar archive"),
+        (tar_of({"vm.ovf": b"", "a.vmdk": DATA, "b.vmdk": DATA}), "is an OVA with 2 disks"),
+        (tar_of({"vm.ovf": b"", "a.vmdk": DATA}), "is cut off or damaged"),
+        pytest.param(b"QFI\xfb" + bytes(600), "is cut off or damaged", marks=needs_qemu),
+        pytest.param(b"QFI\xfb\0\0\0\3" + bytes(24) + b"\0\0\0\1" + bytes(600), "encrypted by QEMU", marks=needs_qemu),
     ],
 )
 def test_what_is_no_disk_image_is_refused(
@@ -198,9 +352,10 @@ def test_what_is_no_disk_image_is_refused(
     assert files_in(storage_root) == []
 
 
-def test_a_folder_or_a_pipe_is_refused(tmp_path: Path, project: Project, location: Location) -> None:
+def test_what_is_no_file_is_refused(image: Path, tmp_path: Path, project: Project, location: Location) -> None:
     os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path, tmp_path / "pipe"):
+    (tmp_path / "link").symlink_to(image)
+    for path in (tmp_path, tmp_path / "pipe", tmp_path / "link", Path("/dev/zero")):
         with pytest.raises(CommandError, match="is not a file"):
             import_volume(path, project, location)
 
@@ -231,8 +386,7 @@ def test_a_stopped_import_leaves_nothing(
     with open(huge, "wb") as file:
         file.write(DATA)
         file.truncate(4096 * GIB)
-        file.seek(4096 * GIB - 1)
-        file.write(b"x")
+    touch_every_chunk(huge, up_to=16 * GIB)
     command = [sys.executable, "manage.py", "import_volume", str(huge), "--project", str(project.pk)]
     process = subprocess.Popen(
         [*command, "--location", location.pk, "--name", "web"],

@@ -15,16 +15,20 @@ from django.utils.translation import gettext as _
 from tqdm import tqdm
 
 from cng_portal.accounts.models import Project
+from cng_portal.common.names import require_visible
 from cng_portal.inventory.models import Location, Volume
 from snapshots.storage.contract import GIB, StorageError
 from snapshots.storage.local import LocalDriver
-from snapshots.storage.local.importing import inspect_image
+from snapshots.storage.local.importing import open_image
 from snapshots.storage.registry import get_driver
 from snapshots.tasks import is_needed, volume_ref
 
 
 class Command(BaseCommand):
-    help = "Import a raw or qcow2 disk image as a new volume. Its size is rounded up to whole GB."
+    help = (
+        "Import a disk image as a new volume: raw, or with qemu-img qcow2, qcow, VMDK, VHD, VHDX, VDI or an OVA with one "
+        "disk. Its size is rounded up to whole GB."
+    )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("file", type=Path)
@@ -34,10 +38,16 @@ class Command(BaseCommand):
         parser.add_argument("--name", required=True, help="the new volume's name")
 
     def handle(self, *args: Any, **options: Any) -> None:
+        for value in (options["project"], options["customer"] or "", options["location"]):
+            try:
+                require_visible(value)  # neither a database nor a terminal takes everything that a shell passes on
+            except ValidationError as error:
+                raise CommandError(" ".join(error.messages)) from error
         project = find_project(options["project"], options["customer"])
         driver = find_driver(options["location"])
         try:
-            size = inspect_image(options["file"])[1]
+            with open_image(options["file"]) as source:
+                size = source.size
             volume = Volume(
                 project=project,
                 location_id=options["location"],

@@ -58,7 +58,7 @@ from ..contract import (
 )
 from ..files import NotRegularFile, opened, read_small_file, stat_regular_file
 from .copying import Progress, bypass_page_cache, clone_file, copy_data, fill_image, sync_folder, write_file
-from .importing import inspect_image, unpack_qcow2, unpacked_bytes
+from .importing import open_image, unpack, unpacked_bytes
 from .locking import Locked, find_lock_holder, hold_names, is_name_held, lock_image
 
 logger = logging.getLogger(__name__)
@@ -218,30 +218,29 @@ class LocalDriver(Driver):
     # Beyond the contract: disks from elsewhere
 
     def import_image(self, volume: VolumeRef, image: Path, heartbeat: Heartbeat = no_heartbeat) -> str:
-        """Make a volume of a raw or qcow2 image, with zeros up to its size; return its backend_ref.
+        """Make a volume of a disk image, with zeros up to its size; return its backend_ref.
 
         Raises Refused (not such an image, larger than the volume, the volume is there), Busy, NoSpace, Unavailable.
         """
-        with self._working(exclusive=[volume]), ExitStack() as stack:
-            is_qcow2, size = inspect_image(image)
-            if self._volume_path(volume.uuid).exists() or size > volume.size_gb * GIB:
+        with self._working(exclusive=[volume]), open_image(image) as source:
+            if os.path.lexists(self._volume_path(volume.uuid)) or source.size > volume.size_gb * GIB:
                 raise Refused(
                     _("The volume “%(name)s” is there already, or smaller than the image.") % {"name": volume.name}
                 )
-            source = stack.enter_context(opened(image))
-            if not is_qcow2:  # for the other kind qemu-img takes the locks
-                self._lock_image(source, image.name, writing=False)
-            self._check_space([source], unpacked=unpacked_bytes(image) if is_qcow2 else 0)
+            is_raw = source.format == "raw"
+            if is_raw:  # for the others qemu-img takes the locks
+                self._lock_image(source.file, image.name, writing=False)
+            self._check_space([source.file], unpacked=0 if is_raw else unpacked_bytes(source))
             with self._new_image(volume, VOLUME_MODE) as target:
-                progress = Progress(self._watching_space(heartbeat), size)
-                if is_qcow2:
-                    os.ftruncate(target, volume.size_gb * GIB)
-                    unpack_qcow2(image, self._hidden_path(self.volumes, volume.uuid, "new"), progress)
-                    progress.during(os.fsync, target)
-                else:
-                    method = fill_image(source, target, volume.size_gb * GIB, progress, cloning=self._can_clone)
+                progress = Progress(self._watching_space(heartbeat), source.size)
+                if is_raw:
+                    method = fill_image(source.file, target, volume.size_gb * GIB, progress, cloning=self._can_clone)
                     if method == "clone":
-                        progress.add(size)
+                        progress.add(source.size)
+                else:
+                    os.ftruncate(target, volume.size_gb * GIB)
+                    unpack(source, target, progress)
+                    progress.during(os.fsync, target)
                 progress.beat()
         return ""
 

@@ -1,4 +1,8 @@
-"""Disk images from elsewhere: what they are, and qcow2 unpacked by QEMU's own tool."""
+"""Disk images from elsewhere: what they are, whether they are whole, and QEMU's own tool to unpack them.
+
+The image is opened once, and QEMU gets that very file as a descriptor: its name could be an address to QEMU, or stand for
+another file by then. It is never let open a second file: images that name one, as backing file or extent, are refused.
+"""
 
 import json
 import os
@@ -6,123 +10,383 @@ import re
 import select
 import shutil
 import subprocess
+import tarfile
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from django.utils.translation import gettext as _
 
-from ..contract import Refused, Unavailable
+from ..contract import NoSpace, Refused, Unavailable
+from ..files import NotRegularFile, open_regular_file
 from .copying import BEAT_SECONDS, Progress
 
-QCOW2 = b"QFI\xfb"
-# A file that starts like this holds a disk, but not as it is, so that taking its bytes would give a useless volume.
+SECTOR = 512
+# Files of these kinds hold a disk or an archive of one, but not as it is: their bytes would make a useless volume.
 OTHER_FORMATS = {
-    b"KDMV": "VMDK",
-    b"# Disk DescriptorFile": "VMDK",
-    b"vhdxfile": "VHDX",
-    b"conectix": "VHD",
-    b"<<< ": "VDI",
+    b"# Disk DescriptorFile": "a VMDK descriptor, which only names other files",
+    b"COWD": "VMDK of VMware ESX",
     b"QED\0": "QED",
     b"WithoutFreeSpace": "Parallels",
     b"WithouFreSpacExt": "Parallels",
-    b"\x1f\x8b": "gzip",
-    b"\xfd7zXZ": "xz",
+    b"Bochs Virtual HD Image": "Bochs",
+    b"#!/bin/sh\n#V2.0 Format": "cloop",
+    b"\x3a\xff\x26\xed": "an Android sparse image",
+    b"MSWIM\0\0\0": "WIM",
+    b"EVF\x09": "EnCase",
+    b"\x1f\x8b\x08": "gzip",
+    b"\xfd7zXZ\0": "xz",
     b"\x28\xb5\x2f\xfd": "zstd",
-    b"BZh": "bzip2",
+    b"\x04\x22\x4d\x18": "lz4",
+    b"\x02\x21\x4c\x18": "lz4",
+    b"LZIP": "lzip",
+    b"\x89LZO\0": "lzop",
     b"PK\x03\x04": "zip",
+    b"PK\x05\x06": "zip",
+    b"7z\xbc\xaf\x27\x1c": "7z",
+    b"Rar!\x1a\x07": "rar",
 }
+NAMES = {"qcow2": "qcow2", "qcow": "qcow", "vmdk": "VMDK", "vhdx": "VHDX", "vpc": "VHD", "vdi": "VDI"}
 
 
-def inspect_image(path: Path) -> tuple[bool, int]:
-    """(whether it is qcow2, bytes of the disk in it). Raises Refused with the reason when it cannot be imported."""
+@dataclass(frozen=True, kw_only=True)
+class SourceImage:
+    path: Path  # for messages only
+    file: int
+    offset: int  # of the image in the file: an OVA holds more than the disk
+    length: int
+    format: str = "raw"  # as QEMU calls it
+    size: int = 0  # bytes of the disk in it
+
+    def read(self, position: int, length: int) -> bytes:
+        """Shorter at the end of the image."""
+        wanted = min(length, self.length - position)
+        return os.pread(self.file, wanted, self.offset + position) if wanted > 0 else b""
+
+    def read_last_sector(self) -> bytes:
+        return self.read(max(0, self.length - SECTOR), SECTOR)
+
+
+@contextmanager
+def open_image(path: Path) -> Iterator[SourceImage]:
+    """Raises Refused with the reason when it is no whole disk image that can be imported."""
     try:
-        if path.exists() and not path.is_file():  # asked before it is opened, for which a pipe would wait
-            raise Refused(_("“%(path)s” is not a file. Give a raw or qcow2 disk image.") % {"path": path})
-        with open(path, "rb") as file:
-            start, size = file.read(80), os.fstat(file.fileno()).st_size
+        file = open_regular_file(path)
+    except NotRegularFile as error:
+        raise refused(_("“%(path)s” is not a file. Give the disk image itself, not a link to it."), path) from error
     except OSError as error:
         raise Refused(_("“%(path)s” cannot be read: %(reason)s.") % {"path": path, "reason": error.strerror}) from error
-    for magic, name in OTHER_FORMATS.items():
-        if start.startswith(magic):
-            raise Refused(
-                _("“%(path)s” is %(format)s. Convert it to a raw or qcow2 image first.")
-                % {"path": path, "format": name}
-            )
-    if start.startswith(QCOW2):
-        if refers_elsewhere(start):
-            raise only_a_part(path)
-        return True, measure_qcow2(path)
-    if size == 0:
-        raise Refused(_("“%(path)s” is empty. Give a raw or qcow2 disk image.") % {"path": path})
-    return False, size
+    try:
+        yield inspect(SourceImage(path=path, file=file, offset=0, length=os.fstat(file).st_size))
+    finally:
+        os.close(file)
 
 
-def refers_elsewhere(header: bytes) -> bool:
-    """Whether it names a backing file or, bit 2 of the incompatible features, a file of its data. Asked before QEMU is,
-    which opens the latter when it is only to describe the image. Source: QEMU, docs/interop/qcow2.txt.
+def inspect(image: SourceImage) -> SourceImage:
+    """With its format and size. Raises Refused."""
+    start, end = image.read(0, 4096), image.read_last_sector()
+    if not start:
+        raise refused(_("“%(path)s” is empty. Give a disk image."), image.path)
+    if is_tar(start):
+        disk = inspect(find_disk(image))
+        if disk.format == "raw":
+            raise cut_off(image)
+        return disk
+    if other := find_other_format(start, end):
+        raise Refused(
+            _("“%(path)s” is %(format)s. Unpack it, or convert it to a raw or qcow2 image first.")
+            % {"path": image.path, "format": other}
+        )
+    image = replace(image, format=find_format(start, end))
+    if image.format == "raw":
+        return replace(image, size=image.length)
+    refuse_references(image, start)
+    if not shutil.which("qemu-img"):
+        raise Refused(
+            _("“%(path)s” is %(format)s, which needs qemu-img. Install qemu-utils, or convert it to a raw image.")
+            % {"path": image.path, "format": NAMES[image.format]}
+        )
+    require_whole(image)
+    return replace(image, size=qemu_img(image, "info")["virtual-size"])
+
+
+def find_format(start: bytes, end: bytes) -> str:
+    if start.startswith(b"QFI\xfb"):
+        return "qcow" if start[4:8] == b"\0\0\0\1" else "qcow2"
+    if start.startswith(b"KDMV"):
+        return "vmdk"
+    if start.startswith(b"vhdxfile"):
+        return "vhdx"
+    if start.startswith(b"conectix") or end.startswith(b"conectix"):  # one of a fixed size has only the latter
+        return "vpc"
+    return "vdi" if start[64:68] == b"\x7f\x10\xda\xbe" else "raw"
+
+
+def find_other_format(start: bytes, end: bytes) -> str:
+    if start.startswith(b"BZh") and start[4:10] in (b"1AY&SY", b"\x17rE8P\x90"):
+        return "bzip2"
+    # As written by every program: the usual parameters, a dictionary of a power of two, and a range coder's zero.
+    dictionary = int.from_bytes(start[1:5], "little")
+    if start[:1] == b"\x5d" and dictionary.bit_count() == 1 and dictionary >= 4096 and start[13:14] == b"\0":
+        return "lzma"
+    if end.startswith(b"koly"):
+        return "DMG"
+    return next((name for magic, name in OTHER_FORMATS.items() if start.startswith(magic)), "")
+
+
+def is_tar(start: bytes) -> bool:
+    if start[257:262] == b"ustar":
+        return True
+    try:
+        tarfile.TarInfo.frombuf(start[:SECTOR], "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return True
+
+
+def find_disk(image: SourceImage) -> SourceImage:
+    """The only disk in an OVA, which is a tar with a description, `.ovf`, as its first file."""
+    disks, is_ova = [], False
+    os.lseek(image.file, 0, os.SEEK_SET)
+    try:
+        with open(os.dup(image.file), "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                is_ova = is_ova or member.name.endswith(".ovf")
+                if (
+                    member.isreg()
+                    and not member.issparse()
+                    and member.name.lower().endswith((".vmdk", ".vhd", ".vhdx"))
+                ):
+                    disks.append(replace(image, offset=member.offset_data, length=member.size))
+    except (tarfile.TarError, ValueError, EOFError, OverflowError) as error:
+        raise cut_off(image) from error
+    if not is_ova:
+        raise refused(_("“%(path)s” is a tar archive. Unpack it and give the disk image that is in it."), image.path)
+    if len(disks) != 1:
+        raise Refused(
+            _("“%(path)s” is an OVA with %(count)s disks. Unpack it with tar and import each of them.")
+            % {"path": image.path, "count": len(disks)}
+        )
+    [disk] = disks
+    if disk.offset + disk.length > image.length:
+        raise cut_off(image)
+    return disk
+
+
+# --- references to other files, and whole images ----------------------------------------------------------------------
+
+
+def refuse_references(image: SourceImage, start: bytes) -> None:
+    """Asked before QEMU is, which opens some of these files when it is only to describe the image."""
+    refers, encrypted = False, False
+    if image.format == "qcow2":  # bit 2 of the incompatible features: its data are in another file
+        has_features = big(start, 4, 4) >= 3
+        refers = any(start[8:16]) or has_features and bool(big(start, 72, 8) & 4)
+        encrypted = any(start[32:36])
+    elif image.format == "qcow":
+        refers, encrypted = any(start[8:16]), any(start[36:40])
+    elif image.format == "vmdk":
+        capacity, descriptor_at, descriptor_size = (little(start, at, 8) for at in (12, 28, 36))
+        if (descriptor_at + descriptor_size) * SECTOR > image.length:
+            raise cut_off(image)
+        text = image.read(descriptor_at * SECTOR, min(descriptor_size * SECTOR, 1024**2)) if descriptor_at else b""
+        extents = re.findall(rb"(?m)^\s*(?:RW|RDONLY|NOACCESS)\s", text)
+        parent = re.search(rb"(?mi)^\s*parentFileNameHint|^\s*parentCID\s*=\s*(?!f{8}\b)", text)
+        refers = not capacity or not text or len(extents) != 1 or bool(parent)
+    elif image.format == "vpc":
+        footer = image.read_last_sector()
+        refers = big(footer, 60, 4) == 4  # differencing
+    if refers:
+        raise refused(
+            _(
+                "“%(path)s” is only a part of a disk: it refers to another file. Merge them with qemu-img convert first."
+            ),
+            image.path,
+        )
+    if encrypted:
+        raise refused(
+            _("“%(path)s” is encrypted by QEMU. Decrypt it with qemu-img convert first, which asks for its secret."),
+            image.path,
+        )
+
+
+def require_whole(image: SourceImage) -> None:
+    """Raises Refused for an image that was cut off: QEMU reads zeros beyond the end and calls it a success."""
+    start = image.read(0, 4096)
+    if image.format in ("qcow2", "qcow"):
+        if end_of_qcow(image, start) > image.length:
+            raise cut_off(image)
+    elif image.length % SECTOR:  # to QEMU they end with their last sector, even if only one byte of it is there
+        raise cut_off(image)
+    if image.format == "vpc" and not image.read_last_sector().startswith(b"conectix"):
+        raise cut_off(image)
+    if (
+        image.format == "vdi"
+        and little(start, 0x158, 4) + little(start, 0x178, 4) * little(start, 0x184, 4) > image.length
+    ):
+        raise cut_off(image)
+    checked = run_qemu_img(image, "check", "-q")
+    if checked.returncode not in (0, 3, 63):  # 3: nothing but wasted room, 63: the format has nothing to check
+        raise Refused(
+            _("“%(path)s” is damaged or cut off. qemu-img check says: %(reason)s")
+            % {"path": image.path, "reason": last_line(checked.stderr)}
+        )
+    for extent in qemu_img(image, "map"):
+        if extent.get("offset", 0) + extent["length"] > image.length and "offset" in extent:
+            raise cut_off(image)
+
+
+def end_of_qcow(image: SourceImage, start: bytes) -> int:
+    """The first byte after everything that the tables of the image refer to, as far as it is larger than the image.
+
+    Source: QEMU, docs/interop/qcow2.txt and block/qcow.c.
     """
-    has_features = int.from_bytes(header[4:8], "big") >= 3
-    return any(header[8:16]) or has_features and bool(int.from_bytes(header[72:80], "big") & 4)
+    is_old, size, l1_at = image.format == "qcow", big(start, 24, 8), big(start, 40, 8)
+    cluster_bits = start[32] if is_old else big(start, 20, 4)
+    step = 1 if is_old or big(start, 4, 4) < 3 or not big(start, 72, 8) & 16 else 2  # words of an entry
+    l2_bits = start[33] if is_old else cluster_bits - 2 - step
+    if not 9 <= cluster_bits <= 21 or not 5 <= l2_bits <= 18:
+        raise cut_off(image)
+    cluster, mask = 1 << cluster_bits, -1 if is_old else 0x00FFFFFFFFFFFE00
+    l1_length = -(-size >> (cluster_bits + l2_bits)) * 8
+    end = l1_at + l1_length
+    if end > image.length:
+        return end
+    for number, l2_at in enumerate(read_words(image, l1_at, l1_length)):
+        l2_at &= mask
+        if not l2_at:
+            continue
+        end = max(end, l2_at + (8 * step << l2_bits))
+        if end > image.length:
+            return end
+        for place, entry in enumerate(read_words(image, l2_at, 8 * step << l2_bits)[::step]):
+            if not entry:
+                continue
+            if is_old and entry >> 63:
+                bits = 63 - cluster_bits
+                end = max(end, (entry & (1 << bits) - 1) + (entry >> bits & cluster - 1))
+            elif not is_old and entry >> 62 & 1:
+                bits = 62 - (cluster_bits - 8)
+                sectors = (entry >> bits & (1 << cluster_bits - 8) - 1) + 1
+                end = max(end, ((entry & (1 << bits) - 1) // SECTOR + sectors) * SECTOR)
+            elif (is_old or step == 2 or not entry & 1) and (data_at := entry & mask):
+                position = ((number << l2_bits) + place) << cluster_bits
+                end = max(end, data_at + min(cluster, size - position))
+    return end
 
 
-def only_a_part(path: Path) -> Refused:
-    return Refused(
-        _("“%(path)s” is only a part of a disk: it refers to another file. Merge them with qemu-img convert first.")
-        % {"path": path}
+def read_words(image: SourceImage, position: int, length: int) -> "array[int]":
+    words = array("Q", image.read(position, length).ljust(length, b"\0"))
+    words.byteswap()
+    return words
+
+
+def big(data: bytes, at: int, length: int) -> int:
+    return int.from_bytes(data[at : at + length], "big")
+
+
+def little(data: bytes, at: int, length: int) -> int:
+    return int.from_bytes(data[at : at + length], "little")
+
+
+def cut_off(image: SourceImage) -> Refused:
+    return refused(
+        _("“%(path)s” is cut off or damaged: a part of its data is not in it. Copy or download it again."), image.path
     )
 
 
-def qemu_img(path: Path, *command: str) -> dict[str, Any]:
-    """What it answers, as JSON. The path is absolute, or a name such as nbd:host would be an address to it."""
-    options = [*command, "--output=json", "-f", "qcow2", str(path.absolute())]
-    answer = subprocess.run(["qemu-img", *options], capture_output=True, text=True, check=False)
+def refused(sentence: str, path: Path) -> Refused:
+    return Refused(sentence % {"path": path})
+
+
+# --- QEMU's tool ------------------------------------------------------------------------------------------------------
+
+
+def qemu_source(image: SourceImage) -> str:
+    """What QEMU shall open: this file and nothing else."""
+    file: dict[str, Any] = {"driver": "file", "filename": f"/proc/self/fd/{image.file}"}
+    if image.length != os.fstat(image.file).st_size:
+        file = {"driver": "raw", "offset": image.offset, "size": image.length, "file": file}
+    options: dict[str, Any] = {"driver": image.format, "file": file}
+    if image.format in ("qcow2", "qcow", "vmdk"):
+        options["backing"] = None
+    if image.format == "vpc":  # else some are taken as smaller than their machine saw them
+        options["force_size_calc"] = "current_size"
+    return f"json:{json.dumps(options)}"
+
+
+def run_qemu_img(image: SourceImage, *command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["qemu-img", *command, "--output=json", qemu_source(image)],
+        capture_output=True,
+        text=True,
+        check=False,
+        errors="replace",
+        stdin=subprocess.DEVNULL,
+        pass_fds=[image.file],
+        env=os.environ | {"LC_ALL": "C"},
+    )
+
+
+def qemu_img(image: SourceImage, *command: str) -> Any:
+    answer = run_qemu_img(image, *command)
     if answer.returncode:
-        raise Refused(_("qemu-img cannot read the image: %(reason)s") % {"reason": last_line(answer.stderr)})
+        raise Refused(
+            _("“%(path)s” cannot be read as %(format)s. qemu-img says: %(reason)s")
+            % {"path": image.path, "format": NAMES[image.format], "reason": last_line(answer.stderr)}
+        )
     return json.loads(answer.stdout)
 
 
-def unpacked_bytes(path: Path) -> int:
-    """How much room the data of a qcow2 image needs: compressed, a megabyte may hold thousands of them."""
-    return qemu_img(path, "measure", "-O", "qcow2")["required"]
+def unpacked_bytes(image: SourceImage) -> int:
+    """How much room its data need: compressed, a megabyte may hold thousands of them."""
+    return qemu_img(image, "measure", "-O", "qcow2")["required"]
 
 
-def measure_qcow2(path: Path) -> int:
-    """Bytes of the disk in it. An image that refers to other files is refused: they may be anything on this machine."""
-    if not shutil.which("qemu-img"):
-        raise Refused(_("A qcow2 image needs qemu-img to read it. Install qemu-utils, or convert the image to raw."))
-    info = qemu_img(path, "info")
-    if info.get("backing-filename") or info.get("format-specific", {}).get("data", {}).get("data-file"):
-        raise only_a_part(path)
-    return info["virtual-size"]
-
-
-def unpack_qcow2(source: Path, target: Path, progress: Progress) -> None:
-    """Write the disk in `source` into `target`, a hole of at least its size, without syncing it."""
-    command = ["qemu-img", "convert", "-p", "-n", "--target-is-zero", "-f", "qcow2", "-O", "raw"]
+def unpack(image: SourceImage, target: int, progress: Progress) -> None:
+    """Write the disk into `target`, a hole of at least its size, without syncing it."""
+    command = ["qemu-img", "convert", "-p", "-n", "--target-is-zero", "-O", "raw"]
     with subprocess.Popen(
-        [*command, str(source.absolute()), str(target)],
+        [*command, qemu_source(image), f"/proc/self/fd/{target}"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        pass_fds=[image.file, target],
+        env=os.environ | {"LC_ALL": "C"},
     ) as process:
         assert process.stdout and process.stderr
         try:
-            while True:
-                if select.select([process.stdout], [], [], BEAT_SECONDS)[0]:
-                    printed = os.read(process.stdout.fileno(), 4096)
-                    if not printed:
-                        break
-                    if shares := re.findall(rb"([\d.]+)/100%", printed):
-                        progress.add(int(progress.total * float(shares[-1]) / 100) - progress.done)
-                else:
-                    progress.beat()
+            follow(process.stdout, progress)
             reason = last_line(process.stderr.read().decode(errors="replace"))
         except BaseException:
             process.kill()
             raise
-    if process.returncode:
+    if not process.returncode:
+        return
+    if "No space left" in reason:
+        raise NoSpace(_("The storage became full while the image was unpacked, so nothing of it was kept."))
+    if "while writing" in reason:
         raise Unavailable(_("qemu-img could not unpack the image: %(reason)s") % {"reason": reason})
+    raise Refused(
+        _("“%(path)s” is damaged or cut off. qemu-img says: %(reason)s") % {"path": image.path, "reason": reason}
+    )
+
+
+def follow(output: IO[bytes], progress: Progress) -> None:
+    """Read how far QEMU says that it is, until it ends."""
+    while True:
+        if select.select([output], [], [], BEAT_SECONDS)[0]:
+            printed = os.read(output.fileno(), 4096)
+            if not printed:
+                return
+            if shares := re.findall(rb"([\d.]+)/100%", printed):
+                progress.add(int(progress.total * float(shares[-1]) / 100) - progress.done)
+        else:
+            progress.beat()
 
 
 def last_line(text: str) -> str:
-    return (text.strip().splitlines() or [""])[-1]
+    return (text.strip().splitlines() or [""])[-1].removeprefix("qemu-img: ")
