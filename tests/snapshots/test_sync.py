@@ -155,7 +155,7 @@ def test_a_snapshot_made_in_the_cloud_shows_its_origin_and_its_price(
     assert "was made in the cloud, outside the portal" in page
     assert ("It costs nothing here." in page) is not charged
     row = client_for(member.user).get(reverse("snapshots:volume_snapshots")).content.decode()
-    assert "Made outside the portal" in row
+    assert "Created outside the portal" in row
     assert ("K 0.40" in row) is charged
 
 

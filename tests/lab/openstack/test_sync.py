@@ -205,7 +205,7 @@ def test_a_snapshot_made_in_the_cloud_is_shown_and_costs_what_the_rule_says(
     assert (first.made_outside, first.state, first.volume.backend_ref) == (True, State.READY, volume.id)
     assert open_segments() == (2 if charged else 0)
     page = client_for(member.user).get(reverse("snapshots:volume_snapshots")).content.decode()
-    assert page.count("Made outside the portal") == 2
+    assert page.count("Created outside the portal") == 2
     assert page.count('<span class="amount">K 0.40</span>') == (2 if charged else 0)
 
     # the rule is changed: the next look applies it to what is there
