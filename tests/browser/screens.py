@@ -41,6 +41,7 @@ from tests.factories import (
     MembershipFactory,
     NotificationFactory,
     OperationFactory,
+    OutgoingMailFactory,
     ProjectFactory,
     SnapshotFactory,
     UserFactory,
@@ -276,6 +277,13 @@ def people(member: Membership) -> None:
             after={"role": role},
         )  # fmt: skip
     InvitationFactory(project=project, email="a-guest-with-a-long-address@another-company.example.com")
+    refused = {"failed_at": now, "error": "550 5.1.1 The email account that you tried to reach does not exist"}
+    for email, mail in {
+        "no-such-user@example.com": refused,
+        "full-mailbox@example.com": {"error": "452", "next_attempt_at": now + timedelta(minutes=8)},
+        "just-now@example.com": {},
+    }.items():
+        InvitationFactory(project=project, email=email, mail=OutgoingMailFactory(recipient=email, **mail))
     activity.record(act="snapshot.rename", actor=member.user, thing=Snapshot.objects.first(), before={"name": "nightly"},
                     after={"name": LONG})  # fmt: skip
     for act in ("person.sign_in", "person.sign_in_failed"):
@@ -288,6 +296,7 @@ def people(member: Membership) -> None:
         title="Your infra credits are low",
         text="They last until 24 Nov 2026 at what you use now. Then nothing new can be taken; what there is stays.",
         url=reverse("billing:credits"),
+        mail=OutgoingMailFactory(recipient=member.user.email, **refused),
     )
     NotificationFactory(
         user=member.user,
