@@ -3,6 +3,9 @@
 import errno
 import math
 import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -43,6 +46,17 @@ def flip_byte(path: Path, at: int = 0) -> None:
         byte = file.read(1)[0]
         file.seek(at)
         file.write(bytes([byte ^ 1]))
+
+
+@contextmanager
+def largest_file(size_gb: int) -> Iterator[None]:
+    """The file system refuses larger ones, as ext4 refuses more than 16 TiB."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_gb * GIB, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def touch_every_chunk(image: Path, up_to: float = math.inf) -> None:

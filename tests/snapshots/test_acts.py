@@ -1,8 +1,6 @@
 """What is done with a snapshot: each act works with the real storage, explains its refusals, and keeps strangers out."""
 
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import timedelta
 from html import unescape
 from pathlib import Path
@@ -20,7 +18,6 @@ from cng_portal.accounts.models import Project, Role
 from cng_portal.inventory.models import VirtualMachine, Volume
 from snapshots import services
 from snapshots.models import Operation, Snapshot, State
-from snapshots.storage.contract import GIB
 from tests.factories import (
     CustomerFactory,
     MembershipFactory,
@@ -31,7 +28,7 @@ from tests.factories import (
     VirtualMachineFactory,
     VolumeFactory,
 )
-from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sell_everywhere
+from tests.snapshots.disks import carry_out_what_waits, content, largest_file, put_volume, sell_everywhere
 
 pytestmark = pytest.mark.django_db
 
@@ -425,17 +422,6 @@ def test_the_snapshot_of_a_volume_makes_no_machine(client: Client, project: Proj
 
 
 # --- new volume --------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def largest_file(size_gb: int) -> Iterator[None]:
-    """The file system refuses larger ones, as ext4 refuses more than 16 TiB."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size_gb * GIB, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_new_volume_larger_than_the_storage_can_hold_is_refused_at_once(

@@ -23,7 +23,7 @@ from cng_portal.accounts.models import Project
 from cng_portal.inventory.models import Location, Volume
 from snapshots.storage.contract import GIB
 from tests.factories import LocationFactory, ProjectFactory
-from tests.snapshots.disks import touch_every_chunk
+from tests.snapshots.disks import largest_file, touch_every_chunk
 
 pytestmark = pytest.mark.django_db
 needs_qemu = pytest.mark.skipif(not shutil.which("qemu-img"), reason="needs qemu-img (Debian: qemu-utils)")
@@ -208,6 +208,20 @@ def test_an_image_over_another_one_is_refused(
     subprocess.run(["qemu-img", "create", "-q", "-f", format, "-F", backing, "-b", below, layer], check=True)
     with pytest.raises(CommandError, match="only a part of a disk"):
         import_volume(layer, project, location)
+    assert files_in(storage_root) == []
+
+
+@needs_qemu
+@pytest.mark.parametrize(
+    ("size", "message"), [("0", "has a disk of 0 bytes"), ("1P", "cannot hold a volume as large as this")]
+)
+def test_a_disk_without_bytes_or_with_too_many_is_refused_in_words(
+    tmp_path: Path, project: Project, location: Location, storage_root: Path, size: str, message: str
+) -> None:
+    packed = tmp_path / "packed"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=2M", packed, size], check=True)
+    with largest_file(size_gb=1000), pytest.raises(CommandError, match=message):
+        import_volume(packed, project, location)
     assert files_in(storage_root) == []
 
 

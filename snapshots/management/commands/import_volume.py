@@ -55,6 +55,7 @@ class Command(BaseCommand):
                 size_gb=-(-size // GIB),
             )
             volume.full_clean()
+            driver.check_volume_size(volume.size_gb)
             driver.remove_leftovers(needed=is_needed)  # an import that was killed has a uuid that nobody knows any more
             with (
                 terminated_like_interrupted(),

@@ -110,7 +110,10 @@ def inspect(image: SourceImage) -> SourceImage:
             % {"path": image.path, "format": NAMES[image.format]}
         )
     require_whole(image)
-    return replace(image, size=qemu_img(image, "info")["virtual-size"])
+    size = qemu_img(image, "info")["virtual-size"]
+    if not size:
+        raise refused(_("“%(path)s” has a disk of 0 bytes. Give an image with a disk in it."), image.path)
+    return replace(image, size=size)
 
 
 def find_format(start: bytes, end: bytes) -> str:
