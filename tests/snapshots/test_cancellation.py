@@ -255,8 +255,9 @@ def test_the_page_of_a_snapshot_that_is_being_taken_offers_to_cancel_it(
     snapshot = operation.snapshot
     cancel, delete = (reverse(f"snapshots:{name}", args=[snapshot.pk]) for name in ("cancel_snapshot", "delete"))
     assert cancel in client.get(reverse("snapshots:snapshot", args=[snapshot.pk])).content.decode()
-    menu = client.get(reverse("snapshots:menu", args=[snapshot.pk]), headers={"HX-Request": "true"})
-    assert cancel in menu.content.decode()
+    menu = reverse("snapshots:menu", args=[snapshot.pk])
+    assert menu in client.get(reverse("snapshots:volume_snapshots")).content.decode()
+    assert cancel in client.get(menu, headers={"HX-Request": "true"}).content.decode()
 
     deletion = unescape(client.get(delete).content.decode())
     assert cancel in deletion and "nothing to delete yet" in deletion
