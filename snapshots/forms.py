@@ -1,22 +1,20 @@
 """Forms of the lists and of the acts on a snapshot. Those of the wizard are in wizard.py."""
 
 from typing import Any, ClassVar
-from zoneinfo import ZoneInfo
 
 from django import forms
 from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.db.models import Q, QuerySet
-from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from cng_portal.accounts.models import Project, User
 from cng_portal.common.names import NameFormField, fold_name, is_same_name
-from cng_portal.inventory.models import Interval, VirtualMachine, Volume, Weekday
+from cng_portal.inventory.models import VirtualMachine, Volume
 
-from . import backups, lists
-from .models import BackupSchedule, DiskImage, Kind, Snapshot, State
+from . import lists
+from .models import DiskImage, Kind, Snapshot, State
 
 
 class ChoiceFilter(forms.ChoiceField):
@@ -156,125 +154,6 @@ class MachineFilterForm(FilterForm):
     project = ChoiceFilter(gettext_lazy("Project"), gettext_lazy("Every project"))
     location = ChoiceFilter(gettext_lazy("Location"), gettext_lazy("Every location"))
     state = ChoiceFilter(gettext_lazy("State"), gettext_lazy("Every state"), VirtualMachine.State.choices)
-
-
-class ScheduleFilterForm(FilterForm):
-    equal = ("vm",)
-    ACTIVE, PAUSED, AUTOMATIC, TROUBLED = "active", "paused", "automatic", "troubled"
-
-    project = ChoiceFilter(gettext_lazy("Project"), gettext_lazy("Every project"))
-    location = ChoiceFilter(gettext_lazy("Location"), gettext_lazy("Every location"))
-    vm = ChoiceFilter(gettext_lazy("Instance"), gettext_lazy("Every instance"))
-    show = ChoiceFilter(
-        gettext_lazy("Show"),
-        gettext_lazy("Every schedule"),
-        [
-            (ACTIVE, gettext_lazy("Active")),
-            (PAUSED, gettext_lazy("Paused")),
-            (AUTOMATIC, gettext_lazy("Automatic backups")),
-            (TROUBLED, gettext_lazy("Last run failed or missed")),
-        ],
-    )
-
-    def narrow(self, rows: QuerySet[Any]) -> QuerySet[Any]:
-        """Of lists.with_last_run."""
-        chosen, show = self.chosen, self.chosen.get("show")
-        places = {f"vm__{name}": chosen[name] for name in ("project", "location") if name in chosen}
-        rows = super().narrow(rows).filter(**places)
-        if show == self.TROUBLED:
-            return lists.troubled(rows)
-        if show == self.AUTOMATIC:
-            return rows.filter(origin=BackupSchedule.Origin.AUTOMATIC)
-        return rows.filter(paused_at__isnull=show == self.ACTIVE) if show else rows
-
-    def matches(self, text: str) -> Q:
-        return Q(vm__name__icontains=text)
-
-
-class ScheduleForm(forms.Form):
-    """When a machine is backed up, in the customer's time zone, and how many copies are kept."""
-
-    interval = forms.ChoiceField(
-        label=gettext_lazy("Interval"),
-        choices=Interval.choices,
-        error_messages={
-            "required": gettext_lazy("Choose how often: daily, weekly or monthly."),
-            "invalid_choice": gettext_lazy("Choose how often: daily, weekly or monthly."),
-        },
-    )
-    weekday = forms.TypedChoiceField(
-        label=gettext_lazy("Day of the week"),
-        choices=Weekday.choices,
-        coerce=int,
-        error_messages={
-            "required": gettext_lazy("Choose the day of the week."),
-            "invalid_choice": gettext_lazy("Choose the day of the week."),
-        },
-    )
-    month_day = forms.TypedChoiceField(
-        label=gettext_lazy("Day of the month"),
-        choices=[(day, day) for day in range(1, 32)],
-        coerce=int,
-        help_text=gettext_lazy("Where the month is shorter, the last one."),
-        error_messages={
-            "required": gettext_lazy("Choose a day of the month, from 1 to 31."),
-            "invalid_choice": gettext_lazy("Choose a day of the month, from 1 to 31."),
-        },
-    )
-    at = forms.TimeField(
-        label=gettext_lazy("Time of day"),
-        widget=forms.TimeInput(format="%H:%M", attrs={"type": "time"}),
-        error_messages={
-            "required": gettext_lazy("Give the time of day at which the backup shall start."),
-            "invalid": gettext_lazy("That is not a time of day. Give one such as 02:00 or 23:30."),
-        },
-    )
-    keep = forms.IntegerField(
-        label=gettext_lazy("Copies to keep"),
-        widget=forms.NumberInput(attrs={"min": 1, "max": backups.MOST_KEPT, "inputmode": "numeric"}),
-        help_text=gettext_lazy("The oldest is deleted once a newer one is ready and verified."),
-        error_messages={
-            "required": gettext_lazy("Say how many copies shall be kept."),
-            "invalid": gettext_lazy("Give the number of copies as a whole number."),
-        },
-    )
-
-    def __init__(self, *args: Any, zone: ZoneInfo, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.zone = zone
-        self.fields["at"].help_text = _("In %(zone)s.") % {"zone": zone_name(zone)}
-
-    def clean(self) -> dict[str, Any]:
-        cleaned = super().clean() or {}
-        for name, interval in OF_INTERVAL.items():
-            if cleaned.get("interval") != interval:  # what the other intervals ask does not matter
-                self.errors.pop(name, None)
-                cleaned[name] = None
-        if not self.errors:
-            try:
-                cleaned |= backups.rhythm(**{name: cleaned[name] for name in RHYTHM})
-            except backups.BadSchedule as refusal:
-                self.add_error(refusal.field, str(refusal))
-        return cleaned
-
-    @property
-    def rhythm(self) -> dict[str, Any] | None:
-        """The fields of the schedule that is asked for, or that is offered as long as nothing was; None if it is not
-        valid.
-        """
-        if not self.is_bound:
-            return {name: self.initial[name] for name in RHYTHM}
-        return {name: self.cleaned_data[name] for name in RHYTHM} if self.is_valid() else None
-
-
-OF_INTERVAL = {"weekday": Interval.WEEKLY, "month_day": Interval.MONTHLY}
-RHYTHM = ("interval", "weekday", "month_day", "at", "keep")
-
-
-def zone_name(zone: ZoneInfo) -> str:
-    """`Asia/Yangon (UTC+06:30)`, with the offset of today."""
-    offset = timezone.localtime(timezone=zone).strftime("%z")
-    return _("%(zone)s (UTC%(offset)s)") % {"zone": zone.key, "offset": f"{offset[:3]}:{offset[3:5]}"}
 
 
 class RenameForm(forms.Form):

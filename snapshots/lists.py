@@ -143,10 +143,10 @@ UNPROTECTED = ~Exists(Snapshot.objects.filter(usable(), volume=OuterRef("pk"))) 
 
 
 def with_last_run(schedules: QuerySet[BackupSchedule]) -> QuerySet[BackupSchedule]:
-    """With `last_state`, `last_slot` and `last_reason` of the newest run that has ended, None where there is none."""
+    """Add `last_state`, `last_scheduled_at` and `last_reason` of the newest finished run, None where there is none."""
     ended = BackupRun.objects.filter(schedule=OuterRef("pk"), finished_at__isnull=False).order_by("-number")
     return schedules.annotate(
-        **{f"last_{field}": Subquery(ended.values(field)[:1]) for field in ("state", "slot", "reason")}
+        **{f"last_{field}": Subquery(ended.values(field)[:1]) for field in ("state", "scheduled_at", "reason")}
     )
 
 

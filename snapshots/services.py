@@ -338,7 +338,7 @@ def check_cover(customer: Customer, hourly_micro: int, *, at: datetime) -> None:
 
 def reserved_micro(customer: Customer, *, at: datetime) -> int:
     """The first hour of every capture that has not ended: it has no usage segment yet, but its credits are spoken for."""
-    # copies of automatic backups are not charged per GB
+    # Automatic backups are not charged per GB.
     unfinished = Snapshot.objects.filter(
         customer=customer, deleted_at=None, state__in=[State.PENDING, State.CREATING]
     ).exclude(run__schedule__origin=BackupSchedule.Origin.AUTOMATIC)

@@ -257,7 +257,7 @@ def settle_ready(snapshot: Snapshot, infos: list[SnapshotInfo], now: datetime) -
     """Ready, and billed from this very instant; a checksum that is still missing follows. The caller holds the customer's
     lock.
 
-    A backup is read back in any case: only a copy that was verified takes the place of an older one.
+    A backup is always verified: retention deletes an older one only for a verified one.
     """
     for info in infos:
         DiskImage.objects.filter(pk=info.uuid).update(

@@ -1,7 +1,8 @@
 from django.urls import path
 
+from .backups import views as backups
 from .models import Kind
-from .views import backups, bell, bulk, cancellation, limits, machines, snapshots, volumes, wizard
+from .views import bell, bulk, cancellation, limits, machines, snapshots, volumes, wizard
 
 app_name = "snapshots"
 urlpatterns = [
@@ -21,7 +22,7 @@ urlpatterns = [
     path("snapshots/<uuid:snapshot_id>/new-volume/", snapshots.new_volume, name="new_volume"),
     path("snapshots/<uuid:snapshot_id>/new-machine/", snapshots.new_machine, name="new_machine"),
     path("snapshots/<uuid:snapshot_id>/verify/", snapshots.verify, name="verify"),
-    path("snapshots/<uuid:snapshot_id>/keep/", backups.keep, name="keep"),
+    path("snapshots/<uuid:snapshot_id>/pin/", backups.pin, name="pin"),
     path("snapshots/<uuid:snapshot_id>/cancel/", cancellation.cancel_snapshot, name="cancel_snapshot"),
     path("operations/<uuid:operation_id>/cancel/", cancellation.cancel, name="cancel"),
     path("operations/<uuid:operation_id>/retry/", snapshots.retry, name="retry"),

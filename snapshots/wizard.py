@@ -24,7 +24,8 @@ from cng_portal.common.names import NameFormField
 from cng_portal.inventory.models import Location, VirtualMachine, Volume
 
 from . import services
-from .forms import RHYTHM, ScheduleForm
+from .backups.forms import ScheduleForm
+from .backups.schedules import SCHEDULE_FIELDS
 from .models import SERVICE_KINDS, BackupSchedule, Draft, Kind, Snapshot
 
 # More volumes or instances than this are found by searching.
@@ -234,7 +235,7 @@ class ScheduleStepForm(StepForm, ScheduleForm):
     take_one_now = forms.BooleanField(
         label=_("Take one immediately"),
         required=False,
-        help_text=_("The first copy is taken as soon as you have created the backup."),
+        help_text=_("The first backup is taken as soon as you create the schedule."),
     )
 
     def __init__(self, *args: Any, draft: Draft, **kwargs: Any) -> None:
@@ -415,14 +416,14 @@ class ScheduleStep(Step):
     field = "interval"
     label = _("Schedule")
     heading = _("Backup Schedule")
-    intro = _("How often and at what time the instance is backed up, and how many copies are kept.")
+    intro = _("How often and at what time the instance is backed up, and how many backups are kept.")
     form_class = ScheduleStepForm
-    answers = (*RHYTHM, "take_one_now")
+    answers = (*SCHEDULE_FIELDS, "take_one_now")
 
     @classmethod
     def form(cls, draft: Draft, user: User, data: Any = None) -> StepForm:
         given = {name: getattr(draft, name) for name in cls.answers} if draft.interval else {}
-        return cls.form_class(data, draft=draft, user=user, initial=FIRST_RHYTHM | given)
+        return cls.form_class(data, draft=draft, user=user, initial=DEFAULT_SCHEDULE | given)
 
     @classmethod
     def check(cls, draft: Draft, user: User) -> StepForm:
@@ -443,13 +444,20 @@ class ScheduleStep(Step):
         return schedule_of(draft).when
 
 
-# What is offered first: the platform keeps the two newest copies unless somebody says otherwise.
-FIRST_RHYTHM = {"interval": "daily", "weekday": 0, "month_day": 1, "at": time(2), "keep": 2, "take_one_now": False}
+# The platform keeps the two newest backups by default.
+DEFAULT_SCHEDULE = {
+    "interval": "daily",
+    "weekday": 0,
+    "month_day": 1,
+    "at": time(2),
+    "retention_count": 2,
+    "take_one_now": False,
+}
 
 
 def schedule_of(draft: Draft) -> BackupSchedule:
-    """What the draft asks for, not saved."""
-    return BackupSchedule(vm=draft.vm, **{name: getattr(draft, name) for name in RHYTHM})
+    """Return the schedule that the draft asks for, not saved."""
+    return BackupSchedule(vm=draft.vm, **{name: getattr(draft, name) for name in SCHEDULE_FIELDS})
 
 
 STEPS: dict[str, Sequence[type[Step]]] = {

@@ -12,6 +12,7 @@ from cng_portal.common.names import fold_name
 from cng_portal.inventory.models import Location, Region, VirtualMachine, Volume
 from cng_portal.mail.models import OutgoingMail
 from cng_portal.notifications.models import Notification
+from snapshots.backups.occurrences import Recurrence, next_occurrence
 from snapshots.models import (
     BackupRun,
     BackupSchedule,
@@ -23,7 +24,6 @@ from snapshots.models import (
     Snapshot,
     State,
 )
-from snapshots.slots import Rule, next_slot
 
 
 class CustomerFactory(DjangoModelFactory):
@@ -262,8 +262,8 @@ class BackupScheduleFactory(DjangoModelFactory):
     at = time(2)
     time_zone = factory.SelfAttribute("vm.project.customer.time_zone")
     next_run_at = factory.LazyAttribute(
-        lambda schedule: next_slot(
-            Rule(
+        lambda schedule: next_occurrence(
+            Recurrence(
                 interval=schedule.interval,
                 at=schedule.at,
                 weekday=getattr(schedule, "weekday", None),
@@ -311,7 +311,7 @@ class BackupRunFactory(DjangoModelFactory):
     schedule = factory.SubFactory(BackupScheduleFactory)
     vm = factory.SelfAttribute("schedule.vm")
     number = factory.LazyAttribute(lambda run: run.schedule.next_run_number())
-    slot = factory.Sequence(lambda n: timezone.now() - timedelta(hours=1, seconds=n))
+    scheduled_at = factory.Sequence(lambda n: timezone.now() - timedelta(hours=1, seconds=n))
     state = BackupRun.State.DONE
     snapshot = factory.SubFactory(BackupFactory, vm=factory.SelfAttribute("..vm"))
     tries = 1

@@ -112,7 +112,7 @@ TABLE: dict[str, list[Row]] = {
         Row("snapshots:take_snapshot_of_machine", "Begin to take a snapshot of an instance", CHANGE, "POST"),
     ],
     "Backups": [
-        Row("snapshots:backups", "List the copies of backups", SIGNED_IN),
+        Row("snapshots:backups", "List backups", SIGNED_IN),
         Row("snapshots:schedules", "List the schedules of backups", SIGNED_IN),
         Row("snapshots:new_backup", "Begin to create a backup", CHANGE_OWN, BOTH),
         Row("snapshots:back_up", "Begin to create a backup of an instance", CHANGE, "POST"),
@@ -121,9 +121,9 @@ TABLE: dict[str, list[Row]] = {
         Row("snapshots:edit_schedule", "Change a schedule", CHANGE, BOTH),
         Row("snapshots:pause_schedule", "Pause a schedule", CHANGE, BOTH),
         Row("snapshots:resume_schedule", "Resume a schedule", CHANGE, BOTH),
-        Row("snapshots:run_schedule", "Take a copy now", CHANGE, BOTH),
+        Row("snapshots:run_schedule", "Run a backup now", CHANGE, BOTH),
         Row("snapshots:delete_schedule", "Delete a schedule", CHANGE, BOTH),
-        Row("snapshots:keep", "Keep a copy for ever", CHANGE, BOTH, {"snapshot_id": "backup"}),
+        Row("snapshots:pin", "Pin or unpin a backup", CHANGE, BOTH, {"snapshot_id": "backup"}),
     ],
     "Volumes": [
         Row("snapshots:volumes", "List volumes", SIGNED_IN),
@@ -232,8 +232,8 @@ TABLE: dict[str, list[Row]] = {
         Row("admin:billing_account_refund", "Refund credits", ADMINISTER, BOTH, ACCOUNT),
         Row("admin:snapshots_switch", "Switch automatic backups", ADMINISTER, "POST", MACHINE),
         Row(
-            "admin:snapshots_delete_automatic_copies",
-            "Delete the copies of automatic backups",
+            "admin:snapshots_delete_automatic_backups",
+            "Delete automatic backups",
             ADMINISTER,
             BOTH,
             MACHINE,
@@ -282,8 +282,8 @@ besides. Beyond that:
 |---|---|---|
 | wallet, what was spent, invoices | owners; administrators | administrators, by a transaction with a reason |
 | the price of one thing that one takes or has | who sees the thing | administrators, from a time in the future on |
-| state, size, checksum, times of a snapshot or copy | who sees it | the portal alone |
-| name of a snapshot, whether a copy is kept | who sees it | members and owners, until it is being deleted |
+| state, size, checksum, times of a snapshot or backup | who sees it | the portal alone |
+| name of a snapshot, whether a backup is pinned | who sees it | members and owners, until it is being deleted |
 | role of a person | who is in the project | owners of the project, never so that none is left; administrators |
 | e-mail address of a colleague | who is in a project with them | themselves, after a confirmation; administrators |
 | name, zone, theme | name: colleagues; the others themselves | themselves |

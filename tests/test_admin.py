@@ -409,7 +409,7 @@ def test_a_volume_is_attached_only_to_a_machine_of_its_project_and_location(supp
 
 def test_a_location_names_a_storage_engine_that_there_is(support: Client) -> None:
     answers = {"code": "1CNG-NPT-AZ01", "city": "Naypyidaw", "country": "MM", "region": "asia", "driver_options": "{}"}
-    answers |= {"default_interval": "daily", "default_at": "02:00", "default_keep": "2"}
+    answers |= {"default_interval": "daily", "default_at": "02:00", "default_retention_count": "2"}
 
     response = support.post(url(Location, "add"), answers | {"driver": "tape"})
     assert response.context["adminform"].form.errors["driver"]

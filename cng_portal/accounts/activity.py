@@ -50,7 +50,7 @@ ACTS: dict[str, str | Promise] = {
     "backup.pause": _("Backup schedule paused"),
     "backup.resume": _("Backup schedule resumed"),
     "backup.delete": _("Backup schedule deleted"),
-    "backup.keep": _("Backup kept or released"),
+    "backup.pin": _("Backup pinned or unpinned"),
     "backup.automatic": _("Automatic backups switched"),
     "backup.missed": _("Backup missed"),
     "backup.failed": _("Backup failed"),

@@ -69,7 +69,7 @@ class Location(models.Model):
     active = models.BooleanField(_("active"), default=True)
     driver = models.CharField(_("storage driver"), max_length=32, default="local")
     driver_options = models.JSONField(_("storage driver options"), default=dict, blank=True)
-    # when automatic backups run, and how many copies they keep
+    # When automatic backups run, and how many are kept.
     default_interval = models.CharField(
         _("interval"), max_length=7, choices=Interval.choices, default=Interval.DAILY.value
     )
@@ -86,7 +86,9 @@ class Location(models.Model):
     default_at = models.TimeField(
         _("time of day"), default=time(2), help_text=_("In the time zone of each machine's customer.")
     )
-    default_keep = models.PositiveSmallIntegerField(_("copies kept"), default=2, validators=[MinValueValidator(1)])
+    default_retention_count = models.PositiveSmallIntegerField(
+        _("backups kept"), default=2, validators=[MinValueValidator(1)]
+    )
     charges_outside = models.BooleanField(
         _("charge snapshots made outside"),
         default=False,
@@ -127,9 +129,9 @@ class Location(models.Model):
                 ),
             ),
             models.CheckConstraint(
-                condition=Q(default_keep__gte=1),
-                name="inventory_location_default_keep",
-                violation_error_message=_("At least one copy has to be kept."),
+                condition=Q(default_retention_count__gte=1),
+                name="inventory_location_default_retention_count",
+                violation_error_message=_("Keep at least one backup."),
             ),
         ]
 

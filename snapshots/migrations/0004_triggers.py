@@ -39,7 +39,11 @@ GUARDS = [
 
 
 def create(apps, schema_editor) -> None:
-    for name, condition, message in GUARDS:
+    create_guards(schema_editor, GUARDS)
+
+
+def create_guards(schema_editor, guards) -> None:
+    for name, condition, message in guards:
         trigger = f"CREATE TRIGGER snapshots_guard_{name} BEFORE UPDATE OF state ON snapshots_snapshot FOR EACH ROW"
         if schema_editor.connection.vendor == "sqlite":
             schema_editor.execute(

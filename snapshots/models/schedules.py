@@ -1,6 +1,6 @@
-"""When a machine is backed up, and what became of each time. The rules of time are in slots.py, the acts in backups.py.
+"""Backup schedules of machines, and their runs. What can be done with them is in `snapshots.backups`.
 
-The copies themselves are `Snapshot` rows of kind BACKUP; a copy reaches its schedule through its `run`.
+Backups themselves are `Snapshot` rows of kind BACKUP. A backup reaches its schedule through its `run`.
 """
 
 import uuid
@@ -16,7 +16,7 @@ from django.utils.translation import gettext_lazy as _
 from cng_portal.accounts.models import User
 from cng_portal.inventory.models import Interval, VirtualMachine, Weekday
 
-from .. import slots
+from ..backups.occurrences import Recurrence
 from .snapshots import Draft, Snapshot
 
 SHORTEST_MONTH = 28
@@ -31,10 +31,10 @@ class BackupScheduleQuerySet(models.QuerySet["BackupSchedule"]):
 
 
 class BackupSchedule(models.Model):
-    """How often a machine is backed up, and how many copies are kept of it.
+    """How often a machine is backed up, and how many backups are kept.
 
     `at`, `weekday` and `month_day` are meant in the customer's time zone; `time_zone` is the one that `next_run_at` was
-    computed with. `next_run_at` is the next slot that nobody has dealt with, None while paused and once deleted.
+    computed with. `next_run_at` is the next occurrence without a run, None while paused and once deleted.
     """
 
     class Origin(models.TextChoices):
@@ -56,7 +56,7 @@ class BackupSchedule(models.Model):
         help_text=_("The last one where the month is shorter."),
     )
     at = models.TimeField(_("time of day"), help_text=_("In the customer's time zone."))
-    keep = models.PositiveSmallIntegerField(_("copies kept"), default=2, validators=[MinValueValidator(1)])
+    retention_count = models.PositiveSmallIntegerField(_("backups kept"), default=2, validators=[MinValueValidator(1)])
     time_zone = models.CharField(_("time zone"), max_length=64, editable=False)
     paused_at = models.DateTimeField(_("paused"), null=True, blank=True)
     next_run_at = models.DateTimeField(_("next run"), null=True, blank=True)
@@ -88,9 +88,9 @@ class BackupSchedule(models.Model):
                 ),
             ),
             models.CheckConstraint(
-                condition=Q(keep__gte=1),
-                name="schedule_keep",
-                violation_error_message=_("At least one copy has to be kept."),
+                condition=Q(retention_count__gte=1),
+                name="schedule_retention_count",
+                violation_error_message=_("Keep at least one backup."),
             ),
             models.CheckConstraint(
                 condition=Q(paused_at=None, deleted_at=None, next_run_at__isnull=False)
@@ -110,8 +110,8 @@ class BackupSchedule(models.Model):
         return f"{self.vm} · {self.get_interval_display()}"
 
     @property
-    def rule(self) -> slots.Rule:
-        return slots.Rule(interval=self.interval, at=self.at, weekday=self.weekday, month_day=self.month_day)
+    def recurrence(self) -> Recurrence:
+        return Recurrence(interval=self.interval, at=self.at, weekday=self.weekday, month_day=self.month_day)
 
     @property
     def when(self) -> str:
@@ -144,14 +144,14 @@ class BackupRunQuerySet(models.QuerySet["BackupRun"]):
 
 
 class BackupRun(models.Model):
-    """What became of one slot of a schedule, or of *Run now*, whose slot is the instant at which it was asked for.
+    """One occurrence of a schedule and its outcome. *Run now* makes a run too, scheduled at the time of the request.
 
     `number` orders the runs of a schedule: 1, 2, 3 … in the order in which they were started. It is assigned under the
-    customer's lock. Clocks can jump and differ between machines, so nothing is ever ordered by `slot` or `created_at`.
-    A run that a user retries gets a new number, because its backup is then the newest one.
+    customer's lock. Clocks can jump and differ between machines, so nothing is ordered by `scheduled_at` or `created_at`. A
+    run that a user retries gets a new number, because its backup is then the newest one.
 
-    `tries` counts what was tried, the first time included; a waiting one is tried again at `next_try_at`. `reason` is why
-    the last try failed, or why nothing was tried. It is done when its copy is Ready and verified.
+    `tries` includes the first one; a waiting run is tried again at `next_try_at`. `reason` is why the last try failed, or
+    why nothing was tried. A run is done when its backup is Ready and verified.
     """
 
     class State(models.TextChoices):
@@ -169,10 +169,10 @@ class BackupRun(models.Model):
         VirtualMachine, verbose_name=_("virtual machine"), on_delete=models.PROTECT, related_name="backup_runs"
     )
     number = models.PositiveIntegerField(_("number"))
-    slot = models.DateTimeField(_("slot"))
+    scheduled_at = models.DateTimeField(_("scheduled"))
     state = models.CharField(_("state"), max_length=7, choices=State.choices)
     snapshot = models.OneToOneField(
-        Snapshot, verbose_name=_("copy"), on_delete=models.PROTECT, null=True, blank=True, related_name="run"
+        Snapshot, verbose_name=_("backup"), on_delete=models.PROTECT, null=True, blank=True, related_name="run"
     )
     tries = models.PositiveSmallIntegerField(_("tries"), default=0)
     next_try_at = models.DateTimeField(_("next try"), null=True, blank=True)
@@ -188,19 +188,19 @@ class BackupRun(models.Model):
     class Meta:
         verbose_name = _("backup run")
         verbose_name_plural = _("backup runs")
-        ordering = ["-slot", "-id"]
+        ordering = ["-scheduled_at", "-id"]
         indexes = [
             models.Index(fields=["state", "next_try_at"], condition=Q(finished_at=None), name="run_unfinished"),
         ]
         constraints = [
-            models.UniqueConstraint(fields=["schedule", "slot"], name="run_once_per_slot"),
+            models.UniqueConstraint(fields=["schedule", "scheduled_at"], name="run_once_per_occurrence"),
             # Its index also serves the runs of a schedule, newest first.
             models.UniqueConstraint(fields=["schedule", "number"], name="run_number"),
             models.UniqueConstraint(
                 fields=["vm"],
                 condition=Q(state__in=["waiting", "taking"]),
                 name="run_one_unfinished_per_vm",
-                violation_error_message=_("A backup of this machine is under way already."),
+                violation_error_message=_("A backup of this machine is already running."),
             ),
             models.CheckConstraint(
                 condition=Q(state="waiting", finished_at=None, next_try_at__isnull=False)
@@ -208,17 +208,17 @@ class BackupRun(models.Model):
                 | Q(state="done", finished_at__isnull=False, next_try_at=None, snapshot__isnull=False)
                 | Q(state__in=["failed", "missed"], finished_at__isnull=False, next_try_at=None),
                 name="run_state",
-                violation_error_message=_("The state does not fit the instants of this run."),
+                violation_error_message=_("The state doesn't match the times of this run."),
             ),
             models.CheckConstraint(
                 condition=~Q(state__in=["failed", "missed"]) | ~Q(reason=""),
                 name="run_reason",
-                violation_error_message=_("What failed or was missed needs a reason."),
+                violation_error_message=_("A failed or missed run needs a reason."),
             ),
         ]
 
     def __str__(self) -> str:
-        return f"{self.vm} · {self.slot:%Y-%m-%d %H:%M} UTC"
+        return f"{self.vm} · {self.scheduled_at:%Y-%m-%d %H:%M} UTC"
 
     @property
     def is_unfinished(self) -> bool:

@@ -93,7 +93,7 @@ class Draft(models.Model):
     weekday = models.PositiveSmallIntegerField(choices=Weekday.choices, null=True, blank=True)
     month_day = models.PositiveSmallIntegerField(null=True, blank=True)
     at = models.TimeField(null=True, blank=True)
-    keep = models.PositiveSmallIntegerField(default=2)
+    retention_count = models.PositiveSmallIntegerField(default=2)
     take_one_now = models.BooleanField(default=False)
     created_at = models.DateTimeField(default=timezone.now, editable=False)
 
@@ -125,7 +125,7 @@ class SnapshotQuerySet(OwnedQuerySet):
         return self.update(last_read_at=Subquery(oldest))
 
     def verified(self) -> Self:
-        """Filter for usable snapshots of which every disk was verified. The triggers of migration 0004 repeat this rule."""
+        """Filter for usable snapshots of which every disk was verified. The triggers in migration 0006 repeat this rule."""
         disks = DiskImage.objects.filter(snapshot=OuterRef("pk"))
         unverified = disks.filter(Q(verified_at=None) | ~Q(damage=""))
         return self.filter(usable(), Exists(disks), ~Exists(unverified))
@@ -189,9 +189,7 @@ class Snapshot(models.Model):
     size_gb = models.PositiveIntegerField(_("size, GB"), help_text=_("Of all disks together."))
     state = models.CharField(_("state"), max_length=8, choices=State.choices, default=State.PENDING)
     error = models.TextField(_("reason"), blank=True)
-    kept = models.BooleanField(
-        _("kept for ever"), default=False, help_text=_("A schedule neither deletes it nor counts it.")
-    )
+    is_pinned = models.BooleanField(_("pinned"), default=False, help_text=_("Retention neither counts nor deletes it."))
     requested_by = models.ForeignKey(
         User, verbose_name=_("asked for by"), on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
     )
@@ -296,9 +294,9 @@ class Snapshot(models.Model):
             ),
             models.CheckConstraint(condition=Q(size_gb__gte=1), name="snapshot_size"),
             models.CheckConstraint(
-                condition=Q(kept=False) | Q(kind=Kind.BACKUP),
-                name="snapshot_kept",
-                violation_error_message=_("Only a backup can be kept for ever: nothing else is deleted by itself."),
+                condition=Q(is_pinned=False) | Q(kind=Kind.BACKUP),
+                name="snapshot_pinned",
+                violation_error_message=_("Only backups can be pinned."),
             ),
         ]
 
@@ -315,7 +313,7 @@ class Snapshot(models.Model):
 
     @property
     def is_charged(self) -> bool:
-        """Whether it is paid per GB: copies of automatic backups are not, the switch is what they cost."""
+        """Whether it is charged per GB. Automatic backups aren't: their switch is."""
         run = getattr(self, "run", None) if self.kind == Kind.BACKUP else None
         return run is None or not run.schedule.is_automatic
 

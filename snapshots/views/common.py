@@ -24,7 +24,8 @@ from cng_portal.accounts.models import User
 from cng_portal.common.responses import is_fragment, render_part
 from cng_portal.common.templatetags.portal import length_of
 from cng_portal.inventory.models import VirtualMachine
-from snapshots import backups, lists, services
+from snapshots import lists, services
+from snapshots.backups.automatic import automatic_backup_quote
 from snapshots.models import Operation, Snapshot, State
 from snapshots.storage.registry import get_driver
 
@@ -108,7 +109,7 @@ def price_of(snapshot: Snapshot, rates: Rates, *, once_sound: bool = False) -> b
     """What the snapshot costs from now on, by the rates of `rates_now`; None where it costs nothing or has no price.
 
     A damaged one costs nothing; with `once_sound` this is what it will cost when it is found sound again.
-    A backup has to come with its run and schedule: the copies of automatic backups are not charged by themselves.
+    A backup has to come with its run and schedule, because automatic backups are not charged per GB.
     """
     rate_micro = rates.get((snapshot.service_kind, snapshot.location_id))
     paid = snapshot.state in (State.PENDING, State.CREATING, State.READY) and not snapshot.costs_nothing
@@ -126,12 +127,12 @@ def price_of(snapshot: Snapshot, rates: Rates, *, once_sound: bool = False) -> b
     )
 
 
-def price_of_kept(quote: billing.Quote, count: int) -> SafeString:
-    """What one copy of a backup costs and so many together, as a sentence."""
+def price_of_backups(quote: billing.Quote, count: int) -> SafeString:
+    """Return a sentence on what one backup costs, and `count` of them together."""
     return with_amounts(
         ngettext(
-            "One copy costs {one} an hour, and {count} is kept.",
-            "One copy costs {one} an hour; the {count} that are kept cost {all} an hour together, about {month} a month.",
+            "One backup costs {one} an hour, and {count} is kept.",
+            "One backup costs {one} an hour; {count} backups cost {all} an hour together, about {month} a month.",
             count,
         ),
         count=str(count),
@@ -141,10 +142,10 @@ def price_of_kept(quote: billing.Quote, count: int) -> SafeString:
     )
 
 
-def automatic_sentence(vm: VirtualMachine) -> str:
-    """The guide's sentence with the machine's own price in it, or why they cannot be had."""
+def automatic_price_sentence(vm: VirtualMachine) -> str:
+    """Return the guide's sentence with the machine's own price, or why automatic backups aren't available."""
     try:
-        quote = backups.automatic_backup_quote(vm=vm)
+        quote = automatic_backup_quote(vm=vm)
     except services.NotSold as refusal:
         return str(refusal)
     return with_amounts(

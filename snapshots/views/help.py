@@ -38,7 +38,7 @@ GUIDES = [
     Guide(
         "create-backup",
         _("Back up a machine"),
-        _("Copies that are taken by a schedule, and how many are kept."),
+        _("Backups taken by a schedule, and how many are kept."),
         "archive-box",
     ),
     Guide(

@@ -12,12 +12,12 @@ from billing.money import format_price
 from cng_portal.accounts.models import User
 from cng_portal.inventory.models import VirtualMachine, Volume
 from snapshots import lists, services, wizard
+from snapshots.backups.views import build_schedule_rows
 from snapshots.forms import MachineFilterForm
 from snapshots.models import BackupSchedule, Kind, Operation, Snapshot, usable
 
-from .backups import explain_schedules
 from .common import (
-    automatic_sentence,
+    automatic_price_sentence,
     explain_operations,
     newest_operations,
     render_list,
@@ -91,8 +91,8 @@ def machine(request: HttpRequest, vm_id: UUID) -> HttpResponse:
     schedules = lists.with_last_run(found.backup_schedules.present().select_related("vm__project__customer"))
     context = {
         "vm": found,
-        "schedules": explain_schedules(list(schedules.order_by("-created_at", "-pk")), user),
-        "automatic_sentence": automatic_sentence(found),
+        "schedules": build_schedule_rows(list(schedules.order_by("-created_at", "-pk")), user),
+        "automatic_price": automatic_price_sentence(found),
         "snapshots": kept[Kind.VM],
         "backups": kept[Kind.BACKUP],
         "kept_shown": NEWEST_SHOWN,

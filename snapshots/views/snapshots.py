@@ -35,7 +35,7 @@ from snapshots.storage.registry import get_driver
 
 from .common import (
     Action,
-    automatic_sentence,
+    automatic_price_sentence,
     explain_operations,
     is_fragment,
     price_of,
@@ -64,7 +64,7 @@ LISTED = (
         "size_gb",
         "state",
         "error",
-        "kept",
+        "is_pinned",
     ),
     *("made_outside", "missing_since", "damaged_at", "created_at", "ready_at"),
     *("project__name", "project__customer__currency"),
@@ -91,7 +91,7 @@ def vm_snapshots(request: HttpRequest) -> HttpResponse:
 
 @require_GET
 def backups(request: HttpRequest) -> HttpResponse:
-    """The copies; their schedules are the other tab."""
+    """List backups. Their schedules are on the other tab."""
     return snapshot_list(request, Kind.BACKUP)
 
 
@@ -140,7 +140,7 @@ def snapshot_tabs(kind: Kind) -> list[dict[str, object]]:
 
 
 def backup_tabs(active: str) -> list[dict[str, object]]:
-    tabs = [(_("Copies"), "backups", "archive-box"), (_("Schedules"), "schedules", "calendar-days")]
+    tabs = [(_("Backups"), "backups", "archive-box"), (_("Schedules"), "schedules", "calendar-days")]
     return [
         {"label": label, "url": reverse(f"snapshots:{name}"), "active": name == active, "icon": icon}
         for label, name, icon in tabs
@@ -196,8 +196,8 @@ def notes_on(snapshot: Snapshot) -> list[str]:
         notes.append(_("Deleted outside the portal"))
     elif snapshot.made_outside:
         notes.append(_("Created outside the portal"))
-    if snapshot.kept:
-        notes.append(_("Kept for ever"))
+    if snapshot.is_pinned:
+        notes.append(_("Pinned"))
     if not snapshot.is_charged:
         notes.append(_("Automatic backup"))
     return notes
@@ -230,8 +230,8 @@ def actions_for(snapshot: Snapshot, user: User) -> list[Action]:
         (ready and snapshot.kind != Kind.VOLUME, "new_machine", _("New machine"), "server"),
         (ready, "new_volume", _("New volume"), "circle-stack"),
         (can_restore, "restore", _("Restore"), "arrow-uturn-left"),
-        (is_backup and not snapshot.kept, "keep", _("Keep for ever"), "lock-closed"),
-        (is_backup and snapshot.kept, "keep", _("Let it be replaced"), "lock-open"),
+        (is_backup and not snapshot.is_pinned, "pin", _("Pin"), "lock-closed"),
+        (is_backup and snapshot.is_pinned, "pin", _("Unpin"), "lock-open"),
         (snapshot.state in (State.PENDING, State.CREATING), "cancel_snapshot", _("Cancel"), "x-mark"),
         (True, "rename", _("Rename"), "pencil-square"),
         (ready, "verify", _("Verify"), "shield-check"),
@@ -276,7 +276,7 @@ def get_snapshot(user: User, snapshot_id: UUID) -> Snapshot:
 
 
 def belongs_to_backups(request: HttpRequest, snapshot: Snapshot) -> None:
-    """Tell the menu where the page of a copy belongs, which its address does not say."""
+    """Tell the menu which section the page of a backup belongs to, because its URL doesn't."""
     if snapshot.kind == Kind.BACKUP:
         request.section = reverse("snapshots:backups")
 
@@ -322,7 +322,7 @@ def snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         "price": price,
         "hourly": format_price(price.hourly_micro, price.currency) if price else "",
         "monthly": format_amount(price.monthly_micro, price.currency) if price else "",
-        "automatic_sentence": "" if found.is_charged else automatic_sentence(found.source),
+        "automatic_price": "" if found.is_charged else automatic_price_sentence(found.source),
         "cost": cost,
         "reads_bytes": get_driver(found.location).reads_bytes,
         "no_cost": format_amount(0, found.project.customer.currency),
@@ -363,7 +363,7 @@ def delete(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         )
     is_backup = found.kind == Kind.BACKUP
     label = (
-        _("Type the copy's name, %(name)s, to confirm")
+        _("Type the backup's name, %(name)s, to confirm")
         if is_backup
         else _("Type the snapshot's name, %(name)s, to confirm")
     )
@@ -402,7 +402,7 @@ def delete(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
             _("The volume “%(name)s” and volumes made from it stay as they are.") % {"name": found.volume.name}
         )
     if not found.is_charged:
-        consequences.append(_("You save nothing by it: the copies of automatic backups are not charged by themselves."))
+        consequences.append(_("You save nothing by it: automatic backups are not charged per GB."))
     if price:
         consequences.append(
             _("You stop paying %(hourly)s an hour, about %(monthly)s a month.")

@@ -21,14 +21,16 @@ from billing.money import format_amount, format_count, format_price
 from cng_portal.accounts.models import BillingType, User
 from cng_portal.common.templatetags.portal import day as format_day
 from cng_portal.inventory.models import Region, VirtualMachine, Volume
-from snapshots import backups, limits, services, slots, wizard
-from snapshots.forms import RHYTHM, zone_name
+from snapshots import limits, services, wizard
+from snapshots.backups.forms import zone_name
+from snapshots.backups.occurrences import occurrences_between
+from snapshots.backups.preview_chart import build_preview_chart
+from snapshots.backups.schedules import SCHEDULE_FIELDS, InvalidSchedule, create_schedule
 from snapshots.models import SERVICE_KINDS, BackupSchedule, Draft, Kind, Operation, Snapshot
 from snapshots.storage.contract import Consistency
 from snapshots.storage.registry import get_driver
 
-from .common import is_fragment, price_of_kept
-from .picture import picture_of
+from .common import is_fragment, price_of_backups
 
 
 def new(request: HttpRequest, kind: Kind = Kind.VOLUME) -> HttpResponse:
@@ -139,7 +141,7 @@ def review(request: HttpRequest, draft: Draft) -> HttpResponse:
         try:
             made = make(draft, request.user, form.cleaned_data["shown_hourly_micro"])
             return leave(request, page_of(made))
-        except (services.NotFree, services.SourceGone, backups.BadSchedule):
+        except (services.NotFree, services.SourceGone, InvalidSchedule):
             # the step of that answer says the same, and it is there that it can be mended
             if earlier := wizard.first_open_step(draft, request.user, before=wizard.REVIEW):
                 return redirect(wizard.url(draft, earlier.slug))
@@ -150,11 +152,11 @@ def review(request: HttpRequest, draft: Draft) -> HttpResponse:
     context = {"form": form, "quote": quote, "facts": facts(draft), **estimates(request, draft, quote)}
     if draft.kind == Kind.BACKUP:
         zone = source.project.customer.zone
-        rhythm = {name: getattr(draft, name) for name in RHYTHM}
+        fields = {name: getattr(draft, name) for name in SCHEDULE_FIELDS}
         context |= {
             "zone": zone_name(zone),
-            "picture": picture_of(rhythm, zone, now=timezone.now(), take_one_now=draft.take_one_now),
-            "note": price_of_kept(quote, draft.keep),
+            "chart": build_preview_chart(fields, zone, now=timezone.now(), take_one_now=draft.take_one_now),
+            "note": price_of_backups(quote, draft.retention_count),
         }
     if problem:
         context |= {"problem": problem, "problems": [{"id": "", "message": problem}]}
@@ -167,9 +169,7 @@ def make(draft: Draft, user: User, shown_hourly_micro: int) -> Snapshot | Backup
     if draft.kind == Kind.BACKUP:
         assert draft.vm is not None
         answers = {name: getattr(draft, name) for name in wizard.ScheduleStep.answers}
-        return backups.create_schedule(
-            vm=draft.vm, user=user, draft=draft, shown_hourly_micro=shown_hourly_micro, **answers
-        )
+        return create_schedule(vm=draft.vm, user=user, draft=draft, shown_hourly_micro=shown_hourly_micro, **answers)
     assert draft.source is not None
     return services.request_snapshot(
         source=draft.source, name=draft.name, user=user, draft=draft, shown_hourly_micro=shown_hourly_micro
@@ -180,17 +180,17 @@ def estimates(request: HttpRequest, draft: Draft, quote: billing.Quote) -> dict[
     """What it comes to: a day, a month, until the date the person picks, and how long prepaid credits last."""
     assert draft.project is not None
     customer, now = draft.project.customer, timezone.now()
-    copies = draft.keep if draft.kind == Kind.BACKUP else 1
+    count = draft.retention_count if draft.kind == Kind.BACKUP else 1
 
     def row(label: str, amount_micro: int) -> dict[str, str]:
         return {"label": label, "value": format_amount(amount_micro, quote.currency)}
 
     if draft.kind == Kind.BACKUP:
         rows = [
-            row(_("One copy for a month of 732 hours (30.5 days)"), quote.monthly_micro),
+            row(_("One backup for a month of 732 hours (30.5 days)"), quote.monthly_micro),
             row(
-                _("All %(count)s copies for that month, once there are so many") % {"count": copies},
-                copies * quote.monthly_micro,
+                _("%(count)s backups for a month, once there are that many") % {"count": count},
+                count * quote.monthly_micro,
             ),
         ]
     else:
@@ -205,7 +205,7 @@ def estimates(request: HttpRequest, draft: Draft, quote: billing.Quote) -> dict[
         amount_micro = sum(quote.until(first, last) for first, last in lives(draft, now, end))
         rows.append(row(_("From now to the end of %(day)s") % {"day": format_day(day)}, amount_micro))
     if customer.billing_type == BillingType.PREPAID:
-        lasting = billing.lasts_for(customer=customer, at=now, extra_hourly_micro=copies * quote.hourly_micro)
+        lasting = billing.lasts_for(customer=customer, at=now, extra_hourly_micro=count * quote.hourly_micro)
         for label, left in (
             (_("Your credits last with it"), lasting.then),
             (_("Your credits last without it"), lasting.now),
@@ -216,14 +216,14 @@ def estimates(request: HttpRequest, draft: Draft, quote: billing.Quote) -> dict[
 
 
 def lives(draft: Draft, now: datetime, end: datetime) -> list[tuple[datetime, datetime]]:
-    """From when to when each of the things is there that the draft asks for: one snapshot, or copies that make room."""
+    """Return (start, end) of what the draft asks for: one snapshot, or the backups that its schedule takes and deletes."""
     if draft.kind != Kind.BACKUP:
         return [(now, end)]
     assert draft.project is not None
-    rule = wizard.schedule_of(draft).rule
-    taken = [now] * draft.take_one_now + slots.slots_between(rule, draft.project.customer.zone, now, end)
-    gone = taken[draft.keep :]
-    return list(zip_longest(taken, gone, fillvalue=end))
+    recurrence = wizard.schedule_of(draft).recurrence
+    taken = [now] * draft.take_one_now + occurrences_between(recurrence, draft.project.customer.zone, now, end)
+    deleted = taken[draft.retention_count :]
+    return list(zip_longest(taken, deleted, fillvalue=end))
 
 
 def last_day(now: datetime, left: timedelta) -> str:
@@ -310,7 +310,8 @@ def schedule_facts(draft: Draft) -> list[tuple[str, object, str | None]]:
     assert draft.project is not None
     schedule, zone = wizard.schedule_of(draft), draft.project.customer.zone
     when = _("%(when)s, %(zone)s") % {"when": schedule.when, "zone": zone_name(zone)}
-    kept = ngettext("%(count)s copy", "%(count)s copies", draft.keep) % {"count": draft.keep}
+    count = draft.retention_count
+    kept = ngettext("%(count)s backup", "%(count)s backups", count) % {"count": count}
     return [
         (_("Schedule"), when, "schedule"),
         (_("Keeps"), kept, "schedule"),
@@ -383,7 +384,7 @@ def source_context(request: HttpRequest, draft: Draft, form: Any) -> dict[str, A
         source.facts = [*source_facts(source), {"label": _("Last snapshot"), "value": date(source.last_snapshot_at)}]
         if rate_micro is not None and size_gb:
             price = format_price(rate_micro * size_gb, draft.project.customer.currency)
-            label = _("One copy") if draft.kind == Kind.BACKUP else _("Snapshot")
+            label = _("One backup") if draft.kind == Kind.BACKUP else _("Snapshot")
             source.facts.append({"label": label, "value": _("%(price)s an hour") % {"price": price}})
     return {
         "sources": shown,
@@ -410,12 +411,12 @@ def date(instant: datetime | None) -> str:
 
 
 def schedule_context(draft: Draft, form: wizard.ScheduleStepForm) -> dict[str, Any]:
-    """The next runs by what is asked for, or offered; none while it is not valid."""
+    """Return the preview of the schedule, as far as the form is valid."""
     quote = quote_of(draft)
     context: dict[str, Any] = {"quote": quote, "zone": zone_name(form.zone)}
-    if rhythm := form.rhythm:
-        picture = picture_of(rhythm, form.zone, now=timezone.now(), take_one_now=form.takes_one_now)
-        context |= {"picture": picture, "price_of_kept": price_of_kept(quote, rhythm["keep"])}
+    if fields := form.schedule_fields:
+        chart = build_preview_chart(fields, form.zone, now=timezone.now(), take_one_now=form.takes_one_now)
+        context |= {"chart": chart, "price_note": price_of_backups(quote, fields["retention_count"])}
     return context
 
 

@@ -16,9 +16,10 @@ from billing.models import ServiceKind
 from cng_portal.accounts.models import DateFormat, User
 from cng_portal.accounts.preferences import as_read_by
 from cng_portal.common.templatetags.portal import month
-from snapshots import backups, wizard
+from snapshots import wizard
+from snapshots.backups.notifications import notify_missed
+from snapshots.backups.preview_chart import format_day_and_time
 from snapshots.models import SERVICE_KINDS, Kind
-from snapshots.views.picture import in_words
 from snapshots.views.timelines import near_day
 from tests.factories import (
     BackupRunFactory,
@@ -130,14 +131,14 @@ def test_days_runs_and_months_follow_the_person(
     with as_read_by(person):
         assert near_day(at.date()) == near
         assert near_day(at.date().replace(year=2025)) == far
-        assert in_words(at, person.zone)[0] == run
+        assert format_day_and_time(at, person.zone)[0] == run
         assert month(at.date()) == whole_month
 
 
 def test_a_notice_and_its_mail_give_times_as_each_person_reads_them(person: User) -> None:
     other = UserFactory(member_of=person.projects.get(), date_format=DateFormat.ISO, time_zone="Europe/Berlin")
     schedule = BackupScheduleFactory(vm__project=person.projects.get(), vm__name="web-1")
-    backups.tell_of_missed(schedule, [datetime(2026, 11, 21, 19, 30, tzinfo=UTC)], "The storage was full.")
+    notify_missed(schedule, [datetime(2026, 11, 21, 19, 30, tzinfo=UTC)], "The storage was full.")
     assert person.notifications.get().text == (
         "The backup of 22 Nov 2026, 02:00 UTC+06:30 was missed. The storage was full."
     )

@@ -31,7 +31,8 @@ from cng_portal.accounts.models import Membership, Role, User
 from cng_portal.inventory.models import Location, Volume
 from cng_portal.monitoring.models import Process, StorageCheck
 from cng_portal.notifications.models import Notification
-from snapshots import backups, wizard
+from snapshots import wizard
+from snapshots.backups.automatic import switch_automatic_backups
 from snapshots.models import BackupSchedule, Kind, Snapshot
 from tests.factories import (
     BackupFactory,
@@ -245,13 +246,15 @@ def protect(member: Membership) -> None:
     database = Volume.objects.get(name="db-01-data").vm
     database.hourly_price_micro = 118_750_000
     database.save()
-    daily = BackupScheduleFactory(vm=database, keep=2, created_by=member.user)
-    BackupRunFactory(schedule=daily, failed=True, slot=timezone.now() - timedelta(days=3))
+    daily = BackupScheduleFactory(vm=database, retention_count=2, created_by=member.user)
+    BackupRunFactory(schedule=daily, failed=True, scheduled_at=timezone.now() - timedelta(days=3))
     for number in reversed(range(2)):
-        copy = BackupFactory(vm=database, name=f"db-01 {number + 20} Nov 2026, 02:00", size_gb=60, kept=number == 0)
+        copy = BackupFactory(
+            vm=database, name=f"db-01 {number + 20} Nov 2026, 02:00", size_gb=60, is_pinned=number == 0
+        )
         OperationFactory(snapshot=copy, capture=True, succeeded=True)
         charge(copy)
-        BackupRunFactory(schedule=daily, snapshot=copy, slot=timezone.now() - timedelta(days=number + 1))
+        BackupRunFactory(schedule=daily, snapshot=copy, scheduled_at=timezone.now() - timedelta(days=number + 1))
     BackupRunFactory(schedule=daily, waiting=True)
     paused = BackupScheduleFactory(vm=database, monthly=True, paused=True)
     BackupRunFactory(schedule=paused, missed=True)
@@ -259,7 +262,7 @@ def protect(member: Membership) -> None:
     web = database.project.vms.get(name="web-01")
     web.hourly_price_micro = 45_500_000
     web.save()
-    backups.switch_automatic_backups(vm=web, on=True, user=UserFactory(admin=True))
+    switch_automatic_backups(vm=web, on=True, user=UserFactory(admin=True))
 
 
 def people(member: Membership) -> None:
@@ -417,7 +420,7 @@ def of_backups(member: Membership) -> Screens:
         "backups": Screen("/backups/?view=table"),
         "backups-cards": Screen("/backups/?view=cards"),
         "backup-copy": Screen(reverse("snapshots:snapshot", args=[copy.pk])),
-        "backup-keep": Screen(reverse("snapshots:keep", args=[copy.pk])),
+        "backup-pin": Screen(reverse("snapshots:pin", args=[copy.pk])),
         "schedules": Screen("/backups/schedules/"),
         "schedules-nothing-found": Screen("/backups/schedules/?q=nothing"),
         "schedule": Screen(reverse("snapshots:schedule", args=[daily.pk])),
@@ -583,7 +586,7 @@ def of_an_administrator(member: Membership) -> Screens:
         "admin": Screen("/admin/"),
         "admin-part": Screen(reverse("admin:app_list", args=["billing"])),
         "admin-switch-many": Screen(reverse("admin:inventory_virtualmachine_changelist"), switch_many),
-        "admin-delete-copies": Screen(reverse("admin:snapshots_delete_automatic_copies", args=[web.pk])),
+        "admin-delete-backups": Screen(reverse("admin:snapshots_delete_automatic_backups", args=[web.pk])),
         "admin-operations": Screen(reverse("admin:snapshots_operation_overview")),
         "admin-look-as": Screen(reverse("admin:accounts_look_as", args=[member.user_id])),
         "admin-new-package": Screen(reverse("admin:billing_package_add")),

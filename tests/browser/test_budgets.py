@@ -188,7 +188,7 @@ def pages(project: Project, person: User, storage_root: Path) -> list[str]:
         *(reverse(f"accounts:{name}", args=[other.pk]) for name in ("role", "remove")),
         *(reverse("snapshots:snapshot", args=[one.pk]) for one in (snapshots[0], taken, failed, copy)),
         *(reverse(f"snapshots:{name}", args=[snapshots[0].pk]) for name in acts),
-        *(reverse(f"snapshots:{name}", args=[copy.pk]) for name in ("keep", "restore", "delete", "new_machine")),
+        *(reverse(f"snapshots:{name}", args=[copy.pk]) for name in ("pin", "restore", "delete", "new_machine")),
         f"{reverse('snapshots:delete_many')}?id={snapshots[0].pk}&id={snapshots[1].pk}",
         reverse("snapshots:volume", args=[volume.pk]),
         reverse("snapshots:machine", args=[volume.vm_id]),

@@ -14,7 +14,8 @@ from billing.models import ServiceKind
 from cng_portal.accounts import activity, roles
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import Volume
-from snapshots import backups, wizard
+from snapshots import wizard
+from snapshots.backups.automatic import switch_automatic_backups
 from snapshots.models import BackupSchedule, Draft, Kind
 from tests.browser.looking import look_at
 from tests.factories import (
@@ -125,14 +126,14 @@ def test_the_pages_of_backups_and_every_step_of_their_wizard(
 ) -> None:
     vm = volume.vm
     sell_everywhere(kind=ServiceKind.VM_BACKUP)
-    schedule = BackupScheduleFactory(vm=vm, keep=1)
-    copy = BackupRunFactory(schedule=schedule, snapshot__kept=True).snapshot
+    schedule = BackupScheduleFactory(vm=vm, retention_count=1)
+    copy = BackupRunFactory(schedule=schedule, snapshot__is_pinned=True).snapshot
     BackupRunFactory(schedule=schedule)
     BackupRunFactory(schedule=schedule, failed=True)
     BackupRunFactory(schedule=schedule, waiting=True)
     paused = BackupScheduleFactory(vm=vm, monthly=True, paused=True)
     BackupRunFactory(schedule=paused, missed=True)
-    backups.switch_automatic_backups(vm=vm, on=True, user=UserFactory(admin=True))
+    switch_automatic_backups(vm=vm, on=True, user=UserFactory(admin=True))
     automatic = BackupSchedule.objects.get(origin="automatic")
     covered = BackupRunFactory(schedule=automatic).snapshot
     fresh = wizard.start(member.user, kind=Kind.BACKUP, source=vm)
@@ -152,7 +153,7 @@ def test_the_pages_of_backups_and_every_step_of_their_wizard(
             *(reverse("snapshots:schedule", args=[one.pk]) for one in (schedule, paused, automatic)),
             *(reverse(f"snapshots:{name}", args=[schedule.pk]) for name in acts),
             *(reverse("snapshots:snapshot", args=[one.pk]) for one in (copy, covered)),
-            *(reverse(f"snapshots:{name}", args=[copy.pk]) for name in ("keep", "restore", "delete", "new_machine")),
+            *(reverse(f"snapshots:{name}", args=[copy.pk]) for name in ("pin", "restore", "delete", "new_machine")),
             reverse("snapshots:machine", args=[vm.pk]),
             "/billing/subscriptions/",
             "/backups/new/",

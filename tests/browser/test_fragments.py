@@ -175,7 +175,7 @@ def rendered() -> Iterator[set[str]]:
 def answered(member: Membership, kind: str, source: Any) -> Draft:
     draft = wizard.start(member.user, kind=kind, source=source)
     if kind == Kind.BACKUP:
-        draft.interval, draft.at, draft.weekday, draft.keep = "weekly", time(2), 2, 2
+        draft.interval, draft.at, draft.weekday, draft.retention_count = "weekly", time(2), 2, 2
     else:
         draft.name = "a name"
     draft.save()
@@ -198,8 +198,8 @@ def test_every_fragment_equals_its_page(
         VMSnapshotFactory(vm=vm, created_at=at, ready_at=at)
         BackupScheduleFactory(vm=vm, created_at=at)
     schedule = BackupScheduleFactory(vm=vm, weekly=True, created_at=at)
-    BackupRunFactory(schedule=schedule, slot=at, finished_at=at)
-    BackupRunFactory(schedule=schedule, taking=True, slot=at + timedelta(minutes=5), created_at=at)
+    BackupRunFactory(schedule=schedule, scheduled_at=at, finished_at=at)
+    BackupRunFactory(schedule=schedule, taking=True, scheduled_at=at + timedelta(minutes=5), created_at=at)
     NotificationFactory(user=member.user, created_at=at)
     for number in range(51):
         Activity.objects.create(act="person.sign_in", actor=member.user, project=project, at=at, after={"n": number})

@@ -17,7 +17,9 @@ from billing.models import ServiceKind, UsageSegment
 from cng_portal.accounts.models import Activity, Membership, Role
 from cng_portal.inventory.models import Volume
 from cng_portal.notifications.models import Notification
-from snapshots import backups, operations, services
+from snapshots import operations, services
+from snapshots.backups.runs import settle_runs
+from snapshots.backups.schedules import run_now
 from snapshots.maintenance import fsck
 from snapshots.models import BackupRun, DiskImage, Operation, Snapshot, State
 from snapshots.tasks import run_operation
@@ -373,17 +375,17 @@ def test_a_damaged_backup_is_told_by_its_run_while_that_is_under_way(storage_roo
     vm = VirtualMachineFactory(project=member.project, name="db-01")
     sell_everywhere(kind=ServiceKind.VM_BACKUP)
     put_volume(storage_root, VolumeFactory(project=member.project, location=vm.location, vm=vm), BEFORE, at=MIDDLE)
-    run = backups.run_now(schedule=BackupScheduleFactory(vm=vm), user=member.user)
+    run = run_now(schedule=BackupScheduleFactory(vm=vm), user=member.user)
     [capture] = Operation.objects.active()
     run_operation(capture.pk)
     flip_byte(disk_of(storage_root, run.snapshot), MIDDLE)
     if not DiskImage.objects.get().checksum:  # a clone has no checksum before it is read, so nothing can be found
         return
     work()
-    backups.settle_runs(timezone.now())
+    settle_runs(timezone.now())
     run.refresh_from_db()
     assert run.state == BackupRun.State.WAITING
-    assert "is damaged, so it was removed" in run.reason
+    assert "is damaged, so it was deleted" in run.reason
     assert Notification.objects.get().title == "The backup of db-01 failed and will be tried again"
     assert UsageSegment.objects.get().ended_at is not None
 

@@ -27,7 +27,8 @@ from billing.money import to_micro
 from cng_portal.accounts.models import BillingType, Customer, Membership, Project, Role, User
 from cng_portal.accounts.services import create_customer, create_project
 from cng_portal.inventory.models import Location, Region, VirtualMachine, Volume
-from snapshots import backups
+from snapshots.backups.automatic import switch_automatic_backups
+from snapshots.backups.schedules import create_schedule
 from snapshots.storage.contract import GIB
 from snapshots.storage.local import LocalDriver
 from snapshots.storage.registry import get_driver
@@ -156,10 +157,10 @@ def fill() -> None:
 
 
 def protect(owner: User, admin: User) -> None:
-    """One machine is backed up every night by its owner, who has asked for a first copy at once; another automatically."""
+    """Back up one machine every night, with a first backup now, and switch on automatic backups of another one."""
     vms = {vm.name: vm for vm in VirtualMachine.objects.select_related("project__customer", "location")}
-    backups.create_schedule(vm=vms["mail-01"], interval="daily", at=time(1, 30), take_one_now=True, user=owner)
-    backups.switch_automatic_backups(vm=vms["web-01"], on=True, user=admin)
+    create_schedule(vm=vms["mail-01"], interval="daily", at=time(1, 30), take_one_now=True, user=owner)
+    switch_automatic_backups(vm=vms["web-01"], on=True, user=admin)
 
 
 def make_things(undo: ExitStack, customer: Customer, things: list[Machine | Disk]) -> None:

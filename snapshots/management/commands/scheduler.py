@@ -23,7 +23,9 @@ from cng_portal.mail import services as mail
 from cng_portal.monitoring import services as watch
 from cng_portal.monitoring.models import Process
 from cng_portal.notifications import services as notifications
-from snapshots import backups, operations, scrub, watching
+from snapshots import operations, scrub, watching
+from snapshots.backups.runs import settle_runs, start_due_runs
+from snapshots.backups.upkeep import maintain_schedules
 from snapshots.cloudsync import sync
 from snapshots.storage.contract import StorageError
 from snapshots.storage.registry import get_driver
@@ -97,17 +99,17 @@ def settle_bills() -> None:
 
 
 def run_backups() -> None:
-    """What is done makes room before the next is started."""
-    backups.settle_runs(timezone.now())
-    backups.start_due_runs(timezone.now())
+    """Settle first, so that retention frees storage before the next backups start."""
+    settle_runs(timezone.now())
+    start_due_runs(timezone.now())
 
 
 def start_scrubs() -> None:
     scrub.start_scrubs(timezone.now())
 
 
-def look_after_schedules() -> None:
-    backups.look_after_schedules(timezone.now())
+def maintain_backup_schedules() -> None:
+    maintain_schedules(timezone.now())
 
 
 def send_mails() -> None:
@@ -175,7 +177,7 @@ DUTIES = {
     run_backups: 0,
     send_mails: 0,
     start_scrubs: 0,
-    look_after_schedules: 300,
+    maintain_backup_schedules: 300,
     settle_bills: 300,
     sync.sync_everywhere: 300,
     tidy_up: 3600,

@@ -38,7 +38,7 @@ def main() -> Iterator[Measure]:
 
 
 def measure() -> Iterator[Measure]:
-    from snapshots.backups import BATCH
+    from snapshots.backups.runs import BATCH_SIZE as BATCH
 
     fill()
     where = f"{'PostgreSQL' if connection.vendor == 'postgresql' else 'SQLite'}, {SCHEDULES:,} schedules"
@@ -54,9 +54,9 @@ def measure() -> Iterator[Measure]:
 
 
 def best(now: datetime) -> tuple[int, float]:
-    from snapshots import backups
+    from snapshots.backups.runs import BATCH_SIZE, due_schedules
 
-    sql, params = backups.due(now)[: backups.BATCH].query.get_compiler(connection=connection).as_sql()
+    sql, params = due_schedules(now)[:BATCH_SIZE].query.get_compiler(connection=connection).as_sql()
     seconds = []
     with connection.cursor() as cursor:
         for _run in range(RUNS):

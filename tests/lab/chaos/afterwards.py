@@ -20,7 +20,7 @@ from billing.models import Invoice, ServiceKind, UsageSegment, WalletTransaction
 from cng_portal.accounts.models import Activity, Customer, Invitation, Membership, User
 from cng_portal.inventory.models import AutomaticBackupSwitch, VirtualMachine, Volume
 from cng_portal.notifications.models import Notification
-from snapshots.backups import LONGEST_STEPS
+from snapshots.backups.planning import MAX_STEPS
 from snapshots.models import BackupRun, BackupSchedule, DeletionCause, DiskImage, Kind, Operation, Snapshot, State
 
 from . import disks, people, portal
@@ -136,11 +136,13 @@ def ledger_sums_to_zero() -> Iterator[str]:
 
 
 def backups_are_kept_as_asked() -> Iterator[str]:
-    """One unfinished run per machine, one run per slot, and no more copies than a schedule keeps: looked at where its
+    """One unfinished run per machine, one run per occurrence, and no more backups than a schedule keeps: looked at where its
     last run was done after everything had calmed down.
     """
-    doubled = BackupRun.objects.values("schedule", "slot").annotate(count=Count("pk")).filter(count__gt=1).order_by()
-    yield from (f"the slot {row} has several runs" for row in doubled)
+    doubled = (
+        BackupRun.objects.values("schedule", "scheduled_at").annotate(count=Count("pk")).filter(count__gt=1).order_by()
+    )
+    yield from (f"the occurrence {row} has several runs" for row in doubled)
     unfinished = BackupRun.objects.unfinished().values("vm").annotate(count=Count("pk")).filter(count__gt=1).order_by()
     yield from (f"several runs are under way: {row}" for row in unfinished)
     now = timezone.now()
@@ -165,11 +167,11 @@ def backups_are_kept_as_asked() -> Iterator[str]:
         if last is None or last.state != BackupRun.State.DONE:
             continue
         looked_at["schedules whose copies were counted"] += 1
-        copies = Snapshot.objects.filter(run__schedule=schedule, kept=False, state=State.READY).count()
-        if copies > schedule.keep:
-            yield f"{schedule} keeps {copies} copies instead of {schedule.keep}"
+        copies = Snapshot.objects.filter(run__schedule=schedule, is_pinned=False, state=State.READY).count()
+        if copies > schedule.retention_count:
+            yield f"{schedule} keeps {copies} backups instead of {schedule.retention_count}"
         if last.snapshot is None or last.snapshot.state != State.READY:
-            yield f"{schedule} has deleted the copy that it has just taken: run {last.number}, {last.snapshot_id}"
+            yield f"{schedule} has deleted the backup that it has just taken: run {last.number}, {last.snapshot_id}"
 
 
 def newest_backups_are_there() -> Iterator[str]:
@@ -188,7 +190,7 @@ def newest_backups_are_there() -> Iterator[str]:
 def planned_too_far(now: datetime) -> list[BackupSchedule]:
     """By a clock that was ahead, and not planned anew since."""
     planned = BackupSchedule.objects.present().filter(next_run_at__isnull=False)
-    return [one for one in planned if one.next_run_at and one.next_run_at > now + LONGEST_STEPS[one.interval]]
+    return [one for one in planned if one.next_run_at and one.next_run_at > now + MAX_STEPS[one.interval]]
 
 
 asked_in_calm: list[str] = []  # schedules that took one more copy when everything was well again

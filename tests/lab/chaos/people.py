@@ -262,7 +262,7 @@ class Customer(Person):
         self.cookies[settings.SESSION_COOKIE_NAME] = str(session.session_key)
         often = [self.take_snapshot, self.take_vm_snapshot, self.delete, self.delete_many, self.look, self.write]
         seldom = [self.restore, self.restore_machine, self.undo, self.new_volume, self.new_machine, self.rename]
-        seldom += [self.verify, self.retry, self.keep, self.read_notifications, self.invite, self.revoke_invitation]
+        seldom += [self.verify, self.retry, self.pin, self.read_notifications, self.invite, self.revoke_invitation]
         seldom += [self.create_backup, self.edit_backup, self.pause_backup, self.resume_backup, self.delete_schedule]
         seldom += [self.sign_out_and_in]
         self.acts = 3 * often + 2 * [self.run_backup_now, self.write, self.write] + seldom
@@ -375,7 +375,7 @@ class Customer(Person):
 
     # backups
 
-    def rhythm(self) -> dict[str, object]:
+    def schedule_fields(self) -> dict[str, object]:
         """Daily, and soon: in the next minutes on the customer's clock, or anywhere; jumps of the clock come across."""
         soon = (portal.portal_time() + timedelta(minutes=self.random.choice([1, 2, 3, 60, 600]))).astimezone(UTC)
         local = soon + timedelta(hours=6, minutes=30)  # customers are in Yangon
@@ -385,19 +385,19 @@ class Customer(Person):
             "weekday": local.weekday(),
             "month_day": local.day,
             "at": f"{local:%H:%M}",
-            "keep": self.random.choice([1, 2, 3]),
+            "retention_count": self.random.choice([1, 2, 3]),
         }
 
     def create_backup(self) -> bool | None:
         path = self.a_machine()
         if not path or len(self.ask("/backups/schedules/").find(rf'href="(/backups/schedules/{UUID}/)"')) > 5:
             return None
-        answers = self.rhythm() | ({"take_one_now": "on"} if self.random.random() < 0.5 else {})
+        answers = self.schedule_fields() | ({"take_one_now": "on"} if self.random.random() < 0.5 else {})
         return self.through_the_wizard(f"{path}back-up/", rf"/backups/schedules/{UUID}/", "scheduled", **answers)
 
     def edit_backup(self) -> bool | None:
         path = self.a_schedule()
-        return self.confirm(f"{path}edit/", **self.rhythm()) if path else None
+        return self.confirm(f"{path}edit/", **self.schedule_fields()) if path else None
 
     def pause_backup(self) -> bool | None:
         path = self.a_schedule("active")
@@ -418,9 +418,9 @@ class Customer(Person):
             promises.append(("schedule deleted", path.strip("/").rpartition("/")[2]))
         return became
 
-    def keep(self) -> bool | None:
+    def pin(self) -> bool | None:
         path = self.a_snapshot("/backups/")
-        return self.confirm(f"{path}keep/") if path else None
+        return self.confirm(f"{path}pin/") if path else None
 
     # people and notifications
 
@@ -509,7 +509,7 @@ class Administrator(Person):
         self.packages = [str(pk) for pk in Package.objects.values_list("pk", flat=True)]
         self.acts = 2 * [self.switch_automatic_backups, self.look_after_the_portal, self.look_after_the_portal]
         self.acts += [self.plan_price, self.switch_package, self.change_machine_price, self.change_default_schedule]
-        self.acts += [self.grant_credits, self.delete_automatic_copies, self.switch_many, self.sign_out_and_in]
+        self.acts += [self.grant_credits, self.delete_automatic_backups, self.switch_many, self.sign_out_and_in]
 
     def send(self, path: str, **given: object) -> bool | None:
         """Fill in a form of Django admin; what it sends is kept while it asks for the password once more."""
@@ -556,9 +556,9 @@ class Administrator(Person):
         chosen = {"_selected_action": self.random.sample(ids, 3), "action": [action], "confirmed": ["1"]}
         return self.allowed(self.ask(path, chosen))
 
-    def delete_automatic_copies(self) -> bool | None:
+    def delete_automatic_backups(self) -> bool | None:
         path = self.a_row("inventory/virtualmachine")
-        return self.post(path.replace("change/", "automatic-copies/")) if path else None
+        return self.post(path.replace("change/", "automatic-backups/delete/")) if path else None
 
     def change_machine_price(self) -> bool | None:
         path = self.a_row("inventory/virtualmachine")
@@ -567,7 +567,7 @@ class Administrator(Person):
     def change_default_schedule(self) -> bool | None:
         path = self.a_row("inventory/location")
         soon = portal.portal_time() + timedelta(hours=6, minutes=30 + self.random.choice([1, 2, 60]))
-        given = {"default_at": f"{soon:%H:%M}", "default_keep": self.random.choice([1, 2])}
+        given = {"default_at": f"{soon:%H:%M}", "default_retention_count": self.random.choice([1, 2])}
         return self.send(path, **given) if path else None
 
     def plan_price(self) -> bool | None:

@@ -13,7 +13,11 @@ from cng_portal.accounts.models import Activity, Customer, Membership, Role
 from cng_portal.accounts.services import lock_customer
 from cng_portal.inventory.models import VirtualMachine, Volume
 from cng_portal.notifications.models import Notification
-from snapshots import backups, services, tasks
+from snapshots import services, tasks
+from snapshots.backups.retention import pin_backup
+from snapshots.backups.runs import settle_runs, start_due_runs
+from snapshots.backups.schedules import edit_schedule, run_now
+from snapshots.backups.upkeep import maintain_schedules
 from snapshots.models import BackupRun, BackupSchedule, DeletionCause, DiskImage, Operation, Snapshot, State
 from tests.factories import BackupScheduleFactory, MembershipFactory, VirtualMachineFactory, VolumeFactory
 from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sell_everywhere
@@ -67,10 +71,10 @@ def due_at(schedule: BackupSchedule) -> datetime:
 def run_once(schedule: BackupSchedule) -> BackupRun:
     """The next run, to its end."""
     now = due_at(schedule)
-    assert backups.start_due_runs(now) == 1
+    assert start_due_runs(now) == 1
     work()
-    backups.settle_runs(now)
-    run = schedule.runs.get(slot=now)
+    settle_runs(now)
+    run = schedule.runs.get(scheduled_at=now)
     assert run.state == DONE
     return run
 
@@ -82,38 +86,38 @@ def work() -> None:
 
 
 def states(schedule: BackupSchedule) -> list[str]:
-    return list(schedule.runs.order_by("slot").values_list("state", flat=True))
+    return list(schedule.runs.order_by("scheduled_at").values_list("state", flat=True))
 
 
 def copies(schedule: BackupSchedule) -> list[str]:
     """The states of its copies, oldest first."""
-    return list(Snapshot.objects.filter(run__schedule=schedule).order_by("run__slot").values_list("state", flat=True))
+    return list(Snapshot.objects.filter(run__schedule=schedule).order_by("run__number").values_list("state", flat=True))
 
 
-# --- slots -----------------------------------------------------------------------------------------------------------
+# --- due -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_due_run_is_started_once_and_done_when_its_copy_is_verified(schedule: BackupSchedule) -> None:
     slot = due_at(schedule)
-    assert backups.start_due_runs(slot - timedelta(seconds=1)) == 0
-    assert backups.start_due_runs(slot) == 1
-    assert backups.start_due_runs(slot) == 0
+    assert start_due_runs(slot - timedelta(seconds=1)) == 0
+    assert start_due_runs(slot) == 1
+    assert start_due_runs(slot) == 0
     assert due_at(schedule) == slot + DAY
     run = schedule.runs.get()
-    assert (run.slot, run.state, run.tries) == (slot, TAKING, 1)
+    assert (run.scheduled_at, run.state, run.tries) == (slot, TAKING, 1)
 
-    assert backups.settle_runs(slot) == 0
+    assert settle_runs(slot) == 0
     carry_out_what_waits()
     copy = Snapshot.objects.get()
     assert copy.state == State.READY
     assert UsageSegment.objects.get().kind == ServiceKind.VM_BACKUP
-    assert backups.settle_runs(slot) == 0, "not verified yet"
+    assert settle_runs(slot) == 0, "not verified yet"
     carry_out_what_waits()
     assert all(disk.verified_at and disk.checksum for disk in copy.disks.all())
-    assert backups.settle_runs(slot + timedelta(minutes=3)) == 1
+    assert settle_runs(slot + timedelta(minutes=3)) == 1
     run.refresh_from_db()
     assert (run.state, run.finished_at) == (DONE, slot + timedelta(minutes=3))
-    assert backups.settle_runs(slot) == 0
+    assert settle_runs(slot) == 0
 
 
 def test_after_an_outage_the_latest_slot_is_caught_up_and_the_others_are_recorded_as_missed(
@@ -121,9 +125,9 @@ def test_after_an_outage_the_latest_slot_is_caught_up_and_the_others_are_recorde
 ) -> None:
     viewer = MembershipFactory(project=member.project, role=Role.VIEWER)
     slot = due_at(schedule)
-    assert backups.start_due_runs(slot + 3 * DAY + timedelta(hours=5)) == 1
-    runs = list(schedule.runs.order_by("slot"))
-    assert [(run.slot, run.state) for run in runs] == [
+    assert start_due_runs(slot + 3 * DAY + timedelta(hours=5)) == 1
+    runs = list(schedule.runs.order_by("scheduled_at"))
+    assert [(run.scheduled_at, run.state) for run in runs] == [
         (slot, MISSED),
         (slot + DAY, MISSED),
         (slot + 2 * DAY, MISSED),
@@ -134,7 +138,7 @@ def test_after_an_outage_the_latest_slot_is_caught_up_and_the_others_are_recorde
     assert notice.user == member.user != viewer.user
     assert notice.title == "Backups of db-01 were missed"
     assert notice.text.startswith("3 backups were missed, from ")
-    assert notice.text.endswith("The latest of the runs that were missed is made up for.")
+    assert notice.text.endswith("Only the latest missed backup is taken late.")
     entry = Activity.objects.get(act="backup.missed")
     assert (entry.actor, entry.project, entry.thing_name) == (None, member.project, "db-01")
     assert (entry.after["runs"], entry.after["last"]) == (3, (slot + 2 * DAY).isoformat())
@@ -142,10 +146,10 @@ def test_after_an_outage_the_latest_slot_is_caught_up_and_the_others_are_recorde
 
 def test_a_slot_that_comes_while_the_last_run_is_unfinished_is_missed(schedule: BackupSchedule) -> None:
     slot = due_at(schedule)
-    backups.start_due_runs(slot)
-    assert backups.start_due_runs(slot + DAY) == 1
+    start_due_runs(slot)
+    assert start_due_runs(slot + DAY) == 1
     assert states(schedule) == [TAKING, MISSED]
-    assert schedule.runs.get(state=MISSED).reason == "The backup before it was still under way."
+    assert schedule.runs.get(state=MISSED).reason == "The previous backup was still running."
     assert Snapshot.objects.count() == 1
 
 
@@ -154,16 +158,16 @@ def test_a_slot_that_comes_while_another_schedules_run_is_unfinished_waits_its_t
 ) -> None:
     other = BackupScheduleFactory(vm=vm, automatic=True)
     slot = due_at(schedule)
-    assert backups.start_due_runs(slot) == 1
+    assert start_due_runs(slot) == 1
     assert Snapshot.objects.count() == 1
     work()
-    assert backups.settle_runs(slot) == 1
+    assert settle_runs(slot) == 1
     later = slot + timedelta(minutes=10)
-    assert backups.start_due_runs(later) == 1
+    assert start_due_runs(later) == 1
     work()
-    backups.settle_runs(later)
+    settle_runs(later)
     assert states(schedule) == states(other) == [DONE]
-    assert schedule.runs.get().slot == other.runs.get().slot == slot
+    assert schedule.runs.get().scheduled_at == other.runs.get().scheduled_at == slot
     assert not Notification.objects.exists()
 
 
@@ -171,7 +175,7 @@ def test_one_that_cannot_be_started_does_not_keep_the_others_from_it(schedule: B
     broken = BackupScheduleFactory(next_run_at=due_at(schedule) - timedelta(hours=1))
     broken.vm.location.__class__.objects.filter(pk=broken.vm.location_id).update(driver="none such")
     VolumeFactory(project=broken.vm.project, location=broken.vm.location, vm=broken.vm)
-    assert backups.start_due_runs(due_at(schedule)) == 1
+    assert start_due_runs(due_at(schedule)) == 1
     assert states(schedule) == [TAKING]
 
 
@@ -179,13 +183,13 @@ def test_twenty_schedulers_start_a_slot_once_and_settle_it_once(schedule: Backup
     other = BackupScheduleFactory(vm=vm, automatic=True)
     slot = due_at(schedule)
     started: list[int] = []
-    assert all_at_once(lambda number: started.append(backups.start_due_runs(slot + DAY))) == {"done": 20}
+    assert all_at_once(lambda number: started.append(start_due_runs(slot + DAY))) == {"done": 20}
     # both have missed a slot, and one of the two has its turn
     assert sum(started) == 1
     assert sorted(states(schedule) + states(other)) == [MISSED, TAKING]
     work()
     settled: list[int] = []
-    all_at_once(lambda number: settled.append(backups.settle_runs(slot + DAY)))
+    all_at_once(lambda number: settled.append(settle_runs(slot + DAY)))
     assert sum(settled) == 1
     assert (
         Snapshot.objects.count()
@@ -197,12 +201,17 @@ def test_a_slot_that_was_planned_once_more_by_a_slow_clock_does_not_run_twice(
     schedule: BackupSchedule, member: Membership
 ) -> None:
     slot = due_at(schedule)
-    backups.start_due_runs(slot)
-    backups.edit_schedule(
-        schedule=schedule, interval="daily", at=time(2), keep=3, user=member.user, now=slot - timedelta(seconds=2)
+    start_due_runs(slot)
+    edit_schedule(
+        schedule=schedule,
+        interval="daily",
+        at=time(2),
+        retention_count=3,
+        user=member.user,
+        now=slot - timedelta(seconds=2),
     )
     assert due_at(schedule) == slot
-    backups.start_due_runs(slot)
+    start_due_runs(slot)
     assert (states(schedule), due_at(schedule)) == ([TAKING], slot + DAY)
 
 
@@ -214,28 +223,32 @@ def test_what_fails_is_tried_again_after_growing_pauses_and_given_up_after_the_t
 ) -> None:
     images(storage_root, vm)[1].unlink()
     at = due_at(schedule)
-    backups.start_due_runs(at)
+    start_due_runs(at)
     run = schedule.runs.get()
     for number, minutes in enumerate([5, 20, 60], start=1):
         assert (run.state, run.tries, run.next_try_at) == (WAITING, number, at + timedelta(minutes=minutes))
         assert "is not in the storage" in run.reason
         at = run.next_try_at
-        assert backups.settle_runs(at - timedelta(seconds=1)) == 0
-        assert backups.settle_runs(at) == 1
+        assert settle_runs(at - timedelta(seconds=1)) == 0
+        assert settle_runs(at) == 1
         run.refresh_from_db()
     assert (run.state, run.tries, run.next_try_at, run.finished_at) == (FAILED, 4, None, at)
-    assert backups.settle_runs(at + DAY) == 0
+    assert settle_runs(at + DAY) == 0
     first, last = Notification.objects.order_by("created_at")
     assert (first.title, last.title) == (
         "The backup of db-01 failed and will be tried again",
         "The backup of db-01 failed",
     )
     assert "is not in the storage" in first.text
-    local = timezone.localtime(run.slot + timedelta(minutes=5), member.user.zone)
+    local = timezone.localtime(run.scheduled_at + timedelta(minutes=5), member.user.zone)
     assert f"It will be tried again at {local.day} {local:%b %Y, %H:%M}" in first.text
     assert "It was tried 4 times" in last.text
     entry = Activity.objects.get(act="backup.failed")
-    assert (entry.actor, entry.project, entry.after["slot"]) == (None, member.project, run.slot.isoformat())
+    assert (entry.actor, entry.project, entry.after["scheduled_at"]) == (
+        None,
+        member.project,
+        run.scheduled_at.isoformat(),
+    )
     assert "is not in the storage" in entry.after["reason"]
     assert not UsageSegment.objects.exists()
 
@@ -244,18 +257,18 @@ def test_a_capture_that_failed_is_taken_again_as_the_same_copy(
     storage_root: Path, schedule: BackupSchedule, vm: VirtualMachine
 ) -> None:
     at = due_at(schedule)
-    backups.start_due_runs(at)
+    start_due_runs(at)
     lost = images(storage_root, vm)[0]
     aside = lost.rename(lost.with_suffix(".aside"))
     carry_out_what_waits()
-    assert backups.settle_runs(at) == 1
+    assert settle_runs(at) == 1
     run = schedule.runs.get()
     assert (run.state, run.snapshot.state) == (WAITING, State.FAILED)
     aside.rename(lost)
     at += timedelta(minutes=5)
-    backups.settle_runs(at)
+    settle_runs(at)
     work()
-    backups.settle_runs(at)
+    settle_runs(at)
     run.refresh_from_db()
     assert (run.state, run.tries, run.reason) == (DONE, 2, "")
     assert Snapshot.objects.get().state == State.READY
@@ -266,15 +279,15 @@ def test_when_the_machine_has_other_disks_at_the_second_try_a_new_copy_is_taken(
     storage_root: Path, schedule: BackupSchedule, vm: VirtualMachine
 ) -> None:
     at = due_at(schedule)
-    backups.start_due_runs(at)
+    start_due_runs(at)
     lost = images(storage_root, vm)[1]
     lost.unlink()
     carry_out_what_waits()
-    backups.settle_runs(at)
+    settle_runs(at)
     Volume.objects.filter(pk=lost.stem).update(vm=None)
-    backups.settle_runs(at + timedelta(minutes=5))
+    settle_runs(at + timedelta(minutes=5))
     work()
-    backups.settle_runs(at + timedelta(minutes=5))
+    settle_runs(at + timedelta(minutes=5))
     run = schedule.runs.get()
     assert (run.state, run.snapshot.disks.count()) == (DONE, 1)
     assert Snapshot.objects.exclude(pk=run.snapshot_id).get().state == State.DELETED
@@ -282,12 +295,12 @@ def test_when_the_machine_has_other_disks_at_the_second_try_a_new_copy_is_taken(
 
 def test_a_refusal_is_the_reason_of_the_failure(schedule: BackupSchedule) -> None:
     Customer.objects.update(snapshot_quota=0)
-    backups.start_due_runs(due_at(schedule))
+    start_due_runs(due_at(schedule))
     run = schedule.runs.get()
     assert (run.state, run.snapshot) == (WAITING, None)
     assert run.reason.startswith("Quota full: 0 of 0")
     Customer.objects.update(snapshot_quota=-1, billing_type="prepaid")
-    backups.settle_runs(run.next_try_at)
+    settle_runs(run.next_try_at)
     run.refresh_from_db()
     assert run.reason.startswith("Insufficient infra credit")
 
@@ -296,18 +309,18 @@ def test_a_copy_that_is_damaged_when_it_is_read_back_is_removed_and_taken_again(
     storage_root: Path, schedule: BackupSchedule
 ) -> None:
     at = due_at(schedule)
-    backups.start_due_runs(at)
+    start_due_runs(at)
     carry_out_what_waits()
     damaged = Snapshot.objects.get()
     spoil(copy_file(storage_root, damaged))
     carry_out_what_waits()
-    backups.settle_runs(at)
+    settle_runs(at)
     run = schedule.runs.get()
-    assert run.state == WAITING and "is damaged, so it was removed" in run.reason
+    assert run.state == WAITING and "is damaged, so it was deleted" in run.reason
     assert UsageSegment.objects.get().ended_at is not None
-    backups.settle_runs(at + timedelta(minutes=5))
+    settle_runs(at + timedelta(minutes=5))
     work()
-    backups.settle_runs(at + timedelta(minutes=5))
+    settle_runs(at + timedelta(minutes=5))
     run.refresh_from_db()
     damaged.refresh_from_db()
     assert (run.state, damaged.state) == (DONE, State.DELETED)
@@ -319,7 +332,7 @@ def test_a_copy_that_could_not_be_read_back_is_read_again_and_not_taken_again(
     storage_root: Path, schedule: BackupSchedule
 ) -> None:
     at = due_at(schedule)
-    backups.start_due_runs(at)
+    start_due_runs(at)
     carry_out_what_waits()
     copy = Snapshot.objects.get()
     folder = copy_file(storage_root, copy).parent
@@ -327,13 +340,13 @@ def test_a_copy_that_could_not_be_read_back_is_read_again_and_not_taken_again(
     carry_out_what_waits()
     reading = Operation.objects.get(kind=Operation.Kind.VERIFY)
     assert reading.state == Operation.State.FAILED
-    backups.settle_runs(at)
+    settle_runs(at)
     run = schedule.runs.get()
     assert (run.state, run.reason) == (WAITING, reading.error)
     aside.rename(folder)
-    backups.settle_runs(at + timedelta(minutes=5))
+    settle_runs(at + timedelta(minutes=5))
     work()
-    backups.settle_runs(at + timedelta(minutes=5))
+    settle_runs(at + timedelta(minutes=5))
     run.refresh_from_db()
     assert (run.state, run.snapshot) == (DONE, copy)
     assert [notice.title for notice in Notification.objects.all()] == [
@@ -345,16 +358,16 @@ def test_a_failed_copy_that_a_person_tries_again_finishes_its_run(
     storage_root: Path, schedule: BackupSchedule, vm: VirtualMachine, member: Membership
 ) -> None:
     at = due_at(schedule)
-    backups.start_due_runs(at)
+    start_due_runs(at)
     lost = images(storage_root, vm)[0]
     aside = lost.rename(lost.with_suffix(".aside"))
     carry_out_what_waits()
-    backups.settle_runs(at)
+    settle_runs(at)
     aside.rename(lost)
     services.retry(operation=Operation.objects.get(), user=member.user)
-    assert backups.settle_runs(at + timedelta(minutes=5)) == 0, "the person's try is under way"
+    assert settle_runs(at + timedelta(minutes=5)) == 0, "the person's try is under way"
     work()
-    backups.settle_runs(at)
+    settle_runs(at)
     assert states(schedule) == [DONE]
 
 
@@ -362,13 +375,13 @@ def test_a_copy_that_is_deleted_before_it_is_verified_ends_its_run(
     schedule: BackupSchedule, member: Membership
 ) -> None:
     at = due_at(schedule)
-    backups.start_due_runs(at)
+    start_due_runs(at)
     carry_out_what_waits()
     services.request_deletion(snapshot=Snapshot.objects.get(), user=member.user)
     work()
-    backups.settle_runs(at)
+    settle_runs(at)
     run = schedule.runs.get()
-    assert (run.state, run.reason) == (FAILED, "The copy was deleted before it was verified.")
+    assert (run.state, run.reason) == (FAILED, "The backup was deleted before it was verified.")
 
 
 # --- retention -------------------------------------------------------------------------------------------------------
@@ -384,12 +397,12 @@ def test_the_oldest_copy_goes_when_a_new_one_is_verified_and_not_before(schedule
     first = run_once(schedule).snapshot
     run_once(schedule)
     now = due_at(schedule)
-    backups.start_due_runs(now)
+    start_due_runs(now)
     carry_out_what_waits()
     assert copies(schedule) == [State.READY] * 3
     carry_out_what_waits()
     assert copies(schedule) == [State.READY] * 3
-    backups.settle_runs(now)
+    settle_runs(now)
     assert copies(schedule) == [State.DELETING, State.READY, State.READY]
     first.refresh_from_db()
     assert first.delete_requested_at == now
@@ -401,7 +414,7 @@ def test_the_oldest_copy_goes_when_a_new_one_is_verified_and_not_before(schedule
 def test_a_copy_that_is_kept_for_ever_is_neither_counted_nor_deleted(
     schedule: BackupSchedule, member: Membership
 ) -> None:
-    backups.keep_copy(snapshot=run_once(schedule).snapshot, kept=True, user=member.user)
+    pin_backup(snapshot=run_once(schedule).snapshot, user=member.user)
     for _run in range(3):
         run_once(schedule)
     assert copies(schedule) == [State.READY, State.DELETING, State.READY, State.READY]
@@ -426,12 +439,12 @@ def test_a_copy_that_is_being_used_stays_until_the_next_time(schedule: BackupSch
     first = run_once(schedule).snapshot
     run_once(schedule)
     now = due_at(schedule)
-    backups.start_due_runs(now)
+    start_due_runs(now)
     work()
     services.request_new_volume(
         snapshot=first, user=member.user, project=member.project, name="back", size_gb=1, disk=first.disks.first()
     )
-    backups.settle_runs(now)
+    settle_runs(now)
     assert copies(schedule) == [State.READY] * 3
     work()
     run_once(schedule)
@@ -442,14 +455,14 @@ def test_fewer_copies_are_kept_from_the_next_verified_one_on(schedule: BackupSch
     run_once(schedule)
     run_once(schedule)
     now = due_at(schedule) - timedelta(hours=1)
-    backups.edit_schedule(schedule=schedule, interval="daily", at=time(2), keep=1, user=member.user, now=now)
+    edit_schedule(schedule=schedule, interval="daily", at=time(2), retention_count=1, user=member.user, now=now)
     assert copies(schedule) == [State.READY, State.READY]
     run_once(schedule)
     assert copies(schedule) == [State.DELETING, State.DELETING, State.READY]
 
 
 def test_the_copies_of_one_schedule_do_not_count_for_another(schedule: BackupSchedule, vm: VirtualMachine) -> None:
-    other = BackupScheduleFactory(vm=vm, at=time(12), keep=1)
+    other = BackupScheduleFactory(vm=vm, at=time(12), retention_count=1)
     for _round in range(2):
         for one in sorted([schedule, other], key=due_at):
             run_once(one)
@@ -463,7 +476,7 @@ def test_the_copies_of_one_schedule_do_not_count_for_another(schedule: BackupSch
 # --- machines that go, customers that move ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("look", [backups.look_after_schedules, backups.start_due_runs])
+@pytest.mark.parametrize("look", [maintain_schedules, start_due_runs])
 def test_the_schedules_of_a_deleted_machine_end_and_its_copies_stay(
     schedule: BackupSchedule, vm: VirtualMachine, look: Callable[[datetime], int]
 ) -> None:
@@ -481,8 +494,8 @@ def test_the_schedules_of_a_deleted_machine_end_and_its_copies_stay(
 def test_a_customer_who_moves_to_another_time_zone_takes_the_schedules_along(schedule: BackupSchedule) -> None:
     Customer.objects.update(time_zone="Europe/Berlin")
     now = timezone.now()
-    assert backups.look_after_schedules(now) == 1
-    assert backups.look_after_schedules(now) == 0
+    assert maintain_schedules(now) == 1
+    assert maintain_schedules(now) == 0
     customer = Customer.objects.get()
     assert timezone.localtime(due_at(schedule), customer.zone).time() == time(2)
     assert timezone.timedelta() < due_at(schedule) - now <= DAY + timedelta(hours=1)
@@ -490,26 +503,26 @@ def test_a_customer_who_moves_to_another_time_zone_takes_the_schedules_along(sch
 
 def test_schedules_that_a_clock_far_ahead_has_planned_run_again_once_it_is_right(schedule: BackupSchedule) -> None:
     slot = due_at(schedule)
-    backups.start_due_runs(slot + 400 * DAY)
+    start_due_runs(slot + 400 * DAY)
     work()
-    backups.settle_runs(slot + 400 * DAY)
+    settle_runs(slot + 400 * DAY)
     schedule.refresh_from_db()
     assert due_at(schedule) == slot + 401 * DAY
     now = slot - timedelta(hours=5)
-    assert backups.look_after_schedules(now) == 1
-    assert backups.look_after_schedules(now) == 0
+    assert maintain_schedules(now) == 1
+    assert maintain_schedules(now) == 0
     assert due_at(schedule) == slot
-    # the slots of the time that never was are recorded already, and none runs twice
-    assert backups.start_due_runs(slot) == 1
+    # The occurrences of that time are recorded already, and none runs twice.
+    assert start_due_runs(slot) == 1
     assert due_at(schedule) == slot + DAY
     assert Snapshot.objects.count() == 1
-    # All later slots run, although that clock recorded them as missed.
-    assert not schedule.runs.filter(slot__gt=now + DAY).exists()
+    # All later occurrences run, although that clock recorded them as missed.
+    assert not schedule.runs.filter(scheduled_at__gt=now + DAY).exists()
     for number in range(1, 4):
-        assert backups.start_due_runs(slot + number * DAY) == 1
+        assert start_due_runs(slot + number * DAY) == 1
         work()
-        backups.settle_runs(slot + number * DAY)
-        assert schedule.runs.get(slot=slot + number * DAY).state == DONE
+        settle_runs(slot + number * DAY)
+        assert schedule.runs.get(scheduled_at=slot + number * DAY).state == DONE
 
 
 def test_a_run_that_a_clock_far_ahead_has_put_off_is_tried_once_it_is_right(
@@ -518,12 +531,12 @@ def test_a_run_that_a_clock_far_ahead_has_put_off_is_tried_once_it_is_right(
     image = images(storage_root, vm)[0]
     image.rename(image.with_suffix(".away"))
     at = due_at(schedule)
-    backups.start_due_runs(at + timedelta(hours=5))
+    start_due_runs(at + timedelta(hours=5))
     assert states(schedule) == [WAITING]
     image.with_suffix(".away").rename(image)
-    assert backups.settle_runs(at) == 1
+    assert settle_runs(at) == 1
     work()
-    backups.settle_runs(at)
+    settle_runs(at)
     assert (states(schedule), copies(schedule)) == ([DONE], [State.READY])
 
 
@@ -531,13 +544,13 @@ def test_a_run_that_a_clock_far_ahead_has_put_off_is_tried_once_it_is_right(
 def test_a_copy_of_a_clock_that_was_ahead_makes_room_for_what_is_taken_now(
     schedule: BackupSchedule, member: Membership, ahead: timedelta
 ) -> None:
-    BackupSchedule.objects.update(keep=1)
+    BackupSchedule.objects.update(retention_count=1)
     schedule.refresh_from_db()
     now = timezone.now()
     for at in now + ahead, now:
-        backups.run_now(schedule=schedule, user=member.user, now=at)
+        run_now(schedule=schedule, user=member.user, now=at)
         work()
-        backups.settle_runs(at + timedelta(minutes=1))
+        settle_runs(at + timedelta(minutes=1))
     assert states(schedule) == [DONE, DONE]
     assert copies(schedule) == [State.READY, State.DELETING]
 
@@ -563,19 +576,19 @@ def test_retention_follows_the_order_of_the_runs_whatever_their_clocks_said(
     taken = []
     for number, error in enumerate(clocks):
         now = start + number * SECONDS + error
-        run = backups.run_now(schedule=schedule, user=member.user, now=now)
+        run = run_now(schedule=schedule, user=member.user, now=now)
         work()
-        backups.settle_runs(now)
+        settle_runs(now)
         taken.append(run.snapshot_id)
         ready = set(Snapshot.objects.filter(state=State.READY).values_list("pk", flat=True))
-        assert ready == set(taken[-schedule.keep :])
+        assert ready == set(taken[-schedule.retention_count :])
 
 
 def test_a_backup_that_a_user_retries_is_the_newest_one(
     storage_root: Path, schedule: BackupSchedule, vm: VirtualMachine, member: Membership
 ) -> None:
     at = due_at(schedule)
-    backups.start_due_runs(at)
+    start_due_runs(at)
     lost = images(storage_root, vm)[0]
     data = lost.read_bytes()
     lost.unlink()
@@ -584,10 +597,10 @@ def test_a_backup_that_a_user_retries_is_the_newest_one(
     BackupRun.objects.update(state=FAILED, next_try_at=None, finished_at=at, reason="It failed.")
     lost.write_bytes(data)
     later = run_once(schedule)
-    BackupSchedule.objects.update(keep=1)
+    BackupSchedule.objects.update(retention_count=1)
     services.retry(operation=failed, user=member.user)
     work()
-    backups.settle_runs(at)
+    settle_runs(at)
     retried = schedule.runs.get(snapshot=failed.snapshot)
     assert (retried.state, retried.number, later.number) == (DONE, 3, 2)
     assert set(Snapshot.objects.values_list("pk", "state")) == {
@@ -618,7 +631,7 @@ def test_the_database_lets_only_a_user_delete_the_newest_verified_backup(
 ) -> None:
     older, newest = run_once(schedule).snapshot, run_once(schedule).snapshot
     # Whatever the clocks said.
-    BackupRun.objects.filter(snapshot=newest).update(slot=timezone.now() - 400 * DAY)
+    BackupRun.objects.filter(snapshot=newest).update(scheduled_at=timezone.now() - 400 * DAY)
     with pytest.raises(IntegrityError, match="newest verified backup of a schedule is never deleted automatically"):
         delete(newest, cause)
     newest.refresh_from_db()
@@ -643,7 +656,7 @@ def test_the_database_protects_what_can_be_restored_and_not_what_only_is_newer(s
 
 def test_the_database_lets_only_a_user_delete_a_pinned_backup(schedule: BackupSchedule, member: Membership) -> None:
     pinned = run_once(schedule).snapshot
-    pinned = backups.keep_copy(snapshot=pinned, kept=True, user=member.user)
+    pinned = pin_backup(snapshot=pinned, user=member.user)
     run_once(schedule)
     with pytest.raises(IntegrityError, match="A pinned backup is never deleted automatically"):
         delete(pinned, DeletionCause.RETENTION)
@@ -654,8 +667,8 @@ def test_the_database_lets_only_a_user_delete_a_pinned_backup(schedule: BackupSc
 
 def test_runs_are_numbered_in_the_order_in_which_they_were_started(schedule: BackupSchedule) -> None:
     slot = due_at(schedule)
-    backups.start_due_runs(slot + 2 * DAY)
-    backups.start_due_runs(slot + 3 * DAY)
+    start_due_runs(slot + 2 * DAY)
+    start_due_runs(slot + 3 * DAY)
     assert list(schedule.runs.order_by("number").values_list("number", "state")) == [
         (1, MISSED),
         (2, MISSED),
@@ -669,16 +682,16 @@ def test_runs_are_numbered_in_the_order_in_which_they_were_started(schedule: Bac
 def test_a_copy_of_automatic_backups_costs_nothing_per_gb(vm: VirtualMachine) -> None:
     Customer.objects.update(billing_type="prepaid")  # without any credits
     schedule = BackupScheduleFactory(vm=vm, automatic=True)
-    backups.start_due_runs(due_at(schedule))
+    start_due_runs(due_at(schedule))
     assert services.reserved_micro(vm.project.customer, at=timezone.now()) == 0
     work()
-    backups.settle_runs(timezone.now())
+    settle_runs(timezone.now())
     assert (states(schedule), copies(schedule)) == ([DONE], [State.READY])
     assert not UsageSegment.objects.exists()
 
 
 def test_a_worker_that_is_told_the_time_writes_that_time(schedule: BackupSchedule) -> None:
     at = due_at(schedule)
-    backups.start_due_runs(at)
+    start_due_runs(at)
     tasks.run_operation(Operation.objects.get().pk, now=at + timedelta(minutes=1))
     assert Snapshot.objects.get().ready_at == UsageSegment.objects.get().started_at == at + timedelta(minutes=1)

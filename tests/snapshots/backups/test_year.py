@@ -16,7 +16,11 @@ from billing.models import Invoice, InvoiceLine, ServiceKind, UsageSegment
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import VirtualMachine
 from cng_portal.notifications.models import Notification
-from snapshots import backups, tasks
+from snapshots import tasks
+from snapshots.backups.automatic import switch_automatic_backups
+from snapshots.backups.retention import pin_backup
+from snapshots.backups.runs import settle_runs, start_due_runs
+from snapshots.backups.schedules import create_schedule
 from snapshots.models import BackupRun, BackupSchedule, Operation, Snapshot, State
 from tests.billing import oracle
 from tests.factories import (
@@ -26,8 +30,8 @@ from tests.factories import (
     VirtualMachineFactory,
     VolumeFactory,
 )
+from tests.snapshots.backups.test_occurrences import first_minute_at_or_past, runs_on
 from tests.snapshots.disks import content, put_volume
-from tests.snapshots.test_slots import first_minute_at_or_past, runs_on
 
 pytestmark = [pytest.mark.django_db, pytest.mark.slow]
 
@@ -36,9 +40,9 @@ HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 RATE, PRICE = 600_000, 118_750_000
 ZONES = {"Asia/Yangon": time(0, 30), "Europe/Berlin": time(2, 30), "America/New_York": time(1, 30)}
 RULES: list[dict] = [
-    {"interval": "daily", "keep": 2},
-    {"interval": "weekly", "weekday": 6, "keep": 3},
-    {"interval": "monthly", "month_day": 31, "keep": 1},
+    {"interval": "daily", "retention_count": 2},
+    {"interval": "weekly", "weekday": 6, "retention_count": 3},
+    {"interval": "monthly", "month_day": 31, "retention_count": 1},
 ]
 # when nothing ran: over a night, over a week with an end of month, on the nights on which clocks change
 OUTAGES = [
@@ -63,7 +67,7 @@ class Year:
 
     def __init__(self, root: Path) -> None:
         self.random = random.Random(2035)
-        self.location = LocationFactory(default_at=time(4), default_keep=2)
+        self.location = LocationFactory(default_at=time(4), default_retention_count=2)
         for kind in (ServiceKind.VM_BACKUP, ServiceKind.VM_SNAPSHOT):
             billing.create_package(location=self.location, kind=kind, rate_micro=RATE, starts_at=START - DAY)
         self.admin = UserFactory(admin=True)
@@ -78,7 +82,7 @@ class Year:
                 if rule["interval"] == "daily" and zone != "Europe/Berlin":
                     continue  # one of these is most of the year's work
                 vm = self.make_machine(root, member)
-                schedule = backups.create_schedule(vm=vm, at=at, user=member.user, now=START, **rule)
+                schedule = create_schedule(vm=vm, at=at, user=member.user, now=START, **rule)
                 self.schedules.append(schedule)
         self.automatic = self.schedules[0].vm
 
@@ -94,11 +98,11 @@ class Year:
         while now < END:
             while switches and switches[0][0] <= now:
                 at, on = switches.pop(0)
-                backups.switch_automatic_backups(vm=self.automatic, on=on, user=self.admin, now=at)
-            backups.settle_runs(now)
-            backups.start_due_runs(now)
+                switch_automatic_backups(vm=self.automatic, on=on, user=self.admin, now=at)
+            settle_runs(now)
+            start_due_runs(now)
             self.work(now + timedelta(minutes=7))
-            backups.settle_runs(now + timedelta(minutes=9))
+            settle_runs(now + timedelta(minutes=9))
             self.work(now + timedelta(minutes=11))
             self.check_promises(now + timedelta(minutes=9))
             # what waits for another backup of its machine is still due
@@ -120,17 +124,17 @@ class Year:
         What is kept for ever is no longer one of them; it is looked after in the end.
         """
         done = BackupRun.objects.filter(state=BackupRun.State.DONE, finished_at=now).select_related("schedule")
-        for run in done.order_by("slot"):
+        for run in done.order_by("scheduled_at"):
             promised = self.promised[run.schedule_id]
             promised.append(run.snapshot_id)
-            gone = [promised.pop(0) for _copy in promised[run.schedule.keep :]]
+            gone = [promised.pop(0) for _copy in promised[run.schedule.retention_count :]]
             states = set(Snapshot.objects.filter(pk__in=promised).values_list("state", flat=True))
             assert states == {State.READY}, "a copy that was promised is gone"
             assert not Snapshot.objects.filter(pk__in=gone).exclude(state=State.DELETED).exists()
             if self.random.random() < 0.02:
                 copy = Snapshot.objects.get(pk=promised.pop())
                 member = next(one for one in self.members if one.project_id == copy.project_id)
-                backups.keep_copy(snapshot=copy, kept=True, user=member.user)
+                pin_backup(snapshot=copy, user=member.user)
                 self.kept_for_ever.add(copy.pk)
 
 
@@ -156,12 +160,12 @@ def test_each_slot_of_a_year_ran_once_or_is_missed_no_promise_is_broken_and_the_
     missed = 0
     assert BackupSchedule.objects.count() == 1 + len(year.schedules)
     for schedule in BackupSchedule.objects.all():
-        runs = list(schedule.runs.order_by("slot"))
-        assert [run.slot for run in runs] == slots_of(schedule)
+        runs = list(schedule.runs.order_by("scheduled_at"))
+        assert [run.scheduled_at for run in runs] == slots_of(schedule)
         for run in runs:
             # of the slots within an outage the latest was made up for
-            outage = next((one for one in OUTAGES if one[0] <= run.slot < one[1]), None)
-            later = outage and any(run.slot < other.slot <= outage[1] for other in runs)
+            outage = next((one for one in OUTAGES if one[0] <= run.scheduled_at < one[1]), None)
+            later = outage and any(run.scheduled_at < other.scheduled_at <= outage[1] for other in runs)
             assert run.state == (BackupRun.State.MISSED if later else BackupRun.State.DONE), run
             missed += run.state == BackupRun.State.MISSED
     assert missed >= 8

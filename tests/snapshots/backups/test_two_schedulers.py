@@ -24,7 +24,9 @@ from billing.models import ServiceKind, UsageSegment
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import Volume
 from cng_portal.monitoring.models import Lease
-from snapshots import backups, operations
+from snapshots import operations
+from snapshots.backups.runs import settle_runs
+from snapshots.backups.schedules import edit_schedule
 from snapshots.models import BackupRun, BackupSchedule, Operation, Snapshot, State
 from tests.factories import BackupScheduleFactory, MembershipFactory, VirtualMachineFactory, VolumeFactory
 from tests.snapshots.disks import content, holds, put_volume, sell_everywhere
@@ -99,9 +101,9 @@ def schedules(storage_root: Path, member: Membership) -> list[BackupSchedule]:
         for position in range(DISKS):
             volume = VolumeFactory(project=member.project, location=vm.location, vm=vm, position=position)
             put_volume(storage_root, volume, content(b"disk %d of %d" % (position, number)))
-        found.append(BackupScheduleFactory(vm=vm, at=far_away, keep=KEEP))
+        found.append(BackupScheduleFactory(vm=vm, at=far_away, retention_count=KEEP))
     sell_everywhere(kind=ServiceKind.VM_BACKUP)
-    return [*found, BackupScheduleFactory(vm=found[0].vm, at=far_away, keep=KEEP)]
+    return [*found, BackupScheduleFactory(vm=found[0].vm, at=far_away, retention_count=KEEP)]
 
 
 def plan_again(schedule: BackupSchedule, member: Membership, planned: dict[UUID, set[datetime]]) -> None:
@@ -111,8 +113,8 @@ def plan_again(schedule: BackupSchedule, member: Membership, planned: dict[UUID,
     if schedule.next_run_at < now + SOON or schedule.runs.filter(finished_at=None).exists():
         return
     at = timezone.localtime(now + timedelta(seconds=random.uniform(1, 3)), member.project.customer.zone)
-    changed = backups.edit_schedule(
-        schedule=schedule, interval="daily", at=at.time().replace(microsecond=0), keep=KEEP, user=member.user
+    changed = edit_schedule(
+        schedule=schedule, interval="daily", at=at.time().replace(microsecond=0), retention_count=KEEP, user=member.user
     )
     if changed.next_run_at < now + SOON:  # not so at midnight
         planned[schedule.pk].add(changed.next_run_at)
@@ -138,7 +140,7 @@ def let_them_finish() -> None:
         let_both_act()
         operations.reconcile(now=now + timedelta(minutes=2))
         if open_runs.filter(state=BackupRun.State.WAITING).exists():
-            backups.settle_runs(now + timedelta(hours=2))
+            settle_runs(now + timedelta(hours=2))
         time.sleep(0.5)
     raise AssertionError(f"still unfinished: {list(open_runs.values())} {list(Operation.objects.active().values())}")
 
@@ -161,8 +163,8 @@ def test_killed_at_random_they_take_each_slot_once_lose_no_copy_and_leave_no_hal
 
     expected = {str(path.relative_to(storage_root)) for path in storage_root.glob("*/volumes/*.img")}
     for schedule in schedules:
-        runs = list(schedule.runs.order_by("slot").select_related("snapshot"))
-        assert {run.slot for run in runs} == planned[schedule.pk], "a slot was lost"
+        runs = list(schedule.runs.order_by("scheduled_at").select_related("snapshot"))
+        assert {run.scheduled_at for run in runs} == planned[schedule.pk], "a slot was lost"
         done = [run for run in runs if run.state == BackupRun.State.DONE]
         assert [run.snapshot.state for run in done[-KEEP:]] == [State.READY] * len(done[-KEEP:]), "a copy was lost"
         assert {run.snapshot.state for run in done[:-KEEP]} <= {State.DELETED}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snapshots.slots import Rule, instant, next_slot, preview, slots_between
+from snapshots.backups.occurrences import Recurrence, instant, next_occurrence, occurrences_between, preview
 
 BERLIN, YANGON = ZoneInfo("Europe/Berlin"), ZoneInfo("Asia/Yangon")
 MINUTE, DAY = timedelta(minutes=1), timedelta(days=1)
@@ -39,13 +39,13 @@ TIMES = st.one_of(st.times(), st.sampled_from([time(0), time(2), time(2, 30), ti
     lambda at: at.replace(second=0, microsecond=0)
 )
 RULES = st.one_of(
-    st.builds(Rule, interval=st.just("daily"), at=TIMES),
-    st.builds(Rule, interval=st.just("weekly"), at=TIMES, weekday=st.integers(0, 6)),
-    st.builds(Rule, interval=st.just("monthly"), at=TIMES, month_day=st.integers(1, 31)),
+    st.builds(Recurrence, interval=st.just("daily"), at=TIMES),
+    st.builds(Recurrence, interval=st.just("weekly"), at=TIMES, weekday=st.integers(0, 6)),
+    st.builds(Recurrence, interval=st.just("monthly"), at=TIMES, month_day=st.integers(1, 31)),
 )
 
 
-def runs_on(rule: Rule, day: date) -> bool:
+def runs_on(rule: Recurrence, day: date) -> bool:
     if rule.interval == "weekly":
         return day.weekday() == rule.weekday
     if rule.interval == "monthly":
@@ -71,29 +71,31 @@ def test_a_time_of_day_is_the_first_instant_that_the_clock_shows_it_or_is_past_i
 
 @settings(deadline=None, max_examples=60)
 @given(RULES, DAYS, st.integers(0, 1439), st.sampled_from(ZONES))
-def test_slots_are_those_of_the_days_that_the_rule_names(rule: Rule, start: date, minute: int, zone: str):
+def test_slots_are_those_of_the_days_that_the_rule_names(rule: Recurrence, start: date, minute: int, zone: str):
     after = datetime.combine(start, time(), tzinfo=UTC) + minute * MINUTE
     until = after + 40 * DAY
     days = [start + number * DAY for number in range(-3, 44)]
     expected = sorted({first_minute_at_or_past(day, rule.at, ZoneInfo(zone)) for day in days if runs_on(rule, day)})
-    expected = [slot for slot in expected if after < slot <= until]
+    expected = [occurrence for occurrence in expected if after < occurrence <= until]
 
-    assert slots_between(rule, ZoneInfo(zone), after, until) == expected
-    assert next_slot(rule, ZoneInfo(zone), after) == expected[0]
+    assert occurrences_between(rule, ZoneInfo(zone), after, until) == expected
+    assert next_occurrence(rule, ZoneInfo(zone), after) == expected[0]
 
 
 @given(RULES, DAYS, st.sampled_from(ZONES))
-def test_going_on_from_each_slot_gives_the_same_slots_as_asking_at_once(rule: Rule, start: date, zone: str):
+def test_going_on_from_each_slot_gives_the_same_slots_as_asking_at_once(rule: Recurrence, start: date, zone: str):
     after = datetime.combine(start, time(), tzinfo=UTC)
     found, at = [], after
-    while (at := next_slot(rule, ZoneInfo(zone), at)) <= after + 100 * DAY:
+    while (at := next_occurrence(rule, ZoneInfo(zone), at)) <= after + 100 * DAY:
         found.append(at)
-    assert found == slots_between(rule, ZoneInfo(zone), after, after + 100 * DAY)
+    assert found == occurrences_between(rule, ZoneInfo(zone), after, after + 100 * DAY)
 
 
 def test_half_past_six_hours_east_of_greenwich():
-    rule = Rule(interval="daily", at=time(2))
-    assert next_slot(rule, YANGON, datetime(2026, 11, 22, tzinfo=UTC)) == datetime(2026, 11, 22, 19, 30, tzinfo=UTC)
+    rule = Recurrence(interval="daily", at=time(2))
+    assert next_occurrence(rule, YANGON, datetime(2026, 11, 22, tzinfo=UTC)) == datetime(
+        2026, 11, 22, 19, 30, tzinfo=UTC
+    )
 
 
 @pytest.mark.parametrize(
@@ -106,15 +108,16 @@ def test_half_past_six_hours_east_of_greenwich():
 )
 def test_a_change_of_the_clock(day: date, at: time, expected: datetime):
     assert instant(day, at, BERLIN) == expected
-    assert slots_between(Rule(interval="daily", at=at), BERLIN, expected - MINUTE, expected + timedelta(hours=20)) == [
-        expected
-    ]
+    recurrence = Recurrence(interval="daily", at=at)
+    assert occurrences_between(recurrence, BERLIN, expected - MINUTE, expected + timedelta(hours=20)) == [expected]
 
 
 def test_a_day_that_the_month_does_not_have_is_its_last():
-    rule = Rule(interval="monthly", at=time(12), month_day=31)
-    found = slots_between(rule, ZoneInfo("UTC"), datetime(2028, 1, 1, tzinfo=UTC), datetime(2028, 7, 1, tzinfo=UTC))
-    assert [slot.date() for slot in found] == [
+    rule = Recurrence(interval="monthly", at=time(12), month_day=31)
+    found = occurrences_between(
+        rule, ZoneInfo("UTC"), datetime(2028, 1, 1, tzinfo=UTC), datetime(2028, 7, 1, tzinfo=UTC)
+    )
+    assert [occurrence.date() for occurrence in found] == [
         date(2028, 1, 31),
         date(2028, 2, 29),
         date(2028, 3, 31),
@@ -128,8 +131,8 @@ def test_the_preview_says_what_is_kept_and_what_is_deleted():
     now = datetime(2026, 11, 22, 12, tzinfo=UTC)
     one, two, three = (datetime(2026, 11, day, 2, tzinfo=UTC) for day in (23, 24, 25))
     first, second, third = preview(
-        Rule(interval="daily", at=time(2)), ZoneInfo("UTC"), now, count=3, keep=2, existing=[now]
+        Recurrence(interval="daily", at=time(2)), ZoneInfo("UTC"), now, count=3, retention_count=2, existing=[now]
     )
-    assert (first.at, first.copies, first.deleted) == (one, (now, one), ())
-    assert (second.at, second.copies, second.deleted) == (two, (one, two), (now,))
-    assert (third.at, third.copies, third.deleted) == (three, (two, three), (one,))
+    assert (first.at, first.backups, first.deleted) == (one, (now, one), ())
+    assert (second.at, second.backups, second.deleted) == (two, (one, two), (now,))
+    assert (third.at, third.backups, third.deleted) == (three, (two, three), (one,))

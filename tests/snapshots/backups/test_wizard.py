@@ -29,7 +29,7 @@ from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sel
 pytestmark = pytest.mark.django_db
 
 NEW = "/backups/new/"
-DAILY = {"interval": "daily", "at": "02:30", "keep": "2"}
+DAILY = {"interval": "daily", "at": "02:30", "retention_count": "2"}
 
 
 @pytest.fixture
@@ -84,7 +84,10 @@ def test_the_whole_way_from_a_location_to_the_first_copy(
         ("Choose a Location", {"location": vm.location_id}),
         ("Assign to a Project", {"project": member.project_id}),
         ("Choose an Instance", {"vm": vm.pk}),
-        ("Backup Schedule", {"interval": "weekly", "weekday": 6, "at": "23:15", "keep": 3, "take_one_now": "on"}),
+        (
+            "Backup Schedule",
+            {"interval": "weekly", "weekday": 6, "at": "23:15", "retention_count": 3, "take_one_now": "on"},
+        ),
     ]
     for heading, answer in answers:
         assert heading in client.get(here).text
@@ -95,14 +98,14 @@ def test_the_whole_way_from_a_location_to_the_first_copy(
     for text in (
         "Create Backup",
         "Every Sunday at 23:15, Asia/Yangon (UTC+06:30)",
-        "3 copies",
+        "3 backups",
         "Take one immediately Yes",
         "d0 (10 GB), d1 (50 GB)",
         "Hourly",
         "Fixed Prorata",
         "K 36 / Hour / 60 GB",
         "60 GB × K 0.6000 = K 36.00 an hour",
-        "the 3 that are kept cost K 108 an hour together, about K 79,056.00 a month.",
+        "3 backups cost K 108 an hour together, about K 79,056.00 a month.",
     ):
         assert text in page, text
 
@@ -110,7 +113,7 @@ def test_the_whole_way_from_a_location_to_the_first_copy(
 
     schedule = BackupSchedule.objects.get()
     assert response["Location"] == reverse("snapshots:schedule", args=[schedule.pk])
-    assert (schedule.vm, schedule.interval, schedule.weekday, schedule.keep) == (vm, "weekly", 6, 3)
+    assert (schedule.vm, schedule.interval, schedule.weekday, schedule.retention_count) == (vm, "weekly", 6, 3)
     carry_out_what_waits()
     assert Snapshot.objects.get(kind=Kind.BACKUP).state == State.READY
     assert BackupRun.objects.get().requested_by == member.user
@@ -123,7 +126,7 @@ def test_a_backup_is_begun_from_its_machine_at_the_schedule(client: Client, vm: 
     page = words(client.get(here).text)
     assert "Backup Schedule" in page and "In Asia/Yangon (UTC+06:30)." in page
     # what is offered first already has its next runs and its price
-    assert "The next five runs" in page and "the 2 that are kept cost K 72 an hour together" in page
+    assert "The next five runs" in page and "2 backups cost K 72 an hour together" in page
 
 
 def test_the_next_runs_follow_the_answers_without_keeping_them(
@@ -132,10 +135,17 @@ def test_the_next_runs_follow_the_answers_without_keeping_them(
     draft = wizard.start(member.user, kind=Kind.BACKUP, source=vm)
     response = client.post(
         wizard.url(draft, "schedule"),
-        {"interval": "monthly", "month_day": 31, "at": "05:00", "keep": 1, "take_one_now": "on", "preview": "1"},
+        {
+            "interval": "monthly",
+            "month_day": 31,
+            "at": "05:00",
+            "retention_count": 1,
+            "take_one_now": "on",
+            "preview": "1",
+        },
     )
 
-    picture = response.context["picture"]
+    picture = response.context["chart"]
     draft.refresh_from_db()
     assert draft.interval == ""
     assert [row.cells.count("deleted") for row in picture.rows] == [0, 1, 1, 1, 1, 1]
@@ -145,7 +155,7 @@ def test_the_next_runs_follow_the_answers_without_keeping_them(
     assert all(
         (row.at.astimezone(member.project.customer.zone) + timedelta(days=1)).day == 1 for row in picture.rows[1:]
     )
-    for text in ("Copy of now", "taken", "deleted", "1 copy"):
+    for text in ("Backup taken now", "taken", "deleted", "1 backup"):
         assert text in words(response.text), text
 
 
@@ -153,7 +163,7 @@ def test_the_picture_says_what_is_kept_and_deleted_after_each_run(
     client: Client, member: Membership, vm: VirtualMachine
 ) -> None:
     draft = wizard.start(member.user, kind=Kind.BACKUP, source=vm)
-    picture = client.post(wizard.url(draft, "schedule"), DAILY | {"preview": "1"}).context["picture"]
+    picture = client.post(wizard.url(draft, "schedule"), DAILY | {"preview": "1"}).context["chart"]
 
     assert [row.cells for row in picture.rows] == [
         ["taken", "", "", "", ""],
@@ -162,7 +172,7 @@ def test_the_picture_says_what_is_kept_and_deleted_after_each_run(
         ["", "deleted", "kept", "taken", ""],
         ["", "", "deleted", "kept", "taken"],
     ]
-    assert [row.note for row in picture.rows] == ["1 copy", "2 copies", "2 copies", "2 copies", "2 copies"]
+    assert [row.note for row in picture.rows] == ["1 backup", "2 backups", "2 backups", "2 backups", "2 backups"]
 
 
 @pytest.mark.parametrize(
@@ -173,10 +183,10 @@ def test_the_picture_says_what_is_kept_and_deleted_after_each_run(
         ({"interval": "weekly", "weekday": "7"}, "Choose the day of the week."),
         ({"interval": "weekly"}, "Choose the day of the week."),
         ({"interval": "monthly", "month_day": "32"}, "Choose a day of the month, from 1 to 31."),
-        ({"at": ""}, "Give the time of day at which the backup shall start."),
-        ({"at": "25:00"}, "That is not a time of day."),
-        ({"keep": "0"}, "Between 1 and 365 copies can be kept."),
-        ({"keep": "many"}, "Give the number of copies as a whole number."),
+        ({"at": ""}, "Enter the time of day at which the backup starts."),
+        ({"at": "25:00"}, "Enter a time of day, such as"),
+        ({"retention_count": "0"}, "Choose a number of backups from 1 to 365."),
+        ({"retention_count": "many"}, "Enter a whole number of backups."),
     ],
 )
 def test_a_wrong_answer_explains_itself_and_loses_nothing(
@@ -263,7 +273,7 @@ def test_the_estimate_counts_the_copies_that_there_will_be(
     client: Client, member: Membership, vm: VirtualMachine
 ) -> None:
     """Three days of daily backups that keep one: the copies follow each other without a gap, as if it were one."""
-    draft = draft_of(vm, member, keep=1, take_one_now=True)
+    draft = draft_of(vm, member, retention_count=1, take_one_now=True)
     until = timezone.localdate(timezone=member.project.customer.zone) + timedelta(days=2)
 
     rows = client.get(f"{wizard.url(draft, 'review')}?until={until}").context["estimates"]

@@ -16,7 +16,9 @@ from django.utils import timezone
 from billing.models import ServiceKind, UsageSegment
 from cng_portal.accounts.models import Project, Role, User
 from cng_portal.inventory.models import VirtualMachine
-from snapshots import backups, services
+from snapshots import services
+from snapshots.backups.automatic import switch_automatic_backups
+from snapshots.backups.schedules import run_now
 from snapshots.models import BackupRun, BackupSchedule, Operation, Snapshot, State
 from tests.factories import (
     BackupFactory,
@@ -93,7 +95,7 @@ def words(page: str) -> str:
 
 def automatic_copy(vm: VirtualMachine, owner: User) -> Snapshot:
     """Ready, taken by the administrator's switch."""
-    backups.switch_automatic_backups(vm=vm, on=True, user=UserFactory(admin=True))
+    switch_automatic_backups(vm=vm, on=True, user=UserFactory(admin=True))
     schedule = BackupSchedule.objects.get(origin="automatic")
     return BackupRunFactory(schedule=schedule, snapshot__size_gb=60).snapshot
 
@@ -117,7 +119,7 @@ def test_the_create_menu_offers_a_backup_and_is_not_there_for_who_may_only_look(
 
 
 def test_schedules_without_a_copy_are_said(client: Client, schedule: BackupSchedule) -> None:
-    assert "1 schedule is set up and has not taken its first copy." in client.get(COPIES).text
+    assert "1 schedule is set up and hasn't taken its first backup." in unescape(client.get(COPIES).text)
 
 
 def test_the_invitation_gives_way_to_the_first_schedule_at_once(client: Client, vm: VirtualMachine) -> None:
@@ -136,14 +138,14 @@ def test_copies_are_listed_like_snapshots_and_apart_from_them(client: Client, vm
     response = client.get(COPIES)
 
     assert names(response) == ["nightly"]
-    for text in ("1 copy", "db-01", "60 GB", "K 36", "Ready", "Software"):
+    for text in ("1 backup", "db-01", "60 GB", "K 36", "Ready", "Software"):
         assert text in words(response.text), text
     menu = client.get(reverse("snapshots:menu", args=[copy.pk]), headers=HTMX)
     assert {action.name for action in menu.context["actions"]} == {
         "new_machine",
         "new_volume",
         "restore",
-        "keep",
+        "pin",
         "rename",
         "verify",
         "delete",
@@ -160,7 +162,7 @@ def test_a_failed_or_missed_last_run_is_said_above_the_copies(client: Client, sc
     assert "The last run of 1 schedule did not succeed" in page.text
     assert f"{SCHEDULES}?show=troubled" in page.text
 
-    BackupRunFactory(schedule=schedule, slot=timezone.now())
+    BackupRunFactory(schedule=schedule, scheduled_at=timezone.now())
 
     assert "did not succeed" not in client.get(COPIES).text
 
@@ -173,7 +175,7 @@ def test_a_copy_of_automatic_backups_is_not_charged_by_itself(client: Client, vm
     page = words(client.get(act_url(copy, "snapshot")).text)
     assert "20 % × K 24.0000 = K 4.8000 an hour" in page
     assert "Price Summary" not in page
-    assert "it is not charged by itself" in words(client.get(act_url(copy, "keep")).text)
+    assert "charged per GB" in words(client.get(act_url(copy, "pin")).text)
 
 
 def test_the_page_of_a_copy_leads_back_to_the_backups_and_to_its_schedule(
@@ -185,44 +187,44 @@ def test_the_page_of_a_copy_leads_back_to_the_backups_and_to_its_schedule(
 
     assert '<a class="side-item" href="/backups/" aria-current="page">' in page
     assert f'href="{url(schedule)}"' in page
-    for name in ("rename", "delete", "restore", "verify", "new_machine", "keep"):
+    for name in ("rename", "delete", "restore", "verify", "new_machine", "pin"):
         assert f'<a href="{COPIES}">Backups</a>' in client.get(act_url(copy, name)).text, name
 
 
 def test_a_copy_is_kept_for_ever_and_let_go_again(client: Client, schedule: BackupSchedule) -> None:
     copy = BackupRunFactory(schedule=schedule).snapshot
-    assert "until you delete it yourself?" in client.get(act_url(copy, "keep")).text
+    assert "until you delete it?" in client.get(act_url(copy, "pin")).text
 
     for _twice in range(2):
-        page = client.post(act_url(copy, "keep"), {"kept": "yes"}, follow=True).text
-        assert "is kept for ever." in page
+        page = client.post(act_url(copy, "pin"), {"pinned": "yes"}, follow=True).text
+        assert "is pinned." in page
     copy.refresh_from_db()
-    assert copy.kept
-    assert "Kept for ever" in client.get(COPIES).text
+    assert copy.is_pinned
+    assert "Pinned" in client.get(COPIES).text
 
-    assert "be replaced by newer copies?" in client.get(act_url(copy, "keep")).text
-    client.post(act_url(copy, "keep"), {"kept": "no"})
+    assert "Unpin “" in client.get(act_url(copy, "pin")).text
+    client.post(act_url(copy, "pin"), {"pinned": "no"})
     copy.refresh_from_db()
-    assert not copy.kept
+    assert not copy.is_pinned
 
 
 def test_only_a_backup_that_is_not_being_deleted_can_be_kept(
     client: Client, viewer: Client, stranger: Client, schedule: BackupSchedule
 ) -> None:
     copy = BackupRunFactory(schedule=schedule).snapshot
-    assert stranger.post(act_url(copy, "keep"), {"kept": "yes"}).status_code == 404
-    assert viewer.post(act_url(copy, "keep"), {"kept": "yes"}).status_code == 403
+    assert stranger.post(act_url(copy, "pin"), {"pinned": "yes"}).status_code == 404
+    assert viewer.post(act_url(copy, "pin"), {"pinned": "yes"}).status_code == 403
     Snapshot.objects.update(state=State.DELETING, delete_requested_at=timezone.now(), deletion_cause="user")
-    assert "is being deleted and cannot be kept" in client.post(act_url(copy, "keep"), {"kept": "yes"}).text
+    assert "is being deleted, so it can" in client.post(act_url(copy, "pin"), {"pinned": "yes"}).text
     copy.refresh_from_db()
-    assert not copy.kept
+    assert not copy.is_pinned
 
 
 # --- schedules ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_row_says_when_it_runs_what_came_of_it_and_how_many_it_keeps(client: Client, vm: VirtualMachine) -> None:
-    weekly = BackupScheduleFactory(vm=vm, weekly=True, weekday=6, at=time(23), keep=4)
+    weekly = BackupScheduleFactory(vm=vm, weekly=True, weekday=6, at=time(23), retention_count=4)
     BackupRunFactory(schedule=weekly, missed=True)
 
     page = words(client.get(SCHEDULES).text)
@@ -300,9 +302,9 @@ def test_the_fragment_of_schedules_is_the_same_as_in_the_page(client: Client, sc
 
 
 def test_the_page_shows_the_next_runs_and_what_became_of_the_others(client: Client, schedule: BackupSchedule) -> None:
-    BackupRunFactory(schedule=schedule, slot=timezone.now() - timedelta(days=3), missed=True)
-    BackupRunFactory(schedule=schedule, slot=timezone.now() - timedelta(days=2), failed=True)
-    done = BackupRunFactory(schedule=schedule, slot=timezone.now() - timedelta(days=1))
+    BackupRunFactory(schedule=schedule, scheduled_at=timezone.now() - timedelta(days=3), missed=True)
+    BackupRunFactory(schedule=schedule, scheduled_at=timezone.now() - timedelta(days=2), failed=True)
+    done = BackupRunFactory(schedule=schedule, scheduled_at=timezone.now() - timedelta(days=1))
 
     response = client.get(url(schedule))
     page = words(response.text)
@@ -310,8 +312,8 @@ def test_the_page_shows_the_next_runs_and_what_became_of_the_others(client: Clie
     for text in (
         "Backup of db-01",
         "Every day at 02:00 · Asia/Yangon (UTC+06:30)",
-        "the 2 newest copies · 1 is there",
-        "the 2 that are kept cost K 72 an hour together",
+        "the 2 newest backups · 1 so far",
+        "2 backups cost K 72 an hour together",
         "The next five runs",
         done.snapshot.name,
         "Failed 4 tries",
@@ -321,22 +323,22 @@ def test_the_page_shows_the_next_runs_and_what_became_of_the_others(client: Clie
         assert text in page, text
     assert page.index("Done") < page.index("4 tries") < page.index("Missed")
     # the copy that is there goes when the second of the next runs is verified
-    assert [row.cells[0] for row in response.context["picture"].rows][:4] == ["kept", "kept", "deleted", ""]
+    assert [row.cells[0] for row in response.context["chart"].rows][:4] == ["kept", "kept", "deleted", ""]
 
 
 def test_a_copy_that_is_kept_for_ever_is_not_counted(client: Client, schedule: BackupSchedule) -> None:
-    BackupRunFactory(schedule=schedule, snapshot__kept=True)
+    BackupRunFactory(schedule=schedule, snapshot__is_pinned=True)
 
     response = client.get(url(schedule))
 
-    assert response.context["copies"] == 0
-    assert "kept for ever" in words(response.text)
+    assert response.context["backup_count"] == 0
+    assert "pinned" in words(response.text)
 
 
 def test_the_runs_follow_each_other_page_by_page(client: Client, schedule: BackupSchedule) -> None:
     start = timezone.now()
     slots = [start - timedelta(days=days) for days in range(45, 0, -1)]
-    made = [BackupRunFactory(schedule=schedule, missed=True, slot=slot) for slot in slots][::-1]
+    made = [BackupRunFactory(schedule=schedule, missed=True, scheduled_at=slot) for slot in slots][::-1]
     here, seen = url(schedule), []
     while here:
         response = client.get(here)
@@ -396,13 +398,18 @@ def test_nothing_is_offered_or_done_with_automatic_backups(client: Client, vm: V
     page = client.get(url(automatic))
 
     assert page.context["actions"] == []
-    assert "Only an administrator can enable or disable them" in page.text
+    assert "Only an administrator can enable, disable or schedule them." in page.text
     assert "20 % × K 24.0000 = K 4.8000 an hour" in words(page.text)
     for name in ACTS:
-        data = {"interval": "daily", "at": "03:00", "keep": 9}
-        assert "which only your provider changes" in client.post(url(automatic, name), data).text, name
+        data = {"interval": "daily", "at": "03:00", "retention_count": 9}
+        assert "Only your provider can change" in client.post(url(automatic, name), data).text, name
     automatic.refresh_from_db()
-    assert (automatic.at, automatic.keep, automatic.deleted_at, automatic.paused_at) == (time(2), 2, None, None)
+    assert (automatic.at, automatic.retention_count, automatic.deleted_at, automatic.paused_at) == (
+        time(2),
+        2,
+        None,
+        None,
+    )
 
 
 def test_of_a_deleted_schedule_only_the_record_is_left(client: Client, vm: VirtualMachine) -> None:
@@ -421,63 +428,68 @@ def test_a_schedule_is_edited(client: Client, schedule: BackupSchedule) -> None:
     page = client.get(url(schedule, "edit_schedule")).text
     assert 'value="02:00"' in page and re.search(r'value="daily" checked', page)
 
-    data = {"interval": "monthly", "month_day": 15, "at": "04:45", "keep": 6}
+    data = {"interval": "monthly", "month_day": 15, "at": "04:45", "retention_count": 6}
     page = client.post(url(schedule, "edit_schedule"), data, follow=True).text
 
-    assert "runs like this now: On day 15 of every month at 04:45." in unescape(page)
+    assert "is now backed up like this: On day 15 of every month at 04:45." in unescape(page)
     schedule.refresh_from_db()
-    assert (schedule.interval, schedule.month_day, schedule.at, schedule.keep) == ("monthly", 15, time(4, 45), 6)
+    assert (schedule.interval, schedule.month_day, schedule.at, schedule.retention_count) == (
+        "monthly",
+        15,
+        time(4, 45),
+        6,
+    )
     local = schedule.next_run_at.astimezone(schedule.vm.project.customer.zone)
     assert (local.day, local.hour, local.minute) == (15, 4, 45)
 
 
 def test_editing_shows_what_would_be_kept_before_it_is_saved(client: Client, schedule: BackupSchedule) -> None:
     for days in (3, 2, 1):
-        BackupRunFactory(schedule=schedule, slot=timezone.now() - timedelta(days=days))
-    data = {"interval": "daily", "at": "02:00", "keep": 1, "preview": "1"}
+        BackupRunFactory(schedule=schedule, scheduled_at=timezone.now() - timedelta(days=days))
+    data = {"interval": "daily", "at": "02:00", "retention_count": 1, "preview": "1"}
 
     response = client.post(url(schedule, "edit_schedule"), data)
 
     # all three make room for the first new one
-    assert [row.cells[:4] for row in response.context["picture"].rows][:2] == [
+    assert [row.cells[:4] for row in response.context["chart"].rows][:2] == [
         ["kept", "kept", "kept", ""],
         ["deleted", "deleted", "deleted", "taken"],
     ]
     schedule.refresh_from_db()
-    assert schedule.keep == 2
+    assert schedule.retention_count == 2
 
 
 def test_bad_times_explain_themselves_and_change_nothing(client: Client, schedule: BackupSchedule) -> None:
-    page = client.post(url(schedule, "edit_schedule"), {"interval": "weekly", "at": "noon", "keep": 0}).text
+    page = client.post(url(schedule, "edit_schedule"), {"interval": "weekly", "at": "noon", "retention_count": 0}).text
 
-    for text in ("Choose the day of the week.", "That is not a time of day."):
+    for text in ("Choose the day of the week.", "Enter a time of day, such as"):
         assert text in page
     assert re.search(r'value="weekly" checked', page)
     schedule.refresh_from_db()
-    assert (schedule.interval, schedule.keep) == ("daily", 2)
+    assert (schedule.interval, schedule.retention_count) == ("daily", 2)
 
 
 def test_a_schedule_is_paused_and_resumed(client: Client, schedule: BackupSchedule) -> None:
-    assert "No more copies are taken until you resume it." in client.get(url(schedule, "pause_schedule")).text
+    assert "No more backups are taken until you resume it." in client.get(url(schedule, "pause_schedule")).text
     page = client.post(url(schedule, "pause_schedule"), follow=True).text
     assert "is paused." in page and url(schedule, "resume_schedule") in page
     schedule.refresh_from_db()
     assert schedule.paused_at and schedule.next_run_at is None
     assert "none while it is paused" in page and "The next five runs" not in page
 
-    assert "The next copy is taken on" in client.get(url(schedule, "resume_schedule")).text
-    assert "runs again." in client.post(url(schedule, "resume_schedule"), follow=True).text
+    assert "The next backup is taken on" in client.get(url(schedule, "resume_schedule")).text
+    assert "is active again." in client.post(url(schedule, "resume_schedule"), follow=True).text
     schedule.refresh_from_db()
     assert schedule.paused_at is None and schedule.next_run_at
 
 
 def test_a_copy_is_taken_at_once_and_only_one_at_a_time(client: Client, schedule: BackupSchedule) -> None:
-    assert "the 2 that are kept cost K 72" in words(client.get(url(schedule, "run_schedule")).text)
+    assert "2 backups cost K 72" in words(client.get(url(schedule, "run_schedule")).text)
     page = client.post(url(schedule, "run_schedule"), follow=True).text
     assert "is being taken." in page and "Being taken" in page
 
     again = client.post(url(schedule, "run_schedule"))
-    assert "A backup of this machine is under way already." in again.text
+    assert "A backup of this machine is already running." in again.text
     assert BackupRun.objects.count() == 1
     carry_out_what_waits()
     assert Snapshot.objects.get().state == State.READY
@@ -485,11 +497,11 @@ def test_a_copy_is_taken_at_once_and_only_one_at_a_time(client: Client, schedule
 
 def test_a_schedule_is_deleted_and_its_copies_stay(client: Client, schedule: BackupSchedule) -> None:
     copy = BackupRunFactory(schedule=schedule).snapshot
-    assert "Its 1 copy stays and is charged until you delete it." in client.get(url(schedule, "delete_schedule")).text
+    assert "Its 1 backup stays and is charged until you delete it." in client.get(url(schedule, "delete_schedule")).text
 
     page = client.post(url(schedule, "delete_schedule"), follow=True).text
 
-    assert "Its copies stay." in page
+    assert "Its backups stay." in page
     schedule.refresh_from_db()
     copy.refresh_from_db()
     assert schedule.deleted_at and copy.state == State.READY
@@ -506,7 +518,7 @@ def test_a_copy_brings_the_machine_back_and_this_is_undone(
     disks = [
         storage_root / schedule.vm.location_id / "volumes" / f"{one.pk}.img" for one in services.volumes_of(schedule.vm)
     ]
-    backups.run_now(schedule=schedule, user=owner)
+    run_now(schedule=schedule, user=owner)
     carry_out_what_waits()
     copy = Snapshot.objects.get()
     for volume in services.volumes_of(schedule.vm):
@@ -528,7 +540,7 @@ def test_a_copy_brings_the_machine_back_and_this_is_undone(
 def test_a_copy_becomes_a_new_machine_and_a_new_volume(
     storage_root: Path, client: Client, schedule: BackupSchedule, owner: User
 ) -> None:
-    backups.run_now(schedule=schedule, user=owner)
+    run_now(schedule=schedule, user=owner)
     carry_out_what_waits()
     copy = Snapshot.objects.get()
 
@@ -548,7 +560,7 @@ def test_a_copy_becomes_a_new_machine_and_a_new_volume(
 
 
 def test_a_copy_is_deleted_and_stops_costing(client: Client, schedule: BackupSchedule, owner: User) -> None:
-    backups.run_now(schedule=schedule, user=owner)
+    run_now(schedule=schedule, user=owner)
     carry_out_what_waits()
     copy = Snapshot.objects.get()
     assert "You stop paying K 36 an hour" in words(client.get(act_url(copy, "delete")).text)
@@ -579,7 +591,7 @@ def test_the_page_of_a_machine_shows_its_schedules_its_copies_and_the_switch(
     ):
         assert text in page, text
 
-    backups.switch_automatic_backups(vm=vm, on=True, user=UserFactory(admin=True))
+    switch_automatic_backups(vm=vm, on=True, user=UserFactory(admin=True))
 
     page = words(client.get(reverse("snapshots:machine", args=[vm.pk])).text)
     assert "Automatic backups On" in page and "On since just now" in page
@@ -609,7 +621,7 @@ def test_a_volume_that_is_in_a_backup_of_its_machine_is_not_said_to_be_unprotect
 ) -> None:
     assert client.get("/").context["unprotected_count"] == 2
 
-    backups.run_now(schedule=schedule, user=owner)
+    run_now(schedule=schedule, user=owner)
     carry_out_what_waits()
 
     assert client.get("/").context["unprotected_count"] == 0
@@ -627,7 +639,7 @@ def test_deleting_a_copy_of_automatic_backups_promises_no_savings(
 
 
 def test_subscriptions_show_automatic_backups_with_the_sentence(client: Client, vm: VirtualMachine) -> None:
-    backups.switch_automatic_backups(vm=vm, on=True, user=UserFactory(admin=True))
+    switch_automatic_backups(vm=vm, on=True, user=UserFactory(admin=True))
 
     page = words(client.get("/billing/subscriptions/").text)
 

@@ -10,7 +10,18 @@ from django.db import IntegrityError, transaction
 from billing.models import Package, ServiceKind, UsageSegment
 from cng_portal.accounts.models import Customer, Membership, Role
 from cng_portal.inventory.models import VirtualMachine
-from snapshots import backups, services
+from snapshots import services
+from snapshots.backups import schedules
+from snapshots.backups.retention import pin_backup, unpin_backup
+from snapshots.backups.schedules import (
+    InvalidSchedule,
+    create_schedule,
+    delete_schedule,
+    edit_schedule,
+    pause_schedule,
+    resume_schedule,
+    run_now,
+)
 from snapshots.models import BackupRun, BackupSchedule, Kind, Snapshot, State
 from tests.factories import (
     BackupRunFactory,
@@ -26,7 +37,7 @@ from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sel
 pytestmark = pytest.mark.django_db
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)  # 18:30 in Yangon
-NIGHTLY = {"interval": "daily", "at": time(2), "keep": 2}
+NIGHTLY = {"interval": "daily", "at": time(2), "retention_count": 2}
 
 
 @pytest.fixture
@@ -45,7 +56,7 @@ def vm(storage_root: Path, member: Membership) -> VirtualMachine:
 
 
 def create(vm: VirtualMachine, member: Membership, **given: object) -> BackupSchedule:
-    return backups.create_schedule(**({"vm": vm, "user": member.user, "now": NOON} | NIGHTLY | given))
+    return create_schedule(**({"vm": vm, "user": member.user, "now": NOON} | NIGHTLY | given))
 
 
 @pytest.mark.parametrize(
@@ -73,14 +84,14 @@ def test_a_schedule_runs_next_at_its_slot_in_the_customers_zone(
         ({"interval": "hourly"}, "interval"),
         ({"interval": "weekly"}, "weekday"),
         ({"interval": "monthly", "month_day": 32}, "month_day"),
-        ({"keep": 0}, "keep"),
-        ({"keep": 366}, "keep"),
+        ({"retention_count": 0}, "retention_count"),
+        ({"retention_count": 366}, "retention_count"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_named(
     vm: VirtualMachine, member: Membership, given: dict, field: str
 ) -> None:
-    with pytest.raises(backups.BadSchedule) as refusal:
+    with pytest.raises(InvalidSchedule) as refusal:
         create(vm, member, **given)
     assert refusal.value.field == field
     assert not BackupSchedule.objects.exists()
@@ -104,11 +115,11 @@ def test_what_a_copy_would_be_refused_for_refuses_the_schedule(vm: VirtualMachin
 def test_a_machine_has_so_many_schedules(
     vm: VirtualMachine, member: Membership, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backups, "MOST_SCHEDULES", 2)
+    monkeypatch.setattr(schedules, "MAX_SCHEDULES_PER_MACHINE", 2)
     first, _second = create(vm, member), create(vm, member)
-    with pytest.raises(services.NotNow, match="“db-01” has 2 schedules already"):
+    with pytest.raises(services.NotNow, match="“db-01” already has 2 schedules"):
         create(vm, member)
-    backups.delete_schedule(schedule=first, user=member.user, now=NOON)
+    delete_schedule(schedule=first, user=member.user, now=NOON)
     create(vm, member)
 
 
@@ -117,9 +128,9 @@ def test_a_viewer_may_not(vm: VirtualMachine, member: Membership) -> None:
     schedule = create(vm, member)
     for act in (
         lambda: create(vm, viewer),
-        lambda: backups.pause_schedule(schedule=schedule, user=viewer.user),
-        lambda: backups.delete_schedule(schedule=schedule, user=viewer.user),
-        lambda: backups.run_now(schedule=schedule, user=viewer.user),
+        lambda: pause_schedule(schedule=schedule, user=viewer.user),
+        lambda: delete_schedule(schedule=schedule, user=viewer.user),
+        lambda: run_now(schedule=schedule, user=viewer.user),
     ):
         with pytest.raises(PermissionDenied):
             act()
@@ -135,7 +146,7 @@ def test_the_same_draft_makes_one_schedule(vm: VirtualMachine, member: Membershi
 def test_one_that_is_taken_at_once_is_a_backup_that_is_paid_per_gb(vm: VirtualMachine, member: Membership) -> None:
     schedule = create(vm, member, take_one_now=True)
     run = schedule.runs.get()
-    assert (run.state, run.slot, run.requested_by) == (BackupRun.State.TAKING, NOON, member.user)
+    assert (run.state, run.scheduled_at, run.requested_by) == (BackupRun.State.TAKING, NOON, member.user)
     assert (run.snapshot.kind, run.snapshot.name) == (Kind.BACKUP, "db-01-backup-2026-11-22")
     carry_out_what_waits()
     copy = Snapshot.objects.get()
@@ -146,8 +157,8 @@ def test_one_that_is_taken_at_once_is_a_backup_that_is_paid_per_gb(vm: VirtualMa
 
 def test_a_second_one_now_is_refused_while_the_first_is_under_way(vm: VirtualMachine, member: Membership) -> None:
     schedule = create(vm, member, take_one_now=True)
-    with pytest.raises(services.NotNow, match="under way already"):
-        backups.run_now(schedule=schedule, user=member.user)
+    with pytest.raises(services.NotNow, match="already running"):
+        run_now(schedule=schedule, user=member.user)
     assert Snapshot.objects.count() == 1
 
 
@@ -155,12 +166,12 @@ def test_a_paused_schedule_has_no_next_run_and_goes_on_where_it_is_resumed(
     vm: VirtualMachine, member: Membership
 ) -> None:
     schedule = create(vm, member)
-    paused = backups.pause_schedule(schedule=schedule, user=member.user, now=NOON)
+    paused = pause_schedule(schedule=schedule, user=member.user, now=NOON)
     assert (paused.paused_at, paused.next_run_at) == (NOON, None)
-    again = backups.pause_schedule(schedule=schedule, user=member.user, now=NOON + timedelta(days=1))
+    again = pause_schedule(schedule=schedule, user=member.user, now=NOON + timedelta(days=1))
     assert again.paused_at == NOON
     later = NOON + timedelta(days=10)
-    resumed = backups.resume_schedule(schedule=schedule, user=member.user, now=later)
+    resumed = resume_schedule(schedule=schedule, user=member.user, now=later)
     assert (resumed.paused_at, resumed.next_run_at) == (None, datetime(2026, 12, 2, 19, 30, tzinfo=UTC))
     assert not schedule.runs.exists()
 
@@ -168,10 +179,10 @@ def test_a_paused_schedule_has_no_next_run_and_goes_on_where_it_is_resumed(
 def test_what_was_due_when_it_was_paused_changed_or_deleted_is_recorded(vm: VirtualMachine, member: Membership) -> None:
     schedule = create(vm, member)
     first, second, third = (datetime(2026, 11, day, 19, 30, tzinfo=UTC) for day in (22, 23, 24))
-    backups.edit_schedule(schedule=schedule, user=member.user, now=second, **NIGHTLY | {"at": time(3)})
+    edit_schedule(schedule=schedule, user=member.user, now=second, **NIGHTLY | {"at": time(3)})
     third += timedelta(hours=1)
-    backups.pause_schedule(schedule=schedule, user=member.user, now=third)
-    runs = [(run.slot, run.state, run.reason) for run in schedule.runs.order_by("slot")]
+    pause_schedule(schedule=schedule, user=member.user, now=third)
+    runs = [(run.scheduled_at, run.state, run.reason) for run in schedule.runs.order_by("scheduled_at")]
     changed, paused = "The schedule was changed before this run could be started.", "The schedule was paused."
     assert runs == [
         (first, "missed", changed),
@@ -183,40 +194,40 @@ def test_what_was_due_when_it_was_paused_changed_or_deleted_is_recorded(vm: Virt
 
 def test_an_edited_schedule_runs_at_its_new_time(vm: VirtualMachine, member: Membership) -> None:
     schedule = create(vm, member)
-    edited = backups.edit_schedule(
-        schedule=schedule, user=member.user, now=NOON, interval="weekly", weekday=0, at=time(5, 30), keep=7
+    edited = edit_schedule(
+        schedule=schedule, user=member.user, now=NOON, interval="weekly", weekday=0, at=time(5, 30), retention_count=7
     )
-    assert (edited.next_run_at, edited.keep) == (datetime(2026, 11, 22, 23, tzinfo=UTC), 7)
+    assert (edited.next_run_at, edited.retention_count) == (datetime(2026, 11, 22, 23, tzinfo=UTC), 7)
 
 
 def test_a_deleted_schedule_leaves_its_copies_and_stops_trying(vm: VirtualMachine, member: Membership) -> None:
     done = BackupRunFactory(schedule=create(vm, member))
     waiting = BackupRunFactory(schedule=done.schedule, waiting=True)
-    deleted = backups.delete_schedule(schedule=done.schedule, user=member.user, now=NOON)
+    deleted = delete_schedule(schedule=done.schedule, user=member.user, now=NOON)
     assert (deleted.deleted_at, deleted.next_run_at) == (NOON, None)
     done.snapshot.refresh_from_db()
     waiting.refresh_from_db()
     assert done.snapshot.state == State.READY
     assert (waiting.state, waiting.reason) == (BackupRun.State.FAILED, "The schedule was deleted.")
-    backups.delete_schedule(schedule=done.schedule, user=member.user)
+    delete_schedule(schedule=done.schedule, user=member.user)
     with pytest.raises(services.NotNow, match="has been deleted"):
-        backups.resume_schedule(schedule=done.schedule, user=member.user)
+        resume_schedule(schedule=done.schedule, user=member.user)
 
 
 def test_automatic_backups_are_not_the_customers_to_change(member: Membership, vm: VirtualMachine) -> None:
     schedule = BackupScheduleFactory(vm=vm, automatic=True)
-    for act in (backups.pause_schedule, backups.resume_schedule, backups.delete_schedule, backups.run_now):
-        with pytest.raises(services.NotNow, match="only your provider changes"):
+    for act in (pause_schedule, resume_schedule, delete_schedule, run_now):
+        with pytest.raises(services.NotNow, match="Only your provider can change"):
             act(schedule=schedule, user=member.user)
 
 
 def test_a_copy_is_kept_for_ever_and_no_longer(vm: VirtualMachine, member: Membership) -> None:
     copy = BackupRunFactory(schedule=create(vm, member)).snapshot
-    assert backups.keep_copy(snapshot=copy, kept=True, user=member.user).kept
-    assert not backups.keep_copy(snapshot=copy, kept=False, user=member.user).kept
+    assert pin_backup(snapshot=copy, user=member.user).is_pinned
+    assert not unpin_backup(snapshot=copy, user=member.user).is_pinned
     of_a_volume = SnapshotFactory(volume__project=member.project)
-    with pytest.raises(services.NotNow, match="Only a backup"):
-        backups.keep_copy(snapshot=of_a_volume, kept=True, user=member.user)
+    with pytest.raises(services.NotNow, match="Only backups"):
+        pin_backup(snapshot=of_a_volume, user=member.user)
 
 
 @pytest.mark.both_databases
@@ -226,7 +237,7 @@ def test_a_copy_is_kept_for_ever_and_no_longer(vm: VirtualMachine, member: Membe
         ({"interval": "weekly"}, "schedule_interval"),
         ({"weekday": 1}, "schedule_interval"),
         ({"interval": "monthly", "month_day": 0}, "schedule_interval"),
-        ({"keep": 0}, "schedule_keep"),
+        ({"retention_count": 0}, "schedule_retention_count"),
         ({"next_run_at": None}, "schedule_next_run"),
         ({"paused_at": NOON}, "schedule_next_run"),
     ],
@@ -241,7 +252,7 @@ def test_the_database_refuses_a_schedule_that_makes_no_sense(broken: dict, const
 def test_the_database_holds_one_run_per_slot_one_unfinished_per_machine_and_one_automatic_schedule() -> None:
     run = BackupRunFactory(taking=True)
     with pytest.raises(IntegrityError), transaction.atomic():
-        BackupRunFactory(schedule=run.schedule, slot=run.slot)
+        BackupRunFactory(schedule=run.schedule, scheduled_at=run.scheduled_at)
     with pytest.raises(IntegrityError), transaction.atomic():
         BackupRunFactory(schedule__vm=run.vm, waiting=True)
     BackupScheduleFactory(vm=run.vm, automatic=True, deleted=True)

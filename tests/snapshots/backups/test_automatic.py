@@ -13,7 +13,14 @@ from billing import services as billing
 from billing.models import Package, ServiceKind, UsageSegment
 from cng_portal.accounts.models import Customer, Membership, User
 from cng_portal.inventory.models import AutomaticBackupSwitch, Location, VirtualMachine
-from snapshots import backups, services
+from snapshots import services
+from snapshots.backups.automatic import (
+    change_default_schedule,
+    change_machine_price,
+    delete_automatic_backups,
+    switch_automatic_backups,
+)
+from snapshots.backups.upkeep import maintain_schedules
 from snapshots.models import BackupSchedule, Operation, Snapshot, State
 from tests.factories import (
     BackupFactory,
@@ -53,7 +60,7 @@ def admin() -> User:
 
 
 def switch(vm: VirtualMachine, on: bool, user: User | None, now: datetime) -> VirtualMachine:
-    return backups.switch_automatic_backups(vm=vm, on=on, user=user, now=now)
+    return switch_automatic_backups(vm=vm, on=on, user=user, now=now)
 
 
 def cost(vm: VirtualMachine, at: datetime) -> int:
@@ -68,11 +75,13 @@ def cost(vm: VirtualMachine, at: datetime) -> int:
 def test_switched_on_it_runs_as_the_location_says_and_costs_a_fifth_of_the_machine(
     vm: VirtualMachine, admin: User, now: datetime
 ) -> None:
-    Location.objects.update(default_interval="weekly", default_weekday=6, default_at=time(4, 30), default_keep=3)
+    Location.objects.update(
+        default_interval="weekly", default_weekday=6, default_at=time(4, 30), default_retention_count=3
+    )
     vm = switch(vm, True, admin, now)
     assert vm.automatic_backups_since == now
     schedule = BackupSchedule.objects.get()
-    assert (schedule.origin, schedule.interval, schedule.weekday, schedule.at, schedule.keep) == (
+    assert (schedule.origin, schedule.interval, schedule.weekday, schedule.at, schedule.retention_count) == (
         "automatic",
         "weekly",
         6,
@@ -122,10 +131,10 @@ def test_switched_on_again_the_schedule_of_before_goes_on_with_its_copies(
     switch(vm, True, admin, now)
     before = BackupSchedule.objects.get()
     switch(vm, False, admin, now + HOUR)
-    Location.objects.update(default_at=time(5), default_keep=4)
+    Location.objects.update(default_at=time(5), default_retention_count=4)
     switch(vm, True, admin, now + 2 * HOUR)
     after = BackupSchedule.objects.get()
-    assert (after.pk, after.deleted_at, after.at, after.keep) == (before.pk, None, time(5), 4)
+    assert (after.pk, after.deleted_at, after.at, after.retention_count) == (before.pk, None, time(5), 4)
 
 
 @pytest.mark.both_databases
@@ -144,10 +153,10 @@ def test_an_hour_that_is_paid_is_not_paid_twice(vm: VirtualMachine, admin: User,
 def test_another_price_of_the_machine_holds_from_the_next_unpaid_hour(
     vm: VirtualMachine, admin: User, now: datetime
 ) -> None:
-    backups.change_machine_price(vm=vm, hourly_price_micro=100_000_000, user=admin, now=now)
+    change_machine_price(vm=vm, hourly_price_micro=100_000_000, user=admin, now=now)
     assert not UsageSegment.objects.exists()
     switch(vm, True, admin, now)
-    backups.change_machine_price(vm=vm, hourly_price_micro=50_000_000, user=admin, now=now + 90 * MINUTE)
+    change_machine_price(vm=vm, hourly_price_micro=50_000_000, user=admin, now=now + 90 * MINUTE)
     vm.refresh_from_db()
     assert vm.hourly_price_micro == 50_000_000
     assert cost(vm, now + 119 * MINUTE) == 2 * 20_000_000
@@ -178,7 +187,7 @@ def test_only_administrators_switch(vm: VirtualMachine, member: Membership, now:
         with pytest.raises(PermissionDenied):
             switch(vm, True, user, now)
         with pytest.raises(PermissionDenied):
-            backups.change_machine_price(vm=vm, hourly_price_micro=1, user=user, now=now)
+            change_machine_price(vm=vm, hourly_price_micro=1, user=user, now=now)
 
 
 def test_a_machine_that_is_deleted_is_switched_off_at_that_instant(
@@ -186,7 +195,7 @@ def test_a_machine_that_is_deleted_is_switched_off_at_that_instant(
 ) -> None:
     switch(vm, True, admin, now)
     VirtualMachine.objects.update(deleted_at=now + HOUR)
-    assert backups.look_after_schedules(now + 5 * HOUR) == 1
+    assert maintain_schedules(now + 5 * HOUR) == 1
     vm.refresh_from_db()
     assert vm.automatic_backups_since is None
     assert cost(vm, now + 9 * HOUR) == 23_750_000
@@ -201,12 +210,12 @@ def test_what_is_on_follows_the_locations_default_schedule(vm: VirtualMachine, a
     )
     for machine in (vm, elsewhere):
         switch(machine, True, admin, noon)
-    count = backups.change_default_schedule(
-        location=vm.location, interval="monthly", month_day=31, at=time(3), keep=6, user=admin, now=noon
+    count = change_default_schedule(
+        location=vm.location, interval="monthly", month_day=31, at=time(3), retention_count=6, user=admin, now=noon
     )
     assert count == 2
     here, there = (BackupSchedule.objects.get(vm=machine) for machine in (vm, elsewhere))
-    assert (here.interval, here.month_day, here.keep) == ("monthly", 31, 6)
+    assert (here.interval, here.month_day, here.retention_count) == ("monthly", 31, 6)
     assert here.next_run_at == datetime(2026, 11, 29, 20, 30, tzinfo=UTC)
     assert there.next_run_at == datetime(2026, 11, 30, 2, tzinfo=UTC)
 
@@ -232,11 +241,11 @@ def test_what_automatic_backups_left_is_deleted_by_an_administrator_but_not_what
     switch(vm, True, admin, now)
     schedule = BackupSchedule.objects.get()
     copies = [BackupRunFactory(schedule=schedule).snapshot for _number in range(2)]
-    kept = BackupRunFactory(schedule=schedule, snapshot=BackupFactory(vm=vm, kept=True)).snapshot
+    kept = BackupRunFactory(schedule=schedule, snapshot=BackupFactory(vm=vm, is_pinned=True)).snapshot
     with pytest.raises(services.NotNow, match="Switch them off first"):
-        backups.delete_automatic_copies(vm=vm, user=admin)
+        delete_automatic_backups(vm=vm, user=admin)
     switch(vm, False, admin, now + HOUR)
-    assert backups.delete_automatic_copies(vm=vm, user=admin) == 2
+    assert delete_automatic_backups(vm=vm, user=admin) == 2
     assert {copy.pk for copy in Snapshot.objects.filter(state=State.DELETING)} == {copy.pk for copy in copies}
     assert Operation.objects.filter(kind=Operation.Kind.DELETE).count() == 2
     kept.refresh_from_db()
@@ -322,7 +331,7 @@ def test_many_are_switched_after_it_was_shown_what_they_cost_in_all(support: Cli
 
     given["action"] = "switch_many_off"
     page = support.post(reverse(LIST), given).text
-    assert "In all this ends K 32.85 an hour" in page and "Nothing changes: they are off." in page
+    assert "In all this ends K 32.85 an hour" in page and "No change: already off." in page
     support.post(reverse(LIST), given | {"confirmed": "yes"})
     assert not VirtualMachine.objects.exclude(automatic_backups_since=None).exists()
 
@@ -332,7 +341,7 @@ def test_the_machines_page_shows_the_cost_before_and_who_switched_after(
 ) -> None:
     page = support.get(page_of(vm)).text
     assert "20 % of K 118.7500 = K 23.75 an hour, K 17,385.00 for 732 hours" in page
-    assert "Daily at 02:00 in the customer&#x27;s time zone, 2 copies kept." in page
+    assert "Daily at 02:00 in the customer&#x27;s time zone; 2 backups are kept." in page
     support.post(reverse("admin:snapshots_switch", args=[vm.pk]), {"on": "1"})
     page = support.get(page_of(vm)).text
     assert "On since" in page and str(admin) in page
@@ -387,10 +396,10 @@ def test_the_copies_that_are_left_are_deleted_after_a_question(
     switch(vm, True, admin, now)
     copy = BackupRunFactory(schedule=BackupSchedule.objects.get()).snapshot
     switch(vm, False, admin, now)
-    assert "Delete the copy that they left…" in support.get(page_of(vm)).text
-    url = reverse("admin:snapshots_delete_automatic_copies", args=[vm.pk])
+    assert "Delete the remaining backup…" in support.get(page_of(vm)).text
+    url = reverse("admin:snapshots_delete_automatic_backups", args=[vm.pk])
     assert copy.name in support.get(url).text
-    assert "1 copy is being deleted." in support.post(url, follow=True).text
+    assert "1 backup is being deleted." in support.post(url, follow=True).text
     copy.refresh_from_db()
     assert copy.state == State.DELETING
 
@@ -402,13 +411,13 @@ def test_the_default_schedule_is_edited_with_the_location(
     url = reverse("admin:inventory_location_change", args=[vm.location_id])
     location = vm.location
     answers = {"city": location.city, "country": "MM", "region": "asia", "driver": "local", "driver_options": "{}"}
-    answers |= {"active": "on", "default_interval": "weekly", "default_at": "05:00", "default_keep": "3"}
+    answers |= {"active": "on", "default_interval": "weekly", "default_at": "05:00", "default_retention_count": "3"}
     response = support.post(url, answers)
     assert "Choose the day of the week." in str(response.context["adminform"].form.errors["default_weekday"])
     response = support.post(url, answers | {"default_weekday": "0", "default_month_day": "7"}, follow=True)
     assert "1 machine follows." in response.text
     schedule = BackupSchedule.objects.get()
-    assert (schedule.interval, schedule.weekday, schedule.month_day, schedule.at, schedule.keep) == (
+    assert (schedule.interval, schedule.weekday, schedule.month_day, schedule.at, schedule.retention_count) == (
         "weekly",
         0,
         None,

@@ -1,0 +1,62 @@
+"""Schedules and runs for the support desk, read-only. What users change goes through the services."""
+
+from typing import Any
+
+from django.contrib import admin
+from django.http import HttpRequest
+from django.utils.translation import gettext_lazy as _
+
+from cng_portal.accounts.admin import ReadOnly, SupportAdmin
+
+from ..models import BackupRun, BackupSchedule
+
+
+class BackupRunInline(ReadOnly, admin.TabularInline):
+    model = BackupRun
+    fields = ["number", "scheduled_at", "state", "tries", "next_try_at", "snapshot", "reason", "finished_at"]
+    readonly_fields = fields
+    ordering = ["-number"]
+    extra = 0
+    max_num = 0
+    show_change_link = True
+
+    def get_queryset(self, request: HttpRequest) -> Any:
+        return super().get_queryset(request).select_related("snapshot", "vm")
+
+
+@admin.register(BackupSchedule)
+class BackupScheduleAdmin(ReadOnly, SupportAdmin):
+    list_display = [
+        "vm",
+        "customer",
+        "origin",
+        "interval",
+        "at",
+        "retention_count",
+        "next_run_at",
+        "paused_at",
+        "deleted_at",
+    ]
+    list_filter = ["origin", "interval", ("paused_at", admin.EmptyFieldListFilter)]
+    list_select_related = ["vm__project__customer"]
+    search_fields = ["vm__name"]
+    uuid_fields = ("pk", "vm_id", "vm__project_id", "vm__project__customer_id")
+    customer_fields = ("vm__project__customer",)
+    person_fields = ("created_by",)
+    exclude = ["draft"]
+    inlines = [BackupRunInline]
+
+    @admin.display(description=_("customer"))
+    def customer(self, schedule: BackupSchedule) -> str:
+        return str(schedule.vm.project.customer)
+
+
+@admin.register(BackupRun)
+class BackupRunAdmin(ReadOnly, SupportAdmin):
+    list_display = ["vm", "scheduled_at", "state", "tries", "next_try_at", "snapshot", "reason", "finished_at"]
+    list_filter = ["state", "schedule__origin"]
+    list_select_related = ["vm", "snapshot"]
+    search_fields = ["vm__name", "reason"]
+    uuid_fields = ("pk", "vm_id", "schedule_id", "snapshot_id")
+    customer_fields = ("vm__project__customer",)
+    person_fields = ("requested_by",)

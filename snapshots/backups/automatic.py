@@ -1,0 +1,192 @@
+"""Automatic backups: the administrator's switch on a machine, its price, and the default schedule of a location.
+
+They cost a share of the machine's hourly price while they are on, and nothing per GB.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime, time
+from typing import Any
+from uuid import UUID
+
+from django.core.exceptions import PermissionDenied
+from django.db import transaction
+from django.utils import timezone
+from django.utils.translation import gettext as _
+
+from billing import rating
+from billing import services as billing
+from billing.models import ServiceKind
+from cng_portal.accounts.models import User
+from cng_portal.accounts.services import lock_customer
+from cng_portal.inventory.models import Location, VirtualMachine
+
+from ..models import BackupSchedule, DeletionCause, Snapshot, SnapshotQuerySet, State
+from ..services import NotNow, NotSold, SourceGone, accept_deletion, check_cover, fresh, uses_of
+from .ending import record_switch, switch_off
+from .occurrences import Recurrence
+from .planning import set_next_run, set_next_runs
+from .schedules import SCHEDULE_FIELDS, clean_schedule_fields
+
+
+def automatic_backup_quote(*, vm: VirtualMachine, at: datetime | None = None) -> billing.Quote:
+    """Return what automatic backups of the machine cost.
+
+    `rate_micro` is the machine's hourly price, `hourly_micro` 20 % of it, `monthly_micro` that for 732 hours, and
+    `formula` the sentence, such as “20 % of K 45.5000 = K 9.10 an hour”. Raises NotSold where the location has no VM
+    Backup package.
+    """
+    try:
+        return billing.quote(
+            customer=vm.project.customer,
+            location=vm.location,
+            kind=ServiceKind.VM_BACKUP_AUTOMATIC,
+            at=at or timezone.now(),
+            base_rate_micro=vm.hourly_price_micro,
+        )
+    except billing.NotSold as error:
+        raise NotSold(str(error)) from error
+
+
+def automatic_hourly_prices(vms: Sequence[VirtualMachine], *, at: datetime) -> dict[UUID, int | None]:
+    """Return {machine: price of an hour of automatic backups, in millionths}, None where not sold. One query."""
+    sold = billing.sold_kinds({vm.location_id for vm in vms}, at=at)
+    return {
+        vm.pk: rating.hourly_micro(rate_micro=vm.hourly_price_micro, size_gb=None)
+        if ServiceKind.VM_BACKUP_AUTOMATIC in sold.get(vm.location_id, set())
+        else None
+        for vm in vms
+    }
+
+
+def switch_automatic_backups(
+    *, vm: VirtualMachine, on: bool, user: User, now: datetime | None = None
+) -> VirtualMachine:
+    """Switch the machine's automatic backups on or off. No-op if they are switched so already.
+
+    On: the machine is backed up by the location's default schedule, and charged from now on. Off: both end, and the
+    backups stay. Raises SourceGone, NotSold and NoCredit, and PermissionDenied for anybody but an administrator.
+    """
+    now = now or timezone.now()
+    require_administrator(user)
+    with transaction.atomic():
+        lock_customer(vm.project.customer_id)
+        vm = fresh(vm)
+        if on and vm.automatic_backups_since is None:
+            switch_on(vm, user, now)
+        elif not on and vm.automatic_backups_since is not None:
+            switch_off(vm, user, now)
+    return vm
+
+
+def switch_on(vm: VirtualMachine, user: User, now: datetime) -> None:
+    """Create or revive the automatic schedule and start the charge. The caller must hold the customer's lock."""
+    if vm.deleted_at is not None:
+        raise SourceGone(_("“%(name)s” has been deleted, so there is nothing to back up.") % {"name": vm.name})
+    quote = automatic_backup_quote(vm=vm, at=now)
+    check_cover(vm.project.customer, quote.hourly_micro, at=now)
+    # The earlier schedule is used again, so that retention counts and deletes its backups.
+    previous = BackupSchedule.objects.filter(vm=vm, origin=BackupSchedule.Origin.AUTOMATIC).first()
+    schedule = previous or BackupSchedule(vm=vm, origin=BackupSchedule.Origin.AUTOMATIC, created_at=now)
+    schedule.vm, schedule.created_by, schedule.deleted_at = vm, user, None
+    for name, value in default_schedule_fields(vm.location).items():
+        setattr(schedule, name, value)
+    set_next_run(schedule, now)
+    schedule.save()
+    billing.open_segment(
+        resource_id=vm.pk,
+        kind=ServiceKind.VM_BACKUP_AUTOMATIC,
+        name=vm.name,
+        project=vm.project,
+        location=vm.location,
+        at=now,
+        base_rate_micro=vm.hourly_price_micro,
+    )
+    record_switch(vm, user, now, on=True)
+
+
+def automatic_backups(vm: VirtualMachine) -> SnapshotQuerySet:
+    """Return the machine's automatic backups that can be deleted and aren't pinned."""
+    return Snapshot.objects.filter(
+        vm=vm,
+        run__schedule__origin=BackupSchedule.Origin.AUTOMATIC,
+        is_pinned=False,
+        state__in=[State.READY, State.FAILED],
+    )
+
+
+def delete_automatic_backups(*, vm: VirtualMachine, user: User, now: datetime | None = None) -> int:
+    """Delete what automatic backups have left, except for pinned backups and those in use. Returns how many.
+
+    Raises NotNow while automatic backups are on, and PermissionDenied for anybody but an administrator.
+    """
+    now = now or timezone.now()
+    require_administrator(user)
+    with transaction.atomic():
+        lock_customer(vm.project.customer_id)
+        vm = fresh(vm)
+        if vm.automatic_backups_since is not None:
+            raise NotNow(_("Automatic backups are on and manage their own backups. Switch them off first."))
+        unused = [backup for backup in automatic_backups(vm) if not uses_of(backup).exists()]
+        for backup in unused:
+            accept_deletion(backup, at=now, cause=DeletionCause.USER, user=user)
+    return len(unused)
+
+
+def change_machine_price(
+    *, vm: VirtualMachine, hourly_price_micro: int, user: User, now: datetime | None = None
+) -> VirtualMachine:
+    """Set the machine's hourly price, in millionths. Automatic backups follow from the next unpaid hour on."""
+    now = now or timezone.now()
+    require_administrator(user)
+    with transaction.atomic():
+        lock_customer(vm.project.customer_id)
+        vm = fresh(vm)
+        vm.hourly_price_micro = hourly_price_micro
+        vm.save(update_fields=["hourly_price_micro"])
+        if vm.automatic_backups_since is not None:
+            billing.change_base_rate(resource_id=vm.pk, base_rate_micro=hourly_price_micro, at=now)
+    return vm
+
+
+def change_default_schedule(
+    *,
+    location: Location,
+    interval: str,
+    weekday: int | None = None,
+    month_day: int | None = None,
+    at: time,
+    retention_count: int,
+    user: User,
+    now: datetime | None = None,
+) -> int:
+    """Set when automatic backups in the location run and how many are kept, also for those that are already on.
+
+    Returns how many schedules follow. Raises InvalidSchedule, and PermissionDenied for anybody but an administrator.
+    """
+    now = now or timezone.now()
+    require_administrator(user)
+    fields = clean_schedule_fields(
+        interval=interval, weekday=weekday, month_day=month_day, at=at, retention_count=retention_count
+    )
+    recurrence = Recurrence(**{name: value for name, value in fields.items() if name != "retention_count"})
+    with transaction.atomic():
+        Location.objects.filter(pk=location.pk).update(**{f"default_{name}": value for name, value in fields.items()})
+        automatic = BackupSchedule.objects.present().filter(
+            origin=BackupSchedule.Origin.AUTOMATIC, vm__location=location
+        )
+        count = automatic.update(**fields)
+        # What is due stays due. The scheduler continues from there by the new recurrence.
+        planned = automatic.filter(next_run_at__gt=now)
+        for zone in list(planned.values_list("vm__project__customer__time_zone", flat=True).distinct().order_by()):
+            set_next_runs(planned.filter(vm__project__customer__time_zone=zone), recurrence, zone, now)
+    location.refresh_from_db()
+    return count
+
+
+def default_schedule_fields(location: Location) -> dict[str, Any]:
+    return {name: getattr(location, f"default_{name}") for name in SCHEDULE_FIELDS}
+
+
+def require_administrator(user: User) -> None:
+    if not (user.is_staff and user.has_perm("inventory.change_virtualmachine")):
+        raise PermissionDenied(_("Only administrators can switch automatic backups and change the prices of machines."))

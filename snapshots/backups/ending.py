@@ -1,0 +1,68 @@
+"""How schedules end: a user deletes one, automatic backups are switched off, or the machine is deleted.
+
+Backups stay when their schedule ends. The caller must hold the customer's lock unless a docstring says otherwise.
+"""
+
+from datetime import datetime
+
+from django.db import transaction
+from django.utils.translation import gettext as _
+from django.utils.translation import override
+
+from billing import services as billing
+from billing.models import ServiceKind
+from cng_portal.accounts import activity
+from cng_portal.accounts.models import User
+from cng_portal.accounts.services import lock_customer
+from cng_portal.inventory.models import AutomaticBackupSwitch, VirtualMachine
+
+from ..models import BackupRun, BackupSchedule
+from .planning import record_due_as_missed, schedules_with_machine
+
+
+def stop_runs(schedule: BackupSchedule, now: datetime, reason: str) -> None:
+    """Start and retry nothing more. A backup that is being taken is completed. Does not save the schedule."""
+    record_due_as_missed(schedule, now, reason)
+    schedule.next_run_at = None
+    schedule.runs.filter(state=BackupRun.State.WAITING).update(
+        state=BackupRun.State.FAILED, next_try_at=None, finished_at=now, reason=reason
+    )
+
+
+def end_schedule(schedule: BackupSchedule, now: datetime, reason: str) -> None:
+    stop_runs(schedule, now, reason)
+    schedule.deleted_at = now
+    schedule.save()
+
+
+def switch_off(vm: VirtualMachine, user: User | None, now: datetime) -> None:
+    """End automatic backups that are on, and their charge. Without a `user`, the portal did it."""
+    schedule = schedules_with_machine().get(vm=vm, origin=BackupSchedule.Origin.AUTOMATIC, deleted_at=None)
+    end_schedule(schedule, now, _("Automatic backups were switched off."))
+    billing.close_segment(resource_id=vm.pk, kind=ServiceKind.VM_BACKUP_AUTOMATIC, at=now)
+    record_switch(vm, user, now, on=False)
+
+
+def record_switch(vm: VirtualMachine, user: User | None, now: datetime, *, on: bool) -> None:
+    vm.automatic_backups_since = now if on else None
+    vm.save(update_fields=["automatic_backups_since"])
+    AutomaticBackupSwitch.objects.create(vm=vm, on=on, switched_by=user, switched_at=now)
+    activity.record(act="backup.automatic", actor=user, thing=vm, after={"on": on})
+
+
+def end_schedules_of(vm: VirtualMachine, now: datetime, user: User | None = None) -> int:
+    """End every schedule of a machine that was marked deleted, as of that instant. Takes the customer's lock itself.
+
+    `user` is the administrator who deleted it, if one did. Returns how many schedules ended.
+    """
+    assert vm.deleted_at is not None
+    at = min(now, vm.deleted_at)
+    with transaction.atomic(), override("en"):
+        lock_customer(vm.project.customer_id)
+        schedules = list(schedules_with_machine().filter(vm=vm, deleted_at=None))
+        for schedule in schedules:
+            if schedule.is_automatic:
+                switch_off(schedule.vm, user, at)
+            else:
+                end_schedule(schedule, at, _("The machine was deleted."))
+    return len(schedules)

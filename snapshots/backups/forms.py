@@ -1,0 +1,133 @@
+"""Forms of schedules: the filters of their list, and the fields that say when a machine is backed up."""
+
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from django import forms
+from django.db.models import Q, QuerySet
+from django.utils import timezone
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from cng_portal.inventory.models import Interval, Weekday
+
+from .. import lists
+from ..forms import ChoiceFilter, FilterForm
+from ..models import BackupSchedule
+from .schedules import MAX_RETENTION_COUNT, SCHEDULE_FIELDS, InvalidSchedule, clean_schedule_fields
+
+# The fields that only one interval uses.
+FIELD_INTERVALS = {"weekday": Interval.WEEKLY, "month_day": Interval.MONTHLY}
+
+
+class ScheduleFilterForm(FilterForm):
+    equal = ("vm",)
+    ACTIVE, PAUSED, AUTOMATIC, TROUBLED = "active", "paused", "automatic", "troubled"
+
+    project = ChoiceFilter(gettext_lazy("Project"), gettext_lazy("Every project"))
+    location = ChoiceFilter(gettext_lazy("Location"), gettext_lazy("Every location"))
+    vm = ChoiceFilter(gettext_lazy("Instance"), gettext_lazy("Every instance"))
+    show = ChoiceFilter(
+        gettext_lazy("Show"),
+        gettext_lazy("Every schedule"),
+        [
+            (ACTIVE, gettext_lazy("Active")),
+            (PAUSED, gettext_lazy("Paused")),
+            (AUTOMATIC, gettext_lazy("Automatic backups")),
+            (TROUBLED, gettext_lazy("Last run failed or missed")),
+        ],
+    )
+
+    def narrow(self, rows: QuerySet[Any]) -> QuerySet[Any]:
+        """Filter schedules that come from `lists.with_last_run`."""
+        chosen, show = self.chosen, self.chosen.get("show")
+        places = {f"vm__{name}": chosen[name] for name in ("project", "location") if name in chosen}
+        rows = super().narrow(rows).filter(**places)
+        if show == self.TROUBLED:
+            return lists.troubled(rows)
+        if show == self.AUTOMATIC:
+            return rows.filter(origin=BackupSchedule.Origin.AUTOMATIC)
+        return rows.filter(paused_at__isnull=show == self.ACTIVE) if show else rows
+
+    def matches(self, text: str) -> Q:
+        return Q(vm__name__icontains=text)
+
+
+class ScheduleForm(forms.Form):
+    """When a machine is backed up, in the customer's time zone, and how many backups are kept."""
+
+    interval = forms.ChoiceField(
+        label=gettext_lazy("Interval"),
+        choices=Interval.choices,
+        error_messages={
+            "required": gettext_lazy("Choose how often: daily, weekly or monthly."),
+            "invalid_choice": gettext_lazy("Choose how often: daily, weekly or monthly."),
+        },
+    )
+    weekday = forms.TypedChoiceField(
+        label=gettext_lazy("Day of the week"),
+        choices=Weekday.choices,
+        coerce=int,
+        error_messages={
+            "required": gettext_lazy("Choose the day of the week."),
+            "invalid_choice": gettext_lazy("Choose the day of the week."),
+        },
+    )
+    month_day = forms.TypedChoiceField(
+        label=gettext_lazy("Day of the month"),
+        choices=[(day, day) for day in range(1, 32)],
+        coerce=int,
+        help_text=gettext_lazy("In shorter months, the last day."),
+        error_messages={
+            "required": gettext_lazy("Choose a day of the month, from 1 to 31."),
+            "invalid_choice": gettext_lazy("Choose a day of the month, from 1 to 31."),
+        },
+    )
+    at = forms.TimeField(
+        label=gettext_lazy("Time of day"),
+        widget=forms.TimeInput(format="%H:%M", attrs={"type": "time"}),
+        error_messages={
+            "required": gettext_lazy("Enter the time of day at which the backup starts."),
+            "invalid": gettext_lazy("Enter a time of day, such as 02:00 or 23:30."),
+        },
+    )
+    retention_count = forms.IntegerField(
+        label=gettext_lazy("Backups to keep"),
+        widget=forms.NumberInput(attrs={"min": 1, "max": MAX_RETENTION_COUNT, "inputmode": "numeric"}),
+        help_text=gettext_lazy("The oldest is deleted once a newer one is ready and verified."),
+        error_messages={
+            "required": gettext_lazy("Enter how many backups to keep."),
+            "invalid": gettext_lazy("Enter a whole number of backups."),
+        },
+    )
+
+    def __init__(self, *args: Any, zone: ZoneInfo, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.zone = zone
+        self.fields["at"].help_text = _("In %(zone)s.") % {"zone": zone_name(zone)}
+
+    def clean(self) -> dict[str, Any]:
+        cleaned = super().clean() or {}
+        for name, interval in FIELD_INTERVALS.items():
+            if cleaned.get("interval") != interval:
+                self.errors.pop(name, None)
+                cleaned[name] = None
+        if not self.errors:
+            try:
+                cleaned |= clean_schedule_fields(**{name: cleaned[name] for name in SCHEDULE_FIELDS})
+            except InvalidSchedule as refusal:
+                self.add_error(refusal.field, str(refusal))
+        return cleaned
+
+    @property
+    def schedule_fields(self) -> dict[str, Any] | None:
+        """The submitted SCHEDULE_FIELDS, the initial ones before anything is submitted, or None if they are invalid."""
+        if not self.is_bound:
+            return {name: self.initial[name] for name in SCHEDULE_FIELDS}
+        return {name: self.cleaned_data[name] for name in SCHEDULE_FIELDS} if self.is_valid() else None
+
+
+def zone_name(zone: ZoneInfo) -> str:
+    """Return `Asia/Yangon (UTC+06:30)`, with today's offset."""
+    offset = timezone.localtime(timezone=zone).strftime("%z")
+    return _("%(zone)s (UTC%(offset)s)") % {"zone": zone.key, "offset": f"{offset[:3]}:{offset[3:5]}"}

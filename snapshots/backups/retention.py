@@ -1,0 +1,59 @@
+"""Which backups a schedule keeps: the newest verified ones, and those that a user has pinned.
+
+Backups are ordered by the number of their run and never by a clock. Triggers of the database refuse to delete the newest
+verified backup of a schedule, or a pinned one, unless a user asked for it.
+"""
+
+from datetime import datetime
+
+from django.db import transaction
+from django.utils.translation import gettext as _
+
+from cng_portal.accounts import activity
+from cng_portal.accounts.models import User
+from cng_portal.accounts.services import lock_customer
+
+from ..models import BackupSchedule, DeletionCause, Kind, Snapshot, State
+from ..services import NotNow, accept_deletion, locked, require_change, uses_of
+
+
+def apply_retention(schedule: BackupSchedule, now: datetime) -> None:
+    """Delete the backups that exceed the schedule's retention count. The caller must hold the customer's lock.
+
+    Only verified, unpinned backups count, the newest first. Older ones are deleted, including those that failed or are
+    damaged. A backup that is in use stays until the next time.
+    """
+    backups = Snapshot.objects.filter(run__schedule=schedule, is_pinned=False)
+    newest_first = backups.verified().order_by("-run__number").values_list("run__number", flat=True)
+    retained = list(newest_first[: schedule.retention_count])
+    if len(retained) < schedule.retention_count:
+        return
+    older = backups.filter(run__number__lt=retained[-1], state__in=[State.READY, State.FAILED])
+    for backup in older.order_by("-run__number"):
+        if not uses_of(backup).exists():
+            accept_deletion(backup, at=now, cause=DeletionCause.RETENTION)
+
+
+def pin_backup(*, snapshot: Snapshot, user: User) -> Snapshot:
+    """Exclude a backup from retention: it neither counts nor is deleted. Raises NotNow for anything but a backup."""
+    return _set_pinned(snapshot, user, is_pinned=True)
+
+
+def unpin_backup(*, snapshot: Snapshot, user: User) -> Snapshot:
+    """Let retention count and delete the backup again. Raises NotNow for anything but a backup."""
+    return _set_pinned(snapshot, user, is_pinned=False)
+
+
+def _set_pinned(snapshot: Snapshot, user: User, *, is_pinned: bool) -> Snapshot:
+    with transaction.atomic():
+        lock_customer(snapshot.customer_id)
+        snapshot = locked(snapshot)
+        require_change(User.objects.get(pk=user.pk), snapshot.project_id)
+        if snapshot.kind != Kind.BACKUP:
+            raise NotNow(_("Only backups can be pinned. Other snapshots are never deleted automatically."))
+        if snapshot.state in (State.DELETING, State.DELETED):
+            raise NotNow(_("The backup is being deleted, so it can't be pinned or unpinned."))
+        snapshot.is_pinned = is_pinned
+        snapshot.save(update_fields=["is_pinned"])
+        activity.record(act="backup.pin", actor=user, thing=snapshot, after={"is_pinned": is_pinned})
+    return snapshot

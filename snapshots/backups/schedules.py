@@ -1,0 +1,210 @@
+"""Schedules of backups: create, edit, pause, resume, delete, and *Run now*.
+
+Each function validates, writes in one transaction that holds the customer's lock, and returns the object; or raises a
+`Refusal` with nothing written. `now` defaults to the current time.
+"""
+
+from datetime import datetime, time
+from typing import Any
+
+from django.db import transaction
+from django.utils import timezone
+from django.utils.translation import gettext as _
+
+from cng_portal.accounts import activity
+from cng_portal.accounts.models import User
+from cng_portal.accounts.services import lock_customer
+from cng_portal.inventory.models import Interval, VirtualMachine
+
+from ..models import BackupRun, BackupSchedule, Draft, Kind
+from ..services import (
+    NotNow,
+    Refusal,
+    check_deliverable,
+    check_room,
+    check_shown_price,
+    fresh,
+    require_change,
+)
+from .ending import end_schedule, stop_runs
+from .planning import record_due_as_missed, schedules_with_machine, set_next_run
+from .runs import start_requested_run
+
+# When a schedule runs, and how many backups it keeps.
+SCHEDULE_FIELDS = ("interval", "weekday", "month_day", "at", "retention_count")
+MAX_RETENTION_COUNT = 365
+MAX_SCHEDULES_PER_MACHINE = 20
+
+
+class InvalidSchedule(Refusal):
+    """An answer is missing or invalid; `field` is one of SCHEDULE_FIELDS."""
+
+    def __init__(self, message: str, field: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+def clean_schedule_fields(
+    *, interval: str, weekday: int | None, month_day: int | None, at: time, retention_count: int
+) -> dict[str, Any]:
+    """Validate SCHEDULE_FIELDS, and clear those that the interval doesn't use. Raises InvalidSchedule."""
+    if interval not in Interval.values:
+        raise InvalidSchedule(_("Choose how often: daily, weekly or monthly."), "interval")
+    if interval == Interval.WEEKLY and weekday not in range(7):
+        raise InvalidSchedule(_("Choose the day of the week."), "weekday")
+    if interval == Interval.MONTHLY and month_day not in range(1, 32):
+        raise InvalidSchedule(_("Choose a day of the month, from 1 to 31."), "month_day")
+    if not 1 <= retention_count <= MAX_RETENTION_COUNT:
+        raise InvalidSchedule(
+            _("Choose a number of backups from 1 to %(max)s.") % {"max": MAX_RETENTION_COUNT}, "retention_count"
+        )
+    return {
+        "interval": interval,
+        "weekday": weekday if interval == Interval.WEEKLY else None,
+        "month_day": month_day if interval == Interval.MONTHLY else None,
+        "at": at,
+        "retention_count": retention_count,
+    }
+
+
+def create_schedule(
+    *,
+    vm: VirtualMachine,
+    interval: str,
+    weekday: int | None = None,
+    month_day: int | None = None,
+    at: time,
+    retention_count: int = 2,
+    take_one_now: bool = False,
+    user: User,
+    shown_hourly_micro: int | None = None,
+    draft: Draft | None = None,
+    now: datetime | None = None,
+) -> BackupSchedule:
+    """Back up the machine regularly and, with `take_one_now`, immediately as well.
+
+    A draft makes one schedule: the second call with it returns that one. `shown_hourly_micro` is the price of one backup
+    that the user saw; PriceMoved is raised if it has changed. Raises every Refusal that a backup would raise now.
+    """
+    now = now or timezone.now()
+    check_room(vm)
+    with transaction.atomic():
+        lock_customer(vm.project.customer_id)
+        if draft and (existing := BackupSchedule.objects.filter(draft=draft).first()):
+            return existing
+        vm = fresh(vm)
+        require_change(User.objects.get(pk=user.pk), vm.project_id)
+        fields = clean_schedule_fields(
+            interval=interval, weekday=weekday, month_day=month_day, at=at, retention_count=retention_count
+        )
+        check_shown_price(check_deliverable(vm, now, kind=Kind.BACKUP), shown_hourly_micro)
+        if BackupSchedule.objects.present().filter(vm=vm).count() >= MAX_SCHEDULES_PER_MACHINE:
+            raise NotNow(
+                _("“%(name)s” already has %(max)s schedules, which is the limit. Edit or delete one of them.")
+                % {"name": vm.name, "max": MAX_SCHEDULES_PER_MACHINE}
+            )
+        schedule = BackupSchedule(vm=vm, created_by=user, draft=draft, created_at=now, **fields)
+        set_next_run(schedule, now)
+        schedule.save(force_insert=True)
+        activity.record(act="backup.schedule", actor=user, thing=vm, after=fields)
+        if take_one_now:
+            start_requested_run(schedule, user, now)
+    return schedule
+
+
+def edit_schedule(
+    *,
+    schedule: BackupSchedule,
+    interval: str,
+    weekday: int | None = None,
+    month_day: int | None = None,
+    at: time,
+    retention_count: int,
+    user: User,
+    now: datetime | None = None,
+) -> BackupSchedule:
+    """Change when the schedule runs, from now on. A lower retention count applies after the next verified backup.
+
+    Raises InvalidSchedule and NotNow.
+    """
+    now = now or timezone.now()
+    fields = clean_schedule_fields(
+        interval=interval, weekday=weekday, month_day=month_day, at=at, retention_count=retention_count
+    )
+    with transaction.atomic():
+        schedule = lock_schedule(schedule, user)
+        before = {name: getattr(schedule, name) for name in fields}
+        activity.record(act="backup.change", actor=user, thing=schedule.vm, before=before, after=fields)
+        record_due_as_missed(schedule, now, _("The schedule was changed before this run could be started."))
+        for name, value in fields.items():
+            setattr(schedule, name, value)
+        if schedule.paused_at is None:
+            set_next_run(schedule, now)
+        schedule.save()
+    return schedule
+
+
+def pause_schedule(*, schedule: BackupSchedule, user: User, now: datetime | None = None) -> BackupSchedule:
+    """Stop runs and retries until the schedule is resumed. No-op if it is paused. Raises NotNow."""
+    now = now or timezone.now()
+    with transaction.atomic():
+        schedule = lock_schedule(schedule, user)
+        if schedule.paused_at is None:
+            stop_runs(schedule, now, _("The schedule was paused."))
+            schedule.paused_at = now
+            schedule.save()
+            activity.record(act="backup.pause", actor=user, thing=schedule.vm)
+    return schedule
+
+
+def resume_schedule(*, schedule: BackupSchedule, user: User, now: datetime | None = None) -> BackupSchedule:
+    """Run again from the next occurrence on. No-op if it isn't paused. Raises NotNow."""
+    now = now or timezone.now()
+    with transaction.atomic():
+        schedule = lock_schedule(schedule, user)
+        if schedule.paused_at is not None:
+            schedule.paused_at = None
+            set_next_run(schedule, now)
+            schedule.save()
+            activity.record(act="backup.resume", actor=user, thing=schedule.vm)
+    return schedule
+
+
+def delete_schedule(*, schedule: BackupSchedule, user: User, now: datetime | None = None) -> BackupSchedule:
+    """Stop the schedule for good. Its backups stay, and are charged until they are deleted. No-op if it is deleted.
+
+    Raises NotNow for the schedule of automatic backups.
+    """
+    now = now or timezone.now()
+    with transaction.atomic():
+        schedule = lock_schedule(schedule, user, allow_deleted=True)
+        if schedule.deleted_at is None:
+            end_schedule(schedule, now, _("The schedule was deleted."))
+            activity.record(act="backup.delete", actor=user, thing=schedule.vm)
+    return schedule
+
+
+def run_now(*, schedule: BackupSchedule, user: User, now: datetime | None = None) -> BackupRun:
+    """Take a backup immediately, even if the schedule is paused.
+
+    Raises NotNow while another backup of the machine is running, and every Refusal that a backup would raise.
+    """
+    now = now or timezone.now()
+    check_room(schedule.vm)
+    with transaction.atomic():
+        return start_requested_run(lock_schedule(schedule, user), user, now)
+
+
+def lock_schedule(schedule: BackupSchedule, user: User, *, allow_deleted: bool = False) -> BackupSchedule:
+    """Take the customer's lock, then read the schedule again and check that the user may change it.
+
+    Raises NotNow for the schedule of automatic backups, and for a deleted one unless `allow_deleted`.
+    """
+    lock_customer(schedule.vm.project.customer_id)
+    schedule = schedules_with_machine().get(pk=schedule.pk)
+    require_change(User.objects.get(pk=user.pk), schedule.vm.project_id)
+    if schedule.is_automatic:
+        raise NotNow(_("Only your provider can change automatic backups. Create your own backup instead."))
+    if schedule.deleted_at is not None and not allow_deleted:
+        raise NotNow(_("The schedule has been deleted. Create a new one."))
+    return schedule

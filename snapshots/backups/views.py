@@ -1,0 +1,368 @@
+"""The pages of schedules: their list, the page of one with its runs, and its actions; and pinning a backup.
+
+Backups themselves are snapshots of kind BACKUP: their list, page and other actions are in views/snapshots.py.
+"""
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from django.contrib import messages
+from django.http import Http404, HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
+
+from cng_portal.accounts.models import User
+from cng_portal.common.responses import is_fragment
+from cng_portal.inventory.models import VirtualMachine
+from snapshots import lists, services, wizard
+from snapshots.models import BackupRun, BackupSchedule, Kind, Snapshot, State
+from snapshots.views.common import (
+    Action,
+    automatic_price_sentence,
+    price_of_backups,
+    render_list,
+    render_live,
+    version_of,
+)
+from snapshots.views.snapshots import backup_tabs, get_changeable
+
+from .forms import ScheduleFilterForm, ScheduleForm, zone_name
+from .occurrences import next_occurrence
+from .preview_chart import build_preview_chart, format_day_and_time
+from .retention import pin_backup, unpin_backup
+from .schedules import (
+    SCHEDULE_FIELDS,
+    delete_schedule,
+    edit_schedule,
+    pause_schedule,
+    resume_schedule,
+    run_now,
+)
+
+# --- list --------------------------------------------------------------------------------------------------------------
+
+
+@require_GET
+def schedules(request: HttpRequest) -> HttpResponse:
+    user = request.user
+    choices = lists.filter_choices(user, source="vm", wanted=request.GET.get("vm", ""))
+    form = ScheduleFilterForm(request.GET, user=user, choices=choices)
+    visible = BackupSchedule.objects.visible_to(user).present().select_related("vm__project__customer", "vm__location")
+    page = lists.page_of(form.narrow(lists.with_last_run(visible)), lists.NEWEST_SCHEDULE, request.GET)
+    context = {
+        "form": form,
+        "rows": build_schedule_rows(page.rows, user),
+        "can_take": bool(user.changeable_project_ids),
+        "tabs": backup_tabs("schedules"),
+    }
+    return render_list(request, "snapshots/schedules.html", "schedule-list", page, form.chosen, context)
+
+
+def build_schedule_rows(schedules: list[BackupSchedule], user: User) -> list[BackupSchedule]:
+    """Add `zone` ("Asia/Yangon (UTC+06:30)"), `last_label` and `has_menu` to schedules from `lists.with_last_run`."""
+    for schedule in schedules:
+        schedule.zone = zone_name(schedule.vm.project.customer.zone)
+        schedule.last_label = BackupRun.State(schedule.last_state).label if schedule.last_state else ""
+        schedule.has_menu = is_changeable(schedule, user)
+    return schedules
+
+
+def is_changeable(schedule: BackupSchedule, user: User) -> bool:
+    """Only administrators change automatic backups."""
+    return not (schedule.is_automatic or schedule.deleted_at) and user.can_change(schedule.vm.project_id)
+
+
+def schedule_actions(schedule: BackupSchedule, user: User) -> list[Action]:
+    """List what the user can do with the schedule now; nothing for a viewer."""
+    if not is_changeable(schedule, user):
+        return []
+    toggle = (_("Resume"), "resume_schedule", "play") if schedule.paused_at else (_("Pause"), "pause_schedule", "pause")
+    actions = [
+        (_("Run now"), "run_schedule", "bolt"),
+        (_("Edit"), "edit_schedule", "pencil-square"),
+        toggle,
+        (_("Delete"), "delete_schedule", "trash"),
+    ]
+    return [
+        Action(name, label, reverse(f"snapshots:{name}", args=[schedule.pk]), icon, danger=name == "delete_schedule")
+        for label, name, icon in actions
+    ]
+
+
+@require_GET
+def schedule_menu(request: HttpRequest, schedule_id: UUID) -> HttpResponse:
+    """Return the menu of a row, which the row fetches when it is opened."""
+    schedule = get_schedule(request.user, schedule_id)
+    if not is_fragment(request):
+        return redirect("snapshots:schedule", schedule_id)
+    return render(request, "partials/menu_items.html", {"actions": schedule_actions(schedule, request.user)})
+
+
+# --- page --------------------------------------------------------------------------------------------------------------
+
+
+def get_schedule(user: User, schedule_id: UUID) -> BackupSchedule:
+    visible = BackupSchedule.objects.visible_to(user)
+    return get_object_or_404(
+        visible.select_related("vm__project__customer", "vm__location", "created_by"), pk=schedule_id
+    )
+
+
+@require_GET
+def schedule(request: HttpRequest, schedule_id: UUID) -> HttpResponse:
+    """Show a schedule and its runs, also after it was deleted."""
+    user = request.user
+    schedule = get_schedule(user, schedule_id)
+    vm, zone = schedule.vm, schedule.vm.project.customer.zone
+    runs = BackupRun.objects.filter(schedule=schedule).select_related("snapshot", "requested_by")
+    page = lists.page_of(runs, lists.NEWEST_RUN, request.GET)
+    existing = counted_backups(schedule)
+    version = version_of(
+        schedule.paused_at,
+        schedule.deleted_at,
+        schedule.next_run_at,
+        [(run.pk, run.state, run.tries) for run in page.rows],
+    )
+    chart = None
+    if schedule.next_run_at:
+        chart = build_preview_chart(schedule_fields_of(schedule), zone, now=timezone.now(), existing=existing)
+    context = {
+        "schedule": schedule,
+        "vm": vm,
+        "zone": zone_name(zone),
+        "runs": page.rows,
+        "total": page.total,
+        "has_more": page.has_more,
+        "pages": page.urls(request.path, {}),
+        "is_live": any(run.is_unfinished for run in page.rows),
+        "actions": schedule_actions(schedule, user),
+        "can_change": user.can_change(vm.project_id),
+        "backup_count": len(existing),
+        "chart": chart,
+        "price": price_sentence(schedule),
+    }
+    return render_live(request, "snapshots/schedule.html", context, part="schedule", poll="runs", version=version)
+
+
+def counted_backups(schedule: BackupSchedule) -> list[datetime]:
+    """Return the instants of the backups that count towards retention, oldest backup first."""
+    counted = Snapshot.objects.filter(
+        run__schedule=schedule, run__state=BackupRun.State.DONE, state=State.READY, damaged_at=None, is_pinned=False
+    )
+    return list(counted.order_by("run__number").values_list("run__scheduled_at", flat=True))
+
+
+def schedule_fields_of(schedule: BackupSchedule) -> dict[str, Any]:
+    return {name: getattr(schedule, name) for name in SCHEDULE_FIELDS}
+
+
+def price_sentence(schedule: BackupSchedule) -> str:
+    """Return what the schedule's backups cost."""
+    if schedule.is_automatic:
+        return automatic_price_sentence(schedule.vm)
+    try:
+        quote = services.quote_for(schedule.vm, kind=Kind.BACKUP)
+    except services.NotSold as refusal:
+        return str(refusal)
+    return price_of_backups(quote, schedule.retention_count)
+
+
+# --- actions -----------------------------------------------------------------------------------------------------------
+
+
+@require_POST
+def back_up(request: HttpRequest, vm_id: UUID) -> HttpResponse:
+    """Start the wizard from a machine's page, with location, project and machine already chosen."""
+    vm = get_object_or_404(VirtualMachine.objects.visible_to(request.user).select_related("project"), pk=vm_id)
+    services.require_change(request.user, vm.project_id)
+    return redirect(wizard.url(wizard.start(request.user, kind=Kind.BACKUP, source=vm), "schedule"))
+
+
+def get_changeable_schedule(user: User, schedule_id: UUID) -> BackupSchedule:
+    """Return the schedule for an action. 404 for strangers and deleted schedules, 403 with an explanation for viewers."""
+    schedule = get_schedule(user, schedule_id)
+    if schedule.deleted_at:
+        raise Http404
+    services.require_change(user, schedule.vm.project_id)
+    return schedule
+
+
+@require_http_methods(["GET", "POST"])
+def edit(request: HttpRequest, schedule_id: UUID) -> HttpResponse:
+    schedule = get_changeable_schedule(request.user, schedule_id)
+    zone = schedule.vm.project.customer.zone
+    answers = {name: value for name, value in schedule_fields_of(schedule).items() if value is not None}
+    form = ScheduleForm(request.POST or None, zone=zone, initial=wizard.DEFAULT_SCHEDULE | answers)
+    if request.method == "POST" and form.is_valid() and "preview" not in request.POST:
+        try:
+            edited = edit_schedule(schedule=schedule, user=request.user, **(form.schedule_fields or {}))
+        except services.Refusal as refusal:
+            form.add_error(None, str(refusal))
+        else:
+            messages.success(
+                request,
+                _("“%(vm)s” is now backed up like this: %(when)s.") % {"vm": schedule.vm.name, "when": edited.when},
+            )
+            return redirect("snapshots:schedule", schedule.pk)
+    fields = form.schedule_fields
+    context = {
+        "schedule": schedule,
+        "form": form,
+        "zone": zone_name(zone),
+        "chart": fields and build_preview_chart(fields, zone, now=timezone.now(), existing=counted_backups(schedule)),
+        "action": request.path,
+    }
+    return render(request, "snapshots/edit_schedule.html", context)
+
+
+def confirm_action(
+    request: HttpRequest,
+    schedule: BackupSchedule,
+    perform: Callable[[], object],
+    *,
+    heading: str,
+    title: str,
+    consequences: list[str],
+    button: str,
+    done: str,
+    danger: bool = False,
+) -> HttpResponse:
+    """Show a confirmation page on GET. On POST, perform the action and redirect, or show why it was refused."""
+    problems = []
+    if request.method == "POST":
+        try:
+            perform()
+        except services.Refusal as refusal:
+            problems = [{"id": "", "message": str(refusal)}]
+        else:
+            messages.success(request, done)
+            return redirect("snapshots:schedule", schedule.pk)
+    context = {
+        "schedule": schedule,
+        "heading": heading,
+        "title": title,
+        "consequences": consequences,
+        "button": button,
+        "danger": "" if danger else "no",
+        "problems": problems,
+        "action": request.path,
+    }
+    return render(request, "snapshots/schedule_act.html", context)
+
+
+@require_http_methods(["GET", "POST"])
+def pause(request: HttpRequest, schedule_id: UUID) -> HttpResponse:
+    user, schedule = request.user, get_changeable_schedule(request.user, schedule_id)
+    return confirm_action(
+        request,
+        schedule,
+        lambda: pause_schedule(schedule=schedule, user=user),
+        heading=_("Pause backup"),
+        title=_("Pause the backup of “%(name)s”?") % {"name": schedule.vm.name},
+        consequences=[
+            _("No more backups are taken until you resume it."),
+            _("Existing backups stay, and are charged as before."),
+        ],
+        button=_("Pause"),
+        done=_("The backup of “%(name)s” is paused.") % {"name": schedule.vm.name},
+    )
+
+
+@require_http_methods(["GET", "POST"])
+def resume(request: HttpRequest, schedule_id: UUID) -> HttpResponse:
+    user, schedule = request.user, get_changeable_schedule(request.user, schedule_id)
+    zone = schedule.vm.project.customer.zone
+    day, clock = format_day_and_time(next_occurrence(schedule.recurrence, zone, timezone.now()), zone)
+    return confirm_action(
+        request,
+        schedule,
+        lambda: resume_schedule(schedule=schedule, user=user),
+        heading=_("Resume backup"),
+        title=_("Resume the backup of “%(name)s”?") % {"name": schedule.vm.name},
+        consequences=[
+            _("The next backup is taken on %(day)s at %(time)s.") % {"day": day, "time": clock},
+            _("Runs missed while it was paused won't be made up."),
+        ],
+        button=_("Resume"),
+        done=_("The backup of “%(name)s” is active again.") % {"name": schedule.vm.name},
+    )
+
+
+@require_http_methods(["GET", "POST"])
+def run(request: HttpRequest, schedule_id: UUID) -> HttpResponse:
+    user, schedule = request.user, get_changeable_schedule(request.user, schedule_id)
+    return confirm_action(
+        request,
+        schedule,
+        lambda: run_now(schedule=schedule, user=user),
+        heading=_("Run backup now"),
+        title=_("Back up “%(name)s” now?") % {"name": schedule.vm.name},
+        consequences=[
+            price_sentence(schedule),
+            ngettext(
+                "It counts like any other: the schedule keeps %(count)s backup, and deletes the previous one once this "
+                "one is verified.",
+                "It counts like any other: the schedule keeps %(count)s backups, and deletes the oldest once this one is "
+                "verified.",
+                schedule.retention_count,
+            )
+            % {"count": schedule.retention_count},
+        ],
+        button=_("Run now"),
+        done=_("A backup of “%(name)s” is being taken.") % {"name": schedule.vm.name},
+    )
+
+
+@require_http_methods(["GET", "POST"])
+def delete(request: HttpRequest, schedule_id: UUID) -> HttpResponse:
+    user, schedule = request.user, get_changeable_schedule(request.user, schedule_id)
+    count = Snapshot.objects.filter(run__schedule=schedule, deleted_at=None).count()
+    backups_stay = ngettext(
+        "Its %(count)s backup stays and is charged until you delete it.",
+        "Its %(count)s backups stay and are charged until you delete them.",
+        count,
+    ) % {"count": count}
+    return confirm_action(
+        request,
+        schedule,
+        lambda: delete_schedule(schedule=schedule, user=user),
+        heading=_("Delete schedule"),
+        title=_("Delete the schedule of “%(name)s”?") % {"name": schedule.vm.name},
+        consequences=[
+            _("No more backups are taken, and none are deleted automatically any more."),
+            backups_stay if count else _("It has no backups."),
+        ],
+        button=_("Delete schedule"),
+        done=_("The schedule of “%(name)s” was deleted. Its backups stay.") % {"name": schedule.vm.name}
+        if count
+        else _("The schedule of “%(name)s” was deleted.") % {"name": schedule.vm.name},
+        danger=True,
+    )
+
+
+@require_http_methods(["GET", "POST"])
+def pin(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
+    """Pin a backup, or unpin it, as the submitted `pinned` says."""
+    snapshot = get_changeable(request, snapshot_id)
+    if snapshot.kind != Kind.BACKUP:
+        raise Http404
+    problems = []
+    # The form says which one, so that submitting it twice doesn't undo the first.
+    is_pinning = request.POST.get("pinned") == "yes"
+    if request.method == "POST":
+        change = pin_backup if is_pinning else unpin_backup
+        try:
+            change(snapshot=snapshot, user=request.user)
+        except services.Refusal as refusal:
+            problems = [{"id": "", "message": str(refusal)}]
+        else:
+            text = _("“%(name)s” is pinned.") if is_pinning else _("“%(name)s” is no longer pinned.")
+            messages.success(request, text % {"name": snapshot.name})
+            return redirect("snapshots:snapshot", snapshot.pk)
+    return render(request, "snapshots/pin.html", {"snapshot": snapshot, "problems": problems})
