@@ -148,8 +148,9 @@ def review(request: HttpRequest, draft: Draft) -> HttpResponse:
             raise
         except services.Refusal as refusal:
             problem = str(refusal)
-    quote = quote_of(draft)
-    context = {"form": form, "quote": quote, "facts": facts(draft), **estimates(request, draft, quote)}
+    volumes = services.volumes_of(source)
+    quote = services.quote_size(source, sum(volume.size_gb for volume in volumes), kind=draft.kind)
+    context = {"form": form, "quote": quote, "facts": facts(draft, volumes), **estimates(request, draft, quote)}
     if draft.kind == Kind.BACKUP:
         zone = source.project.customer.zone
         fields = {name: getattr(draft, name) for name in SCHEDULE_FIELDS}
@@ -278,7 +279,7 @@ def price(quote: billing.Quote) -> dict[str, str]:
     }
 
 
-def facts(draft: Draft) -> list[dict[str, Any]]:
+def facts(draft: Draft, volumes: list[Volume]) -> list[dict[str, Any]]:
     location, source = draft.location, draft.source
     assert location is not None and source is not None
     rows: list[tuple[str, object, str | None]] = [
@@ -290,7 +291,6 @@ def facts(draft: Draft) -> list[dict[str, Any]]:
         rows.append((_("Volume"), _("%(name)s · %(size)s GB") % {"name": source.name, "size": size}, "volume"))
         rows.append((_("Attached to"), source.vm or "–", None))
     else:
-        volumes = services.volumes_of(source)
         rows.append((_("Instance"), source.name, "instance"))
         rows.append(
             (_("Disks"), ", ".join(f"{volume.name} ({format_count(volume.size_gb)} GB)" for volume in volumes), None)
