@@ -126,7 +126,7 @@ def no_limits(settings: Any) -> None:
 
 @pytest.fixture
 def member() -> Membership:
-    return MembershipFactory(project__customer__postpaid=True)
+    return MembershipFactory(project__customer__postpaid=True, project__customer__volume_quota=-1)
 
 
 @pytest.fixture

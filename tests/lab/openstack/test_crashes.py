@@ -37,7 +37,7 @@ def location(settings: Any) -> Location:
 
 @pytest.fixture
 def member() -> Membership:
-    return MembershipFactory(project__customer__postpaid=True)
+    return MembershipFactory(project__customer__postpaid=True, project__customer__volume_quota=-1)
 
 
 @pytest.fixture
