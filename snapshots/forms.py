@@ -1,5 +1,7 @@
 """Forms of the lists and of the acts on a snapshot. Those of the wizard are in wizard.py."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 from django import forms
@@ -18,15 +20,15 @@ from .models import DiskImage, Kind, Snapshot, State
 
 
 class ChoiceFilter(forms.ChoiceField):
-    """A filter of a list; its choices may come later, from the database."""
+    """A filter of a list. Choices that are in the database are read only when one is chosen, or when they are shown."""
 
     def __init__(self, label: Any, empty_label: Any, choices: lists.Choices | None = None) -> None:
         self.empty_label = empty_label
         super().__init__(label=label, required=False)
-        self.offer(choices or [])
+        self.offer(lambda: choices or [])
 
-    def offer(self, choices: lists.Choices) -> None:
-        self.choices = [("", self.empty_label), *choices]
+    def offer(self, choices: Callable[[], lists.Choices]) -> None:
+        self.choices = lambda: [("", self.empty_label), *choices()]
 
 
 class FilterForm(forms.Form):
@@ -37,16 +39,14 @@ class FilterForm(forms.Form):
 
     q = forms.CharField(label=gettext_lazy("Search"), required=False, max_length=120)
 
-    def __init__(
-        self, *args: Any, user: User, choices: dict[str, lists.Choices], without: str = "", **kwargs: Any
-    ) -> None:
+    def __init__(self, *args: Any, user: User, without: str = "", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.user = user
         self.fields.pop(without, None)
-        for name, options in choices.items():
+        for name, choices in lists.FILTER_CHOICES.items():
             field = self.fields.get(name)
             if isinstance(field, ChoiceFilter):
-                field.offer(options)
+                field.offer(partial(choices, user, self.data.get(name, "")))
         self.is_valid()
 
     @property
@@ -80,6 +80,11 @@ class FilterForm(forms.Form):
     @property
     def panel_count(self) -> int:
         return sum(field.name in self.chosen for field in self.panel)
+
+    @property
+    def opens_panel(self) -> bool:
+        """Asked for by partials/filter_form.html, which otherwise shows the panel only where something is chosen in it."""
+        return "filters" in self.data
 
     @property
     def left_out(self) -> list[str]:

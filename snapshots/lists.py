@@ -1,6 +1,6 @@
 """Lists of any length: filters kept in the URL, orders, and keyset pages instead of offsets."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
@@ -166,28 +166,37 @@ def parse_uuid(text: str) -> UUID | None:
 Choices = list[tuple[str, Any]]  # a label may be lazy
 
 
-def filter_choices(user: User, *, source: str = "", wanted: str = "") -> dict[str, Choices]:
-    """{"location": [(code, label)], "project": [(id, label)], source: [(id, name)]} that the user can filter by.
+def location_choices(user: User, wanted: str) -> Choices:
+    return [(code, f"{code} · {city}") for code, city in Location.objects.values_list("code", "city")]
 
-    `source` is "volume", "vm" or "" for neither; `wanted` is the id of one that the URL asks for, which is offered even
-    where there are too many to offer all.
-    """
+
+def project_choices(user: User, wanted: str) -> Choices:
     name = Concat("name", Value(" · "), "customer__name") if len(user.customer_ids) > 1 else F("name")
     projects = Project.objects.visible_to(user).annotate(label=name).order_by("label", "pk")
-    choices: dict[str, Choices] = {
-        "location": [(code, f"{code} · {city}") for code, city in Location.objects.values_list("code", "city")],
-        "project": [(str(pk), label) for pk, label in projects.values_list("pk", "label")],
-    }
-    if source:
-        # Volumes that were never created are left out; deleted ones stay, because their snapshots still exist.
-        sources = (
-            Volume.objects.visible_to(user).filter(state=Volume.State.AVAILABLE)
-            if source == "volume"
-            else VirtualMachine.objects.visible_to(user)
-        )
-        named = sources.order_by("name", "pk").values_list("pk", "name")
-        offered = dict(named[:SOURCES_OFFERED])
-        if (pk := parse_uuid(wanted)) and pk not in offered:
-            offered |= dict(named.filter(pk=pk))
-        choices[source] = [(str(pk), name) for pk, name in offered.items()]
-    return choices
+    return [(str(pk), label) for pk, label in projects.values_list("pk", "label")]
+
+
+def volume_choices(user: User, wanted: str) -> Choices:
+    # Volumes that were never created are left out; deleted ones stay, because their snapshots still exist.
+    return _source_choices(Volume.objects.visible_to(user).filter(state=Volume.State.AVAILABLE), wanted)
+
+
+def machine_choices(user: User, wanted: str) -> Choices:
+    return _source_choices(VirtualMachine.objects.visible_to(user), wanted)
+
+
+def _source_choices(sources: QuerySet[Any], wanted: str) -> Choices:
+    named = sources.order_by("name", "pk").values_list("pk", "name")
+    offered = dict(named[:SOURCES_OFFERED])
+    if (pk := parse_uuid(wanted)) and pk not in offered:
+        offered |= dict(named.filter(pk=pk))
+    return [(str(pk), name) for pk, name in offered.items()]
+
+
+# By field of a filter form: what the user can choose, and `wanted`, the id that the URL asks for, in any case.
+FILTER_CHOICES: dict[str, Callable[[User, str], Choices]] = {
+    "location": location_choices,
+    "project": project_choices,
+    "volume": volume_choices,
+    "vm": machine_choices,
+}

@@ -59,7 +59,7 @@ def test_the_collected_sprite_has_a_hash_in_its_name_and_pages_refer_to_it(tmp_p
         call_command("collectstatic", interactive=False, verbosity=0)
         (collected,) = tmp_path.glob("icons.*.svg")
         assert re.fullmatch(r"icons\.[0-9a-f]{12}\.svg", collected.name)
-        assert f'<use href="/static/{collected.name}#camera-outline"/>' in portal.draw_icon("camera")
+        assert f'<use href="/static/{collected.name}#camera"/>' in portal.draw_icon("camera")
 
 
 @pytest.mark.django_db
@@ -67,7 +67,7 @@ def test_no_page_carries_the_paths_of_its_icons(client_for: Callable[..., Client
     page = client_for(UserFactory(member_of=ProjectFactory())).get("/snapshots/").text
     paths = set(re.findall(r' d="([^"]+)"', page))
     sprite = Path(str(finders.find("icons.svg"))).read_text()
-    assert "icons.svg#camera-outline" in page
+    assert "icons.svg#camera" in page
     assert {path for path in paths if path in sprite} == set()
 
 

@@ -87,6 +87,10 @@ class ActivityFilterForm(forms.Form):
         return len(self.chosen.keys() - {"q"})
 
     @property
+    def opens_panel(self) -> bool:
+        return "filters" in self.data
+
+    @property
     def chosen(self) -> dict[str, str]:
         return {name: value for name, value in self.cleaned_data.items() if value}
 

@@ -34,7 +34,9 @@ NAMES = {
         "exclamation-circle exclamation-triangle lock-closed minus-circle pause play plus stop trash"
     ).split(),
 }
-SYMBOLS = {(style, name): f"{name}-{style}" for style, names in NAMES.items() for name in names}
+SYMBOLS = {
+    (style, name): name if style == "outline" else f"{name}-{style}" for style, names in NAMES.items() for name in names
+}
 
 
 def build_sprite() -> str:

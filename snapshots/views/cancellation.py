@@ -6,7 +6,6 @@ from django.contrib import messages
 from django.db.models import Q
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
-from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods
 
@@ -21,7 +20,7 @@ def cancel(request: HttpRequest, operation_id: UUID) -> HttpResponse:
     operation = get_object_or_404(Operation.objects.visible_to(request.user).select_related(*related), pk=operation_id)
     services.require_change(request.user, operation.snapshot.project_id)
     is_backup = operation.snapshot.kind == Kind.BACKUP
-    request.section = reverse("snapshots:backups" if is_backup else "snapshots:volume_snapshots")  # for the menu
+    request.section = "backups" if is_backup else "snapshots"  # the menu marks it
     makes_volume = operation.kind == Operation.Kind.NEW_VOLUME and operation.volume_id
     page, pk = ("volume", operation.volume_id) if makes_volume else ("snapshot", operation.snapshot_id)
     reason = "" if operation.can_be_cancelled else cancellation.why_not(operation)

@@ -5,11 +5,12 @@ from uuid import UUID
 from django.db.models import Count, Max, OuterRef, Prefetch, QuerySet, Subquery, prefetch_related_objects
 from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse
-from django.shortcuts import get_object_or_404, redirect
+from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_GET, require_POST
 
 from billing.money import format_price
 from cng_portal.accounts.models import User
+from cng_portal.common.responses import is_fragment
 from cng_portal.inventory.models import VirtualMachine, Volume
 from snapshots import lists, services, wizard
 from snapshots.backups.views import build_schedule_rows
@@ -46,7 +47,9 @@ def listed_machines() -> QuerySet[VirtualMachine]:
 @require_GET
 def machines(request: HttpRequest) -> HttpResponse:
     user = request.user
-    form = MachineFilterForm(request.GET, user=user, choices=lists.filter_choices(user))
+    form = MachineFilterForm(request.GET, user=user)
+    if form.opens_panel and is_fragment(request):
+        return render(request, "snapshots/partials/filter_panel.html", {"form": form})
     page = lists.page_of(form.narrow(listed_machines().visible_to(user).present()), lists.BY_NAME, request.GET)
     context = {
         "form": form,

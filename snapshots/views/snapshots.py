@@ -97,9 +97,9 @@ def backups(request: HttpRequest) -> HttpResponse:
 
 def snapshot_list(request: HttpRequest, kind: Kind) -> HttpResponse:
     user = request.user
-    source = "volume" if kind == Kind.VOLUME else "vm"
-    choices = lists.filter_choices(user, source=source, wanted=request.GET.get(source, ""))
-    form = SnapshotFilterForm(request.GET, kind=kind, user=user, choices=choices)
+    form = SnapshotFilterForm(request.GET, kind=kind, user=user)
+    if form.opens_panel and is_fragment(request):
+        return render(request, "snapshots/partials/filter_panel.html", {"form": form})
     listed = listed_with_runs() if kind == Kind.BACKUP else listed_snapshots()
     mine = listed.visible_to(user).filter(deleted_at=None, kind=kind)
     page = lists.page_of(form.narrow(mine), form.order, request.GET)
@@ -278,7 +278,7 @@ def get_snapshot(user: User, snapshot_id: UUID) -> Snapshot:
 def belongs_to_backups(request: HttpRequest, snapshot: Snapshot) -> None:
     """Tell the menu which section the page of a backup belongs to, because its URL doesn't."""
     if snapshot.kind == Kind.BACKUP:
-        request.section = reverse("snapshots:backups")
+        request.section = "backups"
 
 
 def get_changeable(request: HttpRequest, snapshot_id: UUID) -> Snapshot:

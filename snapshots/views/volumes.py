@@ -4,10 +4,11 @@ from uuid import UUID
 
 from django.db.models import Count, Max
 from django.http import HttpRequest, HttpResponse
-from django.shortcuts import get_object_or_404
+from django.shortcuts import get_object_or_404, render
 from django.views.decorators.http import require_GET
 
 from cng_portal.accounts.models import User
+from cng_portal.common.responses import is_fragment
 from cng_portal.inventory.models import Volume
 from snapshots import lists
 from snapshots.forms import VolumeFilterForm
@@ -30,7 +31,9 @@ OPERATIONS_SHOWN = 20
 @require_GET
 def volumes(request: HttpRequest) -> HttpResponse:
     user = request.user
-    form = VolumeFilterForm(request.GET, user=user, choices=lists.filter_choices(user))
+    form = VolumeFilterForm(request.GET, user=user)
+    if form.opens_panel and is_fragment(request):
+        return render(request, "snapshots/partials/filter_panel.html", {"form": form})
     mine = Volume.objects.visible_to(user).present().select_related("project__customer", "location", "vm")
     page = lists.page_of(form.narrow(mine), lists.BY_NAME, request.GET)
     context = {

@@ -255,7 +255,7 @@ def show(request: HttpRequest, template: str, draft: Draft, slug: str, context: 
     if quote := context.get("quote"):
         context["price"] = price(quote)
     if is_backup:
-        request.section = reverse("snapshots:backups")
+        request.section = "backups"
     return render(request, template if is_fragment(request) else "snapshots/wizard/page.html", context)
 
 

@@ -490,6 +490,43 @@ def test_the_same_address_is_not_pushed_twice(client: Client, project: Project) 
     assert response["HX-Push-Url"] == "false"
 
 
+# --- filters that are fetched when they are opened ----------------------------------------------------------------------
+
+
+def test_the_menus_of_the_filters_are_read_only_when_they_are_opened(client: Client, project: Project) -> None:
+    volume = VolumeFactory(project=project, name="web-01-root")
+    SnapshotFactory(volume=volume)
+
+    assert f'value="{volume.pk}"' not in client.get(LIST).text
+    panel = client.get(LIST, {"filters": "1"}, headers=HTMX).text
+    assert panel.count("<select") == 4
+    assert f'<option value="{volume.pk}">web-01-root</option>' in panel
+
+
+def test_a_chosen_filter_comes_with_the_page(client: Client, project: Project) -> None:
+    volume = VolumeFactory(project=project, name="web-01-root")
+    SnapshotFactory(volume=volume)
+
+    assert f'<option value="{volume.pk}" selected>' in client.get(LIST, {"volume": volume.pk}).text
+
+
+def test_without_javascript_a_button_shows_the_filters(client: Client, project: Project) -> None:
+    SnapshotFactory(volume__project=project)
+
+    assert '<button class="btn btn-secondary" type="submit" name="filters" value="1">' in client.get(LIST).text
+    page = client.get(LIST, {"q": "", "sort": "newest", "filters": "1"}).text
+    assert '<details class="menu" open>' in page
+    assert page.count("<select") == 5
+
+
+@pytest.mark.parametrize("path", ["/snapshots/vm/", "/backups/", "/backups/schedules/", "/volumes/", "/instances/"])
+def test_every_list_has_such_filters(path: str, client: Client, project: Project) -> None:
+    panel = client.get(path, {"filters": "1"}, headers=HTMX).text
+
+    assert "<table" not in panel
+    assert f'<option value="{project.pk}">Software</option>' in panel
+
+
 # --- rows that refresh themselves --------------------------------------------------------------------------------------
 
 

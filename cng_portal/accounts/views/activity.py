@@ -7,6 +7,7 @@ from uuid import UUID
 from django.conf import settings
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse, QueryDict, StreamingHttpResponse
+from django.shortcuts import render
 from django.utils import timezone
 from django.views.decorators.http import require_safe
 
@@ -30,6 +31,8 @@ def activity_log(request: HttpRequest, as_csv: bool = False) -> HttpResponse | S
         projects=[(str(project.pk), project.name) for project in projects],
         acts=[(act, name) for act, name in activity.ACTS.items()],
     )
+    if form.opens_panel and is_fragment(request):
+        return render(request, "snapshots/partials/filter_panel.html", {"form": form})
     found = narrowed(Activity.objects.visible_to(request.user), form.chosen).order_by("-at", "-id")
     if as_csv:
         return csv_of(found)

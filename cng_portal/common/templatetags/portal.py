@@ -58,13 +58,11 @@ def flag(country: str, emoji: str = "") -> SafeString:
 @register.simple_tag
 def location(place: Any, short: bool = False) -> SafeString:
     """Name a location with its flag: `{% location volume.location %}`; `short=True` leaves the country out."""
-    country = "" if short else format_html('<span class="location-country">{}</span>', place.country_name)
-    return format_html(
-        '<span class="location">{}<span class="location-words"><span class="location-code">{}</span>{}</span></span>',
-        flag(place.country, place.flag),
-        place.code,
-        country,
-    )
+    words = format_html('<span class="location-code">{}</span>', place.code)
+    if not short:
+        country = format_html('<span class="location-country">{}</span>', place.country_name)
+        words = format_html('<span class="location-words">{}{}</span>', words, country)
+    return format_html('<span class="location">{}{}</span>', flag(place.country, place.flag), words)
 
 
 BADGE_ICONS = {

@@ -1,4 +1,4 @@
-"""The menu of a row: fetched when it opens, used by mouse and keyboard, and inside the window."""
+"""Menus of rows and filters: fetched when they open, used by mouse and keyboard, and inside the window."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +8,7 @@ from django.urls import reverse
 from playwright.sync_api import Page, expect
 
 from cng_portal.accounts.models import Membership
+from snapshots import services
 from snapshots.models import Snapshot
 from tests.factories import MembershipFactory, SnapshotFactory, VolumeFactory
 from tests.snapshots.disks import sell_everywhere
@@ -42,7 +43,7 @@ def test_a_menu_is_fetched_each_time_it_opens_and_only_then(
     expect(page.get_by_role("link", name="Rename")).to_be_hidden()
     assert len(asked) == 1
 
-    Snapshot.objects.filter(pk=snapshot.pk).update(state="deleting", delete_requested_at=snapshot.created_at)
+    services.request_deletion(snapshot=snapshot, user=member.user)
     button.click()
     expect(page.get_by_text("No actions right now")).to_be_visible()
 
@@ -95,3 +96,20 @@ def test_without_javascript_the_name_leads_to_all_actions(
     page.get_by_role("link", name="nightly-3").click()
     for action in ("New volume", "Restore", "Rename", "Verify", "Delete"):
         expect(page.get_by_role("link", name=action, exact=True)).to_be_visible()
+
+
+def test_the_filters_are_fetched_once_and_narrow_the_list(
+    page: Page, member: Membership, sign_in: Callable[..., Any]
+) -> None:
+    SnapshotFactory(volume__project=member.project, volume__name="web-01-root", name="another")
+    sign_in(member.user)
+    page.goto("/snapshots/")
+    page.get_by_text("Filters").click()
+    page.get_by_label("Volume", exact=True).select_option("web-01-root")
+    expect(page.get_by_text("1 snapshot", exact=True)).to_be_visible()
+    assert "volume=" in page.url and "filters" not in page.url
+    page.get_by_text("Filters").click()
+    page.get_by_text("Filters").click()
+    expect(page.get_by_label("Volume", exact=True).locator("option:checked")).to_have_text("web-01-root")
+    page.get_by_role("link", name="Clear").click()
+    expect(page.get_by_text("13 snapshots")).to_be_visible()
