@@ -42,5 +42,5 @@ def drop(_apps: Any, schema_editor: Any) -> None:
 
 
 class Migration(migrations.Migration):
-    dependencies = [("snapshots", "0001_initial")]
+    dependencies = [("snapshots", "0002_triggers")]
     operations = [migrations.RunPython(create, drop)]
