@@ -55,7 +55,7 @@ def owner(db: None) -> User:
         taken = {"created_at": now - timedelta(hours=number), "ready_at": now - timedelta(hours=number)}
         vm = VirtualMachineFactory(name=f"web-server-{number:02d}", **place)
         volume = VolumeFactory(name=f"web-server-{number:02d}-data", vm=vm, size_gb=50 + number, **place)
-        run = BackupRunFactory(schedule=BackupScheduleFactory(vm=vm), slot=taken["created_at"], snapshot__vm=vm)
+        run = BackupRunFactory(schedule=BackupScheduleFactory(vm=vm), scheduled_at=taken["created_at"], snapshot__vm=vm)
         for kind, snapshot in (
             (ServiceKind.BS_SNAPSHOT, SnapshotFactory(volume=volume, name=f"{number:02d}-before-update", **taken)),
             (ServiceKind.VM_SNAPSHOT, VMSnapshotFactory(vm=vm, name=f"{number:02d}-before-move", **taken)),
