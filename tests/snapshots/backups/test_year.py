@@ -147,7 +147,7 @@ def slots_of(schedule: BackupSchedule) -> list[datetime]:
     """By the oracle that looks at every minute of the clock on the wall."""
     zone = ZoneInfo(schedule.time_zone)
     days = [(START + number * DAY).date() for number in range(-1, 367)]
-    found = [first_minute_at_or_past(day, schedule.at, zone) for day in days if runs_on(schedule.rule, day)]
+    found = [first_minute_at_or_past(day, schedule.at, zone) for day in days if runs_on(schedule.recurrence, day)]
     times = TIMES_ON if schedule.is_automatic else [(START, END)]
     return [slot for slot in found if any(begins < slot < ends for begins, ends in times)]
 
