@@ -46,16 +46,16 @@ PEOPLE_FOUND = 100
 
 
 class Autocomplete(AutocompleteSelect):
-    """Django's own shows a form again by asking the database for whatever was sent, and fails where that can be no key."""
+    """Django's own looks up whatever was sent when it shows a form again, and fails if that can't be a key."""
 
     def optgroups(self, name: str, value: list[str], attr: Any = None) -> Any:
-        def exists(one: str) -> bool:
+        def is_key(text: str) -> bool:
             try:
-                return self.choices.field.to_python(one) is not None
+                return self.field.remote_field.model._meta.pk.to_python(text) is not None
             except ValidationError:
                 return False
 
-        return super().optgroups(name, [one for one in value if exists(one)], attr)
+        return super().optgroups(name, [text for text in value if is_key(text)], attr)
 
 
 class Choices(forms.ModelMultipleChoiceField):

@@ -125,7 +125,7 @@ class SnapshotQuerySet(OwnedQuerySet):
         return self.update(last_read_at=Subquery(oldest))
 
     def verified(self) -> Self:
-        """Filter for usable snapshots of which every disk was verified. The triggers in migration 0006 repeat this rule."""
+        """Filter for usable snapshots of which every disk was verified. The triggers repeat this rule."""
         disks = DiskImage.objects.filter(snapshot=OuterRef("pk"))
         unverified = disks.filter(Q(verified_at=None) | ~Q(damage=""))
         return self.filter(usable(), Exists(disks), ~Exists(unverified))

@@ -17,7 +17,9 @@ from django.utils import timezone
 from billing.models import ServiceKind, UsageSegment
 from cng_portal.accounts.models import Activity, Membership, Role
 from cng_portal.inventory.models import VirtualMachine, Volume
-from snapshots import backups, cancellation, operations, services, tasks
+from snapshots import cancellation, operations, services, tasks
+from snapshots.backups.runs import settle_runs
+from snapshots.backups.schedules import run_now
 from snapshots.models import Kind, Operation, Snapshot, State
 from tests.factories import (
     BackupScheduleFactory,
@@ -236,12 +238,12 @@ def test_a_read_that_a_person_asked_for_is_cancelled_and_one_of_the_portals_own_
 def test_a_cancelled_copy_ends_its_run_and_the_next_one_is_started(member: Membership, volume: Volume) -> None:
     sell_everywhere(kind=ServiceKind.VM_BACKUP)
     schedule = BackupScheduleFactory(vm=volume.vm)
-    backups.run_now(schedule=schedule, user=member.user)
+    run_now(schedule=schedule, user=member.user)
     [operation] = Operation.objects.active()
     cancellation.cancel(operation=operation, user=member.user)
-    backups.settle_runs(timezone.now())
+    settle_runs(timezone.now())
     assert schedule.runs.get().state == "failed"
-    assert backups.run_now(schedule=schedule, user=member.user).state == "taking"
+    assert run_now(schedule=schedule, user=member.user).state == "taking"
     assert operation.snapshot.kind == Kind.BACKUP
 
 

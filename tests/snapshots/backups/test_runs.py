@@ -91,7 +91,9 @@ def states(schedule: BackupSchedule) -> list[str]:
 
 def copies(schedule: BackupSchedule) -> list[str]:
     """The states of its copies, oldest first."""
-    return list(Snapshot.objects.filter(run__schedule=schedule).order_by("run__scheduled_at").values_list("state", flat=True))
+    return list(
+        Snapshot.objects.filter(run__schedule=schedule).order_by("run__scheduled_at").values_list("state", flat=True)
+    )
 
 
 # --- due -----------------------------------------------------------------------------------------------------------
