@@ -114,7 +114,7 @@ def test_the_scheduler_names_its_duty_and_the_operation_that_it_wakes(process_en
         text=True,
         check=True,
     )
-    woken = of([json.loads(line) for line in scheduler.stderr.splitlines()], "Woken again")
+    woken = of([json.loads(line) for line in scheduler.stderr.splitlines()], "Released")
     assert woken["duty"] == "wake_operations"
     assert (woken["operation_id"], woken["request_id"]) == (str(operation.pk), "of-the-click")
     assert woken["level"] == "warning"

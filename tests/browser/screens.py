@@ -60,6 +60,10 @@ BURMESE = "ရန်ကုန်ရုံးချုပ်-စာရင်း�
 UNSEEN = {
     "snapshots:check_name": "a part of the step of the name",
     "snapshots:row": "a part of the lists",
+    "snapshots:menu": "a part of the lists",
+    "snapshots:schedule_menu": "a part of the lists",
+    "snapshots:cancel": "the same question as that of a snapshot",
+    "snapshots:cancel_snapshot": "leads on to the snapshot",
     "snapshots:work": "a part of the bell",
     "notifications:open": "leads on to what the notification is about",
     "snapshots:retry": "leads on to the snapshot; the question stands there",

@@ -41,7 +41,8 @@ FRAGMENTS: dict[str, set[str]] = {
     "partials/frame/bell_work.html": {"bell-work"},
     "partials/pagination.html": {"snapshot-list", "machine-list", "volume-list", "schedule-list", "activity-list"},
     "partials/poll.html": {"running", "work"},
-    "partials/row_menu.html": set(),  # the page of the thing has the same actions: tests/snapshots/test_list.py
+    # What a <details> fetches when it is opened is compared in tests/snapshots: the menu of a row, and a list's filters.
+    "partials/row_menu.html": set(),
     "partials/step_list.html": {"wizard"},
     "partials/tabs.html": {"wizard"},
     "snapshots/machine.html": {"work"},
@@ -80,7 +81,7 @@ COMPARE = """async (withBell) => {
         }
     };
     const select = (element) => element.getAttribute("hx-select");
-    for (const element of document.querySelectorAll("[hx-get]:not(input, .row-menu)")) {
+    for (const element of document.querySelectorAll("[hx-get]:not(input, details)")) {
         if (element.id === "bell-work" && !withBell) continue;
         let asked = element.getAttribute("hx-get");
         const held = element.matches("form") && new URLSearchParams(new FormData(element));

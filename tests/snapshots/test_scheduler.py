@@ -17,7 +17,7 @@ pytestmark = pytest.mark.django_db
 
 
 def test_a_chore_and_a_location_that_fail_leave_the_others_tidied(storage_root: Path, settings: Any) -> None:
-    settings.CACHES["default"] = settings.CACHES["default"] | {"LOCATION": "no_such_table"}
+    settings.CACHES = settings.CACHES | {"default": settings.CACHES["default"] | {"LOCATION": "no_such_table"}}
     LocationFactory(code="1CNG-AAA-AZ01", driver="none")
     LocationFactory(code="1CNG-YGN-AZ01")
     leftover = storage_root / "1CNG-YGN-AZ01" / "volumes" / f".{uuid4()}.new"

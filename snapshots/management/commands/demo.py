@@ -216,7 +216,10 @@ def find_mkfs() -> str | None:
 
 
 def make_image(image: Path, files: Path, size_gb: int, uuid: UUID, *, label: str) -> None:
-    """A sparse ext4 file system with the files in it; without mkfs.ext4 a tar archive and zeros up to the size."""
+    """A sparse ext4 file system with the files in it; without mkfs.ext4, a tar archive after 4 KiB of zeros.
+
+    An image that begins like an archive would be refused by the import.
+    """
     mkfs = find_mkfs()
     if mkfs:
         # lazy: what mkfs would fill with zeros stays a hole, else the journals alone would take a gigabyte
@@ -224,8 +227,10 @@ def make_image(image: Path, files: Path, size_gb: int, uuid: UUID, *, label: str
         options = ["-q", "-F", "-m", "0", "-E", lazy, "-U", str(uuid), "-L", label[:16], "-d", str(files)]
         subprocess.run([mkfs, *options, str(image), f"{size_gb}G"], check=True, stdout=subprocess.DEVNULL)
         return
-    with tarfile.open(image, "w") as archive:
-        archive.add(files, arcname=".")
+    with image.open("wb") as file:
+        file.write(bytes(4096))
+        with tarfile.open(fileobj=file, mode="w") as archive:
+            archive.add(files, arcname=".")
     os.truncate(image, size_gb * GIB)
 
 
