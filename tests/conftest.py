@@ -62,7 +62,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         database = item.get_closest_marker("django_db")
         commits = database is not None and database.kwargs.get("transaction", False)
-        if commits or "process_environment" in getattr(item, "fixturenames", ()):
+        starts_processes = hasattr(getattr(item, "module", None), "subprocess")
+        if commits or starts_processes or "process_environment" in getattr(item, "fixturenames", ()):
             item.add_marker("slow")
     if browser_tests and NO_BROWSER:
         items[:] = [item for item in items if item not in browser_tests]

@@ -1,18 +1,20 @@
 """The maintenance page: a file shows it, without the database, and says when to come back."""
 
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from django.conf import settings
 from django.test import Client
+
+if TYPE_CHECKING:
+    from pytest_django.fixtures import SettingsWrapper
 
 
 @pytest.fixture
-def note() -> Iterator[Path]:
-    path: Path = settings.DATA_DIR / "maintenance"
-    yield path
-    path.unlink(missing_ok=True)
+def note(settings: "SettingsWrapper", tmp_path: Path) -> Path:
+    """In a data folder of its own: the tests that run beside this one share theirs."""
+    settings.DATA_DIR = tmp_path
+    return tmp_path / "maintenance"
 
 
 @pytest.mark.parametrize("path", ["/", "/snapshots/", "/accounts/login/", "/nowhere/"])
