@@ -26,7 +26,7 @@ LONG_NAME = "a-really-long-name-of-a-snapshot-taken-before-the-update-of-2026"
 
 
 class SampleForm(forms.Form):
-    name = forms.CharField(label="Name", help_text="1 to 64 characters.")
+    name = forms.CharField(label="Name", help_text="Up to 120 characters.")
     size_gb = forms.IntegerField(label="Size", required=False)
     location = forms.ChoiceField(label="Location", choices=[("", "1CNG-YGN-AZ01")])
     cycle = forms.ChoiceField(
