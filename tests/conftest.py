@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -13,6 +13,7 @@ from uuid import UUID
 import django
 import pytest
 from django.conf import settings as django_settings
+from django.core.cache import cache
 from django.db import connection
 from django.test import Client
 
@@ -20,6 +21,7 @@ from tests import chromium
 
 if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext
+    from pytest_django import DjangoDbBlocker
     from pytest_django.fixtures import SettingsWrapper
     from pytest_django.live_server_helper import LiveServer
 
@@ -83,6 +85,16 @@ def storage_root(settings: "SettingsWrapper", tmp_path: Path) -> Path:
     root = tmp_path / "storage"
     settings.STORAGE = {"local": {"driver": "snapshots.storage.local.LocalDriver", "options": {"root": str(root)}}}
     return root
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(request: pytest.FixtureRequest, django_db_blocker: "DjangoDbBlocker") -> Iterator[None]:
+    """Empty the cache's table after a test that commits: it belongs to no model, so Django's flush leaves it alone."""
+    yield
+    database = request.node.get_closest_marker("django_db")
+    if database is not None and database.kwargs.get("transaction", False):
+        with django_db_blocker.unblock():
+            cache.clear()
 
 
 @pytest.fixture

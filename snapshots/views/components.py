@@ -19,8 +19,8 @@ from snapshots.storage.contract import GIB
 from .common import Action
 
 ACTIONS = [
-    Action("rename", "Rename", "#menu_items", "pencil-square"),
-    Action("delete", "Delete", "#menu_items", "trash", danger=True),
+    Action("rename", "Rename", "#rename", "pencil-square"),
+    Action("delete", "Delete", "#delete", "trash", danger=True),
 ]
 LONG_NAME = "a-really-long-name-of-a-snapshot-taken-before-the-update-of-2026"
 
