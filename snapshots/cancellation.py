@@ -18,11 +18,11 @@ from cng_portal.inventory.models import VirtualMachine, Volume
 
 from .models import DeletionCause, Operation, Snapshot, State
 from .operations import request_clean_up
-from .services import NotNow, require_change
+from .services import InvalidState, require_change
 
 
 def cancel(*, operation: Operation, user: User) -> Operation:
-    """End it as cancelled. Cancelled already, nothing changes. Raises NotNow where it cannot be cancelled any more.
+    """End it as cancelled. Cancelled already, nothing changes. Raises InvalidState where it cannot be cancelled any more.
 
     A new volume that belongs to a new machine is cancelled together with the machine and all of its volumes.
     """
@@ -37,7 +37,7 @@ def cancel(*, operation: Operation, user: User) -> Operation:
         if operation.state == Operation.State.CANCELLED:
             return operation
         if not operation.can_be_cancelled:
-            raise NotNow(why_not(operation))
+            raise InvalidState(why_not(operation))
         machine = operation.volume.vm if operation.kind == Operation.Kind.NEW_VOLUME and operation.volume else None
         if machine:
             cancel_machine(machine, operation.snapshot, now)

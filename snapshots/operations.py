@@ -4,8 +4,8 @@ Nothing here touches storage. Every write to an operation is a compare-and-set t
 whose lease ran out cannot change what its successor does. Leases go by the database's clock, so that a worker whose
 machine is ahead takes nothing from the others.
 
-A task in the queue wakes a worker and names no operation: `claim_next` decides what runs next. A worker goes on claiming
-until nothing may run, so wake-ups may be lost or doubled without harm, and `reconcile` queues one where none is left.
+A task in the queue starts a worker and names no operation: `claim_next` decides what runs next. A worker goes on claiming
+until nothing may run, so tasks may be lost or doubled without harm, and `reconcile` enqueues one where none is left.
 """
 
 import logging
@@ -54,8 +54,8 @@ class LeaseLost(Interrupted):
     """Somebody else has this operation now; whatever is not written yet must not be."""
 
 
-def enqueue_wake_up(*, at: datetime | None = None) -> None:
-    """Wake a worker once the caller's transaction is committed, or at the instant `at`."""
+def enqueue_worker(*, at: datetime | None = None) -> None:
+    """Start a worker once the caller's transaction commits, or at `at`."""
     from .tasks import run_waiting_operations
 
     task = run_waiting_operations.using(run_after=at) if at else run_waiting_operations
@@ -66,7 +66,7 @@ def create_operation(**fields: Any) -> Operation:
     operation = Operation.objects.create(**fields, request_id=logs.request_id())
     if operation.kind != Operation.Kind.SCRUB:  # the log is about what people do; damage is recorded by itself
         activity.record(act=f"snapshot.{operation.kind}", actor=operation.requested_by, thing=operation.snapshot)
-    enqueue_wake_up()
+    enqueue_worker()
     with logs.within(operation_id=str(operation.pk)):
         logger.info("Asked for: %s", operation.kind)
     return operation
@@ -90,7 +90,7 @@ def request_clean_up(operation: Operation) -> None:
         create_operation(kind=kinds.CLEAN_UP, **target)
 
 
-def put_off(now: datetime) -> Q:
+def backed_off(now: datetime) -> Q:
     """Backed off after an error. Operations without one are due at once: the requester's clock may be ahead of ours."""
     return Q(not_before__gt=now) & ~Q(error="")
 
@@ -98,7 +98,7 @@ def put_off(now: datetime) -> Q:
 def waiting(now: datetime) -> OperationQuerySet:
     """The operations that a worker could claim, those of dead workers among them."""
     pending, lost = (
-        Q(~put_off(now), state=Operation.State.PENDING),
+        Q(~backed_off(now), state=Operation.State.PENDING),
         Q(state=Operation.State.RUNNING, lease_until__lt=now),
     )
     return Operation.objects.active().filter(pending | lost)
@@ -177,7 +177,7 @@ def claim(operation_id: UUID | str, *, now: datetime | None = None) -> Operation
     )
     operation = related.get(pk=operation_id)
     operation.attempt = attempt + 1  # ours, even if another claim followed before the read
-    operation.carried_out_at = given
+    operation.now_override = given
     return operation
 
 
@@ -252,7 +252,7 @@ def finish(
     """
     with transaction.atomic():
         lock_customer(operation.snapshot.customer_id)
-        now = operation.carried_out_at or timezone.now()
+        now = operation.now_override or timezone.now()
         fields: dict[str, Any] = {
             "state": state,
             "finished_at": now,
@@ -288,7 +288,7 @@ def release(operation: Operation, *, counted: bool = True, retry_in: timedelta =
             interruptions=F("interruptions") + int(not counted),
         )
         if released:
-            enqueue_wake_up(at=at if retry_in else None)
+            enqueue_worker(at=at if retry_in else None)
     logger.info("Released: %s", error or "interrupted")
 
 
@@ -311,7 +311,7 @@ def reconcile(*, now: datetime | None = None) -> int:
 
     1. Release the operations whose worker died, at most RECONCILED_AT_ONCE; the next round does the others.
     2. The same for what a clock that was set back since has put off: leases and pauses longer than there are any.
-    3. Queue wake-ups if none is left although an operation may run.
+    3. Enqueue tasks if none is left although an operation may run.
     """
     now = now or database_now()
     longest_lease = 2 * timedelta(seconds=settings.OPERATION_LEASE_SECONDS)
@@ -329,14 +329,14 @@ def reconcile(*, now: datetime | None = None) -> int:
             released += 1
             with logs.within(operation_id=str(operation.pk), request_id=operation.request_id):
                 logger.warning("Released: its worker died, or the clock was set back")
-    if lacks_wake_up(now):
+    if lacks_queued_task(now):
         for _worker in range(min(in_turn(now).count(), max(1, watch.count_workers(now)))):
-            enqueue_wake_up()
+            enqueue_worker()
     return released
 
 
-def lacks_wake_up(now: datetime) -> bool:
-    """Whether an operation may run and no wake-up is queued for it."""
+def lacks_queued_task(now: datetime) -> bool:
+    """Whether an operation may run and no task is queued for it."""
     return in_turn(now).exists() and not DBTaskResult.objects.ready().exists()
 
 

@@ -1,7 +1,7 @@
 """The one door for everything that a person asks of snapshots: view, command and admin come through here.
 
 Each function validates, writes in one transaction that holds the customer's lock, and returns the object; or raises a
-`Refusal`, whose text is for the person, with nothing written.
+`ActionRefused`, whose text is for the person, with nothing written.
 """
 
 import logging
@@ -47,11 +47,11 @@ from .storage.registry import get_driver
 from .tasks import volume_ref
 
 
-class Refusal(Exception):
+class ActionRefused(Exception):
     """Why it was not done: what happened, what it means, what to do."""
 
 
-class NotFree(Refusal):
+class NameTaken(ActionRefused):
     """The name is taken, missing or too long; `suggestion` is a free one."""
 
     def __init__(self, message: str, suggestion: str) -> None:
@@ -59,27 +59,27 @@ class NotFree(Refusal):
         self.suggestion = suggestion
 
 
-class QuotaFull(Refusal):
+class QuotaExceeded(ActionRefused):
     pass
 
 
-class NoRoom(Refusal):
+class OutOfSpace(ActionRefused):
     """The location's storage is too full for the capture, or cannot be asked."""
 
 
-class NotSold(Refusal):
+class NotSold(ActionRefused):
     pass
 
 
-class NoCredit(Refusal):
+class InsufficientCredit(ActionRefused):
     pass
 
 
-class SourceGone(Refusal):
+class SourceUnavailable(ActionRefused):
     """The volume, project or location is not there any more, or cannot be used now."""
 
 
-class PriceMoved(Refusal):
+class PriceChanged(ActionRefused):
     """The price is not the one that was shown; `quote` is today's."""
 
     def __init__(self, message: str, quote: billing.Quote) -> None:
@@ -87,23 +87,23 @@ class PriceMoved(Refusal):
         self.quote = quote
 
 
-class WrongConfirmation(Refusal):
+class WrongConfirmation(ActionRefused):
     pass
 
 
-class DamagedSnapshot(Refusal):
+class DamagedSnapshot(ActionRefused):
     """Its bytes aren't what was captured. Whoever uses them anyway types the snapshot's name."""
 
 
-class WrongOverride(Refusal):
+class WrongOverride(ActionRefused):
     """Something was typed to use a snapshot unchecked, but not its name."""
 
 
-class NotNow(Refusal):
+class InvalidState(ActionRefused):
     """Its state does not allow it."""
 
 
-class TooOften(Refusal):
+class RateLimited(ActionRefused):
     """The account has asked for as many as it may within an hour."""
 
 
@@ -147,7 +147,7 @@ def size_of(source: Source) -> int:
     return sum(volume.size_gb for volume in volumes_of(source))
 
 
-def fresh(source: S) -> S:
+def reload_source(source: S) -> S:
     """The row as it is now, with what the checks read."""
     found: S = type(source).objects.select_related("project__customer", "location").get(pk=source.pk)  # type: ignore[assignment]
     return found
@@ -220,7 +220,7 @@ def volume_quota_use(project: Project) -> list[QuotaUse]:
 
 
 def check_volume_quota(project_id: UUID, sizes_gb: list[int]) -> None:
-    """Whether volumes of these sizes may be added. The caller holds the customer's lock. Raises QuotaFull."""
+    """Whether volumes of these sizes may be added. The caller holds the customer's lock. Raises QuotaExceeded."""
     project = Project.objects.select_related("customer").get(pk=project_id)
     more = (len(sizes_gb), sum(sizes_gb))
     for use, count in zip(volume_quota_use(project), more * 2, strict=True):
@@ -229,7 +229,7 @@ def check_volume_quota(project_id: UUID, sizes_gb: list[int]) -> None:
 
 def require_quota(use: QuotaUse, more: int) -> None:
     if not use.admits(more):
-        raise QuotaFull(
+        raise QuotaExceeded(
             _(
                 "Quota full: %(used)s of %(limit)s %(what)s are used and this one needs %(more)s. "
                 "Delete what you no longer need, or ask support for a higher quota."
@@ -301,10 +301,10 @@ def check_cloud_quota(location_id: str, backend_project: str, **more: int) -> No
 
 
 def check_pace(customer_id: UUID, kind: Operation.Kind, more: int = 1) -> None:
-    """The caller holds the customer's lock. Raises TooOften."""
+    """The caller holds the customer's lock. Raises RateLimited."""
     if again_at := limits.next_allowed(customer_id, kind, now=timezone.now(), more=more):
         logger.warning("Refused %s: the account has asked for as many as it may within an hour", kind)
-        raise TooOften(limits.explain(kind, again_at))
+        raise RateLimited(limits.explain(kind, again_at))
 
 
 def quote_for(source: Source, *, kind: str | None = None, at: datetime | None = None) -> billing.Quote:
@@ -327,13 +327,13 @@ def quote_size(source: Source, size_gb: int, *, kind: str | None = None, at: dat
 
 
 def check_cover(customer: Customer, hourly_micro: int, *, at: datetime) -> None:
-    """Raises NoCredit unless the credits cover one more hour of `hourly_micro`."""
+    """Raises InsufficientCredit unless the credits cover one more hour of `hourly_micro`."""
     try:
         billing.require_cover(
             customer=customer, hourly_micro=hourly_micro, at=at, reserved_micro=reserved_micro(customer, at=at)
         )
     except billing.InsufficientCredit as error:
-        raise NoCredit(str(error)) from error
+        raise InsufficientCredit(str(error)) from error
 
 
 def reserved_micro(customer: Customer, *, at: datetime) -> int:
@@ -353,19 +353,19 @@ def reserved_micro(customer: Customer, *, at: datetime) -> int:
     return total
 
 
-def check_room(source: Source) -> None:
+def check_space(source: Source) -> None:
     """Ask the storage whether a capture fits. Not inside a transaction: it may be a call over the network."""
     try:
         driver = get_driver(source.location)
         needed, free = driver.bytes_needed([volume_ref(volume) for volume in volumes_of(source)]), driver.free_bytes()
     except StorageError as error:
-        raise NoRoom(str(error)) from error
-    require_room(source.location_id, needed, free)
+        raise OutOfSpace(str(error)) from error
+    require_space(source.location_id, needed, free)
 
 
-def require_room(location: str, needed: int, free: int | None) -> None:
+def require_space(location: str, needed: int, free: int | None) -> None:
     if free is not None and needed >= free:  # a clone needs none, but some has to be left
-        raise NoRoom(
+        raise OutOfSpace(
             _(
                 "The storage of %(location)s is too full: this may need %(needed).1f GB and %(free).1f GB are "
                 "free. Nothing was created. Ask support, or delete snapshots that you no longer need."
@@ -375,32 +375,32 @@ def require_room(location: str, needed: int, free: int | None) -> None:
 
 
 def check_source(source: Source) -> list[Volume]:
-    """Return the disks that a snapshot of it captures. Raises SourceGone unless each exists and can be captured now."""
+    """Return the volumes that a snapshot of `source` captures. Raises SourceUnavailable unless all can be captured."""
     if source.deleted_at is not None:
-        raise SourceGone(_("“%(name)s” has been deleted. Choose another one.") % {"name": source.name})
+        raise SourceUnavailable(_("“%(name)s” has been deleted. Choose another one.") % {"name": source.name})
     if not source.location.active:
-        raise SourceGone(
+        raise SourceUnavailable(
             _("The location %(code)s is closed for new snapshots. Choose something elsewhere, or ask support.")
             % {"code": source.location_id}
         )
     volumes = volumes_of(source)
     if not volumes:
-        raise SourceGone(
+        raise SourceUnavailable(
             _("The virtual machine “%(name)s” has no volume, so there is nothing to capture. Choose another one.")
             % {"name": source.name}
         )
     for volume in volumes:
         if volume.state != Volume.State.AVAILABLE:
-            raise SourceGone(
+            raise SourceUnavailable(
                 _("The volume “%(name)s” is not usable yet. Wait until it is available, or choose another one.")
                 % {"name": volume.name}
             )
         if volume.location_id != source.location_id:
-            raise SourceGone(
+            raise SourceUnavailable(
                 _("The volume “%(name)s” is in another location than its machine. Ask support.") % {"name": volume.name}
             )
     if writers(volumes).exists():
-        raise SourceGone(
+        raise SourceUnavailable(
             _("“%(name)s” is being restored right now. Try again when that has ended.") % {"name": source.name}
         )
     return volumes
@@ -444,15 +444,15 @@ def suggest_name(source: Source, *, at: datetime | None = None) -> str:
 
 
 def check_name(customer_id: UUID, name: str, *, but: UUID | None = None) -> str:
-    """Return the cleaned name if no other snapshot of the customer has the same one. Raises NotFree."""
+    """Return the cleaned name if no other snapshot of the customer has the same one. Raises NameTaken."""
     try:
         name = clean_name(name)
     except ValidationError as error:
-        raise NotFree(error.messages[0], "") from error
+        raise NameTaken(error.messages[0], "") from error
     same = Snapshot.objects.filter(customer_id=customer_id, deleted_at=None, name_key=fold_name(name)).exclude(pk=but)
     if same.exists():
         suggestion = free_name(customer_id, name)
-        raise NotFree(
+        raise NameTaken(
             _("Another snapshot has the name “%(name)s”. Names are unique; “%(free)s” is free.")
             % {"name": name, "free": suggestion},
             suggestion,
@@ -461,7 +461,7 @@ def check_name(customer_id: UUID, name: str, *, but: UUID | None = None) -> str:
 
 
 def check_capturable(source: Source, *, safety: bool = False) -> list[Volume]:
-    """Return the disks to capture if the quotas admit them, or raise the first Refusal.
+    """Return the disks to capture if the quotas admit them, or raise the first ActionRefused.
 
     `safety` is for what is kept before a restore, which some engines keep as copies of the volumes.
     """
@@ -482,7 +482,7 @@ def check_deliverable(
     safety: bool = False,
 ) -> billing.Quote:
     """Everything that can be checked about a snapshot of it before its name, or about a backup where `kind` says so:
-    raises the first Refusal. Returns its price.
+    raises the first ActionRefused. Returns its price.
     """
     at = at or timezone.now()
     volumes = check_capturable(source, safety=safety)
@@ -492,10 +492,10 @@ def check_deliverable(
 
 
 def check_shown_price(quote: billing.Quote, shown_hourly_micro: int | None) -> None:
-    """Raises PriceMoved where the person saw another price than today's."""
+    """Raises PriceChanged where the person saw another price than today's."""
     if shown_hourly_micro is not None and shown_hourly_micro != quote.hourly_micro:
         logger.warning("Refused a price of %s millionths an hour: it is %s", shown_hourly_micro, quote.hourly_micro)
-        raise PriceMoved(
+        raise PriceChanged(
             _("The price has changed to %(price)s an hour since it was shown. Check it and confirm again.")
             % {"price": format_price(quote.hourly_micro, quote.currency)},
             quote,
@@ -515,14 +515,15 @@ def request_snapshot(
 ) -> Snapshot:
     """Ask for a snapshot of a volume or of a machine. The same draft again gives what it made the first time.
 
-    `shown_hourly_micro` is the price that the person saw; another price today raises PriceMoved. Raises every Refusal.
+    `shown_hourly_micro` is the price that the person saw; another price today raises PriceChanged.
+    Raises every ActionRefused.
     """
-    check_room(source)
+    check_space(source)
     with transaction.atomic():
         lock_customer(source.project.customer_id)
         if draft and (made := Snapshot.objects.filter(draft=draft).first()):
             return made
-        source = fresh(source)
+        source = reload_source(source)
         require_change(User.objects.get(pk=user.pk), source.project_id)
         check_pace(source.project.customer_id, Operation.Kind.CAPTURE)
         quote = check_deliverable(source)
@@ -588,14 +589,14 @@ def describe_machine(vm: VirtualMachine, volumes: list[Volume]) -> dict[str, Any
 def request_restore(*, snapshot: Snapshot, user: User, confirmation: str, override: str = "") -> Operation:
     """Ask for the snapshot's bytes back where they came from, after a safety snapshot of what is there now.
 
-    `confirmation` has to be the name of the volume or the machine; `override` is for `is_unchecked`. Raises NotNow,
-    SourceGone, WrongConfirmation, what is_unchecked raises, and what request_snapshot raises for the safety snapshot.
+    `confirmation` has to be the name of the volume or the machine; `override` is for `is_unchecked`. Raises InvalidState,
+    SourceUnavailable, WrongConfirmation, what is_unchecked raises, and what request_snapshot raises for the safety snapshot.
     """
-    check_room(snapshot.source)
+    check_space(snapshot.source)
     with transaction.atomic():
         lock_customer(snapshot.customer_id)
-        snapshot = locked(snapshot)
-        source = fresh(snapshot.source)
+        snapshot = reload_snapshot(snapshot)
+        source = reload_source(snapshot.source)
         asking = User.objects.get(pk=user.pk)
         volumes = volumes_in(snapshot)
         for project_id in {snapshot.project_id, source.project_id, *(volume.project_id for volume in volumes)}:
@@ -660,20 +661,20 @@ def volumes_in(snapshot: Snapshot) -> list[Volume]:
 
 
 def check_restorable(snapshot: Snapshot) -> None:
-    """Raises NotNow or SourceGone with the reason why this snapshot cannot be restored in place now."""
+    """Raises InvalidState or SourceUnavailable with the reason why this snapshot cannot be restored in place now."""
     require_ready(snapshot)
-    if reason := never_written_back([snapshot]).get(snapshot.pk):
-        raise NotNow(reason)
+    if reason := irreversible_reasons([snapshot]).get(snapshot.pk):
+        raise InvalidState(reason)
     check_source(snapshot.source)
     disks = list(snapshot.disks.select_related("volume__vm").order_by("position"))
     for disk in disks:
         volume = disk.volume
         if volume.deleted_at is not None:
-            raise SourceGone(
+            raise SourceUnavailable(
                 _("The volume “%(name)s” has been deleted. Make new volumes from it instead.") % {"name": volume.name}
             )
         if volume.vm and volume.vm.backend_ref and not get_driver(snapshot.location).reverts_attached:
-            raise NotNow(
+            raise InvalidState(
                 _(
                     "“%(volume)s” is attached to %(vm)s, and the storage of %(location)s restores only what is attached "
                     "to no machine. Detach it there first, or make a new volume from the snapshot instead."
@@ -681,7 +682,7 @@ def check_restorable(snapshot: Snapshot) -> None:
                 % {"volume": volume.name, "vm": volume.vm.name, "location": snapshot.location_id}
             )
         if volume.vm and volume.vm.is_running:
-            raise NotNow(
+            raise InvalidState(
                 _(
                     "“%(volume)s” is in use: its virtual machine %(vm)s is running. Stop the machine first, or make a "
                     "new volume from the snapshot instead."
@@ -689,21 +690,21 @@ def check_restorable(snapshot: Snapshot) -> None:
                 % {"volume": volume.name, "vm": volume.vm.name}
             )
         if volume.size_gb < disk.size_gb:
-            raise NotNow(
+            raise InvalidState(
                 _("The volume “%(name)s” is smaller than what was captured. Make a new volume from that instead.")
                 % {"name": volume.name}
             )
     volumes = [disk.volume for disk in disks]
     if writers(volumes).exists():
-        raise NotNow(_("Something is being restored there right now. Try again when that has ended."))
+        raise InvalidState(_("Something is being restored there right now. Try again when that has ended."))
     if unfinished_captures(volumes).exists():
-        raise NotNow(
+        raise InvalidState(
             _("A snapshot or backup of “%(name)s” is being taken right now. Restore when that has ended.")
             % {"name": snapshot.source.name}
         )
 
 
-def never_written_back(snapshots: Iterable[Snapshot]) -> dict[UUID, str]:
+def irreversible_reasons(snapshots: Iterable[Snapshot]) -> dict[UUID, str]:
     """{id: why} of those that their storage does not write back to where they came from, as long as things are as they
     are. Two queries, or none where every engine writes back everything.
     """
@@ -765,28 +766,29 @@ def request_new_volume(
     disk: DiskImage | None = None,
     override: str = "",
 ) -> Operation:
-    """Ask for a new volume with the bytes of a disk of the snapshot, in its location. Raises NotNow, TooOften, QuotaFull,
-    NoRoom, and what is_unchecked raises for the `override`.
+    """Ask for a new volume with the bytes of a disk of the snapshot, in its location.
+
+    Raises InvalidState, RateLimited, QuotaExceeded, OutOfSpace, and what is_unchecked raises for the `override`.
 
     `disk` may be left out where there is only one.
     """
     check_volume_size(snapshot, size_gb)
-    check_room_for_copies(snapshot, [disk] if disk else list(snapshot.disks.all()))
+    check_space_for_new_volumes(snapshot, [disk] if disk else list(snapshot.disks.all()))
     with transaction.atomic():
         lock_customer(snapshot.customer_id)
-        snapshot = locked(snapshot)
+        snapshot = reload_snapshot(snapshot)
         check_usable_in(snapshot, project, user)
         unchecked = is_unchecked(snapshot, override)
         disk = disk or only_disk(snapshot)
         if size_gb < disk.size_gb:
-            raise NotNow(
+            raise InvalidState(
                 _("The volume has to have at least %(size)s GB, the size of the captured disk.")
                 % {"size": disk.size_gb}
             )
         check_volume_quota(project.pk, [size_gb])
         check_cloud_quota(snapshot.location_id, disk.volume.backend_project, volumes=1, gb=size_gb)
         check_pace(snapshot.customer_id, Operation.Kind.NEW_VOLUME)
-        return make_volume_row(
+        return create_volume_row(
             disk, project=project, name=name.strip(), size_gb=size_gb, user=user, unchecked=unchecked
         )
 
@@ -794,30 +796,30 @@ def request_new_volume(
 def check_volume_size(snapshot: Snapshot, size_gb: int) -> None:
     """Whether a volume may have this size, by the provider's limit and the storage's. Not inside a transaction."""
     if size_gb > settings.MAX_VOLUME_GB:
-        raise NoRoom(
+        raise OutOfSpace(
             _("A volume has at most %(size)s GB. Choose a smaller size.") % {"size": f"{settings.MAX_VOLUME_GB:,}"}
         )
     try:
         get_driver(snapshot.location).check_volume_size(size_gb)
     except StorageError as error:
-        raise NoRoom(str(error)) from error
+        raise OutOfSpace(str(error)) from error
 
 
-def check_room_for_copies(snapshot: Snapshot, disks: list[DiskImage]) -> None:
+def check_space_for_new_volumes(snapshot: Snapshot, disks: list[DiskImage]) -> None:
     """Whether the storage has room for the bytes of these disks once more; holes need none. Not inside a transaction."""
     try:
         driver = get_driver(snapshot.location)
         needed = 0 if driver.shares_blocks else sum(disk.allocated_bytes or 0 for disk in disks)
         free = driver.free_bytes()
     except StorageError as error:
-        raise NoRoom(str(error)) from error
-    require_room(snapshot.location_id, needed, free)
+        raise OutOfSpace(str(error)) from error
+    require_space(snapshot.location_id, needed, free)
 
 
 def only_disk(snapshot: Snapshot) -> DiskImage:
     disks = list(snapshot.disks.all()[:2])
     if len(disks) != 1:
-        raise NotNow(
+        raise InvalidState(
             _("“%(name)s” has several disks. Choose the one that the new volume is made from.")
             % {"name": snapshot.name}
             if disks
@@ -830,18 +832,19 @@ def only_disk(snapshot: Snapshot) -> DiskImage:
 def request_new_machine(
     *, snapshot: Snapshot, user: User, project: Project, name: str, override: str = ""
 ) -> VirtualMachine:
-    """Ask for a stopped machine like the captured one, with a new volume for each of its disks. Raises NotNow, TooOften,
-    QuotaFull, NoRoom, and what is_unchecked raises for the `override`.
+    """Ask for a stopped machine like the captured one, with a new volume for each of its disks.
+
+    Raises InvalidState, RateLimited, QuotaExceeded, OutOfSpace, and what is_unchecked raises for the `override`.
     """
-    check_room_for_copies(snapshot, list(snapshot.disks.all()))
+    check_space_for_new_volumes(snapshot, list(snapshot.disks.all()))
     with transaction.atomic():
         lock_customer(snapshot.customer_id)
-        snapshot = locked(snapshot)
+        snapshot = reload_snapshot(snapshot)
         check_usable_in(snapshot, project, user)
         unchecked = is_unchecked(snapshot, override)
         disks = list(snapshot.disks.select_related("volume").order_by("position"))
         if not disks:  # fsck tells the operator
-            raise NotNow(_("Nothing is known of its disks, so no machine can be made of it. Ask support."))
+            raise InvalidState(_("Nothing is known of its disks, so no machine can be made of it. Ask support."))
         check_pace(snapshot.customer_id, Operation.Kind.NEW_VOLUME, more=len(disks))
         size_gb = sum(disk.size_gb for disk in disks)
         check_volume_quota(project.pk, [disk.size_gb for disk in disks])
@@ -858,7 +861,7 @@ def request_new_machine(
         )
         for disk in disks:
             volume_name = f"{vm.name}-{disk.volume_name}"[:120]
-            make_volume_row(
+            create_volume_row(
                 disk,
                 project=project,
                 name=volume_name,
@@ -874,10 +877,10 @@ def check_usable_in(snapshot: Snapshot, project: Project, user: User) -> None:
     require_change(User.objects.get(pk=user.pk), project.pk)
     require_ready(snapshot)
     if project.customer_id != snapshot.customer_id:
-        raise NotNow(_("The project belongs to another account. Choose one of the account that it belongs to."))
+        raise InvalidState(_("The project belongs to another account. Choose one of the account that it belongs to."))
 
 
-def make_volume_row(
+def create_volume_row(
     disk: DiskImage,
     *,
     project: Project,
@@ -912,7 +915,7 @@ def request_verification(*, snapshot: Snapshot, user: User) -> Operation:
     """Ask for the snapshot to be read again and compared. One that is asked for already is returned."""
     with transaction.atomic():
         lock_customer(snapshot.customer_id)
-        snapshot = locked(snapshot)
+        snapshot = reload_snapshot(snapshot)
         require_change(User.objects.get(pk=user.pk), snapshot.project_id)
         require_ready(snapshot)
         running = Operation.objects.active().filter(snapshot=snapshot, kind=Operation.Kind.VERIFY).first()
@@ -923,13 +926,13 @@ def request_verification(*, snapshot: Snapshot, user: User) -> Operation:
 
 
 def rename_snapshot(*, snapshot: Snapshot, user: User, name: str) -> Snapshot:
-    """Raises NotFree, NotNow."""
+    """Raises NameTaken, InvalidState."""
     with transaction.atomic():
         lock_customer(snapshot.customer_id)
-        snapshot = locked(snapshot)
+        snapshot = reload_snapshot(snapshot)
         require_change(User.objects.get(pk=user.pk), snapshot.project_id)
         if snapshot.state in (State.DELETING, State.DELETED):
-            raise NotNow(_("It is being deleted and cannot be renamed any more."))
+            raise InvalidState(_("It is being deleted and cannot be renamed any more."))
         before, snapshot.name = snapshot.name, check_name(snapshot.customer_id, name, but=snapshot.pk)
         snapshot.name_key = fold_name(snapshot.name)
         snapshot.save(update_fields=["name", "name_key"])
@@ -941,16 +944,16 @@ def rename_snapshot(*, snapshot: Snapshot, user: User, name: str) -> Snapshot:
 
 def request_deletion(*, snapshot: Snapshot, user: User) -> Snapshot:
     """Accept the deletion: billing ends at this instant, storage follows. Asked again, it changes nothing. Raises
-    NotNow.
+    InvalidState.
     """
     with transaction.atomic():
         lock_customer(snapshot.customer_id)
-        snapshot = locked(snapshot)
+        snapshot = reload_snapshot(snapshot)
         require_change(User.objects.get(pk=user.pk), snapshot.project_id)
         if snapshot.state in (State.DELETING, State.DELETED):
             return snapshot
         if reason := why_not_deletable(snapshot):
-            raise NotNow(reason)
+            raise InvalidState(reason)
         accept_deletion(snapshot, at=timezone.now(), cause=DeletionCause.USER, user=user)
     snapshot.refresh_from_db()
     return snapshot
@@ -976,7 +979,7 @@ def request_deletions(*, snapshots: Iterable[Snapshot], user: User) -> dict[UUID
         try:
             request_deletion(snapshot=snapshot, user=user)
             results[snapshot.pk] = ""
-        except Refusal as refusal:
+        except ActionRefused as refusal:
             results[snapshot.pk] = str(refusal)
     return results
 
@@ -1002,27 +1005,27 @@ def accept_deletion(snapshot: Snapshot, *, at: datetime, cause: DeletionCause, u
 def retry(*, operation: Operation, user: User) -> Operation:
     """Ask again for what failed, as a new operation, after the checks that a first request would pass.
 
-    Raises NotNow when it did not fail or something newer was asked for, and every Refusal of the kind.
+    Raises InvalidState when it did not fail or something newer was asked for, and every ActionRefused of the kind.
     """
     snapshot = operation.snapshot
     if operation.kind == Operation.Kind.CAPTURE:
-        check_room(snapshot.source)
+        check_space(snapshot.source)
     with transaction.atomic():
         lock_customer(snapshot.customer_id)
         operation = Operation.objects.select_related("volume__project").get(pk=operation.pk)
-        snapshot = locked(snapshot)
+        snapshot = reload_snapshot(snapshot)
         require_change(User.objects.get(pk=user.pk), snapshot.project_id)
         newer = Operation.objects.filter(
             snapshot=snapshot, kind=operation.kind, volume=operation.volume, created_at__gt=operation.created_at
         )
-        nothing_to_retry = NotNow(
+        nothing_to_retry = InvalidState(
             _("There is nothing to try again: it did not fail, or it was asked for again already.")
         )
         # This depends on clocks. Below, the state of what would be written decides.
         if operation.state != Operation.State.FAILED or newer.exists():
             raise nothing_to_retry
         if operation.kind == Operation.Kind.RESTORE:
-            raise NotNow(_("Start the restore again from its page: it asks for your confirmation."))
+            raise InvalidState(_("Start the restore again from its page: it asks for your confirmation."))
         check_pace(snapshot.customer_id, Operation.Kind(operation.kind))
         if operation.kind == Operation.Kind.CAPTURE:
             stop_clean_up(snapshot)
@@ -1056,13 +1059,13 @@ def retry(*, operation: Operation, user: User) -> Operation:
 def reopen_run(snapshot: Snapshot) -> None:
     """Continue the run of a backup that a user retries. Its backup becomes the newest one, so it gets a new number.
 
-    The caller must hold the customer's lock. Raises NotNow while another backup of the machine is under way.
+    The caller must hold the customer's lock. Raises InvalidState while another backup of the machine is under way.
     """
     run = BackupRun.objects.select_related("schedule").filter(snapshot=snapshot).first()
     if run is None:
         return
     if BackupRun.objects.unfinished().filter(vm=run.vm_id).exclude(pk=run.pk).exists():
-        raise NotNow(_("Another backup of this machine is under way. Try again when that has ended."))
+        raise InvalidState(_("Another backup of this machine is under way. Try again when that has ended."))
     BackupRun.objects.filter(pk=run.pk).update(
         number=run.schedule.next_run_number(),
         state=BackupRun.State.TAKING,
@@ -1079,31 +1082,33 @@ def has_other_disks(snapshot: Snapshot) -> bool:
 
 
 def stop_clean_up(snapshot: Snapshot) -> None:
-    """What it would remove is taken over by who takes the snapshot again. Raises NotNow while it is at work."""
+    """What it would remove is taken over by who takes the snapshot again. Raises InvalidState while it is at work."""
     clean_ups = Operation.objects.active().filter(snapshot=snapshot, volume=None, kind=Operation.Kind.CLEAN_UP)
     clean_ups.filter(state=Operation.State.PENDING).delete()
     if clean_ups.exists():
-        raise NotNow(_("What the failed attempt left in the storage is being removed. Try again when that is done."))
+        raise InvalidState(
+            _("What the failed attempt left in the storage is being removed. Try again when that is done.")
+        )
 
 
 def retake(snapshot: Snapshot, at: datetime | None = None) -> None:
     """A failed snapshot waits again, for the disks that its source has now. The caller holds the lock."""
-    source = fresh(snapshot.source)
+    source = reload_source(snapshot.source)
     if snapshot.is_charged:
         check_deliverable(source, at, kind=snapshot.kind)
     else:
         check_capturable(source)
     volumes = volumes_of(source)
     if has_other_disks(snapshot):
-        raise NotNow(_("The machine has other disks now than when this was asked for. Take a new one instead."))
+        raise InvalidState(_("The machine has other disks now than when this was asked for. Take a new one instead."))
     size_gb = sum(volume.size_gb for volume in volumes)
     if not Snapshot.objects.transition(snapshot.pk, [State.FAILED], State.PENDING, error="", size_gb=size_gb):
-        raise NotNow(_("Its state is not one in which it can be taken again. Take a new one instead."))
+        raise InvalidState(_("Its state is not one in which it can be taken again. Take a new one instead."))
     for volume in volumes:
         snapshot.disks.filter(volume=volume).update(size_gb=volume.size_gb)
 
 
-def locked(snapshot: Snapshot) -> Snapshot:
+def reload_snapshot(snapshot: Snapshot) -> Snapshot:
     """The row as it is now that the customer's lock is held."""
     return Snapshot.objects.select_related("project__customer", "location", "volume__location", "vm__location").get(
         pk=snapshot.pk
@@ -1112,12 +1117,12 @@ def locked(snapshot: Snapshot) -> Snapshot:
 
 def require_ready(snapshot: Snapshot) -> None:
     if snapshot.state != State.READY:
-        raise NotNow(
+        raise InvalidState(
             _("“%(name)s” is not ready (%(state)s), so this cannot be done with it.")
             % {"name": snapshot.name, "state": snapshot.get_state_display()}
         )
     if snapshot.missing_since is not None:
-        raise NotNow(
+        raise InvalidState(
             _(
                 "The snapshot “%(name)s” was deleted in the cloud, outside the portal, so nothing can be done with it. "
                 "Delete it here as well."

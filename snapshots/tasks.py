@@ -79,7 +79,7 @@ def run_claimed(operation: Operation) -> None:
                 give_up(operation)
                 return
             with operations.Lease(operation) as lease:
-                WORK[Operation.Kind(operation.kind)](operation, lease)
+                HANDLERS[Operation.Kind(operation.kind)](operation, lease)
         except operations.LeaseLost:
             if Operation.objects.filter(pk=operation.pk, state=Operation.State.CANCELLED).exists():
                 clean_up_after(operation)
@@ -88,22 +88,22 @@ def run_claimed(operation: Operation) -> None:
         except Interrupted:
             operations.release(operation, counted=False)
         except Busy as error:
-            wait_until_free(operation, str(error))
+            retry_when_free(operation, str(error))
         except DamagedDisk as error:
-            settle_damage(operation, error)
+            fail_damaged(operation, error)
         except StorageError as error:
             if not isinstance(error, Refused):
                 watch.count_storage_error(operation.snapshot.location_id)
-            settle_failure(operation, str(error), retryable=error.retryable, cause=type(error).__name__)
+            retry_or_fail(operation, str(error), retryable=error.retryable, cause=type(error).__name__)
         except ImproperlyConfigured:
             logger.exception("Operation %s, attempt %s, has no storage", operation.pk, operation.attempt)
             reason = _("The storage of %(location)s is not set up. Contact support.")
             reason %= {"location": operation.snapshot.location_id}
-            settle_failure(operation, reason, retryable=False, cause=NOT_SET_UP)
+            retry_or_fail(operation, reason, retryable=False, cause=NOT_SET_UP)
         except Exception:
             logger.exception("Operation %s, attempt %s, failed unexpectedly", operation.pk, operation.attempt)
             reason = _("Something unexpected happened in the portal. Try again; if it stays so, ask support.")
-            settle_failure(operation, reason, retryable=True, cause=UNEXPECTED)
+            retry_or_fail(operation, reason, retryable=True, cause=UNEXPECTED)
 
 
 def clean_up_after(operation: Operation) -> None:
@@ -114,7 +114,7 @@ def clean_up_after(operation: Operation) -> None:
     logger.info("Operation %s, attempt %s: cancelled", operation.pk, operation.attempt)
 
 
-def settle_failure(operation: Operation, reason: str, *, retryable: bool, cause: str) -> None:
+def retry_or_fail(operation: Operation, reason: str, *, retryable: bool, cause: str) -> None:
     """Try again after a pause when that can help, else fail with the reason."""
     if retryable and not operation.is_last_attempt:
         operations.release(operation, retry_in=operations.retry_pause(operation), error=reason)
@@ -123,47 +123,47 @@ def settle_failure(operation: Operation, reason: str, *, retryable: bool, cause:
         operations.finish(
             operation,
             Operation.State.FAILED,
-            lambda now: settle_failed(operation, reason, now),
+            lambda now: fail_operation(operation, reason, now),
             error=reason,
             cause=cause,
         )
 
 
-def settle_damage(operation: Operation, error: "DamagedDisk") -> None:
+def fail_damaged(operation: Operation, error: "DamagedDisk") -> None:
     """What the operation needed is damaged: it fails, and the snapshot is marked in the same transaction."""
     reason = str(error)
 
     def settle(now: datetime) -> None:
-        FAILURES[Operation.Kind(operation.kind)](operation, reason, now)
+        FAILURE_HANDLERS[Operation.Kind(operation.kind)](operation, reason, now)
         if not record_damage(operation.snapshot, {error.disk: reason}, now, user=operation.requested_by):
-            tell_of_failure(operation, reason)
+            notify_failure(operation, reason)
 
     with contextlib.suppress(operations.LeaseLost):  # then its new owner settles it
         operations.finish(operation, Operation.State.FAILED, settle, error=reason, cause=Corrupt.__name__)
 
 
-def wait_until_free(operation: Operation, reason: str) -> None:
+def retry_when_free(operation: Operation, reason: str) -> None:
     """Something else holds the disk: try again without counting the attempt, until the deadline after the first one."""
     assert operation.started_at is not None  # held by the constraint operation_lease
     hours = settings.OPERATION_DEADLINE_HOURS
-    now = operation.carried_out_at or timezone.now()
+    now = operation.now_override or timezone.now()
     if operation.may_fail_for_good and now >= operation.started_at + timedelta(hours=hours):
         given_up = ngettext(
             "It stayed so for %(hours)s hour, so this was given up.",
             "It stayed so for %(hours)s hours, so this was given up.",
             hours,
         ) % {"hours": hours}
-        settle_failure(operation, f"{reason} {given_up}", retryable=False, cause=Busy.__name__)
+        retry_or_fail(operation, f"{reason} {given_up}", retryable=False, cause=Busy.__name__)
     else:
         operations.release(operation, counted=False, retry_in=operations.busy_pause(operation), error=reason)
 
 
-def settle_failed(operation: Operation, reason: str, now: datetime) -> None:
-    FAILURES[Operation.Kind(operation.kind)](operation, reason, now)
-    tell_of_failure(operation, reason)
+def fail_operation(operation: Operation, reason: str, now: datetime) -> None:
+    FAILURE_HANDLERS[Operation.Kind(operation.kind)](operation, reason, now)
+    notify_failure(operation, reason)
 
 
-def tell_of_failure(operation: Operation, reason: str, *, title: str | Promise = "") -> None:
+def notify_failure(operation: Operation, reason: str, *, title: str | Promise = "") -> None:
     """Who asked for it learns of it in the bell, wherever that person is; the project's people where nobody asked."""
     if operation.kind in (Operation.Kind.CLEAN_UP, Operation.Kind.SCRUB):
         return  # of a failure that was told; a read that failed without damage is the operator's
@@ -195,7 +195,7 @@ def give_up(operation: Operation) -> None:
     )
     if unfinished and unfinished.state in (State.PENDING, State.CREATING):
         remove_disks(unfinished)
-    settle_failure(
+    retry_or_fail(
         operation,
         _("The storage worker stopped in the middle, %(count)s times. Nothing was changed. Try again later.")
         % {"count": operation.failures},
@@ -239,7 +239,9 @@ def remove_disks(snapshot: Snapshot) -> None:
 
 def capture(operation: Operation, lease: operations.Lease) -> None:
     infos = take(operation.snapshot, lease)
-    operations.finish(operation, Operation.State.SUCCEEDED, lambda now: settle_ready(operation.snapshot, infos, now))
+    operations.finish(
+        operation, Operation.State.SUCCEEDED, lambda now: complete_capture(operation.snapshot, infos, now)
+    )
 
 
 def take(snapshot: Snapshot, lease: operations.Lease, *, safety: bool = False) -> list[SnapshotInfo]:
@@ -253,7 +255,7 @@ def take(snapshot: Snapshot, lease: operations.Lease, *, safety: bool = False) -
     return create(disks, lease.heartbeat)
 
 
-def settle_ready(snapshot: Snapshot, infos: list[SnapshotInfo], now: datetime) -> None:
+def complete_capture(snapshot: Snapshot, infos: list[SnapshotInfo], now: datetime) -> None:
     """Ready, and billed from this very instant; a checksum that is still missing follows. The caller holds the customer's
     lock.
 
@@ -282,7 +284,7 @@ def settle_ready(snapshot: Snapshot, infos: list[SnapshotInfo], now: datetime) -
         operations.create_operation(kind=Operation.Kind.VERIFY, snapshot=snapshot)
 
 
-def settle_not_taken(snapshot: Snapshot, reason: str) -> None:
+def fail_capture(snapshot: Snapshot, reason: str) -> None:
     failed = Snapshot.objects.transition(snapshot.pk, [State.PENDING, State.CREATING], State.FAILED, error=reason)
     try:
         driver = get_driver(snapshot.location)
@@ -316,7 +318,7 @@ def restore(operation: Operation, lease: operations.Lease) -> None:
             lock_customer(safety.customer_id)
             if not operations.update(operation, bytes_done=0):
                 raise operations.LeaseLost
-            settle_ready(safety, infos, timezone.now())
+            complete_capture(safety, infos, timezone.now())
             activity.record(act="ready.capture", actor=None, thing=safety)
     driver = get_driver(operation.snapshot.location)
     if len(disks) > 1 and not operation.unchecked:
@@ -373,15 +375,15 @@ def record_checks(infos: Sequence[SnapshotInfo]) -> None:
     Snapshot.objects.filter(disks__in=[info.uuid for info in infos]).update_last_read()
 
 
-def settle_not_restored(operation: Operation, reason: str) -> None:
+def fail_restore(operation: Operation, reason: str) -> None:
     if operation.safety_snapshot:
-        settle_not_taken(operation.safety_snapshot, reason)
+        fail_capture(operation.safety_snapshot, reason)
 
 
 # --- new volume ------------------------------------------------------------------------------------------------------
 
 
-def make_volume(operation: Operation, lease: operations.Lease) -> None:
+def create_volume(operation: Operation, lease: operations.Lease) -> None:
     volume, disk = operation.volume, operation.disk
     assert volume is not None and disk is not None  # held by the constraint operation_target
     refuse_damaged(operation)
@@ -399,7 +401,7 @@ def make_volume(operation: Operation, lease: operations.Lease) -> None:
     operations.finish(operation, Operation.State.SUCCEEDED, settle)
 
 
-def settle_no_volume(operation: Operation, now: datetime) -> None:
+def fail_new_volume(operation: Operation, now: datetime) -> None:
     """The row stays for a second try, out of sight."""
     Volume.objects.filter(pk=operation.volume_id).update(state=Volume.State.ERROR, deleted_at=now)
 
@@ -452,7 +454,7 @@ def read_again(operation: Operation, heartbeat: Heartbeat) -> None:
             Snapshot.objects.filter(pk=operation.snapshot_id).update_last_read()
         if damage:
             if not record_damage(operation.snapshot, damage, now, user=operation.requested_by):
-                tell_of_failure(operation, reason, title=gettext_lazy("“%(name)s” is damaged"))
+                notify_failure(operation, reason, title=gettext_lazy("“%(name)s” is damaged"))
         elif operation.requested_by:
             record_sound(operation.snapshot, now, user=operation.requested_by)
 
@@ -485,19 +487,19 @@ def clean_up(operation: Operation, lease: operations.Lease) -> None:
     operations.finish(operation, Operation.State.SUCCEEDED, lambda now: None)
 
 
-WORK = {
+HANDLERS = {
     Operation.Kind.CAPTURE: capture,
     Operation.Kind.RESTORE: restore,
-    Operation.Kind.NEW_VOLUME: make_volume,
+    Operation.Kind.NEW_VOLUME: create_volume,
     Operation.Kind.VERIFY: verify,
     Operation.Kind.SCRUB: scrub,
     Operation.Kind.DELETE: delete,
     Operation.Kind.CLEAN_UP: clean_up,
 }
-FAILURES = {
-    Operation.Kind.CAPTURE: lambda operation, reason, now: settle_not_taken(operation.snapshot, reason),
-    Operation.Kind.RESTORE: lambda operation, reason, now: settle_not_restored(operation, reason),
-    Operation.Kind.NEW_VOLUME: lambda operation, reason, now: settle_no_volume(operation, now),
+FAILURE_HANDLERS = {
+    Operation.Kind.CAPTURE: lambda operation, reason, now: fail_capture(operation.snapshot, reason),
+    Operation.Kind.RESTORE: lambda operation, reason, now: fail_restore(operation, reason),
+    Operation.Kind.NEW_VOLUME: lambda operation, reason, now: fail_new_volume(operation, now),
     Operation.Kind.VERIFY: lambda operation, reason, now: None,
     Operation.Kind.SCRUB: lambda operation, reason, now: None,
     Operation.Kind.DELETE: lambda operation, reason, now: None,  # stays Deleting; Try again is offered

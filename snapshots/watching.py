@@ -23,7 +23,7 @@ from cng_portal.monitoring.models import Lease, Process, StorageCheck
 from cng_portal.monitoring.services import SILENT_AFTER, count_storage_error
 
 from .models import DiskImage, Operation, OperationQuerySet, Snapshot, State, usable
-from .operations import put_off
+from .operations import backed_off
 from .storage.contract import StorageError, advice_for
 from .storage.registry import get_driver
 
@@ -93,7 +93,7 @@ def active_operations(now: datetime) -> OperationQuerySet:
     progress = Case(
         When(running & Q(lease_until__lt=now), then=Value(LOST)),
         When(running, then=Value(RUNNING)),
-        When(put_off(now), then=Value(PAUSED)),
+        When(backed_off(now), then=Value(PAUSED)),
         default=Value(WAITING),
     )
     return Operation.objects.active().annotate(progress=progress).order_by()
@@ -191,7 +191,7 @@ def warnings(seen: Look) -> list[str]:
     if seen.lease_left < timedelta():
         found.append(
             _(
-                "No scheduler acts: backups do not start, forgotten operations are not woken and months are not closed. "
+                "No scheduler acts: backups do not start, forgotten operations are not resumed and months are not closed. "
                 "Start one: manage.py scheduler."
             )
         )

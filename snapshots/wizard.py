@@ -185,8 +185,8 @@ class SourceForm(StepForm):
         if source := cleaned.get(self.field):
             try:
                 services.check_deliverable(source, kind=self.draft.kind)
-                services.check_room(source)
-            except services.Refusal as refusal:
+                services.check_space(source)
+            except services.ActionRefused as refusal:
                 self.add_error(self.field, str(refusal))
         return cleaned
 
@@ -226,7 +226,7 @@ class NameForm(StepForm):
         assert self.draft.project is not None  # the steps before are checked
         try:
             return services.check_name(self.draft.project.customer_id, self.cleaned_data["name"])
-        except services.NotFree as refusal:
+        except services.NameTaken as refusal:
             self.suggestion = refusal.suggestion
             raise ValidationError(str(refusal)) from refusal
 

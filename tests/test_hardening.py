@@ -394,12 +394,12 @@ def test_the_act_after_the_last_one_of_the_hour_is_refused_until_the_first_is_an
         limited.update(kind=kind, **target)
 
     before = Operation.objects.count(), Snapshot.objects.count(), Volume.objects.count()
-    with pytest.raises(services.TooOften) as refused:
+    with pytest.raises(services.RateLimited) as refused:
         act(kind, member, snapshot)
     assert f"Refused {kind}: the account has asked for as many as it may within an hour" in caplog.messages
 
     with timezone.override(member.project.customer.zone):
-        with pytest.raises(services.TooOften) as in_their_zone:
+        with pytest.raises(services.RateLimited) as in_their_zone:
             act(kind, member, snapshot)
         again = timezone.localtime(times[0] + timedelta(hours=1, seconds=59))
         assert f"Try again at {again:%H:%M}, or ask support for more." in str(in_their_zone.value)

@@ -21,7 +21,7 @@ from cng_portal.monitoring import services as watch
 from cng_portal.monitoring.models import Lease, Process
 from snapshots import operations
 from snapshots.models import Operation
-from snapshots.operations import enqueue_wake_up
+from snapshots.operations import enqueue_worker
 from tests.factories import OperationFactory
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
@@ -65,7 +65,7 @@ def forgotten_operation() -> Operation:
     return OperationFactory(running=True, lease_until=timezone.now() - timedelta(seconds=1))
 
 
-def is_woken(operation: Operation) -> bool:
+def is_enqueued(operation: Operation) -> bool:
     operation.refresh_from_db()
     return operation.state == Operation.State.PENDING
 
@@ -106,13 +106,13 @@ def test_when_the_acting_scheduler_is_killed_another_one_acts_within_the_lease(s
     first = leader()
     assert first is not None
     operation = forgotten_operation()
-    wait_until(lambda: is_woken(operation), "the leader does not act")
+    wait_until(lambda: is_enqueued(operation), "the leader does not act")
 
     processes[first.pid].kill()
     processes[first.pid].wait()
     killed_at = timezone.now()
     operation = forgotten_operation()
-    wait_until(lambda: is_woken(operation), "nobody took over")
+    wait_until(lambda: is_enqueued(operation), "nobody took over")
 
     assert timezone.now() - killed_at < timedelta(seconds=LEASE_SECONDS + 5)  # the machine may be busy
     second = leader()
@@ -135,7 +135,7 @@ def test_a_scheduler_that_hangs_loses_the_lease_and_goes_on_in_the_second_row(st
 
     os.kill(first.pid, signal.SIGCONT)
     operation = forgotten_operation()
-    wait_until(lambda: is_woken(operation), "nobody acts")
+    wait_until(lambda: is_enqueued(operation), "nobody acts")
     assert (now := leader()) and now.pid == other.pid
 
 
@@ -208,6 +208,6 @@ def test_a_worker_outlives_a_restart_of_its_database(start: Start) -> None:
     connection.close()
     connection.close_pool()
     operation = OperationFactory()
-    enqueue_wake_up()
+    enqueue_worker()
     wait_until(lambda: Operation.objects.get(pk=operation.pk).finished_at, "nothing is done any more")
     assert worker.poll() is None

@@ -103,7 +103,7 @@ def test_one_id_leads_from_the_click_to_every_line_of_the_worker(
 
 
 @pytest.mark.django_db(transaction=True)
-def test_the_scheduler_names_its_duty_and_the_operation_that_it_wakes(process_environment: dict[str, str]) -> None:
+def test_the_scheduler_names_its_duty_and_the_operation_that_it_releases(process_environment: dict[str, str]) -> None:
     operation = OperationFactory(
         running=True, lease_until=timezone.now() - timedelta(seconds=1), request_id="of-the-click"
     )
@@ -114,10 +114,10 @@ def test_the_scheduler_names_its_duty_and_the_operation_that_it_wakes(process_en
         text=True,
         check=True,
     )
-    woken = of([json.loads(line) for line in scheduler.stderr.splitlines()], "Released")
-    assert woken["duty"] == "wake_operations"
-    assert (woken["operation_id"], woken["request_id"]) == (str(operation.pk), "of-the-click")
-    assert woken["level"] == "warning"
+    released = of([json.loads(line) for line in scheduler.stderr.splitlines()], "Released")
+    assert released["duty"] == "reconcile_operations"
+    assert (released["operation_id"], released["request_id"]) == (str(operation.pk), "of-the-click")
+    assert released["level"] == "warning"
 
 
 def test_a_person_can_read_the_lines_without_a_tool() -> None:

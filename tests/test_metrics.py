@@ -128,7 +128,7 @@ def test_what_a_clock_a_little_ahead_has_asked_for_waits_and_is_not_paused() -> 
 def test_the_depth_of_the_queue_counts_what_a_worker_could_take_now(client: Client) -> None:
     assert scrape(client)["portal_queue_depth"] == 0
     operations.create_operation(kind="verify", snapshot=SnapshotFactory())
-    operations.enqueue_wake_up(at=timezone.now() + timedelta(minutes=5))
+    operations.enqueue_worker(at=timezone.now() + timedelta(minutes=5))
     assert DBTaskResult.objects.count() == 2
     seen = scrape(client)
     assert seen["portal_queue_depth"] == 1

@@ -113,7 +113,7 @@ class WorkCollector(Collector):
             "How long the oldest operation that no worker has taken could have been taken.",
             value=seen.oldest_wait.total_seconds(),
         )
-        yield GaugeMetricFamily("portal_queue_depth", "Wake-up calls that wait for a worker.", value=seen.queue_depth)
+        yield GaugeMetricFamily("portal_queue_depth", "Tasks that wait for a worker.", value=seen.queue_depth)
 
     def of_processes(self, seen: watching.Look) -> Iterator[Metric]:
         alive = GaugeMetricFamily("portal_processes", "Processes that gave a sign of life lately.", labels=["kind"])

@@ -21,7 +21,7 @@ from cng_portal.accounts.services import lock_customer
 from cng_portal.inventory.models import Location, VirtualMachine
 
 from ..models import BackupSchedule, DeletionCause, Snapshot, SnapshotQuerySet, State
-from ..services import NotNow, NotSold, SourceGone, accept_deletion, check_cover, fresh, uses_of
+from ..services import InvalidState, NotSold, SourceUnavailable, accept_deletion, check_cover, reload_source, uses_of
 from .ending import record_switch, switch_off
 from .occurrences import Recurrence
 from .planning import set_next_run, set_next_runs
@@ -64,13 +64,13 @@ def switch_automatic_backups(
     """Switch the machine's automatic backups on or off. No-op if they are switched so already.
 
     On: the machine is backed up by the location's default schedule, and charged from now on. Off: both end, and the
-    backups stay. Raises SourceGone, NotSold and NoCredit, and PermissionDenied for anybody but an administrator.
+    backups stay. Raises SourceUnavailable, NotSold, InsufficientCredit; PermissionDenied for anybody but an administrator.
     """
     now = now or timezone.now()
     require_administrator(user)
     with transaction.atomic():
         lock_customer(vm.project.customer_id)
-        vm = fresh(vm)
+        vm = reload_source(vm)
         if on and vm.automatic_backups_since is None:
             switch_on(vm, user, now)
         elif not on and vm.automatic_backups_since is not None:
@@ -81,7 +81,7 @@ def switch_automatic_backups(
 def switch_on(vm: VirtualMachine, user: User, now: datetime) -> None:
     """Create or revive the automatic schedule and start the charge. The caller must hold the customer's lock."""
     if vm.deleted_at is not None:
-        raise SourceGone(_("“%(name)s” has been deleted, so there is nothing to back up.") % {"name": vm.name})
+        raise SourceUnavailable(_("“%(name)s” has been deleted, so there is nothing to back up.") % {"name": vm.name})
     quote = automatic_backup_quote(vm=vm, at=now)
     check_cover(vm.project.customer, quote.hourly_micro, at=now)
     # The earlier schedule is used again, so that retention counts and deletes its backups.
@@ -117,15 +117,15 @@ def automatic_backups(vm: VirtualMachine) -> SnapshotQuerySet:
 def delete_automatic_backups(*, vm: VirtualMachine, user: User, now: datetime | None = None) -> int:
     """Delete what automatic backups have left, except for pinned backups and those in use. Returns how many.
 
-    Raises NotNow while automatic backups are on, and PermissionDenied for anybody but an administrator.
+    Raises InvalidState while automatic backups are on, and PermissionDenied for anybody but an administrator.
     """
     now = now or timezone.now()
     require_administrator(user)
     with transaction.atomic():
         lock_customer(vm.project.customer_id)
-        vm = fresh(vm)
+        vm = reload_source(vm)
         if vm.automatic_backups_since is not None:
-            raise NotNow(_("Automatic backups are on and manage their own backups. Switch them off first."))
+            raise InvalidState(_("Automatic backups are on and manage their own backups. Switch them off first."))
         unused = [backup for backup in automatic_backups(vm) if not uses_of(backup).exists()]
         for backup in unused:
             accept_deletion(backup, at=now, cause=DeletionCause.USER, user=user)
@@ -140,7 +140,7 @@ def change_machine_price(
     require_administrator(user)
     with transaction.atomic():
         lock_customer(vm.project.customer_id)
-        vm = fresh(vm)
+        vm = reload_source(vm)
         vm.hourly_price_micro = hourly_price_micro
         vm.save(update_fields=["hourly_price_micro"])
         if vm.automatic_backups_since is not None:

@@ -27,7 +27,7 @@ from cng_portal.accounts.admin import ReadOnly
 from cng_portal.inventory.admin import LocationAdmin, LocationForm, VirtualMachineAdmin, shown
 from cng_portal.inventory.models import AutomaticBackupSwitch, Location, VirtualMachine
 
-from ..services import NotSold, Refusal
+from ..services import ActionRefused, NotSold
 from .automatic import (
     automatic_backup_quote,
     automatic_backups,
@@ -168,7 +168,7 @@ class MachineAdmin(VirtualMachineAdmin):
             try:
                 switch_automatic_backups(vm=vm, on=on, user=request.user)
                 switched.append(vm)
-            except Refusal as refusal:
+            except ActionRefused as refusal:
                 self.message_user(request, f"{vm}: {refusal}", messages.ERROR)
         if not switched:
             return
@@ -242,7 +242,7 @@ class MachineAdmin(VirtualMachineAdmin):
         if request.method == "POST":
             try:
                 count = delete_automatic_backups(vm=vm, user=request.user)
-            except Refusal as refusal:
+            except ActionRefused as refusal:
                 self.message_user(request, str(refusal), messages.ERROR)
             else:
                 text = ngettext("%(count)s backup is being deleted.", "%(count)s backups are being deleted.", count)

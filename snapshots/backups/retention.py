@@ -14,7 +14,7 @@ from cng_portal.accounts.models import User
 from cng_portal.accounts.services import lock_customer
 
 from ..models import BackupSchedule, DeletionCause, Kind, Snapshot, State
-from ..services import NotNow, accept_deletion, locked, require_change, uses_of
+from ..services import InvalidState, accept_deletion, reload_snapshot, require_change, uses_of
 
 
 def apply_retention(schedule: BackupSchedule, now: datetime) -> None:
@@ -35,24 +35,24 @@ def apply_retention(schedule: BackupSchedule, now: datetime) -> None:
 
 
 def pin_backup(*, snapshot: Snapshot, user: User) -> Snapshot:
-    """Exclude a backup from retention: it neither counts nor is deleted. Raises NotNow for anything but a backup."""
+    """Exclude a backup from retention: it neither counts nor is deleted. Raises InvalidState for anything but a backup."""
     return _set_pinned(snapshot, user, is_pinned=True)
 
 
 def unpin_backup(*, snapshot: Snapshot, user: User) -> Snapshot:
-    """Let retention count and delete the backup again. Raises NotNow for anything but a backup."""
+    """Let retention count and delete the backup again. Raises InvalidState for anything but a backup."""
     return _set_pinned(snapshot, user, is_pinned=False)
 
 
 def _set_pinned(snapshot: Snapshot, user: User, *, is_pinned: bool) -> Snapshot:
     with transaction.atomic():
         lock_customer(snapshot.customer_id)
-        snapshot = locked(snapshot)
+        snapshot = reload_snapshot(snapshot)
         require_change(User.objects.get(pk=user.pk), snapshot.project_id)
         if snapshot.kind != Kind.BACKUP:
-            raise NotNow(_("Only backups can be pinned. Other snapshots are never deleted automatically."))
+            raise InvalidState(_("Only backups can be pinned. Other snapshots are never deleted automatically."))
         if snapshot.state in (State.DELETING, State.DELETED):
-            raise NotNow(_("The backup is being deleted, so it can't be pinned or unpinned."))
+            raise InvalidState(_("The backup is being deleted, so it can't be pinned or unpinned."))
         snapshot.is_pinned = is_pinned
         snapshot.save(update_fields=["is_pinned"])
         activity.record(act="backup.pin", actor=user, thing=snapshot, after={"is_pinned": is_pinned})

@@ -20,19 +20,19 @@ from cng_portal.inventory.models import VirtualMachine
 from ..models import BackupRun, BackupSchedule, DeletionCause, Kind, Operation, Snapshot, State
 from ..operations import create_operation
 from ..services import (
-    NoRoom,
-    NotNow,
-    Refusal,
+    ActionRefused,
+    InvalidState,
+    OutOfSpace,
     accept_deletion,
     check_capturable,
     check_deliverable,
     check_pace,
-    check_room,
+    check_space,
     create_snapshot_row,
     free_name,
-    fresh,
     has_other_disks,
-    locked,
+    reload_snapshot,
+    reload_source,
     retake,
     volumes_of,
 )
@@ -121,12 +121,12 @@ def is_other_schedule_running(schedule: BackupSchedule) -> bool:
 
 
 def start_requested_run(schedule: BackupSchedule, user: User, now: datetime) -> BackupRun:
-    """Start the run that a user asked for. The caller must hold the customer's lock and have called `check_room`.
+    """Start the run that a user asked for. The caller must hold the customer's lock and have called `check_space`.
 
-    Raises NotNow while another backup of the machine is running, and what `request_backup` raises.
+    Raises InvalidState while another backup of the machine is running, and what `request_backup` raises.
     """
     if BackupRun.objects.unfinished().filter(vm=schedule.vm).exists():
-        raise NotNow(_("A backup of this machine is already running. Try again when it has finished."))
+        raise InvalidState(_("A backup of this machine is already running. Try again when it has finished."))
     check_pace(schedule.vm.project.customer_id, Operation.Kind.CAPTURE)
     run = build_run(schedule, now, now)
     run.requested_by = user
@@ -146,8 +146,8 @@ def build_run(schedule: BackupSchedule, scheduled_at: datetime, now: datetime) -
 def describe_storage_problem(vm: VirtualMachine) -> str:
     """Return why the storage has no room for a backup now, or "". Call it outside of transactions: it may be slow."""
     try:
-        check_room(vm)
-    except Refusal as refusal:
+        check_space(vm)
+    except ActionRefused as refusal:
         return str(refusal)
     return ""
 
@@ -159,9 +159,9 @@ def try_backup(run: BackupRun, now: datetime, problem: str) -> None:
     """
     try:
         if problem:
-            raise NoRoom(problem)
+            raise OutOfSpace(problem)
         request_backup(run, now)
-    except Refusal as refusal:
+    except ActionRefused as refusal:
         run.tries += 1
         record_failed_try(run, str(refusal), now)
 
@@ -169,9 +169,9 @@ def try_backup(run: BackupRun, now: datetime, problem: str) -> None:
 def request_backup(run: BackupRun, now: datetime) -> None:
     """Ask storage for what the run lacks: a first backup, the failed one again, or its verification. Saves the run.
 
-    The caller must hold the customer's lock. Raises every Refusal.
+    The caller must hold the customer's lock. Raises every ActionRefused.
     """
-    backup = locked(run.snapshot) if run.snapshot else None
+    backup = reload_snapshot(run.snapshot) if run.snapshot else None
     if backup and backup.state == State.FAILED and has_other_disks(backup):
         accept_deletion(backup, at=now, cause=DeletionCause.FAILED)
         backup = None
@@ -189,8 +189,8 @@ def request_backup(run: BackupRun, now: datetime) -> None:
 
 
 def create_backup(run: BackupRun, now: datetime) -> Snapshot:
-    """Create the pending backup of a run and its capture operation. Raises every Refusal."""
-    source = fresh(run.vm)
+    """Create the pending backup of a run and its capture operation. Raises every ActionRefused."""
+    source = reload_source(run.vm)
     if run.schedule.is_automatic:
         check_capturable(source)
     else:

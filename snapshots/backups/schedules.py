@@ -1,7 +1,7 @@
 """Schedules of backups: create, edit, pause, resume, delete, and *Run now*.
 
 Each function validates, writes in one transaction that holds the customer's lock, and returns the object; or raises a
-`Refusal` with nothing written. `now` defaults to the current time.
+`ActionRefused` with nothing written. `now` defaults to the current time.
 """
 
 from datetime import datetime, time
@@ -18,12 +18,12 @@ from cng_portal.inventory.models import Interval, VirtualMachine
 
 from ..models import BackupRun, BackupSchedule, Draft, Kind
 from ..services import (
-    NotNow,
-    Refusal,
+    ActionRefused,
+    InvalidState,
     check_deliverable,
-    check_room,
     check_shown_price,
-    fresh,
+    check_space,
+    reload_source,
     require_change,
 )
 from .ending import end_schedule, stop_runs
@@ -36,7 +36,7 @@ MAX_RETENTION_COUNT = 365
 MAX_SCHEDULES_PER_MACHINE = 20
 
 
-class InvalidSchedule(Refusal):
+class InvalidSchedule(ActionRefused):
     """An answer is missing or invalid; `field` is one of SCHEDULE_FIELDS."""
 
     def __init__(self, message: str, field: str) -> None:
@@ -84,22 +84,22 @@ def create_schedule(
     """Back up the machine regularly and, with `take_one_now`, immediately as well.
 
     A draft makes one schedule: the second call with it returns that one. `shown_hourly_micro` is the price of one backup
-    that the user saw; PriceMoved is raised if it has changed. Raises every Refusal that a backup would raise now.
+    that the user saw; PriceChanged is raised if it has changed. Raises every ActionRefused that a backup would raise now.
     """
     now = now or timezone.now()
-    check_room(vm)
+    check_space(vm)
     with transaction.atomic():
         lock_customer(vm.project.customer_id)
         if draft and (existing := BackupSchedule.objects.filter(draft=draft).first()):
             return existing
-        vm = fresh(vm)
+        vm = reload_source(vm)
         require_change(User.objects.get(pk=user.pk), vm.project_id)
         fields = clean_schedule_fields(
             interval=interval, weekday=weekday, month_day=month_day, at=at, retention_count=retention_count
         )
         check_shown_price(check_deliverable(vm, now, kind=Kind.BACKUP), shown_hourly_micro)
         if BackupSchedule.objects.present().filter(vm=vm).count() >= MAX_SCHEDULES_PER_MACHINE:
-            raise NotNow(
+            raise InvalidState(
                 _("“%(name)s” already has %(max)s schedules, which is the limit. Edit or delete one of them.")
                 % {"name": vm.name, "max": MAX_SCHEDULES_PER_MACHINE}
             )
@@ -125,7 +125,7 @@ def edit_schedule(
 ) -> BackupSchedule:
     """Change when the schedule runs, from now on. A lower retention count applies after the next verified backup.
 
-    Raises InvalidSchedule and NotNow.
+    Raises InvalidSchedule and InvalidState.
     """
     now = now or timezone.now()
     fields = clean_schedule_fields(
@@ -145,7 +145,7 @@ def edit_schedule(
 
 
 def pause_schedule(*, schedule: BackupSchedule, user: User, now: datetime | None = None) -> BackupSchedule:
-    """Stop runs and retries until the schedule is resumed. No-op if it is paused. Raises NotNow."""
+    """Stop runs and retries until the schedule is resumed. No-op if it is paused. Raises InvalidState."""
     now = now or timezone.now()
     with transaction.atomic():
         schedule = lock_schedule(schedule, user)
@@ -158,7 +158,7 @@ def pause_schedule(*, schedule: BackupSchedule, user: User, now: datetime | None
 
 
 def resume_schedule(*, schedule: BackupSchedule, user: User, now: datetime | None = None) -> BackupSchedule:
-    """Run again from the next occurrence on. No-op if it isn't paused. Raises NotNow."""
+    """Run again from the next occurrence on. No-op if it isn't paused. Raises InvalidState."""
     now = now or timezone.now()
     with transaction.atomic():
         schedule = lock_schedule(schedule, user)
@@ -173,7 +173,7 @@ def resume_schedule(*, schedule: BackupSchedule, user: User, now: datetime | Non
 def delete_schedule(*, schedule: BackupSchedule, user: User, now: datetime | None = None) -> BackupSchedule:
     """Stop the schedule for good. Its backups stay, and are charged until they are deleted. No-op if it is deleted.
 
-    Raises NotNow for the schedule of automatic backups.
+    Raises InvalidState for the schedule of automatic backups.
     """
     now = now or timezone.now()
     with transaction.atomic():
@@ -187,10 +187,10 @@ def delete_schedule(*, schedule: BackupSchedule, user: User, now: datetime | Non
 def run_now(*, schedule: BackupSchedule, user: User, now: datetime | None = None) -> BackupRun:
     """Take a backup immediately, even if the schedule is paused.
 
-    Raises NotNow while another backup of the machine is running, and every Refusal that a backup would raise.
+    Raises InvalidState while another backup of the machine is running, and every ActionRefused that a backup would raise.
     """
     now = now or timezone.now()
-    check_room(schedule.vm)
+    check_space(schedule.vm)
     with transaction.atomic():
         return start_requested_run(lock_schedule(schedule, user), user, now)
 
@@ -198,13 +198,13 @@ def run_now(*, schedule: BackupSchedule, user: User, now: datetime | None = None
 def lock_schedule(schedule: BackupSchedule, user: User, *, allow_deleted: bool = False) -> BackupSchedule:
     """Take the customer's lock, then read the schedule again and check that the user may change it.
 
-    Raises NotNow for the schedule of automatic backups, and for a deleted one unless `allow_deleted`.
+    Raises InvalidState for the schedule of automatic backups, and for a deleted one unless `allow_deleted`.
     """
     lock_customer(schedule.vm.project.customer_id)
     schedule = schedules_with_machine().get(pk=schedule.pk)
     require_change(User.objects.get(pk=user.pk), schedule.vm.project_id)
     if schedule.is_automatic:
-        raise NotNow(_("Only your provider can change automatic backups. Create your own backup instead."))
+        raise InvalidState(_("Only your provider can change automatic backups. Create your own backup instead."))
     if schedule.deleted_at is not None and not allow_deleted:
-        raise NotNow(_("The schedule has been deleted. Create a new one."))
+        raise InvalidState(_("The schedule has been deleted. Create a new one."))
     return schedule

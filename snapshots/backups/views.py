@@ -203,7 +203,7 @@ def edit(request: HttpRequest, schedule_id: UUID) -> HttpResponse:
     if request.method == "POST" and form.is_valid() and "preview" not in request.POST:
         try:
             edited = edit_schedule(schedule=schedule, user=request.user, **(form.schedule_fields or {}))
-        except services.Refusal as refusal:
+        except services.ActionRefused as refusal:
             form.add_error(None, str(refusal))
         else:
             messages.success(
@@ -239,7 +239,7 @@ def confirm_action(
     if request.method == "POST":
         try:
             perform()
-        except services.Refusal as refusal:
+        except services.ActionRefused as refusal:
             problems = [{"id": "", "message": str(refusal)}]
         else:
             messages.success(request, done)
@@ -360,7 +360,7 @@ def pin(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         change = pin_backup if is_pinning else unpin_backup
         try:
             change(snapshot=snapshot, user=request.user)
-        except services.Refusal as refusal:
+        except services.ActionRefused as refusal:
             problems = [{"id": "", "message": str(refusal)}]
         else:
             text = _("“%(name)s” is pinned.") if is_pinning else _("“%(name)s” is no longer pinned.")

@@ -51,7 +51,7 @@ from ..storage.contract import Driver, StorageError
 from ..storage.files import NotRegularFile, open_regular_file
 from ..storage.local.driver import Manifest
 from ..storage.registry import get_driver
-from ..tasks import settle_failed
+from ..tasks import fail_operation
 
 FORMAT = 1
 HEAD, DATABASE, MANIFESTS, SECRET, CHECKSUMS = (
@@ -537,5 +537,5 @@ def give_up_restores() -> int:
             Operation.objects.filter(pk=operation.pk).update(
                 state=Operation.State.FAILED, finished_at=now, error=reason
             )
-            settle_failed(operation, reason, now)
+            fail_operation(operation, reason, now)
     return len(restores)

@@ -32,12 +32,12 @@ from ..damage import record_damage, record_sound
 from ..models import SERVICE_KINDS, BackupSchedule, DiskImage, Kind, Operation, Snapshot, State
 from ..storage.contract import GIB, Busy, Corrupt, Driver, Held, InvalidImage, NotFound, SnapshotInfo, StorageError
 from ..storage.registry import get_driver
-from ..tasks import is_needed, settle_not_taken, snapshot_ref, volume_ref
+from ..tasks import fail_capture, is_needed, snapshot_ref, volume_ref
 
 PAGE = 500
 # What is in storage longer than this without a row will not get one; an import makes the disk first.
 SETTLED_AFTER = timedelta(minutes=1)
-# Waiting work is woken every minute, so nobody looks after what was not woken for this long.
+# The scheduler enqueues pending operations every minute, so one this old has no scheduler.
 OVERDUE_AFTER = timedelta(minutes=5)
 
 M = TypeVar("M", bound=Model)
@@ -215,7 +215,7 @@ EXPLANATIONS = {
         gettext_lazy("An operation that nobody looks after"),
         gettext_lazy("It waits, or its worker died, and for minutes nobody woke it: no scheduler runs."),
         gettext_lazy("Start the scheduler, and see in its log why it stopped."),
-        gettext_lazy("--repair wakes it; a worker then carries it out."),
+        gettext_lazy("--repair enqueues it again for a worker."),
     ),
     "not-charged": Explanation(
         gettext_lazy("A Ready snapshot that nobody is charged for"),
@@ -443,9 +443,9 @@ def look_at_rows(location: Location, now: datetime) -> Iterator[Finding]:
     silent = now - OVERDUE_AFTER
     lost = active.filter(state=Operation.State.RUNNING, lease_until__lt=silent)
     unattended = operations.in_turn(now).filter(state=Operation.State.PENDING, not_before__lt=silent)
-    overdue = lost | unattended if operations.lacks_wake_up(now) else lost
+    overdue = lost | unattended if operations.lacks_queued_task(now) else lost
     for operation in in_pages(overdue.filter(snapshot__location=location)):
-        yield Finding("overdue", location.pk, f"{operation} · {operation.pk}", mend=partial(wake, now))
+        yield Finding("overdue", location.pk, f"{operation} · {operation.pk}", mend=partial(enqueue, now))
 
 
 def look_at_charges(location: Location) -> Iterator[Finding]:
@@ -534,7 +534,7 @@ def fail(snapshot_id: UUID) -> bool:
     with transaction.atomic():
         snapshot = locked(snapshot_id)
         reason = _("Nothing was under way to take it, so it was given up. Nothing was charged. Try again.")
-        settle_not_taken(snapshot, reason)
+        fail_capture(snapshot, reason)
     return True
 
 
@@ -543,7 +543,7 @@ def fail_volume(volume_id: UUID) -> bool:
     return making.update(state=Volume.State.ERROR, deleted_at=timezone.now()) == 1
 
 
-def wake(now: datetime) -> bool:
+def enqueue(now: datetime) -> bool:
     operations.reconcile(now=now)
     return True
 

@@ -406,7 +406,7 @@ class OperationQuerySet(models.QuerySet["Operation"]):
 
 
 class Operation(models.Model):
-    """A piece of work for the storage. This row is the truth about it; a task in the queue only wakes a worker.
+    """A piece of work for the storage. This row is the truth about it; a task in the queue only starts a worker.
 
     `attempt` counts up with every worker that takes it and shuts the one before out: each later write names its
     attempt. `interruptions` are attempts that ended through no fault of the work, such as a worker's restart or a disk
@@ -501,7 +501,7 @@ class Operation(models.Model):
 
     objects = OperationQuerySet.as_manager()
 
-    carried_out_at: datetime | None = None  # what time it is, where the worker was told; else the clock says
+    now_override: datetime | None = None  # what time it is, where the worker was told; else the clock says
 
     class Meta:
         verbose_name = _("operation")

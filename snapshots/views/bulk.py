@@ -17,7 +17,7 @@ from snapshots.forms import DeletionsForm
 from snapshots.models import Kind, Snapshot
 
 from .common import price_of, rates_now
-from .snapshots import LISTS, explain_rows, listed_with_runs
+from .snapshots import LISTS, build_rows, listed_with_runs
 
 
 @require_http_methods(["GET", "POST"])
@@ -55,7 +55,7 @@ def delete_many(request: HttpRequest) -> HttpResponse:
         context = {"rows": found, "done_count": len(done), "saved": savings(done), "refused": len(found) - len(done)}
         return render(request, "snapshots/deleted_many.html", context | {"back": back})
     context = {
-        "rows": explain_rows(found, user),
+        "rows": build_rows(found, user),
         "form": form,
         "consequences": consequences(found),
         "title": form.question,

@@ -27,7 +27,7 @@ def cancel(request: HttpRequest, operation_id: UUID) -> HttpResponse:
     if request.method == "POST":
         try:
             cancellation.cancel(operation=operation, user=request.user)
-        except services.Refusal as refusal:
+        except services.ActionRefused as refusal:
             reason = str(refusal)
         else:
             messages.success(request, describe_outcome(operation))

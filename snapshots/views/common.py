@@ -181,7 +181,7 @@ class Action:
 # --- operations --------------------------------------------------------------------------------------------------------
 
 
-def explain_operations(operations: Iterable[Operation], user: User) -> list[Operation]:
+def build_operation_rows(operations: Iterable[Operation], user: User) -> list[Operation]:
     """The operations, newest first, each with what this person can do about it.
 
     `can_cancel`, `can_retry`, `can_restore_again` and `can_undo` are set; only the newest of its kind and volume can be

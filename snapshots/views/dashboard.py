@@ -28,14 +28,14 @@ from snapshots.storage.contract import Corrupt
 
 from .common import (
     Rates,
-    explain_operations,
+    build_operation_rows,
     newest_operations,
     rates_now,
     render_live,
     version_of,
     with_time_left,
 )
-from .snapshots import explain_rows, listed_with_runs
+from .snapshots import build_rows, listed_with_runs
 
 NEWEST_SHOWN = 5
 OPERATIONS_SHOWN = 10
@@ -52,13 +52,13 @@ def dashboard(request: HttpRequest) -> HttpResponse:
         most=OPERATIONS_SHOWN,
     )
     running = with_time_left(one for one in operations if one.is_active)
-    failed = explain_operations([one for one in operations if not one.is_active], user)
+    failed = build_operation_rows([one for one in operations if not one.is_active], user)
     newest = newest_snapshots(user)
     context = {
         **figures(user),
         "running": running,
         "failed": failed,
-        "rows": explain_rows(newest, user),
+        "rows": build_rows(newest, user),
         "is_live": bool(running),
         "can_take": bool(user.changeable_project_ids),
         "has_projects": bool(user.roles),

@@ -19,13 +19,13 @@ from snapshots.models import BackupSchedule, Kind, Operation, Snapshot, usable
 
 from .common import (
     automatic_price_sentence,
-    explain_operations,
+    build_operation_rows,
     newest_operations,
     render_list,
     render_live,
     version_of,
 )
-from .snapshots import explain_rows, listed_with_runs
+from .snapshots import build_rows, listed_with_runs
 from .timelines import timeline_of
 
 NEWEST_SHOWN = 20
@@ -81,7 +81,7 @@ def machine(request: HttpRequest, vm_id: UUID) -> HttpResponse:
     user = request.user
     found = get_object_or_404(listed_machines().visible_to(user), pk=vm_id)  # type: ignore[attr-defined]
     explain_machines([found], user)
-    operations = explain_operations(
+    operations = build_operation_rows(
         newest_operations(
             Operation.objects.visible_to(user).filter(vm=found),
             Operation.objects.visible_to(user).filter(snapshot__vm=found),
@@ -89,7 +89,7 @@ def machine(request: HttpRequest, vm_id: UUID) -> HttpResponse:
         ),
         user,
     )
-    rows = explain_rows(newest_snapshots(found, user), user)
+    rows = build_rows(newest_snapshots(found, user), user)
     kept = {kind: [one for one in rows if one.kind == kind] for kind in (Kind.VM, Kind.BACKUP)}
     schedules = lists.with_last_run(found.backup_schedules.present().select_related("vm__project__customer"))
     context = {

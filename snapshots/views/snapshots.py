@@ -36,7 +36,7 @@ from snapshots.storage.registry import get_driver
 from .common import (
     Action,
     automatic_price_sentence,
-    explain_operations,
+    build_operation_rows,
     is_fragment,
     price_of,
     rates_now,
@@ -108,7 +108,7 @@ def snapshot_list(request: HttpRequest, kind: Kind) -> HttpResponse:
     context = {
         "kind": kind,
         "form": form,
-        "rows": explain_rows(page.rows, user),
+        "rows": build_rows(page.rows, user),
         "view": view,
         "views": [{"name": name, "url": f"{request.path}?{urlencode({**params, 'view': name})}"} for name in VIEWS],
         "can_take": bool(user.changeable_project_ids),
@@ -158,7 +158,7 @@ LISTED_RELATED = ("project__customer", "location", "volume", "vm")
 
 
 def listed_snapshots() -> QuerySet[Snapshot]:
-    """With what a row shows of each and of its relations, and no more; `explain_rows` adds the rest."""
+    """With what a row shows of each and of its relations, and no more; `build_rows` adds the rest."""
     return Snapshot.objects.select_related(*LISTED_RELATED).only(*LISTED)
 
 
@@ -171,7 +171,7 @@ def listed_with_runs() -> QuerySet[Snapshot]:
     )
 
 
-def explain_rows(snapshots: list[Snapshot], user: User) -> list[Snapshot]:
+def build_rows(snapshots: list[Snapshot], user: User) -> list[Snapshot]:
     """Add what a row shows: `hourly` ("K 20", "" where it costs nothing), `notes`, `has_menu`, `can_delete` and `work`, the
     operation that takes or deletes the snapshot now, or None, from which `poll_seconds` follows. Backups need their runs.
     """
@@ -225,7 +225,7 @@ def actions_for(snapshot: Snapshot, user: User) -> list[Action]:
         return []
     ready = snapshot.state == State.READY and snapshot.missing_since is None
     is_backup = snapshot.kind == Kind.BACKUP
-    can_restore = ready and snapshot.source.deleted_at is None and not services.never_written_back([snapshot])
+    can_restore = ready and snapshot.source.deleted_at is None and not services.irreversible_reasons([snapshot])
     offered = [
         (ready and snapshot.kind != Kind.VOLUME, "new_machine", _("New machine"), "server"),
         (ready, "new_volume", _("New volume"), "circle-stack"),
@@ -250,7 +250,7 @@ def row(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     snapshot = get_object_or_404(listed_with_runs().visible_to(request.user), pk=snapshot_id)
     if not is_fragment(request):
         return redirect("snapshots:snapshot", snapshot_id)
-    explain_rows([snapshot], request.user)
+    build_rows([snapshot], request.user)
     selectable = bool(request.user.changeable_project_ids)
     context = {"snapshot": snapshot, "view": chosen_view(request), "selectable": selectable}
     return render(request, "snapshots/row.html", context)
@@ -299,8 +299,8 @@ def snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     belongs_to_backups(request, found)
     disks = list(found.disks.all())
     about = Operation.objects.filter(Q(snapshot=found) | Q(safety_snapshot=found))
-    operations = explain_operations(shown_operations(about), user)
-    fixed = services.never_written_back([found])
+    operations = build_operation_rows(shown_operations(about), user)
+    fixed = services.irreversible_reasons([found])
     price = price_of(found, rates_now([found.location_id]))
     cost = billing.cost_so_far(resource_id=found.pk, at=timezone.now())
     version = version_of(
@@ -342,10 +342,10 @@ def rename(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         name = request.POST.get("use") or form.cleaned_data["name"]
         try:
             renamed = services.rename_snapshot(snapshot=found, user=request.user, name=name)
-        except services.NotFree as refusal:
+        except services.NameTaken as refusal:
             form.add_error("name", str(refusal))
             suggestion = refusal.suggestion
-        except services.Refusal as refusal:
+        except services.ActionRefused as refusal:
             form.add_error(None, str(refusal))
         else:
             messages.success(request, _("It is called “%(name)s” now.") % {"name": renamed.name})
@@ -381,7 +381,7 @@ def delete(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         else:
             try:
                 services.request_deletion(snapshot=found, user=request.user)
-            except services.Refusal as refusal:
+            except services.ActionRefused as refusal:
                 form.add_error(None, str(refusal))
             else:
                 text = (
@@ -446,7 +446,7 @@ def restore(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
             form.add_error("confirmation", str(refusal))
         except (services.WrongOverride, services.DamagedSnapshot) as refusal:
             add_override_error(form, refusal)
-        except services.Refusal as refusal:
+        except services.ActionRefused as refusal:
             form.add_error(None, str(refusal))
         else:
             messages.success(
@@ -459,7 +459,7 @@ def restore(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     try:
         services.check_restorable(found)
         quote = services.check_deliverable(source, safety=True)
-    except services.Refusal as refusal:
+    except services.ActionRefused as refusal:
         reason = str(refusal)
     context = {
         "snapshot": found,
@@ -484,7 +484,7 @@ def damage_of(disks: Iterable[DiskImage]) -> list[str]:
     return list(dict.fromkeys(disk.damage for disk in disks if disk.damage))
 
 
-def add_override_error(form: OverrideForm, refusal: services.Refusal) -> None:
+def add_override_error(form: OverrideForm, refusal: services.ActionRefused) -> None:
     """Beside the field, which the form lacks if the damage was found since the page was opened."""
     form.add_error("override" if "override" in form.fields else None, str(refusal))
 
@@ -521,7 +521,7 @@ def new_volume(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
             operation = services.request_new_volume(snapshot=found, user=user, disk=disk, **answers)
         except (services.WrongOverride, services.DamagedSnapshot) as refusal:
             add_override_error(form, refusal)
-        except services.Refusal as refusal:
+        except services.ActionRefused as refusal:
             form.add_error(None, str(refusal))
         else:
             messages.success(
@@ -543,7 +543,7 @@ def new_volume(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
 def why_not_ready(snapshot: Snapshot) -> str:
     try:
         services.require_ready(snapshot)
-    except services.Refusal as refusal:
+    except services.ActionRefused as refusal:
         return str(refusal)
     return ""
 
@@ -570,7 +570,7 @@ def new_machine(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
             services.request_new_machine(snapshot=found, user=user, **form.cleaned_data)
         except (services.WrongOverride, services.DamagedSnapshot) as refusal:
             add_override_error(form, refusal)
-        except services.Refusal as refusal:
+        except services.ActionRefused as refusal:
             form.add_error(None, str(refusal))
         else:
             messages.success(
@@ -599,7 +599,7 @@ def verify(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     if request.method == "POST":
         try:
             services.request_verification(snapshot=found, user=request.user)
-        except services.Refusal as refusal:
+        except services.ActionRefused as refusal:
             problems = [{"id": "", "message": str(refusal)}]
         else:
             text = (
@@ -633,7 +633,7 @@ def retry(request: HttpRequest, operation_id: UUID) -> HttpResponse:
     services.require_change(request.user, operation.snapshot.project_id)
     try:
         services.retry(operation=operation, user=request.user)
-    except services.Refusal as refusal:
+    except services.ActionRefused as refusal:
         messages.error(request, str(refusal))
     else:
         messages.success(request, _("It is being tried again."))

@@ -15,13 +15,13 @@ from snapshots.forms import VolumeFilterForm
 from snapshots.models import DiskImage, Operation, Snapshot, usable
 
 from .common import (
-    explain_operations,
+    build_operation_rows,
     newest_operations,
     render_list,
     render_live,
     version_of,
 )
-from .snapshots import explain_rows, listed_snapshots
+from .snapshots import build_rows, listed_snapshots
 from .timelines import timeline_of
 
 SNAPSHOTS_SHOWN = 50
@@ -74,7 +74,7 @@ def volume(request: HttpRequest, volume_id: UUID) -> HttpResponse:
     found = get_object_or_404(related, pk=volume_id)
     mine = listed_snapshots().filter(volume=found, deleted_at=None, project__in=list(user.roles))
     snapshots = list(mine.order_by("-created_at", "-pk")[:SNAPSHOTS_SHOWN])
-    operations = explain_operations(
+    operations = build_operation_rows(
         newest_operations(
             Operation.objects.visible_to(user).filter(volume=found),
             Operation.objects.visible_to(user).filter(snapshot__volume=found),
@@ -87,7 +87,7 @@ def volume(request: HttpRequest, volume_id: UUID) -> HttpResponse:
     )
     context = {
         "volume": found,
-        "rows": explain_rows(snapshots, user),
+        "rows": build_rows(snapshots, user),
         "snapshot_count": mine.count(),
         "snapshots_shown": SNAPSHOTS_SHOWN,
         "in_machine_copies": not snapshots and in_machine_copies(found),

@@ -50,7 +50,7 @@ def step(request: HttpRequest, draft_id: UUID, step: str) -> HttpResponse:
         return redirect(wizard.url(draft, earlier.slug))
     try:
         return review(request, draft) if step == wizard.REVIEW else answer(request, draft, steps[step])
-    except services.Refusal:  # what held a moment ago does not any more, and the step of that answer says so
+    except services.ActionRefused:  # what held a moment ago does not any more, and the step of that answer says so
         return redirect(wizard.url(draft, step))
 
 
@@ -141,12 +141,12 @@ def review(request: HttpRequest, draft: Draft) -> HttpResponse:
         try:
             made = make(draft, request.user, form.cleaned_data["shown_hourly_micro"])
             return leave(request, page_of(made))
-        except (services.NotFree, services.SourceGone, InvalidSchedule):
+        except (services.NameTaken, services.SourceUnavailable, InvalidSchedule):
             # the step of that answer says the same, and it is there that it can be mended
             if earlier := wizard.first_open_step(draft, request.user, before=wizard.REVIEW):
                 return redirect(wizard.url(draft, earlier.slug))
             raise
-        except services.Refusal as refusal:
+        except services.ActionRefused as refusal:
             problem = str(refusal)
     volumes = services.volumes_of(source)
     quote = services.quote_size(source, sum(volume.size_gb for volume in volumes), kind=draft.kind)
@@ -166,7 +166,7 @@ def review(request: HttpRequest, draft: Draft) -> HttpResponse:
 
 
 def make(draft: Draft, user: User, shown_hourly_micro: int) -> Snapshot | BackupSchedule:
-    """What the draft asks for. Raises every Refusal."""
+    """What the draft asks for. Raises every ActionRefused."""
     if draft.kind == Kind.BACKUP:
         assert draft.vm is not None
         answers = {name: getattr(draft, name) for name in wizard.ScheduleStep.answers}

@@ -338,7 +338,7 @@ def test_what_is_asked_of_a_snapshot_is_in_the_log(owner: User, project: Project
     services.rename_snapshot(snapshot=snapshot, user=owner, name="weekly")
     services.request_verification(snapshot=snapshot, user=owner)
     services.request_deletion(snapshot=SnapshotFactory(volume__project=project), user=owner)
-    with pytest.raises(services.NotFree):
+    with pytest.raises(services.NameTaken):
         services.rename_snapshot(snapshot=snapshot, user=owner, name="")
     log = Activity.objects.filter(actor=owner, project=project).order_by("at")
     assert list(log.values_list("act", flat=True)) == ["snapshot.rename", "snapshot.verify", "snapshot.delete"]

@@ -161,7 +161,7 @@ def test_a_failure_notifies_its_requester_or_else_all_members(person: User) -> N
     snapshot = SnapshotFactory(project=Project.objects.get(), name="db-01")
     member = UserFactory(member_of=snapshot.project, member_of__role=Role.MEMBER)
     asked = OperationFactory(snapshot=snapshot, kind=Operation.Kind.VERIFY, running=True, requested_by=member)
-    tasks.settle_failure(asked, "The storage is silent.", retryable=False, cause=tasks.UNEXPECTED)
+    tasks.retry_or_fail(asked, "The storage is silent.", retryable=False, cause=tasks.UNEXPECTED)
     [notification] = Notification.objects.all()
     assert (notification.user, notification.title, notification.text, notification.url) == (
         member,
@@ -170,7 +170,7 @@ def test_a_failure_notifies_its_requester_or_else_all_members(person: User) -> N
         reverse("snapshots:snapshot", args=[snapshot.pk]),
     )
     by_itself = OperationFactory(snapshot=snapshot, kind=Operation.Kind.VERIFY, running=True, requested_by=None)
-    tasks.settle_failure(by_itself, "The storage is silent.", retryable=False, cause=tasks.UNEXPECTED)
+    tasks.retry_or_fail(by_itself, "The storage is silent.", retryable=False, cause=tasks.UNEXPECTED)
     assert Operation.objects.filter(state=Operation.State.FAILED).count() == 2
     notified = Notification.objects.filter(key=f"operation-{by_itself.pk}")
     assert {notification.user for notification in notified} == {person, member}

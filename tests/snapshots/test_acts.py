@@ -410,10 +410,10 @@ def test_a_new_volume_of_a_machine_without_a_disk_chosen_asks_for_it(
     owner = UserFactory(member_of=project)
     answers = {"name": "copy", "size_gb": 1, "project": project.pk}
     assert "Choose the disk" in errors_of(client.post(url("new_volume", machine), answers))
-    with pytest.raises(services.NotNow, match="has several disks. Choose"):
+    with pytest.raises(services.InvalidState, match="has several disks. Choose"):
         services.request_new_volume(snapshot=machine, user=owner, project=project, name="copy", size_gb=1)
     machine.disks.all().delete()
-    with pytest.raises(services.NotNow, match="are unknown"):
+    with pytest.raises(services.InvalidState, match="are unknown"):
         services.request_new_volume(snapshot=machine, user=owner, project=project, name="copy", size_gb=1)
 
 

@@ -111,7 +111,7 @@ def test_cancelled_twice_it_stays_as_it_is_and_what_has_ended_is_not_cancelled(
     for _time in range(2):
         assert cancellation.cancel(operation=operation, user=member.user).state == Operation.State.CANCELLED
     assert Activity.objects.filter(act="snapshot.cancel").count() == 1
-    with pytest.raises(services.NotNow, match="just ended"):
+    with pytest.raises(services.InvalidState, match="just ended"):
         cancellation.cancel(operation=taken.operations.get(kind="capture"), user=member.user)
 
 
@@ -168,7 +168,7 @@ def test_a_restore_is_cancelled_until_it_begins_to_write(
     writing = operations.claim(request().pk)
     assert writing is not None
     Snapshot.objects.filter(pk=writing.safety_snapshot_id).update(state=State.READY, ready_at=timezone.now())
-    with pytest.raises(services.NotNow, match="undo the restore once it has ended"):
+    with pytest.raises(services.InvalidState, match="undo the restore once it has ended"):
         cancellation.cancel(operation=writing, user=member.user)
     operations.release(writing, counted=False, error="The volume is in use.")
     cancellation.cancel(operation=writing, user=member.user)
@@ -198,7 +198,7 @@ def test_a_new_volume_is_cancelled_with_what_was_made_of_it(
     for operation in made:
         volume = Volume.objects.get(pk=operation.volume_id)
         assert volume.deleted_at is not None and volume.state == Volume.State.ERROR
-        with pytest.raises(services.NotNow):
+        with pytest.raises(services.InvalidState):
             services.retry(operation=operation, user=member.user)
 
 
@@ -231,7 +231,7 @@ def test_a_read_that_a_person_asked_for_is_cancelled_and_one_of_the_portals_own_
     operation = services.request_verification(snapshot=taken, user=member.user)
     cancellation.cancel(operation=operation, user=member.user)
     assert services.request_verification(snapshot=taken, user=member.user) != operation
-    with pytest.raises(services.NotNow, match="cannot be cancelled"):
+    with pytest.raises(services.InvalidState, match="cannot be cancelled"):
         cancellation.cancel(operation=OperationFactory(snapshot__volume__project=member.project), user=member.user)
 
 
@@ -358,7 +358,7 @@ def test_a_worker_is_cancelled_in_the_middle_of_a_copy_and_nothing_stays(
     if fate == "frozen":  # which still holds the snapshot's lock
         wait_until(clean_up.exclude(error="").exists)
         worker.send_signal(signal.SIGCONT)
-    wait_until(lambda: wake_what_is_put_off() and not Operation.objects.active().exists())
+    wait_until(lambda: enqueue_backed_off() and not Operation.objects.active().exists())
     wait_until(lambda: files_of(storage_root) == {f"{volume.pk}.img"})
     operation.refresh_from_db()
     assert (operation.state, operation.snapshot.state) == (Operation.State.CANCELLED, State.DELETED)
@@ -366,8 +366,8 @@ def test_a_worker_is_cancelled_in_the_middle_of_a_copy_and_nothing_stays(
     assert not list((storage_root / volume.location_id / "snapshots").iterdir())
 
 
-def wake_what_is_put_off() -> bool:
+def enqueue_backed_off() -> bool:
     """A clean-up that found the disk busy would wait for seconds otherwise."""
     if Operation.objects.filter(state=Operation.State.PENDING).exclude(error="").update(error=""):
-        operations.enqueue_wake_up()
+        operations.enqueue_worker()
     return True

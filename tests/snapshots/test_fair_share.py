@@ -230,7 +230,7 @@ def test_one_customers_ten_large_captures_keep_nobody_else_waiting_and_none_gets
     assert running.get().snapshot.name == "large 0"
     assert Operation.objects.filter(state=Operation.State.PENDING, attempt=0).count() == 9
 
-    # their wake-ups are used up by now; the work of a worker that dies and that of the others is done all the same
+    # their tasks are used up by now; the work of a worker that dies and that of the others is done all the same
     Volume.objects.filter(pk=large.pk).update(size_gb=1)
     put_volume(storage_root, Volume.objects.get(pk=large.pk), b"bytes")
     first_worker.kill()

@@ -335,11 +335,11 @@ def test_what_nobody_will_take_or_make_fails_and_an_accepted_deletion_is_asked_f
     assert find() == []
 
 
-def test_an_operation_that_nobody_wakes_is_woken(snapshot: Snapshot, member: Membership) -> None:
+def test_a_forgotten_operation_is_enqueued(snapshot: Snapshot, member: Membership) -> None:
     services.request_verification(snapshot=snapshot, user=member.user)
     assert find() == []
     Operation.objects.active().update(not_before=LONG_AGO)
-    assert find() == [], "a wake-up is queued: no worker has come to it yet"
+    assert find() == [], "a task is queued: no worker has come to it yet"
     DBTaskResult.objects.all().delete()
     assert find() == ["overdue"]
     run(repair=True)

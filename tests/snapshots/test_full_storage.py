@@ -45,7 +45,7 @@ def test_too_little_room_is_said_at_the_volume_step_and_nothing_is_created(small
     response = client.post(step, {"volume": volume.pk})
     assert response.status_code == 200
     assert "too full" in response.text and "Nothing was created" in response.text
-    with pytest.raises(services.NoRoom):
+    with pytest.raises(services.OutOfSpace):
         services.request_snapshot(source=volume, name="no room", user=member.user)
     assert not Snapshot.objects.exists()
 

@@ -53,11 +53,11 @@ def new_volume(member: Membership, volume: Volume) -> Operation:
 
 def succeed(operation: Operation) -> None:
     with operations.Lease(operation) as lease:
-        tasks.WORK[Operation.Kind(operation.kind)](operation, lease)
+        tasks.HANDLERS[Operation.Kind(operation.kind)](operation, lease)
 
 
 def fail(operation: Operation) -> None:
-    tasks.settle_failure(operation, "The storage is full.", retryable=False, cause="NoSpace")
+    tasks.retry_or_fail(operation, "The storage is full.", retryable=False, cause="NoSpace")
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def no_stop_from_another_test() -> Iterator[None]:
     operations.stopping.clear()
 
 
-def test_a_request_writes_the_operation_and_its_wake_up_together(operation: Operation) -> None:
+def test_a_request_writes_the_operation_and_its_task_together(operation: Operation) -> None:
     assert DBTaskResult.objects.ready().count() == 1
     assert (operation.state, operation.attempt) == (Operation.State.PENDING, 0)
 
@@ -170,7 +170,7 @@ def test_a_busy_disk_is_waited_for_until_the_deadline_and_the_attempts_do_not_co
     assert not UsageSegment.objects.exists()
 
 
-def test_a_wake_up_that_got_lost_is_repeated_at_once_and_only_while_none_is_queued(operation: Operation) -> None:
+def test_a_lost_task_is_enqueued_again_at_once_and_only_while_none_is_queued(operation: Operation) -> None:
     DBTaskResult.objects.all().delete()
     for _round in range(3):
         assert operations.reconcile() == 0
@@ -181,7 +181,7 @@ def test_a_wake_up_that_got_lost_is_repeated_at_once_and_only_while_none_is_queu
     assert not DBTaskResult.objects.exists(), "nothing waits"
 
 
-def test_of_very_many_forgotten_ones_the_next_round_wakes_the_others(
+def test_of_very_many_forgotten_ones_the_next_round_releases_the_others(
     operation: Operation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(operations, "RECONCILED_AT_ONCE", 1)
@@ -196,17 +196,17 @@ def test_what_was_asked_for_before_the_clock_was_set_back_is_taken_at_once(opera
     now = timezone.now()
     later = now + timedelta(hours=2)
     Operation.objects.filter(pk=operation.pk).update(not_before=later)
-    assert DBTaskResult.objects.ready().count() == 1, "the wake-up waits for no instant either"
+    assert DBTaskResult.objects.ready().count() == 1, "the task waits for no instant either"
     assert operations.claim(operation.pk, now=now)
 
 
-@pytest.mark.parametrize("put_off", [False, True])
-def test_what_was_begun_before_the_clock_was_set_back_is_released(operation: Operation, put_off: bool) -> None:
+@pytest.mark.parametrize("backed_off", [False, True])
+def test_what_was_begun_before_the_clock_was_set_back_is_released(operation: Operation, backed_off: bool) -> None:
     """Its worker died, or an error has put it off."""
     now = timezone.now()
     claimed = operations.claim(operation.pk, now=now + timedelta(hours=2))
     assert claimed is not None
-    if put_off:
+    if backed_off:
         operations.release(claimed, retry_in=timedelta(hours=2), error="The disk is busy.")
     assert operations.claim(operation.pk, now=now) is None
     assert operations.reconcile(now=now) == 1
@@ -219,8 +219,8 @@ def test_a_worker_whose_clock_is_ahead_takes_nothing_from_one_that_works(operati
     claimed_by_somebody(operation)
     with time_machine.travel(timezone.now() + timedelta(hours=2)):
         taken = operations.claim(operation.pk)
-        woken = operations.reconcile()
-    assert (taken is None, woken) == ((True, 0) if connection.vendor == "postgresql" else (False, 0))
+        released = operations.reconcile()
+    assert (taken is None, released) == ((True, 0) if connection.vendor == "postgresql" else (False, 0))
 
 
 def test_a_clock_that_jumps_neither_ends_a_lease_nor_hides_progress(operation: Operation) -> None:
@@ -371,7 +371,7 @@ def test_what_a_frozen_worker_holds_is_waited_for_longer_than_there_are_attempts
             frozen.kill()
             frozen.wait()
         Operation.objects.update(not_before=timezone.now())
-        operations.enqueue_wake_up()
+        operations.enqueue_worker()
     wait_for(operation, lambda one: one.state == Operation.State.SUCCEEDED)
     snapshot.refresh_from_db()
     assert (snapshot.state, operation.failures) == (State.READY, 1)
@@ -389,7 +389,7 @@ def test_two_workers_side_by_side_do_each_operation_once(
     assert UsageSegment.objects.count() == 12
 
 
-def test_the_scheduler_wakes_what_a_dead_worker_held(process_environment: dict[str, str]) -> None:
+def test_the_scheduler_releases_what_a_dead_worker_held(process_environment: dict[str, str]) -> None:
     held = OperationFactory(running=True, lease_until=timezone.now() - timedelta(seconds=1))
     subprocess.run([sys.executable, "manage.py", "scheduler", "--once"], env=process_environment, check=True)
     held.refresh_from_db()

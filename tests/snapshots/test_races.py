@@ -48,7 +48,7 @@ def all_at_once(act: Callable[[int], Any]) -> Counter:
             barrier.wait()
             act(number)
             return "done"
-        except services.Refusal as refusal:
+        except services.ActionRefused as refusal:
             return type(refusal).__name__
         finally:
             connections.close_all()
@@ -73,7 +73,7 @@ def test_twenty_submits_of_one_draft_make_one_snapshot(member: Membership, volum
 def test_of_twenty_equal_names_one_is_taken(member: Membership, volume: Volume) -> None:
     names = ["Nightly", "nightly", "NIGHTLY", " nightly "] * 5
     outcome = all_at_once(lambda number: services.request_snapshot(source=volume, name=names[number], user=member.user))
-    assert outcome == {"done": 1, "NotFree": TAKERS - 1}
+    assert outcome == {"done": 1, "NameTaken": TAKERS - 1}
     assert Snapshot.objects.count() == 1
 
 
@@ -87,7 +87,7 @@ def test_a_quota_of_one_has_one_taker(member: Membership, volume: Volume, owner:
     outcome = all_at_once(
         lambda number: services.request_snapshot(source=volume, name=f"taker {number}", user=member.user)
     )
-    assert outcome == {"done": 1, "QuotaFull": TAKERS - 1}
+    assert outcome == {"done": 1, "QuotaExceeded": TAKERS - 1}
 
 
 def test_credit_for_one_hour_of_one_snapshot_has_one_taker(member: Membership, volume: Volume) -> None:
@@ -98,7 +98,7 @@ def test_credit_for_one_hour_of_one_snapshot_has_one_taker(member: Membership, v
     outcome = all_at_once(
         lambda number: services.request_snapshot(source=volume, name=f"taker {number}", user=member.user)
     )
-    assert outcome == {"done": 1, "NoCredit": TAKERS - 1}
+    assert outcome == {"done": 1, "InsufficientCredit": TAKERS - 1}
 
 
 def test_of_twenty_workers_one_carries_out_an_operation(member: Membership, volume: Volume) -> None:
@@ -110,11 +110,11 @@ def test_of_twenty_workers_one_carries_out_an_operation(member: Membership, volu
     assert (operation.attempt, operation.state, snapshot.state) == (1, Operation.State.SUCCEEDED, State.READY)
 
 
-def test_of_twenty_reconcilers_one_wakes_a_forgotten_operation() -> None:
+def test_of_twenty_reconcilers_one_releases_a_forgotten_operation() -> None:
     forgotten = OperationFactory(running=True, lease_until=timezone.now() - timedelta(seconds=1))
-    woken = []
-    all_at_once(lambda number: woken.append(operations.reconcile()))
-    assert sum(woken) == 1
+    released = []
+    all_at_once(lambda number: released.append(operations.reconcile()))
+    assert sum(released) == 1
     forgotten.refresh_from_db()
     assert forgotten.state == Operation.State.PENDING
 

@@ -109,7 +109,7 @@ def at_once(*acts: Callable[[], Any]) -> list[Any]:
         try:
             barrier.wait()
             return act()
-        except services.Refusal as refusal:
+        except services.ActionRefused as refusal:
             return refusal
         finally:
             connections.close_all()
@@ -188,7 +188,7 @@ def test_a_name_that_a_customer_and_a_look_want_at_once_is_taken_once(
             lambda: sync_location(Location.objects.get()),
         )
         outside = Snapshot.objects.get(made_outside=True, deleted_at=None)
-        assert isinstance(mine, services.NotFree) is (outside.name == name)
+        assert isinstance(mine, services.NameTaken) is (outside.name == name)
         assert outside.name in (name, f"{name} {turn}")
         carry_out_what_waits()
 

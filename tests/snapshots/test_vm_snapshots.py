@@ -108,7 +108,7 @@ def test_a_machine_is_restored_with_all_its_disks_and_the_restore_is_undone(
 def test_a_running_machine_is_not_restored(vm: VirtualMachine, member: Membership) -> None:
     snapshot = take(vm, member)
     VirtualMachine.objects.update(state=VirtualMachine.State.RUNNING)
-    with pytest.raises(services.NotNow, match="Stop the machine first"):
+    with pytest.raises(services.InvalidState, match="Stop the machine first"):
         services.request_restore(snapshot=snapshot, user=member.user, confirmation="db-01")
     assert Snapshot.objects.count() == 1
 
@@ -116,9 +116,9 @@ def test_a_running_machine_is_not_restored(vm: VirtualMachine, member: Membershi
 def test_a_volume_of_a_machine_that_is_being_restored_is_left_alone(vm: VirtualMachine, member: Membership) -> None:
     snapshot = take(vm, member)
     services.request_restore(snapshot=snapshot, user=member.user, confirmation="db-01")
-    with pytest.raises(services.SourceGone, match="being restored"):
+    with pytest.raises(services.SourceUnavailable, match="being restored"):
         services.request_snapshot(source=services.volumes_of(vm)[1], name="one disk", user=member.user)
-    with pytest.raises(services.SourceGone, match="being restored"):
+    with pytest.raises(services.SourceUnavailable, match="being restored"):
         services.request_restore(snapshot=snapshot, user=member.user, confirmation="db-01")
 
 
@@ -140,13 +140,13 @@ def test_a_new_machine_is_made_from_it(storage_root: Path, vm: VirtualMachine, m
 
 def test_no_machine_is_made_of_what_has_lost_its_disks(member: Membership) -> None:
     lost = VMSnapshotFactory(vm__project=member.project, state=State.READY)
-    with pytest.raises(services.NotNow, match="Nothing is known of its disks"):
+    with pytest.raises(services.InvalidState, match="Nothing is known of its disks"):
         services.request_new_machine(snapshot=lost, user=member.user, project=member.project, name="db-02")
 
 
 def test_a_machine_without_volumes_is_refused(member: Membership) -> None:
     vm = VirtualMachineFactory(project=member.project)
-    with pytest.raises(services.SourceGone, match="has no volume"):
+    with pytest.raises(services.SourceUnavailable, match="has no volume"):
         services.request_snapshot(source=vm, name="nothing", user=member.user)
 
 
@@ -156,7 +156,7 @@ def test_a_retake_notices_that_the_disks_are_others(storage_root: Path, vm: Virt
     (storage_root / vm.location_id / "volumes" / f"{logs.pk}.img").unlink()
     carry_out_what_waits()
     Volume.objects.filter(pk=logs.pk).update(vm=None)
-    with pytest.raises(services.NotNow, match="has other disks now"):
+    with pytest.raises(services.InvalidState, match="has other disks now"):
         services.retry(operation=snapshot.operations.get(), user=member.user)
 
 

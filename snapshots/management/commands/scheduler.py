@@ -37,7 +37,7 @@ LEASE = "scheduler"
 
 class Command(BaseCommand):
     help = (
-        "Do what is due: wake forgotten operations, close months, tidy up. Of any number that run side by side, on any "
+        "Do what is due: enqueue forgotten operations, close months, tidy up. Of any number that run side by side, on any "
         "number of machines, one acts; another takes over when it stops or dies."
     )
 
@@ -89,7 +89,7 @@ def carry_out(duty: Callable[[], None], *, insist: bool) -> None:
         logger.exception("%s failed; it will be tried again", duty.__name__)
 
 
-def wake_operations() -> None:
+def reconcile_operations() -> None:
     if released := operations.reconcile():
         logger.warning("Released %s operations whose worker died", released)
 
@@ -173,7 +173,7 @@ def remove_leftovers_in(location: Location) -> None:
 
 # how often at least, in seconds; the loop's own interval comes on top
 DUTIES = {
-    wake_operations: 0,
+    reconcile_operations: 0,
     run_backups: 0,
     send_mails: 0,
     start_scrubs: 0,

@@ -18,7 +18,7 @@ PAUSE_SECONDS = 1
 
 class Worker(db_worker.Worker):
     def run(self) -> None:
-        """A database that is away for a while does not end the process; what was being done then is woken again."""
+        """Survive an outage of the database. The operation that was running is released and enqueued again."""
         while self.running:
             try:
                 return super().run()

@@ -261,7 +261,7 @@ def test_a_snapshot_deleted_in_the_cloud_is_shown_as_missing_and_comes_back(
     assert b"Deleted outside the portal" in client.get(reverse("snapshots:volume_snapshots")).content
     page = client.get(reverse("snapshots:snapshot", args=[snapshot.pk])).content.decode()
     assert "was deleted in the cloud, outside the portal" in page and "Restore</a>" not in page
-    with pytest.raises(services.NotNow, match="was deleted in the cloud"):
+    with pytest.raises(services.InvalidState, match="was deleted in the cloud"):
         services.request_restore(snapshot=snapshot, user=member.user, confirmation="data")
     assert sync_location(location).changes == {}
 

@@ -172,13 +172,13 @@ def test_where_vm_backup_is_not_sold_it_is_refused(vm: VirtualMachine, admin: Us
 
 def test_a_machine_that_is_gone_is_refused(vm: VirtualMachine, admin: User, now: datetime) -> None:
     VirtualMachine.objects.update(deleted_at=now)
-    with pytest.raises(services.SourceGone, match="has been deleted"):
+    with pytest.raises(services.SourceUnavailable, match="has been deleted"):
         switch(vm, True, admin, now)
 
 
 def test_prepaid_credits_have_to_cover_the_first_hour(vm: VirtualMachine, admin: User, now: datetime) -> None:
     Customer.objects.update(billing_type="prepaid")
-    with pytest.raises(services.NoCredit):
+    with pytest.raises(services.InsufficientCredit):
         switch(vm, True, admin, now)
 
 
@@ -242,7 +242,7 @@ def test_what_automatic_backups_left_is_deleted_by_an_administrator_but_not_what
     schedule = BackupSchedule.objects.get()
     copies = [BackupRunFactory(schedule=schedule).snapshot for _number in range(2)]
     kept = BackupRunFactory(schedule=schedule, snapshot=BackupFactory(vm=vm, is_pinned=True)).snapshot
-    with pytest.raises(services.NotNow, match="Switch them off first"):
+    with pytest.raises(services.InvalidState, match="Switch them off first"):
         delete_automatic_backups(vm=vm, user=admin)
     switch(vm, False, admin, now + HOUR)
     assert delete_automatic_backups(vm=vm, user=admin) == 2
