@@ -17,7 +17,9 @@ from django.utils.translation import gettext_lazy
 from cng_portal.accounts import activity
 from cng_portal.accounts.admin import ReadOnly, SupportAdmin
 
-from . import closing, money, services
+from . import closing, money
+from .balance import get_balance, get_standing, get_standings
+from .errors import Refused
 from .forms import CorrectionForm, GrantForm, PackageForm, PriceVersionForm, PriceVersionFormSet, WalletForm
 from .models import (
     ClosingFailure,
@@ -29,6 +31,8 @@ from .models import (
     UsageSegment,
     WalletTransaction,
 )
+from .packages import delete_price, retire_package, save_price
+from .wallet import buy_credits, correct_credits, grant_credits, refund_credits
 
 
 class PriceVersionInline(admin.TabularInline):
@@ -88,7 +92,7 @@ class PackageAdmin(SupportAdmin):
 
     def save_model(self, request: HttpRequest, obj: Package, form: Any, change: bool) -> None:
         if change and "active" in form.changed_data and not obj.active:
-            deleted = services.retire_package(package=obj, by=request.user)
+            deleted = retire_package(package=obj, by=request.user)
             if deleted:
                 self.message_user(request, _("Planned prices deleted: %(count)s.") % {"count": len(deleted)})
         super().save_model(request, obj, form, change)
@@ -98,9 +102,9 @@ class PackageAdmin(SupportAdmin):
         if not form.instance.active:
             return  # its planned prices are deleted, and it takes no new ones
         for version in versions:
-            services.save_price(version, by=request.user)
+            save_price(version, by=request.user)
         for version in formset.deleted_objects:
-            services.delete_price(version, by=request.user)
+            delete_price(version, by=request.user)
 
 
 class OfACustomer(ReadOnly, SupportAdmin):
@@ -204,7 +208,7 @@ class CustomerAccountAdmin(ReadOnly, SupportAdmin):
         changelist = super().get_changelist_instance(request)
         rows = list(changelist.result_list)
         ids = [row.pk for row in rows]
-        found = services.standings(customers=CustomerAccount.objects.filter(pk__in=ids), at=timezone.now())
+        found = get_standings(customers=CustomerAccount.objects.filter(pk__in=ids), at=timezone.now())
         for row in rows:
             row.standing = found[row.pk]
         changelist.result_list = rows
@@ -213,7 +217,7 @@ class CustomerAccountAdmin(ReadOnly, SupportAdmin):
     def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
         account = super().get_object(request, object_id, from_field)
         if account is not None:
-            account.standing = services.standing(customer=account, at=timezone.now())
+            account.standing = get_standing(customer=account, at=timezone.now())
         return account
 
     @admin.display(description=gettext_lazy("credits in the ledger"))
@@ -260,15 +264,15 @@ class CustomerAccountAdmin(ReadOnly, SupportAdmin):
             }
             try:
                 if name == "correct":
-                    done = services.correct_credits(**given, change_micro=form.amount_micro)
+                    done = correct_credits(**given, change_micro=form.amount_micro)
                 elif name == "grant":
                     expires_at = form.cleaned_data["expires_at"]
-                    done = services.grant_credits(**given, amount_micro=form.amount_micro, expires_at=expires_at)
+                    done = grant_credits(**given, amount_micro=form.amount_micro, expires_at=expires_at)
                 elif name == "refund":
-                    done = services.refund_credits(**given, amount_micro=form.amount_micro)
+                    done = refund_credits(**given, amount_micro=form.amount_micro)
                 else:
-                    done = services.buy_credits(**given, amount_micro=form.amount_micro)
-            except services.Refused as error:
+                    done = buy_credits(**given, amount_micro=form.amount_micro)
+            except Refused as error:
                 form.add_error(None, str(error))
             else:
                 amount = money.format_amount(done.wallet_micro, account.currency)
@@ -281,7 +285,7 @@ class CustomerAccountAdmin(ReadOnly, SupportAdmin):
             "title": titles[name],
             "form": form,
             "back": back,
-            "balance": money.format_amount(services.balance(customer=account, at=timezone.now()), account.currency),
+            "balance": money.format_amount(get_balance(customer=account, at=timezone.now()), account.currency),
             "media": self.media + form.media,
         }
         return render(request, "billing/admin/wallet.html", context)

@@ -21,7 +21,9 @@ from django.utils.translation import gettext as _
 from cng_portal.accounts.models import Customer
 from cng_portal.mail import services as mail
 
-from . import bulk, rating, services
+from . import bulk, rating
+from .charges import DueLine, due_lines, late_lines, unsettled_segments
+from .errors import Refused
 from .models import ClosingFailure, Invoice, InvoiceLine, ServiceKind, UsageSegment, invoice_number
 
 logger = logging.getLogger(__name__)
@@ -45,11 +47,11 @@ class Report:
 
 
 def require_month_is_over(month: date, at: datetime) -> None:
-    """In the time zones of all customers. Raises services.Refused."""
+    """In the time zones of all customers. Raises Refused."""
     for name in Customer.objects.order_by("time_zone").values_list("time_zone", flat=True).distinct():
         end = rating.month_start(rating.next_month(month), ZoneInfo(name))
         if at < end:
-            raise services.Refused(
+            raise Refused(
                 _("%(month)s is not over in %(zone)s before %(end)s UTC. Close it then.")
                 % {"month": f"{month:%Y-%m}", "zone": name, "end": f"{end:%Y-%m-%d %H:%M}"}
             )
@@ -222,14 +224,12 @@ def next_windows(customers: dict[UUID, Customer], *, at: datetime, through: date
     return windows
 
 
-def _late_lines(
-    windows: list[bulk.ClosingWindow], customers: dict[UUID, Customer]
-) -> dict[UUID, list[services.DueLine]]:
+def _late_lines(windows: list[bulk.ClosingWindow], customers: dict[UUID, Customer]) -> dict[UUID, list[DueLine]]:
     """{customer: what was reported late for months that have an invoice}, of the few that have any."""
     ids = [window.customer_id for window in windows]
     late = set(UsageSegment.objects.filter(customer__in=ids, late=True).values_list("customer_id", flat=True))
     return {
-        window.customer_id: services.late_lines(customer=customers[window.customer_id], at=window.until)
+        window.customer_id: late_lines(customer=customers[window.customer_id], at=window.until)
         for window in windows
         if window.customer_id in late
     }
@@ -240,14 +240,14 @@ def _without_price(windows: list[bulk.ClosingWindow], customers: dict[UUID, Cust
     found = {}
     for window in windows:
         customer = customers[window.customer_id]
-        usage = services.unsettled_segments(customer=customer).filter(started_at__lt=window.until)
-        for due in services.due_lines(customer=customer, at=window.until, segments=list(usage)):
+        usage = unsettled_segments(customer=customer).filter(started_at__lt=window.until)
+        for due in due_lines(customer=customer, at=window.until, segments=list(usage)):
             if due.line.rate_micro is None:
                 found[customer.pk] = _sentence(customer, due)
     return found
 
 
-def _sentence(customer: Customer, due: services.DueLine) -> str:
+def _sentence(customer: Customer, due: DueLine) -> str:
     return _(
         "Customer %(crn)s gets no invoice: “%(name)s” (%(kind)s in %(location)s) was used before its price began. Plan "
         "prices so that they begin before the first sale."
@@ -259,7 +259,7 @@ def _sentence(customer: Customer, due: services.DueLine) -> str:
     }
 
 
-def _write_lines(windows: list[bulk.ClosingWindow], late: dict[UUID, list[services.DueLine]]) -> None:
+def _write_lines(windows: list[bulk.ClosingWindow], late: dict[UUID, list[DueLine]]) -> None:
     if not windows:
         return
     bulk.insert_lines(windows)
@@ -269,7 +269,7 @@ def _write_lines(windows: list[bulk.ClosingWindow], late: dict[UUID, list[servic
             InvoiceLine.objects.bulk_create(_invoice_line(window.invoice_id, one) for one in due)
 
 
-def _invoice_line(invoice_id: UUID | None, due: services.DueLine) -> InvoiceLine:
+def _invoice_line(invoice_id: UUID | None, due: DueLine) -> InvoiceLine:
     segment, line = due.segment, due.line
     return InvoiceLine(
         invoice_id=invoice_id,

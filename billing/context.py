@@ -10,7 +10,8 @@ from django.utils.translation import gettext as _
 
 from cng_portal.accounts.models import BillingType, Customer
 
-from . import access, money, services
+from . import access, money
+from .balance import get_standing
 
 
 def wallet(request: HttpRequest) -> dict[str, object]:
@@ -30,6 +31,6 @@ def top_bar_amount(customer: Customer) -> str:
     """Computed at most once a minute per customer: rating the usage of a large account takes longer than its pages."""
     at = timezone.now()
     key = f"balance:{customer.pk}:{at:%Y-%m-%dT%H:%M}"
-    standing: Any = caches["process"].get_or_set(key, lambda: services.standing(customer=customer, at=at), timeout=60)
+    standing: Any = caches["process"].get_or_set(key, lambda: get_standing(customer=customer, at=at), timeout=60)
     prepaid = customer.billing_type == BillingType.PREPAID
     return money.format_amount(standing.balance_micro if prepaid else standing.owed_micro, customer.currency)

@@ -13,7 +13,9 @@ from django.utils.translation import gettext_lazy as _
 
 from cng_portal.accounts.models import Customer
 
-from . import bulk, money, rating, services
+from . import bulk, money, rating
+from .balance import open_windows, standing_of, with_ledger
+from .charges import DueLine, due_lines, late_lines, unsettled_segments
 from .models import (
     Invoice,
     InvoiceLine,
@@ -23,6 +25,7 @@ from .models import (
     WalletAccount,
     WalletTransaction,
 )
+from .usage import hourly_of, running_totals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +95,7 @@ def row_of_line(line: InvoiceLine, invoice: Invoice) -> Row:
     )
 
 
-def _row_of_due(due: services.DueLine, customer: Customer) -> Row:
+def _row_of_due(due: DueLine, customer: Customer) -> Row:
     segment, line = due.segment, due.line
     return Row(
         month=due.month,
@@ -220,12 +223,12 @@ def usage_rows(
         lines = lines.filter(from_at__lt=until)
     if due_only:
         lines = lines.none()
-    segments = services.unsettled_segments(customer=customer).filter(where).select_related("project")
+    segments = unsettled_segments(customer=customer).filter(where).select_related("project")
     if project_id:
         lines, segments = lines.filter(segment__project=project_id), segments.filter(project=project_id)
     due = [
         row
-        for one in services.due_lines(customer=customer, at=at, segments=list(segments))
+        for one in due_lines(customer=customer, at=at, segments=list(segments))
         if month is None or one.month == month
         if (row := clip(_row_of_due(one, customer), since, until))
     ]
@@ -291,8 +294,8 @@ def summary(*, customer: Customer, at: datetime) -> Summary:
     customers = Customer.objects.filter(pk=customer.pk).annotate(
         bought=total[TransactionKind.BOUGHT], granted=total[TransactionKind.GRANTED]
     )
-    [found] = services.with_ledger(customers, at=at)
-    windows = services.open_windows([found], at)
+    [found] = with_ledger(customers, at=at)
+    windows = open_windows([found], at)
     # the last month once more, as it will be at its end if everything stays as it is, planned prices included
     rated = bulk.owed_by_kind([*windows, *(replace(window, at=window.until) for window in windows[-1:])])
     due: Costs = defaultdict(int)
@@ -303,7 +306,7 @@ def summary(*, customer: Customer, at: datetime) -> Summary:
         else:
             due[month, kind] += amount_micro
             still_to_come -= amount_micro if month == windows[-1].month else 0
-    for line in services.late_lines(customer=customer, at=at) if found.late else []:
+    for line in late_lines(customer=customer, at=at) if found.late else []:
         due[line.month, line.segment.kind] += line.line.amount_micro or 0
     invoiced = invoiced_costs(customer)
     costs = defaultdict(int, {key: invoiced.get(key, 0) + due.get(key, 0) for key in invoiced | due})
@@ -312,7 +315,7 @@ def summary(*, customer: Customer, at: datetime) -> Summary:
     while len(months) < MONTHS_SHOWN:
         months.append((months[-1] - timedelta(days=1)).replace(day=1))
     this_month = sum(total for (one, _kind), total in costs.items() if one == month)
-    standing = services.standing_of(found, owed_micro=sum(due.values()), at=at)
+    standing = standing_of(found, owed_micro=sum(due.values()), at=at)
     return Summary(
         services=active_services(customer=customer, at=at, costs=costs),
         months=sorted(months),
@@ -332,11 +335,11 @@ def active_services(*, customer: Customer, at: datetime, costs: dict[tuple[date,
     """One for each kind that is there now or has cost something this month."""
     month = rating.month_of(at, customer.zone)
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
-    usage = services.running(at).filter(customer=customer).annotate(count=Count("*"))
+    usage = running_totals(at).filter(customer=customer).annotate(count=Count("*"))
     for kind, _code, count, gb, base_micro, rate_micro in usage.values_list(
         "kind", "location_id", "count", "gb", "base", "rate"
     ):
-        hourly_micro = services.hourly_of(gb, base_micro, rate_micro)
+        hourly_micro = hourly_of(gb, base_micro, rate_micro)
         for place, value in enumerate((count, int(gb), hourly_micro)):
             counts[kind][place] += value
     found = []

@@ -4,14 +4,16 @@ import logging
 from collections.abc import Callable
 from datetime import datetime
 
-from . import closing, services
+from . import closing
+from .low_balance import warn_low_balances
+from .wallet import expire_credits
 
 logger = logging.getLogger(__name__)
 
 
 def run_due(*, at: datetime) -> None:
     """Invoice the months that are over, record the free credits that have expired, warn of low balances."""
-    duties: list[Callable[..., object]] = [closing.close_months, services.expire_credits, services.warn_low_balances]
+    duties: list[Callable[..., object]] = [closing.close_months, expire_credits, warn_low_balances]
     failed = []
     for duty in duties:
         try:

@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 
 from cng_portal.accounts.models import Customer
 
-from . import services
+from .balance import get_standing
 from .models import (
     ClosingFailure,
     Invoice,
@@ -25,6 +25,7 @@ from .models import (
     WalletAccount,
     WalletTransaction,
 )
+from .wallet import expired_credits
 
 SECOND = timedelta(seconds=1)
 SECONDS_OF_AN_HOUR = 3600
@@ -151,11 +152,11 @@ def of_customer(
         return
     for failure in ClosingFailure.objects.filter(customer=customer):
         yield f"a month could not be closed since {failure.failed_at:%Y-%m-%d %H:%M} UTC: {failure.reason}"
-    shown = services.standing(customer=customer, at=at)
+    shown = get_standing(customer=customer, at=at)
     owed = sum(amounts.values()) - sum(charged.values())
     if shown.owed_micro != owed:
         yield f"shown as owed since the last invoice: {shown.owed_micro} millionths, recomputed {owed}"
-    pending = sum(amount for _grant, amount in services.expired_credits(customer=customer, at=at))
+    pending = sum(amount for _grant, amount in expired_credits(customer=customer, at=at))
     ledger = sum(move.wallet_micro for move in moves if move.at <= at) - pending
     if shown.balance_micro != ledger - owed:
         yield f"shown as balance: {shown.balance_micro} millionths, recomputed {ledger - owed}"

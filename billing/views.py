@@ -17,10 +17,14 @@ from cng_portal.accounts.models import BillingType, Customer
 from cng_portal.common.responses import csv_response
 from cng_portal.common.templatetags.portal import month as in_words
 
-from . import money, rating, reports, services
+from . import money, rating, reports
 from .access import billed_customer
+from .balance import get_standing, lasts_for
+from .charges import costs_so_far
 from .forms import UsageFilterForm
+from .low_balance import low_balance_warning
 from .models import Invoice, ServiceKind, TransactionKind, WalletTransaction
+from .prices import prices_by_place
 from .reports import SubscriptionState
 
 PAGE = 50
@@ -174,7 +178,7 @@ def summary(request: HttpRequest, as_csv: bool = False) -> HttpResponse | Stream
             "tabs": tabs(request),
             "customer": customer,
             "is_prepaid": is_prepaid,
-            "warning": services.low_balance_warning(customer=customer) if is_prepaid else None,
+            "warning": low_balance_warning(customer=customer) if is_prepaid else None,
             "wallet_amount": amount(found.balance_micro if is_prepaid else found.owed_micro),
             "found": found,
             "bought": amount(found.bought_micro),
@@ -233,8 +237,8 @@ def subscriptions(request: HttpRequest, as_csv: bool = False) -> HttpResponse | 
         columns = ["resource_uuid", "kind", "name", "project", "location", "gb", "from", "to", "paid_until"]
         return csv_response("subscriptions", columns, rows)
     page = page_of(request, found)
-    prices = services.prices_by_place({one.location_id for one in page["rows"]})
-    costs = services.costs_so_far([one.resource_id for one in page["rows"]], at)
+    prices = prices_by_place({one.location_id for one in page["rows"]})
+    costs = costs_so_far([one.resource_id for one in page["rows"]], at)
     for one in page["rows"]:
         begun = [price.rate_micro for price in prices.get((one.kind, one.location_id), []) if price.since <= at]
         rate_micro = one.base_rate_micro if one.base_rate_micro is not None else begun[-1] if begun else None
@@ -302,7 +306,7 @@ def credits(request: HttpRequest, as_csv: bool = False) -> HttpResponse | Stream
     if as_csv:
         rows = (transaction_cells(move, customer) for move in found.iterator())
         return csv_response("infra-credits", TRANSACTION_COLUMNS, rows)
-    lasting = services.lasts_for(customer=customer, at=at)
+    lasting = lasts_for(customer=customer, at=at)
     page = page_of(request, found)
     with_amounts(page["rows"], customer)
     return render(
@@ -312,7 +316,7 @@ def credits(request: HttpRequest, as_csv: bool = False) -> HttpResponse | Stream
             "tabs": tabs(request),
             "customer": customer,
             "is_prepaid": customer.billing_type == BillingType.PREPAID,
-            "warning": services.low_balance_warning(customer=customer),
+            "warning": low_balance_warning(customer=customer),
             "balance": money.format_amount(lasting.balance_micro, customer.currency),
             "lasts_until": at + lasting.now if lasting.now is not None and lasting.now.days < 36_500 else None,
             "page": page,
@@ -331,7 +335,7 @@ def transactions(request: HttpRequest, as_csv: bool = False) -> HttpResponse | S
         return csv_response("transactions", TRANSACTION_COLUMNS, rows)
     page = page_of(request, found)
     with_amounts(page["rows"], customer)
-    standing = services.standing(customer=customer, at=timezone.now())
+    standing = get_standing(customer=customer, at=timezone.now())
     return render(
         request,
         "billing/transactions.html",

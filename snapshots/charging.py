@@ -2,14 +2,14 @@
 
 from datetime import datetime
 
-from billing import services as billing
+from billing.usage import close_segment, open_segment
 
 from .models import Snapshot
 
 
 def start_charging(snapshot: Snapshot, at: datetime) -> None:
     """Open its usage segment; one that is open stays as it is."""
-    billing.open_segment(
+    open_segment(
         resource_id=snapshot.pk,
         kind=snapshot.service_kind,
         name=snapshot.name,
@@ -22,4 +22,4 @@ def start_charging(snapshot: Snapshot, at: datetime) -> None:
 
 def stop_charging(snapshot: Snapshot, at: datetime) -> bool:
     """False where nothing was charged."""
-    return billing.close_segment(resource_id=snapshot.pk, kind=snapshot.service_kind, at=at)
+    return close_segment(resource_id=snapshot.pk, kind=snapshot.service_kind, at=at)

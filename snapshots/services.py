@@ -18,8 +18,11 @@ from django.db.models import Count, Exists, Max, OuterRef, Q, QuerySet, Sum
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from billing import services as billing
+from billing import errors as billing
+from billing.balance import require_cover
 from billing.money import format_price
+from billing.prices import Quote, get_quote, price_at, prices_by_place
+from billing.usage import rename_resource
 from cng_portal.accounts import activity
 from cng_portal.accounts.models import UNLIMITED, Customer, Project, User
 from cng_portal.accounts.services import lock_customer
@@ -82,7 +85,7 @@ class SourceUnavailable(ActionRefused):
 class PriceChanged(ActionRefused):
     """The price is not the one that was shown; `quote` is today's."""
 
-    def __init__(self, message: str, quote: billing.Quote) -> None:
+    def __init__(self, message: str, quote: Quote) -> None:
         super().__init__(message)
         self.quote = quote
 
@@ -307,15 +310,15 @@ def check_pace(customer_id: UUID, kind: Operation.Kind, more: int = 1) -> None:
         raise RateLimited(limits.explain(kind, again_at))
 
 
-def quote_for(source: Source, *, kind: str | None = None, at: datetime | None = None) -> billing.Quote:
+def quote_for(source: Source, *, kind: str | None = None, at: datetime | None = None) -> Quote:
     """Today's price of a snapshot of it, or of a backup where `kind` says so. Raises NotSold."""
     return quote_size(source, size_of(source), kind=kind, at=at)
 
 
-def quote_size(source: Source, size_gb: int, *, kind: str | None = None, at: datetime | None = None) -> billing.Quote:
+def quote_size(source: Source, size_gb: int, *, kind: str | None = None, at: datetime | None = None) -> Quote:
     """Today's price of `size_gb` captured of it. Raises NotSold."""
     try:
-        return billing.quote(
+        return get_quote(
             customer=source.project.customer,
             location=source.location,
             kind=SERVICE_KINDS[Kind(kind or kind_of(source))],
@@ -329,7 +332,7 @@ def quote_size(source: Source, size_gb: int, *, kind: str | None = None, at: dat
 def check_cover(customer: Customer, hourly_micro: int, *, at: datetime) -> None:
     """Raises InsufficientCredit unless the credits cover one more hour of `hourly_micro`."""
     try:
-        billing.require_cover(
+        require_cover(
             customer=customer, hourly_micro=hourly_micro, at=at, reserved_micro=reserved_micro(customer, at=at)
         )
     except billing.InsufficientCredit as error:
@@ -345,10 +348,10 @@ def reserved_micro(customer: Customer, *, at: datetime) -> int:
     sizes = list(unfinished.order_by().values_list("kind", "location_id").annotate(gb=Sum("size_gb")))
     if not sizes:
         return 0
-    prices = billing.prices_by_place({code for _kind, code, _gb in sizes})
+    prices = prices_by_place({code for _kind, code, _gb in sizes})
     total = 0
     for kind, code, gb in sizes:
-        price = billing.price_at(prices.get((SERVICE_KINDS[Kind(kind)], code), []), at)
+        price = price_at(prices.get((SERVICE_KINDS[Kind(kind)], code), []), at)
         total += gb * price.rate_micro if price and price.is_sold else 0
     return total
 
@@ -480,7 +483,7 @@ def check_deliverable(
     *,
     kind: str | None = None,
     safety: bool = False,
-) -> billing.Quote:
+) -> Quote:
     """Everything that can be checked about a snapshot of it before its name, or about a backup where `kind` says so:
     raises the first ActionRefused. Returns its price.
     """
@@ -491,7 +494,7 @@ def check_deliverable(
     return quote
 
 
-def check_shown_price(quote: billing.Quote, shown_hourly_micro: int | None) -> None:
+def check_shown_price(quote: Quote, shown_hourly_micro: int | None) -> None:
     """Raises PriceChanged where the person saw another price than today's."""
     if shown_hourly_micro is not None and shown_hourly_micro != quote.hourly_micro:
         logger.warning("Refused a price of %s millionths an hour: it is %s", shown_hourly_micro, quote.hourly_micro)
@@ -936,7 +939,7 @@ def rename_snapshot(*, snapshot: Snapshot, user: User, name: str) -> Snapshot:
         before, snapshot.name = snapshot.name, check_name(snapshot.customer_id, name, but=snapshot.pk)
         snapshot.name_key = fold_name(snapshot.name)
         snapshot.save(update_fields=["name", "name_key"])
-        billing.rename_resource(resource_id=snapshot.pk, name=snapshot.name)
+        rename_resource(resource_id=snapshot.pk, name=snapshot.name)
         old, new = {"name": before}, {"name": snapshot.name}
         activity.record(act="snapshot.rename", actor=user, thing=snapshot, before=old, after=new)
     return snapshot

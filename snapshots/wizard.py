@@ -17,8 +17,8 @@ from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from billing import services as billing
 from billing.models import BillingCycle
+from billing.prices import rates_at
 from cng_portal.accounts.models import Project, User
 from cng_portal.common.names import NameFormField
 from cng_portal.inventory.models import Location, VirtualMachine, Volume
@@ -39,7 +39,7 @@ def locations_for(user: User, kind: str) -> list[Location]:
     sources = Volume if kind == Kind.VOLUME else VirtualMachine
     mine = sources.objects.changeable_by(user).present().filter(location=OuterRef("pk")).order_by().values("location")
     count = Coalesce(Subquery(mine.annotate(count=Count("pk")).values("count")), 0)
-    rates = billing.rates_at(kind=SERVICE_KINDS[Kind(kind)], at=timezone.now())
+    rates = rates_at(kind=SERVICE_KINDS[Kind(kind)], at=timezone.now())
     locations: list[Any] = list(Location.objects.active().annotate(source_count=count))
     for location in locations:
         location.rate_micro = rates.get(location.pk)

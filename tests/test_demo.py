@@ -8,9 +8,10 @@ import pytest
 from django.core.management import call_command
 from django.utils import timezone
 
-from billing import services as billing
+from billing.balance import get_balance
 from billing.models import ServiceKind
 from billing.money import to_micro
+from billing.prices import rates_at
 from cng_portal.accounts.models import BillingType, Customer, Project, User
 from cng_portal.inventory.models import Location, VirtualMachine, Volume
 from snapshots.management.commands.demo import PASSWORD, SIGN_INS, YANGON, Disk, find_mkfs
@@ -46,10 +47,10 @@ def test_the_demo_has_what_the_readme_promises(storage_root: Path) -> None:
     assert prepaid.crn == "#001039"
     assert prepaid.billing_type == BillingType.PREPAID
     # 20 % of web-01's K 45.50, for the first hour of its automatic backups
-    assert billing.balance(customer=prepaid, at=timezone.now()) == to_micro(Decimal("99_990.90"))
+    assert get_balance(customer=prepaid, at=timezone.now()) == to_micro(Decimal("99_990.90"))
     assert set(prepaid.projects.values_list("name", flat=True)) == {"Default", "Software", "Test"}
     assert User.objects.get(email="other@example.com").customer.billing_type == BillingType.POSTPAID
-    rates = billing.rates_at(kind=ServiceKind.BS_SNAPSHOT, at=timezone.now())
+    rates = rates_at(kind=ServiceKind.BS_SNAPSHOT, at=timezone.now())
     assert rates["1CNG-YGN-AZ01"] == to_micro(Decimal("0.4"))
     assert set(rates) == {"1CNG-MDY-AZ01", "1CNG-SIN-AZ01", "1CNG-YGN-AZ01"}
 

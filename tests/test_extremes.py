@@ -10,8 +10,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from billing import money, reports
-from billing import services as billing
+from billing.balance import lasts_for
 from billing.models import MAX_AMOUNT_MICRO, ServiceKind
+from billing.packages import create_package
+from billing.usage import open_segment
+from billing.wallet import buy_credits
 from cng_portal.accounts.models import Project
 from cng_portal.common.templatetags import portal
 from snapshots.models import Operation, State
@@ -138,11 +141,9 @@ def test_every_page_answers_while_a_large_disk_is_captured(project: Project, cli
 @pytest.mark.django_db
 def test_how_long_large_credits_last_at_a_tiny_price_can_be_told(project: Project, client: Client) -> None:
     customer, location, now = project.customer, LocationFactory(), timezone.now()
-    billing.create_package(
-        location=location, kind=ServiceKind.BS_SNAPSHOT, rate_micro=1, starts_at=now - timedelta(days=1)
-    )
-    billing.buy_credits(customer=customer, amount_micro=MAX_AMOUNT_MICRO, reason="bought", by=None, key="first")
-    billing.open_segment(
+    create_package(location=location, kind=ServiceKind.BS_SNAPSHOT, rate_micro=1, starts_at=now - timedelta(days=1))
+    buy_credits(customer=customer, amount_micro=MAX_AMOUNT_MICRO, reason="bought", by=None, key="first")
+    open_segment(
         resource_id=project.pk,
         kind=ServiceKind.BS_SNAPSHOT,
         name="nightly",
@@ -151,6 +152,6 @@ def test_how_long_large_credits_last_at_a_tiny_price_can_be_told(project: Projec
         size_gb=1,
         at=now,
     )
-    lasting = billing.lasts_for(customer=customer, at=timezone.now()).now
+    lasting = lasts_for(customer=customer, at=timezone.now()).now
     assert lasting is not None and last_day(now, lasting) == "for longer than a calendar can say"
     assert client.get("/billing/credits/").status_code == 200

@@ -46,8 +46,9 @@ from django.utils import timezone
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from billing import services as billing
 from billing.models import Invoice, ServiceKind
+from billing.usage import open_segment
+from billing.wallet import grant_credits
 from cng_portal.accounts import activity, impersonation, roles
 from cng_portal.accounts.models import Membership, Project, Role, User
 from cng_portal.accounts.signin import confirmation
@@ -212,7 +213,7 @@ def furnish(mark: str, root: Path) -> SimpleNamespace:
         vm=vm, kind=Kind.BACKUP, name=text("backup"), name_key=fold_name(text("backup")), vm_config=config
     )
     for one in ready, of_machine, backup:
-        billing.open_segment(
+        open_segment(
             resource_id=one.pk,
             kind=one.service_kind,
             name=one.name,
@@ -221,9 +222,7 @@ def furnish(mark: str, root: Path) -> SimpleNamespace:
             size_gb=1,
             at=now - timedelta(days=40),
         )
-    billing.grant_credits(
-        customer=customer, amount_micro=10**9, reason=text("credits"), key=f"{mark}-1", by=owner, at=now
-    )
+    grant_credits(customer=customer, amount_micro=10**9, reason=text("credits"), key=f"{mark}-1", by=owner, at=now)
     invoice = Invoice.objects.create(
         customer=customer,
         sequence=1,

@@ -7,8 +7,8 @@ import pytest
 from django.test import Client
 from django.utils import timezone
 
-from billing import services as billing
 from billing.models import ServiceKind
+from billing.usage import open_segment
 from cng_portal.accounts.models import User
 from snapshots.lists import PAGE_SIZE
 from tests.factories import (
@@ -61,7 +61,7 @@ def owner(db: None) -> User:
             (ServiceKind.VM_SNAPSHOT, VMSnapshotFactory(vm=vm, name=f"{number:02d}-before-move", **taken)),
             (ServiceKind.VM_BACKUP, run.snapshot),
         ):
-            billing.open_segment(
+            open_segment(
                 resource_id=snapshot.pk,
                 kind=kind,
                 name=snapshot.name,

@@ -13,9 +13,11 @@ from django.db import transaction
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
+from billing import errors as billing
 from billing import rating
-from billing import services as billing
 from billing.models import ServiceKind
+from billing.prices import Quote, get_quote, sold_kinds
+from billing.usage import change_base_rate, open_segment
 from cng_portal.accounts.models import User
 from cng_portal.accounts.services import lock_customer
 from cng_portal.inventory.models import Location, VirtualMachine
@@ -28,7 +30,7 @@ from .planning import set_next_run, set_next_runs
 from .schedules import SCHEDULE_FIELDS, clean_schedule_fields
 
 
-def automatic_backup_quote(*, vm: VirtualMachine, at: datetime | None = None) -> billing.Quote:
+def automatic_backup_quote(*, vm: VirtualMachine, at: datetime | None = None) -> Quote:
     """Return what automatic backups of the machine cost.
 
     `rate_micro` is the machine's hourly price, `hourly_micro` 20 % of it, `monthly_micro` that for 732 hours, and
@@ -36,7 +38,7 @@ def automatic_backup_quote(*, vm: VirtualMachine, at: datetime | None = None) ->
     Backup package.
     """
     try:
-        return billing.quote(
+        return get_quote(
             customer=vm.project.customer,
             location=vm.location,
             kind=ServiceKind.VM_BACKUP_AUTOMATIC,
@@ -49,7 +51,7 @@ def automatic_backup_quote(*, vm: VirtualMachine, at: datetime | None = None) ->
 
 def automatic_hourly_prices(vms: Sequence[VirtualMachine], *, at: datetime) -> dict[UUID, int | None]:
     """Return {machine: price of an hour of automatic backups, in millionths}, None where not sold. One query."""
-    sold = billing.sold_kinds({vm.location_id for vm in vms}, at=at)
+    sold = sold_kinds({vm.location_id for vm in vms}, at=at)
     return {
         vm.pk: rating.hourly_micro(rate_micro=vm.hourly_price_micro, size_gb=None)
         if ServiceKind.VM_BACKUP_AUTOMATIC in sold.get(vm.location_id, set())
@@ -92,7 +94,7 @@ def switch_on(vm: VirtualMachine, user: User, now: datetime) -> None:
         setattr(schedule, name, value)
     set_next_run(schedule, now)
     schedule.save()
-    billing.open_segment(
+    open_segment(
         resource_id=vm.pk,
         kind=ServiceKind.VM_BACKUP_AUTOMATIC,
         name=vm.name,
@@ -144,7 +146,7 @@ def change_machine_price(
         vm.hourly_price_micro = hourly_price_micro
         vm.save(update_fields=["hourly_price_micro"])
         if vm.automatic_backups_since is not None:
-            billing.change_base_rate(resource_id=vm.pk, base_rate_micro=hourly_price_micro, at=now)
+            change_base_rate(resource_id=vm.pk, base_rate_micro=hourly_price_micro, at=now)
     return vm
 
 

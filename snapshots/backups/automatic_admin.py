@@ -22,7 +22,8 @@ from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
 from billing import money, rating
-from billing import services as billing
+from billing.prices import Quote
+from billing.usage import rename_resource
 from cng_portal.accounts.admin import ReadOnly
 from cng_portal.inventory.admin import LocationAdmin, LocationForm, VirtualMachineAdmin, shown
 from cng_portal.inventory.models import AutomaticBackupSwitch, Location, VirtualMachine
@@ -130,7 +131,7 @@ class MachineAdmin(VirtualMachineAdmin):
         if "hourly_price_micro" in form.changed_data:
             change_machine_price(vm=obj, hourly_price_micro=price, user=request.user)
         if "name" in changed:
-            billing.rename_resource(resource_id=obj.pk, name=obj.name)
+            rename_resource(resource_id=obj.pk, name=obj.name)
         if "deleted_at" in changed and obj.deleted_at:
             end_schedules_of(obj, timezone.now(), request.user)
 
@@ -289,7 +290,7 @@ def price_label(vm: VirtualMachine, hourly_micro: int | None) -> str:
     return gettext("%(price)s / Hour") % {"price": money.format_price(hourly_micro, currency_of(vm))}
 
 
-def cost_sentence(quote: billing.Quote) -> str:
+def cost_sentence(quote: Quote) -> str:
     """Return the formula and the monthly amount."""
     return gettext("%(formula)s, %(monthly)s for %(hours)s hours (30.5 days).") % {
         "formula": quote.formula,

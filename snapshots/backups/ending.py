@@ -9,8 +9,8 @@ from django.db import transaction
 from django.utils.translation import gettext as _
 from django.utils.translation import override
 
-from billing import services as billing
 from billing.models import ServiceKind
+from billing.usage import close_segment
 from cng_portal.accounts import activity
 from cng_portal.accounts.models import User
 from cng_portal.accounts.services import lock_customer
@@ -39,7 +39,7 @@ def switch_off(vm: VirtualMachine, user: User | None, now: datetime) -> None:
     """End automatic backups that are on, and their charge. Without a `user`, the portal did it."""
     schedule = schedules_with_machine().get(vm=vm, origin=BackupSchedule.Origin.AUTOMATIC, deleted_at=None)
     end_schedule(schedule, now, _("Automatic backups were switched off."))
-    billing.close_segment(resource_id=vm.pk, kind=ServiceKind.VM_BACKUP_AUTOMATIC, at=now)
+    close_segment(resource_id=vm.pk, kind=ServiceKind.VM_BACKUP_AUTOMATIC, at=now)
     record_switch(vm, user, now, on=False)
 
 

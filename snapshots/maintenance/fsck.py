@@ -23,7 +23,7 @@ from django.utils.functional import Promise
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from billing import services as billing
+from billing.usage import close_segment, running_usage
 from cng_portal.accounts.services import lock_customer
 from cng_portal.inventory.models import Location, Volume
 
@@ -452,7 +452,7 @@ def look_at_charges(location: Location) -> Iterator[Finding]:
     """Ready snapshots and running usage, both ways: becoming Ready starts it and accepting a deletion ends it, each in
     one transaction.
     """
-    usage = billing.running_usage(location_code=location.pk, kinds=SERVICE_KINDS.values())
+    usage = running_usage(location_code=location.pk, kinds=SERVICE_KINDS.values())
     ready = charged_snapshots(location)
     for snapshots in batches(in_pages(ready), PAGE):
         charged = sizes(usage, snapshots)
@@ -549,7 +549,7 @@ def enqueue(now: datetime) -> bool:
 
 
 def end_usage(snapshot: Snapshot, at: datetime) -> bool:
-    return billing.close_segment(resource_id=snapshot.pk, kind=snapshot.service_kind, at=at)
+    return close_segment(resource_id=snapshot.pk, kind=snapshot.service_kind, at=at)
 
 
 def remove_half_made(driver: Driver, cloud_project: str, thing: Held) -> bool:

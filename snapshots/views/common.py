@@ -18,8 +18,8 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from billing import rating
-from billing import services as billing
 from billing.money import format_amount, format_price, format_rate
+from billing.prices import Quote, price_at, prices_by_place
 from cng_portal.accounts.models import User
 from cng_portal.common.responses import is_fragment, render_part
 from cng_portal.common.templatetags.portal import length_of
@@ -96,16 +96,16 @@ Rates = dict[tuple[str, str], int]
 def rates_now(location_codes: Iterable[str] | None = None) -> Rates:
     """{(kind, location code): rate in millionths per GB and hour} by which existing things are charged. One query.
 
-    Unlike billing.rates_at this has the locations where it is not sold any more: what exists goes on costing.
+    Unlike rates_at this has the locations where it is not sold any more: what exists goes on costing.
     """
     now, rates = timezone.now(), {}
-    for place, prices in billing.prices_by_place(location_codes).items():
-        if price := billing.price_at(prices, now):
+    for place, prices in prices_by_place(location_codes).items():
+        if price := price_at(prices, now):
             rates[place] = price.rate_micro
     return rates
 
 
-def price_of(snapshot: Snapshot, rates: Rates, *, once_sound: bool = False) -> billing.Quote | None:
+def price_of(snapshot: Snapshot, rates: Rates, *, once_sound: bool = False) -> Quote | None:
     """What the snapshot costs from now on, by the rates of `rates_now`; None where it costs nothing or has no price.
 
     A damaged one costs nothing; with `once_sound` this is what it will cost when it is found sound again.
@@ -115,7 +115,7 @@ def price_of(snapshot: Snapshot, rates: Rates, *, once_sound: bool = False) -> b
     paid = snapshot.state in (State.PENDING, State.CREATING, State.READY) and not snapshot.costs_nothing
     if rate_micro is None or not paid or not snapshot.is_charged or (snapshot.is_damaged and not once_sound):
         return None
-    return billing.Quote(
+    return Quote(
         kind=snapshot.service_kind,
         size_gb=snapshot.size_gb,
         rate_micro=rate_micro,
@@ -127,7 +127,7 @@ def price_of(snapshot: Snapshot, rates: Rates, *, once_sound: bool = False) -> b
     )
 
 
-def price_of_backups(quote: billing.Quote, count: int) -> SafeString:
+def price_of_backups(quote: Quote, count: int) -> SafeString:
     """Return a sentence on what one backup costs, and `count` of them together."""
     return with_amounts(
         ngettext(

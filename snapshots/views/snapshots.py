@@ -14,7 +14,7 @@ from django.utils.http import urlencode
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET, require_http_methods
 
-from billing import services as billing
+from billing.charges import cost_so_far
 from billing.money import format_amount, format_price
 from cng_portal.accounts.models import Project, User
 from cng_portal.accounts.submissions import submit_once
@@ -302,7 +302,7 @@ def snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     operations = build_operation_rows(shown_operations(about), user)
     fixed = services.irreversible_reasons([found])
     price = price_of(found, rates_now([found.location_id]))
-    cost = billing.cost_so_far(resource_id=found.pk, at=timezone.now())
+    cost = cost_so_far(resource_id=found.pk, at=timezone.now())
     version = version_of(
         found.state,
         found.damaged_at,

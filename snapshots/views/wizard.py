@@ -16,8 +16,9 @@ from django.utils.translation import ngettext
 from django.views.decorators.http import require_GET, require_POST
 from django_htmx.http import HttpResponseClientRedirect
 
-from billing import services as billing
+from billing.balance import lasts_for
 from billing.money import format_amount, format_count, format_price
+from billing.prices import Quote, rates_at
 from cng_portal.accounts.models import BillingType, User
 from cng_portal.common.templatetags.portal import day as format_day
 from cng_portal.inventory.models import Region, VirtualMachine, Volume
@@ -177,7 +178,7 @@ def make(draft: Draft, user: User, shown_hourly_micro: int) -> Snapshot | Backup
     )
 
 
-def estimates(request: HttpRequest, draft: Draft, quote: billing.Quote) -> dict[str, Any]:
+def estimates(request: HttpRequest, draft: Draft, quote: Quote) -> dict[str, Any]:
     """What it comes to: a day, a month, until the date the person picks, and how long prepaid credits last."""
     assert draft.project is not None
     customer, now = draft.project.customer, timezone.now()
@@ -206,7 +207,7 @@ def estimates(request: HttpRequest, draft: Draft, quote: billing.Quote) -> dict[
         amount_micro = sum(quote.until(first, last) for first, last in lives(draft, now, end))
         rows.append(row(_("From now to the end of %(day)s") % {"day": format_day(day)}, amount_micro))
     if customer.billing_type == BillingType.PREPAID:
-        lasting = billing.lasts_for(customer=customer, at=now, extra_hourly_micro=count * quote.hourly_micro)
+        lasting = lasts_for(customer=customer, at=now, extra_hourly_micro=count * quote.hourly_micro)
         for label, left in (
             (_("Your credits last with it"), lasting.then),
             (_("Your credits last without it"), lasting.now),
@@ -264,13 +265,13 @@ def leave(request: HttpRequest, url: str) -> HttpResponse:
     return HttpResponseClientRedirect(url) if request.htmx else redirect(url)
 
 
-def quote_of(draft: Draft) -> billing.Quote:
+def quote_of(draft: Draft) -> Quote:
     """Raises NotSold."""
     assert draft.source is not None  # the steps before are checked
     return services.quote_for(draft.source, kind=draft.kind)
 
 
-def price(quote: billing.Quote) -> dict[str, str]:
+def price(quote: Quote) -> dict[str, str]:
     return {
         "figure": format_price(quote.hourly_micro, quote.currency),
         "size": _("%(size)s GB") % {"size": format_count(quote.size_gb)},
@@ -374,7 +375,7 @@ def source_context(request: HttpRequest, draft: Draft, form: Any) -> dict[str, A
     for cloud_project in services.cloud_projects_of(location=draft.location_id, project=draft.project):
         cloud = services.cloud_quota_use(cloud_project)
         uses += [cloud["snapshots"], cloud["gb"]]
-    rates = billing.rates_at(kind=SERVICE_KINDS[Kind(kind)], at=timezone.now(), location_codes=[draft.location_id])
+    rates = rates_at(kind=SERVICE_KINDS[Kind(kind)], at=timezone.now(), location_codes=[draft.location_id])
     rate_micro = rates.get(draft.location_id)
     for source in shown:
         source.value = str(source.pk)

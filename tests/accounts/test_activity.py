@@ -12,7 +12,7 @@ from django.urls import reverse
 from django.utils import timezone
 from pytest_django import Settings
 
-from billing import services as billing
+from billing.wallet import grant_credits
 from cng_portal.accounts import activity
 from cng_portal.accounts.models import Activity, Project, Role, User
 from cng_portal.common.responses import cell
@@ -349,7 +349,7 @@ def test_credits_and_prices_of_administrators_are_in_the_log(project: Project) -
     admin = UserFactory(admin=True)
     given = {"customer": project.customer, "amount_micro": 5_000_000, "reason": "Sorry for the outage", "by": admin}
     for _ in range(2):
-        billing.grant_credits(**given, key="once")
+        grant_credits(**given, key="once")
     entry = Activity.objects.get(act="wallet.move")
     assert (entry.customer, entry.actor) == (project.customer, admin)
     assert entry.after["reason"] == "Sorry for the outage"

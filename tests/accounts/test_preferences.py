@@ -11,8 +11,8 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from billing import services as billing
 from billing.models import ServiceKind
+from billing.usage import open_segment
 from cng_portal.accounts.models import DateFormat, User
 from cng_portal.accounts.preferences import as_read_by
 from cng_portal.common.templatetags.portal import month
@@ -68,7 +68,7 @@ def test_no_page_says_a_date_in_another_way_than_the_person_wants(
         sell_everywhere(kind=kind)
     snapshot = SnapshotFactory(volume=volume, created_at=LONG_AGO, ready_at=LONG_AGO)
     SnapshotFactory(volume=volume)
-    billing.open_segment(
+    open_segment(
         resource_id=snapshot.pk,
         kind=ServiceKind.BS_SNAPSHOT,
         name=snapshot.name,

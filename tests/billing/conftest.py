@@ -5,8 +5,9 @@ from uuid import uuid4
 
 import pytest
 
-from billing import services
 from billing.models import ServiceKind, UsageSegment
+from billing.packages import create_package
+from billing.usage import close_segment, open_segment
 from tests.factories import LocationFactory, ProjectFactory, UserFactory
 
 KIND = ServiceKind.BS_SNAPSHOT
@@ -18,7 +19,7 @@ def shop() -> SimpleNamespace:
     project = ProjectFactory(customer__number=39, customer__name="Shwe", name="Default")
     owner = UserFactory(email="owner@example.com", member_of=project)
     location = LocationFactory(code="1CNG-YGN-AZ01")
-    package = services.create_package(
+    package = create_package(
         location=location, kind=KIND, rate_micro=400_000, starts_at=datetime(2026, 1, 1, tzinfo=UTC)
     )
     return SimpleNamespace(
@@ -39,9 +40,9 @@ def use(shop: SimpleNamespace) -> Callable[..., UsageSegment]:
             "location": shop.location,
             "size_gb": 50,
         }
-        segment = services.open_segment(**(given | fields), at=start)
+        segment = open_segment(**(given | fields), at=start)
         if end:
-            services.close_segment(resource_id=segment.resource_id, kind=segment.kind, at=end)
+            close_segment(resource_id=segment.resource_id, kind=segment.kind, at=end)
         segment.refresh_from_db()
         return segment
 

@@ -4,9 +4,11 @@ import pytest
 from django.urls import reverse
 from django.utils import timezone
 
-from billing import closing, services
+from billing import closing
+from billing.balance import get_balance
 from billing.forms import PriceVersionFormSet
 from billing.models import Invoice, Package, PriceVersion, ServiceKind, WalletTransaction
+from billing.wallet import buy_credits
 from cng_portal.accounts.models import Activity
 from tests.factories import LocationFactory, UserFactory
 
@@ -190,7 +192,7 @@ def test_an_administrator_corrects_and_refunds_with_a_reason(desk, shop, use):
     for name, amount in (("buy", "10"), ("refund", "5"), ("correct", "-2.50")):
         url = reverse(f"admin:billing_account_{name}", args=[shop.customer.pk])
         assert desk.post(url, {"amount": amount, "reason": name, "key": name}).status_code == 302
-    assert services.balance(customer=shop.customer, at=timezone.now()) == 12_500_000 - 20_000_000
+    assert get_balance(customer=shop.customer, at=timezone.now()) == 12_500_000 - 20_000_000
 
 
 def test_invoices_are_made_from_the_list_of_customers(desk, shop, use, time_machine):
@@ -209,7 +211,7 @@ def test_invoices_are_made_from_the_list_of_customers(desk, shop, use, time_mach
 @pytest.mark.parametrize("model", ["invoice", "invoiceline", "wallettransaction", "usagesegment", "customeraccount"])
 def test_records_can_be_looked_at_and_nothing_else(desk, shop, use, model, time_machine):
     segment = use(datetime(2040, 10, 3, tzinfo=UTC))
-    services.buy_credits(customer=shop.customer, amount_micro=10_000, reason="x", by=None, key="k")
+    buy_credits(customer=shop.customer, amount_micro=10_000, reason="x", by=None, key="k")
     closing.close_months(at=datetime(2040, 11, 2, tzinfo=UTC))
     time_machine.move_to(datetime(2040, 11, 2, tzinfo=UTC))
     desk.force_login(UserFactory(admin=True))

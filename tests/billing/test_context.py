@@ -8,8 +8,11 @@ import time_machine
 from django.test import RequestFactory
 from django.utils import timezone
 
-from billing import context, services
+from billing import context
 from billing.models import ServiceKind
+from billing.packages import create_package
+from billing.usage import open_segment
+from billing.wallet import buy_credits
 from cng_portal.accounts.models import User
 from tests.factories import LocationFactory, MembershipFactory
 
@@ -29,11 +32,9 @@ def person() -> User:
     member.user.save()
     location = LocationFactory()
     starts_at = timezone.now() - timedelta(days=9)
-    services.create_package(location=location, kind=ServiceKind.BS_SNAPSHOT, rate_micro=400_000, starts_at=starts_at)
-    services.buy_credits(
-        customer=member.project.customer, amount_micro=100_000_000, reason="bought", by=None, key="first"
-    )
-    services.open_segment(
+    create_package(location=location, kind=ServiceKind.BS_SNAPSHOT, rate_micro=400_000, starts_at=starts_at)
+    buy_credits(customer=member.project.customer, amount_micro=100_000_000, reason="bought", by=None, key="first")
+    open_segment(
         resource_id=member.project.pk,
         kind=ServiceKind.BS_SNAPSHOT,
         name="nightly",
@@ -49,7 +50,7 @@ def test_the_balance_in_the_top_bar_is_at_most_a_minute_old(person: User) -> Non
     next_minute = timezone.now().replace(second=0, microsecond=0) + timedelta(minutes=1)
     with time_machine.travel(next_minute, tick=False) as clock:
         assert shown(person) == "K 80.00"
-        services.buy_credits(customer=person.customer, amount_micro=10_000_000, reason="more", by=None, key="second")
+        buy_credits(customer=person.customer, amount_micro=10_000_000, reason="more", by=None, key="second")
         clock.shift(timedelta(seconds=59))
         assert shown(person) == "K 80.00"
         clock.shift(timedelta(seconds=1))

@@ -9,7 +9,8 @@ from django.core.management import call_command
 from django.db import IntegrityError, connection, transaction
 from django.utils import timezone
 
-from billing import closing, services
+from billing import closing
+from billing.errors import Refused
 from billing.models import (
     Invoice,
     InvoiceLine,
@@ -19,6 +20,9 @@ from billing.models import (
     UsageSegment,
     WalletTransaction,
 )
+from billing.packages import create_package, set_price
+from billing.usage import close_segment, open_segment
+from billing.wallet import buy_credits
 from tests.factories import LocationFactory, ProjectFactory
 
 pytestmark = [pytest.mark.django_db, pytest.mark.both_databases]
@@ -28,14 +32,14 @@ START = datetime(2040, 11, 5, 10, 17, 23, tzinfo=UTC)
 
 @pytest.fixture
 def package():
-    return services.create_package(
+    return create_package(
         location=LocationFactory(), kind=KIND, rate_micro=400_000, starts_at=datetime(2026, 1, 1, tzinfo=UTC)
     )
 
 
 @pytest.fixture
 def segment(package):
-    return services.open_segment(
+    return open_segment(
         resource_id=uuid4(),
         kind=KIND,
         name="disk-1",
@@ -48,7 +52,7 @@ def segment(package):
 
 @pytest.fixture
 def invoice(segment):
-    services.buy_credits(customer=segment.customer, amount_micro=10_000, reason="paid", by=None, key="k")
+    buy_credits(customer=segment.customer, amount_micro=10_000, reason="paid", by=None, key="k")
     closing.close_months(at=datetime(2040, 12, 2, tzinfo=UTC))
     return Invoice.objects.get()
 
@@ -103,7 +107,7 @@ def test_a_price_that_has_begun_is_immutable(package):
 
 
 def test_a_planned_price_can_be_changed_but_not_moved_into_the_past(package):
-    version = services.set_price(package=package, rate_micro=1, starts_at=START, by=None)
+    version = set_price(package=package, rate_micro=1, starts_at=START, by=None)
     PriceVersion.objects.filter(pk=version.pk).update(rate_micro=2)
     past = timezone.now() - timedelta(minutes=1)
     refused(lambda: PriceVersion.objects.filter(pk=version.pk).update(starts_at=past), "starts in the future")
@@ -112,15 +116,15 @@ def test_a_planned_price_can_be_changed_but_not_moved_into_the_past(package):
 
 def test_a_further_price_cannot_start_in_the_past(package):
     past = timezone.now() - timedelta(seconds=1)
-    with pytest.raises(services.Refused, match="starts in the future"):
-        services.set_price(package=package, rate_micro=1, starts_at=past, by=None)
+    with pytest.raises(Refused, match="starts in the future"):
+        set_price(package=package, rate_micro=1, starts_at=past, by=None)
     refused(lambda: PriceVersion.objects.create(package=package, rate_micro=1, starts_at=past), "starts in the future")
 
 
 def test_two_prices_cannot_start_at_once(package):
-    services.set_price(package=package, rate_micro=1, starts_at=START, by=None)
+    set_price(package=package, rate_micro=1, starts_at=START, by=None)
     with pytest.raises(ValidationError, match="already has a price that starts at this instant"):
-        services.set_price(package=package, rate_micro=2, starts_at=START, by=None)
+        set_price(package=package, rate_micro=2, starts_at=START, by=None)
     refused(lambda: PriceVersion.objects.create(package=package, rate_micro=2, starts_at=START))
 
 
@@ -142,7 +146,7 @@ def test_invoiced_usage_can_be_closed_and_nothing_else(segment, invoice):
     for change in ({"size_gb": 1}, {"started_at": START + timedelta(hours=1)}, {"resource_id": uuid4()}):
         refused(lambda change=change: UsageSegment.objects.update(**change), sentence)
     refused(lambda: raw("DELETE FROM billing_usagesegment"), sentence)
-    assert services.close_segment(resource_id=segment.resource_id, kind=KIND, at=datetime(2041, 1, 1, tzinfo=UTC))
+    assert close_segment(resource_id=segment.resource_id, kind=KIND, at=datetime(2041, 1, 1, tzinfo=UTC))
     for change in ({"ended_at": None}, {"ended_at": datetime(2041, 1, 2, tzinfo=UTC)}, {"resource_name": "x"}):
         refused(lambda change=change: UsageSegment.objects.update(**change), sentence)
 
@@ -163,7 +167,7 @@ def test_what_was_invoiced_can_be_told_never_to_have_begun_while_it_is_open_and_
     automatic = UsageSegment.objects.filter(pk=segment.pk)
     automatic.update(kind=kind, size_gb=0, base_rate_micro=100_000_000)
     closing.close_months(at=datetime(2040, 12, 2, tzinfo=UTC))
-    assert services.close_segment(resource_id=segment.resource_id, kind=kind, at=START - timedelta(minutes=1))
+    assert close_segment(resource_id=segment.resource_id, kind=kind, at=START - timedelta(minutes=1))
     assert (automatic.get().never_began, automatic.get().late) == (True, True)
     refused(lambda: automatic.update(never_began=False), "cannot be changed")
 
@@ -220,7 +224,7 @@ def test_a_transaction_has_two_sides_a_reason_and_whole_hundredths(segment):
 def test_a_whole_database_can_still_be_emptied_and_is_guarded_afterwards(invoice):
     call_command("flush", interactive=False, verbosity=0)
     assert Invoice.objects.count() == 0
-    package = services.create_package(
+    package = create_package(
         location=LocationFactory(), kind=KIND, rate_micro=1, starts_at=datetime(2026, 1, 1, tzinfo=UTC)
     )
     refused(lambda: package.versions.update(rate_micro=2), "has begun")

@@ -14,8 +14,13 @@ from django.db.models import Sum
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from billing import bulk, closing, services, verification
+from billing import bulk, closing, verification
+from billing.balance import get_standing, open_windows, with_ledger
+from billing.charges import costs_so_far, due_lines, total_charged
 from billing.models import Invoice, InvoiceLine, ServiceKind, UsageSegment, WalletTransaction
+from billing.packages import create_package, set_price
+from billing.usage import change_base_rate, close_segment, closed_until, open_segment
+from billing.wallet import buy_credits
 from cng_portal.accounts.models import Customer
 from cng_portal.inventory.models import Location
 from tests.billing import oracle
@@ -143,11 +148,11 @@ class Player:
             return
         self.location = Location.objects.create(code="1CNG-YGN-AZ01", city="Yangon", country="MM", region="asia")
         first, *later = history.prices
-        package = services.create_package(location=self.location, kind=KIND, rate_micro=first[1], starts_at=first[0])
+        package = create_package(location=self.location, kind=KIND, rate_micro=first[1], starts_at=first[0])
         for start, rate in later:
-            services.set_price(package=package, rate_micro=rate, starts_at=start, by=None, at=EPOCH - timedelta(days=9))
+            set_price(package=package, rate_micro=rate, starts_at=start, by=None, at=EPOCH - timedelta(days=9))
         if history.credits:
-            services.buy_credits(
+            buy_credits(
                 customer=self.customer,
                 amount_micro=history.credits,
                 reason="paid",
@@ -168,12 +173,12 @@ class Player:
     def call(self, event: Event) -> None:
         resource_id = UUID(int=event.resource + 1)
         if event.what == "close":
-            services.close_segment(resource_id=resource_id, kind=event.kind, at=event.at)
+            close_segment(resource_id=resource_id, kind=event.kind, at=event.at)
         elif event.what == "change":
-            services.change_base_rate(resource_id=resource_id, base_rate_micro=event.amount, at=event.at)
+            change_base_rate(resource_id=resource_id, base_rate_micro=event.amount, at=event.at)
         else:
             automatic = event.kind == AUTOMATIC
-            services.open_segment(
+            open_segment(
                 resource_id=resource_id,
                 kind=event.kind,
                 name=f"disk-{event.resource}",
@@ -195,12 +200,12 @@ class Player:
     def check(self, now: datetime) -> None:
         """The balance, and each resource's cost, are what the oracle says, by SQL and by Python."""
         expected = self.expected(now)
-        standing = services.standing(customer=self.customer, at=now)
+        standing = get_standing(customer=self.customer, at=now)
         owed = sum(amount for _hours, amount in expected.values())
         assert Fraction(standing.balance_micro, 10**6) == Fraction(self.history.credits, 10**6) - owed
-        assert services.consumed(customer=self.customer, at=now) == owed * 10**6
+        assert total_charged(customer=self.customer, at=now) == owed * 10**6
         resources = {key[0] for key in expected}
-        costs = services.costs_so_far([UUID(int=resource + 1) for resource in resources], now)
+        costs = costs_so_far([UUID(int=resource + 1) for resource in resources], now)
         for resource in resources:
             own = [value for key, value in expected.items() if key[0] == resource]
             cost = costs[UUID(int=resource + 1)]
@@ -245,7 +250,7 @@ def test_any_history_costs_what_the_oracle_says(history: History):
             if what == 0:
                 player.deliver(event)
             elif what == 1:
-                player.check(max(instant, services.closed_until(player.customer.pk) or instant))
+                player.check(max(instant, closed_until(player.customer.pk) or instant))
             else:
                 closing.close_months(at=instant)
                 assert closing.close_months(at=instant).invoices == 0
@@ -316,7 +321,7 @@ def test_a_shift_inside_the_month_changes_nothing_and_more_never_costs_less(star
             event = Event(at, at, number, KIND, "open", size_gb)
             player.call(event)
             player.call(Event(at + timedelta(seconds=life), at, number, KIND, "close"))
-            found = services.costs_so_far([UUID(int=number + 1)], EPOCH + timedelta(days=200))
+            found = costs_so_far([UUID(int=number + 1)], EPOCH + timedelta(days=200))
             return found[UUID(int=number + 1)].amount_micro
 
         base = cost(1, begin, life, size_gb)
@@ -335,10 +340,10 @@ def test_sql_and_python_give_the_same_lines(history: History):
         for event in history.events:
             player.deliver(event)
         now = EPOCH + timedelta(days=80)
-        windows = services.open_windows(services.with_ledger(Customer.objects.all(), at=now), now)
+        windows = open_windows(with_ledger(Customer.objects.all(), at=now), now)
         python = {
             (due.segment.pk, due.month, due.line.from_at): (due.line.to_at, due.line.hours, due.line.amount_micro)
-            for due in services.due_lines(customer=player.customer, at=now, segments=list(UsageSegment.objects.all()))
+            for due in due_lines(customer=player.customer, at=now, segments=list(UsageSegment.objects.all()))
         }
         assert {key: value for key, value in bulk.lines(windows).items()} == python
         transaction.set_rollback(True)

@@ -10,8 +10,15 @@ from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from billing import closing, scheduling, services, verification
+from billing import closing, scheduling, verification
+from billing.balance import get_balance, get_owed, require_cover
+from billing.charges import cost_so_far
+from billing.errors import InsufficientCredit, Refused
+from billing.low_balance import low_balance_warning
 from billing.models import ClosingFailure, Invoice, InvoiceLine, LowBalanceWarning, UsageSegment, WalletTransaction
+from billing.packages import create_package
+from billing.usage import close_segment
+from billing.wallet import buy_credits, correct_credits, expire_credits, grant_credits, refund_credits
 from cng_portal.accounts.models import Customer
 from cng_portal.accounts.services import lock_customer
 from cng_portal.notifications.models import Notification
@@ -50,16 +57,16 @@ def test_a_snapshot_open_through_all_of_november_is_720_hours_on_its_invoice(sho
     assert (line.from_at, line.to_at) == (yangon(1, 0, 17), yangon(1, 0, 17, month=12))
     assert (october.number, november.number) == ("INV-000039-0001", "INV-000039-0002")
     assert (november.starts_at, november.ends_at) == (yangon(1), DECEMBER)
-    assert services.balance(customer=shop.customer, at=DECEMBER) == -(october.total_micro + november.total_micro)
+    assert get_balance(customer=shop.customer, at=DECEMBER) == -(october.total_micro + november.total_micro)
     assert verification.differences(at=DECEMBER) == []
 
 
 def test_making_the_invoice_does_not_move_the_balance(shop, use):
     use(yangon(5, 10, 17), size_gb=7)
     at = DECEMBER + timedelta(hours=5)
-    before = services.balance(customer=shop.customer, at=at)
+    before = get_balance(customer=shop.customer, at=at)
     closing.close_months(at=at)
-    assert services.balance(customer=shop.customer, at=at) == before
+    assert get_balance(customer=shop.customer, at=at) == before
 
 
 def test_closing_twice_makes_nothing_new(shop, use):
@@ -73,7 +80,7 @@ def test_closing_twice_makes_nothing_new(shop, use):
 def test_a_month_is_not_closed_before_it_is_over_where_the_customer_lives(shop, use):
     use(yangon(3))
     assert closing.close_months(at=DECEMBER - timedelta(microseconds=1)).invoices == 0
-    with pytest.raises(services.Refused, match="2040-11 is not over in Asia/Yangon before 2040-11-30 17:30 UTC"):
+    with pytest.raises(Refused, match="2040-11 is not over in Asia/Yangon before 2040-11-30 17:30 UTC"):
         closing.require_month_is_over(date(2040, 11, 1), DECEMBER - timedelta(seconds=1))
 
 
@@ -90,7 +97,7 @@ def test_usage_that_is_reported_late_comes_with_the_next_invoice_and_its_own_per
     closing.close_months(at=DECEMBER)
     late = use(yangon(29, 10), yangon(29, 12))
     at = yangon(2, month=12)
-    owed = services.owed(customer=shop.customer, at=at)
+    owed = get_owed(customer=shop.customer, at=at)
     assert owed == (2 + 24) * 20_000_000
     closing.close_months(at=yangon(1, month=1, year=2041))
     [line] = InvoiceLine.objects.filter(segment=late)
@@ -101,10 +108,10 @@ def test_usage_that_is_reported_late_comes_with_the_next_invoice_and_its_own_per
 def test_an_end_that_is_reported_late_corrects_the_line_that_charged_too_much(shop, use):
     segment = use(yangon(3, month=10))
     closing.close_months(at=DECEMBER)
-    services.close_segment(resource_id=segment.resource_id, kind=segment.kind, at=yangon(10))
+    close_segment(resource_id=segment.resource_id, kind=segment.kind, at=yangon(10))
     at = yangon(2, month=12)
-    assert services.owed(customer=shop.customer, at=at) == -(720 - 216) * 20_000_000
-    assert services.cost_so_far(resource_id=segment.resource_id, at=at).hours == 29 * 24 + 216
+    assert get_owed(customer=shop.customer, at=at) == -(720 - 216) * 20_000_000
+    assert cost_so_far(resource_id=segment.resource_id, at=at).hours == 29 * 24 + 216
     closing.close_months(at=yangon(5, month=1, year=2041))
     correction = InvoiceLine.objects.get(corrects__isnull=False)
     assert correction.corrects.invoice.month == date(2040, 11, 1)
@@ -133,7 +140,7 @@ def test_a_new_time_zone_neither_loses_nor_repeats_an_hour(shop, use, zone):
     Customer.objects.update(time_zone=zone)
     use(yangon(1, month=10), yangon(2, month=10))  # late, and from before the first invoice
     end = datetime(2041, 3, 15, tzinfo=UTC)
-    services.close_segment(resource_id=segment.resource_id, kind=segment.kind, at=end)
+    close_segment(resource_id=segment.resource_id, kind=segment.kind, at=end)
     closing.close_months(at=datetime(2041, 4, 5, tzinfo=UTC))
     hours = -((segment.started_at - end) // timedelta(hours=1))
     assert sum(line.hours for line in InvoiceLine.objects.filter(segment=segment)) == hours
@@ -294,15 +301,15 @@ def test_usage_that_arrives_while_the_month_is_closed_is_charged_once(shop, use)
 
 @pytest.mark.django_db(transaction=True)
 def test_credits_for_one_first_hour_are_not_promised_twice(shop, use):
-    services.buy_credits(customer=shop.customer, amount_micro=20_000_000, reason="paid", by=None, key="k", at=yangon(1))
+    buy_credits(customer=shop.customer, amount_micro=20_000_000, reason="paid", by=None, key="k", at=yangon(1))
     at = yangon(3)
 
     def work() -> bool:
         with transaction.atomic():
             lock_customer(shop.customer.pk)
             try:
-                services.require_cover(customer=shop.customer, hourly_micro=20_000_000, at=at)
-            except services.InsufficientCredit:
+                require_cover(customer=shop.customer, hourly_micro=20_000_000, at=at)
+            except InsufficientCredit:
                 return False
             use(at)
             return True
@@ -313,7 +320,7 @@ def test_credits_for_one_first_hour_are_not_promised_twice(shop, use):
 @pytest.mark.django_db(transaction=True)
 def test_a_key_used_in_parallel_is_one_transaction(shop):
     def work() -> object:
-        return services.grant_credits(
+        return grant_credits(
             customer=shop.customer, amount_micro=10_000, reason="gift", by=None, key="once", at=yangon(1)
         ).pk
 
@@ -323,24 +330,24 @@ def test_a_key_used_in_parallel_is_one_transaction(shop):
 
 def test_free_credits_that_expire_are_used_first_and_the_rest_is_taken_back(shop, use):
     credit = {"customer": shop.customer, "by": None, "at": yangon(1)}
-    services.buy_credits(**credit, amount_micro=1_000_000_000, reason="paid", key="paid")
-    services.grant_credits(**credit, amount_micro=100_000_000, reason="welcome", key="welcome", expires_at=yangon(5))
-    services.grant_credits(**credit, amount_micro=50_000_000, reason="sorry", key="sorry", expires_at=yangon(20))
+    buy_credits(**credit, amount_micro=1_000_000_000, reason="paid", key="paid")
+    grant_credits(**credit, amount_micro=100_000_000, reason="welcome", key="welcome", expires_at=yangon(5))
+    grant_credits(**credit, amount_micro=50_000_000, reason="sorry", key="sorry", expires_at=yangon(20))
     use(yangon(3), yangon(3, 3))  # K 60 of the K 100 that expire first
     at = yangon(6)
-    assert services.balance(customer=shop.customer, at=at) == (1000 + 50) * 1_000_000
-    assert services.expire_credits(at=at) == 1
-    assert services.expire_credits(at=at) == 0
+    assert get_balance(customer=shop.customer, at=at) == (1000 + 50) * 1_000_000
+    assert expire_credits(at=at) == 1
+    assert expire_credits(at=at) == 0
     assert WalletTransaction.objects.get(kind="expired").amount_micro == 40_000_000
-    assert services.balance(customer=shop.customer, at=at) == (1000 + 50) * 1_000_000
-    services.expire_credits(at=yangon(21))
-    assert services.balance(customer=shop.customer, at=yangon(21)) == 1_000_000_000
+    assert get_balance(customer=shop.customer, at=at) == (1000 + 50) * 1_000_000
+    expire_credits(at=yangon(21))
+    assert get_balance(customer=shop.customer, at=yangon(21)) == 1_000_000_000
     assert verification.differences(at=yangon(21)) == []
 
 
 def test_a_debt_is_paid_by_the_credits_that_come_next(shop, use):
     use(yangon(3), yangon(3, 3))
-    services.grant_credits(
+    grant_credits(
         customer=shop.customer,
         by=None,
         at=yangon(4),
@@ -349,20 +356,20 @@ def test_a_debt_is_paid_by_the_credits_that_come_next(shop, use):
         key="x",
         expires_at=yangon(5),
     )
-    services.expire_credits(at=yangon(6))
-    assert services.balance(customer=shop.customer, at=yangon(6)) == 0
+    expire_credits(at=yangon(6))
+    assert get_balance(customer=shop.customer, at=yangon(6)) == 0
 
 
 def test_no_more_is_refunded_than_was_charged(shop, use):
     use(yangon(1), yangon(1, 3))  # K 60
     given = {"customer": shop.customer, "by": shop.owner, "at": yangon(2), "reason": "outage"}
-    with pytest.raises(services.Refused, match="Only K 60.00 has been charged"):
-        services.refund_credits(**given, amount_micro=60_010_000, key="a")
-    services.refund_credits(**given, amount_micro=60_000_000, key="b")
-    services.refund_credits(**given, amount_micro=60_000_000, key="b")
-    with pytest.raises(services.Refused, match="Only K 0.00"):
-        services.refund_credits(**given, amount_micro=10_000, key="c")
-    assert services.balance(customer=shop.customer, at=yangon(3)) == 0
+    with pytest.raises(Refused, match="Only K 60.00 has been charged"):
+        refund_credits(**given, amount_micro=60_010_000, key="a")
+    refund_credits(**given, amount_micro=60_000_000, key="b")
+    refund_credits(**given, amount_micro=60_000_000, key="b")
+    with pytest.raises(Refused, match="Only K 0.00"):
+        refund_credits(**given, amount_micro=10_000, key="c")
+    assert get_balance(customer=shop.customer, at=yangon(3)) == 0
     closing.close_months(at=DECEMBER)
     assert verification.differences(at=DECEMBER) == []
 
@@ -370,17 +377,17 @@ def test_no_more_is_refunded_than_was_charged(shop, use):
 def test_corrections_and_refunds_are_transactions_with_a_reason(shop, use):
     use(yangon(1, month=10), yangon(1, 1, month=10))
     given = {"customer": shop.customer, "by": shop.owner, "at": yangon(1)}
-    services.correct_credits(**given, change_micro=30_000_000, reason="typo", key="a")
-    services.correct_credits(**given, change_micro=-10_000_000, reason="typo", key="b")
-    services.refund_credits(**given, amount_micro=5_000_000, reason="outage", key="c")
-    assert services.balance(customer=shop.customer, at=yangon(2)) == 25_000_000 - 20_000_000
+    correct_credits(**given, change_micro=30_000_000, reason="typo", key="a")
+    correct_credits(**given, change_micro=-10_000_000, reason="typo", key="b")
+    refund_credits(**given, amount_micro=5_000_000, reason="outage", key="c")
+    assert get_balance(customer=shop.customer, at=yangon(2)) == 25_000_000 - 20_000_000
     assert verification.differences(at=yangon(2)) == []
 
 
 @pytest.mark.django_db(transaction=True)
 def test_a_low_balance_is_told_once_until_it_recovers(shop, use):
     credit = {"customer": shop.customer, "by": None, "reason": "paid"}
-    services.buy_credits(**credit, amount_micro=74 * 20_000_000, key="1", at=yangon(1))
+    buy_credits(**credit, amount_micro=74 * 20_000_000, key="1", at=yangon(1))
     use(yangon(3))
     scheduling.run_due(at=yangon(3, 1))
     assert not Notification.objects.exists()
@@ -389,10 +396,10 @@ def test_a_low_balance_is_told_once_until_it_recovers(shop, use):
     [notice] = Notification.objects.all()
     assert notice.user == shop.owner
     assert "K 1,400.00 of infra credits left" in notice.text
-    assert services.low_balance_warning(customer=shop.customer) is not None
-    services.buy_credits(**credit, amount_micro=2_000_000_000, key="2", at=yangon(3, 6))
+    assert low_balance_warning(customer=shop.customer) is not None
+    buy_credits(**credit, amount_micro=2_000_000_000, key="2", at=yangon(3, 6))
     scheduling.run_due(at=yangon(3, 7))
-    assert services.low_balance_warning(customer=shop.customer) is None
+    assert low_balance_warning(customer=shop.customer) is None
     scheduling.run_due(at=yangon(12))
     assert (Notification.objects.count(), LowBalanceWarning.objects.count()) == (2, 2)
 
@@ -402,12 +409,12 @@ def test_a_postpaid_customer_owes_the_invoice_and_is_not_warned(shop, use):
     use(yangon(3))
     scheduling.run_due(at=DECEMBER)
     assert not Notification.objects.exists()
-    assert services.balance(customer=shop.customer, at=DECEMBER) == -28 * 24 * 20_000_000
+    assert get_balance(customer=shop.customer, at=DECEMBER) == -28 * 24 * 20_000_000
 
 
 def test_usage_in_a_wallet_without_invoices_counts_from_its_first_month(shop, use):
     use(yangon(3, month=8), yangon(3, 1, month=8))
-    assert services.owed(customer=shop.customer, at=DECEMBER) == 20_000_000
+    assert get_owed(customer=shop.customer, at=DECEMBER) == 20_000_000
     assert UsageSegment.objects.get().late is False
 
 
@@ -429,9 +436,7 @@ def test_one_customer_whose_month_cannot_be_closed_keeps_nobody_else_from_an_inv
     """The invoice of the second is larger than any amount of the wallet."""
     settings.ADMINS = [("Administrator", "admin@example.com")]
     dear = LocationFactory(code="1CNG-SGP-AZ01")
-    services.create_package(
-        location=dear, kind=shop.kind, rate_micro=10_000_000_000, starts_at=datetime(2026, 1, 1, tzinfo=UTC)
-    )
+    create_package(location=dear, kind=shop.kind, rate_micro=10_000_000_000, starts_at=datetime(2026, 1, 1, tzinfo=UTC))
     projects = [ProjectFactory(customer__number=number) for number in range(40, 47)]
     for project in projects:
         use(yangon(3), project=project)
@@ -456,7 +461,7 @@ def test_a_failure_is_forgotten_once_the_month_is_closed(shop, use):
     orphan = use(yangon(3), location=LocationFactory(code="1CNG-SGP-AZ01"))
     closing.close_months(at=DECEMBER)
     assert ClosingFailure.objects.get().customer == shop.customer
-    services.create_package(location=orphan.location, kind=shop.kind, rate_micro=1, starts_at=yangon(1))
+    create_package(location=orphan.location, kind=shop.kind, rate_micro=1, starts_at=yangon(1))
     closing.close_months(at=DECEMBER)
     assert Invoice.objects.count() == 1
     assert not ClosingFailure.objects.exists()

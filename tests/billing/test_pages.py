@@ -9,8 +9,11 @@ from uuid import uuid4
 import pytest
 from django.urls import reverse
 
-from billing import closing, context, money, pdf, reports, services
+from billing import closing, context, money, pdf, reports
+from billing.low_balance import warn_low_balances
 from billing.models import Invoice, ServiceKind
+from billing.usage import close_segment
+from billing.wallet import buy_credits, correct_credits, grant_credits
 from cng_portal.accounts.models import Customer, Role
 from tests.factories import ProjectFactory, UserFactory
 
@@ -31,10 +34,8 @@ NOW = yangon(20, 12)
 def history(shop, use, time_machine):
     """October is invoiced; in November one snapshot goes on and one has ended. Seen on 20 November at noon."""
     given = {"customer": shop.customer, "by": None, "at": yangon(1, month=10)}
-    services.buy_credits(**given, amount_micro=50_000_000_000, reason="Bank transfer 17", key="b")
-    services.grant_credits(
-        **given, amount_micro=1_000_000_000, reason="Welcome", key="g", expires_at=yangon(1, month=12)
-    )
+    buy_credits(**given, amount_micro=50_000_000_000, reason="Bank transfer 17", key="b")
+    grant_credits(**given, amount_micro=1_000_000_000, reason="Welcome", key="g", expires_at=yangon(1, month=12))
     shop.open = use(yangon(30, 22, month=10), name="root-disk")
     shop.ended = use(yangon(5, 10) + timedelta(minutes=17, seconds=23), yangon(5, 13), name="=HYPERLINK(evil)")
     closing.close_months(at=yangon(1))
@@ -292,7 +293,7 @@ def test_the_pdf_of_an_invoice_is_one(owner):
 
 def test_a_correction_points_at_the_line_that_it_corrects(owner, history, time_machine):
     charged = Invoice.objects.get().lines.get()
-    services.close_segment(resource_id=history.open.resource_id, kind=history.kind, at=yangon(30, 23, month=10))
+    close_segment(resource_id=history.open.resource_id, kind=history.kind, at=yangon(30, 23, month=10))
     url = reverse("billing:invoice", args=[charged.invoice_id])
     pointer = f'corrects <a href="{url}#line-{charged.pk}">INV-000039-0001</a>'
     assert pointer in owner.get(reverse("billing:statement"), {"due": "on"}).content.decode()
@@ -383,10 +384,8 @@ def test_a_customer_without_anything_is_told_what_will_be_here(client_for):
 
 
 def test_a_low_balance_is_shown_on_the_billing_pages(owner, history):
-    services.correct_credits(
-        customer=history.customer, change_micro=-41_000_000_000, reason="x", by=None, key="c", at=NOW
-    )
-    assert services.warn_low_balances(at=NOW) == 1
+    correct_credits(customer=history.customer, change_micro=-41_000_000_000, reason="x", by=None, key="c", at=NOW)
+    assert warn_low_balances(at=NOW) == 1
     for name in ("summary", "credits"):
         assert "Your infra credits run low" in words(owner.get(reverse(f"billing:{name}")))
 

@@ -23,9 +23,10 @@ from django.urls import reverse
 from django.utils import timezone
 from playwright.sync_api import Page
 
-from billing import services as billing
 from billing.closing import close_months
 from billing.models import Invoice
+from billing.usage import close_segment, open_segment
+from billing.wallet import buy_credits, grant_credits
 from cng_portal.accounts import activity, roles
 from cng_portal.accounts.models import Membership, Role, User
 from cng_portal.inventory.models import Location, Volume
@@ -149,10 +150,10 @@ def fill(member: Membership, storage_root: Path) -> None:
         each.save()
     user.set_password(PASSWORD)
     user.save()
-    billing.buy_credits(
+    buy_credits(
         customer=customer, amount_micro=1_234_567_890_120_000, reason="Bank transfer 2026-11", by=None, key="big"
     )
-    billing.grant_credits(
+    grant_credits(
         customer=customer,
         amount_micro=50_000_000_000,
         reason="Welcome",
@@ -193,7 +194,7 @@ def fill(member: Membership, storage_root: Path) -> None:
     for snapshot in Snapshot.objects.filter(ready_at__isnull=False):
         charge(snapshot)
     for snapshot in Snapshot.objects.filter(volume=office).order_by("created_at")[:3]:
-        billing.close_segment(resource_id=snapshot.pk, kind=snapshot.service_kind, at=now - timedelta(days=20))
+        close_segment(resource_id=snapshot.pk, kind=snapshot.service_kind, at=now - timedelta(days=20))
     close_months(at=now)
     work_in_each_state(member)
     protect(member)
@@ -209,7 +210,7 @@ def fill(member: Membership, storage_root: Path) -> None:
 
 def charge(snapshot: Snapshot) -> None:
     assert snapshot.ready_at
-    billing.open_segment(
+    open_segment(
         resource_id=snapshot.pk,
         kind=snapshot.service_kind,
         name=snapshot.name,

@@ -17,8 +17,9 @@ from django.utils import timezone
 from playwright.sync_api import Browser, Page
 
 from billing import closing
-from billing import services as billing
 from billing.models import ServiceKind
+from billing.usage import open_segment
+from billing.wallet import buy_credits
 from cng_portal.accounts.models import Project, User
 from snapshots import wizard
 from snapshots.models import Kind
@@ -150,10 +151,10 @@ def pages(project: Project, person: User, storage_root: Path) -> list[str]:
     for kind in (ServiceKind.BS_SNAPSHOT, ServiceKind.VM_SNAPSHOT, ServiceKind.VM_BACKUP):
         sell_everywhere(kind=kind)
     now = timezone.now()
-    billing.buy_credits(customer=project.customer, amount_micro=10**12, reason="a lot", by=None, key="a lot")
+    buy_credits(customer=project.customer, amount_micro=10**12, reason="a lot", by=None, key="a lot")
     snapshots = [SnapshotFactory(volume=volume) for _number in range(25)]
     for snapshot in snapshots:
-        billing.open_segment(
+        open_segment(
             resource_id=snapshot.pk,
             kind=snapshot.service_kind,
             name=snapshot.name,

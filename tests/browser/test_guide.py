@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from billing import services as billing
+from billing.wallet import buy_credits
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import Volume
 from snapshots.models import Snapshot
@@ -44,9 +44,7 @@ def member() -> Membership:
     member.user.customer = member.project.customer
     member.user.set_password(PASSWORD)
     member.user.save()
-    billing.buy_credits(
-        customer=member.project.customer, amount_micro=100_000 * 10**6, reason="bought", by=None, key="credits"
-    )
+    buy_credits(customer=member.project.customer, amount_micro=100_000 * 10**6, reason="bought", by=None, key="credits")
     return member
 
 

@@ -19,8 +19,10 @@ from django.utils import timezone
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page
 
-from billing import services as billing
 from billing.models import ServiceKind
+from billing.packages import create_package
+from billing.usage import open_segment
+from billing.wallet import buy_credits
 from cng_portal.accounts.models import Membership, Role
 from cng_portal.common.templatetags.portal import picture_size
 from cng_portal.inventory.models import Region, Volume
@@ -79,7 +81,7 @@ def member(storage_root: Path) -> Membership:
     member.user.save()
     for name in ("Software", "Test"):
         MembershipFactory(user=member.user, project=ProjectFactory(customer=customer, name=name), role=Role.OWNER)
-    billing.buy_credits(customer=customer, amount_micro=99_455_790_000, reason="First purchase", by=None, key="first")
+    buy_credits(customer=customer, amount_micro=99_455_790_000, reason="First purchase", by=None, key="first")
     yangon = LocationFactory(code="1CNG-YGN-AZ01")
     mandalay = LocationFactory(code="1CNG-MDY-AZ01", city="Mandalay")
     LocationFactory(code="1CNG-SIN-AZ01", city="Singapore", country="SG", region=Region.SOUTHEAST_ASIA)
@@ -95,9 +97,7 @@ def member(storage_root: Path) -> Membership:
     gone = VolumeFactory(name="old-shop-data", size_gb=40, gone=True, **place)
     for kind, rate_micro in RATES.items():
         for location in (yangon, mandalay):
-            billing.create_package(
-                location=location, kind=kind, rate_micro=rate_micro, starts_at=now - timedelta(days=200)
-            )
+            create_package(location=location, kind=kind, rate_micro=rate_micro, starts_at=now - timedelta(days=200))
 
     def taken(volume: Volume, name: str, hours: float, **fields: Any) -> Snapshot:
         at = now - timedelta(hours=hours)
@@ -139,7 +139,7 @@ def member(storage_root: Path) -> Membership:
     for volume in Volume.objects.present():
         put_volume(storage_root, volume, content(b"bytes"))
     for snapshot in Snapshot.objects.filter(ready_at__isnull=False):
-        billing.open_segment(
+        open_segment(
             resource_id=snapshot.pk,
             kind=snapshot.service_kind,
             name=snapshot.name,

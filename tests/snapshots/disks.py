@@ -11,8 +11,8 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from billing import services as billing
 from billing.models import ServiceKind
+from billing.packages import create_package
 from cng_portal.inventory.models import Location, Volume
 from snapshots.models import Operation
 from snapshots.storage.contract import GIB
@@ -107,7 +107,7 @@ PRICED_SINCE = datetime(2000, 1, 1, tzinfo=UTC)
 def sell_everywhere(rate_micro: int = 400_000, kind: ServiceKind = ServiceKind.BS_SNAPSHOT) -> None:
     """Set a price of K 0.4 per GB and hour in every location."""
     for location in Location.objects.all():
-        billing.create_package(
+        create_package(
             location=location,
             kind=kind,
             rate_micro=rate_micro,

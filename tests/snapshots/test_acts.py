@@ -11,7 +11,7 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from billing import services as billing
+from billing.balance import get_balance
 from billing.models import ServiceKind, UsageSegment
 from billing.money import MICRO
 from cng_portal.accounts.models import Project, Role
@@ -625,7 +625,7 @@ def test_a_prepaid_customer_without_credits_is_told_so(client_for: Callable[...,
     poor = ProjectFactory()
     operation = OperationFactory(snapshot__volume__project=poor, snapshot__failed=True, capture=True, failed=True)
     sell_everywhere(rate_micro=MICRO)
-    assert billing.balance(customer=poor.customer, at=timezone.now() + timedelta(seconds=1)) == 0
+    assert get_balance(customer=poor.customer, at=timezone.now() + timedelta(seconds=1)) == 0
 
     response = client_for(UserFactory(member_of=poor)).post(retry_url(operation))
 

@@ -26,7 +26,7 @@ from django.db import connection
 from django.test import Client
 from django.utils import timezone
 
-from billing import services as billing
+from billing.wallet import grant_credits
 from cng_portal.accounts.models import Customer, Membership
 from cng_portal.inventory.models import Volume
 from cng_portal.monitoring.models import Process
@@ -58,7 +58,7 @@ def volume(member: Membership, storage_root: Path) -> Volume:
     sell_everywhere()
     put_volume(storage_root, volume, b"precious" * 1000)
     customer = member.project.customer
-    billing.grant_credits(
+    grant_credits(
         customer=customer, amount_micro=10**9, reason="Welcome", key="welcome", by=member.user, at=timezone.now()
     )
     return volume
@@ -192,7 +192,7 @@ def test_taken_amidst_clicks_it_is_a_portal_that_can_go_on(
             taken = services.request_snapshot(source=volume, name=f"click {began}", user=member.user)
             services.rename_snapshot(snapshot=taken, user=member.user, name=f"renamed {began}")
             given = {"amount_micro": 10**9, "reason": "More", "key": f"more-{began}", "at": timezone.now()}
-            billing.grant_credits(customer=customer, by=member.user, **given)
+            grant_credits(customer=customer, by=member.user, **given)
             if began % 2:  # the others wait for the worker of elsewhere
                 carry_out_what_waits()
             ended += 1

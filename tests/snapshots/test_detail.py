@@ -10,7 +10,7 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from billing import services as billing
+from billing.usage import close_segment, open_segment
 from cng_portal.accounts.models import Project, Role
 from snapshots.models import DiskImage, Operation, Snapshot
 from tests.factories import OperationFactory, ProjectFactory, SnapshotFactory, UserFactory, VolumeFactory
@@ -48,7 +48,7 @@ def charged(project: Project, hours: float, size_gb: int = 50) -> Snapshot:
     ready_at = timezone.now() - timedelta(hours=hours)
     snapshot = SnapshotFactory(volume__project=project, volume__size_gb=size_gb, ready_at=ready_at)
     sell_everywhere(400_000)
-    billing.open_segment(
+    open_segment(
         resource_id=snapshot.pk,
         kind=snapshot.service_kind,
         name=snapshot.name,
@@ -114,7 +114,7 @@ def test_what_was_never_ready_costs_nothing(client: Client, project: Project) ->
 def test_a_deleted_snapshot_stays_as_a_record_without_actions(client: Client, project: Project) -> None:
     snapshot = charged(project, hours=1.5)
     now = timezone.now()
-    billing.close_segment(resource_id=snapshot.pk, kind=snapshot.service_kind, at=now)
+    close_segment(resource_id=snapshot.pk, kind=snapshot.service_kind, at=now)
     Snapshot.objects.update(state="deleted", delete_requested_at=now, deleted_at=now, deletion_cause="user")
 
     page = text_of(client, snapshot)

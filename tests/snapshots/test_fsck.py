@@ -17,8 +17,8 @@ from django.db import connection
 from django.utils import timezone
 from django_tasks_db.models import DBTaskResult
 
-from billing import services as billing
 from billing.models import UsageSegment
+from billing.usage import close_segment
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import Volume
 from snapshots import services
@@ -347,7 +347,7 @@ def test_a_forgotten_operation_is_enqueued(snapshot: Snapshot, member: Membershi
 
 
 def test_who_is_not_charged_for_what_is_there_is_told(snapshot: Snapshot) -> None:
-    billing.close_segment(resource_id=snapshot.pk, kind=snapshot.service_kind, at=timezone.now())
+    close_segment(resource_id=snapshot.pk, kind=snapshot.service_kind, at=timezone.now())
     assert find() == ["not-charged"]
     run(repair=True)
     assert find() == ["not-charged"], "what a customer pays is nothing to guess"

@@ -12,7 +12,7 @@ import pytest
 from django.db import connections
 from django.utils import timezone
 
-from billing import services as billing
+from billing.wallet import buy_credits
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import Volume
 from snapshots import operations, services, wizard
@@ -94,7 +94,7 @@ def test_credit_for_one_hour_of_one_snapshot_has_one_taker(member: Membership, v
     customer = member.project.customer
     type(customer).objects.filter(pk=customer.pk).update(billing_type="prepaid")
     customer.refresh_from_db()
-    billing.buy_credits(customer=customer, amount_micro=39_000_000, reason="test", by=None, key="one hour is K 20")
+    buy_credits(customer=customer, amount_micro=39_000_000, reason="test", by=None, key="one hour is K 20")
     outcome = all_at_once(
         lambda number: services.request_snapshot(source=volume, name=f"taker {number}", user=member.user)
     )

@@ -106,10 +106,10 @@ def test_each_location_has_its_own_and_a_storage_that_does_not_work_has_none(
 
 
 def sell_everywhere_else(location: Location) -> None:
-    from billing import services as billing
+    from billing.packages import create_package
     from tests.snapshots.disks import PRICED_SINCE
 
-    billing.create_package(location=location, kind="bs_snapshot", rate_micro=400_000, starts_at=PRICED_SINCE)
+    create_package(location=location, kind="bs_snapshot", rate_micro=400_000, starts_at=PRICED_SINCE)
 
 
 @pytest.mark.parametrize("traits", [{"damaged": True}, {"deleting": True}, {"failed": True}])

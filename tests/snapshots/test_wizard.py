@@ -10,8 +10,8 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from billing import services as billing
 from billing.models import Package, PriceVersion
+from billing.wallet import buy_credits
 from cng_portal.accounts.models import Membership, Role
 from cng_portal.common.templatetags.portal import day
 from cng_portal.inventory.models import Location, Volume
@@ -446,7 +446,7 @@ def test_the_review_estimates_until_a_date(client: Client, member: Membership, v
 def test_prepaid_customers_see_how_long_their_credits_last(client: Client, member: Membership, volume: Volume) -> None:
     customer = member.project.customer
     type(customer).objects.update(billing_type="prepaid")
-    billing.buy_credits(customer=customer, amount_micro=48_000_000_000, reason="test", by=None, key="a hundred days")
+    buy_credits(customer=customer, amount_micro=48_000_000_000, reason="test", by=None, key="a hundred days")
     page = client.get(url(draft_at("review", volume, member.user), "review")).text
     end = timezone.localtime(timezone.now() + timedelta(days=100), customer.zone)
     assert f"until {day(end.date())}" in page

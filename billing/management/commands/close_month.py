@@ -5,7 +5,8 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils import timezone
 from tqdm import tqdm
 
-from billing import closing, money, services
+from billing import closing, money
+from billing.errors import Refused
 from cng_portal.accounts.models import Customer
 
 
@@ -26,7 +27,7 @@ class Command(BaseCommand):
         at = timezone.now()
         try:
             closing.require_month_is_over(first, at)
-        except services.Refused as error:
+        except Refused as error:
             raise CommandError(str(error)) from None
         with tqdm(total=Customer.objects.count(), unit=" customers", disable=None) as bar:
             report = closing.close_months(at=at, through=first, dry_run=dry_run, progress=bar.update)

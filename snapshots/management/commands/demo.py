@@ -21,9 +21,10 @@ from django.core.management import BaseCommand, CommandError
 from django.db import transaction
 from django.utils import timezone
 
-from billing import services as billing
 from billing.models import ServiceKind
 from billing.money import to_micro
+from billing.packages import create_package
+from billing.wallet import buy_credits
 from cng_portal.accounts.models import BillingType, Customer, Membership, Project, Role, User
 from cng_portal.accounts.services import create_customer, create_project
 from cng_portal.inventory.models import Location, Region, VirtualMachine, Volume
@@ -118,7 +119,7 @@ def fill() -> None:
     for code, city, country, region in LOCATIONS:
         location = Location.objects.create(code=code, city=city, country=country, region=region)
         for kind, rate in RATES[code].items():
-            billing.create_package(
+            create_package(
                 location=location,
                 kind=kind,
                 rate_micro=to_micro(Decimal(rate)),
@@ -133,7 +134,7 @@ def fill() -> None:
     colleague = User.objects.create_user("thiri@example.com", name="Thiri Win", customer=azh)  # cannot sign in
     Membership.objects.create(project=azh.projects.get(name="Default"), user=colleague, role=Role.VIEWER)
     Membership.objects.create(project=azh.projects.get(name="Software"), user=colleague, role=Role.MEMBER)
-    billing.buy_credits(
+    buy_credits(
         customer=azh,
         amount_micro=to_micro(Decimal(100_000)),
         reason="First purchase",

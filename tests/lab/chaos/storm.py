@@ -19,8 +19,9 @@ from django.db import connection  # noqa: E402
 from django.db.utils import DatabaseError  # noqa: E402
 from django.utils import timezone  # noqa: E402
 
-from billing import services as billing  # noqa: E402
 from billing.models import ServiceKind  # noqa: E402
+from billing.packages import create_package  # noqa: E402
+from billing.wallet import buy_credits  # noqa: E402
 from cng_portal.accounts.models import User  # noqa: E402
 from snapshots.models import BackupRun, BackupSchedule, Operation, Snapshot, State  # noqa: E402
 from tests.factories import (  # noqa: E402
@@ -46,13 +47,13 @@ def furnish() -> tuple[list[User], User]:
     location = LocationFactory(code="1CNG-CHAOS")
     now = timezone.now()
     for kind in ServiceKind.BS_SNAPSHOT, ServiceKind.VM_SNAPSHOT, ServiceKind.VM_BACKUP:
-        billing.create_package(location=location, kind=kind, rate_micro=400_000, starts_at=now - timedelta(days=2))
+        create_package(location=location, kind=kind, rate_micro=400_000, starts_at=now - timedelta(days=2))
     administrator = UserFactory(admin=True, email="admin@example.com", password=people.PASSWORD)
     owners = []
     for number in range(CUSTOMERS):
         customer = CustomerFactory(postpaid=number >= PREPAID, name=f"Customer {number}")
         if number < PREPAID:
-            billing.buy_credits(
+            buy_credits(
                 customer=customer, amount_micro=30_000_000, reason="Bought", key=f"bought-{number}", by=None, at=now
             )
         project = ProjectFactory(customer=customer, name="Default")

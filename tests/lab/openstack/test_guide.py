@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from billing import services as billing
+from billing.wallet import buy_credits
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import Volume
 from snapshots.models import Snapshot
@@ -44,9 +44,7 @@ def worker(cinder_storage: None, process_environment: dict[str, str]) -> Iterato
 @pytest.fixture
 def member() -> Membership:
     member = MembershipFactory(project__name="Default")
-    billing.buy_credits(
-        customer=member.project.customer, amount_micro=100_000 * 10**6, reason="bought", by=None, key="credits"
-    )
+    buy_credits(customer=member.project.customer, amount_micro=100_000 * 10**6, reason="bought", by=None, key="credits")
     return member
 
 

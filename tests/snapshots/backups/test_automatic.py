@@ -9,7 +9,7 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from billing import services as billing
+from billing.charges import cost_so_far
 from billing.models import Package, ServiceKind, UsageSegment
 from cng_portal.accounts.models import Customer, Membership, User
 from cng_portal.inventory.models import AutomaticBackupSwitch, Location, VirtualMachine
@@ -64,7 +64,7 @@ def switch(vm: VirtualMachine, on: bool, user: User | None, now: datetime) -> Vi
 
 
 def cost(vm: VirtualMachine, at: datetime) -> int:
-    found = billing.cost_so_far(resource_id=vm.pk, at=at)
+    found = cost_so_far(resource_id=vm.pk, at=at)
     return found.amount_micro if found else 0
 
 

@@ -11,8 +11,8 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from billing import services as billing
 from billing.models import ServiceKind
+from billing.wallet import buy_credits
 from cng_portal.accounts.models import Membership, Role
 from cng_portal.inventory.models import VirtualMachine
 from snapshots import wizard
@@ -337,7 +337,7 @@ def test_the_wallet_of_a_prepaid_customer_lasts_with_all_copies(
     customer.billing_type = "prepaid"
     customer.save()
     ten_days = 72 * 24 * 10 * 10**6  # of two copies at K 36 an hour
-    billing.buy_credits(customer=customer, amount_micro=ten_days, reason="bought", by=None, key="k")
+    buy_credits(customer=customer, amount_micro=ten_days, reason="bought", by=None, key="k")
     draft = draft_of(vm, member)
 
     rows = {row["label"]: row["value"] for row in client.get(wizard.url(draft, "review")).context["estimates"]}

@@ -11,8 +11,8 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from billing import closing, verification
-from billing import services as billing
 from billing.models import Invoice, InvoiceLine, ServiceKind, UsageSegment
+from billing.packages import create_package
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import VirtualMachine
 from cng_portal.notifications.models import Notification
@@ -69,7 +69,7 @@ class Year:
         self.random = random.Random(2035)
         self.location = LocationFactory(default_at=time(4), default_retention_count=2)
         for kind in (ServiceKind.VM_BACKUP, ServiceKind.VM_SNAPSHOT):
-            billing.create_package(location=self.location, kind=kind, rate_micro=RATE, starts_at=START - DAY)
+            create_package(location=self.location, kind=kind, rate_micro=RATE, starts_at=START - DAY)
         self.admin = UserFactory(admin=True)
         self.members: list[Membership] = []
         self.schedules: list[BackupSchedule] = []

@@ -1,0 +1,151 @@
+"""What a customer has and owes at an instant. Nothing accrues: it is computed from usage and prices when asked for."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from django.db.models import Case, Exists, F, Min, OuterRef, QuerySet, Subquery, Sum, When
+
+from cng_portal.accounts.models import BillingType, Customer
+
+from . import bulk, rating
+from .charges import late_lines
+from .errors import InsufficientCredit
+from .models import (
+    Invoice,
+    UsageSegment,
+    WalletAccount,
+    WalletTransaction,
+)
+from .usage import hourly_cost
+from .wallet import expired_credits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """Where a customer stands at an instant, in millionths: the ledger, and what no invoice has yet."""
+
+    credits_micro: int
+    owed_micro: int
+
+    @property
+    def balance_micro(self) -> int:
+        return self.credits_micro - self.owed_micro
+
+
+def with_ledger(customers: QuerySet[Customer], *, at: datetime) -> QuerySet[Customer]:
+    """What a customer's standing at `at` follows from: the month and end of the last invoice, or without one the first use;
+    `credits`: what the ledger says; `late`: some usage was reported for a month that had its invoice; `expiring`: free
+    credits have expired, and the ledger does not say so yet.
+    """
+    invoices = Invoice.objects.filter(customer=OuterRef("pk")).order_by("-month")
+    usage = UsageSegment.objects.filter(customer=OuterRef("pk"))
+    first_use = usage.order_by().values("customer").annotate(first=Min("started_at")).values("first")
+    wallet = WalletTransaction.objects.filter(customer=OuterRef("pk"), at__lte=at)
+    signed = Case(When(target=WalletAccount.WALLET, then=F("amount_micro")), default=-F("amount_micro"))
+    total = wallet.order_by().values("customer").annotate(total=Sum(signed)).values("total")
+    return customers.annotate(
+        last_month=Subquery(invoices.values("month")[:1]),
+        last_until=Subquery(invoices.values("ends_at")[:1]),
+        first_use=Case(When(last_month=None, then=Subquery(first_use)), default=None),
+        credits=Subquery(total),
+        late=Exists(usage.filter(late=True)),
+        expiring=Exists(wallet.filter(expires_at__lte=at, expiry=None)),
+    )
+
+
+def open_windows(customers: Iterable[Any], at: datetime) -> list[bulk.CustomerWindow]:
+    """The months of each, of with_ledger, that have no invoice yet, up to the one of `at`."""
+    result = []
+    for customer in customers:
+        if customer.last_month:
+            month, since = rating.next_month(customer.last_month), customer.last_until
+        elif customer.first_use:
+            month = rating.month_of(customer.first_use, customer.zone)
+            since = rating.month_start(month, customer.zone)
+        else:
+            continue
+        result += [
+            bulk.CustomerWindow(
+                customer_id=customer.pk, month=window.month, since=window.since, until=window.until, at=at
+            )
+            for window in rating.windows(month=month, since=since, at=at, zone=customer.zone)
+            if window.since <= at
+        ]
+    return result
+
+
+def get_standings(*, customers: QuerySet[Customer], at: datetime) -> dict[UUID, Standing]:
+    """{customer: standing at `at`, which is not before the last invoice}. Two queries, and more for those with
+    usage that was reported late or free credits that have just expired."""
+    return standings_of(list(with_ledger(customers, at=at)), at=at)
+
+
+def standings_of(found: Sequence[Any], *, at: datetime) -> dict[UUID, Standing]:
+    """Of customers of with_ledger at the same instant. One query, and more as `standings` says."""
+    sums = bulk.owed_by_customer(open_windows(found, at))
+    result = {}
+    for customer in found:
+        owed_micro = sums.get(customer.pk, 0)
+        if customer.late:
+            owed_micro += sum(due.line.amount_micro or 0 for due in late_lines(customer=customer, at=at))
+        result[customer.pk] = standing_of(customer, owed_micro=owed_micro, at=at)
+    return result
+
+
+def standing_of(customer: Any, *, owed_micro: int, at: datetime) -> Standing:
+    """Of a customer of `with_ledger` at the same instant, of whom is known what is owed."""
+    credits_micro = int(customer.credits or 0)
+    if customer.expiring:
+        credits_micro -= sum(amount for _grant, amount in expired_credits(customer=customer, at=at))
+    return Standing(credits_micro=credits_micro, owed_micro=owed_micro)
+
+
+def get_standing(*, customer: Customer, at: datetime) -> Standing:
+    return get_standings(customers=Customer.objects.filter(pk=customer.pk), at=at)[customer.pk]
+
+
+def get_owed(*, customer: Customer, at: datetime) -> int:
+    """What no invoice has yet, as an invoice made at `at` would say it, in millionths."""
+    return get_standing(customer=customer, at=at).owed_micro
+
+
+def get_balance(*, customer: Customer, at: datetime) -> int:
+    """What the customer has at the instant: the ledger less what is owed since the last invoice, in millionths."""
+    return get_standing(customer=customer, at=at).balance_micro
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lasting:
+    """For how long the credits last at the present cost, and with a new thing; None where nothing uses them up."""
+
+    balance_micro: int
+    now: timedelta | None
+    then: timedelta | None
+
+
+def lasts_for(*, customer: Customer, at: datetime, extra_hourly_micro: int = 0) -> Lasting:
+    left = get_balance(customer=customer, at=at)
+    hourly = hourly_cost(customer=customer, at=at)
+
+    def lasting(hourly_micro: int) -> timedelta | None:
+        # Large credits at a tiny price last longer than a timedelta can hold.
+        return min(max(0, left) // hourly_micro, timedelta.max // rating.HOUR) * rating.HOUR if hourly_micro else None
+
+    return Lasting(balance_micro=left, now=lasting(hourly), then=lasting(hourly + extra_hourly_micro))
+
+
+def require_cover(*, customer: Customer, hourly_micro: int, at: datetime, reserved_micro: int = 0) -> None:
+    """A prepaid wallet must cover the first hour of a new thing, and `reserved_micro` of what is being made already.
+
+    Call it after `lock_customer` in the same transaction, else two requests could both see the same credits. Raises
+    InsufficientCredit.
+    """
+    if customer.billing_type != BillingType.PREPAID:
+        return
+    left = get_balance(customer=customer, at=at)
+    missing = hourly_micro + reserved_micro - left
+    if missing > 0:
+        raise InsufficientCredit(missing_micro=missing, balance_micro=left, currency=customer.currency)

@@ -1,0 +1,37 @@
+"""What billing refuses, in sentences for customers and administrators."""
+
+from django.utils.translation import gettext as _
+
+from . import money
+
+
+class BillingError(Exception):
+    """``str(error)`` is a sentence for people."""
+
+
+class NotSold(BillingError):
+    """The location has no active package of the kind, or its price has not begun."""
+
+
+class Refused(BillingError):
+    """What was asked for would break a rule of billing."""
+
+
+class InsufficientCredit(BillingError):
+    """The wallet does not cover the first hour."""
+
+    def __init__(self, *, missing_micro: int, balance_micro: int, currency: str) -> None:
+        self.missing_micro = missing_micro
+        self.balance_micro = balance_micro
+        # rounded up, so that buying just this amount is enough
+        shown = -(-missing_micro // money.HUNDREDTH_MICRO) * money.HUNDREDTH_MICRO
+        super().__init__(
+            _(
+                "Insufficient infra credit: your balance is %(balance)s and the first hour needs %(missing)s more. Add "
+                "infra credits, or delete what you no longer need."
+            )
+            % {
+                "balance": money.format_amount(balance_micro, currency),
+                "missing": money.format_amount(shown, currency),
+            }
+        )

@@ -1,0 +1,72 @@
+"""Packages and their price versions: every write."""
+
+from datetime import datetime
+
+from django.db import transaction
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from cng_portal.accounts import activity
+from cng_portal.accounts.models import User
+from cng_portal.inventory.models import Location
+
+from .errors import Refused
+from .models import (
+    PAST,
+    Package,
+    PriceVersion,
+    ServiceKind,
+)
+
+
+@transaction.atomic
+def create_package(
+    *, location: Location, kind: str, rate_micro: int, starts_at: datetime, name: str = "", by: User | None = None
+) -> Package:
+    """A package with its first price. Raises ValidationError with sentences."""
+    name = name or f"{ServiceKind(kind).label} {location.pk}"
+    package = Package(location=location, kind=kind, name=name)
+    package.full_clean()
+    package.save()
+    save_price(PriceVersion(package=package, rate_micro=rate_micro, starts_at=starts_at), by=by)
+    return package
+
+
+@transaction.atomic
+def retire_package(*, package: Package, by: User | None) -> list[PriceVersion]:
+    """Take the package off sale and return its planned prices, which are deleted: they will never begin.
+
+    What runs keeps the price that it has until another package of the kind has one in the location.
+    """
+    planned = list(package.versions.filter(starts_at__gt=Now()))
+    for version in planned:
+        delete_price(version, by=by)
+    package.active = False
+    package.save(update_fields=["active"])
+    return planned
+
+
+def save_price(version: PriceVersion, *, by: User | None) -> PriceVersion:
+    """Write a price that is planned, or a package's first one, with its entry in the activity log."""
+    version.created_by = version.created_by or by
+    version.full_clean()
+    version.save()
+    after = {"rate_micro": version.rate_micro, "starts_at": version.starts_at}
+    activity.record(act="price.set", actor=by, thing=version.package, after=after)
+    return version
+
+
+def delete_price(version: PriceVersion, *, by: User | None) -> None:
+    """Delete a planned price; the database refuses it for one that has begun."""
+    before = {"rate_micro": version.rate_micro, "starts_at": version.starts_at}
+    activity.record(act="price.delete", actor=by, thing=version.package, before=before)
+    version.delete()
+
+
+def set_price(
+    *, package: Package, rate_micro: int, starts_at: datetime, by: User | None, at: datetime | None = None
+) -> PriceVersion:
+    """Plan the price from `starts_at` on, which must be later than now. Raises Refused, ValidationError."""
+    if starts_at <= (at or timezone.now()):
+        raise Refused(str(PAST))
+    return save_price(PriceVersion(package=package, rate_micro=rate_micro, starts_at=starts_at), by=by)

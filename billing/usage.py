@@ -1,0 +1,165 @@
+"""Usage segments: when a resource is charged, and what everything running costs an hour."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from django.db import transaction
+from django.db.models import Max, OuterRef, QuerySet, Subquery, Sum
+
+from cng_portal.accounts.models import Customer, Project
+from cng_portal.accounts.services import lock_customer
+from cng_portal.inventory.models import Location
+
+from . import rating
+from .models import (
+    Invoice,
+    PriceVersion,
+    ServiceKind,
+    UsageSegment,
+)
+
+
+def closed_until(customer_id: UUID) -> datetime | None:
+    """Up to where the customer has been invoiced; None where no invoice was made yet. One query."""
+    return Invoice.objects.filter(customer_id=customer_id).aggregate(last=Max("ends_at"))["last"]
+
+
+def _is_late(customer_id: UUID, at: datetime) -> bool:
+    until = closed_until(customer_id)
+    return until is not None and at < until
+
+
+@transaction.atomic
+def open_segment(
+    *,
+    resource_id: UUID,
+    kind: str,
+    name: str,
+    project: Project,
+    location: Location,
+    size_gb: int = 0,
+    at: datetime,
+    base_rate_micro: int | None = None,
+) -> UsageSegment:
+    """Start charging the resource at the instant `at`; what is being charged already is returned as it is.
+
+    So is a segment of GB that has ended after `at`: the call is then a repetition of the one that opened it. What comes
+    back, as automatic backups do, inside an hour that it has paid for, or by a clock that was set back since, starts where
+    that hour ends: no hour is paid twice.
+    """
+    lock_customer(project.customer_id)  # or the month could be closed meanwhile, without this
+    began = UsageSegment.objects.filter(resource_id=resource_id, kind=kind, never_began=False)
+    last = began.order_by("-started_at").first()
+    if last and (last.ended_at is None or (base_rate_micro is None and (at <= last.started_at or at < last.ended_at))):
+        return last
+    if last and last.paid_until:
+        at = max(at, last.paid_until)
+    return UsageSegment.objects.create(
+        resource_id=resource_id,
+        kind=kind,
+        resource_name=name,
+        customer_id=project.customer_id,
+        project=project,
+        location=location,
+        size_gb=size_gb,
+        base_rate_micro=base_rate_micro,
+        started_at=at,
+        late=_is_late(project.customer_id, at),
+    )
+
+
+@transaction.atomic
+def close_segment(*, resource_id: UUID, kind: str, at: datetime) -> bool:
+    """Stop charging the resource at the instant `at`. False where nothing was open: a repetition changes nothing.
+
+    Automatic backups that waited for the end of an hour that was paid already, and are off again before it, never began.
+    """
+    segment = UsageSegment.objects.filter(resource_id=resource_id, kind=kind, ended_at=None).first()
+    if segment is None:
+        return False
+    lock_customer(segment.customer_id)
+    # the clocks of two machines may differ: what is there was there for its first hour
+    end = max(at, segment.started_at)
+    changed = UsageSegment.objects.filter(pk=segment.pk, ended_at=None).update(
+        ended_at=end,
+        never_began=segment.base_rate_micro is not None and at < segment.started_at,
+        late=segment.late or _is_late(segment.customer_id, end),
+    )
+    return changed == 1
+
+
+@transaction.atomic
+def change_base_rate(*, resource_id: UUID, base_rate_micro: int, at: datetime) -> UsageSegment | None:
+    """The VM's hourly price changed: its automatic backups cost 20 % of the new one from the next unpaid hour on.
+
+    None where automatic backups are off.
+    """
+    kind = ServiceKind.VM_BACKUP_AUTOMATIC
+    segment = (
+        UsageSegment.objects.select_related("project", "location")
+        .filter(resource_id=resource_id, kind=kind, ended_at=None)
+        .first()
+    )
+    if segment is None or segment.base_rate_micro == base_rate_micro:
+        return segment
+    begins = segment.started_at
+    waits = close_segment(resource_id=resource_id, kind=kind, at=at) and at < begins
+    return open_segment(
+        resource_id=resource_id,
+        kind=kind,
+        name=segment.resource_name,
+        project=segment.project,
+        location=segment.location,
+        at=begins if waits else at,
+        base_rate_micro=base_rate_micro,
+    )
+
+
+def running_usage(*, location_code: str, kinds: Iterable[str]) -> QuerySet[UsageSegment]:
+    """What is being charged there now."""
+    return UsageSegment.objects.filter(location_id=location_code, kind__in=list(kinds), ended_at=None)
+
+
+def rename_resource(*, resource_id: UUID, name: str) -> int:
+    """Open segments follow the new name; what has ended keeps the name that it had. Returns how many changed."""
+    return UsageSegment.objects.filter(resource_id=resource_id, ended_at=None).update(resource_name=name)
+
+
+def hourly_cost(*, customer: Customer, at: datetime) -> int:
+    """What everything that the customer has costs an hour at the instant, in millionths. One query."""
+    return hourly_costs(customers=[customer], at=at).get(customer.pk, 0)
+
+
+def hourly_costs(*, customers: Iterable[Customer], at: datetime) -> dict[UUID, int]:
+    """{customer: what everything the customer has costs an hour at `at`, in millionths}. One query."""
+    totals: dict[UUID, int] = defaultdict(int)
+    for customer_id, _kind, _code, gb, base_micro, rate_micro in (
+        running_totals(at)
+        .filter(customer__in=customers)
+        .values_list("customer_id", "kind", "location_id", "gb", "base", "rate")
+    ):
+        totals[customer_id] += hourly_of(gb, base_micro, rate_micro)
+    return totals
+
+
+def running_totals(at: datetime) -> QuerySet[Any, Any]:
+    """What is being charged at the instant, for each customer, kind and location: `gb`; for automatic backups `base`, the
+    hourly prices of their machines; and `rate`, what a GB costs there, None without a price.
+    """
+    usage = UsageSegment.objects.filter(ended_at=None, started_at__lte=at).order_by()
+    versions = PriceVersion.objects.filter(
+        package__kind=OuterRef("kind"), package__location=OuterRef("location_id"), starts_at__lte=at
+    ).order_by("-starts_at", "-id")
+    return usage.values("customer_id", "kind", "location_id").annotate(
+        gb=Sum("size_gb"), base=Sum("base_rate_micro"), rate=Subquery(versions.values("rate_micro")[:1])
+    )
+
+
+def hourly_of(gb: int, base_micro: int | None, rate_micro: int | None) -> int:
+    """What a row of `running` costs an hour, in millionths."""
+    if base_micro is not None:
+        return rating.hourly_micro(rate_micro=int(base_micro), size_gb=None)
+    return int(gb) * (rate_micro or 0)
