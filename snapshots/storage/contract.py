@@ -256,10 +256,28 @@ class Driver(ABC):
         """Raises TooLarge when no volume of this size can be created, Unavailable. Quick enough for a page."""
 
     @abstractmethod
-    def create_volume(self, volume: VolumeRef) -> str:
-        """Make an empty volume and return its backend_ref. One that is there with the same size is left as it is.
+    def create_volume(self, volume: VolumeRef, heartbeat: Heartbeat = no_heartbeat) -> str:
+        """Create an empty volume of ``volume.size_gb`` GiB that reads as zeros, and return its backend_ref.
 
-        Raises Busy, NoSpace, Refused, Unavailable.
+        A volume of that uuid and size is left as it is, with its bytes; one of another size is refused.
+        Raises Busy, NoSpace, Refused (TooLarge, QuotaReached, InvalidImage), Unavailable.
+        """
+
+    @abstractmethod
+    def extend_volume(self, volume: VolumeRef, new_size_gb: int, heartbeat: Heartbeat = no_heartbeat) -> None:
+        """Grow a volume of ``volume.size_gb`` GiB to ``new_size_gb`` GiB; what is added reads as zeros.
+
+        A volume never shrinks. One that has the new size already is left as it is, so a repeated call succeeds, and so
+        does one that follows an attempt which got only a part of the way.
+        Raises NotFound, InvalidImage, Busy (in use), NoSpace, Refused (smaller than it is, TooLarge, QuotaReached),
+        Unavailable.
+        """
+
+    @abstractmethod
+    def delete_volume(self, volume: VolumeRef) -> None:
+        """Remove the volume and anything incomplete of it. Gone already is a success.
+
+        Raises Busy, Refused (an engine whose snapshots need the volume refuses while there are any), Unavailable.
         """
 
     @abstractmethod
@@ -310,13 +328,6 @@ class Driver(ABC):
 
         A complete volume of that uuid is left as it is. An engine that reads bytes compares them as revert_volume does.
         Raises NotFound, Busy, NoSpace, Corrupt, Refused (smaller than the snapshot), Unavailable.
-        """
-
-    @abstractmethod
-    def delete_volume(self, volume: VolumeRef) -> None:
-        """Remove the volume and whatever half of it there may be. Gone already is a success.
-
-        Raises Busy, Refused (an engine whose snapshots need the volume refuses while there are any), Unavailable.
         """
 
     @abstractmethod

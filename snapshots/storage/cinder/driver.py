@@ -80,7 +80,7 @@ Item = dict[str, Any]  # a volume or a snapshot as Cinder describes it
 
 # The newest microversion this was tried with; less is used where the cloud has less.
 NEWEST = (3, 71)
-REVERT, MESSAGES, SNAPSHOT_METADATA_FILTER, NO_FORCE = (3, 40), (3, 5), (3, 22), (3, 66)
+REVERT, MESSAGES, SNAPSHOT_METADATA_FILTER, EXTEND_ATTACHED, NO_FORCE = (3, 40), (3, 5), (3, 22), (3, 42), (3, 66)
 
 # Nova tells the size of a server's flavour from 2.47 on.
 OTHER_SERVICES: dict[str, dict[str, str]] = {"compute": {"microversion": "2.47"}, "identity": {}}
@@ -187,7 +187,7 @@ class CinderDriver(Driver, Inventory):
 
     # Volumes
 
-    def create_volume(self, volume: VolumeRef) -> str:
+    def create_volume(self, volume: VolumeRef, heartbeat: Heartbeat = no_heartbeat) -> str:
         if volume.size_gb < 1:
             raise Refused(_("A volume has at least 1 GB. Choose a larger size."))
         wish: Item = {"size": volume.size_gb, "description": volume.name}
@@ -196,12 +196,50 @@ class CinderDriver(Driver, Inventory):
         if self.volume_type:
             wish["volume_type"] = self.volume_type
         try:
-            return self._make_volume(volume, wish, Beat(project=volume.backend_project))
+            return self._make_volume(
+                volume, wish, Beat(heartbeat, total=volume.size_gb * GIB, project=volume.backend_project)
+            )
         except Absent as error:
             raise Refused(
                 _("The storage of %(location)s does not have the volume type that is set for it. Contact support.")
                 % {"location": self.location}
             ) from error
+
+    def extend_volume(self, volume: VolumeRef, new_size_gb: int, heartbeat: Heartbeat = no_heartbeat) -> None:
+        beat = Beat(heartbeat, total=new_size_gb * GIB, project=volume.backend_project)
+        beat()
+        current = self._wait_for_extension(volume, self._get_volume(volume, beat)["id"], beat)
+        if max(current["size"], volume.size_gb) > new_size_gb:
+            raise Refused(_("The volume “%(name)s” can't shrink. Choose a larger size.") % {"name": volume.name})
+        if current["size"] < new_size_gb:
+            current = self._extend(volume, current, new_size_gb, beat)
+        if current["size"] != new_size_gb:
+            raise self._failed(self._reason(current, beat))
+        beat.done = beat.total
+        beat()
+
+    def _extend(self, volume: VolumeRef, current: Item, new_size_gb: int, beat: Beat) -> Item:
+        if current["status"] == "in-use" and self._version(beat) < EXTEND_ATTACHED:
+            raise self._attached(volume)
+        self._check_status(volume, current)
+        beat()
+        try:
+            self._request(
+                beat, "POST", f"/volumes/{current['id']}/action", json={"os-extend": {"new_size": new_size_gb}}
+            )
+        except Absent as error:
+            raise self._no_volume(volume) from error
+        except Refusal as refusal:
+            raise self._refused(refusal) from refusal
+        except Unavailable:  # the answer was lost, the request perhaps not
+            after = self._get_volume(volume, beat)
+            if after["status"] != "extending" and after["size"] != new_size_gb:
+                raise
+        return self._wait_for_extension(volume, current["id"], beat)
+
+    def _wait_for_extension(self, volume: VolumeRef, volume_id: str, beat: Beat) -> Item:
+        message = _("The storage failed to grow the volume “%(name)s”, which is locked now. Contact support.")
+        return self._wait_while("extending", volume, volume_id, message % {"name": volume.name}, beat)
 
     def create_volume_from_snapshot(
         self,
@@ -244,10 +282,7 @@ class CinderDriver(Driver, Inventory):
         if current["status"] == "reverting":  # an attempt before this one; what it came to is not known, so once more
             current = self._wait_for_revert(volume, current["id"], beat)
         if current["status"] == "in-use":
-            raise Busy(
-                _("The volume “%(name)s” is attached to a machine. Detach it there, then try again.")
-                % {"name": volume.name}
-            )
+            raise self._attached(volume)
         self._check_status(volume, current)
         beat()
         try:
@@ -671,26 +706,28 @@ class CinderDriver(Driver, Inventory):
             )
 
     def _wait_for_revert(self, volume: VolumeRef, volume_id: str, beat: Beat) -> Item:
+        message = _(
+            "The storage failed while it wrote the snapshot back, so the volume “%(name)s” may hold parts of both and is "
+            "locked. The copy made before has the old content. Contact support."
+        )
+        return self._wait_while("reverting", volume, volume_id, message % {"name": volume.name}, beat)
+
+    def _wait_while(self, status: str, volume: VolumeRef, volume_id: str, failure: str, beat: Beat) -> Item:
+        """The volume once it has left `status`. Raises Refused with `failure` when it ends in an error that lasts."""
         failed = 0.0
         for now in self._look_until(beat, self.create_seconds):
             found = self._look("volume", volume.uuid, beat, ref=volume_id, patience=PATIENCE_SECONDS)
             current = next((item for item in found if item["id"] == volume_id), None)
             if current is None:
                 raise self._no_volume(volume)
-            if current["status"] == "reverting":
+            if current["status"] == status:
                 failed = 0.0
             elif not current["status"].startswith("error"):
                 return current
             else:
                 failed = failed or now
                 if now - failed >= ERROR_STANDS_SECONDS:
-                    raise Refused(
-                        _(
-                            "The storage failed while it wrote the snapshot back, so the volume “%(name)s” may hold "
-                            "parts of both and is locked. The copy made before has the old content. Contact support."
-                        )
-                        % {"name": volume.name}
-                    )
+                    raise Refused(failure)
         raise self._failed("", still_waiting=True)
 
     def _describe_refused_revert(
@@ -1120,6 +1157,12 @@ class CinderDriver(Driver, Inventory):
         return NotAccepted(
             _("The storage of %(location)s does not accept the portal's account. Contact support.")
             % {"location": self.location}
+        )
+
+    def _attached(self, volume: VolumeRef) -> Busy:
+        return Busy(
+            _("The volume “%(name)s” is attached to a machine. Detach it there, then try again.")
+            % {"name": volume.name}
         )
 
     def _no_volume(self, volume: VolumeRef) -> NotFound:

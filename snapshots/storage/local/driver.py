@@ -167,13 +167,21 @@ class LocalDriver(Driver):
             with tempfile.TemporaryFile(dir=self.volumes) as probe:
                 os.ftruncate(probe.fileno(), size_gb * GIB)
 
-    def create_volume(self, volume: VolumeRef) -> str:
+    def create_volume(self, volume: VolumeRef, heartbeat: Heartbeat = no_heartbeat) -> str:
+        heartbeat(0, 0)
         with self._working(exclusive=[volume]):
             if not self._has_volume(volume):
                 with self._new_image(volume, VOLUME_MODE) as target:
                     os.ftruncate(target, volume.size_gb * GIB)
                     os.fsync(target)
         return ""
+
+    def extend_volume(self, volume: VolumeRef, new_size_gb: int, heartbeat: Heartbeat = no_heartbeat) -> None:
+        heartbeat(0, 0)
+        with self._working(exclusive=[volume]), self._open_volume(volume, writing=True, up_to_gb=new_size_gb) as image:
+            # Through /proc, because the image is open for reading only.
+            os.truncate(f"/proc/self/fd/{image}", new_size_gb * GIB)
+            os.fsync(image)
 
     def create_volume_from_snapshot(
         self,
@@ -577,8 +585,11 @@ class LocalDriver(Driver):
         self._check_image_size(volume, status)
         return status
 
-    def _check_image_size(self, volume: VolumeRef, status: os.stat_result) -> None:
-        if status.st_size != volume.size_gb * GIB:
+    def _check_image_size(self, volume: VolumeRef, status: os.stat_result, up_to_gb: int = 0) -> None:
+        """Raises InvalidImage unless the image has the volume's size, Refused when it would have to shrink to `up_to_gb`."""
+        if up_to_gb and max(status.st_size, volume.size_gb * GIB) > up_to_gb * GIB:
+            raise Refused(_("The volume “%(name)s” can't shrink. Choose a larger size.") % {"name": volume.name})
+        if not volume.size_gb * GIB <= status.st_size <= max(volume.size_gb, up_to_gb) * GIB:
             raise InvalidImage(
                 _(
                     "The disk of the volume “%(name)s” has %(bytes)s bytes, which is not the volume's size of %(size)s GB. "
@@ -659,8 +670,11 @@ class LocalDriver(Driver):
             os.close(file)
 
     @contextmanager
-    def _open_volume(self, volume: VolumeRef, *, writing: bool) -> Iterator[int]:
-        """The volume's image, open for reading and locked against other programs. The volume's lock is held."""
+    def _open_volume(self, volume: VolumeRef, *, writing: bool, up_to_gb: int = 0) -> Iterator[int]:
+        """Open the volume's image for reading and lock it against other programs. The caller holds the volume's lock.
+
+        With `up_to_gb` it may have grown to that many GiB already.
+        """
         with ExitStack() as stack:
             try:
                 file = stack.enter_context(opened(self._volume_path(volume.uuid), below=self.folder))
@@ -669,7 +683,7 @@ class LocalDriver(Driver):
             except NotRegularFile as error:
                 raise self._not_regular(volume) from error
             self._lock_image(file, volume.name, writing=writing)
-            self._check_image_size(volume, os.fstat(file))
+            self._check_image_size(volume, os.fstat(file), up_to_gb)
             yield file
 
     def _lock_image(self, file: int, name: str, *, writing: bool) -> None:

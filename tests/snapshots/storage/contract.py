@@ -88,6 +88,62 @@ class DriverContract:
             store.driver.create_volume(VolumeRef(uuid=volume.uuid, name=volume.name, size_gb=2))
         assert_holds(store, volume, BEFORE)
 
+    def test_an_extended_volume_keeps_its_bytes_and_ends_with_zeros(self, store: Store) -> None:
+        volume = new_volume(store, BEFORE)
+        beats: list[tuple[int, int]] = []
+        store.driver.extend_volume(volume, 3, lambda done, total: beats.append((done, total)))
+        assert beats
+        grown = replace(volume, size_gb=3)
+        assert store.size(grown) == 3 * GIB
+        assert_holds(store, grown, BEFORE | {GIB: bytes(4096), 3 * GIB - 4096: bytes(4096)})
+        for ref in volume, grown:  # what a worker passes that died before, and after it had recorded the size
+            store.driver.extend_volume(ref, 3)
+        store.write(grown, {3 * GIB - 4096: b"tail" * 1024})
+        [snapshot] = capture(store, grown)
+        info = store.driver.find_snapshot(snapshot)
+        assert info and info.size_bytes == 3 * GIB
+
+    def test_an_extension_goes_on_from_where_a_failed_one_got_to(self, store: Store) -> None:
+        volume = new_volume(store, BEFORE)
+        store.driver.extend_volume(volume, 2)
+        store.driver.extend_volume(volume, 3)
+        assert store.size(volume) == 3 * GIB
+        assert_holds(store, volume, BEFORE)
+
+    def test_a_volume_never_shrinks(self, store: Store) -> None:
+        volume = new_volume(store, BEFORE, size_gb=2)
+        for ref in volume, replace(volume, size_gb=1):
+            with pytest.raises(Refused, match="“files” can't shrink"):
+                store.driver.extend_volume(ref, 1)
+        assert store.size(volume) == 2 * GIB
+        assert_holds(store, volume, BEFORE)
+
+    def test_a_snapshot_keeps_its_size_when_its_volume_grows(self, store: Store) -> None:
+        volume = new_volume(store, BEFORE)
+        [snapshot] = capture(store, volume)
+        store.driver.extend_volume(volume, 2)
+        info = store.driver.find_snapshot(snapshot)
+        assert info and info.size_bytes == GIB
+        copy = VolumeRef(uuid=uuid4(), name="copy", size_gb=1)
+        store.driver.create_volume_from_snapshot(snapshot, copy)
+        assert_holds(store, copy, BEFORE)
+
+    def test_an_interrupted_creation_or_extension_leaves_nothing_half_done(self, store: Store) -> None:
+        fresh, volume = VolumeRef(uuid=uuid4(), name="fresh", size_gb=1), new_volume(store, BEFORE)
+        with pytest.raises(Interrupted):
+            store.driver.create_volume(fresh, interrupt)
+        with pytest.raises(Interrupted):
+            store.driver.extend_volume(volume, 2, interrupt)
+        assert store.size(volume) == GIB
+        assert store.leftovers() == []
+        store.driver.create_volume(fresh)
+        store.driver.extend_volume(volume, 2)
+        assert store.size(volume) == 2 * GIB
+
+    def test_a_missing_volume_cannot_be_extended(self, store: Store) -> None:
+        with pytest.raises(NotFound, match="gone for good"):
+            store.driver.extend_volume(VolumeRef(uuid=uuid4(), name="gone for good", size_gb=1), 2)
+
     def test_a_snapshot_says_what_was_captured_and_when(self, store: Store) -> None:
         volume = new_volume(store, BEFORE)
         start = datetime.now(UTC)

@@ -29,6 +29,7 @@ from tests.snapshots.storage.stores import LocalStore
 # Locks are taken around all of this, and the loop that copies only fills a file that has no name yet.
 DRIVER_FILES = (local.__file__, copying.__file__)
 FILE_CHANGING = {"create_volume", "create_volume_from_snapshot", "revert_volume", "verify_snapshot", "delete_snapshot"}
+FILE_CHANGING |= {"extend_volume", "delete_volume"}
 FILE_CHANGING |= {"_capture", "_publish", "_settle", "_clear", "_new_image", "_create", "_write_manifest", "_fill"}
 FILE_CHANGING |= {"fill_image", "write_file", "sync_folder"}
 pytestmark = pytest.mark.slow
@@ -219,3 +220,33 @@ def test_nothing_stays_locked_after_a_kill_while_others_wait(store: LocalStore) 
     store.driver.remove_leftovers()
     assert store.leftovers() == []
     assert store.driver.create_snapshots([(snapshot, volume)])
+
+
+def test_a_killed_extension_leaves_the_old_size_or_the_new(store: LocalStore) -> None:
+    outcomes = set()
+    for line in steps(store):
+        volume = new_volume(store)
+        killed = is_killed(lambda: store.driver.extend_volume(volume, 2), line)  # noqa: B023
+        outcomes.add(store.size(volume))
+        store.driver.extend_volume(volume, 2)
+        assert store.size(volume) == 2 * GIB
+        assert store.read(volume, 0, len(BEFORE)) == BEFORE
+        assert store.leftovers() == []
+        discard(store, [volume])
+        if not killed:
+            break
+    assert outcomes == {GIB, 2 * GIB}
+
+
+def test_a_killed_deletion_of_a_volume_is_none_or_done(store: LocalStore) -> None:
+    outcomes = set()
+    for line in steps(store):
+        volume = new_volume(store)
+        killed = is_killed(lambda: store.driver.delete_volume(volume), line)  # noqa: B023
+        outcomes.add(store.path(volume).exists())
+        store.driver.delete_volume(volume)
+        assert not store.path(volume).exists()
+        assert store.leftovers() == []
+        if not killed:
+            break
+    assert outcomes == {True, False}
