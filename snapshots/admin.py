@@ -14,13 +14,15 @@ from django.utils.translation import gettext_lazy as _
 
 from cng_portal.accounts.admin import ReadOnly, SupportAdmin
 from cng_portal.inventory.models import Location
+from cng_portal.monitoring.heartbeats import SILENT_AFTER
 from cng_portal.monitoring.models import Process
-from cng_portal.monitoring.services import SILENT_AFTER
+from cng_portal.monitoring.status import load_cluster_status
 
-from . import watching
 from .backups import admin as backups_admin  # noqa: F401  # Django looks for admin classes in this module only.
 from .backups import automatic_admin  # noqa: F401
 from .models import DiskImage, Operation, Snapshot
+from .monitoring.failures import FAILURE_WINDOW, group_failures
+from .monitoring.status import load_operation_status
 
 
 class DiskImageInline(ReadOnly, admin.TabularInline):
@@ -112,23 +114,24 @@ class OperationAdmin(ReadOnly, SupportAdmin):
         return [overview, *super().get_urls()]
 
     def overview(self, request: HttpRequest) -> HttpResponse:
-        """How the work goes, and what to do about what does not. Nine queries besides session and person."""
+        """Show the state of operations, storage and processes, and what to do about failures."""
         if not self.has_view_permission(request):
             raise PermissionDenied
         if request.method == "POST":
             return HttpResponseNotAllowed(["GET"])
-        seen = watching.look(now=timezone.now())
+        now = timezone.now()
+        cluster, status = load_cluster_status(now=now), load_operation_status(now=now)
         context = {
             **self.admin_site.each_context(request),
-            "title": _("Operations at a glance"),
+            "title": _("Operations overview"),
             "opts": self.opts,
-            "seen": seen,
-            "warnings": watching.warnings(seen),
-            "table": watching.table(seen),
-            "failures": watching.failures(now=seen.at),
-            "failure_days": watching.FAILURES_OF.days,
+            "cluster": cluster,
+            "status": status,
+            "warnings": cluster.warnings() + status.warnings(),
+            "failures": group_failures(now=now),
+            "failure_days": FAILURE_WINDOW.days,
             "locations": Location.objects.select_related("storage_check"),
             "processes": Process.objects.order_by("kind", "host", "started_at"),
-            "silent_before": seen.at - SILENT_AFTER,
+            "silent_before": now - SILENT_AFTER,
         }
         return TemplateResponse(request, "snapshots/admin/overview.html", context)

@@ -7,4 +7,9 @@ class SnapshotsConfig(AppConfig):
     verbose_name = _("Snapshots")
 
     def ready(self) -> None:
+        from cng_portal.monitoring.metrics import register_collector
+
         from . import checks  # noqa: F401  # registers them
+        from .monitoring.status import collect_metrics
+
+        register_collector(collect_metrics)

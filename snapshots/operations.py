@@ -29,7 +29,7 @@ from cng_portal.accounts import activity
 from cng_portal.accounts.models import Customer
 from cng_portal.accounts.services import lock_customer
 from cng_portal.common.clock import database_now
-from cng_portal.monitoring import services as watch
+from cng_portal.monitoring.heartbeats import count_workers
 
 from .models import Draft, Operation, OperationQuerySet
 from .storage.contract import Interrupted
@@ -118,7 +118,7 @@ def in_turn(now: datetime) -> OperationQuerySet:
     counts = active.values("snapshot__customer").annotate(total=Count("pk"), own=Count("pk", filter=~IS_SCRUB))
     by_customer = list(counts.values_list("snapshot__customer", "own", "total"))
     running = {customer: own for customer, own, _total in by_customer if own}
-    workers = watch.count_workers(now)
+    workers = count_workers(now)
     in_background = IS_SCRUB | (Operation.BACKGROUND & Q(created_at__gt=now - BACKGROUND_WAITS))
     allowed = waiting(now)
     if workers > 1 and workers - sum(total for _customer, _own, total in by_customer) <= 1:
@@ -330,7 +330,7 @@ def reconcile(*, now: datetime | None = None) -> int:
             with logs.within(operation_id=str(operation.pk), request_id=operation.request_id):
                 logger.warning("Released: its worker died, or the clock was set back")
     if lacks_queued_task(now):
-        for _worker in range(min(in_turn(now).count(), max(1, watch.count_workers(now)))):
+        for _worker in range(min(in_turn(now).count(), max(1, count_workers(now)))):
             enqueue_worker()
     return released
 

@@ -35,7 +35,7 @@ def start_scrubs(now: datetime) -> int:
     if operations.waiting(now).foreground().exists():
         return 0
     started = 0
-    for location in Location.objects.exclude(storage_check__reason__gt=""):
+    for location in Location.objects.exclude(storage_check__error__gt=""):
         try:
             started += start_in(location, now)
         except Exception:

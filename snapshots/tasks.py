@@ -25,7 +25,7 @@ from cng_portal import logs
 from cng_portal.accounts import activity
 from cng_portal.accounts.services import lock_customer
 from cng_portal.inventory.models import Volume
-from cng_portal.monitoring import services as watch
+from cng_portal.monitoring.models import StorageCheck
 from cng_portal.notifications.models import Notification
 from cng_portal.notifications.services import notify, project_members
 
@@ -93,7 +93,7 @@ def run_claimed(operation: Operation) -> None:
             fail_damaged(operation, error)
         except StorageError as error:
             if not isinstance(error, Refused):
-                watch.count_storage_error(operation.snapshot.location_id)
+                StorageCheck.objects.record_error(operation.snapshot.location_id)
             retry_or_fail(operation, str(error), retryable=error.retryable, cause=type(error).__name__)
         except ImproperlyConfigured:
             logger.exception("Operation %s, attempt %s, has no storage", operation.pk, operation.attempt)

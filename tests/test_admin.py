@@ -24,11 +24,12 @@ from billing.models import CustomerAccount
 from cng_portal.accounts import services
 from cng_portal.accounts.models import Activity, Customer, Project, Role, User
 from cng_portal.inventory.models import Location, VirtualMachine, Volume
+from cng_portal.monitoring.leases import acquire_lease
 from cng_portal.monitoring.models import Process
-from cng_portal.monitoring.services import hold_lease
 from cng_portal.notifications.models import Notification
-from snapshots import watching
 from snapshots.models import DiskImage, Operation, Snapshot
+from snapshots.monitoring.failures import ADVICE
+from snapshots.monitoring.storage import check_storage, measure_storage
 from snapshots.storage import contract as base
 from tests.factories import (
     CustomerFactory,
@@ -446,7 +447,7 @@ def test_an_old_location_keeps_its_code(support: Client) -> None:
     assert Location.objects.get().code == "1CNG-YGN-AZ09"
 
 
-# --- operations at a glance -------------------------------------------------------------------------------------------
+# --- operations overview -------------------------------------------------------------------------------------------
 
 GLANCE = "/admin/snapshots/operation/overview/"
 
@@ -463,24 +464,24 @@ def test_the_glance_tells_what_waits_what_failed_and_what_to_do(support: Client,
     OperationFactory(snapshot=snapshot, not_before=now - timedelta(minutes=42))
     OperationFactory.create_batch(2, snapshot=snapshot, capture=True, failed=True, error="No room was left.")
     OperationFactory(running=True, lease_until=now - timedelta(seconds=1))
-    Process.objects.create(kind="worker", host="app-7", pid=4711, seen_at=now - timedelta(minutes=3))
-    watching.ask_storage()
-    watching.count_storage()
+    Process.objects.create(kind="worker", host="app-7", pid=4711, heartbeat_at=now - timedelta(minutes=3))
+    check_storage()
+    measure_storage()
 
     html = words(support.get(GLANCE).content.decode())
 
-    assert "Take snapshot × 2 No room was left. Nothing was kept and nothing is charged." in html
+    assert "Take snapshot × 2 No room was left. Nothing was stored and nothing is charged." in html
     assert "nightly , #001039" in html
-    assert "could have been taken for 42" in html
+    assert "The oldest operation has waited 42" in html
     assert "No worker is running" in html
-    assert "No scheduler acts" in html
-    assert "An operation has waited for a worker for 42 minutes." in html
-    assert "The worker of an operation fell silent." in html
-    assert f"The storage of {broken.code} does not work: Location {broken.code} asks for the storage driver" in html
+    assert "No scheduler is running" in html
+    assert "An operation has waited 42 minutes for a worker." in html
+    assert "The worker of a running operation died." in html
+    assert f"The storage of {broken.code} is failing: Location {broken.code} asks for the storage driver" in html
     assert "5 GB by 1 snapshot" in html
     assert "app-7 4711" in html
-    assert "silent; it died, or its machine did" in html
-    assert "Operations at a glance" in support.get("/admin/").content.decode()
+    assert "silent: the process or its host died" in html
+    assert "Operations overview" in support.get("/admin/").content.decode()
     assert GLANCE in support.get(url(Operation, "changelist")).content.decode()
 
 
@@ -488,16 +489,16 @@ def test_the_glance_of_a_portal_in_which_all_is_well_warns_of_nothing(support: C
     LocationFactory()
     Process.objects.create(kind="worker", host="app-7", pid=1)
     scheduler = Process.objects.create(kind="scheduler", host="app-8", pid=2)
-    hold_lease("scheduler", holder=str(scheduler.pk), seconds=30)
-    watching.ask_storage()
+    acquire_lease("scheduler", holder=str(scheduler.pk), seconds=30)
+    check_storage()
 
     html = support.get(GLANCE).content.decode()
 
     assert "messagelist" not in html
-    assert "Scheduler (acts)" in words(html)
-    assert "Nothing waits for a worker." in html
-    assert "Nothing failed." in html
-    assert "It works" in html
+    assert "Scheduler (leader)" in words(html)
+    assert "Nothing is waiting for a worker." in html
+    assert "No failures." in html
+    assert "Healthy" in html
 
 
 @pytest.mark.parametrize("count", [0, 12])
@@ -535,7 +536,7 @@ def test_every_error_of_a_driver_has_its_own_advice_and_fits_the_column() -> Non
 
 @pytest.mark.parametrize("kind", Operation.Kind.values)
 def test_every_kind_of_failure_has_its_advice(kind: str) -> None:
-    assert watching.ADVICE[Operation.Kind(kind)]
+    assert ADVICE[Operation.Kind(kind)]
 
 
 def test_the_glance_is_for_administrators(client_for: Callable[..., Client]) -> None:

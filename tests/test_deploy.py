@@ -28,8 +28,9 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from cng_portal.monitoring.models import Lease, Process
-from snapshots import operations, watching
+from snapshots import operations
 from snapshots.models import Operation
+from snapshots.monitoring.storage import check_storage
 from tests.factories import LocationFactory, OperationFactory, SnapshotFactory
 
 DEPLOY = Path(settings.BASE_DIR, "deploy")
@@ -246,7 +247,7 @@ def test_every_number_that_a_rule_asks_for_is_there(client: Client, settings: Se
     settings.METRICS_TOKEN = TOKEN
     LocationFactory()
     OperationFactory()
-    watching.ask_storage()
+    check_storage()
     client.get("/accounts/login/")
     text = client.get("/metrics", headers={"Authorization": f"Bearer {TOKEN}"}).content.decode()
     there = {line.split("{")[0].split(" ")[0] for line in text.splitlines() if not line.startswith("#")}

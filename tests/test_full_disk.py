@@ -164,7 +164,7 @@ def test_pages_read_and_say_why_nothing_can_be_changed(data_folder: Path, sessio
         assert browser.open(f"/notifications/{notification.pk}/")[0] == 302
         assert browser.open("/healthz") == (200, "ok\n")
         status, parts = browser.open("/readyz")
-        assert (status, json.loads(parts)["parts"]["disk"]) == (200, "full: pages read, but nothing can be changed")
+        assert (status, json.loads(parts)["parts"]["disk"]) == (200, "full: pages load, but nothing can be changed")
         status, page = browser.open("/profile/theme/", b"theme=dark")
         assert status == 507 and "Nothing was changed. You can still read every page." in page
         assert server.children() == [worker]

@@ -15,7 +15,7 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from cng_portal.monitoring.models import StorageCheck
-from snapshots import watching
+from snapshots.monitoring.storage import check_storage
 from snapshots.storage.local import LocalDriver
 from tests.factories import LocationFactory
 
@@ -59,7 +59,7 @@ def test_nothing_can_be_sent_to_a_probe(client: Client, path: str) -> None:
 @pytest.mark.django_db
 def test_it_is_ready_when_everything_it_stands_on_answers(client: Client) -> None:
     LocationFactory(code="1CNG-YGN-AZ01")
-    watching.ask_storage()
+    check_storage()
     assert parts(client, 200) == {"database": "ok", "migrations": "ok", "cache": "ok", "storage 1CNG-YGN-AZ01": "ok"}
     assert status(client) == "ready"
 
@@ -73,8 +73,8 @@ def test_a_database_that_is_away_is_named_but_not_described(client: Client) -> N
         "status": "not ready",
         "parts": {
             "database": "does not answer",
-            "migrations": "not asked, because of the above",
-            "cache": "not asked, because of the above",
+            "migrations": "not checked, because of the above",
+            "cache": "not checked, because of the above",
         },
     }
 
@@ -109,17 +109,17 @@ def test_one_broken_storage_is_told_and_the_portal_stays(
     settings.STORAGE = settings.STORAGE | {
         "away": {"driver": "snapshots.storage.local.LocalDriver", "options": {"root": f"{storage_root.parent}/a-file"}}
     }
-    watching.ask_storage()
+    check_storage()
     found = parts(client, 200)
     assert (found[f"storage {fine.code}"], found[f"storage {broken.code}"]) == ("ok", "does not answer")
     assert f"storage {closed.code}" not in found
     assert status(client) == "degraded"
     check = StorageCheck.objects.get(pk=broken.pk)
-    assert check.reason
-    assert check.errors == 1
-    watching.ask_storage()
+    assert check.error
+    assert check.error_count == 1
+    check_storage()
     check.refresh_from_db()
-    assert check.errors == 2
+    assert check.error_count == 2
 
     fine.active = False
     fine.save()
@@ -131,10 +131,10 @@ def test_one_broken_storage_is_told_and_the_portal_stays(
 @pytest.mark.django_db
 def test_a_storage_that_nobody_asked_lately_is_not_known_to_answer(client: Client) -> None:
     location = LocationFactory()
-    assert parts(client, 200)[f"storage {location.code}"] == "not asked lately: is a scheduler running?"
-    watching.ask_storage()
+    assert parts(client, 200)[f"storage {location.code}"] == "not checked lately: is a scheduler running?"
+    check_storage()
     StorageCheck.objects.update(checked_at=timezone.now() - timedelta(minutes=6))
-    assert parts(client, 200)[f"storage {location.code}"] == "not asked lately: is a scheduler running?"
+    assert parts(client, 200)[f"storage {location.code}"] == "not checked lately: is a scheduler running?"
 
 
 class HangingDriver(LocalDriver):
@@ -155,7 +155,7 @@ def test_a_storage_that_hangs_holds_nobody_up_and_is_asked_once(client: Client, 
     settings.STORAGE = settings.STORAGE | {"hanging": {"driver": "tests.test_health.HangingDriver", "options": options}}
     try:
         for _time in range(2):
-            watching.ask_storage(patience_seconds=0.2)
+            check_storage(timeout_seconds=0.2)
             found = parts(client, 200)
             assert (found[f"storage {fine.code}"], found[f"storage {hanging.code}"]) == ("ok", "does not answer")
         from tests.test_health import HangingDriver as Asked  # the one that the portal imported by its name

@@ -17,7 +17,8 @@ from django.core.management import call_command
 from django.db import connection, connections
 from django.utils import timezone
 
-from cng_portal.monitoring import services as watch
+from cng_portal.monitoring.heartbeats import Heartbeat
+from cng_portal.monitoring.leases import acquire_lease, release_lease
 from cng_portal.monitoring.models import Lease, Process
 from snapshots import operations
 from snapshots.models import Operation
@@ -57,7 +58,7 @@ def start(process_environment: dict[str, str]) -> Iterator[Start]:
 
 def leader() -> Process | None:
     """The scheduler whose lease has not run out."""
-    lease = Lease.objects.filter(name="scheduler", until__gt=timezone.now()).first()
+    lease = Lease.objects.filter(name="scheduler", expires_at__gt=timezone.now()).first()
     return Process.objects.filter(pk=lease.holder).first() if lease else None
 
 
@@ -71,28 +72,28 @@ def is_enqueued(operation: Operation) -> bool:
 
 
 def test_one_holds_the_lease_until_it_ends_it_or_falls_silent() -> None:
-    assert watch.hold_lease("scheduler", holder="a", seconds=30)
-    assert watch.hold_lease("scheduler", holder="a", seconds=30)
-    assert not watch.hold_lease("scheduler", holder="b", seconds=30)
-    Lease.objects.update(until=timezone.now() - timedelta(seconds=1))
-    assert watch.hold_lease("scheduler", holder="b", seconds=30)
-    assert not watch.hold_lease("scheduler", holder="a", seconds=30)
-    watch.give_up_lease("scheduler", holder="a")  # not its own any more
-    assert not watch.hold_lease("scheduler", holder="a", seconds=30)
-    watch.give_up_lease("scheduler", holder="b")
-    assert watch.hold_lease("scheduler", holder="a", seconds=30)
+    assert acquire_lease("scheduler", holder="a", seconds=30)
+    assert acquire_lease("scheduler", holder="a", seconds=30)
+    assert not acquire_lease("scheduler", holder="b", seconds=30)
+    Lease.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
+    assert acquire_lease("scheduler", holder="b", seconds=30)
+    assert not acquire_lease("scheduler", holder="a", seconds=30)
+    release_lease("scheduler", holder="a")  # not its own any more
+    assert not acquire_lease("scheduler", holder="a", seconds=30)
+    release_lease("scheduler", holder="b")
+    assert acquire_lease("scheduler", holder="a", seconds=30)
 
 
 @pytest.mark.parametrize("is_new", [True, False])
 def test_of_twenty_that_ask_at_once_one_gets_it(is_new: bool) -> None:
     if not is_new:
-        Lease.objects.create(name="scheduler", holder="dead", until=timezone.now() - timedelta(seconds=1))
+        Lease.objects.create(name="scheduler", holder="dead", expires_at=timezone.now() - timedelta(seconds=1))
     barrier = Barrier(20)
 
     def ask(number: int) -> bool:
         try:
             barrier.wait()
-            return watch.hold_lease("scheduler", holder=str(number), seconds=30)
+            return acquire_lease("scheduler", holder=str(number), seconds=30)
         finally:
             connections.close_all()
 
@@ -177,9 +178,9 @@ def test_a_worker_that_is_stopped_just_when_its_turn_comes_lets_go_of_the_lock(s
 
 
 def test_a_row_that_nobody_removed_is_forgotten_after_a_day() -> None:
-    old = Process.objects.create(kind="worker", host="a", pid=1, seen_at=timezone.now() - timedelta(days=2))
+    old = Process.objects.create(kind="worker", host="a", pid=1, heartbeat_at=timezone.now() - timedelta(days=2))
     new = Process.objects.create(kind="worker", host="a", pid=2)
-    with watch.Heartbeat(Process.Kind.WORKER) as heartbeat:
+    with Heartbeat(Process.Kind.WORKER) as heartbeat:
         wait_until(lambda: Process.objects.filter(pk=heartbeat.id).exists(), "no sign of life")
     assert list(Process.objects.all()) == [new]
     assert old.pk != new.pk

@@ -26,11 +26,13 @@ from prometheus_client.mmap_dict import mmap_key
 from prometheus_client.parser import text_string_to_metric_families
 from pytest_django import Settings
 
-from cng_portal.monitoring import services as watch
+from cng_portal.monitoring.leases import acquire_lease
 from cng_portal.monitoring.metrics import REQUEST_SECONDS
 from cng_portal.monitoring.models import Process
-from snapshots import operations, watching
+from snapshots import operations
 from snapshots.models import Operation
+from snapshots.monitoring.status import ACTIVE_STATES, load_operation_status
+from snapshots.monitoring.storage import check_storage, measure_storage
 from tests.factories import LocationFactory, OperationFactory, SnapshotFactory, UserFactory
 from tests.test_health import database_away
 
@@ -99,7 +101,7 @@ def test_operations_are_told_by_kind_and_by_how_they_get_on(client: Client) -> N
 
     seen = scrape(client)
 
-    of_verify = {state: seen[f'portal_operations{{kind="verify",state="{state}"}}'] for state in watching.PROGRESS}
+    of_verify = {state: seen[f'portal_operations{{kind="verify",state="{state}"}}'] for state in ACTIVE_STATES}
     assert of_verify == {"waiting": 2, "paused": 1, "running": 0, "lost": 0}
     assert seen['portal_operations{kind="capture",state="running"}'] == 1
     assert seen['portal_operations{kind="capture",state="lost"}'] == 1
@@ -116,7 +118,7 @@ def test_what_a_clock_a_little_ahead_has_asked_for_waits_and_is_not_paused() -> 
     asked = now + timedelta(milliseconds=300)  # by the web server's clock
     OperationFactory(created_at=asked, not_before=asked)
     OperationFactory(capture=True, not_before=now + timedelta(seconds=5), error="The storage was busy.")
-    seen = watching.look(now=now)
+    seen = load_operation_status(now=now)
     assert {pair: count for pair, count in seen.active.items() if count} == {
         ("verify", "waiting"): 1,
         ("capture", "paused"): 1,
@@ -139,9 +141,9 @@ def test_the_depth_of_the_queue_counts_what_a_worker_could_take_now(client: Clie
 def test_processes_that_fell_silent_are_told_from_those_that_live(client: Client) -> None:
     assert scrape(client)["portal_scheduler_lease_seconds"] < 0
     Process.objects.create(kind="worker", host="a", pid=1)
-    Process.objects.create(kind="worker", host="a", pid=2, seen_at=timezone.now() - timedelta(minutes=2))
+    Process.objects.create(kind="worker", host="a", pid=2, heartbeat_at=timezone.now() - timedelta(minutes=2))
     Process.objects.create(kind="scheduler", host="b", pid=3)
-    watch.hold_lease("scheduler", holder="x", seconds=30)
+    acquire_lease("scheduler", holder="x", seconds=30)
     seen = scrape(client)
     assert (seen['portal_processes{kind="worker"}'], seen['portal_processes_silent{kind="worker"}']) == (1, 1)
     assert (seen['portal_processes{kind="scheduler"}'], seen['portal_processes_silent{kind="scheduler"}']) == (1, 0)
@@ -154,8 +156,8 @@ def test_storage_is_told_by_location(client: Client, storage_root: Path) -> None
     snapshot = SnapshotFactory(volume__location=location)
     snapshot.disks.update(allocated_bytes=4096, captured_at=timezone.now())
     SnapshotFactory(volume__location=location, deleted=True).disks.update(allocated_bytes=1, captured_at=timezone.now())
-    watching.ask_storage()
-    watching.count_storage()
+    check_storage()
+    measure_storage()
     seen = scrape(client)
     assert seen['portal_storage_up{location="1CNG-YGN-AZ01"}'] == 1
     assert seen['portal_storage_free_bytes{location="1CNG-YGN-AZ01"}'] > 0
@@ -234,7 +236,7 @@ def test_no_query_walks_through_the_finished_operations() -> None:
         return execute(sql, params, many, context)
 
     with connection.execute_wrapper(note):
-        watching.look(now=timezone.now())
+        load_operation_status(now=timezone.now())
     plans = []
     for sql, params in statements:
         with connection.cursor() as cursor:

@@ -1,14 +1,14 @@
-"""Whether this process and what it stands on work, for load balancers and supervisors: `/healthz` and `/readyz`.
+"""Liveness and readiness for load balancers and supervisors: `/healthz` and `/readyz`.
 
-They answer before everything else: no session, no sign-in, no check of the host's name, no redirect to HTTPS, because who
-asks is a machine that knows an address and a port. They ask no storage: the scheduler does, and what it found is read.
+Both answer before every other middleware (sessions, sign-in, allowed hosts, HTTPS redirect), because probes connect to an
+IP address and a port. They don't call the storage: the scheduler checks it, and readiness reads the result.
 """
 
-import logging
 from collections.abc import Callable
 from datetime import timedelta
 from functools import cache
 
+import structlog
 from django.core.cache import cache as shared_cache
 from django.db import DatabaseError, connection
 from django.db.migrations.loader import MigrationLoader
@@ -17,18 +17,19 @@ from django.utils import timezone
 
 from cng_portal import full_disk
 from cng_portal.inventory.models import Location
-from cng_portal.monitoring import metrics
 
-logger = logging.getLogger(__name__)
+from . import metrics
+
+logger = structlog.get_logger(__name__)
 GetResponse = Callable[[HttpRequest], HttpResponse]
 
-OK = "ok"
-# A storage that the scheduler, which asks every minute, has not asked for this long is not known to answer.
+OK, FAILING = "ok", "does not answer"
+# The scheduler checks every storage each minute.
 UNKNOWN_AFTER = timedelta(minutes=5)
 
 
 def probes(get_response: GetResponse) -> GetResponse:
-    """Middleware, before all that asks the database or the host's name."""
+    """Middleware: answer the probes. Comes before everything that needs the database or the Host header."""
     answers = {"/healthz": healthz, "/readyz": readyz, "/metrics": metrics.metrics}
 
     def middleware(request: HttpRequest) -> HttpResponse:
@@ -46,31 +47,31 @@ def probes(get_response: GetResponse) -> GetResponse:
 
 
 def healthz(request: HttpRequest) -> HttpResponse:
-    """The process answers. Nothing else is asked, so that a database that is away does not get it restarted."""
+    """Return ok. Checks nothing else, so that a database outage doesn't get the process restarted."""
     return HttpResponse("ok\n", content_type="text/plain; charset=utf-8")
 
 
 def readyz(request: HttpRequest) -> HttpResponse:
-    """`{"status": …, "parts": {part: "ok" or what is wrong}}`. Four queries at most.
+    """Return `{"status": …, "parts": {part: "ok" or the problem}}`. At most four queries.
 
-    200 and `ready`; 200 and `degraded` when a storage does not answer or the disk is full: pages still read, and taking
-    every web server away for one location would help nobody; 503 and `not ready` when requests cannot be served, which
-    is also so when no storage answers at all.
+    - 200 `ready`.
+    - 200 `degraded` when a storage fails or the disk is full. Pages still load, so the load balancer keeps the server.
+    - 503 `not ready` when requests can't be served, or when every storage fails.
     """
     parts: dict[str, str] = {}
     serves = True
     for name, check in CHECKS.items():
         try:
-            parts[name] = check() if serves else "not asked, because of the above"
-        except DatabaseError:  # its words may name users and addresses, so they go to the log alone
-            logger.exception("Not ready: %s", name)
-            parts[name] = "does not answer"
+            parts[name] = check() if serves else "not checked, because of the above"
+        except DatabaseError:  # its message may contain users and hosts, so it goes to the log only
+            logger.exception("readiness.failed", part=name)
+            parts[name] = FAILING
         serves = serves and parts[name] == OK
     storages = storage_parts() if serves else {}
     parts |= storages
     if serves and full_disk.is_full():
-        parts["disk"] = "full: pages read, but nothing can be changed"
-    if storages and all(text == SILENT for text in storages.values()):
+        parts["disk"] = "full: pages load, but nothing can be changed"
+    if storages and all(text == FAILING for text in storages.values()):
         serves = False
     status = "ready" if all(text == OK for text in parts.values()) else "degraded" if serves else "not ready"
     return JsonResponse({"status": status, "parts": parts}, status=200 if serves else 503)
@@ -83,7 +84,7 @@ def check_database() -> str:
 
 
 def check_migrations() -> str:
-    """Newer ones than ours are fine: the next version brings them while this one still serves."""
+    """Newer migrations than ours are fine: an upgrade applies them while this version still serves."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT app, name FROM django_migrations")
         applied = set(cursor.fetchall())
@@ -100,18 +101,17 @@ def check_cache() -> str:
     return OK
 
 
-SILENT = "does not answer"
 CHECKS = {"database": check_database, "migrations": check_migrations, "cache": check_cache}
 
 
 def storage_parts() -> dict[str, str]:
-    asked_since = timezone.now() - UNKNOWN_AFTER
+    checked_since = timezone.now() - UNKNOWN_AFTER
     parts = {}
     for location in Location.objects.active().select_related("storage_check"):
         check = getattr(location, "storage_check", None)
-        if check is None or check.checked_at is None or check.checked_at < asked_since:
-            text = "not asked lately: is a scheduler running?"
+        if check is None or check.checked_at is None or check.checked_at < checked_since:
+            text = "not checked lately: is a scheduler running?"
         else:
-            text = SILENT if check.reason else OK
+            text = FAILING if check.error else OK
         parts[f"storage {location.code}"] = text
     return parts

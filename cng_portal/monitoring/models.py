@@ -1,9 +1,9 @@
-"""What the portal knows of its own running: its processes, who leads them, and how the storage answered last."""
+"""Running processes, leases, and the health of each location's storage."""
 
 import uuid
 
 from django.db import models
-from django.db.models import Q
+from django.db.models import F, Q
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
@@ -11,7 +11,7 @@ from cng_portal.inventory.models import Location
 
 
 class Process(models.Model):
-    """A worker or a scheduler that runs. One that stops removes its row; one that dies leaves it and falls silent."""
+    """A running worker or scheduler. A clean stop deletes the row; a crash leaves it without heartbeats."""
 
     class Kind(models.TextChoices):
         WORKER = "worker", _("Worker")
@@ -19,10 +19,10 @@ class Process(models.Model):
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     kind = models.CharField(_("kind"), max_length=9, choices=Kind.choices)
-    host = models.CharField(_("machine"), max_length=255)
-    pid = models.PositiveIntegerField(_("process id"))
+    host = models.CharField(_("host"), max_length=255)
+    pid = models.PositiveIntegerField(_("process ID"))
     started_at = models.DateTimeField(_("started"), default=timezone.now)
-    seen_at = models.DateTimeField(_("last sign of life"), default=timezone.now)
+    heartbeat_at = models.DateTimeField(_("last heartbeat"), default=timezone.now)
 
     class Meta:
         verbose_name = _("process")
@@ -36,11 +36,11 @@ class Process(models.Model):
 
 
 class Lease(models.Model):
-    """Who does alone what many could do, and until when: see services.hold_lease."""
+    """The process that may act under a name, and until when: see leases.acquire_lease."""
 
     name = models.CharField(_("name"), max_length=32, primary_key=True)
     holder = models.CharField(_("holder"), max_length=36, blank=True)
-    until = models.DateTimeField(_("until"))
+    expires_at = models.DateTimeField(_("expires"))
 
     class Meta:
         verbose_name = _("lease")
@@ -50,25 +50,36 @@ class Lease(models.Model):
         return self.name
 
 
+class StorageCheckQuerySet(models.QuerySet["StorageCheck"]):
+    def record_error(self, location_code: str) -> None:
+        """Count an error of the location's storage, whether or not it has been checked yet."""
+        self.bulk_create([self.model(location_id=location_code)], ignore_conflicts=True)
+        self.filter(pk=location_code).update(error_count=F("error_count") + 1)
+
+
 class StorageCheck(models.Model):
-    """How the storage of a location answered when it was asked last. Pages and metrics read this and ask nobody."""
+    """The latest health check of a location's storage. Pages and metrics read this row and never call the storage."""
 
     location = models.OneToOneField(
         Location, verbose_name=_("location"), on_delete=models.CASCADE, primary_key=True, related_name="storage_check"
     )
-    checked_at = models.DateTimeField(_("asked"), null=True)
-    reason = models.TextField(_("reason"), blank=True, help_text=_("Empty when it answered."))
+    checked_at = models.DateTimeField(_("checked"), null=True)
+    error = models.TextField(_("error"), blank=True, help_text=_("Empty when the check passed."))
     free_bytes = models.BigIntegerField(_("free"), null=True)
     counted_at = models.DateTimeField(_("counted"), null=True)
     snapshot_count = models.PositiveIntegerField(_("snapshots"), default=0)
     snapshot_bytes = models.BigIntegerField(_("used by snapshots"), default=0)
     damaged_count = models.PositiveIntegerField(_("damaged snapshots"), default=0)
     oldest_read_at = models.DateTimeField(
-        _("oldest read"), null=True, help_text=_("When the snapshot that was read longest ago was read.")
+        _("oldest read"),
+        null=True,
+        help_text=_("When the snapshot that has gone longest without being read was last read."),
     )
-    errors = models.PositiveBigIntegerField(
-        _("errors"), default=0, help_text=_("How often a check or an operation failed here because of the storage.")
+    error_count = models.PositiveBigIntegerField(
+        _("errors"), default=0, help_text=_("Checks and operations that failed because of the storage.")
     )
+
+    objects = StorageCheckQuerySet.as_manager()
 
     class Meta:
         verbose_name = _("storage check")

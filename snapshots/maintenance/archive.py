@@ -43,8 +43,8 @@ from cng_portal.accounts.services import lock_customer
 from cng_portal.common.clock import database_now
 from cng_portal.inventory.models import Location
 from cng_portal.mail.models import OutgoingMail
+from cng_portal.monitoring.heartbeats import SILENT_AFTER
 from cng_portal.monitoring.models import Process
-from cng_portal.monitoring.services import SILENT_AFTER
 
 from ..models import Operation
 from ..storage.contract import Driver, StorageError
@@ -385,7 +385,7 @@ def refuse_newer(head: Head) -> None:
 
 def refuse_taken(over_existing: bool) -> None:
     tables = connection.introspection.table_names()
-    alive = Process.objects.filter(seen_at__gte=database_now() - SILENT_AFTER)
+    alive = Process.objects.filter(heartbeat_at__gte=database_now() - SILENT_AFTER)
     if Process._meta.db_table in tables and alive.exists():
         raise Unusable(
             _("A worker or scheduler still works on this database. Stop web, worker and scheduler, and wait a minute.")

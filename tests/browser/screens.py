@@ -556,7 +556,7 @@ def of_an_administrator(member: Membership) -> Screens:
     customer, machine = member.project.customer, Volume.objects.get(name="db-01-data").vm
     web = machine.project.vms.get(name="web-01")
     Process.objects.create(kind="worker", host="portal-01", pid=4711)
-    Process.objects.create(kind="scheduler", host="portal-02", pid=99, seen_at=timezone.now() - timedelta(hours=3))
+    Process.objects.create(kind="scheduler", host="portal-02", pid=99, heartbeat_at=timezone.now() - timedelta(hours=3))
     StorageCheck.objects.create(location_id="1CNG-YGN-AZ01", checked_at=timezone.now(), free_bytes=4_000 * GIB)
     StorageCheck.objects.create(
         location_id="1CNG-MDY-AZ01", checked_at=timezone.now(), reason="The storage does not answer.", errors=12

@@ -29,8 +29,8 @@ from django.utils import timezone
 from billing.wallet import grant_credits
 from cng_portal.accounts.models import Customer, Membership
 from cng_portal.inventory.models import Volume
+from cng_portal.monitoring.heartbeats import Heartbeat
 from cng_portal.monitoring.models import Process
-from cng_portal.monitoring.services import Heartbeat
 from cng_portal.notifications.models import Notification
 from snapshots import services
 from snapshots.maintenance import archive

@@ -119,7 +119,7 @@ def test_a_worker_that_fell_silent_is_not_counted_and_its_operation_is_not_eithe
     assert operations.claim_next() and operations.claim_next()
     assert operations.claim_next() is None
     now = timezone.now() + timedelta(seconds=45)
-    Process.objects.filter(pid=1).update(seen_at=now - timedelta(minutes=2))
+    Process.objects.filter(pid=1).update(heartbeat_at=now - timedelta(minutes=2))
     Operation.objects.filter(state=Operation.State.RUNNING).update(lease_until=now - timedelta(seconds=1))
     assert operations.claim_next(now=now)
     assert operations.claim_next(now=now) is None, "two are alive, and one of them is to stay free"

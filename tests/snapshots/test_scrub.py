@@ -12,9 +12,12 @@ from billing.models import UsageSegment
 from cng_portal.accounts.models import Activity, Membership
 from cng_portal.inventory.models import Location, Volume
 from cng_portal.monitoring.models import Process, StorageCheck
+from cng_portal.monitoring.status import load_cluster_status
 from cng_portal.notifications.models import Notification
-from snapshots import operations, scrub, services, tasks, watching
+from snapshots import operations, scrub, services, tasks
 from snapshots.models import DiskImage, Operation, Snapshot, State
+from snapshots.monitoring.status import load_operation_status
+from snapshots.monitoring.storage import measure_storage
 from snapshots.views import bell
 from tests.factories import LocationFactory, MembershipFactory, OperationFactory, SnapshotFactory, VolumeFactory
 from tests.snapshots.disks import carry_out_what_waits, flip_byte, put_volume, sell_everywhere
@@ -97,10 +100,10 @@ def test_each_location_has_its_own_and_a_storage_that_does_not_work_has_none(
     sell_everywhere_else(elsewhere.location)
     put_volume(storage_root, elsewhere, b"there")
     take(elsewhere, member, "there", days_ago=50)
-    StorageCheck.objects.create(location=elsewhere.location, reason="It hangs.")
+    StorageCheck.objects.create(location=elsewhere.location, error="It hangs.")
     scrub.start_scrubs(timezone.now())
     assert scrubs() == ["here"]
-    StorageCheck.objects.update(reason="")
+    StorageCheck.objects.update(error="")
     scrub.start_scrubs(timezone.now())
     assert set(scrubs()) == {"here", "there"}
 
@@ -286,15 +289,15 @@ def test_the_operator_sees_what_is_overdue_and_what_is_damaged(volume: Volume, m
     SnapshotFactory(volume=volume, damaged=True, last_read_at=timezone.now() - 90 * DAY).disks.update(
         captured_at=timezone.now()
     )
-    watching.count_storage()
+    measure_storage()
     check = StorageCheck.objects.get(location=volume.location)
     assert check.damaged_count == 1
-    seen = watching.look(now=timezone.now())
-    assert watching.unread_for(check, seen.at).days == 40
-    assert any("has not been read for 40 days" in warning for warning in watching.warnings(seen))
+    status = load_cluster_status(now=timezone.now())
+    assert status.oldest_read_age(check).days == 40
+    assert any("has not been read for 40 days" in warning for warning in status.warnings())
     OperationFactory(kind=Operation.Kind.SCRUB, not_before=timezone.now() - DAY)
-    assert watching.look(now=timezone.now()).oldest_wait == timedelta()
+    assert load_operation_status(now=timezone.now()).oldest_wait == timedelta()
     scrub.start_scrubs(timezone.now())
     work()
-    watching.count_storage()
-    assert not any("has not been read" in one for one in watching.warnings(watching.look(now=timezone.now())))
+    measure_storage()
+    assert not any("has not been read" in warning for warning in load_cluster_status(now=timezone.now()).warnings())

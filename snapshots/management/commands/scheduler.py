@@ -20,13 +20,15 @@ from cng_portal.common.loops import for_each
 from cng_portal.hardening import refuse_unsafe_start
 from cng_portal.inventory.models import Location
 from cng_portal.mail import services as mail
-from cng_portal.monitoring import services as watch
+from cng_portal.monitoring.heartbeats import Heartbeat
+from cng_portal.monitoring.leases import acquire_lease, release_lease
 from cng_portal.monitoring.models import Process
 from cng_portal.notifications import services as notifications
-from snapshots import operations, scrub, watching
+from snapshots import operations, scrub
 from snapshots.backups.runs import settle_runs, start_due_runs
 from snapshots.backups.upkeep import maintain_schedules
 from snapshots.cloudsync import sync
+from snapshots.monitoring.storage import check_storage, measure_storage
 from snapshots.storage.contract import StorageError
 from snapshots.storage.registry import get_driver
 from snapshots.tasks import is_needed
@@ -55,7 +57,7 @@ class Command(BaseCommand):
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
         due = dict.fromkeys(DUTIES, 0.0)
-        with watch.Heartbeat(Process.Kind.SCHEDULER) as me:
+        with Heartbeat(Process.Kind.SCHEDULER) as me:
             while not stop.is_set():
                 close_old_connections()
                 for duty, every_seconds in DUTIES.items():
@@ -66,13 +68,13 @@ class Command(BaseCommand):
                 if once:
                     return
                 stop.wait(interval)
-            watch.give_up_lease(LEASE, holder=me.id)
+            release_lease(LEASE, holder=me.id)
 
 
 def leads(me: str) -> bool:
     """Whether this scheduler is the one that acts. Only an economy: every duty is safe when several carry it out."""
     try:
-        return watch.hold_lease(LEASE, holder=me, seconds=settings.SCHEDULER_LEASE_SECONDS)
+        return acquire_lease(LEASE, holder=me, seconds=settings.SCHEDULER_LEASE_SECONDS)
     except DatabaseError:
         logger.exception("The lease could not be asked for; it will be tried again")
         return False
@@ -181,6 +183,6 @@ DUTIES = {
     settle_bills: 300,
     sync.sync_everywhere: 300,
     tidy_up: 3600,
-    watching.ask_storage: 60,
-    watching.count_storage: 900,
+    check_storage: 60,
+    measure_storage: 900,
 }

@@ -8,7 +8,7 @@ from django.db import DatabaseError, connections
 from django_tasks_db.management.commands import db_worker
 
 from cng_portal.hardening import refuse_unsafe_start
-from cng_portal.monitoring import services as watch
+from cng_portal.monitoring.heartbeats import Heartbeat
 from cng_portal.monitoring.models import Process
 from snapshots import operations
 
@@ -48,7 +48,7 @@ class Command(db_worker.Command):
     def handle(self, **options: Any) -> None:
         refuse_unsafe_start()
         db_worker.Worker = Worker  # type: ignore[misc]  # the library's command has no other way to be given one
-        with watch.Heartbeat(Process.Kind.WORKER):
+        with Heartbeat(Process.Kind.WORKER):
             try:
                 super().handle(**options)
             finally:
