@@ -132,10 +132,10 @@ class UsageSegmentAdmin(OfACustomer):
         "size_gb",
         "started_at",
         "ended_at",
-        "never_began",
-        "late",
+        "voided",
+        "backdated",
     ]
-    list_filter = ["kind", "location", "never_began", "late", ("ended_at", admin.EmptyFieldListFilter)]
+    list_filter = ["kind", "location", "voided", "backdated", ("ended_at", admin.EmptyFieldListFilter)]
     list_select_related = ["customer", "project", "location"]
     search_fields = [*OfACustomer.search_fields, "resource_name"]
     uuid_fields = ("pk", "resource_id", "customer_id", "project_id")

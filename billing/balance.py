@@ -11,14 +11,9 @@ from django.db.models import Case, Exists, F, Min, OuterRef, QuerySet, Subquery,
 from cng_portal.accounts.models import BillingType, Customer
 
 from . import bulk, rating
-from .charges import late_lines
+from .charges import backdated_lines
 from .errors import InsufficientCredit
-from .models import (
-    Invoice,
-    UsageSegment,
-    WalletAccount,
-    WalletTransaction,
-)
+from .models import Invoice, UsageSegment, WalletAccount, WalletTransaction
 from .usage import hourly_cost
 from .wallet import expired_credits
 
@@ -37,7 +32,7 @@ class Standing:
 
 def with_ledger(customers: QuerySet[Customer], *, at: datetime) -> QuerySet[Customer]:
     """What a customer's standing at `at` follows from: the month and end of the last invoice, or without one the first use;
-    `credits`: what the ledger says; `late`: some usage was reported for a month that had its invoice; `expiring`: free
+    `credits`: what the ledger says; `backdated`: some usage was reported for a month that had its invoice; `expiring`: free
     credits have expired, and the ledger does not say so yet.
     """
     invoices = Invoice.objects.filter(customer=OuterRef("pk")).order_by("-month")
@@ -51,7 +46,7 @@ def with_ledger(customers: QuerySet[Customer], *, at: datetime) -> QuerySet[Cust
         last_until=Subquery(invoices.values("ends_at")[:1]),
         first_use=Case(When(last_month=None, then=Subquery(first_use)), default=None),
         credits=Subquery(total),
-        late=Exists(usage.filter(late=True)),
+        backdated=Exists(usage.filter(backdated=True)),
         expiring=Exists(wallet.filter(expires_at__lte=at, expiry=None)),
     )
 
@@ -79,7 +74,7 @@ def open_windows(customers: Iterable[Any], at: datetime) -> list[bulk.CustomerWi
 
 def get_standings(*, customers: QuerySet[Customer], at: datetime) -> dict[UUID, Standing]:
     """{customer: standing at `at`, which is not before the last invoice}. Two queries, and more for those with
-    usage that was reported late or free credits that have just expired."""
+    backdated usage or free credits that have just expired."""
     return standings_of(list(with_ledger(customers, at=at)), at=at)
 
 
@@ -89,8 +84,8 @@ def standings_of(found: Sequence[Any], *, at: datetime) -> dict[UUID, Standing]:
     result = {}
     for customer in found:
         owed_micro = sums.get(customer.pk, 0)
-        if customer.late:
-            owed_micro += sum(due.line.amount_micro or 0 for due in late_lines(customer=customer, at=at))
+        if customer.backdated:
+            owed_micro += sum(due.line.amount_micro or 0 for due in backdated_lines(customer=customer, at=at))
         result[customer.pk] = standing_of(customer, owed_micro=owed_micro, at=at)
     return result
 

@@ -165,7 +165,7 @@ RATED = """
             {start} AS start, {least}(COALESCE({end}, w.known), w.known) AS finish
         FROM {windows}
             s.started_at < w.until_at AND s.started_at <= w.known_at AND (s.ended_at IS NULL OR s.ended_at >= w.since_at)
-                AND NOT s.never_began
+                AND NOT s.voided
         {fence}
     ),
     span AS (

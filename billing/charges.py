@@ -12,12 +12,7 @@ from django.db.models import Q, QuerySet
 from cng_portal.accounts.models import Customer
 
 from . import money, rating
-from .models import (
-    Invoice,
-    InvoiceLine,
-    ServiceKind,
-    UsageSegment,
-)
+from .models import Invoice, InvoiceLine, ServiceKind, UsageSegment
 from .prices import PricesByPlace, prices_by_place
 
 
@@ -64,7 +59,7 @@ class Ledger:
 
 
 def due_lines(*, customer: Customer, at: datetime, segments: Sequence[UsageSegment]) -> list[DueLine]:
-    """What of the customer's `segments` no invoice has yet, as known at `at`. Two queries, and one more with late usage."""
+    """What of the customer's `segments` no invoice has yet, as known at `at`. Two queries, and more with backdated usage."""
     if not segments:
         return []
     ledger = Ledger(customer=customer, invoices=list(Invoice.objects.filter(customer=customer).order_by("month")))
@@ -79,9 +74,9 @@ def due_lines(*, customer: Customer, at: datetime, segments: Sequence[UsageSegme
                 break
             for line in rating.rate(segment.usage, since=window.since, until=window.until, at=at, prices=places):
                 found.append(DueLine(segment=segment, month=window.month, line=line))
-    late = [segment for segment in segments if segment.late]
-    if late and ledger.invoices:
-        found += _late_lines(ledger, late, prices, at)
+    backdated = [segment for segment in segments if segment.backdated]
+    if backdated and ledger.invoices:
+        found += _backdated_lines(ledger, backdated, prices, at)
     return found
 
 
@@ -89,20 +84,20 @@ def unsettled_segments(*, customer: Customer) -> QuerySet[UsageSegment]:
     """What may have hours that no invoice has yet: for `due_lines`."""
     segments = UsageSegment.objects.filter(customer=customer)
     if last := Invoice.objects.filter(customer=customer).order_by("-month").first():
-        segments = segments.filter(Q(ended_at=None) | Q(ended_at__gte=last.ends_at) | Q(late=True))
+        segments = segments.filter(Q(ended_at=None) | Q(ended_at__gte=last.ends_at) | Q(backdated=True))
     return segments
 
 
-def late_lines(*, customer: Customer, at: datetime) -> list[DueLine]:
-    """What was reported late for months that have an invoice, and no invoice has settled yet. Four queries."""
-    segments = list(UsageSegment.objects.filter(customer=customer, late=True))
+def backdated_lines(*, customer: Customer, at: datetime) -> list[DueLine]:
+    """Return the corrections of invoiced months that no invoice has settled yet. Four queries."""
+    segments = list(UsageSegment.objects.filter(customer=customer, backdated=True))
     if not segments:
         return []
     ledger = Ledger(customer=customer, invoices=list(Invoice.objects.filter(customer=customer).order_by("month")))
-    return _late_lines(ledger, segments, prices_by_place({segment.location_id for segment in segments}), at)
+    return _backdated_lines(ledger, segments, prices_by_place({segment.location_id for segment in segments}), at)
 
 
-def _late_lines(
+def _backdated_lines(
     ledger: Ledger,
     segments: Sequence[UsageSegment],
     prices: PricesByPlace,

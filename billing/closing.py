@@ -22,7 +22,7 @@ from cng_portal.accounts.models import Customer
 from cng_portal.mail import services as mail
 
 from . import bulk, rating
-from .charges import DueLine, due_lines, late_lines, unsettled_segments
+from .charges import DueLine, backdated_lines, due_lines, unsettled_segments
 from .errors import Refused
 from .models import ClosingFailure, Invoice, InvoiceLine, ServiceKind, UsageSegment, invoice_number
 
@@ -151,21 +151,21 @@ def _close_batch(customer_ids: list[UUID], *, at: datetime, through: date | None
     report = Report()
     if not windows:
         return report, False
-    late = _late_lines(windows, customers)
+    backdated = _backdated_lines(windows, customers)
     unpriced = {
-        pk: _sentence(customers[pk], one) for pk, due in late.items() for one in due if one.line.rate_micro is None
+        pk: _sentence(customers[pk], one) for pk, due in backdated.items() for one in due if one.line.rate_micro is None
     }
     windows = [window for window in windows if window.customer_id not in unpriced]
     try:
         with transaction.atomic():
-            _write_lines(windows, late)
+            _write_lines(windows, backdated)
     except IntegrityError:
         missing = _without_price(windows, customers)
         if not missing:
             raise
         unpriced |= missing
         windows = [window for window in windows if window.customer_id not in unpriced]
-        _write_lines(windows, late)
+        _write_lines(windows, backdated)
     report.stopped |= unpriced
     if windows:
         bulk.insert_invoices(windows, at=at)
@@ -224,14 +224,14 @@ def next_windows(customers: dict[UUID, Customer], *, at: datetime, through: date
     return windows
 
 
-def _late_lines(windows: list[bulk.ClosingWindow], customers: dict[UUID, Customer]) -> dict[UUID, list[DueLine]]:
-    """{customer: what was reported late for months that have an invoice}, of the few that have any."""
+def _backdated_lines(windows: list[bulk.ClosingWindow], customers: dict[UUID, Customer]) -> dict[UUID, list[DueLine]]:
+    """Return {customer: corrections of invoiced months} of the customers with backdated usage."""
     ids = [window.customer_id for window in windows]
-    late = set(UsageSegment.objects.filter(customer__in=ids, late=True).values_list("customer_id", flat=True))
+    backdated = set(UsageSegment.objects.filter(customer__in=ids, backdated=True).values_list("customer_id", flat=True))
     return {
-        window.customer_id: late_lines(customer=customers[window.customer_id], at=window.until)
+        window.customer_id: backdated_lines(customer=customers[window.customer_id], at=window.until)
         for window in windows
-        if window.customer_id in late
+        if window.customer_id in backdated
     }
 
 
@@ -259,13 +259,13 @@ def _sentence(customer: Customer, due: DueLine) -> str:
     }
 
 
-def _write_lines(windows: list[bulk.ClosingWindow], late: dict[UUID, list[DueLine]]) -> None:
+def _write_lines(windows: list[bulk.ClosingWindow], backdated: dict[UUID, list[DueLine]]) -> None:
     if not windows:
         return
     bulk.insert_lines(windows)
     for window in windows:
-        if window.customer_id in late:
-            due = late[window.customer_id]
+        if window.customer_id in backdated:
+            due = backdated[window.customer_id]
             InvoiceLine.objects.bulk_create(_invoice_line(window.invoice_id, one) for one in due)
 
 

@@ -17,10 +17,7 @@ from cng_portal.notifications.services import customer_owners, notify
 
 from . import money
 from .balance import get_standings
-from .models import (
-    LowBalanceWarning,
-    UsageSegment,
-)
+from .models import LowBalanceWarning, UsageSegment
 from .usage import hourly_costs
 
 logger = logging.getLogger(__name__)

@@ -163,12 +163,12 @@ class PriceVersion(models.Model):
 
 
 class UsageSegment(models.Model):
-    """A resource was there, of this kind, place and size, from one instant until another, or still is.
+    """A resource of one kind, location and size that is charged from one instant until another, or still is.
 
-    It keeps a copy of the resource's uuid and name, so that it outlives the resource. Once an invoice has a line of it
-    nothing but closing it is possible. `late` marks what was reported for a month that had its invoice already: the next
-    invoice settles the difference. What `never_began` costs nothing: automatic backups that were switched on inside an
-    hour that was paid already start where it ends, and may be off again by then.
+    It copies the resource's uuid and name, so that it outlives the resource. Once an invoice has a line of it, it can only
+    be closed. `backdated`: it started or ended in a month that already had an invoice, so the next invoice settles the
+    difference. `voided`: it costs nothing. Automatic backups switched on inside a paid hour start where that hour ends, and
+    may be off again by then.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
@@ -191,8 +191,8 @@ class UsageSegment(models.Model):
     )
     started_at = models.DateTimeField(_("from"))
     ended_at = models.DateTimeField(_("to"), null=True, blank=True)
-    never_began = models.BooleanField(_("never began"), default=False)
-    late = models.BooleanField(_("reported late"), default=False)
+    voided = models.BooleanField(_("voided"), default=False)
+    backdated = models.BooleanField(_("backdated"), default=False)
 
     class Meta:
         verbose_name = _("usage segment")
@@ -202,11 +202,11 @@ class UsageSegment(models.Model):
             # rating reads these columns of tens of thousands of rows: PostgreSQL finds them in the index alone
             models.Index(
                 fields=["customer", "ended_at"],
-                include=["started_at", "kind", "location", "size_gb", "base_rate_micro", "never_began"],
+                include=["started_at", "kind", "location", "size_gb", "base_rate_micro", "voided"],
                 name="billing_usage_by_end",
             ),
             models.Index(fields=["resource_id", "kind", "started_at"], name="billing_usage_by_resource"),
-            models.Index(fields=["customer"], condition=Q(late=True), name="billing_usage_late"),
+            models.Index(fields=["customer"], condition=Q(backdated=True), name="billing_usage_backdated"),
         ]
         constraints = [
             models.UniqueConstraint(
@@ -221,9 +221,9 @@ class UsageSegment(models.Model):
                 violation_error_message=_("Usage cannot end before it starts."),
             ),
             models.CheckConstraint(
-                condition=Q(never_began=False)
+                condition=Q(voided=False)
                 | Q(kind=ServiceKind.VM_BACKUP_AUTOMATIC.value, ended_at__isnull=False, ended_at=F("started_at")),
-                name="billing_usage_never_began",
+                name="billing_usage_voided",
                 violation_error_message=_(
                     "Only automatic backups can be ended before they begin; they end at their start."
                 ),
@@ -263,7 +263,7 @@ class UsageSegment(models.Model):
             ended_at=self.ended_at,
             size_gb=self.size_gb,
             base_rate_micro=self.base_rate_micro,
-            never_began=self.never_began,
+            voided=self.voided,
         )
 
     @property

@@ -11,12 +11,7 @@ from cng_portal.accounts.models import User
 from cng_portal.inventory.models import Location
 
 from .errors import Refused
-from .models import (
-    PAST,
-    Package,
-    PriceVersion,
-    ServiceKind,
-)
+from .models import PAST, Package, PriceVersion, ServiceKind
 
 
 @transaction.atomic

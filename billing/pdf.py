@@ -10,7 +10,7 @@ from fpdf.fonts import FontFace, TTFFont
 
 from . import money
 from .models import Invoice
-from .reports import Row
+from .statement import Row
 
 # Debian's fonts-dejavu-core or fonts-noto-core, and fonts-sil-padauk. Those that are there are embedded; a letter is
 # drawn with the first font that has it. Without any the PDF has Latin letters only.

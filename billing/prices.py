@@ -12,10 +12,7 @@ from cng_portal.inventory.models import Location
 
 from . import money, rating
 from .errors import NotSold
-from .models import (
-    PriceVersion,
-    ServiceKind,
-)
+from .models import PriceVersion, ServiceKind
 
 
 def _price_kind(kind: str) -> str:

@@ -39,16 +39,16 @@ class Price:
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """What was there: `size_gb` gigabytes, or for automatic backups a VM whose hour costs `base_rate_micro`.
+    """A resource of `size_gb` GB, or for automatic backups a VM whose hour costs `base_rate_micro`.
 
-    What `never_began` has no hour: it waited for the end of an hour that was paid already, and was ended before that.
+    Voided usage has no hours: it waited for the end of a paid hour and was ended before that.
     """
 
     started_at: datetime
     ended_at: datetime | None
     size_gb: int = 0
     base_rate_micro: int | None = None
-    never_began: bool = False
+    voided: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ def rate(usage: Usage, *, since: datetime, until: datetime, at: datetime, prices
         raise ValueError(f"The window ends at {until}, before its start at {since}.")
     at = min(at, until)
     start = usage.started_at.astimezone(UTC)
-    if usage.never_began or start > at:
+    if usage.voided or start > at:
         return []
     end = at if usage.ended_at is None else min(usage.ended_at.astimezone(UTC), at)
     total = hours(start, end)

@@ -14,12 +14,7 @@ from cng_portal.accounts.services import lock_customer
 from cng_portal.inventory.models import Location
 
 from . import rating
-from .models import (
-    Invoice,
-    PriceVersion,
-    ServiceKind,
-    UsageSegment,
-)
+from .models import Invoice, PriceVersion, ServiceKind, UsageSegment
 
 
 def closed_until(customer_id: UUID) -> datetime | None:
@@ -27,7 +22,7 @@ def closed_until(customer_id: UUID) -> datetime | None:
     return Invoice.objects.filter(customer_id=customer_id).aggregate(last=Max("ends_at"))["last"]
 
 
-def _is_late(customer_id: UUID, at: datetime) -> bool:
+def _is_backdated(customer_id: UUID, at: datetime) -> bool:
     until = closed_until(customer_id)
     return until is not None and at < until
 
@@ -51,7 +46,7 @@ def open_segment(
     that hour ends: no hour is paid twice.
     """
     lock_customer(project.customer_id)  # or the month could be closed meanwhile, without this
-    began = UsageSegment.objects.filter(resource_id=resource_id, kind=kind, never_began=False)
+    began = UsageSegment.objects.filter(resource_id=resource_id, kind=kind, voided=False)
     last = began.order_by("-started_at").first()
     if last and (last.ended_at is None or (base_rate_micro is None and (at <= last.started_at or at < last.ended_at))):
         return last
@@ -67,7 +62,7 @@ def open_segment(
         size_gb=size_gb,
         base_rate_micro=base_rate_micro,
         started_at=at,
-        late=_is_late(project.customer_id, at),
+        backdated=_is_backdated(project.customer_id, at),
     )
 
 
@@ -85,8 +80,8 @@ def close_segment(*, resource_id: UUID, kind: str, at: datetime) -> bool:
     end = max(at, segment.started_at)
     changed = UsageSegment.objects.filter(pk=segment.pk, ended_at=None).update(
         ended_at=end,
-        never_began=segment.base_rate_micro is not None and at < segment.started_at,
-        late=segment.late or _is_late(segment.customer_id, end),
+        voided=segment.base_rate_micro is not None and at < segment.started_at,
+        backdated=segment.backdated or _is_backdated(segment.customer_id, end),
     )
     return changed == 1
 

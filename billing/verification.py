@@ -110,7 +110,7 @@ def of_customer(
     rates: dict[tuple, int | None] = {}
     for segment in segments.values():
         start = segment.started_at.astimezone(UTC)
-        if segment.never_began or start > at:
+        if segment.voided or start > at:
             continue
         end = at if segment.ended_at is None else min(at, segment.ended_at)
         for instant in _walk(start, end.astimezone(UTC)):
@@ -139,7 +139,7 @@ def of_customer(
     closed = {invoice.month for invoice in invoices}
     for key in sorted(charged.keys() | {key for key in amounts if key[1] in closed}, key=str):
         segment = segments[key[0]]
-        if segment.late:
+        if segment.backdated:
             continue  # the next invoice settles it; until then it is part of what is owed, which is compared below
         if (charged_hours[key], charged[key]) != (hours.get(key, 0), amounts.get(key, 0)):
             yield (

@@ -17,15 +17,19 @@ from cng_portal.accounts.models import BillingType, Customer
 from cng_portal.common.responses import csv_response
 from cng_portal.common.templatetags.portal import month as in_words
 
-from . import money, rating, reports
+from . import money, rating
 from .access import billed_customer
 from .balance import get_standing, lasts_for
 from .charges import costs_so_far
+from .chart import NARROW, WIDE, build_chart
 from .forms import UsageFilterForm
 from .low_balance import low_balance_warning
 from .models import Invoice, ServiceKind, TransactionKind, WalletTransaction
 from .prices import prices_by_place
-from .reports import SubscriptionState
+from .statement import Row, Usage, row_of_line, usage_rows
+from .subscriptions import SubscriptionState, get_subscriptions
+from .summary import build_summary
+from .wallet import get_received_credits
 
 PAGE = 50
 MOST_INVOICES = 60
@@ -78,7 +82,7 @@ def page_of(request: HttpRequest, found: Any) -> dict[str, Any]:
     start = (int(number) - 1) * PAGE
     rows, total_micro = (
         found.page(start, start + PAGE + 1)
-        if isinstance(found, reports.Usage)
+        if isinstance(found, Usage)
         else (list(found[start : start + PAGE + 1]), None)
     )
     if start and not rows:
@@ -111,7 +115,7 @@ def decimals(micro: int | None, digits: int = money.HUNDREDTH_DIGITS) -> Any:
     return "" if micro is None else money.to_decimal(micro, digits)
 
 
-def usage_cells(row: reports.Row, customer: Customer) -> list[object]:
+def usage_cells(row: Row, customer: Customer) -> list[object]:
     return [
         row.resource_id,
         row.kind,
@@ -136,7 +140,7 @@ def usage_cells(row: reports.Row, customer: Customer) -> list[object]:
 @require_safe
 def summary(request: HttpRequest, as_csv: bool = False) -> HttpResponse | StreamingHttpResponse:
     customer = get_customer(request)
-    found = reports.summary(customer=customer, at=timezone.now())
+    found = build_summary(customer=customer, at=timezone.now())
     currency = customer.currency
     is_prepaid = customer.billing_type == BillingType.PREPAID
     if as_csv:
@@ -200,8 +204,8 @@ def summary(request: HttpRequest, as_csv: bool = False) -> HttpResponse | Stream
                 for one in found.services
             ],
             "charts": {
-                name: reports.chart(found=found, currency=currency, label=lambda one: in_words(one, "MMM"), size=size)
-                for name, size in (("wide", reports.WIDE), ("narrow", reports.NARROW))
+                name: build_chart(found=found, currency=currency, label=lambda one: in_words(one, "MMM"), size=size)
+                for name, size in (("wide", WIDE), ("narrow", NARROW))
             },
             "kinds": kinds,
             "table": table,
@@ -218,7 +222,7 @@ def subscriptions(request: HttpRequest, as_csv: bool = False) -> HttpResponse | 
     kind = request.GET.get("kind", "")
     if kind and kind not in ServiceKind:
         raise Http404
-    found = reports.subscriptions(customer=customer, state=state, kind=kind, at=at)
+    found = get_subscriptions(customer=customer, state=state, kind=kind, at=at)
     if as_csv:
         rows = (
             [
@@ -302,7 +306,7 @@ def with_amounts(moves: list[WalletTransaction], customer: Customer) -> list[Wal
 @require_safe
 def credits(request: HttpRequest, as_csv: bool = False) -> HttpResponse | StreamingHttpResponse:
     customer, at = get_customer(request), timezone.now()
-    found = reports.credits_in(customer=customer).select_related("invoice")
+    found = get_received_credits(customer=customer).select_related("invoice")
     if as_csv:
         rows = (transaction_cells(move, customer) for move in found.iterator())
         return csv_response("infra-credits", TRANSACTION_COLUMNS, rows)
@@ -364,7 +368,7 @@ def statement(request: HttpRequest, as_csv: bool = False) -> HttpResponse | Stre
     valid = form.is_valid()
     resource_id = resource_asked_for(request)
     given = form.cleaned_data if valid else {}
-    usage = reports.usage_rows(
+    usage = usage_rows(
         customer=customer,
         at=at,
         project_id=given["project"].pk if given.get("project") else None,
@@ -407,9 +411,9 @@ def statement(request: HttpRequest, as_csv: bool = False) -> HttpResponse | Stre
 # --- one invoice -------------------------------------------------------------------------------------------------------
 
 
-def get_invoice(request: HttpRequest, pk: UUID) -> tuple[Invoice, list[reports.Row]]:
+def get_invoice(request: HttpRequest, pk: UUID) -> tuple[Invoice, list[Row]]:
     invoice = get_object_or_404(Invoice.objects.visible_to(request.user), pk=pk)
-    return invoice, [reports.row_of_line(line, invoice) for line in invoice.lines.select_related("corrects__invoice")]
+    return invoice, [row_of_line(line, invoice) for line in invoice.lines.select_related("corrects__invoice")]
 
 
 @require_safe

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 from django.db import transaction
-from django.db.models import Sum
+from django.db.models import QuerySet, Sum
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
@@ -16,12 +16,7 @@ from cng_portal.accounts.services import lock_customer
 from . import money
 from .charges import total_charged
 from .errors import Refused
-from .models import (
-    MAX_AMOUNT_MICRO,
-    TransactionKind,
-    WalletAccount,
-    WalletTransaction,
-)
+from .models import MAX_AMOUNT_MICRO, TransactionKind, WalletAccount, WalletTransaction
 
 logger = logging.getLogger(__name__)
 
@@ -214,3 +209,10 @@ def _expire_credits(customer: Customer, at: datetime) -> int:
             at=grant.expires_at,
         )
     return len(expired)
+
+
+def get_received_credits(*, customer: Customer) -> QuerySet[WalletTransaction]:
+    """What came into the wallet from outside, the newest first."""
+    return WalletTransaction.objects.filter(
+        customer=customer, kind__in=[TransactionKind.BOUGHT, TransactionKind.GRANTED], target=WalletAccount.WALLET
+    )

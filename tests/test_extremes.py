@@ -9,10 +9,12 @@ from django.utils import timezone
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from billing import money, reports
+from billing import money
 from billing.balance import lasts_for
+from billing.chart import NARROW, WIDE, ChartSize, build_chart
 from billing.models import MAX_AMOUNT_MICRO, ServiceKind
 from billing.packages import create_package
+from billing.summary import Summary
 from billing.usage import open_segment
 from billing.wallet import buy_credits
 from cng_portal.accounts.models import Project
@@ -82,11 +84,11 @@ def test_every_sum_can_be_shown(micro: int) -> None:
         assert show(micro).lstrip("-").startswith("K ")
 
 
-@given(costs=st.lists(amounts, min_size=2, max_size=2), size=st.sampled_from([reports.WIDE, reports.NARROW]))
-def test_every_bar_of_the_cost_chart_fits_it(costs: list[int], size: reports.ChartSize) -> None:
+@given(costs=st.lists(amounts, min_size=2, max_size=2), size=st.sampled_from([WIDE, NARROW]))
+def test_every_bar_of_the_cost_chart_fits_it(costs: list[int], size: ChartSize) -> None:
     months = [NOW.date().replace(day=1, month=10), NOW.date().replace(day=1)]
     kind = ServiceKind.BS_SNAPSHOT.value
-    found = reports.Summary(
+    found = Summary(
         services=[],
         months=months,
         costs={(month, kind): cost for month, cost in zip(months, costs, strict=True)},
@@ -99,7 +101,7 @@ def test_every_bar_of_the_cost_chart_fits_it(costs: list[int], size: reports.Cha
         this_month_micro=0,
         projected_micro=0,
     )
-    drawn = reports.chart(found=found, currency="MMK", label=str, size=size)
+    drawn = build_chart(found=found, currency="MMK", label=str, size=size)
     for bar in drawn["bars"]:
         assert 0 <= float(bar.y) <= float(bar.y) + float(bar.height) <= size.height
 

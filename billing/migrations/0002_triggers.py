@@ -76,7 +76,7 @@ GUARDS = [
         "BEFORE UPDATE",
         "billing_usagesegment",
         f"(({SEGMENT_CHANGED}) AND {SEGMENT_INVOICED}) OR (OLD.ended_at IS NOT NULL AND (NEW.ended_at {{differs}} OLD.ended_at"
-        f" OR NEW.resource_name <> OLD.resource_name OR NEW.never_began <> OLD.never_began) AND {SEGMENT_INVOICED})",
+        f" OR NEW.resource_name <> OLD.resource_name OR NEW.voided <> OLD.voided) AND {SEGMENT_INVOICED})",
         "Usage that an invoice was made of cannot be changed.",
     ),
     Guard(

@@ -152,14 +152,14 @@ def test_invoiced_usage_can_be_closed_and_nothing_else(segment, invoice):
 
 
 def test_only_automatic_backups_can_end_before_they_begin(segment, package):
-    refused(lambda: UsageSegment.objects.update(never_began=True))
-    refused(lambda: UsageSegment.objects.update(never_began=True, ended_at=START))
+    refused(lambda: UsageSegment.objects.update(voided=True))
+    refused(lambda: UsageSegment.objects.update(voided=True, ended_at=START))
     kind = ServiceKind.VM_BACKUP_AUTOMATIC
     automatic = UsageSegment.objects.filter(pk=segment.pk)
     automatic.update(kind=kind, size_gb=0, base_rate_micro=1)
-    refused(lambda: automatic.update(never_began=True))
-    refused(lambda: automatic.update(never_began=True, ended_at=START + timedelta(hours=1)))
-    automatic.update(never_began=True, ended_at=START)
+    refused(lambda: automatic.update(voided=True))
+    refused(lambda: automatic.update(voided=True, ended_at=START + timedelta(hours=1)))
+    automatic.update(voided=True, ended_at=START)
 
 
 def test_what_was_invoiced_can_be_told_never_to_have_begun_while_it_is_open_and_never_again(segment):
@@ -168,8 +168,8 @@ def test_what_was_invoiced_can_be_told_never_to_have_begun_while_it_is_open_and_
     automatic.update(kind=kind, size_gb=0, base_rate_micro=100_000_000)
     closing.close_months(at=datetime(2040, 12, 2, tzinfo=UTC))
     assert close_segment(resource_id=segment.resource_id, kind=kind, at=START - timedelta(minutes=1))
-    assert (automatic.get().never_began, automatic.get().late) == (True, True)
-    refused(lambda: automatic.update(never_began=False), "cannot be changed")
+    assert (automatic.get().voided, automatic.get().backdated) == (True, True)
+    refused(lambda: automatic.update(voided=False), "cannot be changed")
 
 
 @pytest.mark.parametrize("table", ["billing_invoice", "billing_invoiceline", "billing_wallettransaction"])

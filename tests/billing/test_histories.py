@@ -363,7 +363,7 @@ def test_automatic_backups_that_never_began_are_taken_back_when_that_is_reported
     late = Event(EPOCH + timedelta(seconds=3), EPOCH + timedelta(days=30), 100, AUTOMATIC, "close", repeats=2)
     player.deliver(late)
     player.check(EPOCH + timedelta(days=30))
-    never = UsageSegment.objects.get(never_began=True)
+    never = UsageSegment.objects.get(voided=True)
     charged = InvoiceLine.objects.get(segment=never)
     closing.close_months(at=EPOCH + timedelta(days=40))
     correction = InvoiceLine.objects.get(corrects=charged)

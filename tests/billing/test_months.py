@@ -95,12 +95,12 @@ def test_a_month_without_use_gets_an_invoice_of_nothing_and_leaves_no_gap(shop, 
 def test_usage_that_is_reported_late_comes_with_the_next_invoice_and_its_own_period(shop, use):
     use(yangon(3, month=10))
     closing.close_months(at=DECEMBER)
-    late = use(yangon(29, 10), yangon(29, 12))
+    backdated = use(yangon(29, 10), yangon(29, 12))
     at = yangon(2, month=12)
     owed = get_owed(customer=shop.customer, at=at)
     assert owed == (2 + 24) * 20_000_000
     closing.close_months(at=yangon(1, month=1, year=2041))
-    [line] = InvoiceLine.objects.filter(segment=late)
+    [line] = InvoiceLine.objects.filter(segment=backdated)
     assert (line.invoice.month, line.month, line.from_at) == (date(2040, 12, 1), date(2040, 11, 1), yangon(29, 10))
     assert verification.differences(at=yangon(1, month=1, year=2041)) == []
 
@@ -138,7 +138,7 @@ def test_a_new_time_zone_neither_loses_nor_repeats_an_hour(shop, use, zone):
     use(yangon(29, 10), yangon(29, 12))
     closing.close_months(at=DECEMBER)
     Customer.objects.update(time_zone=zone)
-    use(yangon(1, month=10), yangon(2, month=10))  # late, and from before the first invoice
+    use(yangon(1, month=10), yangon(2, month=10))  # backdated, and from before the first invoice
     end = datetime(2041, 3, 15, tzinfo=UTC)
     close_segment(resource_id=segment.resource_id, kind=segment.kind, at=end)
     closing.close_months(at=datetime(2041, 4, 5, tzinfo=UTC))
@@ -228,8 +228,8 @@ def test_a_run_that_is_killed_at_any_statement_is_simply_run_again(shop, use):
     use(yangon(3, month=10))
     use(yangon(5), yangon(6))
     closing.close_months(at=yangon(1))
-    late = use(yangon(3, month=10), yangon(3, 5, month=10))
-    assert late.late
+    backdated = use(yangon(3, month=10), yangon(3, 5, month=10))
+    assert backdated.backdated
     with transaction.atomic(), CaptureQueriesContext(connection) as queries:
         closing.close_months(at=DECEMBER)
         expected = the_books()
@@ -415,14 +415,14 @@ def test_a_postpaid_customer_owes_the_invoice_and_is_not_warned(shop, use):
 def test_usage_in_a_wallet_without_invoices_counts_from_its_first_month(shop, use):
     use(yangon(3, month=8), yangon(3, 1, month=8))
     assert get_owed(customer=shop.customer, at=DECEMBER) == 20_000_000
-    assert UsageSegment.objects.get().late is False
+    assert UsageSegment.objects.get().backdated is False
 
 
 @pytest.mark.parametrize("zone", ["UTC", "America/New_York", "Pacific/Kiritimati"])
 def test_months_before_the_first_invoice_keep_their_boundaries_when_the_zone_changes(shop, use, zone):
     use(yangon(3))
     closing.close_months(at=DECEMBER)
-    use(yangon(29, month=9), yangon(2, month=10))  # late, and from before the first invoice
+    use(yangon(29, month=9), yangon(2, month=10))  # backdated, and from before the first invoice
     closing.close_months(at=yangon(1, month=1, year=2041))
     charged = list(InvoiceLine.objects.filter(month__lt=date(2040, 11, 1)).values_list("month", "hours"))
     Customer.objects.update(time_zone=zone)

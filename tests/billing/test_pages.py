@@ -9,9 +9,10 @@ from uuid import uuid4
 import pytest
 from django.urls import reverse
 
-from billing import closing, context, money, pdf, reports
+from billing import closing, context, money, pdf
 from billing.low_balance import warn_low_balances
 from billing.models import Invoice, ServiceKind
+from billing.summary import build_summary
 from billing.usage import close_segment
 from billing.wallet import buy_credits, correct_credits, grant_credits
 from cng_portal.accounts.models import Customer, Role
@@ -98,7 +99,7 @@ def test_the_summary_shows_what_there_is_and_what_it_costs(owner, history):
 
 
 def test_the_projection_is_what_the_invoice_will_say(owner, history):
-    found = reports.summary(customer=history.customer, at=NOW)
+    found = build_summary(customer=history.customer, at=NOW)
     closing.close_months(at=yangon(1, month=12))
     assert Invoice.objects.order_by("-month")[0].total_micro == found.projected_micro
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from billing import closing, rating
 from billing.models import ServiceKind
-from billing.reports import Row, clip, usage_rows
+from billing.statement import Row, clip, usage_rows
 
 YANGON = ZoneInfo("Asia/Yangon")
 APRIL = datetime(2040, 4, 10, tzinfo=UTC)

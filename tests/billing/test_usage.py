@@ -110,7 +110,7 @@ def test_an_hour_once_paid_for_is_not_paid_twice(place):
     assert cost_so_far(resource_id=place.resource, at=START + timedelta(minutes=30)).amount_micro == 20_000_000
     # off again before the paid hour is over: it never began
     assert close_segment(resource_id=place.resource, kind=kind, at=START + timedelta(minutes=40))
-    assert UsageSegment.objects.get(never_began=True) == again
+    assert UsageSegment.objects.get(voided=True) == again
     assert cost_so_far(resource_id=place.resource, at=START + timedelta(hours=9)).hours == 1
     third = open_one(place, at=START + timedelta(minutes=50), **automatic)
     assert third.started_at == START + timedelta(hours=1)

@@ -165,7 +165,7 @@ def fill(customers: int) -> None:
     total = customers * SEGMENTS_EACH
     columns = (
         "id, resource_id, kind, resource_name, customer_id, project_id, location_id, size_gb, base_rate_micro,"
-        " started_at, ended_at, never_began, late"
+        " started_at, ended_at, voided, backdated"
     )
     # n walks through time; the customers are stirred by a multiplication
     kind = (

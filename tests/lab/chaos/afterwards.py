@@ -111,7 +111,7 @@ def switches_are_charged() -> Iterator[str]:
         own = segments.pop(vm.pk, [])
         if sum(segment.ended_at is None for segment in own) != is_on:
             yield f"{vm}: automatic backups are {'on' if is_on else 'off'}, charged: {own}"
-        began = [segment for segment in own if not segment.never_began]
+        began = [segment for segment in own if not segment.voided]
         for segment, following in zip(began, began[1:], strict=False):
             if segment.ended_at is None or segment.ended_at > following.started_at:
                 yield f"{vm}: automatic backups are charged twice from {following.started_at}"

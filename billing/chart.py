@@ -1,0 +1,93 @@
+"""The chart of monthly costs, as numbers for an SVG."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+from . import money
+from .models import ServiceKind
+from .summary import Summary
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChartSize:
+    """In the units of the SVG. `left` is what the amounts take up; every so manieth month is written out."""
+
+    width: int
+    height: int
+    left: int
+    months_apart: int
+
+
+WIDE = ChartSize(width=720, height=240, left=96, months_apart=1)
+NARROW = ChartSize(width=300, height=210, left=80, months_apart=2)
+CHART_TOP, CHART_FOOT, CHART_RIGHT = 12, 28, 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    x: str
+    y: str
+    width: str
+    height: str
+    kind: str
+    title: str
+
+
+def nice_ceiling(micro: int) -> int:
+    """The first amount that is not below it and whose quarters are short to write, as 12, 16, 20, 24, 30 … 100."""
+    step = money.MICRO
+    while True:
+        for factor in (10, 12, 16, 20, 24, 30, 40, 50, 60, 80):
+            if factor * step // 10 >= micro:
+                return factor * step // 10
+        step *= 10
+
+
+def build_chart(*, found: Summary, currency: str, label: Callable[[date], str], size: ChartSize) -> dict[str, Any]:
+    """Stacked bars, one a month, as numbers for an SVG; `label` writes a month."""
+    totals = {
+        month: sum(max(0, found.costs.get((month, kind), 0)) for kind in ServiceKind.values) for month in found.months
+    }
+    top = nice_ceiling(max(totals.values(), default=0))
+    plot_height, plot_width = size.height - CHART_TOP - CHART_FOOT, size.width - size.left - CHART_RIGHT
+    pitch = plot_width / len(found.months)
+    bottom = CHART_TOP + plot_height
+    bars, ticks = [], []
+    for number, month in enumerate(found.months):
+        y = float(bottom)
+        x = size.left + number * pitch + pitch * 0.18
+        if (len(found.months) - 1 - number) % size.months_apart == 0:  # the last one always
+            ticks.append({"x": f"{x + pitch * 0.32:.1f}", "label": label(month)})
+        for kind in ServiceKind:
+            micro = max(0, found.costs.get((month, kind.value), 0))
+            if not micro:
+                continue
+            height = plot_height * micro / top
+            y -= height
+            bars.append(
+                Bar(
+                    x=f"{x:.1f}",
+                    y=f"{y:.2f}",
+                    width=f"{pitch * 0.64:.1f}",
+                    height=f"{height:.2f}",
+                    kind=kind.value,
+                    title=f"{label(month)}, {kind.label}: {money.format_amount(micro, currency)}",
+                )
+            )
+    lines = [
+        {"y": f"{bottom - plot_height * part / 4:.1f}", "label": money.format_price(top * part // 4, currency)}
+        for part in range(5)
+    ]
+    return {
+        "bars": bars,
+        "ticks": ticks,
+        "lines": lines,
+        "width": size.width,
+        "height": size.height,
+        "left": size.left,
+        "right": size.width - CHART_RIGHT,
+        "label_x": size.left - 8,
+        "label_y": size.height - 8,
+    }

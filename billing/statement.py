@@ -1,0 +1,228 @@
+"""The account statement: usage as rows, invoiced or not, clipped to a period."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import date, datetime, time, timedelta
+from typing import Any
+from uuid import UUID
+
+from django.db.models import Q, Sum
+
+from cng_portal.accounts.models import Customer
+
+from . import money, rating
+from .charges import DueLine, due_lines, unsettled_segments
+from .models import Invoice, InvoiceLine, ServiceKind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Whole hours of one usage at one rate: of an invoice, or not invoiced yet."""
+
+    month: date
+    resource_id: UUID
+    kind: str
+    name: str
+    project: str
+    location: str
+    from_at: datetime
+    to_at: datetime
+    hours: int
+    size_gb: int
+    rate_micro: int | None
+    amount_micro: int
+    currency: str
+    invoice_id: UUID | None = None
+    invoice_number: str = ""
+    line_id: int | None = None
+    corrects: InvoiceLine | None = None  # the line that this one takes back, with its invoice
+
+    @property
+    def corrects_number(self) -> str:
+        return self.corrects.invoice.number if self.corrects else ""
+
+    @property
+    def kind_label(self) -> str:
+        return str(ServiceKind(self.kind).label)
+
+    @property
+    def formula(self) -> str:
+        return money.format_line(
+            hours=self.hours,
+            size_gb=None if self.kind == ServiceKind.VM_BACKUP_AUTOMATIC else self.size_gb,
+            rate_micro=self.rate_micro,
+            amount_micro=self.amount_micro,
+            currency=self.currency,
+        )
+
+    @property
+    def amount(self) -> str:
+        return money.format_amount(self.amount_micro, self.currency)
+
+
+def row_of_line(line: InvoiceLine, invoice: Invoice) -> Row:
+    return Row(
+        month=line.month,
+        resource_id=line.resource_id,
+        kind=line.kind,
+        name=line.resource_name,
+        project=line.project_name,
+        location=line.location_code,
+        from_at=line.from_at,
+        to_at=line.to_at,
+        hours=line.hours,
+        size_gb=line.size_gb,
+        rate_micro=line.rate_micro,
+        amount_micro=line.amount_micro,
+        currency=invoice.currency,
+        invoice_id=invoice.pk,
+        invoice_number=invoice.number,
+        line_id=line.pk,
+        corrects=line.corrects,
+    )
+
+
+def _row_of_due(due: DueLine, customer: Customer) -> Row:
+    segment, line = due.segment, due.line
+    return Row(
+        month=due.month,
+        resource_id=segment.resource_id,
+        kind=segment.kind,
+        name=segment.resource_name,
+        project=segment.project.name,
+        location=segment.location_id,
+        from_at=line.from_at,
+        to_at=line.to_at,
+        hours=line.hours,
+        size_gb=segment.size_gb,
+        rate_micro=line.rate_micro,
+        amount_micro=line.amount_micro or 0,
+        currency=customer.currency,
+        corrects=due.corrects,
+    )
+
+
+def clip(row: Row, since: datetime | None, until: datetime | None) -> Row | None:
+    """The hours of the row that start in [since, until), or None where there are none.
+
+    Amounts are differences of rounded running totals, so that the parts of any partition of a period add up to the whole.
+    """
+    hours = abs(row.hours)
+    first = hours_before(row.from_at, since, hours) if since else 0
+    last = hours_before(row.from_at, until, hours) if until else hours
+    if first >= last:
+        return None
+    if (first, last) == (0, hours):
+        return row
+    sign = -1 if row.hours < 0 else 1
+    return replace(
+        row,
+        from_at=row.from_at + first * rating.HOUR,
+        to_at=row.to_at if last == hours else row.from_at + last * rating.HOUR,
+        hours=sign * (last - first),
+        amount_micro=_running_total(row, last) - _running_total(row, first),
+    )
+
+
+def hours_before(start: datetime, instant: datetime, hours: int) -> int:
+    """How many of so many hours from `start` on begin before the instant."""
+    return min(hours, max(0, -((start - instant) // rating.HOUR)))
+
+
+def _running_total(row: Row, hours: int) -> int:
+    """What the first hours of the row come to, in millionths."""
+    if hours == abs(row.hours):
+        return row.amount_micro
+    size_gb = None if row.kind == ServiceKind.VM_BACKUP_AUTOMATIC else row.size_gb
+    amount_micro = rating.line_amount(hours=hours, rate_micro=row.rate_micro or 0, size_gb=size_gb)
+    return -amount_micro if row.hours < 0 else amount_micro
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """The rows of a customer's usage that fit the filters, the newest first: what is due, then what was invoiced.
+
+    Rows are clipped to the hours that start in [since, until). `earlier` are the clipped rows that begin before `since`.
+    """
+
+    due: Sequence[Row]
+    lines: Any  # QuerySet[InvoiceLine], of those that begin in the period
+    earlier: Sequence[Row] = ()
+    until: datetime | None = None
+
+    def __len__(self) -> int:
+        return len(self.due) + self.lines.count() + len(self.earlier)
+
+    def page(self, start: int, stop: int) -> tuple[list[Row], int]:
+        """Return these rows, and the total of all rows in millionths."""
+        rows = list(self.due[start:stop])
+        count = self.lines.count()
+        start, stop = max(0, start - len(self.due)), max(0, stop - len(self.due))
+        if start < min(stop, count):
+            rows += map(self._row, self.lines[start : min(stop, count)])
+        rows += self.earlier[max(0, start - count) : max(0, stop - count)]
+        return rows, self._total_micro()
+
+    def _total_micro(self) -> int:
+        invoiced = int(self.lines.order_by().aggregate(total=Sum("amount_micro", default=0))["total"])
+        if self.until:
+            for line in self.lines.filter(to_at__gt=self.until).iterator(chunk_size=2000):
+                invoiced += self._row(line).amount_micro - line.amount_micro
+        return invoiced + sum(row.amount_micro for row in (*self.due, *self.earlier))
+
+    def _row(self, line: InvoiceLine) -> Row:
+        row = row_of_line(line, line.invoice)
+        return clip(row, None, self.until) or row
+
+    def __iter__(self) -> Iterator[Row]:
+        yield from self.due
+        yield from map(self._row, self.lines.iterator(chunk_size=2000))
+        yield from self.earlier
+
+
+def usage_rows(
+    *,
+    customer: Customer,
+    at: datetime,
+    project_id: UUID | None = None,
+    kind: str = "",
+    resource_id: UUID | None = None,
+    month: date | None = None,
+    first: date | None = None,
+    last: date | None = None,
+    due_only: bool = False,
+) -> Usage:
+    """`month` is the first day of the month of use, to which hours belong by their start. `first` and `last` are days in
+    the customer's time zone: the hours that start on one of them are in the rows. `due_only` leaves out what was invoiced.
+    """
+    since = datetime.combine(first, time(), customer.zone) if first else None
+    until = datetime.combine(last + timedelta(days=1), time(), customer.zone) if last else None
+    where = Q()
+    if kind:
+        where &= Q(kind=kind)
+    if resource_id:
+        where &= Q(resource_id=resource_id)
+    lines = InvoiceLine.objects.filter(where, invoice__customer=customer)
+    lines = lines.select_related("invoice", "corrects__invoice").order_by("-from_at", "-pk")
+    if month:
+        lines = lines.filter(month=month)
+    if until:
+        lines = lines.filter(from_at__lt=until)
+    if due_only:
+        lines = lines.none()
+    segments = unsettled_segments(customer=customer).filter(where).select_related("project")
+    if project_id:
+        lines, segments = lines.filter(segment__project=project_id), segments.filter(project=project_id)
+    due = [
+        row
+        for one in due_lines(customer=customer, at=at, segments=list(segments))
+        if month is None or one.month == month
+        if (row := clip(_row_of_due(one, customer), since, until))
+    ]
+    due.sort(key=lambda row: (row.from_at, row.name), reverse=True)
+    earlier: list[Row] = []
+    if since:
+        overlapping = lines.filter(from_at__lt=since, to_at__gt=since)
+        earlier = [row for line in overlapping if (row := clip(row_of_line(line, line.invoice), since, until))]
+        lines = lines.filter(from_at__gte=since)
+    return Usage(due=due, lines=lines, earlier=earlier, until=until)

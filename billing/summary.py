@@ -1,0 +1,130 @@
+"""The billing summary: running services, costs by month and kind, and the forecast for this month."""
+
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from datetime import date, datetime, timedelta
+
+from django.db.models import Count, OuterRef, Subquery, Sum
+
+from cng_portal.accounts.models import Customer
+
+from . import bulk, rating
+from .balance import open_windows, standing_of, with_ledger
+from .charges import backdated_lines
+from .models import InvoiceLine, ServiceKind, TransactionKind, WalletTransaction
+from .usage import hourly_of, running_totals
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """What is there now of one kind."""
+
+    kind: str
+    count: int
+    size_gb: int
+    hourly_micro: int
+    month_micro: int
+
+    @property
+    def label(self) -> str:
+        return str(ServiceKind(self.kind).label)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    services: list[Service]
+    months: list[date]
+    costs: dict[tuple[date, str], int]  # {(month, kind): millionths}
+    bought_micro: int
+    free_micro: int
+    consumed_micro: int
+    balance_micro: int
+    owed_micro: int
+    this_month: date
+    this_month_micro: int
+    projected_micro: int
+
+
+MONTHS_SHOWN = 12
+
+
+Costs = dict[tuple[date, str], int]  # {(month of use, kind): millionths}
+
+
+def invoiced_costs(customer: Customer) -> Costs:
+    lines = InvoiceLine.objects.filter(invoice__customer=customer).order_by().values_list("month", "kind")
+    return {(month, kind): int(total) for month, kind, total in lines.annotate(total=Sum("amount_micro"))}
+
+
+def build_summary(*, customer: Customer, at: datetime) -> Summary:
+    credited = WalletTransaction.objects.filter(customer=OuterRef("pk"), at__lte=at).order_by().values("customer")
+    total = {
+        kind: Subquery(credited.filter(kind=kind).annotate(total=Sum("amount_micro")).values("total"))
+        for kind in (TransactionKind.BOUGHT, TransactionKind.GRANTED)
+    }
+    customers = Customer.objects.filter(pk=customer.pk).annotate(
+        bought=total[TransactionKind.BOUGHT], granted=total[TransactionKind.GRANTED]
+    )
+    [found] = with_ledger(customers, at=at)
+    windows = open_windows([found], at)
+    # the last month once more, as it will be at its end if everything stays as it is, planned prices included
+    rated = bulk.owed_by_kind([*windows, *(replace(window, at=window.until) for window in windows[-1:])])
+    due: Costs = defaultdict(int)
+    still_to_come = 0
+    for (month, known_at, kind), amount_micro in rated.items():
+        if known_at > at:
+            still_to_come += amount_micro
+        else:
+            due[month, kind] += amount_micro
+            still_to_come -= amount_micro if month == windows[-1].month else 0
+    for line in backdated_lines(customer=customer, at=at) if found.backdated else []:
+        due[line.month, line.segment.kind] += line.line.amount_micro or 0
+    invoiced = invoiced_costs(customer)
+    costs = defaultdict(int, {key: invoiced.get(key, 0) + due.get(key, 0) for key in invoiced | due})
+    month = rating.month_of(at, customer.zone)
+    months = [month]
+    while len(months) < MONTHS_SHOWN:
+        months.append((months[-1] - timedelta(days=1)).replace(day=1))
+    this_month = sum(total for (one, _kind), total in costs.items() if one == month)
+    standing = standing_of(found, owed_micro=sum(due.values()), at=at)
+    return Summary(
+        services=active_services(customer=customer, at=at, costs=costs),
+        months=sorted(months),
+        costs=costs,
+        bought_micro=int(found.bought or 0),
+        free_micro=int(found.granted or 0),
+        consumed_micro=sum(costs.values()),
+        balance_micro=standing.balance_micro,
+        owed_micro=standing.owed_micro,
+        this_month=month,
+        this_month_micro=this_month,
+        projected_micro=this_month + still_to_come,
+    )
+
+
+def active_services(*, customer: Customer, at: datetime, costs: dict[tuple[date, str], int]) -> list[Service]:
+    """One for each kind that is there now or has cost something this month."""
+    month = rating.month_of(at, customer.zone)
+    counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
+    usage = running_totals(at).filter(customer=customer).annotate(count=Count("*"))
+    for kind, _code, count, gb, base_micro, rate_micro in usage.values_list(
+        "kind", "location_id", "count", "gb", "base", "rate"
+    ):
+        hourly_micro = hourly_of(gb, base_micro, rate_micro)
+        for place, value in enumerate((count, int(gb), hourly_micro)):
+            counts[kind][place] += value
+    found = []
+    for kind in ServiceKind:
+        month_micro = costs.get((month, kind.value), 0)
+        if kind.value in counts or month_micro:
+            count, size_gb, hourly_micro = counts[kind.value]
+            found.append(
+                Service(
+                    kind=kind.value,
+                    count=count,
+                    size_gb=size_gb,
+                    hourly_micro=hourly_micro,
+                    month_micro=month_micro,
+                )
+            )
+    return found
