@@ -14,8 +14,8 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from cng_portal.accounts import activity
-from cng_portal.accounts.admin import ReadOnly, SupportAdmin
+from cng_portal.activity import services as activity
+from cng_portal.common.admin import ReadOnly, SupportAdmin
 
 from . import closing, money
 from .balance import get_balance, get_standing, get_standings
@@ -299,7 +299,7 @@ class CustomerAccountAdmin(ReadOnly, SupportAdmin):
             "invoices": report.invoices,
             "lines": report.lines,
         }
-        activity.record(act="invoice.close", actor=request.user, after={"invoices": report.invoices})
+        activity.record(action="invoice.close", actor=request.user, after={"invoices": report.invoices})
         self.message_user(request, made, messages.SUCCESS)
 
     def has_close_permission(self, request: HttpRequest) -> bool:

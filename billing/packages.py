@@ -6,8 +6,8 @@ from django.db import transaction
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from cng_portal.accounts import activity
 from cng_portal.accounts.models import User
+from cng_portal.activity import services as activity
 from cng_portal.inventory.models import Location
 
 from .errors import Refused
@@ -47,14 +47,14 @@ def save_price(version: PriceVersion, *, by: User | None) -> PriceVersion:
     version.full_clean()
     version.save()
     after = {"rate_micro": version.rate_micro, "starts_at": version.starts_at}
-    activity.record(act="price.set", actor=by, thing=version.package, after=after)
+    activity.record(action="price.set", actor=by, target=version.package, after=after)
     return version
 
 
 def delete_price(version: PriceVersion, *, by: User | None) -> None:
     """Delete a planned price; the database refuses it for one that has begun."""
     before = {"rate_micro": version.rate_micro, "starts_at": version.starts_at}
-    activity.record(act="price.delete", actor=by, thing=version.package, before=before)
+    activity.record(action="price.delete", actor=by, target=version.package, before=before)
     version.delete()
 
 

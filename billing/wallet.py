@@ -9,9 +9,9 @@ from django.db.models import QuerySet, Sum
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from cng_portal.accounts import activity
 from cng_portal.accounts.models import Customer, User
 from cng_portal.accounts.services import lock_customer
+from cng_portal.activity import services as activity
 
 from . import money
 from .charges import total_charged
@@ -61,7 +61,7 @@ def _record(
         raise Refused(_("Credits expire in the future."))
     if by is not None:
         amount = {kind: money.format_amount(amount_micro, customer.currency), "reason": reason.strip()}
-        activity.record(act="wallet.move", actor=by, thing=customer, after=amount)
+        activity.record(action="wallet.move", actor=by, target=customer, after=amount)
     return WalletTransaction.objects.create(
         **given, key=key, reason=reason.strip(), by=by, expires_at=expires_at, at=at
     )

@@ -208,6 +208,7 @@ PRODUCTION = not TESTING and hardening.is_production(https=HTTPS, allowed_hosts=
 
 INSTALLED_APPS = [
     "cng_portal.mail",
+    "cng_portal.activity",
     "cng_portal.accounts",
     "cng_portal.notifications",
     "cng_portal.inventory",

@@ -22,6 +22,7 @@ urlpatterns = [
     path("help/", include("snapshots.help_urls")),
     path("", include("snapshots.urls")),
     path("", include("cng_portal.accounts.urls")),
+    path("profile/", include("cng_portal.activity.urls")),
     path("notifications/", include("cng_portal.notifications.urls")),
     path("billing/", include("billing.urls")),
     path("accounts/", include("allauth.account.urls")),

@@ -12,7 +12,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
-from cng_portal.accounts.admin import ReadOnly, SupportAdmin
+from cng_portal.common.admin import ReadOnly, SupportAdmin
 from cng_portal.inventory.models import Location
 from cng_portal.monitoring.heartbeats import SILENT_AFTER
 from cng_portal.monitoring.models import Process

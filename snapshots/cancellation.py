@@ -11,9 +11,9 @@ from django.db import transaction
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from cng_portal.accounts import activity
 from cng_portal.accounts.models import User
 from cng_portal.accounts.services import lock_customer
+from cng_portal.activity import services as activity
 from cng_portal.inventory.models import VirtualMachine, Volume
 
 from .models import DeletionCause, Operation, Snapshot, State
@@ -44,7 +44,7 @@ def cancel(*, operation: Operation, user: User) -> Operation:
         else:
             end(operation, now)
         after = {"operation": operation.get_kind_display()}
-        activity.record(act="snapshot.cancel", actor=user, thing=operation.snapshot, after=after)
+        activity.record(action="snapshot.cancel", actor=user, target=operation.snapshot, after=after)
     operation.refresh_from_db()
     return operation
 

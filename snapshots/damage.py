@@ -14,9 +14,9 @@ from datetime import datetime
 from django.urls import reverse
 from django.utils.translation import gettext as _
 
-from cng_portal.accounts import activity
 from cng_portal.accounts.models import User
 from cng_portal.accounts.services import lock_customer
+from cng_portal.activity import services as activity
 from cng_portal.common.templatetags.portal import minute
 from cng_portal.notifications.models import Notification
 from cng_portal.notifications.services import notify, project_members
@@ -36,7 +36,7 @@ def record_damage(snapshot: Snapshot, damage: dict[DiskImage, str], at: datetime
     if not Snapshot.objects.filter(pk=snapshot.pk, state=State.READY, damaged_at=None).update(damaged_at=at):
         return False
     stop_charging(snapshot, at)
-    activity.record(act="snapshot.damaged", actor=None, thing=snapshot, after={"damage": _joined(damage.values())})
+    activity.record(action="snapshot.damaged", actor=None, target=snapshot, after={"damage": _joined(damage.values())})
     if not BackupRun.objects.unfinished().filter(snapshot=snapshot).exists():  # else the run says what happens next
         _notify_damaged(snapshot, damage.values(), at, user)
     return True
@@ -56,7 +56,7 @@ def record_sound(snapshot: Snapshot, at: datetime, *, user: User | None = None) 
     is_charged = snapshot.is_charged and not snapshot.costs_nothing
     if is_charged:
         start_charging(snapshot, at)
-    activity.record(act="snapshot.sound", actor=user, thing=snapshot)
+    activity.record(action="snapshot.sound", actor=user, target=snapshot)
 
     def message() -> tuple[str, str]:
         text = _("All of its bytes were read again and match its checksum, so it can be restored.")

@@ -25,9 +25,9 @@ from django.utils import timezone
 from django_tasks_db.models import DBTaskResult
 
 from cng_portal import logs
-from cng_portal.accounts import activity
 from cng_portal.accounts.models import Customer
 from cng_portal.accounts.services import lock_customer
+from cng_portal.activity import services as activity
 from cng_portal.common.clock import database_now
 from cng_portal.monitoring.heartbeats import count_workers
 
@@ -65,7 +65,7 @@ def enqueue_worker(*, at: datetime | None = None) -> None:
 def create_operation(**fields: Any) -> Operation:
     operation = Operation.objects.create(**fields, request_id=logs.request_id())
     if operation.kind != Operation.Kind.SCRUB:  # the log is about what people do; damage is recorded by itself
-        activity.record(act=f"snapshot.{operation.kind}", actor=operation.requested_by, thing=operation.snapshot)
+        activity.record(action=f"snapshot.{operation.kind}", actor=operation.requested_by, target=operation.snapshot)
     enqueue_worker()
     with logs.within(operation_id=str(operation.pk)):
         logger.info("Asked for: %s", operation.kind)
@@ -268,7 +268,7 @@ def finish(
         result = "ready" if state == Operation.State.SUCCEEDED else "failed"
         reason = {"reason": error} if error else {}
         if operation.kind != Operation.Kind.SCRUB:
-            activity.record(act=f"{result}.{operation.kind}", actor=None, thing=operation.snapshot, after=reason)
+            activity.record(action=f"{result}.{operation.kind}", actor=None, target=operation.snapshot, after=reason)
     logger.info("Ended: %s", f"{state}. {error}" if error else state)
 
 

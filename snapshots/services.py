@@ -23,9 +23,9 @@ from billing.balance import require_cover
 from billing.money import format_price
 from billing.prices import Quote, get_quote, price_at, prices_by_place
 from billing.usage import rename_resource
-from cng_portal.accounts import activity
 from cng_portal.accounts.models import UNLIMITED, Customer, Project, User
 from cng_portal.accounts.services import lock_customer
+from cng_portal.activity import services as activity
 from cng_portal.common.names import MAX_NAME_LENGTH, clean_name, fold_name, is_same_name
 from cng_portal.inventory.models import CloudProject, VirtualMachine, Volume
 
@@ -941,7 +941,7 @@ def rename_snapshot(*, snapshot: Snapshot, user: User, name: str) -> Snapshot:
         snapshot.save(update_fields=["name", "name_key"])
         rename_resource(resource_id=snapshot.pk, name=snapshot.name)
         old, new = {"name": before}, {"name": snapshot.name}
-        activity.record(act="snapshot.rename", actor=user, thing=snapshot, before=old, after=new)
+        activity.record(action="snapshot.rename", actor=user, target=snapshot, before=old, after=new)
     return snapshot
 
 

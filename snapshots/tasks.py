@@ -22,8 +22,8 @@ from django.utils.translation import gettext_lazy, ngettext, override
 from django_tasks import task
 
 from cng_portal import logs
-from cng_portal.accounts import activity
 from cng_portal.accounts.services import lock_customer
+from cng_portal.activity import services as activity
 from cng_portal.inventory.models import Volume
 from cng_portal.monitoring.models import StorageCheck
 from cng_portal.notifications.models import Notification
@@ -319,7 +319,7 @@ def restore(operation: Operation, lease: operations.Lease) -> None:
             if not operations.update(operation, bytes_done=0):
                 raise operations.LeaseLost
             complete_capture(safety, infos, timezone.now())
-            activity.record(act="ready.capture", actor=None, thing=safety)
+            activity.record(action="ready.capture", actor=None, target=safety)
     driver = get_driver(operation.snapshot.location)
     if len(disks) > 1 and not operation.unchecked:
         for disk in disks:

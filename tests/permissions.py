@@ -168,8 +168,8 @@ TABLE: dict[str, list[Row]] = {
         Row("accounts:end_other_sessions", "End all one's other sessions", SIGNED_IN, "POST"),
         Row("accounts:end_session", "End one of one's other sessions", ONESELF, "POST", {"session_id": "session"}),
         Row("accounts:sign_ins", "See who signed in as oneself", SIGNED_IN),
-        Row("accounts:activity", "See what happened in one's projects", SIGNED_IN),
-        Row("accounts:activity_csv", "Export what happened in one's projects", SIGNED_IN),
+        Row("activity:log", "See what happened in one's projects", SIGNED_IN),
+        Row("activity:csv", "Export what happened in one's projects", SIGNED_IN),
         Row("snapshots:limits", "See the account's limits and their use", SIGNED_IN),
     ],
     "Sign-in": [

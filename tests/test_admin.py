@@ -22,7 +22,8 @@ from django.utils import timezone
 
 from billing.models import CustomerAccount
 from cng_portal.accounts import services
-from cng_portal.accounts.models import Activity, Customer, Project, Role, User
+from cng_portal.accounts.models import Customer, Project, Role, User
+from cng_portal.activity.models import Activity
 from cng_portal.inventory.models import Location, VirtualMachine, Volume
 from cng_portal.monitoring.leases import acquire_lease
 from cng_portal.monitoring.models import Process
@@ -114,8 +115,8 @@ def test_an_administrator_takes_a_lost_factor_away_without_seeing_its_secret(sup
     assert support.post(url(Authenticator, "delete", app.pk), {"post": "yes"}).status_code == 302
     assert not Authenticator.objects.filter(user=person).exists()
     assert "An administrator removed a second factor: authenticator app" in Notification.objects.get(user=person).title
-    entry = Activity.objects.get(act="person.factor_removed")
-    assert (entry.actor.is_staff, entry.thing_id) == (True, str(person.pk))
+    entry = Activity.objects.get(action="user.remove_factor")
+    assert (entry.actor.is_staff, entry.target_id) == (True, str(person.pk))
 
 
 def test_an_administrator_ends_a_session_without_seeing_its_key(
@@ -129,7 +130,7 @@ def test_an_administrator_ends_a_session_without_seeing_its_key(
     assert person.email in support.get(url(UserSession, "changelist"), {"q": person.email}).text
     support.post(url(UserSession, "delete", session.pk), {"post": "yes"})
     assert theirs.get("/").status_code == 302
-    assert Activity.objects.filter(act="person.session_ended", thing_id=person.pk).exists()
+    assert Activity.objects.filter(action="user.end_session", target_id=person.pk).exists()
 
 
 @pytest.mark.parametrize("key", ["web", "\x00", "3", "\u0661"])
@@ -295,7 +296,7 @@ def test_who_may_change_people_gets_at_no_administrator_and_gives_no_rights(clie
 def test_the_rights_of_a_group_are_in_the_log_before_and_after(support: Client) -> None:
     group, right = Group.objects.create(name="Clerks"), Permission.objects.get(codename="change_user")
     support.post(url(Group, "change", group.pk), {"name": "Clerks", "permissions": [right.pk]})
-    entry = Activity.objects.get(act="admin.change")
+    entry = Activity.objects.get(action="admin.change")
     assert (entry.before, entry.after) == ({"permissions": []}, {"permissions": [str(right)]})
     assert support.get(url(Group, "changelist"), {"q": str(UserFactory().pk)}).status_code == 200
     assert support.post(url(Group, "delete", group.pk), {"post": "yes"}).status_code == 302
@@ -348,8 +349,8 @@ def test_all_sessions_of_people_are_ended_at_once(support: Client, signed_in: tu
     answers = {"action": "end_sessions", ACTION_CHECKBOX_NAME: [str(person.pk)]}
     assert "1 session is ended." in support.post(url(User, "changelist"), answers, follow=True).text
     assert theirs.get("/").status_code == 302
-    entry = Activity.objects.get(act="person.session_ended")
-    assert (entry.actor.is_staff, entry.thing_id, entry.before) == (True, str(person.pk), {"sessions": 1})
+    entry = Activity.objects.get(action="user.end_session")
+    assert (entry.actor.is_staff, entry.target_id, entry.before) == (True, str(person.pk), {"sessions": 1})
 
 
 def test_administrators_change_their_own_password_where_everybody_does(support: Client) -> None:

@@ -49,9 +49,10 @@ from hypothesis import strategies as st
 from billing.models import Invoice, ServiceKind
 from billing.usage import open_segment
 from billing.wallet import grant_credits
-from cng_portal.accounts import activity, impersonation, roles
+from cng_portal.accounts import impersonation, roles
 from cng_portal.accounts.models import Membership, Project, Role, User
 from cng_portal.accounts.signin import confirmation
+from cng_portal.activity import services as activity
 from cng_portal.common.names import fold_name
 from snapshots import services, wizard
 from snapshots.models import Draft, Kind
@@ -239,7 +240,7 @@ def furnish(mark: str, root: Path) -> SimpleNamespace:
     BackupRunFactory(schedule=schedule, snapshot=backup)
     BackupRunFactory(schedule=schedule, failed=True, reason=text("reason"))
     paused = BackupScheduleFactory(vm=VirtualMachineFactory(project=project, name=text("idle")), paused=True)
-    activity.record(act="snapshot.rename", actor=owner, thing=ready, before={"name": text("before")})
+    activity.record(action="snapshot.rename", actor=owner, target=ready, before={"name": text("before")})
     drafts = [wizard.start(owner, source=volume), wizard.start(owner, source=vm)]
     drafts.append(wizard.start(owner, source=vm, kind=Kind.BACKUP))
     for source in loose, vm:  # answered to the review

@@ -240,7 +240,7 @@ def test_pages_are_kept_by_no_cache(client_for: Callable[..., Client]) -> None:
     person = client_for(UserFactory())
     for page in (person.get("/"), Client().get("/accounts/login/"), Client().get("/no-such-page/")):
         assert "no-store" in page["Cache-Control"]
-    export = person.get(reverse("accounts:activity_csv"))
+    export = person.get(reverse("activity:csv"))
     assert export["Content-Type"].startswith("text/csv")
     assert "no-store" in export["Cache-Control"]
 

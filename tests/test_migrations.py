@@ -17,7 +17,8 @@ from cng_portal.common.migrations import AddIndexMeanwhile
 
 # What the first release has: no version before it serves meanwhile.
 FIRST_RELEASE = {
-    "accounts": "0002_triggers",
+    "accounts": "0001_initial",
+    "activity": "0002_triggers",
     "billing": "0002_triggers",
     "inventory": "0001_initial",
     "mail": "0001_initial",

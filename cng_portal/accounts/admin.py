@@ -11,15 +11,13 @@ from allauth.mfa.models import Authenticator
 from allauth.usersessions.models import UserSession
 from django import forms
 from django.contrib import admin, messages
-from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
-from django.contrib.admin.widgets import AutocompleteSelect
 from django.contrib.auth.admin import GroupAdmin as DjangoGroupAdmin
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.contrib.auth.forms import AdminPasswordChangeForm, BaseUserCreationForm
 from django.contrib.auth.forms import UserChangeForm as DjangoUserChangeForm
 from django.contrib.auth.models import Group
-from django.core.exceptions import ObjectDoesNotExist, PermissionDenied, ValidationError
-from django.db.models import Count, Model, Q, QuerySet
+from django.core.exceptions import PermissionDenied, ValidationError
+from django.db.models import Count, Model, QuerySet
 from django.forms.models import BaseInlineFormSet
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
@@ -27,8 +25,11 @@ from django.urls import path
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
-from . import activity, impersonation, services, signals
-from .models import Activity, Customer, Membership, Project, Role, User
+from cng_portal.activity import services as activity
+from cng_portal.common.admin import Autocomplete, Autocompletes, ReadOnly, SupportAdmin
+
+from . import impersonation, services, signals
+from .models import Customer, Membership, Project, Role, User
 from .services import lock_customer
 from .signin import factors, sessions
 
@@ -41,145 +42,6 @@ admin.site.disable_action("delete_selected")
 
 # What makes an administrator, and of which kind.
 RIGHTS = ("is_staff", "is_superuser", "groups", "user_permissions")
-# An e-mail address that many people share a part of narrows nothing down.
-PEOPLE_FOUND = 100
-
-
-class Autocomplete(AutocompleteSelect):
-    """Django's own looks up whatever was sent when it shows a form again, and fails if that can't be a key."""
-
-    def optgroups(self, name: str, value: list[str], attr: Any = None) -> Any:
-        def is_key(text: str) -> bool:
-            try:
-                return self.field.remote_field.model._meta.pk.to_python(text) is not None
-            except ValidationError:
-                return False
-
-        return super().optgroups(name, [text for text in value if is_key(text)], attr)
-
-
-class Choices(forms.ModelMultipleChoiceField):
-    """Django's own fails on SQLite where what is sent is a number beyond 64 bits."""
-
-    def _check_values(self, value: Any) -> Any:
-        try:
-            return super()._check_values(value)
-        except OverflowError as error:
-            sentence = self.error_messages["invalid_choice"]
-            raise ValidationError(sentence, code="invalid_choice", params={"value": max(value, key=len)}) from error
-
-
-class Autocompletes:
-    """For an admin or an inline with `autocomplete_fields`."""
-
-    def formfield_for_foreignkey(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
-        if db_field.name in self.get_autocomplete_fields(request):
-            kwargs.setdefault("widget", Autocomplete(db_field, self.admin_site))
-        return super().formfield_for_foreignkey(db_field, request, **kwargs)
-
-
-class SupportAdmin(Autocompletes, admin.ModelAdmin):
-    """Found by uuid, with hyphens or without, and by e-mail; quick with many rows; nothing is ever deleted here.
-
-    `uuid_fields` are what a uuid is compared with; `person_fields` and `customer_fields` are the ways to the people and
-    customers that an e-mail address stands for. Anything else is looked for in `search_fields`.
-    """
-
-    show_full_result_count = False
-    list_per_page = 50
-    uuid_fields: tuple[str, ...] = ("pk",)
-    person_fields: tuple[str, ...] = ()
-    customer_fields: tuple[str, ...] = ()
-
-    def get_search_results(
-        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
-    ) -> tuple[QuerySet[Any], bool]:
-        term = search_term.strip()
-        try:
-            uuid = UUID(term)
-        except ValueError:
-            pass
-        else:
-            return queryset.filter(_any_of(self.uuid_fields, uuid)), False
-        if "@" in term and (self.person_fields or self.customer_fields):
-            # people first: a join to them from each of many rows would be slow
-            found = list(User.objects.filter(email__icontains=term).values_list("pk", "customer_id")[:PEOPLE_FOUND])
-            people = [person_id for person_id, _customer_id in found]
-            customers = [customer_id for _person_id, customer_id in found if customer_id]
-            by_person = _any_of([f"{field}__in" for field in self.person_fields], people)
-            return queryset.filter(
-                by_person | _any_of([f"{field}__in" for field in self.customer_fields], customers)
-            ), False
-        return super().get_search_results(request, queryset, search_term)
-
-    def formfield_for_manytomany(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
-        return super().formfield_for_manytomany(db_field, request, **kwargs | {"form_class": Choices})
-
-    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
-        return super().get_object(request, object_id, from_field or None)  # an empty `_to_field` names no field
-
-    def response_action(self, request: HttpRequest, queryset: QuerySet[Any]) -> Any:
-        """Django fails where what is sent as an id can be none."""
-        try:
-            for chosen in request.POST.getlist(ACTION_CHECKBOX_NAME):
-                self.model._meta.pk.to_python(chosen)
-        except ValidationError:
-            sentence = _("What was chosen is not in the list, so nothing was done. Choose again.")
-            self.message_user(request, sentence, messages.ERROR)
-            return None
-        return super().response_action(request, queryset)
-
-    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        return False
-
-    def construct_change_message(self, request: HttpRequest, form: Any, formsets: Any, add: bool = False) -> Any:
-        """The activity log has the values too, not only the names of the fields."""
-        before: dict[str, Any] = {}
-        after: dict[str, Any] = {}
-        for part in [form, *(inline for formset in formsets or [] for inline in formset.forms)]:
-            prefix = "" if part is form else f"{part.instance._meta.verbose_name} {_named(part.instance)}: "
-            if part.cleaned_data.get("DELETE"):
-                before[prefix.removesuffix(": ")] = _("deleted")
-            for name in [name for name in part.changed_data if "password" not in name and name != "DELETE"]:
-                before[f"{prefix}{name}"] = _shown(part, name, part.get_initial_for_field(part.fields[name], name))
-                after[f"{prefix}{name}"] = _shown(part, name, part.cleaned_data.get(name))
-        activity.note(before if not add else {}, after)
-        return super().construct_change_message(request, form, formsets, add)
-
-
-def _named(row: Model) -> str:
-    try:
-        return str(row)
-    except ObjectDoesNotExist:  # deleted, while the form was sent without what its name stands on
-        return str(row.pk)
-
-
-def _shown(form: Any, name: str, value: Any) -> Any:
-    """A row by its name, also where the form has its key only."""
-    rows = getattr(form.fields[name], "queryset", None)
-    if rows is not None and value and not isinstance(value, Model | QuerySet | list):
-        return rows.filter(pk=value).first() or value
-    return value
-
-
-def _any_of(fields: Any, value: object) -> Q:
-    condition = Q()
-    for field in fields:
-        condition |= Q(**{field: value})
-    return condition
-
-
-class ReadOnly:
-    """For an admin or an inline of what is a record: it can be looked at and nothing else."""
-
-    def has_add_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        return False
 
 
 class MembershipFormSet(BaseInlineFormSet):
@@ -308,7 +170,7 @@ class UserAdmin(SupportAdmin, DjangoUserAdmin):
             if self.has_change_permission(request, person):
                 count = sessions.end_all(person)
                 before = {"sessions": count}
-                activity.record(act="person.session_ended", actor=request.user, thing=person, before=before)
+                activity.record(action="user.end_session", actor=request.user, target=person, before=before)
                 ended += count
         said = ngettext("%(count)s session is ended.", "%(count)s sessions are ended.", ended) % {"count": ended}
         self.message_user(request, said, messages.SUCCESS)
@@ -442,26 +304,6 @@ class ProjectAdmin(SupportAdmin):
         return project.member_number  # type: ignore[attr-defined]
 
 
-@admin.register(Activity)
-class ActivityAdmin(ReadOnly, SupportAdmin):
-    list_display = ["at", "who", "act_shown", "thing_kind", "thing_name", "customer", "project", "address"]
-    list_filter = ["act"]
-    list_select_related = ["actor", "customer", "project"]
-    search_fields = ["thing_name", "actor_name", "=address"]
-    uuid_fields = ("pk", "actor_id", "customer_id", "project_id", "thing_id")
-    person_fields = ("actor",)
-    customer_fields = ("customer",)
-    ordering = ["-at", "-id"]
-
-    @admin.display(description=_("person"), ordering="actor_name")
-    def who(self, entry: Activity) -> str:
-        return entry.actor_name or str(activity.SYSTEM)
-
-    @admin.display(description=_("act"), ordering="act")
-    def act_shown(self, entry: Activity) -> str:
-        return str(activity.label(entry.act))
-
-
 class OfOnePersonAdmin(ReadOnly, SupportAdmin):
     """What opens a person's account is not for anybody else's eyes; it can be taken away, and the log has it."""
 
@@ -495,7 +337,7 @@ class SessionAdmin(OfOnePersonAdmin):
 
     def delete_model(self, request: HttpRequest, obj: UserSession) -> None:
         before = {"device": sessions.device(obj.user_agent), "address": obj.ip}
-        activity.record(act="person.session_ended", actor=request.user, thing=obj.user, before=before)
+        activity.record(action="user.end_session", actor=request.user, target=obj.user, before=before)
         sessions.end([obj])
 
 

@@ -65,36 +65,6 @@ class ThemeForm(forms.Form):
     theme = forms.ChoiceField(choices=[choice for choice in Theme.choices if choice[0]])
 
 
-class ActivityFilterForm(forms.Form):
-    """Search, project and act; what is not understood narrows nothing."""
-
-    q = forms.CharField(label=gettext_lazy("Search"), required=False, max_length=100)
-    project = forms.ChoiceField(label=gettext_lazy("Project"), required=False)
-    act = forms.ChoiceField(label=gettext_lazy("Act"), required=False)
-
-    def __init__(self, *args: Any, projects: list[tuple[str, str]], acts: list[tuple[str, Any]], **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.fields["project"].choices = [("", _("All projects")), *projects]  # type: ignore[attr-defined]
-        self.fields["act"].choices = [("", _("All acts")), *acts]  # type: ignore[attr-defined]
-        self.is_valid()
-
-    @property
-    def panel(self) -> list[forms.BoundField]:
-        return [self["project"], self["act"]]
-
-    @property
-    def panel_count(self) -> int:
-        return len(self.chosen.keys() - {"q"})
-
-    @property
-    def opens_panel(self) -> bool:
-        return "filters" in self.data
-
-    @property
-    def chosen(self) -> dict[str, str]:
-        return {name: value for name, value in self.cleaned_data.items() if value}
-
-
 class NewEmailForm(AddEmailForm):
     def clean_email(self) -> str:
         return require_visible(super().clean_email())

@@ -10,7 +10,8 @@ from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.translation import gettext as _
 
-from . import activity
+from cng_portal.activity import services as activity
+
 from .models import User
 
 KEY = "looks_as"
@@ -26,7 +27,7 @@ def begin(request: HttpRequest, person: User) -> None:
     if person.is_staff or person.is_superuser or not person.is_active:
         raise Refused(_("Only as an active person who is no administrator can you look at the portal."))
     with transaction.atomic():
-        activity.record(act="impersonation.start", actor=administrator, thing=person)
+        activity.record(action="impersonation.start", actor=administrator, target=person)
         request.session[KEY] = str(person.pk)
 
 
@@ -35,7 +36,7 @@ def end(request: HttpRequest) -> None:
     administrator: Any = request.impersonator  # type: ignore[attr-defined]  # set by the middleware
     person: Any = request.user
     with transaction.atomic():
-        activity.record(act="impersonation.end", actor=administrator, thing=person)
+        activity.record(action="impersonation.end", actor=administrator, target=person)
         request.session.pop(KEY, None)
 
 

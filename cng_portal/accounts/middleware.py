@@ -12,7 +12,9 @@ from django.utils.http import url_has_allowed_host_and_scheme, urlencode
 from django.utils.translation import gettext as _
 from django_htmx.http import HttpResponseClientRedirect
 
-from . import activity, impersonation, preferences
+from cng_portal.common.origin import Origin, use_origin
+
+from . import impersonation, preferences
 from .signin import confirmation, factors, sessions
 
 # what the page that adds one needs, its frame included
@@ -35,11 +37,10 @@ def htmx_redirects_to_sign_in(get_response: GetResponse) -> GetResponse:
 
 
 def request_origin(get_response: GetResponse) -> GetResponse:
-    """What the activity log says of where an act came from."""
+    """Set the origin that the activity log records."""
 
     def middleware(request: HttpRequest) -> HttpResponse:
-        where = activity.Origin(address=sessions.address_of(request), device=sessions.device_of(request))
-        with activity.coming_from(where):
+        with use_origin(Origin(address=sessions.address_of(request), device=sessions.device_of(request))):
             return get_response(request)
 
     return middleware

@@ -226,6 +226,11 @@ class User(AbstractBaseUser, PermissionsMixin):
         return {customer_id for _project_id, customer_id, _role in self.seen}
 
     @property
+    def owns_customer(self) -> bool:
+        """Whether the user owns a project of their own customer."""
+        return any(role == Role.OWNER and customer_id == self.customer_id for _id, customer_id, role in self.seen)
+
+    @property
     def changeable_project_ids(self) -> list[uuid.UUID]:
         return [project_id for project_id, role in self.roles.items() if role in ROLES_THAT_CHANGE]
 
@@ -347,60 +352,6 @@ class Invitation(models.Model):
 
     def __str__(self) -> str:
         return f"{self.email} · {self.project}"
-
-
-class ActivityQuerySet(models.QuerySet["Activity"]):
-    def visible_to(self, user: User) -> "ActivityQuerySet":
-        """One's own acts, what happened in one's projects, and for owners all of the customer they belong to."""
-        seen = Q(actor=user) | Q(project_id__in=list(user.roles))
-        if user.customer_id and (user.customer_id, Role.OWNER) in {(owner, role) for _id, owner, role in user.seen}:
-            seen |= Q(customer_id=user.customer_id)
-        return self.filter(seen)
-
-
-class Activity(models.Model):
-    """Who did what to which thing, from where and when: one row, written in the transaction of the act by
-    `activity.record`, never changed, and not deleted before it is a year old (triggers of migration 0002).
-
-    The names are copies, so that a row still says what it said when the person or the thing is gone or renamed. Without
-    an actor it was the portal itself.
-    """
-
-    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
-    at = models.DateTimeField(_("time"), default=timezone.now, editable=False)
-    actor = models.ForeignKey(
-        User, verbose_name=_("person"), on_delete=models.PROTECT, null=True, related_name="activity", db_index=False
-    )
-    actor_name = models.CharField(_("name of the person"), max_length=254, blank=True)
-    act = models.CharField(_("act"), max_length=40)
-    thing_kind = models.CharField(_("kind of thing"), max_length=40, blank=True)
-    thing_id = models.CharField(_("id of the thing"), max_length=64, blank=True)
-    thing_name = models.CharField(_("thing"), max_length=254, blank=True)
-    customer = models.ForeignKey(
-        Customer, verbose_name=_("customer"), on_delete=models.PROTECT, null=True, related_name="+", db_index=False
-    )
-    project = models.ForeignKey(
-        Project, verbose_name=_("project"), on_delete=models.PROTECT, null=True, related_name="+", db_index=False
-    )
-    address = models.GenericIPAddressField(_("address"), null=True)
-    before = models.JSONField(_("before"), default=dict)
-    after = models.JSONField(_("after"), default=dict)
-
-    objects = ActivityQuerySet.as_manager()
-
-    class Meta:
-        verbose_name = _("activity")
-        verbose_name_plural = _("activity log")
-        indexes = [
-            models.Index(fields=["customer", "-at", "-id"], name="accounts_activity_of_customer"),
-            models.Index(fields=["project", "-at", "-id"], name="accounts_activity_of_project"),
-            models.Index(fields=["actor", "-at", "-id"], name="accounts_activity_of_actor"),
-            models.Index(fields=["-at", "-id"], name="accounts_activity_newest"),
-        ]
-        constraints = [models.CheckConstraint(condition=~Q(act=""), name="accounts_activity_says_what")]
-
-    def __str__(self) -> str:
-        return f"{self.at:%Y-%m-%d %H:%M:%S} {self.actor_name} {self.act} {self.thing_name}"
 
 
 class Submission(models.Model):

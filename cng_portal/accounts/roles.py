@@ -17,10 +17,10 @@ from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
+from cng_portal.activity import services as activity
 from cng_portal.mail import services as mail
 from cng_portal.mail.models import OutgoingMail
 
-from . import activity
 from .models import Invitation, Membership, Project, Role, User
 from .preferences import as_read_by
 from .services import lock_customer, vouch_for_email
@@ -108,7 +108,7 @@ def invite(*, project: Project, email: str, role: str, by: User, at: datetime) -
         made.mail = enqueue_mail(made)
         made.save()
         activity.record(
-            act="invitation.send", actor=by, thing=made, project=project, after={"email": email, "role": role}
+            action="invitation.send", actor=by, target=made, project=project, after={"email": email, "role": role}
         )
     return made
 
@@ -119,7 +119,7 @@ def revoke(*, invitation: Invitation, by: User, at: datetime) -> None:
         require_owner(User.objects.get(pk=by.pk), invitation.project)
         if not close(invitation, at=at):
             raise Refused(_("The invitation was accepted or revoked already."))
-        activity.record(act="invitation.revoke", actor=by, thing=invitation, project=invitation.project)
+        activity.record(action="invitation.revoke", actor=by, target=invitation, project=invitation.project)
 
 
 def close(invitation: Invitation, *, at: datetime) -> bool:
@@ -144,7 +144,7 @@ def accept(*, invitation: Invitation, user: User, at: datetime) -> Membership:
         )
         User.objects.filter(pk=user.pk, customer=None).update(customer=invitation.project.customer_id)
         activity.record(
-            act="person.join", actor=user, thing=user, project=invitation.project, after={"role": membership.role}
+            action="user.join", actor=user, target=user, project=invitation.project, after={"role": membership.role}
         )
     return membership
 
@@ -179,9 +179,9 @@ def change_role(*, membership: Membership, role: str, by: User) -> None:
         membership.role = role
         membership.save(update_fields=["role"])
         activity.record(
-            act="role.change",
+            action="role.change",
             actor=by,
-            thing=membership.user,
+            target=membership.user,
             project=membership.project,
             before={"role": before},
             after={"role": role},
@@ -200,9 +200,9 @@ def remove(*, membership: Membership, by: User) -> None:
         withdraw_invitations(membership, by)
         membership.delete()
         activity.record(
-            act="role.leave" if leaves else "role.remove",
+            action="role.leave" if leaves else "role.remove",
             actor=by,
-            thing=membership.user,
+            target=membership.user,
             project=membership.project,
             before={"role": membership.role},
         )
@@ -212,7 +212,7 @@ def withdraw_invitations(membership: Membership, by: User) -> None:
     """Who does not decide any more about who is in has nobody come in by an invitation of before."""
     for invitation in open_invitations().filter(project=membership.project_id, invited_by=membership.user_id):
         close(invitation, at=timezone.now())
-        activity.record(act="invitation.revoke", actor=by, thing=invitation, project=membership.project)
+        activity.record(action="invitation.revoke", actor=by, target=invitation, project=membership.project)
 
 
 def fresh(membership: Membership) -> Membership:

@@ -9,22 +9,22 @@ from allauth.account import signals as account
 from allauth.account.internal.flows.login import get_authentication_records
 from allauth.mfa import signals as mfa
 from allauth.mfa.models import Authenticator
-from django.contrib.admin.models import ADDITION, CHANGE, DELETION, LogEntry
 from django.contrib.auth import signals as auth
-from django.core.exceptions import ObjectDoesNotExist
 from django.db import transaction
-from django.db.models.signals import post_save
 from django.dispatch import Signal, receiver
 from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
+from cng_portal.activity import services as activity
+from cng_portal.activity.models import Activity
+from cng_portal.common.origin import get_origin
 from cng_portal.mail import services as mail
 from cng_portal.mail.models import OutgoingMail
 
-from . import activity, known_browsers
-from .models import Activity, User
+from . import known_browsers
+from .models import User
 from .preferences import as_read_by
 from .signin import confirmation, sessions
 
@@ -44,7 +44,7 @@ def remember_confirmation(sender: Any, request: HttpRequest, **kwargs: Any) -> N
     if kwargs.get("reauthenticated"):
         confirmation.confirm(request)
         sessions.renew(request)
-        record(kwargs["user"], "person.confirmed", factors=[way(kwargs)])
+        record(kwargs["user"], "user.reauthenticate", factors=[way(kwargs)])
 
 
 @receiver(account.user_logged_in)
@@ -52,14 +52,12 @@ def remember_confirmation(sender: Any, request: HttpRequest, **kwargs: Any) -> N
 def signed_in(sender: Any, request: HttpRequest, user: User, response: HttpResponse, **kwargs: Any) -> None:
     known_browsers.remember(request, response, user)
     request.session[sessions.BEGAN] = request.session[sessions.SEEN] = time.time()
-    device = activity.origin().device
-    before = Activity.objects.filter(actor=user, act="person.sign_in")
-    since = activity.kept_since(now=timezone.now())
+    device = get_origin().device
+    before = Activity.objects.filter(actor=user, action="user.sign_in")
+    since = activity.retention_start(now=timezone.now())
     is_first = not before.exists() and (since is None or user.date_joined > since)  # else the log may have forgotten
     known = is_first or before.filter(after__device=device).exists()
-    record(
-        user, "person.sign_in", device=device, factors=[way(one) for one in get_authentication_records(request, user)]
-    )
+    record(user, "user.sign_in", device=device, factors=[way(one) for one in get_authentication_records(request, user)])
     if not known:
         warn(
             user,
@@ -81,18 +79,18 @@ def sign_in_failed(sender: Any, credentials: dict[str, Any], **kwargs: Any) -> N
 
 
 def password_failed(user: User) -> None:
-    record(user, "person.sign_in_failed", device=activity.origin().device, factor=way({"method": "password"}))
+    record(user, "user.sign_in_failed", device=get_origin().device, factor=way({"method": "password"}))
 
 
 @receiver(mfa.authentication_failed)
 def code_failed(sender: Any, user: User, **kwargs: Any) -> None:
-    record(user, "person.sign_in_failed", device=activity.origin().device, factor=factor(kwargs["authenticator"]))
+    record(user, "user.sign_in_failed", device=get_origin().device, factor=factor(kwargs["authenticator"]))
 
 
 def passkey_failed(user: User | None) -> None:
     """allauth tells nobody. Who signs in with a passkey alone does not say beforehand who it is."""
     if user:
-        record(user, "person.sign_in_failed", device=activity.origin().device, factor=way({"type": "webauthn"}))
+        record(user, "user.sign_in_failed", device=get_origin().device, factor=way({"type": "webauthn"}))
     else:
         logger.warning("Somebody tried to sign in with a passkey that opens nothing")
 
@@ -100,7 +98,7 @@ def passkey_failed(user: User | None) -> None:
 @receiver(auth.user_logged_out)
 def signed_out(sender: Any, user: User | None, **kwargs: Any) -> None:
     if user:
-        record(user, "person.sign_out")
+        record(user, "user.sign_out")
 
 
 @receiver(account.password_changed)
@@ -108,7 +106,7 @@ def signed_out(sender: Any, user: User | None, **kwargs: Any) -> None:
 @receiver(account.password_reset)
 @transaction.atomic
 def password_changed(sender: Any, request: HttpRequest, user: User, **kwargs: Any) -> None:
-    record(user, "person.password")
+    record(user, "user.change_password")
     sessions.end_all(user, but=request.session.session_key)
     warn(
         user,
@@ -121,14 +119,16 @@ def password_changed(sender: Any, request: HttpRequest, user: User, **kwargs: An
 
 @receiver(account.email_added)
 def email_asked(sender: Any, user: User, email_address: Any, **kwargs: Any) -> None:
-    record(user, "person.email_asked", email=email_address.email)
+    record(user, "user.request_email_change", email=email_address.email)
 
 
 @receiver(account.email_changed)
 @transaction.atomic
 def email_changed(sender: Any, user: User, from_email_address: Any, to_email_address: Any, **kwargs: Any) -> None:
     before, after = (one.email if one else "" for one in (from_email_address, to_email_address))
-    activity.record(act="person.email", actor=user, thing=user, before={"email": before}, after={"email": after})
+    activity.record(
+        action="user.change_email", actor=user, target=user, before={"email": before}, after={"email": after}
+    )
     tell_of_address(user, before, after)
 
 
@@ -158,9 +158,9 @@ def tell_of_address(user: User, before: str, after: str) -> None:
 @transaction.atomic
 def factor_added(sender: Any, user: User, authenticator: Authenticator, **kwargs: Any) -> None:
     if authenticator.type == Authenticator.Type.RECOVERY_CODES:
-        record(user, "person.recovery_codes")
+        record(user, "user.generate_recovery_codes")
         return
-    record(user, "person.factor_added", factor=factor(authenticator))
+    record(user, "user.add_factor", factor=factor(authenticator))
     warn(
         user,
         lambda: (
@@ -175,7 +175,7 @@ def factor_added(sender: Any, user: User, authenticator: Authenticator, **kwargs
 def factor_removed(sender: Any, user: User, authenticator: Authenticator, **kwargs: Any) -> None:
     if authenticator.type == Authenticator.Type.RECOVERY_CODES:
         return
-    record(user, "person.factor_removed", factor=factor(authenticator))
+    record(user, "user.remove_factor", factor=factor(authenticator))
     warn(
         user,
         lambda: (
@@ -188,7 +188,7 @@ def factor_removed(sender: Any, user: User, authenticator: Authenticator, **kwar
 @receiver(mfa.authenticator_reset)
 @transaction.atomic
 def codes_made(sender: Any, user: User, **kwargs: Any) -> None:
-    record(user, "person.recovery_codes")
+    record(user, "user.generate_recovery_codes")
     warn(
         user,
         lambda: (
@@ -196,22 +196,6 @@ def codes_made(sender: Any, user: User, **kwargs: Any) -> None:
             _("The old ones do not work any more. Was it not you? Ask support."),
         ),
     )
-
-
-ADMIN_ACTS = {ADDITION: "admin.add", CHANGE: "admin.change", DELETION: "admin.delete"}
-
-
-@receiver(post_save, sender=LogEntry)
-def administrator_acted(sender: Any, instance: LogEntry, created: bool, **kwargs: Any) -> None:
-    """Whatever Django admin logs is in the activity log too, so that a new ModelAdmin cannot be forgotten."""
-    try:
-        thing = instance.get_edited_object()
-    except ObjectDoesNotExist:
-        thing = None
-    where = activity.origin()
-    after = where.after or {"what": instance.get_change_message()}
-    act = ADMIN_ACTS[instance.action_flag]
-    activity.record(act=act, actor=instance.user, thing=thing, before=where.before, after=after)
 
 
 def factor(authenticator: Authenticator) -> str:
@@ -232,13 +216,13 @@ def way(step: dict[str, Any]) -> str:
     return ways.get(kind, kind)
 
 
-def record(user: User, act: str, **after: Any) -> None:
-    activity.record(act=act, actor=user, thing=user, after=after)
+def record(user: User, action: str, **after: Any) -> None:
+    activity.record(action=action, actor=user, target=user, after=after)
 
 
 def warn(user: User, words: Callable[[], tuple[str, str]], *, page: str = "accounts:security") -> None:
     """Send a `security_event`: what happened, from where, and what to do if it was not the user."""
-    where = activity.origin()
+    where = get_origin()
 
     def with_origin() -> tuple[str, str]:
         title, text = words()

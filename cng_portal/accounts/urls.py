@@ -1,6 +1,6 @@
 from django.urls import path
 
-from .views import activity, people, profile
+from .views import people, profile
 
 app_name = "accounts"
 urlpatterns = [
@@ -11,8 +11,6 @@ urlpatterns = [
     path("profile/sessions/others/end/", profile.end_other_sessions, name="end_other_sessions"),
     path("profile/sessions/<int:session_id>/end/", profile.end_session, name="end_session"),
     path("profile/sign-ins/", profile.sign_ins, name="sign_ins"),
-    path("profile/activity/", activity.activity_log, name="activity"),
-    path("profile/activity.csv", activity.activity_log, {"as_csv": True}, name="activity_csv"),
     path("profile/stop-looking/", profile.stop_looking, name="stop_looking"),
     path("people/", people.people, name="people"),
     path("people/<uuid:project_id>/invite/", people.invite, name="invite"),

@@ -13,8 +13,8 @@ from django.utils import timezone
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
-from cng_portal.accounts.admin import SupportAdmin
 from cng_portal.accounts.models import Project
+from cng_portal.common.admin import SupportAdmin
 
 from .models import CloudProject, Location, VirtualMachine, Volume
 

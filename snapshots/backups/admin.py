@@ -6,7 +6,7 @@ from django.contrib import admin
 from django.http import HttpRequest
 from django.utils.translation import gettext_lazy as _
 
-from cng_portal.accounts.admin import ReadOnly, SupportAdmin
+from cng_portal.common.admin import ReadOnly, SupportAdmin
 
 from ..models import BackupRun, BackupSchedule
 

@@ -24,7 +24,7 @@ from django.utils.translation import gettext_lazy as _
 from billing import money, rating
 from billing.prices import Quote
 from billing.usage import rename_resource
-from cng_portal.accounts.admin import ReadOnly
+from cng_portal.common.admin import ReadOnly
 from cng_portal.inventory.admin import LocationAdmin, LocationForm, VirtualMachineAdmin, shown
 from cng_portal.inventory.models import AutomaticBackupSwitch, Location, VirtualMachine
 

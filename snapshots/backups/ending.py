@@ -11,9 +11,9 @@ from django.utils.translation import override
 
 from billing.models import ServiceKind
 from billing.usage import close_segment
-from cng_portal.accounts import activity
 from cng_portal.accounts.models import User
 from cng_portal.accounts.services import lock_customer
+from cng_portal.activity import services as activity
 from cng_portal.inventory.models import AutomaticBackupSwitch, VirtualMachine
 
 from ..models import BackupRun, BackupSchedule
@@ -47,7 +47,7 @@ def record_switch(vm: VirtualMachine, user: User | None, now: datetime, *, on: b
     vm.automatic_backups_since = now if on else None
     vm.save(update_fields=["automatic_backups_since"])
     AutomaticBackupSwitch.objects.create(vm=vm, on=on, switched_by=user, switched_at=now)
-    activity.record(act="backup.automatic", actor=user, thing=vm, after={"on": on})
+    activity.record(action="backup.automatic", actor=user, target=vm, after={"on": on})
 
 
 def end_schedules_of(vm: VirtualMachine, now: datetime, user: User | None = None) -> int:

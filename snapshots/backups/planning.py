@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 from django.db.models import QuerySet
 from django.utils.functional import Promise
 
-from cng_portal.accounts import activity
+from cng_portal.activity import services as activity
 from cng_portal.inventory.models import Interval
 
 from ..models import BackupRun, BackupSchedule
@@ -75,4 +75,4 @@ def record_missed(schedule: BackupSchedule, missed: Sequence[datetime], now: dat
         for number, occurrence in enumerate(missed, start=schedule.next_run_number())
     )
     after: dict[str, Any] = {"runs": len(missed), "last": missed[-1], "reason": reason}
-    activity.record(act="backup.missed", actor=None, thing=schedule.vm, after=after)
+    activity.record(action="backup.missed", actor=None, target=schedule.vm, after=after)

@@ -9,9 +9,9 @@ from datetime import datetime
 from django.db import transaction
 from django.utils.translation import gettext as _
 
-from cng_portal.accounts import activity
 from cng_portal.accounts.models import User
 from cng_portal.accounts.services import lock_customer
+from cng_portal.activity import services as activity
 
 from ..models import BackupSchedule, DeletionCause, Kind, Snapshot, State
 from ..services import InvalidState, accept_deletion, reload_snapshot, require_change, uses_of
@@ -55,5 +55,5 @@ def _set_pinned(snapshot: Snapshot, user: User, *, is_pinned: bool) -> Snapshot:
             raise InvalidState(_("The backup is being deleted, so it can't be pinned or unpinned."))
         snapshot.is_pinned = is_pinned
         snapshot.save(update_fields=["is_pinned"])
-        activity.record(act="backup.pin", actor=user, thing=snapshot, after={"is_pinned": is_pinned})
+        activity.record(action="backup.pin", actor=user, target=snapshot, after={"is_pinned": is_pinned})
     return snapshot

@@ -12,9 +12,9 @@ from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, override
 
-from cng_portal.accounts import activity
 from cng_portal.accounts.models import User
 from cng_portal.accounts.services import lock_customer
+from cng_portal.activity import services as activity
 from cng_portal.inventory.models import VirtualMachine
 
 from ..models import BackupRun, BackupSchedule, DeletionCause, Kind, Operation, Snapshot, State
@@ -226,7 +226,7 @@ def record_failed_try(run: BackupRun, reason: str, now: datetime) -> None:
 
 def log_failure(run: BackupRun) -> None:
     after = {"scheduled_at": run.scheduled_at, "reason": run.reason}
-    activity.record(act="backup.failed", actor=None, thing=run.vm, after=after)
+    activity.record(action="backup.failed", actor=None, target=run.vm, after=after)
 
 
 # --- settle ----------------------------------------------------------------------------------------------------------

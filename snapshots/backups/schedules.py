@@ -11,9 +11,9 @@ from django.db import transaction
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from cng_portal.accounts import activity
 from cng_portal.accounts.models import User
 from cng_portal.accounts.services import lock_customer
+from cng_portal.activity import services as activity
 from cng_portal.inventory.models import Interval, VirtualMachine
 
 from ..models import BackupRun, BackupSchedule, Draft, Kind
@@ -106,7 +106,7 @@ def create_schedule(
         schedule = BackupSchedule(vm=vm, created_by=user, draft=draft, created_at=now, **fields)
         set_next_run(schedule, now)
         schedule.save(force_insert=True)
-        activity.record(act="backup.schedule", actor=user, thing=vm, after=fields)
+        activity.record(action="backup.schedule", actor=user, target=vm, after=fields)
         if take_one_now:
             start_requested_run(schedule, user, now)
     return schedule
@@ -134,7 +134,7 @@ def edit_schedule(
     with transaction.atomic():
         schedule = lock_schedule(schedule, user)
         before = {name: getattr(schedule, name) for name in fields}
-        activity.record(act="backup.change", actor=user, thing=schedule.vm, before=before, after=fields)
+        activity.record(action="backup.change", actor=user, target=schedule.vm, before=before, after=fields)
         record_due_as_missed(schedule, now, _("The schedule was changed before this run could be started."))
         for name, value in fields.items():
             setattr(schedule, name, value)
@@ -153,7 +153,7 @@ def pause_schedule(*, schedule: BackupSchedule, user: User, now: datetime | None
             stop_runs(schedule, now, _("The schedule was paused."))
             schedule.paused_at = now
             schedule.save()
-            activity.record(act="backup.pause", actor=user, thing=schedule.vm)
+            activity.record(action="backup.pause", actor=user, target=schedule.vm)
     return schedule
 
 
@@ -166,7 +166,7 @@ def resume_schedule(*, schedule: BackupSchedule, user: User, now: datetime | Non
             schedule.paused_at = None
             set_next_run(schedule, now)
             schedule.save()
-            activity.record(act="backup.resume", actor=user, thing=schedule.vm)
+            activity.record(action="backup.resume", actor=user, target=schedule.vm)
     return schedule
 
 
@@ -180,7 +180,7 @@ def delete_schedule(*, schedule: BackupSchedule, user: User, now: datetime | Non
         schedule = lock_schedule(schedule, user, allow_deleted=True)
         if schedule.deleted_at is None:
             end_schedule(schedule, now, _("The schedule was deleted."))
-            activity.record(act="backup.delete", actor=user, thing=schedule.vm)
+            activity.record(action="backup.delete", actor=user, target=schedule.vm)
     return schedule
 
 

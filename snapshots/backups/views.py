@@ -53,7 +53,7 @@ def schedules(request: HttpRequest) -> HttpResponse:
     user = request.user
     form = ScheduleFilterForm(request.GET, user=user)
     if form.opens_panel and is_fragment(request):
-        return render(request, "snapshots/partials/filter_panel.html", {"form": form})
+        return render(request, "partials/filter_panel.html", {"form": form})
     visible = BackupSchedule.objects.visible_to(user).present().select_related("vm__project__customer", "vm__location")
     page = lists.page_of(form.narrow(lists.with_last_run(visible)), lists.NEWEST_SCHEDULE, request.GET)
     context = {

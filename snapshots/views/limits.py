@@ -8,7 +8,6 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_safe
 
 from cng_portal.accounts.models import Customer, Project
-from cng_portal.accounts.views.common import tabs
 from cng_portal.inventory.models import Volume
 from snapshots.models import Snapshot
 from snapshots.services import QuotaUse
@@ -29,7 +28,7 @@ def limits(request: HttpRequest) -> HttpResponse:
             QuotaUse(_("Volumes"), owner.volume_count, owner.volume_quota),
             QuotaUse(_("GB of volumes"), owner.volume_gb, owner.volume_gb_quota),
         ]
-    return render(request, "snapshots/limits.html", {"owners": owners, "tabs": tabs(request)})
+    return render(request, "snapshots/limits.html", {"owners": owners})
 
 
 def with_use(owners: QuerySet, field: str) -> QuerySet:

@@ -49,7 +49,7 @@ def machines(request: HttpRequest) -> HttpResponse:
     user = request.user
     form = MachineFilterForm(request.GET, user=user)
     if form.opens_panel and is_fragment(request):
-        return render(request, "snapshots/partials/filter_panel.html", {"form": form})
+        return render(request, "partials/filter_panel.html", {"form": form})
     page = lists.page_of(form.narrow(listed_machines().visible_to(user).present()), lists.BY_NAME, request.GET)
     context = {
         "form": form,

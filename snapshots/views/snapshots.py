@@ -99,7 +99,7 @@ def snapshot_list(request: HttpRequest, kind: Kind) -> HttpResponse:
     user = request.user
     form = SnapshotFilterForm(request.GET, kind=kind, user=user)
     if form.opens_panel and is_fragment(request):
-        return render(request, "snapshots/partials/filter_panel.html", {"form": form})
+        return render(request, "partials/filter_panel.html", {"form": form})
     listed = listed_with_runs() if kind == Kind.BACKUP else listed_snapshots()
     mine = listed.visible_to(user).filter(deleted_at=None, kind=kind)
     page = lists.page_of(form.narrow(mine), form.order, request.GET)

@@ -33,7 +33,7 @@ def volumes(request: HttpRequest) -> HttpResponse:
     user = request.user
     form = VolumeFilterForm(request.GET, user=user)
     if form.opens_panel and is_fragment(request):
-        return render(request, "snapshots/partials/filter_panel.html", {"form": form})
+        return render(request, "partials/filter_panel.html", {"form": form})
     mine = Volume.objects.visible_to(user).present().select_related("project__customer", "location", "vm")
     page = lists.page_of(form.narrow(mine), lists.BY_NAME, request.GET)
     context = {

@@ -22,8 +22,9 @@ from django.urls import reverse
 from django.utils import timezone
 
 from cng_portal.accounts import known_browsers
-from cng_portal.accounts.models import Activity, Project, Role, User
+from cng_portal.accounts.models import Project, Role, User
 from cng_portal.accounts.signin import attempts, confirmation, factors
+from cng_portal.activity.models import Activity
 from cng_portal.mail.models import OutgoingMail
 from tests.accounts.test_sign_in import PASSWORD, sign_in
 from tests.factories import ProjectFactory, UserFactory
@@ -165,7 +166,7 @@ def test_who_lost_the_key_is_told_and_lets_an_administrator_in_by_command(
     call_command("remove_factors", person.email.upper())
     assert "aye@example.com had 1 second factors and has none now." in capsys.readouterr().out
     assert not Authenticator.objects.exists()
-    assert Activity.objects.get(act="person.factor_removed").actor is None
+    assert Activity.objects.get(action="user.remove_factor").actor is None
     assert person.notifications.filter(title="An administrator removed a second factor: authenticator app").exists()
     assert sign_in(Client(), person.email)["Location"] == "/"
     with pytest.raises(CommandError, match="Nobody signs in with nobody@example.com"):
@@ -176,7 +177,7 @@ def test_who_lost_the_key_is_told_and_lets_an_administrator_in_by_command(
 def test_a_new_factor_is_told_by_bell_and_e_mail_and_is_in_the_log(person: User, secret: str) -> None:
     notice = person.notifications.get(title="A second factor was added: authenticator app")
     assert any(notice.title in one.subject and "Was it not you?" in one.body for one in sent_mails())
-    assert Activity.objects.filter(actor=person, act="person.factor_added").exists()
+    assert Activity.objects.filter(actor=person, action="user.add_factor").exists()
 
 
 def test_factors_are_changed_only_after_a_confirmation(person: User) -> None:
@@ -374,7 +375,7 @@ def test_a_new_address_takes_effect_when_it_is_confirmed_and_the_old_one_is_told
     assert person.email == "new@example.com"
     assert sent_mails()[-1].to == ["aye@example.com"]
     assert sent_mails()[-1].subject == "1CNG: Your e-mail address is new@example.com now"
-    assert Activity.objects.get(act="person.email").after == {"email": "new@example.com"}
+    assert Activity.objects.get(action="user.change_email").after == {"email": "new@example.com"}
 
 
 def test_the_page_says_that_the_email_to_a_new_address_was_not_delivered_and_sends_it_again(person: User) -> None:

@@ -6,7 +6,8 @@ import pytest
 from django.test import Client
 from django.urls import reverse
 
-from cng_portal.accounts.models import Activity, Project, User
+from cng_portal.accounts.models import Project, User
+from cng_portal.activity.models import Activity
 from tests.factories import NotificationFactory, ProjectFactory, SnapshotFactory, UserFactory
 
 pytestmark = pytest.mark.django_db
@@ -66,12 +67,12 @@ def test_beginning_and_end_are_in_the_log_of_the_customer(
     assert response["Location"] == reverse("admin:accounts_user_change", args=[person.pk])
     assert BANNER not in looking.get("/").text
     assert looking.get("/").context["user"].name == "Support"
-    log = Activity.objects.filter(customer=person.customer, thing_id=str(person.pk)).order_by("at")
-    assert [(entry.act, entry.actor_name) for entry in log] == [
+    log = Activity.objects.filter(customer=person.customer, target_id=str(person.pk)).order_by("at")
+    assert [(entry.action, entry.actor_name) for entry in log] == [
         ("impersonation.start", "Support"),
         ("impersonation.end", "Support"),
     ]
-    assert "An administrator looks as this person" in client_for(person).get(reverse("accounts:activity")).text
+    assert "Impersonation started by an administrator" in client_for(person).get(reverse("activity:log")).text
 
 
 def test_django_admin_stays_the_administrators_own(looking: Client) -> None:

@@ -12,8 +12,9 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from cng_portal.accounts.models import Activity, DateFormat, Role, User
+from cng_portal.accounts.models import DateFormat, Role, User
 from cng_portal.accounts.signin import confirmation, sessions
+from cng_portal.activity.models import Activity
 from tests.accounts.test_sign_in import PASSWORD, sign_in
 from tests.factories import ProjectFactory, SnapshotFactory, UserFactory
 
@@ -80,7 +81,7 @@ def test_a_name_shows_all_that_is_in_it(name: str, person: User, client_for: Cal
 
 def test_a_change_of_the_details_is_in_the_log(person: User, client_for: Callable[..., Client]) -> None:
     client_for(person).post(reverse("accounts:profile"), details(name="Aye Aye Mon"))
-    entry = Activity.objects.get(act="person.change")
+    entry = Activity.objects.get(action="user.change")
     assert (entry.before, entry.after) == ({"name": ""}, {"name": "Aye Aye Mon"})
 
 
@@ -111,7 +112,7 @@ def test_sessions_are_listed_and_ended_one_by_one_or_all_others(person: User) ->
     here.post(reverse("accounts:end_other_sessions"))
     assert laptop.get("/").status_code == 302
     assert here.get("/").status_code == 200
-    assert Activity.objects.filter(act="person.session_ended").count() == 2
+    assert Activity.objects.filter(action="user.end_session").count() == 2
 
 
 def test_who_ends_another_session_shows_first_who_it_is(person: User) -> None:
@@ -149,8 +150,8 @@ def test_a_session_that_nobody_uses_ends_and_one_that_is_used_stays(
     person.refresh_from_db()
     assert person.name != "Not I"
     assert not UserSession.objects.filter(user_agent=PHONE).exists()
-    ended = Activity.objects.get(act="person.session_ended")
-    assert (ended.actor, ended.thing_id) == (None, str(person.pk)) and "iPhone" in ended.before["device"]
+    ended = Activity.objects.get(action="user.end_session")
+    assert (ended.actor, ended.target_id) == (None, str(person.pk)) and "iPhone" in ended.before["device"]
 
     settings.SESSION_IDLE_HOURS = 0
     time_machine.move_to(began + timedelta(days=3))
@@ -214,8 +215,9 @@ def test_the_limits_count_what_is_kept(person: User, client_for: Callable[..., C
 
 def test_a_person_without_a_customer_has_a_profile(client_for: Callable[..., Client]) -> None:
     client = client_for(UserFactory(admin=True))
-    for name in ("profile", "security", "sessions", "sign_ins", "activity", "people"):
+    for name in ("profile", "security", "sessions", "sign_ins", "people"):
         assert client.get(reverse(f"accounts:{name}")).status_code == 200
+    assert client.get(reverse("activity:log")).status_code == 200
 
 
 def test_a_viewer_sees_the_limits_of_what_he_sees(client_for: Callable[..., Client]) -> None:

@@ -15,7 +15,8 @@ from django.urls import reverse
 from django.utils import timezone
 
 from cng_portal.accounts import roles
-from cng_portal.accounts.models import Activity, Invitation, Membership, Project, Role, User
+from cng_portal.accounts.models import Invitation, Membership, Project, Role, User
+from cng_portal.activity.models import Activity
 from cng_portal.mail.models import OutgoingMail
 from tests.accounts.test_sign_in import PASSWORD
 from tests.factories import InvitationFactory, MembershipFactory, OutgoingMailFactory, ProjectFactory, UserFactory
@@ -60,8 +61,8 @@ def test_an_invited_person_makes_a_sign_in_and_is_in(project: Project, owner: Us
     assert mya.emailaddress_set.get().verified
     # once
     assert Client().get(link).status_code == 404
-    acts = Activity.objects.filter(customer=project.customer).values_list("act", flat=True)
-    assert {"invitation.send", "person.join"} <= set(acts)
+    acts = Activity.objects.filter(customer=project.customer).values_list("action", flat=True)
+    assert {"invitation.send", "user.join"} <= set(acts)
 
 
 def test_who_has_a_sign_in_joins_with_it(project: Project, client_for: Callable) -> None:
@@ -123,7 +124,7 @@ def test_a_role_is_changed_and_a_person_removed_by_an_owner(
     client = client_for(owner)
     client.post(reverse("accounts:role", args=[other.pk]), {"role": Role.MEMBER})
     assert role_of(other.user, project) == Role.MEMBER
-    entry = Activity.objects.get(act="role.change")
+    entry = Activity.objects.get(action="role.change")
     assert (entry.actor, entry.before, entry.after) == (owner, {"role": "viewer"}, {"role": "member"})
     client.post(reverse("accounts:remove", args=[other.pk]))
     assert role_of(other.user, project) is None
@@ -188,7 +189,9 @@ def test_who_decides_no_more_lets_nobody_in_by_an_invitation_of_before(project: 
     else:
         User.objects.filter(pk=membership.user_id).update(is_active=False)
     assert Client().get(link_of(sent)).status_code == 404
-    entries = Activity.objects.filter(act="invitation.revoke", actor=owner, thing_name__startswith="friend@example.com")
+    entries = Activity.objects.filter(
+        action="invitation.revoke", actor=owner, target_name__startswith="friend@example.com"
+    )
     assert entries.exists() == (how != "switched off")
 
 

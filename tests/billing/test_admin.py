@@ -9,7 +9,7 @@ from billing.balance import get_balance
 from billing.forms import PriceVersionFormSet
 from billing.models import Invoice, Package, PriceVersion, ServiceKind, WalletTransaction
 from billing.wallet import buy_credits
-from cng_portal.accounts.models import Activity
+from cng_portal.activity.models import Activity
 from tests.factories import LocationFactory, UserFactory
 
 pytestmark = pytest.mark.django_db
@@ -241,9 +241,9 @@ def test_prices_set_and_deleted_in_admin_are_in_the_activity_log(desk, shop):
     desk.post(url, package_form(shop.package, [begun, (None, FUTURE, "0.5")]))
     planned = shop.package.versions.get(starts_at=FUTURE)
     desk.post(url, package_form(shop.package, [begun, (planned.pk, FUTURE, "0.5")], **{"versions-1-DELETE": "on"}))
-    entries = Activity.objects.filter(act__startswith="price.", after__rate_micro=500_000)
-    entries |= Activity.objects.filter(act__startswith="price.", before__rate_micro=500_000)
-    assert [(entry.act, entry.actor.is_staff) for entry in entries.order_by("at", "pk")] == [
+    entries = Activity.objects.filter(action__startswith="price.", after__rate_micro=500_000)
+    entries |= Activity.objects.filter(action__startswith="price.", before__rate_micro=500_000)
+    assert [(entry.action, entry.actor.is_staff) for entry in entries.order_by("at", "pk")] == [
         ("price.set", True),
         ("price.delete", True),
     ]

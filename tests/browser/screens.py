@@ -27,8 +27,9 @@ from billing.closing import close_months
 from billing.models import Invoice
 from billing.usage import close_segment, open_segment
 from billing.wallet import buy_credits, grant_credits
-from cng_portal.accounts import activity, roles
+from cng_portal.accounts import roles
 from cng_portal.accounts.models import Membership, Role, User
+from cng_portal.activity import services as activity
 from cng_portal.inventory.models import Location, Volume
 from cng_portal.monitoring.models import Process, StorageCheck
 from cng_portal.notifications.models import Notification
@@ -75,7 +76,7 @@ UNSEEN = {
     "billing:usage_csv": "a file",
     "billing:invoice_csv": "a file",
     "billing:invoice_pdf": "a file; the tests of billing look at it",
-    "accounts:activity_csv": "a file",
+    "activity:csv": "a file",
     "account_confirm_login_code": "switched off",
     "mfa_index": "leads on to the security page",
     "mfa_list_webauthn": "leads on to the security page",
@@ -281,7 +282,7 @@ def people(member: Membership) -> None:
         other = UserFactory(name=name, email=email, customer=project.customer)
         MembershipFactory(project=project, user=other, role=role)
         activity.record(
-            act="role.change", actor=member.user, thing=other, project=project, before={"role": "viewer"},
+            action="role.change", actor=member.user, target=other, project=project, before={"role": "viewer"},
             after={"role": role},
         )  # fmt: skip
     InvitationFactory(project=project, email="a-guest-with-a-long-address@another-company.example.com")
@@ -292,10 +293,10 @@ def people(member: Membership) -> None:
         "just-now@example.com": {},
     }.items():
         InvitationFactory(project=project, email=email, mail=OutgoingMailFactory(recipient=email, **mail))
-    activity.record(act="snapshot.rename", actor=member.user, thing=Snapshot.objects.first(), before={"name": "nightly"},
+    activity.record(action="snapshot.rename", actor=member.user, target=Snapshot.objects.first(), before={"name": "nightly"},
                     after={"name": LONG})  # fmt: skip
-    for act in ("person.sign_in", "person.sign_in_failed"):
-        activity.record(act=act, actor=member.user, thing=member.user, after={"device": "Firefox on Linux"})
+    for act in ("user.sign_in", "user.sign_in_failed"):
+        activity.record(action=act, actor=member.user, target=member.user, after={"device": "Firefox on Linux"})
     failed = Snapshot.objects.filter(state="failed").first()
     NotificationFactory(user=member.user, url=reverse("snapshots:snapshot", args=[failed.pk]))
     NotificationFactory(
@@ -450,9 +451,10 @@ def of_billing(member: Membership) -> Screens:
 
 def of_oneself(member: Membership) -> Screens:
     other = Membership.objects.get(user__email="thiri@example.com", project=member.project)
-    names = ("profile", "security", "sessions", "sign_ins", "activity", "people")
+    names = ("profile", "security", "sessions", "sign_ins", "people")
     found = {name: Screen(reverse(f"accounts:{name}")) for name in names}
     found |= {
+        "activity": Screen(reverse("activity:log")),
         "notifications": Screen(reverse("notifications:list")),
         "invite": Screen(reverse("accounts:invite", args=[member.project_id])),
         "role": Screen(reverse("accounts:role", args=[other.pk])),
@@ -570,7 +572,7 @@ def of_an_administrator(member: Membership) -> Screens:
 
     lists = ["inventory_virtualmachine", "inventory_volume", "inventory_location", "billing_package"]
     lists += ["accounts_customer", "accounts_user", "accounts_project", "billing_customeraccount", "billing_invoice"]
-    lists += ["snapshots_snapshot", "snapshots_operation", "snapshots_backupschedule", "accounts_activity"]
+    lists += ["snapshots_snapshot", "snapshots_operation", "snapshots_backupschedule", "activity_activity"]
     found = {f"admin-{name}": Screen(reverse(f"admin:{name}_changelist")) for name in lists}
     package = customer.projects.first() and Location.objects.get(code="1CNG-YGN-AZ01").packages.first()
     things = {

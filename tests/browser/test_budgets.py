@@ -184,7 +184,8 @@ def pages(project: Project, person: User, storage_root: Path) -> list[str]:
     return [
         *PAGES,
         "/snapshots/?q=nothing-like-it",
-        *(reverse(f"accounts:{name}") for name in ("security", "sessions", "sign_ins", "activity")),
+        *(reverse(f"accounts:{name}") for name in ("security", "sessions", "sign_ins")),
+        reverse("activity:log"),
         reverse("accounts:invite", args=[project.pk]),
         *(reverse(f"accounts:{name}", args=[other.pk]) for name in ("role", "remove")),
         *(reverse("snapshots:snapshot", args=[one.pk]) for one in (snapshots[0], taken, failed, copy)),

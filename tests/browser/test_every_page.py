@@ -11,8 +11,9 @@ from playwright.sync_api import Page
 from pytest_django import Settings
 
 from billing.models import ServiceKind
-from cng_portal.accounts import activity, roles
+from cng_portal.accounts import roles
 from cng_portal.accounts.models import Membership
+from cng_portal.activity import services as activity
 from cng_portal.inventory.models import Volume
 from snapshots import wizard
 from snapshots.backups.automatic import switch_automatic_backups
@@ -198,11 +199,17 @@ def test_the_pages_of_the_profile(
 ) -> None:
     invitation = InvitationFactory(project=member.project, email="a-guest-with-a-long-address@example.com")
     other = MembershipFactory(project=member.project, role="viewer")
-    activity.record(act="role.change", actor=member.user, thing=other.user, project=member.project, after={"role": "x"})
+    activity.record(
+        action="role.change", actor=member.user, target=other.user, project=member.project, after={"role": "x"}
+    )
     sign_in(member.user)
-    names = ("profile", "security", "sessions", "sign_ins", "activity", "people")
+    names = ("profile", "security", "sessions", "sign_ins", "people")
     paths = [reverse(f"accounts:{name}") for name in names]
-    paths += [reverse("snapshots:limits"), reverse("accounts:invite", args=[member.project_id])]
+    paths += [
+        reverse("activity:log"),
+        reverse("snapshots:limits"),
+        reverse("accounts:invite", args=[member.project_id]),
+    ]
     paths += [reverse(f"accounts:{name}", args=[other.pk]) for name in ("role", "remove")]
     look_at(page, [*paths, reverse("accounts:invitation", args=[roles.token_of(invitation)])])
     settings.MFA_REQUIRED = "everyone"

@@ -14,7 +14,8 @@ from django.utils import timezone
 from playwright.sync_api import Page
 
 from billing.models import ServiceKind
-from cng_portal.accounts.models import Activity, Membership
+from cng_portal.accounts.models import Membership
+from cng_portal.activity.models import Activity
 from cng_portal.inventory.models import Volume
 from snapshots import wizard
 from snapshots.models import Draft, Kind, Snapshot
@@ -46,7 +47,7 @@ FRAGMENTS: dict[str, set[str]] = {
     "partials/step_list.html": {"wizard"},
     "partials/tabs.html": {"wizard"},
     "snapshots/machine.html": {"work"},
-    "snapshots/partials/filter_form.html": {"snapshot-list", "machine-list", "volume-list", "schedule-list"},
+    "partials/filter_form.html": {"snapshot-list", "machine-list", "volume-list", "schedule-list"},
     "snapshots/partials/card.html": {"snapshot-row"},
     "snapshots/partials/list_toolbar.html": {"snapshot-list", "machine-list", "volume-list", "schedule-list"},
     "snapshots/partials/row.html": {"snapshot-row"},
@@ -203,7 +204,7 @@ def test_every_fragment_equals_its_page(
     BackupRunFactory(schedule=schedule, taking=True, scheduled_at=at + timedelta(minutes=5), created_at=at)
     NotificationFactory(user=member.user, created_at=at)
     for number in range(51):
-        Activity.objects.create(act="person.sign_in", actor=member.user, project=project, at=at, after={"n": number})
+        Activity.objects.create(action="user.sign_in", actor=member.user, project=project, at=at, after={"n": number})
     drafts = [
         answered(member, kind, source) for kind, source in ((Kind.VOLUME, volume), (Kind.VM, vm), (Kind.BACKUP, vm))
     ]
@@ -220,7 +221,7 @@ def test_every_fragment_equals_its_page(
         "/backups/schedules/?q=nothing-like-it",
         "/volumes/",
         reverse("snapshots:machines"),
-        reverse("accounts:activity"),
+        reverse("activity:log"),
         reverse("snapshots:snapshot", args=[taken.pk]),
         reverse("snapshots:volume", args=[volume.pk]),
         reverse("snapshots:machine", args=[vm.pk]),

@@ -15,7 +15,8 @@ from django.urls import reverse
 from django.utils import timezone
 
 from billing.models import ServiceKind, UsageSegment
-from cng_portal.accounts.models import Activity, Membership, Role
+from cng_portal.accounts.models import Membership, Role
+from cng_portal.activity.models import Activity
 from cng_portal.inventory.models import VirtualMachine, Volume
 from snapshots import cancellation, operations, services, tasks
 from snapshots.backups.runs import settle_runs
@@ -97,7 +98,7 @@ def test_a_snapshot_that_waits_is_gone_at_once_with_its_name_its_quota_and_its_c
     snapshot = operation.snapshot
     assert (operation.state, snapshot.state, snapshot.shown_state) == ("cancelled", State.DELETED, "cancelled")
     assert not Operation.objects.filter(kind=Operation.Kind.CLEAN_UP).exists(), "no worker has come to it"
-    assert Activity.objects.get(act="snapshot.cancel").actor == member.user
+    assert Activity.objects.get(action="snapshot.cancel").actor == member.user
     again = request_capture(member, volume)  # the same name, and the last of three
     carry_out_what_waits()
     assert UsageSegment.objects.filter(resource_id=again.snapshot_id).exists()
@@ -110,7 +111,7 @@ def test_cancelled_twice_it_stays_as_it_is_and_what_has_ended_is_not_cancelled(
     operation = request_capture(member, volume)
     for _time in range(2):
         assert cancellation.cancel(operation=operation, user=member.user).state == Operation.State.CANCELLED
-    assert Activity.objects.filter(act="snapshot.cancel").count() == 1
+    assert Activity.objects.filter(action="snapshot.cancel").count() == 1
     with pytest.raises(services.InvalidState, match="just ended"):
         cancellation.cancel(operation=taken.operations.get(kind="capture"), user=member.user)
 

@@ -14,7 +14,8 @@ from django.urls import reverse
 from django.utils import timezone
 
 from billing.models import ServiceKind, UsageSegment
-from cng_portal.accounts.models import Activity, Membership, Role
+from cng_portal.accounts.models import Membership, Role
+from cng_portal.activity.models import Activity
 from cng_portal.inventory.models import Volume
 from cng_portal.notifications.models import Notification
 from snapshots import operations, services
@@ -166,7 +167,7 @@ def test_one_flipped_byte_stops_every_use_and_ends_the_bill(
     assert snapshot.damaged_at == operation.finished_at
     assert "checksum does not match" in snapshot.disks.get().damage
     assert UsageSegment.objects.get(resource_id=snapshot.pk).ended_at == snapshot.damaged_at
-    assert Activity.objects.get(act="snapshot.damaged").actor is None
+    assert Activity.objects.get(action="snapshot.damaged").actor is None
     check_everything({"damaged"})
 
     told = Notification.objects.filter(title="“monday” is damaged")

@@ -17,7 +17,8 @@ from django.utils import timezone
 from django_tasks_db.models import DBTaskResult
 
 from billing.models import UsageSegment
-from cng_portal.accounts.models import Activity, Membership
+from cng_portal.accounts.models import Membership
+from cng_portal.activity.models import Activity
 from cng_portal.inventory.models import Location, VirtualMachine, Volume
 from snapshots import operations, services
 from snapshots.models import Draft, Operation, Snapshot, State
@@ -423,16 +424,16 @@ def test_what_became_of_it_is_in_the_log_as_the_portals_own_entry(
     carry_out_what_waits()
 
     log = Activity.objects.filter(actor=None, project=member.project).order_by("at", "pk")
-    assert {entry.act for entry in log} == {
+    assert {entry.action for entry in log} == {
         "ready.capture",
         "ready.restore",
         "ready.verify",
         "ready.delete",
         "failed.capture",
     }
-    assert log.filter(act="ready.capture").count() == 2, "the safety snapshot of the restore is one as well"
-    assert log.filter(act="ready.restore", thing_name="nightly", thing_id=snapshot.pk).count() == 1
-    assert "is not in the storage" in log.get(act="failed.capture").after["reason"]
+    assert log.filter(action="ready.capture").count() == 2, "the safety snapshot of the restore is one as well"
+    assert log.filter(action="ready.restore", target_name="nightly", target_id=snapshot.pk).count() == 1
+    assert "is not in the storage" in log.get(action="failed.capture").after["reason"]
     assert Operation.objects.get(state=Operation.State.FAILED).cause == "NotFound"
 
 
@@ -445,4 +446,4 @@ def test_an_outcome_that_is_not_settled_leaves_no_entry(operation: Operation) ->
 
     with pytest.raises(operations.LeaseLost):
         operations.finish(claimed, Operation.State.SUCCEEDED, lost)
-    assert not Activity.objects.filter(act__startswith="ready.").exists()
+    assert not Activity.objects.filter(action__startswith="ready.").exists()

@@ -9,7 +9,8 @@ from django.db.models import Min
 from django.utils import timezone
 
 from billing.models import UsageSegment
-from cng_portal.accounts.models import Activity, Membership
+from cng_portal.accounts.models import Membership
+from cng_portal.activity.models import Activity
 from cng_portal.inventory.models import Location, Volume
 from cng_portal.monitoring.models import Process, StorageCheck
 from cng_portal.monitoring.status import load_cluster_status
@@ -222,7 +223,7 @@ def test_damage_that_a_scrub_finds_is_told_and_ends_the_bill(
     assert UsageSegment.objects.get(resource_id=snapshot.pk).ended_at == snapshot.damaged_at
     told = Notification.objects.get()
     assert (told.title, told.user) == ("“old” is damaged", member.user)
-    assert Activity.objects.get(act="snapshot.damaged")
+    assert Activity.objects.get(action="snapshot.damaged")
     assert scrub.start_scrubs(timezone.now() + 90 * DAY) == 0
 
 
@@ -244,9 +245,9 @@ def test_one_that_cannot_be_read_keeps_the_others_waiting_for_no_longer_than_its
 
 def test_nobody_sees_a_scrub_as_work_of_theirs(running: Operation, member: Membership) -> None:
     assert bell.in_progress(member.user)["operations"] == []
-    assert not Activity.objects.filter(act__contains="scrub").exists()
+    assert not Activity.objects.filter(action__contains="scrub").exists()
     work()
-    assert not Activity.objects.filter(act__contains="scrub").exists()
+    assert not Activity.objects.filter(action__contains="scrub").exists()
 
 
 def test_a_killed_scrub_is_taken_up_again(running: Operation) -> None:

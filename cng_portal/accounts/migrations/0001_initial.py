@@ -128,28 +128,6 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.CreateModel(
-            name='Activity',
-            fields=[
-                ('id', models.UUIDField(default=uuid.uuid4, editable=False, primary_key=True, serialize=False)),
-                ('at', models.DateTimeField(default=django.utils.timezone.now, editable=False, verbose_name='time')),
-                ('actor_name', models.CharField(blank=True, max_length=254, verbose_name='name of the person')),
-                ('act', models.CharField(max_length=40, verbose_name='act')),
-                ('thing_kind', models.CharField(blank=True, max_length=40, verbose_name='kind of thing')),
-                ('thing_id', models.CharField(blank=True, max_length=64, verbose_name='id of the thing')),
-                ('thing_name', models.CharField(blank=True, max_length=254, verbose_name='thing')),
-                ('address', models.GenericIPAddressField(null=True, verbose_name='address')),
-                ('before', models.JSONField(default=dict, verbose_name='before')),
-                ('after', models.JSONField(default=dict, verbose_name='after')),
-                ('actor', models.ForeignKey(db_index=False, null=True, on_delete=django.db.models.deletion.PROTECT, related_name='activity', to=settings.AUTH_USER_MODEL, verbose_name='person')),
-                ('customer', models.ForeignKey(db_index=False, null=True, on_delete=django.db.models.deletion.PROTECT, related_name='+', to='accounts.customer', verbose_name='customer')),
-                ('project', models.ForeignKey(db_index=False, null=True, on_delete=django.db.models.deletion.PROTECT, related_name='+', to='accounts.project', verbose_name='project')),
-            ],
-            options={
-                'verbose_name': 'activity',
-                'verbose_name_plural': 'activity log',
-            },
-        ),
-        migrations.CreateModel(
             name='Submission',
             fields=[
                 ('key', models.UUIDField(primary_key=True, serialize=False)),
@@ -181,25 +159,5 @@ class Migration(migrations.Migration):
         migrations.AddConstraint(
             model_name='invitation',
             constraint=models.CheckConstraint(condition=models.Q(('accepted_at', None), ('revoked_at', None), _connector='OR'), name='accounts_invitation_one_end', violation_error_message='An invitation is either accepted or revoked.'),
-        ),
-        migrations.AddIndex(
-            model_name='activity',
-            index=models.Index(fields=['customer', '-at', '-id'], name='accounts_activity_of_customer'),
-        ),
-        migrations.AddIndex(
-            model_name='activity',
-            index=models.Index(fields=['project', '-at', '-id'], name='accounts_activity_of_project'),
-        ),
-        migrations.AddIndex(
-            model_name='activity',
-            index=models.Index(fields=['actor', '-at', '-id'], name='accounts_activity_of_actor'),
-        ),
-        migrations.AddIndex(
-            model_name='activity',
-            index=models.Index(fields=['-at', '-id'], name='accounts_activity_newest'),
-        ),
-        migrations.AddConstraint(
-            model_name='activity',
-            constraint=models.CheckConstraint(condition=models.Q(('act', ''), _negated=True), name='accounts_activity_says_what'),
         ),
     ]

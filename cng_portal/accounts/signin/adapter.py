@@ -14,10 +14,11 @@ from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
+from cng_portal.activity import services as activity
 from cng_portal.mail import services as mail
 from cng_portal.mail.models import OutgoingMail
 
-from .. import activity, known_browsers
+from .. import known_browsers
 from ..models import User
 from ..preferences import as_read_by
 
@@ -61,7 +62,7 @@ class AccountAdapter(DefaultAccountAdapter):
             return bool(super().confirm_email(request, email_address))
 
     def send_password_reset_mail(self, user: User, email: str, context: dict[str, Any]) -> None:
-        activity.record(act="person.reset_asked", actor=user, thing=user)
+        activity.record(action="user.request_password_reset", actor=user, target=user)
         super().send_password_reset_mail(user, email, context)
 
     def send_mail(self, template_prefix: str, email: str, context: dict[str, Any]) -> None:

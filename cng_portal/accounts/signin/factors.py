@@ -17,9 +17,10 @@ from django.db.models import QuerySet
 from django.utils.crypto import salted_hmac
 from django.utils.translation import gettext as _
 
+from cng_portal.activity import services as activity
 from cng_portal.common.loops import for_each
 
-from .. import activity, signals
+from .. import signals
 from ..models import Role, User
 
 logger = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ def take_away(factor: Authenticator, *, by: User | None) -> None:
     command.
     """
     person, name = factor.user, signals.factor(factor)
-    activity.record(act="person.factor_removed", actor=by, thing=person, before={"factor": name})
+    activity.record(action="user.remove_factor", actor=by, target=person, before={"factor": name})
     factor.delete()
     delete_dangling_recovery_codes(person)
     signals.warn(

@@ -19,9 +19,9 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from cng_portal import full_disk
+from cng_portal.activity import services as activity
 from cng_portal.common.optional import optional
 
-from .. import activity
 from ..models import User
 
 # A session is written down as seen at most so often.
@@ -105,7 +105,7 @@ def end_over(request: HttpRequest) -> None:
     user = request.user
     if user.is_authenticated:
         before = {"device": device_of(request), "address": address_of(request)}
-        activity.record(act="person.session_ended", actor=None, thing=user, before=before)
+        activity.record(action="user.end_session", actor=None, target=user, before=before)
     UserSession.objects.filter(session_key=request.session.session_key).delete()
     request.session.flush()
     request.user = AnonymousUser()

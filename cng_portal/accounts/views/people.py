@@ -20,8 +20,6 @@ from cng_portal.accounts.forms import InvitationForm, RoleForm, SignUpForm
 from cng_portal.accounts.models import Invitation, Membership, Project, Role, User
 from cng_portal.accounts.submissions import submit_once
 
-from .common import tabs
-
 
 @require_safe
 def people(request: HttpRequest) -> HttpResponse:
@@ -43,7 +41,7 @@ def people(request: HttpRequest) -> HttpResponse:
         project.is_mine = user.roles[project.pk] == Role.OWNER
         for invitation in project.open_invitations:
             invitation.has_expired = invitation.expires_at <= now
-    context = {"projects": shown, "many": len({project.customer_id for project in shown}) > 1, "tabs": tabs(request)}
+    context = {"projects": shown, "many": len({project.customer_id for project in shown}) > 1}
     return render(request, "accounts/people.html", context)
 
 

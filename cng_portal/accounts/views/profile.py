@@ -11,12 +11,13 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
-from cng_portal.accounts import activity, impersonation, preferences
+from cng_portal.accounts import impersonation, preferences
+from cng_portal.accounts.activity import SIGN_INS
 from cng_portal.accounts.forms import DetailsForm, ThemeForm
-from cng_portal.accounts.models import Activity, User
+from cng_portal.accounts.models import User
 from cng_portal.accounts.signin import confirmation, factors, sessions
-
-from .common import tabs
+from cng_portal.activity import services as activity
+from cng_portal.activity.models import Activity
 
 SIGN_INS_SHOWN = 100
 
@@ -32,11 +33,11 @@ def profile(request: HttpRequest) -> HttpResponse:
             form.save()
             if form.changed_data:
                 after = {name: form.cleaned_data[name] for name in form.changed_data}
-                activity.record(act="person.change", actor=mine, thing=mine, before=before, after=after)
+                activity.record(action="user.change", actor=mine, target=mine, before=before, after=after)
         with preferences.as_read_by(mine):
             messages.success(request, _("Your details are saved."))
         return redirect("accounts:profile")
-    return render(request, "accounts/profile.html", {"form": form, "tabs": tabs(request)})
+    return render(request, "accounts/profile.html", {"form": form})
 
 
 @require_POST
@@ -73,7 +74,6 @@ def security(request: HttpRequest) -> HttpResponse:
         "codes_left": len(codes[0].wrap().get_unused_codes()) if codes else None,
         "is_protected": bool(by_type["totp"] or passkeys),
         "must_add": factors.is_missing(request.user),
-        "tabs": tabs(request),
     }
     return render(request, "accounts/security.html", context)
 
@@ -85,7 +85,7 @@ def session_list(request: HttpRequest) -> HttpResponse:
         one.device = sessions.device(one.user_agent)
         one.is_here = one.session_key == request.session.session_key
     others = sum(not one.is_here for one in shown)
-    context = {"sessions": shown, "others": others, "hours": settings.SESSION_IDLE_HOURS, "tabs": tabs(request)}
+    context = {"sessions": shown, "others": others, "hours": settings.SESSION_IDLE_HOURS}
     return render(request, "accounts/sessions.html", context)
 
 
@@ -122,13 +122,12 @@ def end_other_sessions(request: HttpRequest) -> HttpResponse:
 def end(request: HttpRequest, ended: list[UserSession]) -> None:
     for one in ended:
         before = {"device": sessions.device(one.user_agent), "address": one.ip}
-        activity.record(act="person.session_ended", actor=request.user, thing=request.user, before=before)
+        activity.record(action="user.end_session", actor=request.user, target=request.user, before=before)
     sessions.end(ended)
 
 
 @require_safe
 def sign_ins(request: HttpRequest) -> HttpResponse:
     """The newest of them; the activity log has all."""
-    found = Activity.objects.filter(actor=request.user, act__in=activity.SIGN_INS).order_by("-at", "-id")
-    rows = activity.explain(found[:SIGN_INS_SHOWN])
-    return render(request, "accounts/sign_ins.html", {"rows": rows, "most": SIGN_INS_SHOWN, "tabs": tabs(request)})
+    found = Activity.objects.filter(actor=request.user, action__in=SIGN_INS).order_by("-at", "-id")
+    return render(request, "accounts/sign_ins.html", {"rows": found[:SIGN_INS_SHOWN], "most": SIGN_INS_SHOWN})

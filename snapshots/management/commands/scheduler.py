@@ -13,8 +13,8 @@ from django.utils import timezone
 
 from billing import scheduling as billing
 from cng_portal import logs
-from cng_portal.accounts import activity
 from cng_portal.accounts.signin import attempts, factors, sessions
+from cng_portal.activity import services as activity
 from cng_portal.common.clock import database_now
 from cng_portal.common.loops import for_each
 from cng_portal.hardening import refuse_unsafe_start
@@ -145,7 +145,7 @@ def tidy_up() -> None:
         mail.delete_old(now=now)
 
     def forget_activity() -> None:
-        activity.forget_old(now=now)
+        activity.delete_old(now=now)
 
     def remove_leftovers() -> None:
         for_each(Location.objects.all(), remove_leftovers_in)

@@ -17,7 +17,8 @@ from django.utils import timezone
 
 from billing import verification
 from billing.models import Invoice, ServiceKind, UsageSegment, WalletTransaction
-from cng_portal.accounts.models import Activity, Customer, Invitation, Membership, User
+from cng_portal.accounts.models import Customer, Invitation, Membership, User
+from cng_portal.activity.models import Activity
 from cng_portal.inventory.models import AutomaticBackupSwitch, VirtualMachine, Volume
 from cng_portal.notifications.models import Notification
 from snapshots.backups.planning import MAX_STEPS
@@ -199,7 +200,7 @@ asked_in_calm: list[str] = []  # schedules that took one more copy when everythi
 def acts_are_written_down() -> Iterator[str]:
     """Every act has its entry, once; and nothing is written down that did not happen."""
     entries: collections.Counter[tuple[str, str]] = collections.Counter()
-    for act, thing in Activity.objects.values_list("act", "thing_id"):
+    for act, thing in Activity.objects.values_list("action", "target_id"):
         entries[act, thing] += 1
         looked_at["entries of the activity log"] += 1
     happened: collections.Counter[tuple[str, str]] = collections.Counter()
@@ -214,7 +215,7 @@ def acts_are_written_down() -> Iterator[str]:
     for pk in Invitation.objects.values_list("pk", flat=True):
         happened["invitation.send", str(pk)] += 1
     for user_id in Invitation.objects.exclude(accepted_at=None).values_list("accepted_by", flat=True):
-        happened["person.join", str(user_id)] += 1
+        happened["user.join", str(user_id)] += 1
     told = {act for act, _thing in happened}
     for act, thing in sorted(happened.keys() | {key for key in entries if key[0] in told}):
         if act == "snapshot.clean_up":  # who takes a failed snapshot again takes its clean-up over, and removes it
@@ -262,7 +263,7 @@ PROMISES: dict[str, Callable[[str], bool]] = {
     "schedule deleted": lambda pk: BackupSchedule.objects.filter(pk=pk, deleted_at__isnull=False).exists(),
     "joined": lambda email: Membership.objects.filter(user__email__iexact=email).exists(),
     "granted": lambda pk: WalletTransaction.objects.filter(customer=pk).exists(),
-    "signed in": lambda email: Activity.objects.filter(actor__email__iexact=email, act="person.sign_in").exists(),
+    "signed in": lambda email: Activity.objects.filter(actor__email__iexact=email, action="user.sign_in").exists(),
 }
 
 
@@ -270,7 +271,7 @@ def sign_ins_are_counted() -> Iterator[str]:
     signed_in = collections.Counter(who for what, who in people.promises if what == "signed in")
     for email, count in signed_in.items():
         user = User.objects.get(email__iexact=email)
-        written = Activity.objects.filter(actor=user, act="person.sign_in").count()
+        written = Activity.objects.filter(actor=user, action="user.sign_in").count()
         looked_at["sign-ins"] += count
         if written < count:
             yield f"{email} signed in {count} times, {written} are written down"

@@ -40,7 +40,7 @@ PAGES += ["/profile/limits/", "/backups/?view=cards", "/snapshots/?sort=oldest",
 ADMIN_PAGES = ["/admin/", "/admin/snapshots/operation/overview/", "/admin/snapshots/operation/"]
 ADMIN_PAGES += ["/admin/snapshots/snapshot/", "/admin/snapshots/backuprun/", "/admin/snapshots/backupschedule/"]
 ADMIN_PAGES += ["/admin/inventory/virtualmachine/", "/admin/billing/usagesegment/", "/admin/billing/customeraccount/"]
-ADMIN_PAGES += ["/admin/accounts/activity/", "/admin/billing/package/", "/admin/inventory/volume/"]
+ADMIN_PAGES += ["/admin/activity/activity/", "/admin/billing/package/", "/admin/inventory/volume/"]
 
 answers: collections.Counter[str] = collections.Counter()
 acts: collections.Counter[tuple[str, str]] = collections.Counter()  # (act, what became of it)

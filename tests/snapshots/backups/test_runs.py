@@ -9,8 +9,9 @@ from django.db import IntegrityError, transaction
 from django.utils import timezone
 
 from billing.models import ServiceKind, UsageSegment
-from cng_portal.accounts.models import Activity, Customer, Membership, Role
+from cng_portal.accounts.models import Customer, Membership, Role
 from cng_portal.accounts.services import lock_customer
+from cng_portal.activity.models import Activity
 from cng_portal.inventory.models import VirtualMachine, Volume
 from cng_portal.notifications.models import Notification
 from snapshots import services, tasks
@@ -141,8 +142,8 @@ def test_after_an_outage_the_latest_slot_is_caught_up_and_the_others_are_recorde
     assert notice.title == "Backups of db-01 were missed"
     assert notice.text.startswith("3 backups were missed, from ")
     assert notice.text.endswith("Only the latest missed backup is taken late.")
-    entry = Activity.objects.get(act="backup.missed")
-    assert (entry.actor, entry.project, entry.thing_name) == (None, member.project, "db-01")
+    entry = Activity.objects.get(action="backup.missed")
+    assert (entry.actor, entry.project, entry.target_name) == (None, member.project, "db-01")
     assert (entry.after["runs"], entry.after["last"]) == (3, (slot + 2 * DAY).isoformat())
 
 
@@ -245,7 +246,7 @@ def test_what_fails_is_tried_again_after_growing_pauses_and_given_up_after_the_t
     local = timezone.localtime(run.scheduled_at + timedelta(minutes=5), member.user.zone)
     assert f"It will be tried again at {local.day} {local:%b %Y, %H:%M}" in first.text
     assert "It was tried 4 times" in last.text
-    entry = Activity.objects.get(act="backup.failed")
+    entry = Activity.objects.get(action="backup.failed")
     assert (entry.actor, entry.project, entry.after["scheduled_at"]) == (
         None,
         member.project,

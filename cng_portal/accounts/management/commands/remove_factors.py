@@ -4,9 +4,9 @@ from typing import Any
 from allauth.mfa.models import Authenticator
 from django.core.management import BaseCommand, CommandError
 
-from cng_portal.accounts import activity
 from cng_portal.accounts.models import User
 from cng_portal.accounts.signin import factors
+from cng_portal.common.origin import Origin, use_origin
 
 
 class Command(BaseCommand):
@@ -24,7 +24,7 @@ class Command(BaseCommand):
             raise CommandError(f"Nobody signs in with {email}.")
         # the recovery codes go with the last one
         found = list(Authenticator.objects.filter(user=person).exclude(type=Authenticator.Type.RECOVERY_CODES))
-        with activity.coming_from(activity.Origin(device="manage.py")):
+        with use_origin(Origin(device="manage.py")):
             for factor in found:
                 factors.take_away(factor, by=None)
         self.stdout.write(f"{person.email} had {len(found)} second factors and has none now.")

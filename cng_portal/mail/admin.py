@@ -9,9 +9,10 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
-from cng_portal.accounts.admin import ReadOnly, SupportAdmin
-from cng_portal.mail import services
-from cng_portal.mail.models import OutgoingMail, OutgoingMailQuerySet
+from cng_portal.common.admin import ReadOnly, SupportAdmin
+
+from . import services
+from .models import OutgoingMail, OutgoingMailQuerySet
 
 State = OutgoingMail.State
 

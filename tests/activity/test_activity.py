@@ -13,8 +13,9 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from billing.wallet import grant_credits
-from cng_portal.accounts import activity
-from cng_portal.accounts.models import Activity, Project, Role, User
+from cng_portal.accounts.models import Project, Role, User
+from cng_portal.activity import services as activity
+from cng_portal.activity.models import Activity, to_text
 from cng_portal.common.responses import cell
 from snapshots import services
 from tests.accounts.test_sign_in import PASSWORD, sign_in
@@ -36,7 +37,7 @@ def owner(project: Project) -> User:
 def entries(days_ago: list[float]) -> list[Activity]:
     now = timezone.now()
     return Activity.objects.bulk_create(
-        Activity(act="person.sign_in", actor_name="Aye", at=now - timedelta(days=days)) for days in days_ago
+        Activity(action="user.sign_in", actor_name="Aye", at=now - timedelta(days=days)) for days in days_ago
     )
 
 
@@ -47,22 +48,22 @@ def raw(sql: str) -> None:
 
 @pytest.mark.both_databases
 def test_an_entry_is_never_changed_and_not_deleted_before_it_is_a_year_old(owner: User) -> None:
-    entry = activity.record(act="person.change", actor=owner, thing=owner, before={"name": "A"}, after={"name": "B"})
+    entry = activity.record(action="user.change", actor=owner, target=owner, before={"name": "A"}, after={"name": "B"})
     old, almost = entries([365.01, 364.99])
     for change in (
-        lambda: Activity.objects.update(act="role.change"),
+        lambda: Activity.objects.update(action="role.change"),
         lambda: Activity.objects.filter(pk=entry.pk).update(at=timezone.now() - timedelta(days=999)),
         lambda: Activity.objects.filter(pk=old.pk).update(address=None),
         lambda: Activity.objects.filter(pk=entry.pk).delete(),
         lambda: Activity.objects.filter(pk=almost.pk).delete(),
         lambda: entry.save(),
-        lambda: raw("UPDATE accounts_activity SET actor_name = ''"),
-        lambda: raw("DELETE FROM accounts_activity"),
+        lambda: raw("UPDATE activity_activity SET actor_name = ''"),
+        lambda: raw("DELETE FROM activity_activity"),
     ):
         with pytest.raises(IntegrityError, match="never changed, and not deleted before"), transaction.atomic():
             change()
     assert Activity.objects.count() == 3
-    assert Activity.objects.get(pk=entry.pk).act == "person.change"
+    assert Activity.objects.get(pk=entry.pk).action == "user.change"
     Activity.objects.filter(pk=old.pk).delete()
     assert Activity.objects.count() == 2
 
@@ -72,39 +73,39 @@ def test_old_entries_are_taken_away_in_batches_and_that_is_an_entry(
     owner: User, settings: Settings, monkeypatch: pytest.MonkeyPatch, client_for: Callable[..., Client]
 ) -> None:
     now = timezone.now()
-    activity.record(act="person.change", actor=owner, thing=owner)
+    activity.record(action="user.change", actor=owner, target=owner)
     entries([1, 364, 399, 401.1, 402, 403, 404, 500])
-    assert activity.forget_old(now=now) == 0, "without the setting they stay for good"
+    assert activity.delete_old(now=now) == 0, "without the setting they stay for good"
     settings.ACTIVITY_KEPT_DAYS = 400
-    monkeypatch.setattr(activity, "FORGOTTEN_AT_ONCE", 2)
+    monkeypatch.setattr(activity, "BATCH_SIZE", 2)
     oldest = Activity.objects.earliest("at").at
 
-    assert activity.forget_old(now=now) == 5
-    assert Activity.objects.filter(act="person.sign_in").count() == 3
-    told = Activity.objects.filter(act="activity.forget").order_by("at")
+    assert activity.delete_old(now=now) == 5
+    assert Activity.objects.filter(action="user.sign_in").count() == 3
+    told = Activity.objects.filter(action="activity.delete_old").order_by("at")
     assert [entry.after["entries"] for entry in told] == [2, 2, 1]
     assert told[0].after["from"] == oldest.isoformat()
     assert told[2].after["until"] < (now - timedelta(days=400)).isoformat()
     assert {(entry.actor, entry.customer) for entry in told} == {(None, None)}
 
-    assert activity.forget_old(now=now) == 0
-    assert Activity.objects.filter(act="activity.forget").count() == 3, "nothing is nothing to tell of"
-    page = client_for(owner).get(reverse("accounts:activity")).text
+    assert activity.delete_old(now=now) == 0
+    assert Activity.objects.filter(action="activity.delete_old").count() == 3, "nothing is nothing to tell of"
+    page = client_for(owner).get(reverse("activity:log")).text
     assert "Profile changed" in page
-    assert "After 400 days the portal removes it." in page
-    admin = client_for(UserFactory(admin=True)).get("/admin/accounts/activity/").text
-    assert "Old entries of the activity log removed" in admin
+    assert "Entries are deleted after 400 days." in page
+    admin = client_for(UserFactory(admin=True)).get("/admin/activity/activity/").text
+    assert "Old entries of the activity log deleted" in admin
 
 
 def test_of_very_many_old_entries_some_stay_for_the_next_time(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.ACTIVITY_KEPT_DAYS = 365
-    monkeypatch.setattr(activity, "FORGOTTEN_AT_ONCE", 2)
+    monkeypatch.setattr(activity, "BATCH_SIZE", 2)
     monkeypatch.setattr(activity, "BATCHES", 2)
     entries([400] * 5)
     now = timezone.now()
-    assert [activity.forget_old(now=now) for _ in range(3)] == [4, 1, 0]
+    assert [activity.delete_old(now=now) for _ in range(3)] == [4, 1, 0]
 
 
 def test_who_signs_in_after_so_long_that_the_log_forgot_is_told(project: Project, settings: Settings) -> None:
@@ -117,42 +118,58 @@ def test_who_signs_in_after_so_long_that_the_log_forgot_is_told(project: Project
 
 @pytest.mark.skipif(connection.vendor != "sqlite", reason="a way around triggers that only SQLite has")
 def test_an_entry_is_not_replaced_either(owner: User) -> None:
-    activity.record(act="person.change", actor=owner, thing=owner)
+    activity.record(action="user.change", actor=owner, target=owner)
     columns = [field.column for field in Activity._meta.concrete_fields]
-    values = ["'role.change'" if column == "act" else column for column in columns]
-    forged = f"REPLACE INTO accounts_activity ({', '.join(columns)}) SELECT {', '.join(values)} FROM accounts_activity"
+    values = ["'role.change'" if column == "action" else column for column in columns]
+    forged = f"REPLACE INTO activity_activity ({', '.join(columns)}) SELECT {', '.join(values)} FROM activity_activity"
     with pytest.raises(IntegrityError, match="never changed, and not deleted before"), transaction.atomic():
         connection.cursor().execute(forged)
-    assert Activity.objects.get().act == "person.change"
+    assert Activity.objects.get().action == "user.change"
 
 
 def test_an_act_that_is_undone_leaves_no_entry(owner: User) -> None:
     with pytest.raises(ZeroDivisionError), transaction.atomic():
-        activity.record(act="person.change", actor=owner, thing=owner)
+        activity.record(action="user.change", actor=owner, target=owner)
         raise ZeroDivisionError
     assert not Activity.objects.exists()
 
 
-def test_an_entry_knows_thing_project_and_customer(owner: User, project: Project) -> None:
+def test_an_entry_names_its_target_project_and_customer(owner: User, project: Project) -> None:
     snapshot = SnapshotFactory(name="nightly", volume__project=project)
-    entry = activity.record(act="snapshot.rename", actor=None, thing=snapshot)
+    entry = activity.record(action="snapshot.rename", actor=None, target=snapshot)
     assert (entry.project_id, entry.customer_id) == (project.pk, project.customer_id)
-    assert (entry.thing_kind, entry.thing_id, entry.thing_name) == ("snapshot", str(snapshot.pk), "nightly")
-    with pytest.raises(ValueError, match="no entry of ACTS"):
-        activity.record(act="snapshot.eat", actor=None)
+    assert (entry.target_kind, entry.target_id, entry.target_name) == ("snapshot", str(snapshot.pk), "nightly")
+
+
+def test_an_action_that_no_app_has_registered_is_refused() -> None:
+    with pytest.raises(ValueError, match="No app has registered the action “snapshot.eat”"):
+        activity.record(action="snapshot.eat", actor=None)
+    assert not Activity.objects.exists()
+
+
+def test_a_role_of_a_guest_is_in_the_log_of_the_projects_customer_alone(
+    owner: User, project: Project, client_for: Callable[..., Client]
+) -> None:
+    guest = UserFactory(name="Guest", member_of=ProjectFactory())
+    entry = activity.record(action="role.change", actor=owner, target=guest, project=project, after={"role": "viewer"})
+    assert entry.customer == project.customer
+    assert "Role changed" in client_for(owner).get(reverse("activity:log")).text
+    assert "<strong>Role changed" not in client_for(guest).get(reverse("activity:log")).text
 
 
 def test_everybody_sees_their_projects_and_owners_the_whole_account(
     owner: User, project: Project, client_for: Callable[..., Client]
 ) -> None:
     viewer = UserFactory(member_of=project, member_of__role=Role.VIEWER)
-    activity.record(act="snapshot.delete", actor=owner, thing=SnapshotFactory(name="mine", volume__project=project))
+    activity.record(action="snapshot.delete", actor=owner, target=SnapshotFactory(name="mine", volume__project=project))
     hidden = ProjectFactory(customer=project.customer)
-    activity.record(act="snapshot.delete", actor=owner, thing=SnapshotFactory(name="theirs", volume__project=hidden))
-    activity.record(act="snapshot.delete", actor=None, thing=SnapshotFactory(name="foreign"))
+    activity.record(
+        action="snapshot.delete", actor=owner, target=SnapshotFactory(name="theirs", volume__project=hidden)
+    )
+    activity.record(action="snapshot.delete", actor=None, target=SnapshotFactory(name="foreign"))
 
     def seen_by(user: User) -> set[str]:
-        page = client_for(user).get(reverse("accounts:activity")).text
+        page = client_for(user).get(reverse("activity:log")).text
         return {name for name in ("mine", "theirs", "foreign") if name in page}
 
     assert seen_by(owner) == {"mine", "theirs"}
@@ -162,24 +179,26 @@ def test_everybody_sees_their_projects_and_owners_the_whole_account(
 
 def test_the_log_is_searched_and_filtered(owner: User, project: Project, client_for: Callable[..., Client]) -> None:
     for name in ("alpha", "beta"):
-        activity.record(act="snapshot.delete", actor=owner, thing=SnapshotFactory(name=name, volume__project=project))
-    activity.record(act="role.change", actor=owner, thing=owner, project=project, after={"role": "member"})
+        activity.record(
+            action="snapshot.delete", actor=owner, target=SnapshotFactory(name=name, volume__project=project)
+        )
+    activity.record(action="role.change", actor=owner, target=owner, project=project, after={"role": "member"})
     client = client_for(owner)
 
     def rows(**query: str) -> list[str]:
-        return [row.thing_name for row in client.get(reverse("accounts:activity"), query).context["rows"]]
+        return [row.target_name for row in client.get(reverse("activity:log"), query).context["rows"]]
 
     assert rows(q="ALPH") == ["alpha"]
-    assert rows(act="role.change") == ["Aye"]
+    assert rows(action="role.change") == ["Aye"]
     assert len(rows(project=str(project.pk))) == 3
-    assert "Nothing matches" in client.get(reverse("accounts:activity"), {"q": "gamma"}).text
-    assert len(rows(project="nonsense", act="nonsense", after="nonsense")) == 3
+    assert "No entries match" in client.get(reverse("activity:log"), {"q": "gamma"}).text
+    assert len(rows(project="nonsense", action="nonsense", after="nonsense")) == 3
 
 
 def test_pages_follow_each_other_without_gaps_and_lead_back(owner: User, client_for: Callable[..., Client]) -> None:
     for number in range(120):
-        activity.record(act="person.change", actor=owner, thing=owner, after={"name": str(number)})
-    client, url, there, back = client_for(owner), reverse("accounts:activity"), [], []
+        activity.record(action="user.change", actor=owner, target=owner, after={"name": str(number)})
+    client, url, there, back = client_for(owner), reverse("activity:log"), [], []
     while url:
         page = client.get(url).context
         there.append([row.after["name"] for row in page["rows"]])
@@ -191,7 +210,7 @@ def test_pages_follow_each_other_without_gaps_and_lead_back(owner: User, client_
     assert sum(there, []) == [str(number) for number in reversed(range(120))]
     assert back == [there[1], there[0]]
     newest = Activity.objects.order_by("-at").first()
-    beyond = client.get(reverse("accounts:activity"), {"before": str(newest.pk)}).context
+    beyond = client.get(reverse("activity:log"), {"before": str(newest.pk)}).context
     assert [row.after["name"] for row in beyond["rows"]] == there[0]
 
 
@@ -199,8 +218,10 @@ def test_the_csv_has_everything_and_no_formula(
     owner: User, project: Project, client_for: Callable[..., Client]
 ) -> None:
     snapshot = SnapshotFactory(name="=1+1", volume__project=project)
-    activity.record(act="snapshot.rename", actor=owner, thing=snapshot, before={"name": "a"}, after={"name": "=1+1"})
-    text = client_for(owner).get(reverse("accounts:activity_csv")).getvalue().decode()
+    activity.record(
+        action="snapshot.rename", actor=owner, target=snapshot, before={"name": "a"}, after={"name": "=1+1"}
+    )
+    text = client_for(owner).get(reverse("activity:csv")).getvalue().decode()
     assert "Snapshot renamed" in text
     assert "'=1+1" in text
     assert "name: a → =1+1" in text
@@ -239,9 +260,9 @@ def test_sign_ins_are_written_down_and_a_new_device_is_told(project: Project) ->
     assert not person.notifications.exists()
     sign_in(phone, person.email)
     assert person.notifications.get().title == "New sign-in from Safari on iPhone"
-    acts = Activity.objects.filter(actor=person).order_by("at").values_list("act", flat=True)
-    assert list(acts) == ["person.sign_in_failed", "person.sign_in", "person.sign_in"]
-    assert Activity.objects.filter(act="person.sign_in").first().address == "127.0.0.1"
+    acts = Activity.objects.filter(actor=person).order_by("at").values_list("action", flat=True)
+    assert list(acts) == ["user.sign_in_failed", "user.sign_in", "user.sign_in"]
+    assert Activity.objects.filter(action="user.sign_in").first().address == "127.0.0.1"
     page = phone.get(reverse("accounts:sign_ins")).text
     assert page.count("Firefox on Linux") == 2
 
@@ -262,17 +283,17 @@ def test_every_way_to_show_who_one_is_is_written_down(caplog: pytest.LogCaptureF
     answers = {"oldpassword": "wrong", "password1": "a quite new one 1", "password2": "a quite new one 1"}
     client.post(reverse("account_change_password"), answers)
     told = [
-        (entry.act.removeprefix("person."), activity.said(entry.after.get("factors") or entry.after.get("factor")))
+        (entry.action.removeprefix("user."), to_text(entry.after.get("factors") or entry.after.get("factor")))
         for entry in Activity.objects.order_by("at")
     ]
     assert told == [
-        ("reset_asked", ""),
+        ("request_password_reset", ""),
         ("sign_in_failed", "password"),
         ("sign_in_failed", "authenticator app"),
         ("sign_in_failed", "passkey"),
         ("sign_in", "password, recovery code"),
-        ("confirmed", "password"),
-        ("email_asked", ""),
+        ("reauthenticate", "password"),
+        ("request_email_change", ""),
         ("sign_in_failed", "password"),
     ]
 
@@ -303,13 +324,13 @@ def test_what_administrators_change_is_in_the_log_with_the_values(
         "memberships-0-role": Role.OWNER,
     }
     assert client_for(admin).post(f"/admin/accounts/project/{project.pk}/change/", answers).status_code == 302
-    entry = Activity.objects.get(act="admin.change")
+    entry = Activity.objects.get(action="admin.change")
     assert (entry.actor, entry.project, entry.customer) == (admin, project, project.customer)
     assert (entry.before, entry.after) == (
         {"name": "Default", "snapshot_quota": -1},
         {"name": "Renamed", "snapshot_quota": 5},
     )
-    assert "Support" in client_for(owner).get(reverse("accounts:activity")).text
+    assert "Support" in client_for(owner).get(reverse("activity:log")).text
 
 
 def test_administrators_neither_leave_a_project_without_an_owner(
@@ -341,7 +362,7 @@ def test_what_is_asked_of_a_snapshot_is_in_the_log(owner: User, project: Project
     with pytest.raises(services.NameTaken):
         services.rename_snapshot(snapshot=snapshot, user=owner, name="")
     log = Activity.objects.filter(actor=owner, project=project).order_by("at")
-    assert list(log.values_list("act", flat=True)) == ["snapshot.rename", "snapshot.verify", "snapshot.delete"]
+    assert list(log.values_list("action", flat=True)) == ["snapshot.rename", "snapshot.verify", "snapshot.delete"]
     assert (log[0].before, log[0].after) == ({"name": "nightly"}, {"name": "weekly"})
 
 
@@ -350,6 +371,6 @@ def test_credits_and_prices_of_administrators_are_in_the_log(project: Project) -
     given = {"customer": project.customer, "amount_micro": 5_000_000, "reason": "Sorry for the outage", "by": admin}
     for _ in range(2):
         grant_credits(**given, key="once")
-    entry = Activity.objects.get(act="wallet.move")
+    entry = Activity.objects.get(action="wallet.move")
     assert (entry.customer, entry.actor) == (project.customer, admin)
     assert entry.after["reason"] == "Sorry for the outage"

@@ -1,0 +1,99 @@
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlencode
+from uuid import UUID
+
+from django.conf import settings
+from django.db.models import Q, QuerySet
+from django.http import HttpRequest, HttpResponse, QueryDict, StreamingHttpResponse
+from django.shortcuts import render
+from django.utils import timezone
+from django.views.decorators.http import require_safe
+
+from cng_portal.common.responses import csv_response, is_fragment, render_part
+
+from .forms import ActivityFilterForm
+from .models import Activity
+
+PAGE_SIZE = 50
+COLUMNS = ["time", "user", "action", "target_type", "target", "target_id", "project", "ip_address", "changes"]
+
+
+@require_safe
+def activity_log(request: HttpRequest, as_csv: bool = False) -> HttpResponse | StreamingHttpResponse:
+    """List the entries that the user may see: searched, filtered, in pages or as CSV."""
+    projects = request.user.projects.order_by("name")
+    form = ActivityFilterForm(request.GET, projects=[(str(project.pk), project.name) for project in projects])
+    if form.opens_panel and is_fragment(request):
+        return render(request, "partials/filter_panel.html", {"form": form})
+    entries = filter_entries(Activity.objects.visible_to(request.user), form.chosen).select_related("project")
+    if as_csv:
+        return export_csv(entries.order_by("-at", "-id"))
+    rows, has_older, has_newer = get_page(entries, request.GET)
+    query = urlencode(form.chosen)
+    context = {
+        "form": form,
+        "rows": rows,
+        "query": query,
+        "next_url": f"{request.path}?{urlencode(form.chosen | {'after': rows[-1].pk})}" if has_older else "",
+        "previous_url": f"{request.path}?{urlencode(form.chosen | {'before': rows[0].pk})}" if has_newer else "",
+        "first_url": f"{request.path}?{query}" if has_newer else "",
+        "days": settings.ACTIVITY_KEPT_DAYS,
+        "is_fragment": is_fragment(request),
+    }
+    return render_part(request, "activity/log.html", "activity-list", context)
+
+
+def filter_entries(entries: QuerySet[Activity], chosen: dict[str, Any]) -> QuerySet[Activity]:
+    if project := chosen.get("project"):
+        entries = entries.filter(project_id=project)
+    if action := chosen.get("action"):
+        entries = entries.filter(action=action)
+    if text := chosen.get("q"):
+        entries = entries.filter(
+            Q(target_name__icontains=text)
+            | Q(actor_name__icontains=text)
+            | Q(target_id__iexact=text)
+            | Q(address__startswith=text)
+        )
+    return entries
+
+
+def get_page(entries: QuerySet[Activity], params: QueryDict) -> tuple[list[Activity], bool, bool]:
+    """Return the page before or after the entry that `params` name, newest first; whether there are older, newer ones."""
+    if first := get_cursor(entries, params.get("before", "")):
+        newer = entries.filter(Q(at__gt=first.at) | Q(at=first.at, pk__gt=first.pk)).order_by("at", "id")
+        rows = list(newer[: PAGE_SIZE + 1])
+        if rows:  # else nothing is newer, and the first page is the answer
+            return rows[:PAGE_SIZE][::-1], True, len(rows) > PAGE_SIZE
+    last = get_cursor(entries, params.get("after", ""))
+    older = entries.filter(Q(at__lt=last.at) | Q(at=last.at, pk__lt=last.pk)) if last else entries
+    rows = list(older.order_by("-at", "-id")[: PAGE_SIZE + 1])
+    return rows[:PAGE_SIZE], len(rows) > PAGE_SIZE, last is not None
+
+
+def get_cursor(entries: QuerySet[Activity], text: str) -> Activity | None:
+    try:
+        return entries.filter(pk=UUID(text)).first()
+    except ValueError:
+        return None
+
+
+def export_csv(entries: QuerySet[Activity]) -> StreamingHttpResponse:
+    zone = timezone.get_current_timezone()  # read here, because the rows are written after the request
+
+    def rows() -> Iterator[list[object]]:
+        for entry in entries.iterator(chunk_size=1000):
+            yield [
+                entry.at.astimezone(zone).isoformat(),
+                entry.actor_label,
+                entry.label,
+                entry.target_kind,
+                entry.target_name,
+                entry.target_id,
+                str(entry.project or ""),
+                entry.address or "",
+                "; ".join(f"{name}: {before} → {after}" for name, before, after in entry.changes),
+            ]
+
+    return csv_response("activity", COLUMNS, rows())

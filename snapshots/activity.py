@@ -1,0 +1,42 @@
+"""The actions of snapshots, backups and their operations in the activity log."""
+
+from django.utils.translation import gettext_lazy as _
+
+from cng_portal.activity.registry import register
+
+register(
+    {
+        "snapshot.capture": _("Snapshot requested"),
+        "snapshot.rename": _("Snapshot renamed"),
+        "snapshot.restore": _("Restore requested"),
+        "snapshot.delete": _("Snapshot deleted"),
+        "snapshot.verify": _("Verification requested"),
+        "snapshot.new_volume": _("New volume requested"),
+        "snapshot.damaged": _("Snapshot found damaged"),
+        "snapshot.sound": _("Snapshot no longer damaged"),
+        "snapshot.cancel": _("Operation cancelled"),
+        "snapshot.clean_up": _("Cleanup of orphaned files requested"),
+        # outcomes, recorded by the portal itself
+        "ready.capture": _("Snapshot ready"),
+        "failed.capture": _("Snapshot failed"),
+        "ready.restore": _("Restored"),
+        "failed.restore": _("Restore failed"),
+        "ready.delete": _("Removed from storage"),
+        "failed.delete": _("Deletion failed"),
+        "ready.verify": _("Verified"),
+        "failed.verify": _("Verification failed"),
+        "ready.new_volume": _("New volume ready"),
+        "failed.new_volume": _("New volume failed"),
+        "ready.clean_up": _("Orphaned files removed"),
+        "failed.clean_up": _("Orphaned files could not be removed"),
+        "backup.schedule": _("Backup schedule created"),
+        "backup.change": _("Backup schedule changed"),
+        "backup.pause": _("Backup schedule paused"),
+        "backup.resume": _("Backup schedule resumed"),
+        "backup.delete": _("Backup schedule deleted"),
+        "backup.pin": _("Backup pinned or unpinned"),
+        "backup.automatic": _("Automatic backups turned on or off"),
+        "backup.missed": _("Backup missed"),
+        "backup.failed": _("Backup failed"),
+    }
+)
