@@ -7,10 +7,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from django.db import connection
+from django.db import DatabaseError, InterfaceError, connection
 from django.http import HttpRequest, HttpResponse
 from django.template.loader import render_to_string
-from django.views import defaults
 from psycopg import errors
 
 # What one small write may need: pages of the table, of its indexes and of the log.
@@ -44,6 +43,9 @@ def says_full(error: BaseException) -> bool:
 
 def server_error(request: HttpRequest) -> HttpResponse:
     """Django's handler500, called while the exception is handled."""
-    if is_cause_of(sys.exc_info()[1]):
+    error = sys.exc_info()[1]
+    if is_cause_of(error):
         return HttpResponse(render_to_string("507.html"), status=507)
-    return defaults.server_error(request)
+    # A database that just failed isn't asked how to reach support: it would keep the page waiting.
+    can_ask = not isinstance(error, DatabaseError | InterfaceError)
+    return HttpResponse(render_to_string("500.html", {"can_ask_database": can_ask}), status=500)

@@ -207,6 +207,7 @@ HTTPS = read("HTTPS", yes_or_no, False)
 PRODUCTION = not TESTING and hardening.is_production(https=HTTPS, allowed_hosts=ALLOWED_HOSTS)
 
 INSTALLED_APPS = [
+    "cng_portal.support",
     "cng_portal.mail",
     "cng_portal.activity",
     "cng_portal.accounts",
@@ -280,7 +281,11 @@ TEMPLATES = [
                 "cng_portal.notifications.context.bell",
                 "billing.context.wallet",
             ],
-            "builtins": ["template_partials.templatetags.partials", "cng_portal.common.templatetags.portal"],
+            "builtins": [
+                "template_partials.templatetags.partials",
+                "cng_portal.common.templatetags.portal",
+                "cng_portal.support.templatetags.support",
+            ],
         },
     }
 ]

@@ -12,6 +12,9 @@ from django.conf import settings
 from django.core.mail import EmailMessage, get_connection
 from django.core.mail.backends.base import BaseEmailBackend
 from django.db.models import Count, F, Min
+from django.utils.translation import gettext as _
+
+from cng_portal.support.services import load_contact
 
 from .models import LONGEST_BACKOFF, OutgoingMail, OutgoingMailQuerySet
 
@@ -120,7 +123,9 @@ def message(mail: OutgoingMail) -> EmailMessage:
     host = urlsplit(settings.PORTAL_URL).hostname
     # The same for every attempt, so that a copy can be recognized; and no absence notes in return.
     headers = {"Message-ID": f"<{mail.pk}@{host}>", "Auto-Submitted": "auto-generated"}
-    return EmailMessage(subject=mail.subject, body=mail.body, to=[mail.recipient], headers=headers)
+    contact = load_contact()
+    footer = "\n\n-- \n" + _("Support: %(contact)s") % {"contact": contact.summary} if contact else ""
+    return EmailMessage(subject=mail.subject, body=mail.body.rstrip() + footer, to=[mail.recipient], headers=headers)
 
 
 def close(server: BaseEmailBackend) -> None:
