@@ -30,6 +30,7 @@ register = template.Library()
 
 
 @register.simple_tag(name="icon")
+@cache  # a list draws eighty
 def draw_icon(name: str, size: int = 20, style: str = "outline", css_class: str = "icon") -> SafeString:
     """Draw an icon of the sprite: `{% icon "camera" 16 "micro" %}`. It is decorative, the text beside it says the same."""
     return format_html(
@@ -47,6 +48,7 @@ DRAWN_FLAGS = {"MM", "SG"}
 
 
 @register.simple_tag
+@cache
 def flag(country: str, emoji: str = "") -> SafeString:
     """Draw the flag of an ISO country code, our own drawing where there is one, else the emoji. It is decorative."""
     if country in DRAWN_FLAGS:
