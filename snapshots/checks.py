@@ -1,34 +1,332 @@
-"""What has to be right with the storage engines before anything starts."""
+"""What must hold before something can be done. Pages call these to explain, services to refuse.
 
-from collections.abc import Sequence
-from inspect import signature
+Each raises an ActionRefused with a message for the customer.
+"""
 
-from django.apps import AppConfig
-from django.conf import settings
-from django.core.checks import Error, register
-from django.utils.module_loading import import_string
+import logging
+from collections.abc import Iterable
+from datetime import datetime
+from typing import TypeVar
+from uuid import UUID
 
-from snapshots.storage.contract import Driver
+from django.core.exceptions import PermissionDenied, ValidationError
+from django.db.models import Q, QuerySet, Sum
+from django.utils import timezone
+from django.utils.translation import gettext as _
+
+from billing import errors as billing
+from billing.balance import require_cover
+from billing.money import format_price
+from billing.prices import Quote, get_quote, price_at, prices_by_place
+from cng_portal.accounts.models import Customer, User
+from cng_portal.common.names import MAX_NAME_LENGTH, clean_name, fold_name, is_same_name
+from cng_portal.inventory.models import VirtualMachine, Volume
+
+from .errors import (
+    DamagedSnapshot,
+    InsufficientCredit,
+    InvalidState,
+    NameTaken,
+    NotSold,
+    OutOfSpace,
+    PriceChanged,
+    SourceUnavailable,
+    WrongOverride,
+)
+from .limits import check_cloud_quota, check_snapshot_quota
+from .models import (
+    SERVICE_KINDS,
+    BackupSchedule,
+    DiskImage,
+    Kind,
+    Operation,
+    OperationQuerySet,
+    Snapshot,
+    State,
+    volume_ref,
+)
+from .storage.contract import GIB, VERIFICATION_VALID_FOR, StorageError
+from .storage.registry import get_driver
+
+logger = logging.getLogger(__name__)
+
+# What a snapshot is taken of: one volume, or all volumes of a machine together.
+Source = Volume | VirtualMachine
+S = TypeVar("S", bound=Source)
 
 
-@register
-def check_storage_drivers(app_configs: Sequence[AppConfig] | None = None, **options: object) -> list[Error]:
-    """Every engine of settings.STORAGE names a driver that can be imported."""
-    errors = []
-    for alias, engine in settings.STORAGE.items():
-        try:
-            driver = import_string(engine["driver"])
-        except ImportError as error:
-            errors.append(
-                Error(f"STORAGE cannot be used: the driver of “{alias}” is not there ({error}).", id="storage.E001")
+def require_change(user: User, project_id: UUID) -> None:
+    """Raise PermissionDenied for viewers. Strangers have had a 404 before."""
+    if not user.can_change(project_id):
+        raise PermissionDenied(
+            _("You can see this project, but your role “Viewer” does not allow changes. Ask an owner of the project.")
+        )
+
+
+def kind_of(source: Source) -> Kind:
+    return Kind.VOLUME if isinstance(source, Volume) else Kind.VM
+
+
+def volumes_of(source: Source) -> list[Volume]:
+    """Return the volumes that a snapshot captures, the root volume first."""
+    if isinstance(source, Volume):
+        return [source]
+    disks = Volume.objects.present().filter(vm=source).select_related("location")
+    return list(disks.order_by("position", "name", "id"))
+
+
+def size_of(source: Source) -> int:
+    """Return the GB of all its volumes."""
+    return sum(volume.size_gb for volume in volumes_of(source))
+
+
+def reload_source(source: S) -> S:
+    """Read the row again, after the customer's lock was taken."""
+    return type(source).objects.select_related("project__customer", "location").get(pk=source.pk)  # type: ignore[return-value]
+
+
+def reload_snapshot(snapshot: Snapshot) -> Snapshot:
+    """Read the row again, after the customer's lock was taken."""
+    return Snapshot.objects.select_related("project__customer", "location", "volume__location", "vm__location").get(
+        pk=snapshot.pk
+    )
+
+
+def require_ready(snapshot: Snapshot) -> None:
+    """Raise InvalidState unless the snapshot is Ready and still in the cloud."""
+    if snapshot.state != State.READY:
+        raise InvalidState(
+            _("“%(name)s” is not ready (%(state)s).") % {"name": snapshot.name, "state": snapshot.get_state_display()}
+        )
+    if snapshot.missing_since is not None:
+        raise InvalidState(
+            _(
+                "The snapshot “%(name)s” was deleted in the cloud, outside the portal. You can only delete it here as well."
             )
-            continue
-        if not isinstance(driver, type) or not issubclass(driver, Driver):
-            sentence = f"STORAGE cannot be used: “{engine['driver']}”, the driver of “{alias}”, is no storage driver."
-            errors.append(Error(sentence, id="storage.E002"))
-            continue
-        try:
-            signature(driver).bind_partial(location="", **engine["options"])  # a location may add what is missing
-        except TypeError as error:
-            errors.append(Error(f"STORAGE cannot be used: the options of “{alias}”: {error}.", id="storage.E003"))
-    return errors
+            % {"name": snapshot.name}
+        )
+
+
+def check_source(source: Source) -> list[Volume]:
+    """Return the volumes that a snapshot captures. Raises SourceUnavailable unless each of them can be captured now."""
+    if source.deleted_at is not None:
+        raise SourceUnavailable(_("“%(name)s” has been deleted. Choose another one.") % {"name": source.name})
+    if not source.location.active:
+        raise SourceUnavailable(
+            _("The location %(code)s is closed for new snapshots. Choose something elsewhere, or ask support.")
+            % {"code": source.location_id}
+        )
+    volumes = volumes_of(source)
+    if not volumes:
+        raise SourceUnavailable(
+            _("The virtual machine “%(name)s” has no volume, so there is nothing to capture. Choose another one.")
+            % {"name": source.name}
+        )
+    for volume in volumes:
+        if volume.state != Volume.State.AVAILABLE:
+            raise SourceUnavailable(
+                _("The volume “%(name)s” is not usable yet. Wait until it is available, or choose another one.")
+                % {"name": volume.name}
+            )
+        if volume.location_id != source.location_id:
+            raise SourceUnavailable(
+                _("The volume “%(name)s” is in another location than its machine. Ask support.") % {"name": volume.name}
+            )
+    if writers(volumes).exists():
+        raise SourceUnavailable(
+            _("“%(name)s” is being restored right now. Try again when that has ended.") % {"name": source.name}
+        )
+    return volumes
+
+
+def writers(volumes: list[Volume]) -> OperationQuerySet:
+    """Return the active operations that write to these volumes or to their machines."""
+    machines = {volume.vm_id for volume in volumes if volume.vm_id}
+    return Operation.objects.active().filter(
+        Q(volume__in=volumes) | Q(vm__in=machines) | Q(vm__isnull=False, snapshot__disks__volume__in=volumes)
+    )
+
+
+def unfinished_captures(volumes: list[Volume]) -> QuerySet[Snapshot]:
+    """Return the snapshots and backups of these volumes that are being taken."""
+    return Snapshot.objects.filter(
+        disks__volume__in=volumes, deleted_at=None, state__in=[State.PENDING, State.CREATING]
+    )
+
+
+def check_capturable(source: Source, *, safety: bool = False) -> list[Volume]:
+    """Check the source and the quotas, and return the volumes to capture.
+
+    `safety` is for the snapshot taken before a restore, which some engines keep as volumes.
+    """
+    volumes = check_source(source)
+    check_snapshot_quota(source.project, sum(volume.size_gb for volume in volumes))
+    kind = "volumes" if safety and get_driver(source.location).reverts_only_latest else "snapshots"
+    for backend_project in {volume.backend_project for volume in volumes}:
+        sizes = [volume.size_gb for volume in volumes if volume.backend_project == backend_project]
+        check_cloud_quota(source.location_id, backend_project, **{kind: len(sizes), "gb": sum(sizes)})
+    return volumes
+
+
+def check_deliverable(
+    source: Source,
+    at: datetime | None = None,
+    *,
+    kind: str | None = None,
+    safety: bool = False,
+) -> Quote:
+    """Check everything but the name of a new snapshot, or of a backup if `kind` says so, and return its price."""
+    at = at or timezone.now()
+    volumes = check_capturable(source, safety=safety)
+    quote = quote_size(source, sum(volume.size_gb for volume in volumes), kind=kind, at=at)
+    check_cover(source.project.customer, quote.hourly_micro, at=at)
+    return quote
+
+
+def check_space(source: Source) -> None:
+    """Raise OutOfSpace unless a capture fits. Call it outside a transaction, because it may go over the network."""
+    try:
+        driver = get_driver(source.location)
+        needed, free = driver.bytes_needed([volume_ref(volume) for volume in volumes_of(source)]), driver.free_bytes()
+    except StorageError as error:
+        raise OutOfSpace(str(error)) from error
+    require_space(source.location_id, needed, free)
+
+
+def require_space(location: str, needed: int, free: int | None) -> None:
+    if free is not None and needed >= free:  # `>=`, because a clone needs none but can't be made on a full disk
+        raise OutOfSpace(
+            _(
+                "The storage of %(location)s is too full: this may need %(needed).1f GB and %(free).1f GB are "
+                "free. Nothing was created. Ask support, or delete snapshots that you no longer need."
+            )
+            % {"location": location, "needed": needed / GIB, "free": free / GIB}
+        )
+
+
+def quote_for(source: Source, *, kind: str | None = None, at: datetime | None = None) -> Quote:
+    """Return today's price of a snapshot, or of a backup if `kind` says so. Raises NotSold."""
+    return quote_size(source, size_of(source), kind=kind, at=at)
+
+
+def quote_size(source: Source, size_gb: int, *, kind: str | None = None, at: datetime | None = None) -> Quote:
+    """Return today's price of `size_gb` captured of `source`. Raises NotSold."""
+    try:
+        return get_quote(
+            customer=source.project.customer,
+            location=source.location,
+            kind=SERVICE_KINDS[Kind(kind or kind_of(source))],
+            size_gb=size_gb,
+            at=at or timezone.now(),
+        )
+    except billing.NotSold as error:
+        raise NotSold(str(error)) from error
+
+
+def check_shown_price(quote: Quote, shown_hourly_micro: int | None) -> None:
+    """Raise PriceChanged unless the price that the user saw is today's."""
+    if shown_hourly_micro is not None and shown_hourly_micro != quote.hourly_micro:
+        logger.warning("Refused a price of %s millionths an hour: it is %s", shown_hourly_micro, quote.hourly_micro)
+        raise PriceChanged(
+            _("The price has changed to %(price)s an hour since it was shown. Check it and confirm again.")
+            % {"price": format_price(quote.hourly_micro, quote.currency)},
+            quote,
+        )
+
+
+def check_cover(customer: Customer, hourly_micro: int, *, at: datetime) -> None:
+    """Raise InsufficientCredit unless the credits cover one more hour of `hourly_micro`."""
+    try:
+        require_cover(
+            customer=customer, hourly_micro=hourly_micro, at=at, reserved_micro=reserved_micro(customer, at=at)
+        )
+    except billing.InsufficientCredit as error:
+        raise InsufficientCredit(str(error)) from error
+
+
+def reserved_micro(customer: Customer, *, at: datetime) -> int:
+    """Return the price of the first hour of all unfinished captures, which have no usage segment yet."""
+    # Automatic backups are not charged per GB.
+    unfinished = Snapshot.objects.filter(
+        customer=customer, deleted_at=None, state__in=[State.PENDING, State.CREATING]
+    ).exclude(run__schedule__origin=BackupSchedule.Origin.AUTOMATIC)
+    sizes = list(unfinished.order_by().values_list("kind", "location_id").annotate(gb=Sum("size_gb")))
+    if not sizes:
+        return 0
+    prices = prices_by_place({code for _kind, code, _gb in sizes})
+    total = 0
+    for kind, code, gb in sizes:
+        price = price_at(prices.get((SERVICE_KINDS[Kind(kind)], code), []), at)
+        total += gb * price.rate_micro if price and price.is_sold else 0
+    return total
+
+
+def check_name(customer_id: UUID, name: str, *, exclude: UUID | None = None) -> str:
+    """Return the cleaned name, or raise NameTaken if it is invalid or another snapshot of the customer has it."""
+    try:
+        name = clean_name(name)
+    except ValidationError as error:
+        raise NameTaken(error.messages[0], "") from error
+    same = Snapshot.objects.filter(customer_id=customer_id, deleted_at=None, name_key=fold_name(name)).exclude(
+        pk=exclude
+    )
+    if same.exists():
+        suggestion = free_name(customer_id, name)
+        raise NameTaken(
+            _("Another snapshot has the name “%(name)s”. Names are unique; “%(free)s” is free.")
+            % {"name": name, "free": suggestion},
+            suggestion,
+        )
+    return name
+
+
+def free_name(customer_id: UUID, wanted: str) -> str:
+    """Return `wanted`, with the lowest number appended that makes it unique among the customer's snapshots."""
+    wanted = wanted.strip()[:MAX_NAME_LENGTH] or _("snapshot")
+    stem = wanted[: MAX_NAME_LENGTH - 6]
+    taken = set(
+        Snapshot.objects.filter(
+            customer_id=customer_id, deleted_at=None, name_key__startswith=fold_name(stem)
+        ).values_list("name_key", flat=True)
+    )
+    candidate, number = wanted, 1
+    while fold_name(candidate) in taken:
+        number += 1
+        candidate = f"{stem}-{number}"
+    return candidate
+
+
+def suggest_name(source: Source, *, at: datetime | None = None) -> str:
+    """Return a free name such as `web-01-root-2026-11-22`, with the day in the reader's time zone."""
+    day = timezone.localtime(at or timezone.now()).date().isoformat()
+    return free_name(source.project.customer_id, f"{source.name[: MAX_NAME_LENGTH - 17]}-{day}")
+
+
+def is_unchecked(snapshot: Snapshot, override: str) -> bool:
+    """Return whether to use the snapshot's bytes without verifying them, for which the user types its name.
+
+    Raises WrongOverride if another name was typed, and DamagedSnapshot if it is damaged and nothing was typed.
+    """
+    if override.strip():
+        if not is_same_name(override, snapshot.name):
+            raise WrongOverride(
+                _("That is not the snapshot's name. Type “%(name)s” to use it without checking.")
+                % {"name": snapshot.name}
+            )
+        return True
+    if snapshot.is_damaged:
+        raise DamagedSnapshot(
+            _("“%(name)s” is damaged. Type its name to use it anyway, or choose another snapshot.")
+            % {"name": snapshot.name}
+        )
+    return False
+
+
+def is_read_first(snapshot: Snapshot, disks: Iterable[DiskImage]) -> bool:
+    """Return whether all disks are verified before use, which the user may skip."""
+    try:
+        clones = get_driver(snapshot.location).clones
+    except StorageError:
+        return False
+    oldest = timezone.now() - VERIFICATION_VALID_FOR
+    return clones and any(disk.verified_at is None or disk.verified_at < oldest for disk in disks)

@@ -21,7 +21,6 @@ from cng_portal.common.templatetags.portal import minute
 from cng_portal.notifications.models import Notification
 from cng_portal.notifications.services import notify, project_members
 
-from .charging import start_charging, stop_charging
 from .models import BackupRun, DiskImage, Snapshot, State
 
 
@@ -35,7 +34,7 @@ def record_damage(snapshot: Snapshot, damage: dict[DiskImage, str], at: datetime
         DiskImage.objects.filter(pk=disk.pk).update(damage=text)
     if not Snapshot.objects.filter(pk=snapshot.pk, state=State.READY, damaged_at=None).update(damaged_at=at):
         return False
-    stop_charging(snapshot, at)
+    snapshot.stop_charging(at)
     activity.record(action="snapshot.damaged", actor=None, target=snapshot, after={"damage": _joined(damage.values())})
     if not BackupRun.objects.unfinished().filter(snapshot=snapshot).exists():  # else the run says what happens next
         _notify_damaged(snapshot, damage.values(), at, user)
@@ -55,7 +54,7 @@ def record_sound(snapshot: Snapshot, at: datetime, *, user: User | None = None) 
     snapshot.refresh_from_db(fields=["damaged_at"])
     is_charged = snapshot.is_charged and not snapshot.costs_nothing
     if is_charged:
-        start_charging(snapshot, at)
+        snapshot.start_charging(at)
     activity.record(action="snapshot.sound", actor=user, target=snapshot)
 
     def message() -> tuple[str, str]:

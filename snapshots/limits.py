@@ -1,72 +1,228 @@
-"""How many costly acts one customer may ask for in an hour, counted from the operations themselves.
+"""Quotas, and rate limits on expensive operations.
 
-What schedules and the portal itself ask for does not count. A refusal says when the next one can be asked for.
+Quotas limit how much a customer, a project or a project of the cloud may hold. Rate limits count the operations that a
+customer's users requested within the last hour; what schedules and the portal request doesn't count.
 """
 
+import logging
+from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 from django.conf import settings
-from django.db.models import QuerySet
+from django.db.models import Count, Q, QuerySet, Sum
 from django.utils import timezone
+from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from .models import Operation
+from cng_portal.accounts.models import UNLIMITED, Project
+from cng_portal.inventory.models import CloudProject, Volume
 
-WINDOW = timedelta(hours=1)
+from .errors import QuotaExceeded, RateLimited
+from .models import Kind, Operation, Snapshot
+
+logger = logging.getLogger(__name__)
+
+RATE_LIMIT_WINDOW = timedelta(hours=1)
+# Inventory syncs every few minutes. Older figures are ignored, and the cloud itself admits or refuses.
+CLOUD_FIGURES_VALID_FOR = timedelta(minutes=15)
+
+
+# --- quotas ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class QuotaUse:
+    """How much of one quota is used. `limit` may be UNLIMITED."""
+
+    label: str
+    used: int
+    limit: int
+
+    @property
+    def is_limited(self) -> bool:
+        return self.limit != UNLIMITED
+
+    def require(self, more: int) -> None:
+        """Raise QuotaExceeded unless `more` fits."""
+        if self.is_limited and self.used + more > self.limit:
+            raise QuotaExceeded(
+                _(
+                    "Quota full: %(used)s of %(limit)s %(what)s are used and this one needs %(more)s. "
+                    "Delete what you no longer need, or ask support for a higher quota."
+                )
+                % {"used": self.used, "limit": self.limit, "what": self.label, "more": more}
+            )
+
+
+def snapshot_quota_use(project: Project) -> list[QuotaUse]:
+    """Return the use of the four snapshot quotas: count and GB, of the customer and of the project."""
+    customer = project.customer
+    # Skip the query where nothing is limited, because it is on the way of every snapshot.
+    if all(
+        limit == UNLIMITED for owner in (customer, project) for limit in (owner.snapshot_quota, owner.snapshot_gb_quota)
+    ):
+        return []
+    counted = Snapshot.objects.filter(customer=customer, deleted_at=None, kind__in=Kind.values).counted()
+    used = _count(counted, project)
+    return [
+        QuotaUse(_("snapshots of your account"), used["count"], customer.snapshot_quota),
+        QuotaUse(_("GB of snapshots of your account"), used["gb"], customer.snapshot_gb_quota),
+        QuotaUse(_("snapshots of the project"), used["project_count"], project.snapshot_quota),
+        QuotaUse(_("GB of snapshots of the project"), used["project_gb"], project.snapshot_gb_quota),
+    ]
+
+
+def volume_quota_use(project: Project) -> list[QuotaUse]:
+    """Return the use of the four volume quotas: count and GB, of the customer and of the project."""
+    customer = project.customer
+    used = _count(Volume.objects.present().filter(project__customer=customer), project)
+    return [
+        QuotaUse(_("volumes of your account"), used["count"], customer.volume_quota),
+        QuotaUse(_("GB of volumes of your account"), used["gb"], customer.volume_gb_quota),
+        QuotaUse(_("volumes of the project"), used["project_count"], project.volume_quota),
+        QuotaUse(_("GB of volumes of the project"), used["project_gb"], project.volume_gb_quota),
+    ]
+
+
+def _count(rows: QuerySet[Any], project: Project) -> dict[str, int]:
+    in_project = Q(project=project)
+    return rows.aggregate(
+        count=Count("pk"),
+        gb=Sum("size_gb", default=0),
+        project_count=Count("pk", filter=in_project),
+        project_gb=Sum("size_gb", filter=in_project, default=0),
+    )
+
+
+def check_snapshot_quota(project: Project, size_gb: int) -> None:
+    """Raise QuotaExceeded unless one more snapshot of this size fits."""
+    for use, more in zip(snapshot_quota_use(project), (1, size_gb) * 2, strict=False):
+        use.require(more)
+
+
+def check_volume_quota(project_id: UUID, sizes_gb: list[int]) -> None:
+    """Raise QuotaExceeded unless volumes of these sizes fit. The caller must hold the customer's lock."""
+    project = Project.objects.select_related("customer").get(pk=project_id)
+    for use, more in zip(volume_quota_use(project), (len(sizes_gb), sum(sizes_gb)) * 2, strict=True):
+        use.require(more)
+
+
+def synced_cloud_projects(**filters: Any) -> QuerySet[CloudProject]:
+    """Return the cloud projects whose figures are recent enough to predict a refusal."""
+    since = timezone.now() - CLOUD_FIGURES_VALID_FOR
+    return CloudProject.objects.filter(synced_at__gte=since, missing_since=None, error="", **filters)
+
+
+def cloud_quota_use(cloud_project: CloudProject) -> dict[str, QuotaUse]:
+    """Return the use of the cloud's own quotas, by `snapshots`, `volumes` and `gb`.
+
+    The figures of the last sync are corrected by the captures requested and the deletions finished here since.
+    """
+    since, kinds = cloud_project.synced_at, Operation.Kind
+    captured = Q(kind=kinds.CAPTURE, created_at__gte=since) & ~Q(
+        state__in=[Operation.State.FAILED, Operation.State.CANCELLED]
+    )
+    deleted = Q(kind=kinds.DELETE, finished_at__gte=since, state=Operation.State.SUCCEEDED)
+    changes = Operation.objects.filter(
+        captured | deleted,
+        snapshot__disks__volume__location=cloud_project.location_id,
+        snapshot__disks__volume__backend_project=cloud_project.external_id,
+    ).order_by()
+    totals = changes.values_list("kind").annotate(Count("snapshot__disks"), Sum("snapshot__disks__size_gb"))
+    by_kind = {kind: (count, gb) for kind, count, gb in totals}
+    added, removed = (by_kind.get(kind, (0, 0)) for kind in (kinds.CAPTURE, kinds.DELETE))
+
+    def use(label: str, synced: int | None, change: int, quota: int | None) -> QuotaUse:
+        used, limit = max(0, (synced or 0) + change), UNLIMITED if quota is None or quota < 0 else quota
+        if limit != UNLIMITED and change > 0:
+            used = min(used, max(limit, synced or 0))  # The sync may have counted some of the change already.
+        return QuotaUse(label % {"name": cloud_project}, used, limit)
+
+    return {
+        "snapshots": use(
+            _("snapshots in the cloud project “%(name)s”"),
+            cloud_project.snapshot_count,
+            added[0] - removed[0],
+            cloud_project.snapshot_quota,
+        ),
+        "volumes": use(
+            _("volumes in the cloud project “%(name)s”"), cloud_project.volume_count, 0, cloud_project.volume_quota
+        ),
+        "gb": use(
+            _("GB of volumes and snapshots in the cloud project “%(name)s”"),
+            cloud_project.used_gb,
+            added[1] - removed[1],
+            cloud_project.gb_quota,
+        ),
+    }
+
+
+def check_cloud_quota(location_id: str, backend_project: str, **more: int) -> None:
+    """Raise QuotaExceeded if the cloud would refuse so many more `snapshots`, `volumes` or `gb`.
+
+    Unknown quotas are left to the cloud.
+    """
+    if backend_project:
+        for cloud_project in synced_cloud_projects(location=location_id, external_id=backend_project):
+            uses = cloud_quota_use(cloud_project)
+            for name, count in more.items():
+                uses[name].require(count)
+
+
+# --- rate limits -----------------------------------------------------------------------------------------------------
+
+
+def check_rate_limit(customer_id: UUID, kind: Operation.Kind, more: int = 1) -> None:
+    """Raise RateLimited unless `more` operations fit. The caller must hold the customer's lock."""
+    if retry_at := next_allowed(customer_id, kind, now=timezone.now(), more=more):
+        logger.warning("Refused %s: the account has asked for as many as it may within an hour", kind)
+        raise RateLimited(explain_rate_limit(kind, retry_at))
 
 
 def next_allowed(customer_id: UUID, kind: str, *, now: datetime, more: int = 1) -> datetime | None:
-    """When `more` further ones fit, None for now. The caller holds the customer's lock. One query.
+    """Return when `more` operations will fit, None if they do now.
 
-    Raises nothing for what can never fit: then it is the instant at which none is counted any more.
+    If they never fit, return when no operation is counted any more.
     """
     limit = settings.ACTS_PER_HOUR.get(kind, 0)
     if not limit:
         return None
-    newest_first = asked(customer_id, kind, now).order_by("-created_at", "-id").values_list("created_at", flat=True)
-    before = max(0, limit - more)  # so many may stay in the window
-    blocking = newest_first[before : before + 1]
-    return next((created_at + WINDOW for created_at in blocking), None)
+    newest_first = requested_lately(customer_id, kind, now).order_by("-created_at", "-id")
+    remaining = max(0, limit - more)  # how many may stay in the window
+    blocking = newest_first.values_list("created_at", flat=True)[remaining : remaining + 1]
+    return next((created_at + RATE_LIMIT_WINDOW for created_at in blocking), None)
 
 
-def asked(customer_id: UUID, kind: str, now: datetime) -> QuerySet[Operation]:
-    """Those that count against the limit."""
+def requested_lately(customer_id: UUID, kind: str, now: datetime) -> QuerySet[Operation]:
+    """Return the operations that count towards the rate limit."""
     return Operation.objects.filter(
-        created_at__gt=now - WINDOW, kind=kind, requested_by__isnull=False, snapshot__customer_id=customer_id
+        created_at__gt=now - RATE_LIMIT_WINDOW, kind=kind, requested_by__isnull=False, snapshot__customer_id=customer_id
     )
 
 
-def announce(customer_id: UUID, kind: str, *, now: datetime) -> str:
-    """What to say before somebody fills in a form in vain: that the limit is reached, or that a tenth of it is left at
-    most; else "".
-    """
+def rate_limit_warning(customer_id: UUID, kind: str, *, now: datetime) -> str:
+    """Return a warning for the page before the form is filled in: the limit is reached, or at most a tenth is left."""
     limit = settings.ACTS_PER_HOUR.get(kind, 0)
     if not limit:
         return ""
-    left = limit - asked(customer_id, kind, now).count()
+    left = limit - requested_lately(customer_id, kind, now).count()
     if left > limit // 10:
         return ""
-    if left <= 0 and (again_at := next_allowed(customer_id, kind, now=now)):
-        return explain(kind, again_at)
+    if left <= 0 and (retry_at := next_allowed(customer_id, kind, now=now)):
+        return explain_rate_limit(kind, retry_at)
     return ngettext(
-        "Your account may ask for “%(act)s” %(left)s more time within this hour.",
-        "Your account may ask for “%(act)s” %(left)s more times within this hour.",
+        "Your account can request “%(action)s” %(left)s more time this hour.",
+        "Your account can request “%(action)s” %(left)s more times this hour.",
         left,
-    ) % {"act": Operation.Kind(kind).label, "left": left}
+    ) % {"action": Operation.Kind(kind).label, "left": left}
 
 
-def explain(kind: str, again_at: datetime) -> str:
-    # to the next minute: what is said to be allowed then has to be
-    local = timezone.localtime(again_at + timedelta(seconds=59))
-    return ngettext(
-        "Your account has asked for “%(act)s” %(limit)s time within an hour, which is as often as the storage is kept "
-        "free for. Nothing was done. Try again at %(time)s, or ask support for more.",
-        "Your account has asked for “%(act)s” %(limit)s times within an hour, which is as often as the storage is kept "
-        "free for. Nothing was done. Try again at %(time)s, or ask support for more.",
-        settings.ACTS_PER_HOUR[kind],
-    ) % {
-        "act": Operation.Kind(kind).label,
-        "limit": settings.ACTS_PER_HOUR[kind],
-        "time": f"{local:%H:%M}",
-    }
+def explain_rate_limit(kind: str, retry_at: datetime) -> str:
+    # Rounded up to the minute, because the request must succeed at the time that is shown.
+    local = timezone.localtime(retry_at + timedelta(seconds=59))
+    return _(
+        "Your account has reached its limit of %(limit)s “%(action)s” requests an hour. Nothing was done. Try again at "
+        "%(time)s, or ask support for a higher limit."
+    ) % {"action": Operation.Kind(kind).label, "limit": settings.ACTS_PER_HOUR[kind], "time": f"{local:%H:%M}"}

@@ -1,8 +1,7 @@
-"""The life of an operation: requested, claimed by a worker under a lease, finished once.
+"""The state machine of operations: created, claimed by a worker under a lease, finished once.
 
-Nothing here touches storage. Every write to an operation is a compare-and-set that names the attempt, so that a worker
-whose lease ran out cannot change what its successor does. Leases go by the database's clock, so that a worker whose
-machine is ahead takes nothing from the others.
+Every write to an operation is a compare-and-set that names the attempt, so that a worker whose lease ran out can't overwrite
+its successor's work. Leases go by the database's clock, because workers' clocks differ.
 
 A task in the queue starts a worker and names no operation: `claim_next` decides what runs next. A worker goes on claiming
 until nothing may run, so tasks may be lost or doubled without harm, and `reconcile` enqueues one where none is left.
@@ -22,6 +21,8 @@ from django.db import close_old_connections, connection, transaction
 from django.db.models import Case, Count, DateTimeField, F, Q, Value, When
 from django.db.models.functions import Coalesce, Least
 from django.utils import timezone
+from django.utils.module_loading import import_string
+from django_tasks.base import Task
 from django_tasks_db.models import DBTaskResult
 
 from cng_portal import logs
@@ -38,50 +39,52 @@ logger = logging.getLogger(__name__)
 
 RECONCILED_AT_ONCE = 1_000
 LONGEST_PAUSE = timedelta(minutes=10)
-# While something else holds the disk: how long it takes to notice that it is free again.
+# While the disk is busy. Short, to notice soon that it is free.
 LONGEST_BUSY_PAUSE = timedelta(minutes=1)
-# After this a background read has waited long enough to be treated like any other operation.
+# After this a background verification is treated like any other operation.
 BACKGROUND_WAITS = timedelta(hours=1)
 IS_SCRUB = Q(kind=Operation.Kind.SCRUB)
 PROGRESS_EVERY_SECONDS = 1.0
 KEEP_DRAFTS = timedelta(days=30)
 
-# Set by the worker's SIGTERM handler: the running operation is handed back at its next heartbeat.
+# By name, because tasks.py imports handlers.py, which imports this module.
+WORKER_TASK = "snapshots.tasks.run_waiting_operations"
+
+# Set by the worker's SIGTERM handler. The running operation is released at its next heartbeat.
 stopping = threading.Event()
 
 
 class LeaseLost(Interrupted):
-    """Somebody else has this operation now; whatever is not written yet must not be."""
+    """Another worker has this operation, or it was cancelled. Nothing more may be written."""
 
 
 def enqueue_worker(*, at: datetime | None = None) -> None:
     """Start a worker once the caller's transaction commits, or at `at`."""
-    from .tasks import run_waiting_operations
-
-    task = run_waiting_operations.using(run_after=at) if at else run_waiting_operations
-    task.enqueue()
+    task: Task[[], None] = import_string(WORKER_TASK)
+    task.using(run_after=at).enqueue()
 
 
 def create_operation(**fields: Any) -> Operation:
+    """Create the operation, record it in the activity log, and start a worker."""
     operation = Operation.objects.create(**fields, request_id=logs.request_id())
-    if operation.kind != Operation.Kind.SCRUB:  # the log is about what people do; damage is recorded by itself
+    if operation.kind != Operation.Kind.SCRUB:  # Not a user's action. Damage has its own entry.
         activity.record(action=f"snapshot.{operation.kind}", actor=operation.requested_by, target=operation.snapshot)
     enqueue_worker()
     with logs.within(operation_id=str(operation.pk)):
-        logger.info("Asked for: %s", operation.kind)
+        logger.info("Requested: %s", operation.kind)
     return operation
 
 
 def request_clean_up(operation: Operation) -> None:
-    """Have the storage remove what a cancelled operation may have left. Requested already, nothing changes.
+    """Request the removal of what a cancelled operation may have left in the storage. No-op if it is requested already.
 
-    The caller holds the customer's lock.
+    The caller must hold the customer's lock.
     """
     kinds = Operation.Kind
     if operation.kind == kinds.VERIFY or (
         operation.kind == kinds.RESTORE and operation.safety_snapshot and operation.safety_snapshot.ready_at
     ):
-        return  # it leaves nothing, or what it leaves is a snapshot like any other
+        return  # It leaves nothing, or a Ready snapshot.
     target = {
         "snapshot": operation.safety_snapshot or operation.snapshot,
         "volume": operation.volume if operation.kind == kinds.NEW_VOLUME else None,
@@ -91,12 +94,12 @@ def request_clean_up(operation: Operation) -> None:
 
 
 def backed_off(now: datetime) -> Q:
-    """Backed off after an error. Operations without one are due at once: the requester's clock may be ahead of ours."""
+    """Match operations backed off after an error. Others are due at once: the requester's clock may be ahead of ours."""
     return Q(not_before__gt=now) & ~Q(error="")
 
 
 def waiting(now: datetime) -> OperationQuerySet:
-    """The operations that a worker could claim, those of dead workers among them."""
+    """Return the operations that a worker could claim, including those of dead workers."""
     pending, lost = (
         Q(~backed_off(now), state=Operation.State.PENDING),
         Q(state=Operation.State.RUNNING, lease_until__lt=now),
@@ -105,14 +108,14 @@ def waiting(now: datetime) -> OperationQuerySet:
 
 
 def in_turn(now: datetime) -> OperationQuerySet:
-    """The waiting operations that a free worker may claim now, the first in turn first. Two queries, and one of its own.
+    """Return the operations that a free worker may claim now, in order.
 
     1. The last free worker takes no long operation of a customer that has one running, so that nobody waits behind
-       another customer's long work. With a single worker there is nothing to keep free.
-    2. Customers' work goes before background reads, which never take the last free worker either. One that has waited
-       for BACKGROUND_WAITS is treated like any other operation, unless it is a scrub.
-    3. The customer with the fewest running operations, scrubs aside, comes first, then the one that was served the
-       longest ago, then the oldest operation.
+       another customer's long work. A single worker takes everything.
+    2. Customers' work comes before background verifications, which never take the last free worker either. After
+       BACKGROUND_WAITS they are treated like any other operation, except scrubs.
+    3. The customer with the fewest running operations comes first, scrubs not counted, then the one served longest ago,
+       then the oldest operation.
     """
     active = Operation.objects.active().filter(state=Operation.State.RUNNING, lease_until__gte=now).order_by()
     counts = active.values("snapshot__customer").annotate(total=Count("pk"), own=Count("pk", filter=~IS_SCRUB))
@@ -124,10 +127,10 @@ def in_turn(now: datetime) -> OperationQuerySet:
     if workers > 1 and workers - sum(total for _customer, _own, total in by_customer) <= 1:
         is_long = ~Q(kind__in=[Operation.Kind.DELETE, Operation.Kind.CLEAN_UP])
         allowed = allowed.exclude(in_background | (is_long & Q(snapshot__customer__in=running)))
-    # PostgreSQL sorts by no constant, which a Case without conditions is
+    # PostgreSQL refuses to sort by a constant, which a Case without conditions is.
     loads = [When(snapshot__customer=pk, then=count) for pk, count in running.items()]
     last_served_at = F("snapshot__customer__last_served_at")
-    # an instant ahead of now is of a clock that was set back since
+    # A time in the future was written before the clock was set back.
     served_at = Case(When(snapshot__customer__last_served_at__lte=now, then=last_served_at))
     return allowed.order_by(
         Case(When(in_background, then=1), default=0),
@@ -139,25 +142,25 @@ def in_turn(now: datetime) -> OperationQuerySet:
 
 
 def claim_next(*, now: datetime | None = None) -> Operation | None:
-    """Claim the operation whose turn it is. None when none may run now.
+    """Claim the next operation, or return None if none may run now.
 
-    Under the customer's lock, so that two workers do not both give the same customer its last place.
+    The customer's lock keeps two workers from exceeding the customer's share together.
     """
-    given, now = now, now or database_now()
+    override, now = now, now or database_now()
     while first := in_turn(now).values_list("pk", "snapshot__customer_id").first():
         operation_id, customer_id = first
         with transaction.atomic():
             lock_customer(customer_id)
             still_in_turn = in_turn(now).filter(pk=operation_id).exists()
-            if still_in_turn and (operation := claim(operation_id, now=given)):
+            if still_in_turn and (operation := claim(operation_id, now=override)):
                 Customer.objects.filter(pk=customer_id).update(last_served_at=now)
                 return operation
     return None
 
 
 def claim(operation_id: UUID | str, *, now: datetime | None = None) -> Operation | None:
-    """Claim this operation with a new attempt number, whatever else waits. None if it does not wait."""
-    given, now = now, now or database_now()
+    """Claim this operation with a new attempt number, or return None if it isn't waiting."""
+    override, now = now, now or database_now()
     claimable = waiting(now).filter(pk=operation_id)
     attempt = claimable.values_list("attempt", flat=True).first()
     if attempt is None:
@@ -176,29 +179,29 @@ def claim(operation_id: UUID | str, *, now: datetime | None = None) -> Operation
         "snapshot__location", "volume", "disk__volume", "safety_snapshot__location"
     )
     operation = related.get(pk=operation_id)
-    operation.attempt = attempt + 1  # ours, even if another claim followed before the read
-    operation.now_override = given
+    operation.attempt = attempt + 1  # Ours, even if another claim followed before the read.
+    operation.now_override = override
     return operation
 
 
 class Lease:
-    """Keeps an operation ours while storage works on it, in a thread of its own because a call may be long and silent.
+    """Renews an operation's lease in a thread while the driver works, because a driver's call may be long and silent.
 
-    Use as a context manager. `heartbeat` is what drivers call: it records progress and raises Interrupted when the
-    worker shall stop, LeaseLost when the operation is no longer ours. After settings.OPERATION_DEADLINE_HOURS the
-    lease is not renewed any more, so that a call that hangs for ever does not hold its operation for ever.
+    Use as a context manager. Drivers call `heartbeat`, which records progress and raises Interrupted when the worker has to
+    stop and LeaseLost when the operation is no longer ours. After settings.OPERATION_DEADLINE_HOURS the lease isn't renewed,
+    so that a call that hangs doesn't hold the operation for ever.
     """
 
     def __init__(self, operation: Operation) -> None:
         self.operation = operation
         self.lost = threading.Event()
         self.done = threading.Event()
-        # Monotonic, because they measure how long the work takes, whatever happens to the clock meanwhile.
+        # Monotonic, because the clock may be set meanwhile.
         self.deadline = time.monotonic() + settings.OPERATION_DEADLINE_HOURS * 3600
         self.reported_at = time.monotonic()
-        in_our_words = copy_context()  # what the thread logs carries our ids
+        context = copy_context()  # The thread logs with our IDs.
         self.thread = threading.Thread(
-            target=in_our_words.run, args=[self._renew], name=f"lease-{operation.pk}", daemon=True
+            target=context.run, args=[self._renew], name=f"lease-{operation.pk}", daemon=True
         )
 
     def __enter__(self) -> "Lease":
@@ -230,7 +233,7 @@ class Lease:
                     self.lost.set()
                     return
         except Exception:
-            # without renewal the lease runs out and another worker takes over, so this one must not go on
+            # The lease runs out and another worker takes over, so this one must stop.
             logger.exception("The lease of operation %s could not be renewed", self.operation.pk)
             self.lost.set()
         finally:
@@ -238,17 +241,17 @@ class Lease:
 
 
 def update(operation: Operation, **fields: Any) -> bool:
-    """Write to the operation while it is still ours."""
+    """Write to the operation. Returns False if it is no longer ours."""
     mine = Operation.objects.filter(pk=operation.pk, state=Operation.State.RUNNING, attempt=operation.attempt)
     return mine.update(**fields) == 1
 
 
 def finish(
-    operation: Operation, state: str, settle: Callable[[datetime], None], *, error: str = "", cause: str = ""
+    operation: Operation, state: str, record: Callable[[datetime], None], *, error: str = "", cause: str = ""
 ) -> None:
-    """End the operation, apply what it means and write it down, in one transaction: all or nothing. Raises LeaseLost.
+    """Finish the operation and record its outcome in one transaction. Raises LeaseLost.
 
-    `settle` gets the instant at which it ended. The customer's lock comes first, as `lock_customer` says.
+    `record` is called with the time of the end. The customer's lock comes first, as in every transaction.
     """
     with transaction.atomic():
         lock_customer(operation.snapshot.customer_id)
@@ -264,18 +267,18 @@ def finish(
             fields["bytes_done"] = F("bytes_total")
         if not update(operation, **fields):
             raise LeaseLost
-        settle(now)
+        record(now)
         result = "ready" if state == Operation.State.SUCCEEDED else "failed"
         reason = {"reason": error} if error else {}
         if operation.kind != Operation.Kind.SCRUB:
             activity.record(action=f"{result}.{operation.kind}", actor=None, target=operation.snapshot, after=reason)
-    logger.info("Ended: %s", f"{state}. {error}" if error else state)
+    logger.info("Finished: %s", f"{state}. {error}" if error else state)
 
 
 def release(operation: Operation, *, counted: bool = True, retry_in: timedelta = timedelta(), error: str = "") -> None:
-    """Give the operation back for another attempt: at once, or later after an error that may pass. No-op if not ours.
+    """Release the operation for another attempt, at once or after `retry_in`. No-op if it is no longer ours.
 
-    `counted`: whether this attempt counts towards settings.OPERATION_MAX_ATTEMPTS.
+    `counted` is whether this attempt counts towards settings.OPERATION_MAX_ATTEMPTS.
     """
     at = database_now() + retry_in
     with transaction.atomic():
@@ -293,24 +296,24 @@ def release(operation: Operation, *, counted: bool = True, retry_in: timedelta =
 
 
 def retry_pause(operation: Operation) -> timedelta:
-    """5, 20, 80 … seconds, at most 10 minutes."""
+    """Return 5, 20, 80 … seconds, at most 10 minutes."""
     return back_off(operation.failures, LONGEST_PAUSE)
 
 
 def busy_pause(operation: Operation) -> timedelta:
-    """5, 20, 60, 60 … seconds."""
+    """Return 5, 20, 60, 60 … seconds."""
     return back_off(operation.attempt - 1, LONGEST_BUSY_PAUSE)
 
 
-def back_off(before: int, longest: timedelta) -> timedelta:
-    return min(longest, timedelta(seconds=5 * 4 ** min(before, 10)))
+def back_off(failures: int, longest: timedelta) -> timedelta:
+    return min(longest, timedelta(seconds=5 * 4 ** min(failures, 10)))
 
 
 def reconcile(*, now: datetime | None = None) -> int:
-    """Repair what got lost. Returns how many operations were made claimable again.
+    """Release and enqueue what was lost. Returns the number of released operations.
 
-    1. Release the operations whose worker died, at most RECONCILED_AT_ONCE; the next round does the others.
-    2. The same for what a clock that was set back since has put off: leases and pauses longer than there are any.
+    1. Release the operations whose worker died, at most RECONCILED_AT_ONCE a call.
+    2. Release operations whose lease or pause is longer than possible, because the clock was set back.
     3. Enqueue tasks if none is left although an operation may run.
     """
     now = now or database_now()
@@ -321,7 +324,7 @@ def reconcile(*, now: datetime | None = None) -> int:
         | Q(state=Operation.State.PENDING, not_before__gt=now + LONGEST_PAUSE + longest_lease)
     )
     released = 0
-    # all are read before the first is changed: SQLite lets nobody write who has not read to the end what others change
+    # Read all before writing, because SQLite refuses to write during a read that others have overtaken.
     for operation in list(lost.order_by("not_before")[:RECONCILED_AT_ONCE]):
         due_at = Least("not_before", Value(now, output_field=DateTimeField()))
         mine = lost.filter(pk=operation.pk, attempt=operation.attempt)
@@ -336,11 +339,11 @@ def reconcile(*, now: datetime | None = None) -> int:
 
 
 def lacks_queued_task(now: datetime) -> bool:
-    """Whether an operation may run and no task is queued for it."""
+    """Return whether an operation may run and no task is queued for it."""
     return in_turn(now).exists() and not DBTaskResult.objects.ready().exists()
 
 
 def forget_old_drafts(*, now: datetime | None = None) -> int:
-    """Remove the drafts that nobody finished within 30 days. Returns how many."""
+    """Delete the drafts that were not finished within KEEP_DRAFTS. Returns how many."""
     unfinished = Draft.objects.filter(snapshot=None, schedule=None)
     return unfinished.filter(created_at__lt=(now or timezone.now()) - KEEP_DRAFTS).delete()[0]

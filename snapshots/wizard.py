@@ -23,9 +23,10 @@ from cng_portal.accounts.models import Project, User
 from cng_portal.common.names import NameFormField
 from cng_portal.inventory.models import Location, VirtualMachine, Volume
 
-from . import services
+from . import checks
 from .backups.forms import ScheduleForm
 from .backups.schedules import SCHEDULE_FIELDS
+from .errors import ActionRefused, NameTaken
 from .models import SERVICE_KINDS, BackupSchedule, Draft, Kind, Snapshot
 
 # More volumes or instances than this are found by searching.
@@ -184,9 +185,9 @@ class SourceForm(StepForm):
         cleaned: dict[str, Any] = super().clean() or {}
         if source := cleaned.get(self.field):
             try:
-                services.check_deliverable(source, kind=self.draft.kind)
-                services.check_space(source)
-            except services.ActionRefused as refusal:
+                checks.check_deliverable(source, kind=self.draft.kind)
+                checks.check_space(source)
+            except ActionRefused as refusal:
                 self.add_error(self.field, str(refusal))
         return cleaned
 
@@ -225,8 +226,8 @@ class NameForm(StepForm):
     def clean_name(self) -> str:
         assert self.draft.project is not None  # the steps before are checked
         try:
-            return services.check_name(self.draft.project.customer_id, self.cleaned_data["name"])
-        except services.NameTaken as refusal:
+            return checks.check_name(self.draft.project.customer_id, self.cleaned_data["name"])
+        except NameTaken as refusal:
             self.suggestion = refusal.suggestion
             raise ValidationError(str(refusal)) from refusal
 
@@ -405,7 +406,7 @@ class NameStep(Step):
     def form(cls, draft: Draft, user: User, data: Any = None) -> StepForm:
         form = super().form(draft, user, data)
         if not draft.name and draft.source:
-            form.initial["name"] = services.suggest_name(draft.source)
+            form.initial["name"] = checks.suggest_name(draft.source)
         return form
 
 
@@ -519,14 +520,14 @@ def save(draft: Draft) -> None:
         Draft.objects.filter(pk__in=list(surplus)).delete()
 
 
-def start(user: User, *, kind: Kind = Kind.VOLUME, source: services.Source | None = None) -> Draft:
+def start(user: User, *, kind: Kind = Kind.VOLUME, source: checks.Source | None = None) -> Draft:
     """A draft of this person, not saved yet; with a source it is, and the first three answers are given: then `kind` only
     tells a backup of a machine from a snapshot of it.
 
     Who can change nothing at all has no draft: the views refuse before.
     """
     if source:
-        kind = kind if kind == Kind.BACKUP else services.kind_of(source)
+        kind = kind if kind == Kind.BACKUP else checks.kind_of(source)
         draft = Draft(
             kind=kind,
             customer_id=source.project.customer_id,

@@ -26,7 +26,8 @@ from pytest_django import Settings
 from cng_portal.accounts.models import Membership, User
 from cng_portal.hardening import is_production, refuse_unsafe_start
 from cng_portal.inventory.models import Volume
-from snapshots import services
+from snapshots import limits, new_volumes, restores, services
+from snapshots.errors import RateLimited
 from snapshots.management.commands.demo import PASSWORD
 from snapshots.models import Draft, Operation, Snapshot
 from snapshots.views.snapshots import VIEW_COOKIE
@@ -363,9 +364,9 @@ def act(kind: str, member: Membership, snapshot: Snapshot) -> object:
         name = f"snapshot {Snapshot.objects.count()}"
         return services.request_snapshot(source=snapshot.volume, name=name, user=member.user)
     if kind == "restore":
-        return services.request_restore(snapshot=snapshot, user=member.user, confirmation=snapshot.volume.name)
+        return restores.request_restore(snapshot=snapshot, user=member.user, confirmation=snapshot.volume.name)
     if kind == "new_volume":
-        return services.request_new_volume(
+        return new_volumes.request_new_volume(
             snapshot=snapshot, user=member.user, project=member.project, name="new", size_gb=1
         )
     return services.request_verification(snapshot=snapshot, user=member.user)
@@ -394,16 +395,16 @@ def test_the_act_after_the_last_one_of_the_hour_is_refused_until_the_first_is_an
         limited.update(kind=kind, **target)
 
     before = Operation.objects.count(), Snapshot.objects.count(), Volume.objects.count()
-    with pytest.raises(services.RateLimited) as refused:
+    with pytest.raises(RateLimited) as refused:
         act(kind, member, snapshot)
     assert f"Refused {kind}: the account has asked for as many as it may within an hour" in caplog.messages
 
     with timezone.override(member.project.customer.zone):
-        with pytest.raises(services.RateLimited) as in_their_zone:
+        with pytest.raises(RateLimited) as in_their_zone:
             act(kind, member, snapshot)
         again = timezone.localtime(times[0] + timedelta(hours=1, seconds=59))
-        assert f"Try again at {again:%H:%M}, or ask support for more." in str(in_their_zone.value)
-    assert "3 times within an hour" in str(refused.value)
+        assert f"Try again at {again:%H:%M}, or ask support for a higher limit." in str(in_their_zone.value)
+    assert "limit of 3 “" in str(refused.value)
     assert (Operation.objects.count(), Snapshot.objects.count(), Volume.objects.count()) == before
 
     Operation.objects.filter(created_at=times[0]).update(created_at=now - timedelta(minutes=61))
@@ -425,7 +426,7 @@ def test_the_refusal_is_one_sentence_on_the_page_and_nothing_typed_is_lost(
 
     assert page.status_code == 200
     html = page.content.decode()
-    assert "Your account has asked for “New volume” 1 time within an hour" in html
+    assert "Your account has reached its limit of 1 “New volume” requests an hour" in html
     assert 'value="second one"' in html
 
 
@@ -447,16 +448,15 @@ def test_the_wizard_says_before_anything_is_filled_in_how_few_are_left(
     for _number in range(9):
         OperationFactory(capture=True, snapshot__volume=volume, requested_by=member.user)
     for page in pages:
-        assert "Your account may ask for “Take snapshot” 1 more time within this hour." in said(page)
+        assert "Your account can request “Take snapshot” 1 more time this hour." in said(page)
     OperationFactory(capture=True, snapshot__volume=volume, requested_by=member.user)
     for page in pages:
-        assert "Your account has asked for “Take snapshot” 10 times within an hour" in said(page)
+        assert "Your account has reached its limit of 10 “Take snapshot” requests an hour" in said(page)
         assert "Try again at" in said(page)
 
 
 @pytest.mark.django_db
 def test_zero_is_no_limit(member: Membership, settings: Settings) -> None:
-    from snapshots import limits
 
     settings.ACTS_PER_HOUR = {"verify": 0}
     assert limits.next_allowed(member.project.customer_id, "verify", now=timezone.now()) is None
@@ -465,7 +465,6 @@ def test_zero_is_no_limit(member: Membership, settings: Settings) -> None:
 @pytest.mark.django_db
 @pytest.mark.parametrize(("more", "minutes"), [(1, None), (2, 20), (3, 50), (9, 50)])
 def test_several_at_once_wait_for_as_many_places(more: int, minutes: int | None, settings: Settings) -> None:
-    from snapshots import limits
 
     settings.ACTS_PER_HOUR = {"verify": 3}
     snapshot, person, now = SnapshotFactory(), UserFactory(), timezone.now()

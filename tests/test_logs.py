@@ -82,7 +82,7 @@ def test_one_id_leads_from_the_click_to_every_line_of_the_worker(
     request_id = answer["X-Request-ID"]
     assert re.fullmatch(r"[0-9a-f-]{36}", request_id)
     assert operation.request_id == request_id
-    asked = of(lines(), "Asked for: verify")
+    asked = of(lines(), "Requested: verify")
     assert (asked["request_id"], asked["operation_id"]) == (request_id, str(operation.pk))
     finished = of(lines(), "request_finished")
     assert (finished["request_id"], finished["code"]) == (request_id, 302)
@@ -98,7 +98,7 @@ def test_one_id_leads_from_the_click_to_every_line_of_the_worker(
     )
     told = [json.loads(line) for line in worker.stderr.splitlines()]
     ours = [line for line in told if line["logger"].startswith("snapshots.")]
-    assert [line["event"].split(":")[0] for line in ours] == ["Attempt 1", "Ended"]
+    assert [line["event"].split(":")[0] for line in ours] == ["Attempt 1", "Finished"]
     assert all((line["request_id"], line["operation_id"]) == (request_id, str(operation.pk)) for line in ours)
 
 

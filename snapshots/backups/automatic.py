@@ -22,8 +22,10 @@ from cng_portal.accounts.models import User
 from cng_portal.accounts.services import lock_customer
 from cng_portal.inventory.models import Location, VirtualMachine
 
+from ..checks import check_cover, reload_source
+from ..errors import InvalidState, NotSold, SourceUnavailable
 from ..models import BackupSchedule, DeletionCause, Snapshot, SnapshotQuerySet, State
-from ..services import InvalidState, NotSold, SourceUnavailable, accept_deletion, check_cover, reload_source, uses_of
+from ..services import accept_deletion, uses_of
 from .ending import record_switch, switch_off
 from .occurrences import Recurrence
 from .planning import set_next_run, set_next_runs

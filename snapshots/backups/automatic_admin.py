@@ -28,7 +28,7 @@ from cng_portal.common.admin import ReadOnly
 from cng_portal.inventory.admin import LocationAdmin, LocationForm, VirtualMachineAdmin, shown
 from cng_portal.inventory.models import AutomaticBackupSwitch, Location, VirtualMachine
 
-from ..services import ActionRefused, NotSold
+from ..errors import ActionRefused, NotSold
 from .automatic import (
     automatic_backup_quote,
     automatic_backups,

@@ -13,8 +13,10 @@ from cng_portal.accounts.models import User
 from cng_portal.accounts.services import lock_customer
 from cng_portal.activity import services as activity
 
+from ..checks import reload_snapshot, require_change
+from ..errors import InvalidState
 from ..models import BackupSchedule, DeletionCause, Kind, Snapshot, State
-from ..services import InvalidState, accept_deletion, reload_snapshot, require_change, uses_of
+from ..services import accept_deletion, uses_of
 
 
 def apply_retention(schedule: BackupSchedule, now: datetime) -> None:

@@ -17,25 +17,20 @@ from cng_portal.accounts.services import lock_customer
 from cng_portal.activity import services as activity
 from cng_portal.inventory.models import VirtualMachine
 
-from ..models import BackupRun, BackupSchedule, DeletionCause, Kind, Operation, Snapshot, State
-from ..operations import create_operation
-from ..services import (
-    ActionRefused,
-    InvalidState,
-    OutOfSpace,
-    accept_deletion,
+from ..checks import (
     check_capturable,
     check_deliverable,
-    check_pace,
     check_space,
-    create_snapshot_row,
     free_name,
-    has_other_disks,
     reload_snapshot,
     reload_source,
-    retake,
     volumes_of,
 )
+from ..errors import ActionRefused, InvalidState, OutOfSpace
+from ..limits import check_rate_limit
+from ..models import BackupRun, BackupSchedule, DeletionCause, Kind, Operation, Snapshot, State
+from ..operations import create_operation
+from ..services import accept_deletion, create_snapshot_row, has_other_disks, retake
 from .ending import end_schedules_of
 from .notifications import notify_failed, notify_missed
 from .planning import due_occurrences, record_missed, schedules_with_machine, set_next_run
@@ -127,7 +122,7 @@ def start_requested_run(schedule: BackupSchedule, user: User, now: datetime) -> 
     """
     if BackupRun.objects.unfinished().filter(vm=schedule.vm).exists():
         raise InvalidState(_("A backup of this machine is already running. Try again when it has finished."))
-    check_pace(schedule.vm.project.customer_id, Operation.Kind.CAPTURE)
+    check_rate_limit(schedule.vm.project.customer_id, Operation.Kind.CAPTURE)
     run = build_run(schedule, now, now)
     run.requested_by = user
     request_backup(run, now)

@@ -16,16 +16,9 @@ from cng_portal.accounts.services import lock_customer
 from cng_portal.activity import services as activity
 from cng_portal.inventory.models import Interval, VirtualMachine
 
+from ..checks import check_deliverable, check_shown_price, check_space, reload_source, require_change
+from ..errors import ActionRefused, InvalidState
 from ..models import BackupRun, BackupSchedule, Draft, Kind
-from ..services import (
-    ActionRefused,
-    InvalidState,
-    check_deliverable,
-    check_shown_price,
-    check_space,
-    reload_source,
-    require_change,
-)
 from .ending import end_schedule, stop_runs
 from .planning import record_due_as_missed, schedules_with_machine, set_next_run
 from .runs import start_requested_run

@@ -20,7 +20,8 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from cng_portal.accounts.models import User
 from cng_portal.common.responses import is_fragment
 from cng_portal.inventory.models import VirtualMachine
-from snapshots import lists, services, wizard
+from snapshots import checks, lists, wizard
+from snapshots.errors import ActionRefused, NotSold
 from snapshots.models import BackupRun, BackupSchedule, Kind, Snapshot, State
 from snapshots.views.common import (
     Action,
@@ -168,8 +169,8 @@ def price_sentence(schedule: BackupSchedule) -> str:
     if schedule.is_automatic:
         return automatic_price_sentence(schedule.vm)
     try:
-        quote = services.quote_for(schedule.vm, kind=Kind.BACKUP)
-    except services.NotSold as refusal:
+        quote = checks.quote_for(schedule.vm, kind=Kind.BACKUP)
+    except NotSold as refusal:
         return str(refusal)
     return price_of_backups(quote, schedule.retention_count)
 
@@ -181,7 +182,7 @@ def price_sentence(schedule: BackupSchedule) -> str:
 def back_up(request: HttpRequest, vm_id: UUID) -> HttpResponse:
     """Start the wizard from a machine's page, with location, project and machine already chosen."""
     vm = get_object_or_404(VirtualMachine.objects.visible_to(request.user).select_related("project"), pk=vm_id)
-    services.require_change(request.user, vm.project_id)
+    checks.require_change(request.user, vm.project_id)
     return redirect(wizard.url(wizard.start(request.user, kind=Kind.BACKUP, source=vm), "schedule"))
 
 
@@ -190,7 +191,7 @@ def get_changeable_schedule(user: User, schedule_id: UUID) -> BackupSchedule:
     schedule = get_schedule(user, schedule_id)
     if schedule.deleted_at:
         raise Http404
-    services.require_change(user, schedule.vm.project_id)
+    checks.require_change(user, schedule.vm.project_id)
     return schedule
 
 
@@ -203,7 +204,7 @@ def edit(request: HttpRequest, schedule_id: UUID) -> HttpResponse:
     if request.method == "POST" and form.is_valid() and "preview" not in request.POST:
         try:
             edited = edit_schedule(schedule=schedule, user=request.user, **(form.schedule_fields or {}))
-        except services.ActionRefused as refusal:
+        except ActionRefused as refusal:
             form.add_error(None, str(refusal))
         else:
             messages.success(
@@ -239,7 +240,7 @@ def confirm_action(
     if request.method == "POST":
         try:
             perform()
-        except services.ActionRefused as refusal:
+        except ActionRefused as refusal:
             problems = [{"id": "", "message": str(refusal)}]
         else:
             messages.success(request, done)
@@ -360,7 +361,7 @@ def pin(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         change = pin_backup if is_pinning else unpin_backup
         try:
             change(snapshot=snapshot, user=request.user)
-        except services.ActionRefused as refusal:
+        except ActionRefused as refusal:
             problems = [{"id": "", "message": str(refusal)}]
         else:
             text = _("“%(name)s” is pinned.") if is_pinning else _("“%(name)s” is no longer pinned.")

@@ -28,7 +28,6 @@ from cng_portal.common.loops import for_each
 from cng_portal.common.names import MAX_NAME_LENGTH, fold_name, to_name
 from cng_portal.inventory.models import CloudProject, Location, VirtualMachine, Volume
 
-from ..charging import start_charging, stop_charging
 from ..models import DeletionCause, DiskImage, Kind, Operation, Snapshot, State
 from ..storage.contract import Consistency, Driver, StorageError
 from ..storage.inventory import FoundProject, FoundServer, FoundSnapshot, FoundVolume, Inventory
@@ -470,7 +469,7 @@ def end_outside(look: Look, gone: QuerySet[Snapshot]) -> int:
     for snapshot in one_by_one(charged):
         with transaction.atomic():
             lock_customer(snapshot.customer_id)
-            stop_charging(snapshot, look.since)
+            snapshot.stop_charging(look.since)
             count += gone.filter(pk=snapshot.pk).update(**ended)
     with turn_of(look):  # so that nobody begins to charge them
         return count + gone.exclude(Exists(open_segments())).update(**ended)
@@ -487,7 +486,7 @@ def bring_back(snapshot: Snapshot, back: QuerySet[Snapshot], at: datetime) -> in
         lock_customer(snapshot.customer_id)
         returned = back.filter(pk=snapshot.pk, missing_since=since).update(missing_since=None)
         if returned and was_charged(snapshot.pk, since):
-            start_charging(snapshot, at)
+            snapshot.start_charging(at)
     return returned
 
 
@@ -507,7 +506,7 @@ def charge_by_rule(look: Look) -> None:
     )
     stop = outside.filter(free, charged)
     start = outside.exclude(free).exclude(charged).filter(Q(missing_since=None) | charged_before)
-    for rows, act in ((stop, stop_charging), (start, start_charging)):
+    for rows, act in ((stop, Snapshot.stop_charging), (start, Snapshot.start_charging)):
         for snapshot in one_by_one(rows.select_related("location", "project")):
             look.report.charges_changed += change_charge(snapshot, rows, act, look.since)
 

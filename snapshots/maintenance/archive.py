@@ -46,12 +46,12 @@ from cng_portal.mail.models import OutgoingMail
 from cng_portal.monitoring.heartbeats import SILENT_AFTER
 from cng_portal.monitoring.models import Process
 
+from ..handlers import fail_operation
 from ..models import Operation
 from ..storage.contract import Driver, StorageError
 from ..storage.files import NotRegularFile, open_regular_file
 from ..storage.local.driver import Manifest
 from ..storage.registry import get_driver
-from ..tasks import fail_operation
 
 FORMAT = 1
 HEAD, DATABASE, MANIFESTS, SECRET, CHECKSUMS = (

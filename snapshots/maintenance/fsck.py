@@ -29,10 +29,10 @@ from cng_portal.inventory.models import Location, Volume
 
 from .. import operations
 from ..damage import record_damage, record_sound
-from ..models import SERVICE_KINDS, BackupSchedule, DiskImage, Kind, Operation, Snapshot, State
+from ..handlers import fail_capture, is_needed
+from ..models import SERVICE_KINDS, BackupSchedule, DiskImage, Kind, Operation, Snapshot, State, volume_ref
 from ..storage.contract import GIB, Busy, Corrupt, Driver, Held, InvalidImage, NotFound, SnapshotInfo, StorageError
 from ..storage.registry import get_driver
-from ..tasks import fail_capture, is_needed, snapshot_ref, volume_ref
 
 PAGE = 500
 # What is in storage longer than this without a row will not get one; an import makes the disk first.
@@ -297,13 +297,13 @@ def look_for_snapshots(
 
 def problem_with(disk: DiskImage, driver: Driver, *, read: bool) -> tuple[str, str] | None:
     try:
-        info = driver.find_snapshot(snapshot_ref(disk))
+        info = driver.find_snapshot(disk.ref)
         if info is None:
             return "lost", _("Storage has nothing of this id.")
         if read:
             try:
                 # without the portal's own checksum, which is compared below and is another finding
-                info = driver.verify_snapshot(replace(snapshot_ref(disk), checksum=""))
+                info = driver.verify_snapshot(replace(disk.ref, checksum=""))
             except Busy:  # it is being verified, or deleted
                 pass
     except Corrupt as error:
@@ -501,7 +501,7 @@ def mark_damaged(disk: DiskImage, damage: str) -> bool:
 def read_again(disk: DiskImage, driver: Driver) -> bool:
     """Clear the mark of a damaged disk whose bytes match again. Its snapshot is sound once all of its disks are."""
     try:
-        driver.verify_snapshot(snapshot_ref(disk))
+        driver.verify_snapshot(disk.ref)
     except StorageError:
         return False
     with transaction.atomic():
@@ -564,7 +564,7 @@ def remove_half_made(driver: Driver, cloud_project: str, thing: Held) -> bool:
 def remove_left_over(driver: Driver, disk: DiskImage) -> bool:
     """Nobody leaves the state Deleted, so nobody can want it again meanwhile."""
     try:
-        driver.delete_snapshot(snapshot_ref(disk))
+        driver.delete_snapshot(disk.ref)
     except StorageError:
         return False
     return True

@@ -1,5 +1,6 @@
-"""The tables of this app: what a snapshot is, and the work on it, in snapshots.py; schedules of backups in schedules.py."""
+"""Snapshots and drafts, the operations on them, and backup schedules."""
 
+from .operations import Operation, OperationQuerySet
 from .schedules import BackupRun, BackupSchedule
 from .snapshots import (
     COUNTED_STATES,
@@ -10,12 +11,11 @@ from .snapshots import (
     DiskImage,
     Draft,
     Kind,
-    Operation,
-    OperationQuerySet,
     Snapshot,
     SnapshotQuerySet,
     State,
     usable,
+    volume_ref,
 )
 
 __all__ = [
@@ -35,4 +35,5 @@ __all__ = [
     "SnapshotQuerySet",
     "State",
     "usable",
+    "volume_ref",
 ]

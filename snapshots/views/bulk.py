@@ -12,7 +12,7 @@ from django.views.decorators.http import require_http_methods
 
 from billing import rating
 from billing.money import format_amount, format_price
-from snapshots import lists, services
+from snapshots import checks, lists, services
 from snapshots.forms import DeletionsForm
 from snapshots.models import Kind, Snapshot
 
@@ -32,11 +32,11 @@ def delete_many(request: HttpRequest) -> HttpResponse:
     if not wanted:
         messages.warning(request, _("Nothing was selected. Select the snapshots that shall be deleted first."))
         return redirect(back)
-    if len(wanted) > services.DELETED_AT_ONCE:
+    if len(wanted) > services.MAX_DELETIONS:
         messages.warning(
             request,
             _("Nothing was deleted: %(count)s are selected, and at most %(most)s can be deleted at once. Select fewer.")
-            % {"count": len(wanted), "most": services.DELETED_AT_ONCE},
+            % {"count": len(wanted), "most": services.MAX_DELETIONS},
         )
         return redirect(back)
     keys: list[UUID] = [key for text in wanted if (key := lists.parse_uuid(text))]
@@ -44,7 +44,7 @@ def delete_many(request: HttpRequest) -> HttpResponse:
     if len(found) != len(wanted):
         raise Http404
     for project_id in {snapshot.project_id for snapshot in found}:
-        services.require_change(user, project_id)
+        checks.require_change(user, project_id)
     back = list_of(found[0].kind)
     form = DeletionsForm(request.POST or None, count=len(found), ids=wanted)
     if request.method == "POST" and form.is_valid():

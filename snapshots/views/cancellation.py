@@ -9,7 +9,8 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods
 
-from snapshots import cancellation, services
+from snapshots import cancellation, checks
+from snapshots.errors import ActionRefused
 from snapshots.models import Kind, Operation, Snapshot, State
 
 
@@ -18,7 +19,7 @@ def cancel(request: HttpRequest, operation_id: UUID) -> HttpResponse:
     """Ask, then cancel. The page of what has ended says so, and offers nothing."""
     related = ("snapshot__location", "snapshot__run", "safety_snapshot", "volume__vm", "vm")
     operation = get_object_or_404(Operation.objects.visible_to(request.user).select_related(*related), pk=operation_id)
-    services.require_change(request.user, operation.snapshot.project_id)
+    checks.require_change(request.user, operation.snapshot.project_id)
     is_backup = operation.snapshot.kind == Kind.BACKUP
     request.section = "backups" if is_backup else "snapshots"  # the menu marks it
     makes_volume = operation.kind == Operation.Kind.NEW_VOLUME and operation.volume_id
@@ -27,7 +28,7 @@ def cancel(request: HttpRequest, operation_id: UUID) -> HttpResponse:
     if request.method == "POST":
         try:
             cancellation.cancel(operation=operation, user=request.user)
-        except services.ActionRefused as refusal:
+        except ActionRefused as refusal:
             reason = str(refusal)
         else:
             messages.success(request, describe_outcome(operation))
@@ -40,7 +41,7 @@ def cancel(request: HttpRequest, operation_id: UUID) -> HttpResponse:
 def cancel_snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     """The same for the operation that takes this snapshot. One that is no longer being taken leads to its page."""
     snapshot = get_object_or_404(Snapshot.objects.visible_to(request.user), pk=snapshot_id)
-    services.require_change(request.user, snapshot.project_id)
+    checks.require_change(request.user, snapshot.project_id)
     taking = Q(snapshot=snapshot, kind=Operation.Kind.CAPTURE) | Q(safety_snapshot=snapshot)
     operation = Operation.objects.active().filter(taking).first()
     if operation is None or snapshot.state not in (State.PENDING, State.CREATING):

@@ -24,8 +24,9 @@ from cng_portal.accounts.models import User
 from cng_portal.common.responses import is_fragment, render_part
 from cng_portal.common.templatetags.portal import length_of
 from cng_portal.inventory.models import VirtualMachine
-from snapshots import lists, services
+from snapshots import lists
 from snapshots.backups.automatic import automatic_backup_quote
+from snapshots.errors import NotSold
 from snapshots.models import Operation, Snapshot, State
 from snapshots.storage.registry import get_driver
 
@@ -146,7 +147,7 @@ def automatic_price_sentence(vm: VirtualMachine) -> str:
     """Return the guide's sentence with the machine's own price, or why automatic backups aren't available."""
     try:
         quote = automatic_backup_quote(vm=vm)
-    except services.NotSold as refusal:
+    except NotSold as refusal:
         return str(refusal)
     return with_amounts(
         _(

@@ -9,8 +9,8 @@ from django.views.decorators.http import require_safe
 
 from cng_portal.accounts.models import Customer, Project
 from cng_portal.inventory.models import Volume
+from snapshots.limits import QuotaUse
 from snapshots.models import Snapshot
-from snapshots.services import QuotaUse
 
 
 @require_safe

@@ -12,7 +12,7 @@ from billing.money import format_price
 from cng_portal.accounts.models import User
 from cng_portal.common.responses import is_fragment
 from cng_portal.inventory.models import VirtualMachine, Volume
-from snapshots import lists, services, wizard
+from snapshots import checks, lists, wizard
 from snapshots.backups.views import build_schedule_rows
 from snapshots.forms import MachineFilterForm
 from snapshots.models import BackupSchedule, Kind, Operation, Snapshot, usable
@@ -130,5 +130,5 @@ def newest_snapshots(vm: VirtualMachine, user: User) -> list[Snapshot]:
 def take_snapshot_of_machine(request: HttpRequest, vm_id: UUID) -> HttpResponse:
     """The shortcut from a machine: the wizard with three answers given."""
     vm = get_object_or_404(VirtualMachine.objects.visible_to(request.user).select_related("project"), pk=vm_id)
-    services.require_change(request.user, vm.project_id)
+    checks.require_change(request.user, vm.project_id)
     return redirect(wizard.url(wizard.start(request.user, source=vm), "name"))

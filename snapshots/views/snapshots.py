@@ -20,7 +20,8 @@ from cng_portal.accounts.models import Project, User
 from cng_portal.accounts.submissions import submit_once
 from cng_portal.common.names import is_same_name
 from cng_portal.common.templatetags.portal import poll_seconds
-from snapshots import lists, services
+from snapshots import checks, limits, lists, new_volumes, restores, services
+from snapshots.errors import ActionRefused, DamagedSnapshot, NameTaken, WrongConfirmation, WrongOverride
 from snapshots.forms import (
     ConfirmationForm,
     NewMachineForm,
@@ -225,7 +226,7 @@ def actions_for(snapshot: Snapshot, user: User) -> list[Action]:
         return []
     ready = snapshot.state == State.READY and snapshot.missing_since is None
     is_backup = snapshot.kind == Kind.BACKUP
-    can_restore = ready and snapshot.source.deleted_at is None and not services.irreversible_reasons([snapshot])
+    can_restore = ready and snapshot.source.deleted_at is None and not restores.irreversible_reasons([snapshot])
     offered = [
         (ready and snapshot.kind != Kind.VOLUME, "new_machine", _("New machine"), "server"),
         (ready, "new_volume", _("New volume"), "circle-stack"),
@@ -288,7 +289,7 @@ def get_changeable(request: HttpRequest, snapshot_id: UUID) -> Snapshot:
     belongs_to_backups(request, snapshot)
     if snapshot.state == State.DELETED:
         raise Http404
-    services.require_change(user, snapshot.project_id)
+    checks.require_change(user, snapshot.project_id)
     return snapshot
 
 
@@ -300,7 +301,7 @@ def snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     disks = list(found.disks.all())
     about = Operation.objects.filter(Q(snapshot=found) | Q(safety_snapshot=found))
     operations = build_operation_rows(shown_operations(about), user)
-    fixed = services.irreversible_reasons([found])
+    fixed = restores.irreversible_reasons([found])
     price = price_of(found, rates_now([found.location_id]))
     cost = cost_so_far(resource_id=found.pk, at=timezone.now())
     version = version_of(
@@ -342,10 +343,10 @@ def rename(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         name = request.POST.get("use") or form.cleaned_data["name"]
         try:
             renamed = services.rename_snapshot(snapshot=found, user=request.user, name=name)
-        except services.NameTaken as refusal:
+        except NameTaken as refusal:
             form.add_error("name", str(refusal))
             suggestion = refusal.suggestion
-        except services.ActionRefused as refusal:
+        except ActionRefused as refusal:
             form.add_error(None, str(refusal))
         else:
             messages.success(request, _("It is called “%(name)s” now.") % {"name": renamed.name})
@@ -381,7 +382,7 @@ def delete(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         else:
             try:
                 services.request_deletion(snapshot=found, user=request.user)
-            except services.ActionRefused as refusal:
+            except ActionRefused as refusal:
                 form.add_error(None, str(refusal))
             else:
                 text = (
@@ -424,7 +425,7 @@ def restore(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     source = found.source
     disks = list(found.disks.select_related("volume__vm"))
     for project_id in {source.project_id, *(disk.volume.project_id for disk in disks)}:
-        services.require_change(user, project_id)
+        checks.require_change(user, project_id)
     is_machine = found.kind != Kind.VOLUME
     label = (
         _("Type the machine's name, %(name)s, to confirm")
@@ -436,17 +437,17 @@ def restore(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         label=label % {"name": source.name},
         required=_("Type the name “%(name)s” to confirm that it will be overwritten.") % {"name": source.name},
         snapshot=found,
-        read_first=services.is_read_first(found, disks),
+        read_first=checks.is_read_first(found, disks),
         skip=_("Restore without checking"),
     )
     if request.method == "POST" and form.is_valid():
         try:
-            services.request_restore(snapshot=found, user=user, **form.cleaned_data)
-        except services.WrongConfirmation as refusal:
+            restores.request_restore(snapshot=found, user=user, **form.cleaned_data)
+        except WrongConfirmation as refusal:
             form.add_error("confirmation", str(refusal))
-        except (services.WrongOverride, services.DamagedSnapshot) as refusal:
+        except (WrongOverride, DamagedSnapshot) as refusal:
             add_override_error(form, refusal)
-        except services.ActionRefused as refusal:
+        except ActionRefused as refusal:
             form.add_error(None, str(refusal))
         else:
             messages.success(
@@ -457,9 +458,9 @@ def restore(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
             return redirect("snapshots:snapshot", found.pk)
     reason, quote = "", None
     try:
-        services.check_restorable(found)
-        quote = services.check_deliverable(source, safety=True)
-    except services.ActionRefused as refusal:
+        restores.check_restorable(found)
+        quote = checks.check_deliverable(source, safety=True)
+    except ActionRefused as refusal:
         reason = str(refusal)
     context = {
         "snapshot": found,
@@ -484,7 +485,7 @@ def damage_of(disks: Iterable[DiskImage]) -> list[str]:
     return list(dict.fromkeys(disk.damage for disk in disks if disk.damage))
 
 
-def add_override_error(form: OverrideForm, refusal: services.ActionRefused) -> None:
+def add_override_error(form: OverrideForm, refusal: ActionRefused) -> None:
     """Beside the field, which the form lacks if the damage was found since the page was opened."""
     form.add_error("override" if "override" in form.fields else None, str(refusal))
 
@@ -506,7 +507,7 @@ def new_volume(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         disk=disk,
         projects=Project.objects.changeable_by(user).filter(customer=found.customer_id),
         snapshot=found,
-        read_first=services.is_read_first(found, disks),
+        read_first=checks.is_read_first(found, disks),
         skip=_("Create without checking"),
         initial={
             "disk": disk.pk,
@@ -518,10 +519,10 @@ def new_volume(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     if request.method == "POST" and form.is_valid():
         answers = {name: value for name, value in form.cleaned_data.items() if name != "disk"}
         try:
-            operation = services.request_new_volume(snapshot=found, user=user, disk=disk, **answers)
-        except (services.WrongOverride, services.DamagedSnapshot) as refusal:
+            operation = new_volumes.request_new_volume(snapshot=found, user=user, disk=disk, **answers)
+        except (WrongOverride, DamagedSnapshot) as refusal:
             add_override_error(form, refusal)
-        except services.ActionRefused as refusal:
+        except ActionRefused as refusal:
             form.add_error(None, str(refusal))
         else:
             messages.success(
@@ -534,7 +535,7 @@ def new_volume(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         "snapshot": found,
         "form": form,
         "reason": why_not_ready(found),
-        "quotas": [use for use in services.volume_quota_use(found.project) if use.is_limited],
+        "quotas": [use for use in limits.volume_quota_use(found.project) if use.is_limited],
         "damage": damage_of(disks),
     }
     return render(request, "snapshots/new_volume.html", context)
@@ -542,8 +543,8 @@ def new_volume(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
 
 def why_not_ready(snapshot: Snapshot) -> str:
     try:
-        services.require_ready(snapshot)
-    except services.ActionRefused as refusal:
+        checks.require_ready(snapshot)
+    except ActionRefused as refusal:
         return str(refusal)
     return ""
 
@@ -561,16 +562,16 @@ def new_machine(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         request.POST or None,
         projects=Project.objects.changeable_by(user).filter(customer=found.customer_id),
         snapshot=found,
-        read_first=services.is_read_first(found, disks),
+        read_first=checks.is_read_first(found, disks),
         skip=_("Create without checking"),
         initial={"name": _("%(name)s-copy") % {"name": found.source.name[:100]}, "project": found.project_id},
     )
     if request.method == "POST" and form.is_valid():
         try:
-            services.request_new_machine(snapshot=found, user=user, **form.cleaned_data)
-        except (services.WrongOverride, services.DamagedSnapshot) as refusal:
+            new_volumes.request_new_machine(snapshot=found, user=user, **form.cleaned_data)
+        except (WrongOverride, DamagedSnapshot) as refusal:
             add_override_error(form, refusal)
-        except services.ActionRefused as refusal:
+        except ActionRefused as refusal:
             form.add_error(None, str(refusal))
         else:
             messages.success(
@@ -583,7 +584,7 @@ def new_machine(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         "snapshot": found,
         "form": form,
         "reason": why_not_ready(found),
-        "quotas": [use for use in services.volume_quota_use(found.project) if use.is_limited],
+        "quotas": [use for use in limits.volume_quota_use(found.project) if use.is_limited],
         "disks": disks,
         "damage": damage_of(disks),
     }
@@ -599,7 +600,7 @@ def verify(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     if request.method == "POST":
         try:
             services.request_verification(snapshot=found, user=request.user)
-        except services.ActionRefused as refusal:
+        except ActionRefused as refusal:
             problems = [{"id": "", "message": str(refusal)}]
         else:
             text = (
@@ -630,10 +631,10 @@ def retry(request: HttpRequest, operation_id: UUID) -> HttpResponse:
     back = redirect(f"snapshots:{page}", pk)
     if request.method == "GET":  # after a sign-in in between
         return back
-    services.require_change(request.user, operation.snapshot.project_id)
+    checks.require_change(request.user, operation.snapshot.project_id)
     try:
         services.retry(operation=operation, user=request.user)
-    except services.ActionRefused as refusal:
+    except ActionRefused as refusal:
         messages.error(request, str(refusal))
     else:
         messages.success(request, _("It is being tried again."))

@@ -22,11 +22,12 @@ from billing.prices import Quote, rates_at
 from cng_portal.accounts.models import BillingType, User
 from cng_portal.common.templatetags.portal import day as format_day
 from cng_portal.inventory.models import Region, VirtualMachine, Volume
-from snapshots import limits, services, wizard
+from snapshots import checks, limits, services, wizard
 from snapshots.backups.forms import zone_name
 from snapshots.backups.occurrences import occurrences_between
 from snapshots.backups.preview_chart import build_preview_chart
 from snapshots.backups.schedules import SCHEDULE_FIELDS, InvalidSchedule, create_schedule
+from snapshots.errors import ActionRefused, NameTaken, SourceUnavailable
 from snapshots.models import SERVICE_KINDS, BackupSchedule, Draft, Kind, Operation, Snapshot
 from snapshots.storage.contract import Consistency
 from snapshots.storage.registry import get_driver
@@ -51,7 +52,7 @@ def step(request: HttpRequest, draft_id: UUID, step: str) -> HttpResponse:
         return redirect(wizard.url(draft, earlier.slug))
     try:
         return review(request, draft) if step == wizard.REVIEW else answer(request, draft, steps[step])
-    except services.ActionRefused:  # what held a moment ago does not any more, and the step of that answer says so
+    except ActionRefused:  # what held a moment ago does not any more, and the step of that answer says so
         return redirect(wizard.url(draft, step))
 
 
@@ -79,7 +80,7 @@ def check_name(request: HttpRequest, draft_id: UUID) -> HttpResponse:
 def take_snapshot_of(request: HttpRequest, volume_id: UUID) -> HttpResponse:
     """The shortcut from a volume: the wizard with three answers given."""
     volume = get_object_or_404(Volume.objects.visible_to(request.user).select_related("project"), pk=volume_id)
-    services.require_change(request.user, volume.project_id)
+    checks.require_change(request.user, volume.project_id)
     return redirect(wizard.url(wizard.start(request.user, source=volume), "name"))
 
 
@@ -129,7 +130,7 @@ def answer(request: HttpRequest, draft: Draft, step: type[wizard.Step]) -> HttpR
     elif (
         step.slug in ("location", "name") and draft.kind != Kind.BACKUP
     ):  # before anything is filled in, and at the end
-        context["pace"] = limits.announce(draft.customer_id, Operation.Kind.CAPTURE, now=timezone.now())
+        context["pace"] = limits.rate_limit_warning(draft.customer_id, Operation.Kind.CAPTURE, now=timezone.now())
     return show(request, f"snapshots/wizard/{step.template or step.slug}.html", draft, step.slug, context)
 
 
@@ -142,15 +143,15 @@ def review(request: HttpRequest, draft: Draft) -> HttpResponse:
         try:
             made = make(draft, request.user, form.cleaned_data["shown_hourly_micro"])
             return leave(request, page_of(made))
-        except (services.NameTaken, services.SourceUnavailable, InvalidSchedule):
+        except (NameTaken, SourceUnavailable, InvalidSchedule):
             # the step of that answer says the same, and it is there that it can be mended
             if earlier := wizard.first_open_step(draft, request.user, before=wizard.REVIEW):
                 return redirect(wizard.url(draft, earlier.slug))
             raise
-        except services.ActionRefused as refusal:
+        except ActionRefused as refusal:
             problem = str(refusal)
-    volumes = services.volumes_of(source)
-    quote = services.quote_size(source, sum(volume.size_gb for volume in volumes), kind=draft.kind)
+    volumes = checks.volumes_of(source)
+    quote = checks.quote_size(source, sum(volume.size_gb for volume in volumes), kind=draft.kind)
     context = {"form": form, "quote": quote, "facts": facts(draft, volumes), **estimates(request, draft, quote)}
     if draft.kind == Kind.BACKUP:
         zone = source.project.customer.zone
@@ -268,7 +269,7 @@ def leave(request: HttpRequest, url: str) -> HttpResponse:
 def quote_of(draft: Draft) -> Quote:
     """Raises NotSold."""
     assert draft.source is not None  # the steps before are checked
-    return services.quote_for(draft.source, kind=draft.kind)
+    return checks.quote_for(draft.source, kind=draft.kind)
 
 
 def price(quote: Quote) -> dict[str, str]:
@@ -371,9 +372,9 @@ def source_context(request: HttpRequest, draft: Draft, form: Any) -> dict[str, A
     chosen = draft.volume_id or draft.vm_id
     if chosen and all(source.pk != chosen for source in shown):
         shown = [*wizard.first_sources(user, kind, **here, pk=chosen), *shown]
-    uses = services.quota_use(draft.project)
-    for cloud_project in services.cloud_projects_of(location=draft.location_id, project=draft.project):
-        cloud = services.cloud_quota_use(cloud_project)
+    uses = limits.snapshot_quota_use(draft.project)
+    for cloud_project in limits.synced_cloud_projects(location=draft.location_id, project=draft.project):
+        cloud = limits.cloud_quota_use(cloud_project)
         uses += [cloud["snapshots"], cloud["gb"]]
     rates = rates_at(kind=SERVICE_KINDS[Kind(kind)], at=timezone.now(), location_codes=[draft.location_id])
     rate_micro = rates.get(draft.location_id)
@@ -398,7 +399,7 @@ def source_context(request: HttpRequest, draft: Draft, form: Any) -> dict[str, A
     }
 
 
-def source_facts(source: services.Source) -> list[dict[str, object]]:
+def source_facts(source: checks.Source) -> list[dict[str, object]]:
     if isinstance(source, Volume):
         first: dict[str, object] = {"label": _("Attached to"), "value": source.vm.name if source.vm else "–"}
     else:

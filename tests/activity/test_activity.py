@@ -18,6 +18,7 @@ from cng_portal.activity import services as activity
 from cng_portal.activity.models import Activity, to_text
 from cng_portal.common.responses import cell
 from snapshots import services
+from snapshots.errors import NameTaken
 from tests.accounts.test_sign_in import PASSWORD, sign_in
 from tests.factories import ProjectFactory, SnapshotFactory, UserFactory
 
@@ -359,7 +360,7 @@ def test_what_is_asked_of_a_snapshot_is_in_the_log(owner: User, project: Project
     services.rename_snapshot(snapshot=snapshot, user=owner, name="weekly")
     services.request_verification(snapshot=snapshot, user=owner)
     services.request_deletion(snapshot=SnapshotFactory(volume__project=project), user=owner)
-    with pytest.raises(services.NameTaken):
+    with pytest.raises(NameTaken):
         services.rename_snapshot(snapshot=snapshot, user=owner, name="")
     log = Activity.objects.filter(actor=owner, project=project).order_by("at")
     assert list(log.values_list("action", flat=True)) == ["snapshot.rename", "snapshot.verify", "snapshot.delete"]

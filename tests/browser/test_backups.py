@@ -16,8 +16,8 @@ from playwright.sync_api import Page, expect
 from billing.models import ServiceKind
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import VirtualMachine
+from snapshots.checks import volumes_of
 from snapshots.models import BackupSchedule, Snapshot
-from snapshots.services import volumes_of
 from tests.factories import LocationFactory, MembershipFactory, UserFactory, VirtualMachineFactory, VolumeFactory
 from tests.snapshots.disks import holds, put_volume, sell_everywhere
 

@@ -16,7 +16,8 @@ from billing.models import ServiceKind, UsageSegment
 from billing.money import MICRO
 from cng_portal.accounts.models import Project, Role
 from cng_portal.inventory.models import VirtualMachine, Volume
-from snapshots import services
+from snapshots import new_volumes, services
+from snapshots.errors import InvalidState
 from snapshots.models import Operation, Snapshot, State
 from tests.factories import (
     CustomerFactory,
@@ -410,11 +411,11 @@ def test_a_new_volume_of_a_machine_without_a_disk_chosen_asks_for_it(
     owner = UserFactory(member_of=project)
     answers = {"name": "copy", "size_gb": 1, "project": project.pk}
     assert "Choose the disk" in errors_of(client.post(url("new_volume", machine), answers))
-    with pytest.raises(services.InvalidState, match="has several disks. Choose"):
-        services.request_new_volume(snapshot=machine, user=owner, project=project, name="copy", size_gb=1)
+    with pytest.raises(InvalidState, match="has several disks. Choose"):
+        new_volumes.request_new_volume(snapshot=machine, user=owner, project=project, name="copy", size_gb=1)
     machine.disks.all().delete()
-    with pytest.raises(services.InvalidState, match="are unknown"):
-        services.request_new_volume(snapshot=machine, user=owner, project=project, name="copy", size_gb=1)
+    with pytest.raises(InvalidState, match="are unknown"):
+        new_volumes.request_new_volume(snapshot=machine, user=owner, project=project, name="copy", size_gb=1)
 
 
 def test_the_snapshot_of_a_volume_makes_no_machine(client: Client, project: Project) -> None:
@@ -588,7 +589,7 @@ def test_what_cannot_be_tried_again_says_why(client: Client, project: Project) -
     response = client.post(retry_url(operation))
 
     assert response["Location"] == page_of(operation.snapshot)
-    assert "nothing to try again" in said(response)
+    assert "nothing to retry" in said(response)
 
 
 def test_a_new_volume_that_failed_is_tried_again_from_its_own_page(client: Client, project: Project) -> None:

@@ -32,7 +32,7 @@ from cng_portal.inventory.models import Volume
 from cng_portal.monitoring.heartbeats import Heartbeat
 from cng_portal.monitoring.models import Process
 from cng_portal.notifications.models import Notification
-from snapshots import services
+from snapshots import restores, services
 from snapshots.maintenance import archive
 from snapshots.models import Operation, Snapshot, State
 from tests.factories import MembershipFactory, NotificationFactory, OutgoingMailFactory, UserFactory, VolumeFactory
@@ -242,7 +242,7 @@ def test_a_storage_that_is_away_keeps_nobody_from_a_backup_or_its_return(
 def test_a_storage_that_is_not_set_up_is_said_before_anything_is_started(
     snapshot: Snapshot, member: Membership, volume: Volume, file: Path, elsewhere: Any
 ) -> None:
-    services.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
+    restores.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
     backup(file)
     elsewhere.environment["STORAGE"] = json.dumps({"other": {"driver": "snapshots.storage.local.LocalDriver"}})
     refused = elsewhere("restore", file)
@@ -506,7 +506,7 @@ def test_a_restore_of_a_volume_that_had_not_ended_is_given_up_and_told(
     snapshot: Snapshot, member: Membership, volume: Volume, file: Path, storage_root: Path, elsewhere: Any
 ) -> None:
     """Carried out again, it would overwrite what the volume holds since."""
-    restore = services.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
+    restore = restores.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
     backup(file)
     Operation.objects.filter(pk=restore.pk).update(state="failed", finished_at=timezone.now())
     image = put_volume(storage_root, volume, b"written since" * 100)

@@ -68,8 +68,8 @@ def test_each_has_its_own_result(client: Client, project: Project) -> None:
     page = response.content.decode()
     assert "1 snapshot is being deleted" in page
     assert "2 snapshots are not deleted" in page
-    assert "It is in use (Restore)." in page
-    assert "It is still being taken, so there is nothing to delete yet. Cancel it instead." in page
+    assert "The snapshot is in use (Restore)." in page
+    assert "The snapshot is still being taken. Cancel it instead." in page
     assert {one.pk: one.state for one in Snapshot.objects.filter(pk__in=ids)} == {
         free.pk: State.DELETING,
         busy.pk: State.READY,
@@ -125,7 +125,7 @@ def test_nothing_or_too_much_selected_explains_itself(client: Client, project: P
     assert nothing["Location"] == "/snapshots/vm/"
     assert "Nothing was selected." in said(nothing)
 
-    many = client.get(PATH, {"id": [uuid4() for _number in range(services.DELETED_AT_ONCE + 1)]})
+    many = client.get(PATH, {"id": [uuid4() for _number in range(services.MAX_DELETIONS + 1)]})
     assert many["Location"] == "/snapshots/"
     assert "at most 50 can be deleted at once" in said(many)
 

@@ -18,9 +18,10 @@ from billing.models import ServiceKind, UsageSegment
 from cng_portal.accounts.models import Membership, Role
 from cng_portal.activity.models import Activity
 from cng_portal.inventory.models import VirtualMachine, Volume
-from snapshots import cancellation, operations, services, tasks
+from snapshots import cancellation, handlers, new_volumes, operations, restores, services, tasks
 from snapshots.backups.runs import settle_runs
 from snapshots.backups.schedules import run_now
+from snapshots.errors import InvalidState
 from snapshots.models import Kind, Operation, Snapshot, State
 from tests.factories import (
     BackupScheduleFactory,
@@ -112,7 +113,7 @@ def test_cancelled_twice_it_stays_as_it_is_and_what_has_ended_is_not_cancelled(
     for _time in range(2):
         assert cancellation.cancel(operation=operation, user=member.user).state == Operation.State.CANCELLED
     assert Activity.objects.filter(action="snapshot.cancel").count() == 1
-    with pytest.raises(services.InvalidState, match="just ended"):
+    with pytest.raises(InvalidState, match="just ended"):
         cancellation.cancel(operation=taken.operations.get(kind="capture"), user=member.user)
 
 
@@ -132,7 +133,7 @@ def test_what_a_worker_had_captured_before_it_noticed_is_removed(
 ) -> None:
     """The clean-up came first and found nothing: the worker asks for another one."""
     operation = request_capture(member, volume)
-    captured = tasks.take
+    captured = handlers.capture_disks
 
     def cancelled_meanwhile(*args: Any, **options: Any) -> Any:
         infos = captured(*args, **options)
@@ -140,7 +141,7 @@ def test_what_a_worker_had_captured_before_it_noticed_is_removed(
         Operation.objects.filter(kind=Operation.Kind.CLEAN_UP).update(state="succeeded", finished_at=timezone.now())
         return infos
 
-    monkeypatch.setattr(tasks, "take", cancelled_meanwhile)
+    monkeypatch.setattr(handlers, "capture_disks", cancelled_meanwhile)
     tasks.run_operation(operation.pk)
     assert len(files_of(storage_root)) == 3, "the volume and a snapshot that nobody wants"
     carry_out_what_waits()
@@ -152,7 +153,7 @@ def test_a_restore_is_cancelled_until_it_begins_to_write(
     storage_root: Path, member: Membership, volume: Volume, taken: Snapshot
 ) -> None:
     def request() -> Operation:
-        return services.request_restore(snapshot=taken, user=member.user, confirmation="data")
+        return restores.request_restore(snapshot=taken, user=member.user, confirmation="data")
 
     waiting = request()
     cancellation.cancel(operation=waiting, user=member.user)
@@ -169,7 +170,7 @@ def test_a_restore_is_cancelled_until_it_begins_to_write(
     writing = operations.claim(request().pk)
     assert writing is not None
     Snapshot.objects.filter(pk=writing.safety_snapshot_id).update(state=State.READY, ready_at=timezone.now())
-    with pytest.raises(services.InvalidState, match="undo the restore once it has ended"):
+    with pytest.raises(InvalidState, match="undo the restore once it has ended"):
         cancellation.cancel(operation=writing, user=member.user)
     operations.release(writing, counted=False, error="The volume is in use.")
     cancellation.cancel(operation=writing, user=member.user)
@@ -181,7 +182,7 @@ def test_a_new_volume_is_cancelled_with_what_was_made_of_it(
     storage_root: Path, member: Membership, taken: Snapshot, volume: Volume
 ) -> None:
     def request(name: str) -> Operation:
-        return services.request_new_volume(
+        return new_volumes.request_new_volume(
             snapshot=taken, user=member.user, project=member.project, name=name, size_gb=1
         )
 
@@ -199,7 +200,7 @@ def test_a_new_volume_is_cancelled_with_what_was_made_of_it(
     for operation in made:
         volume = Volume.objects.get(pk=operation.volume_id)
         assert volume.deleted_at is not None and volume.state == Volume.State.ERROR
-        with pytest.raises(services.InvalidState):
+        with pytest.raises(InvalidState):
             services.retry(operation=operation, user=member.user)
 
 
@@ -211,7 +212,7 @@ def test_one_volume_of_a_new_machine_cancels_the_machine(
     )
     for position in range(2):
         DiskImageFactory(id=None, snapshot=snapshot, volume=volume, volume_name="data", size_gb=1, position=position)
-    vm = services.request_new_machine(snapshot=snapshot, user=member.user, project=member.project, name="copy")
+    vm = new_volumes.request_new_machine(snapshot=snapshot, user=member.user, project=member.project, name="copy")
     done, waiting = Operation.objects.active().order_by("volume__position")
     put_volume(storage_root, done.volume, b"done")
     Operation.objects.filter(pk=done.pk).update(state="succeeded", finished_at=timezone.now())
@@ -232,7 +233,7 @@ def test_a_read_that_a_person_asked_for_is_cancelled_and_one_of_the_portals_own_
     operation = services.request_verification(snapshot=taken, user=member.user)
     cancellation.cancel(operation=operation, user=member.user)
     assert services.request_verification(snapshot=taken, user=member.user) != operation
-    with pytest.raises(services.InvalidState, match="cannot be cancelled"):
+    with pytest.raises(InvalidState, match="cannot be cancelled"):
         cancellation.cancel(operation=OperationFactory(snapshot__volume__project=member.project), user=member.user)
 
 
@@ -291,7 +292,7 @@ def test_a_stranger_gets_404_and_a_viewer_403(
 
 
 def test_a_new_volume_is_cancelled_from_its_page(client: Client, member: Membership, taken: Snapshot) -> None:
-    operation = services.request_new_volume(
+    operation = new_volumes.request_new_volume(
         snapshot=taken, user=member.user, project=member.project, name="copy", size_gb=1
     )
     url, page = (
@@ -310,7 +311,7 @@ def test_a_snapshot_that_is_in_use_cannot_be_deleted_and_its_page_says_so_first(
     snapshot = SnapshotFactory(volume__project=member.project)
     OperationFactory(snapshot=snapshot, restore=True)
     page = client.get(reverse("snapshots:delete", args=[snapshot.pk])).content.decode()
-    assert "It is in use (Restore)" in page and "confirmation" not in page
+    assert "The snapshot is in use (Restore)" in page and "confirmation" not in page
 
 
 # --- real worker processes ---------------------------------------------------------------------------------------------

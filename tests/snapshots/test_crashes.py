@@ -21,7 +21,7 @@ from django.utils import timezone
 from billing.models import ServiceKind, UsageSegment
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import Volume
-from snapshots import operations, services
+from snapshots import new_volumes, operations, services
 from snapshots.models import Operation, Snapshot, State
 from snapshots.tasks import run_operation, run_waiting_operations
 from tests.factories import MembershipFactory, VirtualMachineFactory, VolumeFactory
@@ -171,7 +171,7 @@ def test_a_restore_survives_the_death_of_its_worker_at_every_step(
     def ask(number: int) -> Operation:
         put_volume(storage_root, volume, ruined)
         snapshot.refresh_from_db()
-        return services.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
+        return restores.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
 
     restores = 0
     for operation, _killed in deaths(ask):
@@ -215,7 +215,7 @@ def test_a_new_volume_survives_the_death_of_its_worker_at_every_step(
     snapshot.refresh_from_db()
 
     def ask(number: int) -> Operation:
-        return services.request_new_volume(
+        return new_volumes.request_new_volume(
             snapshot=snapshot, user=member.user, project=member.project, name=f"copy {number}", size_gb=1
         )
 

@@ -18,9 +18,10 @@ from cng_portal.accounts.models import Membership, Role
 from cng_portal.activity.models import Activity
 from cng_portal.inventory.models import Volume
 from cng_portal.notifications.models import Notification
-from snapshots import operations, services
+from snapshots import new_volumes, operations, restores, services
 from snapshots.backups.runs import settle_runs
 from snapshots.backups.schedules import run_now
+from snapshots.errors import DamagedSnapshot, WrongOverride
 from snapshots.maintenance import fsck
 from snapshots.models import BackupRun, DiskImage, Operation, Snapshot, State
 from snapshots.tasks import run_operation
@@ -104,7 +105,7 @@ def read(root: Path, volume: Volume) -> bytes:
 
 
 def restore(snapshot: Snapshot, member: Membership, **fields: Any) -> Operation:
-    operation = services.request_restore(
+    operation = restores.request_restore(
         snapshot=snapshot, user=member.user, confirmation=snapshot.source.name, **fields
     )
     work()
@@ -113,7 +114,7 @@ def restore(snapshot: Snapshot, member: Membership, **fields: Any) -> Operation:
 
 
 def copy(snapshot: Snapshot, member: Membership, **fields: Any) -> Operation:
-    operation = services.request_new_volume(
+    operation = new_volumes.request_new_volume(
         snapshot=snapshot, user=member.user, project=member.project, name="copy", size_gb=1, **fields
     )
     work()
@@ -187,9 +188,9 @@ def test_a_damaged_snapshot_is_used_only_by_typing_its_name(
     flip_byte(disk_of(storage_root, snapshot), MIDDLE)
     verify(snapshot, member)
     for use in restore, copy:
-        with pytest.raises(services.DamagedSnapshot, match="“monday” is damaged"):
+        with pytest.raises(DamagedSnapshot, match="“monday” is damaged"):
             use(snapshot, member)
-        with pytest.raises(services.WrongOverride, match="Type “monday”"):
+        with pytest.raises(WrongOverride, match="Type “monday”"):
             use(snapshot, member, override="tuesday")
     assert read(storage_root, volume) == AFTER
 
@@ -207,7 +208,7 @@ def test_a_damaged_snapshot_is_used_only_by_typing_its_name(
 def test_damage_found_between_the_request_and_the_work_is_refused(
     storage_root: Path, snapshot: Snapshot, volume: Volume, member: Membership
 ) -> None:
-    operation = services.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
+    operation = restores.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
     Snapshot.objects.filter(pk=snapshot.pk).update(damaged_at=timezone.now())
     work()
     operation.refresh_from_db()
@@ -454,9 +455,9 @@ def test_damage_that_is_found_while_the_form_is_open_is_explained(
     snapshot: Snapshot, volume: Volume, member: Membership, client: Client
 ) -> None:
     DiskImage.objects.update(verified_at=timezone.now())
-    with pytest.raises(services.DamagedSnapshot):
+    with pytest.raises(DamagedSnapshot):
         Snapshot.objects.filter(pk=snapshot.pk).update(damaged_at=timezone.now())
-        services.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
+        restores.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
     url = reverse("snapshots:new_volume", args=[snapshot.pk])
     answers = {"name": "copy", "size_gb": "1", "project": member.project_id}
     assert "accept damaged data" in unescape(client.post(url, answers).content.decode())

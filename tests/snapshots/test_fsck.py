@@ -21,7 +21,7 @@ from billing.models import UsageSegment
 from billing.usage import close_segment
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import Volume
-from snapshots import services
+from snapshots import new_volumes, restores, services
 from snapshots.maintenance import fsck
 from snapshots.models import DiskImage, Operation, Snapshot, State
 from snapshots.storage.local.locking import hold_names
@@ -83,7 +83,7 @@ def age(path: Path) -> None:
 
 
 def test_a_healthy_portal_gives_nothing(snapshot: Snapshot, member: Membership) -> None:
-    services.request_new_volume(
+    new_volumes.request_new_volume(
         snapshot=snapshot, user=member.user, project=member.project, name="copy", size_gb=2, disk=None
     )
     second = services.request_snapshot(source=snapshot.volume, name="tuesday", user=member.user)
@@ -401,7 +401,7 @@ def test_work_that_goes_on_meanwhile_is_no_finding(volume: Volume, member: Membe
                 snapshot = services.request_snapshot(source=volume, name=f"brief {number}", user=member.user)
                 carry_out_what_waits()
                 snapshot.refresh_from_db()
-                services.request_new_volume(
+                new_volumes.request_new_volume(
                     snapshot=snapshot, user=member.user, project=member.project, name=f"copy {number}", size_gb=1
                 )
                 carry_out_what_waits()
@@ -447,7 +447,7 @@ def test_repair_leaves_alone_what_is_being_taken_restored_or_removed(
                 snapshot = services.request_snapshot(source=volume, name=f"round {number}", user=member.user)
                 carry_out_what_waits()
                 write(b"encrypted")
-                services.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
+                restores.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
                 carry_out_what_waits()
                 with open(image, "rb") as file:
                     brought_back.append(file.read(7))

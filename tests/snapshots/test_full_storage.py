@@ -10,6 +10,7 @@ from django.urls import reverse
 
 from billing.models import UsageSegment
 from snapshots import services
+from snapshots.errors import OutOfSpace
 from snapshots.models import Operation, Snapshot, State
 from tests.factories import MembershipFactory, VolumeFactory
 from tests.snapshots.disks import carry_out_what_waits, holds, put_volume, sell_everywhere
@@ -45,7 +46,7 @@ def test_too_little_room_is_said_at_the_volume_step_and_nothing_is_created(small
     response = client.post(step, {"volume": volume.pk})
     assert response.status_code == 200
     assert "too full" in response.text and "Nothing was created" in response.text
-    with pytest.raises(services.OutOfSpace):
+    with pytest.raises(OutOfSpace):
         services.request_snapshot(source=volume, name="no room", user=member.user)
     assert not Snapshot.objects.exists()
 

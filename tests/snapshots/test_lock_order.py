@@ -12,7 +12,7 @@ from django.db import connection, connections, transaction
 from cng_portal.accounts.models import Membership
 from cng_portal.accounts.services import lock_customer
 from cng_portal.inventory.models import Volume
-from snapshots import operations, services, tasks
+from snapshots import new_volumes, operations, restores, services, tasks
 from snapshots.models import Operation, Snapshot, State
 from tests.factories import MembershipFactory, VolumeFactory
 from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sell_everywhere
@@ -40,20 +40,20 @@ def capture(member: Membership, volume: Volume) -> Operation:
 def restore(member: Membership, volume: Volume) -> Operation:
     capture(member, volume)
     carry_out_what_waits()
-    return services.request_restore(snapshot=Snapshot.objects.get(), user=member.user, confirmation=volume.name)
+    return restores.request_restore(snapshot=Snapshot.objects.get(), user=member.user, confirmation=volume.name)
 
 
 def new_volume(member: Membership, volume: Volume) -> Operation:
     capture(member, volume)
     carry_out_what_waits()
-    return services.request_new_volume(
+    return new_volumes.request_new_volume(
         snapshot=Snapshot.objects.get(), user=member.user, project=member.project, name="copy", size_gb=1
     )
 
 
 def succeed(operation: Operation) -> None:
     with operations.Lease(operation) as lease:
-        tasks.HANDLERS[Operation.Kind(operation.kind)](operation, lease)
+        tasks.HANDLERS[Operation.Kind(operation.kind)].run(operation, lease)
 
 
 def fail(operation: Operation) -> None:

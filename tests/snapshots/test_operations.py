@@ -20,7 +20,7 @@ from billing.models import UsageSegment
 from cng_portal.accounts.models import Membership
 from cng_portal.activity.models import Activity
 from cng_portal.inventory.models import Location, VirtualMachine, Volume
-from snapshots import operations, services
+from snapshots import operations, restores, services
 from snapshots.models import Draft, Operation, Snapshot, State
 from snapshots.storage.contract import Interrupted, advice_for
 from snapshots.tasks import run_operation
@@ -165,7 +165,7 @@ def test_a_busy_disk_is_waited_for_until_the_deadline_and_the_attempts_do_not_co
             assert operation.is_active == (now < deadline)
     assert operation.state == Operation.State.FAILED
     assert "is in use by" in operation.error and volume.name in operation.error
-    assert operation.error.endswith("It stayed so for 24 hours, so this was given up.")
+    assert operation.error.endswith("It was busy for 24 hours, so this was given up.")
     snapshot = Snapshot.objects.get()
     assert (snapshot.state, snapshot.error) == (State.FAILED, operation.error)
     assert not UsageSegment.objects.exists()
@@ -268,7 +268,7 @@ def test_a_restore_is_refused_when_the_machine_was_started_meanwhile(
     snapshot = Snapshot.objects.get()
     changed = content(b"later")
     image = put_volume(storage_root, volume, changed)
-    restore = services.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
+    restore = restores.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
     VirtualMachine.objects.update(state=VirtualMachine.State.RUNNING)
     carry_out_what_waits()
     restore.refresh_from_db()
@@ -413,7 +413,7 @@ def test_what_became_of_it_is_in_the_log_as_the_portals_own_entry(
     carry_out_what_waits()
     snapshot = operation.snapshot
     snapshot.refresh_from_db()
-    services.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
+    restores.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
     carry_out_what_waits()
     services.request_verification(snapshot=snapshot, user=member.user)
     carry_out_what_waits()

@@ -16,6 +16,7 @@ from billing.wallet import buy_credits
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import Volume
 from snapshots import operations, services, wizard
+from snapshots.errors import ActionRefused
 from snapshots.models import Operation, Snapshot, State
 from snapshots.tasks import run_operation
 from tests.factories import MembershipFactory, OperationFactory, VolumeFactory
@@ -48,7 +49,7 @@ def all_at_once(act: Callable[[int], Any]) -> Counter:
             barrier.wait()
             act(number)
             return "done"
-        except services.ActionRefused as refusal:
+        except ActionRefused as refusal:
             return type(refusal).__name__
         finally:
             connections.close_all()
@@ -129,7 +130,7 @@ def test_a_snapshot_that_is_deleted_and_restored_at_once_does_one_of_them(
         if number % 2:
             services.request_deletion(snapshot=snapshot, user=member.user)
         else:
-            services.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
+            restores.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
 
     all_at_once(act)
     snapshot.refresh_from_db()

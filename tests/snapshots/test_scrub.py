@@ -15,7 +15,7 @@ from cng_portal.inventory.models import Location, Volume
 from cng_portal.monitoring.models import Process, StorageCheck
 from cng_portal.monitoring.status import load_cluster_status
 from cng_portal.notifications.models import Notification
-from snapshots import operations, scrub, services, tasks
+from snapshots import operations, restores, scrub, services, tasks
 from snapshots.models import DiskImage, Operation, Snapshot, State
 from snapshots.monitoring.status import load_operation_status
 from snapshots.monitoring.storage import measure_storage
@@ -260,7 +260,7 @@ def test_a_killed_scrub_is_taken_up_again(running: Operation) -> None:
 
 def test_a_restore_counts_as_reading(volume: Volume, member: Membership) -> None:
     snapshot = take(volume, member, "old", days_ago=40)
-    services.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
+    restores.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
     work()
     snapshot.refresh_from_db()
     assert snapshot.last_read_at

@@ -13,7 +13,8 @@ from django.utils import timezone
 from billing.models import UsageSegment
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import VirtualMachine, Volume
-from snapshots import services
+from snapshots import checks, new_volumes, restores, services
+from snapshots.errors import InvalidState, NameTaken, SourceUnavailable
 from snapshots.models import Operation, Snapshot, State
 from snapshots.storage.local import LocalDriver
 from tests.factories import DiskImageFactory, MembershipFactory, SnapshotFactory, VMSnapshotFactory, VolumeFactory
@@ -61,16 +62,16 @@ def test_billing_ends_at_the_instant_the_deletion_is_accepted_and_not_when_it_is
 def test_neither_a_snapshot_nor_its_safety_snapshot_is_deleted_under_a_restore(
     snapshot: Snapshot, member: Membership, volume: Volume
 ) -> None:
-    restore = services.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
+    restore = restores.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
     Snapshot.objects.filter(pk=restore.safety_snapshot_id).update(state=State.READY, ready_at=snapshot.ready_at)
     for needed in (snapshot, restore.safety_snapshot):
-        with pytest.raises(services.InvalidState, match="in use"):
+        with pytest.raises(InvalidState, match="in use"):
             services.request_deletion(snapshot=needed, user=member.user)
 
 
 def test_a_name_is_free_again_once_its_snapshot_is_gone(snapshot: Snapshot, member: Membership, volume: Volume) -> None:
     services.request_deletion(snapshot=snapshot, user=member.user)
-    with pytest.raises(services.NameTaken):
+    with pytest.raises(NameTaken):
         services.request_snapshot(source=volume, name="nightly", user=member.user)
     carry_out_what_waits()
     assert services.request_snapshot(source=volume, name="nightly", user=member.user).name == "nightly"
@@ -84,7 +85,7 @@ def test_a_snapshot_can_change_the_case_of_its_own_name(snapshot: Snapshot, memb
 @pytest.mark.parametrize("same", ["STRASSE", "Straße ", "straße"])
 def test_names_are_compared_without_case_in_every_script(volume: Volume, member: Membership, same: str) -> None:
     services.request_snapshot(source=volume, name="straße", user=member.user)
-    with pytest.raises(services.NameTaken, match="is free"):
+    with pytest.raises(NameTaken, match="is free"):
         services.request_snapshot(source=volume, name=same, user=member.user)
 
 
@@ -97,9 +98,9 @@ def test_a_deleted_volume_keeps_its_snapshots_and_their_bill(
 ) -> None:
     Volume.objects.filter(pk=volume.pk).update(deleted_at=snapshot.ready_at)
     assert UsageSegment.objects.get().ended_at is None
-    with pytest.raises(services.SourceUnavailable):
-        services.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
-    operation = services.request_new_volume(
+    with pytest.raises(SourceUnavailable):
+        restores.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
+    operation = new_volumes.request_new_volume(
         snapshot=snapshot, user=member.user, project=member.project, name="rescued", size_gb=1
     )
     carry_out_what_waits()
@@ -118,7 +119,7 @@ def test_a_failed_snapshot_can_be_tried_again_and_only_once(
     assert failed.state == Operation.State.FAILED
     aside.rename(image)
     services.retry(operation=failed, user=member.user)
-    with pytest.raises(services.InvalidState, match="nothing to try again"):
+    with pytest.raises(InvalidState, match="nothing to retry"):
         services.retry(operation=failed, user=member.user)
     carry_out_what_waits()
     snapshot.refresh_from_db()
@@ -128,7 +129,7 @@ def test_a_failed_snapshot_can_be_tried_again_and_only_once(
 def test_a_volume_that_was_made_at_the_second_try_is_not_made_again_whatever_the_clocks_say(
     storage_root: Path, snapshot: Snapshot, member: Membership
 ) -> None:
-    operation = services.request_new_volume(
+    operation = new_volumes.request_new_volume(
         snapshot=snapshot, user=member.user, project=member.project, name="rescued", size_gb=1
     )
     folder = storage_root / snapshot.location_id / "snapshots"
@@ -141,7 +142,7 @@ def test_a_volume_that_was_made_at_the_second_try_is_not_made_again_whatever_the
     carry_out_what_waits()
     operation.volume.refresh_from_db()
     assert operation.volume.state == Volume.State.AVAILABLE
-    with pytest.raises(services.InvalidState, match="nothing to try again"):
+    with pytest.raises(InvalidState, match="nothing to retry"):
         services.retry(operation=operation, user=member.user)
     operation.volume.refresh_from_db()
     assert operation.volume.state == Volume.State.AVAILABLE
@@ -192,7 +193,7 @@ def test_where_only_the_latest_can_be_restored_an_earlier_one_is_refused_in_adva
     first = services.request_snapshot(source=volume, name="first", user=member.user)
     carry_out_what_waits()
     assert offered(first)
-    services.request_restore(snapshot=first, user=member.user, confirmation=volume.name)
+    restores.request_restore(snapshot=first, user=member.user, confirmation=volume.name)
     carry_out_what_waits()
     restore = Operation.objects.get(kind=Operation.Kind.RESTORE)
     assert restore.state == Operation.State.SUCCEEDED, "a safety snapshot is no later one"
@@ -203,8 +204,8 @@ def test_where_only_the_latest_can_be_restored_an_earlier_one_is_refused_in_adva
     carry_out_what_waits()
     assert offered(second) and not offered(first) and not offered(safety)
     for snapshot, words in ((first, "only to the latest"), (safety, "made before a restore")):
-        with pytest.raises(services.InvalidState, match=words):
-            services.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
+        with pytest.raises(InvalidState, match=words):
+            restores.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
         for name in ("snapshot", "restore"):
             page = client.get(reverse(f"snapshots:{name}", args=[snapshot.pk])).content.decode()
             assert words in page and "Undo restore</a>" not in page
@@ -220,23 +221,23 @@ def test_where_only_detached_volumes_can_be_restored_it_is_said_in_advance(
     volume = VolumeFactory(project=member.project, attached_stopped=True)
     snapshot = SnapshotFactory(volume=volume)
     sell_everywhere()
-    services.check_restorable(snapshot)  # of a machine that only the portal knows
+    restores.check_restorable(snapshot)  # of a machine that only the portal knows
     VirtualMachine.objects.update(backend_ref="0a1b", backend_project="shop")
     page = reverse("snapshots:restore", args=[snapshot.pk])
     assert f"“{volume.name}” is attached to" in client_for(member.user).get(page).content.decode()
 
     whole = VMSnapshotFactory(vm=VirtualMachine.objects.get(), ready_at=timezone.now() - timedelta(hours=1))
     DiskImageFactory(snapshot=whole, volume=volume, volume_name=volume.name)
-    assert "restores only volumes that are attached to no machine" in services.irreversible_reasons([whole])[whole.pk]
+    assert "restores only volumes that are attached to no machine" in restores.irreversible_reasons([whole])[whole.pk]
     Volume.objects.update(vm=None)
-    services.check_restorable(Snapshot.objects.get(pk=snapshot.pk))
+    restores.check_restorable(Snapshot.objects.get(pk=snapshot.pk))
 
 
 @pytest.mark.parametrize("name", ["Night\u2060ly", "\u202eylthgiN", "\u3164", "\ufeffNightly"])
 def test_a_name_that_only_seems_to_be_another_one_is_refused(snapshot: Snapshot, name: str) -> None:
-    with pytest.raises(services.NameTaken, match="cannot be shown"):
-        services.check_name(snapshot.customer_id, name)
+    with pytest.raises(NameTaken, match="cannot be shown"):
+        checks.check_name(snapshot.customer_id, name)
     for joined in "Nightly\u200d", "Night\u200bly":
-        with pytest.raises(services.NameTaken, match="Another snapshot has the name"):
-            services.check_name(snapshot.customer_id, joined)
-    services.check_name(snapshot.customer_id, "ညစဉ်\u200bမိတ္တူ")  # Burmese as some keyboards write it
+        with pytest.raises(NameTaken, match="Another snapshot has the name"):
+            checks.check_name(snapshot.customer_id, joined)
+    checks.check_name(snapshot.customer_id, "ညစဉ်\u200bမိတ္တူ")  # Burmese as some keyboards write it

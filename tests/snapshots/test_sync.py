@@ -20,8 +20,9 @@ from django.utils import timezone
 
 from cng_portal.accounts.models import Membership, Project
 from cng_portal.inventory.models import CloudProject, Location, Volume
-from snapshots import services, wizard
+from snapshots import checks, limits, new_volumes, restores, services, wizard
 from snapshots.cloudsync.sync import one_by_one, sync_everywhere
+from snapshots.errors import InvalidState, QuotaExceeded
 from snapshots.models import Operation, State
 from snapshots.storage.local import LocalDriver
 from tests.factories import (
@@ -174,7 +175,7 @@ def test_a_snapshot_deleted_in_the_cloud_can_only_be_renamed_or_deleted(
         "rename",
         "delete",
     ]
-    with pytest.raises(services.InvalidState, match="was deleted in the cloud, outside the portal"):
+    with pytest.raises(InvalidState, match="was deleted in the cloud, outside the portal"):
         services.request_verification(snapshot=snapshot, user=member.user)
     services.request_deletion(snapshot=snapshot, user=member.user)
     snapshot.refresh_from_db()
@@ -202,10 +203,10 @@ def test_one_that_is_missing_is_not_the_latest_any_more(member: Membership, monk
     monkeypatch.setattr(LocalDriver, "reverts_only_latest", True)
     older = SnapshotFactory(volume__project=member.project, ready_at=timezone.now() - timedelta(hours=1))
     newer = SnapshotFactory(volume=older.volume)
-    assert set(services.irreversible_reasons([older, newer])) == {older.pk}
+    assert set(restores.irreversible_reasons([older, newer])) == {older.pk}
     newer.missing_since = timezone.now()
     newer.save()
-    assert services.irreversible_reasons([older]) == {}
+    assert restores.irreversible_reasons([older]) == {}
 
 
 def test_the_latest_is_the_one_that_the_cloud_took_last_whenever_the_portal_heard_of_it(
@@ -216,7 +217,7 @@ def test_the_latest_is_the_one_that_the_cloud_took_last_whenever_the_portal_hear
     # The worker's clock was an hour behind, or the portal found the other one only later.
     latest = SnapshotFactory(volume__project=member.project, ready_at=now - timedelta(hours=1), disk__captured_at=now)
     older = SnapshotFactory(volume=latest.volume, disk__captured_at=now - timedelta(seconds=1))
-    assert set(services.irreversible_reasons([older, latest])) == {older.pk}
+    assert set(restores.irreversible_reasons([older, latest])) == {older.pk}
 
 
 def test_who_tries_again_takes_the_clean_up_over_unless_it_is_at_work(member: Membership) -> None:
@@ -224,7 +225,7 @@ def test_who_tries_again_takes_the_clean_up_over_unless_it_is_at_work(member: Me
     sell_everywhere()
     failed = OperationFactory(capture=True, failed=True, snapshot=snapshot)
     clean_up = OperationFactory(kind=Operation.Kind.CLEAN_UP, running=True, snapshot=snapshot)
-    with pytest.raises(services.InvalidState, match="is being removed"):
+    with pytest.raises(InvalidState, match="is being removed"):
         services.stop_clean_up(snapshot)
     Operation.objects.filter(pk=clean_up.pk).update(state=Operation.State.PENDING, lease_until=None)
     services.stop_clean_up(snapshot)
@@ -298,11 +299,11 @@ def test_the_wizard_says_in_advance_that_the_clouds_own_quota_is_used_up(
     answer = client.post(step, {"volume": volume.pk})
     if words:
         assert answer.status_code == 200 and words in answer.content.decode()
-        with pytest.raises(services.QuotaExceeded, match="in the cloud project “shop”"):
-            services.check_capturable(volume)
+        with pytest.raises(QuotaExceeded, match="in the cloud project “shop”"):
+            checks.check_capturable(volume)
     else:
         assert answer.status_code == 302
-        services.check_capturable(volume)
+        checks.check_capturable(volume)
 
 
 def test_the_clouds_quota_counts_what_was_asked_for_and_deleted_here_since_the_last_look(
@@ -311,7 +312,7 @@ def test_the_clouds_quota_counts_what_was_asked_for_and_deleted_here_since_the_l
     volume = Volume.objects.get()
 
     def used() -> tuple[int, int]:
-        uses = services.cloud_quota_use(quotas)
+        uses = limits.cloud_quota_use(quotas)
         return uses["snapshots"].used, uses["gb"].used
 
     OperationFactory(capture=True, snapshot=SnapshotFactory(volume=VolumeFactory(project=member.project)))
@@ -319,8 +320,8 @@ def test_the_clouds_quota_counts_what_was_asked_for_and_deleted_here_since_the_l
     snapshot = SnapshotFactory(volume=volume, pending=True)
     operation = OperationFactory(capture=True, snapshot=snapshot)
     assert used() == (5, 90)
-    with pytest.raises(services.QuotaExceeded):
-        services.check_capturable(volume)
+    with pytest.raises(QuotaExceeded):
+        checks.check_capturable(volume)
     before = timezone.now() - timedelta(hours=1)
     Operation.objects.filter(pk=operation.pk).update(created_at=before)  # the look saw it
     assert used() == (4, 80)
@@ -334,15 +335,13 @@ def test_a_new_volume_and_a_copy_before_a_restore_count_as_volumes_of_the_cloud(
     snapshot = SnapshotFactory(volume=Volume.objects.get())
     volume = {"snapshot": snapshot, "user": member.user, "project": member.project, "name": "copy"}
     CloudProject.objects.update(snapshot_count=5)
-    with pytest.raises(services.QuotaExceeded, match="5 of 5 snapshots"):
-        services.check_capturable(snapshot.source, safety=True)
+    with pytest.raises(QuotaExceeded, match="5 of 5 snapshots"):
+        checks.check_capturable(snapshot.source, safety=True)
     monkeypatch.setattr(LocalDriver, "reverts_only_latest", True)
-    services.check_capturable(snapshot.source, safety=True)
-    services.request_new_volume(**volume, size_gb=10)
+    checks.check_capturable(snapshot.source, safety=True)
+    new_volumes.request_new_volume(**volume, size_gb=10)
     CloudProject.objects.update(volume_quota=3)
-    with pytest.raises(
-        services.QuotaExceeded, match="3 of 3 volumes in the cloud project “shop” are used and this one needs 1"
-    ):
-        services.request_new_volume(**volume, size_gb=10)
-    with pytest.raises(services.QuotaExceeded, match="3 of 3 volumes"):
-        services.check_capturable(snapshot.source, safety=True)
+    with pytest.raises(QuotaExceeded, match="3 of 3 volumes in the cloud project “shop” are used and this one needs 1"):
+        new_volumes.request_new_volume(**volume, size_gb=10)
+    with pytest.raises(QuotaExceeded, match="3 of 3 volumes"):
+        checks.check_capturable(snapshot.source, safety=True)

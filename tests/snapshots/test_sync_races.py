@@ -20,6 +20,7 @@ from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import CloudProject, Location, Volume
 from snapshots import services
 from snapshots.cloudsync.sync import sync_location
+from snapshots.errors import ActionRefused, NameTaken
 from snapshots.models import Operation, Snapshot, State
 from snapshots.storage.inventory import FoundProject, FoundServer, FoundSnapshot, FoundVolume, Inventory, Use
 from snapshots.storage.local import LocalDriver
@@ -109,7 +110,7 @@ def at_once(*acts: Callable[[], Any]) -> list[Any]:
         try:
             barrier.wait()
             return act()
-        except services.ActionRefused as refusal:
+        except ActionRefused as refusal:
             return refusal
         finally:
             connections.close_all()
@@ -188,7 +189,7 @@ def test_a_name_that_a_customer_and_a_look_want_at_once_is_taken_once(
             lambda: sync_location(Location.objects.get()),
         )
         outside = Snapshot.objects.get(made_outside=True, deleted_at=None)
-        assert isinstance(mine, services.NameTaken) is (outside.name == name)
+        assert isinstance(mine, NameTaken) is (outside.name == name)
         assert outside.name in (name, f"{name} {turn}")
         carry_out_what_waits()
 

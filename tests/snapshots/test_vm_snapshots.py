@@ -9,7 +9,8 @@ from django.urls import reverse
 from billing.models import ServiceKind, UsageSegment
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import VirtualMachine, Volume
-from snapshots import services
+from snapshots import checks, new_volumes, restores, services
+from snapshots.errors import InvalidState, SourceUnavailable
 from snapshots.models import Kind, Operation, Snapshot, State
 from tests.factories import MembershipFactory, VirtualMachineFactory, VMSnapshotFactory, VolumeFactory
 from tests.snapshots.disks import carry_out_what_waits, content, holds, put_volume, sell_everywhere
@@ -43,13 +44,13 @@ def vm(storage_root: Path, member: Membership) -> VirtualMachine:
 
 
 def write_disks(root: Path, vm: VirtualMachine, contents: list[bytes]) -> None:
-    for volume, data in zip(services.volumes_of(vm), contents, strict=True):
+    for volume, data in zip(checks.volumes_of(vm), contents, strict=True):
         put_volume(root, volume, data)
 
 
 def disks_hold(root: Path, vm: VirtualMachine, contents: list[bytes]) -> bool:
     folder = root / vm.location_id / "volumes"
-    volumes = services.volumes_of(vm)
+    volumes = checks.volumes_of(vm)
     return all(holds(folder / f"{volume.pk}.img", data) for volume, data in zip(volumes, contents, strict=True))
 
 
@@ -81,7 +82,7 @@ def test_when_one_disk_fails_all_do_and_nothing_is_left_or_charged(
     storage_root: Path, vm: VirtualMachine, member: Membership
 ) -> None:
     snapshot = services.request_snapshot(source=vm, name="machine", user=member.user)
-    lost = storage_root / vm.location_id / "volumes" / f"{services.volumes_of(vm)[2].pk}.img"
+    lost = storage_root / vm.location_id / "volumes" / f"{checks.volumes_of(vm)[2].pk}.img"
     lost.unlink()
     carry_out_what_waits()
     snapshot.refresh_from_db()
@@ -95,12 +96,12 @@ def test_a_machine_is_restored_with_all_its_disks_and_the_restore_is_undone(
 ) -> None:
     snapshot = take(vm, member)
     write_disks(storage_root, vm, AFTER)
-    restore = services.request_restore(snapshot=snapshot, user=member.user, confirmation="db-01")
+    restore = restores.request_restore(snapshot=snapshot, user=member.user, confirmation="db-01")
     carry_out_what_waits()
     restore.refresh_from_db()
     assert restore.state == Operation.State.SUCCEEDED and restore.can_be_undone
     assert disks_hold(storage_root, vm, BEFORE)
-    services.request_restore(snapshot=restore.safety_snapshot, user=member.user, confirmation="db-01")
+    restores.request_restore(snapshot=restore.safety_snapshot, user=member.user, confirmation="db-01")
     carry_out_what_waits()
     assert disks_hold(storage_root, vm, AFTER)
 
@@ -108,27 +109,27 @@ def test_a_machine_is_restored_with_all_its_disks_and_the_restore_is_undone(
 def test_a_running_machine_is_not_restored(vm: VirtualMachine, member: Membership) -> None:
     snapshot = take(vm, member)
     VirtualMachine.objects.update(state=VirtualMachine.State.RUNNING)
-    with pytest.raises(services.InvalidState, match="Stop the machine first"):
-        services.request_restore(snapshot=snapshot, user=member.user, confirmation="db-01")
+    with pytest.raises(InvalidState, match="Stop the machine first"):
+        restores.request_restore(snapshot=snapshot, user=member.user, confirmation="db-01")
     assert Snapshot.objects.count() == 1
 
 
 def test_a_volume_of_a_machine_that_is_being_restored_is_left_alone(vm: VirtualMachine, member: Membership) -> None:
     snapshot = take(vm, member)
-    services.request_restore(snapshot=snapshot, user=member.user, confirmation="db-01")
-    with pytest.raises(services.SourceUnavailable, match="being restored"):
-        services.request_snapshot(source=services.volumes_of(vm)[1], name="one disk", user=member.user)
-    with pytest.raises(services.SourceUnavailable, match="being restored"):
-        services.request_restore(snapshot=snapshot, user=member.user, confirmation="db-01")
+    restores.request_restore(snapshot=snapshot, user=member.user, confirmation="db-01")
+    with pytest.raises(SourceUnavailable, match="being restored"):
+        services.request_snapshot(source=checks.volumes_of(vm)[1], name="one disk", user=member.user)
+    with pytest.raises(SourceUnavailable, match="being restored"):
+        restores.request_restore(snapshot=snapshot, user=member.user, confirmation="db-01")
 
 
 def test_a_new_machine_is_made_from_it(storage_root: Path, vm: VirtualMachine, member: Membership) -> None:
     snapshot = take(vm, member)
-    made = services.request_new_machine(snapshot=snapshot, user=member.user, project=member.project, name="db-02")
+    made = new_volumes.request_new_machine(snapshot=snapshot, user=member.user, project=member.project, name="db-02")
     carry_out_what_waits()
     made.refresh_from_db()
     assert (made.state, made.vcpus, made.memory_mb) == (VirtualMachine.State.STOPPED, 4, 8192)
-    volumes = services.volumes_of(made)
+    volumes = checks.volumes_of(made)
     assert [(volume.name, volume.size_gb) for volume in volumes] == [
         ("db-02-root", 10),
         ("db-02-data", 30),
@@ -140,23 +141,23 @@ def test_a_new_machine_is_made_from_it(storage_root: Path, vm: VirtualMachine, m
 
 def test_no_machine_is_made_of_what_has_lost_its_disks(member: Membership) -> None:
     lost = VMSnapshotFactory(vm__project=member.project, state=State.READY)
-    with pytest.raises(services.InvalidState, match="Nothing is known of its disks"):
-        services.request_new_machine(snapshot=lost, user=member.user, project=member.project, name="db-02")
+    with pytest.raises(InvalidState, match="has no disks"):
+        new_volumes.request_new_machine(snapshot=lost, user=member.user, project=member.project, name="db-02")
 
 
 def test_a_machine_without_volumes_is_refused(member: Membership) -> None:
     vm = VirtualMachineFactory(project=member.project)
-    with pytest.raises(services.SourceUnavailable, match="has no volume"):
+    with pytest.raises(SourceUnavailable, match="has no volume"):
         services.request_snapshot(source=vm, name="nothing", user=member.user)
 
 
 def test_a_retake_notices_that_the_disks_are_others(storage_root: Path, vm: VirtualMachine, member: Membership) -> None:
     snapshot = services.request_snapshot(source=vm, name="machine", user=member.user)
-    logs = services.volumes_of(vm)[2]
+    logs = checks.volumes_of(vm)[2]
     (storage_root / vm.location_id / "volumes" / f"{logs.pk}.img").unlink()
     carry_out_what_waits()
     Volume.objects.filter(pk=logs.pk).update(vm=None)
-    with pytest.raises(services.InvalidState, match="has other disks now"):
+    with pytest.raises(InvalidState, match="disks have changed"):
         services.retry(operation=snapshot.operations.get(), user=member.user)
 
 

@@ -12,7 +12,8 @@ from django.utils import timezone
 
 from cng_portal.accounts.models import Customer, Membership
 from cng_portal.inventory.models import Volume
-from snapshots import services
+from snapshots import new_volumes, services
+from snapshots.errors import OutOfSpace, QuotaExceeded
 from snapshots.models import Operation, Snapshot
 from snapshots.storage.local.driver import LocalDriver
 from tests.factories import (
@@ -46,7 +47,7 @@ def client(member: Membership, client_for: Callable[..., Client]) -> Client:
 
 
 def request(snapshot: Snapshot, member: Membership, size_gb: int = 5) -> Operation:
-    return services.request_new_volume(
+    return new_volumes.request_new_volume(
         snapshot=snapshot, user=member.user, project=member.project, name="copy", size_gb=size_gb
     )
 
@@ -93,18 +94,18 @@ def test_a_machine_needs_room_for_all_of_its_volumes(member: Membership, client:
         )
     Customer.objects.update(volume_quota=5)
     options: dict[str, Any] = {"snapshot": machine, "user": member.user, "project": member.project, "name": "db-02"}
-    with pytest.raises(services.QuotaExceeded, match="3 of 5 volumes of your account are used and this one needs 3"):
-        services.request_new_machine(**options)
+    with pytest.raises(QuotaExceeded, match="3 of 5 volumes of your account are used and this one needs 3"):
+        new_volumes.request_new_machine(**options)
     assert "3 of 5 volumes" in client.get(reverse("snapshots:new_machine", args=[machine.pk])).content.decode()
     Customer.objects.update(volume_quota=6)
-    assert services.request_new_machine(**options).volumes.count() == 3
+    assert new_volumes.request_new_machine(**options).volumes.count() == 3
 
 
 def test_what_is_tried_again_counts_again(snapshot: Snapshot, member: Membership) -> None:
     failed = OperationFactory(snapshot=snapshot, new_volume=True, failed=True)
     Volume.objects.filter(pk=failed.volume_id).update(state="error", deleted_at=timezone.now())
     Customer.objects.update(volume_quota=1)
-    with pytest.raises(services.QuotaExceeded):
+    with pytest.raises(QuotaExceeded):
         services.retry(operation=failed, user=member.user)
     Customer.objects.update(volume_quota=2)
     assert services.retry(operation=failed, user=member.user).volume_id == failed.volume_id
@@ -121,7 +122,7 @@ def test_no_volume_is_larger_than_the_provider_allows(
 ) -> None:
     Customer.objects.update(volume_gb_quota=-1)
     settings.MAX_VOLUME_GB = 100
-    with pytest.raises(services.OutOfSpace, match="at most 100 GB"):
+    with pytest.raises(OutOfSpace, match="at most 100 GB"):
         request(snapshot, member, 101)
     url = reverse("snapshots:new_volume", args=[snapshot.pk])
     answers = {"name": "copy", "size_gb": 101, "project": member.project.pk}
@@ -137,7 +138,7 @@ def test_the_storage_has_to_have_room_for_the_bytes_and_not_for_the_holes(
         pytest.skip("copies need no room here")
     Customer.objects.update(volume_gb_quota=-1)
     snapshot.disks.update(allocated_bytes=2 * driver.free_bytes())
-    with pytest.raises(services.OutOfSpace, match="is too full"):
+    with pytest.raises(OutOfSpace, match="is too full"):
         request(snapshot, member)
     snapshot.disks.update(allocated_bytes=4096)
     assert request(snapshot, member, 10_000)

@@ -30,10 +30,10 @@ from cng_portal.accounts.services import create_customer, create_project
 from cng_portal.inventory.models import Location, Region, VirtualMachine, Volume
 from snapshots.backups.automatic import switch_automatic_backups
 from snapshots.backups.schedules import create_schedule
+from snapshots.models import volume_ref
 from snapshots.storage.contract import GIB
 from snapshots.storage.local import LocalDriver
 from snapshots.storage.registry import get_driver
-from snapshots.tasks import volume_ref
 
 PASSWORD = "portal-demo"
 SIGN_INS = ["customer@example.com", "other@example.com", "admin@example.com"]

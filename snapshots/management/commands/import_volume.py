@@ -17,11 +17,12 @@ from tqdm import tqdm
 from cng_portal.accounts.models import Project
 from cng_portal.common.names import require_visible
 from cng_portal.inventory.models import Location, Volume
+from snapshots.handlers import is_needed
+from snapshots.models import volume_ref
 from snapshots.storage.contract import GIB, StorageError
 from snapshots.storage.local import LocalDriver
 from snapshots.storage.local.importing import open_image
 from snapshots.storage.registry import get_driver
-from snapshots.tasks import is_needed, volume_ref
 
 
 class Command(BaseCommand):

@@ -28,10 +28,10 @@ from snapshots import operations, scrub
 from snapshots.backups.runs import settle_runs, start_due_runs
 from snapshots.backups.upkeep import maintain_schedules
 from snapshots.cloudsync import sync
+from snapshots.handlers import is_needed
 from snapshots.monitoring.storage import check_storage, measure_storage
 from snapshots.storage.contract import StorageError
 from snapshots.storage.registry import get_driver
-from snapshots.tasks import is_needed
 
 logger = logging.getLogger("snapshots.scheduler")
 LEASE = "scheduler"

@@ -21,7 +21,7 @@ from honcho.environ import parse_procfile
 from honcho.manager import Manager
 
 from cng_portal.hardening import refuse_unsafe_start
-from snapshots import checks  # noqa: F401  # A storage driver that can't be loaded stops the start.
+from snapshots import system_checks  # noqa: F401  # A storage driver that can't be loaded stops the start.
 
 from .demo import PASSWORD, SIGN_INS
 

@@ -12,7 +12,7 @@ from django.db import connection, connections
 from billing.models import UsageSegment
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import Location, Volume
-from snapshots import services
+from snapshots import new_volumes, restores, services
 from snapshots.models import Operation, Snapshot, State
 from snapshots.storage.cinder.driver import name_of
 from snapshots.storage.contract import VolumeRef
@@ -139,7 +139,7 @@ def test_restores(store: CinderStore, volume: Volume, member: Membership) -> Non
 
     def restore(number: int) -> Operation:
         store.write(ref_of(volume), AFTER)
-        return services.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
+        return restores.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
 
     for operation in deaths(restore):
         assert_holds(store, ref_of(volume), BEFORE)
@@ -157,7 +157,7 @@ def test_new_volumes(store: CinderStore, volume: Volume, member: Membership) -> 
     carry_out_what_waits()
 
     def make(number: int) -> Operation:
-        return services.request_new_volume(
+        return new_volumes.request_new_volume(
             snapshot=snapshot, user=member.user, project=member.project, name=f"copy {number}", size_gb=1
         )
 

@@ -26,8 +26,9 @@ from django.urls import reverse
 from billing.models import UsageSegment
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import CloudProject, Location, VirtualMachine, Volume
-from snapshots import services
+from snapshots import new_volumes, restores, services
 from snapshots.cloudsync.sync import sync_location
+from snapshots.errors import InvalidState
 from snapshots.models import DiskImage, Operation, Snapshot, State
 from snapshots.storage.cinder import driver as driver_module
 from snapshots.storage.cinder.driver import name_of
@@ -214,7 +215,7 @@ def test_a_snapshot_made_in_the_cloud_is_shown_and_costs_what_the_rule_says(
     assert open_segments() == (0 if charged else 2)
 
     # it can be used like any other
-    services.request_new_volume(snapshot=first, user=member.user, project=member.project, name="copy", size_gb=1)
+    new_volumes.request_new_volume(snapshot=first, user=member.user, project=member.project, name="copy", size_gb=1)
     carry_out_what_waits()
     copy = Volume.objects.get(name="copy")
     assert (copy.state, copy.backend_project) == (Volume.State.AVAILABLE, cloud_project.external_id)
@@ -261,8 +262,8 @@ def test_a_snapshot_deleted_in_the_cloud_is_shown_as_missing_and_comes_back(
     assert b"Deleted outside the portal" in client.get(reverse("snapshots:volume_snapshots")).content
     page = client.get(reverse("snapshots:snapshot", args=[snapshot.pk])).content.decode()
     assert "was deleted in the cloud, outside the portal" in page and "Restore</a>" not in page
-    with pytest.raises(services.InvalidState, match="was deleted in the cloud"):
-        services.request_restore(snapshot=snapshot, user=member.user, confirmation="data")
+    with pytest.raises(InvalidState, match="was deleted in the cloud"):
+        restores.request_restore(snapshot=snapshot, user=member.user, confirmation="data")
     assert sync_location(location).changes == {}
 
     raise_the_dead(database, "snapshot", item)
@@ -287,8 +288,8 @@ def test_what_the_portal_made_is_not_imported_as_something_else(
     volume = Volume.objects.get()
     first = services.request_snapshot(source=volume, name="first", user=member.user)
     carry_out_what_waits()
-    services.request_restore(snapshot=first, user=member.user, confirmation="data")
-    services.request_new_volume(snapshot=first, user=member.user, project=member.project, name="copy", size_gb=1)
+    restores.request_restore(snapshot=first, user=member.user, confirmation="data")
+    new_volumes.request_new_volume(snapshot=first, user=member.user, project=member.project, name="copy", size_gb=1)
     carry_out_what_waits()
     assert not Operation.objects.exclude(state=Operation.State.SUCCEEDED).exists()
     assert len(list(other.volumes())) == 3  # the volume, the copy before the restore, the new volume

@@ -10,7 +10,7 @@ from django.utils import timezone
 from billing.models import UsageSegment
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import Location, Volume
-from snapshots import services
+from snapshots import new_volumes, services
 from snapshots.models import Operation, Snapshot, State
 from snapshots.storage.cinder.driver import name_of
 from snapshots.storage.contract import VolumeRef
@@ -57,7 +57,7 @@ def test_a_snapshot_becomes_a_volume_and_is_deleted(store: CinderStore, volume: 
 
     source = VolumeRef(uuid=volume.pk, name=volume.name, size_gb=1, backend_ref=volume.backend_ref)
     store.write(source, AFTER)
-    services.request_new_volume(snapshot=snapshot, user=member.user, project=member.project, name="copy", size_gb=2)
+    new_volumes.request_new_volume(snapshot=snapshot, user=member.user, project=member.project, name="copy", size_gb=2)
     carry_out_what_waits()
     copy = Volume.objects.get(name="copy")
     assert (copy.state, copy.size_gb) == (Volume.State.AVAILABLE, 2)

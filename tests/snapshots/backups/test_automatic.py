@@ -13,7 +13,6 @@ from billing.charges import cost_so_far
 from billing.models import Package, ServiceKind, UsageSegment
 from cng_portal.accounts.models import Customer, Membership, User
 from cng_portal.inventory.models import AutomaticBackupSwitch, Location, VirtualMachine
-from snapshots import services
 from snapshots.backups.automatic import (
     change_default_schedule,
     change_machine_price,
@@ -21,6 +20,7 @@ from snapshots.backups.automatic import (
     switch_automatic_backups,
 )
 from snapshots.backups.upkeep import maintain_schedules
+from snapshots.errors import InsufficientCredit, InvalidState, NotSold, SourceUnavailable
 from snapshots.models import BackupSchedule, Operation, Snapshot, State
 from tests.factories import (
     BackupFactory,
@@ -165,20 +165,20 @@ def test_another_price_of_the_machine_holds_from_the_next_unpaid_hour(
 
 def test_where_vm_backup_is_not_sold_it_is_refused(vm: VirtualMachine, admin: User, now: datetime) -> None:
     Package.objects.update(active=False)
-    with pytest.raises(services.NotSold, match=f"not sold in {vm.location_id}"):
+    with pytest.raises(NotSold, match=f"not sold in {vm.location_id}"):
         switch(vm, True, admin, now)
     assert not BackupSchedule.objects.exists() and not AutomaticBackupSwitch.objects.exists()
 
 
 def test_a_machine_that_is_gone_is_refused(vm: VirtualMachine, admin: User, now: datetime) -> None:
     VirtualMachine.objects.update(deleted_at=now)
-    with pytest.raises(services.SourceUnavailable, match="has been deleted"):
+    with pytest.raises(SourceUnavailable, match="has been deleted"):
         switch(vm, True, admin, now)
 
 
 def test_prepaid_credits_have_to_cover_the_first_hour(vm: VirtualMachine, admin: User, now: datetime) -> None:
     Customer.objects.update(billing_type="prepaid")
-    with pytest.raises(services.InsufficientCredit):
+    with pytest.raises(InsufficientCredit):
         switch(vm, True, admin, now)
 
 
@@ -242,7 +242,7 @@ def test_what_automatic_backups_left_is_deleted_by_an_administrator_but_not_what
     schedule = BackupSchedule.objects.get()
     copies = [BackupRunFactory(schedule=schedule).snapshot for _number in range(2)]
     kept = BackupRunFactory(schedule=schedule, snapshot=BackupFactory(vm=vm, is_pinned=True)).snapshot
-    with pytest.raises(services.InvalidState, match="Switch them off first"):
+    with pytest.raises(InvalidState, match="Switch them off first"):
         delete_automatic_backups(vm=vm, user=admin)
     switch(vm, False, admin, now + HOUR)
     assert delete_automatic_backups(vm=vm, user=admin) == 2

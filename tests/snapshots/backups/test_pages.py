@@ -16,7 +16,7 @@ from django.utils import timezone
 from billing.models import ServiceKind, UsageSegment
 from cng_portal.accounts.models import Project, Role, User
 from cng_portal.inventory.models import VirtualMachine
-from snapshots import services
+from snapshots import checks
 from snapshots.backups.automatic import switch_automatic_backups
 from snapshots.backups.schedules import run_now
 from snapshots.models import BackupRun, BackupSchedule, Operation, Snapshot, State
@@ -516,12 +516,12 @@ def test_a_copy_brings_the_machine_back_and_this_is_undone(
 ) -> None:
     sell_everywhere(kind=ServiceKind.VM_SNAPSHOT)
     disks = [
-        storage_root / schedule.vm.location_id / "volumes" / f"{one.pk}.img" for one in services.volumes_of(schedule.vm)
+        storage_root / schedule.vm.location_id / "volumes" / f"{one.pk}.img" for one in checks.volumes_of(schedule.vm)
     ]
     run_now(schedule=schedule, user=owner)
     carry_out_what_waits()
     copy = Snapshot.objects.get()
-    for volume in services.volumes_of(schedule.vm):
+    for volume in checks.volumes_of(schedule.vm):
         put_volume(storage_root, volume, content(b"ruined"))
     page = words(client.get(act_url(copy, "restore")).text)
     assert "Overwrite the disks of “db-01”?" in page and "d0, d1" in page
@@ -554,7 +554,7 @@ def test_a_copy_becomes_a_new_machine_and_a_new_volume(
     folder = storage_root / schedule.vm.location_id / "volumes"
     made = VirtualMachine.objects.get(name="db-02")
     alone = Operation.objects.get(volume__name="alone").volume
-    volumes = [*services.volumes_of(made), alone]
+    volumes = [*checks.volumes_of(made), alone]
     for volume, data in zip(volumes, [content(b"0"), content(b"1"), content(b"1")], strict=True):
         assert holds(folder / f"{volume.pk}.img", data)
 

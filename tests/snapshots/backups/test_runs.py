@@ -14,7 +14,7 @@ from cng_portal.accounts.services import lock_customer
 from cng_portal.activity.models import Activity
 from cng_portal.inventory.models import VirtualMachine, Volume
 from cng_portal.notifications.models import Notification
-from snapshots import services, tasks
+from snapshots import checks, new_volumes, services, tasks
 from snapshots.backups.retention import pin_backup
 from snapshots.backups.runs import settle_runs, start_due_runs
 from snapshots.backups.schedules import edit_schedule, run_now
@@ -56,7 +56,7 @@ def schedule(vm: VirtualMachine) -> BackupSchedule:
 
 
 def images(root: Path, vm: VirtualMachine) -> list[Path]:
-    return [root / vm.location_id / "volumes" / f"{volume.pk}.img" for volume in services.volumes_of(vm)]
+    return [root / vm.location_id / "volumes" / f"{volume.pk}.img" for volume in checks.volumes_of(vm)]
 
 
 def copy_file(root: Path, copy: Snapshot) -> Path:
@@ -444,7 +444,7 @@ def test_a_copy_that_is_being_used_stays_until_the_next_time(schedule: BackupSch
     now = due_at(schedule)
     start_due_runs(now)
     work()
-    services.request_new_volume(
+    new_volumes.request_new_volume(
         snapshot=first, user=member.user, project=member.project, name="back", size_gb=1, disk=first.disks.first()
     )
     settle_runs(now)
@@ -686,7 +686,7 @@ def test_a_copy_of_automatic_backups_costs_nothing_per_gb(vm: VirtualMachine) ->
     Customer.objects.update(billing_type="prepaid")  # without any credits
     schedule = BackupScheduleFactory(vm=vm, automatic=True)
     start_due_runs(due_at(schedule))
-    assert services.reserved_micro(vm.project.customer, at=timezone.now()) == 0
+    assert checks.reserved_micro(vm.project.customer, at=timezone.now()) == 0
     work()
     settle_runs(timezone.now())
     assert (states(schedule), copies(schedule)) == ([DONE], [State.READY])

@@ -10,7 +10,6 @@ from django.db import IntegrityError, transaction
 from billing.models import Package, ServiceKind, UsageSegment
 from cng_portal.accounts.models import Customer, Membership, Role
 from cng_portal.inventory.models import VirtualMachine
-from snapshots import services
 from snapshots.backups import schedules
 from snapshots.backups.retention import pin_backup, unpin_backup
 from snapshots.backups.schedules import (
@@ -22,6 +21,7 @@ from snapshots.backups.schedules import (
     resume_schedule,
     run_now,
 )
+from snapshots.errors import InsufficientCredit, InvalidState, NotSold, PriceChanged, QuotaExceeded
 from snapshots.models import BackupRun, BackupSchedule, Kind, Snapshot, State
 from tests.factories import (
     BackupRunFactory,
@@ -98,16 +98,16 @@ def test_what_does_not_fit_is_refused_and_named(
 
 
 def test_what_a_copy_would_be_refused_for_refuses_the_schedule(vm: VirtualMachine, member: Membership) -> None:
-    with pytest.raises(services.PriceChanged, match="has changed to K 24"):
+    with pytest.raises(PriceChanged, match="has changed to K 24"):
         create(vm, member, shown_hourly_micro=1)
     Customer.objects.update(snapshot_gb_quota=39)
-    with pytest.raises(services.QuotaExceeded):
+    with pytest.raises(QuotaExceeded):
         create(vm, member)
     Customer.objects.update(snapshot_gb_quota=-1, billing_type="prepaid")
-    with pytest.raises(services.InsufficientCredit):
+    with pytest.raises(InsufficientCredit):
         create(vm, member)
     Package.objects.update(active=False)
-    with pytest.raises(services.NotSold):
+    with pytest.raises(NotSold):
         create(vm, member)
     assert not BackupSchedule.objects.exists()
 
@@ -117,7 +117,7 @@ def test_a_machine_has_so_many_schedules(
 ) -> None:
     monkeypatch.setattr(schedules, "MAX_SCHEDULES_PER_MACHINE", 2)
     first, _second = create(vm, member), create(vm, member)
-    with pytest.raises(services.InvalidState, match="“db-01” already has 2 schedules"):
+    with pytest.raises(InvalidState, match="“db-01” already has 2 schedules"):
         create(vm, member)
     delete_schedule(schedule=first, user=member.user, now=NOON)
     create(vm, member)
@@ -157,7 +157,7 @@ def test_one_that_is_taken_at_once_is_a_backup_that_is_paid_per_gb(vm: VirtualMa
 
 def test_a_second_one_now_is_refused_while_the_first_is_under_way(vm: VirtualMachine, member: Membership) -> None:
     schedule = create(vm, member, take_one_now=True)
-    with pytest.raises(services.InvalidState, match="already running"):
+    with pytest.raises(InvalidState, match="already running"):
         run_now(schedule=schedule, user=member.user)
     assert Snapshot.objects.count() == 1
 
@@ -210,14 +210,14 @@ def test_a_deleted_schedule_leaves_its_copies_and_stops_trying(vm: VirtualMachin
     assert done.snapshot.state == State.READY
     assert (waiting.state, waiting.reason) == (BackupRun.State.FAILED, "The schedule was deleted.")
     delete_schedule(schedule=done.schedule, user=member.user)
-    with pytest.raises(services.InvalidState, match="has been deleted"):
+    with pytest.raises(InvalidState, match="has been deleted"):
         resume_schedule(schedule=done.schedule, user=member.user)
 
 
 def test_automatic_backups_are_not_the_customers_to_change(member: Membership, vm: VirtualMachine) -> None:
     schedule = BackupScheduleFactory(vm=vm, automatic=True)
     for act in (pause_schedule, resume_schedule, delete_schedule, run_now):
-        with pytest.raises(services.InvalidState, match="Only your provider can change"):
+        with pytest.raises(InvalidState, match="Only your provider can change"):
             act(schedule=schedule, user=member.user)
 
 
@@ -226,7 +226,7 @@ def test_a_copy_is_kept_for_ever_and_no_longer(vm: VirtualMachine, member: Membe
     assert pin_backup(snapshot=copy, user=member.user).is_pinned
     assert not unpin_backup(snapshot=copy, user=member.user).is_pinned
     of_a_volume = SnapshotFactory(volume__project=member.project)
-    with pytest.raises(services.InvalidState, match="Only backups"):
+    with pytest.raises(InvalidState, match="Only backups"):
         pin_backup(snapshot=of_a_volume, user=member.user)
 
 

@@ -1,0 +1,63 @@
+"""Why an action was refused. The message is for the customer: what happened, what it means, what to do."""
+
+from billing.prices import Quote
+
+
+class ActionRefused(Exception):
+    """Nothing was written."""
+
+
+class NameTaken(ActionRefused):
+    """The name is taken or invalid. `suggestion` is a free one, or empty."""
+
+    def __init__(self, message: str, suggestion: str) -> None:
+        super().__init__(message)
+        self.suggestion = suggestion
+
+
+class QuotaExceeded(ActionRefused):
+    """A quota of the account, the project or the cloud project is used up."""
+
+
+class RateLimited(ActionRefused):
+    """The account has made too many such requests within the last hour."""
+
+
+class OutOfSpace(ActionRefused):
+    """The location's storage lacks space, or doesn't say how much it has."""
+
+
+class NotSold(ActionRefused):
+    """The location has no price for it in the customer's currency."""
+
+
+class InsufficientCredit(ActionRefused):
+    """The prepaid credits don't cover the first hour."""
+
+
+class PriceChanged(ActionRefused):
+    """The price isn't the one that was displayed. `quote` is the current one."""
+
+    def __init__(self, message: str, quote: Quote) -> None:
+        super().__init__(message)
+        self.quote = quote
+
+
+class SourceUnavailable(ActionRefused):
+    """The volume, machine or location is gone or can't be used now."""
+
+
+class InvalidState(ActionRefused):
+    """The object's state doesn't allow the action."""
+
+
+class WrongConfirmation(ActionRefused):
+    """The typed name isn't the one that was asked for."""
+
+
+class DamagedSnapshot(ActionRefused):
+    """The snapshot is damaged, and its name wasn't typed to use it anyway."""
+
+
+class WrongOverride(ActionRefused):
+    """The name typed to use a snapshot without verifying it isn't the snapshot's."""

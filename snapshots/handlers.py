@@ -1,0 +1,362 @@
+"""What a worker does for each kind of operation.
+
+Each handler has the driver do its work and then records the outcome in one transaction with `operations.finish`. Drivers'
+calls can be repeated, so an attempt doesn't need to know how far the one before it got. No transaction is open while a
+driver works.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from django.core.exceptions import ImproperlyConfigured
+from django.db import transaction
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.functional import Promise
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from cng_portal.accounts.services import lock_customer
+from cng_portal.activity import services as activity
+from cng_portal.inventory.models import Volume
+from cng_portal.notifications.models import Notification
+from cng_portal.notifications.services import notify, project_members
+
+from . import operations
+from .damage import record_damage, record_sound
+from .models import DiskImage, Kind, Operation, Snapshot, State, usable, volume_ref
+from .operations import Lease, LeaseLost
+from .scrub import YIELD_FOR, must_yield
+from .storage.contract import (
+    VERIFICATION_VALID_FOR,
+    Corrupt,
+    Driver,
+    Heartbeat,
+    Interrupted,
+    Refused,
+    SnapshotInfo,
+)
+from .storage.registry import get_driver
+
+
+class DamagedDisk(Corrupt):
+    """The driver found this disk damaged."""
+
+    def __init__(self, message: str, disk: DiskImage) -> None:
+        super().__init__(message)
+        self.disk = disk
+
+
+class Yielded(Interrupted):
+    """A scrub gave way to other work."""
+
+
+# --- capture ---------------------------------------------------------------------------------------------------------
+
+
+def capture(operation: Operation, lease: Lease) -> None:
+    infos = capture_disks(operation.snapshot, lease)
+    operations.finish(
+        operation, Operation.State.SUCCEEDED, lambda now: complete_capture(operation.snapshot, infos, now)
+    )
+
+
+def capture_disks(snapshot: Snapshot, lease: Lease, *, safety: bool = False) -> list[SnapshotInfo]:
+    Snapshot.objects.transition(snapshot.pk, [State.PENDING], State.CREATING)
+    snapshot.refresh_from_db(fields=["state"])
+    if snapshot.state != State.CREATING:  # It was cancelled before this worker started.
+        raise LeaseLost
+    disks = [(disk.ref, volume_ref(disk.volume)) for disk in snapshot.disks.select_related("volume")]
+    driver = get_driver(snapshot.location)
+    create = driver.create_safety_snapshots if safety else driver.create_snapshots
+    return create(disks, lease.heartbeat)
+
+
+def complete_capture(snapshot: Snapshot, infos: list[SnapshotInfo], now: datetime) -> None:
+    """Make the snapshot Ready and start charging it. The caller must hold the customer's lock.
+
+    A verification follows if a checksum is missing, and for every backup, because retention counts only verified backups.
+    """
+    for info in infos:
+        DiskImage.objects.filter(pk=info.uuid).update(
+            backend_ref=info.backend_ref,
+            allocated_bytes=info.allocated_bytes,
+            checksum=info.checksum,
+            captured_at=info.captured_at,
+            verified_at=None,
+            damage="",
+        )
+    driver = get_driver(snapshot.location)
+    fields = {"ready_at": now, "error": "", "consistency": driver.consistency.value}
+    if not Snapshot.objects.transition(snapshot.pk, [State.CREATING], State.READY, **fields):
+        raise LeaseLost
+    if driver.reads_bytes:
+        Snapshot.objects.filter(pk=snapshot.pk).update_last_read()
+    snapshot.refresh_from_db()
+    if snapshot.is_charged:
+        snapshot.start_charging(now)
+    lacks_checksum = driver.reads_bytes and not all(info.checksum for info in infos)
+    if lacks_checksum or snapshot.kind == Kind.BACKUP:
+        operations.create_operation(kind=Operation.Kind.VERIFY, snapshot=snapshot)
+
+
+def fail_capture(snapshot: Snapshot, reason: str) -> None:
+    failed = Snapshot.objects.transition(snapshot.pk, [State.PENDING, State.CREATING], State.FAILED, error=reason)
+    with contextlib.suppress(ImproperlyConfigured):  # Without storage there is nothing to clean up.
+        if failed and get_driver(snapshot.location).finishes_late:
+            operations.create_operation(kind=Operation.Kind.CLEAN_UP, snapshot=snapshot)
+
+
+# --- restore ---------------------------------------------------------------------------------------------------------
+
+
+def restore(operation: Operation, lease: Lease) -> None:
+    """1. Refuse while the machine runs. 2. Take and record the safety snapshot, so that it survives whatever follows.
+    3. Verify all disks of a machine before the first is overwritten. A single disk is verified by the driver itself.
+    4. Revert the disks in order.
+    """
+    safety = operation.safety_snapshot
+    assert safety is not None  # request_restore creates one for every restore.
+    disks = list(operation.snapshot.disks.select_related("volume__vm"))
+    for disk in disks:
+        if disk.volume.vm and disk.volume.vm.is_running:
+            raise Refused(
+                _("%(volume)s is in use: its virtual machine %(vm)s is running. Stop the machine, then restore again.")
+                % {"volume": disk.volume.name, "vm": disk.volume.vm.name}
+            )
+    refuse_damaged(operation)
+    if safety.state in (State.PENDING, State.CREATING):
+        take_safety_snapshot(operation, safety, lease)
+    driver = get_driver(operation.snapshot.location)
+    if len(disks) > 1 and not operation.unchecked:
+        for disk in disks:
+            with damage_of(disk):
+                verify_unless_recent(disk, driver, lease)
+    for disk in disks:
+        with damage_of(disk):
+            driver.revert_volume(volume_ref(disk.volume), disk.ref, lease.heartbeat, unchecked=operation.unchecked)
+    infos = [] if operation.unchecked else verified_infos(disks, driver)
+    operations.finish(operation, Operation.State.SUCCEEDED, lambda now: record_verified(infos))
+
+
+def take_safety_snapshot(operation: Operation, safety: Snapshot, lease: Lease) -> None:
+    infos = capture_disks(safety, lease, safety=True)
+    with transaction.atomic():
+        lock_customer(safety.customer_id)
+        if not operations.update(operation, bytes_done=0):
+            raise LeaseLost
+        complete_capture(safety, infos, timezone.now())
+        activity.record(action="ready.capture", actor=None, target=safety)
+
+
+def verify_unless_recent(disk: DiskImage, driver: Driver, lease: Lease) -> None:
+    info = driver.find_snapshot(disk.ref)
+    age = timezone.now() - info.verified_at if info and info.verified_at else None
+    if driver.reads_bytes and not (age and timedelta() <= age < VERIFICATION_VALID_FOR):
+        driver.verify_snapshot(disk.ref, lease.heartbeat)
+
+
+def refuse_damaged(operation: Operation) -> None:
+    """Raise Corrupt if the snapshot was found damaged since the operation was requested."""
+    if operation.snapshot.is_damaged and not operation.unchecked:
+        raise Corrupt(_("“%(name)s” is damaged. Nothing was changed.") % {"name": operation.snapshot.name})
+
+
+@contextlib.contextmanager
+def damage_of(disk: DiskImage) -> Iterator[None]:
+    """Turn Corrupt into DamagedDisk."""
+    try:
+        yield
+    except Corrupt as error:
+        raise DamagedDisk(str(error), disk) from error
+
+
+def verified_infos(disks: Iterable[DiskImage], driver: Driver) -> list[SnapshotInfo]:
+    """Return what the driver learned when it verified the disks before it used them."""
+    infos = [driver.find_snapshot(disk.ref) for disk in disks] if driver.reads_bytes else []
+    return [info for info in infos if info and info.verified_at]
+
+
+def record_verified(infos: Sequence[SnapshotInfo]) -> None:
+    for info in infos:
+        DiskImage.objects.filter(pk=info.uuid).update(checksum=info.checksum, verified_at=info.verified_at)
+    Snapshot.objects.filter(disks__in=[info.uuid for info in infos]).update_last_read()
+
+
+def fail_restore(operation: Operation, reason: str, now: datetime) -> None:
+    if operation.safety_snapshot:
+        fail_capture(operation.safety_snapshot, reason)
+
+
+# --- new volume ------------------------------------------------------------------------------------------------------
+
+
+def create_volume(operation: Operation, lease: Lease) -> None:
+    volume, disk = operation.volume, operation.disk
+    assert volume is not None and disk is not None  # held by the constraint operation_target
+    refuse_damaged(operation)
+    driver = get_driver(operation.snapshot.location)
+    with damage_of(disk):
+        backend_ref = driver.create_volume_from_snapshot(
+            disk.ref, volume_ref(volume), lease.heartbeat, unchecked=operation.unchecked
+        )
+    infos = [] if operation.unchecked else verified_infos([disk], driver)
+
+    def complete(now: datetime) -> None:
+        record_verified(infos)
+        Volume.objects.filter(pk=volume.pk).update(state=Volume.State.AVAILABLE, backend_ref=backend_ref)
+
+    operations.finish(operation, Operation.State.SUCCEEDED, complete)
+
+
+def fail_new_volume(operation: Operation, reason: str, now: datetime) -> None:
+    """Hide the volume. Its row stays for a retry."""
+    Volume.objects.filter(pk=operation.volume_id).update(state=Volume.State.ERROR, deleted_at=now)
+
+
+# --- verify ----------------------------------------------------------------------------------------------------------
+
+
+def verify(operation: Operation, lease: Lease) -> None:
+    verify_disks(operation, lease.heartbeat)
+
+
+def scrub(operation: Operation, lease: Lease) -> None:
+    """Verify, but release the operation while customers' work waits."""
+
+    def heartbeat(bytes_done: int, bytes_total: int) -> None:
+        if must_yield(operation, timezone.now()):
+            raise Yielded
+        lease.heartbeat(bytes_done, bytes_total)
+
+    if not Snapshot.objects.filter(usable(), pk=operation.snapshot_id).exists():
+        operation.delete()  # The snapshot was deleted or found damaged since.
+        return
+    try:
+        verify_disks(operation, heartbeat)
+    except Yielded:
+        # The error makes it wait for YIELD_FOR. Without one it would be due at once.
+        operations.release(operation, counted=False, retry_in=YIELD_FOR, error=_("It gave way to other work."))
+
+
+def verify_disks(operation: Operation, heartbeat: Heartbeat) -> None:
+    """Verify every disk. Damage is recorded on the snapshot and fails the operation."""
+    driver = get_driver(operation.snapshot.location)
+    sound: list[SnapshotInfo] = []
+    damage: dict[DiskImage, str] = {}
+    for disk in operation.snapshot.disks.select_related("volume"):
+        try:
+            sound.append(driver.verify_snapshot(disk.ref, heartbeat))
+        except Corrupt as error:
+            damage[disk] = str(error)
+    reason = "\n".join(damage.values())
+
+    def record(now: datetime) -> None:
+        for info in sound:
+            DiskImage.objects.filter(pk=info.uuid).update(checksum=info.checksum, verified_at=now)
+        if driver.reads_bytes:
+            Snapshot.objects.filter(pk=operation.snapshot_id).update_last_read()
+        if damage:
+            if not record_damage(operation.snapshot, damage, now, user=operation.requested_by):
+                notify_failure(operation, reason, title=gettext_lazy("“%(name)s” is damaged"))
+        elif operation.requested_by:
+            record_sound(operation.snapshot, now, user=operation.requested_by)
+
+    state = Operation.State.FAILED if damage else Operation.State.SUCCEEDED
+    cause = Corrupt.__name__ if damage else ""
+    operations.finish(operation, state, record, error=reason, cause=cause)
+
+
+# --- delete ----------------------------------------------------------------------------------------------------------
+
+
+def delete(operation: Operation, lease: Lease) -> None:
+    delete_disks(operation.snapshot)
+
+    def complete(now: datetime) -> None:
+        if not Snapshot.objects.transition(operation.snapshot_id, [State.DELETING], State.DELETED, deleted_at=now):
+            raise LeaseLost
+
+    operations.finish(operation, Operation.State.SUCCEEDED, complete)
+
+
+def clean_up(operation: Operation, lease: Lease) -> None:
+    """Delete what a failed or cancelled operation left in the storage. Retried until nothing is left."""
+    if operation.volume:
+        get_driver(operation.snapshot.location).delete_volume(volume_ref(operation.volume))
+    else:
+        delete_disks(operation.snapshot)
+    operations.finish(operation, Operation.State.SUCCEEDED, lambda now: None)
+
+
+def delete_disks(snapshot: Snapshot) -> None:
+    for disk in snapshot.disks.select_related("volume"):
+        get_driver(snapshot.location).delete_snapshot(disk.ref)
+
+
+def is_needed(uuid: UUID) -> bool:
+    """Return whether a usable disk image or volume has this ID, so that its files aren't orphaned."""
+    image = DiskImage.objects.filter(pk=uuid, snapshot__state=State.READY)
+    return image.exists() or Volume.objects.present().filter(pk=uuid, state=Volume.State.AVAILABLE).exists()
+
+
+# --- failure ---------------------------------------------------------------------------------------------------------
+
+
+def fail_operation(operation: Operation, reason: str, now: datetime, *, damaged_disk: DiskImage | None = None) -> None:
+    """Record what a failure means for the snapshot or volume, and notify. Call it within `operations.finish`."""
+    HANDLERS[Operation.Kind(operation.kind)].fail(operation, reason, now)
+    if damaged_disk and record_damage(operation.snapshot, {damaged_disk: reason}, now, user=operation.requested_by):
+        return  # The notification of the damage says it all.
+    notify_failure(operation, reason)
+
+
+def notify_failure(operation: Operation, reason: str, *, title: str | Promise = "") -> None:
+    """Notify the user who requested it, or the project's members if nobody did."""
+    failure_title = HANDLERS[Operation.Kind(operation.kind)].failure_title
+    if not failure_title:
+        return
+    snapshot, user = operation.snapshot, operation.requested_by
+    is_automatic = operation.kind == Operation.Kind.VERIFY and user is None
+    if snapshot.kind == Kind.BACKUP and (is_automatic or operation.kind == Operation.Kind.CAPTURE):
+        return  # The backup run sends its own notification.
+    notify(
+        users=[user] if user and user.is_active else project_members(snapshot.project),
+        key=f"operation-{operation.pk}",
+        level=Notification.Level.DANGER,
+        message=lambda: (str(title or failure_title) % {"name": snapshot.name}, reason),
+        url=reverse("snapshots:snapshot", args=[snapshot.pk]),
+    )
+
+
+# --- registry --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Handler:
+    """How an operation of one kind runs, and what its failure means. Without a title nobody is notified."""
+
+    run: Callable[[Operation, Lease], None]
+    fail: Callable[[Operation, str, datetime], None] = lambda operation, reason, now: None
+    failure_title: str | Promise = ""
+
+
+HANDLERS = {
+    Operation.Kind.CAPTURE: Handler(
+        capture,
+        lambda operation, reason, now: fail_capture(operation.snapshot, reason),
+        gettext_lazy("The snapshot “%(name)s” could not be taken"),
+    ),
+    Operation.Kind.RESTORE: Handler(restore, fail_restore, gettext_lazy("“%(name)s” could not be restored")),
+    Operation.Kind.NEW_VOLUME: Handler(
+        create_volume, fail_new_volume, gettext_lazy("The new volume from “%(name)s” could not be created")
+    ),
+    Operation.Kind.VERIFY: Handler(verify, failure_title=gettext_lazy("“%(name)s” could not be verified")),
+    Operation.Kind.SCRUB: Handler(scrub),
+    # A snapshot whose deletion failed stays Deleting, and its page offers a retry.
+    Operation.Kind.DELETE: Handler(delete, failure_title=gettext_lazy("“%(name)s” could not be deleted")),
+    Operation.Kind.CLEAN_UP: Handler(clean_up),
+}
