@@ -414,7 +414,7 @@ def test_a_new_volume_of_a_machine_without_a_disk_chosen_asks_for_it(
     with pytest.raises(InvalidState, match="has several disks. Choose"):
         new_volumes.request_new_volume(snapshot=machine, user=owner, project=project, name="copy", size_gb=1)
     machine.disks.all().delete()
-    with pytest.raises(InvalidState, match="are unknown"):
+    with pytest.raises(InvalidState, match="has no disks"):
         new_volumes.request_new_volume(snapshot=machine, user=owner, project=project, name="copy", size_gb=1)
 
 

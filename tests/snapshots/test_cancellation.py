@@ -264,7 +264,7 @@ def test_the_page_of_a_snapshot_that_is_being_taken_offers_to_cancel_it(
     assert cancel in client.get(menu, headers={"HX-Request": "true"}).content.decode()
 
     deletion = unescape(client.get(delete).content.decode())
-    assert cancel in deletion and "nothing to delete yet" in deletion
+    assert cancel in deletion and "still being taken" in deletion
     assert "stop paying" not in deletion and "confirmation" not in deletion
 
     question = client.get(cancel)
