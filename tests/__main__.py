@@ -8,10 +8,12 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 from tests import chromium
 from tests.postgres import find_server_programs, postgres
 
+CLOCK = Path(__file__).parent / "clock"
 PYTEST = [sys.executable, "-m", "pytest", "--quiet", "-n", "2"]
 
 
@@ -25,7 +27,9 @@ def main() -> int:
 
 
 def environment(database_url: str = "") -> dict[str, str]:
-    return os.environ | {"DATABASE_URL": database_url}
+    """Under faketime also what lets Python sleep, and wait for its threads no longer than asked."""
+    clock = {"PYTHONPATH": str(CLOCK), "FAKETIME_FORCE_MONOTONIC_FIX": "0"} if "FAKETIME" in os.environ else {}
+    return os.environ | {"DATABASE_URL": database_url} | clock
 
 
 def bring_chromium() -> None:
