@@ -34,6 +34,8 @@ from cng_portal.monitoring.models import Process
 from cng_portal.notifications.models import Notification
 from snapshots import restores, services
 from snapshots.maintenance import archive
+from snapshots.maintenance.database import secret_tables
+from snapshots.maintenance.restore import refuse_existing
 from snapshots.models import Operation, Snapshot, State
 from tests.factories import MembershipFactory, NotificationFactory, OutgoingMailFactory, UserFactory, VolumeFactory
 from tests.snapshots.disks import carry_out_what_waits, holds, put_volume, sell_everywhere
@@ -136,7 +138,7 @@ def test_the_portal_is_the_same_elsewhere_and_everything_agrees(
     assert file.stat().st_mode & 0o777 == 0o600
     restored = elsewhere("restore", file)
     assert restored.returncode == 0, restored.stderr
-    assert "The portal is as it was at" in restored.stdout
+    assert "Restored the portal's state of" in restored.stdout
     assert elsewhere.query("SELECT name, state, size_gb FROM snapshots_snapshot") == [("monday", "ready", 1)]
     assert elsewhere.query("SELECT amount_micro FROM billing_wallettransaction") == [(10**9,)]
     for command in "fsck", "verify_billing":
@@ -229,10 +231,10 @@ def test_a_storage_that_is_away_keeps_nobody_from_a_backup_or_its_return(
     folder.write_text("no file system is mounted here")
     newer = file.with_name("newer.backup")
     backup(newer)
-    assert f"The manifests of {snapshot.location_id} are not all in it: The storage of" in capsys.readouterr().err
+    assert f"Some manifests of {snapshot.location_id} are missing from it: The storage of" in capsys.readouterr().err
     restored = elsewhere("restore", file)
     assert restored.returncode == 0, restored.stderr
-    assert f"The manifests of {snapshot.location_id} were not compared: The storage of" in restored.stderr
+    assert f"Some manifests of {snapshot.location_id} were not checked: The storage of" in restored.stderr
     folder.unlink()
     away.rename(folder)
     assert elsewhere("restore", newer, "--over-existing").returncode == 0
@@ -246,11 +248,11 @@ def test_a_storage_that_is_not_set_up_is_said_before_anything_is_started(
     backup(file)
     elsewhere.environment["STORAGE"] = json.dumps({"other": {"driver": "snapshots.storage.local.LocalDriver"}})
     refused = elsewhere("restore", file)
-    assert refused.returncode != 0 and "before anything is started" in refused.stderr
+    assert refused.returncode != 0 and "before you start the portal" in refused.stderr
     assert "Traceback" not in refused.stderr
     elsewhere.environment.pop("STORAGE")
     restored = elsewhere("restore", file, "--over-existing")
-    assert "1 restores that had not ended were given up" in restored.stdout, restored.stderr
+    assert "Failed unfinished restores of volumes, and notified users: 1" in restored.stdout, restored.stderr
 
 
 def test_manifests_that_got_lost_come_back_and_sound_ones_stay(
@@ -266,7 +268,7 @@ def test_manifests_that_got_lost_come_back_and_sound_ones_stay(
     sound.write_text(sound.read_text() + "\n")  # newer than what the file has
     kept = sound.read_text()
     restored = elsewhere("restore", file)
-    assert "1 manifests were missing or damaged and are back." in restored.stdout, restored.stderr
+    assert "Restored missing or damaged manifests: 1" in restored.stdout, restored.stderr
     assert (lost.read_text(), sound.read_text()) == (text, kept)
     assert elsewhere("fsck", "--read").returncode == 0
 
@@ -280,7 +282,7 @@ def test_a_database_that_is_in_use_is_replaced_only_on_demand(
     newer = file.with_name("newer.backup")
     backup(newer)
     refused = elsewhere("restore", newer)
-    assert refused.returncode != 0 and "customers or people already. Nothing was changed." in refused.stderr
+    assert refused.returncode != 0 and "already has customers or users. Nothing was changed." in refused.stderr
     assert elsewhere.query("SELECT name FROM snapshots_snapshot") == [("monday",)]
     assert elsewhere("restore", newer, "--over-existing").returncode == 0
     assert elsewhere.query("SELECT name FROM snapshots_snapshot") == [("renamed",)]
@@ -290,7 +292,7 @@ def test_a_database_that_is_in_use_is_replaced_only_on_demand(
 def test_nothing_is_replaced_while_a_worker_runs(snapshot: Snapshot, file: Path) -> None:
     backup(file)
     Process.objects.create(kind=Process.Kind.WORKER, host="here", pid=1)
-    with pytest.raises(CommandError, match="still works on this database"):
+    with pytest.raises(CommandError, match="is using this database"):
         call_command("restore", file, over_existing=True)
 
 
@@ -299,13 +301,13 @@ def test_nothing_is_replaced_while_a_worker_runs(snapshot: Snapshot, file: Path)
 def test_a_running_worker_is_noticed_although_a_clock_is_wrong(hours: int) -> None:
     wrong = timezone.now() + timedelta(hours=hours)
     worker = Heartbeat(Process.Kind.WORKER)
-    worker._begin()
-    with time_machine.travel(wrong), pytest.raises(archive.Unusable, match="still works on this database"):
-        archive.refuse_taken(over_existing=True)
+    worker._register()
+    with time_machine.travel(wrong), pytest.raises(archive.BackupError, match="is using this database"):
+        refuse_existing(over_existing=True)
     with time_machine.travel(wrong):
-        worker._begin()
-    with pytest.raises(archive.Unusable, match="still works on this database"):
-        archive.refuse_taken(over_existing=True)
+        worker._register()
+    with pytest.raises(archive.BackupError, match="is using this database"):
+        refuse_existing(over_existing=True)
 
 
 @pytest.mark.parametrize("cut", [0.2, 0.5, 0.999])
@@ -314,7 +316,7 @@ def test_a_file_that_was_not_finished_is_refused(
 ) -> None:
     backup(file)
     os.truncate(file, int(file.stat().st_size * cut) if cut < 0.99 else end_of_content(file))
-    with pytest.raises(CommandError, match="damaged or was not finished"):
+    with pytest.raises(CommandError, match="damaged or incomplete"):
         call_command("restore", file, over_existing=True)
     assert Snapshot.objects.get().name == "monday"
 
@@ -335,15 +337,15 @@ def test_a_single_bit_that_is_wrong_is_noticed(snapshot: Snapshot, file: Path, n
         byte = content.read(1)[0]
         content.seek(-1, os.SEEK_CUR)
         content.write(bytes([byte ^ 1]))
-    with pytest.raises(CommandError, match="damaged or was not finished"):
+    with pytest.raises(CommandError, match="damaged or incomplete"):
         call_command("restore", file, over_existing=True)
 
 
 def test_what_is_no_backup_is_refused(file: Path) -> None:
-    with pytest.raises(CommandError, match="cannot be read: No such file"):
+    with pytest.raises(CommandError, match="can't be read: No such file"):
         call_command("restore", file)
     file.write_text("hello")
-    with pytest.raises(CommandError, match="damaged or was not finished"):
+    with pytest.raises(CommandError, match="damaged or incomplete"):
         call_command("restore", file)
 
 
@@ -416,7 +418,7 @@ def test_a_file_with_a_part_that_the_portal_did_not_write_is_refused(
     parts = read_parts(file)
     del parts[archive.CHECKSUMS]
     write_parts(file, parts | {part: content})
-    assert_refused(file, "damaged|not a backup|pg_restore|portal did not write")
+    assert_refused(file, "damaged|not a backup|pg_restore|wasn't written by the portal")
 
 
 @pytest.mark.parametrize(
@@ -440,7 +442,7 @@ def test_a_file_with_a_head_that_the_portal_did_not_write_is_refused(
 ) -> None:
     backup(file)
     rewrite(file, **changed)
-    assert_refused(file, "damaged|portal did not write")
+    assert_refused(file, "damaged|wasn't written by the portal")
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE, tarfile.CHRTYPE])
@@ -485,7 +487,7 @@ def test_what_is_no_regular_file_is_not_restored(snapshot: Snapshot, file: Path,
 @pytest.mark.parametrize("name", ["nowhere/portal", "file/portal", "x" * 300, "/dev/null/portal"])
 def test_a_backup_that_cannot_be_written_says_so(snapshot: Snapshot, file: Path, name: str) -> None:
     file.with_name("file").touch()
-    with pytest.raises(CommandError, match="could not be written: "):
+    with pytest.raises(CommandError, match="couldn't be written: "):
         backup(file.parent / name)
 
 
@@ -511,7 +513,7 @@ def test_a_restore_of_a_volume_that_had_not_ended_is_given_up_and_told(
     Operation.objects.filter(pk=restore.pk).update(state="failed", finished_at=timezone.now())
     image = put_volume(storage_root, volume, b"written since" * 100)
     given_up = elsewhere("restore", file)
-    assert "1 restores that had not ended were given up" in given_up.stdout, given_up.stderr
+    assert "Failed unfinished restores of volumes, and notified users: 1" in given_up.stdout, given_up.stderr
     states = "SELECT state FROM snapshots_operation WHERE kind = 'restore'"
     assert elsewhere.query(states) == [("failed",)]
     assert elsewhere.query("SELECT title FROM notifications_notification") == [("“monday” could not be restored",)]
@@ -524,7 +526,7 @@ def test_the_secret_is_in_it_only_on_demand(
     snapshot: Snapshot, file: Path, elsewhere: Any, settings: Any, tmp_path: Path
 ) -> None:
     settings.DATA_DIR = tmp_path
-    with pytest.raises(CommandError, match="SECRET_KEY comes from the environment"):
+    with pytest.raises(CommandError, match="SECRET_KEY is set in the environment"):
         backup(file, with_secret=True)
     (tmp_path / "secret_key").write_text("a long secret that signs the sessions of everybody")
     backup(file)
@@ -555,7 +557,7 @@ def test_nothing_in_it_lets_anybody_in(
         content = file.read_bytes()
         assert not [word for word in (key, ended_key, "7-secret", "one-time-code") if word.encode() in content]
     assert elsewhere("restore", file).returncode == 0
-    for table in archive.secret_tables():
+    for table in secret_tables():
         assert elsewhere.query(f"SELECT count(*) FROM {table}") == [(0,)], table
     visit = (
         f"from django.test import Client; client = Client(HTTP_HOST='localhost');"
@@ -571,7 +573,7 @@ def test_every_table_that_may_hold_a_secret_was_looked_at() -> None:
     columns = {
         f"{model._meta.db_table}.{field.column}"
         for model in apps.get_models()
-        if model._meta.db_table not in archive.secret_tables()
+        if model._meta.db_table not in secret_tables()
         for field in model._meta.concrete_fields
         if words.search(field.column)
     }
@@ -590,9 +592,9 @@ def test_every_table_that_may_hold_a_secret_was_looked_at() -> None:
 
 def test_no_file_is_overwritten_and_a_failure_leaves_none(snapshot: Snapshot, file: Path) -> None:
     file.write_text("last week's")
-    with pytest.raises(CommandError, match="there already"):
+    with pytest.raises(CommandError, match="already exists"):
         backup(file)
     assert file.read_text() == "last week's"
-    with pytest.raises(CommandError, match="could not be written: No such file"):
+    with pytest.raises(CommandError, match="couldn't be written: No such file"):
         backup(file.parent / "missing" / "portal.backup")
     assert [path.name for path in file.parent.iterdir() if "backup" in path.name] == [file.name]

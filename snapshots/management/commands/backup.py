@@ -4,13 +4,14 @@ from typing import Any
 
 from django.core.management import BaseCommand, CommandError
 
-from snapshots.maintenance import archive
+from snapshots.maintenance.archive import BackupError
+from snapshots.maintenance.backup import create_backup
 
 
 class Command(BaseCommand):
     help = (
-        "Write the portal's own state, the database and the snapshots' manifests, into one file, while the portal runs. "
-        "On PostgreSQL it needs pg_dump. The bytes of volumes and snapshots are not in it."
+        "Back up the portal's own state, the database and the snapshots' manifests, to one file while the portal runs. "
+        "The data of volumes and snapshots is not included. PostgreSQL needs pg_dump."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -18,16 +19,16 @@ class Command(BaseCommand):
         parser.add_argument(
             "--with-secret",
             action="store_true",
-            help="Put the generated secret key in as well: who has the file can then sign in as anybody. Without it "
-            "everybody has to sign in again after a restore elsewhere, and to set up a new authenticator app.",
+            help="Include the generated secret key. Anyone with the file can then sign in as anyone. Without it, everyone "
+            "has to sign in again after a restore on another machine, and to set up a new authenticator app.",
         )
 
     def handle(self, *, file: Path, with_secret: bool, **options: Any) -> None:
         try:
-            written = archive.write(file, with_secret=with_secret)
-        except archive.Unusable as error:
+            result = create_backup(file, with_secret=with_secret)
+        except BackupError as error:
             raise CommandError(str(error)) from error
-        size = written.size_bytes / 2**20
-        self.stdout.write(f"{file} has the state of the portal, {size:.1f} MiB. Keep it on another machine.")
-        for location, reason in written.unread.items():
-            self.stderr.write(f"The manifests of {location} are not all in it: {reason}")
+        size = result.size_bytes / 2**20
+        self.stdout.write(f"Backed up to {file} ({size:.1f} MiB). Keep it on another machine.")
+        for location, reason in result.incomplete.items():
+            self.stderr.write(f"Some manifests of {location} are missing from it: {reason}")
