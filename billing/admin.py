@@ -15,9 +15,10 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from cng_portal.activity import services as activity
+from cng_portal.common import money
 from cng_portal.common.admin import ReadOnly, SupportAdmin
 
-from . import closing, money
+from . import closing, rating
 from .balance import get_balance, get_standing, get_standings
 from .errors import Refused
 from .forms import CorrectionForm, GrantForm, PackageForm, PriceVersionForm, PriceVersionFormSet, WalletForm
@@ -52,8 +53,8 @@ class PriceVersionInline(admin.TabularInline):
 @admin.register(Package)
 class PackageAdmin(SupportAdmin):
     form = PackageForm
-    list_display = ["name", "kind", "location", "active", "billing_cycle", "billing_rule", "price_now", "price_next"]
-    list_filter = ["kind", "active", "location"]
+    list_display = ["name", "kind", "location", "currency", "active", "price_now", "price_next"]
+    list_filter = ["kind", "active", "location", "currency"]
     list_select_related = ["location"]
     search_fields = ["name", "location__code"]
     uuid_fields = ()
@@ -64,21 +65,21 @@ class PackageAdmin(SupportAdmin):
         return super().get_queryset(request).prefetch_related("versions")
 
     def get_readonly_fields(self, request: HttpRequest, obj: Package | None = None) -> list[str]:
-        return ["location", "kind"] if obj else []
+        return ["location", "kind", "currency"] if obj else []
 
     @admin.display(description=gettext_lazy("price now"))
     def price_now(self, package: Package) -> str:
-        begun = [version for version in package.versions.all() if version.starts_at <= timezone.now()]
-        return str(begun[-1]) if begun else "–"
+        price = rating.price_at([version.price for version in package.versions.all()], timezone.now())
+        return money.format_rate(price.rate_micro, package.currency) if price else "–"
 
     @admin.display(description=gettext_lazy("next price"))
     def price_next(self, package: Package) -> str:
-        planned = [version for version in package.versions.all() if version.starts_at > timezone.now()]
+        planned = [version.price for version in package.versions.all() if version.starts_at > timezone.now()]
         if not planned:
             return "–"
         return _("%(price)s from %(start)s UTC") % {
-            "price": planned[0],
-            "start": planned[0].starts_at.strftime("%Y-%m-%d %H:%M"),
+            "price": money.format_rate(planned[0].rate_micro, package.currency),
+            "start": f"{planned[0].since:%Y-%m-%d %H:%M}",
         }
 
     def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
@@ -247,7 +248,7 @@ class CustomerAccountAdmin(ReadOnly, SupportAdmin):
         if not request.user.has_perm("billing.add_wallettransaction"):
             return HttpResponse(_("You may not change wallets."), status=403)
         account = get_object_or_404(CustomerAccount, pk=pk)
-        form = form_class(request.POST or None)
+        form = form_class(request.POST or None, currency=account.currency)
         titles = {
             "buy": _("Add bought credits"),
             "grant": _("Grant credits"),

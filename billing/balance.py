@@ -64,7 +64,12 @@ def open_windows(customers: Iterable[Any], at: datetime) -> list[bulk.CustomerWi
             continue
         result += [
             bulk.CustomerWindow(
-                customer_id=customer.pk, month=window.month, since=window.since, until=window.until, at=at
+                customer_id=customer.pk,
+                currency=customer.currency,
+                month=window.month,
+                since=window.since,
+                until=window.until,
+                at=at,
             )
             for window in rating.windows(month=month, since=since, at=at, zone=customer.zone)
             if window.since <= at

@@ -15,7 +15,9 @@ from django.db.models import BooleanField
 from django.db.models.expressions import RawSQL
 from django.utils import timezone
 
-from . import money, rating
+from cng_portal.common import money
+
+from . import rating
 from .models import ServiceKind, TransactionKind, WalletAccount
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -30,6 +32,7 @@ class CustomerWindow:
     """One month of one customer, rated as known at `at`."""
 
     customer_id: UUID
+    currency: str
     month: date
     since: datetime
     until: datetime
@@ -96,6 +99,8 @@ def adapt(value: Any) -> Any:
 
 COLUMNS = {
     "customer_id": "uuid",
+    "currency": "text",
+    "minor": "bigint",
     "month": "date",
     "since_at": "timestamptz",
     "until_at": "timestamptz",
@@ -115,9 +120,12 @@ def _windows(windows: Sequence[CustomerWindow]) -> tuple[str, list[Any]]:
 
     def constant(window: CustomerWindow) -> list[Any]:
         instants = (window.since, window.until, min(window.at, window.until))
-        return [adapt(value) for value in (window.month, *instants, *map(microseconds, instants))]
+        minor = money.unit_micro(window.currency)
+        return [
+            adapt(value) for value in (window.currency, minor, window.month, *instants, *map(microseconds, instants))
+        ]
 
-    if len({(window.month, window.since, window.until, window.at) for window in windows}) == 1:
+    if len({tuple(constant(window)) for window in windows}) == 1:
         casts = [f"CAST(%s AS {sql_type})" if postgresql else "%s" for sql_type in COLUMNS.values()][1:]
         named = ", ".join(f"{value} AS {name}" for value, name in zip(casts, [*COLUMNS][1:], strict=True))
         row, customers = constant(windows[0]), [adapt(window.customer_id) for window in windows]
@@ -148,20 +156,22 @@ def _table(columns: dict[str, str], rows: Sequence[Sequence[Any]]) -> tuple[str,
 
 RATED = """
     WITH version AS (
-        SELECT p.kind, p.location_id, v.id, v.rate_micro, {version_start} AS since
+        SELECT p.kind, p.location_id, p.currency, v.id, v.rate_micro, {version_start} AS since
         FROM billing_priceversion v JOIN billing_package p ON p.id = v.package_id
     ),
     price AS {materialized} (
         SELECT * FROM (
-            SELECT kind, location_id, id, rate_micro, since,
-                COALESCE(LEAD(since) OVER (PARTITION BY kind, location_id ORDER BY since, id), {ever}) AS until
+            SELECT kind, location_id, currency, id, rate_micro, since,
+                COALESCE(LEAD(since) OVER (PARTITION BY kind, location_id, currency ORDER BY since, id), {ever}) AS until
             FROM version
             UNION ALL
-            SELECT kind, location_id, NULL, NULL, -{ever}, MIN(since) FROM version GROUP BY kind, location_id
+            SELECT kind, location_id, currency, NULL, NULL, -{ever}, MIN(since) FROM version
+            GROUP BY kind, location_id, currency
         ) AS every WHERE until > {earliest}
     ),
     seen AS (
-        SELECT {carried}, s.kind, s.location_id, s.size_gb, s.base_rate_micro, w.since, w.until,
+        SELECT {carried}, s.kind, s.location_id, s.size_gb, s.base_rate_micro, w.currency, w.minor,
+            w.since, w.until,
             {start} AS start, {least}(COALESCE({end}, w.known), w.known) AS finish
         FROM {windows}
             s.started_at < w.until_at AND s.started_at <= w.known_at AND (s.ended_at IS NULL OR s.ended_at >= w.since_at)
@@ -174,7 +184,7 @@ RATED = """
             COALESCE({greatest}(p.since, seen.since), seen.since) AS lower,
             COALESCE({least}(p.until, seen.until), seen.until) AS upper
         FROM seen LEFT JOIN price p ON p.kind = seen.kind AND p.location_id = seen.location_id
-            AND p.since < seen.until AND p.until > seen.since
+            AND p.currency = seen.currency AND p.since < seen.until AND p.until > seen.since
         {fence}
     ),
     part AS (
@@ -188,13 +198,13 @@ RATED = """
         SELECT part.*, last - first AS hours,
             CASE WHEN base_rate_micro IS NULL THEN (last - first) * size_gb * rate_micro
                 ELSE (last - first) * rate_micro END AS exact,
-            CASE WHEN base_rate_micro IS NULL THEN {unit} ELSE {unit} * {divisor} END AS unit
+            CASE WHEN base_rate_micro IS NULL THEN minor ELSE minor * {divisor} END AS unit
         FROM part WHERE last > first
         {fence}
     ),
     line AS (
         SELECT measured.*,
-            {unit} * (
+            minor * (
                 exact / unit + CASE WHEN 2 * (exact % unit) > unit
                     OR (2 * (exact % unit) = unit AND (exact / unit) % 2 = 1) THEN 1 ELSE 0 END
             ) AS amount_micro
@@ -226,7 +236,6 @@ def rated(windows: Sequence[CustomerWindow], carried: str) -> tuple[str, list[An
         hour=HOUR,
         ever=EVER,
         earliest=min(microseconds(window.since) for window in windows),
-        unit=money.HUNDREDTH_MICRO,
         divisor=rating.AUTOMATIC_DIVISOR,
     )
     return sql.replace("%", "%%").replace("{windows}", given), parameters  # the signs so far are not parameters

@@ -10,10 +10,12 @@ from zoneinfo import ZoneInfo
 from django.db.models import Q, QuerySet
 
 from cng_portal.accounts.models import Customer
+from cng_portal.common import money
 
-from . import money, rating
+from . import rating
+from .formulas import line_formula
 from .models import Invoice, InvoiceLine, ServiceKind, UsageSegment
-from .prices import PricesByPlace, prices_by_place
+from .prices import PriceList
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,22 +60,33 @@ class Ledger:
         return [*earlier, rating.Window(month=month, since=since, until=until), *found]
 
 
+def _rate(
+    segment: UsageSegment, customer: Customer, window: rating.Window, at: datetime, prices: PriceList
+) -> list[rating.Line]:
+    return rating.rate(
+        segment.usage,
+        since=window.since,
+        until=window.until,
+        at=at,
+        prices=prices.history(segment.kind, segment.location_id, customer.currency),
+        unit_micro=money.unit_micro(customer.currency),
+    )
+
+
 def due_lines(*, customer: Customer, at: datetime, segments: Sequence[UsageSegment]) -> list[DueLine]:
     """What of the customer's `segments` no invoice has yet, as known at `at`. Two queries, and more with backdated usage."""
     if not segments:
         return []
     ledger = Ledger(customer=customer, invoices=list(Invoice.objects.filter(customer=customer).order_by("month")))
     first = min(segment.started_at for segment in segments)
-    prices = prices_by_place({segment.location_id for segment in segments})
-    found = []
-    open_windows = ledger.open_windows(first, at)
-    for segment in segments:
-        places = prices.get((segment.kind, segment.location_id), [])
-        for window in open_windows:
-            if window.since > at:
-                break
-            for line in rating.rate(segment.usage, since=window.since, until=window.until, at=at, prices=places):
-                found.append(DueLine(segment=segment, month=window.month, line=line))
+    prices = PriceList.load({segment.location_id for segment in segments})
+    windows = [window for window in ledger.open_windows(first, at) if window.since <= at]
+    found = [
+        DueLine(segment=segment, month=window.month, line=line)
+        for segment in segments
+        for window in windows
+        for line in _rate(segment, customer, window, at, prices)
+    ]
     backdated = [segment for segment in segments if segment.backdated]
     if backdated and ledger.invoices:
         found += _backdated_lines(ledger, backdated, prices, at)
@@ -94,13 +107,13 @@ def backdated_lines(*, customer: Customer, at: datetime) -> list[DueLine]:
     if not segments:
         return []
     ledger = Ledger(customer=customer, invoices=list(Invoice.objects.filter(customer=customer).order_by("month")))
-    return _backdated_lines(ledger, segments, prices_by_place({segment.location_id for segment in segments}), at)
+    return _backdated_lines(ledger, segments, PriceList.load({segment.location_id for segment in segments}), at)
 
 
 def _backdated_lines(
     ledger: Ledger,
     segments: Sequence[UsageSegment],
-    prices: PricesByPlace,
+    prices: PriceList,
     at: datetime,
 ) -> list[DueLine]:
     """The differences between invoices and what turned out later, of months that have an invoice already."""
@@ -115,9 +128,8 @@ def _backdated_lines(
     windows = ledger.invoiced_windows(min(segment.started_at for segment in segments))
     for segment in segments:
         charged = originals[segment.pk]
-        places = prices.get((segment.kind, segment.location_id), [])
         for window in windows:
-            for line in rating.rate(segment.usage, since=window.since, until=window.until, at=at, prices=places):
+            for line in _rate(segment, ledger.customer, window, at, prices):
                 before = charged.pop(line.from_at, None)
                 if before is None:
                     found.append(DueLine(segment=segment, month=window.month, line=line))
@@ -164,7 +176,7 @@ class CostLine:
     @property
     def formula(self) -> str:
         """`3 hours × 50 GB × K 0.4000 = K 60.00`."""
-        return money.format_line(
+        return line_formula(
             hours=self.hours,
             size_gb=None if self.kind == ServiceKind.VM_BACKUP_AUTOMATIC else self.size_gb,
             rate_micro=self.rate_micro,
@@ -242,7 +254,7 @@ def total_charged(*, customer: Customer, at: datetime) -> int:
     segments = list(UsageSegment.objects.filter(customer=customer, started_at__lte=at))
     if not segments:
         return 0
-    prices = prices_by_place({segment.location_id for segment in segments})
+    prices = PriceList.load({segment.location_id for segment in segments})
     first = min(segment.started_at for segment in segments)
     ledger = Ledger(customer=customer, invoices=list(Invoice.objects.filter(customer=customer).order_by("month")))
     months = ledger.open_windows(first, at)
@@ -253,11 +265,5 @@ def total_charged(*, customer: Customer, at: datetime) -> int:
         for segment in segments
         for month in months
         if month.since <= at
-        for line in rating.rate(
-            segment.usage,
-            since=month.since,
-            until=month.until,
-            at=at,
-            prices=prices.get((segment.kind, segment.location_id), []),
-        )
+        for line in _rate(segment, customer, month, at, prices)
     )

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-from . import money
+from cng_portal.common import money
+
 from .models import ServiceKind
 from .summary import Summary
 

@@ -210,6 +210,7 @@ def next_windows(customers: dict[UUID, Customer], *, at: datetime, through: date
             windows.append(
                 bulk.ClosingWindow(
                     customer_id=pk,
+                    currency=customer.currency,
                     month=month,
                     since=since,
                     until=until,

@@ -9,8 +9,9 @@ from django.utils.functional import SimpleLazyObject
 from django.utils.translation import gettext as _
 
 from cng_portal.accounts.models import BillingType, Customer
+from cng_portal.common import money
 
-from . import access, money
+from . import access
 from .balance import get_standing
 
 

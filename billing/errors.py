@@ -2,11 +2,11 @@
 
 from django.utils.translation import gettext as _
 
-from . import money
+from cng_portal.common import money
 
 
 class BillingError(Exception):
-    """``str(error)`` is a sentence for people."""
+    """`str(error)` is for people to read."""
 
 
 class NotSold(BillingError):
@@ -14,7 +14,7 @@ class NotSold(BillingError):
 
 
 class Refused(BillingError):
-    """What was asked for would break a rule of billing."""
+    """The request breaks a rule of billing."""
 
 
 class InsufficientCredit(BillingError):
@@ -23,8 +23,9 @@ class InsufficientCredit(BillingError):
     def __init__(self, *, missing_micro: int, balance_micro: int, currency: str) -> None:
         self.missing_micro = missing_micro
         self.balance_micro = balance_micro
-        # rounded up, so that buying just this amount is enough
-        shown = -(-missing_micro // money.HUNDREDTH_MICRO) * money.HUNDREDTH_MICRO
+        unit_micro = money.unit_micro(currency)
+        # Rounded up, so that buying just this amount is enough.
+        shown = -(-missing_micro // unit_micro) * unit_micro
         super().__init__(
             _(
                 "Insufficient infra credit: your balance is %(balance)s and the first hour needs %(missing)s more. Add "

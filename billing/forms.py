@@ -12,9 +12,9 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from cng_portal.accounts.models import Customer, Project
+from cng_portal.common import money
 from cng_portal.inventory.models import Location
 
-from . import money
 from .models import (
     MAX_AMOUNT_MICRO,
     MAX_RATE_MICRO,
@@ -36,7 +36,7 @@ class PriceVersionForm(forms.ModelForm):
         label=_("rate per GB and hour"),
         min_value=0,
         max_value=money.to_decimal(MAX_RATE_MICRO, 0),
-        decimal_places=money.MAX_DIGITS,
+        decimal_places=money.MICRO_DIGITS,
         max_digits=11,
     )
 
@@ -77,8 +77,10 @@ class PriceVersionFormSet(forms.BaseInlineFormSet):
             if any(form.has_changed() and form not in self.deleted_forms for form in self.forms):
                 raise forms.ValidationError(_("An inactive package takes no new prices. Activate it first."))
             return
-        at_this_place = PriceVersion.objects.filter(package__location=package.location_id, package__kind=package.kind)
-        sold_before = at_this_place.exists()
+        same_service = PriceVersion.objects.filter(
+            package__location=package.location_id, package__kind=package.kind, package__currency=package.currency
+        )
+        sold_before = same_service.exists()
         now = max(timezone.now(), *Location.objects.values_list(Now(), flat=True)[:1])
         starts = set()
         for form in self.forms:
@@ -92,7 +94,7 @@ class PriceVersionFormSet(forms.BaseInlineFormSet):
                 elif sold_before and starts_at <= now:
                     clock = _("By the portal's clocks it is %(now)s UTC.") % {"now": f"{now:%Y-%m-%d %H:%M:%S}"}
                     form.add_error("starts_at", f"{PAST} {clock}")
-                others = at_this_place.filter(package=package.pk, starts_at=starts_at).exclude(pk=form.instance.pk)
+                others = same_service.filter(package=package.pk, starts_at=starts_at).exclude(pk=form.instance.pk)
                 if starts_at in starts or others.exists():
                     form.add_error("starts_at", SAME_START)
                 sold_before = True
@@ -102,7 +104,7 @@ class PriceVersionFormSet(forms.BaseInlineFormSet):
 class PackageForm(forms.ModelForm):
     class Meta:
         model = Package
-        fields = ["location", "kind", "name", "active", "billing_cycle", "billing_rule"]
+        fields = ["location", "kind", "currency", "name", "active", "billing_cycle", "billing_rule"]
         error_messages = {
             "kind": {"invalid_choice": ONLY_THREE_KINDS},
             "billing_cycle": {"invalid_choice": ONLY_HOURLY},
@@ -110,22 +112,26 @@ class PackageForm(forms.ModelForm):
         }
 
 
-def amount_field(**given: Any) -> forms.DecimalField:
-    return forms.DecimalField(
-        decimal_places=money.HUNDREDTH_DIGITS, max_digits=14, max_value=money.to_decimal(MAX_AMOUNT_MICRO, 0), **given
-    )
-
-
 class WalletForm(forms.Form):
-    """`key` is made with the form, so that sending it twice is one transaction."""
+    """An amount in the customer's currency. `key` is made with the form, so that posting it twice is one transaction."""
 
-    amount = amount_field(label=_("amount"), min_value=Decimal("0.01"))
+    amount = forms.DecimalField(label=_("amount"))
     reason = forms.CharField(label=_("reason"), max_length=255, help_text=_("Kept with the transaction."))
     key = forms.CharField(widget=forms.HiddenInput, max_length=64)
+    can_be_negative = False
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.initial.setdefault("key", f"admin:{uuid4()}")
+    def __init__(self, data: Any, *, currency: str) -> None:
+        super().__init__(data)
+        self.initial["key"] = f"admin:{uuid4()}"
+        declared, places = self.fields["amount"], money.digits(currency)
+        most = money.to_decimal(MAX_AMOUNT_MICRO, 0)
+        self.fields["amount"] = forms.DecimalField(
+            label=declared.label,
+            help_text=declared.help_text,
+            min_value=-most if self.can_be_negative else money.to_decimal(money.unit_micro(currency), places),
+            max_value=most,
+            decimal_places=places,
+        )
 
     @property
     def amount_micro(self) -> int:
@@ -143,14 +149,15 @@ class GrantForm(WalletForm):
 
 
 class CorrectionForm(WalletForm):
-    amount = amount_field(
-        label=_("change"), help_text=_("What is added to the wallet; with a minus sign, what is taken from it.")
+    amount = forms.DecimalField(
+        label=_("change"), help_text=_("Added to the wallet; with a minus sign, taken from it.")
     )
+    can_be_negative = True
 
     def clean_amount(self) -> Decimal:
         amount = self.cleaned_data["amount"]
         if amount == 0:
-            raise forms.ValidationError(_("A correction changes something: give an amount that is not 0."))
+            raise forms.ValidationError(_("A correction changes the balance: enter an amount other than 0."))
         return amount
 
 

@@ -12,10 +12,10 @@ from django.utils.translation import gettext as _
 
 from cng_portal.accounts.models import BillingType, Customer
 from cng_portal.accounts.services import lock_customer
+from cng_portal.common import money
 from cng_portal.notifications.models import Notification
 from cng_portal.notifications.services import customer_owners, notify
 
-from . import money
 from .balance import get_standings
 from .models import LowBalanceWarning, UsageSegment
 from .usage import hourly_costs
@@ -85,7 +85,7 @@ def _warn(customer: Customer, *, balance_micro: int, hourly_micro: int, at: date
             ) % {
                 "customer": customer,
                 "balance": money.format_amount(balance_micro, customer.currency),
-                "hourly": money.format_price_or_amount(hourly_micro, customer.currency),
+                "hourly": money.format_price(hourly_micro, customer.currency),
             }
             return _("Your infra credits run low"), text
 

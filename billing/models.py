@@ -16,11 +16,13 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from cng_portal.accounts.models import Customer, Project, User
+from cng_portal.common import money
 from cng_portal.common.names import MAX_NAME_LENGTH, NameField
 from cng_portal.inventory.models import Location
 
-from . import money, rating
+from . import rating
 from .access import billed_customer
+from .formulas import line_formula
 
 # The limits keep hours × GB × rate of a month inside 64 bits.
 MAX_RATE_MICRO = 10_000 * money.MICRO
@@ -35,8 +37,8 @@ SAME_START = _("The package already has a price that starts at this instant.")
 PAST = _("A price starts in the future: hours that have begun keep the price they were sold at.")
 ONLY_THREE_KINDS = _("Packages are for BS Snapshot, VM Snapshot and VM Backup.")
 ONE_PACKAGE = _(
-    "This location already has an active package for this kind. Only one package per zone is supported for VM Snapshot, "
-    "BS Snapshot, and VM Backup: plan a new price for the existing one, or deactivate it first."
+    "This location already has an active package for this kind and currency. Only one package per zone is supported for VM "
+    "Snapshot, BS Snapshot, and VM Backup: plan a new price for the existing one, or deactivate it first."
 )
 
 
@@ -60,7 +62,7 @@ class BillingRule(models.TextChoices):
 
 
 class Package(models.Model):
-    """What one kind of service costs in one location. The price itself is in its versions."""
+    """One kind of service in one location, for customers of one currency. Its prices are its versions."""
 
     location = models.ForeignKey(
         Location, verbose_name=_("location"), on_delete=models.PROTECT, related_name="packages"
@@ -70,6 +72,9 @@ class Package(models.Model):
         max_length=16,
         choices=[(kind.value, kind.label) for kind in PACKAGE_KINDS],
         error_messages={"invalid_choice": ONLY_THREE_KINDS},
+    )
+    currency = models.CharField(
+        _("currency"), max_length=3, choices=money.currency_choices, default=money.DEFAULT_CURRENCY
     )
     name = NameField(_("name"))
     active = models.BooleanField(
@@ -97,10 +102,10 @@ class Package(models.Model):
     class Meta:
         verbose_name = _("package")
         verbose_name_plural = _("packages")
-        ordering = ["location", "kind", "-active", "id"]
+        ordering = ["location", "kind", "currency", "-active", "id"]
         constraints = [
             models.UniqueConstraint(
-                fields=["location", "kind"],
+                fields=["location", "kind", "currency"],
                 condition=Q(active=True),
                 name="billing_package_one_active",
                 violation_error_message=ONE_PACKAGE,
@@ -144,7 +149,7 @@ class PriceVersion(models.Model):
     class Meta:
         verbose_name = _("price version")
         verbose_name_plural = _("price versions")
-        ordering = ["package", "starts_at"]
+        ordering = ["package", "starts_at", "id"]
         constraints = [
             models.UniqueConstraint(
                 fields=["package", "starts_at"],
@@ -159,7 +164,11 @@ class PriceVersion(models.Model):
         ]
 
     def __str__(self) -> str:
-        return money.format_rate(self.rate_micro)
+        return money.format_rate(self.rate_micro, self.package.currency)
+
+    @property
+    def price(self) -> rating.Price:
+        return rating.Price(since=self.starts_at, rate_micro=self.rate_micro, id=self.pk)
 
 
 class UsageSegment(models.Model):
@@ -353,7 +362,7 @@ class ClosingFailure(models.Model):
 
 
 class InvoiceLine(models.Model):
-    """Whole hours of one usage segment at one rate. `amount_micro` is a whole number of hundredths.
+    """Whole hours of one usage segment at one rate. `amount_micro` is in whole units of the currency.
 
     A line with `corrects` takes back what that line charged too much: its hours and amount are the difference.
     """
@@ -423,7 +432,7 @@ class InvoiceLine(models.Model):
     @property
     def formula(self) -> str:
         """`3 hours × 50 GB × K 0.4000 = K 60.00`."""
-        return money.format_line(
+        return line_formula(
             hours=self.hours,
             size_gb=None if self.kind == ServiceKind.VM_BACKUP_AUTOMATIC else self.size_gb,
             rate_micro=self.rate_micro,
@@ -490,9 +499,9 @@ class WalletTransaction(models.Model):
         indexes = [models.Index(fields=["customer", "at"], name="billing_wallet_by_time")]
         constraints = [
             models.CheckConstraint(
-                condition=Q(amount_micro__gte=money.HUNDREDTH_MICRO, amount_micro__lte=MAX_AMOUNT_MICRO),
+                condition=Q(amount_micro__gt=0, amount_micro__lte=MAX_AMOUNT_MICRO),
                 name="billing_wallet_amount",
-                violation_error_message=_("The amount of a transaction is at least 0.01."),
+                violation_error_message=_("The amount of a transaction is more than 0 and at most 1,000,000,000,000."),
             ),
             models.CheckConstraint(
                 condition=Q(~Q(target=WalletAccount.WALLET.value), source=WalletAccount.WALLET.value)
@@ -513,7 +522,7 @@ class WalletTransaction(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{self.get_kind_display()} {money.format_amount(self.wallet_micro)}"
+        return f"{self.get_kind_display()} {money.format_amount(self.wallet_micro, self.customer.currency)}"
 
     @property
     def entries(self) -> list[tuple[str, int]]:
@@ -546,7 +555,7 @@ class LowBalanceWarning(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{self.customer}: {money.format_amount(self.balance_micro)}"
+        return f"{self.customer}: {money.format_amount(self.balance_micro, self.customer.currency)}"
 
 
 class CustomerAccount(Customer):

@@ -8,6 +8,7 @@ from django.utils import timezone
 
 from cng_portal.accounts.models import User
 from cng_portal.activity import services as activity
+from cng_portal.common import money
 from cng_portal.inventory.models import Location
 
 from .errors import Refused
@@ -16,11 +17,18 @@ from .models import PAST, Package, PriceVersion, ServiceKind
 
 @transaction.atomic
 def create_package(
-    *, location: Location, kind: str, rate_micro: int, starts_at: datetime, name: str = "", by: User | None = None
+    *,
+    location: Location,
+    kind: str,
+    rate_micro: int,
+    starts_at: datetime,
+    currency: str = money.DEFAULT_CURRENCY,
+    name: str = "",
+    by: User | None = None,
 ) -> Package:
-    """A package with its first price. Raises ValidationError with sentences."""
+    """Create a package with its first price. Raises ValidationError."""
     name = name or f"{ServiceKind(kind).label} {location.pk}"
-    package = Package(location=location, kind=kind, name=name)
+    package = Package(location=location, kind=kind, currency=currency, name=name)
     package.full_clean()
     package.save()
     save_price(PriceVersion(package=package, rate_micro=rate_micro, starts_at=starts_at), by=by)

@@ -8,7 +8,8 @@ from django.utils.translation import gettext as _
 from fpdf import FPDF
 from fpdf.fonts import FontFace, TTFFont
 
-from . import money
+from cng_portal.common import money
+
 from .models import Invoice
 from .statement import Row
 

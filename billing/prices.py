@@ -1,22 +1,24 @@
-"""What a service costs: prices in force, and quotes."""
+"""What a service costs: the price list, and quotes."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Self
 
 from django.utils.translation import gettext as _
 
 from cng_portal.accounts.models import Customer
+from cng_portal.common import money
 from cng_portal.inventory.models import Location
 
-from . import money, rating
+from . import rating
 from .errors import NotSold
-from .models import PriceVersion, ServiceKind
+from .models import PriceVersion, ServiceKind, UsageSegment
 
 
-def _price_kind(kind: str) -> str:
-    """Automatic backups are sold where VM Backup is."""
+def _priced_kind(kind: str) -> str:
+    """Automatic backups are sold where VM Backup is, and have no package of their own."""
     return ServiceKind.VM_BACKUP if kind == ServiceKind.VM_BACKUP_AUTOMATIC else kind
 
 
@@ -32,16 +34,13 @@ def _not_sold(kind: str, location_code: str) -> NotSold:
 
 @dataclass(frozen=True, kw_only=True)
 class Quote:
-    """What a thing costs from the instant `at` on; `prices` also has the planned ones, which `until` takes into account."""
+    """What a resource costs. `prices` includes the planned ones, which `until` takes into account."""
 
     kind: str
     size_gb: int
     rate_micro: int
-    hourly_micro: int
     currency: str
-    price_version_id: int | None
-    at: datetime
-    prices: tuple[rating.Price, ...] = field(repr=False, compare=False)
+    prices: tuple[rating.Price, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def is_share_of_vm(self) -> bool:
@@ -56,7 +55,7 @@ class Quote:
 
     @property
     def formula(self) -> str:
-        hourly = money.format_price_or_amount(self.hourly_micro, self.currency)
+        hourly = money.format_price(self.hourly_micro, self.currency)
         rate = money.format_rate(self.rate_micro, self.currency)
         if self.is_share_of_vm:
             return _("20 %% of %(rate)s = %(hourly)s an hour") % {"rate": rate, "hourly": hourly}
@@ -66,10 +65,18 @@ class Quote:
             "hourly": hourly,
         }
 
+    @property
+    def hourly_micro(self) -> int:
+        return rating.hourly_micro(rate_micro=self.rate_micro, size_gb=self._measure)
+
+    @property
+    def _measure(self) -> int | None:
+        return None if self.is_share_of_vm else self.size_gb
+
     def cost_of(self, hours: int) -> int:
-        """So many hours at the present rate, in millionths."""
-        size_gb = None if self.is_share_of_vm else self.size_gb
-        return rating.line_amount(hours=hours, rate_micro=self.rate_micro, size_gb=size_gb)
+        """Return the cost of so many hours at the present rate, in millionths."""
+        unit_micro = money.unit_micro(self.currency)
+        return rating.line_amount(hours=hours, rate_micro=self.rate_micro, size_gb=self._measure, unit_micro=unit_micro)
 
     @property
     def daily_micro(self) -> int:
@@ -80,7 +87,7 @@ class Quote:
         return self.cost_of(rating.HOURS_PER_MONTH)
 
     def until(self, at: datetime, end: datetime) -> int:
-        """From `at` until `end`, with the price changes that are planned. Raises ValueError for an end before `at`."""
+        """Return the cost from `at` until `end`, planned prices included. Raises ValueError for an end before `at`."""
         usage = rating.Usage(
             started_at=at,
             ended_at=end,
@@ -88,8 +95,72 @@ class Quote:
             base_rate_micro=self.rate_micro if self.is_share_of_vm else None,
         )
         rating.hours(at, end)
-        lines = rating.rate(usage, since=at, until=end + rating.HOUR, at=end, prices=self.prices)
+        lines = rating.rate(
+            usage,
+            since=at,
+            until=end + rating.HOUR,
+            at=end,
+            prices=self.prices,
+            unit_micro=money.unit_micro(self.currency),
+        )
         return sum(line.amount_micro or 0 for line in lines)
+
+
+@dataclass(frozen=True)
+class PriceList:
+    """The price versions of some locations: the one reader of prices in Python. `bulk.py` has the same rule in SQL.
+
+    A customer is priced by the packages of their currency. A location is its code.
+    """
+
+    versions: Mapping[tuple[str, str, str], Sequence[rating.Price]]  # by kind, location and currency, in order of start
+
+    @classmethod
+    def load(cls, locations: Iterable[str] | None = None) -> Self:
+        """Read the prices of the locations, or of all. One query."""
+        rows = PriceVersion.objects.order_by("starts_at", "id")
+        if locations is not None:
+            rows = rows.filter(package__location__in=set(locations))
+        versions = defaultdict(list)
+        for kind, location, currency, since, rate_micro, pk, is_sold in rows.values_list(
+            *("package__kind", "package__location_id", "package__currency"),
+            *("starts_at", "rate_micro", "id", "package__active"),
+        ):
+            price = rating.Price(since=since, rate_micro=rate_micro, id=pk, is_sold=is_sold)
+            versions[kind, location, currency].append(price)
+        return cls(dict(versions))
+
+    def history(self, kind: str, location: str, currency: str) -> Sequence[rating.Price]:
+        return self.versions.get((_priced_kind(kind), location, currency), ())
+
+    def rate(self, kind: str, location: str, currency: str, at: datetime) -> int | None:
+        """Return what usage costs per GB and hour, in millionths, sold or not any more; None before the first price."""
+        price = rating.price_at(self.history(kind, location, currency), at)
+        return price.rate_micro if price else None
+
+    def sold_rate(self, kind: str, location: str, currency: str, at: datetime) -> int | None:
+        """Return what a new resource costs per GB and hour, in millionths; None where the kind is not sold."""
+        price = rating.price_at(self.history(kind, location, currency), at)
+        return price.rate_micro if price and price.is_sold else None
+
+    def quote(self, kind: str, location: str, currency: str, at: datetime, *, size_gb: int) -> Quote | None:
+        """Return what `size_gb` of usage costs, sold or not any more; None before the first price."""
+        history = self.history(kind, location, currency)
+        price = rating.price_at(history, at)
+        if price is None:
+            return None
+        return Quote(kind=kind, size_gb=size_gb, rate_micro=price.rate_micro, currency=currency, prices=tuple(history))
+
+    def hourly_micro(self, kind: str, location: str, currency: str, at: datetime, *, size_gb: int) -> int:
+        """Return what `size_gb` of usage costs an hour, in millionths; 0 before the first price."""
+        quote = self.quote(kind, location, currency, at, size_gb=size_gb)
+        return quote.hourly_micro if quote else 0
+
+    def quote_segment(self, segment: UsageSegment, *, currency: str, at: datetime) -> Quote | None:
+        """Return what the usage costs at the instant; None before the first price."""
+        if segment.base_rate_micro is not None:
+            return Quote(kind=segment.kind, size_gb=0, rate_micro=segment.base_rate_micro, currency=currency)
+        return self.quote(segment.kind, segment.location_id, currency, at, size_gb=segment.size_gb)
 
 
 def get_quote(
@@ -101,82 +172,18 @@ def get_quote(
     at: datetime,
     base_rate_micro: int | None = None,
 ) -> Quote:
-    """The price of a new thing at an instant. One query. Raises NotSold.
+    """Return the price of a new resource. `base_rate_micro`: the VM's hourly price, for automatic backups only. One query.
 
-    `base_rate_micro` is the VM's hourly price, for automatic backups only. The price is that of the latest version begun
-    in the location, whatever its package, because this is what usage is rated by; it is sold if that package is active.
+    Raises NotSold where the latest version begun is not of an active package.
     """
     code = location if isinstance(location, str) else location.pk
-    prices = prices_by_place([code]).get((_price_kind(kind), code), [])
-    price = price_at(prices, at)
-    if price is None or not price.is_sold:
+    prices = PriceList.load([code])
+    if prices.sold_rate(kind, code, customer.currency, at) is None:
         raise _not_sold(kind, code)
-    if kind == ServiceKind.VM_BACKUP_AUTOMATIC:
-        if base_rate_micro is None:
-            raise ValueError("automatic backups are quoted from the VM's hourly price")
-        rate_micro, version_id, size_gb = base_rate_micro, None, 0
-    else:
-        rate_micro, version_id = price.rate_micro, price.id
-    return Quote(
-        kind=kind,
-        size_gb=size_gb,
-        rate_micro=rate_micro,
-        hourly_micro=rating.hourly_micro(rate_micro=rate_micro, size_gb=size_gb if version_id else None),
-        currency=customer.currency,
-        price_version_id=version_id,
-        at=at,
-        prices=tuple(prices),
-    )
-
-
-def price_at(prices: Sequence[rating.Price], at: datetime) -> rating.Price | None:
-    """Of prices in the order of their start the one that holds at the instant; None before the first."""
-    return next((price for price in reversed(prices) if price.since <= at), None)
-
-
-def rates_at(*, kind: str, at: datetime, location_codes: Iterable[str] | None = None) -> dict[str, int]:
-    """{location code: rate in millionths per GB and hour} of where the kind is sold at the instant. One query."""
-    versions = PriceVersion.objects.filter(package__kind=_price_kind(kind), starts_at__lte=at)
-    if location_codes is not None:
-        versions = versions.filter(package__location_id__in=list(location_codes))
-    latest = {}
-    for code, active, rate_micro in versions.order_by("starts_at", "id").values_list(
-        "package__location_id", "package__active", "rate_micro"
-    ):
-        latest[code] = rate_micro if active else None
-    return {code: rate_micro for code, rate_micro in latest.items() if rate_micro is not None}
-
-
-def sold_kinds(location_codes: Iterable[str] | None = None, *, at: datetime) -> dict[str, set[str]]:
-    """{location code: kinds sold there at the instant}. One query; a location that sells nothing is left out."""
-    versions = PriceVersion.objects.filter(starts_at__lte=at)
-    if location_codes is not None:
-        versions = versions.filter(package__location_id__in=list(location_codes))
-    latest = {}
-    for code, kind, active in versions.order_by("starts_at", "id").values_list(
-        "package__location_id", "package__kind", "package__active"
-    ):
-        latest[code, kind] = active
-    sold: dict[str, set[str]] = defaultdict(set)
-    for (code, kind), active in latest.items():
-        if active:
-            sold[code].add(kind)
-            if kind == ServiceKind.VM_BACKUP:
-                sold[code].add(ServiceKind.VM_BACKUP_AUTOMATIC)
-    return dict(sold)
-
-
-PricesByPlace = dict[tuple[str, str], list[rating.Price]]
-
-
-def prices_by_place(codes: Iterable[str] | None = None) -> PricesByPlace:
-    """{(kind, location code): prices in the order of their start}. One query."""
-    versions = PriceVersion.objects.order_by("starts_at", "id")
-    if codes is not None:
-        versions = versions.filter(package__location__in=set(codes))
-    prices: PricesByPlace = defaultdict(list)
-    for kind, code, since, rate_micro, pk, is_sold in versions.values_list(
-        "package__kind", "package__location_id", "starts_at", "rate_micro", "id", "package__active"
-    ):
-        prices[kind, code].append(rating.Price(since=since, rate_micro=rate_micro, id=pk, is_sold=is_sold))
-    return prices
+    if kind != ServiceKind.VM_BACKUP_AUTOMATIC:
+        quote = prices.quote(kind, code, customer.currency, at, size_gb=size_gb)
+        assert quote is not None
+        return quote
+    if base_rate_micro is None:
+        raise ValueError("Automatic backups are quoted from the VM's hourly price.")
+    return Quote(kind=kind, size_gb=0, rate_micro=base_rate_micro, currency=customer.currency)

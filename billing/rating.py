@@ -2,14 +2,14 @@
 
 The rules are those of the product page, "Billing semantics":
 
-- *Hourly*: the smallest unit is one hour, a started hour is charged whole, and hours are counted from the thing's own
+- *Hourly*: the smallest unit is one hour, a started hour is charged whole, and hours are counted from the resource's own
   start, not on wall-clock hours: ``hours = max(1, ceil(seconds / 3600))``.
 - *Fixed Prorata*: an hour belongs to the month, and to the price version, in which it starts. Nothing is prorated
   inside an hour.
 - Automatic VM backups cost 20 % of the VM's hourly price.
 
 Everything is an integer: microseconds, hours, gigabytes, and millionths of the currency (``_micro``). The one rounding
-is that of a line to hundredths of the currency, in `money.round_half_even`.
+is that of a line to the smallest unit of the currency, in `money.round_half_even`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
-from .money import HUNDREDTH_MICRO, round_half_even
+from cng_portal.common.money import round_half_even
 
 HOUR = timedelta(hours=1)
 HOURS_PER_DAY = 24
@@ -27,8 +27,9 @@ AUTOMATIC_DIVISOR = 5  # 20 % of the VM's price
 
 @dataclass(frozen=True, kw_only=True)
 class Price:
-    """From `since` on a GB costs `rate_micro` an hour, until the next price of the same kind and location. Where its package
-    is not offered any more it `is_sold` to nobody, and what is there goes on costing it.
+    """A GB costs `rate_micro` an hour from `since` until the next price of the same kind, location and currency.
+
+    `is_sold` is false where the package is inactive: nothing new is sold at it, and existing usage still costs it.
     """
 
     since: datetime
@@ -53,7 +54,7 @@ class Usage:
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """`hours` whole hours at one rate; `amount_micro` is a whole number of hundredths, None where there is no price.
+    """`hours` whole hours at one rate; `amount_micro` is in whole units of the currency, None where there is no price.
 
     `from_at` is the start of the first hour; `to_at` the end of the usage, or of the last hour where it went on.
     """
@@ -74,24 +75,35 @@ def hours(start: datetime, end: datetime) -> int:
     return max(1, -((start - end) // HOUR))
 
 
-def line_amount(*, hours: int, rate_micro: int, size_gb: int | None) -> int:
-    """`hours × size_gb × rate`, or 20 % of `hours × rate` where the size is None; rounded to hundredths."""
-    if size_gb is None:
-        return round_half_even(hours * rate_micro, HUNDREDTH_MICRO * AUTOMATIC_DIVISOR) * HUNDREDTH_MICRO
-    return round_half_even(hours * size_gb * rate_micro, HUNDREDTH_MICRO) * HUNDREDTH_MICRO
+def _hourly(rate_micro: int, size_gb: int | None) -> tuple[int, int]:
+    """Return the exact price of an hour as a fraction: size × rate, or without a size 20 % of a VM's price."""
+    return (rate_micro, AUTOMATIC_DIVISOR) if size_gb is None else (size_gb * rate_micro, 1)
+
+
+def line_amount(*, hours: int, rate_micro: int, size_gb: int | None, unit_micro: int) -> int:
+    """Return the price of so many hours in millionths, rounded to whole units of `unit_micro`."""
+    numerator, denominator = _hourly(rate_micro, size_gb)
+    return round_half_even(hours * numerator, denominator * unit_micro) * unit_micro
 
 
 def hourly_micro(*, rate_micro: int, size_gb: int | None) -> int:
-    """The price of one hour, unrounded; 20 % of a VM's price to the nearest millionth."""
-    return round_half_even(rate_micro, AUTOMATIC_DIVISOR) if size_gb is None else size_gb * rate_micro
+    """Return the price of one hour; 20 % of a VM's price to the nearest millionth."""
+    return round_half_even(*_hourly(rate_micro, size_gb))
 
 
-def rate(usage: Usage, *, since: datetime, until: datetime, at: datetime, prices: Sequence[Price]) -> list[Line]:
+def price_at(prices: Sequence[Price], at: datetime) -> Price | None:
+    """Return the price in force at the instant, of prices in the order of their start; None before the first."""
+    return next((price for price in reversed(prices) if price.since <= at), None)
+
+
+def rate(
+    usage: Usage, *, since: datetime, until: datetime, at: datetime, prices: Sequence[Price], unit_micro: int
+) -> list[Line]:
     """The lines of the hours that start in [since, until), as known at the instant `at`.
 
-    What is open, or ends later, is taken as ending at `at`, or where the window ends; what starts later is not there yet.
-    `prices` are in the order of their start. Hours before the first price come as a line without a rate. Raises
-    ValueError when the window ends before it starts.
+    Usage that is open or ends later counts as ending at `at`, or where the window ends; usage that starts later has no
+    lines. `prices` are in the order of their start. Hours before the first price come as a line without a rate.
+    `unit_micro` is the currency's smallest unit. Raises ValueError when the window ends before it starts.
     """
     since, until, at = since.astimezone(UTC), until.astimezone(UTC), at.astimezone(UTC)
     if until < since:
@@ -126,7 +138,9 @@ def rate(usage: Usage, *, since: datetime, until: datetime, at: datetime, prices
                 hours=last - first,
                 rate_micro=price.rate_micro if price else None,
                 price_id=price.id if price else None,
-                amount_micro=line_amount(hours=last - first, rate_micro=price.rate_micro, size_gb=size_gb)
+                amount_micro=line_amount(
+                    hours=last - first, rate_micro=price.rate_micro, size_gb=size_gb, unit_micro=unit_micro
+                )
                 if price
                 else None,
             )

@@ -9,9 +9,11 @@ from uuid import UUID
 from django.db.models import Q, Sum
 
 from cng_portal.accounts.models import Customer
+from cng_portal.common import money
 
-from . import money, rating
+from . import rating
 from .charges import DueLine, due_lines, unsettled_segments
+from .formulas import line_formula
 from .models import Invoice, InvoiceLine, ServiceKind
 
 
@@ -47,7 +49,7 @@ class Row:
 
     @property
     def formula(self) -> str:
-        return money.format_line(
+        return line_formula(
             hours=self.hours,
             size_gb=None if self.kind == ServiceKind.VM_BACKUP_AUTOMATIC else self.size_gb,
             rate_micro=self.rate_micro,
@@ -134,7 +136,10 @@ def _running_total(row: Row, hours: int) -> int:
     if hours == abs(row.hours):
         return row.amount_micro
     size_gb = None if row.kind == ServiceKind.VM_BACKUP_AUTOMATIC else row.size_gb
-    amount_micro = rating.line_amount(hours=hours, rate_micro=row.rate_micro or 0, size_gb=size_gb)
+    unit_micro = money.unit_micro(row.currency)
+    amount_micro = rating.line_amount(
+        hours=hours, rate_micro=row.rate_micro or 0, size_gb=size_gb, unit_micro=unit_micro
+    )
     return -amount_micro if row.hours < 0 else amount_micro
 
 

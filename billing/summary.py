@@ -4,7 +4,7 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 
-from django.db.models import Count, OuterRef, Subquery, Sum
+from django.db.models import OuterRef, Subquery, Sum
 
 from cng_portal.accounts.models import Customer
 
@@ -12,12 +12,12 @@ from . import bulk, rating
 from .balance import open_windows, standing_of, with_ledger
 from .charges import backdated_lines
 from .models import InvoiceLine, ServiceKind, TransactionKind, WalletTransaction
-from .usage import hourly_of, running_totals
+from .usage import running_usage_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """What is there now of one kind."""
+    """What is running of one kind."""
 
     kind: str
     count: int
@@ -103,28 +103,19 @@ def build_summary(*, customer: Customer, at: datetime) -> Summary:
 
 
 def active_services(*, customer: Customer, at: datetime, costs: dict[tuple[date, str], int]) -> list[Service]:
-    """One for each kind that is there now or has cost something this month."""
+    """Return one service for each kind that is running or has cost something this month. Two queries."""
     month = rating.month_of(at, customer.zone)
-    counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
-    usage = running_totals(at).filter(customer=customer).annotate(count=Count("*"))
-    for kind, _code, count, gb, base_micro, rate_micro in usage.values_list(
-        "kind", "location_id", "count", "gb", "base", "rate"
-    ):
-        hourly_micro = hourly_of(gb, base_micro, rate_micro)
-        for place, value in enumerate((count, int(gb), hourly_micro)):
-            counts[kind][place] += value
-    found = []
-    for kind in ServiceKind:
-        month_micro = costs.get((month, kind.value), 0)
-        if kind.value in counts or month_micro:
-            count, size_gb, hourly_micro = counts[kind.value]
-            found.append(
-                Service(
-                    kind=kind.value,
-                    count=count,
-                    size_gb=size_gb,
-                    hourly_micro=hourly_micro,
-                    month_micro=month_micro,
-                )
-            )
-    return found
+    running = defaultdict(list)
+    for usage in running_usage_of([customer], at=at):
+        running[usage.kind].append(usage)
+    return [
+        Service(
+            kind=kind,
+            count=sum(usage.count for usage in running[kind]),
+            size_gb=sum(usage.size_gb for usage in running[kind]),
+            hourly_micro=sum(usage.hourly_micro for usage in running[kind]),
+            month_micro=costs.get((month, kind), 0),
+        )
+        for kind in ServiceKind.values
+        if running[kind] or costs.get((month, kind))
+    ]

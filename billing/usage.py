@@ -2,19 +2,20 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 from uuid import UUID
 
 from django.db import transaction
-from django.db.models import Max, OuterRef, QuerySet, Subquery, Sum
+from django.db.models import Count, Max, QuerySet, Sum
 
 from cng_portal.accounts.models import Customer, Project
 from cng_portal.accounts.services import lock_customer
 from cng_portal.inventory.models import Location
 
 from . import rating
-from .models import Invoice, PriceVersion, ServiceKind, UsageSegment
+from .models import Invoice, ServiceKind, UsageSegment
+from .prices import PriceList
 
 
 def closed_until(customer_id: UUID) -> datetime | None:
@@ -123,38 +124,46 @@ def rename_resource(*, resource_id: UUID, name: str) -> int:
     return UsageSegment.objects.filter(resource_id=resource_id, ended_at=None).update(resource_name=name)
 
 
-def hourly_cost(*, customer: Customer, at: datetime) -> int:
-    """What everything that the customer has costs an hour at the instant, in millionths. One query."""
-    return hourly_costs(customers=[customer], at=at).get(customer.pk, 0)
+@dataclass(frozen=True, kw_only=True)
+class RunningUsage:
+    """What a customer is charged for at an instant, of one kind in one location. `hourly_micro` is the cost of an hour."""
+
+    customer_id: UUID
+    kind: str
+    count: int
+    size_gb: int
+    hourly_micro: int
 
 
-def hourly_costs(*, customers: Iterable[Customer], at: datetime) -> dict[UUID, int]:
-    """{customer: what everything the customer has costs an hour at `at`, in millionths}. One query."""
-    totals: dict[UUID, int] = defaultdict(int)
-    for customer_id, _kind, _code, gb, base_micro, rate_micro in (
-        running_totals(at)
-        .filter(customer__in=customers)
-        .values_list("customer_id", "kind", "location_id", "gb", "base", "rate")
-    ):
-        totals[customer_id] += hourly_of(gb, base_micro, rate_micro)
-    return totals
-
-
-def running_totals(at: datetime) -> QuerySet[Any, Any]:
-    """What is being charged at the instant, for each customer, kind and location: `gb`; for automatic backups `base`, the
-    hourly prices of their machines; and `rate`, what a GB costs there, None without a price.
-    """
-    usage = UsageSegment.objects.filter(ended_at=None, started_at__lte=at).order_by()
-    versions = PriceVersion.objects.filter(
-        package__kind=OuterRef("kind"), package__location=OuterRef("location_id"), starts_at__lte=at
-    ).order_by("-starts_at", "-id")
-    return usage.values("customer_id", "kind", "location_id").annotate(
-        gb=Sum("size_gb"), base=Sum("base_rate_micro"), rate=Subquery(versions.values("rate_micro")[:1])
+def running_usage_of(customers: Iterable[Customer] | QuerySet[Customer], *, at: datetime) -> list[RunningUsage]:
+    """Sum up what the customers are charged for at the instant, by customer, kind and location. Two queries."""
+    running = UsageSegment.objects.filter(customer__in=customers, ended_at=None, started_at__lte=at).order_by()
+    sums = running.values_list("customer_id", "customer__currency", "kind", "location_id").annotate(
+        count=Count("*"), size_gb=Sum("size_gb"), base_rate_micro=Sum("base_rate_micro")
     )
+    prices = PriceList.load() if sums else PriceList({})
+    return [
+        RunningUsage(
+            customer_id=customer_id,
+            kind=kind,
+            count=count,
+            size_gb=int(size_gb),
+            hourly_micro=rating.hourly_micro(rate_micro=int(base_rate_micro), size_gb=None)
+            if kind == ServiceKind.VM_BACKUP_AUTOMATIC
+            else prices.hourly_micro(kind, location, currency, at, size_gb=int(size_gb)),
+        )
+        for customer_id, currency, kind, location, count, size_gb, base_rate_micro in sums
+    ]
 
 
-def hourly_of(gb: int, base_micro: int | None, rate_micro: int | None) -> int:
-    """What a row of `running` costs an hour, in millionths."""
-    if base_micro is not None:
-        return rating.hourly_micro(rate_micro=int(base_micro), size_gb=None)
-    return int(gb) * (rate_micro or 0)
+def hourly_costs(customers: Iterable[Customer] | QuerySet[Customer], *, at: datetime) -> dict[UUID, int]:
+    """Return {customer: cost of an hour of everything charged at the instant, in millionths}. Two queries."""
+    costs: dict[UUID, int] = defaultdict(int)
+    for usage in running_usage_of(customers, at=at):
+        costs[usage.customer_id] += usage.hourly_micro
+    return costs
+
+
+def hourly_cost(*, customer: Customer, at: datetime) -> int:
+    """Return the cost of an hour of everything the customer is charged for, in millionths. Two queries."""
+    return hourly_costs([customer], at=at).get(customer.pk, 0)

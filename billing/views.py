@@ -14,10 +14,10 @@ from django.utils.translation import override
 from django.views.decorators.http import require_safe
 
 from cng_portal.accounts.models import BillingType, Customer
+from cng_portal.common import money
 from cng_portal.common.responses import csv_response
 from cng_portal.common.templatetags.portal import month as in_words
 
-from . import money, rating
 from .access import billed_customer
 from .balance import get_standing, lasts_for
 from .charges import costs_so_far
@@ -25,7 +25,7 @@ from .chart import NARROW, WIDE, build_chart
 from .forms import UsageFilterForm
 from .low_balance import low_balance_warning
 from .models import Invoice, ServiceKind, TransactionKind, WalletTransaction
-from .prices import prices_by_place
+from .prices import PriceList
 from .statement import Row, Usage, row_of_line, usage_rows
 from .subscriptions import SubscriptionState, get_subscriptions
 from .summary import build_summary
@@ -110,9 +110,9 @@ def iso(instant: Any, customer: Customer) -> str:
     return instant.astimezone(customer.zone).isoformat() if instant else ""
 
 
-def decimals(micro: int | None, digits: int = money.HUNDREDTH_DIGITS) -> Any:
+def decimals(micro: int | None, places: int) -> Any:
     """As a number and not as text: what begins with a minus sign is one here."""
-    return "" if micro is None else money.to_decimal(micro, digits)
+    return "" if micro is None else money.to_decimal(micro, places)
 
 
 def usage_cells(row: Row, customer: Customer) -> list[object]:
@@ -126,8 +126,8 @@ def usage_cells(row: Row, customer: Customer) -> list[object]:
         iso(row.to_at, customer),
         row.hours,
         row.size_gb,
-        decimals(row.rate_micro, money.MAX_DIGITS),
-        decimals(row.amount_micro),
+        decimals(row.rate_micro, money.MICRO_DIGITS),
+        decimals(row.amount_micro, money.digits(row.currency)),
         row.currency,
         row.invoice_number,
         row.corrects_number,
@@ -145,7 +145,8 @@ def summary(request: HttpRequest, as_csv: bool = False) -> HttpResponse | Stream
     is_prepaid = customer.billing_type == BillingType.PREPAID
     if as_csv:
         rows = (
-            [f"{month:%Y-%m}", kind, decimals(micro), currency] for (month, kind), micro in sorted(found.costs.items())
+            [f"{month:%Y-%m}", kind, decimals(micro, money.digits(currency)), currency]
+            for (month, kind), micro in sorted(found.costs.items())
         )
         return csv_response("costs", ["month", "kind", "amount", "currency"], rows)
 
@@ -196,7 +197,7 @@ def summary(request: HttpRequest, as_csv: bool = False) -> HttpResponse | Stream
             "services": [
                 {
                     "service": one,
-                    "hourly": money.format_price_or_amount(one.hourly_micro, currency),
+                    "hourly": money.format_price(one.hourly_micro, currency),
                     "month": amount(one.month_micro),
                     "url": rows_url(kind=one.kind, month=found.this_month),
                     "active_url": f"{reverse('billing:subscriptions')}?{urlencode({'kind': one.kind})}",
@@ -241,26 +242,12 @@ def subscriptions(request: HttpRequest, as_csv: bool = False) -> HttpResponse | 
         columns = ["resource_uuid", "kind", "name", "project", "location", "gb", "from", "to", "paid_until"]
         return csv_response("subscriptions", columns, rows)
     page = page_of(request, found)
-    prices = prices_by_place({one.location_id for one in page["rows"]})
+    prices = PriceList.load({one.location_id for one in page["rows"]})
     costs = costs_so_far([one.resource_id for one in page["rows"]], at)
     for one in page["rows"]:
-        begun = [price.rate_micro for price in prices.get((one.kind, one.location_id), []) if price.since <= at]
-        rate_micro = one.base_rate_micro if one.base_rate_micro is not None else begun[-1] if begun else None
-        size_gb = None if one.base_rate_micro is not None else one.size_gb
-        one.hourly = (
-            ""
-            if rate_micro is None
-            else money.format_price_or_amount(
-                rating.hourly_micro(rate_micro=rate_micro, size_gb=size_gb), customer.currency
-            )
-        )
-        if one.base_rate_micro is not None:
-            one.formula = _("20 %% × %(base)s = %(hourly)s an hour") % {
-                "base": money.format_rate(one.base_rate_micro, customer.currency),
-                "hourly": money.format_rate(
-                    rating.hourly_micro(rate_micro=one.base_rate_micro, size_gb=None), customer.currency
-                ),
-            }
+        quote = prices.quote_segment(one, currency=customer.currency, at=at)
+        one.hourly = money.format_price(quote.hourly_micro, customer.currency) if quote else ""
+        one.formula = quote.formula if quote and quote.is_share_of_vm else ""
         one.cost = costs[one.resource_id].label if one.resource_id in costs else ""
         one.usage_url = f"{reverse('billing:statement')}?{urlencode({'resource': one.resource_id})}"
     return render(
@@ -288,7 +275,7 @@ def transaction_cells(move: WalletTransaction, customer: Customer) -> list[objec
     return [
         iso(move.at, customer),
         move.kind,
-        decimals(move.wallet_micro),
+        decimals(move.wallet_micro, money.digits(customer.currency)),
         customer.currency,
         move.reason,
         iso(move.expires_at, customer),

@@ -12,8 +12,8 @@ from django.utils.translation import gettext as _
 from cng_portal.accounts.models import Customer, User
 from cng_portal.accounts.services import lock_customer
 from cng_portal.activity import services as activity
+from cng_portal.common import money
 
-from . import money
 from .charges import total_charged
 from .errors import Refused
 from .models import MAX_AMOUNT_MICRO, TransactionKind, WalletAccount, WalletTransaction
@@ -52,8 +52,12 @@ def _record(
         if any(getattr(written, name) != value for name, value in given.items()):
             raise Refused(_("Another transaction has been recorded under this key. Reload the page and try again."))
         return written
-    if not 0 < amount_micro <= MAX_AMOUNT_MICRO or amount_micro % money.HUNDREDTH_MICRO:
-        raise Refused(_("An amount is at least 0.01, and has no more than two decimals."))
+    unit_micro = money.unit_micro(customer.currency)
+    if not 0 < amount_micro <= MAX_AMOUNT_MICRO or amount_micro % unit_micro:
+        raise Refused(
+            _("An amount is at least %(unit)s, and a multiple of it.")
+            % {"unit": money.format_amount(unit_micro, customer.currency)}
+        )
     if not reason.strip():
         raise Refused(_("Give a reason: it is kept with the transaction."))
     at = at or timezone.now()

@@ -16,9 +16,9 @@ from django.utils.translation import gettext as _
 
 from billing import errors as billing
 from billing.balance import require_cover
-from billing.money import format_price
-from billing.prices import Quote, get_quote, price_at, prices_by_place
+from billing.prices import PriceList, Quote, get_quote
 from cng_portal.accounts.models import Customer, User
+from cng_portal.common.money import format_price
 from cng_portal.common.names import MAX_NAME_LENGTH, clean_name, fold_name, is_same_name
 from cng_portal.inventory.models import VirtualMachine, Volume
 
@@ -250,15 +250,14 @@ def reserved_micro(customer: Customer, *, at: datetime) -> int:
     unfinished = Snapshot.objects.filter(
         customer=customer, deleted_at=None, state__in=[State.PENDING, State.CREATING]
     ).exclude(run__schedule__origin=BackupSchedule.Origin.AUTOMATIC)
-    sizes = list(unfinished.order_by().values_list("kind", "location_id").annotate(gb=Sum("size_gb")))
+    sizes = list(unfinished.order_by().values_list("kind", "location_id").annotate(size_gb=Sum("size_gb")))
     if not sizes:
         return 0
-    prices = prices_by_place({code for _kind, code, _gb in sizes})
-    total = 0
-    for kind, code, gb in sizes:
-        price = price_at(prices.get((SERVICE_KINDS[Kind(kind)], code), []), at)
-        total += gb * price.rate_micro if price and price.is_sold else 0
-    return total
+    prices = PriceList.load({location for _kind, location, _size_gb in sizes})
+    return sum(
+        prices.hourly_micro(SERVICE_KINDS[Kind(kind)], location, customer.currency, at, size_gb=size_gb)
+        for kind, location, size_gb in sizes
+    )
 
 
 def check_name(customer_id: UUID, name: str, *, exclude: UUID | None = None) -> str:

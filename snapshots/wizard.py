@@ -18,8 +18,8 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from billing.models import BillingCycle
-from billing.prices import rates_at
-from cng_portal.accounts.models import Project, User
+from billing.prices import PriceList
+from cng_portal.accounts.models import Customer, Project, User
 from cng_portal.common.names import NameFormField
 from cng_portal.inventory.models import Location, VirtualMachine, Volume
 
@@ -36,14 +36,19 @@ LONGEST_ESTIMATE = timedelta(days=3653)
 
 
 def locations_for(user: User, kind: str) -> list[Location]:
-    """The active locations with `source_count`, of what this person may capture, and `rate_micro`, None if not sold."""
+    """Return the active locations with `source_count`, of what the user may capture, and `is_sold`, in their currencies."""
     sources = Volume if kind == Kind.VOLUME else VirtualMachine
     mine = sources.objects.changeable_by(user).present().filter(location=OuterRef("pk")).order_by().values("location")
     count = Coalesce(Subquery(mine.annotate(count=Count("pk")).values("count")), 0)
-    rates = rates_at(kind=SERVICE_KINDS[Kind(kind)], at=timezone.now())
+    customers = Customer.objects.filter(projects__in=user.changeable_project_ids)
+    currencies = set(customers.values_list("currency", flat=True))
+    prices, now = PriceList.load(), timezone.now()
     locations: list[Any] = list(Location.objects.active().annotate(source_count=count))
     for location in locations:
-        location.rate_micro = rates.get(location.pk)
+        location.is_sold = any(
+            prices.sold_rate(SERVICE_KINDS[Kind(kind)], location.pk, currency, now) is not None
+            for currency in currencies
+        )
     return locations
 
 
@@ -131,7 +136,7 @@ class LocationForm(StepForm):
     def clean_location(self) -> Location:
         location: Any = self.cleaned_data["location"]
         kind = self.draft.kind
-        if location.rate_micro is None:
+        if not location.is_sold:
             raise ValidationError(
                 _("%(kind)ss are not sold in %(code)s. Choose another location, or ask support."),
                 params={"kind": Kind(kind).label, "code": location.code},

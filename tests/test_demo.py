@@ -10,9 +10,9 @@ from django.utils import timezone
 
 from billing.balance import get_balance
 from billing.models import ServiceKind
-from billing.money import to_micro
-from billing.prices import rates_at
+from billing.prices import PriceList
 from cng_portal.accounts.models import BillingType, Customer, Project, User
+from cng_portal.common.money import to_micro
 from cng_portal.inventory.models import Location, VirtualMachine, Volume
 from snapshots.management.commands.demo import PASSWORD, SIGN_INS, YANGON, Disk, find_mkfs
 from snapshots.models import BackupSchedule
@@ -50,9 +50,11 @@ def test_the_demo_has_what_the_readme_promises(storage_root: Path) -> None:
     assert get_balance(customer=prepaid, at=timezone.now()) == to_micro(Decimal("99_990.90"))
     assert set(prepaid.projects.values_list("name", flat=True)) == {"Default", "Software", "Test"}
     assert User.objects.get(email="other@example.com").customer.billing_type == BillingType.POSTPAID
-    rates = rates_at(kind=ServiceKind.BS_SNAPSHOT, at=timezone.now())
-    assert rates["1CNG-YGN-AZ01"] == to_micro(Decimal("0.4"))
-    assert set(rates) == {"1CNG-MDY-AZ01", "1CNG-SIN-AZ01", "1CNG-YGN-AZ01"}
+    prices, now = PriceList.load(), timezone.now()
+    locations = {location for kind, location, _currency in prices.versions if kind == ServiceKind.BS_SNAPSHOT}
+    sold = {location: prices.sold_rate(ServiceKind.BS_SNAPSHOT, location, "MMK", now) for location in locations}
+    assert sold["1CNG-YGN-AZ01"] == to_micro(Decimal("0.4"))
+    assert set(sold) == {"1CNG-MDY-AZ01", "1CNG-SIN-AZ01", "1CNG-YGN-AZ01"} and None not in sold.values()
 
 
 def test_one_machine_has_a_schedule_with_a_first_copy_on_its_way_and_one_automatic_backups(storage_root: Path) -> None:

@@ -38,13 +38,13 @@ GUARDS = [
         "A price starts in the future: hours that have begun keep their price.",
     ),
     Guard(
-        # The first price of a kind in a location may start earlier, because nothing can have been sold there before.
+        # The first price of a kind, location and currency may start earlier: nothing can have been sold before.
         "price_in_the_past",
         "BEFORE INSERT",
         "billing_priceversion",
         "NEW.starts_at <= {now} AND EXISTS (SELECT 1 FROM billing_priceversion v JOIN billing_package p"
         " ON p.id = v.package_id JOIN billing_package mine ON mine.kind = p.kind AND mine.location_id = p.location_id"
-        " WHERE mine.id = NEW.package_id)",
+        " AND mine.currency = p.currency WHERE mine.id = NEW.package_id)",
         "A price starts in the future: hours that have begun keep their price.",
     ),
     Guard(
@@ -67,9 +67,9 @@ GUARDS = [
         "package_moved",
         "BEFORE UPDATE",
         "billing_package",
-        "(NEW.kind <> OLD.kind OR NEW.location_id <> OLD.location_id)"
+        "(NEW.kind <> OLD.kind OR NEW.location_id <> OLD.location_id OR NEW.currency <> OLD.currency)"
         " AND EXISTS (SELECT 1 FROM billing_priceversion v WHERE v.package_id = OLD.id)",
-        "A package with a price keeps its kind and its location: create another one.",
+        "A package with a price keeps its kind, location and currency: create another one.",
     ),
     Guard(
         "usage_changed",

@@ -13,6 +13,7 @@ from django.db.models.functions import Lower
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
+from cng_portal.common.money import DEFAULT_CURRENCY, currency_choices
 from cng_portal.common.names import NameField
 from cng_portal.mail.models import mail_field
 
@@ -104,7 +105,7 @@ class Customer(QuotaModel):
     billing_type = models.CharField(
         _("billing type"), max_length=8, choices=BillingType.choices, default=BillingType.PREPAID
     )
-    currency = models.CharField(_("currency"), max_length=3, default="MMK")
+    currency = models.CharField(_("currency"), max_length=3, choices=currency_choices, default=DEFAULT_CURRENCY)
     time_zone = models.CharField(_("time zone"), max_length=64, default="Asia/Yangon", validators=[validate_time_zone])
     locked_at = models.DateTimeField(default=timezone.now, editable=False)
     # when a worker last claimed one of its operations, so that customers take turns

@@ -15,10 +15,9 @@ from django.utils.translation import gettext_lazy as _
 
 from cng_portal.accounts.models import Project
 from cng_portal.common.admin import SupportAdmin
+from cng_portal.common.money import MICRO, format_price
 
 from .models import CloudProject, Location, VirtualMachine, Volume
-
-MICRO = 1_000_000
 
 
 class MicroField(forms.DecimalField):
@@ -194,8 +193,7 @@ class VirtualMachineAdmin(SupportAdmin):
 
     @admin.display(description=_("hourly price"), ordering="hourly_price_micro")
     def hourly_price(self, vm: VirtualMachine) -> str:
-        price = MicroField().prepare_value(vm.hourly_price_micro)
-        return f"{vm.project.customer.currency} {price}"
+        return format_price(vm.hourly_price_micro, vm.project.customer.currency)
 
 
 class VolumeForm(forms.ModelForm):

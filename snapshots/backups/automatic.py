@@ -16,7 +16,7 @@ from django.utils.translation import gettext as _
 from billing import errors as billing
 from billing import rating
 from billing.models import ServiceKind
-from billing.prices import Quote, get_quote, sold_kinds
+from billing.prices import PriceList, Quote, get_quote
 from billing.usage import change_base_rate, open_segment
 from cng_portal.accounts.models import User
 from cng_portal.accounts.services import lock_customer
@@ -53,10 +53,10 @@ def automatic_backup_quote(*, vm: VirtualMachine, at: datetime | None = None) ->
 
 def automatic_hourly_prices(vms: Sequence[VirtualMachine], *, at: datetime) -> dict[UUID, int | None]:
     """Return {machine: price of an hour of automatic backups, in millionths}, None where not sold. One query."""
-    sold = sold_kinds({vm.location_id for vm in vms}, at=at)
+    prices, kind = PriceList.load({vm.location_id for vm in vms}), ServiceKind.VM_BACKUP_AUTOMATIC
     return {
         vm.pk: rating.hourly_micro(rate_micro=vm.hourly_price_micro, size_gb=None)
-        if ServiceKind.VM_BACKUP_AUTOMATIC in sold.get(vm.location_id, set())
+        if prices.sold_rate(kind, vm.location_id, vm.project.customer.currency, at) is not None
         else None
         for vm in vms
     }

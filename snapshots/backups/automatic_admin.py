@@ -21,9 +21,10 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
-from billing import money, rating
+from billing import rating
 from billing.prices import Quote
 from billing.usage import rename_resource
+from cng_portal.common import money
 from cng_portal.common.admin import ReadOnly
 from cng_portal.inventory.admin import LocationAdmin, LocationForm, VirtualMachineAdmin, shown
 from cng_portal.inventory.models import AutomaticBackupSwitch, Location, VirtualMachine
@@ -225,7 +226,7 @@ class MachineAdmin(VirtualMachineAdmin):
             "rows": rows,
             "totals": [
                 {
-                    "hourly": money.format_price_or_amount(micro, currency),
+                    "hourly": money.format_price(micro, currency),
                     "monthly": money.format_amount(micro * rating.HOURS_PER_MONTH, currency),
                 }
                 for currency, micro in totals.items()

@@ -11,12 +11,13 @@ from django.utils.translation import ngettext
 from django.views.decorators.http import require_http_methods
 
 from billing import rating
-from billing.money import format_amount, format_price
+from billing.prices import PriceList
+from cng_portal.common.money import format_amount, format_price
 from snapshots import checks, lists, services
 from snapshots.forms import DeletionsForm
 from snapshots.models import Kind, Snapshot
 
-from .common import price_of, rates_now
+from .common import price_of
 from .snapshots import LISTS, build_rows, listed_with_runs
 
 
@@ -90,10 +91,10 @@ def consequences(snapshots: list[Snapshot]) -> list[str]:
 
 def savings(snapshots: list[Snapshot]) -> str:
     """`K 60 an hour, about K 43,920.00 a month`, "" for nothing. One query."""
-    rates = rates_now({snapshot.location_id for snapshot in snapshots}) if snapshots else {}
+    prices = PriceList.load({snapshot.location_id for snapshot in snapshots})
     hourly: Counter[str] = Counter()
     for snapshot in snapshots:
-        if price := price_of(snapshot, rates):
+        if price := price_of(snapshot, prices):
             hourly[price.currency] += price.hourly_micro
     return "; ".join(
         _("%(hourly)s an hour, about %(monthly)s a month")

@@ -17,10 +17,9 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from billing import rating
-from billing.money import format_amount, format_price, format_rate
-from billing.prices import Quote, price_at, prices_by_place
+from billing.prices import PriceList, Quote
 from cng_portal.accounts.models import User
+from cng_portal.common.money import format_amount, format_price, format_rate
 from cng_portal.common.responses import is_fragment, render_part
 from cng_portal.common.templatetags.portal import length_of
 from cng_portal.inventory.models import VirtualMachine
@@ -91,41 +90,17 @@ def version_of(*facts: object) -> str:
 # --- prices of what is there already -----------------------------------------------------------------------------------
 
 
-Rates = dict[tuple[str, str], int]
-
-
-def rates_now(location_codes: Iterable[str] | None = None) -> Rates:
-    """{(kind, location code): rate in millionths per GB and hour} by which existing things are charged. One query.
-
-    Unlike rates_at this has the locations where it is not sold any more: what exists goes on costing.
-    """
-    now, rates = timezone.now(), {}
-    for place, prices in prices_by_place(location_codes).items():
-        if price := price_at(prices, now):
-            rates[place] = price.rate_micro
-    return rates
-
-
-def price_of(snapshot: Snapshot, rates: Rates, *, once_sound: bool = False) -> Quote | None:
-    """What the snapshot costs from now on, by the rates of `rates_now`; None where it costs nothing or has no price.
+def price_of(snapshot: Snapshot, prices: PriceList, *, once_sound: bool = False) -> Quote | None:
+    """Return what the snapshot costs from now on; None where it costs nothing or has no price.
 
     A damaged one costs nothing; with `once_sound` this is what it will cost when it is found sound again.
     A backup has to come with its run and schedule, because automatic backups are not charged per GB.
     """
-    rate_micro = rates.get((snapshot.service_kind, snapshot.location_id))
     paid = snapshot.state in (State.PENDING, State.CREATING, State.READY) and not snapshot.costs_nothing
-    if rate_micro is None or not paid or not snapshot.is_charged or (snapshot.is_damaged and not once_sound):
+    if not paid or not snapshot.is_charged or (snapshot.is_damaged and not once_sound):
         return None
-    return Quote(
-        kind=snapshot.service_kind,
-        size_gb=snapshot.size_gb,
-        rate_micro=rate_micro,
-        hourly_micro=rating.hourly_micro(rate_micro=rate_micro, size_gb=snapshot.size_gb),
-        currency=snapshot.project.customer.currency,
-        price_version_id=None,
-        at=timezone.now(),
-        prices=(),
-    )
+    currency, now = snapshot.project.customer.currency, timezone.now()
+    return prices.quote(snapshot.service_kind, snapshot.location_id, currency, now, size_gb=snapshot.size_gb)
 
 
 def price_of_backups(quote: Quote, count: int) -> SafeString:
@@ -155,7 +130,7 @@ def automatic_price_sentence(vm: VirtualMachine) -> str:
             "for a month of 732 hours."
         ),
         base=format_rate(quote.rate_micro, quote.currency),
-        hourly=format_rate(quote.hourly_micro, quote.currency),
+        hourly=format_price(quote.hourly_micro, quote.currency),
         monthly=format_amount(quote.monthly_micro, quote.currency),
     )
 

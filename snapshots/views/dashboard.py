@@ -19,18 +19,17 @@ from django.views.decorators.http import require_GET
 
 from billing import rating
 from billing.models import ServiceKind
-from billing.money import format_amount, format_price
+from billing.prices import PriceList
 from cng_portal.accounts.models import User
+from cng_portal.common.money import DEFAULT_CURRENCY, format_amount, format_price
 from cng_portal.inventory.models import VirtualMachine, Volume
 from snapshots import lists
 from snapshots.models import SERVICE_KINDS, BackupRun, BackupSchedule, Kind, Operation, Snapshot, State
 from snapshots.storage.contract import Corrupt
 
 from .common import (
-    Rates,
     build_operation_rows,
     newest_operations,
-    rates_now,
     render_live,
     version_of,
     with_time_left,
@@ -83,13 +82,13 @@ def figures(user: User) -> dict[str, object]:
     Ready cost: `hourly` ("K 20") and a sentence on the month.
     """
     count = gb = 0
-    rates = rates_now()
-    hourly_micro = cost_of_automatic_backups(user, rates)
+    prices, now = PriceList.load(), timezone.now()
+    currency = user.customer.currency if user.customer else DEFAULT_CURRENCY
+    hourly_micro = cost_of_automatic_backups(user, prices, currency, now)
     for kind, code, number, size_gb, ready_gb in snapshot_sums(user):
         count, gb = count + number, gb + size_gb
-        hourly_micro += ready_gb * rates.get((SERVICE_KINDS[Kind(kind)], code), 0)
+        hourly_micro += prices.hourly_micro(SERVICE_KINDS[Kind(kind)], code, currency, now, size_gb=ready_gb)
     volumes = Volume.objects.visible_to(user).present().filter(state=Volume.State.AVAILABLE)
-    currency = user.customer.currency if user.customer else "MMK"
     monthly_micro = hourly_micro * rating.HOURS_PER_MONTH
     return {
         "totals": {
@@ -115,7 +114,7 @@ def snapshot_sums(user: User) -> QuerySet[Any, tuple[Any, ...]]:
     return sums.values_list("kind", "location_id", "count", "gb", "ready_gb")
 
 
-def cost_of_automatic_backups(user: User, rates: Rates) -> int:
+def cost_of_automatic_backups(user: User, prices: PriceList, currency: str, at: datetime) -> int:
     """Millionths an hour: the share of their machines' prices, less what their copies would cost, which is not charged."""
     machines = VirtualMachine.objects.visible_to(user).filter(automatic_backups_since__isnull=False)
     hourly_micro = sum(
@@ -129,7 +128,7 @@ def cost_of_automatic_backups(user: User, rates: Rates) -> int:
         snapshot__project__in=list(user.roles),
     )
     for code, gb in copies.order_by().values_list("snapshot__location_id").annotate(Sum("snapshot__size_gb")):
-        hourly_micro -= gb * rates.get((ServiceKind.VM_BACKUP, code), 0)
+        hourly_micro -= prices.hourly_micro(ServiceKind.VM_BACKUP, code, currency, at, size_gb=gb)
     return hourly_micro
 
 

@@ -11,7 +11,10 @@ from django.utils.translation import gettext_lazy as _
 from django.views.decorators.http import require_GET
 
 from billing import rating
-from billing.money import format_amount, format_line, format_price, format_rate, to_micro
+from billing.formulas import line_formula
+from billing.models import ServiceKind
+from billing.prices import Quote
+from cng_portal.common.money import DEFAULT_CURRENCY, format_amount, format_price, format_rate, to_micro
 
 
 @dataclass(frozen=True)
@@ -75,22 +78,27 @@ def guide(request: HttpRequest, slug: str) -> HttpResponse:
 
 def example() -> dict[str, str]:
     """The worked case of the platform's administrator guide, computed by what computes the bills."""
-    rate_micro, size_gb = to_micro(Decimal("0.4")), 50
+    quote = Quote(
+        kind=ServiceKind.BS_SNAPSHOT, size_gb=50, rate_micro=to_micro(Decimal("0.4")), currency=DEFAULT_CURRENCY
+    )
     ready, deleted = datetime(2026, 11, 22, 10, 17, 23, tzinfo=UTC), datetime(2026, 11, 22, 13, 2, 10, tzinfo=UTC)
     hours = rating.hours(ready, deleted)
-    hourly_micro = rating.hourly_micro(rate_micro=rate_micro, size_gb=size_gb)
-    amount_micro = rating.line_amount(hours=hours, rate_micro=rate_micro, size_gb=size_gb)
+    amount_micro = quote.cost_of(hours)
     return {
-        "rate": format_rate(rate_micro),
-        "size": str(size_gb),
-        "hourly": format_price(hourly_micro),
+        "rate": format_rate(quote.rate_micro, quote.currency),
+        "size": str(quote.size_gb),
+        "hourly": format_price(quote.hourly_micro, quote.currency),
         "ready": f"{ready:%H:%M:%S}",
         "deleted": f"{deleted:%H:%M:%S}",
         "hours": str(hours),
-        "amount": format_amount(amount_micro),
-        "line": format_line(
-            hours=hours, size_gb=size_gb, rate_micro=rate_micro, amount_micro=amount_micro, currency="MMK"
+        "amount": format_amount(amount_micro, quote.currency),
+        "line": line_formula(
+            hours=hours,
+            size_gb=quote.size_gb,
+            rate_micro=quote.rate_micro,
+            amount_micro=amount_micro,
+            currency=quote.currency,
         ),
-        "month": format_amount(hourly_micro * rating.HOURS_PER_MONTH),
+        "month": format_amount(quote.monthly_micro, quote.currency),
         "month_hours": str(rating.HOURS_PER_MONTH),
     }

@@ -15,9 +15,10 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET, require_http_methods
 
 from billing.charges import cost_so_far
-from billing.money import format_amount, format_price
+from billing.prices import PriceList
 from cng_portal.accounts.models import Project, User
 from cng_portal.accounts.submissions import submit_once
+from cng_portal.common.money import format_amount, format_price
 from cng_portal.common.names import is_same_name
 from cng_portal.common.templatetags.portal import poll_seconds
 from snapshots import checks, limits, lists, new_volumes, restores, services
@@ -40,7 +41,6 @@ from .common import (
     build_operation_rows,
     is_fragment,
     price_of,
-    rates_now,
     render_list,
     render_live,
     shown_operations,
@@ -179,11 +179,11 @@ def build_rows(snapshots: list[Snapshot], user: User) -> list[Snapshot]:
     if not snapshots:
         return []
     work = work_on([one.pk for one in snapshots if one.is_transient])
-    rates = rates_now({one.location_id for one in snapshots})
+    prices = PriceList.load({one.location_id for one in snapshots})
     for snapshot in snapshots:
         snapshot.work = work.get(snapshot.pk)
         snapshot.poll_seconds = poll_seconds([snapshot.work])
-        price = price_of(snapshot, rates)
+        price = price_of(snapshot, prices)
         snapshot.hourly = format_price(price.hourly_micro, price.currency) if price else ""
         snapshot.notes = notes_on(snapshot)
         snapshot.has_menu = is_changeable(snapshot, user)
@@ -302,7 +302,7 @@ def snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     about = Operation.objects.filter(Q(snapshot=found) | Q(safety_snapshot=found))
     operations = build_operation_rows(shown_operations(about), user)
     fixed = restores.irreversible_reasons([found])
-    price = price_of(found, rates_now([found.location_id]))
+    price = price_of(found, PriceList.load([found.location_id]))
     cost = cost_so_far(resource_id=found.pk, at=timezone.now())
     version = version_of(
         found.state,
@@ -392,7 +392,7 @@ def delete(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
                 )
                 messages.success(request, text % {"name": found.name})
                 return redirect("snapshots:snapshot", found.pk)
-    price = price_of(found, rates_now([found.location_id]))
+    price = price_of(found, PriceList.load([found.location_id]))
     consequences = [_("Its data are erased. This cannot be undone, and support cannot bring them back either.")]
     if found.volume and found.volume.deleted_at:
         consequences.append(
@@ -610,7 +610,7 @@ def verify(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
             )
             messages.success(request, text % {"name": found.name})
             return redirect("snapshots:snapshot", found.pk)
-    price = price_of(found, rates_now([found.location_id]), once_sound=True)
+    price = price_of(found, PriceList.load([found.location_id]), once_sound=True)
     context = {
         "snapshot": found,
         "problems": problems,

@@ -17,9 +17,9 @@ from django.views.decorators.http import require_GET, require_POST
 from django_htmx.http import HttpResponseClientRedirect
 
 from billing.balance import lasts_for
-from billing.money import format_amount, format_count, format_price
-from billing.prices import Quote, rates_at
+from billing.prices import PriceList, Quote
 from cng_portal.accounts.models import BillingType, User
+from cng_portal.common.money import format_amount, format_count, format_price
 from cng_portal.common.templatetags.portal import day as format_day
 from cng_portal.inventory.models import Region, VirtualMachine, Volume
 from snapshots import checks, limits, services, wizard
@@ -338,7 +338,7 @@ def location_context(request: HttpRequest, draft: Draft, form: Any) -> dict[str,
     tabs += [{"label": Region(r).label, "url": f"{here}?region={r}", "active": r == region} for r in regions]
     for location in locations:
         location.checked = location.pk == draft.location_id
-        if location.rate_micro is None:
+        if not location.is_sold:
             location.reason = _("%(kind)ss are not sold here.") % {"kind": Kind(draft.kind).label}
         elif not location.source_count:
             is_volume = draft.kind == Kind.VOLUME
@@ -376,16 +376,16 @@ def source_context(request: HttpRequest, draft: Draft, form: Any) -> dict[str, A
     for cloud_project in limits.synced_cloud_projects(location=draft.location_id, project=draft.project):
         cloud = limits.cloud_quota_use(cloud_project)
         uses += [cloud["snapshots"], cloud["gb"]]
-    rates = rates_at(kind=SERVICE_KINDS[Kind(kind)], at=timezone.now(), location_codes=[draft.location_id])
-    rate_micro = rates.get(draft.location_id)
+    prices, currency, now = PriceList.load([draft.location_id]), draft.project.customer.currency, timezone.now()
     for source in shown:
         source.value = str(source.pk)
         source.checked = source.pk == chosen
         size_gb = source.size_gb if isinstance(source, Volume) else sum(disk.size_gb for disk in source.disks)
         source.text = _("%(size)s GB") % {"size": format_count(size_gb)}
         source.facts = [*source_facts(source), {"label": _("Last snapshot"), "value": date(source.last_snapshot_at)}]
-        if rate_micro is not None and size_gb:
-            price = format_price(rate_micro * size_gb, draft.project.customer.currency)
+        quote = prices.quote(SERVICE_KINDS[Kind(kind)], draft.location_id, currency, now, size_gb=size_gb)
+        if quote and size_gb:
+            price = format_price(quote.hourly_micro, currency)
             label = _("One backup") if draft.kind == Kind.BACKUP else _("Snapshot")
             source.facts.append({"label": label, "value": _("%(price)s an hour") % {"price": price}})
     return {

@@ -25,6 +25,7 @@ def package_form(package=None, versions=(), **fields):
     form = {
         "location": package.location_id if package else LocationFactory().pk,
         "kind": package.kind if package else ServiceKind.BS_SNAPSHOT,
+        "currency": package.currency if package else "MMK",
         "name": "BS Snapshot",
         "active": "on",
         "billing_cycle": "hourly",

@@ -129,7 +129,7 @@ def test_two_prices_cannot_start_at_once(package):
 
 
 def test_a_package_with_a_price_does_not_move(package):
-    refused(lambda: Package.objects.update(kind=ServiceKind.VM_BACKUP), "keeps its kind and its location")
+    refused(lambda: Package.objects.update(kind=ServiceKind.VM_BACKUP), "keeps its kind, location and currency")
 
 
 def test_a_second_open_segment_is_refused(segment):

@@ -2,7 +2,7 @@ from decimal import Decimal
 
 import pytest
 
-from billing import money
+from cng_portal.common import money
 
 
 @pytest.mark.parametrize(
@@ -23,17 +23,38 @@ def test_half_goes_to_the_even_neighbour(numerator, denominator, rounded):
     assert money.round_half_even(numerator, denominator) == rounded
 
 
-def test_amounts_and_rates_read_as_on_the_platform():
-    assert money.format_amount(99_455_790_000) == "K 99,455.79"
-    assert money.format_amount(0) == "K 0.00"
-    assert money.format_amount(-1_000_000) == "-K 1.00"
-    assert money.format_amount(-4_000) == "K 0.00"
-    assert money.format_rate(400_000) == "K 0.4000"
-    assert money.format_rate(400_001) == "K 0.400001"
-    assert money.format_price(20_000_000) == "K 20"
-    assert money.format_price(20_500_000) == "K 20.50"
-    assert money.format_price(1_234_567_891) == "K 1,234.567891"
-    assert money.format_amount(1_500_000, "EUR") == "€ 1.50"
+def test_amounts_have_two_decimals_and_unit_prices_four():
+    assert money.format_amount(99_455_790_000, "MMK") == "K 99,455.79"
+    assert money.format_amount(0, "MMK") == "K 0.00"
+    assert money.format_amount(-1_000_000, "MMK") == "-K 1.00"
+    assert money.format_amount(-4_000, "MMK") == "K 0.00"
+    assert money.format_rate(400_000, "MMK") == "K 0.4000"
+    assert money.format_rate(400_001, "MMK") == "K 0.400001"
+    assert money.format_price(20_000_000, "MMK") == "K 20.00"
+    assert money.format_price(20_500_000, "MMK") == "K 20.50"
+    assert money.format_price(400, "MMK") == "K 0.0004"  # an hour of a GB at K 0.0004
+
+
+@pytest.mark.parametrize(
+    ("currency", "amount", "price"),
+    [
+        ("EUR", "€ 1,234.57", "€ 1,234.5678"),
+        ("JPY", "¥ 1,235", "¥ 1,234.5678"),
+        ("KRW", "₩ 1,235", "₩ 1,234.5678"),
+        ("KWD", "KWD 1,234.568", "KWD 1,234.5678"),
+    ],
+)
+def test_each_currency_has_its_own_digits(currency, amount, price):
+    assert money.format_amount(1_234_567_800, currency) == amount
+    assert money.format_price(1_234_567_800, currency) == price
+    assert money.format_rate(1_234_567_800, currency) == price
+
+
+def test_only_currencies_that_are_in_use_can_be_chosen():
+    codes = [code for code, _name in money.currency_choices()]
+    assert {"MMK", "USD", "EUR", "JPY", "KWD"} <= set(codes)
+    assert not {"DEM", "XXX", "XAU", "mmk", ""} & set(codes)
+    assert money.DIGITS.keys() - {"CLF", "UYW"} <= set(codes)
 
 
 def test_amounts_come_in_as_exact_decimals():

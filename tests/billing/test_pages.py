@@ -9,13 +9,14 @@ from uuid import uuid4
 import pytest
 from django.urls import reverse
 
-from billing import closing, context, money, pdf
+from billing import closing, context, pdf
 from billing.low_balance import warn_low_balances
 from billing.models import Invoice, ServiceKind
 from billing.summary import build_summary
 from billing.usage import close_segment
 from billing.wallet import buy_credits, correct_credits, grant_credits
 from cng_portal.accounts.models import Customer, Role
+from cng_portal.common import money
 from tests.factories import ProjectFactory, UserFactory
 
 pytestmark = pytest.mark.django_db
@@ -90,7 +91,7 @@ def test_the_summary_shows_what_there_is_and_what_it_costs(owner, history):
     page = words(owner.get(reverse("billing:summary")))
     # October: 26 h; November so far: 468 h and 3 h; to its end: 720 h and 3 h
     balance = 51_000 - (26 + 19 * 24 + 12 + 3) * 20
-    assert f"Wallet balance {money.format_amount(balance * 10**6)} Prepaid" in page
+    assert f"Wallet balance {money.format_amount(balance * 10**6, 'MMK')} Prepaid" in page
     assert "K 50,000.00 bought, K 1,000.00 free" in page
     assert "All-time consumption K 9,940.00" in page
     assert "This month K 9,420.00 K 14,460.00 projected for the whole month" in page

@@ -79,7 +79,8 @@ instants = st.integers(0, 40 * 86_400).map(
 )
 def test_the_parts_of_a_row_add_up_to_it(start, hours, sign, automatic, rate_micro, size_gb, borders):
     kind = ServiceKind.VM_BACKUP_AUTOMATIC if automatic else ServiceKind.BS_SNAPSHOT
-    amount_micro = sign * rating.line_amount(hours=hours, rate_micro=rate_micro, size_gb=None if automatic else size_gb)
+    exact = {"hours": hours, "rate_micro": rate_micro, "size_gb": None if automatic else size_gb}
+    amount_micro = sign * rating.line_amount(**exact, unit_micro=10_000)
     row = Row(
         month=date(2040, 3, 1),
         resource_id=uuid4(),

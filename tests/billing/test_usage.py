@@ -3,6 +3,7 @@ from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
+from django.core.exceptions import ValidationError
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
@@ -11,12 +12,13 @@ from billing.charges import cost_so_far, costs_so_far
 from billing.errors import InsufficientCredit, NotSold, Refused
 from billing.models import BillingCycle, Package, PriceVersion, ServiceKind, UsageSegment
 from billing.packages import create_package, retire_package, set_price
-from billing.prices import get_quote, rates_at, sold_kinds
+from billing.prices import PriceList, get_quote
 from billing.usage import change_base_rate, close_segment, open_segment, rename_resource
 from billing.wallet import buy_credits, grant_credits
 from cng_portal.accounts.models import User
 from cng_portal.accounts.services import create_customer
 from cng_portal.inventory.models import Location
+from tests.factories import ProjectFactory
 
 pytestmark = pytest.mark.django_db
 KIND = ServiceKind.BS_SNAPSHOT
@@ -57,7 +59,7 @@ def test_the_worked_case_of_the_product_page(place):
 
 def test_a_quote_says_the_price_in_words(place):
     quote = get_quote(customer=place.customer, location=place.location, kind=KIND, size_gb=50, at=START)
-    assert quote.summary == "K 20 / Hour / 50 GB"
+    assert quote.summary == "K 20.00 / Hour / 50 GB"
     assert quote.formula == "50 GB × K 0.4000 = K 20.00 an hour"
     assert (quote.hourly_micro, quote.daily_micro, quote.monthly_micro) == (20_000_000, 480_000_000, 14_640_000_000)
     assert quote.until(START, START + timedelta(hours=2, minutes=45)) == 60_000_000
@@ -81,12 +83,35 @@ def test_what_has_no_package_or_no_begun_price_is_not_sold(place):
     Package.objects.update(active=False)
     with pytest.raises(NotSold):
         get_quote(customer=place.customer, location=place.location, kind=KIND, size_gb=50, at=START)
-    assert rates_at(kind=KIND, at=START) == {}
+    prices = PriceList.load()
+    assert prices.sold_rate(KIND, place.location.pk, "MMK", START) is None
+    assert prices.rate(KIND, place.location.pk, "MMK", START) == 400_000  # what existing usage goes on costing
 
 
 def test_rates_are_those_of_the_locations_that_sell_it(place):
-    assert rates_at(kind=KIND, at=START, location_codes=["1CNG-YGN-AZ01", "X"]) == {"1CNG-YGN-AZ01": 400_000}
-    assert sold_kinds(at=START) == {"1CNG-YGN-AZ01": {KIND}}
+    prices = PriceList.load(["1CNG-YGN-AZ01", "X"])
+    assert prices.sold_rate(KIND, "1CNG-YGN-AZ01", "MMK", START) == 400_000
+    assert prices.sold_rate(KIND, "X", "MMK", START) is None
+    assert prices.sold_rate(ServiceKind.VM_BACKUP, "1CNG-YGN-AZ01", "MMK", START) is None
+    assert PriceList.load(["X"]).rate(KIND, "1CNG-YGN-AZ01", "MMK", START) is None
+
+
+def test_a_customer_is_priced_by_the_packages_of_their_currency(place):
+    dollars = ProjectFactory(customer__currency="USD").customer
+    quote = {"location": place.location, "kind": KIND, "size_gb": 50, "at": START}
+    with pytest.raises(NotSold, match="BS Snapshot is not sold in 1CNG-YGN-AZ01"):
+        get_quote(customer=dollars, **quote)
+    with pytest.raises(ValidationError, match="already has an active package"):
+        create_package(location=place.location, kind=KIND, rate_micro=1, starts_at=START)
+    since = datetime(2020, 1, 1, tzinfo=UTC)
+    create_package(location=place.location, kind=KIND, currency="USD", rate_micro=200, starts_at=since)
+    assert get_quote(customer=dollars, **quote).summary == "$ 0.01 / Hour / 50 GB"
+    assert get_quote(customer=place.customer, **quote).hourly_micro == 20_000_000
+
+
+def test_a_package_has_a_currency_of_iso_4217(place):
+    with pytest.raises(ValidationError, match="not a valid choice"):
+        create_package(location=place.location, kind=KIND, currency="KYT", rate_micro=1, starts_at=START)
 
 
 def test_opening_and_closing_twice_changes_nothing(place):
@@ -166,7 +191,7 @@ def test_credits_are_recorded_once_per_key(place):
     assert grant_credits(**grant) == grant_credits(**grant)
     with pytest.raises(Refused, match="under this key"):
         grant_credits(**grant | {"amount_micro": 2_000_000})
-    with pytest.raises(Refused, match="two decimals"):
+    with pytest.raises(Refused, match="at least K 0.01, and a multiple of it"):
         grant_credits(**grant | {"amount_micro": 1, "key": "l"})
     with pytest.raises(Refused, match="reason"):
         grant_credits(**grant | {"reason": " ", "key": "l"})

@@ -160,7 +160,7 @@ def test_a_schedule_is_created_by_keyboard_and_its_first_copy_brings_the_machine
     page.get_by_role("heading", level=1, name="Create Backup").wait_for()
     main = page.locator("main")
     expect(main.get_by_text("Every Sunday at 02:00, Asia/Yangon (UTC+06:30)")).to_be_visible()
-    expect(main.locator(".price-figure")).to_have_text("K 6 / Hour / 10 GB")
+    expect(main.locator(".price-figure")).to_have_text("K 6.00 / Hour / 10 GB")
     tab_to(page, "button[type=submit].btn-primary")
     page.keyboard.press("Enter")
 

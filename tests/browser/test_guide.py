@@ -122,7 +122,7 @@ def test_the_guide_from_sign_in_to_a_restored_disk(
     main = page.locator("main")
     for text in ("Fixed Prorata", "Price Summary", "50 GB × K 0.4000 = K 20.00 an hour", "before the update"):
         expect(main.get_by_text(text, exact=True).first).to_be_visible()
-    expect(main.locator(".price-figure")).to_have_text("K 20 / Hour / 50 GB")
+    expect(main.locator(".price-figure")).to_have_text("K 20.00 / Hour / 50 GB")
     assert page.url.endswith("/review/")
     # "Click on Take Snapshot to create the snapshot of the volume."
     page.get_by_role("button", name="Take Snapshot").click()

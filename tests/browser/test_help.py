@@ -28,7 +28,7 @@ def test_a_page_that_nobody_wrote_is_a_404(client_for: Callable[..., Client]) ->
 
 def test_the_worked_example_is_that_of_the_platform() -> None:
     figures = example()
-    assert (figures["hourly"], figures["hours"], figures["amount"]) == ("K 20", "3", "K 60.00")
+    assert (figures["hourly"], figures["hours"], figures["amount"]) == ("K 20.00", "3", "K 60.00")
     assert figures["line"] == "3 hours × 50 GB × K 0.4000 = K 60.00"
     assert figures["month"] == "K 14,640.00"
 

@@ -13,8 +13,8 @@ from django.utils import timezone
 
 from billing.balance import get_balance
 from billing.models import ServiceKind, UsageSegment
-from billing.money import MICRO
 from cng_portal.accounts.models import Project, Role
+from cng_portal.common.money import MICRO
 from cng_portal.inventory.models import VirtualMachine, Volume
 from snapshots import new_volumes, services
 from snapshots.errors import InvalidState
@@ -201,7 +201,7 @@ def test_the_question_says_what_deleting_means_and_saves(client: Client, project
     page = unescape(client.get(url("delete", snapshot)).content.decode())
 
     assert "cannot be undone" in page
-    assert "You stop paying K 20 an hour, about K 14,640.00 a month." in page
+    assert "You stop paying K 20.00 an hour, about K 14,640.00 a month." in page
 
 
 def test_deleting_the_last_copy_of_a_volume_that_is_gone_is_warned(client: Client, project: Project) -> None:

@@ -53,7 +53,7 @@ def test_the_question_lists_them_and_says_what_it_saves(client: Client, project:
 
     for text in ("nightly-0", "nightly-2", "Delete 3 snapshots for good?", "Type “delete 3 snapshots” to confirm"):
         assert text in page
-    assert "You stop paying K 60 an hour, about K 43,920.00 a month." in page
+    assert "You stop paying K 60.00 an hour, about K 43,920.00 a month." in page
     assert Snapshot.objects.filter(state=State.READY).count() == 3
 
 

@@ -52,7 +52,7 @@ def test_it_counts_what_is_kept_what_it_costs_and_what_is_unprotected(client: Cl
     assert context["totals"] == {
         "count": "2",
         "size": "60 GB",
-        "hourly": "K 20",
+        "hourly": "K 20.00",
         "monthly": "About K 14,640.00 a month",
     }
     assert context["volume_count"] == 4

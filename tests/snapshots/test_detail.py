@@ -92,7 +92,7 @@ def test_damage_is_shown_prominently(client: Client, project: Project) -> None:
 def test_the_price_comes_with_its_formula_and_what_it_has_cost(client: Client, project: Project) -> None:
     page = text_of(client, charged(project, hours=2.75))
 
-    assert '<span class="price-amount">K 20</span>' in page
+    assert '<span class="price-amount">K 20.00</span>' in page
     assert "50 GB × K 0.4000 = K 20.00 an hour" in page
     assert "K 14,640.00" in page
     assert "K 60.00" in page

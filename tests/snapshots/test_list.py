@@ -91,7 +91,7 @@ def test_a_row_says_what_where_how_much_and_in_which_state(client: Client, proje
 
     page = client.get(LIST).content.decode()
 
-    for word in ("before-upgrade", "web-01-root", "Software", "1CNG-YGN-AZ01", "50 GB", "K 20<", "Ready"):
+    for word in ("before-upgrade", "web-01-root", "Software", "1CNG-YGN-AZ01", "50 GB", "K 20.00<", "Ready"):
         assert word in page
 
 
@@ -115,7 +115,7 @@ def test_what_is_not_sold_any_more_still_costs(client: Client, project: Project)
         package.active = False
         package.save()
 
-    assert client.get(LIST).context["rows"][0].hourly == "K 20"
+    assert client.get(LIST).context["rows"][0].hourly == "K 20.00"
 
 
 def test_only_what_belongs_to_ones_projects_is_listed(client: Client, project: Project) -> None:

@@ -71,7 +71,7 @@ def test_a_row_says_what_the_machine_is_costs_and_what_protects_it(client: Clien
     response = client.get(LIST)
 
     assert response.context["rows"][0].protected_at == kept.ready_at
-    for words in ("db-01", "Stopped", "4 vCPUs · 8 GB", "2 · ", "1,040 GB", "Software", "K 24", "1 instance<"):
+    for words in ("db-01", "Stopped", "4 vCPUs · 8 GB", "2 · ", "1,040 GB", "Software", "K 24.00", "1 instance<"):
         assert words in response.text, words
 
 
@@ -139,7 +139,7 @@ def test_the_page_shows_the_disks_in_their_order_and_the_snapshots(client: Clien
     page = client.get(url(vm)).text
 
     assert page.index(">db-01-root</a>") < page.index("root volume") < page.index(">db-01-data</a>")
-    for words in ("4 vCPUs · 8 GB", "K 24", "Stopped", vm.location_id, "before the upgrade", str(vm.pk)):
+    for words in ("4 vCPUs · 8 GB", "K 24.00", "Stopped", vm.location_id, "before the upgrade", str(vm.pk)):
         assert words in page, words
 
 

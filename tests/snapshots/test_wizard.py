@@ -93,7 +93,7 @@ def test_the_whole_way_from_a_location_to_a_ready_snapshot(client: Client, membe
         here = response["Location"]
     page = client.get(here).text.replace("\N{NO-BREAK SPACE}", " ")
     assert "Create Snapshot" in page and "Before update" in page
-    for word in ("Hourly", "Fixed Prorata", "Price Summary", "K 20", "50 GB", "50 GB × K 0.4000 = K 20.00 an hour"):
+    for word in ("Hourly", "Fixed Prorata", "Price Summary", "K 20.00", "50 GB", "50 GB × K 0.4000 = K 20.00 an hour"):
         assert word in page, word
     response = client.post(here, {"billing_cycle": "hourly", "shown_hourly_micro": 20_000_000})
     snapshot = Snapshot.objects.get()
@@ -285,7 +285,7 @@ def test_a_price_that_moved_is_shown_before_it_is_charged(
     draft = draft_at("review", volume, member.user)
     response = confirm(client, draft, shown_hourly_micro=19_000_000)
     assert response.status_code == 200
-    assert "The price has changed to K 20 an hour since it was shown." in response.text
+    assert "The price has changed to K 20.00 an hour since it was shown." in response.text
     assert "Refused a price of 19000000 millionths an hour: it is 20000000" in caplog.messages
     assert not Snapshot.objects.exists()
     assert confirm(client, draft).status_code == 302
@@ -393,7 +393,7 @@ def test_the_price_is_shown_from_the_moment_the_size_is_known(
     for step, shown in [("location", False), ("project", False), ("name", True), ("review", True)]:
         page = client.get(url(draft_at(step, volume, member.user), step)).text
         assert ("Price Summary" in page) is shown, step
-        assert "K 0 " not in page
+        assert "K 0.00 " not in page
 
 
 def test_take_snapshot_on_a_volume_gives_three_answers(client: Client, volume: Volume) -> None:

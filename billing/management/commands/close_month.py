@@ -5,9 +5,10 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils import timezone
 from tqdm import tqdm
 
-from billing import closing, money
+from billing import closing
 from billing.errors import Refused
 from cng_portal.accounts.models import Customer
+from cng_portal.common import money
 
 
 class Command(BaseCommand):

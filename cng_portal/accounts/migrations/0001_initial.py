@@ -30,7 +30,7 @@ class Migration(migrations.Migration):
                 ('number', models.PositiveIntegerField(unique=True, verbose_name='customer number')),
                 ('name', models.CharField(max_length=120, verbose_name='name')),
                 ('billing_type', models.CharField(choices=[('prepaid', 'Prepaid'), ('postpaid', 'Postpaid')], default='prepaid', max_length=8, verbose_name='billing type')),
-                ('currency', models.CharField(default='MMK', max_length=3, verbose_name='currency')),
+                ('currency', models.CharField(choices=cng_portal.common.money.currency_choices, default='MMK', max_length=3, verbose_name='currency')),
                 ('time_zone', models.CharField(default='Asia/Yangon', max_length=64, validators=[cng_portal.accounts.models.validate_time_zone], verbose_name='time zone')),
                 ('locked_at', models.DateTimeField(default=django.utils.timezone.now, editable=False)),
                 ('last_served_at', models.DateTimeField(editable=False, null=True)),

@@ -22,11 +22,11 @@ from django.db import transaction
 from django.utils import timezone
 
 from billing.models import ServiceKind
-from billing.money import to_micro
 from billing.packages import create_package
 from billing.wallet import buy_credits
 from cng_portal.accounts.models import BillingType, Customer, Membership, Project, Role, User
 from cng_portal.accounts.services import create_customer, create_project
+from cng_portal.common.money import to_micro
 from cng_portal.inventory.models import Location, Region, VirtualMachine, Volume
 from snapshots.backups.automatic import switch_automatic_backups
 from snapshots.backups.schedules import create_schedule

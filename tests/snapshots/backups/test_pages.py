@@ -138,7 +138,7 @@ def test_copies_are_listed_like_snapshots_and_apart_from_them(client: Client, vm
     response = client.get(COPIES)
 
     assert names(response) == ["nightly"]
-    for text in ("1 backup", "db-01", "60 GB", "K 36", "Ready", "Software"):
+    for text in ("1 backup", "db-01", "60 GB", "K 36.00", "Ready", "Software"):
         assert text in words(response.text), text
     menu = client.get(reverse("snapshots:menu", args=[copy.pk]), headers=HTMX)
     assert {action.name for action in menu.context["actions"]} == {
@@ -313,7 +313,7 @@ def test_the_page_shows_the_next_runs_and_what_became_of_the_others(client: Clie
         "Backup of db-01",
         "Every day at 02:00 · Asia/Yangon (UTC+06:30)",
         "the 2 newest backups · 1 so far",
-        "2 backups cost K 72 an hour together",
+        "2 backups cost K 72.00 an hour together",
         "The next five runs",
         done.snapshot.name,
         "Failed 4 tries",
@@ -484,7 +484,7 @@ def test_a_schedule_is_paused_and_resumed(client: Client, schedule: BackupSchedu
 
 
 def test_a_copy_is_taken_at_once_and_only_one_at_a_time(client: Client, schedule: BackupSchedule) -> None:
-    assert "2 backups cost K 72" in words(client.get(url(schedule, "run_schedule")).text)
+    assert "2 backups cost K 72.00" in words(client.get(url(schedule, "run_schedule")).text)
     page = client.post(url(schedule, "run_schedule"), follow=True).text
     assert "is being taken." in page and "Being taken" in page
 
@@ -563,7 +563,7 @@ def test_a_copy_is_deleted_and_stops_costing(client: Client, schedule: BackupSch
     run_now(schedule=schedule, user=owner)
     carry_out_what_waits()
     copy = Snapshot.objects.get()
-    assert "You stop paying K 36 an hour" in words(client.get(act_url(copy, "delete")).text)
+    assert "You stop paying K 36.00 an hour" in words(client.get(act_url(copy, "delete")).text)
 
     client.post(act_url(copy, "delete"), {"confirmation": copy.name})
     carry_out_what_waits()
@@ -608,7 +608,7 @@ def test_where_backups_are_not_sold_the_machine_says_so(client: Client, project:
 def test_the_dashboard_counts_copies_and_the_20_percent(client: Client, vm: VirtualMachine, owner: User) -> None:
     BackupRunFactory(schedule__vm=vm, snapshot__size_gb=60)
     totals = client.get("/").context["totals"]
-    assert (totals["count"], totals["size"], totals["hourly"]) == ("1", "60 GB", "K 36")
+    assert (totals["count"], totals["size"], totals["hourly"]) == ("1", "60 GB", "K 36.00")
 
     automatic_copy(vm, owner)
 

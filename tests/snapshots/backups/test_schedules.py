@@ -98,7 +98,7 @@ def test_what_does_not_fit_is_refused_and_named(
 
 
 def test_what_a_copy_would_be_refused_for_refuses_the_schedule(vm: VirtualMachine, member: Membership) -> None:
-    with pytest.raises(PriceChanged, match="has changed to K 24"):
+    with pytest.raises(PriceChanged, match="has changed to K 24.00"):
         create(vm, member, shown_hourly_micro=1)
     Customer.objects.update(snapshot_gb_quota=39)
     with pytest.raises(QuotaExceeded):

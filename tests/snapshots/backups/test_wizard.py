@@ -103,9 +103,9 @@ def test_the_whole_way_from_a_location_to_the_first_copy(
         "d0 (10 GB), d1 (50 GB)",
         "Hourly",
         "Fixed Prorata",
-        "K 36 / Hour / 60 GB",
+        "K 36.00 / Hour / 60 GB",
         "60 GB × K 0.6000 = K 36.00 an hour",
-        "3 backups cost K 108 an hour together, about K 79,056.00 a month.",
+        "3 backups cost K 108.00 an hour together, about K 79,056.00 a month.",
     ):
         assert text in page, text
 
@@ -126,7 +126,7 @@ def test_a_backup_is_begun_from_its_machine_at_the_schedule(client: Client, vm: 
     page = words(client.get(here).text)
     assert "Backup Schedule" in page and "In Asia/Yangon (UTC+06:30)." in page
     # what is offered first already has its next runs and its price
-    assert "The next five runs" in page and "2 backups cost K 72 an hour together" in page
+    assert "The next five runs" in page and "2 backups cost K 72.00 an hour together" in page
 
 
 def test_the_next_runs_follow_the_answers_without_keeping_them(
@@ -235,7 +235,7 @@ def test_a_price_that_moved_is_shown_again_before_anything_is_made(
     draft = draft_of(vm, member)
     page = words(confirm(client, draft, shown_hourly_micro=35_000_000).text)
 
-    assert "The price has changed to K 36 an hour" in page and "60 GB × K 0.6000 = K 36.00 an hour" in page
+    assert "The price has changed to K 36.00 an hour" in page and "60 GB × K 0.6000 = K 36.00 an hour" in page
     assert not BackupSchedule.objects.exists()
 
 
