@@ -25,6 +25,7 @@ from . import bulk, rating
 from .charges import DueLine, backdated_lines, due_lines, unsettled_segments
 from .errors import Refused
 from .models import ClosingFailure, Invoice, InvoiceLine, ServiceKind, UsageSegment, invoice_number
+from .seals import seal_invoices
 
 logger = logging.getLogger(__name__)
 BATCH = 2000
@@ -169,6 +170,7 @@ def _close_batch(customer_ids: list[UUID], *, at: datetime, through: date | None
     report.stopped |= unpriced
     if windows:
         bulk.insert_invoices(windows, at=at)
+        seal_invoices([window.invoice_id for window in windows])
         _add_sums(windows, report)
     following = [(rating.next_month(window.month), customers[window.customer_id].zone) for window in windows]
     return report, any(_is_over(month, zone, at=at, through=through) for month, zone in set(following))

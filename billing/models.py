@@ -200,6 +200,9 @@ class UsageSegment(models.Model):
     )
     started_at = models.DateTimeField(_("from"))
     ended_at = models.DateTimeField(_("to"), null=True, blank=True)
+    # by the clock, for verification: what was known when something else was written
+    start_recorded_at = models.DateTimeField(_("start recorded"), default=timezone.now, editable=False)
+    end_recorded_at = models.DateTimeField(_("end recorded"), null=True, blank=True, editable=False)
     voided = models.BooleanField(_("voided"), default=False)
     backdated = models.BooleanField(_("backdated"), default=False)
 
@@ -565,3 +568,24 @@ class CustomerAccount(Customer):
         proxy = True
         verbose_name = _("customer's wallet")
         verbose_name_plural = _("customers' wallets")
+
+
+class Seal(models.Model):
+    """Evidence of what was written, and in which order: see seals.py. Append-only.
+
+    `content` is the hash of the row that `subject` names, `digest` that of the seal before it, `subject` and `content`.
+    """
+
+    chain = models.CharField(_("chain"), max_length=60)
+    sequence = models.PositiveIntegerField(_("sequence"))
+    subject = models.CharField(_("subject"), max_length=80)
+    content = models.CharField(_("hash of the content"), max_length=64)
+    digest = models.CharField(_("digest"), max_length=64)
+
+    class Meta:
+        verbose_name = _("seal")
+        verbose_name_plural = _("seals")
+        constraints = [models.UniqueConstraint(fields=["chain", "sequence"], name="billing_seal_sequence")]
+
+    def __str__(self) -> str:
+        return f"{self.chain} {self.sequence}"

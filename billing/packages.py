@@ -13,6 +13,7 @@ from cng_portal.inventory.models import Location
 
 from .errors import Refused
 from .models import PAST, Package, PriceVersion, ServiceKind
+from .seals import seal, seal_deletion
 
 
 @transaction.atomic
@@ -49,20 +50,24 @@ def retire_package(*, package: Package, by: User | None) -> list[PriceVersion]:
     return planned
 
 
+@transaction.atomic
 def save_price(version: PriceVersion, *, by: User | None) -> PriceVersion:
     """Write a price that is planned, or a package's first one, with its entry in the activity log."""
     version.created_by = version.created_by or by
     version.full_clean()
     version.save()
+    seal(version)
     after = {"rate_micro": version.rate_micro, "starts_at": version.starts_at}
     activity.record(action="price.set", actor=by, target=version.package, after=after)
     return version
 
 
+@transaction.atomic
 def delete_price(version: PriceVersion, *, by: User | None) -> None:
     """Delete a planned price; the database refuses it for one that has begun."""
     before = {"rate_micro": version.rate_micro, "starts_at": version.starts_at}
     activity.record(action="price.delete", actor=by, target=version.package, before=before)
+    seal_deletion(version)
     version.delete()
 
 

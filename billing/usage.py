@@ -8,6 +8,7 @@ from uuid import UUID
 
 from django.db import transaction
 from django.db.models import Count, Max, QuerySet, Sum
+from django.utils import timezone
 
 from cng_portal.accounts.models import Customer, Project
 from cng_portal.accounts.services import lock_customer
@@ -81,6 +82,7 @@ def close_segment(*, resource_id: UUID, kind: str, at: datetime) -> bool:
     end = max(at, segment.started_at)
     changed = UsageSegment.objects.filter(pk=segment.pk, ended_at=None).update(
         ended_at=end,
+        end_recorded_at=timezone.now(),
         voided=segment.base_rate_micro is not None and at < segment.started_at,
         backdated=segment.backdated or _is_backdated(segment.customer_id, end),
     )

@@ -17,6 +17,7 @@ from cng_portal.common import money
 from .charges import total_charged
 from .errors import Refused
 from .models import MAX_AMOUNT_MICRO, TransactionKind, WalletAccount, WalletTransaction
+from .seals import seal
 
 logger = logging.getLogger(__name__)
 
@@ -66,9 +67,11 @@ def _record(
     if by is not None:
         amount = {kind: money.format_amount(amount_micro, customer.currency), "reason": reason.strip()}
         activity.record(action="wallet.move", actor=by, target=customer, after=amount)
-    return WalletTransaction.objects.create(
+    written = WalletTransaction.objects.create(
         **given, key=key, reason=reason.strip(), by=by, expires_at=expires_at, at=at
     )
+    seal(written)
+    return written
 
 
 def grant_credits(
@@ -201,7 +204,7 @@ def _expire_credits(customer: Customer, at: datetime) -> int:
     lock_customer(customer.pk)
     expired = expired_credits(customer=customer, at=at)
     for grant, amount_micro in expired:
-        WalletTransaction.objects.create(
+        expiry = WalletTransaction.objects.create(
             customer=customer,
             kind=TransactionKind.EXPIRED,
             source=WalletAccount.WALLET,
@@ -212,6 +215,7 @@ def _expire_credits(customer: Customer, at: datetime) -> int:
             grant=grant,
             at=grant.expires_at,
         )
+        seal(expiry)
     return len(expired)
 
 

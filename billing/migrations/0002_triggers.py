@@ -116,6 +116,7 @@ GUARDS = [
         "{always}",
         "A wallet transaction is never changed or deleted: another one corrects it.",
     ),
+    Guard("seal", "BEFORE UPDATE OR DELETE", "billing_seal", "{always}", "A seal is never changed or deleted."),
 ]
 LATE_LINE = "An invoice that exists takes no further lines."
 

@@ -16,7 +16,7 @@ class Command(BaseCommand):
     def handle(self, **options: Any) -> None:
         customers = Customer.objects.count()
         with tqdm(total=customers, unit=" customers", disable=None) as bar:
-            found = verification.differences(at=timezone.now(), progress=bar.update)
+            found = verification.all_differences(at=timezone.now(), progress=bar.update)
         if found:
             raise CommandError("\n".join(found))
         self.stdout.write(f"All amounts of {customers} customers are what they should be.")

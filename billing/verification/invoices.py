@@ -1,0 +1,142 @@
+"""Invoices and their lines against the recomputed usage."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+from billing.models import ClosingFailure, Invoice, InvoiceLine, UsageSegment, WalletTransaction
+from cng_portal.accounts.models import Customer
+from cng_portal.common import money
+
+from .usage import HOUR, Charge, Charges, Months, amount_micro, first_day_after
+
+CLOSED_WITHIN = timedelta(days=2)  # the scheduler closes a month within the hour, unless it is stopped
+
+
+def check_invoices(
+    customer: Customer,
+    invoices: Sequence[Invoice],
+    lines: Sequence[InvoiceLine],
+    transactions: Sequence[WalletTransaction],
+) -> Iterator[str]:
+    """The invoices by themselves: sums, numbers, and periods without a gap."""
+    own: dict[UUID, list[InvoiceLine]] = defaultdict(list)
+    for line in lines:
+        own[line.invoice_id].append(line)
+    paid: dict[UUID, list[WalletTransaction]] = defaultdict(list)
+    for move in transactions:
+        if move.invoice_id:
+            paid[move.invoice_id].append(move)
+    ended_at = None
+    for number, invoice in enumerate(invoices, 1):
+        total = sum(line.amount_micro for line in own[invoice.pk])
+        if (invoice.total_micro, invoice.line_count) != (total, len(own[invoice.pk])):
+            yield f"{invoice.number}: total {invoice.total_micro} millionths, its lines add up to {total}"
+        payments = paid.pop(invoice.pk, [])
+        wallet_micro = sum(move.wallet_micro for move in payments)
+        if wallet_micro != -total:
+            yield f"{invoice.number}: {total} millionths, but the wallet moved by {wallet_micro}"
+        for move in payments:
+            if (move.at, move.key) != (invoice.ends_at, f"invoice:{invoice.pk}"):
+                yield f"{invoice.number}: transaction {move.pk} is not the one that was written with it"
+        if invoice.sequence != number:
+            yield f"{invoice.number}: there is a gap before it"
+        if invoice.customer_number != customer.number:
+            yield f"{invoice.number}: it has the number of customer {invoice.customer_number}"
+        if ended_at is not None and invoice.starts_at != ended_at:
+            yield f"{invoice.number}: it starts at {invoice.starts_at}, the one before ended at {ended_at}"
+        ended_at = invoice.ends_at
+    for invoice_id in paid:
+        yield f"the wallet paid invoice {invoice_id}, which is not one of the customer's"
+
+
+def check_months(
+    customer: Customer, invoices: Sequence[Invoice], segments: Iterable[UsageSegment], at: datetime
+) -> Iterator[str]:
+    """Months that are over and have no invoice."""
+    for failure in ClosingFailure.objects.filter(customer=customer):
+        yield f"a month could not be closed since {failure.failed_at:%Y-%m-%d %H:%M} UTC: {failure.reason}"
+        return
+    if invoices:
+        month = first_day_after(invoices[-1].month)
+    else:
+        starts = [segment.started_at for segment in segments]
+        if not starts:
+            return
+        month = Months(customer, ()).of(min(starts))
+    following = first_day_after(month)
+    over_at = datetime(following.year, following.month, 1, tzinfo=customer.zone).astimezone(UTC)
+    if at >= over_at + CLOSED_WITHIN:
+        yield f"{month:%Y-%m} is over since {over_at:%Y-%m-%d %H:%M} UTC and has no invoice"
+
+
+def check_lines(
+    customer: Customer,
+    invoices: Sequence[Invoice],
+    lines: Sequence[InvoiceLine],
+    segments: Mapping[UUID, UsageSegment],
+    charges: Charges,
+) -> Iterator[str]:
+    """The lines against usage and prices.
+
+    Where usage was backdated, the next invoice settles the difference: until then it is part of what is owed, which
+    `check_balance` compares. So such lines are checked one by one, and not against what is known today.
+    """
+    unit_micro = money.unit_micro(customer.currency)
+    ends = {invoice.month: invoice.ends_at for invoice in invoices}
+    billed: dict[tuple, list[InvoiceLine]] = defaultdict(list)
+    for line in lines:
+        segment = segments.get(line.segment_id)
+        if segment is None:
+            yield f"line {line.pk}: the usage that it charges is not there"
+            continue
+        copied = (line.resource_id, line.kind, line.size_gb, line.location_code)
+        if copied != (segment.resource_id, segment.kind, segment.size_gb, segment.location_id):
+            yield f"line {line.pk}: resource, kind, size or location is not that of the usage"
+        if line.corrects_id is None and line.amount_micro != amount_micro(
+            line.hours, line.rate_micro, segment, unit_micro
+        ):
+            yield f"line {line.pk}: {line.amount_micro} millionths are not its hours × size × rate"
+        if not segment.backdated:
+            billed[line.segment_id, line.month, line.price_version_id].append(line)
+    expected = {key: charge for key, charge in charges.items() if key[1] in ends and not charge.segment.backdated}
+    for key in sorted(billed.keys() | expected.keys(), key=str):
+        segment = segments[key[0]]
+        own, charge = billed[key], expected.get(key)
+        hours, amount = sum(line.hours for line in own), sum(line.amount_micro for line in own)
+        recomputed = (charge.hours, charge.amount_micro) if charge else (0, 0)
+        if (hours, amount) != recomputed:
+            yield (
+                f"{segment.resource_name} ({segment.resource_id}) in {key[1]:%Y-%m}: invoiced {hours} h for {amount} "
+                f"millionths, recomputed {recomputed[0]} h for {recomputed[1]}"
+            )
+        elif charge:
+            for line in own:
+                if (line.from_at, line.to_at, line.rate_micro) != (
+                    charge.first,
+                    _end(charge, ends[key[1]]),
+                    charge.rate_micro,
+                ):
+                    yield f"line {line.pk} ({segment.resource_name}): period or rate are not those of the usage"
+    yield from _check_overlaps(lines)
+
+
+def _end(charge: Charge, month_ends_at: datetime) -> datetime:
+    """When the last hour ends, or the usage, if it ends in it."""
+    ended_at = charge.segment.ended_at
+    if ended_at is not None and ended_at < month_ends_at and ended_at <= charge.last + HOUR:
+        return ended_at
+    return charge.last + HOUR
+
+
+def _check_overlaps(lines: Sequence[InvoiceLine]) -> Iterator[str]:
+    originals = defaultdict(list)
+    for line in lines:
+        if line.corrects_id is None:
+            originals[line.segment_id].append(line)
+    for segment_lines in originals.values():
+        segment_lines.sort(key=lambda line: line.from_at)
+        for line, following in zip(segment_lines, segment_lines[1:], strict=False):
+            if line.from_at + line.hours * HOUR > following.from_at:
+                yield f"{line.resource_name}: the hours from {line.from_at} and from {following.from_at} overlap"

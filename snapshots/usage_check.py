@@ -1,0 +1,105 @@
+"""Usage against what was charged for: when snapshots were ready and deleted, and when automatic backups were switched.
+
+`verify_billing` runs it. Billing knows no snapshots, so it can only prove that the bill follows from the usage.
+"""
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from itertools import pairwise
+from uuid import UUID
+
+from billing import verification
+from billing.models import ServiceKind, UsageSegment
+from cng_portal.accounts.models import Customer
+from cng_portal.inventory.models import AutomaticBackupSwitch, VirtualMachine
+
+from .models import Snapshot
+
+AUTOMATIC = ServiceKind.VM_BACKUP_AUTOMATIC
+Segments = list[UsageSegment]
+
+
+@verification.register
+def check_usage(at: datetime) -> Iterator[str]:
+    for customer in Customer.objects.order_by("number").iterator(chunk_size=500):
+        segments: dict[UUID, Segments] = {}
+        automatic: dict[UUID, Segments] = {}
+        for segment in UsageSegment.objects.filter(customer=customer).order_by("started_at"):
+            (automatic if segment.kind == AUTOMATIC else segments).setdefault(segment.resource_id, []).append(segment)
+        for sentence in (*_check_snapshots(customer, segments), *_check_machines(customer, automatic)):
+            yield f"{customer.crn}: {sentence}"
+
+
+def _check_snapshots(customer: Customer, segments: dict[UUID, Segments]) -> Iterator[str]:
+    snapshots = Snapshot.objects.filter(customer=customer).select_related("location", "run__schedule")
+    for snapshot in snapshots.iterator(chunk_size=2000):
+        for sentence in _check_snapshot(snapshot, segments.pop(snapshot.pk, [])):
+            yield f"“{snapshot.name}” ({snapshot.pk}): {sentence}"
+    for resource_id, own in segments.items():
+        yield f"“{own[0].resource_name}” ({resource_id}): charged, but there is no such snapshot"
+
+
+def _check_snapshot(snapshot: Snapshot, segments: Segments) -> Iterator[str]:
+    for segment in segments:
+        if (segment.kind, segment.size_gb, segment.location_id) != (
+            snapshot.service_kind,
+            snapshot.size_gb,
+            snapshot.location_id,
+        ):
+            yield f"charged as {segment.size_gb} GB of {segment.kind} in {segment.location_id}"
+    if snapshot.made_outside or snapshot.missing_since:
+        return  # charged by rules of the location, from when the cloud was looked at
+    if not snapshot.is_charged or snapshot.ready_at is None:
+        if segments:
+            yield "charged, though it costs nothing"
+        return
+    if not segments:
+        yield f"not charged, though it was ready at {snapshot.ready_at}"
+        return
+    first, last = segments[0], segments[-1]
+    if first.started_at != snapshot.ready_at:
+        yield f"charged from {first.started_at}, ready at {snapshot.ready_at}"
+    ended_at = snapshot.damaged_at or snapshot.delete_requested_at
+    expected = max(ended_at, last.started_at) if ended_at else None
+    if last.ended_at != expected:
+        yield f"charged until {last.ended_at}, damaged or deleted at {ended_at}"
+    if any(before.ended_at is None or before.ended_at > after.started_at for before, after in pairwise(segments)):
+        yield "charged twice at once"
+
+
+def _check_machines(customer: Customer, segments: dict[UUID, Segments]) -> Iterator[str]:
+    switches: dict[UUID, list[AutomaticBackupSwitch]] = {}
+    for switch in AutomaticBackupSwitch.objects.filter(vm__project__customer=customer).order_by("switched_at", "pk"):
+        switches.setdefault(switch.vm_id, []).append(switch)
+    machines = VirtualMachine.objects.in_bulk({*segments, *switches})
+    for vm_id in switches.keys() | segments.keys():
+        own = [segment for segment in segments.get(vm_id, []) if not segment.voided]
+        name = own[0].resource_name if own else machines[vm_id].name
+        if vm_id not in segments:
+            yield f"automatic backups of “{name}” ({vm_id}): not charged, though they were switched on"
+        for sentence in _check_machine(machines.get(vm_id), own, switches.get(vm_id, [])):
+            yield f"automatic backups of “{name}” ({vm_id}): {sentence}"
+
+
+def _check_machine(
+    vm: VirtualMachine | None, segments: Segments, switches: list[AutomaticBackupSwitch]
+) -> Iterator[str]:
+    """Each end of a segment is a switch, or where it meets the next one, which a change of the machine's price begins."""
+    switched_on = {switch.switched_at for switch in switches if switch.on}
+    switched_off = {switch.switched_at for switch in switches if not switch.on}
+    hour = timedelta(hours=1)
+    for before, segment, after in zip([None, *segments], segments, [*segments[1:], None], strict=False):
+        ended_before, paid_until = (before.ended_at, before.paid_until) if before else (None, None)
+        resumes = ended_before and paid_until and ended_before <= segment.started_at <= paid_until
+        if segment.started_at not in switched_on and not resumes:
+            yield f"charged from {segment.started_at}, when they were not switched on"
+        ended_at = segment.ended_at
+        continues = after and ended_at and ended_at <= after.started_at <= ended_at + hour
+        if ended_at and not continues and ended_at not in switched_off and ended_at != segment.started_at:
+            yield f"charged until {ended_at}, when they were not switched off"
+    is_on = bool(vm and vm.automatic_backups_since)
+    is_charged = bool(segments and segments[-1].ended_at is None)
+    if is_on != is_charged:
+        yield "charged, though they are off" if is_charged else "not charged, though they are on"
+    if vm and is_charged and segments[-1].base_rate_micro != vm.hourly_price_micro:
+        yield f"charged by {segments[-1].base_rate_micro} millionths, the machine's price is {vm.hourly_price_micro}"
