@@ -8,7 +8,6 @@ from uuid import uuid4
 import pytest
 from django.core.management import CommandError, call_command
 from django.db import connection, transaction
-from snapshots.charging import start_charging, stop_charging
 
 from billing import closing, packages, verification
 from billing import wallet as ledger
@@ -61,13 +60,13 @@ def books() -> SimpleNamespace:
         new = SnapshotFactory(
             name=name, volume__project=project, volume__location=location, size_gb=50, ready_at=ready_at
         )
-        start_charging(new, ready_at)
+        new.start_charging(ready_at)
         return new
 
     def delete(snapshot: Snapshot, at: datetime) -> None:
         changes = {"state": State.DELETED, "delete_requested_at": at, "deleted_at": at, "deletion_cause": "user"}
         Snapshot.objects.filter(pk=snapshot.pk).update(**changes)
-        stop_charging(snapshot, at)
+        snapshot.stop_charging(at)
 
     snapshot("alpha", yangon(3, 10, 17, month=10))
     corrected = snapshot("foxtrot", yangon(10, month=10))
