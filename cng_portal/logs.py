@@ -5,7 +5,7 @@ time: the request's id, the operation's id, the duty. Secrets are taken out last
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -16,6 +16,8 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import Resolver404, resolve
 from django_structlog.middlewares.request import RequestMiddleware as StructlogMiddleware
 from structlog.typing import EventDict, Processor
+
+from cng_portal.common.log_context import get_request_id
 
 HIDDEN = "***"
 SECRET_WORDS = (
@@ -121,11 +123,6 @@ def one_line_each(logger: Any, method: str, event: EventDict) -> EventDict:
     return shown
 
 
-def request_id() -> str:
-    """The id of the request that is being answered, or of the one whose operation is being carried out; "" for none."""
-    return structlog.contextvars.get_contextvars().get("request_id", "")
-
-
 class RequestMiddleware(StructlogMiddleware):
     """One line for each request, and its id in every line until then and in the answer, for a customer to quote."""
 
@@ -159,7 +156,7 @@ class RequestMiddleware(StructlogMiddleware):
         structlog.contextvars.bind_contextvars(ip=client_address(request))
 
     def handle_response(self, request: HttpRequest, response: HttpResponse) -> None:
-        response["X-Request-ID"] = request_id()
+        response["X-Request-ID"] = get_request_id()
         super().handle_response(request, response)
 
 
@@ -169,8 +166,3 @@ def client_address(request: HttpRequest) -> str:
     forwarded = request.headers.get("X-Forwarded-For", "").split(",")
     known = forwarded[-proxies].strip() if 0 < proxies <= len(forwarded) else ""
     return known or request.META.get("REMOTE_ADDR", "")
-
-
-def within(**ids: str) -> Callable[..., Any]:
-    """`with within(operation_id=…):` puts the ids into every line until its end; empty ones are left out."""
-    return structlog.contextvars.bound_contextvars(**{name: value for name, value in ids.items() if value})

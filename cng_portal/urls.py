@@ -15,7 +15,7 @@ admin.site.password_change = lambda request, extra_context=None: own_password(re
 desk, label, namespace = admin.site.urls
 desk = [one for one in desk if getattr(one, "name", "") != "view_on_site"]
 
-handler500 = "cng_portal.full_disk.server_error"
+handler500 = "cng_portal.common.full_disk.server_error"
 urlpatterns = [
     path("", dashboard, name="dashboard"),
     path("components/", components, name="components"),

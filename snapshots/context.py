@@ -4,7 +4,7 @@ from django.http import HttpRequest
 from django.utils.functional import SimpleLazyObject
 
 from billing.access import billed_customer
-from cng_portal import full_disk
+from cng_portal.common import full_disk
 
 from .views.bell import in_progress
 

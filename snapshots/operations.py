@@ -25,11 +25,11 @@ from django.utils.module_loading import import_string
 from django_tasks.base import Task
 from django_tasks_db.models import DBTaskResult
 
-from cng_portal import logs
 from cng_portal.accounts.models import Customer
 from cng_portal.accounts.services import lock_customer
 from cng_portal.activity import services as activity
 from cng_portal.common.clock import database_now
+from cng_portal.common.log_context import bind_fields, get_request_id
 from cng_portal.monitoring.heartbeats import count_workers
 
 from .models import Draft, Operation, OperationQuerySet
@@ -66,11 +66,11 @@ def enqueue_worker(*, at: datetime | None = None) -> None:
 
 def create_operation(**fields: Any) -> Operation:
     """Create the operation, record it in the activity log, and start a worker."""
-    operation = Operation.objects.create(**fields, request_id=logs.request_id())
+    operation = Operation.objects.create(**fields, request_id=get_request_id())
     if operation.kind != Operation.Kind.SCRUB:  # Not a user's action. Damage has its own entry.
         activity.record(action=f"snapshot.{operation.kind}", actor=operation.requested_by, target=operation.snapshot)
     enqueue_worker()
-    with logs.within(operation_id=str(operation.pk)):
+    with bind_fields(operation_id=str(operation.pk)):
         logger.info("Requested: %s", operation.kind)
     return operation
 
@@ -330,7 +330,7 @@ def reconcile(*, now: datetime | None = None) -> int:
         mine = lost.filter(pk=operation.pk, attempt=operation.attempt)
         if mine.update(state=Operation.State.PENDING, lease_until=None, not_before=due_at):
             released += 1
-            with logs.within(operation_id=str(operation.pk), request_id=operation.request_id):
+            with bind_fields(operation_id=str(operation.pk), request_id=operation.request_id):
                 logger.warning("Released: its worker died, or the clock was set back")
     if lacks_queued_task(now):
         for _worker in range(min(in_turn(now).count(), max(1, count_workers(now)))):

@@ -13,8 +13,8 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext, override
 from django_tasks import task
 
-from cng_portal import logs
 from cng_portal.accounts.services import lock_customer
+from cng_portal.common.log_context import bind_fields
 from cng_portal.monitoring.models import StorageCheck
 
 from . import operations
@@ -42,7 +42,7 @@ def run_operation(operation_id: UUID, *, now: datetime | None = None) -> None:
 
 def run_claimed(operation: Operation) -> None:
     """Run the operation's handler. Doesn't raise for failures, which are recorded on the row."""
-    ids = logs.within(operation_id=str(operation.pk), request_id=operation.request_id)
+    ids = bind_fields(operation_id=str(operation.pk), request_id=operation.request_id)
     with ids, override("en"):  # The reason is stored once, for all readers.
         logger.info("Attempt %s: %s", operation.attempt, operation.kind)
         try:

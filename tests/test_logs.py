@@ -19,6 +19,7 @@ from django.utils import timezone
 
 from cng_portal import logs
 from cng_portal.accounts import roles
+from cng_portal.common.log_context import bind_fields, get_request_id
 from snapshots.models import Operation
 from tests.factories import (
     InvitationFactory,
@@ -131,7 +132,7 @@ def test_a_person_can_read_the_lines_without_a_tool() -> None:
 def test_two_requests_do_not_share_an_id_and_nobody_can_choose_one(client: Client) -> None:
     first, second = (client.get("/accounts/login/", headers={"X-Request-ID": "chosen"}) for _ in range(2))
     assert len({first["X-Request-ID"], second["X-Request-ID"], "chosen"}) == 3
-    assert logs.request_id() == ""
+    assert get_request_id() == ""
 
 
 # --- what it never says -----------------------------------------------------------------------------------------------
@@ -223,7 +224,7 @@ def test_what_was_typed_begins_no_line_of_its_own(log: io.StringIO) -> None:
     logger = logging.getLogger("somewhere")
     logger.warning("Renamed: %s", FORGED)
     logger.warning("Renamed", extra={"name_of_it": FORGED})
-    with logs.within(operation_id=FORGED):
+    with bind_fields(operation_id=FORGED):
         try:
             raise RuntimeError(FORGED)
         except RuntimeError:

@@ -12,13 +12,12 @@ from django.utils.http import url_has_allowed_host_and_scheme, urlencode
 from django.utils.translation import gettext as _
 from django_htmx.http import HttpResponseClientRedirect
 
+from cng_portal.common import preferences
 from cng_portal.common.origin import Origin, use_origin
 
-from . import impersonation, preferences
+from . import impersonation
 from .signin import confirmation, factors, sessions
 
-# what the page that adds one needs, its frame included
-OPEN_WITHOUT_FACTOR = {"accounts:security", "accounts:choose_theme", "snapshots:work"}
 GetResponse = Callable[[HttpRequest], HttpResponse]
 
 
@@ -93,7 +92,7 @@ def factor_door(get_response: GetResponse) -> GetResponse:
         match, user = request.resolver_match, request.user
         if match is None or not user.is_authenticated or request.impersonator:
             return None
-        if match.view_name in OPEN_WITHOUT_FACTOR or match.view_name.startswith(("account_", "mfa_")):
+        if not getattr(view, "is_factor_required", True) or match.view_name.startswith(("account_", "mfa_")):
             return None
         if not factors.is_missing(user):
             request.session.pop(factors.WANTED, None)

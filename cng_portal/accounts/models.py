@@ -15,6 +15,7 @@ from django.utils.translation import gettext_lazy as _
 
 from cng_portal.common.money import DEFAULT_CURRENCY, currency_choices
 from cng_portal.common.names import NameField
+from cng_portal.common.preferences import DateFormat
 from cng_portal.mail.models import mail_field
 
 UNLIMITED = -1
@@ -40,15 +41,6 @@ class Role(models.TextChoices):
 
 
 ROLES_THAT_CHANGE = (Role.OWNER, Role.MEMBER)
-
-
-class DateFormat(models.TextChoices):
-    """How a person reads dates; the value is a CLDR pattern."""
-
-    WORDS = "d MMM y", _("22 Nov 2026")
-    ISO = "y-MM-dd", _("2026-11-22")
-    DAY_FIRST = "dd/MM/y", _("22/11/2026")
-    MONTH_FIRST = "MM/dd/y", _("11/22/2026")
 
 
 class Theme(models.TextChoices):

@@ -18,11 +18,11 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from cng_portal.activity import services as activity
+from cng_portal.common.preferences import as_read_by
 from cng_portal.mail import services as mail
 from cng_portal.mail.models import OutgoingMail
 
 from .models import Invitation, Membership, Project, Role, User
-from .preferences import as_read_by
 from .services import lock_customer, vouch_for_email
 
 logger = logging.getLogger(__name__)

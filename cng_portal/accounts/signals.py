@@ -20,12 +20,12 @@ from django.utils.translation import gettext as _
 from cng_portal.activity import services as activity
 from cng_portal.activity.models import Activity
 from cng_portal.common.origin import get_origin
+from cng_portal.common.preferences import as_read_by
 from cng_portal.mail import services as mail
 from cng_portal.mail.models import OutgoingMail
 
 from . import known_browsers
 from .models import User
-from .preferences import as_read_by
 from .signin import confirmation, sessions
 
 logger = logging.getLogger(__name__)

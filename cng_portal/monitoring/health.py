@@ -15,7 +15,7 @@ from django.db.migrations.loader import MigrationLoader
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, JsonResponse
 from django.utils import timezone
 
-from cng_portal import full_disk
+from cng_portal.common import full_disk
 from cng_portal.inventory.models import Location
 
 from . import metrics

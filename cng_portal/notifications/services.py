@@ -10,7 +10,7 @@ from django.db.models import QuerySet
 from django.utils import timezone
 
 from cng_portal.accounts.models import ROLES_THAT_CHANGE, Customer, Project, Role, User
-from cng_portal.accounts.preferences import as_read_by
+from cng_portal.common.preferences import as_read_by
 from cng_portal.mail import services as mail
 from cng_portal.mail.models import OutgoingMail
 

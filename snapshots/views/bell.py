@@ -8,6 +8,7 @@ from django.urls import reverse
 from django.views.decorators.http import require_safe
 
 from cng_portal.accounts.models import User
+from cng_portal.common.decorators import factor_not_required, polled
 from snapshots.models import Operation
 
 from .common import shown_operations, with_time_left
@@ -29,6 +30,8 @@ def in_progress(user: User) -> dict[str, Any]:
     return {"operations": operations, "more": len(newest) > SHOWN}
 
 
+@factor_not_required
+@polled
 @require_safe
 def work(request: HttpRequest) -> HttpResponse:
     """The part of the bell that moves, with its count. A notification that came since the last request is announced."""

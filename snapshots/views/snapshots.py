@@ -18,6 +18,7 @@ from billing.charges import cost_so_far
 from billing.prices import PriceList
 from cng_portal.accounts.models import Project, User
 from cng_portal.accounts.submissions import submit_once
+from cng_portal.common.decorators import polled
 from cng_portal.common.money import format_amount, format_price
 from cng_portal.common.names import is_same_name
 from cng_portal.common.templatetags.portal import poll_seconds
@@ -245,6 +246,7 @@ def actions_for(snapshot: Snapshot, user: User) -> list[Action]:
     ]
 
 
+@polled
 @require_GET
 def row(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     """One row or card of the list, which asks for itself until it has settled."""

@@ -14,7 +14,7 @@ from django.utils import timezone
 from billing.models import ServiceKind
 from billing.usage import open_segment
 from cng_portal.accounts.models import DateFormat, User
-from cng_portal.accounts.preferences import as_read_by
+from cng_portal.common.preferences import as_read_by
 from cng_portal.common.templatetags.portal import month
 from snapshots import wizard
 from snapshots.backups.notifications import notify_missed

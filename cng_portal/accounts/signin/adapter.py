@@ -15,12 +15,12 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from cng_portal.activity import services as activity
+from cng_portal.common.preferences import as_read_by
 from cng_portal.mail import services as mail
 from cng_portal.mail.models import OutgoingMail
 
 from .. import known_browsers
 from ..models import User
-from ..preferences import as_read_by
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from cng_portal import full_disk
 from cng_portal.activity import services as activity
+from cng_portal.common import full_disk
 from cng_portal.common.optional import optional
 
 from ..models import User
@@ -27,7 +27,6 @@ from ..models import User
 # A session is written down as seen at most so often.
 SEEN_EVERY_SECONDS = 300
 BEGAN, SEEN = "began_at", "seen_at"
-POLLED = {"snapshots:row", "snapshots:work"}
 # the first that is found in a user agent; each browser also claims to be those below it
 BROWSERS = [
     ("Edge", "Edg"),
@@ -70,9 +69,9 @@ def device(user_agent: str) -> str:
 
 
 def asks_by_itself(request: HttpRequest) -> bool:
-    """A page that shows work in progress asks how it goes, whether anybody sits in front of it or not."""
-    match = request.resolver_match
-    return bool(request.htmx) and ("seen" in request.GET or (match is not None and match.view_name in POLLED))
+    """Whether an open page polls for the progress of an operation."""
+    view = request.resolver_match.func if request.resolver_match else None
+    return bool(request.htmx) and ("seen" in request.GET or hasattr(view, "is_polled"))
 
 
 def see(request: HttpRequest) -> None:

@@ -11,13 +11,15 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
-from cng_portal.accounts import impersonation, preferences
+from cng_portal.accounts import impersonation
 from cng_portal.accounts.activity import SIGN_INS
 from cng_portal.accounts.forms import DetailsForm, ThemeForm
 from cng_portal.accounts.models import User
 from cng_portal.accounts.signin import confirmation, factors, sessions
 from cng_portal.activity import services as activity
 from cng_portal.activity.models import Activity
+from cng_portal.common import preferences
+from cng_portal.common.decorators import factor_not_required
 
 SIGN_INS_SHOWN = 100
 
@@ -40,6 +42,7 @@ def profile(request: HttpRequest) -> HttpResponse:
     return render(request, "accounts/profile.html", {"form": form})
 
 
+@factor_not_required
 @require_POST
 def choose_theme(request: HttpRequest) -> HttpResponse:
     """What the switch in the top bar says; the page has changed its colours already."""
@@ -60,6 +63,7 @@ def stop_looking(request: HttpRequest) -> HttpResponse:
     return redirect("admin:accounts_user_change", person.pk)
 
 
+@factor_not_required
 @require_safe
 def security(request: HttpRequest) -> HttpResponse:
     found = list(Authenticator.objects.filter(user=request.user).order_by("created_at"))

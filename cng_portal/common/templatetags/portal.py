@@ -21,10 +21,10 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from PIL import Image
 
-from cng_portal.accounts.preferences import date_pattern, month_pattern
 from cng_portal.common.formats import current_locale
 from cng_portal.common.icons import SPRITE, SYMBOLS
 from cng_portal.common.optional import optional
+from cng_portal.common.preferences import date_pattern, month_pattern
 
 register = template.Library()
 

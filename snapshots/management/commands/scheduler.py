@@ -12,10 +12,10 @@ from django.db import DatabaseError, close_old_connections
 from django.utils import timezone
 
 from billing import scheduling as billing
-from cng_portal import logs
 from cng_portal.accounts.signin import attempts, factors, sessions
 from cng_portal.activity import services as activity
 from cng_portal.common.clock import database_now
+from cng_portal.common.log_context import bind_fields
 from cng_portal.common.loops import for_each
 from cng_portal.hardening import refuse_unsafe_start
 from cng_portal.inventory.models import Location
@@ -83,7 +83,7 @@ def leads(me: str) -> bool:
 def carry_out(duty: Callable[[], None], *, insist: bool) -> None:
     """One duty that fails does not keep the others from being done; it comes again at its time."""
     try:
-        with logs.within(duty=duty.__name__):
+        with bind_fields(duty=duty.__name__):
             duty()
     except Exception:
         if insist:
