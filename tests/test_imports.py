@@ -10,7 +10,7 @@ from django.conf import settings
 LAYERS = [
     *(
         f"cng_portal.{app}"
-        for app in ("common", "mail", "activity", "accounts", "notifications", "inventory", "monitoring")
+        for app in ("common", "support", "mail", "activity", "accounts", "notifications", "inventory", "monitoring")
     ),
     "billing",
     "snapshots",

@@ -2,7 +2,7 @@
 
 from django.utils.translation import gettext as _
 
-from cng_portal import logs
+from cng_portal.common.log_context import get_request_id
 from cng_portal.common.optional import optional
 
 from .models import SupportContact
@@ -22,6 +22,6 @@ def contact_support() -> str:
     if contact is None:
         return ""
     text = _("Contact support: %(contact)s.") % {"contact": contact.summary}
-    if request_id := logs.request_id():
+    if request_id := get_request_id():
         text += " " + _("Quote request %(id)s.") % {"id": request_id}
     return f" {text}"

@@ -1,6 +1,6 @@
 from django import template
 
-from cng_portal import logs
+from cng_portal.common.log_context import get_request_id
 
 from ..models import SupportContact
 from ..services import load_contact
@@ -18,4 +18,4 @@ def support_contact() -> SupportContact | None:
 def support(with_request: bool = True) -> dict[str, object]:
     """{% support %}: how to reach support, and the id of the request to quote. Nothing where no contact is entered."""
     contact = load_contact()
-    return {"contact": contact, "request_id": logs.request_id() if with_request else ""}
+    return {"contact": contact, "request_id": get_request_id() if with_request else ""}
