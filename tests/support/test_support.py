@@ -4,13 +4,13 @@ from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
-from cng_portal.full_disk import server_error
 from django.core import mail as outbox
 from django.db import IntegrityError, connection, transaction
 from django.test import Client, RequestFactory
 from django.urls import reverse
 from django.utils import timezone
 
+from cng_portal.common.full_disk import server_error
 from cng_portal.mail import services as mail
 from cng_portal.mail.models import OutgoingMail
 from cng_portal.support.models import SupportContact
