@@ -1,9 +1,11 @@
 """The billing pages, for the people who own a project of the customer. Each list is also there as CSV."""
 
+from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
 
 from django.conf import settings
+from django.db.models import Q
 from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
@@ -24,7 +26,7 @@ from .charges import costs_so_far
 from .chart import NARROW, WIDE, build_chart
 from .forms import UsageFilterForm
 from .low_balance import low_balance_warning
-from .models import Invoice, ServiceKind, TransactionKind, WalletTransaction
+from .models import Invoice, InvoiceLine, ServiceKind, TransactionKind, WalletTransaction
 from .prices import PriceList
 from .statement import Row, Usage, row_of_line, usage_rows
 from .subscriptions import SubscriptionState, get_subscriptions
@@ -398,20 +400,56 @@ def statement(request: HttpRequest, as_csv: bool = False) -> HttpResponse | Stre
 # --- one invoice -------------------------------------------------------------------------------------------------------
 
 
-def get_invoice(request: HttpRequest, pk: UUID) -> tuple[Invoice, list[Row]]:
-    invoice = get_object_or_404(Invoice.objects.visible_to(request.user), pk=pk)
-    return invoice, [row_of_line(line, invoice) for line in invoice.lines.select_related("corrects__invoice")]
+def get_invoice(request: HttpRequest, pk: UUID) -> Invoice:
+    return get_object_or_404(Invoice.objects.visible_to(request.user), pk=pk)
+
+
+def rows_of_invoice(invoice: Invoice) -> Iterator[Row]:
+    lines = invoice.lines.select_related("corrects__invoice").iterator(chunk_size=2000)
+    return (row_of_line(line, invoice) for line in lines)
+
+
+def page_of_lines(request: HttpRequest, invoice: Invoice) -> dict[str, Any]:
+    """One page of an invoice's lines, from the line that `from` names: its rows, and the links around it."""
+    lines = invoice.lines.select_related("corrects__invoice")
+    previous_url = first_url = ""
+    if start := request.GET.get("from"):
+        if not (start.isascii() and start.isdigit() and len(start) < 19):
+            raise Http404
+        first = get_object_or_404(invoice.lines, pk=start)
+        before = list(invoice.lines.filter(beyond(first, "lt")).reverse()[: PAGE + 1])
+        lines = lines.filter(Q(pk=first.pk) | beyond(first, "gt"))
+        first_url = request.path if len(before) > PAGE else ""
+        if before:
+            previous_url = f"{request.path}?from={before[:PAGE][-1].pk}"
+    found = list(lines[: PAGE + 1])
+    return {
+        "rows": [row_of_line(line, invoice) for line in found[:PAGE]],
+        "first_url": first_url,
+        "previous_url": previous_url,
+        "next_url": f"{request.path}?from={found[PAGE].pk}" if len(found) > PAGE else "",
+    }
+
+
+def beyond(line: InvoiceLine, lookup: str) -> Q:
+    """The lines after ("gt") or before ("lt") this one, in the order of an invoice."""
+    condition, same = Q(), Q()
+    for name in InvoiceLine._meta.ordering:
+        condition |= same & Q(**{f"{name}__{lookup}": getattr(line, name)})
+        same &= Q(**{name: getattr(line, name)})
+    return condition
 
 
 @require_safe
 def invoice(request: HttpRequest, pk: UUID) -> HttpResponse:
-    found, rows = get_invoice(request, pk)
+    found = get_invoice(request, pk)
     return render(
         request,
         "billing/invoice.html",
         {
             "invoice": found,
-            "rows": rows,
+            "page": page_of_lines(request, found),
+            "line_count": money.format_count(found.line_count),
             "month": in_words(found.month),
             "total": money.format_amount(found.total_micro, found.currency),
         },
@@ -420,17 +458,18 @@ def invoice(request: HttpRequest, pk: UUID) -> HttpResponse:
 
 @require_safe
 def invoice_csv(request: HttpRequest, pk: UUID) -> StreamingHttpResponse:
-    found, rows = get_invoice(request, pk)
-    return csv_response(found.number, USAGE_COLUMNS, (usage_cells(row, found.customer) for row in rows))
+    found = get_invoice(request, pk)
+    rows = (usage_cells(row, found.customer) for row in rows_of_invoice(found))
+    return csv_response(found.number, USAGE_COLUMNS, rows)
 
 
 @require_safe
 def invoice_pdf(request: HttpRequest, pk: UUID) -> HttpResponse:
     from .pdf import invoice_as_pdf  # slow to import, and seldom asked for
 
-    found, rows = get_invoice(request, pk)
+    found = get_invoice(request, pk)
     with override(settings.LANGUAGE_CODE):  # an invoice is one document, whoever looks at it
-        pdf = invoice_as_pdf(found, rows)
+        pdf = invoice_as_pdf(found, rows_of_invoice(found))
     return HttpResponse(
         pdf,
         content_type="application/pdf",

@@ -285,6 +285,31 @@ def test_an_invoice_shows_its_lines_and_its_period(owner):
     assert "1 Oct 2040, 00:00:00 UTC+06:30 – 1 Nov 2040, 00:00:00 UTC+06:30 (Asia/Yangon)" in page
 
 
+def test_an_invoice_comes_in_pages_that_show_every_line_once(owner, history, use):
+    for number in range(120):
+        use(yangon(6), yangon(6, 1), name=f"disk-{number % 7}")
+    closing.close_months(at=yangon(1, month=12))
+    invoice = Invoice.objects.order_by("-month")[0]
+    url, shown, pages = reverse("billing:invoice", args=[invoice.pk]), [], []
+    while url:
+        page = owner.get(url).context["page"]
+        shown += [row.line_id for row in page["rows"]]
+        pages.append(page)
+        url = page["next_url"]
+    assert shown == list(invoice.lines.values_list("pk", flat=True))
+    assert [len(page["rows"]) for page in pages] == [50, 50, invoice.line_count - 100]
+    assert owner.get(pages[2]["previous_url"]).context["page"]["rows"] == pages[1]["rows"]
+    assert owner.get(pages[1]["previous_url"]).context["page"]["rows"] == pages[0]["rows"]
+    assert (pages[1]["first_url"], pages[2]["first_url"]) == ("", reverse("billing:invoice", args=[invoice.pk]))
+    assert f"Lines ({invoice.line_count})" in words(owner.get(pages[2]["previous_url"]))
+
+
+@pytest.mark.parametrize("line", ["x", "-1", "0", "9" * 30, "²"])
+def test_a_page_from_a_line_that_the_invoice_does_not_have_is_not_found(owner, line):
+    url = reverse("billing:invoice", args=[Invoice.objects.get().pk])
+    assert owner.get(url, {"from": line}).status_code == 404
+
+
 def test_the_pdf_of_an_invoice_is_one(owner):
     response = owner.get(reverse("billing:invoice_pdf", args=[Invoice.objects.get().pk]))
     assert response["Content-Type"] == "application/pdf"
@@ -297,7 +322,7 @@ def test_a_correction_points_at_the_line_that_it_corrects(owner, history, time_m
     charged = Invoice.objects.get().lines.get()
     close_segment(resource_id=history.open.resource_id, kind=history.kind, at=yangon(30, 23, month=10))
     url = reverse("billing:invoice", args=[charged.invoice_id])
-    pointer = f'corrects <a href="{url}#line-{charged.pk}">INV-000039-0001</a>'
+    pointer = f'corrects <a href="{url}?from={charged.pk}#line-{charged.pk}">INV-000039-0001</a>'
     assert pointer in owner.get(reverse("billing:statement"), {"due": "on"}).content.decode()
     closing.close_months(at=yangon(1, month=12))
     second = Invoice.objects.order_by("-month")[0]
@@ -346,6 +371,17 @@ def test_no_name_breaks_the_pdf_or_is_lost_in_it(owner, history, use, monkeypatc
         for segment in used:
             drawn = segment.resource_name.isascii()
             assert (str(segment.resource_id)[:23] in text) is not drawn
+
+
+def test_long_names_are_broken_where_their_column_ends():
+    page = pdf.Page("Invoice")
+    page.set_font(page.family, size=pdf.SMALL)
+    name = "W" * 120
+    lines = page.wrap(name, 50)
+    assert "".join(lines) == name
+    assert len(lines) > 1
+    assert all(page.width_of(line) <= 50 for line in lines)
+    assert page.wrap("nightly copy of the first disk", 30) == ["nightly copy of the", "first disk"]
 
 
 @pytest.mark.skipif(not any("Myanmar" in path or "Padauk" in path for path in INSTALLED_FONTS), reason="no such font")
