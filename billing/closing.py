@@ -4,7 +4,6 @@ A batch either has its invoices or not, so a run that was killed is simply run a
 at the rows of the customers, and the second finds nothing left to do.
 """
 
-import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -13,6 +12,7 @@ from datetime import date, datetime
 from uuid import UUID, uuid5
 from zoneinfo import ZoneInfo
 
+import structlog
 from django.db import IntegrityError, OperationalError, transaction
 from django.db.models import Count, Max, Min, Sum
 from django.utils import timezone
@@ -27,7 +27,7 @@ from .errors import Refused
 from .models import ClosingFailure, Invoice, InvoiceLine, ServiceKind, UsageSegment, invoice_number
 from .seals import seal_invoices
 
-logger = logging.getLogger(__name__)
+logger = structlog.stdlib.get_logger(__name__)
 BATCH = 2000
 INVOICES = UUID("6f0b3c5e-5a0e-4a5e-9d35-3c1f0c8a7d11")  # names of invoices and of their transactions
 
@@ -101,7 +101,7 @@ def _close(customer_ids: list[UUID], *, at: datetime, through: date | None) -> R
                 report.add(_close(half, at=at, through=through))
         else:
             customer = Customer.objects.get(pk=customer_ids[0])
-            logger.exception("invoice.failed customer=%s", customer.crn)
+            logger.exception("invoice.failed", customer=customer.crn)
             report.stopped[customer.pk] = _(
                 "Customer %(crn)s gets no invoice: %(reason)s. Look for invoice.failed in the log, mend the cause, then "
                 "close the month again."
@@ -116,7 +116,7 @@ def _record_failures(customer_ids: list[UUID], report: Report, *, at: datetime) 
     known = dict(ClosingFailure.objects.filter(customer__in=stopped).values_list("customer", "reason"))
     new = {pk: reason for pk, reason in stopped.items() if known.get(pk) != reason}
     for pk, reason in new.items():
-        logger.error("invoice.stopped reason=%s", reason)
+        logger.error("invoice.stopped", reason=reason)
         ClosingFailure.objects.update_or_create(customer_id=pk, defaults={"reason": reason, "failed_at": at})
     if new:
         mail.enqueue_for_admins(

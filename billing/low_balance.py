@@ -1,10 +1,10 @@
 """Warnings to prepaid customers whose credits run low."""
 
-import logging
 from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
+import structlog
 from django.db import transaction
 from django.db.models import Q
 from django.urls import reverse
@@ -20,7 +20,7 @@ from .balance import get_standings
 from .models import LowBalanceWarning, UsageSegment
 from .usage import hourly_costs
 
-logger = logging.getLogger(__name__)
+logger = structlog.stdlib.get_logger(__name__)
 
 
 LOW_BALANCE_HOURS = 72  # warned when the credits last for less than three days at the present cost
@@ -43,12 +43,12 @@ def warn_low_balances(*, at: datetime) -> int:
         try:
             warned += _warn_page(page, at=at)
         except Exception:
-            logger.exception("low_balance.page_failed customers=%s", len(page))
+            logger.exception("low_balance.page_failed", customers=len(page))
             for pk in page:
                 try:
                     warned += _warn_page([pk], at=at)
                 except Exception:
-                    logger.exception("low_balance.check_failed customer=%s", pk)
+                    logger.exception("low_balance.check_failed", customer_id=str(pk))
     return warned
 
 

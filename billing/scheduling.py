@@ -1,14 +1,15 @@
 """What billing does by itself. Every part may run twice, late, or beside another scheduler."""
 
-import logging
 from collections.abc import Callable
 from datetime import datetime
+
+import structlog
 
 from . import closing
 from .low_balance import warn_low_balances
 from .wallet import expire_credits
 
-logger = logging.getLogger(__name__)
+logger = structlog.stdlib.get_logger(__name__)
 
 
 def run_due(*, at: datetime) -> None:
@@ -20,8 +21,8 @@ def run_due(*, at: datetime) -> None:
             result = duty(at=at)
         except Exception as error:  # the others are still done; the scheduler hears of it afterwards
             failed.append(error)
-            logger.exception("billing.duty_failed duty=%s", duty.__name__)
+            logger.exception("billing.duty_failed", billing_duty=duty.__name__)
         else:
-            logger.info("billing.duty_done duty=%s result=%s", duty.__name__, result)
+            logger.info("billing.duty_done", billing_duty=duty.__name__, result=str(result))
     if failed:
         raise failed[0]

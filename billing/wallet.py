@@ -1,9 +1,9 @@
 """The wallet's ledger: bought, granted, refunded, corrected and expired credits."""
 
-import logging
 from datetime import UTC, datetime
 from uuid import UUID
 
+import structlog
 from django.db import transaction
 from django.db.models import QuerySet, Sum
 from django.utils import timezone
@@ -19,7 +19,7 @@ from .errors import Refused
 from .models import MAX_AMOUNT_MICRO, TransactionKind, WalletAccount, WalletTransaction
 from .seals import seal
 
-logger = logging.getLogger(__name__)
+logger = structlog.stdlib.get_logger(__name__)
 
 
 SIDES = {
@@ -195,7 +195,7 @@ def expire_credits(*, at: datetime) -> int:
         try:
             recorded += _expire_credits(customer, at)
         except Exception:
-            logger.exception("credits.expiry_failed customer=%s", customer.crn)
+            logger.exception("credits.expiry_failed", customer=customer.crn)
     return recorded
 
 

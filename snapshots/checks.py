@@ -3,12 +3,12 @@
 Each raises an ActionRefused with a message for the customer.
 """
 
-import logging
 from collections.abc import Iterable
 from datetime import datetime
 from typing import TypeVar
 from uuid import UUID
 
+import structlog
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.db.models import Q, QuerySet, Sum
 from django.utils import timezone
@@ -48,7 +48,7 @@ from .models import (
 from .storage.contract import GIB, VERIFICATION_VALID_FOR, StorageError
 from .storage.registry import get_driver
 
-logger = logging.getLogger(__name__)
+logger = structlog.stdlib.get_logger(__name__)
 
 # What a snapshot is taken of: one volume, or all volumes of a machine together.
 Source = Volume | VirtualMachine
@@ -226,7 +226,7 @@ def quote_size(source: Source, size_gb: int, *, kind: str | None = None, at: dat
 def check_shown_price(quote: Quote, shown_hourly_micro: int | None) -> None:
     """Raise PriceChanged unless the price that the user saw is today's."""
     if shown_hourly_micro is not None and shown_hourly_micro != quote.hourly_micro:
-        logger.warning("Refused a price of %s millionths an hour: it is %s", shown_hourly_micro, quote.hourly_micro)
+        logger.warning("price.changed", shown_hourly_micro=shown_hourly_micro, hourly_micro=quote.hourly_micro)
         raise PriceChanged(
             _("The price has changed to %(price)s an hour since it was shown. Check it and confirm again.")
             % {"price": format_price(quote.hourly_micro, quote.currency)},

@@ -4,12 +4,12 @@ Quotas limit how much a customer, a project or a project of the cloud may hold. 
 customer's users requested within the last hour; what schedules and the portal request doesn't count.
 """
 
-import logging
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+import structlog
 from django.conf import settings
 from django.db.models import Count, Q, QuerySet, Sum
 from django.utils import timezone
@@ -22,7 +22,7 @@ from cng_portal.inventory.models import CloudProject, Volume
 from .errors import QuotaExceeded, RateLimited
 from .models import Kind, Operation, Snapshot
 
-logger = logging.getLogger(__name__)
+logger = structlog.stdlib.get_logger(__name__)
 
 RATE_LIMIT_WINDOW = timedelta(hours=1)
 # Inventory syncs every few minutes. Older figures are ignored, and the cloud itself admits or refuses.
@@ -177,7 +177,7 @@ def check_cloud_quota(location_id: str, backend_project: str, **more: int) -> No
 def check_rate_limit(customer_id: UUID, kind: Operation.Kind, more: int = 1) -> None:
     """Raise RateLimited unless `more` operations fit. The caller must hold the customer's lock."""
     if retry_at := next_allowed(customer_id, kind, now=timezone.now(), more=more):
-        logger.warning("Refused %s: the account has asked for as many as it may within an hour", kind)
+        logger.warning("operation.rate_limited", kind=str(kind))
         raise RateLimited(explain_rate_limit(kind, retry_at))
 
 

@@ -7,7 +7,6 @@ A task in the queue starts a worker and names no operation: `claim_next` decides
 until nothing may run, so tasks may be lost or doubled without harm, and `reconcile` enqueues one where none is left.
 """
 
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+import structlog
 from django.conf import settings
 from django.db import close_old_connections, connection, transaction
 from django.db.models import Case, Count, DateTimeField, F, Q, Value, When
@@ -35,7 +35,7 @@ from cng_portal.monitoring.heartbeats import count_workers
 from .models import Draft, Operation, OperationQuerySet
 from .storage.contract import Interrupted
 
-logger = logging.getLogger(__name__)
+logger = structlog.stdlib.get_logger(__name__)
 
 RECONCILED_AT_ONCE = 1_000
 LONGEST_PAUSE = timedelta(minutes=10)
@@ -71,7 +71,7 @@ def create_operation(**fields: Any) -> Operation:
         activity.record(action=f"snapshot.{operation.kind}", actor=operation.requested_by, target=operation.snapshot)
     enqueue_worker()
     with bind_fields(operation_id=str(operation.pk)):
-        logger.info("Requested: %s", operation.kind)
+        logger.info("operation.requested", kind=operation.kind)
     return operation
 
 
@@ -234,7 +234,7 @@ class Lease:
                     return
         except Exception:
             # The lease runs out and another worker takes over, so this one must stop.
-            logger.exception("The lease of operation %s could not be renewed", self.operation.pk)
+            logger.exception("operation.renewal_failed", operation_id=str(self.operation.pk))
             self.lost.set()
         finally:
             connection.close()
@@ -272,7 +272,7 @@ def finish(
         reason = {"reason": error} if error else {}
         if operation.kind != Operation.Kind.SCRUB:
             activity.record(action=f"{result}.{operation.kind}", actor=None, target=operation.snapshot, after=reason)
-    logger.info("Finished: %s", f"{state}. {error}" if error else state)
+    logger.info("operation.finished", kind=operation.kind, attempt=operation.attempt, state=str(state), error=error)
 
 
 def release(operation: Operation, *, counted: bool = True, retry_in: timedelta = timedelta(), error: str = "") -> None:
@@ -292,7 +292,7 @@ def release(operation: Operation, *, counted: bool = True, retry_in: timedelta =
         )
         if released:
             enqueue_worker(at=at if retry_in else None)
-    logger.info("Released: %s", error or "interrupted")
+    logger.info("operation.released", kind=operation.kind, attempt=operation.attempt, error=error)
 
 
 def retry_pause(operation: Operation) -> timedelta:
@@ -331,7 +331,7 @@ def reconcile(*, now: datetime | None = None) -> int:
         if mine.update(state=Operation.State.PENDING, lease_until=None, not_before=due_at):
             released += 1
             with bind_fields(operation_id=str(operation.pk), request_id=operation.request_id):
-                logger.warning("Released: its worker died, or the clock was set back")
+                logger.warning("operation.abandoned", kind=operation.kind, attempt=operation.attempt)
     if lacks_queued_task(now):
         for _worker in range(min(in_turn(now).count(), max(1, count_workers(now)))):
             enqueue_worker()

@@ -1,10 +1,10 @@
 """The queue's entry: run operations, and turn what goes wrong into a retry or a failure."""
 
 import contextlib
-import logging
 from datetime import datetime, timedelta
 from uuid import UUID
 
+import structlog
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.db import close_old_connections, transaction
@@ -23,7 +23,7 @@ from .models import DiskImage, Operation, State
 from .operations import LeaseLost
 from .storage.contract import NOT_SET_UP, UNEXPECTED, WORKER_DIED, Busy, Corrupt, Interrupted, Refused, StorageError
 
-logger = logging.getLogger(__name__)
+logger = structlog.stdlib.get_logger(__name__)
 
 
 @task()
@@ -44,7 +44,7 @@ def run_claimed(operation: Operation) -> None:
     """Run the operation's handler. Doesn't raise for failures, which are recorded on the row."""
     ids = bind_fields(operation_id=str(operation.pk), request_id=operation.request_id)
     with ids, override("en"):  # The reason is stored once, for all readers.
-        logger.info("Attempt %s: %s", operation.attempt, operation.kind)
+        logger.info("operation.started", kind=operation.kind, attempt=operation.attempt)
         try:
             if operation.may_fail_for_good and operation.failures >= settings.OPERATION_MAX_ATTEMPTS:
                 give_up(operation)
@@ -55,7 +55,7 @@ def run_claimed(operation: Operation) -> None:
             if Operation.objects.filter(pk=operation.pk, state=Operation.State.CANCELLED).exists():
                 clean_up_cancelled(operation)
             else:
-                logger.warning("Operation %s, attempt %s: the lease was lost", operation.pk, operation.attempt)
+                logger.warning("operation.lease_lost", kind=operation.kind, attempt=operation.attempt)
         except Interrupted:
             operations.release(operation, counted=False)
         except Busy as error:
@@ -67,12 +67,12 @@ def run_claimed(operation: Operation) -> None:
                 StorageCheck.objects.record_error(operation.snapshot.location_id)
             retry_or_fail(operation, str(error), retryable=error.retryable, cause=type(error).__name__)
         except ImproperlyConfigured:
-            logger.exception("Operation %s, attempt %s, has no storage", operation.pk, operation.attempt)
+            logger.exception("operation.storage_not_set_up", kind=operation.kind, attempt=operation.attempt)
             reason = _("The storage of %(location)s is not set up. Contact support.")
             reason %= {"location": operation.snapshot.location_id}
             retry_or_fail(operation, reason, retryable=False, cause=NOT_SET_UP)
         except Exception:
-            logger.exception("Operation %s, attempt %s, failed unexpectedly", operation.pk, operation.attempt)
+            logger.exception("operation.crashed", kind=operation.kind, attempt=operation.attempt)
             reason = _("Something went wrong in the portal. Try again. If it fails again, contact support.")
             retry_or_fail(operation, reason, retryable=True, cause=UNEXPECTED)
 
@@ -82,7 +82,7 @@ def clean_up_cancelled(operation: Operation) -> None:
     with transaction.atomic():
         lock_customer(operation.snapshot.customer_id)
         operations.request_clean_up(operation)
-    logger.info("Operation %s, attempt %s: cancelled", operation.pk, operation.attempt)
+    logger.info("operation.cancelled", kind=operation.kind, attempt=operation.attempt)
 
 
 def retry_or_fail(

@@ -83,7 +83,7 @@ def test_one_id_leads_from_the_click_to_every_line_of_the_worker(
     request_id = answer["X-Request-ID"]
     assert re.fullmatch(r"[0-9a-f-]{36}", request_id)
     assert operation.request_id == request_id
-    asked = of(lines(), "Requested: verify")
+    asked = of(lines(), "operation.requested")
     assert (asked["request_id"], asked["operation_id"]) == (request_id, str(operation.pk))
     finished = of(lines(), "request_finished")
     assert (finished["request_id"], finished["code"]) == (request_id, 302)
@@ -99,7 +99,10 @@ def test_one_id_leads_from_the_click_to_every_line_of_the_worker(
     )
     told = [json.loads(line) for line in worker.stderr.splitlines()]
     ours = [line for line in told if line["logger"].startswith("snapshots.")]
-    assert [line["event"].split(":")[0] for line in ours] == ["Attempt 1", "Finished"]
+    assert [(line["event"], line["kind"], line["attempt"]) for line in ours] == [
+        ("operation.started", "verify", 1),
+        ("operation.finished", "verify", 1),
+    ]
     assert all((line["request_id"], line["operation_id"]) == (request_id, str(operation.pk)) for line in ours)
 
 
@@ -115,7 +118,7 @@ def test_the_scheduler_names_its_duty_and_the_operation_that_it_releases(process
         text=True,
         check=True,
     )
-    released = of([json.loads(line) for line in scheduler.stderr.splitlines()], "Released")
+    released = of([json.loads(line) for line in scheduler.stderr.splitlines()], "operation.abandoned")
     assert released["duty"] == "reconcile_operations"
     assert (released["operation_id"], released["request_id"]) == (str(operation.pk), "of-the-click")
     assert released["level"] == "warning"
@@ -275,3 +278,13 @@ def test_a_line_has_the_address_that_our_own_proxies_were_told(
     settings.ALLAUTH_TRUSTED_PROXY_COUNT = proxies
     request = rf.get("/", headers={"X-Forwarded-For": "192.0.2.1, 203.0.113.7, 10.0.0.1"})
     assert logs.client_address(request) == address
+
+
+def test_every_event_is_documented() -> None:
+    sources = [
+        path for app in ("billing", "snapshots", "cng_portal") for path in (settings.BASE_DIR / app).rglob("*.py")
+    ]
+    calls = (re.findall(r'\blogger\.\w+\(\s*(f?".*?")', path.read_text()) for path in sources)
+    logged = {name.strip('"') for names in calls for name in names}
+    rows = re.findall(r"^\| (`.*?`) \|", (settings.BASE_DIR / "docs/log-events.md").read_text(), re.MULTILINE)
+    assert logged == {name.strip("`") for row in rows for name in row.split(", ")}

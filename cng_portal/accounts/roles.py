@@ -4,9 +4,9 @@ Each function validates, writes in one transaction that holds the customer's loc
 `Refused`, whose text is for the person, with nothing written.
 """
 
-import logging
 from datetime import datetime, timedelta
 
+import structlog
 from django.conf import settings
 from django.contrib.auth.password_validation import validate_password
 from django.core import signing
@@ -25,7 +25,7 @@ from cng_portal.mail.models import OutgoingMail
 from .models import Invitation, Membership, Project, Role, User
 from .services import lock_customer, vouch_for_email
 
-logger = logging.getLogger(__name__)
+logger = structlog.stdlib.get_logger(__name__)
 
 VALID_FOR = timedelta(days=7)
 WINDOW = timedelta(hours=1)
@@ -92,7 +92,7 @@ def invite(*, project: Project, email: str, role: str, by: User, at: datetime) -
         limit = settings.INVITATIONS_PER_HOUR
         lately = Invitation.objects.filter(project__customer=project.customer_id, created_at__gt=at - WINDOW)
         if limit and lately.count() >= limit:
-            logger.warning("Refused an invitation: the account has sent as many as it may within an hour")
+            logger.warning("invitation.rate_limited", limit=limit)
             raise Refused(
                 _(
                     "Your account has sent %(limit)s invitations within an hour, which is as many as it may. This one was "

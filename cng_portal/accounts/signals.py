@@ -1,10 +1,10 @@
 """What follows from a sign-in, a new password or a new factor: an entry in the activity log, and a notice."""
 
-import logging
 import time
 from collections.abc import Callable
 from typing import Any
 
+import structlog
 from allauth.account import signals as account
 from allauth.account.internal.flows.login import get_authentication_records
 from allauth.mfa import signals as mfa
@@ -28,7 +28,7 @@ from . import known_browsers
 from .models import User
 from .signin import confirmation, sessions
 
-logger = logging.getLogger(__name__)
+logger = structlog.stdlib.get_logger(__name__)
 
 # A user has to be notified of it. `user`; `message` returns title and text; `url` is the path of the page to go to.
 security_event = Signal()
@@ -75,7 +75,7 @@ def sign_in_failed(sender: Any, credentials: dict[str, Any], **kwargs: Any) -> N
     if user:
         password_failed(user)
     else:  # not what was typed: it may be a password
-        logger.warning("Somebody tried to sign in with an address that nobody has")
+        logger.warning("sign_in.unknown_email")
 
 
 def password_failed(user: User) -> None:
@@ -92,7 +92,7 @@ def passkey_failed(user: User | None) -> None:
     if user:
         record(user, "user.sign_in_failed", device=get_origin().device, factor=way({"type": "webauthn"}))
     else:
-        logger.warning("Somebody tried to sign in with a passkey that opens nothing")
+        logger.warning("sign_in.unknown_passkey")
 
 
 @receiver(auth.user_logged_out)

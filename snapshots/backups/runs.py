@@ -4,9 +4,9 @@ Any number of schedulers may work at once and be killed at any point: what one h
 Errors of one schedule or run are logged and don't stop the others.
 """
 
-import logging
 from datetime import datetime, timedelta
 
+import structlog
 from django.db import transaction
 from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.utils.translation import gettext as _
@@ -36,7 +36,7 @@ from .notifications import notify_failed, notify_missed
 from .planning import due_occurrences, record_missed, schedules_with_machine, set_next_run
 from .retention import apply_retention
 
-logger = logging.getLogger(__name__)
+logger = structlog.stdlib.get_logger(__name__)
 
 # Before the second, third and fourth try.
 RETRY_PAUSES = (timedelta(minutes=5), timedelta(minutes=20), timedelta(minutes=60))
@@ -63,7 +63,7 @@ def start_due_runs(now: datetime, *, limit: int = MAX_RUNS_PER_TURN) -> int:
             try:
                 handled += start_due_run(schedule, now)
             except Exception:
-                logger.exception("The schedule %s could not be started; it will be tried again", schedule.pk)
+                logger.exception("backup.start_failed", schedule_id=str(schedule.pk))
             if handled >= limit:
                 return handled
     return handled
@@ -237,7 +237,7 @@ def settle_runs(now: datetime) -> int:
         try:
             settled += settle_run(run, now)
         except Exception:
-            logger.exception("The backup run %s could not be settled; it will be tried again", run.pk)
+            logger.exception("backup.settle_failed", run_id=str(run.pk))
     return settled
 
 

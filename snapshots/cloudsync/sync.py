@@ -9,7 +9,6 @@ snapshot of the portal that was deleted in the cloud gets `missing_since`. One t
 `made_outside`; deleted there, it is deleted here. Whether such snapshots cost anything is a rule of their location.
 """
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from datetime import datetime
 from typing import Any, TypeVar
 from uuid import UUID
 
+import structlog
 from django.db import transaction
 from django.db.models import Exists, Model, OuterRef, Q, QuerySet
 from django.utils import timezone
@@ -35,7 +35,7 @@ from ..storage.registry import get_driver
 
 M = TypeVar("M", bound=Model)
 
-logger = logging.getLogger(__name__)
+logger = structlog.stdlib.get_logger(__name__)
 
 
 class NothingToSync(Exception):
@@ -107,12 +107,12 @@ def sync_and_log(location: Location) -> None:
     except NothingToSync:
         return
     except StorageError as error:
-        logger.warning("%s could not be looked at: %s", location.code, error)
+        logger.warning("cloudsync.location_failed", location=location.code, error=str(error))
         return
     for name, reason in report.failed.items():
-        logger.warning("The cloud project %s of %s could not be looked at: %s", name, location.code, reason)
+        logger.warning("cloudsync.project_failed", cloud_project=name, location=location.code, error=reason)
     if report.changes:
-        logger.info("The look at %s changed %s", location.code, report.changes)
+        logger.info("cloudsync.changed", location=location.code, changes=report.changes)
 
 
 def sync_location(location: Location, *, now: datetime | None = None) -> Report:
@@ -140,7 +140,9 @@ def sync_location(location: Location, *, now: datetime | None = None) -> Report:
         except StorageError as failure:
             error = report.failed[str(cloud_project)] = str(failure)
         except Exception:
-            logger.exception("The cloud project %s of %s failed", cloud_project.external_id, location.code)
+            logger.exception(
+                "cloudsync.project_crashed", cloud_project=cloud_project.external_id, location=location.code
+            )
             error = report.failed[str(cloud_project)] = _("An unexpected error, which is in the scheduler's log.")
         CloudProject.objects.filter(pk=cloud_project.pk).exclude(error=error).update(error=error)
     return report

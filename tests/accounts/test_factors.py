@@ -163,14 +163,14 @@ def test_who_lost_the_key_is_told_and_lets_an_administrator_in_by_command(
     assert "The portal cannot check your second factor any more" in answer.text
     assert factors.encrypt_all() == 0, "what cannot be read stays as it is"
 
-    call_command("remove_factors", person.email.upper())
+    call_command("reset_mfa", person.email.upper())
     assert "aye@example.com had 1 second factors and has none now." in capsys.readouterr().out
     assert not Authenticator.objects.exists()
     assert Activity.objects.get(action="user.remove_factor").actor is None
     assert person.notifications.filter(title="An administrator removed a second factor: authenticator app").exists()
     assert sign_in(Client(), person.email)["Location"] == "/"
     with pytest.raises(CommandError, match="Nobody signs in with nobody@example.com"):
-        call_command("remove_factors", "nobody@example.com")
+        call_command("reset_mfa", "nobody@example.com")
 
 
 @pytest.mark.django_db(transaction=True)
@@ -276,7 +276,7 @@ def test_a_factor_that_is_taken_away_counts_at_once(
     client = client_for(person)
     settings.MFA_REQUIRED = "everyone"
     assert client.get("/").status_code == 200
-    call_command("remove_factors", person.email)
+    call_command("reset_mfa", person.email)
     assert client.get("/").url == reverse("accounts:security")
 
 

@@ -1,9 +1,9 @@
-import logging
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
+import structlog
 from allauth.account.adapter import DefaultAccountAdapter
 from allauth.account.models import EmailAddress
 from django.conf import settings
@@ -22,7 +22,7 @@ from cng_portal.mail.models import OutgoingMail
 from .. import known_browsers
 from ..models import User
 
-logger = logging.getLogger(__name__)
+logger = structlog.stdlib.get_logger(__name__)
 
 
 def on_portal(url: str) -> str:
@@ -43,7 +43,7 @@ class AccountAdapter(DefaultAccountAdapter):
 
     def validation_error(self, code: str, *args: Any) -> ValidationError:
         if code == "too_many_login_attempts":
-            logger.warning("Refused an attempt to sign in, or to confirm who it is: there were too many")
+            logger.warning("sign_in.rate_limited")
         return super().validation_error(code, *args)
 
     def _get_login_attempts_cache_key(self, request: HttpRequest, **credentials: Any) -> str:

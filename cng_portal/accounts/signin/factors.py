@@ -2,10 +2,10 @@
 one that is lost is taken away here.
 """
 
-import logging
 from base64 import urlsafe_b64encode
 from functools import partial
 
+import structlog
 from allauth.mfa.adapter import DefaultMFAAdapter
 from allauth.mfa.base.internal.flows import delete_dangling_recovery_codes
 from allauth.mfa.models import Authenticator
@@ -23,7 +23,7 @@ from cng_portal.common.loops import for_each
 from .. import signals
 from ..models import Role, User
 
-logger = logging.getLogger(__name__)
+logger = structlog.stdlib.get_logger(__name__)
 
 WANTED = "wanted_page"  # in the session, of who had to add a factor first
 SALT = "cng_portal.accounts.signin.factors"
@@ -50,7 +50,7 @@ class MFAAdapter(DefaultMFAAdapter):
         """Raises PermissionDenied with a sentence where the key is gone."""
         text = decrypted(encrypted_text)
         if text is None:
-            logger.error("The secret of a second factor was encrypted with none of SECRET_KEY and SECRET_KEY_FALLBACKS")
+            logger.error("factor.undecryptable")
             raise PermissionDenied(
                 _(
                     "The portal cannot check your second factor any more, because the key that protects it was exchanged. "

@@ -1,10 +1,10 @@
-import logging
 import signal
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
+import structlog
 from django.conf import settings
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandParser
@@ -33,7 +33,7 @@ from snapshots.monitoring.storage import check_storage, measure_storage
 from snapshots.storage.contract import StorageError
 from snapshots.storage.registry import get_driver
 
-logger = logging.getLogger("snapshots.scheduler")
+logger = structlog.stdlib.get_logger("snapshots.scheduler")
 LEASE = "scheduler"
 
 
@@ -76,7 +76,7 @@ def leads(me: str) -> bool:
     try:
         return acquire_lease(LEASE, holder=me, seconds=settings.SCHEDULER_LEASE_SECONDS)
     except DatabaseError:
-        logger.exception("The lease could not be asked for; it will be tried again")
+        logger.exception("scheduler.lease_failed")
         return False
 
 
@@ -88,12 +88,12 @@ def carry_out(duty: Callable[[], None], *, insist: bool) -> None:
     except Exception:
         if insist:
             raise
-        logger.exception("%s failed; it will be tried again", duty.__name__)
+        logger.exception("scheduler.duty_failed", duty=duty.__name__)
 
 
 def reconcile_operations() -> None:
     if released := operations.reconcile():
-        logger.warning("Released %s operations whose worker died", released)
+        logger.warning("operations.released", count=released)
 
 
 def settle_bills() -> None:
@@ -170,7 +170,7 @@ def remove_leftovers_in(location: Location) -> None:
     try:
         get_driver(location).remove_leftovers(needed=is_needed)
     except StorageError as error:  # next time, when it answers again
-        logger.warning("Nothing was tidied in %s: %s", location.code, error)
+        logger.warning("storage.tidy_failed", location=location.code, error=str(error))
 
 
 # how often at least, in seconds; the loop's own interval comes on top

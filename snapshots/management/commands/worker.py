@@ -1,9 +1,9 @@
-import logging
 import time
 from argparse import ArgumentParser
 from types import FrameType
 from typing import Any
 
+import structlog
 from django.db import DatabaseError, connections
 from django_tasks_db.management.commands import db_worker
 
@@ -12,7 +12,7 @@ from cng_portal.monitoring.heartbeats import Heartbeat
 from cng_portal.monitoring.models import Process
 from snapshots import operations
 
-logger = logging.getLogger("snapshots.worker")
+logger = structlog.stdlib.get_logger("snapshots.worker")
 PAUSE_SECONDS = 1
 
 
@@ -23,7 +23,7 @@ class Worker(db_worker.Worker):
             try:
                 return super().run()
             except DatabaseError:
-                logger.exception("The database does not answer; it will be asked again")
+                logger.exception("worker.database_down")
                 connections.close_all()
                 time.sleep(PAUSE_SECONDS)
 

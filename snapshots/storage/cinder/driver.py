@@ -22,7 +22,6 @@ volume driver supports consistent ones: the one for Ceph (RBD) does not, it take
 
 import contextlib
 import json
-import logging
 import os
 import re
 import threading
@@ -37,6 +36,7 @@ from typing import Any, Literal, TypeVar
 from urllib.parse import quote
 from uuid import UUID, uuid4
 
+import structlog
 from django.utils.translation import gettext as _
 
 from ..contract import (
@@ -70,7 +70,7 @@ try:
 except ImportError as error:
     raise ImportError("openstacksdk is not installed; it is in requirements-openstack.txt") from error
 
-logger = logging.getLogger(__name__)
+logger = structlog.stdlib.get_logger(__name__)
 
 Response = Any  # of requests, which openstacksdk stands on; it lets no exception of its through
 Result = TypeVar("Result")
@@ -390,7 +390,7 @@ class CinderDriver(Driver, Inventory):
                     try:
                         self._delete(kind, item, beat)
                     except Refused:
-                        logger.warning("Only an administrator can delete the %s %s", kind, item["id"])
+                        logger.warning("cinder.delete_refused", kind=kind, id=item["id"])
 
     # Inventory
 
@@ -669,7 +669,7 @@ class CinderDriver(Driver, Inventory):
                     for item in ours:
                         self._rename(kind, item, UNWANTED, beat)
             except StorageError:
-                logger.warning("What was begun for %s in %s could not be removed yet", uuid, self.location)
+                logger.warning("cinder.cleanup_failed", uuid=str(uuid), location=self.location)
 
     # Reverting
 
@@ -962,13 +962,13 @@ class CinderDriver(Driver, Inventory):
         try:
             self._request(beat, "POST", f"/{kind}s/{item['id']}/metadata", json={"metadata": labels})
         except (Absent, Refusal):
-            logger.info("%s %s cannot be labelled any more", kind, item["id"])
+            logger.info("cinder.label_failed", kind=kind, id=item["id"])
 
     def _rename(self, kind: Kind, item: Item, name: str, beat: Beat) -> None:
         try:
             self._request(beat, "PUT", f"/{kind}s/{item['id']}", json={kind: {"name": name}})
         except (Absent, Refusal):
-            logger.info("%s %s cannot be renamed any more", kind, item["id"])
+            logger.info("cinder.rename_failed", kind=kind, id=item["id"])
 
     def _request(
         self, beat: Beat, method: str, path: str, *, patience: float = 0.0, service: Service = "volume", **options: Any
@@ -1050,7 +1050,7 @@ class CinderDriver(Driver, Inventory):
             raise NotSignedIn from error
         except (ClientException, SDKException, ImpliedVersionMismatch) as error:
             # the name alone: the text may hold addresses
-            logger.warning("The storage of %s gave no answer: %s", self.location, type(error).__name__)
+            logger.warning("cinder.unavailable", location=self.location, error=type(error).__name__)
             raise self._silent() from error
 
     def _read(self, method: str, path: str, response: Response) -> Item:
@@ -1062,7 +1062,14 @@ class CinderDriver(Driver, Inventory):
         status, reason = response.status_code, read_reason(response)
         if status == 404:
             raise Absent
-        logger.info("%s %s in %s: %s %s", method, path.partition("?")[0], self.location, status, reason)
+        logger.info(
+            "cinder.request_failed",
+            method=method,
+            path=path.partition("?")[0],
+            location=self.location,
+            status=status,
+            reason=reason,
+        )
         if status == 401:
             raise NotSignedIn
         if status == 413 and response.headers.get("Retry-After", "0") == "0" or "quota" in reason.lower():

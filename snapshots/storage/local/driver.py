@@ -17,7 +17,6 @@ too, and whoever meets them next renames what a dead process did not come to (`_
 
 import errno
 import json
-import logging
 import math
 import os
 import re
@@ -31,6 +30,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from uuid import UUID, uuid4
 
+import structlog
 from django.utils.translation import gettext as _
 
 from ..checksums import ChunkedChecksum, checksum_like
@@ -61,7 +61,7 @@ from .copying import Progress, bypass_page_cache, clone_file, copy_data, fill_im
 from .importing import open_image, unpack, unpacked_bytes
 from .locking import Locked, find_lock_holder, hold_names, is_name_held, lock_image
 
-logger = logging.getLogger(__name__)
+logger = structlog.stdlib.get_logger(__name__)
 FORMAT = 2
 FOLDER_MODE, VOLUME_MODE, SNAPSHOT_MODE = 0o750, 0o640, 0o440
 FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -410,7 +410,7 @@ class LocalDriver(Driver):
                             self._settle(uuid)
                         visible = self._volume_path(uuid) if kind == "volume" else self._snapshot_path(uuid)
                         if not visible.exists() and needed(uuid):
-                            logger.error("%s is kept: the portal needs it, and has nothing else of this id", path)
+                            logger.error("storage.orphan_needed", path=str(path))
                         elif kind == "volume":
                             path.unlink(missing_ok=True)
                         else:
@@ -522,7 +522,7 @@ class LocalDriver(Driver):
             manifest = replace(self._get_manifest(snapshot.uuid), verified_at=None)
             self._write_manifest(self._snapshot_path(snapshot.uuid), manifest)
         except OSError:  # such a medium may not take any writes; the damage is what the caller has to hear of
-            logger.exception("The manifest of the damaged snapshot %s could not be changed", snapshot.uuid)
+            logger.exception("storage.manifest_unwritable", uuid=str(snapshot.uuid))
 
     def _read_manifest(self, folder: Path) -> Manifest:
         """Raises ValueError when it is damaged, FileNotFoundError when it is not there."""
