@@ -292,6 +292,20 @@ def owed_by_kind(windows: Sequence[CustomerWindow]) -> dict[tuple[date, datetime
         }
 
 
+def owed_by_project(windows: Sequence[CustomerWindow]) -> dict[tuple[date, UUID], int]:
+    """{(month, project): Σ amounts in millionths}. One query."""
+    if not windows:
+        return {}
+    sql, parameters = rated(windows, "w.month, s.project_id")
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"{sql} SELECT month, project_id, SUM(amount_micro) FROM line GROUP BY month, project_id", parameters
+        )
+        return {
+            (_as_date(month), as_uuid(project_id)): int(amount or 0) for month, project_id, amount in cursor.fetchall()
+        }
+
+
 def insert_lines(windows: Sequence[ClosingWindow]) -> int:
     """Write the lines of the windows' invoices; returns how many. Raises IntegrityError where a price is missing.
 

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
+from uuid import UUID
 
 from django.db.models import OuterRef, Subquery, Sum
 
@@ -100,6 +101,24 @@ def build_summary(*, customer: Customer, at: datetime) -> Summary:
         this_month_micro=this_month,
         projected_micro=this_month + still_to_come,
     )
+
+
+def spend_by_project(*, customer: Customer, at: datetime) -> dict[UUID, int]:
+    """What each project has cost this month, in millionths, as `build_summary` counts it. A few queries, one set of rows."""
+    month = rating.month_of(at, customer.zone)
+    [found] = with_ledger(Customer.objects.filter(pk=customer.pk), at=at)
+    spend: dict[UUID, int] = defaultdict(int)
+    for (month_of_use, project_id), amount_micro in bulk.owed_by_project(open_windows([found], at)).items():
+        if month_of_use == month:
+            spend[project_id] += amount_micro
+    for due in backdated_lines(customer=customer, at=at) if found.backdated else []:
+        if due.month == month:
+            spend[due.segment.project_id] += due.line.amount_micro or 0
+    invoiced = InvoiceLine.objects.filter(invoice__customer=customer, month=month).order_by()
+    totals = invoiced.values_list("segment__project").annotate(total=Sum("amount_micro"))
+    for project_id, total in totals:
+        spend[project_id] += int(total)
+    return dict(spend)
 
 
 def active_services(*, customer: Customer, at: datetime, costs: dict[tuple[date, str], int]) -> list[Service]:

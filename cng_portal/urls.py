@@ -3,7 +3,7 @@ from django.contrib import admin
 from django.urls import include, path
 from django.views.generic import RedirectView
 
-from snapshots.views import components, dashboard
+from snapshots.views import components, dashboard, projects
 
 # one door: administrators sign in where everybody does, under the same limits on attempts
 admin.site.login = secure_admin_login(admin.site.login)  # type: ignore[method-assign]
@@ -18,6 +18,12 @@ desk = [one for one in desk if getattr(one, "name", "") != "view_on_site"]
 handler500 = "cng_portal.common.full_disk.server_error"
 urlpatterns = [
     path("", dashboard, name="dashboard"),
+    path("projects/", projects.projects, name="projects"),
+    path("projects/new/", projects.new, name="new_project"),
+    path("projects/<uuid:project_id>/", projects.project, name="project"),
+    path("projects/<uuid:project_id>/rename/", projects.rename, name="rename_project"),
+    path("projects/<uuid:project_id>/archive/", projects.archive, name="archive_project"),
+    path("projects/<uuid:project_id>/unarchive/", projects.unarchive, name="unarchive_project"),
     path("components/", components, name="components"),
     path("help/", include("snapshots.help_urls")),
     path("", include("snapshots.urls")),

@@ -145,9 +145,14 @@ TABLE: dict[str, list[Row]] = {
         Row("billing:invoice_csv", "Export an invoice", BILL, things=INVOICE),
         Row("billing:invoice_pdf", "Print an invoice", BILL, things=INVOICE),
     ],
-    "People": [
-        Row("accounts:people", "See who is in one's projects", SIGNED_IN),
-        Row("accounts:invite", "Invite somebody", OWN, BOTH, {"project_id": "project"}),
+    "Projects and members": [
+        Row("projects", "List your projects", SIGNED_IN),
+        Row("project", "View a project and its members", SEE),
+        Row("new_project", "Create a project", CHANGE_OWN | {MEMBER: FORBIDDEN}, BOTH),
+        Row("rename_project", "Rename a project", OWN, BOTH),
+        Row("archive_project", "Archive an empty project", OWN, BOTH),
+        Row("unarchive_project", "Unarchive a project", OWN, "POST"),
+        Row("accounts:invite", "Invite somebody", OWN, BOTH),
         Row("accounts:resend", "Send an invitation again", OWN, "POST", {"invitation_id": "invitation"}),
         Row("accounts:revoke", "Revoke an invitation", OWN, "POST", {"invitation_id": "invitation"}),
         Row("accounts:role", "Change somebody's role", OWN, BOTH, OTHERS),

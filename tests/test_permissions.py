@@ -70,6 +70,7 @@ PARAMETERS: dict[str, Callable[[SimpleNamespace], Any]] = {
     "volume_id": lambda world: world.volume,
     "vm_id": lambda world: world.volume.vm,
     "schedule_id": lambda world: world.schedule,
+    "project_id": lambda world: world.project,
     "notification_id": lambda world: world.notification,
     "draft_id": lambda world: world.draft,
     "step": lambda world: "location",

@@ -195,3 +195,7 @@ class CodeForm(OnceMixin, AuthenticateForm):
 
 class CodeConfirmationForm(OnceMixin, ReauthenticateForm):
     pass
+
+
+class ProjectForm(forms.Form):
+    name = NameFormField(label=gettext_lazy("Name"))

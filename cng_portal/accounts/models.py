@@ -1,7 +1,9 @@
 """People, the customers they belong to, and the projects that they share."""
 
 import uuid
+from datetime import datetime
 from functools import cached_property
+from typing import NamedTuple
 from zoneinfo import ZoneInfo, available_timezones
 
 from django.contrib.auth.base_user import AbstractBaseUser, BaseUserManager
@@ -141,6 +143,15 @@ class UserManager(BaseUserManager["User"]):
         return self.get(email__iexact=email)
 
 
+class ProjectRole(NamedTuple):
+    """A project that a user sees, and the role that the user has in it."""
+
+    id: uuid.UUID
+    customer_id: uuid.UUID
+    role: str
+    archived_at: datetime | None
+
+
 class User(AbstractBaseUser, PermissionsMixin):
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     email = models.EmailField(_("e-mail"), unique=True)
@@ -204,31 +215,35 @@ class User(AbstractBaseUser, PermissionsMixin):
         return self.customer.zone if self.customer else None
 
     @cached_property
-    def seen(self) -> list[tuple[uuid.UUID, uuid.UUID, str]]:
-        """(project id, customer id, role) of each project this person sees; one query for the life of the instance."""
-        return list(self.memberships.values_list("project_id", "project__customer_id", "role"))
+    def seen(self) -> list[ProjectRole]:
+        """The projects that the user sees, archived ones too; one query for the life of the instance."""
+        rows = self.memberships.values_list("project_id", "project__customer_id", "role", "project__archived_at")
+        return [ProjectRole(*row) for row in rows]
 
     @cached_property
     def roles(self) -> dict[uuid.UUID, str]:
         """{project id: role}"""
-        return {project_id: role for project_id, _customer_id, role in self.seen}
+        return {project.id: project.role for project in self.seen}
 
     @property
     def customer_ids(self) -> set[uuid.UUID]:
         """Of the customers in any of whose projects this person is."""
-        return {customer_id for _project_id, customer_id, _role in self.seen}
+        return {project.customer_id for project in self.seen}
 
     @property
     def owns_customer(self) -> bool:
         """Whether the user owns a project of their own customer."""
-        return any(role == Role.OWNER and customer_id == self.customer_id for _id, customer_id, role in self.seen)
+        return any(project.role == Role.OWNER and project.customer_id == self.customer_id for project in self.seen)
 
     @property
     def changeable_project_ids(self) -> list[uuid.UUID]:
-        return [project_id for project_id, role in self.roles.items() if role in ROLES_THAT_CHANGE]
+        """Nothing is changed or created in an archived project."""
+        return [
+            project.id for project in self.seen if project.role in ROLES_THAT_CHANGE and project.archived_at is None
+        ]
 
     def can_change(self, project_id: uuid.UUID) -> bool:
-        return self.roles.get(project_id) in ROLES_THAT_CHANGE
+        return project_id in self.changeable_project_ids
 
 
 class ProjectQuerySet(models.QuerySet["Project"]):
@@ -250,6 +265,7 @@ class Project(QuotaModel):
     )
     name = NameField(_("name"))
     created_at = models.DateTimeField(_("created"), default=timezone.now, editable=False)
+    archived_at = models.DateTimeField(_("archived"), null=True, blank=True, editable=False)
     members = models.ManyToManyField(User, through="Membership", related_name="projects")
 
     objects = ProjectQuerySet.as_manager()
@@ -345,6 +361,10 @@ class Invitation(models.Model):
 
     def __str__(self) -> str:
         return f"{self.email} · {self.project}"
+
+    @property
+    def is_expired(self) -> bool:
+        return self.expires_at <= timezone.now()
 
 
 class Submission(models.Model):

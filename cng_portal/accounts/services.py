@@ -51,14 +51,8 @@ def create_customer(
     if number is None:
         number = (Customer.objects.aggregate(last=models.Max("number"))["last"] or 0) + 1
     customer = Customer.objects.create(name=name, billing_type=billing_type, number=number, **fields)
-    create_project(customer=customer, name=Project.DEFAULT_NAME, owner=owner)
+    project = Project.objects.create(customer=customer, name=Project.DEFAULT_NAME)
+    Membership.objects.create(project=project, user=owner, role=Role.OWNER)
     User.objects.filter(pk=owner.pk, customer=None).update(customer=customer)
     owner.refresh_from_db()
     return customer
-
-
-@transaction.atomic
-def create_project(*, customer: Customer, name: str, owner: User) -> Project:
-    project = Project.objects.create(customer=customer, name=name)
-    Membership.objects.create(project=project, user=owner, role=Role.OWNER)
-    return project

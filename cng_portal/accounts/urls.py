@@ -12,7 +12,6 @@ urlpatterns = [
     path("profile/sessions/<int:session_id>/end/", profile.end_session, name="end_session"),
     path("profile/sign-ins/", profile.sign_ins, name="sign_ins"),
     path("profile/stop-looking/", profile.stop_looking, name="stop_looking"),
-    path("people/", people.people, name="people"),
     path("people/<uuid:project_id>/invite/", people.invite, name="invite"),
     path("people/invitations/<uuid:invitation_id>/resend/", people.resend, name="resend"),
     path("people/invitations/<uuid:invitation_id>/revoke/", people.revoke, name="revoke"),

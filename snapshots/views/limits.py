@@ -1,5 +1,7 @@
 """How much of each quota is used: of the account, and of each of its projects that the person sees."""
 
+from typing import Any
+
 from django.db.models import Count, OuterRef, QuerySet, Subquery, Sum
 from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse
@@ -22,12 +24,7 @@ def limits(request: HttpRequest) -> HttpResponse:
     owners = [*customers, *projects]
     for owner in owners:
         owner.is_account = isinstance(owner, Customer)
-        owner.uses = [
-            QuotaUse(_("Snapshots"), owner.used_count, owner.snapshot_quota),
-            QuotaUse(_("GB of snapshots"), owner.used_gb, owner.snapshot_gb_quota),
-            QuotaUse(_("Volumes"), owner.volume_count, owner.volume_quota),
-            QuotaUse(_("GB of volumes"), owner.volume_gb, owner.volume_gb_quota),
-        ]
+        owner.uses = quota_uses(owner)
     return render(request, "snapshots/limits.html", {"owners": owners})
 
 
@@ -44,3 +41,13 @@ def with_use(owners: QuerySet, field: str) -> QuerySet:
         used_count=Coalesce(Subquery(counted.annotate(n=Count("pk")).values("n")), 0),
         used_gb=Coalesce(Subquery(counted.annotate(n=Sum("size_gb")).values("n")), 0),
     )
+
+
+def quota_uses(owner: Any) -> list[QuotaUse]:
+    """Each quota of a customer or project of `with_use`."""
+    return [
+        QuotaUse(_("Snapshots"), owner.used_count, owner.snapshot_quota),
+        QuotaUse(_("GB of snapshots"), owner.used_gb, owner.snapshot_gb_quota),
+        QuotaUse(_("Volumes"), owner.volume_count, owner.volume_quota),
+        QuotaUse(_("GB of volumes"), owner.volume_gb, owner.volume_gb_quota),
+    ]

@@ -100,9 +100,9 @@ def get_draft(user: User, draft_id: UUID) -> Draft:
 
 def require_some_project(user: User, customer_id: UUID | None = None) -> None:
     changeable = [
-        project_id
-        for project_id, owner, _role in user.seen
-        if user.can_change(project_id) and customer_id in (None, owner)
+        project.id
+        for project in user.seen
+        if user.can_change(project.id) and customer_id in (None, project.customer_id)
     ]
     if not changeable:
         raise PermissionDenied(

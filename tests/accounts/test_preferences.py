@@ -102,7 +102,7 @@ def test_no_page_says_a_date_in_another_way_than_the_person_wants(
         *(wizard.url(draft, slug) for slug in wizard.slugs(draft)),
         *(f"/billing/{name}" for name in ("", "subscriptions/", "credits/", "transactions/", "statement/")),
         "/notifications/",
-        *(reverse(f"accounts:{name}") for name in ("security", "sessions", "sign_ins", "people")),
+        *(reverse(f"accounts:{name}") for name in ("security", "sessions", "sign_ins")),
         reverse("activity:log"),
     ]
     User.objects.update(date_format=DateFormat.ISO)

@@ -218,7 +218,7 @@ def test_the_page_says_how_the_email_of_each_invitation_went(
     }.items():
         email = f"{state.replace(' ', '-').lower()}@example.com"
         InvitationFactory(project=project, email=email, mail=OutgoingMailFactory(recipient=email, **mail))
-    page = client_for(owner).get(reverse("accounts:people")).text
+    page = client_for(owner).get(reverse("project", args=[project.pk])).text
     rows = re.findall(r'<tr id="invitation-.*?</tr>', page, re.DOTALL)
     shown = {re.search(r"<strong>(.*?)@", row)[1]: " ".join(re.sub("<[^>]*>", " ", row).split()) for row in rows}
     assert "Delayed The mail server hasn't accepted it yet. Next attempt:" in unescape(shown["delayed"])

@@ -12,7 +12,7 @@ from django.urls import reverse
 from billing import closing, context, pdf
 from billing.low_balance import warn_low_balances
 from billing.models import Invoice, ServiceKind
-from billing.summary import build_summary
+from billing.summary import build_summary, spend_by_project
 from billing.usage import close_segment
 from billing.wallet import buy_credits, correct_credits, grant_credits
 from cng_portal.accounts.models import Customer, Role
@@ -103,6 +103,17 @@ def test_the_projection_is_what_the_invoice_will_say(owner, history):
     found = build_summary(customer=history.customer, at=NOW)
     closing.close_months(at=yangon(1, month=12))
     assert Invoice.objects.order_by("-month")[0].total_micro == found.projected_micro
+
+
+def test_the_spend_of_the_projects_adds_up_to_that_of_the_month(history, use, owner):
+    other = ProjectFactory(customer=history.customer)
+    use(yangon(10), yangon(11), project=other)
+    spend = spend_by_project(customer=history.customer, at=NOW)
+    assert spend == {history.project.pk: 9_420 * 10**6, other.pk: 24 * 20 * 10**6}
+    assert sum(spend.values()) == build_summary(customer=history.customer, at=NOW).this_month_micro
+    assert "K 9,420.00" in words(owner.get(reverse("project", args=[history.project.pk])))
+    closing.close_months(at=yangon(1, month=12))
+    assert spend_by_project(customer=history.customer, at=yangon(1, 1, month=12)) == {history.project.pk: 20 * 10**6}
 
 
 def test_every_amount_of_the_summary_leads_to_rows_that_add_up_to_it(owner, history):

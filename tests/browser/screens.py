@@ -451,11 +451,15 @@ def of_billing(member: Membership) -> Screens:
 
 def of_oneself(member: Membership) -> Screens:
     other = Membership.objects.get(user__email="thiri@example.com", project=member.project)
-    names = ("profile", "security", "sessions", "sign_ins", "people")
+    names = ("profile", "security", "sessions", "sign_ins")
     found = {name: Screen(reverse(f"accounts:{name}")) for name in names}
     found |= {
         "activity": Screen(reverse("activity:log")),
         "notifications": Screen(reverse("notifications:list")),
+        "projects": Screen("/projects/"),
+        "project": Screen(reverse("project", args=[member.project_id])),
+        "new-project": Screen(reverse("new_project")),
+        "archive-project": Screen(reverse("archive_project", args=[member.project_id])),
         "invite": Screen(reverse("accounts:invite", args=[member.project_id])),
         "role": Screen(reverse("accounts:role", args=[other.pk])),
         "remove": Screen(reverse("accounts:remove", args=[other.pk])),
@@ -536,7 +540,7 @@ def of_a_newcomer(_member: Membership) -> Screens:
         "wizard": "/snapshots/new/",
         "notifications": "/notifications/",
         "activity": "/profile/activity/",
-        "people": "/people/",
+        "projects": "/projects/",
         "set-password": reverse("account_set_password"),
         **{name: reverse(f"billing:{name}") for name in ("summary", "subscriptions", "credits", "statement")},
     }
@@ -549,7 +553,8 @@ def of_a_viewer(member: Membership) -> Screens:
         "viewer-dashboard": Screen("/"),
         "viewer-snapshots": Screen("/snapshots/"),
         "viewer-snapshot": Screen(reverse("snapshots:snapshot", args=[ready.pk])),
-        "viewer-people": Screen("/people/"),
+        "viewer-projects": Screen("/projects/"),
+        "viewer-project": Screen(reverse("project", args=[ready.project_id])),
         "viewer-forbidden": Screen(reverse("snapshots:delete", args=[ready.pk]), status=403),
     }
 

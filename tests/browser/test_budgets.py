@@ -60,14 +60,14 @@ PAGES = [
     "/profile/",
     "/profile/limits/",
     "/profile/activity/",
-    "/people/",
+    "/projects/",
     "/help/",
     "/help/keyboard/",
     "/snapshots/new/",
     "/backups/new/",
 ]
 # The lists whose first link to something of theirs leads to a page of one thing.
-DETAILS = ["/volumes/", "/instances/", "/backups/schedules/"]
+DETAILS = ["/volumes/", "/instances/", "/backups/schedules/", "/projects/"]
 FIRST_THING = """list => [...document.querySelectorAll("main a")].map((link) => link.pathname)
     .find((path) => path.startsWith(list) && path.length > list.length + 30)"""
 

@@ -203,11 +203,14 @@ def test_the_pages_of_the_profile(
         action="role.change", actor=member.user, target=other.user, project=member.project, after={"role": "x"}
     )
     sign_in(member.user)
-    names = ("profile", "security", "sessions", "sign_ins", "people")
+    names = ("profile", "security", "sessions", "sign_ins")
     paths = [reverse(f"accounts:{name}") for name in names]
     paths += [
         reverse("activity:log"),
         reverse("snapshots:limits"),
+        reverse("projects"),
+        reverse("new_project"),
+        *(reverse(name, args=[member.project_id]) for name in ("project", "rename_project", "archive_project")),
         reverse("accounts:invite", args=[member.project_id]),
     ]
     paths += [reverse(f"accounts:{name}", args=[other.pk]) for name in ("role", "remove")]

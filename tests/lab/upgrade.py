@@ -41,7 +41,7 @@ PAGES = [
     "/backups/",
     "/billing/",
     "/profile/",
-    "/people/",
+    "/profile/limits/",
 ]
 PEOPLE = 200_000
 MANY_PEOPLE = {

@@ -1,4 +1,4 @@
-"""Who is in the projects that a person sees, and in which role; owners invite, change and remove."""
+"""Members of a project: owners invite, change roles and remove; anybody leaves."""
 
 from uuid import UUID
 
@@ -7,42 +7,17 @@ from allauth.account.models import Login
 from django.contrib import messages
 from django.contrib.auth.decorators import login_not_required
 from django.core.exceptions import ValidationError
-from django.db.models import Prefetch
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext as _
-from django.views.decorators.http import require_http_methods, require_POST, require_safe
+from django.views.decorators.http import require_http_methods, require_POST
 
 from cng_portal.accounts import roles
 from cng_portal.accounts.forms import InvitationForm, RoleForm, SignUpForm
-from cng_portal.accounts.models import Invitation, Membership, Project, Role, User
+from cng_portal.accounts.models import Invitation, Membership, Project, User
 from cng_portal.accounts.submissions import submit_once
-
-
-@require_safe
-def people(request: HttpRequest) -> HttpResponse:
-    """Three queries besides session and person, however many projects and people there are."""
-    user = request.user
-    members = Membership.objects.select_related("user").order_by("user__name", "user__email")
-    invitations = roles.open_invitations().select_related("mail").order_by("email")
-    projects = (
-        Project.objects.visible_to(user)
-        .select_related("customer")
-        .prefetch_related(
-            Prefetch("memberships", queryset=members),
-            Prefetch("invitations", queryset=invitations, to_attr="open_invitations"),
-        )
-    )
-    now = timezone.now()
-    shown = list(projects)
-    for project in shown:
-        project.is_mine = user.roles[project.pk] == Role.OWNER
-        for invitation in project.open_invitations:
-            invitation.has_expired = invitation.expires_at <= now
-    context = {"projects": shown, "many": len({project.customer_id for project in shown}) > 1}
-    return render(request, "accounts/people.html", context)
 
 
 @require_http_methods(["GET", "POST"])
@@ -59,7 +34,7 @@ def invite(request: HttpRequest, project_id: UUID) -> HttpResponse:
         else:
             sentence = _("%(email)s is invited to “%(project)s”: a message with a link is on its way.")
             messages.success(request, sentence % {"email": form.cleaned_data["email"], "project": project.name})
-            return redirect("accounts:people")
+            return redirect("project", project.pk)
     return render(request, "accounts/invite.html", {"project": project, "form": form})
 
 
@@ -81,7 +56,7 @@ def resend(request: HttpRequest, invitation_id: UUID) -> HttpResponse:
         messages.error(request, str(refusal))
     else:
         messages.success(request, _("The invitation is on its way to %(email)s again.") % {"email": old.email})
-    return redirect("accounts:people")
+    return redirect("project", old.project_id)
 
 
 @require_POST
@@ -95,7 +70,7 @@ def revoke(request: HttpRequest, invitation_id: UUID) -> HttpResponse:
         messages.success(
             request, _("The invitation of %(email)s does not work any more.") % {"email": invitation.email}
         )
-    return redirect("accounts:people")
+    return redirect("project", invitation.project_id)
 
 
 def get_membership(user: User, membership_id: int) -> Membership:
@@ -115,7 +90,7 @@ def change_role(request: HttpRequest, membership_id: int) -> HttpResponse:
             form.add_error("role", str(refusal))
         else:
             messages.success(request, _("The role of %(person)s is changed.") % {"person": membership.user})
-            return redirect("accounts:people")
+            return redirect("project", membership.project_id)
     return render(request, "accounts/role.html", {"membership": membership, "form": form})
 
 
@@ -136,7 +111,7 @@ def remove(request: HttpRequest, membership_id: int) -> HttpResponse:
             names = {"person": membership.user, "project": membership.project.name}
             done = _("You have left “%(project)s”.") if leaves else _("%(person)s is not in “%(project)s” any more.")
             messages.success(request, done % names)
-            return redirect("accounts:people")
+            return redirect("projects") if leaves else redirect("project", membership.project_id)
     context = {"membership": membership, "leaves": leaves, "problems": problems}
     return render(request, "accounts/remove.html", context)
 

@@ -25,7 +25,8 @@ from billing.models import ServiceKind
 from billing.packages import create_package
 from billing.wallet import buy_credits
 from cng_portal.accounts.models import BillingType, Customer, Membership, Project, Role, User
-from cng_portal.accounts.services import create_customer, create_project
+from cng_portal.accounts.projects import create_project
+from cng_portal.accounts.services import create_customer
 from cng_portal.common.money import to_micro
 from cng_portal.inventory.models import Location, Region, VirtualMachine, Volume
 from snapshots.backups.automatic import switch_automatic_backups
@@ -130,7 +131,7 @@ def fill() -> None:
     owner = User.objects.create_user("customer@example.com", PASSWORD, name="Aung Zaw Htet")
     azh = create_customer(name="A.Z.H Trading", owner=owner, number=1039)
     for name in ("Software", "Test"):
-        create_project(customer=azh, name=name, owner=owner)
+        create_project(name=name, by=owner)
     colleague = User.objects.create_user("thiri@example.com", name="Thiri Win", customer=azh)  # cannot sign in
     Membership.objects.create(project=azh.projects.get(name="Default"), user=colleague, role=Role.VIEWER)
     Membership.objects.create(project=azh.projects.get(name="Software"), user=colleague, role=Role.MEMBER)

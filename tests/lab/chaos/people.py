@@ -35,7 +35,14 @@ UUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 HANGS_AFTER_SECONDS = 30.0
 PAGES = ["/", "/snapshots/", "/snapshots/vm/", "/volumes/", "/instances/", "/backups/", "/backups/schedules/"]
 PAGES += ["/billing/", "/billing/subscriptions/", "/billing/credits/", "/billing/transactions/", "/billing/statement/"]
-PAGES += ["/billing/usage.csv", "/notifications/", "/people/", "/profile/", "/profile/activity/", "/profile/sessions/"]
+PAGES += [
+    "/billing/usage.csv",
+    "/notifications/",
+    "/projects/",
+    "/profile/",
+    "/profile/activity/",
+    "/profile/sessions/",
+]
 PAGES += ["/profile/limits/", "/backups/?view=cards", "/snapshots/?sort=oldest", "/backups/schedules/?show=troubled"]
 ADMIN_PAGES = ["/admin/", "/admin/snapshots/operation/overview/", "/admin/snapshots/operation/"]
 ADMIN_PAGES += ["/admin/snapshots/snapshot/", "/admin/snapshots/backuprun/", "/admin/snapshots/backupschedule/"]
@@ -439,7 +446,7 @@ class Customer(Person):
         return self.confirm(f"/people/{self.project}/invite/", email=guest, role=role)
 
     def revoke_invitation(self) -> bool | None:
-        path = self.choose("/people/", rf'"(/people/invitations/{UUID}/revoke/)"')
+        path = self.choose(f"/projects/{self.project}/", rf'"(/people/invitations/{UUID}/revoke/)"')
         if not path or self.random.random() < 0.7:  # most are left to be accepted
             return None
         return self.ask(path, {}).status == 302

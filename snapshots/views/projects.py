@@ -1,0 +1,195 @@
+"""Projects: what is in each, who is a member, what it may use and what it costs."""
+
+from dataclasses import dataclass
+from uuid import UUID
+
+from django.contrib import messages
+from django.core.exceptions import ValidationError
+from django.db.models import Count, OuterRef, QuerySet, Subquery
+from django.db.models.functions import Coalesce
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.translation import gettext as _
+from django.views.decorators.http import require_http_methods, require_POST, require_safe
+
+from billing.access import billed_customer
+from billing.summary import spend_by_project
+from cng_portal.accounts import roles
+from cng_portal.accounts.forms import ProjectForm
+from cng_portal.accounts.models import Membership, Project, Role, User
+from cng_portal.accounts.projects import create_project, rename_project, require_customer_owner
+from cng_portal.accounts.submissions import submit_once
+from cng_portal.common.money import format_amount
+from cng_portal.inventory.models import VirtualMachine
+from snapshots.errors import ActionRefused
+from snapshots.projects import Contents, archive_project, count_contents, unarchive_project
+
+from .limits import quota_uses, with_use
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectRow:
+    """A project in the list. `spend` is this month's, "" for who does not see the bills."""
+
+    project: Project
+    role: str
+    spend: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """How many of a kind are in a project, and the list of them."""
+
+    label: str
+    count: int
+    icon: str
+    url: str
+
+
+def spend_of(user: User) -> dict[UUID, str]:
+    """This month's spend of each project by its id, for an owner; else empty."""
+    customer = billed_customer(user)
+    if customer is None:
+        return {}
+    spend = spend_by_project(customer=customer, at=timezone.now())
+    projects = [project.id for project in user.seen if project.customer_id == customer.pk]
+    return {pk: format_amount(spend.get(pk, 0), customer.currency) for pk in projects}
+
+
+def in_list(user: User) -> QuerySet[Project]:
+    machines = VirtualMachine.objects.present().filter(project=OuterRef("pk")).order_by().values("project")
+    members = Membership.objects.filter(project=OuterRef("pk"), user__is_active=True).order_by().values("project")
+    return (
+        with_use(Project.objects.visible_to(user), "project")
+        .annotate(
+            machine_count=Coalesce(Subquery(machines.annotate(n=Count("pk")).values("n")), 0),
+            member_count=Coalesce(Subquery(members.annotate(n=Count("pk")).values("n")), 0),
+        )
+        .select_related("customer")
+        .order_by("name", "pk")
+    )
+
+
+@require_safe
+def projects(request: HttpRequest) -> HttpResponse:
+    user = request.user
+    spend = spend_of(user)
+    rows = [
+        ProjectRow(project=project, role=Role(user.roles[project.pk]).label, spend=spend.get(project.pk, ""))
+        for project in in_list(user)
+    ]
+    context = {
+        "rows": [row for row in rows if row.project.archived_at is None],
+        "archived": [row for row in rows if row.project.archived_at],
+        "has_spend": bool(spend),
+        "many_customers": len(user.customer_ids) > 1,
+        "can_create_project": user.owns_customer,
+    }
+    return render(request, "projects/projects.html", context)
+
+
+def get_project(user: User, project_id: UUID) -> Project:
+    return get_object_or_404(Project.objects.visible_to(user).select_related("customer"), pk=project_id)
+
+
+def get_own_project(user: User, project_id: UUID) -> Project:
+    """404 for a stranger, 403 for who is not an owner."""
+    project = get_project(user, project_id)
+    roles.require_owner(user, project)
+    return project
+
+
+def list_contents(project: Project, contents: Contents) -> list[Content]:
+    def content(label: str, count: int, icon: str, name: str) -> Content:
+        return Content(label=label, count=count, icon=icon, url=f"{reverse(name)}?project={project.pk}")
+
+    return [
+        content(_("Instances"), contents.machines, "server", "snapshots:machines"),
+        content(_("Volumes"), contents.volumes, "circle-stack", "snapshots:volumes"),
+        content(_("Snapshots"), contents.snapshots, "camera", "snapshots:volume_snapshots"),
+        content(_("Backups"), contents.backups, "archive-box", "snapshots:backups"),
+    ]
+
+
+@require_safe
+def project(request: HttpRequest, project_id: UUID) -> HttpResponse:
+    user = request.user
+    visible = with_use(Project.objects.visible_to(user), "project").select_related("customer")
+    found = get_object_or_404(visible, pk=project_id)
+    contents = count_contents(found)
+    context = {
+        "project": found,
+        "is_owner": user.roles[found.pk] == Role.OWNER,
+        "role": Role(user.roles[found.pk]).label,
+        "contents": list_contents(found, contents),
+        "can_archive": contents.is_empty,
+        "uses": quota_uses(found),
+        "spend": spend_of(user).get(found.pk, ""),
+        "statement_url": f"{reverse('billing:statement')}?project={found.pk}",
+        "memberships": found.memberships.select_related("user").order_by("user__name", "user__email"),
+        "invitations": roles.open_invitations().filter(project=found).select_related("mail").order_by("email"),
+    }
+    return render(request, "projects/project.html", context)
+
+
+@require_http_methods(["GET", "POST"])
+@submit_once
+def new(request: HttpRequest) -> HttpResponse:
+    require_customer_owner(request.user)
+    form = ProjectForm(request.POST or None)
+    if request.method == "POST" and form.is_valid():
+        try:
+            made = create_project(name=form.cleaned_data["name"], by=request.user)
+        except ValidationError as error:
+            form.add_error("name", error)
+        else:
+            messages.success(request, _("The project “%(name)s” is ready.") % {"name": made.name})
+            return redirect("project", made.pk)
+    return render(request, "projects/form.html", {"form": form})
+
+
+@require_http_methods(["GET", "POST"])
+def rename(request: HttpRequest, project_id: UUID) -> HttpResponse:
+    found = get_own_project(request.user, project_id)
+    form = ProjectForm(request.POST or None, initial={"name": found.name})
+    if request.method == "POST" and form.is_valid():
+        try:
+            rename_project(project=found, name=form.cleaned_data["name"], by=request.user)
+        except ValidationError as error:
+            form.add_error("name", error)
+        else:
+            messages.success(request, _("The project was renamed."))
+            return redirect("project", found.pk)
+    return render(request, "projects/form.html", {"form": form, "project": found})
+
+
+@require_http_methods(["GET", "POST"])
+def archive(request: HttpRequest, project_id: UUID) -> HttpResponse:
+    found = get_own_project(request.user, project_id)
+    problems = []
+    if request.method == "POST":
+        try:
+            archive_project(project=found, by=request.user, at=timezone.now())
+        except ActionRefused as refusal:
+            problems = [{"id": "", "message": str(refusal)}]
+        else:
+            messages.success(request, _("“%(name)s” is archived.") % {"name": found.name})
+            return redirect("projects")
+    contents = count_contents(found)
+    context = {
+        "project": found,
+        "problems": problems,
+        "is_empty": contents.is_empty,
+        "contents": [content for content in list_contents(found, contents) if content.count],
+    }
+    return render(request, "projects/archive.html", context)
+
+
+@require_POST
+def unarchive(request: HttpRequest, project_id: UUID) -> HttpResponse:
+    found = get_own_project(request.user, project_id)
+    unarchive_project(project=found, by=request.user)
+    messages.success(request, _("“%(name)s” can be used again.") % {"name": found.name})
+    return redirect("project", found.pk)
