@@ -20,7 +20,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 if TYPE_CHECKING:
-    from snapshots.storage.cinder.driver import CinderDriver
+    from snapshots.storage.cinder import CinderDriver
     from tests.lab.openstack.lab import Lab
     from tests.lab.openstack.pool import Pool
     from tests.lab.openstack.stores import CinderStore
@@ -74,7 +74,7 @@ def cinder() -> Any:
 
 @pytest.fixture(scope="session")
 def driver() -> "CinderDriver":
-    from snapshots.storage.cinder.driver import CinderDriver
+    from snapshots.storage.cinder import CinderDriver
 
     return CinderDriver(location="TEST-1", cloud="demo")
 

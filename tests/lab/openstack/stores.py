@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from snapshots.storage.cinder.driver import CinderDriver, name_of
+from snapshots.storage.cinder import CinderDriver
+from snapshots.storage.cinder.creation import name_of
 from snapshots.storage.contract import GIB, VolumeRef
 from tests.lab.openstack.pool import Pool
 

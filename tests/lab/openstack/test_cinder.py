@@ -17,9 +17,9 @@ from uuid import uuid4
 
 import pytest
 
-from snapshots.storage.cinder import driver as module
-from snapshots.storage.cinder.driver import CinderDriver, name_of
-from snapshots.storage.contract import Busy, Interrupted, NotFound, Refused, SnapshotRef, Unavailable, VolumeRef
+from snapshots.storage.cinder import CinderDriver, client
+from snapshots.storage.cinder.creation import name_of
+from snapshots.storage.contract import GIB, Busy, Interrupted, NotFound, Refused, SnapshotRef, Unavailable, VolumeRef
 from tests.lab.openstack.stores import CinderStore
 from tests.snapshots.storage.contract import AFTER, BEFORE, assert_holds, capture, interrupt, new_volume, ref_of
 
@@ -118,7 +118,7 @@ def test_a_snapshot_is_not_written_to_another_volume(store: CinderStore) -> None
 def test_a_volume_in_use_is_captured_but_not_written(
     store: CinderStore, admin: Any, monkeypatch: pytest.MonkeyPatch, newest: tuple[int, int]
 ) -> None:
-    monkeypatch.setattr(module, "NEWEST", newest)
+    monkeypatch.setattr(client, "NEWEST", newest)
     driver = CinderDriver(location="TEST-1", cloud="demo")
     volume = new_volume(store, BEFORE)
     with attached(admin, volume):
@@ -132,7 +132,7 @@ def test_a_volume_in_use_is_captured_but_not_written(
 def test_a_cloud_that_is_too_old_to_write_back_recommends_a_new_volume(
     store: CinderStore, monkeypatch: pytest.MonkeyPatch, newest: tuple[int, int]
 ) -> None:
-    monkeypatch.setattr(module, "NEWEST", newest)
+    monkeypatch.setattr(client, "NEWEST", newest)
     driver = CinderDriver(location="TEST-1", cloud="demo")
     volume = new_volume(store, BEFORE)
     ref = SnapshotRef(uuid=uuid4())
@@ -162,6 +162,34 @@ def test_the_state_of_a_volume_decides_what_is_said(
     assert store.leftovers() == []
 
 
+@pytest.mark.parametrize("newest", [(3, 71), (3, 41)], ids=str)
+def test_an_attached_volume_grows_where_the_cloud_can(
+    store: CinderStore, admin: Any, monkeypatch: pytest.MonkeyPatch, newest: tuple[int, int]
+) -> None:
+    monkeypatch.setattr(client, "NEWEST", newest)
+    driver = CinderDriver(location="TEST-1", cloud="demo")
+    volume = new_volume(store, BEFORE)
+    with attached(admin, volume):
+        if newest < (3, 42):
+            with pytest.raises(Busy, match="“files” is attached"):
+                driver.extend_volume(volume, 2)
+        else:
+            driver.extend_volume(volume, 2)
+    driver.extend_volume(volume, 2)
+    assert store.size(volume) == 2 * GIB
+    assert_holds(store, volume, BEFORE)
+
+
+def test_an_extension_that_the_storage_cannot_do_is_refused(store: CinderStore, pool: Any, admin: Any) -> None:
+    volume = new_volume(store)
+    pool.remove(volume.backend_ref)
+    for _time in range(2):
+        with pytest.raises(Refused, match="failed to grow the volume “files”, which is locked now"):
+            store.driver.extend_volume(volume, 2)
+    set_status(admin, volume, "available")
+    store.driver.delete_volume(volume)
+
+
 # Quotas, rights, accounts
 
 
@@ -182,9 +210,11 @@ def test_a_quota_is_explained_and_nothing_is_left(
     quota(volumes=10, snapshots=10, gigabytes=4)
     with pytest.raises(Refused, match=r"allows 4 GB, of which 2 GB are used and 3 GB more"):
         driver.create_volume(VolumeRef(uuid=uuid4(), name="files", size_gb=3))
+    with pytest.raises(Refused, match=r"allows 4 GB, of which 2 GB are used and 3 GB more"):
+        driver.extend_volume(volumes[0], 4)
     with pytest.raises(NotFound, match="files"):  # the volumes of another project
         store.driver.create_snapshots([(snapshots[0], VolumeRef(uuid=uuid4(), name="files", size_gb=1))])
-    other = driver._connect().service
+    other = driver.cloud.connect().service
     for volume in volumes:
         with pytest.raises(NotFound, match="files"):
             store.driver.bytes_needed([volume])
@@ -200,6 +230,7 @@ def test_an_account_that_may_only_read_is_told_so(store: CinderStore) -> None:
         lambda: reader.create_volume(VolumeRef(uuid=uuid4(), name="files", size_gb=1)),
         lambda: reader.create_snapshots([(SnapshotRef(uuid=uuid4()), volume)]),
         lambda: reader.create_volume_from_snapshot(snapshot, VolumeRef(uuid=uuid4(), name="files", size_gb=1)),
+        lambda: reader.extend_volume(volume, 2),
         lambda: reader.revert_volume(volume, snapshot),
         lambda: reader.delete_snapshot(snapshot),
     ]
@@ -211,7 +242,7 @@ def test_an_account_that_may_only_read_is_told_so(store: CinderStore) -> None:
 
 def test_a_token_that_the_cloud_no_longer_knows_is_replaced(store: CinderStore) -> None:
     store.driver.check_health()
-    session = store.driver._connect().service.session
+    session = store.driver.cloud.connect().service.session
     session.auth.auth_ref._auth_token = "forgotten"
     store.driver.check_health()
     assert session.get_token() != "forgotten"
@@ -320,8 +351,8 @@ def test_who_is_interrupted_does_not_remove_what_another_has_taken_over(store: C
 def test_lists_are_read_page_by_page(store: CinderStore, monkeypatch: pytest.MonkeyPatch) -> None:
     volume = new_volume(store, BEFORE)
     capture(store, *[volume] * 5)
-    monkeypatch.setattr(module, "PAGE", 2)
-    found = list(store.driver._list(module.Beat(), "snapshot", {"volume_id": volume.backend_ref}))
+    monkeypatch.setattr(client, "PAGE_SIZE", 2)
+    found = list(client.Client(store.driver.cloud).items("snapshot", volume_id=volume.backend_ref))
     assert len({item["id"] for item in found}) == len(found) == 5
 
 
@@ -336,7 +367,7 @@ def is_killed(call: Callable[[CinderDriver], object], request: int) -> bool:
 
         def trace(frame: FrameType, event: str, argument: Any) -> None:
             code = frame.f_code
-            if code.co_filename == module.__file__ and code.co_name == "send" and next(requests) == request:
+            if code.co_filename == client.__file__ and code.co_name == "send" and next(requests) == request:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         try:
@@ -398,6 +429,24 @@ def test_a_killed_revert_and_a_killed_deletion_are_finished_by_the_next(store: C
         killed |= is_killed(lambda driver: driver.delete_snapshot(snapshot), request)  # noqa: B023
         store.driver.delete_snapshot(snapshot)
         assert made(store, snapshot.uuid) == []
+        if not killed:
+            break
+    assert store.leftovers() == []
+
+
+@pytest.mark.thorough
+def test_a_killed_creation_extension_and_deletion_of_a_volume_are_finished_by_the_next(store: CinderStore) -> None:
+    for request in count(1):
+        volume = VolumeRef(uuid=uuid4(), name="files", size_gb=1)
+        killed = is_killed(lambda driver: driver.create_volume(volume), request)  # noqa: B023
+        ref = store.driver.create_volume(volume)
+        assert [item.id for item in made(store, volume.uuid)] == [ref]
+        killed |= is_killed(lambda driver: driver.extend_volume(volume, 2), request)  # noqa: B023
+        store.driver.extend_volume(volume, 2)
+        assert store.size(volume) == 2 * GIB
+        killed |= is_killed(lambda driver: driver.delete_volume(volume), request)  # noqa: B023
+        store.driver.delete_volume(volume)
+        assert made(store, volume.uuid) == []
         if not killed:
             break
     assert store.leftovers() == []

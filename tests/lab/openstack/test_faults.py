@@ -8,8 +8,9 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from snapshots.storage.cinder import driver as module
-from snapshots.storage.cinder.driver import UNWANTED, CinderDriver, name_of
+from snapshots.storage.cinder import CinderDriver, creation
+from snapshots.storage.cinder import driver as cinder_driver
+from snapshots.storage.cinder.creation import UNWANTED, name_of
 from snapshots.storage.contract import SnapshotRef, StorageError, Unavailable, VolumeRef
 from tests.lab.openstack.lab import Lab, wait_until
 from tests.lab.openstack.stores import CinderStore
@@ -47,7 +48,7 @@ def unwanted(store: CinderStore, volume: VolumeRef) -> list[str]:
 def remove_what_never_came(store: CinderStore) -> None:
     """As it happens a day later: what RabbitMQ forgot stays `creating` for ever."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "STUCK_SECONDS", 0.0)
+        patch.setattr(cinder_driver, "STUCK_SECONDS", 0.0)
         store.driver.remove_leftovers()
 
 
@@ -131,7 +132,7 @@ def test_a_service_known_to_be_down_fails_what_is_new(lab: Lab, store: CinderSto
 def test_a_service_killed_in_mid_flight_costs_time_only(
     lab: Lab, store: CinderStore, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(module, "ADOPTABLE_SECONDS", 5.0)
+    monkeypatch.setattr(creation, "ADOPTABLE_SECONDS", 5.0)
     driver = CinderDriver(location="TEST-1", cloud="demo", create_timeout="30")
     volumes = [new_volume(store, BEFORE) for _each in range(4)]
     refs = [SnapshotRef(uuid=uuid4()) for _volume in volumes]
@@ -159,7 +160,7 @@ def test_a_service_killed_in_mid_flight_costs_time_only(
 def test_what_the_message_queue_forgot_is_made_again_and_its_ghost_is_removed(
     lab: Lab, store: CinderStore, impatient: CinderDriver, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr(module, "ADOPTABLE_SECONDS", 3.0)
+    monkeypatch.setattr(creation, "ADOPTABLE_SECONDS", 3.0)
     volume = new_volume(store, BEFORE)
     [early] = capture(store, volume)
     uuid = uuid4()
@@ -181,7 +182,7 @@ def test_what_the_message_queue_forgot_is_made_again_and_its_ghost_is_removed(
         lab.start_service("rabbit")
         lab.wait_for_port("rabbit")
     # not for a moment does what is new wait for the ghost, as it would for what another attempt is making
-    driver = CinderDriver(location="TEST-1", cloud="demo", create_timeout=str(module.CROWDED_SECONDS))
+    driver = CinderDriver(location="TEST-1", cloud="demo", create_timeout=str(creation.CROWDED_SECONDS))
     ref = persist(lambda: make(driver))
     assert states(store, uuid) == ["available"]
     assert ghosts() == ["creating"]

@@ -30,8 +30,8 @@ from snapshots import new_volumes, restores, services
 from snapshots.cloudsync.sync import sync_location
 from snapshots.errors import InvalidState
 from snapshots.models import DiskImage, Operation, Snapshot, State
-from snapshots.storage.cinder import driver as driver_module
-from snapshots.storage.cinder.driver import name_of
+from snapshots.storage.cinder import client
+from snapshots.storage.cinder.creation import name_of
 from snapshots.storage.contract import SnapshotRef, VolumeRef
 from tests.factories import LocationFactory, MembershipFactory, OperationFactory, UserFactory
 from tests.lab.openstack.lab import Lab, wait_until
@@ -450,7 +450,7 @@ def test_a_list_goes_on_when_what_its_page_ended_with_is_gone(
 ) -> None:
     from snapshots.storage.registry import get_driver
 
-    monkeypatch.setattr(driver_module, "PAGE", 2)
+    monkeypatch.setattr(client, "PAGE_SIZE", 2)
     volumes = [make(other, f"volume {number}") for number in range(5)]
     pages = get_driver(location).pages_of_volumes(cloud_project.external_id)
     first = next(pages)
@@ -485,7 +485,7 @@ def test_a_cloud_that_does_not_answer_changes_nothing_and_says_so(
 ) -> None:
     make(other)
     sync_location(location)
-    monkeypatch.setattr(driver_module, "PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(client, "PATIENCE_SECONDS", 1.0)
     err = StringIO()
     with lab.stopped("cinder-api"), pytest.raises(CommandError, match="Not everything could be looked at"):
         call_command("sync_inventory", stdout=StringIO(), stderr=err)
@@ -564,7 +564,7 @@ def nova(admin: Any) -> Iterator[None]:
 def test_servers_come_with_their_names_sizes_and_states(
     location: Location, member: Membership, other: Any, admin: Any, nova: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(driver_module, "PAGE", 2)
+    monkeypatch.setattr(client, "PAGE_SIZE", 2)
     volume = make(other)
     attach_volume(admin, volume, SERVERS[1]["id"], "/dev/vdb")
     sync_location(location)

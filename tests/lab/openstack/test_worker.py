@@ -12,7 +12,7 @@ from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import Location, Volume
 from snapshots import new_volumes, services
 from snapshots.models import Operation, Snapshot, State
-from snapshots.storage.cinder.driver import name_of
+from snapshots.storage.cinder.creation import name_of
 from snapshots.storage.contract import VolumeRef
 from snapshots.tasks import run_operation
 from tests.factories import LocationFactory, MembershipFactory, VolumeFactory
