@@ -11,12 +11,14 @@ checksum; but the digest of a chunk of zeros is a constant, so a hole of any siz
 """
 
 from abc import ABC, abstractmethod
+from typing import BinaryIO
 
 from blake3 import blake3
 
 CHUNK = 2 * 1024**2
 ZEROS = memoryview(bytes(CHUNK))
 ZERO_DIGEST = blake3(ZEROS).digest()
+DIGEST_SIZE = len(ZERO_DIGEST)
 PREFIX = "blake3-2m:"
 
 
@@ -35,8 +37,13 @@ class Checksum(ABC):
 
 
 class ChunkedChecksum(Checksum):
-    def __init__(self) -> None:
-        self.digests, self.chunk, self.chunk_length = blake3(), blake3(), 0
+    def __init__(self, log: BinaryIO | None = None) -> None:
+        """With a `log`, the digest of each chunk is written to it."""
+        self.digests, self.chunk, self.chunk_length, self.log = blake3(), blake3(), 0, log
+
+    def skip(self, digests: bytes) -> None:
+        """Count chunks as added whose digests an earlier read has logged. Nothing else was added yet."""
+        self.digests.update(digests)
 
     def add(self, data: memoryview) -> None:
         while data:
@@ -53,7 +60,7 @@ class ChunkedChecksum(Checksum):
             self.add(ZEROS[:started])
             length -= started
         whole_chunks, rest = divmod(length, CHUNK)
-        self.digests.update(ZERO_DIGEST * whole_chunks)
+        self._add_digests(ZERO_DIGEST * whole_chunks)
         self.add(ZEROS[:rest])
 
     def finish(self) -> str:
@@ -62,8 +69,13 @@ class ChunkedChecksum(Checksum):
         return PREFIX + self.digests.hexdigest()
 
     def _end_chunk(self) -> None:
-        self.digests.update(self.chunk.digest())
+        self._add_digests(self.chunk.digest())
         self.chunk, self.chunk_length = blake3(), 0
+
+    def _add_digests(self, digests: bytes) -> None:
+        self.digests.update(digests)
+        if self.log:
+            self.log.write(digests)
 
 
 class PlainChecksum(Checksum):

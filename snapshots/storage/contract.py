@@ -130,6 +130,15 @@ class Corrupt(StorageError):
     )
 
 
+class Unreadable(StorageError):
+    """The medium below a volume fails to deliver its bytes."""
+
+    advice = _(
+        "The medium below the volume reports errors: see the kernel's log. Replace it, then restore the volume from its "
+        "newest snapshot that is sound."
+    )
+
+
 class Refused(StorageError):
     """The engine said no for good: a policy, a conflict, a wrong argument."""
 
@@ -301,10 +310,14 @@ class Driver(ABC):
         """The snapshot if it is complete, else None: a half one is as good as none. Raises Unavailable."""
 
     @abstractmethod
-    def verify_snapshot(self, snapshot: SnapshotRef, heartbeat: Heartbeat = no_heartbeat) -> SnapshotInfo:
+    def verify_snapshot(
+        self, snapshot: SnapshotRef, heartbeat: Heartbeat = no_heartbeat, *, resume: bool = False
+    ) -> SnapshotInfo:
         """Read the snapshot again and compare it with its checksum, here and in ``snapshot``, or record the checksum when it
         has none yet.
 
+        With ``resume`` an interruption loses nothing: the next call that resumes within VERIFICATION_VALID_FOR continues
+        where this one was interrupted. Bytes that the medium fails to deliver twice are damage.
         Raises NotFound, Busy, NoSpace, Corrupt, Unavailable.
         """
 

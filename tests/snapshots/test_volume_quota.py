@@ -15,7 +15,7 @@ from cng_portal.inventory.models import Volume
 from snapshots import new_volumes, services
 from snapshots.errors import OutOfSpace, QuotaExceeded
 from snapshots.models import Operation, Snapshot
-from snapshots.storage.local.driver import LocalDriver
+from snapshots.storage.local import LocalDriver
 from tests.factories import (
     CustomerFactory,
     DiskImageFactory,

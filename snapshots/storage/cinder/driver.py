@@ -323,7 +323,9 @@ class CinderDriver(CinderInventory, Driver):
         found = self._find_snapshots(Client(self.cloud, snapshot.backend_project), snapshot)
         return next((describe_snapshot(snapshot, *each) for each in found if each[1]["status"] in COMPLETE), None)
 
-    def verify_snapshot(self, snapshot: SnapshotRef, heartbeat: Heartbeat = no_heartbeat) -> SnapshotInfo:
+    def verify_snapshot(
+        self, snapshot: SnapshotRef, heartbeat: Heartbeat = no_heartbeat, *, resume: bool = False
+    ) -> SnapshotInfo:
         """Cinder gives no access to the bytes, so this only asks whether it still has the snapshot and calls it sound."""
         client = self._client(snapshot.backend_project, heartbeat)
         client.beat()

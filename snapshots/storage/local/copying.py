@@ -7,6 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from time import monotonic
 from typing import TypeVar
 
@@ -31,8 +32,8 @@ ZERO_PIECE = bytes(PIECE)
 class Progress:
     """Tells a heartbeat how far the work is, always from the caller's own thread."""
 
-    def __init__(self, heartbeat: Heartbeat, total: int) -> None:
-        self.heartbeat, self.done, self.total = heartbeat, 0, total
+    def __init__(self, heartbeat: Heartbeat, total: int, done: int = 0) -> None:
+        self.heartbeat, self.done, self.total = heartbeat, done, total
         self.beat()
 
     def beat(self) -> None:
@@ -81,9 +82,11 @@ def bypass_page_cache(file: int) -> None:
             raise
 
 
-def iterate_extents(file: int, size: int) -> Iterator[tuple[int, int, bool]]:
-    """(start, end, whether there is data) from 0 to `size` without gaps; inner borders are multiples of ALIGNMENT."""
-    position = 0
+def iterate_extents(file: int, size: int, position: int = 0) -> Iterator[tuple[int, int, bool]]:
+    """(start, end, whether there is data) from `position` to `size` without gaps.
+
+    Inner borders are multiples of ALIGNMENT, as `position` has to be.
+    """
     while position < size:
         try:
             start = os.lseek(file, position, os.SEEK_DATA) // ALIGNMENT * ALIGNMENT
@@ -112,6 +115,26 @@ def read_fully(file: int, view: memoryview, position: int) -> None:
         done += count or len(view) - done
 
 
+class MediumError(OSError):
+    """The medium failed to read the same bytes twice."""
+
+
+def read_twice(read: Callable[[], T], between: Callable[[], None] = lambda: None) -> T:
+    """Return what `read` returns, after a second try if the medium reports an error. Raises MediumError."""
+    try:
+        return read()
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+    between()
+    try:
+        return read()
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise MediumError(*error.args) from error
+
+
 def write_data(file: int, buffer: mmap.mmap, length: int, position: int) -> None:
     """Write `buffer[:length]`, leaving out pieces of zeros."""
     view = memoryview(buffer)
@@ -125,12 +148,20 @@ def write_data(file: int, buffer: mmap.mmap, length: int, position: int) -> None
             start = piece + PIECE
 
 
-def copy_data(source: int, target: int | None, size: int, progress: Progress, checksum: Checksum | None = None) -> None:
-    """Copy the first `size` bytes of `source` into `target`, a hole or empty, or only read them where it is None.
+def copy_data(
+    source: int,
+    target: int | None,
+    size: int,
+    progress: Progress,
+    checksum: Checksum | None = None,
+    *,
+    start: int = 0,
+) -> None:
+    """Copy the bytes of `source` from `start` to `size` into `target`, a hole or empty, or only read them if it is None.
 
-    All of these bytes are added to the checksum. The target is not synced, and its last block may reach beyond `size`.
-    Reading happens here, hashing and writing of the same buffers in other threads, for all of these release the
-    interpreter lock: together they take as long as the slowest of them.
+    All of these bytes are added to the checksum. The target isn't synced, and its last block may reach beyond `size`.
+    Reading happens here, hashing and writing of the same buffers in other threads, because all of them release the
+    interpreter lock: together they take as long as the slowest of them. Raises MediumError.
     """
     free = [mmap.mmap(-1, CHUNK) for _ in range(BUFFERS)]
     pending: deque[tuple[list[Future], list[mmap.mmap]]] = deque()
@@ -141,9 +172,9 @@ def copy_data(source: int, target: int | None, size: int, progress: Progress, ch
         free.extend(buffers)
 
     with ThreadPoolExecutor(1) as hashing, ThreadPoolExecutor(WRITERS) as writing:
-        for start, end, has_data in iterate_extents(source, size):
+        for first, end, has_data in iterate_extents(source, size, start):
             step = CHUNK if has_data else HOLE_STEP
-            for position in range(start, end, step):
+            for position in range(first, end, step):
                 length = min(step, end - position)
                 while not free or len(pending) >= QUEUE:
                     finish_oldest()
@@ -154,7 +185,7 @@ def copy_data(source: int, target: int | None, size: int, progress: Progress, ch
                     buffers.append(buffer)
                     aligned = -(-length // ALIGNMENT) * ALIGNMENT
                     content = memoryview(buffer)[:aligned]
-                    read_fully(source, content, position)
+                    read_twice(partial(read_fully, source, content, position), progress.beat)
                     if target is not None:
                         futures.append(writing.submit(write_data, target, buffer, aligned, position))
                     if checksum:

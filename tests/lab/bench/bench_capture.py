@@ -26,7 +26,7 @@ from uuid import UUID, uuid4
 from snapshots.storage.contract import SnapshotRef, VolumeRef
 from snapshots.storage.local import LocalDriver
 driver = LocalDriver(location="BENCH", root=sys.argv[1])
-driver._can_clone = False
+driver.folder.can_clone = False
 snapshot = SnapshotRef(uuid=uuid4())
 driver.create_snapshots([(snapshot, VolumeRef(uuid=UUID(sys.argv[2]), name="bench", size_gb=1))])
 driver.verify_snapshot(snapshot)
@@ -60,7 +60,7 @@ def make_volume(driver: LocalDriver, size_gb: int, *, data: int, of: int) -> Vol
 
 
 def image_of(driver: LocalDriver, volume: VolumeRef) -> Path:
-    return driver.volumes / f"{volume.uuid}.img"
+    return driver.folder.volumes / f"{volume.uuid}.img"
 
 
 def compare(
@@ -74,7 +74,7 @@ def compare(
     for _round in range(rounds):
         for volume in volumes:
             snapshot = SnapshotRef(uuid=uuid4())
-            target = driver.folder / f"{snapshot.uuid}.img"
+            target = driver.folder.path / f"{snapshot.uuid}.img"
             os.sync()
             alone = seconds(lambda: run("cp", how, image_of(driver, volume), target))  # noqa: B023
             copy = alone + seconds(lambda: run("sync", target))  # noqa: B023
@@ -90,7 +90,7 @@ def compare(
 
 def measure_copy(folder: Path) -> Measure:
     driver = LocalDriver(location="BENCH", root=str(folder))
-    driver._can_clone = False  # a file system that clones shall not spare us the copy
+    driver.folder.can_clone = False  # a file system that clones shall not spare us the copy
     volume = make_volume(driver, 4, data=8 * MIB, of=16 * MIB)
     [(capture, copy, alone)] = compare(driver, [volume], "--sparse=always", rounds=5, keep=False)
     return Measure(
@@ -105,7 +105,7 @@ def measure_copy(folder: Path) -> Measure:
 def measure_hashing(folder: Path) -> list[Measure]:
     """What it costs that a restore by copy compares every byte, of a disk that is half empty and of a full one."""
     driver = LocalDriver(location="BENCH", root=str(folder))
-    driver._can_clone = False
+    driver.folder.can_clone = False
     measures = []
     for what, data in ("half empty", 8 * MIB), ("full", 16 * MIB):
         volume, snapshot = make_volume(driver, 2, data=data, of=16 * MIB), SnapshotRef(uuid=uuid4())

@@ -90,7 +90,7 @@ def test_the_files_are_where_others_expect_them(store: LocalStore) -> None:
     assert (manifest["volume_uuid"], manifest["volume_name"]) == (str(volume.uuid), "files")
     assert manifest["size_bytes"] == GIB
     assert manifest["allocated_bytes"] == (folder / "disk.img").stat().st_blocks * 512
-    assert manifest["method"] == ("clone" if store.driver._can_clone else "copy")
+    assert manifest["method"] == ("clone" if store.driver.clones else "copy")
     assert datetime.fromisoformat(manifest["captured_at"]).tzinfo
     assert manifest["verified_at"] is None
 
@@ -122,7 +122,7 @@ def test_every_byte_of_an_image_of_any_size_is_copied_and_hashed(
     copied, read_again, plain = ChunkedChecksum(), ChunkedChecksum(), PlainChecksum()
     with open(source, "rb") as reading, open(target, "w+b") as writing:
         files = reading.fileno(), writing.fileno()
-        progress, cloning = Progress(no_heartbeat, size), store.driver._can_clone
+        progress, cloning = Progress(no_heartbeat, size), store.driver.clones
         method = fill_image(*files, size + 12_345, progress, cloning=cloning, checksum=copied)
         assert progress.done == (size if method == "copy" else 0)
         copy_data(writing.fileno(), None, size, progress, read_again)
@@ -145,7 +145,7 @@ def test_every_byte_of_a_volume_comes_back(store: LocalStore) -> None:
 
 
 def test_a_copy_knows_its_checksum_at_once(copying: LocalStore) -> None:
-    if copying.driver._can_clone:
+    if copying.driver.clones:
         pytest.skip("the default file system clones")
     volume = put_image(copying, {5 * MIB: noise(CHUNK)})
     manifest = json.loads((capture(copying, volume) / "manifest.json").read_text())
@@ -154,7 +154,7 @@ def test_a_copy_knows_its_checksum_at_once(copying: LocalStore) -> None:
 
 def test_a_hole_of_64_gib_takes_no_time(copying: LocalStore) -> None:
     """Hashing its zeros would take half a minute, twice."""
-    if copying.driver._can_clone:
+    if copying.driver.clones:
         pytest.skip("the default file system clones")
     volume = put_image(copying, {5 * MIB: noise(CHUNK)}, size_gb=64)
     start = perf_counter()
@@ -191,7 +191,7 @@ def test_the_checksum_does_not_depend_on_holes(copying: LocalStore) -> None:
 
 
 def test_holes_stay_holes_and_zeros_become_holes(copying: LocalStore) -> None:
-    if copying.driver._can_clone:
+    if copying.driver.clones:
         pytest.skip("the default file system clones")
     volume = put_image(copying, {0: noise(MIB), 500 * MIB: bytes(8 * MIB), GIB - MIB: noise(MIB)})
     assert store_blocks(copying.path(volume)) >= 10 * MIB
@@ -738,7 +738,7 @@ def test_what_only_an_operator_can_change_is_not_tried_again(small_file_system: 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.EMFILE, errno.ENOMEM])
 def test_what_may_pass_is_tried_again(tmp_path: Path, number: int) -> None:
-    assert LocalStore(tmp_path).driver._describe(OSError(number, "")).retryable
+    assert LocalStore(tmp_path).driver.folder.describe(OSError(number, "")).retryable
 
 
 def test_what_dead_processes_left_is_removed_and_nothing_else(store: LocalStore) -> None:
@@ -757,7 +757,7 @@ def test_what_dead_processes_left_is_removed_and_nothing_else(store: LocalStore)
 
 
 def test_a_long_copy_can_be_interrupted_in_its_middle(copying: LocalStore) -> None:
-    if copying.driver._can_clone:
+    if copying.driver.clones:
         pytest.skip("the default file system clones")
     volume = put_image(copying, {0: noise(CHUNK)}, size_gb=10)
     touch_every_chunk(copying.path(volume))

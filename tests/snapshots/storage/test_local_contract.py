@@ -18,5 +18,5 @@ class TestLocalDriverThatClones(DriverContract):
     @pytest.fixture
     def store(self, cloning_root: Path) -> LocalStore:
         store = LocalStore(cloning_root)
-        assert store.driver._can_clone
+        assert store.driver.clones
         return store

@@ -21,17 +21,25 @@ import pytest
 from blake3 import blake3
 
 from snapshots.storage.contract import GIB, SnapshotRef, VolumeRef
-from snapshots.storage.local import copying
-from snapshots.storage.local import driver as local
+from snapshots.storage.local import copying, driver, folder, reading, snapshots, volumes
 from tests.snapshots.disks import checksum_of, holds
 from tests.snapshots.storage.stores import LocalStore
 
 # Locks are taken around all of this, and the loop that copies only fills a file that has no name yet.
-DRIVER_FILES = (local.__file__, copying.__file__)
-FILE_CHANGING = {"create_volume", "create_volume_from_snapshot", "revert_volume", "verify_snapshot", "delete_snapshot"}
-FILE_CHANGING |= {"extend_volume", "delete_volume"}
-FILE_CHANGING |= {"_capture", "_publish", "_settle", "_clear", "_new_image", "_create", "_write_manifest", "_fill"}
-FILE_CHANGING |= {"fill_image", "write_file", "sync_folder"}
+DRIVER_FILES = {module.__file__ for module in (copying, driver, folder, reading, snapshots, volumes)}
+FILE_CHANGING = {"create_volume", "create_volume_from_snapshot", "extend_volume", "revert_volume", "delete"}
+FILE_CHANGING |= {
+    "capture",
+    "_fill_hidden",
+    "publish",
+    "settle",
+    "clear",
+    "replacement",
+    "created_file",
+    "fill",
+    "verify",
+}
+FILE_CHANGING |= {"write_manifest", "fill_image", "write_file", "sync_folder", "logged_read"}
 pytestmark = pytest.mark.slow
 
 BEFORE = blake3(b"before").digest(100_000)
@@ -50,7 +58,7 @@ def store(request: pytest.FixtureRequest) -> Iterator[LocalStore]:
 
 
 def steps(store: LocalStore) -> Iterator[int]:
-    return count(1, 3 if store.driver._can_clone else 1)  # clones differ in a few lines only, and wait for a medium
+    return count(1, 3 if store.driver.clones else 1)  # clones differ in a few lines only, and wait for a medium
 
 
 def is_killed(call: Callable[[], object], line: int) -> bool:

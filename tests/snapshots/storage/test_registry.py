@@ -18,7 +18,7 @@ def test_a_location_gets_one_driver_per_process(storage_root: Path) -> None:
         drivers = set(pool.map(lambda _each: get_driver(location), range(64)))
     [driver] = drivers
     assert isinstance(driver, LocalDriver)
-    assert driver.folder == storage_root / "1CNG-YGN-AZ01"
+    assert driver.folder.path == storage_root / "1CNG-YGN-AZ01"
     assert get_driver(Location(code="1CNG-MDY-AZ01")) is not driver
 
 
