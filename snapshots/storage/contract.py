@@ -22,6 +22,8 @@ from django.utils.translation import gettext_lazy as _
 GIB = 1024**3
 # A clone of a snapshot that was verified within this time is made without reading the snapshot first.
 VERIFICATION_VALID_FOR = timedelta(days=1)
+# An interrupted read can be resumed for this long. Reading the largest disk takes days, because it yields to other work.
+RESUMABLE_FOR = timedelta(days=7)
 
 # heartbeat(bytes_done, bytes_total) reports progress and may raise Interrupted, after which the driver must leave nothing
 # half-made behind and let the exception through. A total of 0 means that it cannot be told.
@@ -316,8 +318,8 @@ class Driver(ABC):
         """Read the snapshot again and compare it with its checksum, here and in ``snapshot``, or record the checksum when it
         has none yet.
 
-        With ``resume`` an interruption loses nothing: the next call that resumes within VERIFICATION_VALID_FOR continues
-        where this one was interrupted. Bytes that the medium fails to deliver twice are damage.
+        With ``resume`` an interruption loses nothing: the next call that resumes within RESUMABLE_FOR continues where this
+        one was interrupted. Bytes that the medium fails to deliver twice are damage.
         Raises NotFound, Busy, NoSpace, Corrupt, Unavailable.
         """
 

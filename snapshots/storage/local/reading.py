@@ -12,7 +12,7 @@ from pathlib import Path
 from django.utils.translation import gettext as _
 
 from ..checksums import CHUNK, DIGEST_SIZE, PREFIX, Checksum, ChunkedChecksum, checksum_like
-from ..contract import VERIFICATION_VALID_FOR, Corrupt, Heartbeat, SnapshotRef
+from ..contract import RESUMABLE_FOR, Corrupt, Heartbeat, SnapshotRef
 from ..files import opened
 from .copying import MediumError, Progress, bypass_page_cache, copy_data, fill_image
 from .folder import LocationFolder
@@ -166,7 +166,7 @@ class SnapshotReader:
 
 @contextmanager
 def logged_read(path: Path, expected: str, size: int) -> Iterator[LoggedRead]:
-    """Continue the read that is logged in this file, or begin one if there is none of the last day.
+    """Continue the read that is logged in this file, or begin one if there is none to resume.
 
     The file has a line of JSON, then the digest of each chunk. A process that dies loses the last of them.
     """
@@ -176,7 +176,7 @@ def logged_read(path: Path, expected: str, size: int) -> Iterator[LoggedRead]:
         started_at = parse_header(log.readline(1024), expected)
         first_digest = log.tell()
         chunks = (os.fstat(log.fileno()).st_size - first_digest) // DIGEST_SIZE
-        if not started_at or not timedelta() <= now - started_at < VERIFICATION_VALID_FOR or chunks * CHUNK > size:
+        if not started_at or not timedelta() <= now - started_at < RESUMABLE_FOR or chunks * CHUNK > size:
             started_at, chunks = now, 0
             log.seek(0)
             log.write(json.dumps({"checksum": expected, "started_at": now.isoformat()}).encode() + b"\n")

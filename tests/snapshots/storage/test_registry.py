@@ -25,7 +25,7 @@ def test_a_location_gets_one_driver_per_process(storage_root: Path) -> None:
 def test_the_options_of_a_location_come_on_top(storage_root: Path, tmp_path: Path) -> None:
     driver = get_driver(Location(code="A", driver_options={"root": str(tmp_path / "faster")}))
     assert isinstance(driver, LocalDriver)
-    assert driver.folder == tmp_path / "faster" / "A"
+    assert driver.folder.path == tmp_path / "faster" / "A"
 
 
 def test_an_unknown_alias_is_named() -> None:
