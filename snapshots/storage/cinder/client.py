@@ -1,7 +1,6 @@
 """Requests to the services of an OpenStack cloud: sign-in, pages, retries, and the errors that answers stand for."""
 
 import contextlib
-import logging
 import os
 import re
 import threading
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 from urllib.parse import quote
 
+import structlog
 from django.utils.translation import gettext as _
 
 from ..contract import (
@@ -36,7 +36,7 @@ try:
 except ImportError as error:
     raise ImportError("openstacksdk is not installed; it is in requirements-openstack.txt") from error
 
-logger = logging.getLogger(__name__)
+logger = structlog.stdlib.get_logger(__name__)
 
 Response = Any  # of requests, which openstacksdk is built on; its exceptions never reach us
 Result = TypeVar("Result")
@@ -275,7 +275,7 @@ class Client:
         try:
             self.request(method, path, json=body)
         except (Missing, BadRequest):
-            logger.info("%s %s: gone, or can't be changed any more", method, path)
+            logger.info("cinder.edit_failed", method=method, path=path)
 
     def failure_reason(self, item: Item) -> str:
         """What Cinder tells members about a failure, or ""."""
@@ -340,7 +340,14 @@ class Client:
         status, reason = response.status_code, read_reason(response)
         if status == 404:
             raise Missing
-        logger.info("%s %s in %s: %s %s", method, path.partition("?")[0], self.cloud.location, status, reason)
+        logger.info(
+            "cinder.request_failed",
+            method=method,
+            path=path.partition("?")[0],
+            location=self.cloud.location,
+            status=status,
+            reason=reason,
+        )
         if status == 401:
             raise Unauthenticated
         if status == 413 and response.headers.get("Retry-After", "0") == "0" or "quota" in reason.lower():
@@ -398,7 +405,7 @@ class Client:
             raise Unauthenticated from error
         except (ClientException, SDKException, ImpliedVersionMismatch) as error:
             # Only the name, because the text may contain addresses.
-            logger.warning("The storage of %s gave no answer: %s", self.cloud.location, type(error).__name__)
+            logger.warning("cinder.unavailable", location=self.cloud.location, error=type(error).__name__)
             raise self.cloud.unavailable() from error
 
 

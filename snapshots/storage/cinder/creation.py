@@ -10,15 +10,16 @@ resets the metadata to their first values when something that is `creating` beco
 """
 
 import json
-import logging
 import time
 from collections.abc import Callable, Sequence
 from uuid import UUID
 
+import structlog
+
 from ..contract import StorageError, Unavailable
 from .client import Client, Item, Kind, Version
 
-logger = logging.getLogger(__name__)
+logger = structlog.stdlib.get_logger(__name__)
 
 # `error` was seen to turn into `available` when the volume service came back, so it counts only once it lasts.
 ERROR_STANDS_SECONDS = 6.0
@@ -233,4 +234,4 @@ def remove_claimed(client: Client, kind: Kind, uuids: Sequence[UUID], claim: str
                 for item in items:
                     client.rename(kind, item, UNWANTED)
         except StorageError:
-            logger.warning("What was begun for %s in %s can't be removed yet", uuid, client.cloud.location)
+            logger.warning("cinder.cleanup_failed", uuid=str(uuid), location=client.cloud.location)

@@ -13,13 +13,13 @@ Snapshots of several volumes are taken one after the other. Cinder's group snaps
 driver supports consistent ones. The one for Ceph (RBD) doesn't: it takes them one after the other as well.
 """
 
-import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import get_args
 from uuid import UUID, uuid4
 
+import structlog
 from django.utils.translation import gettext as _
 
 from ..contract import (
@@ -43,7 +43,7 @@ from .client import BadRequest, Client, Cloud, Item, Kind, Missing, Version
 from .creation import COMPLETE, DELETABLE, ERROR_STANDS_SECONDS, UNWANTED, Creation, find_all, remove_claimed
 from .inventory import CinderInventory, read_instant
 
-logger = logging.getLogger(__name__)
+logger = structlog.stdlib.get_logger(__name__)
 
 REVERT: Version = (3, 40)
 EXTEND_ATTACHED: Version = (3, 42)
@@ -384,7 +384,7 @@ class CinderDriver(CinderInventory, Driver):
                     try:
                         client.delete(kind, item)
                     except Refused:
-                        logger.warning("Only an administrator can delete the %s %s", kind, item["id"])
+                        logger.warning("cinder.delete_refused", kind=kind, id=item["id"])
 
     # Lookups
 

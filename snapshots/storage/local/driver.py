@@ -13,7 +13,6 @@ at once, after everything below it is on the medium. Whoever holds the lock of a
 the process that made them is dead.
 """
 
-import logging
 import os
 import re
 import tempfile
@@ -24,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from uuid import UUID
 
+import structlog
 from django.utils.translation import gettext as _
 
 from ..contract import (
@@ -48,7 +48,7 @@ from .reading import SnapshotReader
 from .snapshots import SnapshotFiles
 from .volumes import VolumeFiles, lock_against_programs
 
-logger = logging.getLogger(__name__)
+logger = structlog.stdlib.get_logger(__name__)
 
 
 class LocalDriver(Driver):
@@ -272,7 +272,7 @@ class LocalDriver(Driver):
             self.snapshots.settle(uuid)
         visible = self.folder.volume_path(uuid) if kind == "volume" else self.folder.snapshot_path(uuid)
         if not visible.exists() and needed(uuid):
-            logger.error("%s is kept: the portal needs it, and has nothing else of this id", path)
+            logger.error("storage.orphan_needed", path=str(path))
         elif kind == "volume":
             path.unlink(missing_ok=True)
         else:

@@ -1,7 +1,6 @@
 """Read a snapshot's bytes, to verify them or to fill a volume, and compare them with the checksum."""
 
 import json
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -9,6 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import structlog
 from django.utils.translation import gettext as _
 
 from ..checksums import CHUNK, DIGEST_SIZE, PREFIX, Checksum, ChunkedChecksum, checksum_like
@@ -20,7 +20,7 @@ from .locking import Locked
 from .manifest import Manifest
 from .snapshots import SnapshotFiles
 
-logger = logging.getLogger(__name__)
+logger = structlog.stdlib.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class SnapshotReader:
             manifest = replace(self.snapshots.get(snapshot.uuid), verified_at=None)
             self.snapshots.write_manifest(snapshot.uuid, manifest)
         except (OSError, Corrupt):  # such a medium may accept no writes; the damage is what the caller must hear of
-            logger.exception("The manifest of the damaged snapshot %s could not be changed", snapshot.uuid)
+            logger.exception("storage.manifest_unwritable", uuid=str(snapshot.uuid))
 
     @contextmanager
     def _medium_errors(self) -> Iterator[None]:
