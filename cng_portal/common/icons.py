@@ -4,16 +4,11 @@
 once. Add a name below to use another icon; tests/test_icons.py holds the list against the templates.
 """
 
-import os
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
-from django.conf import settings
-from django.contrib.staticfiles.finders import BaseFinder
-from django.core.files.storage import FileSystemStorage
 from heroicons.templatetags.heroicons import heroicon_micro, heroicon_mini, heroicon_outline
+
+from .generated import GeneratedFileFinder
 
 SPRITE = "icons.svg"
 # Lines at 24 px, filled shapes at 20 px ("mini") and at 16 px ("micro").
@@ -51,26 +46,8 @@ def build_sprite() -> str:
     return ElementTree.tostring(sprite, encoding="unicode")
 
 
-class SpriteFinder(BaseFinder):
-    """Offer the sprite to `collectstatic`, and to the servers that serve static files uncollected."""
+class SpriteFinder(GeneratedFileFinder):
+    path = SPRITE
 
-    storage = FileSystemStorage(settings.DATA_DIR / "icons")
-
-    def list(self, ignore_patterns: Iterable[str] | None) -> Iterator[tuple[str, FileSystemStorage]]:
-        self.write()
-        yield SPRITE, self.storage
-
-    def find(self, path: str, find_all: bool = False, **kwargs: Any) -> Any:
-        if path != SPRITE:
-            return []
-        file = str(self.write())
-        return [file] if find_all else file
-
-    def write(self) -> Path:
-        path, sprite = Path(self.storage.path(SPRITE)), build_sprite()
-        if not path.exists() or path.read_text() != sprite:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            draft = path.with_suffix(f".{os.getpid()}")
-            draft.write_text(sprite)
-            draft.replace(path)  # other processes read the old sprite or the new one, never a part of it
-        return path
+    def generate(self) -> bytes:
+        return build_sprite().encode()

@@ -39,7 +39,7 @@ from tests.test_serve import environment, serving
 
 __all__ = ["environment"]  # the fixture
 
-FIRST_BYTES, LATER_BYTES = 120_000, 15_000
+FIRST_BYTES, FONT_BYTES, LATER_BYTES = 120_000, 60_000, 15_000
 FIRST_REQUESTS, LATER_REQUESTS = 12, 4  # later ones: the page, a flag or two, an illustration
 
 PAGES = [
@@ -83,6 +83,7 @@ class Counter:
 
     def __init__(self, page: Page) -> None:
         self.page, self.bytes, self.urls = page, 0, []
+        self.sizes: dict[str, int] = {}
         session = page.context.new_cdp_session(page)
         session.send("Network.enable")
         session.on("Network.responseReceived", self.received)
@@ -96,6 +97,7 @@ class Counter:
     def finished(self, event: dict) -> None:
         if url := self.on_the_wire.pop(event["requestId"], ""):
             self.bytes += int(event["encodedDataLength"])
+            self.sizes[url] = int(event["encodedDataLength"])
             if event["encodedDataLength"]:
                 self.urls.append(url)
 
@@ -109,7 +111,9 @@ def test_the_first_page_and_every_later_one_are_small(browser: Browser, address:
     page = browser.new_page(base_url=address)
     counter = Counter(page)
     first, urls = counter.open("/accounts/login/")
-    assert first <= FIRST_BYTES, (first, urls)
+    font = sum(size for url, size in counter.sizes.items() if url.endswith(".woff2"))
+    assert 0 < font <= FONT_BYTES
+    assert first - font <= FIRST_BYTES, (first, urls)
     assert len(urls) <= FIRST_REQUESTS, urls
     assert {url[: len(address)] for url in urls} == {address}  # nothing leaves the site
     page.get_by_label("E-mail").fill("customer@example.com")
