@@ -77,6 +77,7 @@ class Page(Generic[M]):
     before: str
     total: int  # of all pages
     has_more: bool  # than the total, which is counted up to a limit
+    is_fallback: bool = False  # the first page, in place of one that does not exist
 
     @property
     def is_first(self) -> bool:
@@ -120,6 +121,7 @@ def page_of(queryset: QuerySet[M], order: Order, params: QueryDict, *, size: int
         before=order.cursor_of(rows[0]) if has_previous else "",
         total=min(total, COUNTED),
         has_more=total > COUNTED,
+        is_fallback=cursor is None and bool(params.get("after") or params.get("before")),
     )
 
 

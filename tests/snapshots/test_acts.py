@@ -530,7 +530,7 @@ def test_a_snapshot_is_verified(client: Client, taken: Snapshot) -> None:
     assert response["Location"] == page_of(taken)
     carry_out_what_waits()
     assert taken.disks.get().verified_at is not None
-    assert "Not read again yet" not in client.get(page_of(taken)).content.decode()
+    assert "Never verified" not in client.get(page_of(taken)).content.decode()
 
 
 def test_damage_that_verifying_finds_is_shown(client: Client, taken: Snapshot, storage_root: Path) -> None:

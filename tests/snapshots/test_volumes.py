@@ -133,7 +133,7 @@ def test_an_unknown_filter_is_left_out_and_said(client: Client, project: Project
     response = client.get(LIST, {"show": "bogus", "project": str(ProjectFactory().pk)})
 
     assert len(names(response)) == 1
-    assert "Not understood, and left out:" in response.content.decode()
+    assert "were ignored:" in response.content.decode()
 
 
 def test_no_hit_and_no_volume_are_told_apart(client: Client, project: Project) -> None:

@@ -118,6 +118,14 @@ def state(value: str, label: object) -> SafeString:
     return badge(label, STATE_COLOURS.get(value, "neutral"), busy=value in BUSY_STATES)
 
 
+@register.simple_tag
+def volume_state(volume: Any) -> SafeString:
+    """Show the state of a volume as a badge; one that is attached to a machine is in use: `{% volume_state volume %}`."""
+    if volume.state == "available" and volume.vm_id:
+        return badge(_("In use"), STATE_COLOURS[volume.state])
+    return state(volume.state, volume.get_state_display())
+
+
 @cache
 def picture_size(path: str) -> tuple[int, int]:
     with Image.open(str(finders.find(path))) as image:
