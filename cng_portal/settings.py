@@ -217,7 +217,7 @@ INSTALLED_APPS = [
     "billing",
     "snapshots",
     "allauth",
-    "allauth.account",
+    "cng_portal.accounts.signin.apps.SignInConfig",  # allauth.account
     "allauth.mfa",
     "allauth.usersessions",
     "django_htmx",
@@ -440,6 +440,7 @@ DEFAULT_FROM_EMAIL = read("DEFAULT_FROM_EMAIL", str, "portal@localhost")
 PORTAL_URL = read("PORTAL_URL", site, f"https://{ALLOWED_HOSTS[0]}" if HTTPS else f"http://localhost:{PORT}")
 
 LANGUAGE_CODE = "en"
+FORMAT_MODULE_PATH = "cng_portal.formats"
 # A language is added here once a native speaker has read its translation: see docs/contributing.md.
 LANGUAGES = [("en", "English")]
 LOCALE_PATHS = [BASE_DIR / "cng_portal" / "locale"]
