@@ -31,6 +31,8 @@ from .models import SERVICE_KINDS, BackupSchedule, Draft, Kind, Snapshot
 
 # More volumes or instances than this are found by searching.
 SOURCES_SHOWN = 60
+# Of every location and project, found by the search above the first step.
+SOURCES_FOUND = 8
 MOST_DRAFTS = 50
 LONGEST_ESTIMATE = timedelta(days=3653)
 
@@ -87,6 +89,17 @@ def first_sources(user: User, kind: str, **which: Any) -> list[Any]:
         disks = Volume.objects.present().order_by("position", "name", "id")
         sources = sources.prefetch_related(Prefetch("volumes", disks, to_attr="disks"))
     return list(sources.order_by("name", "id")[:SOURCES_SHOWN])
+
+
+def find_sources(user: User, kind: str, text: str) -> list[Any]:
+    """Return volumes or machines of every location and project whose name contains the text, at most SOURCES_FOUND."""
+    found: QuerySet[Any]
+    if kind == Kind.VOLUME:
+        volumes = Volume.objects.changeable_by(user).present().filter(state=Volume.State.AVAILABLE)
+        found = volumes.filter(Q(name__icontains=text) | Q(vm__name__icontains=text)).select_related("vm")
+    else:
+        found = VirtualMachine.objects.changeable_by(user).present().filter(name__icontains=text)
+    return list(found.select_related("project").order_by("name", "id")[:SOURCES_FOUND])
 
 
 class ChoiceField(forms.Field):

@@ -239,6 +239,14 @@
     root.classList.add("is-leaving");
   });
 
+  // In a wizard, clicking a choice goes on to the next step. The keys that move between choices only choose.
+  document.addEventListener("click", (event) => {
+    const choice = event.target.closest("form[data-advance] .choice:not(.is-disabled)");
+    if (!choice || !event.detail) return;
+    choice.querySelector("input").checked = true;
+    choice.closest("form").requestSubmit();
+  });
+
   // htmx
   const isQuiet = (event) => {
     const asked = event.detail.requestConfig?.elt || event.detail.elt;

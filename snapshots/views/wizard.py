@@ -1,16 +1,22 @@
 """The wizard's pages: one URL per step, the same view for the page and for the fragment that htmx swaps."""
 
+from collections.abc import Callable
 from datetime import datetime, time, timedelta
+from functools import wraps
 from itertools import zip_longest
 from typing import Any
 from uuid import UUID
 
+from django.contrib import messages
+from django.contrib.auth.decorators import login_not_required
+from django.contrib.auth.views import redirect_to_login
 from django.core.exceptions import PermissionDenied
 from django.db.models import Q
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.utils import timezone
+from django.utils.http import urlencode
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 from django.views.decorators.http import require_GET, require_POST
@@ -22,7 +28,7 @@ from cng_portal.accounts.models import BillingType, User
 from cng_portal.common.money import format_amount, format_count, format_price
 from cng_portal.common.templatetags.portal import day as format_day
 from cng_portal.inventory.models import Region, VirtualMachine, Volume
-from snapshots import checks, limits, services, wizard
+from snapshots import checks, limits, lists, services, wizard
 from snapshots.backups.forms import zone_name
 from snapshots.backups.occurrences import occurrences_between
 from snapshots.backups.preview_chart import build_preview_chart
@@ -35,12 +41,35 @@ from snapshots.storage.registry import get_driver
 from .common import is_fragment, price_of_backups
 
 
+def survives_sign_in(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
+    """Let an answer that is sent after the session has ended wait in the address to which the sign-in leads back."""
+
+    @login_not_required
+    @wraps(view)
+    def inner(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        if request.user.is_authenticated:
+            return view(request, *args, **kwargs)
+        answers = {name: value for name, value in request.POST.items() if name not in NO_ANSWERS}
+        if not answers:
+            return redirect_to_login(request.get_full_path())
+        messages.info(request, _("Your session ended. Sign in to continue: what you entered is kept."))
+        return leave(request, redirect_to_login(f"{request.path}?{urlencode(answers)}").url)
+
+    return inner
+
+
+# What the steps' forms send beside the answers.
+NO_ANSWERS = {"csrfmiddlewaretoken", "form_key", "billing_cycle", "shown_hourly_micro", "preview"}
+
+
+@survives_sign_in
 def new(request: HttpRequest, kind: Kind = Kind.VOLUME) -> HttpResponse:
     """The first step, before there is a draft: the answer makes it, so that merely looking leaves nothing behind."""
     require_some_project(request.user)
-    return answer(request, wizard.start(request.user, kind=kind), wizard.LocationStep)
+    return answer(request, wizard.start(request.user, kind=kind), wizard.STEPS[kind][0])
 
 
+@survives_sign_in
 def step(request: HttpRequest, draft_id: UUID, step: str) -> HttpResponse:
     draft = get_draft(request.user, draft_id)
     if made := made_from(draft):
@@ -63,7 +92,7 @@ def made_from(draft: Draft) -> Snapshot | BackupSchedule | None:
 
 def page_of(made: Snapshot | BackupSchedule) -> str:
     name = "schedule" if isinstance(made, BackupSchedule) else "snapshot"
-    return reverse(f"snapshots:{name}", args=[made.pk])
+    return f"{reverse(f'snapshots:{name}', args=[made.pk])}#heading"  # where the focus goes
 
 
 @require_GET
@@ -117,6 +146,8 @@ def answer(request: HttpRequest, draft: Draft, step: type[wizard.Step]) -> HttpR
         if form.is_valid() and "preview" not in request.POST:
             step.store(draft, form)
             return redirect(wizard.url(draft, wizard.next_slug(draft, step.slug)))
+    elif step.field in request.GET:  # sent when the session had ended
+        form = step.form(draft, user, request.GET)
     else:  # a stored answer that does not hold any more explains itself
         form = step.check(draft, user) if step.stored(draft) else step.form(draft, user)
     context = {
@@ -252,7 +283,7 @@ def show(request: HttpRequest, template: str, draft: Draft, slug: str, context: 
         "back": wizard.url(draft, wizard.previous_slug(draft, slug)) if slug != "location" else None,
         "fragment": template,
     }
-    if slug == "name" and draft.source:
+    if slug in ("volume", "name") and draft.source and not context["form"].errors:
         context["quote"] = quote_of(draft)
     if quote := context.get("quote"):
         context["price"] = price(quote)
@@ -336,22 +367,34 @@ def location_context(request: HttpRequest, draft: Draft, form: Any) -> dict[str,
     here = request.path
     tabs = [{"label": _("All"), "url": here, "active": not region}]
     tabs += [{"label": Region(r).label, "url": f"{here}?region={r}", "active": r == region} for r in regions]
+    chosen = request.GET.get("location") or draft.location_id
     for location in locations:
-        location.checked = location.pk == draft.location_id
+        location.checked = location.pk == chosen
         if not location.is_sold:
             location.reason = _("%(kind)ss are not sold here.") % {"kind": Kind(draft.kind).label}
         elif not location.source_count:
             is_volume = draft.kind == Kind.VOLUME
             location.reason = _("You have no volume here.") if is_volume else _("You have no virtual machine here.")
-    return {"locations": [location for location in locations if region in ("", location.region)], "tabs": tabs}
+    possible = [location for location in locations if not getattr(location, "reason", "")]
+    if not chosen and len(possible) == 1:
+        possible[0].checked = True
+    query = request.GET.get("q", "").strip()
+    return {
+        "locations": [location for location in locations if region in ("", location.region)],
+        "tabs": tabs if len(regions) > 1 else [],
+        "q": query,
+        "hits": wizard.find_sources(request.user, draft.kind, query) if query else [],
+        "search_label": wizard.STEPS[Kind(draft.kind)][2].search_label,  # type: ignore[attr-defined]
+    }
 
 
 def project_context(request: HttpRequest, draft: Draft, form: Any) -> dict[str, Any]:
     projects: list[Any] = form.fields["project"].offered
+    chosen = request.GET.get("project") or str(draft.project_id or "")
     for project in projects:
         count = project.source_count
         project.value = str(project.pk)
-        project.checked = project.pk == draft.project_id
+        project.checked = project.value == chosen
         if draft.kind == Kind.VOLUME:
             project.text = ngettext("%(count)s volume", "%(count)s volumes", count) % {"count": count}
             reason = _("No volume in %(code)s.")
@@ -360,6 +403,9 @@ def project_context(request: HttpRequest, draft: Draft, form: Any) -> dict[str, 
             reason = _("No instance in %(code)s.")
         if not count:
             project.reason = reason % {"code": draft.location_id}
+    possible = [project for project in projects if project.source_count]
+    if not chosen and len(possible) == 1:
+        possible[0].checked = True
     return {"projects": projects}
 
 
@@ -369,7 +415,10 @@ def source_context(request: HttpRequest, draft: Draft, form: Any) -> dict[str, A
     user, kind, here = request.user, draft.kind, wizard.here(draft)
     query = request.GET.get("q", "").strip()
     shown = wizard.first_sources(user, kind, **here, q=query)
-    chosen = draft.volume_id or draft.vm_id
+    wanted = request.GET.get(wizard.STEPS[Kind(kind)][2].field, "")
+    chosen = lists.parse_uuid(wanted) or draft.volume_id or draft.vm_id
+    if not chosen and not query and len(shown) == 1:
+        chosen = shown[0].pk
     if chosen and all(source.pk != chosen for source in shown):
         shown = [*wizard.first_sources(user, kind, **here, pk=chosen), *shown]
     uses = limits.snapshot_quota_use(draft.project)

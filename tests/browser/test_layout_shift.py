@@ -74,7 +74,7 @@ RECORD = """() => {
     const look = () => {
         const steps = [...document.querySelectorAll("[aria-current=step]")].map((step) => step.textContent.trim());
         const headings = [...document.querySelectorAll("h1")].map((heading) => heading.textContent.trim());
-        const now = JSON.stringify([headings, steps, document.querySelectorAll("main form").length]);
+        const now = JSON.stringify([headings, steps, document.querySelectorAll("main form[novalidate]").length]);
         if (window.portalFrames.at(-1) !== now) window.portalFrames.push(now);
         requestAnimationFrame(look);
     };

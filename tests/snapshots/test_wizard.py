@@ -3,6 +3,7 @@
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from django.db import connection
@@ -97,7 +98,7 @@ def test_the_whole_way_from_a_location_to_a_ready_snapshot(client: Client, membe
         assert word in page, word
     response = client.post(here, {"billing_cycle": "hourly", "shown_hourly_micro": 20_000_000})
     snapshot = Snapshot.objects.get()
-    assert response["Location"] == reverse("snapshots:snapshot", args=[snapshot.pk])
+    assert response["Location"] == reverse("snapshots:snapshot", args=[snapshot.pk]) + "#heading"
     assert (snapshot.name, snapshot.state) == ("Before update", State.PENDING)
     carry_out_what_waits()
     snapshot.refresh_from_db()
@@ -451,3 +452,36 @@ def test_prepaid_customers_see_how_long_their_credits_last(client: Client, membe
     page = client.get(url(draft_at("review", volume, member.user), "review")).text
     end = timezone.localtime(timezone.now() + timedelta(days=100), customer.zone)
     assert f"until {day(end.date())}" in page
+
+
+# --- a session that ends -----------------------------------------------------------------------------------------------
+
+
+def test_what_was_sent_after_the_session_ended_is_there_after_signing_in(
+    client: Client, member: Membership, volume: Volume
+) -> None:
+    path = wizard.url(wizard.start(member.user, source=volume), "name")
+    stranger = Client()
+
+    response = stranger.post(path, {"name": "before the update", "csrfmiddlewaretoken": "x"})
+
+    assert response.status_code == 302
+    assert "Your session ended" in stranger.get(response["Location"]).text
+    back = parse_qs(urlsplit(response["Location"]).query)["next"][0]
+    assert back == f"{path}?name=before+the+update"
+    assert 'value="before the update"' in client.get(back).text
+
+
+def test_an_answer_that_htmx_sends_after_the_session_ended_is_kept_too(member: Membership, volume: Volume) -> None:
+    path = wizard.url(wizard.start(member.user, source=volume), "name")
+
+    response = Client().post(path, {"name": "kept"}, headers=HTMX)
+
+    assert parse_qs(urlsplit(response["HX-Redirect"]).query)["next"] == [f"{path}?name=kept"]
+
+
+@pytest.mark.parametrize("name", ["new_vm", "new_backup"])
+def test_the_first_step_for_a_machine_speaks_of_the_instance(name: str, client: Client) -> None:
+    page = client.get(reverse(f"snapshots:{name}")).text
+    assert "The data center where your instance is." in page
+    assert "your volume" not in page

@@ -112,7 +112,7 @@ def test_the_whole_way_from_a_location_to_the_first_copy(
     response = client.post(here, {"billing_cycle": "hourly", "shown_hourly_micro": 36_000_000})
 
     schedule = BackupSchedule.objects.get()
-    assert response["Location"] == reverse("snapshots:schedule", args=[schedule.pk])
+    assert response["Location"] == reverse("snapshots:schedule", args=[schedule.pk]) + "#heading"
     assert (schedule.vm, schedule.interval, schedule.weekday, schedule.retention_count) == (vm, "weekly", 6, 3)
     carry_out_what_waits()
     assert Snapshot.objects.get(kind=Kind.BACKUP).state == State.READY

@@ -1,0 +1,84 @@
+"""The wizard by mouse: few clicks, a search that answers three steps at once, and the focus on what comes next."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from cng_portal.accounts.models import Membership
+from cng_portal.inventory.models import Volume
+from tests.factories import LocationFactory, MembershipFactory, ProjectFactory, VolumeFactory
+from tests.snapshots.disks import sell_everywhere
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def member() -> Membership:
+    return MembershipFactory(project__name="Default", project__customer__postpaid=True)
+
+
+@pytest.fixture
+def volume(member: Membership) -> Volume:
+    """Among others, so that nothing is chosen by itself."""
+    volume = VolumeFactory(project=member.project, name="db-01-data", size_gb=50)
+    VolumeFactory(project=member.project, location=volume.location, name="web-01-root")
+    VolumeFactory(project=member.project, location=LocationFactory(), name="archive")
+    other = ProjectFactory(customer=member.project.customer, name="Software")
+    MembershipFactory(project=other, user=member.user)
+    VolumeFactory(project=other, location=volume.location, name="build-cache")
+    sell_everywhere()
+    return volume
+
+
+def is_at(page: Page, heading: str) -> None:
+    expect(page.get_by_role("heading", level=1)).to_have_text(heading)
+
+
+def test_six_clicks_lead_from_the_dashboard_to_a_snapshot(
+    page: Page, member: Membership, volume: Volume, sign_in: Callable[..., Any]
+) -> None:
+    sign_in(member.user)
+    page.goto("/")
+    page.get_by_role("link", name="Take Snapshot").click()
+    is_at(page, "Choose a Location")
+    page.get_by_text(volume.location_id, exact=True).click()
+    is_at(page, "Assign to a Project")
+    page.get_by_text("Default", exact=True).last.click()
+    is_at(page, "Choose Block Storage")
+    page.get_by_text("db-01-data", exact=True).click()
+    is_at(page, "Choose Snapshot Name")
+    expect(page.get_by_text("Price Summary")).to_be_visible()
+    page.get_by_role("button", name="Continue").click()
+    is_at(page, "Create Snapshot")
+    page.get_by_role("button", name="Take Snapshot").click()
+    expect(page.locator("#heading")).to_be_focused()
+    assert page.url.endswith("#heading")
+
+
+def test_the_search_above_the_first_step_answers_three(
+    page: Page, member: Membership, volume: Volume, sign_in: Callable[..., Any]
+) -> None:
+    sign_in(member.user)
+    page.goto("/snapshots/new/")
+    page.get_by_role("searchbox").fill("db-01")
+    page.get_by_role("button", name="db-01-data").click()
+    is_at(page, "Choose Snapshot Name")
+    page.goto("/snapshots/new/")
+    page.get_by_role("searchbox").fill("nothing like it")
+    expect(page.get_by_text("Nothing is called “nothing like it”.")).to_be_visible()
+
+
+def test_keys_choose_without_going_on(
+    page: Page, member: Membership, volume: Volume, sign_in: Callable[..., Any]
+) -> None:
+    sign_in(member.user)
+    page.goto("/snapshots/new/")
+    page.get_by_role("radio").first.focus()
+    page.keyboard.press("Space")
+    page.keyboard.press("ArrowDown")
+    page.wait_for_load_state("networkidle")
+    is_at(page, "Choose a Location")
+    page.keyboard.press("Enter")
+    is_at(page, "Assign to a Project")
