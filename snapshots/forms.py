@@ -15,7 +15,7 @@ from cng_portal.accounts.models import Project, User
 from cng_portal.common.names import NameFormField, fold_name, is_same_name
 from cng_portal.inventory.models import VirtualMachine, Volume
 
-from . import lists
+from . import lists, protection
 from .models import DiskImage, Kind, Snapshot, State
 
 
@@ -139,14 +139,14 @@ class VolumeFilterForm(FilterForm):
         [
             (ATTACHED, gettext_lazy("Attached to a machine")),
             (FREE, gettext_lazy("Not attached")),
-            (UNPROTECTED, gettext_lazy("Without a snapshot")),
+            (UNPROTECTED, gettext_lazy("Unprotected")),
         ],
     )
 
     def narrow(self, rows: QuerySet[Any]) -> QuerySet[Any]:
         rows, show = super().narrow(rows), self.chosen.get("show")
         if show == self.UNPROTECTED:
-            return rows.filter(lists.UNPROTECTED)
+            return rows.filter(protection.UNPROTECTED)
         return rows.filter(vm__isnull=show == self.FREE) if show else rows
 
     def matches(self, text: str) -> Q:

@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 from uuid import UUID
 
 from django.core.exceptions import ValidationError
-from django.db.models import Exists, F, Model, OuterRef, Q, QuerySet, Subquery, Value
+from django.db.models import F, Model, OuterRef, Q, QuerySet, Subquery, Value
 from django.db.models.functions import Concat
 from django.http import QueryDict
 from django.utils.functional import Promise
@@ -17,7 +17,7 @@ from django.utils.translation import gettext_lazy as _
 from cng_portal.accounts.models import Project, User
 from cng_portal.inventory.models import Location, VirtualMachine, Volume
 
-from .models import BackupRun, BackupSchedule, DiskImage, Snapshot, usable
+from .models import BackupRun, BackupSchedule
 
 PAGE_SIZE = 20
 # Counting stops here; beyond it, a list says "more than".
@@ -137,11 +137,6 @@ SNAPSHOT_ORDERS = {
 BY_NAME = Order(_("By name"), "name")
 NEWEST_SCHEDULE = Order(_("Newest first"), "created_at", descending=True)
 NEWEST_RUN = Order(_("Newest first"), "number", descending=True)
-
-# Volumes of which no snapshot can be restored, and none and no backup of their machine either: a condition.
-UNPROTECTED = ~Exists(Snapshot.objects.filter(usable(), volume=OuterRef("pk"))) & ~Exists(
-    DiskImage.objects.filter(usable("snapshot__"), volume=OuterRef("pk"), snapshot__vm__isnull=False)
-)
 
 
 def with_last_run(schedules: QuerySet[BackupSchedule]) -> QuerySet[BackupSchedule]:

@@ -2,7 +2,7 @@
 
 from uuid import UUID
 
-from django.db.models import Count, Max
+from django.db.models import Count
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, render
 from django.views.decorators.http import require_GET
@@ -10,7 +10,7 @@ from django.views.decorators.http import require_GET
 from cng_portal.accounts.models import User
 from cng_portal.common.responses import is_fragment
 from cng_portal.inventory.models import Volume
-from snapshots import lists
+from snapshots import lists, protection
 from snapshots.forms import VolumeFilterForm
 from snapshots.models import DiskImage, Operation, Snapshot, usable
 
@@ -38,24 +38,28 @@ def volumes(request: HttpRequest) -> HttpResponse:
     page = lists.page_of(form.narrow(mine), lists.BY_NAME, request.GET)
     context = {
         "form": form,
-        "rows": count_snapshots(page.rows, user),
+        "rows": build_volume_rows(page.rows, user),
     }
     return render_list(request, "snapshots/volumes.html", "volume-list", page, form.chosen, context)
 
 
-def count_snapshots(found: list[Volume], user: User) -> list[Volume]:
-    """Each with `snapshot_count`, `last_snapshot_at` (of those that can be restored) and `can_change`. One query."""
+def build_volume_rows(found: list[Volume], user: User) -> list[Volume]:
+    """Add what a row shows: `point`, the newest snapshot or backup that can be restored, or None; whether the user can see
+    it; `snapshot_count` and `can_change`.
+    """
     snapshots = (
-        # of volumes that the person sees; only the volume is named, so that no database takes another index
+        # Only the volumes are named, which the user can see, so that each database takes the index of volumes.
         Snapshot.objects.filter(volume_id__in=[volume.pk for volume in found], deleted_at=None)
         .order_by()
-        .values("volume_id")
-        .annotate(count=Count("pk"), last=Max("ready_at", filter=usable()))
+        .values_list("volume_id")
+        .annotate(Count("pk"))
     )
-    by_volume = {row["volume_id"]: row for row in snapshots} if found else {}
+    counts = dict(snapshots) if found else {}
+    points = protection.get_newest_points(found) if found else {}
     for volume in found:
-        row = by_volume.get(volume.pk, {"count": 0, "last": None})
-        volume.snapshot_count, volume.last_snapshot_at = row["count"], row["last"]
+        volume.point = points.get(volume.pk)
+        volume.can_see_point = volume.point is not None and volume.point.project_id in user.roles
+        volume.snapshot_count = counts.get(volume.pk, 0)
         volume.can_change = user.can_change(volume.project_id)
     return found
 

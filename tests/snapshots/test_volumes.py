@@ -1,6 +1,7 @@
 """The list of volumes and the page of one."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from html import unescape
 
 import pytest
@@ -12,6 +13,7 @@ from cng_portal.accounts.models import Project, Role
 from cng_portal.inventory.models import Volume
 from snapshots.models import Operation, Snapshot
 from tests.factories import (
+    BackupFactory,
     DiskImageFactory,
     OperationFactory,
     ProjectFactory,
@@ -63,7 +65,7 @@ def test_a_row_says_what_protects_the_volume(client: Client, project: Project) -
     response = client.get(LIST)
     row = response.context["rows"][0]
 
-    assert (row.snapshot_count, row.last_snapshot_at) == (2, ready.ready_at)
+    assert (row.snapshot_count, row.point) == (2, ready)
     page = response.content.decode()
     for word in ("web-01-root", "50 GB", "Software", volume.location_id, "web-01", "1 volume<"):
         assert word in page
@@ -76,7 +78,23 @@ def test_a_free_volume_without_snapshots_says_so(client: Client, project: Projec
     page = client.get(LIST).content.decode()
 
     assert '<td class="is-name" data-label="Attached to">–</td>' in page
-    assert "none yet" in page
+    assert "Never" in page
+
+
+def test_the_newest_restorable_point_of_any_kind_protects_a_volume(client: Client, project: Project) -> None:
+    """One definition for the list, its filter and the dashboard."""
+    volume = VolumeFactory(project=project, attached=True)
+    SnapshotFactory(volume=volume, ready_at=timezone.now() - timedelta(days=2))
+    backup = BackupFactory(vm=volume.vm, name="nightly")
+    DiskImageFactory(snapshot=backup, volume=volume)
+    SnapshotFactory(volume=volume, damaged=True)
+
+    response = client.get(LIST)
+
+    assert response.context["rows"][0].point == backup
+    assert f'<a href="{reverse("snapshots:snapshot", args=[backup.pk])}">nightly</a>' in response.text
+    assert names(client.get(LIST, {"show": "unprotected"})) == []
+    assert client.get("/").context["unprotected_count"] == 0
 
 
 def test_a_long_name_gets_a_line_of_its_own_on_a_phone(client: Client, project: Project) -> None:
@@ -181,7 +199,7 @@ def test_the_page_has_facts_snapshots_and_operations(client: Client, project: Pr
 
     page = unescape(client.get(url(volume)).content.decode())
 
-    for word in ("<h1>web-01-root</h1>", "50 GB", "Software", snapshot.name, str(volume.pk), "Restore", "Undo restore"):
+    for word in (">web-01-root</h1>", "50 GB", "Software", snapshot.name, str(volume.pk), "Restore", "Undo restore"):
         assert word in page
     assert reverse("snapshots:restore", args=[restore.safety_snapshot_id]) in page
     assert take_url(volume) in page
