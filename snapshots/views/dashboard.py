@@ -1,5 +1,6 @@
-"""The first page: what there is, what it costs, what runs now, and what needs attention."""
+"""The dashboard: what needs attention, what it costs, what protects it, and what runs now."""
 
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -18,12 +19,16 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET
 
 from billing import rating
+from billing.access import billed_customer
 from billing.models import ServiceKind
 from billing.prices import PriceList
-from cng_portal.accounts.models import User
+from billing.summary import build_summary
+from cng_portal.accounts.models import Customer, User
 from cng_portal.common.money import DEFAULT_CURRENCY, format_amount, format_price
+from cng_portal.common.optional import optional
+from cng_portal.common.templatetags.portal import month as format_month
 from cng_portal.inventory.models import VirtualMachine, Volume
-from snapshots import lists
+from snapshots import lists, protection
 from snapshots.models import SERVICE_KINDS, BackupRun, BackupSchedule, Kind, Operation, Snapshot, State
 from snapshots.storage.contract import Corrupt
 
@@ -37,6 +42,9 @@ from .common import (
 from .snapshots import build_rows, listed_with_runs
 
 NEWEST_SHOWN = 5
+UNPROTECTED_SHOWN = 5
+TROUBLED_SHOWN = 3
+NEXT_SHOWN = 4
 OPERATIONS_SHOWN = 10
 # What failed longer ago is found in the list, by the filter of states.
 FAILED_WITHIN = timedelta(days=30)
@@ -53,8 +61,19 @@ def dashboard(request: HttpRequest) -> HttpResponse:
     running = with_time_left(one for one in operations if one.is_active)
     failed = build_operation_rows([one for one in operations if not one.is_active], user)
     newest = newest_snapshots(user)
+    schedules = BackupSchedule.objects.visible_to(user).present().select_related("vm__project__customer")
+    unprotected = Volume.objects.visible_to(user).present().filter(protection.UNPROTECTED, state=Volume.State.AVAILABLE)
     context = {
         **figures(user),
+        "unprotected": [
+            (volume, user.can_change(volume.project_id))
+            for volume in unprotected.select_related("vm").order_by("name", "pk")[:UNPROTECTED_SHOWN]
+        ],
+        "troubled": list(
+            lists.troubled(lists.with_last_run(schedules)).order_by("-last_scheduled_at")[:TROUBLED_SHOWN]
+        ),
+        "next_backups": list(schedules.filter(next_run_at__isnull=False).order_by("next_run_at", "pk")[:NEXT_SHOWN]),
+        "spending": optional("spending", lambda: spending_of(billed_customer(user)), None),
         "running": running,
         "failed": failed,
         "rows": build_rows(newest, user),
@@ -98,8 +117,47 @@ def figures(user: User) -> dict[str, object]:
             "monthly": _("About %(amount)s a month") % {"amount": format_amount(monthly_micro, currency)},
         },
         "volume_count": volumes.count(),
-        "unprotected_count": volumes.filter(lists.UNPROTECTED).count(),
+        "unprotected_count": volumes.filter(protection.UNPROTECTED).count(),
     }
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A month of the sparkline; sizes are those of its drawing."""
+
+    x: int
+    y: int
+    height: int
+    title: str
+
+
+@dataclass(frozen=True)
+class Spending:
+    this_month: str
+    forecast: str
+    bars: list[Bar]
+
+
+BAR_STEP, BAR_HEIGHT = 10, 40
+
+
+def spending_of(customer: Customer | None) -> Spending | None:
+    """Return what the customer spends by month; None for users who don't see bills."""
+    if customer is None:
+        return None
+    summary = build_summary(customer=customer, at=timezone.now())
+    totals = [sum(summary.costs.get((month, kind), 0) for kind in ServiceKind.values) for month in summary.months]
+    most = max(*totals, 1)
+    bars = []
+    for number, (month, total_micro) in enumerate(zip(summary.months, totals, strict=True)):
+        height = max(1, BAR_HEIGHT * total_micro // most)
+        title = f"{format_month(month)}: {format_amount(total_micro, customer.currency)}"
+        bars.append(Bar(x=number * BAR_STEP, y=BAR_HEIGHT - height, height=height, title=title))
+    return Spending(
+        this_month=format_amount(summary.this_month_micro, customer.currency),
+        forecast=format_amount(summary.projected_micro, customer.currency),
+        bars=bars,
+    )
 
 
 def snapshot_sums(user: User) -> QuerySet[Any, tuple[Any, ...]]:

@@ -566,7 +566,7 @@ def of_an_administrator(member: Membership) -> Screens:
     Process.objects.create(kind="scheduler", host="portal-02", pid=99, heartbeat_at=timezone.now() - timedelta(hours=3))
     StorageCheck.objects.create(location_id="1CNG-YGN-AZ01", checked_at=timezone.now(), free_bytes=4_000 * GIB)
     StorageCheck.objects.create(
-        location_id="1CNG-MDY-AZ01", checked_at=timezone.now(), reason="The storage does not answer.", errors=12
+        location_id="1CNG-MDY-AZ01", checked_at=timezone.now(), error="The storage does not answer.", error_count=12
     )
 
     def switch_many(page: Page) -> None:

@@ -70,7 +70,7 @@ def test_the_page_states_the_facts(client: Client, project: Project) -> None:
 
     page = text_of(client, snapshot)
 
-    for fact in ("<h1>before-upgrade</h1>", "web-01-root", "50 GB", "3 GB", "by Aye Aye", "ab" * 32, str(snapshot.pk)):
+    for fact in (">before-upgrade</h1>", "web-01-root", "50 GB", "3 GB", "by Aye Aye", "ab" * 32, str(snapshot.pk)):
         assert fact in page
     assert f'data-copy="{"ab" * 32}"' in page
 
