@@ -1,18 +1,18 @@
-// What HTML and htmx do not do by themselves. Every page works without this file.
+// What HTML and htmx can't do by themselves. Every page works without this file.
 (() => {
   const root = document.documentElement;
   const announcer = () => document.getElementById("announcer");
-  const say = (text) => {
+  const announce = (text) => {
     const box = announcer();
     if (box && box.textContent !== text) box.textContent = text;
   };
-  // News, ours or sent along with a fragment, goes away by itself; a failure stays until the portal answers again.
-  let hush;
+  // Announcements, from here or from a fragment, disappear after a while. A failure stays until the portal answers again.
+  let clearTimer;
   let failure = "";
   if (announcer()) {
     new MutationObserver(() => {
-      clearTimeout(hush);
-      if (announcer().textContent !== failure) hush = setTimeout(() => say(""), 6000);
+      clearTimeout(clearTimer);
+      if (announcer().textContent !== failure) clearTimer = setTimeout(() => announce(""), 6000);
     }).observe(announcer(), { childList: true, characterData: true, subtree: true });
   }
 
@@ -29,11 +29,11 @@
     try {
       localStorage.setItem("theme", theme);
     } catch {
-      // storage is switched off: the choice lasts for this page
+      // No storage: the choice lasts for this page.
     }
     const { themeUrl } = document.body.dataset;
     if (themeUrl) {
-      // the account remembers it, and so do the person's other browsers
+      // Saved to the account, for the user's other browsers.
       root.dataset.theme = theme;
       const { "X-CSRFToken": token } = JSON.parse(document.body.getAttribute("hx-headers"));
       fetch(themeUrl, { method: "POST", body: new URLSearchParams({ theme }), headers: { "X-CSRFToken": token }, keepalive: true }).catch(() => {});
@@ -41,7 +41,7 @@
     showTheme();
   };
 
-  // Where all tabs do not fit, the current one is in sight.
+  // Scroll the current tab into view where not all of them fit.
   const showTab = () => {
     for (const tab of document.querySelectorAll(".tabs [aria-current]")) {
       const list = tab.closest("ul");
@@ -57,10 +57,10 @@
     try {
       await navigator.clipboard.writeText(button.dataset.copy);
     } catch {
-      return say(announcer().dataset.copyFailed);
+      return announce(announcer().dataset.copyFailed);
     }
     button.classList.add("is-copied");
-    say(announcer().dataset.copied);
+    announce(announcer().dataset.copied);
     setTimeout(() => button.classList.remove("is-copied"), 2500);
   };
 
@@ -74,7 +74,7 @@
     if (copyButton) copy(copyButton);
     for (const menu of openMenus()) if (!menu.contains(target)) menu.open = false;
 
-    // A link in an error summary goes to the field itself, also when the id is that of a group of choices.
+    // A link in an error summary focuses the field, or the first control of a group.
     const link = target.closest(".error-summary a[href^='#']");
     const field = link && document.getElementById(link.hash.slice(1));
     if (field) {
@@ -104,7 +104,7 @@
     if (keys) keys.showModal();
   });
 
-  // Keys of one character can be switched off (WCAG 2.1.4): some people speak to their computers.
+  // Single-key shortcuts can be turned off (WCAG 2.1.4), because speech input triggers them.
   const keysAreOn = () => {
     try {
       return localStorage.getItem("keys") !== "off";
@@ -120,13 +120,13 @@
     try {
       localStorage.setItem("keys", keysAreOn() ? "off" : "on");
     } catch {
-      // storage is switched off: the keys stay on
+      // No storage: the shortcuts stay on.
     }
     showKeys();
   };
   showKeys();
 
-  // Enter in a search opens what it finds, where that is one thing only.
+  // Enter in a search opens the result if there is only one.
   document.addEventListener("htmx:afterSettle", (event) => {
     const { elt, triggeringEvent } = event.detail.requestConfig || {};
     if (triggeringEvent?.type !== "submit" || !elt.querySelector("[data-search]:focus")) return;
@@ -134,7 +134,7 @@
     if (hits.length === 1 && elt.querySelector("[data-search]").value) location.assign(hits[0].href);
   });
 
-  // Rows that are selected to be deleted together. What is selected stays so when the list is fetched again.
+  // Bulk selection. It survives a refresh of the list.
   const boxes = () => [...document.querySelectorAll("[data-select]")];
   const showSelected = () => {
     const count = boxes().filter((box) => box.checked).length;
@@ -164,10 +164,10 @@
   });
   window.addEventListener("pageshow", showSelected);
 
-  // The bell shows what is in progress: asked for when it is opened, and now and then as long as it is.
-  const LOOK_EVERY = 10_000;
-  let looking;
-  const look = () => {
+  // The bell refreshes the work in progress when it opens, and regularly while it is open.
+  const REFRESH_MS = 10_000;
+  let refreshTimer;
+  const refreshBell = () => {
     const work = document.getElementById("bell-work");
     if (work && !document.hidden) htmx.trigger(work, "portal:look");
   };
@@ -175,20 +175,20 @@
     "toggle",
     (event) => {
       if (!event.target.matches("details.bell")) return;
-      clearInterval(looking);
+      clearInterval(refreshTimer);
       if (!event.target.open) return;
-      look();
-      looking = setInterval(look, LOOK_EVERY);
+      refreshBell();
+      refreshTimer = setInterval(refreshBell, REFRESH_MS);
     },
     true,
   );
 
-  // The menu of a row is fetched when it opens, not when it closes, and opens upwards where there is more room.
+  // A row's menu is fetched when it opens, not when it closes, and opens upwards where there is more room.
   document.addEventListener("htmx:beforeRequest", (event) => {
     const menu = event.detail.elt;
     if (!menu.matches("details:not([open])")) return;
     event.preventDefault();
-    menu.querySelector(".menu-panel").replaceChildren(); // or the next opening would replace what has the focus
+    menu.querySelector(".menu-panel").replaceChildren(); // else the next opening would replace the focused item
   });
   document.addEventListener("htmx:afterSettle", (event) => {
     const menu = event.target.closest?.("details.row-menu[open]");
@@ -198,13 +198,13 @@
     menu.classList.toggle("opens-up", panel.bottom > innerHeight && button.top > innerHeight - button.bottom);
   });
 
-  // A menu that loses the focus closes.
+  // Menus close when they lose focus.
   document.addEventListener("focusout", (event) => {
     const menu = event.target.closest("details.menu[open]");
     if (menu && event.relatedTarget && !menu.contains(event.relatedTarget)) menu.open = false;
   });
 
-  // The second click on a submit button does nothing, with htmx and without.
+  // Ignore a second click on a submit button, with or without htmx.
   const release = (form) => {
     delete form.dataset.busy;
     for (const element of [form, ...form.querySelectorAll("[aria-busy]")]) element.removeAttribute("aria-busy");
@@ -230,7 +230,7 @@
     root.classList.remove("is-leaving");
   });
 
-  // A link that leads away says at once that it was heard; a file leads nowhere.
+  // Show progress as soon as a link is clicked, except for downloads.
   document.addEventListener("click", (event) => {
     const link = event.target.closest("a[href]");
     if (!link || event.defaultPrevented || event.button || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
@@ -239,7 +239,7 @@
     root.classList.add("is-leaving");
   });
 
-  // In a wizard, clicking a choice goes on to the next step. The keys that move between choices only choose.
+  // In a wizard, clicking a choice continues to the next step. Arrow keys only select.
   document.addEventListener("click", (event) => {
     const choice = event.target.closest("form[data-advance] .choice:not(.is-disabled)");
     if (!choice || !event.detail) return;
@@ -249,11 +249,11 @@
 
   // htmx
   const isQuiet = (event) => {
-    const asked = event.detail.requestConfig?.elt || event.detail.elt;
-    return Boolean(asked?.closest("[data-quiet]") || event.target.closest?.("[data-quiet]"));
+    const source = event.detail.requestConfig?.elt || event.detail.elt;
+    return Boolean(source?.closest("[data-quiet]") || event.target.closest?.("[data-quiet]"));
   };
 
-  // Nobody looks: what asks again and again rests until the page is seen.
+  // Polling pauses while the page is hidden.
   document.addEventListener("htmx:beforeRequest", (event) => {
     if (document.hidden && isQuiet(event)) event.preventDefault();
   });
@@ -266,7 +266,7 @@
     const form = event.target.closest?.("form[data-busy]");
     if (form) release(form);
     if (event.detail.successful && failure) {
-      if (announcer().textContent === failure) say("");
+      if (announcer().textContent === failure) announce("");
       failure = "";
     }
   });
@@ -274,7 +274,7 @@
   const fail = (event, text) => {
     if (!announcer()) return;
     failure = isQuiet(event) ? announcer().dataset.paused : text;
-    say(failure);
+    announce(failure);
   };
   document.addEventListener("htmx:sendError", (event) => fail(event, announcer()?.dataset.unreachable));
   document.addEventListener("htmx:timeout", (event) => fail(event, announcer()?.dataset.unreachable));
@@ -290,13 +290,13 @@
     const titled = part.matches("[data-title]") ? part : part.querySelector("[data-title]");
     if (titled) document.title = titled.dataset.title;
     if (isQuiet(event)) return;
-    const goal = part.querySelector(".error-summary") || part.querySelector("[data-focus]");
-    if (goal) {
-      if (!goal.hasAttribute("tabindex")) goal.setAttribute("tabindex", "-1");
-      goal.focus();
+    const target = part.querySelector(".error-summary") || part.querySelector("[data-focus]");
+    if (target) {
+      if (!target.hasAttribute("tabindex")) target.setAttribute("tabindex", "-1");
+      target.focus();
     }
   });
 
-  // After a whole page has loaded with errors, the summary has the focus too.
+  // A page that loads with errors focuses their summary too.
   document.querySelector(".error-summary")?.focus();
 })();

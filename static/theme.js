@@ -1,10 +1,10 @@
-// The person's choice comes with the page (data-theme) and is kept in this browser, for the pages before they sign in; else
-// the browser's choice counts, else the system. Runs before the first paint, so that the wrong theme never flashes and
-// nothing moves. Without it the style sheet follows the system.
+// Applies the theme before the first paint, so that the wrong one never flashes: the account's (data-theme), which this
+// browser remembers for the pages before the sign-in, else the browser's, else the system's. Without this script the style
+// sheet follows the system.
 (() => {
   const root = document.documentElement;
   root.classList.add("js");
-  if (navigator.clipboard) root.classList.add("can-copy"); // here, so that nothing moves when the buttons come
+  if (navigator.clipboard) root.classList.add("can-copy"); // set here so that nothing moves when the buttons appear
   const system = matchMedia("(prefers-color-scheme: dark)");
   const chosen = () => {
     const { theme } = root.dataset;
@@ -13,7 +13,7 @@
       else if (theme) localStorage.setItem("theme", theme);
       else return localStorage.getItem("theme");
     } catch {
-      // storage is switched off in this browser: the person or the system decides
+      // No storage: the account or the system decides.
     }
     return theme === "system" ? "" : theme;
   };
@@ -21,7 +21,7 @@
     root.dataset.bsTheme = chosen() || (system.matches ? "dark" : "light");
     document.dispatchEvent(new Event("portal:theme"));
   };
-  // What was chosen meanwhile on another page of this browser is newer than what came with this one.
+  // A choice made meanwhile in another tab is newer than the one that came with this page.
   const follow = () => {
     try {
       if (root.dataset.theme) root.dataset.theme = localStorage.getItem("theme") || "system";

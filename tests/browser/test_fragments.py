@@ -55,6 +55,7 @@ FRAGMENTS: dict[str, set[str]] = {
     "snapshots/schedule.html": {"runs"},
     "snapshots/snapshot.html": {"work"},
     "snapshots/volume.html": {"work"},
+    "snapshots/wizard/find.html": {"hits"},
     "snapshots/wizard/name.html": {"name-check"},  # a hint on what is being typed, of which a fresh page knows nothing
     "snapshots/wizard/review.html": {"estimates"},
     "snapshots/wizard/step.html": {"wizard"},
