@@ -26,7 +26,7 @@ def test_while_the_file_is_there_every_page_is_the_maintenance_page(note: Path, 
     assert response.status_code == 503
     assert response["Retry-After"] == "300"
     html = response.content.decode()
-    assert "The portal is being maintained" in html
+    assert "The portal is under maintenance" in html
     assert "Until 14:00 &lt;Yangon&gt;." in html
     assert "default-src 'self'" in response["Content-Security-Policy"]
 

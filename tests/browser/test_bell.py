@@ -59,7 +59,7 @@ def test_progress_moves_in_the_open_bell_and_ends_with_the_news(page: Page, pers
     Operation.objects.update(state=Operation.State.FAILED, finished_at=timezone.now(), error="No room.")
     NotificationFactory(user=person, title="The snapshot “nightly” could not be taken")
     expect(page.locator("#announcer")).to_have_text("The snapshot “nightly” could not be taken", timeout=15_000)
-    expect(work.get_by_text("Nothing is in progress.")).to_be_visible()
+    expect(work.get_by_text("Nothing in progress.")).to_be_visible()
     expect(bell.locator(".bell-count")).to_have_text("1")
     page.keyboard.press("Escape")
     expect(bell).to_be_focused()

@@ -49,7 +49,7 @@ def test_the_question_mark_shows_the_keys_and_escape_gives_the_focus_back(page: 
     link.focus()
     page.keyboard.press("?")
     window = page.get_by_role("dialog", name="Keyboard")
-    expect(window.get_by_text("Go to the search of the page")).to_be_visible()
+    expect(window.get_by_text("Focus the search")).to_be_visible()
     page.keyboard.press("/")  # belongs to the page behind
     expect(window).to_be_visible()
     page.keyboard.press("Escape")
@@ -66,7 +66,7 @@ def test_who_types_types(page: Page, member: Membership) -> None:
 
 def test_the_keys_can_be_switched_off_and_stay_so(page: Page, member: Membership) -> None:
     page.goto("/help/keyboard/")
-    switch = page.get_by_role("button", name="Switch off / and ?")
+    switch = page.get_by_role("button", name="Turn off / and ?")
     switch.click()
     expect(switch).to_have_attribute("aria-pressed", "true")
     page.goto("/snapshots/")
@@ -80,8 +80,8 @@ def test_the_keys_can_be_switched_off_and_stay_so(page: Page, member: Membership
 def test_without_javascript_the_keys_are_on_a_page(page: Page, member: Membership) -> None:
     page.goto("/help/")
     page.get_by_role("link", name="Keyboard").click()
-    expect(page.locator("main").get_by_text("Show these keys")).to_be_visible()
-    expect(page.locator("main").get_by_role("button", name="Switch off")).to_be_hidden()
+    expect(page.locator("main").get_by_text("Show keyboard shortcuts")).to_be_visible()
+    expect(page.locator("main").get_by_role("button", name="Turn off")).to_be_hidden()
 
 
 def test_names_ids_and_amounts_are_copied_with_a_click(page: Page, member: Membership) -> None:

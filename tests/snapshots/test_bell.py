@@ -59,7 +59,7 @@ def test_nothing_in_progress_is_said_and_asked_for_only_when_the_bell_is_opened(
     taking(ProjectFactory(), "somebody else's")
     client = client_for(person)
     shown = bell(client.get("/notices/").text)
-    assert "Nothing is in progress." in shown and 'hx-trigger="portal:look"' in shown
+    assert "Nothing in progress." in shown and 'hx-trigger="portal:look"' in shown
     taking(project, "mine")
     assert "mine" in bell(client.get("/notices/").text)
 
@@ -71,7 +71,7 @@ def test_what_moves_is_one_small_answer(project: Project, person: User, client_f
         taking(project, f"nightly-{number}")
     answer = client.get(reverse("snapshots:work"), {"unread": "0"})
     assert answer.text.count("<li>") == 5
-    assert "And more, on the dashboard" in answer.text
+    assert "View all on the dashboard" in answer.text
     assert 'id="bell-count" hx-swap-oob="true"' in answer.text
     assert "announcer" not in answer.text
 

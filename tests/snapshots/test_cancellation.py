@@ -271,7 +271,7 @@ def test_the_page_of_a_snapshot_that_is_being_taken_offers_to_cancel_it(
     assert "Nothing is charged" in question.content.decode()
     answer = client.post(reverse("snapshots:cancel", args=[operation.pk]), follow=True)
     page = unescape(answer.content.decode())
-    assert "“nightly” is cancelled" in page and "Taking this snapshot was cancelled" in page
+    assert "“nightly” is cancelled" in page and "This snapshot was cancelled" in page
     assert cancel not in page
     assert "nothing to cancel" in client.get(reverse("snapshots:cancel", args=[operation.pk])).content.decode()
     again = client.post(reverse("snapshots:cancel_snapshot", args=[snapshot.pk]), follow=True)
@@ -302,7 +302,7 @@ def test_a_new_volume_is_cancelled_from_its_page(client: Client, member: Members
     assert url in client.get(page).content.decode()
     answer = client.post(url, follow=True)
     assert answer.redirect_chain[-1][0] == page
-    assert "Making this volume was cancelled" in answer.content.decode()
+    assert "This volume was cancelled" in answer.content.decode()
 
 
 def test_a_snapshot_that_is_in_use_cannot_be_deleted_and_its_page_says_so_first(

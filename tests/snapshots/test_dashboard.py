@@ -116,7 +116,7 @@ def test_an_account_with_volumes_is_invited_to_its_first_snapshot(client: Client
 
 
 def test_an_empty_account_learns_what_comes_first(client: Client) -> None:
-    assert "As soon as one of your projects has a volume" in client.get("/").content.decode()
+    assert "Once one of your projects has a volume" in client.get("/").content.decode()
 
 
 def test_an_administrator_without_a_customer_is_led_to_admin(client_for: Callable[..., Client]) -> None:
@@ -126,7 +126,7 @@ def test_an_administrator_without_a_customer_is_led_to_admin(client_for: Callabl
 def test_a_person_without_a_project_learns_whom_to_ask(client_for: Callable[..., Client]) -> None:
     page = client_for(UserFactory()).get("/").content.decode()
 
-    assert "You are in no project yet" in page
+    assert "You're not in a project yet" in page
     assert reverse("snapshots:new") not in page.split("<main", 1)[1]
 
 

@@ -76,7 +76,7 @@ def test_the_page_states_the_facts(client: Client, project: Project) -> None:
 
 
 def test_a_checksum_that_follows_says_so(client: Client, project: Project) -> None:
-    assert "Computed right after the capture" in text_of(client, SnapshotFactory(volume__project=project))
+    assert "Computed soon after the capture" in text_of(client, SnapshotFactory(volume__project=project))
 
 
 def test_damage_is_shown_prominently(client: Client, project: Project) -> None:
@@ -134,7 +134,7 @@ def test_a_viewer_reads_everything_and_is_told_why_there_are_no_buttons(viewer: 
 
     assert snapshot.name in page
     assert 'id="act-' not in page
-    assert "you need the role of a member or owner" in page
+    assert "you need to be a member or owner" in page
 
 
 def test_a_stranger_gets_404_and_a_signed_out_person_signs_in(client: Client) -> None:

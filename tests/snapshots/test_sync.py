@@ -170,7 +170,7 @@ def test_a_snapshot_deleted_in_the_cloud_can_only_be_renamed_or_deleted(
     assert "This snapshot was deleted in the cloud" in page
     for place in (page, client_for(member.user).get(reverse("snapshots:volume_snapshots")).content.decode()):
         assert "<span>Missing</span>" in place and "<span>Ready</span>" not in place
-    assert ("It goes on costing until then." in page) is charged
+    assert ("You are charged for it until you do." in page) is charged
     assert [name for name in ("restore", "new_volume", "verify", "rename", "delete") if f'id="act-{name}"' in page] == [
         "rename",
         "delete",
@@ -189,13 +189,13 @@ def test_where_storage_shows_no_bytes_no_checksum_is_promised(
     snapshot, client = SnapshotFactory(volume__project=member.project, made_outside=True), client_for(member.user)
     page = client.get(reverse("snapshots:snapshot", args=[snapshot.pk])).content.decode()
     for words in (
-        "None: this storage shows no bytes",
-        "Nothing has been done with it through",
+        "Not available on this storage",
+        "No operations yet",
         "Nothing has been charged",
     ):
         assert words in page
     verify = reverse("snapshots:verify", args=[snapshot.pk])
-    assert "It shows no bytes, so they cannot be compared." in client.get(verify).content.decode()
+    assert "Its bytes can't be read, so they can't be compared." in client.get(verify).content.decode()
     assert "The storage is being asked for" in client.post(verify, follow=True).content.decode()
 
 

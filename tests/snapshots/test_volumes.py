@@ -222,10 +222,10 @@ def test_a_volume_that_only_copies_of_its_machine_hold_is_not_called_unprotected
     vm = VirtualMachineFactory(project=project, name="db-01")
     volume = VolumeFactory(project=project, location=vm.location, vm=vm)
     page = reverse("snapshots:volume", args=[volume.pk])
-    assert "cannot be got back" in client.get(page).text
+    assert "Nothing protects this volume" in client.get(page).text
     DiskImageFactory(snapshot=VMSnapshotFactory(vm=vm), volume=volume, volume_name=volume.name, size_gb=1)
     shown = client.get(page).text
-    assert "cannot be got back" not in shown
+    assert "Nothing protects this volume" not in shown
     assert "See db-01" in shown
 
 
@@ -236,7 +236,7 @@ def test_a_volume_that_could_not_be_made_says_why_and_is_tried_again(client: Cli
 
     page = client.get(url(volume)).content.decode()
 
-    assert "This volume could not be made" in page
+    assert "This volume couldn't be created" in page
     assert "Out of room." in page
     assert page.count(reverse("snapshots:retry", args=[operation.pk])) == 1
 
@@ -246,7 +246,7 @@ def test_a_viewer_reads_the_page_and_is_told_why_there_are_no_buttons(viewer: Cl
 
     page = viewer.get(url(volume)).content.decode()
 
-    assert "you need the role of a member or owner" in page
+    assert "you need to be a member or owner" in page
     assert take_url(volume) not in page
 
 
