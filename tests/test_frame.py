@@ -414,7 +414,7 @@ def test_a_failed_request_is_told_and_taken_back_when_the_portal_answers(
     page.route("**/somewhere/", lambda route: route.abort())
     page.evaluate("htmx.ajax('GET', '/somewhere/', {target: '#main', swap: 'innerHTML'}).catch(() => {})")
     announcer = page.locator("#announcer")
-    announcer.get_by_text("could not be reached").wait_for()
+    announcer.get_by_text("can't be reached").wait_for()
     page.unroute("**/somewhere/")
     page.route(
         "**/somewhere/",

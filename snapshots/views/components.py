@@ -22,6 +22,11 @@ ACTIONS = [
     Action("rename", "Rename", "#rename", "pencil-square"),
     Action("delete", "Delete", "#delete", "trash", danger=True),
 ]
+PAGE_ACTIONS = [
+    Action("new_volume", "New volume", "#overview", "circle-stack"),
+    Action("restore", "Restore", "#overview", "arrow-uturn-left"),
+    *ACTIONS,
+]
 LONG_NAME = "a-really-long-name-of-a-snapshot-taken-before-the-update-of-2026"
 
 
@@ -83,6 +88,8 @@ def components(request: HttpRequest) -> HttpResponse:
             {"label": "Volume Snapshot", "url": "#tabs", "icon": "circle-stack", "active": True, "count": 12},
         ],
         "actions": ACTIONS,
+        "page_actions": PAGE_ACTIONS,
+        "bars": [{"x": 10 * n, "y": 40 - 3 * n, "height": 3 * n + 1} for n in range(12)],
         "choice_facts": [{"label": "Attached to", "value": "db-01"}, {"label": "Created", "value": "22 Nov 2026"}],
         "consequences": ["Its data are erased. This cannot be undone.", "You stop paying K 20 an hour."],
         "rows": sample_rows(),
