@@ -260,7 +260,7 @@ def test_a_restore_brings_the_bytes_back_and_can_be_undone(client: Client, taken
 def test_the_question_says_what_is_lost_and_what_the_safety_snapshot_costs(client: Client, taken: Snapshot) -> None:
     page = unescape(client.get(url("restore", taken)).content.decode())
 
-    assert "Everything that was written to “web-01-root” since then is lost" in page
+    assert "Everything written to “web-01-root” since then will be lost" in page
     assert "“before-restore-of-web-01-root”" in page
     assert "It costs K 0.40 an hour" in page
     assert "which is stopped" in page

@@ -86,7 +86,7 @@ def test_the_newest_restorable_point_of_any_kind_protects_a_volume(client: Clien
     volume = VolumeFactory(project=project, attached=True)
     SnapshotFactory(volume=volume, ready_at=timezone.now() - timedelta(days=2))
     backup = BackupFactory(vm=volume.vm, name="nightly")
-    DiskImageFactory(snapshot=backup, volume=volume)
+    DiskImageFactory(snapshot=backup, volume=volume, volume_name=volume.name)
     SnapshotFactory(volume=volume, damaged=True)
 
     response = client.get(LIST)
