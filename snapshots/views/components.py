@@ -12,7 +12,8 @@ from django.utils import timezone
 
 from cng_portal.accounts.models import Customer, Project
 from cng_portal.inventory.models import Location, Volume
-from snapshots.forms import ConfirmationForm
+from cng_portal.support.models import SupportContact
+from snapshots.forms import ConfirmationForm, VolumeFilterForm
 from snapshots.models import Operation, Snapshot, State
 from snapshots.storage.contract import GIB
 
@@ -62,6 +63,8 @@ def components(request: HttpRequest) -> HttpResponse:
         "wrong": wrong,
         "page_form": SampleForm(prefix="page"),
         "filter_form": SampleForm(prefix="filter"),
+        "list_form": VolumeFilterForm({}, user=request.user),
+        "contact": SupportContact(email="support@example.com", phone="+95 1 234 567"),
         "confirmation": ConfirmationForm(label="Type the name to confirm", required="Type the name."),
         "messages": [
             Message(level, text)

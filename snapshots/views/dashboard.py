@@ -62,13 +62,14 @@ def dashboard(request: HttpRequest) -> HttpResponse:
     failed = build_operation_rows([one for one in operations if not one.is_active], user)
     newest = newest_snapshots(user)
     schedules = BackupSchedule.objects.visible_to(user).present().select_related("vm__project__customer")
-    unprotected = Volume.objects.visible_to(user).present().filter(protection.UNPROTECTED, state=Volume.State.AVAILABLE)
+    volumes = Volume.objects.visible_to(user).present().filter(state=Volume.State.AVAILABLE)
+    all_unprotected = volumes.filter(protection.UNPROTECTED)
+    unprotected = list(all_unprotected.select_related("vm").order_by("name", "pk")[: UNPROTECTED_SHOWN + 1])
     context = {
         **figures(user),
-        "unprotected": [
-            (volume, user.can_change(volume.project_id))
-            for volume in unprotected.select_related("vm").order_by("name", "pk")[:UNPROTECTED_SHOWN]
-        ],
+        "unprotected": [(volume, user.can_change(volume.project_id)) for volume in unprotected[:UNPROTECTED_SHOWN]],
+        "unprotected_count": len(unprotected) if len(unprotected) <= UNPROTECTED_SHOWN else all_unprotected.count(),
+        "has_volumes": bool(newest) or volumes.exists(),
         "troubled": list(
             lists.troubled(lists.with_last_run(schedules)).order_by("-last_scheduled_at")[:TROUBLED_SHOWN]
         ),
@@ -97,8 +98,8 @@ def newest_snapshots(user: User) -> list[Snapshot]:
 
 
 def figures(user: User) -> dict[str, object]:
-    """`volume_count`, `unprotected_count`, and of the snapshots that are kept `count` and `size`, and what those that are
-    Ready cost: `hourly` ("K 20") and a sentence on the month.
+    """Of the snapshots that are kept `count` and `size`, and what those that are Ready cost: `hourly` ("K 20") and a
+    sentence on the month.
     """
     count = gb = 0
     prices, now = PriceList.load(), timezone.now()
@@ -107,7 +108,6 @@ def figures(user: User) -> dict[str, object]:
     for kind, code, number, size_gb, ready_gb in snapshot_sums(user):
         count, gb = count + number, gb + size_gb
         hourly_micro += prices.hourly_micro(SERVICE_KINDS[Kind(kind)], code, currency, now, size_gb=ready_gb)
-    volumes = Volume.objects.visible_to(user).present().filter(state=Volume.State.AVAILABLE)
     monthly_micro = hourly_micro * rating.HOURS_PER_MONTH
     return {
         "totals": {
@@ -116,8 +116,6 @@ def figures(user: User) -> dict[str, object]:
             "hourly": format_price(hourly_micro, currency),
             "monthly": _("About %(amount)s a month") % {"amount": format_amount(monthly_micro, currency)},
         },
-        "volume_count": volumes.count(),
-        "unprotected_count": volumes.filter(protection.UNPROTECTED).count(),
     }
 
 

@@ -219,7 +219,7 @@ def test_an_administrator_switches_automatic_backups_on_and_a_copy_of_them_bring
 ) -> None:
     before = write_disks(storage_root, vm, 1)
     machine = reverse("snapshots:machine", args=[vm.pk])
-    sentence = "Automatic VM backups cost 20 % of the virtual machine price: 20 % × K 24.0000 = K 4.8000 an hour"
+    sentence = "Automatic VM backups cost 20 % of the virtual machine price: 20 % × K 24.0000 = K 4.80 an hour"
     sign_in(member.user)
     page.goto(machine)
     card = page.get_by_role("region", name="Automatic backups")
@@ -237,7 +237,7 @@ def test_an_administrator_switches_automatic_backups_on_and_a_copy_of_them_bring
     page.goto("/backups/schedules/")
     expect(page.get_by_role("row", name="db-01")).to_contain_text("Automatic backups")
     page.goto("/billing/subscriptions/")
-    expect(page.get_by_role("row", name="db-01")).to_contain_text("20 % × K 24.0000 = K 4.8000 an hour")
+    expect(page.get_by_role("row", name="db-01")).to_contain_text("20 % × K 24.0000 = K 4.80 an hour")
 
     # its time comes
     schedule = BackupSchedule.objects.get()

@@ -97,7 +97,7 @@ COMPARE = """async (withBell) => {
         const nothing = () => new FormData();
         const held = () => new FormData(form);
         // the answer to a whole form is taken where nothing comes of it but the next step
-        const bodies = element === form && location.pathname.endsWith("/review/") ? [nothing] : [nothing, held];
+        const bodies = element === form && /\\/(review|new)\\/$/.test(location.pathname) ? [nothing] : [nothing, held];
         for (const made of bodies) {
             const body = () => {
                 const data = made();

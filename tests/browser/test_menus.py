@@ -94,6 +94,7 @@ def test_without_javascript_the_name_leads_to_all_actions(
     page.goto("/snapshots/")
     expect(page.locator(".row-menu").first).to_be_hidden()
     page.get_by_role("link", name="nightly-3").click()
+    page.locator("summary", has_text="More").click()
     for action in ("New volume", "Restore", "Rename", "Verify", "Delete"):
         expect(page.get_by_role("link", name=action, exact=True)).to_be_visible()
 

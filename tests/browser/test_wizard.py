@@ -1,6 +1,7 @@
 """The wizard by mouse: few clicks, a search that answers three steps at once, and the focus on what comes next."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from playwright.sync_api import Page, expect
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import Volume
 from tests.factories import LocationFactory, MembershipFactory, ProjectFactory, VolumeFactory
-from tests.snapshots.disks import sell_everywhere
+from tests.snapshots.disks import content, put_volume, sell_everywhere
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -20,7 +21,7 @@ def member() -> Membership:
 
 
 @pytest.fixture
-def volume(member: Membership) -> Volume:
+def volume(storage_root: Path, member: Membership) -> Volume:
     """Among others, so that nothing is chosen by itself."""
     volume = VolumeFactory(project=member.project, name="db-01-data", size_gb=50)
     VolumeFactory(project=member.project, location=volume.location, name="web-01-root")
@@ -29,6 +30,7 @@ def volume(member: Membership) -> Volume:
     MembershipFactory(project=other, user=member.user)
     VolumeFactory(project=other, location=volume.location, name="build-cache")
     sell_everywhere()
+    put_volume(storage_root, volume, content(b"bytes"))
     return volume
 
 
