@@ -21,7 +21,7 @@ from django.utils import timezone
 from billing.models import ServiceKind, UsageSegment
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import Volume
-from snapshots import new_volumes, operations, services
+from snapshots import new_volumes, operations, restores, services
 from snapshots.models import Operation, Snapshot, State
 from snapshots.tasks import run_operation, run_waiting_operations
 from tests.factories import MembershipFactory, VirtualMachineFactory, VolumeFactory
@@ -173,9 +173,9 @@ def test_a_restore_survives_the_death_of_its_worker_at_every_step(
         snapshot.refresh_from_db()
         return restores.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
 
-    restores = 0
+    restore_count = 0
     for operation, _killed in deaths(ask):
-        restores += 1
+        restore_count += 1
         assert operation.state == Operation.State.SUCCEEDED
         assert holds(image, content(b"precious"))
         safety = operation.safety_snapshot
@@ -184,7 +184,7 @@ def test_a_restore_survives_the_death_of_its_worker_at_every_step(
         assert holds(kept, ruined)
         assert UsageSegment.objects.filter(resource_id=safety.pk).count() == 1
         # the volume, and two files for each snapshot: nothing half-made
-        assert len(files_below(storage_root)) == 1 + 2 * (1 + restores)
+        assert len(files_below(storage_root)) == 1 + 2 * (1 + restore_count)
 
 
 def test_a_deletion_survives_the_death_of_its_worker_at_every_step(

@@ -15,7 +15,7 @@ from django.utils import timezone
 from billing.wallet import buy_credits
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import Volume
-from snapshots import operations, services, wizard
+from snapshots import operations, restores, services, wizard
 from snapshots.errors import ActionRefused
 from snapshots.models import Operation, Snapshot, State
 from snapshots.tasks import run_operation
@@ -134,5 +134,5 @@ def test_a_snapshot_that_is_deleted_and_restored_at_once_does_one_of_them(
 
     all_at_once(act)
     snapshot.refresh_from_db()
-    restores = Operation.objects.filter(kind=Operation.Kind.RESTORE).count()
-    assert (snapshot.state, restores) in [(State.DELETING, 0), (State.READY, 1)]
+    restore_count = Operation.objects.filter(kind=Operation.Kind.RESTORE).count()
+    assert (snapshot.state, restore_count) in [(State.DELETING, 0), (State.READY, 1)]

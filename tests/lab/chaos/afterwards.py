@@ -206,6 +206,14 @@ def acts_are_written_down() -> Iterator[str]:
     happened: collections.Counter[tuple[str, str]] = collections.Counter()
     for kind, snapshot_id in Operation.objects.foreground().values_list("kind", "snapshot"):
         happened[f"snapshot.{kind}", str(snapshot_id)] += 1
+    cancelled = Operation.objects.filter(state=Operation.State.CANCELLED).values_list(
+        "pk", "kind", "snapshot", "volume__vm"
+    )
+    # the volumes of a new machine are cancelled together
+    for _cancelled, snapshot_id in {
+        (vm if vm and kind == Operation.Kind.NEW_VOLUME else pk, snapshot) for pk, kind, snapshot, vm in cancelled
+    }:
+        happened["snapshot.cancel", str(snapshot_id)] += 1
     for schedule in BackupSchedule.objects.filter(origin=BackupSchedule.Origin.CUSTOMER):
         happened["backup.schedule", str(schedule.vm_id)] += 1
         if schedule.deleted_at:
@@ -258,6 +266,7 @@ def what_was_promised_is_so() -> Iterator[str]:
 
 PROMISES: dict[str, Callable[[str], bool]] = {
     "taken": lambda pk: Snapshot.objects.filter(pk=pk).exists(),
+    "cancelled": lambda pk: Operation.objects.filter(pk=pk, state=Operation.State.CANCELLED).exists(),
     "deleted": lambda pk: Snapshot.objects.filter(pk=pk, state__in=[State.DELETING, State.DELETED]).exists(),
     "scheduled": lambda pk: BackupSchedule.objects.filter(pk=pk).exists(),
     "schedule deleted": lambda pk: BackupSchedule.objects.filter(pk=pk, deleted_at__isnull=False).exists(),

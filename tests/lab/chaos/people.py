@@ -137,6 +137,7 @@ class Person(threading.Thread):
         self.cookies: dict[str, str] = {}
         self.acts: list[Callable[[], bool | None]] = []
         self.clicks = 0
+        self.chosen = ""  # the page of the snapshot that was chosen or taken last
 
     def run(self) -> None:
         while not portal.over.is_set():
@@ -272,7 +273,7 @@ class Customer(Person):
         seldom += [self.verify, self.retry, self.pin, self.read_notifications, self.invite, self.revoke_invitation]
         seldom += [self.create_backup, self.edit_backup, self.pause_backup, self.resume_backup, self.delete_schedule]
         seldom += [self.sign_out_and_in]
-        self.acts = 3 * often + 2 * [self.run_backup_now, self.write, self.write] + seldom
+        self.acts = 3 * often + 2 * [self.run_backup_now, self.cancel, self.write, self.write] + seldom
 
     def ask(self, path: str, data: dict[str, list[str]] | None = None) -> Page:
         """The clock has jumped, and the session was not used for too long: one signs in again."""
@@ -283,7 +284,8 @@ class Customer(Person):
 
     def a_snapshot(self, *lists: str) -> str:
         lists = lists or ("/snapshots/", "/snapshots/vm/", "/backups/", "/snapshots/?sort=oldest")
-        return self.choose(self.random.choice(lists), rf'href="(/snapshots/{UUID}/)"')
+        self.chosen = self.choose(self.random.choice(lists), rf'href="(/snapshots/{UUID}/)"')
+        return self.chosen
 
     def a_machine(self) -> str:
         return self.choose("/instances/", rf'href="(/instances/{UUID}/)"')
@@ -311,6 +313,7 @@ class Customer(Person):
         if made is None or not re.fullmatch(leads_to, made.location):
             return False
         promises.append((promise, made.location.strip("/").rpartition("/")[2]))
+        self.chosen = made.location
         return True
 
     def take_snapshot(self) -> bool | None:
@@ -375,6 +378,21 @@ class Customer(Person):
     def verify(self) -> bool | None:
         path = self.a_snapshot()
         return self.ask(f"{path}verify/", {}).status == 302 if path else None
+
+    def cancel(self) -> bool | None:
+        """Stop what was begun a moment ago, or what is under way at some snapshot or backup."""
+        begin = [self.take_snapshot, self.take_vm_snapshot, self.restore, self.restore_machine, self.new_volume]
+        begin += [self.new_machine, self.verify, self.a_snapshot]
+        if not self.random.choice(begin)() or not self.chosen:
+            return None
+        page = self.ask(self.choose(self.chosen, rf'href="(/(?:operations|snapshots)/{UUID}/cancel/)"') or "/")
+        path = next(iter(page.find(rf'action="(/operations/{UUID}/cancel/)"')), "")
+        answer = self.fill(page, path) if path else None
+        if answer is None:
+            return None
+        if answer.status == 302:
+            promises.append(("cancelled", path.split("/")[2]))
+        return answer.status == 302
 
     def retry(self) -> bool | None:
         paths = self.ask("/").find(rf'"(/operations/{UUID}/retry/)"')[:3]

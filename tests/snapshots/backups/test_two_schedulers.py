@@ -122,7 +122,7 @@ def plan_again(schedule: BackupSchedule, member: Membership, planned: dict[UUID,
 
 def let_both_act() -> None:
     """The lease is only an economy. Without it two schedulers do the same at the same time."""
-    Lease.objects.update(until=timezone.now() - timedelta(days=1))
+    Lease.objects.update(expires_at=timezone.now() - timedelta(days=1))
 
 
 def let_them_finish() -> None:
