@@ -1,7 +1,7 @@
-"""Who may do what: one line for each address of the portal. `make permissions` writes docs/permissions.md from it, and
-test_permissions.py asks every address in every role and holds the answers against these lines.
+"""The permission table: one row for each URL of the portal. `make permissions` writes docs/permissions.md from it, and
+test_permissions.py requests every URL in every role and compares the responses.
 
-To add an address: one `Row` below the heading where it belongs, then `make permissions`.
+To add a URL: add a `Row` below its heading, then run `make permissions`.
 """
 
 import sys
@@ -17,22 +17,22 @@ OUT, STRANGER, VIEWER, MEMBER, OWNER, ADMINISTRATOR = ROLES = (
     "owner",
     "administrator",
 )
-# what an address may answer; a form with errors is OK too
+# Possible responses; a form with errors is OK, too.
 OK, SIGN_IN, FORBIDDEN, MISSING, NOT_ALLOWED = "yes", "sign in", "403", "404", "405"
 
 Audience = dict[str, str]
 EVERYONE: Audience = dict.fromkeys(ROLES, OK)
 SIGNED_IN = EVERYONE | {OUT: SIGN_IN}
-# of a thing in a project: an administrator who is no member of it is a stranger as well, and uses Django admin
+# For an object in a project. An administrator who is not a member is a stranger, and uses Django admin.
 SEE = SIGNED_IN | {STRANGER: MISSING, ADMINISTRATOR: MISSING}
 CHANGE = SEE | {VIEWER: FORBIDDEN}
 OWN = CHANGE | {MEMBER: FORBIDDEN}
-# of what is one's own: everybody is an owner, a member or a viewer somewhere, or nobody
+# For the user's own data: each user is an owner, a member or a viewer somewhere, or none.
 CHANGE_OWN = SIGNED_IN | {VIEWER: FORBIDDEN, ADMINISTRATOR: FORBIDDEN}
-# that there are bills at all is for owners to know
+# Only owners learn that there are bills.
 BILLS = SIGNED_IN | {VIEWER: MISSING, MEMBER: MISSING, ADMINISTRATOR: MISSING}
 BILL = BILLS | {STRANGER: MISSING}
-# what only the viewer of the test's world has: not even an owner gets at what is another person's
+# For objects of the fixtures' viewer: not even an owner reaches another user's.
 ONESELF = SIGNED_IN | dict.fromkeys((STRANGER, MEMBER, OWNER, ADMINISTRATOR), MISSING)
 ADMINISTER = SIGNED_IN | dict.fromkeys((STRANGER, VIEWER, MEMBER, OWNER), SIGN_IN)
 STAFF = SIGNED_IN | dict.fromkeys((STRANGER, VIEWER, MEMBER, OWNER), MISSING)
@@ -41,16 +41,15 @@ NOBODY = dict.fromkeys(ROLES, MISSING)
 
 @dataclass(frozen=True)
 class Row:
-    """`name` is that of the address with its namespace, `act` what a person does there, in a few words.
+    """`name` is the URL's name with its namespace, `action` what a user does there.
 
-    `methods` are those that the view takes; any other is a 405 for who is signed in. `things` says for a parameter of the
-    address which thing of the test's world it stands for, where the parameter's own name does not say it; `query` is
-    what follows the address, and what a POST sends. `other` has the audience of one method where it is not that of the
-    act: {"GET": SEE}.
+    `methods` are those that the view accepts; any other is a 405 for signed-in users. `things` maps URL parameters to the
+    fixtures' objects where the parameter's name doesn't; `query` is the query string, and the body of a POST. `other` has
+    the audience of a method that differs from the row's: {"GET": SEE}.
     """
 
     name: str
-    act: str
+    action: str
     audience: Audience
     methods: str = "GET"
     things: dict[str, str] = field(default_factory=dict)
@@ -76,48 +75,50 @@ SNAPSHOT = "?id={snapshot.pk}"
 INVOICE = {"pk": "invoice"}
 ACCOUNT = {"pk": "customer"}
 PERSON = {"pk": "person"}
-# in the test nobody looks as another person
+# No test user is impersonating anyone.
 STAFF_LOOKING = SIGNED_IN | dict.fromkeys((STRANGER, VIEWER, MEMBER, OWNER, ADMINISTRATOR), MISSING)
 MACHINE = {"pk": "machine"}
 OTHERS = {"membership_id": "other_membership"}
-# a link that is none: what is behind one of ours is for who has the message
+# An invalid link; a valid one is for the e-mail's recipient.
 LINK = NOBODY
 
 TABLE: dict[str, list[Row]] = {
     "Snapshots": [
-        Row("dashboard", "See the dashboard", SIGNED_IN),
+        Row("dashboard", "View the dashboard", SIGNED_IN),
         Row("snapshots:volume_snapshots", "List volume snapshots", SIGNED_IN),
         Row("snapshots:vm_snapshots", "List VM snapshots", SIGNED_IN),
-        Row("snapshots:new", "Begin to take a volume snapshot", CHANGE_OWN, BOTH),
-        Row("snapshots:new_vm", "Begin to take a VM snapshot", CHANGE_OWN, BOTH),
-        Row("snapshots:wizard", "Answer a step of taking a snapshot", CHANGE, BOTH),
-        Row("snapshots:check_name", "Ask whether a name is free", CHANGE),
-        Row("snapshots:snapshot", "Look at a snapshot", SEE),
-        Row("snapshots:row", "See a snapshot's progress", SEE),
-        Row("snapshots:menu", "Open the menu of a snapshot", SEE),
+        Row("snapshots:new", "Start taking a volume snapshot", CHANGE_OWN, BOTH),
+        Row("snapshots:new_vm", "Start taking a VM snapshot", CHANGE_OWN, BOTH),
+        Row("snapshots:wizard", "Complete a step of taking a snapshot", CHANGE, BOTH),
+        Row("snapshots:check_name", "Check whether a name is available", CHANGE),
+        Row("snapshots:snapshot", "View a snapshot", SEE),
+        Row("snapshots:row", "View a snapshot's progress", SEE),
+        Row("snapshots:menu", "Open a snapshot's menu", SEE),
         Row("snapshots:rename", "Rename a snapshot", CHANGE, BOTH),
         Row("snapshots:delete", "Delete a snapshot", CHANGE, BOTH),
-        Row("snapshots:delete_many", "Delete many snapshots at once", CHANGE, BOTH, query=SNAPSHOT),
+        Row("snapshots:delete_many", "Delete several snapshots", CHANGE, BOTH, query=SNAPSHOT),
         Row("snapshots:restore", "Restore a snapshot", CHANGE, BOTH),
-        Row("snapshots:new_volume", "Make a volume from a snapshot", CHANGE, BOTH),
-        Row("snapshots:new_machine", "Make a machine from a VM snapshot", CHANGE, BOTH, {"snapshot_id": "vm_snapshot"}),
+        Row("snapshots:new_volume", "Create a volume from a snapshot", CHANGE, BOTH),
+        Row(
+            "snapshots:new_machine", "Create a machine from a VM snapshot", CHANGE, BOTH, {"snapshot_id": "vm_snapshot"}
+        ),
         Row("snapshots:verify", "Verify a snapshot", CHANGE, BOTH),
         Row("snapshots:cancel", "Cancel an operation", CHANGE, BOTH),
-        Row("snapshots:cancel_snapshot", "Cancel a snapshot that is being taken", CHANGE, BOTH),
-        Row("snapshots:retry", "Try again what failed", CHANGE, BOTH, other={"GET": SEE}),
+        Row("snapshots:cancel_snapshot", "Cancel taking a snapshot", CHANGE, BOTH),
+        Row("snapshots:retry", "Retry a failed operation", CHANGE, BOTH, other={"GET": SEE}),
     ],
     "Instances": [
         Row("snapshots:machines", "List instances", SIGNED_IN),
-        Row("snapshots:machine", "Look at an instance", SEE),
-        Row("snapshots:take_snapshot_of_machine", "Begin to take a snapshot of an instance", CHANGE, "POST"),
+        Row("snapshots:machine", "View an instance", SEE),
+        Row("snapshots:take_snapshot_of_machine", "Start taking a snapshot of an instance", CHANGE, "POST"),
     ],
     "Backups": [
         Row("snapshots:backups", "List backups", SIGNED_IN),
-        Row("snapshots:schedules", "List the schedules of backups", SIGNED_IN),
-        Row("snapshots:new_backup", "Begin to create a backup", CHANGE_OWN, BOTH),
-        Row("snapshots:back_up", "Begin to create a backup of an instance", CHANGE, "POST"),
-        Row("snapshots:schedule", "Look at a schedule and its runs", SEE),
-        Row("snapshots:schedule_menu", "Open the menu of a schedule", SEE),
+        Row("snapshots:schedules", "List backup schedules", SIGNED_IN),
+        Row("snapshots:new_backup", "Start creating a backup", CHANGE_OWN, BOTH),
+        Row("snapshots:back_up", "Start creating a backup of an instance", CHANGE, "POST"),
+        Row("snapshots:schedule", "View a schedule and its runs", SEE),
+        Row("snapshots:schedule_menu", "Open a schedule's menu", SEE),
         Row("snapshots:edit_schedule", "Change a schedule", CHANGE, BOTH),
         Row("snapshots:pause_schedule", "Pause a schedule", CHANGE, BOTH),
         Row("snapshots:resume_schedule", "Resume a schedule", CHANGE, BOTH),
@@ -127,23 +128,23 @@ TABLE: dict[str, list[Row]] = {
     ],
     "Volumes": [
         Row("snapshots:volumes", "List volumes", SIGNED_IN),
-        Row("snapshots:volume", "Look at a volume", SEE),
-        Row("snapshots:take_snapshot", "Begin to take a snapshot of a volume", CHANGE, "POST"),
+        Row("snapshots:volume", "View a volume", SEE),
+        Row("snapshots:take_snapshot", "Start taking a snapshot of a volume", CHANGE, "POST"),
     ],
     "Billing": [
-        Row("billing:summary", "See the billing summary", BILLS),
-        Row("billing:summary_csv", "Export the costs", BILLS),
+        Row("billing:summary", "View the billing summary", BILLS),
+        Row("billing:summary_csv", "Export costs", BILLS),
         Row("billing:subscriptions", "List subscriptions", BILLS),
-        Row("billing:subscriptions_csv", "Export the subscriptions", BILLS),
-        Row("billing:credits", "See the infra credits", BILLS),
-        Row("billing:credits_csv", "Export the infra credits", BILLS),
+        Row("billing:subscriptions_csv", "Export subscriptions", BILLS),
+        Row("billing:credits", "View infra credits", BILLS),
+        Row("billing:credits_csv", "Export infra credits", BILLS),
         Row("billing:transactions", "List transactions", BILLS),
-        Row("billing:transactions_csv", "Export the transactions", BILLS),
-        Row("billing:statement", "See the account statement", BILLS),
-        Row("billing:usage_csv", "Export the usage", BILLS),
-        Row("billing:invoice", "Look at an invoice", BILL, things=INVOICE),
+        Row("billing:transactions_csv", "Export transactions", BILLS),
+        Row("billing:statement", "View the account statement", BILLS),
+        Row("billing:usage_csv", "Export usage", BILLS),
+        Row("billing:invoice", "View an invoice", BILL, things=INVOICE),
         Row("billing:invoice_csv", "Export an invoice", BILL, things=INVOICE),
-        Row("billing:invoice_pdf", "Print an invoice", BILL, things=INVOICE),
+        Row("billing:invoice_pdf", "Download an invoice as PDF", BILL, things=INVOICE),
     ],
     "Projects and members": [
         Row("projects", "List your projects", SIGNED_IN),
@@ -152,58 +153,58 @@ TABLE: dict[str, list[Row]] = {
         Row("rename_project", "Rename a project", OWN, BOTH),
         Row("archive_project", "Archive an empty project", OWN, BOTH),
         Row("unarchive_project", "Unarchive a project", OWN, "POST"),
-        Row("accounts:invite", "Invite somebody", OWN, BOTH),
+        Row("accounts:invite", "Invite a user", OWN, BOTH),
         Row("accounts:resend", "Send an invitation again", OWN, "POST", {"invitation_id": "invitation"}),
         Row("accounts:revoke", "Revoke an invitation", OWN, "POST", {"invitation_id": "invitation"}),
-        Row("accounts:role", "Change somebody's role", OWN, BOTH, OTHERS),
-        Row("accounts:remove", "Remove somebody from a project", OWN, BOTH, OTHERS),
-        Row("accounts:invitation", "Accept an invitation by its link", LINK, BOTH),
+        Row("accounts:role", "Change a member's role", OWN, BOTH, OTHERS),
+        Row("accounts:remove", "Remove a member from a project", OWN, BOTH, OTHERS),
+        Row("accounts:invitation", "Accept an invitation", LINK, BOTH),
     ],
-    "Oneself": [
+    "Your account": [
         Row("notifications:list", "View notifications", SIGNED_IN),
-        Row("snapshots:work", "See what is in progress", SIGNED_IN),
-        Row("notifications:open", "Open the page of a notification", ONESELF),
+        Row("snapshots:work", "View work in progress", SIGNED_IN),
+        Row("notifications:open", "Open a notification", ONESELF),
         Row("notifications:mark_all_read", "Mark all notifications as read", SIGNED_IN, "POST"),
         Row("notifications:resend", "Send the e-mail of a notification again", ONESELF, "POST"),
-        Row("accounts:profile", "Change one's details", SIGNED_IN, BOTH),
+        Row("accounts:profile", "Change your profile", SIGNED_IN, BOTH),
         Row("accounts:choose_theme", "Choose a theme", SIGNED_IN, "POST", query="?theme=dark"),
-        Row("accounts:stop_looking", "Stop looking as another person", STAFF_LOOKING, "POST"),
-        Row("accounts:security", "See what protects one's sign-in", SIGNED_IN),
-        Row("accounts:sessions", "See where one is signed in", SIGNED_IN),
-        Row("accounts:end_other_sessions", "End all one's other sessions", SIGNED_IN, "POST"),
-        Row("accounts:end_session", "End one of one's other sessions", ONESELF, "POST", {"session_id": "session"}),
-        Row("accounts:sign_ins", "See who signed in as oneself", SIGNED_IN),
-        Row("activity:log", "See what happened in one's projects", SIGNED_IN),
-        Row("activity:csv", "Export what happened in one's projects", SIGNED_IN),
-        Row("snapshots:limits", "See the account's limits and their use", SIGNED_IN),
+        Row("accounts:stop_looking", "Stop impersonating a user", STAFF_LOOKING, "POST"),
+        Row("accounts:security", "View security settings", SIGNED_IN),
+        Row("accounts:sessions", "List your sessions", SIGNED_IN),
+        Row("accounts:end_other_sessions", "End your other sessions", SIGNED_IN, "POST"),
+        Row("accounts:end_session", "End one of your sessions", ONESELF, "POST", {"session_id": "session"}),
+        Row("accounts:sign_ins", "View your sign-in history", SIGNED_IN),
+        Row("activity:log", "View the activity log", SIGNED_IN),
+        Row("activity:csv", "Export the activity log", SIGNED_IN),
+        Row("snapshots:limits", "View the account's limits and usage", SIGNED_IN),
     ],
     "Sign-in": [
         Row("account_login", "Sign in", EVERYONE, BOTH),
         Row("account_logout", "Sign out", SIGNED_IN, BOTH, other={"POST": dict.fromkeys(ROLES, SIGN_IN)}),
-        Row("account_inactive", "Read that a sign-in is closed", EVERYONE),
-        Row("account_signup", "Read how to get a sign-in", EVERYONE, BOTH),
-        Row("account_reauthenticate", "Confirm that it is oneself", SIGNED_IN, BOTH),
-        Row("account_email", "Change one's e-mail address", SIGNED_IN, BOTH),
-        Row("account_email_verification_sent", "Read that a message was sent", EVERYONE),
-        Row("account_confirm_email", "Confirm an e-mail address by its link", EVERYONE, BOTH, other={"POST": NOBODY}),
-        Row("account_change_password", "Change one's password", SIGNED_IN, BOTH),
+        Row("account_inactive", "Read that the account is deactivated", EVERYONE),
+        Row("account_signup", "Read how to get an account", EVERYONE, BOTH),
+        Row("account_reauthenticate", "Re-authenticate", SIGNED_IN, BOTH),
+        Row("account_email", "Change your e-mail address", SIGNED_IN, BOTH),
+        Row("account_email_verification_sent", "Read that an e-mail was sent", EVERYONE),
+        Row("account_confirm_email", "Confirm an e-mail address", EVERYONE, BOTH, other={"POST": NOBODY}),
+        Row("account_change_password", "Change your password", SIGNED_IN, BOTH),
         Row("account_set_password", "Set a first password", SIGNED_IN, BOTH),
-        Row("account_reset_password", "Ask for a link to a new password", EVERYONE, BOTH),
+        Row("account_reset_password", "Request a password link", EVERYONE, BOTH),
         Row("account_reset_password_done", "Read that the link was sent", EVERYONE),
-        Row("account_reset_password_from_key", "Choose a new password by the link", EVERYONE, BOTH),
-        Row("account_reset_password_from_key_done", "Read that the password is changed", EVERYONE),
-        Row("account_confirm_login_code", "Sign in by a code (switched off)", SIGNED_IN, BOTH),
+        Row("account_reset_password_from_key", "Set a new password with the link", EVERYONE, BOTH),
+        Row("account_reset_password_from_key_done", "Read that the password was changed", EVERYONE),
+        Row("account_confirm_login_code", "Sign in with a code (disabled)", SIGNED_IN, BOTH),
     ],
     "Help": [
         Row("help:index", "Read the guide", SIGNED_IN),
         Row("help:guide", "Read a page of the guide", SIGNED_IN),
     ],
     "Second factors": [
-        Row("mfa_index", "Come to the factors", SIGNED_IN, ANY),
-        Row("mfa_list_webauthn", "Come to the passkeys", SIGNED_IN, ANY),
-        Row("mfa_authenticate", "Give the second factor at sign-in", SIGNED_IN, BOTH),
-        Row("mfa_reauthenticate", "Confirm by a code that it is oneself", SIGNED_IN, BOTH),
-        Row("mfa_reauthenticate_webauthn", "Confirm by a passkey that it is oneself", SIGNED_IN, BOTH),
+        Row("mfa_index", "Redirect to security settings", SIGNED_IN, ANY),
+        Row("mfa_list_webauthn", "Redirect to passkeys", SIGNED_IN, ANY),
+        Row("mfa_authenticate", "Enter the second factor at sign-in", SIGNED_IN, BOTH),
+        Row("mfa_reauthenticate", "Re-authenticate with a code", SIGNED_IN, BOTH),
+        Row("mfa_reauthenticate_webauthn", "Re-authenticate with a passkey", SIGNED_IN, BOTH),
         Row(
             "mfa_login_webauthn",
             "Sign in with a passkey",
@@ -212,26 +213,26 @@ TABLE: dict[str, list[Row]] = {
             other={"POST": AT_SIGN_IN, "GET": AT_SIGN_IN},
         ),
         Row("mfa_activate_totp", "Set up an authenticator app", SIGNED_IN, BOTH),
-        Row("mfa_deactivate_totp", "Switch off one's authenticator app", MINE_ALONE, BOTH),
-        Row("mfa_view_recovery_codes", "See one's recovery codes", MINE_ALONE),
-        Row("mfa_generate_recovery_codes", "Make new recovery codes", SIGNED_IN, BOTH),
-        Row("mfa_download_recovery_codes", "Download one's recovery codes", MINE_ALONE, BOTH),
+        Row("mfa_deactivate_totp", "Remove your authenticator app", MINE_ALONE, BOTH),
+        Row("mfa_view_recovery_codes", "View your recovery codes", MINE_ALONE),
+        Row("mfa_generate_recovery_codes", "Generate recovery codes", SIGNED_IN, BOTH),
+        Row("mfa_download_recovery_codes", "Download your recovery codes", MINE_ALONE, BOTH),
         Row("mfa_add_webauthn", "Add a passkey", SIGNED_IN, BOTH),
-        Row("mfa_edit_webauthn", "Rename one's passkey", SIGNED_IN, BOTH, {"pk": "passkey"}),
-        Row("mfa_remove_webauthn", "Remove one's passkey", SIGNED_IN, BOTH, {"pk": "passkey"}),
+        Row("mfa_edit_webauthn", "Rename your passkey", SIGNED_IN, BOTH, {"pk": "passkey"}),
+        Row("mfa_remove_webauthn", "Remove your passkey", SIGNED_IN, BOTH, {"pk": "passkey"}),
     ],
     "Django admin": [
-        Row("admin:index", "See the support desk", ADMINISTER, BOTH),
-        Row("admin:login", "Come to the support desk's door", AT_THE_DOOR, BOTH),
-        Row("admin:logout", "Leave the support desk", SIGNED_IN, BOTH, other={"GET": LEAVING}),
-        Row("admin:autocomplete", "Look for people, projects and the like in a form", ADMINISTER, query=OF_MEMBERSHIP),
-        Row("components", "See every component in every state", STAFF, BOTH),
-        Row("admin:jsi18n", "Read the words of the support desk's scripts", ADMINISTER),
-        Row("admin:app_list", "See a part of the support desk", ADMINISTER, BOTH),
-        Row("admin:auth_user_password_change", "Set another person's password", ADMINISTER, BOTH),
-        Row("admin:password_change", "Change one's own password", ADMINISTER, BOTH),
-        Row("admin:password_change_done", "Read that one's password is changed", ADMINISTER),
-        Row("admin:accounts_look_as", "Look at the portal as a customer's person does", ADMINISTER, BOTH, PERSON),
+        Row("admin:index", "View Django admin", ADMINISTER, BOTH),
+        Row("admin:login", "Open Django admin's sign-in", AT_THE_DOOR, BOTH),
+        Row("admin:logout", "Sign out of Django admin", SIGNED_IN, BOTH, other={"GET": LEAVING}),
+        Row("admin:autocomplete", "Search for users, projects and so on in a form", ADMINISTER, query=OF_MEMBERSHIP),
+        Row("components", "View all components in all states", STAFF, BOTH),
+        Row("admin:jsi18n", "Load translations of Django admin's scripts", ADMINISTER),
+        Row("admin:app_list", "View an app in Django admin", ADMINISTER, BOTH),
+        Row("admin:auth_user_password_change", "Set a user's password", ADMINISTER, BOTH),
+        Row("admin:password_change", "Change your own password", ADMINISTER, BOTH),
+        Row("admin:password_change_done", "Read that your password was changed", ADMINISTER),
+        Row("admin:accounts_look_as", "Impersonate a user", ADMINISTER, BOTH, PERSON),
         Row("admin:billing_account_buy", "Add bought credits", ADMINISTER, BOTH, ACCOUNT),
         Row("admin:billing_account_grant", "Grant credits", ADMINISTER, BOTH, ACCOUNT),
         Row("admin:billing_account_refund", "Refund credits", ADMINISTER, BOTH, ACCOUNT),
@@ -244,7 +245,7 @@ TABLE: dict[str, list[Row]] = {
             MACHINE,
         ),
         Row("admin:billing_account_correct", "Correct a balance", ADMINISTER, BOTH, ACCOUNT),
-        Row("admin:snapshots_operation_overview", "See how the work goes and what to do about failures", ADMINISTER),
+        Row("admin:snapshots_operation_overview", "View the operations overview", ADMINISTER),
     ],
 }
 
@@ -252,7 +253,7 @@ TABLE: dict[str, list[Row]] = {
 
 WRITTEN = Path(__file__).resolve().parent.parent / "docs" / "permissions.md"
 SIGNS = {OK: "✓", SIGN_IN: "", FORBIDDEN: "403", MISSING: "404"}
-# the pages that Django admin makes of a model, and who decides about them
+# Django admin's pages of a model, and the permission that each needs.
 MODEL_PAGES = {
     "changelist": "view",
     "change": "view",
@@ -262,53 +263,50 @@ MODEL_PAGES = {
 }
 
 INTRODUCTION = """\
-# Who may do what
+# Permissions
 
-Written by `make permissions` from `tests/permissions.py`; `tests/test_permissions.py` asks every address of the portal in
-every role, by GET, by POST and by htmx, and fails when an answer differs, when an address has no line there, or when this
-page is stale.
+Generated from `tests/permissions.py` by `make permissions`. `tests/test_permissions.py` requests every URL in every role, by
+GET, POST and htmx, and fails if a response differs, a URL is missing there, or this page is out of date.
 
-A person has one role in each project: **viewers** look, **members** take, restore and delete as well, **owners** also see
-what it costs and decide who is in. A **stranger** owns a project of another customer, and nothing tells a stranger that
-a thing exists: what is foreign and what is not there get the same 404. An **administrator** is a stranger in projects too,
-and works in Django admin.
+A user has one role in each project: **viewers** read, **members** also take, restore and delete, **owners** also see costs
+and manage members. A **stranger** owns a project of another customer and can't tell whether an object exists: both cases are
+a 404. An **administrator** is a stranger to projects, too, and works in Django admin.
 
-✓ may; an empty cell leads to the sign-in; 403 says which role is missing; 404 hides that there is anything. Where the
-address names no thing, ✓ means: with what is one's own.
+✓ allowed (for URLs without an object: on the user's own data); empty: redirected to sign-in; 403: the response names the
+missing role; 404: the object's existence is hidden.
 """
 
 FIELDS = """\
-## Which fields
+## Fields
 
-Whoever sees a thing sees all of its fields, and whoever may change it changes what its form has, and nothing that is sent
-besides. Beyond that:
+Whoever may see an object sees all of its fields, and whoever may change it changes the fields of its form only. Beyond that:
 
-| field | seen by | changed by |
+| field | visible to | changed by |
 |---|---|---|
-| wallet, what was spent, invoices | owners; administrators | administrators, by a transaction with a reason |
-| the price of one thing that one takes or has | who sees the thing | administrators, from a time in the future on |
-| state, size, checksum, times of a snapshot or backup | who sees it | the portal alone |
-| name of a snapshot, whether a backup is pinned | who sees it | members and owners, until it is being deleted |
-| role of a person | who is in the project | owners of the project, never so that none is left; administrators |
-| e-mail address of a colleague | who is in a project with them | themselves, after a confirmation; administrators |
-| name, zone, theme | name: colleagues; the others themselves | themselves |
-| quotas | who is in the project | administrators |
-| automatic backups of a machine | who sees the machine | administrators |
-| password, secrets of factors | nobody | themselves; administrators set or take away, which is told |
-| number and currency of a customer, code of a location, customer of a project | who sees it | nobody, once it is there |
-| what makes an administrator (`is_staff`, `is_superuser`, groups, permissions) | administrators | superusers |
+| wallet, spending, invoices | owners; administrators | administrators, by a transaction with a reason |
+| price of an object | whoever sees the object | administrators, from a future time on |
+| state, size, checksum, times of a snapshot or backup | whoever sees it | the portal only |
+| name of a snapshot, whether a backup is pinned | whoever sees it | members and owners, until it is being deleted |
+| role of a user | the project's members | the project's owners, who must keep one; administrators |
+| e-mail address of a colleague | members of a common project | the user, after re-authentication; administrators |
+| name, time zone, theme | name: colleagues; others: the user | the user |
+| quotas | the project's members | administrators |
+| automatic backups of a machine | whoever sees the machine | administrators |
+| password, secrets of factors | nobody | the user; administrators set or remove them, which is notified |
+| number and currency of a customer, code of a location, customer of a project | whoever sees it | nobody, after creation |
+| administrator rights (`is_staff`, `is_superuser`, groups, permissions) | administrators | superusers |
 """
 
 
 def as_markdown() -> str:
     lines = [INTRODUCTION]
     for heading, rows in TABLE.items():
-        lines += [f"## {heading}", "", *header("what", *ROLES)]
+        lines += [f"## {heading}", "", *header("action", *ROLES)]
         for row in rows:
             shown = SIGNED_IN if row.audience is ONESELF else row.audience
-            lines.append(f"| {row.act} | " + " | ".join(SIGNS[shown[role]] for role in ROLES) + " |")
+            lines.append(f"| {row.action} | " + " | ".join(SIGNS[shown[role]] for role in ROLES) + " |")
         lines.append("")
-    lines += ["## What administrators do with each kind of row", "", *header("kind", "look", "add", "change", "delete")]
+    lines += ["## Django admin", "", *header("model", "view", "add", "change", "delete")]
     for name, permissions in sorted(admin_permissions()):
         lines.append(f"| {name} | " + " | ".join("✓" if allowed else "–" for allowed in permissions) + " |")
     return "\n".join([*lines, "", FIELDS])
@@ -338,4 +336,4 @@ if __name__ == "__main__":
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "cng_portal.settings")
     django.setup()
     WRITTEN.write_text(as_markdown())
-    sys.stdout.write(f"{WRITTEN.relative_to(Path.cwd())} is written.\n")
+    sys.stdout.write(f"{WRITTEN.relative_to(Path.cwd())} written.\n")

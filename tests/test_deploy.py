@@ -294,10 +294,26 @@ def test_the_database_is_asked_in_a_way_that_every_pg_dump_understands() -> None
     assert re.findall(r"sslrootcert=(\S*)$", example, re.MULTILINE) == ["/etc/ssl/certs/ca-certificates.crt"]
 
 
-def test_the_readme_names_only_files_and_units_that_there_are() -> None:
-    text = (DEPLOY / "README.md").read_text()
-    for name in re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE):
+OPERATIONS = Path(settings.BASE_DIR, "docs/operations.md")
+
+
+def test_the_readme_lists_files_that_exist() -> None:
+    names = re.findall(r"^\| `([^`]+)` \|", (DEPLOY / "README.md").read_text(), re.MULTILINE)
+    assert names
+    for name in names:
         assert (DEPLOY / name).exists(), name
+
+
+@pytest.mark.parametrize("guide", [DEPLOY / "README.md", OPERATIONS], ids=lambda path: path.name)
+def test_the_guides_name_only_units_commands_and_settings_that_exist(guide: Path) -> None:
+    text = guide.read_text()
+    explained = re.findall(r"^#?([A-Z_]+)=", Path(settings.BASE_DIR, ".env.example").read_text(), re.MULTILINE)
+    rules = (DEPLOY / "prometheus/portal.rules.yml").read_text()
+    elsewhere = {"HTTPS_PROXY", "CONCURRENTLY"}
+    for setting in set(re.findall(r"`([A-Z]{4,}[A-Z_]*)(?:=\w+)?`", text)) - elsewhere:
+        assert setting in explained, setting
+    for alert in re.findall(r"\bPortal[A-Z]\w+", text):
+        assert f"alert: {alert}\n" in rules, alert
     for unit in re.findall(r"\bportal-[a-z]+(?:@\d)?(?:\.timer)?", text.replace("portal-backups", "")):
         assert list(UNITS.glob(re.sub(r"@\d", "@", unit) + "*")), unit
     for command in re.findall(r"manage\.py (\w+)", text):
@@ -314,7 +330,7 @@ def test_the_proxy_sets_what_the_portal_believes_and_hides_what_is_for_the_insid
         assert "limit_req zone=" in begins, begins
 
 
-def test_whoever_waits_gives_up_later_than_what_it_waits_for() -> None:
+def test_timeouts_of_callers_exceed_those_of_callees() -> None:
     text = (DEPLOY / "nginx.conf").read_text()
     nginx = {name: int(seconds) for name, seconds in re.findall(r"^ *(\w+_timeout) (\d+)s;", text, re.MULTILINE)}
     gunicorn = runpy.run_path(str(settings.BASE_DIR / "gunicorn.conf.py"))
@@ -329,7 +345,7 @@ def test_whoever_waits_gives_up_later_than_what_it_waits_for() -> None:
     assert settings.DATABASE_TIMEOUT < int(scrape.removesuffix("s")) < nginx["proxy_read_timeout"]
     assert settings.SQLITE_TIMEOUT < nginx["proxy_read_timeout"]
     # the table says the same
-    rows = (DEPLOY / "README.md").read_text().partition("## Time-outs")[2].partition("## ")[0]
+    rows = OPERATIONS.read_text().partition("## Timeouts")[2].partition("## ")[0]
     for name in ("keepalive_timeout", "proxy_connect_timeout", "proxy_read_timeout", "client_header_timeout"):
         assert re.search(rf"`{name}`.*\| {nginx[name]} s \|", rows), name
     assert f"`keepalive`) | {gunicorn['keepalive']} s |" in rows

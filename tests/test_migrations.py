@@ -1,4 +1,4 @@
-"""Migrations that run while the version before them still serves: see deploy/README.md, “A new version”.
+"""Migrations that run while the version before them still serves: see docs/operations.md, “Writing migrations”.
 
 `make upgrade` shows it with the real processes of an old version; here every migration is looked at.
 """
@@ -121,7 +121,7 @@ def test_every_migration_leaves_the_version_before_it_working() -> None:
     found = {key: against for key, against in judged() if against}
     unexplained = {key: against for key, against in found.items() if key not in ALLOWED}
     assert not unexplained, (
-        "See deploy/README.md, “A new version”; what harms nobody is named in ALLOWED, with the reason"
+        "See docs/operations.md, “Writing migrations”; what harms nobody is named in ALLOWED, with the reason"
     )
     assert ALLOWED.keys() <= found.keys(), "take what is no exception out of ALLOWED"
 

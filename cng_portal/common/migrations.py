@@ -1,4 +1,4 @@
-"""Operations for migrations that run while the version before them serves: see deploy/README.md."""
+"""Operations for migrations that run while the version before them serves: see docs/operations.md."""
 
 from typing import Any
 

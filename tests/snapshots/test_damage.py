@@ -131,7 +131,9 @@ def verify(snapshot: Snapshot, member: Membership) -> Operation:
 
 def check_everything(findings: set[str]) -> None:
     """What fsck finds besides, and that every bill is what it should be."""
-    found = {finding.code for one in {one.location for one in Snapshot.objects.all()} for finding in fsck.look(one)}
+    found = {
+        finding.code for one in {one.location for one in Snapshot.objects.all()} for finding in fsck.check_location(one)
+    }
     assert found == findings
     output = StringIO()
     call_command("verify_billing", stdout=output)
@@ -276,16 +278,16 @@ def test_fsck_marks_what_it_finds_and_clears_what_matches_again(
     storage_root: Path, snapshot: Snapshot, member: Membership
 ) -> None:
     flip_byte(disk_of(storage_root, snapshot), MIDDLE)
-    [finding] = fsck.look(snapshot.location, read=True)
+    [finding] = fsck.check_location(snapshot.location, read=True)
     assert finding.code == "corrupt"
-    assert finding.mend and finding.mend()
+    assert finding.repair and finding.repair()
     assert Notification.objects.get().title == "“monday” is damaged"
     check_everything({"damaged"})
 
-    [finding] = fsck.look(snapshot.location)
-    assert finding.mend and not finding.mend(), "it is still damaged"
+    [finding] = fsck.check_location(snapshot.location)
+    assert finding.repair and not finding.repair(), "it is still damaged"
     flip_byte(disk_of(storage_root, snapshot), MIDDLE)
-    assert finding.mend()
+    assert finding.repair()
     snapshot.refresh_from_db()
     assert not snapshot.is_damaged
     check_everything(set())
@@ -294,11 +296,11 @@ def test_fsck_marks_what_it_finds_and_clears_what_matches_again(
 def test_fsck_ends_usage_that_goes_on_although_the_snapshot_is_damaged(snapshot: Snapshot) -> None:
     found_at = timezone.now()
     Snapshot.objects.filter(pk=snapshot.pk).update(damaged_at=found_at)
-    [finding] = fsck.look(snapshot.location)
+    [finding] = fsck.check_location(snapshot.location)
     assert finding.code == "charged"
-    assert finding.mend and finding.mend()
+    assert finding.repair and finding.repair()
     assert UsageSegment.objects.get(resource_id=snapshot.pk).ended_at == found_at
-    assert not list(fsck.look(snapshot.location))
+    assert not list(fsck.check_location(snapshot.location))
 
 
 def test_damage_to_the_last_disk_of_a_machine_is_found_before_the_first_is_written(

@@ -1,4 +1,4 @@
-"""`manage.py fsck`: every kind of damage, really made, is found and, where only one thing can be right, mended."""
+"""`manage.py fsck`: every kind of damage, really made, is found and, where only one outcome is right, repaired."""
 
 import json
 import os
@@ -23,6 +23,7 @@ from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import Volume
 from snapshots import new_volumes, restores, services
 from snapshots.maintenance import fsck
+from snapshots.maintenance.findings import EXPLANATIONS
 from snapshots.models import DiskImage, Operation, Snapshot, State
 from snapshots.storage.local.locking import hold_names
 from tests.factories import LocationFactory, MembershipFactory, OperationFactory, SnapshotFactory, VolumeFactory
@@ -68,7 +69,7 @@ def folder(snapshot: Snapshot, storage_root: Path) -> Path:
 def find(**options: object) -> list[str]:
     """The codes of what is found everywhere, in order."""
     locations = {snapshot.location for snapshot in Snapshot.objects.all()} or {LocationFactory()}
-    return sorted(finding.code for location in locations for finding in fsck.look(location, **options))
+    return sorted(finding.code for location in locations for finding in fsck.check_location(location, **options))
 
 
 def run(**options: object) -> str:
@@ -99,16 +100,16 @@ def test_a_healthy_portal_gives_nothing(snapshot: Snapshot, member: Membership) 
 def test_a_ready_snapshot_without_bytes_is_a_loss_that_is_never_mended(snapshot: Snapshot, folder: Path) -> None:
     shutil.rmtree(folder)
     text = run(repair=True)
-    assert f"lost {snapshot.location_id} Volume snapshot “monday” ({snapshot.pk})" in text
-    assert "A Ready snapshot without bytes" in text and "Bring the folder back" in text
+    assert f"missing {snapshot.location_id} Volume snapshot “monday” ({snapshot.pk})" in text
+    assert "A Ready snapshot has no data" in text and "copy the folder back" in text
     snapshot.refresh_from_db()
     assert snapshot.state == State.READY
-    assert find() == ["lost"]
+    assert find() == ["missing"]
 
 
 def test_a_volume_without_a_disk_is_told(snapshot: Snapshot, storage_root: Path) -> None:
     (storage_root / snapshot.location_id / "volumes" / f"{snapshot.volume_id}.img").unlink()
-    assert find() == ["volume-lost"]
+    assert find() == ["volume-missing"]
 
 
 @pytest.mark.parametrize("part", ["disk.img", "manifest.json"])
@@ -147,13 +148,13 @@ def test_a_file_where_a_snapshot_should_be_keeps_nobody_from_the_rest(
     shutil.rmtree(folder)
     folder.write_text("what is this?")
     (storage_root / snapshot.location_id / "volumes" / f"{snapshot.volume_id}.img").unlink()
-    assert sorted(find()) == ["corrupt", "volume-lost"]
+    assert sorted(find()) == ["corrupt", "volume-missing"]
 
 
 def test_a_ready_snapshot_whose_disk_has_no_row_is_told(snapshot: Snapshot, folder: Path) -> None:
     DiskImage.objects.filter(snapshot=snapshot).delete()
     shutil.rmtree(folder)
-    assert find() == ["disagrees"]
+    assert find() == ["mismatch"]
 
 
 def test_a_strange_file_beside_the_volumes_is_told(folder: Path) -> None:
@@ -170,14 +171,14 @@ def test_the_only_copy_of_what_a_row_needs_is_never_removed(
     volume = storage_root / snapshot.location_id / "volumes" / f"{snapshot.volume_id}.img"
     disk = volume.rename(volume.with_name(f".{snapshot.volume_id}.new"))
     (folder.parent / f".{uuid4()}.old").write_text("no folder at all")
-    found = ["half-made", "half-made", "half-made", "lost", "volume-lost"]
+    found = ["missing", "partial", "partial", "partial", "volume-missing"]
     assert sorted(find()) == found
 
     run(repair=True)
     call_command("scheduler", once=True)
 
     assert (hidden / "disk.img").exists() and disk.exists()
-    assert sorted(find()) == found[1:]
+    assert sorted(find()) == ["missing", "partial", "partial", "volume-missing"]
     hidden.rename(folder)
     disk.rename(volume)
     assert find() == []
@@ -199,7 +200,7 @@ def test_a_manifest_of_another_snapshot_is_corrupt(folder: Path) -> None:
     ("key", "value", "said"),
     [
         ("checksum", f"blake3-2m:{blake3(b'other').hexdigest()}", "checksum"),
-        ("captured_at", "2026-01-02T03:04:05+00:00", "instant"),
+        ("captured_at", "2026-01-02T03:04:05+00:00", "time of capture"),
     ],
 )
 def test_a_manifest_that_says_something_else_than_the_portal_is_told(
@@ -208,7 +209,7 @@ def test_a_manifest_that_says_something_else_than_the_portal_is_told(
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {key: value}))
     text = run()
-    assert text.startswith("disagrees ") and f"{said}: " in text and "in the portal" in text
+    assert text.startswith("mismatch ") and f"{said}: " in text and "in the portal" in text
 
 
 def test_other_bytes_are_found_only_by_reading_and_recorded_only_by_repair(snapshot: Snapshot, folder: Path) -> None:
@@ -228,7 +229,7 @@ def test_a_snapshot_without_a_checksum_is_read_when_repair_asks_for_it(snapshot:
     DiskImage.objects.update(checksum="")
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {"checksum": None}))
-    assert find() == ["unread"]
+    assert find() == ["unverified"]
     run(repair=True)
     assert not snapshot.disks.get().checksum, "nothing is healthy before it was read"
     assert find() == []
@@ -268,9 +269,9 @@ def test_half_made_files_are_removed_unless_somebody_works_on_them(
     image.write_bytes(b"half")
     lock = storage_root / snapshot.location_id / ".lock"
     with hold_names(lock, exclusive=[f"volume:{snapshot.volume_id}", f"snapshot:{snapshot.pk}"]):
-        assert find() == ["half-made"]
-    assert find() == ["half-made"] * 3
-    assert "Mended." in run(repair=True)
+        assert find() == ["partial"]
+    assert find() == ["partial"] * 3
+    assert "Repaired." in run(repair=True)
     assert find() == []
     assert not new.exists() and not old.exists() and not image.exists()
     assert folder.exists()
@@ -292,9 +293,9 @@ def test_bytes_of_a_deleted_snapshot_are_removed_and_those_of_a_failed_one_are_t
     )
     for done_with in deleted, failed:
         shutil.copytree(folder, folder.with_name(str(done_with.pk)))
-    assert find() == ["left-over"] * 2
+    assert find() == ["undeleted"] * 2
     run(repair=True)
-    assert find() == ["left-over"], "after a restore of an older database it may be Ready in truth"
+    assert find() == ["undeleted"], "after a restore of an older database it may be Ready in truth"
     assert not folder.with_name(str(deleted.pk)).exists()
     assert folder.with_name(str(failed.pk)).exists() and folder.exists()
 
@@ -305,7 +306,7 @@ def test_the_disk_of_a_volume_that_is_gone_and_one_of_another_size_are_told(
     gone = VolumeFactory(project=snapshot.project, location=snapshot.location, gone=True)
     put_volume(storage_root, gone, b"")
     Volume.objects.filter(pk=snapshot.volume_id).update(size_gb=7)
-    assert find() == ["volume-left-over", "volume-size"]
+    assert find() == ["volume-size", "volume-undeleted"]
 
 
 @pytest.mark.parametrize("replace", [lambda path: path.symlink_to("/dev/zero"), os.mkfifo, Path.mkdir])
@@ -373,8 +374,8 @@ def test_a_storage_that_does_not_answer_is_told_and_the_others_are_looked_at(sna
     other = LocationFactory(driver="nowhere")
     shutil.rmtree(folder)
     text = run()
-    assert f"unreachable {other.pk}" in text and f"lost {snapshot.location_id}" in text
-    with pytest.raises(CommandError, match="There is no location MOON"):
+    assert f"unreachable {other.pk}" in text and f"missing {snapshot.location_id}" in text
+    with pytest.raises(CommandError, match="No location MOON"):
         call_command("fsck", location=["MOON"])
 
 
@@ -388,7 +389,7 @@ def test_many_rows_are_read_in_pages(
     assert find() == []
     for path in folder.parent.iterdir():
         shutil.rmtree(path)
-    assert find() == ["lost"] * 5
+    assert find() == ["missing"] * 5
 
 
 def test_work_that_goes_on_meanwhile_is_no_finding(volume: Volume, member: Membership) -> None:
@@ -418,7 +419,7 @@ def test_work_that_goes_on_meanwhile_is_no_finding(volume: Volume, member: Membe
     worker.start()
     runs, found = 0, []
     while not done.is_set() or runs < 3:
-        found += fsck.look(volume.location)
+        found += fsck.check_location(volume.location)
         runs += 1
     worker.join()
     assert not errors
@@ -485,7 +486,7 @@ def test_what_is_made_anew_under_the_same_name_meanwhile_is_not_half_made(
     image = put_volume(storage_root, volume, b"")
     draft = image.with_name(f".{volume.pk}.new")
     draft.write_bytes(b"of the first")
-    assert [finding.code for finding in fsck.look(volume.location)] == ["half-made"]
+    assert [finding.code for finding in fsck.check_location(volume.location)] == ["partial"]
 
     def next_one_begins(uuid: UUID) -> bool:
         other = storage_root / "other"
@@ -494,11 +495,11 @@ def test_what_is_made_anew_under_the_same_name_meanwhile_is_not_half_made(
         return False
 
     monkeypatch.setattr(fsck, "is_being_worked_on", next_one_begins)
-    assert list(fsck.look(volume.location)) == []
+    assert list(fsck.check_location(volume.location)) == []
 
 
 def test_every_finding_is_explained() -> None:
     output = StringIO()
     call_command("fsck", explain=True, stdout=output)
-    for code in fsck.EXPLANATIONS:
+    for code in EXPLANATIONS:
         assert f"\n{code}: " in output.getvalue()

@@ -11,20 +11,20 @@ from cng_portal.common.origin import Origin, use_origin
 
 class Command(BaseCommand):
     help = (
-        "Take all second factors of a person away, who then signs in with the password alone and adds new ones. For an "
-        "administrator who has lost them; everybody else's are removed in Django admin. The person is told."
+        "Remove all second factors of a user, who then signs in with the password and adds new ones. Meant for an "
+        "administrator who has lost theirs; those of other users can be removed in Django admin. The user is notified."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("email")
 
     def handle(self, *, email: str, **options: Any) -> None:
-        person = User.objects.filter(email__iexact=email).first()
-        if person is None:
-            raise CommandError(f"Nobody signs in with {email}.")
-        # the recovery codes go with the last one
-        found = list(Authenticator.objects.filter(user=person).exclude(type=Authenticator.Type.RECOVERY_CODES))
+        user = User.objects.filter(email__iexact=email).first()
+        if user is None:
+            raise CommandError(f"No user has the address {email}.")
+        # Recovery codes are removed with the last factor.
+        removed = list(Authenticator.objects.filter(user=user).exclude(type=Authenticator.Type.RECOVERY_CODES))
         with use_origin(Origin(device="manage.py")):
-            for factor in found:
+            for factor in removed:
                 factors.take_away(factor, by=None)
-        self.stdout.write(f"{person.email} had {len(found)} second factors and has none now.")
+        self.stdout.write(f"Removed {len(removed)} second factors of {user.email}.")

@@ -1,0 +1,96 @@
+"""Repairs of findings of fsck. Each returns whether it could; none needs the situation to be as it was when found."""
+
+from datetime import datetime
+from uuid import UUID
+
+from django.db import transaction
+from django.utils import timezone
+from django.utils.translation import gettext as _
+
+from billing.usage import close_segment
+from cng_portal.accounts.services import lock_customer
+from cng_portal.inventory.models import Volume
+
+from .. import operations
+from ..damage import record_damage, record_sound
+from ..handlers import fail_capture, is_needed
+from ..models import DiskImage, Operation, Snapshot, State
+from ..storage.contract import Driver, Held, StorageError
+
+
+def mark_damaged(disk: DiskImage, damage: str) -> bool:
+    with transaction.atomic():
+        return record_damage(disk.snapshot, {disk: damage}, timezone.now())
+
+
+def clear_damage(disk: DiskImage, driver: Driver) -> bool:
+    """Read the disk again and clear its mark if the data matches. The snapshot is sound once all of its disks are."""
+    try:
+        driver.verify_snapshot(disk.ref)
+    except StorageError:
+        return False
+    with transaction.atomic():
+        snapshot = lock_snapshot(disk.snapshot_id)
+        DiskImage.objects.filter(pk=disk.pk).update(damage="")
+        return snapshot.disks.exclude(damage="").exists() or record_sound(snapshot, timezone.now())
+
+
+def request_verification(snapshot_id: UUID) -> bool:
+    return request_operation(snapshot_id, kind=Operation.Kind.VERIFY, state=State.READY)
+
+
+def request_deletion(snapshot_id: UUID) -> bool:
+    return request_operation(snapshot_id, kind=Operation.Kind.DELETE, state=State.DELETING)
+
+
+def request_operation(snapshot_id: UUID, *, kind: Operation.Kind, state: State) -> bool:
+    with transaction.atomic():
+        snapshot = lock_snapshot(snapshot_id)
+        is_requested = Operation.objects.active().filter(snapshot=snapshot, kind=kind).exists()
+        if snapshot.state == state and not is_requested:
+            operations.create_operation(kind=kind, snapshot=snapshot)
+    return True
+
+
+def fail_snapshot(snapshot_id: UUID) -> bool:
+    with transaction.atomic():
+        reason = _("The snapshot couldn't be taken because its operation was lost. Nothing was charged. Try again.")
+        fail_capture(lock_snapshot(snapshot_id), reason)
+    return True
+
+
+def fail_volume(volume_id: UUID) -> bool:
+    creating = Volume.objects.filter(pk=volume_id, state=Volume.State.CREATING)
+    return creating.update(state=Volume.State.ERROR, deleted_at=timezone.now()) == 1
+
+
+def enqueue_operations(now: datetime) -> bool:
+    operations.reconcile(now=now)
+    return True
+
+
+def end_usage(snapshot: Snapshot, at: datetime) -> bool:
+    return close_segment(resource_id=snapshot.pk, kind=snapshot.service_kind, at=at)
+
+
+def delete_partial(driver: Driver, cloud_project: str, stored: Held) -> bool:
+    """What a row needs stays: after a restore of an older database, it may be the only copy."""
+    try:
+        driver.remove_leftovers(cloud_project, is_needed)
+    except StorageError:
+        return False
+    return not stored.still_there()
+
+
+def delete_snapshot_data(driver: Driver, disk: DiskImage) -> bool:
+    """Only for deleted snapshots, a state that is final."""
+    try:
+        driver.delete_snapshot(disk.ref)
+    except StorageError:
+        return False
+    return True
+
+
+def lock_snapshot(snapshot_id: UUID) -> Snapshot:
+    lock_customer(Snapshot.objects.values_list("customer_id", flat=True).get(pk=snapshot_id))
+    return Snapshot.objects.get(pk=snapshot_id)
