@@ -38,19 +38,26 @@ def postgres(programs: Path) -> Iterator[str]:
         try:
             yield f"postgres://{USER}@/{folder}/{DATABASE}"
         finally:
-            control(programs, folder, "--mode=immediate", "stop", check=True)
+            control(programs, folder, "--mode=immediate", "stop", check=False)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def dump(programs: Path, url: str, file: Path) -> None:
-    """Write the database of such a server to `file` as SQL. A server that was stopped is started first."""
+    """Write the database of such a server to `file` as SQL, or copy the server's files beside it where that fails.
+
+    The server is started anew first: it may be stopped, replaying its log, or out of connections.
+    """
     folder = Path(url.partition("@/")[2]).parent
-    if control(programs, folder, "status", check=False).returncode:
-        start(programs, folder)
+    control(programs, folder, "--mode=immediate", "stop", check=False)
     # Not by the URL: libpq takes the path in it for the name of the database, and looks for the default socket.
     where = [f"--host={folder}", f"--username={USER}", f"--dbname={DATABASE}"]
-    subprocess.run([programs / "pg_dump", *where, f"--file={file}"], check=True)
+    try:
+        start(programs, folder)
+        subprocess.run([programs / "pg_dump", *where, f"--file={file}"], check=True)
+    except subprocess.CalledProcessError as error:
+        print(f"  {error} The server's files are copied instead.", flush=True)
+        shutil.copytree(folder / "data", file.with_suffix(""))
 
 
 def start(programs: Path, folder: Path) -> None:
