@@ -35,7 +35,7 @@ test: check
 
 # SQLite only, without a browser or child processes.
 test-fast: .venv/.test
-	@$(BIN)/python -m pytest --quiet -n 2 -m "not browser and not slow" --ignore tests/lab/openstack
+	@$(BIN)/python -m tests fast
 
 # The tools import the settings; a .env must not change their findings.
 check: export ENV_FILE := /dev/null
