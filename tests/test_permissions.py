@@ -1,7 +1,7 @@
 """Every address of the portal in every role: the answers are those of permissions.py, and no address is without a line."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,12 +18,13 @@ from django.contrib.sessions.models import Session
 from django.db import transaction
 from django.http import HttpResponse
 from django.test import Client
-from django.urls import URLResolver, get_resolver, reverse
+from django.urls import reverse
 from django.utils import timezone
 
 from billing.models import Invoice
 from cng_portal.accounts.models import Membership, Role
 from snapshots import wizard
+from tests.addresses import ADDRESSES
 from tests.factories import (
     BackupFactory,
     BackupScheduleFactory,
@@ -146,18 +147,6 @@ def world(storage_root: Path) -> SimpleNamespace:
     )
 
 
-def patterns(resolver: Any, namespace: str = "", above: tuple[str, ...] = ()) -> Iterator[tuple[str, list[str]]]:
-    """(name with its namespace, names of the parameters) of every address below."""
-    for pattern in resolver.url_patterns:
-        names = [*above, *pattern.pattern.regex.groupindex]
-        if isinstance(pattern, URLResolver):
-            inner = f"{namespace}{pattern.namespace}:" if pattern.namespace else namespace
-            yield from patterns(pattern, inner, tuple(names))
-        else:
-            yield f"{namespace}{pattern.name or pattern.pattern}", names
-
-
-PATTERNS = dict(patterns(get_resolver()))
 # Django's own for each model, decided by the rules of its ModelAdmin; and what sends old or unknown addresses on
 ADMIN_PAGES = {
     f"admin:{model._meta.app_label}_{model._meta.model_name}_{page}": (model, page)
@@ -168,12 +157,12 @@ ADMIN_REST = {"admin:<path:object_id>/", "admin:(?P<url>.*)$"}
 
 
 def test_every_address_has_a_line_in_the_table() -> None:
-    new = PATTERNS.keys() - ROWS.keys() - ADMIN_PAGES.keys() - ADMIN_REST
+    new = ADDRESSES.keys() - ROWS.keys() - ADMIN_PAGES.keys() - ADMIN_REST
     lines = [f'    Row("{name}", "What a person does there", CHANGE, BOTH),' for name in sorted(new)]
     assert not new, "Say in tests/permissions.py who may use these, then run `make permissions`:\n" + "\n".join(lines)
-    gone = ROWS.keys() - PATTERNS.keys()
+    gone = ROWS.keys() - ADDRESSES.keys()
     assert not gone, f"Take these lines out of tests/permissions.py: {sorted(gone)}"
-    unknown = {name for row in ROWS.values() for name in PATTERNS[row.name] if name not in row.things | PARAMETERS}
+    unknown = {name for row in ROWS.values() for name in ADDRESSES[row.name] if name not in row.things | PARAMETERS}
     assert not unknown, f"Say in PARAMETERS of tests/test_permissions.py what these stand for: {sorted(unknown)}"
 
 
@@ -184,7 +173,7 @@ def test_the_page_of_permissions_is_up_to_date() -> None:
 def parameters(row: Row, world: SimpleNamespace) -> dict[str, Any]:
     return {
         name: getattr(world, row.things[name]) if name in row.things else PARAMETERS[name](world)
-        for name in PATTERNS[row.name]
+        for name in ADDRESSES[row.name]
     }
 
 
@@ -230,7 +219,7 @@ def page(response: HttpResponse, *ids: object) -> str:
     return body
 
 
-OF_THINGS = [row for row in ROWS.values() if row.audience[STRANGER] == MISSING and PATTERNS[row.name]]
+OF_THINGS = [row for row in ROWS.values() if row.audience[STRANGER] == MISSING and ADDRESSES[row.name]]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -258,7 +247,7 @@ def test_a_page_of_the_support_desk_is_for_administrators_and_follows_its_rules(
         if page_kind != kind:
             continue
         thing = model._default_manager.first()
-        args = [thing.pk if thing else "0"] if PATTERNS[name] else []
+        args = [thing.pk if thing else "0"] if ADDRESSES[name] else []
         url = reverse(name, args=args)
         row = Row(name, "", ADMINISTER, "GET POST")
         asked = [(role, method) for role in ROLES[:-1] for method in METHODS]
