@@ -21,8 +21,8 @@ class ChartSize:
     months_apart: int
 
 
-WIDE = ChartSize(width=720, height=240, left=96, months_apart=1)
-NARROW = ChartSize(width=300, height=210, left=80, months_apart=2)
+WIDE = ChartSize(width=1120, height=180, left=96, months_apart=1)
+NARROW = ChartSize(width=300, height=180, left=80, months_apart=2)
 CHART_TOP, CHART_FOOT, CHART_RIGHT = 12, 28, 8
 
 
