@@ -1,6 +1,7 @@
 """The billing summary: running services, costs by month and kind, and the forecast for this month."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from uuid import UUID
@@ -82,14 +83,14 @@ def build_summary(*, customer: Customer, at: datetime) -> Summary:
         due[line.month, line.segment.kind] += line.line.amount_micro or 0
     invoiced = invoiced_costs(customer)
     costs = defaultdict(int, {key: invoiced.get(key, 0) + due.get(key, 0) for key in invoiced | due})
-    month = rating.month_of(at, customer.zone)
+    month = current_month(customer, windows, at)
     months = [month]
     while len(months) < MONTHS_SHOWN:
         months.append((months[-1] - timedelta(days=1)).replace(day=1))
     this_month = sum(total for (one, _kind), total in costs.items() if one == month)
     standing = standing_of(found, owed_micro=sum(due.values()), at=at)
     return Summary(
-        services=active_services(customer=customer, at=at, costs=costs),
+        services=active_services(customer=customer, at=at, month=month, costs=costs),
         months=sorted(months),
         costs=costs,
         bought_micro=int(found.bought or 0),
@@ -103,12 +104,18 @@ def build_summary(*, customer: Customer, at: datetime) -> Summary:
     )
 
 
+def current_month(customer: Customer, windows: Sequence[bulk.CustomerWindow], at: datetime) -> date:
+    """Return the month that is being billed. After a change of time zone the calendar may say another one."""
+    return windows[-1].month if windows else rating.month_of(at, customer.zone)
+
+
 def spend_by_project(*, customer: Customer, at: datetime) -> dict[UUID, int]:
     """What each project has cost this month, in millionths, as `build_summary` counts it. A few queries, one set of rows."""
-    month = rating.month_of(at, customer.zone)
     [found] = with_ledger(Customer.objects.filter(pk=customer.pk), at=at)
+    windows = open_windows([found], at)
+    month = current_month(customer, windows, at)
     spend: dict[UUID, int] = defaultdict(int)
-    for (month_of_use, project_id), amount_micro in bulk.owed_by_project(open_windows([found], at)).items():
+    for (month_of_use, project_id), amount_micro in bulk.owed_by_project(windows).items():
         if month_of_use == month:
             spend[project_id] += amount_micro
     for due in backdated_lines(customer=customer, at=at) if found.backdated else []:
@@ -121,9 +128,10 @@ def spend_by_project(*, customer: Customer, at: datetime) -> dict[UUID, int]:
     return dict(spend)
 
 
-def active_services(*, customer: Customer, at: datetime, costs: dict[tuple[date, str], int]) -> list[Service]:
-    """Return one service for each kind that is running or has cost something this month. Two queries."""
-    month = rating.month_of(at, customer.zone)
+def active_services(
+    *, customer: Customer, at: datetime, month: date, costs: dict[tuple[date, str], int]
+) -> list[Service]:
+    """Return one service for each kind that is running or has cost something in the month. Two queries."""
     running = defaultdict(list)
     for usage in running_usage_of([customer], at=at):
         running[usage.kind].append(usage)

@@ -17,6 +17,7 @@ from billing.errors import InsufficientCredit, Refused
 from billing.low_balance import low_balance_warning
 from billing.models import ClosingFailure, Invoice, InvoiceLine, LowBalanceWarning, UsageSegment, WalletTransaction
 from billing.packages import create_package
+from billing.summary import build_summary, spend_by_project
 from billing.usage import close_segment
 from billing.wallet import buy_credits, correct_credits, expire_credits, grant_credits, refund_credits
 from cng_portal.accounts.models import Customer
@@ -146,6 +147,24 @@ def test_a_new_time_zone_neither_loses_nor_repeats_an_hour(shop, use, zone):
     assert sum(line.hours for line in InvoiceLine.objects.filter(segment=segment)) == hours
     assert sum(line.hours for line in InvoiceLine.objects.all()) == hours + 2 + 24
     assert verification.differences(at=datetime(2041, 4, 5, tzinfo=UTC)) == []
+
+
+@pytest.mark.parametrize(
+    ("zone", "hour"), [("America/New_York", 2), ("America/New_York", 8), ("Pacific/Kiritimati", 8)]
+)
+def test_this_month_is_one_on_the_day_after_a_change_of_the_time_zone(shop, use, zone, hour):
+    """November 2026 ended in Yangon on the 30th at 17:30 UTC; in New York it goes on until 5:00 UTC on the 1st."""
+    use(yangon(3, year=2026))
+    closing.close_months(at=yangon(1, month=12, year=2026))
+    Customer.objects.update(time_zone=zone)
+    customer, at = Customer.objects.get(), datetime(2026, 12, 1, hour, tzinfo=UTC)
+    found = build_summary(customer=customer, at=at)
+    assert found.this_month == date(2026, 12, 1)
+    hours = -((yangon(1, month=12, year=2026) - at) // timedelta(hours=1))
+    assert found.this_month_micro == found.owed_micro == hours * 20_000_000
+    assert [service.month_micro for service in found.services] == [found.this_month_micro]
+    assert found.months[-2:] == [date(2026, 11, 1), date(2026, 12, 1)]
+    assert spend_by_project(customer=customer, at=at) == {shop.project.pk: found.this_month_micro}
 
 
 def test_usage_without_a_price_stops_the_invoice_of_that_customer_only(shop, use, settings):
