@@ -20,7 +20,7 @@ from billing.charges import costs_so_far, due_lines, total_charged
 from billing.models import Invoice, InvoiceLine, ServiceKind, UsageSegment, WalletTransaction
 from billing.packages import create_package, set_price
 from billing.usage import change_base_rate, close_segment, closed_until, open_segment
-from billing.wallet import buy_credits
+from billing.wallet import buy_credits, expire_credits, grant_credits
 from cng_portal.accounts.models import Customer
 from cng_portal.inventory.models import Location
 from tests.billing import oracle
@@ -262,6 +262,48 @@ def test_any_history_costs_what_the_oracle_says(history: History):
         assert invoiced() == months_over
         check_books(end)
         connection.check_constraints()
+        transaction.set_rollback(True)
+
+
+grants = st.lists(
+    st.tuples(instants, st.integers(1, 10**7), st.one_of(st.none(), st.integers(1, 60 * 86_400))),
+    min_size=1,
+    max_size=4,
+)
+
+
+@settings(relaxed, max_examples=max(10, HISTORIES // 5))
+@given(histories(), grants)
+def test_credits_that_expire_in_any_history_are_what_verification_recomputes(history: History, granted):
+    """Some are recorded at once, others weeks later, and usage may arrive after the expiry that it would have reduced."""
+    with transaction.atomic():
+        player = Player(history)
+        for number, (start, hundredths, life) in enumerate(granted):
+            grant_credits(
+                customer=player.customer,
+                amount_micro=hundredths * 10_000,
+                reason="gift",
+                by=None,
+                key=f"grant-{number}",
+                at=start,
+                expires_at=start + timedelta(seconds=life) if life else None,
+            )
+        timeline = [(event.arrives, 0, index, event) for index, event in enumerate(history.events)]
+        timeline += [(instant, 1, 0, None) for instant in history.checks]
+        timeline += [(EPOCH + timedelta(days=day, hours=20), 2, 0, None) for day in (10, 36, 66)]
+        for instant, what, _index, event in sorted(timeline, key=lambda entry: entry[:3]):
+            if what == 0:
+                player.deliver(event)
+            elif what == 1:
+                expire_credits(at=instant)
+            else:
+                closing.close_months(at=instant)
+                assert verification.differences(at=instant) == []
+        end = datetime(2040, 6, 20, tzinfo=UTC)
+        closing.close_months(at=end)
+        assert verification.differences(at=end) == []
+        expire_credits(at=end)
+        assert verification.differences(at=end) == []
         transaction.set_rollback(True)
 
 
