@@ -37,6 +37,7 @@ class Row:
     invoice_id: UUID | None = None
     invoice_number: str = ""
     line_id: int | None = None
+    url: str = ""  # of the resource's page
     corrects: InvoiceLine | None = None  # the line that this one takes back, with its invoice
 
     @property

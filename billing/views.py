@@ -1,6 +1,7 @@
 """The billing pages, for the people who own a project of the customer. Each list is also there as CSV."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -25,6 +26,7 @@ from .balance import get_standing, lasts_for
 from .charges import costs_so_far
 from .chart import NARROW, WIDE, build_chart
 from .forms import UsageFilterForm
+from .links import resource_urls
 from .low_balance import low_balance_warning
 from .models import Invoice, InvoiceLine, ServiceKind, TransactionKind, WalletTransaction
 from .prices import PriceList
@@ -101,6 +103,7 @@ def page_of(request: HttpRequest, found: Any) -> dict[str, Any]:
         "first_url": url(1) if start >= 2 * PAGE else "",
         "previous_url": url(int(number) - 1) if start else "",
         "next_url": url(int(number) + 1) if len(rows) > PAGE else "",
+        "is_part": bool(start) or len(rows) > PAGE,
     }
 
 
@@ -379,12 +382,16 @@ def statement(request: HttpRequest, as_csv: bool = False) -> HttpResponse | Stre
         invoice.amount = money.format_amount(invoice.total_micro, invoice.currency)
         invoice.month_name = in_words(invoice.month)
     page = page_of(request, usage)
+    page["rows"] = with_urls(page["rows"], request.user)
     return render(
         request,
         "billing/statement.html",
         {
             "tabs": tabs(request),
             "form": form,
+            "customer": customer,
+            "first": given.get("first"),
+            "last": given.get("last") or timezone.localdate(at),
             "resource_id": resource_id,
             "narrows": narrows,
             "due_only": given.get("due", False),
@@ -395,6 +402,12 @@ def statement(request: HttpRequest, as_csv: bool = False) -> HttpResponse | Stre
             "csv_url": f"{reverse('billing:usage_csv')}?{request.GET.urlencode()}",
         },
     )
+
+
+def with_urls(rows: list[Row], user: Any) -> list[Row]:
+    """The rows with links to the pages of their resources."""
+    urls = resource_urls(user, {row.resource_id for row in rows})
+    return [replace(row, url=urls.get(row.resource_id, "")) for row in rows]
 
 
 # --- one invoice -------------------------------------------------------------------------------------------------------
@@ -424,10 +437,11 @@ def page_of_lines(request: HttpRequest, invoice: Invoice) -> dict[str, Any]:
             previous_url = f"{request.path}?from={before[:PAGE][-1].pk}"
     found = list(lines[: PAGE + 1])
     return {
-        "rows": [row_of_line(line, invoice) for line in found[:PAGE]],
+        "rows": with_urls([row_of_line(line, invoice) for line in found[:PAGE]], request.user),
         "first_url": first_url,
         "previous_url": previous_url,
         "next_url": f"{request.path}?from={found[PAGE].pk}" if len(found) > PAGE else "",
+        "is_part": bool(previous_url) or len(found) > PAGE,
     }
 
 

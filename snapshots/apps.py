@@ -9,7 +9,7 @@ class SnapshotsConfig(AppConfig):
     def ready(self) -> None:
         from cng_portal.monitoring.metrics import register_collector
 
-        from . import system_checks, usage_check  # noqa: F401
+        from . import resource_links, system_checks, usage_check  # noqa: F401
         from .monitoring.status import collect_metrics
 
         register_collector(collect_metrics)

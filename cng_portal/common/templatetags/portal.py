@@ -232,6 +232,12 @@ def relative(value: datetime | None) -> str:
 
 
 @register.filter
+def second(value: datetime) -> str:
+    """The instant to the second in the active zone, where the zone is said once for all: `22 Nov 2026, 20:49:03`."""
+    return format_datetime(timezone.localtime(value), f"{date_pattern()}, HH:mm:ss", locale=current_locale())
+
+
+@register.filter
 def exact(value: datetime) -> str:
     """The instant to the second in the active zone, with the zone's offset, and the day as the reader wants it:
     `22 Nov 2026, 20:49:03 UTC+06:30`.
