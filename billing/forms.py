@@ -86,10 +86,10 @@ class PriceVersionFormSet(forms.BaseInlineFormSet):
         for form in self.forms:
             starts_at = form.cleaned_data.get("starts_at") if form.is_valid() else None
             if form in self.deleted_forms:
-                if form.has_begun_at(now):
+                if form.has_begun_at(now):  # type: ignore[attr-defined]  # PriceVersionForm
                     raise forms.ValidationError(_("A price that has begun cannot be deleted: plan the next one."))
             elif starts_at and form.has_changed():
-                if form.has_begun_at(now):
+                if form.has_begun_at(now):  # type: ignore[attr-defined]  # PriceVersionForm
                     form.add_error("starts_at", _("This price has begun meanwhile: plan the next one."))
                 elif sold_before and starts_at <= now:
                     clock = _("By the portal's clocks it is %(now)s UTC.") % {"now": f"{now:%Y-%m-%d %H:%M:%S}"}

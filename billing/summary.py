@@ -79,7 +79,7 @@ def build_summary(*, customer: Customer, at: datetime) -> Summary:
         else:
             due[month, kind] += amount_micro
             still_to_come -= amount_micro if month == windows[-1].month else 0
-    for line in backdated_lines(customer=customer, at=at) if found.backdated else []:
+    for line in backdated_lines(customer=customer, at=at) if found.backdated else []:  # type: ignore[attr-defined]
         due[line.month, line.segment.kind] += line.line.amount_micro or 0
     invoiced = invoiced_costs(customer)
     costs = defaultdict(int, {key: invoiced.get(key, 0) + due.get(key, 0) for key in invoiced | due})
@@ -93,8 +93,8 @@ def build_summary(*, customer: Customer, at: datetime) -> Summary:
         services=active_services(customer=customer, at=at, month=month, costs=costs),
         months=sorted(months),
         costs=costs,
-        bought_micro=int(found.bought or 0),
-        free_micro=int(found.granted or 0),
+        bought_micro=int(found.bought or 0),  # type: ignore[attr-defined]  # of with_ledger
+        free_micro=int(found.granted or 0),  # type: ignore[attr-defined]
         consumed_micro=sum(costs.values()),
         balance_micro=standing.balance_micro,
         owed_micro=standing.owed_micro,

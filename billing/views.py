@@ -291,7 +291,7 @@ def transaction_cells(move: WalletTransaction, customer: Customer) -> list[objec
 
 def with_amounts(moves: list[WalletTransaction], customer: Customer) -> list[WalletTransaction]:
     for move in moves:
-        move.amount = money.format_amount(move.wallet_micro, customer.currency)
+        move.amount = money.format_amount(move.wallet_micro, customer.currency)  # type: ignore[attr-defined]
     return moves
 
 
@@ -379,8 +379,8 @@ def statement(request: HttpRequest, as_csv: bool = False) -> HttpResponse | Stre
     shows_invoices = not narrows and "page" not in request.GET
     invoices = list(Invoice.objects.visible_to(request.user)[:MOST_INVOICES]) if shows_invoices else []
     for invoice in invoices:
-        invoice.amount = money.format_amount(invoice.total_micro, invoice.currency)
-        invoice.month_name = in_words(invoice.month)
+        invoice.amount = money.format_amount(invoice.total_micro, invoice.currency)  # type: ignore[attr-defined]
+        invoice.month_name = in_words(invoice.month)  # type: ignore[attr-defined]
     page = page_of(request, usage)
     page["rows"] = with_urls(page["rows"], request.user)
     return render(

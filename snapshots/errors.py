@@ -4,11 +4,15 @@ from billing.prices import Quote
 
 
 class ActionRefused(Exception):
-    """Nothing was written."""
+    """Nothing was written. `field` is the form field that the message belongs to, if the form has it."""
+
+    field = ""
 
 
 class NameTaken(ActionRefused):
     """The name is taken or invalid. `suggestion` is a free one, or empty."""
+
+    field = "name"
 
     def __init__(self, message: str, suggestion: str) -> None:
         super().__init__(message)
@@ -54,10 +58,16 @@ class InvalidState(ActionRefused):
 class WrongConfirmation(ActionRefused):
     """The typed name isn't the one that was asked for."""
 
+    field = "confirmation"
+
 
 class DamagedSnapshot(ActionRefused):
     """The snapshot is damaged, and its name wasn't typed to use it anyway."""
 
+    field = "override"
+
 
 class WrongOverride(ActionRefused):
     """The name typed to use a snapshot without verifying it isn't the snapshot's."""
+
+    field = "override"

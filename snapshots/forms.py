@@ -162,8 +162,9 @@ class MachineFilterForm(FilterForm):
 
 
 class RenameForm(forms.Form):
-    """Only that there is something; whether the name is free is said by services.rename_snapshot."""
+    """services.rename_snapshot checks whether the name is free; `suggestion` is a free one."""
 
+    suggestion = ""
     name = NameFormField(
         label=gettext_lazy("Snapshot Name"),
         help_text=gettext_lazy("Up to 120 characters, unique among your snapshots."),
@@ -173,16 +174,23 @@ class RenameForm(forms.Form):
 
 
 class ConfirmationForm(forms.Form):
-    """The name of the thing, typed, before something that cannot be taken back."""
+    """The user types `expected` before something that can't be undone. Without it, the service checks what was typed."""
 
     confirmation = forms.CharField(
         widget=forms.TextInput(attrs={"autocomplete": "off", "autocapitalize": "off", "spellcheck": "false"})
     )
 
-    def __init__(self, *args: Any, label: str, required: str, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, label: str, required: str, expected: str = "", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.expected = expected
         self.fields["confirmation"].label = label
         self.fields["confirmation"].error_messages["required"] = required
+
+    def clean_confirmation(self) -> str:
+        typed: str = self.cleaned_data["confirmation"]
+        if self.expected and not is_same_name(typed, self.expected):
+            raise ValidationError(_("That doesn't match. Type “%(text)s” to confirm.") % {"text": self.expected})
+        return typed
 
 
 class OverrideForm(forms.Form):
@@ -223,7 +231,7 @@ class RestoreForm(OverrideForm, ConfirmationForm):
 
 
 class DeletionsForm(ConfirmationForm):
-    """The ids that were confirmed, and the question answered by typing it."""
+    """The IDs of the snapshots to delete, confirmed by typing how many."""
 
     id = forms.MultipleChoiceField(widget=forms.MultipleHiddenInput)
 
@@ -232,23 +240,15 @@ class DeletionsForm(ConfirmationForm):
         super().__init__(
             *args,
             label=_("Type “%(phrase)s” to confirm") % {"phrase": phrase},
-            required=_("Type “%(phrase)s” to confirm that they shall be deleted.") % {"phrase": phrase},
+            required=_("Type “%(phrase)s” to delete them.") % {"phrase": phrase},
+            expected=phrase,
             initial={"id": ids},
             **kwargs,
         )
-        self.phrase = phrase
         self.question = ngettext(
             "Delete %(count)s snapshot for good?", "Delete %(count)s snapshots for good?", count
         ) % {"count": count}
         self.fields["id"].choices = [(one, one) for one in ids]  # type: ignore[attr-defined]
-
-    def clean_confirmation(self) -> str:
-        typed: str = self.cleaned_data["confirmation"]
-        if not is_same_name(typed, self.phrase):
-            raise ValidationError(
-                _("That is not what is asked for. Type “%(phrase)s” to confirm.") % {"phrase": self.phrase}
-            )
-        return typed
 
 
 class ProjectField(forms.ModelChoiceField):

@@ -140,7 +140,7 @@ NEWEST_RUN = Order(_("Newest first"), "number", descending=True)
 
 
 def with_last_run(schedules: QuerySet[BackupSchedule]) -> QuerySet[BackupSchedule]:
-    """Add `last_state`, `last_scheduled_at` and `last_reason` of the newest finished run, None where there is none."""
+    """Annotate `last_state`, `last_scheduled_at` and `last_reason` of the newest finished run."""
     ended = BackupRun.objects.filter(schedule=OuterRef("pk"), finished_at__isnull=False).order_by("-number")
     return schedules.annotate(
         **{f"last_{field}": Subquery(ended.values(field)[:1]) for field in ("state", "scheduled_at", "reason")}
@@ -148,8 +148,8 @@ def with_last_run(schedules: QuerySet[BackupSchedule]) -> QuerySet[BackupSchedul
 
 
 def troubled(schedules: QuerySet[BackupSchedule]) -> QuerySet[BackupSchedule]:
-    """Those, of with_last_run, whose last run failed or was missed."""
-    return schedules.filter(last_state__in=[BackupRun.State.FAILED, BackupRun.State.MISSED])
+    """Filter for schedules whose newest finished run failed or was missed."""
+    return with_last_run(schedules).filter(last_state__in=[BackupRun.State.FAILED, BackupRun.State.MISSED])
 
 
 def parse_uuid(text: str) -> UUID | None:

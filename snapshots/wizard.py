@@ -179,7 +179,7 @@ class ProjectForm(StepForm):
 
     def clean_project(self) -> Project:
         project: Project = self.cleaned_data["project"]
-        if not project.source_count:
+        if not project.source_count:  # type: ignore[attr-defined]  # annotated by projects_for
             raise ValidationError(
                 _("The project “%(project)s” has no volume in %(code)s. Choose another project.")
                 if self.draft.kind == Kind.VOLUME

@@ -21,7 +21,7 @@ from cng_portal.common import money
 from cng_portal.common.templatetags import portal
 from snapshots.models import Operation, State
 from snapshots.timeline import MOST_MARKS, timeline
-from snapshots.views.common import time_left
+from snapshots.views.rows import estimate_time_left
 from snapshots.views.timelines import gap_of
 from snapshots.views.wizard import last_day
 from tests.factories import (
@@ -52,15 +52,15 @@ def test_the_time_left_can_be_told_for_every_size_and_duration(total: int, part:
         bytes_done=int(total * part),
         bytes_total=total,
     )
-    assert time_left(operation, NOW) == "" or time_left(operation, NOW).endswith(" left")
+    assert estimate_time_left(operation, NOW) == "" or estimate_time_left(operation, NOW).endswith(" left")
 
 
 def test_the_time_left_is_right_in_the_middle_of_a_large_disk() -> None:
     operation = Operation(state=Operation.State.RUNNING, attempt=1, bytes_done=250 * GB, bytes_total=500 * GB)
     operation.started_at = NOW - timedelta(minutes=8)
-    assert time_left(operation, NOW) == "About 8 minutes left"
+    assert estimate_time_left(operation, NOW) == "About 8 minutes left"
     operation.started_at, operation.bytes_done = NOW - timedelta(days=1), GB
-    assert time_left(operation, NOW) == "More than 30 days left"
+    assert estimate_time_left(operation, NOW) == "More than 30 days left"
 
 
 @given(size=sizes, part=st.fractions(0, 2))

@@ -30,7 +30,7 @@ from snapshots import limits, new_volumes, restores, services
 from snapshots.errors import RateLimited
 from snapshots.management.commands.demo import PASSWORD
 from snapshots.models import Draft, Operation, Snapshot
-from snapshots.views.snapshots import VIEW_COOKIE
+from snapshots.views.snapshot_list import VIEW_COOKIE
 from tests.factories import MembershipFactory, OperationFactory, SnapshotFactory, UserFactory, VolumeFactory
 from tests.log_events import log_events
 from tests.snapshots.disks import content, put_volume, sell_everywhere
@@ -272,7 +272,7 @@ def test_with_https_every_cookie_is_of_this_host_alone() -> None:
 from django.conf import settings
 from cng_portal.common.cookies import MessageCookie
 from cng_portal.accounts.known_browsers import KNOWN_BROWSER_COOKIE
-from snapshots.views.snapshots import VIEW_COOKIE
+from snapshots.views.snapshot_list import VIEW_COOKIE
 names = [settings.SESSION_COOKIE_NAME, settings.CSRF_COOKIE_NAME]
 print(*names, MessageCookie.cookie_name, KNOWN_BROWSER_COOKIE, VIEW_COOKIE)
 """

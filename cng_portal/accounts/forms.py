@@ -142,6 +142,8 @@ class AddPasskeyForm(AddWebAuthnForm):
 
 
 class PasskeyMixin:
+    user: User
+
     def clean_credential(self) -> Authenticator:
         try:
             with as_a_wrong_passkey():
@@ -181,6 +183,8 @@ class OnceMixin:
     """A code of an app works once. allauth forgets after one period that it was used, but accepts it for as many more as
     MFA_TOTP_TOLERANCE says.
     """
+
+    authenticator: Authenticator
 
     def clean_code(self) -> str:
         code: str = super().clean_code()

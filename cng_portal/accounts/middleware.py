@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.contrib import messages
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpResponse
 from django.shortcuts import redirect, resolve_url
 from django.utils.http import url_has_allowed_host_and_scheme, urlencode
 from django.utils.translation import gettext as _
@@ -16,15 +16,16 @@ from cng_portal.common import preferences
 from cng_portal.common.origin import Origin, use_origin
 
 from . import impersonation
+from .requests import Request
 from .signin import confirmation, factors, sessions
 
-GetResponse = Callable[[HttpRequest], HttpResponse]
+GetResponse = Callable[[Request], HttpResponse]
 
 
 def htmx_redirects_to_sign_in(get_response: GetResponse) -> GetResponse:
     """An expired session must not swap the sign-in page into a fragment: send the whole browser there, and back."""
 
-    def middleware(request: HttpRequest) -> HttpResponse:
+    def middleware(request: Request) -> HttpResponse:
         response = get_response(request)
         sign_in = resolve_url("account_login")
         if request.htmx and response.status_code == 302 and urlsplit(response["Location"]).path == sign_in:
@@ -38,7 +39,7 @@ def htmx_redirects_to_sign_in(get_response: GetResponse) -> GetResponse:
 def request_origin(get_response: GetResponse) -> GetResponse:
     """Set the origin that the activity log records."""
 
-    def middleware(request: HttpRequest) -> HttpResponse:
+    def middleware(request: Request) -> HttpResponse:
         with use_origin(Origin(address=sessions.address_of(request), device=sessions.device_of(request))):
             return get_response(request)
 
@@ -48,7 +49,7 @@ def request_origin(get_response: GetResponse) -> GetResponse:
 def impersonation_is_read_only(get_response: GetResponse) -> GetResponse:
     """An administrator who looks as somebody else is that person from here on, but `request.impersonator` tells."""
 
-    def middleware(request: HttpRequest) -> HttpResponse:
+    def middleware(request: Request) -> HttpResponse:
         impersonation.look(request)
         return get_response(request)
 
@@ -58,7 +59,7 @@ def impersonation_is_read_only(get_response: GetResponse) -> GetResponse:
 def personal_preferences(get_response: GetResponse) -> GetResponse:
     """Times are stored in UTC and shown in the person's zone, else the customer's; dates are written as the person wants."""
 
-    def middleware(request: HttpRequest) -> HttpResponse:
+    def middleware(request: Request) -> HttpResponse:
         with preferences.as_read_by(request.user if request.user.is_authenticated else None):
             return get_response(request)
 
@@ -70,7 +71,7 @@ def session_is_seen(get_response: GetResponse) -> GetResponse:
     that nobody has used for too long, or that began too long ago, is over before anything is shown.
     """
 
-    def middleware(request: HttpRequest) -> HttpResponse:
+    def middleware(request: Request) -> HttpResponse:
         if sessions.is_over(request):
             sessions.end_over(request)
         response = get_response(request)
@@ -85,10 +86,10 @@ def factor_door(get_response: GetResponse) -> GetResponse:
     the page they wanted.
     """
 
-    def middleware(request: HttpRequest) -> HttpResponse:
+    def middleware(request: Request) -> HttpResponse:
         return get_response(request)
 
-    def process_view(request: HttpRequest, view: Any, args: Any, kwargs: Any) -> HttpResponse | None:
+    def process_view(request: Request, view: Any, args: Any, kwargs: Any) -> HttpResponse | None:
         match, user = request.resolver_match, request.user
         if match is None or not user.is_authenticated or request.impersonator:
             return None
@@ -105,7 +106,7 @@ def factor_door(get_response: GetResponse) -> GetResponse:
     return middleware
 
 
-def to_where_factors_are_added(request: HttpRequest) -> HttpResponse:
+def to_where_factors_are_added(request: Request) -> HttpResponse:
     if request.htmx:
         wanted = request.htmx.current_url_abs_path
     else:
@@ -121,17 +122,17 @@ def admin_door(get_response: GetResponse) -> GetResponse:
     and is for who has lately signed in or confirmed it. What was typed goes on by itself after the confirmation.
     """
 
-    def middleware(request: HttpRequest) -> HttpResponse:
+    def middleware(request: Request) -> HttpResponse:
         return get_response(request)
 
-    def process_view(request: HttpRequest, view: Any, args: Any, kwargs: Any) -> HttpResponse | None:
+    def process_view(request: Request, view: Any, args: Any, kwargs: Any) -> HttpResponse | None:
         match, user = request.resolver_match, request.user
         if match is None or "admin" not in match.app_names or not user.is_authenticated or not user.is_staff:
             return None
         name = match.url_name or ""
         if name in ("login", "logout", "jsi18n"):
             return None
-        if settings.ADMIN_MFA_REQUIRED and not user.has_factor:
+        if settings.ADMIN_MFA_REQUIRED and not user.has_factor:  # type: ignore[attr-defined]  # set by the backend
             sentence = _(
                 "Django admin needs a second factor here. Add a passkey or an authenticator app, then come back."
             )

@@ -6,6 +6,7 @@ from uuid import UUID
 from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
+from django.contrib.admin.options import BaseModelAdmin
 from django.contrib.admin.widgets import AutocompleteSelect
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ObjectDoesNotExist, ValidationError
@@ -40,7 +41,7 @@ class Choices(forms.ModelMultipleChoiceField):
             raise ValidationError(sentence, code="invalid_choice", params={"value": max(value, key=len)}) from error
 
 
-class Autocompletes:
+class Autocompletes(BaseModelAdmin):
     """For an admin or an inline with `autocomplete_fields`."""
 
     def formfield_for_foreignkey(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:

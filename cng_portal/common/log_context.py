@@ -1,7 +1,6 @@
 """Fields that every log line carries until the end of a block: the IDs of a request and of an operation."""
 
-from collections.abc import Callable
-from typing import Any
+from contextlib import AbstractContextManager
 
 import structlog
 
@@ -11,6 +10,6 @@ def get_request_id() -> str:
     return structlog.contextvars.get_contextvars().get("request_id", "")
 
 
-def bind_fields(**fields: str) -> Callable[..., Any]:
+def bind_fields(**fields: str) -> AbstractContextManager[None]:
     """Use as `with bind_fields(operation_id=…):`. Empty fields are left out."""
     return structlog.contextvars.bound_contextvars(**{name: value for name, value in fields.items() if value})

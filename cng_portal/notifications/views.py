@@ -10,6 +10,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_POST, require_safe
 
+from cng_portal.accounts.requests import Request
 from cng_portal.common.optional import optional
 
 from . import services
@@ -27,7 +28,7 @@ def notification_list(request: HttpRequest) -> HttpResponse:
 
 
 @require_safe
-def open_notification(request: HttpRequest, notification_id: UUID) -> HttpResponse:
+def open_notification(request: Request, notification_id: UUID) -> HttpResponse:
     """Mark it as read and go to the page where something can be done about it."""
     mine = request.user.notifications.filter(pk=notification_id)
     notification = get_object_or_404(mine)

@@ -4,6 +4,7 @@ Backups themselves are snapshots of kind BACKUP: their list, page and other acti
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -21,17 +22,20 @@ from cng_portal.accounts.models import User
 from cng_portal.common.responses import is_fragment
 from cng_portal.inventory.models import VirtualMachine
 from snapshots import checks, lists, wizard
-from snapshots.errors import ActionRefused, NotSold
+from snapshots.errors import NotSold
 from snapshots.models import BackupRun, BackupSchedule, Kind, Snapshot, State
 from snapshots.views.common import (
-    Action,
+    attempt,
     automatic_price_sentence,
+    get_changeable,
     price_of_backups,
     render_list,
     render_live,
+    submit,
     version_of,
 )
-from snapshots.views.snapshots import backup_tabs, get_changeable
+from snapshots.views.rows import Action
+from snapshots.views.snapshot_list import backup_tabs
 
 from .forms import ScheduleFilterForm, ScheduleForm, zone_name
 from .occurrences import next_occurrence
@@ -56,7 +60,7 @@ def schedules(request: HttpRequest) -> HttpResponse:
     if form.opens_panel and is_fragment(request):
         return render(request, "partials/filter_panel.html", {"form": form})
     visible = BackupSchedule.objects.visible_to(user).present().select_related("vm__project__customer", "vm__location")
-    page = lists.page_of(form.narrow(lists.with_last_run(visible)), lists.NEWEST_SCHEDULE, request.GET)
+    page = lists.page_of(form.narrow(visible), lists.NEWEST_SCHEDULE, request.GET)
     context = {
         "form": form,
         "rows": build_schedule_rows(page.rows, user),
@@ -66,13 +70,39 @@ def schedules(request: HttpRequest) -> HttpResponse:
     return render_list(request, "snapshots/schedules.html", "schedule-list", page, form.chosen, context)
 
 
-def build_schedule_rows(schedules: list[BackupSchedule], user: User) -> list[BackupSchedule]:
-    """Add `zone` ("Asia/Yangon (UTC+06:30)"), `last_label` and `has_menu` to schedules from `lists.with_last_run`."""
-    for schedule in schedules:
-        schedule.zone = zone_name(schedule.vm.project.customer.zone)
-        schedule.last_label = BackupRun.State(schedule.last_state).label if schedule.last_state else ""
-        schedule.has_menu = is_changeable(schedule, user)
-    return schedules
+@dataclass(frozen=True)
+class ScheduleRow:
+    """A schedule with its newest finished run, if any. `zone` is such as "Asia/Yangon (UTC+06:30)"."""
+
+    schedule: BackupSchedule
+    zone: str
+    has_menu: bool
+    last_state: str | None = None
+    last_scheduled_at: datetime | None = None
+    last_reason: str | None = None
+
+    @property
+    def last_label(self) -> str:
+        return str(BackupRun.State(self.last_state).label) if self.last_state else ""
+
+
+def build_schedule_rows(schedules: list[BackupSchedule], user: User) -> list[ScheduleRow]:
+    last_runs = lists.with_last_run(BackupSchedule.objects.filter(pk__in=[schedule.pk for schedule in schedules]))
+    by_schedule = {
+        pk: (state, scheduled_at, reason)
+        for pk, state, scheduled_at, reason in last_runs.values_list(
+            "pk", "last_state", "last_scheduled_at", "last_reason"
+        )
+    }
+    return [
+        ScheduleRow(
+            schedule,
+            zone_name(schedule.vm.project.customer.zone),
+            is_changeable(schedule, user),
+            *by_schedule.get(schedule.pk, ()),
+        )
+        for schedule in schedules
+    ]
 
 
 def is_changeable(schedule: BackupSchedule, user: User) -> bool:
@@ -170,8 +200,8 @@ def price_sentence(schedule: BackupSchedule) -> str:
         return automatic_price_sentence(schedule.vm)
     try:
         quote = checks.quote_for(schedule.vm, kind=Kind.BACKUP)
-    except NotSold as refusal:
-        return str(refusal)
+    except NotSold as error:
+        return str(error)
     return price_of_backups(quote, schedule.retention_count)
 
 
@@ -201,17 +231,16 @@ def edit(request: HttpRequest, schedule_id: UUID) -> HttpResponse:
     zone = schedule.vm.project.customer.zone
     answers = {name: value for name, value in schedule_fields_of(schedule).items() if value is not None}
     form = ScheduleForm(request.POST or None, zone=zone, initial=wizard.DEFAULT_SCHEDULE | answers)
-    if request.method == "POST" and form.is_valid() and "preview" not in request.POST:
-        try:
-            edited = edit_schedule(schedule=schedule, user=request.user, **(form.schedule_fields or {}))
-        except ActionRefused as refusal:
-            form.add_error(None, str(refusal))
-        else:
-            messages.success(
-                request,
-                _("“%(vm)s” is now backed up like this: %(when)s.") % {"vm": schedule.vm.name, "when": edited.when},
-            )
-            return redirect("snapshots:schedule", schedule.pk)
+
+    def save() -> BackupSchedule:
+        return edit_schedule(schedule=schedule, user=request.user, **(form.schedule_fields or {}))
+
+    if "preview" not in request.POST and (edited := submit(request, form, save)):
+        messages.success(
+            request,
+            _("“%(vm)s” is now backed up like this: %(when)s.") % {"vm": schedule.vm.name, "when": edited.when},
+        )
+        return redirect("snapshots:schedule", schedule.pk)
     fields = form.schedule_fields
     context = {
         "schedule": schedule,
@@ -236,15 +265,9 @@ def confirm_action(
     danger: bool = False,
 ) -> HttpResponse:
     """Show a confirmation page on GET. On POST, perform the action and redirect, or show why it was refused."""
-    problems = []
-    if request.method == "POST":
-        try:
-            perform()
-        except ActionRefused as refusal:
-            problems = [{"id": "", "message": str(refusal)}]
-        else:
-            messages.success(request, done)
-            return redirect("snapshots:schedule", schedule.pk)
+    if attempt(request, perform):
+        messages.success(request, done)
+        return redirect("snapshots:schedule", schedule.pk)
     context = {
         "schedule": schedule,
         "heading": heading,
@@ -252,7 +275,6 @@ def confirm_action(
         "consequences": consequences,
         "button": button,
         "danger": "" if danger else "no",
-        "problems": problems,
         "action": request.path,
     }
     return render(request, "snapshots/schedule_act.html", context)
@@ -354,17 +376,11 @@ def pin(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     snapshot = get_changeable(request, snapshot_id)
     if snapshot.kind != Kind.BACKUP:
         raise Http404
-    problems = []
     # The form says which one, so that submitting it twice doesn't undo the first.
     is_pinning = request.POST.get("pinned") == "yes"
-    if request.method == "POST":
-        change = pin_backup if is_pinning else unpin_backup
-        try:
-            change(snapshot=snapshot, user=request.user)
-        except ActionRefused as refusal:
-            problems = [{"id": "", "message": str(refusal)}]
-        else:
-            text = _("“%(name)s” is pinned.") if is_pinning else _("“%(name)s” is no longer pinned.")
-            messages.success(request, text % {"name": snapshot.name})
-            return redirect("snapshots:snapshot", snapshot.pk)
-    return render(request, "snapshots/pin.html", {"snapshot": snapshot, "problems": problems})
+    change = pin_backup if is_pinning else unpin_backup
+    if attempt(request, lambda: change(snapshot=snapshot, user=request.user)):
+        text = _("“%(name)s” is pinned.") if is_pinning else _("“%(name)s” is no longer pinned.")
+        messages.success(request, text % {"name": snapshot.name})
+        return redirect("snapshots:snapshot", snapshot.pk)
+    return render(request, "snapshots/pin.html", {"snapshot": snapshot})

@@ -99,7 +99,7 @@ def replace_sqlite(dump: Path, migrations: set[str]) -> None:
 
 
 def replace_postgres(dump: Path, migrations: set[str]) -> None:
-    connection.close_pool()
+    connection.close_pool()  # type: ignore[attr-defined]  # PostgreSQL only
     script = dump.with_name("script.sql")
     run_postgres("pg_restore", "--no-owner", "--no-privileges", f"--file={script}", str(dump), connect=False)
     drop = "DROP SCHEMA IF EXISTS public CASCADE; CREATE SCHEMA public;"

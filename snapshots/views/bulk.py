@@ -1,4 +1,4 @@
-"""Many snapshots of the list deleted at once: one page that asks, and the same page with a result for each."""
+"""Deleting several snapshots: a confirmation page, and a page with the result of each."""
 
 from collections import Counter
 from uuid import UUID
@@ -18,20 +18,18 @@ from snapshots.forms import DeletionsForm
 from snapshots.models import Kind, Snapshot
 
 from .common import price_of
-from .snapshots import LISTS, build_rows, listed_with_runs
+from .rows import build_rows, listed_with_runs
+from .snapshot_list import LISTS
 
 
 @require_http_methods(["GET", "POST"])
 def delete_many(request: HttpRequest) -> HttpResponse:
-    """Of `?id=…&id=…`, so that the page can be reloaded and sent on; a constant number of queries before it is confirmed.
-
-    One that the person does not see makes it a 404 for all, one that they may not change a 403.
-    """
+    """Delete the snapshots of `?id=…&id=…`. 404 if one is invisible to the user, 403 if one is read-only."""
     user = request.user
     wanted = list(dict.fromkeys((request.POST if request.method == "POST" else request.GET).getlist("id")))
     back = list_of(request.GET.get("kind"))
     if not wanted:
-        messages.warning(request, _("Nothing was selected. Select the snapshots that shall be deleted first."))
+        messages.warning(request, _("Nothing was selected. Select the snapshots to delete first."))
         return redirect(back)
     if len(wanted) > services.MAX_DELETIONS:
         messages.warning(
@@ -40,25 +38,29 @@ def delete_many(request: HttpRequest) -> HttpResponse:
             % {"count": len(wanted), "most": services.MAX_DELETIONS},
         )
         return redirect(back)
-    keys: list[UUID] = [key for text in wanted if (key := lists.parse_uuid(text))]
-    found = list(listed_with_runs().visible_to(user).filter(pk__in=keys).order_by("name_key", "pk"))
-    if len(found) != len(wanted):
+    ids: list[UUID] = [key for text in wanted if (key := lists.parse_uuid(text))]
+    snapshots = list(listed_with_runs().visible_to(user).filter(pk__in=ids).order_by("name_key", "pk"))
+    if len(snapshots) != len(wanted):
         raise Http404
-    for project_id in {snapshot.project_id for snapshot in found}:
+    for project_id in {snapshot.project_id for snapshot in snapshots}:
         checks.require_change(user, project_id)
-    back = list_of(found[0].kind)
-    form = DeletionsForm(request.POST or None, count=len(found), ids=wanted)
+    back = list_of(snapshots[0].kind)
+    form = DeletionsForm(request.POST or None, count=len(snapshots), ids=wanted)
     if request.method == "POST" and form.is_valid():
-        results = services.request_deletions(snapshots=found, user=user)
-        for snapshot in found:
-            snapshot.refusal = results[snapshot.pk]
-        done = [snapshot for snapshot in found if not snapshot.refusal]
-        context = {"rows": found, "done_count": len(done), "saved": savings(done), "refused": len(found) - len(done)}
-        return render(request, "snapshots/deleted_many.html", context | {"back": back})
+        results = services.request_deletions(snapshots=snapshots, user=user)
+        done = [snapshot for snapshot in snapshots if not results[snapshot.pk]]
+        context = {
+            "rows": [(snapshot, results[snapshot.pk]) for snapshot in snapshots],
+            "done_count": len(done),
+            "saved": savings(done),
+            "refused": len(snapshots) - len(done),
+            "back": back,
+        }
+        return render(request, "snapshots/deleted_many.html", context)
     context = {
-        "rows": build_rows(found, user),
+        "rows": build_rows(snapshots, user),
         "form": form,
-        "consequences": consequences(found),
+        "consequences": consequences(snapshots),
         "title": form.question,
         "back": back,
     }
@@ -66,12 +68,12 @@ def delete_many(request: HttpRequest) -> HttpResponse:
 
 
 def list_of(kind: str | None) -> str:
-    """The name of the page that lists this kind."""
+    """Return the URL name of the list of this kind."""
     return f"snapshots:{LISTS[Kind(kind)]}" if kind in Kind.values else "snapshots:volume_snapshots"
 
 
 def consequences(snapshots: list[Snapshot]) -> list[str]:
-    lines = [_("Their data are erased. This cannot be undone, and support cannot bring them back either.")]
+    lines = [_("Their data is erased. This can't be undone, not even by support.")]
     last = sum(snapshot.source.deleted_at is not None for snapshot in snapshots)
     if last:
         lines.append(
@@ -90,7 +92,7 @@ def consequences(snapshots: list[Snapshot]) -> list[str]:
 
 
 def savings(snapshots: list[Snapshot]) -> str:
-    """`K 60 an hour, about K 43,920.00 a month`, "" for nothing. One query."""
+    """Return what they cost, such as `K 60 an hour, about K 43,920.00 a month`, or an empty string."""
     prices = PriceList.load({snapshot.location_id for snapshot in snapshots})
     hourly: Counter[str] = Counter()
     for snapshot in snapshots:

@@ -1,7 +1,6 @@
 """The page on which staff see every component of the portal in every state: for who composes pages or checks a theme."""
 
 from datetime import datetime, timedelta
-from typing import Any
 
 from django import forms
 from django.contrib.messages import constants
@@ -14,10 +13,10 @@ from cng_portal.accounts.models import Customer, Project
 from cng_portal.inventory.models import Location, Volume
 from cng_portal.support.models import SupportContact
 from snapshots.forms import ConfirmationForm, VolumeFilterForm
-from snapshots.models import Operation, Snapshot, State
+from snapshots.models import COUNTED_STATES, Operation, Snapshot, State
 from snapshots.storage.contract import GIB
 
-from .common import Action
+from .rows import Action, OperationRow, SnapshotRow
 
 ACTIONS = [
     Action("rename", "Rename", "#rename", "pencil-square"),
@@ -107,25 +106,27 @@ def components(request: HttpRequest) -> HttpResponse:
     return render(request, "components.html", context)
 
 
-def sample_operations(now: datetime) -> list[Operation]:
+def sample_operations(now: datetime) -> list[OperationRow]:
     """One that is under way, one that can be tried again, and a restore that can be undone."""
     volume = Volume(name="db-01-data", size_gb=50)
     taken, safety = Snapshot(name="before the update"), Snapshot(name="before-restore-of-db-01-data")
     kinds, states, minute = Operation.Kind, Operation.State, timedelta(minutes=1)
-    found: list[Any] = [
-        Operation(kind=kinds.CAPTURE, state=states.RUNNING, bytes_done=GIB * 12, bytes_total=GIB * 50),
+    operations = [
+        Operation(kind=kinds.CAPTURE, state=states.RUNNING, attempt=1, bytes_done=GIB * 12, bytes_total=GIB * 50),
         Operation(kind=kinds.CAPTURE, state=states.FAILED, error="The storage ran out of room.", finished_at=now),
         Operation(kind=kinds.RESTORE, state=states.SUCCEEDED, volume=volume, safety_snapshot=safety, finished_at=now),
         Operation(kind=kinds.VERIFY, state=states.PENDING),
     ]
-    for number, operation in enumerate(found):
+    for number, operation in enumerate(operations):
         operation.snapshot, operation.created_at = taken, now - number * 20 * minute
-        operation.left = "About 4 minutes left" if number == 0 else ""
-        operation.can_retry, operation.can_undo = number == 1, number == 2
-    return found
+        operation.started_at = now - minute
+    return [
+        OperationRow(operation, can_retry=number == 1, can_undo=number == 2)
+        for number, operation in enumerate(operations)
+    ]
 
 
-def sample_rows() -> list[Snapshot]:
+def sample_rows() -> list[SnapshotRow]:
     """A snapshot in each state that a list shows, and one with everything too long and gone."""
     project = Project(name="Default", customer=Customer(number=1039, name="A.Z.H Trading"))
     location = Location(code="1CNG-YGN-AZ01", city="Yangon", country="MM")
@@ -139,8 +140,8 @@ def sample_rows() -> list[Snapshot]:
     return [*rows, sample_row(gone, LONG_NAME, State.READY)]
 
 
-def sample_row(volume: Volume, name: str, state: State) -> Snapshot:
-    row: Any = Snapshot(
+def sample_row(volume: Volume, name: str, state: State) -> SnapshotRow:
+    snapshot = Snapshot(
         name=name,
         state=state,
         volume=volume,
@@ -149,9 +150,16 @@ def sample_row(volume: Volume, name: str, state: State) -> Snapshot:
         size_gb=volume.size_gb,
         error="The storage ran out of room. Ask support, then try again." if state == State.FAILED else "",
     )
-    if state == State.CREATING:
-        row.work = Operation(bytes_done=GIB * 12, bytes_total=GIB * volume.size_gb)
-        row.work.left = "About 4 minutes left"
-    row.hourly = "K 20" if state in (State.PENDING, State.CREATING, State.READY) else ""
-    row.has_menu = state in (State.READY, State.FAILED)
-    return row
+    operation = Operation(
+        state=Operation.State.RUNNING,
+        attempt=1,
+        started_at=timezone.now() - timedelta(minutes=1),
+        bytes_done=GIB * 12,
+        bytes_total=GIB * volume.size_gb,
+    )
+    return SnapshotRow(
+        snapshot,
+        hourly="K 20" if state in COUNTED_STATES else "",
+        operation=operation if state == State.CREATING else None,
+        has_menu=state in (State.READY, State.FAILED),
+    )

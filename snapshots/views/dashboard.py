@@ -27,19 +27,14 @@ from cng_portal.accounts.models import Customer, User
 from cng_portal.common.money import DEFAULT_CURRENCY, format_amount, format_price
 from cng_portal.common.optional import optional
 from cng_portal.common.templatetags.portal import month as format_month
+from cng_portal.common.templatetags.portal import poll_seconds
 from cng_portal.inventory.models import VirtualMachine, Volume
 from snapshots import lists, protection
 from snapshots.models import SERVICE_KINDS, BackupRun, BackupSchedule, Kind, Operation, Snapshot, State
 from snapshots.storage.contract import Corrupt
 
-from .common import (
-    build_operation_rows,
-    newest_operations,
-    render_live,
-    version_of,
-    with_time_left,
-)
-from .snapshots import build_rows, listed_with_runs
+from .common import render_live, version_of
+from .rows import OperationRow, build_operation_rows, build_rows, listed_with_runs, newest_operations
 
 NEWEST_SHOWN = 5
 UNPROTECTED_SHOWN = 5
@@ -56,10 +51,10 @@ def dashboard(request: HttpRequest) -> HttpResponse:
     operations = newest_operations(
         Operation.objects.visible_to(user).active().foreground(),
         still_failed(user, since=timezone.now() - FAILED_WITHIN),
-        most=OPERATIONS_SHOWN,
+        limit=OPERATIONS_SHOWN,
     )
-    running = with_time_left(one for one in operations if one.is_active)
-    failed = build_operation_rows([one for one in operations if not one.is_active], user)
+    running = [OperationRow(operation) for operation in operations if operation.is_active]
+    failed = build_operation_rows([operation for operation in operations if not operation.is_active], user)
     newest = newest_snapshots(user)
     schedules = BackupSchedule.objects.visible_to(user).present().select_related("vm__project__customer")
     volumes = Volume.objects.visible_to(user).present().filter(state=Volume.State.AVAILABLE)
@@ -70,21 +65,20 @@ def dashboard(request: HttpRequest) -> HttpResponse:
         "unprotected": [(volume, user.can_change(volume.project_id)) for volume in unprotected[:UNPROTECTED_SHOWN]],
         "unprotected_count": len(unprotected) if len(unprotected) <= UNPROTECTED_SHOWN else all_unprotected.count(),
         "has_volumes": bool(newest) or volumes.exists(),
-        "troubled": list(
-            lists.troubled(lists.with_last_run(schedules)).order_by("-last_scheduled_at")[:TROUBLED_SHOWN]
-        ),
+        "troubled": list(lists.troubled(schedules).order_by("-last_scheduled_at")[:TROUBLED_SHOWN]),
         "next_backups": list(schedules.filter(next_run_at__isnull=False).order_by("next_run_at", "pk")[:NEXT_SHOWN]),
         "spending": optional("spending", lambda: spending_of(billed_customer(user)), None),
         "running": running,
         "failed": failed,
         "rows": build_rows(newest, user),
         "is_live": bool(running),
+        "poll_seconds": poll_seconds(operations),
         "can_take": bool(user.changeable_project_ids),
         "has_projects": bool(user.roles),
     }
     version = version_of(
-        [operation.pk for operation in running],
-        [operation.pk for operation in failed],
+        [row.operation.pk for row in running],
+        [row.operation.pk for row in failed],
         [(snapshot.pk, snapshot.state) for snapshot in newest],
     )
     return render_live(request, "dashboard.html", context, part="dashboard", poll="running", version=version)

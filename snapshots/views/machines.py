@@ -1,9 +1,10 @@
-"""The list of instances, and the page of one: its disks, what protects them, and what was done to them."""
+"""The list of instances, and the page of one: its disks, what protects them, and its operations."""
 
+from dataclasses import dataclass
+from datetime import datetime
 from uuid import UUID
 
-from django.db.models import Count, Max, OuterRef, Prefetch, QuerySet, Subquery, prefetch_related_objects
-from django.db.models.functions import Coalesce
+from django.db.models import Count, Max
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_GET, require_POST
@@ -11,37 +12,42 @@ from django.views.decorators.http import require_GET, require_POST
 from cng_portal.accounts.models import User
 from cng_portal.common.money import format_price
 from cng_portal.common.responses import is_fragment
+from cng_portal.common.templatetags.portal import poll_seconds
 from cng_portal.inventory.models import VirtualMachine, Volume
 from snapshots import checks, lists, wizard
 from snapshots.backups.views import build_schedule_rows
 from snapshots.forms import MachineFilterForm
-from snapshots.models import BackupSchedule, Kind, Operation, Snapshot, usable
+from snapshots.models import BackupSchedule, Kind, Operation, Snapshot, SnapshotQuerySet, usable
 
-from .common import (
-    automatic_price_sentence,
-    build_operation_rows,
-    newest_operations,
-    render_list,
-    render_live,
-    version_of,
-)
-from .snapshots import build_rows, listed_with_runs
+from .common import automatic_price_sentence, render_list, render_live, version_of
+from .rows import build_operation_rows, build_rows, listed_with_runs, newest_operations
 from .timelines import timeline_of
 
 NEWEST_SHOWN = 20
 OPERATIONS_SHOWN = 20
 
 
-def listed_machines() -> QuerySet[VirtualMachine]:
-    """Each with `protected_at`, when the newest VM snapshot or backup was ready that can be restored, and
-    `schedule_count`.
-    """
-    ready = Snapshot.objects.filter(usable(), vm=OuterRef("pk")).order_by().values("vm")
-    schedules = BackupSchedule.objects.present().filter(vm=OuterRef("pk")).order_by().values("vm")
-    return VirtualMachine.objects.select_related("project__customer", "location").annotate(
-        protected_at=Subquery(ready.annotate(last=Max("ready_at")).values("last")),
-        schedule_count=Coalesce(Subquery(schedules.annotate(count=Count("pk")).values("count")), 0),
-    )
+@dataclass(frozen=True)
+class MachineRow:
+    """A machine with its disks in order, and when its newest usable VM snapshot or backup became Ready."""
+
+    vm: VirtualMachine
+    disks: list[Volume]
+    protected_at: datetime | None
+    schedule_count: int
+    can_change: bool
+
+    @property
+    def hourly(self) -> str:
+        return format_price(self.vm.hourly_price_micro, self.vm.project.customer.currency)
+
+    @property
+    def memory_bytes(self) -> int:
+        return self.vm.memory_mb * 1024**2
+
+    @property
+    def disk_gb(self) -> int:
+        return sum(disk.size_gb for disk in self.disks)
 
 
 @require_GET
@@ -50,85 +56,86 @@ def machines(request: HttpRequest) -> HttpResponse:
     form = MachineFilterForm(request.GET, user=user)
     if form.opens_panel and is_fragment(request):
         return render(request, "partials/filter_panel.html", {"form": form})
-    page = lists.page_of(form.narrow(listed_machines().visible_to(user).present()), lists.BY_NAME, request.GET)
-    context = {
-        "form": form,
-        "rows": explain_machines(page.rows, user),
-    }
+    visible = VirtualMachine.objects.visible_to(user).present().select_related("project__customer", "location")
+    page = lists.page_of(form.narrow(visible), lists.BY_NAME, request.GET)
+    context = {"form": form, "rows": build_machine_rows(page.rows, user)}
     return render_list(request, "snapshots/machines.html", "machine-list", page, form.chosen, context)
 
 
-def explain_machines(found: list[VirtualMachine], user: User) -> list[VirtualMachine]:
-    """Each, of listed_machines, with `hourly`, `disks` in their order, `disk_gb` and `can_change`. One query."""
-    prefetch_related_objects(found, Prefetch("volumes", disks_in_order(), to_attr="disks"))
-    for vm in found:
-        vm.hourly = format_price(vm.hourly_price_micro, vm.project.customer.currency)
-        vm.memory_bytes = vm.memory_mb * 1024**2
-        vm.disk_gb = sum(disk.size_gb for disk in vm.disks)
-        vm.can_change = user.can_change(vm.project_id)
-        for disk in vm.disks:
-            disk.is_visible = disk.project_id in user.roles
-    return found
-
-
-def disks_in_order() -> QuerySet[Volume]:
-    return Volume.objects.present().order_by("position", "name", "id")
+def build_machine_rows(machines: list[VirtualMachine], user: User) -> list[MachineRow]:
+    if not machines:
+        return []
+    ids = [vm.pk for vm in machines]
+    disks: dict[UUID | None, list[Volume]] = {vm_id: [] for vm_id in ids}
+    for disk in Volume.objects.present().filter(vm__in=ids).order_by("position", "name", "id"):
+        disks[disk.vm_id].append(disk)
+    ready = Snapshot.objects.filter(usable(), vm__in=ids).order_by()
+    protected_at = dict(ready.values_list("vm").annotate(Max("ready_at")))
+    schedules = BackupSchedule.objects.present().filter(vm__in=ids).order_by()
+    schedule_counts = dict(schedules.values_list("vm").annotate(Count("pk")))
+    return [
+        MachineRow(
+            vm,
+            disks=disks[vm.pk],
+            protected_at=protected_at.get(vm.pk),
+            schedule_count=schedule_counts.get(vm.pk, 0),
+            can_change=user.can_change(vm.project_id),
+        )
+        for vm in machines
+    ]
 
 
 @require_GET
 def machine(request: HttpRequest, vm_id: UUID) -> HttpResponse:
-    """Also of a machine that is gone: its snapshots and backups are still there."""
+    """Show a machine, also a deleted one, whose snapshots and backups still exist."""
     user = request.user
-    found = get_object_or_404(listed_machines().visible_to(user), pk=vm_id)  # type: ignore[attr-defined]
-    explain_machines([found], user)
-    operations = build_operation_rows(
-        newest_operations(
-            Operation.objects.visible_to(user).filter(vm=found),
-            Operation.objects.visible_to(user).filter(snapshot__vm=found),
-            most=OPERATIONS_SHOWN,
-        ),
-        user,
+    visible = VirtualMachine.objects.visible_to(user).select_related("project__customer", "location")
+    vm = get_object_or_404(visible, pk=vm_id)
+    [row] = build_machine_rows([vm], user)
+    operations = newest_operations(
+        Operation.objects.visible_to(user).filter(vm=vm),
+        Operation.objects.visible_to(user).filter(snapshot__vm=vm),
+        limit=OPERATIONS_SHOWN,
     )
-    rows = build_rows(newest_snapshots(found, user), user)
-    kept = {kind: [one for one in rows if one.kind == kind] for kind in (Kind.VM, Kind.BACKUP)}
-    schedules = lists.with_last_run(found.backup_schedules.present().select_related("vm__project__customer"))
+    snapshots = {kind: newest_snapshots(vm, kind, user) for kind in (Kind.VM, Kind.BACKUP)}
+    schedules = vm.backup_schedules.present().select_related("vm__project__customer")
     context = {
-        "vm": found,
+        "row": row,
+        "vm": vm,
+        "disks": [(disk, disk.project_id in user.roles) for disk in row.disks],
         "schedules": build_schedule_rows(list(schedules.order_by("-created_at", "-pk")), user),
-        "automatic_price": automatic_price_sentence(found),
-        "snapshots": kept[Kind.VM],
-        "backups": kept[Kind.BACKUP],
-        "kept_shown": NEWEST_SHOWN,
-        "line": timeline_of(snapshots_of(found, user), born=found.created_at),
-        "operations": operations,
+        "automatic_price": automatic_price_sentence(vm),
+        "snapshots": build_rows(snapshots[Kind.VM], user),
+        "backups": build_rows(snapshots[Kind.BACKUP], user),
+        "newest_shown": NEWEST_SHOWN,
+        "line": timeline_of(snapshots_of(vm, user), born=vm.created_at),
+        "operations": build_operation_rows(operations, user),
         "is_live": any(operation.is_active for operation in operations),
-        "can_take": found.can_change and found.deleted_at is None,
+        "poll_seconds": poll_seconds(operations),
+        "can_take": row.can_change and vm.deleted_at is None,
     }
     version = version_of(
-        found.state,
-        found.deleted_at,
-        found.automatic_backups_since,
-        [(one.pk, one.state) for one in operations],
-        [(one.pk, one.state) for rows in kept.values() for one in rows],
+        vm.state,
+        vm.deleted_at,
+        vm.automatic_backups_since,
+        [(operation.pk, operation.state) for operation in operations],
+        [(snapshot.pk, snapshot.state) for kind in snapshots.values() for snapshot in kind],
     )
     return render_live(request, "snapshots/machine.html", context, part="machine", poll="work", version=version)
 
 
-def snapshots_of(vm: VirtualMachine, user: User) -> QuerySet[Snapshot]:
-    """Its VM snapshots and backups that this person sees."""
+def snapshots_of(vm: VirtualMachine, user: User) -> SnapshotQuerySet:
     return Snapshot.objects.filter(vm=vm, deleted_at=None, project__in=list(user.roles))
 
 
-def newest_snapshots(vm: VirtualMachine, user: User) -> list[Snapshot]:
-    """NEWEST_SHOWN of its VM snapshots and as many of its backups."""
-    mine = listed_with_runs().filter(vm=vm, deleted_at=None, project__in=list(user.roles))
-    newest = mine.order_by("-created_at", "-pk")
-    return [one for kind in (Kind.VM, Kind.BACKUP) for one in newest.filter(kind=kind)[:NEWEST_SHOWN]]
+def newest_snapshots(vm: VirtualMachine, kind: Kind, user: User) -> list[Snapshot]:
+    visible = listed_with_runs().filter(vm=vm, kind=kind, deleted_at=None, project__in=list(user.roles))
+    return list(visible.order_by("-created_at", "-pk")[:NEWEST_SHOWN])
 
 
 @require_POST
 def take_snapshot_of_machine(request: HttpRequest, vm_id: UUID) -> HttpResponse:
-    """The shortcut from a machine: the wizard with three answers given."""
+    """Start the wizard from a machine's page, with location, project and machine already chosen."""
     vm = get_object_or_404(VirtualMachine.objects.visible_to(request.user).select_related("project"), pk=vm_id)
     checks.require_change(request.user, vm.project_id)
     return redirect(wizard.url(wizard.start(request.user, source=vm), "name"))

@@ -25,6 +25,7 @@ from django_htmx.http import HttpResponseClientRedirect
 from billing.balance import lasts_for
 from billing.prices import PriceList, Quote
 from cng_portal.accounts.models import BillingType, User
+from cng_portal.accounts.requests import Request
 from cng_portal.common.money import format_amount, format_count, format_price
 from cng_portal.common.templatetags.portal import day as format_day
 from cng_portal.inventory.models import Region, VirtualMachine, Volume
@@ -267,7 +268,7 @@ def last_day(now: datetime, left: timedelta) -> str:
         return _("for longer than a calendar can say")
 
 
-def show(request: HttpRequest, template: str, draft: Draft, slug: str, context: dict[str, Any]) -> HttpResponse:
+def show(request: Request, template: str, draft: Draft, slug: str, context: dict[str, Any]) -> HttpResponse:
     saved = not draft._state.adding
     is_backup = draft.kind == Kind.BACKUP
     heading = (
@@ -292,7 +293,7 @@ def show(request: HttpRequest, template: str, draft: Draft, slug: str, context: 
     return render(request, template if is_fragment(request) else "snapshots/wizard/page.html", context)
 
 
-def leave(request: HttpRequest, url: str) -> HttpResponse:
+def leave(request: Request, url: str) -> HttpResponse:
     """Out of the wizard, to a whole page."""
     return HttpResponseClientRedirect(url) if request.htmx else redirect(url)
 
@@ -448,7 +449,7 @@ def source_context(request: HttpRequest, draft: Draft, form: Any) -> dict[str, A
     }
 
 
-def source_facts(source: checks.Source) -> list[dict[str, object]]:
+def source_facts(source: Any) -> list[dict[str, object]]:
     if isinstance(source, Volume):
         first: dict[str, object] = {"label": _("Attached to"), "value": source.vm.name if source.vm else "–"}
     else:

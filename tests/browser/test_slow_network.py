@@ -15,7 +15,7 @@ from cng_portal.common.templatetags.portal import poll_seconds
 from cng_portal.inventory.models import Volume
 from snapshots import wizard
 from snapshots.models import Operation, Snapshot
-from snapshots.views.common import time_left
+from snapshots.views.rows import estimate_time_left
 from tests.factories import MembershipFactory, OperationFactory, SnapshotFactory, VolumeFactory
 from tests.snapshots.disks import content, put_volume, sell_everywhere
 
@@ -140,7 +140,7 @@ def test_the_time_left_is_told_only_when_it_can_be(spent: int, done: int, total:
         bytes_done=done,
         bytes_total=total,
     )
-    assert time_left(operation, now) == said
+    assert estimate_time_left(operation, now) == said
 
 
 def test_a_page_with_nothing_in_progress_asks_for_nothing(client_for: Callable[..., Any], volume: Volume) -> None:

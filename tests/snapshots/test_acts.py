@@ -200,7 +200,7 @@ def test_the_question_says_what_deleting_means_and_saves(client: Client, project
 
     page = unescape(client.get(url("delete", snapshot)).content.decode())
 
-    assert "cannot be undone" in page
+    assert "can't be undone" in page
     assert "You stop paying K 20.00 an hour, about K 14,640.00 a month." in page
 
 
@@ -577,7 +577,7 @@ def test_a_failed_capture_is_tried_again_and_succeeds(client: Client, project: P
     response = client.post(retry_url(failed))
 
     assert response["Location"] == page_of(snapshot)
-    assert "being tried again" in said(response)
+    assert "being retried" in said(response)
     carry_out_what_waits()
     snapshot.refresh_from_db()
     assert snapshot.state == State.READY

@@ -65,7 +65,7 @@ def test_it_shows_what_runs_now(client: Client, project: Project) -> None:
 
     response = client.get("/")
 
-    assert [operation.pk for operation in response.context["running"]] == [mine.pk]
+    assert [row.operation.pk for row in response.context["running"]] == [mine.pk]
     page = response.content.decode()
     assert "Running now" in page
     assert "30 %" in page
@@ -80,7 +80,7 @@ def test_it_shows_what_failed_with_the_reason_and_a_way_on(client: Client, proje
 
     response = client.get("/")
 
-    assert [operation.pk for operation in response.context["failed"]] == [failed.pk]
+    assert [row.operation.pk for row in response.context["failed"]] == [failed.pk]
     page = response.content.decode()
     assert "Out of room." in page
     assert reverse("snapshots:retry", args=[failed.pk]) in page
@@ -103,7 +103,7 @@ def test_it_shows_the_newest_snapshots_first(client: Client, project: Project) -
     made = [SnapshotFactory(volume__project=project, created_at=now - timedelta(hours=n)) for n in range(7)]
     SnapshotFactory(volume__project=project, deleted=True)
 
-    assert client.get("/").context["rows"] == made[:5]
+    assert [row.snapshot for row in client.get("/").context["rows"]] == made[:5]
 
 
 def test_an_account_with_volumes_is_invited_to_its_first_snapshot(client: Client, project: Project) -> None:

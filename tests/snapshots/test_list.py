@@ -16,7 +16,7 @@ from django.utils import timezone
 from cng_portal.accounts.models import Project, Role
 from snapshots.lists import PAGE_SIZE, SNAPSHOT_ORDERS
 from snapshots.models import Operation, Snapshot
-from snapshots.views.snapshots import listed_snapshots
+from snapshots.views.rows import listed_snapshots
 from tests.factories import (
     LocationFactory,
     MembershipFactory,
@@ -52,8 +52,8 @@ def snapshots_of(project: Project, count: int, **fields: object) -> list[Snapsho
     return [SnapshotFactory(volume=volume, created_at=start - timedelta(hours=n), **fields) for n in range(count)]
 
 
-def names(response: object) -> list[str]:
-    return [snapshot.name for snapshot in response.context["rows"]]  # type: ignore[attr-defined]
+def names(response: object, attribute: str = "snapshot") -> list[str]:
+    return [getattr(row, attribute).name for row in response.context["rows"]]  # type: ignore[attr-defined]
 
 
 def part_of(page: str, element_id: str) -> str:

@@ -85,7 +85,7 @@ def test_only_machines_of_ones_projects_that_are_there_are_listed(client: Client
     VirtualMachineFactory(project=vm.project, deleted_at=vm.created_at)
     VirtualMachineFactory()
 
-    assert names(client.get(LIST)) == ["db-01"]
+    assert names(client.get(LIST), "vm") == ["db-01"]
 
 
 def test_search_and_filters_narrow_the_list(client: Client, vm: VirtualMachine) -> None:
@@ -98,13 +98,13 @@ def test_search_and_filters_narrow_the_list(client: Client, vm: VirtualMachine) 
         "state=stopped": vm,
     }
     for query, found in expected.items():
-        assert names(client.get(f"{LIST}?{query}")) == [found.name], query
+        assert names(client.get(f"{LIST}?{query}"), "vm") == [found.name], query
 
 
 def test_an_unknown_filter_is_left_out_and_said(client: Client, vm: VirtualMachine) -> None:
     response = client.get(f"{LIST}?state=asleep")
 
-    assert names(response) == ["db-01"]
+    assert names(response, "vm") == ["db-01"]
     assert "were ignored:" in response.text
 
 
@@ -118,7 +118,7 @@ def test_pages_follow_each_other_without_a_gap(client: Client, project: Project)
     here, seen = LIST, []
     while here:
         response = client.get(here)
-        seen += names(response)
+        seen += names(response, "vm")
         here = response.context["pages"]["next_url"]
 
     assert seen == [f"vm-{n:02d}" for n in range(45)]

@@ -244,7 +244,7 @@ def test_one_that_cannot_be_read_keeps_the_others_waiting_for_no_longer_than_its
 
 
 def test_nobody_sees_a_scrub_as_work_of_theirs(running: Operation, member: Membership) -> None:
-    assert bell.in_progress(member.user)["operations"] == []
+    assert bell.in_progress(member.user)["rows"] == []
     assert not Activity.objects.filter(action__contains="scrub").exists()
     work()
     assert not Activity.objects.filter(action__contains="scrub").exists()

@@ -108,7 +108,7 @@ def test_only_volumes_of_ones_projects_that_are_there_are_listed(client: Client,
     VolumeFactory(project=project, gone=True)
     VolumeFactory()
 
-    assert names(client.get(LIST)) == [mine.name]
+    assert names(client.get(LIST), "volume") == [mine.name]
 
 
 def test_a_snapshot_is_taken_from_a_row_by_who_may(client: Client, viewer: Client, project: Project) -> None:
@@ -142,7 +142,7 @@ def test_search_and_filters_narrow_the_list(client: Client, project: Project) ->
     }
 
     for query, volume in expected.items():
-        assert names(client.get(f"{LIST}?{query}")) == [volume.name], query
+        assert names(client.get(f"{LIST}?{query}"), "volume") == [volume.name], query
 
 
 def test_an_unknown_filter_is_left_out_and_said(client: Client, project: Project) -> None:
@@ -150,7 +150,7 @@ def test_an_unknown_filter_is_left_out_and_said(client: Client, project: Project
 
     response = client.get(LIST, {"show": "bogus", "project": str(ProjectFactory().pk)})
 
-    assert len(names(response)) == 1
+    assert len(names(response, "volume")) == 1
     assert "were ignored:" in response.content.decode()
 
 
@@ -168,7 +168,7 @@ def test_pages_go_by_name_and_neither_skip_nor_repeat(client: Client, project: P
     seen, next_url = [], LIST
     while next_url:
         response = client.get(next_url)
-        seen += [volume.pk for volume in response.context["rows"]]
+        seen += [row.volume.pk for row in response.context["rows"]]
         next_url = response.context["pages"]["next_url"]
 
     assert seen == list(Volume.objects.order_by("name", "pk").values_list("pk", flat=True))

@@ -23,6 +23,7 @@ from cng_portal.common import full_disk
 from cng_portal.common.optional import optional
 
 from ..models import User
+from ..requests import Request
 
 # A session is written down as seen at most so often.
 SEEN_EVERY_SECONDS = 300
@@ -68,13 +69,13 @@ def device(user_agent: str) -> str:
     return browser or system or _("Unknown device")
 
 
-def asks_by_itself(request: HttpRequest) -> bool:
+def asks_by_itself(request: Request) -> bool:
     """Whether an open page polls for the progress of an operation."""
     view = request.resolver_match.func if request.resolver_match else None
     return bool(request.htmx) and ("seen" in request.GET or hasattr(view, "is_polled"))
 
 
-def see(request: HttpRequest) -> None:
+def see(request: Request) -> None:
     if asks_by_itself(request):
         return
     user = request.user

@@ -15,6 +15,7 @@ from cng_portal.accounts import impersonation
 from cng_portal.accounts.activity import SIGN_INS
 from cng_portal.accounts.forms import DetailsForm, ThemeForm
 from cng_portal.accounts.models import User
+from cng_portal.accounts.requests import Request
 from cng_portal.accounts.signin import confirmation, factors, sessions
 from cng_portal.activity import services as activity
 from cng_portal.activity.models import Activity
@@ -54,7 +55,7 @@ def choose_theme(request: HttpRequest) -> HttpResponse:
 
 
 @require_POST
-def stop_looking(request: HttpRequest) -> HttpResponse:
+def stop_looking(request: Request) -> HttpResponse:
     """An administrator has seen enough of what this person sees."""
     if request.impersonator is None:
         raise Http404

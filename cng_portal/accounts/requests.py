@@ -1,0 +1,15 @@
+"""The type of a request after the middleware."""
+
+from django.http import HttpRequest
+from django_htmx.middleware import HtmxDetails
+
+from .models import User
+
+
+class Request(HttpRequest):
+    """What `AuthenticationMiddleware`, `HtmxMiddleware` and our own middleware add."""
+
+    user: User
+    htmx: HtmxDetails
+    impersonator: User | None
+    section: str  # The menu's section, where the URL doesn't tell.

@@ -1,0 +1,279 @@
+"""What users do with a snapshot. Each action has a page with a form of its own."""
+
+from functools import partial
+from uuid import UUID
+
+from django.contrib import messages
+from django.http import Http404, HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.utils.translation import gettext as _
+from django.views.decorators.http import require_http_methods
+
+from billing.prices import PriceList
+from cng_portal.accounts.models import Project
+from cng_portal.accounts.submissions import submit_once
+from cng_portal.common.money import format_amount, format_price
+from snapshots import checks, limits, new_volumes, restores, services
+from snapshots.errors import ActionRefused, NameTaken
+from snapshots.forms import ConfirmationForm, NewMachineForm, NewVolumeForm, RenameForm, RestoreForm
+from snapshots.models import Kind, Operation, Snapshot, State
+from snapshots.storage.registry import get_driver
+
+from .common import attempt, damage_of, get_changeable, page_of, price_of, submit
+
+
+@require_http_methods(["GET", "POST"])
+def rename(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
+    snapshot = get_changeable(request, snapshot_id)
+    form = RenameForm(request.POST or None, initial={"name": snapshot.name})
+
+    def save() -> Snapshot:
+        name = request.POST.get("use") or form.cleaned_data["name"]  # `use` is the button with the suggestion.
+        try:
+            return services.rename_snapshot(snapshot=snapshot, user=request.user, name=name)
+        except NameTaken as error:
+            form.suggestion = error.suggestion
+            raise
+
+    if renamed := submit(request, form, save):
+        messages.success(request, _("The snapshot is now called “%(name)s”.") % {"name": renamed.name})
+        return redirect("snapshots:snapshot", snapshot.pk)
+    return render(request, "snapshots/rename.html", {"snapshot": snapshot, "form": form})
+
+
+@require_http_methods(["GET", "POST"])
+def delete(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
+    snapshot = get_changeable(request, snapshot_id)
+    if request.method == "GET" and (reason := services.why_not_deletable(snapshot)):
+        is_unfinished = snapshot.state in (State.PENDING, State.CREATING)
+        context = {"snapshot": snapshot, "reason": reason, "unfinished": is_unfinished}
+        return render(request, "snapshots/delete.html", context)
+    label = (
+        _("Type the backup's name, %(name)s, to confirm")
+        if snapshot.kind == Kind.BACKUP
+        else _("Type the snapshot's name, %(name)s, to confirm")
+    )
+    form = ConfirmationForm(
+        request.POST or None,
+        label=label % {"name": snapshot.name},
+        required=_("Type the name “%(name)s” to delete it.") % {"name": snapshot.name},
+        expected=snapshot.name,
+    )
+    if submit(request, form, partial(services.request_deletion, snapshot=snapshot, user=request.user)):
+        text = (
+            _("“%(name)s” is being deleted. It has stopped costing anything.")
+            if snapshot.is_charged
+            else _("“%(name)s” is being deleted.")
+        )
+        messages.success(request, text % {"name": snapshot.name})
+        return redirect("snapshots:snapshot", snapshot.pk)
+    context = {"snapshot": snapshot, "form": form, "consequences": deletion_consequences(snapshot)}
+    return render(request, "snapshots/delete.html", context)
+
+
+def deletion_consequences(snapshot: Snapshot) -> list[str]:
+    consequences = [_("Its data is erased. This can't be undone, not even by support.")]
+    volume = snapshot.volume
+    if volume and volume.deleted_at:
+        consequences.append(
+            _("Its volume “%(name)s” is gone, so this may be the last copy of its data.") % {"name": volume.name}
+        )
+    elif volume:
+        consequences.append(
+            _("The volume “%(name)s” and volumes made from it stay as they are.") % {"name": volume.name}
+        )
+    if not snapshot.is_charged:
+        consequences.append(_("It saves nothing: automatic backups are not charged per GB."))
+    if price := price_of(snapshot, PriceList.load([snapshot.location_id])):
+        consequences.append(
+            _("You stop paying %(hourly)s an hour, about %(monthly)s a month.")
+            % {
+                "hourly": format_price(price.hourly_micro, price.currency),
+                "monthly": format_amount(price.monthly_micro, price.currency),
+            }
+        )
+    return consequences
+
+
+@require_http_methods(["GET", "POST"])
+@submit_once
+def restore(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
+    """Show the form, or the reason why the snapshot can't be restored now."""
+    user = request.user
+    snapshot = get_changeable(request, snapshot_id)
+    source = snapshot.source
+    disks = list(snapshot.disks.select_related("volume__vm"))
+    for project_id in {source.project_id, *(disk.volume.project_id for disk in disks)}:
+        checks.require_change(user, project_id)
+    is_machine = snapshot.kind != Kind.VOLUME
+    label = (
+        _("Type the machine's name, %(name)s, to confirm")
+        if is_machine
+        else _("Type the volume's name, %(name)s, to confirm")
+    )
+    form = RestoreForm(
+        request.POST or None,
+        label=label % {"name": source.name},
+        required=_("Type the name “%(name)s” to confirm that it will be overwritten.") % {"name": source.name},
+        snapshot=snapshot,
+        read_first=checks.is_read_first(snapshot, disks),
+        skip=_("Restore without checking"),
+    )
+    if submit(request, form, lambda: restores.request_restore(snapshot=snapshot, user=user, **form.cleaned_data)):
+        messages.success(
+            request,
+            _("“%(source)s” is being restored from “%(snapshot)s”. Don't use it until this has finished.")
+            % {"source": source.name, "snapshot": snapshot.name},
+        )
+        return redirect("snapshots:snapshot", snapshot.pk)
+    reason, quote = "", None
+    try:
+        restores.check_restorable(snapshot)
+        quote = checks.check_deliverable(source, safety=True)
+    except ActionRefused as error:
+        reason = str(error)
+    context = {
+        "snapshot": snapshot,
+        "source": source,
+        "is_machine": is_machine,
+        "form": form,
+        "reason": reason,
+        "disks": disks,
+        "grown": [disk for disk in disks if disk.volume.size_gb > disk.size_gb],
+        "captured_at": next((disk.captured_at for disk in disks if disk.captured_at), snapshot.created_at),
+        "damage": damage_of(disks),
+        "can_undo": not get_driver(snapshot.location).reverts_only_latest,
+        "safety_name": _("before-restore-of-%(name)s") % {"name": source.name[:40]},
+        "safety_price": format_price(quote.hourly_micro, quote.currency) if quote else "",
+        "undoes": snapshot.protects.filter(finished_at__isnull=False).select_related("snapshot").first(),
+    }
+    return render(request, "snapshots/restore.html", context)
+
+
+@require_http_methods(["GET", "POST"])
+@submit_once
+def new_volume(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
+    user = request.user
+    snapshot = get_changeable(request, snapshot_id)
+    disks = list(snapshot.disks.all())
+    if not disks:
+        raise Http404
+    selected = request.POST.get("disk") or request.GET.get("disk")
+    disk = next((disk for disk in disks if str(disk.pk) == selected), disks[0])
+    form = NewVolumeForm(
+        request.POST or None,
+        disks=disks,
+        disk=disk,
+        projects=Project.objects.changeable_by(user).filter(customer=snapshot.customer_id),
+        snapshot=snapshot,
+        read_first=checks.is_read_first(snapshot, disks),
+        skip=_("Create without checking"),
+        initial={
+            "disk": disk.pk,
+            "name": _("%(name)s-copy") % {"name": disk.volume_name[:100]},
+            "size_gb": disk.size_gb,
+            "project": snapshot.project_id,
+        },
+    )
+
+    def request_volume() -> Operation:
+        answers = {name: value for name, value in form.cleaned_data.items() if name != "disk"}
+        return new_volumes.request_new_volume(snapshot=snapshot, user=user, disk=disk, **answers)
+
+    if operation := submit(request, form, request_volume):
+        messages.success(
+            request,
+            _("The volume “%(volume)s” is being created from “%(snapshot)s”.")
+            % {"volume": form.cleaned_data["name"], "snapshot": snapshot.name},
+        )
+        return redirect("snapshots:volume", operation.volume_id)
+    context = {
+        "snapshot": snapshot,
+        "form": form,
+        "reason": why_not_ready(snapshot),
+        "quotas": [use for use in limits.volume_quota_use(snapshot.project) if use.is_limited],
+        "damage": damage_of(disks),
+    }
+    return render(request, "snapshots/new_volume.html", context)
+
+
+def why_not_ready(snapshot: Snapshot) -> str:
+    try:
+        checks.require_ready(snapshot)
+    except ActionRefused as error:
+        return str(error)
+    return ""
+
+
+@require_http_methods(["GET", "POST"])
+@submit_once
+def new_machine(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
+    """Create a stopped machine like the captured one, with a new volume for each disk."""
+    user = request.user
+    snapshot = get_changeable(request, snapshot_id)
+    if snapshot.kind == Kind.VOLUME:
+        raise Http404
+    disks = list(snapshot.disks.all())
+    form = NewMachineForm(
+        request.POST or None,
+        projects=Project.objects.changeable_by(user).filter(customer=snapshot.customer_id),
+        snapshot=snapshot,
+        read_first=checks.is_read_first(snapshot, disks),
+        skip=_("Create without checking"),
+        initial={
+            "name": _("%(name)s-copy") % {"name": snapshot.source.name[:100]},
+            "project": snapshot.project_id,
+        },
+    )
+    if machine := submit(
+        request, form, lambda: new_volumes.request_new_machine(snapshot=snapshot, user=user, **form.cleaned_data)
+    ):
+        messages.success(
+            request,
+            _("The machine “%(machine)s” is being created from “%(snapshot)s”. It stays stopped until you start it.")
+            % {"machine": machine.name, "snapshot": snapshot.name},
+        )
+        return redirect("snapshots:snapshot", snapshot.pk)
+    context = {
+        "snapshot": snapshot,
+        "form": form,
+        "reason": why_not_ready(snapshot),
+        "quotas": [use for use in limits.volume_quota_use(snapshot.project) if use.is_limited],
+        "disks": disks,
+        "damage": damage_of(disks),
+    }
+    return render(request, "snapshots/new_machine.html", context)
+
+
+@require_http_methods(["GET", "POST"])
+@submit_once
+def verify(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
+    snapshot = get_changeable(request, snapshot_id)
+    reads_bytes = get_driver(snapshot.location).reads_bytes
+    if attempt(request, partial(services.request_verification, snapshot=snapshot, user=request.user)):
+        text = (
+            _("“%(name)s” is being read again and compared.")
+            if reads_bytes
+            else _("The storage is being asked for “%(name)s”.")
+        )
+        messages.success(request, text % {"name": snapshot.name})
+        return redirect("snapshots:snapshot", snapshot.pk)
+    price = price_of(snapshot, PriceList.load([snapshot.location_id]), once_sound=True)
+    context = {
+        "snapshot": snapshot,
+        "reads_bytes": reads_bytes,
+        "hourly": format_price(price.hourly_micro, price.currency) if price else "",
+    }
+    return render(request, "snapshots/verify.html", context)
+
+
+@require_http_methods(["GET", "POST"])
+def retry(request: HttpRequest, operation_id: UUID) -> HttpResponse:
+    """Retry a failed operation, and redirect to the page of the snapshot, or of the volume it creates."""
+    visible = Operation.objects.visible_to(request.user)
+    operation = get_object_or_404(visible.select_related("snapshot__volume__location"), pk=operation_id)
+    if request.method == "POST":  # GET is the return from a sign-in in between.
+        checks.require_change(request.user, operation.snapshot.project_id)
+        if attempt(request, partial(services.retry, operation=operation, user=request.user)):
+            messages.success(request, _("The operation is being retried."))
+    return redirect(page_of(operation))

@@ -1,0 +1,244 @@
+"""Rows of lists: a model instance with what its template displays besides."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from django.db.models import Q, QuerySet
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.translation import gettext as _
+
+from billing.prices import PriceList
+from cng_portal.accounts.models import User
+from cng_portal.common.money import format_price
+from cng_portal.common.templatetags.portal import length_of, poll_seconds
+from snapshots.models import Kind, Operation, Snapshot, SnapshotQuerySet, State
+from snapshots.restores import irreversible_reasons
+from snapshots.storage.registry import get_driver
+
+from .common import price_of
+
+# --- snapshots ---------------------------------------------------------------------------------------------------------
+
+LISTED_RELATED = ("project__customer", "location", "volume", "vm")
+LISTED_FIELDS = (
+    *("kind", "customer", "project", "location", "volume", "vm", "name", "name_key", "size_gb", "state", "error"),
+    *("is_pinned", "made_outside", "missing_since", "damaged_at", "created_at", "ready_at"),
+    *("project__name", "project__customer__currency"),
+    *("location__country", "location__driver", "location__driver_options"),
+    *("location__charges_outside", "location__charges_missing"),
+    *("volume__name", "volume__deleted_at", "vm__name", "vm__deleted_at", "vm__backend_ref"),
+)
+DELETABLE_STATES = (State.READY, State.FAILED)
+
+
+@dataclass(frozen=True)
+class SnapshotRow:
+    """`hourly` is its price ("K 20"), empty if it costs nothing. `operation` is the one that takes or deletes it now."""
+
+    snapshot: Snapshot
+    hourly: str
+    operation: Operation | None
+    has_menu: bool
+
+    @property
+    def can_delete(self) -> bool:
+        return self.has_menu and self.snapshot.state in DELETABLE_STATES
+
+    @property
+    def poll_seconds(self) -> int:
+        return poll_seconds([self.operation])
+
+    @property
+    def time_left(self) -> str:
+        return estimate_time_left(self.operation, timezone.now()) if self.operation else ""
+
+    @property
+    def notes(self) -> list[str]:
+        snapshot, notes = self.snapshot, []
+        if snapshot.is_missing:
+            notes.append(_("Deleted outside the portal"))
+        elif snapshot.made_outside:
+            notes.append(_("Created outside the portal"))
+        if snapshot.is_pinned:
+            notes.append(_("Pinned"))
+        if not snapshot.is_charged:
+            notes.append(_("Automatic backup"))
+        return notes
+
+
+def listed_snapshots() -> SnapshotQuerySet:
+    """Select only the columns that rows display."""
+    return Snapshot.objects.select_related(*LISTED_RELATED).only(*LISTED_FIELDS)
+
+
+def listed_with_runs() -> SnapshotQuerySet:
+    """Add backups' runs and schedules. Joining more tables would exceed PostgreSQL's join_collapse_limit."""
+    return Snapshot.objects.select_related(*LISTED_RELATED, "run__schedule").only(
+        *LISTED_FIELDS, "run__snapshot", "run__schedule__origin"
+    )
+
+
+def build_rows(snapshots: list[Snapshot], user: User) -> list[SnapshotRow]:
+    """Build the rows of snapshots from `listed_snapshots`, or from `listed_with_runs` if there may be backups."""
+    if not snapshots:
+        return []
+    operations = active_operations([snapshot.pk for snapshot in snapshots if snapshot.is_transient])
+    prices = PriceList.load({snapshot.location_id for snapshot in snapshots})
+    rows = []
+    for snapshot in snapshots:
+        price = price_of(snapshot, prices)
+        rows.append(
+            SnapshotRow(
+                snapshot,
+                hourly=format_price(price.hourly_micro, price.currency) if price else "",
+                operation=operations.get(snapshot.pk),
+                has_menu=is_changeable(snapshot, user),
+            )
+        )
+    return rows
+
+
+def active_operations(snapshot_ids: list[UUID]) -> dict[UUID, Operation]:
+    """Return {snapshot ID: the operation that takes or deletes it}. Constraints allow at most one."""
+    if not snapshot_ids:
+        return {}
+    own = Q(snapshot__in=snapshot_ids, kind__in=[Operation.Kind.CAPTURE, Operation.Kind.DELETE])
+    active = Operation.objects.active().filter(own | Q(safety_snapshot__in=snapshot_ids))
+    return {operation.safety_snapshot_id or operation.snapshot_id: operation for operation in active}
+
+
+def is_changeable(snapshot: Snapshot, user: User) -> bool:
+    return user.can_change(snapshot.project_id) and snapshot.state not in (State.DELETING, State.DELETED)
+
+
+# --- actions -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Action:
+    """A link in a menu or on a page."""
+
+    name: str
+    label: str
+    url: str
+    icon: str
+    danger: bool = False
+
+
+def actions_for(snapshot: Snapshot, user: User) -> list[Action]:
+    """List what the user can do with the snapshot now. Nothing for viewers."""
+    if not is_changeable(snapshot, user):
+        return []
+    ready = snapshot.state == State.READY and snapshot.missing_since is None
+    is_backup = snapshot.kind == Kind.BACKUP
+    can_restore = ready and snapshot.source.deleted_at is None and not irreversible_reasons([snapshot])
+    actions = [
+        (ready and snapshot.kind != Kind.VOLUME, "new_machine", _("New machine"), "server"),
+        (ready, "new_volume", _("New volume"), "circle-stack"),
+        (can_restore, "restore", _("Restore"), "arrow-uturn-left"),
+        (is_backup and not snapshot.is_pinned, "pin", _("Pin"), "lock-closed"),
+        (is_backup and snapshot.is_pinned, "pin", _("Unpin"), "lock-open"),
+        (snapshot.state in (State.PENDING, State.CREATING), "cancel_snapshot", _("Cancel"), "x-mark"),
+        (True, "rename", _("Rename"), "pencil-square"),
+        (ready, "verify", _("Verify"), "shield-check"),
+        (snapshot.state in DELETABLE_STATES, "delete", _("Delete"), "trash"),
+    ]
+    return [
+        Action(name, label, reverse(f"snapshots:{name}", args=[snapshot.pk]), icon, danger=name == "delete")
+        for is_possible, name, label, icon in actions
+        if is_possible
+    ]
+
+
+# --- operations --------------------------------------------------------------------------------------------------------
+
+OPERATION_RELATED = ("snapshot", "volume", "vm", "safety_snapshot__location", "requested_by")
+OPERATION_FIELDS = (
+    *(field.name for field in Operation._meta.concrete_fields),
+    *("snapshot__name", "snapshot__state", "snapshot__damaged_at"),
+    *("snapshot__project", "snapshot__volume", "snapshot__vm"),
+    *("safety_snapshot__name", "safety_snapshot__state", "safety_snapshot__location__driver"),
+    *("safety_snapshot__location__driver_options", "volume__name", "vm__name"),
+    *("requested_by__name", "requested_by__email"),
+)
+# The state of the snapshot in which a failed operation can be retried. A restore needs a new confirmation instead.
+RETRYABLE_IN = {
+    Operation.Kind.CAPTURE: State.FAILED,
+    Operation.Kind.NEW_VOLUME: State.READY,
+    Operation.Kind.VERIFY: State.READY,
+    Operation.Kind.DELETE: State.DELETING,
+}
+# Earlier, the speed is a guess. Less is "a few seconds".
+MIN_ESTIMATED = timedelta(seconds=5)
+MAX_ESTIMATED = timedelta(days=30)
+
+
+@dataclass(frozen=True)
+class OperationRow:
+    """An operation with what the user can do about it."""
+
+    operation: Operation
+    can_cancel: bool = False
+    can_retry: bool = False
+    can_restore_again: bool = False
+    can_undo: bool = False
+
+    @property
+    def time_left(self) -> str:
+        return estimate_time_left(self.operation, timezone.now())
+
+
+def listed_operations(operations: QuerySet[Operation]) -> QuerySet[Operation]:
+    """Select only the columns that rows display, newest first."""
+    return operations.select_related(*OPERATION_RELATED).only(*OPERATION_FIELDS).order_by("-created_at", "-id")
+
+
+def newest_operations(*querysets: QuerySet[Operation], limit: int) -> list[Operation]:
+    """Return the newest of all. One query each, because no index covers both sides of an OR."""
+    newest = {operation.pk: operation for queryset in querysets for operation in listed_operations(queryset)[:limit]}
+    return sorted(newest.values(), key=lambda operation: (operation.created_at, operation.pk), reverse=True)[:limit]
+
+
+def build_operation_rows(operations: Iterable[Operation], user: User) -> list[OperationRow]:
+    """Build the rows of operations from `listed_operations`. Only the newest of its kind and volume can be retried."""
+    rows, seen = [], set()
+    for operation in operations:
+        snapshot, kind = operation.snapshot, Operation.Kind(operation.kind)
+        key = (operation.snapshot_id, kind, operation.volume_id)
+        can_change = user.can_change(snapshot.project_id)
+        is_newest_failure = can_change and operation.state == Operation.State.FAILED and key not in seen
+        seen.add(key)
+        is_usable = kind != Operation.Kind.NEW_VOLUME or operation.unchecked or not snapshot.is_damaged
+        safety = operation.safety_snapshot if can_change and operation.can_be_undone else None
+        rows.append(
+            OperationRow(
+                operation,
+                can_cancel=can_change and operation.can_be_cancelled,
+                can_retry=is_newest_failure and snapshot.state == RETRYABLE_IN.get(kind) and is_usable,
+                can_restore_again=is_newest_failure
+                and kind == Operation.Kind.RESTORE
+                and snapshot.state == State.READY,
+                can_undo=safety is not None and not get_driver(safety.location).reverts_only_latest,
+            )
+        )
+    return rows
+
+
+def estimate_time_left(operation: Operation, now: datetime) -> str:
+    """Return a sentence such as `About 4 minutes left`, or an empty string if unknown. Retries tell nothing."""
+    if operation.state != Operation.State.RUNNING or operation.attempt != 1 or operation.started_at is None:
+        return ""
+    spent = now - operation.started_at
+    if spent < MIN_ESTIMATED or not 0 < operation.bytes_done <= operation.bytes_total:
+        return ""
+    # The ratio comes first, because a timedelta multiplied by a number of bytes overflows.
+    ratio = (operation.bytes_total - operation.bytes_done) / operation.bytes_done
+    if ratio > MAX_ESTIMATED / spent:
+        return _("More than 30 days left")
+    left = spent * ratio
+    if left < MIN_ESTIMATED:
+        return _("A few seconds left")
+    return _("About %(time)s left") % {"time": length_of(left, threshold=1.5)}

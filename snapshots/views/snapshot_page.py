@@ -1,0 +1,67 @@
+"""The page of a snapshot: its state, what it costs, and its operations."""
+
+from uuid import UUID
+
+from django.db.models import Q
+from django.http import HttpRequest, HttpResponse
+from django.utils import timezone
+from django.views.decorators.http import require_GET
+
+from billing.charges import cost_so_far
+from billing.prices import PriceList
+from cng_portal.common.money import format_amount, format_price
+from cng_portal.common.templatetags.portal import poll_seconds
+from snapshots import restores
+from snapshots.models import Operation, State
+from snapshots.storage.registry import get_driver
+
+from .common import (
+    automatic_price_sentence,
+    damage_of,
+    get_snapshot,
+    price_of,
+    render_live,
+    set_section,
+    version_of,
+)
+from .rows import actions_for, build_operation_rows, listed_operations
+
+
+@require_GET
+def snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
+    user = request.user
+    snapshot = get_snapshot(user, snapshot_id)
+    set_section(request, snapshot)
+    disks = list(snapshot.disks.all())
+    operations = Operation.objects.filter(Q(snapshot=snapshot) | Q(safety_snapshot=snapshot))
+    rows = build_operation_rows(listed_operations(operations), user)
+    irreversible = ""
+    if snapshot.state == State.READY and not snapshot.missing_since:
+        irreversible = restores.irreversible_reasons([snapshot]).get(snapshot.pk, "")
+    price = price_of(snapshot, PriceList.load([snapshot.location_id]))
+    context = {
+        "snapshot": snapshot,
+        "disks": disks,
+        "damage": damage_of(disks),
+        "operations": rows,
+        "poll_seconds": poll_seconds(row.operation for row in rows),
+        "is_live": snapshot.is_transient or any(row.operation.is_active for row in rows),
+        "actions": actions_for(snapshot, user),
+        "irreversible": irreversible,
+        "can_change": user.can_change(snapshot.project_id),
+        "retry": next((row for row in rows if row.can_retry and row.operation.kind != Operation.Kind.VERIFY), None),
+        "price": price,
+        "hourly": format_price(price.hourly_micro, price.currency) if price else "",
+        "monthly": format_amount(price.monthly_micro, price.currency) if price else "",
+        "automatic_price": "" if snapshot.is_charged else automatic_price_sentence(snapshot.source),
+        "cost": cost_so_far(resource_id=snapshot.pk, at=timezone.now()),
+        "reads_bytes": get_driver(snapshot.location).reads_bytes,
+        "no_cost": format_amount(0, snapshot.project.customer.currency),
+    }
+    version = version_of(
+        snapshot.state,
+        snapshot.damaged_at,
+        [(row.operation.pk, row.operation.state) for row in rows],
+        [(disk.checksum, disk.verified_at) for disk in disks],
+    )
+    return render_live(request, "snapshots/snapshot.html", context, part="snapshot", poll="work", version=version)
