@@ -1,8 +1,7 @@
-"""Cancelling what has been requested and has not ended.
+"""Cancelling an active operation.
 
-For the customer it has ended at once: name and quota are free, and nothing is charged. A worker that is busy with it
-finds out at its next heartbeat and removes what it has half made; a clean-up operation removes what is left in the
-storage, also where that worker has died.
+For the customer it ends at once: name and quota are free, and nothing is charged. Its worker notices at the next heartbeat
+and removes what it has created so far; a clean-up operation removes what is left if that worker has died.
 """
 
 from datetime import datetime
@@ -23,9 +22,9 @@ from .operations import request_clean_up
 
 
 def cancel(*, operation: Operation, user: User) -> Operation:
-    """End it as cancelled. Cancelled already, nothing changes. Raises InvalidState where it cannot be cancelled any more.
+    """Cancel the operation. No-op if it is cancelled already. Raises InvalidState if it can't be cancelled any more.
 
-    A new volume that belongs to a new machine is cancelled together with the machine and all of its volumes.
+    A new volume of a new machine is cancelled together with the machine and all of its volumes.
     """
     now = timezone.now()
     with transaction.atomic():
@@ -51,17 +50,18 @@ def cancel(*, operation: Operation, user: User) -> Operation:
 
 
 def why_not(operation: Operation) -> str:
+    """Return why the operation can't be cancelled."""
     if operation.is_active and operation.kind == Operation.Kind.RESTORE:
         return _(
-            "The volume is being written now, so this cannot be cancelled. You can undo the restore once it has ended."
+            "The volume is being overwritten, so the restore can't be cancelled. You can undo it once it has finished."
         )
     if operation.is_active:
-        return _("This cannot be cancelled.")
+        return _("This can't be cancelled.")
     return _("It has just ended, so there is nothing to cancel.")
 
 
 def end(operation: Operation, now: datetime) -> None:
-    """The caller holds the lock, so no worker claims or finishes it meanwhile."""
+    """Mark the operation as cancelled. The customer's lock, which the caller must hold, keeps workers from claiming it."""
     Operation.objects.active().filter(pk=operation.pk).update(
         state=Operation.State.CANCELLED, finished_at=now, lease_until=None, error="", cause=""
     )
@@ -76,7 +76,7 @@ def end(operation: Operation, now: datetime) -> None:
 
 
 def remove_unfinished(snapshot: Snapshot, now: datetime) -> None:
-    """The row goes at once. It was never ready, so it has cost nothing."""
+    """Delete the row at once. It was never Ready, so it was never charged."""
     Snapshot.objects.transition(
         snapshot.pk,
         [State.PENDING, State.CREATING],
@@ -88,7 +88,7 @@ def remove_unfinished(snapshot: Snapshot, now: datetime) -> None:
 
 
 def cancel_machine(machine: VirtualMachine, snapshot: Snapshot, now: datetime) -> None:
-    """Volumes that are ready already go as well: nothing was ever started with them."""
+    """Delete the machine with its volumes, also those that are available: nothing has used them yet."""
     VirtualMachine.objects.filter(pk=machine.pk).update(deleted_at=now)
     makers = Operation.objects.filter(kind=Operation.Kind.NEW_VOLUME, snapshot=snapshot, volume__vm=machine)
     for operation in makers.select_related("snapshot", "volume"):

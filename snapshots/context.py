@@ -1,4 +1,4 @@
-"""Context of the frame around every page."""
+"""Template context of the menu and the top bar."""
 
 from django.http import HttpRequest
 from django.utils.functional import SimpleLazyObject
@@ -10,7 +10,6 @@ from .views.bell import in_progress
 
 
 def frame(request: HttpRequest) -> dict[str, object]:
-    """What the left-hand menu and the top bar show."""
     user = getattr(request, "user", None)  # A request refused before the sign-in middleware has none.
     if user is None or not user.is_authenticated:
         return {}

@@ -1,11 +1,11 @@
-"""Damage found in a snapshot's bytes: what it changes, and who is told.
+"""Snapshots whose bytes are no longer those that were captured.
 
-A damaged snapshot costs nothing from the instant the damage was found, doesn't count as protection, and is used only by a
-person who types its name to accept that. The bell and an e-mail tell the project's members.
+A damaged snapshot costs nothing from the time the damage was found, doesn't count as protection, and can be used only by
+typing its name. The project's members are notified.
 
-The mark goes only after a full read that somebody asked for: a member with *Verify*, whose page says what the snapshot
-costs afterwards, or an operator with `fsck --repair`. A scheduled read never takes it away, because a fault that
-comes and goes is no reason to trust the medium or to charge the snapshot again unasked. The time between stays free.
+Only a requested verification clears the mark: a user's, whose page says what the snapshot will cost, or an operator's
+`fsck --repair`. A scrub never does, because an intermittent fault is no reason to trust the disk or to charge the snapshot
+again. The time in between stays free.
 """
 
 from collections.abc import Iterable
@@ -25,9 +25,9 @@ from .models import BackupRun, DiskImage, Snapshot, State
 
 
 def record_damage(snapshot: Snapshot, damage: dict[DiskImage, str], at: datetime, *, user: User | None = None) -> bool:
-    """Record what is wrong with its disks, and end its billing. Call it in a transaction.
+    """Record the damage of its disks, stop the charge, and notify the members and `user`. Call it in a transaction.
 
-    False when it is damaged already or no longer Ready, and then nobody is told. `user` is told besides the members.
+    Returns False, without notifying, if it is damaged already or no longer Ready.
     """
     lock_customer(snapshot.customer_id)
     for disk, text in damage.items():
@@ -36,15 +36,15 @@ def record_damage(snapshot: Snapshot, damage: dict[DiskImage, str], at: datetime
         return False
     snapshot.stop_charging(at)
     activity.record(action="snapshot.damaged", actor=None, target=snapshot, after={"damage": _joined(damage.values())})
-    if not BackupRun.objects.unfinished().filter(snapshot=snapshot).exists():  # else the run says what happens next
+    if not BackupRun.objects.unfinished().filter(snapshot=snapshot).exists():  # The run sends its own notification.
         _notify_damaged(snapshot, damage.values(), at, user)
     return True
 
 
 def record_sound(snapshot: Snapshot, at: datetime, *, user: User | None = None) -> bool:
-    """All of its disks were read and match again: it is usable and charged from now on. Call it in a transaction.
+    """Clear the mark after all disks were verified, and charge the snapshot again. Call it in a transaction.
 
-    False when it isn't damaged or no longer Ready.
+    Returns False if it isn't damaged or no longer Ready.
     """
     lock_customer(snapshot.customer_id)
     DiskImage.objects.filter(snapshot=snapshot).update(damage="")
@@ -58,9 +58,9 @@ def record_sound(snapshot: Snapshot, at: datetime, *, user: User | None = None) 
     activity.record(action="snapshot.sound", actor=user, target=snapshot)
 
     def message() -> tuple[str, str]:
-        text = _("All of its bytes were read again and match its checksum, so it can be restored.")
+        text = _("All of its bytes match its checksum again, so it can be restored.")
         if is_charged:
-            text += " " + _("It is charged again from %(time)s on.") % {"time": minute(at)}
+            text += " " + _("It is charged again from %(time)s.") % {"time": minute(at)}
         return _("“%(name)s” is no longer damaged") % {"name": snapshot.name}, text
 
     notify(
@@ -77,9 +77,9 @@ def _notify_damaged(snapshot: Snapshot, damage: Iterable[str], at: datetime, use
     def message() -> tuple[str, str]:
         sentences = [_joined(damage)]
         if snapshot.is_charged:
-            sentences.append(_("It costs nothing from %(time)s on.") % {"time": minute(at)})
+            sentences.append(_("It costs nothing from %(time)s.") % {"time": minute(at)})
         sentences.append(
-            _("Take a new one while “%(source)s” is sound, then delete this one.") % {"source": snapshot.source.name}
+            _("Take a new snapshot of “%(source)s” now, then delete this one.") % {"source": snapshot.source.name}
         )
         return _("“%(name)s” is damaged") % {"name": snapshot.name}, " ".join(sentences)
 
@@ -97,4 +97,4 @@ def _recipients(snapshot: Snapshot, user: User | None) -> set[User]:
 
 
 def _joined(damage: Iterable[str]) -> str:
-    return " ".join(dict.fromkeys(damage))  # several disks may have the same to say
+    return " ".join(dict.fromkeys(damage))  # Disks may have the same damage.

@@ -1,4 +1,4 @@
-"""Forms of the lists and of the acts on a snapshot. Those of the wizard are in wizard.py."""
+"""Filters of lists, and the forms of actions on a snapshot. The wizard's are in wizard.py."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +12,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from cng_portal.accounts.models import Project, User
-from cng_portal.common.names import NameFormField, fold_name, is_same_name
+from cng_portal.common.names import NameFormField, is_same_name, name_contains
 from cng_portal.inventory.models import VirtualMachine, Volume
 
 from . import lists, protection
@@ -20,7 +20,7 @@ from .models import DiskImage, Kind, Snapshot, State
 
 
 class ChoiceFilter(forms.ChoiceField):
-    """A filter of a list. Choices that are in the database are read only when one is chosen, or when they are shown."""
+    """A filter. Choices from the database are read only when one is chosen or the field is rendered."""
 
     def __init__(self, label: Any, empty_label: Any, choices: lists.Choices | None = None) -> None:
         self.empty_label = empty_label
@@ -32,10 +32,10 @@ class ChoiceFilter(forms.ChoiceField):
 
 
 class FilterForm(forms.Form):
-    """What a list is narrowed to. Each filter stands alone: one that is not understood is left out, and this is said."""
+    """The filters of a list. An invalid filter is ignored, and the page says so."""
 
     use_required_attribute = False
-    equal: ClassVar[tuple[str, ...]] = ("project", "location")  # the fields whose column has the chosen value
+    equal: ClassVar[tuple[str, ...]] = ("project", "location")  # fields that filter a column of the same name
 
     q = forms.CharField(label=gettext_lazy("Search"), required=False, max_length=120)
 
@@ -51,12 +51,12 @@ class FilterForm(forms.Form):
 
     @property
     def chosen(self) -> dict[str, str]:
-        """What was understood and is not as it is by itself, for the query string."""
-        given = {name: self.cleaned_data.get(name) for name in self.fields}
-        return {name: value for name, value in given.items() if value and value != self.fields[name].initial}
+        """Return the valid filters that differ from their defaults, for the query string."""
+        values = {name: self.cleaned_data.get(name) for name in self.fields}
+        return {name: value for name, value in values.items() if value and value != self.fields[name].initial}
 
     def narrow(self, rows: QuerySet[Any]) -> QuerySet[Any]:
-        """The rows that fit what was chosen."""
+        """Apply the filters."""
         rows = rows.filter(**{name: value for name, value in self.chosen.items() if name in self.equal})
         text = self.chosen.get("q", "")
         if not text:
@@ -65,8 +65,8 @@ class FilterForm(forms.Form):
         return rows.filter(self.matches(text) | Q(pk=pk) if pk else self.matches(text))
 
     def matches(self, text: str) -> Q:
-        """The condition that the text is found in a row."""
-        return Q(name__icontains=text)
+        """Match rows that the search finds."""
+        return name_contains(text)
 
     @property
     def narrows(self) -> bool:
@@ -74,7 +74,7 @@ class FilterForm(forms.Form):
 
     @property
     def panel(self) -> list[forms.BoundField]:
-        """What is chosen from lists, as opposed to typed or ordered."""
+        """Return the fields with choices, without search and order."""
         return [self[name] for name, field in self.fields.items() if isinstance(field, ChoiceFilter)]
 
     @property
@@ -83,12 +83,12 @@ class FilterForm(forms.Form):
 
     @property
     def opens_panel(self) -> bool:
-        """Asked for by partials/filter_form.html, which otherwise shows the panel only where something is chosen in it."""
+        """Return whether partials/filter_form.html requests the panel, which loads when it is opened."""
         return "filters" in self.data
 
     @property
     def left_out(self) -> list[str]:
-        """Labels of the filters that were not understood."""
+        """Return the labels of the invalid filters."""
         return [str(self.fields[name].label) for name in self.errors]
 
 
@@ -117,11 +117,10 @@ class SnapshotFilterForm(FilterForm):
 
     def matches(self, text: str) -> Q:
         if self.kind == Kind.VOLUME:
-            condition = Q(volume__in=Volume.objects.visible_to(self.user).filter(name__icontains=text))
+            sources = Q(volume__in=Volume.objects.visible_to(self.user).filter(name_contains(text)))
         else:
-            condition = Q(vm__in=VirtualMachine.objects.visible_to(self.user).filter(name__icontains=text))
-        key = fold_name(text)
-        return condition | Q(name_key__contains=key) if key else condition
+            sources = Q(vm__in=VirtualMachine.objects.visible_to(self.user).filter(name_contains(text)))
+        return sources | name_contains(text)
 
     @property
     def order(self) -> lists.Order:
@@ -150,7 +149,7 @@ class VolumeFilterForm(FilterForm):
         return rows.filter(vm__isnull=show == self.FREE) if show else rows
 
     def matches(self, text: str) -> Q:
-        return Q(name__icontains=text) | Q(vm__name__icontains=text)
+        return name_contains(text) | name_contains(text, "vm__")
 
 
 class MachineFilterForm(FilterForm):
@@ -194,8 +193,9 @@ class ConfirmationForm(forms.Form):
 
 
 class OverrideForm(forms.Form):
-    """With a field for the snapshot's name, typed to use its bytes unchecked, where that is offered: it is damaged, or it
-    is `read_first`. `skip` is the label for the second case.
+    """The user may type the snapshot's name to use it unverified, if it is damaged or `read_first`.
+
+    `skip` is the field's label in the second case.
     """
 
     override = forms.CharField(
@@ -209,7 +209,7 @@ class OverrideForm(forms.Form):
         name = {"name": snapshot.name}
         if snapshot.is_damaged:
             field.required = field.widget.is_required = True
-            field.label = _("Type the snapshot's name, “%(name)s”, to use it although it is damaged") % name
+            field.label = _("Type the snapshot's name, “%(name)s”, to use it anyway") % name
             field.error_messages["required"] = (
                 _("Type the name “%(name)s” to confirm that you accept damaged data.") % name
             )
@@ -248,19 +248,19 @@ class DeletionsForm(ConfirmationForm):
         self.question = ngettext(
             "Delete %(count)s snapshot for good?", "Delete %(count)s snapshots for good?", count
         ) % {"count": count}
-        self.fields["id"].choices = [(one, one) for one in ids]  # type: ignore[attr-defined]
+        self.fields["id"].choices = [(snapshot_id, snapshot_id) for snapshot_id in ids]  # type: ignore[attr-defined]
 
 
 class ProjectField(forms.ModelChoiceField):
     def to_python(self, value: Any) -> Project | None:
         try:
             return super().to_python(value)
-        except ValidationError as error:  # also what is no uuid at all
+        except ValidationError as error:  # also for text that isn't a UUID
             raise ValidationError(self.error_messages["invalid_choice"], code="invalid_choice") from error
 
 
 class NamedInProjectForm(forms.Form):
-    """A new thing: its name, and the project that it belongs to."""
+    """The name and project of a new volume or machine."""
 
     name = NameFormField(
         label=gettext_lazy("Name"),
@@ -281,7 +281,7 @@ class NamedInProjectForm(forms.Form):
         super().__init__(*args, **kwargs)
         field: Any = self.fields["project"]
         field.queryset = projects
-        field.choices = [(one.pk, str(one)) for one in projects]  # read once, however often it is rendered
+        field.choices = [(project.pk, str(project)) for project in projects]  # Read once, not at every rendering.
 
 
 class NewMachineForm(OverrideForm, NamedInProjectForm):
@@ -289,7 +289,7 @@ class NewMachineForm(OverrideForm, NamedInProjectForm):
 
 
 class NewVolumeForm(OverrideForm, NamedInProjectForm):
-    """`disk` is what the volume is made from: the one there is, or the chosen one of a machine's."""
+    """`disk` is the disk that the volume is created from. Only machines' snapshots have a choice."""
 
     disk = forms.ChoiceField(
         label=gettext_lazy("Disk"),
@@ -312,7 +312,8 @@ class NewVolumeForm(OverrideForm, NamedInProjectForm):
         super().__init__(*args, **kwargs)
         self.chosen_disk = disk
         choices = [
-            (str(one.pk), _("%(name)s, %(size)s GB") % {"name": one.volume_name, "size": one.size_gb}) for one in disks
+            (str(disk.pk), _("%(name)s, %(size)s GB") % {"name": disk.volume_name, "size": disk.size_gb})
+            for disk in disks
         ]
         if len(choices) > 1:
             self.fields["disk"].choices = choices  # type: ignore[attr-defined]
@@ -326,7 +327,7 @@ class NewVolumeForm(OverrideForm, NamedInProjectForm):
         size_gb: int = self.cleaned_data["size_gb"]
         if size_gb < self.chosen_disk.size_gb:
             raise ValidationError(
-                _("The volume has to have at least %(size)s GB, the size of the captured disk.")
+                _("The volume needs at least %(size)s GB, the size of the captured disk.")
                 % {"size": self.chosen_disk.size_gb}
             )
         if size_gb > settings.MAX_VOLUME_GB:

@@ -16,17 +16,20 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from cng_portal.accounts.models import UNLIMITED, Project
+from cng_portal.accounts.models import UNLIMITED, Project, User
 from cng_portal.inventory.models import CloudProject, Volume
 
 from .errors import QuotaExceeded, RateLimited
-from .models import Kind, Operation, Snapshot
+from .models import Draft, Kind, Operation, Snapshot
 
 logger = structlog.stdlib.get_logger(__name__)
 
 RATE_LIMIT_WINDOW = timedelta(hours=1)
 # Inventory syncs every few minutes. Older figures are ignored, and the cloud itself admits or refuses.
 CLOUD_FIGURES_VALID_FOR = timedelta(minutes=15)
+# New drafts of one user that are still unfinished.
+MAX_NEW_DRAFTS = 30
+DRAFT_WINDOW = timedelta(minutes=10)
 
 
 # --- quotas ----------------------------------------------------------------------------------------------------------
@@ -226,3 +229,17 @@ def explain_rate_limit(kind: str, retry_at: datetime) -> str:
         "Your account has reached its limit of %(limit)s “%(action)s” requests an hour. Nothing was done. Try again at "
         "%(time)s, or ask support for a higher limit."
     ) % {"action": Operation.Kind(kind).label, "limit": settings.ACTS_PER_HOUR[kind], "time": f"{local:%H:%M}"}
+
+
+def check_draft_rate_limit(user: User) -> None:
+    """Raise RateLimited if the user has just started MAX_NEW_DRAFTS drafts without finishing them."""
+    if unfinished_drafts(user).filter(created_at__gt=timezone.now() - DRAFT_WINDOW).count() >= MAX_NEW_DRAFTS:
+        raise RateLimited(
+            _("You have started %(count)s snapshots without finishing them. Finish one of them, or wait a few minutes.")
+            % {"count": MAX_NEW_DRAFTS}
+        )
+
+
+def unfinished_drafts(user: User) -> QuerySet[Draft]:
+    """Return the user's unfinished drafts, newest first."""
+    return Draft.objects.filter(created_by=user, snapshot=None, schedule=None).order_by("-created_at", "-id")

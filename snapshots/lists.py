@@ -1,4 +1,4 @@
-"""Lists of any length: filters kept in the URL, orders, and keyset pages instead of offsets."""
+"""Lists of any length: orders, keyset pagination, and the choices of filters."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,9 +20,9 @@ from cng_portal.inventory.models import Location, VirtualMachine, Volume
 from .models import BackupRun, BackupSchedule
 
 PAGE_SIZE = 20
-# Counting stops here; beyond it, a list says "more than".
-COUNTED = 10_000
-# A select with more volumes or machines than this is of no use to anybody; the search finds them by name.
+# Counting stops here. Longer lists display "more than".
+MAX_COUNTED = 10_000
+# Longer selects are unusable. The search finds the others by name.
 SOURCES_OFFERED = 300
 
 M = TypeVar("M", bound=Model)
@@ -33,7 +33,7 @@ M = TypeVar("M", bound=Model)
 
 @dataclass(frozen=True)
 class Order:
-    """One order of a list: by `field`, and by id among equals, in the same direction, as an index has it."""
+    """An order of a list: by `field`, then by ID in the same direction, as in the index."""
 
     label: str | Promise = field(compare=False)
     field: str
@@ -44,9 +44,9 @@ class Order:
         return [f"{sign}{self.field}", f"{sign}pk"]
 
     def beyond(self, value: Any, pk: UUID, *, backwards: bool = False) -> Q:
-        """The rows that follow the one with this value and id."""
+        """Match the rows after the one with this value and ID."""
         comparison = "lt" if self.descending != backwards else "gt"
-        # The first condition follows from the second. It tells the database where in the index to begin.
+        # The first condition is redundant, but tells the database where in the index to start.
         return Q(**{f"{self.field}__{comparison}e": value}) & (
             Q(**{f"{self.field}__{comparison}": value}) | Q(**{f"pk__{comparison}": pk})
         )
@@ -56,8 +56,8 @@ class Order:
         return f"{row.pk}~{value.isoformat() if isinstance(value, datetime) else value}"
 
     def read_cursor(self, model: type[Model], text: str) -> tuple[Any, UUID] | None:
-        """(value, id), or None for what is no cursor of this order."""
-        if "\x00" in text:  # which PostgreSQL does not take
+        """Return (value, ID), or None if the text isn't a cursor of this order."""
+        if "\x00" in text:  # PostgreSQL refuses it.
             return None
         key, _tilde, value = text.partition("~")
         column: Any = model._meta.get_field(self.field)
@@ -70,13 +70,13 @@ class Order:
 
 @dataclass(frozen=True, kw_only=True)
 class Page(Generic[M]):
-    """`after` and `before` are the cursors of the pages next to this one, "" where there is none."""
+    """A page of a list. `after` and `before` are the cursors of the adjacent pages, or empty."""
 
     rows: list[M]
     after: str
     before: str
-    total: int  # of all pages
-    has_more: bool  # than the total, which is counted up to a limit
+    total: int  # of all pages, at most MAX_COUNTED
+    has_more: bool  # whether there are more than `total`
     is_fallback: bool = False  # the first page, in place of one that does not exist
 
     @property
@@ -84,7 +84,7 @@ class Page(Generic[M]):
         return not self.before
 
     def urls(self, path: str, params: Mapping[str, str]) -> dict[str, str]:
-        """The inputs of partials/pagination.html, with the filters kept."""
+        """Return the inputs of partials/pagination.html, with the filters in `params`."""
 
         def url(**cursor: str) -> str:
             query = urlencode({**params, **cursor})
@@ -98,7 +98,7 @@ class Page(Generic[M]):
 
 
 def page_of(queryset: QuerySet[M], order: Order, params: QueryDict, *, size: int = PAGE_SIZE) -> Page[M]:
-    """The page that `?after=` or `?before=` asks for; the first one where the cursor is bad or leads nowhere."""
+    """Return the page of `?after=` or `?before=`, or the first page if the cursor is invalid or past the end."""
     rows: list[M] = []
     cursor, backwards = None, False
     for direction in ("after", "before"):
@@ -110,8 +110,8 @@ def page_of(queryset: QuerySet[M], order: Order, params: QueryDict, *, size: int
         cursor, backwards = None, False
         rows = list(queryset.order_by(*order.by())[: size + 1])
     more, rows = len(rows) > size, rows[:size]
-    # A first page that is not full has all rows there are.
-    total = queryset.order_by()[: COUNTED + 1].count() if more or cursor else len(rows)
+    # A first page that isn't full has all rows.
+    total = queryset.order_by()[: MAX_COUNTED + 1].count() if more or cursor else len(rows)
     has_next, has_previous = (cursor is not None, more) if backwards else (more, cursor is not None)
     if backwards:
         rows.reverse()
@@ -119,8 +119,8 @@ def page_of(queryset: QuerySet[M], order: Order, params: QueryDict, *, size: int
         rows=rows,
         after=order.cursor_of(rows[-1]) if has_next else "",
         before=order.cursor_of(rows[0]) if has_previous else "",
-        total=min(total, COUNTED),
-        has_more=total > COUNTED,
+        total=min(total, MAX_COUNTED),
+        has_more=total > MAX_COUNTED,
         is_fallback=cursor is None and bool(params.get("after") or params.get("before")),
     )
 
@@ -153,7 +153,7 @@ def troubled(schedules: QuerySet[BackupSchedule]) -> QuerySet[BackupSchedule]:
 
 
 def parse_uuid(text: str) -> UUID | None:
-    """With hyphens or without."""
+    """Return the UUID, or None if the text isn't one."""
     try:
         return UUID(text)
     except ValueError:
@@ -190,7 +190,7 @@ def _source_choices(sources: QuerySet[Any], wanted: str) -> Choices:
     return [(str(pk), name) for pk, name in offered.items()]
 
 
-# By field of a filter form: what the user can choose, and `wanted`, the id that the URL asks for, in any case.
+# By field of a filter form. `wanted` is the ID in the URL, which is always included.
 FILTER_CHOICES: dict[str, Callable[[User, str], Choices]] = {
     "location": location_choices,
     "project": project_choices,

@@ -32,7 +32,7 @@ from cng_portal.common.clock import database_now
 from cng_portal.common.log_context import bind_fields, get_request_id
 from cng_portal.monitoring.heartbeats import count_workers
 
-from .models import Draft, Operation, OperationQuerySet
+from .models import Operation, OperationQuerySet
 from .storage.contract import Interrupted
 
 logger = structlog.stdlib.get_logger(__name__)
@@ -45,7 +45,6 @@ LONGEST_BUSY_PAUSE = timedelta(minutes=1)
 BACKGROUND_WAITS = timedelta(hours=1)
 IS_SCRUB = Q(kind=Operation.Kind.SCRUB)
 PROGRESS_EVERY_SECONDS = 1.0
-KEEP_DRAFTS = timedelta(days=30)
 
 # By name, because tasks.py imports handlers.py, which imports this module.
 WORKER_TASK = "snapshots.tasks.run_waiting_operations"
@@ -341,9 +340,3 @@ def reconcile(*, now: datetime | None = None) -> int:
 def lacks_queued_task(now: datetime) -> bool:
     """Return whether an operation may run and no task is queued for it."""
     return in_turn(now).exists() and not DBTaskResult.objects.ready().exists()
-
-
-def forget_old_drafts(*, now: datetime | None = None) -> int:
-    """Delete the drafts that were not finished within KEEP_DRAFTS. Returns how many."""
-    unfinished = Draft.objects.filter(snapshot=None, schedule=None)
-    return unfinished.filter(created_at__lt=(now or timezone.now()) - KEEP_DRAFTS).delete()[0]

@@ -1,8 +1,7 @@
 """Scheduled verification: every usable snapshot is read again within SCRUB_DAYS, the one read longest ago first.
 
-Damage is found this way while there is still something to take a new snapshot of. Only engines that read bytes are
-scrubbed. It is the least urgent work there is: one snapshot at a time in each location, started only when no customer's
-operation waits for a worker, and put off when one has to.
+It finds damage while the source still exists. Only engines that read bytes are scrubbed. A scrub has the lowest priority:
+one snapshot at a time in each location, started only when no customer's operation waits, and released when one has to.
 """
 
 from datetime import datetime, timedelta
@@ -21,17 +20,17 @@ from .models import Operation, Snapshot, usable
 logger = structlog.get_logger(__name__)
 
 AT_ONCE = 1  # in each location
-# Reading starts after this part of SCRUB_DAYS; the rest of the time is for catching up.
+# Scrubs start after this part of SCRUB_DAYS. The rest is for catching up.
 DUE_AFTER = 0.8
-# One that could not be read keeps the others from it no longer than for one attempt a day.
+# A snapshot that can't be read is tried once a day, so that it doesn't hold up the others.
 RETRY_AFTER = timedelta(days=1)
-# Another worker may be free, so an operation has to wait this long before a scrub yields to it, for so long.
+# Another worker may be free, so a scrub yields only to operations that have waited for PATIENCE.
 PATIENCE = timedelta(seconds=5)
 YIELD_FOR = timedelta(minutes=1)
 
 
 def start_scrubs(now: datetime) -> int:
-    """Returns how many. A location whose storage doesn't answer is left alone."""
+    """Start due scrubs where the storage answers. Returns how many."""
     if operations.waiting(now).foreground().exists():
         return 0
     started = 0
@@ -56,7 +55,7 @@ def start_in(location: Location, now: datetime) -> int:
 
 
 def due(location: Location, now: datetime) -> QuerySet[Snapshot]:
-    """The one read longest ago first, without those that something is being done with."""
+    """Return the snapshots to scrub, the one read longest ago first, without those that are in use."""
     busy = Operation.objects.active().filter(Q(snapshot=OuterRef("pk")) | Q(safety_snapshot=OuterRef("pk")))
     failed = Operation.objects.filter(
         snapshot=OuterRef("pk"),
@@ -65,11 +64,11 @@ def due(location: Location, now: datetime) -> QuerySet[Snapshot]:
         finished_at__gt=now - RETRY_AFTER,
     )
     read_before = now - DUE_AFTER * timedelta(days=settings.SCRUB_DAYS)
-    found = Snapshot.objects.filter(usable(), location=location, last_read_at__lt=read_before)
-    return found.exclude(Exists(busy)).exclude(Exists(failed)).order_by("last_read_at")
+    snapshots = Snapshot.objects.filter(usable(), location=location, last_read_at__lt=read_before)
+    return snapshots.exclude(Exists(busy)).exclude(Exists(failed)).order_by("last_read_at")
 
 
 def must_yield(operation: Operation, now: datetime) -> bool:
-    """Whether a running scrub has to give way: at once to work on its own snapshot, else to what waits for a worker."""
+    """Return whether a scrub has to yield: to any operation on its snapshot, or to one that waits for a worker."""
     own = Operation.objects.active().filter(snapshot=operation.snapshot_id).exclude(pk=operation.pk)
     return own.exists() or operations.in_turn(now).foreground().filter(not_before__lt=now - PATIENCE).exists()

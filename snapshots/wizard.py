@@ -5,7 +5,7 @@ step is opened: `first_open_step` names the step where the person has to be.
 """
 
 from collections.abc import Sequence
-from datetime import date, time, timedelta
+from datetime import date, datetime, time, timedelta
 from typing import Any, ClassVar
 from uuid import UUID
 
@@ -20,10 +20,10 @@ from django.utils.translation import gettext_lazy as _
 from billing.models import BillingCycle
 from billing.prices import PriceList
 from cng_portal.accounts.models import Customer, Project, User
-from cng_portal.common.names import NameFormField
+from cng_portal.common.names import NameFormField, name_contains
 from cng_portal.inventory.models import Location, VirtualMachine, Volume
 
-from . import checks
+from . import checks, limits
 from .backups.forms import ScheduleForm
 from .backups.schedules import SCHEDULE_FIELDS
 from .errors import ActionRefused, NameTaken
@@ -34,6 +34,7 @@ SOURCES_SHOWN = 60
 # Of every location and project, found by the search above the first step.
 SOURCES_FOUND = 8
 MOST_DRAFTS = 50
+DRAFT_LIFETIME = timedelta(days=30)
 LONGEST_ESTIMATE = timedelta(days=3653)
 
 
@@ -73,7 +74,7 @@ def sources_for(
     model = Volume if kind == Kind.VOLUME else VirtualMachine
     found = model.objects.changeable_by(user).present().filter(project=project, location=location)
     if q:
-        found = found.filter(Q(name__icontains=q) | (Q(vm__name__icontains=q) if kind == Kind.VOLUME else Q()))
+        found = found.filter(name_contains(q) | (name_contains(q, "vm__") if kind == Kind.VOLUME else Q()))
     if pk:
         found = found.filter(pk=pk)
     related = found.select_related("project__customer", "location")
@@ -332,13 +333,14 @@ class Step:
         return cls.form(draft, user, {cls.field: cls.stored(draft)})
 
     @classmethod
-    def store(cls, draft: Draft, form: StepForm) -> None:
-        """Keep the answer and drop the later ones that depend on it."""
+    def store(cls, draft: Draft, form: StepForm) -> Draft:
+        """Save the answer and clear the later ones that depend on it. Raises RateLimited for a new draft."""
         answer = form.cleaned_data[cls.field]
         if getattr(draft, cls.field) != answer:
             setattr(draft, cls.field, answer)
             cls.changed(draft)
         save(draft)
+        return draft
 
     @classmethod
     def changed(cls, draft: Draft) -> None:
@@ -449,10 +451,11 @@ class ScheduleStep(Step):
         return cls.form(draft, user, {name: getattr(draft, name) for name in cls.answers})
 
     @classmethod
-    def store(cls, draft: Draft, form: StepForm) -> None:
+    def store(cls, draft: Draft, form: StepForm) -> Draft:
         for name in cls.answers:
             setattr(draft, name, form.cleaned_data[name])
         draft.save()
+        return draft
 
     @classmethod
     def stored(cls, draft: Draft) -> str:
@@ -529,12 +532,16 @@ def progress(draft: Draft, current: str) -> list[dict[str, Any]]:
 
 
 def save(draft: Draft) -> None:
-    """Save the draft. A new one replaces its user's oldest, so that nobody has more than MOST_DRAFTS unfinished ones."""
+    """Save the draft. A new one replaces its user's oldest, so that nobody has more than MOST_DRAFTS unfinished ones.
+
+    Raises RateLimited for a new one.
+    """
     is_new = draft._state.adding
+    if is_new:
+        limits.check_draft_rate_limit(draft.created_by)
     draft.save()
     if is_new:
-        unfinished = Draft.objects.filter(created_by=draft.created_by, snapshot=None, schedule=None)
-        surplus = unfinished.order_by("-created_at", "-id").values_list("pk", flat=True)[MOST_DRAFTS:]
+        surplus = limits.unfinished_drafts(draft.created_by).values_list("pk", flat=True)[MOST_DRAFTS:]
         Draft.objects.filter(pk__in=list(surplus)).delete()
 
 
@@ -559,3 +566,9 @@ def start(user: User, *, kind: Kind = Kind.VOLUME, source: checks.Source | None 
     changeable = {project.customer_id for project in user.seen if user.can_change(project.id)}
     customer_id = user.customer_id if user.customer_id in changeable else min(changeable)
     return Draft(kind=kind, customer_id=customer_id, created_by=user)
+
+
+def delete_old_drafts(*, now: datetime | None = None) -> int:
+    """Delete the drafts that weren't finished within DRAFT_LIFETIME. Returns how many."""
+    unfinished = Draft.objects.filter(snapshot=None, schedule=None)
+    return unfinished.filter(created_at__lt=(now or timezone.now()) - DRAFT_LIFETIME).delete()[0]

@@ -69,6 +69,12 @@ def fold_name(text: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", visible).casefold())
 
 
+def name_contains(text: str, path: str = "") -> models.Q:
+    """Match rows whose name contains the text, by their `name_key`. `path` leads to the model, such as `vm__`."""
+    key = fold_name(text)
+    return models.Q(**{f"{path}name_key__contains": key}) if key else models.Q(pk=None)
+
+
 def is_same_name(first: str, second: str) -> bool:
     return fold_name(first) == fold_name(second)
 
@@ -113,3 +119,19 @@ class NameField(models.CharField):
         if value in self.empty_values:
             return super().clean(value, model_instance)
         return super().clean(clean_name(value, max_length=self.max_length or MAX_NAME_LENGTH), model_instance)
+
+
+class NameKeyField(models.CharField):
+    """The folded form of the model's `name`, by which lists are searched. Computed on save, but not by `bulk_update`."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{"max_length": MAX_NAME_KEY_LENGTH, "default": "", "editable": False, **kwargs})
+
+    def deconstruct(self) -> Any:
+        name, _path, args, kwargs = super().deconstruct()
+        return name, "django.db.models.CharField", args, kwargs
+
+    def pre_save(self, model_instance: models.Model, add: bool) -> str:
+        key = fold_name(model_instance.name)  # type: ignore[attr-defined]
+        setattr(model_instance, self.attname, key)
+        return key

@@ -12,7 +12,7 @@ from django.utils import timezone, translation
 from django.utils.translation import gettext_lazy as _
 
 from cng_portal.accounts.models import Project, User
-from cng_portal.common.names import NameField
+from cng_portal.common.names import NameField, NameKeyField
 
 
 class Region(models.TextChoices):
@@ -230,6 +230,7 @@ class VirtualMachine(models.Model):
     project = models.ForeignKey(Project, verbose_name=_("project"), on_delete=models.PROTECT, related_name="vms")
     location = models.ForeignKey(Location, verbose_name=_("location"), on_delete=models.PROTECT, related_name="vms")
     name = NameField(_("name"))
+    name_key = NameKeyField()
     state = models.CharField(_("state"), max_length=8, choices=State.choices, default=State.RUNNING)
     vcpus = models.PositiveSmallIntegerField(_("vCPUs"), default=1)
     memory_mb = models.PositiveIntegerField(_("memory, MB"), default=1024)
@@ -316,6 +317,7 @@ class Volume(models.Model):
         _("position in the VM"), default=0, help_text=_("0 is the root volume.")
     )
     name = NameField(_("name"))
+    name_key = NameKeyField()
     size_gb = models.PositiveIntegerField(_("size, GB"), validators=[MinValueValidator(1)])
     state = models.CharField(_("state"), max_length=9, choices=State.choices, default=State.AVAILABLE)
     backend_ref = models.CharField(_("backend reference"), max_length=255, blank=True)

@@ -9,6 +9,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
+from cng_portal.common.names import name_contains
 from cng_portal.inventory.models import Interval, Weekday
 
 from .. import lists
@@ -50,7 +51,7 @@ class ScheduleFilterForm(FilterForm):
         return rows.filter(paused_at__isnull=show == self.ACTIVE) if show else rows
 
     def matches(self, text: str) -> Q:
-        return Q(vm__name__icontains=text)
+        return name_contains(text, "vm__")
 
 
 class ScheduleForm(forms.Form):

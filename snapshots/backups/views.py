@@ -31,6 +31,7 @@ from snapshots.views.common import (
     price_of_backups,
     render_list,
     render_live,
+    start_wizard,
     submit,
     version_of,
 )
@@ -213,7 +214,7 @@ def back_up(request: HttpRequest, vm_id: UUID) -> HttpResponse:
     """Start the wizard from a machine's page, with location, project and machine already chosen."""
     vm = get_object_or_404(VirtualMachine.objects.visible_to(request.user).select_related("project"), pk=vm_id)
     checks.require_change(request.user, vm.project_id)
-    return redirect(wizard.url(wizard.start(request.user, kind=Kind.BACKUP, source=vm), "schedule"))
+    return start_wizard(request, vm, "schedule", kind=Kind.BACKUP)
 
 
 def get_changeable_schedule(user: User, schedule_id: UUID) -> BackupSchedule:

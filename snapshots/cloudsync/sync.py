@@ -228,8 +228,9 @@ def save_machines(look: Look, found: list[FoundServer]) -> None:
     for row in rows.filter(look.unseen):
         server = by_ref[row.backend_ref]
         if set_fields(row, describe_machine(server) | {"deleted_at": None}):
+            row.name_key = fold_name(row.name)
             changed.append(row)
-    fields = ["name", "state", "vcpus", "memory_mb", "deleted_at"]
+    fields = ["name", "name_key", "state", "vcpus", "memory_mb", "deleted_at"]
     VirtualMachine.objects.filter(look.unseen).bulk_update(changed, fields, batch_size=100)
     known = set(rows.values_list("backend_ref", flat=True))
     add_machines(look, [server for server in by_ref.values() if server.ref not in known])
@@ -294,8 +295,9 @@ def save_volumes(look: Look, found: list[FoundVolume], *, machines_by_attachment
         if row.vm and not row.vm.backend_ref and not volume.server_ref:  # of a machine that is in the portal only
             del fields["vm_id"], fields["position"]
         if set_fields(row, fields):
+            row.name_key = fold_name(row.name)
             changed.append(row)
-    names = ["name", "size_gb", "state", "vm_id", "position", "deleted_at"]
+    names = ["name", "name_key", "size_gb", "state", "vm_id", "position", "deleted_at"]
     fields_to_write = [name.removesuffix("_id") for name in names]
     Volume.objects.filter(look.unseen).bulk_update(changed, fields_to_write, batch_size=100)
     look.report.volumes_changed += len(changed)

@@ -2,13 +2,14 @@
 
 import hashlib
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID
 
 from django import forms
 from django.contrib import messages
 from django.http import Http404, HttpRequest, HttpResponse
-from django.shortcuts import get_object_or_404, render
+from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.cache import patch_vary_headers
@@ -23,8 +24,8 @@ from cng_portal.accounts.models import User
 from cng_portal.accounts.requests import Request
 from cng_portal.common.money import format_amount, format_price, format_rate
 from cng_portal.common.responses import is_fragment, render_part
-from cng_portal.inventory.models import VirtualMachine
-from snapshots import checks, lists
+from cng_portal.inventory.models import VirtualMachine, Volume
+from snapshots import checks, lists, wizard
 from snapshots.backups.automatic import automatic_backup_quote
 from snapshots.errors import ActionRefused, NotSold
 from snapshots.models import COUNTED_STATES, DiskImage, Kind, Operation, Snapshot, State
@@ -55,6 +56,13 @@ def attempt(request: HttpRequest, action: Callable[[], T]) -> T | None:
     except ActionRefused as error:
         messages.error(request, str(error))
         return None
+
+
+def start_wizard(request: HttpRequest, source: checks.Source, slug: str, *, kind: Kind = Kind.VOLUME) -> HttpResponse:
+    """Start the wizard of the source at the step `slug`, or return to the source's page with the reason why not."""
+    if draft := attempt(request, partial(wizard.start, request.user, kind=kind, source=source)):
+        return redirect(wizard.url(draft, slug))
+    return redirect("snapshots:volume" if isinstance(source, Volume) else "snapshots:machine", source.pk)
 
 
 SNAPSHOT_RELATED = ("project__customer", "location", "volume__vm", "vm", "requested_by", "run__schedule")

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from django.db.models import Count, Max
 from django.http import HttpRequest, HttpResponse
-from django.shortcuts import get_object_or_404, redirect, render
+from django.shortcuts import get_object_or_404, render
 from django.views.decorators.http import require_GET, require_POST
 
 from cng_portal.accounts.models import User
@@ -14,12 +14,12 @@ from cng_portal.common.money import format_price
 from cng_portal.common.responses import is_fragment
 from cng_portal.common.templatetags.portal import poll_seconds
 from cng_portal.inventory.models import VirtualMachine, Volume
-from snapshots import checks, lists, wizard
+from snapshots import checks, lists
 from snapshots.backups.views import build_schedule_rows
 from snapshots.forms import MachineFilterForm
 from snapshots.models import BackupSchedule, Kind, Operation, Snapshot, SnapshotQuerySet, usable
 
-from .common import automatic_price_sentence, render_list, render_live, version_of
+from .common import automatic_price_sentence, render_list, render_live, start_wizard, version_of
 from .rows import build_operation_rows, build_rows, listed_with_runs, newest_operations
 from .timelines import timeline_of
 
@@ -138,4 +138,4 @@ def take_snapshot_of_machine(request: HttpRequest, vm_id: UUID) -> HttpResponse:
     """Start the wizard from a machine's page, with location, project and machine already chosen."""
     vm = get_object_or_404(VirtualMachine.objects.visible_to(request.user).select_related("project"), pk=vm_id)
     checks.require_change(request.user, vm.project_id)
-    return redirect(wizard.url(wizard.start(request.user, source=vm), "name"))
+    return start_wizard(request, vm, "name")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from datetime import datetime, time, timedelta
-from functools import wraps
+from functools import partial, wraps
 from itertools import zip_longest
 from typing import Any
 from uuid import UUID
@@ -39,7 +39,7 @@ from snapshots.models import SERVICE_KINDS, BackupSchedule, Draft, Kind, Operati
 from snapshots.storage.contract import Consistency
 from snapshots.storage.registry import get_driver
 
-from .common import is_fragment, price_of_backups
+from .common import is_fragment, price_of_backups, start_wizard, submit
 
 
 def survives_sign_in(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
@@ -108,10 +108,10 @@ def check_name(request: HttpRequest, draft_id: UUID) -> HttpResponse:
 
 @require_POST
 def take_snapshot_of(request: HttpRequest, volume_id: UUID) -> HttpResponse:
-    """The shortcut from a volume: the wizard with three answers given."""
+    """Start the wizard from a volume's page, with location, project and volume already chosen."""
     volume = get_object_or_404(Volume.objects.visible_to(request.user).select_related("project"), pk=volume_id)
     checks.require_change(request.user, volume.project_id)
-    return redirect(wizard.url(wizard.start(request.user, source=volume), "name"))
+    return start_wizard(request, volume, "name")
 
 
 DRAFT_RELATED = (
@@ -144,8 +144,7 @@ def answer(request: HttpRequest, draft: Draft, step: type[wizard.Step]) -> HttpR
     user = request.user
     if request.method == "POST":
         form = step.form(draft, user, request.POST)
-        if form.is_valid() and "preview" not in request.POST:
-            step.store(draft, form)
+        if "preview" not in request.POST and submit(request, form, partial(step.store, draft, form)):
             return redirect(wizard.url(draft, wizard.next_slug(draft, step.slug)))
     elif step.field in request.GET:  # sent when the session had ended
         form = step.form(draft, user, request.GET)

@@ -275,7 +275,7 @@ def test_the_page_of_a_snapshot_that_is_being_taken_offers_to_cancel_it(
     assert cancel not in page
     assert "nothing to cancel" in client.get(reverse("snapshots:cancel", args=[operation.pk])).content.decode()
     again = client.post(reverse("snapshots:cancel_snapshot", args=[snapshot.pk]), follow=True)
-    assert "is not being taken any more" in again.content.decode()
+    assert "is no longer being taken" in again.content.decode()
 
 
 @pytest.mark.parametrize("name", ["cancel", "cancel_snapshot"])

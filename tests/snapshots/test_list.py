@@ -434,7 +434,7 @@ def test_the_total_is_counted(client: Client, project: Project) -> None:
 def test_beyond_a_limit_the_total_says_more_than(
     client: Client, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("snapshots.lists.COUNTED", 22)
+    monkeypatch.setattr("snapshots.lists.MAX_COUNTED", 22)
     snapshots_of(project, PAGE_SIZE + 3)
 
     assert "More than 22 snapshots" in client.get(LIST).content.decode()

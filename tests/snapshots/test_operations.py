@@ -20,7 +20,7 @@ from billing.models import UsageSegment
 from cng_portal.accounts.models import Membership
 from cng_portal.activity.models import Activity
 from cng_portal.inventory.models import Location, VirtualMachine, Volume
-from snapshots import operations, restores, services
+from snapshots import operations, restores, services, wizard
 from snapshots.models import Draft, Operation, Snapshot, State
 from snapshots.storage.contract import Interrupted, advice_for
 from snapshots.tasks import run_operation
@@ -293,7 +293,7 @@ def test_old_drafts_are_forgotten_and_finished_ones_are_kept(member: Membership,
     fresh = DraftFactory(created_by=member.user, customer=member.project.customer)
     used = DraftFactory(created_by=member.user, customer=member.project.customer, created_at=now - timedelta(days=31))
     services.request_snapshot(source=volume, name="x", user=member.user, draft=used)
-    operations.forget_old_drafts(now=now)
+    wizard.delete_old_drafts(now=now)
     assert set(Draft.objects.all()) == {fresh, used}
 
 

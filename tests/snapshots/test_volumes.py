@@ -1,5 +1,6 @@
 """The list of volumes and the page of one."""
 
+import unicodedata
 from collections.abc import Callable
 from datetime import timedelta
 from html import unescape
@@ -11,10 +12,12 @@ from django.utils import timezone
 
 from cng_portal.accounts.models import Project, Role
 from cng_portal.inventory.models import Volume
+from snapshots import wizard
 from snapshots.models import Operation, Snapshot
 from tests.factories import (
     BackupFactory,
     DiskImageFactory,
+    DraftFactory,
     OperationFactory,
     ProjectFactory,
     SnapshotFactory,
@@ -297,3 +300,16 @@ def test_snapshots_of_a_project_that_one_does_not_see_stay_unseen(client: Client
 
     assert hidden.name not in client.get(url(volume)).content.decode()
     assert Snapshot.objects.count() == 1
+
+
+@pytest.mark.parametrize("query", ["STRASSE", "stra\u200bße", "straße  1", unicodedata.normalize("NFD", "größe")])
+def test_search_finds_names_however_they_are_typed(query: str, client: Client, project: Project) -> None:
+    volume = VolumeFactory(project=project, name="Straße 1 Größe", vm=VirtualMachineFactory(project=project))
+    machine = VirtualMachineFactory(project=project, name="Straße 1 Größe")
+    VolumeFactory(project=project, name="other")
+
+    assert names(client.get(LIST, {"q": query}), "volume") == [volume.name]
+    assert names(client.get(reverse("snapshots:machines"), {"q": query}), "vm") == [machine.name]
+    draft = DraftFactory(created_by=UserFactory(member_of=project), customer=project.customer, kind="volume")
+    sources = wizard.sources_for(draft.created_by, draft.kind, location=volume.location_id, project=project.pk, q=query)
+    assert list(sources) == [volume]

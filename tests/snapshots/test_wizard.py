@@ -16,7 +16,7 @@ from billing.wallet import buy_credits
 from cng_portal.accounts.models import Membership, Role
 from cng_portal.common.templatetags.portal import day
 from cng_portal.inventory.models import Location, Volume
-from snapshots import wizard
+from snapshots import limits, wizard
 from snapshots.models import Draft, Snapshot, State
 from tests.factories import (
     DraftFactory,
@@ -416,6 +416,22 @@ def test_of_one_persons_drafts_the_newest_are_kept(client: Client, member: Membe
     client.post(reverse("snapshots:take_snapshot", args=[volume.pk]))
     newest = Draft.objects.latest("created_at")
     assert set(Draft.objects.all()) == {newest, *mine[: wizard.MOST_DRAFTS - 1], done, colleagues}
+
+
+def test_a_user_who_starts_many_drafts_without_finishing_them_has_to_wait(
+    client: Client, member: Membership, volume: Volume
+) -> None:
+    start = reverse("snapshots:take_snapshot", args=[volume.pk])
+    for _number in range(limits.MAX_NEW_DRAFTS):
+        assert client.post(start)["Location"] == url(Draft.objects.latest("created_at"), "name")
+    for attempt in (
+        client.post(start, follow=True),
+        client.post(reverse("snapshots:new"), {"location": volume.location_id}),
+    ):
+        assert "without finishing them" in attempt.text
+    assert Draft.objects.count() == limits.MAX_NEW_DRAFTS
+    SnapshotFactory(volume=volume, draft=Draft.objects.earliest("created_at"))
+    assert client.post(start)["Location"] == url(Draft.objects.latest("created_at"), "name")
 
 
 def test_a_draft_that_is_done_leads_to_its_snapshot(client: Client, member: Membership, volume: Volume) -> None:

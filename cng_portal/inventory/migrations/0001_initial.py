@@ -49,6 +49,7 @@ class Migration(migrations.Migration):
             fields=[
                 ('id', models.UUIDField(default=uuid.uuid4, editable=False, primary_key=True, serialize=False)),
                 ('name', models.CharField(max_length=120, verbose_name='name')),
+                ("name_key", models.CharField(default="", editable=False, max_length=576)),
                 ('state', models.CharField(choices=[('running', 'Running'), ('stopped', 'Stopped')], default='running', max_length=8, verbose_name='state')),
                 ('vcpus', models.PositiveSmallIntegerField(default=1, verbose_name='vCPUs')),
                 ('memory_mb', models.PositiveIntegerField(default=1024, verbose_name='memory, MB')),
@@ -89,6 +90,7 @@ class Migration(migrations.Migration):
                 ('id', models.UUIDField(default=uuid.uuid4, editable=False, primary_key=True, serialize=False)),
                 ('position', models.PositiveSmallIntegerField(default=0, help_text='0 is the root volume.', verbose_name='position in the VM')),
                 ('name', models.CharField(max_length=120, verbose_name='name')),
+                ("name_key", models.CharField(default="", editable=False, max_length=576)),
                 ('size_gb', models.PositiveIntegerField(validators=[django.core.validators.MinValueValidator(1)], verbose_name='size, GB')),
                 ('state', models.CharField(choices=[('creating', 'Creating'), ('available', 'Available'), ('error', 'Error')], default='available', max_length=9, verbose_name='state')),
                 ('backend_ref', models.CharField(blank=True, max_length=255, verbose_name='backend reference')),

@@ -24,7 +24,7 @@ from cng_portal.monitoring.heartbeats import Heartbeat
 from cng_portal.monitoring.leases import acquire_lease, release_lease
 from cng_portal.monitoring.models import Process
 from cng_portal.notifications import services as notifications
-from snapshots import operations, scrub
+from snapshots import operations, scrub, wizard
 from snapshots.backups.runs import settle_runs, start_due_runs
 from snapshots.backups.upkeep import maintain_schedules
 from snapshots.cloudsync import sync
@@ -135,8 +135,8 @@ def tidy_up() -> None:
     def encrypt_factors() -> None:
         factors.encrypt_all()
 
-    def forget_drafts() -> None:
-        operations.forget_old_drafts(now=now)
+    def delete_drafts() -> None:
+        wizard.delete_old_drafts(now=now)
 
     def delete_notifications() -> None:
         notifications.delete_old(now=now)
@@ -156,7 +156,7 @@ def tidy_up() -> None:
             clear_sessions,
             forget_attempts,
             encrypt_factors,
-            forget_drafts,
+            delete_drafts,
             delete_notifications,
             delete_mails,
             forget_activity,

@@ -632,7 +632,7 @@ def test_deleting_a_copy_of_automatic_backups_promises_no_savings(
     client: Client, vm: VirtualMachine, owner: User
 ) -> None:
     copy = automatic_copy(vm, owner)
-    assert "You save nothing by it" in client.get(act_url(copy, "delete")).text
+    assert "It saves nothing" in client.get(act_url(copy, "delete")).text
 
     page = client.post(act_url(copy, "delete"), {"confirmation": copy.name}, follow=True).text
 
