@@ -118,7 +118,7 @@ def spend_by_project(*, customer: Customer, at: datetime) -> dict[UUID, int]:
     for (month_of_use, project_id), amount_micro in bulk.owed_by_project(windows).items():
         if month_of_use == month:
             spend[project_id] += amount_micro
-    for due in backdated_lines(customer=customer, at=at) if found.backdated else []:
+    for due in backdated_lines(customer=customer, at=at) if found.backdated else []:  # type: ignore[attr-defined]  # of with_ledger
         if due.month == month:
             spend[due.segment.project_id] += due.line.amount_micro or 0
     invoiced = InvoiceLine.objects.filter(invoice__customer=customer, month=month).order_by()
