@@ -1,6 +1,6 @@
 """The pages of schedules: their list, the page of one with its runs, and its actions; and pinning a backup.
 
-Backups themselves are snapshots of kind BACKUP: their list, page and other actions are in views/snapshots.py.
+Backups themselves are snapshots of kind BACKUP: their list, page and other actions are in snapshots/views.
 """
 
 from collections.abc import Callable

@@ -170,7 +170,7 @@ def test_a_restore_is_cancelled_until_it_begins_to_write(
     writing = operations.claim(request().pk)
     assert writing is not None
     Snapshot.objects.filter(pk=writing.safety_snapshot_id).update(state=State.READY, ready_at=timezone.now())
-    with pytest.raises(InvalidState, match="undo the restore once it has ended"):
+    with pytest.raises(InvalidState, match="undo it once it has finished"):
         cancellation.cancel(operation=writing, user=member.user)
     operations.release(writing, counted=False, error="The volume is in use.")
     cancellation.cancel(operation=writing, user=member.user)
@@ -233,7 +233,7 @@ def test_a_read_that_a_person_asked_for_is_cancelled_and_one_of_the_portals_own_
     operation = services.request_verification(snapshot=taken, user=member.user)
     cancellation.cancel(operation=operation, user=member.user)
     assert services.request_verification(snapshot=taken, user=member.user) != operation
-    with pytest.raises(InvalidState, match="cannot be cancelled"):
+    with pytest.raises(InvalidState, match="can't be cancelled"):
         cancellation.cancel(operation=OperationFactory(snapshot__volume__project=member.project), user=member.user)
 
 
