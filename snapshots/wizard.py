@@ -1,7 +1,7 @@
-"""The steps from *Take Snapshot* to the review: what each asks, who may answer what, and what an answer makes stale.
+"""The wizard's steps: their forms, choices, and which later answers an answer clears.
 
-The answers are kept in a `Draft`. A step's stored answer is checked again, against today's data, whenever a later
-step is opened: `first_open_step` names the step where the person has to be.
+Answers are stored in a `Draft`. Whenever a step is opened, the answers before it are validated again: `first_open_step` is
+the first whose answer is missing or no longer valid.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ from .backups.schedules import SCHEDULE_FIELDS
 from .errors import ActionRefused, NameTaken
 from .models import SERVICE_KINDS, BackupSchedule, Draft, Kind, Snapshot
 
-# More volumes or instances than this are found by searching.
+# The search finds the others.
 SOURCES_SHOWN = 60
 # Of every location and project, found by the search above the first step.
 SOURCES_FOUND = 8
@@ -56,21 +56,21 @@ def locations_for(user: User, kind: str) -> list[Location]:
 
 
 def projects_for(user: User, kind: str, location: str | None) -> list[Project]:
-    """The projects this person may change, with `source_count` in the location."""
+    """Return the projects that the user may change, with `source_count` in the location."""
     sources = "volumes" if kind == Kind.VOLUME else "vms"
     here = Q(**{f"{sources}__location": location, f"{sources}__deleted_at": None})
     return list(Project.objects.changeable_by(user).annotate(source_count=Count(sources, filter=here)).order_by("name"))
 
 
 def here(draft: Draft) -> dict[str, Any]:
-    """Where the volume or machine has to be, by the answers so far."""
+    """Return the location and project of the answers so far, as arguments of `sources_for`."""
     return {"location": draft.location_id, "project": draft.project_id}
 
 
 def sources_for(
     user: User, kind: str, *, location: str | None, project: UUID | None, q: str = "", pk: UUID | None = None
 ) -> QuerySet[Any]:
-    """The volumes or machines of the project in the location; those that the text finds, or the one of this id."""
+    """Return the volumes or machines of the project in the location, filtered by the search or the ID."""
     model = Volume if kind == Kind.VOLUME else VirtualMachine
     found = model.objects.changeable_by(user).present().filter(project=project, location=location)
     if q:
@@ -82,7 +82,7 @@ def sources_for(
 
 
 def first_sources(user: User, kind: str, **which: Any) -> list[Any]:
-    """SOURCES_SHOWN of sources_for by name, each with `last_snapshot_at`, and machines with their `disks` in order."""
+    """Return SOURCES_SHOWN of `sources_for` by name, with `last_snapshot_at`, and machines with their `disks` in order."""
     of_source = {"volume" if kind == Kind.VOLUME else "vm": OuterRef("pk")}
     last = Snapshot.objects.filter(**of_source, deleted_at=None, ready_at__isnull=False).order_by("-ready_at")
     sources = sources_for(user, kind, **which).annotate(last_snapshot_at=Subquery(last.values("ready_at")[:1]))
@@ -97,28 +97,28 @@ def find_sources(user: User, kind: str, text: str) -> list[Any]:
     found: QuerySet[Any]
     if kind == Kind.VOLUME:
         volumes = Volume.objects.changeable_by(user).present().filter(state=Volume.State.AVAILABLE)
-        found = volumes.filter(Q(name__icontains=text) | Q(vm__name__icontains=text)).select_related("vm")
+        found = volumes.filter(name_contains(text) | name_contains(text, "vm__")).select_related("vm")
     else:
-        found = VirtualMachine.objects.changeable_by(user).present().filter(name__icontains=text)
+        found = VirtualMachine.objects.changeable_by(user).present().filter(name_contains(text))
     return list(found.select_related("project").order_by("name", "id")[:SOURCES_FOUND])
 
 
 class ChoiceField(forms.Field):
-    """A choice among the rows of `offered`, which are few."""
+    """A choice among the few rows of `offered`."""
 
     offered: Sequence[Any] = ()
 
     def to_python(self, value: Any) -> Any:
         if value in self.empty_values:
             return None
-        chosen = next((one for one in self.offered if str(one.pk) == str(value)), None)
+        chosen = next((row for row in self.offered if str(row.pk) == str(value)), None)
         if chosen is None:
             raise ValidationError(self.error_messages["invalid_choice"], code="invalid_choice")
         return chosen
 
 
 class SourceField(forms.ModelChoiceField):
-    """A choice among many rows; what is not even an id is as unknown as the id of something else."""
+    """A choice among many rows. Text that isn't a UUID is an invalid choice, too."""
 
     def to_python(self, value: Any) -> Any:
         try:
@@ -128,7 +128,7 @@ class SourceField(forms.ModelChoiceField):
 
 
 class StepForm(forms.Form):
-    """A form over one answer of a draft. `self.draft` and `self.user` are whose it is and who asks."""
+    """The form of one answer of a draft, for `user`."""
 
     def __init__(self, *args: Any, draft: Draft, user: User, **kwargs: Any) -> None:
         self.draft, self.user = draft, user
@@ -191,7 +191,7 @@ class ProjectForm(StepForm):
 
 
 class SourceForm(StepForm):
-    """The choice of what is captured: field `volume` or `vm`."""
+    """The choice of what is captured. `field` is `volume` or `vm`."""
 
     field: ClassVar[str]
 
@@ -206,8 +206,8 @@ class SourceForm(StepForm):
             try:
                 checks.check_deliverable(source, kind=self.draft.kind)
                 checks.check_space(source)
-            except ActionRefused as refusal:
-                self.add_error(self.field, str(refusal))
+            except ActionRefused as error:
+                self.add_error(self.field, str(error))
         return cleaned
 
 
@@ -243,12 +243,12 @@ class NameForm(StepForm):
     suggestion = ""
 
     def clean_name(self) -> str:
-        assert self.draft.project is not None  # the steps before are checked
+        assert self.draft.project is not None  # The steps before are checked.
         try:
             return checks.check_name(self.draft.project.customer_id, self.cleaned_data["name"])
-        except NameTaken as refusal:
-            self.suggestion = refusal.suggestion
-            raise ValidationError(str(refusal)) from refusal
+        except NameTaken as error:
+            self.suggestion = error.suggestion
+            raise ValidationError(str(error)) from error
 
 
 class ScheduleStepForm(StepForm, ScheduleForm):
@@ -259,7 +259,7 @@ class ScheduleStepForm(StepForm, ScheduleForm):
     )
 
     def __init__(self, *args: Any, draft: Draft, **kwargs: Any) -> None:
-        assert draft.project is not None  # the steps before are checked
+        assert draft.project is not None  # The steps before are checked.
         super().__init__(*args, draft=draft, zone=draft.project.customer.zone, **kwargs)
 
     @property
@@ -268,7 +268,7 @@ class ScheduleStepForm(StepForm, ScheduleForm):
 
 
 class ReviewForm(forms.Form):
-    """The confirmation: the only billing cycle there is, and the price that was shown, which must still be today's."""
+    """The confirmation: the billing cycle, and the price that was displayed, which must still be today's."""
 
     billing_cycle = forms.ChoiceField(
         choices=BillingCycle.choices,
@@ -280,21 +280,21 @@ class ReviewForm(forms.Form):
     shown_hourly_micro = forms.IntegerField(
         min_value=0,
         error_messages={
-            "required": _("The price that was shown is missing. Check the price summary and confirm again."),
-            "invalid": _("The price that was shown is missing. Check the price summary and confirm again."),
+            "required": _("The price is missing. Check the price summary and confirm again."),
+            "invalid": _("The price is missing. Check the price summary and confirm again."),
         },
     )
 
 
 class UntilForm(forms.Form):
-    """The date up to which a person wants to know the cost."""
+    """The date of the cost estimate."""
 
     until = forms.DateField(
         label=_("Cost until"),
         widget=forms.DateInput(attrs={"type": "date"}),
         error_messages={
-            "required": _("Give a date to see the cost until then."),
-            "invalid": _("That is not a date. Give a date such as 2026-12-31."),
+            "required": _("Enter a date to see the cost until then."),
+            "invalid": _("Enter a date such as 2026-12-31."),
         },
     )
 
@@ -302,12 +302,12 @@ class UntilForm(forms.Form):
         until: date = self.cleaned_data["until"]
         today = timezone.localdate()
         if not today <= until <= today + LONGEST_ESTIMATE:
-            raise ValidationError(_("Give a date from today on, at most ten years ahead."))
+            raise ValidationError(_("Enter a date from today on, at most ten years ahead."))
         return until
 
 
 class Step:
-    """One question, whose answer is the draft's `field`."""
+    """One question. Its answer is the draft's `field`."""
 
     slug: ClassVar[str]
     label: ClassVar[Any]
@@ -324,12 +324,12 @@ class Step:
 
     @classmethod
     def stored(cls, draft: Draft) -> Any:
-        """The answer in the draft as the form would be given it; "" or None when there is none."""
+        """Return the stored answer as form data, empty if there is none."""
         return getattr(draft, f"{cls.field}_id", None) if cls.field != "name" else draft.name
 
     @classmethod
     def check(cls, draft: Draft, user: User) -> StepForm:
-        """The form bound to the stored answer: valid or not, today."""
+        """Return the form bound to the stored answer, to validate it again."""
         return cls.form(draft, user, {cls.field: cls.stored(draft)})
 
     @classmethod
@@ -348,7 +348,7 @@ class Step:
 
     @classmethod
     def answer(cls, draft: Draft) -> object:
-        """The stored answer as people read it."""
+        """Return the stored answer to display."""
         return getattr(draft, cls.field)
 
 
@@ -395,7 +395,7 @@ class VolumeStep(Step):
 
     @classmethod
     def changed(cls, draft: Draft) -> None:
-        draft.name = ""  # it was suggested for, or chosen with a view to, another volume
+        draft.name = ""  # It was chosen for another volume.
 
 
 class InstanceStep(Step):
@@ -431,7 +431,7 @@ class NameStep(Step):
 
 
 class ScheduleStep(Step):
-    """The only step with several answers; they are fields of the draft by the same names."""
+    """The only step with several answers, which are fields of the draft with the same names."""
 
     slug = "schedule"
     field = "interval"
@@ -443,8 +443,8 @@ class ScheduleStep(Step):
 
     @classmethod
     def form(cls, draft: Draft, user: User, data: Any = None) -> StepForm:
-        given = {name: getattr(draft, name) for name in cls.answers} if draft.interval else {}
-        return cls.form_class(data, draft=draft, user=user, initial=DEFAULT_SCHEDULE | given)
+        stored = {name: getattr(draft, name) for name in cls.answers} if draft.interval else {}
+        return cls.form_class(data, draft=draft, user=user, initial=DEFAULT_SCHEDULE | stored)
 
     @classmethod
     def check(cls, draft: Draft, user: User) -> StepForm:
@@ -495,7 +495,7 @@ def url(draft: Draft, slug: str) -> str:
 
 
 def first_open_step(draft: Draft, user: User, before: str) -> type[Step] | None:
-    """The first step ahead of `before` whose stored answer is missing or does not hold today; None if all hold."""
+    """Return the first step before `before` whose stored answer is missing or no longer valid, or None."""
     for step in STEPS[draft.kind]:
         if step.slug == before:
             return None
@@ -517,7 +517,7 @@ def previous_slug(draft: Draft, slug: str) -> str:
 
 
 def progress(draft: Draft, current: str) -> list[dict[str, Any]]:
-    """The step list: label, answer, url (None where it cannot be opened), state: done, current or upcoming."""
+    """Return the steps with label, answer, URL (None if it can't be opened) and state: done, current or upcoming."""
     entries: list[dict[str, Any]] = []
     reachable = not draft._state.adding
     for step in STEPS[draft.kind]:
@@ -546,10 +546,10 @@ def save(draft: Draft) -> None:
 
 
 def start(user: User, *, kind: Kind = Kind.VOLUME, source: checks.Source | None = None) -> Draft:
-    """A draft of this person, not saved yet; with a source it is, and the first three answers are given: then `kind` only
-    tells a backup of a machine from a snapshot of it.
+    """Return a new, unsaved draft of the user, who must be able to change some project.
 
-    Who can change nothing at all has no draft: the views refuse before.
+    With a source, the first three answers are given and the draft is saved; `kind` then only distinguishes a backup from a
+    snapshot. Raises RateLimited.
     """
     if source:
         kind = kind if kind == Kind.BACKUP else checks.kind_of(source)

@@ -1,4 +1,4 @@
-"""The wizard's pages: one URL per step, the same view for the page and for the fragment that htmx swaps."""
+"""The wizard's pages. Each step has a URL, whose view renders the page or htmx's fragment."""
 
 from collections.abc import Callable
 from datetime import datetime, time, timedelta
@@ -65,7 +65,7 @@ NO_ANSWERS = {"csrfmiddlewaretoken", "form_key", "billing_cycle", "shown_hourly_
 
 @survives_sign_in
 def new(request: HttpRequest, kind: Kind = Kind.VOLUME) -> HttpResponse:
-    """The first step, before there is a draft: the answer makes it, so that merely looking leaves nothing behind."""
+    """Show the first step. Its answer creates the draft."""
     require_some_project(request.user)
     return answer(request, wizard.start(request.user, kind=kind), wizard.STEPS[kind][0])
 
@@ -82,12 +82,12 @@ def step(request: HttpRequest, draft_id: UUID, step: str) -> HttpResponse:
         return redirect(wizard.url(draft, earlier.slug))
     try:
         return review(request, draft) if step == wizard.REVIEW else answer(request, draft, steps[step])
-    except ActionRefused:  # what held a moment ago does not any more, and the step of that answer says so
+    except ActionRefused:  # A valid answer has just become invalid. Its step explains it.
         return redirect(wizard.url(draft, step))
 
 
 def made_from(draft: Draft) -> Snapshot | BackupSchedule | None:
-    """What was created when the draft was confirmed."""
+    """Return what was created when the draft was confirmed."""
     return getattr(draft, "snapshot", None) or getattr(draft, "schedule", None)
 
 
@@ -98,7 +98,7 @@ def page_of(made: Snapshot | BackupSchedule) -> str:
 
 @require_GET
 def check_name(request: HttpRequest, draft_id: UUID) -> HttpResponse:
-    """What is to be said about a name while it is typed."""
+    """Validate a name while it is typed."""
     draft = get_draft(request.user, draft_id)
     if draft.kind == Kind.BACKUP or wizard.first_open_step(draft, request.user, before="name"):
         raise Http404
@@ -121,7 +121,7 @@ DRAFT_RELATED = (
 
 
 def get_draft(user: User, draft_id: UUID) -> Draft:
-    """A draft of a customer whose things this person sees; 403 for who can change none of them."""
+    """Return the draft, visible like the customer's projects. 403 for users who can change none of them."""
     visible = Draft.objects.filter(Q(project=None) | Q(project__in=list(user.roles)), customer_id__in=user.customer_ids)
     draft = get_object_or_404(visible.select_related(*DRAFT_RELATED), pk=draft_id)
     require_some_project(user, draft.customer_id)
@@ -148,7 +148,7 @@ def answer(request: HttpRequest, draft: Draft, step: type[wizard.Step]) -> HttpR
             return redirect(wizard.url(draft, wizard.next_slug(draft, step.slug)))
     elif step.field in request.GET:  # sent when the session had ended
         form = step.form(draft, user, request.GET)
-    else:  # a stored answer that does not hold any more explains itself
+    else:  # A stored answer that is no longer valid shows its errors.
         form = step.check(draft, user) if step.stored(draft) else step.form(draft, user)
     context = {
         "step": step,
@@ -175,12 +175,12 @@ def review(request: HttpRequest, draft: Draft) -> HttpResponse:
             made = make(draft, request.user, form.cleaned_data["shown_hourly_micro"])
             return leave(request, page_of(made))
         except (NameTaken, SourceUnavailable, InvalidSchedule):
-            # the step of that answer says the same, and it is there that it can be mended
+            # The step of that answer explains it, and can correct it.
             if earlier := wizard.first_open_step(draft, request.user, before=wizard.REVIEW):
                 return redirect(wizard.url(draft, earlier.slug))
             raise
-        except ActionRefused as refusal:
-            problem = str(refusal)
+        except ActionRefused as error:
+            problem = str(error)
     volumes = checks.volumes_of(source)
     quote = checks.quote_size(source, sum(volume.size_gb for volume in volumes), kind=draft.kind)
     context = {"form": form, "quote": quote, "facts": facts(draft, volumes), **estimates(request, draft, quote)}
@@ -199,7 +199,7 @@ def review(request: HttpRequest, draft: Draft) -> HttpResponse:
 
 
 def make(draft: Draft, user: User, shown_hourly_micro: int) -> Snapshot | BackupSchedule:
-    """What the draft asks for. Raises every ActionRefused."""
+    """Create what the draft asks for. Raises any ActionRefused."""
     if draft.kind == Kind.BACKUP:
         assert draft.vm is not None
         answers = {name: getattr(draft, name) for name in wizard.ScheduleStep.answers}
@@ -211,7 +211,7 @@ def make(draft: Draft, user: User, shown_hourly_micro: int) -> Snapshot | Backup
 
 
 def estimates(request: HttpRequest, draft: Draft, quote: Quote) -> dict[str, Any]:
-    """What it comes to: a day, a month, until the date the person picks, and how long prepaid credits last."""
+    """Estimate the cost of a day, a month, until the date that the user picks, and how long prepaid credits last."""
     assert draft.project is not None
     customer, now = draft.project.customer, timezone.now()
     count = draft.retention_count if draft.kind == Kind.BACKUP else 1
@@ -293,7 +293,7 @@ def show(request: Request, template: str, draft: Draft, slug: str, context: dict
 
 
 def leave(request: Request, url: str) -> HttpResponse:
-    """Out of the wizard, to a whole page."""
+    """Leave the wizard for a whole page."""
     return HttpResponseClientRedirect(url) if request.htmx else redirect(url)
 
 
@@ -353,7 +353,7 @@ def schedule_facts(draft: Draft) -> list[tuple[str, object, str | None]]:
 
 
 def consistency_of(vm: VirtualMachine) -> str:
-    """What the location's storage can promise about several disks."""
+    """Describe how consistent several disks are in the location's storage."""
     if get_driver(vm.location).consistency == Consistency.INSTANT:
         return _("All disks at one instant, as after a sudden power cut")
     return _("Crash-consistent per disk: the disks are captured one after the other")
@@ -410,7 +410,7 @@ def project_context(request: HttpRequest, draft: Draft, form: Any) -> dict[str, 
 
 
 def source_context(request: HttpRequest, draft: Draft, form: Any) -> dict[str, Any]:
-    """The volumes or instances that match the search, at most SOURCES_SHOWN and always the chosen one."""
+    """List the volumes or instances that match the search, at most SOURCES_SHOWN, and always the chosen one."""
     assert draft.location_id is not None and draft.project is not None  # the steps before are checked
     user, kind, here = request.user, draft.kind, wizard.here(draft)
     query = request.GET.get("q", "").strip()
