@@ -57,7 +57,9 @@ def test_the_demo_has_what_the_readme_promises(storage_root: Path) -> None:
     assert set(sold) == {"1CNG-MDY-AZ01", "1CNG-SIN-AZ01", "1CNG-YGN-AZ01"} and None not in sold.values()
 
 
-def test_one_machine_has_a_schedule_with_a_first_copy_on_its_way_and_one_automatic_backups(storage_root: Path) -> None:
+def test_one_machine_has_a_schedule_with_a_first_backup_on_its_way_and_one_automatic_backups(
+    storage_root: Path,
+) -> None:
     demo()
 
     own, automatic = BackupSchedule.objects.order_by("vm__name")

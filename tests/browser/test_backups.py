@@ -111,7 +111,7 @@ def restore_from(page: Page, copy: Snapshot, *, live: bool = True) -> None:
     settled(page, "Undo restore", live=live)
 
 
-def test_a_schedule_is_created_by_keyboard_and_its_first_copy_brings_the_machine_back(
+def test_a_schedule_is_created_by_keyboard_and_its_first_backup_brings_the_machine_back(
     page: Page,
     storage_root: Path,
     member: Membership,
@@ -173,7 +173,7 @@ def test_a_schedule_is_created_by_keyboard_and_its_first_copy_brings_the_machine
 
 
 @pytest.mark.parametrize("live", [False])
-def test_without_javascript_the_next_runs_come_by_a_button_and_a_copy_brings_the_machine_back(
+def test_without_javascript_the_next_runs_come_by_a_button_and_a_backup_brings_the_machine_back(
     page: Page,
     storage_root: Path,
     member: Membership,
@@ -209,7 +209,7 @@ def test_without_javascript_the_next_runs_come_by_a_button_and_a_copy_brings_the
     assert disks_hold(storage_root, vm, before)
 
 
-def test_an_administrator_switches_automatic_backups_on_and_a_copy_of_them_brings_the_machine_back(
+def test_an_administrator_switches_automatic_backups_on_and_one_brings_the_machine_back(
     page: Page,
     storage_root: Path,
     member: Membership,

@@ -237,7 +237,7 @@ def test_a_read_that_a_person_asked_for_is_cancelled_and_one_of_the_portals_own_
         cancellation.cancel(operation=OperationFactory(snapshot__volume__project=member.project), user=member.user)
 
 
-def test_a_cancelled_copy_ends_its_run_and_the_next_one_is_started(member: Membership, volume: Volume) -> None:
+def test_a_cancelled_backup_ends_its_run_and_the_next_one_is_started(member: Membership, volume: Volume) -> None:
     sell_everywhere(kind=ServiceKind.VM_BACKUP)
     schedule = BackupScheduleFactory(vm=volume.vm)
     run_now(schedule=schedule, user=member.user)
@@ -339,7 +339,7 @@ def wait_until(what: Callable[[], Any]) -> None:
 
 
 @pytest.mark.parametrize("fate", ["alive", "killed", "frozen"])
-def test_a_worker_is_cancelled_in_the_middle_of_a_copy_and_nothing_stays(
+def test_a_worker_is_cancelled_in_the_middle_of_a_capture_and_nothing_stays(
     storage_root: Path, member: Membership, volume: Volume, start_worker: Callable[[], subprocess.Popen], fate: str
 ) -> None:
     Volume.objects.filter(pk=volume.pk).update(size_gb=20)

@@ -98,7 +98,7 @@ def test_switched_on_it_runs_as_the_location_says_and_costs_a_fifth_of_the_machi
 
 
 @pytest.mark.both_databases
-def test_switched_off_it_ends_at_that_instant_and_the_copies_stay(
+def test_switched_off_it_ends_at_that_instant_and_the_backups_stay(
     vm: VirtualMachine, admin: User, now: datetime
 ) -> None:
     switch(vm, True, admin, now)
@@ -125,7 +125,7 @@ def test_the_same_way_twice_changes_nothing(vm: VirtualMachine, admin: User, now
     assert (AutomaticBackupSwitch.objects.count(), UsageSegment.objects.count()) == (1, 1)
 
 
-def test_switched_on_again_the_schedule_of_before_goes_on_with_its_copies(
+def test_switched_on_again_the_earlier_schedule_goes_on_with_its_backups(
     vm: VirtualMachine, admin: User, now: datetime
 ) -> None:
     switch(vm, True, admin, now)
@@ -235,7 +235,7 @@ def test_what_was_on_and_off_while_the_clock_was_ahead_is_charged_again_after_th
     assert UsageSegment.objects.filter(ended_at=None).count() == 1
 
 
-def test_what_automatic_backups_left_is_deleted_by_an_administrator_but_not_what_is_kept_for_ever(
+def test_an_administrator_deletes_automatic_backups_but_no_pinned_ones(
     vm: VirtualMachine, admin: User, now: datetime
 ) -> None:
     switch(vm, True, admin, now)
@@ -390,7 +390,7 @@ def test_a_machine_marked_deleted_in_the_form_is_switched_off_by_who_did_it(
     assert UsageSegment.objects.get().ended_at == now - 5 * MINUTE
 
 
-def test_the_copies_that_are_left_are_deleted_after_a_question(
+def test_the_remaining_backups_are_deleted_after_a_confirmation(
     support: Client, vm: VirtualMachine, admin: User, now: datetime
 ) -> None:
     switch(vm, True, admin, now)

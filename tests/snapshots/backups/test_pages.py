@@ -118,7 +118,7 @@ def test_the_create_menu_offers_a_backup_and_is_not_there_for_who_may_only_look(
     assert "topbar-create" not in viewer.get("/help/").text
 
 
-def test_schedules_without_a_copy_are_said(client: Client, schedule: BackupSchedule) -> None:
+def test_schedules_without_a_backup_are_said(client: Client, schedule: BackupSchedule) -> None:
     assert "1 schedule is set up and hasn't taken its first backup." in unescape(client.get(COPIES).text)
 
 
@@ -132,7 +132,7 @@ def test_the_invitation_gives_way_to_the_first_schedule_at_once(client: Client, 
         assert "Back up your first instance" in client.get(COPIES).text
 
 
-def test_copies_are_listed_like_snapshots_and_apart_from_them(client: Client, vm: VirtualMachine) -> None:
+def test_backups_are_listed_like_snapshots_and_apart_from_them(client: Client, vm: VirtualMachine) -> None:
     copy = BackupRunFactory(schedule__vm=vm, snapshot__name="nightly", snapshot__size_gb=60).snapshot
 
     response = client.get(COPIES)
@@ -156,7 +156,7 @@ def test_copies_are_listed_like_snapshots_and_apart_from_them(client: Client, vm
     assert names(client.get(f"{COPIES}?q=nothing")) == []
 
 
-def test_a_failed_or_missed_last_run_is_said_above_the_copies(client: Client, schedule: BackupSchedule) -> None:
+def test_a_failed_or_missed_last_run_is_said_above_the_backups(client: Client, schedule: BackupSchedule) -> None:
     BackupRunFactory(schedule=schedule, failed=True)
     page = client.get(COPIES)
     assert "The last run of 1 schedule did not succeed" in page.text
@@ -167,7 +167,7 @@ def test_a_failed_or_missed_last_run_is_said_above_the_copies(client: Client, sc
     assert "did not succeed" not in client.get(COPIES).text
 
 
-def test_a_copy_of_automatic_backups_is_not_charged_by_itself(client: Client, vm: VirtualMachine, owner: User) -> None:
+def test_an_automatic_backup_is_not_charged_by_itself(client: Client, vm: VirtualMachine, owner: User) -> None:
     copy = automatic_copy(vm, owner)
 
     assert client.get(COPIES).context["rows"][0].hourly == ""
@@ -178,7 +178,7 @@ def test_a_copy_of_automatic_backups_is_not_charged_by_itself(client: Client, vm
     assert "charged per GB" in words(client.get(act_url(copy, "pin")).text)
 
 
-def test_the_page_of_a_copy_leads_back_to_the_backups_and_to_its_schedule(
+def test_the_page_of_a_backup_leads_back_to_the_list_and_to_its_schedule(
     client: Client, schedule: BackupSchedule
 ) -> None:
     copy = BackupRunFactory(schedule=schedule).snapshot
@@ -191,7 +191,7 @@ def test_the_page_of_a_copy_leads_back_to_the_backups_and_to_its_schedule(
         assert f'<a href="{COPIES}">Backups</a>' in client.get(act_url(copy, name)).text, name
 
 
-def test_a_copy_is_kept_for_ever_and_let_go_again(client: Client, schedule: BackupSchedule) -> None:
+def test_a_backup_is_pinned_and_unpinned_again(client: Client, schedule: BackupSchedule) -> None:
     copy = BackupRunFactory(schedule=schedule).snapshot
     assert "until you delete it?" in client.get(act_url(copy, "pin")).text
 
@@ -208,7 +208,7 @@ def test_a_copy_is_kept_for_ever_and_let_go_again(client: Client, schedule: Back
     assert not copy.is_pinned
 
 
-def test_only_a_backup_that_is_not_being_deleted_can_be_kept(
+def test_only_a_backup_that_is_not_being_deleted_can_be_pinned(
     client: Client, viewer: Client, stranger: Client, schedule: BackupSchedule
 ) -> None:
     copy = BackupRunFactory(schedule=schedule).snapshot
@@ -327,7 +327,7 @@ def test_the_page_shows_the_next_runs_and_what_became_of_the_others(client: Clie
     assert [row.cells[0] for row in response.context["chart"].rows][:4] == ["kept", "kept", "deleted", ""]
 
 
-def test_a_copy_that_is_kept_for_ever_is_not_counted(client: Client, schedule: BackupSchedule) -> None:
+def test_a_pinned_backup_is_not_counted(client: Client, schedule: BackupSchedule) -> None:
     BackupRunFactory(schedule=schedule, snapshot__is_pinned=True)
 
     response = client.get(url(schedule))
@@ -349,7 +349,7 @@ def test_the_runs_follow_each_other_page_by_page(client: Client, schedule: Backu
     assert seen == made
 
 
-def test_the_page_asks_again_while_a_copy_is_taken(client: Client, schedule: BackupSchedule) -> None:
+def test_the_page_asks_again_while_a_backup_is_taken(client: Client, schedule: BackupSchedule) -> None:
     run = BackupRunFactory(schedule=schedule, taking=True)
     response = client.get(url(schedule))
     version = response.context["version"]
@@ -484,7 +484,7 @@ def test_a_schedule_is_paused_and_resumed(client: Client, schedule: BackupSchedu
     assert schedule.paused_at is None and schedule.next_run_at
 
 
-def test_a_copy_is_taken_at_once_and_only_one_at_a_time(client: Client, schedule: BackupSchedule) -> None:
+def test_a_backup_is_taken_at_once_and_only_one_at_a_time(client: Client, schedule: BackupSchedule) -> None:
     assert "2 backups cost K 72.00" in words(client.get(url(schedule, "run_schedule")).text)
     page = client.post(url(schedule, "run_schedule"), follow=True).text
     assert "is being taken." in page and "Being taken" in page
@@ -496,7 +496,7 @@ def test_a_copy_is_taken_at_once_and_only_one_at_a_time(client: Client, schedule
     assert Snapshot.objects.get().state == State.READY
 
 
-def test_a_schedule_is_deleted_and_its_copies_stay(client: Client, schedule: BackupSchedule) -> None:
+def test_a_schedule_is_deleted_and_its_backups_stay(client: Client, schedule: BackupSchedule) -> None:
     copy = BackupRunFactory(schedule=schedule).snapshot
     assert "Its 1 backup stays and is charged until you delete it." in client.get(url(schedule, "delete_schedule")).text
 
@@ -512,7 +512,7 @@ def test_a_schedule_is_deleted_and_its_copies_stay(client: Client, schedule: Bac
 # --- what a copy is good for -------------------------------------------------------------------------------------------
 
 
-def test_a_copy_brings_the_machine_back_and_this_is_undone(
+def test_a_backup_brings_the_machine_back_and_this_is_undone(
     storage_root: Path, client: Client, schedule: BackupSchedule, owner: User
 ) -> None:
     sell_everywhere(kind=ServiceKind.VM_SNAPSHOT)
@@ -538,7 +538,7 @@ def test_a_copy_brings_the_machine_back_and_this_is_undone(
     assert all(holds(disk, content(b"ruined")) for disk in disks)
 
 
-def test_a_copy_becomes_a_new_machine_and_a_new_volume(
+def test_a_backup_becomes_a_new_machine_and_a_new_volume(
     storage_root: Path, client: Client, schedule: BackupSchedule, owner: User
 ) -> None:
     run_now(schedule=schedule, user=owner)
@@ -560,7 +560,7 @@ def test_a_copy_becomes_a_new_machine_and_a_new_volume(
         assert holds(folder / f"{volume.pk}.img", data)
 
 
-def test_a_copy_is_deleted_and_stops_costing(client: Client, schedule: BackupSchedule, owner: User) -> None:
+def test_a_backup_is_deleted_and_stops_costing(client: Client, schedule: BackupSchedule, owner: User) -> None:
     run_now(schedule=schedule, user=owner)
     carry_out_what_waits()
     copy = Snapshot.objects.get()
@@ -577,7 +577,7 @@ def test_a_copy_is_deleted_and_stops_costing(client: Client, schedule: BackupSch
 # --- where else they are shown ------------------------------------------------------------------------------------------
 
 
-def test_the_page_of_a_machine_shows_its_schedules_its_copies_and_the_switch(
+def test_the_page_of_a_machine_shows_its_schedules_its_backups_and_the_switch(
     client: Client, schedule: BackupSchedule, owner: User
 ) -> None:
     vm = schedule.vm
@@ -606,7 +606,7 @@ def test_where_backups_are_not_sold_the_machine_says_so(client: Client, project:
     assert "is not sold in" in client.get(reverse("snapshots:machine", args=[vm.pk])).text
 
 
-def test_the_dashboard_counts_copies_and_the_20_percent(client: Client, vm: VirtualMachine, owner: User) -> None:
+def test_the_dashboard_counts_backups_and_the_20_percent(client: Client, vm: VirtualMachine, owner: User) -> None:
     BackupRunFactory(schedule__vm=vm, snapshot__size_gb=60)
     totals = client.get("/").context["totals"]
     assert (totals["count"], totals["size"], totals["hourly"]) == ("1", "60 GB", "K 36.00")
@@ -628,9 +628,7 @@ def test_a_volume_that_is_in_a_backup_of_its_machine_is_not_said_to_be_unprotect
     assert client.get("/").context["unprotected_count"] == 0
 
 
-def test_deleting_a_copy_of_automatic_backups_promises_no_savings(
-    client: Client, vm: VirtualMachine, owner: User
-) -> None:
+def test_deleting_an_automatic_backup_promises_no_savings(client: Client, vm: VirtualMachine, owner: User) -> None:
     copy = automatic_copy(vm, owner)
     assert "It saves nothing" in client.get(act_url(copy, "delete")).text
 
@@ -648,7 +646,7 @@ def test_subscriptions_show_automatic_backups_with_the_sentence(client: Client, 
     assert "20 % × K 24.0000 = K 4.8000 an hour" in page
 
 
-def test_the_copies_of_many_machines_are_listed(client: Client, project: Project) -> None:
+def test_the_backups_of_many_machines_are_listed(client: Client, project: Project) -> None:
     for _number in range(20):
         BackupRunFactory(schedule__vm__project=project)
     BackupFactory(vm__project=project)

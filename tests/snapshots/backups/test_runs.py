@@ -100,7 +100,7 @@ def copies(schedule: BackupSchedule) -> list[str]:
 # --- due -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_due_run_is_started_once_and_done_when_its_copy_is_verified(schedule: BackupSchedule) -> None:
+def test_a_due_run_is_started_once_and_done_when_its_backup_is_verified(schedule: BackupSchedule) -> None:
     slot = due_at(schedule)
     assert start_due_runs(slot - timedelta(seconds=1)) == 0
     assert start_due_runs(slot) == 1
@@ -256,7 +256,7 @@ def test_what_fails_is_tried_again_after_growing_pauses_and_given_up_after_the_t
     assert not UsageSegment.objects.exists()
 
 
-def test_a_capture_that_failed_is_taken_again_as_the_same_copy(
+def test_a_failed_capture_is_retried_as_the_same_backup(
     storage_root: Path, schedule: BackupSchedule, vm: VirtualMachine
 ) -> None:
     at = due_at(schedule)
@@ -278,7 +278,7 @@ def test_a_capture_that_failed_is_taken_again_as_the_same_copy(
     assert Notification.objects.get().title == "The backup of db-01 failed and will be tried again"
 
 
-def test_when_the_machine_has_other_disks_at_the_second_try_a_new_copy_is_taken(
+def test_when_the_machine_has_other_disks_at_the_retry_a_new_backup_is_taken(
     storage_root: Path, schedule: BackupSchedule, vm: VirtualMachine
 ) -> None:
     at = due_at(schedule)
@@ -308,7 +308,7 @@ def test_a_refusal_is_the_reason_of_the_failure(schedule: BackupSchedule) -> Non
     assert run.reason.startswith("Insufficient infra credit")
 
 
-def test_a_copy_that_is_damaged_when_it_is_read_back_is_removed_and_taken_again(
+def test_a_backup_found_damaged_by_its_verification_is_removed_and_taken_again(
     storage_root: Path, schedule: BackupSchedule
 ) -> None:
     at = due_at(schedule)
@@ -331,7 +331,7 @@ def test_a_copy_that_is_damaged_when_it_is_read_back_is_removed_and_taken_again(
     assert UsageSegment.objects.filter(ended_at=None).get().resource_id == run.snapshot_id
 
 
-def test_a_copy_that_could_not_be_read_back_is_read_again_and_not_taken_again(
+def test_a_backup_that_could_not_be_verified_is_verified_again_and_not_taken_again(
     storage_root: Path, schedule: BackupSchedule
 ) -> None:
     at = due_at(schedule)
@@ -357,7 +357,7 @@ def test_a_copy_that_could_not_be_read_back_is_read_again_and_not_taken_again(
     ]
 
 
-def test_a_failed_copy_that_a_person_tries_again_finishes_its_run(
+def test_a_failed_backup_that_a_user_retries_finishes_its_run(
     storage_root: Path, schedule: BackupSchedule, vm: VirtualMachine, member: Membership
 ) -> None:
     at = due_at(schedule)
@@ -374,7 +374,7 @@ def test_a_failed_copy_that_a_person_tries_again_finishes_its_run(
     assert states(schedule) == [DONE]
 
 
-def test_a_copy_that_is_deleted_before_it_is_verified_ends_its_run(
+def test_a_backup_that_is_deleted_before_it_is_verified_ends_its_run(
     schedule: BackupSchedule, member: Membership
 ) -> None:
     at = due_at(schedule)
@@ -396,7 +396,7 @@ def spoil(path: Path) -> None:
         file.write(b"other bytes")
 
 
-def test_the_oldest_copy_goes_when_a_new_one_is_verified_and_not_before(schedule: BackupSchedule) -> None:
+def test_the_oldest_backup_goes_when_a_new_one_is_verified_and_not_before(schedule: BackupSchedule) -> None:
     first = run_once(schedule).snapshot
     run_once(schedule)
     now = due_at(schedule)
@@ -414,16 +414,14 @@ def test_the_oldest_copy_goes_when_a_new_one_is_verified_and_not_before(schedule
     assert copies(schedule) == [State.DELETED, State.READY, State.READY]
 
 
-def test_a_copy_that_is_kept_for_ever_is_neither_counted_nor_deleted(
-    schedule: BackupSchedule, member: Membership
-) -> None:
+def test_a_pinned_backup_is_neither_counted_nor_deleted(schedule: BackupSchedule, member: Membership) -> None:
     pin_backup(snapshot=run_once(schedule).snapshot, user=member.user)
     for _run in range(3):
         run_once(schedule)
     assert copies(schedule) == [State.READY, State.DELETING, State.READY, State.READY]
 
 
-def test_a_damaged_copy_is_not_one_of_those_that_are_kept(
+def test_a_damaged_backup_does_not_count_for_retention(
     storage_root: Path, schedule: BackupSchedule, member: Membership
 ) -> None:
     run_once(schedule)
@@ -438,7 +436,7 @@ def test_a_damaged_copy_is_not_one_of_those_that_are_kept(
     assert copies(schedule) == [State.DELETING, State.DELETING, State.READY, State.READY]
 
 
-def test_a_copy_that_is_being_used_stays_until_the_next_time(schedule: BackupSchedule, member: Membership) -> None:
+def test_a_backup_that_is_being_used_stays_until_the_next_time(schedule: BackupSchedule, member: Membership) -> None:
     first = run_once(schedule).snapshot
     run_once(schedule)
     now = due_at(schedule)
@@ -454,7 +452,7 @@ def test_a_copy_that_is_being_used_stays_until_the_next_time(schedule: BackupSch
     assert copies(schedule) == [State.DELETING, State.DELETING, State.READY, State.READY]
 
 
-def test_fewer_copies_are_kept_from_the_next_verified_one_on(schedule: BackupSchedule, member: Membership) -> None:
+def test_fewer_backups_are_kept_from_the_next_verified_one_on(schedule: BackupSchedule, member: Membership) -> None:
     run_once(schedule)
     run_once(schedule)
     now = due_at(schedule) - timedelta(hours=1)
@@ -464,7 +462,7 @@ def test_fewer_copies_are_kept_from_the_next_verified_one_on(schedule: BackupSch
     assert copies(schedule) == [State.DELETING, State.DELETING, State.READY]
 
 
-def test_the_copies_of_one_schedule_do_not_count_for_another(schedule: BackupSchedule, vm: VirtualMachine) -> None:
+def test_the_backups_of_one_schedule_do_not_count_for_another(schedule: BackupSchedule, vm: VirtualMachine) -> None:
     other = BackupScheduleFactory(vm=vm, at=time(12), retention_count=1)
     for _round in range(2):
         for one in sorted([schedule, other], key=due_at):
@@ -480,7 +478,7 @@ def test_the_copies_of_one_schedule_do_not_count_for_another(schedule: BackupSch
 
 
 @pytest.mark.parametrize("look", [maintain_schedules, start_due_runs])
-def test_the_schedules_of_a_deleted_machine_end_and_its_copies_stay(
+def test_the_schedules_of_a_deleted_machine_end_and_its_backups_stay(
     schedule: BackupSchedule, vm: VirtualMachine, look: Callable[[datetime], int]
 ) -> None:
     copy = run_once(schedule).snapshot
@@ -544,7 +542,7 @@ def test_a_run_that_a_clock_far_ahead_has_put_off_is_tried_once_it_is_right(
 
 
 @pytest.mark.parametrize("ahead", [3 * DAY, timedelta(seconds=45)], ids=["days", "less than a copy takes"])
-def test_a_copy_of_a_clock_that_was_ahead_makes_room_for_what_is_taken_now(
+def test_retention_deletes_a_backup_dated_by_a_clock_that_was_ahead(
     schedule: BackupSchedule, member: Membership, ahead: timedelta
 ) -> None:
     BackupSchedule.objects.update(retention_count=1)
@@ -612,7 +610,7 @@ def test_a_backup_that_a_user_retries_is_the_newest_one(
     }
 
 
-def test_a_copy_that_was_deleted_in_the_cloud_does_not_count_as_kept(schedule: BackupSchedule) -> None:
+def test_a_backup_deleted_in_the_cloud_does_not_count_for_retention(schedule: BackupSchedule) -> None:
     first, second = run_once(schedule).snapshot, run_once(schedule).snapshot
     Snapshot.objects.filter(pk=second.pk).update(missing_since=timezone.now())
     run_once(schedule)
@@ -682,7 +680,7 @@ def test_runs_are_numbered_in_the_order_in_which_they_were_started(schedule: Bac
         BackupRun.objects.filter(number=1).update(number=2)
 
 
-def test_a_copy_of_automatic_backups_costs_nothing_per_gb(vm: VirtualMachine) -> None:
+def test_an_automatic_backup_costs_nothing_per_gb(vm: VirtualMachine) -> None:
     Customer.objects.update(billing_type="prepaid")  # without any credits
     schedule = BackupScheduleFactory(vm=vm, automatic=True)
     start_due_runs(due_at(schedule))

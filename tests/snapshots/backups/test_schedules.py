@@ -97,7 +97,7 @@ def test_what_does_not_fit_is_refused_and_named(
     assert not BackupSchedule.objects.exists()
 
 
-def test_what_a_copy_would_be_refused_for_refuses_the_schedule(vm: VirtualMachine, member: Membership) -> None:
+def test_what_would_refuse_a_backup_refuses_the_schedule(vm: VirtualMachine, member: Membership) -> None:
     with pytest.raises(PriceChanged, match="has changed to K 24.00"):
         create(vm, member, shown_hourly_micro=1)
     Customer.objects.update(snapshot_gb_quota=39)
@@ -200,7 +200,7 @@ def test_an_edited_schedule_runs_at_its_new_time(vm: VirtualMachine, member: Mem
     assert (edited.next_run_at, edited.retention_count) == (datetime(2026, 11, 22, 23, tzinfo=UTC), 7)
 
 
-def test_a_deleted_schedule_leaves_its_copies_and_stops_trying(vm: VirtualMachine, member: Membership) -> None:
+def test_a_deleted_schedule_leaves_its_backups_and_stops_trying(vm: VirtualMachine, member: Membership) -> None:
     done = BackupRunFactory(schedule=create(vm, member))
     waiting = BackupRunFactory(schedule=done.schedule, waiting=True)
     deleted = delete_schedule(schedule=done.schedule, user=member.user, now=NOON)
@@ -221,7 +221,7 @@ def test_automatic_backups_are_not_the_customers_to_change(member: Membership, v
             act(schedule=schedule, user=member.user)
 
 
-def test_a_copy_is_kept_for_ever_and_no_longer(vm: VirtualMachine, member: Membership) -> None:
+def test_a_backup_is_pinned_and_unpinned(vm: VirtualMachine, member: Membership) -> None:
     copy = BackupRunFactory(schedule=create(vm, member)).snapshot
     assert pin_backup(snapshot=copy, user=member.user).is_pinned
     assert not unpin_backup(snapshot=copy, user=member.user).is_pinned

@@ -76,7 +76,7 @@ def words(page: str) -> str:
     return " ".join(unescape(re.sub("<[^>]+>", " ", page[page.index('id="wizard"') :])).split())
 
 
-def test_the_whole_way_from_a_location_to_the_first_copy(
+def test_the_whole_way_from_a_location_to_the_first_backup(
     client: Client, member: Membership, vm: VirtualMachine
 ) -> None:
     here = NEW
@@ -269,7 +269,7 @@ def test_a_location_where_backups_are_not_sold_cannot_be_chosen(
     assert "VM backups are not sold in 1CNG-MDY-AZ01." in client.post(NEW, {"location": elsewhere.pk}).text
 
 
-def test_the_estimate_counts_the_copies_that_there_will_be(
+def test_the_estimate_counts_the_backups_that_there_will_be(
     client: Client, member: Membership, vm: VirtualMachine
 ) -> None:
     """Three days of daily backups that keep one: the copies follow each other without a gap, as if it were one."""
@@ -330,7 +330,7 @@ def test_a_machine_in_another_project_cannot_be_chosen(client: Client, member: M
     assert "This instance is not in the project and location any more." in response.text
 
 
-def test_the_wallet_of_a_prepaid_customer_lasts_with_all_copies(
+def test_the_wallet_of_a_prepaid_customer_lasts_with_all_backups(
     client: Client, member: Membership, vm: VirtualMachine
 ) -> None:
     customer = member.project.customer
