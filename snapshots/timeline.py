@@ -1,4 +1,4 @@
-"""When something was captured, as a row of days, weeks or months: pure, so that gaps are found the same way everywhere."""
+"""When snapshots were taken, by day, week or month, and the longest gap. Pure functions."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,16 +6,16 @@ from datetime import date, datetime, timedelta, tzinfo
 
 from .models import State
 
-# As many marks as can be told apart on a phone of 360 px.
+# More marks are indistinguishable at 360 px.
 MOST_MARKS = 62
 LEAST_DAYS = 30
-# More are not read from the database; the newest are.
+# Only the newest are read from the database.
 MOST_TAKEN = 1000
 
 
 @dataclass
 class Mark:
-    """One day, week or month. `is_there` is False before the thing itself existed."""
+    """One day, week or month. `is_there` is False before the volume or machine existed."""
 
     first: date
     last: date
@@ -31,7 +31,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Gap:
-    """A time without a snapshot that could be restored; `end` is None when it goes on."""
+    """A time without a usable snapshot. `end` is None if it continues."""
 
     start: datetime
     end: datetime | None
@@ -47,10 +47,10 @@ class Timeline:
 
 
 def timeline(taken: Iterable[tuple[datetime, str]], *, born: datetime, now: datetime, zone: tzinfo) -> Timeline:
-    """`taken` is (instant, state) of each snapshot, `born` when the thing came to be; days are those of `zone`.
+    """Build the timeline of snapshots, given as (time, state). `born` is when their source was created.
 
-    The unit is the finest of which at most MOST_MARKS reach back to the oldest one. What is older than that many months
-    is counted in the first.
+    The unit is the finest of which MOST_MARKS reach back to the oldest snapshot. Older snapshots than that many months count
+    in the first.
     """
     taken = sorted(taken)
     today = now.astimezone(zone).date()
@@ -82,7 +82,7 @@ def start_of(unit: str, day: date) -> date:
 
 
 def starts_of(unit: str, first: date, last: date) -> list[date]:
-    """The first day of each unit from the one with `first` to the one with `last`."""
+    """Return the first day of each unit from the one with `first` to the one with `last`."""
     starts, start = [], start_of(unit, first)
     while start <= last:
         starts.append(start)
@@ -91,7 +91,7 @@ def starts_of(unit: str, first: date, last: date) -> list[date]:
 
 
 def longest_gap(ready: list[datetime], now: datetime) -> Gap | None:
-    """Between one and the next, or since the last one; None when there is none to begin at. `ready` is in order."""
+    """Return the longest gap between two snapshots or since the last one. `ready` is sorted."""
     if not ready:
         return None
     gaps = [Gap(one, other, other - one) for one, other in zip(ready, ready[1:], strict=False)]

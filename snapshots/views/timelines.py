@@ -1,4 +1,4 @@
-"""The timeline of a volume's or machine's page: what snapshots/timeline.py finds, in words and measures of a picture."""
+"""The timeline on the page of a volume or machine: labels and coordinates of its drawing."""
 
 from datetime import date, datetime, timedelta
 from typing import Any
@@ -16,8 +16,8 @@ STEP, HEIGHT, LEAST_HEIGHT = 10, 40, 20
 
 
 def timeline_of(snapshots: QuerySet[Snapshot], *, born: datetime) -> dict[str, Any] | None:
-    """The inputs of partials/timeline.html for what is kept of a thing, None where nothing is. One query."""
-    # A damaged one is no better than one that failed: neither shortens the time without a snapshot.
+    """Return the inputs of partials/timeline.html, or None if there are no snapshots."""
+    # A damaged snapshot is shown as failed, because neither can be restored.
     state = Case(When(state=State.READY, damaged_at__isnull=False, then=Value(State.FAILED)), default="state")
     newest = snapshots.order_by("-created_at", "-pk").values_list("created_at", state)
     taken = list(newest[: MOST_TAKEN + 1])
@@ -82,7 +82,7 @@ def gap_of(gap: Gap | None) -> str:
 
 
 def label_of(mark: Mark, unit: str) -> str:
-    """`3 Nov: 2 ready, 1 failed`."""
+    """Return a label such as `3 Nov: 2 ready, 1 failed`."""
     if unit == "month":
         when = month(mark.first)
     elif unit == "week":

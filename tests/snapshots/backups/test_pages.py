@@ -173,7 +173,7 @@ def test_an_automatic_backup_is_not_charged_by_itself(client: Client, vm: Virtua
     assert client.get(COPIES).context["rows"][0].hourly == ""
     assert "in the 20 %" in words(client.get(COPIES).text)
     page = words(client.get(act_url(copy, "snapshot")).text)
-    assert "20 % × K 24.0000 = K 4.8000 an hour" in page
+    assert "20 % × K 24.0000 = K 4.80 an hour" in page
     assert "Price Summary" not in page
     assert "charged per GB" in words(client.get(act_url(copy, "pin")).text)
 
@@ -400,7 +400,7 @@ def test_nothing_is_offered_or_done_with_automatic_backups(client: Client, vm: V
 
     assert page.context["actions"] == []
     assert "Only an administrator can enable, disable or schedule them." in page.text
-    assert "20 % × K 24.0000 = K 4.8000 an hour" in words(page.text)
+    assert "20 % × K 24.0000 = K 4.80 an hour" in words(page.text)
     for name in ACTS:
         data = {"interval": "daily", "at": "03:00", "retention_count": 9}
         assert "Only your provider can change" in client.post(url(automatic, name), data).text, name
@@ -587,7 +587,7 @@ def test_the_page_of_a_machine_shows_its_schedules_its_backups_and_the_switch(
         "Every day at 02:00",
         "last night",
         "Automatic backups Off",
-        "Automatic VM backups cost 20 % of the virtual machine price: 20 % × K 24.0000 = K 4.8000 an hour",
+        "Automatic VM backups cost 20 % of the virtual machine price: 20 % × K 24.0000 = K 4.80 an hour",
         "Only an administrator can enable or disable them",
     ):
         assert text in page, text
@@ -643,7 +643,7 @@ def test_subscriptions_show_automatic_backups_with_the_sentence(client: Client, 
     page = words(client.get("/billing/subscriptions/").text)
 
     assert "db-01 Automatic VM Backup" in page
-    assert "20 % × K 24.0000 = K 4.8000 an hour" in page
+    assert "20 % × K 24.0000 = K 4.80 an hour" in page
 
 
 def test_the_backups_of_many_machines_are_listed(client: Client, project: Project) -> None:
