@@ -1,8 +1,8 @@
-"""Who sees what a customer pays."""
+"""Who may see a customer's bills."""
 
 from cng_portal.accounts.models import Customer, User
 
 
 def billed_customer(user: User) -> Customer | None:
-    """The person's customer, if the person owns at least one of its projects. No query beyond `user.seen`."""
+    """Return the user's customer if the user owns at least one of its projects. No query beyond `user.seen`."""
     return user.customer if user.owns_customer else None

@@ -9,6 +9,7 @@ register(
         "wallet.move": _("Credits changed"),
         "price.set": _("Price set"),
         "price.delete": _("Planned price deleted"),
+        "price.correct": _("Price corrected"),
         "invoice.close": _("Months closed by an administrator"),
     }
 )

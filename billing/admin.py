@@ -1,9 +1,9 @@
-"""Prices and credits, for the support desk. Usage, invoices and the ledger are records: to look at."""
+"""Prices and credits, for the support desk. Usage, invoices and the ledger are read-only."""
 
 from typing import Any
 
 from django.contrib import admin, messages
-from django.db import IntegrityError
+from django.db import transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import get_object_or_404, render
@@ -21,7 +21,15 @@ from cng_portal.common.admin import ReadOnly, SupportAdmin
 from . import closing, rating
 from .balance import get_balance, get_standing, get_standings
 from .errors import Refused
-from .forms import CorrectionForm, GrantForm, PackageForm, PriceVersionForm, PriceVersionFormSet, WalletForm
+from .forms import (
+    CorrectionForm,
+    GrantForm,
+    PackageForm,
+    PriceCorrectionForm,
+    PriceVersionForm,
+    PriceVersionFormSet,
+    WalletForm,
+)
 from .models import (
     ClosingFailure,
     CustomerAccount,
@@ -32,7 +40,7 @@ from .models import (
     UsageSegment,
     WalletTransaction,
 )
-from .packages import delete_price, retire_package, save_price
+from .packages import correct_price, delete_price, lock_prices, retire_package, save_price
 from .wallet import buy_credits, correct_credits, grant_credits, refund_credits
 
 
@@ -40,14 +48,28 @@ class PriceVersionInline(admin.TabularInline):
     model = PriceVersion
     form = PriceVersionForm
     formset = PriceVersionFormSet
-    fields = ["starts_at", "rate", "created_by", "created_at"]
-    readonly_fields = ["created_by", "created_at"]
-    ordering = ["starts_at"]
+    fields = ["starts_at", "rate", "confirm", "reason", "created_by", "created_at", "correct"]
+    readonly_fields = ["reason", "created_by", "created_at", "correct"]
+    ordering = ["starts_at", "pk"]
     extra = 0
     min_num = 0
 
     def get_extra(self, request: HttpRequest, obj: Package | None = None, **kwargs: Any) -> int:
         return 0 if obj else 1
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[PriceVersion]:
+        return super().get_queryset(request).select_related("package", "correction", "created_by")
+
+    @admin.display(description=gettext_lazy("correct"))
+    def correct(self, version: PriceVersion) -> str:
+        """Link to the correction of a price that has begun, unless it has been corrected already."""
+        if not version.pk or version.starts_at > timezone.now():
+            return "–"
+        if hasattr(version, "correction"):
+            return _("Corrected to %(rate)s") % {"rate": version.correction}
+        return format_html(
+            '<a href="{}">{}</a>', reverse("admin:billing_price_correct", args=[version.pk]), _("Correct")
+        )
 
 
 @admin.register(Package)
@@ -82,14 +104,49 @@ class PackageAdmin(SupportAdmin):
             "start": f"{planned[0].since:%Y-%m-%d %H:%M}",
         }
 
+    @transaction.atomic
     def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        """What the database refuses, because a price began or another one was saved since the form was looked at, the
-        form finds when it looks once more: it is shown again with its errors.
-        """
-        try:
-            return super().changeform_view(request, *args, **kwargs)
-        except IntegrityError:
-            return super().changeform_view(request, *args, **kwargs)
+        if request.method == "POST":
+            lock_prices()  # so that the form finds every conflict itself
+        return super().changeform_view(request, *args, **kwargs)
+
+    def get_urls(self) -> list[Any]:
+        view = self.admin_site.admin_view(self.correct_view)
+        return [path("prices/<int:version_id>/correct/", view, name="billing_price_correct"), *super().get_urls()]
+
+    def correct_view(self, request: HttpRequest, version_id: int) -> HttpResponse:
+        """Replace a price that has begun by a lower one. The next invoices credit what it overcharged."""
+        version = get_object_or_404(PriceVersion.objects.select_related("package"), pk=version_id)
+        package = version.package
+        if not self.has_change_permission(request, package):
+            return HttpResponse(_("You may not change prices."), status=403)
+        back = reverse("admin:billing_package_change", args=[package.pk])
+        form = PriceCorrectionForm(request.POST or None, version=version)
+        if form.is_valid():
+            try:
+                correction = correct_price(
+                    version=version, rate_micro=form.rate_micro, reason=form.cleaned_data["reason"], by=request.user
+                )
+            except Refused as error:
+                form.add_error(None, str(error))
+            else:
+                sentence = _(
+                    "%(old)s corrected to %(new)s. Customers pay the new price from its start on, and the next invoices "
+                    "credit the difference."
+                )
+                self.message_user(request, sentence % {"old": version, "new": correction}, messages.SUCCESS)
+                return HttpResponseRedirect(back)
+        context = {
+            **self.admin_site.each_context(request),
+            "opts": self.opts,
+            "package": package,
+            "version": version,
+            "title": _("Correct a price"),
+            "form": form,
+            "back": back,
+            "media": self.media + form.media,
+        }
+        return render(request, "billing/admin/correct_price.html", context)
 
     def save_model(self, request: HttpRequest, obj: Package, form: Any, change: bool) -> None:
         if change and "active" in form.changed_data and not obj.active:
@@ -101,15 +158,15 @@ class PackageAdmin(SupportAdmin):
     def save_formset(self, request: HttpRequest, form: Any, formset: Any, change: bool) -> None:
         versions = formset.save(commit=False)
         if not form.instance.active:
-            return  # its planned prices are deleted, and it takes no new ones
+            return  # An inactive package has no planned prices and takes no new ones.
         for version in versions:
             save_price(version, by=request.user)
         for version in formset.deleted_objects:
             delete_price(version, by=request.user)
 
 
-class OfACustomer(ReadOnly, SupportAdmin):
-    """A record that belongs to a customer; found by the customer's number, a uuid, or a person's e-mail address."""
+class CustomerRecordAdmin(ReadOnly, SupportAdmin):
+    """A read-only record of a customer, found by the customer's number, a uuid or a user's e-mail address."""
 
     customer_fields = ("customer",)
     search_fields = ["=customer__number", "customer__name"]
@@ -117,13 +174,13 @@ class OfACustomer(ReadOnly, SupportAdmin):
 
 
 @admin.register(ClosingFailure)
-class ClosingFailureAdmin(OfACustomer):
+class ClosingFailureAdmin(CustomerRecordAdmin):
     list_display = ["customer", "reason", "failed_at"]
     uuid_fields = ("customer_id",)
 
 
 @admin.register(UsageSegment)
-class UsageSegmentAdmin(OfACustomer):
+class UsageSegmentAdmin(CustomerRecordAdmin):
     list_display = [
         "resource_name",
         "kind",
@@ -138,17 +195,17 @@ class UsageSegmentAdmin(OfACustomer):
     ]
     list_filter = ["kind", "location", "voided", "backdated", ("ended_at", admin.EmptyFieldListFilter)]
     list_select_related = ["customer", "project", "location"]
-    search_fields = [*OfACustomer.search_fields, "resource_name"]
+    search_fields = [*CustomerRecordAdmin.search_fields, "resource_name"]
     uuid_fields = ("pk", "resource_id", "customer_id", "project_id")
     ordering = ["-started_at", "id"]
 
 
 @admin.register(WalletTransaction)
-class WalletTransactionAdmin(OfACustomer):
+class WalletTransactionAdmin(CustomerRecordAdmin):
     list_display = ["at", "customer", "kind", "amount", "source", "target", "reason", "by", "expires_at"]
     list_filter = ["kind"]
     list_select_related = ["customer", "by"]
-    search_fields = [*OfACustomer.search_fields, "reason", "=key"]
+    search_fields = [*CustomerRecordAdmin.search_fields, "reason", "=key"]
     uuid_fields = ("pk", "customer_id", "invoice_id")
     ordering = ["-at", "id"]
 
@@ -158,7 +215,7 @@ class WalletTransactionAdmin(OfACustomer):
 
 
 @admin.register(Invoice)
-class InvoiceAdmin(OfACustomer):
+class InvoiceAdmin(CustomerRecordAdmin):
     list_display = ["number", "customer", "month", "billing_type", "total", "line_count", "made_at", "lines_link"]
     list_filter = ["month", "billing_type"]
     uuid_fields = ("pk", "customer_id")
@@ -175,7 +232,7 @@ class InvoiceAdmin(OfACustomer):
 
 
 @admin.register(InvoiceLine)
-class InvoiceLineAdmin(OfACustomer):
+class InvoiceLineAdmin(CustomerRecordAdmin):
     list_display = ["resource_name", "kind", "invoice", "project_name", "location_code", "from_at", "to_at", "formula"]
     list_filter = ["kind"]
     list_select_related = ["invoice"]
@@ -205,13 +262,13 @@ class CustomerAccountAdmin(ReadOnly, SupportAdmin):
     change_form_template = "billing/admin/account.html"
 
     def get_changelist_instance(self, request: HttpRequest) -> Any:
-        """Two queries give the page its balances."""
+        """Add the balances to the rows, with two queries for the page."""
         changelist = super().get_changelist_instance(request)
         rows = list(changelist.result_list)
         ids = [row.pk for row in rows]
-        found = get_standings(customers=CustomerAccount.objects.filter(pk__in=ids), at=timezone.now())
+        standings = get_standings(customers=CustomerAccount.objects.filter(pk__in=ids), at=timezone.now())
         for row in rows:
-            row.standing = found[row.pk]
+            row.standing = standings[row.pk]
         changelist.result_list = rows
         return changelist
 
@@ -244,7 +301,7 @@ class CustomerAccountAdmin(ReadOnly, SupportAdmin):
         return [*views, named("correct", CorrectionForm), *super().get_urls()]
 
     def wallet_view(self, request: HttpRequest, pk: str, name: str, form_class: type[WalletForm]) -> HttpResponse:
-        """One transaction of the wallet, with a reason."""
+        """Record a wallet transaction, with a reason."""
         if not request.user.has_perm("billing.add_wallettransaction"):
             return HttpResponse(_("You may not change wallets."), status=403)
         account = get_object_or_404(CustomerAccount, pk=pk)
@@ -257,7 +314,7 @@ class CustomerAccountAdmin(ReadOnly, SupportAdmin):
         }
         back = reverse("admin:billing_customeraccount_change", args=[account.pk])
         if form.is_valid():
-            given = {
+            fields = {
                 "customer": account,
                 "reason": form.cleaned_data["reason"],
                 "by": request.user,
@@ -265,18 +322,18 @@ class CustomerAccountAdmin(ReadOnly, SupportAdmin):
             }
             try:
                 if name == "correct":
-                    done = correct_credits(**given, change_micro=form.amount_micro)
+                    recorded = correct_credits(**fields, change_micro=form.amount_micro)
                 elif name == "grant":
                     expires_at = form.cleaned_data["expires_at"]
-                    done = grant_credits(**given, amount_micro=form.amount_micro, expires_at=expires_at)
+                    recorded = grant_credits(**fields, amount_micro=form.amount_micro, expires_at=expires_at)
                 elif name == "refund":
-                    done = refund_credits(**given, amount_micro=form.amount_micro)
+                    recorded = refund_credits(**fields, amount_micro=form.amount_micro)
                 else:
-                    done = buy_credits(**given, amount_micro=form.amount_micro)
+                    recorded = buy_credits(**fields, amount_micro=form.amount_micro)
             except Refused as error:
                 form.add_error(None, str(error))
             else:
-                amount = money.format_amount(done.wallet_micro, account.currency)
+                amount = money.format_amount(recorded.wallet_micro, account.currency)
                 self.message_user(request, _("Recorded: %(amount)s.") % {"amount": amount}, messages.SUCCESS)
                 return HttpResponseRedirect(back)
         context = {
@@ -291,17 +348,17 @@ class CustomerAccountAdmin(ReadOnly, SupportAdmin):
         }
         return render(request, "billing/admin/wallet.html", context)
 
-    @admin.action(description=gettext_lazy("Make the invoices of the months that are over"), permissions=["close"])
+    @admin.action(description=gettext_lazy("Write the invoices of the months that are over"), permissions=["close"])
     def close_months(self, request: HttpRequest, accounts: QuerySet[CustomerAccount]) -> None:
         report = closing.close_months(at=timezone.now(), customer_ids=list(accounts.values_list("pk", flat=True)))
-        for sentence in report.stopped.values():
-            self.message_user(request, sentence, messages.ERROR)
-        made = _("%(invoices)s invoices made, with %(lines)s lines.") % {
+        for reason in report.failures.values():
+            self.message_user(request, reason, messages.ERROR)
+        sentence = _("%(invoices)s invoices made, with %(lines)s lines.") % {
             "invoices": report.invoices,
             "lines": report.lines,
         }
         activity.record(action="invoice.close", actor=request.user, after={"invoices": report.invoices})
-        self.message_user(request, made, messages.SUCCESS)
+        self.message_user(request, sentence, messages.SUCCESS)
 
     def has_close_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("billing.add_invoice")

@@ -1,4 +1,4 @@
-"""What a customer has and owes at an instant. Nothing accrues: it is computed from usage and prices when asked for."""
+"""What a customer has and owes at an instant. Nothing accrues: it is computed from usage and prices on demand."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from django.db.models import Case, Exists, F, Min, OuterRef, QuerySet, Subquery, Sum, When
+from django.db.models import Case, Exists, F, Min, OuterRef, QuerySet, Subquery, When
 
 from cng_portal.accounts.models import BillingType, Customer
 
@@ -14,13 +14,14 @@ from . import bulk, rating
 from .charges import backdated_lines
 from .errors import InsufficientCredit
 from .models import Invoice, UsageSegment, WalletAccount, WalletTransaction
+from .sums import ExactSum
 from .usage import hourly_cost
 from .wallet import expired_credits
 
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """Where a customer stands at an instant, in millionths: the ledger, and what no invoice has yet."""
+    """A customer's account at an instant, in millionths: the credits in the ledger, and the usage not invoiced yet."""
 
     credits_micro: int
     owed_micro: int
@@ -31,16 +32,18 @@ class Standing:
 
 
 def with_ledger(customers: QuerySet[Customer], *, at: datetime) -> QuerySet[Customer]:
-    """What a customer's standing at `at` follows from: the month and end of the last invoice, or without one the first use;
-    `credits`: what the ledger says; `backdated`: some usage was reported for a month that had its invoice; `expiring`: free
-    credits have expired, and the ledger does not say so yet.
+    """Annotate the customers with what their standing at `at` is computed from.
+
+    `last_month` and `last_until`, the month and end of the last invoice, or `first_use` without one; `credits`, the sum of
+    the ledger; `backdated`, whether there is backdated usage; `expiring`, whether free credits have expired and the ledger
+    doesn't record it yet.
     """
     invoices = Invoice.objects.filter(customer=OuterRef("pk")).order_by("-month")
     usage = UsageSegment.objects.filter(customer=OuterRef("pk"))
     first_use = usage.order_by().values("customer").annotate(first=Min("started_at")).values("first")
     wallet = WalletTransaction.objects.filter(customer=OuterRef("pk"), at__lte=at)
     signed = Case(When(target=WalletAccount.WALLET, then=F("amount_micro")), default=-F("amount_micro"))
-    total = wallet.order_by().values("customer").annotate(total=Sum(signed)).values("total")
+    total = wallet.order_by().values("customer").annotate(total=ExactSum(signed)).values("total")
     return customers.annotate(
         last_month=Subquery(invoices.values("month")[:1]),
         last_until=Subquery(invoices.values("ends_at")[:1]),
@@ -52,7 +55,7 @@ def with_ledger(customers: QuerySet[Customer], *, at: datetime) -> QuerySet[Cust
 
 
 def open_windows(customers: Iterable[Any], at: datetime) -> list[bulk.CustomerWindow]:
-    """The months of each, of with_ledger, that have no invoice yet, up to the one of `at`."""
+    """Return the months without an invoice, up to the one of `at`, of customers of `with_ledger(at=at)`."""
     result = []
     for customer in customers:
         if customer.last_month:
@@ -78,16 +81,18 @@ def open_windows(customers: Iterable[Any], at: datetime) -> list[bulk.CustomerWi
 
 
 def get_standings(*, customers: QuerySet[Customer], at: datetime) -> dict[UUID, Standing]:
-    """{customer: standing at `at`, which is not before the last invoice}. Two queries, and more for those with
-    backdated usage or free credits that have just expired."""
+    """Return {customer: standing at `at`}; `at` must not be before the last invoice.
+
+    Two queries, and more for customers with backdated usage or free credits that have just expired.
+    """
     return standings_of(list(with_ledger(customers, at=at)), at=at)
 
 
-def standings_of(found: Sequence[Any], *, at: datetime) -> dict[UUID, Standing]:
-    """Of customers of with_ledger at the same instant. One query, and more as `standings` says."""
-    sums = bulk.owed_by_customer(open_windows(found, at))
+def standings_of(customers: Sequence[Any], *, at: datetime) -> dict[UUID, Standing]:
+    """Return {customer: standing}. The customers must come from `with_ledger(at=at)`. Queries as of `get_standings`."""
+    sums = bulk.owed_by_customer(open_windows(customers, at))
     result = {}
-    for customer in found:
+    for customer in customers:
         owed_micro = sums.get(customer.pk, 0)
         if customer.backdated:
             owed_micro += sum(due.line.amount_micro or 0 for due in backdated_lines(customer=customer, at=at))
@@ -96,7 +101,7 @@ def standings_of(found: Sequence[Any], *, at: datetime) -> dict[UUID, Standing]:
 
 
 def standing_of(customer: Any, *, owed_micro: int, at: datetime) -> Standing:
-    """Of a customer of `with_ledger` at the same instant, of whom is known what is owed."""
+    """Return the standing of a customer who owes `owed_micro`. The customer must come from `with_ledger(at=at)`."""
     credits_micro = int(customer.credits or 0)
     if customer.expiring:
         credits_micro -= sum(amount for _grant, amount in expired_credits(customer=customer, at=at))
@@ -108,18 +113,18 @@ def get_standing(*, customer: Customer, at: datetime) -> Standing:
 
 
 def get_owed(*, customer: Customer, at: datetime) -> int:
-    """What no invoice has yet, as an invoice made at `at` would say it, in millionths."""
+    """Return what an invoice made at `at` would come to, in millionths."""
     return get_standing(customer=customer, at=at).owed_micro
 
 
 def get_balance(*, customer: Customer, at: datetime) -> int:
-    """What the customer has at the instant: the ledger less what is owed since the last invoice, in millionths."""
+    """Return the credits in the ledger less what is owed since the last invoice, in millionths."""
     return get_standing(customer=customer, at=at).balance_micro
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lasting:
-    """For how long the credits last at the present cost, and with a new thing; None where nothing uses them up."""
+    """How long the credits last at the present cost, and with a new resource; None if nothing uses them up."""
 
     balance_micro: int
     now: timedelta | None
@@ -138,10 +143,9 @@ def lasts_for(*, customer: Customer, at: datetime, extra_hourly_micro: int = 0) 
 
 
 def require_cover(*, customer: Customer, hourly_micro: int, at: datetime, reserved_micro: int = 0) -> None:
-    """A prepaid wallet must cover the first hour of a new thing, and `reserved_micro` of what is being made already.
+    """Raise InsufficientCredit unless a prepaid wallet covers the first hour of a new resource, and `reserved_micro`.
 
-    Call it after `lock_customer` in the same transaction, else two requests could both see the same credits. Raises
-    InsufficientCredit.
+    The caller must hold the customer's lock, or two requests could both count on the same credits.
     """
     if customer.billing_type != BillingType.PREPAID:
         return

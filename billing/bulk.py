@@ -1,6 +1,6 @@
-"""The arithmetic of `rating.py` as SQL, over the usage of many customers at once: the same integers, on both databases.
+"""The arithmetic of `rating.py` in SQL, for many customers at once: the same integers, on both databases.
 
-Instants become microseconds since 1970, so that all that follows is arithmetic of 64-bit integers.
+Instants become microseconds since 1970, so that everything else is 64-bit integer arithmetic.
 """
 
 import json
@@ -23,13 +23,13 @@ from .models import ServiceKind, TransactionKind, WalletAccount
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 HOUR = rating.HOUR // MICROSECOND
-MANY = 200
-EVER = 2**62  # later and, with a minus, earlier than any instant
+MANY = 200  # customers
+EVER = 2**62  # later than any instant, and negative earlier than any
 
 
 @dataclass(frozen=True, kw_only=True)
 class CustomerWindow:
-    """One month of one customer, rated as known at `at`."""
+    """One month of one customer, with usage as known at `at`."""
 
     customer_id: UUID
     currency: str
@@ -41,7 +41,7 @@ class CustomerWindow:
 
 @dataclass(frozen=True, kw_only=True)
 class ClosingWindow(CustomerWindow):
-    """A month that is being closed: which number its invoice has, and the wallet's transaction that pays it."""
+    """A month that is being closed, with the number of its invoice and the wallet transaction that pays it."""
 
     invoice_id: UUID
     sequence: int
@@ -56,24 +56,24 @@ class Dialect:
     greatest: str
     microseconds: str  # of the instant {0}
     shifted: str  # started_at, which is `start` in microseconds, {0} hours later
-    fence: str  # keeps the planner from writing an inner expression out at each of its uses
+    fence: str  # keeps the planner from inlining a subquery, which would repeat its expressions
     materialized: str
 
 
 POSTGRESQL = Dialect(
     least="LEAST",
     greatest="GREATEST",
-    # A double has 53 bits: until the year 2106 it tells microseconds apart, and the cast takes the nearest one.
+    # A double has 53 bits, enough for microseconds until the year 2106. The cast rounds to the nearest.
     microseconds="(date_part('epoch', {0}) * 1000000)::bigint",
     shifted="started_at + {0} * INTERVAL '1 hour'",
     fence="OFFSET 0",
     materialized="MATERIALIZED",
 )
-# SQLite keeps instants as text in UTC, with six digits or none after the second.
+# SQLite stores instants as text in UTC, with six digits or none after the second.
 SQLITE = Dialect(
     least="MIN",
     greatest="MAX",
-    # 1970 began at the Julian day 2440587.5; this is twice as fast as strftime('%s'), and unixepoch needs SQLite 3.38
+    # 1970 began on Julian day 2440587.5. Twice as fast as strftime('%s'), and unixepoch needs SQLite 3.38.
     microseconds="((CAST(julianday(substr({0}, 1, 19)) * 86400 + 0.5 AS INTEGER) - 210866760000) * 1000000"
     " + CAST(substr({0}, 21) AS INTEGER))",
     shifted="datetime(start / 1000000 + {0} * 3600, 'unixepoch') || substr(started_at, 20)",
@@ -87,7 +87,7 @@ def microseconds(instant: datetime) -> int:
 
 
 def adapt(value: Any) -> Any:
-    """As the database keeps it, for a parameter of raw SQL."""
+    """Convert a value for a parameter of raw SQL."""
     if isinstance(value, UUID):
         return value if connection.features.has_native_uuid_field else value.hex
     if isinstance(value, datetime):
@@ -112,9 +112,9 @@ COLUMNS = {
 
 
 def _windows(windows: Sequence[CustomerWindow]) -> tuple[str, list[Any]]:
-    """A FROM clause of segments `s` and windows `w`, and its parameters.
+    """Return a FROM clause of segments `s` and windows `w`, and its parameters.
 
-    Mostly all customers have the same window. Then the planner gets to see constants, which makes it twice as fast.
+    Mostly all customers have the same window. Passing it as constants makes the query twice as fast.
     """
     postgresql = connection.vendor == "postgresql"
 
@@ -134,18 +134,18 @@ def _windows(windows: Sequence[CustomerWindow]) -> tuple[str, list[Any]]:
             sql = f"{constants} billing_usagesegment s WHERE s.customer_id = ANY(%s::uuid[]) AND"
             return sql, [*row, customers]
         if len(customers) > MANY:
-            # the plus sign: no index, one pass over the table is quicker
+            # The plus sign rules the index out: one pass over the table is faster.
             sql = f"{constants} billing_usagesegment s WHERE +s.customer_id IN (SELECT value FROM json_each(%s)) AND"
             return sql, [*row, json.dumps(customers)]
-        # SQLite joins in the order in which CROSS JOIN is written; with IN it would look at all customers here
-        sql = f"{constants} json_each(%s) AS one CROSS JOIN billing_usagesegment s WHERE s.customer_id = one.value AND"
+        # SQLite joins in the written order of CROSS JOIN; with IN it would go through all customers.
+        sql = f"{constants} json_each(%s) AS chosen CROSS JOIN billing_usagesegment s WHERE s.customer_id = chosen.value AND"
         return sql, [*row, json.dumps(customers)]
-    given, parameters = _table(COLUMNS, [[adapt(window.customer_id), *constant(window)] for window in windows])
-    return f"({given}) AS w JOIN billing_usagesegment s ON s.customer_id = w.customer_id WHERE", parameters
+    rows, parameters = _table(COLUMNS, [[adapt(window.customer_id), *constant(window)] for window in windows])
+    return f"({rows}) AS w JOIN billing_usagesegment s ON s.customer_id = w.customer_id WHERE", parameters
 
 
 def _table(columns: dict[str, str], rows: Sequence[Sequence[Any]]) -> tuple[str, list[Any]]:
-    """Adapted rows as a SELECT and its parameters; `columns` are {name: type on PostgreSQL}."""
+    """Return adapted rows as a SELECT, and its parameters. `columns` are {name: type on PostgreSQL}."""
     if connection.vendor == "postgresql":
         arrays = ", ".join(f"%s::{sql_type}[]" for sql_type in columns.values())
         return f"SELECT * FROM unnest({arrays}) AS given ({', '.join(columns)})", [*map(list, zip(*rows, strict=True))]
@@ -214,38 +214,37 @@ RATED = """
 
 
 def rated(windows: Sequence[CustomerWindow], carried: str) -> tuple[str, list[Any]]:
-    """A WITH clause and its parameters. `line` has the hours, rate and amount of each segment, month and price.
+    """Return a WITH clause and its parameters. `line` has the hours, rate and amount of each segment, month and price.
 
-    `carried` are further columns of the segment `s` and the window `w`: just those that are needed, because rows that
-    PostgreSQL takes for wide ones are summed up on the disk.
-    `rate_micro` and `amount_micro` are NULL for hours before the first price. As in `rating.rate`: `total` are the hours
-    of the segment, `first` and `last` how many of them start before the two ends of the interval.
+    `carried` are further columns of the segment `s` and the window `w`. Pass only what is needed: PostgreSQL sums wide
+    rows on disk. `rate_micro` and `amount_micro` are NULL for hours before the first price. As in `rating.rate`, `total` is
+    the number of hours of the segment, `first` and `last` how many of them start before the two ends of the interval.
     """
-    words = POSTGRESQL if connection.vendor == "postgresql" else SQLITE
-    given, parameters = _windows(windows)
+    dialect = POSTGRESQL if connection.vendor == "postgresql" else SQLITE
+    from_clause, parameters = _windows(windows)
     sql = RATED.format(
         windows="{windows}",
         carried=carried,
-        version_start=words.microseconds.format("v.starts_at"),
-        start=words.microseconds.format("s.started_at"),
-        end=words.microseconds.format("s.ended_at"),
-        least=words.least,
-        greatest=words.greatest,
-        fence=words.fence,
-        materialized=words.materialized,
+        version_start=dialect.microseconds.format("v.starts_at"),
+        start=dialect.microseconds.format("s.started_at"),
+        end=dialect.microseconds.format("s.ended_at"),
+        least=dialect.least,
+        greatest=dialect.greatest,
+        fence=dialect.fence,
+        materialized=dialect.materialized,
         hour=HOUR,
         ever=EVER,
         earliest=min(microseconds(window.since) for window in windows),
         divisor=rating.AUTOMATIC_DIVISOR,
     )
-    return sql.replace("%", "%%").replace("{windows}", given), parameters  # the signs so far are not parameters
+    return sql.replace("%", "%%").replace("{windows}", from_clause), parameters  # only the FROM clause has parameters
 
 
-def paid_hour_runs(at: datetime) -> RawSQL:
-    """Whether the hour in which a segment ended, and which is charged whole, is not over at the instant."""
-    words = POSTGRESQL if connection.vendor == "postgresql" else SQLITE
-    start, end = (words.microseconds.format(f"billing_usagesegment.{name}") for name in ("started_at", "ended_at"))
-    paid = f"{start} + {HOUR} * {words.greatest}(1, ({end} - {start} + {HOUR} - 1) / {HOUR})"
+def in_paid_hour(at: datetime) -> RawSQL:
+    """Return an expression: whether the last paid hour of a segment that has ended isn't over at the instant."""
+    dialect = POSTGRESQL if connection.vendor == "postgresql" else SQLITE
+    start, end = (dialect.microseconds.format(f"billing_usagesegment.{name}") for name in ("started_at", "ended_at"))
+    paid = f"{start} + {HOUR} * {dialect.greatest}(1, ({end} - {start} + {HOUR} - 1) / {HOUR})"
     return RawSQL(f"{paid} > %s", [microseconds(at)], output_field=BooleanField())
 
 
@@ -253,63 +252,71 @@ CARRIED_FOR_PERIOD = "s.id, s.started_at, s.ended_at, w.known_at, w.month"
 
 
 def _period() -> tuple[str, str]:
-    """When a line's first hour starts and its last one ends, or the usage, if it ends in it."""
-    words = POSTGRESQL if connection.vendor == "postgresql" else SQLITE
-    last = f"{words.least}(COALESCE(ended_at, known_at), known_at)"
-    to_at = f"CASE WHEN last = total AND finish < until THEN {last} ELSE {words.shifted.format('last')} END"
-    return words.shifted.format("first"), to_at
+    """Return SQL for the start of a line's first hour, and for the end of its last one or of the usage within it."""
+    dialect = POSTGRESQL if connection.vendor == "postgresql" else SQLITE
+    last = f"{dialect.least}(COALESCE(ended_at, known_at), known_at)"
+    to_at = f"CASE WHEN last = total AND finish < until THEN {last} ELSE {dialect.shifted.format('last')} END"
+    return dialect.shifted.format("first"), to_at
 
 
 def as_uuid(value: object) -> UUID:
     return value if isinstance(value, UUID) else UUID(str(value))
 
 
+# Summed apart, because SQLite fails when a sum overflows 64 bits.
+TOTAL = f"SUM(amount_micro / {money.MICRO}), SUM(amount_micro %% {money.MICRO})"
+
+
+def _total(high: Any, low: Any) -> int:
+    return int(high or 0) * money.MICRO + int(low or 0)
+
+
 def owed_by_customer(windows: Sequence[CustomerWindow]) -> dict[UUID, int]:
-    """{customer: Σ amounts in millionths}; customers without usage are left out. One query."""
+    """Return {customer: sum of amounts in millionths}, without customers that have no usage. One query."""
     if not windows:
         return {}
     sql, parameters = rated(windows, "s.customer_id")
     with connection.cursor() as cursor:
-        cursor.execute(f"{sql} SELECT customer_id, SUM(amount_micro) FROM line GROUP BY customer_id", parameters)
-        return {as_uuid(customer_id): int(amount or 0) for customer_id, amount in cursor.fetchall()}
+        cursor.execute(f"{sql} SELECT customer_id, {TOTAL} FROM line GROUP BY customer_id", parameters)
+        return {as_uuid(customer_id): _total(high, low) for customer_id, high, low in cursor.fetchall()}
 
 
 def owed_by_kind(windows: Sequence[CustomerWindow]) -> dict[tuple[date, datetime, str], int]:
-    """{(month, known at, kind): Σ amounts in millionths}. One query. The same month may be asked for as known at several
-    instants, of which those after its end are its end.
+    """Return {(month, known at, kind): sum of amounts in millionths}. One query.
+
+    The same month may be passed with several `at`; those after its end count as its end.
     """
     if not windows:
         return {}
     sql, parameters = rated(windows, "w.month, w.known_at")
     with connection.cursor() as cursor:
         cursor.execute(
-            f"{sql} SELECT month, known_at, kind, SUM(amount_micro) FROM line GROUP BY month, known_at, kind",
+            f"{sql} SELECT month, known_at, kind, {TOTAL} FROM line GROUP BY month, known_at, kind",
             parameters,
         )
         return {
-            (_as_date(month), _as_instant(known_at), ServiceKind(kind).value): int(amount or 0)
-            for month, known_at, kind, amount in cursor.fetchall()
+            (_as_date(month), _as_instant(known_at), ServiceKind(kind).value): _total(high, low)
+            for month, known_at, kind, high, low in cursor.fetchall()
         }
 
 
 def owed_by_project(windows: Sequence[CustomerWindow]) -> dict[tuple[date, UUID], int]:
-    """{(month, project): Σ amounts in millionths}. One query."""
+    """Return {(month, project): sum of amounts in millionths}. One query."""
     if not windows:
         return {}
     sql, parameters = rated(windows, "w.month, s.project_id")
     with connection.cursor() as cursor:
-        cursor.execute(
-            f"{sql} SELECT month, project_id, SUM(amount_micro) FROM line GROUP BY month, project_id", parameters
-        )
+        cursor.execute(f"{sql} SELECT month, project_id, {TOTAL} FROM line GROUP BY month, project_id", parameters)
         return {
-            (_as_date(month), as_uuid(project_id)): int(amount or 0) for month, project_id, amount in cursor.fetchall()
+            (_as_date(month), as_uuid(project_id)): _total(high, low)
+            for month, project_id, high, low in cursor.fetchall()
         }
 
 
 def insert_lines(windows: Sequence[ClosingWindow]) -> int:
-    """Write the lines of the windows' invoices; returns how many. Raises IntegrityError where a price is missing.
+    """Write the lines of the windows' invoices, one window per customer, and return how many.
 
-    A customer has one window here.
+    Raises IntegrityError if a price is missing.
     """
     sql, parameters = rated(
         windows, f"s.customer_id, s.project_id, s.resource_id, s.resource_name, {CARRIED_FOR_PERIOD}"
@@ -320,12 +327,11 @@ def insert_lines(windows: Sequence[ClosingWindow]) -> int:
         invoices = "unnest(%s::uuid[], %s::uuid[]) AS invoice (customer_id, id)"
         parameters += [list(column) for column in zip(*pairs, strict=True)]
     else:
-        invoices = (
-            "(SELECT key AS customer_id, value AS id FROM json_each(%s) LIMIT -1) AS invoice"  # LIMIT: gets an index
-        )
+        # With LIMIT, SQLite builds an index.
+        invoices = "(SELECT key AS customer_id, value AS id FROM json_each(%s) LIMIT -1) AS invoice"
         parameters.append(json.dumps(dict(pairs)))
     with connection.cursor() as cursor:
-        # CROSS JOIN tells SQLite to go through the lines once, and to look the other two up
+        # CROSS JOIN makes SQLite go through the lines once and look the other two up.
         cursor.execute(
             f"""
             INSERT INTO billing_invoiceline (
@@ -345,7 +351,7 @@ def insert_lines(windows: Sequence[ClosingWindow]) -> int:
 
 
 def insert_invoices(windows: Sequence[ClosingWindow], *, at: datetime) -> None:
-    """Write the invoices of the windows over the lines that are there, and take their totals from the wallets."""
+    """Write the invoices of lines that have been inserted, and take their totals from the wallets."""
     columns = {"id": "uuid", "customer_id": "uuid", "sequence": "int", "month": "date"}
     columns |= {"since_at": "timestamptz", "until_at": "timestamptz"}
     given, parameters = _table(
@@ -399,7 +405,7 @@ def insert_invoices(windows: Sequence[ClosingWindow], *, at: datetime) -> None:
 
 
 def lines(windows: Sequence[CustomerWindow]) -> dict[tuple[UUID, date, datetime], tuple[datetime, int, int | None]]:
-    """{(segment, month, from): (to, hours, amount in millionths)}. One query."""
+    """Return {(segment, month, from): (to, hours, amount in millionths)}. One query."""
     if not windows:
         return {}
     sql, parameters = rated(windows, CARRIED_FOR_PERIOD)

@@ -20,7 +20,7 @@ from .prices import PriceList
 
 @dataclass(frozen=True, kw_only=True)
 class DueLine:
-    """Hours of a segment that no invoice has yet, or the difference to what one has."""
+    """Hours of a segment that are not invoiced yet, or a correction of an invoiced line."""
 
     segment: UsageSegment
     month: date
@@ -30,13 +30,13 @@ class DueLine:
 
 @dataclass(frozen=True, kw_only=True)
 class Ledger:
-    """The months that a customer has invoices for, and those that follow."""
+    """A customer's months: the invoiced ones, and the open ones that follow."""
 
     customer: Customer
     invoices: list[Invoice]  # in the order of their months
 
     def open_windows(self, first: datetime, at: datetime) -> list[rating.Window]:
-        """From where the last invoice ends, or from the month of the first use, to the month of `at`."""
+        """Return the months from the last invoice, or from the first use, to the month of `at`."""
         zone = self.customer.zone
         if self.invoices:
             last = self.invoices[-1]
@@ -45,19 +45,22 @@ class Ledger:
         return rating.windows(month=month, since=rating.month_start(month, zone), at=at, zone=zone)
 
     def invoiced_windows(self, first: datetime) -> list[rating.Window]:
-        """The invoiced months, and those before them since `first`, without a gap."""
-        found = [rating.Window(month=one.month, since=one.starts_at, until=one.ends_at) for one in self.invoices]
-        if first >= found[0].since:
-            return found
-        # The zone of that invoice and not today's: a line that was invoiced must meet the same month again.
-        zone, until = ZoneInfo(self.invoices[0].time_zone), found[0].since
-        month = min(rating.month_of(first, zone), (found[0].month - timedelta(days=1)).replace(day=1))
+        """Return the invoiced months, and the months before them since `first`, without a gap."""
+        invoiced = [
+            rating.Window(month=invoice.month, since=invoice.starts_at, until=invoice.ends_at)
+            for invoice in self.invoices
+        ]
+        if first >= invoiced[0].since:
+            return invoiced
+        # In the invoice's time zone and not today's, so that an invoiced line meets the same month again.
+        zone, until = ZoneInfo(self.invoices[0].time_zone), invoiced[0].since
+        month = min(rating.month_of(first, zone), (invoiced[0].month - timedelta(days=1)).replace(day=1))
         since, earlier = min(rating.month_start(month, zone), first), []
-        while rating.next_month(month) < found[0].month:
+        while rating.next_month(month) < invoiced[0].month:
             end = rating.month_start(rating.next_month(month), zone)
             earlier.append(rating.Window(month=month, since=since, until=end))
             month, since = rating.next_month(month), end
-        return [*earlier, rating.Window(month=month, since=since, until=until), *found]
+        return [*earlier, rating.Window(month=month, since=since, until=until), *invoiced]
 
 
 def _rate(
@@ -74,14 +77,14 @@ def _rate(
 
 
 def due_lines(*, customer: Customer, at: datetime, segments: Sequence[UsageSegment]) -> list[DueLine]:
-    """What of the customer's `segments` no invoice has yet, as known at `at`. Two queries, and more with backdated usage."""
+    """Return what is not invoiced yet of the segments, as known at `at`. Two queries, more with backdated usage."""
     if not segments:
         return []
     ledger = Ledger(customer=customer, invoices=list(Invoice.objects.filter(customer=customer).order_by("month")))
     first = min(segment.started_at for segment in segments)
     prices = PriceList.load({segment.location_id for segment in segments})
     windows = [window for window in ledger.open_windows(first, at) if window.since <= at]
-    found = [
+    lines = [
         DueLine(segment=segment, month=window.month, line=line)
         for segment in segments
         for window in windows
@@ -89,12 +92,12 @@ def due_lines(*, customer: Customer, at: datetime, segments: Sequence[UsageSegme
     ]
     backdated = [segment for segment in segments if segment.backdated]
     if backdated and ledger.invoices:
-        found += _backdated_lines(ledger, backdated, prices, at)
-    return found
+        lines += _backdated_lines(ledger, backdated, prices, at)
+    return lines
 
 
 def unsettled_segments(*, customer: Customer) -> QuerySet[UsageSegment]:
-    """What may have hours that no invoice has yet: for `due_lines`."""
+    """Return the segments that may have hours not invoiced yet, for `due_lines`."""
     segments = UsageSegment.objects.filter(customer=customer)
     if last := Invoice.objects.filter(customer=customer).order_by("-month").first():
         segments = segments.filter(Q(ended_at=None) | Q(ended_at__gte=last.ends_at) | Q(backdated=True))
@@ -116,48 +119,76 @@ def _backdated_lines(
     prices: PriceList,
     at: datetime,
 ) -> list[DueLine]:
-    """The differences between invoices and what turned out later, of months that have an invoice already."""
-    originals: dict[UUID, dict[datetime, InvoiceLine]] = defaultdict(dict)
-    corrected: set[int] = set()
-    for one in InvoiceLine.objects.filter(segment__in=segments).select_related("invoice"):
-        if one.corrects_id is None:
-            originals[one.segment_id][one.from_at] = one
+    """Return the differences between invoiced lines with their corrections, and what the months cost as known now."""
+    charged: dict[UUID, dict[datetime, Charged]] = defaultdict(dict)
+    by_line: dict[int | None, Charged] = {}
+    lines = InvoiceLine.objects.filter(segment__in=segments).select_related("invoice").order_by("pk")
+    for line in lines:  # a correction is written after its line
+        if line.corrects_id is None:
+            charged[line.segment_id][line.from_at] = by_line[line.pk] = Charged(line)
         else:
-            corrected.add(one.corrects_id)
+            by_line[line.corrects_id].add(line)
     found = []
     windows = ledger.invoiced_windows(min(segment.started_at for segment in segments))
     for segment in segments:
-        charged = originals[segment.pk]
+        before = charged[segment.pk]
         for window in windows:
-            for line in _rate(segment, ledger.customer, window, at, prices):
-                before = charged.pop(line.from_at, None)
-                if before is None:
-                    found.append(DueLine(segment=segment, month=window.month, line=line))
-                elif before.hours != line.hours and before.pk not in corrected:
-                    found.append(_correction(segment, before, line))
-        found += [
-            _correction(segment, before, None)
-            for before in charged.values()
-            if before.from_at < ledger.invoices[-1].ends_at and before.pk not in corrected
-        ]
+            for now in _rate(segment, ledger.customer, window, at, prices):
+                if now.from_at in before:
+                    found += before.pop(now.from_at).corrections(segment, now, ledger.customer.currency)
+                else:
+                    found.append(DueLine(segment=segment, month=window.month, line=now))
+        for rest in before.values():
+            if rest.line.from_at < ledger.invoices[-1].ends_at:
+                found += rest.corrections(segment, None, ledger.customer.currency)
     return found
 
 
-def _correction(segment: UsageSegment, before: InvoiceLine, now: rating.Line | None) -> DueLine:
-    """What `before` charged too much, as a line that points at it."""
-    return DueLine(
-        segment=segment,
-        month=before.month,
-        corrects=before,
-        line=rating.Line(
-            from_at=now.to_at if now else before.from_at,
-            to_at=before.to_at,
-            hours=(now.hours if now else 0) - before.hours,
-            rate_micro=before.rate_micro,
-            price_id=before.price_version_id,
-            amount_micro=((now.amount_micro or 0) if now else 0) - before.amount_micro,
-        ),
-    )
+class Charged:
+    """An invoiced line, and what is left of it after the corrections so far."""
+
+    def __init__(self, line: InvoiceLine) -> None:
+        self.line, self.hours, self.amount_micro = line, line.hours, line.amount_micro
+        self.rate_micro, self.price_id = line.rate_micro, line.price_version_id
+
+    def add(self, correction: InvoiceLine) -> None:
+        self.hours += correction.hours
+        self.amount_micro += correction.amount_micro
+        self.rate_micro, self.price_id = correction.rate_micro, correction.price_version_id
+
+    def corrections(self, segment: UsageSegment, now: rating.Line | None, currency: str) -> list[DueLine]:
+        """Return what was overcharged, compared with `now`: by the price, and by the hours, which are none without it."""
+        rate_micro, price_id = (now.rate_micro or 0, now.price_id) if now else (self.rate_micro, self.price_id)
+        at_right_price = self.amount_micro
+        found = []
+        if rate_micro != self.rate_micro:
+            at_right_price = rating.line_amount(
+                hours=self.hours,
+                rate_micro=rate_micro,
+                size_gb=segment.measure,
+                unit_micro=money.unit_micro(currency),
+            )
+            found.append((0, self.line.from_at, at_right_price - self.amount_micro))
+        hours, amount_micro = (now.hours, now.amount_micro or 0) if now else (0, 0)
+        if hours != self.hours:
+            from_at = now.to_at if now else self.line.from_at
+            found.append((hours - self.hours, from_at, amount_micro - at_right_price))
+        return [
+            DueLine(
+                segment=segment,
+                month=self.line.month,
+                corrects=self.line,
+                line=rating.Line(
+                    from_at=from_at,
+                    to_at=self.line.to_at,
+                    hours=hours,
+                    rate_micro=rate_micro,
+                    price_id=price_id,
+                    amount_micro=amount_micro,
+                ),
+            )
+            for hours, from_at, amount_micro in found
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +218,7 @@ class CostLine:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a resource has cost up to an instant; the lines add up to the amount."""
+    """What a resource has cost up to an instant. The lines add up to the amount."""
 
     hours: int
     amount_micro: int
@@ -199,17 +230,17 @@ class Cost:
         return money.format_amount(self.amount_micro, self.currency)
 
 
-# What of an invoice's line is in a cost.
-INVOICED = ("month", "from_at", "to_at", "hours", "size_gb", "rate_micro", "amount_micro", "kind", "invoice_id")
+# Fields that an invoice line and a cost line share.
+COST_FIELDS = ("month", "from_at", "to_at", "hours", "size_gb", "rate_micro", "amount_micro", "kind", "invoice_id")
 
 
 def cost_so_far(*, resource_id: UUID, at: datetime) -> Cost | None:
-    """What one resource has cost until `at`, of all kinds; None where it never cost anything."""
+    """Return what the resource has cost until `at`, of all kinds; None if it was never charged."""
     return costs_so_far([resource_id], at).get(resource_id)
 
 
 def costs_so_far(resource_ids: Iterable[UUID], at: datetime) -> dict[UUID, Cost]:
-    """{resource: its cost until `at`} of those that were ever charged: what was invoiced, and what is due."""
+    """Return {resource: cost until `at`, invoiced or not} of the resources that were ever charged."""
     segments = list(
         UsageSegment.objects.filter(resource_id__in=list(resource_ids), started_at__lte=at).select_related("customer")
     )
@@ -219,11 +250,11 @@ def costs_so_far(resource_ids: Iterable[UUID], at: datetime) -> dict[UUID, Cost]
         by_customer[segment.customer].append(segment)
         currencies[segment.resource_id] = segment.customer.currency
     lines: dict[UUID, list[CostLine]] = defaultdict(list)
-    for invoiced in InvoiceLine.objects.filter(segment__in=segments).values("resource_id", *INVOICED):
+    for invoiced in InvoiceLine.objects.filter(segment__in=segments).values("resource_id", *COST_FIELDS):
         resource_id = invoiced.pop("resource_id")
         lines[resource_id].append(CostLine(**invoiced, currency=currencies[resource_id]))
-    for customer, own in by_customer.items():
-        for due in due_lines(customer=customer, at=at, segments=own):
+    for customer, own_segments in by_customer.items():
+        for due in due_lines(customer=customer, at=at, segments=own_segments):
             lines[due.segment.resource_id].append(
                 CostLine(
                     month=due.month,
@@ -239,18 +270,17 @@ def costs_so_far(resource_ids: Iterable[UUID], at: datetime) -> dict[UUID, Cost]
             )
     return {
         resource_id: Cost(
-            hours=sum(line.hours for line in own),
-            amount_micro=sum(line.amount_micro for line in own),
+            hours=sum(line.hours for line in lines[resource_id]),
+            amount_micro=sum(line.amount_micro for line in lines[resource_id]),
             currency=currency,
-            lines=sorted(own, key=lambda line: (line.from_at, line.to_at)),
+            lines=sorted(lines[resource_id], key=lambda line: (line.from_at, line.to_at)),
         )
         for resource_id, currency in currencies.items()
-        for own in [lines[resource_id]]
     }
 
 
 def total_charged(*, customer: Customer, at: datetime) -> int:
-    """What everything the customer ever used has cost until `at`, recomputed from the usage, in millionths."""
+    """Return the cost of everything the customer has used until `at`, recomputed from usage, in millionths."""
     segments = list(UsageSegment.objects.filter(customer=customer, started_at__lte=at))
     if not segments:
         return 0

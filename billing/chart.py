@@ -13,7 +13,7 @@ from .summary import Summary
 
 @dataclass(frozen=True, kw_only=True)
 class ChartSize:
-    """In the units of the SVG. `left` is what the amounts take up; every so manieth month is written out."""
+    """Sizes in the units of the SVG. `left` is the width of the amounts; every `months_apart`-th month has a label."""
 
     width: int
     height: int
@@ -37,7 +37,7 @@ class Bar:
 
 
 def nice_ceiling(micro: int) -> int:
-    """The first amount that is not below it and whose quarters are short to write, as 12, 16, 20, 24, 30 … 100."""
+    """Return the next amount up whose quarters are short to write, such as 12, 16, 20, 24, 30 … 100."""
     step = money.MICRO
     while True:
         for factor in (10, 12, 16, 20, 24, 30, 40, 50, 60, 80):
@@ -46,23 +46,24 @@ def nice_ceiling(micro: int) -> int:
         step *= 10
 
 
-def build_chart(*, found: Summary, currency: str, label: Callable[[date], str], size: ChartSize) -> dict[str, Any]:
-    """Stacked bars, one a month, as numbers for an SVG; `label` writes a month."""
+def build_chart(*, summary: Summary, currency: str, label: Callable[[date], str], size: ChartSize) -> dict[str, Any]:
+    """Return stacked bars, one a month, as numbers for an SVG. `label` formats a month."""
     totals = {
-        month: sum(max(0, found.costs.get((month, kind), 0)) for kind in ServiceKind.values) for month in found.months
+        month: sum(max(0, summary.costs.get((month, kind), 0)) for kind in ServiceKind.values)
+        for month in summary.months
     }
     top = nice_ceiling(max(totals.values(), default=0))
     plot_height, plot_width = size.height - CHART_TOP - CHART_FOOT, size.width - size.left - CHART_RIGHT
-    pitch = plot_width / len(found.months)
+    pitch = plot_width / len(summary.months)
     bottom = CHART_TOP + plot_height
     bars, ticks = [], []
-    for number, month in enumerate(found.months):
+    for number, month in enumerate(summary.months):
         y = float(bottom)
         x = size.left + number * pitch + pitch * 0.18
-        if (len(found.months) - 1 - number) % size.months_apart == 0:  # the last one always
+        if (len(summary.months) - 1 - number) % size.months_apart == 0:  # always the last one
             ticks.append({"x": f"{x + pitch * 0.32:.1f}", "label": label(month)})
         for kind in ServiceKind:
-            micro = max(0, found.costs.get((month, kind.value), 0))
+            micro = max(0, summary.costs.get((month, kind.value), 0))
             if not micro:
                 continue
             height = plot_height * micro / top
@@ -77,8 +78,10 @@ def build_chart(*, found: Summary, currency: str, label: Callable[[date], str], 
                     title=f"{label(month)}, {kind.label}: {money.format_amount(micro, currency)}",
                 )
             )
+    # Without decimals where no line needs them: a long label would leave the picture.
+    format_line = money.format_whole if top % (4 * money.MICRO) == 0 else money.format_amount
     lines = [
-        {"y": f"{bottom - plot_height * part / 4:.1f}", "label": money.format_price(top * part // 4, currency)}
+        {"y": f"{bottom - plot_height * part / 4:.1f}", "label": format_line(top * part // 4, currency)}
         for part in range(5)
     ]
     return {

@@ -13,23 +13,26 @@ from uuid import UUID, uuid5
 from zoneinfo import ZoneInfo
 
 import structlog
-from django.db import IntegrityError, OperationalError, transaction
+from django.db import DatabaseError, IntegrityError, OperationalError, transaction
 from django.db.models import Count, Max, Min, Sum
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from cng_portal.accounts.models import Customer
+from cng_portal.common import money
 from cng_portal.mail import services as mail
 
 from . import bulk, rating
+from .balance import get_owed
 from .charges import DueLine, backdated_lines, due_lines, unsettled_segments
 from .errors import Refused
-from .models import ClosingFailure, Invoice, InvoiceLine, ServiceKind, UsageSegment, invoice_number
+from .models import MAX_AMOUNT_MICRO, ClosingFailure, Invoice, InvoiceLine, ServiceKind, UsageSegment, invoice_number
 from .seals import seal_invoices
+from .sums import ExactSum
 
 logger = structlog.stdlib.get_logger(__name__)
 BATCH = 2000
-INVOICES = UUID("6f0b3c5e-5a0e-4a5e-9d35-3c1f0c8a7d11")  # names of invoices and of their transactions
+NAMESPACE = UUID("6f0b3c5e-5a0e-4a5e-9d35-3c1f0c8a7d11")  # of the ids of invoices and their wallet transactions
 
 
 @dataclass
@@ -37,18 +40,18 @@ class Report:
     invoices: int = 0
     lines: int = 0
     totals: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # {currency: millionths}
-    stopped: dict[UUID, str] = field(default_factory=dict)  # {customer: why the month could not be closed}
+    failures: dict[UUID, str] = field(default_factory=dict)  # {customer: why the month could not be closed}
 
     def add(self, other: "Report") -> None:
         self.invoices += other.invoices
         self.lines += other.lines
         for currency, total_micro in other.totals.items():
             self.totals[currency] += total_micro
-        self.stopped |= other.stopped
+        self.failures |= other.failures
 
 
 def require_month_is_over(month: date, at: datetime) -> None:
-    """In the time zones of all customers. Raises Refused."""
+    """Raise Refused unless the month is over in the time zones of all customers."""
     for name in Customer.objects.order_by("time_zone").values_list("time_zone", flat=True).distinct():
         end = rating.month_start(rating.next_month(month), ZoneInfo(name))
         if at < end:
@@ -68,9 +71,9 @@ def close_months(
 ) -> Report:
     """Write the invoices of all months that are over at `at` in the customer's time zone, the earliest first.
 
-    `through` names the last month wanted, `customer_ids` limits it to some customers. Memory does not grow with their
-    number. A customer whose month cannot be closed, whatever the reason, keeps nobody else from an invoice: the reason is
-    recorded as a ClosingFailure and the administrators are notified. Raises OperationalError when the database fails.
+    `through` is the last month to close, `customer_ids` limits it to some customers. Works in batches, so that memory
+    doesn't grow with their number. A customer whose month can't be closed, for whatever reason, stops nobody else: the
+    reason is recorded as a ClosingFailure and sent to the administrators. Raises OperationalError if the database fails.
     """
     report = Report()
     for batch in batches(customer_ids):
@@ -85,16 +88,16 @@ def close_months(
 
 
 def _close(customer_ids: list[UUID], *, at: datetime, through: date | None) -> Report:
-    """Close all months of a batch. One that fails is split in two until the failure is that of a single customer."""
+    """Close all months of a batch. A batch that fails is halved until the failure is that of a single customer."""
     report, more = Report(), True
     try:
         while more:
             with transaction.atomic():
                 done, more = _close_batch(customer_ids, at=at, through=through)
             report.add(done)
-    except OperationalError:
-        raise
     except Exception as error:
+        if isinstance(error, OperationalError) and "integer overflow" not in str(error):
+            raise  # The database itself failed.
         if len(customer_ids) > 1:
             middle = len(customer_ids) // 2
             for half in (customer_ids[:middle], customer_ids[middle:]):
@@ -102,30 +105,45 @@ def _close(customer_ids: list[UUID], *, at: datetime, through: date | None) -> R
         else:
             customer = Customer.objects.get(pk=customer_ids[0])
             logger.exception("invoice.failed", customer=customer.crn)
-            report.stopped[customer.pk] = _(
-                "Customer %(crn)s gets no invoice: %(reason)s. Look for invoice.failed in the log, mend the cause, then "
-                "close the month again."
-            ) % {"crn": customer.crn, "reason": f"{type(error).__name__}: {error}".splitlines()[0][:200].rstrip(".")}
+            report.failures[customer.pk] = _explain(customer, error, at=at)
     return report
 
 
+def _explain(customer: Customer, error: Exception, *, at: datetime) -> str:
+    # Only where the database refused an amount: nothing can be computed from a row that is broken.
+    owed_micro = get_owed(customer=customer, at=at) if isinstance(error, DatabaseError) else 0
+    if owed_micro > MAX_AMOUNT_MICRO:
+        return _(
+            "Customer %(crn)s gets no invoice: %(owed)s are owed, and an invoice holds at most %(most)s. Correct the price "
+            "in its package, then close the month again."
+        ) % {
+            "crn": customer.crn,
+            "owed": money.format_amount(owed_micro, customer.currency),
+            "most": money.format_amount(MAX_AMOUNT_MICRO, customer.currency),
+        }
+    return _(
+        "Customer %(crn)s gets no invoice: %(reason)s. Look for invoice.failed in the log, fix the cause, then close the "
+        "month again."
+    ) % {"crn": customer.crn, "reason": f"{type(error).__name__}: {error}".splitlines()[0][:200].rstrip(".")}
+
+
 def _record_failures(customer_ids: list[UUID], report: Report, *, at: datetime) -> None:
-    """Administrators see each failure until the month is closed, and get an e-mail when it is new."""
-    stopped = {pk: report.stopped[pk] for pk in customer_ids if pk in report.stopped}
-    ClosingFailure.objects.filter(customer__in=customer_ids).exclude(customer__in=stopped).delete()
-    known = dict(ClosingFailure.objects.filter(customer__in=stopped).values_list("customer", "reason"))
-    new = {pk: reason for pk, reason in stopped.items() if known.get(pk) != reason}
+    """Record each failure until the month is closed, and e-mail the new ones to the administrators."""
+    failures = {pk: report.failures[pk] for pk in customer_ids if pk in report.failures}
+    ClosingFailure.objects.filter(customer__in=customer_ids).exclude(customer__in=failures).delete()
+    recorded = dict(ClosingFailure.objects.filter(customer__in=failures).values_list("customer", "reason"))
+    new = {pk: reason for pk, reason in failures.items() if recorded.get(pk) != reason}
     for pk, reason in new.items():
         logger.error("invoice.stopped", reason=reason)
         ClosingFailure.objects.update_or_create(customer_id=pk, defaults={"reason": reason, "failed_at": at})
     if new:
         mail.enqueue_for_admins(
-            subject=_("Invoices that could not be made"), body="\n".join(new.values()), now=timezone.now()
+            subject=_("Invoices that couldn't be written"), body="\n".join(new.values()), now=timezone.now()
         )
 
 
 def batches(customer_ids: list[UUID] | None) -> Iterator[list[UUID]]:
-    """The ids of all customers, or of some, a few at a time."""
+    """Yield the ids of all customers, or of these, in batches."""
     customers = Customer.objects.order_by("pk")
     if customer_ids is not None:
         customers = customers.filter(pk__in=customer_ids)
@@ -140,21 +158,25 @@ def batches(customer_ids: list[UUID] | None) -> Iterator[list[UUID]]:
 
 
 def _close_batch(customer_ids: list[UUID], *, at: datetime, through: date | None) -> tuple[Report, bool]:
-    """The next month of each of the customers, if it is over; and whether the one after it is over, too.
+    """Close the customers' next months that are over. Also returns whether any of the months after them is over, too.
 
-    1. Lock the customers, in the order of their ids: usage that is being reported waits, or is seen.
-    2. Write the lines. Their invoices do not exist yet: from the moment they do, a trigger refuses further lines.
+    1. Lock the customers in the order of their ids, so that usage reported meanwhile waits.
+    2. Write the lines. Their invoices don't exist yet: once they do, a trigger refuses further lines.
     3. Write the invoices with the sums of their lines, and take the sums from the wallets.
     """
-    # SQLite has no row locks; there a transaction that writes is alone from its beginning, see DATABASES in the settings
-    customers = {one.pk: one for one in Customer.objects.filter(pk__in=customer_ids).order_by("pk").select_for_update()}
+    # SQLite has no row locks. Its transactions are exclusive from the start, see DATABASES in the settings.
+    locked = Customer.objects.filter(pk__in=customer_ids).order_by("pk").select_for_update()
+    customers = {customer.pk: customer for customer in locked}
     windows = next_windows(customers, at=at, through=through)
     report = Report()
     if not windows:
         return report, False
     backdated = _backdated_lines(windows, customers)
     unpriced = {
-        pk: _sentence(customers[pk], one) for pk, due in backdated.items() for one in due if one.line.rate_micro is None
+        pk: _explain_unpriced(customers[pk], due)
+        for pk, lines in backdated.items()
+        for due in lines
+        if due.line.rate_micro is None
     }
     windows = [window for window in windows if window.customer_id not in unpriced]
     try:
@@ -167,7 +189,7 @@ def _close_batch(customer_ids: list[UUID], *, at: datetime, through: date | None
         unpriced |= missing
         windows = [window for window in windows if window.customer_id not in unpriced]
         _write_lines(windows, backdated)
-    report.stopped |= unpriced
+    report.failures |= unpriced
     if windows:
         bulk.insert_invoices(windows, at=at)
         seal_invoices([window.invoice_id for window in windows])
@@ -181,7 +203,7 @@ def _is_over(month: date, zone: ZoneInfo, *, at: datetime, through: date | None)
 
 
 def next_windows(customers: dict[UUID, Customer], *, at: datetime, through: date | None) -> list[bulk.ClosingWindow]:
-    """The earliest month of each of the customers that has no invoice, where it is over. Two queries."""
+    """Return the earliest month without an invoice of each customer, if it is over. Two queries."""
     invoiced = {
         row["customer"]: row
         for row in Invoice.objects.filter(customer__in=customers)
@@ -189,9 +211,9 @@ def next_windows(customers: dict[UUID, Customer], *, at: datetime, through: date
         .values("customer")
         .annotate(month=Max("month"), until=Max("ends_at"), sequence=Max("sequence"))
     }
-    fresh = [pk for pk in customers if pk not in invoiced]
+    without_invoice = [pk for pk in customers if pk not in invoiced]
     first_use = dict(
-        UsageSegment.objects.filter(customer__in=fresh)
+        UsageSegment.objects.filter(customer__in=without_invoice)
         .order_by()
         .values_list("customer")
         .annotate(first=Min("started_at"))
@@ -205,10 +227,10 @@ def next_windows(customers: dict[UUID, Customer], *, at: datetime, through: date
             month = rating.month_of(first_use[pk], customer.zone)
             since, sequence = rating.month_start(month, customer.zone), 1
         else:
-            continue  # a customer's first invoice is that of the month of the first use
+            continue  # The first invoice is for the month of the first use.
         if _is_over(month, customer.zone, at=at, through=through):
             until = rating.month_start(rating.next_month(month), customer.zone)
-            invoice_id = uuid5(INVOICES, f"{pk}:{month}")
+            invoice_id = uuid5(NAMESPACE, f"{pk}:{month}")
             windows.append(
                 bulk.ClosingWindow(
                     customer_id=pk,
@@ -219,7 +241,7 @@ def next_windows(customers: dict[UUID, Customer], *, at: datetime, through: date
                     at=until,
                     invoice_id=invoice_id,
                     sequence=sequence,
-                    transaction_id=uuid5(INVOICES, f"{invoice_id}:wallet"),
+                    transaction_id=uuid5(NAMESPACE, f"{invoice_id}:wallet"),
                     key=f"invoice:{invoice_id}",
                     reason=_("Invoice %(number)s") % {"number": invoice_number(customer.number, sequence)},
                 )
@@ -239,18 +261,18 @@ def _backdated_lines(windows: list[bulk.ClosingWindow], customers: dict[UUID, Cu
 
 
 def _without_price(windows: list[bulk.ClosingWindow], customers: dict[UUID, Customer]) -> dict[UUID, str]:
-    """{customer: a sentence} of those with hours before the first price of their kind and location."""
-    found = {}
+    """Return {customer: explanation} of the customers with hours before the first price of their kind and location."""
+    unpriced = {}
     for window in windows:
         customer = customers[window.customer_id]
         usage = unsettled_segments(customer=customer).filter(started_at__lt=window.until)
         for due in due_lines(customer=customer, at=window.until, segments=list(usage)):
             if due.line.rate_micro is None:
-                found[customer.pk] = _sentence(customer, due)
-    return found
+                unpriced[customer.pk] = _explain_unpriced(customer, due)
+    return unpriced
 
 
-def _sentence(customer: Customer, due: DueLine) -> str:
+def _explain_unpriced(customer: Customer, due: DueLine) -> str:
     return _(
         "Customer %(crn)s gets no invoice: “%(name)s” (%(kind)s in %(location)s) was used before its price began. Plan "
         "prices so that they begin before the first sale."
@@ -268,8 +290,8 @@ def _write_lines(windows: list[bulk.ClosingWindow], backdated: dict[UUID, list[D
     bulk.insert_lines(windows)
     for window in windows:
         if window.customer_id in backdated:
-            due = backdated[window.customer_id]
-            InvoiceLine.objects.bulk_create(_invoice_line(window.invoice_id, one) for one in due)
+            lines = backdated[window.customer_id]
+            InvoiceLine.objects.bulk_create(_invoice_line(window.invoice_id, due) for due in lines)
 
 
 def _invoice_line(invoice_id: UUID | None, due: DueLine) -> InvoiceLine:
@@ -297,8 +319,8 @@ def _invoice_line(invoice_id: UUID | None, due: DueLine) -> InvoiceLine:
 def _add_sums(windows: list[bulk.ClosingWindow], report: Report) -> None:
     written = Invoice.objects.filter(pk__in=[window.invoice_id for window in windows])
     for currency, invoices, lines, total_micro in (
-        written.order_by().values_list("currency").annotate(Count("pk"), Sum("line_count"), Sum("total_micro"))
+        written.order_by().values_list("currency").annotate(Count("pk"), Sum("line_count"), ExactSum("total_micro"))
     ):
         report.invoices += invoices
         report.lines += lines
-        report.totals[currency] += int(total_micro)
+        report.totals[currency] += total_micro

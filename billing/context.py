@@ -1,4 +1,4 @@
-"""What every page shows of the wallet."""
+"""The wallet in the top bar."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from .balance import get_standing
 
 
 def wallet(request: HttpRequest) -> dict[str, object]:
-    """`wallet_label` and `wallet_amount` for who may see the bills; the amount is computed when it is printed."""
+    """Return `wallet_label` and `wallet_amount`, empty if the user may not see the bills. The amount is lazy."""
     user = getattr(request, "user", None)
     customer = access.billed_customer(user) if user is not None and user.is_authenticated else None
     if customer is None:
@@ -29,7 +29,7 @@ def wallet(request: HttpRequest) -> dict[str, object]:
 
 
 def top_bar_amount(customer: Customer) -> str:
-    """Computed at most once a minute per customer: rating the usage of a large account takes longer than its pages."""
+    """Return the balance, computed at most once a minute: rating a large account takes longer than its pages."""
     at = timezone.now()
     key = f"balance:{customer.pk}:{at:%Y-%m-%dT%H:%M}"
     standing: Any = caches["process"].get_or_set(key, lambda: get_standing(customer=customer, at=at), timeout=60)

@@ -1,5 +1,6 @@
-"""Forms of billing. Amounts and rates are typed as decimals and kept as millionths."""
+"""Forms of billing. Amounts and rates are entered as decimals and stored as millionths."""
 
+from collections import Counter
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -16,6 +17,7 @@ from cng_portal.common import money
 from cng_portal.inventory.models import Location
 
 from .models import (
+    LOWER_ONLY,
     MAX_AMOUNT_MICRO,
     MAX_RATE_MICRO,
     ONLY_FIXED_PRORATA,
@@ -28,16 +30,33 @@ from .models import (
     ServiceKind,
 )
 
+# The database has a clock of its own; a price that begins sooner could begin before it is saved.
+SOONEST = timedelta(minutes=1)
+UNUSUAL = _("Confirms a price ten times the one before, or a tenth of it.")
+
+
+def require_confirmation(form: forms.BaseForm, rate_micro: int, previous_micro: int, currency: str) -> None:
+    """Add an error if the rate is ten times the previous one or a tenth of it, and isn't confirmed."""
+    low, high = sorted([previous_micro, rate_micro])
+    if high != low and high >= 10 * low and not form.cleaned_data.get("confirm"):
+        sentence = _("The new price is %(new)s, the one before is %(previous)s. If that is right, check this box.")
+        rates = {"new": rate_micro, "previous": previous_micro}
+        form.add_error("confirm", sentence % {name: money.format_rate(rate, currency) for name, rate in rates.items()})
+
 
 class PriceVersionForm(forms.ModelForm):
-    """A price that has begun is shown and cannot be changed; a further one starts in the future."""
+    """A planned price. One that has begun is shown and can't be changed."""
 
     rate = forms.DecimalField(
         label=_("rate per GB and hour"),
         min_value=0,
         max_value=money.to_decimal(MAX_RATE_MICRO, 0),
         decimal_places=money.MICRO_DIGITS,
-        max_digits=11,
+    )
+    confirm = forms.BooleanField(
+        label=_("unusual price"),
+        required=False,
+        help_text=_("Confirm a price ten times the one before, or a tenth of it."),
     )
 
     class Meta:
@@ -59,16 +78,14 @@ class PriceVersionForm(forms.ModelForm):
         return bool(self.instance.pk) and self.instance.starts_at <= now
 
     def clean(self) -> dict[str, Any]:
-        given = super().clean() or self.cleaned_data
-        if "rate" in given:
-            self.instance.rate_micro = money.to_micro(given["rate"])
-        return given
+        cleaned = super().clean() or self.cleaned_data
+        if "rate" in cleaned:
+            self.instance.rate_micro = money.to_micro(cleaned["rate"])
+        return cleaned
 
 
 class PriceVersionFormSet(forms.BaseInlineFormSet):
-    """The rules that need the package: it is not known to a form of its own. The database, which guards the prices, has
-    a clock of its own that may be hours ahead of ours.
-    """
+    """The rules that need the package. The caller must hold the lock on prices, so that none of them changes meanwhile."""
 
     def clean(self) -> None:
         super().clean()
@@ -80,25 +97,59 @@ class PriceVersionFormSet(forms.BaseInlineFormSet):
         same_service = PriceVersion.objects.filter(
             package__location=package.location_id, package__kind=package.kind, package__currency=package.currency
         )
-        sold_before = same_service.exists()
         now = max(timezone.now(), *Location.objects.values_list(Now(), flat=True)[:1])
-        starts = set()
-        for form in self.forms:
-            starts_at = form.cleaned_data.get("starts_at") if form.is_valid() else None
-            if form in self.deleted_forms:
-                if form.has_begun_at(now):  # type: ignore[attr-defined]  # PriceVersionForm
-                    raise forms.ValidationError(_("A price that has begun cannot be deleted: plan the next one."))
-            elif starts_at and form.has_changed():
-                if form.has_begun_at(now):  # type: ignore[attr-defined]  # PriceVersionForm
+        deleted: list[Any] = self.deleted_forms
+        if any(form.has_begun_at(now + SOONEST) for form in deleted):
+            raise forms.ValidationError(_("A price that has begun cannot be deleted: plan the next one."))
+        shown = [form.instance.pk for form in self.forms if form.instance.pk]
+        others = same_service.exclude(pk__in=shown)
+        taken = Counter(others.filter(package=package.pk).values_list("starts_at", flat=True))
+        rates = dict(others.order_by("starts_at", "pk").values_list("starts_at", "rate_micro"))
+        kept: list[Any] = [form for form in self.forms if form not in deleted and form.cleaned_data.get("starts_at")]
+        taken.update(form.cleaned_data["starts_at"] for form in kept)
+        for form in sorted(kept, key=lambda form: (form.cleaned_data["starts_at"], form.instance.pk or 0)):
+            starts_at = form.cleaned_data["starts_at"]
+            if form.has_changed():
+                if form.has_begun_at(now + SOONEST):
                     form.add_error("starts_at", _("This price has begun meanwhile: plan the next one."))
-                elif sold_before and starts_at <= now:
-                    clock = _("By the portal's clocks it is %(now)s UTC.") % {"now": f"{now:%Y-%m-%d %H:%M:%S}"}
-                    form.add_error("starts_at", f"{PAST} {clock}")
-                others = same_service.filter(package=package.pk, starts_at=starts_at).exclude(pk=form.instance.pk)
-                if starts_at in starts or others.exists():
+                elif rates and starts_at <= now + SOONEST:  # the first price of a service may start in the past
+                    clock = _("By the portal's clocks it is %(now)s UTC: choose a start at least a minute later.")
+                    form.add_error("starts_at", f"{PAST} {clock % {'now': f'{now:%Y-%m-%d %H:%M:%S}'}}")
+                if taken[starts_at] > 1:
                     form.add_error("starts_at", SAME_START)
-                sold_before = True
-            starts.add(starts_at)
+                earlier = [start for start in rates if start < starts_at]
+                if earlier and "rate" in form.cleaned_data:
+                    require_confirmation(form, form.instance.rate_micro, rates[max(earlier)], package.currency)
+            if "rate" in form.cleaned_data:
+                rates[starts_at] = form.instance.rate_micro
+
+
+class PriceCorrectionForm(forms.Form):
+    """The right rate of a price that has begun and was too high."""
+
+    rate = forms.DecimalField(label=_("right rate per GB and hour"), min_value=0, decimal_places=money.MICRO_DIGITS)
+    reason = forms.CharField(label=_("reason"), max_length=255, help_text=_("Kept with the price."))
+    confirm = forms.BooleanField(label=_("unusual price"), required=False, help_text=UNUSUAL)
+
+    def __init__(self, data: Any, *, version: PriceVersion) -> None:
+        super().__init__(data)
+        self.version = version
+
+    @property
+    def rate_micro(self) -> int:
+        return money.to_micro(self.cleaned_data["rate"])
+
+    def clean(self) -> dict[str, Any]:
+        cleaned = super().clean() or self.cleaned_data
+        if "rate" in cleaned:
+            package = self.version.package
+            earlier = package.versions.filter(starts_at__lt=self.version.starts_at).last()
+            if self.rate_micro >= self.version.rate_micro:
+                self.add_error("rate", LOWER_ONLY)
+            elif earlier or not self.rate_micro:
+                previous_micro = earlier.rate_micro if earlier else self.version.rate_micro
+                require_confirmation(self, self.rate_micro, previous_micro, package.currency)
+        return cleaned
 
 
 class PackageForm(forms.ModelForm):
@@ -161,19 +212,19 @@ class CorrectionForm(WalletForm):
         return amount
 
 
-# Far enough from the ends of the calendar for any arithmetic with zones and months.
+# Far enough from the ends of the calendar for arithmetic with zones and months.
 FIRST_DAY, LAST_DAY = date(2000, 1, 1), date(2199, 12, 31)
 
 
 class UsageFilterForm(forms.Form):
-    """Which usage the account statement shows."""
+    """Filters of the account statement."""
 
     project = forms.ModelChoiceField(
         Project.objects.none(), label=_("Project"), required=False, empty_label=_("All projects")
     )
     kind = forms.ChoiceField(label=_("Kind"), required=False, choices=[("", _("All kinds")), *ServiceKind.choices])
-    month = forms.DateField(required=False, widget=forms.HiddenInput)  # its first day: how an amount leads to its rows
-    due = forms.BooleanField(required=False, widget=forms.HiddenInput)  # only what no invoice has yet
+    month = forms.DateField(required=False, widget=forms.HiddenInput)  # its first day, for links from amounts
+    due = forms.BooleanField(required=False, widget=forms.HiddenInput)  # only usage not invoiced yet
     first = forms.DateField(label=_("From"), required=False, widget=forms.DateInput(attrs={"type": "date"}))
     last = forms.DateField(label=_("To"), required=False, widget=forms.DateInput(attrs={"type": "date"}))
 
@@ -181,16 +232,16 @@ class UsageFilterForm(forms.Form):
         super().__init__(data)
         field: Any = self.fields["project"]
         field.queryset = customer.projects.order_by("name")
-        # read once, however often it is rendered
+        # Read once, although the field is rendered twice.
         field.choices = [("", field.empty_label), *((one.pk, str(one)) for one in field.queryset)]
 
     def clean(self) -> dict[str, Any]:
-        given = super().clean() or self.cleaned_data
+        cleaned = super().clean() or self.cleaned_data
         for name in ("month", "first", "last"):
-            if given.get(name) and not FIRST_DAY <= given[name] <= LAST_DAY:
+            if cleaned.get(name) and not FIRST_DAY <= cleaned[name] <= LAST_DAY:
                 self.add_error(name, _("Choose a date between 2000 and 2199."))
-        first: date | None = given.get("first")
-        last: date | None = given.get("last")
+        first: date | None = cleaned.get("first")
+        last: date | None = cleaned.get("last")
         if first and last and last < first:
             self.add_error("last", _("The last day is before the first one. Choose a later day."))
-        return given
+        return cleaned

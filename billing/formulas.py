@@ -1,5 +1,6 @@
 """Calculations as text: how an amount follows from hours, size and rate."""
 
+from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from cng_portal.common import money
@@ -10,6 +11,11 @@ def line_formula(*, hours: int, size_gb: int | None, rate_micro: int | None, amo
     if rate_micro is None:
         return ngettext("%(hours)s hour, no price yet", "%(hours)s hours, no price yet", hours) % {
             "hours": money.format_count(hours)
+        }
+    if not hours:
+        return _("Price corrected to %(rate)s = %(amount)s") % {
+            "rate": money.format_rate(rate_micro, currency),
+            "amount": money.format_amount(amount_micro, currency),
         }
     values = {
         "hours": money.format_count(hours),

@@ -1,4 +1,4 @@
-"""Lifting the triggers of billing and of the activity log where a whole database is emptied on purpose."""
+"""Lift the triggers of billing and of the activity log while a whole database is emptied."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 @contextmanager
 def lifted(connection: BaseDatabaseWrapper) -> Iterator[None]:
-    """On SQLite, where emptying a table deletes row by row. PostgreSQL truncates, which fires no row triggers."""
+    """Drop the triggers on SQLite, which empties a table row by row, and create them again. PostgreSQL truncates."""
     if connection.vendor != "sqlite":
         yield
         return

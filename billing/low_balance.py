@@ -21,15 +21,12 @@ from .models import LowBalanceWarning, UsageSegment
 from .usage import hourly_costs
 
 logger = structlog.stdlib.get_logger(__name__)
-
-
-LOW_BALANCE_HOURS = 72  # warned when the credits last for less than three days at the present cost
-
-PAGE = 500
+LOW_BALANCE_HOURS = 72  # customers are warned when their credits last for less than three days at the present cost
+BATCH = 500
 
 
 def warn_low_balances(*, at: datetime) -> int:
-    """Tell the owners of prepaid customers whose credits run low, once until they have recovered. Returns how many."""
+    """Warn the owners of prepaid customers whose credits run low, once until they recover. Returns how many were warned."""
     warned = 0
     using = UsageSegment.objects.filter(ended_at=None).values("customer")
     ids = list(
@@ -38,30 +35,30 @@ def warn_low_balances(*, at: datetime) -> int:
         .distinct()
         .values_list("pk", flat=True)
     )
-    for start in range(0, len(ids), PAGE):
-        page = ids[start : start + PAGE]
+    for start in range(0, len(ids), BATCH):
+        batch = ids[start : start + BATCH]
         try:
-            warned += _warn_page(page, at=at)
+            warned += _warn_batch(batch, at=at)
         except Exception:
-            logger.exception("low_balance.page_failed", customers=len(page))
-            for pk in page:
+            logger.exception("low_balance.batch_failed", customers=len(batch))
+            for pk in batch:
                 try:
-                    warned += _warn_page([pk], at=at)
+                    warned += _warn_batch([pk], at=at)
                 except Exception:
                     logger.exception("low_balance.check_failed", customer_id=str(pk))
     return warned
 
 
-def _warn_page(ids: Sequence[UUID], *, at: datetime) -> int:
-    page = Customer.objects.filter(pk__in=ids)
-    now, hourly = get_standings(customers=page, at=at), hourly_costs(customers=page, at=at)
-    open_warnings = LowBalanceWarning.objects.filter(customer__in=page, recovered_at=None)
+def _warn_batch(ids: Sequence[UUID], *, at: datetime) -> int:
+    customers = Customer.objects.filter(pk__in=ids)
+    standings, hourly = get_standings(customers=customers, at=at), hourly_costs(customers, at=at)
+    open_warnings = LowBalanceWarning.objects.filter(customer__in=customers, recovered_at=None)
     already_warned = set(open_warnings.values_list("customer_id", flat=True))
-    low = {pk for pk, one in now.items() if one.balance_micro < hourly.get(pk, 0) * LOW_BALANCE_HOURS}
+    low = {pk for pk, standing in standings.items() if standing.balance_micro < hourly.get(pk, 0) * LOW_BALANCE_HOURS}
     open_warnings.exclude(customer__in=low).update(recovered_at=at)
     return sum(
-        _warn(customer, balance_micro=now[customer.pk].balance_micro, hourly_micro=hourly[customer.pk], at=at)
-        for customer in page
+        _warn(customer, balance_micro=standings[customer.pk].balance_micro, hourly_micro=hourly[customer.pk], at=at)
+        for customer in customers
         if customer.pk in low - already_warned
     )
 
@@ -74,7 +71,7 @@ def _warn(customer: Customer, *, balance_micro: int, hourly_micro: int, at: date
             recovered_at=None,
             defaults={"balance_micro": balance_micro, "hourly_micro": hourly_micro, "warned_at": at},
         )
-        if not is_new:  # another scheduler was quicker
+        if not is_new:  # Another scheduler was quicker.
             return False
 
         def message() -> tuple[str, str]:
@@ -100,5 +97,5 @@ def _warn(customer: Customer, *, balance_micro: int, hourly_micro: int, at: date
 
 
 def low_balance_warning(*, customer: Customer) -> LowBalanceWarning | None:
-    """The warning that the customer has been given and not recovered from."""
+    """Return the customer's open warning, if any."""
     return LowBalanceWarning.objects.filter(customer=customer, recovered_at=None).first()

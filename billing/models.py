@@ -1,8 +1,8 @@
 """Packages and their prices, usage, the wallet's ledger, and invoices.
 
-A bill is a function of usage segments and price versions. Only two things are ever written because of it: transactions of
-the wallet, and one invoice per customer and month once the month is over. Amounts are integers of a millionth of the
-customer's currency (`_micro`). The triggers that freeze rows are in the migration `0002_triggers`.
+A bill is a function of usage segments and price versions. Only wallet transactions, and one invoice per customer and month
+once it is over, are written. Amounts are integers of a millionth of the customer's currency (`_micro`). The triggers that
+freeze rows are in the migration `0002_triggers`.
 """
 
 import uuid
@@ -18,22 +18,23 @@ from django.utils.translation import gettext_lazy as _
 from cng_portal.accounts.models import Customer, Project, User
 from cng_portal.common import money
 from cng_portal.common.names import MAX_NAME_LENGTH, NameField
-from cng_portal.inventory.models import Location
+from cng_portal.inventory.models import MAX_HOURLY_PRICE_MICRO, Location
 
 from . import rating
 from .access import billed_customer
 from .formulas import line_formula
 
-# The limits keep hours × GB × rate of a month inside 64 bits.
-MAX_RATE_MICRO = 10_000 * money.MICRO
-MAX_SIZE_GB = 1_000_000
-MAX_BASE_RATE_MICRO = 1_000_000_000 * money.MICRO
+# What an hour, a month of any length and any price cost has to fit 64 bits, twice over for the rounding:
+# 800 h × 5,000,000 GB × 1,000 = 4e18 millionths.
+MAX_RATE_MICRO = 1_000 * money.MICRO
+MAX_SIZE_GB = 5_000_000
 MAX_AMOUNT_MICRO = 1_000_000_000_000 * money.MICRO
 
 # The guide's own words: seeds/create-volume-snapshot.md, "Create Snapshot".
 ONLY_HOURLY = _("Snapshots and backups support only Hourly billing cycles.")
 ONLY_FIXED_PRORATA = _("The only billing rule supported is Fixed Prorata.")
 SAME_START = _("The package already has a price that starts at this instant.")
+LOWER_ONLY = _("A correction lowers a price that has begun. Plan a new price to raise it.")
 PAST = _("A price starts in the future: hours that have begun keep the price they were sold at.")
 ONLY_THREE_KINDS = _("Packages are for BS Snapshot, VM Snapshot and VM Backup.")
 ONE_PACKAGE = _(
@@ -46,7 +47,7 @@ class ServiceKind(models.TextChoices):
     BS_SNAPSHOT = "bs_snapshot", _("BS Snapshot")
     VM_SNAPSHOT = "vm_snapshot", _("VM Snapshot")
     VM_BACKUP = "vm_backup", _("VM Backup")
-    # 20 % of the VM's price; it has no package of its own, but is sold only where VM Backup is
+    # 20 % of the VM's price. It has no package of its own, and is sold where VM Backup is.
     VM_BACKUP_AUTOMATIC = "vm_backup_auto", _("Automatic VM Backup")
 
 
@@ -132,7 +133,11 @@ class Package(models.Model):
 
 
 class PriceVersion(models.Model):
-    """From `starts_at` a GB of the package costs `rate_micro` an hour, until the next version. Immutable once begun."""
+    """From `starts_at` a GB of the package costs `rate_micro` an hour, until the next version. Immutable once begun.
+
+    A version that `corrects` another one has the same start and a lower rate, and takes its place from there on: the next
+    invoices credit what was overcharged.
+    """
 
     package = models.ForeignKey(Package, verbose_name=_("package"), on_delete=models.PROTECT, related_name="versions")
     starts_at = models.DateTimeField(_("starts"))
@@ -141,6 +146,10 @@ class PriceVersion(models.Model):
         validators=[MinValueValidator(0), MaxValueValidator(MAX_RATE_MICRO)],
         help_text=_("Millionths of the currency per GB and hour."),
     )
+    corrects = models.OneToOneField(
+        "self", verbose_name=_("corrects"), on_delete=models.PROTECT, null=True, blank=True, related_name="correction"
+    )
+    reason = models.CharField(_("reason"), max_length=255, blank=True)
     created_by = models.ForeignKey(
         User, verbose_name=_("planned by"), on_delete=models.PROTECT, null=True, blank=True, related_name="+"
     )
@@ -153,13 +162,19 @@ class PriceVersion(models.Model):
         constraints = [
             models.UniqueConstraint(
                 fields=["package", "starts_at"],
+                condition=Q(corrects=None),
                 name="billing_price_start",
                 violation_error_message=SAME_START,
             ),
             models.CheckConstraint(
                 condition=Q(rate_micro__gte=0, rate_micro__lte=MAX_RATE_MICRO),
                 name="billing_price_rate",
-                violation_error_message=_("A rate is between 0 and 10,000 per GB and hour."),
+                violation_error_message=_("A rate is between 0 and 1,000 per GB and hour."),
+            ),
+            models.CheckConstraint(
+                condition=Q(corrects=None, reason="") | (Q(corrects__isnull=False) & ~Q(reason="")),
+                name="billing_price_reason",
+                violation_error_message=_("A correction needs a reason."),
             ),
         ]
 
@@ -211,7 +226,7 @@ class UsageSegment(models.Model):
         verbose_name_plural = _("usage segments")
         ordering = ["started_at", "id"]
         indexes = [
-            # rating reads these columns of tens of thousands of rows: PostgreSQL finds them in the index alone
+            # Rating reads these columns of tens of thousands of rows: PostgreSQL answers from the index alone.
             models.Index(
                 fields=["customer", "ended_at"],
                 include=["started_at", "kind", "location", "size_gb", "base_rate_micro", "voided"],
@@ -249,7 +264,7 @@ class UsageSegment(models.Model):
                 condition=Q(
                     kind=ServiceKind.VM_BACKUP_AUTOMATIC.value,
                     base_rate_micro__gte=0,
-                    base_rate_micro__lte=MAX_BASE_RATE_MICRO,
+                    base_rate_micro__lte=MAX_HOURLY_PRICE_MICRO,
                     size_gb=0,
                 )
                 | Q(
@@ -279,8 +294,13 @@ class UsageSegment(models.Model):
         )
 
     @property
+    def measure(self) -> int | None:
+        """The GB that it is charged by; None for automatic backups."""
+        return None if self.base_rate_micro is not None else self.size_gb
+
+    @property
     def paid_until(self) -> datetime | None:
-        """Where the last started hour ends, which is charged whole; None while it goes on."""
+        """The end of the last started hour, which is charged whole; None while the segment is open."""
         if self.ended_at is None:
             return None
         return self.started_at + rating.hours(self.started_at, self.ended_at) * rating.HOUR
@@ -297,10 +317,10 @@ class InvoiceQuerySet(models.QuerySet["Invoice"]):
 
 
 class Invoice(models.Model):
-    """What a customer owes for one calendar month in the customer's time zone. It is written once, with its lines.
+    """A customer's bill for one calendar month in their time zone, written once, with its lines.
 
-    `sequence` counts a customer's invoices from 1 without gaps, so the number does not depend on the order in which
-    customers are closed. The names are copies: an invoice still says what it said.
+    `sequence` counts a customer's invoices from 1 without gaps, so that the number doesn't depend on the order in which
+    customers are closed. Names are copies, so that an invoice never changes.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
@@ -347,7 +367,7 @@ class Invoice(models.Model):
 
 
 class ClosingFailure(models.Model):
-    """Why a customer's month could not be closed; deleted when it is. Its `reason` says what an administrator can do."""
+    """Why a customer's month couldn't be closed, and what an administrator can do. Deleted once it is closed."""
 
     customer = models.OneToOneField(
         Customer, verbose_name=_("customer"), on_delete=models.PROTECT, primary_key=True, related_name="closing_failure"
@@ -367,7 +387,8 @@ class ClosingFailure(models.Model):
 class InvoiceLine(models.Model):
     """Whole hours of one usage segment at one rate. `amount_micro` is in whole units of the currency.
 
-    A line with `corrects` takes back what that line charged too much: its hours and amount are the difference.
+    A line with `corrects` takes back what that line overcharged: its hours and amount are the difference. Without hours it
+    corrects the price, and `rate_micro` is the right one.
     """
 
     invoice = models.ForeignKey(
@@ -384,7 +405,7 @@ class InvoiceLine(models.Model):
         related_name="corrections",
         db_index=False,
     )
-    # a price that has begun stays, see 0002_triggers, so checking each of a million lines once more would say nothing
+    # A price that has begun stays, see 0002_triggers, so a foreign-key check of a million lines would add nothing.
     price_version = models.ForeignKey(
         PriceVersion,
         verbose_name=_("price"),
@@ -411,19 +432,23 @@ class InvoiceLine(models.Model):
         verbose_name = _("invoice line")
         verbose_name_plural = _("invoice lines")
         ordering = ["kind", "project_name", "resource_name", "from_at", "id"]
-        # with the amount in it, the sum of an invoice need not look its lines up
+        # Includes the amount, so that the sum of an invoice is answered from the index.
         indexes = [models.Index(fields=["invoice", "amount_micro"], name="billing_line_by_invoice")]
         constraints = [
-            # nothing is charged twice: an hour is the first one of at most one line
+            # Nothing is charged twice: an hour is the first of at most one line.
             models.UniqueConstraint(
                 fields=["segment", "from_at"], condition=Q(corrects=None), name="billing_line_once"
             ),
+            # An invoice corrects the hours of a line once, and its price once.
             models.UniqueConstraint(
-                fields=["corrects"], condition=Q(corrects__isnull=False), name="billing_line_corrected_once"
+                fields=["corrects", "invoice"], condition=Q(hours__lt=0), name="billing_line_hours_corrected_once"
+            ),
+            models.UniqueConstraint(
+                fields=["corrects", "invoice"], condition=Q(hours=0), name="billing_line_price_corrected_once"
             ),
             models.CheckConstraint(
                 condition=Q(corrects=None, hours__gte=1, amount_micro__gte=0)
-                | Q(corrects__isnull=False, hours__lte=-1, amount_micro__lte=0),
+                | Q(corrects__isnull=False, hours__lte=0, amount_micro__lte=0),
                 name="billing_line_sign",
             ),
             models.CheckConstraint(condition=Q(to_at__gte=F("from_at")), name="billing_line_period"),
@@ -445,7 +470,7 @@ class InvoiceLine(models.Model):
 
 
 class WalletAccount(models.TextChoices):
-    """The sides of a customer's ledger. What the customer has is the wallet; the others say where it came from or went."""
+    """The accounts of a customer's ledger: the wallet, and where its credits came from or went."""
 
     WALLET = "wallet", _("Wallet")
     PURCHASES = "purchases", _("Purchases")
@@ -464,10 +489,10 @@ class TransactionKind(models.TextChoices):
 
 
 class WalletTransaction(models.Model):
-    """`amount_micro` moves from one account of the customer's ledger to another one.
+    """A move of credits from one account of the customer's ledger to another. Append-only.
 
-    One row is both entries, so a transaction cannot be out of balance: `entries` are -amount and +amount. Append-only.
-    `key` is chosen by the caller: a second transaction under the same key is the first one.
+    One row is both entries, so that a transaction can't be out of balance. `key` is the caller's idempotency key: a second
+    transaction under the same key is the first one.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
@@ -529,17 +554,17 @@ class WalletTransaction(models.Model):
 
     @property
     def entries(self) -> list[tuple[str, int]]:
-        """The two sides as (account, millionths); their sum is 0."""
+        """Return both sides as (account, millionths); their sum is 0."""
         return [(self.source, -self.amount_micro), (self.target, self.amount_micro)]
 
     @property
     def wallet_micro(self) -> int:
-        """What it adds to the wallet; negative when it takes."""
+        """The change of the wallet, negative when credits are taken."""
         return self.amount_micro if self.target == WalletAccount.WALLET else -self.amount_micro
 
 
 class LowBalanceWarning(models.Model):
-    """The customer was told once that the credits run low; the next time only after they had recovered."""
+    """A warning that the customer's credits run low. The next one is sent only after they have recovered."""
 
     customer = models.ForeignKey(
         Customer, verbose_name=_("customer"), on_delete=models.PROTECT, related_name="warnings"
@@ -562,7 +587,7 @@ class LowBalanceWarning(models.Model):
 
 
 class CustomerAccount(Customer):
-    """The customer as the support desk sees it in billing: its balance, and what can be done about it."""
+    """The customer in billing's admin: balances, and actions on the wallet."""
 
     class Meta:
         proxy = True

@@ -3,17 +3,24 @@
 from datetime import datetime
 
 from django.db import transaction
+from django.db.models import Exists, OuterRef
 from django.db.models.functions import Now
 from django.utils import timezone
+from django.utils.translation import gettext as _
 
-from cng_portal.accounts.models import User
+from cng_portal.accounts.models import Customer, User
 from cng_portal.activity import services as activity
 from cng_portal.common import money
 from cng_portal.inventory.models import Location
 
 from .errors import Refused
-from .models import PAST, Package, PriceVersion, ServiceKind
+from .models import LOWER_ONLY, PAST, InvoiceLine, Package, PriceVersion, ServiceKind, UsageSegment
 from .seals import seal, seal_deletion
+
+
+def lock_prices() -> None:
+    """Keep everybody else from changing prices until the transaction ends."""
+    list(Location.objects.order_by("pk").select_for_update(no_key=True).values_list("pk"))
 
 
 @transaction.atomic
@@ -38,9 +45,9 @@ def create_package(
 
 @transaction.atomic
 def retire_package(*, package: Package, by: User | None) -> list[PriceVersion]:
-    """Take the package off sale and return its planned prices, which are deleted: they will never begin.
+    """Take the package off sale, delete its planned prices, and return them.
 
-    What runs keeps the price that it has until another package of the kind has one in the location.
+    Existing usage keeps its price until another package of the kind, location and currency has one.
     """
     planned = list(package.versions.filter(starts_at__gt=Now()))
     for version in planned:
@@ -52,7 +59,7 @@ def retire_package(*, package: Package, by: User | None) -> list[PriceVersion]:
 
 @transaction.atomic
 def save_price(version: PriceVersion, *, by: User | None) -> PriceVersion:
-    """Write a price that is planned, or a package's first one, with its entry in the activity log."""
+    """Write a planned price, or a package's first one, and log it."""
     version.created_by = version.created_by or by
     version.full_clean()
     version.save()
@@ -64,7 +71,7 @@ def save_price(version: PriceVersion, *, by: User | None) -> PriceVersion:
 
 @transaction.atomic
 def delete_price(version: PriceVersion, *, by: User | None) -> None:
-    """Delete a planned price; the database refuses it for one that has begun."""
+    """Delete a planned price. The database refuses to delete one that has begun."""
     before = {"rate_micro": version.rate_micro, "starts_at": version.starts_at}
     activity.record(action="price.delete", actor=by, target=version.package, before=before)
     seal_deletion(version)
@@ -74,7 +81,48 @@ def delete_price(version: PriceVersion, *, by: User | None) -> None:
 def set_price(
     *, package: Package, rate_micro: int, starts_at: datetime, by: User | None, at: datetime | None = None
 ) -> PriceVersion:
-    """Plan the price from `starts_at` on, which must be later than now. Raises Refused, ValidationError."""
+    """Plan a price from `starts_at` on, which must be later than now. Raises Refused, ValidationError."""
     if starts_at <= (at or timezone.now()):
         raise Refused(str(PAST))
     return save_price(PriceVersion(package=package, rate_micro=rate_micro, starts_at=starts_at), by=by)
+
+
+@transaction.atomic
+def correct_price(
+    *, version: PriceVersion, rate_micro: int, reason: str, by: User | None, at: datetime | None = None
+) -> PriceVersion:
+    """Replace a price that has begun by a lower one, from its own start. Raises Refused, ValidationError.
+
+    Open months are charged at the lower price at once; the next invoices credit what earlier ones overcharged.
+    """
+    package = version.package
+    in_use = UsageSegment.objects.filter(
+        kind=package.kind, location=package.location_id, customer__currency=package.currency
+    )
+    # No month may be closed meanwhile: its lines would be written at the price that is being corrected.
+    list(Customer.objects.filter(pk__in=in_use.values("customer")).order_by("pk").select_for_update())
+    if version.starts_at > (at or timezone.now()) or rate_micro >= version.rate_micro:
+        raise Refused(str(LOWER_ONLY))
+    if PriceVersion.objects.filter(corrects=version).exists():
+        raise Refused(_("This price has been corrected already. Correct its correction."))
+    correction = PriceVersion(
+        package=package,
+        starts_at=version.starts_at,
+        rate_micro=rate_micro,
+        corrects=version,
+        reason=reason.strip(),
+        created_by=by,
+    )
+    correction.full_clean()
+    correction.save()
+    seal(correction)
+    charged = InvoiceLine.objects.filter(segment=OuterRef("pk"), corrects=None, price_version=version)
+    in_use.filter(Exists(charged)).update(backdated=True)
+    activity.record(
+        action="price.correct",
+        actor=by,
+        target=package,
+        before={"rate_micro": version.rate_micro, "starts_at": version.starts_at},
+        after={"rate_micro": rate_micro, "reason": correction.reason},
+    )
+    return correction

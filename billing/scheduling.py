@@ -1,4 +1,4 @@
-"""What billing does by itself. Every part may run twice, late, or beside another scheduler."""
+"""The scheduled work of billing. Every part can run twice, late, or beside another scheduler."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -13,13 +13,13 @@ logger = structlog.stdlib.get_logger(__name__)
 
 
 def run_due(*, at: datetime) -> None:
-    """Invoice the months that are over, record the free credits that have expired, warn of low balances."""
+    """Close the months that are over, record expired credits, warn of low balances."""
     duties: list[Callable[..., object]] = [closing.close_months, expire_credits, warn_low_balances]
     failed = []
     for duty in duties:
         try:
             result = duty(at=at)
-        except Exception as error:  # the others are still done; the scheduler hears of it afterwards
+        except Exception as error:  # The others still run; the scheduler learns of it afterwards.
             failed.append(error)
             logger.exception("billing.duty_failed", billing_duty=duty.__name__)
         else:

@@ -19,7 +19,16 @@ from .models import Invoice, Package, PriceVersion, Seal, WalletTransaction
 
 # Listed one by one: a column that is added later must not change the digest of what was written before.
 FIELDS: dict[type[models.Model], tuple[str, ...]] = {
-    PriceVersion: ("id", "package_id", "starts_at", "rate_micro", "created_by_id", "created_at"),
+    PriceVersion: (
+        "id",
+        "package_id",
+        "starts_at",
+        "rate_micro",
+        "corrects_id",
+        "reason",
+        "created_by_id",
+        "created_at",
+    ),
     WalletTransaction: (
         "id",
         "customer_id",

@@ -6,7 +6,7 @@ from datetime import date, datetime, time, timedelta
 from typing import Any
 from uuid import UUID
 
-from django.db.models import Q, Sum
+from django.db.models import Q
 
 from cng_portal.accounts.models import Customer
 from cng_portal.common import money
@@ -15,11 +15,12 @@ from . import rating
 from .charges import DueLine, due_lines, unsettled_segments
 from .formulas import line_formula
 from .models import Invoice, InvoiceLine, ServiceKind
+from .sums import ExactSum
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """Whole hours of one usage at one rate: of an invoice, or not invoiced yet."""
+    """Whole hours of one usage segment at one rate, invoiced or not."""
 
     month: date
     resource_id: UUID
@@ -38,7 +39,7 @@ class Row:
     invoice_number: str = ""
     line_id: int | None = None
     url: str = ""  # of the resource's page
-    corrects: InvoiceLine | None = None  # the line that this one takes back, with its invoice
+    corrects: InvoiceLine | None = None  # with its invoice
 
     @property
     def corrects_number(self) -> str:
@@ -106,11 +107,14 @@ def _row_of_due(due: DueLine, customer: Customer) -> Row:
 
 
 def clip(row: Row, since: datetime | None, until: datetime | None) -> Row | None:
-    """The hours of the row that start in [since, until), or None where there are none.
+    """Return the row with the hours that start in [since, until); None if there are none.
 
     Amounts are differences of rounded running totals, so that the parts of any partition of a period add up to the whole.
     """
     hours = abs(row.hours)
+    if not hours:  # A price correction counts where its line starts.
+        starts_inside = (since is None or row.from_at >= since) and (until is None or row.from_at < until)
+        return row if starts_inside else None
     first = hours_before(row.from_at, since, hours) if since else 0
     last = hours_before(row.from_at, until, hours) if until else hours
     if first >= last:
@@ -128,12 +132,12 @@ def clip(row: Row, since: datetime | None, until: datetime | None) -> Row | None
 
 
 def hours_before(start: datetime, instant: datetime, hours: int) -> int:
-    """How many of so many hours from `start` on begin before the instant."""
+    """Return how many of the hours from `start` on begin before the instant."""
     return min(hours, max(0, -((start - instant) // rating.HOUR)))
 
 
 def _running_total(row: Row, hours: int) -> int:
-    """What the first hours of the row come to, in millionths."""
+    """Return what the first hours of the row cost, in millionths."""
     if hours == abs(row.hours):
         return row.amount_micro
     size_gb = None if row.kind == ServiceKind.VM_BACKUP_AUTOMATIC else row.size_gb
@@ -146,7 +150,7 @@ def _running_total(row: Row, hours: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """The rows of a customer's usage that fit the filters, the newest first: what is due, then what was invoiced.
+    """A customer's usage as rows, the newest first: usage not invoiced yet, then invoiced lines.
 
     Rows are clipped to the hours that start in [since, until). `earlier` are the clipped rows that begin before `since`.
     """
@@ -170,7 +174,7 @@ class Usage:
         return rows, self._total_micro()
 
     def _total_micro(self) -> int:
-        invoiced = int(self.lines.order_by().aggregate(total=Sum("amount_micro", default=0))["total"])
+        invoiced = self.lines.order_by().aggregate(total=ExactSum("amount_micro"))["total"]
         if self.until:
             for line in self.lines.filter(to_at__gt=self.until).iterator(chunk_size=2000):
                 invoiced += self._row(line).amount_micro - line.amount_micro
@@ -198,17 +202,19 @@ def usage_rows(
     last: date | None = None,
     due_only: bool = False,
 ) -> Usage:
-    """`month` is the first day of the month of use, to which hours belong by their start. `first` and `last` are days in
-    the customer's time zone: the hours that start on one of them are in the rows. `due_only` leaves out what was invoiced.
+    """Return the customer's usage that passes the filters.
+
+    `month` is the first day of the month of use. `first` and `last` are days in the customer's time zone; hours count on
+    the day on which they start. `due_only` leaves invoiced lines out.
     """
     since = datetime.combine(first, time(), customer.zone) if first else None
     until = datetime.combine(last + timedelta(days=1), time(), customer.zone) if last else None
-    where = Q()
+    matching = Q()
     if kind:
-        where &= Q(kind=kind)
+        matching &= Q(kind=kind)
     if resource_id:
-        where &= Q(resource_id=resource_id)
-    lines = InvoiceLine.objects.filter(where, invoice__customer=customer)
+        matching &= Q(resource_id=resource_id)
+    lines = InvoiceLine.objects.filter(matching, invoice__customer=customer)
     lines = lines.select_related("invoice", "corrects__invoice").order_by("-from_at", "-pk")
     if month:
         lines = lines.filter(month=month)
@@ -216,14 +222,14 @@ def usage_rows(
         lines = lines.filter(from_at__lt=until)
     if due_only:
         lines = lines.none()
-    segments = unsettled_segments(customer=customer).filter(where).select_related("project")
+    segments = unsettled_segments(customer=customer).filter(matching).select_related("project")
     if project_id:
         lines, segments = lines.filter(segment__project=project_id), segments.filter(project=project_id)
     due = [
         row
-        for one in due_lines(customer=customer, at=at, segments=list(segments))
-        if month is None or one.month == month
-        if (row := clip(_row_of_due(one, customer), since, until))
+        for line in due_lines(customer=customer, at=at, segments=list(segments))
+        if month is None or line.month == month
+        if (row := clip(_row_of_due(line, customer), since, until))
     ]
     due.sort(key=lambda row: (row.from_at, row.name), reverse=True)
     earlier: list[Row] = []

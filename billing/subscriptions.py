@@ -14,7 +14,7 @@ from .models import UsageSegment
 
 
 class SubscriptionState(models.TextChoices):
-    """`SCHEDULED`: the deletion is accepted, which ended the charging, and the hour that was paid whole still runs."""
+    """`SCHEDULED`: deleted, so that charging has ended, but its last paid hour isn't over."""
 
     ACTIVE = "active", _("Active")
     INACTIVE = "inactive", _("Inactive")
@@ -22,17 +22,17 @@ class SubscriptionState(models.TextChoices):
 
 
 def get_subscriptions(*, customer: Customer, state: str, kind: str, at: datetime) -> Any:
-    """The customer's usage in a state, of one kind or all; the newest first. What never began was no service."""
-    found = UsageSegment.objects.filter(customer=customer, voided=False).select_related("project", "location")
+    """Return the customer's segments in a state, of one kind or all, the newest first. Voided ones are left out."""
+    segments = UsageSegment.objects.filter(customer=customer, voided=False).select_related("project", "location")
     if kind:
-        found = found.filter(kind=kind)
+        segments = segments.filter(kind=kind)
     if state == SubscriptionState.ACTIVE:
-        found = found.filter(ended_at=None)
+        segments = segments.filter(ended_at=None)
     else:
-        found = found.filter(ended_at__isnull=False).alias(
-            runs=Case(When(ended_at__gt=at - rating.HOUR, then=bulk.paid_hour_runs(at)), default=False)
+        segments = segments.filter(ended_at__isnull=False).alias(
+            in_paid_hour=Case(When(ended_at__gt=at - rating.HOUR, then=bulk.in_paid_hour(at)), default=False)
         )
-        found = found.filter(runs=state == SubscriptionState.SCHEDULED)
+        segments = segments.filter(in_paid_hour=state == SubscriptionState.SCHEDULED)
         if state == SubscriptionState.SCHEDULED:
-            found = found.filter(ended_at__gt=at - rating.HOUR)  # so that an index leads to them
-    return found.order_by("-started_at", "pk")
+            segments = segments.filter(ended_at__gt=at - rating.HOUR)  # uses the index on `ended_at`
+    return segments.order_by("-started_at", "pk")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from uuid import UUID
 
-from django.db.models import OuterRef, Subquery, Sum
+from django.db.models import OuterRef, Subquery
 
 from cng_portal.accounts.models import Customer
 
@@ -14,6 +14,7 @@ from . import bulk, rating
 from .balance import open_windows, standing_of, with_ledger
 from .charges import backdated_lines
 from .models import InvoiceLine, ServiceKind, TransactionKind, WalletTransaction
+from .sums import ExactSum
 from .usage import running_usage_of
 
 
@@ -48,28 +49,26 @@ class Summary:
 
 
 MONTHS_SHOWN = 12
-
-
 Costs = dict[tuple[date, str], int]  # {(month of use, kind): millionths}
 
 
 def invoiced_costs(customer: Customer) -> Costs:
     lines = InvoiceLine.objects.filter(invoice__customer=customer).order_by().values_list("month", "kind")
-    return {(month, kind): int(total) for month, kind, total in lines.annotate(total=Sum("amount_micro"))}
+    return {(month, kind): total for month, kind, total in lines.annotate(total=ExactSum("amount_micro"))}
 
 
 def build_summary(*, customer: Customer, at: datetime) -> Summary:
     credited = WalletTransaction.objects.filter(customer=OuterRef("pk"), at__lte=at).order_by().values("customer")
     total = {
-        kind: Subquery(credited.filter(kind=kind).annotate(total=Sum("amount_micro")).values("total"))
+        kind: Subquery(credited.filter(kind=kind).annotate(total=ExactSum("amount_micro")).values("total"))
         for kind in (TransactionKind.BOUGHT, TransactionKind.GRANTED)
     }
     customers = Customer.objects.filter(pk=customer.pk).annotate(
         bought=total[TransactionKind.BOUGHT], granted=total[TransactionKind.GRANTED]
     )
-    [found] = with_ledger(customers, at=at)
-    windows = open_windows([found], at)
-    # the last month once more, as it will be at its end if everything stays as it is, planned prices included
+    [account] = with_ledger(customers, at=at)
+    windows = open_windows([account], at)
+    # The last month once more, as of its end: the forecast if everything stays as it is, planned prices included.
     rated = bulk.owed_by_kind([*windows, *(replace(window, at=window.until) for window in windows[-1:])])
     due: Costs = defaultdict(int)
     still_to_come = 0
@@ -79,7 +78,7 @@ def build_summary(*, customer: Customer, at: datetime) -> Summary:
         else:
             due[month, kind] += amount_micro
             still_to_come -= amount_micro if month == windows[-1].month else 0
-    for line in backdated_lines(customer=customer, at=at) if found.backdated else []:  # type: ignore[attr-defined]
+    for line in backdated_lines(customer=customer, at=at) if account.backdated else []:  # type: ignore[attr-defined]
         due[line.month, line.segment.kind] += line.line.amount_micro or 0
     invoiced = invoiced_costs(customer)
     costs = defaultdict(int, {key: invoiced.get(key, 0) + due.get(key, 0) for key in invoiced | due})
@@ -87,14 +86,14 @@ def build_summary(*, customer: Customer, at: datetime) -> Summary:
     months = [month]
     while len(months) < MONTHS_SHOWN:
         months.append((months[-1] - timedelta(days=1)).replace(day=1))
-    this_month = sum(total for (one, _kind), total in costs.items() if one == month)
-    standing = standing_of(found, owed_micro=sum(due.values()), at=at)
+    this_month = sum(total for (month_of_use, _kind), total in costs.items() if month_of_use == month)
+    standing = standing_of(account, owed_micro=sum(due.values()), at=at)
     return Summary(
         services=active_services(customer=customer, at=at, month=month, costs=costs),
         months=sorted(months),
         costs=costs,
-        bought_micro=int(found.bought or 0),  # type: ignore[attr-defined]  # of with_ledger
-        free_micro=int(found.granted or 0),  # type: ignore[attr-defined]
+        bought_micro=int(account.bought or 0),  # type: ignore[attr-defined]  # of with_ledger
+        free_micro=int(account.granted or 0),  # type: ignore[attr-defined]
         consumed_micro=sum(costs.values()),
         balance_micro=standing.balance_micro,
         owed_micro=standing.owed_micro,
@@ -122,9 +121,9 @@ def spend_by_project(*, customer: Customer, at: datetime) -> dict[UUID, int]:
         if due.month == month:
             spend[due.segment.project_id] += due.line.amount_micro or 0
     invoiced = InvoiceLine.objects.filter(invoice__customer=customer, month=month).order_by()
-    totals = invoiced.values_list("segment__project").annotate(total=Sum("amount_micro"))
+    totals = invoiced.values_list("segment__project").annotate(total=ExactSum("amount_micro"))
     for project_id, total in totals:
-        spend[project_id] += int(total)
+        spend[project_id] += total
     return dict(spend)
 
 

@@ -20,7 +20,7 @@ from .prices import PriceList
 
 
 def closed_until(customer_id: UUID) -> datetime | None:
-    """Up to where the customer has been invoiced; None where no invoice was made yet. One query."""
+    """Return the end of the customer's last invoiced month; None without an invoice. One query."""
     return Invoice.objects.filter(customer_id=customer_id).aggregate(last=Max("ends_at"))["last"]
 
 
@@ -41,15 +41,15 @@ def open_segment(
     at: datetime,
     base_rate_micro: int | None = None,
 ) -> UsageSegment:
-    """Start charging the resource at the instant `at`; what is being charged already is returned as it is.
+    """Start charging the resource at `at`, and return its segment. Calling it again returns the same one.
 
-    So is a segment of GB that has ended after `at`: the call is then a repetition of the one that opened it. What comes
-    back, as automatic backups do, inside an hour that it has paid for, or by a clock that was set back since, starts where
-    that hour ends: no hour is paid twice.
+    A segment charged per GB that ended after `at` is returned as well: this is then a late retry of the call that opened
+    it. A segment that would start inside an hour that is already paid starts where that hour ends: automatic backups that
+    are switched on again, or a clock that was set back. No hour is paid twice.
     """
-    lock_customer(project.customer_id)  # or the month could be closed meanwhile, without this
-    began = UsageSegment.objects.filter(resource_id=resource_id, kind=kind, voided=False)
-    last = began.order_by("-started_at").first()
+    lock_customer(project.customer_id)  # so that the month can't be closed without this segment
+    charged = UsageSegment.objects.filter(resource_id=resource_id, kind=kind, voided=False)
+    last = charged.order_by("-started_at").first()
     if last and (last.ended_at is None or (base_rate_micro is None and (at <= last.started_at or at < last.ended_at))):
         return last
     if last and last.paid_until:
@@ -70,15 +70,15 @@ def open_segment(
 
 @transaction.atomic
 def close_segment(*, resource_id: UUID, kind: str, at: datetime) -> bool:
-    """Stop charging the resource at the instant `at`. False where nothing was open: a repetition changes nothing.
+    """Stop charging the resource at `at`. Returns False if no segment was open, so that a retry changes nothing.
 
-    Automatic backups that waited for the end of an hour that was paid already, and are off again before it, never began.
+    A segment of automatic backups that starts where a paid hour ends, and is closed before, is voided.
     """
     segment = UsageSegment.objects.filter(resource_id=resource_id, kind=kind, ended_at=None).first()
     if segment is None:
         return False
     lock_customer(segment.customer_id)
-    # the clocks of two machines may differ: what is there was there for its first hour
+    # The clocks of two machines may differ; the first hour is charged in any case.
     end = max(at, segment.started_at)
     changed = UsageSegment.objects.filter(pk=segment.pk, ended_at=None).update(
         ended_at=end,
@@ -91,9 +91,9 @@ def close_segment(*, resource_id: UUID, kind: str, at: datetime) -> bool:
 
 @transaction.atomic
 def change_base_rate(*, resource_id: UUID, base_rate_micro: int, at: datetime) -> UsageSegment | None:
-    """The VM's hourly price changed: its automatic backups cost 20 % of the new one from the next unpaid hour on.
+    """Charge the VM's automatic backups by its new hourly price from the next unpaid hour on.
 
-    None where automatic backups are off.
+    Returns the segment from then on; None if automatic backups are off.
     """
     kind = ServiceKind.VM_BACKUP_AUTOMATIC
     segment = (
@@ -103,26 +103,26 @@ def change_base_rate(*, resource_id: UUID, base_rate_micro: int, at: datetime) -
     )
     if segment is None or segment.base_rate_micro == base_rate_micro:
         return segment
-    begins = segment.started_at
-    waits = close_segment(resource_id=resource_id, kind=kind, at=at) and at < begins
+    starts_at = segment.started_at
+    is_voided = close_segment(resource_id=resource_id, kind=kind, at=at) and at < starts_at
     return open_segment(
         resource_id=resource_id,
         kind=kind,
         name=segment.resource_name,
         project=segment.project,
         location=segment.location,
-        at=begins if waits else at,
+        at=starts_at if is_voided else at,
         base_rate_micro=base_rate_micro,
     )
 
 
 def running_usage(*, location_code: str, kinds: Iterable[str]) -> QuerySet[UsageSegment]:
-    """What is being charged there now."""
+    """Return the open segments of these kinds in the location."""
     return UsageSegment.objects.filter(location_id=location_code, kind__in=list(kinds), ended_at=None)
 
 
 def rename_resource(*, resource_id: UUID, name: str) -> int:
-    """Open segments follow the new name; what has ended keeps the name that it had. Returns how many changed."""
+    """Rename the resource on its open segments; closed ones keep their name. Returns how many changed."""
     return UsageSegment.objects.filter(resource_id=resource_id, ended_at=None).update(resource_name=name)
 
 

@@ -210,7 +210,7 @@ def summary(request: HttpRequest, as_csv: bool = False) -> HttpResponse | Stream
                 for one in found.services
             ],
             "charts": {
-                name: build_chart(found=found, currency=currency, label=lambda one: in_words(one, "MMM"), size=size)
+                name: build_chart(summary=found, currency=currency, label=lambda one: in_words(one, "MMM"), size=size)
                 for name, size in (("wide", WIDE), ("narrow", NARROW))
             },
             "kinds": kinds,

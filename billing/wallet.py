@@ -5,7 +5,7 @@ from uuid import UUID
 
 import structlog
 from django.db import transaction
-from django.db.models import QuerySet, Sum
+from django.db.models import QuerySet
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
@@ -18,10 +18,11 @@ from .charges import total_charged
 from .errors import Refused
 from .models import MAX_AMOUNT_MICRO, TransactionKind, WalletAccount, WalletTransaction
 from .seals import seal
+from .sums import ExactSum
 
 logger = structlog.stdlib.get_logger(__name__)
 
-
+# From which account of the ledger into which a transaction moves credits.
 SIDES = {
     TransactionKind.BOUGHT: (WalletAccount.PURCHASES, WalletAccount.WALLET),
     TransactionKind.GRANTED: (WalletAccount.GRANTS, WalletAccount.WALLET),
@@ -44,15 +45,21 @@ def _record(
     expires_at: datetime | None = None,
     sides: tuple[str, str] | None = None,
 ) -> WalletTransaction:
-    """Write a transaction, or return the one that was written under the key. Raises Refused, ValidationError."""
+    """Write a transaction, or return the one already recorded under the key. Raises Refused."""
     lock_customer(customer.pk)
     source, target = sides or SIDES[TransactionKind(kind)]
-    given = {"customer_id": customer.pk, "kind": kind, "source": source, "target": target, "amount_micro": amount_micro}
-    written = WalletTransaction.objects.filter(key=key).first()
-    if written is not None:
-        if any(getattr(written, name) != value for name, value in given.items()):
+    values = {
+        "customer_id": customer.pk,
+        "kind": kind,
+        "source": source,
+        "target": target,
+        "amount_micro": amount_micro,
+    }
+    recorded = WalletTransaction.objects.filter(key=key).first()
+    if recorded is not None:
+        if any(getattr(recorded, name) != value for name, value in values.items()):
             raise Refused(_("Another transaction has been recorded under this key. Reload the page and try again."))
-        return written
+        return recorded
     unit_micro = money.unit_micro(customer.currency)
     if not 0 < amount_micro <= MAX_AMOUNT_MICRO or amount_micro % unit_micro:
         raise Refused(
@@ -68,7 +75,7 @@ def _record(
         amount = {kind: money.format_amount(amount_micro, customer.currency), "reason": reason.strip()}
         activity.record(action="wallet.move", actor=by, target=customer, after=amount)
     written = WalletTransaction.objects.create(
-        **given, key=key, reason=reason.strip(), by=by, expires_at=expires_at, at=at
+        **values, key=key, reason=reason.strip(), by=by, expires_at=expires_at, at=at
     )
     seal(written)
     return written
@@ -84,7 +91,7 @@ def grant_credits(
     expires_at: datetime | None = None,
     at: datetime | None = None,
 ) -> WalletTransaction:
-    """Free credits. A second call with the key changes nothing. Raises Refused."""
+    """Grant free credits. A second call with the key changes nothing. Raises Refused."""
     return _record(
         customer=customer,
         kind=TransactionKind.GRANTED,
@@ -100,7 +107,7 @@ def grant_credits(
 def buy_credits(
     *, customer: Customer, amount_micro: int, reason: str, by: User | None, key: str, at: datetime | None = None
 ) -> WalletTransaction:
-    """Credits that were paid for. A second call with the key changes nothing. Raises Refused."""
+    """Add credits that were paid for. A second call with the key changes nothing. Raises Refused."""
     return _record(
         customer=customer, kind=TransactionKind.BOUGHT, amount_micro=amount_micro, reason=reason, by=by, key=key, at=at
     )
@@ -110,13 +117,13 @@ def buy_credits(
 def refund_credits(
     *, customer: Customer, amount_micro: int, reason: str, by: User | None, key: str, at: datetime | None = None
 ) -> WalletTransaction:
-    """Give back what was charged, at most all of it. A second call with the key changes nothing. Raises Refused."""
+    """Refund what was charged, at most all of it. A second call with the key changes nothing. Raises Refused."""
     lock_customer(customer.pk)
     if not WalletTransaction.objects.filter(key=key).exists():
-        # what corrects an invoice is a refund too, and is part of what was consumed already
+        # Refunds by an invoice are part of `total_charged` already.
         refunds = WalletTransaction.objects.filter(customer=customer, kind=TransactionKind.REFUNDED, invoice=None)
-        refunded_micro = refunds.aggregate(total=Sum("amount_micro", default=0))["total"]
-        charged_micro = total_charged(customer=customer, at=at or timezone.now()) - int(refunded_micro)
+        refunded_micro = refunds.aggregate(total=ExactSum("amount_micro"))["total"]
+        charged_micro = total_charged(customer=customer, at=at or timezone.now()) - refunded_micro
         if amount_micro > charged_micro:
             raise Refused(
                 _("Only %(amount)s has been charged and not refunded yet. Refund no more than that, or grant credits.")
@@ -136,9 +143,9 @@ def refund_credits(
 def correct_credits(
     *, customer: Customer, change_micro: int, reason: str, by: User | None, key: str, at: datetime | None = None
 ) -> WalletTransaction:
-    """Add to the wallet or, with a negative change, take from it: a mistake is made good by another transaction.
+    """Add to the wallet or, with a negative change, take from it. A second call with the key changes nothing.
 
-    A second call with the key changes nothing. Raises Refused.
+    Raises Refused.
     """
     sides = (WalletAccount.CORRECTIONS, WalletAccount.WALLET)
     return _record(
@@ -154,18 +161,18 @@ def correct_credits(
 
 
 def expired_credits(*, customer: Customer, at: datetime) -> list[tuple[WalletTransaction, int]]:
-    """What was left of each grant when it expired, of those that expired until `at` and are not recorded so yet.
+    """Return (grant, what was left of it) for the grants that expired until `at` without being recorded yet.
 
-    Credits that expire sooner are used up first, those that never expire last; what could not be covered when it was
-    used is covered by the credits that come next.
+    Credits that expire first are used first, those that never expire last. Usage that no credits covered is paid by the
+    credits that come next.
     """
     moves = list(WalletTransaction.objects.filter(customer=customer, at__lte=at).order_by("at", "created_at", "id"))
     recorded = {move.grant_id for move in moves if move.grant_id}
     grants = {move.pk: (move.expires_at, move) for move in moves if move.expires_at}
     events = [(move.at, 1, move) for move in moves if move.invoice_id is None and move.grant_id is None]
     events += [(expires_at, 0, grant) for expires_at, grant in grants.values() if expires_at <= at]
-    left: dict[UUID, int] = {}  # in the order in which they are used up
-    found, before, uncovered = [], 0, 0
+    left: dict[UUID, int] = {}  # of each grant and purchase, in the order in which they are used
+    expired, before, uncovered = [], 0, 0
     for when, is_move, move in sorted(events, key=lambda event: event[:2]):
         until_now = total_charged(customer=customer, at=when)
         uncovered += until_now - before
@@ -177,18 +184,18 @@ def expired_credits(*, customer: Customer, at: datetime) -> list[tuple[WalletTra
         if not is_move:
             rest = left.pop(move.pk)
             if rest and move.pk not in recorded:
-                found.append((move, rest))
+                expired.append((move, rest))
         elif move.wallet_micro < 0:
             uncovered -= move.wallet_micro
         else:
             left[move.pk] = move.wallet_micro
             never = datetime.max.replace(tzinfo=UTC)
             left = dict(sorted(left.items(), key=lambda item: grants[item[0]][0] if item[0] in grants else never))
-    return found
+    return expired
 
 
 def expire_credits(*, at: datetime) -> int:
-    """Record what was left of the free credits that have expired. Returns how many. Repeating it changes nothing."""
+    """Record the free credits that have expired. Returns how many. Running it again changes nothing."""
     pending = WalletTransaction.objects.filter(expires_at__lte=at, expiry=None).values("customer").distinct()
     recorded = 0
     for customer in Customer.objects.filter(pk__in=pending):
@@ -220,7 +227,7 @@ def _expire_credits(customer: Customer, at: datetime) -> int:
 
 
 def get_received_credits(*, customer: Customer) -> QuerySet[WalletTransaction]:
-    """What came into the wallet from outside, the newest first."""
+    """Return the bought and the granted credits, the newest first."""
     return WalletTransaction.objects.filter(
         customer=customer, kind__in=[TransactionKind.BOUGHT, TransactionKind.GRANTED], target=WalletAccount.WALLET
     )

@@ -245,6 +245,7 @@ TABLE: dict[str, list[Row]] = {
             MACHINE,
         ),
         Row("admin:billing_account_correct", "Correct a balance", ADMINISTER, BOTH, ACCOUNT),
+        Row("admin:billing_price_correct", "Correct a price that has begun", ADMINISTER, BOTH),
         Row("admin:snapshots_operation_overview", "View the operations overview", ADMINISTER),
     ],
 }

@@ -101,7 +101,7 @@ def test_every_bar_of_the_cost_chart_fits_it(costs: list[int], size: ChartSize) 
         this_month_micro=0,
         projected_micro=0,
     )
-    drawn = build_chart(found=found, currency="MMK", label=str, size=size)
+    drawn = build_chart(summary=found, currency="MMK", label=str, size=size)
     for bar in drawn["bars"]:
         assert 0 <= float(bar.y) <= float(bar.y) + float(bar.height) <= size.height
 

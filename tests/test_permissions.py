@@ -21,7 +21,7 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from billing.models import Invoice
+from billing.models import Invoice, PriceVersion
 from cng_portal.accounts.models import Membership, Role
 from snapshots import wizard
 from tests.addresses import ADDRESSES
@@ -83,6 +83,7 @@ PARAMETERS: dict[str, Callable[[SimpleNamespace], Any]] = {
     "content_type_id": lambda world: 0,
     "object_id": lambda world: world.customer,
     "id": lambda world: world.people[VIEWER],
+    "version_id": lambda world: PriceVersion.objects.first(),
 }
 
 

@@ -42,10 +42,19 @@ GUARDS = [
         "price_in_the_past",
         "BEFORE INSERT",
         "billing_priceversion",
-        "NEW.starts_at <= {now} AND EXISTS (SELECT 1 FROM billing_priceversion v JOIN billing_package p"
+        "NEW.corrects_id IS NULL AND NEW.starts_at <= {now} AND EXISTS (SELECT 1 FROM billing_priceversion v JOIN billing_package p"
         " ON p.id = v.package_id JOIN billing_package mine ON mine.kind = p.kind AND mine.location_id = p.location_id"
         " AND mine.currency = p.currency WHERE mine.id = NEW.package_id)",
         "A price starts in the future: hours that have begun keep their price.",
+    ),
+    Guard(
+        "price_corrected",
+        "BEFORE INSERT",
+        "billing_priceversion",
+        "NEW.corrects_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM billing_priceversion v WHERE v.id = NEW.corrects_id"
+        " AND v.package_id = NEW.package_id AND v.starts_at = NEW.starts_at AND v.starts_at <= {now}"
+        " AND v.rate_micro > NEW.rate_micro)",
+        "A correction lowers a price that has begun, from its own start.",
     ),
     Guard(
         "price_of_inactive",

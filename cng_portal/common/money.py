@@ -71,6 +71,11 @@ def format_amount(micro: int, currency: str) -> str:
     return _format(micro, digits(currency), currency)
 
 
+def format_whole(micro: int, currency: str) -> str:
+    """`K 99,456`: for the axis of a chart."""
+    return _format(micro, 0, currency)
+
+
 def format_price(micro: int, currency: str) -> str:
     """`K 20.00`, `K 0.0004`: the price of one hour, with more digits where it is finer than the currency's."""
     return _format(micro, max(digits(currency), _digits_needed(micro)), currency)

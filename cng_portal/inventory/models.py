@@ -12,7 +12,12 @@ from django.utils import timezone, translation
 from django.utils.translation import gettext_lazy as _
 
 from cng_portal.accounts.models import Project, User
+from cng_portal.common.money import MICRO
 from cng_portal.common.names import NameField, NameKeyField
+
+# Bounds that keep every amount that follows from them within 64 bits: see billing.models.
+MAX_HOURLY_PRICE_MICRO = 1_000_000_000 * MICRO
+MAX_VOLUME_GB = 1_000_000
 
 
 class Region(models.TextChoices):
@@ -254,9 +259,9 @@ class VirtualMachine(models.Model):
         ordering = ["name", "id"]
         constraints = [
             models.CheckConstraint(
-                condition=Q(hourly_price_micro__gte=0),
+                condition=Q(hourly_price_micro__gte=0, hourly_price_micro__lte=MAX_HOURLY_PRICE_MICRO),
                 name="inventory_vm_price",
-                violation_error_message=_("A price cannot be negative."),
+                violation_error_message=_("An hourly price is between 0 and 1,000,000,000."),
             ),
             once_in_the_cloud("inventory_vm_backend_once"),
         ]
@@ -318,7 +323,9 @@ class Volume(models.Model):
     )
     name = NameField(_("name"))
     name_key = NameKeyField()
-    size_gb = models.PositiveIntegerField(_("size, GB"), validators=[MinValueValidator(1)])
+    size_gb = models.PositiveIntegerField(
+        _("size, GB"), validators=[MinValueValidator(1), MaxValueValidator(MAX_VOLUME_GB)]
+    )
     state = models.CharField(_("state"), max_length=9, choices=State.choices, default=State.AVAILABLE)
     backend_ref = models.CharField(_("backend reference"), max_length=255, blank=True)
     backend_project = models.CharField(
@@ -337,9 +344,9 @@ class Volume(models.Model):
         indexes = [models.Index(fields=["project", "name", "id"], name="inventory_volume_by_name")]
         constraints = [
             models.CheckConstraint(
-                condition=Q(size_gb__gte=1),
+                condition=Q(size_gb__gte=1, size_gb__lte=MAX_VOLUME_GB),
                 name="inventory_volume_size",
-                violation_error_message=_("A volume has at least 1 GB."),
+                violation_error_message=_("A volume has between 1 and 1,000,000 GB."),
             ),
             once_in_the_cloud("inventory_volume_backend_once"),
         ]

@@ -39,9 +39,9 @@ def price_at(prices: list[tuple[datetime, Fraction]], instant: datetime) -> tupl
 
 
 def bill(
-    stays: list[Stay], *, prices: list[tuple[datetime, Fraction]], zone: ZoneInfo, now: datetime
+    stays: list[Stay], *, prices: list[tuple[datetime, Fraction]], zone: ZoneInfo, now: datetime, digits: int = 2
 ) -> dict[tuple[int, datetime, date, datetime | None], tuple[int, Fraction]]:
-    """{(resource, start, month, since when the price holds): (hours, amount to two decimals)}."""
+    """{(resource, start, month, since when the price holds): (hours, amount rounded to `digits`)}."""
     hours: dict = defaultdict(int)
     hourly = {}
     for stay in stays:
@@ -54,7 +54,8 @@ def bill(
                 price = stay.gigabytes * rate
             hours[stay.resource, stay.start, month, since] += 1
             hourly[stay.resource, stay.start, month, since] = price
-    return {key: (count, round(count * hourly[key] * 100) / Fraction(100)) for key, count in hours.items()}
+    unit = 10**digits
+    return {key: (count, round(count * hourly[key] * unit) / Fraction(unit)) for key, count in hours.items()}
 
 
 def switched(changes: list[tuple[datetime, Fraction | None]], resource: int) -> list[Stay]:

@@ -6,8 +6,8 @@ from django.utils import timezone
 
 from billing import closing
 from billing.balance import get_balance
-from billing.forms import PriceVersionFormSet
 from billing.models import Invoice, Package, PriceVersion, ServiceKind, WalletTransaction
+from billing.packages import set_price
 from billing.wallet import buy_credits
 from cng_portal.activity.models import Activity
 from tests.factories import LocationFactory, UserFactory
@@ -90,7 +90,7 @@ def test_a_second_package_is_refused_with_the_reason(desk, shop):
         ("NaN", "Enter a number"),
         ("Infinity", "Enter a number"),
         ("0.0000001", "no more than 6 decimal places"),
-        ("10001", "less than or equal to 10000"),
+        ("1001", "less than or equal to 1000"),
     ],
 )
 def test_a_rate_that_cannot_be_is_refused(desk, shop, rate, sentence):
@@ -136,17 +136,42 @@ def test_a_price_that_the_database_takes_for_past_is_an_error_of_the_form(desk, 
     assert Package.objects.get().name == "BS Snapshot 1CNG-YGN-AZ01" and PriceVersion.objects.get() == first
 
 
-@pytest.mark.both_databases
-def test_a_price_that_begins_between_the_look_and_the_writing_is_an_error_of_the_form(desk, shop, monkeypatch):
+def test_a_price_that_would_begin_while_it_is_saved_is_an_error_of_the_form(desk, shop):
     [first] = shop.package.versions.all()
-    began = timezone.now() - timedelta(seconds=1)
-    form = package_form(shop.package, [(first.pk, first.starts_at, "0.4"), (None, began, "0.5")])
-    # the first look was a moment too early to find it
-    monkeypatch.setattr(PriceVersionFormSet, "clean", lambda formset: monkeypatch.undo())
+    soon = timezone.now() + timedelta(seconds=20)
+    form = package_form(shop.package, [(first.pk, first.starts_at, "0.4"), (None, soon, "0.5")])
     response = desk.post(reverse("admin:billing_package_change", args=[shop.package.pk]), form)
-    assert "A price starts in the future" in errors(response)
+    assert "choose a start at least a minute later" in errors(response)
     assert 'value="0.5"' in response.content.decode()
     assert PriceVersion.objects.get() == first
+
+
+def test_two_administrators_who_plan_the_same_start_meet_in_the_form(desk, shop):
+    [first] = shop.package.versions.all()
+    set_price(package=shop.package, rate_micro=600_000, starts_at=FUTURE, by=None)  # since the form was opened
+    form = package_form(shop.package, [(first.pk, first.starts_at, "0.4"), (None, FUTURE, "0.5")])
+    response = desk.post(reverse("admin:billing_package_change", args=[shop.package.pk]), form)
+    assert "The package already has a price that starts at this instant." in errors(response)
+
+
+@pytest.mark.parametrize("rate", ["4", "0.04", "0"])
+def test_a_price_that_differs_tenfold_has_to_be_confirmed(desk, shop, rate):
+    [first] = shop.package.versions.all()
+    url = reverse("admin:billing_package_change", args=[shop.package.pk])
+    form = package_form(shop.package, [(first.pk, first.starts_at, "0.4"), (None, FUTURE, rate)])
+    sentence = f"The new price is K {float(rate):.4f}, the one before is K 0.4000. If that is right, check this box."
+    assert sentence in errors(desk.post(url, form))
+    assert PriceVersion.objects.count() == 1
+    assert desk.post(url, form | {"versions-1-confirm": "on"}).status_code == 302
+    assert PriceVersion.objects.count() == 2
+
+
+def test_a_price_is_compared_with_the_one_just_before_it(desk, shop):
+    [first] = shop.package.versions.all()
+    url = reverse("admin:billing_package_change", args=[shop.package.pk])
+    begun = (first.pk, first.starts_at, "0.4")
+    rising = [begun, (None, FUTURE + timedelta(days=1), "12"), (None, FUTURE, "3")]
+    assert desk.post(url, package_form(shop.package, rising)).status_code == 302
 
 
 def test_of_several_first_prices_only_the_first_may_start_in_the_past(desk):

@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from billing import bulk, closing, verification
 from billing.balance import get_standing, open_windows, with_ledger
 from billing.charges import costs_so_far, due_lines, total_charged
-from billing.models import Invoice, InvoiceLine, ServiceKind, UsageSegment, WalletTransaction
-from billing.packages import create_package, set_price
+from billing.models import Invoice, InvoiceLine, PriceVersion, ServiceKind, UsageSegment, WalletTransaction
+from billing.packages import correct_price, create_package, set_price
 from billing.usage import change_base_rate, close_segment, closed_until, open_segment
 from billing.wallet import buy_credits, expire_credits, grant_credits
 from cng_portal.accounts.models import Customer
+from cng_portal.common import money
 from cng_portal.inventory.models import Location
 from tests.billing import oracle
 from tests.factories import ProjectFactory
@@ -31,6 +32,8 @@ pytestmark = [pytest.mark.django_db, pytest.mark.slow, pytest.mark.both_database
 HISTORIES = int(os.environ.get("HISTORIES", "100"))
 EPOCH = datetime(2040, 2, 25, tzinfo=UTC)  # a leap year; both changes of the clock follow within the range
 RANGE = 75 * 86_400
+FIRST_PRICE = datetime(2026, 1, 1, tzinfo=UTC)  # has begun by the database's clock, so it can be corrected
+CURRENCIES = ["MMK", "MMK", "EUR", "JPY", "KWD"]
 ZONES = ["Asia/Yangon", "Europe/Berlin", "America/New_York", "UTC", "Australia/Lord_Howe"]
 KIND = ServiceKind.BS_SNAPSHOT
 AUTOMATIC = ServiceKind.VM_BACKUP_AUTOMATIC
@@ -80,6 +83,8 @@ class Event:
 class History:
     zone: str
     prices: list[tuple[datetime, int]]
+    currency: str = "MMK"
+    correction: tuple[datetime, int] | None = None  # when the first price is corrected, and to what
     events: list[Event] = field(default_factory=list)
     credits: int = 0
     checks: list[datetime] = field(default_factory=list)
@@ -87,11 +92,16 @@ class History:
 
 @st.composite
 def histories(draw: st.DrawFn) -> History:
-    starts = sorted({EPOCH - timedelta(days=30), *draw(st.lists(instants, max_size=3))})
+    starts = sorted({FIRST_PRICE, *draw(st.lists(instants, max_size=3))})
+    prices = [(start, draw(rates)) for start in starts]
+    currency = draw(st.sampled_from(CURRENCIES))
+    lower = st.integers(0, prices[0][1] - 1) if prices[0][1] else st.nothing()
     history = History(
         zone=draw(st.sampled_from(ZONES)),
-        prices=[(start, draw(rates)) for start in starts],
-        credits=draw(st.integers(0, 10**7)) * 10_000,
+        prices=prices,
+        currency=currency,
+        correction=draw(st.one_of(st.none(), st.none(), st.tuples(instants, lower))),
+        credits=draw(st.integers(0, 10**7)) * money.unit_micro(currency),
         checks=sorted(draw(st.lists(instants, max_size=3))),
     )
     for resource in range(draw(st.integers(1, 5))):
@@ -141,14 +151,17 @@ class Player:
     def __init__(self, history: History, location: Location | None = None) -> None:
         self.history = history
         self.arrived: list[Event] = []
-        self.project = ProjectFactory(customer__time_zone=history.zone)
+        self.prices = list(history.prices)
+        self.project = ProjectFactory(customer__time_zone=history.zone, customer__currency=history.currency)
         self.customer = self.project.customer
         if location:
             self.location = location
             return
         self.location = Location.objects.create(code="1CNG-YGN-AZ01", city="Yangon", country="MM", region="asia")
         first, *later = history.prices
-        package = create_package(location=self.location, kind=KIND, rate_micro=first[1], starts_at=first[0])
+        package = create_package(
+            location=self.location, kind=KIND, currency=history.currency, rate_micro=first[1], starts_at=first[0]
+        )
         for start, rate in later:
             set_price(package=package, rate_micro=rate, starts_at=start, by=None, at=EPOCH - timedelta(days=9))
         if history.credits:
@@ -189,12 +202,18 @@ class Player:
                 at=event.at,
             )
 
+    def correct_first_price(self, rate_micro: int) -> None:
+        version = PriceVersion.objects.get(starts_at=FIRST_PRICE)
+        correct_price(version=version, rate_micro=rate_micro, reason="typo", by=None)
+        self.prices[0] = FIRST_PRICE, rate_micro
+
     def expected(self, now: datetime) -> dict:
         return oracle.bill(
             stays_of(self.arrived),
-            prices=[(start, Fraction(rate, 10**6)) for start, rate in self.history.prices],
+            prices=[(start, Fraction(rate, 10**6)) for start, rate in self.prices],
             zone=ZoneInfo(self.history.zone),
             now=now,
+            digits=money.digits(self.history.currency),
         )
 
     def check(self, now: datetime) -> None:
@@ -228,7 +247,7 @@ def check_books(at: datetime) -> None:
     for invoice in Invoice.objects.all():
         total = invoice.lines.aggregate(total=Sum("amount_micro", default=0))["total"]
         assert invoice.total_micro == total
-        assert total % 10_000 == 0
+        assert total % money.unit_micro(invoice.currency) == 0
         moved = [move.wallet_micro for move in invoice.transactions.all()]
         assert moved == ([-total] if total else [])
     assert [one.sequence for one in Invoice.objects.order_by("month")] == list(range(1, Invoice.objects.count() + 1))
@@ -246,10 +265,15 @@ def test_any_history_costs_what_the_oracle_says(history: History):
         timeline = [(event.arrives, 0, index, event) for index, event in enumerate(history.events)]
         timeline += [(instant, 1, 0, None) for instant in history.checks]
         timeline += [(instant, 2, 0, None) for instant in closings]
+        if history.correction:
+            timeline.append((history.correction[0], 3, 0, None))
         for instant, what, _index, event in sorted(timeline, key=lambda entry: entry[:3]):
             if what == 0:
                 player.deliver(event)
             elif what == 1:
+                player.check(max(instant, closed_until(player.customer.pk) or instant))
+            elif what == 3:
+                player.correct_first_price(history.correction[1])
                 player.check(max(instant, closed_until(player.customer.pk) or instant))
             else:
                 closing.close_months(at=instant)
@@ -381,6 +405,8 @@ def test_sql_and_python_give_the_same_lines(history: History):
         player = Player(history)
         for event in history.events:
             player.deliver(event)
+        if history.correction:
+            player.correct_first_price(history.correction[1])
         now = EPOCH + timedelta(days=80)
         windows = open_windows(with_ledger(Customer.objects.all(), at=now), now)
         python = {

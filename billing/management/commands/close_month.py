@@ -12,13 +12,11 @@ from cng_portal.common import money
 
 
 class Command(BaseCommand):
-    help = (
-        "Make the invoices of a month that is over, and of earlier months that have none. Run again, it does nothing."
-    )
+    help = "Write the invoices of a month that is over, and of earlier months that have none. Can be run again."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("month", metavar="YYYY-MM")
-        parser.add_argument("--dry-run", action="store_true", help="Say what would be made, and make nothing.")
+        parser.add_argument("--dry-run", action="store_true", help="Report what would be written, without writing it.")
 
     def handle(self, *, month: str, dry_run: bool, **options: Any) -> None:
         try:
@@ -36,5 +34,5 @@ class Command(BaseCommand):
         self.stdout.write(f"{report.invoices} invoices {would}, with {report.lines} lines.")
         for currency, total_micro in sorted(report.totals.items()):
             self.stdout.write(f"Total: {money.format_amount(total_micro, currency)}")
-        if report.stopped:
-            raise CommandError("\n".join(report.stopped.values()))
+        if report.failures:
+            raise CommandError("\n".join(report.failures.values()))

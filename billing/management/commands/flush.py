@@ -7,7 +7,7 @@ from billing import guards
 
 
 class Command(flush.Command):
-    """Django's, past the triggers that keep single rows of billing from being deleted."""
+    """Django's own command, with the triggers lifted that keep rows of billing from being deleted."""
 
     def handle(self, **options: Any) -> None:
         with guards.lifted(connections[options["database"]]):

@@ -91,7 +91,7 @@ class Migration(migrations.Migration):
                 ('position', models.PositiveSmallIntegerField(default=0, help_text='0 is the root volume.', verbose_name='position in the VM')),
                 ('name', models.CharField(max_length=120, verbose_name='name')),
                 ("name_key", models.CharField(default="", editable=False, max_length=576)),
-                ('size_gb', models.PositiveIntegerField(validators=[django.core.validators.MinValueValidator(1)], verbose_name='size, GB')),
+                ('size_gb', models.PositiveIntegerField(validators=[django.core.validators.MinValueValidator(1), django.core.validators.MaxValueValidator(1000000)], verbose_name='size, GB')),
                 ('state', models.CharField(choices=[('creating', 'Creating'), ('available', 'Available'), ('error', 'Error')], default='available', max_length=9, verbose_name='state')),
                 ('backend_ref', models.CharField(blank=True, max_length=255, verbose_name='backend reference')),
                 ('backend_project', models.CharField(blank=True, help_text="Its id there; empty is the portal's own.", max_length=64, verbose_name='project in the cloud')),
@@ -135,7 +135,7 @@ class Migration(migrations.Migration):
         ),
         migrations.AddConstraint(
             model_name='virtualmachine',
-            constraint=models.CheckConstraint(condition=models.Q(('hourly_price_micro__gte', 0)), name='inventory_vm_price', violation_error_message='A price cannot be negative.'),
+            constraint=models.CheckConstraint(condition=models.Q(('hourly_price_micro__gte', 0), ('hourly_price_micro__lte', 1000000000000000)), name='inventory_vm_price', violation_error_message='An hourly price is between 0 and 1,000,000,000.'),
         ),
         migrations.AddConstraint(
             model_name='virtualmachine',
@@ -147,7 +147,7 @@ class Migration(migrations.Migration):
         ),
         migrations.AddConstraint(
             model_name='volume',
-            constraint=models.CheckConstraint(condition=models.Q(('size_gb__gte', 1)), name='inventory_volume_size', violation_error_message='A volume has at least 1 GB.'),
+            constraint=models.CheckConstraint(condition=models.Q(('size_gb__gte', 1), ('size_gb__lte', 1000000)), name='inventory_volume_size', violation_error_message='A volume has between 1 and 1,000,000 GB.'),
         ),
         migrations.AddConstraint(
             model_name='volume',
