@@ -8,6 +8,7 @@ import pytest
 from django.core.management import call_command
 from django.utils import timezone
 
+from billing import verification
 from billing.balance import get_balance
 from billing.models import ServiceKind
 from billing.prices import PriceList
@@ -55,6 +56,7 @@ def test_the_demo_has_what_the_readme_promises(storage_root: Path) -> None:
     sold = {location: prices.sold_rate(ServiceKind.BS_SNAPSHOT, location, "MMK", now) for location in locations}
     assert sold["1CNG-YGN-AZ01"] == to_micro(Decimal("0.4"))
     assert set(sold) == {"1CNG-MDY-AZ01", "1CNG-SIN-AZ01", "1CNG-YGN-AZ01"} and None not in sold.values()
+    assert verification.all_differences(at=timezone.now()) == []
 
 
 def test_one_machine_has_a_schedule_with_a_first_backup_on_its_way_and_one_automatic_backups(

@@ -25,6 +25,7 @@ from snapshots.errors import DamagedSnapshot, WrongOverride
 from snapshots.maintenance import fsck
 from snapshots.models import BackupRun, DiskImage, Operation, Snapshot, State
 from snapshots.tasks import run_operation
+from snapshots.usage_check import check_usage
 from tests.factories import BackupScheduleFactory, MembershipFactory, VirtualMachineFactory, VolumeFactory
 from tests.smtp import sent_mails
 from tests.snapshots.disks import carry_out_what_waits, flip_byte, put_volume, sell_everywhere
@@ -373,6 +374,7 @@ def test_a_damaged_snapshot_can_be_deleted(storage_root: Path, snapshot: Snapsho
     assert snapshot.state == State.DELETED
     assert UsageSegment.objects.get(resource_id=snapshot.pk).ended_at == snapshot.damaged_at
     check_everything(set())
+    assert list(check_usage(timezone.now())) == []
 
 
 def test_a_damaged_backup_is_told_by_its_run_while_that_is_under_way(storage_root: Path, member: Membership) -> None:
