@@ -13,7 +13,16 @@ from django.utils import timezone
 from billing.usage import close_segment, open_segment
 from cng_portal.accounts.models import Project, Role
 from snapshots.models import DiskImage, Operation, Snapshot
-from tests.factories import OperationFactory, ProjectFactory, SnapshotFactory, UserFactory, VolumeFactory
+from tests.factories import (
+    DiskImageFactory,
+    OperationFactory,
+    ProjectFactory,
+    SnapshotFactory,
+    UserFactory,
+    VirtualMachineFactory,
+    VMSnapshotFactory,
+    VolumeFactory,
+)
 from tests.snapshots.disks import sell_everywhere
 from tests.snapshots.test_list import HTMX, part_of
 
@@ -273,3 +282,42 @@ def test_when_it_has_settled_the_whole_page_is_sent_once_and_announced(client: C
 
 def test_a_stranger_cannot_poll(client: Client) -> None:
     assert client.get(url(SnapshotFactory()), headers=HTMX).status_code == 404
+
+
+# --- what was done to it -----------------------------------------------------------------------------------------------
+
+
+def test_the_message_of_a_restore_gives_way_to_how_it_ended(client: Client, project: Project) -> None:
+    operation = OperationFactory(snapshot__volume__project=project, restore=True, running=True)
+    seen = {"seen": client.get(url(operation.snapshot)).context["version"]}
+    assert 'id="messages"' not in client.get(url(operation.snapshot), seen, headers=HTMX).text
+
+    Operation.objects.update(state=Operation.State.SUCCEEDED, finished_at=timezone.now())
+
+    ended = client.get(url(operation.snapshot), seen, headers=HTMX).text
+    messages = ended.split('<div id="messages"')[1]
+    assert messages.startswith(' class="messages" hx-swap-oob="true"')
+    assert "Restore: Done" in messages
+
+
+def test_a_snapshot_that_is_being_taken_can_be_cancelled_in_one_place(client: Client, project: Project) -> None:
+    operation = OperationFactory(snapshot__volume__project=project, snapshot__creating=True, capture=True, running=True)
+
+    page = client.get(url(operation.snapshot)).text
+
+    assert page.count("Cancel</a>") == 1
+    assert reverse("snapshots:delete", args=[operation.snapshot_id]) not in page
+
+
+def test_the_disks_of_a_machine_are_a_table(client: Client, project: Project) -> None:
+    vm = VirtualMachineFactory(project=project)
+    snapshot = VMSnapshotFactory(vm=vm)
+    for name in ("root", "data"):
+        volume = VolumeFactory(project=project, vm=vm, name=name)
+        DiskImageFactory(id=None, snapshot=snapshot, volume=volume, volume_name=name)
+
+    page = client.get(url(snapshot)).text
+
+    table = page.split('id="disks-title"')[1].split("</table>")[0]
+    assert "root" in table and "data" in table
+    assert table.count("Never verified") == 2

@@ -84,6 +84,13 @@ def test_a_free_volume_without_snapshots_says_so(client: Client, project: Projec
     assert "Never" in page
 
 
+def test_an_attached_volume_is_in_use(client: Client, project: Project) -> None:
+    attached, free = VolumeFactory(project=project, attached=True), VolumeFactory(project=project)
+
+    assert "<span>In use</span>" in client.get(url(attached)).text
+    assert "<span>Available</span>" in client.get(url(free)).text
+
+
 def test_the_newest_restorable_point_of_any_kind_protects_a_volume(client: Client, project: Project) -> None:
     """One definition for the list, its filter and the dashboard."""
     volume = VolumeFactory(project=project, attached=True)
