@@ -312,9 +312,9 @@ def test_a_snapshot_that_is_being_taken_can_be_cancelled_in_one_place(client: Cl
 def test_the_disks_of_a_machine_are_a_table(client: Client, project: Project) -> None:
     vm = VirtualMachineFactory(project=project)
     snapshot = VMSnapshotFactory(vm=vm)
-    for name in ("root", "data"):
+    for position, name in enumerate(("root", "data")):
         volume = VolumeFactory(project=project, vm=vm, name=name)
-        DiskImageFactory(id=None, snapshot=snapshot, volume=volume, volume_name=name)
+        DiskImageFactory(id=None, snapshot=snapshot, volume=volume, volume_name=name, position=position)
 
     page = client.get(url(snapshot)).text
 
