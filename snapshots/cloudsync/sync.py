@@ -30,7 +30,7 @@ from cng_portal.inventory.models import CloudProject, Location, VirtualMachine, 
 
 from ..models import DeletionCause, DiskImage, Kind, Operation, Snapshot, State
 from ..storage.contract import Consistency, Driver, StorageError
-from ..storage.inventory import FoundProject, FoundServer, FoundSnapshot, FoundVolume, Inventory
+from ..storage.inventory import CloudProjectInfo, CloudServer, CloudSnapshot, CloudVolume, Inventory
 from ..storage.registry import get_driver
 
 M = TypeVar("M", bound=Model)
@@ -127,8 +127,8 @@ def sync_location(location: Location, *, now: datetime | None = None) -> Report:
             % {"location": location.code}
         )
     since, report = now or timezone.now(), Report()
-    driver.remove_leftovers()
-    found = driver.find_projects()
+    driver.remove_orphans()
+    found = driver.list_projects()
     record_projects(location, found, since)
     own = next((project.ref for project in found if project.is_own), "")
     known = CloudProject.objects.filter(location=location, missing_since=None)
@@ -158,7 +158,7 @@ def one_by_one(rows: QuerySet[M], size: int = 500) -> Iterator[M]:
         page = list(rows.filter(pk__gt=page[-1].pk).order_by("pk")[:size])
 
 
-def record_projects(location: Location, found: list[FoundProject], since: datetime) -> None:
+def record_projects(location: Location, found: list[CloudProjectInfo], since: datetime) -> None:
     rows = [
         CloudProject(location=location, external_id=project.ref, name=to_name(project.name, default="", max_length=255))
         for project in sorted(found, key=lambda project: project.ref)  # two looks wait in the same order
@@ -177,7 +177,7 @@ def record_projects(location: Location, found: list[FoundProject], since: dateti
 
 def sync_project(look: Look, driver: Driver, inventory: Inventory, *, is_own: bool) -> None:
     cloud_project, ref = look.cloud_project, look.cloud_project.external_id
-    use = inventory.use_of(ref)
+    use = inventory.get_usage(ref)
     cloud_project.volume_count, cloud_project.volume_quota = use.volumes, use.volume_quota
     cloud_project.snapshot_count, cloud_project.snapshot_quota = use.snapshots, use.snapshot_quota
     cloud_project.used_gb, cloud_project.gb_quota = use.gb, use.gb_quota
@@ -190,19 +190,19 @@ def sync_project(look: Look, driver: Driver, inventory: Inventory, *, is_own: bo
         nameless = Volume.objects.filter(location=look.location, backend_project="").exclude(backend_ref="")
         with turn_of(look):
             nameless.update(backend_project=ref)
-    servers = inventory.pages_of_servers(ref)
+    servers = inventory.server_pages(ref)
     for machines in servers or ():
         with turn_of(look):
             save_machines(look, machines)
-    for volumes in inventory.pages_of_volumes(ref):
+    for volumes in inventory.volume_pages(ref):
         with turn_of(look):
             save_volumes(look, volumes, machines_by_attachment=servers is None)
-    for snapshots in inventory.pages_of_snapshots(ref):
+    for snapshots in inventory.snapshot_pages(ref):
         with turn_of(look):
             save_snapshots(look, snapshots)
     mark_gone(look)
     charge_by_rule(look)
-    driver.remove_leftovers(ref)
+    driver.remove_orphans(ref)
     finished = CloudProject.objects.filter(Q(synced_at=None) | Q(synced_at__lt=look.since), pk=cloud_project.pk)
     finished.update(synced_at=look.since)
 
@@ -221,7 +221,7 @@ def turn_of(look: Look) -> Iterator[None]:
 # --- machines --------------------------------------------------------------------------------------------------------
 
 
-def save_machines(look: Look, found: list[FoundServer]) -> None:
+def save_machines(look: Look, found: list[CloudServer]) -> None:
     by_ref = {server.ref: server for server in found}
     rows = VirtualMachine.objects.filter(**look.place, backend_ref__in=by_ref)
     changed = []
@@ -237,7 +237,7 @@ def save_machines(look: Look, found: list[FoundServer]) -> None:
     rows.filter(look.unseen).update(seen_at=look.since)
 
 
-def describe_machine(server: FoundServer) -> dict[str, Any]:
+def describe_machine(server: CloudServer) -> dict[str, Any]:
     states = VirtualMachine.State
     return {
         "name": to_name(server.name, default=name_by_ref(_("server"), server.ref)),
@@ -247,7 +247,7 @@ def describe_machine(server: FoundServer) -> dict[str, Any]:
     }
 
 
-def add_machines(look: Look, servers: list[FoundServer]) -> None:
+def add_machines(look: Look, servers: list[CloudServer]) -> None:
     rows = [
         VirtualMachine(
             **look.place,
@@ -271,14 +271,14 @@ def save_attached_machines(look: Look, refs: set[str]) -> None:
     rows = VirtualMachine.objects.filter(**look.place, backend_ref__in=refs)
     rows.filter(look.unseen).update(seen_at=look.since, deleted_at=None)
     known = set(rows.values_list("backend_ref", flat=True))
-    nothing_known = FoundServer(ref="", name="", is_running=True, vcpus=0, memory_mb=0, created_at=look.since)
+    nothing_known = CloudServer(ref="", name="", is_running=True, vcpus=0, memory_mb=0, created_at=look.since)
     add_machines(look, [replace(nothing_known, ref=ref) for ref in sorted(refs - known)])
 
 
 # --- volumes ---------------------------------------------------------------------------------------------------------
 
 
-def save_volumes(look: Look, found: list[FoundVolume], *, machines_by_attachment: bool) -> None:
+def save_volumes(look: Look, found: list[CloudVolume], *, machines_by_attachment: bool) -> None:
     by_ref = {volume.ref: volume for volume in found}
     server_refs = {volume.server_ref for volume in found if volume.server_ref}
     if machines_by_attachment and server_refs:
@@ -319,9 +319,9 @@ def save_volumes(look: Look, found: list[FoundVolume], *, machines_by_attachment
     look.report.volumes_new += len(new)
 
 
-def describe_volume(volume: FoundVolume, machines: dict[str, UUID]) -> dict[str, Any]:
+def describe_volume(volume: CloudVolume, machines: dict[str, UUID]) -> dict[str, Any]:
     states = Volume.State
-    state = states.CREATING if volume.is_being_made else states.AVAILABLE if volume.is_ready else states.ERROR
+    state = states.CREATING if volume.is_creating else states.AVAILABLE if volume.is_ready else states.ERROR
     return {
         "name": to_name(volume.name, default=name_by_ref(_("volume"), volume.ref)),
         "size_gb": volume.size_gb,
@@ -331,7 +331,7 @@ def describe_volume(volume: FoundVolume, machines: dict[str, UUID]) -> dict[str,
     }
 
 
-def take_in_own(look: Look, found: list[FoundVolume]) -> list[FoundVolume]:
+def take_in_own(look: Look, found: list[CloudVolume]) -> list[CloudVolume]:
     """Of volumes with an unknown reference those that the portal did not make. The others are
 
     - copies that were made before a restore, which are snapshots here,
@@ -362,7 +362,7 @@ def take_in_own(look: Look, found: list[FoundVolume]) -> list[FoundVolume]:
 # --- snapshots -------------------------------------------------------------------------------------------------------
 
 
-def save_snapshots(look: Look, found: list[FoundSnapshot]) -> None:
+def save_snapshots(look: Look, found: list[CloudSnapshot]) -> None:
     by_ref = {snapshot.ref: snapshot for snapshot in found}
     new = list(strangers(look, by_ref).values())
     volumes = {
@@ -412,7 +412,7 @@ def save_snapshots(look: Look, found: list[FoundSnapshot]) -> None:
     look.report.snapshots_new += len(new)
 
 
-def strangers(look: Look, by_ref: dict[str, FoundSnapshot]) -> dict[str, FoundSnapshot]:
+def strangers(look: Look, by_ref: dict[str, CloudSnapshot]) -> dict[str, CloudSnapshot]:
     """Those that the portal does not know yet; the others are stamped."""
     uuids = [snapshot.portal_uuid for snapshot in by_ref.values() if snapshot.portal_uuid]
     # what was deleted outside and came back is a new one here
@@ -424,7 +424,7 @@ def strangers(look: Look, by_ref: dict[str, FoundSnapshot]) -> dict[str, FoundSn
     return {ref: snapshot for ref, snapshot in by_ref.items() if ref not in refs and snapshot.portal_uuid not in pks}
 
 
-def free_names(customer_id: UUID, found: list[FoundSnapshot]) -> dict[str, str]:
+def free_names(customer_id: UUID, found: list[CloudSnapshot]) -> dict[str, str]:
     """{reference: a name that no snapshot of the customer has}. One query; the caller holds the customer's lock."""
     short = {one.ref: to_name(one.name, default=name_by_ref(_("snapshot"), one.ref)) for one in found}
     long = {ref: f"{name[: MAX_NAME_LENGTH - 37].strip()} {ref}" for ref, name in short.items()}

@@ -23,7 +23,17 @@ from cng_portal.inventory.models import Location, Volume
 
 from .. import operations
 from ..models import SERVICE_KINDS, BackupSchedule, DiskImage, Kind, Operation, Snapshot, State, volume_ref
-from ..storage.contract import GIB, Busy, Corrupt, Driver, Held, InvalidImage, NotFound, SnapshotInfo, StorageError
+from ..storage.contract import (
+    GIB,
+    Busy,
+    Corrupt,
+    Driver,
+    InvalidImage,
+    NotFound,
+    SnapshotInfo,
+    StorageError,
+    StoredObject,
+)
 from ..storage.registry import get_driver
 from . import repairs
 from .findings import Finding
@@ -132,13 +142,13 @@ class StorageComparison:
         return ["", *named.order_by("backend_project").values_list("backend_project", flat=True).distinct()]
 
     def find_unexpected(self, cloud_project: str) -> Iterator[Finding]:
-        for batch in batches(self.driver.held(cloud_project), PAGE):
+        for batch in batches(self.driver.list_objects(cloud_project), PAGE):
             self.progress(len(batch))
             uuids = [stored.uuid for stored in batch if stored.uuid]
             disks = DiskImage.objects.select_related("snapshot", "volume").in_bulk(uuids)
             volumes = Volume.objects.in_bulk(uuids)
             for stored in batch:
-                if stored.half_made:
+                if stored.is_incomplete:
                     finding = self.check_partial(stored, cloud_project)
                 elif stored.uuid is None:
                     finding = self.finding("foreign", stored.name)
@@ -148,16 +158,16 @@ class StorageComparison:
                     finding = self.check_stored_volume(stored, volume)
                 else:
                     finding = self.check_orphan(stored)
-                if finding and stored.still_there():
+                if finding and stored.is_unchanged():
                     yield finding
 
-    def check_partial(self, stored: Held, cloud_project: str) -> Finding | None:
+    def check_partial(self, stored: StoredObject, cloud_project: str) -> Finding | None:
         if stored.uuid and is_being_worked_on(stored.uuid):
             return None
         repair = partial(repairs.delete_partial, self.driver, cloud_project, stored)
         return self.finding("partial", stored.name, repair=repair)
 
-    def check_stored_disk(self, stored: Held, disk: DiskImage) -> Finding | None:
+    def check_stored_disk(self, stored: StoredObject, disk: DiskImage) -> Finding | None:
         state = disk.snapshot.state
         if state not in (State.FAILED, State.DELETED) or is_being_worked_on(disk.pk):
             return None
@@ -169,7 +179,7 @@ class StorageComparison:
         repair = partial(repairs.delete_snapshot_data, self.driver, disk) if is_deleted else None
         return self.finding("undeleted", describe_disk(disk), detail, repair)
 
-    def check_stored_volume(self, stored: Held, volume: Volume) -> Finding | None:
+    def check_stored_volume(self, stored: StoredObject, volume: Volume) -> Finding | None:
         if volume.state == Volume.State.ERROR or volume.deleted_at:
             is_busy = is_being_worked_on(volume.pk)
             return None if is_busy else self.finding("volume-undeleted", describe_volume(volume), stored.name)
@@ -180,7 +190,7 @@ class StorageComparison:
         sizes = {"portal": size, "storage": stored.size_bytes}
         return self.finding("volume-size", describe_volume(volume), detail % sizes)
 
-    def check_orphan(self, stored: Held) -> Finding | None:
+    def check_orphan(self, stored: StoredObject) -> Finding | None:
         changed_at = stored.changed_at
         is_new = changed_at and self.now - SETTLED_AFTER < changed_at <= self.now + SETTLED_AFTER
         return None if is_new else self.finding("orphan", stored.name)

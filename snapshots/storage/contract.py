@@ -72,17 +72,17 @@ class SnapshotInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Held:
+class StoredObject:
     """Something that the engine holds below our name, for a comparison with what the portal knows."""
 
     name: str  # what the engine calls it, for a person who looks for it there
     uuid: UUID | None  # None for what no driver made
-    half_made: bool = False  # nobody is working on it, and it is not complete
+    is_incomplete: bool = False  # nobody is working on it, and it is not complete
     size_bytes: int | None = None  # logical, of a complete volume; None where it takes another question
     changed_at: datetime | None = None
     # Asked again, because much may happen while a long list is read: whether this very thing is there as it was seen, not
     # another of its name.
-    still_there: Callable[[], bool] = lambda: True
+    is_unchanged: Callable[[], bool] = lambda: True
 
 
 class StorageError(Exception):
@@ -388,7 +388,7 @@ class Driver(ABC):
         """Return when the engine can work now. Raises Unavailable with the reason."""
 
     @abstractmethod
-    def held(self, backend_project: str = "") -> Iterator[Held]:
+    def list_objects(self, backend_project: str = "") -> Iterator[StoredObject]:
         """All that is there, in no order and in bounded memory. What is being made or removed right now is left out
         where that can be told. Raises Unavailable.
         """
@@ -403,7 +403,7 @@ class Driver(ABC):
         """Bring back one of `manifests` whose snapshot has bytes but lacks it. True when it was needed and fits."""
         return False
 
-    def remove_leftovers(  # noqa: B027  # not every engine has any
+    def remove_orphans(  # noqa: B027  # not every engine has any
         self, backend_project: str = "", needed: Callable[[UUID], bool] = lambda uuid: False
     ) -> None:
         """Remove what dead workers left half-made and nobody asks for again; what is being worked on stays, and so does

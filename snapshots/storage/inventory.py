@@ -12,14 +12,14 @@ from uuid import UUID
 
 
 @dataclass(frozen=True, kw_only=True)
-class FoundProject:
+class CloudProjectInfo:
     ref: str
     name: str
     is_own: bool  # the one in which the engine works when it is told none
 
 
 @dataclass(frozen=True, kw_only=True)
-class Use:
+class ProjectUsage:
     """How much of its quotas a project uses; a quota of -1 is unlimited."""
 
     volumes: int
@@ -31,12 +31,12 @@ class Use:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FoundVolume:
+class CloudVolume:
     ref: str
     name: str
     size_gb: int  # GiB
     is_ready: bool  # to be captured and attached
-    is_being_made: bool
+    is_creating: bool
     server_ref: str  # what it is attached to, or ""
     position: int  # in the server; 0 is its first disk
     portal_uuid: UUID | None  # of ours, when the portal made it
@@ -44,7 +44,7 @@ class FoundVolume:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FoundSnapshot:
+class CloudSnapshot:
     ref: str
     name: str
     volume_ref: str
@@ -54,7 +54,7 @@ class FoundSnapshot:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FoundServer:
+class CloudServer:
     ref: str
     name: str
     is_running: bool
@@ -67,20 +67,20 @@ class Inventory(ABC):
     """Everything raises Unavailable, or Refused where the account may not look."""
 
     @abstractmethod
-    def find_projects(self) -> list[FoundProject]:
+    def list_projects(self) -> list[CloudProjectInfo]:
         """Every project in which the portal's account has a role."""
 
     @abstractmethod
-    def use_of(self, backend_project: str) -> Use: ...
+    def get_usage(self, backend_project: str) -> ProjectUsage: ...
 
     @abstractmethod
-    def pages_of_volumes(self, backend_project: str) -> Iterator[list[FoundVolume]]:
+    def volume_pages(self, backend_project: str) -> Iterator[list[CloudVolume]]:
         """What is being deleted, and what the portal itself wants to get rid of, is left out. One may come twice."""
 
     @abstractmethod
-    def pages_of_snapshots(self, backend_project: str) -> Iterator[list[FoundSnapshot]]:
+    def snapshot_pages(self, backend_project: str) -> Iterator[list[CloudSnapshot]]:
         """Those that are complete."""
 
     @abstractmethod
-    def pages_of_servers(self, backend_project: str) -> Iterator[list[FoundServer]] | None:
+    def server_pages(self, backend_project: str) -> Iterator[list[CloudServer]] | None:
         """None where the cloud has no servers that it could tell of, only volumes that are attached to some."""

@@ -22,7 +22,14 @@ from snapshots import services
 from snapshots.cloudsync.sync import sync_location
 from snapshots.errors import ActionRefused, NameTaken
 from snapshots.models import Operation, Snapshot, State
-from snapshots.storage.inventory import FoundProject, FoundServer, FoundSnapshot, FoundVolume, Inventory, Use
+from snapshots.storage.inventory import (
+    CloudProjectInfo,
+    CloudServer,
+    CloudSnapshot,
+    CloudVolume,
+    Inventory,
+    ProjectUsage,
+)
 from snapshots.storage.local import LocalDriver
 from tests.factories import LocationFactory, MembershipFactory
 from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sell_everywhere
@@ -36,38 +43,38 @@ BORN = timezone.now() - timedelta(days=1)
 class Cloud(LocalDriver, Inventory):
     """A cloud with one project, whose lists are what the test says; captures are files."""
 
-    listed_volumes: list[FoundVolume] = []
-    listed_snapshots: list[FoundSnapshot] = []
+    listed_volumes: list[CloudVolume] = []
+    listed_snapshots: list[CloudSnapshot] = []
     page = 120
 
-    def find_projects(self) -> list[FoundProject]:
-        return [FoundProject(ref="0a1b2c", name="shop", is_own=False)]
+    def list_projects(self) -> list[CloudProjectInfo]:
+        return [CloudProjectInfo(ref="0a1b2c", name="shop", is_own=False)]
 
-    def use_of(self, backend_project: str) -> Use:
-        return Use(volumes=0, volume_quota=-1, snapshots=0, snapshot_quota=-1, gb=0, gb_quota=-1)
+    def get_usage(self, backend_project: str) -> ProjectUsage:
+        return ProjectUsage(volumes=0, volume_quota=-1, snapshots=0, snapshot_quota=-1, gb=0, gb_quota=-1)
 
-    def pages_of_volumes(self, backend_project: str) -> Iterator[list[FoundVolume]]:
+    def volume_pages(self, backend_project: str) -> Iterator[list[CloudVolume]]:
         yield from (
             self.listed_volumes[start : start + self.page] for start in range(0, len(self.listed_volumes), self.page)
         )
 
-    def pages_of_snapshots(self, backend_project: str) -> Iterator[list[FoundSnapshot]]:
+    def snapshot_pages(self, backend_project: str) -> Iterator[list[CloudSnapshot]]:
         yield from (
             self.listed_snapshots[start : start + self.page]
             for start in range(0, len(self.listed_snapshots), self.page)
         )
 
-    def pages_of_servers(self, backend_project: str) -> Iterator[list[FoundServer]] | None:
+    def server_pages(self, backend_project: str) -> Iterator[list[CloudServer]] | None:
         return None
 
 
-def volume_of(number: int, name: str = "data") -> FoundVolume:
-    return FoundVolume(
+def volume_of(number: int, name: str = "data") -> CloudVolume:
+    return CloudVolume(
         ref=f"volume-{number}",
         name=f"{name} {number}",
         size_gb=1,
         is_ready=True,
-        is_being_made=False,
+        is_creating=False,
         server_ref="",
         position=0,
         portal_uuid=None,
@@ -75,8 +82,8 @@ def volume_of(number: int, name: str = "data") -> FoundVolume:
     )
 
 
-def snapshot_of(number: int, name: str = "by hand") -> FoundSnapshot:
-    return FoundSnapshot(
+def snapshot_of(number: int, name: str = "by hand") -> CloudSnapshot:
+    return CloudSnapshot(
         ref=f"snapshot-{number}",
         name=name,
         volume_ref=f"volume-{number}",

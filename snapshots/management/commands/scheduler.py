@@ -147,8 +147,8 @@ def tidy_up() -> None:
     def forget_activity() -> None:
         activity.delete_old(now=now)
 
-    def remove_leftovers() -> None:
-        for_each(Location.objects.all(), remove_leftovers_in)
+    def remove_orphans() -> None:
+        for_each(Location.objects.all(), remove_orphans_in)
 
     for_each(
         [
@@ -160,15 +160,15 @@ def tidy_up() -> None:
             delete_notifications,
             delete_mails,
             forget_activity,
-            remove_leftovers,
+            remove_orphans,
         ],
         lambda chore: chore(),
     )
 
 
-def remove_leftovers_in(location: Location) -> None:
+def remove_orphans_in(location: Location) -> None:
     try:
-        get_driver(location).remove_leftovers(needed=is_needed)
+        get_driver(location).remove_orphans(needed=is_needed)
     except StorageError as error:  # next time, when it answers again
         logger.warning("storage.tidy_failed", location=location.code, error=str(error))
 

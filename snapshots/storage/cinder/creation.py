@@ -5,7 +5,7 @@ What the portal creates is named `snapshot-portal-<our uuid>` and carries these 
     portal_uuid   our uuid, by which it is found again even if somebody renamed it
     portal_claim  the call that is responsible for it; a call that adopts it writes its own, and only the claimant cleans up
 
-What can't be removed yet is renamed to `snapshot-portal-unwanted`, for `remove_leftovers`. The mark is a name because Cinder
+What can't be removed yet is renamed to `snapshot-portal-unwanted`, for `remove_orphans`. The mark is a name because Cinder
 resets the metadata to their first values when something that is `creating` becomes available.
 """
 
@@ -30,7 +30,7 @@ CLAIM_STANDS_SECONDS = 1.0
 CLEAN_UP_SECONDS = 15.0
 # How long to wait for what an earlier attempt gave up: once RabbitMQ has died, it may stay `creating` for ever.
 ADOPTABLE_SECONDS = 60.0
-# How long to wait until a duplicate can be deleted, before it's left to remove_leftovers.
+# How long to wait until a duplicate can be deleted, before it's left to remove_orphans.
 CROWDED_SECONDS = 20.0
 
 # The bytes of a snapshot or a copy stay readable in these states.

@@ -29,12 +29,12 @@ from ..contract import (
     Corrupt,
     Driver,
     Heartbeat,
-    Held,
     NotFound,
     Refused,
     SnapshotInfo,
     SnapshotRef,
     StorageError,
+    StoredObject,
     Unavailable,
     VolumeRef,
     no_heartbeat,
@@ -357,23 +357,23 @@ class CinderDriver(CinderInventory, Driver):
             message = _("The storage of %(location)s is switched off at the moment. Try again later.")
             raise self.cloud.error(Unavailable, message)
 
-    def held(self, backend_project: str = "") -> Iterator[Held]:
+    def list_objects(self, backend_project: str = "") -> Iterator[StoredObject]:
         """What carries our metadata. Whatever else the project has in the cloud isn't ours."""
         client = Client(self.cloud, backend_project)
         for kind in KINDS:
             for item in client.items(kind):
                 uuid, unwanted = item["metadata"].get("portal_uuid"), item["name"] == UNWANTED
                 if (uuid or unwanted) and item["status"] in COMPLETE | {"error", "error_deleting"}:
-                    yield Held(
+                    yield StoredObject(
                         name=f"{kind} {item['id']}",
                         uuid=UUID(uuid) if uuid else None,
-                        half_made=unwanted or item["status"] not in COMPLETE,
+                        is_incomplete=unwanted or item["status"] not in COMPLETE,
                         size_bytes=item["size"] * GIB if kind == "volume" else None,
                         changed_at=read_instant(item["created_at"]),
-                        still_there=partial(lambda kind, ref: client.get(kind, ref) is not None, kind, item["id"]),
+                        is_unchanged=partial(lambda kind, ref: client.get(kind, ref) is not None, kind, item["id"]),
                     )
 
-    def remove_leftovers(self, backend_project: str = "", needed: Callable[[UUID], bool] = lambda uuid: False) -> None:
+    def remove_orphans(self, backend_project: str = "", needed: Callable[[UUID], bool] = lambda uuid: False) -> None:
         """Remove what a failed call had to leave behind because it was still being created. Raises Unavailable."""
         client = Client(self.cloud, backend_project)
         for kind in KINDS:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from uuid import UUID
 
-from ..inventory import FoundProject, FoundServer, FoundSnapshot, FoundVolume, Inventory, Use
+from ..inventory import CloudProjectInfo, CloudServer, CloudSnapshot, CloudVolume, Inventory, ProjectUsage
 from .client import BadRequest, Client, Cloud, Item, Missing
 from .creation import COMPLETE, UNWANTED
 
@@ -18,25 +18,25 @@ BEING_CREATED = {"creating", "downloading"}
 class CinderInventory(Inventory):
     cloud: Cloud
 
-    def find_projects(self) -> list[FoundProject]:
+    def list_projects(self) -> list[CloudProjectInfo]:
         """Those in which the account has a role of its own or an inherited one. An application credential has only one."""
         client = Client(self.cloud)
         with self._list_errors(), client.credentials_errors():
             cloud = client.session().cloud
             ref, name = client.run(lambda: (cloud.current_project_id, cloud.current_project.name))
             if str(cloud.config.config.get("auth_type", "")).endswith("applicationcredential"):
-                return [FoundProject(ref=ref, name=name or "", is_own=True)]
+                return [CloudProjectInfo(ref=ref, name=name or "", is_own=True)]
             projects = client.request("GET", "/auth/projects", service="identity")["projects"]
         return [
-            FoundProject(ref=project["id"], name=project["name"], is_own=project["id"] == ref)
+            CloudProjectInfo(ref=project["id"], name=project["name"], is_own=project["id"] == ref)
             for project in projects
             if project.get("enabled", True)
         ]
 
-    def use_of(self, backend_project: str) -> Use:
+    def get_usage(self, backend_project: str) -> ProjectUsage:
         with self._list_errors():
             limits = Client(self.cloud, backend_project).request("GET", "/limits")["limits"]["absolute"]
-        return Use(
+        return ProjectUsage(
             volumes=limits["totalVolumesUsed"],
             volume_quota=limits["maxTotalVolumes"],
             snapshots=limits["totalSnapshotsUsed"],
@@ -45,7 +45,7 @@ class CinderInventory(Inventory):
             gb_quota=limits["maxTotalVolumeGigabytes"],
         )
 
-    def pages_of_volumes(self, backend_project: str) -> Iterator[list[FoundVolume]]:
+    def volume_pages(self, backend_project: str) -> Iterator[list[CloudVolume]]:
         with self._list_errors():
             for page in Client(self.cloud, backend_project, patient=True).pages("volumes"):
                 yield [
@@ -54,11 +54,11 @@ class CinderInventory(Inventory):
                     if item["name"] != UNWANTED and item["status"] not in {"deleting", "error_deleting"}
                 ]
 
-    def pages_of_snapshots(self, backend_project: str) -> Iterator[list[FoundSnapshot]]:
+    def snapshot_pages(self, backend_project: str) -> Iterator[list[CloudSnapshot]]:
         with self._list_errors():
             for page in Client(self.cloud, backend_project, patient=True).pages("snapshots"):
                 yield [
-                    FoundSnapshot(
+                    CloudSnapshot(
                         ref=item["id"],
                         name=item["name"] or "",
                         volume_ref=item["volume_id"],
@@ -70,7 +70,7 @@ class CinderInventory(Inventory):
                     if item["name"] != UNWANTED and item["status"] in COMPLETE
                 ]
 
-    def pages_of_servers(self, backend_project: str) -> Iterator[list[FoundServer]] | None:
+    def server_pages(self, backend_project: str) -> Iterator[list[CloudServer]] | None:
         client = Client(self.cloud, backend_project, patient=True)
         with client.credentials_errors():
             cloud = client.session().cloud
@@ -78,11 +78,11 @@ class CinderInventory(Inventory):
                 return None
         return self._pages_of_servers(client)
 
-    def _pages_of_servers(self, client: Client) -> Iterator[list[FoundServer]]:
+    def _pages_of_servers(self, client: Client) -> Iterator[list[CloudServer]]:
         with self._list_errors():
             for page in client.pages("servers", service="compute"):
                 yield [
-                    FoundServer(
+                    CloudServer(
                         ref=item["id"],
                         name=item["name"] or "",
                         is_running=item["status"] not in NOT_RUNNING,
@@ -103,19 +103,19 @@ class CinderInventory(Inventory):
             raise self.cloud.unavailable() from error
 
 
-def describe_volume(item: Item) -> FoundVolume:
+def describe_volume(item: Item) -> CloudVolume:
     attachment: Item = next(iter(item["attachments"]), {})
     device = re.search(r"([a-z]+)\d*$", (attachment.get("device") or "").rpartition("/")[2])
     letters = device[1][2:] if device and len(device[1]) > 2 else "a"  # of vda, sdb, vdaa
     position = 0
     for letter in letters:
         position = position * 26 + ord(letter) - ord("a") + 1
-    return FoundVolume(
+    return CloudVolume(
         ref=item["id"],
         name=item["name"] or "",
         size_gb=item["size"],
         is_ready=not item["status"].startswith("error") and item["status"] not in BEING_CREATED,
-        is_being_made=item["status"] in BEING_CREATED,
+        is_creating=item["status"] in BEING_CREATED,
         server_ref=attachment.get("server_id") or "",
         position=min(position - 1, 32767),
         portal_uuid=read_portal_uuid(item),

@@ -31,10 +31,10 @@ from ..contract import (
     Consistency,
     Driver,
     Heartbeat,
-    Held,
     Refused,
     SnapshotInfo,
     SnapshotRef,
+    StoredObject,
     VolumeRef,
     no_heartbeat,
 )
@@ -240,7 +240,7 @@ class LocalDriver(Driver):
 
     # What is stored
 
-    def held(self, backend_project: str = "") -> Iterator[Held]:
+    def list_objects(self, backend_project: str = "") -> Iterator[StoredObject]:
         with self.folder.errors():
             for entry in self.folder.entries():
                 if entry.is_hidden and self.folder.is_entry_locked(entry):
@@ -250,16 +250,16 @@ class LocalDriver(Driver):
                 except FileNotFoundError:  # complete or gone meanwhile
                     continue
                 is_volume = entry.kind == "volume" and entry.uuid and not entry.is_hidden
-                yield Held(
+                yield StoredObject(
                     name=os.path.relpath(entry.path, self.folder.path.parent),
                     uuid=entry.uuid,
-                    half_made=entry.is_hidden,
+                    is_incomplete=entry.is_hidden,
                     size_bytes=status.st_size if is_volume else None,
                     changed_at=datetime.fromtimestamp(status.st_mtime, UTC),
-                    still_there=partial(is_unchanged, entry.path, status, at_rest=entry.is_hidden),
+                    is_unchanged=partial(is_unchanged, entry.path, status, at_rest=entry.is_hidden),
                 )
 
-    def remove_leftovers(self, backend_project: str = "", needed: Callable[[UUID], bool] = lambda uuid: False) -> None:
+    def remove_orphans(self, backend_project: str = "", needed: Callable[[UUID], bool] = lambda uuid: False) -> None:
         with self.folder.errors():
             for entry in list(self.folder.entries()):
                 if entry.is_hidden and entry.uuid:

@@ -49,7 +49,7 @@ def remove_what_never_came(store: CinderStore) -> None:
     """As it happens a day later: what RabbitMQ forgot stays `creating` for ever."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cinder_driver, "STUCK_SECONDS", 0.0)
-        store.driver.remove_leftovers()
+        store.driver.remove_orphans()
 
 
 def persist(call: Callable[[], Any]) -> Any:
@@ -84,7 +84,7 @@ def test_what_stays_creating_fails_in_time_and_is_removed_when_it_arrives(
         with pytest.raises(Unavailable, match="not finished deleting"):
             impatient.delete_snapshot(ref)
     assert wait_until(lambda: unwanted(store, volume) == ["available"], seconds=60)
-    store.driver.remove_leftovers()
+    store.driver.remove_orphans()
     assert wait_until(lambda: not unwanted(store, volume), seconds=30)
 
 
@@ -100,7 +100,7 @@ def test_what_arrives_late_is_adopted_by_the_next_attempt(
     [info] = again.result(timeout=90)
     assert info.backend_ref == begun.id
     assert states(store, ref.uuid) == ["available"]
-    store.driver.remove_leftovers()  # it is wanted again
+    store.driver.remove_orphans()  # it is wanted again
     assert store.driver.find_snapshot(ref) == info
 
 
@@ -186,7 +186,7 @@ def test_what_the_message_queue_forgot_is_made_again_and_its_ghost_is_removed(
     ref = persist(lambda: make(driver))
     assert states(store, uuid) == ["available"]
     assert ghosts() == ["creating"]
-    store.driver.remove_leftovers()
+    store.driver.remove_orphans()
     assert ghosts() == ["creating"]  # it is not a day old
     remove_what_never_came(store)
     assert wait_until(lambda: not ghosts(), seconds=30)
@@ -208,7 +208,7 @@ def test_storage_that_hangs_fails_with_an_error_and_works_again(lab: Lab, store:
     persist(lambda: store.driver.delete_snapshot(old))
     assert persist(lambda: store.driver.create_snapshots([(ref, volume)]))
     assert states(store, ref.uuid) == ["available"]
-    store.driver.remove_leftovers()
+    store.driver.remove_orphans()
     assert wait_until(lambda: not unwanted(store, volume), seconds=30)
 
 

@@ -452,7 +452,7 @@ def test_a_list_goes_on_when_what_its_page_ended_with_is_gone(
 
     monkeypatch.setattr(client, "PAGE_SIZE", 2)
     volumes = [make(other, f"volume {number}") for number in range(5)]
-    pages = get_driver(location).pages_of_volumes(cloud_project.external_id)
+    pages = get_driver(location).volume_pages(cloud_project.external_id)
     first = next(pages)
     unmake(other, "volume", next(each for each in volumes if each.id == first[-1].ref))
     rest = [volume.ref for page in pages for volume in page]

@@ -376,8 +376,8 @@ class DriverContract:
         volume = new_volume(store)
         kept, removed = capture(store, volume)[0], capture(store, volume)[0]
         store.driver.delete_snapshot(removed)
-        held = {thing.uuid: thing for thing in store.driver.held()}
+        held = {thing.uuid: thing for thing in store.driver.list_objects()}
         assert held.keys() & {volume.uuid, kept.uuid, removed.uuid} == {volume.uuid, kept.uuid}
         for uuid in volume.uuid, kept.uuid:
-            assert not held[uuid].half_made and held[uuid].still_there()
+            assert not held[uuid].is_incomplete and held[uuid].is_unchanged()
         assert held[volume.uuid].size_bytes == GIB

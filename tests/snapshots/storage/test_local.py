@@ -432,7 +432,7 @@ def test_a_snapshot_with_a_part_that_is_no_regular_file_is_not_used(store: Local
     if part != "manifest.json":
         assert not store.driver.put_manifest(ref_of(folder).uuid, manifest)
     assert list(store.driver.manifests()) == ([(ref_of(folder).uuid, manifest)] if part == "disk.img" else [])
-    store.driver.remove_leftovers()
+    store.driver.remove_orphans()
     store.driver.delete_snapshot(ref_of(folder))
     assert not os.path.lexists(folder)
 
@@ -528,7 +528,7 @@ def test_what_is_being_worked_on_is_busy_for_everybody_else(store: LocalStore) -
             with pytest.raises(Busy) as caught:
                 call()
             seen.append(str(caught.value))
-        rival.remove_leftovers()  # leaves alone what a live process makes
+        rival.remove_orphans()  # leaves alone what a live process makes
 
     store.driver.create_snapshots([(snapshot, volume)], try_everything)
     assert "files" in seen[2]
@@ -750,7 +750,7 @@ def test_what_dead_processes_left_is_removed_and_nothing_else(store: LocalStore)
         half.mkdir()
         (half / "disk.img").write_bytes(b"half")
     (store.folder / "volumes" / ".nfs0001").touch()
-    store.driver.remove_leftovers()
+    store.driver.remove_orphans()
     assert store.leftovers() == ["volumes/.nfs0001"]
     assert store.driver.find_snapshot(ref_of(folder))
     assert store.path(volume).exists()

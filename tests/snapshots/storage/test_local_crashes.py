@@ -225,7 +225,7 @@ def test_nothing_stays_locked_after_a_kill_while_others_wait(store: LocalStore) 
 
     assert is_killed(lambda: store.driver.create_snapshots([(snapshot, volume)], die), 0)
     assert len(store.leftovers()) <= 1
-    store.driver.remove_leftovers()
+    store.driver.remove_orphans()
     assert store.leftovers() == []
     assert store.driver.create_snapshots([(snapshot, volume)])
 
