@@ -520,11 +520,11 @@ def test_the_glance_says_what_mends_each_cause(support: Client, storage_root: Pa
         "NoSpace": "The storage is full. Give it room",
         "QuotaReached": "Raise the project's quota in the cloud",
         "Denied": "lacks a right in the cloud",
-        "Unavailable": "See that it works",
-        "TooSlow": "See whether it is overloaded",
-        "Busy": "See what does",
-        "WorkerDied": "Look in its journal",
-        "Unexpected": "This is an error of the portal.",
+        "Unavailable": "Check that it works",
+        "TooSlow": "Check whether it is overloaded",
+        "Busy": "Find out by what",
+        "WorkerDied": "Its journal may say why",
+        "Unexpected": "This is a bug in the portal.",
     }.items():
         assert mended in unescape(html[html.index(f"It was {cause}.") :][:200]), cause
 

@@ -1,9 +1,9 @@
-"""Checksums of disk images. Their text says how they were computed.
+"""Checksums of disk images. Their prefix says how they were computed.
 
 `blake3-2m:` and 64 hex digits: split the image into chunks of 2 MiB, of which the last may be shorter, and take the blake3
-digest of each; the checksum is the blake3 digest of these digests, 32 bytes each, one after the other. Ranges that are
-not allocated count as the zeros that a reader gets, so a sparse image and a full one with the same bytes have the same
-checksum; but the digest of a chunk of zeros is a constant, so a hole of any size takes no time. To compute it elsewhere:
+digest of each; the checksum is the blake3 digest of these digests, 32 bytes each, one after the other. Holes count as
+zeros, so a sparse image and a full one with the same bytes have the same checksum. The digest of a chunk of zeros is a
+constant, so a hole of any size takes no time. To compute it elsewhere:
 
     split --bytes=2M --filter='b3sum --raw' disk.img | b3sum
 
@@ -23,7 +23,7 @@ PREFIX = "blake3-2m:"
 
 
 class Checksum(ABC):
-    """Is fed the bytes of an image from its start to its end."""
+    """Takes the bytes of an image from its start to its end."""
 
     @abstractmethod
     def add(self, data: memoryview) -> None: ...
@@ -33,7 +33,7 @@ class Checksum(ABC):
 
     @abstractmethod
     def finish(self) -> str:
-        """The text of the checksum. Nothing can be added afterwards."""
+        """Return the checksum as text. Nothing can be added afterwards."""
 
 
 class ChunkedChecksum(Checksum):
@@ -94,5 +94,5 @@ class PlainChecksum(Checksum):
 
 
 def checksum_like(text: str | None) -> Checksum:
-    """A new checksum, computed in the way of an existing one, or as new ones are."""
+    """Return an empty checksum of the same kind as an existing one, or of the kind that new ones have."""
     return PlainChecksum() if text and not text.startswith(PREFIX) else ChunkedChecksum()

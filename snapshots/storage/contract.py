@@ -1,12 +1,12 @@
 """The contract between the portal and a storage engine.
 
-A driver serves one location. It takes the small dataclasses below, never models, and it is called by the worker outside
-any database transaction. Every call may be repeated: after a crash the worker cannot know how far the last call came, so
-a second call finishes or confirms what the first one began. The uuids are the portal's own; an engine that names things
-itself must carry our uuid along, so that it can be asked what it already has.
+A driver serves one location. It takes the small dataclasses below, never models, and the worker calls it outside any
+database transaction. Every call is idempotent: after a crash the worker can't know how far the last call got, so a second
+call completes or confirms what the first one began. The uuids are the portal's own. An engine that chooses its own names
+must store our uuid as well, so that it can be asked what it already has.
 
-An engine that answers at once (local files) and one that answers later (Cinder) fit alike: a call returns when the thing
-is there, and calls ``heartbeat`` at least once a second until then.
+Engines may be synchronous (local files) or asynchronous (Cinder): a call returns once the result exists, and calls
+``heartbeat`` at least once a second until then.
 """
 
 from abc import ABC, abstractmethod
@@ -26,7 +26,7 @@ VERIFICATION_VALID_FOR = timedelta(days=1)
 RESUMABLE_FOR = timedelta(days=7)
 
 # heartbeat(bytes_done, bytes_total) reports progress and may raise Interrupted, after which the driver must leave nothing
-# half-made behind and let the exception through. A total of 0 means that it cannot be told.
+# incomplete behind and let the exception through. A total of 0 means that the size is unknown.
 Heartbeat = Callable[[int, int], None]
 
 
@@ -37,7 +37,7 @@ def no_heartbeat(bytes_done: int, bytes_total: int) -> None:
 class Consistency(Enum):
     """What "one instant" means when several volumes are captured together."""
 
-    INSTANT = "instant"  # writers are held off all of them until the last one is captured
+    INSTANT = "instant"  # nobody can write to any of them until the last one is captured
     PER_DISK = "per_disk"  # each is crash-consistent by itself; instants differ
 
 
@@ -46,187 +46,181 @@ class VolumeRef:
     uuid: UUID
     name: str  # for messages only
     size_gb: int  # GiB
-    backend_ref: str = ""  # the engine's own name of it; "" when it derives from the uuid
-    backend_project: str = ""  # the engine's own name of whose it is; "" where the engine knows only the portal
+    backend_ref: str = ""  # the engine's id; "" when it derives from the uuid
+    backend_project: str = ""  # the engine's id of the project; "" where the engine has no projects
 
 
 @dataclass(frozen=True, kw_only=True)
 class SnapshotRef:
     uuid: UUID
     backend_ref: str = ""
-    backend_project: str = ""  # of its volume
-    checksum: str = ""  # the portal's own record of it; "" where there is none yet
+    backend_project: str = ""  # that of its volume
+    checksum: str = ""  # as the portal recorded it; "" if it has none yet
 
 
 @dataclass(frozen=True, kw_only=True)
 class SnapshotInfo:
-    """What the engine knows of one complete snapshot of one volume."""
+    """A complete snapshot of one volume, as the engine describes it."""
 
     uuid: UUID
     backend_ref: str
     size_bytes: int  # logical
-    allocated_bytes: int | None  # really used; None where the engine cannot tell
-    checksum: str  # see checksums.py; "" while it is not computed, or where the bytes cannot be read
+    allocated_bytes: int | None  # None where the engine doesn't tell
+    checksum: str  # see checksums.py; "" before it is computed, or where the engine gives no access to the bytes
     captured_at: datetime  # aware, UTC
-    verified_at: datetime | None = None  # when its bytes were last read and matched; None where they never were
+    verified_at: datetime | None = None  # when its bytes were last read and matched the checksum
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredObject:
-    """Something that the engine holds below our name, for a comparison with what the portal knows."""
+    """A volume, snapshot or file that the engine stores for the portal, for comparison with the database."""
 
-    name: str  # what the engine calls it, for a person who looks for it there
-    uuid: UUID | None  # None for what no driver made
-    is_incomplete: bool = False  # nobody is working on it, and it is not complete
-    size_bytes: int | None = None  # logical, of a complete volume; None where it takes another question
+    name: str  # the engine's name, for an operator who looks for it there
+    uuid: UUID | None  # None if no driver created it
+    is_incomplete: bool = False  # nobody is working on it
+    size_bytes: int | None = None  # logical size of a complete volume; None where the list doesn't tell
     changed_at: datetime | None = None
-    # Asked again, because much may happen while a long list is read: whether this very thing is there as it was seen, not
-    # another of its name.
+    # Whether this very object still exists as it was listed. Much may change while a long list is processed.
     is_unchanged: Callable[[], bool] = lambda: True
 
 
 class StorageError(Exception):
-    """``str(error)`` is one sentence for the customer. ``retryable``: the same call may succeed later. ``advice`` is for the
-    operator who finds it on the page of the work: what is wrong, and what mends it.
+    """``str(error)`` is a message for the customer. ``retryable``: the same call may succeed later. ``advice`` tells the
+    operator, on the operation's page, what is wrong and how to fix it.
     """
 
     retryable = False
-    advice: str | Promise = _(
-        "Look in the log for what the storage answered, by the request's id on the operation's page."
-    )
+    advice: str | Promise = _("The log has the storage's answer, under the request's id on the operation's page.")
 
 
 class NotFound(StorageError):
-    """The volume or the snapshot is not there."""
+    """The volume or the snapshot doesn't exist."""
 
     advice = _(
-        "The bytes are not where they should be. manage.py fsck says what else is missing, in the storage or here."
+        "The disk is missing from the storage. manage.py fsck lists what else is missing, in the storage or in the portal."
     )
 
 
 class Busy(StorageError):
-    """Somebody else is writing to the volume, or works on the same thing."""
+    """Somebody else is writing to the volume, or another call is working on the same volume or snapshot."""
 
     retryable = True
     advice = _(
-        "Something else held the disk until the deadline of the operation. See what does: another operation, an import, a "
-        "job of the storage's own. Then try again."
+        "The disk was in use until the operation's deadline. Find out by what: another operation, an import, or a job of "
+        "the storage itself. Then try again."
     )
 
 
 class NoSpace(StorageError):
-    """The storage does not have the room; nothing was written."""
+    """The storage is full. Nothing was written."""
 
     advice = _(
-        "The storage is full. Give it room or let customers delete; everything there fails until then. Local files leave "
-        "reserve_percent of their file system free, an option in STORAGE."
+        "The storage is full. Give it room, or ask customers to delete snapshots: until then everything there fails. Local "
+        "storage keeps reserve_percent of its file system free, an option in STORAGE."
     )
 
 
 class Corrupt(StorageError):
-    """The bytes are not what was captured."""
+    """The snapshot's bytes differ from what was captured, or can't be read."""
 
     advice = _(
-        "Bytes have changed since they were captured. Keep the damaged snapshot, look at the disks below the storage, and "
-        "let the customer take a new one now."
+        "Bytes have changed since they were captured, or the medium fails to deliver them. Keep the damaged snapshot, check "
+        "the disks below the storage, and ask the customer to take a new snapshot now."
     )
 
 
 class Unreadable(StorageError):
-    """The medium below a volume fails to deliver its bytes."""
+    """The medium of a volume reports errors."""
 
     advice = _(
-        "The medium below the volume reports errors: see the kernel's log. Replace it, then restore the volume from its "
-        "newest snapshot that is sound."
+        "The medium of the volume reports errors: see the kernel's log. Replace it, then restore the volume from its latest "
+        "undamaged snapshot."
     )
 
 
 class Refused(StorageError):
-    """The engine said no for good: a policy, a conflict, a wrong argument."""
+    """The engine rejected the call, and would again: a policy, a conflict, a wrong argument."""
 
-    advice = _(
-        "The storage will say no again. Its own log has more; what the customer asked for has to be asked differently."
-    )
+    advice = _("The storage would refuse this again. Its log has details. The customer has to request something else.")
 
 
 class InvalidImage(Refused):
-    """The volume's disk is not what the portal says: another size, or no regular file."""
+    """The volume's disk isn't what the portal expects: it has another size, or isn't a regular file."""
 
     advice = _(
-        "Look at the volume's file in the storage: somebody resized it, cut it off, or put a link or a pipe in its place. "
-        "Bring back a regular file of the volume's size; manage.py fsck lists every volume whose file has another size."
+        "Check the volume's file in the storage: it was resized, truncated, or replaced with a link or a pipe. Restore a "
+        "regular file of the volume's size. manage.py fsck lists every volume whose file has another size."
     )
 
 
 class TooLarge(Refused):
     """A volume of this size can never be created there."""
 
-    advice = _("The file system below the storage limits the size of a file. Larger volumes need another file system.")
+    advice = _("The storage's file system limits the size of files. Larger volumes need another file system.")
 
 
 class QuotaReached(Refused):
     """The engine's own limit, not the portal's."""
 
-    advice = _("Raise the project's quota in the cloud, or lower its quota here so that the customer is told before.")
+    advice = _("Raise the project's quota in the cloud, or lower its quota here so that customers see it in time.")
 
 
 class Denied(Refused):
-    """The engine knows the portal's account, and does not let it do this."""
+    """The portal's account isn't authorized to do this."""
 
     advice = _("The portal's account lacks a right in the cloud: docs/cinder.md has the policy that it needs.")
 
 
 class Unavailable(StorageError):
-    """The engine cannot be reached or answered with a failure of its own."""
+    """The engine can't be reached, or failed internally."""
 
     retryable = True
     advice = _(
-        "The storage could not be reached, or failed by itself. See that it works; nothing here has to be mended."
+        "The storage couldn't be reached, or failed internally. Check that it works. Nothing in the portal needs fixing."
     )
 
 
 class NotAccepted(Unavailable):
-    """The engine does not take the portal's credentials."""
+    """The engine rejects the portal's credentials."""
 
     advice = _(
-        "The credentials in the location's options have expired or were withdrawn. Set new ones, then start the workers "
-        "again."
+        "The credentials in the location's options have expired or were revoked. Set new ones, then restart the workers."
     )
 
 
 class NotPermitted(Unavailable):
-    """The engine's files cannot be used before an operator has changed something."""
+    """The storage can't be used until an operator changes something."""
 
     retryable = False
     advice = _(
-        "The portal may not read or write below the storage's root, or the file system is mounted read-only, perhaps after "
-        "an error of the disk: see the kernel's log. Mend that, then try again."
+        "The portal has no permission to read or write below the storage's root, or the file system is mounted read-only, "
+        "perhaps after a disk error: see the kernel's log. Fix that, then try again."
     )
 
 
 class TooSlow(Unavailable):
-    """The engine took the order and was not done in time."""
+    """The engine accepted the request and didn't finish in time."""
 
     advice = _(
-        "The storage took the order and did not finish. See whether it is overloaded or hangs, and with manage.py fsck what "
-        "it made in the end."
+        "The storage accepted the request and didn't finish. Check whether it is overloaded or hangs, and with manage.py "
+        "fsck whether it finished later."
     )
 
 
-# Causes that are no answer of a storage.
+# Causes of failure other than a StorageError.
 WORKER_DIED, UNEXPECTED, NOT_SET_UP = "WorkerDied", "Unexpected", "NotSetUp"
 
 
 def advice_for(cause: str) -> str | Promise:
-    """By what a failed operation keeps as its cause: the name of the error's class, or one of those above."""
+    """Return the advice for a failed operation's cause: the name of an error's class, or one of the constants above."""
     own = {
         NOT_SET_UP: _(
-            "The location names a storage that STORAGE does not define, or whose options cannot be used: the worker's log "
-            "says which. Change it, start the workers again, then try again."
+            "The location names a storage that STORAGE doesn't define, or whose options are invalid: the worker's log says "
+            "which. Fix it, restart the workers, then try again."
         ),
-        WORKER_DIED: _("The worker died each time. Look in its journal for why: memory, a disk, a restart."),
+        WORKER_DIED: _("The worker died each time. Its journal may say why: out of memory, a disk, a restart."),
         UNEXPECTED: _(
-            "This is an error of the portal. Its log has the traceback, by the request's id on the operation's page."
+            "This is a bug in the portal. Its log has the traceback, under the request's id on the operation's page."
         ),
     }
     return own.get(cause) or next((each.advice for each in _classes(StorageError) if each.__name__ == cause), "")
@@ -239,31 +233,31 @@ def _classes(root: type[StorageError]) -> Iterator[type[StorageError]]:
 
 
 class Interrupted(Exception):
-    """Raised by a heartbeat: stop now, clean up, let it through. Not a failure of the storage."""
+    """Raised by a heartbeat: stop, clean up and let it through. Not a failure of the storage."""
 
 
 class Driver(ABC):
     """One engine in one location. ``location`` is the location's code; options come from settings, then the location."""
 
     consistency: Consistency
-    reads_bytes: bool  # whether verify_snapshot reads the content again, or only asks the engine
+    reads_bytes: bool  # whether verify_snapshot reads the content, or only asks the engine
 
-    reverts_only_latest = False  # whether a volume can be reverted to nothing but the latest of its snapshots
-    reverts_attached = True  # whether also while it is attached to a machine of the engine's, even one that is stopped
-    finishes_late = False  # whether what was asked for may still appear when the call has failed
+    reverts_only_latest = False  # a volume can only be reverted to its latest snapshot
+    reverts_attached = True  # a volume can be reverted while it is attached to a stopped machine
+    finishes_late = False  # what was requested may still appear after the call has failed
 
     @abstractmethod
     def __init__(self, *, location: str, **options: str) -> None: ...
 
     @property
     def clones(self) -> bool:
-        """Whether a restore shares blocks with the snapshot, so that reading it first takes most of the time.
+        """Whether a restore shares blocks with the snapshot, so that verifying it first takes most of the time.
 
         Quick enough for a page. Raises Unavailable.
         """
         return False
 
-    def check_volume_size(self, size_gb: int) -> None:  # noqa: B027  # most engines have no limit that can be asked for
+    def check_volume_size(self, size_gb: int) -> None:  # noqa: B027  # most engines don't tell their limit
         """Raises TooLarge when no volume of this size can be created, Unavailable. Quick enough for a page."""
 
     @abstractmethod
@@ -295,21 +289,21 @@ class Driver(ABC):
     def create_snapshots(
         self, disks: Sequence[tuple[SnapshotRef, VolumeRef]], heartbeat: Heartbeat = no_heartbeat
     ) -> list[SnapshotInfo]:
-        """Capture every volume, in the order given: all of them, or none and nothing left behind.
+        """Capture the volumes, in the order given: all of them, or none and nothing left behind.
 
-        Those that are already captured under the same uuid are returned as they are. Nobody writes to a volume meanwhile,
-        as far as ``consistency`` promises. Raises NotFound, InvalidImage, Busy, NoSpace, Refused, Unavailable.
+        Snapshots that exist already are returned as they are. Nobody writes to the volumes meanwhile, as far as
+        ``consistency`` promises. Raises Unreadable, NotFound, InvalidImage, Busy, NoSpace, Refused, Unavailable.
         """
 
     def create_safety_snapshots(
         self, disks: Sequence[tuple[SnapshotRef, VolumeRef]], heartbeat: Heartbeat = no_heartbeat
     ) -> list[SnapshotInfo]:
-        """Like create_snapshots, but so that the volumes can still be reverted to the snapshots that they have now."""
+        """Capture the volumes in a way that still allows to revert them to the snapshots that they have now."""
         return self.create_snapshots(disks, heartbeat)
 
     @abstractmethod
     def find_snapshot(self, snapshot: SnapshotRef) -> SnapshotInfo | None:
-        """The snapshot if it is complete, else None: a half one is as good as none. Raises Unavailable."""
+        """Return the snapshot if it is complete, else None. Raises Corrupt, Unavailable."""
 
     @abstractmethod
     def verify_snapshot(
@@ -325,7 +319,7 @@ class Driver(ABC):
 
     @abstractmethod
     def delete_snapshot(self, snapshot: SnapshotRef) -> None:
-        """Remove it and whatever half of it there may be; volumes made from it stay. Gone already is a success.
+        """Remove the snapshot and anything incomplete of it. Volumes created from it stay. Gone already is a success.
 
         Raises Busy, Refused, Unavailable.
         """
@@ -339,9 +333,9 @@ class Driver(ABC):
         *,
         unchecked: bool = False,
     ) -> str:
-        """Make a new volume with the snapshot's bytes, grown with zeros to ``volume.size_gb``; return its backend_ref.
+        """Create a volume with the snapshot's bytes, zeros up to ``volume.size_gb`` GiB; return its backend_ref.
 
-        A complete volume of that uuid is left as it is. An engine that reads bytes compares them as revert_volume does.
+        A complete volume of that uuid is left as it is. An engine that reads bytes checks them as revert_volume does.
         Raises NotFound, Busy, NoSpace, Corrupt, Refused (smaller than the snapshot), Unavailable.
         """
 
@@ -354,33 +348,34 @@ class Driver(ABC):
         *,
         unchecked: bool = False,
     ) -> None:
-        """Give the volume the snapshot's bytes again: all, or the old ones stay. Nobody writes to it meanwhile.
+        """Replace the volume's bytes with the snapshot's: all of them, or none. Nobody writes to it meanwhile.
 
-        Volumes keep their size: bytes beyond the snapshot's end become zeros. Reverting twice gives the same bytes.
+        The volume keeps its size: bytes beyond the snapshot's end become zeros. Reverting twice gives the same bytes.
 
-        An engine that reads bytes raises Corrupt, before the volume changes, when they do not match the snapshot's
+        An engine that reads bytes raises Corrupt, before the volume changes, when they don't match the snapshot's
         checksum, the engine's or that of ``snapshot``, and records the checksum when there is none yet. A copy is checked
         while it is written. A clone is checked by reading the snapshot first, unless it was verified within
-        VERIFICATION_VALID_FOR. With ``unchecked`` nothing is compared, so that a damaged snapshot can be used too.
+        VERIFICATION_VALID_FOR. With ``unchecked`` nothing is compared, so that a damaged snapshot can be used as well.
         Raises NotFound, InvalidImage, Busy, NoSpace, Corrupt, Refused, Unavailable.
         """
 
     @abstractmethod
     def bytes_needed(self, volumes: Sequence[VolumeRef]) -> int:
-        """Upper bound of the room that capturing these volumes now would take; 0 where captures share blocks.
+        """Return the most space that capturing these volumes now could take; 0 where captures share blocks.
 
         Quick enough for a page. Raises NotFound, InvalidImage, Unavailable.
         """
 
     @property
     def shares_blocks(self) -> bool:
-        """Whether a copy shares blocks with its original, so that it needs no room of its own."""
+        """Whether a copy shares blocks with its original, so that it takes no space of its own."""
         return True
 
     @abstractmethod
     def free_bytes(self) -> int | None:
-        """Room left for new data, without what the engine keeps in reserve; None where it does not tell. Raises
-        Unavailable.
+        """Return the space left for new data, without the engine's reserve; None where it doesn't tell.
+
+        Raises Unavailable.
         """
 
     @abstractmethod
@@ -389,26 +384,27 @@ class Driver(ABC):
 
     @abstractmethod
     def list_objects(self, backend_project: str = "") -> Iterator[StoredObject]:
-        """All that is there, in no order and in bounded memory. What is being made or removed right now is left out
-        where that can be told. Raises Unavailable.
+        """List everything that is stored, in no order and in bounded memory. Raises Unavailable.
+
+        What is being created or removed right now is left out where the engine can tell.
         """
 
     def manifests(self) -> Iterator[tuple[UUID, str]]:
-        """What the driver itself keeps beside each complete snapshot, for a backup of the portal's state; for engines that
-        keep all of that themselves there is nothing.
+        """List what the driver stores beside each complete snapshot, for a backup of the portal's state.
+
+        Engines that store all of it themselves have none.
         """
         return iter(())
 
     def put_manifest(self, uuid: UUID, text: str) -> bool:
-        """Bring back one of `manifests` whose snapshot has bytes but lacks it. True when it was needed and fits."""
+        """Restore one of `manifests` if its snapshot exists without it. True when it was missing and fits."""
         return False
 
-    def remove_orphans(  # noqa: B027  # not every engine has any
+    def remove_orphans(  # noqa: B027  # not every engine leaves any
         self, backend_project: str = "", needed: Callable[[UUID], bool] = lambda uuid: False
     ) -> None:
-        """Remove what dead workers left half-made and nobody asks for again; what is being worked on stays, and so does
-        the only copy of what is `needed`, whatever it is called.
+        """Remove what dead workers left incomplete. What is being worked on stays, and so does the only copy of something
+        that is `needed`.
 
-        Called now and then, for each of the engine's projects. For engines that clean up by themselves there is nothing
-        to do. Raises Unavailable.
+        Called regularly, for each of the engine's projects. Raises Unavailable.
         """

@@ -1,6 +1,6 @@
-"""Open files that others may have replaced: no link is followed, and nothing but a regular file is read.
+"""Open files that others may have replaced: links aren't followed, and only regular files are read.
 
-A disk image that is a symbolic link would deliver another file's bytes, and opening a named pipe would block the worker
+A disk image that is a symbolic link would expose another file's bytes, and opening a named pipe would block the worker
 until somebody writes to it.
 """
 
@@ -14,7 +14,7 @@ MAX_SMALL = 1024**2
 
 
 class NotRegularFile(ValueError):
-    """A link, a pipe, a device, a socket or a folder stands where a file is expected."""
+    """The path is a link, a pipe, a device, a socket or a folder."""
 
 
 def open_regular_file(path: Path, *, below: Path | None = None) -> int:
@@ -23,7 +23,7 @@ def open_regular_file(path: Path, *, below: Path | None = None) -> int:
     Nothing in the path after `below`, by default the file's folder, may be a link. Raises NotRegularFile and OSError.
     """
     with opened_folder(path, below) as folder:
-        # Checked before the file is opened, because opening a device can already have an effect.
+        # Before opening it, because opening a device can have side effects.
         check_regular(path, os.stat(path.name, dir_fd=folder, follow_symlinks=False))
         file = os.open(path.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     try:
@@ -53,7 +53,7 @@ def stat_regular_file(path: Path, *, below: Path | None = None) -> os.stat_resul
 
 @contextmanager
 def opened_folder(path: Path, below: Path | None) -> Iterator[int]:
-    """The folder of the file, reached without following a link after `below`."""
+    """Open the file's folder without following a link after `below`."""
     below = below or path.parent
     folder = os.open(below, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

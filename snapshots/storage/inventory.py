@@ -1,7 +1,6 @@
-"""What an engine that knows volumes of its own tells of them: cloud projects, their volumes, snapshots and servers.
+"""The inventory of a cloud: its projects, and their volumes, snapshots and servers.
 
-snapshots/cloudsync reads it to keep the portal up to date. Lists come in pages, so that thousands of
-things need no more memory than a page of them.
+snapshots/cloudsync reads it to keep the portal up to date. Lists come in pages, to limit memory.
 """
 
 from abc import ABC, abstractmethod
@@ -15,12 +14,12 @@ from uuid import UUID
 class CloudProjectInfo:
     ref: str
     name: str
-    is_own: bool  # the one in which the engine works when it is told none
+    is_own: bool  # the one that the engine uses by default
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectUsage:
-    """How much of its quotas a project uses; a quota of -1 is unlimited."""
+    """What a project uses of its quotas. A quota of -1 is unlimited."""
 
     volumes: int
     volume_quota: int
@@ -35,11 +34,11 @@ class CloudVolume:
     ref: str
     name: str
     size_gb: int  # GiB
-    is_ready: bool  # to be captured and attached
+    is_ready: bool  # can be captured and attached
     is_creating: bool
-    server_ref: str  # what it is attached to, or ""
-    position: int  # in the server; 0 is its first disk
-    portal_uuid: UUID | None  # of ours, when the portal made it
+    server_ref: str  # the server that it is attached to, or ""
+    position: int  # among the server's disks; 0 is the first
+    portal_uuid: UUID | None  # our uuid, if the portal created it
     created_at: datetime
 
 
@@ -58,29 +57,29 @@ class CloudServer:
     ref: str
     name: str
     is_running: bool
-    vcpus: int  # 0 where the cloud does not tell
+    vcpus: int  # 0 where the cloud doesn't tell
     memory_mb: int
     created_at: datetime
 
 
 class Inventory(ABC):
-    """Everything raises Unavailable, or Refused where the account may not look."""
+    """Every method raises Unavailable, and Refused where the account has no permission."""
 
     @abstractmethod
     def list_projects(self) -> list[CloudProjectInfo]:
-        """Every project in which the portal's account has a role."""
+        """List every project in which the portal's account has a role."""
 
     @abstractmethod
     def get_usage(self, backend_project: str) -> ProjectUsage: ...
 
     @abstractmethod
     def volume_pages(self, backend_project: str) -> Iterator[list[CloudVolume]]:
-        """What is being deleted, and what the portal itself wants to get rid of, is left out. One may come twice."""
+        """List the volumes, except those being deleted and the portal's own orphans. One may come twice."""
 
     @abstractmethod
     def snapshot_pages(self, backend_project: str) -> Iterator[list[CloudSnapshot]]:
-        """Those that are complete."""
+        """List the complete snapshots."""
 
     @abstractmethod
     def server_pages(self, backend_project: str) -> Iterator[list[CloudServer]] | None:
-        """None where the cloud has no servers that it could tell of, only volumes that are attached to some."""
+        """List the servers. None where the cloud has no compute service, so that only attachments are known."""

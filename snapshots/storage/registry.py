@@ -1,4 +1,4 @@
-"""Storage engines by alias: `settings.STORAGE` names them, a location picks one and may add options of its own."""
+"""Storage drivers by alias: `settings.STORAGE` defines them, and a location chooses one and may add options."""
 
 import json
 from threading import Lock
@@ -12,7 +12,7 @@ from .contract import Driver
 
 
 class DriverLocation(Protocol):
-    """What of `inventory.Location` counts here."""
+    """The fields of `inventory.Location` that are used here."""
 
     code: str
     driver: str
@@ -24,9 +24,9 @@ _lock = Lock()
 
 
 def get_driver(location: DriverLocation) -> Driver:
-    """The engine that serves a location; the same object each time within one process.
+    """Return the driver that serves a location, the same object each time within a process.
 
-    Raises ImproperlyConfigured when the alias is unknown or its driver cannot be set up.
+    Raises ImproperlyConfigured when the alias is unknown or its driver can't be set up.
     """
     alias = location.driver
     try:

@@ -1,4 +1,4 @@
-"""Copies of disk images: holes stay holes, every byte is read once, and the caller hears of it every half second."""
+"""Copy disk images: holes stay holes, every byte is read once, and the heartbeat is called every half second."""
 
 import errno
 import fcntl
@@ -16,21 +16,21 @@ from ..contract import Heartbeat
 
 T = TypeVar("T")
 
-FICLONE = 0x40049409  # linux/fs.h: the target shares all blocks of the source from now on
+FICLONE = 0x40049409  # linux/fs.h: make the target share all blocks of the source
 CANNOT_CLONE = {errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV}
 ALIGNMENT = 4096  # of positions, lengths and buffers where reads and writes go past the page cache
 CHUNK = 2 * 1024**2
 BUFFERS = 8
 WRITERS = 2
 HOLE_STEP = 128 * CHUNK
-QUEUE = 16  # pieces of work on their way
-PIECE = 64 * 1024  # this many zeros, so aligned, become a hole
+QUEUE = 16  # chunks in progress
+PIECE = 64 * 1024  # aligned zeros of this length become a hole
 BEAT_SECONDS = 0.5
 ZERO_PIECE = bytes(PIECE)
 
 
 class Progress:
-    """Tells a heartbeat how far the work is, always from the caller's own thread."""
+    """Reports progress to a heartbeat, always in the caller's thread."""
 
     def __init__(self, heartbeat: Heartbeat, total: int, done: int = 0) -> None:
         self.heartbeat, self.done, self.total = heartbeat, done, total
@@ -52,7 +52,7 @@ class Progress:
             future.result()
 
     def during(self, function: Callable[..., T], *args: object) -> T:
-        """The result of a call that may block for long, such as fsync. Interrupted still waits for its end."""
+        """Return the result of a call that may block, such as fsync. An interruption still waits for its end."""
         with ThreadPoolExecutor(1) as pool:
             future = pool.submit(function, *args)
             self.wait_for([future])
@@ -60,7 +60,7 @@ class Progress:
 
 
 def clone_file(source: int, target: int) -> bool:
-    """Make the empty `target` share the blocks of `source`; False where the file system cannot."""
+    """Make the empty `target` share the blocks of `source`. False where the file system can't."""
     try:
         fcntl.ioctl(target, FICLONE, source)
     except OSError as error:
@@ -71,9 +71,9 @@ def clone_file(source: int, target: int) -> bool:
 
 
 def bypass_page_cache(file: int) -> None:
-    """Reads then come from the medium, and writes neither fill the memory nor leave all the waiting to fsync.
+    """Read from the medium, and write without filling the memory or leaving all the waiting to fsync.
 
-    Half the time of a large copy was the kernel fetching fresh pages. File systems that cannot do it stay as they are.
+    A large copy spent half of its time on the kernel's allocation of pages. No-op where the file system can't.
     """
     try:
         fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) | os.O_DIRECT)
@@ -99,14 +99,14 @@ def iterate_extents(file: int, size: int, position: int = 0) -> Iterator[tuple[i
             position = start
         if position < size:
             end = -(-os.lseek(file, position, os.SEEK_HOLE) // ALIGNMENT) * ALIGNMENT
-            if end <= position:  # the start was rounded down into the hole before it
+            if end <= position:  # `start` was rounded down into the hole before it
                 end = position + ALIGNMENT
             yield position, min(end, size), True
             position = end
 
 
 def read_fully(file: int, view: memoryview, position: int) -> None:
-    """Fill `view`; bytes beyond the end of the file are zeros."""
+    """Fill `view` with the bytes at `position`, and with zeros beyond the end of the file."""
     done = 0
     while done < len(view):
         count = os.preadv(file, [view[done:]], position + done)
@@ -136,11 +136,11 @@ def read_twice(read: Callable[[], T], between: Callable[[], None] = lambda: None
 
 
 def write_data(file: int, buffer: mmap.mmap, length: int, position: int) -> None:
-    """Write `buffer[:length]`, leaving out pieces of zeros."""
+    """Write `buffer[:length]` except for pieces of zeros."""
     view = memoryview(buffer)
     start = 0
     for piece in range(0, length + PIECE, PIECE):
-        # one look at the first byte spares most comparisons
+        # Checking the first byte saves most of the comparisons.
         if piece >= length or (not buffer[piece] and buffer[piece : piece + PIECE] == ZERO_PIECE):
             end = min(piece, length)
             while start < end:
@@ -201,7 +201,7 @@ def copy_data(
 def fill_image(
     source: int, target: int, size: int, progress: Progress, *, cloning: bool, checksum: Checksum | None = None
 ) -> str:
-    """Give the empty file `target` the bytes of `source`, then zeros or nothing up to `size`, and make it durable.
+    """Fill the empty file `target` with the bytes of `source`, resize it to `size`, and sync it.
 
     Returns the method: "copy", which adds the source's bytes to the checksum and its size to the progress, or "clone",
     which reads nothing and adds nothing.
@@ -214,13 +214,13 @@ def fill_image(
         bypass_page_cache(target)
         os.ftruncate(target, size)  # writes that make a file longer wait for each other
         copy_data(source, target, source_size, progress, checksum)
-    os.ftruncate(target, size)  # for a copy too, whose last write was rounded up
+    os.ftruncate(target, size)  # a copy as well: its last write was rounded up
     progress.during(os.fsync, target)
     return method
 
 
 def write_file(path: os.PathLike[str], text: str) -> None:
-    """Write a small file and make its content durable; the caller syncs the folder."""
+    """Write a small file and sync its content. The caller syncs the folder."""
     with open(path, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -228,7 +228,7 @@ def write_file(path: os.PathLike[str], text: str) -> None:
 
 
 def sync_folder(path: os.PathLike[str]) -> None:
-    """Make the names in a folder durable."""
+    """Sync the names in a folder."""
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(folder)

@@ -1,7 +1,7 @@
-"""Disk images from elsewhere: what they are, whether they are whole, and QEMU's own tool to unpack them.
+"""Import disk images: recognize their format, check that they are complete, and unpack them with qemu-img.
 
-The image is opened once, and QEMU gets that very file as a descriptor: its name could be an address to QEMU, or stand for
-another file by then. It is never let open a second file: images that name one, as backing file or extent, are refused.
+The image is opened once, and QEMU gets that file as a descriptor: to QEMU its name could be a URL, or by then it could be
+another file's. QEMU never opens a second file: images that name one, as backing file or extent, are refused.
 """
 
 import json
@@ -25,7 +25,7 @@ from ..files import NotRegularFile, open_regular_file
 from .copying import BEAT_SECONDS, Progress
 
 SECTOR = 512
-# Files of these kinds hold a disk or an archive of one, but not as it is: their bytes would make a useless volume.
+# Archives, and formats that can't be imported. Copied as they are, their bytes would make a useless volume.
 OTHER_FORMATS = {
     b"# Disk DescriptorFile": "a VMDK descriptor, which only names other files",
     b"COWD": "VMDK of VMware ESX",
@@ -72,7 +72,7 @@ class SourceImage:
 
 @contextmanager
 def open_image(path: Path) -> Iterator[SourceImage]:
-    """Raises Refused with the reason when it is no whole disk image that can be imported."""
+    """Open a disk image. Raises Refused with the reason when it is incomplete or can't be imported."""
     try:
         file = open_regular_file(path)
     except NotRegularFile as error:
@@ -86,7 +86,7 @@ def open_image(path: Path) -> Iterator[SourceImage]:
 
 
 def inspect(image: SourceImage) -> SourceImage:
-    """With its format and size. Raises Refused."""
+    """Return the image with its format and size. Raises Refused."""
     start, end = image.read(0, 4096), image.read_last_sector()
     if not start:
         raise refused(_("“%(path)s” is empty. Give a disk image."), image.path)
@@ -131,7 +131,7 @@ def find_format(start: bytes, end: bytes) -> str:
 def find_other_format(start: bytes, end: bytes) -> str:
     if start.startswith(b"BZh") and start[4:10] in (b"1AY&SY", b"\x17rE8P\x90"):
         return "bzip2"
-    # As written by every program: the usual parameters, a dictionary of a power of two, and a range coder's zero.
+    # What every program writes: the default parameters, a dictionary size of a power of two, the range coder's first zero.
     dictionary = int.from_bytes(start[1:5], "little")
     if start[:1] == b"\x5d" and dictionary.bit_count() == 1 and dictionary >= 4096 and start[13:14] == b"\0":
         return "lzma"
@@ -151,7 +151,7 @@ def is_tar(start: bytes) -> bool:
 
 
 def find_disk(image: SourceImage) -> SourceImage:
-    """The only disk in an OVA, which is a tar with a description, `.ovf`, as its first file."""
+    """Return the only disk in an OVA, which is a tar archive with a description, `.ovf`."""
     disks, is_ova = [], False
     os.lseek(image.file, 0, os.SEEK_SET)
     try:
@@ -183,7 +183,10 @@ def find_disk(image: SourceImage) -> SourceImage:
 
 
 def refuse_references(image: SourceImage, start: bytes) -> None:
-    """Asked before QEMU is, which opens some of these files when it is only to describe the image."""
+    """Raises Refused for an image that refers to other files, or is encrypted.
+
+    Called before QEMU, which opens some of those files even to describe the image.
+    """
     refers, encrypted = False, False
     if image.format == "qcow2":  # bit 2 of the incompatible features: its data are in another file
         has_features = big(start, 4, 4) >= 3
@@ -217,12 +220,12 @@ def refuse_references(image: SourceImage, start: bytes) -> None:
 
 
 def require_whole(image: SourceImage) -> None:
-    """Raises Refused for an image that was cut off: QEMU reads zeros beyond the end and calls it a success."""
+    """Raises Refused for a truncated image: QEMU would read zeros beyond its end and succeed."""
     start = image.read(0, 4096)
     if image.format in ("qcow2", "qcow"):
         if end_of_qcow(image, start) > image.length:
             raise cut_off(image)
-    elif image.length % SECTOR:  # to QEMU they end with their last sector, even if only one byte of it is there
+    elif image.length % SECTOR:  # QEMU accepts a last sector of which only a part exists
         raise cut_off(image)
     if image.format == "vpc" and not image.read_last_sector().startswith(b"conectix"):
         raise cut_off(image)
@@ -232,7 +235,7 @@ def require_whole(image: SourceImage) -> None:
     ):
         raise cut_off(image)
     checked = run_qemu_img(image, "check", "-q")
-    if checked.returncode not in (0, 3, 63):  # 3: nothing but wasted room, 63: the format has nothing to check
+    if checked.returncode not in (0, 3, 63):  # 3: only leaked clusters, 63: the format has no check
         raise Refused(
             _("“%(path)s” is damaged or cut off. qemu-img check says: %(reason)s")
             % {"path": image.path, "reason": last_line(checked.stderr)}
@@ -243,7 +246,7 @@ def require_whole(image: SourceImage) -> None:
 
 
 def end_of_qcow(image: SourceImage, start: bytes) -> int:
-    """The first byte after everything that the tables of the image refer to, as far as it is larger than the image.
+    """Return where the data end that the image's tables refer to. Exact only if that is beyond the end of the image.
 
     Source: QEMU, docs/interop/qcow2.txt and block/qcow.c.
     """
@@ -309,14 +312,14 @@ def refused(sentence: str, path: Path) -> Refused:
 
 
 def qemu_source(image: SourceImage) -> str:
-    """What QEMU shall open: this file and nothing else."""
+    """Return the options with which QEMU opens this file and nothing else."""
     file: dict[str, Any] = {"driver": "file", "filename": f"/proc/self/fd/{image.file}"}
     if image.length != os.fstat(image.file).st_size:
         file = {"driver": "raw", "offset": image.offset, "size": image.length, "file": file}
     options: dict[str, Any] = {"driver": image.format, "file": file}
     if image.format in ("qcow2", "qcow", "vmdk"):
         options["backing"] = None
-    if image.format == "vpc":  # else some are taken as smaller than their machine saw them
+    if image.format == "vpc":  # by default QEMU takes the size of some as smaller than it is
         options["force_size_calc"] = "current_size"
     return f"json:{json.dumps(options)}"
 
@@ -345,7 +348,7 @@ def qemu_img(image: SourceImage, *command: str) -> Any:
 
 
 def unpacked_bytes(image: SourceImage) -> int:
-    """How much room its data need: compressed, a megabyte may hold thousands of them."""
+    """Return the space that its data need. A compressed image may grow a thousandfold."""
     return qemu_img(image, "measure", "-O", "qcow2")["required"]
 
 
@@ -379,7 +382,7 @@ def unpack(image: SourceImage, target: int, progress: Progress) -> None:
 
 
 def follow(output: IO[bytes], progress: Progress) -> None:
-    """Read how far QEMU says that it is, until it ends."""
+    """Report QEMU's progress until it ends."""
     while True:
         if select.select([output], [], [], BEAT_SECONDS)[0]:
             printed = os.read(output.fileno(), 4096)

@@ -1,7 +1,7 @@
-"""Locks that the kernel drops when their holder dies, so that a killed worker never blocks the next one.
+"""Locks that the kernel releases when their holder dies, so that a killed worker never blocks the next one.
 
-All are taken without waiting. Open-file-description locks are used because, unlike the older POSIX ones, they hold
-between threads of one process too and do not vanish when an unrelated descriptor of the same file is closed.
+No function waits for a lock. Open file description locks are used because, unlike the older POSIX locks, they also work
+between the threads of a process, and aren't released when an unrelated descriptor of the same file is closed.
 """
 
 import fcntl
@@ -12,14 +12,14 @@ from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 
-# QEMU tells others by shared locks on single bytes what it does to an image and what it lets them do: one byte per
-# permission at either base. Source: QEMU, block/file-posix.c (raw_apply_lock_bytes, raw_check_lock_bytes).
+# QEMU announces with shared locks on single bytes what it does to an image and what it allows others to do: one byte for
+# each permission, at either base. Source: QEMU, block/file-posix.c (raw_apply_lock_bytes, raw_check_lock_bytes).
 QEMU_USED, QEMU_NOT_SHARED = 100, 200
 QEMU_READ, QEMU_WRITE, QEMU_RESIZE = 0, 1, 3
 
 
 class Locked(Exception):
-    """Somebody else holds it. `name` is what was asked for."""
+    """Somebody else holds the lock `name`."""
 
     def __init__(self, name: str = "") -> None:
         super().__init__(name)
@@ -36,7 +36,7 @@ def set_lock(file: int, kind: int, start: int, length: int = 1) -> None:
 
 
 def is_locked(file: int, kind: int, start: int, length: int = 1) -> bool:
-    """Whether another holder would keep us from setting this lock."""
+    """Whether another holder would prevent this lock."""
     answer = fcntl.fcntl(file, fcntl.F_OFD_GETLK, flock_struct(kind, start, length))
     return struct.unpack_from("h", answer)[0] != fcntl.F_UNLCK
 
@@ -46,7 +46,7 @@ def offset_of(name: str) -> int:
 
 
 def is_name_held(path: Path, name: str) -> bool:
-    """Whether somebody holds a lock on the name now. It is only looked at, so nobody is kept from taking it."""
+    """Whether somebody holds a lock on the name, tested without taking it."""
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     try:
         return is_locked(file, fcntl.F_WRLCK, offset_of(name))
@@ -56,9 +56,9 @@ def is_name_held(path: Path, name: str) -> bool:
 
 @contextmanager
 def hold_names(path: Path, *, exclusive: Iterable[str] = (), shared: Iterable[str] = ()) -> Iterator[None]:
-    """Hold locks on names, all or none: each name is one byte, far out, of the one lock file at `path`.
+    """Hold locks on names, all of them or none. Raises Locked with the name that is taken.
 
-    So no lock file per thing is left behind. Raises Locked with the name that is taken.
+    Each name is one byte at a hashed offset of the lock file at `path`, so that no lock files are left behind.
     """
     kinds = dict.fromkeys(shared, fcntl.F_RDLCK) | dict.fromkeys(exclusive, fcntl.F_WRLCK)
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
@@ -76,14 +76,14 @@ def hold_names(path: Path, *, exclusive: Iterable[str] = (), shared: Iterable[st
 def lock_image(file: int, *, writing: bool) -> None:
     """Keep writers away from an open disk image for as long as it stays open. Raises Locked when there is one.
 
-    Holds against QEMU and its tools, and against everybody who takes an ordinary flock or fcntl lock. `writing` says
-    that we are going to replace the image, which those who need it unchanged forbid.
+    Works against QEMU and its tools, and against everybody who takes an ordinary flock or fcntl lock. `writing`: we are
+    going to replace or resize the image, so nobody may rely on it either.
     """
     used = [QEMU_READ, QEMU_WRITE, QEMU_RESIZE] if writing else [QEMU_READ]
     not_shared = [QEMU_WRITE, QEMU_RESIZE]
     try:
         fcntl.flock(file, (fcntl.LOCK_EX if writing else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-        # First take, then look, as QEMU does: of two that start at once, at least one sees the other.
+        # Lock first, then test, as QEMU does: of two that start at once, at least one sees the other.
         for permission in used:
             set_lock(file, fcntl.F_RDLCK, QEMU_USED + permission)
         for permission in not_shared:
@@ -99,12 +99,12 @@ def lock_image(file: int, *, writing: bool) -> None:
 
 
 def find_lock_holder(file: int) -> tuple[str, int] | None:
-    """(name, pid) of another process that has this file open and locks it, as far as /proc shows it to us."""
+    """Return the name and pid of another process that locks this file, as far as /proc shows it to us."""
     wanted = os.fstat(file)
     for process in Path("/proc").iterdir():
         if not process.name.isdigit() or int(process.name) == os.getpid():
             continue
-        with suppress(OSError):  # the process ended meanwhile, or is none of our business
+        with suppress(OSError):  # the process has ended, or we may not see it
             for descriptor in (process / "fd").iterdir():
                 with suppress(OSError):
                     found = descriptor.stat()
