@@ -15,7 +15,7 @@ from .. import operations
 from ..damage import record_damage, record_sound
 from ..handlers import fail_capture, is_needed
 from ..models import DiskImage, Operation, Snapshot, State
-from ..storage.contract import Driver, Held, StorageError
+from ..storage.contract import Driver, StorageError, StoredObject
 
 
 def mark_damaged(disk: DiskImage, damage: str) -> bool:
@@ -73,13 +73,13 @@ def end_usage(snapshot: Snapshot, at: datetime) -> bool:
     return close_segment(resource_id=snapshot.pk, kind=snapshot.service_kind, at=at)
 
 
-def delete_partial(driver: Driver, cloud_project: str, stored: Held) -> bool:
+def delete_partial(driver: Driver, cloud_project: str, stored: StoredObject) -> bool:
     """What a row needs stays: after a restore of an older database, it may be the only copy."""
     try:
-        driver.remove_leftovers(cloud_project, is_needed)
+        driver.remove_orphans(cloud_project, is_needed)
     except StorageError:
         return False
-    return not stored.still_there()
+    return not stored.is_unchanged()
 
 
 def delete_snapshot_data(driver: Driver, disk: DiskImage) -> bool:
