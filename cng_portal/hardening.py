@@ -1,4 +1,4 @@
-"""What keeps a portal that others reach from starting half-open, and the headers that every answer carries."""
+"""Refuse to start with unsafe settings, and add security headers to every response."""
 
 import ipaddress
 from collections.abc import Callable, Iterable
@@ -14,7 +14,7 @@ GetResponse = Callable[[HttpRequest], HttpResponse]
 
 SECRET_KEY_LENGTH = 50
 SECRET_KEY_CHARACTERS = 5
-# What a page of ours may use of the device: the clipboard to copy an id, and passkeys to sign in.
+# Device features that our pages may use: the clipboard to copy IDs, and passkeys to sign in.
 PERMISSIONS = {
     **dict.fromkeys(["camera", "display-capture", "geolocation", "gyroscope", "magnetometer", "microphone"], "()"),
     **dict.fromkeys(["accelerometer", "midi", "payment", "serial", "usb", "xr-spatial-tracking"], "()"),
@@ -24,8 +24,8 @@ PERMISSIONS_POLICY = ", ".join(f"{feature}={allowed}" for feature, allowed in so
 
 
 class Request(WSGIRequest):
-    """What arrives is UTF-8, whatever its Content-Type claims: Django would take any codec of Python's for it, and the
-    codecs that are none for text end in an error before any middleware is asked.
+    """Always decodes as UTF-8. Django takes any of Python's codecs from the Content-Type header, and those that aren't text
+    encodings raise an error before any middleware.
     """
 
     @property
@@ -38,34 +38,32 @@ class Request(WSGIRequest):
 
 
 def headers(get_response: GetResponse) -> GetResponse:
-    """Middleware: nobody else's page may embed or read ours, and no shared or forgotten browser keeps one."""
+    """Middleware: other sites can't embed or read our pages, and browsers don't store them."""
 
     def middleware(request: HttpRequest) -> HttpResponse:
         response = get_response(request)
         response["Permissions-Policy"] = PERMISSIONS_POLICY
         response["Cross-Origin-Resource-Policy"] = "same-origin"
-        response.setdefault(
-            "Cache-Control", "private, no-store"
-        )  # exports too; files of ours say how long they are good
+        response.setdefault("Cache-Control", "private, no-store")  # exports too; static files have their own
         return response
 
     return middleware
 
 
 def is_local(host: str) -> bool:
-    """Whether only this machine or its own network reaches it: localhost, or an address that is not on the internet."""
+    """Whether the host is localhost or a private address."""
     host = host.strip("[]").lower()
     try:
-        return ipaddress.ip_address(host).is_private  # of which loopback is a part
+        return ipaddress.ip_address(host).is_private  # includes loopback
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")
 
 
 def refuse_exposed_bind(bind: str, *, allowed: bool) -> None:
-    """Raise ImproperlyConfigured for an address that the internet may reach.
+    """Raise ImproperlyConfigured for an address that the internet can reach.
 
-    Each thread of the web process reads one request to its end, so a few dozen clients that send half a header keep
-    everybody else waiting. nginx reads requests whole before it passes them on.
+    Each thread of the web process reads one whole request, so a few dozen slow clients block all others. nginx buffers
+    requests.
     """
     address = ipaddress.ip_address(bind)
     if allowed or (address.is_private and not address.is_unspecified):
@@ -78,14 +76,14 @@ def refuse_exposed_bind(bind: str, *, allowed: bool) -> None:
 
 
 def is_production(*, https: bool, allowed_hosts: Iterable[str]) -> bool:
-    """A portal that speaks HTTPS or has a name is one for customers; one of this machine or network is for a look."""
+    """Whether others can reach the portal: it uses HTTPS or has a public name."""
     return https or not all(is_local(host) for host in allowed_hosts)
 
 
 def refuse_unsafe_settings(
     *, debug: bool, https: bool, allowed_hosts: Iterable[str], secret_key: str, mail_goes_to_log: bool
 ) -> None:
-    """Raise ImproperlyConfigured for settings with which a production portal would be open to strangers."""
+    """Raise ImproperlyConfigured for settings that are unsafe in production."""
     if debug:
         raise ImproperlyConfigured(
             "DEBUG=true cannot be used here: others reach this portal, and its error pages would show them source code "
@@ -115,9 +113,9 @@ def refuse_unsafe_settings(
 
 
 def refuse_unsafe_start() -> None:
-    """Called where web, worker and scheduler start. Raises ImproperlyConfigured: one sentence, for who starts them.
+    """Raise ImproperlyConfigured, with one sentence, if the portal is unsafe in production. At most three queries.
 
-    Three queries at most, and a moment for each of the demo's people that is still there.
+    Called when web, worker and scheduler start. Each demo user that still exists takes a moment.
     """
     if not settings.PRODUCTION:
         return

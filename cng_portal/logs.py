@@ -1,7 +1,7 @@
-"""What the log says, and what it never says.
+"""Logging of every process, our own lines and those of libraries. docs/log-events.md lists our events.
 
-Every line of web, worker and scheduler passes here, ours and those of the libraries. A line carries what is bound at the
-time: the request's id, the operation's id, the duty. Secrets are taken out last of all, from tracebacks as well.
+A line has the fields bound at the time: the ID of the request or operation, the scheduler's duty. Secrets are redacted last,
+in tracebacks too.
 """
 
 import re
@@ -28,17 +28,17 @@ NAMED = re.compile(
     re.IGNORECASE,
 )
 IN_URL = re.compile(r"(\b[\w+.-]+://[^\s:/@]*:)[^\s@]+@")
-# as deploy/nginx.conf has it: what a library says of a request has the whole path
+# Paths with tokens, as in deploy/nginx.conf: libraries log whole paths.
 DOOR = re.compile(r"(/(?:accounts/[a-z/-]*/key|accounts/confirm-email|invitations)/)[^/\s\"']+")
 SECRET_KEY = re.compile(rf"(?:^|_)(?:{SECRET_WORDS})", re.IGNORECASE)
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-# Parts of an address that open a door: a link for a new password, an invitation.
+# URL arguments that grant access: links for a new password, invitations.
 SECRET_ARGUMENTS = {"key", "token", "uidb36", "code", "secret"}
 
 
 def configuration(*, level: str, as_json: bool, secrets: Iterable[str]) -> dict[str, Any]:
-    """What LOGGING has to be. `secrets` are values that appear in no line, whatever they stand in; short ones are left
-    to the patterns above, which would otherwise blot out ordinary words.
+    """Return the setting LOGGING. The values of `secrets` are redacted everywhere, except short ones, which could be
+    ordinary words.
     """
     redact = redactor(secrets)
     shared: list[Processor] = [
@@ -46,7 +46,7 @@ def configuration(*, level: str, as_json: bool, secrets: Iterable[str]) -> dict[
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,  # plain: a traceback that shows variables shows passwords
+        structlog.processors.format_exc_info,  # plain, because tracebacks with variables show passwords
     ]
     structlog.configure(
         processors=[
@@ -77,12 +77,12 @@ def configuration(*, level: str, as_json: bool, secrets: Iterable[str]) -> dict[
         "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
         "root": {"handlers": ["console"], "level": level},
         "loggers": {
-            # it says once more what RequestMiddleware says, with the whole address
+            # Repeats what RequestMiddleware logs, with the whole URL.
             "django.request": {"level": "CRITICAL"},
-            "django.security.DisallowedHost": {"level": "CRITICAL"},  # anybody can send one; it is answered with 400
-            # its lines have the address, which has five characters of a new password's sum
+            "django.security.DisallowedHost": {"level": "CRITICAL"},  # anybody can cause one; it is answered with 400
+            # Its lines have URLs, which contain five characters of a new password's hash.
             "httpx": {"level": "WARNING"},
-            # its statements carry their parameters
+            # Its statements have parameters.
             "django.db.backends": {"level": "INFO"},
         },
     }
@@ -110,9 +110,7 @@ def redactor(secrets: Iterable[str]) -> Processor:
 
 
 def one_line_each(logger: Any, method: str, event: EventDict) -> EventDict:
-    """For people to read: nothing that was typed begins a line or moves the terminal's cursor, so nobody forges one. The
-    lines of a traceback stand in from the margin.
-    """
+    """Escape control characters, so that input can't forge lines or move the cursor, and indent tracebacks."""
 
     def escape(text: str) -> str:
         return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
@@ -124,19 +122,17 @@ def one_line_each(logger: Any, method: str, event: EventDict) -> EventDict:
 
 
 class RequestMiddleware(StructlogMiddleware):
-    """One line for each request, and its id in every line until then and in the answer, for a customer to quote."""
+    """Log one line per request, and bind its ID to all lines and to the response, for customers to quote."""
 
     def __call__(self, request: HttpRequest) -> Any:
         try:
             return super().__call__(request)
         finally:
-            structlog.contextvars.clear_contextvars()  # also when the page of an error fails: the thread goes on
+            structlog.contextvars.clear_contextvars()  # also when the error page fails: the thread is reused
 
     @staticmethod
     def format_request(request: HttpRequest) -> str:
-        """Method and path. What opens a door is left out, and so is what follows the question mark: people search for
-        names, and links carry codes.
-        """
+        """Return method and path, without secrets in the path and without the query, which may contain names and codes."""
         path = request.path
         try:
             match = request.resolver_match or resolve(request.path_info)
@@ -148,7 +144,7 @@ class RequestMiddleware(StructlogMiddleware):
 
     @staticmethod
     def bind_user_id(request: HttpRequest) -> None:
-        with suppress(DatabaseError):  # the line of a request that failed has to be written without a database, too
+        with suppress(DatabaseError):  # log the request even when the database is down
             StructlogMiddleware.bind_user_id(request)
 
     @classmethod
@@ -161,7 +157,7 @@ class RequestMiddleware(StructlogMiddleware):
 
 
 def client_address(request: HttpRequest) -> str:
-    """Who asks. Behind our own proxies that is what the first of them was told: the ones before are anybody's claim."""
+    """Return the client's IP address. In X-Forwarded-For, only the entries of our own proxies are trusted."""
     proxies: int = settings.ALLAUTH_TRUSTED_PROXY_COUNT
     forwarded = request.headers.get("X-Forwarded-For", "").split(",")
     known = forwarded[-proxies].strip() if 0 < proxies <= len(forwarded) else ""

@@ -1,6 +1,7 @@
-"""Every setting comes from the environment or from `.env`; `.env.example` explains each one.
+"""Settings come from the environment or from `.env`; `.env.example` explains each one.
 
-A value that cannot be used stops the start with an ImproperlyConfigured that names the setting: one sentence, no more.
+An invalid value stops the start with one sentence that names the setting. `read` casts values itself: django-environ's casts
+take any text for a boolean and keep blanks in lists, and its `env()` expands values that begin with `$`, as a secret may.
 """
 
 import ipaddress
@@ -32,9 +33,9 @@ env.read_env(os.environ.get("ENV_FILE") or BASE_DIR / ".env")
 
 
 def read(name: str, cast: Callable[[str], Value], default: Value, *, secret: bool = False) -> Value:
-    """The setting `name`, or `default` where it is missing or empty. `cast` raises a ValueError that says why not.
+    """Return the setting, or `default` if it is missing or empty. `cast` raises ValueError with the reason.
 
-    `secret`: the message names the setting but does not repeat its value.
+    The message doesn't repeat the value of a `secret`.
     """
     text = os.environ.get(name, "").strip()
     if not text:
@@ -113,10 +114,10 @@ def long_secrets(text: str) -> list[str]:
 
 
 def folder(text: str) -> Path:
-    """The folder, made where it is missing; a relative path counts from the project's folder."""
+    """Create the folder if necessary. A relative path starts at the project's folder."""
     path = (BASE_DIR / text).absolute()
     try:
-        path.mkdir(mode=0o750, parents=True, exist_ok=True)  # sessions and what people own are nobody else's
+        path.mkdir(mode=0o750, parents=True, exist_ok=True)  # not for other users of the machine
     except OSError as error:
         raise ValueError(f"the folder cannot be made ({error.strerror}).") from None
     if not os.access(path, os.W_OK | os.X_OK):
@@ -125,7 +126,7 @@ def folder(text: str) -> Path:
 
 
 def range_service(text: str) -> str:
-    """The address of a service that answers as Have I Been Pwned's range API; it ends with a slash."""
+    """The URL of a service with Have I Been Pwned's range API, with a slash at the end."""
     parts = urlsplit(text)
     if parts.scheme != "https" or not parts.hostname or {"?", "#", "@"} & set(text):
         raise ValueError("it is not an address such as https://api.pwnedpasswords.com/range/.")
@@ -134,7 +135,7 @@ def range_service(text: str) -> str:
 
 def database(text: str) -> dict[str, Any]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns about what is refused below
+        warnings.simplefilter("ignore")  # unknown schemes are refused below
         try:
             config = env.db_url_config(text)
         except ValueError:
@@ -148,7 +149,7 @@ def database(text: str) -> dict[str, Any]:
 def email(text: str) -> dict[str, Any]:
     try:
         return env.email_url_config(text)
-    except (ValueError, ImproperlyConfigured):  # their messages repeat the value
+    except (ValueError, ImproperlyConfigured):  # whose messages repeat the value
         raise ValueError("give smtp+tls://user:password@host:587 or consolemail://.") from None
 
 
@@ -172,7 +173,7 @@ def storage(text: str) -> dict[str, dict[str, Any]]:
 
 
 DEBUG = read("DEBUG", yes_or_no, False)
-# Where the web process listens, by `manage.py serve` and by deploy/ alike.
+# Where the web process listens, in `manage.py serve` and deploy/.
 BIND = read("BIND", address, "127.0.0.1")
 hardening.refuse_exposed_bind(BIND, allowed=read("BIND_EXPOSED", yes_or_no, False))
 PORT = read("PORT", whole_number(1, 65535), 8000)
@@ -182,14 +183,14 @@ DATA_DIR = read("DATA_DIR", folder, None) or folder("var")
 
 
 def generated_secret() -> str:
-    """A secret made once and kept in the data folder, so that sessions outlive a restart."""
+    """Generate a secret once and keep it in the data folder, so that sessions survive a restart."""
     path = DATA_DIR / "secret_key"
     if not path.exists():
         draft = DATA_DIR / f"secret_key.{os.getpid()}"
         draft.touch(mode=0o600)
         draft.write_text(get_random_secret_key())
         try:
-            os.link(draft, path)  # whole or not at all, and the first of several processes wins
+            os.link(draft, path)  # atomic: the first of several processes wins
         except FileExistsError:
             pass
         finally:
@@ -198,12 +199,12 @@ def generated_secret() -> str:
 
 
 SECRET_KEY = read("SECRET_KEY", long_secret, "", secret=True) or generated_secret()
-# Earlier secrets that still open what they signed or encrypted, while a new one takes over.
+# Earlier secrets, which still verify and decrypt while SECRET_KEY is rotated.
 SECRET_KEY_FALLBACKS: list[str] = read("SECRET_KEY_FALLBACKS", long_secrets, [], secret=True)
 ALLOWED_HOSTS = read("ALLOWED_HOSTS", words, ["localhost", "127.0.0.1", "[::1]"])
 CSRF_TRUSTED_ORIGINS: list[str] = read("CSRF_TRUSTED_ORIGINS", words, [])
 HTTPS = read("HTTPS", yes_or_no, False)
-# A portal that others reach: it does not start half-open, see cng_portal/hardening.py.
+# Reachable by others, so it refuses to start with unsafe settings: see cng_portal/hardening.py.
 PRODUCTION = not TESTING and hardening.is_production(https=HTTPS, allowed_hosts=ALLOWED_HOSTS)
 
 INSTALLED_APPS = [
@@ -235,14 +236,13 @@ INSTALLED_APPS = [
     "django.contrib.humanize",
 ]
 MIDDLEWARE = [
-    # around everything, so that files, probes and redirects carry the headers too
+    # Outermost, so that files, probes and redirects have these headers too.
     "cng_portal.hardening.headers",
     "csp.middleware.CSPMiddleware",
     "cng_portal.monitoring.health.probes",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
-    # Pages, a fifth of their size in half a millisecond. Their length tells nothing: Django masks each token and adds random
-    # bytes (https://docs.djangoproject.com/en/5.2/ref/middleware/#module-django.middleware.gzip).
+    # Safe against BREACH: Django masks each token and adds random bytes (https://docs.djangoproject.com/en/5.2/ref/middleware/#module-django.middleware.gzip).
     "django.middleware.gzip.GZipMiddleware",
     "cng_portal.monitoring.metrics.measure",
     "cng_portal.logs.RequestMiddleware",
@@ -256,14 +256,14 @@ MIDDLEWARE = [
     "cng_portal.accounts.middleware.htmx_redirects_to_sign_in",
     "django.contrib.auth.middleware.LoginRequiredMiddleware",
     "cng_portal.accounts.middleware.request_origin",
-    "cng_portal.accounts.middleware.session_is_seen",
-    "cng_portal.accounts.middleware.impersonation_is_read_only",
-    "cng_portal.accounts.middleware.personal_preferences",
+    "cng_portal.accounts.middleware.enforce_session_limits",
+    "cng_portal.accounts.middleware.impersonate",
+    "cng_portal.accounts.middleware.apply_preferences",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "allauth.account.middleware.AccountMiddleware",
-    "cng_portal.accounts.middleware.factor_door",
-    "cng_portal.accounts.middleware.admin_door",
+    "cng_portal.accounts.middleware.require_factor",
+    "cng_portal.accounts.middleware.protect_admin",
 ]
 ROOT_URLCONF = "cng_portal.urls"
 WSGI_APPLICATION = "cng_portal.wsgi.application"
@@ -291,55 +291,55 @@ TEMPLATES = [
 ]
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
-# Seconds to wait for the lock of SQLite, and for one of PostgreSQL's connections: shorter than the proxy waits.
+# Seconds to wait for SQLite's lock, and for a PostgreSQL connection. Shorter than the proxy's timeout.
 SQLITE_TIMEOUT, DATABASE_TIMEOUT = 20, 10
 default_database: dict[str, Any] = read("DATABASE_URL", database, {}, secret=True)
 if not default_database:
     default_database = {"ENGINE": "django.db.backends.sqlite3", "NAME": str(DATA_DIR / "portal.sqlite3")}
 if default_database["ENGINE"] == "django.db.backends.sqlite3":
-    # Writers queue up instead of failing: WAL lets readers go on, IMMEDIATE takes the write lock at the start already.
+    # Writers wait instead of failing: WAL doesn't block readers, and IMMEDIATE takes the write lock first.
     default_database["OPTIONS"] = {
         "transaction_mode": "IMMEDIATE",
         "timeout": SQLITE_TIMEOUT,
         "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON; "
-        # or INSERT OR REPLACE would get past the triggers that keep rows from being deleted
+        # Otherwise INSERT OR REPLACE bypasses the triggers that prevent deletions.
         "PRAGMA recursive_triggers=ON;",
     }
-    # Opening the file again for each request takes as long as all of its queries. And while a process holds it open, the
-    # files that readers share exist: a full disk has no room to create them. A test ends with its connections.
+    # Opening the file takes as long as a request's queries, and an open file keeps the shared-memory files, for which a
+    # full disk has no room. Tests close their connections.
     default_database["CONN_MAX_AGE"] = 0 if TESTING else None
-    # A file and not memory: tests start processes and threads of their own that need the same database.
+    # A file, because tests share it with child processes and threads.
     default_database["TEST"] = {"NAME": str(DATA_DIR / "test.sqlite3")}
 else:
     pool = {"min_size": 1, "max_size": read("DATABASE_POOL", whole_number(1, 1000), 8), "timeout": DATABASE_TIMEOUT}
     default_database["OPTIONS"] = {"pool": pool} | default_database.get("OPTIONS", {})
-    default_database["CONN_HEALTH_CHECKS"] = True  # a connection that died in the pool is replaced, not handed out
+    default_database["CONN_HEALTH_CHECKS"] = True  # replaces dead connections of the pool
 DATABASES = {"default": default_database}
 CACHES = {
     "default": {
         "BACKEND": "django.core.cache.backends.db.DatabaseCache",
         "LOCATION": "cache",
-        # Above it the table drops what is still counted: with Django's 300 whoever tries enough addresses would wipe out
-        # the limits on attempts and which codes have been used. Expired rows are removed every hour.
+        # A full cache drops live rows: with Django's default of 300, an attacker could evict the counters of failed attempts
+        # and the used codes. The scheduler deletes expired rows every hour.
         "OPTIONS": {"MAX_ENTRIES": 1_000_000},
-    },  # all processes share it
+    },  # shared by all processes
     "process": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"},
 }
 TASKS = {"default": {"BACKEND": "django_tasks_db.DatabaseBackend"}}
 
-# Storage engines by alias; a location names one of them. The local engine keeps its files in DATA_DIR/storage.
+# Storage engines by alias; each location uses one. The local engine's files are in DATA_DIR/storage.
 STORAGE: dict[str, dict[str, Any]] = read("STORAGE", storage, {}) or {
     "local": {"driver": "snapshots.storage.local.LocalDriver", "options": {"root": str(DATA_DIR / "storage")}}
 }
-# A worker that has not said anything for this long is taken for dead, and its operation is given to another one.
+# After this long without a heartbeat, another worker takes over an operation.
 OPERATION_LEASE_SECONDS = read("OPERATION_LEASE_SECONDS", whole_number(1, 3600), 30)
 OPERATION_MAX_ATTEMPTS = read("OPERATION_MAX_ATTEMPTS", whole_number(1, 100), 3)
 OPERATION_DEADLINE_HOURS = read("OPERATION_DEADLINE_HOURS", whole_number(1, 1000), 24)
-# Every snapshot whose bytes the storage engine shows is read again at least once within so many days.
+# Every readable snapshot is verified at least once within this many days.
 SCRUB_DAYS = read("SCRUB_DAYS", whole_number(1, 3650), 30)
-# No volume can be made larger than this.
+# The largest volume that can be created.
 MAX_VOLUME_GB = read("MAX_VOLUME_GB", whole_number(1, 1_000_000), 16_000)
-# How many of a costly act the people of one customer may ask for in an hour; 0 is no limit.
+# Requests per customer and hour; 0 means unlimited.
 ACTS_PER_HOUR = {
     "capture": read("SNAPSHOTS_PER_HOUR", whole_number(0, 1_000_000), 500),
     "restore": read("RESTORES_PER_HOUR", whole_number(0, 1_000_000), 100),
@@ -347,7 +347,7 @@ ACTS_PER_HOUR = {
     "verify": read("VERIFICATIONS_PER_HOUR", whole_number(0, 1_000_000), 200),
 }
 INVITATIONS_PER_HOUR = read("INVITATIONS_PER_HOUR", whole_number(0, 1_000_000), 50)
-# Of several schedulers one acts; when it dies, another one takes over after this long.
+# After this long without a heartbeat, another scheduler takes over.
 SCHEDULER_LEASE_SECONDS = read("SCHEDULER_LEASE_SECONDS", whole_number(5, 3600), 30)
 
 AUTH_USER_MODEL = "accounts.User"
@@ -356,7 +356,7 @@ AUTH_PASSWORD_VALIDATORS: list[dict[str, Any]] = [
     {"NAME": f"django.contrib.auth.password_validation.{name}"}
     for name in ("UserAttributeSimilarityValidator", "MinimumLengthValidator", "CommonPasswordValidator")
 ]
-# Of all settings the one that is something else when it is empty than when it is missing: nobody is asked.
+# Unlike other settings, empty differs from missing: it turns the check off.
 HAVE_I_BEEN_PWNED = "https://api.pwnedpasswords.com/range/"
 unless_named = HAVE_I_BEEN_PWNED if HTTPS and "BREACHED_PASSWORDS" not in os.environ else ""
 BREACHED_PASSWORDS = read("BREACHED_PASSWORDS", range_service, unless_named)
@@ -367,7 +367,7 @@ if BREACHED_PASSWORDS:
             "OPTIONS": {"address": BREACHED_PASSWORDS},
         }
     )
-PWNED_PASSWORDS = {"API_TIMEOUT": 2}  # seconds; then the password is accepted
+PWNED_PASSWORDS = {"API_TIMEOUT": 2}  # seconds, after which the password is accepted
 LOGIN_URL = reverse_lazy("account_login")
 LOGIN_REDIRECT_URL = reverse_lazy("dashboard")
 ACCOUNT_ADAPTER = "cng_portal.accounts.signin.adapter.AccountAdapter"
@@ -376,12 +376,12 @@ ACCOUNT_LOGIN_METHODS = {"email"}
 ACCOUNT_SIGNUP_FIELDS = ["email*", "password1*", "password2*"]
 ACCOUNT_EMAIL_VERIFICATION = "none"
 ACCOUNT_SESSION_REMEMBER = True
-# A session that nobody uses for so long ends; 0 is the two weeks of its cookie.
+# Idle sessions end after this long; 0 means the two weeks of the cookie.
 SESSION_IDLE_HOURS = read("SESSION_IDLE_HOURS", whole_number(0, 336), 12)
-# However much it is used, after so long one signs in again.
+# Sessions end after this long even when used.
 SESSION_LONGEST_HOURS = read("SESSION_LONGEST_HOURS", whole_number(1, 8784), 336)
 ACCOUNT_LOGOUT_REDIRECT_URL = reverse_lazy("account_login")
-# Who is limited in trying: one address, and whoever it is that they try to be; every process counts in the shared cache.
+# Limits by IP address and by the account tried, counted in the shared cache.
 ACCOUNT_RATE_LIMITS = {
     "login": "30/m/ip",
     "login_failed": "10/m/ip,5/5m/key",
@@ -392,13 +392,13 @@ ACCOUNT_RATE_LIMITS = {
     "manage_email": "10/h/user",
     "confirm_email": "1/3m/key",
 }
-PASSWORD_RESET_TIMEOUT = 3600  # for how many seconds a link for a new password opens
+PASSWORD_RESET_TIMEOUT = 3600  # seconds for which the link works
 ACCOUNT_FORMS = {
     "add_email": "cng_portal.accounts.forms.NewEmailForm",
     "change_password": "cng_portal.accounts.forms.NewPasswordForm",
 }
-ACCOUNT_CHANGE_EMAIL = True  # the new address replaces the old one, but not before it is confirmed
-ACCOUNT_REAUTHENTICATION_REQUIRED = True  # before one's e-mail address or second factors are changed
+ACCOUNT_CHANGE_EMAIL = True  # a new address replaces the old one once it is confirmed
+ACCOUNT_REAUTHENTICATION_REQUIRED = True  # before changes of the e-mail address or second factors
 ACCOUNT_REAUTHENTICATION_TIMEOUT = 15 * 60
 ACCOUNT_DEFAULT_HTTP_PROTOCOL = "https" if HTTPS else "http"
 ACCOUNT_EMAIL_SUBJECT_PREFIX = "1CNG: "
@@ -406,8 +406,8 @@ MFA_ADAPTER = "cng_portal.accounts.signin.factors.MFAAdapter"
 MFA_SUPPORTED_TYPES = ["totp", "webauthn", "recovery_codes"]
 MFA_PASSKEY_LOGIN_ENABLED = True
 MFA_TOTP_ISSUER = "1CNG"
-MFA_TOTP_TOLERANCE = 1  # a phone's clock may be half a minute off
-MFA_ALLOW_UNVERIFIED_EMAIL = True  # an administrator or an invitation has vouched for it
+MFA_TOTP_TOLERANCE = 1  # a phone's clock may be 30 seconds off
+MFA_ALLOW_UNVERIFIED_EMAIL = True  # addresses come from administrators and invitations
 MFA_FORMS = {
     "activate_totp": "cng_portal.accounts.forms.ActivateAppForm",
     "authenticate": "cng_portal.accounts.forms.CodeForm",
@@ -418,25 +418,25 @@ MFA_FORMS = {
     "reauthenticate_webauthn": "cng_portal.accounts.forms.PasskeyConfirmationForm",
 }
 MFA_WEBAUTHN_ALLOW_INSECURE_ORIGIN = not HTTPS  # browsers allow it for localhost alone
-# Proxies in front of the portal, whose X-Forwarded-For is believed: one where HTTPS is on, as only a proxy speaks it.
+# Trusted proxies in X-Forwarded-For: one by default with HTTPS, which only a proxy can terminate.
 ALLAUTH_TRUSTED_PROXY_COUNT = read("TRUSTED_PROXIES", whole_number(0, 10), 1 if HTTPS else 0)
 ADMIN_MFA_REQUIRED = read("ADMIN_MFA_REQUIRED", yes_or_no, HTTPS)
-# Whom the pages behind the sign-in open to only with a second factor.
+# Users who need a second factor.
 MFA_REQUIRED = read("MFA_REQUIRED", one_of("nobody", "owners", "everyone"), "everyone" if HTTPS else "nobody")
 if os.environ.get("OWNER_MFA_REQUIRED", "").strip():
     raise ImproperlyConfigured(
         "OWNER_MFA_REQUIRED is no setting any more: write MFA_REQUIRED=nobody, owners or everyone in its place."
     )
-# After so many days an entry of the activity log is taken away; 0 keeps it for good.
+# Entries of the activity log are deleted after this many days; 0 keeps them forever.
 ACTIVITY_KEPT_DAYS = read("ACTIVITY_KEPT_DAYS", days_kept, 0)
 EMAIL_CONFIG: dict[str, Any] = read("EMAIL_URL", email, {}, secret=True) or email("consolemail://")
 vars().update(EMAIL_CONFIG)
-# Who gets an e-mail about what only an operator can repair.
+# Recipients of e-mails about problems that need an operator.
 administrators: list[str] = read("ADMINS", words, [])
 ADMINS = [(email_address, email_address) for email_address in administrators]
-EMAIL_TIMEOUT = 10  # seconds, for each command; without it a silent mail server would stop the scheduler
+EMAIL_TIMEOUT = 10  # seconds per SMTP command; an unresponsive server must not block the scheduler
 DEFAULT_FROM_EMAIL = read("DEFAULT_FROM_EMAIL", str, "portal@localhost")
-# Every link in an e-mail begins with it, whichever process sends it and whatever host the request named.
+# Links in e-mails start with it, whatever the request's Host header says.
 PORTAL_URL = read("PORTAL_URL", site, f"https://{ALLOWED_HOSTS[0]}" if HTTPS else f"http://localhost:{PORT}")
 
 LANGUAGE_CODE = "en"
@@ -463,7 +463,7 @@ STORAGES = {
 WHITENOISE_KEEP_ONLY_HASHED_FILES = True
 WHITENOISE_MIMETYPES = {".svg": "image/svg+xml; charset=utf-8"}
 WHITENOISE_SKIP_COMPRESS_EXTENSIONS = [*Compressor.SKIP_COMPRESS_EXTENSIONS, "map"]
-if TESTING or DEBUG:  # live_server does not serve manifest-hashed files
+if TESTING or DEBUG:  # live_server doesn't serve manifest-hashed files
     STORAGES["staticfiles"]["BACKEND"] = "django.contrib.staticfiles.storage.StaticFilesStorage"
 if TESTING:
     PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
@@ -471,7 +471,7 @@ if TESTING:
 CONTENT_SECURITY_POLICY = {
     "DIRECTIVES": {
         "default-src": [SELF],
-        "img-src": [SELF, "data:"],  # Bootstrap's style sheet draws its small icons as data: images
+        "img-src": [SELF, "data:"],  # Bootstrap's style sheet has data: images
         "object-src": [NONE],
         "base-uri": [NONE],
         "frame-ancestors": [NONE],
@@ -484,8 +484,8 @@ SECURE_REFERRER_POLICY = "same-origin"
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_SSL_REDIRECT = HTTPS
 SECURE_HSTS_SECONDS = 31_536_000 if HTTPS else 0
 SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = HTTPS
-CSRF_COOKIE_HTTPONLY = True  # pages carry the token themselves
-# The prefix makes browsers refuse a cookie of that name from a neighbouring host, or without HTTPS.
+CSRF_COOKIE_HTTPONLY = True  # forms contain the token
+# Browsers accept cookies with this prefix only over HTTPS and only from this host.
 COOKIE_PREFIX = "__Host-" if HTTPS else ""
 SESSION_COOKIE_NAME, CSRF_COOKIE_NAME = f"{COOKIE_PREFIX}sessionid", f"{COOKIE_PREFIX}csrftoken"
 MESSAGE_STORAGE = "cng_portal.common.cookies.MessageStorage"
@@ -516,6 +516,6 @@ LOGGING = logs.configuration(
         EMAIL_CONFIG.get("EMAIL_HOST_PASSWORD") or "",
     ],
 )
-DJANGO_STRUCTLOG_STATUS_START_LOG_LEVEL = logging.DEBUG  # one line for each request: how it ended
+DJANGO_STRUCTLOG_STATUS_START_LOG_LEVEL = logging.DEBUG  # one line per request, when it ends
 DJANGO_STRUCTLOG_TRUST_UPSTREAM_REQUEST_ID = False
 DJANGO_STRUCTLOG_TRUST_UPSTREAM_CORRELATION_ID = False

@@ -563,7 +563,7 @@ def start(user: User, *, kind: Kind = Kind.VOLUME, source: checks.Source | None 
         )
         save(draft)
         return draft
-    changeable = {project.customer_id for project in user.seen if user.can_change(project.id)}
+    changeable = {project.customer_id for project in user.project_roles if user.can_change(project.id)}
     customer_id = user.customer_id if user.customer_id in changeable else min(changeable)
     return Draft(kind=kind, customer_id=customer_id, created_by=user)
 

@@ -73,7 +73,7 @@ def test_a_membership_without_a_role_is_explained(support: Client) -> None:
     answer = support.post(page, {"name": "Web", **{f"memberships-{name}": value for name, value in inline.items()}})
     assert "This field is required." in answer.text
     removed = {**{f"memberships-{name}": value for name, value in inline.items()}, "memberships-0-DELETE": "on"}
-    assert "would be without an owner" in support.post(page, {"name": "Web", **removed}).text
+    assert "needs at least one owner" in support.post(page, {"name": "Web", **removed}).text
     UserFactory(member_of=membership.project)
     quotas = {"snapshot_quota": -1, "snapshot_gb_quota": -1, "volume_quota": -1, "volume_gb_quota": -1}
     assert support.post(page, {"name": "Web", **quotas, **removed, "memberships-0-user": " "}).status_code == 302
@@ -89,7 +89,7 @@ def test_the_last_owner_of_a_project_cannot_be_taken_from_it_on_the_page_of_the_
         answers = {f"memberships-{name}": value for name, value in (inline | changed).items()}
         return support.post(url(User, "change", person.pk), {"email": person.email, **answers}).text
 
-    sentence = "would be without an owner"
+    sentence = "needs at least one owner"
     assert sentence in answered(**{"0-project": membership.project_id, "0-DELETE": "on"})
     assert sentence in answered(**{"0-project": "no project", "0-DELETE": "on"})
     assert sentence in answered(**{"0-project": ProjectFactory().pk}), "it leaves the other one"
@@ -99,7 +99,7 @@ def test_the_last_owner_of_a_project_cannot_be_taken_from_it_on_the_page_of_the_
 def test_what_a_list_or_page_of_admin_never_sends_is_refused_or_left_out(support: Client) -> None:
     ids = {"_selected_action": "no uuid"}
     response = support.post(url(CustomerAccount, "changelist"), {"action": "close_months", **ids}, follow=True)
-    assert "What was chosen is not in the list, so nothing was done. Choose again." in response.text
+    assert "in the list, so nothing was done. Select again." in response.text
     page = url(Project, "change", ProjectFactory().pk)
     assert "This field is required." in support.post(page, {"name": "", "_to_field": ""}).text
 
@@ -325,10 +325,10 @@ def test_an_address_given_by_an_administrator_is_the_only_one_and_is_told_to_bot
     support: Client, signed_in: tuple[User, Client], django_capture_on_commit_callbacks: Callable
 ) -> None:
     person, _theirs = signed_in
-    services.vouch_for_email(person)
+    services.set_verified_email(person)
     with django_capture_on_commit_callbacks(execute=True):
         support.post(url(User, "change", person.pk), person_answers(person, email="new@example.com"))
-    assert person.notifications.get().title == "Your e-mail address is new@example.com now"
+    assert person.notifications.get().title == "Your e-mail address is now new@example.com"
     assert {message.to[0] for message in sent_mails()} == {"aye@example.com", "new@example.com"}
     sent_mails().clear()
     for address in ("aye@example.com", "new@example.com"):
@@ -347,7 +347,7 @@ def test_who_is_switched_off_is_signed_out_for_good(support: Client, signed_in: 
 def test_all_sessions_of_people_are_ended_at_once(support: Client, signed_in: tuple[User, Client]) -> None:
     person, theirs = signed_in
     answers = {"action": "end_sessions", ACTION_CHECKBOX_NAME: [str(person.pk)]}
-    assert "1 session is ended." in support.post(url(User, "changelist"), answers, follow=True).text
+    assert "1 session was ended." in support.post(url(User, "changelist"), answers, follow=True).text
     assert theirs.get("/").status_code == 302
     entry = Activity.objects.get(action="user.end_session")
     assert (entry.actor.is_staff, entry.target_id, entry.before) == (True, str(person.pk), {"sessions": 1})

@@ -179,7 +179,7 @@ def test_the_link_for_a_new_password_opens_nothing_from_the_log(log: io.StringIO
 
 @pytest.mark.django_db
 def test_a_link_that_is_followed_without_cookies_opens_nothing_from_the_log(log: io.StringIO) -> None:
-    token = roles.token_of(InvitationFactory(email="mya@example.com"))
+    token = roles.sign_token(InvitationFactory(email="mya@example.com"))
     for path in (
         f"/invitations/{token}/",
         "/accounts/password/reset/key/3f-d1-abc/",

@@ -1,11 +1,11 @@
-"""The support desk: people, customers and projects; and what every admin page of the portal has in common."""
+"""Django admin of users, customers, projects and credentials."""
 
 from typing import Any
 from uuid import UUID
 
 import allauth.account.admin
 import allauth.mfa.admin
-import allauth.usersessions.admin  # noqa: F401  # they register what is registered anew below
+import allauth.usersessions.admin  # noqa: F401  # registers what is replaced below
 from allauth.account.models import EmailAddress
 from allauth.mfa.models import Authenticator
 from allauth.usersessions.models import UserSession
@@ -37,19 +37,19 @@ admin.site.site_header = _("1CNG administration")
 admin.site.site_title = _("1CNG administration")
 admin.site.index_title = _("Support desk")
 admin.site.site_url = "/"
-# it would log many deletions past the activity log
+# Its deletions would bypass the activity log.
 admin.site.disable_action("delete_selected")
 
-# What makes an administrator, and of which kind.
+# Fields that grant rights.
 RIGHTS = ("is_staff", "is_superuser", "groups", "user_permissions")
 
 
 class MembershipFormSet(BaseInlineFormSet):
     def clean(self) -> None:
-        """A project that has an owner keeps one."""
+        """A project must keep an owner."""
         super().clean()
         if any(self.errors):
-            return  # what is wrong is said at its field
+            return
         forms = [form for form in self.forms if hasattr(form, "cleaned_data") and form.cleaned_data]
         owning = [
             form
@@ -57,7 +57,7 @@ class MembershipFormSet(BaseInlineFormSet):
             if form.cleaned_data.get("role") == Role.OWNER and not form.cleaned_data.get("DELETE")
         ]
         of_project = isinstance(self.instance, Project)
-        # where each was until now: it may have been given another project, or one that there is not
+        # The projects before the change: the form may move a member to another one.
         left = {self.instance.pk if of_project else form.initial["project"] for form in forms if form.instance.pk}
         for project in Project.objects.filter(pk__in=left).order_by("customer", "pk"):  # the lock order
             lock_customer(project.customer_id)
@@ -66,7 +66,7 @@ class MembershipFormSet(BaseInlineFormSet):
             mine = [form for form in owning if of_project or form.cleaned_data["project"] == project]
             if owners.exists() and not others.exists() and not mine:
                 raise ValidationError(
-                    _("“%(project)s” would be without an owner. Make somebody else an owner first."),
+                    _("“%(project)s” needs at least one owner. Make another member an owner first."),
                     params={"project": project},
                 )
 
@@ -78,7 +78,7 @@ class MembershipInline(Autocompletes, admin.TabularInline):
     autocomplete_fields = ["user", "project"]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Membership]:
-        return super().get_queryset(request).select_related("user", "project")  # each is shown by its name
+        return super().get_queryset(request).select_related("user", "project")  # for their names
 
 
 class UserCreationForm(BaseUserCreationForm):
@@ -91,17 +91,17 @@ class UserCreationForm(BaseUserCreationForm):
 
 
 class PasswordForm(AdminPasswordChangeForm):
-    """The person is told what an administrator did to the password, and signs in again wherever it was."""
+    """Ends the user's sessions and notifies them."""
 
     def save(self, commit: bool = True) -> User:
         person: User = super().save(commit)
         sessions.end_all(person)
-        signals.warn(
+        signals.notify(
             person,
             lambda: (
                 gettext("An administrator changed your password"),
                 gettext(
-                    "Every session was ended. Did you not ask for it? Reset the password at once, and ask support."
+                    "All sessions were ended. If you didn't ask for this, reset your password now and contact support."
                 ),
             ),
         )
@@ -146,7 +146,7 @@ class UserAdmin(SupportAdmin, DjangoUserAdmin):
         return self.inlines if obj else []
 
     def has_change_permission(self, request: HttpRequest, obj: User | None = None) -> bool:
-        """Who may do less than everything gets at no administrator, and so at nobody's rights, not even at their own."""
+        """Only superusers can change administrators: otherwise an administrator could extend their own rights."""
         allowed = super().has_change_permission(request, obj)
         return allowed and (request.user.is_superuser or obj is None or not (obj.is_staff or obj.is_superuser))
 
@@ -156,14 +156,14 @@ class UserAdmin(SupportAdmin, DjangoUserAdmin):
     def save_model(self, request: HttpRequest, obj: User, form: Any, change: bool) -> None:
         super().save_model(request, obj, form, change)
         if "email" in form.changed_data:
-            services.forget_other_addresses(obj)
-            services.vouch_for_email(obj)
+            services.delete_other_addresses(obj)
+            services.set_verified_email(obj)
         if change and "email" in form.changed_data:
-            signals.tell_of_address(obj, form.initial["email"], obj.email)
+            signals.notify_of_new_email(obj, form.initial["email"], obj.email)
         if change and not obj.is_active:
             sessions.end_all(obj)
 
-    @admin.action(description=_("End all sessions of the chosen people"), permissions=["change"])
+    @admin.action(description=_("End all sessions of the selected users"), permissions=["change"])
     def end_sessions(self, request: HttpRequest, people: QuerySet[User]) -> None:
         ended = 0
         for person in people:
@@ -172,17 +172,17 @@ class UserAdmin(SupportAdmin, DjangoUserAdmin):
                 before = {"sessions": count}
                 activity.record(action="user.end_session", actor=request.user, target=person, before=before)
                 ended += count
-        said = ngettext("%(count)s session is ended.", "%(count)s sessions are ended.", ended) % {"count": ended}
-        self.message_user(request, said, messages.SUCCESS)
+        text = ngettext("%(count)s session was ended.", "%(count)s sessions were ended.", ended) % {"count": ended}
+        self.message_user(request, text, messages.SUCCESS)
 
     def get_urls(self) -> list[Any]:
-        look_as = self.admin_site.admin_view(self.look_as)
-        return [path("<uuid:pk>/look-as/", look_as, name="accounts_look_as"), *super().get_urls()]
+        impersonate = self.admin_site.admin_view(self.impersonate)
+        return [path("<uuid:pk>/look-as/", impersonate, name="accounts_impersonate"), *super().get_urls()]
 
-    def look_as(self, request: HttpRequest, pk: UUID) -> HttpResponse:
-        """Ask first, then see the portal as this person does."""
+    def impersonate(self, request: HttpRequest, pk: UUID) -> HttpResponse:
+        """Confirm, then view the portal as the user."""
         if not self.has_change_permission(request):
-            raise PermissionDenied(_("You may not look at the portal as somebody else."))
+            raise PermissionDenied(_("You aren't allowed to view the portal as another user."))
         person = get_object_or_404(User, pk=pk)
         if request.method == "POST":
             try:
@@ -204,12 +204,12 @@ class ProjectInline(ReadOnly, admin.TabularInline):
 
 
 class NewCustomerForm(forms.ModelForm):
-    """A new customer needs an owner, who gets its `Default` project; its number may be left to the portal."""
+    """A new customer needs an owner for its `Default` project; its number is optional."""
 
     owner = forms.ModelChoiceField(
         User.objects.all(),
         label=_("owner"),
-        help_text=_("Owns the project “Default”, which every customer has from the start. Add the person first."),
+        help_text=_("Owner of the project “Default”, which every customer has. Add the user first."),
     )
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -218,7 +218,7 @@ class NewCustomerForm(forms.ModelForm):
         owner.widget = Autocomplete(Membership._meta.get_field("user"), admin.site)
         owner.widget.choices = owner.choices  # type: ignore[attr-defined]
         self.fields["number"].required = False
-        self.fields["number"].help_text = _("Leave it empty for the next free one.")
+        self.fields["number"].help_text = _("Leave empty to use the next free number.")
 
 
 @admin.register(Customer)
@@ -251,7 +251,7 @@ class CustomerAdmin(SupportAdmin):
         ]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Customer | None = None) -> list[str]:
-        # amounts are kept in millionths of the currency, so another one would change what they are worth
+        # Amounts are stored without their currency, so changing it would change their value.
         return ["id", "created_at", "number", "currency"] if obj else []
 
     def get_inlines(self, request: HttpRequest, obj: Customer | None) -> list[Any]:
@@ -270,7 +270,7 @@ class CustomerAdmin(SupportAdmin):
         return customer.project_number  # type: ignore[attr-defined]
 
     def save_model(self, request: HttpRequest, obj: Customer, form: Any, change: bool) -> None:
-        """A new one comes through the service, which makes its `Default` project too."""
+        """Create a customer through the service, with its `Default` project."""
         if change:
             return super().save_model(request, obj, form, change)
         given = {name: value for name, value in form.cleaned_data.items() if name in form.fields}
@@ -293,7 +293,7 @@ class ProjectAdmin(SupportAdmin):
     inlines = [MembershipInline]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Project | None = None) -> list[str]:
-        # what belongs to the project has been charged to its customer
+        # The project's resources have been charged to its customer.
         return ["id", "customer", "created_at"] if obj else ["id", "created_at"]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Project]:
@@ -304,8 +304,8 @@ class ProjectAdmin(SupportAdmin):
         return project.member_number  # type: ignore[attr-defined]
 
 
-class OfOnePersonAdmin(ReadOnly, SupportAdmin):
-    """What opens a person's account is not for anybody else's eyes; it can be taken away, and the log has it."""
+class CredentialAdmin(ReadOnly, SupportAdmin):
+    """Credentials of a user: never shown, but superusers can remove them, which is logged."""
 
     list_select_related = ["user"]
     uuid_fields = ("user_id",)
@@ -317,32 +317,32 @@ class OfOnePersonAdmin(ReadOnly, SupportAdmin):
 
     @admin.display(description=_("device"))
     def device(self, session: UserSession) -> str:
-        return sessions.device(session.user_agent)
+        return sessions.describe_device(session.user_agent)
 
     @admin.display(description=_("factor"))
     def factor(self, authenticator: Authenticator) -> str:
-        return signals.factor(authenticator)
+        return signals.describe_factor(authenticator)
 
 
-class FactorAdmin(OfOnePersonAdmin):
+class FactorAdmin(CredentialAdmin):
     fields = list_display = ["user", "factor", "created_at", "last_used_at"]
     list_filter = ["type"]
 
     def delete_model(self, request: HttpRequest, obj: Authenticator) -> None:
-        factors.take_away(obj, by=request.user)
+        factors.remove_factor(obj, by=request.user)
 
 
-class SessionAdmin(OfOnePersonAdmin):
+class SessionAdmin(CredentialAdmin):
     fields = list_display = ["user", "device", "ip", "created_at", "last_seen_at"]
 
     def delete_model(self, request: HttpRequest, obj: UserSession) -> None:
-        before = {"device": sessions.device(obj.user_agent), "address": obj.ip}
+        before = {"device": sessions.describe_device(obj.user_agent), "address": obj.ip}
         activity.record(action="user.end_session", actor=request.user, target=obj.user, before=before)
-        sessions.end([obj])
+        sessions.end_sessions([obj])
 
 
 class AddressAdmin(ReadOnly, SupportAdmin):
-    """Changed with the person, or by the person."""
+    """Read-only: addresses change with the user."""
 
     list_display = ["email", "user", "primary", "verified"]
     list_select_related = ["user"]
@@ -352,7 +352,7 @@ class AddressAdmin(ReadOnly, SupportAdmin):
 
 
 class GroupAdmin(SupportAdmin, DjangoGroupAdmin):
-    """Who may give rights away has them all."""
+    """Only superusers grant rights."""
 
     uuid_fields = ()
 

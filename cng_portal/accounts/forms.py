@@ -1,4 +1,4 @@
-"""The forms of the profile and of the people of a customer."""
+"""Forms for the profile, members and credentials."""
 
 import struct
 from collections.abc import Iterator
@@ -30,11 +30,11 @@ from cng_portal.common.names import NameFormField, require_visible
 
 from . import signals
 from .models import Role, Theme, User
-from .services import vouch_for_email
+from .services import set_verified_email
 
 
-def zones(customers: str) -> list[tuple[str, str]]:
-    return [("", customers), *((name, name.replace("_", " ")) for name in sorted(available_timezones()))]
+def time_zone_choices(default: str) -> list[tuple[str, str]]:
+    return [("", default), *((name, name.replace("_", " ")) for name in sorted(available_timezones()))]
 
 
 class DetailsForm(forms.ModelForm):
@@ -46,15 +46,15 @@ class DetailsForm(forms.ModelForm):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         customer = self.instance.customer
-        own = _("As the account has it (%(zone)s)") % {"zone": customer.time_zone if customer else "UTC"}
+        default = _("Same as the account (%(zone)s)") % {"zone": customer.time_zone if customer else "UTC"}
         self.fields["time_zone"] = forms.ChoiceField(
             label=_("Time zone"),
-            choices=zones(own),
+            choices=time_zone_choices(default),
             required=False,
-            help_text=_("In which times are shown to you. Invoices keep to the account's."),
+            help_text=_("Times are shown in this zone. Invoices use the account's."),
         )
         self.fields["name"].label = _("Name")
-        self.fields["name"].help_text = _("Colleagues see it in lists and in the activity log.")
+        self.fields["name"].help_text = _("Other members see it in lists and in the activity log.")
         self.fields["date_format"].label = _("Date format")
         self.fields["theme"] = forms.ChoiceField(
             label=_("Theme"), choices=Theme.choices, required=False, widget=forms.RadioSelect
@@ -70,7 +70,7 @@ class NewEmailForm(AddEmailForm):
         return require_visible(super().clean_email())
 
     def save(self, request: HttpRequest) -> EmailAddress:
-        vouch_for_email(self.user)
+        set_verified_email(self.user)
         return super().save(request)
 
 
@@ -86,7 +86,7 @@ class NewPasswordForm(ChangePasswordForm):
 class InvitationForm(forms.Form):
     email = forms.EmailField(
         label=gettext_lazy("E-mail"),
-        error_messages={"required": gettext_lazy("Say whom you invite, by e-mail address.")},
+        error_messages={"required": gettext_lazy("Enter an e-mail address.")},
     )
     role = forms.ChoiceField(
         label=gettext_lazy("Role"),
@@ -94,7 +94,8 @@ class InvitationForm(forms.Form):
         widget=forms.RadioSelect,
         initial=Role.MEMBER,
         help_text=gettext_lazy(
-            "Viewers look. Members take, restore and delete as well. Owners also see the bills and decide who is in."
+            "Viewers can view everything. Members can also take, restore and delete snapshots. Owners can also see bills "
+            "and manage members."
         ),
     )
 
@@ -112,23 +113,23 @@ class RoleForm(forms.Form):
 
 
 class SignUpForm(forms.Form):
-    """What an invited person gives; the address is that of the invitation."""
+    """For an invited user. The address is the invitation's."""
 
     name = NameFormField(
         label=gettext_lazy("Your name"),
-        error_messages={"required": gettext_lazy("Say who you are: colleagues see it.")},
+        error_messages={"required": gettext_lazy("Enter your name. Other members see it.")},
     )
     password = forms.CharField(
         label=gettext_lazy("Password"),
         widget=forms.PasswordInput(attrs={"autocomplete": "new-password"}),
         strip=False,
-        help_text=gettext_lazy("At least eight characters, and none that many people use."),
+        help_text=gettext_lazy("At least 8 characters, and not a common password."),
     )
 
 
 @contextmanager
-def as_a_wrong_passkey() -> Iterator[None]:
-    """allauth takes the answer of a passkey apart without asking whether it has the parts; a browser's always has."""
+def reject_malformed_credential() -> Iterator[None]:
+    """Report malformed credentials, which make allauth crash, as wrong ones."""
     try:
         yield
     except (AttributeError, LookupError, TypeError, ValueError, struct.error):
@@ -137,7 +138,7 @@ def as_a_wrong_passkey() -> Iterator[None]:
 
 class AddPasskeyForm(AddWebAuthnForm):
     def clean(self) -> dict[str, Any]:
-        with as_a_wrong_passkey():
+        with reject_malformed_credential():
             return super().clean()
 
 
@@ -146,7 +147,7 @@ class PasskeyMixin:
 
     def clean_credential(self) -> Authenticator:
         try:
-            with as_a_wrong_passkey():
+            with reject_malformed_credential():
                 return super().clean_credential()
         except forms.ValidationError:
             signals.passkey_failed(self.user)
@@ -165,12 +166,12 @@ class PasskeyConfirmationForm(PasskeyMixin, ReauthenticateWebAuthnForm):
     pass
 
 
-# For how many seconds a code of an app is valid.
+# Seconds for which an app's code is valid.
 CODE_LIFETIME = mfa.TOTP_PERIOD * (2 * mfa.TOTP_TOLERANCE + 1)
 
 
 class ActivateAppForm(ActivateTOTPForm):
-    """The code that activates an app is used, and doesn't sign in as well."""
+    """Mark the code that activates an app as used, so that it can't sign in too."""
 
     def clean_code(self) -> str:
         code: str = super().clean_code()
@@ -180,9 +181,7 @@ class ActivateAppForm(ActivateTOTPForm):
 
 
 class OnceMixin:
-    """A code of an app works once. allauth forgets after one period that it was used, but accepts it for as many more as
-    MFA_TOTP_TOLERANCE says.
-    """
+    """Remember a used code for as long as it is valid. allauth forgets it after one period, despite MFA_TOTP_TOLERANCE."""
 
     authenticator: Authenticator
 

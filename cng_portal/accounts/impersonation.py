@@ -1,4 +1,4 @@
-"""An administrator looks at the portal as a customer's person does: read-only, under a banner, with entries in the log."""
+"""Administrators can view the portal as a user: read-only, below a banner, recorded in the activity log."""
 
 from typing import Any
 from uuid import UUID
@@ -14,25 +14,25 @@ from cng_portal.activity import services as activity
 
 from .models import User
 
-KEY = "looks_as"
+KEY = "impersonates"
 SAFE = ("GET", "HEAD", "OPTIONS")
 
 
 class Refused(Exception):
-    """Why it was not done."""
+    """The user can't be impersonated; the text says why."""
 
 
 def begin(request: HttpRequest, person: User) -> None:
     administrator: Any = request.user
     if person.is_staff or person.is_superuser or not person.is_active:
-        raise Refused(_("Only as an active person who is no administrator can you look at the portal."))
+        raise Refused(_("You can view the portal only as an active user who isn't an administrator."))
     with transaction.atomic():
         activity.record(action="impersonation.start", actor=administrator, target=person)
         request.session[KEY] = str(person.pk)
 
 
 def end(request: HttpRequest) -> None:
-    """Whose eyes they were is a matter of the session; the request is the administrator's own again afterwards."""
+    """From the next request on, the administrator is themselves again."""
     administrator: Any = request.impersonator  # type: ignore[attr-defined]  # set by the middleware
     person: Any = request.user
     with transaction.atomic():
@@ -40,11 +40,10 @@ def end(request: HttpRequest) -> None:
         request.session.pop(KEY, None)
 
 
-def look(request: HttpRequest) -> None:
-    """Make the request that of the person, as long as the session says so and the administrator is one.
+def apply(request: HttpRequest) -> None:
+    """Replace request.user by the impersonated user of the session, and set request.impersonator.
 
-    Raises PermissionDenied for what would change something, and for the pages of sign-in and factors: what opens the
-    person's account is not for anybody else's eyes.
+    Raises PermissionDenied for unsafe methods, and for pages that show or change credentials.
     """
     request.impersonator = None  # type: ignore[attr-defined]
     key = request.session.get(KEY)
@@ -57,10 +56,10 @@ def look(request: HttpRequest) -> None:
     if person is None or person.is_staff:
         return
     request.user, request.impersonator = person, administrator  # type: ignore[attr-defined]
-    if request.path == reverse("accounts:stop_looking"):
+    if request.path == reverse("accounts:stop_impersonating"):
         return
     if request.method not in SAFE or request.path.startswith("/accounts/"):
         raise PermissionDenied(
-            _("You look at the portal as %(person)s, and may not change anything. Stop looking first.")
+            _("You're viewing the portal as %(person)s and can't change anything. Stop viewing first.")
             % {"person": person}
         )

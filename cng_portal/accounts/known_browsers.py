@@ -1,9 +1,9 @@
-"""Browsers in which a user has signed in before. Their attempts are counted apart from everybody else's, so that strangers
-who try passwords don't lock the user out.
+"""Browsers in which a user has signed in before. Their failed attempts are counted separately, so that strangers who guess
+passwords don't lock the user out.
 
 The protocol is OWASP's, see
-https://owasp.org/www-community/Slow_Down_Online_Guessing_Attacks_with_Device_Cookies. The cookie opens nothing: it names the
-counter.
+https://owasp.org/www-community/Slow_Down_Online_Guessing_Attacks_with_Device_Cookies. The cookie grants no
+access: it names the counter.
 """
 
 from secrets import token_urlsafe

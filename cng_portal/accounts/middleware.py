@@ -1,4 +1,4 @@
-"""Small middleware that every request passes."""
+"""Middleware for sessions, second factors, impersonation and preferences."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +23,7 @@ GetResponse = Callable[[Request], HttpResponse]
 
 
 def htmx_redirects_to_sign_in(get_response: GetResponse) -> GetResponse:
-    """An expired session must not swap the sign-in page into a fragment: send the whole browser there, and back."""
+    """Turn the redirect of an htmx request to the sign-in page into one of the whole browser."""
 
     def middleware(request: Request) -> HttpResponse:
         response = get_response(request)
@@ -40,24 +40,24 @@ def request_origin(get_response: GetResponse) -> GetResponse:
     """Set the origin that the activity log records."""
 
     def middleware(request: Request) -> HttpResponse:
-        with use_origin(Origin(address=sessions.address_of(request), device=sessions.device_of(request))):
+        with use_origin(Origin(address=sessions.get_address(request), device=sessions.get_device(request))):
             return get_response(request)
 
     return middleware
 
 
-def impersonation_is_read_only(get_response: GetResponse) -> GetResponse:
-    """An administrator who looks as somebody else is that person from here on, but `request.impersonator` tells."""
+def impersonate(get_response: GetResponse) -> GetResponse:
+    """Replace request.user while an administrator views the portal as a user; request.impersonator is the administrator."""
 
     def middleware(request: Request) -> HttpResponse:
-        impersonation.look(request)
+        impersonation.apply(request)
         return get_response(request)
 
     return middleware
 
 
-def personal_preferences(get_response: GetResponse) -> GetResponse:
-    """Times are stored in UTC and shown in the person's zone, else the customer's; dates are written as the person wants."""
+def apply_preferences(get_response: GetResponse) -> GetResponse:
+    """Show dates and times in the user's time zone and format."""
 
     def middleware(request: Request) -> HttpResponse:
         with preferences.as_read_by(request.user if request.user.is_authenticated else None):
@@ -66,25 +66,21 @@ def personal_preferences(get_response: GetResponse) -> GetResponse:
     return middleware
 
 
-def session_is_seen(get_response: GetResponse) -> GetResponse:
-    """Once in a while a session is written down as seen; one in which nobody signed in through the door never is. One
-    that nobody has used for too long, or that began too long ago, is over before anything is shown.
-    """
+def enforce_session_limits(get_response: GetResponse) -> GetResponse:
+    """End sessions that were idle or open for too long, and record when the others were last used."""
 
     def middleware(request: Request) -> HttpResponse:
-        if sessions.is_over(request):
-            sessions.end_over(request)
+        if sessions.is_expired(request):
+            sessions.end_expired(request)
         response = get_response(request)
-        sessions.see(request)
+        sessions.touch(request)
         return response
 
     return middleware
 
 
-def factor_door(get_response: GetResponse) -> GetResponse:
-    """Who needs a second factor and has none (MFA_REQUIRED) gets no further than to where one is added, and from there to
-    the page they wanted.
-    """
+def require_factor(get_response: GetResponse) -> GetResponse:
+    """Redirect users without a second factor that MFA_REQUIRED asks for to the page that adds one, and then back."""
 
     def middleware(request: Request) -> HttpResponse:
         return get_response(request)
@@ -95,31 +91,32 @@ def factor_door(get_response: GetResponse) -> GetResponse:
             return None
         if not getattr(view, "is_factor_required", True) or match.view_name.startswith(("account_", "mfa_")):
             return None
-        if not factors.is_missing(user):
-            request.session.pop(factors.WANTED, None)
+        if not factors.is_factor_missing(user):
+            request.session.pop(factors.NEXT_PAGE, None)
             return None
-        if "admin" in match.app_names:  # which has a door of its own
+        if "admin" in match.app_names:  # has its own rule: protect_admin
             return None
-        return to_where_factors_are_added(request)
+        return redirect_to_security(request)
 
-    middleware.process_view = process_view  # type: ignore[attr-defined]  # where Django looks for it
+    middleware.process_view = process_view  # type: ignore[attr-defined]  # called by Django
     return middleware
 
 
-def to_where_factors_are_added(request: Request) -> HttpResponse:
+def redirect_to_security(request: Request) -> HttpResponse:
     if request.htmx:
-        wanted = request.htmx.current_url_abs_path
+        url = request.htmx.current_url_abs_path
     else:
-        wanted = request.get_full_path() if request.method == "GET" else None
-    if url_has_allowed_host_and_scheme(wanted, allowed_hosts=None):
-        request.session[factors.WANTED] = wanted
+        url = request.get_full_path() if request.method == "GET" else None
+    if url_has_allowed_host_and_scheme(url, allowed_hosts=None):
+        request.session[factors.NEXT_PAGE] = url
     security = resolve_url("accounts:security")
     return HttpResponseClientRedirect(security) if request.htmx else redirect(security)
 
 
-def admin_door(get_response: GetResponse) -> GetResponse:
-    """Django admin is for who has a second factor, where ADMIN_MFA_REQUIRED says so; what is sent there changes something,
-    and is for who has lately signed in or confirmed it. What was typed goes on by itself after the confirmation.
+def protect_admin(get_response: GetResponse) -> GetResponse:
+    """Django admin needs a second factor (ADMIN_MFA_REQUIRED), and a recent confirmation of identity for every change.
+
+    After the confirmation, the suspended change is replayed.
     """
 
     def middleware(request: Request) -> HttpResponse:
@@ -133,16 +130,14 @@ def admin_door(get_response: GetResponse) -> GetResponse:
         if name in ("login", "logout", "jsi18n"):
             return None
         if settings.ADMIN_MFA_REQUIRED and not user.has_factor:  # type: ignore[attr-defined]  # set by the backend
-            sentence = _(
-                "Django admin needs a second factor here. Add a passkey or an authenticator app, then come back."
-            )
-            messages.warning(request, sentence)
-            return to_where_factors_are_added(request)
-        # a password that is typed is not kept until the confirmation, which is asked for before the form is shown
+            message = _("Django admin requires a second factor. Add a passkey or an authenticator app, then try again.")
+            messages.warning(request, message)
+            return redirect_to_security(request)
+        # A suspended request is stored in the session. Passwords must not be, so they need the confirmation first.
         has_password = "password" in name or name == "accounts_user_add"
-        if (request.method == "POST" or has_password) and not confirmation.is_fresh(request):
-            return confirmation.ask(request, keep=not has_password)
+        if (request.method == "POST" or has_password) and not confirmation.is_recent(request):
+            return confirmation.request_confirmation(request, keep=not has_password)
         return None
 
-    middleware.process_view = process_view  # type: ignore[attr-defined]  # where Django looks for it
+    middleware.process_view = process_view  # type: ignore[attr-defined]  # called by Django
     return middleware

@@ -1,4 +1,4 @@
-"""People, the customers they belong to, and the projects that they share."""
+"""Users, the customers they belong to, and the projects they share."""
 
 import uuid
 from datetime import datetime
@@ -26,7 +26,7 @@ UNLIMITED = -1
 def validate_time_zone(value: str) -> None:
     if value not in available_timezones():
         raise ValidationError(
-            _("“%(value)s” is not a time zone. Give one of the IANA names, such as Asia/Yangon."),
+            _("“%(value)s” is not a time zone. Enter an IANA name such as Asia/Yangon."),
             params={"value": value},
         )
 
@@ -46,12 +46,12 @@ ROLES_THAT_CHANGE = (Role.OWNER, Role.MEMBER)
 
 
 class Theme(models.TextChoices):
-    SYSTEM = "", _("As the system has it")
+    SYSTEM = "", _("Same as the system")
     LIGHT = "light", _("Light")
     DARK = "dark", _("Dark")
 
 
-# What a new customer may have until support raises it.
+# Limits of a new customer until support raises them.
 NEW_CUSTOMER_VOLUMES, NEW_CUSTOMER_VOLUME_GB = 100, 10_000
 
 
@@ -85,7 +85,7 @@ class QuotaModel(models.Model):
 
 
 class Customer(QuotaModel):
-    """Who pays. The row also serves as the lock of everything that is limited per customer: see `lock_customer`."""
+    """An account that is billed. Its row is also the lock for per-customer limits: see `lock_customer`."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     volume_quota = models.IntegerField(
@@ -102,7 +102,7 @@ class Customer(QuotaModel):
     currency = models.CharField(_("currency"), max_length=3, choices=currency_choices, default=DEFAULT_CURRENCY)
     time_zone = models.CharField(_("time zone"), max_length=64, default="Asia/Yangon", validators=[validate_time_zone])
     locked_at = models.DateTimeField(default=timezone.now, editable=False)
-    # when a worker last claimed one of its operations, so that customers take turns
+    # When a worker last claimed one of its operations: customers take turns.
     last_served_at = models.DateTimeField(null=True, editable=False)
     created_at = models.DateTimeField(_("created"), default=timezone.now, editable=False)
 
@@ -125,7 +125,7 @@ class Customer(QuotaModel):
 
 class UserManager(BaseUserManager["User"]):
     def get_queryset(self) -> models.QuerySet["User"]:
-        # every page shows the customer of who is signed in: one query for both
+        # Every page shows the customer: one query for both.
         return super().get_queryset().select_related("customer")
 
     def create_user(self, email: str, password: str | None = None, **fields: object) -> "User":
@@ -163,7 +163,7 @@ class User(AbstractBaseUser, PermissionsMixin):
         null=True,
         blank=True,
         related_name="people",
-        help_text=_("The account whose number and credits this person sees. Administrators need none."),
+        help_text=_("The account whose number and credits this user sees. Administrators need none."),
     )
     is_active = models.BooleanField(_("active"), default=True)
     is_staff = models.BooleanField(_("administrator"), default=False, help_text=_("May use Django admin."))
@@ -174,7 +174,7 @@ class User(AbstractBaseUser, PermissionsMixin):
         blank=True,
         db_default="",
         validators=[validate_time_zone],
-        help_text=_("Without one, times are shown in the customer's."),
+        help_text=_("Defaults to the customer's."),
     )
     date_format = models.CharField(
         _("date format"),
@@ -193,8 +193,8 @@ class User(AbstractBaseUser, PermissionsMixin):
     EMAIL_FIELD = "email"
 
     class Meta:
-        verbose_name = _("person")
-        verbose_name_plural = _("people")
+        verbose_name = _("user")
+        verbose_name_plural = _("users")
         ordering = ["email"]
         constraints = [
             models.UniqueConstraint(
@@ -209,37 +209,41 @@ class User(AbstractBaseUser, PermissionsMixin):
 
     @property
     def zone(self) -> ZoneInfo | None:
-        """The person's own, else the customer's; None where there is neither."""
+        """The user's own time zone, else the customer's, else None."""
         if self.time_zone:
             return ZoneInfo(self.time_zone)
         return self.customer.zone if self.customer else None
 
     @cached_property
-    def seen(self) -> list[ProjectRole]:
+    def project_roles(self) -> list[ProjectRole]:
         """The projects that the user sees, archived ones too; one query for the life of the instance."""
         rows = self.memberships.values_list("project_id", "project__customer_id", "role", "project__archived_at")
         return [ProjectRole(*row) for row in rows]
 
     @cached_property
     def roles(self) -> dict[uuid.UUID, str]:
-        """{project id: role}"""
-        return {project.id: project.role for project in self.seen}
+        """{project ID: role}"""
+        return {project.id: project.role for project in self.project_roles}
 
     @property
     def customer_ids(self) -> set[uuid.UUID]:
-        """Of the customers in any of whose projects this person is."""
-        return {project.customer_id for project in self.seen}
+        """IDs of the customers the user belongs to through a project."""
+        return {project.customer_id for project in self.project_roles}
 
     @property
     def owns_customer(self) -> bool:
         """Whether the user owns a project of their own customer."""
-        return any(project.role == Role.OWNER and project.customer_id == self.customer_id for project in self.seen)
+        return any(
+            project.role == Role.OWNER and project.customer_id == self.customer_id for project in self.project_roles
+        )
 
     @property
     def changeable_project_ids(self) -> list[uuid.UUID]:
         """Nothing is changed or created in an archived project."""
         return [
-            project.id for project in self.seen if project.role in ROLES_THAT_CHANGE and project.archived_at is None
+            project.id
+            for project in self.project_roles
+            if project.role in ROLES_THAT_CHANGE and project.archived_at is None
         ]
 
     def can_change(self, project_id: uuid.UUID) -> bool:
@@ -292,7 +296,7 @@ class Membership(models.Model):
     project = models.ForeignKey(
         Project, verbose_name=_("project"), on_delete=models.CASCADE, related_name="memberships"
     )
-    user = models.ForeignKey(User, verbose_name=_("person"), on_delete=models.CASCADE, related_name="memberships")
+    user = models.ForeignKey(User, verbose_name=_("user"), on_delete=models.CASCADE, related_name="memberships")
     role = models.CharField(_("role"), max_length=8, choices=Role.choices)
 
     class Meta:
@@ -302,7 +306,7 @@ class Membership(models.Model):
             models.UniqueConstraint(
                 fields=["project", "user"],
                 name="accounts_membership_once",
-                violation_error_message=_("This person is already a member of the project."),
+                violation_error_message=_("This user is already a member of the project."),
             )
         ]
 
@@ -311,9 +315,9 @@ class Membership(models.Model):
 
 
 class Invitation(models.Model):
-    """A project is open to an e-mail address, in a role, until it expires. Its link is signed, and opens once.
+    """An invitation of an e-mail address to a project. Its signed link works once, until it expires.
 
-    The rows stay: an accepted or revoked invitation is history.
+    Accepted and revoked invitations are kept.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
@@ -350,7 +354,7 @@ class Invitation(models.Model):
                 Lower("email"),
                 condition=Q(accepted_at=None, revoked_at=None),
                 name="accounts_invitation_once",
-                violation_error_message=_("This address is invited to the project already."),
+                violation_error_message=_("This address has already been invited to the project."),
             ),
             models.CheckConstraint(
                 condition=Q(accepted_at=None) | Q(revoked_at=None),
@@ -368,7 +372,7 @@ class Invitation(models.Model):
 
 
 class Submission(models.Model):
-    """A form that was sent, by the key that it carried. `url` is where it led, "" until then. See submissions.py."""
+    """A submitted form, by its key. `url` is where it redirected, "" while it is processed. See submissions.py."""
 
     key = models.UUIDField(primary_key=True)
     user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="+")

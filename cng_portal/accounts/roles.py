@@ -1,7 +1,7 @@
-"""Who is in a project, and as what: invitations, roles, and that a project is never without an owner.
+"""Members of projects: invitations and roles. A project always has an owner.
 
-Each function validates, writes in one transaction that holds the customer's lock, and records what was done; or raises
-`Refused`, whose text is for the person, with nothing written.
+Each action validates, writes and records in one transaction that holds the customer's lock, or raises `Refused`, whose
+text is shown to the user.
 """
 
 from datetime import datetime, timedelta
@@ -23,7 +23,7 @@ from cng_portal.mail import services as mail
 from cng_portal.mail.models import OutgoingMail
 
 from .models import Invitation, Membership, Project, Role, User
-from .services import lock_customer, vouch_for_email
+from .services import lock_customer, set_verified_email
 
 logger = structlog.stdlib.get_logger(__name__)
 
@@ -33,17 +33,17 @@ SALT = "accounts.invitation"
 
 
 class Refused(Exception):
-    """Why it was not done: what happened, what it means, what to do."""
+    """The action isn't possible; the text says why and what to do."""
 
 
-# --- questions -------------------------------------------------------------------------------------------------------
+# --- queries ---------------------------------------------------------------------------------------------------------
 
 
 def require_owner(user: User, project: Project) -> None:
-    """403 with an explanation for who sees the project but does not own it; a stranger was given a 404 before."""
+    """Raise PermissionDenied for a member who isn't an owner. Strangers have got a 404 before."""
     if user.roles.get(project.pk) != Role.OWNER:
         raise PermissionDenied(
-            _("Who is in “%(project)s” is decided by its owners. Ask one of them.") % {"project": project.name}
+            _("Only owners can manage the members of “%(project)s”. Ask one of them.") % {"project": project.name}
         )
 
 
@@ -51,42 +51,42 @@ def open_invitations() -> QuerySet[Invitation]:
     return Invitation.objects.filter(accepted_at=None, revoked_at=None)
 
 
-def token_of(invitation: Invitation) -> str:
+def sign_token(invitation: Invitation) -> str:
     return signing.dumps(str(invitation.pk), salt=SALT)
 
 
-def find(token: str, *, at: datetime) -> Invitation | None:
-    """The invitation that the link stands for, as long as it can be accepted."""
+def get_invitation(token: str, *, at: datetime) -> Invitation | None:
+    """Return the invitation of a link if it can still be accepted."""
     try:
         key = signing.loads(token, salt=SALT)
     except signing.BadSignature:
         return None
-    found = open_invitations().filter(pk=key, expires_at__gt=at, invited_by__is_active=True)
-    return found.select_related("project__customer", "invited_by").first()
+    valid = open_invitations().filter(pk=key, expires_at__gt=at, invited_by__is_active=True)
+    return valid.select_related("project__customer", "invited_by").first()
 
 
 def require_another_owner(membership: Membership) -> None:
-    """The caller holds the customer's lock."""
+    """Raise Refused if the member is the last owner. The caller must hold the customer's lock."""
     others = Membership.objects.filter(project_id=membership.project_id, role=Role.OWNER, user__is_active=True)
     if membership.role == Role.OWNER and not others.exclude(pk=membership.pk).exists():
         raise Refused(
-            _("“%(project)s” would be without an owner. Make somebody else an owner first.")
+            _("“%(project)s” needs at least one owner. Make another member an owner first.")
             % {"project": membership.project.name}
         )
 
 
-# --- acts ------------------------------------------------------------------------------------------------------------
+# --- actions ---------------------------------------------------------------------------------------------------------
 
 
 def invite(*, project: Project, email: str, role: str, by: User, at: datetime) -> Invitation:
-    """Create an invitation and queue its e-mail. It replaces an older one to the same address."""
+    """Create an invitation and queue its e-mail. It replaces an open one to the same address."""
     email = email.strip().lower()
     with transaction.atomic():
         lock_customer(project.customer_id)
         require_owner(User.objects.get(pk=by.pk), project)
         if Membership.objects.filter(project=project, user__email__iexact=email).exists():
             raise Refused(
-                _("%(email)s is in “%(project)s” already. Change the role in the list instead.")
+                _("%(email)s is already a member of “%(project)s”. Change their role instead.")
                 % {"email": email, "project": project.name}
             )
         limit = settings.INVITATIONS_PER_HOUR
@@ -94,14 +94,11 @@ def invite(*, project: Project, email: str, role: str, by: User, at: datetime) -
         if limit and lately.count() >= limit:
             logger.warning("invitation.rate_limited", limit=limit)
             raise Refused(
-                _(
-                    "Your account has sent %(limit)s invitations within an hour, which is as many as it may. This one was "
-                    "not sent: try again in an hour, or ask support."
-                )
+                _("Your account has reached its limit of %(limit)s invitations an hour. Try again later.")
                 % {"limit": limit}
             )
         for older in open_invitations().filter(project=project, email__iexact=email):
-            close(older, at=at)
+            close_invitation(older, at=at)
         made = Invitation(
             project=project, email=email, role=role, invited_by=by, created_at=at, expires_at=at + VALID_FOR
         )
@@ -117,13 +114,13 @@ def revoke(*, invitation: Invitation, by: User, at: datetime) -> None:
     with transaction.atomic():
         lock_customer(invitation.project.customer_id)
         require_owner(User.objects.get(pk=by.pk), invitation.project)
-        if not close(invitation, at=at):
-            raise Refused(_("The invitation was accepted or revoked already."))
+        if not close_invitation(invitation, at=at):
+            raise Refused(_("The invitation was already accepted or revoked."))
         activity.record(action="invitation.revoke", actor=by, target=invitation, project=invitation.project)
 
 
-def close(invitation: Invitation, *, at: datetime) -> bool:
-    """Revoke it, and don't send its e-mail if that is still queued. False when it was accepted or revoked before."""
+def close_invitation(invitation: Invitation, *, at: datetime) -> bool:
+    """Revoke the invitation and cancel its queued e-mail. False if it was accepted or revoked before."""
     if not open_invitations().filter(pk=invitation.pk).update(revoked_at=at):
         return False
     mail.cancel(OutgoingMail.objects.filter(pk=invitation.mail_id))
@@ -131,14 +128,14 @@ def close(invitation: Invitation, *, at: datetime) -> bool:
 
 
 def accept(*, invitation: Invitation, user: User, at: datetime) -> Membership:
-    """Join the project, in the role that was offered; who is in it already keeps the role. The link opens once."""
+    """Join the project in the role offered. A member keeps their role."""
     with transaction.atomic():
         lock_customer(invitation.project.customer_id)
         mine = open_invitations().filter(pk=invitation.pk, expires_at__gt=at)
         if user.email.lower() != invitation.email.lower():
-            raise Refused(_("The invitation is for another address. Sign in as whom it was sent to."))
+            raise Refused(_("Sign in with the address the invitation was sent to."))
         if not mine.update(accepted_at=at, accepted_by=user):
-            raise Refused(_("The invitation was used, revoked or has expired. Ask for a new one."))
+            raise Refused(_("The invitation was used or revoked, or has expired. Ask for a new one."))
         membership, _made = Membership.objects.get_or_create(
             project=invitation.project, user=user, defaults={"role": invitation.role}
         )
@@ -150,17 +147,17 @@ def accept(*, invitation: Invitation, user: User, at: datetime) -> Membership:
 
 
 def sign_up(*, invitation: Invitation, name: str, password: str, at: datetime) -> User:
-    """Make the sign-in that the invitation is for, and accept it. Raises ValidationError for the password."""
+    """Create the invited user and accept the invitation. Raises ValidationError for the password."""
     user = User(email=invitation.email, name=name, customer=invitation.project.customer)
     validate_password(password, user)
-    user.set_password(password)  # slow on purpose: not while others wait for the lock
+    user.set_password(password)  # slow on purpose, so before the lock
     with transaction.atomic():
         lock_customer(invitation.project.customer_id)
         if User.objects.filter(email__iexact=invitation.email).exists():
-            raise Refused(_("There is a sign-in with this address already. Sign in with it."))
+            raise Refused(_("An account with this address already exists. Sign in with it."))
         user.save()
-        # whoever has the link has read the message
-        vouch_for_email(user)
+        # The link proves that the address is theirs.
+        set_verified_email(user)
         accept(invitation=invitation, user=user, at=at)
     return user
 
@@ -169,13 +166,13 @@ def change_role(*, membership: Membership, role: str, by: User) -> None:
     with transaction.atomic():
         lock_customer(membership.project.customer_id)
         require_owner(User.objects.get(pk=by.pk), membership.project)
-        membership = fresh(membership)
+        membership = reload_for_update(membership)
         before = membership.role
         if role == before:
             return
         if role != Role.OWNER:
             require_another_owner(membership)
-            withdraw_invitations(membership, by)
+            revoke_invitations_of(membership, by)
         membership.role = role
         membership.save(update_fields=["role"])
         activity.record(
@@ -189,15 +186,15 @@ def change_role(*, membership: Membership, role: str, by: User) -> None:
 
 
 def remove(*, membership: Membership, by: User) -> None:
-    """An owner takes somebody out of the project, or a person leaves it."""
+    """Remove a member as an owner, or leave the project."""
     with transaction.atomic():
         lock_customer(membership.project.customer_id)
-        membership = fresh(membership)
+        membership = reload_for_update(membership)
         leaves = membership.user_id == by.pk
         if not leaves:
             require_owner(User.objects.get(pk=by.pk), membership.project)
         require_another_owner(membership)
-        withdraw_invitations(membership, by)
+        revoke_invitations_of(membership, by)
         membership.delete()
         activity.record(
             action="role.leave" if leaves else "role.remove",
@@ -208,19 +205,19 @@ def remove(*, membership: Membership, by: User) -> None:
         )
 
 
-def withdraw_invitations(membership: Membership, by: User) -> None:
-    """Who does not decide any more about who is in has nobody come in by an invitation of before."""
+def revoke_invitations_of(membership: Membership, by: User) -> None:
+    """Revoke pending invitations sent by someone who is no longer an owner."""
     for invitation in open_invitations().filter(project=membership.project_id, invited_by=membership.user_id):
-        close(invitation, at=timezone.now())
+        close_invitation(invitation, at=timezone.now())
         activity.record(action="invitation.revoke", actor=by, target=invitation, project=membership.project)
 
 
-def fresh(membership: Membership) -> Membership:
-    """The row as it is now that the customer's lock is held."""
-    found = Membership.objects.select_related("project", "user").filter(pk=membership.pk).first()
-    if found is None:
-        raise Refused(_("This person is not in the project any more."))
-    return found
+def reload_for_update(membership: Membership) -> Membership:
+    """Return the row as it is now that the caller holds the customer's lock."""
+    current = Membership.objects.select_related("project", "user").filter(pk=membership.pk).first()
+    if current is None:
+        raise Refused(_("This user is no longer a member of the project."))
+    return current
 
 
 # --- e-mail ----------------------------------------------------------------------------------------------------------
@@ -236,8 +233,8 @@ def enqueue_mail(invitation: Invitation) -> OutgoingMail:
             "role": invitation.get_role_display(),
         }
         lines = [
-            _("%(who)s invites you to the project “%(project)s” of %(customer)s, as: %(role)s.") % names,
-            settings.PORTAL_URL + reverse("accounts:invitation", args=[token_of(invitation)]),
+            _("%(who)s invites you to join the project “%(project)s” of %(customer)s. Your role: %(role)s.") % names,
+            settings.PORTAL_URL + reverse("accounts:invitation", args=[sign_token(invitation)]),
             _("The link works once and expires in 7 days. If you don't know the sender, ignore this e-mail."),
         ]
         subject = _("1CNG: %(who)s invites you to “%(project)s”") % names

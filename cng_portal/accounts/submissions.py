@@ -1,6 +1,6 @@
-"""Forms that are sent twice, by a double click, a proxy or a reload, do their work once.
+"""Idempotent forms: a form sent twice, by a double click, a proxy or a reload, is processed once.
 
-`{% form_key %}` puts a random key into a form, and `submit_once` lets each key through once.
+`{% form_key %}` adds a random key to a form, and `submit_once` accepts each key once.
 """
 
 from collections.abc import Callable
@@ -18,15 +18,15 @@ from django.utils.translation import gettext as _
 from .models import Submission
 
 FIELD = "form_key"
-KEPT_FOR = timedelta(days=1)
+KEEP_FOR = timedelta(days=1)
 View = Callable[..., HttpResponse]
 
 
 def submit_once(view: View) -> View:
-    """Redirect a form that was sent before to where the first one led.
+    """Process a form once; redirect repeats to where the first one led.
 
-    A form that is refused is not counted: with its errors mended it may be sent again. When the process dies in the middle
-    the key stays used, since nobody knows how far it got.
+    An invalid form doesn't count, so that it can be corrected and sent again. If the process dies, the key stays used,
+    because the outcome is unknown.
     """
 
     @wraps(view)
@@ -34,7 +34,7 @@ def submit_once(view: View) -> View:
         key = key_of(request)
         if key is None:
             return view(request, *args, **kwargs)
-        Submission.objects.filter(user=request.user, created_at__lt=timezone.now() - KEPT_FOR).delete()
+        Submission.objects.filter(user=request.user, created_at__lt=timezone.now() - KEEP_FOR).delete()
         submission, is_first = Submission.objects.get_or_create(key=key, defaults={"user": request.user})
         if not is_first:
             return repeat(request, submission)
@@ -64,6 +64,6 @@ def repeat(request: HttpRequest, submission: Submission) -> HttpResponse:
         raise Http404
     if not submission.url:
         messages.info(
-            request, _("This form was sent already and is being processed. Reload the page to see the result.")
+            request, _("This form was already sent and is being processed. Reload the page to see the result.")
         )
     return redirect(submission.url or "dashboard")

@@ -18,7 +18,7 @@ from .origin import get_origin
 
 
 class Autocomplete(AutocompleteSelect):
-    """Django's own looks up whatever was sent when it shows a form again, and fails if that can't be a key."""
+    """Ignores values that can't be keys. Django's widget crashes on them when it shows a form again."""
 
     def optgroups(self, name: str, value: list[str], attr: Any = None) -> Any:
         def is_key(text: str) -> bool:
@@ -31,7 +31,7 @@ class Autocomplete(AutocompleteSelect):
 
 
 class Choices(forms.ModelMultipleChoiceField):
-    """Django's own fails on SQLite where what is sent is a number beyond 64 bits."""
+    """Rejects numbers beyond 64 bits, on which Django's field crashes with SQLite."""
 
     def _check_values(self, value: Any) -> Any:
         try:
@@ -42,7 +42,7 @@ class Choices(forms.ModelMultipleChoiceField):
 
 
 class Autocompletes(BaseModelAdmin):
-    """For an admin or an inline with `autocomplete_fields`."""
+    """Uses Autocomplete for `autocomplete_fields`."""
 
     def formfield_for_foreignkey(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
         if db_field.name in self.get_autocomplete_fields(request):
@@ -55,10 +55,10 @@ MAX_USERS = 100
 
 
 class SupportAdmin(Autocompletes, admin.ModelAdmin):
-    """Found by uuid, with hyphens or without, and by e-mail; quick with many rows; nothing is ever deleted here.
+    """Searches by UUID and e-mail address, stays fast with many rows, and never deletes.
 
-    `uuid_fields` are what a uuid is compared with; `person_fields` and `customer_fields` are the ways to the people and
-    customers that an e-mail address stands for. Anything else is looked for in `search_fields`.
+    A UUID is compared with `uuid_fields`. An e-mail address finds users, and then rows by `person_fields` and
+    `customer_fields`. Anything else is searched for in `search_fields`.
     """
 
     show_full_result_count = False
@@ -78,7 +78,7 @@ class SupportAdmin(Autocompletes, admin.ModelAdmin):
         else:
             return queryset.filter(_any_of(self.uuid_fields, uuid)), False
         if "@" in term and (self.person_fields or self.customer_fields):
-            # people first: a join to them from each of many rows would be slow
+            # Users first: joining them to every row would be slow.
             found = list(
                 get_user_model().objects.filter(email__icontains=term).values_list("pk", "customer_id")[:MAX_USERS]
             )
@@ -94,15 +94,15 @@ class SupportAdmin(Autocompletes, admin.ModelAdmin):
         return super().formfield_for_manytomany(db_field, request, **kwargs | {"form_class": Choices})
 
     def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
-        return super().get_object(request, object_id, from_field or None)  # an empty `_to_field` names no field
+        return super().get_object(request, object_id, from_field or None)  # `_to_field=` may be empty
 
     def response_action(self, request: HttpRequest, queryset: QuerySet[Any]) -> Any:
-        """Django fails where what is sent as an id can be none."""
+        """Reject IDs that can't be keys, on which Django crashes."""
         try:
             for chosen in request.POST.getlist(ACTION_CHECKBOX_NAME):
                 self.model._meta.pk.to_python(chosen)
         except ValidationError:
-            sentence = _("What was chosen is not in the list, so nothing was done. Choose again.")
+            sentence = _("Your selection isn't in the list, so nothing was done. Select again.")
             self.message_user(request, sentence, messages.ERROR)
             return None
         return super().response_action(request, queryset)
@@ -111,30 +111,32 @@ class SupportAdmin(Autocompletes, admin.ModelAdmin):
         return False
 
     def construct_change_message(self, request: HttpRequest, form: Any, formsets: Any, add: bool = False) -> Any:
-        """The activity log has the values too, not only the names of the fields."""
+        """Also pass the values to the activity log: Django logs only the names of the fields."""
         before: dict[str, Any] = {}
         after: dict[str, Any] = {}
         for part in [form, *(inline for formset in formsets or [] for inline in formset.forms)]:
-            prefix = "" if part is form else f"{part.instance._meta.verbose_name} {_named(part.instance)}: "
+            prefix = "" if part is form else f"{part.instance._meta.verbose_name} {_display_name(part.instance)}: "
             if part.cleaned_data.get("DELETE"):
                 before[prefix.removesuffix(": ")] = _("deleted")
             for name in [name for name in part.changed_data if "password" not in name and name != "DELETE"]:
-                before[f"{prefix}{name}"] = _shown(part, name, part.get_initial_for_field(part.fields[name], name))
-                after[f"{prefix}{name}"] = _shown(part, name, part.cleaned_data.get(name))
+                before[f"{prefix}{name}"] = _display_value(
+                    part, name, part.get_initial_for_field(part.fields[name], name)
+                )
+                after[f"{prefix}{name}"] = _display_value(part, name, part.cleaned_data.get(name))
         origin = get_origin()
         origin.before, origin.after = {} if add else before, after
         return super().construct_change_message(request, form, formsets, add)
 
 
-def _named(row: Model) -> str:
+def _display_name(row: Model) -> str:
     try:
         return str(row)
-    except ObjectDoesNotExist:  # deleted, while the form was sent without what its name stands on
+    except ObjectDoesNotExist:  # deleted, and its name needs a related row
         return str(row.pk)
 
 
-def _shown(form: Any, name: str, value: Any) -> Any:
-    """A row by its name, also where the form has its key only."""
+def _display_value(form: Any, name: str, value: Any) -> Any:
+    """Return the row for a key, so that the log shows its name."""
     rows = getattr(form.fields[name], "queryset", None)
     if rows is not None and value and not isinstance(value, Model | QuerySet | list):
         return rows.filter(pk=value).first() or value
@@ -149,7 +151,7 @@ def _any_of(fields: Any, value: object) -> Q:
 
 
 class ReadOnly:
-    """For an admin or an inline of what is a record: it can be looked at and nothing else."""
+    """For an admin or an inline that only shows rows."""
 
     def has_add_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
         return False

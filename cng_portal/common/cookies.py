@@ -1,4 +1,4 @@
-"""What a page says once after an act, kept in a cookie until it is shown."""
+"""Messages are kept in a cookie until they are shown."""
 
 from django.conf import settings
 from django.contrib.messages.storage.cookie import CookieStorage

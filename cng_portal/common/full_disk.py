@@ -1,4 +1,4 @@
-"""A full disk: pages still read, what can't be written is refused in words, and `/readyz` names the reason."""
+"""A full disk: pages can still be read, writes fail with an explanation, and `/readyz` reports it."""
 
 import errno
 import shutil
@@ -12,19 +12,19 @@ from django.http import HttpRequest, HttpResponse
 from django.template.loader import render_to_string
 from psycopg import errors
 
-# What one small write may need: pages of the table, of its indexes and of the log.
+# Enough for a small write: pages of the table, its indexes and the log.
 RESERVE_BYTES = 2**20
 
 
 def is_full() -> bool:
-    """Whether the embedded database has no room left. A PostgreSQL server looks after its own disk."""
+    """Whether SQLite's disk is full. PostgreSQL's is the server's concern."""
     if connection.vendor != "sqlite":
         return False
     return shutil.disk_usage(Path(connection.settings_dict["NAME"]).parent).free < RESERVE_BYTES
 
 
 def is_cause_of(error: BaseException | None) -> bool:
-    return any(says_full(each) for each in chain(error))
+    return any(is_disk_full(each) for each in chain(error))
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -33,7 +33,7 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def says_full(error: BaseException) -> bool:
+def is_disk_full(error: BaseException) -> bool:
     if isinstance(error, errors.DiskFull) or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
         return True
     code = getattr(error, "sqlite_errorcode", None)

@@ -4,15 +4,15 @@ from typing import TypeVar
 Item = TypeVar("Item")
 
 
-def for_each(items: Iterable[Item], act: Callable[[Item], object]) -> None:
-    """Call `act` with each item, also after one has failed.
+def for_each(items: Iterable[Item], function: Callable[[Item], object]) -> None:
+    """Call `function` with each item, even after one has failed.
 
     Raises an ExceptionGroup at the end; each of its errors has a note that names the item.
     """
     errors = []
     for item in items:
         try:
-            act(item)
+            function(item)
         except Exception as error:
             error.add_note(f"Failed for: {getattr(item, '__name__', item)}")
             errors.append(error)

@@ -1,4 +1,4 @@
-"""The rules for the name of anything: what it may contain, and when two names are the same."""
+"""Rules for all names: which characters they may contain, and when two names are the same."""
 
 import unicodedata
 from typing import Any
@@ -25,10 +25,10 @@ _IGNORED = regex.compile(rf"[{JOINERS}]|\ufe0f")
 
 
 def clean_name(text: str, *, max_length: int = MAX_NAME_LENGTH) -> str:
-    """Return the name in the form in which it is stored: NFC, with single blanks, none at the ends.
+    """Return the name in the form in which it is stored: NFC, with single spaces and none at the ends.
 
-    Raises ValidationError, with a sentence for a person, for a name that is empty, too long or contains a character that
-    cannot be seen (code "required", "max_length" or "invisible").
+    Raises ValidationError for a name that is empty, too long or contains an invisible character (codes
+    "required", "max_length" and "invisible").
     """
     require_visible(text, allowed=JOINERS)
     name = " ".join(unicodedata.normalize("NFC", text).split())
@@ -62,7 +62,7 @@ def _invisible() -> ValidationError:
 def fold_name(text: str) -> str:
     """Return the key by which names are compared: two names are the same exactly when their keys are.
 
-    Case, Unicode form, kinds and numbers of blanks and invisible joiners make no difference. Computed here and not by
+    Case, Unicode form, kinds and numbers of spaces and invisible joiners make no difference. Computed here and not by
     the database, so that it is the same on every database.
     """
     visible = " ".join(_IGNORED.sub("", text).split())
@@ -80,7 +80,7 @@ def is_same_name(first: str, second: str) -> bool:
 
 
 def to_name(text: str, *, default: str, max_length: int = MAX_NAME_LENGTH) -> str:
-    """Make a valid name of what another system calls a thing, or return `default` where nothing visible is left."""
+    """Turn another system's name into a valid one, or return `default` if nothing visible is left."""
     visible = _FORBIDDEN.sub(lambda match: match[0] if match[0] in JOINERS else " ", text)
     name = " ".join(unicodedata.normalize("NFC", visible).split())[:max_length].strip()
     while len(fold_name(name)) > MAX_NAME_KEY_LENGTH:
@@ -89,7 +89,7 @@ def to_name(text: str, *, default: str, max_length: int = MAX_NAME_LENGTH) -> st
 
 
 class NameFormField(forms.CharField):
-    """A name as a person types it, cleaned by `clean_name`."""
+    """A form field for a name, cleaned by `clean_name`."""
 
     def __init__(self, *, max_length: int = MAX_NAME_LENGTH, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -108,7 +108,7 @@ class NameField(models.CharField):
         super().__init__(*args, max_length=max_length, **kwargs)
 
     def deconstruct(self) -> Any:
-        """Migrations see the column: its rules are code, and may change without a migration."""
+        """A CharField to migrations, so that changed rules need no migration."""
         name, _path, args, kwargs = super().deconstruct()
         return name, "django.db.models.CharField", args, kwargs
 

@@ -39,7 +39,7 @@ class StateFilter(admin.SimpleListFilter):
 
 @admin.register(OutgoingMail)
 class OutgoingMailAdmin(ReadOnly, SupportAdmin):
-    """Without the body: its links open doors."""
+    """Without the body, because its links grant access."""
 
     list_display = ["created_at", "recipient", "subject", "kind", "state", "attempts", "next_attempt_at", "error"]
     list_filter = [StateFilter, "kind"]

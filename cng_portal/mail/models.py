@@ -25,7 +25,7 @@ class OutgoingMailQuerySet(models.QuerySet["OutgoingMail"]):
 
 
 class OutgoingMail(models.Model):
-    """One e-mail to one address. The body is erased once it is sent or has expired, because its links open doors."""
+    """One e-mail to one address. The body is erased once it is sent or has expired, because its links grant access."""
 
     class Kind(models.TextChoices):
         NOTIFICATION = "notification", _("Notification")
@@ -90,7 +90,7 @@ class OutgoingMail(models.Model):
 def mail_field() -> "models.OneToOneField[OutgoingMail | None, OutgoingMail | None]":
     """The e-mail of the row that has this field, or None once that is deleted.
 
-    Without a constraint in the database: a backup leaves the e-mails out, because their links open doors, and has to be
+    Without a constraint in the database: a backup leaves the e-mails out, because their links grant access, and has to be
     restored without them. Read it with `select_related`, which finds None then.
     """
     return models.OneToOneField(

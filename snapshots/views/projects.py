@@ -54,7 +54,7 @@ def spend_of(user: User) -> dict[UUID, str]:
     if customer is None:
         return {}
     spend = spend_by_project(customer=customer, at=timezone.now())
-    projects = [project.id for project in user.seen if project.customer_id == customer.pk]
+    projects = [project.id for project in user.project_roles if project.customer_id == customer.pk]
     return {pk: format_amount(spend.get(pk, 0), customer.currency) for pk in projects}
 
 

@@ -131,7 +131,7 @@ def get_draft(user: User, draft_id: UUID) -> Draft:
 def require_some_project(user: User, customer_id: UUID | None = None) -> None:
     changeable = [
         project.id
-        for project in user.seen
+        for project in user.project_roles
         if user.can_change(project.id) and customer_id in (None, project.customer_id)
     ]
     if not changeable:

@@ -12,7 +12,7 @@ from tests.factories import NotificationFactory, ProjectFactory, SnapshotFactory
 
 pytestmark = pytest.mark.django_db
 
-BANNER = "You look at the portal as Aye."
+BANNER = "You're viewing the portal as Aye."
 
 
 @pytest.fixture
@@ -28,8 +28,8 @@ def person(project: Project) -> User:
 @pytest.fixture
 def looking(person: User, client_for: Callable[..., Client]) -> Client:
     client = client_for(UserFactory(admin=True, name="Support"))
-    url = reverse("admin:accounts_look_as", args=[person.pk])
-    assert "Look as this person" in client.get(url).text
+    url = reverse("admin:accounts_impersonate", args=[person.pk])
+    assert "View as this user" in client.get(url).text
     assert client.post(url)["Location"] == "/"
     return client
 
@@ -51,7 +51,7 @@ def test_nothing_can_be_changed_and_nothing_opens_the_account(looking: Client, p
     ):
         response = looking.post(url)
         assert response.status_code == 403
-        assert "may not change anything" in response.text
+        assert "change anything. Stop viewing first." in response.text
     for name in ("account_email", "mfa_activate_totp", "mfa_view_recovery_codes", "account_change_password"):
         assert looking.get(reverse(name)).status_code == 403
     looking.get(reverse("notifications:open", args=[notification.pk]))
@@ -63,7 +63,7 @@ def test_nothing_can_be_changed_and_nothing_opens_the_account(looking: Client, p
 def test_beginning_and_end_are_in_the_log_of_the_customer(
     looking: Client, person: User, client_for: Callable[..., Client]
 ) -> None:
-    response = looking.post(reverse("accounts:stop_looking"))
+    response = looking.post(reverse("accounts:stop_impersonating"))
     assert response["Location"] == reverse("admin:accounts_user_change", args=[person.pk])
     assert BANNER not in looking.get("/").text
     assert looking.get("/").context["user"].name == "Support"
@@ -84,9 +84,9 @@ def test_nobody_looks_as_an_administrator_and_nobody_else_looks(
 ) -> None:
     admin = UserFactory(admin=True)
     client = client_for(UserFactory(admin=True))
-    page = client.post(reverse("admin:accounts_look_as", args=[admin.pk])).text
-    assert "Only as an active person who is no administrator" in page
-    assert client_for(person).post(reverse("admin:accounts_look_as", args=[person.pk])).status_code == 302
+    page = client.post(reverse("admin:accounts_impersonate", args=[admin.pk])).text
+    assert "You can view the portal only as an active user" in page
+    assert client_for(person).post(reverse("admin:accounts_impersonate", args=[person.pk])).status_code == 302
     assert not Activity.objects.exists()
 
 

@@ -95,7 +95,7 @@ def test_a_change_of_the_details_is_in_the_log(person: User, client_for: Callabl
     ],
 )
 def test_a_device_is_named_as_far_as_it_says_so(user_agent: str, said: str) -> None:
-    assert sessions.device(user_agent) == said
+    assert sessions.describe_device(user_agent) == said
 
 
 def test_sessions_are_listed_and_ended_one_by_one_or_all_others(person: User) -> None:
@@ -120,7 +120,7 @@ def test_who_ends_another_session_shows_first_who_it_is(person: User) -> None:
     for client in (here, there):
         sign_in(client, person.email)
     session = here.session
-    session[confirmation.CONFIRMED] = time.time() - confirmation.SECONDS - 1
+    session[confirmation.CONFIRMED_AT] = time.time() - confirmation.VALID_SECONDS - 1
     session.save()
     other = UserSession.objects.get(session_key=there.session.session_key)
     for url in (reverse("accounts:end_session", args=[other.pk]), reverse("accounts:end_other_sessions")):
@@ -143,7 +143,7 @@ def test_a_session_that_nobody_uses_ends_and_one_that_is_used_stays(
         time_machine.move_to(began + timedelta(hours=hours))
         assert used.get("/").status_code == 200
     page = used.get(reverse("accounts:sessions")).text
-    assert "A session that nobody uses for 12 hours ends by itself." in page
+    assert "Sessions end after 12 hours of inactivity." in page
     assert "Firefox on Linux" in page and "iPhone" not in page
     asked = idle.post(reverse("accounts:profile"), details(name="Not I"))
     assert asked["Location"].startswith(reverse("account_login"))
@@ -188,7 +188,7 @@ def test_of_a_session_that_is_over_neither_device_nor_address_is_kept(person: Us
         sign_in(client, person.email)
     Session.objects.filter(session_key=over.session.session_key).update(expire_date=timezone.now())
     later = timezone.now() + timedelta(hours=2)
-    assert sessions.forget_ended(now=later) == 1
+    assert sessions.delete_ended(now=later) == 1
     assert [one.user_agent for one in UserSession.objects.all()] == [FIREFOX]
 
 

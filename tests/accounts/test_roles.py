@@ -39,7 +39,7 @@ def owner(project: Project) -> User:
 
 
 def link_of(invitation: Invitation) -> str:
-    return reverse("accounts:invitation", args=[roles.token_of(invitation)])
+    return reverse("accounts:invitation", args=[roles.sign_token(invitation)])
 
 
 def role_of(user: User, project: Project) -> str | None:
@@ -87,7 +87,7 @@ def test_another_person_does_not_use_the_link(project: Project, client_for: Call
 @pytest.mark.parametrize("what", [{"expired": True}, {"revoked_at": timezone.now()}])
 def test_an_expired_or_revoked_link_does_not_work(project: Project, what: dict) -> None:
     link = link_of(InvitationFactory(project=project, **what))
-    assert "The invitation does not work" in Client().get(link).text
+    assert "This invitation doesn't work" in Client().get(link).text
     assert Client().post(link, {"name": "Mya", "password": PASSWORD}).status_code == 404
     assert not Membership.objects.filter(project=project).exists()
 
@@ -137,15 +137,15 @@ def test_the_last_owner_neither_leaves_nor_is_demoted(project: Project, owner: U
     client = client_for(owner)
     for name, answers in [("remove", {}), ("role", {"role": Role.MEMBER})]:
         page = client.post(reverse(f"accounts:{name}", args=[mine.pk]), answers).text
-        assert "“Default” would be without an owner. Make somebody else an owner first." in page
+        assert "“Default” needs at least one owner. Make another member an owner first." in page
     assert role_of(owner, project) == Role.OWNER
 
 
 def test_a_wrong_address_is_explained(project: Project, owner: User, client_for: Callable) -> None:
     url = reverse("accounts:invite", args=[project.pk])
     client = client_for(owner)
-    assert "Say whom you invite" in client.post(url, {"email": "", "role": Role.MEMBER}).text
-    assert "is in “Default” already" in client.post(url, {"email": owner.email, "role": Role.MEMBER}).text
+    assert "Enter an e-mail address." in client.post(url, {"email": "", "role": Role.MEMBER}).text
+    assert "is already a member of “Default”" in client.post(url, {"email": owner.email, "role": Role.MEMBER}).text
     assert not Invitation.objects.exists()
 
 
@@ -171,7 +171,7 @@ def test_an_account_invites_so_many_an_hour(
     page = client_for(owner).post(
         reverse("accounts:invite", args=[project.pk]), {"email": "3@example.com", "role": "viewer"}
     )
-    assert "Your account has sent 2 invitations within an hour" in page.text
+    assert "Your account has reached its limit of 2 invitations an hour." in page.text
     assert Invitation.objects.count() == 2
     roles.invite(project=project, email="3@example.com", role=Role.VIEWER, by=owner, at=now + timedelta(minutes=61))
 
@@ -238,18 +238,18 @@ def test_an_invitation_is_sent_again_with_a_new_link(
     OutgoingMail.objects.update(failed_at=timezone.now(), error="550 5.1.1 No such user")
     client = client_for(owner)
     page = client.post(reverse("accounts:resend", args=[old.pk]), follow=True).text
-    assert "The invitation is on its way to mya@example.com again." in page
+    assert "sent the invitation to mya@example.com again." in page
     [message] = sent_mails()
     new = roles.open_invitations().get()
     assert (new.email, new.role) == ("mya@example.com", Role.MEMBER)
     [link] = re.findall(r"https?://[^/]+(/invitations/\S+/)", message.body)  # it tells the second at which it was made
-    assert roles.find(link.split("/")[2], at=timezone.now()) == new
+    assert roles.get_invitation(link.split("/")[2], at=timezone.now()) == new
     assert Client().get(link_of(old)).status_code == 404
     assert Client().get(link).status_code == 200
 
     settings.INVITATIONS_PER_HOUR = 1
     page = client.post(reverse("accounts:resend", args=[new.pk]), follow=True).text
-    assert "Your account has sent 1 invitations within an hour" in page
+    assert "Your account has reached its limit of 1 invitations an hour." in page
     assert client.post(reverse("accounts:resend", args=[old.pk])).status_code == 404, "it is revoked"
 
 

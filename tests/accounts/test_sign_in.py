@@ -34,7 +34,7 @@ def test_a_wrong_password_is_said_without_telling_whether_the_account_exists(cli
     known = sign_in(client, "aye@example.com", "wrong").text
     unknown = sign_in(client, "nobody@example.com", "wrong").text
     for page in (known, unknown):
-        assert "The e-mail or the password is wrong. Check both, or reset the password." in page
+        assert "Wrong e-mail or password. Check both, or reset your password." in page
 
 
 def test_nobody_signs_up_by_themselves(client: Client) -> None:

@@ -351,7 +351,7 @@ def test_administrators_neither_leave_a_project_without_an_owner(
         "memberships-0-role": Role.VIEWER,
     }
     page = client_for(UserFactory(admin=True)).post(f"/admin/accounts/project/{project.pk}/change/", answers).text
-    assert "“Default” would be without an owner." in page
+    assert "“Default” needs at least one owner." in page
     assert owner.memberships.get().role == Role.OWNER
 
 

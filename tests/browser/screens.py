@@ -518,7 +518,7 @@ def of_nobody(member: Membership) -> Screens:
         "reset-link-gone": Screen(reverse("account_reset_password_from_key", args=["0", "none"])),
         "reset-link": Screen(reset_link(member.user), status=302),
         "reset-done": Screen(reverse("account_reset_password_from_key_done")),
-        "invitation": Screen(reverse("accounts:invitation", args=[roles.token_of(invitation)])),
+        "invitation": Screen(reverse("accounts:invitation", args=[roles.sign_token(invitation)])),
         "invitation-gone": Screen(reverse("accounts:invitation", args=["none"]), status=404),
     }
     errors = {"400": {}, "403_csrf": {}, "500": {}, "503": {"note": "Until 14:00 Yangon time."}}
@@ -600,7 +600,7 @@ def of_an_administrator(member: Membership) -> Screens:
         "admin-switch-many": Screen(reverse("admin:inventory_virtualmachine_changelist"), switch_many),
         "admin-delete-backups": Screen(reverse("admin:snapshots_delete_automatic_backups", args=[web.pk])),
         "admin-operations": Screen(reverse("admin:snapshots_operation_overview")),
-        "admin-look-as": Screen(reverse("admin:accounts_look_as", args=[member.user_id])),
+        "admin-look-as": Screen(reverse("admin:accounts_impersonate", args=[member.user_id])),
         "admin-new-package": Screen(reverse("admin:billing_package_add")),
         "admin-new-customer": Screen(reverse("admin:accounts_customer_add")),
     }
@@ -622,7 +622,7 @@ def accounts(member: Membership) -> dict[str, Account]:
     owner = client_of(member.user)
     with_factors = of_somebody_with_factors(member)
     looking = client_of(admin)
-    looking.post(reverse("admin:accounts_look_as", args=[member.user_id]))
+    looking.post(reverse("admin:accounts_impersonate", args=[member.user_id]))
     in_project = {each.user.email: each.user for each in Membership.objects.filter(project=member.project)}
     colleague = next(each for each in in_project.values() if each.email.startswith("maung"))
     return {

@@ -214,7 +214,7 @@ def test_the_pages_of_the_profile(
         reverse("accounts:invite", args=[member.project_id]),
     ]
     paths += [reverse(f"accounts:{name}", args=[other.pk]) for name in ("role", "remove")]
-    look_at(page, [*paths, reverse("accounts:invitation", args=[roles.token_of(invitation)])])
+    look_at(page, [*paths, reverse("accounts:invitation", args=[roles.sign_token(invitation)])])
     settings.MFA_REQUIRED = "everyone"
     look_at(page, [reverse("accounts:security")])
-    assert page.get_by_text("You need a second factor here").is_visible()
+    assert page.get_by_text("Add a second factor to continue").is_visible()

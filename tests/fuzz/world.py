@@ -210,7 +210,7 @@ def create_world(root: Path) -> SimpleNamespace:
     for person in people.values():
         person.set_password(PASSWORD)
         person.save()
-    ids["token"] = [roles.token_of(one) for one in [*mine.invitation_id, *foreign.invitation_id]]
+    ids["token"] = [roles.sign_token(one) for one in [*mine.invitation_id, *foreign.invitation_id]]
     ids["step"] = sorted({one.slug for steps in wizard.STEPS.values() for one in steps})
     ids["slug"] = ["billing", "restore"]
     ids["app_label"] = sorted({model._meta.app_label for model in admin.site._registry})
@@ -248,7 +248,7 @@ def sessions(role: str, people: dict[str, User]) -> Iterator[str]:
         client.force_login(people[role])
         session = client.session
         later = time.time() + 10**6  # a long run is longer than the confirmation lasts
-        session[confirmation.CONFIRMED] = later
+        session[confirmation.CONFIRMED_AT] = later
         session["account_authentication_methods"] = [{"method": "password", "at": later, "reauthenticated": True}]
         session["account_authentication_methods_user"] = str(people[role].pk)
         if looks:

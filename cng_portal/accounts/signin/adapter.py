@@ -26,19 +26,19 @@ logger = structlog.stdlib.get_logger(__name__)
 
 
 def on_portal(url: str) -> str:
-    """The address with PORTAL_URL in place of scheme, host and port."""
+    """Replace scheme, host and port by those of PORTAL_URL."""
     return settings.PORTAL_URL + urlsplit(url)._replace(scheme="", netloc="").geturl()
 
 
 class AccountAdapter(DefaultAccountAdapter):
     error_messages = DefaultAccountAdapter.error_messages | {
-        "email_password_mismatch": _("The e-mail or the password is wrong. Check both, or reset the password."),
-        "too_many_login_attempts": _("Too many failed attempts. Wait a few minutes, then try again."),
-        "account_inactive": _("This sign-in has been switched off. Ask an administrator."),
+        "email_password_mismatch": _("Wrong e-mail or password. Check both, or reset your password."),
+        "too_many_login_attempts": _("Too many failed attempts. Try again in a few minutes."),
+        "account_inactive": _("This account is disabled. Ask an administrator."),
     }
 
     def is_open_for_signup(self, request: HttpRequest) -> bool:
-        """Customers come with a contract; administrators make their sign-ins."""
+        """Always False: administrators create the users."""
         return False
 
     def validation_error(self, code: str, *args: Any) -> ValidationError:
@@ -47,12 +47,12 @@ class AccountAdapter(DefaultAccountAdapter):
         return super().validation_error(code, *args)
 
     def _get_login_attempts_cache_key(self, request: HttpRequest, **credentials: Any) -> str:
-        """Count failed attempts in a known browser apart from those of everybody else."""
+        """Count failed attempts in a known browser separately."""
         browser_id = known_browsers.browser_id(request, str(credentials.get("email", "")))
         return f"{super()._get_login_attempts_cache_key(request, **credentials)}:{browser_id}"
 
     def confirm_email(self, request: HttpRequest, email_address: EmailAddress) -> bool:
-        """Not an address that somebody else signs in with: of theirs allauth knows only what it has seen confirmed."""
+        """Refuse an address that another user signs in with. allauth checks only addresses confirmed through it."""
         taken = User.objects.filter(email__iexact=email_address.email).exclude(pk=email_address.user_id)
         if taken.exists():
             data = {"email": email_address.email}
@@ -70,7 +70,7 @@ class AccountAdapter(DefaultAccountAdapter):
         expires_in = timedelta(seconds=settings.PASSWORD_RESET_TIMEOUT)
         if "password_reset" not in template_prefix:
             expires_in = mail.EXPIRES_AFTER
-        # allauth takes name and links of the site from the request, whose Host anybody may have sent.
+        # allauth builds links from the Host header, which can be forged.
         links = {name: on_portal(value) for name, value in context.items() if name.endswith("_url")}
         site = SimpleNamespace(name="1CNG", domain=urlsplit(settings.PORTAL_URL).netloc)
         with as_read_by(User.objects.filter(email__iexact=email).first()):
@@ -85,5 +85,5 @@ class AccountAdapter(DefaultAccountAdapter):
         )
 
     def can_delete_email(self, email_address: EmailAddress) -> bool:
-        """Who signs in with it keeps it until another one is confirmed."""
+        """Not the address that the user signs in with."""
         return email_address.email.lower() != email_address.user.email.lower()

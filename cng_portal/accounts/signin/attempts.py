@@ -1,4 +1,4 @@
-"""The counters of who tried what, and how often: they are in the cache that all processes share, and leave it here."""
+"""Counters of failed attempts, in the database cache that all processes share."""
 
 from datetime import datetime
 from typing import Any
@@ -7,10 +7,10 @@ from django.conf import settings
 from django.db import connection
 
 
-def forget_expired(*, now: datetime) -> int:
-    """Remove what has run out; Django's table keeps it until there is too much of it. Returns how many there were."""
-    used: Any = settings.CACHES["default"]
-    table = connection.ops.quote_name(used["LOCATION"])
+def delete_expired(*, now: datetime) -> int:
+    """Delete expired counters, which Django's cache keeps until it is full. Returns how many."""
+    config: Any = settings.CACHES["default"]
+    table = connection.ops.quote_name(config["LOCATION"])
     with connection.cursor() as cursor:
         cursor.execute(f"DELETE FROM {table} WHERE expires < %s", [connection.ops.adapt_datetimefield_value(now)])
         return cursor.rowcount

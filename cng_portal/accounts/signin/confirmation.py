@@ -1,4 +1,4 @@
-"""Whether the person has lately shown who they are: by signing in, or by confirming it once more."""
+"""Whether the user has recently signed in or confirmed their identity."""
 
 import time
 
@@ -9,24 +9,24 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, resolve_url
 from django.utils.http import urlencode
 
-CONFIRMED = "confirmed_at"
-# After so long a costly act of an administrator asks for the password or a factor again.
-SECONDS = 15 * 60
+CONFIRMED_AT = "confirmed_at"
+# After this, sensitive actions ask for the password or a second factor again.
+VALID_SECONDS = 15 * 60
 
 
 def confirm(request: HttpRequest) -> None:
-    request.session[CONFIRMED] = time.time()
+    request.session[CONFIRMED_AT] = time.time()
 
 
-def is_fresh(request: HttpRequest) -> bool:
-    # A confirmation in the future is of a clock that was ahead, so nobody knows how old it is.
-    return 0 <= time.time() - request.session.get(CONFIRMED, 0) < SECONDS
+def is_recent(request: HttpRequest) -> bool:
+    # A confirmation in the future comes from a clock that was ahead. Its age is unknown.
+    return 0 <= time.time() - request.session.get(CONFIRMED_AT, 0) < VALID_SECONDS
 
 
-def ask(request: HttpRequest, *, keep: bool = True) -> HttpResponse:
-    """To where it is confirmed. What was sent goes on by itself afterwards, unless it is not to be kept until then."""
-    ways = get_adapter().get_reauthentication_methods(request.user)
-    where = ways[0]["url"] if ways else resolve_url("account_login")
+def request_confirmation(request: HttpRequest, *, keep: bool = True) -> HttpResponse:
+    """Redirect to re-authentication. The suspended request is replayed afterwards unless `keep=False`."""
+    methods = get_adapter().get_reauthentication_methods(request.user)
+    url = methods[0]["url"] if methods else resolve_url("account_login")
     if keep:
-        return suspend_request(request, where)
-    return redirect(f"{where}?{urlencode({REDIRECT_FIELD_NAME: request.get_full_path()})}")
+        return suspend_request(request, url)
+    return redirect(f"{url}?{urlencode({REDIRECT_FIELD_NAME: request.get_full_path()})}")

@@ -1,6 +1,4 @@
-"""Second factors: who needs one. Their secrets are encrypted in the database with a key that is made of SECRET_KEY, and
-one that is lost is taken away here.
-"""
+"""Second factors: who needs one, how their secrets are encrypted (with a key derived from SECRET_KEY), and their removal."""
 
 from base64 import urlsafe_b64encode
 from functools import partial
@@ -25,15 +23,15 @@ from ..models import Role, User
 
 logger = structlog.stdlib.get_logger(__name__)
 
-WANTED = "wanted_page"  # in the session, of who had to add a factor first
+NEXT_PAGE = "wanted_page"  # session key: where to go after adding a factor
 SALT = "cng_portal.accounts.signin.factors"
 ENCRYPTED = "fernet:"
-# A passkey's is its owner's: the portal has the public half alone.
+# Passkeys have none here: the portal has only their public key.
 SECRETS = {Authenticator.Type.TOTP: "secret", Authenticator.Type.RECOVERY_CODES: "seed"}
 
 
-def is_missing(user: User) -> bool:
-    """Whether it is one without which MFA_REQUIRED lets nobody in. The user is the request's; no query."""
+def is_factor_missing(user: User) -> bool:
+    """Whether MFA_REQUIRED asks the user for a second factor they don't have. The user is `request.user`; no query."""
     if user.has_factor:  # type: ignore[attr-defined]  # set by the backend
         return False
     required = settings.MFA_REQUIRED
@@ -41,27 +39,27 @@ def is_missing(user: User) -> bool:
 
 
 class MFAAdapter(DefaultMFAAdapter):
-    """What was written in clear by a version before, or with one of SECRET_KEY_FALLBACKS, goes on working."""
+    """Also reads plain text of earlier versions, and secrets encrypted with one of SECRET_KEY_FALLBACKS."""
 
     def encrypt(self, text: str) -> str:
-        return mark() + cipher().encrypt(text.encode()).decode()
+        return key_prefix() + get_cipher().encrypt(text.encode()).decode()
 
     def decrypt(self, encrypted_text: str) -> str:
-        """Raises PermissionDenied with a sentence where the key is gone."""
-        text = decrypted(encrypted_text)
+        """Raises PermissionDenied when the key is missing."""
+        text = try_decrypt(encrypted_text)
         if text is None:
             logger.error("factor.undecryptable")
             raise PermissionDenied(
                 _(
-                    "The portal cannot check your second factor any more, because the key that protects it was exchanged. "
-                    "Ask an administrator to remove it, or use a passkey."
+                    "Your second factor can't be checked, because the key that encrypts it was replaced. Use a passkey, "
+                    "or ask an administrator to remove the factor."
                 )
             )
         return text
 
 
-def cipher() -> MultiFernet:
-    keys = [salted_hmac(SALT, "key", secret=one, algorithm="sha256").digest() for one in secret_keys()]
+def get_cipher() -> MultiFernet:
+    keys = [salted_hmac(SALT, "key", secret=secret, algorithm="sha256").digest() for secret in secret_keys()]
     return MultiFernet([Fernet(urlsafe_b64encode(key)) for key in keys])
 
 
@@ -69,53 +67,51 @@ def secret_keys() -> list[str]:
     return [settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS]
 
 
-def mark() -> str:
-    """What everything begins with that was encrypted with today's key."""
+def key_prefix() -> str:
+    """The prefix of everything encrypted with the current key."""
     return f"{ENCRYPTED}{salted_hmac(SALT, 'name', algorithm='sha256').hexdigest()[:8]}:"
 
 
-def decrypted(text: str) -> str | None:
+def try_decrypt(text: str) -> str | None:
     if not text.startswith(ENCRYPTED):
         return text
     try:
-        return cipher().decrypt(text.rpartition(":")[2]).decode()
+        return get_cipher().decrypt(text.rpartition(":")[2]).decode()
     except InvalidToken:
         return None
 
 
 def encrypt_all() -> int:
-    """Encrypt with today's key what is in clear or has an older one. Returns how many secrets were written."""
+    """Encrypt every secret with the current key that isn't yet. Returns how many."""
     written = []
 
     @transaction.atomic
     def encrypt(others: QuerySet[Authenticator], name: str, pk: int) -> None:
-        # locked, because a code that is used meanwhile is crossed out in the same field
+        # Locked, because using a recovery code changes the same field.
         factor = others.select_for_update().filter(pk=pk).first()
-        text = decrypted(factor.data[name]) if factor else None
+        text = try_decrypt(factor.data[name]) if factor else None
         if factor and text is not None:
             factor.data[name] = MFAAdapter().encrypt(text)
             factor.save(update_fields=["data"])
             written.append(pk)
 
     for kind, name in SECRETS.items():
-        others = Authenticator.objects.filter(type=kind).exclude(**{f"data__{name}__startswith": mark()})
+        others = Authenticator.objects.filter(type=kind).exclude(**{f"data__{name}__startswith": key_prefix()})
         for_each(list(others.values_list("pk", flat=True)), partial(encrypt, others, name))
     return len(written)
 
 
 @transaction.atomic
-def take_away(factor: Authenticator, *, by: User | None) -> None:
-    """For who has lost it; the person is told, as it might be somebody else who asked. Without `by` it was done by
-    command.
-    """
-    person, name = factor.user, signals.factor(factor)
-    activity.record(action="user.remove_factor", actor=by, target=person, before={"factor": name})
+def remove_factor(factor: Authenticator, *, by: User | None) -> None:
+    """Remove a lost factor and notify the user. `by` is the administrator, None for a command."""
+    user, name = factor.user, signals.describe_factor(factor)
+    activity.record(action="user.remove_factor", actor=by, target=user, before={"factor": name})
     factor.delete()
-    delete_dangling_recovery_codes(person)
-    signals.warn(
-        person,
+    delete_dangling_recovery_codes(user)
+    signals.notify(
+        user,
         lambda: (
-            _("An administrator removed a second factor: %(factor)s") % {"factor": signals.factor(factor)},
-            _("Did you not ask for it? Ask support at once, and add a factor again."),
+            _("An administrator removed a second factor: %(factor)s") % {"factor": signals.describe_factor(factor)},
+            _("If you didn't ask for this, contact support now and add a second factor again."),
         ),
     )

@@ -1,4 +1,4 @@
-"""Passwords known from breaches of other sites are refused, by Have I Been Pwned's range API."""
+"""Refuse passwords from known data breaches, by the range API of Have I Been Pwned."""
 
 from django.utils.translation import gettext_lazy as _
 from prometheus_client import Counter
@@ -8,7 +8,7 @@ from pwned_passwords_django.validators import PwnedPasswordsValidator
 
 FAILURES = Counter(
     "portal_breach_service_failures",
-    "Passwords that were accepted although the service of BREACHED_PASSWORDS gave no answer.",
+    "Passwords accepted unchecked because the BREACHED_PASSWORDS service failed.",
     registry=None,
 )
 
@@ -27,13 +27,13 @@ class BreachService(PwnedPasswords):
 
 
 class BreachedPasswordValidator(PwnedPasswordsValidator):
-    """Fails open: when the service gives no usable answer, the password is accepted, and the log and a metric say so. A
-    portal in which nobody can set a password because somebody else's machine is down is worse.
+    """Accepts the password, with a metric and a log line, when the service fails: an outage elsewhere must not stop users
+    from changing their passwords.
     """
 
     def __init__(self, address: str) -> None:
         super().__init__(
-            error_message=_("This password is in a list of those that were stolen elsewhere. Choose another one."),
-            help_message=_("Your password must not be known from a breach of another site."),
+            error_message=_("This password has appeared in a data breach. Choose a different one."),
+            help_message=_("Your password must not have appeared in a data breach."),
             api_client=BreachService(address),
         )

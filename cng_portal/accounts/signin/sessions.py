@@ -1,4 +1,4 @@
-"""Where a person is signed in: the sessions, with device and address, and how to end them."""
+"""A user's sessions, with device and IP address, and how they end."""
 
 import re
 import time
@@ -25,10 +25,10 @@ from cng_portal.common.optional import optional
 from ..models import User
 from ..requests import Request
 
-# A session is written down as seen at most so often.
+# How often the last use of a session is recorded.
 SEEN_EVERY_SECONDS = 300
 BEGAN, SEEN = "began_at", "seen_at"
-# the first that is found in a user agent; each browser also claims to be those below it
+# The first match counts: browsers also claim to be those below them.
 BROWSERS = [
     ("Edge", "Edg"),
     ("Opera", "OPR/"),
@@ -48,103 +48,104 @@ SYSTEMS = [
 ]
 
 
-def address_of(request: HttpRequest) -> str | None:
+def get_address(request: HttpRequest) -> str | None:
     try:
         return get_adapter().get_client_ip(request)
-    except PermissionDenied:  # a socket has none
+    except PermissionDenied:  # a Unix socket has none
         return None
 
 
-def device_of(request: HttpRequest) -> str:
-    return device(request.META.get("HTTP_USER_AGENT", ""))
+def get_device(request: HttpRequest) -> str:
+    return describe_device(request.META.get("HTTP_USER_AGENT", ""))
 
 
-def device(user_agent: str) -> str:
-    """`Firefox on Linux`, as far as the browser says so."""
+def describe_device(user_agent: str) -> str:
+    """Return a name such as `Firefox on Linux`."""
     browser, system = (
-        next((name for name, sign in known if re.search(sign, user_agent)), "") for known in (BROWSERS, SYSTEMS)
+        next((name for name, pattern in patterns if re.search(pattern, user_agent)), "")
+        for patterns in (BROWSERS, SYSTEMS)
     )
     if browser and system:
         return _("%(browser)s on %(system)s") % {"browser": browser, "system": system}
     return browser or system or _("Unknown device")
 
 
-def asks_by_itself(request: Request) -> bool:
+def is_polling(request: Request) -> bool:
     """Whether an open page polls for the progress of an operation."""
     view = request.resolver_match.func if request.resolver_match else None
     return bool(request.htmx) and ("seen" in request.GET or hasattr(view, "is_polled"))
 
 
-def see(request: Request) -> None:
-    if asks_by_itself(request):
+def touch(request: Request) -> None:
+    if is_polling(request):
         return
     user = request.user
     seen_at = request.session.get(SEEN)
     if seen_at is None or not user.is_authenticated or time.time() - seen_at < SEEN_EVERY_SECONDS:
         return
     if not full_disk.is_full():
-        optional("session last seen", partial(record_seen, request), None)
+        optional("session last seen", partial(record_last_seen, request), None)
 
 
-def record_seen(request: HttpRequest) -> None:
+def record_last_seen(request: HttpRequest) -> None:
     UserSession.objects.filter(session_key=request.session.session_key).update(
-        last_seen_at=timezone.now(), ip=address_of(request) or "::"
+        last_seen_at=timezone.now(), ip=get_address(request) or "::"
     )
     request.session[SEEN] = time.time()
 
 
-def is_over(request: HttpRequest) -> bool:
-    """That nobody has used it for too long, or that it began too long ago."""
+def is_expired(request: HttpRequest) -> bool:
+    """Whether the session was idle for too long, or started too long ago."""
     limits = ((SEEN, settings.SESSION_IDLE_HOURS), (BEGAN, settings.SESSION_LONGEST_HOURS))
     now = time.time()
-    return any(hours and now - request.session.get(what, now) > hours * 3600 for what, hours in limits)
+    return any(hours and now - request.session.get(key, now) > hours * 3600 for key, hours in limits)
 
 
-def end_over(request: HttpRequest) -> None:
-    """What is asked is answered as to somebody who is not signed in."""
+def end_expired(request: HttpRequest) -> None:
+    """End the session. The request continues as anonymous."""
     user = request.user
     if user.is_authenticated:
-        before = {"device": device_of(request), "address": address_of(request)}
+        before = {"device": get_device(request), "address": get_address(request)}
         activity.record(action="user.end_session", actor=None, target=user, before=before)
     UserSession.objects.filter(session_key=request.session.session_key).delete()
     request.session.flush()
     request.user = AnonymousUser()
 
 
-def of(user: User) -> QuerySet[UserSession]:
-    """Those that can still be used, the last seen first. One query."""
+def active_sessions(user: User) -> QuerySet[UserSession]:
+    """The user's sessions that haven't ended or expired, last used first. One query."""
     now = timezone.now()
     alive = Session.objects.filter(expire_date__gt=now).values("session_key")
     began = now - timedelta(hours=settings.SESSION_LONGEST_HOURS)
-    found = UserSession.objects.filter(user=user, session_key__in=alive, created_at__gt=began)
+    active = UserSession.objects.filter(user=user, session_key__in=alive, created_at__gt=began)
     if settings.SESSION_IDLE_HOURS:
-        found = found.filter(last_seen_at__gt=now - timedelta(hours=settings.SESSION_IDLE_HOURS))
-    return found.order_by("-last_seen_at", "-pk")
+        active = active.filter(last_seen_at__gt=now - timedelta(hours=settings.SESSION_IDLE_HOURS))
+    return active.order_by("-last_seen_at", "-pk")
 
 
-def forget_ended(*, now: datetime) -> int:
-    """Remove device and address of the sessions that are there no more. Returns how many."""
+def delete_ended(*, now: datetime) -> int:
+    """Delete the device and address of ended sessions. Returns how many."""
     alive = Session.objects.filter(expire_date__gt=now).values("session_key")
-    begun = UserSession.objects.filter(created_at__lt=now - timedelta(hours=1))  # not one that is just being written
-    return begun.exclude(session_key__in=alive).delete()[0]
+    old = UserSession.objects.filter(created_at__lt=now - timedelta(hours=1))  # not one that is being created
+    return old.exclude(session_key__in=alive).delete()[0]
 
 
-def renew(request: HttpRequest) -> None:
-    """The same session under a new key: the old one, which somebody may have got hold of, opens nothing any more."""
+def rotate_key(request: HttpRequest) -> None:
+    """Give the session a new key, so that a stolen old one is worthless."""
     old = request.session.session_key
     request.session.cycle_key()
     UserSession.objects.filter(session_key=old).update(session_key=request.session.session_key)
 
 
 def end_all(user: User, *, but: str | None = None) -> int:
-    """All of the person's, except the one with the key `but`. Returns how many there were."""
-    return end(UserSession.objects.filter(user=user).exclude(session_key=but))
+    """End the user's sessions except the one with the key `but`. Returns how many."""
+    return end_sessions(UserSession.objects.filter(user=user).exclude(session_key=but))
 
 
 @transaction.atomic
-def end(ended: Iterable[UserSession]) -> int:
-    """Whoever uses them has to sign in again. Returns how many there were."""
-    keys = [one.session_key for one in ended]
+def end_sessions(sessions: Iterable[UserSession]) -> int:
+    """End the sessions. Returns how many."""
+    keys = [session.session_key for session in sessions]
     Session.objects.filter(session_key__in=keys).delete()
     UserSession.objects.filter(session_key__in=keys).delete()
     return len(keys)

@@ -16,7 +16,7 @@ from django.views.decorators.http import require_http_methods, require_POST
 
 from cng_portal.accounts import roles
 from cng_portal.accounts.forms import InvitationForm, RoleForm, SignUpForm
-from cng_portal.accounts.models import Invitation, Membership, Project, User
+from cng_portal.accounts.models import Invitation, Membership, Project, Role, User
 from cng_portal.accounts.submissions import submit_once
 
 
@@ -32,30 +32,30 @@ def invite(request: HttpRequest, project_id: UUID) -> HttpResponse:
         except roles.Refused as refusal:
             form.add_error("email", str(refusal))
         else:
-            sentence = _("%(email)s is invited to “%(project)s”: a message with a link is on its way.")
-            messages.success(request, sentence % {"email": form.cleaned_data["email"], "project": project.name})
+            text = _("We've e-mailed an invitation to “%(project)s” to %(email)s.")
+            messages.success(request, text % {"email": form.cleaned_data["email"], "project": project.name})
             return redirect("project", project.pk)
     return render(request, "accounts/invite.html", {"project": project, "form": form})
 
 
 def get_invitation(user: User, invitation_id: UUID) -> Invitation:
-    """404 for a stranger, 403 for a member who is no owner."""
-    found = roles.open_invitations().filter(project__in=list(user.roles)).select_related("project__customer")
-    invitation = get_object_or_404(found, pk=invitation_id)
+    """404 for strangers, 403 for members who aren't owners."""
+    visible = roles.open_invitations().filter(project__in=list(user.roles)).select_related("project__customer")
+    invitation = get_object_or_404(visible, pk=invitation_id)
     roles.require_owner(user, invitation.project)
     return invitation
 
 
 @require_POST
 def resend(request: HttpRequest, invitation_id: UUID) -> HttpResponse:
-    """Replace the invitation by a new one, with a new link and e-mail."""
+    """Replace the invitation by a new one with a new link."""
     old = get_invitation(request.user, invitation_id)
     try:
         roles.invite(project=old.project, email=old.email, role=old.role, by=request.user, at=timezone.now())
     except roles.Refused as refusal:
         messages.error(request, str(refusal))
     else:
-        messages.success(request, _("The invitation is on its way to %(email)s again.") % {"email": old.email})
+        messages.success(request, _("We've sent the invitation to %(email)s again.") % {"email": old.email})
     return redirect("project", old.project_id)
 
 
@@ -67,15 +67,13 @@ def revoke(request: HttpRequest, invitation_id: UUID) -> HttpResponse:
     except roles.Refused as refusal:
         messages.error(request, str(refusal))
     else:
-        messages.success(
-            request, _("The invitation of %(email)s does not work any more.") % {"email": invitation.email}
-        )
+        messages.success(request, _("The invitation for %(email)s was revoked.") % {"email": invitation.email})
     return redirect("project", invitation.project_id)
 
 
 def get_membership(user: User, membership_id: int) -> Membership:
-    found = Membership.objects.filter(project__in=list(user.roles)).select_related("project__customer", "user")
-    return get_object_or_404(found, pk=membership_id)
+    visible = Membership.objects.filter(project__in=list(user.roles)).select_related("project__customer", "user")
+    return get_object_or_404(visible, pk=membership_id)
 
 
 @require_http_methods(["GET", "POST"])
@@ -89,14 +87,15 @@ def change_role(request: HttpRequest, membership_id: int) -> HttpResponse:
         except roles.Refused as refusal:
             form.add_error("role", str(refusal))
         else:
-            messages.success(request, _("The role of %(person)s is changed.") % {"person": membership.user})
+            role = Role(form.cleaned_data["role"]).label
+            messages.success(request, _("New role of %(user)s: %(role)s.") % {"user": membership.user, "role": role})
             return redirect("project", membership.project_id)
     return render(request, "accounts/role.html", {"membership": membership, "form": form})
 
 
 @require_http_methods(["GET", "POST"])
 def remove(request: HttpRequest, membership_id: int) -> HttpResponse:
-    """An owner removes somebody; anybody leaves."""
+    """Owners remove members; any member can leave."""
     membership = get_membership(request.user, membership_id)
     leaves = membership.user_id == request.user.pk
     if not leaves:
@@ -109,7 +108,7 @@ def remove(request: HttpRequest, membership_id: int) -> HttpResponse:
             problems = [{"id": "", "message": str(refusal)}]
         else:
             names = {"person": membership.user, "project": membership.project.name}
-            done = _("You have left “%(project)s”.") if leaves else _("%(person)s is not in “%(project)s” any more.")
+            done = _("You left “%(project)s”.") if leaves else _("%(person)s is no longer a member of “%(project)s”.")
             messages.success(request, done % names)
             return redirect("projects") if leaves else redirect("project", membership.project_id)
     context = {"membership": membership, "leaves": leaves, "problems": problems}
@@ -119,12 +118,12 @@ def remove(request: HttpRequest, membership_id: int) -> HttpResponse:
 @login_not_required
 @require_http_methods(["GET", "POST"])
 def invitation(request: HttpRequest, token: str) -> HttpResponse:
-    """Where the link leads: to a new sign-in, to joining with the one that there is, or to why it does not work.
+    """The page of an invitation's link: sign up, join with an existing account, or see why the link doesn't work.
 
-    What it says of the address says nothing to a stranger: only who has the message has the link.
+    It may reveal that the address has an account, because only its owner has the link.
     """
     now = timezone.now()
-    found = roles.find(token, at=now)
+    found = roles.get_invitation(token, at=now)
     if found is None:
         return render(request, "accounts/invitation_gone.html", status=404)
     user = request.user if request.user.is_authenticated else None

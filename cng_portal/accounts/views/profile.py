@@ -1,4 +1,4 @@
-"""The person's own pages: details, security, sessions, sign-ins."""
+"""The user's own pages: details, security, sessions, sign-ins."""
 
 from allauth.mfa.models import Authenticator
 from allauth.usersessions.models import UserSession
@@ -27,18 +27,18 @@ SIGN_INS_SHOWN = 100
 
 @require_http_methods(["GET", "POST"])
 def profile(request: HttpRequest) -> HttpResponse:
-    # another instance: what is wrong in the form must not show in the frame
-    mine = User.objects.get(pk=request.user.pk)
-    form = DetailsForm(request.POST or None, instance=mine)
+    # A separate instance, so that invalid values don't show in the page's frame.
+    user = User.objects.get(pk=request.user.pk)
+    form = DetailsForm(request.POST or None, instance=user)
     if request.method == "POST" and form.is_valid():
         before = {name: form.initial[name] for name in form.changed_data}
         with transaction.atomic():
             form.save()
             if form.changed_data:
                 after = {name: form.cleaned_data[name] for name in form.changed_data}
-                activity.record(action="user.change", actor=mine, target=mine, before=before, after=after)
-        with preferences.as_read_by(mine):
-            messages.success(request, _("Your details are saved."))
+                activity.record(action="user.change", actor=user, target=user, before=before, after=after)
+        with preferences.as_read_by(user):
+            messages.success(request, _("Your profile was saved."))
         return redirect("accounts:profile")
     return render(request, "accounts/profile.html", {"form": form})
 
@@ -46,17 +46,17 @@ def profile(request: HttpRequest) -> HttpResponse:
 @factor_not_required
 @require_POST
 def choose_theme(request: HttpRequest) -> HttpResponse:
-    """What the switch in the top bar says; the page has changed its colours already."""
+    """Store the choice of the switch in the top bar, which has already changed the page's colors."""
     form = ThemeForm(request.POST)
     if not form.is_valid():
-        return HttpResponse(_("There is no such theme."), status=400)
+        return HttpResponse(_("Unknown theme."), status=400)
     User.objects.filter(pk=request.user.pk).update(theme=form.cleaned_data["theme"])
     return HttpResponse(status=204)
 
 
 @require_POST
-def stop_looking(request: Request) -> HttpResponse:
-    """An administrator has seen enough of what this person sees."""
+def stop_impersonating(request: Request) -> HttpResponse:
+    """End an impersonation."""
     if request.impersonator is None:
         raise Http404
     person = request.user
@@ -67,9 +67,10 @@ def stop_looking(request: Request) -> HttpResponse:
 @factor_not_required
 @require_safe
 def security(request: HttpRequest) -> HttpResponse:
-    found = list(Authenticator.objects.filter(user=request.user).order_by("created_at"))
+    authenticators = list(Authenticator.objects.filter(user=request.user).order_by("created_at"))
     by_type = {
-        kind: [factor for factor in found if factor.type == kind] for kind in ("totp", "webauthn", "recovery_codes")
+        kind: [factor for factor in authenticators if factor.type == kind]
+        for kind in ("totp", "webauthn", "recovery_codes")
     }
     passkeys = [factor.wrap() for factor in by_type["webauthn"]]
     codes = by_type["recovery_codes"]
@@ -78,46 +79,44 @@ def security(request: HttpRequest) -> HttpResponse:
         "passkeys": passkeys,
         "codes_left": len(codes[0].wrap().get_unused_codes()) if codes else None,
         "is_protected": bool(by_type["totp"] or passkeys),
-        "must_add": factors.is_missing(request.user),
+        "must_add": factors.is_factor_missing(request.user),
     }
     return render(request, "accounts/security.html", context)
 
 
 @require_safe
 def session_list(request: HttpRequest) -> HttpResponse:
-    shown = list(sessions.of(request.user))
-    for one in shown:
-        one.device = sessions.device(one.user_agent)
-        one.is_here = one.session_key == request.session.session_key
-    others = sum(not one.is_here for one in shown)
-    context = {"sessions": shown, "others": others, "hours": settings.SESSION_IDLE_HOURS}
+    rows = list(sessions.active_sessions(request.user))
+    for row in rows:
+        row.device = sessions.describe_device(row.user_agent)
+        row.is_current = row.session_key == request.session.session_key
+    others = sum(not row.is_current for row in rows)
+    context = {"sessions": rows, "others": others, "hours": settings.SESSION_IDLE_HOURS}
     return render(request, "accounts/sessions.html", context)
 
 
 @require_POST
 def end_session(request: HttpRequest, session_id: int) -> HttpResponse:
-    """Another one than this, which ends by signing out; after a confirmation, or who holds a stolen one throws out whom
-    it was stolen from.
-    """
-    others = sessions.of(request.user).exclude(session_key=request.session.session_key)
-    one = get_object_or_404(others, pk=session_id)
-    if not confirmation.is_fresh(request):
-        return confirmation.ask(request)
-    device = sessions.device(one.user_agent)
-    end(request, [one])
-    messages.success(request, _("The session on %(device)s is ended.") % {"device": device})
+    """End one of the user's other sessions. Needs a recent confirmation: a thief must not sign out the owner."""
+    others = sessions.active_sessions(request.user).exclude(session_key=request.session.session_key)
+    session = get_object_or_404(others, pk=session_id)
+    if not confirmation.is_recent(request):
+        return confirmation.request_confirmation(request)
+    device = sessions.describe_device(session.user_agent)
+    end(request, [session])
+    messages.success(request, _("The session on %(device)s was ended.") % {"device": device})
     return redirect("accounts:sessions")
 
 
 @require_POST
 def end_other_sessions(request: HttpRequest) -> HttpResponse:
-    if not confirmation.is_fresh(request):
-        return confirmation.ask(request)
-    others = list(sessions.of(request.user).exclude(session_key=request.session.session_key))
+    if not confirmation.is_recent(request):
+        return confirmation.request_confirmation(request)
+    others = list(sessions.active_sessions(request.user).exclude(session_key=request.session.session_key))
     end(request, others)
     messages.success(
         request,
-        ngettext("%(count)s other session is ended.", "%(count)s other sessions are ended.", len(others))
+        ngettext("%(count)s other session was ended.", "%(count)s other sessions were ended.", len(others))
         % {"count": len(others)},
     )
     return redirect("accounts:sessions")
@@ -125,14 +124,14 @@ def end_other_sessions(request: HttpRequest) -> HttpResponse:
 
 @transaction.atomic
 def end(request: HttpRequest, ended: list[UserSession]) -> None:
-    for one in ended:
-        before = {"device": sessions.device(one.user_agent), "address": one.ip}
+    for session in ended:
+        before = {"device": sessions.describe_device(session.user_agent), "address": session.ip}
         activity.record(action="user.end_session", actor=request.user, target=request.user, before=before)
-    sessions.end(ended)
+    sessions.end_sessions(ended)
 
 
 @require_safe
 def sign_ins(request: HttpRequest) -> HttpResponse:
-    """The newest of them; the activity log has all."""
-    found = Activity.objects.filter(actor=request.user, action__in=SIGN_INS).order_by("-at", "-id")
-    return render(request, "accounts/sign_ins.html", {"rows": found[:SIGN_INS_SHOWN], "most": SIGN_INS_SHOWN})
+    """List the latest sign-ins and failed attempts. The activity log has all of them."""
+    entries = Activity.objects.filter(actor=request.user, action__in=SIGN_INS).order_by("-at", "-id")
+    return render(request, "accounts/sign_ins.html", {"rows": entries[:SIGN_INS_SHOWN], "most": SIGN_INS_SHOWN})

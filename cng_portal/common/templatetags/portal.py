@@ -1,4 +1,4 @@
-"""Tags and filters of the portal's own components; built in, so that no template has to load them."""
+"""Template tags and filters of the portal's components, available in every template without loading."""
 
 import re
 from collections.abc import Iterable
@@ -32,7 +32,7 @@ register = template.Library()
 @register.simple_tag(name="icon")
 @cache  # a list draws eighty
 def draw_icon(name: str, size: int = 20, style: str = "outline", css_class: str = "icon") -> SafeString:
-    """Draw an icon of the sprite: `{% icon "camera" 16 "micro" %}`. It is decorative, the text beside it says the same."""
+    """Draw an icon of the sprite: `{% icon "camera" 16 "micro" %}`. Decorative: the text beside it says the same."""
     return format_html(
         '<svg class="{}" width="{}" height="{}" aria-hidden="true"><use href="{}#{}"/></svg>',
         css_class,
@@ -50,7 +50,7 @@ DRAWN_FLAGS = {"MM", "SG"}
 @register.simple_tag
 @cache
 def flag(country: str, emoji: str = "") -> SafeString:
-    """Draw the flag of an ISO country code, our own drawing where there is one, else the emoji. It is decorative."""
+    """Draw the flag of an ISO country code, our own drawing if there is one, else the emoji. Decorative."""
     if country in DRAWN_FLAGS:
         source = static(f"flags/{country.lower()}.svg")
         return format_html('<img class="flag" src="{}" alt="" width="24" height="16">', source)
@@ -134,9 +134,9 @@ def picture_size(path: str) -> tuple[int, int]:
 
 @register.simple_tag
 def picture(name: str, text: str) -> SafeString:
-    """A picture of the guide, `static/help/NAME.webp`, which `make pictures` takes; `text` says what is seen on it.
+    """A picture of the guide, `static/help/NAME.webp`, which `make pictures` takes; `text` describes it.
 
-    Its width and height go with it, so that nothing jumps when it comes.
+    With width and height, so that the page doesn't jump when it loads.
     """
     path = f"help/{name}.webp"
     width, height = picture_size(path)
@@ -159,7 +159,7 @@ class OptionalNode(template.Node):
 
 @register.tag("optional")
 def optional_block(parser: Parser, token: Token) -> OptionalNode:
-    """`{% optional "bell" %} … {% endoptional %}`: a decoration, left out and logged when rendering it fails."""
+    """`{% optional "bell" %} … {% endoptional %}`: a decoration, omitted and logged if it fails."""
     _tag, name = token.split_contents()
     nodelist = parser.parse(("endoptional",))
     parser.delete_first_token()
@@ -168,13 +168,13 @@ def optional_block(parser: Parser, token: Token) -> OptionalNode:
 
 @register.simple_tag
 def form_key() -> SafeString:
-    """The hidden key by which `submit_once` tells a form that is sent twice."""
+    """A hidden key, by which `submit_once` recognizes a form sent twice."""
     return format_html('<input type="hidden" name="form_key" value="{}">', uuid4())
 
 
 @register.filter("bytes")
 def format_bytes(value: int | None) -> str:
-    """A count of bytes in the units that disks are sold in, three digits: `312 MB`, `1.24 GB` (a GB is 1024³ bytes)."""
+    """Bytes with three digits and a unit: `312 MB`, `1.24 GB` (a GB is 1024³ bytes)."""
     if value is None:
         return "–"
     amount, unit = float(value), "B"
@@ -194,13 +194,13 @@ def size(gb: int | None = None, bytes: int | None = None) -> SafeString:
 
 @register.filter
 def unbroken(formula: str) -> str:
-    """`3 hours × 50 GB = K 60.00` as a line that breaks before a sign at most, never inside a number and its unit."""
+    """`3 hours × 50 GB = K 60.00` with line breaks only before an operator, never between a number and its unit."""
     return re.sub(" (?![×=])", "\N{NO-BREAK SPACE}", formula)
 
 
 @register.filter
 def percent(done: int, total: int) -> int:
-    """Whole percent of `done` in `total`, rounded down so that 100 means finished; 0 where the total is not known."""
+    """Whole percent of `done` in `total`, rounded down so that 100 means finished; 0 if the total is unknown."""
     return min(100, done * 100 // total) if total else 0
 
 
@@ -209,14 +209,14 @@ def poll_seconds(work: Iterable[Any], times: int = 1) -> int:
     """Seconds to wait before asking again how operations or runs go: a tenth of the age of the youngest, from 2 to 30, and
     so many times that.
     """
-    asked_for = [one.created_at for one in work if one is not None and one.finished_at is None]
-    age = (timezone.now() - max(asked_for)).total_seconds() if asked_for else 0
+    started = [item.created_at for item in work if item is not None and item.finished_at is None]
+    age = (timezone.now() - max(started)).total_seconds() if started else 0
     return times * min(30, max(2, int(age / 10)))
 
 
 @register.filter
 def iso(value: datetime) -> str:
-    """For the machine-readable attribute of `<time>`."""
+    """ISO 8601, for the `datetime` attribute of `<time>`."""
     return value.isoformat()
 
 
@@ -239,7 +239,7 @@ def second(value: datetime) -> str:
 
 @register.filter
 def exact(value: datetime) -> str:
-    """The instant to the second in the active zone, with the zone's offset, and the day as the reader wants it:
+    """The instant to the second in the active zone, with the zone's offset, and the reader's date format:
     `22 Nov 2026, 20:49:03 UTC+06:30`.
     """
     pattern = f"{date_pattern()}, HH:mm:ss 'UTC'xxx"
@@ -260,27 +260,27 @@ def when(value: datetime | None, none: str = "–") -> SafeString:
 
 
 def minute(value: datetime) -> str:
-    """The instant to the minute in the active zone, for a text that is kept: `22 Nov 2026, 02:00 UTC+06:30`."""
+    """The instant to the minute in the active zone, for stored texts: `22 Nov 2026, 02:00 UTC+06:30`."""
     pattern = f"{date_pattern()}, HH:mm 'UTC'xxx"
     return format_datetime(timezone.localtime(value), pattern, locale=current_locale())
 
 
 @register.filter
 def day(value: date) -> str:
-    """`22 Nov 2026`, as the reader wants it; an instant is that of the active zone."""
+    """`22 Nov 2026`, in the reader's date format. Instants are converted to the active time zone."""
     if isinstance(value, datetime):
         value = timezone.localtime(value).date()
     return format_date(value, date_pattern(), locale=current_locale())
 
 
 def near_day(value: date, weekday: str = "") -> str:
-    """`3 Nov`, with the year where it is another one; `weekday` is a CLDR pattern that goes before: `Tue 3 Nov`."""
+    """`3 Nov`, with the year unless it is the current one. `weekday` is a CLDR pattern to prepend: `Tue 3 Nov`."""
     pattern = date_pattern(with_year=value.year != timezone.localdate().year)
     return format_date(value, f"{weekday} {pattern}".strip(), locale=current_locale())
 
 
 def month(value: date, pattern: str = "") -> str:
-    """`November 2026`, as the reader wants it, or by a CLDR pattern."""
+    """`November 2026`, in the reader's format or a CLDR pattern."""
     return format_date(value, pattern or month_pattern(), locale=current_locale())
 
 
@@ -291,7 +291,7 @@ def length_of(value: timedelta, **options: Any) -> str:
 
 @register.filter
 def initials(value: object) -> str:
-    """One or two letters for the round badge of a person: `Aye Aye Mon` gives `AM`, an e-mail its first letter."""
+    """One or two letters for a user's avatar: `Aye Aye Mon` gives `AM`, an e-mail address its first letter."""
     words = str(value).split("@")[0].split()
     letters = words[0][:1] + (words[-1][:1] if len(words) > 1 else "") if words else ""
     return letters.upper()
@@ -299,7 +299,7 @@ def initials(value: object) -> str:
 
 @register.simple_tag
 def control(field: forms.BoundField, **attrs: str) -> SafeString:
-    """The widget of a bound field with the classes of our style sheet.
+    """Render a bound field's widget with the classes of our style sheet.
 
     Underscores in names of attributes become hyphens (`hx_get=url`). Django itself adds aria-describedby
     (help and error) and aria-invalid.
@@ -314,9 +314,9 @@ def control(field: forms.BoundField, **attrs: str) -> SafeString:
     own = widget.attrs.get("class", "")
     invalid = "is-invalid" if field.errors else ""
     classes = " ".join(filter(None, (css_class, own, invalid)))
-    # values from templates are marked safe by the template engine although nobody escaped them
+    # Template literals are marked safe without having been escaped; `+ ""` undoes that.
     extra: dict[str, Any] = {name.replace("_", "-"): str(value) + "" for name, value in attrs.items()}
-    extra.setdefault("placeholder", False)  # every field has a label, and allauth would say it once more in the field
+    extra.setdefault("placeholder", False)  # allauth repeats the label in it
     return field.as_widget(attrs={"class": classes, **extra})
 
 
@@ -327,7 +327,7 @@ def is_checkbox(field: forms.BoundField) -> bool:
 
 @register.filter
 def error_links(form: forms.BaseForm) -> list[dict[str, object]]:
-    """[{"id", "message"}] of all errors of a form, in the order of its fields; "" as id where no field is to blame."""
+    """[{"id", "message"}] of a form's errors in the order of its fields; the ID is "" for errors of the whole form."""
     links: list[dict[str, object]] = [{"id": "", "message": message} for message in form.non_field_errors()]
     for field in form:
         links += [{"id": field.auto_id, "message": message} for message in field.errors]

@@ -127,10 +127,10 @@ def tidy_up() -> None:
 
     def clear_sessions() -> None:
         call_command("clearsessions")
-        sessions.forget_ended(now=now)
+        sessions.delete_ended(now=now)
 
     def forget_attempts() -> None:
-        attempts.forget_expired(now=now)
+        attempts.delete_expired(now=now)
 
     def encrypt_factors() -> None:
         factors.encrypt_all()

@@ -26,5 +26,5 @@ class Command(BaseCommand):
         removed = list(Authenticator.objects.filter(user=user).exclude(type=Authenticator.Type.RECOVERY_CODES))
         with use_origin(Origin(device="manage.py")):
             for factor in removed:
-                factors.take_away(factor, by=None)
+                factors.remove_factor(factor, by=None)
         self.stdout.write(f"Removed {len(removed)} second factors of {user.email}.")
