@@ -56,16 +56,16 @@ class Migration(migrations.Migration):
                 ('is_active', models.BooleanField(default=True, verbose_name='active')),
                 ('is_staff', models.BooleanField(default=False, help_text='May use Django admin.', verbose_name='administrator')),
                 ('date_joined', models.DateTimeField(default=django.utils.timezone.now, editable=False, verbose_name='joined')),
-                ('time_zone', models.CharField(blank=True, db_default='', help_text="Without one, times are shown in the customer's.", max_length=64, validators=[cng_portal.accounts.models.validate_time_zone], verbose_name='time zone')),
+                ('time_zone', models.CharField(blank=True, db_default='', help_text="Defaults to the customer's.", max_length=64, validators=[cng_portal.accounts.models.validate_time_zone], verbose_name='time zone')),
                 ('date_format', models.CharField(choices=[('d MMM y', '22 Nov 2026'), ('y-MM-dd', '2026-11-22'), ('dd/MM/y', '22/11/2026'), ('MM/dd/y', '11/22/2026')], db_default='d MMM y', default='d MMM y', max_length=16, verbose_name='date format')),
-                ('theme', models.CharField(blank=True, choices=[('', 'As the system has it'), ('light', 'Light'), ('dark', 'Dark')], db_default='', default='', max_length=5, verbose_name='theme')),
+                ('theme', models.CharField(blank=True, choices=[('', 'Same as the system'), ('light', 'Light'), ('dark', 'Dark')], db_default='', default='', max_length=5, verbose_name='theme')),
                 ('groups', models.ManyToManyField(blank=True, help_text='The groups this user belongs to. A user will get all permissions granted to each of their groups.', related_name='user_set', related_query_name='user', to='auth.group', verbose_name='groups')),
                 ('user_permissions', models.ManyToManyField(blank=True, help_text='Specific permissions for this user.', related_name='user_set', related_query_name='user', to='auth.permission', verbose_name='user permissions')),
-                ('customer', models.ForeignKey(blank=True, help_text='The account whose number and credits this person sees. Administrators need none.', null=True, on_delete=django.db.models.deletion.PROTECT, related_name='people', to='accounts.customer', verbose_name='customer')),
+                ('customer', models.ForeignKey(blank=True, help_text='The account whose number and credits this user sees. Administrators need none.', null=True, on_delete=django.db.models.deletion.PROTECT, related_name='people', to='accounts.customer', verbose_name='customer')),
             ],
             options={
-                'verbose_name': 'person',
-                'verbose_name_plural': 'people',
+                'verbose_name': 'user',
+                'verbose_name_plural': 'users',
                 'ordering': ['email'],
             },
         ),
@@ -74,7 +74,7 @@ class Migration(migrations.Migration):
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
                 ('role', models.CharField(choices=[('owner', 'Owner'), ('member', 'Member'), ('viewer', 'Viewer')], max_length=8, verbose_name='role')),
-                ('user', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='memberships', to=settings.AUTH_USER_MODEL, verbose_name='person')),
+                ('user', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='memberships', to=settings.AUTH_USER_MODEL, verbose_name='user')),
             ],
             options={
                 'verbose_name': 'membership',
@@ -151,11 +151,11 @@ class Migration(migrations.Migration):
         ),
         migrations.AddConstraint(
             model_name='membership',
-            constraint=models.UniqueConstraint(fields=('project', 'user'), name='accounts_membership_once', violation_error_message='This person is already a member of the project.'),
+            constraint=models.UniqueConstraint(fields=('project', 'user'), name='accounts_membership_once', violation_error_message='This user is already a member of the project.'),
         ),
         migrations.AddConstraint(
             model_name='invitation',
-            constraint=models.UniqueConstraint(models.F('project'), django.db.models.functions.text.Lower('email'), condition=models.Q(('accepted_at', None), ('revoked_at', None)), name='accounts_invitation_once', violation_error_message='This address is invited to the project already.'),
+            constraint=models.UniqueConstraint(models.F('project'), django.db.models.functions.text.Lower('email'), condition=models.Q(('accepted_at', None), ('revoked_at', None)), name='accounts_invitation_once', violation_error_message='This address has already been invited to the project.'),
         ),
         migrations.AddConstraint(
             model_name='invitation',
