@@ -225,7 +225,7 @@ def verify(operation: Operation, lease: Lease) -> None:
 
 
 def scrub(operation: Operation, lease: Lease) -> None:
-    """Verify, but release the operation while customers' work waits."""
+    """Verify, but release the operation while customers' work waits. Afterwards it continues where it stopped."""
 
     def heartbeat(bytes_done: int, bytes_total: int) -> None:
         if must_yield(operation, timezone.now()):
@@ -236,20 +236,26 @@ def scrub(operation: Operation, lease: Lease) -> None:
         operation.delete()  # The snapshot was deleted or found damaged since.
         return
     try:
-        verify_disks(operation, heartbeat)
+        verify_disks(operation, heartbeat, resume=True)
     except Yielded:
         # The error makes it wait for YIELD_FOR. Without one it would be due at once.
         operations.release(operation, counted=False, retry_in=YIELD_FOR, error=_("It gave way to other work."))
 
 
-def verify_disks(operation: Operation, heartbeat: Heartbeat) -> None:
-    """Verify every disk. Damage is recorded on the snapshot and fails the operation."""
+def verify_disks(operation: Operation, heartbeat: Heartbeat, *, resume: bool = False) -> None:
+    """Verify every disk. Damage is recorded on the snapshot and fails the operation.
+
+    `resume`: don't read again what earlier attempts of this operation have read.
+    """
     driver = get_driver(operation.snapshot.location)
     sound: list[SnapshotInfo] = []
     damage: dict[DiskImage, str] = {}
     for disk in operation.snapshot.disks.select_related("volume"):
         try:
-            sound.append(driver.verify_snapshot(disk.ref, heartbeat))
+            info = driver.find_snapshot(disk.ref) if resume else None
+            if not (info and info.verified_at and operation.started_at and info.verified_at >= operation.started_at):
+                info = driver.verify_snapshot(disk.ref, heartbeat, resume=resume)
+            sound.append(info)
         except Corrupt as error:
             damage[disk] = str(error)
     reason = "\n".join(damage.values())

@@ -25,7 +25,7 @@ from cng_portal.monitoring.models import Process
 from ..handlers import fail_operation
 from ..models import Operation
 from ..storage.contract import Driver, StorageError
-from ..storage.local.driver import Manifest
+from ..storage.local.manifest import Manifest
 from ..storage.registry import get_driver
 from .archive import (
     DATABASE,

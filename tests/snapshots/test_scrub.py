@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from blake3 import blake3
 from django.db.models import Min
 from django.utils import timezone
 
@@ -21,7 +22,8 @@ from snapshots.monitoring.status import load_operation_status
 from snapshots.monitoring.storage import measure_storage
 from snapshots.views import bell
 from tests.factories import LocationFactory, MembershipFactory, OperationFactory, SnapshotFactory, VolumeFactory
-from tests.snapshots.disks import carry_out_what_waits, flip_byte, put_volume, sell_everywhere
+from tests.snapshots.disks import carry_out_what_waits, flip_byte, put_volume, sell_everywhere, touch_every_chunk
+from tests.snapshots.storage.medium import failing_medium
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
 
@@ -191,6 +193,34 @@ def test_a_running_scrub_gives_way_to_who_has_waited_for_some_seconds(
     assert running.state == Operation.State.SUCCEEDED
 
 
+def test_a_scrub_that_gave_way_continues_where_it_stopped(member: Membership, storage_root: Path) -> None:
+    volume = VolumeFactory(project=member.project, size_gb=10)
+    sell_everywhere()
+    touch_every_chunk(put_volume(storage_root, volume, b"precious"))
+    snapshot = take(volume, member, "old", days_ago=40)
+    scrub.start_scrubs(timezone.now())
+    [operation] = Operation.objects.filter(kind=Operation.Kind.SCRUB)
+    services.request_snapshot(source=volume, name="new", user=member.user)
+    waiting = Operation.objects.active().foreground()
+    waiting.update(not_before=timezone.now() - scrub.PATIENCE + timedelta(seconds=0.3))
+
+    tasks.run_operation(operation.pk)
+
+    operation.refresh_from_db()
+    assert (operation.state, operation.error) == (Operation.State.PENDING, "It gave way to other work.")
+    tasks.run_operation(waiting.get().pk)
+    disk = storage_root / volume.location_id / "snapshots" / str(snapshot.disks.get().pk) / "disk.img"
+    flip_byte(disk)  # nobody would know if the start were not read again
+    tasks.run_operation(operation.pk, now=timezone.now() + 2 * scrub.YIELD_FOR)
+    operation.refresh_from_db()
+    assert operation.state == Operation.State.SUCCEEDED
+    age(snapshot, timezone.now() - 40 * DAY)
+    scrub.start_scrubs(timezone.now())
+    work()
+    snapshot.refresh_from_db()
+    assert snapshot.is_damaged, "the next scrub reads all of it"
+
+
 def test_a_scrub_gives_way_to_a_deletion_and_is_forgotten(
     running: Operation, member: Membership, storage_root: Path
 ) -> None:
@@ -225,6 +255,26 @@ def test_damage_that_a_scrub_finds_is_told_and_ends_the_bill(
     assert (told.title, told.user) == ("“old” is damaged", member.user)
     assert Activity.objects.get(action="snapshot.damaged")
     assert scrub.start_scrubs(timezone.now() + 90 * DAY) == 0
+
+
+def test_a_medium_that_reports_errors_is_damage(member: Membership, tmp_path: Path, settings: Any) -> None:
+    with failing_medium(tmp_path) as medium:
+        driver = "snapshots.storage.local.LocalDriver"
+        settings.STORAGE = {"local": {"driver": driver, "options": {"root": str(medium.root)}}}
+        volume = VolumeFactory(project=member.project, size_gb=1)
+        sell_everywhere()
+        put_volume(medium.root, volume, blake3(b"noise").digest(8 * 1024**2))
+        snapshot = take(volume, member, "old", days_ago=40)
+        folder = medium.root / volume.location_id / "snapshots" / str(snapshot.disks.get().pk)
+        medium.break_at(folder / "disk.img", 6 * 1024**2)
+        scrub.start_scrubs(timezone.now())
+        work()
+    [operation] = Operation.objects.filter(kind=Operation.Kind.SCRUB)
+    assert (operation.state, operation.attempt) == (Operation.State.FAILED, 1)
+    snapshot.refresh_from_db()
+    assert snapshot.is_damaged
+    assert "the medium reports errors" in snapshot.disks.get().damage
+    assert UsageSegment.objects.get(resource_id=snapshot.pk).ended_at == snapshot.damaged_at
 
 
 def test_one_that_cannot_be_read_keeps_the_others_waiting_for_no_longer_than_itself(

@@ -200,17 +200,18 @@ def test_a_killed_new_volume_is_none_or_whole(store: LocalStore, from_snapshot: 
     assert outcomes == {True, False}
 
 
-def test_a_killed_verification_leaves_a_readable_snapshot(store: LocalStore) -> None:
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_killed_verification_leaves_a_readable_snapshot(store: LocalStore, resume: bool) -> None:
     snapshot = SnapshotRef(uuid=uuid4())
     volume = new_volume(store)
     store.driver.create_snapshots([(snapshot, volume)])
     expected = checksum_of(store.path(volume))
     for line in steps(store):
-        killed = is_killed(lambda: store.driver.verify_snapshot(snapshot), line)
+        killed = is_killed(lambda: store.driver.verify_snapshot(snapshot, resume=resume), line)
         info = store.driver.find_snapshot(snapshot)
         assert info
         assert info.checksum in ("", expected)
-        assert store.driver.verify_snapshot(snapshot).checksum == expected
+        assert store.driver.verify_snapshot(snapshot, resume=resume).checksum == expected
         assert store.leftovers() == []
         if not killed:
             break
