@@ -19,7 +19,7 @@ NAMES = {
         "bell-alert bolt calendar-days camera check circle-stack clipboard-document-list clock command-line "
         "computer-desktop exclamation-triangle eye finger-print folder funnel home key list-bullet lock-closed lock-open "
         "magnifying-glass moon pause pencil-square play plus question-mark-circle scale server shield-check "
-        "shield-exclamation square-2-stack squares-2x2 sun trash user-circle users wrench-screwdriver x-mark"
+        "shield-exclamation square-2-stack squares-2x2 sun trash user-circle wrench-screwdriver x-mark"
     ).split(),
     "mini": (
         "check-circle ellipsis-vertical envelope exclamation-circle exclamation-triangle information-circle plus x-circle"

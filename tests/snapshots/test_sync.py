@@ -225,7 +225,7 @@ def test_who_tries_again_takes_the_clean_up_over_unless_it_is_at_work(member: Me
     sell_everywhere()
     failed = OperationFactory(capture=True, failed=True, snapshot=snapshot)
     clean_up = OperationFactory(kind=Operation.Kind.CLEAN_UP, running=True, snapshot=snapshot)
-    with pytest.raises(InvalidState, match="is being removed"):
+    with pytest.raises(InvalidState, match="still cleaning up"):
         services.stop_clean_up(snapshot)
     Operation.objects.filter(pk=clean_up.pk).update(state=Operation.State.PENDING, lease_until=None)
     services.stop_clean_up(snapshot)
