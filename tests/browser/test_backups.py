@@ -237,7 +237,7 @@ def test_an_administrator_switches_automatic_backups_on_and_one_brings_the_machi
     page.goto("/backups/schedules/")
     expect(page.get_by_role("row", name="db-01")).to_contain_text("Automatic backups")
     page.goto("/billing/subscriptions/")
-    expect(page.get_by_role("row", name="db-01")).to_contain_text("20 % × K 24.0000 = K 4.80 an hour")
+    expect(page.get_by_role("row", name="db-01")).to_contain_text("20 % of K 24.0000 = K 4.80 an hour")
 
     # its time comes
     schedule = BackupSchedule.objects.get()

@@ -643,7 +643,7 @@ def test_subscriptions_show_automatic_backups_with_the_sentence(client: Client, 
     page = words(client.get("/billing/subscriptions/").text)
 
     assert "db-01 Automatic VM Backup" in page
-    assert "20 % × K 24.0000 = K 4.80 an hour" in page
+    assert "20 % of K 24.0000 = K 4.80 an hour" in page
 
 
 def test_the_backups_of_many_machines_are_listed(client: Client, project: Project) -> None:
