@@ -83,11 +83,11 @@ class Event:
 class History:
     zone: str
     prices: list[tuple[datetime, int]]
-    currency: str = "MMK"
-    correction: tuple[datetime, int] | None = None  # when the first price is corrected, and to what
     events: list[Event] = field(default_factory=list)
     credits: int = 0
     checks: list[datetime] = field(default_factory=list)
+    currency: str = "MMK"
+    correction: tuple[datetime, int] | None = None  # when the first price is corrected, and to what
 
 
 @st.composite
@@ -302,10 +302,10 @@ def test_credits_that_expire_in_any_history_are_what_verification_recomputes(his
     """Some are recorded at once, others weeks later, and usage may arrive after the expiry that it would have reduced."""
     with transaction.atomic():
         player = Player(history)
-        for number, (start, hundredths, life) in enumerate(granted):
+        for number, (start, units, life) in enumerate(granted):
             grant_credits(
                 customer=player.customer,
-                amount_micro=hundredths * 10_000,
+                amount_micro=units * money.unit_micro(history.currency),
                 reason="gift",
                 by=None,
                 key=f"grant-{number}",
