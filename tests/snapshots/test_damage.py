@@ -240,10 +240,10 @@ def test_a_snapshot_that_a_person_verifies_and_that_is_sound_again_is_charged_ag
 ) -> None:
     flip_byte(disk_of(storage_root, snapshot), MIDDLE)
     verify(snapshot, member)
-    # so long ago that the hour which was paid is over
-    UsageSegment.objects.update(
-        started_at=timezone.now() - timedelta(hours=3), ended_at=timezone.now() - timedelta(hours=2)
-    )
+    # So long ago that the hour which was paid is over.
+    ready_at = timezone.now() - timedelta(hours=3)
+    Snapshot.objects.filter(pk=snapshot.pk).update(ready_at=ready_at)
+    UsageSegment.objects.update(started_at=ready_at, ended_at=ready_at + timedelta(hours=1))
     flip_byte(disk_of(storage_root, snapshot), MIDDLE)
 
     operation = verify(snapshot, member)
