@@ -19,7 +19,7 @@ from django.utils.translation import gettext_lazy as _
 
 from billing.models import BillingCycle
 from billing.prices import PriceList
-from cng_portal.accounts.models import Customer, Project, User
+from cng_portal.accounts.models import Project, User
 from cng_portal.common.names import NameFormField, name_contains
 from cng_portal.inventory.models import Location, VirtualMachine, Volume
 
@@ -43,8 +43,7 @@ def locations_for(user: User, kind: str) -> list[Location]:
     sources = Volume if kind == Kind.VOLUME else VirtualMachine
     mine = sources.objects.changeable_by(user).present().filter(location=OuterRef("pk")).order_by().values("location")
     count = Coalesce(Subquery(mine.annotate(count=Count("pk")).values("count")), 0)
-    customers = Customer.objects.filter(projects__in=user.changeable_project_ids)
-    currencies = set(customers.values_list("currency", flat=True))
+    currencies = {project.currency for project in user.project_roles if user.can_change(project.id)}
     prices, now = PriceList.load(), timezone.now()
     locations: list[Any] = list(Location.objects.active().annotate(source_count=count))
     for location in locations:

@@ -150,6 +150,7 @@ class ProjectRole(NamedTuple):
     customer_id: uuid.UUID
     role: str
     archived_at: datetime | None
+    currency: str
 
 
 class User(AbstractBaseUser, PermissionsMixin):
@@ -217,7 +218,9 @@ class User(AbstractBaseUser, PermissionsMixin):
     @cached_property
     def project_roles(self) -> list[ProjectRole]:
         """The projects that the user sees, archived ones too; one query for the life of the instance."""
-        rows = self.memberships.values_list("project_id", "project__customer_id", "role", "project__archived_at")
+        rows = self.memberships.values_list(
+            "project_id", "project__customer_id", "role", "project__archived_at", "project__customer__currency"
+        )
         return [ProjectRole(*row) for row in rows]
 
     @cached_property

@@ -40,8 +40,7 @@ class BellRow:
 def in_progress(user: User) -> dict[str, Any]:
     """Return the newest active operations that the user sees, and whether there are more."""
     active = Operation.objects.visible_to(user).active().foreground()
-    # There is mostly none, which `exists` finds faster than the query with joins.
-    newest = list(listed_operations(active)[: LIMIT + 1]) if active.exists() else []
+    newest = list(listed_operations(active)[: LIMIT + 1])
     return {
         "rows": [BellRow(operation) for operation in newest[:LIMIT]],
         "poll_seconds": poll_seconds(newest[:LIMIT], 2),  # Half as often as a page about the operation.
