@@ -25,6 +25,7 @@ from .models import (
     ONLY_THREE_KINDS,
     PAST,
     SAME_START,
+    InvoiceLine,
     Package,
     PriceVersion,
     ServiceKind,
@@ -161,6 +162,18 @@ class PackageForm(forms.ModelForm):
             "billing_cycle": {"invalid_choice": ONLY_HOURLY},
             "billing_rule": {"invalid_choice": ONLY_FIXED_PRORATA},
         }
+
+    def clean_active(self) -> bool:
+        active: bool = self.cleaned_data["active"]
+        # A month may have been closed by a clock that was ahead.
+        planned = self.instance.versions.filter(starts_at__gt=Now()) if self.instance.pk and not active else []
+        if planned and InvoiceLine.objects.filter(price_version__in=planned).exists():
+            raise forms.ValidationError(
+                _(
+                    "An invoice already uses a planned price of this package. Deactivate the package once that price begins."
+                )
+            )
+        return active
 
 
 class WalletForm(forms.Form):

@@ -287,3 +287,17 @@ def test_deactivating_a_package_deletes_its_planned_prices(desk, shop):
     assert "Planned prices deleted: 1." in page.content.decode()
     shop.package.refresh_from_db()
     assert (shop.package.active, list(shop.package.versions.all())) == (False, [first])
+
+
+def test_a_package_whose_planned_price_is_invoiced_stays_active(desk, shop, use):
+    """A clock that was ahead has closed the month in which the price begins."""
+    [first] = shop.package.versions.all()
+    planned = set_price(package=shop.package, rate_micro=900_000, starts_at=FUTURE, by=None)
+    use(FUTURE - timedelta(days=1))
+    closing.close_months(at=FUTURE + timedelta(days=40))
+    form = package_form(shop.package, [(first.pk, first.starts_at, "0.4"), (planned.pk, FUTURE, "0.9")])
+    del form["active"]
+    page = desk.post(reverse("admin:billing_package_change", args=[shop.package.pk]), form)
+    assert "An invoice already uses a planned price of this package." in page.content.decode()
+    shop.package.refresh_from_db()
+    assert shop.package.active
