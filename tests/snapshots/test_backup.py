@@ -587,6 +587,8 @@ def test_every_table_that_may_hold_a_secret_was_looked_at() -> None:
         "notifications_notification.key",
         "billing_wallettransaction.key",
         "snapshots_snapshot.name_key",
+        "inventory_volume.name_key",
+        "inventory_virtualmachine.name_key",
     }
 
 

@@ -178,7 +178,7 @@ def test_one_flipped_byte_stops_every_use_and_ends_the_bill(
     assert {notice.user for notice in told} == {member.user, colleague.user}
     assert not Notification.objects.exclude(title="“monday” is damaged").exists()
     assert "It costs nothing from" in told[0].text
-    assert "Take a new one while “web-01-root” is sound" in told[0].text
+    assert "Take a new snapshot of “web-01-root” now, then delete this one." in told[0].text
     assert {(one.subject, *one.to) for one in sent_mails()} == {
         ("1CNG: “monday” is damaged", member.user.email),
         ("1CNG: “monday” is damaged", colleague.user.email),
@@ -424,7 +424,7 @@ def test_the_pages_say_that_it_is_damaged_and_ask_for_its_name(
     for name in "restore", "new_volume":
         text = page(client, name, snapshot)
         assert "It is damaged. What you restore may be, too." in text
-        assert "Type the snapshot's name, “monday”, to use it although it is damaged" in text
+        assert "Type the snapshot's name, “monday”, to use it anyway" in text
     assert "costs K 0.40 an hour from then on" in page(client, "verify", snapshot)
 
     url = reverse("snapshots:restore", args=[snapshot.pk])

@@ -176,7 +176,7 @@ def test_the_wizard_takes_a_machine_through_the_same_steps(
         assert text in page, text
     response = client.post(here, {"billing_cycle": "hourly", "shown_hourly_micro": 45_000_000})
     snapshot = Snapshot.objects.get()
-    assert response["Location"] == reverse("snapshots:snapshot", args=[snapshot.pk])
+    assert response["Location"] == reverse("snapshots:snapshot", args=[snapshot.pk]) + "#heading"
     assert (snapshot.kind, snapshot.vm, snapshot.size_gb) == (Kind.VM, vm, 45)
 
 
