@@ -11,6 +11,7 @@ from django.utils.translation import gettext as _
 from cng_portal.accounts.models import Customer
 from cng_portal.common import money
 from cng_portal.inventory.models import Location
+from cng_portal.support.services import contact_support
 
 from . import rating
 from .errors import NotSold
@@ -26,9 +27,10 @@ def _not_sold(kind: str, location_code: str) -> NotSold:
     return NotSold(
         _(
             "%(kind)s is not sold in %(location)s: there is no active package with a price for it. Choose another location "
-            "or contact support."
+            "or contact your provider."
         )
         % {"kind": ServiceKind(kind).label, "location": location_code}
+        + contact_support()
     )
 
 

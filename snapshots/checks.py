@@ -21,6 +21,7 @@ from cng_portal.accounts.models import Customer, User
 from cng_portal.common.money import format_price
 from cng_portal.common.names import MAX_NAME_LENGTH, clean_name, fold_name, is_same_name
 from cng_portal.inventory.models import VirtualMachine, Volume
+from cng_portal.support.services import contact_support
 
 from .errors import (
     DamagedSnapshot,
@@ -113,8 +114,9 @@ def check_source(source: Source) -> list[Volume]:
         raise SourceUnavailable(_("“%(name)s” has been deleted. Choose another one.") % {"name": source.name})
     if not source.location.active:
         raise SourceUnavailable(
-            _("The location %(code)s is closed for new snapshots. Choose something elsewhere, or ask support.")
+            _("The location %(code)s is closed for new snapshots. Choose something elsewhere, or ask your provider.")
             % {"code": source.location_id}
+            + contact_support()
         )
     volumes = volumes_of(source)
     if not volumes:
@@ -130,7 +132,9 @@ def check_source(source: Source) -> list[Volume]:
             )
         if volume.location_id != source.location_id:
             raise SourceUnavailable(
-                _("The volume “%(name)s” is in another location than its machine. Ask support.") % {"name": volume.name}
+                _("The volume “%(name)s” is in another location than its machine. Ask your provider.")
+                % {"name": volume.name}
+                + contact_support()
             )
     if writers(volumes).exists():
         raise SourceUnavailable(
@@ -198,9 +202,10 @@ def require_space(location: str, needed: int, free: int | None) -> None:
         raise OutOfSpace(
             _(
                 "The storage of %(location)s is too full: this may need %(needed).1f GB and %(free).1f GB are "
-                "free. Nothing was created. Ask support, or delete snapshots that you no longer need."
+                "free. Nothing was created. Ask your provider, or delete snapshots that you no longer need."
             )
             % {"location": location, "needed": needed / GIB, "free": free / GIB}
+            + contact_support()
         )
 
 

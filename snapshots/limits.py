@@ -18,6 +18,7 @@ from django.utils.translation import ngettext
 
 from cng_portal.accounts.models import UNLIMITED, Project, User
 from cng_portal.inventory.models import CloudProject, Volume
+from cng_portal.support.services import contact_support
 
 from .errors import QuotaExceeded, RateLimited
 from .models import Draft, Kind, Operation, Snapshot
@@ -53,9 +54,10 @@ class QuotaUse:
             raise QuotaExceeded(
                 _(
                     "Quota full: %(used)s of %(limit)s %(what)s are used and this one needs %(more)s. "
-                    "Delete what you no longer need, or ask support for a higher quota."
+                    "Delete what you no longer need, or ask your provider for a higher quota."
                 )
                 % {"used": self.used, "limit": self.limit, "what": self.label, "more": more}
+                + contact_support()
             )
 
 
@@ -225,10 +227,11 @@ def rate_limit_warning(customer_id: UUID, kind: str, *, now: datetime) -> str:
 def explain_rate_limit(kind: str, retry_at: datetime) -> str:
     # Rounded up to the minute, because the request must succeed at the time that is shown.
     local = timezone.localtime(retry_at + timedelta(seconds=59))
-    return _(
+    text = _(
         "Your account has reached its limit of %(limit)s “%(action)s” requests an hour. Nothing was done. Try again at "
-        "%(time)s, or ask support for a higher limit."
+        "%(time)s, or ask your provider for a higher limit."
     ) % {"action": Operation.Kind(kind).label, "limit": settings.ACTS_PER_HOUR[kind], "time": f"{local:%H:%M}"}
+    return text + contact_support()
 
 
 def check_draft_rate_limit(user: User) -> None:

@@ -68,12 +68,12 @@ def run_claimed(operation: Operation) -> None:
             retry_or_fail(operation, str(error), retryable=error.retryable, cause=type(error).__name__)
         except ImproperlyConfigured:
             logger.exception("operation.storage_not_set_up", kind=operation.kind, attempt=operation.attempt)
-            reason = _("The storage of %(location)s is not set up. Contact support.")
+            reason = _("The storage of %(location)s is not set up. Contact your provider.")
             reason %= {"location": operation.snapshot.location_id}
             retry_or_fail(operation, reason, retryable=False, cause=NOT_SET_UP)
         except Exception:
             logger.exception("operation.crashed", kind=operation.kind, attempt=operation.attempt)
-            reason = _("Something went wrong in the portal. Try again. If it fails again, contact support.")
+            reason = _("Something went wrong in the portal. Try again. If it fails again, contact your provider.")
             retry_or_fail(operation, reason, retryable=True, cause=UNEXPECTED)
 
 

@@ -151,7 +151,7 @@ class LocationForm(StepForm):
         kind = self.draft.kind
         if not location.is_sold:
             raise ValidationError(
-                _("%(kind)ss are not sold in %(code)s. Choose another location, or ask support."),
+                _("%(kind)ss are not sold in %(code)s. Choose another location, or ask your provider."),
                 params={"kind": Kind(kind).label, "code": location.code},
             )
         if not location.source_count:

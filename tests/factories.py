@@ -196,7 +196,7 @@ class SnapshotFactory(DjangoModelFactory):
         pending = factory.Trait(state=State.PENDING, ready_at=None)
         creating = factory.Trait(state=State.CREATING, ready_at=None)
         failed = factory.Trait(
-            state=State.FAILED, ready_at=None, error="The storage ran out of room. Ask support, then try again."
+            state=State.FAILED, ready_at=None, error="The storage ran out of room. Ask your provider, then try again."
         )
         damaged = factory.Trait(
             damaged_at=factory.LazyFunction(timezone.now), disk__damage="Block 12 is not what was captured."
@@ -295,13 +295,13 @@ class BackupRunFactory(DjangoModelFactory):
             finished_at=None,
             tries=1,
             next_try_at=factory.LazyFunction(lambda: timezone.now() + timedelta(minutes=5)),
-            reason="The storage ran out of room. Ask support, then try again.",
+            reason="The storage ran out of room. Ask your provider, then try again.",
             snapshot=None,
         )
         failed = factory.Trait(
             state=BackupRun.State.FAILED,
             tries=4,
-            reason="The storage ran out of room. Ask support, then try again.",
+            reason="The storage ran out of room. Ask your provider, then try again.",
             snapshot=None,
         )
         missed = factory.Trait(
@@ -340,7 +340,7 @@ class OperationFactory(DjangoModelFactory):
         failed = factory.Trait(
             state=Operation.State.FAILED,
             attempt=3,
-            error="The storage ran out of room. Ask support, then try again.",
+            error="The storage ran out of room. Ask your provider, then try again.",
             started_at=factory.LazyFunction(timezone.now),
             finished_at=factory.LazyFunction(timezone.now),
         )

@@ -404,7 +404,7 @@ def test_the_act_after_the_last_one_of_the_hour_is_refused_until_the_first_is_an
         with pytest.raises(RateLimited) as in_their_zone:
             act(kind, member, snapshot)
         again = timezone.localtime(times[0] + timedelta(hours=1, seconds=59))
-        assert f"Try again at {again:%H:%M}, or ask support for a higher limit." in str(in_their_zone.value)
+        assert f"Try again at {again:%H:%M}, or ask your provider for a higher limit." in str(in_their_zone.value)
     assert "limit of 3 “" in str(refused.value)
     assert (Operation.objects.count(), Snapshot.objects.count(), Volume.objects.count()) == before
 

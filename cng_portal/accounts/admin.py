@@ -101,7 +101,7 @@ class PasswordForm(AdminPasswordChangeForm):
             lambda: (
                 gettext("An administrator changed your password"),
                 gettext(
-                    "All sessions were ended. If you didn't ask for this, reset your password now and contact support."
+                    "All sessions were ended. If you didn't ask for this, reset your password now and contact your provider."
                 ),
             ),
         )

@@ -118,7 +118,7 @@ def record_new_password(sender: Any, request: HttpRequest, user: User, **kwargs:
         user,
         lambda: (
             _("Your password was changed"),
-            _("All other sessions were ended. If this wasn't you, reset your password now and contact support."),
+            _("All other sessions were ended. If this wasn't you, reset your password now and contact your provider."),
         ),
     )
 
@@ -144,7 +144,7 @@ def notify_of_new_email(user: User, before: str, after: str) -> None:
     def message() -> tuple[str, str]:
         return (
             _("Your e-mail address is now %(email)s") % {"email": after},
-            _("It was %(email)s. If this wasn't you, contact support now.") % {"email": before},
+            _("It was %(email)s. If this wasn't you, contact your provider now.") % {"email": before},
         )
 
     notify(user, message)
@@ -199,7 +199,7 @@ def record_recovery_codes(sender: Any, user: User, **kwargs: Any) -> None:
         user,
         lambda: (
             _("New recovery codes were generated"),
-            _("The old codes no longer work. If this wasn't you, contact support."),
+            _("The old codes no longer work. If this wasn't you, contact your provider."),
         ),
     )
 

@@ -71,7 +71,7 @@ def components(request: HttpRequest) -> HttpResponse:
                 (constants.SUCCESS, "The snapshot is called “before the update” now."),
                 (constants.INFO, "It is being tried again."),
                 (constants.WARNING, "Your credits last for less than a day."),
-                (constants.ERROR, "There is no room for it. Ask support."),
+                (constants.ERROR, "There is no room for it. Ask your provider."),
             ]
         ],
         "facts": [
@@ -148,7 +148,7 @@ def sample_row(volume: Volume, name: str, state: State) -> SnapshotRow:
         project=volume.project,
         location=volume.location,
         size_gb=volume.size_gb,
-        error="The storage ran out of room. Ask support, then try again." if state == State.FAILED else "",
+        error="The storage ran out of room. Ask your provider, then try again." if state == State.FAILED else "",
     )
     operation = Operation(
         state=Operation.State.RUNNING,

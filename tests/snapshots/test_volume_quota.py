@@ -75,7 +75,7 @@ def test_what_goes_beyond_a_quota_is_refused_and_the_page_shows_it_before(
     assert sentence in " ".join(unescape(client.get(url).content.decode()).split())
     answers = {"name": "copy", "size_gb": 10, "project": member.project.pk}
     refused = unescape(client.post(url, answers).content.decode())
-    assert f"Quota full: {sentence}" in refused and "ask support" in refused
+    assert f"Quota full: {sentence}" in refused and "ask your provider" in refused
     assert Operation.objects.get() == first and Volume.objects.present().count() == 2
 
 

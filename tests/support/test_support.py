@@ -15,6 +15,8 @@ from cng_portal.mail import services as mail
 from cng_portal.mail.models import OutgoingMail
 from cng_portal.support.models import SupportContact
 from cng_portal.support.services import contact_support
+from snapshots.errors import QuotaExceeded
+from snapshots.limits import QuotaUse
 from tests.factories import MembershipFactory, UserFactory
 
 pytestmark = pytest.mark.django_db
@@ -115,3 +117,10 @@ def test_a_customer_cannot_enter_it(member_client: Client, contact: SupportConta
     answer = member_client.post(CHANGE, {"email": "mine@example.com"})
     assert answer.status_code in (302, 403)
     assert SupportContact.objects.get().email == "help@example.com"
+
+
+def test_a_refusal_that_sends_to_the_provider_says_how_to_reach_it(contact: SupportContact) -> None:
+    with pytest.raises(
+        QuotaExceeded, match=r"ask your provider for a higher quota\. Contact support: help@example\.com"
+    ):
+        QuotaUse("snapshots", 5, 5).require(1)

@@ -112,6 +112,6 @@ def remove_factor(factor: Authenticator, *, by: User | None) -> None:
         user,
         lambda: (
             _("An administrator removed a second factor: %(factor)s") % {"factor": signals.describe_factor(factor)},
-            _("If you didn't ask for this, contact support now and add a second factor again."),
+            _("If you didn't ask for this, contact your provider now and add a second factor again."),
         ),
     )

@@ -130,30 +130,30 @@ class Cloud:
     def unavailable(self) -> StorageError:
         return self.error(
             Unavailable,
-            _("The storage of %(location)s does not answer. Try again later; if it stays so, contact support."),
+            _("The storage of %(location)s does not answer. Try again later; if it stays so, contact your provider."),
         )
 
     def failed(self, reason: str, *, timed_out: bool = False) -> StorageError:
         """Return the error for something that ended in `error`, or that was not done in time."""
         if reason:
             message = _(
-                "The storage of %(location)s failed: %(reason)s. Try again later; if it stays so, contact support."
+                "The storage of %(location)s failed: %(reason)s. Try again later; if it stays so, contact your provider."
             )
             return self.error(Unavailable, message, reason=reason)
         if timed_out:
             message = _(
-                "The storage of %(location)s did not finish in time. Try again later; if it stays so, contact support."
+                "The storage of %(location)s did not finish in time. Try again later; if it stays so, contact your provider."
             )
             return self.error(TooSlow, message)
         message = _(
-            "The storage of %(location)s failed without a reason. Try again later; if it stays so, contact support."
+            "The storage of %(location)s failed without a reason. Try again later; if it stays so, contact your provider."
         )
         return self.error(Unavailable, message)
 
     def refused(self, error: BadRequest) -> StorageError:
         return self.error(
             Refused,
-            _("The storage of %(location)s refused this: %(reason)s. Contact support if you do not know why."),
+            _("The storage of %(location)s refused this: %(reason)s. Contact your provider if you do not know why."),
             reason=str(error).strip().rstrip(".") or "400",
         )
 
@@ -257,7 +257,7 @@ class Client:
             raise Refused(
                 _(
                     "The storage failed to delete the snapshot, and only its administrator can try that again. "
-                    "Contact support."
+                    "Contact your provider."
                 )
             ) from error
         return True
@@ -355,7 +355,9 @@ class Client:
         if status == 400:
             raise BadRequest(reason)
         if status == 403:
-            message = _("The storage of %(location)s does not allow this to the portal's account. Contact support.")
+            message = _(
+                "The storage of %(location)s does not allow this to the portal's account. Contact your provider."
+            )
             raise self.cloud.error(Denied, message)
         if status == 409:
             raise Busy(
@@ -368,7 +370,7 @@ class Client:
         try:
             yield
         except Unauthenticated as error:
-            message = _("The storage of %(location)s does not accept the portal's account. Contact support.")
+            message = _("The storage of %(location)s does not accept the portal's account. Contact your provider.")
             raise self.cloud.error(NotAccepted, message) from error
 
     def run(self, call: Callable[[], Result], *, complete: bool = False) -> Result:
@@ -427,6 +429,6 @@ def describe_quota(reason: str) -> str:
     if match := re.search(r"Requested (\d+)G, quota is (\d+)G and (\d+)G", reason):
         return _(
             "The quota of the storage allows %(quota)s GB, of which %(used)s GB are used and %(needed)s GB more would be "
-            "needed. Delete what you do not need, or ask support for more."
+            "needed. Delete what you do not need, or ask your provider for more."
         ) % {"needed": match[1], "quota": match[2], "used": match[3]}
-    return _("The quota of the storage is used up. Delete what you do not need, or ask support for more.")
+    return _("The quota of the storage is used up. Delete what you do not need, or ask your provider for more.")

@@ -94,7 +94,7 @@ class CinderDriver(CinderInventory, Driver):
             return self._create_volume(client, volume, {name: value for name, value in options.items() if value})
         except Missing as error:
             message = _(
-                "The storage of %(location)s does not have the volume type that is set for it. Contact support."
+                "The storage of %(location)s does not have the volume type that is set for it. Contact your provider."
             )
             raise self.cloud.error(Refused, message) from error
 
@@ -143,7 +143,7 @@ class CinderDriver(CinderInventory, Driver):
     def extend_volume(self, volume: VolumeRef, new_size_gb: int, heartbeat: Heartbeat = no_heartbeat) -> None:
         client = self._client(volume.backend_project, heartbeat, new_size_gb)
         client.beat()
-        failure = _("The storage failed to grow the volume “%(name)s”, which is locked now. Contact support.")
+        failure = _("The storage failed to grow the volume “%(name)s”, which is locked now. Contact your provider.")
         current = self._wait_while(client, volume, self._get_volume(client, volume), "extending", failure)
         if max(current["size"], volume.size_gb) > new_size_gb:
             message = _("The volume “%(name)s” can't shrink. Choose a larger size.")
@@ -172,7 +172,7 @@ class CinderDriver(CinderInventory, Driver):
         client.beat()
         failure = _(
             "The storage failed while it wrote the snapshot back, so the volume “%(name)s” may hold parts of both and is "
-            "locked. The copy made before has the old content. Contact support."
+            "locked. The copy made before has the old content. Contact your provider."
         )
         current = self._get_volume(client, volume)
         kind, source = self._get_snapshot(client, snapshot)
@@ -415,7 +415,9 @@ class CinderDriver(CinderInventory, Driver):
             # With a backend_ref it was complete once.
             is_broken = is_broken or (bool(snapshot.backend_ref) and item["status"] == "error")
         if is_broken:
-            raise Corrupt(_("The storage reports the snapshot as damaged, so it cannot be used. Contact support."))
+            raise Corrupt(
+                _("The storage reports the snapshot as damaged, so it cannot be used. Contact your provider.")
+            )
         raise self._no_snapshot()
 
     def _check_status(self, volume: VolumeRef, item: Item) -> None:
@@ -427,7 +429,7 @@ class CinderDriver(CinderInventory, Driver):
             raise self.cloud.error(Busy, message, name=volume.name)
         if item["status"] not in {"available", "in-use"}:
             message = _(
-                "The storage reports the volume “%(name)s” as failed, so nothing can be done with it. Contact support."
+                "The storage reports the volume “%(name)s” as failed, so nothing can be done with it. Contact your provider."
             )
             raise self.cloud.error(Refused, message, name=volume.name)
 
@@ -463,7 +465,7 @@ class CinderDriver(CinderInventory, Driver):
         return self.cloud.error(Busy, message, name=volume.name)
 
     def _no_volume(self, volume: VolumeRef) -> StorageError:
-        message = _("The disk of the volume “%(name)s” is not in the storage of %(location)s. Contact support.")
+        message = _("The disk of the volume “%(name)s” is not in the storage of %(location)s. Contact your provider.")
         return self.cloud.error(NotFound, message, name=volume.name)
 
     def _no_snapshot(self) -> StorageError:

@@ -163,7 +163,7 @@ class LocationFolder:
             raise NoSpace(
                 _(
                     "The storage of %(location)s does not have the room: this needs %(needed).1f GB and %(free).1f GB "
-                    "are free. Delete snapshots that you do not need, or contact support."
+                    "are free. Delete snapshots that you do not need, or contact your provider."
                 )
                 % {
                     "location": self.location,
@@ -201,7 +201,7 @@ class LocationFolder:
             raise self.describe(error) from error
         except NotRegularFile as error:  # replaced after it was checked
             raise Corrupt(
-                _("A file in the storage of %(location)s was replaced while it was used. Contact support.")
+                _("A file in the storage of %(location)s was replaced while it was used. Contact your provider.")
                 % {"location": self.location}
             ) from error
 
@@ -225,12 +225,13 @@ class LocationFolder:
         if error.errno in NOT_PERMITTED:
             return NotPermitted(
                 _(
-                    "The portal may not use the storage of %(location)s: %(reason)s. Nothing was changed. Contact support."
+                    "The portal may not use the storage of %(location)s: %(reason)s. Nothing was changed. "
+                    "Contact your provider."
                 )
                 % values
             )
         return Unavailable(
-            _("The storage of %(location)s failed: %(reason)s. Try again later; if it stays so, contact support.")
+            _("The storage of %(location)s failed: %(reason)s. Try again later; if it stays so, contact your provider.")
             % values
         )
 
@@ -238,7 +239,7 @@ class LocationFolder:
         return NoSpace(
             _(
                 "The storage of %(location)s became full while this was written, so nothing of it was kept. "
-                "Delete snapshots that you do not need, or contact support."
+                "Delete snapshots that you do not need, or contact your provider."
             )
             % {"location": self.location}
         )

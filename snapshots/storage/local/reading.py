@@ -138,7 +138,7 @@ class SnapshotReader:
             raise Corrupt(
                 _(
                     "The snapshot's bytes are not the ones that were captured: its checksum does not match. "
-                    "Do not rely on it; take a new snapshot and contact support."
+                    "Do not rely on it; take a new snapshot and contact your provider."
                 )
             )
 

@@ -45,18 +45,22 @@ class SnapshotFiles:
         except FileNotFoundError as error:
             if not path.exists():
                 return None
-            raise Corrupt(_("A part of the snapshot is missing, so it cannot be used. Contact support.")) from error
+            raise Corrupt(
+                _("A part of the snapshot is missing, so it cannot be used. Contact your provider.")
+            ) from error
         except NotRegularFile as error:
             raise Corrupt(
-                _("A part of the snapshot is not a regular file, so it cannot be used. Contact support.")
+                _("A part of the snapshot is not a regular file, so it cannot be used. Contact your provider.")
             ) from error
         except MediumError as error:
             raise self.unreadable() from error
         except ValueError as error:
-            raise Corrupt(_("The snapshot's description is damaged, so it cannot be used. Contact support.")) from error
+            raise Corrupt(
+                _("The snapshot's description is damaged, so it cannot be used. Contact your provider.")
+            ) from error
         if manifest.snapshot_uuid != str(uuid) or manifest.size_bytes != size:
             raise Corrupt(
-                _("The snapshot does not have the size that was captured. Do not rely on it; contact support.")
+                _("The snapshot does not have the size that was captured. Do not rely on it; contact your provider.")
             )
         return manifest
 
@@ -78,7 +82,7 @@ class SnapshotFiles:
         return Corrupt(
             _(
                 "The snapshot could not be read: the medium reports errors. Do not rely on it; take a new snapshot and "
-                "contact support."
+                "contact your provider."
             )
         )
 
@@ -167,7 +171,7 @@ class SnapshotFiles:
                 method = fill_image(source, target, size, progress, cloning=self.folder.can_clone, checksum=checksum)
             except MediumError as error:
                 message = _(
-                    "The disk of the volume “%(name)s” could not be read: the medium reports errors. Contact support."
+                    "The disk of the volume “%(name)s” could not be read: the medium reports errors. Contact your provider."
                 )
                 raise Unreadable(message % {"name": volume.name}) from error
             if method == "clone":

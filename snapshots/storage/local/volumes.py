@@ -83,11 +83,13 @@ class VolumeFiles:
         try:
             yield
         except FileNotFoundError as error:
-            message = _("The disk of the volume “%(name)s” is not in the storage of %(location)s. Contact support.")
+            message = _(
+                "The disk of the volume “%(name)s” is not in the storage of %(location)s. Contact your provider."
+            )
             raise NotFound(message % {"name": volume.name, "location": self.folder.location}) from error
         except NotRegularFile as error:
             message = _(
-                "The disk of the volume “%(name)s” is not a regular file. Nothing was changed. Contact support."
+                "The disk of the volume “%(name)s” is not a regular file. Nothing was changed. Contact your provider."
             )
             raise InvalidImage(message % {"name": volume.name}) from error
 
@@ -100,7 +102,7 @@ def check_size(volume: VolumeRef, status: os.stat_result, up_to_gb: int = 0) -> 
         raise InvalidImage(
             _(
                 "The disk of the volume “%(name)s” has %(bytes)s bytes, which is not the volume's size of %(size)s GB. "
-                "Nothing was changed. Contact support."
+                "Nothing was changed. Contact your provider."
             )
             % {"name": volume.name, "bytes": f"{status.st_size:,}", "size": volume.size_gb}
         )
