@@ -324,7 +324,11 @@ class Volume(models.Model):
     name = NameField(_("name"))
     name_key = NameKeyField()
     size_gb = models.PositiveIntegerField(
-        _("size, GB"), validators=[MinValueValidator(1), MaxValueValidator(MAX_VOLUME_GB)]
+        _("size, GB"),
+        validators=[
+            MinValueValidator(1, _("A volume has at least 1 GB.")),
+            MaxValueValidator(MAX_VOLUME_GB, _("A volume has at most %(limit_value)s GB.")),
+        ],
     )
     state = models.CharField(_("state"), max_length=9, choices=State.choices, default=State.AVAILABLE)
     backend_ref = models.CharField(_("backend reference"), max_length=255, blank=True)

@@ -24,7 +24,7 @@ from django.utils import timezone
 from playwright.sync_api import Page
 
 from billing.closing import close_months
-from billing.models import Invoice
+from billing.models import Invoice, PriceVersion
 from billing.usage import close_segment, open_segment
 from billing.wallet import buy_credits, grant_credits
 from cng_portal.accounts import roles
@@ -459,6 +459,7 @@ def of_oneself(member: Membership) -> Screens:
         "projects": Screen("/projects/"),
         "project": Screen(reverse("project", args=[member.project_id])),
         "new-project": Screen(reverse("new_project")),
+        "rename-project": Screen(reverse("rename_project", args=[member.project_id])),
         "archive-project": Screen(reverse("archive_project", args=[member.project_id])),
         "invite": Screen(reverse("accounts:invite", args=[member.project_id])),
         "role": Screen(reverse("accounts:role", args=[other.pk])),
@@ -602,6 +603,7 @@ def of_an_administrator(member: Membership) -> Screens:
         "admin-operations": Screen(reverse("admin:snapshots_operation_overview")),
         "admin-look-as": Screen(reverse("admin:accounts_impersonate", args=[member.user_id])),
         "admin-new-package": Screen(reverse("admin:billing_package_add")),
+        "admin-correct-price": Screen(reverse("admin:billing_price_correct", args=[PriceVersion.objects.first().pk])),
         "admin-new-customer": Screen(reverse("admin:accounts_customer_add")),
     }
     return found

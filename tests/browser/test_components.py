@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from django.conf import settings
 from django.test import Client
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 
 from tests.browser.looking import look_at
 from tests.factories import ProjectFactory, UserFactory
@@ -41,4 +41,4 @@ def test_every_component_is_accessible_and_fits(page: Page, sign_in: Callable[..
     sign_in(UserFactory(is_staff=True))
     look_at(page, [PATH])
     page.get_by_role("button", name="Delete snapshot").click()
-    assert page.get_by_role("heading", level=1, name="Components").is_visible()
+    expect(page.get_by_role("heading", level=1, name="Components")).to_be_visible()

@@ -213,7 +213,12 @@ def test_an_image_over_another_one_is_refused(
 
 @needs_qemu
 @pytest.mark.parametrize(
-    ("size", "message"), [("0", "has a disk of 0 bytes"), ("1P", "cannot hold a volume as large as this")]
+    ("size", "message"),
+    [
+        ("0", "has a disk of 0 bytes"),
+        ("900T", "cannot hold a volume as large as this"),
+        ("1P", "A volume has at most 1000000 GB"),
+    ],
 )
 def test_a_disk_without_bytes_or_with_too_many_is_refused_in_words(
     tmp_path: Path, project: Project, location: Location, storage_root: Path, size: str, message: str
@@ -231,7 +236,9 @@ def test_an_encrypted_image_is_refused_in_words(image: Path, project: Project, l
     secret = ["--object", "secret,id=s,data=secret", "-o", "encrypt.format=luks,encrypt.key-secret=s"]
     # QEMU measures how fast the processor is for the key, which it cannot under faketime
     environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *secret, packed, "50M"], env=environment, check=True)
+    create = ["qemu-img", "create", "-q", "-f", "qcow2", *secret, packed, "50M"]
+    # ... and not always on a busy machine.
+    assert any(subprocess.run(create, env=environment, check=False).returncode == 0 for _attempt in range(10))
     with pytest.raises(CommandError, match="is encrypted by QEMU. Decrypt it"):
         import_volume(packed, project, location)
 

@@ -91,7 +91,7 @@ class Migration(migrations.Migration):
                 ('position', models.PositiveSmallIntegerField(default=0, help_text='0 is the root volume.', verbose_name='position in the VM')),
                 ('name', models.CharField(max_length=120, verbose_name='name')),
                 ("name_key", models.CharField(default="", editable=False, max_length=576)),
-                ('size_gb', models.PositiveIntegerField(validators=[django.core.validators.MinValueValidator(1), django.core.validators.MaxValueValidator(1000000)], verbose_name='size, GB')),
+                ('size_gb', models.PositiveIntegerField(validators=[django.core.validators.MinValueValidator(1, 'A volume has at least 1 GB.'), django.core.validators.MaxValueValidator(1000000, 'A volume has at most %(limit_value)s GB.')], verbose_name='size, GB')),
                 ('state', models.CharField(choices=[('creating', 'Creating'), ('available', 'Available'), ('error', 'Error')], default='available', max_length=9, verbose_name='state')),
                 ('backend_ref', models.CharField(blank=True, max_length=255, verbose_name='backend reference')),
                 ('backend_project', models.CharField(blank=True, help_text="Its id there; empty is the portal's own.", max_length=64, verbose_name='project in the cloud')),
