@@ -371,7 +371,7 @@ class ProjectStep(Step):
     slug = field = "project"
     label = _("Project")
     heading = _("Assign to a Project")
-    intro = _("Projects organise your resources and decide which colleagues see them.")
+    intro = _("Projects organize your resources and decide which colleagues see them.")
     form_class = ProjectForm
 
     @classmethod
@@ -418,7 +418,7 @@ class NameStep(Step):
     slug = field = "name"
     label = _("Name")
     heading = _("Choose Snapshot Name")
-    intro = _("A unique name, so that you recognise the snapshot in your dashboard.")
+    intro = _("A unique name, so that you recognize the snapshot in your dashboard.")
     form_class = NameForm
 
     @classmethod

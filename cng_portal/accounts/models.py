@@ -262,7 +262,7 @@ class ProjectQuerySet(models.QuerySet["Project"]):
 
 
 class Project(QuotaModel):
-    """How a customer organises resources and shares them with colleagues. `Default` exists from the start."""
+    """How a customer organizes resources and shares them with colleagues. `Default` exists from the start."""
 
     DEFAULT_NAME = "Default"
 

@@ -11,6 +11,7 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from cng_portal.accounts.models import User
+from cng_portal.activity.registry import ACTIONS
 from cng_portal.inventory.models import VirtualMachine, Volume
 
 from .snapshots import DiskImage, Snapshot, State
@@ -187,6 +188,12 @@ class Operation(models.Model):
     @property
     def is_active(self) -> bool:
         return self.finished_at is None
+
+    @property
+    def outcome(self) -> str:
+        """Return how it ended, such as “Snapshot ready”, in the words of the activity log, which has no entry for scrubs."""
+        prefix = "ready" if self.state == self.State.SUCCEEDED else "failed"
+        return str(ACTIONS.get(f"{prefix}.{self.kind}", self.get_kind_display()))
 
     @property
     def failures(self) -> int:

@@ -219,7 +219,7 @@ class Snapshot(models.Model):
         verbose_name_plural = _("snapshots")
         indexes = [
             # One for each order of the list. `id` makes the key unique, so that pages neither skip nor repeat rows. They are
-            # partial because PostgreSQL doesn't recognise that `deleted_at IS NULL` keeps the order.
+            # partial because PostgreSQL doesn't recognize that `deleted_at IS NULL` keeps the order.
             models.Index(
                 fields=["customer", "kind", "-created_at", "-id"], condition=Q(deleted_at=None), name="snapshot_by_age"
             ),

@@ -297,7 +297,7 @@ def test_the_message_of_a_restore_gives_way_to_how_it_ended(client: Client, proj
     ended = client.get(url(operation.snapshot), seen, headers=HTMX).text
     messages = ended.split('<div id="messages"')[1]
     assert messages.startswith(' class="messages" hx-swap-oob="true"')
-    assert "Restore: Done" in messages
+    assert "Restored" in messages
 
 
 def test_a_snapshot_that_is_being_taken_can_be_cancelled_in_one_place(client: Client, project: Project) -> None:
