@@ -58,7 +58,7 @@ class PriceVersionInline(admin.TabularInline):
         return 0 if obj else 1
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[PriceVersion]:
-        return super().get_queryset(request).select_related("package", "correction", "created_by")
+        return super().get_queryset(request).select_related("package", "correction__package", "created_by")
 
     @admin.display(description=gettext_lazy("correct"))
     def correct(self, version: PriceVersion) -> str:
@@ -115,7 +115,7 @@ class PackageAdmin(SupportAdmin):
         return [path("prices/<int:version_id>/correct/", view, name="billing_price_correct"), *super().get_urls()]
 
     def correct_view(self, request: HttpRequest, version_id: int) -> HttpResponse:
-        """Replace a price that has begun by a lower one. The next invoices credit what it overcharged."""
+        """Replace a price that has begun with a lower one. The next invoices credit what it overcharged."""
         version = get_object_or_404(PriceVersion.objects.select_related("package"), pk=version_id)
         package = version.package
         if not self.has_change_permission(request, package):
@@ -139,12 +139,11 @@ class PackageAdmin(SupportAdmin):
         context = {
             **self.admin_site.each_context(request),
             "opts": self.opts,
-            "package": package,
+            "object": package,
             "version": version,
             "title": _("Correct a price"),
             "form": form,
             "back": back,
-            "media": self.media + form.media,
         }
         return render(request, "billing/admin/correct_price.html", context)
 
@@ -291,14 +290,14 @@ class CustomerAccountAdmin(ReadOnly, SupportAdmin):
         return money.format_amount(account.standing.balance_micro, account.currency)
 
     def get_urls(self) -> list[Any]:
-        def named(name: str, form_class: type[WalletForm]) -> Any:
+        def wallet_path(name: str, form_class: type[WalletForm]) -> Any:
             def view(request: HttpRequest, pk: str) -> HttpResponse:
                 return self.wallet_view(request, pk, name, form_class)
 
             return path(f"<uuid:pk>/{name}/", self.admin_site.admin_view(view), name=f"billing_account_{name}")
 
-        views = [named("buy", WalletForm), named("grant", GrantForm), named("refund", WalletForm)]
-        return [*views, named("correct", CorrectionForm), *super().get_urls()]
+        forms = {"buy": WalletForm, "grant": GrantForm, "refund": WalletForm, "correct": CorrectionForm}
+        return [*(wallet_path(name, form_class) for name, form_class in forms.items()), *super().get_urls()]
 
     def wallet_view(self, request: HttpRequest, pk: str, name: str, form_class: type[WalletForm]) -> HttpResponse:
         """Record a wallet transaction, with a reason."""
@@ -339,7 +338,7 @@ class CustomerAccountAdmin(ReadOnly, SupportAdmin):
         context = {
             **self.admin_site.each_context(request),
             "opts": self.opts,
-            "account": account,
+            "object": account,
             "title": titles[name],
             "form": form,
             "back": back,

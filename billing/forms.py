@@ -31,9 +31,18 @@ from .models import (
     ServiceKind,
 )
 
-# The database has a clock of its own; a price that begins sooner could begin before it is saved.
+# The database has its own clock: a price with an earlier start could begin before it is saved.
 SOONEST = timedelta(minutes=1)
-UNUSUAL = _("Confirms a price ten times the one before, or a tenth of it.")
+CONFIRM_UNUSUAL = _("Confirm a price ten times the one before, or a tenth of it.")
+
+
+def rate_field(label: Any) -> forms.DecimalField:
+    return forms.DecimalField(
+        label=label,
+        min_value=0,
+        max_value=money.to_decimal(MAX_RATE_MICRO, 0),
+        decimal_places=money.MICRO_DIGITS,
+    )
 
 
 def require_confirmation(form: forms.BaseForm, rate_micro: int, previous_micro: int, currency: str) -> None:
@@ -46,19 +55,10 @@ def require_confirmation(form: forms.BaseForm, rate_micro: int, previous_micro: 
 
 
 class PriceVersionForm(forms.ModelForm):
-    """A planned price. One that has begun is shown and can't be changed."""
+    """A planned price. The fields of a price that has begun are disabled."""
 
-    rate = forms.DecimalField(
-        label=_("rate per GB and hour"),
-        min_value=0,
-        max_value=money.to_decimal(MAX_RATE_MICRO, 0),
-        decimal_places=money.MICRO_DIGITS,
-    )
-    confirm = forms.BooleanField(
-        label=_("unusual price"),
-        required=False,
-        help_text=_("Confirm a price ten times the one before, or a tenth of it."),
-    )
+    rate = rate_field(_("rate per GB and hour"))
+    confirm = forms.BooleanField(label=_("unusual price"), required=False, help_text=CONFIRM_UNUSUAL)
 
     class Meta:
         model = PriceVersion
@@ -86,7 +86,7 @@ class PriceVersionForm(forms.ModelForm):
 
 
 class PriceVersionFormSet(forms.BaseInlineFormSet):
-    """The rules that need the package. The caller must hold the lock on prices, so that none of them changes meanwhile."""
+    """Validate the prices of a package together. The caller must hold the lock of `lock_prices`."""
 
     def clean(self) -> None:
         super().clean()
@@ -102,13 +102,15 @@ class PriceVersionFormSet(forms.BaseInlineFormSet):
         deleted: list[Any] = self.deleted_forms
         if any(form.has_begun_at(now + SOONEST) for form in deleted):
             raise forms.ValidationError(_("A price that has begun cannot be deleted: plan the next one."))
-        shown = [form.instance.pk for form in self.forms if form.instance.pk]
-        others = same_service.exclude(pk__in=shown)
+        in_formset = [form.instance.pk for form in self.forms if form.instance.pk]
+        others = same_service.exclude(pk__in=in_formset)
         taken = Counter(others.filter(package=package.pk).values_list("starts_at", flat=True))
         rates = dict(others.order_by("starts_at", "pk").values_list("starts_at", "rate_micro"))
-        kept: list[Any] = [form for form in self.forms if form not in deleted and form.cleaned_data.get("starts_at")]
-        taken.update(form.cleaned_data["starts_at"] for form in kept)
-        for form in sorted(kept, key=lambda form: (form.cleaned_data["starts_at"], form.instance.pk or 0)):
+        remaining: list[Any] = [
+            form for form in self.forms if form not in deleted and form.cleaned_data.get("starts_at")
+        ]
+        taken.update(form.cleaned_data["starts_at"] for form in remaining)
+        for form in sorted(remaining, key=lambda form: (form.cleaned_data["starts_at"], form.instance.pk or 0)):
             starts_at = form.cleaned_data["starts_at"]
             if form.has_changed():
                 if form.has_begun_at(now + SOONEST):
@@ -128,9 +130,9 @@ class PriceVersionFormSet(forms.BaseInlineFormSet):
 class PriceCorrectionForm(forms.Form):
     """The right rate of a price that has begun and was too high."""
 
-    rate = forms.DecimalField(label=_("right rate per GB and hour"), min_value=0, decimal_places=money.MICRO_DIGITS)
+    rate = rate_field(_("right rate per GB and hour"))
     reason = forms.CharField(label=_("reason"), max_length=255, help_text=_("Kept with the price."))
-    confirm = forms.BooleanField(label=_("unusual price"), required=False, help_text=UNUSUAL)
+    confirm = forms.BooleanField(label=_("unusual price"), required=False, help_text=CONFIRM_UNUSUAL)
 
     def __init__(self, data: Any, *, version: PriceVersion) -> None:
         super().__init__(data)
@@ -246,7 +248,7 @@ class UsageFilterForm(forms.Form):
         field: Any = self.fields["project"]
         field.queryset = customer.projects.order_by("name")
         # Read once, although the field is rendered twice.
-        field.choices = [("", field.empty_label), *((one.pk, str(one)) for one in field.queryset)]
+        field.choices = [("", field.empty_label), *((project.pk, str(project)) for project in field.queryset)]
 
     def clean(self) -> dict[str, Any]:
         cleaned = super().clean() or self.cleaned_data

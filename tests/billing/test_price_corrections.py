@@ -3,7 +3,8 @@
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, connection, transaction
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 
@@ -147,11 +148,25 @@ def test_an_administrator_corrects_a_price(client_for, shop, mistake):
     )
 
 
+def test_the_page_of_a_package_needs_no_query_for_each_corrected_price(client_for, shop, mistake):
+    admin = client_for(UserFactory(admin=True))
+    page = reverse("admin:billing_package_change", args=[shop.package.pk])
+    correction = correct(mistake, 300_000)
+    admin.get(page)  # fills caches
+    with CaptureQueriesContext(connection) as few:
+        admin.get(page)
+    correct(correct(correction, 200_000), 100_000)
+    with CaptureQueriesContext(connection) as many:
+        assert "Corrected to K 0.1000" in admin.get(page).text
+    assert len(many) == len(few)
+
+
 @pytest.mark.parametrize(
     ("form", "sentence"),
     [
         ({"rate": "0.5"}, "A correction lowers a price that has begun. Plan a new price to raise it."),
         ({"rate": "-1"}, "greater than or equal to 0"),
+        ({"rate": "1e999999"}, "less than or equal to 1000"),
         ({"rate": "0"}, "The new price is K 0.0000, the one before is K 0.4000. If that is right, check this box."),
         ({"reason": ""}, "This field is required"),
     ],
