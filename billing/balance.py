@@ -1,6 +1,6 @@
-"""What a customer has and owes at an instant. Nothing accrues: it is computed from usage and prices on demand."""
+"""A customer's balance at an instant. Nothing accrues: it is computed from usage and prices on demand."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -32,7 +32,7 @@ class Standing:
 
 
 def with_ledger(customers: QuerySet[Customer], *, at: datetime) -> QuerySet[Customer]:
-    """Annotate the customers with what their standing at `at` is computed from.
+    """Annotate the customers with the inputs of their standing at `at`.
 
     `last_month` and `last_until`, the month and end of the last invoice, or `first_use` without one; `credits`, the sum of
     the ledger; `backdated`, whether there is backdated usage; `expiring`, whether free credits have expired and the ledger
@@ -83,16 +83,12 @@ def open_windows(customers: Iterable[Any], at: datetime) -> list[bulk.CustomerWi
 def get_standings(*, customers: QuerySet[Customer], at: datetime) -> dict[UUID, Standing]:
     """Return {customer: standing at `at`}; `at` must not be before the last invoice.
 
-    Two queries, and more for customers with backdated usage or free credits that have just expired.
+    Two queries, and more for customers with backdated usage or with free credits whose expiry isn't recorded.
     """
-    return standings_of(list(with_ledger(customers, at=at)), at=at)
-
-
-def standings_of(customers: Sequence[Any], *, at: datetime) -> dict[UUID, Standing]:
-    """Return {customer: standing}. The customers must come from `with_ledger(at=at)`. Queries as of `get_standings`."""
-    sums = bulk.owed_by_customer(open_windows(customers, at))
+    accounts: list[Any] = list(with_ledger(customers, at=at))
+    sums = bulk.owed_by_customer(open_windows(accounts, at))
     result = {}
-    for customer in customers:
+    for customer in accounts:
         owed_micro = sums.get(customer.pk, 0)
         if customer.backdated:
             owed_micro += sum(due.line.amount_micro or 0 for due in backdated_lines(customer=customer, at=at))
@@ -113,7 +109,7 @@ def get_standing(*, customer: Customer, at: datetime) -> Standing:
 
 
 def get_owed(*, customer: Customer, at: datetime) -> int:
-    """Return what an invoice made at `at` would come to, in millionths."""
+    """Return the usage not invoiced yet, in millionths."""
     return get_standing(customer=customer, at=at).owed_micro
 
 

@@ -23,7 +23,7 @@ from .models import ServiceKind, TransactionKind, WalletAccount
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 HOUR = rating.HOUR // MICROSECOND
-MANY = 200  # customers
+FULL_SCAN_CUSTOMERS = 200  # from more customers on, SQLite reads the whole table
 EVER = 2**62  # later than any instant, and negative earlier than any
 
 
@@ -133,7 +133,7 @@ def _windows(windows: Sequence[CustomerWindow]) -> tuple[str, list[Any]]:
         if postgresql:
             sql = f"{constants} billing_usagesegment s WHERE s.customer_id = ANY(%s::uuid[]) AND"
             return sql, [*row, customers]
-        if len(customers) > MANY:
+        if len(customers) > FULL_SCAN_CUSTOMERS:
             # The plus sign rules the index out: one pass over the table is faster.
             sql = f"{constants} billing_usagesegment s WHERE +s.customer_id IN (SELECT value FROM json_each(%s)) AND"
             return sql, [*row, json.dumps(customers)]
@@ -148,7 +148,7 @@ def _table(columns: dict[str, str], rows: Sequence[Sequence[Any]]) -> tuple[str,
     """Return adapted rows as a SELECT, and its parameters. `columns` are {name: type on PostgreSQL}."""
     if connection.vendor == "postgresql":
         arrays = ", ".join(f"%s::{sql_type}[]" for sql_type in columns.values())
-        return f"SELECT * FROM unnest({arrays}) AS given ({', '.join(columns)})", [*map(list, zip(*rows, strict=True))]
+        return f"SELECT * FROM unnest({arrays}) AS entry ({', '.join(columns)})", [*map(list, zip(*rows, strict=True))]
     names = ", ".join(f"column{number} AS {name}" for number, name in enumerate(columns, 1))
     values = ", ".join(["(" + ", ".join(["%s"] * len(columns)) + ")"] * len(rows))
     return f"SELECT {names} FROM (VALUES {values})", [value for row in rows for value in row]
@@ -216,7 +216,7 @@ RATED = """
 def rated(windows: Sequence[CustomerWindow], carried: str) -> tuple[str, list[Any]]:
     """Return a WITH clause and its parameters. `line` has the hours, rate and amount of each segment, month and price.
 
-    `carried` are further columns of the segment `s` and the window `w`. Pass only what is needed: PostgreSQL sums wide
+    `carried` are further columns of the segment `s` and the window `w`. Pass only the necessary ones: PostgreSQL sums wide
     rows on disk. `rate_micro` and `amount_micro` are NULL for hours before the first price. As in `rating.rate`, `total` is
     the number of hours of the segment, `first` and `last` how many of them start before the two ends of the interval.
     """
@@ -263,7 +263,7 @@ def as_uuid(value: object) -> UUID:
     return value if isinstance(value, UUID) else UUID(str(value))
 
 
-# Summed apart, because SQLite fails when a sum overflows 64 bits.
+# Two partial sums, because SQLite fails when a sum overflows 64 bits.
 TOTAL = f"SUM(amount_micro / {money.MICRO}), SUM(amount_micro %% {money.MICRO})"
 
 
@@ -354,14 +354,14 @@ def insert_invoices(windows: Sequence[ClosingWindow], *, at: datetime) -> None:
     """Write the invoices of lines that have been inserted, and take their totals from the wallets."""
     columns = {"id": "uuid", "customer_id": "uuid", "sequence": "int", "month": "date"}
     columns |= {"since_at": "timestamptz", "until_at": "timestamptz"}
-    given, parameters = _table(
+    invoices, parameters = _table(
         columns,
         [
             [adapt(value) for value in (w.invoice_id, w.customer_id, w.sequence, w.month, w.since, w.until)]
             for w in windows
         ],
     )
-    moves, of_moves = _table(
+    moves, move_parameters = _table(
         {"id": "uuid", "invoice_id": "uuid", "key": "text", "reason": "text"},
         [[adapt(w.transaction_id), adapt(w.invoice_id), w.key, w.reason] for w in windows],
     )
@@ -369,20 +369,20 @@ def insert_invoices(windows: Sequence[ClosingWindow], *, at: datetime) -> None:
     with connection.cursor() as cursor:
         cursor.execute(
             f"""
-            WITH given AS ({given}),
+            WITH new_invoice AS ({invoices}),
             total AS (
                 SELECT invoice_id, SUM(amount_micro) AS amount_micro, COUNT(*) AS lines FROM billing_invoiceline
-                WHERE invoice_id IN (SELECT id FROM given) GROUP BY invoice_id
+                WHERE invoice_id IN (SELECT id FROM new_invoice) GROUP BY invoice_id
             )
             INSERT INTO billing_invoice (
                 id, customer_id, sequence, month, starts_at, ends_at, customer_number, customer_name, billing_type,
                 currency, time_zone, total_micro, line_count, made_at
             )
-            SELECT given.id, customer.id, given.sequence, given.month, given.since_at, given.until_at, customer.number,
-                customer.name, customer.billing_type, customer.currency, customer.time_zone,
-                COALESCE(total.amount_micro, 0), COALESCE(total.lines, 0), %s
-            FROM given JOIN accounts_customer customer ON customer.id = given.customer_id
-                LEFT JOIN total ON total.invoice_id = given.id
+            SELECT new_invoice.id, customer.id, new_invoice.sequence, new_invoice.month, new_invoice.since_at,
+                new_invoice.until_at, customer.number, customer.name, customer.billing_type, customer.currency,
+                customer.time_zone, COALESCE(total.amount_micro, 0), COALESCE(total.lines, 0), %s
+            FROM new_invoice JOIN accounts_customer customer ON customer.id = new_invoice.customer_id
+                LEFT JOIN total ON total.invoice_id = new_invoice.id
             """,
             [*parameters, adapt(at)],
         )
@@ -391,16 +391,16 @@ def insert_invoices(windows: Sequence[ClosingWindow], *, at: datetime) -> None:
             INSERT INTO billing_wallettransaction (
                 id, customer_id, kind, source, target, amount_micro, key, reason, invoice_id, at, created_at
             )
-            SELECT given.id, invoice.customer_id,
+            SELECT new_move.id, invoice.customer_id,
                 CASE WHEN total_micro > 0 THEN '{TransactionKind.SPENT.value}'
                     ELSE '{TransactionKind.REFUNDED.value}' END,
                 CASE WHEN total_micro > 0 THEN {wallet} ELSE {consumption} END,
                 CASE WHEN total_micro > 0 THEN {consumption} ELSE {wallet} END,
-                ABS(total_micro), given.key, given.reason, invoice.id, invoice.ends_at, %s
-            FROM ({moves}) AS given JOIN billing_invoice invoice ON invoice.id = given.invoice_id
+                ABS(total_micro), new_move.key, new_move.reason, invoice.id, invoice.ends_at, %s
+            FROM ({moves}) AS new_move JOIN billing_invoice invoice ON invoice.id = new_move.invoice_id
             WHERE total_micro <> 0
             """,
-            [adapt(timezone.now()), *of_moves],
+            [adapt(timezone.now()), *move_parameters],
         )
 
 

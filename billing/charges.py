@@ -1,9 +1,10 @@
-"""What usage costs: charges that no invoice has yet, corrections of invoiced ones, and costs per resource."""
+"""Charges not invoiced yet, corrections of invoiced ones, and costs per resource."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from typing import Self
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -29,11 +30,15 @@ class DueLine:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ledger:
+class BillingMonths:
     """A customer's months: the invoiced ones, and the open ones that follow."""
 
     customer: Customer
     invoices: list[Invoice]  # in the order of their months
+
+    @classmethod
+    def load(cls, customer: Customer) -> Self:
+        return cls(customer=customer, invoices=list(Invoice.objects.filter(customer=customer).order_by("month")))
 
     def open_windows(self, first: datetime, at: datetime) -> list[rating.Window]:
         """Return the months from the last invoice, or from the first use, to the month of `at`."""
@@ -77,13 +82,13 @@ def _rate(
 
 
 def due_lines(*, customer: Customer, at: datetime, segments: Sequence[UsageSegment]) -> list[DueLine]:
-    """Return what is not invoiced yet of the segments, as known at `at`. Two queries, more with backdated usage."""
+    """Return the segments' hours that are not invoiced yet, as known at `at`. Two queries, more with backdated usage."""
     if not segments:
         return []
-    ledger = Ledger(customer=customer, invoices=list(Invoice.objects.filter(customer=customer).order_by("month")))
+    months = BillingMonths.load(customer)
     first = min(segment.started_at for segment in segments)
     prices = PriceList.load({segment.location_id for segment in segments})
-    windows = [window for window in ledger.open_windows(first, at) if window.since <= at]
+    windows = [window for window in months.open_windows(first, at) if window.since <= at]
     lines = [
         DueLine(segment=segment, month=window.month, line=line)
         for segment in segments
@@ -91,8 +96,8 @@ def due_lines(*, customer: Customer, at: datetime, segments: Sequence[UsageSegme
         for line in _rate(segment, customer, window, at, prices)
     ]
     backdated = [segment for segment in segments if segment.backdated]
-    if backdated and ledger.invoices:
-        lines += _backdated_lines(ledger, backdated, prices, at)
+    if backdated and months.invoices:
+        lines += _backdated_lines(months, backdated, prices, at)
     return lines
 
 
@@ -109,17 +114,17 @@ def backdated_lines(*, customer: Customer, at: datetime) -> list[DueLine]:
     segments = list(UsageSegment.objects.filter(customer=customer, backdated=True))
     if not segments:
         return []
-    ledger = Ledger(customer=customer, invoices=list(Invoice.objects.filter(customer=customer).order_by("month")))
-    return _backdated_lines(ledger, segments, PriceList.load({segment.location_id for segment in segments}), at)
+    months = BillingMonths.load(customer)
+    return _backdated_lines(months, segments, PriceList.load({segment.location_id for segment in segments}), at)
 
 
 def _backdated_lines(
-    ledger: Ledger,
+    months: BillingMonths,
     segments: Sequence[UsageSegment],
     prices: PriceList,
     at: datetime,
 ) -> list[DueLine]:
-    """Return the differences between invoiced lines with their corrections, and what the months cost as known now."""
+    """Return the differences between the invoiced lines, corrections included, and the cost as known at `at`."""
     charged: dict[UUID, dict[datetime, Charged]] = defaultdict(dict)
     by_line: dict[int | None, Charged] = {}
     lines = InvoiceLine.objects.filter(segment__in=segments).select_related("invoice").order_by("pk")
@@ -128,24 +133,24 @@ def _backdated_lines(
             charged[line.segment_id][line.from_at] = by_line[line.pk] = Charged(line)
         else:
             by_line[line.corrects_id].add(line)
-    found = []
-    windows = ledger.invoiced_windows(min(segment.started_at for segment in segments))
+    corrections = []
+    windows = months.invoiced_windows(min(segment.started_at for segment in segments))
     for segment in segments:
         before = charged[segment.pk]
         for window in windows:
-            for now in _rate(segment, ledger.customer, window, at, prices):
+            for now in _rate(segment, months.customer, window, at, prices):
                 if now.from_at in before:
-                    found += before.pop(now.from_at).corrections(segment, now, ledger.customer.currency)
+                    corrections += before.pop(now.from_at).corrections(segment, now, months.customer.currency)
                 else:
-                    found.append(DueLine(segment=segment, month=window.month, line=now))
+                    corrections.append(DueLine(segment=segment, month=window.month, line=now))
         for rest in before.values():
-            if rest.line.from_at < ledger.invoices[-1].ends_at:
-                found += rest.corrections(segment, None, ledger.customer.currency)
-    return found
+            if rest.line.from_at < months.invoices[-1].ends_at:
+                corrections += rest.corrections(segment, None, months.customer.currency)
+    return corrections
 
 
 class Charged:
-    """An invoiced line, and what is left of it after the corrections so far."""
+    """An invoiced line less the corrections so far."""
 
     def __init__(self, line: InvoiceLine) -> None:
         self.line, self.hours, self.amount_micro = line, line.hours, line.amount_micro
@@ -157,10 +162,10 @@ class Charged:
         self.rate_micro, self.price_id = correction.rate_micro, correction.price_version_id
 
     def corrections(self, segment: UsageSegment, now: rating.Line | None, currency: str) -> list[DueLine]:
-        """Return what was overcharged, compared with `now`: by the price, and by the hours, which are none without it."""
+        """Return the corrections of the price and of the hours to those of `now`; without it, to no hours."""
         rate_micro, price_id = (now.rate_micro or 0, now.price_id) if now else (self.rate_micro, self.price_id)
         at_right_price = self.amount_micro
-        found = []
+        differences = []
         if rate_micro != self.rate_micro:
             at_right_price = rating.line_amount(
                 hours=self.hours,
@@ -168,11 +173,11 @@ class Charged:
                 size_gb=segment.measure,
                 unit_micro=money.unit_micro(currency),
             )
-            found.append((0, self.line.from_at, at_right_price - self.amount_micro))
+            differences.append((0, self.line.from_at, at_right_price - self.amount_micro))
         hours, amount_micro = (now.hours, now.amount_micro or 0) if now else (0, 0)
         if hours != self.hours:
             from_at = now.to_at if now else self.line.from_at
-            found.append((hours - self.hours, from_at, amount_micro - at_right_price))
+            differences.append((hours - self.hours, from_at, amount_micro - at_right_price))
         return [
             DueLine(
                 segment=segment,
@@ -187,7 +192,7 @@ class Charged:
                     amount_micro=amount_micro,
                 ),
             )
-            for hours, from_at, amount_micro in found
+            for hours, from_at, amount_micro in differences
         ]
 
 
@@ -218,7 +223,7 @@ class CostLine:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a resource has cost up to an instant. The lines add up to the amount."""
+    """The cost of a resource up to an instant. The lines add up to the amount."""
 
     hours: int
     amount_micro: int
@@ -235,7 +240,7 @@ COST_FIELDS = ("month", "from_at", "to_at", "hours", "size_gb", "rate_micro", "a
 
 
 def cost_so_far(*, resource_id: UUID, at: datetime) -> Cost | None:
-    """Return what the resource has cost until `at`, of all kinds; None if it was never charged."""
+    """Return the resource's cost until `at`, of all kinds; None if it was never charged."""
     return costs_so_far([resource_id], at).get(resource_id)
 
 
@@ -286,14 +291,14 @@ def total_charged(*, customer: Customer, at: datetime) -> int:
         return 0
     prices = PriceList.load({segment.location_id for segment in segments})
     first = min(segment.started_at for segment in segments)
-    ledger = Ledger(customer=customer, invoices=list(Invoice.objects.filter(customer=customer).order_by("month")))
-    months = ledger.open_windows(first, at)
-    if ledger.invoices:
-        months = [*ledger.invoiced_windows(first), *months]
+    months = BillingMonths.load(customer)
+    windows = months.open_windows(first, at)
+    if months.invoices:
+        windows = [*months.invoiced_windows(first), *windows]
     return sum(
         line.amount_micro or 0
         for segment in segments
-        for month in months
-        if month.since <= at
-        for line in _rate(segment, customer, month, at, prices)
+        for window in windows
+        if window.since <= at
+        for line in _rate(segment, customer, window, at, prices)
     )

@@ -1,4 +1,4 @@
-"""What billing refuses, in sentences for customers and administrators."""
+"""Errors of billing, with messages for customers and administrators."""
 
 from django.utils.translation import gettext as _
 
@@ -6,7 +6,7 @@ from cng_portal.common import money
 
 
 class BillingError(Exception):
-    """`str(error)` is for people to read."""
+    """`str(error)` is a message for the user."""
 
 
 class NotSold(BillingError):
@@ -24,8 +24,8 @@ class InsufficientCredit(BillingError):
         self.missing_micro = missing_micro
         self.balance_micro = balance_micro
         unit_micro = money.unit_micro(currency)
-        # Rounded up, so that buying just this amount is enough.
-        shown = -(-missing_micro // unit_micro) * unit_micro
+        # Rounded up, so that buying exactly this amount is enough.
+        rounded_micro = -(-missing_micro // unit_micro) * unit_micro
         super().__init__(
             _(
                 "Insufficient infra credit: your balance is %(balance)s and the first hour needs %(missing)s more. Add "
@@ -33,6 +33,6 @@ class InsufficientCredit(BillingError):
             )
             % {
                 "balance": money.format_amount(balance_micro, currency),
-                "missing": money.format_amount(shown, currency),
+                "missing": money.format_amount(rounded_micro, currency),
             }
         )

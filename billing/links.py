@@ -1,4 +1,4 @@
-"""Links from usage to the pages of what was used. The apps that own these pages register them."""
+"""Links from usage to the pages of its resources. The apps that own these pages register them."""
 
 from collections.abc import Callable, Collection
 from uuid import UUID

@@ -21,7 +21,7 @@ from .models import LowBalanceWarning, UsageSegment
 from .usage import hourly_costs
 
 logger = structlog.stdlib.get_logger(__name__)
-LOW_BALANCE_HOURS = 72  # customers are warned when their credits last for less than three days at the present cost
+LOW_BALANCE_HOURS = 72  # Customers are warned when their credits last less than three days at the present cost.
 BATCH = 500
 
 

@@ -24,7 +24,7 @@ from . import rating
 from .access import billed_customer
 from .formulas import line_formula
 
-# What an hour, a month of any length and any price cost has to fit 64 bits, twice over for the rounding:
+# The largest resource's cost of a month at the highest price has to fit 64 bits, twice over for the rounding:
 # 800 h × 5,000,000 GB × 1,000 = 4e18 millionths.
 MAX_RATE_MICRO = 1_000 * money.MICRO
 MAX_SIZE_GB = 5_000_000
@@ -187,7 +187,7 @@ class PriceVersion(models.Model):
 
 
 class UsageSegment(models.Model):
-    """A resource of one kind, location and size that is charged from one instant until another, or still is.
+    """A period in which a resource of one kind, location and size is charged. Open while `ended_at` is None.
 
     It copies the resource's uuid and name, so that it outlives the resource. Once an invoice has a line of it, it can only
     be closed. `backdated`: it started or ended in a month that already had an invoice, so the next invoice settles the
@@ -215,7 +215,7 @@ class UsageSegment(models.Model):
     )
     started_at = models.DateTimeField(_("from"))
     ended_at = models.DateTimeField(_("to"), null=True, blank=True)
-    # by the clock, for verification: what was known when something else was written
+    # When the portal recorded them: verification compares these with the times of other records.
     start_recorded_at = models.DateTimeField(_("start recorded"), default=timezone.now, editable=False)
     end_recorded_at = models.DateTimeField(_("end recorded"), null=True, blank=True, editable=False)
     voided = models.BooleanField(_("voided"), default=False)
@@ -295,12 +295,12 @@ class UsageSegment(models.Model):
 
     @property
     def measure(self) -> int | None:
-        """The GB that it is charged by; None for automatic backups."""
+        """Return the size to charge, in GB; None for automatic backups."""
         return None if self.base_rate_micro is not None else self.size_gb
 
     @property
     def paid_until(self) -> datetime | None:
-        """The end of the last started hour, which is charged whole; None while the segment is open."""
+        """Return the end of the last started hour, which is charged whole; None while the segment is open."""
         if self.ended_at is None:
             return None
         return self.started_at + rating.hours(self.started_at, self.ended_at) * rating.HOUR
@@ -559,7 +559,7 @@ class WalletTransaction(models.Model):
 
     @property
     def wallet_micro(self) -> int:
-        """The change of the wallet, negative when credits are taken."""
+        """Return the change of the wallet, negative for credits taken from it."""
         return self.amount_micro if self.target == WalletAccount.WALLET else -self.amount_micro
 
 
@@ -596,7 +596,7 @@ class CustomerAccount(Customer):
 
 
 class Seal(models.Model):
-    """Evidence of what was written, and in which order: see seals.py. Append-only.
+    """Evidence of a written row and of its place in the order of writing: see seals.py. Append-only.
 
     `content` is the hash of the row that `subject` names, `digest` that of the seal before it, `subject` and `content`.
     """

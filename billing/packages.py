@@ -1,4 +1,4 @@
-"""Packages and their price versions: every write."""
+"""Create, price and retire packages: every write to packages and price versions."""
 
 from datetime import datetime
 
@@ -19,7 +19,7 @@ from .seals import seal, seal_deletion
 
 
 def lock_prices() -> None:
-    """Keep everybody else from changing prices until the transaction ends."""
+    """Lock all prices until the transaction ends."""
     list(Location.objects.order_by("pk").select_for_update(no_key=True).values_list("pk"))
 
 
@@ -91,7 +91,7 @@ def set_price(
 def correct_price(
     *, version: PriceVersion, rate_micro: int, reason: str, by: User | None, at: datetime | None = None
 ) -> PriceVersion:
-    """Replace a price that has begun by a lower one, from its own start. Raises Refused, ValidationError.
+    """Replace a price that has begun with a lower one, from its own start. Raises Refused, ValidationError.
 
     Open months are charged at the lower price at once; the next invoices credit what earlier ones overcharged.
     """

@@ -1,4 +1,4 @@
-"""An invoice as a PDF, for people who file paper.
+"""Invoices as PDF files.
 
 fpdf2's own table measures and shapes every word, which takes 11 ms a line. Here a line takes less than one: widths are
 added up character by character, and only text that needs shaping or another font goes through fpdf2's layout.
@@ -19,8 +19,8 @@ from cng_portal.common import money
 from .models import Invoice
 from .statement import Row
 
-# Debian's fonts-dejavu-core or fonts-noto-core, and fonts-sil-padauk. Those that are there are embedded; a letter is
-# drawn with the first font that has it. Without any the PDF has Latin letters only.
+# Debian's fonts-dejavu-core or fonts-noto-core, and fonts-sil-padauk. The installed ones are embedded; a letter is drawn
+# with the first font that has it. Without any font the PDF has Latin letters only.
 FONTS = [
     "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf",
     "/usr/share/fonts/truetype/noto/NotoSans-Regular.ttf",
@@ -51,13 +51,13 @@ class Page(FPDF):
         self.family = families[0] if families else "helvetica"
         self.set_fallback_fonts(families[1:])
         self.has_fonts = bool(families)
-        if families:  # what Myanmar script needs to have its letters in their places
-            self.set_text_shaping(True)
+        if families:
+            self.set_text_shaping(True)  # Myanmar script needs it.
         self.set_title(title)
         self.set_auto_page_break(False)
 
     def readable(self, text: str) -> str:
-        """Replace characters that no font has with question marks: they are never a reason to have no invoice."""
+        """Replace characters that no font has with question marks, so that every invoice can be drawn."""
         if not self.letters:
             return text.encode("latin-1", "replace").decode("latin-1")
         return "".join(letter if ord(letter) in self.letters or letter == "\n" else "?" for letter in text)

@@ -1,4 +1,4 @@
-"""What a service costs: the price list, and quotes."""
+"""The price list, and quotes."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,7 +36,7 @@ def _not_sold(kind: str, location_code: str) -> NotSold:
 
 @dataclass(frozen=True, kw_only=True)
 class Quote:
-    """What a resource costs. `prices` includes the planned ones, which `until` takes into account."""
+    """The price of a resource. `prices` includes the planned ones, which `until` takes into account."""
 
     kind: str
     size_gb: int
@@ -110,7 +110,7 @@ class Quote:
 
 @dataclass(frozen=True)
 class PriceList:
-    """The price versions of some locations: the one reader of prices in Python. `bulk.py` has the same rule in SQL.
+    """The price versions of some locations: the only reader of prices in Python. `bulk.py` has the same rule in SQL.
 
     A customer is priced by the packages of their currency. A location is its code.
     """
@@ -135,18 +135,13 @@ class PriceList:
     def history(self, kind: str, location: str, currency: str) -> Sequence[rating.Price]:
         return self.versions.get((_priced_kind(kind), location, currency), ())
 
-    def rate(self, kind: str, location: str, currency: str, at: datetime) -> int | None:
-        """Return what usage costs per GB and hour, in millionths, sold or not any more; None before the first price."""
-        price = rating.price_at(self.history(kind, location, currency), at)
-        return price.rate_micro if price else None
-
     def sold_rate(self, kind: str, location: str, currency: str, at: datetime) -> int | None:
-        """Return what a new resource costs per GB and hour, in millionths; None where the kind is not sold."""
+        """Return the rate of a new resource, in millionths per GB and hour; None where the kind is not sold."""
         price = rating.price_at(self.history(kind, location, currency), at)
         return price.rate_micro if price and price.is_sold else None
 
     def quote(self, kind: str, location: str, currency: str, at: datetime, *, size_gb: int) -> Quote | None:
-        """Return what `size_gb` of usage costs, sold or not any more; None before the first price."""
+        """Return the price of `size_gb` of usage, even if the kind is no longer sold; None before the first price."""
         history = self.history(kind, location, currency)
         price = rating.price_at(history, at)
         if price is None:
@@ -154,12 +149,12 @@ class PriceList:
         return Quote(kind=kind, size_gb=size_gb, rate_micro=price.rate_micro, currency=currency, prices=tuple(history))
 
     def hourly_micro(self, kind: str, location: str, currency: str, at: datetime, *, size_gb: int) -> int:
-        """Return what `size_gb` of usage costs an hour, in millionths; 0 before the first price."""
+        """Return the hourly cost of `size_gb` of usage, in millionths; 0 before the first price."""
         quote = self.quote(kind, location, currency, at, size_gb=size_gb)
         return quote.hourly_micro if quote else 0
 
     def quote_segment(self, segment: UsageSegment, *, currency: str, at: datetime) -> Quote | None:
-        """Return what the usage costs at the instant; None before the first price."""
+        """Return the price of the usage at the instant; None before the first price."""
         if segment.base_rate_micro is not None:
             return Quote(kind=segment.kind, size_gb=0, rate_micro=segment.base_rate_micro, currency=currency)
         return self.quote(segment.kind, segment.location_id, currency, at, size_gb=segment.size_gb)
@@ -176,7 +171,7 @@ def get_quote(
 ) -> Quote:
     """Return the price of a new resource. `base_rate_micro`: the VM's hourly price, for automatic backups only. One query.
 
-    Raises NotSold where the latest version begun is not of an active package.
+    Raises NotSold unless the price in force is that of an active package.
     """
     code = location if isinstance(location, str) else location.pk
     prices = PriceList.load([code])

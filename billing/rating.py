@@ -1,4 +1,4 @@
-"""What a usage costs: pure arithmetic on instants and integers, with no ORM and no clock.
+"""The cost of usage: pure arithmetic on instants and integers, with no ORM and no clock.
 
 The rules are those of the product page, "Billing semantics":
 
@@ -68,11 +68,17 @@ class Line:
 
 
 def hours(start: datetime, end: datetime) -> int:
-    """Started hours from `start` to `end`, at least one. Raises ValueError when the end is before the start."""
-    start, end = start.astimezone(UTC), end.astimezone(UTC)  # else two local times are subtracted across a clock change
+    """Return the started hours from `start` to `end`, at least one. Raises ValueError when the end is before the start."""
+    # Two local times of the same zone would be subtracted without its clock changes.
+    start, end = start.astimezone(UTC), end.astimezone(UTC)
     if end < start:
         raise ValueError(f"The end {end} is before the start {start}.")
     return max(1, -((start - end) // HOUR))
+
+
+def hours_before(start: datetime, instant: datetime, total: int) -> int:
+    """Return how many of the `total` hours from `start` on begin before the instant."""
+    return min(max(-((start - instant) // HOUR), 0), total)
 
 
 def _hourly(rate_micro: int, size_gb: int | None) -> tuple[int, int]:
@@ -99,7 +105,7 @@ def price_at(prices: Sequence[Price], at: datetime) -> Price | None:
 def rate(
     usage: Usage, *, since: datetime, until: datetime, at: datetime, prices: Sequence[Price], unit_micro: int
 ) -> list[Line]:
-    """The lines of the hours that start in [since, until), as known at the instant `at`.
+    """Return the lines of the hours that start in [since, until), as known at the instant `at`.
 
     Usage that is open or ends later counts as ending at `at`, or where the window ends; usage that starts later has no
     lines. `prices` are in the order of their start. Hours before the first price come as a line without a rate.
@@ -115,10 +121,6 @@ def rate(
     end = at if usage.ended_at is None else min(usage.ended_at.astimezone(UTC), at)
     total = hours(start, end)
 
-    def hours_before(instant: datetime) -> int:
-        """How many of the hours start before the instant."""
-        return min(max(-((start - instant) // HOUR), 0), total)
-
     if usage.base_rate_micro is not None:
         intervals: Iterable[tuple[datetime, datetime, Price | None]] = [
             (since, until, Price(since=since, rate_micro=usage.base_rate_micro))
@@ -127,7 +129,7 @@ def rate(
         intervals = _intervals(prices, since, until)
     lines = []
     for lower, upper, price in intervals:
-        first, last = hours_before(lower), hours_before(upper)
+        first, last = hours_before(start, lower, total), hours_before(start, upper, total)
         if last <= first:
             continue
         size_gb = None if usage.base_rate_micro is not None else usage.size_gb
@@ -151,7 +153,7 @@ def rate(
 def _intervals(
     prices: Sequence[Price], since: datetime, until: datetime
 ) -> Iterable[tuple[datetime, datetime, Price | None]]:
-    """[since, until) cut where the price changes; None before the first price."""
+    """Split [since, until) where the price changes. The price is None before the first one."""
     starts = [max(price.since.astimezone(UTC), since) for price in prices] + [until]
     yield since, min(starts[0], until), None
     for price, lower, upper in zip(prices, starts, starts[1:], strict=False):
@@ -163,12 +165,12 @@ def next_month(month: date) -> date:
 
 
 def month_start(month: date, zone: ZoneInfo) -> datetime:
-    """The instant, in UTC, at which a calendar month begins in a time zone; `month` is its first day."""
+    """Return the instant, in UTC, at which a calendar month begins in a time zone; `month` is its first day."""
     return datetime(month.year, month.month, 1, tzinfo=zone).astimezone(UTC)
 
 
 def month_of(instant: datetime, zone: ZoneInfo) -> date:
-    """The first day of the calendar month that the instant lies in."""
+    """Return the first day of the calendar month that the instant lies in."""
     return instant.astimezone(zone).date().replace(day=1)
 
 
@@ -182,14 +184,14 @@ class Window:
 
 
 def windows(*, month: date, since: datetime, at: datetime, zone: ZoneInfo) -> list[Window]:
-    """The months from `month`, which begins at `since`, to the one that `at` lies in, without a gap between them.
+    """Return the months from `month`, which begins at `since`, to the month of `at`, without a gap.
 
     Where a customer has changed the time zone, the first month is longer or shorter by the difference: no hour is in two.
     """
-    found = []
+    result = []
     while True:
         until = max(since, month_start(next_month(month), zone))
-        found.append(Window(month=month, since=since, until=until))
+        result.append(Window(month=month, since=since, until=until))
         if until > at:
-            return found
+            return result
         month, since = next_month(month), until

@@ -1,4 +1,4 @@
-"""A hash chain over the books, so that whatever is changed behind the portal's back shows.
+"""A hash chain over the books, which reveals changes made past the portal.
 
 Prices, wallet transactions and invoices get a `Seal` in the transaction that writes them. Each customer and each package
 has a chain of its own, numbered without gaps; `digest` covers the row and the seal before it. `verification` compares.
@@ -17,7 +17,7 @@ from django.db.models import Exists, OuterRef
 from . import bulk
 from .models import Invoice, Package, PriceVersion, Seal, WalletTransaction
 
-# Listed one by one: a column that is added later must not change the digest of what was written before.
+# Listed explicitly: a column added later must not change the digests of existing rows.
 FIELDS: dict[type[models.Model], tuple[str, ...]] = {
     PriceVersion: (
         "id",
@@ -91,20 +91,23 @@ def subject_of(row: models.Model) -> str:
 
 
 def seal(row: PriceVersion | WalletTransaction) -> None:
-    """Call it in the transaction that writes the row; for a wallet transaction the caller holds the customer's lock."""
+    """Append the row's seal to its chain.
+
+    Must run in the transaction that writes the row. For a wallet transaction the caller must hold the customer's lock.
+    """
     if isinstance(row, PriceVersion):
         _lock(row)
     _append([(chain_of(row), subject_of(row), content_of(row))])
 
 
 def seal_deletion(version: PriceVersion) -> None:
-    """Call it before a planned price is deleted, in the same transaction."""
+    """Append the seal of a planned price's deletion. Must run before the deletion, in its transaction."""
     _lock(version)
     _append([(chain_of(version), subject_of(version), DELETED)])
 
 
 def seal_invoices(invoice_ids: Sequence[UUID]) -> None:
-    """For invoices with all of their lines, at most one of each customer, whose locks the caller holds."""
+    """Append the seals of complete invoices, at most one per customer. The caller must hold the customers' locks."""
     of_lines = digests_of_lines(invoice_ids)
     _append(
         (chain_of(invoice), subject_of(invoice), content_of(invoice, of_lines.get(invoice.pk, "")))
@@ -117,7 +120,7 @@ def _lock(version: PriceVersion) -> None:
 
 
 def _append(entries: Iterable[tuple[str, str, str]]) -> None:
-    """Add (chain, subject, content) to the chains, each of which comes once."""
+    """Append (chain, subject, content) to the chains. No chain may occur twice."""
     entries = list(entries)
     later = Seal.objects.filter(chain=OuterRef("chain"), sequence__gt=OuterRef("sequence"))
     heads = Seal.objects.filter(~Exists(later), chain__in=[chain for chain, _subject, _content in entries])
@@ -140,7 +143,7 @@ def link(previous: str, subject: str, content: str) -> str:
 
 def content_of(row: models.Model, *more: str) -> str:
     values = [_canonical(getattr(row, name)) for name in FIELDS[type(row)]]
-    if isinstance(row, PriceVersion):  # it is that of a kind in a location
+    if isinstance(row, PriceVersion):  # A price belongs to the kind, location and currency of its package.
         values += [row.package.kind, row.package.location_id, row.package.currency]
     return _hash(json.dumps([*values, *more], ensure_ascii=False))
 
@@ -158,7 +161,7 @@ def _hash(text: str) -> str:
 
 
 def digests_of_lines(invoice_ids: Sequence[UUID]) -> dict[UUID, str]:
-    """{invoice: digest of its lines}; computed by the database, because a month may have a million lines. One query."""
+    """Return {invoice: digest of its lines}, computed by the database: a month may have a million lines. One query."""
     if not invoice_ids:
         return {}
     ids = [bulk.adapt(pk) for pk in invoice_ids]
@@ -185,7 +188,7 @@ def digests_of_lines(invoice_ids: Sequence[UUID]) -> dict[UUID, str]:
 
 
 def check_chain(chain: str, contents: dict[str, str]) -> Iterator[str]:
-    """Yield a sentence for each difference between the chain and `contents`, {subject: content} of the rows there are."""
+    """Yield a sentence for each difference between the chain and `contents`, {subject: content} of the existing rows."""
     previous, expected = "", 1
     latest: dict[str, str] = {}
     for sealed in Seal.objects.filter(chain=chain).order_by("sequence"):

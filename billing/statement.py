@@ -115,8 +115,8 @@ def clip(row: Row, since: datetime | None, until: datetime | None) -> Row | None
     if not hours:  # A price correction counts where its line starts.
         starts_inside = (since is None or row.from_at >= since) and (until is None or row.from_at < until)
         return row if starts_inside else None
-    first = hours_before(row.from_at, since, hours) if since else 0
-    last = hours_before(row.from_at, until, hours) if until else hours
+    first = rating.hours_before(row.from_at, since, hours) if since else 0
+    last = rating.hours_before(row.from_at, until, hours) if until else hours
     if first >= last:
         return None
     if (first, last) == (0, hours):
@@ -131,13 +131,8 @@ def clip(row: Row, since: datetime | None, until: datetime | None) -> Row | None
     )
 
 
-def hours_before(start: datetime, instant: datetime, hours: int) -> int:
-    """Return how many of the hours from `start` on begin before the instant."""
-    return min(hours, max(0, -((start - instant) // rating.HOUR)))
-
-
 def _running_total(row: Row, hours: int) -> int:
-    """Return what the first hours of the row cost, in millionths."""
+    """Return the cost of the first hours of the row, in millionths."""
     if hours == abs(row.hours):
         return row.amount_micro
     size_gb = None if row.kind == ServiceKind.VM_BACKUP_AUTOMATIC else row.size_gb
@@ -152,7 +147,7 @@ def _running_total(row: Row, hours: int) -> int:
 class Usage:
     """A customer's usage as rows, the newest first: usage not invoiced yet, then invoiced lines.
 
-    Rows are clipped to the hours that start in [since, until). `earlier` are the clipped rows that begin before `since`.
+    Rows are clipped to the hours that start in [since, until). `earlier`: clipped rows of lines from before `since`.
     """
 
     due: Sequence[Row]

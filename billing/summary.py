@@ -17,10 +17,13 @@ from .models import InvoiceLine, ServiceKind, TransactionKind, WalletTransaction
 from .sums import ExactSum
 from .usage import running_usage_of
 
+MONTHS_SHOWN = 12
+Costs = dict[tuple[date, str], int]  # {(month of use, kind): millionths}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """What is running of one kind."""
+    """The running usage of one kind, and its cost this month."""
 
     kind: str
     count: int
@@ -37,7 +40,7 @@ class Service:
 class Summary:
     services: list[Service]
     months: list[date]
-    costs: dict[tuple[date, str], int]  # {(month, kind): millionths}
+    costs: Costs
     bought_micro: int
     free_micro: int
     consumed_micro: int
@@ -46,10 +49,6 @@ class Summary:
     this_month: date
     this_month_micro: int
     projected_micro: int
-
-
-MONTHS_SHOWN = 12
-Costs = dict[tuple[date, str], int]  # {(month of use, kind): millionths}
 
 
 def invoiced_costs(customer: Customer) -> Costs:
@@ -104,20 +103,20 @@ def build_summary(*, customer: Customer, at: datetime) -> Summary:
 
 
 def current_month(customer: Customer, windows: Sequence[bulk.CustomerWindow], at: datetime) -> date:
-    """Return the month that is being billed. After a change of time zone the calendar may say another one."""
+    """Return the month that is being billed. After a change of time zone it may differ from the calendar month."""
     return windows[-1].month if windows else rating.month_of(at, customer.zone)
 
 
 def spend_by_project(*, customer: Customer, at: datetime) -> dict[UUID, int]:
-    """What each project has cost this month, in millionths, as `build_summary` counts it. A few queries, one set of rows."""
-    [found] = with_ledger(Customer.objects.filter(pk=customer.pk), at=at)
-    windows = open_windows([found], at)
+    """Return {project: cost this month in millionths}. Their sum is `this_month_micro` of `build_summary`."""
+    [account] = with_ledger(Customer.objects.filter(pk=customer.pk), at=at)
+    windows = open_windows([account], at)
     month = current_month(customer, windows, at)
     spend: dict[UUID, int] = defaultdict(int)
     for (month_of_use, project_id), amount_micro in bulk.owed_by_project(windows).items():
         if month_of_use == month:
             spend[project_id] += amount_micro
-    for due in backdated_lines(customer=customer, at=at) if found.backdated else []:  # type: ignore[attr-defined]  # of with_ledger
+    for due in backdated_lines(customer=customer, at=at) if account.backdated else []:  # type: ignore[attr-defined]  # of with_ledger
         if due.month == month:
             spend[due.segment.project_id] += due.line.amount_micro or 0
     invoiced = InvoiceLine.objects.filter(invoice__customer=customer, month=month).order_by()
@@ -127,9 +126,7 @@ def spend_by_project(*, customer: Customer, at: datetime) -> dict[UUID, int]:
     return dict(spend)
 
 
-def active_services(
-    *, customer: Customer, at: datetime, month: date, costs: dict[tuple[date, str], int]
-) -> list[Service]:
+def active_services(*, customer: Customer, at: datetime, month: date, costs: Costs) -> list[Service]:
     """Return one service for each kind that is running or has cost something in the month. Two queries."""
     running = defaultdict(list)
     for usage in running_usage_of([customer], at=at):

@@ -1,4 +1,4 @@
-"""Usage segments: when a resource is charged, and what everything running costs an hour."""
+"""Usage segments: start and stop charging resources, and the hourly cost of running usage."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -128,7 +128,7 @@ def rename_resource(*, resource_id: UUID, name: str) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class RunningUsage:
-    """What a customer is charged for at an instant, of one kind in one location. `hourly_micro` is the cost of an hour."""
+    """A customer's running usage at an instant, of one kind in one location. `hourly_micro` is its cost an hour."""
 
     customer_id: UUID
     kind: str
@@ -138,7 +138,7 @@ class RunningUsage:
 
 
 def running_usage_of(customers: Iterable[Customer] | QuerySet[Customer], *, at: datetime) -> list[RunningUsage]:
-    """Sum up what the customers are charged for at the instant, by customer, kind and location. Two queries."""
+    """Sum up the customers' running usage at the instant, by customer, kind and location. Two queries."""
     running = UsageSegment.objects.filter(customer__in=customers, ended_at=None, started_at__lte=at).order_by()
     sums = running.values_list("customer_id", "customer__currency", "kind", "location_id").annotate(
         count=Count("*"), size_gb=Sum("size_gb"), base_rate_micro=Sum("base_rate_micro")

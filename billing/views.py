@@ -1,4 +1,4 @@
-"""The billing pages, for the people who own a project of the customer. Each list is also there as CSV."""
+"""The billing pages, for users who own a project of the customer. Each list can be downloaded as CSV."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -76,26 +76,27 @@ def tabs(request: HttpRequest) -> list[dict[str, Any]]:
     ]
 
 
-def page_of(request: HttpRequest, found: Any) -> dict[str, Any]:
-    """One page of a sliceable: its rows, of usage the total of all, and the links around it. A page that does not exist is a
-    404.
+def page_of(request: HttpRequest, items: Any) -> dict[str, Any]:
+    """Return a page of a queryset or of `Usage`: its rows, the links to other pages, and of usage the total of all rows.
+
+    Raises Http404 for a page that doesn't exist.
     """
     number = request.GET.get("page", "1")
     if not number.isascii() or not number.isdigit() or not 1 <= int(number) <= 10**6:
         raise Http404
     start = (int(number) - 1) * PAGE
     rows, total_micro = (
-        found.page(start, start + PAGE + 1)
-        if isinstance(found, Usage)
-        else (list(found[start : start + PAGE + 1]), None)
+        items.page(start, start + PAGE + 1)
+        if isinstance(items, Usage)
+        else (list(items[start : start + PAGE + 1]), None)
     )
     if start and not rows:
         raise Http404
 
     def url(page: int) -> str:
-        kept = request.GET.copy()
-        kept["page"] = str(page)
-        return f"{request.path}?{kept.urlencode()}"
+        query = request.GET.copy()
+        query["page"] = str(page)
+        return f"{request.path}?{query.urlencode()}"
 
     return {
         "rows": rows[:PAGE],
@@ -111,12 +112,12 @@ def page_of(request: HttpRequest, found: Any) -> dict[str, Any]:
 
 
 def iso(instant: Any, customer: Customer) -> str:
-    """ISO 8601 with the offset of the customer's time zone."""
+    """Format as ISO 8601 with the offset of the customer's time zone."""
     return instant.astimezone(customer.zone).isoformat() if instant else ""
 
 
 def decimals(micro: int | None, places: int) -> Any:
-    """As a number and not as text: what begins with a minus sign is one here."""
+    """Return a number and not text: `csv_response` would escape text that begins with a minus sign."""
     return "" if micro is None else money.to_decimal(micro, places)
 
 
@@ -145,26 +146,26 @@ def usage_cells(row: Row, customer: Customer) -> list[object]:
 @require_safe
 def summary(request: HttpRequest, as_csv: bool = False) -> HttpResponse | StreamingHttpResponse:
     customer = get_customer(request)
-    found = build_summary(customer=customer, at=timezone.now())
+    report = build_summary(customer=customer, at=timezone.now())
     currency = customer.currency
     is_prepaid = customer.billing_type == BillingType.PREPAID
     if as_csv:
         rows = (
             [f"{month:%Y-%m}", kind, decimals(micro, money.digits(currency)), currency]
-            for (month, kind), micro in sorted(found.costs.items())
+            for (month, kind), micro in sorted(report.costs.items())
         )
         return csv_response("costs", ["month", "kind", "amount", "currency"], rows)
 
     def amount(micro: int) -> str:
         return money.format_amount(micro, currency)
 
-    def rows_url(**given: Any) -> str:
-        return f"{reverse('billing:statement')}?{urlencode(given)}"
+    def rows_url(**filters: Any) -> str:
+        return f"{reverse('billing:statement')}?{urlencode(filters)}"
 
-    kinds = [kind for kind in ServiceKind if any(found.costs.get((month, kind.value)) for month in found.months)]
+    kinds = [kind for kind in ServiceKind if any(report.costs.get((month, kind.value)) for month in report.months)]
     table = []
-    for month in reversed(found.months):
-        cells = {kind: found.costs.get((month, kind.value), 0) for kind in kinds}
+    for month in reversed(report.months):
+        cells = {kind: report.costs.get((month, kind.value), 0) for kind in kinds}
         if any(cells.values()):
             table.append(
                 {
@@ -189,28 +190,30 @@ def summary(request: HttpRequest, as_csv: bool = False) -> HttpResponse | Stream
             "customer": customer,
             "is_prepaid": is_prepaid,
             "warning": low_balance_warning(customer=customer) if is_prepaid else None,
-            "wallet_amount": amount(found.balance_micro if is_prepaid else found.owed_micro),
-            "found": found,
-            "bought": amount(found.bought_micro),
-            "free": amount(found.free_micro),
-            "credits": amount(found.bought_micro + found.free_micro),
-            "consumed": amount(found.consumed_micro),
-            "balance": amount(found.balance_micro),
-            "this_month": amount(found.this_month_micro),
-            "this_month_url": rows_url(month=found.this_month),
-            "projected": amount(found.projected_micro),
+            # The top bar shows the same instant as the page.
+            "wallet_amount": amount(report.balance_micro if is_prepaid else report.owed_micro),
+            "bought": amount(report.bought_micro),
+            "free": amount(report.free_micro),
+            "credits": amount(report.bought_micro + report.free_micro),
+            "consumed": amount(report.consumed_micro),
+            "balance": amount(report.balance_micro),
+            "this_month": amount(report.this_month_micro),
+            "this_month_url": rows_url(month=report.this_month),
+            "projected": amount(report.projected_micro),
             "services": [
                 {
-                    "service": one,
-                    "hourly": money.format_price(one.hourly_micro, currency),
-                    "month": amount(one.month_micro),
-                    "url": rows_url(kind=one.kind, month=found.this_month),
-                    "active_url": f"{reverse('billing:subscriptions')}?{urlencode({'kind': one.kind})}",
+                    "service": service,
+                    "hourly": money.format_price(service.hourly_micro, currency),
+                    "month": amount(service.month_micro),
+                    "url": rows_url(kind=service.kind, month=report.this_month),
+                    "active_url": f"{reverse('billing:subscriptions')}?{urlencode({'kind': service.kind})}",
                 }
-                for one in found.services
+                for service in report.services
             ],
             "charts": {
-                name: build_chart(summary=found, currency=currency, label=lambda one: in_words(one, "MMM"), size=size)
+                name: build_chart(
+                    summary=report, currency=currency, label=lambda month: in_words(month, "MMM"), size=size
+                )
                 for name, size in (("wide", WIDE), ("narrow", NARROW))
             },
             "kinds": kinds,
@@ -228,41 +231,45 @@ def subscriptions(request: HttpRequest, as_csv: bool = False) -> HttpResponse | 
     kind = request.GET.get("kind", "")
     if kind and kind not in ServiceKind:
         raise Http404
-    found = get_subscriptions(customer=customer, state=state, kind=kind, at=at)
+    segments = get_subscriptions(customer=customer, state=state, kind=kind, at=at)
     if as_csv:
         rows = (
             [
-                one.resource_id,
-                one.kind,
-                one.resource_name,
-                one.project.name,
-                one.location_id,
-                one.size_gb,
-                iso(one.started_at, customer),
-                iso(one.ended_at, customer),
-                iso(one.paid_until, customer),
+                segment.resource_id,
+                segment.kind,
+                segment.resource_name,
+                segment.project.name,
+                segment.location_id,
+                segment.size_gb,
+                iso(segment.started_at, customer),
+                iso(segment.ended_at, customer),
+                iso(segment.paid_until, customer),
             ]
-            for one in found.iterator()
+            for segment in segments.iterator()
         )
         columns = ["resource_uuid", "kind", "name", "project", "location", "gb", "from", "to", "paid_until"]
         return csv_response("subscriptions", columns, rows)
-    page = page_of(request, found)
-    prices = PriceList.load({one.location_id for one in page["rows"]})
-    costs = costs_so_far([one.resource_id for one in page["rows"]], at)
-    for one in page["rows"]:
-        quote = prices.quote_segment(one, currency=customer.currency, at=at)
-        one.hourly = money.format_price(quote.hourly_micro, customer.currency) if quote else ""
-        one.formula = quote.formula if quote and quote.is_share_of_vm else ""
-        one.cost = costs[one.resource_id].label if one.resource_id in costs else ""
-        one.usage_url = f"{reverse('billing:statement')}?{urlencode({'resource': one.resource_id})}"
+    page = page_of(request, segments)
+    prices = PriceList.load({segment.location_id for segment in page["rows"]})
+    costs = costs_so_far([segment.resource_id for segment in page["rows"]], at)
+    for segment in page["rows"]:
+        quote = prices.quote_segment(segment, currency=customer.currency, at=at)
+        segment.hourly = money.format_price(quote.hourly_micro, customer.currency) if quote else ""
+        segment.formula = quote.formula if quote and quote.is_share_of_vm else ""
+        segment.cost = costs[segment.resource_id].label if segment.resource_id in costs else ""
+        segment.usage_url = f"{reverse('billing:statement')}?{urlencode({'resource': segment.resource_id})}"
     return render(
         request,
         "billing/subscriptions.html",
         {
             "tabs": tabs(request),
             "states": [
-                {"label": one.label, "url": f"?{urlencode({'state': one, 'kind': kind})}", "active": one == state}
-                for one in SubscriptionState
+                {
+                    "label": choice.label,
+                    "url": f"?{urlencode({'state': choice, 'kind': kind})}",
+                    "active": choice == state,
+                }
+                for choice in SubscriptionState
             ],
             "state": state,
             "kind": ServiceKind(kind).label if kind else "",
@@ -298,12 +305,12 @@ def with_amounts(moves: list[WalletTransaction], customer: Customer) -> list[Wal
 @require_safe
 def credits(request: HttpRequest, as_csv: bool = False) -> HttpResponse | StreamingHttpResponse:
     customer, at = get_customer(request), timezone.now()
-    found = get_received_credits(customer=customer).select_related("invoice")
+    moves = get_received_credits(customer=customer).select_related("invoice")
     if as_csv:
-        rows = (transaction_cells(move, customer) for move in found.iterator())
+        rows = (transaction_cells(move, customer) for move in moves.iterator())
         return csv_response("infra-credits", TRANSACTION_COLUMNS, rows)
     lasting = lasts_for(customer=customer, at=at)
-    page = page_of(request, found)
+    page = page_of(request, moves)
     with_amounts(page["rows"], customer)
     return render(
         request,
@@ -325,11 +332,11 @@ def credits(request: HttpRequest, as_csv: bool = False) -> HttpResponse | Stream
 @require_safe
 def transactions(request: HttpRequest, as_csv: bool = False) -> HttpResponse | StreamingHttpResponse:
     customer = get_customer(request)
-    found = WalletTransaction.objects.filter(customer=customer).select_related("invoice")
+    moves = WalletTransaction.objects.filter(customer=customer).select_related("invoice")
     if as_csv:
-        rows = (transaction_cells(move, customer) for move in found.iterator())
+        rows = (transaction_cells(move, customer) for move in moves.iterator())
         return csv_response("transactions", TRANSACTION_COLUMNS, rows)
-    page = page_of(request, found)
+    page = page_of(request, moves)
     with_amounts(page["rows"], customer)
     standing = get_standing(customer=customer, at=timezone.now())
     return render(
@@ -346,7 +353,7 @@ def transactions(request: HttpRequest, as_csv: bool = False) -> HttpResponse | S
     )
 
 
-def resource_asked_for(request: HttpRequest) -> UUID | None:
+def resource_filter(request: HttpRequest) -> UUID | None:
     try:
         return UUID(request.GET["resource"]) if request.GET.get("resource") else None
     except ValueError:
@@ -358,24 +365,24 @@ def statement(request: HttpRequest, as_csv: bool = False) -> HttpResponse | Stre
     customer, at = get_customer(request), timezone.now()
     form = UsageFilterForm(request.GET, customer=customer)
     valid = form.is_valid()
-    resource_id = resource_asked_for(request)
-    given = form.cleaned_data if valid else {}
+    resource_id = resource_filter(request)
+    filters = form.cleaned_data if valid else {}
     usage = usage_rows(
         customer=customer,
         at=at,
-        project_id=given["project"].pk if given.get("project") else None,
-        kind=given.get("kind", ""),
+        project_id=filters["project"].pk if filters.get("project") else None,
+        kind=filters.get("kind", ""),
         resource_id=resource_id,
-        month=given.get("month"),
-        first=given.get("first"),
-        last=given.get("last"),
-        due_only=given.get("due", False),
+        month=filters.get("month"),
+        first=filters.get("first"),
+        last=filters.get("last"),
+        due_only=filters.get("due", False),
     )
     if as_csv:
-        if not valid:  # the page says what is wrong
+        if not valid:  # The page shows the errors.
             return redirect(f"{reverse('billing:statement')}?{request.GET.urlencode()}")
         return csv_response("usage", USAGE_COLUMNS, (usage_cells(row, customer) for row in usage))
-    narrows = resource_id is not None or any(given.values())
+    narrows = resource_id is not None or any(filters.values())
     shows_invoices = not narrows and "page" not in request.GET
     invoices = list(Invoice.objects.visible_to(request.user)[:MOST_INVOICES]) if shows_invoices else []
     for invoice in invoices:
@@ -390,12 +397,12 @@ def statement(request: HttpRequest, as_csv: bool = False) -> HttpResponse | Stre
             "tabs": tabs(request),
             "form": form,
             "customer": customer,
-            "first": given.get("first"),
-            "last": given.get("last") or timezone.localdate(at),
+            "first": filters.get("first"),
+            "last": filters.get("last") or timezone.localdate(at),
             "resource_id": resource_id,
             "narrows": narrows,
-            "due_only": given.get("due", False),
-            "month": in_words(given["month"]) if given.get("month") else "",
+            "due_only": filters.get("due", False),
+            "month": in_words(filters["month"]) if filters.get("month") else "",
             "invoices": invoices,
             "page": page,
             "total": money.format_amount(page["total_micro"], customer.currency),
@@ -405,12 +412,12 @@ def statement(request: HttpRequest, as_csv: bool = False) -> HttpResponse | Stre
 
 
 def with_urls(rows: list[Row], user: Any) -> list[Row]:
-    """The rows with links to the pages of their resources."""
+    """Return the rows with links to the pages of their resources."""
     urls = resource_urls(user, {row.resource_id for row in rows})
     return [replace(row, url=urls.get(row.resource_id, "")) for row in rows]
 
 
-# --- one invoice -------------------------------------------------------------------------------------------------------
+# --- invoices ---------------------------------------------------------------------------------------------------------
 
 
 def get_invoice(request: HttpRequest, pk: UUID) -> Invoice:
@@ -423,7 +430,7 @@ def rows_of_invoice(invoice: Invoice) -> Iterator[Row]:
 
 
 def page_of_lines(request: HttpRequest, invoice: Invoice) -> dict[str, Any]:
-    """One page of an invoice's lines, from the line that `from` names: its rows, and the links around it."""
+    """Return a page of an invoice's lines that starts at the line `?from=`: its rows, and the links to other pages."""
     lines = invoice.lines.select_related("corrects__invoice")
     previous_url = first_url = ""
     if start := request.GET.get("from"):
@@ -435,18 +442,18 @@ def page_of_lines(request: HttpRequest, invoice: Invoice) -> dict[str, Any]:
         first_url = request.path if len(before) > PAGE else ""
         if before:
             previous_url = f"{request.path}?from={before[:PAGE][-1].pk}"
-    found = list(lines[: PAGE + 1])
+    rows = list(lines[: PAGE + 1])
     return {
-        "rows": with_urls([row_of_line(line, invoice) for line in found[:PAGE]], request.user),
+        "rows": with_urls([row_of_line(line, invoice) for line in rows[:PAGE]], request.user),
         "first_url": first_url,
         "previous_url": previous_url,
-        "next_url": f"{request.path}?from={found[PAGE].pk}" if len(found) > PAGE else "",
-        "is_part": bool(previous_url) or len(found) > PAGE,
+        "next_url": f"{request.path}?from={rows[PAGE].pk}" if len(rows) > PAGE else "",
+        "is_part": bool(previous_url) or len(rows) > PAGE,
     }
 
 
 def beyond(line: InvoiceLine, lookup: str) -> Q:
-    """The lines after ("gt") or before ("lt") this one, in the order of an invoice."""
+    """Return a filter of the lines after ("gt") or before ("lt") this line, in the order of an invoice."""
     condition, same = Q(), Q()
     for name in InvoiceLine._meta.ordering:
         condition |= same & Q(**{f"{name}__{lookup}": getattr(line, name)})
@@ -456,36 +463,36 @@ def beyond(line: InvoiceLine, lookup: str) -> Q:
 
 @require_safe
 def invoice(request: HttpRequest, pk: UUID) -> HttpResponse:
-    found = get_invoice(request, pk)
+    invoice = get_invoice(request, pk)
     return render(
         request,
         "billing/invoice.html",
         {
-            "invoice": found,
-            "page": page_of_lines(request, found),
-            "line_count": money.format_count(found.line_count),
-            "month": in_words(found.month),
-            "total": money.format_amount(found.total_micro, found.currency),
+            "invoice": invoice,
+            "page": page_of_lines(request, invoice),
+            "line_count": money.format_count(invoice.line_count),
+            "month": in_words(invoice.month),
+            "total": money.format_amount(invoice.total_micro, invoice.currency),
         },
     )
 
 
 @require_safe
 def invoice_csv(request: HttpRequest, pk: UUID) -> StreamingHttpResponse:
-    found = get_invoice(request, pk)
-    rows = (usage_cells(row, found.customer) for row in rows_of_invoice(found))
-    return csv_response(found.number, USAGE_COLUMNS, rows)
+    invoice = get_invoice(request, pk)
+    rows = (usage_cells(row, invoice.customer) for row in rows_of_invoice(invoice))
+    return csv_response(invoice.number, USAGE_COLUMNS, rows)
 
 
 @require_safe
 def invoice_pdf(request: HttpRequest, pk: UUID) -> HttpResponse:
-    from .pdf import invoice_as_pdf  # slow to import, and seldom asked for
+    from .pdf import invoice_as_pdf  # slow to import, and seldom needed
 
-    found = get_invoice(request, pk)
-    with override(settings.LANGUAGE_CODE):  # an invoice is one document, whoever looks at it
-        pdf = invoice_as_pdf(found, rows_of_invoice(found))
+    invoice = get_invoice(request, pk)
+    with override(settings.LANGUAGE_CODE):  # An invoice is the same document for every user.
+        pdf = invoice_as_pdf(invoice, rows_of_invoice(invoice))
     return HttpResponse(
         pdf,
         content_type="application/pdf",
-        headers={"Content-Disposition": f'attachment; filename="{found.number}.pdf"'},
+        headers={"Content-Disposition": f'attachment; filename="{invoice.number}.pdf"'},
     )

@@ -22,7 +22,7 @@ from .sums import ExactSum
 
 logger = structlog.stdlib.get_logger(__name__)
 
-# From which account of the ledger into which a transaction moves credits.
+# (source, target) account of each kind of transaction.
 SIDES = {
     TransactionKind.BOUGHT: (WalletAccount.PURCHASES, WalletAccount.WALLET),
     TransactionKind.GRANTED: (WalletAccount.GRANTS, WalletAccount.WALLET),
@@ -161,7 +161,7 @@ def correct_credits(
 
 
 def expired_credits(*, customer: Customer, at: datetime) -> list[tuple[WalletTransaction, int]]:
-    """Return (grant, what was left of it) for the grants that expired until `at` without being recorded yet.
+    """Return (grant, unused rest in millionths) of the grants that expired until `at` and have no recorded expiry.
 
     Credits that expire first are used first, those that never expire last. Usage that no credits covered is paid by the
     credits that come next.

@@ -1,8 +1,8 @@
-"""The bill once more, from the lifecycle alone, compared with everything that was written and everything that is shown.
+"""Recompute the bill from usage alone, and compare it with the books and with the displayed balance.
 
-`usage` walks through time and counts, and shares no arithmetic with `rating`; `invoices` and `ledger` compare. The hash
-chain of `seals` holds what cannot be recomputed, such as bought credits. Checks that need to know the resources
-themselves are registered by the apps above.
+`usage` counts hour by hour and shares no arithmetic with `rating`; `invoices` and `ledger` compare. The hash chain of
+`seals` covers values that can't be recomputed, such as bought credits. Apps that own the resources register checks of
+usage against them.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,24 +28,24 @@ def register(check: Check) -> Check:
 
 def all_differences(*, at: datetime, progress: Callable[[int], object] = lambda customers: None) -> list[str]:
     """Return a sentence for each difference: in the books, and between usage and the resources."""
-    found = differences(at=at, progress=progress)
+    result = differences(at=at, progress=progress)
     for check in usage_checks:
-        found += check(at)
-    return found
+        result += check(at)
+    return result
 
 
 def differences(*, at: datetime, progress: Callable[[int], object] = lambda customers: None) -> list[str]:
     """Return a sentence for each difference in the books. Reads one customer at a time."""
-    found = list(_check_prices())
+    result = list(_check_prices())
     prices = load_prices()
     for customer in Customer.objects.order_by("number").iterator(chunk_size=500):
         try:
-            found += (f"{customer.crn}: {sentence}" for sentence in _check_customer(customer, prices, at))
+            result += (f"{customer.crn}: {sentence}" for sentence in _check_customer(customer, prices, at))
         except Exception as error:
-            # Rows that were tampered with may be such that nothing can be computed from them.
-            found.append(f"{customer.crn}: cannot be verified: {type(error).__name__}: {error}")
+            # Nothing may be computable from rows that were tampered with.
+            result.append(f"{customer.crn}: cannot be verified: {type(error).__name__}: {error}")
         progress(1)
-    return found
+    return result
 
 
 def _check_prices() -> Iterator[str]:
@@ -83,7 +83,7 @@ def _check_seals(customer: Customer, invoices: list[Invoice], transactions: list
         seals.subject_of(invoice): seals.content_of(invoice, of_lines.get(invoice.pk, "")) for invoice in invoices
     }
     contents |= {
-        # that of an invoice follows from the invoice
+        # The payment of an invoice has no seal: `check_invoices` compares it with the invoice.
         seals.subject_of(move): seals.content_of(move)
         for move in transactions
         if move.invoice_id is None

@@ -20,7 +20,7 @@ def check_invoices(
     lines: Sequence[InvoiceLine],
     transactions: Sequence[WalletTransaction],
 ) -> Iterator[str]:
-    """The invoices by themselves: sums, numbers, and periods without a gap."""
+    """Check the invoices' sums, payments, numbers, and that their periods have no gap."""
     own: dict[UUID, list[InvoiceLine]] = defaultdict(list)
     for line in lines:
         own[line.invoice_id].append(line)
@@ -54,7 +54,7 @@ def check_invoices(
 def check_months(
     customer: Customer, invoices: Sequence[Invoice], segments: Iterable[UsageSegment], at: datetime
 ) -> Iterator[str]:
-    """Months that are over and have no invoice."""
+    """Check that every month that is over has an invoice."""
     for failure in ClosingFailure.objects.filter(customer=customer):
         yield f"a month could not be closed since {failure.failed_at:%Y-%m-%d %H:%M} UTC: {failure.reason}"
         return
@@ -78,10 +78,10 @@ def check_lines(
     segments: Mapping[UUID, UsageSegment],
     charges: Charges,
 ) -> Iterator[str]:
-    """The lines against usage and prices.
+    """Compare the lines with usage and prices.
 
-    Where usage was backdated, the next invoice settles the difference: until then it is part of what is owed, which
-    `check_balance` compares. So such lines are checked one by one, and not against what is known today.
+    The next invoice settles backdated usage. Until then the difference is part of the amount owed, which `check_balance`
+    compares, so here only the amount of each such line is checked.
     """
     unit_micro = money.unit_micro(customer.currency)
     ends = {invoice.month: invoice.ends_at for invoice in invoices}
@@ -89,15 +89,15 @@ def check_lines(
     for line in lines:
         segment = segments.get(line.segment_id)
         if segment is None:
-            yield f"line {line.pk}: the usage that it charges is not there"
+            yield f"line {line.pk}: the usage that it charges doesn't exist"
             continue
         copied = (line.resource_id, line.kind, line.size_gb, line.location_code)
         if copied != (segment.resource_id, segment.kind, segment.size_gb, segment.location_id):
-            yield f"line {line.pk}: resource, kind, size or location is not that of the usage"
+            yield f"line {line.pk}: its resource, kind, size or location differs from the usage"
         if line.corrects_id is None and line.amount_micro != amount_micro(
             line.hours, line.rate_micro, segment, unit_micro
         ):
-            yield f"line {line.pk}: {line.amount_micro} millionths are not its hours × size × rate"
+            yield f"line {line.pk}: {line.amount_micro} millionths is not its hours × size × rate"
         if not segment.backdated:
             billed[line.segment_id, line.month, line.price_version_id].append(line)
     expected = {key: charge for key, charge in charges.items() if key[1] in ends and not charge.segment.backdated}
@@ -118,12 +118,12 @@ def check_lines(
                     _end(charge, ends[key[1]]),
                     charge.rate_micro,
                 ):
-                    yield f"line {line.pk} ({segment.resource_name}): period or rate are not those of the usage"
+                    yield f"line {line.pk} ({segment.resource_name}): its period or rate differs from the usage"
     yield from _check_overlaps(lines)
 
 
 def _end(charge: Charge, month_ends_at: datetime) -> datetime:
-    """When the last hour ends, or the usage, if it ends in it."""
+    """Return the end of the last hour, or of the usage if it ends within that hour."""
     ended_at = charge.segment.ended_at
     if ended_at is not None and ended_at < month_ends_at and ended_at <= charge.last + HOUR:
         return ended_at

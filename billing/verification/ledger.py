@@ -1,4 +1,4 @@
-"""The wallet: its transactions, the credits that expired, and the balance that is shown."""
+"""Check the wallet: its transactions, expired credits, and the displayed balance."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -53,14 +53,14 @@ def check_expiries(
     prices: Prices,
     at: datetime,
 ) -> Iterator[str]:
-    """What was taken back of each grant against what was left of it.
+    """Compare the expired amount of each grant with its unused rest.
 
-    Usage, credits and prices that were recorded after the expiry were not known to it, so where there are any, only the
-    bounds are checked.
+    If usage, credits or prices from before the expiry were recorded after it, only its time and its upper bound are
+    checked.
     """
     unused = unused_grants(transactions, charges, at)
     zones = {customer.time_zone, *(invoice.time_zone for invoice in invoices)}
-    known = list(_knowledge(transactions, segments, prices))
+    records = list(_effective_and_recorded(transactions, segments, prices))
     grants = {move.pk: move for move in transactions if move.expires_at}
     for expiry in transactions:
         if expiry.grant_id is None:
@@ -71,17 +71,19 @@ def check_expiries(
             continue
         if expiry.at != grant.expires_at or expiry.amount_micro > grant.amount_micro:
             yield f"transaction {expiry.pk}: more or at another time than was granted"
-        changed = any(of < expiry.at and recorded_at >= expiry.created_at for of, recorded_at in known)
+        changed = any(
+            effective_at < expiry.at and recorded_at >= expiry.created_at for effective_at, recorded_at in records
+        )
         if not changed and len(zones) == 1 and expiry.amount_micro != unused.get(grant.pk, 0):
             yield (
                 f"transaction {expiry.pk}: {expiry.amount_micro} millionths expired, recomputed {unused.get(grant.pk, 0)}"
             )
 
 
-def _knowledge(
+def _effective_and_recorded(
     transactions: Sequence[WalletTransaction], segments: Iterable[UsageSegment], prices: Prices
 ) -> Iterator[tuple[datetime, datetime]]:
-    """Yield (from when on it matters, when it was recorded) of all that expiries depend on."""
+    """Yield (effective at, recorded at) of every input of an expiry: credits, usage and prices."""
     for move in transactions:
         if move.invoice_id is None and move.grant_id is None:
             yield move.at, move.created_at
@@ -101,9 +103,9 @@ class Credit:
 
 
 def unused_grants(transactions: Sequence[WalletTransaction], charges: Charges, at: datetime) -> dict[UUID, int]:
-    """Return {grant: what was left of it when it expired}, for those that expired until `at`.
+    """Return {grant: its unused rest in millionths} of the grants that expired until `at`.
 
-    What expires first is used first, and what was used while there were no credits is paid by the next ones.
+    Credits that expire first are used first. Usage that no credits covered is paid by the next ones.
     """
     never = datetime.max.replace(tzinfo=UTC)
     moves = [move for move in transactions if move.at <= at]
@@ -152,12 +154,12 @@ def check_balance(
     if invoices and at < invoices[-1].ends_at:
         yield f"the instant {at} lies before the end of the last invoice"
         return
-    shown = get_standing(customer=customer, at=at)
+    standing = get_standing(customer=customer, at=at)
     owed = sum(charge.amount_micro for charge in charges.values()) - sum(line.amount_micro for line in lines)
-    if shown.owed_micro != owed:
-        yield f"shown as owed since the last invoice: {shown.owed_micro} millionths, recomputed {owed}"
+    if standing.owed_micro != owed:
+        yield f"displayed as owed since the last invoice: {standing.owed_micro} millionths, recomputed {owed}"
     recorded = {move.grant_id for move in transactions if move.at <= at}
     pending = sum(left for grant, left in unused_grants(transactions, charges, at).items() if grant not in recorded)
     ledger = sum(move.wallet_micro for move in transactions if move.at <= at) - pending
-    if shown.balance_micro != ledger - owed:
-        yield f"shown as balance: {shown.balance_micro} millionths, recomputed {ledger - owed}"
+    if standing.balance_micro != ledger - owed:
+        yield f"displayed as balance: {standing.balance_micro} millionths, recomputed {ledger - owed}"

@@ -1,4 +1,4 @@
-"""What usage costs, counted hour by hour."""
+"""Recompute the cost of usage, hour by hour."""
 
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
@@ -29,9 +29,9 @@ def load_prices() -> Prices:
 
 
 def walk(start: datetime, end: datetime) -> Iterator[datetime]:
-    """Yield the instants at which an hour begins that has to be paid: the first at once, the next ones while it lasts.
+    """Yield the starts of the charged hours: `start`, and every full hour later before `end`.
 
-    Usage of up to some hours is walked second by second, longer usage hour by hour.
+    Usage of up to `WALKED_BY_SECONDS` is walked second by second, longer usage hour by hour.
     """
     yield start
     now, seconds = start, 0
@@ -45,7 +45,7 @@ def walk(start: datetime, end: datetime) -> Iterator[datetime]:
 
 
 class Months:
-    """The months that a customer is billed by: as invoiced, else by the calendar; and the currency."""
+    """A customer's billing months, as invoiced or else by the calendar, and the currency."""
 
     def __init__(self, customer: Customer, invoices: Sequence[Invoice]) -> None:
         self.zone = customer.zone
@@ -99,7 +99,7 @@ class Charge:
 
 
 def amount_micro(hours: int, rate_micro: int, segment: UsageSegment, unit_micro: int) -> int:
-    """Rounded to the smallest unit of the currency, a half to the even one: what `round` does with a fraction."""
+    """Return the cost in millionths, rounded half to even to the smallest unit of the currency, as `round` does."""
     automatic = segment.kind == ServiceKind.VM_BACKUP_AUTOMATIC
     exact = hours * rate_micro * (A_FIFTH if automatic else Fraction(segment.size_gb))
     return round(exact / unit_micro) * unit_micro
@@ -111,7 +111,7 @@ Charges = dict[tuple[UUID, date, int | None], Charge]
 def recompute(segments: Iterable[UsageSegment], prices: Prices, months: Months, events: Sequence[datetime]) -> Charges:
     """Return {(segment, month, price): its hours until the last of the events}.
 
-    `hours_by_event[n]` are those that are known at the n-th event, in the order of time, and not yet at the one before.
+    `hours_by_event[n]` counts the hours that became known between the events n - 1 and n, in the order of time.
     """
     events = sorted({event.astimezone(UTC) for event in events})
     charges: Charges = {}
@@ -139,7 +139,7 @@ def recompute(segments: Iterable[UsageSegment], prices: Prices, months: Months, 
 
 
 def charged_by_event(charges: Charges, events: Sequence[datetime]) -> dict[datetime, int]:
-    """Return {event: what all usage had cost by then, as known then}, for the events that `recompute` was given."""
+    """Return {event: cost of all usage until then, as known then}, for the same events as `recompute`."""
     ordered = sorted({event.astimezone(UTC) for event in events})
     hours: dict[int, int] = defaultdict(int)
     totals = {}

@@ -85,7 +85,8 @@ def test_what_has_no_package_or_no_begun_price_is_not_sold(place):
         get_quote(customer=place.customer, location=place.location, kind=KIND, size_gb=50, at=START)
     prices = PriceList.load()
     assert prices.sold_rate(KIND, place.location.pk, "MMK", START) is None
-    assert prices.rate(KIND, place.location.pk, "MMK", START) == 400_000  # what existing usage goes on costing
+    existing = prices.quote(KIND, place.location.pk, "MMK", START, size_gb=1)
+    assert existing is not None and existing.rate_micro == 400_000
 
 
 def test_rates_are_those_of_the_locations_that_sell_it(place):
@@ -93,7 +94,7 @@ def test_rates_are_those_of_the_locations_that_sell_it(place):
     assert prices.sold_rate(KIND, "1CNG-YGN-AZ01", "MMK", START) == 400_000
     assert prices.sold_rate(KIND, "X", "MMK", START) is None
     assert prices.sold_rate(ServiceKind.VM_BACKUP, "1CNG-YGN-AZ01", "MMK", START) is None
-    assert PriceList.load(["X"]).rate(KIND, "1CNG-YGN-AZ01", "MMK", START) is None
+    assert PriceList.load(["X"]).quote(KIND, "1CNG-YGN-AZ01", "MMK", START, size_gb=1) is None
 
 
 def test_a_customer_is_priced_by_the_packages_of_their_currency(place):
