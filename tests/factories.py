@@ -77,7 +77,7 @@ class MembershipFactory(DjangoModelFactory):
 
 
 class InvitationFactory(DjangoModelFactory):
-    """Sent, and not answered yet."""
+    """Sent by an owner of the project, and not answered yet."""
 
     class Meta:
         model = Invitation
@@ -88,7 +88,7 @@ class InvitationFactory(DjangoModelFactory):
     project = factory.SubFactory(ProjectFactory)
     email = factory.Sequence(lambda n: f"guest{n}@example.com")
     role = Role.MEMBER
-    invited_by = factory.SubFactory(UserFactory)
+    invited_by = factory.LazyAttribute(lambda invitation: UserFactory(member_of=invitation.project))
     expires_at = factory.LazyFunction(lambda: timezone.now() + timedelta(days=7))
 
 

@@ -187,7 +187,7 @@ class UserAdmin(SupportAdmin, DjangoUserAdmin):
         if request.method == "POST":
             try:
                 impersonation.begin(request, person)
-            except impersonation.Refused as refusal:
+            except impersonation.ActionRefused as refusal:
                 self.message_user(request, str(refusal), messages.ERROR)
             else:
                 return redirect("dashboard")
@@ -261,7 +261,7 @@ class CustomerAdmin(SupportAdmin):
         counts = {"people_number": Count("people", distinct=True), "project_number": Count("projects", distinct=True)}
         return super().get_queryset(request).annotate(**counts)
 
-    @admin.display(description=_("people"))
+    @admin.display(description=_("users"))
     def people_count(self, customer: Customer) -> int:
         return customer.people_number  # type: ignore[attr-defined]
 
@@ -273,9 +273,8 @@ class CustomerAdmin(SupportAdmin):
         """Create a customer through the service, with its `Default` project."""
         if change:
             return super().save_model(request, obj, form, change)
-        given = {name: value for name, value in form.cleaned_data.items() if name in form.fields}
-        made = services.create_customer(**given)
-        obj.pk = made.pk
+        values = {name: value for name, value in form.cleaned_data.items() if name in form.fields}
+        obj.pk = services.create_customer(**values).pk
         obj._state.adding = False
         obj.refresh_from_db()
 

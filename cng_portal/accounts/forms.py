@@ -180,8 +180,8 @@ class ActivateAppForm(ActivateTOTPForm):
         return code
 
 
-class OnceMixin:
-    """Remember a used code for as long as it is valid. allauth forgets it after one period, despite MFA_TOTP_TOLERANCE."""
+class SingleUseCodeMixin:
+    """Reject a used code for as long as it is valid. allauth forgets it after one period, despite MFA_TOTP_TOLERANCE."""
 
     authenticator: Authenticator
 
@@ -192,11 +192,11 @@ class OnceMixin:
         return code
 
 
-class CodeForm(OnceMixin, AuthenticateForm):
+class CodeForm(SingleUseCodeMixin, AuthenticateForm):
     pass
 
 
-class CodeConfirmationForm(OnceMixin, ReauthenticateForm):
+class CodeConfirmationForm(SingleUseCodeMixin, ReauthenticateForm):
     pass
 
 

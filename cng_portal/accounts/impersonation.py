@@ -18,14 +18,14 @@ KEY = "impersonates"
 SAFE = ("GET", "HEAD", "OPTIONS")
 
 
-class Refused(Exception):
+class ActionRefused(Exception):
     """The user can't be impersonated; the text says why."""
 
 
 def begin(request: HttpRequest, person: User) -> None:
     administrator: Any = request.user
     if person.is_staff or person.is_superuser or not person.is_active:
-        raise Refused(_("You can view the portal only as an active user who isn't an administrator."))
+        raise ActionRefused(_("You can view the portal only as an active user who isn't an administrator."))
     with transaction.atomic():
         activity.record(action="impersonation.start", actor=administrator, target=person)
         request.session[KEY] = str(person.pk)

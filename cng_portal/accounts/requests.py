@@ -7,7 +7,7 @@ from .models import User
 
 
 class Request(HttpRequest):
-    """What `AuthenticationMiddleware`, `HtmxMiddleware` and our own middleware add."""
+    """A request with the attributes that Django's, django-htmx's and our own middleware set."""
 
     user: User
     htmx: HtmxDetails

@@ -1,7 +1,7 @@
 """Members of projects: invitations and roles. A project always has an owner.
 
-Each action validates, writes and records in one transaction that holds the customer's lock, or raises `Refused`, whose
-text is shown to the user.
+Each action validates, writes and records in one transaction that holds the customer's lock, or raises
+`ActionRefused`, whose text is for the user.
 """
 
 from datetime import datetime, timedelta
@@ -12,7 +12,7 @@ from django.contrib.auth.password_validation import validate_password
 from django.core import signing
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
-from django.db.models import QuerySet
+from django.db.models import Exists, OuterRef, QuerySet
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext as _
@@ -32,7 +32,7 @@ WINDOW = timedelta(hours=1)
 SALT = "accounts.invitation"
 
 
-class Refused(Exception):
+class ActionRefused(Exception):
     """The action isn't possible; the text says why and what to do."""
 
 
@@ -40,15 +40,21 @@ class Refused(Exception):
 
 
 def require_owner(user: User, project: Project) -> None:
-    """Raise PermissionDenied for a member who isn't an owner. Strangers have got a 404 before."""
+    """Raise PermissionDenied for a member who isn't an owner. For strangers, callers have raised a 404."""
     if user.roles.get(project.pk) != Role.OWNER:
-        raise PermissionDenied(
-            _("Only owners can manage the members of “%(project)s”. Ask one of them.") % {"project": project.name}
-        )
+        raise PermissionDenied(_("Only owners can manage “%(project)s”. Ask one of them.") % {"project": project.name})
 
 
 def open_invitations() -> QuerySet[Invitation]:
     return Invitation.objects.filter(accepted_at=None, revoked_at=None)
+
+
+def acceptable_invitations(*, at: datetime) -> QuerySet[Invitation]:
+    """Open invitations that haven't expired and whose sender is still an owner: Django admin removes owners, too."""
+    owners = Membership.objects.filter(
+        project=OuterRef("project"), user=OuterRef("invited_by"), role=Role.OWNER, user__is_active=True
+    )
+    return open_invitations().filter(Exists(owners), expires_at__gt=at)
 
 
 def sign_token(invitation: Invitation) -> str:
@@ -61,15 +67,14 @@ def get_invitation(token: str, *, at: datetime) -> Invitation | None:
         key = signing.loads(token, salt=SALT)
     except signing.BadSignature:
         return None
-    valid = open_invitations().filter(pk=key, expires_at__gt=at, invited_by__is_active=True)
-    return valid.select_related("project__customer", "invited_by").first()
+    return acceptable_invitations(at=at).filter(pk=key).select_related("project__customer", "invited_by").first()
 
 
 def require_another_owner(membership: Membership) -> None:
-    """Raise Refused if the member is the last owner. The caller must hold the customer's lock."""
+    """Raise ActionRefused if the member is the last owner. The caller must hold the customer's lock."""
     others = Membership.objects.filter(project_id=membership.project_id, role=Role.OWNER, user__is_active=True)
     if membership.role == Role.OWNER and not others.exclude(pk=membership.pk).exists():
-        raise Refused(
+        raise ActionRefused(
             _("“%(project)s” needs at least one owner. Make another member an owner first.")
             % {"project": membership.project.name}
         )
@@ -85,7 +90,7 @@ def invite(*, project: Project, email: str, role: str, by: User, at: datetime) -
         lock_customer(project.customer_id)
         require_owner(User.objects.get(pk=by.pk), project)
         if Membership.objects.filter(project=project, user__email__iexact=email).exists():
-            raise Refused(
+            raise ActionRefused(
                 _("%(email)s is already a member of “%(project)s”. Change their role instead.")
                 % {"email": email, "project": project.name}
             )
@@ -93,7 +98,7 @@ def invite(*, project: Project, email: str, role: str, by: User, at: datetime) -
         lately = Invitation.objects.filter(project__customer=project.customer_id, created_at__gt=at - WINDOW)
         if limit and lately.count() >= limit:
             logger.warning("invitation.rate_limited", limit=limit)
-            raise Refused(
+            raise ActionRefused(
                 _("Your account has reached its limit of %(limit)s invitations an hour. Try again later.")
                 % {"limit": limit}
             )
@@ -115,7 +120,7 @@ def revoke(*, invitation: Invitation, by: User, at: datetime) -> None:
         lock_customer(invitation.project.customer_id)
         require_owner(User.objects.get(pk=by.pk), invitation.project)
         if not close_invitation(invitation, at=at):
-            raise Refused(_("The invitation was already accepted or revoked."))
+            raise ActionRefused(_("The invitation was already accepted or revoked."))
         activity.record(action="invitation.revoke", actor=by, target=invitation, project=invitation.project)
 
 
@@ -131,11 +136,11 @@ def accept(*, invitation: Invitation, user: User, at: datetime) -> Membership:
     """Join the project in the role offered. A member keeps their role."""
     with transaction.atomic():
         lock_customer(invitation.project.customer_id)
-        mine = open_invitations().filter(pk=invitation.pk, expires_at__gt=at)
+        mine = acceptable_invitations(at=at).filter(pk=invitation.pk)
         if user.email.lower() != invitation.email.lower():
-            raise Refused(_("Sign in with the address the invitation was sent to."))
+            raise ActionRefused(_("Sign in with the address the invitation was sent to."))
         if not mine.update(accepted_at=at, accepted_by=user):
-            raise Refused(_("The invitation was used or revoked, or has expired. Ask for a new one."))
+            raise ActionRefused(_("The invitation was used or revoked, or has expired. Ask for a new one."))
         membership, _made = Membership.objects.get_or_create(
             project=invitation.project, user=user, defaults={"role": invitation.role}
         )
@@ -154,7 +159,7 @@ def sign_up(*, invitation: Invitation, name: str, password: str, at: datetime) -
     with transaction.atomic():
         lock_customer(invitation.project.customer_id)
         if User.objects.filter(email__iexact=invitation.email).exists():
-            raise Refused(_("An account with this address already exists. Sign in with it."))
+            raise ActionRefused(_("An account with this address already exists. Sign in with it."))
         user.save()
         # The link proves that the address is theirs.
         set_verified_email(user)
@@ -216,7 +221,7 @@ def reload_for_update(membership: Membership) -> Membership:
     """Return the row as it is now that the caller holds the customer's lock."""
     current = Membership.objects.select_related("project", "user").filter(pk=membership.pk).first()
     if current is None:
-        raise Refused(_("This user is no longer a member of the project."))
+        raise ActionRefused(_("This user is no longer a member of the project."))
     return current
 
 

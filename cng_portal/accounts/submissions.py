@@ -23,10 +23,10 @@ View = Callable[..., HttpResponse]
 
 
 def submit_once(view: View) -> View:
-    """Process a form once; redirect repeats to where the first one led.
+    """Process a form once, and redirect repeats to the result of the first.
 
-    An invalid form doesn't count, so that it can be corrected and sent again. If the process dies, the key stays used,
-    because the outcome is unknown.
+    An invalid form doesn't use up its key, so that it can be corrected and sent again. If the process dies, the key stays
+    used, because the outcome is unknown.
     """
 
     @wraps(view)

@@ -104,6 +104,8 @@ def test_no_page_says_a_date_in_another_way_than_the_person_wants(
         "/notifications/",
         *(reverse(f"accounts:{name}") for name in ("security", "sessions", "sign_ins")),
         reverse("activity:log"),
+        reverse("projects"),
+        reverse("project", args=[project.pk]),
     ]
     User.objects.update(date_format=DateFormat.ISO)
     said = {path: text_of(client, path) for path in paths}

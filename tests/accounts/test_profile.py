@@ -217,7 +217,8 @@ def test_a_person_without_a_customer_has_a_profile(client_for: Callable[..., Cli
     client = client_for(UserFactory(admin=True))
     for name in ("profile", "security", "sessions", "sign_ins"):
         assert client.get(reverse(f"accounts:{name}")).status_code == 200
-    assert client.get(reverse("activity:log")).status_code == 200
+    for name in ("activity:log", "projects"):
+        assert client.get(reverse(name)).status_code == 200
 
 
 def test_a_viewer_sees_the_limits_of_what_he_sees(client_for: Callable[..., Client]) -> None:

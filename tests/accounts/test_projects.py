@@ -88,7 +88,9 @@ def test_a_member_sees_the_project_and_cannot_change_it(project: Project, client
     page = client.get(reverse("project", args=[project.pk])).text
     assert "Invite a member" not in page and "Rename" not in page and "Cost this month" not in page
     for name in ("rename_project", "archive_project"):
-        assert client.post(reverse(name, args=[project.pk]), {"name": "Mine"}).status_code == 403
+        answer = client.post(reverse(name, args=[project.pk]), {"name": "Mine"})
+        assert answer.status_code == 403
+        assert "Only owners can manage “Default”." in answer.text
     assert client.get(reverse("new_project")).status_code == 403
     with pytest.raises(PermissionDenied):
         services.create_project(name="Mine", by=member)

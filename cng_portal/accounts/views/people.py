@@ -1,4 +1,4 @@
-"""Members of a project: owners invite, change roles and remove; anybody leaves."""
+"""Members of a project: owners invite and remove members and change roles; any member can leave."""
 
 from uuid import UUID
 
@@ -29,7 +29,7 @@ def invite(request: HttpRequest, project_id: UUID) -> HttpResponse:
     if request.method == "POST" and form.is_valid():
         try:
             roles.invite(project=project, by=request.user, at=timezone.now(), **form.cleaned_data)
-        except roles.Refused as refusal:
+        except roles.ActionRefused as refusal:
             form.add_error("email", str(refusal))
         else:
             text = _("We've e-mailed an invitation to “%(project)s” to %(email)s.")
@@ -52,7 +52,7 @@ def resend(request: HttpRequest, invitation_id: UUID) -> HttpResponse:
     old = get_invitation(request.user, invitation_id)
     try:
         roles.invite(project=old.project, email=old.email, role=old.role, by=request.user, at=timezone.now())
-    except roles.Refused as refusal:
+    except roles.ActionRefused as refusal:
         messages.error(request, str(refusal))
     else:
         messages.success(request, _("We've sent the invitation to %(email)s again.") % {"email": old.email})
@@ -64,7 +64,7 @@ def revoke(request: HttpRequest, invitation_id: UUID) -> HttpResponse:
     invitation = get_invitation(request.user, invitation_id)
     try:
         roles.revoke(invitation=invitation, by=request.user, at=timezone.now())
-    except roles.Refused as refusal:
+    except roles.ActionRefused as refusal:
         messages.error(request, str(refusal))
     else:
         messages.success(request, _("The invitation for %(email)s was revoked.") % {"email": invitation.email})
@@ -84,7 +84,7 @@ def change_role(request: HttpRequest, membership_id: int) -> HttpResponse:
     if request.method == "POST" and form.is_valid():
         try:
             roles.change_role(membership=membership, role=form.cleaned_data["role"], by=request.user)
-        except roles.Refused as refusal:
+        except roles.ActionRefused as refusal:
             form.add_error("role", str(refusal))
         else:
             role = Role(form.cleaned_data["role"]).label
@@ -104,7 +104,7 @@ def remove(request: HttpRequest, membership_id: int) -> HttpResponse:
     if request.method == "POST":
         try:
             roles.remove(membership=membership, by=request.user)
-        except roles.Refused as refusal:
+        except roles.ActionRefused as refusal:
             problems = [{"id": "", "message": str(refusal)}]
         else:
             names = {"person": membership.user, "project": membership.project.name}
@@ -140,7 +140,7 @@ def invitation(request: HttpRequest, token: str) -> HttpResponse:
             if form is not None and form.is_valid():
                 made = roles.sign_up(invitation=found, at=now, **form.cleaned_data)
                 return perform_login(request, Login(user=made, redirect_url=reverse("dashboard")))
-        except roles.Refused as refusal:
+        except roles.ActionRefused as refusal:
             problems = [{"id": "", "message": str(refusal)}]
         except ValidationError as error:
             form.add_error("password", error)
