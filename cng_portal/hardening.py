@@ -98,17 +98,17 @@ def refuse_unsafe_settings(
     if not https:
         raise ImproperlyConfigured(
             "HTTPS=false cannot be used here: ALLOWED_HOSTS has a name under which others reach this portal, and "
-            "passwords would travel readable. Put a proxy that speaks HTTPS in front and set HTTPS=true."
+            "passwords would be sent unencrypted. Put a proxy that speaks HTTPS in front and set HTTPS=true."
         )
     is_short = len(secret_key) < SECRET_KEY_LENGTH or len(set(secret_key)) < SECRET_KEY_CHARACTERS
     if is_short or secret_key.startswith("django-insecure-"):
         raise ImproperlyConfigured(
             f"SECRET_KEY cannot be used here: it is shorter than {SECRET_KEY_LENGTH} characters or easy to guess, and "
-            "who guesses it signs in as anybody. Leave it out to have one generated."
+            "anyone who guesses it can sign in as any user. Leave it out to have one generated."
         )
     if mail_goes_to_log:
         raise ImproperlyConfigured(
-            "EMAIL_URL cannot be left out here: links for new passwords would go to the log instead of their owners."
+            "EMAIL_URL cannot be left out here: password reset links would go to the log instead of their recipients."
         )
 
 
@@ -126,6 +126,6 @@ def refuse_unsafe_start() -> None:
     for user in get_user_model().objects.filter(email__in=SIGN_INS, is_active=True):
         if user.check_password(PASSWORD):
             raise ImproperlyConfigured(
-                f"The demo's sign-in {user.email} is still in this database, with a password that everybody knows. Give "
-                f"it another one: manage.py changepassword {user.email}"
+                f"The demo's sign-in {user.email} is still in this database, with its published password. Set "
+                f"another one: manage.py changepassword {user.email}"
             )

@@ -29,7 +29,7 @@ NAMED = re.compile(
 )
 IN_URL = re.compile(r"(\b[\w+.-]+://[^\s:/@]*:)[^\s@]+@")
 # Paths with tokens, as in deploy/nginx.conf: libraries log whole paths.
-DOOR = re.compile(r"(/(?:accounts/[a-z/-]*/key|accounts/confirm-email|invitations)/)[^/\s\"']+")
+TOKEN_PATH = re.compile(r"(/(?:accounts/[a-z/-]*/key|accounts/confirm-email|invitations)/)[^/\s\"']+")
 SECRET_KEY = re.compile(rf"(?:^|_)(?:{SECRET_WORDS})", re.IGNORECASE)
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 # URL arguments that grant access: links for a new password, invitations.
@@ -61,7 +61,7 @@ def configuration(*, level: str, as_json: bool, secrets: Iterable[str]) -> dict[
     )
     console = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
     render: list[Processor] = (
-        [structlog.processors.JSONRenderer(ensure_ascii=False)] if as_json else [one_line_each, console]
+        [structlog.processors.JSONRenderer(ensure_ascii=False)] if as_json else [escape_control_characters, console]
     )
     remove_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     return {
@@ -95,12 +95,12 @@ def redactor(secrets: Iterable[str]) -> Processor:
     def clean(value: Any) -> Any:
         if isinstance(value, str):
             value = values.sub(HIDDEN, value) if values else value
-            value = DOOR.sub(rf"\1{HIDDEN}", value)
+            value = TOKEN_PATH.sub(rf"\1{HIDDEN}", value)
             return IN_URL.sub(rf"\1{HIDDEN}@", NAMED.sub(rf"\1{HIDDEN}", value))
         if isinstance(value, dict):
-            return {key: HIDDEN if SECRET_KEY.search(str(key)) else clean(one) for key, one in value.items()}
+            return {key: HIDDEN if SECRET_KEY.search(str(key)) else clean(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
-            return [clean(one) for one in value]
+            return [clean(item) for item in value]
         return value if value is None or isinstance(value, bool | int | float) else clean(str(value))
 
     def redact(logger: Any, method: str, event: EventDict) -> EventDict:
@@ -109,16 +109,16 @@ def redactor(secrets: Iterable[str]) -> Processor:
     return redact
 
 
-def one_line_each(logger: Any, method: str, event: EventDict) -> EventDict:
+def escape_control_characters(logger: Any, method: str, event: EventDict) -> EventDict:
     """Escape control characters, so that input can't forge lines or move the cursor, and indent tracebacks."""
 
     def escape(text: str) -> str:
-        return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+        return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
-    shown = {key: escape(value) if isinstance(value, str) else value for key, value in event.items()}
+    escaped = {key: escape(value) if isinstance(value, str) else value for key, value in event.items()}
     if traceback := event.get("exception"):
-        shown["exception"] = "\n".join(f"    {escape(line)}" for line in str(traceback).split("\n"))
-    return shown
+        escaped["exception"] = "\n".join(f"    {escape(line)}" for line in str(traceback).split("\n"))
+    return escaped
 
 
 class RequestMiddleware(StructlogMiddleware):
@@ -160,5 +160,5 @@ def client_address(request: HttpRequest) -> str:
     """Return the client's IP address. In X-Forwarded-For, only the entries of our own proxies are trusted."""
     proxies: int = settings.ALLAUTH_TRUSTED_PROXY_COUNT
     forwarded = request.headers.get("X-Forwarded-For", "").split(",")
-    known = forwarded[-proxies].strip() if 0 < proxies <= len(forwarded) else ""
-    return known or request.META.get("REMOTE_ADDR", "")
+    client = forwarded[-proxies].strip() if 0 < proxies <= len(forwarded) else ""
+    return client or request.META.get("REMOTE_ADDR", "")

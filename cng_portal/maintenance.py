@@ -1,7 +1,7 @@
-"""The maintenance page: shown for every address while there is a file `maintenance` in the data folder.
+"""The maintenance page: shown for every URL while the data folder contains a file `maintenance`.
 
-Whoever runs the portal touches the file before the work and removes it after; no process has to be restarted. What is
-written in the file, a sentence such as "Until 14:00, Yangon time.", is shown. Nothing here asks the database.
+The operator creates the file and removes it afterwards; no process has to be restarted. The page shows the file's text,
+such as "Until 14:00, Yangon time.". It needs no database.
 """
 
 from collections.abc import Callable
@@ -11,13 +11,13 @@ from django.http import HttpRequest, HttpResponse
 from django.template.loader import render_to_string
 
 RETRY_AFTER_SECONDS = 300
-MOST_CHARACTERS = 500
+MAX_NOTE_LENGTH = 500
 
 
 def maintenance(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
     def middleware(request: HttpRequest) -> HttpResponse:
         try:
-            note = (settings.DATA_DIR / "maintenance").read_text(errors="replace")[:MOST_CHARACTERS].strip()
+            note = (settings.DATA_DIR / "maintenance").read_text(errors="replace")[:MAX_NOTE_LENGTH].strip()
         except FileNotFoundError:
             return get_response(request)
         response = HttpResponse(render_to_string("503.html", {"note": note}), status=503)

@@ -43,20 +43,20 @@ def read(name: str, cast: Callable[[str], Value], default: Value, *, secret: boo
     try:
         return cast(text)
     except ValueError as error:
-        given = name if secret else f"{name}={text}"
-        raise ImproperlyConfigured(f"{given} cannot be used: {error}") from None
+        setting = name if secret else f"{name}={text}"
+        raise ImproperlyConfigured(f"{setting} cannot be used: {error}") from None
 
 
 def yes_or_no(text: str) -> bool:
     if text.lower() not in ("true", "yes", "on", "1", "false", "no", "off", "0"):
-        raise ValueError("it is neither true nor false.")
+        raise ValueError("it must be true or false.")
     return text.lower() in ("true", "yes", "on", "1")
 
 
 def whole_number(minimum: int, maximum: int) -> Callable[[str], int]:
     def cast(text: str) -> int:
         if not text.isdecimal() or not minimum <= int(text) <= maximum:
-            raise ValueError(f"it is not a whole number from {minimum} to {maximum}.")
+            raise ValueError(f"it must be a whole number from {minimum} to {maximum}.")
         return int(text)
 
     return cast
@@ -65,7 +65,7 @@ def whole_number(minimum: int, maximum: int) -> Callable[[str], int]:
 def days_kept(text: str) -> int:
     days = whole_number(0, 36_500)(text)
     if 0 < days < 365:
-        raise ValueError("the database gives no entry away before it is 365 days old; 0 keeps them for good.")
+        raise ValueError("the database keeps entries for at least 365 days; 0 keeps them forever.")
     return days
 
 
@@ -78,7 +78,7 @@ def one_of(*choices: str) -> Callable[[str], str]:
         for choice in choices:
             if text.lower() == choice.lower():
                 return choice
-        raise ValueError(f"it is none of {', '.join(choices)}.")
+        raise ValueError(f"it must be one of {', '.join(choices)}.")
 
     return cast
 
@@ -119,7 +119,7 @@ def folder(text: str) -> Path:
     try:
         path.mkdir(mode=0o750, parents=True, exist_ok=True)  # not for other users of the machine
     except OSError as error:
-        raise ValueError(f"the folder cannot be made ({error.strerror}).") from None
+        raise ValueError(f"the folder cannot be created ({error.strerror}).") from None
     if not os.access(path, os.W_OK | os.X_OK):
         raise ValueError("the folder cannot be written to.")
     return path
@@ -358,8 +358,8 @@ AUTH_PASSWORD_VALIDATORS: list[dict[str, Any]] = [
 ]
 # Unlike other settings, empty differs from missing: it turns the check off.
 HAVE_I_BEEN_PWNED = "https://api.pwnedpasswords.com/range/"
-unless_named = HAVE_I_BEEN_PWNED if HTTPS and "BREACHED_PASSWORDS" not in os.environ else ""
-BREACHED_PASSWORDS = read("BREACHED_PASSWORDS", range_service, unless_named)
+default_service = HAVE_I_BEEN_PWNED if HTTPS and "BREACHED_PASSWORDS" not in os.environ else ""
+BREACHED_PASSWORDS = read("BREACHED_PASSWORDS", range_service, default_service)
 if BREACHED_PASSWORDS:
     AUTH_PASSWORD_VALIDATORS.append(
         {
@@ -425,7 +425,7 @@ ADMIN_MFA_REQUIRED = read("ADMIN_MFA_REQUIRED", yes_or_no, HTTPS)
 MFA_REQUIRED = read("MFA_REQUIRED", one_of("nobody", "owners", "everyone"), "everyone" if HTTPS else "nobody")
 if os.environ.get("OWNER_MFA_REQUIRED", "").strip():
     raise ImproperlyConfigured(
-        "OWNER_MFA_REQUIRED is no setting any more: write MFA_REQUIRED=nobody, owners or everyone in its place."
+        "OWNER_MFA_REQUIRED was removed. Set MFA_REQUIRED to nobody, owners or everyone instead."
     )
 # Entries of the activity log are deleted after this many days; 0 keeps them forever.
 ACTIVITY_KEPT_DAYS = read("ACTIVITY_KEPT_DAYS", days_kept, 0)

@@ -5,15 +5,15 @@ from django.views.generic import RedirectView
 
 from snapshots.views import components, dashboard, projects
 
-# one door: administrators sign in where everybody does, under the same limits on attempts
+# Administrators use the portal's sign-in page, which has rate limits and second factors.
 admin.site.login = secure_admin_login(admin.site.login)  # type: ignore[method-assign]
-# and change their password where everybody does, so that the log has it and the person is told
-own_password = RedirectView.as_view(pattern_name="account_change_password")
-admin.site.password_change = lambda request, extra_context=None: own_password(request)  # type: ignore
+# They also change their password there, so that the change is logged and notified.
+change_password = RedirectView.as_view(pattern_name="account_change_password")
+admin.site.password_change = lambda request, extra_context=None: change_password(request)  # type: ignore
 
-# Nothing has a page elsewhere: Django's way there fails with what is no key, and leads to an error with what is one.
-desk, label, namespace = admin.site.urls
-desk = [one for one in desk if getattr(one, "name", "") != "view_on_site"]
+# No model has a public page. Django's view_on_site crashes on an invalid key and redirects to an error page for a valid one.
+admin_urls, admin_app, admin_namespace = admin.site.urls
+admin_urls = [pattern for pattern in admin_urls if getattr(pattern, "name", "") != "view_on_site"]
 
 handler500 = "cng_portal.common.full_disk.server_error"
 urlpatterns = [
@@ -32,9 +32,9 @@ urlpatterns = [
     path("notifications/", include("cng_portal.notifications.urls")),
     path("billing/", include("billing.urls")),
     path("accounts/", include("allauth.account.urls")),
-    # our page of both lists stands before allauth's
+    # The security page replaces allauth's lists of factors.
     path("accounts/2fa/", RedirectView.as_view(pattern_name="accounts:security"), name="mfa_index"),
     path("accounts/2fa/webauthn/", RedirectView.as_view(pattern_name="accounts:security"), name="mfa_list_webauthn"),
     path("accounts/2fa/", include("allauth.mfa.urls")),
-    path("admin/", (desk, label, namespace)),
+    path("admin/", (admin_urls, admin_app, admin_namespace)),
 ]

@@ -169,7 +169,7 @@
   let refreshTimer;
   const refreshBell = () => {
     const work = document.getElementById("bell-work");
-    if (work && !document.hidden) htmx.trigger(work, "portal:look");
+    if (work && !document.hidden) htmx.trigger(work, "portal:refresh");
   };
   document.addEventListener(
     "toggle",

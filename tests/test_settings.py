@@ -34,11 +34,11 @@ def test_the_web_process_is_not_exposed_unless_told(bind: str) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "why"),
     [
-        ("PORT", "abc", "it is not a whole number from 1 to 65535."),
-        ("PORT", "70000", "it is not a whole number from 1 to 65535."),
+        ("PORT", "abc", "it must be a whole number from 1 to 65535."),
+        ("PORT", "70000", "it must be a whole number from 1 to 65535."),
         ("BIND", "everywhere", "it is not an IP address, such as 127.0.0.1 or 0.0.0.0."),
-        ("DEBUG", "perhaps", "it is neither true nor false."),
-        ("DATA_DIR", "/dev/null/portal", "the folder cannot be made (Not a directory)."),
+        ("DEBUG", "perhaps", "it must be true or false."),
+        ("DATA_DIR", "/dev/null/portal", "the folder cannot be created (Not a directory)."),
         (
             "BREACHED_PASSWORDS",
             "/srv/portal/breached.txt",
@@ -52,11 +52,11 @@ def test_the_web_process_is_not_exposed_unless_told(bind: str) -> None:
         (
             "ACTIVITY_KEPT_DAYS",
             "90",
-            "the database gives no entry away before it is 365 days old; 0 keeps them for good.",
+            "the database keeps entries for at least 365 days; 0 keeps them forever.",
         ),
-        ("MFA_REQUIRED", "admins", "it is none of nobody, owners, everyone."),
-        ("LOG_LEVEL", "loud", "it is none of DEBUG, INFO, WARNING, ERROR, CRITICAL."),
-        ("OPERATION_LEASE_SECONDS", "-1", "it is not a whole number from 1 to 3600."),
+        ("MFA_REQUIRED", "admins", "it must be one of nobody, owners, everyone."),
+        ("LOG_LEVEL", "loud", "it must be one of DEBUG, INFO, WARNING, ERROR, CRITICAL."),
+        ("OPERATION_LEASE_SECONDS", "-1", "it must be a whole number from 1 to 3600."),
         ("STORAGE", "local", "it is not JSON (Expecting value: line 1 column 1 (char 0))."),
         ("STORAGE", "[]", 'it has to look like {"alias": {"driver": "dotted.path", "options": {…}}}.'),
         (
@@ -103,7 +103,7 @@ def test_a_setting_that_is_no_more_is_not_passed_over_in_silence() -> None:
 
     assert result.returncode == 1
     assert result.stderr == (
-        "OWNER_MFA_REQUIRED is no setting any more: write MFA_REQUIRED=nobody, owners or everyone in its place.\n"
+        "OWNER_MFA_REQUIRED was removed. Set MFA_REQUIRED to nobody, owners or everyone instead.\n"
     )
 
 

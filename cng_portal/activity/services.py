@@ -96,7 +96,7 @@ def _delete_batch(start: datetime) -> int:
     oldest = Activity.objects.filter(at__lt=start).order_by("at", "id").values_list("at", "pk")[:BATCH_SIZE]
     batch = list(oldest)
     deleted, _by_model = Activity.objects.filter(pk__in=[pk for _at, pk in batch]).delete()
-    if deleted:  # else another process was first
+    if deleted:  # Otherwise another process deleted them first.
         period = {"from": batch[0][0], "until": batch[-1][0]}
         record(action="activity.delete_old", actor=None, after={"entries": deleted, **period})
     return deleted

@@ -1,4 +1,4 @@
-"""What the pages of Django admin have in common."""
+"""Base classes for Django admin."""
 
 from typing import Any
 from uuid import UUID
@@ -50,7 +50,7 @@ class Autocompletes(BaseModelAdmin):
         return super().formfield_for_foreignkey(db_field, request, **kwargs)
 
 
-# More matches of an e-mail address than this narrow nothing down.
+# A part of an address that matches more users than this is too vague; the rest are ignored.
 MAX_USERS = 100
 
 
@@ -79,12 +79,12 @@ class SupportAdmin(Autocompletes, admin.ModelAdmin):
             return queryset.filter(_any_of(self.uuid_fields, uuid)), False
         if "@" in term and (self.person_fields or self.customer_fields):
             # Users first: joining them to every row would be slow.
-            found = list(
+            users = list(
                 get_user_model().objects.filter(email__icontains=term).values_list("pk", "customer_id")[:MAX_USERS]
             )
-            people = [person_id for person_id, _customer_id in found]
-            customers = [customer_id for _person_id, customer_id in found if customer_id]
-            by_person = _any_of([f"{field}__in" for field in self.person_fields], people)
+            user_ids = [user_id for user_id, _customer_id in users]
+            customers = [customer_id for _user_id, customer_id in users if customer_id]
+            by_person = _any_of([f"{field}__in" for field in self.person_fields], user_ids)
             return queryset.filter(
                 by_person | _any_of([f"{field}__in" for field in self.customer_fields], customers)
             ), False
@@ -99,8 +99,8 @@ class SupportAdmin(Autocompletes, admin.ModelAdmin):
     def response_action(self, request: HttpRequest, queryset: QuerySet[Any]) -> Any:
         """Reject IDs that can't be keys, on which Django crashes."""
         try:
-            for chosen in request.POST.getlist(ACTION_CHECKBOX_NAME):
-                self.model._meta.pk.to_python(chosen)
+            for key in request.POST.getlist(ACTION_CHECKBOX_NAME):
+                self.model._meta.pk.to_python(key)
         except ValidationError:
             sentence = _("Your selection isn't in the list, so nothing was done. Select again.")
             self.message_user(request, sentence, messages.ERROR)

@@ -1,4 +1,4 @@
-"""Messages are kept in a cookie until they are shown."""
+"""Store messages in a cookie of our own until they are displayed."""
 
 from django.conf import settings
 from django.contrib.messages.storage.cookie import CookieStorage

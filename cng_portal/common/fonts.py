@@ -1,6 +1,6 @@
-"""The portal's typeface, Geist, made small for the web from the package that has it whole.
+"""The portal's typeface, Geist: a subset for the web, built from its package.
 
-The Latin letters and signs in all weights are 30 kB. Other scripts come from the reader's system (static/tokens.css).
+Latin letters and symbols in all weights take 30 kB. Other scripts use the system's fonts (static/tokens.css).
 """
 
 import io
@@ -13,7 +13,7 @@ from fontTools.ttLib import TTFont
 from .generated import GeneratedFileFinder
 
 PACKAGE = "fontpkg-geist"
-# Latin with its accents, punctuation, currencies, letterlike signs, arrows and mathematical operators
+# Latin with accents, punctuation, currencies, letterlike symbols, arrows and mathematical operators.
 CHARACTERS = [*range(0x20, 0x250), *range(0x2000, 0x2070), *range(0x20A0, 0x2200), 0x2212]
 FEATURES = ["ccmp", "kern", "liga", "locl", "mark", "tnum"]
 

@@ -1,4 +1,4 @@
-"""Static files that are made when they are collected: from packages, so that the repository has no copy of them."""
+"""Static files generated from packages when they are collected, so that the repository has no copy of them."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -14,7 +14,7 @@ class GeneratedFileFinder(BaseFinder):
     """Offer one generated file to `collectstatic`, and to the servers that serve static files uncollected."""
 
     path: str  # below STATIC_URL
-    version = ""  # a new one makes the file anew; without it, the file is made each time
+    version = ""  # changing it regenerates the file; without one, the file is generated each time
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.storage = FileSystemStorage(settings.DATA_DIR / "generated" / self.version)
@@ -41,5 +41,5 @@ class GeneratedFileFinder(BaseFinder):
             path.parent.mkdir(parents=True, exist_ok=True)
             draft = path.with_suffix(f".{os.getpid()}")
             draft.write_bytes(content)
-            draft.replace(path)  # other processes read the old file or the new one, never a part of it
+            draft.replace(path)  # atomic: other processes never read half a file
         return path

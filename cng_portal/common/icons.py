@@ -1,7 +1,7 @@
 """The icons of the pages as one SVG sprite, built from the heroicons package when static files are collected.
 
-`{% icon %}` of templatetags/portal.py refers to a symbol of it. A page then has no paths in it, and browsers load the file
-once. Add a name below to use another icon; tests/test_icons.py holds the list against the templates.
+`{% icon %}` of templatetags/portal.py refers to a symbol of it. Pages stay small, and browsers load the file
+once. Add a name below to use another icon; tests/test_icons.py compares the list with the templates.
 """
 
 from xml.etree import ElementTree

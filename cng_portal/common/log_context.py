@@ -6,7 +6,7 @@ import structlog
 
 
 def get_request_id() -> str:
-    """The ID of the current request, or of the one that asked for the current operation; "" for none."""
+    """The ID of the current request, or of the request behind the current operation; "" for none."""
     return structlog.contextvars.get_contextvars().get("request_id", "")
 
 

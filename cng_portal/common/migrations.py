@@ -1,4 +1,4 @@
-"""Operations for migrations that run while the version before them serves: see docs/operations.md."""
+"""Operations for migrations that run while the previous version serves: see docs/operations.md."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from django.contrib.postgres.operations import AddIndexConcurrently
 
 
 class AddIndexMeanwhile(AddIndexConcurrently):
-    """An index of a big table: on PostgreSQL everybody goes on writing while it is built, so the migration is not atomic."""
+    """Add an index without blocking writes on PostgreSQL. The migration must have `atomic = False`."""
 
     def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
         on_postgresql = schema_editor.connection.vendor == "postgresql"

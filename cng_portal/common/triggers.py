@@ -11,7 +11,7 @@ from typing import Any
 
 from django.db.migrations import RunPython
 
-# What a condition may name in braces, by the database's vendor.
+# SQL for the placeholders of a condition, by the database's vendor.
 WORDS = {
     "sqlite": {
         "always": "1",
@@ -33,7 +33,7 @@ class Guard:
     """Abort the statement with `message`, as an IntegrityError, where `condition` holds for a row.
 
     `when` is such as "BEFORE UPDATE OR DELETE". The condition is SQL over NEW and OLD, in which `{now}`, `{year_ago}`,
-    `{always}` and `{differs}` (distinct, NULLs included) stand for the words of the database.
+    `{always}` and `{differs}` (distinct, NULLs included) stand for the database's own SQL.
     """
 
     name: str

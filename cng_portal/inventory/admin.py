@@ -1,4 +1,4 @@
-"""Locations, virtual machines and volumes, for the support desk."""
+"""Django admin of locations, cloud projects, virtual machines and volumes."""
 
 from datetime import datetime
 from decimal import Decimal
@@ -21,13 +21,13 @@ from .models import CloudProject, Location, VirtualMachine, Volume
 
 
 class MicroField(forms.DecimalField):
-    """An amount that is typed in the customer's currency and kept in millionths of it."""
+    """An amount entered in the customer's currency and stored in millionths of it."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**{"min_value": 0, "max_digits": 15, "decimal_places": 6} | kwargs)
 
     def prepare_value(self, value: Any) -> Any:
-        # what was typed comes back as text; only what is kept is an integer
+        # Invalid input is redisplayed as text; only stored values are integers.
         return format((Decimal(value) / MICRO).normalize(), "f") if isinstance(value, int) else value
 
     def clean(self, value: Any) -> Any:
@@ -51,43 +51,43 @@ class LocationForm(forms.ModelForm):
 @admin.register(Location)
 class LocationAdmin(SupportAdmin):
     form = LocationForm
-    list_display = ["code", "city", "country_shown", "region", "driver", "active"]
+    list_display = ["code", "city", "display_country", "region", "driver", "active"]
     list_filter = ["active", "region", "driver"]
     search_fields = ["code", "city", "country"]
     uuid_fields = ()
 
     def get_readonly_fields(self, request: HttpRequest, obj: Location | None = None) -> list[str]:
-        # the engine keeps its data under the code
+        # Storage drivers derive paths from the code.
         return ["code"] if obj else []
 
     @admin.display(description=_("country"), ordering="country")
-    def country_shown(self, location: Location) -> str:
+    def display_country(self, location: Location) -> str:
         return f"{location.flag} {location.country_name}"
 
 
 class CloudProjectForm(forms.ModelForm):
     def clean_project(self) -> Project | None:
-        """What was imported has snapshots and bills of that project, so it stays where it is."""
+        """Imported objects have snapshots and charges in their project, so it can't change any more."""
         project = self.cleaned_data["project"]
-        known = self.instance
-        if known.project_id and project != known.project:
-            here = {"location": known.location_id, "backend_project": known.external_id, "project": known.project_id}
-            if Volume.objects.filter(**here).exists() or VirtualMachine.objects.filter(**here).exists():
+        cloud = self.instance
+        if cloud.project_id and project != cloud.project:
+            fields = {"location": cloud.location_id, "backend_project": cloud.external_id, "project": cloud.project_id}
+            if Volume.objects.filter(**fields).exists() or VirtualMachine.objects.filter(**fields).exists():
                 raise ValidationError(
                     _(
                         "Volumes or machines have been imported into “%(project)s” already, so it stays with that project."
                     )
-                    % {"project": known.project}
+                    % {"project": cloud.project}
                 )
         return project
 
 
 @admin.register(CloudProject)
 class CloudProjectAdmin(SupportAdmin):
-    """What `manage.py sync_inventory` found in the clouds; an administrator says which project each one belongs to."""
+    """Projects discovered by `manage.py sync_inventory`. An administrator assigns each to a project of the portal."""
 
     form = CloudProjectForm
-    list_display = ["name_shown", "location", "project", "customer", "volumes", "snapshots", "gb", "state"]
+    list_display = ["display_name", "location", "project", "customer", "volumes", "snapshots", "gb", "state"]
     list_filter = [("project", admin.EmptyFieldListFilter), "location", ("missing_since", admin.EmptyFieldListFilter)]
     list_select_related = ["location", "project__customer"]
     search_fields = ["name", "external_id", "project__name", "project__customer__name"]
@@ -102,12 +102,12 @@ class CloudProjectAdmin(SupportAdmin):
         return False
 
     def get_search_results(self, request: HttpRequest, queryset: Any, search_term: str) -> Any:
-        # its id in the cloud is a uuid as well
-        found, distinct = super().get_search_results(request, queryset, search_term)
-        return found | queryset.filter(external_id=search_term.strip()), distinct
+        # Its ID in the cloud is a UUID, too, which SupportAdmin compares with our own only.
+        matches, distinct = super().get_search_results(request, queryset, search_term)
+        return matches | queryset.filter(external_id=search_term.strip()), distinct
 
     @admin.display(description=_("name in the cloud"), ordering="name")
-    def name_shown(self, cloud_project: CloudProject) -> str:
+    def display_name(self, cloud_project: CloudProject) -> str:
         return str(cloud_project)
 
     @admin.display(description=_("customer"))
@@ -116,34 +116,34 @@ class CloudProjectAdmin(SupportAdmin):
 
     @admin.display(description=_("volumes"), ordering="volume_count")
     def volumes(self, cloud_project: CloudProject) -> str:
-        return use_of(cloud_project.volume_count, cloud_project.volume_quota)
+        return format_use(cloud_project.volume_count, cloud_project.volume_quota)
 
     @admin.display(description=_("snapshots"), ordering="snapshot_count")
     def snapshots(self, cloud_project: CloudProject) -> str:
-        return use_of(cloud_project.snapshot_count, cloud_project.snapshot_quota)
+        return format_use(cloud_project.snapshot_count, cloud_project.snapshot_quota)
 
     @admin.display(description=_("GB"), ordering="used_gb")
     def gb(self, cloud_project: CloudProject) -> str:
-        return use_of(cloud_project.used_gb, cloud_project.gb_quota)
+        return format_use(cloud_project.used_gb, cloud_project.gb_quota)
 
     @admin.display(description=_("state"), ordering="synced_at")
     def state(self, cloud_project: CloudProject) -> str:
         if cloud_project.missing_since:
-            return gettext("Not found since %(when)s") % {"when": shown(cloud_project.missing_since)}
+            return gettext("Missing since %(when)s") % {"when": format_instant(cloud_project.missing_since)}
         if cloud_project.error:
-            return gettext("The last look failed: %(reason)s") % {"reason": cloud_project.error}
+            return gettext("Last sync failed: %(reason)s") % {"reason": cloud_project.error}
         if not cloud_project.project_id:
-            return gettext("Belongs to no project yet")
+            return gettext("Not assigned to a project")
         if not cloud_project.synced_at:
-            return gettext("Comes in with the next look")
-        return gettext("Looked at %(when)s") % {"when": shown(cloud_project.synced_at)}
+            return gettext("Will be imported by the next sync")
+        return gettext("Synced %(when)s") % {"when": format_instant(cloud_project.synced_at)}
 
 
-def shown(instant: datetime) -> str:
+def format_instant(instant: datetime) -> str:
     return timezone.localtime(instant).strftime("%Y-%m-%d %H:%M %Z")
 
 
-def use_of(count: int | None, quota: int | None) -> str:
+def format_use(count: int | None, quota: int | None) -> str:
     if count is None:
         return "-"
     return (
@@ -208,7 +208,7 @@ class VolumeForm(forms.ModelForm):
 
 @admin.register(Volume)
 class VolumeAdmin(SupportAdmin):
-    """Volumes come from `manage.py import_volume`, from snapshots, or from the platform; here they are looked after."""
+    """Volumes are created on the portal's pages, by `manage.py import_volume` and by sync, never here."""
 
     form = VolumeForm
     list_display = ["name", "project", "customer", "location", "size_gb", "vm", "state", "created_at", "deleted_at"]
@@ -218,7 +218,7 @@ class VolumeAdmin(SupportAdmin):
     uuid_fields = ("pk", "project_id", "project__customer_id", "vm_id")
     customer_fields = ("project__customer",)
     autocomplete_fields = ["vm"]
-    # the size, the place and the owner are those of a disk that is there
+    # These describe an existing disk, which admin can't resize or move.
     readonly_fields = ["id", "project", "location", "size_gb", "state", "backend_ref", "backend_project"]
     readonly_fields += ["seen_at", "created_at"]
 

@@ -15,7 +15,7 @@ from cng_portal.accounts.models import Project, User
 from cng_portal.common.money import MICRO
 from cng_portal.common.names import NameField, NameKeyField
 
-# Bounds that keep every amount that follows from them within 64 bits: see billing.models.
+# Bounds that keep every derived amount within 64 bits: see billing.models.
 MAX_HOURLY_PRICE_MICRO = 1_000_000_000 * MICRO
 MAX_VOLUME_GB = 1_000_000
 
@@ -61,7 +61,7 @@ class Location(models.Model):
         _("code"),
         max_length=32,
         primary_key=True,
-        # the local engine makes a folder of it, so nothing that could climb out of the storage folder
+        # The local driver uses it as the name of a folder: no path traversal.
         validators=[RegexValidator(r"^[A-Z0-9][A-Z0-9-]{0,31}$", _("Capital letters, digits and hyphens only."))],
     )
     city = models.CharField(_("city"), max_length=64)
@@ -86,7 +86,7 @@ class Location(models.Model):
         null=True,
         blank=True,
         validators=[MinValueValidator(1), MaxValueValidator(31)],
-        help_text=_("Of monthly backups; the last one where the month is shorter."),
+        help_text=_("Of monthly backups; in shorter months, the last day."),
     )
     default_at = models.TimeField(
         _("time of day"), default=time(2), help_text=_("In the time zone of each machine's customer.")
@@ -95,16 +95,14 @@ class Location(models.Model):
         _("backups kept"), default=2, validators=[MinValueValidator(1)]
     )
     charges_outside = models.BooleanField(
-        _("charge snapshots made outside"),
+        _("charge snapshots created outside"),
         default=False,
-        help_text=_("Snapshots that were made in the cloud and not here cost as much as others, from their import on."),
+        help_text=_("Snapshots created in the cloud cost as much as others, from their import on."),
     )
     charges_missing = models.BooleanField(
         _("charge snapshots deleted outside"),
         default=False,
-        help_text=_(
-            "A snapshot that was deleted in the cloud and not here goes on costing until it is deleted here too."
-        ),
+        help_text=_("A snapshot deleted in the cloud is charged until it is deleted here, too."),
     )
 
     objects = LocationQuerySet.as_manager()
@@ -156,10 +154,9 @@ class Location(models.Model):
 
 
 class CloudProject(models.Model):
-    """A project of the cloud behind a location, as the last look at the cloud found it.
+    """A project of the cloud behind a location, as of the last sync.
 
-    Once an administrator has chosen the portal's project that it belongs to, its volumes and machines come into that one;
-    before nothing of it does.
+    Its volumes and machines are imported once an administrator has assigned it to a project of the portal.
     """
 
     location = models.ForeignKey(
@@ -184,9 +181,9 @@ class CloudProject(models.Model):
     )
     used_gb = models.PositiveIntegerField(_("GB"), null=True, blank=True, help_text=_("Of volumes and snapshots."))
     gb_quota = models.IntegerField(_("quota of GB"), null=True, blank=True, help_text=_("-1 is unlimited."))
-    synced_at = models.DateTimeField(_("last complete look"), null=True, blank=True)
-    missing_since = models.DateTimeField(_("not found since"), null=True, blank=True)
-    error = models.TextField(_("why the last look failed"), blank=True)
+    synced_at = models.DateTimeField(_("last sync"), null=True, blank=True)
+    missing_since = models.DateTimeField(_("missing since"), null=True, blank=True)
+    error = models.TextField(_("error of the last sync"), blank=True)
 
     class Meta:
         verbose_name = _("cloud project")
@@ -196,7 +193,7 @@ class CloudProject(models.Model):
             models.UniqueConstraint(
                 fields=["location", "external_id"],
                 name="inventory_cloud_project_once",
-                violation_error_message=_("This project of the cloud is known already."),
+                violation_error_message=_("This cloud project already exists."),
             )
         ]
 
@@ -205,7 +202,7 @@ class CloudProject(models.Model):
 
 
 class OwnedQuerySet(models.QuerySet):
-    """Things that belong to a project: every look-up starts from the person."""
+    """Objects of a project. Every lookup starts from the user."""
 
     def visible_to(self, user: User) -> Self:
         return self.filter(project_id__in=list(user.roles))
@@ -222,7 +219,7 @@ def once_in_the_cloud(name: str) -> models.UniqueConstraint:
         fields=["location", "backend_project", "backend_ref"],
         condition=~Q(backend_ref=""),
         name=name,
-        violation_error_message=_("What has this reference is in the portal already."),
+        violation_error_message=_("The portal already has an object with this reference."),
     )
 
 
@@ -245,7 +242,10 @@ class VirtualMachine(models.Model):
     automatic_backups_since = models.DateTimeField(_("automatic backups since"), null=True, blank=True, editable=False)
     backend_ref = models.CharField(_("backend reference"), max_length=255, blank=True)
     backend_project = models.CharField(
-        _("project in the cloud"), max_length=64, blank=True, help_text=_("Its id there; empty is the portal's own.")
+        _("project in the cloud"),
+        max_length=64,
+        blank=True,
+        help_text=_("Its ID there. Empty: the portal's own project."),
     )
     seen_at = models.DateTimeField(_("last seen in the cloud"), null=True, blank=True)
     created_at = models.DateTimeField(_("created"), default=timezone.now)
@@ -275,7 +275,7 @@ class VirtualMachine(models.Model):
 
 
 class AutomaticBackupSwitch(models.Model):
-    """Who switched a machine's automatic backups on or off, and when; nobody where the portal did, for a deleted
+    """A switch of a machine's automatic backups, on or off. `switched_by` is None if the portal did it, for a deleted
     machine.
     """
 
@@ -298,9 +298,7 @@ class AutomaticBackupSwitch(models.Model):
 
 
 class Volume(models.Model):
-    """A disk. `size_gb` counts GiB, as disks are sold. A volume that is gone keeps its row: its snapshots point at
-    it.
-    """
+    """A disk. `size_gb` is in GiB. A deleted volume keeps its row, because its snapshots refer to it."""
 
     class State(models.TextChoices):
         CREATING = "creating", _("Creating")
@@ -333,7 +331,10 @@ class Volume(models.Model):
     state = models.CharField(_("state"), max_length=9, choices=State.choices, default=State.AVAILABLE)
     backend_ref = models.CharField(_("backend reference"), max_length=255, blank=True)
     backend_project = models.CharField(
-        _("project in the cloud"), max_length=64, blank=True, help_text=_("Its id there; empty is the portal's own.")
+        _("project in the cloud"),
+        max_length=64,
+        blank=True,
+        help_text=_("Its ID there. Empty: the portal's own project."),
     )
     seen_at = models.DateTimeField(_("last seen in the cloud"), null=True, blank=True)
     created_at = models.DateTimeField(_("created"), default=timezone.now)

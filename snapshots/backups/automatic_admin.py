@@ -26,7 +26,7 @@ from billing.prices import Quote
 from billing.usage import rename_resource
 from cng_portal.common import money
 from cng_portal.common.admin import ReadOnly
-from cng_portal.inventory.admin import LocationAdmin, LocationForm, VirtualMachineAdmin, shown
+from cng_portal.inventory.admin import LocationAdmin, LocationForm, VirtualMachineAdmin, format_instant
 from cng_portal.inventory.models import AutomaticBackupSwitch, Location, VirtualMachine
 
 from ..errors import ActionRefused, NotSold
@@ -106,7 +106,7 @@ class MachineAdmin(VirtualMachineAdmin):
     def automatic_backups_here(self, vm: VirtualMachine) -> SafeString:
         """On the machine's page: whether they are on, their price, and the switch."""
         since = vm.automatic_backups_since
-        lines = [gettext("On since %(time)s.") % {"time": shown(since)} if since else gettext("Off.")]
+        lines = [gettext("On since %(time)s.") % {"time": format_instant(since)} if since else gettext("Off.")]
         remaining = 0 if since else automatic_backups(vm).count()
         try:
             quote = automatic_backup_quote(vm=vm)

@@ -35,7 +35,7 @@ def no_heartbeat(bytes_done: int, bytes_total: int) -> None:
 
 
 class Consistency(Enum):
-    """What "one instant" means when several volumes are captured together."""
+    """The guarantee when several volumes are captured together."""
 
     INSTANT = "instant"  # nobody can write to any of them until the last one is captured
     PER_DISK = "per_disk"  # each is crash-consistent by itself; instants differ
@@ -80,7 +80,7 @@ class StoredObject:
     is_incomplete: bool = False  # nobody is working on it
     size_bytes: int | None = None  # logical size of a complete volume; None where the list doesn't tell
     changed_at: datetime | None = None
-    # Whether this very object still exists as it was listed. Much may change while a long list is processed.
+    # Whether the object still exists as it was listed: it may change while a long list is processed.
     is_unchanged: Callable[[], bool] = lambda: True
 
 

@@ -74,7 +74,7 @@ def test_a_closed_bell_moves_only_while_something_runs(page: Page, person: User,
     expect(page.locator(".bell-runs")).to_be_visible()
     Operation.objects.update(state=Operation.State.SUCCEEDED, finished_at=timezone.now())
     expect(page.locator(".bell-runs")).to_have_count(0, timeout=15_000)
-    assert page.locator("#bell-work").get_attribute("hx-trigger") == "portal:look"
+    assert page.locator("#bell-work").get_attribute("hx-trigger") == "portal:refresh"
 
 
 def test_a_hidden_page_does_not_ask(page: Page, person: User, operation: Operation) -> None:
@@ -84,7 +84,7 @@ def test_a_hidden_page_does_not_ask(page: Page, person: User, operation: Operati
     become = "hidden => { Object.defineProperty(document, 'hidden', {value: hidden, configurable: true});"
     become += " document.dispatchEvent(new Event('visibilitychange')) }"
     page.evaluate(become, True)
-    page.evaluate("htmx.trigger('#bell-work', 'portal:look')")
+    page.evaluate("htmx.trigger('#bell-work', 'portal:refresh')")
     page.locator("details.bell").evaluate("bell => { bell.open = true }")
     page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
     assert asked == []

@@ -50,7 +50,7 @@ def test_the_bell_of_every_page_shows_what_is_in_progress(
         shown = bell(client_for(person).get(path).text)
         assert "nightly" in shown and "5 GB of 20 GB · 25 %" in shown and " minutes left" in shown, path
         assert "somebody else" not in shown
-        assert 'hx-trigger="every 4s, portal:seen from:document, portal:look"' in shown
+        assert 'hx-trigger="every 4s, portal:seen from:document, portal:refresh"' in shown
 
 
 def test_nothing_in_progress_is_said_and_asked_for_only_when_the_bell_is_opened(
@@ -59,7 +59,7 @@ def test_nothing_in_progress_is_said_and_asked_for_only_when_the_bell_is_opened(
     taking(ProjectFactory(), "somebody else's")
     client = client_for(person)
     shown = bell(client.get("/notices/").text)
-    assert "Nothing in progress." in shown and 'hx-trigger="portal:look"' in shown
+    assert "Nothing in progress." in shown and 'hx-trigger="portal:refresh"' in shown
     taking(project, "mine")
     assert "mine" in bell(client.get("/notices/").text)
 

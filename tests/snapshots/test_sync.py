@@ -105,11 +105,11 @@ def test_administrators_see_how_each_project_stands_and_set_what_is_charged(
     page = reverse("admin:inventory_cloudproject_changelist")
     for figures, words in (
         ({"snapshot_count": 9, "snapshot_quota": 10}, "9 of 10"),
-        ({"error": "The storage does not answer."}, "The last look failed: The storage does not answer."),
-        ({"missing_since": now}, "Not found since"),
-        ({"missing_since": None, "error": ""}, "Belongs to no project yet"),
-        ({"project": ProjectFactory()}, "Comes in with the next look"),
-        ({"synced_at": now}, "Looked at"),
+        ({"error": "The storage does not answer."}, "Last sync failed: The storage does not answer."),
+        ({"missing_since": now}, "Missing since"),
+        ({"missing_since": None, "error": ""}, "Not assigned to a project"),
+        ({"project": ProjectFactory()}, "Will be imported by the next sync"),
+        ({"synced_at": now}, "Synced"),
     ):
         CloudProject.objects.update(**figures)
         assert words in support.get(page).content.decode()

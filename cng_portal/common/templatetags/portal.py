@@ -79,7 +79,7 @@ BADGE_ICONS = {
 def badge(label: object, colour: str = "neutral", icon: str = "", busy: bool = False) -> SafeString:
     """Show a state as icon, word and colour (success, info, warning, danger, neutral): `{% badge _("Paused") "warning" %}`.
 
-    `icon` replaces the icon of the colour; `busy` turns while work goes on.
+    `icon` replaces the icon of the colour; `busy` spins it while work is in progress.
     """
     name = "arrow-path" if busy else icon or BADGE_ICONS.get(colour, "minus-circle")
     return format_html(
@@ -206,8 +206,8 @@ def percent(done: int, total: int) -> int:
 
 @register.filter
 def poll_seconds(work: Iterable[Any], times: int = 1) -> int:
-    """Seconds to wait before asking again how operations or runs go: a tenth of the age of the youngest, from 2 to 30, and
-    so many times that.
+    """The polling interval of operations or runs: a tenth of the age of the youngest, from 2 to 30 seconds, multiplied by
+    `times`.
     """
     started = [item.created_at for item in work if item is not None and item.finished_at is None]
     age = (timezone.now() - max(started)).total_seconds() if started else 0
@@ -233,7 +233,7 @@ def relative(value: datetime | None) -> str:
 
 @register.filter
 def second(value: datetime) -> str:
-    """The instant to the second in the active zone, where the zone is said once for all: `22 Nov 2026, 20:49:03`."""
+    """The instant to the second in the active zone, which the page names elsewhere: `22 Nov 2026, 20:49:03`."""
     return format_datetime(timezone.localtime(value), f"{date_pattern()}, HH:mm:ss", locale=current_locale())
 
 

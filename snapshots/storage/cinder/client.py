@@ -217,7 +217,7 @@ class Client:
             return None
 
     def items(self, kind: Kind, **filters: str) -> Iterator[Item]:
-        """Everything of a kind, page by page. A cloud may ignore filters that it does not know."""
+        """Yield all items of a kind, page by page. A cloud may ignore filters that it doesn't support."""
         for page in self.pages(f"{kind}s", filters):
             yield from page
 
@@ -256,7 +256,7 @@ class Client:
                 raise
             raise Refused(
                 _(
-                    "The storage failed to delete the snapshot, and only its administrator can try that again. "
+                    "The storage failed to delete this, and only its administrator can try that again. "
                     "Contact your provider."
                 )
             ) from error
@@ -278,7 +278,7 @@ class Client:
             logger.info("cinder.edit_failed", method=method, path=path)
 
     def failure_reason(self, item: Item) -> str:
-        """What Cinder tells members about a failure, or ""."""
+        """Return Cinder's user message about a failure, or ""."""
         try:
             if self.version < MESSAGES:
                 return ""
@@ -326,7 +326,7 @@ class Client:
 
         try:
             return attempt()
-        except Unauthenticated:  # by a new token, which keystoneauth asked for; the password may have changed as well
+        except Unauthenticated:  # even with keystoneauth's new token; the password may have changed
             self.cloud.disconnect()
         with self.credentials_errors():
             return attempt()
@@ -424,7 +424,7 @@ def describe_quota(reason: str) -> str:
     if match := re.search(r"Maximum number of \w+ allowed \((\d+)\)", reason):
         return _(
             "The quota of the storage allows %(count)s of these and all are used. Delete some that you do not need, or ask "
-            "support for more."
+            "your provider for more."
         ) % {"count": match[1]}
     if match := re.search(r"Requested (\d+)G, quota is (\d+)G and (\d+)G", reason):
         return _(

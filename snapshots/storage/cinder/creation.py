@@ -50,7 +50,7 @@ def name_of(uuid: UUID) -> str:
 
 
 def find_all(client: Client, kind: Kind, uuid: UUID, ref: str = "") -> list[Item]:
-    """Everything that Cinder has of our uuid, the oldest first, and in any case the item with the id `ref`."""
+    """Return all items of our uuid, oldest first, and in any case the item with the ID `ref`."""
     name = name_of(uuid)
     found = {item["id"]: item for item in client.items(kind, name=name) if item["name"] == name}
     if ref and ref not in found and (item := client.get(kind, ref)):
@@ -211,7 +211,7 @@ class Creation:
 
 
 def remove_claimed(client: Client, kind: Kind, uuids: Sequence[UUID], claim: str) -> None:
-    """Remove what carries this claim, within CLEAN_UP_SECONDS, and mark what can't be removed yet as unwanted.
+    """Remove the items with this claim within CLEAN_UP_SECONDS, and mark those that can't be removed yet as unwanted.
 
     It is called while another exception propagates, so its own failures are only logged.
     """

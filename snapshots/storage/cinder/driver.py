@@ -48,7 +48,7 @@ logger = structlog.stdlib.get_logger(__name__)
 REVERT: Version = (3, 40)
 EXTEND_ATTACHED: Version = (3, 42)
 NO_FORCE: Version = (3, 66)  # a volume in use is captured without `force`, and `force` is refused
-# Nothing becomes of what is `creating` for so long, so it may be removed by force.
+# An object that is `creating` for this long never completes, so it may be force-deleted.
 STUCK_SECONDS = 24 * 3600.0
 TRANSITIONAL = {"creating", "downloading", "reverting", "extending", "retyping", "attaching", "detaching", "reserved"}
 TRANSITIONAL |= {"maintenance", "backing-up", "restoring-backup", "uploading", "awaiting-transfer", "deleting"}
@@ -326,7 +326,7 @@ class CinderDriver(CinderInventory, Driver):
     def verify_snapshot(
         self, snapshot: SnapshotRef, heartbeat: Heartbeat = no_heartbeat, *, resume: bool = False
     ) -> SnapshotInfo:
-        """Cinder gives no access to the bytes, so this only asks whether it still has the snapshot and calls it sound."""
+        """Check that Cinder still has the snapshot and reports it as available: it gives no access to the bytes."""
         client = self._client(snapshot.backend_project, heartbeat)
         client.beat()
         info = describe_snapshot(snapshot, *self._get_snapshot(client, snapshot))
@@ -358,7 +358,7 @@ class CinderDriver(CinderInventory, Driver):
             raise self.cloud.error(Unavailable, message)
 
     def list_objects(self, backend_project: str = "") -> Iterator[StoredObject]:
-        """What carries our metadata. Whatever else the project has in the cloud isn't ours."""
+        """List the objects with our metadata. Everything else in the project belongs to others."""
         client = Client(self.cloud, backend_project)
         for kind in KINDS:
             for item in client.items(kind):
@@ -374,7 +374,7 @@ class CinderDriver(CinderInventory, Driver):
                     )
 
     def remove_orphans(self, backend_project: str = "", needed: Callable[[UUID], bool] = lambda uuid: False) -> None:
-        """Remove what a failed call had to leave behind because it was still being created. Raises Unavailable."""
+        """Remove objects that a failed call couldn't delete because they were still being created. Raises Unavailable."""
         client = Client(self.cloud, backend_project)
         for kind in KINDS:
             for item in list(client.items(kind, name=UNWANTED)):
@@ -389,7 +389,7 @@ class CinderDriver(CinderInventory, Driver):
     # Lookups
 
     def _client(self, project: str, heartbeat: Heartbeat = no_heartbeat, size_gb: int = 0) -> Client:
-        """For calls of the worker, which has the time to be patient."""
+        """Return a patient client, for the worker's calls."""
         return Client(self.cloud, project, heartbeat, total=size_gb * GIB, patient=True)
 
     def _find_volume(self, client: Client, volume: VolumeRef) -> Item | None:
@@ -434,7 +434,7 @@ class CinderDriver(CinderInventory, Driver):
             raise self.cloud.error(Refused, message, name=volume.name)
 
     def _delete_all(self, client: Client, kind: Kind, uuid: UUID, ref: str) -> None:
-        """Delete everything of this uuid and wait until Cinder has nothing of it any more."""
+        """Delete all items of this uuid, and wait until Cinder has removed them."""
         requested: set[str] = set()
         found: list[Item] = []
         for _now in client.poll(self.delete_seconds):
@@ -448,14 +448,14 @@ class CinderDriver(CinderInventory, Driver):
                     if client.delete(kind, item):
                         requested.add(item["id"])
                 elif item["status"] == "error_deleting":
-                    message = _("The storage of %(location)s failed to delete the snapshot. Try again later.")
+                    message = _("The storage of %(location)s failed to delete this. Try again later.")
                     raise self.cloud.error(Unavailable, message)
                 elif item["status"] == "available":  # the deletion had begun and was undone
-                    raise Busy(_("The storage still uses the snapshot, so it was not deleted. Try again later."))
+                    raise Busy(_("The storage still uses this, so it was not deleted. Try again later."))
         for item in found:
             if item["status"] == "creating":
                 client.rename(kind, item, UNWANTED)
-        message = _("The storage of %(location)s has not finished deleting the snapshot yet. Try again later.")
+        message = _("The storage of %(location)s has not finished deleting this yet. Try again later.")
         raise self.cloud.error(Unavailable, message)
 
     # Errors
@@ -473,7 +473,7 @@ class CinderDriver(CinderInventory, Driver):
 
 
 def find_by_ref(client: Client, kind: Kind, uuid: UUID, ref: str) -> list[Item]:
-    """The item with this id, or everything of our uuid where there is no id yet."""
+    """Return the item with this ID, or all items of our uuid if there is no ID yet."""
     if not ref:
         return find_all(client, kind, uuid)
     item = client.get(kind, ref)
@@ -481,7 +481,7 @@ def find_by_ref(client: Client, kind: Kind, uuid: UUID, ref: str) -> list[Item]:
 
 
 def kinds_and_refs(snapshot: SnapshotRef) -> list[tuple[Kind, str]]:
-    """What the snapshot may be to Cinder, and its id there: a snapshot or, as a safety copy, a volume."""
+    """Return the kinds and IDs under which Cinder may have the snapshot: a safety copy is a volume there."""
     if not snapshot.backend_ref:
         return [("snapshot", ""), ("volume", "")]
     if snapshot.backend_ref.startswith(COPY_PREFIX):

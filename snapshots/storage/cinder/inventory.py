@@ -1,4 +1,4 @@
-"""What a cloud has: its projects, and their volumes, snapshots and servers."""
+"""The inventory of an OpenStack cloud: its projects, and their volumes, snapshots and servers."""
 
 import contextlib
 import re
@@ -19,7 +19,7 @@ class CinderInventory(Inventory):
     cloud: Cloud
 
     def list_projects(self) -> list[CloudProjectInfo]:
-        """Those in which the account has a role of its own or an inherited one. An application credential has only one."""
+        """List the projects in which the account has a direct or inherited role. An application credential has only one."""
         client = Client(self.cloud)
         with self._list_errors(), client.credentials_errors():
             cloud = client.session().cloud
@@ -96,7 +96,7 @@ class CinderInventory(Inventory):
 
     @contextlib.contextmanager
     def _list_errors(self) -> Iterator[None]:
-        """A service never answers a list like this, but a proxy in front of it may."""
+        """Report errors that a service never returns for a list, but a proxy in front of it may."""
         try:
             yield
         except (Missing, BadRequest, KeyError) as error:
@@ -124,12 +124,12 @@ def describe_volume(item: Item) -> CloudVolume:
 
 
 def read_instant(text: str) -> datetime:
-    """Cinder's instants are in UTC without saying so, Nova's say so."""
+    """Parse an instant in UTC: Cinder's have no time zone, Nova's end in Z."""
     return datetime.fromisoformat(text.removesuffix("Z")).replace(tzinfo=UTC)
 
 
 def read_portal_uuid(item: Item) -> UUID | None:
-    """From the metadata, or from the name where Cinder has lost them."""
+    """Return our uuid from the metadata, or from the name if Cinder has lost them."""
     text = item["metadata"].get("portal_uuid") or (item["name"] or "").removeprefix("snapshot-portal-")
     try:
         return UUID(text)

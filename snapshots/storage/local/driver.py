@@ -58,8 +58,8 @@ class LocalDriver(Driver):
     reads_bytes = True
 
     def __init__(self, *, location: str, root: str, reserve_percent: int | str = 5) -> None:
-        """Snapshots and volumes leave `reserve_percent` of the file system to the portal itself, which has to write even
-        where it only deletes: its database may be on the same file system, and every snapshot has a manifest.
+        """Snapshots and volumes leave `reserve_percent` of the file system free for the portal itself, which must write even
+        to delete: its database may be on the same file system, and every snapshot has a manifest.
         """
         if not re.fullmatch(r"[A-Z0-9][A-Z0-9-]{0,31}", location):
             raise ValueError(f"{location!r} is no location code.")
@@ -238,7 +238,7 @@ class LocalDriver(Driver):
         with self.folder.errors():
             self.folder.check_health()
 
-    # What is stored
+    # Inventory
 
     def list_objects(self, backend_project: str = "") -> Iterator[StoredObject]:
         with self.folder.errors():

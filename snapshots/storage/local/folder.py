@@ -1,4 +1,4 @@
-"""The folder of one location: its paths, its locks, its free space, and what errors of its file system mean."""
+"""The folder of one location: paths, locks, free space, and the translation of file system errors."""
 
 import errno
 import math
@@ -73,7 +73,7 @@ class LocationFolder:
         return folder / f".{checked(uuid)}.{suffix}"
 
     def entries(self) -> Iterator[Entry]:
-        """Everything in the folder, in no order, the `.lock` file aside."""
+        """Yield everything in the folder but the `.lock` file, unordered."""
         self.create()
         for folder, kind, suffix in (self.volumes, "volume", ".img"), (self.snapshots, "snapshot", ""):
             with os.scandir(folder) as entries:
@@ -173,7 +173,7 @@ class LocationFolder:
             )
 
     def guard_reserve(self, heartbeat: Heartbeat) -> Heartbeat:
-        """The heartbeat, which also raises NoSpace once only the reserve is left: others write at the same time."""
+        """Return a heartbeat that also raises NoSpace once only the reserve is left: others write at the same time."""
 
         def beat(bytes_done: int, bytes_total: int) -> None:
             if not self.free_bytes():
@@ -208,7 +208,7 @@ class LocationFolder:
     def describe(self, error: OSError) -> StorageError:
         """Say what failed and, by the kind of error, whether a retry can help.
 
-        What nobody or only an operator can change is not retried. A file system that is full, slow or away may recover.
+        Errors that only an operator can fix, or nobody, aren't retried. A file system that is slow or unmounted may recover.
         """
         reason = os.strerror(error.errno) if error.errno else type(error).__name__
         values = {"location": self.location, "reason": reason}

@@ -153,7 +153,7 @@ class SnapshotReader:
         try:
             manifest = replace(self.snapshots.get(snapshot.uuid), verified_at=None)
             self.snapshots.write_manifest(snapshot.uuid, manifest)
-        except (OSError, Corrupt):  # such a medium may accept no writes; the damage is what the caller must hear of
+        except (OSError, Corrupt):  # a failing medium may reject writes, too; the caller must see the damage
             logger.exception("storage.manifest_unwritable", uuid=str(snapshot.uuid))
 
     @contextmanager

@@ -197,7 +197,7 @@ class SnapshotFiles:
         try:
             self.folder.hidden_path(self.folder.snapshots, uuid, "new").rename(path)
         except FileNotFoundError:
-            if not path.exists():  # else another process settled it first
+            if not path.exists():  # otherwise another process settled it first
                 raise
 
     def settle(self, uuid: UUID) -> None:
