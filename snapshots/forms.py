@@ -301,8 +301,8 @@ class NewVolumeForm(OverrideForm, NamedInProjectForm):
     size_gb = forms.IntegerField(
         label=gettext_lazy("Size"),
         error_messages={
-            "required": gettext_lazy("Say how large the new volume shall be."),
-            "invalid": gettext_lazy("Give the size as a whole number of GB."),
+            "required": gettext_lazy("Enter a size for the new volume."),
+            "invalid": gettext_lazy("Enter the size as a whole number of GB."),
         },
     )
 

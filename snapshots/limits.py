@@ -53,10 +53,10 @@ class QuotaUse:
         if self.is_limited and self.used + more > self.limit:
             raise QuotaExceeded(
                 _(
-                    "Quota full: %(used)s of %(limit)s %(what)s are used and this one needs %(more)s. "
+                    "Quota full: %(used)s of %(limit)s %(resource)s are used and this one needs %(more)s. "
                     "Delete what you no longer need, or ask your provider for a higher quota."
                 )
-                % {"used": self.used, "limit": self.limit, "what": self.label, "more": more}
+                % {"used": self.used, "limit": self.limit, "resource": self.label, "more": more}
                 + contact_support()
             )
 
@@ -64,7 +64,7 @@ class QuotaUse:
 def snapshot_quota_use(project: Project) -> list[QuotaUse]:
     """Return the use of the four snapshot quotas: count and GB, of the customer and of the project."""
     customer = project.customer
-    # Skip the query where nothing is limited, because it is on the way of every snapshot.
+    # Every snapshot request comes through here, so skip the query if nothing is limited.
     if all(
         limit == UNLIMITED for owner in (customer, project) for limit in (owner.snapshot_quota, owner.snapshot_gb_quota)
     ):
@@ -194,25 +194,25 @@ def next_allowed(customer_id: UUID, kind: str, *, now: datetime, more: int = 1) 
     limit = settings.ACTS_PER_HOUR.get(kind, 0)
     if not limit:
         return None
-    newest_first = requested_lately(customer_id, kind, now).order_by("-created_at", "-id")
+    newest_first = recent_requests(customer_id, kind, now).order_by("-created_at", "-id")
     remaining = max(0, limit - more)  # how many may stay in the window
     blocking = newest_first.values_list("created_at", flat=True)[remaining : remaining + 1]
     return next((created_at + RATE_LIMIT_WINDOW for created_at in blocking), None)
 
 
-def requested_lately(customer_id: UUID, kind: str, now: datetime) -> QuerySet[Operation]:
-    """Return the operations that count towards the rate limit."""
+def recent_requests(customer_id: UUID, kind: str, now: datetime) -> QuerySet[Operation]:
+    """Return the customer's operations that count towards the rate limit."""
     return Operation.objects.filter(
         created_at__gt=now - RATE_LIMIT_WINDOW, kind=kind, requested_by__isnull=False, snapshot__customer_id=customer_id
     )
 
 
 def rate_limit_warning(customer_id: UUID, kind: str, *, now: datetime) -> str:
-    """Return a warning for the page before the form is filled in: the limit is reached, or at most a tenth is left."""
+    """Return a warning if the limit is reached or at most a tenth of it is left, else an empty string."""
     limit = settings.ACTS_PER_HOUR.get(kind, 0)
     if not limit:
         return ""
-    left = limit - requested_lately(customer_id, kind, now).count()
+    left = limit - recent_requests(customer_id, kind, now).count()
     if left > limit // 10:
         return ""
     if left <= 0 and (retry_at := next_allowed(customer_id, kind, now=now)):

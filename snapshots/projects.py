@@ -1,4 +1,4 @@
-"""What is in a project, and archiving it."""
+"""The contents of projects, and archiving empty ones."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,7 +18,7 @@ from .models import Kind, Snapshot
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """How many of each there are; what is deleted or failed does not count."""
+    """How many resources a project has, without deleted and failed ones."""
 
     machines: int
     volumes: int
@@ -42,10 +42,10 @@ def count_contents(project: Project) -> Contents:
     )
 
 
-def archive_project(*, project: Project, by: User, at: datetime) -> None:
-    """Hide an empty project from every choice; its bills and its activity stay. Archiving it again changes nothing.
+def archive_project(*, project: Project, by: User, at: datetime) -> Project:
+    """Archive an empty project, in which nothing can be created afterwards. Archiving it again changes nothing.
 
-    Raises InvalidState where something is in it or no other project would be left, PermissionDenied unless `by` owns it.
+    Raises InvalidState if it isn't empty or is the customer's last one, and PermissionDenied unless `by` owns it.
     """
     with transaction.atomic():
         lock_customer(project.customer_id)
@@ -57,10 +57,11 @@ def archive_project(*, project: Project, by: User, at: datetime) -> None:
             raise InvalidState(_("This is your last project, so it can't be archived."))
         if Project.objects.filter(pk=project.pk, archived_at=None).update(archived_at=at):
             activity.record(action="project.archive", actor=by, target=project)
+    return project
 
 
 def unarchive_project(*, project: Project, by: User) -> None:
-    """Raises PermissionDenied unless `by` owns it."""
+    """Undo `archive_project`. Raises PermissionDenied unless `by` owns the project."""
     with transaction.atomic():
         lock_customer(project.customer_id)
         require_owner(User.objects.get(pk=by.pk), project)

@@ -1,6 +1,6 @@
-"""Usage against what was charged for: when snapshots were ready and deleted, and when automatic backups were switched.
+"""Check usage segments against what they were charged for: the snapshots, and the switches of automatic backups.
 
-`verify_billing` runs it. Billing knows no snapshots, so it can only prove that the bill follows from the usage.
+Run by `verify_billing`. Billing can't import this app, so by itself it proves only that invoices follow from the usage.
 """
 
 from collections.abc import Iterator
@@ -21,6 +21,7 @@ Segments = list[UsageSegment]
 
 @verification.register
 def check_usage(at: datetime) -> Iterator[str]:
+    """Yield a sentence for each discrepancy."""
     for customer in Customer.objects.order_by("number").iterator(chunk_size=500):
         segments: dict[UUID, Segments] = {}
         automatic: dict[UUID, Segments] = {}
@@ -48,7 +49,7 @@ def _check_snapshot(snapshot: Snapshot, segments: Segments) -> Iterator[str]:
         ):
             yield f"charged as {segment.size_gb} GB of {segment.kind} in {segment.location_id}"
     if snapshot.made_outside or snapshot.missing_since:
-        return  # charged by rules of the location, from when the cloud was looked at
+        return  # The location's rules and the times of the syncs decide.
     if not snapshot.is_charged or snapshot.ready_at is None:
         if segments:
             yield "charged, though it costs nothing"
@@ -73,18 +74,19 @@ def _check_machines(customer: Customer, segments: dict[UUID, Segments]) -> Itera
         switches.setdefault(switch.vm_id, []).append(switch)
     machines = VirtualMachine.objects.in_bulk({*segments, *switches})
     for vm_id in switches.keys() | segments.keys():
-        own = [segment for segment in segments.get(vm_id, []) if not segment.voided]
+        own = segments.get(vm_id, [])
         name = own[0].resource_name if own else machines[vm_id].name
-        if vm_id not in segments:
+        if not own:
             yield f"automatic backups of “{name}” ({vm_id}): not charged, though they were switched on"
-        for sentence in _check_machine(machines.get(vm_id), own, switches.get(vm_id, [])):
+        charged = [segment for segment in own if not segment.voided]
+        for sentence in _check_machine(machines.get(vm_id), charged, switches.get(vm_id, [])):
             yield f"automatic backups of “{name}” ({vm_id}): {sentence}"
 
 
 def _check_machine(
     vm: VirtualMachine | None, segments: Segments, switches: list[AutomaticBackupSwitch]
 ) -> Iterator[str]:
-    """Each end of a segment is a switch, or where it meets the next one, which a change of the machine's price begins."""
+    """A segment starts and ends at a switch, or at a change of the machine's price, where the next segment follows."""
     switched_on = {switch.switched_at for switch in switches if switch.on}
     switched_off = {switch.switched_at for switch in switches if not switch.on}
     hour = timedelta(hours=1)
@@ -102,4 +104,4 @@ def _check_machine(
     if is_on != is_charged:
         yield "charged, though they are off" if is_charged else "not charged, though they are on"
     if vm and is_charged and segments[-1].base_rate_micro != vm.hourly_price_micro:
-        yield f"charged by {segments[-1].base_rate_micro} millionths, the machine's price is {vm.hourly_price_micro}"
+        yield f"charged at {segments[-1].base_rate_micro} millionths, but the machine's price is {vm.hourly_price_micro}"

@@ -29,20 +29,24 @@ from .backups.schedules import SCHEDULE_FIELDS
 from .errors import ActionRefused, NameTaken
 from .models import SERVICE_KINDS, BackupSchedule, Draft, Kind, Snapshot
 
-# The search finds the others.
+# On the step of the source. The search finds the others.
 SOURCES_SHOWN = 60
-# Of every location and project, found by the search above the first step.
+# Hits of the search above the first step.
 SOURCES_FOUND = 8
-MOST_DRAFTS = 50
+MAX_DRAFTS = 50
 DRAFT_LIFETIME = timedelta(days=30)
-LONGEST_ESTIMATE = timedelta(days=3653)
+MAX_ESTIMATE = timedelta(days=3653)
 
 
 def locations_for(user: User, kind: str) -> list[Location]:
-    """Return the active locations with `source_count`, of what the user may capture, and `is_sold`, in their currencies."""
-    sources = Volume if kind == Kind.VOLUME else VirtualMachine
-    mine = sources.objects.changeable_by(user).present().filter(location=OuterRef("pk")).order_by().values("location")
-    count = Coalesce(Subquery(mine.annotate(count=Count("pk")).values("count")), 0)
+    """Return the active locations, each with `source_count` and `is_sold`.
+
+    `source_count` counts the volumes or machines that the user can capture there. `is_sold` is whether `kind` has a price
+    there in any currency of the user's customers.
+    """
+    model = Volume if kind == Kind.VOLUME else VirtualMachine
+    sources = model.objects.changeable_by(user).present().filter(location=OuterRef("pk")).order_by().values("location")
+    count = Coalesce(Subquery(sources.annotate(count=Count("pk")).values("count")), 0)
     currencies = {project.currency for project in user.project_roles if user.can_change(project.id)}
     prices, now = PriceList.load(), timezone.now()
     locations: list[Any] = list(Location.objects.active().annotate(source_count=count))
@@ -71,20 +75,20 @@ def sources_for(
 ) -> QuerySet[Any]:
     """Return the volumes or machines of the project in the location, filtered by the search or the ID."""
     model = Volume if kind == Kind.VOLUME else VirtualMachine
-    found = model.objects.changeable_by(user).present().filter(project=project, location=location)
+    sources = model.objects.changeable_by(user).present().filter(project=project, location=location)
     if q:
-        found = found.filter(name_contains(q) | (name_contains(q, "vm__") if kind == Kind.VOLUME else Q()))
+        sources = sources.filter(name_contains(q) | (name_contains(q, "vm__") if kind == Kind.VOLUME else Q()))
     if pk:
-        found = found.filter(pk=pk)
-    related = found.select_related("project__customer", "location")
-    return related.select_related("vm") if kind == Kind.VOLUME else related
+        sources = sources.filter(pk=pk)
+    sources = sources.select_related("project__customer", "location")
+    return sources.select_related("vm") if kind == Kind.VOLUME else sources
 
 
-def first_sources(user: User, kind: str, **which: Any) -> list[Any]:
-    """Return SOURCES_SHOWN of `sources_for` by name, with `last_snapshot_at`, and machines with their `disks` in order."""
+def first_sources(user: User, kind: str, **filters: Any) -> list[Any]:
+    """Return the first SOURCES_SHOWN of `sources_for` by name, with `last_snapshot_at`, and machines with `disks`."""
     of_source = {"volume" if kind == Kind.VOLUME else "vm": OuterRef("pk")}
     last = Snapshot.objects.filter(**of_source, deleted_at=None, ready_at__isnull=False).order_by("-ready_at")
-    sources = sources_for(user, kind, **which).annotate(last_snapshot_at=Subquery(last.values("ready_at")[:1]))
+    sources = sources_for(user, kind, **filters).annotate(last_snapshot_at=Subquery(last.values("ready_at")[:1]))
     if kind != Kind.VOLUME:
         disks = Volume.objects.present().order_by("position", "name", "id")
         sources = sources.prefetch_related(Prefetch("volumes", disks, to_attr="disks"))
@@ -92,14 +96,14 @@ def first_sources(user: User, kind: str, **which: Any) -> list[Any]:
 
 
 def find_sources(user: User, kind: str, text: str) -> list[Any]:
-    """Return volumes or machines of every location and project whose name contains the text, at most SOURCES_FOUND."""
-    found: QuerySet[Any]
+    """Search all locations and projects for volumes or machines by name. Returns at most SOURCES_FOUND."""
+    hits: QuerySet[Any]
     if kind == Kind.VOLUME:
         volumes = Volume.objects.changeable_by(user).present().filter(state=Volume.State.AVAILABLE)
-        found = volumes.filter(name_contains(text) | name_contains(text, "vm__")).select_related("vm")
+        hits = volumes.filter(name_contains(text) | name_contains(text, "vm__")).select_related("vm")
     else:
-        found = VirtualMachine.objects.changeable_by(user).present().filter(name_contains(text))
-    return list(found.select_related("project").order_by("name", "id")[:SOURCES_FOUND])
+        hits = VirtualMachine.objects.changeable_by(user).present().filter(name_contains(text))
+    return list(hits.select_related("project").order_by("name", "id")[:SOURCES_FOUND])
 
 
 class ChoiceField(forms.Field):
@@ -190,7 +194,7 @@ class ProjectForm(StepForm):
 
 
 class SourceForm(StepForm):
-    """The choice of what is captured. `field` is `volume` or `vm`."""
+    """The choice of the source. `field` is `volume` or `vm`."""
 
     field: ClassVar[str]
 
@@ -300,7 +304,7 @@ class UntilForm(forms.Form):
     def clean_until(self) -> date:
         until: date = self.cleaned_data["until"]
         today = timezone.localdate()
-        if not today <= until <= today + LONGEST_ESTIMATE:
+        if not today <= until <= today + MAX_ESTIMATE:
             raise ValidationError(_("Enter a date from today on, at most ten years ahead."))
         return until
 
@@ -364,7 +368,7 @@ class LocationStep(Step):
 
 
 class MachineLocationStep(LocationStep):
-    intro = _("The data center where your instance is. What is kept of it stays in the same one.")
+    intro = _("The data center where your instance is. Its snapshots and backups are kept in the same one.")
 
 
 class ProjectStep(Step):
@@ -381,9 +385,21 @@ class ProjectStep(Step):
         draft.volume = draft.vm = None
 
 
-class VolumeStep(Step):
-    slug = field = "volume"
+class SourceStep(Step):
+    """The choice of a volume or instance."""
+
     template = "source"
+    plural: ClassVar[Any]
+    search_label: ClassVar[Any]
+    icon: ClassVar[str]
+
+    @classmethod
+    def changed(cls, draft: Draft) -> None:
+        draft.name = ""  # It was chosen for another source.
+
+
+class VolumeStep(SourceStep):
+    slug = field = "volume"
     plural = _("Volumes")
     search_label = _("Search volumes and machines")
     icon = "circle-stack"
@@ -392,15 +408,10 @@ class VolumeStep(Step):
     intro = _("The volume whose state is captured, exactly as it is at that instant.")
     form_class = VolumeForm
 
-    @classmethod
-    def changed(cls, draft: Draft) -> None:
-        draft.name = ""  # It was chosen for another volume.
 
-
-class InstanceStep(Step):
+class InstanceStep(SourceStep):
     slug = "instance"
     field = "vm"
-    template = "source"
     plural = _("Instances")
     search_label = _("Search instances")
     icon = "server"
@@ -408,10 +419,6 @@ class InstanceStep(Step):
     heading = _("Choose an Instance")
     intro = _("The virtual machine whose disks are captured together, with its configuration.")
     form_class = InstanceForm
-
-    @classmethod
-    def changed(cls, draft: Draft) -> None:
-        draft.name = ""
 
 
 class NameStep(Step):
@@ -481,6 +488,11 @@ def schedule_of(draft: Draft) -> BackupSchedule:
     return BackupSchedule(vm=draft.vm, **{name: getattr(draft, name) for name in SCHEDULE_FIELDS})
 
 
+SOURCE_STEPS: dict[str, type[SourceStep]] = {
+    Kind.VOLUME: VolumeStep,
+    Kind.VM: InstanceStep,
+    Kind.BACKUP: InstanceStep,
+}
 STEPS: dict[str, Sequence[type[Step]]] = {
     Kind.VOLUME: (LocationStep, ProjectStep, VolumeStep, NameStep),
     Kind.VM: (MachineLocationStep, ProjectStep, InstanceStep, NameStep),
@@ -531,23 +543,20 @@ def progress(draft: Draft, current: str) -> list[dict[str, Any]]:
 
 
 def save(draft: Draft) -> None:
-    """Save the draft. A new one replaces its user's oldest, so that nobody has more than MOST_DRAFTS unfinished ones.
-
-    Raises RateLimited for a new one.
-    """
+    """Save the draft. A new one replaces the user's oldest beyond MAX_DRAFTS unfinished ones. Raises RateLimited for it."""
     is_new = draft._state.adding
     if is_new:
         limits.check_draft_rate_limit(draft.created_by)
     draft.save()
     if is_new:
-        surplus = limits.unfinished_drafts(draft.created_by).values_list("pk", flat=True)[MOST_DRAFTS:]
+        surplus = limits.unfinished_drafts(draft.created_by).values_list("pk", flat=True)[MAX_DRAFTS:]
         Draft.objects.filter(pk__in=list(surplus)).delete()
 
 
 def start(user: User, *, kind: Kind = Kind.VOLUME, source: checks.Source | None = None) -> Draft:
     """Return a new, unsaved draft of the user, who must be able to change some project.
 
-    With a source, the first three answers are given and the draft is saved; `kind` then only distinguishes a backup from a
+    With a source, the draft has the first three answers and is saved; `kind` then only distinguishes a backup from a
     snapshot. Raises RateLimited.
     """
     if source:

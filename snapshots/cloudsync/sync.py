@@ -28,7 +28,7 @@ from cng_portal.common.loops import for_each
 from cng_portal.common.names import MAX_NAME_LENGTH, fold_name, to_name
 from cng_portal.inventory.models import CloudProject, Location, VirtualMachine, Volume
 
-from ..models import DeletionCause, DiskImage, Kind, Operation, Snapshot, State
+from ..models import DeletionCause, DiskImage, Kind, Operation, Snapshot, State, costs_nothing
 from ..storage.contract import Consistency, Driver, StorageError
 from ..storage.inventory import CloudProjectInfo, CloudServer, CloudSnapshot, CloudVolume, Inventory
 from ..storage.registry import get_driver
@@ -501,9 +501,7 @@ def was_charged(snapshot_id: UUID, until: datetime | None) -> bool:
 def charge_by_rule(look: Look) -> None:
     """Open and close segments so that they agree with the location's rules for what was made or deleted outside."""
     outside = look.snapshots.filter(Q(made_outside=True) | Q(missing_since__isnull=False))
-    free = Q(made_outside=True) & Q(location__charges_outside=False)
-    free |= Q(missing_since__isnull=False) & Q(location__charges_missing=False)
-    free |= Q(damaged_at__isnull=False)
+    free = costs_nothing() | Q(damaged_at__isnull=False)
     charged = Exists(open_segments())
     charged_before = Exists(
         UsageSegment.objects.filter(resource_id=OuterRef("pk"), ended_at__gte=OuterRef("missing_since"))

@@ -14,6 +14,7 @@ from .snapshots import (
     Snapshot,
     SnapshotQuerySet,
     State,
+    costs_nothing,
     usable,
     volume_ref,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "Snapshot",
     "SnapshotQuerySet",
     "State",
+    "costs_nothing",
     "usable",
     "volume_ref",
 ]

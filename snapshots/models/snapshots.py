@@ -107,6 +107,12 @@ def usable(path: str = "") -> Q:
     return Q(**{f"{path}state": State.READY, f"{path}missing_since": None, f"{path}damaged_at": None})
 
 
+def costs_nothing(path: str = "") -> Q:
+    """Filter for snapshots that their location doesn't charge: `Snapshot.costs_nothing` for querysets."""
+    free_outside = Q(**{f"{path}made_outside": True, f"{path}location__charges_outside": False})
+    return free_outside | Q(**{f"{path}missing_since__isnull": False, f"{path}location__charges_missing": False})
+
+
 class SnapshotQuerySet(OwnedQuerySet):
     def visible_to(self, user: User) -> Self:
         # The project implies the customer, which lets the database use an index in the list's order.

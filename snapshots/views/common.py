@@ -8,6 +8,7 @@ from uuid import UUID
 
 from django import forms
 from django.contrib import messages
+from django.core.exceptions import ValidationError
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
@@ -36,15 +37,20 @@ T = TypeVar("T")
 # --- actions -----------------------------------------------------------------------------------------------------------
 
 
-def submit(request: HttpRequest, form: forms.Form, action: Callable[[], T]) -> T | None:
-    """Perform the action if the form was submitted and is valid. A refusal becomes an error of the form."""
+def submit(request: HttpRequest, form: forms.Form, action: Callable[[], T], *, field: str | None = None) -> T | None:
+    """Perform the action if the form was submitted and is valid. A refusal becomes an error of the form.
+
+    `field` is the form field that a ValidationError of the action belongs to.
+    """
     if request.method != "POST" or not form.is_valid():
         return None
     try:
         return action()
     except ActionRefused as error:
         form.add_error(error.field if error.field in form.fields else None, str(error))
-        return None
+    except ValidationError as error:
+        form.add_error(field, error)
+    return None
 
 
 def attempt(request: HttpRequest, action: Callable[[], T]) -> T | None:
@@ -96,7 +102,7 @@ def page_of(operation: Operation) -> str:
 
 
 def damage_of(disks: Iterable[DiskImage]) -> list[str]:
-    """Return what was found damaged, without repetitions."""
+    """Return the distinct descriptions of the disks' damage."""
     return list(dict.fromkeys(disk.damage for disk in disks if disk.damage))
 
 

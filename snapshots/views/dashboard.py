@@ -1,18 +1,11 @@
-"""The dashboard: what needs attention, what it costs, what protects it, and what runs now."""
+"""The dashboard: failures, active operations, unprotected volumes, next backups, newest snapshots and costs."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from django.contrib.humanize.templatetags.humanize import intcomma
-from django.db.models import (
-    Count,
-    Exists,
-    OuterRef,
-    Q,
-    QuerySet,
-    Sum,
-)
+from django.db.models import Count, Exists, OuterRef, Q, QuerySet, Sum
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 from django.utils.translation import gettext as _
@@ -30,7 +23,16 @@ from cng_portal.common.templatetags.portal import month as format_month
 from cng_portal.common.templatetags.portal import poll_seconds
 from cng_portal.inventory.models import VirtualMachine, Volume
 from snapshots import lists, protection
-from snapshots.models import SERVICE_KINDS, BackupRun, BackupSchedule, Kind, Operation, Snapshot, State
+from snapshots.models import (
+    SERVICE_KINDS,
+    BackupRun,
+    BackupSchedule,
+    Kind,
+    Operation,
+    Snapshot,
+    State,
+    costs_nothing,
+)
 from snapshots.storage.contract import Corrupt
 
 from .common import render_live, version_of
@@ -41,7 +43,7 @@ UNPROTECTED_SHOWN = 5
 TROUBLED_SHOWN = 3
 NEXT_SHOWN = 4
 OPERATIONS_SHOWN = 10
-# What failed longer ago is found in the list, by the filter of states.
+# Earlier failures are in the lists, under the filter by state.
 FAILED_WITHIN = timedelta(days=30)
 
 
@@ -85,23 +87,21 @@ def dashboard(request: HttpRequest) -> HttpResponse:
 
 
 def newest_snapshots(user: User) -> list[Snapshot]:
-    mine = listed_with_runs().visible_to(user).filter(deleted_at=None).order_by("-created_at", "-pk")
-    # Each kind on its own, in the order of the index snapshot_by_age.
-    newest = [snapshot for kind in Kind for snapshot in mine.filter(kind=kind)[:NEWEST_SHOWN]]
-    return sorted(newest, key=lambda one: (one.created_at, one.pk), reverse=True)[:NEWEST_SHOWN]
+    visible = listed_with_runs().visible_to(user).filter(deleted_at=None).order_by("-created_at", "-pk")
+    # One query per kind, in the order of the index snapshot_by_age.
+    newest = [snapshot for kind in Kind for snapshot in visible.filter(kind=kind)[:NEWEST_SHOWN]]
+    return sorted(newest, key=lambda snapshot: (snapshot.created_at, snapshot.pk), reverse=True)[:NEWEST_SHOWN]
 
 
 def figures(user: User) -> dict[str, object]:
-    """Of the snapshots that are kept `count` and `size`, and what those that are Ready cost: `hourly` ("K 20") and a
-    sentence on the month.
-    """
+    """Return the totals to display: number and size of snapshots and backups, and their price an hour and a month."""
     count = gb = 0
     prices, now = PriceList.load(), timezone.now()
     currency = user.customer.currency if user.customer else DEFAULT_CURRENCY
     hourly_micro = cost_of_automatic_backups(user, prices, currency, now)
-    for kind, code, number, size_gb, ready_gb in snapshot_sums(user):
+    for kind, code, number, size_gb, charged_gb in snapshot_sums(user):
         count, gb = count + number, gb + size_gb
-        hourly_micro += prices.hourly_micro(SERVICE_KINDS[Kind(kind)], code, currency, now, size_gb=ready_gb)
+        hourly_micro += prices.hourly_micro(SERVICE_KINDS[Kind(kind)], code, currency, now, size_gb=charged_gb)
     monthly_micro = hourly_micro * rating.HOURS_PER_MONTH
     return {
         "totals": {
@@ -115,7 +115,7 @@ def figures(user: User) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class Bar:
-    """A month of the sparkline; sizes are those of its drawing."""
+    """A month of the sparkline, in the units of its SVG."""
 
     x: int
     y: int
@@ -153,43 +153,51 @@ def spending_of(customer: Customer | None) -> Spending | None:
 
 
 def snapshot_sums(user: User) -> QuerySet[Any, tuple[Any, ...]]:
-    """(kind, location, count, GB, GB of those that are Ready and not damaged)"""
+    """Return (kind, location, count, GB, GB charged for)."""
     counted = Snapshot.objects.visible_to(user).filter(deleted_at=None, kind__in=Kind.values).counted()
-    charged = Q(state=State.READY, damaged_at=None)
+    charged = Q(state=State.READY, damaged_at=None) & ~costs_nothing()
     sums = (
         counted.order_by()
         .values("kind", "location_id")
-        .annotate(count=Count("*"), gb=Sum("size_gb"), ready_gb=Sum("size_gb", filter=charged, default=0))
+        .annotate(count=Count("*"), gb=Sum("size_gb"), charged_gb=Sum("size_gb", filter=charged, default=0))
     )
-    return sums.values_list("kind", "location_id", "count", "gb", "ready_gb")
+    return sums.values_list("kind", "location_id", "count", "gb", "charged_gb")
 
 
 def cost_of_automatic_backups(user: User, prices: PriceList, currency: str, at: datetime) -> int:
-    """Millionths an hour: the share of their machines' prices, less what their copies would cost, which is not charged."""
+    """Return millionths an hour: a share of the machines' prices, less the price of their backups.
+
+    `snapshot_sums` includes those backups, although they aren't charged per GB.
+    """
     machines = VirtualMachine.objects.visible_to(user).filter(automatic_backups_since__isnull=False)
     hourly_micro = sum(
         rating.hourly_micro(rate_micro=price, size_gb=None)
         for price in machines.values_list("hourly_price_micro", flat=True)
     )
-    copies = BackupRun.objects.visible_to(user).filter(
+    backups = BackupRun.objects.visible_to(user).filter(
+        ~costs_nothing("snapshot__"),
         schedule__origin=BackupSchedule.Origin.AUTOMATIC,
         snapshot__state=State.READY,
         snapshot__damaged_at=None,
         snapshot__project__in=list(user.roles),
     )
-    for code, gb in copies.order_by().values_list("snapshot__location_id").annotate(Sum("snapshot__size_gb")):
+    for code, gb in backups.order_by().values_list("snapshot__location_id").annotate(Sum("snapshot__size_gb")):
         hourly_micro -= prices.hourly_micro(ServiceKind.VM_BACKUP, code, currency, at, size_gb=gb)
     return hourly_micro
 
 
 def still_failed(user: User, *, since: datetime) -> QuerySet[Operation]:
-    """What failed since then, was not asked for again, and still concerns somebody."""
-    again = Operation.objects.filter(
-        snapshot=OuterRef("snapshot"), kind=OuterRef("kind"), created_at__gt=OuterRef("created_at")
+    """Return the operations that failed since then and weren't retried. Excludes those of deleted snapshots."""
+    retries = Operation.objects.filter(
+        # A snapshot may become many volumes at once.
+        Q(volume=None) | Q(volume=OuterRef("volume")),
+        snapshot=OuterRef("snapshot"),
+        kind=OuterRef("kind"),
+        created_at__gt=OuterRef("created_at"),
     )
     return Operation.objects.visible_to(user).filter(
-        ~Exists(again),
-        # a scheduled read that failed without damage is the operator's
+        ~Exists(retries),
+        # A scrub that failed without finding damage concerns only the operator.
         ~Q(kind=Operation.Kind.SCRUB) | Q(cause=Corrupt.__name__),
         state=Operation.State.FAILED,
         finished_at__gt=since,

@@ -1,4 +1,4 @@
-"""How much of each quota is used: of the account, and of each of its projects that the person sees."""
+"""The use of the quotas of the user's account and projects."""
 
 from typing import Any
 
@@ -17,10 +17,10 @@ from snapshots.models import Snapshot
 
 @require_safe
 def limits(request: HttpRequest) -> HttpResponse:
-    """Two queries besides session and person, however many projects there are."""
+    """Two queries besides session and user, however many projects there are."""
     user = request.user
-    projects = with_use(Project.objects.visible_to(user), "project").select_related("customer")
-    customers = with_use(Customer.objects.filter(pk__in=user.customer_ids), "customer")
+    projects = with_usage(Project.objects.visible_to(user), "project").select_related("customer")
+    customers = with_usage(Customer.objects.filter(pk__in=user.customer_ids), "customer")
     owners = [*customers, *projects]
     for owner in owners:
         owner.is_account = isinstance(owner, Customer)
@@ -28,9 +28,10 @@ def limits(request: HttpRequest) -> HttpResponse:
     return render(request, "snapshots/limits.html", {"owners": owners})
 
 
-def with_use(owners: QuerySet, field: str) -> QuerySet:
-    """Each with `used_count` and `used_gb`, `volume_count` and `volume_gb`, as `services.quota_use` and
-    `services.volume_quota_use` count them.
+def with_usage(owners: QuerySet, field: str) -> QuerySet:
+    """Annotate `snapshot_count`, `snapshot_gb`, `volume_count` and `volume_gb`, as counted by the checks in limits.py.
+
+    `field` is the foreign key of snapshots to the owners: `customer` or `project`.
     """
     counted = Snapshot.objects.filter(**{field: OuterRef("pk")}, deleted_at=None).counted().order_by().values(field)
     owner = "project__customer" if field == "customer" else field
@@ -38,16 +39,16 @@ def with_use(owners: QuerySet, field: str) -> QuerySet:
     return owners.annotate(
         volume_count=Coalesce(Subquery(volumes.annotate(n=Count("pk")).values("n")), 0),
         volume_gb=Coalesce(Subquery(volumes.annotate(n=Sum("size_gb")).values("n")), 0),
-        used_count=Coalesce(Subquery(counted.annotate(n=Count("pk")).values("n")), 0),
-        used_gb=Coalesce(Subquery(counted.annotate(n=Sum("size_gb")).values("n")), 0),
+        snapshot_count=Coalesce(Subquery(counted.annotate(n=Count("pk")).values("n")), 0),
+        snapshot_gb=Coalesce(Subquery(counted.annotate(n=Sum("size_gb")).values("n")), 0),
     )
 
 
 def quota_uses(owner: Any) -> list[QuotaUse]:
-    """Each quota of a customer or project of `with_use`."""
+    """Return the use of the quotas of a customer or project from `with_usage`."""
     return [
-        QuotaUse(_("Snapshots"), owner.used_count, owner.snapshot_quota),
-        QuotaUse(_("GB of snapshots"), owner.used_gb, owner.snapshot_gb_quota),
+        QuotaUse(_("Snapshots"), owner.snapshot_count, owner.snapshot_quota),
+        QuotaUse(_("GB of snapshots"), owner.snapshot_gb, owner.snapshot_gb_quota),
         QuotaUse(_("Volumes"), owner.volume_count, owner.volume_quota),
         QuotaUse(_("GB of volumes"), owner.volume_gb, owner.volume_gb_quota),
     ]

@@ -1,10 +1,10 @@
-"""Projects: what is in each, who is a member, what it may use and what it costs."""
+"""Projects: the list, and the pages of one: contents, members, limits, spend, renaming and archiving."""
 
 from dataclasses import dataclass
+from functools import partial
 from uuid import UUID
 
 from django.contrib import messages
-from django.core.exceptions import ValidationError
 from django.db.models import Count, OuterRef, QuerySet, Subquery
 from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse
@@ -23,15 +23,15 @@ from cng_portal.accounts.projects import create_project, rename_project, require
 from cng_portal.accounts.submissions import submit_once
 from cng_portal.common.money import format_amount
 from cng_portal.inventory.models import VirtualMachine
-from snapshots.errors import ActionRefused
 from snapshots.projects import Contents, archive_project, count_contents, unarchive_project
 
-from .limits import quota_uses, with_use
+from .common import attempt, submit
+from .limits import quota_uses, with_usage
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectRow:
-    """A project in the list. `spend` is this month's, "" for who does not see the bills."""
+    """A project in the list. `spend` is this month's, empty for users who can't see the bills."""
 
     project: Project
     role: str
@@ -40,7 +40,7 @@ class ProjectRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Content:
-    """How many of a kind are in a project, and the list of them."""
+    """The number of a project's resources of one kind, and the URL of their list."""
 
     label: str
     count: int
@@ -49,7 +49,7 @@ class Content:
 
 
 def spend_of(user: User) -> dict[UUID, str]:
-    """This month's spend of each project by its id, for an owner; else empty."""
+    """Return {project ID: this month's spend}, empty for users who can't see the bills."""
     customer = billed_customer(user)
     if customer is None:
         return {}
@@ -58,11 +58,12 @@ def spend_of(user: User) -> dict[UUID, str]:
     return {pk: format_amount(spend.get(pk, 0), customer.currency) for pk in projects}
 
 
-def in_list(user: User) -> QuerySet[Project]:
+def listed_projects(user: User) -> QuerySet[Project]:
+    """Annotate the user's projects with `with_usage`, `machine_count` and `member_count`."""
     machines = VirtualMachine.objects.present().filter(project=OuterRef("pk")).order_by().values("project")
     members = Membership.objects.filter(project=OuterRef("pk"), user__is_active=True).order_by().values("project")
     return (
-        with_use(Project.objects.visible_to(user), "project")
+        with_usage(Project.objects.visible_to(user), "project")
         .annotate(
             machine_count=Coalesce(Subquery(machines.annotate(n=Count("pk")).values("n")), 0),
             member_count=Coalesce(Subquery(members.annotate(n=Count("pk")).values("n")), 0),
@@ -78,7 +79,7 @@ def projects(request: HttpRequest) -> HttpResponse:
     spend = spend_of(user)
     rows = [
         ProjectRow(project=project, role=Role(user.roles[project.pk]).label, spend=spend.get(project.pk, ""))
-        for project in in_list(user)
+        for project in listed_projects(user)
     ]
     context = {
         "rows": [row for row in rows if row.project.archived_at is None],
@@ -95,7 +96,7 @@ def get_project(user: User, project_id: UUID) -> Project:
 
 
 def get_own_project(user: User, project_id: UUID) -> Project:
-    """404 for a stranger, 403 for who is not an owner."""
+    """404 for strangers, 403 for members who aren't owners."""
     project = get_project(user, project_id)
     roles.require_owner(user, project)
     return project
@@ -116,20 +117,20 @@ def list_contents(project: Project, contents: Contents) -> list[Content]:
 @require_safe
 def project(request: HttpRequest, project_id: UUID) -> HttpResponse:
     user = request.user
-    visible = with_use(Project.objects.visible_to(user), "project").select_related("customer")
-    found = get_object_or_404(visible, pk=project_id)
-    contents = count_contents(found)
+    visible = with_usage(Project.objects.visible_to(user), "project").select_related("customer")
+    project = get_object_or_404(visible, pk=project_id)
+    contents = count_contents(project)
+    role = Role(user.roles[project.pk])
     context = {
-        "project": found,
-        "is_owner": user.roles[found.pk] == Role.OWNER,
-        "role": Role(user.roles[found.pk]).label,
-        "contents": list_contents(found, contents),
-        "can_archive": contents.is_empty,
-        "uses": quota_uses(found),
-        "spend": spend_of(user).get(found.pk, ""),
-        "statement_url": f"{reverse('billing:statement')}?project={found.pk}",
-        "memberships": found.memberships.select_related("user").order_by("user__name", "user__email"),
-        "invitations": roles.open_invitations().filter(project=found).select_related("mail").order_by("email"),
+        "project": project,
+        "is_owner": role == Role.OWNER,
+        "role": role.label,
+        "contents": list_contents(project, contents),
+        "uses": quota_uses(project),
+        "spend": spend_of(user).get(project.pk, ""),
+        "statement_url": f"{reverse('billing:statement')}?project={project.pk}",
+        "memberships": project.memberships.select_related("user").order_by("user__name", "user__email"),
+        "invitations": roles.open_invitations().filter(project=project).select_related("mail").order_by("email"),
     }
     return render(request, "projects/project.html", context)
 
@@ -137,59 +138,48 @@ def project(request: HttpRequest, project_id: UUID) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @submit_once
 def new(request: HttpRequest) -> HttpResponse:
-    require_customer_owner(request.user)
+    user = request.user
+    require_customer_owner(user)
     form = ProjectForm(request.POST or None)
-    if request.method == "POST" and form.is_valid():
-        try:
-            made = create_project(name=form.cleaned_data["name"], by=request.user)
-        except ValidationError as error:
-            form.add_error("name", error)
-        else:
-            messages.success(request, _("The project “%(name)s” is ready.") % {"name": made.name})
-            return redirect("project", made.pk)
+    if project := submit(request, form, lambda: create_project(**form.cleaned_data, by=user), field="name"):
+        messages.success(request, _("The project “%(name)s” is ready.") % {"name": project.name})
+        return redirect("project", project.pk)
     return render(request, "projects/form.html", {"form": form})
 
 
 @require_http_methods(["GET", "POST"])
 def rename(request: HttpRequest, project_id: UUID) -> HttpResponse:
-    found = get_own_project(request.user, project_id)
-    form = ProjectForm(request.POST or None, initial={"name": found.name})
-    if request.method == "POST" and form.is_valid():
-        try:
-            rename_project(project=found, name=form.cleaned_data["name"], by=request.user)
-        except ValidationError as error:
-            form.add_error("name", error)
-        else:
-            messages.success(request, _("The project was renamed."))
-            return redirect("project", found.pk)
-    return render(request, "projects/form.html", {"form": form, "project": found})
+    project = get_own_project(request.user, project_id)
+    form = ProjectForm(request.POST or None, initial={"name": project.name})
+
+    def save() -> bool:
+        rename_project(project=project, **form.cleaned_data, by=request.user)
+        return True
+
+    if submit(request, form, save, field="name"):
+        messages.success(request, _("The project was renamed."))
+        return redirect("project", project.pk)
+    return render(request, "projects/form.html", {"form": form, "project": project})
 
 
 @require_http_methods(["GET", "POST"])
 def archive(request: HttpRequest, project_id: UUID) -> HttpResponse:
-    found = get_own_project(request.user, project_id)
-    problems = []
-    if request.method == "POST":
-        try:
-            archive_project(project=found, by=request.user, at=timezone.now())
-        except ActionRefused as refusal:
-            problems = [{"id": "", "message": str(refusal)}]
-        else:
-            messages.success(request, _("“%(name)s” is archived.") % {"name": found.name})
-            return redirect("projects")
-    contents = count_contents(found)
+    project = get_own_project(request.user, project_id)
+    if attempt(request, partial(archive_project, project=project, by=request.user, at=timezone.now())):
+        messages.success(request, _("“%(name)s” is archived.") % {"name": project.name})
+        return redirect("projects")
+    contents = count_contents(project)
     context = {
-        "project": found,
-        "problems": problems,
+        "project": project,
         "is_empty": contents.is_empty,
-        "contents": [content for content in list_contents(found, contents) if content.count],
+        "contents": [content for content in list_contents(project, contents) if content.count],
     }
     return render(request, "projects/archive.html", context)
 
 
 @require_POST
 def unarchive(request: HttpRequest, project_id: UUID) -> HttpResponse:
-    found = get_own_project(request.user, project_id)
-    unarchive_project(project=found, by=request.user)
-    messages.success(request, _("“%(name)s” can be used again.") % {"name": found.name})
-    return redirect("project", found.pk)
+    project = get_own_project(request.user, project_id)
+    unarchive_project(project=project, by=request.user)
+    messages.success(request, _("“%(name)s” can be used again.") % {"name": project.name})
+    return redirect("project", project.pk)

@@ -43,7 +43,7 @@ from .common import is_fragment, price_of_backups, start_wizard, submit
 
 
 def survives_sign_in(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
-    """Let an answer that is sent after the session has ended wait in the address to which the sign-in leads back."""
+    """Redirect to sign-in if the session has expired. Posted answers are kept in `next`, to fill in the form again."""
 
     @login_not_required
     @wraps(view)
@@ -59,7 +59,7 @@ def survives_sign_in(view: Callable[..., HttpResponse]) -> Callable[..., HttpRes
     return inner
 
 
-# What the steps' forms send beside the answers.
+# Fields of the steps' forms that aren't answers.
 NO_ANSWERS = {"csrfmiddlewaretoken", "form_key", "billing_cycle", "shown_hourly_micro", "preview"}
 
 
@@ -73,8 +73,8 @@ def new(request: HttpRequest, kind: Kind = Kind.VOLUME) -> HttpResponse:
 @survives_sign_in
 def step(request: HttpRequest, draft_id: UUID, step: str) -> HttpResponse:
     draft = get_draft(request.user, draft_id)
-    if made := made_from(draft):
-        return leave(request, page_of(made))
+    if result := result_of(draft):
+        return leave(request, page_of(result))
     steps = {step.slug: step for step in wizard.STEPS[draft.kind]}
     if step != wizard.REVIEW and step not in steps:
         raise Http404
@@ -86,14 +86,14 @@ def step(request: HttpRequest, draft_id: UUID, step: str) -> HttpResponse:
         return redirect(wizard.url(draft, step))
 
 
-def made_from(draft: Draft) -> Snapshot | BackupSchedule | None:
+def result_of(draft: Draft) -> Snapshot | BackupSchedule | None:
     """Return what was created when the draft was confirmed."""
     return getattr(draft, "snapshot", None) or getattr(draft, "schedule", None)
 
 
-def page_of(made: Snapshot | BackupSchedule) -> str:
-    name = "schedule" if isinstance(made, BackupSchedule) else "snapshot"
-    return f"{reverse(f'snapshots:{name}', args=[made.pk])}#heading"  # where the focus goes
+def page_of(result: Snapshot | BackupSchedule) -> str:
+    name = "schedule" if isinstance(result, BackupSchedule) else "snapshot"
+    return f"{reverse(f'snapshots:{name}', args=[result.pk])}#heading"  # The heading gets the focus.
 
 
 @require_GET
@@ -146,7 +146,7 @@ def answer(request: HttpRequest, draft: Draft, step: type[wizard.Step]) -> HttpR
         form = step.form(draft, user, request.POST)
         if "preview" not in request.POST and submit(request, form, partial(step.store, draft, form)):
             return redirect(wizard.url(draft, wizard.next_slug(draft, step.slug)))
-    elif step.field in request.GET:  # sent when the session had ended
+    elif step.field in request.GET:  # Posted after the session had expired.
         form = step.form(draft, user, request.GET)
     else:  # A stored answer that is no longer valid shows its errors.
         form = step.check(draft, user) if step.stored(draft) else step.form(draft, user)
@@ -158,10 +158,10 @@ def answer(request: HttpRequest, draft: Draft, step: type[wizard.Step]) -> HttpR
     }
     if isinstance(form, wizard.ScheduleStepForm):
         context |= schedule_context(draft, form)
-    elif (
-        step.slug in ("location", "name") and draft.kind != Kind.BACKUP
-    ):  # before anything is filled in, and at the end
-        context["pace"] = limits.rate_limit_warning(draft.customer_id, Operation.Kind.CAPTURE, now=timezone.now())
+    elif step.slug in ("location", "name") and draft.kind != Kind.BACKUP:  # the first and the last step
+        context["rate_limit_warning"] = limits.rate_limit_warning(
+            draft.customer_id, Operation.Kind.CAPTURE, now=timezone.now()
+        )
     return show(request, f"snapshots/wizard/{step.template or step.slug}.html", draft, step.slug, context)
 
 
@@ -172,10 +172,10 @@ def review(request: HttpRequest, draft: Draft) -> HttpResponse:
     form = wizard.ReviewForm(request.POST or None)
     if request.method == "POST" and form.is_valid():
         try:
-            made = make(draft, request.user, form.cleaned_data["shown_hourly_micro"])
-            return leave(request, page_of(made))
+            result = confirm(draft, request.user, form.cleaned_data["shown_hourly_micro"])
+            return leave(request, page_of(result))
         except (NameTaken, SourceUnavailable, InvalidSchedule):
-            # The step of that answer explains it, and can correct it.
+            # The answer can be corrected in its step, which explains the error.
             if earlier := wizard.first_open_step(draft, request.user, before=wizard.REVIEW):
                 return redirect(wizard.url(draft, earlier.slug))
             raise
@@ -198,8 +198,8 @@ def review(request: HttpRequest, draft: Draft) -> HttpResponse:
     return show(request, f"snapshots/wizard/{template}.html", draft, wizard.REVIEW, context)
 
 
-def make(draft: Draft, user: User, shown_hourly_micro: int) -> Snapshot | BackupSchedule:
-    """Create what the draft asks for. Raises any ActionRefused."""
+def confirm(draft: Draft, user: User, shown_hourly_micro: int) -> Snapshot | BackupSchedule:
+    """Create the draft's snapshot or schedule. Raises any ActionRefused."""
     if draft.kind == Kind.BACKUP:
         assert draft.vm is not None
         answers = {name: getattr(draft, name) for name in wizard.ScheduleStep.answers}
@@ -211,7 +211,7 @@ def make(draft: Draft, user: User, shown_hourly_micro: int) -> Snapshot | Backup
 
 
 def estimates(request: HttpRequest, draft: Draft, quote: Quote) -> dict[str, Any]:
-    """Estimate the cost of a day, a month, until the date that the user picks, and how long prepaid credits last."""
+    """Estimate the cost of a day, of a month and until a date, and how long prepaid credits last."""
     assert draft.project is not None
     customer, now = draft.project.customer, timezone.now()
     count = draft.retention_count if draft.kind == Kind.BACKUP else 1
@@ -250,7 +250,7 @@ def estimates(request: HttpRequest, draft: Draft, quote: Quote) -> dict[str, Any
 
 
 def lives(draft: Draft, now: datetime, end: datetime) -> list[tuple[datetime, datetime]]:
-    """Return (start, end) of what the draft asks for: one snapshot, or the backups that its schedule takes and deletes."""
+    """Return (start, end) of the draft's snapshot, or of each backup that its schedule takes and deletes until `end`."""
     if draft.kind != Kind.BACKUP:
         return [(now, end)]
     assert draft.project is not None
@@ -384,7 +384,7 @@ def location_context(request: HttpRequest, draft: Draft, form: Any) -> dict[str,
         "tabs": tabs if len(regions) > 1 else [],
         "q": query,
         "hits": wizard.find_sources(request.user, draft.kind, query) if query else [],
-        "search_label": wizard.STEPS[Kind(draft.kind)][2].search_label,  # type: ignore[attr-defined]
+        "search_label": wizard.SOURCE_STEPS[Kind(draft.kind)].search_label,
     }
 
 
@@ -414,19 +414,19 @@ def source_context(request: HttpRequest, draft: Draft, form: Any) -> dict[str, A
     assert draft.location_id is not None and draft.project is not None  # the steps before are checked
     user, kind, here = request.user, draft.kind, wizard.here(draft)
     query = request.GET.get("q", "").strip()
-    shown = wizard.first_sources(user, kind, **here, q=query)
-    wanted = request.GET.get(wizard.STEPS[Kind(kind)][2].field, "")
-    chosen = lists.parse_uuid(wanted) or draft.volume_id or draft.vm_id
-    if not chosen and not query and len(shown) == 1:
-        chosen = shown[0].pk
-    if chosen and all(source.pk != chosen for source in shown):
-        shown = [*wizard.first_sources(user, kind, **here, pk=chosen), *shown]
+    sources = wizard.first_sources(user, kind, **here, q=query)
+    posted = request.GET.get(wizard.SOURCE_STEPS[Kind(kind)].field, "")
+    chosen = lists.parse_uuid(posted) or draft.volume_id or draft.vm_id
+    if not chosen and not query and len(sources) == 1:
+        chosen = sources[0].pk
+    if chosen and all(source.pk != chosen for source in sources):
+        sources = [*wizard.first_sources(user, kind, **here, pk=chosen), *sources]
     uses = limits.snapshot_quota_use(draft.project)
     for cloud_project in limits.synced_cloud_projects(location=draft.location_id, project=draft.project):
         cloud = limits.cloud_quota_use(cloud_project)
         uses += [cloud["snapshots"], cloud["gb"]]
     prices, currency, now = PriceList.load([draft.location_id]), draft.project.customer.currency, timezone.now()
-    for source in shown:
+    for source in sources:
         source.value = str(source.pk)
         source.checked = source.pk == chosen
         size_gb = source.size_gb if isinstance(source, Volume) else sum(disk.size_gb for disk in source.disks)
@@ -438,9 +438,9 @@ def source_context(request: HttpRequest, draft: Draft, form: Any) -> dict[str, A
             label = _("One backup") if draft.kind == Kind.BACKUP else _("Snapshot")
             source.facts.append({"label": label, "value": _("%(price)s an hour") % {"price": price}})
     return {
-        "sources": shown,
-        "total": len(shown)
-        if not query and len(shown) < wizard.SOURCES_SHOWN
+        "sources": sources,
+        "total": len(sources)
+        if not query and len(sources) < wizard.SOURCES_SHOWN
         else wizard.sources_for(user, kind, **here).count(),
         "q": query,
         "limit": wizard.SOURCES_SHOWN,

@@ -114,9 +114,13 @@ def test_only_an_empty_project_is_archived(client: Client, owner: User, project:
     assert made.pk
 
 
-def test_the_last_project_stays(owner: User, project: Project) -> None:
+def test_the_last_project_stays(client: Client, owner: User, project: Project) -> None:
     with pytest.raises(InvalidState):
         archive_project(project=project, by=owner, at=NOW)
+    answer = client.post(reverse("archive_project", args=[project.pk]))
+    assert "This is your last project" in answer.text
+    project.refresh_from_db()
+    assert project.archived_at is None
 
 
 def test_nothing_is_created_in_an_archived_project(client: Client, owner: User, project: Project) -> None:

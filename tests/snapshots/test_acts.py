@@ -475,7 +475,7 @@ def test_the_form_suggests_name_size_and_project(client: Client, taken: Snapshot
         ({"name": ""}, "Enter a name."),
         ({"name": "x" * 121}, "the limit is 120"),
         ({"name": "two\nlines"}, "cannot be shown"),
-        ({"size_gb": ""}, "Say how large"),
+        ({"size_gb": ""}, "Enter a size"),
         ({"size_gb": "much"}, "whole number of GB"),
         ({"size_gb": "0"}, "at least 1 GB"),
         ({"size_gb": "-3"}, "at least 1 GB"),

@@ -9,6 +9,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from cng_portal.accounts.models import Project, Role, User
+from cng_portal.inventory.models import Location
 from snapshots.models import Operation, Snapshot, State
 from tests.factories import (
     OperationFactory,
@@ -59,6 +60,20 @@ def test_it_counts_what_is_kept_what_it_costs_and_what_is_unprotected(client: Cl
     assert context["unprotected_count"] == 3
 
 
+@pytest.mark.parametrize("charged", [False, True], ids=["free", "charged"])
+def test_snapshots_from_outside_cost_what_their_location_charges(
+    client: Client, project: Project, charged: bool
+) -> None:
+    SnapshotFactory(volume__project=project, volume__size_gb=10, made_outside=True)
+    SnapshotFactory(volume__project=project, volume__size_gb=40, missing_since=timezone.now())
+    Location.objects.update(charges_outside=charged, charges_missing=charged)
+    sell_everywhere(400_000)
+
+    totals = client.get("/").context["totals"]
+
+    assert (totals["count"], totals["hourly"]) == ("2", "K 20.00" if charged else "K 0.00")
+
+
 def test_it_shows_what_runs_now(client: Client, project: Project) -> None:
     mine = OperationFactory(snapshot__volume__project=project, running=True, bytes_done=30, bytes_total=100)
     OperationFactory(running=True)
@@ -95,6 +110,18 @@ def test_what_was_asked_for_again_has_not_failed_any_more(client: Client, projec
     OperationFactory(snapshot=failed.snapshot, succeeded=True)
     OperationFactory(snapshot__volume__project=project, failed=True, finished_at=timezone.now() - 60 * 24 * hour)
 
+    assert client.get("/").context["failed"] == []
+
+
+def test_another_volume_from_the_same_snapshot_does_not_hide_a_failed_one(client: Client, project: Project) -> None:
+    earlier = timezone.now() - timedelta(minutes=1)
+    failed = OperationFactory(
+        snapshot__volume__project=project, new_volume=True, failed=True, created_at=earlier, finished_at=earlier
+    )
+    OperationFactory(snapshot=failed.snapshot, new_volume=True, succeeded=True)
+    assert [row.operation for row in client.get("/").context["failed"]] == [failed]
+
+    OperationFactory(snapshot=failed.snapshot, new_volume=True, volume=failed.volume, succeeded=True)
     assert client.get("/").context["failed"] == []
 
 
