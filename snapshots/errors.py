@@ -56,7 +56,7 @@ class InvalidState(ActionRefused):
 
 
 class WrongConfirmation(ActionRefused):
-    """The typed name isn't the one that was asked for."""
+    """The typed name isn't the expected one."""
 
     field = "confirmation"
 

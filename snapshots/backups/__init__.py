@@ -8,7 +8,7 @@ then is the run done, and only then does retention delete older backups.
 The models are in `snapshots.models.schedules`. Imports go one way, from the bottom up:
 
     occurrences     when a schedule runs: pure arithmetic
-    notices         what users are told about runs
+    notifications   notifications about runs
     planning        the next run of a schedule, and runs that were missed
     ending          how schedules end
     retention       which backups are deleted, and pinned backups

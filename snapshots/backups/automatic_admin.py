@@ -356,7 +356,7 @@ class BackupLocationAdmin(LocationAdmin):
             _("Snapshots made or deleted in the cloud"),
             {
                 "fields": ["charges_outside", "charges_missing"],
-                "description": _("What is changed here counts from the next look at the cloud on, never backwards."),
+                "description": _("A change applies from the next sync on, never to the time before."),
             },
         ),
     ]

@@ -1,4 +1,4 @@
-"""What users are told about the runs of their schedules."""
+"""Notifications about the runs of backup schedules."""
 
 from collections.abc import Sequence
 from datetime import datetime

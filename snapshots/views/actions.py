@@ -1,4 +1,4 @@
-"""What users do with a snapshot. Each action has a page with a form of its own."""
+"""The actions on a snapshot. Each has a page with its own form."""
 
 from functools import partial
 from uuid import UUID

@@ -1,4 +1,4 @@
-"""What is in progress now, in the bell of every page."""
+"""The active operations in the bell of every page."""
 
 from dataclasses import dataclass
 from typing import Any

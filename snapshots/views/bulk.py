@@ -26,26 +26,26 @@ from .snapshot_list import LISTS
 def delete_many(request: HttpRequest) -> HttpResponse:
     """Delete the snapshots of `?id=…&id=…`. 404 if one is invisible to the user, 403 if one is read-only."""
     user = request.user
-    wanted = list(dict.fromkeys((request.POST if request.method == "POST" else request.GET).getlist("id")))
+    selected = list(dict.fromkeys((request.POST if request.method == "POST" else request.GET).getlist("id")))
     back = list_of(request.GET.get("kind"))
-    if not wanted:
+    if not selected:
         messages.warning(request, _("Nothing was selected. Select the snapshots to delete first."))
         return redirect(back)
-    if len(wanted) > services.MAX_DELETIONS:
+    if len(selected) > services.MAX_DELETIONS:
         messages.warning(
             request,
             _("Nothing was deleted: %(count)s are selected, and at most %(most)s can be deleted at once. Select fewer.")
-            % {"count": len(wanted), "most": services.MAX_DELETIONS},
+            % {"count": len(selected), "most": services.MAX_DELETIONS},
         )
         return redirect(back)
-    ids: list[UUID] = [key for text in wanted if (key := lists.parse_uuid(text))]
+    ids: list[UUID] = [key for text in selected if (key := lists.parse_uuid(text))]
     snapshots = list(listed_with_runs().visible_to(user).filter(pk__in=ids).order_by("name_key", "pk"))
-    if len(snapshots) != len(wanted):
+    if len(snapshots) != len(selected):
         raise Http404
     for project_id in {snapshot.project_id for snapshot in snapshots}:
         checks.require_change(user, project_id)
     back = list_of(snapshots[0].kind)
-    form = DeletionsForm(request.POST or None, count=len(snapshots), ids=wanted)
+    form = DeletionsForm(request.POST or None, count=len(snapshots), ids=selected)
     if request.method == "POST" and form.is_valid():
         results = services.request_deletions(snapshots=snapshots, user=user)
         done = [snapshot for snapshot in snapshots if not results[snapshot.pk]]

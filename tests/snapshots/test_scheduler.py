@@ -29,7 +29,7 @@ def test_a_chore_and_a_location_that_fail_leave_the_others_tidied(storage_root: 
     assert not OutgoingMail.objects.exists()
     assert not leftover.exists()
     attempts, locations = group.value.exceptions
-    assert attempts.__notes__ == ["Failed for: forget_attempts"]
+    assert attempts.__notes__ == ["Failed for: delete_attempts"]
     assert isinstance(locations, ExceptionGroup)
     assert locations.exceptions[0].__notes__ == ["Failed for: 1CNG-AAA-AZ01"]
 

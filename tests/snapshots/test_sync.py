@@ -53,7 +53,7 @@ def test_a_location_of_local_files_is_left_alone_and_says_so() -> None:
     volume = VolumeFactory()
     out = StringIO()
     call_command("sync_inventory", location=volume.location_id, stdout=out)
-    assert "has only what this portal makes, so there is nothing to bring in." in out.getvalue()
+    assert "was created by this portal, so there is nothing to sync." in out.getvalue()
     sync_everywhere()
     assert Volume.objects.get().deleted_at is None
 
@@ -80,7 +80,7 @@ def test_rows_are_changed_one_by_one_while_others_write() -> None:
 
 def test_an_unknown_location_is_named_with_those_that_are_known() -> None:
     LocationFactory(code="1CNG-YGN-AZ01")
-    with pytest.raises(CommandError, match="no location “NOWHERE”. These are known: 1CNG-YGN-AZ01"):
+    with pytest.raises(CommandError, match="no location “NOWHERE”. Use one of: 1CNG-YGN-AZ01"):
         call_command("sync_inventory", location="NOWHERE")
 
 

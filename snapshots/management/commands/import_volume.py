@@ -115,9 +115,9 @@ def find_driver(code: str) -> LocalDriver:
     try:
         driver = get_driver(Location.objects.get(pk=code))
     except Location.DoesNotExist as error:
-        known = ", ".join(Location.objects.values_list("pk", flat=True)) or "-"
+        codes = ", ".join(Location.objects.values_list("pk", flat=True)) or "-"
         raise CommandError(
-            _("There is no location “%(code)s”. These are known: %(known)s.") % {"code": code, "known": known}
+            _("There is no location “%(code)s”. Use one of: %(codes)s.") % {"code": code, "codes": codes}
         ) from error
     except ImproperlyConfigured as error:
         raise CommandError(str(error)) from error

@@ -129,7 +129,7 @@ def tidy_up() -> None:
         call_command("clearsessions")
         sessions.delete_ended(now=now)
 
-    def forget_attempts() -> None:
+    def delete_attempts() -> None:
         attempts.delete_expired(now=now)
 
     def encrypt_factors() -> None:
@@ -144,7 +144,7 @@ def tidy_up() -> None:
     def delete_mails() -> None:
         mail.delete_old(now=now)
 
-    def forget_activity() -> None:
+    def delete_activity() -> None:
         activity.delete_old(now=now)
 
     def remove_orphans() -> None:
@@ -154,12 +154,12 @@ def tidy_up() -> None:
         [
             prune_task_results,
             clear_sessions,
-            forget_attempts,
+            delete_attempts,
             encrypt_factors,
             delete_drafts,
             delete_notifications,
             delete_mails,
-            forget_activity,
+            delete_activity,
             remove_orphans,
         ],
         lambda chore: chore(),
@@ -169,11 +169,11 @@ def tidy_up() -> None:
 def remove_orphans_in(location: Location) -> None:
     try:
         get_driver(location).remove_orphans(needed=is_needed)
-    except StorageError as error:  # next time, when it answers again
+    except StorageError as error:  # Retried in the next round.
         logger.warning("storage.tidy_failed", location=location.code, error=str(error))
 
 
-# how often at least, in seconds; the loop's own interval comes on top
+# The minimum seconds between two runs, beside the loop's own interval.
 DUTIES = {
     reconcile_operations: 0,
     run_backups: 0,

@@ -13,9 +13,7 @@ from snapshots.storage.contract import StorageError
 
 
 class Command(BaseCommand):
-    help = (
-        "Bring volumes, machines, snapshots and quotas of the clouds into the portal. The scheduler does it by itself."
-    )
+    help = "Import volumes, machines, snapshots and quotas from the clouds. The scheduler does this regularly."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--location", help="code, such as 1CNG-YGN-AZ01; without it every location")
@@ -23,9 +21,9 @@ class Command(BaseCommand):
     def handle(self, *, location: str | None, **options: Any) -> None:
         locations = list(Location.objects.filter(**{"pk": location} if location else {}).order_by("code"))
         if location and not locations:
-            known = ", ".join(Location.objects.values_list("pk", flat=True)) or "-"
+            codes = ", ".join(Location.objects.values_list("pk", flat=True)) or "-"
             raise CommandError(
-                _("There is no location “%(code)s”. These are known: %(known)s.") % {"code": location, "known": known}
+                _("There is no location “%(code)s”. Use one of: %(codes)s.") % {"code": location, "codes": codes}
             )
         failed = False
         for each in locations:
@@ -40,7 +38,7 @@ class Command(BaseCommand):
                 failed = failed or bool(report.failed)
                 self.show(each.code, report)
         if failed:
-            raise CommandError(_("Not everything could be looked at. What could not is as it was before."))
+            raise CommandError(_("Some locations or cloud projects couldn't be synced. The next sync retries them."))
 
     def show(self, code: str, report: Report) -> None:
         counts = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in report.changes.items())
