@@ -1,15 +1,86 @@
-"""What a failed run of `make chaos` leaves behind to look at."""
+"""What `make chaos` finds, and what a failed run of it leaves behind to look at."""
 
+import importlib
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from snapshots.models import BackupSchedule, DeletionCause, State
+from tests.factories import BackupFactory, BackupRunFactory, BackupScheduleFactory
 from tests.postgres import control, dump, find_server_programs, postgres
 
 PROGRAMS = find_server_programs()
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(PROGRAMS is None, reason="There is no PostgreSQL server.")]
+needs_server = pytest.mark.skipif(PROGRAMS is None, reason="There is no PostgreSQL server.")
+AT = datetime(2026, 3, 1, 2, tzinfo=UTC)
 
 
+@pytest.fixture
+def afterwards(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    for name, value in {
+        "DATA_DIR": str(tmp_path),
+        "CHAOS_SMALL_STORAGE": "0",
+        "CHAOS_POSTGRESQL": "",
+        "CHAOS_SEED": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    return importlib.import_module("tests.lab.chaos.afterwards")
+
+
+def done_runs(*deleted: tuple[DeletionCause | None, int | None]) -> BackupSchedule:
+    """A schedule with one done run a day: (why its backup was deleted, on which day) of each."""
+    schedule = BackupScheduleFactory()
+    for day, (cause, deleted_on) in enumerate(deleted):
+        at = AT + timedelta(days=day)
+        gone = {}
+        if cause and deleted_on is not None:
+            gone = {
+                "state": State.DELETED,
+                "deletion_cause": cause,
+                "delete_requested_at": AT + timedelta(days=deleted_on),
+                "deleted_at": AT + timedelta(days=deleted_on),
+            }
+        backup = BackupFactory(vm=schedule.vm, ready_at=at, **gone)
+        BackupRunFactory(schedule=schedule, snapshot=backup, number=day + 1, scheduled_at=at, finished_at=at)
+    return schedule
+
+
+THERE = (None, None)
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    "runs",
+    [
+        [(DeletionCause.RETENTION, 1), THERE],
+        [(DeletionCause.RETENTION, 1), (DeletionCause.USER, 9)],
+        [(DeletionCause.RETENTION, 2), (DeletionCause.USER, 9), (DeletionCause.USER, 1)],
+        [(DeletionCause.RETENTION, 1), (DeletionCause.OUTSIDE, 9)],
+    ],
+)
+def test_what_users_delete_is_no_loss_of_a_newest_backup(afterwards: Any, runs: list) -> None:
+    done_runs(*runs)
+    assert list(afterwards.newest_backups_are_there()) == []
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    "runs, sentence",
+    [
+        ([THERE, (DeletionCause.RETENTION, 1)], "has lost its newest backup: run 2"),
+        ([THERE, (DeletionCause.DAMAGED, 9)], "has lost its newest backup: run 2"),
+        ([(DeletionCause.RETENTION, 0), (DeletionCause.USER, 9)], "without a newer one that was done then"),
+        ([THERE, (DeletionCause.RETENTION, 0), (DeletionCause.USER, 9)], "has deleted run 2"),
+    ],
+)
+def test_a_newest_backup_that_the_portal_deleted_is_found(afterwards: Any, runs: list, sentence: str) -> None:
+    done_runs(*runs)
+    assert [sentence in one for one in afterwards.newest_backups_are_there()] == [True]
+
+
+@pytest.mark.slow
+@needs_server
 @pytest.mark.parametrize("server", ["running", "stopped", "killed"])
 def test_the_database_of_a_failed_run_is_kept(tmp_path: Path, server: str) -> None:
     assert PROGRAMS is not None
@@ -24,6 +95,8 @@ def test_the_database_of_a_failed_run_is_kept(tmp_path: Path, server: str) -> No
     assert "PostgreSQL database dump complete" in (tmp_path / "database.sql").read_text()
 
 
+@pytest.mark.slow
+@needs_server
 def test_the_files_of_a_database_that_cannot_be_dumped_are_kept(tmp_path: Path) -> None:
     assert PROGRAMS is not None
     with postgres(PROGRAMS) as url:

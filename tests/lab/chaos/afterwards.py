@@ -176,16 +176,22 @@ def backups_are_kept_as_asked() -> Iterator[str]:
 
 
 def newest_backups_are_there() -> Iterator[str]:
-    """Retention has deleted only what is older than the newest backup that no user deleted, by the numbers of the runs."""
+    """Only a user, or somebody in the cloud, has deleted the newest backup of a schedule. Retention deleted others where
+    a newer run, by its number, was done, and at the very instant at which it was done.
+    """
     for schedule in BackupSchedule.objects.all():
-        done = schedule.runs.filter(state=BackupRun.State.DONE).exclude(
-            snapshot__deletion_cause__in=[DeletionCause.USER, DeletionCause.OUTSIDE]
-        )
-        newest = done.select_related("snapshot").order_by("-number").first()
-        looked_at["newest backups"] += newest is not None
-        if newest and newest.snapshot and newest.snapshot.state != State.READY:
-            cause = newest.snapshot.deletion_cause
-            yield f"{schedule} has lost its newest backup: run {newest.number}, {newest.snapshot_id}, {cause}"
+        done = list(schedule.runs.filter(state=BackupRun.State.DONE).select_related("snapshot").order_by("number"))
+        looked_at["newest backups"] += bool(done)
+        for run in done:
+            backup = run.snapshot
+            if backup is None or backup.state == State.READY:
+                continue
+            newer = [later.finished_at for later in done if later.number > run.number]
+            cause = backup.deletion_cause
+            if not newer and cause not in (DeletionCause.USER, DeletionCause.OUTSIDE):
+                yield f"{schedule} has lost its newest backup: run {run.number}, {backup.pk}, {cause}"
+            elif cause == DeletionCause.RETENTION and backup.delete_requested_at not in newer:
+                yield f"{schedule} has deleted run {run.number}, {backup.pk}, without a newer one that was done then"
 
 
 def planned_too_far(now: datetime) -> list[BackupSchedule]:
