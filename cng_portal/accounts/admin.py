@@ -192,7 +192,7 @@ class UserAdmin(SupportAdmin, DjangoUserAdmin):
             else:
                 return redirect("dashboard")
         context = {**self.admin_site.each_context(request), "opts": self.opts, "person": person, "title": str(person)}
-        return render(request, "accounts/admin/look_as.html", context)
+        return render(request, "accounts/admin/view_as_user.html", context)
 
 
 class ProjectInline(ReadOnly, admin.TabularInline):

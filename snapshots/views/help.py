@@ -1,4 +1,4 @@
-"""The guide inside the portal: one page for each page of the customer guide, with figures from the rules themselves."""
+"""The customer guide: one page per subject. Its figures are computed by billing's own code."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,31 +29,31 @@ GUIDES = [
     Guide(
         "create-volume-snapshot",
         _("Create a volume snapshot"),
-        _("Keep the exact state of one disk, in five steps."),
+        _("Capture the exact state of one disk in five steps."),
         "circle-stack",
     ),
     Guide(
         "create-vm-snapshot",
         _("Create a VM snapshot"),
-        _("Keep all disks of a machine together, with its configuration."),
+        _("Capture all disks of a machine together, with its configuration."),
         "server",
     ),
     Guide(
         "create-backup",
         _("Back up a machine"),
-        _("Backups taken by a schedule, and how many are kept."),
+        _("Schedule backups and choose how many to keep."),
         "archive-box",
     ),
     Guide(
         "restore",
-        _("Get your data back"),
-        _("Restore in place, make something new beside it, or undo a restore."),
+        _("Restore data"),
+        _("Restore in place, create a new volume or machine, or undo a restore."),
         "arrow-uturn-left",
     ),
     Guide(
         "billing",
-        _("What it costs"),
-        _("How hours are counted, when billing starts and ends, and a worked example."),
+        _("Billing"),
+        _("How hours are counted, when billing starts and ends, and an example."),
         "banknotes",
     ),
     Guide("keyboard", _("Keyboard"), _("Everything can be done without a mouse."), "command-line"),
@@ -67,17 +67,17 @@ def index(request: HttpRequest) -> HttpResponse:
 
 @require_GET
 def guide(request: HttpRequest, slug: str) -> HttpResponse:
-    found = next((one for one in GUIDES if one.slug == slug), None)
-    if found is None:
+    by_slug = {guide.slug: guide for guide in GUIDES}
+    if slug not in by_slug:
         raise Http404
-    context = {"guide": found, "guides": GUIDES}
+    context = {"guide": by_slug[slug], "guides": GUIDES}
     if slug == "billing":
         context["example"] = example()
     return render(request, f"help/{slug.replace('-', '_')}.html", context)
 
 
 def example() -> dict[str, str]:
-    """The worked case of the platform's administrator guide, computed by what computes the bills."""
+    """Compute the example of the platform's administrator guide with the code that computes bills."""
     quote = Quote(
         kind=ServiceKind.BS_SNAPSHOT, size_gb=50, rate_micro=to_micro(Decimal("0.4")), currency=DEFAULT_CURRENCY
     )
