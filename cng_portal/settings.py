@@ -340,7 +340,7 @@ SCRUB_DAYS = read("SCRUB_DAYS", whole_number(1, 3650), 30)
 # The largest volume that can be created.
 MAX_VOLUME_GB = read("MAX_VOLUME_GB", whole_number(1, 1_000_000), 16_000)
 # Requests per customer and hour; 0 means unlimited.
-ACTS_PER_HOUR = {
+ACTIONS_PER_HOUR = {
     "capture": read("SNAPSHOTS_PER_HOUR", whole_number(0, 1_000_000), 500),
     "restore": read("RESTORES_PER_HOUR", whole_number(0, 1_000_000), 100),
     "new_volume": read("NEW_VOLUMES_PER_HOUR", whole_number(0, 1_000_000), 200),

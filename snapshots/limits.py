@@ -191,7 +191,7 @@ def next_allowed(customer_id: UUID, kind: str, *, now: datetime, more: int = 1) 
 
     If they never fit, return when no operation is counted any more.
     """
-    limit = settings.ACTS_PER_HOUR.get(kind, 0)
+    limit = settings.ACTIONS_PER_HOUR.get(kind, 0)
     if not limit:
         return None
     newest_first = recent_requests(customer_id, kind, now).order_by("-created_at", "-id")
@@ -209,7 +209,7 @@ def recent_requests(customer_id: UUID, kind: str, now: datetime) -> QuerySet[Ope
 
 def rate_limit_warning(customer_id: UUID, kind: str, *, now: datetime) -> str:
     """Return a warning if the limit is reached or at most a tenth of it is left, else an empty string."""
-    limit = settings.ACTS_PER_HOUR.get(kind, 0)
+    limit = settings.ACTIONS_PER_HOUR.get(kind, 0)
     if not limit:
         return ""
     left = limit - recent_requests(customer_id, kind, now).count()
@@ -230,7 +230,7 @@ def explain_rate_limit(kind: str, retry_at: datetime) -> str:
     text = _(
         "Your account has reached its limit of %(limit)s “%(action)s” requests an hour. Nothing was done. Try again at "
         "%(time)s, or ask your provider for a higher limit."
-    ) % {"action": Operation.Kind(kind).label, "limit": settings.ACTS_PER_HOUR[kind], "time": f"{local:%H:%M}"}
+    ) % {"action": Operation.Kind(kind).label, "limit": settings.ACTIONS_PER_HOUR[kind], "time": f"{local:%H:%M}"}
     return text + contact_support()
 
 

@@ -51,7 +51,7 @@ MAY_BE_UNAVAILABLE = {"/readyz", "/metrics"}
 
 @pytest.fixture
 def world(storage_root: Path, settings: Any) -> SimpleNamespace:
-    settings.ACTS_PER_HOUR = dict.fromkeys(settings.ACTS_PER_HOUR, 1)  # the second one of a kind is refused
+    settings.ACTIONS_PER_HOUR = dict.fromkeys(settings.ACTIONS_PER_HOUR, 1)  # the second one of a kind is refused
     settings.ACCOUNT_RATE_LIMITS = {key: "3/m/ip" for key in settings.ACCOUNT_RATE_LIMITS}
     return create_world(storage_root)
 

@@ -379,7 +379,7 @@ def act(kind: str, member: Membership, snapshot: Snapshot) -> object:
 def test_the_act_after_the_last_one_of_the_hour_is_refused_until_the_first_is_an_hour_old(
     kind: str, member: Membership, volume: Volume, settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings.ACTS_PER_HOUR = {kind: 3}
+    settings.ACTIONS_PER_HOUR = {kind: 3}
     snapshot = SnapshotFactory(volume=volume)
     now = timezone.now()
     asked = {"kind": "verify", "snapshot": snapshot, "succeeded": True}
@@ -416,7 +416,7 @@ def test_the_act_after_the_last_one_of_the_hour_is_refused_until_the_first_is_an
 def test_the_refusal_is_one_sentence_on_the_page_and_nothing_typed_is_lost(
     member: Membership, volume: Volume, settings: Settings, client_for: Callable[..., Client]
 ) -> None:
-    settings.ACTS_PER_HOUR = {"new_volume": 1}
+    settings.ACTIONS_PER_HOUR = {"new_volume": 1}
     snapshot = SnapshotFactory(volume=volume)
     client = client_for(member.user)
     answers = {"name": "first", "project": member.project.pk, "size_gb": 1}
@@ -435,7 +435,7 @@ def test_the_refusal_is_one_sentence_on_the_page_and_nothing_typed_is_lost(
 def test_the_wizard_says_before_anything_is_filled_in_how_few_are_left(
     member: Membership, volume: Volume, settings: Settings, client_for: Callable[..., Client]
 ) -> None:
-    settings.ACTS_PER_HOUR = {"capture": 10}
+    settings.ACTIONS_PER_HOUR = {"capture": 10}
     client = client_for(member.user)
     client.post(f"/volumes/{volume.pk}/take-snapshot/")
     draft = Draft.objects.get()
@@ -459,7 +459,7 @@ def test_the_wizard_says_before_anything_is_filled_in_how_few_are_left(
 @pytest.mark.django_db
 def test_zero_is_no_limit(member: Membership, settings: Settings) -> None:
 
-    settings.ACTS_PER_HOUR = {"verify": 0}
+    settings.ACTIONS_PER_HOUR = {"verify": 0}
     assert limits.next_allowed(member.project.customer_id, "verify", now=timezone.now()) is None
 
 
@@ -467,7 +467,7 @@ def test_zero_is_no_limit(member: Membership, settings: Settings) -> None:
 @pytest.mark.parametrize(("more", "minutes"), [(1, None), (2, 20), (3, 50), (9, 50)])
 def test_several_at_once_wait_for_as_many_places(more: int, minutes: int | None, settings: Settings) -> None:
 
-    settings.ACTS_PER_HOUR = {"verify": 3}
+    settings.ACTIONS_PER_HOUR = {"verify": 3}
     snapshot, person, now = SnapshotFactory(), UserFactory(), timezone.now()
     for age in (40, 10):
         OperationFactory(

@@ -121,7 +121,7 @@ def deaths(operation_factory: Callable[[int], Operation]) -> Iterator[tuple[Oper
 @pytest.fixture(autouse=True)
 def no_limits(settings: Any) -> None:
     """One customer asks for more in a minute here than people do in an hour."""
-    settings.ACTS_PER_HOUR = dict.fromkeys(settings.ACTS_PER_HOUR, 0)
+    settings.ACTIONS_PER_HOUR = dict.fromkeys(settings.ACTIONS_PER_HOUR, 0)
 
 
 @pytest.fixture
