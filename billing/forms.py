@@ -22,7 +22,7 @@ from .models import (
     MAX_RATE_MICRO,
     ONLY_FIXED_PRORATA,
     ONLY_HOURLY,
-    ONLY_THREE_KINDS,
+    ONLY_PACKAGE_KINDS,
     PAST,
     SAME_START,
     InvoiceLine,
@@ -160,7 +160,7 @@ class PackageForm(forms.ModelForm):
         model = Package
         fields = ["location", "kind", "currency", "name", "active", "billing_cycle", "billing_rule"]
         error_messages = {
-            "kind": {"invalid_choice": ONLY_THREE_KINDS},
+            "kind": {"invalid_choice": ONLY_PACKAGE_KINDS},
             "billing_cycle": {"invalid_choice": ONLY_HOURLY},
             "billing_rule": {"invalid_choice": ONLY_FIXED_PRORATA},
         }

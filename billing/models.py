@@ -36,14 +36,15 @@ ONLY_FIXED_PRORATA = _("The only billing rule supported is Fixed Prorata.")
 SAME_START = _("The package already has a price that starts at this instant.")
 LOWER_ONLY = _("A correction lowers a price that has begun. Plan a new price to raise it.")
 PAST = _("A price starts in the future: hours that have begun keep the price they were sold at.")
-ONLY_THREE_KINDS = _("Packages are for BS Snapshot, VM Snapshot and VM Backup.")
+ONLY_PACKAGE_KINDS = _("Packages are for Block Storage, BS Snapshot, VM Snapshot and VM Backup.")
 ONE_PACKAGE = _(
-    "This location already has an active package for this kind and currency. Only one package per zone is supported for VM "
-    "Snapshot, BS Snapshot, and VM Backup: plan a new price for the existing one, or deactivate it first."
+    "This location already has an active package for this kind and currency. Only one package per zone is supported for "
+    "Block Storage, VM Snapshot, BS Snapshot, and VM Backup: plan a new price for the existing one, or deactivate it first."
 )
 
 
 class ServiceKind(models.TextChoices):
+    BLOCK_STORAGE = "block_storage", _("Block Storage")
     BS_SNAPSHOT = "bs_snapshot", _("BS Snapshot")
     VM_SNAPSHOT = "vm_snapshot", _("VM Snapshot")
     VM_BACKUP = "vm_backup", _("VM Backup")
@@ -51,7 +52,7 @@ class ServiceKind(models.TextChoices):
     VM_BACKUP_AUTOMATIC = "vm_backup_auto", _("Automatic VM Backup")
 
 
-PACKAGE_KINDS = [ServiceKind.BS_SNAPSHOT, ServiceKind.VM_SNAPSHOT, ServiceKind.VM_BACKUP]
+PACKAGE_KINDS = [ServiceKind.BLOCK_STORAGE, ServiceKind.BS_SNAPSHOT, ServiceKind.VM_SNAPSHOT, ServiceKind.VM_BACKUP]
 
 
 class BillingCycle(models.TextChoices):
@@ -72,7 +73,7 @@ class Package(models.Model):
         _("kind"),
         max_length=16,
         choices=[(kind.value, kind.label) for kind in PACKAGE_KINDS],
-        error_messages={"invalid_choice": ONLY_THREE_KINDS},
+        error_messages={"invalid_choice": ONLY_PACKAGE_KINDS},
     )
     currency = models.CharField(
         _("currency"), max_length=3, choices=money.currency_choices, default=money.DEFAULT_CURRENCY
@@ -114,7 +115,7 @@ class Package(models.Model):
             models.CheckConstraint(
                 condition=Q(kind__in=[kind.value for kind in PACKAGE_KINDS]),
                 name="billing_package_kind",
-                violation_error_message=ONLY_THREE_KINDS,
+                violation_error_message=ONLY_PACKAGE_KINDS,
             ),
             models.CheckConstraint(
                 condition=Q(billing_cycle="hourly"),
@@ -191,8 +192,8 @@ class UsageSegment(models.Model):
 
     It copies the resource's uuid and name, so that it outlives the resource. Once an invoice has a line of it, it can only
     be closed. `backdated`: it started or ended in a month that already had an invoice, so the next invoice settles the
-    difference. `voided`: it costs nothing. Automatic backups switched on inside a paid hour start where that hour ends, and
-    may be off again by then.
+    difference. `voided`: it costs nothing. Usage that is changed or started again inside a paid hour starts where that hour
+    ends, and may be over or changed again by then.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
@@ -248,12 +249,9 @@ class UsageSegment(models.Model):
                 violation_error_message=_("Usage cannot end before it starts."),
             ),
             models.CheckConstraint(
-                condition=Q(voided=False)
-                | Q(kind=ServiceKind.VM_BACKUP_AUTOMATIC.value, ended_at__isnull=False, ended_at=F("started_at")),
+                condition=Q(voided=False) | Q(ended_at__isnull=False, ended_at=F("started_at")),
                 name="billing_usage_voided",
-                violation_error_message=_(
-                    "Only automatic backups can be ended before they begin; they end at their start."
-                ),
+                violation_error_message=_("Usage that is ended before it begins ends at its start."),
             ),
             models.CheckConstraint(
                 condition=Q(kind__in=ServiceKind.values),

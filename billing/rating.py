@@ -42,7 +42,7 @@ class Price:
 class Usage:
     """A resource of `size_gb` GB, or for automatic backups a VM whose hour costs `base_rate_micro`.
 
-    Voided usage has no hours: it waited for the end of a paid hour and was ended before that.
+    Voided usage has no hours: it waited for the end of a paid hour, and was ended or changed before that.
     """
 
     started_at: datetime

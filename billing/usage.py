@@ -48,10 +48,38 @@ def open_segment(
     are switched on again, or a clock that was set back. No hour is paid twice.
     """
     lock_customer(project.customer_id)  # so that the month can't be closed without this segment
-    charged = UsageSegment.objects.filter(resource_id=resource_id, kind=kind, voided=False)
-    last = charged.order_by("-started_at").first()
+    last = _charged_segments(resource_id, kind).first()
     if last and (last.ended_at is None or (base_rate_micro is None and (at <= last.started_at or at < last.ended_at))):
         return last
+    return _create_segment(
+        resource_id=resource_id,
+        kind=kind,
+        name=name,
+        project=project,
+        location=location,
+        size_gb=size_gb,
+        base_rate_micro=base_rate_micro,
+        at=at,
+    )
+
+
+def _charged_segments(resource_id: UUID, kind: str) -> QuerySet[UsageSegment]:
+    """Return the resource's segments without voided ones, the latest first."""
+    return UsageSegment.objects.filter(resource_id=resource_id, kind=kind, voided=False).order_by("-started_at")
+
+
+def _create_segment(
+    *,
+    resource_id: UUID,
+    kind: str,
+    name: str,
+    project: Project,
+    location: Location,
+    size_gb: int,
+    base_rate_micro: int | None,
+    at: datetime,
+) -> UsageSegment:
+    last = _charged_segments(resource_id, kind).first()
     if last and last.paid_until:
         at = max(at, last.paid_until)
     return UsageSegment.objects.create(
@@ -72,47 +100,66 @@ def open_segment(
 def close_segment(*, resource_id: UUID, kind: str, at: datetime) -> bool:
     """Stop charging the resource at `at`. Returns False if no segment was open, so that a retry changes nothing.
 
-    A segment of automatic backups that starts where a paid hour ends, and is closed before, is voided.
+    A segment that starts where a paid hour ends, and is closed before, is voided.
     """
     segment = UsageSegment.objects.filter(resource_id=resource_id, kind=kind, ended_at=None).first()
     if segment is None:
         return False
     lock_customer(segment.customer_id)
+    before = _charged_segments(resource_id, kind).exclude(pk=segment.pk).first()
+    is_paid = bool(before and before.paid_until and at < before.paid_until)
     # The clocks of two machines may differ; the first hour is charged in any case.
     end = max(at, segment.started_at)
     changed = UsageSegment.objects.filter(pk=segment.pk, ended_at=None).update(
         ended_at=end,
         end_recorded_at=timezone.now(),
-        voided=segment.base_rate_micro is not None and at < segment.started_at,
+        voided=at < segment.started_at and is_paid,
         backdated=segment.backdated or _is_backdated(segment.customer_id, end),
     )
     return changed == 1
 
 
 @transaction.atomic
-def change_base_rate(*, resource_id: UUID, base_rate_micro: int, at: datetime) -> UsageSegment | None:
-    """Charge the VM's automatic backups by its new hourly price from the next unpaid hour on.
+def change_usage(
+    *,
+    resource_id: UUID,
+    kind: str,
+    at: datetime,
+    project: Project | None = None,
+    size_gb: int | None = None,
+    base_rate_micro: int | None = None,
+) -> UsageSegment | None:
+    """Charge the resource with a new project, size, or VM's hourly price from the next unpaid hour on.
 
-    Returns the segment from then on; None if automatic backups are off.
+    The hour that `at` lies in stays as it was paid. A change made before an earlier one began takes its place. Returns the
+    segment from then on, which is the present one where nothing changes; None if the resource isn't charged. Raises
+    ValueError for a project of another customer.
     """
-    kind = ServiceKind.VM_BACKUP_AUTOMATIC
-    segment = (
-        UsageSegment.objects.select_related("project", "location")
-        .filter(resource_id=resource_id, kind=kind, ended_at=None)
-        .first()
-    )
-    if segment is None or segment.base_rate_micro == base_rate_micro:
+    customers = UsageSegment.objects.filter(resource_id=resource_id, kind=kind, ended_at=None)
+    customer_id = customers.values_list("customer_id", flat=True).first()
+    if customer_id is None:
+        return None
+    if project and project.customer_id != customer_id:
+        raise ValueError("Usage stays with its customer: close the segment, and open one for the other customer.")
+    lock_customer(customer_id)
+    segment = customers.select_related("project", "location").first()
+    if segment is None:
+        return None
+    project = project or segment.project
+    size_gb = segment.size_gb if size_gb is None else size_gb
+    base_rate_micro = segment.base_rate_micro if base_rate_micro is None else base_rate_micro
+    if (project.pk, size_gb, base_rate_micro) == (segment.project_id, segment.size_gb, segment.base_rate_micro):
         return segment
-    starts_at = segment.started_at
-    is_voided = close_segment(resource_id=resource_id, kind=kind, at=at) and at < starts_at
-    return open_segment(
+    close_segment(resource_id=resource_id, kind=kind, at=at)
+    return _create_segment(
         resource_id=resource_id,
         kind=kind,
         name=segment.resource_name,
-        project=segment.project,
+        project=project,
         location=segment.location,
-        at=starts_at if is_voided else at,
+        size_gb=size_gb,
         base_rate_micro=base_rate_micro,
+        at=at,
     )
 
 

@@ -17,7 +17,7 @@ from billing import errors as billing
 from billing import rating
 from billing.models import ServiceKind
 from billing.prices import PriceList, Quote, get_quote
-from billing.usage import change_base_rate, open_segment
+from billing.usage import change_usage, open_segment
 from cng_portal.accounts.models import User
 from cng_portal.accounts.services import lock_customer
 from cng_portal.inventory.models import Location, VirtualMachine
@@ -148,7 +148,12 @@ def change_machine_price(
         vm.hourly_price_micro = hourly_price_micro
         vm.save(update_fields=["hourly_price_micro"])
         if vm.automatic_backups_since is not None:
-            change_base_rate(resource_id=vm.pk, base_rate_micro=hourly_price_micro, at=now)
+            change_usage(
+                resource_id=vm.pk,
+                kind=ServiceKind.VM_BACKUP_AUTOMATIC,
+                base_rate_micro=hourly_price_micro,
+                at=now,
+            )
     return vm
 
 

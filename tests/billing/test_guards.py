@@ -28,13 +28,12 @@ from tests.factories import LocationFactory, ProjectFactory
 pytestmark = [pytest.mark.django_db, pytest.mark.both_databases]
 KIND = ServiceKind.BS_SNAPSHOT
 START = datetime(2040, 11, 5, 10, 17, 23, tzinfo=UTC)
+PRICED_SINCE = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture
 def package():
-    return create_package(
-        location=LocationFactory(), kind=KIND, rate_micro=400_000, starts_at=datetime(2026, 1, 1, tzinfo=UTC)
-    )
+    return create_package(location=LocationFactory(), kind=KIND, rate_micro=400_000, starts_at=PRICED_SINCE)
 
 
 @pytest.fixture
@@ -81,7 +80,11 @@ def test_a_second_active_package_is_refused_in_words_and_by_the_database(package
     [
         ("billing_cycle", "monthly", "Snapshots and backups support only Hourly billing cycles."),
         ("billing_rule", "actual", "The only billing rule supported is Fixed Prorata."),
-        ("kind", ServiceKind.VM_BACKUP_AUTOMATIC, "Packages are for BS Snapshot, VM Snapshot and VM Backup"),
+        (
+            "kind",
+            ServiceKind.VM_BACKUP_AUTOMATIC,
+            "Packages are for Block Storage, BS Snapshot, VM Snapshot and VM Backup",
+        ),
     ],
 )
 def test_only_hourly_and_fixed_prorata_are_possible(package, field, value, sentence):
@@ -151,25 +154,50 @@ def test_invoiced_usage_can_be_closed_and_nothing_else(segment, invoice):
         refused(lambda change=change: UsageSegment.objects.update(**change), sentence)
 
 
-def test_only_automatic_backups_can_end_before_they_begin(segment, package):
-    refused(lambda: UsageSegment.objects.update(voided=True))
-    refused(lambda: UsageSegment.objects.update(voided=True, ended_at=START))
-    kind = ServiceKind.VM_BACKUP_AUTOMATIC
-    automatic = UsageSegment.objects.filter(pk=segment.pk)
-    automatic.update(kind=kind, size_gb=0, base_rate_micro=1)
-    refused(lambda: automatic.update(voided=True))
-    refused(lambda: automatic.update(voided=True, ended_at=START + timedelta(hours=1)))
-    automatic.update(voided=True, ended_at=START)
+def test_usage_that_is_voided_ends_at_its_start(segment, package):
+    own = UsageSegment.objects.filter(pk=segment.pk)
+    refused(lambda: own.update(voided=True))
+    refused(lambda: own.update(voided=True, ended_at=START + timedelta(hours=1)))
+    own.update(voided=True, ended_at=START)
 
 
-def test_what_was_invoiced_can_be_told_never_to_have_begun_while_it_is_open_and_never_again(segment):
-    kind = ServiceKind.VM_BACKUP_AUTOMATIC
-    automatic = UsageSegment.objects.filter(pk=segment.pk)
-    automatic.update(kind=kind, size_gb=0, base_rate_micro=100_000_000)
+@pytest.mark.parametrize("kind", ServiceKind)
+def test_what_was_invoiced_can_be_voided_while_it_is_open_and_never_again(segment, kind):
+    """It waits for the end of an hour that is paid, was invoiced, and its end inside that hour arrives late."""
+    automatic = {"size_gb": 0, "base_rate_micro": 100_000_000}
+    measure = automatic if kind == ServiceKind.VM_BACKUP_AUTOMATIC else {}
+    UsageSegment.objects.update(kind=kind, **measure)
+    create_missing_price(segment, kind)
+    first = {"resource_id": segment.resource_id, "kind": kind}
+    close_segment(**first, at=START + timedelta(minutes=10))
+    waiting = open_segment(
+        **first,
+        name="disk-1",
+        project=segment.project,
+        location=segment.location,
+        at=START + timedelta(minutes=20),
+        **(measure or {"size_gb": 50}),
+    )
+    assert waiting.started_at == START + timedelta(hours=1)
     closing.close_months(at=datetime(2040, 12, 2, tzinfo=UTC))
-    assert close_segment(resource_id=segment.resource_id, kind=kind, at=START - timedelta(minutes=1))
-    assert (automatic.get().voided, automatic.get().backdated) == (True, True)
-    refused(lambda: automatic.update(voided=False), "cannot be changed")
+    assert close_segment(**first, at=START + timedelta(minutes=30))
+    own = UsageSegment.objects.filter(pk=waiting.pk)
+    assert (own.get().voided, own.get().backdated) == (True, True)
+    refused(lambda: own.update(voided=False), "cannot be changed")
+
+
+def create_missing_price(segment: UsageSegment, kind: ServiceKind) -> None:
+    if kind not in (KIND, ServiceKind.VM_BACKUP_AUTOMATIC):
+        create_package(location=segment.location, kind=kind, rate_micro=400_000, starts_at=PRICED_SINCE)
+
+
+def test_a_block_storage_package_is_not_activated_again(package):
+    create_package(
+        location=package.location, kind=ServiceKind.BLOCK_STORAGE, rate_micro=1, starts_at=PRICED_SINCE, name="disks"
+    )
+    own = Package.objects.filter(name="disks")
+    own.update(active=False)
+    refused(lambda: own.update(active=True), "add another one")
 
 
 @pytest.mark.parametrize("table", ["billing_invoice", "billing_invoiceline", "billing_wallettransaction"])

@@ -19,7 +19,7 @@ from billing.balance import get_standing, open_windows, with_ledger
 from billing.charges import costs_so_far, due_lines, total_charged
 from billing.models import Invoice, InvoiceLine, PriceVersion, ServiceKind, UsageSegment, WalletTransaction
 from billing.packages import correct_price, create_package, set_price
-from billing.usage import change_base_rate, close_segment, closed_until, open_segment
+from billing.usage import change_usage, close_segment, closed_until, open_segment
 from billing.wallet import buy_credits, expire_credits, grant_credits
 from cng_portal.accounts.models import Customer
 from cng_portal.common import money
@@ -188,7 +188,7 @@ class Player:
         if event.what == "close":
             close_segment(resource_id=resource_id, kind=event.kind, at=event.at)
         elif event.what == "change":
-            change_base_rate(resource_id=resource_id, base_rate_micro=event.amount, at=event.at)
+            change_usage(resource_id=resource_id, kind=event.kind, base_rate_micro=event.amount, at=event.at)
         else:
             automatic = event.kind == AUTOMATIC
             open_segment(

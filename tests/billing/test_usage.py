@@ -13,7 +13,7 @@ from billing.errors import InsufficientCredit, NotSold, Refused
 from billing.models import BillingCycle, Package, PriceVersion, ServiceKind, UsageSegment
 from billing.packages import create_package, retire_package, set_price
 from billing.prices import PriceList, get_quote
-from billing.usage import change_base_rate, close_segment, open_segment, rename_resource
+from billing.usage import change_usage, close_segment, open_segment, rename_resource
 from billing.wallet import buy_credits, grant_credits
 from cng_portal.accounts.models import User
 from cng_portal.accounts.services import create_customer
@@ -146,11 +146,76 @@ def test_an_hour_once_paid_for_is_not_paid_twice(place):
 def test_a_new_price_of_the_machine_counts_from_the_next_unpaid_hour(place):
     kind = ServiceKind.VM_BACKUP_AUTOMATIC
     open_one(place, kind=kind, size_gb=0, base_rate_micro=100_000_000)
-    change_base_rate(resource_id=place.resource, base_rate_micro=200_000_000, at=START + timedelta(hours=1, minutes=30))
-    change_base_rate(resource_id=place.resource, base_rate_micro=300_000_000, at=START + timedelta(hours=1, minutes=40))
+    for minutes, base_rate_micro in ((90, 200_000_000), (100, 300_000_000)):
+        at = START + timedelta(minutes=minutes)
+        change_usage(resource_id=place.resource, kind=kind, base_rate_micro=base_rate_micro, at=at)
     cost = cost_so_far(resource_id=place.resource, at=START + timedelta(hours=3))
     assert [(line.hours, line.rate_micro) for line in cost.lines] == [(2, 100_000_000), (1, 300_000_000)]
     assert cost.amount_micro == 100_000_000
+
+
+def change_one(place, at, **fields):
+    return change_usage(resource_id=place.resource, kind=KIND, at=at, **fields)
+
+
+def test_a_new_size_and_project_count_from_the_next_unpaid_hour(place):
+    other = ProjectFactory(customer=place.customer, name="Other")
+    open_one(place)
+    grown = change_one(place, START + timedelta(minutes=90), size_gb=80)
+    assert (grown.started_at, grown.size_gb, grown.project) == (START + timedelta(hours=2), 80, place.project)
+    # moved before the new size began: one segment with both
+    moved = change_one(place, START + timedelta(minutes=100), project=other)
+    assert (moved.started_at, moved.size_gb, moved.project) == (START + timedelta(hours=2), 80, other)
+    assert UsageSegment.objects.get(voided=True) == grown
+    assert change_one(place, START + timedelta(minutes=110), project=other, size_gb=80) == moved
+    cost = cost_so_far(resource_id=place.resource, at=START + timedelta(hours=3))
+    assert [(line.hours, line.size_gb) for line in cost.lines] == [(2, 50), (1, 80)]
+
+
+def test_a_change_at_a_full_hour_counts_at_once(place):
+    open_one(place)
+    assert change_one(place, START + timedelta(hours=2), size_gb=80).started_at == START + timedelta(hours=2)
+
+
+def test_a_change_at_the_very_start_leaves_the_first_hour_as_it_was(place):
+    """A clock may also be behind that of the machine that started the charge."""
+    for at in (START, START - timedelta(seconds=2)):
+        place.resource = uuid4()
+        open_one(place)
+        assert change_one(place, at, size_gb=80).started_at == START + timedelta(hours=1)
+        cost = cost_so_far(resource_id=place.resource, at=START + timedelta(hours=2))
+        assert [(line.hours, line.size_gb) for line in cost.lines] == [(1, 50), (1, 80)]
+
+
+def test_what_ends_inside_the_hour_in_which_it_changed_costs_no_more(place):
+    open_one(place)
+    change_one(place, START + timedelta(minutes=90), size_gb=80)
+    assert close_segment(resource_id=place.resource, kind=KIND, at=START + timedelta(minutes=110))
+    cost = cost_so_far(resource_id=place.resource, at=START + timedelta(days=3))
+    assert [(line.hours, line.size_gb) for line in cost.lines] == [(2, 50)]
+
+
+def test_what_resumes_inside_a_paid_hour_and_ends_in_it_costs_no_second_hour(place):
+    """A snapshot found damaged, then sound, then deleted."""
+    open_one(place)
+    close_segment(resource_id=place.resource, kind=KIND, at=START + timedelta(minutes=10))
+    assert open_one(place, at=START + timedelta(minutes=20)).started_at == START + timedelta(hours=1)
+    close_segment(resource_id=place.resource, kind=KIND, at=START + timedelta(minutes=30))
+    assert cost_so_far(resource_id=place.resource, at=START + timedelta(days=3)).hours == 1
+
+
+def test_the_first_hour_is_paid_even_if_it_ends_before_it_starts(place):
+    """By the clocks of two machines."""
+    open_one(place)
+    close_segment(resource_id=place.resource, kind=KIND, at=START - timedelta(seconds=2))
+    assert cost_so_far(resource_id=place.resource, at=START + timedelta(days=3)).hours == 1
+
+
+def test_nothing_changes_what_is_not_charged(place):
+    assert change_one(place, START, size_gb=80) is None
+    open_one(place)
+    with pytest.raises(ValueError, match="stays with its customer"):
+        change_one(place, START, project=ProjectFactory())
 
 
 def test_a_new_name_reaches_what_is_open_only(place):
