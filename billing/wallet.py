@@ -6,6 +6,7 @@ from uuid import UUID
 import structlog
 from django.db import transaction
 from django.db.models import QuerySet
+from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
@@ -13,6 +14,8 @@ from cng_portal.accounts.models import Customer, User
 from cng_portal.accounts.services import lock_customer
 from cng_portal.activity import services as activity
 from cng_portal.common import money
+from cng_portal.notifications.models import Notification
+from cng_portal.notifications.services import customer_owners, notify
 
 from .charges import total_charged
 from .errors import Refused
@@ -78,7 +81,31 @@ def _record(
         **values, key=key, reason=reason.strip(), by=by, expires_at=expires_at, at=at
     )
     seal(written)
+    if by is not None:
+        _notify(written)
     return written
+
+
+def _notify(move: WalletTransaction) -> None:
+    """Notify the customer's owners of what an administrator did to their credits."""
+    customer = move.customer
+
+    def message() -> tuple[str, str]:
+        amount = money.format_amount(move.wallet_micro, customer.currency)
+        text = _("%(kind)s: %(amount)s. Reason: %(reason)s") % {
+            "kind": move.get_kind_display(),
+            "amount": amount,
+            "reason": move.reason,
+        }
+        return _("Your infra credits changed by %(amount)s") % {"amount": amount}, text
+
+    notify(
+        users=customer_owners(customer),
+        key=f"wallet:{move.pk}",
+        level=Notification.Level.INFO if move.wallet_micro > 0 else Notification.Level.WARNING,
+        message=message,
+        url=reverse("billing:transactions"),
+    )
 
 
 def grant_credits(

@@ -22,11 +22,12 @@ from cng_portal.accounts.models import User
 from cng_portal.accounts.services import lock_customer
 from cng_portal.inventory.models import Location, VirtualMachine
 
-from ..checks import check_cover, reload_source
+from ..checks import check_cover, check_shown_price, reload_source
 from ..errors import InvalidState, NotSold, SourceUnavailable
 from ..models import BackupSchedule, DeletionCause, Snapshot, SnapshotQuerySet, State
 from ..services import accept_deletion, uses_of
 from .ending import record_switch, switch_off
+from .notifications import notify_price_changed, notify_switched_on
 from .occurrences import Recurrence
 from .planning import set_next_run, set_next_runs
 from .schedules import SCHEDULE_FIELDS, clean_schedule_fields
@@ -63,12 +64,13 @@ def automatic_hourly_prices(vms: Sequence[VirtualMachine], *, at: datetime) -> d
 
 
 def switch_automatic_backups(
-    *, vm: VirtualMachine, on: bool, user: User, now: datetime | None = None
+    *, vm: VirtualMachine, on: bool, user: User, shown_hourly_micro: int | None = None, now: datetime | None = None
 ) -> VirtualMachine:
-    """Switch the machine's automatic backups on or off. No-op if they are switched so already.
+    """Switch the machine's automatic backups on or off, and notify its members. No-op if they are switched so already.
 
     On: the machine is backed up by the location's default schedule, and charged from now on. Off: both end, and the
-    backups stay. Raises SourceUnavailable, NotSold, InsufficientCredit; PermissionDenied for anybody but an administrator.
+    backups stay. `shown_hourly_micro` is the price of automatic backups that the administrator confirmed. Raises
+    SourceUnavailable, NotSold, PriceChanged, InsufficientCredit; PermissionDenied for anybody but an administrator.
     """
     now = now or timezone.now()
     require_administrator(user)
@@ -76,17 +78,21 @@ def switch_automatic_backups(
         lock_customer(vm.project.customer_id)
         vm = reload_source(vm)
         if on and vm.automatic_backups_since is None:
-            switch_on(vm, user, now)
+            switch_on(vm, user, now, shown_hourly_micro=shown_hourly_micro)
         elif not on and vm.automatic_backups_since is not None:
             switch_off(vm, user, now)
     return vm
 
 
-def switch_on(vm: VirtualMachine, user: User, now: datetime) -> None:
-    """Create or revive the automatic schedule and start the charge. The caller must hold the customer's lock."""
+def switch_on(vm: VirtualMachine, user: User, now: datetime, *, shown_hourly_micro: int | None = None) -> None:
+    """Create or revive the automatic schedule and start the charge. The caller must hold the customer's lock.
+
+    The notification is written in the same transaction, so nothing is ever charged without it.
+    """
     if vm.deleted_at is not None:
         raise SourceUnavailable(_("“%(name)s” has been deleted, so there is nothing to back up.") % {"name": vm.name})
     quote = automatic_backup_quote(vm=vm, at=now)
+    check_shown_price(quote, shown_hourly_micro)
     check_cover(vm.project.customer, quote.hourly_micro, at=now)
     # The earlier schedule is used again, so that retention counts and deletes its backups.
     previous = BackupSchedule.objects.filter(vm=vm, origin=BackupSchedule.Origin.AUTOMATIC).first()
@@ -96,7 +102,7 @@ def switch_on(vm: VirtualMachine, user: User, now: datetime) -> None:
         setattr(schedule, name, value)
     set_next_run(schedule, now)
     schedule.save()
-    open_segment(
+    segment = open_segment(
         resource_id=vm.pk,
         kind=ServiceKind.VM_BACKUP_AUTOMATIC,
         name=vm.name,
@@ -105,7 +111,7 @@ def switch_on(vm: VirtualMachine, user: User, now: datetime) -> None:
         at=now,
         base_rate_micro=vm.hourly_price_micro,
     )
-    record_switch(vm, user, now, on=True)
+    notify_switched_on(record_switch(vm, user, now, on=True), segment)
 
 
 def automatic_backups(vm: VirtualMachine) -> SnapshotQuerySet:
@@ -145,15 +151,17 @@ def change_machine_price(
     with transaction.atomic():
         lock_customer(vm.project.customer_id)
         vm = reload_source(vm)
-        vm.hourly_price_micro = hourly_price_micro
+        before_micro, vm.hourly_price_micro = vm.hourly_price_micro, hourly_price_micro
         vm.save(update_fields=["hourly_price_micro"])
-        if vm.automatic_backups_since is not None:
-            change_usage(
+        if vm.automatic_backups_since is not None and hourly_price_micro != before_micro:
+            segment = change_usage(
                 resource_id=vm.pk,
                 kind=ServiceKind.VM_BACKUP_AUTOMATIC,
                 base_rate_micro=hourly_price_micro,
                 at=now,
             )
+            if segment is not None:
+                notify_price_changed(vm, before_micro, segment)
     return vm
 
 

@@ -154,21 +154,28 @@ class MachineAdmin(VirtualMachineAdmin):
         return get_object_or_404(VirtualMachine.objects.select_related("project__customer", "location"), pk=pk)
 
     def switch_one(self, request: HttpRequest, pk: UUID) -> HttpResponse:
+        """Show what it costs or ends and, once confirmed, switch one machine."""
         if request.method != "POST":
             return HttpResponseNotAllowed(["POST"])
         vm = self.get_machine(request, pk)
         back = request.GET.get("back", "")
         if not url_has_allowed_host_and_scheme(back, allowed_hosts={request.get_host()}):
             back = reverse("admin:inventory_virtualmachine_change", args=[pk])
-        self.switch(request, [vm], on=request.POST.get("on") == "1")
+        on = request.POST.get("on") == "1"
+        if not request.POST.get("confirmed"):
+            return self.confirm_switch(request, [vm], on=on, fields=[("on", "1" if on else "0")], back=back)
+        self.switch(request, [vm], on=on)
         return HttpResponseRedirect(back)
 
     def switch(self, request: HttpRequest, machines: list[VirtualMachine], *, on: bool) -> None:
         """Switch each machine. One that is refused is reported and doesn't stop the others."""
         switched = []
         for vm in machines:
+            shown = request.POST.get(f"shown_{vm.pk}", "")
             try:
-                switch_automatic_backups(vm=vm, on=on, user=request.user)
+                switch_automatic_backups(
+                    vm=vm, on=on, user=request.user, shown_hourly_micro=int(shown) if shown.isdecimal() else None
+                )
                 switched.append(vm)
             except ActionRefused as refusal:
                 self.message_user(request, f"{vm}: {refusal}", messages.ERROR)
@@ -176,12 +183,12 @@ class MachineAdmin(VirtualMachineAdmin):
             return
         if len(switched) > 1:
             sentence = (
-                gettext("Automatic backups of %(count)s machines are on.")
+                gettext("Automatic backups of %(count)s machines are on. Their members are notified.")
                 if on
                 else gettext("Automatic backups of %(count)s machines are off. Existing backups stay.")
             )
         elif on:
-            sentence = gettext("Automatic backups of %(vm)s are on: %(cost)s")
+            sentence = gettext("Automatic backups of %(vm)s are on: %(cost)s The members are notified.")
         else:
             sentence = gettext("Automatic backups of %(vm)s are off. Existing backups stay.")
         cost = cost_or_reason(switched[0]) if on else ""
@@ -202,11 +209,26 @@ class MachineAdmin(VirtualMachineAdmin):
         if request.POST.get("confirmed"):
             self.switch(request, chosen, on=on)
             return None
-        prices = automatic_hourly_prices(chosen, at=timezone.now())
+        fields = [("action", "switch_many_on" if on else "switch_many_off")]
+        fields += [(ACTION_CHECKBOX_NAME, str(vm.pk)) for vm in chosen]
+        return self.confirm_switch(request, chosen, on=on, fields=fields, back=request.get_full_path())
+
+    def confirm_switch(
+        self,
+        request: HttpRequest,
+        machines: list[VirtualMachine],
+        *,
+        on: bool,
+        fields: list[tuple[str, str]],
+        back: str,
+    ) -> HttpResponse:
+        """Show what the switch of each machine costs or ends. The page posts the `fields` to its own address."""
+        prices = automatic_hourly_prices(machines, at=timezone.now())
         totals: dict[str, int] = defaultdict(int)
         rows = []
-        for vm in chosen:
+        for vm in machines:
             hourly = rating.hourly_micro(rate_micro=vm.hourly_price_micro, size_gb=None)
+            result, monthly = "", ""
             if bool(vm.automatic_backups_since) == on:
                 result = _("No change: already on.") if on else _("No change: already off.")
             elif on and vm.deleted_at:
@@ -215,9 +237,12 @@ class MachineAdmin(VirtualMachineAdmin):
                 result = _("Refused: VM Backup is not sold in this location.")
             else:
                 result = price_label(vm, hourly)
+                monthly = money.format_amount(hourly * rating.HOURS_PER_MONTH, currency_of(vm))
                 totals[currency_of(vm)] += hourly
+                if on:
+                    fields = [*fields, (f"shown_{vm.pk}", str(hourly))]
             base = money.format_rate(vm.hourly_price_micro, currency_of(vm))
-            rows.append({"vm": vm, "base": base, "result": result})
+            rows.append({"vm": vm, "base": base, "result": result, "monthly": monthly})
         context = {
             **self.admin_site.each_context(request),
             "opts": self.opts,
@@ -232,11 +257,10 @@ class MachineAdmin(VirtualMachineAdmin):
                 for currency, micro in totals.items()
             ],
             "hours": rating.HOURS_PER_MONTH,
-            "action": "switch_many_on" if on else "switch_many_off",
-            "checkbox": ACTION_CHECKBOX_NAME,
-            "back": request.get_full_path(),
+            "fields": [*fields, ("confirmed", "yes")],
+            "back": back,
         }
-        return render(request, "snapshots/admin/switch_many.html", context)
+        return render(request, "snapshots/admin/switch.html", context)
 
     def delete_backups(self, request: HttpRequest, pk: UUID) -> HttpResponse:
         vm = self.get_machine(request, pk)
@@ -356,7 +380,10 @@ class BackupLocationAdmin(LocationAdmin):
             _("Snapshots made or deleted in the cloud"),
             {
                 "fields": ["charges_outside", "charges_missing"],
-                "description": _("A change applies from the next sync on, never to the time before."),
+                "description": _(
+                    "A change applies from the next sync on, never to the time before. The sync notifies the members of "
+                    "what it starts to charge."
+                ),
             },
         ),
     ]

@@ -17,6 +17,7 @@ from cng_portal.activity import services as activity
 from cng_portal.inventory.models import AutomaticBackupSwitch, VirtualMachine
 
 from ..models import BackupRun, BackupSchedule
+from .notifications import notify_switched_off
 from .planning import record_due_as_missed, schedules_with_machine
 
 
@@ -40,14 +41,17 @@ def switch_off(vm: VirtualMachine, user: User | None, now: datetime) -> None:
     schedule = schedules_with_machine().get(vm=vm, origin=BackupSchedule.Origin.AUTOMATIC, deleted_at=None)
     end_schedule(schedule, now, _("Automatic backups were switched off."))
     close_segment(resource_id=vm.pk, kind=ServiceKind.VM_BACKUP_AUTOMATIC, at=now)
-    record_switch(vm, user, now, on=False)
+    switch = record_switch(vm, user, now, on=False)
+    if vm.deleted_at is None:
+        notify_switched_off(switch)
 
 
-def record_switch(vm: VirtualMachine, user: User | None, now: datetime, *, on: bool) -> None:
+def record_switch(vm: VirtualMachine, user: User | None, now: datetime, *, on: bool) -> AutomaticBackupSwitch:
     vm.automatic_backups_since = now if on else None
     vm.save(update_fields=["automatic_backups_since"])
-    AutomaticBackupSwitch.objects.create(vm=vm, on=on, switched_by=user, switched_at=now)
+    switch = AutomaticBackupSwitch.objects.create(vm=vm, on=on, switched_by=user, switched_at=now)
     activity.record(action="backup.automatic", actor=user, target=vm, after={"on": on})
+    return switch
 
 
 def end_schedules_of(vm: VirtualMachine, now: datetime, user: User | None = None) -> int:

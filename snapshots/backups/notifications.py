@@ -1,6 +1,6 @@
-"""Notifications about the runs of backup schedules."""
+"""Notifications about the runs of backup schedules, and about the charge of automatic backups."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from django.urls import reverse
@@ -8,8 +8,14 @@ from django.utils.functional import Promise
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
+from billing import rating
+from billing.models import UsageSegment
+from cng_portal.common import money
 from cng_portal.common.templatetags.portal import minute
+from cng_portal.inventory.models import AutomaticBackupSwitch, VirtualMachine
+from cng_portal.notifications.models import Notification
 from cng_portal.notifications.services import notify, project_members
+from cng_portal.support.services import contact_support
 
 from ..models import BackupRun, BackupSchedule
 
@@ -52,6 +58,72 @@ def notify_missed(schedule: BackupSchedule, missed: Sequence[datetime], reason: 
         message=message,
         url=schedule_url(schedule),
     )
+
+
+def notify_switched_on(switch: AutomaticBackupSwitch, segment: UsageSegment) -> None:
+    """Say what automatic backups cost from when on, and how to end them. Call it in the transaction of the switch."""
+    vm = switch.vm
+
+    def message() -> tuple[str, str]:
+        text = _(
+            "Your provider switched them on. They cost 20 % of the machine's price: {hourly} an hour, about {monthly} for a "
+            "month of 732 hours, from {time} on. To have them switched off, ask your provider."
+        ).format(**_price_of(vm, vm.hourly_price_micro), time=minute(segment.started_at))
+        return _("Automatic backups of %(vm)s are on") % {"vm": vm.name}, text + contact_support()
+
+    _notify_of_charge(vm, f"automatic-backups:{switch.pk}", Notification.Level.WARNING, message)
+
+
+def notify_switched_off(switch: AutomaticBackupSwitch) -> None:
+    vm = switch.vm
+
+    def message() -> tuple[str, str]:
+        text = _(
+            "Your provider switched them off. The charge of {hourly} an hour ended at {time}; a started hour is charged in "
+            "full. Existing backups stay. To keep the machine backed up, create a schedule of your own."
+        ).format(**_price_of(vm, vm.hourly_price_micro), time=minute(switch.switched_at))
+        return _("Automatic backups of %(vm)s are off") % {"vm": vm.name}, text
+
+    _notify_of_charge(vm, f"automatic-backups:{switch.pk}", Notification.Level.WARNING, message)
+
+
+def notify_price_changed(vm: VirtualMachine, before_micro: int, segment: UsageSegment) -> None:
+    """Say what automatic backups cost after the machine's hourly price changed from `before_micro`."""
+    is_higher = vm.hourly_price_micro > before_micro
+
+    def message() -> tuple[str, str]:
+        text = _(
+            "The price of the machine has changed. Automatic backups are 20 % of it: {hourly} an hour instead of {before}, "
+            "about {monthly} for a month of 732 hours, from {time} on."
+        ).format(
+            **_price_of(vm, vm.hourly_price_micro),
+            before=_price_of(vm, before_micro)["hourly"],
+            time=minute(segment.started_at),
+        )
+        if is_higher:
+            text += " " + _("To have them switched off, ask your provider.") + contact_support()
+        return _("Automatic backups of %(vm)s have a new price") % {"vm": vm.name}, text
+
+    level = Notification.Level.WARNING if is_higher else Notification.Level.INFO
+    _notify_of_charge(vm, f"automatic-price:{segment.pk}:{vm.hourly_price_micro}", level, message)
+
+
+def _price_of(vm: VirtualMachine, hourly_price_micro: int) -> dict[str, str]:
+    """Return what an hour and a month of automatic backups cost at this price of the machine."""
+    currency = vm.project.customer.currency
+    hourly = rating.hourly_micro(rate_micro=hourly_price_micro, size_gb=None)
+    monthly = rating.line_amount(
+        hours=rating.HOURS_PER_MONTH,
+        rate_micro=hourly_price_micro,
+        size_gb=None,
+        unit_micro=money.unit_micro(currency),
+    )
+    return {"hourly": money.format_price(hourly, currency), "monthly": money.format_amount(monthly, currency)}
+
+
+def _notify_of_charge(vm: VirtualMachine, key: str, level: str, message: Callable[[], tuple[str, str]]) -> None:
+    url = reverse("snapshots:machine", args=[vm.pk])
+    notify(users=project_members(vm.project), key=key, level=level, message=message, url=url)
 
 
 def schedule_url(schedule: BackupSchedule) -> str:

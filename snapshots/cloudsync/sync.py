@@ -32,6 +32,7 @@ from ..models import DeletionCause, DiskImage, Kind, Operation, Snapshot, State,
 from ..storage.contract import Consistency, Driver, StorageError
 from ..storage.inventory import CloudProjectInfo, CloudServer, CloudSnapshot, CloudVolume, Inventory
 from ..storage.registry import get_driver
+from .notices import notify_charged
 
 M = TypeVar("M", bound=Model)
 
@@ -500,7 +501,10 @@ def was_charged(snapshot_id: UUID, until: datetime | None) -> bool:
 
 
 def apply_charging_rules(sync: ProjectSync) -> None:
-    """Open and close usage segments according to the location's rules for snapshots created or deleted outside."""
+    """Open and close usage segments according to the location's rules for snapshots created or deleted outside.
+
+    Members are notified before the first hour is charged.
+    """
     outside = sync.snapshots.filter(Q(made_outside=True) | Q(missing_since__isnull=False))
     free = costs_nothing() | Q(damaged_at__isnull=False)
     charged = Exists(open_segments())
@@ -509,6 +513,7 @@ def apply_charging_rules(sync: ProjectSync) -> None:
     )
     stop = outside.filter(free, charged)
     start = outside.exclude(free).exclude(charged).filter(Q(missing_since=None) | charged_before)
+    notify_charged(sync.location, start, sync.since)
     for rows, change in ((stop, Snapshot.stop_charging), (start, Snapshot.start_charging)):
         for snapshot in one_by_one(rows.select_related("location", "project")):
             sync.report.charges_changed += change_charge(snapshot, rows, change, sync.since)

@@ -223,3 +223,20 @@ def test_what_came_back_while_a_customer_deletes_it_costs_nothing_any_more(
         carry_out_what_waits()
         snapshot.refresh_from_db()
         assert (snapshot.state, open_segments()) == (State.DELETED, 0)
+
+
+def test_members_are_told_once_of_snapshots_made_outside_before_they_are_charged(
+    location: Location, member: Membership
+) -> None:
+    Location.objects.update(charges_outside=False)
+    Cloud.listed_volumes = [volume_of(number) for number in range(3)]
+    Cloud.listed_snapshots = [snapshot_of(number) for number in range(3)]
+    sync_location(Location.objects.get())
+    assert open_segments() == 0 and not member.user.notifications.exists()
+
+    Location.objects.update(charges_outside=True)
+    for _turn in range(2):
+        sync_location(Location.objects.get())
+    assert open_segments() == 3
+    notification = member.user.notifications.get()
+    assert "3 snapshots of 3 GB" in notification.text and "K 1.20 an hour" in notification.text

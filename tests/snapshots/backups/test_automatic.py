@@ -5,6 +5,7 @@ from datetime import UTC, datetime, time, timedelta
 
 import pytest
 from django.core.exceptions import PermissionDenied
+from django.db import DatabaseError
 from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
@@ -29,6 +30,7 @@ from tests.factories import (
     UserFactory,
     VirtualMachineFactory,
 )
+from tests.smtp import sent_mails
 from tests.snapshots.disks import sell_everywhere
 
 pytestmark = pytest.mark.django_db
@@ -252,10 +254,80 @@ def test_an_administrator_deletes_automatic_backups_but_no_pinned_ones(
     assert kept.state == State.READY
 
 
+# --- notifications -----------------------------------------------------------------------------------------------------
+
+
+def notices_of(user: User) -> list[tuple[str, str]]:
+    return list(user.notifications.order_by("created_at", "id").values_list("title", "text"))
+
+
+@pytest.mark.both_databases
+def test_members_are_told_of_the_charge_with_the_switch_and_by_email(
+    vm: VirtualMachine, member: Membership, admin: User, now: datetime
+) -> None:
+    colleague = UserFactory(member_of=vm.project, member_of__role="member")
+    viewer = UserFactory(member_of=vm.project, member_of__role="viewer")
+    switch(vm, True, admin, now)
+    for user in (member.user, colleague):
+        [(title, text)] = notices_of(user)
+        assert title == "Automatic backups of db-01 are on"
+        assert "K 23.75 an hour, about K 17,385.00 for a month" in text and "To have them switched off" in text
+        assert user.notifications.get().created_at <= timezone.now()
+    assert not notices_of(viewer) and not notices_of(admin)
+    assert {mail.to[0] for mail in sent_mails()} == {member.user.email, colleague.email}
+    switch(vm, True, admin, now)
+    assert len(notices_of(member.user)) == 1
+    switch(vm, False, admin, now + HOUR)
+    assert notices_of(member.user)[-1][0] == "Automatic backups of db-01 are off"
+    switch(vm, True, admin, now + 2 * HOUR)
+    assert len(notices_of(member.user)) == 3
+
+
+@pytest.mark.both_databases
+def test_without_the_notification_nothing_is_charged(
+    vm: VirtualMachine, admin: User, now: datetime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**_arguments: object) -> None:
+        raise DatabaseError
+
+    monkeypatch.setattr("cng_portal.notifications.services.mail.enqueue", fail)
+    with pytest.raises(DatabaseError):
+        switch(vm, True, admin, now)
+    vm.refresh_from_db()
+    assert vm.automatic_backups_since is None and not UsageSegment.objects.exists()
+
+
+@pytest.mark.both_databases
+def test_another_price_of_the_machine_is_told_with_its_start(
+    vm: VirtualMachine, member: Membership, admin: User, now: datetime
+) -> None:
+    change_machine_price(vm=vm, hourly_price_micro=100_000_000, user=admin, now=now)
+    assert not notices_of(member.user)  # nothing is charged
+    switch(vm, True, admin, now)
+    member.user.notifications.all().delete()
+    for price_micro in (200_000_000, 200_000_000):
+        change_machine_price(vm=vm, hourly_price_micro=price_micro, user=admin, now=now + 10 * MINUTE)
+    [(title, text)] = notices_of(member.user)
+    assert title == "Automatic backups of db-01 have a new price"
+    assert "K 40.00 an hour instead of K 20.00" in text
+    change_machine_price(vm=vm, hourly_price_micro=50_000_000, user=admin, now=now + 20 * MINUTE)
+    assert "K 10.00 an hour instead of K 40.00" in notices_of(member.user)[-1][1]
+
+
+def test_members_of_a_deleted_machine_are_not_told_that_its_backups_are_off(
+    vm: VirtualMachine, member: Membership, admin: User, now: datetime
+) -> None:
+    switch(vm, True, admin, now)
+    VirtualMachine.objects.update(deleted_at=now + HOUR)
+    maintain_schedules(now + 2 * HOUR)
+    assert len(notices_of(member.user)) == 1
+
+
 # --- Django admin ----------------------------------------------------------------------------------------------------
 
 
 LIST = "admin:inventory_virtualmachine_changelist"
+SWITCH_ON = {"on": "1", "confirmed": "yes"}
 
 
 @pytest.fixture
@@ -267,13 +339,17 @@ def page_of(vm: VirtualMachine) -> str:
     return reverse("admin:inventory_virtualmachine_change", args=[vm.pk])
 
 
-def test_one_click_in_the_list_switches(support: Client, vm: VirtualMachine) -> None:
+def test_the_list_switches_once_the_price_is_confirmed(support: Client, vm: VirtualMachine) -> None:
     here = f"{reverse(LIST)}?q=db"
     page = support.get(here).text
     assert "K 23.75 / Hour" in page and "Switch on" in page
     url = reverse("admin:snapshots_switch", args=[vm.pk])
     assert url in page
-    response = support.post(f"{url}?back={here}", {"on": "1"}, follow=True)
+    page = support.post(f"{url}?back={here}", {"on": "1"}).text
+    assert "K 23.75 / Hour" in page and "K 17,385.00" in page and "notified in the bell and by e-mail" in page
+    assert not AutomaticBackupSwitch.objects.exists()
+    confirmed = {"on": "1", "confirmed": "yes", f"shown_{vm.pk}": "23750000"}
+    response = support.post(f"{url}?back={here}", confirmed, follow=True)
     assert response.redirect_chain[-1][0] == here
     assert "Automatic backups of db-01 are on: 20 % of K 118.7500 = K 23.75 an hour, K 17,385.00" in response.text
     assert "Switch off" in response.text
@@ -281,16 +357,24 @@ def test_one_click_in_the_list_switches(support: Client, vm: VirtualMachine) -> 
     assert vm.automatic_backups_since
     assert "db-01" in support.get(f"{reverse(LIST)}?automatic=on").text
     assert "db-01" not in support.get(f"{reverse(LIST)}?automatic=off").text
-    support.post(url, {"on": "0"})
+    assert "In all this ends K 23.75 an hour" in support.post(url, {"on": "0"}).text
+    support.post(url, {"on": "0", "confirmed": "yes"})
     vm.refresh_from_db()
     assert vm.automatic_backups_since is None
 
 
+def test_a_price_that_changed_since_it_was_confirmed_is_not_charged(support: Client, vm: VirtualMachine) -> None:
+    confirmed = {"on": "1", "confirmed": "yes", f"shown_{vm.pk}": "10000000"}
+    response = support.post(reverse("admin:snapshots_switch", args=[vm.pk]), confirmed, follow=True)
+    assert "The price has changed to K 23.75 an hour" in response.text
+    assert not AutomaticBackupSwitch.objects.exists()
+
+
 def test_what_is_on_already_stays_on_and_says_that_it_is_not_sold_any_more(support: Client, vm: VirtualMachine) -> None:
     url = reverse("admin:snapshots_switch", args=[vm.pk])
-    support.post(url, {"on": "1"})
+    support.post(url, SWITCH_ON)
     Package.objects.update(active=False)
-    response = support.post(url, {"on": "1"}, follow=True)
+    response = support.post(url, SWITCH_ON, follow=True)
     assert "Automatic backups of db-01 are on: Automatic VM Backup is not sold in" in response.text
     assert AutomaticBackupSwitch.objects.count() == 1
 
@@ -300,10 +384,10 @@ def test_a_link_or_a_stranger_switches_nothing(
 ) -> None:
     url = reverse("admin:snapshots_switch", args=[vm.pk])
     assert support.get(url).status_code == 405
-    assert client_for(member.user).post(url, {"on": "1"}).status_code == 302
-    assert client_for(UserFactory(is_staff=True)).post(url, {"on": "1"}).status_code == 403
-    assert client_for(UserFactory(admin=True), enforce_csrf_checks=True).post(url, {"on": "1"}).status_code == 403
-    assert support.post(f"{url}?back=https://elsewhere.example/", {"on": "1"})["Location"] == page_of(vm)
+    assert client_for(member.user).post(url, SWITCH_ON).status_code == 302
+    assert client_for(UserFactory(is_staff=True)).post(url, SWITCH_ON).status_code == 403
+    assert client_for(UserFactory(admin=True), enforce_csrf_checks=True).post(url, SWITCH_ON).status_code == 403
+    assert support.post(f"{url}?back=https://elsewhere.example/", SWITCH_ON)["Location"] == page_of(vm)
     assert AutomaticBackupSwitch.objects.count() == 1
 
 
@@ -311,7 +395,7 @@ def test_the_list_says_why_it_is_refused(support: Client, vm: VirtualMachine) ->
     Package.objects.update(active=False)
     page = support.get(reverse(LIST)).text
     assert f"not sold in {vm.location_id}" in page
-    response = support.post(reverse("admin:snapshots_switch", args=[vm.pk]), {"on": "1"}, follow=True)
+    response = support.post(reverse("admin:snapshots_switch", args=[vm.pk]), SWITCH_ON, follow=True)
     assert "is not sold in" in response.text
     assert not AutomaticBackupSwitch.objects.exists()
 
@@ -342,7 +426,7 @@ def test_the_machines_page_shows_the_cost_before_and_who_switched_after(
     page = support.get(page_of(vm)).text
     assert "20 % of K 118.7500 = K 23.75 an hour, K 17,385.00 for 732 hours" in page
     assert "Daily at 02:00 in the customer&#x27;s time zone; 2 backups are kept." in page
-    support.post(reverse("admin:snapshots_switch", args=[vm.pk]), {"on": "1"})
+    support.post(reverse("admin:snapshots_switch", args=[vm.pk]), SWITCH_ON)
     page = support.get(page_of(vm)).text
     assert "On since" in page and str(admin) in page
 
