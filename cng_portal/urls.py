@@ -3,7 +3,7 @@ from django.contrib import admin
 from django.urls import include, path
 from django.views.generic import RedirectView
 
-from snapshots.views import components, dashboard, projects
+from snapshots.views import components, dashboard, projects, search
 
 # Administrators use the portal's sign-in page, which has rate limits and second factors.
 admin.site.login = secure_admin_login(admin.site.login)  # type: ignore[method-assign]
@@ -18,6 +18,7 @@ admin_urls = [pattern for pattern in admin_urls if getattr(pattern, "name", "") 
 handler500 = "cng_portal.common.full_disk.server_error"
 urlpatterns = [
     path("", dashboard, name="dashboard"),
+    path("search/", search.search, name="search"),
     path("projects/", projects.projects, name="projects"),
     path("projects/new/", projects.new, name="new_project"),
     path("projects/<uuid:project_id>/", projects.project, name="project"),

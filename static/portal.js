@@ -85,6 +85,40 @@
     }
   });
 
+  // Ctrl-K searches everything, also while typing. On the page of the search it only focuses the input.
+  const openSearch = () => {
+    const [dialog, input] = [document.getElementById("find"), document.getElementById("find-text")];
+    if (dialog && !dialog.open) dialog.showModal();
+    input?.focus();
+    input?.select();
+    return input;
+  };
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest("[data-find-open]");
+    if (link && !event.ctrlKey && !event.metaKey && !event.shiftKey && !event.button && openSearch()) event.preventDefault();
+  });
+  document.addEventListener("keydown", (event) => {
+    const isCtrlK = (event.ctrlKey || event.metaKey) && !event.altKey && !event.shiftKey && event.key.toLowerCase() === "k";
+    if (isCtrlK && openSearch()) event.preventDefault();
+    // The arrows go through the results and back to the input; what is typed meanwhile belongs to the input.
+    const input = event.target.closest("#find-text, .found") && document.getElementById("find-text");
+    if (!input || event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
+    const stops = [input, ...document.querySelectorAll("#found a")];
+    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    if (step) {
+      event.preventDefault();
+      stops.at((stops.indexOf(document.activeElement) + step) % stops.length).focus();
+    } else if (event.key.length === 1 && event.key !== " ") input.focus();
+  });
+  // Enter opens the best result, if the results are of what is typed; otherwise the page of the search.
+  document.addEventListener("submit", (event) => {
+    const best = event.target.matches("[data-find]") && document.querySelector("#found .found-hit");
+    const query = document.querySelector("#found [data-q]")?.dataset.q;
+    if (!best || query !== document.getElementById("find-text").value.trim()) return;
+    event.preventDefault();
+    location.assign(best.href);
+  });
+
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") {
       for (const menu of openMenus()) {

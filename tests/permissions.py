@@ -85,6 +85,7 @@ LINK = NOBODY
 TABLE: dict[str, list[Row]] = {
     "Snapshots": [
         Row("dashboard", "View the dashboard", SIGNED_IN),
+        Row("search", "Search everything you can see", SIGNED_IN),
         Row("snapshots:volume_snapshots", "List volume snapshots", SIGNED_IN),
         Row("snapshots:vm_snapshots", "List VM snapshots", SIGNED_IN),
         Row("snapshots:new", "Start taking a volume snapshot", CHANGE_OWN, BOTH),

@@ -128,6 +128,13 @@ def keys(page: Page) -> None:
     page.keyboard.press("?")
 
 
+def find(page: Page) -> None:
+    """The search of everything, over the page."""
+    page.keyboard.press("Control+k")
+    page.get_by_role("searchbox", name="Search everything").fill("db-01")
+    page.locator("#find .found-hit").first.wait_for()
+
+
 def told(name: str, **context: Any) -> Callable[[Page], object]:
     """The page of an error, which no address has: what the server would answer with."""
     html = render_to_string(name, context)
@@ -348,6 +355,9 @@ def of_snapshots(member: Membership) -> Screens:
         "frame-person": Screen("/", open_menu(".person-button"), menu=True),
         "frame-menu": Screen("/volumes/", side_menu, menu=True),
         "keys": Screen("/snapshots/", keys, menu=True),
+        "search": Screen("/search/?q=db-01"),
+        "search-nothing-found": Screen("/search/?q=nothing-like-it"),
+        "search-window": Screen("/snapshots/", find, menu=True),
         "snapshots": Screen("/snapshots/?view=table"),
         "snapshots-2": Screen("/snapshots/?view=table&q=2026"),
         "snapshots-selected": Screen("/snapshots/?view=table", open_menu("td .select input")),

@@ -63,6 +63,7 @@ PAGES = [
     "/projects/",
     "/help/",
     "/help/keyboard/",
+    "/search/?q=a",
     "/snapshots/new/",
     "/backups/new/",
 ]
