@@ -17,7 +17,7 @@ from django.utils.translation import gettext as _
 from billing import errors as billing
 from billing.balance import require_cover
 from billing.prices import PriceList, Quote, get_quote
-from cng_portal.accounts.models import Customer, User
+from cng_portal.accounts.models import Customer, Project, User
 from cng_portal.common.money import format_price
 from cng_portal.common.names import MAX_NAME_LENGTH, clean_name, fold_name, is_same_name
 from cng_portal.inventory.models import VirtualMachine, Volume
@@ -64,6 +64,14 @@ def require_change(user: User, project_id: UUID) -> None:
         )
 
 
+def reload_project(project: Project, customer_id: UUID) -> Project:
+    """Read the row again, after the customer's lock was taken. Raises InvalidState if it is another customer's."""
+    project = Project.objects.select_related("customer").get(pk=project.pk)
+    if project.customer_id != customer_id:
+        raise InvalidState(_("The project belongs to another account. Choose a project of the same account."))
+    return project
+
+
 def kind_of(source: Source) -> Kind:
     return Kind.VOLUME if isinstance(source, Volume) else Kind.VM
 
@@ -72,7 +80,7 @@ def volumes_of(source: Source) -> list[Volume]:
     """Return the volumes that a snapshot captures, the root volume first."""
     if isinstance(source, Volume):
         return [source]
-    disks = Volume.objects.present().filter(vm=source).select_related("location")
+    disks = Volume.objects.present().filter(vm=source).select_related("location", "project")
     return list(disks.order_by("position", "name", "id"))
 
 
@@ -158,13 +166,14 @@ def unfinished_captures(volumes: list[Volume]) -> QuerySet[Snapshot]:
     )
 
 
-def check_capturable(source: Source, *, safety: bool = False) -> list[Volume]:
+def check_capturable(source: Source, *, project: Project | None = None, safety: bool = False) -> list[Volume]:
     """Check the source and the quotas, and return the volumes to capture.
 
-    `safety` is for the snapshot taken before a restore, which some engines keep as volumes.
+    `project` is the snapshot's, by default the source's. `safety` is for the snapshot taken before a restore, which some
+    engines keep as volumes.
     """
     volumes = check_source(source)
-    check_snapshot_quota(source.project, sum(volume.size_gb for volume in volumes))
+    check_snapshot_quota(project or source.project, sum(volume.size_gb for volume in volumes))
     kind = "volumes" if safety and get_driver(source.location).reverts_only_latest else "snapshots"
     for backend_project in {volume.backend_project for volume in volumes}:
         sizes = [volume.size_gb for volume in volumes if volume.backend_project == backend_project]
@@ -176,12 +185,16 @@ def check_deliverable(
     source: Source,
     at: datetime | None = None,
     *,
+    project: Project | None = None,
     kind: str | None = None,
     safety: bool = False,
 ) -> Quote:
-    """Check everything but the name of a new snapshot, or of a backup if `kind` says so, and return its price."""
+    """Check everything but the name of a new snapshot, or of a backup if `kind` says so, and return its price.
+
+    `project` is the snapshot's, by default the source's.
+    """
     at = at or timezone.now()
-    volumes = check_capturable(source, safety=safety)
+    volumes = check_capturable(source, project=project, safety=safety)
     quote = quote_size(source, sum(volume.size_gb for volume in volumes), kind=kind, at=at)
     check_cover(source.project.customer, quote.hourly_micro, at=at)
     return quote

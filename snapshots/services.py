@@ -15,7 +15,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from billing.usage import rename_resource
-from cng_portal.accounts.models import User
+from cng_portal.accounts.models import Project, User
 from cng_portal.accounts.services import lock_customer
 from cng_portal.activity import services as activity
 from cng_portal.common.names import fold_name
@@ -46,12 +46,14 @@ def request_snapshot(
     source: Source,
     name: str,
     user: User,
+    project: Project | None = None,
     shown_hourly_micro: int | None = None,
     draft: Draft | None = None,
 ) -> Snapshot:
     """Request a snapshot of a volume or machine. The same draft again returns the snapshot it created the first time.
 
-    `shown_hourly_micro` is the price that the user saw. Raises any ActionRefused.
+    `project` is the snapshot's, of the same customer, by default the source's. `shown_hourly_micro` is the price that the
+    user saw. Raises any ActionRefused.
     """
     checks.check_space(source)
     with transaction.atomic():
@@ -59,13 +61,21 @@ def request_snapshot(
         if draft and (made := Snapshot.objects.filter(draft=draft).first()):
             return made
         source = checks.reload_source(source)
-        checks.require_change(User.objects.get(pk=user.pk), source.project_id)
+        project = checks.reload_project(project or source.project, source.project.customer_id)
+        user = User.objects.get(pk=user.pk)
+        checks.require_change(user, source.project_id)
+        checks.require_change(user, project.pk)
         limits.check_rate_limit(source.project.customer_id, Operation.Kind.CAPTURE)
-        quote = checks.check_deliverable(source)
+        quote = checks.check_deliverable(source, project=project)
         name = checks.check_name(source.project.customer_id, name)
         checks.check_shown_price(quote, shown_hourly_micro)
         snapshot = create_snapshot_row(
-            source=source, volumes=checks.volumes_of(source), name=name, user=user, draft=draft
+            source=source,
+            volumes=checks.volumes_of(source),
+            name=name,
+            user=user,
+            project=project,
+            draft=draft,
         )
         create_operation(kind=Operation.Kind.CAPTURE, snapshot=snapshot, requested_by=user)
     return snapshot
@@ -77,10 +87,11 @@ def create_snapshot_row(
     volumes: list[Volume],
     name: str,
     user: User | None,
+    project: Project | None = None,
     draft: Draft | None = None,
     kind: Kind | None = None,
 ) -> Snapshot:
-    """Create the pending snapshot and its disks.
+    """Create the pending snapshot and its disks. `project` is by default the source's.
 
     The caller must hold the customer's lock, have made the checks, and create the operation.
     """
@@ -88,7 +99,7 @@ def create_snapshot_row(
     snapshot = Snapshot.objects.create(
         kind=kind,
         customer_id=source.project.customer_id,
-        project=source.project,
+        project=project or source.project,
         location=source.location,
         volume=source if isinstance(source, Volume) else None,
         vm=source if isinstance(source, VirtualMachine) else None,
@@ -230,7 +241,12 @@ def retry(*, operation: Operation, user: User) -> Operation:
         lock_customer(snapshot.customer_id)
         operation = Operation.objects.select_related("volume__project").get(pk=operation.pk)
         snapshot = checks.reload_snapshot(snapshot)
-        checks.require_change(User.objects.get(pk=user.pk), snapshot.project_id)
+        user = User.objects.get(pk=user.pk)
+        checks.require_change(user, snapshot.project_id)
+        if operation.kind == Operation.Kind.CAPTURE:
+            checks.require_change(user, snapshot.source.project_id)
+        elif operation.kind == Operation.Kind.NEW_VOLUME and operation.volume:
+            checks.require_change(user, operation.volume.project_id)
         newer = Operation.objects.filter(
             snapshot=snapshot, kind=operation.kind, volume=operation.volume, created_at__gt=operation.created_at
         )
@@ -311,9 +327,9 @@ def retake(snapshot: Snapshot, at: datetime | None = None) -> None:
     """Make a failed snapshot pending again, with the current sizes of its disks. The caller must hold the lock."""
     source = checks.reload_source(snapshot.source)
     if snapshot.is_charged:
-        checks.check_deliverable(source, at, kind=snapshot.kind)
+        checks.check_deliverable(source, at, project=snapshot.project, kind=snapshot.kind)
     else:
-        checks.check_capturable(source)
+        checks.check_capturable(source, project=snapshot.project)
     volumes = checks.volumes_of(source)
     if has_other_disks(snapshot):
         raise InvalidState(_("The machine's disks have changed since this was requested. Take a new one instead."))

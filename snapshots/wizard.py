@@ -7,117 +7,27 @@ the first whose answer is missing or no longer valid.
 from collections.abc import Sequence
 from datetime import date, datetime, time, timedelta
 from typing import Any, ClassVar
-from uuid import UUID
 
 from django import forms
 from django.core.exceptions import ValidationError
-from django.db.models import Count, OuterRef, Prefetch, Q, QuerySet, Subquery
-from django.db.models.functions import Coalesce
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from billing.models import BillingCycle
-from billing.prices import PriceList
 from cng_portal.accounts.models import Project, User
-from cng_portal.common.names import NameFormField, name_contains
+from cng_portal.common.names import NameFormField
 from cng_portal.inventory.models import Location, VirtualMachine, Volume
 
-from . import checks, limits
+from . import checks, limits, offers
 from .backups.forms import ScheduleForm
 from .backups.schedules import SCHEDULE_FIELDS
 from .errors import ActionRefused, NameTaken
-from .models import SERVICE_KINDS, BackupSchedule, Draft, Kind, Snapshot
+from .models import BackupSchedule, Draft, Kind
 
-# On the step of the source. The search finds the others.
-SOURCES_SHOWN = 60
-# Hits of the search above the first step.
-SOURCES_FOUND = 8
 MAX_DRAFTS = 50
 DRAFT_LIFETIME = timedelta(days=30)
 MAX_ESTIMATE = timedelta(days=3653)
-
-
-def locations_for(user: User, kind: str) -> list[Location]:
-    """Return the active locations, each with `source_count` and `is_sold`.
-
-    `source_count` counts the volumes or machines that the user can capture there. `is_sold` is whether `kind` has a price
-    there in any currency of the user's customers.
-    """
-    model = Volume if kind == Kind.VOLUME else VirtualMachine
-    sources = model.objects.changeable_by(user).present().filter(location=OuterRef("pk")).order_by().values("location")
-    count = Coalesce(Subquery(sources.annotate(count=Count("pk")).values("count")), 0)
-    currencies = {project.currency for project in user.project_roles if user.can_change(project.id)}
-    prices, now = PriceList.load(), timezone.now()
-    locations: list[Any] = list(Location.objects.active().annotate(source_count=count))
-    for location in locations:
-        location.is_sold = any(
-            prices.sold_rate(SERVICE_KINDS[Kind(kind)], location.pk, currency, now) is not None
-            for currency in currencies
-        )
-    return locations
-
-
-def projects_for(user: User, kind: str, location: str | None) -> list[Project]:
-    """Return the projects that the user may change, with `source_count` in the location."""
-    sources = "volumes" if kind == Kind.VOLUME else "vms"
-    here = Q(**{f"{sources}__location": location, f"{sources}__deleted_at": None})
-    return list(Project.objects.changeable_by(user).annotate(source_count=Count(sources, filter=here)).order_by("name"))
-
-
-def here(draft: Draft) -> dict[str, Any]:
-    """Return the location and project of the answers so far, as arguments of `sources_for`."""
-    return {"location": draft.location_id, "project": draft.project_id}
-
-
-def sources_for(
-    user: User, kind: str, *, location: str | None, project: UUID | None, q: str = "", pk: UUID | None = None
-) -> QuerySet[Any]:
-    """Return the volumes or machines of the project in the location, filtered by the search or the ID."""
-    model = Volume if kind == Kind.VOLUME else VirtualMachine
-    sources = model.objects.changeable_by(user).present().filter(project=project, location=location)
-    if q:
-        sources = sources.filter(name_contains(q) | (name_contains(q, "vm__") if kind == Kind.VOLUME else Q()))
-    if pk:
-        sources = sources.filter(pk=pk)
-    sources = sources.select_related("project__customer", "location")
-    return sources.select_related("vm") if kind == Kind.VOLUME else sources
-
-
-def first_sources(user: User, kind: str, **filters: Any) -> list[Any]:
-    """Return the first SOURCES_SHOWN of `sources_for` by name, with `last_snapshot_at`, and machines with `disks`."""
-    of_source = {"volume" if kind == Kind.VOLUME else "vm": OuterRef("pk")}
-    last = Snapshot.objects.filter(**of_source, deleted_at=None, ready_at__isnull=False).order_by("-ready_at")
-    sources = sources_for(user, kind, **filters).annotate(last_snapshot_at=Subquery(last.values("ready_at")[:1]))
-    if kind != Kind.VOLUME:
-        disks = Volume.objects.present().order_by("position", "name", "id")
-        sources = sources.prefetch_related(Prefetch("volumes", disks, to_attr="disks"))
-    return list(sources.order_by("name", "id")[:SOURCES_SHOWN])
-
-
-def find_sources(user: User, kind: str, text: str) -> list[Any]:
-    """Search all locations and projects for volumes or machines by name. Returns at most SOURCES_FOUND."""
-    hits: QuerySet[Any]
-    if kind == Kind.VOLUME:
-        volumes = Volume.objects.changeable_by(user).present().filter(state=Volume.State.AVAILABLE)
-        hits = volumes.filter(name_contains(text) | name_contains(text, "vm__")).select_related("vm")
-    else:
-        hits = VirtualMachine.objects.changeable_by(user).present().filter(name_contains(text))
-    return list(hits.select_related("project").order_by("name", "id")[:SOURCES_FOUND])
-
-
-class ChoiceField(forms.Field):
-    """A choice among the few rows of `offered`."""
-
-    offered: Sequence[Any] = ()
-
-    def to_python(self, value: Any) -> Any:
-        if value in self.empty_values:
-            return None
-        chosen = next((row for row in self.offered if str(row.pk) == str(value)), None)
-        if chosen is None:
-            raise ValidationError(self.error_messages["invalid_choice"], code="invalid_choice")
-        return chosen
 
 
 class SourceField(forms.ModelChoiceField):
@@ -139,58 +49,35 @@ class StepForm(forms.Form):
 
 
 class LocationForm(StepForm):
-    location = ChoiceField(
-        error_messages={
-            "required": _("Choose a location."),
-            "invalid_choice": _("This location is not available any more. Choose one of the list."),
-        },
-    )
+    location = forms.Field(error_messages={"required": _("Choose a location.")})
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.fields["location"].offered = locations_for(self.user, self.draft.kind)  # type: ignore[attr-defined]
+        self.offers = offers.offered_locations(self.user, self.draft.kind)
 
     def clean_location(self) -> Location:
-        location: Any = self.cleaned_data["location"]
-        kind = self.draft.kind
-        if not location.is_sold:
-            raise ValidationError(
-                _("%(kind)ss are not sold in %(code)s. Choose another location, or ask your provider."),
-                params={"kind": Kind(kind).label, "code": location.code},
-            )
-        if not location.source_count:
-            raise ValidationError(
-                _("You have no volume in %(code)s that you could take a snapshot of. Choose another location.")
-                if kind == Kind.VOLUME
-                else _("You have no virtual machine in %(code)s. Choose another location."),
-                params={"code": location.code},
-            )
-        return location  # type: ignore[no-any-return]
+        for offer in self.offers:
+            if offer.location.pk == self.cleaned_data["location"]:
+                if offer.reason:
+                    raise ValidationError(_("%(reason)s Choose another location."), params={"reason": offer.reason})
+                return offer.location
+        raise ValidationError(_("This location is not available any more. Choose one of the list."))
 
 
 class ProjectForm(StepForm):
-    project = ChoiceField(
-        error_messages={
-            "required": _("Choose a project."),
-            "invalid_choice": _("You cannot use this project any more. Choose one of the list."),
-        },
-    )
+    project = forms.Field(error_messages={"required": _("Choose a project.")})
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        offered = projects_for(self.user, self.draft.kind, self.draft.location_id)
-        self.fields["project"].offered = offered  # type: ignore[attr-defined]
+        self.offers = offers.offered_projects(self.user, self.draft)
 
     def clean_project(self) -> Project:
-        project: Project = self.cleaned_data["project"]
-        if not project.source_count:  # type: ignore[attr-defined]  # annotated by projects_for
-            raise ValidationError(
-                _("The project “%(project)s” has no volume in %(code)s. Choose another project.")
-                if self.draft.kind == Kind.VOLUME
-                else _("The project “%(project)s” has no virtual machine in %(code)s. Choose another project."),
-                params={"project": project.name, "code": self.draft.location_id},
-            )
-        return project
+        for offer in self.offers:
+            if str(offer.project.pk) == str(self.cleaned_data["project"]):
+                if offer.reason:
+                    raise ValidationError(_("%(reason)s Choose another project."), params={"reason": offer.reason})
+                return offer.project
+        raise ValidationError(_("You cannot use this project any more. Choose one of the list."))
 
 
 class SourceForm(StepForm):
@@ -201,13 +88,13 @@ class SourceForm(StepForm):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         field: Any = self.fields[self.field]
-        field.queryset = sources_for(self.user, self.draft.kind, **here(self.draft))
+        field.queryset = offers.offered_sources(self.user, self.draft)
 
     def clean(self) -> dict[str, Any]:
         cleaned: dict[str, Any] = super().clean() or {}
         if source := cleaned.get(self.field):
             try:
-                checks.check_deliverable(source, kind=self.draft.kind)
+                checks.check_deliverable(source, kind=self.draft.kind, project=self.draft.project)
                 checks.check_space(source)
             except ActionRefused as error:
                 self.add_error(self.field, str(error))
@@ -220,7 +107,7 @@ class VolumeForm(SourceForm):
         Volume.objects.none(),
         error_messages={
             "required": _("Choose a volume."),
-            "invalid_choice": _("This volume is not in the project and location any more. Choose one of the list."),
+            "invalid_choice": _("You cannot take a snapshot of this volume any more. Choose one of the list."),
         },
     )
 
@@ -231,7 +118,7 @@ class InstanceForm(SourceForm):
         VirtualMachine.objects.none(),
         error_messages={
             "required": _("Choose an instance."),
-            "invalid_choice": _("This instance is not in the project and location any more. Choose one of the list."),
+            "invalid_choice": _("You cannot use this instance any more. Choose one of the list."),
         },
     )
 
@@ -375,14 +262,20 @@ class ProjectStep(Step):
     slug = field = "project"
     label = _("Project")
     heading = _("Assign to a Project")
-    intro = _("Projects organize your resources and decide which colleagues see them.")
+    intro = _("Its members see the snapshot and can use it. It counts towards the project's quota and costs.")
     form_class = ProjectForm
 
     @classmethod
     def changed(cls, draft: Draft) -> None:
         assert draft.project is not None
+        source = draft.source
+        if draft.kind == Kind.BACKUP or (source and source.project.customer_id != draft.project.customer_id):
+            draft.volume = draft.vm = None
         draft.customer_id = draft.project.customer_id
-        draft.volume = draft.vm = None
+
+
+class BackupProjectStep(ProjectStep):
+    intro = _("Projects organize your resources and decide which colleagues see them.")
 
 
 class SourceStep(Step):
@@ -496,7 +389,7 @@ SOURCE_STEPS: dict[str, type[SourceStep]] = {
 STEPS: dict[str, Sequence[type[Step]]] = {
     Kind.VOLUME: (LocationStep, ProjectStep, VolumeStep, NameStep),
     Kind.VM: (MachineLocationStep, ProjectStep, InstanceStep, NameStep),
-    Kind.BACKUP: (MachineLocationStep, ProjectStep, InstanceStep, ScheduleStep),
+    Kind.BACKUP: (MachineLocationStep, BackupProjectStep, InstanceStep, ScheduleStep),
 }
 REVIEW = "review"
 

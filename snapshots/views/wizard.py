@@ -1,6 +1,7 @@
 """The wizard's pages. Each step has a URL, whose view renders the page or htmx's fragment."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from datetime import datetime, time, timedelta
 from functools import partial, wraps
 from itertools import zip_longest
@@ -29,7 +30,8 @@ from cng_portal.accounts.requests import Request
 from cng_portal.common.money import format_amount, format_count, format_price
 from cng_portal.common.templatetags.portal import day as format_day
 from cng_portal.inventory.models import Region, VirtualMachine, Volume
-from snapshots import checks, limits, lists, services, wizard
+from snapshots import checks, limits, lists, offers, services, wizard
+from snapshots.assignment import explain_new_readers
 from snapshots.backups.forms import zone_name
 from snapshots.backups.occurrences import occurrences_between
 from snapshots.backups.preview_chart import build_preview_chart
@@ -121,8 +123,10 @@ DRAFT_RELATED = (
 
 
 def get_draft(user: User, draft_id: UUID) -> Draft:
-    """Return the draft, visible like the customer's projects. 403 for users who can change none of them."""
-    visible = Draft.objects.filter(Q(project=None) | Q(project__in=list(user.roles)), customer_id__in=user.customer_ids)
+    """Return the draft, visible like the projects of its answers. 403 for users who can change none of them."""
+    visible = Draft.objects.filter(customer_id__in=user.customer_ids)
+    for path in ("project", "volume__project", "vm__project"):
+        visible = visible.filter(Q(**{path: None}) | Q(**{f"{path}__in": list(user.roles)}))
     draft = get_object_or_404(visible.select_related(*DRAFT_RELATED), pk=draft_id)
     require_some_project(user, draft.customer_id)
     return draft
@@ -184,6 +188,9 @@ def review(request: HttpRequest, draft: Draft) -> HttpResponse:
     volumes = checks.volumes_of(source)
     quote = checks.quote_size(source, sum(volume.size_gb for volume in volumes), kind=draft.kind)
     context = {"form": form, "quote": quote, "facts": facts(draft, volumes), **estimates(request, draft, quote)}
+    if draft.kind != Kind.BACKUP:
+        assert draft.project is not None
+        context["readers"] = explain_new_readers(draft.project, [source.project, *(v.project for v in volumes)])
     if draft.kind == Kind.BACKUP:
         zone = source.project.customer.zone
         fields = {name: getattr(draft, name) for name in SCHEDULE_FIELDS}
@@ -206,7 +213,12 @@ def confirm(draft: Draft, user: User, shown_hourly_micro: int) -> Snapshot | Bac
         return create_schedule(vm=draft.vm, user=user, draft=draft, shown_hourly_micro=shown_hourly_micro, **answers)
     assert draft.source is not None
     return services.request_snapshot(
-        source=draft.source, name=draft.name, user=user, draft=draft, shown_hourly_micro=shown_hourly_micro
+        source=draft.source,
+        name=draft.name,
+        user=user,
+        project=draft.project,
+        draft=draft,
+        shown_hourly_micro=shown_hourly_micro,
     )
 
 
@@ -359,102 +371,161 @@ def consistency_of(vm: VirtualMachine) -> str:
     return _("Crash-consistent per disk: the disks are captured one after the other")
 
 
-def location_context(request: HttpRequest, draft: Draft, form: Any) -> dict[str, Any]:
-    locations: list[Any] = form.fields["location"].offered
-    regions = [region for region in Region.values if any(location.region == region for location in locations)]
+@dataclass(frozen=True)
+class Choice:
+    """A card: `text` is its second line, `reason` why it can't be chosen."""
+
+    value: str
+    title: str
+    text: str = ""
+    reason: str = ""
+    is_checked: bool = False
+    country: str = ""
+    flag: str = ""
+    facts: list[dict[str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ChoiceGroup:
+    """The volumes or instances of one project."""
+
+    project_name: str
+    choices: list[Choice]
+
+
+def choose(choices: list[Choice], chosen: str) -> list[Choice]:
+    """Check the chosen card, or the only possible one."""
+    possible = [choice.value for choice in choices if not choice.reason]
+    if not chosen and len(possible) == 1:
+        chosen = possible[0]
+    return [replace(choice, is_checked=choice.value == chosen) for choice in choices]
+
+
+def location_context(request: HttpRequest, draft: Draft, form: wizard.LocationForm) -> dict[str, Any]:
+    present = {offer.location.region for offer in form.offers}
+    regions = [region for region in Region.values if region in present]
     region = request.GET.get("region", "")
     region = region if region in regions else ""
     here = request.path
     tabs = [{"label": _("All"), "url": here, "active": not region}]
     tabs += [{"label": Region(r).label, "url": f"{here}?region={r}", "active": r == region} for r in regions]
-    chosen = request.GET.get("location") or draft.location_id
-    for location in locations:
-        location.checked = location.pk == chosen
-        if not location.is_sold:
-            location.reason = _("%(kind)ss are not sold here.") % {"kind": Kind(draft.kind).label}
-        elif not location.source_count:
-            is_volume = draft.kind == Kind.VOLUME
-            location.reason = _("You have no volume here.") if is_volume else _("You have no virtual machine here.")
-    possible = [location for location in locations if not getattr(location, "reason", "")]
-    if not chosen and len(possible) == 1:
-        possible[0].checked = True
+    choices = choose(
+        [
+            Choice(
+                value=offer.location.code,
+                title=offer.location.code,
+                text=f"{offer.location.city}, {offer.location.country_name}",
+                reason=offer.reason,
+                country=offer.location.country,
+                flag=offer.location.flag,
+            )
+            for offer in form.offers
+        ],
+        request.GET.get("location") or draft.location_id or "",
+    )
+    in_region = {offer.location.code for offer in form.offers if region in ("", offer.location.region)}
     query = request.GET.get("q", "").strip()
     return {
-        "locations": [location for location in locations if region in ("", location.region)],
+        "choices": [choice for choice in choices if choice.value in in_region],
         "tabs": tabs if len(regions) > 1 else [],
         "q": query,
-        "hits": wizard.find_sources(request.user, draft.kind, query) if query else [],
+        "hits": offers.find_sources(request.user, draft.kind, query) if query else [],
         "search_label": wizard.SOURCE_STEPS[Kind(draft.kind)].search_label,
     }
 
 
-def project_context(request: HttpRequest, draft: Draft, form: Any) -> dict[str, Any]:
-    projects: list[Any] = form.fields["project"].offered
-    chosen = request.GET.get("project") or str(draft.project_id or "")
-    for project in projects:
-        count = project.source_count
-        project.value = str(project.pk)
-        project.checked = project.value == chosen
-        if draft.kind == Kind.VOLUME:
-            project.text = ngettext("%(count)s volume", "%(count)s volumes", count) % {"count": count}
-            reason = _("No volume in %(code)s.")
-        else:
-            project.text = ngettext("%(count)s instance", "%(count)s instances", count) % {"count": count}
-            reason = _("No instance in %(code)s.")
-        if not count:
-            project.reason = reason % {"code": draft.location_id}
-    possible = [project for project in projects if project.source_count]
-    if not chosen and len(possible) == 1:
-        possible[0].checked = True
-    return {"projects": projects}
+def project_context(request: HttpRequest, draft: Draft, form: wizard.ProjectForm) -> dict[str, Any]:
+    customers = {offer.project.customer_id for offer in form.offers}
+    choices = [
+        Choice(
+            value=str(offer.project.pk),
+            title=offer.project.name,
+            text=count_sources(draft.kind, offer.source_count),
+            reason=offer.reason,
+            facts=[{"label": _("Account"), "value": offer.project.customer.name}] if len(customers) > 1 else [],
+        )
+        for offer in form.offers
+    ]
+    return {"choices": choose(choices, request.GET.get("project") or str(draft.project_id or ""))}
 
 
-def source_context(request: HttpRequest, draft: Draft, form: Any) -> dict[str, Any]:
+def count_sources(kind: str, count: int) -> str:
+    if kind == Kind.VOLUME:
+        text = ngettext("%(count)s volume here", "%(count)s volumes here", count)
+    else:
+        text = ngettext("%(count)s instance here", "%(count)s instances here", count)
+    return text % {"count": count}
+
+
+def source_context(request: HttpRequest, draft: Draft, form: wizard.SourceForm) -> dict[str, Any]:
     """List the volumes or instances that match the search, at most SOURCES_SHOWN, and always the chosen one."""
     assert draft.location_id is not None and draft.project is not None  # the steps before are checked
-    user, kind, here = request.user, draft.kind, wizard.here(draft)
+    user, kind = request.user, draft.kind
     query = request.GET.get("q", "").strip()
-    sources = wizard.first_sources(user, kind, **here, q=query)
-    posted = request.GET.get(wizard.SOURCE_STEPS[Kind(kind)].field, "")
-    chosen = lists.parse_uuid(posted) or draft.volume_id or draft.vm_id
-    if not chosen and not query and len(sources) == 1:
-        chosen = sources[0].pk
-    if chosen and all(source.pk != chosen for source in sources):
-        sources = [*wizard.first_sources(user, kind, **here, pk=chosen), *sources]
+    found = offers.first_sources(user, draft, q=query)
+    chosen = lists.parse_uuid(request.GET.get(form.field, "")) or draft.volume_id or draft.vm_id
+    if not chosen and not query and len(found) == 1:
+        chosen = found[0].source.pk
+    if chosen and all(offer.source.pk != chosen for offer in found):
+        found = [*offers.first_sources(user, draft, pk=chosen), *found]
     uses = limits.snapshot_quota_use(draft.project)
     for cloud_project in limits.synced_cloud_projects(location=draft.location_id, project=draft.project):
         cloud = limits.cloud_quota_use(cloud_project)
         uses += [cloud["snapshots"], cloud["gb"]]
     prices, currency, now = PriceList.load([draft.location_id]), draft.project.customer.currency, timezone.now()
-    for source in sources:
-        source.value = str(source.pk)
-        source.checked = source.pk == chosen
-        size_gb = source.size_gb if isinstance(source, Volume) else sum(disk.size_gb for disk in source.disks)
-        source.text = _("%(size)s GB") % {"size": format_count(size_gb)}
-        source.facts = [*source_facts(source), {"label": _("Last snapshot"), "value": date(source.last_snapshot_at)}]
-        quote = prices.quote(SERVICE_KINDS[Kind(kind)], draft.location_id, currency, now, size_gb=size_gb)
-        if quote and size_gb:
-            price = format_price(quote.hourly_micro, currency)
-            label = _("One backup") if draft.kind == Kind.BACKUP else _("Snapshot")
-            source.facts.append({"label": label, "value": _("%(price)s an hour") % {"price": price}})
+    groups = {draft.project_id: ChoiceGroup(draft.project.name, [])}
+    for offer in found:
+        quote = prices.quote(SERVICE_KINDS[Kind(kind)], draft.location_id, currency, now, size_gb=offer.size_gb)
+        choice = Choice(
+            value=str(offer.source.pk),
+            title=offer.source.name,
+            text=_("%(size)s GB") % {"size": format_count(offer.size_gb)},
+            facts=source_facts(offer, quote if offer.size_gb else None, kind),
+            is_checked=offer.source.pk == chosen,
+        )
+        project = offer.source.project
+        groups.setdefault(project.pk, ChoiceGroup(project.name, [])).choices.append(choice)
+    has_others, own = len(groups) > 1, groups[draft.project_id]
+    if query and not own.choices:
+        del groups[draft.project_id]
     return {
-        "sources": sources,
-        "total": len(sources)
-        if not query and len(sources) < wizard.SOURCES_SHOWN
-        else wizard.sources_for(user, kind, **here).count(),
+        "groups": list(groups.values()),
+        "has_others": has_others,
+        "nothing_own": nothing_own(kind) % {"project": own.project_name},
+        "shown_count": len(found),
+        "total": len(found)
+        if not query and len(found) < offers.SOURCES_SHOWN
+        else offers.offered_sources(user, draft).count(),
         "q": query,
-        "limit": wizard.SOURCES_SHOWN,
+        "limit": offers.SOURCES_SHOWN,
         "quotas": [use for use in uses if use.is_limited],
     }
 
 
-def source_facts(source: Any) -> list[dict[str, object]]:
+def nothing_own(kind: str) -> str:
+    if kind == Kind.VOLUME:
+        return _(
+            "“%(project)s” has no volume here. Choose another project's: the snapshot will belong to “%(project)s”."
+        )
+    return _("“%(project)s” has no instance here. Choose another project's: the snapshot will belong to “%(project)s”.")
+
+
+def source_facts(offer: offers.SourceOffer, quote: Quote | None, kind: str) -> list[dict[str, str]]:
+    source = offer.source
     if isinstance(source, Volume):
-        first: dict[str, object] = {"label": _("Attached to"), "value": source.vm.name if source.vm else "–"}
+        facts = [{"label": _("Attached to"), "value": source.vm.name if source.vm else "–"}]
     else:
-        disks = ", ".join(disk.name for disk in source.disks)
-        first = {"label": _("Disks"), "value": disks or _("none, so there is nothing to capture")}
-    return [first, {"label": _("Created"), "value": date(source.created_at)}]
+        disks = ", ".join(disk.name for disk in offer.disks)
+        facts = [{"label": _("Disks"), "value": disks or _("none, so there is nothing to capture")}]
+    facts += [
+        {"label": _("Created"), "value": date(source.created_at)},
+        {"label": _("Last snapshot"), "value": date(offer.last_snapshot_at)},
+    ]
+    if quote:
+        label = _("One backup") if kind == Kind.BACKUP else _("Snapshot")
+        price = format_price(quote.hourly_micro, quote.currency)
+        facts.append({"label": label, "value": _("%(price)s an hour") % {"price": price}})
+    return facts
 
 
 def date(instant: datetime | None) -> str:
@@ -471,11 +542,11 @@ def schedule_context(draft: Draft, form: wizard.ScheduleStepForm) -> dict[str, A
     return context
 
 
-def no_context(request: HttpRequest, draft: Draft, form: Any) -> dict[str, Any]:
+def no_context(request: HttpRequest, draft: Draft, form: wizard.StepForm) -> dict[str, Any]:
     return {}
 
 
-CONTEXTS = {
+CONTEXTS: dict[str, Callable[[HttpRequest, Draft, Any], dict[str, Any]]] = {
     "location": location_context,
     "project": project_context,
     "volume": source_context,

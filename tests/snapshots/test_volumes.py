@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from cng_portal.accounts.models import Project, Role
 from cng_portal.inventory.models import Volume
-from snapshots import wizard
+from snapshots import offers
 from snapshots.models import Operation, Snapshot
 from tests.factories import (
     BackupFactory,
@@ -317,6 +317,7 @@ def test_search_finds_names_however_they_are_typed(query: str, client: Client, p
 
     assert names(client.get(LIST, {"q": query}), "volume") == [volume.name]
     assert names(client.get(reverse("snapshots:machines"), {"q": query}), "vm") == [machine.name]
-    draft = DraftFactory(created_by=UserFactory(member_of=project), customer=project.customer, kind="volume")
-    sources = wizard.sources_for(draft.created_by, draft.kind, location=volume.location_id, project=project.pk, q=query)
-    assert list(sources) == [volume]
+    draft = DraftFactory(
+        created_by=UserFactory(member_of=project), project=project, location=volume.location, kind="volume"
+    )
+    assert list(offers.offered_sources(draft.created_by, draft, q=query)) == [volume]

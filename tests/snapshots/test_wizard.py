@@ -177,8 +177,8 @@ def test_a_viewer_is_told_why_not(client_for: Any, member: Membership, volume: V
         ("project", NOBODYS_ID, "You cannot use this project any more."),
         ("project", "no uuid", "You cannot use this project any more."),
         ("volume", "", "Choose a volume."),
-        ("volume", NOBODYS_ID, "This volume is not in the project and location any more."),
-        ("volume", "\x00", "This volume is not in the project and location any more."),
+        ("volume", NOBODYS_ID, "You cannot take a snapshot of this volume any more."),
+        ("volume", "\x00", "You cannot take a snapshot of this volume any more."),
         ("name", "", "Enter a name"),
         ("name", "   ", "Enter a name"),
         ("name", "x" * 121, "The name has 121 characters; the limit is 120."),
@@ -204,7 +204,7 @@ def test_another_customers_things_are_unknown(client: Client, member: Membership
     assert "You cannot use this project" in client.post(url(draft, "project"), {"project": foreign.project_id}).text
     draft = draft_at("volume", volume, member.user)
     response = client.post(url(draft, "volume"), {"volume": foreign.pk})
-    assert "This volume is not in the project" in response.text and foreign.name not in response.text
+    assert "You cannot take a snapshot of this volume" in response.text and foreign.name not in response.text
 
 
 def test_a_location_says_why_it_cannot_be_chosen(client: Client, volume: Volume) -> None:
@@ -212,11 +212,17 @@ def test_a_location_says_why_it_cannot_be_chosen(client: Client, volume: Volume)
     Package.objects.none()
     unsold = LocationFactory(code="1CNG-SIN-AZ01", country="SG", region="southeast-asia")
     page = client.get(reverse("snapshots:new")).text
-    assert "Volume snapshots are not sold here." in page
-    assert "not sold in 1CNG-SIN-AZ01" in client.post(reverse("snapshots:new"), {"location": unsold.pk}).text
+    assert "Volume snapshots are not sold in 1CNG-SIN-AZ01." in page
+    assert (
+        "not sold in 1CNG-SIN-AZ01. Choose another location."
+        in client.post(reverse("snapshots:new"), {"location": unsold.pk}).text
+    )
     sell(empty)
-    assert "You have no volume here." in client.get(reverse("snapshots:new")).text
-    assert "You have no volume in 1CNG-MDY-AZ01" in client.post(reverse("snapshots:new"), {"location": empty.pk}).text
+    assert "You have no volume in 1CNG-MDY-AZ01." in client.get(reverse("snapshots:new")).text
+    assert (
+        "You have no volume in 1CNG-MDY-AZ01. Choose another location."
+        in client.post(reverse("snapshots:new"), {"location": empty.pk}).text
+    )
     assert not Draft.objects.exists()
 
 
@@ -266,7 +272,7 @@ def test_a_volume_that_is_gone_is_noticed_at_its_step(client: Client, member: Me
     VolumeFactory(project=member.project, location=volume.location)
     response = confirm(client, draft)
     assert response["Location"] == url(draft, "volume")
-    assert "This volume is not in the project and location any more." in client.get(response["Location"]).text
+    assert "You cannot take a snapshot of this volume any more." in client.get(response["Location"]).text
     assert not Snapshot.objects.exists()
 
 

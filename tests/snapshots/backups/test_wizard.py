@@ -265,7 +265,7 @@ def test_a_location_where_backups_are_not_sold_cannot_be_chosen(
     elsewhere = LocationFactory(code="1CNG-MDY-AZ01")
     VirtualMachineFactory(project=member.project, location=elsewhere)
 
-    assert "VM backups are not sold here." in client.get(NEW).text
+    assert "VM backups are not sold in 1CNG-MDY-AZ01." in client.get(NEW).text
     assert "VM backups are not sold in 1CNG-MDY-AZ01." in client.post(NEW, {"location": elsewhere.pk}).text
 
 
@@ -327,7 +327,7 @@ def test_a_machine_in_another_project_cannot_be_chosen(client: Client, member: M
 
     response = client.post(wizard.url(draft, "instance"), {"vm": foreign.pk})
 
-    assert "This instance is not in the project and location any more." in response.text
+    assert "You cannot use this instance any more." in response.text
 
 
 def test_the_wallet_of_a_prepaid_customer_lasts_with_all_backups(

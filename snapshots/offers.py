@@ -1,0 +1,165 @@
+"""What the wizard's steps offer to a user: locations, projects, and volumes or machines."""
+
+from collections import Counter
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from django.db.models import Case, Count, OuterRef, Prefetch, Q, QuerySet, Subquery, Value, When
+from django.db.models.functions import Coalesce
+from django.utils import timezone
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from billing.prices import PriceList
+from cng_portal.accounts.models import Project, User
+from cng_portal.common.names import name_contains
+from cng_portal.inventory.models import Location, VirtualMachine, Volume
+
+from .checks import Source
+from .models import SERVICE_KINDS, Draft, Kind, Snapshot
+
+# On the step of the source. The search finds the others.
+SOURCES_SHOWN = 60
+# Hits of the search above the first step.
+SOURCES_FOUND = 8
+
+NOT_SOLD = {
+    Kind.VOLUME: gettext_lazy("Volume snapshots are not sold in %(code)s."),
+    Kind.VM: gettext_lazy("VM snapshots are not sold in %(code)s."),
+    Kind.BACKUP: gettext_lazy("VM backups are not sold in %(code)s."),
+}
+
+
+@dataclass(frozen=True)
+class LocationOffer:
+    """`reason` is why the location can't be chosen, or empty."""
+
+    location: Location
+    reason: str
+
+
+@dataclass(frozen=True)
+class ProjectOffer:
+    """`source_count` counts its own volumes or machines in the location. `reason` is why it can't be chosen, or empty."""
+
+    project: Project
+    source_count: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class SourceOffer:
+    """`disks` are the volumes that a snapshot of the source captures."""
+
+    source: Source
+    disks: list[Volume]
+    last_snapshot_at: datetime | None
+
+    @property
+    def size_gb(self) -> int:
+        return sum(disk.size_gb for disk in self.disks)
+
+
+def offered_locations(user: User, kind: str) -> list[LocationOffer]:
+    """Return the active locations. Those without a price or without anything that the user can capture have a reason."""
+    sources = model_of(kind).objects.changeable_by(user).present().filter(location=OuterRef("pk"))
+    counts = sources.order_by().values("location").annotate(count=Count("pk")).values("count")
+    currencies = {project.currency for project in user.project_roles if user.can_change(project.id)}
+    prices, now = PriceList.load(), timezone.now()
+    offers = []
+    for location in Location.objects.active().annotate(source_count=Coalesce(Subquery(counts), 0)):
+        service = SERVICE_KINDS[Kind(kind)]
+        if all(prices.sold_rate(service, location.pk, currency, now) is None for currency in currencies):
+            reason = NOT_SOLD[Kind(kind)] % {"code": location.code}
+        elif location.source_count:
+            reason = ""
+        elif kind == Kind.VOLUME:
+            reason = _("You have no volume in %(code)s.") % {"code": location.code}
+        else:
+            reason = _("You have no virtual machine in %(code)s.") % {"code": location.code}
+        offers.append(LocationOffer(location, reason))
+    return offers
+
+
+def offered_projects(user: User, draft: Draft) -> list[ProjectOffer]:
+    """Return the projects that the user may change. A snapshot's source may belong to any project of the same customer."""
+    sources = "volumes" if draft.kind == Kind.VOLUME else "vms"
+    here = Q(**{f"{sources}__location": draft.location_id, f"{sources}__deleted_at": None})
+    projects = Project.objects.changeable_by(user).select_related("customer")
+    counted = list(projects.annotate(source_count=Count(sources, filter=here)).order_by("name"))
+    by_customer = Counter[UUID]()
+    for project in counted:
+        by_customer[project.customer_id] += project.source_count
+    offers = []
+    for project in counted:
+        reason = ""
+        if draft.kind == Kind.BACKUP:
+            if not project.source_count:
+                reason = _("“%(name)s” has no virtual machine in %(code)s.")
+        elif not by_customer[project.customer_id]:
+            reason = (
+                _("%(customer)s has no volume in %(code)s.")
+                if draft.kind == Kind.VOLUME
+                else _("%(customer)s has no virtual machine in %(code)s.")
+            )
+        names = {"name": project.name, "customer": project.customer.name, "code": draft.location_id}
+        offers.append(ProjectOffer(project, project.source_count, reason % names if reason else ""))
+    return offers
+
+
+def offered_sources(user: User, draft: Draft, *, q: str = "", pk: UUID | None = None) -> QuerySet[Any]:
+    """Return the volumes or machines that the user may capture for the draft's project in its location.
+
+    They are filtered by the search or the ID; the project's own come first, then those of the customer's other projects.
+    """
+    assert draft.project is not None  # The steps before are checked.
+    sources = model_of(draft.kind).objects.changeable_by(user).present().filter(location=draft.location_id)
+    if draft.kind == Kind.BACKUP:
+        sources = sources.filter(project=draft.project)
+    else:
+        sources = sources.filter(project__customer=draft.project.customer_id)
+    if q:
+        in_machine = name_contains(q, "vm__") if draft.kind == Kind.VOLUME else Q()
+        sources = sources.filter(name_contains(q) | in_machine)
+    if pk:
+        sources = sources.filter(pk=pk)
+    sources = sources.select_related("project__customer", "location")
+    if draft.kind == Kind.VOLUME:
+        sources = sources.select_related("vm")
+    elsewhere = Case(When(project=draft.project_id, then=Value(0)), default=Value(1))
+    return sources.order_by(elsewhere, "project__name", "name", "id")
+
+
+def first_sources(user: User, draft: Draft, **filters: Any) -> list[SourceOffer]:
+    """Return the first SOURCES_SHOWN of `offered_sources`."""
+    of_source = {"volume" if draft.kind == Kind.VOLUME else "vm": OuterRef("pk")}
+    last = Snapshot.objects.filter(**of_source, deleted_at=None, ready_at__isnull=False).order_by("-ready_at")
+    sources = offered_sources(user, draft, **filters).annotate(last_snapshot_at=Subquery(last.values("ready_at")[:1]))
+    if draft.kind != Kind.VOLUME:
+        disks = Volume.objects.present().order_by("position", "name", "id")
+        sources = sources.prefetch_related(Prefetch("volumes", disks))
+    return [
+        SourceOffer(
+            source,
+            disks=[source] if isinstance(source, Volume) else list(source.volumes.all()),
+            last_snapshot_at=source.last_snapshot_at,
+        )
+        for source in sources[:SOURCES_SHOWN]
+    ]
+
+
+def find_sources(user: User, kind: str, text: str) -> list[Any]:
+    """Search all locations and projects for volumes or machines by name. Returns at most SOURCES_FOUND."""
+    hits: QuerySet[Any]
+    if kind == Kind.VOLUME:
+        volumes = Volume.objects.changeable_by(user).present().filter(state=Volume.State.AVAILABLE)
+        hits = volumes.filter(name_contains(text) | name_contains(text, "vm__")).select_related("vm")
+    else:
+        hits = VirtualMachine.objects.changeable_by(user).present().filter(name_contains(text))
+    return list(hits.select_related("project").order_by("name", "id")[:SOURCES_FOUND])
+
+
+def model_of(kind: str) -> type[Volume] | type[VirtualMachine]:
+    return Volume if kind == Kind.VOLUME else VirtualMachine
