@@ -345,6 +345,8 @@ ACTIONS_PER_HOUR = {
     "restore": read("RESTORES_PER_HOUR", whole_number(0, 1_000_000), 100),
     "new_volume": read("NEW_VOLUMES_PER_HOUR", whole_number(0, 1_000_000), 200),
     "verify": read("VERIFICATIONS_PER_HOUR", whole_number(0, 1_000_000), 200),
+    "create_volume": read("NEW_VOLUMES_PER_HOUR", whole_number(0, 1_000_000), 200),
+    "extend_volume": read("VOLUME_EXTENSIONS_PER_HOUR", whole_number(0, 1_000_000), 200),
 }
 INVITATIONS_PER_HOUR = read("INVITATIONS_PER_HOUR", whole_number(0, 1_000_000), 50)
 # After this long without a heartbeat, another scheduler takes over.

@@ -95,6 +95,7 @@ class OperationAdmin(ReadOnly, SupportAdmin):
         "state",
         "snapshot",
         "volume",
+        "new_size_gb",
         "attempt",
         "requested_by",
         "created_at",
@@ -105,7 +106,7 @@ class OperationAdmin(ReadOnly, SupportAdmin):
     list_select_related = ["snapshot", "volume", "requested_by"]
     search_fields = ["snapshot__name", "volume__name", "error"]
     uuid_fields = ("pk", "snapshot_id", "volume_id", "safety_snapshot_id")
-    customer_fields = ("snapshot__customer",)
+    customer_fields = ("snapshot__customer", "volume__project__customer")
     person_fields = ("requested_by",)
     change_list_template = "snapshots/admin/operations.html"
 

@@ -19,6 +19,7 @@ from .checks import require_change
 from .errors import InvalidState
 from .models import DeletionCause, Operation, Snapshot, State
 from .operations import request_clean_up
+from .volume_charges import stop_charging_volume
 
 
 def cancel(*, operation: Operation, user: User) -> Operation:
@@ -28,23 +29,24 @@ def cancel(*, operation: Operation, user: User) -> Operation:
     """
     now = timezone.now()
     with transaction.atomic():
-        lock_customer(operation.snapshot.customer_id)
-        operation = Operation.objects.select_related("snapshot", "safety_snapshot", "volume__vm").get(pk=operation.pk)
+        lock_customer(operation.customer_id)
+        related = ("snapshot", "safety_snapshot", "volume__vm", "volume__project")
+        operation = Operation.objects.select_related(*related).get(pk=operation.pk)
         asking = User.objects.get(pk=user.pk)
         written = [thing for thing in (operation.safety_snapshot, operation.volume) if thing is not None]
-        for project_id in {operation.snapshot.project_id, *(thing.project_id for thing in written)}:
+        for project_id in {operation.subject.project_id, *(thing.project_id for thing in written)}:
             require_change(asking, project_id)
         if operation.state == Operation.State.CANCELLED:
             return operation
         if not operation.can_be_cancelled:
             raise InvalidState(why_not(operation))
         machine = operation.volume.vm if operation.kind == Operation.Kind.NEW_VOLUME and operation.volume else None
-        if machine:
+        if machine and operation.snapshot:
             cancel_machine(machine, operation.snapshot, now)
         else:
             end(operation, now)
         after = {"operation": operation.get_kind_display()}
-        activity.record(action="snapshot.cancel", actor=user, target=operation.snapshot, after=after)
+        activity.record(action="snapshot.cancel", actor=user, target=operation.subject, after=after)
     operation.refresh_from_db()
     return operation
 
@@ -55,6 +57,8 @@ def why_not(operation: Operation) -> str:
         return _(
             "The volume is being overwritten, so the restore can't be cancelled. You can undo it once it has finished."
         )
+    if operation.is_active and operation.kind == Operation.Kind.EXTEND_VOLUME:
+        return _("The storage is growing the volume already, so this can't be cancelled.")
     if operation.is_active:
         return _("This can't be cancelled.")
     return _("It has just ended, so there is nothing to cancel.")
@@ -65,11 +69,11 @@ def end(operation: Operation, now: datetime) -> None:
     Operation.objects.active().filter(pk=operation.pk).update(
         state=Operation.State.CANCELLED, finished_at=now, lease_until=None, error="", cause=""
     )
-    if operation.kind == Operation.Kind.CAPTURE:
+    if operation.kind == Operation.Kind.CAPTURE and operation.snapshot:
         remove_unfinished(operation.snapshot, now)
     elif operation.safety_snapshot:
         remove_unfinished(operation.safety_snapshot, now)
-    elif operation.kind == Operation.Kind.NEW_VOLUME:
+    elif operation.kind in (Operation.Kind.NEW_VOLUME, Operation.Kind.CREATE_VOLUME):
         Volume.objects.filter(pk=operation.volume_id).update(state=Volume.State.ERROR, deleted_at=now)
     if operation.attempt:
         request_clean_up(operation)
@@ -95,5 +99,13 @@ def cancel_machine(machine: VirtualMachine, snapshot: Snapshot, now: datetime) -
         if operation.is_active:
             end(operation, now)
         elif operation.state == Operation.State.SUCCEEDED:
-            Volume.objects.filter(pk=operation.volume_id).update(deleted_at=now)
+            delete_at_once(operation.volume, now)
             request_clean_up(operation)
+
+
+def delete_at_once(volume: Volume | None, now: datetime) -> None:
+    """Delete an available volume and end its charge. Nothing has used it."""
+    assert volume is not None  # held by the constraint operation_target
+    deletable = Volume.objects.filter(pk=volume.pk, delete_requested_at=None)
+    if deletable.update(state=Volume.State.DELETING, delete_requested_at=now, deleted_at=now):
+        stop_charging_volume(volume, at=now)

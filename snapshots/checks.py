@@ -10,12 +10,13 @@ from uuid import UUID
 
 import structlog
 from django.core.exceptions import PermissionDenied, ValidationError
-from django.db.models import Q, QuerySet, Sum
+from django.db.models import F, Q, QuerySet, Sum
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from billing import errors as billing
 from billing.balance import require_cover
+from billing.models import ServiceKind
 from billing.prices import PriceList, Quote, get_quote
 from cng_portal.accounts.models import Customer, Project, User
 from cng_portal.common.money import format_price
@@ -133,6 +134,10 @@ def check_source(source: Source) -> list[Volume]:
             % {"name": source.name}
         )
     for volume in volumes:
+        if volume.delete_requested_at:
+            raise SourceUnavailable(
+                _("The volume “%(name)s” is being deleted. Choose another one.") % {"name": volume.name}
+            )
         if volume.state != Volume.State.AVAILABLE:
             raise SourceUnavailable(
                 _("The volume “%(name)s” is not usable yet. Wait until it is available, or choose another one.")
@@ -144,10 +149,13 @@ def check_source(source: Source) -> list[Volume]:
                 % {"name": volume.name}
                 + contact_support()
             )
-    if writers(volumes).exists():
-        raise SourceUnavailable(
-            _("“%(name)s” is being restored right now. Try again when that has ended.") % {"name": source.name}
+    if operation := writers(volumes).first():
+        text = (
+            _("“%(name)s” is being restored right now. Try again when that has ended.")
+            if operation.kind == Operation.Kind.RESTORE
+            else _("“%(name)s” is in use (%(operation)s). Try again when that has finished.")
         )
+        raise SourceUnavailable(text % {"name": source.name, "operation": operation.get_kind_display()})
     return volumes
 
 
@@ -263,18 +271,28 @@ def check_cover(customer: Customer, hourly_micro: int, *, at: datetime) -> None:
 
 
 def reserved_micro(customer: Customer, *, at: datetime) -> int:
-    """Return the price of the first hour of all unfinished captures, which have no usage segment yet."""
+    """Return the price of the first hour of all that is being taken, created or grown, which isn't charged yet."""
     # Automatic backups are not charged per GB.
     unfinished = Snapshot.objects.filter(
         customer=customer, deleted_at=None, state__in=[State.PENDING, State.CREATING]
     ).exclude(run__schedule__origin=BackupSchedule.Origin.AUTOMATIC)
-    sizes = list(unfinished.order_by().values_list("kind", "location_id").annotate(size_gb=Sum("size_gb")))
+    by_kind = unfinished.order_by().values_list("kind", "location_id").annotate(size_gb=Sum("size_gb"))
+    sizes = [(SERVICE_KINDS[Kind(kind)], location, size_gb) for kind, location, size_gb in by_kind]
+    volumes = Volume.objects.present().filter(project__customer=customer, state=Volume.State.CREATING).order_by()
+    growing = Operation.objects.active().filter(kind=Operation.Kind.EXTEND_VOLUME, volume__project__customer=customer)
+    more_gb = Sum(F("new_size_gb") - F("volume__size_gb"))
+    for rows in (
+        volumes.values_list("location_id").annotate(size_gb=Sum("size_gb")),
+        growing.order_by().values_list("volume__location_id").annotate(size_gb=more_gb),
+    ):
+        sizes += [(ServiceKind.BLOCK_STORAGE, location, size_gb) for location, size_gb in rows]
     if not sizes:
         return 0
     prices = PriceList.load({location for _kind, location, _size_gb in sizes})
     return sum(
-        prices.hourly_micro(SERVICE_KINDS[Kind(kind)], location, customer.currency, at, size_gb=size_gb)
+        prices.hourly_micro(kind, location, customer.currency, at, size_gb=size_gb)
         for kind, location, size_gb in sizes
+        if kind != ServiceKind.BLOCK_STORAGE or prices.sold_rate(kind, location, customer.currency, at) is not None
     )
 
 

@@ -31,6 +31,7 @@ from .models import DiskImage, Kind, Operation, Snapshot, State, usable, volume_
 from .operations import Lease, LeaseLost
 from .scrub import YIELD_FOR, must_yield
 from .storage.contract import (
+    GIB,
     VERIFICATION_VALID_FOR,
     Corrupt,
     Driver,
@@ -38,8 +39,10 @@ from .storage.contract import (
     Interrupted,
     Refused,
     SnapshotInfo,
+    StorageError,
 )
 from .storage.registry import get_driver
+from .volume_charges import change_volume_charge, start_charging_volume
 
 
 class DamagedDisk(Corrupt):
@@ -54,13 +57,23 @@ class Yielded(Interrupted):
     """A scrub gave way to other work."""
 
 
+def snapshot_of(operation: Operation) -> Snapshot:
+    assert operation.snapshot is not None  # held by the constraint operation_target
+    return operation.snapshot
+
+
+def volume_of(operation: Operation) -> Volume:
+    assert operation.volume is not None  # held by the constraint operation_target
+    return operation.volume
+
+
 # --- capture ---------------------------------------------------------------------------------------------------------
 
 
 def capture(operation: Operation, lease: Lease) -> None:
-    infos = capture_disks(operation.snapshot, lease)
+    infos = capture_disks(snapshot_of(operation), lease)
     operations.finish(
-        operation, Operation.State.SUCCEEDED, lambda now: complete_capture(operation.snapshot, infos, now)
+        operation, Operation.State.SUCCEEDED, lambda now: complete_capture(snapshot_of(operation), infos, now)
     )
 
 
@@ -120,7 +133,7 @@ def restore(operation: Operation, lease: Lease) -> None:
     """
     safety = operation.safety_snapshot
     assert safety is not None  # request_restore creates one for every restore.
-    disks = list(operation.snapshot.disks.select_related("volume__vm"))
+    disks = list(snapshot_of(operation).disks.select_related("volume__vm"))
     for disk in disks:
         if disk.volume.vm and disk.volume.vm.is_running:
             raise Refused(
@@ -130,7 +143,7 @@ def restore(operation: Operation, lease: Lease) -> None:
     refuse_damaged(operation)
     if safety.state in (State.PENDING, State.CREATING):
         take_safety_snapshot(operation, safety, lease)
-    driver = get_driver(operation.snapshot.location)
+    driver = get_driver(snapshot_of(operation).location)
     if len(disks) > 1 and not operation.unchecked:
         for disk in disks:
             with damage_of(disk):
@@ -161,8 +174,8 @@ def verify_unless_recent(disk: DiskImage, driver: Driver, lease: Lease) -> None:
 
 def refuse_damaged(operation: Operation) -> None:
     """Raise Corrupt if the snapshot was found damaged since the operation was requested."""
-    if operation.snapshot.is_damaged and not operation.unchecked:
-        raise Corrupt(_("“%(name)s” is damaged. Nothing was changed.") % {"name": operation.snapshot.name})
+    if snapshot_of(operation).is_damaged and not operation.unchecked:
+        raise Corrupt(_("“%(name)s” is damaged. Nothing was changed.") % {"name": snapshot_of(operation).name})
 
 
 @contextlib.contextmanager
@@ -198,7 +211,7 @@ def create_volume(operation: Operation, lease: Lease) -> None:
     volume, disk = operation.volume, operation.disk
     assert volume is not None and disk is not None  # held by the constraint operation_target
     refuse_damaged(operation)
-    driver = get_driver(operation.snapshot.location)
+    driver = get_driver(snapshot_of(operation).location)
     with damage_of(disk):
         backend_ref = driver.create_volume_from_snapshot(
             disk.ref, volume_ref(volume), lease.heartbeat, unchecked=operation.unchecked
@@ -207,7 +220,7 @@ def create_volume(operation: Operation, lease: Lease) -> None:
 
     def complete(now: datetime) -> None:
         record_verified(infos)
-        Volume.objects.filter(pk=volume.pk).update(state=Volume.State.AVAILABLE, backend_ref=backend_ref)
+        complete_volume(volume, backend_ref, now)
 
     operations.finish(operation, Operation.State.SUCCEEDED, complete)
 
@@ -215,6 +228,68 @@ def create_volume(operation: Operation, lease: Lease) -> None:
 def fail_new_volume(operation: Operation, reason: str, now: datetime) -> None:
     """Hide the volume. Its row stays for a retry."""
     Volume.objects.filter(pk=operation.volume_id).update(state=Volume.State.ERROR, deleted_at=now)
+
+
+# --- volumes ---------------------------------------------------------------------------------------------------------
+
+
+def create_empty_volume(operation: Operation, lease: Lease) -> None:
+    volume = volume_of(operation)
+    backend_ref = get_driver(volume.location).create_volume(volume_ref(volume), lease.heartbeat)
+    operations.finish(operation, Operation.State.SUCCEEDED, lambda now: complete_volume(volume, backend_ref, now))
+
+
+def complete_volume(volume: Volume, backend_ref: str, now: datetime) -> None:
+    """Make a new volume available and start charging it. The caller must hold the customer's lock."""
+    creating = Volume.objects.filter(pk=volume.pk, state=Volume.State.CREATING)
+    if not creating.update(state=Volume.State.AVAILABLE, backend_ref=backend_ref, available_at=now):
+        raise LeaseLost
+    volume.refresh_from_db()
+    start_charging_volume(volume, at=now)
+
+
+def fail_empty_volume(operation: Operation, reason: str, now: datetime) -> None:
+    fail_new_volume(operation, reason, now)
+    with contextlib.suppress(ImproperlyConfigured):  # Without storage there is nothing to clean up.
+        if get_driver(volume_of(operation).location).finishes_late:
+            operations.request_clean_up(operation)
+
+
+def extend_volume(operation: Operation, lease: Lease) -> None:
+    volume, size_gb = volume_of(operation), operation.new_size_gb
+    assert size_gb is not None  # held by the constraint operation_target
+    get_driver(volume.location).extend_volume(volume_ref(volume), size_gb, lease.heartbeat)
+    operations.finish(operation, Operation.State.SUCCEEDED, lambda now: record_size(volume, size_gb, now))
+
+
+def record_size(volume: Volume, size_gb: int, now: datetime) -> None:
+    """Record the size and charge it. The caller must hold the customer's lock."""
+    Volume.objects.filter(pk=volume.pk).update(size_gb=size_gb)
+    volume.refresh_from_db()
+    change_volume_charge(volume, at=now)
+
+
+def settle_extension(operation: Operation) -> bool:
+    """Record the new size if the storage has grown the volume although the call failed or its worker died."""
+    volume, size_gb = volume_of(operation), operation.new_size_gb
+    assert size_gb is not None  # held by the constraint operation_target
+    try:
+        if get_driver(volume.location).measure_volume(volume_ref(volume)) != size_gb * GIB:
+            return False
+    except (StorageError, ImproperlyConfigured):
+        return False  # If it has grown, a repeated request succeeds, and fsck reports the size.
+    operations.finish(operation, Operation.State.SUCCEEDED, lambda now: record_size(volume, size_gb, now))
+    return True
+
+
+def delete_volume(operation: Operation, lease: Lease) -> None:
+    volume = volume_of(operation)
+    get_driver(volume.location).delete_volume(volume_ref(volume))
+
+    def complete(now: datetime) -> None:
+        Volume.objects.filter(pk=volume.pk, state=Volume.State.DELETING).update(deleted_at=now)
+
+    operations.finish(operation, Operation.State.SUCCEEDED, complete)
 
 
 # --- verify ----------------------------------------------------------------------------------------------------------
@@ -247,10 +322,10 @@ def verify_disks(operation: Operation, heartbeat: Heartbeat, *, resume: bool = F
 
     `resume`: don't read again what earlier attempts of this operation have read.
     """
-    driver = get_driver(operation.snapshot.location)
+    driver = get_driver(snapshot_of(operation).location)
     sound: list[SnapshotInfo] = []
     damage: dict[DiskImage, str] = {}
-    for disk in operation.snapshot.disks.select_related("volume"):
+    for disk in snapshot_of(operation).disks.select_related("volume"):
         try:
             info = driver.find_snapshot(disk.ref) if resume else None
             if not (info and info.verified_at and operation.started_at and info.verified_at >= operation.started_at):
@@ -266,10 +341,10 @@ def verify_disks(operation: Operation, heartbeat: Heartbeat, *, resume: bool = F
         if driver.reads_bytes:
             Snapshot.objects.filter(pk=operation.snapshot_id).update_last_read()
         if damage:
-            if not record_damage(operation.snapshot, damage, now, user=operation.requested_by):
+            if not record_damage(snapshot_of(operation), damage, now, user=operation.requested_by):
                 notify_failure(operation, reason, title=gettext_lazy("“%(name)s” is damaged"))
         elif operation.requested_by:
-            record_sound(operation.snapshot, now, user=operation.requested_by)
+            record_sound(snapshot_of(operation), now, user=operation.requested_by)
 
     state = Operation.State.FAILED if damage else Operation.State.SUCCEEDED
     cause = Corrupt.__name__ if damage else ""
@@ -280,10 +355,11 @@ def verify_disks(operation: Operation, heartbeat: Heartbeat, *, resume: bool = F
 
 
 def delete(operation: Operation, lease: Lease) -> None:
-    delete_disks(operation.snapshot)
+    snapshot = snapshot_of(operation)
+    delete_disks(snapshot)
 
     def complete(now: datetime) -> None:
-        if not Snapshot.objects.transition(operation.snapshot_id, [State.DELETING], State.DELETED, deleted_at=now):
+        if not Snapshot.objects.transition(snapshot.pk, [State.DELETING], State.DELETED, deleted_at=now):
             raise LeaseLost
 
     operations.finish(operation, Operation.State.SUCCEEDED, complete)
@@ -292,9 +368,9 @@ def delete(operation: Operation, lease: Lease) -> None:
 def clean_up(operation: Operation, lease: Lease) -> None:
     """Delete what a failed or cancelled operation left in the storage. Retried until nothing is left."""
     if operation.volume:
-        get_driver(operation.snapshot.location).delete_volume(volume_ref(operation.volume))
+        get_driver(operation.volume.location).delete_volume(volume_ref(operation.volume))
     else:
-        delete_disks(operation.snapshot)
+        delete_disks(snapshot_of(operation))
     operations.finish(operation, Operation.State.SUCCEEDED, lambda now: None)
 
 
@@ -315,7 +391,7 @@ def is_needed(uuid: UUID) -> bool:
 def fail_operation(operation: Operation, reason: str, now: datetime, *, damaged_disk: DiskImage | None = None) -> None:
     """Record what a failure means for the snapshot or volume, and notify. Call it within `operations.finish`."""
     HANDLERS[Operation.Kind(operation.kind)].fail(operation, reason, now)
-    if damaged_disk and record_damage(operation.snapshot, {damaged_disk: reason}, now, user=operation.requested_by):
+    if damaged_disk and record_damage(snapshot_of(operation), {damaged_disk: reason}, now, user=operation.requested_by):
         return  # The notification of the damage says it all.
     notify_failure(operation, reason)
 
@@ -325,16 +401,18 @@ def notify_failure(operation: Operation, reason: str, *, title: str | Promise = 
     failure_title = HANDLERS[Operation.Kind(operation.kind)].failure_title
     if not failure_title:
         return
-    snapshot, user = operation.snapshot, operation.requested_by
+    subject, user = operation.subject, operation.requested_by
     is_automatic = operation.kind == Operation.Kind.VERIFY and user is None
-    if snapshot.kind == Kind.BACKUP and (is_automatic or operation.kind == Operation.Kind.CAPTURE):
+    is_backup = isinstance(subject, Snapshot) and subject.kind == Kind.BACKUP
+    if is_backup and (is_automatic or operation.kind == Operation.Kind.CAPTURE):
         return  # The backup run sends its own notification.
+    page = "snapshots:volume" if isinstance(subject, Volume) else "snapshots:snapshot"
     notify(
-        users=[user] if user and user.is_active else project_members(snapshot.project),
+        users=[user] if user and user.is_active else project_members(subject.project),
         key=f"operation-{operation.pk}",
         level=Notification.Level.DANGER,
-        message=lambda: (str(title or failure_title) % {"name": snapshot.name}, reason),
-        url=reverse("snapshots:snapshot", args=[snapshot.pk]),
+        message=lambda: (str(title or failure_title) % {"name": subject.name}, reason),
+        url=reverse(page, args=[subject.pk]),
     )
 
 
@@ -343,17 +421,22 @@ def notify_failure(operation: Operation, reason: str, *, title: str | Promise = 
 
 @dataclass(frozen=True)
 class Handler:
-    """How an operation of one kind runs, and what its failure means. Without a title nobody is notified."""
+    """How an operation of one kind runs, and what its failure means. Without a title nobody is notified.
+
+    `settle` is called outside any transaction before a failure is recorded. It finds out whether the storage did the work
+    after all, records that as a success, and returns whether it did.
+    """
 
     run: Callable[[Operation, Lease], None]
     fail: Callable[[Operation, str, datetime], None] = lambda operation, reason, now: None
     failure_title: str | Promise = ""
+    settle: Callable[[Operation], bool] = lambda operation: False
 
 
 HANDLERS = {
     Operation.Kind.CAPTURE: Handler(
         capture,
-        lambda operation, reason, now: fail_capture(operation.snapshot, reason),
+        lambda operation, reason, now: fail_capture(snapshot_of(operation), reason),
         gettext_lazy("The snapshot “%(name)s” could not be taken"),
     ),
     Operation.Kind.RESTORE: Handler(restore, fail_restore, gettext_lazy("“%(name)s” could not be restored")),
@@ -365,4 +448,16 @@ HANDLERS = {
     # A snapshot whose deletion failed stays Deleting, and its page offers a retry.
     Operation.Kind.DELETE: Handler(delete, failure_title=gettext_lazy("“%(name)s” could not be deleted")),
     Operation.Kind.CLEAN_UP: Handler(clean_up),
+    Operation.Kind.CREATE_VOLUME: Handler(
+        create_empty_volume, fail_empty_volume, gettext_lazy("The volume “%(name)s” could not be created")
+    ),
+    Operation.Kind.EXTEND_VOLUME: Handler(
+        extend_volume,
+        failure_title=gettext_lazy("The volume “%(name)s” could not grow"),
+        settle=settle_extension,
+    ),
+    # A volume whose deletion failed stays Deleting, and its page offers a retry.
+    Operation.Kind.DELETE_VOLUME: Handler(
+        delete_volume, failure_title=gettext_lazy("The volume “%(name)s” could not be deleted")
+    ),
 }

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import structlog
 from django.conf import settings
-from django.db.models import Count, Q, QuerySet, Sum
+from django.db.models import Count, F, Q, QuerySet, Sum
 from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
@@ -82,13 +82,25 @@ def snapshot_quota_use(project: Project) -> list[QuotaUse]:
 def volume_quota_use(project: Project) -> list[QuotaUse]:
     """Return the use of the four volume quotas: count and GB, of the customer and of the project."""
     customer = project.customer
-    used = _count(Volume.objects.present().filter(project__customer=customer), project)
+    used = _count(Volume.objects.counted().filter(project__customer=customer), project)
+    growth = growing_gb(customer.pk)
+    used["gb"] += sum(growth.values())
+    used["project_gb"] += growth.get(project.pk, 0)
     return [
         QuotaUse(_("volumes of your account"), used["count"], customer.volume_quota),
         QuotaUse(_("GB of volumes of your account"), used["gb"], customer.volume_gb_quota),
         QuotaUse(_("volumes of the project"), used["project_count"], project.volume_quota),
         QuotaUse(_("GB of volumes of the project"), used["project_gb"], project.volume_gb_quota),
     ]
+
+
+def growing_gb(customer_id: UUID) -> dict[UUID, int]:
+    """Return {project: GB by which its volumes are going to grow}."""
+    growing = Operation.objects.active().filter(
+        kind=Operation.Kind.EXTEND_VOLUME, volume__project__customer=customer_id
+    )
+    more_gb = Sum(F("new_size_gb") - F("volume__size_gb"))
+    return dict(growing.order_by().values_list("volume__project").annotate(more_gb=more_gb))
 
 
 def _count(rows: QuerySet[Any], project: Project) -> dict[str, int]:
@@ -112,6 +124,13 @@ def check_volume_quota(project_id: UUID, sizes_gb: list[int]) -> None:
     project = Project.objects.select_related("customer").get(pk=project_id)
     for use, more in zip(volume_quota_use(project), (len(sizes_gb), sum(sizes_gb)) * 2, strict=True):
         use.require(more)
+
+
+def check_growth_quota(project_id: UUID, more_gb: int) -> None:
+    """Raise QuotaExceeded unless the project's volumes may grow by so much. The caller must hold the customer's lock."""
+    project = Project.objects.select_related("customer").get(pk=project_id)
+    for use in volume_quota_use(project)[1::2]:
+        use.require(more_gb)
 
 
 def synced_cloud_projects(**filters: Any) -> QuerySet[CloudProject]:
@@ -202,9 +221,8 @@ def next_allowed(customer_id: UUID, kind: str, *, now: datetime, more: int = 1) 
 
 def recent_requests(customer_id: UUID, kind: str, now: datetime) -> QuerySet[Operation]:
     """Return the customer's operations that count towards the rate limit."""
-    return Operation.objects.filter(
-        created_at__gt=now - RATE_LIMIT_WINDOW, kind=kind, requested_by__isnull=False, snapshot__customer_id=customer_id
-    )
+    recent = Operation.objects.filter(created_at__gt=now - RATE_LIMIT_WINDOW, kind=kind, requested_by__isnull=False)
+    return recent.of_customer(customer_id)
 
 
 def rate_limit_warning(customer_id: UUID, kind: str, *, now: datetime) -> str:
@@ -245,4 +263,6 @@ def check_draft_rate_limit(user: User) -> None:
 
 def unfinished_drafts(user: User) -> QuerySet[Draft]:
     """Return the user's unfinished drafts, newest first."""
-    return Draft.objects.filter(created_by=user, snapshot=None, schedule=None).order_by("-created_at", "-id")
+    return Draft.objects.filter(created_by=user, snapshot=None, schedule=None, created_volume=None).order_by(
+        "-created_at", "-id"
+    )

@@ -32,7 +32,7 @@ from cng_portal.common.clock import database_now
 from cng_portal.common.log_context import bind_fields, get_request_id
 from cng_portal.monitoring.heartbeats import count_workers
 
-from .models import Operation, OperationQuerySet
+from .models import CUSTOMER, Operation, OperationQuerySet
 from .storage.contract import Interrupted
 
 logger = structlog.stdlib.get_logger(__name__)
@@ -44,6 +44,15 @@ LONGEST_BUSY_PAUSE = timedelta(minutes=1)
 # After this a background verification is treated like any other operation.
 BACKGROUND_WAITS = timedelta(hours=1)
 IS_SCRUB = Q(kind=Operation.Kind.SCRUB)
+# Nobody waits long behind these.
+SHORT_KINDS = [
+    Operation.Kind.DELETE,
+    Operation.Kind.CLEAN_UP,
+    Operation.Kind.CREATE_VOLUME,
+    Operation.Kind.EXTEND_VOLUME,
+    Operation.Kind.DELETE_VOLUME,
+]
+LAST_SERVED_AT = Coalesce("snapshot__customer__last_served_at", "volume__project__customer__last_served_at")
 PROGRESS_EVERY_SECONDS = 1.0
 
 # By name, because tasks.py imports handlers.py, which imports this module.
@@ -67,7 +76,8 @@ def create_operation(**fields: Any) -> Operation:
     """Create the operation, record it in the activity log, and start a worker."""
     operation = Operation.objects.create(**fields, request_id=get_request_id())
     if operation.kind != Operation.Kind.SCRUB:  # Not a user's action. Damage has its own entry.
-        activity.record(action=f"snapshot.{operation.kind}", actor=operation.requested_by, target=operation.snapshot)
+        area = "snapshot" if operation.snapshot else "volume"
+        activity.record(action=f"{area}.{operation.kind}", actor=operation.requested_by, target=operation.subject)
     enqueue_worker()
     with bind_fields(operation_id=str(operation.pk)):
         logger.info("operation.requested", kind=operation.kind)
@@ -86,7 +96,7 @@ def request_clean_up(operation: Operation) -> None:
         return  # It leaves nothing, or a Ready snapshot.
     target = {
         "snapshot": operation.safety_snapshot or operation.snapshot,
-        "volume": operation.volume if operation.kind == kinds.NEW_VOLUME else None,
+        "volume": operation.volume if operation.kind in (kinds.NEW_VOLUME, kinds.CREATE_VOLUME) else None,
     }
     if not Operation.objects.active().filter(kind=kinds.CLEAN_UP, **target).exists():
         create_operation(kind=kinds.CLEAN_UP, **target)
@@ -117,20 +127,18 @@ def in_turn(now: datetime) -> OperationQuerySet:
        then the oldest operation.
     """
     active = Operation.objects.active().filter(state=Operation.State.RUNNING, lease_until__gte=now).order_by()
-    counts = active.values("snapshot__customer").annotate(total=Count("pk"), own=Count("pk", filter=~IS_SCRUB))
-    by_customer = list(counts.values_list("snapshot__customer", "own", "total"))
+    counts = active.values(owner=CUSTOMER).annotate(total=Count("pk"), own=Count("pk", filter=~IS_SCRUB))
+    by_customer = list(counts.values_list("owner", "own", "total"))
     running = {customer: own for customer, own, _total in by_customer if own}
     workers = count_workers(now)
     in_background = IS_SCRUB | (Operation.BACKGROUND & Q(created_at__gt=now - BACKGROUND_WAITS))
-    allowed = waiting(now)
+    allowed = waiting(now).alias(owner=CUSTOMER, last_served_at=LAST_SERVED_AT)
     if workers > 1 and workers - sum(total for _customer, _own, total in by_customer) <= 1:
-        is_long = ~Q(kind__in=[Operation.Kind.DELETE, Operation.Kind.CLEAN_UP])
-        allowed = allowed.exclude(in_background | (is_long & Q(snapshot__customer__in=running)))
+        allowed = allowed.exclude(in_background | (~Q(kind__in=SHORT_KINDS) & Q(owner__in=running)))
     # PostgreSQL refuses to sort by a constant, which a Case without conditions is.
-    loads = [When(snapshot__customer=pk, then=count) for pk, count in running.items()]
-    last_served_at = F("snapshot__customer__last_served_at")
+    loads = [When(owner=pk, then=count) for pk, count in running.items()]
     # A time in the future was written before the clock was set back.
-    served_at = Case(When(snapshot__customer__last_served_at__lte=now, then=last_served_at))
+    served_at = Case(When(last_served_at__lte=now, then=F("last_served_at")))
     return allowed.order_by(
         Case(When(in_background, then=1), default=0),
         *([Case(*loads, default=0)] if loads else []),
@@ -146,7 +154,7 @@ def claim_next(*, now: datetime | None = None) -> Operation | None:
     The customer's lock keeps two workers from exceeding the customer's share together.
     """
     override, now = now, now or database_now()
-    while first := in_turn(now).values_list("pk", "snapshot__customer_id").first():
+    while first := in_turn(now).annotate(owner=CUSTOMER).values_list("pk", "owner").first():
         operation_id, customer_id = first
         with transaction.atomic():
             lock_customer(customer_id)
@@ -175,7 +183,7 @@ def claim(operation_id: UUID | str, *, now: datetime | None = None) -> Operation
     if not taken:
         return None
     related = Operation.objects.select_related(
-        "snapshot__location", "volume", "disk__volume", "safety_snapshot__location"
+        "snapshot__location", "volume__project", "volume__location", "disk__volume", "safety_snapshot__location"
     )
     operation = related.get(pk=operation_id)
     operation.attempt = attempt + 1  # Ours, even if another claim followed before the read.
@@ -253,7 +261,7 @@ def finish(
     `record` is called with the time of the end. The customer's lock comes first, as in every transaction.
     """
     with transaction.atomic():
-        lock_customer(operation.snapshot.customer_id)
+        lock_customer(operation.customer_id)
         now = operation.now_override or timezone.now()
         fields: dict[str, Any] = {
             "state": state,
@@ -270,7 +278,7 @@ def finish(
         result = "ready" if state == Operation.State.SUCCEEDED else "failed"
         reason = {"reason": error} if error else {}
         if operation.kind != Operation.Kind.SCRUB:
-            activity.record(action=f"{result}.{operation.kind}", actor=None, target=operation.snapshot, after=reason)
+            activity.record(action=f"{result}.{operation.kind}", actor=None, target=operation.subject, after=reason)
     logger.info("operation.finished", kind=operation.kind, attempt=operation.attempt, state=str(state), error=error)
 
 

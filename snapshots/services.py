@@ -36,6 +36,7 @@ from .models import (
     State,
 )
 from .operations import create_operation
+from .volumes import retry_volume_operation
 
 # More IDs make a URL that web servers refuse.
 MAX_DELETIONS = 50
@@ -235,6 +236,8 @@ def retry(*, operation: Operation, user: User) -> Operation:
     Raises InvalidState if it didn't fail or was requested again already, and any ActionRefused of its kind.
     """
     snapshot = operation.snapshot
+    if snapshot is None:
+        return retry_volume_operation(operation=operation, user=user)
     if operation.kind == Operation.Kind.CAPTURE:
         checks.check_space(snapshot.source)
     with transaction.atomic():

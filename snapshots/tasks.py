@@ -19,9 +19,10 @@ from cng_portal.monitoring.models import StorageCheck
 
 from . import operations
 from .handlers import HANDLERS, DamagedDisk, delete_disks, fail_operation
-from .models import DiskImage, Operation, State
+from .models import DiskImage, Operation, State, volume_ref
 from .operations import LeaseLost
 from .storage.contract import NOT_SET_UP, UNEXPECTED, WORKER_DIED, Busy, Corrupt, Interrupted, Refused, StorageError
+from .storage.registry import get_driver
 
 logger = structlog.stdlib.get_logger(__name__)
 
@@ -64,12 +65,12 @@ def run_claimed(operation: Operation) -> None:
             retry_or_fail(operation, str(error), retryable=False, cause=Corrupt.__name__, damaged_disk=error.disk)
         except StorageError as error:
             if not isinstance(error, Refused):
-                StorageCheck.objects.record_error(operation.snapshot.location_id)
+                StorageCheck.objects.record_error(operation.subject.location_id)
             retry_or_fail(operation, str(error), retryable=error.retryable, cause=type(error).__name__)
         except ImproperlyConfigured:
             logger.exception("operation.storage_not_set_up", kind=operation.kind, attempt=operation.attempt)
             reason = _("The storage of %(location)s is not set up. Contact your provider.")
-            reason %= {"location": operation.snapshot.location_id}
+            reason %= {"location": operation.subject.location_id}
             retry_or_fail(operation, reason, retryable=False, cause=NOT_SET_UP)
         except Exception:
             logger.exception("operation.crashed", kind=operation.kind, attempt=operation.attempt)
@@ -80,7 +81,7 @@ def run_claimed(operation: Operation) -> None:
 def clean_up_cancelled(operation: Operation) -> None:
     """Request a clean-up again: one that ran before this worker stopped may have missed what it created."""
     with transaction.atomic():
-        lock_customer(operation.snapshot.customer_id)
+        lock_customer(operation.customer_id)
         operations.request_clean_up(operation)
     logger.info("operation.cancelled", kind=operation.kind, attempt=operation.attempt)
 
@@ -93,6 +94,8 @@ def retry_or_fail(
         operations.release(operation, retry_in=operations.retry_pause(operation), error=reason)
         return
     with contextlib.suppress(LeaseLost):  # Its new worker records the outcome.
+        if HANDLERS[Operation.Kind(operation.kind)].settle(operation):
+            return
         operations.finish(
             operation,
             Operation.State.FAILED,
@@ -123,11 +126,14 @@ def give_up(operation: Operation) -> None:
 
     Drivers clean up when a call fails, and at the next call after a crash. Here there is no next call.
     """
-    unfinished = {Operation.Kind.CAPTURE: operation.snapshot, Operation.Kind.RESTORE: operation.safety_snapshot}.get(
-        Operation.Kind(operation.kind)
+    kinds = Operation.Kind
+    unfinished = {kinds.CAPTURE: operation.snapshot, kinds.RESTORE: operation.safety_snapshot}.get(
+        kinds(operation.kind)
     )
     if unfinished and unfinished.state in (State.PENDING, State.CREATING):
         delete_disks(unfinished)
+    if operation.volume and operation.kind in (kinds.NEW_VOLUME, kinds.CREATE_VOLUME):
+        get_driver(operation.volume.location).delete_volume(volume_ref(operation.volume))
     retry_or_fail(
         operation,
         _("The storage worker stopped in the middle, %(count)s times. Nothing was changed. Try again later.")

@@ -214,6 +214,12 @@ class OwnedQuerySet(models.QuerySet):
         return self.filter(deleted_at=None)
 
 
+class VolumeQuerySet(OwnedQuerySet):
+    def counted(self) -> Self:
+        """Return the volumes that count towards quotas: not those whose deletion was accepted."""
+        return self.present().filter(delete_requested_at=None)
+
+
 def once_in_the_cloud(name: str) -> models.UniqueConstraint:
     return models.UniqueConstraint(
         fields=["location", "backend_project", "backend_ref"],
@@ -298,11 +304,17 @@ class AutomaticBackupSwitch(models.Model):
 
 
 class Volume(models.Model):
-    """A disk. `size_gb` is in GiB. A deleted volume keeps its row, because its snapshots refer to it."""
+    """A disk. `size_gb` is in GiB. A deleted volume keeps its row, because its snapshots refer to it.
+
+    `available_at` is when it became usable and its charge began, unknown if that was before these times were recorded.
+    `delete_requested_at` is when its deletion was accepted and the charge ended, `deleted_at` when the storage had deleted
+    it. One whose creation failed is in ERROR and has a `deleted_at`, so that it is listed nowhere.
+    """
 
     class State(models.TextChoices):
         CREATING = "creating", _("Creating")
         AVAILABLE = "available", _("Available")
+        DELETING = "deleting", _("Deleting")
         ERROR = "error", _("Error")
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
@@ -338,9 +350,11 @@ class Volume(models.Model):
     )
     seen_at = models.DateTimeField(_("last seen in the cloud"), null=True, blank=True)
     created_at = models.DateTimeField(_("created"), default=timezone.now)
+    available_at = models.DateTimeField(_("available"), null=True, blank=True, editable=False)
+    delete_requested_at = models.DateTimeField(_("deletion accepted"), null=True, blank=True, editable=False)
     deleted_at = models.DateTimeField(_("deleted"), null=True, blank=True)
 
-    objects = OwnedQuerySet.as_manager()
+    objects = VolumeQuerySet.as_manager()
 
     class Meta:
         verbose_name = _("volume")
@@ -353,8 +367,24 @@ class Volume(models.Model):
                 name="inventory_volume_size",
                 violation_error_message=_("A volume has between 1 and 1,000,000 GB."),
             ),
+            models.CheckConstraint(
+                condition=Q(state="creating", available_at=None, delete_requested_at=None)
+                | Q(state__in=["available", "error"], delete_requested_at=None)
+                | Q(state="deleting", delete_requested_at__isnull=False),
+                name="inventory_volume_state_instants",
+                violation_error_message=_("The state doesn't match the times of this volume."),
+            ),
             once_in_the_cloud("inventory_volume_backend_once"),
         ]
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def customer_id(self) -> uuid.UUID:
+        return self.project.customer_id
+
+    @property
+    def is_deleted(self) -> bool:
+        """Return whether it existed and no longer does, unlike one whose creation failed."""
+        return self.deleted_at is not None and self.state != self.State.ERROR

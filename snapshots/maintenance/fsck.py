@@ -245,7 +245,9 @@ def check_rows(location: Location, now: datetime) -> Iterator[Finding]:
     if operations.lacks_queued_task(now):
         claimable = operations.in_turn(now).filter(state=Operation.State.PENDING, not_before__lt=overdue_before)
         overdue = overdue | claimable
-    for operation in in_pages(overdue.filter(snapshot__location=location)):
+    for operation in in_pages(
+        overdue.filter(Q(snapshot__location=location) | Q(snapshot=None, volume__location=location))
+    ):
         repair = partial(repairs.enqueue_operations, now)
         yield Finding("overdue", location.pk, f"{operation} · {operation.pk}", repair=repair)
 

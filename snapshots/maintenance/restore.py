@@ -150,7 +150,7 @@ def fail_unfinished_restores() -> int:
     operations = list(unfinished.select_related("snapshot__project"))
     for operation in operations:
         with transaction.atomic():
-            lock_customer(operation.snapshot.customer_id)
+            lock_customer(operation.customer_id)
             Operation.objects.filter(pk=operation.pk).update(
                 state=Operation.State.FAILED, finished_at=now, error=reason
             )

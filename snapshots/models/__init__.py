@@ -1,6 +1,6 @@
 """Snapshots and drafts, the operations on them, and backup schedules."""
 
-from .operations import Operation, OperationQuerySet
+from .operations import CUSTOMER, Operation, OperationQuerySet
 from .schedules import BackupRun, BackupSchedule
 from .snapshots import (
     COUNTED_STATES,
@@ -21,6 +21,7 @@ from .snapshots import (
 
 __all__ = [
     "COUNTED_STATES",
+    "CUSTOMER",
     "SERVICE_KINDS",
     "TRANSIENT_STATES",
     "TRANSITIONS",

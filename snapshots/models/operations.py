@@ -7,19 +7,30 @@ from typing import Self
 from django.conf import settings
 from django.db import models
 from django.db.models import Q
+from django.db.models.functions import Coalesce
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from cng_portal.accounts.models import User
+from cng_portal.accounts.models import Customer, User
 from cng_portal.activity.registry import ACTIONS
 from cng_portal.inventory.models import VirtualMachine, Volume
 
 from .snapshots import DiskImage, Snapshot, State
 
+# The customer of an operation, for queries: its snapshot's, or its volume's if it has no snapshot.
+CUSTOMER = Coalesce("snapshot__customer", "volume__project__customer")
+
 
 class OperationQuerySet(models.QuerySet["Operation"]):
     def visible_to(self, user: User) -> Self:
-        return self.filter(snapshot__customer_id__in=user.customer_ids, snapshot__project_id__in=list(user.roles))
+        roles = list(user.roles)
+        return self.filter(
+            Q(snapshot__customer_id__in=user.customer_ids, snapshot__project_id__in=roles)
+            | Q(snapshot=None, volume__project_id__in=roles)
+        )
+
+    def of_customer(self, customer_id: uuid.UUID) -> Self:
+        return self.filter(Q(snapshot__customer=customer_id) | Q(snapshot=None, volume__project__customer=customer_id))
 
     def active(self) -> Self:
         return self.filter(finished_at=None)
@@ -51,6 +62,9 @@ class Operation(models.Model):
         SCRUB = "scrub", _("Scheduled verification")
         DELETE = "delete", _("Delete")
         CLEAN_UP = "clean_up", _("Clean up")
+        CREATE_VOLUME = "create_volume", _("Create volume")
+        EXTEND_VOLUME = "extend_volume", _("Grow volume")
+        DELETE_VOLUME = "delete_volume", _("Delete volume")
 
     class State(models.TextChoices):
         PENDING = "pending", _("Waiting")
@@ -60,9 +74,15 @@ class Operation(models.Model):
         CANCELLED = "cancelled", _("Cancelled")
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
-    kind = models.CharField(_("kind"), max_length=10, choices=Kind.choices)
+    kind = models.CharField(_("kind"), max_length=16, choices=Kind.choices)
     snapshot = models.ForeignKey(
-        Snapshot, verbose_name=_("snapshot"), on_delete=models.PROTECT, related_name="operations"
+        Snapshot,
+        verbose_name=_("snapshot"),
+        on_delete=models.PROTECT,
+        null=True,
+        blank=True,
+        related_name="operations",
+        help_text=_("None for an operation on a volume alone."),
     )
     volume = models.ForeignKey(
         Volume,
@@ -71,7 +91,7 @@ class Operation(models.Model):
         null=True,
         blank=True,
         related_name="operations",
-        help_text=_("The volume that is restored, created, or removed after a cancellation."),
+        help_text=_("The volume that is restored, created, grown or deleted, or removed after a cancellation."),
     )
     vm = models.ForeignKey(
         VirtualMachine,
@@ -99,6 +119,9 @@ class Operation(models.Model):
         blank=True,
         related_name="protects",
         help_text=_("Taken by a restore before it overwrites anything."),
+    )
+    new_size_gb = models.PositiveIntegerField(
+        _("new size, GB"), null=True, blank=True, help_text=_("The size that the volume grows to.")
     )
     state = models.CharField(_("state"), max_length=9, choices=State.choices, default=State.PENDING)
     attempt = models.PositiveIntegerField(_("attempt"), default=0)
@@ -167,13 +190,25 @@ class Operation(models.Model):
                 condition=Q(unchecked=False) | Q(kind__in=["restore", "new_volume"]), name="operation_unchecked"
             ),
             models.CheckConstraint(
-                condition=Q(kind="restore", volume__isnull=False, vm=None, disk=None)
-                | Q(kind="restore", volume=None, vm__isnull=False, disk=None)
-                | Q(kind="new_volume", volume__isnull=False, vm=None, disk__isnull=False, safety_snapshot=None)
-                | Q(kind="clean_up", volume__isnull=False, vm=None, disk=None, safety_snapshot=None)
+                condition=Q(
+                    Q(kind="restore", volume__isnull=False, vm=None, disk=None)
+                    | Q(kind="restore", volume=None, vm__isnull=False, disk=None)
+                    | Q(kind="new_volume", volume__isnull=False, vm=None, disk__isnull=False, safety_snapshot=None)
+                    | Q(
+                        kind__in=["capture", "verify", "scrub", "delete", "clean_up"],
+                        volume=None,
+                        vm=None,
+                        disk=None,
+                        safety_snapshot=None,
+                    ),
+                    snapshot__isnull=False,
+                    new_size_gb=None,
+                )
                 | Q(
-                    kind__in=["capture", "verify", "scrub", "delete", "clean_up"],
-                    volume=None,
+                    Q(kind="clean_up", new_size_gb=None)  # With the snapshot that the volume was created from, if any.
+                    | Q(kind__in=["create_volume", "delete_volume"], snapshot=None, new_size_gb=None)
+                    | Q(kind="extend_volume", snapshot=None, new_size_gb__isnull=False),
+                    volume__isnull=False,
                     vm=None,
                     disk=None,
                     safety_snapshot=None,
@@ -183,7 +218,22 @@ class Operation(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{self.get_kind_display()} · {self.snapshot_id}"
+        return f"{self.get_kind_display()} · {self.snapshot_id or self.volume_id}"
+
+    @property
+    def subject(self) -> Snapshot | Volume:
+        """Return what it is about, which has its project, customer and location: its snapshot, else its volume."""
+        subject = self.snapshot or self.volume
+        assert subject is not None  # held by the constraint operation_target
+        return subject
+
+    @property
+    def customer_id(self) -> uuid.UUID:
+        return self.subject.customer_id
+
+    @property
+    def customer(self) -> Customer:
+        return self.snapshot.customer if self.snapshot else self.subject.project.customer
 
     @property
     def is_active(self) -> bool:
@@ -219,7 +269,9 @@ class Operation(models.Model):
             return self.state == self.State.PENDING or (
                 safety is not None and safety.state in (State.PENDING, State.CREATING)
             )
-        return self.kind in (self.Kind.CAPTURE, self.Kind.NEW_VOLUME) or (
+        if self.kind == self.Kind.EXTEND_VOLUME:  # Once a worker has begun, the storage may have grown it.
+            return self.attempt == 0
+        return self.kind in (self.Kind.CAPTURE, self.Kind.NEW_VOLUME, self.Kind.CREATE_VOLUME) or (
             self.kind == self.Kind.VERIFY and self.requested_by_id is not None
         )
 

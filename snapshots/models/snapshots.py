@@ -92,6 +92,10 @@ class Draft(models.Model):
     at = models.TimeField(null=True, blank=True)
     retention_count = models.PositiveSmallIntegerField(default=2)
     take_one_now = models.BooleanField(default=False)
+    # What it led to, if that is a volume. A snapshot or a schedule refers to its draft instead.
+    created_volume = models.ForeignKey(
+        Volume, on_delete=models.SET_NULL, null=True, related_name="+", db_index=False, editable=False
+    )
     created_at = models.DateTimeField(default=timezone.now, editable=False)
 
     def __str__(self) -> str:

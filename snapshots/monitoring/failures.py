@@ -43,6 +43,18 @@ ADVICE = {
         "The remains of a failed snapshot couldn't be deleted from storage; nothing is charged for them. Fix the cause, "
         "then run manage.py fsck."
     ),
+    Operation.Kind.CREATE_VOLUME: _(
+        "No volume was created and nothing is charged. Fix the cause, such as a quota or full storage; the customer can "
+        "then try again on the volume's page."
+    ),
+    Operation.Kind.EXTEND_VOLUME: _(
+        "The volume keeps its size and its price. Fix the cause; the customer can then grow it again on its page. manage.py "
+        "fsck tells whether its disk has grown all the same."
+    ),
+    Operation.Kind.DELETE_VOLUME: _(
+        "Billing has ended but the disk is still there. Fix the cause, then choose “Try again” on the volume's page as a "
+        "member of the project, or ask the customer to."
+    ),
 }
 
 
@@ -62,7 +74,8 @@ def group_failures(*, now: datetime) -> list[FailureGroup]:
     """Return the newest failures, grouped by kind and reason. One query."""
     failed = Operation.objects.filter(state=Operation.State.FAILED, finished_at__gt=now - FAILURE_WINDOW)
     groups: dict[tuple[str, str, str], list[Operation]] = {}
-    for operation in failed.select_related("snapshot__customer").order_by("-finished_at")[:MAX_FAILURES]:
+    failed = failed.select_related("snapshot__customer", "volume__project__customer")
+    for operation in failed.order_by("-finished_at")[:MAX_FAILURES]:
         groups.setdefault((operation.kind, operation.error, operation.cause), []).append(operation)
     return [
         FailureGroup(

@@ -245,6 +245,8 @@ class Driver(ABC):
     reverts_only_latest = False  # a volume can only be reverted to its latest snapshot
     reverts_attached = True  # a volume can be reverted while it is attached to a stopped machine
     finishes_late = False  # what was requested may still appear after the call has failed
+    attaches = True  # the portal says which machine a volume is attached to; else the engine does
+    deletes_with_snapshots = True  # a volume can be deleted while it has snapshots
 
     @abstractmethod
     def __init__(self, *, location: str, **options: str) -> None: ...
@@ -284,6 +286,10 @@ class Driver(ABC):
 
         Raises Busy, Refused (an engine whose snapshots need the volume refuses while there are any), Unavailable.
         """
+
+    @abstractmethod
+    def measure_volume(self, volume: VolumeRef) -> int:
+        """Return the size of the volume in bytes, whatever ``volume`` says. Raises NotFound, InvalidImage, Unavailable."""
 
     @abstractmethod
     def create_snapshots(

@@ -271,9 +271,10 @@ def verify(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
 def retry(request: HttpRequest, operation_id: UUID) -> HttpResponse:
     """Retry a failed operation, and redirect to the page of the snapshot, or of the volume it creates."""
     visible = Operation.objects.visible_to(request.user)
-    operation = get_object_or_404(visible.select_related("snapshot__volume__location"), pk=operation_id)
+    related = ("snapshot__volume__location", "volume__project", "volume__location")
+    operation = get_object_or_404(visible.select_related(*related), pk=operation_id)
     if request.method == "POST":  # GET is the return from a sign-in in between.
-        checks.require_change(request.user, operation.snapshot.project_id)
+        checks.require_change(request.user, operation.subject.project_id)
         if attempt(request, partial(services.retry, operation=operation, user=request.user)):
             messages.success(request, _("The operation is being retried."))
     return redirect(page_of(operation))

@@ -26,7 +26,7 @@ class BellRow:
     @property
     def name(self) -> str:
         volume = self.operation.volume if self.operation.kind == Operation.Kind.NEW_VOLUME else None
-        return volume.name if volume else self.operation.snapshot.name
+        return (volume or self.operation.subject).name
 
     @property
     def url(self) -> str:

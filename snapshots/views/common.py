@@ -88,15 +88,17 @@ def get_changeable(request: HttpRequest, snapshot_id: UUID) -> Snapshot:
     return snapshot
 
 
-def set_section(request: Request, snapshot: Snapshot, default: str = "") -> None:
+def set_section(request: Request, subject: Snapshot | Volume, default: str = "") -> None:
     """Tell the menu which section the page belongs to, where its URL doesn't. Read by `context.frame`."""
-    if section := "backups" if snapshot.kind == Kind.BACKUP else default:
+    if isinstance(subject, Volume):
+        request.section = "volumes"
+    elif section := "backups" if subject.kind == Kind.BACKUP else default:
         request.section = section
 
 
 def page_of(operation: Operation) -> str:
-    """Return the URL of the volume that the operation creates, else of its snapshot."""
-    if operation.kind == Operation.Kind.NEW_VOLUME and operation.volume_id:
+    """Return the URL of the volume that the operation is about or creates, else of its snapshot."""
+    if operation.volume_id and (operation.snapshot_id is None or operation.kind == Operation.Kind.NEW_VOLUME):
         return reverse("snapshots:volume", args=[operation.volume_id])
     return reverse("snapshots:snapshot", args=[operation.snapshot_id])
 

@@ -14,6 +14,7 @@ from billing.prices import PriceList
 from cng_portal.accounts.models import User
 from cng_portal.common.money import format_price
 from cng_portal.common.templatetags.portal import length_of, poll_seconds
+from cng_portal.inventory.models import Volume
 from snapshots.models import Kind, Operation, Snapshot, SnapshotQuerySet, State
 from snapshots.restores import irreversible_reasons
 from snapshots.storage.registry import get_driver
@@ -161,7 +162,8 @@ OPERATION_FIELDS = (
     *("snapshot__name", "snapshot__state", "snapshot__damaged_at"),
     *("snapshot__project", "snapshot__volume", "snapshot__vm"),
     *("safety_snapshot__name", "safety_snapshot__state", "safety_snapshot__location__driver"),
-    *("safety_snapshot__location__driver_options", "volume__name", "vm__name"),
+    *("safety_snapshot__location__driver_options", "vm__name"),
+    *("volume__name", "volume__project", "volume__state", "volume__deleted_at", "volume__available_at"),
     *("requested_by__name", "requested_by__email"),
 )
 # The state of the snapshot in which a failed operation can be retried. A restore needs a new confirmation instead.
@@ -170,6 +172,11 @@ RETRYABLE_IN = {
     Operation.Kind.NEW_VOLUME: State.READY,
     Operation.Kind.VERIFY: State.READY,
     Operation.Kind.DELETE: State.DELETING,
+}
+# The same for operations on a volume alone.
+VOLUME_RETRYABLE_IN = {
+    Operation.Kind.CREATE_VOLUME: Volume.State.ERROR,
+    Operation.Kind.DELETE_VOLUME: Volume.State.DELETING,
 }
 # Earlier, the speed is a guess. Less is "a few seconds".
 MIN_ESTIMATED = timedelta(seconds=5)
@@ -208,9 +215,15 @@ def build_operation_rows(operations: Iterable[Operation], user: User) -> list[Op
     for operation in operations:
         snapshot, kind = operation.snapshot, Operation.Kind(operation.kind)
         key = (operation.snapshot_id, kind, operation.volume_id)
-        can_change = user.can_change(snapshot.project_id)
+        can_change = user.can_change(operation.subject.project_id)
         is_newest_failure = can_change and operation.state == Operation.State.FAILED and key not in seen
         seen.add(key)
+        if snapshot is None:
+            can_retry = is_newest_failure and operation.subject.state == VOLUME_RETRYABLE_IN.get(kind)
+            rows.append(
+                OperationRow(operation, can_cancel=can_change and operation.can_be_cancelled, can_retry=can_retry)
+            )
+            continue
         is_usable = kind != Operation.Kind.NEW_VOLUME or operation.unchecked or not snapshot.is_damaged
         safety = operation.safety_snapshot if can_change and operation.can_be_undone else None
         rows.append(

@@ -66,6 +66,8 @@ class CinderDriver(CinderInventory, Driver):
     reverts_only_latest = True
     reverts_attached = False
     finishes_late = True
+    attaches = False
+    deletes_with_snapshots = False
 
     def __init__(
         self,
@@ -257,6 +259,10 @@ class CinderDriver(CinderInventory, Driver):
 
     def delete_volume(self, volume: VolumeRef) -> None:
         self._delete_all(self._client(volume.backend_project), "volume", volume.uuid, volume.backend_ref)
+
+    def measure_volume(self, volume: VolumeRef) -> int:
+        size_gb: int = self._get_volume(self._client(volume.backend_project), volume)["size"]
+        return size_gb * GIB
 
     # Snapshots
 

@@ -151,6 +151,10 @@ class LocalDriver(Driver):
         with self.folder.lock(exclusive=[volume]):
             self.volumes.delete(volume)
 
+    def measure_volume(self, volume: VolumeRef) -> int:
+        with self.folder.errors():
+            return self.volumes.stat_any_size(volume).st_size
+
     def import_image(self, volume: VolumeRef, image: Path, heartbeat: Heartbeat = no_heartbeat) -> str:
         """Create a volume from a disk image, with zeros up to its size; return its backend_ref. Not in the contract.
 

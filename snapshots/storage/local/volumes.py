@@ -33,10 +33,14 @@ class VolumeFiles:
 
     def stat(self, volume: VolumeRef) -> os.stat_result:
         """Raises NotFound, InvalidImage."""
-        with self._errors(volume):
-            status = stat_regular_file(self.folder.volume_path(volume.uuid), below=self.folder.path)
+        status = self.stat_any_size(volume)
         check_size(volume, status)
         return status
+
+    def stat_any_size(self, volume: VolumeRef) -> os.stat_result:
+        """Raises NotFound, InvalidImage if it isn't a regular file."""
+        with self._errors(volume):
+            return stat_regular_file(self.folder.volume_path(volume.uuid), below=self.folder.path)
 
     @contextmanager
     def open(self, volume: VolumeRef, *, writing: bool, up_to_gb: int = 0) -> Iterator[int]:
