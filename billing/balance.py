@@ -35,8 +35,8 @@ def with_ledger(customers: QuerySet[Customer], *, at: datetime) -> QuerySet[Cust
     """Annotate the customers with the inputs of their standing at `at`.
 
     `last_month` and `last_until`, the month and end of the last invoice, or `first_use` without one; `credits`, the sum of
-    the ledger; `backdated`, whether there is backdated usage; `expiring`, whether free credits have expired and the ledger
-    doesn't record it yet.
+    the ledger; `backdated`, whether there is backdated usage; `expiring`, whether free credits have expired and
+    `expire_credits` hasn't settled them yet.
     """
     invoices = Invoice.objects.filter(customer=OuterRef("pk")).order_by("-month")
     usage = UsageSegment.objects.filter(customer=OuterRef("pk"))
@@ -50,7 +50,7 @@ def with_ledger(customers: QuerySet[Customer], *, at: datetime) -> QuerySet[Cust
         first_use=Case(When(last_month=None, then=Subquery(first_use)), default=None),
         credits=Subquery(total),
         backdated=Exists(usage.filter(backdated=True)),
-        expiring=Exists(wallet.filter(expires_at__lte=at, expiry=None)),
+        expiring=Exists(wallet.filter(expires_at__lte=at, expiry=None, used_up=None)),
     )
 
 

@@ -286,19 +286,40 @@ def costs_so_far(resource_ids: Iterable[UUID], at: datetime) -> dict[UUID, Cost]
 
 def total_charged(*, customer: Customer, at: datetime) -> int:
     """Return the cost of everything the customer has used until `at`, recomputed from usage, in millionths."""
-    segments = list(UsageSegment.objects.filter(customer=customer, started_at__lte=at))
-    if not segments:
-        return 0
-    prices = PriceList.load({segment.location_id for segment in segments})
-    first = min(segment.started_at for segment in segments)
-    months = BillingMonths.load(customer)
-    windows = months.open_windows(first, at)
-    if months.invoices:
-        windows = [*months.invoiced_windows(first), *windows]
-    return sum(
-        line.amount_micro or 0
-        for segment in segments
-        for window in windows
-        if window.since <= at
-        for line in _rate(segment, customer, window, at, prices)
-    )
+    return ChargedTotals(customer).until(at)
+
+
+class ChargedTotals:
+    """What a customer's usage has cost until any instant, recomputed from usage that is read once. Three queries."""
+
+    def __init__(self, customer: Customer) -> None:
+        self.segments = list(UsageSegment.objects.filter(customer=customer).order_by("started_at"))
+        self.prices = PriceList.load({segment.location_id for segment in self.segments})
+        self.months = BillingMonths.load(customer)
+        self.final: dict[
+            tuple[UUID, datetime], int
+        ] = {}  # {(segment, start of the month): what time no longer changes}
+
+    def until(self, at: datetime) -> int:
+        """Return the cost until `at`, in millionths."""
+        if not self.segments or self.segments[0].started_at > at:
+            return 0
+        first = self.segments[0].started_at
+        windows = self.months.open_windows(first, at)
+        if self.months.invoices:
+            windows = [*self.months.invoiced_windows(first), *windows]
+        return sum(
+            self._cost(segment, window, at)
+            for segment in self.segments
+            for window in windows
+            if max(segment.started_at, window.since) <= at
+        )
+
+    def _cost(self, segment: UsageSegment, window: rating.Window, at: datetime) -> int:
+        if (segment.pk, window.since) in self.final:
+            return self.final[segment.pk, window.since]
+        lines = _rate(segment, self.months.customer, window, at, self.prices)
+        cost = sum(line.amount_micro or 0 for line in lines)
+        if at >= window.until or (segment.ended_at and at >= segment.ended_at):
+            self.final[segment.pk, window.since] = cost
+        return cost

@@ -96,8 +96,8 @@ def _close(customer_ids: list[UUID], *, at: datetime, through: date | None) -> R
                 done, more = _close_batch(customer_ids, at=at, through=through)
             report.add(done)
     except Exception as error:
-        if isinstance(error, OperationalError) and "integer overflow" not in str(error):
-            raise  # The database itself failed.
+        if _is_database_down(error):
+            raise
         if len(customer_ids) > 1:
             middle = len(customer_ids) // 2
             for half in (customer_ids[:middle], customer_ids[middle:]):
@@ -109,9 +109,20 @@ def _close(customer_ids: list[UUID], *, at: datetime, through: date | None) -> R
     return report
 
 
+def _is_database_down(error: Exception) -> bool:
+    return isinstance(error, OperationalError) and "integer overflow" not in str(error)
+
+
 def _explain(customer: Customer, error: Exception, *, at: datetime) -> str:
-    # Only where the database refused an amount: nothing can be computed from a row that is broken.
-    owed_micro = get_owed(customer=customer, at=at) if isinstance(error, DatabaseError) else 0
+    owed_micro = 0
+    if isinstance(error, DatabaseError):  # An amount may be too large for an invoice.
+        try:
+            with transaction.atomic():
+                owed_micro = get_owed(customer=customer, at=at)
+        except Exception as second:
+            if _is_database_down(second):
+                raise
+            logger.exception("invoice.failed", customer=customer.crn)
     if owed_micro > MAX_AMOUNT_MICRO:
         return _(
             "Customer %(crn)s gets no invoice: %(owed)s are owed, and an invoice holds at most %(most)s. Correct the price "
@@ -128,9 +139,12 @@ def _explain(customer: Customer, error: Exception, *, at: datetime) -> str:
 
 
 def _record_failures(customer_ids: list[UUID], report: Report, *, at: datetime) -> None:
-    """Record each failure until the month is closed, and e-mail the new ones to the administrators."""
+    """Record each failure until no month that is over is open, and e-mail the new ones to the administrators."""
     failures = {pk: report.failures[pk] for pk in customer_ids if pk in report.failures}
-    ClosingFailure.objects.filter(customer__in=customer_ids).exclude(customer__in=failures).delete()
+    settled = Customer.objects.filter(closing_failure__isnull=False, pk__in=customer_ids).exclude(pk__in=failures)
+    # The run may have ended with an earlier month than the one that failed.
+    still_open = {window.customer_id for window in next_windows(settled.in_bulk(), at=at, through=None)}
+    ClosingFailure.objects.filter(customer__in=settled.exclude(pk__in=still_open)).delete()
     recorded = dict(ClosingFailure.objects.filter(customer__in=failures).values_list("customer", "reason"))
     new = {pk: reason for pk, reason in failures.items() if recorded.get(pk) != reason}
     for pk, reason in new.items():
@@ -191,6 +205,10 @@ def _close_batch(customer_ids: list[UUID], *, at: datetime, through: date | None
         _write_lines(windows, backdated)
     report.failures |= unpriced
     if windows:
+        # Their corrections are among the lines. Whoever sets the flag holds the customer's lock.
+        UsageSegment.objects.filter(customer__in=[window.customer_id for window in windows], backdated=True).update(
+            backdated=False
+        )
         bulk.insert_invoices(windows, at=at)
         seal_invoices([window.invoice_id for window in windows])
         _add_sums(windows, report)

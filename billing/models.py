@@ -191,9 +191,9 @@ class UsageSegment(models.Model):
     """A period in which a resource of one kind, location and size is charged. Open while `ended_at` is None.
 
     It copies the resource's uuid and name, so that it outlives the resource. Once an invoice has a line of it, it can only
-    be closed. `backdated`: it started or ended in a month that already had an invoice, so the next invoice settles the
-    difference. `voided`: it costs nothing. Usage that is changed or started again inside a paid hour starts where that hour
-    ends, and may be over or changed again by then.
+    be closed. `backdated`: it started or ended in a month that already had an invoice, or a price of such a month was
+    corrected; the next invoice settles the difference and ends the flag. `voided`: it costs nothing. Usage that is changed
+    or started again inside a paid hour starts where that hour ends, and may be over or changed again by then.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
@@ -559,6 +559,18 @@ class WalletTransaction(models.Model):
     def wallet_micro(self) -> int:
         """Return the change of the wallet, negative for credits taken from it."""
         return self.amount_micro if self.target == WalletAccount.WALLET else -self.amount_micro
+
+
+class UsedUpGrant(models.Model):
+    """A grant of free credits of which nothing was left when it expired, so that no transaction takes a rest back."""
+
+    grant = models.OneToOneField(
+        WalletTransaction, on_delete=models.PROTECT, primary_key=True, related_name="used_up", verbose_name=_("grant")
+    )
+    created_at = models.DateTimeField(_("recorded"), default=timezone.now, editable=False)
+
+    def __str__(self) -> str:
+        return str(self.grant)
 
 
 class LowBalanceWarning(models.Model):

@@ -119,7 +119,7 @@ def correct_price(
     correction.full_clean()
     correction.save()
     seal(correction)
-    charged = InvoiceLine.objects.filter(segment=OuterRef("pk"), corrects=None, price_version=version)
+    charged = InvoiceLine.objects.filter(segment=OuterRef("pk"), price_version=version)  # corrected to it, too
     in_use.filter(Exists(charged)).update(backdated=True)
     activity.record(
         action="price.correct",

@@ -17,9 +17,9 @@ from cng_portal.common import money
 from cng_portal.notifications.models import Notification
 from cng_portal.notifications.services import customer_owners, notify
 
-from .charges import total_charged
+from .charges import ChargedTotals, total_charged
 from .errors import Refused
-from .models import MAX_AMOUNT_MICRO, TransactionKind, WalletAccount, WalletTransaction
+from .models import MAX_AMOUNT_MICRO, TransactionKind, UsedUpGrant, WalletAccount, WalletTransaction
 from .seals import seal
 from .sums import ExactSum
 
@@ -188,20 +188,22 @@ def correct_credits(
 
 
 def expired_credits(*, customer: Customer, at: datetime) -> list[tuple[WalletTransaction, int]]:
-    """Return (grant, unused rest in millionths) of the grants that expired until `at` and have no recorded expiry.
+    """Return (grant, unused rest in millionths) of the grants that expired until `at` and aren't settled.
 
-    Credits that expire first are used first, those that never expire last. Usage that no credits covered is paid by the
-    credits that come next.
+    The rest of a grant that was used up is 0. Credits that expire first are used first, those that never expire last. Usage
+    that no credits covered is paid by the credits that come next.
     """
     moves = list(WalletTransaction.objects.filter(customer=customer, at__lte=at).order_by("at", "created_at", "id"))
-    recorded = {move.grant_id for move in moves if move.grant_id}
+    settled = {move.grant_id for move in moves if move.grant_id}
+    settled |= {row.grant_id for row in UsedUpGrant.objects.filter(grant__customer=customer)}
     grants = {move.pk: (move.expires_at, move) for move in moves if move.expires_at}
     events = [(move.at, 1, move) for move in moves if move.invoice_id is None and move.grant_id is None]
     events += [(expires_at, 0, grant) for expires_at, grant in grants.values() if expires_at <= at]
     left: dict[UUID, int] = {}  # of each grant and purchase, in the order in which they are used
     expired, before, uncovered = [], 0, 0
+    charged = ChargedTotals(customer)
     for when, is_move, move in sorted(events, key=lambda event: event[:2]):
-        until_now = total_charged(customer=customer, at=when)
+        until_now = charged.until(when)
         uncovered += until_now - before
         before = until_now
         for pk in left:
@@ -210,7 +212,7 @@ def expired_credits(*, customer: Customer, at: datetime) -> list[tuple[WalletTra
             uncovered -= used
         if not is_move:
             rest = left.pop(move.pk)
-            if rest and move.pk not in recorded:
+            if move.pk not in settled:
                 expired.append((move, rest))
         elif move.wallet_micro < 0:
             uncovered -= move.wallet_micro
@@ -222,10 +224,13 @@ def expired_credits(*, customer: Customer, at: datetime) -> list[tuple[WalletTra
 
 
 def expire_credits(*, at: datetime) -> int:
-    """Record the free credits that have expired. Returns how many. Running it again changes nothing."""
-    pending = WalletTransaction.objects.filter(expires_at__lte=at, expiry=None).values("customer").distinct()
+    """Settle the free credits that have expired, and take back what is left of them. Returns of how many there was a rest.
+
+    Running it again changes nothing.
+    """
+    pending = WalletTransaction.objects.filter(expires_at__lte=at, expiry=None, used_up=None)
     recorded = 0
-    for customer in Customer.objects.filter(pk__in=pending):
+    for customer in Customer.objects.filter(pk__in=pending.values("customer").distinct()):
         try:
             recorded += _expire_credits(customer, at)
         except Exception:
@@ -237,7 +242,9 @@ def expire_credits(*, at: datetime) -> int:
 def _expire_credits(customer: Customer, at: datetime) -> int:
     lock_customer(customer.pk)
     expired = expired_credits(customer=customer, at=at)
-    for grant, amount_micro in expired:
+    UsedUpGrant.objects.bulk_create(UsedUpGrant(grant=grant) for grant, rest in expired if not rest)
+    rests = [(grant, rest) for grant, rest in expired if rest]
+    for grant, amount_micro in rests:
         expiry = WalletTransaction.objects.create(
             customer=customer,
             kind=TransactionKind.EXPIRED,
@@ -250,7 +257,7 @@ def _expire_credits(customer: Customer, at: datetime) -> int:
             at=grant.expires_at,
         )
         seal(expiry)
-    return len(expired)
+    return len(rests)
 
 
 def get_received_credits(*, customer: Customer) -> QuerySet[WalletTransaction]:

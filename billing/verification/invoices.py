@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from uuid import UUID
 
 from billing.models import ClosingFailure, Invoice, InvoiceLine, UsageSegment, WalletTransaction
@@ -80,13 +80,13 @@ def check_lines(
 ) -> Iterator[str]:
     """Compare the lines with usage and prices.
 
-    The next invoice settles backdated usage. Until then the difference is part of the amount owed, which `check_balance`
-    compares, so here only the amount of each such line is checked.
+    A line counts with its corrections. The next invoice settles backdated usage. Until then the difference is part of the
+    amount owed, which `check_balance` compares, so here only the amount of each such line is checked.
     """
     unit_micro = money.unit_micro(customer.currency)
     ends = {invoice.month: invoice.ends_at for invoice in invoices}
-    billed: dict[tuple, list[InvoiceLine]] = defaultdict(list)
-    for line in lines:
+    corrected: dict[int, CorrectedLine] = {}
+    for line in lines:  # a correction is written after its line
         segment = segments.get(line.segment_id)
         if segment is None:
             yield f"line {line.pk}: the usage that it charges doesn't exist"
@@ -98,9 +98,18 @@ def check_lines(
             line.hours, line.rate_micro, segment, unit_micro
         ):
             yield f"line {line.pk}: {line.amount_micro} millionths is not its hours × size × rate"
-        if not segment.backdated:
-            billed[line.segment_id, line.month, line.price_version_id].append(line)
-    expected = {key: charge for key, charge in charges.items() if key[1] in ends and not charge.segment.backdated}
+        if line.corrects_id is None:
+            corrected[line.pk] = CorrectedLine(line)
+        elif line.corrects_id in corrected:
+            corrected[line.corrects_id].add(line)
+        else:
+            yield f"line {line.pk}: the line that it corrects doesn't exist"
+    billed: dict[tuple, list[CorrectedLine]] = defaultdict(list)
+    for own_line in corrected.values():
+        if not segments[own_line.line.segment_id].backdated and (own_line.hours or own_line.amount_micro):
+            billed[own_line.line.segment_id, own_line.line.month, own_line.price_id].append(own_line)
+    last = max(ends, default=date.min)  # Usage from before the first invoice is settled by a later one.
+    expected = {key: charge for key, charge in charges.items() if key[1] <= last and not charge.segment.backdated}
     for key in sorted(billed.keys() | expected.keys(), key=str):
         segment = segments[key[0]]
         own, charge = billed[key], expected.get(key)
@@ -112,14 +121,28 @@ def check_lines(
                 f"millionths, recomputed {recomputed[0]} h for {recomputed[1]}"
             )
         elif charge:
-            for line in own:
-                if (line.from_at, line.to_at, line.rate_micro) != (
-                    charge.first,
-                    _end(charge, ends[key[1]]),
-                    charge.rate_micro,
-                ):
-                    yield f"line {line.pk} ({segment.resource_name}): its period or rate differs from the usage"
+            period = (charge.first, _end(charge, ends[key[1]])) if key[1] in ends else None
+            for own_line in own:
+                differs = period and own_line.period not in (None, period)
+                if differs or own_line.rate_micro != charge.rate_micro:
+                    yield f"line {own_line.line.pk} ({segment.resource_name}): its period or rate differs from the usage"
     yield from _check_overlaps(lines)
+
+
+class CorrectedLine:
+    """A line with its corrections. `period` is its first and last instant, None once its hours were corrected."""
+
+    def __init__(self, line: InvoiceLine) -> None:
+        self.line, self.hours, self.amount_micro = line, line.hours, line.amount_micro
+        self.rate_micro, self.price_id = line.rate_micro, line.price_version_id
+        self.period: tuple[datetime, datetime] | None = (line.from_at, line.to_at)
+
+    def add(self, correction: InvoiceLine) -> None:
+        self.hours += correction.hours
+        self.amount_micro += correction.amount_micro
+        self.rate_micro, self.price_id = correction.rate_micro, correction.price_version_id
+        if correction.hours:
+            self.period = None
 
 
 def _end(charge: Charge, month_ends_at: datetime) -> datetime:

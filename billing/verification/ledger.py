@@ -12,6 +12,7 @@ from billing.models import (
     InvoiceLine,
     TransactionKind,
     UsageSegment,
+    UsedUpGrant,
     WalletAccount,
     WalletTransaction,
 )
@@ -53,7 +54,7 @@ def check_expiries(
     prices: Prices,
     at: datetime,
 ) -> Iterator[str]:
-    """Compare the expired amount of each grant with its unused rest.
+    """Compare the expired amount of each grant, which is 0 if it was used up, with its unused rest.
 
     If usage, credits or prices from before the expiry were recorded after it, only its time and its upper bound are
     checked.
@@ -71,13 +72,15 @@ def check_expiries(
             continue
         if expiry.at != grant.expires_at or expiry.amount_micro > grant.amount_micro:
             yield f"transaction {expiry.pk}: more or at another time than was granted"
-        changed = any(
-            effective_at < expiry.at and recorded_at >= expiry.created_at for effective_at, recorded_at in records
+    settled = [(move.grant_id, move.amount_micro, move.created_at) for move in transactions if move.grant_id in grants]
+    settled += [(row.grant_id, 0, row.created_at) for row in UsedUpGrant.objects.filter(grant__in=grants)]
+    for grant_id, expired_micro, created_at in settled:
+        expires_at = grants[grant_id].expires_at
+        changed = expires_at is None or any(
+            effective_at < expires_at and recorded_at >= created_at for effective_at, recorded_at in records
         )
-        if not changed and len(zones) == 1 and expiry.amount_micro != unused.get(grant.pk, 0):
-            yield (
-                f"transaction {expiry.pk}: {expiry.amount_micro} millionths expired, recomputed {unused.get(grant.pk, 0)}"
-            )
+        if not changed and len(zones) == 1 and expired_micro != unused.get(grant_id, 0):
+            yield f"grant {grant_id}: {expired_micro} millionths expired, recomputed {unused.get(grant_id, 0)}"
 
 
 def _effective_and_recorded(
@@ -158,8 +161,9 @@ def check_balance(
     owed = sum(charge.amount_micro for charge in charges.values()) - sum(line.amount_micro for line in lines)
     if standing.owed_micro != owed:
         yield f"displayed as owed since the last invoice: {standing.owed_micro} millionths, recomputed {owed}"
-    recorded = {move.grant_id for move in transactions if move.at <= at}
-    pending = sum(left for grant, left in unused_grants(transactions, charges, at).items() if grant not in recorded)
+    settled = {move.grant_id for move in transactions if move.at <= at}
+    settled |= {row.grant_id for row in UsedUpGrant.objects.filter(grant__customer=customer)}
+    pending = sum(left for grant, left in unused_grants(transactions, charges, at).items() if grant not in settled)
     ledger = sum(move.wallet_micro for move in transactions if move.at <= at) - pending
     if standing.balance_micro != ledger - owed:
         yield f"displayed as balance: {standing.balance_micro} millionths, recomputed {ledger - owed}"

@@ -11,11 +11,19 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from billing import closing, scheduling, verification
-from billing.balance import get_balance, get_owed, require_cover
+from billing.balance import get_balance, get_owed, require_cover, with_ledger
 from billing.charges import cost_so_far
 from billing.errors import InsufficientCredit, Refused
 from billing.low_balance import low_balance_warning
-from billing.models import ClosingFailure, Invoice, InvoiceLine, LowBalanceWarning, UsageSegment, WalletTransaction
+from billing.models import (
+    ClosingFailure,
+    Invoice,
+    InvoiceLine,
+    LowBalanceWarning,
+    UsageSegment,
+    UsedUpGrant,
+    WalletTransaction,
+)
 from billing.packages import create_package
 from billing.summary import build_summary, spend_by_project
 from billing.usage import close_segment
@@ -344,6 +352,29 @@ def test_free_credits_that_expire_are_used_first_and_the_rest_is_taken_back(shop
     assert verification.differences(at=yangon(21)) == []
 
 
+def test_a_grant_that_was_used_up_is_settled_when_it_expires(shop, use):
+    """Else the whole history would be replayed for each balance, for ever."""
+    use(yangon(1), yangon(2))
+    for day in range(1, 20):
+        credit = {"amount_micro": 10_000_000, "reason": "bonus", "key": f"bonus-{day}", "at": yangon(1)}
+        grant_credits(customer=shop.customer, by=None, **credit, expires_at=yangon(3, minute=day))
+    at = yangon(4)
+    balance = get_balance(customer=shop.customer, at=at)
+    assert expire_credits(at=at) == 0
+    assert UsedUpGrant.objects.count() == 19
+    assert not with_ledger(Customer.objects.all(), at=at).get().expiring
+    assert get_balance(customer=shop.customer, at=at) == balance == (19 * 10 - 24 * 20) * 1_000_000
+    assert verification.differences(at=at) == []
+
+
+def test_a_grant_that_is_settled_falsely_is_found(shop):
+    grant = {"customer": shop.customer, "amount_micro": 10_000_000, "reason": "x", "key": "x", "by": None}
+    unused = grant_credits(**grant, at=yangon(1), expires_at=yangon(5))
+    UsedUpGrant.objects.create(grant=unused)
+    [difference] = verification.differences(at=yangon(6))
+    assert f"grant {unused.pk}: 0 millionths expired, recomputed 10000000" in difference
+
+
 def test_a_debt_is_paid_by_the_credits_that_come_next(shop, use):
     use(yangon(3), yangon(3, 3))
     grant_credits(
@@ -464,6 +495,43 @@ def test_a_failure_is_forgotten_once_the_month_is_closed(shop, use):
     closing.close_months(at=DECEMBER)
     assert Invoice.objects.count() == 1
     assert not ClosingFailure.objects.exists()
+
+
+def test_a_failure_of_a_later_month_stays_while_earlier_ones_are_closed(shop, use):
+    use(yangon(3, month=9))
+    use(yangon(3), location=LocationFactory(code="1CNG-SGP-AZ01"))
+    closing.close_months(at=DECEMBER)
+    assert Invoice.objects.count() == 2
+    [failure] = ClosingFailure.objects.all()
+    closing.close_months(at=DECEMBER, through=date(2040, 10, 1))
+    assert ClosingFailure.objects.get().reason == failure.reason
+
+
+def test_a_second_error_while_the_first_is_explained_keeps_nobody_from_an_invoice(shop, use):
+    """The invoice is larger than any, and what is owed can't be computed: a grant expired before it was given."""
+    dear = LocationFactory(code="1CNG-SGP-AZ01")
+    create_package(location=dear, kind=shop.kind, rate_micro=1_000_000_000, starts_at=datetime(2026, 1, 1, tzinfo=UTC))
+    projects = [ProjectFactory(customer__number=number) for number in range(40, 45)]
+    for project in projects:
+        use(yangon(3), project=project)
+    broken = projects[2]
+    use(yangon(3), project=broken, location=dear, size_gb=5_000_000)
+    given = {"customer": broken.customer, "amount_micro": 1, "source": "grants", "target": "wallet"}
+    with connection.cursor() as cursor:
+        if connection.vendor == "sqlite":
+            cursor.execute("PRAGMA ignore_check_constraints = ON")
+        else:
+            cursor.execute("ALTER TABLE billing_wallettransaction DROP CONSTRAINT billing_wallet_expiry")
+        WalletTransaction.objects.create(
+            **given, kind="granted", reason="x", key="x", at=yangon(9), expires_at=yangon(8)
+        )
+        if connection.vendor == "sqlite":
+            cursor.execute("PRAGMA ignore_check_constraints = OFF")
+    report = closing.close_months(at=DECEMBER)
+    assert list(report.failures) == [broken.customer_id]
+    assert Invoice.objects.count() == 4
+    assert ClosingFailure.objects.get().reason.startswith("Customer #000042 gets no invoice: ")
+    assert closing.close_months(at=DECEMBER, dry_run=True).failures == report.failures
 
 
 def test_a_customer_whose_row_is_broken_keeps_nobody_from_an_invoice_or_a_warning(shop, use):

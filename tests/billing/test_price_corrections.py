@@ -97,6 +97,36 @@ def test_a_correction_can_be_corrected_again(shop, use, mistake):
         correct(mistake, 1)
 
 
+def test_usage_is_settled_once_an_invoice_has_its_corrections(shop, use, mistake):
+    """Closing costs as many queries afterwards as if nothing had been corrected, however many months are corrected."""
+
+    def close(month: int) -> int:
+        with CaptureQueriesContext(
+            connection,
+        ) as queries:
+            closing.close_months(at=datetime(2041, month, 2, tzinfo=UTC))
+        return len(queries)
+
+    use(OCTOBER)
+    use(OCTOBER, OCTOBER + 3 * HOUR)
+    closing.close_months(at=DECEMBER)
+    before = close(1)
+    correct(mistake)
+    assert UsageSegment.objects.filter(backdated=True).count() == 2
+    close(2)
+    assert not UsageSegment.objects.filter(backdated=True).exists()
+    assert verification.differences(at=datetime(2041, 2, 2, tzinfo=UTC)) == []
+    assert close(3) == before
+    correct(mistake.correction, 4_000)
+    assert UsageSegment.objects.filter(backdated=True).count() == 2
+    close(4)
+    assert verification.differences(at=datetime(2041, 4, 2, tzinfo=UTC)) == []
+    assert (
+        cost_so_far(resource_id=UsageSegment.objects.get(ended_at__isnull=False).resource_id, at=DECEMBER).amount_micro
+        == 600_000
+    )
+
+
 def test_only_hours_of_the_corrected_price_are_credited(shop, use, mistake):
     later = set_price(package=shop.package, rate_micro=800_000, starts_at=OCTOBER + 2 * HOUR, by=None)
     use(OCTOBER, OCTOBER + 3 * HOUR)
