@@ -8,6 +8,7 @@ urlpatterns = [
     path("costs.csv", views.summary, {"as_csv": True}, name="summary_csv"),
     path("subscriptions/", views.subscriptions, name="subscriptions"),
     path("subscriptions.csv", views.subscriptions, {"as_csv": True}, name="subscriptions_csv"),
+    path("prices/", views.prices, name="prices"),
     path("credits/", views.credits, name="credits"),
     path("credits.csv", views.credits, {"as_csv": True}, name="credits_csv"),
     path("transactions/", views.transactions, name="transactions"),

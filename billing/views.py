@@ -29,6 +29,7 @@ from .forms import UsageFilterForm
 from .links import resource_urls
 from .low_balance import low_balance_warning
 from .models import Invoice, InvoiceLine, ServiceKind, TransactionKind, WalletTransaction
+from .price_table import build_price_tables, currencies_of
 from .prices import PriceList
 from .statement import Row, Usage, row_of_line, usage_rows
 from .subscriptions import SubscriptionState, get_subscriptions
@@ -69,6 +70,7 @@ def tabs(request: HttpRequest) -> list[dict[str, Any]]:
         "credits": _("Infra Credits"),
         "transactions": _("Transactions"),
         "statement": _("Account Statement"),
+        "prices": _("Prices"),
     }
     here = request.resolver_match.url_name
     return [
@@ -250,10 +252,10 @@ def subscriptions(request: HttpRequest, as_csv: bool = False) -> HttpResponse | 
         columns = ["resource_uuid", "kind", "name", "project", "location", "gb", "from", "to", "paid_until"]
         return csv_response("subscriptions", columns, rows)
     page = page_of(request, segments)
-    prices = PriceList.load({segment.location_id for segment in page["rows"]})
+    price_list = PriceList.load({segment.location_id for segment in page["rows"]})
     costs = costs_so_far([segment.resource_id for segment in page["rows"]], at)
     for segment in page["rows"]:
-        quote = prices.quote_segment(segment, currency=customer.currency, at=at)
+        quote = price_list.quote_segment(segment, currency=customer.currency, at=at)
         segment.hourly = money.format_price(quote.hourly_micro, customer.currency) if quote else ""
         segment.formula = quote.formula if quote and quote.is_share_of_vm else ""
         segment.cost = costs[segment.resource_id].label if segment.resource_id in costs else ""
@@ -278,6 +280,16 @@ def subscriptions(request: HttpRequest, as_csv: bool = False) -> HttpResponse | 
             "csv_url": f"{reverse('billing:subscriptions_csv')}?{urlencode({'state': state, 'kind': kind})}",
         },
     )
+
+
+@require_safe
+def prices(request: HttpRequest) -> HttpResponse:
+    """Show the prices to everybody: whoever takes snapshots meets them, too. Only the tabs are the owners'."""
+    context = {
+        "tables": build_price_tables(currencies_of(request.user), timezone.now()),
+        "tabs": tabs(request) if billed_customer(request.user) else [],
+    }
+    return render(request, "billing/prices.html", context)
 
 
 TRANSACTION_COLUMNS = ["time", "kind", "amount", "currency", "reason", "expires", "invoice", "transaction_uuid"]

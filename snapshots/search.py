@@ -78,6 +78,7 @@ PAGES = [
     Page(gettext_lazy("Infra Credits"), "billing:credits", audience=BILLED),
     Page(gettext_lazy("Transactions"), "billing:transactions", audience=BILLED),
     Page(gettext_lazy("Account Statement and invoices"), "billing:statement", audience=BILLED),
+    Page(gettext_lazy("Prices"), "billing:prices"),
     Page(gettext_lazy("Notifications"), "notifications:list"),
     Page(gettext_lazy("Your profile"), "accounts:profile"),
     Page(gettext_lazy("Password, passkeys and security"), "accounts:security"),

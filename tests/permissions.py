@@ -137,6 +137,7 @@ TABLE: dict[str, list[Row]] = {
         Row("billing:summary_csv", "Export costs", BILLS),
         Row("billing:subscriptions", "List subscriptions", BILLS),
         Row("billing:subscriptions_csv", "Export subscriptions", BILLS),
+        Row("billing:prices", "View the prices", SIGNED_IN),
         Row("billing:credits", "View infra credits", BILLS),
         Row("billing:credits_csv", "Export infra credits", BILLS),
         Row("billing:transactions", "List transactions", BILLS),

@@ -453,7 +453,7 @@ def of_backups(member: Membership) -> Screens:
 def of_billing(member: Membership) -> Screens:
     invoice = Invoice.objects.filter(customer=member.project.customer).latest("month")
     found = {"billing-invoice": Screen(reverse("billing:invoice", args=[invoice.pk]))}
-    for name in ("summary", "subscriptions", "credits", "transactions", "statement"):
+    for name in ("summary", "subscriptions", "credits", "transactions", "statement", "prices"):
         found[f"billing-{name}"] = Screen(reverse(f"billing:{name}"))
     found["billing-subscriptions-inactive"] = Screen(reverse("billing:subscriptions") + "?state=inactive")
     return found

@@ -56,6 +56,7 @@ PAGES = [
     "/billing/credits/",
     "/billing/transactions/",
     "/billing/statement/",
+    "/billing/prices/",
     "/notifications/",
     "/profile/",
     "/profile/limits/",

@@ -111,7 +111,10 @@ def test_the_pages_of_an_account_with_everything_in_it(
             reverse("snapshots:volume", args=[volume.pk]),
             reverse("snapshots:machine", args=[volume.vm_id]),
             "/notifications/",
-            *(f"/billing/{name}" for name in ("", "subscriptions/", "credits/", "transactions/", "statement/")),
+            *(
+                f"/billing/{name}"
+                for name in ("", "subscriptions/", "credits/", "transactions/", "statement/", "prices/")
+            ),
         ],
     )
 
