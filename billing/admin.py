@@ -3,7 +3,6 @@
 from typing import Any
 
 from django.contrib import admin, messages
-from django.db import transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import get_object_or_404, render
@@ -104,11 +103,9 @@ class PackageAdmin(SupportAdmin):
             "start": f"{planned[0].since:%Y-%m-%d %H:%M}",
         }
 
-    @transaction.atomic
-    def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        if request.method == "POST":
-            lock_prices()  # so that the form finds every conflict itself
-        return super().changeform_view(request, *args, **kwargs)
+    def lock(self, request: HttpRequest, object_id: str | None) -> None:
+        super().lock(request, object_id)
+        lock_prices()
 
     def get_urls(self) -> list[Any]:
         view = self.admin_site.admin_view(self.correct_view)

@@ -58,8 +58,12 @@ S = TypeVar("S", bound=Source)
 
 
 def require_change(user: User, project_id: UUID) -> None:
-    """Raise PermissionDenied for viewers. Strangers have had a 404 before."""
+    """Raise PermissionDenied for viewers and in archived projects. Strangers have had a 404 before."""
     if not user.can_change(project_id):
+        if any(project.id == project_id and project.archived_at for project in user.project_roles):
+            raise PermissionDenied(
+                _("The project is archived, so nothing in it can be changed. An owner of the project can unarchive it.")
+            )
         raise PermissionDenied(
             _("You can see this project, but your role “Viewer” does not allow changes. Ask an owner of the project.")
         )

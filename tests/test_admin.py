@@ -24,7 +24,7 @@ from billing.models import CustomerAccount
 from cng_portal.accounts import services
 from cng_portal.accounts.models import Customer, Project, Role, User
 from cng_portal.activity.models import Activity
-from cng_portal.inventory.models import Location, VirtualMachine, Volume
+from cng_portal.inventory.models import CloudProject, Location, VirtualMachine, Volume
 from cng_portal.monitoring.leases import acquire_lease
 from cng_portal.monitoring.models import Process
 from cng_portal.notifications.models import Notification
@@ -94,6 +94,85 @@ def test_the_last_owner_of_a_project_cannot_be_taken_from_it_on_the_page_of_the_
     assert sentence in answered(**{"0-project": "no project", "0-DELETE": "on"})
     assert sentence in answered(**{"0-project": ProjectFactory().pk}), "it leaves the other one"
     assert person.memberships.get().project == membership.project
+
+
+def post_person(support: Client, person: User, **changed: object) -> str:
+    """Save the page of a person as it is shown, with some answers changed; returns the text of the answer."""
+    [membership] = person.memberships.all()
+    fields = {"email": person.email, "is_active": "on", "customer": person.customer_id}
+    inline = {"TOTAL_FORMS": 1, "INITIAL_FORMS": 1, "0-id": membership.pk, "0-user": person.pk}
+    inline |= {"0-role": membership.role, "0-project": membership.project_id}
+    answers = fields | {f"memberships-{name}": value for name, value in inline.items()} | changed
+    answers = {name: value for name, value in answers.items() if value is not None}
+    return unescape(support.post(url(User, "change", person.pk), answers).text)
+
+
+def test_a_project_is_never_left_with_inactive_owners_only(support: Client) -> None:
+    project = ProjectFactory(name="Shop")
+    owner = UserFactory(member_of=project)
+    UserFactory(member_of=project, is_active=False)
+    assert "“Shop” needs at least one owner." in post_person(support, owner, is_active=None)
+    assert "“Shop” needs at least one owner." in post_person(support, owner, **{"memberships-0-role": Role.VIEWER})
+    assert User.objects.get(pk=owner.pk).is_active
+    colleague = UserFactory(member_of=project)
+    post_person(support, owner, is_active=None)
+    assert not User.objects.get(pk=owner.pk).is_active
+    assert "“Shop” needs at least one owner." in post_person(support, colleague, is_active=None)
+    assert support.get(url(User, "delete", owner.pk)).status_code == 403
+
+
+def test_a_member_is_not_added_twice(support: Client) -> None:
+    person = UserFactory(member_of=ProjectFactory())
+    project = person.memberships.get().project
+    rows = {"TOTAL_FORMS": 1, "INITIAL_FORMS": 0, "0-user": person.pk, "0-project": project.pk, "0-role": Role.VIEWER}
+    answers = {f"memberships-{name}": value for name, value in rows.items()}
+    quotas = {"snapshot_quota": -1, "snapshot_gb_quota": -1, "volume_quota": -1, "volume_gb_quota": -1}
+    for page, fields in (
+        (url(Project, "change", project.pk), {"name": "Web"} | quotas),
+        (url(User, "change", person.pk), {"email": person.email, "is_active": "on", "customer": person.customer_id}),
+    ):
+        assert "This user is already a member of the project." in support.post(page, fields | answers).text
+    assert person.memberships.get().role == Role.OWNER
+
+
+def test_a_customer_is_never_left_without_an_owner_of_its_own(support: Client) -> None:
+    owner = UserFactory(member_of=ProjectFactory(customer__name="Shwe"))
+    other = ProjectFactory()
+    UserFactory(member_of=other).memberships.create(project=owner.memberships.get().project, role=Role.OWNER)
+    sentence = "Shwe needs at least one owner of its own."
+    assert sentence in post_person(support, owner, is_active=None)
+    assert sentence in post_person(support, owner, customer=other.customer_id)
+    assert sentence in post_person(support, owner, customer="")
+    assert sentence in post_person(support, owner, **{"memberships-0-role": Role.VIEWER})
+    assert sentence in post_person(support, owner, **{"memberships-0-DELETE": "on"})
+    owner.refresh_from_db()
+    assert (owner.is_active, owner.memberships.get().role) == (True, Role.OWNER)
+    UserFactory(member_of=owner.memberships.get().project)
+    assert sentence not in post_person(support, owner, is_active=None)
+    assert not User.objects.get(pk=owner.pk).is_active
+
+
+def test_a_new_customer_has_an_active_owner(support: Client) -> None:
+    answers = {"name": "Shwe", "billing_type": "prepaid", "currency": "MMK", "time_zone": "Asia/Yangon"}
+    quotas = {"snapshot_quota": -1, "snapshot_gb_quota": -1, "volume_quota": -1, "volume_gb_quota": -1}
+    person = UserFactory(is_active=False, customer=None)
+    page = support.post(url(Customer, "add"), answers | quotas | {"owner": person.pk})
+    assert "Select a valid choice" in page.text
+
+
+def test_nothing_appears_in_an_archived_project(support: Client) -> None:
+    project = ProjectFactory(name="Old", archived_at=timezone.now())
+    sentence = "“Old” is archived, so nothing can be created in it."
+    vm = {"project": project.pk, "location": LocationFactory().pk, "name": "web", "state": "running", "vcpus": 1}
+    vm |= {"memory_mb": 1024, "hourly_price_micro": "1", "volumes-TOTAL_FORMS": 0, "volumes-INITIAL_FORMS": 0}
+    assert sentence in support.post(url(VirtualMachine, "add"), vm).text
+    cloud = CloudProject.objects.create(location=LocationFactory(), external_id="0a1b2c")
+    assert sentence in support.post(url(CloudProject, "change", cloud.pk), {"project": project.pk}).text
+    deleted = VolumeFactory(project=project, deleted_at=timezone.now())
+    page = support.post(url(Volume, "change", deleted.pk), {"name": "data", "position": 0}).text
+    assert sentence in page
+    deleted.refresh_from_db()
+    assert deleted.deleted_at
 
 
 def test_what_a_list_or_page_of_admin_never_sends_is_refused_or_left_out(support: Client) -> None:

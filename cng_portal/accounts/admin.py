@@ -17,7 +17,7 @@ from django.contrib.auth.forms import AdminPasswordChangeForm, BaseUserCreationF
 from django.contrib.auth.forms import UserChangeForm as DjangoUserChangeForm
 from django.contrib.auth.models import Group
 from django.core.exceptions import PermissionDenied, ValidationError
-from django.db.models import Count, Model, QuerySet
+from django.db.models import Count, Model, Q, QuerySet
 from django.forms.models import BaseInlineFormSet
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
@@ -26,11 +26,11 @@ from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
 from cng_portal.activity import services as activity
-from cng_portal.common.admin import Autocomplete, Autocompletes, ReadOnly, SupportAdmin
+from cng_portal.common.admin import Autocomplete, Autocompletes, ReadOnly, SupportAdmin, as_ids, posted_ids
 
-from . import impersonation, services, signals
+from . import impersonation, roles, services, signals
 from .models import Customer, Membership, Project, Role, User
-from .services import lock_customer
+from .services import lock_customers
 from .signin import factors, sessions
 
 admin.site.site_header = _("1CNG administration")
@@ -46,28 +46,41 @@ RIGHTS = ("is_staff", "is_superuser", "groups", "user_permissions")
 
 class MembershipFormSet(BaseInlineFormSet):
     def clean(self) -> None:
-        """A project must keep an owner."""
+        """A user is a member once; a project keeps an active owner, and a customer one of its own."""
         super().clean()
         if any(self.errors):
             return
+        for form in self.extra_forms:
+            if form.has_changed() and form not in self.deleted_forms:
+                try:
+                    form.instance.validate_constraints()  # An inline form leaves out those of the page's own row.
+                except ValidationError as error:
+                    form.add_error(None, error)
         forms = [form for form in self.forms if hasattr(form, "cleaned_data") and form.cleaned_data]
-        owning = [
-            form
-            for form in forms
-            if form.cleaned_data.get("role") == Role.OWNER and not form.cleaned_data.get("DELETE")
-        ]
         of_project = isinstance(self.instance, Project)
         # The projects before the change: the form may move a member to another one.
         left = {self.instance.pk if of_project else form.initial["project"] for form in forms if form.instance.pk}
-        for project in Project.objects.filter(pk__in=left).order_by("customer", "pk"):  # the lock order
-            lock_customer(project.customer_id)
-            owners = Membership.objects.filter(project=project, role=Role.OWNER)
-            others = owners.exclude(pk__in=[form.instance.pk for form in forms if form.instance.pk])
-            mine = [form for form in owning if of_project or form.cleaned_data["project"] == project]
-            if owners.exists() and not others.exists() and not mine:
+        owners = Membership.objects.filter(role=Role.OWNER, user__is_active=True)
+        unchanged = owners.exclude(pk__in=[form.instance.pk for form in forms if form.instance.pk])
+        owning = [
+            (self.instance if of_project else form.cleaned_data["project"], form.cleaned_data["user"])
+            for form in forms
+            if form.cleaned_data.get("role") == Role.OWNER and not form.cleaned_data.get("DELETE")
+        ]
+        owning = [(project, user) for project, user in owning if user.is_active]
+        for project in Project.objects.filter(pk__in=left).select_related("customer").order_by("name"):
+            is_owned = owners.filter(project=project).exists()
+            if is_owned and not unchanged.filter(project=project).exists() and project not in dict(owning):
                 raise ValidationError(
                     _("“%(project)s” needs at least one owner. Make another member an owner first."),
                     params={"project": project},
+                )
+            own = {"project__customer": project.customer, "user__customer": project.customer}
+            has_own = any((made.customer_id, user.customer_id) == (project.customer_id,) * 2 for made, user in owning)
+            if owners.filter(**own).exists() and not has_own and not unchanged.filter(**own).exists():
+                raise ValidationError(
+                    _("%(customer)s needs at least one owner of its own. Make another of its users an owner first."),
+                    params={"customer": project.customer.name},
                 )
 
 
@@ -116,6 +129,31 @@ class UserChangeForm(DjangoUserChangeForm):
     def clean_email(self) -> str:
         return self.cleaned_data["email"].lower()
 
+    def clean_is_active(self) -> bool:
+        is_active: bool = self.cleaned_data["is_active"]
+        if self.initial["is_active"] and not is_active:
+            if project := roles.owned_only_by(self.instance).first():
+                raise ValidationError(
+                    _("“%(project)s” needs at least one owner. Make another member an owner first."),
+                    params={"project": project},
+                )
+            self._require_another_owner()
+        return is_active
+
+    def clean_customer(self) -> Customer | None:
+        customer: Customer | None = self.cleaned_data["customer"]
+        if self.initial["is_active"] and (customer and customer.pk) != self.initial["customer"]:
+            self._require_another_owner()
+        return customer
+
+    def _require_another_owner(self) -> None:
+        customer = Customer.objects.filter(pk=self.initial["customer"]).first()
+        if customer and roles.is_only_owner(self.instance, customer):
+            raise ValidationError(
+                _("%(customer)s needs at least one owner of its own. Make another of its users an owner first."),
+                params={"customer": customer.name},
+            )
+
 
 @admin.register(User)
 class UserAdmin(SupportAdmin, DjangoUserAdmin):
@@ -141,6 +179,12 @@ class UserAdmin(SupportAdmin, DjangoUserAdmin):
 
     actions = ["end_sessions"]
     change_form_template = "accounts/admin/person.html"
+
+    def lock(self, request: HttpRequest, object_id: str | None) -> None:
+        super().lock(request, object_id)
+        user, projects = as_ids(object_id), posted_ids(request, "-project")
+        of_user = Q(projects__memberships__user__in=user) | Q(people__in=user)
+        lock_customers(Customer.objects.filter(of_user | Q(projects__in=projects)))
 
     def get_inlines(self, request: HttpRequest, obj: User | None) -> list[Any]:
         return self.inlines if obj else []
@@ -207,7 +251,7 @@ class NewCustomerForm(forms.ModelForm):
     """A new customer needs an owner for its `Default` project; its number is optional."""
 
     owner = forms.ModelChoiceField(
-        User.objects.all(),
+        User.objects.filter(is_active=True),
         label=_("owner"),
         help_text=_("Owner of the project “Default”, which every customer has. Add the user first."),
     )
@@ -290,6 +334,11 @@ class ProjectAdmin(SupportAdmin):
     ordering = ["customer__number", "name"]
     autocomplete_fields = ["customer"]
     inlines = [MembershipInline]
+
+    def lock(self, request: HttpRequest, object_id: str | None) -> None:
+        super().lock(request, object_id)
+        posted = Q(pk__in=posted_ids(request, "customer"))
+        lock_customers(Customer.objects.filter(posted | Q(projects__in=as_ids(object_id))))
 
     def get_readonly_fields(self, request: HttpRequest, obj: Project | None = None) -> list[str]:
         # The project's resources have been charged to its customer.

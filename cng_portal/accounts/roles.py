@@ -18,11 +18,12 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from cng_portal.activity import services as activity
+from cng_portal.common.locks import lock_name
 from cng_portal.common.preferences import as_read_by
 from cng_portal.mail import services as mail
 from cng_portal.mail.models import OutgoingMail
 
-from .models import Invitation, Membership, Project, Role, User
+from .models import Customer, Invitation, Membership, Project, Role, User
 from .services import lock_customer, set_verified_email
 
 logger = structlog.stdlib.get_logger(__name__)
@@ -50,11 +51,13 @@ def open_invitations() -> QuerySet[Invitation]:
 
 
 def acceptable_invitations(*, at: datetime) -> QuerySet[Invitation]:
-    """Open invitations that haven't expired and whose sender is still an owner: Django admin removes owners, too."""
+    """Open invitations that haven't expired, to projects that aren't archived, and whose sender is still an owner: Django
+    admin removes owners, too.
+    """
     owners = Membership.objects.filter(
         project=OuterRef("project"), user=OuterRef("invited_by"), role=Role.OWNER, user__is_active=True
     )
-    return open_invitations().filter(Exists(owners), expires_at__gt=at)
+    return open_invitations().filter(Exists(owners), expires_at__gt=at, project__archived_at=None)
 
 
 def sign_token(invitation: Invitation) -> str:
@@ -78,6 +81,27 @@ def require_another_owner(membership: Membership) -> None:
             _("“%(project)s” needs at least one owner. Make another member an owner first.")
             % {"project": membership.project.name}
         )
+    if membership.role == Role.OWNER and is_only_owner(membership.user, membership.project.customer, but=membership):
+        raise ActionRefused(
+            _("%(customer)s needs at least one owner of its own. Make another of its users an owner first.")
+            % {"customer": membership.project.customer.name}
+        )
+
+
+def is_only_owner(user: User, customer: Customer, *, but: Membership | None = None) -> bool:
+    """Return whether nobody else of the customer owns one of its projects, nor the user another one than `but`."""
+    owners = Membership.objects.filter(
+        project__customer=customer, role=Role.OWNER, user__is_active=True, user__customer=customer
+    )
+    others = owners.exclude(pk=but.pk) if but else owners.exclude(user=user)
+    return owners.filter(user=user).exists() and not others.exists()
+
+
+def owned_only_by(user: User) -> QuerySet[Project]:
+    """Return the projects that would have no active owner without the user."""
+    owners = Membership.objects.filter(project=OuterRef("pk"), role=Role.OWNER)
+    others = owners.filter(user__is_active=True).exclude(user=user)
+    return Project.objects.filter(Exists(owners.filter(user=user)), ~Exists(others)).order_by("name")
 
 
 # --- actions ---------------------------------------------------------------------------------------------------------
@@ -89,6 +113,10 @@ def invite(*, project: Project, email: str, role: str, by: User, at: datetime) -
     with transaction.atomic():
         lock_customer(project.customer_id)
         require_owner(User.objects.get(pk=by.pk), project)
+        if Project.objects.filter(pk=project.pk, archived_at__isnull=False).exists():
+            raise ActionRefused(
+                _("“%(project)s” is archived. Unarchive it before you invite anybody.") % {"project": project.name}
+            )
         if Membership.objects.filter(project=project, user__email__iexact=email).exists():
             raise ActionRefused(
                 _("%(email)s is already a member of “%(project)s”. Change their role instead.")
@@ -157,6 +185,7 @@ def sign_up(*, invitation: Invitation, name: str, password: str, at: datetime) -
     validate_password(password, user)
     user.set_password(password)  # slow on purpose, so before the lock
     with transaction.atomic():
+        lock_name(User._meta.label_lower)  # so that nobody else takes the address
         lock_customer(invitation.project.customer_id)
         if User.objects.filter(email__iexact=invitation.email).exists():
             raise ActionRefused(_("An account with this address already exists. Sign in with it."))
@@ -219,7 +248,7 @@ def revoke_invitations_of(membership: Membership, by: User) -> None:
 
 def reload_for_update(membership: Membership) -> Membership:
     """Return the row as it is now that the caller holds the customer's lock."""
-    current = Membership.objects.select_related("project", "user").filter(pk=membership.pk).first()
+    current = Membership.objects.select_related("project__customer", "user").filter(pk=membership.pk).first()
     if current is None:
         raise ActionRefused(_("This user is no longer a member of the project."))
     return current

@@ -6,6 +6,8 @@ from allauth.account.models import EmailAddress
 from django.db import models, transaction
 from django.utils import timezone
 
+from cng_portal.common.locks import lock_name
+
 from .models import BillingType, Customer, Membership, Project, Role, User
 
 
@@ -22,6 +24,12 @@ def lock_customer(customer_id: UUID) -> None:
     if not transaction.get_connection().in_atomic_block:
         raise RuntimeError("lock_customer needs a transaction")
     Customer.objects.filter(pk=customer_id).update(locked_at=timezone.now())
+
+
+def lock_customers(customers: models.QuerySet[Customer]) -> None:
+    """Lock several customers, in the order of their ids."""
+    for customer_id in sorted(set(customers.values_list("pk", flat=True))):
+        lock_customer(customer_id)
 
 
 @transaction.atomic
@@ -48,6 +56,7 @@ def create_customer(
     *, name: str, owner: User, billing_type: str = BillingType.PREPAID, number: int | None = None, **fields: object
 ) -> Customer:
     """Create a customer with its `Default` project, owned by `owner`. `number` defaults to the next free one."""
+    lock_name(Customer._meta.label_lower)  # so that nobody else takes the number
     if number is None:
         number = (Customer.objects.aggregate(last=models.Max("number"))["last"] or 0) + 1
     customer = Customer.objects.create(name=name, billing_type=billing_type, number=number, **fields)

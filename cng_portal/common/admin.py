@@ -1,5 +1,6 @@
 """Base classes for Django admin."""
 
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -10,10 +11,12 @@ from django.contrib.admin.options import BaseModelAdmin
 from django.contrib.admin.widgets import AutocompleteSelect
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ObjectDoesNotExist, ValidationError
+from django.db import transaction
 from django.db.models import Model, Q, QuerySet
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from django.utils.translation import gettext_lazy as _
 
+from .locks import lock_name
 from .origin import get_origin
 
 
@@ -50,11 +53,45 @@ class Autocompletes(BaseModelAdmin):
         return super().formfield_for_foreignkey(db_field, request, **kwargs)
 
 
+class LockedForm(BaseModelAdmin):
+    """Saves a form under a lock, so that it finds each conflict itself and can say what it is."""
+
+    def changeform_view(
+        self, request: HttpRequest, object_id: str | None = None, *args: Any, **kwargs: Any
+    ) -> HttpResponse:
+        with transaction.atomic():
+            if request.method == "POST":
+                self.lock(request, object_id)
+            return super().changeform_view(request, object_id, *args, **kwargs)  # type: ignore[misc]
+
+    def lock(self, request: HttpRequest, object_id: str | None) -> None:
+        """Lock what the form reads to find conflicts. Overrides also lock what is written outside of Django admin."""
+        lock_name(self.model._meta.label_lower)
+
+
+def posted_ids(request: HttpRequest, suffix: str) -> set[UUID]:
+    """Return the UUIDs among the values of the fields whose names end so."""
+    ids = set()
+    for name, value in request.POST.items():
+        if name.endswith(suffix):
+            with suppress(ValueError):
+                ids.add(UUID(str(value)))
+    return ids
+
+
+def as_ids(object_id: str | None) -> list[UUID]:
+    """Return the ID of an address, if it is one, for an `__in` lookup."""
+    try:
+        return [UUID(object_id or "")]
+    except ValueError:
+        return []
+
+
 # A part of an address that matches more users than this is too vague; the rest are ignored.
 MAX_USERS = 100
 
 
-class SupportAdmin(Autocompletes, admin.ModelAdmin):
+class SupportAdmin(LockedForm, Autocompletes, admin.ModelAdmin):
     """Searches by UUID and e-mail address, stays fast with many rows, and never deletes.
 
     A UUID is compared with `uuid_fields`. An e-mail address finds users, and then rows by `person_fields` and

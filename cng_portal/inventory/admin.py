@@ -8,13 +8,15 @@ from django import forms
 from django.conf import settings
 from django.contrib import admin
 from django.core.exceptions import ValidationError
+from django.db.models import Q
 from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
-from cng_portal.accounts.models import Project
-from cng_portal.common.admin import SupportAdmin
+from cng_portal.accounts.models import Customer, Project
+from cng_portal.accounts.services import lock_customers
+from cng_portal.common.admin import SupportAdmin, as_ids, posted_ids
 from cng_portal.common.money import MICRO, format_price
 
 from .models import CloudProject, Location, VirtualMachine, Volume
@@ -65,10 +67,37 @@ class LocationAdmin(SupportAdmin):
         return f"{location.flag} {location.country_name}"
 
 
+def require_not_archived(project: Project | None) -> Project | None:
+    if project and project.archived_at:
+        raise ValidationError(
+            _("“%(project)s” is archived, so nothing can be created in it. Choose another project.")
+            % {"project": project}
+        )
+    return project
+
+
+def lock_projects(condition: Q) -> None:
+    """Lock the customers of the projects, so that none of these is archived meanwhile, and no sync imports into them."""
+    lock_customers(Customer.objects.filter(projects__in=Project.objects.filter(condition)))
+
+
+class ResourceForm(forms.ModelForm):
+    """A machine or volume, which appears in no archived project."""
+
+    def clean_project(self) -> Project | None:
+        return require_not_archived(self.cleaned_data["project"])
+
+    def clean_deleted_at(self) -> datetime | None:
+        deleted_at: datetime | None = self.cleaned_data["deleted_at"]
+        if deleted_at is None and self.instance.deleted_at:
+            require_not_archived(self.instance.project)
+        return deleted_at
+
+
 class CloudProjectForm(forms.ModelForm):
     def clean_project(self) -> Project | None:
         """Imported objects have snapshots and charges in their project, so it can't change any more."""
-        project = self.cleaned_data["project"]
+        project = require_not_archived(self.cleaned_data["project"])
         cloud = self.instance
         if cloud.project_id and project != cloud.project:
             fields = {"location": cloud.location_id, "backend_project": cloud.external_id, "project": cloud.project_id}
@@ -97,6 +126,10 @@ class CloudProjectAdmin(SupportAdmin):
 
     def get_readonly_fields(self, request: HttpRequest, obj: CloudProject | None = None) -> list[str]:
         return [field.name for field in CloudProject._meta.fields if field.name not in ("id", "project")]
+
+    def lock(self, request: HttpRequest, object_id: str | None) -> None:
+        super().lock(request, object_id)
+        lock_projects(Q(pk__in=posted_ids(request, "project")))
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
@@ -134,6 +167,8 @@ class CloudProjectAdmin(SupportAdmin):
             return gettext("Last sync failed: %(reason)s") % {"reason": cloud_project.error}
         if not cloud_project.project_id:
             return gettext("Not assigned to a project")
+        if cloud_project.project and cloud_project.project.archived_at:
+            return gettext("The project is archived, so nothing is imported")
         if not cloud_project.synced_at:
             return gettext("Will be imported by the next sync")
         return gettext("Synced %(when)s") % {"when": format_instant(cloud_project.synced_at)}
@@ -153,7 +188,7 @@ def format_use(count: int | None, quota: int | None) -> str:
     )
 
 
-class VirtualMachineForm(forms.ModelForm):
+class VirtualMachineForm(ResourceForm):
     hourly_price_micro = MicroField(
         label=_("hourly price"), help_text=_("In the customer's currency, with up to 6 decimals."), initial=0
     )
@@ -183,6 +218,10 @@ class VirtualMachineAdmin(SupportAdmin):
     autocomplete_fields = ["project", "location"]
     inlines = [VolumeInline]
 
+    def lock(self, request: HttpRequest, object_id: str | None) -> None:
+        super().lock(request, object_id)
+        lock_projects(Q(pk__in=posted_ids(request, "project")) | Q(vms__in=as_ids(object_id)))
+
     def get_readonly_fields(self, request: HttpRequest, obj: VirtualMachine | None = None) -> list[str]:
         own = ["id", "backend_project", "seen_at"]
         return [*own, "project", "location", "backend_ref"] if obj else own
@@ -196,7 +235,7 @@ class VirtualMachineAdmin(SupportAdmin):
         return format_price(vm.hourly_price_micro, vm.project.customer.currency)
 
 
-class VolumeForm(forms.ModelForm):
+class VolumeForm(ResourceForm):
     def clean_vm(self) -> VirtualMachine | None:
         vm = self.cleaned_data["vm"]
         if vm and (vm.project_id, vm.location_id) != (self.instance.project_id, self.instance.location_id):
@@ -225,6 +264,10 @@ class VolumeAdmin(SupportAdmin):
     @admin.display(description=_("customer"))
     def customer(self, volume: Volume) -> str:
         return str(volume.project.customer)
+
+    def lock(self, request: HttpRequest, object_id: str | None) -> None:
+        super().lock(request, object_id)
+        lock_projects(Q(volumes__in=as_ids(object_id)))
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False

@@ -5,11 +5,13 @@ from django.db import models
 from django.http import HttpRequest, HttpResponseRedirect
 from django.urls import reverse
 
+from cng_portal.common.admin import LockedForm
+
 from .models import SupportContact
 
 
 @admin.register(SupportContact)
-class SupportContactAdmin(admin.ModelAdmin):
+class SupportContactAdmin(LockedForm, admin.ModelAdmin):
     """One form instead of a list: there is a single row."""
 
     formfield_overrides = {models.URLField: {"assume_scheme": "https"}}

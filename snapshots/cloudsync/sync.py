@@ -23,6 +23,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from billing.models import UsageSegment
+from cng_portal.accounts.models import Project
 from cng_portal.accounts.services import lock_customer
 from cng_portal.common.loops import for_each
 from cng_portal.common.names import MAX_NAME_LENGTH, fold_name, to_name
@@ -184,7 +185,7 @@ def sync_project(sync: ProjectSync, driver: Driver, inventory: Inventory, *, is_
     cloud_project.used_gb, cloud_project.gb_quota = usage.gb, usage.gb_quota
     fields = ["volume_count", "volume_quota", "snapshot_count", "snapshot_quota", "used_gb", "gb_quota"]
     cloud_project.save(update_fields=fields)
-    if cloud_project.project is None:
+    if cloud_project.project is None or cloud_project.project.archived_at:
         sync.report.unmapped.append(cloud_project)
         return
     if is_own:  # Volumes that the portal created before it knew the ID of its own project.
@@ -214,9 +215,11 @@ def customer_locked(sync: ProjectSync) -> Iterator[None]:
 
     Otherwise, concurrent syncs that write the same rows in different orders would deadlock, and free names could be taken.
     """
-    assert sync.cloud_project.project is not None  # sync_project skips unmapped ones.
+    assert sync.cloud_project.project is not None  # `sync_project` skips unmapped ones.
     with transaction.atomic():
         lock_customer(sync.cloud_project.project.customer_id)
+        if Project.objects.filter(pk=sync.cloud_project.project.pk, archived_at__isnull=False).exists():
+            raise StorageError(_("The project was archived meanwhile, so nothing more is imported into it."))
         yield
 
 
@@ -486,12 +489,13 @@ def open_segments() -> QuerySet[UsageSegment]:
 
 
 def restore_missing(snapshot: Snapshot, back: QuerySet[Snapshot], at: datetime) -> int:
-    """Clear `missing_since`, and charge the snapshot again if it was charged when it went missing."""
+    """Clear `missing_since`, and charge the snapshot again if it was charged when it went missing and isn't damaged."""
     since = snapshot.missing_since
     with transaction.atomic():
         lock_customer(snapshot.customer_id)
         returned = back.filter(pk=snapshot.pk, missing_since=since).update(missing_since=None)
-        if returned and was_charged(snapshot.pk, since):
+        snapshot.refresh_from_db(fields=["damaged_at"])
+        if returned and not snapshot.is_damaged and was_charged(snapshot.pk, since):
             snapshot.start_charging(at)
     return returned
 

@@ -93,6 +93,37 @@ def test_an_expired_or_revoked_link_does_not_work(project: Project, what: dict) 
     assert Membership.objects.get(project=project).user == invitation.invited_by
 
 
+def test_nobody_joins_an_archived_project(project: Project, owner: User, client_for: Callable) -> None:
+    invitation = InvitationFactory(project=project, invited_by=owner)
+    Project.objects.filter(pk=project.pk).update(archived_at=timezone.now())
+    assert "This invitation doesn't work" in Client().get(link_of(invitation)).text
+    with pytest.raises(roles.ActionRefused):
+        roles.sign_up(invitation=invitation, name="Mya", password=PASSWORD, at=timezone.now())
+    assert not User.objects.filter(email=invitation.email).exists()
+    answers = {"email": "new@example.com", "role": Role.MEMBER}
+    page = client_for(owner).post(reverse("accounts:invite", args=[project.pk]), answers).text
+    assert "“Default” is archived. Unarchive it before you invite anybody." in page
+    assert 'value="new@example.com"' in page
+    Project.objects.filter(pk=project.pk).update(archived_at=None)
+    assert Client().get(link_of(invitation)).status_code == 200
+
+
+def test_a_customer_keeps_an_owner_of_its_own(project: Project, owner: User) -> None:
+    """An owner from another customer can't take it over."""
+    guest = UserFactory(member_of=ProjectFactory())
+    mine = Membership.objects.get(project=project, user=owner)
+    MembershipFactory(project=project, user=guest)
+    for act in (
+        lambda: roles.remove(membership=mine, by=guest),
+        lambda: roles.remove(membership=mine, by=owner),
+        lambda: roles.change_role(membership=mine, role=Role.VIEWER, by=guest),
+    ):
+        with pytest.raises(roles.ActionRefused, match="needs at least one owner of its own"):
+            act()
+    MembershipFactory(project=ProjectFactory(customer=project.customer), user=owner)
+    roles.remove(membership=mine, by=owner)
+
+
 def test_a_forged_link_does_not_work(project: Project) -> None:
     link = link_of(InvitationFactory(project=project))
     assert Client().get(link[:-2] + "x/").status_code == 404

@@ -430,3 +430,12 @@ def test_a_stopped_import_leaves_nothing(
         assert "Interrupted. Nothing was imported." in errors
         assert files_in(storage_root) == []
         assert not Volume.objects.exists()
+
+
+def test_nothing_is_imported_into_an_archived_project(
+    image: Path, project: Project, location: Location, storage_root: Path
+) -> None:
+    Project.objects.update(archived_at=project.created_at)
+    with pytest.raises(CommandError, match="The project “Software” is archived. Unarchive it, or name another one."):
+        import_volume(image, project, location)
+    assert files_in(storage_root) == []

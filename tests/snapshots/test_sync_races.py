@@ -12,14 +12,15 @@ from threading import Barrier
 from typing import Any
 
 import pytest
-from django.db import connections
+from django.db import connections, transaction
 from django.utils import timezone
 
 from billing.models import UsageSegment
-from cng_portal.accounts.models import Membership
+from cng_portal.accounts.models import Membership, Project
 from cng_portal.inventory.models import CloudProject, Location, Volume
 from snapshots import services
 from snapshots.cloudsync.sync import sync_location
+from snapshots.damage import record_damage, record_sound
 from snapshots.errors import ActionRefused, NameTaken
 from snapshots.models import Operation, Snapshot, State
 from snapshots.storage.inventory import (
@@ -240,3 +241,39 @@ def test_members_are_told_once_of_snapshots_made_outside_before_they_are_charged
     assert open_segments() == 3
     notification = member.user.notifications.get()
     assert "3 snapshots of 3 GB" in notification.text and "K 1.20 an hour" in notification.text
+
+
+def test_what_was_found_damaged_while_it_was_missing_is_not_charged_again(
+    location: Location, member: Membership, tmp_path: Path
+) -> None:
+    Location.objects.update(charges_missing=True)
+    location.refresh_from_db()
+    Cloud.listed_volumes = [volume_of(1)]
+    sync_location(location)
+    volume = Volume.objects.get()
+    put_volume(tmp_path / "cloud", volume, content(b"bytes"))
+    snapshot = services.request_snapshot(source=volume, name="nightly", user=member.user)
+    carry_out_what_waits()
+    Cloud.listed_snapshots = []
+    sync_location(location)
+    assert open_segments() == 1
+    with transaction.atomic():
+        record_damage(snapshot, {snapshot.disks.get(): "A block is damaged."}, timezone.now())
+    assert open_segments() == 0
+    Cloud.listed_snapshots = [replace(snapshot_of(1), portal_uuid=snapshot.pk)]
+    assert sync_location(location).snapshots_back == 1
+    snapshot.refresh_from_db()
+    assert (snapshot.missing_since, open_segments()) == (None, 0)
+    with transaction.atomic():
+        assert record_sound(snapshot, timezone.now())
+    assert open_segments() == 1
+
+
+def test_nothing_is_imported_into_an_archived_project(location: Location, member: Membership) -> None:
+    Cloud.listed_volumes = [volume_of(1)]
+    Project.objects.update(archived_at=timezone.now())
+    assert sync_location(location).failed == {}
+    assert not Volume.objects.exists()
+    Project.objects.update(archived_at=None)
+    sync_location(location)
+    assert Volume.objects.count() == 1

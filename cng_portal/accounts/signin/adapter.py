@@ -15,6 +15,7 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from cng_portal.activity import services as activity
+from cng_portal.common.locks import lock_name
 from cng_portal.common.preferences import as_read_by
 from cng_portal.mail import services as mail
 from cng_portal.mail.models import OutgoingMail
@@ -53,12 +54,13 @@ class AccountAdapter(DefaultAccountAdapter):
 
     def confirm_email(self, request: HttpRequest, email_address: EmailAddress) -> bool:
         """Refuse an address that another user signs in with. allauth checks only addresses confirmed through it."""
-        taken = User.objects.filter(email__iexact=email_address.email).exclude(pk=email_address.user_id)
-        if taken.exists():
-            data = {"email": email_address.email}
-            self.add_message(request, messages.ERROR, "account/messages/email_confirmation_failed.txt", data)
-            return False
         with transaction.atomic():
+            lock_name(User._meta.label_lower)
+            taken = User.objects.filter(email__iexact=email_address.email).exclude(pk=email_address.user_id)
+            if taken.exists():
+                data = {"email": email_address.email}
+                self.add_message(request, messages.ERROR, "account/messages/email_confirmation_failed.txt", data)
+                return False
             return bool(super().confirm_email(request, email_address))
 
     def send_password_reset_mail(self, user: User, email: str, context: dict[str, Any]) -> None:

@@ -11,10 +11,12 @@ from uuid import UUID
 
 from django.core.exceptions import ImproperlyConfigured, ValidationError
 from django.core.management import BaseCommand, CommandError
+from django.db import transaction
 from django.utils.translation import gettext as _
 from tqdm import tqdm
 
 from cng_portal.accounts.models import Project
+from cng_portal.accounts.services import lock_customer
 from cng_portal.common.names import require_visible
 from cng_portal.inventory.models import Location, Volume
 from snapshots.handlers import is_needed
@@ -45,6 +47,7 @@ class Command(BaseCommand):
             except ValidationError as error:
                 raise CommandError(" ".join(error.messages)) from error
         project = find_project(options["project"], options["customer"])
+        require_not_archived(project)
         driver = find_driver(options["location"])
         try:
             with open_image(options["file"]) as source:
@@ -68,7 +71,10 @@ class Command(BaseCommand):
 
                 volume.backend_ref = driver.import_image(volume_ref(volume), options["file"], show)
                 try:
-                    volume.save(force_insert=True)
+                    with transaction.atomic():
+                        lock_customer(project.customer_id)
+                        require_not_archived(project)
+                        volume.save(force_insert=True)
                 except BaseException:
                     driver.delete_volume(volume_ref(volume))
                     raise
@@ -109,6 +115,13 @@ def find_project(wanted: str, customer: str | None) -> Project:
             % {"project": wanted, "numbers": numbers}
         )
     return found[0]
+
+
+def require_not_archived(project: Project) -> None:
+    if Project.objects.filter(pk=project.pk, archived_at__isnull=False).exists():
+        raise CommandError(
+            _("The project “%(project)s” is archived. Unarchive it, or name another one.") % {"project": project.name}
+        )
 
 
 def find_driver(code: str) -> LocalDriver:
