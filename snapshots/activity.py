@@ -8,6 +8,7 @@ register(
     {
         "snapshot.capture": _("Snapshot requested"),
         "snapshot.rename": _("Snapshot renamed"),
+        "snapshot.move": _("Snapshot moved to another project"),
         "snapshot.restore": _("Restore requested"),
         "snapshot.delete": _("Snapshot deleted"),
         "snapshot.verify": _("Verification requested"),

@@ -1,13 +1,23 @@
-"""Which project a snapshot belongs to, and who can read its data there."""
+"""Which project a snapshot belongs to, who can read its data there, and moving it to another one."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from uuid import UUID
 
+from django.db import transaction
+from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from cng_portal.accounts.models import Membership, Project
+from billing.usage import change_usage
+from cng_portal.accounts.models import Membership, Project, User
+from cng_portal.accounts.services import lock_customer
+from cng_portal.activity import services as activity
+
+from . import checks, limits
+from .errors import InvalidState
+from .models import COUNTED_STATES, Kind, Snapshot, State
 
 # Of a list of names. The others are counted.
 NAMES_SHOWN = 5
@@ -54,3 +64,40 @@ def explain_new_readers(project: Project, sources: Iterable[Project]) -> ReaderN
         len(readers),
     )
     return ReaderNotice(text % (names | {"readers": shown}), "warning")
+
+
+def move_snapshot(*, snapshot: Snapshot, user: User, project: Project, at: datetime | None = None) -> Snapshot:
+    """Move the snapshot to another project of the same customer. No-op if it is there already.
+
+    Whoever has a role in the new project sees it, and nobody else. It is charged there from the next unpaid hour on. Raises
+    InvalidState, QuotaExceeded.
+    """
+    with transaction.atomic():
+        lock_customer(snapshot.customer_id)
+        snapshot = checks.reload_snapshot(snapshot)
+        before, project = snapshot.project, checks.reload_project(project, snapshot.customer_id)
+        user = User.objects.get(pk=user.pk)
+        checks.require_change(user, before.pk)
+        checks.require_change(user, project.pk)
+        if before.pk == project.pk:
+            return snapshot
+        check_movable(snapshot)
+        if snapshot.state in COUNTED_STATES:
+            limits.check_moved_snapshot_quota(project, snapshot.size_gb)
+        snapshot.project = project
+        snapshot.save(update_fields=["project"])
+        change_usage(resource_id=snapshot.pk, kind=snapshot.service_kind, at=at or timezone.now(), project=project)
+        # One entry for the members of each project, who may not know the other one.
+        activity.record(
+            action="snapshot.move", actor=user, target=snapshot, project=before, before={"project": before.name}
+        )
+        activity.record(action="snapshot.move", actor=user, target=snapshot, after={"project": project.name})
+    return snapshot
+
+
+def check_movable(snapshot: Snapshot) -> None:
+    """Raise InvalidState for backups, which belong to their schedule, and for snapshots that are being deleted."""
+    if snapshot.kind == Kind.BACKUP:
+        raise InvalidState(_("Backups stay in their project. Only snapshots can be moved."))
+    if snapshot.state in (State.DELETING, State.DELETED):
+        raise InvalidState(_("The snapshot is being deleted, so it can't be moved."))

@@ -69,6 +69,19 @@ def require_change(user: User, project_id: UUID) -> None:
         )
 
 
+def require_change_of_source(user: User, snapshot: Snapshot, volumes: Iterable[Volume]) -> None:
+    """Raise PermissionDenied unless the user may overwrite what the snapshot was taken of, and its `volumes`."""
+    source = snapshot.source
+    if not all(user.can_change(project_id) for project_id in {source.project_id, *(v.project_id for v in volumes)}):
+        raise PermissionDenied(
+            _(
+                "Restoring overwrites “%(name)s”, so you need to be a member or owner of its project, too. Make a new "
+                "volume from the snapshot instead."
+            )
+            % {"name": source.name}
+        )
+
+
 def reload_project(project: Project, customer_id: UUID) -> Project:
     """Read the row again, after the customer's lock was taken. Raises InvalidState if it is another customer's."""
     project = Project.objects.select_related("customer").get(pk=project.pk)

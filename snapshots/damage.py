@@ -34,6 +34,7 @@ def record_damage(snapshot: Snapshot, damage: dict[DiskImage, str], at: datetime
         DiskImage.objects.filter(pk=disk.pk).update(damage=text)
     if not Snapshot.objects.filter(pk=snapshot.pk, state=State.READY, damaged_at=None).update(damaged_at=at):
         return False
+    snapshot.refresh_from_db(fields=["project"])  # It may have been moved while it was read.
     snapshot.stop_charging(at)
     activity.record(action="snapshot.damaged", actor=None, target=snapshot, after={"damage": _joined(damage.values())})
     if not BackupRun.objects.unfinished().filter(snapshot=snapshot).exists():  # The run sends its own notification.
@@ -51,7 +52,7 @@ def record_sound(snapshot: Snapshot, at: datetime, *, user: User | None = None) 
     damaged = Snapshot.objects.filter(pk=snapshot.pk, state=State.READY, damaged_at__isnull=False)
     if not damaged.update(damaged_at=None):
         return False
-    snapshot.refresh_from_db(fields=["damaged_at"])
+    snapshot.refresh_from_db(fields=["damaged_at", "project"])
     is_charged = snapshot.is_charged and not snapshot.costs_nothing
     if is_charged:
         snapshot.start_charging(at)

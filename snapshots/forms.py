@@ -284,6 +284,25 @@ class NamedInProjectForm(forms.Form):
         field.choices = [(project.pk, str(project)) for project in projects]  # Read once, not at every rendering.
 
 
+class MoveForm(forms.Form):
+    """The project that a snapshot is moved to."""
+
+    project = ProjectField(
+        Project.objects.none(),
+        label=gettext_lazy("Project"),
+        empty_label=gettext_lazy("Choose a project"),
+        error_messages={
+            "required": gettext_lazy("Choose the project that the snapshot is moved to."),
+            "invalid_choice": gettext_lazy("You cannot use this project any more. Choose one of the list."),
+        },
+    )
+
+    def __init__(self, *args: Any, projects: QuerySet[Project], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        field: Any = self.fields["project"]
+        field.queryset = projects
+
+
 class NewMachineForm(OverrideForm, NamedInProjectForm):
     field_order = ["name", "project", "override"]
 

@@ -119,6 +119,12 @@ def check_snapshot_quota(project: Project, size_gb: int) -> None:
         use.require(more)
 
 
+def check_moved_snapshot_quota(project: Project, size_gb: int) -> None:
+    """Raise QuotaExceeded unless another snapshot of the same customer fits into the project."""
+    for use, more in zip(snapshot_quota_use(project)[2:], (1, size_gb), strict=False):
+        use.require(more)
+
+
 def check_volume_quota(project_id: UUID, sizes_gb: list[int]) -> None:
     """Raise QuotaExceeded unless volumes of these sizes fit. The caller must hold the customer's lock."""
     project = Project.objects.select_related("customer").get(pk=project_id)

@@ -128,7 +128,9 @@ def only_disk(snapshot: Snapshot) -> DiskImage:
 
 def check_usable_in(snapshot: Snapshot, project: Project, user: User) -> None:
     """Raise unless the user may make something in the project from the snapshot."""
-    checks.require_change(User.objects.get(pk=user.pk), project.pk)
+    user = User.objects.get(pk=user.pk)
+    checks.require_change(user, snapshot.project_id)
+    checks.require_change(user, project.pk)
     checks.require_ready(snapshot)
     if project.customer_id != snapshot.customer_id:
         raise InvalidState(_("The project belongs to another account. Choose a project of the snapshot's account."))

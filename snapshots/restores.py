@@ -33,8 +33,8 @@ def request_restore(*, snapshot: Snapshot, user: User, confirmation: str, overri
         source = checks.reload_source(snapshot.source)
         user = User.objects.get(pk=user.pk)
         volumes = volumes_in(snapshot)
-        for project_id in {snapshot.project_id, source.project_id, *(volume.project_id for volume in volumes)}:
-            checks.require_change(user, project_id)
+        checks.require_change(user, snapshot.project_id)
+        checks.require_change_of_source(user, snapshot, volumes)
         check_restorable(snapshot)
         if not is_same_name(confirmation, source.name):
             raise WrongConfirmation(

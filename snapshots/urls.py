@@ -17,6 +17,7 @@ urlpatterns = [
     path("snapshots/<uuid:snapshot_id>/row/", snapshot_list.row, name="row"),
     path("snapshots/<uuid:snapshot_id>/menu/", snapshot_list.menu, name="menu"),
     path("snapshots/<uuid:snapshot_id>/rename/", actions.rename, name="rename"),
+    path("snapshots/<uuid:snapshot_id>/move/", actions.move, name="move"),
     path("snapshots/<uuid:snapshot_id>/delete/", actions.delete, name="delete"),
     path("snapshots/<uuid:snapshot_id>/restore/", actions.restore, name="restore"),
     path("snapshots/<uuid:snapshot_id>/new-volume/", actions.new_volume, name="new_volume"),

@@ -25,7 +25,7 @@ def check_usage(at: datetime) -> Iterator[str]:
     for customer in Customer.objects.order_by("number").iterator(chunk_size=500):
         segments: dict[UUID, Segments] = {}
         automatic: dict[UUID, Segments] = {}
-        for segment in UsageSegment.objects.filter(customer=customer).order_by("started_at"):
+        for segment in UsageSegment.objects.filter(customer=customer).order_by("started_at", "-voided"):
             (automatic if segment.kind == AUTOMATIC else segments).setdefault(segment.resource_id, []).append(segment)
         for sentence in (*_check_snapshots(customer, segments), *_check_machines(customer, automatic)):
             yield f"{customer.crn}: {sentence}"
@@ -64,8 +64,11 @@ def _check_snapshot(snapshot: Snapshot, segments: Segments) -> Iterator[str]:
     expected = max(ended_at, last.started_at) if ended_at else None
     if last.ended_at != expected:
         yield f"charged until {last.ended_at}, damaged or deleted at {ended_at}"
-    if any(before.ended_at is None or before.ended_at > after.started_at for before, after in pairwise(segments)):
-        yield "charged twice at once"
+    if last.ended_at is None and last.project_id != snapshot.project_id:
+        yield f"charged to project {last.project_id}, though it belongs to {snapshot.project_id}"
+    charged = [segment for segment in segments if not segment.voided]
+    if any(before.paid_until is None or before.paid_until > after.started_at for before, after in pairwise(charged)):
+        yield "an hour is charged twice"
 
 
 def _check_machines(customer: Customer, segments: dict[UUID, Segments]) -> Iterator[str]:

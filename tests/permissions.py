@@ -96,6 +96,7 @@ TABLE: dict[str, list[Row]] = {
         Row("snapshots:row", "View a snapshot's progress", SEE),
         Row("snapshots:menu", "Open a snapshot's menu", SEE),
         Row("snapshots:rename", "Rename a snapshot", CHANGE, BOTH),
+        Row("snapshots:move", "Move a snapshot to another project", CHANGE, BOTH),
         Row("snapshots:delete", "Delete a snapshot", CHANGE, BOTH),
         Row("snapshots:delete_many", "Delete several snapshots", CHANGE, BOTH, query=SNAPSHOT),
         Row("snapshots:restore", "Restore a snapshot", CHANGE, BOTH),

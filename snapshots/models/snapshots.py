@@ -375,7 +375,7 @@ class Snapshot(models.Model):
             resource_id=self.pk,
             kind=self.service_kind,
             name=self.name,
-            project=self.project,
+            project=Project.objects.get(snapshots=self),  # It may have been moved since the row was read.
             location=self.location,
             size_gb=self.size_gb,
             at=at,

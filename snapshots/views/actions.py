@@ -10,12 +10,13 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods
 
 from billing.prices import PriceList
-from cng_portal.accounts.models import Project
+from cng_portal.accounts.models import Project, User
 from cng_portal.accounts.submissions import submit_once
 from cng_portal.common.money import format_amount, format_price
 from snapshots import checks, limits, new_volumes, restores, services
+from snapshots.assignment import check_movable, explain_new_readers, move_snapshot
 from snapshots.errors import ActionRefused, NameTaken
-from snapshots.forms import ConfirmationForm, NewMachineForm, NewVolumeForm, RenameForm, RestoreForm
+from snapshots.forms import ConfirmationForm, MoveForm, NewMachineForm, NewVolumeForm, RenameForm, RestoreForm
 from snapshots.models import Kind, Operation, Snapshot, State
 from snapshots.storage.registry import get_driver
 
@@ -39,6 +40,37 @@ def rename(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         messages.success(request, _("The snapshot is now called “%(name)s”.") % {"name": renamed.name})
         return redirect("snapshots:snapshot", snapshot.pk)
     return render(request, "snapshots/rename.html", {"snapshot": snapshot, "form": form})
+
+
+@require_http_methods(["GET", "POST"])
+def move(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
+    """Ask for the project by GET, then say who will be able to read the data there, and move the snapshot by POST."""
+    user = request.user
+    snapshot = get_changeable(request, snapshot_id)
+    answers = request.POST if request.method == "POST" else request.GET if "project" in request.GET else None
+    projects = Project.objects.changeable_by(user).filter(customer=snapshot.customer_id).exclude(pk=snapshot.project_id)
+    form = MoveForm(answers, projects=projects)
+    project = form.cleaned_data["project"] if form.is_bound and form.is_valid() else None
+    if project and submit(request, form, partial(move_snapshot, snapshot=snapshot, user=user, project=project)):
+        names = {"name": snapshot.name, "project": project.name}
+        messages.success(request, _("“%(name)s” now belongs to “%(project)s”.") % names)
+        return redirect("snapshots:snapshot", snapshot.pk)
+    try:
+        check_movable(snapshot)
+        reason = ""
+    except ActionRefused as error:
+        reason = str(error)
+    if not reason and not projects.exists():
+        reason = _("There is no other project in which you can change something.")
+    context = {
+        "snapshot": snapshot,
+        "form": form,
+        "reason": reason,
+        "project": project if not form.errors else None,
+        "readers": explain_new_readers(project, [snapshot.project]) if project else None,
+        "is_charged": price_of(snapshot, PriceList.load([snapshot.location_id])) is not None,
+    }
+    return render(request, "snapshots/move.html", context)
 
 
 @require_http_methods(["GET", "POST"])
@@ -67,14 +99,16 @@ def delete(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         )
         messages.success(request, text % {"name": snapshot.name})
         return redirect("snapshots:snapshot", snapshot.pk)
-    context = {"snapshot": snapshot, "form": form, "consequences": deletion_consequences(snapshot)}
+    context = {"snapshot": snapshot, "form": form, "consequences": deletion_consequences(snapshot, request.user)}
     return render(request, "snapshots/delete.html", context)
 
 
-def deletion_consequences(snapshot: Snapshot) -> list[str]:
+def deletion_consequences(snapshot: Snapshot, user: User) -> list[str]:
     consequences = [_("Its data is erased. This can't be undone, not even by support.")]
     volume = snapshot.volume
-    if volume and volume.deleted_at:
+    if snapshot.source.project_id not in user.roles:
+        consequences.append(_("What it was taken of, and volumes made from it, stay as they are."))
+    elif volume and volume.deleted_at:
         consequences.append(
             _("Its volume “%(name)s” is gone, so this may be the last copy of its data.") % {"name": volume.name}
         )
@@ -103,8 +137,7 @@ def restore(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     snapshot = get_changeable(request, snapshot_id)
     source = snapshot.source
     disks = list(snapshot.disks.select_related("volume__vm"))
-    for project_id in {source.project_id, *(disk.volume.project_id for disk in disks)}:
-        checks.require_change(user, project_id)
+    checks.require_change_of_source(user, snapshot, [disk.volume for disk in disks])
     is_machine = snapshot.kind != Kind.VOLUME
     label = (
         _("Type the machine's name, %(name)s, to confirm")
@@ -126,6 +159,7 @@ def restore(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
             % {"source": source.name, "snapshot": snapshot.name},
         )
         return redirect("snapshots:snapshot", snapshot.pk)
+    undone = snapshot.protects.filter(finished_at__isnull=False).select_related("snapshot").first()
     reason, quote = "", None
     try:
         restores.check_restorable(snapshot)
@@ -145,7 +179,8 @@ def restore(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         "can_undo": not get_driver(snapshot.location).reverts_only_latest,
         "safety_name": _("before-restore-of-%(name)s") % {"name": source.name[:40]},
         "safety_price": format_price(quote.hourly_micro, quote.currency) if quote else "",
-        "undoes": snapshot.protects.filter(finished_at__isnull=False).select_related("snapshot").first(),
+        "undoes": undone,
+        "can_see_undone": undone and undone.snapshot.project_id in user.roles,
     }
     return render(request, "snapshots/restore.html", context)
 

@@ -5,15 +5,16 @@ from typing import Any
 
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
+from django.urls import reverse
 from django.utils import timezone
 from django.views.decorators.http import require_safe
 
 from cng_portal.accounts.models import User
 from cng_portal.common.decorators import factor_not_required, polled
 from cng_portal.common.templatetags.portal import poll_seconds
+from cng_portal.inventory.models import Volume
 from snapshots.models import Operation
 
-from .common import page_of
 from .rows import estimate_time_left, listed_operations
 
 LIMIT = 5
@@ -21,16 +22,11 @@ LIMIT = 5
 
 @dataclass(frozen=True)
 class BellRow:
+    """`name` and `url` are of the new volume if the user sees it, else of what the operation is about."""
+
     operation: Operation
-
-    @property
-    def name(self) -> str:
-        volume = self.operation.volume if self.operation.kind == Operation.Kind.NEW_VOLUME else None
-        return (volume or self.operation.subject).name
-
-    @property
-    def url(self) -> str:
-        return page_of(self.operation)
+    name: str
+    url: str
 
     @property
     def time_left(self) -> str:
@@ -41,8 +37,14 @@ def in_progress(user: User) -> dict[str, Any]:
     """Return the newest active operations that the user sees, and whether there are more."""
     active = Operation.objects.visible_to(user).active().foreground()
     newest = list(listed_operations(active)[: LIMIT + 1])
+    rows = []
+    for operation in newest[:LIMIT]:
+        volume = operation.volume if operation.kind == Operation.Kind.NEW_VOLUME else None
+        subject = volume if volume and volume.project_id in user.roles else operation.subject
+        page = "snapshots:volume" if isinstance(subject, Volume) else "snapshots:snapshot"
+        rows.append(BellRow(operation, subject.name, reverse(page, args=[subject.pk])))
     return {
-        "rows": [BellRow(operation) for operation in newest[:LIMIT]],
+        "rows": rows,
         "poll_seconds": poll_seconds(newest[:LIMIT], 2),  # Half as often as a page about the operation.
         "more": len(newest) > LIMIT,
     }

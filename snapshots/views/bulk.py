@@ -12,6 +12,7 @@ from django.views.decorators.http import require_http_methods
 
 from billing import rating
 from billing.prices import PriceList
+from cng_portal.accounts.models import User
 from cng_portal.common.money import format_amount, format_price
 from snapshots import checks, lists, services
 from snapshots.forms import DeletionsForm
@@ -60,7 +61,7 @@ def delete_many(request: HttpRequest) -> HttpResponse:
     context = {
         "rows": build_rows(snapshots, user),
         "form": form,
-        "consequences": consequences(snapshots),
+        "consequences": consequences(snapshots, user),
         "title": form.question,
         "back": back,
     }
@@ -72,9 +73,10 @@ def list_of(kind: str | None) -> str:
     return f"snapshots:{LISTS[Kind(kind)]}" if kind in Kind.values else "snapshots:volume_snapshots"
 
 
-def consequences(snapshots: list[Snapshot]) -> list[str]:
+def consequences(snapshots: list[Snapshot], user: User) -> list[str]:
     lines = [_("Their data is erased. This can't be undone, not even by support.")]
-    last = sum(snapshot.source.deleted_at is not None for snapshot in snapshots)
+    sources = [snapshot.source for snapshot in snapshots]
+    last = sum(source.deleted_at is not None and source.project_id in user.roles for source in sources)
     if last:
         lines.append(
             ngettext(

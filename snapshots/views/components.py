@@ -162,4 +162,5 @@ def sample_row(volume: Volume, name: str, state: State) -> SnapshotRow:
         hourly="K 20" if state in COUNTED_STATES else "",
         operation=operation if state == State.CREATING else None,
         has_menu=state in (State.READY, State.FAILED),
+        can_see_source=True,
     )

@@ -1,6 +1,6 @@
 """The dashboard: failures, active operations, unprotected volumes, next backups, newest snapshots and costs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -36,7 +36,7 @@ from snapshots.models import (
 from snapshots.storage.contract import Corrupt
 
 from .common import render_live, version_of
-from .rows import OperationRow, build_operation_rows, build_rows, listed_with_runs, newest_operations
+from .rows import build_operation_rows, build_rows, listed_with_runs, newest_operations
 
 NEWEST_SHOWN = 5
 UNPROTECTED_SHOWN = 5
@@ -55,8 +55,9 @@ def dashboard(request: HttpRequest) -> HttpResponse:
         still_failed(user, since=timezone.now() - FAILED_WITHIN),
         limit=OPERATIONS_SHOWN,
     )
-    running = [OperationRow(operation) for operation in operations if operation.is_active]
-    failed = build_operation_rows([operation for operation in operations if not operation.is_active], user)
+    rows = build_operation_rows(operations, user)
+    running = [replace(row, can_cancel=False) for row in rows if row.operation.is_active]
+    failed = [row for row in rows if not row.operation.is_active]
     newest = newest_snapshots(user)
     schedules = BackupSchedule.objects.visible_to(user).present().select_related("vm__project__customer")
     volumes = Volume.objects.visible_to(user).present().filter(state=Volume.State.AVAILABLE)

@@ -20,7 +20,7 @@ from snapshots.forms import MachineFilterForm
 from snapshots.models import BackupSchedule, Kind, Operation, Snapshot, SnapshotQuerySet, usable
 
 from .common import automatic_price_sentence, render_list, render_live, start_wizard, version_of
-from .rows import build_operation_rows, build_rows, listed_with_runs, newest_operations
+from .rows import build_operation_rows, build_rows, find_hidden, listed_with_runs, newest_operations
 from .timelines import timeline_of
 
 NEWEST_SHOWN = 20
@@ -106,6 +106,7 @@ def machine(request: HttpRequest, vm_id: UUID) -> HttpResponse:
         "schedules": build_schedule_rows(list(schedules.order_by("-created_at", "-pk")), user),
         "automatic_price": automatic_price_sentence(vm),
         "snapshots": build_rows(snapshots[Kind.VM], user),
+        "hidden": find_hidden(Snapshot.objects.filter(vm=vm, kind=Kind.VM), user),
         "backups": build_rows(snapshots[Kind.BACKUP], user),
         "newest_shown": NEWEST_SHOWN,
         "line": timeline_of(snapshots_of(vm, user), born=vm.created_at),

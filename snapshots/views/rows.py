@@ -3,9 +3,11 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
-from django.db.models import Q, QuerySet
+from django.db.models import Count, Max, Q, QuerySet
+from django.db.models.functions import Coalesce
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext as _
@@ -15,7 +17,7 @@ from cng_portal.accounts.models import User
 from cng_portal.common.money import format_price
 from cng_portal.common.templatetags.portal import length_of, poll_seconds
 from cng_portal.inventory.models import Volume
-from snapshots.models import Kind, Operation, Snapshot, SnapshotQuerySet, State
+from snapshots.models import Kind, Operation, Snapshot, SnapshotQuerySet, State, usable
 from snapshots.restores import irreversible_reasons
 from snapshots.storage.registry import get_driver
 
@@ -30,19 +32,24 @@ LISTED_FIELDS = (
     *("project__name", "project__customer__currency"),
     *("location__country", "location__driver", "location__driver_options"),
     *("location__charges_outside", "location__charges_missing"),
-    *("volume__name", "volume__deleted_at", "vm__name", "vm__deleted_at", "vm__backend_ref"),
+    *("volume__name", "volume__project", "volume__deleted_at"),
+    *("vm__name", "vm__project", "vm__deleted_at", "vm__backend_ref"),
 )
 DELETABLE_STATES = (State.READY, State.FAILED)
 
 
 @dataclass(frozen=True)
 class SnapshotRow:
-    """`hourly` is its price ("K 20"), empty if it costs nothing. `operation` is the one that takes or deletes it now."""
+    """`hourly` is its price ("K 20"), empty if it costs nothing. `operation` is the one that takes or deletes it now.
+
+    `can_see_source` is whether the user sees the volume or machine, which may belong to another project.
+    """
 
     snapshot: Snapshot
     hourly: str
     operation: Operation | None
     has_menu: bool
+    can_see_source: bool
 
     @property
     def can_delete(self) -> bool:
@@ -97,6 +104,7 @@ def build_rows(snapshots: list[Snapshot], user: User) -> list[SnapshotRow]:
                 hourly=format_price(price.hourly_micro, price.currency) if price else "",
                 operation=operations.get(snapshot.pk),
                 has_menu=is_changeable(snapshot, user),
+                can_see_source=snapshot.source.project_id in user.roles,
             )
         )
     return rows
@@ -109,6 +117,12 @@ def active_operations(snapshot_ids: list[UUID]) -> dict[UUID, Operation]:
     own = Q(snapshot__in=snapshot_ids, kind__in=[Operation.Kind.CAPTURE, Operation.Kind.DELETE])
     active = Operation.objects.active().filter(own | Q(safety_snapshot__in=snapshot_ids))
     return {operation.safety_snapshot_id or operation.snapshot_id: operation for operation in active}
+
+
+def find_hidden(snapshots: SnapshotQuerySet, user: User) -> dict[str, Any]:
+    """Return the `count` of the usable ones in projects that the user doesn't see, and when the newest was `ready_at`."""
+    hidden = snapshots.filter(usable(), deleted_at=None).exclude(project__in=list(user.roles))
+    return hidden.aggregate(count=Count("pk"), ready_at=Max("ready_at"))
 
 
 def is_changeable(snapshot: Snapshot, user: User) -> bool:
@@ -135,7 +149,8 @@ def actions_for(snapshot: Snapshot, user: User) -> list[Action]:
         return []
     ready = snapshot.state == State.READY and snapshot.missing_since is None
     is_backup = snapshot.kind == Kind.BACKUP
-    can_restore = ready and snapshot.source.deleted_at is None and not irreversible_reasons([snapshot])
+    is_writable = snapshot.source.deleted_at is None and user.can_change(snapshot.source.project_id)
+    can_restore = ready and is_writable and not irreversible_reasons([snapshot])
     actions = [
         (ready and snapshot.kind != Kind.VOLUME, "new_machine", _("New machine"), "server"),
         (ready, "new_volume", _("New volume"), "circle-stack"),
@@ -144,6 +159,7 @@ def actions_for(snapshot: Snapshot, user: User) -> list[Action]:
         (is_backup and snapshot.is_pinned, "pin", _("Unpin"), "lock-open"),
         (snapshot.state in (State.PENDING, State.CREATING), "cancel_snapshot", _("Cancel"), "x-mark"),
         (True, "rename", _("Rename"), "pencil-square"),
+        (not is_backup and len(user.changeable_project_ids) > 1, "move", _("Move to a project"), "folder"),
         (ready, "verify", _("Verify"), "shield-check"),
         (snapshot.state in DELETABLE_STATES, "delete", _("Delete"), "trash"),
     ]
@@ -161,8 +177,9 @@ OPERATION_FIELDS = (
     *(field.name for field in Operation._meta.concrete_fields),
     *("snapshot__name", "snapshot__state", "snapshot__damaged_at"),
     *("snapshot__project", "snapshot__volume", "snapshot__vm"),
-    *("safety_snapshot__name", "safety_snapshot__state", "safety_snapshot__location__driver"),
-    *("safety_snapshot__location__driver_options", "vm__name"),
+    *("safety_snapshot__name", "safety_snapshot__state", "safety_snapshot__project"),
+    *("safety_snapshot__location__driver", "safety_snapshot__location__driver_options"),
+    *("vm__name", "vm__project"),
     *("volume__name", "volume__project", "volume__state", "volume__deleted_at", "volume__available_at"),
     *("requested_by__name", "requested_by__email"),
 )
@@ -185,9 +202,16 @@ MAX_ESTIMATED = timedelta(days=30)
 
 @dataclass(frozen=True)
 class OperationRow:
-    """An operation with what the user can do about it."""
+    """An operation with what the user sees of it and can do about it.
+
+    Its snapshot, the volume or machine that it writes, and its safety snapshot may belong to projects that the user doesn't
+    see.
+    """
 
     operation: Operation
+    can_see_snapshot: bool = True
+    can_see_target: bool = True
+    can_see_safety: bool = True
     can_cancel: bool = False
     can_retry: bool = False
     can_restore_again: bool = False
@@ -211,11 +235,17 @@ def newest_operations(*querysets: QuerySet[Operation], limit: int) -> list[Opera
 
 def build_operation_rows(operations: Iterable[Operation], user: User) -> list[OperationRow]:
     """Build the rows of operations from `listed_operations`. Only the newest of its kind and volume can be retried."""
+    operations = list(operations)
+    source_projects = find_source_projects(operations)
     rows, seen = [], set()
     for operation in operations:
         snapshot, kind = operation.snapshot, Operation.Kind(operation.kind)
         key = (operation.snapshot_id, kind, operation.volume_id)
-        can_change = user.can_change(operation.subject.project_id)
+        target, safety = operation.volume or operation.vm, operation.safety_snapshot
+        changed = {thing.project_id for thing in (operation.subject, target, safety) if thing}
+        if snapshot and snapshot.pk in source_projects:  # Retrying a capture reads the source again.
+            changed.add(source_projects[snapshot.pk])
+        can_change = all(user.can_change(project_id) for project_id in changed)
         is_newest_failure = can_change and operation.state == Operation.State.FAILED and key not in seen
         seen.add(key)
         if snapshot is None:
@@ -225,19 +255,35 @@ def build_operation_rows(operations: Iterable[Operation], user: User) -> list[Op
             )
             continue
         is_usable = kind != Operation.Kind.NEW_VOLUME or operation.unchecked or not snapshot.is_damaged
-        safety = operation.safety_snapshot if can_change and operation.can_be_undone else None
+        undo = safety if can_change and operation.can_be_undone else None
         rows.append(
             OperationRow(
                 operation,
+                can_see_snapshot=snapshot.project_id in user.roles,
+                can_see_target=target is None or target.project_id in user.roles,
+                can_see_safety=safety is None or safety.project_id in user.roles,
                 can_cancel=can_change and operation.can_be_cancelled,
                 can_retry=is_newest_failure and snapshot.state == RETRYABLE_IN.get(kind) and is_usable,
                 can_restore_again=is_newest_failure
                 and kind == Operation.Kind.RESTORE
                 and snapshot.state == State.READY,
-                can_undo=safety is not None and not get_driver(safety.location).reverts_only_latest,
+                can_undo=undo is not None and not get_driver(undo.location).reverts_only_latest,
             )
         )
     return rows
+
+
+def find_source_projects(operations: Iterable[Operation]) -> dict[UUID, UUID]:
+    """Return {snapshot ID: project ID of its volume or machine} of the failed captures. At most one query."""
+    ids = [
+        operation.snapshot_id
+        for operation in operations
+        if operation.kind == Operation.Kind.CAPTURE and operation.state == Operation.State.FAILED
+    ]
+    if not ids:
+        return {}
+    snapshots = Snapshot.objects.filter(pk__in=ids).order_by()
+    return dict(snapshots.values_list("pk", Coalesce("volume__project", "vm__project")))
 
 
 def estimate_time_left(operation: Operation, now: datetime) -> str:

@@ -5,6 +5,7 @@ from uuid import UUID
 from django.db.models import Q
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
+from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET
 
 from billing.charges import cost_so_far
@@ -35,9 +36,15 @@ def snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     disks = list(snapshot.disks.all())
     operations = Operation.objects.filter(Q(snapshot=snapshot) | Q(safety_snapshot=snapshot))
     rows = build_operation_rows(listed_operations(operations), user)
-    irreversible = ""
+    source = snapshot.source
+    why_not_restorable = ""
     if snapshot.state == State.READY and not snapshot.missing_since:
-        irreversible = restores.irreversible_reasons([snapshot]).get(snapshot.pk, "")
+        why_not_restorable = restores.irreversible_reasons([snapshot]).get(snapshot.pk, "")
+        if not user.can_change(source.project_id):
+            why_not_restorable = _(
+                "Restoring it would overwrite “%(name)s”, which belongs to a project in which you can't change anything. "
+                "Make a new volume from it instead."
+            ) % {"name": source.name}
     price = price_of(snapshot, PriceList.load([snapshot.location_id]))
     context = {
         "snapshot": snapshot,
@@ -47,13 +54,16 @@ def snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         "poll_seconds": poll_seconds(row.operation for row in rows),
         "is_live": snapshot.is_transient or any(row.operation.is_active for row in rows),
         "actions": actions_for(snapshot, user),
-        "irreversible": irreversible,
+        "why_not_restorable": why_not_restorable,
+        "can_see_source": source.project_id in user.roles,
         "can_change": user.can_change(snapshot.project_id),
         "retry": next((row for row in rows if row.can_retry and row.operation.kind != Operation.Kind.VERIFY), None),
         "price": price,
         "hourly": format_price(price.hourly_micro, price.currency) if price else "",
         "monthly": format_amount(price.monthly_micro, price.currency) if price else "",
-        "automatic_price": "" if snapshot.is_charged else automatic_price_sentence(snapshot.source),
+        "automatic_price": automatic_price_sentence(source)
+        if not snapshot.is_charged and source.project_id in user.roles
+        else "",
         "cost": cost_so_far(resource_id=snapshot.pk, at=timezone.now()),
         "reads_bytes": get_driver(snapshot.location).reads_bytes,
         "no_cost": format_amount(0, snapshot.project.customer.currency),
@@ -61,6 +71,7 @@ def snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     version = version_of(
         snapshot.state,
         snapshot.damaged_at,
+        snapshot.project_id,
         [(row.operation.pk, row.operation.state) for row in rows],
         [(disk.checksum, disk.verified_at) for disk in disks],
     )

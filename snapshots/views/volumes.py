@@ -17,7 +17,7 @@ from snapshots.forms import VolumeFilterForm
 from snapshots.models import DiskImage, Operation, Snapshot, usable
 
 from .common import render_list, render_live, version_of
-from .rows import build_operation_rows, build_rows, listed_snapshots, newest_operations
+from .rows import build_operation_rows, build_rows, find_hidden, listed_snapshots, newest_operations
 from .timelines import timeline_of
 
 SNAPSHOTS_SHOWN = 50
@@ -103,6 +103,7 @@ def volume(request: HttpRequest, volume_id: UUID) -> HttpResponse:
         "rows": build_rows(snapshots, user),
         "snapshot_count": visible_snapshots.count(),
         "snapshots_shown": SNAPSHOTS_SHOWN,
+        "hidden": find_hidden(Snapshot.objects.filter(volume=volume), user),
         "in_machine_snapshots": not snapshots and is_in_machine_snapshots(volume),
         "line": timeline_of(visible_snapshots, born=volume.created_at),
         "operations": rows,
