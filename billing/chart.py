@@ -1,6 +1,6 @@
-"""The chart of monthly costs, as numbers for an SVG."""
+"""The chart of costs by month or day, as numbers for an SVG."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
@@ -8,21 +8,22 @@ from typing import Any
 from cng_portal.common import money
 
 from .models import ServiceKind
-from .summary import Summary
+from .summary import Costs
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChartSize:
-    """Sizes in the units of the SVG. `left` is the width of the amounts; every `months_apart`-th month has a label."""
+    """Sizes in the units of the SVG. `left` is the width of the amounts; at most so many bars have a label."""
 
     width: int
     height: int
     left: int
-    months_apart: int
+    month_labels: int
+    day_labels: int
 
 
-WIDE = ChartSize(width=1120, height=180, left=96, months_apart=1)
-NARROW = ChartSize(width=300, height=180, left=80, months_apart=2)
+WIDE = ChartSize(width=1120, height=180, left=96, month_labels=12, day_labels=15)
+NARROW = ChartSize(width=300, height=180, left=80, month_labels=6, day_labels=4)
 CHART_TOP, CHART_FOOT, CHART_RIGHT = 12, 28, 8
 
 
@@ -46,24 +47,24 @@ def nice_ceiling(micro: int) -> int:
         step *= 10
 
 
-def build_chart(*, summary: Summary, currency: str, label: Callable[[date], str], size: ChartSize) -> dict[str, Any]:
-    """Return stacked bars, one a month, as numbers for an SVG. `label` formats a month."""
-    totals = {
-        month: sum(max(0, summary.costs.get((month, kind), 0)) for kind in ServiceKind.values)
-        for month in summary.months
-    }
+def build_chart(
+    *, periods: Sequence[date], costs: Costs, currency: str, label: Callable[[date], str], size: ChartSize, labels: int
+) -> dict[str, Any]:
+    """Return stacked bars, one a month or day, as numbers for an SVG. `label` formats one of them."""
+    totals = {period: sum(max(0, costs.get((period, kind), 0)) for kind in ServiceKind.values) for period in periods}
     top = nice_ceiling(max(totals.values(), default=0))
     plot_height, plot_width = size.height - CHART_TOP - CHART_FOOT, size.width - size.left - CHART_RIGHT
-    pitch = plot_width / len(summary.months)
+    pitch = plot_width / len(periods)
+    apart = -(-len(periods) // labels)
     bottom = CHART_TOP + plot_height
     bars, ticks = [], []
-    for number, month in enumerate(summary.months):
+    for number, period in enumerate(periods):
         y = float(bottom)
         x = size.left + number * pitch + pitch * 0.18
-        if (len(summary.months) - 1 - number) % size.months_apart == 0:  # always the last one
-            ticks.append({"x": f"{x + pitch * 0.32:.1f}", "label": label(month)})
+        if (len(periods) - 1 - number) % apart == 0:  # always the last one
+            ticks.append({"x": f"{x + pitch * 0.32:.1f}", "label": label(period)})
         for kind in ServiceKind:
-            micro = max(0, summary.costs.get((month, kind.value), 0))
+            micro = max(0, costs.get((period, kind.value), 0))
             if not micro:
                 continue
             height = plot_height * micro / top
@@ -75,7 +76,7 @@ def build_chart(*, summary: Summary, currency: str, label: Callable[[date], str]
                     width=f"{pitch * 0.64:.1f}",
                     height=f"{height:.2f}",
                     kind=kind.value,
-                    title=f"{label(month)}, {kind.label}: {money.format_amount(micro, currency)}",
+                    title=f"{label(period)}, {kind.label}: {money.format_amount(micro, currency)}",
                 )
             )
     # Without decimals where no line needs them: a long label would leave the picture.

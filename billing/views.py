@@ -1,7 +1,8 @@
 """The billing pages, for users who own a project of the customer. Each list can be downloaded as CSV."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import date
 from typing import Any
 from uuid import UUID
 
@@ -19,12 +20,15 @@ from django.views.decorators.http import require_safe
 from cng_portal.accounts.models import BillingType, Customer
 from cng_portal.common import money
 from cng_portal.common.responses import csv_response
+from cng_portal.common.templatetags.portal import day as day_in_words
 from cng_portal.common.templatetags.portal import month as in_words
+from cng_portal.common.templatetags.portal import near_day
 
 from .access import billed_customer
 from .balance import get_standing, lasts_for
 from .charges import costs_so_far
 from .chart import NARROW, WIDE, build_chart
+from .days import costs_by_day, young_days
 from .forms import UsageFilterForm
 from .links import resource_urls
 from .low_balance import low_balance_warning
@@ -33,7 +37,7 @@ from .price_table import build_price_tables, currencies_of
 from .prices import PriceList
 from .statement import Row, Usage, row_of_line, usage_rows
 from .subscriptions import SubscriptionState, get_subscriptions
-from .summary import build_summary
+from .summary import Costs, build_summary
 from .wallet import get_received_credits
 
 PAGE = 50
@@ -148,7 +152,8 @@ def usage_cells(row: Row, customer: Customer) -> list[object]:
 @require_safe
 def summary(request: HttpRequest, as_csv: bool = False) -> HttpResponse | StreamingHttpResponse:
     customer = get_customer(request)
-    report = build_summary(customer=customer, at=timezone.now())
+    at = timezone.now()
+    report = build_summary(customer=customer, at=at)
     currency = customer.currency
     is_prepaid = customer.billing_type == BillingType.PREPAID
     if as_csv:
@@ -165,25 +170,35 @@ def summary(request: HttpRequest, as_csv: bool = False) -> HttpResponse | Stream
         return f"{reverse('billing:statement')}?{urlencode(filters)}"
 
     kinds = [kind for kind in ServiceKind if any(report.costs.get((month, kind.value)) for month in report.months)]
-    table = []
-    for month in reversed(report.months):
-        cells = {kind: report.costs.get((month, kind.value), 0) for kind in kinds}
-        if any(cells.values()):
-            table.append(
-                {
-                    "month": in_words(month),
-                    "cells": [
-                        {
-                            "label": kind.label,
-                            "amount": amount(micro),
-                            "url": micro and rows_url(month=month, kind=kind),
-                        }
-                        for kind, micro in cells.items()
-                    ],
-                    "total": amount(sum(cells.values())),
-                    "url": rows_url(month=month),
-                }
-            )
+
+    def cost_table(
+        periods: list[date], costs: Costs, name: Callable[[date], str], *filters: str
+    ) -> list[dict[str, Any]]:
+        """Return rows of the periods with costs, the newest first. `filters` are the statement's, each set to the period."""
+        rows = []
+        for period in reversed(periods):
+            cells = {kind: costs.get((period, kind.value), 0) for kind in kinds}
+            chosen = dict.fromkeys(filters, period)
+            if any(cells.values()):
+                rows.append(
+                    {
+                        "name": name(period),
+                        "cells": [
+                            {
+                                "label": kind.label,
+                                "amount": amount(micro),
+                                "url": micro and rows_url(**chosen, kind=kind),
+                            }
+                            for kind, micro in cells.items()
+                        ],
+                        "total": amount(sum(cells.values())),
+                        "url": rows_url(**chosen),
+                    }
+                )
+        return rows
+
+    days = young_days(customer=customer, at=at)
+    by_day = costs_by_day(customer=customer, days=days, at=at) if days else {}
     return render(
         request,
         "billing/summary.html",
@@ -214,12 +229,18 @@ def summary(request: HttpRequest, as_csv: bool = False) -> HttpResponse | Stream
             ],
             "charts": {
                 name: build_chart(
-                    summary=report, currency=currency, label=lambda month: in_words(month, "MMM"), size=size
+                    periods=days or report.months,
+                    costs=by_day or report.costs,
+                    currency=currency,
+                    label=near_day if days else lambda month: in_words(month, "MMM"),
+                    size=size,
+                    labels=size.day_labels if days else size.month_labels,
                 )
                 for name, size in (("wide", WIDE), ("narrow", NARROW))
             },
             "kinds": kinds,
-            "table": table,
+            "table": cost_table(report.months, report.costs, in_words, "month"),
+            "days": cost_table(days, by_day, day_in_words, "first", "last"),
         },
     )
 
@@ -253,12 +274,14 @@ def subscriptions(request: HttpRequest, as_csv: bool = False) -> HttpResponse | 
         return csv_response("subscriptions", columns, rows)
     page = page_of(request, segments)
     price_list = PriceList.load({segment.location_id for segment in page["rows"]})
+    urls = resource_urls(request.user, {segment.resource_id for segment in page["rows"]})
     costs = costs_so_far([segment.resource_id for segment in page["rows"]], at)
     for segment in page["rows"]:
         quote = price_list.quote_segment(segment, currency=customer.currency, at=at)
         segment.hourly = money.format_price(quote.hourly_micro, customer.currency) if quote else ""
         segment.formula = quote.formula if quote and quote.is_share_of_vm else ""
         segment.cost = costs[segment.resource_id].label if segment.resource_id in costs else ""
+        segment.url = urls.get(segment.resource_id, "")
         segment.usage_url = f"{reverse('billing:statement')}?{urlencode({'resource': segment.resource_id})}"
     return render(
         request,

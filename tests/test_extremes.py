@@ -13,7 +13,6 @@ from billing.balance import lasts_for
 from billing.chart import NARROW, WIDE, ChartSize, build_chart
 from billing.models import MAX_AMOUNT_MICRO, ServiceKind
 from billing.packages import create_package
-from billing.summary import Summary
 from billing.usage import open_segment
 from billing.wallet import buy_credits
 from cng_portal.accounts.models import Project
@@ -88,20 +87,8 @@ def test_every_sum_can_be_shown(micro: int) -> None:
 def test_every_bar_of_the_cost_chart_fits_it(costs: list[int], size: ChartSize) -> None:
     months = [NOW.date().replace(day=1, month=10), NOW.date().replace(day=1)]
     kind = ServiceKind.BS_SNAPSHOT.value
-    found = Summary(
-        services=[],
-        months=months,
-        costs={(month, kind): cost for month, cost in zip(months, costs, strict=True)},
-        bought_micro=0,
-        free_micro=0,
-        consumed_micro=0,
-        balance_micro=0,
-        owed_micro=0,
-        this_month=months[-1],
-        this_month_micro=0,
-        projected_micro=0,
-    )
-    drawn = build_chart(summary=found, currency="MMK", label=str, size=size)
+    found = {(month, kind): cost for month, cost in zip(months, costs, strict=True)}
+    drawn = build_chart(periods=months, costs=found, currency="MMK", label=str, size=size, labels=size.day_labels)
     for bar in drawn["bars"]:
         assert 0 <= float(bar.y) <= float(bar.y) + float(bar.height) <= size.height
 

@@ -119,7 +119,7 @@ def test_the_spend_of_the_projects_adds_up_to_that_of_the_month(history, use, ow
 def test_every_amount_of_the_summary_leads_to_rows_that_add_up_to_it(owner, history):
     content = owner.get(reverse("billing:summary")).content.decode()
     links = re.findall(r'<a href="([^"]*statement/\?[^"]*)">(K [^<]*)</a>', content)
-    assert len(links) == 1 + 2 * 2  # the kind, and in two months the kind and the total
+    assert len(links) == 1 + (2 + 22) * 2  # the kind, and in two months and on 22 days the kind and the total
     for url, amount in links:
         assert f"Total {amount}" in words(owner.get(url.replace("&amp;", "&")))
 
@@ -145,13 +145,14 @@ def test_the_cost_per_hour_leads_to_the_services_that_are_active(owner):
     assert owner.get(subscriptions, {"kind": "x"}).status_code == 404
 
 
-def test_the_chart_has_a_bar_for_each_kind_and_month_with_costs_and_no_style(owner):
-    content = owner.get(reverse("billing:summary")).content.decode()
+def test_the_chart_has_a_bar_for_each_kind_and_month_with_costs_and_no_style(history, client_for, time_machine):
+    time_machine.move_to(yangon(31, 12, month=12), tick=False)
+    content = client_for(history.owner).get(reverse("billing:summary")).content.decode()
     wide, narrow = re.findall(r"<svg viewBox=\"0 0 [13].*?</svg>", content, re.DOTALL)
     for chart in (wide, narrow):
-        assert chart.count("<rect") == 2
-        assert "Nov, BS Snapshot: K 9,420.00" in chart
-        assert ">Nov</text>" in chart
+        assert chart.count("<rect") == 3
+        assert "Nov, BS Snapshot: K 14,460.00" in chart
+        assert ">Dec</text>" in chart
         assert "style=" not in chart
     assert (wide.count("<text"), narrow.count("<text")) == (5 + 12, 5 + 6)
 
