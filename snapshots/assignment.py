@@ -96,8 +96,8 @@ def move_snapshot(*, snapshot: Snapshot, user: User, project: Project, at: datet
 
 
 def check_movable(snapshot: Snapshot) -> None:
-    """Raise InvalidState for backups, which belong to their schedule, and for snapshots that are being deleted."""
-    if snapshot.kind == Kind.BACKUP:
+    """Raise InvalidState for what belongs to its schedule, and for snapshots that are being deleted."""
+    if snapshot.kind == Kind.BACKUP or snapshot.is_scheduled:
         raise InvalidState(_("Backups stay in their project. Only snapshots can be moved."))
     if snapshot.state in (State.DELETING, State.DELETED):
         raise InvalidState(_("The snapshot is being deleted, so it can't be moved."))

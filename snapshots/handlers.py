@@ -91,7 +91,8 @@ def capture_disks(snapshot: Snapshot, lease: Lease, *, safety: bool = False) -> 
 def complete_capture(snapshot: Snapshot, infos: list[SnapshotInfo], now: datetime) -> None:
     """Make the snapshot Ready and start charging it. The caller must hold the customer's lock.
 
-    A verification follows if a checksum is missing, and for every backup, because retention counts only verified backups.
+    A verification follows if a checksum is missing, and for all that a schedule took, because retention counts only what
+    was verified.
     """
     for info in infos:
         DiskImage.objects.filter(pk=info.uuid).update(
@@ -112,7 +113,7 @@ def complete_capture(snapshot: Snapshot, infos: list[SnapshotInfo], now: datetim
     if snapshot.is_charged:
         snapshot.start_charging(now)
     lacks_checksum = driver.reads_bytes and not all(info.checksum for info in infos)
-    if lacks_checksum or snapshot.kind == Kind.BACKUP:
+    if lacks_checksum or snapshot.kind == Kind.BACKUP or snapshot.is_scheduled:
         operations.create_operation(kind=Operation.Kind.VERIFY, snapshot=snapshot)
 
 
@@ -403,9 +404,9 @@ def notify_failure(operation: Operation, reason: str, *, title: str | Promise = 
         return
     subject, user = operation.subject, operation.requested_by
     is_automatic = operation.kind == Operation.Kind.VERIFY and user is None
-    is_backup = isinstance(subject, Snapshot) and subject.kind == Kind.BACKUP
-    if is_backup and (is_automatic or operation.kind == Operation.Kind.CAPTURE):
-        return  # The backup run sends its own notification.
+    is_of_run = isinstance(subject, Snapshot) and (subject.kind == Kind.BACKUP or subject.is_scheduled)
+    if is_of_run and (is_automatic or operation.kind == Operation.Kind.CAPTURE):
+        return  # The run sends its own notification.
     page = "snapshots:volume" if isinstance(subject, Volume) else "snapshots:snapshot"
     notify(
         users=[user] if user and user.is_active else project_members(subject.project),

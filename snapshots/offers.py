@@ -84,7 +84,7 @@ def offered_locations(user: User, kind: str) -> list[LocationOffer]:
 
 
 def offered_projects(user: User, draft: Draft) -> list[ProjectOffer]:
-    """Return the projects that the user may change. A snapshot's source may belong to any project of the same customer."""
+    """Return the projects that the user may change. A source may belong to any project of the same customer."""
     sources = "volumes" if draft.kind == Kind.VOLUME else "vms"
     here = Q(**{f"{sources}__location": draft.location_id, f"{sources}__deleted_at": None})
     projects = Project.objects.changeable_by(user).select_related("customer")
@@ -95,10 +95,7 @@ def offered_projects(user: User, draft: Draft) -> list[ProjectOffer]:
     offers = []
     for project in counted:
         reason = ""
-        if draft.kind == Kind.BACKUP:
-            if not project.source_count:
-                reason = _("“%(name)s” has no virtual machine in %(code)s.")
-        elif not by_customer[project.customer_id]:
+        if not by_customer[project.customer_id]:
             reason = (
                 _("%(customer)s has no volume in %(code)s.")
                 if draft.kind == Kind.VOLUME
@@ -116,10 +113,7 @@ def offered_sources(user: User, draft: Draft, *, q: str = "", pk: UUID | None = 
     """
     assert draft.project is not None  # The steps before are checked.
     sources = model_of(draft.kind).objects.changeable_by(user).present().filter(location=draft.location_id)
-    if draft.kind == Kind.BACKUP:
-        sources = sources.filter(project=draft.project)
-    else:
-        sources = sources.filter(project__customer=draft.project.customer_id)
+    sources = sources.filter(project__customer=draft.project.customer_id)
     if q:
         in_machine = name_contains(q, "vm__") if draft.kind == Kind.VOLUME else Q()
         sources = sources.filter(name_contains(q) | in_machine)

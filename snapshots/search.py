@@ -6,6 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from django.db.models import Case, Q, QuerySet, Value, When
+from django.db.models.functions import Coalesce
 from django.urls import reverse
 from django.utils.functional import Promise
 from django.utils.http import urlencode
@@ -71,7 +72,7 @@ PAGES = [
     Page(gettext_lazy("Volume snapshots"), "snapshots:volume_snapshots"),
     Page(gettext_lazy("VM snapshots"), "snapshots:vm_snapshots"),
     Page(gettext_lazy("Backups"), "snapshots:backups"),
-    Page(gettext_lazy("Backup schedules"), "snapshots:schedules"),
+    Page(gettext_lazy("Schedules"), "snapshots:schedules"),
     Page(gettext_lazy("Volumes"), "snapshots:volumes"),
     Page(gettext_lazy("Billing summary"), "billing:summary", audience=BILLED),
     Page(gettext_lazy("Subscriptions"), "billing:subscriptions", audience=BILLED),
@@ -205,20 +206,21 @@ def find_machines(user: User, text: str, pk: UUID | None) -> Group:
 
 
 def find_schedules(user: User, text: str, pk: UUID | None) -> Group:
-    """Schedules have no names: find them by their machine's."""
-    visible = BackupSchedule.objects.visible_to(user).select_related("vm__project")
-    schedules = best_first(visible if pk else visible.present(), text, pk, "vm__")
+    """Schedules have no names: find them by their machine's or volume's."""
+    visible = BackupSchedule.objects.visible_to(user).select_related("vm", "volume")
+    named = visible.annotate(source_name_key=Coalesce("vm__name_key", "volume__name_key"))
+    schedules = best_first(named if pk else named.present(), text, pk, "source_")
     hits = [
         (
-            schedule.vm.name,
-            Hit(schedule.vm.name, reverse("snapshots:schedule", args=[schedule.pk]), schedule.when),
+            schedule.source.name,
+            Hit(schedule.source.name, reverse("snapshots:schedule", args=[schedule.pk]), schedule.when),
         )
         for schedule in schedules
     ]
     return build_group(
         hits,
         fold_name(text),
-        label=_("Backup schedules"),
+        label=_("Schedules"),
         icon="calendar-days",
         more_url=list_url("snapshots:schedules", text),
     )

@@ -294,13 +294,13 @@ def retry(*, operation: Operation, user: User) -> Operation:
 def reopen_run(snapshot: Snapshot) -> None:
     """Continue the run of a backup that a user retries, with a new number because it becomes the newest backup.
 
-    The caller must hold the customer's lock. Raises InvalidState while another backup of the machine is under way.
+    The caller must hold the customer's lock. Raises InvalidState while another run of its source is unfinished.
     """
-    run = BackupRun.objects.select_related("schedule").filter(snapshot=snapshot).first()
+    run = BackupRun.objects.select_related("schedule", "vm", "volume").filter(snapshot=snapshot).first()
     if run is None:
         return
-    if BackupRun.objects.unfinished().filter(vm=run.vm_id).exclude(pk=run.pk).exists():
-        raise InvalidState(_("A backup of this machine is already running. Try again when it has finished."))
+    if BackupRun.objects.unfinished().of(run.source).exclude(pk=run.pk).exists():
+        raise InvalidState(_("The schedule is already taking another one. Try again when it has finished."))
     BackupRun.objects.filter(pk=run.pk).update(
         number=run.schedule.next_run_number(),
         state=BackupRun.State.TAKING,

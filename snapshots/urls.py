@@ -9,6 +9,7 @@ urlpatterns = [
     path("snapshots/", snapshot_list.volume_snapshots, name="volume_snapshots"),
     path("snapshots/vm/", snapshot_list.vm_snapshots, name="vm_snapshots"),
     path("snapshots/new/", wizard.new, name="new"),
+    path("snapshots/schedules/new/", wizard.new, {"kind": Kind.VOLUME, "is_scheduled": True}, name="new_schedule"),
     path("snapshots/vm/new/", wizard.new, {"kind": Kind.VM}, name="new_vm"),
     path("snapshots/new/<uuid:draft_id>/name/check/", wizard.check_name, name="check_name"),
     path("snapshots/new/<uuid:draft_id>/<slug:step>/", wizard.step, name="wizard"),
@@ -44,6 +45,7 @@ urlpatterns = [
     path("volumes/", volumes.volumes, name="volumes"),
     path("volumes/<uuid:volume_id>/", volumes.volume, name="volume"),
     path("volumes/<uuid:volume_id>/take-snapshot/", wizard.take_snapshot_of, name="take_snapshot"),
+    path("volumes/<uuid:volume_id>/schedule/", backups.schedule_snapshots, name="schedule_snapshots"),
     path("work/", bell.work, name="work"),
     path("profile/limits/", limits.limits, name="limits"),
 ]

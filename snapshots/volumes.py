@@ -23,6 +23,7 @@ from cng_portal.common.names import clean_name, is_same_name
 from cng_portal.inventory.models import CloudProject, Location, VirtualMachine, Volume
 
 from . import checks, limits
+from .backups.ending import end_schedules_of
 from .errors import InvalidState, NameTaken, OutOfSpace, SourceUnavailable, WrongConfirmation
 from .models import DiskImage, Draft, Operation
 from .operations import create_operation
@@ -316,7 +317,7 @@ def why_cloud_attaches(volume: Volume) -> str:
 
 
 def request_volume_deletion(*, volume: Volume, user: User, confirmation: str) -> Volume:
-    """Accept the deletion, which ends the charge at once. Its snapshots stay. No-op if it was accepted before.
+    """Accept the deletion, which ends the charge and the schedules at once. Its snapshots stay. No-op if already accepted.
 
     `confirmation` has to be the volume's name. Raises InvalidState, WrongConfirmation.
     """
@@ -334,6 +335,7 @@ def request_volume_deletion(*, volume: Volume, user: User, confirmation: str) ->
         accepted = Volume.objects.filter(pk=volume.pk, state=volume.state, delete_requested_at=None)
         accepted.update(state=Volume.State.DELETING, delete_requested_at=at)
         stop_charging_volume(volume, at=at)
+        end_schedules_of(volume, at)
         create_operation(kind=Operation.Kind.DELETE_VOLUME, volume=volume, requested_by=user)
     volume.refresh_from_db()
     return volume

@@ -145,12 +145,12 @@ class ScheduleStepForm(StepForm, ScheduleForm):
     take_one_now = forms.BooleanField(
         label=_("Take one immediately"),
         required=False,
-        help_text=_("The first backup is taken as soon as you create the schedule."),
+        help_text=_("The first one is taken as soon as you create the schedule."),
     )
 
     def __init__(self, *args: Any, draft: Draft, **kwargs: Any) -> None:
         assert draft.project is not None  # The steps before are checked.
-        super().__init__(*args, draft=draft, zone=draft.project.customer.zone, **kwargs)
+        super().__init__(*args, draft=draft, zone=draft.project.customer.zone, kind=draft.kind, **kwargs)
 
     @property
     def takes_one_now(self) -> bool:
@@ -269,13 +269,15 @@ class ProjectStep(Step):
     def changed(cls, draft: Draft) -> None:
         assert draft.project is not None
         source = draft.source
-        if draft.kind == Kind.BACKUP or (source and source.project.customer_id != draft.project.customer_id):
+        if source and source.project.customer_id != draft.project.customer_id:
             draft.volume = draft.vm = None
         draft.customer_id = draft.project.customer_id
 
 
-class BackupProjectStep(ProjectStep):
-    intro = _("Projects organize your resources and decide which colleagues see them.")
+class ScheduleProjectStep(ProjectStep):
+    intro = _(
+        "Its members see what the schedule takes and can use it. It counts towards the project's quota and costs."
+    )
 
 
 class SourceStep(Step):
@@ -336,7 +338,7 @@ class ScheduleStep(Step):
     field = "interval"
     label = _("Schedule")
     heading = _("Backup Schedule")
-    intro = _("How often and at what time the instance is backed up, and how many backups are kept.")
+    intro: ClassVar[Any] = _("How often and at what time the instance is backed up, and how many backups are kept.")
     form_class = ScheduleStepForm
     answers = (*SCHEDULE_FIELDS, "take_one_now")
 
@@ -365,6 +367,12 @@ class ScheduleStep(Step):
         return schedule_of(draft).when
 
 
+class SnapshotScheduleStep(ScheduleStep):
+    template = "schedule"
+    heading = _("Snapshot Schedule")
+    intro = _("How often and at what time a snapshot of the volume is taken, and how many of them are kept.")
+
+
 # The platform keeps the two newest backups by default.
 DEFAULT_SCHEDULE = {
     "interval": "daily",
@@ -378,7 +386,7 @@ DEFAULT_SCHEDULE = {
 
 def schedule_of(draft: Draft) -> BackupSchedule:
     """Return the schedule that the draft asks for, not saved."""
-    return BackupSchedule(vm=draft.vm, **{name: getattr(draft, name) for name in SCHEDULE_FIELDS})
+    return BackupSchedule(vm=draft.vm, volume=draft.volume, **{name: getattr(draft, name) for name in SCHEDULE_FIELDS})
 
 
 SOURCE_STEPS: dict[str, type[SourceStep]] = {
@@ -389,8 +397,9 @@ SOURCE_STEPS: dict[str, type[SourceStep]] = {
 STEPS: dict[str, Sequence[type[Step]]] = {
     Kind.VOLUME: (LocationStep, ProjectStep, VolumeStep, NameStep),
     Kind.VM: (MachineLocationStep, ProjectStep, InstanceStep, NameStep),
-    Kind.BACKUP: (MachineLocationStep, BackupProjectStep, InstanceStep, ScheduleStep),
+    Kind.BACKUP: (MachineLocationStep, ScheduleProjectStep, InstanceStep, ScheduleStep),
 }
+VOLUME_SCHEDULE_STEPS = (LocationStep, ScheduleProjectStep, VolumeStep, SnapshotScheduleStep)
 REVIEW = "review"
 
 
@@ -398,9 +407,13 @@ def url(draft: Draft, slug: str) -> str:
     return reverse("snapshots:wizard", args=[draft.pk, slug])
 
 
+def steps_of(draft: Draft) -> Sequence[type[Step]]:
+    return VOLUME_SCHEDULE_STEPS if draft.is_scheduled else STEPS[draft.kind]
+
+
 def first_open_step(draft: Draft, user: User, before: str) -> type[Step] | None:
     """Return the first step before `before` whose stored answer is missing or no longer valid, or None."""
-    for step in STEPS[draft.kind]:
+    for step in steps_of(draft):
         if step.slug == before:
             return None
         if not step.stored(draft) or not step.check(draft, user).is_valid():
@@ -409,7 +422,7 @@ def first_open_step(draft: Draft, user: User, before: str) -> type[Step] | None:
 
 
 def slugs(draft: Draft) -> list[str]:
-    return [*(step.slug for step in STEPS[draft.kind]), REVIEW]
+    return [*(step.slug for step in steps_of(draft)), REVIEW]
 
 
 def next_slug(draft: Draft, slug: str) -> str:
@@ -424,7 +437,7 @@ def progress(draft: Draft, current: str) -> list[dict[str, Any]]:
     """Return the steps with label, answer, URL (None if it can't be opened) and state: done, current or upcoming."""
     entries: list[dict[str, Any]] = []
     reachable = not draft._state.adding
-    for step in STEPS[draft.kind]:
+    for step in steps_of(draft):
         stored = step.stored(draft)
         state = "current" if step.slug == current else "done" if stored else "upcoming"
         link = url(draft, step.slug) if reachable and step.slug != current else None
@@ -446,16 +459,19 @@ def save(draft: Draft) -> None:
         Draft.objects.filter(pk__in=list(surplus)).delete()
 
 
-def start(user: User, *, kind: Kind = Kind.VOLUME, source: checks.Source | None = None) -> Draft:
+def start(
+    user: User, *, kind: Kind = Kind.VOLUME, is_scheduled: bool = False, source: checks.Source | None = None
+) -> Draft:
     """Return a new, unsaved draft of the user, who must be able to change some project.
 
-    With a source, the draft has the first three answers and is saved; `kind` then only distinguishes a backup from a
-    snapshot. Raises RateLimited.
+    `is_scheduled` is for a schedule of volume snapshots. With a source, the draft has the first three answers and is saved;
+    `kind` then only distinguishes a backup from a snapshot. Raises RateLimited.
     """
     if source:
         kind = kind if kind == Kind.BACKUP else checks.kind_of(source)
         draft = Draft(
             kind=kind,
+            is_scheduled=is_scheduled,
             customer_id=source.project.customer_id,
             created_by=user,
             location_id=source.location_id,
@@ -466,7 +482,7 @@ def start(user: User, *, kind: Kind = Kind.VOLUME, source: checks.Source | None 
         return draft
     changeable = {project.customer_id for project in user.project_roles if user.can_change(project.id)}
     customer_id = user.customer_id if user.customer_id in changeable else min(changeable)
-    return Draft(kind=kind, customer_id=customer_id, created_by=user)
+    return Draft(kind=kind, is_scheduled=is_scheduled, customer_id=customer_id, created_by=user)
 
 
 def delete_old_drafts(*, now: datetime | None = None) -> int:

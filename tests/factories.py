@@ -245,7 +245,7 @@ class VMSnapshotFactory(DjangoModelFactory):
 
 
 class BackupScheduleFactory(DjangoModelFactory):
-    """A customer's, every night at two, that ran last night and keeps two copies."""
+    """Of a machine, or with `of_volume` of a volume: every night at two, keeps two."""
 
     class Meta:
         model = BackupSchedule
@@ -256,11 +256,13 @@ class BackupScheduleFactory(DjangoModelFactory):
         monthly = factory.Trait(interval="monthly", month_day=31)
         paused = factory.Trait(paused_at=factory.LazyFunction(timezone.now), next_run_at=None)
         deleted = factory.Trait(deleted_at=factory.LazyFunction(timezone.now), next_run_at=None)
+        of_volume = factory.Trait(vm=None, volume=factory.SubFactory(VolumeFactory))
 
     vm = factory.SubFactory(VirtualMachineFactory)
+    project = factory.LazyAttribute(lambda schedule: (schedule.vm or schedule.volume).project)
     interval = "daily"
     at = time(2)
-    time_zone = factory.SelfAttribute("vm.project.customer.time_zone")
+    time_zone = factory.SelfAttribute("project.customer.time_zone")
     next_run_at = factory.LazyAttribute(
         lambda schedule: next_occurrence(
             Recurrence(
@@ -269,7 +271,7 @@ class BackupScheduleFactory(DjangoModelFactory):
                 weekday=getattr(schedule, "weekday", None),
                 month_day=getattr(schedule, "month_day", None),
             ),
-            schedule.vm.project.customer.zone,
+            schedule.project.customer.zone,
             timezone.now(),
         )
     )
@@ -310,6 +312,7 @@ class BackupRunFactory(DjangoModelFactory):
 
     schedule = factory.SubFactory(BackupScheduleFactory)
     vm = factory.SelfAttribute("schedule.vm")
+    volume = factory.SelfAttribute("schedule.volume")
     number = factory.LazyAttribute(lambda run: run.schedule.next_run_number())
     scheduled_at = factory.Sequence(lambda n: timezone.now() - timedelta(hours=1, seconds=n))
     state = BackupRun.State.DONE

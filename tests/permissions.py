@@ -117,6 +117,7 @@ TABLE: dict[str, list[Row]] = {
     "Backups": [
         Row("snapshots:backups", "List backups", SIGNED_IN),
         Row("snapshots:schedules", "List backup schedules", SIGNED_IN),
+        Row("snapshots:new_schedule", "Start scheduling snapshots of a volume", CHANGE_OWN, BOTH),
         Row("snapshots:new_backup", "Start creating a backup", CHANGE_OWN, BOTH),
         Row("snapshots:back_up", "Start creating a backup of an instance", CHANGE, "POST"),
         Row("snapshots:schedule", "View a schedule and its runs", SEE),
@@ -132,6 +133,7 @@ TABLE: dict[str, list[Row]] = {
         Row("snapshots:volumes", "List volumes", SIGNED_IN),
         Row("snapshots:volume", "View a volume", SEE),
         Row("snapshots:take_snapshot", "Start taking a snapshot of a volume", CHANGE, "POST"),
+        Row("snapshots:schedule_snapshots", "Start scheduling snapshots of a volume", CHANGE, "POST"),
     ],
     "Billing": [
         Row("billing:summary", "View the billing summary", BILLS),

@@ -31,6 +31,10 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("billing", "0003_block_storage"): "triggers that SQLite dropped, one of a new kind; checks that allow more",
     ("inventory", "0002_volume_life"): "the old version writes neither these times nor the state “deleting”",
     ("snapshots", "0004_volume_operations"): "the rule allows all that the one before it did",
+    (
+        "snapshots",
+        "0006_schedule_sources",
+    ): "triggers and checks that allow what the old version writes; a unique index of volumes, which no run has yet",
 }
 OURS = [
     app.label for app in apps.get_app_configs() if app.name.partition(".")[0] in ("cng_portal", "billing", "snapshots")

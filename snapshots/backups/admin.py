@@ -21,14 +21,15 @@ class BackupRunInline(ReadOnly, admin.TabularInline):
     show_change_link = True
 
     def get_queryset(self, request: HttpRequest) -> Any:
-        return super().get_queryset(request).select_related("snapshot", "vm")
+        return super().get_queryset(request).select_related("snapshot", "vm", "volume")
 
 
 @admin.register(BackupSchedule)
 class BackupScheduleAdmin(ReadOnly, SupportAdmin):
     list_display = [
-        "vm",
+        "source",
         "customer",
+        "project",
         "origin",
         "interval",
         "at",
@@ -38,25 +39,25 @@ class BackupScheduleAdmin(ReadOnly, SupportAdmin):
         "deleted_at",
     ]
     list_filter = ["origin", "interval", ("paused_at", admin.EmptyFieldListFilter)]
-    list_select_related = ["vm__project__customer"]
-    search_fields = ["vm__name"]
-    uuid_fields = ("pk", "vm_id", "vm__project_id", "vm__project__customer_id")
-    customer_fields = ("vm__project__customer",)
+    list_select_related = ["project", "vm__project__customer", "volume__project__customer"]
+    search_fields = ["vm__name", "volume__name"]
+    uuid_fields = ("pk", "vm_id", "volume_id", "project_id", "project__customer_id")
+    customer_fields = ("project__customer", "vm__project__customer")
     person_fields = ("created_by",)
     exclude = ["draft"]
     inlines = [BackupRunInline]
 
     @admin.display(description=_("customer"))
     def customer(self, schedule: BackupSchedule) -> str:
-        return str(schedule.vm.project.customer)
+        return str(schedule.customer)
 
 
 @admin.register(BackupRun)
 class BackupRunAdmin(ReadOnly, SupportAdmin):
-    list_display = ["vm", "scheduled_at", "state", "tries", "next_try_at", "snapshot", "reason", "finished_at"]
+    list_display = ["source", "scheduled_at", "state", "tries", "next_try_at", "snapshot", "reason", "finished_at"]
     list_filter = ["state", "schedule__origin"]
-    list_select_related = ["vm", "snapshot"]
-    search_fields = ["vm__name", "reason"]
-    uuid_fields = ("pk", "vm_id", "schedule_id", "snapshot_id")
-    customer_fields = ("vm__project__customer",)
+    list_select_related = ["vm", "volume", "snapshot"]
+    search_fields = ["vm__name", "volume__name", "reason"]
+    uuid_fields = ("pk", "vm_id", "volume_id", "schedule_id", "snapshot_id")
+    customer_fields = ("vm__project__customer", "volume__project__customer")
     person_fields = ("requested_by",)

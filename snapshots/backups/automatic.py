@@ -97,6 +97,7 @@ def switch_on(vm: VirtualMachine, user: User, now: datetime, *, shown_hourly_mic
     # The earlier schedule is used again, so that retention counts and deletes its backups.
     previous = BackupSchedule.objects.filter(vm=vm, origin=BackupSchedule.Origin.AUTOMATIC).first()
     schedule = previous or BackupSchedule(vm=vm, origin=BackupSchedule.Origin.AUTOMATIC, created_at=now)
+    schedule.project = vm.project
     schedule.vm, schedule.created_by, schedule.deleted_at = vm, user, None
     for name, value in default_schedule_fields(vm.location).items():
         setattr(schedule, name, value)

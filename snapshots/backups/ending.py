@@ -1,4 +1,5 @@
-"""How schedules end: a user deletes one, automatic backups are switched off, or the machine is deleted.
+"""How schedules end: a user deletes one, automatic backups are switched off, or the machine or
+volume is deleted.
 
 Backups stay when their schedule ends. The caller must hold the customer's lock unless a docstring says otherwise.
 """
@@ -14,11 +15,11 @@ from billing.usage import close_segment
 from cng_portal.accounts.models import User
 from cng_portal.accounts.services import lock_customer
 from cng_portal.activity import services as activity
-from cng_portal.inventory.models import AutomaticBackupSwitch, VirtualMachine
+from cng_portal.inventory.models import AutomaticBackupSwitch, VirtualMachine, Volume
 
-from ..models import BackupRun, BackupSchedule
+from ..models import BackupRun, BackupSchedule, source_fields
 from .notifications import notify_switched_off
-from .planning import record_due_as_missed, schedules_with_machine
+from .planning import record_due_as_missed
 
 
 def stop_runs(schedule: BackupSchedule, now: datetime, reason: str) -> None:
@@ -38,7 +39,7 @@ def end_schedule(schedule: BackupSchedule, now: datetime, reason: str) -> None:
 
 def switch_off(vm: VirtualMachine, user: User | None, now: datetime) -> None:
     """End automatic backups that are on, and their charge. Without a `user`, the portal did it."""
-    schedule = schedules_with_machine().get(vm=vm, origin=BackupSchedule.Origin.AUTOMATIC, deleted_at=None)
+    schedule = BackupSchedule.objects.with_related().get(vm=vm, origin=BackupSchedule.Origin.AUTOMATIC, deleted_at=None)
     end_schedule(schedule, now, _("Automatic backups were switched off."))
     close_segment(resource_id=vm.pk, kind=ServiceKind.VM_BACKUP_AUTOMATIC, at=now)
     switch = record_switch(vm, user, now, on=False)
@@ -54,19 +55,21 @@ def record_switch(vm: VirtualMachine, user: User | None, now: datetime, *, on: b
     return switch
 
 
-def end_schedules_of(vm: VirtualMachine, now: datetime, user: User | None = None) -> int:
-    """End every schedule of a machine that was marked deleted, as of that instant. Takes the customer's lock itself.
+def end_schedules_of(source: VirtualMachine | Volume, now: datetime, user: User | None = None) -> int:
+    """End every schedule of a machine or volume that was deleted, as of that instant, or is about to be.
 
-    `user` is the administrator who deleted it, if one did. Returns how many schedules ended.
+    Takes the customer's lock itself. `user` is the administrator who deleted it, if one did. Returns how many ended.
     """
-    assert vm.deleted_at is not None
-    at = min(now, vm.deleted_at)
+    at = min(now, source.deleted_at or now)
     with transaction.atomic(), override("en"):
-        lock_customer(vm.project.customer_id)
-        schedules = list(schedules_with_machine().filter(vm=vm, deleted_at=None))
+        lock_customer(source.project.customer_id)
+        present = BackupSchedule.objects.with_related().present()
+        schedules = list(present.filter(**source_fields(source)))
         for schedule in schedules:
-            if schedule.is_automatic:
+            if schedule.vm and schedule.is_automatic:
                 switch_off(schedule.vm, user, at)
             else:
-                end_schedule(schedule, at, _("The machine was deleted."))
+                end_schedule(
+                    schedule, at, _("The machine was deleted.") if schedule.vm else _("The volume was deleted.")
+                )
     return len(schedules)

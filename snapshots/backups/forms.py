@@ -1,4 +1,4 @@
-"""Forms of schedules: the filters of their list, and the fields that say when a machine is backed up."""
+"""Forms of schedules: the filters of their list, and the fields that say when they run and how many they keep."""
 
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -14,7 +14,7 @@ from cng_portal.inventory.models import Interval, Weekday
 
 from .. import lists
 from ..forms import ChoiceFilter, FilterForm
-from ..models import BackupSchedule
+from ..models import BackupSchedule, Kind
 from .schedules import MAX_RETENTION_COUNT, SCHEDULE_FIELDS, InvalidSchedule, clean_schedule_fields
 
 # The fields that only one interval uses.
@@ -22,12 +22,14 @@ FIELD_INTERVALS = {"weekday": Interval.WEEKLY, "month_day": Interval.MONTHLY}
 
 
 class ScheduleFilterForm(FilterForm):
-    equal = ("vm",)
+    equal = ("vm", "volume")
     ACTIVE, PAUSED, AUTOMATIC, TROUBLED = "active", "paused", "automatic", "troubled"
+    BACKUPS, SNAPSHOTS = "backups", "snapshots"
 
     project = ChoiceFilter(gettext_lazy("Project"), gettext_lazy("Every project"))
     location = ChoiceFilter(gettext_lazy("Location"), gettext_lazy("Every location"))
     vm = ChoiceFilter(gettext_lazy("Instance"), gettext_lazy("Every instance"))
+    volume = ChoiceFilter(gettext_lazy("Volume"), gettext_lazy("Every volume"))
     show = ChoiceFilter(
         gettext_lazy("Show"),
         gettext_lazy("Every schedule"),
@@ -35,6 +37,8 @@ class ScheduleFilterForm(FilterForm):
             (ACTIVE, gettext_lazy("Active")),
             (PAUSED, gettext_lazy("Paused")),
             (AUTOMATIC, gettext_lazy("Automatic backups")),
+            (BACKUPS, gettext_lazy("Of instances")),
+            (SNAPSHOTS, gettext_lazy("Of volumes")),
             (TROUBLED, gettext_lazy("Last run failed or missed")),
         ],
     )
@@ -42,8 +46,13 @@ class ScheduleFilterForm(FilterForm):
     def narrow(self, rows: QuerySet[Any]) -> QuerySet[Any]:
         """Filter schedules that come from `lists.with_last_run`."""
         chosen, show = self.chosen, self.chosen.get("show")
-        places = {f"vm__{name}": chosen[name] for name in ("project", "location") if name in chosen}
-        rows = super().narrow(rows).filter(**places)
+        rows = super().narrow(rows)
+        if location := chosen.get("location"):
+            rows = rows.filter(Q(vm__location=location) | Q(volume__location=location))
+        if project := lists.parse_uuid(chosen.get("project", "")):
+            rows = rows.filter(Q(project=project) | Q(project=None, vm__project=project))
+        if show in (self.BACKUPS, self.SNAPSHOTS):
+            return rows.filter(vm__isnull=show == self.SNAPSHOTS)
         if show == self.TROUBLED:
             return lists.troubled(rows)
         if show == self.AUTOMATIC:
@@ -51,11 +60,11 @@ class ScheduleFilterForm(FilterForm):
         return rows.filter(paused_at__isnull=show == self.ACTIVE) if show else rows
 
     def matches(self, text: str) -> Q:
-        return name_contains(text, "vm__")
+        return name_contains(text, "vm__") | name_contains(text, "volume__")
 
 
 class ScheduleForm(forms.Form):
-    """When a machine is backed up, in the customer's time zone, and how many backups are kept."""
+    """When a schedule runs, in the customer's time zone, and how many backups or snapshots it keeps."""
 
     interval = forms.ChoiceField(
         label=gettext_lazy("Interval"),
@@ -88,23 +97,25 @@ class ScheduleForm(forms.Form):
         label=gettext_lazy("Time of day"),
         widget=forms.TimeInput(format="%H:%M", attrs={"type": "time"}),
         error_messages={
-            "required": gettext_lazy("Enter the time of day at which the backup starts."),
+            "required": gettext_lazy("Enter the time of day at which it starts."),
             "invalid": gettext_lazy("Enter a time of day, such as 02:00 or 23:30."),
         },
     )
     retention_count = forms.IntegerField(
-        label=gettext_lazy("Backups to keep"),
+        label=gettext_lazy("Snapshots to keep"),
         widget=forms.NumberInput(attrs={"min": 1, "max": MAX_RETENTION_COUNT, "inputmode": "numeric"}),
         help_text=gettext_lazy("The oldest is deleted once a newer one is ready and verified."),
         error_messages={
-            "required": gettext_lazy("Enter how many backups to keep."),
-            "invalid": gettext_lazy("Enter a whole number of backups."),
+            "required": gettext_lazy("Enter how many to keep."),
+            "invalid": gettext_lazy("Enter a whole number."),
         },
     )
 
-    def __init__(self, *args: Any, zone: ZoneInfo, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, zone: ZoneInfo, kind: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.zone = zone
+        if kind == Kind.BACKUP:
+            self.fields["retention_count"].label = _("Backups to keep")
         self.fields["at"].help_text = _("In %(zone)s.") % {"zone": zone_name(zone)}
 
     def clean(self) -> dict[str, Any]:

@@ -17,24 +17,30 @@ from cng_portal.notifications.models import Notification
 from cng_portal.notifications.services import notify, project_members
 from cng_portal.support.services import contact_support
 
-from ..models import BackupRun, BackupSchedule
+from ..models import BackupRun, BackupSchedule, Kind
 
 
 def notify_failed(run: BackupRun) -> None:
     def message() -> tuple[str, str]:
+        is_backup = run.schedule.kind == Kind.BACKUP
         if run.next_try_at:
-            title = _("The backup of %(vm)s failed and will be tried again")
+            title = (
+                _("The backup of %(name)s failed and will be tried again")
+                if is_backup
+                else _("The scheduled snapshot of %(name)s failed and will be tried again")
+            )
             then = _("It will be tried again at %(time)s.") % {"time": minute(run.next_try_at)}
         else:
-            title = _("The backup of %(vm)s failed")
-            then = _("It was tried %(tries)s times and will not be tried again: there is no backup of %(time)s.") % {
-                "tries": run.tries,
-                "time": minute(run.scheduled_at),
-            }
-        return title % {"vm": run.vm.name}, f"{run.reason} {then}"
+            title = _("The backup of %(name)s failed") if is_backup else _("The scheduled snapshot of %(name)s failed")
+            then = (
+                _("It was tried %(tries)s times and will not be tried again: there is no backup of %(time)s.")
+                if is_backup
+                else _("It was tried %(tries)s times and will not be tried again: there is no snapshot of %(time)s.")
+            ) % {"tries": run.tries, "time": minute(run.scheduled_at)}
+        return title % {"name": run.source.name}, f"{run.reason} {then}"
 
     notify(
-        users=project_members(run.vm.project),
+        users=project_members(run.schedule.home),
         key=f"backup-run:{run.pk}:{run.tries}",
         level="warning" if run.next_try_at else "danger",
         message=message,
@@ -44,15 +50,25 @@ def notify_failed(run: BackupRun) -> None:
 
 def notify_missed(schedule: BackupSchedule, missed: Sequence[datetime], reason: str | Promise) -> None:
     def message() -> tuple[str, str]:
-        text = ngettext(
-            "The backup of %(first)s was missed.",
-            "%(count)s backups were missed, from %(first)s to %(last)s.",
-            len(missed),
-        ) % {"count": len(missed), "first": minute(missed[0]), "last": minute(missed[-1])}
-        return _("Backups of %(vm)s were missed") % {"vm": schedule.vm.name}, f"{text} {reason}"
+        if schedule.kind == Kind.BACKUP:
+            title = _("Backups of %(name)s were missed")
+            text = ngettext(
+                "The backup of %(first)s was missed.",
+                "%(count)s backups were missed, from %(first)s to %(last)s.",
+                len(missed),
+            )
+        else:
+            title = _("Scheduled snapshots of %(name)s were missed")
+            text = ngettext(
+                "The snapshot of %(first)s was missed.",
+                "%(count)s snapshots were missed, from %(first)s to %(last)s.",
+                len(missed),
+            )
+        text %= {"count": len(missed), "first": minute(missed[0]), "last": minute(missed[-1])}
+        return title % {"name": schedule.source.name}, f"{text} {reason}"
 
     notify(
-        users=project_members(schedule.vm.project),
+        users=project_members(schedule.home),
         key=f"backup-missed:{schedule.pk}:{missed[-1].isoformat()}",
         level="warning",
         message=message,

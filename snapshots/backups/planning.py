@@ -14,7 +14,7 @@ from django.utils.functional import Promise
 from cng_portal.activity import services as activity
 from cng_portal.inventory.models import Interval
 
-from ..models import BackupRun, BackupSchedule
+from ..models import BackupRun, BackupSchedule, source_fields
 from .occurrences import Recurrence, next_occurrence, occurrences_between
 
 # The longest time between two occurrences, plus what a change to or from daylight saving time can add.
@@ -25,15 +25,10 @@ MAX_STEPS = {
 }
 
 
-def schedules_with_machine() -> QuerySet[BackupSchedule]:
-    return BackupSchedule.objects.select_related("vm__project__customer", "vm__location")
-
-
 def set_next_run(schedule: BackupSchedule, now: datetime) -> None:
     """Set, but don't save, the first occurrence after `now` in the customer's time zone."""
-    customer = schedule.vm.project.customer
-    schedule.time_zone = customer.time_zone
-    schedule.next_run_at = next_occurrence(schedule.recurrence, customer.zone, now)
+    schedule.time_zone = schedule.customer.time_zone
+    schedule.next_run_at = next_occurrence(schedule.recurrence, schedule.zone, now)
 
 
 def set_next_runs(schedules: QuerySet[BackupSchedule], recurrence: Recurrence, zone: str, now: datetime) -> int:
@@ -46,7 +41,7 @@ def due_occurrences(schedule: BackupSchedule, now: datetime) -> list[datetime]:
     """Return the occurrences that have passed and have no run yet, oldest first."""
     first = schedule.next_run_at
     assert first is not None
-    passed = [first, *occurrences_between(schedule.recurrence, schedule.vm.project.customer.zone, first, now)]
+    passed = [first, *occurrences_between(schedule.recurrence, schedule.zone, first, now)]
     # Where clocks differ, an edit may have planned an occurrence again that has just run.
     recorded = set(schedule.runs.filter(scheduled_at__gte=first).values_list("scheduled_at", flat=True))
     return [occurrence for occurrence in passed if occurrence not in recorded]
@@ -64,7 +59,7 @@ def record_missed(schedule: BackupSchedule, missed: Sequence[datetime], now: dat
     BackupRun.objects.bulk_create(
         BackupRun(
             schedule=schedule,
-            vm=schedule.vm,
+            **source_fields(schedule.source),
             number=number,
             scheduled_at=occurrence,
             state=BackupRun.State.MISSED,
@@ -75,4 +70,4 @@ def record_missed(schedule: BackupSchedule, missed: Sequence[datetime], now: dat
         for number, occurrence in enumerate(missed, start=schedule.next_run_number())
     )
     after: dict[str, Any] = {"runs": len(missed), "last": missed[-1], "reason": reason}
-    activity.record(action="backup.missed", actor=None, target=schedule.vm, after=after)
+    activity.record(action="backup.missed", actor=None, target=schedule.source, project=schedule.home, after=after)

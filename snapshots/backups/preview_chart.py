@@ -36,7 +36,7 @@ class Row:
 
 @dataclass(frozen=True)
 class PreviewChart:
-    columns: list[str]  # "Backup of Mon 23 Nov"
+    columns: list[str]  # "Taken Mon 23 Nov"
     rows: list[Row]
     note: str = ""  # about backups without a column
 
@@ -82,7 +82,7 @@ def build_preview_chart(
 
 
 def format_column(backup: datetime, zone: ZoneInfo, *, is_now: bool) -> str:
-    return _("Backup taken now") if is_now else _("Backup of %(day)s") % {"day": format_day_and_time(backup, zone)[0]}
+    return _("Taken now") if is_now else _("Taken %(day)s") % {"day": format_day_and_time(backup, zone)[0]}
 
 
 def format_day_and_time(instant: datetime, zone: ZoneInfo) -> tuple[str, str]:
@@ -93,18 +93,18 @@ def format_day_and_time(instant: datetime, zone: ZoneInfo) -> tuple[str, str]:
 
 
 def format_count(count: int) -> str:
-    return ngettext("%(count)s backup", "%(count)s backups", count) % {"count": count}
+    return _("%(count)s kept") % {"count": count}
 
 
 def format_note(hidden: int, retention_count: int, deleted: set[datetime]) -> str:
     if hidden > 0:
-        return ngettext(
-            "%(count)s more backup exists and isn't shown.", "%(count)s more backups exist and aren't shown.", hidden
-        ) % {"count": hidden}
+        return ngettext("%(count)s more exists and isn't shown.", "%(count)s more exist and aren't shown.", hidden) % {
+            "count": hidden
+        }
     if not deleted:
         return ngettext(
-            "Nothing is deleted yet: %(count)s backup is kept.",
-            "Nothing is deleted yet: %(count)s backups are kept.",
+            "Nothing is deleted yet: %(count)s is kept.",
+            "Nothing is deleted yet: %(count)s are kept.",
             retention_count,
         ) % {"count": retention_count}
     return ""

@@ -1,7 +1,7 @@
-"""Which backups a schedule keeps: the newest verified ones, and those that a user has pinned.
+"""Which backups or snapshots a schedule keeps: the newest verified ones, and those that a user has pinned.
 
-Backups are ordered by the number of their run and never by a clock. Triggers of the database refuse to delete the newest
-verified backup of a schedule, or a pinned one, unless a user asked for it.
+They are ordered by the number of their run and never by a clock. Triggers of the database refuse to delete the newest
+verified one of a schedule, or a pinned one, unless a user asked for it.
 """
 
 from datetime import datetime
@@ -37,12 +37,12 @@ def apply_retention(schedule: BackupSchedule, now: datetime) -> None:
 
 
 def pin_backup(*, snapshot: Snapshot, user: User) -> Snapshot:
-    """Exclude a backup from retention: it neither counts nor is deleted. Raises InvalidState for anything but a backup."""
+    """Exclude what a schedule took from retention: it neither counts nor is deleted. Raises InvalidState for others."""
     return _set_pinned(snapshot, user, is_pinned=True)
 
 
 def unpin_backup(*, snapshot: Snapshot, user: User) -> Snapshot:
-    """Let retention count and delete the backup again. Raises InvalidState for anything but a backup."""
+    """Let retention count and delete it again. Raises InvalidState for what no schedule took."""
     return _set_pinned(snapshot, user, is_pinned=False)
 
 
@@ -51,10 +51,12 @@ def _set_pinned(snapshot: Snapshot, user: User, *, is_pinned: bool) -> Snapshot:
         lock_customer(snapshot.customer_id)
         snapshot = reload_snapshot(snapshot)
         require_change(User.objects.get(pk=user.pk), snapshot.project_id)
-        if snapshot.kind != Kind.BACKUP:
-            raise InvalidState(_("Only backups can be pinned. Other snapshots are never deleted automatically."))
+        if snapshot.kind != Kind.BACKUP and not snapshot.is_scheduled:
+            raise InvalidState(_("Only what a schedule took can be pinned. No schedule deletes other snapshots."))
         if snapshot.state in (State.DELETING, State.DELETED):
-            raise InvalidState(_("The backup is being deleted, so it can't be pinned or unpinned."))
+            raise InvalidState(
+                _("“%(name)s” is being deleted, so it can't be pinned or unpinned.") % {"name": snapshot.name}
+            )
         snapshot.is_pinned = is_pinned
         snapshot.save(update_fields=["is_pinned"])
         activity.record(action="backup.pin", actor=user, target=snapshot, after={"is_pinned": is_pinned})

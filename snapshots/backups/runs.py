@@ -8,16 +8,16 @@ from datetime import datetime, timedelta
 
 import structlog
 from django.db import transaction
-from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.db.models import Exists, OuterRef, Prefetch, Q, QuerySet
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, override
 
 from cng_portal.accounts.models import User
 from cng_portal.accounts.services import lock_customer
 from cng_portal.activity import services as activity
-from cng_portal.inventory.models import VirtualMachine
 
 from ..checks import (
+    Source,
     check_capturable,
     check_deliverable,
     check_space,
@@ -28,12 +28,12 @@ from ..checks import (
 )
 from ..errors import ActionRefused, InvalidState, OutOfSpace
 from ..limits import check_rate_limit
-from ..models import BackupRun, BackupSchedule, DeletionCause, Kind, Operation, Snapshot, State
+from ..models import BackupRun, BackupSchedule, DeletionCause, Kind, Operation, Snapshot, State, source_fields
 from ..operations import create_operation
 from ..services import accept_deletion, create_snapshot_row, has_other_disks, retake
 from .ending import end_schedules_of
 from .notifications import notify_failed, notify_missed
-from .planning import due_occurrences, record_missed, schedules_with_machine, set_next_run
+from .planning import due_occurrences, record_missed, set_next_run
 from .retention import apply_retention
 
 logger = structlog.stdlib.get_logger(__name__)
@@ -43,8 +43,8 @@ RETRY_PAUSES = (timedelta(minutes=5), timedelta(minutes=20), timedelta(minutes=6
 # Per turn of the scheduler, which has other duties too.
 BATCH_SIZE = 200
 MAX_RUNS_PER_TURN = 500
-MISSED_BUSY = gettext_lazy("The previous backup was still running.")
-MISSED_OUTAGE = gettext_lazy("The portal couldn't start it on time. Only the latest missed backup is taken late.")
+MISSED_BUSY = gettext_lazy("The previous run was still going on.")
+MISSED_OUTAGE = gettext_lazy("The portal couldn't start it on time. Only the latest missed run is taken late.")
 
 
 # --- start -----------------------------------------------------------------------------------------------------------
@@ -71,7 +71,7 @@ def start_due_runs(now: datetime, *, limit: int = MAX_RUNS_PER_TURN) -> int:
 
 def due_schedules(now: datetime, after: BackupSchedule | None = None) -> QuerySet[BackupSchedule]:
     """Return the schedules that are due, in the order of the index; only those that follow `after`."""
-    due = schedules_with_machine().filter(next_run_at__lte=now).order_by("next_run_at", "pk")
+    due = BackupSchedule.objects.with_related().filter(next_run_at__lte=now).order_by("next_run_at", "pk")
     if after is None:
         return due
     at = after.next_run_at
@@ -81,17 +81,17 @@ def due_schedules(now: datetime, after: BackupSchedule | None = None) -> QuerySe
 def start_due_run(schedule: BackupSchedule, now: datetime) -> bool:
     """Handle the due occurrences of a schedule. False if another scheduler was faster, or if it has to wait.
 
-    A machine has at most one unfinished run. An occurrence that is due while the schedule's own previous run is
+    A machine or volume has at most one unfinished run. An occurrence that is due while the schedule's own previous run is
     unfinished is missed. One that is due while another schedule's run is unfinished waits.
     """
-    vm = schedule.vm
-    if vm.deleted_at is not None:
-        return bool(end_schedules_of(vm, now))
+    source = schedule.source
+    if source.deleted_at is not None:
+        return bool(end_schedules_of(source, now))
     if is_other_schedule_running(schedule):
         return False
-    problem = describe_storage_problem(vm)
+    problem = describe_storage_problem(source)
     with transaction.atomic(), override("en"):  # Reasons are stored once, for readers of every language.
-        lock_customer(vm.project.customer_id)
+        lock_customer(schedule.customer.pk)
         recurrence = {name: getattr(schedule, name) for name in ("interval", "weekday", "month_day", "at")}
         unchanged = BackupSchedule.objects.filter(pk=schedule.pk, next_run_at=schedule.next_run_at, **recurrence)
         if is_other_schedule_running(schedule):
@@ -100,7 +100,7 @@ def start_due_run(schedule: BackupSchedule, now: datetime) -> bool:
         set_next_run(schedule, now)
         if not unchanged.update(next_run_at=schedule.next_run_at, time_zone=schedule.time_zone):
             return False
-        is_running = BackupRun.objects.unfinished().filter(vm=vm).exists()
+        is_running = BackupRun.objects.unfinished().of(source).exists()
         missed, started = (due, []) if is_running else (due[:-1], due[-1:])
         if missed:
             reason = MISSED_BUSY if is_running else MISSED_OUTAGE
@@ -112,36 +112,48 @@ def start_due_run(schedule: BackupSchedule, now: datetime) -> bool:
 
 
 def is_other_schedule_running(schedule: BackupSchedule) -> bool:
-    return BackupRun.objects.unfinished().filter(vm=schedule.vm_id).exclude(schedule=schedule).exists()
+    return BackupRun.objects.unfinished().of(schedule.source).exclude(schedule=schedule).exists()
 
 
 def start_requested_run(schedule: BackupSchedule, user: User, now: datetime) -> BackupRun:
     """Start the run that a user asked for. The caller must hold the customer's lock and have called `check_space`.
 
-    Raises InvalidState while another backup of the machine is running, and what `request_backup` raises.
+    Raises InvalidState while another run of the machine or volume is unfinished, and what `request_backup` raises.
     """
-    if BackupRun.objects.unfinished().filter(vm=schedule.vm).exists():
-        raise InvalidState(_("A backup of this machine is already running. Try again when it has finished."))
-    check_rate_limit(schedule.vm.project.customer_id, Operation.Kind.CAPTURE)
+    if BackupRun.objects.unfinished().of(schedule.source).exists():
+        raise InvalidState(already_running(schedule))
+    check_rate_limit(schedule.customer.pk, Operation.Kind.CAPTURE)
     run = build_run(schedule, now, now)
     run.requested_by = user
     request_backup(run, now)
     return run
 
 
+def already_running(schedule: BackupSchedule) -> str:
+    if schedule.kind == Kind.BACKUP:
+        return _("A backup of this machine is already running. Try again when it has finished.")
+    return _("A scheduled snapshot of this volume is already running. Try again when it has finished.")
+
+
 def build_run(schedule: BackupSchedule, scheduled_at: datetime, now: datetime) -> BackupRun:
     """Return an unsaved run with the schedule's next number. The caller must hold the customer's lock."""
     number = schedule.next_run_number()
-    return BackupRun(schedule=schedule, vm=schedule.vm, number=number, scheduled_at=scheduled_at, created_at=now)
+    return BackupRun(
+        schedule=schedule,
+        number=number,
+        scheduled_at=scheduled_at,
+        created_at=now,
+        **source_fields(schedule.source),
+    )
 
 
 # --- try and retry ---------------------------------------------------------------------------------------------------
 
 
-def describe_storage_problem(vm: VirtualMachine) -> str:
+def describe_storage_problem(source: Source) -> str:
     """Return why the storage has no room for a backup now, or "". Call it outside of transactions: it may be slow."""
     try:
-        check_space(vm)
+        check_space(source)
     except ActionRefused as refusal:
         return str(refusal)
     return ""
@@ -184,15 +196,15 @@ def request_backup(run: BackupRun, now: datetime) -> None:
 
 
 def create_backup(run: BackupRun, now: datetime) -> Snapshot:
-    """Create the pending backup of a run and its capture operation. Raises every ActionRefused."""
-    source = reload_source(run.vm)
+    """Create the pending backup or snapshot of a run and its capture operation. Raises every ActionRefused."""
+    source, kind, project = reload_source(run.source), run.schedule.kind, run.schedule.home
     if run.schedule.is_automatic:
-        check_capturable(source)
+        check_capturable(source, project=project)
     else:
-        check_deliverable(source, now, kind=Kind.BACKUP)
+        check_deliverable(source, now, project=project, kind=kind)
     customer = source.project.customer
-    name = _("%(vm)s-backup-%(day)s") % {
-        "vm": source.name[:40],
+    name = (_("%(name)s-backup-%(day)s") if kind == Kind.BACKUP else _("%(name)s-snapshot-%(day)s")) % {
+        "name": source.name[:40],
         "day": run.scheduled_at.astimezone(customer.zone).date().isoformat(),
     }
     backup = create_snapshot_row(
@@ -200,7 +212,8 @@ def create_backup(run: BackupRun, now: datetime) -> Snapshot:
         volumes=volumes_of(source),
         name=free_name(customer.pk, name),
         user=run.requested_by,
-        kind=Kind.BACKUP,
+        project=project,
+        kind=kind,
     )
     create_operation(kind=Operation.Kind.CAPTURE, snapshot=backup, requested_by=run.requested_by)
     return backup
@@ -221,7 +234,7 @@ def record_failed_try(run: BackupRun, reason: str, now: datetime) -> None:
 
 def log_failure(run: BackupRun) -> None:
     after = {"scheduled_at": run.scheduled_at, "reason": run.reason}
-    activity.record(action="backup.failed", actor=None, target=run.vm, after=after)
+    activity.record(action="backup.failed", actor=None, target=run.source, project=run.schedule.home, after=after)
 
 
 # --- settle ----------------------------------------------------------------------------------------------------------
@@ -249,17 +262,19 @@ def finished_by_storage() -> QuerySet[BackupRun]:
 
 
 def runs_with_related() -> QuerySet[BackupRun]:
-    return BackupRun.objects.select_related(
-        "schedule__vm__project__customer", "schedule__vm__location", "vm__project__customer", "vm__location", "snapshot"
+    """Select what a run's, its schedule's and its snapshot's properties read."""
+    schedules = BackupSchedule.objects.with_related()
+    return BackupRun.objects.prefetch_related(Prefetch("schedule", schedules)).select_related(
+        "vm__project__customer", "vm__location", "volume__project__customer", "volume__location", "snapshot"
     )
 
 
 def settle_run(run: BackupRun, now: datetime) -> bool:
     """Conclude or retry the run. False if another scheduler was faster."""
     before = run.state
-    problem = describe_storage_problem(run.vm) if before == BackupRun.State.WAITING else ""
+    problem = describe_storage_problem(run.source) if before == BackupRun.State.WAITING else ""
     with transaction.atomic(), override("en"):
-        lock_customer(run.vm.project.customer_id)
+        lock_customer(run.source.project.customer_id)
         try:
             run = runs_with_related().get(pk=run.pk, state=before, tries=run.tries)
         except BackupRun.DoesNotExist:
@@ -279,15 +294,15 @@ def conclude_run(run: BackupRun, now: datetime) -> None:
         record_failed_try(run, backup.error, now)
     elif backup.state in (State.DELETING, State.DELETED):
         run.state, run.finished_at = BackupRun.State.FAILED, now
-        run.reason = _("The backup was deleted before it was verified.")
+        run.reason = _("It was deleted before it was verified.")
         run.save()
         log_failure(run)
     elif backup.state == State.READY:
         damage = [disk.damage for disk in backup.disks.all() if disk.damage]
         if damage:
-            # It is of no use to anybody: the machine is still there, and a new backup is taken.
+            # It is of no use to anybody: its source is still there, and a new one is taken.
             accept_deletion(backup, at=now, cause=DeletionCause.DAMAGED)
-            reason = _("Verification found that the backup is damaged, so it was deleted: %(damage)s")
+            reason = _("Verification found it damaged, so it was deleted: %(damage)s")
             record_failed_try(run, reason % {"damage": " ".join(damage)}, now)
         elif Snapshot.objects.verified().filter(pk=backup.pk).exists():
             run.state, run.finished_at, run.reason = BackupRun.State.DONE, now, ""
@@ -297,4 +312,4 @@ def conclude_run(run: BackupRun, now: datetime) -> None:
             verification = backup.operations.filter(kind=Operation.Kind.VERIFY).first()
             if verification is None or not verification.is_active:
                 error = verification.error if verification else ""
-                record_failed_try(run, error or _("The backup could not be verified."), now)
+                record_failed_try(run, error or _("It could not be verified."), now)

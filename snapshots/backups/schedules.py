@@ -1,4 +1,4 @@
-"""Schedules of backups: create, edit, pause, resume, delete, and *Run now*.
+"""Schedules of machines and volumes: create, edit, pause, resume, delete, and *Run now*.
 
 Each function validates, writes in one transaction that holds the customer's lock, and returns the object; or raises a
 `ActionRefused` with nothing written. `now` defaults to the current time.
@@ -11,22 +11,30 @@ from django.db import transaction
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from cng_portal.accounts.models import User
+from cng_portal.accounts.models import Project, User
 from cng_portal.accounts.services import lock_customer
 from cng_portal.activity import services as activity
-from cng_portal.inventory.models import Interval, VirtualMachine
+from cng_portal.inventory.models import Interval
 
-from ..checks import check_deliverable, check_shown_price, check_space, reload_source, require_change
+from ..checks import (
+    Source,
+    check_deliverable,
+    check_shown_price,
+    check_space,
+    reload_project,
+    reload_source,
+    require_change,
+)
 from ..errors import ActionRefused, InvalidState
-from ..models import BackupRun, BackupSchedule, Draft, Kind
+from ..models import BackupRun, BackupSchedule, Draft, source_fields
 from .ending import end_schedule, stop_runs
-from .planning import record_due_as_missed, schedules_with_machine, set_next_run
+from .planning import record_due_as_missed, set_next_run
 from .runs import start_requested_run
 
 # When a schedule runs, and how many backups it keeps.
 SCHEDULE_FIELDS = ("interval", "weekday", "month_day", "at", "retention_count")
 MAX_RETENTION_COUNT = 365
-MAX_SCHEDULES_PER_MACHINE = 20
+MAX_SCHEDULES_PER_SOURCE = 20
 
 
 class InvalidSchedule(ActionRefused):
@@ -48,9 +56,7 @@ def clean_schedule_fields(
     if interval == Interval.MONTHLY and month_day not in range(1, 32):
         raise InvalidSchedule(_("Choose a day of the month, from 1 to 31."), "month_day")
     if not 1 <= retention_count <= MAX_RETENTION_COUNT:
-        raise InvalidSchedule(
-            _("Choose a number of backups from 1 to %(max)s.") % {"max": MAX_RETENTION_COUNT}, "retention_count"
-        )
+        raise InvalidSchedule(_("Choose a number from 1 to %(max)s.") % {"max": MAX_RETENTION_COUNT}, "retention_count")
     return {
         "interval": interval,
         "weekday": weekday if interval == Interval.WEEKLY else None,
@@ -62,44 +68,51 @@ def clean_schedule_fields(
 
 def create_schedule(
     *,
-    vm: VirtualMachine,
+    source: Source,
     interval: str,
     weekday: int | None = None,
     month_day: int | None = None,
     at: time,
     retention_count: int = 2,
     take_one_now: bool = False,
+    project: Project | None = None,
     user: User,
     shown_hourly_micro: int | None = None,
     draft: Draft | None = None,
     now: datetime | None = None,
 ) -> BackupSchedule:
-    """Back up the machine regularly and, with `take_one_now`, immediately as well.
+    """Back up a machine or take snapshots of a volume regularly and, with `take_one_now`, immediately as well.
 
-    A draft makes one schedule: the second call with it returns that one. `shown_hourly_micro` is the price of one backup
-    that the user saw; PriceChanged is raised if it has changed. Raises every ActionRefused that a backup would raise now.
+    What it takes belongs to `project`, of the same customer, by default the source's. A draft makes one schedule: the second
+    call with it returns that one. `shown_hourly_micro` is the price of one backup or
+    snapshot that the user saw; PriceChanged is raised if it has changed. Raises every ActionRefused of a capture.
     """
     now = now or timezone.now()
-    check_space(vm)
+    check_space(source)
     with transaction.atomic():
-        lock_customer(vm.project.customer_id)
+        lock_customer(source.project.customer_id)
         if draft and (existing := BackupSchedule.objects.filter(draft=draft).first()):
             return existing
-        vm = reload_source(vm)
-        require_change(User.objects.get(pk=user.pk), vm.project_id)
+        source = reload_source(source)
+        project = reload_project(project or source.project, source.project.customer_id)
+        user = User.objects.get(pk=user.pk)
+        require_change(user, source.project_id)
+        require_change(user, project.pk)
         fields = clean_schedule_fields(
             interval=interval, weekday=weekday, month_day=month_day, at=at, retention_count=retention_count
         )
-        check_shown_price(check_deliverable(vm, now, kind=Kind.BACKUP), shown_hourly_micro)
-        if BackupSchedule.objects.present().filter(vm=vm).count() >= MAX_SCHEDULES_PER_MACHINE:
+        schedule = BackupSchedule(
+            **source_fields(source), project=project, created_by=user, draft=draft, created_at=now, **fields
+        )
+        check_shown_price(check_deliverable(source, now, project=project, kind=schedule.kind), shown_hourly_micro)
+        if BackupSchedule.objects.present().filter(**source_fields(source)).count() >= MAX_SCHEDULES_PER_SOURCE:
             raise InvalidState(
                 _("“%(name)s” already has %(max)s schedules, which is the limit. Edit or delete one of them.")
-                % {"name": vm.name, "max": MAX_SCHEDULES_PER_MACHINE}
+                % {"name": source.name, "max": MAX_SCHEDULES_PER_SOURCE}
             )
-        schedule = BackupSchedule(vm=vm, created_by=user, draft=draft, created_at=now, **fields)
         set_next_run(schedule, now)
         schedule.save(force_insert=True)
-        activity.record(action="backup.schedule", actor=user, target=vm, after=fields)
+        record_action("schedule", schedule, user, after=fields)
         if take_one_now:
             start_requested_run(schedule, user, now)
     return schedule
@@ -127,7 +140,7 @@ def edit_schedule(
     with transaction.atomic():
         schedule = lock_schedule(schedule, user)
         before = {name: getattr(schedule, name) for name in fields}
-        activity.record(action="backup.change", actor=user, target=schedule.vm, before=before, after=fields)
+        record_action("change", schedule, user, before=before, after=fields)
         record_due_as_missed(schedule, now, _("The schedule was changed before this run could be started."))
         for name, value in fields.items():
             setattr(schedule, name, value)
@@ -146,7 +159,7 @@ def pause_schedule(*, schedule: BackupSchedule, user: User, now: datetime | None
             stop_runs(schedule, now, _("The schedule was paused."))
             schedule.paused_at = now
             schedule.save()
-            activity.record(action="backup.pause", actor=user, target=schedule.vm)
+            record_action("pause", schedule, user)
     return schedule
 
 
@@ -159,7 +172,7 @@ def resume_schedule(*, schedule: BackupSchedule, user: User, now: datetime | Non
             schedule.paused_at = None
             set_next_run(schedule, now)
             schedule.save()
-            activity.record(action="backup.resume", actor=user, target=schedule.vm)
+            record_action("resume", schedule, user)
     return schedule
 
 
@@ -173,19 +186,23 @@ def delete_schedule(*, schedule: BackupSchedule, user: User, now: datetime | Non
         schedule = lock_schedule(schedule, user, allow_deleted=True)
         if schedule.deleted_at is None:
             end_schedule(schedule, now, _("The schedule was deleted."))
-            activity.record(action="backup.delete", actor=user, target=schedule.vm)
+            record_action("delete", schedule, user)
     return schedule
 
 
 def run_now(*, schedule: BackupSchedule, user: User, now: datetime | None = None) -> BackupRun:
-    """Take a backup immediately, even if the schedule is paused.
+    """Take a backup or snapshot immediately, even if the schedule is paused.
 
-    Raises InvalidState while another backup of the machine is running, and every ActionRefused that a backup would raise.
+    Raises InvalidState while another run of the machine or volume is unfinished, and every ActionRefused of a capture.
     """
     now = now or timezone.now()
-    check_space(schedule.vm)
+    check_space(schedule.source)
     with transaction.atomic():
         return start_requested_run(lock_schedule(schedule, user), user, now)
+
+
+def record_action(name: str, schedule: BackupSchedule, user: User, **changes: dict[str, Any]) -> None:
+    activity.record(action=f"backup.{name}", actor=user, target=schedule.source, project=schedule.home, **changes)
 
 
 def lock_schedule(schedule: BackupSchedule, user: User, *, allow_deleted: bool = False) -> BackupSchedule:
@@ -193,9 +210,11 @@ def lock_schedule(schedule: BackupSchedule, user: User, *, allow_deleted: bool =
 
     Raises InvalidState for the schedule of automatic backups, and for a deleted one unless `allow_deleted`.
     """
-    lock_customer(schedule.vm.project.customer_id)
-    schedule = schedules_with_machine().get(pk=schedule.pk)
-    require_change(User.objects.get(pk=user.pk), schedule.vm.project_id)
+    lock_customer(schedule.customer.pk)
+    schedule = BackupSchedule.objects.with_related().get(pk=schedule.pk)
+    user = User.objects.get(pk=user.pk)
+    for project in {schedule.home, schedule.source.project}:
+        require_change(user, project.pk)
     if schedule.is_automatic:
         raise InvalidState(_("Only your provider can change automatic backups. Create your own backup instead."))
     if schedule.deleted_at is not None and not allow_deleted:

@@ -1,4 +1,4 @@
-"""The pages of schedules: their list, the page of one with its runs, and its actions; and pinning a backup.
+"""The pages of schedules: their list, the page of one with its runs, and its actions; and pinning what they took.
 
 Backups themselves are snapshots of kind BACKUP: their list, page and other actions are in snapshots/views.
 """
@@ -20,7 +20,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from cng_portal.accounts.models import User
 from cng_portal.common.responses import is_fragment
-from cng_portal.inventory.models import VirtualMachine
+from cng_portal.inventory.models import VirtualMachine, Volume
 from snapshots import checks, lists, wizard
 from snapshots.errors import NotSold
 from snapshots.models import BackupRun, BackupSchedule, Kind, Snapshot, State
@@ -60,7 +60,7 @@ def schedules(request: HttpRequest) -> HttpResponse:
     form = ScheduleFilterForm(request.GET, user=user)
     if form.opens_panel and is_fragment(request):
         return render(request, "partials/filter_panel.html", {"form": form})
-    visible = BackupSchedule.objects.visible_to(user).present().select_related("vm__project__customer", "vm__location")
+    visible = BackupSchedule.objects.visible_to(user).present().with_related()
     page = lists.page_of(form.narrow(visible), lists.NEWEST_SCHEDULE, request.GET)
     context = {
         "form": form,
@@ -98,7 +98,7 @@ def build_schedule_rows(schedules: list[BackupSchedule], user: User) -> list[Sch
     return [
         ScheduleRow(
             schedule,
-            zone_name(schedule.vm.project.customer.zone),
+            zone_name(schedule.zone),
             is_changeable(schedule, user),
             *by_schedule.get(schedule.pk, ()),
         )
@@ -107,8 +107,10 @@ def build_schedule_rows(schedules: list[BackupSchedule], user: User) -> list[Sch
 
 
 def is_changeable(schedule: BackupSchedule, user: User) -> bool:
-    """Only administrators change automatic backups."""
-    return not (schedule.is_automatic or schedule.deleted_at) and user.can_change(schedule.vm.project_id)
+    """Only administrators change automatic backups. Others need rights in both projects."""
+    if schedule.is_automatic or schedule.deleted_at:
+        return False
+    return user.can_change(schedule.home.pk) and user.can_change(schedule.source.project_id)
 
 
 def schedule_actions(schedule: BackupSchedule, user: User) -> list[Action]:
@@ -141,10 +143,17 @@ def schedule_menu(request: HttpRequest, schedule_id: UUID) -> HttpResponse:
 
 
 def get_schedule(user: User, schedule_id: UUID) -> BackupSchedule:
-    visible = BackupSchedule.objects.visible_to(user)
-    return get_object_or_404(
-        visible.select_related("vm__project__customer", "vm__location", "created_by"), pk=schedule_id
-    )
+    visible = BackupSchedule.objects.visible_to(user).with_related().select_related("created_by")
+    return get_object_or_404(visible, pk=schedule_id)
+
+
+def by_kind(schedule: BackupSchedule, backup: str, snapshot: str) -> str:
+    """Return the sentence for a schedule that takes backups, or the one for a schedule that takes snapshots."""
+    return backup if schedule.kind == Kind.BACKUP else snapshot
+
+
+def title_of(schedule: BackupSchedule) -> str:
+    return by_kind(schedule, _("Backup of %(name)s"), _("Snapshots of %(name)s")) % {"name": schedule.source.name}
 
 
 @require_GET
@@ -152,7 +161,7 @@ def schedule(request: HttpRequest, schedule_id: UUID) -> HttpResponse:
     """Show a schedule and its runs, also after it was deleted."""
     user = request.user
     schedule = get_schedule(user, schedule_id)
-    vm, zone = schedule.vm, schedule.vm.project.customer.zone
+    zone = schedule.zone
     runs = BackupRun.objects.filter(schedule=schedule).select_related("snapshot", "requested_by")
     page = lists.page_of(runs, lists.NEWEST_RUN, request.GET)
     existing = counted_backups(schedule)
@@ -167,7 +176,10 @@ def schedule(request: HttpRequest, schedule_id: UUID) -> HttpResponse:
         chart = build_preview_chart(schedule_fields_of(schedule), zone, now=timezone.now(), existing=existing)
     context = {
         "schedule": schedule,
-        "vm": vm,
+        "title": title_of(schedule),
+        "source": schedule.source,
+        "can_see_source": schedule.source.project_id in user.roles,
+        "is_backup": schedule.kind == Kind.BACKUP,
         "zone": zone_name(zone),
         "runs": page.rows,
         "total": page.total,
@@ -175,7 +187,7 @@ def schedule(request: HttpRequest, schedule_id: UUID) -> HttpResponse:
         "pages": page.urls(request.path, {}),
         "is_live": any(run.is_unfinished for run in page.rows),
         "actions": schedule_actions(schedule, user),
-        "can_change": user.can_change(vm.project_id),
+        "can_change": user.can_change(schedule.home.pk) and user.can_change(schedule.source.project_id),
         "backup_count": len(existing),
         "chart": chart,
         "price": price_sentence(schedule),
@@ -196,11 +208,11 @@ def schedule_fields_of(schedule: BackupSchedule) -> dict[str, Any]:
 
 
 def price_sentence(schedule: BackupSchedule) -> str:
-    """Return what the schedule's backups cost."""
-    if schedule.is_automatic:
+    """Return what the schedule's backups or snapshots cost."""
+    if schedule.vm and schedule.is_automatic:
         return automatic_price_sentence(schedule.vm)
     try:
-        quote = checks.quote_for(schedule.vm, kind=Kind.BACKUP)
+        quote = checks.quote_for(schedule.source, kind=schedule.kind)
     except NotSold as error:
         return str(error)
     return price_of_backups(quote, schedule.retention_count)
@@ -217,21 +229,30 @@ def back_up(request: HttpRequest, vm_id: UUID) -> HttpResponse:
     return start_wizard(request, vm, "schedule", kind=Kind.BACKUP)
 
 
+@require_POST
+def schedule_snapshots(request: HttpRequest, volume_id: UUID) -> HttpResponse:
+    """Start the wizard from a volume's page or row, with location, project and volume already chosen."""
+    volume = get_object_or_404(Volume.objects.visible_to(request.user).select_related("project"), pk=volume_id)
+    checks.require_change(request.user, volume.project_id)
+    return start_wizard(request, volume, "schedule", is_scheduled=True)
+
+
 def get_changeable_schedule(user: User, schedule_id: UUID) -> BackupSchedule:
     """Return the schedule for an action. 404 for strangers and deleted schedules, 403 with an explanation for viewers."""
     schedule = get_schedule(user, schedule_id)
     if schedule.deleted_at:
         raise Http404
-    checks.require_change(user, schedule.vm.project_id)
+    for project in {schedule.home, schedule.source.project}:
+        checks.require_change(user, project.pk)
     return schedule
 
 
 @require_http_methods(["GET", "POST"])
 def edit(request: HttpRequest, schedule_id: UUID) -> HttpResponse:
     schedule = get_changeable_schedule(request.user, schedule_id)
-    zone = schedule.vm.project.customer.zone
+    zone = schedule.zone
     answers = {name: value for name, value in schedule_fields_of(schedule).items() if value is not None}
-    form = ScheduleForm(request.POST or None, zone=zone, initial=wizard.DEFAULT_SCHEDULE | answers)
+    form = ScheduleForm(request.POST or None, zone=zone, kind=schedule.kind, initial=wizard.DEFAULT_SCHEDULE | answers)
 
     def save() -> BackupSchedule:
         return edit_schedule(schedule=schedule, user=request.user, **(form.schedule_fields or {}))
@@ -239,12 +260,18 @@ def edit(request: HttpRequest, schedule_id: UUID) -> HttpResponse:
     if "preview" not in request.POST and (edited := submit(request, form, save)):
         messages.success(
             request,
-            _("“%(vm)s” is now backed up like this: %(when)s.") % {"vm": schedule.vm.name, "when": edited.when},
+            by_kind(
+                schedule,
+                _("“%(name)s” is now backed up like this: %(when)s."),
+                _("Snapshots of “%(name)s” are now taken like this: %(when)s."),
+            )
+            % {"name": schedule.source.name, "when": edited.when},
         )
         return redirect("snapshots:schedule", schedule.pk)
     fields = form.schedule_fields
     context = {
         "schedule": schedule,
+        "is_backup": schedule.kind == Kind.BACKUP,
         "form": form,
         "zone": zone_name(zone),
         "chart": fields and build_preview_chart(fields, zone, now=timezone.now(), existing=counted_backups(schedule)),
@@ -288,59 +315,86 @@ def pause(request: HttpRequest, schedule_id: UUID) -> HttpResponse:
         request,
         schedule,
         lambda: pause_schedule(schedule=schedule, user=user),
-        heading=_("Pause backup"),
-        title=_("Pause the backup of “%(name)s”?") % {"name": schedule.vm.name},
+        heading=_("Pause schedule"),
+        title=by_kind(schedule, _("Pause the backup of “%(name)s”?"), _("Pause the snapshots of “%(name)s”?"))
+        % {"name": schedule.source.name},
         consequences=[
-            _("No more backups are taken until you resume it."),
-            _("Existing backups stay, and are charged as before."),
+            by_kind(
+                schedule,
+                _("No more backups are taken until you resume it."),
+                _("No more snapshots are taken until you resume it."),
+            ),
+            by_kind(
+                schedule,
+                _("Existing backups stay, and are charged as before."),
+                _("Existing snapshots stay, and are charged as before."),
+            ),
         ],
         button=_("Pause"),
-        done=_("The backup of “%(name)s” is paused.") % {"name": schedule.vm.name},
+        done=by_kind(schedule, _("The backup of “%(name)s” is paused."), _("The schedule of “%(name)s” is paused."))
+        % {"name": schedule.source.name},
     )
 
 
 @require_http_methods(["GET", "POST"])
 def resume(request: HttpRequest, schedule_id: UUID) -> HttpResponse:
     user, schedule = request.user, get_changeable_schedule(request.user, schedule_id)
-    zone = schedule.vm.project.customer.zone
+    zone = schedule.zone
     day, clock = format_day_and_time(next_occurrence(schedule.recurrence, zone, timezone.now()), zone)
     return confirm_action(
         request,
         schedule,
         lambda: resume_schedule(schedule=schedule, user=user),
-        heading=_("Resume backup"),
-        title=_("Resume the backup of “%(name)s”?") % {"name": schedule.vm.name},
+        heading=_("Resume schedule"),
+        title=by_kind(schedule, _("Resume the backup of “%(name)s”?"), _("Resume the snapshots of “%(name)s”?"))
+        % {"name": schedule.source.name},
         consequences=[
-            _("The next backup is taken on %(day)s at %(time)s.") % {"day": day, "time": clock},
+            by_kind(
+                schedule,
+                _("The next backup is taken on %(day)s at %(time)s."),
+                _("The next snapshot is taken on %(day)s at %(time)s."),
+            )
+            % {"day": day, "time": clock},
             _("Runs missed while it was paused won't be made up."),
         ],
         button=_("Resume"),
-        done=_("The backup of “%(name)s” is active again.") % {"name": schedule.vm.name},
+        done=by_kind(
+            schedule, _("The backup of “%(name)s” is active again."), _("The schedule of “%(name)s” is active again.")
+        )
+        % {"name": schedule.source.name},
     )
 
 
 @require_http_methods(["GET", "POST"])
 def run(request: HttpRequest, schedule_id: UUID) -> HttpResponse:
     user, schedule = request.user, get_changeable_schedule(request.user, schedule_id)
+    count = schedule.retention_count
+    of_backups = ngettext(
+        "It counts like any other: the schedule keeps %(count)s backup, and deletes the previous one once this one is "
+        "verified.",
+        "It counts like any other: the schedule keeps %(count)s backups, and deletes the oldest once this one is verified.",
+        count,
+    )
+    of_snapshots = ngettext(
+        "It counts like any other: the schedule keeps %(count)s snapshot, and deletes the previous one once this one is "
+        "verified.",
+        "It counts like any other: the schedule keeps %(count)s snapshots, and deletes the oldest once this one is "
+        "verified.",
+        count,
+    )
     return confirm_action(
         request,
         schedule,
         lambda: run_now(schedule=schedule, user=user),
-        heading=_("Run backup now"),
-        title=_("Back up “%(name)s” now?") % {"name": schedule.vm.name},
-        consequences=[
-            price_sentence(schedule),
-            ngettext(
-                "It counts like any other: the schedule keeps %(count)s backup, and deletes the previous one once this "
-                "one is verified.",
-                "It counts like any other: the schedule keeps %(count)s backups, and deletes the oldest once this one is "
-                "verified.",
-                schedule.retention_count,
-            )
-            % {"count": schedule.retention_count},
-        ],
+        heading=_("Run now"),
+        title=by_kind(schedule, _("Back up “%(name)s” now?"), _("Take a snapshot of “%(name)s” now?"))
+        % {"name": schedule.source.name},
+        consequences=[price_sentence(schedule), by_kind(schedule, of_backups, of_snapshots) % {"count": count}],
         button=_("Run now"),
-        done=_("A backup of “%(name)s” is being taken.") % {"name": schedule.vm.name},
+        done=by_kind(
+            schedule, _("A backup of “%(name)s” is being taken."), _("A snapshot of “%(name)s” is being taken.")
+        )
+        % {"name": schedule.source.name},
     )
 
 
@@ -352,30 +406,44 @@ def delete(request: HttpRequest, schedule_id: UUID) -> HttpResponse:
         "Its %(count)s backup stays and is charged until you delete it.",
         "Its %(count)s backups stay and are charged until you delete them.",
         count,
-    ) % {"count": count}
+    )
+    snapshots_stay = ngettext(
+        "Its %(count)s snapshot stays and is charged until you delete it.",
+        "Its %(count)s snapshots stay and are charged until you delete them.",
+        count,
+    )
+    stay = by_kind(schedule, backups_stay, snapshots_stay) % {"count": count}
+    deleted_with_copies = by_kind(
+        schedule,
+        _("The schedule of “%(name)s” was deleted. Its backups stay."),
+        _("The schedule of “%(name)s” was deleted. Its snapshots stay."),
+    )
+    deleted = deleted_with_copies if count else _("The schedule of “%(name)s” was deleted.")
     return confirm_action(
         request,
         schedule,
         lambda: delete_schedule(schedule=schedule, user=user),
         heading=_("Delete schedule"),
-        title=_("Delete the schedule of “%(name)s”?") % {"name": schedule.vm.name},
+        title=_("Delete the schedule of “%(name)s”?") % {"name": schedule.source.name},
         consequences=[
-            _("No more backups are taken, and none are deleted automatically any more."),
-            backups_stay if count else _("It has no backups."),
+            by_kind(
+                schedule,
+                _("No more backups are taken, and none are deleted automatically any more."),
+                _("No more snapshots are taken, and none are deleted automatically any more."),
+            ),
+            stay if count else by_kind(schedule, _("It has no backups."), _("It has no snapshots.")),
         ],
         button=_("Delete schedule"),
-        done=_("The schedule of “%(name)s” was deleted. Its backups stay.") % {"name": schedule.vm.name}
-        if count
-        else _("The schedule of “%(name)s” was deleted.") % {"name": schedule.vm.name},
+        done=deleted % {"name": schedule.source.name},
         danger=True,
     )
 
 
 @require_http_methods(["GET", "POST"])
 def pin(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
-    """Pin a backup, or unpin it, as the submitted `pinned` says."""
+    """Pin what a schedule took, or unpin it, as the submitted `pinned` says."""
     snapshot = get_changeable(request, snapshot_id)
-    if snapshot.kind != Kind.BACKUP:
+    if snapshot.kind != Kind.BACKUP and not snapshot.is_scheduled:
         raise Http404
     # The form says which one, so that submitting it twice doesn't undo the first.
     is_pinning = request.POST.get("pinned") == "yes"

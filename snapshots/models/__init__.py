@@ -1,7 +1,7 @@
 """Snapshots and drafts, the operations on them, and backup schedules."""
 
 from .operations import CUSTOMER, Operation, OperationQuerySet
-from .schedules import BackupRun, BackupSchedule
+from .schedules import BackupRun, BackupSchedule, source_fields
 from .snapshots import (
     COUNTED_STATES,
     SERVICE_KINDS,
@@ -37,6 +37,7 @@ __all__ = [
     "SnapshotQuerySet",
     "State",
     "costs_nothing",
+    "source_fields",
     "usable",
     "volume_ref",
 ]

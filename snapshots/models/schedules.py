@@ -1,10 +1,13 @@
-"""Backup schedules of machines, and their runs. What can be done with them is in `snapshots.backups`.
+"""Schedules of machines and volumes, and their runs. What can be done with them is in `snapshots.backups`.
 
-Backups themselves are `Snapshot` rows of kind BACKUP. A backup reaches its schedule through its `run`.
+A machine's schedule takes backups, `Snapshot` rows of kind BACKUP; a volume's takes volume snapshots. Either reaches its
+schedule through its `run`.
 """
 
 import uuid
+from collections.abc import Iterable
 from typing import Self
+from zoneinfo import ZoneInfo
 
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
@@ -13,25 +16,43 @@ from django.utils import timezone
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
-from cng_portal.accounts.models import User
-from cng_portal.inventory.models import Interval, VirtualMachine, Weekday
+from cng_portal.accounts.models import Customer, Project, User
+from cng_portal.inventory.models import Interval, Location, VirtualMachine, Volume, Weekday
 
 from ..backups.occurrences import Recurrence
-from .snapshots import Draft, Snapshot
+from .snapshots import Draft, Kind, Snapshot
 
 SHORTEST_MONTH = 28
+HAS_ONE_SOURCE = Q(vm__isnull=False, volume=None) | Q(vm=None, volume__isnull=False)
 
 
 class BackupScheduleQuerySet(models.QuerySet["BackupSchedule"]):
     def visible_to(self, user: User) -> Self:
-        return self.filter(vm__project_id__in=list(user.roles))
+        return self.in_projects(user.roles)
+
+    def in_projects(self, project_ids: Iterable[uuid.UUID]) -> Self:
+        ids = list(project_ids)
+        # Schedules of the previous version belong to the machine's project until the scheduler has filled it in.
+        return self.filter(Q(project__in=ids) | Q(project=None, vm__project__in=ids))
+
+    def with_related(self) -> Self:
+        """Select what `source`, `home`, `location` and `zone` read."""
+        return self.select_related(
+            "project__customer",
+            "vm__project__customer",
+            "vm__location",
+            "volume__project__customer",
+            "volume__location",
+        )
 
     def present(self) -> Self:
         return self.filter(deleted_at=None)
 
 
 class BackupSchedule(models.Model):
-    """How often a machine is backed up, and how many backups are kept.
+    """How often a machine is backed up or a snapshot of a volume is taken, and how many of them are kept.
+
+    The backups or snapshots belong to `project`, whose members see the schedule.
 
     `at`, `weekday` and `month_day` are meant in the customer's time zone; `time_zone` is the one that `next_run_at` was
     computed with. `next_run_at` is the next occurrence without a run, None while paused and once deleted.
@@ -43,7 +64,30 @@ class BackupSchedule(models.Model):
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     vm = models.ForeignKey(
-        VirtualMachine, verbose_name=_("virtual machine"), on_delete=models.PROTECT, related_name="backup_schedules"
+        VirtualMachine,
+        verbose_name=_("virtual machine"),
+        on_delete=models.PROTECT,
+        null=True,
+        blank=True,
+        related_name="backup_schedules",
+    )
+    volume = models.ForeignKey(
+        Volume,
+        verbose_name=_("volume"),
+        on_delete=models.PROTECT,
+        null=True,
+        blank=True,
+        related_name="schedules",
+        db_index=False,
+    )
+    project = models.ForeignKey(
+        Project,
+        verbose_name=_("project"),
+        on_delete=models.PROTECT,
+        null=True,
+        blank=True,
+        related_name="schedules",
+        db_index=False,
     )
     origin = models.CharField(_("origin"), max_length=9, choices=Origin.choices, default=Origin.CUSTOMER)
     interval = models.CharField(_("interval"), max_length=7, choices=Interval.choices)
@@ -76,6 +120,8 @@ class BackupSchedule(models.Model):
         indexes = [
             # what is due is found here, however many schedules there are
             models.Index(fields=["next_run_at", "id"], condition=Q(next_run_at__isnull=False), name="schedule_due"),
+            models.Index(fields=["volume"], condition=Q(volume__isnull=False), name="schedule_of_volume"),
+            models.Index(fields=["project"], name="schedule_of_project"),
         ]
         constraints = [
             models.CheckConstraint(
@@ -104,10 +150,43 @@ class BackupSchedule(models.Model):
                 name="schedule_one_automatic",
                 violation_error_message=_("The machine has automatic backups already."),
             ),
+            models.CheckConstraint(
+                condition=HAS_ONE_SOURCE,
+                name="schedule_source",
+                violation_error_message=_("A schedule has a machine or a volume."),
+            ),
         ]
 
     def __str__(self) -> str:
-        return f"{self.vm} · {self.get_interval_display()}"
+        return f"{self.source} · {self.get_interval_display()}"
+
+    @property
+    def source(self) -> VirtualMachine | Volume:
+        source = self.vm or self.volume
+        assert source is not None  # held by the constraint schedule_source
+        return source
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of what it takes."""
+        return Kind.BACKUP if self.vm_id else Kind.VOLUME
+
+    @property
+    def home(self) -> Project:
+        """The project of what it takes."""
+        return self.project or self.source.project
+
+    @property
+    def location(self) -> Location:
+        return self.source.location
+
+    @property
+    def customer(self) -> Customer:
+        return self.source.project.customer
+
+    @property
+    def zone(self) -> ZoneInfo:
+        return self.customer.zone
 
     @property
     def recurrence(self) -> Recurrence:
@@ -137,7 +216,11 @@ class BackupSchedule(models.Model):
 
 class BackupRunQuerySet(models.QuerySet["BackupRun"]):
     def visible_to(self, user: User) -> Self:
-        return self.filter(vm__project_id__in=list(user.roles))
+        ids = list(user.roles)
+        return self.filter(Q(schedule__project__in=ids) | Q(schedule__project=None, schedule__vm__project__in=ids))
+
+    def of(self, source: VirtualMachine | Volume) -> Self:
+        return self.filter(**source_fields(source))
 
     def unfinished(self) -> Self:
         return self.filter(state__in=UNFINISHED)
@@ -166,7 +249,21 @@ class BackupRun(models.Model):
         BackupSchedule, verbose_name=_("schedule"), on_delete=models.PROTECT, related_name="runs", db_index=False
     )
     vm = models.ForeignKey(
-        VirtualMachine, verbose_name=_("virtual machine"), on_delete=models.PROTECT, related_name="backup_runs"
+        VirtualMachine,
+        verbose_name=_("virtual machine"),
+        on_delete=models.PROTECT,
+        null=True,
+        blank=True,
+        related_name="backup_runs",
+    )
+    volume = models.ForeignKey(
+        Volume,
+        verbose_name=_("volume"),
+        on_delete=models.PROTECT,
+        null=True,
+        blank=True,
+        related_name="runs",
+        db_index=False,
     )
     number = models.PositiveIntegerField(_("number"))
     scheduled_at = models.DateTimeField(_("scheduled"))
@@ -191,6 +288,8 @@ class BackupRun(models.Model):
         ordering = ["-scheduled_at", "-id"]
         indexes = [
             models.Index(fields=["state", "next_try_at"], condition=Q(finished_at=None), name="run_unfinished"),
+            # Of volumes only: most runs are of machines.
+            models.Index(fields=["volume"], condition=Q(volume__isnull=False), name="run_of_volume"),
         ]
         constraints = [
             models.UniqueConstraint(fields=["schedule", "scheduled_at"], name="run_once_per_occurrence"),
@@ -201,6 +300,17 @@ class BackupRun(models.Model):
                 condition=Q(state__in=["waiting", "taking"]),
                 name="run_one_unfinished_per_vm",
                 violation_error_message=_("A backup of this machine is already running."),
+            ),
+            models.UniqueConstraint(
+                fields=["volume"],
+                condition=Q(state__in=["waiting", "taking"]),
+                name="run_one_unfinished_per_volume",
+                violation_error_message=_("A scheduled snapshot of this volume is already running."),
+            ),
+            models.CheckConstraint(
+                condition=HAS_ONE_SOURCE,
+                name="run_source",
+                violation_error_message=_("A run has a machine or a volume."),
             ),
             models.CheckConstraint(
                 condition=Q(state="waiting", finished_at=None, next_try_at__isnull=False)
@@ -218,11 +328,22 @@ class BackupRun(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{self.vm} · {self.scheduled_at:%Y-%m-%d %H:%M} UTC"
+        return f"{self.source} · {self.scheduled_at:%Y-%m-%d %H:%M} UTC"
+
+    @property
+    def source(self) -> VirtualMachine | Volume:
+        source = self.vm or self.volume
+        assert source is not None  # held by the constraint run_source
+        return source
 
     @property
     def is_unfinished(self) -> bool:
         return self.state in UNFINISHED
+
+
+def source_fields(source: VirtualMachine | Volume) -> dict[str, VirtualMachine | Volume]:
+    """Return the field of a schedule or run that holds the source."""
+    return {"vm" if isinstance(source, VirtualMachine) else "volume": source}
 
 
 UNFINISHED = (BackupRun.State.WAITING, BackupRun.State.TAKING)

@@ -66,6 +66,7 @@ class DeletionCause(models.TextChoices):
     DAMAGED = "damaged", _("Deleted because it was damaged")
     FAILED = "failed", _("Deleted because taking it failed")
     OUTSIDE = "outside", _("Deleted in the cloud")
+    EXPIRED = "expired", _("Deleted because its time was over")
 
 
 TRANSIENT_STATES = (State.PENDING, State.CREATING, State.DELETING)
@@ -96,6 +97,9 @@ class Draft(models.Model):
     created_volume = models.ForeignKey(
         Volume, on_delete=models.SET_NULL, null=True, related_name="+", db_index=False, editable=False
     )
+    # Volume snapshots by a schedule instead of one. Machines have the kind BACKUP for that.
+    is_scheduled = models.BooleanField(default=False, db_default=False)
+    delete_after = models.DateField(null=True, blank=True)
     created_at = models.DateTimeField(default=timezone.now, editable=False)
 
     def __str__(self) -> str:
@@ -104,6 +108,10 @@ class Draft(models.Model):
     @property
     def source(self) -> Volume | VirtualMachine | None:
         return self.volume or self.vm
+
+    @property
+    def makes_schedule(self) -> bool:
+        return self.kind == Kind.BACKUP or self.is_scheduled
 
 
 def usable(path: str = "") -> Q:
@@ -197,6 +205,11 @@ class Snapshot(models.Model):
     state = models.CharField(_("state"), max_length=8, choices=State.choices, default=State.PENDING)
     error = models.TextField(_("reason"), blank=True)
     is_pinned = models.BooleanField(_("pinned"), default=False, help_text=_("Retention neither counts nor deletes it."))
+    expires_at = models.DateTimeField(
+        _("expires"), null=True, blank=True, help_text=_("When the portal deletes it. Empty: never.")
+    )
+    # Members were notified that it is about to expire.
+    expiry_announced_at = models.DateTimeField(null=True, blank=True, editable=False)
     requested_by = models.ForeignKey(
         User, verbose_name=_("asked for by"), on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
     )
@@ -262,6 +275,12 @@ class Snapshot(models.Model):
                 condition=Q(state=State.READY.value, missing_since=None, damaged_at=None),
                 name="snapshot_read_longest_ago",
             ),
+            # What the scheduler deletes next.
+            models.Index(
+                fields=["expires_at"],
+                condition=Q(expires_at__isnull=False, deleted_at=None),
+                name="snapshot_expiring",
+            ),
         ]
         constraints = [
             models.UniqueConstraint(
@@ -301,9 +320,14 @@ class Snapshot(models.Model):
             ),
             models.CheckConstraint(condition=Q(size_gb__gte=1), name="snapshot_size"),
             models.CheckConstraint(
-                condition=Q(is_pinned=False) | Q(kind=Kind.BACKUP),
+                condition=Q(is_pinned=False) | Q(kind__in=[Kind.BACKUP.value, Kind.VOLUME.value]),
                 name="snapshot_pinned",
-                violation_error_message=_("Only backups can be pinned."),
+                violation_error_message=_("Only backups and scheduled snapshots can be pinned."),
+            ),
+            models.CheckConstraint(
+                condition=Q(expires_at=None) | Q(kind__in=[Kind.VOLUME.value, Kind.VM.value], is_pinned=False),
+                name="snapshot_expires",
+                violation_error_message=_("Only snapshots that aren't pinned can expire."),
             ),
         ]
 
@@ -323,6 +347,11 @@ class Snapshot(models.Model):
         """Return whether it is charged per GB. For automatic backups the machine is charged instead."""
         run = getattr(self, "run", None) if self.kind == Kind.BACKUP else None
         return run is None or not run.schedule.is_automatic
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Return whether a schedule took it, which retains and deletes it. Reads its run."""
+        return getattr(self, "run", None) is not None
 
     @property
     def is_transient(self) -> bool:

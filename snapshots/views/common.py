@@ -20,6 +20,7 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
+from billing.models import ServiceKind
 from billing.prices import PriceList, Quote
 from cng_portal.accounts.models import User
 from cng_portal.accounts.requests import Request
@@ -64,9 +65,18 @@ def attempt(request: HttpRequest, action: Callable[[], T]) -> T | None:
         return None
 
 
-def start_wizard(request: HttpRequest, source: checks.Source, slug: str, *, kind: Kind = Kind.VOLUME) -> HttpResponse:
+def start_wizard(
+    request: HttpRequest,
+    source: checks.Source,
+    slug: str,
+    *,
+    kind: Kind = Kind.VOLUME,
+    is_scheduled: bool = False,
+) -> HttpResponse:
     """Start the wizard of the source at the step `slug`, or return to the source's page with the reason why not."""
-    if draft := attempt(request, partial(wizard.start, request.user, kind=kind, source=source)):
+    if draft := attempt(
+        request, partial(wizard.start, request.user, kind=kind, source=source, is_scheduled=is_scheduled)
+    ):
         return redirect(wizard.url(draft, slug))
     return redirect("snapshots:volume" if isinstance(source, Volume) else "snapshots:machine", source.pk)
 
@@ -183,13 +193,21 @@ def price_of(snapshot: Snapshot, prices: PriceList, *, once_sound: bool = False)
 
 
 def price_of_backups(quote: Quote, count: int) -> SafeString:
-    """Return a sentence on what one backup costs, and `count` of them together."""
-    return with_amounts(
-        ngettext(
+    """Return a sentence on what one backup or snapshot costs, and `count` of them together."""
+    if quote.kind == ServiceKind.VM_BACKUP:
+        sentence = ngettext(
             "One backup costs {one} an hour, and {count} is kept.",
             "One backup costs {one} an hour; {count} backups cost {all} an hour together, about {month} a month.",
             count,
-        ),
+        )
+    else:
+        sentence = ngettext(
+            "One snapshot costs {one} an hour, and {count} is kept.",
+            "One snapshot costs {one} an hour; {count} snapshots cost {all} an hour together, about {month} a month.",
+            count,
+        )
+    return with_amounts(
+        sentence,
         count=str(count),
         one=format_price(quote.hourly_micro, quote.currency),
         all=format_price(count * quote.hourly_micro, quote.currency),

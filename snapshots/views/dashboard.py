@@ -59,7 +59,7 @@ def dashboard(request: HttpRequest) -> HttpResponse:
     running = [replace(row, can_cancel=False) for row in rows if row.operation.is_active]
     failed = [row for row in rows if not row.operation.is_active]
     newest = newest_snapshots(user)
-    schedules = BackupSchedule.objects.visible_to(user).present().select_related("vm__project__customer")
+    schedules = BackupSchedule.objects.visible_to(user).present().select_related("vm", "volume")
     volumes = Volume.objects.visible_to(user).present().filter(state=Volume.State.AVAILABLE)
     all_unprotected = volumes.filter(protection.UNPROTECTED)
     unprotected = list(all_unprotected.select_related("vm").order_by("name", "pk")[: UNPROTECTED_SHOWN + 1])

@@ -71,7 +71,7 @@ def build_machine_rows(machines: list[VirtualMachine], user: User) -> list[Machi
         disks[disk.vm_id].append(disk)
     ready = Snapshot.objects.filter(usable(), vm__in=ids).order_by()
     protected_at = dict(ready.values_list("vm").annotate(Max("ready_at")))
-    schedules = BackupSchedule.objects.present().filter(vm__in=ids).order_by()
+    schedules = BackupSchedule.objects.visible_to(user).present().filter(vm__in=ids).order_by()
     schedule_counts = dict(schedules.values_list("vm").annotate(Count("pk")))
     return [
         MachineRow(
@@ -98,7 +98,7 @@ def machine(request: HttpRequest, vm_id: UUID) -> HttpResponse:
         limit=OPERATIONS_SHOWN,
     )
     snapshots = {kind: newest_snapshots(vm, kind, user) for kind in (Kind.VM, Kind.BACKUP)}
-    schedules = vm.backup_schedules.present().select_related("vm__project__customer")
+    schedules = BackupSchedule.objects.visible_to(user).present().with_related().filter(vm=vm)
     context = {
         "row": row,
         "vm": vm,

@@ -148,18 +148,18 @@ def actions_for(snapshot: Snapshot, user: User) -> list[Action]:
     if not is_changeable(snapshot, user):
         return []
     ready = snapshot.state == State.READY and snapshot.missing_since is None
-    is_backup = snapshot.kind == Kind.BACKUP
+    can_be_pinned = snapshot.kind == Kind.BACKUP or snapshot.is_scheduled
     is_writable = snapshot.source.deleted_at is None and user.can_change(snapshot.source.project_id)
     can_restore = ready and is_writable and not irreversible_reasons([snapshot])
     actions = [
         (ready and snapshot.kind != Kind.VOLUME, "new_machine", _("New machine"), "server"),
         (ready, "new_volume", _("New volume"), "circle-stack"),
         (can_restore, "restore", _("Restore"), "arrow-uturn-left"),
-        (is_backup and not snapshot.is_pinned, "pin", _("Pin"), "lock-closed"),
-        (is_backup and snapshot.is_pinned, "pin", _("Unpin"), "lock-open"),
+        (can_be_pinned and not snapshot.is_pinned, "pin", _("Pin"), "lock-closed"),
+        (can_be_pinned and snapshot.is_pinned, "pin", _("Unpin"), "lock-open"),
         (snapshot.state in (State.PENDING, State.CREATING), "cancel_snapshot", _("Cancel"), "x-mark"),
         (True, "rename", _("Rename"), "pencil-square"),
-        (not is_backup and len(user.changeable_project_ids) > 1, "move", _("Move to a project"), "folder"),
+        (not can_be_pinned and len(user.changeable_project_ids) > 1, "move", _("Move to a project"), "folder"),
         (ready, "verify", _("Verify"), "shield-check"),
         (snapshot.state in DELETABLE_STATES, "delete", _("Delete"), "trash"),
     ]

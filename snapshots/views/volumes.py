@@ -13,8 +13,9 @@ from cng_portal.common.responses import is_fragment
 from cng_portal.common.templatetags.portal import poll_seconds
 from cng_portal.inventory.models import Volume
 from snapshots import lists, protection
+from snapshots.backups.views import build_schedule_rows
 from snapshots.forms import VolumeFilterForm
-from snapshots.models import DiskImage, Operation, Snapshot, usable
+from snapshots.models import BackupSchedule, DiskImage, Operation, Snapshot, usable
 
 from .common import render_list, render_live, version_of
 from .rows import build_operation_rows, build_rows, find_hidden, listed_snapshots, newest_operations
@@ -98,12 +99,14 @@ def volume(request: HttpRequest, volume_id: UUID) -> HttpResponse:
         None,
     )
     can_change = user.can_change(volume.project_id)
+    schedules = BackupSchedule.objects.visible_to(user).present().with_related().filter(volume=volume)
     context = {
         "volume": volume,
         "rows": build_rows(snapshots, user),
         "snapshot_count": visible_snapshots.count(),
         "snapshots_shown": SNAPSHOTS_SHOWN,
         "hidden": find_hidden(Snapshot.objects.filter(volume=volume), user),
+        "schedules": build_schedule_rows(list(schedules), user),
         "in_machine_snapshots": not snapshots and is_in_machine_snapshots(volume),
         "line": timeline_of(visible_snapshots, born=volume.created_at),
         "operations": rows,

@@ -66,10 +66,11 @@ NO_ANSWERS = {"csrfmiddlewaretoken", "form_key", "billing_cycle", "shown_hourly_
 
 
 @survives_sign_in
-def new(request: HttpRequest, kind: Kind = Kind.VOLUME) -> HttpResponse:
+def new(request: HttpRequest, kind: Kind = Kind.VOLUME, is_scheduled: bool = False) -> HttpResponse:
     """Show the first step. Its answer creates the draft."""
     require_some_project(request.user)
-    return answer(request, wizard.start(request.user, kind=kind), wizard.STEPS[kind][0])
+    draft = wizard.start(request.user, kind=kind, is_scheduled=is_scheduled)
+    return answer(request, draft, wizard.steps_of(draft)[0])
 
 
 @survives_sign_in
@@ -77,7 +78,7 @@ def step(request: HttpRequest, draft_id: UUID, step: str) -> HttpResponse:
     draft = get_draft(request.user, draft_id)
     if result := result_of(draft):
         return leave(request, page_of(result))
-    steps = {step.slug: step for step in wizard.STEPS[draft.kind]}
+    steps = {step.slug: step for step in wizard.steps_of(draft)}
     if step != wizard.REVIEW and step not in steps:
         raise Http404
     if earlier := wizard.first_open_step(draft, request.user, before=step):
@@ -102,7 +103,7 @@ def page_of(result: Snapshot | BackupSchedule) -> str:
 def check_name(request: HttpRequest, draft_id: UUID) -> HttpResponse:
     """Validate a name while it is typed."""
     draft = get_draft(request.user, draft_id)
-    if draft.kind == Kind.BACKUP or wizard.first_open_step(draft, request.user, before="name"):
+    if draft.makes_schedule or wizard.first_open_step(draft, request.user, before="name"):
         raise Http404
     form = wizard.NameStep.form(draft, request.user, request.GET)
     return render(request, "snapshots/wizard/name_check.html", {"form": form, "valid": form.is_valid()})
@@ -162,7 +163,7 @@ def answer(request: HttpRequest, draft: Draft, step: type[wizard.Step]) -> HttpR
     }
     if isinstance(form, wizard.ScheduleStepForm):
         context |= schedule_context(draft, form)
-    elif step.slug in ("location", "name") and draft.kind != Kind.BACKUP:  # the first and the last step
+    elif step.slug in ("location", "name") and not draft.makes_schedule:  # the first and the last step
         context["rate_limit_warning"] = limits.rate_limit_warning(
             draft.customer_id, Operation.Kind.CAPTURE, now=timezone.now()
         )
@@ -187,11 +188,15 @@ def review(request: HttpRequest, draft: Draft) -> HttpResponse:
             problem = str(error)
     volumes = checks.volumes_of(source)
     quote = checks.quote_size(source, sum(volume.size_gb for volume in volumes), kind=draft.kind)
-    context = {"form": form, "quote": quote, "facts": facts(draft, volumes), **estimates(request, draft, quote)}
-    if draft.kind != Kind.BACKUP:
-        assert draft.project is not None
-        context["readers"] = explain_new_readers(draft.project, [source.project, *(v.project for v in volumes)])
-    if draft.kind == Kind.BACKUP:
+    assert draft.project is not None
+    context = {
+        "form": form,
+        "quote": quote,
+        "facts": facts(draft, volumes),
+        "readers": explain_new_readers(draft.project, [source.project, *(volume.project for volume in volumes)]),
+        **estimates(request, draft, quote),
+    }
+    if draft.makes_schedule:
         zone = source.project.customer.zone
         fields = {name: getattr(draft, name) for name in SCHEDULE_FIELDS}
         context |= {
@@ -201,17 +206,23 @@ def review(request: HttpRequest, draft: Draft) -> HttpResponse:
         }
     if problem:
         context |= {"problem": problem, "problems": [{"id": "", "message": problem}]}
-    template = "review_backup" if draft.kind == Kind.BACKUP else "review"
+    template = "review_backup" if draft.makes_schedule else "review"
     return show(request, f"snapshots/wizard/{template}.html", draft, wizard.REVIEW, context)
 
 
 def confirm(draft: Draft, user: User, shown_hourly_micro: int) -> Snapshot | BackupSchedule:
     """Create the draft's snapshot or schedule. Raises any ActionRefused."""
-    if draft.kind == Kind.BACKUP:
-        assert draft.vm is not None
-        answers = {name: getattr(draft, name) for name in wizard.ScheduleStep.answers}
-        return create_schedule(vm=draft.vm, user=user, draft=draft, shown_hourly_micro=shown_hourly_micro, **answers)
     assert draft.source is not None
+    if draft.makes_schedule:
+        answers = {name: getattr(draft, name) for name in wizard.ScheduleStep.answers}
+        return create_schedule(
+            source=draft.source,
+            project=draft.project,
+            user=user,
+            draft=draft,
+            shown_hourly_micro=shown_hourly_micro,
+            **answers,
+        )
     return services.request_snapshot(
         source=draft.source,
         name=draft.name,
@@ -226,19 +237,20 @@ def estimates(request: HttpRequest, draft: Draft, quote: Quote) -> dict[str, Any
     """Estimate the cost of a day, of a month and until a date, and how long prepaid credits last."""
     assert draft.project is not None
     customer, now = draft.project.customer, timezone.now()
-    count = draft.retention_count if draft.kind == Kind.BACKUP else 1
+    count = draft.retention_count if draft.makes_schedule else 1
 
     def row(label: str, amount_micro: int) -> dict[str, str]:
         return {"label": label, "value": format_amount(amount_micro, quote.currency)}
 
-    if draft.kind == Kind.BACKUP:
-        rows = [
-            row(_("One backup for a month of 732 hours (30.5 days)"), quote.monthly_micro),
-            row(
-                _("%(count)s backups for a month, once there are that many") % {"count": count},
-                count * quote.monthly_micro,
-            ),
-        ]
+    if draft.makes_schedule:
+        one, many = (
+            _("One backup for a month of 732 hours (30.5 days)"),
+            _("%(count)s backups for a month, once there are that many"),
+        )
+        if draft.kind == Kind.VOLUME:
+            one = _("One snapshot for a month of 732 hours (30.5 days)")
+            many = _("%(count)s snapshots for a month, once there are that many")
+        rows = [row(one, quote.monthly_micro), row(many % {"count": count}, count * quote.monthly_micro)]
     else:
         rows = [
             row(_("24 hours"), quote.daily_micro),
@@ -262,8 +274,8 @@ def estimates(request: HttpRequest, draft: Draft, quote: Quote) -> dict[str, Any
 
 
 def lives(draft: Draft, now: datetime, end: datetime) -> list[tuple[datetime, datetime]]:
-    """Return (start, end) of the draft's snapshot, or of each backup that its schedule takes and deletes until `end`."""
-    if draft.kind != Kind.BACKUP:
+    """Return (start, end) of the draft's snapshot, or of each that its schedule takes and deletes until `end`."""
+    if not draft.makes_schedule:
         return [(now, end)]
     assert draft.project is not None
     recurrence = wizard.schedule_of(draft).recurrence
@@ -282,9 +294,12 @@ def last_day(now: datetime, left: timedelta) -> str:
 def show(request: Request, template: str, draft: Draft, slug: str, context: dict[str, Any]) -> HttpResponse:
     saved = not draft._state.adding
     is_backup = draft.kind == Kind.BACKUP
-    heading = (
-        context["step"].heading if "step" in context else _("Create Backup") if is_backup else _("Create Snapshot")
-    )
+    if "step" in context:
+        heading = context["step"].heading
+    elif is_backup:
+        heading = _("Create Backup")
+    else:
+        heading = _("Schedule Snapshots") if draft.is_scheduled else _("Create Snapshot")
     in_error = context["form"].errors or "problem" in context
     context |= {
         "draft": draft,
@@ -341,7 +356,7 @@ def facts(draft: Draft, volumes: list[Volume]) -> list[dict[str, Any]]:
             (_("Disks"), ", ".join(f"{volume.name} ({format_count(volume.size_gb)} GB)" for volume in volumes), None)
         )
         rows.append((_("Consistency"), consistency_of(source), None))
-    if draft.kind == Kind.BACKUP:
+    if draft.makes_schedule:
         rows += schedule_facts(draft)
     else:
         rows.append((_("Snapshot name"), draft.name, "name"))
@@ -356,10 +371,13 @@ def schedule_facts(draft: Draft) -> list[tuple[str, object, str | None]]:
     schedule, zone = wizard.schedule_of(draft), draft.project.customer.zone
     when = _("%(when)s, %(zone)s") % {"when": schedule.when, "zone": zone_name(zone)}
     count = draft.retention_count
-    kept = ngettext("%(count)s backup", "%(count)s backups", count) % {"count": count}
+    if draft.kind == Kind.BACKUP:
+        kept = ngettext("%(count)s backup", "%(count)s backups", count)
+    else:
+        kept = ngettext("%(count)s snapshot", "%(count)s snapshots", count)
     return [
         (_("Schedule"), when, "schedule"),
-        (_("Keeps"), kept, "schedule"),
+        (_("Keeps"), kept % {"count": count}, "schedule"),
         (_("Take one immediately"), _("Yes") if draft.take_one_now else _("No"), "schedule"),
     ]
 
@@ -491,7 +509,7 @@ def source_context(request: HttpRequest, draft: Draft, form: wizard.SourceForm) 
     return {
         "groups": list(groups.values()),
         "has_others": has_others,
-        "nothing_own": nothing_own(kind) % {"project": own.project_name},
+        "nothing_own": nothing_own(draft) % {"project": own.project_name},
         "shown_count": len(found),
         "total": len(found)
         if not query and len(found) < offers.SOURCES_SHOWN
@@ -502,8 +520,12 @@ def source_context(request: HttpRequest, draft: Draft, form: wizard.SourceForm) 
     }
 
 
-def nothing_own(kind: str) -> str:
-    if kind == Kind.VOLUME:
+def nothing_own(draft: Draft) -> str:
+    if draft.makes_schedule:
+        return _(
+            "“%(project)s” has none here. Choose another project's: what the schedule takes will belong to “%(project)s”."
+        )
+    if draft.kind == Kind.VOLUME:
         return _(
             "“%(project)s” has no volume here. Choose another project's: the snapshot will belong to “%(project)s”."
         )

@@ -272,6 +272,18 @@ def protect(member: Membership) -> None:
     paused = BackupScheduleFactory(vm=database, monthly=True, paused=True)
     BackupRunFactory(schedule=paused, missed=True)
     charge(Snapshot.objects.get(name="restored-from"))
+    of_volume = BackupScheduleFactory(
+        vm=None, volume=Volume.objects.get(name="db-01-data"), weekly=True, retention_count=7, created_by=member.user
+    )
+    for number in range(2):
+        copy = SnapshotFactory(volume=of_volume.volume, name=f"db-01-data-snapshot-2026-11-{22 - 7 * number}")
+        charge(copy)
+        BackupRunFactory(
+            schedule=of_volume,
+            snapshot=copy,
+            scheduled_at=timezone.now() - timedelta(days=7 * number + 1),
+            number=2 - number,
+        )
     web = database.project.vms.get(name="web-01")
     web.hourly_price_micro = 45_500_000
     web.save()
@@ -326,9 +338,11 @@ def people(member: Membership) -> None:
 # --- what is seen there --------------------------------------------------------------------------------------------------
 
 
-def answered(member: Membership, source: Any, kind: Kind = Kind.VOLUME, **answers: Any) -> dict[str, str]:
+def answered(
+    member: Membership, source: Any, kind: Kind = Kind.VOLUME, *, is_scheduled: bool = False, **answers: Any
+) -> dict[str, str]:
     """{slug: address} of the wizard with every answer given."""
-    draft = wizard.start(member.user, source=source, kind=kind)
+    draft = wizard.start(member.user, source=source, kind=kind, is_scheduled=is_scheduled)
     draft.name = f"{source.name[:40]}-2026-11-22"
     for name, value in answers.items():
         setattr(draft, name, value)
@@ -422,7 +436,10 @@ def of_wizards(member: Membership) -> Screens:
     taken = answered(member, data, name="before the update")
     found["wizard-name-wrong"] = Screen(taken["name"])
     found["backup-schedule-empty"] = Screen(answered(member, data.vm, Kind.BACKUP)["schedule"])
-    for name in ("new", "new_vm", "new_backup"):
+    at = datetime(2026, 1, 1, 1, 30, tzinfo=UTC).time()
+    for slug, address in answered(member, data, is_scheduled=True, interval="daily", at=at, retention_count=7).items():
+        found[f"volume-schedule-{slug}"] = Screen(address)
+    for name in ("new", "new_vm", "new_backup", "new_schedule"):
         found[f"wizard-begin-{name}"] = Screen(reverse(f"snapshots:{name}"))
     return found
 
@@ -445,6 +462,8 @@ def of_backups(member: Membership) -> Screens:
         "schedule-edit": Screen(reverse("snapshots:edit_schedule", args=[daily.pk])),
         "schedule-resume": Screen(reverse("snapshots:resume_schedule", args=[paused.pk])),
     }
+    of_volume = schedules.get(vm=None)
+    found["schedule-of-volume"] = Screen(reverse("snapshots:schedule", args=[of_volume.pk]))
     for act in ("pause", "run", "delete"):
         found[f"schedule-{act}"] = Screen(reverse(f"snapshots:{act}_schedule", args=[daily.pk]))
     return found

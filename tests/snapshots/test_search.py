@@ -56,7 +56,7 @@ def test_it_finds_each_kind_by_a_part_of_its_name(project: Project, owner: User)
     fill(project)
     assert names(owner, " Db-01 ") == {
         "Instances": ["db-01"],
-        "Backup schedules": ["db-01"],
+        "Schedules": ["db-01"],
         "Volumes": ["db-01-data"],
         "Snapshots and backups": ["DB-01 nightly", "before db-01 moves"],
     }

@@ -161,7 +161,7 @@ def fill() -> None:
 def protect(owner: User, admin: User) -> None:
     """Back up one machine every night, with a first backup now, and switch on automatic backups of another one."""
     vms = {vm.name: vm for vm in VirtualMachine.objects.select_related("project__customer", "location")}
-    create_schedule(vm=vms["mail-01"], interval="daily", at=time(1, 30), take_one_now=True, user=owner)
+    create_schedule(source=vms["mail-01"], interval="daily", at=time(1, 30), take_one_now=True, user=owner)
     switch_automatic_backups(vm=vms["web-01"], on=True, user=admin)
 
 

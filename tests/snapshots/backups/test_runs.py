@@ -141,7 +141,7 @@ def test_after_an_outage_the_latest_slot_is_caught_up_and_the_others_are_recorde
     assert notice.user == member.user != viewer.user
     assert notice.title == "Backups of db-01 were missed"
     assert notice.text.startswith("3 backups were missed, from ")
-    assert notice.text.endswith("Only the latest missed backup is taken late.")
+    assert notice.text.endswith("Only the latest missed run is taken late.")
     entry = Activity.objects.get(action="backup.missed")
     assert (entry.actor, entry.project, entry.target_name) == (None, member.project, "db-01")
     assert (entry.after["runs"], entry.after["last"]) == (3, (slot + 2 * DAY).isoformat())
@@ -152,7 +152,7 @@ def test_a_slot_that_comes_while_the_last_run_is_unfinished_is_missed(schedule: 
     start_due_runs(slot)
     assert start_due_runs(slot + DAY) == 1
     assert states(schedule) == [TAKING, MISSED]
-    assert schedule.runs.get(state=MISSED).reason == "The previous backup was still running."
+    assert schedule.runs.get(state=MISSED).reason == "The previous run was still going on."
     assert Snapshot.objects.count() == 1
 
 
@@ -319,7 +319,7 @@ def test_a_backup_found_damaged_by_its_verification_is_removed_and_taken_again(
     carry_out_what_waits()
     settle_runs(at)
     run = schedule.runs.get()
-    assert run.state == WAITING and "is damaged, so it was deleted" in run.reason
+    assert run.state == WAITING and "found it damaged, so it was deleted" in run.reason
     assert UsageSegment.objects.get().ended_at is not None
     settle_runs(at + timedelta(minutes=5))
     work()
@@ -384,7 +384,7 @@ def test_a_backup_that_is_deleted_before_it_is_verified_ends_its_run(
     work()
     settle_runs(at)
     run = schedule.runs.get()
-    assert (run.state, run.reason) == (FAILED, "The backup was deleted before it was verified.")
+    assert (run.state, run.reason) == (FAILED, "It was deleted before it was verified.")
 
 
 # --- retention -------------------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ def vm(storage_root: Path, member: Membership) -> VirtualMachine:
 
 
 def create(vm: VirtualMachine, member: Membership, **given: object) -> BackupSchedule:
-    return create_schedule(**({"vm": vm, "user": member.user, "now": NOON} | NIGHTLY | given))
+    return create_schedule(**({"source": vm, "user": member.user, "now": NOON} | NIGHTLY | given))
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_what_would_refuse_a_backup_refuses_the_schedule(vm: VirtualMachine, mem
 def test_a_machine_has_so_many_schedules(
     vm: VirtualMachine, member: Membership, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schedules, "MAX_SCHEDULES_PER_MACHINE", 2)
+    monkeypatch.setattr(schedules, "MAX_SCHEDULES_PER_SOURCE", 2)
     first, _second = create(vm, member), create(vm, member)
     with pytest.raises(InvalidState, match="“db-01” already has 2 schedules"):
         create(vm, member)
@@ -226,7 +226,7 @@ def test_a_backup_is_pinned_and_unpinned(vm: VirtualMachine, member: Membership)
     assert pin_backup(snapshot=copy, user=member.user).is_pinned
     assert not unpin_backup(snapshot=copy, user=member.user).is_pinned
     of_a_volume = SnapshotFactory(volume__project=member.project)
-    with pytest.raises(InvalidState, match="Only backups"):
+    with pytest.raises(InvalidState, match="Only what a schedule took"):
         pin_backup(snapshot=of_a_volume, user=member.user)
 
 

@@ -155,7 +155,7 @@ def test_the_next_runs_follow_the_answers_without_keeping_them(
     assert all(
         (row.at.astimezone(member.project.customer.zone) + timedelta(days=1)).day == 1 for row in picture.rows[1:]
     )
-    for text in ("Backup taken now", "taken", "deleted", "1 backup"):
+    for text in ("Taken now", "taken", "deleted", "1 kept"):
         assert text in words(response.text), text
 
 
@@ -172,7 +172,7 @@ def test_the_picture_says_what_is_kept_and_deleted_after_each_run(
         ["", "deleted", "kept", "taken", ""],
         ["", "", "deleted", "kept", "taken"],
     ]
-    assert [row.note for row in picture.rows] == ["1 backup", "2 backups", "2 backups", "2 backups", "2 backups"]
+    assert [row.note for row in picture.rows] == ["1 kept", "2 kept", "2 kept", "2 kept", "2 kept"]
 
 
 @pytest.mark.parametrize(
@@ -183,10 +183,10 @@ def test_the_picture_says_what_is_kept_and_deleted_after_each_run(
         ({"interval": "weekly", "weekday": "7"}, "Choose the day of the week."),
         ({"interval": "weekly"}, "Choose the day of the week."),
         ({"interval": "monthly", "month_day": "32"}, "Choose a day of the month, from 1 to 31."),
-        ({"at": ""}, "Enter the time of day at which the backup starts."),
+        ({"at": ""}, "Enter the time of day at which it starts."),
         ({"at": "25:00"}, "Enter a time of day, such as"),
-        ({"retention_count": "0"}, "Choose a number of backups from 1 to 365."),
-        ({"retention_count": "many"}, "Enter a whole number of backups."),
+        ({"retention_count": "0"}, "Choose a number from 1 to 365."),
+        ({"retention_count": "many"}, "Enter a whole number."),
     ],
 )
 def test_a_wrong_answer_explains_itself_and_loses_nothing(

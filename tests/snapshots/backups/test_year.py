@@ -82,7 +82,7 @@ class Year:
                 if rule["interval"] == "daily" and zone != "Europe/Berlin":
                     continue  # one of these is most of the year's work
                 vm = self.make_machine(root, member)
-                schedule = create_schedule(vm=vm, at=at, user=member.user, now=START, **rule)
+                schedule = create_schedule(source=vm, at=at, user=member.user, now=START, **rule)
                 self.schedules.append(schedule)
         self.automatic = self.schedules[0].vm
 
