@@ -16,10 +16,10 @@ from django.utils.translation import gettext as _
 
 from billing import errors as billing
 from billing.balance import require_cover
-from billing.models import ServiceKind
+from billing.models import MAX_SIZE_GB, ServiceKind
 from billing.prices import PriceList, Quote, get_quote
 from cng_portal.accounts.models import Customer, Project, User
-from cng_portal.common.money import format_price
+from cng_portal.common.money import format_count, format_price
 from cng_portal.common.names import MAX_NAME_LENGTH, clean_name, fold_name, is_same_name
 from cng_portal.inventory.models import VirtualMachine, Volume
 from cng_portal.support.services import contact_support
@@ -198,6 +198,15 @@ def check_capturable(source: Source, *, project: Project | None = None, safety: 
     engines keep as volumes.
     """
     volumes = check_source(source)
+    size_gb = sum(volume.size_gb for volume in volumes)
+    if size_gb > MAX_SIZE_GB:  # its charge could not be computed
+        raise SourceUnavailable(
+            _(
+                "“%(name)s” has volumes of %(size)s GB together, and a snapshot holds at most %(most)s GB. Detach some of "
+                "them, or take snapshots of single volumes."
+            )
+            % {"name": source.name, "size": format_count(size_gb), "most": format_count(MAX_SIZE_GB)}
+        )
     check_snapshot_quota(project or source.project, sum(volume.size_gb for volume in volumes))
     kind = "volumes" if safety and get_driver(source.location).reverts_only_latest else "snapshots"
     for backend_project in {volume.backend_project for volume in volumes}:

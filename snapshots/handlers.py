@@ -338,7 +338,7 @@ def verify_disks(operation: Operation, heartbeat: Heartbeat, *, resume: bool = F
 
     def record(now: datetime) -> None:
         for info in sound:
-            DiskImage.objects.filter(pk=info.uuid).update(checksum=info.checksum, verified_at=now)
+            DiskImage.objects.filter(pk=info.uuid).update(checksum=info.checksum, verified_at=info.verified_at or now)
         if driver.reads_bytes:
             Snapshot.objects.filter(pk=operation.snapshot_id).update_last_read()
         if damage:

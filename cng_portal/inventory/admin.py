@@ -62,6 +62,11 @@ class LocationAdmin(SupportAdmin):
         # Storage drivers derive paths from the code.
         return ["code"] if obj else []
 
+    def save_model(self, request: HttpRequest, obj: Location, form: Any, change: bool) -> None:
+        if {"driver", "driver_options"} & set(form.changed_data):
+            obj.storage_seen_at = None
+        super().save_model(request, obj, form, change)
+
     @admin.display(description=_("country"), ordering="country")
     def display_country(self, location: Location) -> str:
         return f"{location.flag} {location.country_name}"

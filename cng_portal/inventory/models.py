@@ -74,6 +74,8 @@ class Location(models.Model):
     active = models.BooleanField(_("active"), default=True)
     driver = models.CharField(_("storage driver"), max_length=32, default="local")
     driver_options = models.JSONField(_("storage driver options"), default=dict, blank=True)
+    # When its storage first answered. From then on, folders that are missing mean that it isn't mounted.
+    storage_seen_at = models.DateTimeField(_("storage first seen"), null=True, editable=False)
     # When automatic backups run, and how many are kept.
     default_interval = models.CharField(
         _("interval"), max_length=7, choices=Interval.choices, default=Interval.DAILY.value

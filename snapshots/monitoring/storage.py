@@ -43,6 +43,8 @@ def check_storage(*, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
         if error:
             logger.error("storage.check_failed", location=location.code, error=error)
             StorageCheck.objects.record_error(location.code)
+        elif not location.storage_seen_at:
+            Location.objects.filter(pk=location.pk, storage_seen_at=None).update(storage_seen_at=timezone.now())
         result = {"checked_at": timezone.now(), "error": error, "free_bytes": free_bytes}
         StorageCheck.objects.update_or_create(location=location, defaults=result)
 

@@ -1,6 +1,7 @@
 """Storage drivers by alias: `settings.STORAGE` defines them, and a location chooses one and may add options."""
 
 import json
+from datetime import datetime
 from threading import Lock
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ class DriverLocation(Protocol):
     code: str
     driver: str
     driver_options: dict[str, str]
+    storage_seen_at: datetime | None
 
 
 _drivers: dict[tuple[str, str, str, str], Driver] = {}
@@ -46,4 +48,6 @@ def get_driver(location: DriverLocation) -> Driver:
                 raise ImproperlyConfigured(
                     f"The storage driver {alias!r} cannot serve location {location.code}: {error}"
                 ) from error
+        if location.storage_seen_at:
+            _drivers[key].is_set_up = True
         return _drivers[key]

@@ -205,6 +205,7 @@ def test_a_scrub_that_gave_way_continues_where_it_stopped(member: Membership, st
     waiting.update(not_before=timezone.now() - scrub.PATIENCE + timedelta(seconds=0.3))
 
     tasks.run_operation(operation.pk)
+    gave_way_at = timezone.now()
 
     operation.refresh_from_db()
     assert (operation.state, operation.error) == (Operation.State.PENDING, "It gave way to other work.")
@@ -214,6 +215,9 @@ def test_a_scrub_that_gave_way_continues_where_it_stopped(member: Membership, st
     tasks.run_operation(operation.pk, now=timezone.now() + 2 * scrub.YIELD_FOR)
     operation.refresh_from_db()
     assert operation.state == Operation.State.SUCCEEDED
+    snapshot.refresh_from_db()
+    assert snapshot.disks.get().verified_at < gave_way_at, "its first bytes were read back then"
+    assert snapshot.last_read_at == snapshot.disks.get().verified_at
     age(snapshot, timezone.now() - 40 * DAY)
     scrub.start_scrubs(timezone.now())
     work()

@@ -190,3 +190,26 @@ def test_the_wizard_says_why_an_instance_cannot_be_chosen(
     assert "none, so there is nothing to capture" in client.get(here).text
     assert "has no volume" in client.post(here, {"vm": empty.pk}).text
     assert "Choose an instance." in client.post(here, {}).text
+
+
+def test_a_machine_larger_than_any_charge_is_refused_before_it_is_captured(
+    vm: VirtualMachine, member: Membership, storage_root: Path
+) -> None:
+    for position in range(3, 8):
+        volume = VolumeFactory(
+            project=vm.project,
+            location=vm.location,
+            vm=vm,
+            position=position,
+            name=f"big-{position}",
+            size_gb=1_000_000,
+        )
+        put_volume(storage_root, volume, content(b"big"))
+    with pytest.raises(
+        SourceUnavailable, match="has volumes of 5,000,045 GB together, and a snapshot holds at most 5,000,0"
+    ):
+        services.request_snapshot(source=vm, name="too large", user=member.user)
+    assert not Snapshot.objects.exists()
+    volume.vm = None
+    volume.save()
+    assert checks.check_deliverable(vm)

@@ -70,6 +70,14 @@ class LocalDriver(Driver):
         self.snapshots = SnapshotFiles(self.folder, self.volumes)
         self.reader = SnapshotReader(self.folder, self.snapshots)
 
+    @property
+    def is_set_up(self) -> bool:  # type: ignore[override]
+        return self.folder.is_set_up
+
+    @is_set_up.setter
+    def is_set_up(self, is_set_up: bool) -> None:
+        self.folder.is_set_up = is_set_up
+
     # Volumes
 
     def check_volume_size(self, size_gb: int) -> None:

@@ -53,12 +53,31 @@ class LocationFolder:
         self.path = root / location
         self.volumes, self.snapshots = self.path / "volumes", self.path / "snapshots"
         self.lock_file = self.path / ".lock"
+        self.is_set_up = False
 
     # Paths
 
     def create(self) -> None:
+        """Create the folders, unless they were there before. Raises Unavailable."""
+        self.require_mounted()
         for folder in self.volumes, self.snapshots:
             folder.mkdir(FOLDER_MODE, parents=True, exist_ok=True)
+
+    def require_mounted(self) -> None:
+        """Raise Unavailable where the folders were there before and are missing: their file system isn't mounted.
+
+        Otherwise new files would get lost below the mount point, and what can't be seen would count as deleted.
+        """
+        is_there = self.volumes.is_dir() and self.snapshots.is_dir()
+        if self.is_set_up and not is_there:
+            raise Unavailable(
+                _(
+                    "The storage of %(location)s isn't mounted: its folders are missing. Try again later; if it stays so, "
+                    "contact your provider."
+                )
+                % {"location": self.location}
+            )
+        self.is_set_up = is_there
 
     def volume_path(self, uuid: UUID) -> Path:
         return self.volumes / f"{checked(uuid)}.img"
@@ -194,8 +213,9 @@ class LocationFolder:
 
     @contextmanager
     def errors(self) -> Iterator[None]:
-        """Turn the block's errors of the file system into errors of the contract."""
+        """Turn the block's errors of the file system into errors of the contract. Raises Unavailable if it isn't mounted."""
         try:
+            self.require_mounted()
             yield
         except OSError as error:
             raise self.describe(error) from error

@@ -13,6 +13,7 @@ import pytest
 
 SIZE = 64 * 1024**2  # one block group, so that new files get blocks before the broken part
 BLOCK = 4096
+SHUTDOWN = 0x8004587D  # EXT4_IOC_SHUTDOWN
 FIBMAP = 1  # linux/fs.h: the block on the medium that holds a block of the file
 
 
@@ -29,6 +30,14 @@ class Medium:
         self.lost_at = struct.unpack("i", answer)[0] * BLOCK
         self.lost = self.image.read_bytes()[self.lost_at :]
         os.truncate(self.image, self.lost_at)
+
+    def shut_down(self) -> None:
+        """Make every access to the file system fail with EIO, until it is mounted again."""
+        folder = os.open(self.root, os.O_RDONLY)
+        try:
+            fcntl.ioctl(folder, SHUTDOWN, struct.pack("I", 0))
+        finally:
+            os.close(folder)
 
     def mend(self) -> None:
         with open(self.image, "r+b") as image:

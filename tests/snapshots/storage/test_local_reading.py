@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -17,6 +18,8 @@ from snapshots.storage.contract import (
     Heartbeat,
     Interrupted,
     SnapshotRef,
+    Unavailable,
+    Unreadable,
     VolumeRef,
 )
 from snapshots.storage.local.copying import CHUNK
@@ -222,3 +225,75 @@ def test_a_manifest_that_cannot_be_read_is_damage(
         store.driver.revert_volume(volume, snapshot)
     assert list(store.driver.manifests()) == []
     store.driver.delete_snapshot(snapshot)
+
+
+def test_a_volume_that_cannot_be_read_is_not_captured(medium: Medium, store: LocalStore) -> None:
+    """Only its volumes are on the medium: what is written there would mend it."""
+    volumes = store.folder / "volumes"
+    volumes.mkdir(parents=True)
+    subprocess.run(["mount", "--bind", medium.root, volumes], check=True)
+    try:
+        volume = put_image(store, {0: blake3(b"noise").digest(8 * MIB)})
+        snapshot = capture(store, volume)
+        medium.break_at(store.path(volume), 6 * MIB)
+        with open(store.path(volume), "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # else it would come from the page cache
+        with pytest.raises(Unreadable, match="“files” could not be read: the medium reports errors"):
+            capture(store, volume)
+        assert [path.name for path in (store.folder / "snapshots").iterdir()] == [str(snapshot.uuid)]
+        assert store.driver.verify_snapshot(snapshot).checksum == snapshot.checksum
+    finally:
+        subprocess.run(["umount", volumes], check=True)
+
+
+def test_a_medium_that_fails_wholly_is_an_unavailable_storage(
+    medium: Medium, on_medium: tuple[LocalStore, VolumeRef, SnapshotRef]
+) -> None:
+    """Nothing counts as damaged, missing or deleted meanwhile."""
+    store, volume, snapshot = on_medium
+    acts: list[Callable[[], object]] = [
+        store.driver.check_health,
+        lambda: capture(store, volume),
+        lambda: store.driver.create_volume(VolumeRef(uuid=uuid4(), name="new", size_gb=1)),
+        lambda: store.driver.revert_volume(volume, snapshot),
+        lambda: store.driver.verify_snapshot(snapshot),
+        lambda: store.driver.delete_snapshot(snapshot),
+    ]
+    medium.shut_down()
+    for act in acts:
+        with pytest.raises(Unavailable, match="The storage of TEST-1 failed: Input/output error"):
+            act()
+
+
+# A storage that is not mounted
+
+
+def test_a_storage_that_is_not_mounted_is_not_written_to(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    volume = put_image(store, {0: b"data"})
+    snapshot = capture(store, volume)
+    store.folder.rename(tmp_path / "unmounted")
+    another = LocalStore(tmp_path)  # of a process that was started meanwhile
+    another.driver.is_set_up = True
+    other = VolumeRef(uuid=uuid4(), name="new", size_gb=1)
+    for driver in (store.driver, another.driver):
+        acts: list[Callable[[], object]] = [
+            driver.check_health,
+            driver.free_bytes,
+            lambda driver=driver: driver.create_volume(other),
+            lambda driver=driver: driver.delete_volume(volume),
+            lambda driver=driver: driver.create_snapshots([(SnapshotRef(uuid=uuid4()), volume)]),
+            lambda driver=driver: driver.find_snapshot(snapshot),
+            lambda driver=driver: driver.verify_snapshot(snapshot),
+            lambda driver=driver: driver.delete_snapshot(snapshot),
+            lambda driver=driver: driver.revert_volume(volume, snapshot),
+            lambda driver=driver: driver.bytes_needed([volume]),
+            lambda driver=driver: list(driver.list_objects()),
+            driver.remove_orphans,
+        ]
+        for act in acts:
+            with pytest.raises(Unavailable, match="The storage of TEST-1 isn't mounted"):
+                act()
+    assert list(tmp_path.iterdir()) == [tmp_path / "unmounted"]
+    (tmp_path / "unmounted").rename(store.folder)
+    assert store.driver.verify_snapshot(snapshot).checksum == snapshot.checksum
