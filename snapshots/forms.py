@@ -172,6 +172,71 @@ class RenameForm(forms.Form):
     )
 
 
+class VolumeNameForm(forms.Form):
+    name = NameFormField(
+        label=gettext_lazy("Volume Name"),
+        help_text=gettext_lazy("Up to 120 characters."),
+        error_messages={"required": gettext_lazy("Enter a name.")},
+        widget=forms.TextInput(attrs={"autocomplete": "off", "spellcheck": "false"}),
+    )
+
+
+class GrowForm(forms.Form):
+    """The new size of a volume, with the price that was shown for it."""
+
+    size_gb = forms.IntegerField(
+        label=gettext_lazy("New size"),
+        error_messages={
+            "required": gettext_lazy("Enter the new size."),
+            "invalid": gettext_lazy("Enter the size as a whole number of GB."),
+        },
+    )
+    shown_hourly_micro = forms.IntegerField(required=False, widget=forms.HiddenInput)
+
+    def __init__(self, *args: Any, volume: Volume, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.volume = volume
+        field = self.fields["size_gb"]
+        field.help_text = _("More than %(size)s GB, and at most %(most)s GB. A volume never shrinks.") % {
+            "size": f"{volume.size_gb:,}",
+            "most": f"{settings.MAX_VOLUME_GB:,}",
+        }
+        field.widget.attrs |= {"min": volume.size_gb + 1, "max": settings.MAX_VOLUME_GB, "inputmode": "numeric"}
+
+    def clean_size_gb(self) -> int:
+        size_gb: int = self.cleaned_data["size_gb"]
+        if size_gb <= self.volume.size_gb:
+            raise ValidationError(
+                _("The volume has %(size)s GB already, and can't shrink. Enter a larger size.")
+                % {"size": f"{self.volume.size_gb:,}"}
+            )
+        if size_gb > settings.MAX_VOLUME_GB:
+            raise ValidationError(
+                _("A volume has at most %(size)s GB. Choose a smaller size.") % {"size": f"{settings.MAX_VOLUME_GB:,}"}
+            )
+        return size_gb
+
+
+class AttachForm(forms.Form):
+    vm = forms.ChoiceField(
+        label=gettext_lazy("Machine"),
+        help_text=gettext_lazy("Only stopped machines of the volume's project and location."),
+        error_messages={
+            "required": gettext_lazy("Choose a machine."),
+            "invalid_choice": gettext_lazy("This machine can't take the volume now. Choose one of the list."),
+        },
+    )
+
+    def __init__(self, *args: Any, machines: list[VirtualMachine], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.machines = {str(vm.pk): vm for vm in machines}
+        field: Any = self.fields["vm"]
+        field.choices = [(pk, vm.name) for pk, vm in self.machines.items()]
+
+    def clean_vm(self) -> VirtualMachine:
+        return self.machines[self.cleaned_data["vm"]]
+
+
 class ConfirmationForm(forms.Form):
     """The user types `expected` before something that can't be undone. Without it, the service checks what was typed."""
 
@@ -324,6 +389,8 @@ class NewVolumeForm(OverrideForm, NamedInProjectForm):
             "invalid": gettext_lazy("Enter the size as a whole number of GB."),
         },
     )
+
+    shown_rate_micro = forms.IntegerField(required=False, widget=forms.HiddenInput)  # of one GB and hour
 
     field_order = ["disk", "name", "size_gb", "project", "override"]
 

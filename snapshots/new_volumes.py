@@ -1,6 +1,5 @@
 """New volumes and machines from a snapshot."""
 
-from django.conf import settings
 from django.db import transaction
 from django.utils.translation import gettext as _
 
@@ -15,6 +14,7 @@ from .models import DiskImage, Operation, Snapshot
 from .operations import create_operation
 from .storage.contract import StorageError
 from .storage.registry import get_driver
+from .volumes import check_price, check_size
 
 
 def request_new_volume(
@@ -26,12 +26,14 @@ def request_new_volume(
     size_gb: int,
     disk: DiskImage | None = None,
     override: str = "",
+    shown_hourly_micro: int | None = None,
 ) -> Operation:
     """Request a new volume from a disk of the snapshot, which may be omitted if there is only one.
 
-    Raises InvalidState, RateLimited, QuotaExceeded, OutOfSpace, and what `is_unchecked` raises for the `override`.
+    `shown_hourly_micro` is the price that the user saw. Raises InvalidState, RateLimited, QuotaExceeded, OutOfSpace,
+    InsufficientCredit, PriceChanged, and what `is_unchecked` raises for the `override`.
     """
-    check_volume_size(snapshot, size_gb)
+    check_size(snapshot.location, size_gb)
     check_space_for_new_volumes(snapshot, [disk] if disk else list(snapshot.disks.all()))
     with transaction.atomic():
         lock_customer(snapshot.customer_id)
@@ -46,6 +48,7 @@ def request_new_volume(
         limits.check_volume_quota(project.pk, [size_gb])
         limits.check_cloud_quota(snapshot.location_id, disk.volume.backend_project, volumes=1, gb=size_gb)
         limits.check_rate_limit(snapshot.customer_id, Operation.Kind.NEW_VOLUME)
+        check_price(project, snapshot.location, size_gb, shown_hourly_micro)
         return create_volume_row(
             disk, project=project, name=name.strip(), size_gb=size_gb, user=user, unchecked=unchecked
         )
@@ -56,7 +59,8 @@ def request_new_machine(
 ) -> VirtualMachine:
     """Request a stopped machine like the captured one, with a new volume for each disk.
 
-    Raises InvalidState, RateLimited, QuotaExceeded, OutOfSpace, and what `is_unchecked` raises for the `override`.
+    Raises InvalidState, RateLimited, QuotaExceeded, OutOfSpace, InsufficientCredit, and what `is_unchecked` raises for the
+    `override`.
     """
     check_space_for_new_volumes(snapshot, list(snapshot.disks.all()))
     with transaction.atomic():
@@ -71,6 +75,7 @@ def request_new_machine(
         size_gb = sum(disk.size_gb for disk in disks)
         limits.check_volume_quota(project.pk, [disk.size_gb for disk in disks])
         limits.check_cloud_quota(snapshot.location_id, disks[0].volume.backend_project, volumes=len(disks), gb=size_gb)
+        check_price(project, snapshot.location, size_gb)
         config = snapshot.vm_config
         vm = VirtualMachine.objects.create(
             project=project,
@@ -87,18 +92,6 @@ def request_new_machine(
                 disk, project=project, name=name, size_gb=disk.size_gb, user=user, vm=vm, unchecked=unchecked
             )
     return vm
-
-
-def check_volume_size(snapshot: Snapshot, size_gb: int) -> None:
-    """Raise OutOfSpace if the provider or the storage doesn't allow this size. Call it outside a transaction."""
-    if size_gb > settings.MAX_VOLUME_GB:
-        raise OutOfSpace(
-            _("A volume has at most %(size)s GB. Choose a smaller size.") % {"size": f"{settings.MAX_VOLUME_GB:,}"}
-        )
-    try:
-        get_driver(snapshot.location).check_volume_size(size_gb)
-    except StorageError as error:
-        raise OutOfSpace(str(error)) from error
 
 
 def check_space_for_new_volumes(snapshot: Snapshot, disks: list[DiskImage]) -> None:

@@ -36,7 +36,7 @@ def count_contents(project: Project) -> Contents:
     backups = snapshots.filter(kind=Kind.BACKUP).count()
     return Contents(
         machines=VirtualMachine.objects.present().filter(project=project).count(),
-        volumes=Volume.objects.present().filter(project=project).count(),
+        volumes=Volume.objects.counted().filter(project=project).count(),
         snapshots=snapshots.count() - backups,
         backups=backups,
     )

@@ -36,7 +36,7 @@ from .models import (
     State,
 )
 from .operations import create_operation
-from .volumes import retry_volume_operation
+from .volumes import check_price, retry_volume_operation
 
 # More IDs make a URL that web servers refuse.
 MAX_DELETIONS = 50
@@ -272,10 +272,11 @@ def retry(*, operation: Operation, user: User) -> Operation:
                 raise DamagedSnapshot(
                     _("“%(name)s” is damaged. Make a new volume from another snapshot.") % {"name": snapshot.name}
                 )
+            assert operation.volume is not None  # held by the constraint operation_target
+            check_price(operation.volume.project, snapshot.location, operation.volume.size_gb)
             failed = Volume.objects.filter(pk=operation.volume_id, state=Volume.State.ERROR)
             if not failed.update(state=Volume.State.CREATING, deleted_at=None):
                 raise nothing_to_retry
-            assert operation.volume is not None  # held by the constraint operation_target
             limits.check_volume_quota(operation.volume.project_id, [])  # The volume counts already.
         elif operation.kind == Operation.Kind.DELETE and snapshot.state != State.DELETING:
             raise nothing_to_retry

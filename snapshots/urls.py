@@ -2,7 +2,19 @@ from django.urls import path
 
 from .backups import views as backups
 from .models import Kind
-from .views import actions, bell, bulk, cancellation, limits, machines, snapshot_list, snapshot_page, volumes, wizard
+from .views import (
+    actions,
+    bell,
+    bulk,
+    cancellation,
+    limits,
+    machines,
+    snapshot_list,
+    snapshot_page,
+    volume_actions,
+    volumes,
+    wizard,
+)
 
 app_name = "snapshots"
 urlpatterns = [
@@ -44,6 +56,12 @@ urlpatterns = [
     path("backups/schedules/<uuid:schedule_id>/delete/", backups.delete, name="delete_schedule"),
     path("volumes/", volumes.volumes, name="volumes"),
     path("volumes/<uuid:volume_id>/", volumes.volume, name="volume"),
+    path("volumes/<uuid:volume_id>/menu/", volume_actions.volume_menu, name="volume_menu"),
+    path("volumes/<uuid:volume_id>/grow/", volume_actions.grow_volume, name="grow_volume"),
+    path("volumes/<uuid:volume_id>/attach/", volume_actions.attach_volume, name="attach_volume"),
+    path("volumes/<uuid:volume_id>/detach/", volume_actions.detach_volume, name="detach_volume"),
+    path("volumes/<uuid:volume_id>/rename/", volume_actions.rename_volume, name="rename_volume"),
+    path("volumes/<uuid:volume_id>/delete/", volume_actions.delete_volume, name="delete_volume"),
     path("volumes/<uuid:volume_id>/take-snapshot/", wizard.take_snapshot_of, name="take_snapshot"),
     path("volumes/<uuid:volume_id>/schedule/", backups.schedule_snapshots, name="schedule_snapshots"),
     path("work/", bell.work, name="work"),

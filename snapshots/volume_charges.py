@@ -3,10 +3,12 @@
 A volume costs something where its location sells Block Storage in its customer's currency. Elsewhere a cloud may bill it.
 """
 
+from collections.abc import Collection
 from datetime import datetime
+from uuid import UUID
 
 from billing.models import ServiceKind, UsageSegment
-from billing.prices import PriceList
+from billing.prices import PriceList, Quote
 from billing.usage import change_usage, close_segment, open_segment
 from cng_portal.inventory.models import Volume
 
@@ -46,3 +48,22 @@ def change_volume_charge(volume: Volume, *, at: datetime) -> UsageSegment | None
     return change_usage(
         resource_id=volume.pk, kind=BLOCK_STORAGE, project=volume.project, size_gb=volume.size_gb, at=at
     )
+
+
+def quote_volumes(volumes: Collection[Volume], *, at: datetime) -> dict[UUID, Quote]:
+    """Return {volume: its price} of those that are charged; the others cost nothing here. Two queries.
+
+    The volumes' projects must come with their customers.
+    """
+    charged = UsageSegment.objects.filter(
+        resource_id__in=[volume.pk for volume in volumes], kind=BLOCK_STORAGE.value, ended_at=None
+    )
+    segments = {segment.resource_id: segment for segment in charged}
+    prices = PriceList.load({segment.location_id for segment in segments.values()}) if segments else PriceList({})
+    quotes = {}
+    for volume in volumes:
+        if segment := segments.get(volume.pk):
+            quote = prices.quote_segment(segment, currency=volume.project.customer.currency, at=at)
+            if quote:
+                quotes[volume.pk] = quote
+    return quotes

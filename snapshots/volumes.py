@@ -86,6 +86,11 @@ def check_new_volume(
     """Check quotas, price and credit of one more volume. The caller must hold the customer's lock."""
     limits.check_volume_quota(project.pk, [size_gb])
     limits.check_cloud_quota(location.pk, backend_project, volumes=1, gb=size_gb)
+    check_price(project, location, size_gb, shown_hourly_micro)
+
+
+def check_price(project: Project, location: Location, size_gb: int, shown_hourly_micro: int | None = None) -> None:
+    """Check the credit for new volumes of so many GB together, and the price that the user saw."""
     at = timezone.now()
     if quote := quote_volume(project, location, size_gb, at=at):
         checks.check_cover(project.customer, quote.hourly_micro, at=at)

@@ -134,6 +134,12 @@ TABLE: dict[str, list[Row]] = {
         Row("snapshots:volume", "View a volume", SEE),
         Row("snapshots:take_snapshot", "Start taking a snapshot of a volume", CHANGE, "POST"),
         Row("snapshots:schedule_snapshots", "Start scheduling snapshots of a volume", CHANGE, "POST"),
+        Row("snapshots:volume_menu", "Open a volume's menu", SEE),
+        Row("snapshots:grow_volume", "Grow a volume", CHANGE, BOTH),
+        Row("snapshots:attach_volume", "Attach a volume to a machine", CHANGE, BOTH),
+        Row("snapshots:detach_volume", "Detach a volume from its machine", CHANGE, BOTH),
+        Row("snapshots:rename_volume", "Rename a volume", CHANGE, BOTH),
+        Row("snapshots:delete_volume", "Delete a volume", CHANGE, BOTH),
     ],
     "Billing": [
         Row("billing:summary", "View the billing summary", BILLS),

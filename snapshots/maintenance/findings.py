@@ -140,9 +140,10 @@ EXPLANATIONS = {
         _("The disk of a deleted volume remains"),
         _("The portal shows this volume as deleted or failed, but storage still has its disk."),
         _(
-            "If it was meant to be deleted, delete the disk by hand. If not, clear its date of deletion in admin and set it "
-            "to available."
+            "Run --repair for a volume whose deletion a user requested. Otherwise: if it was meant to be deleted, delete "
+            "the disk by hand. If not, clear its date of deletion in admin and set it to available."
         ),
+        _("--repair deletes the disk of a volume whose deletion a user requested."),
     ),
     "volume-size": Explanation(
         _("A volume's disk has another size"),
@@ -151,9 +152,10 @@ EXPLANATIONS = {
             "folder."
         ),
         _(
-            "Put back a regular file of exactly the volume's size. To keep a disk of another size, import it as a new "
-            "volume with manage.py import_volume."
+            "Run --repair if a user has grown it. Otherwise put back a regular file of exactly the volume's size. To keep a "
+            "disk of another size, import it as a new volume with manage.py import_volume."
         ),
+        _("--repair records and charges the size that a user requested last, if the disk has it although that failed."),
     ),
     "stuck": Explanation(
         _("A snapshot or volume waits for an operation that doesn't exist"),

@@ -181,14 +181,19 @@ class StorageComparison:
 
     def check_stored_volume(self, stored: StoredObject, volume: Volume) -> Finding | None:
         if volume.state == Volume.State.ERROR or volume.deleted_at:
-            is_busy = is_being_worked_on(volume.pk)
-            return None if is_busy else self.finding("volume-undeleted", describe_volume(volume), stored.name)
+            if is_being_worked_on(volume.pk):
+                return None
+            # A failed one may have become available since the database's backup, one whose deletion was accepted can't.
+            is_final = volume.delete_requested_at is not None
+            repair = partial(repairs.delete_volume_data, self.driver, volume) if is_final else None
+            return self.finding("volume-undeleted", describe_volume(volume), stored.name, repair)
         size = volume.size_gb * GIB
         if volume.state != Volume.State.AVAILABLE or stored.size_bytes in (None, size):
             return None
         detail = _("%(portal)s bytes in the portal, %(storage)s in storage")
         sizes = {"portal": size, "storage": stored.size_bytes}
-        return self.finding("volume-size", describe_volume(volume), detail % sizes)
+        repair = partial(repairs.record_growth, volume, stored.size_bytes) if stored.size_bytes else None
+        return self.finding("volume-size", describe_volume(volume), detail % sizes, repair)
 
     def check_orphan(self, stored: StoredObject) -> Finding | None:
         changed_at = stored.changed_at
@@ -239,6 +244,10 @@ def check_rows(location: Location, now: datetime) -> Iterator[Finding]:
     creating = Volume.objects.filter(location=location, state=Volume.State.CREATING)
     for volume in in_pages(creating.exclude(Exists(active.filter(volume=OuterRef("pk"))))):
         state, repair = volume.get_state_display(), partial(repairs.fail_volume, volume.pk)
+        yield Finding("stuck", location.pk, describe_volume(volume), state, repair)
+    leaving = Volume.objects.filter(location=location, state=Volume.State.DELETING, deleted_at=None)
+    for volume in in_pages(leaving.exclude(Exists(active.filter(volume=OuterRef("pk"))))):
+        state, repair = volume.get_state_display(), partial(repairs.request_volume_deletion, volume)
         yield Finding("stuck", location.pk, describe_volume(volume), state, repair)
     overdue_before = now - OVERDUE_AFTER
     overdue = active.filter(state=Operation.State.RUNNING, lease_until__lt=overdue_before)

@@ -13,9 +13,9 @@ from cng_portal.inventory.models import Volume
 
 from .. import operations
 from ..damage import record_damage, record_sound
-from ..handlers import fail_capture, is_needed
-from ..models import DiskImage, Operation, Snapshot, State
-from ..storage.contract import Driver, StorageError, StoredObject
+from ..handlers import fail_capture, is_needed, record_size
+from ..models import DiskImage, Operation, Snapshot, State, volume_ref
+from ..storage.contract import GIB, Driver, StorageError, StoredObject
 
 
 def mark_damaged(disk: DiskImage, damage: str) -> bool:
@@ -62,6 +62,41 @@ def fail_snapshot(snapshot_id: UUID) -> bool:
 def fail_volume(volume_id: UUID) -> bool:
     creating = Volume.objects.filter(pk=volume_id, state=Volume.State.CREATING)
     return creating.update(state=Volume.State.ERROR, deleted_at=timezone.now()) == 1
+
+
+def request_volume_deletion(volume: Volume) -> bool:
+    with transaction.atomic():
+        volume = lock_volume(volume)
+        is_requested = Operation.objects.active().filter(volume=volume).exists()
+        if volume.state == Volume.State.DELETING and volume.deleted_at is None and not is_requested:
+            operations.create_operation(kind=Operation.Kind.DELETE_VOLUME, volume=volume)
+    return True
+
+
+def delete_volume_data(driver: Driver, volume: Volume) -> bool:
+    """Only for volumes whose deletion was accepted, which is final."""
+    try:
+        driver.delete_volume(volume_ref(volume))
+    except StorageError:
+        return False
+    return True
+
+
+def record_growth(volume: Volume, size_bytes: int) -> bool:
+    """Record and charge the size that the volume's user requested last, if the disk has it although that failed."""
+    with transaction.atomic():
+        volume = lock_volume(volume)
+        growths = volume.operations.filter(kind=Operation.Kind.EXTEND_VOLUME).order_by("-created_at")
+        last = growths.first()
+        is_wanted = last and last.state == Operation.State.FAILED and (last.new_size_gb or 0) * GIB == size_bytes
+        if is_wanted and last and last.new_size_gb:
+            record_size(volume, last.new_size_gb, timezone.now())
+    return bool(is_wanted)
+
+
+def lock_volume(volume: Volume) -> Volume:
+    lock_customer(volume.customer_id)
+    return Volume.objects.select_related("project").get(pk=volume.pk)
 
 
 def enqueue_operations(now: datetime) -> bool:

@@ -6,6 +6,7 @@ from uuid import UUID
 from django.contrib import messages
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
+from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods
 
@@ -13,14 +14,14 @@ from billing.prices import PriceList
 from cng_portal.accounts.models import Project, User
 from cng_portal.accounts.submissions import submit_once
 from cng_portal.common.money import format_amount, format_price
-from snapshots import checks, limits, new_volumes, restores, services
+from snapshots import checks, limits, new_volumes, restores, services, volumes
 from snapshots.assignment import check_movable, explain_new_readers, move_snapshot
 from snapshots.errors import ActionRefused, NameTaken
 from snapshots.forms import ConfirmationForm, MoveForm, NewMachineForm, NewVolumeForm, RenameForm, RestoreForm
 from snapshots.models import Kind, Operation, Snapshot, State
 from snapshots.storage.registry import get_driver
 
-from .common import attempt, damage_of, get_changeable, page_of, price_of, submit
+from .common import attempt, damage_of, get_changeable, page_of, price_of, price_of_new_volumes, submit
 
 
 @require_http_methods(["GET", "POST"])
@@ -195,6 +196,7 @@ def new_volume(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         raise Http404
     selected = request.POST.get("disk") or request.GET.get("disk")
     disk = next((disk for disk in disks if str(disk.pk) == selected), disks[0])
+    quote = volumes.quote_volume(snapshot.project, snapshot.location, disk.size_gb, at=timezone.now())
     form = NewVolumeForm(
         request.POST or None,
         disks=disks,
@@ -213,7 +215,11 @@ def new_volume(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
 
     def request_volume() -> Operation:
         answers = {name: value for name, value in form.cleaned_data.items() if name != "disk"}
-        return new_volumes.request_new_volume(snapshot=snapshot, user=user, disk=disk, **answers)
+        rate_micro = answers.pop("shown_rate_micro")
+        shown = None if rate_micro is None else rate_micro * answers["size_gb"]
+        return new_volumes.request_new_volume(
+            snapshot=snapshot, user=user, disk=disk, shown_hourly_micro=shown, **answers
+        )
 
     if operation := submit(request, form, request_volume):
         messages.success(
@@ -228,6 +234,8 @@ def new_volume(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         "reason": why_not_ready(snapshot),
         "quotas": [use for use in limits.volume_quota_use(snapshot.project) if use.is_limited],
         "damage": damage_of(disks),
+        "price": price_of_new_volumes(quote, per_gb=True),
+        "rate_micro": quote.rate_micro if quote else "",
     }
     return render(request, "snapshots/new_volume.html", context)
 
@@ -276,6 +284,11 @@ def new_machine(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         "quotas": [use for use in limits.volume_quota_use(snapshot.project) if use.is_limited],
         "disks": disks,
         "damage": damage_of(disks),
+        "price": price_of_new_volumes(
+            volumes.quote_volume(
+                snapshot.project, snapshot.location, sum(disk.size_gb for disk in disks), at=timezone.now()
+            )
+        ),
     }
     return render(request, "snapshots/new_machine.html", context)
 

@@ -24,7 +24,7 @@ from billing.models import ServiceKind
 from billing.prices import PriceList, Quote
 from cng_portal.accounts.models import User
 from cng_portal.accounts.requests import Request
-from cng_portal.common.money import format_amount, format_price, format_rate
+from cng_portal.common.money import format_amount, format_count, format_price, format_rate
 from cng_portal.common.responses import is_fragment, render_part
 from cng_portal.inventory.models import VirtualMachine, Volume
 from snapshots import checks, lists, wizard
@@ -190,6 +190,29 @@ def price_of(snapshot: Snapshot, prices: PriceList, *, once_sound: bool = False)
         return None
     currency, now = snapshot.project.customer.currency, timezone.now()
     return prices.quote(snapshot.service_kind, snapshot.location_id, currency, now, size_gb=snapshot.size_gb)
+
+
+def price_of_new_volumes(quote: Quote | None, *, per_gb: bool = False) -> str:
+    """Return a sentence on what new volumes cost together; `per_gb` if their size can still be chosen."""
+    if quote is None:
+        return _("Volumes in this location are free of charge.")
+    sentence = (
+        _(
+            "A volume costs {rate} per GB and hour, from when it is available until you delete it. With {size} GB that is "
+            "{hourly} an hour, about {monthly} a month."
+        )
+        if per_gb
+        else _(
+            "The volumes cost {hourly} an hour, about {monthly} a month, from when they are available until you delete them."
+        )
+    )
+    return with_amounts(
+        sentence,
+        rate=format_rate(quote.rate_micro, quote.currency),
+        size=format_count(quote.size_gb),
+        hourly=format_price(quote.hourly_micro, quote.currency),
+        monthly=format_amount(quote.monthly_micro, quote.currency),
+    )
 
 
 def price_of_backups(quote: Quote, count: int) -> SafeString:

@@ -5,10 +5,13 @@ from uuid import UUID
 
 from django.db.models import Count
 from django.http import HttpRequest, HttpResponse
-from django.shortcuts import get_object_or_404, render
+from django.shortcuts import render
+from django.utils import timezone
 from django.views.decorators.http import require_GET
 
+from billing.charges import cost_so_far
 from cng_portal.accounts.models import User
+from cng_portal.common.money import format_amount, format_price
 from cng_portal.common.responses import is_fragment
 from cng_portal.common.templatetags.portal import poll_seconds
 from cng_portal.inventory.models import Volume
@@ -16,23 +19,32 @@ from snapshots import lists, protection
 from snapshots.backups.views import build_schedule_rows
 from snapshots.forms import VolumeFilterForm
 from snapshots.models import BackupSchedule, DiskImage, Operation, Snapshot, usable
+from snapshots.storage.registry import get_driver
+from snapshots.volume_charges import quote_volumes
+from snapshots.volumes import machine_of
 
 from .common import render_list, render_live, version_of
 from .rows import build_operation_rows, build_rows, find_hidden, listed_snapshots, newest_operations
 from .timelines import timeline_of
+from .volume_actions import get_volume, volume_actions_for
 
 SNAPSHOTS_SHOWN = 50
 OPERATIONS_SHOWN = 20
+CREATING_KINDS = (Operation.Kind.CREATE_VOLUME, Operation.Kind.NEW_VOLUME)
 
 
 @dataclass(frozen=True)
 class VolumeRow:
-    """A volume with its newest usable snapshot or backup, if any, and whether the user sees that."""
+    """A volume with its newest usable snapshot or backup, if any, and whether the user sees that.
+
+    `hourly` is its price ("K 20"), empty if it costs nothing.
+    """
 
     volume: Volume
     point: Snapshot | None
     can_see_point: bool
     snapshot_count: int
+    hourly: str
     can_change: bool
 
 
@@ -55,15 +67,17 @@ def build_volume_rows(volumes: list[Volume], user: User) -> list[VolumeRow]:
     snapshots = Snapshot.objects.filter(volume_id__in=[volume.pk for volume in volumes], deleted_at=None).order_by()
     counts = dict(snapshots.values_list("volume_id").annotate(Count("pk")))
     points = protection.get_newest_points(volumes)
+    quotes = quote_volumes(volumes, at=timezone.now())
     rows = []
     for volume in volumes:
-        point = points.get(volume.pk)
+        point, quote = points.get(volume.pk), quotes.get(volume.pk)
         rows.append(
             VolumeRow(
                 volume,
                 point=point,
                 can_see_point=point is not None and point.project_id in user.roles,
                 snapshot_count=counts.get(volume.pk, 0),
+                hourly=format_price(quote.hourly_micro, quote.currency) if quote else "",
                 can_change=user.can_change(volume.project_id),
             )
         )
@@ -80,8 +94,7 @@ def is_in_machine_snapshots(volume: Volume) -> bool:
 def volume(request: HttpRequest, volume_id: UUID) -> HttpResponse:
     """Show a volume, also a deleted one, whose snapshots still exist."""
     user = request.user
-    visible = Volume.objects.visible_to(user).select_related("project__customer", "location", "vm")
-    volume = get_object_or_404(visible, pk=volume_id)
+    volume = get_volume(user, volume_id)
     visible_snapshots = listed_snapshots().filter(volume=volume, deleted_at=None, project__in=list(user.roles))
     snapshots = list(visible_snapshots.order_by("-created_at", "-pk")[:SNAPSHOTS_SHOWN])
     operations = newest_operations(
@@ -91,15 +104,16 @@ def volume(request: HttpRequest, volume_id: UUID) -> HttpResponse:
     )
     rows = build_operation_rows(operations, user)
     created_by = next(
-        (
-            row
-            for row in rows
-            if row.operation.kind == Operation.Kind.NEW_VOLUME and row.operation.volume_id == volume.pk
-        ),
+        (row for row in rows if row.operation.kind in CREATING_KINDS and row.operation.volume_id == volume.pk),
         None,
     )
+    retry = next((row for row in rows if row.can_retry and row.operation.volume_id == volume.pk), None)
+    quote = quote_volumes([volume], at=timezone.now()).get(volume.pk)
+    point = protection.get_newest_points([volume]).get(volume.pk)
+    machine = machine_of(volume)
     can_change = user.can_change(volume.project_id)
-    schedules = BackupSchedule.objects.visible_to(user).present().with_related().filter(volume=volume)
+    seen_schedules = BackupSchedule.objects.visible_to(user).present().with_related()
+    schedules = seen_schedules.filter(volume=volume)
     context = {
         "volume": volume,
         "rows": build_rows(snapshots, user),
@@ -111,15 +125,31 @@ def volume(request: HttpRequest, volume_id: UUID) -> HttpResponse:
         "line": timeline_of(visible_snapshots, born=volume.created_at),
         "operations": rows,
         "created_by": created_by.operation if created_by else None,
-        "retry": created_by if created_by and created_by.can_retry else None,
+        "created_is_empty": created_by is not None and created_by.operation.kind == Operation.Kind.CREATE_VOLUME,
+        "retry": retry,
+        "growing_to_gb": next((row.operation.new_size_gb for row in rows if row.operation.is_active), None),
+        "price": quote,
+        "hourly": format_price(quote.hourly_micro, quote.currency) if quote else "",
+        "monthly": format_amount(quote.monthly_micro, quote.currency) if quote else "",
+        "cost": cost_so_far(resource_id=volume.pk, at=timezone.now()),
+        "point": point,
+        "can_see_point": point is not None and point.project_id in user.roles,
+        "machine_schedules": list(seen_schedules.filter(vm=machine)) if machine else [],
+        "attaches": get_driver(volume.location).attaches,
+        "actions": volume_actions_for(volume, user),
+        "is_new": can_change and volume.state == Volume.State.AVAILABLE and not volume.vm_id and created_by is not None,
         # The volume's state too, because the operation may have finished between the two queries.
-        "is_live": volume.state == Volume.State.CREATING or any(operation.is_active for operation in operations),
+        "is_live": volume.state in (Volume.State.CREATING, Volume.State.DELETING)
+        and volume.deleted_at is None
+        and retry is None
+        or any(operation.is_active for operation in operations),
         "poll_seconds": poll_seconds(operations),
         "can_change": can_change,
         "can_take": can_change and volume.deleted_at is None and volume.state == Volume.State.AVAILABLE,
     }
     version = version_of(
         volume.state,
+        volume.size_gb,
         volume.deleted_at,
         [(operation.pk, operation.state) for operation in operations],
         [(snapshot.pk, snapshot.state) for snapshot in snapshots],

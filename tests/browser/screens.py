@@ -24,7 +24,8 @@ from django.utils import timezone
 from playwright.sync_api import Page
 
 from billing.closing import close_months
-from billing.models import Invoice, PriceVersion
+from billing.models import Invoice, PriceVersion, ServiceKind
+from billing.packages import create_package
 from billing.usage import close_segment, open_segment
 from billing.wallet import buy_credits, grant_credits
 from cng_portal.accounts import roles
@@ -36,6 +37,7 @@ from cng_portal.notifications.models import Notification
 from snapshots import wizard
 from snapshots.backups.automatic import switch_automatic_backups
 from snapshots.models import BackupSchedule, Kind, Snapshot
+from snapshots.volume_charges import start_charging_volume
 from tests.factories import (
     BackupFactory,
     BackupRunFactory,
@@ -64,6 +66,7 @@ UNSEEN = {
     "snapshots:row": "a part of the lists",
     "snapshots:menu": "a part of the lists",
     "snapshots:schedule_menu": "a part of the lists",
+    "snapshots:volume_menu": "a part of the lists",
     "snapshots:cancel": "the same question as that of a snapshot",
     "snapshots:cancel_snapshot": "leads on to the snapshot",
     "snapshots:work": "a part of the bell",
@@ -201,6 +204,7 @@ def fill(member: Membership, storage_root: Path) -> None:
     OperationFactory(snapshot=leaving, kind="delete", requested_by=user)
     for snapshot in Snapshot.objects.filter(ready_at__isnull=False):
         charge(snapshot)
+    sell_block_storage(yangon)
     for snapshot in Snapshot.objects.filter(volume=office).order_by("created_at")[:3]:
         close_segment(resource_id=snapshot.pk, kind=snapshot.service_kind, at=now - timedelta(days=20))
     close_months(at=now)
@@ -214,6 +218,13 @@ def fill(member: Membership, storage_root: Path) -> None:
         key = f"{'session':x<30}{number}"
         Session.objects.create(session_key=key, session_data="", expire_date=now + timedelta(days=1))
         user.usersession_set.create(session_key=key, ip=f"192.0.2.{number + 7}", user_agent=agent)
+
+
+def sell_block_storage(location: Location) -> None:
+    started_at = timezone.now() - timedelta(days=200)
+    create_package(location=location, kind=ServiceKind.BLOCK_STORAGE, rate_micro=250_000, starts_at=started_at)
+    for volume in Volume.objects.present().filter(location=location):
+        start_charging_volume(volume, at=volume.created_at)
 
 
 def charge(snapshot: Snapshot) -> None:
@@ -252,6 +263,16 @@ def work_in_each_state(member: Membership) -> None:
         volume=VolumeFactory(project=data.project, location=data.location, name="made-from-it", state="creating"),
         requested_by=member.user,
     )
+    place = {"project": data.project, "location": data.location}
+    fresh = VolumeFactory(name="uploads", size_gb=100, available_at=now, **place)
+    start_charging_volume(fresh, at=now)
+    leaving = VolumeFactory(name="old-uploads", state="deleting", delete_requested_at=now, **place)
+    for kind, volume, fields in (
+        ("create_volume", fresh, {"succeeded": True}),
+        ("delete_volume", leaving, {"failed": True}),
+        ("extend_volume", Volume.objects.get(name="web-01-root"), {"new_size_gb": 40, "running": True}),
+    ):
+        OperationFactory(kind=kind, snapshot=None, volume=volume, requested_by=member.user, **fields)
 
 
 def protect(member: Membership) -> None:
@@ -388,6 +409,7 @@ def of_snapshots(member: Membership) -> Screens:
         "volumes-nothing-found": Screen("/volumes/?q=nothing"),
         "volume": Screen(reverse("snapshots:volume", args=[data.pk])),
         "volume-long": Screen(reverse("snapshots:volume", args=[huge.pk])),
+        "volumes-row-menu": Screen("/volumes/", open_menu(".row-menu summary"), menu=True),
         "machines": Screen(reverse("snapshots:machines")),
         "machine": Screen(reverse("snapshots:machine", args=[data.vm_id])),
         "machine-long": Screen(reverse("snapshots:machine", args=[huge.vm_id])),
@@ -410,6 +432,15 @@ def of_snapshots(member: Membership) -> Screens:
     for act in ("rename", "move", "delete", "restore", "new_volume", "verify"):
         address = reverse(f"snapshots:{act}", args=[ready.pk])
         found[f"act-{act}"] = Screen(address)
+    for name in ("uploads", "old-uploads", "web-01-root"):
+        found[f"volume-{name}"] = Screen(reverse("snapshots:volume", args=[Volume.objects.get(name=name).pk]))
+    for act in ("grow", "attach", "detach", "rename", "delete"):
+        for name in ("uploads", "db-01-data"):
+            address = reverse(f"snapshots:{act}_volume", args=[Volume.objects.get(name=name).pk])
+            found[f"volume-{act}-{name}"] = Screen(address)
+    found["volume-grow-price"] = Screen(
+        reverse("snapshots:grow_volume", args=[Volume.objects.get(name="uploads").pk]) + "?size_gb=150"
+    )
     for act in ("restore", "new_volume", "verify"):
         found[f"act-{act}-damaged"] = Screen(reverse(f"snapshots:{act}", args=[states["damaged"].pk]))
     for act in ("delete", "restore"):

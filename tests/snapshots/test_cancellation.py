@@ -23,6 +23,7 @@ from snapshots.backups.runs import settle_runs
 from snapshots.backups.schedules import run_now
 from snapshots.errors import InvalidState
 from snapshots.models import Kind, Operation, Snapshot, State
+from snapshots.volume_charges import start_charging_volume
 from tests.factories import (
     BackupScheduleFactory,
     DiskImageFactory,
@@ -217,6 +218,8 @@ def test_one_volume_of_a_new_machine_cancels_the_machine(
     put_volume(storage_root, done.volume, b"done")
     Operation.objects.filter(pk=done.pk).update(state="succeeded", finished_at=timezone.now())
     Volume.objects.filter(pk=done.volume_id).update(state=Volume.State.AVAILABLE)
+    sell_everywhere(kind=ServiceKind.BLOCK_STORAGE)
+    start_charging_volume(done.volume, at=timezone.now())
 
     cancellation.cancel(operation=waiting, user=member.user)
     carry_out_what_waits()
@@ -225,6 +228,8 @@ def test_one_volume_of_a_new_machine_cancels_the_machine(
     assert vm.deleted_at is not None and not vm.volumes.present().exists()
     assert files_of(storage_root) == {f"{volume.pk}.img"}
     assert VirtualMachine.objects.filter(deleted_at=None).get() == volume.vm
+    done.volume.refresh_from_db()
+    assert done.volume.delete_requested_at == UsageSegment.objects.get(resource_id=done.volume_id).ended_at
 
 
 def test_a_read_that_a_person_asked_for_is_cancelled_and_one_of_the_portals_own_is_not(

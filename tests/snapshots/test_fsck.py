@@ -25,6 +25,7 @@ from snapshots import new_volumes, restores, services
 from snapshots.maintenance import fsck
 from snapshots.maintenance.findings import EXPLANATIONS
 from snapshots.models import DiskImage, Operation, Snapshot, State
+from snapshots.storage.contract import GIB
 from snapshots.storage.local.locking import hold_names
 from tests.factories import LocationFactory, MembershipFactory, OperationFactory, SnapshotFactory, VolumeFactory
 from tests.snapshots.disks import carry_out_what_waits, put_volume, sell_everywhere
@@ -307,6 +308,37 @@ def test_the_disk_of_a_volume_that_is_gone_and_one_of_another_size_are_told(
     put_volume(storage_root, gone, b"")
     Volume.objects.filter(pk=snapshot.volume_id).update(size_gb=7)
     assert find() == ["volume-size", "volume-undeleted"]
+
+
+def test_the_disk_of_a_volume_whose_deletion_was_accepted_is_removed(snapshot: Snapshot, storage_root: Path) -> None:
+    at = timezone.now()
+    fields = {
+        "project": snapshot.project,
+        "location": snapshot.location,
+        "state": "deleting",
+        "delete_requested_at": at,
+    }
+    gone, leaving = VolumeFactory(**fields, deleted_at=at), VolumeFactory(**fields)
+    for each in gone, leaving:
+        put_volume(storage_root, each, b"")
+    assert find() == ["stuck", "volume-undeleted"]
+    run(repair=True)
+    carry_out_what_waits()
+    leaving.refresh_from_db()
+    assert leaving.is_deleted and find() == []
+
+
+def test_a_growth_that_failed_after_the_disk_had_grown_is_recorded(snapshot: Snapshot, storage_root: Path) -> None:
+    volume = snapshot.volume
+    assert volume
+    path = storage_root / volume.location_id / "volumes" / f"{volume.pk}.img"
+    os.truncate(path, 3 * GIB)
+    run(repair=True)
+    assert find() == ["volume-size"], "nobody has asked for it"
+    OperationFactory(kind="extend_volume", snapshot=None, volume=volume, new_size_gb=3, failed=True)
+    run(repair=True)
+    volume.refresh_from_db()
+    assert volume.size_gb == 3 and find() == []
 
 
 @pytest.mark.parametrize("replace", [lambda path: path.symlink_to("/dev/zero"), os.mkfifo, Path.mkdir])

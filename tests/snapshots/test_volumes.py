@@ -221,7 +221,7 @@ def test_a_volume_that_is_gone_keeps_its_page_and_its_snapshots(client: Client, 
 
     page = client.get(url(volume)).content.decode()
 
-    assert "This volume is gone" in page
+    assert "This volume is deleted" in page
     assert snapshot.name in page
     assert take_url(volume) not in page
 

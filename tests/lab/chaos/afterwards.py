@@ -210,16 +210,18 @@ def acts_are_written_down() -> Iterator[str]:
         entries[act, thing] += 1
         looked_at["entries of the activity log"] += 1
     happened: collections.Counter[tuple[str, str]] = collections.Counter()
-    for kind, snapshot_id in Operation.objects.foreground().values_list("kind", "snapshot"):
-        happened[f"snapshot.{kind}", str(snapshot_id)] += 1
+    for kind, snapshot_id, volume_id in Operation.objects.foreground().values_list("kind", "snapshot", "volume"):
+        area = "snapshot" if snapshot_id else "volume"
+        happened[f"{area}.{kind}", str(snapshot_id or volume_id)] += 1
     cancelled = Operation.objects.filter(state=Operation.State.CANCELLED).values_list(
-        "pk", "kind", "snapshot", "volume__vm"
+        "pk", "kind", "snapshot", "volume", "volume__vm"
     )
     # the volumes of a new machine are cancelled together
-    for _cancelled, snapshot_id in {
-        (vm if vm and kind == Operation.Kind.NEW_VOLUME else pk, snapshot) for pk, kind, snapshot, vm in cancelled
+    for _cancelled, subject_id in {
+        (vm if vm and kind == Operation.Kind.NEW_VOLUME else pk, snapshot or volume)
+        for pk, kind, snapshot, volume, vm in cancelled
     }:
-        happened["snapshot.cancel", str(snapshot_id)] += 1
+        happened["snapshot.cancel", str(subject_id)] += 1
     for schedule in BackupSchedule.objects.filter(origin=BackupSchedule.Origin.CUSTOMER):
         happened["backup.schedule", str(schedule.vm_id)] += 1
         if schedule.deleted_at:
@@ -232,7 +234,7 @@ def acts_are_written_down() -> Iterator[str]:
         happened["user.join", str(user_id)] += 1
     told = {act for act, _thing in happened}
     for act, thing in sorted(happened.keys() | {key for key in entries if key[0] in told}):
-        if act == "snapshot.clean_up":  # who takes a failed snapshot again takes its clean-up over, and removes it
+        if act.endswith(".clean_up"):  # who takes a failed snapshot again takes its clean-up over, and removes it
             continue
         if entries[act, thing] != happened[act, thing]:
             yield f"{act} of {thing} happened {happened[act, thing]} times, {entries[act, thing]} are written down"

@@ -98,6 +98,7 @@ class DriverContract:
         assert_holds(store, grown, BEFORE | {GIB: bytes(4096), 3 * GIB - 4096: bytes(4096)})
         for ref in volume, grown:  # what a worker passes that died before, and after it had recorded the size
             store.driver.extend_volume(ref, 3)
+            assert store.driver.measure_volume(ref) == 3 * GIB
         store.write(grown, {3 * GIB - 4096: b"tail" * 1024})
         [snapshot] = capture(store, grown)
         info = store.driver.find_snapshot(snapshot)
@@ -143,6 +144,8 @@ class DriverContract:
     def test_a_missing_volume_cannot_be_extended(self, store: Store) -> None:
         with pytest.raises(NotFound, match="gone for good"):
             store.driver.extend_volume(VolumeRef(uuid=uuid4(), name="gone for good", size_gb=1), 2)
+        with pytest.raises(NotFound, match="gone for good"):
+            store.driver.measure_volume(VolumeRef(uuid=uuid4(), name="gone for good", size_gb=1))
 
     def test_a_snapshot_says_what_was_captured_and_when(self, store: Store) -> None:
         volume = new_volume(store, BEFORE)
