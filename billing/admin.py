@@ -88,6 +88,10 @@ class PackageAdmin(SupportAdmin):
     def get_readonly_fields(self, request: HttpRequest, obj: Package | None = None) -> list[str]:
         return ["location", "kind", "currency"] if obj else []
 
+    def get_fields(self, request: HttpRequest, obj: Package | None = None) -> list[str]:
+        fields = list(PackageForm.Meta.fields)
+        return fields if obj else [*fields, "confirm_volumes"]
+
     @admin.display(description=gettext_lazy("price now"))
     def price_now(self, package: Package) -> str:
         price = rating.price_at([version.price for version in package.versions.all()], timezone.now())

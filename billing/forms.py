@@ -16,10 +16,12 @@ from cng_portal.accounts.models import Customer, Project
 from cng_portal.common import money
 from cng_portal.inventory.models import Location
 
+from .block_storage import NOTICE, count_uncharged
 from .models import (
     LOWER_ONLY,
     MAX_AMOUNT_MICRO,
     MAX_RATE_MICRO,
+    NOT_AGAIN,
     ONLY_FIXED_PRORATA,
     ONLY_HOURLY,
     ONLY_PACKAGE_KINDS,
@@ -95,6 +97,7 @@ class PriceVersionFormSet(forms.BaseInlineFormSet):
             if any(form.has_changed() and form not in self.deleted_forms for form in self.forms):
                 raise forms.ValidationError(_("An inactive package takes no new prices. Activate it first."))
             return
+        self.require_notice(package)
         same_service = PriceVersion.objects.filter(
             package__location=package.location_id, package__kind=package.kind, package__currency=package.currency
         )
@@ -126,6 +129,24 @@ class PriceVersionFormSet(forms.BaseInlineFormSet):
             if "rate" in form.cleaned_data:
                 rates[starts_at] = form.instance.rate_micro
 
+    def require_notice(self, package: Package) -> None:
+        """Add an error if the first price of Block Storage charges volumes before their owners have had notice."""
+        if package.kind != ServiceKind.BLOCK_STORAGE or not package.location_id:
+            return
+        planned = [form for form in self.forms if form not in self.deleted_forms and form.cleaned_data.get("starts_at")]
+        first: Any = min(planned, key=lambda form: form.cleaned_data["starts_at"], default=None)
+        soonest = timezone.now() + NOTICE
+        if not first or not first.has_changed() or first.cleaned_data["starts_at"] >= soonest:
+            return
+        volumes, _customers = count_uncharged(package.location_id, package.currency)
+        if volumes:
+            sentence = _(
+                "There are volumes that cost nothing yet. Their owners are notified %(days)s days before: choose a start "
+                "after %(soonest)s UTC."
+            )
+            instants = {"days": NOTICE.days, "soonest": f"{soonest:%Y-%m-%d %H:%M}"}
+            first.add_error("starts_at", sentence % instants)
+
 
 class PriceCorrectionForm(forms.Form):
     """The right rate of a price that has begun and was too high."""
@@ -156,6 +177,14 @@ class PriceCorrectionForm(forms.Form):
 
 
 class PackageForm(forms.ModelForm):
+    """A package. A new one of Block Storage asks once whether the volumes that it will charge are meant."""
+
+    confirm_volumes = forms.BooleanField(
+        label=_("charge existing volumes"),
+        required=False,
+        help_text=_("Confirm that the volumes of a location without Block Storage so far will be charged."),
+    )
+
     class Meta:
         model = Package
         fields = ["location", "kind", "currency", "name", "active", "billing_cycle", "billing_rule"]
@@ -167,6 +196,10 @@ class PackageForm(forms.ModelForm):
 
     def clean_active(self) -> bool:
         active: bool = self.cleaned_data["active"]
+        is_block_storage = self.instance.pk and self.instance.kind == ServiceKind.BLOCK_STORAGE
+        if is_block_storage and active and not self.initial["active"]:
+            if self.instance.versions.filter(starts_at__lte=Now()).exists():
+                raise forms.ValidationError(NOT_AGAIN)
         # A month may have been closed by a clock that was ahead.
         planned = self.instance.versions.filter(starts_at__gt=Now()) if self.instance.pk and not active else []
         if planned and InvoiceLine.objects.filter(price_version__in=planned).exists():
@@ -176,6 +209,19 @@ class PackageForm(forms.ModelForm):
                 )
             )
         return active
+
+    def clean(self) -> dict[str, Any]:
+        cleaned = super().clean() or self.cleaned_data
+        is_new = self.instance.pk is None and cleaned.get("kind") == ServiceKind.BLOCK_STORAGE
+        if is_new and cleaned.get("location") and cleaned.get("currency") and not cleaned.get("confirm_volumes"):
+            volumes, customers = count_uncharged(cleaned["location"].pk, cleaned["currency"])
+            if volumes:
+                sentence = _(
+                    "Volumes that will be charged from the first price on: %(volumes)s, of %(customers)s customers. Their "
+                    "owners are notified now. If that is right, check this box and save again."
+                )
+                self.add_error("confirm_volumes", sentence % {"volumes": volumes, "customers": customers})
+        return cleaned
 
 
 class WalletForm(forms.Form):

@@ -43,6 +43,11 @@ ONE_PACKAGE = _(
 )
 
 
+NOT_AGAIN = _(
+    "A Block Storage package that was deactivated stays so: volumes would be charged without notice. Add another."
+)
+
+
 class ServiceKind(models.TextChoices):
     BLOCK_STORAGE = "block_storage", _("Block Storage")
     BS_SNAPSHOT = "bs_snapshot", _("BS Snapshot")

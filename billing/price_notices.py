@@ -16,7 +16,7 @@ from cng_portal.common.templatetags.portal import minute
 from cng_portal.notifications.models import Notification
 from cng_portal.notifications.services import customer_owners, notify
 
-from . import rating
+from . import block_storage, rating
 from .models import Package, PriceVersion, ServiceKind, UsageSegment
 from .prices import PriceList
 
@@ -30,11 +30,13 @@ def notify_new_users(*, at: datetime) -> int:
 
 
 def notify_planned(version: PriceVersion, *, at: datetime, since: datetime | None = None) -> None:
-    """Say what the running usage will cost from the start of a planned price on. No-op for a package's first price.
+    """Say what the running usage will cost from the start of a planned price on, and volumes that aren't charged yet.
 
     `since`: only to customers with usage that was recorded later.
     """
     package = version.package
+    if version.starts_at > at and block_storage.starts_charging(version):
+        block_storage.notify_first_price(version)
     before_micro = _rate_before(version)
     if version.starts_at <= at or before_micro is None or before_micro == version.rate_micro:
         return
@@ -67,6 +69,8 @@ def notify_planned(version: PriceVersion, *, at: datetime, since: datetime | Non
 def notify_withdrawn(version: PriceVersion) -> None:
     """Say that a planned price that was announced won't come. Call it before the version is deleted."""
     package, before_micro = version.package, _rate_before(version)
+    if block_storage.starts_charging(version):
+        block_storage.notify_withdrawn(version)
     if before_micro is None or before_micro == version.rate_micro:
         return
 

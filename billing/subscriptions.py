@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Any
 
 from django.db import models
-from django.db.models import Case, When
+from django.db.models import Case, Exists, OuterRef, Q, When
 from django.utils.translation import gettext_lazy as _
 
 from cng_portal.accounts.models import Customer
@@ -14,7 +14,10 @@ from .models import UsageSegment
 
 
 class SubscriptionState(models.TextChoices):
-    """`SCHEDULED`: deleted, so that charging has ended, but its last paid hour isn't over."""
+    """`SCHEDULED`: deleted, so that charging has ended, but its last paid hour isn't over.
+
+    A segment that goes on in another one, after a change of size, project or price, is `INACTIVE` once that is recorded.
+    """
 
     ACTIVE = "active", _("Active")
     INACTIVE = "inactive", _("Inactive")
@@ -29,8 +32,10 @@ def get_subscriptions(*, customer: Customer, state: str, kind: str, at: datetime
     if state == SubscriptionState.ACTIVE:
         segments = segments.filter(ended_at=None)
     else:
+        goes_on = UsageSegment.objects.filter(resource_id=OuterRef("resource_id"), kind=OuterRef("kind"), ended_at=None)
+        recent = Q(ended_at__gt=at - rating.HOUR) & ~Exists(goes_on)
         segments = segments.filter(ended_at__isnull=False).alias(
-            in_paid_hour=Case(When(ended_at__gt=at - rating.HOUR, then=bulk.in_paid_hour(at)), default=False)
+            in_paid_hour=Case(When(recent, then=bulk.in_paid_hour(at)), default=False)
         )
         segments = segments.filter(in_paid_hour=state == SubscriptionState.SCHEDULED)
         if state == SubscriptionState.SCHEDULED:

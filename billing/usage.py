@@ -175,7 +175,7 @@ def rename_resource(*, resource_id: UUID, name: str) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class RunningUsage:
-    """A customer's running usage at an instant, of one kind in one location. `hourly_micro` is its cost an hour."""
+    """A customer's running usage of one kind in one location. `hourly_micro` is its cost an hour."""
 
     customer_id: UUID
     kind: str
@@ -185,8 +185,12 @@ class RunningUsage:
 
 
 def running_usage_of(customers: Iterable[Customer] | QuerySet[Customer], *, at: datetime) -> list[RunningUsage]:
-    """Sum up the customers' running usage at the instant, by customer, kind and location. Two queries."""
-    running = UsageSegment.objects.filter(customer__in=customers, ended_at=None, started_at__lte=at).order_by()
+    """Sum up the usage that runs in the hour from `at` on, by customer, kind and location. Two queries.
+
+    It includes usage that was changed, and goes on so when the paid hour ends.
+    """
+    running = UsageSegment.objects.filter(customer__in=customers, ended_at=None, started_at__lt=at + rating.HOUR)
+    running = running.order_by()
     sums = running.values_list("customer_id", "customer__currency", "kind", "location_id").annotate(
         count=Count("*"), size_gb=Sum("size_gb"), base_rate_micro=Sum("base_rate_micro")
     )

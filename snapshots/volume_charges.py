@@ -1,15 +1,22 @@
 """Charge volumes as Block Storage: from the instant at which they are available until their deletion is accepted.
 
 A volume costs something where its location sells Block Storage in its customer's currency. Elsewhere a cloud may bill it.
+Where a location begins to sell Block Storage, the volumes that it has are charged from the start of the first price on, and
+their owners are notified before: see `billing.block_storage`.
 """
 
 from collections.abc import Collection
 from datetime import datetime
 from uuid import UUID
 
+from django.db import transaction
+from django.db.models import Exists, OuterRef, Q, QuerySet
+
 from billing.models import ServiceKind, UsageSegment
 from billing.prices import PriceList, Quote
-from billing.usage import change_usage, close_segment, open_segment
+from billing.usage import change_usage, close_segment, open_segment, rename_resource
+from cng_portal.accounts.services import lock_customer
+from cng_portal.common.loops import for_each
 from cng_portal.inventory.models import Volume
 
 BLOCK_STORAGE = ServiceKind.BLOCK_STORAGE
@@ -67,3 +74,79 @@ def quote_volumes(volumes: Collection[Volume], *, at: datetime) -> dict[UUID, Qu
             if quote:
                 quotes[volume.pk] = quote
     return quotes
+
+
+# --- charges that differ from the volumes -----------------------------------------------------------------------------
+
+
+def charge_volumes(*, at: datetime) -> None:
+    """Start the charges of volumes that are older than their location's first price, and settle any others."""
+    settle_charges(Volume.objects.all(), at=at)
+
+
+def settle_charges(volumes: QuerySet[Volume], *, at: datetime) -> None:
+    """Settle the charges of the volumes that are charged otherwise than they should be.
+
+    A charge starts when the volume became available, or when the location's first price did if that is later; a volume that
+    was charged before and came back is charged from `at` on. It ends when the deletion was accepted. Size, project and name
+    change at `at`. A volume's failure doesn't stop the others: raises an ExceptionGroup at the end.
+    """
+    ids = unsettled(volumes, at).order_by("pk").values_list("pk", "project__customer")
+    for_each(list(ids), lambda row: settle_charge(*row, at=at))
+
+
+def unsettled(volumes: QuerySet[Volume], at: datetime) -> QuerySet[Volume]:
+    charged = Exists(open_segments())
+    otherwise = ~Q(size_gb=OuterRef("size_gb"), project=OuterRef("project"), resource_name=OuterRef("name"))
+    return volumes.filter(
+        wrongly_free(at) | (charged & ~Q(chargeable())) | Q(Exists(open_segments().filter(otherwise)))
+    )
+
+
+def open_segments() -> QuerySet[UsageSegment]:
+    return UsageSegment.objects.filter(resource_id=OuterRef("pk"), kind=BLOCK_STORAGE.value, ended_at=None)
+
+
+def wrongly_free(at: datetime) -> Q:
+    """Return the condition of volumes that aren't charged at the instant and should be. One query."""
+    sold = Q(pk__in=[])
+    for location_code, currency in sold_since(PriceList.load(), at):
+        sold |= Q(location=location_code, project__customer__currency=currency)
+    return chargeable() & sold & ~Q(Exists(open_segments()))
+
+
+def chargeable() -> Q:
+    """Return the condition of volumes that are charged where Block Storage is sold."""
+    was_available = Q(available_at__isnull=False) | Q(state=Volume.State.AVAILABLE)
+    return was_available & Q(delete_requested_at=None, deleted_at=None)
+
+
+def sold_since(prices: PriceList, at: datetime) -> dict[tuple[str, str], datetime]:
+    """Return {(location, currency): when Block Storage began to be sold} of those that sell it at the instant."""
+    return {
+        (location, currency): min(price.since for price in history if price.is_sold)
+        for (kind, location, currency), history in prices.versions.items()
+        if kind == BLOCK_STORAGE and prices.sold_rate(kind, location, currency, at) is not None
+    }
+
+
+def settle_charge(volume_id: UUID, customer_id: UUID, *, at: datetime) -> None:
+    with transaction.atomic():
+        lock_customer(customer_id)
+        volumes = Volume.objects.filter(pk=volume_id)
+        volume = unsettled(volumes, at).select_related("project__customer", "location").first()
+        if volume is None:  # It was settled meanwhile.
+            return
+        if not volumes.filter(chargeable()).exists():
+            stop_charging_volume(volume, at=volume.delete_requested_at or volume.deleted_at or at)
+        elif not change_volume_charge(volume, at=at):
+            start_charging_volume(volume, at=start_of(volume, at))
+        rename_resource(resource_id=volume.pk, name=volume.name)
+
+
+def start_of(volume: Volume, at: datetime) -> datetime:
+    """Return from when on a volume that isn't charged, and should be, is charged."""
+    if UsageSegment.objects.filter(resource_id=volume.pk, kind=BLOCK_STORAGE.value).exists():
+        return at
+    since = sold_since(PriceList.load([volume.location_id]), at)[volume.location_id, volume.project.customer.currency]
+    return max(volume.available_at or volume.created_at, since)

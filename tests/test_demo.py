@@ -10,7 +10,8 @@ from django.utils import timezone
 
 from billing import verification
 from billing.balance import get_balance
-from billing.models import ServiceKind
+from billing.charges import costs_so_far
+from billing.models import ServiceKind, UsageSegment
 from billing.prices import PriceList
 from cng_portal.accounts.models import BillingType, Customer, Project, User
 from cng_portal.common.money import to_micro
@@ -47,8 +48,13 @@ def test_the_demo_has_what_the_readme_promises(storage_root: Path) -> None:
     prepaid = User.objects.get(email="customer@example.com").customer
     assert prepaid.crn == "#001039"
     assert prepaid.billing_type == BillingType.PREPAID
+    now = timezone.now()
+    volumes = UsageSegment.objects.filter(customer=prepaid, kind=ServiceKind.BLOCK_STORAGE)
+    costs = costs_so_far(volumes.values_list("resource_id", flat=True), now)
+    assert len(costs) == 8  # those in Mandalay cost nothing
+    of_volumes = sum(cost.amount_micro for cost in costs.values())
     # 20 % of web-01's K 45.50, for the first hour of its automatic backups
-    assert get_balance(customer=prepaid, at=timezone.now()) == to_micro(Decimal("99_990.90"))
+    assert get_balance(customer=prepaid, at=now) == to_micro(Decimal("99_990.90")) - of_volumes
     assert set(prepaid.projects.values_list("name", flat=True)) == {"Default", "Software", "Test"}
     assert User.objects.get(email="other@example.com").customer.billing_type == BillingType.POSTPAID
     prices, now = PriceList.load(), timezone.now()

@@ -249,6 +249,12 @@ class VolumeForm(ResourceForm):
             )
         return vm
 
+    def clean_deleted_at(self) -> datetime | None:
+        deleted_at: datetime | None = self.cleaned_data["deleted_at"]
+        if deleted_at and deleted_at > timezone.now():
+            raise ValidationError(_("A volume can't have been deleted in the future."))
+        return deleted_at
+
 
 @admin.register(Volume)
 class VolumeAdmin(SupportAdmin):

@@ -23,6 +23,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from billing.models import UsageSegment
+from billing.prices import PriceList
 from cng_portal.accounts.models import Project
 from cng_portal.accounts.services import lock_customer
 from cng_portal.common.loops import for_each
@@ -33,6 +34,8 @@ from ..models import DeletionCause, DiskImage, Kind, Operation, Snapshot, State,
 from ..storage.contract import Consistency, Driver, StorageError
 from ..storage.inventory import CloudProjectInfo, CloudServer, CloudSnapshot, CloudVolume, Inventory
 from ..storage.registry import get_driver
+from ..volume_charges import settle_charges, sold_since, wrongly_free
+from ..volume_notices import notify_charged_volumes
 from .notices import notify_charged
 
 M = TypeVar("M", bound=Model)
@@ -134,7 +137,7 @@ def sync_location(location: Location, *, now: datetime | None = None) -> Report:
     record_projects(location, listed, since)
     own = next((project.ref for project in listed if project.is_own), "")
     present = CloudProject.objects.filter(location=location, missing_since=None)
-    for cloud_project in one_by_one(present.select_related("project")):
+    for cloud_project in one_by_one(present.select_related("project__customer")):
         sync = ProjectSync(location, cloud_project, since, report)
         try:
             sync_project(sync, driver, driver, is_own=cloud_project.external_id == own)
@@ -204,6 +207,7 @@ def sync_project(sync: ProjectSync, driver: Driver, inventory: Inventory, *, is_
             save_snapshots(sync, snapshots)
     mark_gone(sync)
     apply_charging_rules(sync)
+    charge_volumes(sync)
     driver.remove_orphans(ref)
     finished = CloudProject.objects.filter(Q(synced_at=None) | Q(synced_at__lt=sync.since), pk=cloud_project.pk)
     finished.update(synced_at=sync.since)
@@ -292,9 +296,14 @@ def save_volumes(sync: ProjectSync, volumes: list[CloudVolume], *, machines_by_a
     machines = dict(here.values_list("backend_ref", "pk"))
     rows = Volume.objects.filter(**sync.scope, backend_ref__in=by_ref)
     changed = []
-    for row in rows.filter(sync.unseen).select_related("vm"):
+    # One whose deletion was requested here stays so, although the cloud still lists it.
+    for row in rows.filter(sync.unseen, delete_requested_at=None).select_related("vm"):
         volume = by_ref[row.backend_ref]
         fields = describe_volume(volume, machines) | {"deleted_at": None}
+        if row.available_at and volume.is_creating:
+            del fields["state"]
+        if volume.is_ready and not row.available_at and row.state != Volume.State.AVAILABLE:
+            fields["available_at"] = sync.since
         if row.pk == volume.portal_uuid:  # Its name in the cloud derives from its ID.
             del fields["name"]
         if row.vm and not row.vm.backend_ref and not volume.server_ref:  # Its machine exists only in the portal.
@@ -302,7 +311,7 @@ def save_volumes(sync: ProjectSync, volumes: list[CloudVolume], *, machines_by_a
         if set_fields(row, fields):
             row.name_key = fold_name(row.name)
             changed.append(row)
-    names = ["name", "name_key", "size_gb", "state", "vm_id", "position", "deleted_at"]
+    names = ["name", "name_key", "size_gb", "state", "vm_id", "position", "available_at", "deleted_at"]
     fields_to_write = [name.removesuffix("_id") for name in names]
     Volume.objects.filter(sync.unseen).bulk_update(changed, fields_to_write, batch_size=100)
     sync.report.volumes_changed += len(changed)
@@ -315,6 +324,7 @@ def save_volumes(sync: ProjectSync, volumes: list[CloudVolume], *, machines_by_a
             project=sync.cloud_project.project,
             backend_ref=volume.ref,
             created_at=volume.created_at,
+            available_at=sync.since if volume.is_ready else None,
             seen_at=sync.since,
             **describe_volume(volume, machines),
         )
@@ -356,6 +366,7 @@ def adopt(sync: ProjectSync, volumes: list[CloudVolume]) -> list[CloudVolume]:
         if volume.portal_uuid in own_uuids and volume.is_ready:
             sync.report.volumes_new += failed.filter(pk=volume.portal_uuid).update(
                 state=Volume.State.AVAILABLE,
+                available_at=sync.since,
                 deleted_at=None,
                 backend_ref=volume.ref,
                 backend_project=sync.cloud_project.external_id,
@@ -521,6 +532,18 @@ def apply_charging_rules(sync: ProjectSync) -> None:
     for rows, change in ((stop, Snapshot.stop_charging), (start, Snapshot.start_charging)):
         for snapshot in one_by_one(rows.select_related("location", "project")):
             sync.report.charges_changed += change_charge(snapshot, rows, change, sync.since)
+
+
+def charge_volumes(sync: ProjectSync) -> None:
+    """Charge volumes that were imported, changed, deleted or found again. Members are notified of new charges before."""
+    assert sync.cloud_project.project is not None  # sync_project skips unmapped ones.
+    volumes = Volume.objects.filter(**sync.scope)
+    sales = sold_since(PriceList.load([sync.location.pk]), sync.since)
+    if sale := sales.get((sync.location.pk, sync.cloud_project.project.customer.currency)):
+        # The owners of older volumes were notified when the location's first price was planned.
+        imported = volumes.filter(wrongly_free(sync.since), available_at__gt=sale)
+        notify_charged_volumes(imported, sync.since)
+    settle_charges(volumes, at=sync.since)
 
 
 def change_charge(

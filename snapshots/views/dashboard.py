@@ -13,7 +13,7 @@ from django.views.decorators.http import require_GET
 
 from billing import rating
 from billing.access import billed_customer
-from billing.models import ServiceKind
+from billing.models import ServiceKind, UsageSegment
 from billing.prices import PriceList
 from billing.summary import build_summary
 from cng_portal.accounts.models import Customer, User
@@ -95,7 +95,10 @@ def newest_snapshots(user: User) -> list[Snapshot]:
 
 
 def figures(user: User) -> dict[str, object]:
-    """Return the totals to display: number and size of snapshots and backups, and their price an hour and a month."""
+    """Return the totals to display: number and size of snapshots and backups, and the price an hour and a month.
+
+    The price includes that of volumes.
+    """
     count = gb = 0
     prices, now = PriceList.load(), timezone.now()
     currency = user.customer.currency if user.customer else DEFAULT_CURRENCY
@@ -103,6 +106,8 @@ def figures(user: User) -> dict[str, object]:
     for kind, code, number, size_gb, charged_gb in snapshot_sums(user):
         count, gb = count + number, gb + size_gb
         hourly_micro += prices.hourly_micro(SERVICE_KINDS[Kind(kind)], code, currency, now, size_gb=charged_gb)
+    for code, size_gb in volume_sums(user):
+        hourly_micro += prices.hourly_micro(ServiceKind.BLOCK_STORAGE, code, currency, now, size_gb=size_gb)
     monthly_micro = hourly_micro * rating.HOURS_PER_MONTH
     return {
         "totals": {
@@ -163,6 +168,14 @@ def snapshot_sums(user: User) -> QuerySet[Any, tuple[Any, ...]]:
         .annotate(count=Count("*"), gb=Sum("size_gb"), charged_gb=Sum("size_gb", filter=charged, default=0))
     )
     return sums.values_list("kind", "location_id", "count", "gb", "charged_gb")
+
+
+def volume_sums(user: User) -> QuerySet[Any, tuple[Any, ...]]:
+    """Return (location, GB charged for)."""
+    charged = UsageSegment.objects.filter(
+        project__in=list(user.roles), kind=ServiceKind.BLOCK_STORAGE.value, ended_at=None
+    )
+    return charged.order_by().values_list("location_id").annotate(Sum("size_gb"))
 
 
 def cost_of_automatic_backups(user: User, prices: PriceList, currency: str, at: datetime) -> int:

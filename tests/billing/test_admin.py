@@ -7,10 +7,10 @@ from django.utils import timezone
 from billing import closing
 from billing.balance import get_balance
 from billing.models import Invoice, Package, PriceVersion, ServiceKind, WalletTransaction
-from billing.packages import set_price
+from billing.packages import create_package, retire_package, set_price
 from billing.wallet import buy_credits
 from cng_portal.activity.models import Activity
-from tests.factories import LocationFactory, UserFactory
+from tests.factories import LocationFactory, UserFactory, VolumeFactory
 
 pytestmark = pytest.mark.django_db
 
@@ -301,3 +301,50 @@ def test_a_package_whose_planned_price_is_invoiced_stays_active(desk, shop, use)
     assert "An invoice already uses a planned price of this package." in page.content.decode()
     shop.package.refresh_from_db()
     assert shop.package.active
+
+
+def block_storage_form(location, days, **fields):
+    start = timezone.now() + timedelta(days=days)
+    fields = {"kind": ServiceKind.BLOCK_STORAGE, "location": location.pk} | fields
+    return package_form(versions=[(None, start, "0.1")], **fields)
+
+
+def test_block_storage_that_charges_existing_volumes_is_confirmed_and_starts_after_notice(desk, shop):
+    url = reverse("admin:billing_package_add")
+    VolumeFactory(project=shop.project, location=shop.location)
+    VolumeFactory(project=shop.project, location=shop.location, gone=True)
+    soon = errors(desk.post(url, block_storage_form(shop.location, 2)))
+    assert "will be charged from the first price on: 1, of 1 customers" in soon
+    assert "Their owners are notified 3 days before" in soon
+    assert not Package.objects.filter(kind=ServiceKind.BLOCK_STORAGE).exists()
+    assert "notified 3 days before" in errors(
+        desk.post(url, block_storage_form(shop.location, 2, confirm_volumes="on"))
+    )
+    response = desk.post(url, block_storage_form(shop.location, 4, confirm_volumes="on"))
+    assert response.status_code == 302, errors(response)
+    assert shop.owner.notifications.get().title == "Volumes in 1CNG-YGN-AZ01 will be charged"
+    # nor may the planned price be brought forward, or raised, without notice
+    package = Package.objects.get(kind=ServiceKind.BLOCK_STORAGE)
+    [first] = package.versions.all()
+    url = reverse("admin:billing_package_change", args=[package.pk])
+    sooner = package_form(package, [(first.pk, timezone.now() + timedelta(days=1), "0.1")])
+    assert "notified 3 days before" in errors(desk.post(url, sooner))
+
+
+def test_block_storage_of_a_location_without_volumes_starts_at_once(desk, shop):
+    response = desk.post(reverse("admin:billing_package_add"), block_storage_form(shop.location, 0))
+    assert response.status_code == 302, errors(response)
+
+
+def test_a_block_storage_package_that_was_retired_is_not_activated_again(desk, shop):
+    package = create_package(
+        location=shop.location,
+        kind=ServiceKind.BLOCK_STORAGE,
+        rate_micro=100_000,
+        starts_at=datetime(2026, 1, 1, tzinfo=UTC),
+    )
+    retire_package(package=package, by=None)
+    [first] = package.versions.all()
+    url = reverse("admin:billing_package_change", args=[package.pk])
+    response = desk.post(url, package_form(package, [(first.pk, first.starts_at, "0.1")]))
+    assert "that was deactivated stays so" in errors(response)

@@ -21,6 +21,7 @@ from django.core.management import BaseCommand, CommandError
 from django.db import transaction
 from django.utils import timezone
 
+from billing import closing
 from billing.models import ServiceKind
 from billing.packages import create_package
 from billing.wallet import buy_credits
@@ -35,6 +36,7 @@ from snapshots.models import volume_ref
 from snapshots.storage.contract import GIB
 from snapshots.storage.local import LocalDriver
 from snapshots.storage.registry import get_driver
+from snapshots.volume_charges import start_charging_volume
 
 PASSWORD = "portal-demo"
 SIGN_INS = ["customer@example.com", "other@example.com", "admin@example.com"]
@@ -47,9 +49,19 @@ LOCATIONS = [
 ]
 # per GB and hour; what is not in here is not sold there
 RATES = {
-    YANGON: {ServiceKind.BS_SNAPSHOT: "0.4", ServiceKind.VM_SNAPSHOT: "0.5", ServiceKind.VM_BACKUP: "0.6"},
+    YANGON: {
+        ServiceKind.BLOCK_STORAGE: "0.1",
+        ServiceKind.BS_SNAPSHOT: "0.4",
+        ServiceKind.VM_SNAPSHOT: "0.5",
+        ServiceKind.VM_BACKUP: "0.6",
+    },
     MANDALAY: {ServiceKind.BS_SNAPSHOT: "0.35", ServiceKind.VM_SNAPSHOT: "0.45"},
-    SINGAPORE: {ServiceKind.BS_SNAPSHOT: "0.55", ServiceKind.VM_SNAPSHOT: "0.7", ServiceKind.VM_BACKUP: "0.8"},
+    SINGAPORE: {
+        ServiceKind.BLOCK_STORAGE: "0.12",
+        ServiceKind.BS_SNAPSHOT: "0.55",
+        ServiceKind.VM_SNAPSHOT: "0.7",
+        ServiceKind.VM_BACKUP: "0.8",
+    },
 }
 
 
@@ -141,6 +153,7 @@ def fill() -> None:
         reason="First purchase",
         by=admin,
         key="demo-first-purchase",
+        at=timezone.now() - timedelta(days=120),
     )
 
     other = User.objects.create_user("other@example.com", PASSWORD, name="Mei Lin Tan")
@@ -155,6 +168,7 @@ def fill() -> None:
         for customer, things in ((azh, AZH), (lotus, LOTUS)):
             make_things(undo, customer, things)
         protect(owner, admin)
+        closing.close_months(at=timezone.now())  # The volumes are older than this month.
         undo.pop_all()
 
 
@@ -194,6 +208,7 @@ def make_volume(
     undo: ExitStack, name: str, size_gb: int, content: str, *, project: Project, location: Location, **fields: Any
 ) -> Volume:
     volume = Volume(name=name, size_gb=size_gb, project=project, location=location, **fields)
+    volume.available_at = volume.created_at
     with tempfile.TemporaryDirectory(prefix="demo-", dir=settings.DATA_DIR) as folder:
         files, image = Path(folder, "files"), Path(folder, "image")
         files.mkdir()
@@ -203,6 +218,7 @@ def make_volume(
         volume.backend_ref = driver.import_image(volume_ref(volume), image)
         undo.callback(driver.delete_volume, volume_ref(volume))
     volume.save(force_insert=True)
+    start_charging_volume(volume, at=volume.available_at)
     return volume
 
 

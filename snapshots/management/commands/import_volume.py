@@ -12,6 +12,7 @@ from uuid import UUID
 from django.core.exceptions import ImproperlyConfigured, ValidationError
 from django.core.management import BaseCommand, CommandError
 from django.db import transaction
+from django.utils import timezone
 from django.utils.translation import gettext as _
 from tqdm import tqdm
 
@@ -25,6 +26,8 @@ from snapshots.storage.contract import GIB, StorageError
 from snapshots.storage.local import LocalDriver
 from snapshots.storage.local.importing import open_image
 from snapshots.storage.registry import get_driver
+from snapshots.volume_charges import start_charging_volume
+from snapshots.volume_notices import notify_charged_volumes
 
 
 class Command(BaseCommand):
@@ -71,10 +74,7 @@ class Command(BaseCommand):
 
                 volume.backend_ref = driver.import_image(volume_ref(volume), options["file"], show)
                 try:
-                    with transaction.atomic():
-                        lock_customer(project.customer_id)
-                        require_not_archived(project)
-                        volume.save(force_insert=True)
+                    save_available(volume)
                 except BaseException:
                     driver.delete_volume(volume_ref(volume))
                     raise
@@ -88,6 +88,17 @@ class Command(BaseCommand):
             _("%(name)s is volume %(uuid)s with %(size)s GB in %(location)s.")
             % {"name": volume.name, "uuid": volume.pk, "size": volume.size_gb, "location": volume.location_id}
         )
+
+
+def save_available(volume: Volume) -> None:
+    """Insert the volume, start charging it, and notify the project's members of the charge."""
+    with transaction.atomic():
+        lock_customer(volume.project.customer_id)
+        require_not_archived(volume.project)
+        volume.available_at = now = timezone.now()
+        volume.save(force_insert=True)
+        if start_charging_volume(volume, at=now):
+            notify_charged_volumes(Volume.objects.filter(pk=volume.pk), now)
 
 
 def find_project(wanted: str, customer: str | None) -> Project:

@@ -32,6 +32,7 @@ from snapshots.handlers import is_needed
 from snapshots.monitoring.storage import check_storage, measure_storage
 from snapshots.storage.contract import StorageError
 from snapshots.storage.registry import get_driver
+from snapshots.volume_charges import charge_volumes
 
 logger = structlog.stdlib.get_logger("snapshots.scheduler")
 LEASE = "scheduler"
@@ -94,6 +95,10 @@ def carry_out(duty: Callable[[], None], *, insist: bool) -> None:
 def reconcile_operations() -> None:
     if released := operations.reconcile():
         logger.warning("operations.released", count=released)
+
+
+def settle_volume_charges() -> None:
+    charge_volumes(at=timezone.now())
 
 
 def settle_bills() -> None:
@@ -180,6 +185,7 @@ DUTIES = {
     send_mails: 0,
     start_scrubs: 0,
     maintain_backup_schedules: 300,
+    settle_volume_charges: 300,  # before the months that they belong to are closed
     settle_bills: 300,
     sync.sync_everywhere: 300,
     tidy_up: 3600,
