@@ -262,7 +262,7 @@ class ProjectStep(Step):
     slug = field = "project"
     label = _("Project")
     heading = _("Assign to a Project")
-    intro = _("Its members see the snapshot and can use it. It counts towards the project's quota and costs.")
+    intro = _("The project's members see the snapshot and can use it. It counts towards the project's quota and costs.")
     form_class = ProjectForm
 
     @classmethod

@@ -352,6 +352,10 @@ def facts(draft: Draft, volumes: list[Volume]) -> list[dict[str, Any]]:
         rows.append((_("Attached to"), source.vm or "–", None))
     else:
         rows.append((_("Instance"), source.name, "instance"))
+    if source.project_id != draft.project_id:
+        label = _("Volume's project") if isinstance(source, Volume) else _("Instance's project")
+        rows.append((label, source.project, None))
+    if isinstance(source, VirtualMachine):
         rows.append(
             (_("Disks"), ", ".join(f"{volume.name} ({format_count(volume.size_gb)} GB)" for volume in volumes), None)
         )
@@ -468,6 +472,8 @@ def project_context(request: HttpRequest, draft: Draft, form: wizard.ProjectForm
 
 
 def count_sources(kind: str, count: int) -> str:
+    if not count:
+        return _("No volumes here") if kind == Kind.VOLUME else _("No instances here")
     if kind == Kind.VOLUME:
         text = ngettext("%(count)s volume here", "%(count)s volumes here", count)
     else:

@@ -441,6 +441,9 @@ def of_snapshots(member: Membership) -> Screens:
     found["volume-grow-price"] = Screen(
         reverse("snapshots:grow_volume", args=[Volume.objects.get(name="uploads").pk]) + "?size_gb=150"
     )
+    software = member.user.projects.get(name="Software")
+    MembershipFactory(project=software, user__name="Hla Hla Win", role=Role.VIEWER)
+    found["act-move-to"] = Screen(f"{reverse('snapshots:move', args=[ready.pk])}?project={software.pk}")
     for act in ("restore", "new_volume", "verify"):
         found[f"act-{act}-damaged"] = Screen(reverse(f"snapshots:{act}", args=[states["damaged"].pk]))
     for act in ("delete", "restore"):
@@ -464,6 +467,9 @@ def of_wizards(member: Membership) -> Screens:
             answers["at"] = datetime(2026, 1, 1, 1, 30, tzinfo=UTC).time()
         for slug, address in answered(member, source, kind, **answers).items():
             found[f"{name}-{slug}"] = Screen(address)
+    software = member.user.projects.get(name="Software")
+    for slug in ("volume", "review"):
+        found[f"wizard-assigned-{slug}"] = Screen(answered(member, data, project=software)[slug])
     taken = answered(member, data, name="before the update")
     found["wizard-name-wrong"] = Screen(taken["name"])
     found["backup-schedule-empty"] = Screen(answered(member, data.vm, Kind.BACKUP)["schedule"])

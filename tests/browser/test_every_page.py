@@ -92,7 +92,7 @@ def test_the_pages_of_an_account_with_everything_in_it(
     sign_in(member.user)
     acts = [
         reverse(f"snapshots:{name}", args=[ready.pk])
-        for name in ("rename", "delete", "restore", "new_volume", "verify")
+        for name in ("rename", "move", "delete", "restore", "new_volume", "verify")
     ]
     look_at(
         page,

@@ -1,5 +1,6 @@
 """The project that a snapshot is assigned to: in the wizard, in the services, and who sees what of it."""
 
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -174,9 +175,9 @@ def test_the_review_names_who_will_be_able_to_read_the_data(
     draft = draft_for(volume, archive, member, name="nightly")
 
     def review() -> str:
-        return client.get(wizard.url(draft, "review")).text
+        return unescape(client.get(wizard.url(draft, "review")).text)
 
-    assert "Every member of “Archive” has a role in “Web” too" in review()
+    assert "Every member of “Archive” has a role in “Web” too" in review() and "Volume's project" in review()
     MembershipFactory(project=archive, user__name="Ba", role=Role.VIEWER)
     MembershipFactory(project=archive, user__name="Gone", user__is_active=False)
     assert "This member of “Archive” has no role in “Web”, but will be able to read the data: Ba." in review()

@@ -12,14 +12,17 @@ import pytest
 from django.db import connections
 from django.utils import timezone
 
+from billing.models import UsageSegment
 from billing.wallet import buy_credits
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import Volume
 from snapshots import operations, restores, services, wizard
+from snapshots.assignment import move_snapshot
 from snapshots.errors import ActionRefused
 from snapshots.models import Operation, Snapshot, State
 from snapshots.tasks import run_operation
-from tests.factories import MembershipFactory, OperationFactory, VolumeFactory
+from snapshots.usage_check import check_usage
+from tests.factories import MembershipFactory, OperationFactory, SnapshotFactory, VolumeFactory
 from tests.snapshots.disks import content, put_volume, sell_everywhere
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
@@ -100,6 +103,31 @@ def test_credit_for_one_hour_of_one_snapshot_has_one_taker(member: Membership, v
         lambda number: services.request_snapshot(source=volume, name=f"taker {number}", user=member.user)
     )
     assert outcome == {"done": 1, "InsufficientCredit": TAKERS - 1}
+
+
+def test_of_twenty_moves_into_a_project_as_many_succeed_as_its_quota_allows(member: Membership, volume: Volume) -> None:
+    archive = MembershipFactory(
+        user=member.user, project__customer=member.project.customer, project__snapshot_quota=3
+    ).project
+    snapshots = [SnapshotFactory(volume=volume) for _number in range(TAKERS)]
+    outcome = all_at_once(lambda number: move_snapshot(snapshot=snapshots[number], user=member.user, project=archive))
+    assert outcome == {"done": 3, "QuotaExceeded": TAKERS - 3}
+    assert Snapshot.objects.filter(project=archive).count() == 3
+
+
+def test_twenty_moves_of_a_snapshot_at_once_leave_one_charge(member: Membership, volume: Volume) -> None:
+    snapshot = SnapshotFactory(volume=volume)
+    snapshot.start_charging(snapshot.ready_at)
+    archive = MembershipFactory(user=member.user, project__customer=member.project.customer).project
+    all_at_once(
+        lambda number: move_snapshot(
+            snapshot=snapshot, user=member.user, project=archive if number % 2 else member.project
+        )
+    )
+    snapshot.refresh_from_db()
+    [charge] = UsageSegment.objects.filter(resource_id=snapshot.pk, ended_at=None)
+    assert charge.project == snapshot.project
+    assert list(check_usage(timezone.now())) == []
 
 
 def test_of_twenty_workers_one_carries_out_an_operation(member: Membership, volume: Volume) -> None:

@@ -19,6 +19,7 @@ from billing.models import UsageSegment
 from cng_portal.accounts.models import Membership, Project
 from cng_portal.inventory.models import CloudProject, Location, Volume
 from snapshots import services
+from snapshots.assignment import move_snapshot
 from snapshots.cloudsync.sync import sync_location
 from snapshots.damage import record_damage, record_sound
 from snapshots.errors import ActionRefused, NameTaken
@@ -267,6 +268,22 @@ def test_what_was_found_damaged_while_it_was_missing_is_not_charged_again(
     with transaction.atomic():
         assert record_sound(snapshot, timezone.now())
     assert open_segments() == 1
+
+
+def test_a_moved_snapshot_stays_in_its_project_whatever_a_look_finds(location: Location, member: Membership) -> None:
+    Cloud.listed_volumes, Cloud.listed_snapshots = [volume_of(1)], [snapshot_of(1)]
+    sync_location(location)
+    snapshot, archive = (
+        Snapshot.objects.get(),
+        MembershipFactory(user=member.user, project__customer=member.project.customer).project,
+    )
+    move_snapshot(snapshot=snapshot, user=member.user, project=archive)
+    sync_location(location)
+    Cloud.listed_snapshots = []
+    sync_location(location)
+    snapshot.refresh_from_db()
+    assert (snapshot.project, snapshot.volume.project, snapshot.state) == (archive, member.project, State.DELETED)
+    assert open_segments() == 0
 
 
 def test_nothing_is_imported_into_an_archived_project(location: Location, member: Membership) -> None:
