@@ -8,6 +8,7 @@ register(
     {
         "snapshot.capture": _("Snapshot requested"),
         "snapshot.rename": _("Snapshot renamed"),
+        "labels.change": _("Tags or note changed"),
         "snapshot.move": _("Snapshot moved to another project"),
         "snapshot.restore": _("Restore requested"),
         "snapshot.delete": _("Snapshot deleted"),

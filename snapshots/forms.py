@@ -8,12 +8,13 @@ from django import forms
 from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.db.models import Q, QuerySet
+from django.utils.http import urlencode
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from cng_portal.accounts.models import Project, User
 from cng_portal.common.names import NameFormField, is_same_name, name_contains
-from cng_portal.inventory.models import VirtualMachine, Volume
+from cng_portal.inventory.models import Tag, VirtualMachine, Volume
 
 from . import lists, protection
 from .models import DiskImage, Kind, Snapshot, State
@@ -58,6 +59,8 @@ class FilterForm(forms.Form):
     def narrow(self, rows: QuerySet[Any]) -> QuerySet[Any]:
         """Apply the filters."""
         rows = rows.filter(**{name: value for name, value in self.chosen.items() if name in self.equal})
+        if tag := self.chosen.get("tag"):
+            rows = rows.filter(tags=tag)
         text = self.chosen.get("q", "")
         if not text:
             return rows
@@ -67,6 +70,16 @@ class FilterForm(forms.Form):
     def matches(self, text: str) -> Q:
         """Match rows that the search finds."""
         return name_contains(text)
+
+    @property
+    def tag_name(self) -> str:
+        """Return the name of the chosen tag, or an empty string."""
+        return Tag.objects.get(pk=self.chosen["tag"]).name if "tag" in self.chosen else ""
+
+    @property
+    def without_tag(self) -> str:
+        """Return the query string of the other filters."""
+        return urlencode({name: value for name, value in self.chosen.items() if name != "tag"})
 
     @property
     def narrows(self) -> bool:
@@ -104,6 +117,7 @@ class SnapshotFilterForm(FilterForm):
     location = ChoiceFilter(gettext_lazy("Location"), gettext_lazy("Every location"))
     volume = ChoiceFilter(gettext_lazy("Volume"), gettext_lazy("Every volume"))
     vm = ChoiceFilter(gettext_lazy("Instance"), gettext_lazy("Every instance"))
+    tag = ChoiceFilter(gettext_lazy("Tag"), gettext_lazy("Every tag"))
     sort = forms.ChoiceField(
         label=gettext_lazy("Order"),
         required=False,
@@ -141,6 +155,8 @@ class VolumeFilterForm(FilterForm):
             (UNPROTECTED, gettext_lazy("Unprotected")),
         ],
     )
+
+    tag = ChoiceFilter(gettext_lazy("Tag"), gettext_lazy("Every tag"))
 
     def narrow(self, rows: QuerySet[Any]) -> QuerySet[Any]:
         rows, show = super().narrow(rows), self.chosen.get("show")

@@ -17,13 +17,16 @@ from django.utils.translation import gettext_lazy as _
 from cng_portal.accounts.models import Project, User
 from cng_portal.inventory.models import Location, VirtualMachine, Volume
 
-from .models import BackupRun, BackupSchedule
+from .labels import visible_tags
+from .models import BackupRun, BackupSchedule, Kind
 
 PAGE_SIZE = 20
 # Counting stops here. Longer lists display "more than".
 MAX_COUNTED = 10_000
 # Longer selects are unusable. The search finds the others by name.
 SOURCES_OFFERED = 300
+# The URL name of the list of each kind.
+LISTS = {Kind.VOLUME: "volume_snapshots", Kind.VM: "vm_snapshots", Kind.BACKUP: "backups"}
 
 M = TypeVar("M", bound=Model)
 
@@ -190,10 +193,19 @@ def _source_choices(sources: QuerySet[Any], wanted: str) -> Choices:
     return [(str(pk), name) for pk, name in offered.items()]
 
 
+def tag_choices(user: User, wanted: str) -> Choices:
+    named = visible_tags(user).values_list("pk", "name")
+    offered = dict(named[:SOURCES_OFFERED])
+    if wanted.isascii() and wanted.isdigit() and len(wanted) < 19 and int(wanted) not in offered:
+        offered |= dict(named.filter(pk=int(wanted)))
+    return [(str(pk), name) for pk, name in offered.items()]
+
+
 # By field of a filter form. `wanted` is the ID in the URL, which is always included.
 FILTER_CHOICES: dict[str, Callable[[User, str], Choices]] = {
     "location": location_choices,
     "project": project_choices,
     "volume": volume_choices,
     "vm": machine_choices,
+    "tag": tag_choices,
 }

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from django.db.models import Case, Q, QuerySet, Value, When
+from django.db.models import Case, Exists, OuterRef, Q, QuerySet, Value, When
 from django.db.models.functions import Coalesce
 from django.urls import reverse
 from django.utils.functional import Promise
@@ -20,8 +20,9 @@ from cng_portal.common.names import fold_name, name_contains
 from cng_portal.common.templatetags.portal import month
 from cng_portal.inventory.models import VirtualMachine, Volume
 
-from .lists import parse_uuid
-from .models import BackupSchedule, Snapshot
+from .labels import visible_tags
+from .lists import LISTS, parse_uuid
+from .models import BackupSchedule, Kind, Snapshot
 
 SHOWN = 5
 EXACT, PREFIX, CONTAINS = range(3)
@@ -94,7 +95,7 @@ PAGES = [
 
 
 def search(user: User, text: str) -> list[Group]:
-    """Return what is called so, or has this ID: exact names first, then those that begin so. At most seven queries."""
+    """Return what is called so, or has this ID: exact names first, then those that begin so. At most eight queries."""
     key = fold_name(text)
     if not key:
         return []
@@ -107,6 +108,7 @@ def search(user: User, text: str) -> list[Group]:
         find_schedules(user, text, pk),
         find_projects(key, pk, projects),
         find_invoices(user, key),
+        find_tags(user, text, pk),
         find_actions(user, key, projects),
         find_pages(user, key),
     ]
@@ -244,6 +246,30 @@ def find_invoices(user: User, key: str) -> Group:
         if key in fold_name(invoice.number)
     ]
     return build_group(hits, key, label=_("Invoices"), icon="banknotes", more_url=reverse("billing:statement"))
+
+
+def find_tags(user: User, text: str, pk: UUID | None) -> Group:
+    """Lead to the lists of what has the tag. An ID is no tag's."""
+    by_list = {
+        "volumes": (_("Volumes with this tag"), Volume.objects.visible_to(user).present()),
+        **{
+            LISTS[kind]: (label, Snapshot.objects.visible_to(user).filter(deleted_at=None, kind=kind))
+            for kind, label in (
+                (Kind.VOLUME, _("Volume snapshots with this tag")),
+                (Kind.VM, _("VM snapshots with this tag")),
+                (Kind.BACKUP, _("Backups with this tag")),
+            )
+        },
+    }
+    used = {f"in_{name}": Exists(rows.filter(tags=OuterRef("pk"))) for name, (_label, rows) in by_list.items()}
+    tags = [] if pk else best_first(visible_tags(user).annotate(**used), text, None)
+    hits = [
+        (tag.name, Hit(tag.name, f"{reverse(f'snapshots:{name}')}?{urlencode({'tag': tag.pk})}", label))
+        for tag in tags
+        for name, (label, _rows) in by_list.items()
+        if getattr(tag, f"in_{name}")
+    ]
+    return build_group(hits, fold_name(text), label=_("Tags"), icon="tag")
 
 
 def find_actions(user: User, key: str, projects: list[tuple[UUID, str]]) -> Group:

@@ -95,6 +95,8 @@ TABLE: dict[str, list[Row]] = {
         Row("snapshots:snapshot", "View a snapshot", SEE),
         Row("snapshots:row", "View a snapshot's progress", SEE),
         Row("snapshots:menu", "Open a snapshot's menu", SEE),
+        Row("snapshots:labels", "Change a snapshot's tags and note", CHANGE, BOTH),
+        Row("snapshots:tag_snapshots", "Tag several snapshots", CHANGE, BOTH, query=SNAPSHOT),
         Row("snapshots:rename", "Rename a snapshot", CHANGE, BOTH),
         Row("snapshots:move", "Move a snapshot to another project", CHANGE, BOTH),
         Row("snapshots:delete", "Delete a snapshot", CHANGE, BOTH),
@@ -132,6 +134,8 @@ TABLE: dict[str, list[Row]] = {
     "Volumes": [
         Row("snapshots:volumes", "List volumes", SIGNED_IN),
         Row("snapshots:volume", "View a volume", SEE),
+        Row("snapshots:volume_labels", "Change a volume's tags and note", CHANGE, BOTH),
+        Row("snapshots:tag_volumes", "Tag several volumes", CHANGE, BOTH, query="?id={snapshot.volume_id}"),
         Row("snapshots:take_snapshot", "Start taking a snapshot of a volume", CHANGE, "POST"),
         Row("snapshots:schedule_snapshots", "Start scheduling snapshots of a volume", CHANGE, "POST"),
         Row("snapshots:volume_menu", "Open a volume's menu", SEE),
@@ -299,6 +303,7 @@ Whoever may see an object sees all of its fields, and whoever may change it chan
 | price of an object | whoever sees the object | administrators, from a future time on |
 | state, size, checksum, times of a snapshot or backup | whoever sees it | the portal only |
 | name of a snapshot, whether a backup is pinned | whoever sees it | members and owners, until it is being deleted |
+| tags and note of a volume or snapshot | whoever sees it | members and owners, until it is deleted |
 | role of a user | the project's members | the project's owners, who must keep one; administrators |
 | e-mail address of a colleague | members of a common project | the user, after re-authentication; administrators |
 | name, time zone, theme | name: colleagues; others: the user | the user |

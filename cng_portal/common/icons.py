@@ -19,7 +19,7 @@ NAMES = {
         "banknotes bars-3 bell bell-alert bolt calendar-days camera check circle-stack clipboard-document-list clock "
         "command-line computer-desktop exclamation-triangle eye finger-print folder funnel home key link link-slash "
         "list-bullet lock-closed lock-open magnifying-glass moon pause pencil-square play plus question-mark-circle scale "
-        "server shield-check shield-exclamation square-2-stack squares-2x2 sun trash user-circle wrench-screwdriver "
+        "server shield-check shield-exclamation square-2-stack squares-2x2 sun tag trash user-circle wrench-screwdriver "
         "x-mark"
     ).split(),
     "mini": (
@@ -27,7 +27,7 @@ NAMES = {
     ).split(),
     "micro": (
         "arrow-down-tray arrow-path check check-circle chevron-double-left chevron-down chevron-left chevron-right clock "
-        "exclamation-circle exclamation-triangle lock-closed minus-circle pause play plus stop trash"
+        "exclamation-circle exclamation-triangle lock-closed minus-circle pause play plus stop tag trash x-mark"
     ).split(),
 }
 SYMBOLS = {

@@ -261,6 +261,7 @@ class VolumeAdmin(SupportAdmin):
     """Volumes are created on the portal's pages, by `manage.py import_volume` and by sync, never here."""
 
     form = VolumeForm
+    exclude = ["tags"]  # the customers' own; a list of all of them would not fit the page
     list_display = ["name", "project", "customer", "location", "size_gb", "vm", "state", "created_at", "deleted_at"]
     list_filter = ["state", "location"]
     list_select_related = ["project__customer", "location", "vm"]

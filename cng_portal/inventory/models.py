@@ -11,13 +11,15 @@ from django.db.models import Q
 from django.utils import timezone, translation
 from django.utils.translation import gettext_lazy as _
 
-from cng_portal.accounts.models import Project, User
+from cng_portal.accounts.models import Customer, Project, User
 from cng_portal.common.money import MICRO
 from cng_portal.common.names import NameField, NameKeyField
 
 # Bounds that keep every derived amount within 64 bits: see billing.models.
 MAX_HOURLY_PRICE_MICRO = 1_000_000_000 * MICRO
 MAX_VOLUME_GB = 1_000_000
+MAX_TAG_LENGTH = 40
+MAX_NOTE_LENGTH = 500
 
 
 class Region(models.TextChoices):
@@ -305,6 +307,31 @@ class AutomaticBackupSwitch(models.Model):
         return f"{self.vm}: {_('on') if self.on else _('off')}"
 
 
+class Tag(models.Model):
+    """A short name that a customer gives to volumes and snapshots. Only those in use are suggested."""
+
+    customer = models.ForeignKey(
+        Customer, verbose_name=_("customer"), on_delete=models.PROTECT, related_name="tags", db_index=False
+    )
+    name = NameField(_("name"), max_length=MAX_TAG_LENGTH)
+    name_key = NameKeyField()
+
+    class Meta:
+        verbose_name = _("tag")
+        verbose_name_plural = _("tags")
+        ordering = ["name_key", "id"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["customer", "name_key"],
+                name="inventory_tag_once",
+                violation_error_message=_("The customer already has this tag."),
+            )
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
 class Volume(models.Model):
     """A disk. `size_gb` is in GiB. A deleted volume keeps its row, because its snapshots refer to it.
 
@@ -355,6 +382,10 @@ class Volume(models.Model):
     available_at = models.DateTimeField(_("available"), null=True, blank=True, editable=False)
     delete_requested_at = models.DateTimeField(_("deletion accepted"), null=True, blank=True, editable=False)
     deleted_at = models.DateTimeField(_("deleted"), null=True, blank=True)
+
+    tags = models.ManyToManyField(Tag, verbose_name=_("tags"), blank=True, related_name="volumes")
+    # Nullable, so that SQLite adds the column without rebuilding the table.
+    note = models.CharField(_("note"), max_length=MAX_NOTE_LENGTH, null=True, blank=True)  # noqa: DJ001
 
     objects = VolumeQuerySet.as_manager()
 

@@ -19,7 +19,16 @@ from billing.models import ServiceKind
 from billing.usage import close_segment, open_segment
 from cng_portal.accounts.models import Customer, Project, User
 from cng_portal.common.names import MAX_NAME_KEY_LENGTH, MAX_NAME_LENGTH, NameField
-from cng_portal.inventory.models import Interval, Location, OwnedQuerySet, VirtualMachine, Volume, Weekday
+from cng_portal.inventory.models import (
+    MAX_NOTE_LENGTH,
+    Interval,
+    Location,
+    OwnedQuerySet,
+    Tag,
+    VirtualMachine,
+    Volume,
+    Weekday,
+)
 
 from ..storage.contract import Consistency, SnapshotRef, VolumeRef
 
@@ -234,6 +243,10 @@ class Snapshot(models.Model):
         _("cause of deletion"), max_length=9, choices=DeletionCause.choices, blank=True, editable=False
     )
     deleted_at = models.DateTimeField(_("deleted"), null=True, blank=True, editable=False)
+
+    tags = models.ManyToManyField(Tag, verbose_name=_("tags"), blank=True, related_name="snapshots")
+    # Nullable, so that SQLite adds the column without rebuilding the table, which would drop its triggers.
+    note = models.CharField(_("note"), max_length=MAX_NOTE_LENGTH, null=True, blank=True)  # noqa: DJ001
 
     objects = SnapshotQuerySet.as_manager()
 

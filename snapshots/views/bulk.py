@@ -16,11 +16,11 @@ from cng_portal.accounts.models import User
 from cng_portal.common.money import format_amount, format_price
 from snapshots import checks, lists, services
 from snapshots.forms import DeletionsForm
+from snapshots.lists import LISTS
 from snapshots.models import Kind, Snapshot
 
 from .common import price_of
 from .rows import build_rows, listed_with_runs
-from .snapshot_list import LISTS
 
 
 @require_http_methods(["GET", "POST"])

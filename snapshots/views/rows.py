@@ -1,7 +1,7 @@
 """Rows of lists: a model instance with what its template displays besides."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -16,7 +16,9 @@ from billing.prices import PriceList
 from cng_portal.accounts.models import User
 from cng_portal.common.money import format_price
 from cng_portal.common.templatetags.portal import length_of, poll_seconds
-from cng_portal.inventory.models import Volume
+from cng_portal.inventory.models import Tag, Volume
+from snapshots.labels import tags_of
+from snapshots.lists import LISTS
 from snapshots.models import Kind, Operation, Snapshot, SnapshotQuerySet, State, usable
 from snapshots.restores import irreversible_reasons
 from snapshots.storage.registry import get_driver
@@ -50,6 +52,11 @@ class SnapshotRow:
     operation: Operation | None
     has_menu: bool
     can_see_source: bool
+    tags: list[Tag] = field(default_factory=list)
+
+    @property
+    def list_url(self) -> str:
+        return reverse(f"snapshots:{LISTS[Kind(self.snapshot.kind)]}")
 
     @property
     def can_delete(self) -> bool:
@@ -95,6 +102,7 @@ def build_rows(snapshots: list[Snapshot], user: User) -> list[SnapshotRow]:
         return []
     operations = active_operations([snapshot.pk for snapshot in snapshots if snapshot.is_transient])
     prices = PriceList.load({snapshot.location_id for snapshot in snapshots})
+    tags = tags_of(Snapshot, [snapshot.pk for snapshot in snapshots])
     rows = []
     for snapshot in snapshots:
         price = price_of(snapshot, prices)
@@ -104,6 +112,7 @@ def build_rows(snapshots: list[Snapshot], user: User) -> list[SnapshotRow]:
                 hourly=format_price(price.hourly_micro, price.currency) if price else "",
                 operation=operations.get(snapshot.pk),
                 has_menu=is_changeable(snapshot, user),
+                tags=tags.get(snapshot.pk, []),
                 can_see_source=snapshot.source.project_id in user.roles,
             )
         )
@@ -159,6 +168,7 @@ def actions_for(snapshot: Snapshot, user: User) -> list[Action]:
         (can_be_pinned and snapshot.is_pinned, "pin", _("Unpin"), "lock-open"),
         (snapshot.state in (State.PENDING, State.CREATING), "cancel_snapshot", _("Cancel"), "x-mark"),
         (True, "rename", _("Rename"), "pencil-square"),
+        (True, "labels", _("Tags and note"), "tag"),
         (not can_be_pinned and len(user.changeable_project_ids) > 1, "move", _("Move to a project"), "folder"),
         (ready, "verify", _("Verify"), "shield-check"),
         (snapshot.state in DELETABLE_STATES, "delete", _("Delete"), "trash"),

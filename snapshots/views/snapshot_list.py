@@ -13,13 +13,13 @@ from django.views.decorators.http import require_GET
 from cng_portal.common.decorators import polled
 from snapshots import lists
 from snapshots.forms import SnapshotFilterForm
+from snapshots.lists import LISTS
 from snapshots.models import BackupSchedule, Kind
 
 from .common import get_snapshot, is_fragment, render_list
 from .rows import actions_for, build_rows, listed_snapshots, listed_with_runs
 
-# The URL names of the list of each kind, and of its wizard.
-LISTS = {Kind.VOLUME: "volume_snapshots", Kind.VM: "vm_snapshots", Kind.BACKUP: "backups"}
+# The URL name of the wizard of each kind.
 WIZARDS = {Kind.VOLUME: "new", Kind.VM: "new_vm", Kind.BACKUP: "new_backup"}
 VIEWS = ("table", "cards")
 VIEW_COOKIE = f"{settings.COOKIE_PREFIX}snapshots_view"

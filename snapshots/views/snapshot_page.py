@@ -4,6 +4,7 @@ from uuid import UUID
 
 from django.db.models import Q
 from django.http import HttpRequest, HttpResponse
+from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET
@@ -13,7 +14,9 @@ from billing.prices import PriceList
 from cng_portal.common.money import format_amount, format_price
 from cng_portal.common.templatetags.portal import poll_seconds
 from snapshots import restores
-from snapshots.models import Operation, State
+from snapshots.labels import tags_of
+from snapshots.lists import LISTS
+from snapshots.models import Kind, Operation, Snapshot, State
 from snapshots.storage.registry import get_driver
 
 from .common import (
@@ -50,6 +53,8 @@ def snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         "snapshot": snapshot,
         "disks": disks,
         "damage": damage_of(disks),
+        "tags": tags_of(Snapshot, [snapshot.pk]).get(snapshot.pk, []),
+        "list_url": reverse(f"snapshots:{LISTS[Kind(snapshot.kind)]}"),
         "operations": rows,
         "poll_seconds": poll_seconds(row.operation for row in rows),
         "is_live": snapshot.is_transient or any(row.operation.is_active for row in rows),

@@ -14,10 +14,11 @@ from cng_portal.accounts.models import User
 from cng_portal.common.money import format_amount, format_price
 from cng_portal.common.responses import is_fragment
 from cng_portal.common.templatetags.portal import poll_seconds
-from cng_portal.inventory.models import Volume
+from cng_portal.inventory.models import Tag, Volume
 from snapshots import lists, protection
 from snapshots.backups.views import build_schedule_rows
 from snapshots.forms import VolumeFilterForm
+from snapshots.labels import tags_of
 from snapshots.models import BackupSchedule, DiskImage, Operation, Snapshot, usable
 from snapshots.storage.registry import get_driver
 from snapshots.volume_charges import quote_volumes
@@ -46,6 +47,7 @@ class VolumeRow:
     snapshot_count: int
     hourly: str
     can_change: bool
+    tags: list[Tag]
 
 
 @require_GET
@@ -56,7 +58,11 @@ def volumes(request: HttpRequest) -> HttpResponse:
         return render(request, "partials/filter_panel.html", {"form": form})
     visible = Volume.objects.visible_to(user).present().select_related("project__customer", "location", "vm")
     page = lists.page_of(form.narrow(visible), lists.BY_NAME, request.GET)
-    context = {"form": form, "rows": build_volume_rows(page.rows, user)}
+    context = {
+        "form": form,
+        "rows": build_volume_rows(page.rows, user),
+        "selectable": bool(user.changeable_project_ids),
+    }
     return render_list(request, "snapshots/volumes.html", "volume-list", page, form.chosen, context)
 
 
@@ -68,6 +74,7 @@ def build_volume_rows(volumes: list[Volume], user: User) -> list[VolumeRow]:
     counts = dict(snapshots.values_list("volume_id").annotate(Count("pk")))
     points = protection.get_newest_points(volumes)
     quotes = quote_volumes(volumes, at=timezone.now())
+    tags = tags_of(Volume, [volume.pk for volume in volumes])
     rows = []
     for volume in volumes:
         point, quote = points.get(volume.pk), quotes.get(volume.pk)
@@ -79,6 +86,7 @@ def build_volume_rows(volumes: list[Volume], user: User) -> list[VolumeRow]:
                 snapshot_count=counts.get(volume.pk, 0),
                 hourly=format_price(quote.hourly_micro, quote.currency) if quote else "",
                 can_change=user.can_change(volume.project_id),
+                tags=tags.get(volume.pk, []),
             )
         )
     return rows
@@ -116,6 +124,7 @@ def volume(request: HttpRequest, volume_id: UUID) -> HttpResponse:
     schedules = seen_schedules.filter(volume=volume)
     context = {
         "volume": volume,
+        "tags": tags_of(Volume, [volume.pk]).get(volume.pk, []),
         "rows": build_rows(snapshots, user),
         "snapshot_count": visible_snapshots.count(),
         "snapshots_shown": SNAPSHOTS_SHOWN,

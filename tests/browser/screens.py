@@ -36,6 +36,7 @@ from cng_portal.monitoring.models import Process, StorageCheck
 from cng_portal.notifications.models import Notification
 from snapshots import wizard
 from snapshots.backups.automatic import switch_automatic_backups
+from snapshots.labels import change_labels
 from snapshots.models import BackupSchedule, Kind, Snapshot
 from snapshots.volume_charges import start_charging_volume
 from tests.factories import (
@@ -210,6 +211,7 @@ def fill(member: Membership, storage_root: Path) -> None:
     close_months(at=now)
     work_in_each_state(member)
     protect(member)
+    label(member)
     people(member)
     # a wait for the browser's own session would differ from picture to picture
     for number, agent in enumerate(
@@ -225,6 +227,16 @@ def sell_block_storage(location: Location) -> None:
     create_package(location=location, kind=ServiceKind.BLOCK_STORAGE, rate_micro=250_000, starts_at=started_at)
     for volume in Volume.objects.present().filter(location=location):
         start_charging_volume(volume, at=volume.created_at)
+
+
+def label(member: Membership) -> None:
+    ready = Snapshot.objects.get(name="before the update")
+    add, note = ["production", "before update", "db"], "Taken before ERP 5.2.\nKeep it until the audit in March."
+    change_labels(model=Snapshot, ids=[ready.pk], user=member.user, add=add, note=note)
+    for name, tags in (("db-01-data", ["production", "db"]), (LONG, ["a-tag-that-is-as-long-as-a-tag-may-be-40"])):
+        change_labels(
+            model=Volume, ids=[Volume.objects.get(name=name).pk], user=member.user, add=tags, note="The ERP's data."
+        )
 
 
 def charge(snapshot: Snapshot) -> None:
@@ -429,7 +441,7 @@ def of_snapshots(member: Membership) -> Screens:
     }
     for name, one in states.items():
         found[f"snapshot-{name}"] = Screen(reverse("snapshots:snapshot", args=[one.pk]))
-    for act in ("rename", "move", "delete", "restore", "new_volume", "verify"):
+    for act in ("rename", "labels", "move", "delete", "restore", "new_volume", "verify"):
         address = reverse(f"snapshots:{act}", args=[ready.pk])
         found[f"act-{act}"] = Screen(address)
     for name in ("uploads", "old-uploads", "web-01-root"):
@@ -446,8 +458,12 @@ def of_snapshots(member: Membership) -> Screens:
     found["act-move-to"] = Screen(f"{reverse('snapshots:move', args=[ready.pk])}?project={software.pk}")
     for act in ("restore", "new_volume", "verify"):
         found[f"act-{act}-damaged"] = Screen(reverse(f"snapshots:{act}", args=[states["damaged"].pk]))
-    for act in ("delete", "restore"):
+    for act in ("delete", "labels", "restore"):
         found[f"act-{act}-wrong"] = Screen(reverse(f"snapshots:{act}", args=[ready.pk]), submit)
+    found["volume-labels"] = Screen(reverse("snapshots:volume_labels", args=[data.pk]))
+    found["tag-snapshots"] = Screen(f"/snapshots/tags/?{ids}")
+    found["tag-volumes"] = Screen(f"/volumes/tags/?id={data.pk}&id={huge.pk}")
+    found["snapshots-tagged"] = Screen(f"/snapshots/?view=table&tag={ready.tags.first().pk}&sort=name")
     found["act-new_machine"] = Screen(reverse("snapshots:new_machine", args=[machine.pk]))
     found["delete-many-done"] = Screen(f"/snapshots/delete/?{ids}", delete_them)  # the last of these: three are gone
     return found

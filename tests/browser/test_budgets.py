@@ -186,7 +186,7 @@ def pages(project: Project, person: User, storage_root: Path) -> list[str]:
     backup.interval, backup.at = "daily", time(23, 30)
     for draft in (*drafts, backup):
         draft.save()
-    acts = ["rename", "move", "delete", "restore", "new_volume", "verify"]
+    acts = ["rename", "labels", "move", "delete", "restore", "new_volume", "verify"]
     return [
         *PAGES,
         "/snapshots/?q=nothing-like-it",

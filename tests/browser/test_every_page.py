@@ -92,7 +92,7 @@ def test_the_pages_of_an_account_with_everything_in_it(
     sign_in(member.user)
     acts = [
         reverse(f"snapshots:{name}", args=[ready.pk])
-        for name in ("rename", "move", "delete", "restore", "new_volume", "verify")
+        for name in ("rename", "labels", "move", "delete", "restore", "new_volume", "verify")
     ]
     look_at(
         page,
@@ -108,6 +108,7 @@ def test_the_pages_of_an_account_with_everything_in_it(
             "/search/?q=nothing-like-it",
             *(reverse("snapshots:snapshot", args=[one.pk]) for one in (ready, failed, taken, gone)),
             *acts,
+            f"/snapshots/tags/?id={ready.pk}&id={failed.pk}",
             reverse("snapshots:volume", args=[volume.pk]),
             reverse("snapshots:machine", args=[volume.vm_id]),
             "/notifications/",

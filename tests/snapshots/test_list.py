@@ -169,7 +169,7 @@ def test_the_menu_of_a_row_offers_what_the_page_of_the_snapshot_does(client: Cli
     page = client.get(reverse("snapshots:snapshot", args=[snapshot.pk])).text
 
     links = re.findall(r'<a [^>]*class="menu-item[^"]*" href="([^"]+)"', menu)
-    actions = ("new_volume", "restore", "rename", "verify", "delete")
+    actions = ("new_volume", "restore", "rename", "labels", "verify", "delete")
     assert links == [reverse(f"snapshots:{action}", args=[snapshot.pk]) for action in actions]
     assert sorted(re.findall(r'id="act-\w+" href="([^"]+)"', page)) == sorted(links)
 
@@ -502,7 +502,7 @@ def test_the_menus_of_the_filters_are_read_only_when_they_are_opened(client: Cli
 
     assert f'value="{volume.pk}"' not in client.get(LIST).text
     panel = client.get(LIST, {"filters": "1"}, headers=HTMX).text
-    assert panel.count("<select") == 4
+    assert panel.count("<select") == 5
     assert f'<option value="{volume.pk}">web-01-root</option>' in panel
 
 
@@ -519,7 +519,7 @@ def test_without_javascript_a_button_shows_the_filters(client: Client, project: 
     assert '<button class="btn btn-secondary" type="submit" name="filters" value="1">' in client.get(LIST).text
     page = client.get(LIST, {"q": "", "sort": "newest", "filters": "1"}).text
     assert '<details class="menu" open>' in page
-    assert page.count("<select") == 5
+    assert page.count("<select") == 6
 
 
 @pytest.mark.parametrize("path", ["/snapshots/vm/", "/backups/", "/backups/schedules/", "/volumes/", "/instances/"])

@@ -1,0 +1,81 @@
+"""The forms of tags and notes."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from django import forms
+from django.core.exceptions import ValidationError
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from cng_portal.inventory.models import MAX_TAG_LENGTH, Tag
+
+from .labels import MAX_TAGS, clean_note, parse_tags
+
+
+class AddTagsForm(forms.Form):
+    """`add` are names, separated by commas."""
+
+    add = forms.CharField(
+        label=gettext_lazy("Add tags"),
+        required=False,
+        max_length=MAX_TAGS * (MAX_TAG_LENGTH + 2),
+        help_text=gettext_lazy("Short names, up to 40 characters each. Separate several with commas."),
+        widget=forms.TextInput(attrs={"autocomplete": "off", "spellcheck": "false", "list": "tag-names"}),
+    )
+
+    def clean_add(self) -> list[str]:
+        return parse_tags(self.cleaned_data["add"])
+
+
+class LabelsForm(AddTagsForm):
+    """The tags and the note of one volume or snapshot. `keep` are the names of present tags that stay."""
+
+    keep = forms.MultipleChoiceField(
+        label=gettext_lazy("Tags"), required=False, widget=forms.CheckboxSelectMultiple, choices=[]
+    )
+    note = forms.CharField(
+        label=gettext_lazy("Note"),
+        required=False,
+        help_text=gettext_lazy("Up to 500 characters. Whoever sees the project reads it."),
+        widget=forms.Textarea(attrs={"rows": 4}),
+    )
+    field_order = ["keep", "add", "note"]
+
+    def __init__(self, *args: Any, tags: list[Tag], note: str, **kwargs: Any) -> None:
+        self.present = [tag.name for tag in tags]
+        super().__init__(*args, initial={"keep": self.present, "note": note}, **kwargs)
+        if tags:
+            self.fields["keep"].choices = [(name, name) for name in self.present]  # type: ignore[attr-defined]
+        else:
+            del self.fields["keep"]
+
+    def clean_note(self) -> str:
+        return clean_note(self.cleaned_data["note"])
+
+    @property
+    def removed(self) -> list[str]:
+        """Return the tags that were unticked."""
+        return [name for name in self.present if name not in self.cleaned_data.get("keep", [])]
+
+
+class TagManyForm(AddTagsForm):
+    """Tags to add to all selected, and those to remove of the ones that some of them have."""
+
+    remove = forms.MultipleChoiceField(
+        label=gettext_lazy("Remove tags"), required=False, widget=forms.CheckboxSelectMultiple, choices=[]
+    )
+
+    def __init__(self, *args: Any, names: Iterable[str], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        choices = [(name, name) for name in names]
+        if choices:
+            self.fields["remove"].choices = choices  # type: ignore[attr-defined]
+        else:
+            del self.fields["remove"]
+
+    def clean(self) -> dict[str, Any]:
+        data = super().clean() or self.cleaned_data
+        if not self.errors and not data.get("add") and not data.get("remove"):
+            raise ValidationError(_("Enter a tag to add, or select one to remove."))
+        return data
