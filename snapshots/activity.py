@@ -17,6 +17,8 @@ register(
         "snapshot.damaged": _("Snapshot found damaged"),
         "snapshot.sound": _("Snapshot no longer damaged"),
         "snapshot.cancel": _("Operation cancelled"),
+        "snapshot.download_file": _("File downloaded"),
+        "snapshot.download_folder": _("Folder downloaded"),
         "snapshot.clean_up": _("Cleanup of orphaned files requested"),
         "volume.create_volume": _("Volume requested"),
         "volume.extend_volume": _("Growth of a volume requested"),

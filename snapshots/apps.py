@@ -7,9 +7,11 @@ class SnapshotsConfig(AppConfig):
     verbose_name = _("Snapshots")
 
     def ready(self) -> None:
-        from cng_portal.monitoring.metrics import register_collector
+        from cng_portal.monitoring.metrics import register_collector, register_counter
 
         from . import resource_links, system_checks, usage_check  # noqa: F401
+        from .files.children import FAILURES
         from .monitoring.status import collect_metrics
 
         register_collector(collect_metrics)
+        register_counter(FAILURES)

@@ -1,4 +1,4 @@
-from django.urls import path
+from django.urls import include, path
 
 from .backups import views as backups
 from .models import Kind
@@ -39,6 +39,7 @@ urlpatterns = [
     path("snapshots/<uuid:snapshot_id>/new-volume/", actions.new_volume, name="new_volume"),
     path("snapshots/<uuid:snapshot_id>/new-machine/", actions.new_machine, name="new_machine"),
     path("snapshots/<uuid:snapshot_id>/verify/", actions.verify, name="verify"),
+    path("snapshots/<uuid:snapshot_id>/files/", include("snapshots.files.urls")),
     path("snapshots/<uuid:snapshot_id>/pin/", backups.pin, name="pin"),
     path("snapshots/<uuid:snapshot_id>/cancel/", cancellation.cancel_snapshot, name="cancel_snapshot"),
     path("operations/<uuid:operation_id>/cancel/", cancellation.cancel, name="cancel"),

@@ -26,6 +26,8 @@ SIGNED_IN = EVERYONE | {OUT: SIGN_IN}
 # For an object in a project. An administrator who is not a member is a stranger, and uses Django admin.
 SEE = SIGNED_IN | {STRANGER: MISSING, ADMINISTRATOR: MISSING}
 CHANGE = SEE | {VIEWER: FORBIDDEN}
+# Viewers see that there is a snapshot, not what is in it.
+READ_FILES = CHANGE
 OWN = CHANGE | {MEMBER: FORBIDDEN}
 # For the user's own data: each user is an owner, a member or a viewer somewhere, or none.
 CHANGE_OWN = SIGNED_IN | {VIEWER: FORBIDDEN, ADMINISTRATOR: FORBIDDEN}
@@ -107,6 +109,10 @@ TABLE: dict[str, list[Row]] = {
             "snapshots:new_machine", "Create a machine from a VM snapshot", CHANGE, BOTH, {"snapshot_id": "vm_snapshot"}
         ),
         Row("snapshots:verify", "Verify a snapshot", CHANGE, BOTH),
+        Row("snapshots:files", "List the disks and partitions in a snapshot", READ_FILES),
+        Row("snapshots:folder", "Browse and search the files in a snapshot", READ_FILES),
+        Row("snapshots:download_file", "Download a file from a snapshot", READ_FILES),
+        Row("snapshots:download_folder", "Download a folder from a snapshot", READ_FILES),
         Row("snapshots:cancel", "Cancel an operation", CHANGE, BOTH),
         Row("snapshots:cancel_snapshot", "Cancel taking a snapshot", CHANGE, BOTH),
         Row("snapshots:retry", "Retry a failed operation", CHANGE, BOTH, other={"GET": SEE}),

@@ -68,6 +68,8 @@ ROWS = {row.name: row for rows in TABLE.values() for row in rows}
 PARAMETERS: dict[str, Callable[[SimpleNamespace], Any]] = {
     "snapshot_id": lambda world: world.snapshot,
     "operation_id": lambda world: world.operation,
+    "disk_id": lambda world: world.snapshot.disks.get(),
+    "part": lambda world: 0,
     "volume_id": lambda world: world.volume,
     "vm_id": lambda world: world.volume.vm,
     "schedule_id": lambda world: world.schedule,

@@ -144,6 +144,12 @@ class Refused(StorageError):
     advice = _("The storage would refuse this again. Its log has details. The customer has to request something else.")
 
 
+class NotOffered(Refused):
+    """The engine can't do this at all, for a reason that the customer should read."""
+
+    advice = _("Nothing is broken: this storage gives the portal no access to the bytes of a disk.")
+
+
 class InvalidImage(Refused):
     """The volume's disk isn't what the portal expects: it has another size, or isn't a regular file."""
 
@@ -322,6 +328,14 @@ class Driver(ABC):
         With ``resume`` an interruption loses nothing: the next call that resumes within RESUMABLE_FOR continues where this
         one was interrupted. Bytes that the medium fails to deliver twice are damage.
         Raises NotFound, Busy, NoSpace, Corrupt, Unavailable.
+        """
+
+    @abstractmethod
+    def open_for_reading(self, snapshot: SnapshotRef) -> int:
+        """Return a read-only descriptor of a regular file with the snapshot's bytes, which the caller closes.
+
+        The bytes stay readable when the snapshot is deleted meanwhile. Nothing is verified.
+        Raises NotOffered where the engine gives no access to the bytes, NotFound, Busy, Corrupt, Unavailable.
         """
 
     @abstractmethod

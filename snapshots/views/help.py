@@ -51,6 +51,12 @@ GUIDES = [
         "arrow-uturn-left",
     ),
     Guide(
+        "files",
+        _("Get single files back"),
+        _("Browse a snapshot, search in it, and download a file or a folder."),
+        "folder",
+    ),
+    Guide(
         "billing",
         _("Billing"),
         _("How hours are counted, when billing starts and ends, and an example."),

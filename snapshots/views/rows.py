@@ -164,6 +164,7 @@ def actions_for(snapshot: Snapshot, user: User) -> list[Action]:
         (ready and snapshot.kind != Kind.VOLUME, "new_machine", _("New machine"), "server"),
         (ready, "new_volume", _("New volume"), "circle-stack"),
         (can_restore, "restore", _("Restore"), "arrow-uturn-left"),
+        (ready, "files", _("Files"), "list-bullet"),
         (can_be_pinned and not snapshot.is_pinned, "pin", _("Pin"), "lock-closed"),
         (can_be_pinned and snapshot.is_pinned, "pin", _("Unpin"), "lock-open"),
         (snapshot.state in (State.PENDING, State.CREATING), "cancel_snapshot", _("Cancel"), "x-mark"),

@@ -3,6 +3,8 @@
 To add a page: one line in the function of the account where it belongs. test_pictures.py fails for an address without one.
 """
 
+import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,7 +39,8 @@ from cng_portal.notifications.models import Notification
 from snapshots import wizard
 from snapshots.backups.automatic import switch_automatic_backups
 from snapshots.labels import change_labels
-from snapshots.models import BackupSchedule, Kind, Snapshot
+from snapshots.models import BackupSchedule, Kind, Snapshot, volume_ref
+from snapshots.storage.registry import get_driver
 from snapshots.volume_charges import start_charging_volume
 from tests.factories import (
     BackupFactory,
@@ -55,6 +58,7 @@ from tests.factories import (
     VolumeFactory,
 )
 from tests.snapshots.disks import content, put_volume
+from tests.snapshots.files import images
 
 GIB = 1024**3
 PASSWORD = "a password of the pictures"
@@ -72,6 +76,8 @@ UNSEEN = {
     "snapshots:cancel_snapshot": "leads on to the snapshot",
     "snapshots:work": "a part of the bell",
     "notifications:open": "leads on to what the notification is about",
+    "snapshots:download_file": "a file",
+    "snapshots:download_folder": "a file",
     "snapshots:retry": "leads on to the snapshot; the question stands there",
     "billing:summary_csv": "a file",
     "billing:subscriptions_csv": "a file",
@@ -212,6 +218,7 @@ def fill(member: Membership, storage_root: Path) -> None:
     work_in_each_state(member)
     protect(member)
     label(member)
+    put_files(Snapshot.objects.get(name="before the update"), storage_root)
     people(member)
     # a wait for the browser's own session would differ from picture to picture
     for number, agent in enumerate(
@@ -285,6 +292,21 @@ def work_in_each_state(member: Membership) -> None:
         ("extend_volume", Volume.objects.get(name="web-01-root"), {"new_size_gb": 40, "running": True}),
     ):
         OperationFactory(kind=kind, snapshot=None, volume=volume, requested_by=member.user, **fields)
+
+
+def put_files(snapshot: Snapshot, storage_root: Path) -> None:
+    """Capture a disk with partitions and files in it. Without mke2fs the pages say that the snapshot is missing."""
+    if not shutil.which("mke2fs", path="/usr/sbin:/sbin:/usr/bin"):
+        return
+    disk = snapshot.disks.get()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "tree").mkdir()
+        image = images.make_gpt(folder / "disk", images.make_ext4(folder / "part", images.make_tree(folder / "tree")))
+        path = put_volume(storage_root, disk.volume, b"")
+        with open(path, "r+b") as file:
+            images.copy_sparse(image, file.fileno(), 0)
+    get_driver(snapshot.location).create_snapshots([(disk.ref, volume_ref(disk.volume))])
 
 
 def protect(member: Membership) -> None:
@@ -438,6 +460,16 @@ def of_snapshots(member: Membership) -> Screens:
         "damaged": snapshots.get(name="damaged since"),
         "restored": snapshots.get(name="restored-from"),
         "long": snapshots.filter(volume=huge).latest("created_at"),
+    }
+    disk = ready.disks.get()
+    folder = reverse("snapshots:folder", args=[ready.pk, disk.pk, 0])
+    found |= {
+        "files": Screen(reverse("snapshots:files", args=[ready.pk])),
+        "files-folder": Screen(folder),
+        "files-search": Screen(f"{folder}?q=random"),
+        "files-nothing-found": Screen(f"{folder}?q=nothing"),
+        "files-missing": Screen(f"{folder}?path=/nowhere"),
+        "files-of-none": Screen(reverse("snapshots:files", args=[states["damaged"].pk])),
     }
     for name, one in states.items():
         found[f"snapshot-{name}"] = Screen(reverse("snapshots:snapshot", args=[one.pk]))

@@ -30,6 +30,7 @@ from ..contract import (
     Driver,
     Heartbeat,
     NotFound,
+    NotOffered,
     Refused,
     SnapshotInfo,
     SnapshotRef,
@@ -339,6 +340,14 @@ class CinderDriver(CinderInventory, Driver):
         client.total = info.size_bytes
         client.beat(info.size_bytes)
         return info
+
+    def open_for_reading(self, snapshot: SnapshotRef) -> int:
+        raise NotOffered(
+            _(
+                "The files of this snapshot can't be shown here, because its storage gives the portal no access to the "
+                "bytes. Create a new volume from it and attach that to a machine instead."
+            )
+        )
 
     def delete_snapshot(self, snapshot: SnapshotRef) -> None:
         for kind, ref in kinds_and_refs(snapshot):

@@ -214,6 +214,10 @@ class LocalDriver(Driver):
         with self.folder.lock(shared=[snapshot], verifying=[snapshot]):
             return self.reader.verify(snapshot, heartbeat, resume=resume).as_info()
 
+    def open_for_reading(self, snapshot: SnapshotRef) -> int:
+        with self.folder.lock(shared=[snapshot]):
+            return self.snapshots.open_disk(snapshot.uuid)
+
     def delete_snapshot(self, snapshot: SnapshotRef) -> None:
         with self.folder.lock(exclusive=[snapshot]):
             self.snapshots.delete(snapshot.uuid)

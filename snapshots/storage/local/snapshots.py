@@ -17,7 +17,7 @@ from django.utils.translation import gettext as _
 
 from ..checksums import ChunkedChecksum
 from ..contract import Corrupt, Heartbeat, NotFound, Unreadable, VolumeRef
-from ..files import NotRegularFile, read_small_file, stat_regular_file
+from ..files import NotRegularFile, open_regular_file, read_small_file, stat_regular_file
 from .copying import MediumError, Progress, fill_image, read_twice, sync_folder, write_file
 from .folder import FOLDER_MODE, LocationFolder, created_file
 from .manifest import Manifest
@@ -72,6 +72,15 @@ class SnapshotFiles:
                 _("The snapshot is not in the storage of %(location)s.") % {"location": self.folder.location}
             )
         return manifest
+
+    def open_disk(self, uuid: UUID) -> int:
+        """Return a read-only descriptor of its disk. Raises NotFound, Corrupt."""
+        manifest = self.get(uuid)
+        image = open_regular_file(self.folder.disk_path(uuid), below=self.folder.path)
+        if os.fstat(image).st_size != manifest.size_bytes:  # replaced since `get` looked
+            os.close(image)
+            raise self.unreadable()
+        return image
 
     def unreadable(self) -> Corrupt:
         """The error for a snapshot whose medium fails.

@@ -1,0 +1,72 @@
+"""The child's entry: read a request from standard input, raise the fences, answer on standard output.
+
+The request is JSON: `image` (a descriptor), `command`, `cpu_seconds` and what the command needs. The answers are JSON lines;
+the last one has `end` or `failed`. A download answers one line with its size, then so many bytes.
+"""
+
+import json
+import os
+import sys
+from typing import Any
+
+from .commands import COMMANDS, DOWNLOADS, Refused
+from .entries import Damaged
+from .fences import NoFence, raise_fences
+from .walking import Missing
+
+OUTPUT = 1
+
+
+def main() -> int:
+    request = json.load(sys.stdin)
+    from . import tsk, xfs  # noqa: F401  # nothing can be imported behind the fences
+
+    image, command = request["image"], request["command"]
+    size = os.fstat(image).st_size
+    try:
+        raise_fences(cpu_seconds=request["cpu_seconds"])
+    except (NoFence, OSError, ValueError) as error:
+        return fail("no_fence", str(error))
+    answers = COMMANDS[command](image, size, request)
+    try:
+        answer(next(answers))
+    except StopIteration:
+        return end()
+    except (Missing, Refused, Damaged, OSError) as error:
+        return fail(reason_of(error), str(error))
+    if command in DOWNLOADS:  # a reason would be taken for content
+        for data in answers:
+            write(data)
+        return 0
+    try:
+        for each in answers:
+            answer(each)
+    except (Missing, Refused, Damaged, OSError) as error:
+        return fail(reason_of(error), str(error))
+    return end()
+
+
+def reason_of(error: Exception) -> str:
+    if isinstance(error, Missing):
+        return "missing"
+    return str(error) if isinstance(error, Refused) else "damaged"
+
+
+def end() -> int:
+    answer({"end": True})
+    return 0
+
+
+def fail(reason: str, detail: str = "") -> int:
+    answer({"failed": reason, "detail": detail[:300]})
+    return 1
+
+
+def answer(value: Any) -> None:
+    write(json.dumps(value).encode() + b"\n")
+
+
+def write(data: Any) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(OUTPUT, view) :]

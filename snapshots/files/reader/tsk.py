@@ -1,0 +1,125 @@
+"""ext2, ext3, ext4, NTFS, FAT and exFAT by The Sleuth Kit."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytsk3
+
+from .entries import FILE, FOLDER, LINK, OTHER, UNREADABLE, Damaged, Entry, FileSystem, merge
+from .signatures import EXFAT, EXT, FAT, NTFS
+from .windows import Window
+
+TYPES = {
+    EXT: pytsk3.TSK_FS_TYPE_EXT_DETECT,
+    NTFS: pytsk3.TSK_FS_TYPE_NTFS_DETECT,
+    FAT: pytsk3.TSK_FS_TYPE_FAT_DETECT,
+    EXFAT: pytsk3.TSK_FS_TYPE_FAT_DETECT,
+}
+KINDS = {
+    int(pytsk3.TSK_FS_META_TYPE_REG): FILE,
+    int(pytsk3.TSK_FS_META_TYPE_DIR): FOLDER,
+    int(pytsk3.TSK_FS_META_TYPE_LNK): LINK,
+}
+# The Sleuth Kit's own additions, such as the folder of orphans.
+VIRTUAL = (int(pytsk3.TSK_FS_META_TYPE_VIRT), int(pytsk3.TSK_FS_META_TYPE_VIRT_DIR))
+NTFS_ROOT, NTFS_FIRST_FILE = 5, 24  # the records between and before are $MFT, $Bitmap and so on
+VOLUME_LABEL = b" (Volume Label Entry)"  # appended by The Sleuth Kit to the entry of a label, which is no file
+UNALLOCATED = int(pytsk3.TSK_FS_NAME_FLAG_UNALLOC)
+UNUSED_INODE = 2  # TSK_FS_META_FLAG_UNALLOC
+UNDEFINED = int(pytsk3.TSK_FS_META_TYPE_UNDEF)
+SPARSE, FILLER = int(pytsk3.TSK_FS_ATTR_RUN_FLAG_SPARSE), int(pytsk3.TSK_FS_ATTR_RUN_FLAG_FILLER)
+CONTENT = (1, 128)  # the types of the attribute that is a file's content: TSK_FS_ATTR_TYPE_DEFAULT, and NTFS's $DATA
+
+
+class Image(pytsk3.Img_Info):  # type: ignore[misc]
+    def __init__(self, window: Window) -> None:
+        self.window = window
+        super().__init__(url="", type=pytsk3.TSK_IMG_TYPE_EXTERNAL)
+
+    def read(self, offset: int, size: int) -> bytes:
+        return self.window.read_at(offset, size)
+
+    def get_size(self) -> int:
+        return self.window.size
+
+    def close(self) -> None:
+        pass
+
+
+class TSKFileSystem(FileSystem):
+    def __init__(self, window: Window, kind: str) -> None:
+        self.kind = kind
+        self.has_owners = kind == EXT
+        self.image = Image(window)
+        try:
+            self.fs = pytsk3.FS_Info(self.image, offset=0, type=TYPES[kind])
+        except OSError as error:
+            raise Damaged(str(error)) from error
+
+    @property
+    def root(self) -> Entry:
+        return Entry(b"", self.fs.info.root_inum, FOLDER)
+
+    def entries(self, folder: int) -> Iterator[Entry]:
+        try:
+            directory = self.fs.open_dir(inode=folder)
+        except OSError as error:
+            raise Damaged(str(error)) from error
+        own = {b".", b".."}  # the first of each; another one is a forged entry
+        files = iter(directory)
+        for _number in range(directory.size):
+            try:
+                file = next(files)
+            except StopIteration:
+                return
+            except OSError:
+                yield Entry(b"", 0, UNREADABLE)
+                continue
+            name, meta = file.info.name, file.info.meta
+            if int(name.flags) & UNALLOCATED or not name.name:
+                continue
+            if name.name in own:
+                own.discard(name.name)
+                continue
+            if self.kind in (FAT, EXFAT) and name.name.endswith(VOLUME_LABEL):
+                continue
+            if meta is None or int(meta.flags) & UNUSED_INODE or int(meta.type) == UNDEFINED:
+                yield Entry(name.name, name.meta_addr, UNREADABLE)
+            elif int(meta.type) not in VIRTUAL and not self._is_internal(meta.addr):
+                yield describe(name.name, meta)
+
+    def _is_internal(self, number: int) -> bool:
+        return self.kind == NTFS and number < NTFS_FIRST_FILE and number != NTFS_ROOT
+
+    def read(self, file: int, offset: int, size: int) -> bytes:
+        data = self.fs.open_meta(inode=file).read_random(offset, size)
+        if len(data) != size:
+            raise Damaged("a file ends before its size")
+        return data
+
+    def data_ranges(self, file: Entry) -> list[tuple[int, int]]:
+        block = self.fs.info.block_size
+        for attribute in self.fs.open_meta(inode=file.id):
+            if int(attribute.info.type) not in CONTENT or attribute.info.name:
+                continue
+            ranges = [
+                (run.offset * block, run.len * block) for run in attribute if not int(run.flags) & (SPARSE | FILLER)
+            ]
+            if ranges:
+                return merge(ranges, file.size)
+        return [(0, file.size)] if file.size else []
+
+
+def describe(name: bytes, meta: Any) -> Entry:
+    return Entry(
+        name=name,
+        id=meta.addr,
+        kind=KINDS.get(int(meta.type), OTHER),
+        size=max(0, meta.size),
+        changed_at=meta.mtime,
+        mode=int(meta.mode) & 0o7777,
+        owner=meta.uid,
+        group=meta.gid,
+        target=meta.link or b"",
+        link_count=meta.nlink,
+    )

@@ -1,0 +1,49 @@
+"""A partition or logical volume as a file: pieces of the image, one after the other."""
+
+import os
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Window:
+    """Bytes of the image at `pieces`, [(start in the image, size)]. Never reads outside of them."""
+
+    image: int
+    pieces: list[tuple[int, int]]
+    position: int = field(default=0, init=False)
+    size: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.size = sum(size for _start, size in self.pieces)
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """Return up to `size` bytes: fewer at the end."""
+        if len(self.pieces) == 1:
+            start, piece = self.pieces[0]
+            return os.pread(self.image, max(0, min(size, piece - offset)), start + offset) if offset >= 0 else b""
+        data = []
+        for start, piece in self.pieces:
+            if offset < piece and size > 0:
+                data.append(os.pread(self.image, min(size, piece - offset), start + offset))
+                size -= min(size, piece - offset)
+                offset = piece
+            offset -= piece
+        return b"".join(data)
+
+    # What libyal's readers ask of a file.
+
+    def read(self, size: int = -1) -> bytes:
+        data = self.read_at(self.position, self.size if size < 0 else size)
+        self.position += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = 0) -> None:
+        self.position = offset + (0, self.position, self.size)[whence]
+
+    def tell(self) -> int:
+        return self.position
+
+    get_offset = tell
+
+    def get_size(self) -> int:
+        return self.size

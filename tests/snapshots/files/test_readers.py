@@ -1,0 +1,193 @@
+"""Every file of every file system comes back byte for byte through the pages, and what can't be read is named."""
+
+import hashlib
+import io
+import os
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from django.http import HttpResponse
+from django.test import Client
+from django.urls import reverse
+
+from cng_portal.accounts.models import Project
+from snapshots.files import names, services
+from snapshots.models import DiskImage
+from tests.factories import UserFactory
+from tests.snapshots.files import images as make
+from tests.snapshots.files.conftest import Images
+from tests.snapshots.files.images import BIG, FILES, LINKS, MIB, ORDINARY, SPARSE
+
+pytestmark = pytest.mark.django_db
+
+Capture = Callable[[Path], DiskImage]
+SPARSE_DATA = bytes(33 * MIB) + b"middle" + bytes(SPARSE - 33 * MIB - 6)
+# What each of them can hold: FAT and NTFS are filled with ordinary names, XFS by a prototype without spaces.
+CONTENT = {
+    **dict.fromkeys(("ext4", "gpt", "mbr", "lvm"), FILES | {b"hard": b"hello\n", b"suid": b"#!/bin/sh\n"}),
+    "xfs": ORDINARY | {b"suid": b"#!/bin/sh\n"},
+    "fat": ORDINARY,
+    "ntfs": {name: content for name, content in ORDINARY.items() if b"/" not in name},
+}
+WITH_LINKS = ("ext4", "gpt", "mbr", "lvm")
+
+
+@pytest.fixture
+def client(project: Project, client_for: Callable[..., Client]) -> Client:
+    return client_for(UserFactory(member_of=project))
+
+
+def address(name: str, disk: DiskImage, part: int = 0) -> str:
+    return reverse(f"snapshots:{name}", args=[disk.snapshot_id, disk.pk, part])
+
+
+def walk(disk: DiskImage, path: tuple[bytes, ...] = ()) -> Iterator[services.File]:
+    listing = services.list_folder(disk, 0, path, number=None, order="name", start=0)
+    assert listing.total == len(listing.files) and listing.notes == []
+    for file in listing.files:
+        yield file
+        if file.kind == "d":
+            yield from walk(disk, file.path)
+
+
+def digest(response: HttpResponse) -> str:
+    assert response.status_code == 200, response
+    sha256, size = hashlib.sha256(), 0
+    for chunk in response:
+        sha256.update(chunk)
+        size += len(chunk)
+    assert size == int(response["Content-Length"])
+    return sha256.hexdigest()
+
+
+def extract(response: HttpResponse) -> tarfile.TarFile:
+    return tarfile.open(fileobj=io.BytesIO(b"".join(response)), encoding="utf-8", errors="surrogateescape")
+
+
+@pytest.mark.parametrize("name", CONTENT)
+def test_every_file_comes_back_as_it_was(name: str, images: Images, capture: Capture, client: Client) -> None:
+    disk = capture(images(name))
+    found = {b"/".join(file.path): file for file in walk(disk)}
+    expected = CONTENT[name]
+    assert {path for path, file in found.items() if file.kind == "f"} - {b"sparse", b"big"} == set(expected)
+    for path, content in expected.items():
+        response = client.get(f"{address('download_file', disk)}?{found[path].query}")
+        assert digest(response) == hashlib.sha256(content).hexdigest(), path
+        assert response["Content-Type"] == "application/octet-stream"
+        assert response["X-Content-Type-Options"] == "nosniff"
+        assert response["Content-Disposition"].startswith("attachment; filename")
+    if name in WITH_LINKS:
+        links = {path: file.target for path, file in found.items() if file.kind == "l"}
+        assert links == {path: target.decode() for path, target in LINKS.items()}
+        assert found[b"pipe"].kind == "o"
+    if b"sparse" in found:
+        response = client.get(f"{address('download_file', disk)}?{found[b'sparse'].query}")
+        assert digest(response) == hashlib.sha256(SPARSE_DATA).hexdigest()
+
+
+@pytest.mark.parametrize("name", ["ext4", "xfs", "ntfs", "fat"])
+def test_a_folder_comes_back_as_an_archive(name: str, images: Images, capture: Capture, client: Client) -> None:
+    disk = capture(images(name))
+    response = client.get(address("download_folder", disk))
+    archive = extract(response)
+    assert response["Content-Type"] == "application/x-tar"
+    members = {os.fsencode(member.name): member for member in archive.getmembers()}
+    for path, content in CONTENT[name].items():
+        file = archive.extractfile(members[path])
+        assert file and file.read() == content, path
+    assert not any(member.mode & 0o6000 for member in members.values())
+    assert not any(path.startswith(b"/") or b".." in path.split(b"/") for path in members)
+    if name == "ext4":
+        assert {path: os.fsencode(members[path].linkname) for path in LINKS} == LINKS
+        assert members[b"plain.txt"].islnk() != members[b"hard"].islnk()
+        assert members[b"sparse"].issparse() and members[b"sparse"].size == SPARSE
+        assert members[b"big"].issparse() and members[b"big"].size == BIG
+        assert int(response["Content-Length"]) < 20 * MIB
+        assert archive.extractfile(members[b"sparse"]).read() == SPARSE_DATA  # type: ignore[union-attr]
+        assert archive.extractfile(members[b"LEFT-OUT.txt"]).read() == b"pipe: a device, pipe or socket\n"  # type: ignore[union-attr]
+
+
+def test_an_archive_is_what_tar_expects(images: Images, capture: Capture, client: Client, tmp_path: Path) -> None:
+    disk = capture(images("ext4"))
+    archive, target = tmp_path / "a.tar", tmp_path / "out"
+    with open(archive, "wb") as file:
+        file.writelines(client.get(address("download_folder", disk)))
+    target.mkdir()
+    make.run("tar", "-x", "-C", target, "-f", archive)
+    for path, content in CONTENT["ext4"].items():
+        assert Path(os.fsdecode(os.path.join(os.fsencode(target), path))).read_bytes() == content
+    assert (target / "big").stat().st_size == BIG and (target / "big").stat().st_blocks * 512 < MIB
+    assert not (target / "suid").stat().st_mode & 0o6000
+
+
+def test_a_sparse_file_that_is_larger_than_its_disk_is_sent(images: Images, capture: Capture, client: Client) -> None:
+    disk = capture(images("ext4"))
+    response = client.get(f"{address('download_file', disk)}?path=/big")
+    assert response["Content-Length"] == str(BIG)
+    size, end = 0, b""
+    for chunk in response:
+        size, end = size + len(chunk), (end + chunk)[-3:]
+    assert (size, end) == (BIG, b"end")
+
+
+def test_the_names_of_partitions_and_labels_are_shown(images: Images, capture: Capture, client: Client) -> None:
+    disk = capture(images("gpt"))
+    page = client.get(reverse("snapshots:files", args=[disk.snapshot_id])).text
+    assert "data ü" in page and "root fs ü" in page and "ext4" in page
+    assert "Swap space" in page
+    assert address("folder", disk) in page and address("folder", disk, 1) not in page
+
+
+REFUSED = {
+    "swap": ([(4086, b"SWAPSPACE2")], "Swap space"),
+    "luks": ([(0, b"LUKS\xba\xbe\0\2")], "LUKS"),
+    "bitlocker": ([(3, b"-FVE-FS-"), (510, b"\x55\xaa")], "BitLocker"),
+    "raid": ([(4096, b"\xfc\x4e\x2b\xa9\1")], "RAID"),
+    "a mirror's other end": ([(1080, b"\x53\xef"), (1024**3 - 8192, b"\xfc\x4e\x2b\xa9" + bytes(68) + b"\5")], "RAID"),
+    "btrfs": ([(0x10040, b"_BHRfS_M")], "Btrfs"),
+    "zeros": ([], "zeros"),
+    "garbage": ([(0, os.urandom(70_000).replace(b"\x55\xaa", b"\x55\xab"))], "No file system"),
+    "an empty group": ([], "without volumes"),
+    "a group of two disks": ([], "several disks"),
+    "a thin volume": ([], "thin"),
+    "nonsense": ([], "Damaged"),
+}
+OTHER_DISK = 'pv1 {\nid = "x"\npe_start = 2048\n}\n'
+GROUPS = {
+    "an empty group": make.lvm_text("", 0).replace('"VISIBLE"', '"HIDDEN"'),
+    "a group of two disks": make.lvm_text("", 0, OTHER_DISK),
+    "a thin volume": make.lvm_text(make.SEGMENT.format(number=1, start=0, count=1, at=0, type="thin"), 1),
+    "nonsense": "vg { } } extent_size = [",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_has_no_files_is_named(name: str, capture: Capture, client: Client, tmp_path: Path) -> None:
+    marks, reason = REFUSED[name]
+    if name in GROUPS:
+        image = make.make_lvm(tmp_path / "image", None, text=GROUPS[name])
+    else:
+        image = make.make_marked(tmp_path / "image", *marks)
+    disk = capture(image)
+    page = client.get(reverse("snapshots:files", args=[disk.snapshot_id])).text
+    assert reason in page
+    assert address("folder", disk) not in page
+    assert "could not be read" in client.get(address("folder", disk)).text
+
+
+@pytest.mark.parametrize("name", [b"a", b"a/b", b"..", b"%2F", "မြန်မာ".encode(), b"\xff\n\0", b"a b+c&d=e", b"\\x"])
+def test_a_name_survives_its_way_through_an_address(name: bytes) -> None:
+    path = [b"folder", name]
+    assert names.from_parameter(names.to_parameter(path)) == path
+    assert parse_qs(urlsplit("?path=" + names.to_parameter([b"x"])).query)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [(b"a\nb", "a\\nb"), (b"\xff\xfe", "\\xff\\xfe"), ("a\u202eb".encode(), "a\\u202eb"), ("ü".encode(), "ü")],
+)
+def test_what_cannot_be_shown_is_escaped(name: bytes, shown: str) -> None:
+    assert names.show(name) == shown
