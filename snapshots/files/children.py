@@ -23,13 +23,15 @@ logger = structlog.stdlib.get_logger(__name__)
 
 READERS = ("pytsk3", "pyfsxfs")
 START = "import sys; sys.path += sys.argv[1:]; from snapshots.files.reader.main import main; sys.exit(main())"
-# For an answer, and for the next bytes of a download. A request ends within 15 seconds.
-ANSWER_SECONDS, STREAM_SECONDS = 12, 15
-CPU_SECONDS = 10
+# For an answer, and for the next bytes of a download. With the wait for a slot, a page takes at most 15 seconds.
+ANSWER_SECONDS, STREAM_SECONDS = 10, 15
+CPU_SECONDS = 9
 # A download may compute for so long more: the slowest reader is several times as fast.
 CPU_SECONDS_PER_GB = 50
 MAX_ANSWER = 32 * 1024**2
 CHUNK = 256 * 1024
+# Reasons that a reader may give: the disk's or the request's fault, not its own.
+EXPECTED = ("missing", "damaged", "too_large", "archive_too_large", "archive_too_many")
 PATH_ROOM = 60_000  # what a pipe takes without being read
 
 FAILURES = Counter(
@@ -38,6 +40,8 @@ FAILURES = Counter(
     ["reason"],
     registry=None,
 )
+for each in ("crashed", "slow", "no_fence"):
+    FAILURES.labels(reason=each)  # an alert can't see the rise from nothing to one
 
 
 class ReaderFailed(Exception):
@@ -67,18 +71,23 @@ class Child:
         data = json.dumps(request | {"image": image, "cpu_seconds": cpu_seconds}).encode()
         if len(data) > PATH_ROOM:
             raise ReaderFailed("missing")
-        self.process = subprocess.Popen(
-            # -I: nothing from the environment or the current folder; -S: no .pth files
-            [sys.executable, "-I", "-S", "-B", "-c", START, *libraries, str(settings.BASE_DIR)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            pass_fds=[image],
-            env={},
-            cwd="/",
-            start_new_session=True,
-            bufsize=0,
-        )
+        try:
+            self.process = subprocess.Popen(
+                # -I: nothing from the environment or the current folder; -S: no .pth files
+                [sys.executable, "-I", "-S", "-B", "-c", START, *libraries, str(settings.BASE_DIR)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[image],
+                env={},
+                cwd="/",
+                start_new_session=True,
+                bufsize=0,
+            )
+        except OSError as error:  # no memory or no process left
+            FAILURES.labels(reason="crashed").inc()
+            logger.error("files.reader_failed", reason="crashed", exit_code=None, detail=str(error))
+            raise ReaderFailed("crashed") from error
         assert self.process.stdin and self.process.stdout
         self.output = self.process.stdout.fileno()
         self.rest = b""
@@ -128,11 +137,15 @@ class Child:
             if len(self.rest) > MAX_ANSWER:
                 raise self.failure("crashed", "its answer is too long")
         line, self.rest = self.rest.split(b"\n", 1)
-        answer: dict[str, Any] = json.loads(line)
-        if reason := answer.get("failed"):
-            if reason == "no_fence":
-                raise self.failure(reason, answer["detail"])
-            raise ReaderFailed(reason)
+        try:
+            answer: dict[str, Any] = json.loads(line)
+            reason = answer.get("failed")
+        except (ValueError, AttributeError):
+            raise self.failure("crashed", "its answer is no JSON") from None
+        if reason == "no_fence":
+            raise self.failure(reason, str(answer.get("detail")))
+        if reason:
+            raise ReaderFailed(reason if reason in EXPECTED else "damaged")
         return answer
 
 
@@ -152,16 +165,19 @@ class Download:
     `answer` tells its name and size. Closing it kills the child, as does its end.
     """
 
-    def __init__(self, image: int, request: dict[str, Any], *, answer_seconds: float = 2 * STREAM_SECONDS) -> None:
+    def __init__(self, image: int, request: dict[str, Any]) -> None:
         """Raises ReaderFailed. The image may be closed afterwards."""
         gigabytes = -(-os.fstat(image).st_size // 1024**3)
         self.child = Child(image, request, cpu_seconds=2 * CPU_SECONDS + CPU_SECONDS_PER_GB * gigabytes)
         try:
-            self.answer = self.child.read_line(monotonic() + answer_seconds)
+            self.answer = self.child.read_line(monotonic() + ANSWER_SECONDS)
+            size = self.answer.get("size")
+            if not isinstance(size, int) or size < 0:
+                raise self.child.failure("crashed", "its answer has no size")
         except BaseException:
             self.child.kill()
             raise
-        self.size: int = self.answer["size"]
+        self.size = size
         self.chunks = self._read()
 
     def __iter__(self) -> Iterator[bytes]:

@@ -15,7 +15,7 @@ from ..errors import RateLimited
 READERS_OF_CUSTOMER = 2
 LEASE_SECONDS = 60  # after which the place of a process that died is free
 RENEW_AFTER = 20
-WAIT_SECONDS, PAUSE_SECONDS = 4, 0.2
+WAIT_SECONDS, PAUSE_SECONDS = 2, 0.2
 
 # A download takes a thread for as long as it takes. The others must stay for pages.
 _threads = BoundedSemaphore(max(1, settings.WEB_THREADS // 2))

@@ -59,7 +59,9 @@ REASONS: dict[str, str | Promise] = {
         "The folder's files add up to more than the disk holds, because they share space or are damaged. Download its "
         "folders one by one."
     ),
-    "archive_too_many": gettext_lazy("The folder holds more than 200,000 files. Download its folders one by one."),
+    "archive_too_many": gettext_lazy(
+        "The folder holds too many files for one archive. Download its folders one by one."
+    ),
 }
 # What a part holds that isn't shown: by its signature, or by what is around it.
 UNREADABLE_KINDS: dict[str, str | Promise] = {
@@ -171,9 +173,21 @@ def ask(disk: DiskImage, command: str, **request: Any) -> list[dict[str, Any]]:
             raise FilesUnavailable(str(REASONS[error.reason])) from error
 
 
+@contextmanager
+def distrust() -> Iterator[None]:
+    """Turn an answer that lacks what it should have, as of a reader that was taken over, into FilesUnavailable."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        logger.exception("files.answer_refused")
+        raise FilesUnavailable(str(COULD_NOT_READ)) from error
+
+
 def list_parts(disk: DiskImage) -> list[Part]:
     """Return what the disk is divided into. Raises as `ask` does."""
-    return [build_part(index, answer) for index, answer in enumerate(ask(disk, "parts"))]
+    answers = ask(disk, "parts")
+    with distrust():
+        return [build_part(index, answer) for index, answer in enumerate(answers)]
 
 
 def build_part(index: int, answer: dict[str, Any]) -> Part:
@@ -194,7 +208,12 @@ def list_folder(
 ) -> Listing:
     """Return PAGE_SIZE entries of a folder. `number` is its inode, for a name that isn't unique. Raises as `ask` does."""
     request = {"part": part, "path": encode(path), "id": number, "order": order, "start": start, "count": PAGE_SIZE}
-    summary, *answers = ask(disk, "folder", **request)
+    answers = ask(disk, "folder", **request)
+    with distrust():
+        return build_folder(path, *answers)
+
+
+def build_folder(path: Sequence[bytes], summary: dict[str, Any], *answers: dict[str, Any]) -> Listing:
     notes = []
     if not summary["is_complete"]:
         notes.append(_("This folder has more entries than can be shown. Search for a part of the name."))
@@ -210,7 +229,13 @@ def list_folder(
 def search(disk: DiskImage, part: int, path: Sequence[bytes], text: str) -> Listing:
     """Return the first entries below a folder whose path contains the text. Raises as `ask` does."""
     request = {"part": part, "path": encode(path), "text": b64encode(text.encode()).decode(), "count": MAX_FOUND}
-    *answers, summary = ask(disk, "search", **request)
+    answers = ask(disk, "search", **request)
+    with distrust():
+        return build_found(path, *answers)
+
+
+def build_found(path: Sequence[bytes], *found: dict[str, Any]) -> Listing:
+    *answers, summary = found
     notes = []
     if not summary["is_complete"]:
         notes.append(_("There may be more: the search ended after %(count)s files.") % {"count": len(answers)})

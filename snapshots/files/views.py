@@ -33,10 +33,10 @@ def files(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     """List the disks of a snapshot and their parts."""
     snapshot = get_readable(request, snapshot_id)
     disks = list(snapshot.disks.select_related("volume", "snapshot__location", "snapshot__project__customer"))
-    rows = []
-    for disk in disks:
-        parts, error = attempt(lambda disk=disk: services.list_parts(disk))
-        rows.append({"disk": disk, "parts": parts or [], "error": error})
+    # Only one is read, so that a machine of many disks doesn't take many times as long.
+    chosen = next((disk for disk in disks if str(disk.pk) == request.GET.get("disk")), disks[0] if disks else None)
+    parts, error = attempt(lambda: services.list_parts(chosen)) if chosen else ([], "")
+    rows = [{"disk": disk, "is_chosen": disk is chosen, "parts": parts or [], "error": error} for disk in disks]
     context = {"snapshot": snapshot, "rows": rows, "damage": damage_of(disks)}
     return render(request, "snapshots/files/disks.html", context)
 

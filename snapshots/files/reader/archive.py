@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from .entries import FILE, FOLDER, LINK, OTHER, Damaged, Entry, FileSystem
 from .walking import Walk
 
-MAX_ENTRIES, WALK_SECONDS = 200_000, 20
+MAX_ENTRIES, WALK_SECONDS = 100_000, 8
 BLOCK, CHUNK = tarfile.BLOCKSIZE, 1024**2
 END = bytes(2 * BLOCK)
 SAFE_MODE = 0o1777
