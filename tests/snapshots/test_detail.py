@@ -157,9 +157,9 @@ def test_a_stranger_gets_404_and_a_signed_out_person_signs_in(client: Client) ->
 @pytest.mark.parametrize(
     ("state", "acts"),
     [
-        (None, ["new_volume", "restore", "files", "rename", "verify", "delete"]),
-        ("failed", ["rename", "delete"]),
-        ("creating", ["cancel_snapshot", "rename"]),
+        (None, ["new_volume", "restore", "files", "rename", "labels", "verify", "delete"]),
+        ("failed", ["rename", "labels", "delete"]),
+        ("creating", ["cancel_snapshot", "rename", "labels"]),
         ("deleting", []),
     ],
 )
@@ -175,7 +175,8 @@ def test_the_snapshot_of_a_volume_that_is_gone_can_become_a_new_volume(client: C
     response = client.get(url(snapshot))
 
     assert "Deleted volume" in response.content.decode()
-    assert [action.name for action in response.context["actions"]] == ["new_volume", "files", "rename", "verify", "delete"]
+    actions = [action.name for action in response.context["actions"]]
+    assert actions == ["new_volume", "files", "rename", "labels", "verify", "delete"]
 
 
 # --- operations --------------------------------------------------------------------------------------------------------
