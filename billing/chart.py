@@ -25,6 +25,7 @@ class ChartSize:
 WIDE = ChartSize(width=1120, height=180, left=96, month_labels=12, day_labels=15)
 NARROW = ChartSize(width=300, height=180, left=80, month_labels=6, day_labels=4)
 CHART_TOP, CHART_FOOT, CHART_RIGHT = 12, 28, 8
+HALF_LABEL = 20  # of "30 Nov", which would leave the picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,8 @@ def build_chart(
         y = float(bottom)
         x = size.left + number * pitch + pitch * 0.18
         if (len(periods) - 1 - number) % apart == 0:  # always the last one
-            ticks.append({"x": f"{x + pitch * 0.32:.1f}", "label": label(period)})
+            middle = min(x + pitch * 0.32, size.width - HALF_LABEL)
+            ticks.append({"x": f"{middle:.1f}", "label": label(period)})
         for kind in ServiceKind:
             micro = max(0, costs.get((period, kind.value), 0))
             if not micro:
