@@ -4,23 +4,27 @@ It shares nothing with the portal: a history goes in as what happened, a bill co
 """
 
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from fractions import Fraction
+from typing import Any
 from zoneinfo import ZoneInfo
 
 HOUR = timedelta(hours=1)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
 class Stay:
-    """A thing that was there. `price_of_vm` instead of a size means automatic backups."""
+    """A thing that was there. `price_of_vm` instead of a size means automatic backups. `kind` has its own prices."""
 
     resource: int
     start: datetime
     end: datetime | None
     gigabytes: int | None = None
     price_of_vm: Fraction | None = None
+    kind: str = ""
 
 
 def started_hours(stay: Stay, now: datetime) -> list[datetime]:
@@ -39,7 +43,12 @@ def price_at(prices: list[tuple[datetime, Fraction]], instant: datetime) -> tupl
 
 
 def bill(
-    stays: list[Stay], *, prices: list[tuple[datetime, Fraction]], zone: ZoneInfo, now: datetime, digits: int = 2
+    stays: list[Stay],
+    *,
+    prices: dict[str, list[tuple[datetime, Fraction]]],
+    zone: ZoneInfo,
+    now: datetime,
+    digits: int = 2,
 ) -> dict[tuple[int, datetime, date, datetime | None], tuple[int, Fraction]]:
     """{(resource, start, month, since when the price holds): (hours, amount rounded to `digits`)}."""
     hours: dict = defaultdict(int)
@@ -50,7 +59,7 @@ def bill(
             if stay.gigabytes is None:
                 since, price = None, stay.price_of_vm * Fraction(20, 100)
             else:
-                since, rate = price_at(prices, instant)
+                since, rate = price_at(prices[stay.kind], instant)
                 price = stay.gigabytes * rate
             hours[stay.resource, stay.start, month, since] += 1
             hourly[stay.resource, stay.start, month, since] = price
@@ -59,21 +68,33 @@ def bill(
 
 
 def switched(changes: list[tuple[datetime, Fraction | None]], resource: int) -> list[Stay]:
-    """Automatic backups: each change sets the price of the VM, or with None switches them off.
+    """Automatic backups: each change sets the price of the VM, or with None switches them off."""
+    return changed(changes, lambda price: Stay(resource=resource, start=EPOCH, end=None, price_of_vm=price))
 
-    "An hour once paid for is not paid twice": what begins inside a paid hour begins where that hour ends. To set the
-    price that holds already is no change.
+
+def resized(changes: list[tuple[datetime, tuple | None]], resource: int, kind: str, sold_since: datetime) -> list[Stay]:
+    """Volumes: each change sets (size, project), or with None deletes it. They cost nothing before they are sold."""
+    before = [one for one in changes if one[0] <= sold_since]
+    changes = [*((sold_since, what) for _at, what in before[-1:]), *changes[len(before) :]]
+    return changed(changes, lambda what: Stay(resource=resource, start=EPOCH, end=None, gigabytes=what[0], kind=kind))
+
+
+def changed(changes: list[tuple[datetime, Any]], stay_of: Callable[[Any], Stay]) -> list[Stay]:
+    """Each change sets something that costs something, or with None ends it.
+
+    "An hour once paid for is not paid twice": what begins inside a paid hour begins where that hour ends. To set what holds
+    already is no change.
     """
     changes = [one for before, one in zip([(None, object()), *changes], changes, strict=False) if before[1] != one[1]]
     stays: list[Stay] = []
     paid_until = datetime.min.replace(tzinfo=UTC)
-    for (instant, price), (following, _next) in zip(changes, [*changes[1:], (None, None)], strict=True):
-        if price is None:
+    for (instant, what), (following, _next) in zip(changes, [*changes[1:], (None, None)], strict=True):
+        if what is None:
             continue
         start = max(instant, paid_until)
         if following is not None and following < start:
             continue  # changed again before it began
-        stay = Stay(resource=resource, start=start, end=following, price_of_vm=price)
+        stay = replace(stay_of(what), start=start, end=following)
         stays.append(stay)
         if following is not None:
             paid_until = started_hours(stay, following)[-1] + HOUR

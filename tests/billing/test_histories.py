@@ -23,7 +23,14 @@ from billing.usage import change_usage, close_segment, closed_until, open_segmen
 from billing.wallet import buy_credits, expire_credits, grant_credits
 from cng_portal.accounts.models import Customer
 from cng_portal.common import money
-from cng_portal.inventory.models import Location
+from cng_portal.inventory.models import Location, Volume
+from snapshots.usage_check import check_usage
+from snapshots.volume_charges import (
+    change_volume_charge,
+    charge_volumes,
+    start_charging_volume,
+    stop_charging_volume,
+)
 from tests.billing import oracle
 from tests.factories import ProjectFactory
 
@@ -37,6 +44,7 @@ CURRENCIES = ["MMK", "MMK", "EUR", "JPY", "KWD"]
 ZONES = ["Asia/Yangon", "Europe/Berlin", "America/New_York", "UTC", "Australia/Lord_Howe"]
 KIND = ServiceKind.BS_SNAPSHOT
 AUTOMATIC = ServiceKind.VM_BACKUP_AUTOMATIC
+VOLUME = ServiceKind.BLOCK_STORAGE
 relaxed = settings(
     max_examples=HISTORIES,
     derandomize="HISTORIES" not in os.environ,  # the same histories for everybody; who asks for more gets new ones
@@ -73,8 +81,8 @@ class Event:
     arrives: datetime
     resource: int
     kind: str
-    what: str  # open, close, change
-    amount: int = 0  # GB, or the VM's price in millionths
+    what: str  # open, close, change, move
+    amount: int = 0  # GB, the VM's price in millionths, or the number of the project
     repeats: int = 1
     crashes: bool = False
 
@@ -88,6 +96,16 @@ class History:
     checks: list[datetime] = field(default_factory=list)
     currency: str = "MMK"
     correction: tuple[datetime, int] | None = None  # when the first price is corrected, and to what
+    volume_prices: list[tuple[datetime, int]] = field(default_factory=lambda: [(FIRST_PRICE, 100_000)])
+    volume_correction: tuple[datetime, int] | None = None
+
+
+def corrections_of(prices: list[tuple[datetime, int]]) -> st.SearchStrategy:
+    """None, or when the first of the prices is corrected and to what; it must have begun by the database's clock."""
+    start, rate = prices[0]
+    if start != FIRST_PRICE or not rate:
+        return st.none()
+    return st.one_of(st.none(), st.none(), st.tuples(instants, st.integers(0, rate - 1)))
 
 
 @st.composite
@@ -95,12 +113,17 @@ def histories(draw: st.DrawFn) -> History:
     starts = sorted({FIRST_PRICE, *draw(st.lists(instants, max_size=3))})
     prices = [(start, draw(rates)) for start in starts]
     currency = draw(st.sampled_from(CURRENCIES))
-    lower = st.integers(0, prices[0][1] - 1) if prices[0][1] else st.nothing()
+    # The package of volumes may be older than everything, or be added while volumes exist.
+    sold_since = draw(st.one_of(st.just(FIRST_PRICE), instants))
+    later = [start for start in draw(st.lists(instants, max_size=2)) if start > sold_since]
+    volume_prices = [(start, draw(rates)) for start in sorted({sold_since, *later})]
     history = History(
         zone=draw(st.sampled_from(ZONES)),
         prices=prices,
         currency=currency,
-        correction=draw(st.one_of(st.none(), st.none(), st.tuples(instants, lower))),
+        correction=draw(corrections_of(prices)),
+        volume_prices=volume_prices,
+        volume_correction=draw(corrections_of(volume_prices)),
         credits=draw(st.integers(0, 10**7)) * money.unit_micro(currency),
         checks=sorted(draw(st.lists(instants, max_size=3))),
     )
@@ -121,6 +144,17 @@ def histories(draw: st.DrawFn) -> History:
             history.events.append(Event(instant, arrives, resource, AUTOMATIC, what, draw(st.integers(0, 10**9))))
             on = what != "close"
             instant += timedelta(seconds=draw(st.one_of(st.integers(1, 7200), st.integers(1, 40 * 86_400))))
+    for resource in range(200, 200 + draw(st.integers(0, 2))):
+        instant, size_gb, project, what = draw(instants), draw(st.integers(1, 5000)), 0, "open"
+        for _step in range(draw(st.integers(1, 6))):
+            amount = project if what == "move" else size_gb
+            history.events.append(Event(instant, instant, resource, VOLUME, what, amount))
+            if what == "close":
+                break
+            instant += timedelta(seconds=draw(st.one_of(st.integers(1, 7200), st.integers(1, 40 * 86_400))))
+            what = draw(st.sampled_from(["change", "change", "move", "close"]))
+            size_gb += draw(st.integers(0, 100)) if what == "change" else 0
+            project = 1 - project if what == "move" else project
     for event in history.events:
         event.repeats = draw(st.sampled_from([1, 1, 1, 2]))
         event.crashes = draw(st.sampled_from([False, False, False, True]))
@@ -128,18 +162,26 @@ def histories(draw: st.DrawFn) -> History:
     return history
 
 
-def stays_of(events: list[Event]) -> list[oracle.Stay]:
+def stays_of(events: list[Event], volumes_sold_since: datetime) -> list[oracle.Stay]:
     """What the events that have arrived say."""
     found = []
     changes = defaultdict(list)
+    volumes: dict[int, list] = defaultdict(list)
     for event in events:
-        if event.kind == AUTOMATIC:
+        if event.kind == VOLUME:
+            own = volumes[event.resource]
+            size_gb, project = own[-1][1] if own else (0, 0)
+            states = {"close": None, "move": (size_gb, event.amount)}
+            own.append((event.at, states.get(event.what, (event.amount, project))))
+        elif event.kind == AUTOMATIC:
             changes[event.resource].append((event.at, None if event.what == "close" else Fraction(event.amount, 10**6)))
         elif event.what == "open":
             ends = [one.at for one in events if one.resource == event.resource and one.what == "close"]
-            found.append(oracle.Stay(event.resource, event.at, ends[0] if ends else None, event.amount))
+            found.append(oracle.Stay(event.resource, event.at, ends[0] if ends else None, event.amount, kind=KIND))
     for resource, own in changes.items():
         found += oracle.switched(own, resource)
+    for resource, own in volumes.items():
+        found += oracle.resized(own, resource, VOLUME, volumes_sold_since)
     return found
 
 
@@ -151,19 +193,20 @@ class Player:
     def __init__(self, history: History, location: Location | None = None) -> None:
         self.history = history
         self.arrived: list[Event] = []
-        self.prices = list(history.prices)
+        self.prices = {KIND: list(history.prices), VOLUME: list(history.volume_prices)}
         self.project = ProjectFactory(customer__time_zone=history.zone, customer__currency=history.currency)
         self.customer = self.project.customer
+        self.projects = [self.project, ProjectFactory(customer=self.customer)]
         if location:
             self.location = location
             return
         self.location = Location.objects.create(code="1CNG-YGN-AZ01", city="Yangon", country="MM", region="asia")
-        first, *later = history.prices
-        package = create_package(
-            location=self.location, kind=KIND, currency=history.currency, rate_micro=first[1], starts_at=first[0]
-        )
-        for start, rate in later:
-            set_price(package=package, rate_micro=rate, starts_at=start, by=None, at=EPOCH - timedelta(days=9))
+        for kind, (first, *later) in self.prices.items():
+            package = create_package(
+                location=self.location, kind=kind, currency=history.currency, rate_micro=first[1], starts_at=first[0]
+            )
+            for start, rate in later:
+                set_price(package=package, rate_micro=rate, starts_at=start, by=None, at=EPOCH - timedelta(days=9))
         if history.credits:
             buy_credits(
                 customer=self.customer,
@@ -174,7 +217,13 @@ class Player:
                 at=EPOCH - timedelta(days=1),
             )
 
+    def charge_older_volumes(self, now: datetime) -> None:
+        """What the scheduler does as soon as the first price starts."""
+        if now >= self.history.volume_prices[0][0]:
+            charge_volumes(at=self.history.volume_prices[0][0])
+
     def deliver(self, event: Event) -> None:
+        self.charge_older_volumes(event.arrives)
         if event.crashes:
             with pytest.raises(Crash), transaction.atomic():
                 self.call(event)
@@ -185,7 +234,9 @@ class Player:
 
     def call(self, event: Event) -> None:
         resource_id = UUID(int=event.resource + 1)
-        if event.what == "close":
+        if event.kind == VOLUME:
+            self.change_volume(resource_id, event)
+        elif event.what == "close":
             close_segment(resource_id=resource_id, kind=event.kind, at=event.at)
         elif event.what == "change":
             change_usage(resource_id=resource_id, kind=event.kind, base_rate_micro=event.amount, at=event.at)
@@ -202,15 +253,33 @@ class Player:
                 at=event.at,
             )
 
-    def correct_first_price(self, rate_micro: int) -> None:
-        version = PriceVersion.objects.get(starts_at=FIRST_PRICE)
+    def change_volume(self, volume_id: UUID, event: Event) -> None:
+        if event.what == "open":
+            fields = {"project": self.project, "location": self.location, "size_gb": event.amount}
+            fields |= {"name": f"disk-{event.resource}", "available_at": event.at}
+            volume, _created = Volume.objects.get_or_create(pk=volume_id, defaults=fields)
+            start_charging_volume(volume, at=event.at)
+            return
+        fields = {
+            "close": {"state": Volume.State.DELETING, "delete_requested_at": event.at},
+            "change": {"size_gb": event.amount},
+            "move": {"project": self.projects[event.amount % 2]},
+        }[event.what]
+        Volume.objects.filter(pk=volume_id).update(**fields)
+        act = stop_charging_volume if event.what == "close" else change_volume_charge
+        act(Volume.objects.get(pk=volume_id), at=event.at)
+
+    def correct_first_price(self, kind: str, rate_micro: int) -> None:
+        version = PriceVersion.objects.get(starts_at=FIRST_PRICE, package__kind=kind)
         correct_price(version=version, rate_micro=rate_micro, reason="typo", by=None)
-        self.prices[0] = FIRST_PRICE, rate_micro
+        self.prices[kind][0] = FIRST_PRICE, rate_micro
 
     def expected(self, now: datetime) -> dict:
         return oracle.bill(
-            stays_of(self.arrived),
-            prices=[(start, Fraction(rate, 10**6)) for start, rate in self.prices],
+            stays_of(self.arrived, self.history.volume_prices[0][0]),
+            prices={
+                kind: [(start, Fraction(rate, 10**6)) for start, rate in prices] for kind, prices in self.prices.items()
+            },
             zone=ZoneInfo(self.history.zone),
             now=now,
             digits=money.digits(self.history.currency),
@@ -218,6 +287,7 @@ class Player:
 
     def check(self, now: datetime) -> None:
         """The balance, and each resource's cost, are what the oracle says, by SQL and by Python."""
+        self.charge_older_volumes(now)
         expected = self.expected(now)
         standing = get_standing(customer=self.customer, at=now)
         owed = sum(amount for _hours, amount in expected.values())
@@ -254,6 +324,8 @@ def check_books(at: datetime) -> None:
     for move in WalletTransaction.objects.all():
         assert sum(amount for _account, amount in move.entries) == 0
     assert verification.differences(at=at) == []
+    # Nothing but volumes exists in these histories.
+    assert [sentence for sentence in check_usage(at) if ": volume “" in sentence] == []
 
 
 @relaxed
@@ -262,24 +334,26 @@ def test_any_history_costs_what_the_oracle_says(history: History):
     with transaction.atomic():
         player = Player(history)
         closings = [EPOCH + timedelta(days=day, hours=20) for day in (10, 36, 66)]
-        timeline = [(event.arrives, 0, index, event) for index, event in enumerate(history.events)]
+        corrections = [(KIND, history.correction), (VOLUME, history.volume_correction)]
+        timeline: list = [(event.arrives, 0, index, event) for index, event in enumerate(history.events)]
         timeline += [(instant, 1, 0, None) for instant in history.checks]
         timeline += [(instant, 2, 0, None) for instant in closings]
-        if history.correction:
-            timeline.append((history.correction[0], 3, 0, None))
+        timeline += [(correction[0], 3, 0, (kind, correction[1])) for kind, correction in corrections if correction]
         for instant, what, _index, event in sorted(timeline, key=lambda entry: entry[:3]):
             if what == 0:
                 player.deliver(event)
             elif what == 1:
                 player.check(max(instant, closed_until(player.customer.pk) or instant))
             elif what == 3:
-                player.correct_first_price(history.correction[1])
+                player.correct_first_price(*event)
                 player.check(max(instant, closed_until(player.customer.pk) or instant))
             else:
+                player.charge_older_volumes(instant)
                 closing.close_months(at=instant)
                 assert closing.close_months(at=instant).invoices == 0
                 player.check(instant)
         end = datetime(2040, 6, 20, tzinfo=UTC)
+        player.charge_older_volumes(end)
         closing.close_months(at=end)
         player.check(end)
         months_over = {key: value for key, value in player.expected(end).items() if key[2].month < 6}
@@ -321,9 +395,11 @@ def test_credits_that_expire_in_any_history_are_what_verification_recomputes(his
             elif what == 1:
                 expire_credits(at=instant)
             else:
+                player.charge_older_volumes(instant)
                 closing.close_months(at=instant)
                 assert verification.differences(at=instant) == []
         end = datetime(2040, 6, 20, tzinfo=UTC)
+        player.charge_older_volumes(end)
         closing.close_months(at=end)
         assert verification.differences(at=end) == []
         expire_credits(at=end)
@@ -345,6 +421,7 @@ def test_any_partition_and_order_of_closing_gives_the_same_invoices(history: His
                 for event in history.events:
                     shifted = Event(**event.__dict__ | {"resource": event.resource + 1000 * copy, "crashes": False})
                     player.deliver(shifted)
+                player.charge_older_volumes(EPOCH + timedelta(days=100))
             ids = [player.customer.pk for player in players]
             end = datetime(2040, 6, 20, tzinfo=UTC)
             if at_once:
@@ -405,9 +482,11 @@ def test_sql_and_python_give_the_same_lines(history: History):
         player = Player(history)
         for event in history.events:
             player.deliver(event)
-        if history.correction:
-            player.correct_first_price(history.correction[1])
         now = EPOCH + timedelta(days=80)
+        player.charge_older_volumes(now)
+        for kind, correction in ((KIND, history.correction), (VOLUME, history.volume_correction)):
+            if correction:
+                player.correct_first_price(kind, correction[1])
         windows = open_windows(with_ledger(Customer.objects.all(), at=now), now)
         python = {
             (due.segment.pk, due.month, due.line.from_at): (due.line.to_at, due.line.hours, due.line.amount_micro)

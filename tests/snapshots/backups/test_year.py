@@ -197,7 +197,7 @@ def check_invoices(member: Membership, automatic: VirtualMachine) -> None:
         stays += oracle.switched([(at, Fraction(PRICE, 10**6) if on else None) for at, on in SWITCHES], -1)
     end = END + 10 * DAY
     expected = oracle.bill(
-        stays, prices=[(START - DAY, Fraction(RATE, 10**6))], zone=ZoneInfo(customer.time_zone), now=end
+        stays, prices={"": [(START - DAY, Fraction(RATE, 10**6))]}, zone=ZoneInfo(customer.time_zone), now=end
     )
     last = Invoice.objects.filter(customer=customer).latest("month").month
     expected = {key: value for key, value in expected.items() if key[2] <= last}
