@@ -14,14 +14,17 @@ from billing import wallet as ledger
 from billing.bulk import adapt
 from billing.guards import lifted
 from billing.models import Invoice, ServiceKind
+from cng_portal.inventory.models import Volume
 from snapshots.backups.automatic import switch_automatic_backups
 from snapshots.models import Snapshot, State
+from snapshots.volume_charges import change_volume_charge, start_charging_volume, stop_charging_volume
 from tests.factories import (
     LocationFactory,
     ProjectFactory,
     SnapshotFactory,
     UserFactory,
     VirtualMachineFactory,
+    VolumeFactory,
 )
 
 pytestmark = [pytest.mark.django_db, pytest.mark.both_databases]
@@ -39,11 +42,15 @@ def books() -> SimpleNamespace:
     """A customer with two invoices, a correction, credits that expired, and usage in the month that is not over."""
     project = ProjectFactory(customer__number=39, customer__name="Shwe", name="Default")
     location = LocationFactory(code="1CNG-YGN-AZ01")
-    package, _backups = (
+    package, *_others = (
         packages.create_package(
             location=location, kind=kind, rate_micro=rate_micro, starts_at=datetime(2026, 1, 1, tzinfo=UTC)
         )
-        for kind, rate_micro in ((ServiceKind.BS_SNAPSHOT, 400_000), (ServiceKind.VM_BACKUP, 600_000))
+        for kind, rate_micro in (
+            (ServiceKind.BS_SNAPSHOT, 400_000),
+            (ServiceKind.VM_BACKUP, 600_000),
+            (ServiceKind.BLOCK_STORAGE, 100_000),
+        )
     )
     packages.set_price(package=package, rate_micro=500_000, starts_at=yangon(16), by=None)
     credit: dict[str, Any] = {"customer": project.customer, "by": None, "reason": "agreed"}
@@ -68,7 +75,20 @@ def books() -> SimpleNamespace:
         Snapshot.objects.filter(pk=snapshot.pk).update(**changes)
         snapshot.stop_charging(at)
 
+    def volume(name: str, available_at: datetime) -> Volume:
+        new = VolumeFactory(
+            name=name,
+            project=project,
+            location=location,
+            size_gb=50,
+            available_at=available_at,
+            created_at=available_at,
+        )
+        start_charging_volume(new, at=available_at)
+        return new
+
     snapshot("alpha", yangon(3, 10, 17, month=10))
+    grown, gone = volume("golf", yangon(4, 9, 30, month=10)), volume("hotel", yangon(5, month=10))
     corrected = snapshot("foxtrot", yangon(10, month=10))
     delete(snapshot("bravo", yangon(29, month=10)), yangon(2))
     closing.close_months(at=yangon(1))
@@ -80,6 +100,13 @@ def books() -> SimpleNamespace:
     closing.close_months(at=yangon(1, month=12))
     delete(snapshot("charlie", yangon(2, month=12)), yangon(5, 1, month=12))
     snapshot("delta", yangon(3, month=12))
+    grown.size_gb = 80
+    grown.save()
+    change_volume_charge(grown, at=yangon(10, 11, month=12))
+    Volume.objects.filter(pk=gone.pk).update(state=Volume.State.DELETING, delete_requested_at=yangon(6, month=12))
+    stop_charging_volume(gone, at=yangon(6, month=12))
+    volume("india", yangon(8, month=12))
+    ProjectFactory(customer=project.customer, name="Other")
     return SimpleNamespace(project=project, location=location, package=package, customer=project.customer)
 
 
@@ -245,6 +272,29 @@ def tamperings() -> dict[str, list[Statement]]:
             ("DELETE FROM billing_invoiceline WHERE resource_name = 'echo'", []),
             ("DELETE FROM billing_usagesegment WHERE resource_name = 'echo'", []),
         ],
+        "start of a volume's usage": usage("india", "started_at = %s", yangon(9, month=12)),
+        "size of a volume's usage": usage("india", "size_gb = 5"),
+        "end of a volume's usage": usage("india", "ended_at = %s", yangon(9, month=12)),
+        "project of a volume's usage": usage(
+            "india", "project_id = (SELECT id FROM accounts_project WHERE name = 'Other')"
+        ),
+        "volume's usage voided": usage("india", "voided = %s, ended_at = started_at", True),
+        "volume's usage deleted": [("DELETE FROM billing_usagesegment WHERE resource_name = 'india'", [])],
+        "resource of a volume's usage": usage("india", "resource_id = %s", other),
+        "deleted volume charged": usage("hotel", "ended_at = NULL"),
+        "end of a deleted volume's usage": usage("hotel", "ended_at = %s", yangon(5, month=12)),
+        "grown volume charged as before": [
+            ("DELETE FROM billing_usagesegment WHERE resource_name = 'golf' AND size_gb = 80", []),
+            ("UPDATE billing_usagesegment SET ended_at = NULL WHERE resource_name = 'golf'", []),
+        ],
+        "grown volume charged later": [
+            (f"{USAGE.format('started_at = %s')} AND size_gb = 80", [yangon(12, month=12), "golf"])
+        ],
+        "size before a volume grew": [(f"{USAGE.format('size_gb = 90')} AND size_gb = 50", ["golf"])],
+        "line of a volume": [
+            ("UPDATE billing_invoiceline SET hours = hours + 1 WHERE resource_name = 'golf' AND month = %s", [NOVEMBER])
+        ],
+        "price of Block Storage": [(PRICE.format("rate_micro = 90000"), [100_000])],
         "usage marked as backdated": usage("alpha", "backdated = %s, started_at = %s", True, yangon(4, month=10)),
         # the evidence
         "content of a seal": [("UPDATE billing_seal SET content = '0' WHERE sequence = 2", [])],
@@ -257,6 +307,20 @@ def tamperings() -> dict[str, list[Statement]]:
         ],
         "snapshot's ready time": [
             ("UPDATE snapshots_snapshot SET ready_at = %s WHERE name = 'delta'", [yangon(2, month=12)])
+        ],
+        "volume's available time": [
+            ("UPDATE inventory_volume SET available_at = %s WHERE name = 'india'", [yangon(7, month=12)])
+        ],
+        "volume's deletion time": [
+            ("UPDATE inventory_volume SET delete_requested_at = %s WHERE name = 'hotel'", [yangon(7, month=12)])
+        ],
+        "volume's size": [("UPDATE inventory_volume SET size_gb = 40 WHERE name = 'india'", [])],
+        "volume's project": [
+            (
+                "UPDATE inventory_volume SET project_id = (SELECT id FROM accounts_project WHERE name = 'Other')"
+                " WHERE name = 'india'",
+                [],
+            )
         ],
     }
 
