@@ -217,8 +217,8 @@ class PackageForm(forms.ModelForm):
             volumes, customers = count_uncharged(cleaned["location"].pk, cleaned["currency"])
             if volumes:
                 sentence = _(
-                    "Volumes that will be charged from the first price on: %(volumes)s, of %(customers)s customers. Their "
-                    "owners are notified now. If that is right, check this box and save again."
+                    "Volumes that will be charged from the first price on: %(volumes)s. Customers: %(customers)s. Their "
+                    "owners are notified when you save. If that is right, check this box and save again."
                 )
                 self.add_error("confirm_volumes", sentence % {"volumes": volumes, "customers": customers})
         return cleaned

@@ -314,7 +314,7 @@ def test_block_storage_that_charges_existing_volumes_is_confirmed_and_starts_aft
     VolumeFactory(project=shop.project, location=shop.location)
     VolumeFactory(project=shop.project, location=shop.location, gone=True)
     soon = errors(desk.post(url, block_storage_form(shop.location, 2)))
-    assert "will be charged from the first price on: 1, of 1 customers" in soon
+    assert "will be charged from the first price on: 1. Customers: 1." in soon
     assert "Their owners are notified 3 days before" in soon
     assert not Package.objects.filter(kind=ServiceKind.BLOCK_STORAGE).exists()
     assert "notified 3 days before" in errors(

@@ -65,7 +65,12 @@ def books() -> SimpleNamespace:
 
     def snapshot(name: str, ready_at: datetime) -> Snapshot:
         new = SnapshotFactory(
-            name=name, volume__project=project, volume__location=location, size_gb=50, ready_at=ready_at
+            name=name,
+            volume__project=project,
+            volume__location=location,
+            volume__gone=True,
+            size_gb=50,
+            ready_at=ready_at,
         )
         new.start_charging(ready_at)
         return new
