@@ -1,6 +1,5 @@
 """Filters of lists, and the forms of actions on a snapshot. The wizard's are in wizard.py."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
@@ -13,32 +12,20 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from cng_portal.accounts.models import Project, User
+from cng_portal.common import filters
+from cng_portal.common.filters import ChoiceFilter
 from cng_portal.common.names import NameFormField, is_same_name, name_contains
+from cng_portal.common.pages import Order
 from cng_portal.inventory.models import Tag, VirtualMachine, Volume
 
 from . import lists, protection
 from .models import DiskImage, Kind, Snapshot, State
 
 
-class ChoiceFilter(forms.ChoiceField):
-    """A filter. Choices from the database are read only when one is chosen or the field is rendered."""
+class FilterForm(filters.FilterForm):
+    """The filters of a list of resources."""
 
-    def __init__(self, label: Any, empty_label: Any, choices: lists.Choices | None = None) -> None:
-        self.empty_label = empty_label
-        super().__init__(label=label, required=False)
-        self.offer(lambda: choices or [])
-
-    def offer(self, choices: Callable[[], lists.Choices]) -> None:
-        self.choices = lambda: [("", self.empty_label), *choices()]
-
-
-class FilterForm(forms.Form):
-    """The filters of a list. An invalid filter is ignored, and the page says so."""
-
-    use_required_attribute = False
     equal: ClassVar[tuple[str, ...]] = ("project", "location")  # fields that filter a column of the same name
-
-    q = forms.CharField(label=gettext_lazy("Search"), required=False, max_length=120)
 
     def __init__(self, *args: Any, user: User, without: str = "", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -49,12 +36,6 @@ class FilterForm(forms.Form):
             if isinstance(field, ChoiceFilter):
                 field.offer(partial(choices, user, self.data.get(name, "")))
         self.is_valid()
-
-    @property
-    def chosen(self) -> dict[str, str]:
-        """Return the valid filters that differ from their defaults, for the query string."""
-        values = {name: self.cleaned_data.get(name) for name in self.fields}
-        return {name: value for name, value in values.items() if value and value != self.fields[name].initial}
 
     def narrow(self, rows: QuerySet[Any]) -> QuerySet[Any]:
         """Apply the filters."""
@@ -80,29 +61,6 @@ class FilterForm(forms.Form):
     def without_tag(self) -> str:
         """Return the query string of the other filters."""
         return urlencode({name: value for name, value in self.chosen.items() if name != "tag"})
-
-    @property
-    def narrows(self) -> bool:
-        return any(name != "sort" for name in self.chosen)
-
-    @property
-    def panel(self) -> list[forms.BoundField]:
-        """Return the fields with choices, without search and order."""
-        return [self[name] for name, field in self.fields.items() if isinstance(field, ChoiceFilter)]
-
-    @property
-    def panel_count(self) -> int:
-        return sum(field.name in self.chosen for field in self.panel)
-
-    @property
-    def opens_panel(self) -> bool:
-        """Return whether partials/filter_form.html requests the panel, which loads when it is opened."""
-        return "filters" in self.data
-
-    @property
-    def left_out(self) -> list[str]:
-        """Return the labels of the invalid filters."""
-        return [str(self.fields[name].label) for name in self.errors]
 
 
 class SnapshotFilterForm(FilterForm):
@@ -137,7 +95,7 @@ class SnapshotFilterForm(FilterForm):
         return sources | name_contains(text)
 
     @property
-    def order(self) -> lists.Order:
+    def order(self) -> Order:
         return lists.SNAPSHOT_ORDERS[self.chosen.get("sort", "newest")]
 
 

@@ -10,7 +10,7 @@ from django.utils import timezone
 from billing.models import ServiceKind
 from billing.usage import open_segment
 from cng_portal.accounts.models import User
-from snapshots.lists import PAGE_SIZE
+from cng_portal.common.pages import PAGE_SIZE
 from tests.factories import (
     BackupRunFactory,
     BackupScheduleFactory,

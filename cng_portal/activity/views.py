@@ -1,21 +1,23 @@
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlencode
-from uuid import UUID
 
 from django.conf import settings
 from django.db.models import Q, QuerySet
-from django.http import HttpRequest, HttpResponse, QueryDict, StreamingHttpResponse
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.shortcuts import render
 from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
 from django.views.decorators.http import require_safe
 
+from cng_portal.common.pages import Order, page_of
 from cng_portal.common.responses import csv_response, is_fragment, render_part
 
 from .forms import ActivityFilterForm
 from .models import Activity
 
 PAGE_SIZE = 50
+NEWEST = Order(_("Newest first"), "at", descending=True)
 COLUMNS = ["time", "user", "action", "target_type", "target", "target_id", "project", "ip_address", "changes"]
 
 
@@ -29,15 +31,13 @@ def activity_log(request: HttpRequest, as_csv: bool = False) -> HttpResponse | S
     entries = filter_entries(Activity.objects.visible_to(request.user), form.chosen).select_related("project")
     if as_csv:
         return export_csv(entries.order_by("-at", "-id"))
-    rows, has_older, has_newer = get_page(entries, request.GET)
-    query = urlencode(form.chosen)
+    page = page_of(entries, NEWEST, request.GET, size=PAGE_SIZE, counted=False)
     context = {
         "form": form,
-        "rows": rows,
-        "query": query,
-        "next_url": f"{request.path}?{urlencode(form.chosen | {'after': rows[-1].pk})}" if has_older else "",
-        "previous_url": f"{request.path}?{urlencode(form.chosen | {'before': rows[0].pk})}" if has_newer else "",
-        "first_url": f"{request.path}?{query}" if has_newer else "",
+        "page": page,
+        "rows": page.rows,
+        "query": urlencode(form.chosen),
+        **page.urls(request.path, form.chosen),
         "days": settings.ACTIVITY_KEPT_DAYS,
         "is_fragment": is_fragment(request),
     }
@@ -57,26 +57,6 @@ def filter_entries(entries: QuerySet[Activity], chosen: dict[str, Any]) -> Query
             | Q(address__startswith=text)
         )
     return entries
-
-
-def get_page(entries: QuerySet[Activity], params: QueryDict) -> tuple[list[Activity], bool, bool]:
-    """Return the page before or after the entry that `params` name, newest first; whether there are older, newer ones."""
-    if first := get_cursor(entries, params.get("before", "")):
-        newer = entries.filter(Q(at__gt=first.at) | Q(at=first.at, pk__gt=first.pk)).order_by("at", "id")
-        rows = list(newer[: PAGE_SIZE + 1])
-        if rows:  # else nothing is newer, and the first page is the answer
-            return rows[:PAGE_SIZE][::-1], True, len(rows) > PAGE_SIZE
-    last = get_cursor(entries, params.get("after", ""))
-    older = entries.filter(Q(at__lt=last.at) | Q(at=last.at, pk__lt=last.pk)) if last else entries
-    rows = list(older.order_by("-at", "-id")[: PAGE_SIZE + 1])
-    return rows[:PAGE_SIZE], len(rows) > PAGE_SIZE, last is not None
-
-
-def get_cursor(entries: QuerySet[Activity], text: str) -> Activity | None:
-    try:
-        return entries.filter(pk=UUID(text)).first()
-    except ValueError:
-        return None
 
 
 def export_csv(entries: QuerySet[Activity]) -> StreamingHttpResponse:

@@ -19,6 +19,7 @@ from django.utils.translation import ngettext
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from cng_portal.accounts.models import User
+from cng_portal.common.pages import page_of
 from cng_portal.common.responses import is_fragment
 from cng_portal.inventory.models import VirtualMachine, Volume
 from snapshots import checks, lists, wizard
@@ -61,7 +62,7 @@ def schedules(request: HttpRequest) -> HttpResponse:
     if form.opens_panel and is_fragment(request):
         return render(request, "partials/filter_panel.html", {"form": form})
     visible = BackupSchedule.objects.visible_to(user).present().with_related()
-    page = lists.page_of(form.narrow(visible), lists.NEWEST_SCHEDULE, request.GET)
+    page = page_of(form.narrow(visible), lists.NEWEST_SCHEDULE, request.GET)
     context = {
         "form": form,
         "rows": build_schedule_rows(page.rows, user),
@@ -163,7 +164,7 @@ def schedule(request: HttpRequest, schedule_id: UUID) -> HttpResponse:
     schedule = get_schedule(user, schedule_id)
     zone = schedule.zone
     runs = BackupRun.objects.filter(schedule=schedule).select_related("snapshot", "requested_by")
-    page = lists.page_of(runs, lists.NEWEST_RUN, request.GET)
+    page = page_of(runs, lists.NEWEST_RUN, request.GET)
     existing = counted_backups(schedule)
     version = version_of(
         schedule.paused_at,

@@ -25,9 +25,10 @@ from billing.prices import PriceList, Quote
 from cng_portal.accounts.models import User
 from cng_portal.accounts.requests import Request
 from cng_portal.common.money import format_amount, format_count, format_price, format_rate
+from cng_portal.common.pages import Page
 from cng_portal.common.responses import is_fragment, render_part
 from cng_portal.inventory.models import VirtualMachine, Volume
-from snapshots import checks, lists, wizard
+from snapshots import checks, wizard
 from snapshots.backups.automatic import automatic_backup_quote
 from snapshots.errors import ActionRefused, NotSold
 from snapshots.models import COUNTED_STATES, DiskImage, Kind, Operation, Snapshot, State
@@ -130,7 +131,7 @@ def render_list(
     request: HttpRequest,
     template: str,
     part: str,
-    page: lists.Page[Any],
+    page: Page[Any],
     chosen: dict[str, str],
     context: dict[str, Any],
 ) -> HttpResponse:

@@ -11,6 +11,7 @@ from django.views.decorators.http import require_GET, require_POST
 
 from cng_portal.accounts.models import User
 from cng_portal.common.money import format_price
+from cng_portal.common.pages import page_of
 from cng_portal.common.responses import is_fragment
 from cng_portal.common.templatetags.portal import poll_seconds
 from cng_portal.inventory.models import VirtualMachine, Volume
@@ -57,7 +58,7 @@ def machines(request: HttpRequest) -> HttpResponse:
     if form.opens_panel and is_fragment(request):
         return render(request, "partials/filter_panel.html", {"form": form})
     visible = VirtualMachine.objects.visible_to(user).present().select_related("project__customer", "location")
-    page = lists.page_of(form.narrow(visible), lists.BY_NAME, request.GET)
+    page = page_of(form.narrow(visible), lists.BY_NAME, request.GET)
     context = {"form": form, "rows": build_machine_rows(page.rows, user)}
     return render_list(request, "snapshots/machines.html", "machine-list", page, form.chosen, context)
 

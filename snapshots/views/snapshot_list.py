@@ -11,6 +11,7 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET
 
 from cng_portal.common.decorators import polled
+from cng_portal.common.pages import page_of
 from snapshots import lists
 from snapshots.forms import SnapshotFilterForm
 from snapshots.lists import LISTS
@@ -49,7 +50,7 @@ def snapshot_list(request: HttpRequest, kind: Kind) -> HttpResponse:
         return render(request, "partials/filter_panel.html", {"form": form})
     listed = listed_with_runs() if kind == Kind.BACKUP else listed_snapshots()
     visible = listed.visible_to(user).filter(deleted_at=None, kind=kind)
-    page = lists.page_of(form.narrow(visible), form.order, request.GET)
+    page = page_of(form.narrow(visible), form.order, request.GET)
     view, params = selected_view(request), form.chosen
     context = {
         "kind": kind,

@@ -12,6 +12,7 @@ from django.views.decorators.http import require_GET
 from billing.charges import cost_so_far
 from cng_portal.accounts.models import User
 from cng_portal.common.money import format_amount, format_price
+from cng_portal.common.pages import page_of
 from cng_portal.common.responses import is_fragment
 from cng_portal.common.templatetags.portal import poll_seconds
 from cng_portal.inventory.models import Tag, Volume
@@ -57,7 +58,7 @@ def volumes(request: HttpRequest) -> HttpResponse:
     if form.opens_panel and is_fragment(request):
         return render(request, "partials/filter_panel.html", {"form": form})
     visible = Volume.objects.visible_to(user).present().select_related("project__customer", "location", "vm")
-    page = lists.page_of(form.narrow(visible), lists.BY_NAME, request.GET)
+    page = page_of(form.narrow(visible), lists.BY_NAME, request.GET)
     context = {
         "form": form,
         "rows": build_volume_rows(page.rows, user),

@@ -197,6 +197,21 @@ def test_the_log_is_searched_and_filtered(owner: User, project: Project, client_
     assert len(rows(project="nonsense", action="nonsense", after="nonsense")) == 3
 
 
+@pytest.mark.parametrize("cursor", ["nonsense", "\0", "9~9", "00000000-0000-0000-0000-000000000000~9999-99-99"])
+def test_a_page_or_filter_that_does_not_exist_is_said(
+    owner: User, client_for: Callable[..., Client], cursor: str
+) -> None:
+    activity.record(action="user.change", actor=owner, target=owner, after={"name": "A"})
+    client = client_for(owner)
+    for direction in ("after", "before"):
+        page = client.get(reverse("activity:log"), {direction: cursor})
+        assert len(page.context["rows"]) == 1
+        assert "That page doesn't exist. This is the first one." in page.text
+    page = client.get(reverse("activity:log"), {"action": "nonsense"}).text
+    assert "Filters that don't exist were ignored:" in page and "That page doesn" not in page
+    assert "ignored" not in client.get(reverse("activity:log"), {"action": "user.change"}).text
+
+
 def test_pages_follow_each_other_without_gaps_and_lead_back(owner: User, client_for: Callable[..., Client]) -> None:
     for number in range(120):
         activity.record(action="user.change", actor=owner, target=owner, after={"name": str(number)})

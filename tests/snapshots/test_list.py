@@ -14,7 +14,8 @@ from django.urls import reverse
 from django.utils import timezone
 
 from cng_portal.accounts.models import Project, Role
-from snapshots.lists import PAGE_SIZE, SNAPSHOT_ORDERS
+from cng_portal.common.pages import PAGE_SIZE
+from snapshots.lists import SNAPSHOT_ORDERS
 from snapshots.models import Operation, Snapshot
 from snapshots.views.rows import listed_snapshots
 from tests.factories import (
@@ -434,7 +435,7 @@ def test_the_total_is_counted(client: Client, project: Project) -> None:
 def test_beyond_a_limit_the_total_says_more_than(
     client: Client, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("snapshots.lists.MAX_COUNTED", 22)
+    monkeypatch.setattr("cng_portal.common.pages.MAX_COUNTED", 22)
     snapshots_of(project, PAGE_SIZE + 3)
 
     assert "More than 22 snapshots" in client.get(LIST).content.decode()

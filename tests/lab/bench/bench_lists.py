@@ -20,7 +20,7 @@ from billing.models import ServiceKind, UsageSegment
 from billing.packages import create_package
 from cng_portal.accounts.models import Customer, Project
 from cng_portal.common.names import fold_name
-from snapshots.lists import PAGE_SIZE
+from cng_portal.common.pages import PAGE_SIZE
 from snapshots.models import Operation, Snapshot, State
 from tests.factories import CustomerFactory, LocationFactory, ProjectFactory, UserFactory, VolumeFactory
 from tests.lab.bench import Measure
