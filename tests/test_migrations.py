@@ -35,6 +35,7 @@ ALLOWED: dict[tuple[str, str], str] = {
         "snapshots",
         "0006_schedule_sources",
     ): "triggers and checks that allow what the old version writes; a unique index of volumes, which no run has yet",
+    ("snapshots", "0009_snapshot_size"): "a trigger that refuses only what fails when its usage starts",
 }
 OURS = [
     app.label for app in apps.get_app_configs() if app.name.partition(".")[0] in ("cng_portal", "billing", "snapshots")

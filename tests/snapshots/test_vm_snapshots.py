@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.db import IntegrityError, transaction
 from django.urls import reverse
 
 from billing.models import ServiceKind, UsageSegment
@@ -192,24 +193,16 @@ def test_the_wizard_says_why_an_instance_cannot_be_chosen(
     assert "Choose an instance." in client.post(here, {}).text
 
 
-def test_a_machine_larger_than_any_charge_is_refused_before_it_is_captured(
-    vm: VirtualMachine, member: Membership, storage_root: Path
-) -> None:
-    for position in range(3, 8):
-        volume = VolumeFactory(
-            project=vm.project,
-            location=vm.location,
-            vm=vm,
-            position=position,
-            name=f"big-{position}",
-            size_gb=1_000_000,
-        )
-        put_volume(storage_root, volume, content(b"big"))
+def test_a_machine_larger_than_any_charge_is_refused_before_it_is_captured(vm: VirtualMachine) -> None:
+    volumes = [
+        VolumeFactory(project=vm.project, location=vm.location, vm=vm, position=position, size_gb=1_000_000)
+        for position in range(3, 8)
+    ]
     with pytest.raises(
         SourceUnavailable, match="has volumes of 5,000,045 GB together, and a snapshot holds at most 5,000,0"
     ):
-        services.request_snapshot(source=vm, name="too large", user=member.user)
-    assert not Snapshot.objects.exists()
-    volume.vm = None
-    volume.save()
+        checks.check_deliverable(vm)
+    with pytest.raises(IntegrityError, match="at most 5,000,000 GB"), transaction.atomic():
+        VMSnapshotFactory(vm=vm, size_gb=5_000_001)
+    Volume.objects.filter(pk=volumes[0].pk).update(vm=None)
     assert checks.check_deliverable(vm)

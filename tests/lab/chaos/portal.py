@@ -184,8 +184,8 @@ def answers() -> bool:
         return False
 
 
-def wait_until_ready(seconds: float = 120) -> None:
-    """Until /readyz says that everything works."""
+def wait_until_ready(seconds: float = 400) -> None:
+    """Until /readyz says that everything works. A web server took three minutes to start on a busy machine."""
     end = time.monotonic() + seconds
     answer = "nothing"
     while time.monotonic() < end:
