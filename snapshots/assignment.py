@@ -97,7 +97,9 @@ def move_snapshot(*, snapshot: Snapshot, user: User, project: Project, at: datet
 
 def check_movable(snapshot: Snapshot) -> None:
     """Raise InvalidState for what belongs to its schedule, and for snapshots that are being deleted."""
-    if snapshot.kind == Kind.BACKUP or snapshot.is_scheduled:
+    if snapshot.kind != Kind.BACKUP and snapshot.is_scheduled:
+        raise InvalidState(_("A scheduled snapshot stays in the project of its schedule."))
+    if snapshot.kind == Kind.BACKUP:
         raise InvalidState(_("Backups stay in their project. Only snapshots can be moved."))
     if snapshot.state in (State.DELETING, State.DELETED):
         raise InvalidState(_("The snapshot is being deleted, so it can't be moved."))

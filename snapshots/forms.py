@@ -1,12 +1,15 @@
 """Filters of lists, and the forms of actions on a snapshot. The wizard's are in wizard.py."""
 
+from datetime import date
 from functools import partial
 from typing import Any, ClassVar
+from zoneinfo import ZoneInfo
 
 from django import forms
 from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.db.models import Q, QuerySet
+from django.utils import timezone
 from django.utils.http import urlencode
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
@@ -18,7 +21,7 @@ from cng_portal.common.names import NameFormField, is_same_name, name_contains
 from cng_portal.common.pages import Order
 from cng_portal.inventory.models import Tag, VirtualMachine, Volume
 
-from . import lists, protection
+from . import expiry, lists, protection
 from .models import DiskImage, Kind, Snapshot, State
 
 
@@ -209,6 +212,42 @@ class AttachForm(forms.Form):
 
     def clean_vm(self) -> VirtualMachine:
         return self.machines[self.cleaned_data["vm"]]
+
+
+class ExpiryField(forms.DateField):
+    """The last day of a snapshot in the customer's time zone, which `for_zone` sets."""
+
+    zone: ZoneInfo
+
+    def __init__(self) -> None:
+        super().__init__(
+            label=gettext_lazy("Delete after"),
+            required=False,
+            widget=forms.DateInput(attrs={"type": "date"}, format="%Y-%m-%d"),
+            error_messages={"invalid": gettext_lazy("Enter a date such as 2026-12-31.")},
+        )
+
+    def for_zone(self, zone: ZoneInfo) -> None:
+        self.zone = zone
+        self.help_text = _(
+            "Optional. When this day is over in %(zone)s, the portal deletes the snapshot; members of the project are "
+            "notified a day before. Leave it empty to keep the snapshot until you delete it."
+        ) % {"zone": zone.key}
+
+    def clean(self, value: Any) -> date | None:
+        day = super().clean(value)
+        try:
+            return expiry.clean_day(day, self.zone, now=timezone.now()) if day else None
+        except expiry.InvalidExpiry as error:
+            raise ValidationError(str(error)) from error
+
+
+class ExpiryForm(forms.Form):
+    delete_after = ExpiryField()
+
+    def __init__(self, *args: Any, zone: ZoneInfo, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["delete_after"].for_zone(zone)  # type: ignore[attr-defined]
 
 
 class ConfirmationForm(forms.Form):

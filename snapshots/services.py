@@ -48,13 +48,14 @@ def request_snapshot(
     name: str,
     user: User,
     project: Project | None = None,
+    expires_at: datetime | None = None,
     shown_hourly_micro: int | None = None,
     draft: Draft | None = None,
 ) -> Snapshot:
     """Request a snapshot of a volume or machine. The same draft again returns the snapshot it created the first time.
 
-    `project` is the snapshot's, of the same customer, by default the source's. `shown_hourly_micro` is the price that the
-    user saw. Raises any ActionRefused.
+    `project` is the snapshot's, of the same customer, by default the source's. The portal deletes it at `expires_at`,
+    which must be later than now. `shown_hourly_micro` is the price that the user saw. Raises any ActionRefused.
     """
     checks.check_space(source)
     with transaction.atomic():
@@ -78,6 +79,11 @@ def request_snapshot(
             project=project,
             draft=draft,
         )
+        if expires_at:
+            if expires_at <= timezone.now():
+                raise InvalidState(_("Its expiry date is over already. Choose another one."))
+            snapshot.expires_at = expires_at
+            snapshot.save(update_fields=["expires_at"])
         create_operation(kind=Operation.Kind.CAPTURE, snapshot=snapshot, requested_by=user)
     return snapshot
 

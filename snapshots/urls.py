@@ -34,6 +34,7 @@ urlpatterns = [
     path("snapshots/<uuid:snapshot_id>/tags/", labels.snapshot_labels, name="labels"),
     path("snapshots/<uuid:snapshot_id>/rename/", actions.rename, name="rename"),
     path("snapshots/<uuid:snapshot_id>/move/", actions.move, name="move"),
+    path("snapshots/<uuid:snapshot_id>/expiry/", actions.expiry, name="expiry"),
     path("snapshots/<uuid:snapshot_id>/delete/", actions.delete, name="delete"),
     path("snapshots/<uuid:snapshot_id>/restore/", actions.restore, name="restore"),
     path("snapshots/<uuid:snapshot_id>/new-volume/", actions.new_volume, name="new_volume"),

@@ -23,6 +23,7 @@ from . import checks, limits, offers
 from .backups.forms import ScheduleForm
 from .backups.schedules import SCHEDULE_FIELDS
 from .errors import ActionRefused, NameTaken
+from .forms import ExpiryField
 from .models import BackupSchedule, Draft, Kind
 
 MAX_DRAFTS = 50
@@ -130,7 +131,13 @@ class NameForm(StepForm):
         help_text=_("Up to 120 characters, unique among your snapshots. Case doesn't matter."),
     )
 
+    delete_after = ExpiryField()
     suggestion = ""
+
+    def __init__(self, *args: Any, draft: Draft, **kwargs: Any) -> None:
+        assert draft.project is not None  # The steps before are checked.
+        super().__init__(*args, draft=draft, **kwargs)
+        self.fields["delete_after"].for_zone(draft.project.customer.zone)  # type: ignore[attr-defined]
 
     def clean_name(self) -> str:
         assert self.draft.project is not None  # The steps before are checked.
@@ -326,9 +333,19 @@ class NameStep(Step):
     @classmethod
     def form(cls, draft: Draft, user: User, data: Any = None) -> StepForm:
         form = super().form(draft, user, data)
+        form.initial["delete_after"] = draft.delete_after
         if not draft.name and draft.source:
             form.initial["name"] = checks.suggest_name(draft.source)
         return form
+
+    @classmethod
+    def check(cls, draft: Draft, user: User) -> StepForm:
+        return cls.form(draft, user, {"name": draft.name, "delete_after": draft.delete_after})
+
+    @classmethod
+    def store(cls, draft: Draft, form: StepForm) -> Draft:
+        draft.delete_after = form.cleaned_data["delete_after"]
+        return super().store(draft, form)
 
 
 class ScheduleStep(Step):

@@ -101,6 +101,7 @@ TABLE: dict[str, list[Row]] = {
         Row("snapshots:tag_snapshots", "Tag several snapshots", CHANGE, BOTH, query=SNAPSHOT),
         Row("snapshots:rename", "Rename a snapshot", CHANGE, BOTH),
         Row("snapshots:move", "Move a snapshot to another project", CHANGE, BOTH),
+        Row("snapshots:expiry", "Set the expiry date of a snapshot", CHANGE, BOTH),
         Row("snapshots:delete", "Delete a snapshot", CHANGE, BOTH),
         Row("snapshots:delete_many", "Delete several snapshots", CHANGE, BOTH, query=SNAPSHOT),
         Row("snapshots:restore", "Restore a snapshot", CHANGE, BOTH),

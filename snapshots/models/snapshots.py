@@ -6,7 +6,7 @@ only in their kind.
 
 import uuid
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import date, datetime, timedelta
 from typing import Any, Self
 
 from django.db import models
@@ -360,6 +360,13 @@ class Snapshot(models.Model):
         """Return whether it is charged per GB. For automatic backups the machine is charged instead."""
         run = getattr(self, "run", None) if self.kind == Kind.BACKUP else None
         return run is None or not run.schedule.is_automatic
+
+    @property
+    def delete_after(self) -> date | None:
+        """Return the day, in the customer's time zone, at whose end it expires."""
+        if self.expires_at is None:
+            return None
+        return (self.expires_at - timedelta(microseconds=1)).astimezone(self.project.customer.zone).date()
 
     @property
     def is_scheduled(self) -> bool:

@@ -14,10 +14,20 @@ from billing.prices import PriceList
 from cng_portal.accounts.models import Project, User
 from cng_portal.accounts.submissions import submit_once
 from cng_portal.common.money import format_amount, format_price
+from cng_portal.common.templatetags.portal import day as format_day
 from snapshots import checks, limits, new_volumes, restores, services, volumes
 from snapshots.assignment import check_movable, explain_new_readers, move_snapshot
 from snapshots.errors import ActionRefused, NameTaken
-from snapshots.forms import ConfirmationForm, MoveForm, NewMachineForm, NewVolumeForm, RenameForm, RestoreForm
+from snapshots.expiry import set_expiry, why_not_expirable
+from snapshots.forms import (
+    ConfirmationForm,
+    ExpiryForm,
+    MoveForm,
+    NewMachineForm,
+    NewVolumeForm,
+    RenameForm,
+    RestoreForm,
+)
 from snapshots.models import Kind, Operation, Snapshot, State
 from snapshots.storage.registry import get_driver
 
@@ -72,6 +82,36 @@ def move(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         "is_charged": price_of(snapshot, PriceList.load([snapshot.location_id])) is not None,
     }
     return render(request, "snapshots/move.html", context)
+
+
+@require_http_methods(["GET", "POST"])
+def expiry(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
+    """Set, change or remove the day after which the portal deletes the snapshot."""
+    snapshot = get_changeable(request, snapshot_id)
+    if reason := why_not_expirable(snapshot):
+        messages.error(request, reason)
+        return redirect("snapshots:snapshot", snapshot.pk)
+    zone = snapshot.project.customer.zone
+    form = ExpiryForm(request.POST or None, zone=zone, initial={"delete_after": snapshot.delete_after})
+
+    def save() -> Snapshot:
+        day = None if "remove" in request.POST else form.cleaned_data["delete_after"]
+        return set_expiry(snapshot=snapshot, user=request.user, day=day)
+
+    if saved := submit(request, form, save):
+        if day := saved.delete_after:
+            text = _("“%(name)s” will be deleted when %(day)s is over.") % {"name": saved.name, "day": format_day(day)}
+        else:
+            text = _("“%(name)s” stays until you delete it.") % {"name": saved.name}
+        messages.success(request, text)
+        return redirect("snapshots:snapshot", snapshot.pk)
+    price = price_of(snapshot, PriceList.load([snapshot.location_id]))
+    context = {
+        "snapshot": snapshot,
+        "form": form,
+        "hourly": format_price(price.hourly_micro, price.currency) if price else "",
+    }
+    return render(request, "snapshots/expiry.html", context)
 
 
 @require_http_methods(["GET", "POST"])

@@ -15,6 +15,7 @@ from django.utils.translation import gettext as _
 from billing.prices import PriceList
 from cng_portal.accounts.models import User
 from cng_portal.common.money import format_price
+from cng_portal.common.templatetags.portal import day as format_day
 from cng_portal.common.templatetags.portal import length_of, poll_seconds
 from cng_portal.inventory.models import Tag, Volume
 from snapshots.labels import tags_of
@@ -30,8 +31,8 @@ from .common import price_of
 LISTED_RELATED = ("project__customer", "location", "volume", "vm")
 LISTED_FIELDS = (
     *("kind", "customer", "project", "location", "volume", "vm", "name", "name_key", "size_gb", "state", "error"),
-    *("is_pinned", "made_outside", "missing_since", "damaged_at", "created_at", "ready_at"),
-    *("project__name", "project__customer__currency"),
+    *("is_pinned", "made_outside", "missing_since", "damaged_at", "created_at", "ready_at", "expires_at"),
+    *("project__name", "project__customer__currency", "project__customer__time_zone"),
     *("location__country", "location__driver", "location__driver_options"),
     *("location__charges_outside", "location__charges_missing"),
     *("volume__name", "volume__project", "volume__deleted_at"),
@@ -81,6 +82,8 @@ class SnapshotRow:
             notes.append(_("Pinned"))
         if not snapshot.is_charged:
             notes.append(_("Automatic backup"))
+        if day := snapshot.delete_after:
+            notes.append(_("Deleted after %(day)s") % {"day": format_day(day)})
         return notes
 
 
@@ -170,6 +173,7 @@ def actions_for(snapshot: Snapshot, user: User) -> list[Action]:
         (snapshot.state in (State.PENDING, State.CREATING), "cancel_snapshot", _("Cancel"), "x-mark"),
         (True, "rename", _("Rename"), "pencil-square"),
         (True, "labels", _("Tags and note"), "tag"),
+        (not can_be_pinned, "expiry", _("Expiry date"), "clock"),
         (not can_be_pinned and len(user.changeable_project_ids) > 1, "move", _("Move to a project"), "folder"),
         (ready, "verify", _("Verify"), "shield-check"),
         (snapshot.state in DELETABLE_STATES, "delete", _("Delete"), "trash"),

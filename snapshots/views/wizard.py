@@ -37,6 +37,7 @@ from snapshots.backups.occurrences import occurrences_between
 from snapshots.backups.preview_chart import build_preview_chart
 from snapshots.backups.schedules import SCHEDULE_FIELDS, InvalidSchedule, create_schedule
 from snapshots.errors import ActionRefused, NameTaken, SourceUnavailable
+from snapshots.expiry import expiry_of
 from snapshots.models import SERVICE_KINDS, BackupSchedule, Draft, Kind, Operation, Snapshot
 from snapshots.storage.contract import Consistency
 from snapshots.storage.registry import get_driver
@@ -228,9 +229,15 @@ def confirm(draft: Draft, user: User, shown_hourly_micro: int) -> Snapshot | Bac
         name=draft.name,
         user=user,
         project=draft.project,
+        expires_at=expiry_of_draft(draft),
         draft=draft,
         shown_hourly_micro=shown_hourly_micro,
     )
+
+
+def expiry_of_draft(draft: Draft) -> datetime | None:
+    assert draft.project is not None
+    return expiry_of(draft.delete_after, draft.project.customer.zone) if draft.delete_after else None
 
 
 def estimates(request: HttpRequest, draft: Draft, quote: Quote) -> dict[str, Any]:
@@ -256,6 +263,9 @@ def estimates(request: HttpRequest, draft: Draft, quote: Quote) -> dict[str, Any
             row(_("24 hours"), quote.daily_micro),
             row(_("A month of 732 hours (30.5 days)"), quote.monthly_micro),
         ]
+        if draft.delete_after and (expires_at := expiry_of_draft(draft)) and expires_at > now:
+            label = _("Until it is deleted, at the end of %(day)s") % {"day": format_day(draft.delete_after)}
+            rows.append(row(label, quote.until(now, expires_at)))
     until = wizard.UntilForm(request.GET if "until" in request.GET else None)
     if until.is_bound and until.is_valid():
         day = until.cleaned_data["until"]
@@ -276,7 +286,7 @@ def estimates(request: HttpRequest, draft: Draft, quote: Quote) -> dict[str, Any
 def lives(draft: Draft, now: datetime, end: datetime) -> list[tuple[datetime, datetime]]:
     """Return (start, end) of the draft's snapshot, or of each that its schedule takes and deletes until `end`."""
     if not draft.makes_schedule:
-        return [(now, end)]
+        return [(now, min(end, max(now, expiry_of_draft(draft) or end)))]
     assert draft.project is not None
     recurrence = wizard.schedule_of(draft).recurrence
     taken = [now] * draft.take_one_now + occurrences_between(recurrence, draft.project.customer.zone, now, end)
@@ -364,6 +374,8 @@ def facts(draft: Draft, volumes: list[Volume]) -> list[dict[str, Any]]:
         rows += schedule_facts(draft)
     else:
         rows.append((_("Snapshot name"), draft.name, "name"))
+        kept = format_day(draft.delete_after) if draft.delete_after else _("never; it stays until you delete it")
+        rows.append((_("Delete after"), kept, "name"))
     return [
         {"label": label, "value": value, "change_url": wizard.url(draft, slug) if slug else None}
         for label, value, slug in rows

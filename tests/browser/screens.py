@@ -473,7 +473,7 @@ def of_snapshots(member: Membership) -> Screens:
     }
     for name, one in states.items():
         found[f"snapshot-{name}"] = Screen(reverse("snapshots:snapshot", args=[one.pk]))
-    for act in ("rename", "labels", "move", "delete", "restore", "new_volume", "verify"):
+    for act in ("rename", "labels", "move", "expiry", "delete", "restore", "new_volume", "verify"):
         address = reverse(f"snapshots:{act}", args=[ready.pk])
         found[f"act-{act}"] = Screen(address)
     for name in ("uploads", "old-uploads", "web-01-root"):

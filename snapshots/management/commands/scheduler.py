@@ -24,7 +24,7 @@ from cng_portal.monitoring.heartbeats import Heartbeat
 from cng_portal.monitoring.leases import acquire_lease, release_lease
 from cng_portal.monitoring.models import Process
 from cng_portal.notifications import services as notifications
-from snapshots import operations, scrub, wizard
+from snapshots import expiry, operations, scrub, wizard
 from snapshots.backups.runs import settle_runs, start_due_runs
 from snapshots.backups.upkeep import maintain_schedules
 from snapshots.cloudsync import sync
@@ -115,6 +115,13 @@ def start_scrubs() -> None:
     scrub.start_scrubs(timezone.now())
 
 
+def expire_snapshots() -> None:
+    """Announce first: nothing expires without notice."""
+    now = database_now()
+    expiry.announce_expiring(now=now)
+    expiry.delete_expired(now=now)
+
+
 def maintain_backup_schedules() -> None:
     maintain_schedules(timezone.now())
 
@@ -190,5 +197,6 @@ DUTIES = {
     sync.sync_everywhere: 300,
     tidy_up: 3600,
     check_storage: 60,
+    expire_snapshots: 60,
     measure_storage: 900,
 }
