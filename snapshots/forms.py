@@ -230,7 +230,7 @@ class ExpiryField(forms.DateField):
     def for_zone(self, zone: ZoneInfo) -> None:
         self.zone = zone
         self.help_text = _(
-            "Optional. When this day is over in %(zone)s, the portal deletes the snapshot; members of the project are "
+            "When this day is over in %(zone)s, the portal deletes the snapshot; members of the project are "
             "notified a day before. Leave it empty to keep the snapshot until you delete it."
         ) % {"zone": zone.key}
 

@@ -107,7 +107,7 @@ def test_members_are_told_once_a_day_before_and_again_of_another_date(snapshot: 
     assert announce_expiring(now=at - HOUR) == 0
     [notice] = member.user.notifications.all()
     assert notice.title == "“before the update” will be deleted"
-    assert "UTC+06:30" in notice.text and [mail.to for mail in sent_mails()] == [[member.user.email]]
+    assert "UTC+00:00" in notice.text and [mail.to for mail in sent_mails()] == [[member.user.email]]
     later = expire(snapshot, days=9)
     assert delete_expired(now=at) == 0
     assert announce_expiring(now=later - HOUR) == 1
@@ -137,7 +137,7 @@ def test_it_is_deleted_when_its_day_is_over_and_costs_what_was_told(snapshot: Sn
     carry_out_what_waits()
     snapshot.refresh_from_db()
     assert snapshot.state == State.DELETED
-    assert not [sentence for sentence in usage_check.check_usage() if snapshot.name in sentence]
+    assert not [sentence for sentence in usage_check.check_usage(at + DAY) if snapshot.name in sentence]
 
 
 def test_nothing_expires_without_notice(snapshot: Snapshot) -> None:
