@@ -4,6 +4,7 @@ The child gets the image's descriptor, a pipe with the request and a pipe for it
 descriptor. It is dead when the context or the download ends.
 """
 
+import fcntl
 import importlib.util
 import json
 import os
@@ -11,6 +12,7 @@ import select
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -18,6 +20,8 @@ from typing import Any
 import structlog
 from django.conf import settings
 from prometheus_client import Counter
+
+from .reader import DAMAGED
 
 logger = structlog.stdlib.get_logger(__name__)
 
@@ -29,7 +33,7 @@ CPU_SECONDS = 9
 # A download may compute for so long more: the slowest reader is several times as fast.
 CPU_SECONDS_PER_GB = 50
 MAX_ANSWER = 32 * 1024**2
-CHUNK = 256 * 1024
+CHUNK = 1024**2  # also the size of the pipe, where an unprivileged process may have as much
 # Reasons that a reader may give: the disk's or the request's fault, not its own.
 EXPECTED = ("missing", "damaged", "too_large", "archive_too_large", "archive_too_many")
 PATH_ROOM = 60_000  # what a pipe takes without being read
@@ -90,6 +94,8 @@ class Child:
             raise ReaderFailed("crashed") from error
         assert self.process.stdin and self.process.stdout
         self.output = self.process.stdout.fileno()
+        with suppress(OSError):
+            fcntl.fcntl(self.output, fcntl.F_SETPIPE_SZ, CHUNK)
         self.rest = b""
         try:
             self.process.stdin.write(data)
@@ -111,6 +117,12 @@ class Child:
         for pipe in self.process.stdin, self.process.stdout:
             if pipe:
                 pipe.close()
+
+    def exit_code(self) -> int | None:
+        """Return how it ended, after the end of its output; None if it goes on without one."""
+        with suppress(subprocess.TimeoutExpired):
+            return self.process.wait(timeout=1)
+        return None
 
     def failure(self, reason: str, detail: str = "") -> ReaderFailed:
         """Log and count a failure that isn't the customer's, and return the error."""
@@ -190,6 +202,8 @@ class Download:
         left, data = self.size, self.child.rest
         while left:
             data = data or self.child.read(STREAM_SECONDS)
+            if not data and self.child.exit_code() == DAMAGED:
+                raise ReaderFailed("damaged")
             if not data or len(data) > left:
                 raise self.child.failure("crashed", f"{left} bytes of a download are missing")
             left -= len(data)

@@ -9,6 +9,7 @@ import os
 import sys
 from typing import Any
 
+from . import DAMAGED
 from .commands import COMMANDS, DOWNLOADS, Refused
 from .entries import Damaged
 from .fences import NoFence, raise_fences
@@ -35,8 +36,11 @@ def main() -> int:
     except (Missing, Refused, Damaged, OSError) as error:
         return fail(reason_of(error), str(error))
     if command in DOWNLOADS:  # a reason would be taken for content
-        for data in answers:
-            write(data)
+        try:
+            for data in answers:
+                write(data)
+        except (Damaged, OSError):
+            return DAMAGED
         return 0
     try:
         for each in answers:

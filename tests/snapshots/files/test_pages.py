@@ -342,6 +342,20 @@ def test_a_reader_that_breaks_costs_one_answer(
     assert "plain.txt" in client.get(url("folder", disk)).text
 
 
+def test_a_download_that_meets_damage_ends_with_an_error_of_its_own(
+    disk: DiskImage, client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is no failure of the reader, so nobody is alerted."""
+    command = "def command(*a):\n  yield {'size': 9}\n  yield b'12345'\n  raise main.Damaged\n"
+    command += "main.COMMANDS['file'] = command\n"
+    start = "import sys; sys.path += sys.argv[1:]\nfrom snapshots.files.reader import main\n"
+    monkeypatch.setattr(children, "START", f"{start}{command}sys.exit(main.main())")
+    response = client.get(url("download_file", disk), {"path": "/plain.txt"})
+    with pytest.raises(children.ReaderFailed, match="damaged"):
+        list(response)
+    assert "files.reader_failed" not in log_events(caplog)
+
+
 def test_a_damaged_file_system_lists_what_it_can(
     images: Images, capture: Capture, client: Client, tmp_path: Path
 ) -> None:
