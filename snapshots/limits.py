@@ -262,7 +262,7 @@ def check_draft_rate_limit(user: User) -> None:
     """Raise RateLimited if the user has just started MAX_NEW_DRAFTS drafts without finishing them."""
     if unfinished_drafts(user).filter(created_at__gt=timezone.now() - DRAFT_WINDOW).count() >= MAX_NEW_DRAFTS:
         raise RateLimited(
-            _("You have started %(count)s snapshots without finishing them. Finish one of them, or wait a few minutes.")
+            _("You have started %(count)s requests without finishing them. Finish one of them, or wait a few minutes.")
             % {"count": MAX_NEW_DRAFTS}
         )
 

@@ -10,11 +10,11 @@ from cng_portal.inventory.models import VirtualMachine, Volume
 
 from . import checks, limits
 from .errors import InvalidState, OutOfSpace
-from .models import DiskImage, Operation, Snapshot
+from .models import DiskImage, Draft, Operation, Snapshot
 from .operations import create_operation
 from .storage.contract import StorageError
 from .storage.registry import get_driver
-from .volumes import check_price, check_size
+from .volumes import check_price, check_size, find_created_volume
 
 
 def request_new_volume(
@@ -27,31 +27,35 @@ def request_new_volume(
     disk: DiskImage | None = None,
     override: str = "",
     shown_hourly_micro: int | None = None,
+    draft: Draft | None = None,
 ) -> Operation:
     """Request a new volume from a disk of the snapshot, which may be omitted if there is only one.
 
-    `shown_hourly_micro` is the price that the user saw. Raises InvalidState, RateLimited, QuotaExceeded, OutOfSpace,
-    InsufficientCredit, PriceChanged, and what `is_unchecked` raises for the `override`.
+    `shown_hourly_micro` is the price that the user saw. The same draft again returns the operation that it led to first.
+    Raises InvalidState, RateLimited, QuotaExceeded, OutOfSpace, InsufficientCredit, PriceChanged, and what `is_unchecked`
+    raises for the `override`.
     """
     check_size(snapshot.location, size_gb)
     check_space_for_new_volumes(snapshot, [disk] if disk else list(snapshot.disks.all()))
     with transaction.atomic():
         lock_customer(snapshot.customer_id)
+        if draft and (created := find_created_volume(draft)):
+            return created.operations.filter(kind=Operation.Kind.NEW_VOLUME).latest("created_at")
         snapshot = checks.reload_snapshot(snapshot)
         check_usable_in(snapshot, project, user)
         unchecked = checks.is_unchecked(snapshot, override)
         disk = disk or only_disk(snapshot)
-        if size_gb < disk.size_gb:
-            raise InvalidState(
-                _("The volume needs at least %(size)s GB, the size of the captured disk.") % {"size": disk.size_gb}
-            )
+        check_disk_fits(disk, size_gb)
         limits.check_volume_quota(project.pk, [size_gb])
         limits.check_cloud_quota(snapshot.location_id, disk.volume.backend_project, volumes=1, gb=size_gb)
         limits.check_rate_limit(snapshot.customer_id, Operation.Kind.NEW_VOLUME)
         check_price(project, snapshot.location, size_gb, shown_hourly_micro)
-        return create_volume_row(
+        operation = create_volume_row(
             disk, project=project, name=name.strip(), size_gb=size_gb, user=user, unchecked=unchecked
         )
+        if draft:
+            Draft.objects.filter(pk=draft.pk).update(created_volume=operation.volume)
+        return operation
 
 
 def request_new_machine(
@@ -103,6 +107,13 @@ def check_space_for_new_volumes(snapshot: Snapshot, disks: list[DiskImage]) -> N
     except StorageError as error:
         raise OutOfSpace(str(error)) from error
     checks.require_space(snapshot.location_id, needed, free)
+
+
+def check_disk_fits(disk: DiskImage, size_gb: int) -> None:
+    if size_gb < disk.size_gb:
+        raise InvalidState(
+            _("The volume needs at least %(size)s GB, the size of the captured disk.") % {"size": disk.size_gb}
+        )
 
 
 def only_disk(snapshot: Snapshot) -> DiskImage:

@@ -6,19 +6,24 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from django.core.exceptions import ImproperlyConfigured
 from django.db.models import Case, Count, OuterRef, Prefetch, Q, QuerySet, Subquery, Value, When
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
+from billing.models import ServiceKind
 from billing.prices import PriceList
 from cng_portal.accounts.models import Project, User
+from cng_portal.common.money import format_rate
 from cng_portal.common.names import name_contains
 from cng_portal.inventory.models import Location, VirtualMachine, Volume
 
+from . import volumes
 from .checks import Source
-from .models import SERVICE_KINDS, Draft, Kind, Snapshot
+from .errors import ActionRefused
+from .models import SERVICE_KINDS, DiskImage, Draft, Kind, Snapshot, usable
 
 # On the step of the source. The search finds the others.
 SOURCES_SHOWN = 60
@@ -34,10 +39,11 @@ NOT_SOLD = {
 
 @dataclass(frozen=True)
 class LocationOffer:
-    """`reason` is why the location can't be chosen, or empty."""
+    """`reason` is why the location can't be chosen, or empty. `price` says what a volume costs there."""
 
     location: Location
     reason: str
+    price: str = ""
 
 
 @dataclass(frozen=True)
@@ -153,6 +159,64 @@ def find_sources(user: User, kind: str, text: str) -> list[Any]:
     else:
         hits = VirtualMachine.objects.changeable_by(user).present().filter(name_contains(text))
     return list(hits.select_related("project").order_by("name", "id")[:SOURCES_FOUND])
+
+
+# --- new volumes ---------------------------------------------------------------------------------------------------------
+
+
+def offered_volume_locations(user: User) -> list[LocationOffer]:
+    """Return the active locations. Those whose storage can't create a volume have a reason."""
+    currencies = {project.currency for project in user.project_roles if user.can_change(project.id)}
+    prices, now = PriceList.load(), timezone.now()
+    offers = []
+    for location in Location.objects.active():
+        rates = [
+            _("%(rate)s per GB and hour") % {"rate": format_rate(rate_micro, currency)}
+            for currency in sorted(currencies)
+            if (rate_micro := prices.sold_rate(ServiceKind.BLOCK_STORAGE, location.pk, currency, now)) is not None
+        ]
+        price = ", ".join(rates) or _("costs nothing here")
+        offers.append(LocationOffer(location, why_no_volumes(location), price))
+    return offers
+
+
+def why_no_volumes(location: Location) -> str:
+    """Return why the location's storage can't create a volume now, or an empty string."""
+    try:
+        volumes.check_size(location, 1)
+        volumes.check_space(location)
+    except ActionRefused as error:
+        return str(error)
+    except ImproperlyConfigured:
+        return _("The storage of %(code)s is not set up.") % {"code": location.pk}
+    return ""
+
+
+def offered_volume_projects(user: User, draft: Draft) -> list[ProjectOffer]:
+    """Return the projects that the user may change, with the count of their volumes in the draft's location."""
+    here = Count("volumes", filter=Q(volumes__location=draft.location_id, volumes__deleted_at=None))
+    projects = Project.objects.changeable_by(user).select_related("customer").annotate(source_count=here)
+    return [ProjectOffer(project, project.source_count, "") for project in projects.order_by("name")]
+
+
+def offered_snapshots(user: User, draft: Draft, *, q: str = "") -> QuerySet[Snapshot]:
+    """Return the usable snapshots and backups, newest first, that a new volume of the draft can be made from."""
+    assert draft.project is not None  # The steps before are checked.
+    snapshots = Snapshot.objects.visible_to(user).filter(
+        usable(),
+        customer=draft.project.customer_id,
+        location=draft.location_id,
+        project__in=user.changeable_project_ids,
+        kind__in=Kind.values,
+        deleted_at=None,
+    )
+    if q:
+        snapshots = snapshots.filter(name_contains(q) | name_contains(q, "volume__") | name_contains(q, "vm__"))
+    return snapshots.order_by("-created_at", "-pk")
+
+
+def offered_disks(user: User, draft: Draft) -> QuerySet[DiskImage]:
+    return DiskImage.objects.filter(snapshot__in=offered_snapshots(user, draft).order_by())
 
 
 def model_of(kind: str) -> type[Volume] | type[VirtualMachine]:

@@ -63,6 +63,7 @@ BILLED, CHANGING, OWNING = "billed", "changing", "owning"
 ACTIONS = [
     Page(gettext_lazy("Take Snapshot"), "snapshots:new", audience=CHANGING),
     Page(gettext_lazy("Take VM Snapshot"), "snapshots:new_vm", audience=CHANGING),
+    Page(gettext_lazy("Create Volume"), "snapshots:create_volume", audience=CHANGING),
     Page(gettext_lazy("Create Backup"), "snapshots:new_backup", audience=CHANGING),
     Page(gettext_lazy("New project"), "new_project", audience=OWNING),
 ]

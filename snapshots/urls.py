@@ -13,6 +13,7 @@ from .views import (
     snapshot_list,
     snapshot_page,
     volume_actions,
+    volume_wizard,
     volumes,
     wizard,
 )
@@ -60,6 +61,8 @@ urlpatterns = [
     path("backups/schedules/<uuid:schedule_id>/run/", backups.run, name="run_schedule"),
     path("backups/schedules/<uuid:schedule_id>/delete/", backups.delete, name="delete_schedule"),
     path("volumes/", volumes.volumes, name="volumes"),
+    path("volumes/new/", volume_wizard.new, name="create_volume"),
+    path("volumes/new/<uuid:draft_id>/<slug:step>/", volume_wizard.step, name="volume_wizard"),
     path("volumes/<uuid:volume_id>/", volumes.volume, name="volume"),
     path("volumes/tags/", labels.tag_volumes, name="tag_volumes"),
     path("volumes/<uuid:volume_id>/tags/", labels.volume_labels, name="volume_labels"),

@@ -52,7 +52,7 @@ def request_volume(
     check_space(location)
     with transaction.atomic():
         lock_customer(project.customer_id)
-        if draft and (created := Volume.objects.filter(pk=created_volume_id(draft)).first()):
+        if draft and (created := find_created_volume(draft)):
             return created
         project = Project.objects.select_related("customer").get(pk=project.pk)
         location = Location.objects.get(pk=location.pk)
@@ -76,14 +76,14 @@ def request_volume(
     return volume
 
 
-def created_volume_id(draft: Draft) -> object:
-    return Draft.objects.values_list("created_volume", flat=True).filter(pk=draft.pk).first()
+def find_created_volume(draft: Draft) -> Volume | None:
+    return Volume.objects.filter(pk__in=Draft.objects.filter(pk=draft.pk).values("created_volume")).first()
 
 
 def check_new_volume(
     project: Project, location: Location, backend_project: str, size_gb: int, shown_hourly_micro: int | None = None
 ) -> None:
-    """Check quotas, price and credit of one more volume. The caller must hold the customer's lock."""
+    """Check quotas, price and credit of one more volume. Services hold the customer's lock."""
     limits.check_volume_quota(project.pk, [size_gb])
     limits.check_cloud_quota(location.pk, backend_project, volumes=1, gb=size_gb)
     check_price(project, location, size_gb, shown_hourly_micro)

@@ -19,34 +19,16 @@ from cng_portal.accounts.models import Project, User
 from cng_portal.common.names import NameFormField
 from cng_portal.inventory.models import Location, VirtualMachine, Volume
 
-from . import checks, limits, offers
+from . import checks, offers, volume_steps
 from .backups.forms import ScheduleForm
 from .backups.schedules import SCHEDULE_FIELDS
 from .errors import ActionRefused, NameTaken
 from .forms import ExpiryField
-from .models import BackupSchedule, Draft, Kind
+from .models import BackupSchedule, Draft, Kind, Operation
+from .steps import SourceField, Step, StepForm, save
 
-MAX_DRAFTS = 50
 DRAFT_LIFETIME = timedelta(days=30)
 MAX_ESTIMATE = timedelta(days=3653)
-
-
-class SourceField(forms.ModelChoiceField):
-    """A choice among many rows. Text that isn't a UUID is an invalid choice, too."""
-
-    def to_python(self, value: Any) -> Any:
-        try:
-            return super().to_python(value)
-        except ValidationError as error:
-            raise ValidationError(self.error_messages["invalid_choice"], code="invalid_choice") from error
-
-
-class StepForm(forms.Form):
-    """The form of one answer of a draft, for `user`."""
-
-    def __init__(self, *args: Any, draft: Draft, user: User, **kwargs: Any) -> None:
-        self.draft, self.user = draft, user
-        super().__init__(*args, **kwargs)
 
 
 class LocationForm(StepForm):
@@ -171,7 +153,7 @@ class ReviewForm(forms.Form):
         choices=BillingCycle.choices,
         error_messages={
             "required": _("Choose a billing cycle."),
-            "invalid_choice": _("Snapshots and backups support only Hourly billing cycles. Choose Hourly."),
+            "invalid_choice": _("Volumes, snapshots and backups support only Hourly billing cycles. Choose Hourly."),
         },
     )
     shown_hourly_micro = forms.IntegerField(
@@ -201,52 +183,6 @@ class UntilForm(forms.Form):
         if not today <= until <= today + MAX_ESTIMATE:
             raise ValidationError(_("Enter a date from today on, at most ten years ahead."))
         return until
-
-
-class Step:
-    """One question. Its answer is the draft's `field`."""
-
-    slug: ClassVar[str]
-    label: ClassVar[Any]
-    heading: ClassVar[Any]
-    intro: ClassVar[Any] = ""
-    field: ClassVar[str]
-    form_class: ClassVar[type[StepForm]]
-    template: ClassVar[str] = ""  # the slug's own
-
-    @classmethod
-    def form(cls, draft: Draft, user: User, data: Any = None) -> StepForm:
-        initial = {cls.field: getattr(draft, f"{cls.field}_id", None) or getattr(draft, cls.field)}
-        return cls.form_class(data, draft=draft, user=user, initial=initial)
-
-    @classmethod
-    def stored(cls, draft: Draft) -> Any:
-        """Return the stored answer as form data, empty if there is none."""
-        return getattr(draft, f"{cls.field}_id", None) if cls.field != "name" else draft.name
-
-    @classmethod
-    def check(cls, draft: Draft, user: User) -> StepForm:
-        """Return the form bound to the stored answer, to validate it again."""
-        return cls.form(draft, user, {cls.field: cls.stored(draft)})
-
-    @classmethod
-    def store(cls, draft: Draft, form: StepForm) -> Draft:
-        """Save the answer and clear the later ones that depend on it. Raises RateLimited for a new draft."""
-        answer = form.cleaned_data[cls.field]
-        if getattr(draft, cls.field) != answer:
-            setattr(draft, cls.field, answer)
-            cls.changed(draft)
-        save(draft)
-        return draft
-
-    @classmethod
-    def changed(cls, draft: Draft) -> None:
-        pass
-
-    @classmethod
-    def answer(cls, draft: Draft) -> object:
-        """Return the stored answer to display."""
-        return getattr(draft, cls.field)
 
 
 class LocationStep(Step):
@@ -415,13 +351,21 @@ STEPS: dict[str, Sequence[type[Step]]] = {
     Kind.VOLUME: (LocationStep, ProjectStep, VolumeStep, NameStep),
     Kind.VM: (MachineLocationStep, ProjectStep, InstanceStep, NameStep),
     Kind.BACKUP: (MachineLocationStep, ScheduleProjectStep, InstanceStep, ScheduleStep),
+    Draft.CREATE_VOLUME: volume_steps.STEPS,
 }
 VOLUME_SCHEDULE_STEPS = (LocationStep, ScheduleProjectStep, VolumeStep, SnapshotScheduleStep)
 REVIEW = "review"
 
 
+def operation_kind(draft: Draft) -> Operation.Kind:
+    """Return which operation the draft leads to, for its rate limit."""
+    if draft.creates_volume:
+        return Operation.Kind.NEW_VOLUME if draft.disk_id else Operation.Kind.CREATE_VOLUME
+    return Operation.Kind.CAPTURE
+
+
 def url(draft: Draft, slug: str) -> str:
-    return reverse("snapshots:wizard", args=[draft.pk, slug])
+    return reverse("snapshots:volume_wizard" if draft.creates_volume else "snapshots:wizard", args=[draft.pk, slug])
 
 
 def steps_of(draft: Draft) -> Sequence[type[Step]]:
@@ -465,19 +409,8 @@ def progress(draft: Draft, current: str) -> list[dict[str, Any]]:
     return [*entries, {"label": _("Review"), "answer": "", "url": None, "state": state}]
 
 
-def save(draft: Draft) -> None:
-    """Save the draft. A new one replaces the user's oldest beyond MAX_DRAFTS unfinished ones. Raises RateLimited for it."""
-    is_new = draft._state.adding
-    if is_new:
-        limits.check_draft_rate_limit(draft.created_by)
-    draft.save()
-    if is_new:
-        surplus = limits.unfinished_drafts(draft.created_by).values_list("pk", flat=True)[MAX_DRAFTS:]
-        Draft.objects.filter(pk__in=list(surplus)).delete()
-
-
 def start(
-    user: User, *, kind: Kind = Kind.VOLUME, is_scheduled: bool = False, source: checks.Source | None = None
+    user: User, *, kind: str = Kind.VOLUME, is_scheduled: bool = False, source: checks.Source | None = None
 ) -> Draft:
     """Return a new, unsaved draft of the user, who must be able to change some project.
 
@@ -504,5 +437,5 @@ def start(
 
 def delete_old_drafts(*, now: datetime | None = None) -> int:
     """Delete the drafts that weren't finished within DRAFT_LIFETIME. Returns how many."""
-    unfinished = Draft.objects.filter(snapshot=None, schedule=None)
+    unfinished = Draft.objects.filter(snapshot=None, schedule=None, created_volume=None)
     return unfinished.filter(created_at__lt=(now or timezone.now()) - DRAFT_LIFETIME).delete()[0]

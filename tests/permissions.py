@@ -140,6 +140,10 @@ TABLE: dict[str, list[Row]] = {
     ],
     "Volumes": [
         Row("snapshots:volumes", "List volumes", SIGNED_IN),
+        Row("snapshots:create_volume", "Start creating a volume", CHANGE_OWN, BOTH),
+        Row(
+            "snapshots:volume_wizard", "Complete a step of creating a volume", CHANGE, BOTH, {"draft_id": "new_volume"}
+        ),
         Row("snapshots:volume", "View a volume", SEE),
         Row("snapshots:volume_labels", "Change a volume's tags and note", CHANGE, BOTH),
         Row("snapshots:tag_volumes", "Tag several volumes", CHANGE, BOTH, query="?id={snapshot.volume_id}"),

@@ -24,10 +24,12 @@ from django.utils import timezone
 from billing.models import Invoice, PriceVersion
 from cng_portal.accounts.models import Membership, Role
 from snapshots import wizard
+from snapshots.models import Draft
 from tests.addresses import ADDRESSES
 from tests.factories import (
     BackupFactory,
     BackupScheduleFactory,
+    DraftFactory,
     InvitationFactory,
     MembershipFactory,
     NotificationFactory,
@@ -132,6 +134,9 @@ def world(storage_root: Path) -> SimpleNamespace:
         ),
         notification=NotificationFactory(user=people[VIEWER]),
         draft=wizard.start(people[OWNER], source=snapshot.volume),
+        new_volume=DraftFactory(
+            kind=Draft.CREATE_VOLUME, created_by=people[OWNER], customer=project.customer, location=snapshot.location
+        ),
         membership=Membership.objects.get(user=people[VIEWER]),
         invitation=InvitationFactory(project=project, invited_by=people[OWNER]),
         other_membership=MembershipFactory(project=project, role=Role.MEMBER),

@@ -86,8 +86,12 @@ COUNTED_STATES = (State.PENDING, State.CREATING, State.READY)
 class Draft(models.Model):
     """The answers given so far in the wizard. Everybody who sees the customer's snapshots may continue it."""
 
+    CREATE_VOLUME = "create"
+
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
-    kind = models.CharField(max_length=8, choices=Kind.choices, default=Kind.VOLUME)
+    kind = models.CharField(
+        max_length=8, choices=[*Kind.choices, (CREATE_VOLUME, _("New volume"))], default=Kind.VOLUME
+    )
     customer = models.ForeignKey(Customer, on_delete=models.CASCADE, related_name="+")
     created_by = models.ForeignKey(User, on_delete=models.CASCADE, related_name="+")
     location = models.ForeignKey(Location, on_delete=models.SET_NULL, null=True, related_name="+")
@@ -102,6 +106,12 @@ class Draft(models.Model):
     at = models.TimeField(null=True, blank=True)
     retention_count = models.PositiveSmallIntegerField(default=2)
     take_one_now = models.BooleanField(default=False)
+    # the answers for a new volume; it is copied from `disk`, or empty. The draft goes with its disk, because nobody who has
+    # chosen one wants an empty volume.
+    size_gb = models.PositiveIntegerField(null=True, blank=True)
+    disk = models.ForeignKey(
+        "DiskImage", on_delete=models.CASCADE, null=True, blank=True, related_name="+", db_index=False
+    )
     # What it led to, if that is a volume. A snapshot or a schedule refers to its draft instead.
     created_volume = models.ForeignKey(
         Volume, on_delete=models.SET_NULL, null=True, related_name="+", db_index=False, editable=False
@@ -121,6 +131,10 @@ class Draft(models.Model):
     @property
     def makes_schedule(self) -> bool:
         return self.kind == Kind.BACKUP or self.is_scheduled
+
+    @property
+    def creates_volume(self) -> bool:
+        return self.kind == self.CREATE_VOLUME
 
 
 def usable(path: str = "") -> Q:

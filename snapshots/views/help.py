@@ -33,6 +33,12 @@ GUIDES = [
         "circle-stack",
     ),
     Guide(
+        "create-volume",
+        _("Create a volume"),
+        _("A new disk, empty or with the data of a snapshot."),
+        "plus",
+    ),
+    Guide(
         "create-vm-snapshot",
         _("Create a VM snapshot"),
         _("Capture all disks of a machine together, with its configuration."),

@@ -1,6 +1,6 @@
 """The wizard's pages. Each step has a URL, whose view renders the page or htmx's fragment."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, time, timedelta
 from functools import partial, wraps
@@ -38,7 +38,7 @@ from snapshots.backups.preview_chart import build_preview_chart
 from snapshots.backups.schedules import SCHEDULE_FIELDS, InvalidSchedule, create_schedule
 from snapshots.errors import ActionRefused, NameTaken, SourceUnavailable
 from snapshots.expiry import expiry_of
-from snapshots.models import SERVICE_KINDS, BackupSchedule, Draft, Kind, Operation, Snapshot
+from snapshots.models import SERVICE_KINDS, BackupSchedule, Draft, Kind, Snapshot
 from snapshots.storage.contract import Consistency
 from snapshots.storage.registry import get_driver
 
@@ -121,13 +121,14 @@ def take_snapshot_of(request: HttpRequest, volume_id: UUID) -> HttpResponse:
 DRAFT_RELATED = (
     *("location", "project__customer", "snapshot", "schedule"),
     *("volume__project__customer", "volume__location", "volume__vm", "vm__project__customer", "vm__location"),
+    *("disk__snapshot__project", "disk__snapshot__location", "disk__volume__project"),
 )
 
 
-def get_draft(user: User, draft_id: UUID) -> Draft:
+def get_draft(user: User, draft_id: UUID, kinds: Iterable[str] = Kind.values) -> Draft:
     """Return the draft, visible like the projects of its answers. 403 for users who can change none of them."""
-    visible = Draft.objects.filter(customer_id__in=user.customer_ids)
-    for path in ("project", "volume__project", "vm__project"):
+    visible = Draft.objects.filter(customer_id__in=user.customer_ids, kind__in=kinds)
+    for path in ("project", "volume__project", "vm__project", "disk__snapshot__project"):
         visible = visible.filter(Q(**{path: None}) | Q(**{f"{path}__in": list(user.roles)}))
     draft = get_object_or_404(visible.select_related(*DRAFT_RELATED), pk=draft_id)
     require_some_project(user, draft.customer_id)
@@ -146,12 +147,18 @@ def require_some_project(user: User, customer_id: UUID | None = None) -> None:
         )
 
 
-def answer(request: HttpRequest, draft: Draft, step: type[wizard.Step]) -> HttpResponse:
+def answer(
+    request: HttpRequest,
+    draft: Draft,
+    step: type[wizard.Step],
+    build_context: Callable[[HttpRequest, Draft, Any], dict[str, Any]] | None = None,
+) -> HttpResponse:
+    """Show the step's form, or store its answer and go on. `build_context` adds what the template needs besides the form."""
     user = request.user
     if request.method == "POST":
         form = step.form(draft, user, request.POST)
         if "preview" not in request.POST and submit(request, form, partial(step.store, draft, form)):
-            return redirect(wizard.url(draft, wizard.next_slug(draft, step.slug)))
+            return redirect(wizard.url(draft, step.parent or wizard.next_slug(draft, step.slug)))
     elif step.field in request.GET:  # Posted after the session had expired.
         form = step.form(draft, user, request.GET)
     else:  # A stored answer that is no longer valid shows its errors.
@@ -160,13 +167,13 @@ def answer(request: HttpRequest, draft: Draft, step: type[wizard.Step]) -> HttpR
         "step": step,
         "form": form,
         "errors": form[step.field].errors,
-        **CONTEXTS[step.slug](request, draft, form),
+        **(build_context or CONTEXTS[step.slug])(request, draft, form),
     }
     if isinstance(form, wizard.ScheduleStepForm):
         context |= schedule_context(draft, form)
     elif step.slug in ("location", "name") and not draft.makes_schedule:  # the first and the last step
         context["rate_limit_warning"] = limits.rate_limit_warning(
-            draft.customer_id, Operation.Kind.CAPTURE, now=timezone.now()
+            draft.customer_id, wizard.operation_kind(draft), now=timezone.now()
         )
     return show(request, f"snapshots/wizard/{step.template or step.slug}.html", draft, step.slug, context)
 
@@ -308,16 +315,19 @@ def show(request: Request, template: str, draft: Draft, slug: str, context: dict
         heading = context["step"].heading
     elif is_backup:
         heading = _("Create Backup")
+    elif draft.creates_volume:
+        heading = _("Create Volume")
     else:
         heading = _("Schedule Snapshots") if draft.is_scheduled else _("Create Snapshot")
+    parent = context["step"].parent if "step" in context else ""
     in_error = context["form"].errors or "problem" in context
     context |= {
         "draft": draft,
         "heading": heading,
         "title": _("Error: %(heading)s") % {"heading": heading} if in_error else heading,
         "action": wizard.url(draft, slug) if saved else request.path,
-        "steps": wizard.progress(draft, slug),
-        "back": wizard.url(draft, wizard.previous_slug(draft, slug)) if slug != "location" else None,
+        "steps": wizard.progress(draft, parent or slug),
+        "back": wizard.url(draft, parent or wizard.previous_slug(draft, slug)) if slug != "location" else None,
         "fragment": template,
     }
     if slug in ("volume", "name") and draft.source and not context["form"].errors:
@@ -376,6 +386,11 @@ def facts(draft: Draft, volumes: list[Volume]) -> list[dict[str, Any]]:
         rows.append((_("Snapshot name"), draft.name, "name"))
         kept = format_day(draft.delete_after) if draft.delete_after else _("never; it stays until you delete it")
         rows.append((_("Delete after"), kept, "name"))
+    return with_links(draft, rows)
+
+
+def with_links(draft: Draft, rows: list[tuple[str, object, str | None]]) -> list[dict[str, Any]]:
+    """Return (label, value, slug of its step) as facts that link to their step."""
     return [
         {"label": label, "value": value, "change_url": wizard.url(draft, slug) if slug else None}
         for label, value, slug in rows
@@ -436,7 +451,19 @@ def choose(choices: list[Choice], chosen: str) -> list[Choice]:
 
 
 def location_context(request: HttpRequest, draft: Draft, form: wizard.LocationForm) -> dict[str, Any]:
-    present = {offer.location.region for offer in form.offers}
+    query = request.GET.get("q", "").strip()
+    return location_choices(request, draft, form.offers) | {
+        "q": query,
+        "hits": offers.find_sources(request.user, draft.kind, query) if query else [],
+        "search_label": wizard.SOURCE_STEPS[Kind(draft.kind)].search_label,
+    }
+
+
+def location_choices(
+    request: HttpRequest, draft: Draft, offered: list[offers.LocationOffer]
+) -> dict[str, list[Choice] | list[dict[str, Any]]]:
+    """Return the cards of the locations, and the tabs of their regions."""
+    present = {offer.location.region for offer in offered}
     regions = [region for region in Region.values if region in present]
     region = request.GET.get("region", "")
     region = region if region in regions else ""
@@ -452,24 +479,26 @@ def location_context(request: HttpRequest, draft: Draft, form: wizard.LocationFo
                 reason=offer.reason,
                 country=offer.location.country,
                 flag=offer.location.flag,
+                facts=[{"label": _("A volume"), "value": offer.price}] if offer.price and not offer.reason else [],
             )
-            for offer in form.offers
+            for offer in offered
         ],
         request.GET.get("location") or draft.location_id or "",
     )
-    in_region = {offer.location.code for offer in form.offers if region in ("", offer.location.region)}
-    query = request.GET.get("q", "").strip()
+    in_region = {offer.location.code for offer in offered if region in ("", offer.location.region)}
     return {
         "choices": [choice for choice in choices if choice.value in in_region],
         "tabs": tabs if len(regions) > 1 else [],
-        "q": query,
-        "hits": offers.find_sources(request.user, draft.kind, query) if query else [],
-        "search_label": wizard.SOURCE_STEPS[Kind(draft.kind)].search_label,
     }
 
 
 def project_context(request: HttpRequest, draft: Draft, form: wizard.ProjectForm) -> dict[str, Any]:
-    customers = {offer.project.customer_id for offer in form.offers}
+    return project_choices(request, draft, form.offers)
+
+
+def project_choices(request: HttpRequest, draft: Draft, offered: list[offers.ProjectOffer]) -> dict[str, Any]:
+    """Return the cards of the projects."""
+    customers = {offer.project.customer_id for offer in offered}
     choices = [
         Choice(
             value=str(offer.project.pk),
@@ -478,15 +507,16 @@ def project_context(request: HttpRequest, draft: Draft, form: wizard.ProjectForm
             reason=offer.reason,
             facts=[{"label": _("Account"), "value": offer.project.customer.name}] if len(customers) > 1 else [],
         )
-        for offer in form.offers
+        for offer in offered
     ]
     return {"choices": choose(choices, request.GET.get("project") or str(draft.project_id or ""))}
 
 
 def count_sources(kind: str, count: int) -> str:
+    is_of_volumes = kind in (Kind.VOLUME, Draft.CREATE_VOLUME)
     if not count:
-        return _("No volumes here") if kind == Kind.VOLUME else _("No instances here")
-    if kind == Kind.VOLUME:
+        return _("No volumes here") if is_of_volumes else _("No instances here")
+    if is_of_volumes:
         text = ngettext("%(count)s volume here", "%(count)s volumes here", count)
     else:
         text = ngettext("%(count)s instance here", "%(count)s instances here", count)

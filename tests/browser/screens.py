@@ -39,7 +39,7 @@ from cng_portal.notifications.models import Notification
 from snapshots import wizard
 from snapshots.backups.automatic import switch_automatic_backups
 from snapshots.labels import change_labels
-from snapshots.models import BackupSchedule, Kind, Snapshot, volume_ref
+from snapshots.models import BackupSchedule, Draft, Kind, Snapshot, volume_ref
 from snapshots.storage.registry import get_driver
 from snapshots.volume_charges import start_charging_volume
 from tests.factories import (
@@ -405,6 +405,18 @@ def answered(
     return {slug: wizard.url(draft, slug) for slug in wizard.slugs(draft)}
 
 
+def new_volume(member: Membership, source: str = "", **answers: Any) -> dict[str, str]:
+    """{slug: address} of Create Volume with every answer given, from the snapshot of this name or empty."""
+    draft = wizard.start(member.user, kind=Draft.CREATE_VOLUME)
+    draft.disk = Snapshot.objects.get(name=source).disks.first() if source else None
+    yangon = Location.objects.get(code="1CNG-YGN-AZ01")
+    defaults = {"location": yangon, "project": member.project, "size_gb": 100, "name": "uploads"}
+    for name, value in (defaults | answers).items():
+        setattr(draft, name, value)
+    draft.save()
+    return {slug: wizard.url(draft, slug) for slug in (*wizard.slugs(draft), "source")}
+
+
 def of_snapshots(member: Membership) -> Screens:
     data, snapshots = Volume.objects.get(name="db-01-data"), Snapshot.objects
     huge = Volume.objects.get(name=LONG)
@@ -524,7 +536,15 @@ def of_wizards(member: Membership) -> Screens:
     at = datetime(2026, 1, 1, 1, 30, tzinfo=UTC).time()
     for slug, address in answered(member, data, is_scheduled=True, interval="daily", at=at, retention_count=7).items():
         found[f"volume-schedule-{slug}"] = Screen(address)
-    for name in ("new", "new_vm", "new_backup", "new_schedule"):
+    for slug, address in new_volume(member).items():
+        found[f"volume-wizard-{slug}"] = Screen(address)
+    for slug in ("size", "name", "review"):
+        found[f"volume-wizard-copy-{slug}"] = Screen(new_volume(member, "before the update")[slug])
+    free = new_volume(member, location=Location.objects.get(code="1CNG-SIN-AZ01"))
+    found["volume-wizard-free-size"] = Screen(free["size"])
+    found["volume-wizard-free-review"] = Screen(free["review"])
+    found["volume-wizard-size-wrong"] = Screen(new_volume(member, size_gb=0)["size"])
+    for name in ("new", "new_vm", "new_backup", "new_schedule", "create_volume"):
         found[f"wizard-begin-{name}"] = Screen(reverse(f"snapshots:{name}"))
     return found
 

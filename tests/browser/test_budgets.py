@@ -17,15 +17,16 @@ from django.utils import timezone
 from playwright.sync_api import Browser, Page
 
 from billing import closing
-from billing.models import ServiceKind
+from billing.models import PACKAGE_KINDS
 from billing.usage import open_segment
 from billing.wallet import buy_credits
 from cng_portal.accounts.models import Project, User
 from snapshots import wizard
-from snapshots.models import Kind
+from snapshots.models import Draft, Kind
 from tests.factories import (
     BackupRunFactory,
     BackupScheduleFactory,
+    DraftFactory,
     MembershipFactory,
     NotificationFactory,
     OperationFactory,
@@ -67,6 +68,7 @@ PAGES = [
     "/search/?q=a",
     "/snapshots/new/",
     "/backups/new/",
+    "/volumes/new/",
 ]
 # The lists whose first link to something of theirs leads to a page of one thing.
 DETAILS = ["/volumes/", "/instances/", "/backups/schedules/", "/projects/"]
@@ -154,7 +156,7 @@ def pages(project: Project, person: User, storage_root: Path) -> list[str]:
     """Of an account that pays in advance and has a quota and an invoice; something is under way, and something failed."""
     volume = VolumeFactory(project=project, attached_stopped=True)
     put_volume(storage_root, volume, content(b"bytes"))
-    for kind in (ServiceKind.BS_SNAPSHOT, ServiceKind.VM_SNAPSHOT, ServiceKind.VM_BACKUP):
+    for kind in PACKAGE_KINDS:
         sell_everywhere(kind=kind)
     now = timezone.now()
     buy_credits(customer=project.customer, amount_micro=10**12, reason="a lot", by=None, key="a lot")
@@ -184,6 +186,16 @@ def pages(project: Project, person: User, storage_root: Path) -> list[str]:
     drafts[0].name, drafts[1].name = "free", snapshots[0].name
     backup = wizard.start(person, kind=Kind.BACKUP, source=volume.vm)
     backup.interval, backup.at = "daily", time(23, 30)
+    copy_of = DraftFactory(
+        kind=Draft.CREATE_VOLUME,
+        created_by=person,
+        customer=project.customer,
+        location=volume.location,
+        project=project,
+        size_gb=volume.size_gb,
+        disk=snapshots[0].disks.first(),
+        name="copy",
+    )
     for draft in (*drafts, backup):
         draft.save()
     acts = ["rename", "labels", "move", "delete", "restore", "new_volume", "verify"]
@@ -207,6 +219,7 @@ def pages(project: Project, person: User, storage_root: Path) -> list[str]:
         ),
         *(wizard.url(draft, slug) for draft in (drafts[0], backup) for slug in wizard.slugs(draft)),
         *(wizard.url(drafts[1], slug) for slug in wizard.slugs(drafts[1])[:-1]),  # whose name is taken
+        *(wizard.url(copy_of, slug) for slug in (*wizard.slugs(copy_of), "source")),
         reverse("billing:invoice", args=[project.customer.invoices.first().pk]),
     ]
 

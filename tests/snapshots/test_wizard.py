@@ -18,6 +18,7 @@ from cng_portal.common.templatetags.portal import day
 from cng_portal.inventory.models import Location, Volume
 from snapshots import limits, wizard
 from snapshots.models import Draft, Snapshot, State
+from snapshots.steps import MAX_DRAFTS
 from tests.factories import (
     DraftFactory,
     LocationFactory,
@@ -414,14 +415,14 @@ def test_of_one_persons_drafts_the_newest_are_kept(client: Client, member: Membe
     now, customer = timezone.now(), member.project.customer
     mine = [
         DraftFactory(created_by=member.user, customer=customer, created_at=now - timedelta(minutes=minutes))
-        for minutes in range(1, wizard.MAX_DRAFTS + 10)
+        for minutes in range(1, MAX_DRAFTS + 10)
     ]
     done = DraftFactory(created_by=member.user, customer=customer, created_at=now - timedelta(days=1))
     SnapshotFactory(volume=volume, draft=done)
     colleagues = DraftFactory(customer=customer, created_at=now - timedelta(days=1))
     client.post(reverse("snapshots:take_snapshot", args=[volume.pk]))
     newest = Draft.objects.latest("created_at")
-    assert set(Draft.objects.all()) == {newest, *mine[: wizard.MAX_DRAFTS - 1], done, colleagues}
+    assert set(Draft.objects.all()) == {newest, *mine[: MAX_DRAFTS - 1], done, colleagues}
 
 
 def test_a_user_who_starts_many_drafts_without_finishing_them_has_to_wait(
