@@ -5,17 +5,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
 
+from billing.charges import cost_so_far
+from billing.models import ServiceKind, UsageSegment
 from billing.wallet import buy_credits
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import Volume
+from snapshots import services
 from snapshots.models import Snapshot
+from snapshots.storage.contract import GIB
 from tests.factories import LocationFactory, MembershipFactory, VolumeFactory
-from tests.snapshots.disks import put_volume, sell_everywhere
+from tests.snapshots.disks import carry_out_what_waits, holds, put_volume, sell_everywhere
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -179,6 +184,94 @@ def test_the_guide_from_sign_in_to_a_restored_disk(
     settled("This snapshot is deleted")
     assert not kept.exists()
     assert bytes_of(image, len(before)) == before
+
+
+def test_the_guide_leads_on_to_create_volume(
+    page: Page, storage_root: Path, member: Membership, volume: Volume, sign_in, request: pytest.FixtureRequest
+) -> None:
+    """ "See also: Create Volume": an empty one, and one with the bytes of a snapshot."""
+    live = "without" not in request.node.callspec.id
+    before = random_bytes(1)
+    put_volume(storage_root, volume, before)
+    sell_everywhere(rate_micro=100_000, kind=ServiceKind.BLOCK_STORAGE)
+    services.request_snapshot(source=volume, name="before the update", user=member.user)
+    carry_out_what_waits()
+    main = page.locator("main")
+
+    def is_at(heading: str) -> None:
+        expect(page.get_by_role("heading", level=1)).to_have_text(heading)
+
+    def choose(label: str) -> None:
+        page.get_by_label(label).click()
+        if not live:  # With JavaScript, the click submits the answer.
+            page.get_by_role("button", name="Continue").click()
+
+    def create(name: str, price: str) -> tuple[Volume, Path]:
+        """From the step of the name to an available volume; return it and its file."""
+        is_at("Choose Volume Name")
+        page.get_by_label("Volume Name").fill(name)
+        page.get_by_role("button", name="Continue").click()
+        is_at("Create Volume")
+        expect(main.locator(".price-figure")).to_have_text(price)
+        expect(main.get_by_text(name, exact=True).first).to_be_visible()
+        page.get_by_role("button", name="Create Volume").click()
+        is_at(name)
+        carry_out_what_waits()
+        if not live:
+            page.reload()
+        expect(main.get_by_text("Available", exact=True).first).to_be_visible()
+        expect(main.get_by_text("Next steps")).to_be_visible()
+        created = Volume.objects.get(name=name)
+        return created, storage_root / "1CNG-YGN-AZ01" / "volumes" / f"{created.pk}.img"
+
+    def hourly_micro(created: Volume) -> int:
+        """What is charged from the instant at which it is available."""
+        segment = UsageSegment.objects.get(resource_id=created.pk)
+        assert segment.started_at == created.available_at
+        charge = cost_so_far(resource_id=created.pk, at=segment.started_at + timedelta(minutes=15))
+        assert charge
+        return charge.amount_micro
+
+    sign_in(member.user)
+    page.goto("/help/create-volume-snapshot/")
+    main.get_by_role("link", name="Create Volume", exact=True).click()
+    is_at("Create a volume")
+    main.get_by_role("link", name="Volumes page").click()
+    main.get_by_role("link", name="Create Volume").click()
+    is_at("Choose a Location")
+    expect(page.get_by_text("Price Summary")).to_have_count(0)
+    choose("1CNG-YGN-AZ01")
+    is_at("Assign to a Project")
+    choose("Default")
+    is_at("Choose a Size")
+    page.get_by_label("Size").fill("0")
+    if live:
+        expect(page.locator("#size-check")).to_contain_text("A volume has at least 1 GB.")
+    page.get_by_label("Size").fill("20")
+    if live:
+        expect(main.locator(".price-figure")).to_have_text("K 2.00 / Hour / 20 GB")
+    page.get_by_role("button", name="Continue").click()
+    empty, image = create("uploads", "K 2.00 / Hour / 20 GB")
+    assert image.stat().st_size == 20 * GIB and holds(image, b"")
+    assert hourly_micro(empty) == 2_000_000
+
+    page.goto("/volumes/new/")
+    choose("1CNG-YGN-AZ01")
+    is_at("Assign to a Project")
+    choose("Default")
+    is_at("Choose a Size")
+    page.get_by_role("link", name="Use a snapshot").click()
+    is_at("Choose a Source")
+    page.get_by_role("searchbox", name="Search snapshots").fill("update")
+    page.get_by_role("button", name="Search", exact=True).click()
+    choose("before the update")
+    is_at("Choose a Size")
+    expect(page.get_by_label("Size")).to_have_value("50")
+    page.get_by_label("Size").fill("60")
+    page.get_by_role("button", name="Continue").click()
+    copy, image = create("uploads of before", "K 6.00 / Hour / 60 GB")
+    assert image.stat().st_size == 60 * GIB and holds(image, before)
+    assert hourly_micro(copy) == 6_000_000
 
 
 def test_back_refresh_and_a_second_tab_keep_their_answers(
