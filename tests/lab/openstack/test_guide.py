@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
+from billing.models import ServiceKind
 from billing.wallet import buy_credits
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import Volume
@@ -135,3 +136,27 @@ def test_the_guide_on_cinder_from_the_menu_to_a_clone_that_outlives_its_snapshot
     assert backend_ref not in [item.id for item in store.cinder.snapshots()]
     assert pool.read(copy.backend_ref, 0, SIZE) == before
     assert not [name for name in store.leftovers() if copy.backend_ref in name]
+
+
+def test_create_volume_on_cinder(
+    page: Page, pool: Pool, store: CinderStore, member: Membership, volume: Volume, worker: None, sign_in: Any
+) -> None:
+    sell_everywhere(kind=ServiceKind.BLOCK_STORAGE)
+    main = page.locator("main")
+    page.set_default_timeout(60 * SECONDS)
+    sign_in(member.user)
+    page.goto("/volumes/new/")
+    for heading in ("Choose a Location", "Assign to a Project"):  # each has one choice, which is made already
+        expect(page.get_by_role("heading", level=1)).to_have_text(heading)
+        page.get_by_role("button", name="Continue").click()
+    page.get_by_label("Size").fill("2")
+    page.get_by_role("button", name="Continue").click()
+    page.get_by_label("Volume Name").fill("uploads")
+    page.get_by_role("button", name="Continue").click()
+    expect(main.locator(".price-figure")).to_have_text("K 0.80 / Hour / 2 GB")
+    page.get_by_role("button", name="Create Volume").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("uploads")
+    expect(main.get_by_text("Available", exact=True)).to_have_count(1, timeout=120 * SECONDS)
+    created = Volume.objects.get(name="uploads")
+    assert pool.size(created.backend_ref) == 2 * 1024**3
+    assert pool.read(created.backend_ref, 0, SIZE) == bytes(SIZE)
