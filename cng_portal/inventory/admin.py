@@ -271,7 +271,7 @@ class VolumeAdmin(SupportAdmin):
     autocomplete_fields = ["vm"]
     # These describe an existing disk, which admin can't resize or move.
     readonly_fields = ["id", "project", "location", "size_gb", "state", "backend_ref", "backend_project"]
-    readonly_fields += ["seen_at", "created_at"]
+    readonly_fields += ["seen_at", "created_at", "available_at", "delete_requested_at"]
 
     @admin.display(description=_("customer"))
     def customer(self, volume: Volume) -> str:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from uuid import UUID
 
-from django.db.models import Count
+from django.db.models import Count, Q
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.utils import timezone
@@ -121,16 +121,16 @@ def volume(request: HttpRequest, volume_id: UUID) -> HttpResponse:
     point = protection.get_newest_points([volume]).get(volume.pk)
     machine = machine_of(volume)
     can_change = user.can_change(volume.project_id)
-    seen_schedules = BackupSchedule.objects.visible_to(user).present().with_related()
-    schedules = seen_schedules.filter(volume=volume)
+    is_of_volume = Q(volume=volume) | Q(vm=machine) if machine else Q(volume=volume)
+    schedules = list(BackupSchedule.objects.visible_to(user).present().with_related().filter(is_of_volume))
     context = {
         "volume": volume,
         "tags": tags_of(Volume, [volume.pk]).get(volume.pk, []),
         "rows": build_rows(snapshots, user),
-        "snapshot_count": visible_snapshots.count(),
+        "snapshot_count": visible_snapshots.count() if len(snapshots) == SNAPSHOTS_SHOWN else len(snapshots),
         "snapshots_shown": SNAPSHOTS_SHOWN,
         "hidden": find_hidden(Snapshot.objects.filter(volume=volume), user),
-        "schedules": build_schedule_rows(list(schedules), user),
+        "schedules": build_schedule_rows([schedule for schedule in schedules if schedule.volume_id], user),
         "in_machine_snapshots": not snapshots and is_in_machine_snapshots(volume),
         "line": timeline_of(visible_snapshots, born=volume.created_at),
         "operations": rows,
@@ -144,7 +144,7 @@ def volume(request: HttpRequest, volume_id: UUID) -> HttpResponse:
         "cost": cost_so_far(resource_id=volume.pk, at=timezone.now()),
         "point": point,
         "can_see_point": point is not None and point.project_id in user.roles,
-        "machine_schedules": list(seen_schedules.filter(vm=machine)) if machine else [],
+        "machine_schedules": [schedule for schedule in schedules if schedule.vm_id],
         "attaches": get_driver(volume.location).attaches,
         "actions": volume_actions_for(volume, user),
         "is_new": can_change and volume.state == Volume.State.AVAILABLE and not volume.vm_id and created_by is not None,

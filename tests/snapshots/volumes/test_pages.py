@@ -18,7 +18,6 @@ from snapshots.models import Operation
 from snapshots.storage.local import LocalDriver
 from snapshots.volume_charges import start_charging_volume
 from tests.factories import (
-    BackupScheduleFactory,
     LocationFactory,
     MembershipFactory,
     OperationFactory,
@@ -105,21 +104,6 @@ def test_the_page_and_the_list_say_what_a_volume_costs(client: Client, volume: V
     page = read(client, address("", volume))
     assert "50 GB × K 0.4000 = K 20.00 an hour" in page and "K 14,640.00" in page and "Unprotected" in page
     assert "K 20.00" in read(client, reverse("snapshots:volumes"))
-
-
-def test_the_pages_ask_few_questions(
-    client: Client, volume: Volume, machine: VirtualMachine, django_assert_max_num_queries: Any
-) -> None:
-    Volume.objects.update(vm=machine)
-    BackupScheduleFactory(vm=machine)
-    for _number in range(3):
-        snapshot = SnapshotFactory(volume=volume)
-        OperationFactory(snapshot=snapshot, capture=True, succeeded=True)
-        OperationFactory(kind="extend_volume", snapshot=None, volume=volume, new_size_gb=60, failed=True)
-        VolumeFactory(project=volume.project, location=volume.location)
-    for url in address("", volume), reverse("snapshots:volumes"):
-        with django_assert_max_num_queries(25):
-            read(client, url)
 
 
 def test_where_block_storage_is_not_sold_the_pages_say_that_it_is_free(
