@@ -133,7 +133,7 @@ def test_the_database_lets_nothing_automatic_delete_the_newest_or_a_pinned_one(
     for snapshot in (pinned, newest):
         with pytest.raises(IntegrityError), transaction.atomic():
             Snapshot.objects.filter(pk=snapshot.pk).update(**gone)
-    services.request_deletion(snapshot=newest, user=member.user)
+    assert Snapshot.objects.filter(pk=newest.pk).update(**(gone | {"deletion_cause": DeletionCause.USER})) == 1
 
 
 def test_a_damaged_one_is_taken_again_and_members_are_told_of_failures(
