@@ -209,6 +209,33 @@ def test_without_javascript_the_next_runs_come_by_a_button_and_a_backup_brings_t
     assert disks_hold(storage_root, vm, before)
 
 
+@pytest.mark.parametrize("live", [False])
+def test_without_javascript_snapshots_of_a_volume_are_scheduled_and_the_first_one_is_taken(
+    page: Page,
+    storage_root: Path,
+    member: Membership,
+    vm: VirtualMachine,
+    sign_in: Callable[..., Any],
+    processes: None,
+    live: bool,
+) -> None:
+    write_disks(storage_root, vm, 1)
+    sell_everywhere()
+    sign_in(member.user)
+    page.goto("/volumes/")
+    page.get_by_role("button", name="Schedule snapshots of db-01-data").click()
+    page.get_by_role("radio", name="Weekly").check()
+    page.get_by_label("Day of the week").select_option("Friday")
+    page.get_by_label("Snapshots to keep").fill("3")
+    page.get_by_label("Take one immediately").check()
+    page.get_by_role("button", name="Continue").click()
+    expect(page.locator("main")).to_contain_text("Every Friday at 02:00, Asia/Yangon (UTC+06:30)")
+    page.get_by_role("button", name="Schedule Snapshots").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Snapshots of db-01-data")
+    settled(page, "Done", live=live)
+    assert Snapshot.objects.get().volume.name == "db-01-data"
+
+
 def test_an_administrator_switches_automatic_backups_on_and_one_brings_the_machine_back(
     page: Page,
     storage_root: Path,
