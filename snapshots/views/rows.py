@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from django.db.models import Count, Max, Q, QuerySet
+from django.db.models import Count, Max, OuterRef, Q, QuerySet, Subquery, UUIDField
 from django.db.models.functions import Coalesce
 from django.urls import reverse
 from django.utils import timezone
@@ -239,7 +239,10 @@ class OperationRow:
 
 def listed_operations(operations: QuerySet[Operation]) -> QuerySet[Operation]:
     """Select only the columns that rows display, newest first."""
-    return operations.select_related(*OPERATION_RELATED).only(*OPERATION_FIELDS).order_by("-created_at", "-id")
+    # Not joined: more tables would exceed PostgreSQL's join_collapse_limit.
+    sources = Snapshot.objects.filter(pk=OuterRef("snapshot")).values_list(Coalesce("volume__project", "vm__project"))
+    annotated = operations.annotate(source_project_id=Subquery(sources[:1], output_field=UUIDField()))
+    return annotated.select_related(*OPERATION_RELATED).only(*OPERATION_FIELDS).order_by("-created_at", "-id")
 
 
 def newest_operations(*querysets: QuerySet[Operation], limit: int) -> list[Operation]:
@@ -250,16 +253,15 @@ def newest_operations(*querysets: QuerySet[Operation], limit: int) -> list[Opera
 
 def build_operation_rows(operations: Iterable[Operation], user: User) -> list[OperationRow]:
     """Build the rows of operations from `listed_operations`. Only the newest of its kind and volume can be retried."""
-    operations = list(operations)
-    source_projects = find_source_projects(operations)
     rows, seen = [], set()
     for operation in operations:
         snapshot, kind = operation.snapshot, Operation.Kind(operation.kind)
         key = (operation.snapshot_id, kind, operation.volume_id)
         target, safety = operation.volume or operation.vm, operation.safety_snapshot
         changed = {thing.project_id for thing in (operation.subject, target, safety) if thing}
-        if snapshot and snapshot.pk in source_projects:  # Retrying a capture reads the source again.
-            changed.add(source_projects[snapshot.pk])
+        if kind == Operation.Kind.CAPTURE and operation.state == Operation.State.FAILED:
+            # Retrying it reads the source again.
+            changed.add(operation.source_project_id)  # type: ignore[attr-defined]  # of listed_operations
         can_change = all(user.can_change(project_id) for project_id in changed)
         is_newest_failure = can_change and operation.state == Operation.State.FAILED and key not in seen
         seen.add(key)
@@ -286,19 +288,6 @@ def build_operation_rows(operations: Iterable[Operation], user: User) -> list[Op
             )
         )
     return rows
-
-
-def find_source_projects(operations: Iterable[Operation]) -> dict[UUID, UUID]:
-    """Return {snapshot ID: project ID of its volume or machine} of the failed captures. At most one query."""
-    ids = [
-        operation.snapshot_id
-        for operation in operations
-        if operation.kind == Operation.Kind.CAPTURE and operation.state == Operation.State.FAILED
-    ]
-    if not ids:
-        return {}
-    snapshots = Snapshot.objects.filter(pk__in=ids).order_by()
-    return dict(snapshots.values_list("pk", Coalesce("volume__project", "vm__project")))
 
 
 def estimate_time_left(operation: Operation, now: datetime) -> str:
