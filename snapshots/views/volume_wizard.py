@@ -190,7 +190,7 @@ def source_context(request: HttpRequest, draft: Draft, form: wizard.StepForm) ->
     if draft.disk and chosen == draft.disk_id and all(disk.pk != chosen for disk, _snapshot in disks):
         disks.insert(0, (draft.disk, draft.disk.snapshot))
     choices = [
-        Choice(value="", title=_("Empty volume"), text=_("Reads as zeros. Create a file system on it.")),
+        Choice(value="", title=_("Empty volume"), text=_("It has no data. You create a file system on it.")),
         *(disk_choice(disk, snapshot) for disk, snapshot in disks),
     ]
     return {

@@ -164,7 +164,7 @@ def fill(member: Membership, storage_root: Path) -> None:
     now = timezone.now()
     customer, user, project = member.project.customer, member.user, member.project
     for each in (customer, project):
-        each.snapshot_gb_quota = 500_000
+        each.snapshot_gb_quota = each.volume_gb_quota = 500_000
         each.save()
     user.set_password(PASSWORD)
     user.save()
