@@ -11,6 +11,7 @@ from uuid import UUID
 import structlog
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.db.models import F, Q, QuerySet, Sum
+from django.db.models.functions import Coalesce
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
@@ -304,14 +305,11 @@ def reserved_micro(customer: Customer, *, at: datetime) -> int:
     ).exclude(run__schedule__origin=BackupSchedule.Origin.AUTOMATIC)
     by_kind = unfinished.order_by().values_list("kind", "location_id").annotate(size_gb=Sum("size_gb"))
     sizes = [(SERVICE_KINDS[Kind(kind)], location, size_gb) for kind, location, size_gb in by_kind]
-    volumes = Volume.objects.present().filter(project__customer=customer, state=Volume.State.CREATING).order_by()
-    growing = Operation.objects.active().filter(kind=Operation.Kind.EXTEND_VOLUME, volume__project__customer=customer)
-    more_gb = Sum(F("new_size_gb") - F("volume__size_gb"))
-    for rows in (
-        volumes.values_list("location_id").annotate(size_gb=Sum("size_gb")),
-        growing.order_by().values_list("volume__location_id").annotate(size_gb=more_gb),
-    ):
-        sizes += [(ServiceKind.BLOCK_STORAGE, location, size_gb) for location, size_gb in rows]
+    kinds = [Operation.Kind.CREATE_VOLUME, Operation.Kind.NEW_VOLUME, Operation.Kind.EXTEND_VOLUME]
+    volumes = Operation.objects.active().filter(kind__in=kinds, volume__project__customer=customer).order_by()
+    more_gb = Sum(Coalesce(F("new_size_gb") - F("volume__size_gb"), F("volume__size_gb")))
+    by_location = volumes.values_list("volume__location_id").annotate(size_gb=more_gb)
+    sizes += [(ServiceKind.BLOCK_STORAGE, location, size_gb) for location, size_gb in by_location]
     if not sizes:
         return 0
     prices = PriceList.load({location for _kind, location, _size_gb in sizes})

@@ -250,7 +250,7 @@ class VolumeForm(ResourceForm):
         return vm
 
     def clean_deleted_at(self) -> datetime | None:
-        deleted_at: datetime | None = self.cleaned_data["deleted_at"]
+        deleted_at = super().clean_deleted_at()
         if deleted_at and deleted_at > timezone.now():
             raise ValidationError(_("A volume can't have been deleted in the future."))
         return deleted_at

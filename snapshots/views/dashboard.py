@@ -21,7 +21,7 @@ from cng_portal.common.money import DEFAULT_CURRENCY, format_amount, format_pric
 from cng_portal.common.optional import optional
 from cng_portal.common.templatetags.portal import month as format_month
 from cng_portal.common.templatetags.portal import poll_seconds
-from cng_portal.inventory.models import VirtualMachine, Volume
+from cng_portal.inventory.models import Volume
 from snapshots import lists, protection
 from snapshots.models import (
     SERVICE_KINDS,
@@ -102,12 +102,15 @@ def figures(user: User) -> dict[str, object]:
     count = gb = 0
     prices, now = PriceList.load(), timezone.now()
     currency = user.customer.currency if user.customer else DEFAULT_CURRENCY
-    hourly_micro = cost_of_automatic_backups(user, prices, currency, now)
+    hourly_micro = -cost_of_automatically_taken(user, prices, currency, now)
     for kind, code, number, size_gb, charged_gb in snapshot_sums(user):
         count, gb = count + number, gb + size_gb
         hourly_micro += prices.hourly_micro(SERVICE_KINDS[Kind(kind)], code, currency, now, size_gb=charged_gb)
-    for code, size_gb in volume_sums(user):
-        hourly_micro += prices.hourly_micro(ServiceKind.BLOCK_STORAGE, code, currency, now, size_gb=size_gb)
+    for service, code, size_gb, base_rate_micro in other_sums(user):
+        if service == ServiceKind.BLOCK_STORAGE:
+            hourly_micro += prices.hourly_micro(service, code, currency, now, size_gb=size_gb)
+        else:
+            hourly_micro += rating.hourly_micro(rate_micro=base_rate_micro, size_gb=None)
     monthly_micro = hourly_micro * rating.HOURS_PER_MONTH
     return {
         "totals": {
@@ -170,24 +173,18 @@ def snapshot_sums(user: User) -> QuerySet[Any, tuple[Any, ...]]:
     return sums.values_list("kind", "location_id", "count", "gb", "charged_gb")
 
 
-def volume_sums(user: User) -> QuerySet[Any, tuple[Any, ...]]:
-    """Return (location, GB charged for)."""
+def other_sums(user: User) -> QuerySet[Any, tuple[Any, ...]]:
+    """Return (service kind, location, GB, machines' hourly prices) of volumes and automatic backups that are charged."""
     charged = UsageSegment.objects.filter(
-        project__in=list(user.roles), kind=ServiceKind.BLOCK_STORAGE.value, ended_at=None
+        project__in=list(user.roles),
+        kind__in=[ServiceKind.BLOCK_STORAGE.value, ServiceKind.VM_BACKUP_AUTOMATIC.value],
+        ended_at=None,
     )
-    return charged.order_by().values_list("location_id").annotate(Sum("size_gb"))
+    return charged.order_by().values_list("kind", "location_id").annotate(Sum("size_gb"), Sum("base_rate_micro"))
 
 
-def cost_of_automatic_backups(user: User, prices: PriceList, currency: str, at: datetime) -> int:
-    """Return millionths an hour: a share of the machines' prices, less the price of their backups.
-
-    `snapshot_sums` includes those backups, although they aren't charged per GB.
-    """
-    machines = VirtualMachine.objects.visible_to(user).filter(automatic_backups_since__isnull=False)
-    hourly_micro = sum(
-        rating.hourly_micro(rate_micro=price, size_gb=None)
-        for price in machines.values_list("hourly_price_micro", flat=True)
-    )
+def cost_of_automatically_taken(user: User, prices: PriceList, currency: str, at: datetime) -> int:
+    """Return what automatic backups would cost an hour per GB: `snapshot_sums` includes them, but nobody pays that."""
     backups = BackupRun.objects.visible_to(user).filter(
         ~costs_nothing("snapshot__"),
         schedule__origin=BackupSchedule.Origin.AUTOMATIC,
@@ -195,9 +192,10 @@ def cost_of_automatic_backups(user: User, prices: PriceList, currency: str, at: 
         snapshot__damaged_at=None,
         snapshot__project__in=list(user.roles),
     )
-    for code, gb in backups.order_by().values_list("snapshot__location_id").annotate(Sum("snapshot__size_gb")):
-        hourly_micro -= prices.hourly_micro(ServiceKind.VM_BACKUP, code, currency, at, size_gb=gb)
-    return hourly_micro
+    sizes = backups.order_by().values_list("snapshot__location_id").annotate(Sum("snapshot__size_gb"))
+    return sum(
+        prices.hourly_micro(ServiceKind.VM_BACKUP, code, currency, at, size_gb=size_gb) for code, size_gb in sizes
+    )
 
 
 def still_failed(user: User, *, since: datetime) -> QuerySet[Operation]:

@@ -138,7 +138,8 @@ def test_the_first_page_and_every_later_one_are_small(browser: Browser, address:
 
 # --- queries --------------------------------------------------------------------------------------------------------------
 
-MOST_QUERIES = 25
+# 25, and one more for the review of a schedule of a machine, which checks every answer again and shows its disks.
+MOST_QUERIES = 26
 
 
 @pytest.fixture

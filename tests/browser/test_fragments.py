@@ -22,6 +22,7 @@ from snapshots.models import Draft, Kind, Snapshot
 from tests.factories import (
     BackupRunFactory,
     BackupScheduleFactory,
+    DraftFactory,
     MembershipFactory,
     NotificationFactory,
     OperationFactory,
@@ -57,7 +58,9 @@ FRAGMENTS: dict[str, set[str]] = {
     "snapshots/volume.html": {"work"},
     "snapshots/wizard/find.html": {"hits"},
     "snapshots/wizard/name.html": {"name-check"},  # a hint on what is being typed, of which a fresh page knows nothing
-    "snapshots/wizard/review.html": {"estimates"},
+    "search/form.html": {"search-results"},
+    "snapshots/wizard/estimates.html": {"estimates"},
+    "snapshots/wizard/volume_size.html": {"wizard"},
     "snapshots/wizard/step.html": {"wizard"},
 }
 
@@ -209,6 +212,17 @@ def test_every_fragment_equals_its_page(
     drafts = [
         answered(member, kind, source) for kind, source in ((Kind.VOLUME, volume), (Kind.VM, vm), (Kind.BACKUP, vm))
     ]
+    drafts.append(
+        DraftFactory(
+            kind=Draft.CREATE_VOLUME,
+            created_by=member.user,
+            customer=project.customer,
+            location=volume.location,
+            project=project,
+            size_gb=60,
+            name="a name",
+        )
+    )
     sign_in(member.user)
     paths = [
         "/notifications/",
@@ -232,6 +246,7 @@ def test_every_fragment_equals_its_page(
         "/snapshots/new/",
         "/snapshots/vm/new/",
         "/backups/new/",
+        "/volumes/new/",
         *(wizard.url(draft, slug) for draft in drafts for slug in wizard.slugs(draft)),
     ]
     compared = set()

@@ -73,7 +73,7 @@ def test_a_menu_is_used_by_keyboard(page: Page, member: Membership, sign_in: Cal
 
 def test_the_menu_of_the_last_row_opens_upwards(page: Page, member: Membership, sign_in: Callable[..., Any]) -> None:
     sign_in(member.user)
-    page.set_viewport_size({"width": 1440, "height": 700})
+    page.set_viewport_size({"width": 1440, "height": 900})
     page.goto("/snapshots/")
     rows = page.locator("tr[id^=snapshot-]")
     for row, upwards in ((rows.last, True), (rows.first, False)):
@@ -83,7 +83,7 @@ def test_the_menu_of_the_last_row_opens_upwards(page: Page, member: Membership, 
         button, panel = row.locator("summary").bounding_box(), row.locator(".menu-panel").bounding_box()
         assert button and panel
         assert (panel["y"] < button["y"]) == upwards
-        assert 0 <= panel["y"] and panel["y"] + panel["height"] <= 700
+        assert 0 <= panel["y"] and panel["y"] + panel["height"] <= 900
 
 
 @pytest.mark.browser_context_args(java_script_enabled=False)

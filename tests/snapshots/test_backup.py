@@ -589,6 +589,7 @@ def test_every_table_that_may_hold_a_secret_was_looked_at() -> None:
         "snapshots_snapshot.name_key",
         "inventory_volume.name_key",
         "inventory_virtualmachine.name_key",
+        "inventory_tag.name_key",
     }
 
 

@@ -391,7 +391,7 @@ def test_a_damaged_backup_is_told_by_its_run_while_that_is_under_way(storage_roo
     settle_runs(timezone.now())
     run.refresh_from_db()
     assert run.state == BackupRun.State.WAITING
-    assert "is damaged, so it was deleted" in run.reason
+    assert "found it damaged, so it was deleted" in run.reason
     assert Notification.objects.get().title == "The backup of db-01 failed and will be tried again"
     assert UsageSegment.objects.get().ended_at is not None
 

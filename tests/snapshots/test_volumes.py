@@ -124,7 +124,9 @@ def test_only_volumes_of_ones_projects_that_are_there_are_listed(client: Client,
 def test_a_snapshot_is_taken_from_a_row_by_who_may(client: Client, viewer: Client, project: Project) -> None:
     volume = VolumeFactory(project=project)
 
-    assert f'method="post" action="{take_url(volume)}"' in client.get(LIST).content.decode()
+    page = client.get(LIST).content.decode()
+    assert f'form="take-snapshot" formaction="{take_url(volume)}"' in page
+    assert '<form id="take-snapshot" method="post">' in page
     assert take_url(volume) not in viewer.get(LIST).content.decode()
     assert viewer.post(take_url(volume)).status_code == 403
 
@@ -164,8 +166,9 @@ def test_an_unknown_filter_is_left_out_and_said(client: Client, project: Project
     assert "were ignored:" in response.content.decode()
 
 
-def test_no_hit_and_no_volume_are_told_apart(client: Client, project: Project) -> None:
-    assert "No volumes here yet" in client.get(LIST).content.decode()
+def test_no_hit_and_no_volume_are_told_apart(client: Client, viewer: Client, project: Project) -> None:
+    assert "Create your first volume" in client.get(LIST).content.decode()
+    assert "No volumes here yet" in viewer.get(LIST).content.decode()
     VolumeFactory(project=project)
     assert "No volume matches" in client.get(LIST, {"q": "nothing like it"}).content.decode()
 

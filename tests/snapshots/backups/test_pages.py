@@ -147,6 +147,8 @@ def test_backups_are_listed_like_snapshots_and_apart_from_them(client: Client, v
         "restore",
         "pin",
         "rename",
+        "labels",
+        "files",
         "verify",
         "delete",
     }
