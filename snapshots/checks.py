@@ -10,7 +10,7 @@ from uuid import UUID
 
 import structlog
 from django.core.exceptions import PermissionDenied, ValidationError
-from django.db.models import F, Q, QuerySet, Sum
+from django.db.models import F, IntegerField, Q, QuerySet, Sum
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 from django.utils.translation import gettext as _
@@ -307,7 +307,7 @@ def reserved_micro(customer: Customer, *, at: datetime) -> int:
     sizes = [(SERVICE_KINDS[Kind(kind)], location, size_gb) for kind, location, size_gb in by_kind]
     kinds = [Operation.Kind.CREATE_VOLUME, Operation.Kind.NEW_VOLUME, Operation.Kind.EXTEND_VOLUME]
     volumes = Operation.objects.active().filter(kind__in=kinds, volume__project__customer=customer).order_by()
-    more_gb = Sum(Coalesce(F("new_size_gb") - F("volume__size_gb"), F("volume__size_gb")))
+    more_gb = Sum(Coalesce(F("new_size_gb") - F("volume__size_gb"), F("volume__size_gb"), output_field=IntegerField()))
     by_location = volumes.values_list("volume__location_id").annotate(size_gb=more_gb)
     sizes += [(ServiceKind.BLOCK_STORAGE, location, size_gb) for location, size_gb in by_location]
     if not sizes:

@@ -337,8 +337,10 @@ def verify_disks(operation: Operation, heartbeat: Heartbeat, *, resume: bool = F
     reason = "\n".join(damage.values())
 
     def record(now: datetime) -> None:
+        offset = now - timezone.now() if operation.now_override else timedelta(0)
         for info in sound:
-            DiskImage.objects.filter(pk=info.uuid).update(checksum=info.checksum, verified_at=info.verified_at or now)
+            verified_at = info.verified_at + offset if info.verified_at else now
+            DiskImage.objects.filter(pk=info.uuid).update(checksum=info.checksum, verified_at=verified_at)
         if driver.reads_bytes:
             Snapshot.objects.filter(pk=operation.snapshot_id).update_last_read()
         if damage:

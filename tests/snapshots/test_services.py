@@ -132,8 +132,8 @@ def test_a_volume_that_was_made_at_the_second_try_is_not_made_again_whatever_the
     operation = new_volumes.request_new_volume(
         snapshot=snapshot, user=member.user, project=member.project, name="rescued", size_gb=1
     )
-    folder = storage_root / snapshot.location_id / "snapshots"
-    aside = folder.rename(folder.with_name("aside"))
+    folder = storage_root / snapshot.location_id / "snapshots" / str(snapshot.pk)
+    aside = folder.rename(storage_root / "aside")
     carry_out_what_waits()
     aside.rename(folder)
     # That request came by a machine whose clock was ahead.

@@ -68,8 +68,9 @@ class LocationFolder:
 
         Otherwise new files would get lost below the mount point, and what can't be seen would count as deleted.
         """
+        was_set_up = self.is_set_up  # Read first: another thread may be creating the folders.
         is_there = self.volumes.is_dir() and self.snapshots.is_dir()
-        if self.is_set_up and not is_there:
+        if was_set_up and not is_there:
             raise Unavailable(
                 _(
                     "The storage of %(location)s isn't mounted: its folders are missing. Try again later; if it stays so, "
@@ -77,7 +78,8 @@ class LocationFolder:
                 )
                 % {"location": self.location}
             )
-        self.is_set_up = is_there
+        if is_there:
+            self.is_set_up = True
 
     def volume_path(self, uuid: UUID) -> Path:
         return self.volumes / f"{checked(uuid)}.img"
