@@ -22,6 +22,8 @@ from cng_portal.accounts.models import Project, User
 from cng_portal.inventory.models import CloudProject, Location, Volume
 from snapshots import volume_charges
 from snapshots.cloudsync.sync import sync_location
+from snapshots.handlers import record_size
+from snapshots.models import Operation
 from snapshots.volume_charges import (
     change_volume_charge,
     charge_volumes,
@@ -29,7 +31,7 @@ from snapshots.volume_charges import (
     start_charging_volume,
     stop_charging_volume,
 )
-from tests.factories import LocationFactory, ProjectFactory, UserFactory, VolumeFactory
+from tests.factories import LocationFactory, OperationFactory, ProjectFactory, UserFactory, VolumeFactory
 from tests.smtp import sent_mails
 from tests.snapshots.disks import sell_everywhere
 from tests.snapshots.test_sync_races import Cloud, volume_of
@@ -247,6 +249,29 @@ def test_a_volume_whose_deletion_was_requested_here_stays_so_while_the_cloud_lis
     Volume.objects.update(state="deleting", delete_requested_at=now)
     sync_location(cloud, now=now + HOUR)
     assert Volume.objects.get().state == "deleting"
+
+
+def test_a_list_from_before_a_growth_does_not_undo_it(
+    project: Project, cloud: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sell_everywhere(100_000, BLOCK_STORAGE)
+    listed = replace(volume_of(1), size_gb=50)
+    monkeypatch.setattr(Cloud, "listed_volumes", [listed])
+    now = timezone.now()
+    sync_location(cloud, now=now - 2 * HOUR)
+    volume = Volume.objects.get()
+    growth = {"kind": Operation.Kind.EXTEND_VOLUME, "volume": volume, "new_size_gb": 80, "snapshot": None}
+    OperationFactory(**growth, succeeded=True)
+    record_size(volume, 80, now)
+    sync_location(cloud, now=now - HOUR)
+    volume.refresh_from_db()
+    assert volume.size_gb == 80
+    assert segments(volume) == [(now - 2 * HOUR, now, 50), (now, None, 80)]
+    monkeypatch.setattr(Cloud, "listed_volumes", [replace(listed, size_gb=90)])
+    sync_location(cloud, now=now + HOUR)
+    volume.refresh_from_db()
+    assert volume.size_gb == 90
+    assert verification.all_differences(at=now + 2 * HOUR) == []
 
 
 def test_an_imported_volume_is_charged_and_members_are_notified(
