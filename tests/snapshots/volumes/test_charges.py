@@ -16,7 +16,7 @@ from billing import verification
 from billing.block_storage import count_uncharged
 from billing.charges import cost_so_far
 from billing.models import ServiceKind, UsageSegment
-from billing.packages import create_package, retire_package
+from billing.packages import create_package, retire_package, set_price
 from billing.scheduling import run_due
 from cng_portal.accounts.models import Project, User
 from cng_portal.inventory.models import CloudProject, Location, Volume
@@ -185,6 +185,28 @@ def test_owners_are_notified_of_the_first_price_when_it_is_planned(
     assert not member.notifications.exists() and not stranger.notifications.exists()
     retire_package(package=package, by=None)
     assert "stay free" in owner.notifications.order_by("-created_at")[0].title
+
+
+def test_only_the_withdrawal_of_what_was_announced_is_told(project: Project, owner: User, location: Location) -> None:
+    volume_in(project, location)
+    package = sell(location, datetime(2090, 3, 1, tzinfo=UTC))
+    set_price(package=package, rate_micro=200_000, starts_at=datetime(2090, 4, 1, tzinfo=UTC), by=None)
+    retire_package(package=package, by=None)
+    titles = list(owner.notifications.order_by("created_at").values_list("title", flat=True))
+    assert titles == ["Volumes in 1CNG-YGN-AZ01 will be charged", "Volumes in 1CNG-YGN-AZ01 stay free of charge"]
+
+
+def test_one_customer_who_cannot_be_notified_does_not_stop_the_others(
+    project: Project, owner: User, location: Location
+) -> None:
+    sell(location, datetime(2090, 3, 1, tzinfo=UTC))
+    broken = [UserFactory(member_of=made, customer=made.customer) for made in ProjectFactory.create_batch(5)]
+    User.objects.filter(pk__in=[user.pk for user in broken]).update(date_format="broken")
+    for made in Project.objects.all():
+        volume_in(made, location)
+    with pytest.raises(ExceptionGroup):
+        run_due(at=datetime(2090, 2, 1, tzinfo=UTC))
+    assert owner.notifications.count() == 1
 
 
 def test_who_gets_a_first_volume_after_the_price_was_planned_is_notified_by_the_scheduler(
