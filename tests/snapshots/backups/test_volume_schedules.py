@@ -14,7 +14,7 @@ from django.test import Client
 from django.urls import reverse
 
 from billing.models import ServiceKind, UsageSegment
-from cng_portal.accounts.models import Membership, Project, Role
+from cng_portal.accounts.models import Customer, Membership, Project, Role
 from cng_portal.activity.models import Activity
 from cng_portal.inventory.models import Volume
 from snapshots import services, volumes, wizard
@@ -258,6 +258,16 @@ def test_a_volume_that_is_gone_from_the_cloud_ends_its_schedule(schedule: Backup
 
 
 # --- project ---------------------------------------------------------------------------------------------------------
+
+
+def test_one_schedule_that_cannot_be_planned_does_not_stop_the_others(schedule: BackupSchedule) -> None:
+    broken = BackupScheduleFactory()  # found first, as the newest
+    Customer.objects.update(time_zone="Europe/Berlin")
+    Customer.objects.filter(pk=broken.customer.pk).update(time_zone="Nowhere/Berlin")
+    with pytest.raises(ExceptionGroup):
+        maintain_schedules(due_at(schedule) - 2 * DAY)
+    schedule.refresh_from_db()
+    assert schedule.time_zone == "Europe/Berlin"
 
 
 @pytest.fixture
