@@ -15,7 +15,7 @@ from cng_portal.accounts.models import Membership, Role
 from cng_portal.inventory.models import Location, Volume
 from snapshots import new_volumes, services, volumes, wizard
 from snapshots.damage import record_damage
-from snapshots.models import DiskImage, Draft, Operation
+from snapshots.models import DiskImage, Draft, Operation, Snapshot
 from snapshots.storage.contract import GIB, NoSpace
 from snapshots.storage.local import LocalDriver
 from tests.factories import (
@@ -423,6 +423,16 @@ def test_the_review_says_who_will_be_able_to_read_the_data(
     draft = draft_of(member, location, disk=disk, project=other)
     page = client.get(url(draft, "review")).text
     assert "Who can read it" in page and "Thiri Win" in page
+
+
+def test_the_review_says_nothing_of_a_project_that_the_user_does_not_see(
+    client_for: Callable[..., Client], member: Membership, location: Location, disk: DiskImage
+) -> None:
+    keeper = MembershipFactory(project__customer=member.project.customer, project__name="Archive")
+    Snapshot.objects.update(project=keeper.project)
+    draft = draft_of(keeper, location, disk=disk)
+    page = client_for(keeper.user).get(url(draft, "review")).text
+    assert "before the update" in page and "Who can read it" not in page
 
 
 # --- the review ------------------------------------------------------------------------------------------------------
