@@ -10,6 +10,7 @@ from django.utils.translation import ngettext
 
 from cng_portal.accounts.models import Customer
 from cng_portal.common import money
+from cng_portal.common.loops import for_each
 from cng_portal.common.templatetags.portal import minute
 from cng_portal.inventory.models import Volume
 from cng_portal.notifications.models import Notification
@@ -69,30 +70,50 @@ def notify_first_price(version: PriceVersion) -> None:
         }
         return _("Volumes in %(location)s will be charged") % {"location": package.location_id}, text
 
-    key = f"block-storage:{version.pk}:{rate_micro}:{version.starts_at.isoformat()}"
-    _notify(version, key=key, level=Notification.Level.WARNING, describe=describe)
+    key = f"{_announcement(version)}{rate_micro}:{version.starts_at.isoformat()}"
+    _notify(version, Customer.objects.all(), key=key, level=Notification.Level.WARNING, describe=describe)
 
 
 def notify_withdrawn(version: PriceVersion) -> None:
-    """Say that the first price won't come."""
+    """Say that the first price won't come to those who were told of it."""
 
     def describe(count: int, size_gb: int) -> tuple[str, str]:
         place = {"location": version.package.location_id, "time": minute(version.starts_at)}
         text = _("Block Storage in %(location)s won't be charged from %(time)s on, as announced.") % place
         return _("Volumes in %(location)s stay free of charge") % place, text
 
-    _notify(version, key=f"block-storage-withdrawn:{version.pk}", level=Notification.Level.INFO, describe=describe)
+    told = Notification.objects.filter(key__startswith=_announcement(version), user__customer=OuterRef("pk"))
+    key = f"block-storage-withdrawn:{version.pk}"
+    _notify(version, Customer.objects.filter(Exists(told)), key=key, level=Notification.Level.INFO, describe=describe)
 
 
-def _notify(version: PriceVersion, *, key: str, level: str, describe: Callable[[int, int], tuple[str, str]]) -> None:
-    """Notify the owners of the customers with volumes. `describe` gets their number and GB, and returns title and text."""
+def _announcement(version: PriceVersion) -> str:
+    """Return how the keys of the notifications of a first price begin."""
+    return f"block-storage:{version.pk}:"
+
+
+def _notify(
+    version: PriceVersion,
+    customers: QuerySet[Customer],
+    *,
+    key: str,
+    level: str,
+    describe: Callable[[int, int], tuple[str, str]],
+) -> None:
+    """Notify the owners of those customers who have volumes. `describe` gets the volumes' number and GB, and returns title
+    and text.
+
+    A customer's failure doesn't stop the others: raises an ExceptionGroup at the end.
+    """
     volumes = uncharged_volumes(version.package.location_id, version.package.currency).order_by()
     sums = volumes.values_list("project__customer").annotate(Count("pk"), Sum("size_gb"))
     by_customer = {customer_id: (count, size_gb) for customer_id, count, size_gb in sums}
     notified = Notification.objects.filter(key=key, user__customer=OuterRef("pk"))
-    for customer in Customer.objects.filter(~Exists(notified), pk__in=by_customer).order_by("pk"):
 
-        def message(customer: Customer = customer) -> tuple[str, str]:
+    def notify_owners(customer: Customer) -> None:
+        def message() -> tuple[str, str]:
             return describe(*by_customer[customer.pk])
 
         notify(users=customer_owners(customer), key=key, level=level, message=message, url=reverse("billing:prices"))
+
+    for_each(customers.filter(~Exists(notified), pk__in=by_customer).order_by("pk"), notify_owners)

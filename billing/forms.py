@@ -136,7 +136,11 @@ class PriceVersionFormSet(forms.BaseInlineFormSet):
         planned = [form for form in self.forms if form not in self.deleted_forms and form.cleaned_data.get("starts_at")]
         first: Any = min(planned, key=lambda form: form.cleaned_data["starts_at"], default=None)
         soonest = timezone.now() + NOTICE
-        if not first or not first.has_changed() or first.cleaned_data["starts_at"] >= soonest:
+        if not first or first.cleaned_data["starts_at"] >= soonest:
+            return
+        starts_at = first.cleaned_data["starts_at"]
+        was_first = all(form.initial["starts_at"] >= starts_at for form in self.initial_forms)
+        if was_first and not first.has_changed():
             return
         volumes, _customers = count_uncharged(package.location_id, package.currency)
         if volumes:

@@ -12,6 +12,7 @@ from django.utils.translation import gettext as _
 
 from cng_portal.accounts.models import Customer
 from cng_portal.common import money
+from cng_portal.common.loops import for_each
 from cng_portal.common.templatetags.portal import minute
 from cng_portal.notifications.models import Notification
 from cng_portal.notifications.services import customer_owners, notify
@@ -22,10 +23,12 @@ from .prices import PriceList
 
 
 def notify_new_users(*, at: datetime) -> int:
-    """Notify customers who began to use a package after its next price was planned. Returns how many prices are planned."""
+    """Notify customers who began to use a package after its next price was planned. Returns how many prices are planned.
+
+    A customer's failure doesn't stop the others: raises an ExceptionGroup at the end.
+    """
     planned = PriceVersion.objects.filter(starts_at__gt=at, package__active=True).select_related("package")
-    for version in planned:
-        notify_planned(version, at=at, since=version.created_at)
+    for_each(planned, lambda version: notify_planned(version, at=at, since=version.created_at))
     return len(planned)
 
 
@@ -117,13 +120,15 @@ def _notify_users_of(
 ) -> None:
     """Notify the owners of each customer of the usage. `describe` gets the GB of that usage, and returns title and text."""
     sizes = dict(usage.order_by().values_list("customer").annotate(Sum("size_gb")))
-    for customer in Customer.objects.filter(pk__in=sizes).order_by("pk"):
 
-        def message(customer: Customer = customer) -> tuple[str, str]:
+    def notify_owners(customer: Customer) -> None:
+        def message() -> tuple[str, str]:
             return describe(customer, sizes[customer.pk])
 
         url = reverse("billing:subscriptions")
         notify(users=customer_owners(customer), key=key, level=level, message=message, url=url)
+
+    for_each(Customer.objects.filter(pk__in=sizes).order_by("pk"), notify_owners)
 
 
 def _usage_of(package: Package) -> QuerySet[UsageSegment]:

@@ -13,7 +13,7 @@ from cng_portal.activity import services as activity
 from cng_portal.inventory.models import VirtualMachine, Volume
 
 from .errors import InvalidState
-from .models import Kind, Snapshot
+from .models import BackupSchedule, Kind, Snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,14 +24,15 @@ class Contents:
     volumes: int
     snapshots: int
     backups: int
+    schedules: int
 
     @property
     def is_empty(self) -> bool:
-        return not any([self.machines, self.volumes, self.snapshots, self.backups])
+        return not any([self.machines, self.volumes, self.snapshots, self.backups, self.schedules])
 
 
 def count_contents(project: Project) -> Contents:
-    """Three queries."""
+    """Five queries."""
     snapshots = Snapshot.objects.counted().filter(project=project, deleted_at=None)
     backups = snapshots.filter(kind=Kind.BACKUP).count()
     return Contents(
@@ -39,6 +40,8 @@ def count_contents(project: Project) -> Contents:
         volumes=Volume.objects.counted().filter(project=project).count(),
         snapshots=snapshots.count() - backups,
         backups=backups,
+        # Of machines and volumes of other projects, too.
+        schedules=BackupSchedule.objects.present().filter(project=project).count(),
     )
 
 

@@ -71,6 +71,10 @@ def check_restorable(snapshot: Snapshot) -> None:
             raise SourceUnavailable(
                 _("The volume “%(name)s” has been deleted. Make new volumes from it instead.") % {"name": volume.name}
             )
+        if volume.delete_requested_at is not None:
+            raise SourceUnavailable(
+                _("The volume “%(name)s” is being deleted. Make new volumes from it instead.") % {"name": volume.name}
+            )
         if volume.vm and volume.vm.backend_ref and not get_driver(snapshot.location).reverts_attached:
             raise InvalidState(
                 _(
@@ -93,8 +97,13 @@ def check_restorable(snapshot: Snapshot) -> None:
                 % {"name": volume.name}
             )
     volumes = [disk.volume for disk in disks]
-    if checks.writers(volumes).exists():
-        raise InvalidState(_("A restore is already running there. Try again when it has finished."))
+    if operation := checks.writers(volumes).first():
+        text = (
+            _("A restore is already running there. Try again when it has finished.")
+            if operation.kind == Operation.Kind.RESTORE
+            else _("One of its volumes is in use (%(operation)s). Try again when that has finished.")
+        )
+        raise InvalidState(text % {"operation": operation.get_kind_display()})
     if checks.unfinished_captures(volumes).exists():
         raise InvalidState(
             _("A snapshot or backup of “%(name)s” is being taken. Restore when it is ready.")

@@ -83,7 +83,9 @@ def save(draft: Draft) -> None:
     is_new = draft._state.adding
     if is_new:
         limits.check_draft_rate_limit(draft.created_by)
-    draft.save()
+    # Another tab may have confirmed the draft since it was read: what that created stays recorded.
+    answers = [field.name for field in Draft._meta.concrete_fields if field.name not in ("id", "created_volume")]
+    draft.save(update_fields=None if is_new else answers)
     if is_new:
         surplus = limits.unfinished_drafts(draft.created_by).values_list("pk", flat=True)[MAX_DRAFTS:]
         Draft.objects.filter(pk__in=list(surplus)).delete()

@@ -1,15 +1,16 @@
 """What the scheduler repairs every few minutes: schedules of what was deleted, and plans by another clock or time zone."""
 
 from datetime import datetime, timedelta
-from typing import Any
 
 from django.db import transaction
 from django.db.models import Exists, OuterRef, Q, QuerySet, Subquery
 from django.db.models.functions import Coalesce
 
 from cng_portal.accounts.services import lock_customer
+from cng_portal.common.loops import for_each
 from cng_portal.inventory.models import Interval, VirtualMachine, Volume
 
+from ..checks import Source
 from ..models import BackupRun, BackupSchedule
 from .ending import end_schedules_of
 from .planning import MAX_STEPS, set_next_run
@@ -20,35 +21,57 @@ BATCH_SIZE = 500
 def maintain_schedules(now: datetime) -> int:
     """End the schedules of deleted machines and volumes, and replan what no longer fits. Returns how many changed.
 
-    A plan no longer fits when the customer moved to another time zone, or when it was made by a clock that was ahead.
+    A plan no longer fits when the customer moved to another time zone, or when it was made by a clock that was ahead. A
+    schedule's failure doesn't stop the others: raises an ExceptionGroup at the end.
     """
-    fill_projects()
     changed = 0
-    sources: list[tuple[str, QuerySet[Any]]] = [("vm", VirtualMachine.objects.all()), ("volume", Volume.objects.all())]
-    for field, rows in sources:
+
+    def end(source: Source) -> None:
+        nonlocal changed
+        changed += end_schedules_of(source, now)
+
+    def replan(schedule: BackupSchedule) -> None:
+        nonlocal changed
+        before = schedule.next_run_at
+        set_next_run(schedule, now)
+        planned = BackupSchedule.objects.filter(pk=schedule.pk, next_run_at=before)
+        changed += planned.update(next_run_at=schedule.next_run_at, time_zone=schedule.time_zone)
+        correct_future_runs(schedule, now)
+
+    for_each(
+        [
+            fill_projects,
+            lambda: for_each(deleted_sources(), end),
+            lambda: for_each(misplanned_schedules(now), replan),
+        ],
+        lambda step: step(),
+    )
+    return changed
+
+
+def deleted_sources() -> list[Source]:
+    """Return the deleted machines and volumes that still have schedules."""
+    sources: list[Source] = []
+    for field, model in (("vm", VirtualMachine), ("volume", Volume)):
         present = BackupSchedule.objects.present().filter(**{field: OuterRef("pk")})
-        for source in rows.filter(Exists(present), deleted_at__isnull=False).select_related("project__customer"):
-            changed += end_schedules_of(source, now)
-    planned = BackupSchedule.objects.filter(next_run_at__gt=now)
+        deleted = model.objects.filter(Exists(present), deleted_at__isnull=False)
+        sources += deleted.select_related("project__customer")
+    return sources
+
+
+def misplanned_schedules(now: datetime) -> QuerySet[BackupSchedule]:
     zone = Coalesce("vm__project__customer__time_zone", "volume__project__customer__time_zone")
     in_other_zone = ~Q(time_zone=zone)
     too_far = Q()
     for interval, max_step in MAX_STEPS.items():
         too_far |= Q(interval=interval, next_run_at__gt=now + max_step)
-    for schedule in BackupSchedule.objects.with_related().filter(in_other_zone | too_far, next_run_at__gt=now):
-        before = schedule.next_run_at
-        set_next_run(schedule, now)
-        changed += planned.filter(pk=schedule.pk, next_run_at=before).update(
-            next_run_at=schedule.next_run_at, time_zone=schedule.time_zone
-        )
-        correct_future_runs(schedule, now)
-    return changed
+    return BackupSchedule.objects.with_related().filter(in_other_zone | too_far, next_run_at__gt=now)
 
 
 def fill_projects() -> None:
     """Give schedules of the previous version, which knew none, the project of their machine."""
     own = VirtualMachine.objects.filter(pk=OuterRef("vm")).values("project")
-    without = BackupSchedule.objects.filter(project=None).values_list("pk", flat=True)
+    without = BackupSchedule.objects.filter(project=None, vm__isnull=False).values_list("pk", flat=True)
     while batch := list(without[:BATCH_SIZE]):
         BackupSchedule.objects.filter(pk__in=batch, project=None).update(project=Subquery(own))
 

@@ -295,6 +295,8 @@ def save_volumes(sync: ProjectSync, volumes: list[CloudVolume], *, machines_by_a
     here = VirtualMachine.objects.filter(**sync.scope, backend_ref__in=server_refs)
     machines = dict(here.values_list("backend_ref", "pk"))
     rows = Volume.objects.filter(**sync.scope, backend_ref__in=by_ref)
+    # Those that may have grown after the cloud had listed them.
+    written = set(rows.filter(written_since(sync)).values_list("pk", flat=True))
     changed = []
     # One whose deletion was requested here stays so, although the cloud still lists it.
     for row in rows.filter(sync.unseen, delete_requested_at=None).select_related("vm"):
@@ -302,6 +304,8 @@ def save_volumes(sync: ProjectSync, volumes: list[CloudVolume], *, machines_by_a
         fields = describe_volume(volume, machines) | {"deleted_at": None}
         if row.available_at and volume.is_creating:
             del fields["state"]
+        if row.pk in written:
+            del fields["size_gb"]
         if volume.is_ready and not row.available_at and row.state != Volume.State.AVAILABLE:
             fields["available_at"] = sync.since
         if row.pk == volume.portal_uuid:  # Its name in the cloud derives from its ID.
@@ -332,6 +336,11 @@ def save_volumes(sync: ProjectSync, volumes: list[CloudVolume], *, machines_by_a
     ]
     Volume.objects.bulk_create(new, ignore_conflicts=True)
     sync.report.volumes_new += len(new)
+
+
+def written_since(sync: ProjectSync) -> Exists:
+    """Match the volumes that an operation writes, or has written since the sync began: the cloud's list may be older."""
+    return Exists(Operation.objects.filter(Q(finished_at=None) | Q(finished_at__gte=sync.since), volume=OuterRef("pk")))
 
 
 def describe_volume(volume: CloudVolume, machines: dict[str, UUID]) -> dict[str, Any]:
@@ -460,9 +469,9 @@ def free_names(customer_id: UUID, infos: list[CloudSnapshot]) -> dict[str, str]:
 def mark_gone(sync: ProjectSync) -> None:
     """Mark rows that the cloud no longer lists. Volumes that an operation has just written are left to the next sync."""
     old = Q(**sync.scope, created_at__lt=sync.since, deleted_at=None) & ~Q(backend_ref="") & sync.unseen
-    written = Operation.objects.filter(Q(finished_at=None) | Q(finished_at__gte=sync.since), volume=OuterRef("pk"))
     with customer_locked(sync):
-        sync.report.volumes_gone += Volume.objects.filter(old).exclude(Exists(written)).update(deleted_at=sync.since)
+        present = Volume.objects.filter(old).exclude(written_since(sync))
+        sync.report.volumes_gone += present.update(deleted_at=sync.since)
         sync.report.machines_gone += VirtualMachine.objects.filter(old).update(deleted_at=sync.since)
 
     absent = Exists(sync.disks.filter(sync.unseen, snapshot=OuterRef("pk")))

@@ -275,7 +275,7 @@ def new_volume(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         "quotas": [use for use in limits.volume_quota_use(snapshot.project) if use.is_limited],
         "damage": damage_of(disks),
         "price": price_of_new_volumes(quote, per_gb=True),
-        "rate_micro": quote.rate_micro if quote else "",
+        "rate_micro": quote.rate_micro if quote else 0,
     }
     return render(request, "snapshots/new_volume.html", context)
 

@@ -111,6 +111,7 @@ def list_contents(project: Project, contents: Contents) -> list[Content]:
         content(_("Volumes"), contents.volumes, "circle-stack", "snapshots:volumes"),
         content(_("Snapshots"), contents.snapshots, "camera", "snapshots:volume_snapshots"),
         content(_("Backups"), contents.backups, "archive-box", "snapshots:backups"),
+        content(_("Schedules"), contents.schedules, "calendar-days", "snapshots:schedules"),
     ]
 
 

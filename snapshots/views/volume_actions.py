@@ -135,7 +135,7 @@ def grow_volume(request: HttpRequest, volume_id: UUID) -> HttpResponse:
         "quotas": [use for use in limits.volume_quota_use(volume.project) if use.is_limited],
         "now": Price.of(volume.size_gb, quote_volumes([volume], at=at).get(volume.pk)),
         "then": Price.of(size_gb, quote) if size_gb else None,
-        "shown_hourly_micro": quote.hourly_micro if quote else "",
+        "shown_hourly_micro": quote.hourly_micro if quote else 0,
         "reverts_only_latest": get_driver(volume.location).reverts_only_latest,
     }
     return render(request, "snapshots/volumes/grow.html", context)

@@ -88,7 +88,8 @@ def review(request: HttpRequest, draft: Draft) -> HttpResponse:
     if quote:
         context |= estimates(request, draft, quote)
     if disk := draft.disk:
-        context["readers"] = explain_new_readers(draft.project, [disk.snapshot.project, disk.volume.project])
+        # Not the volume's project: the user may not see it, and the snapshot's members read the data already.
+        context["readers"] = explain_new_readers(draft.project, [disk.snapshot.project])
     if problem:
         context |= {"problem": problem, "problems": [{"id": "", "message": problem}]}
     return show(request, "snapshots/wizard/review_volume.html", draft, wizard.REVIEW, context)

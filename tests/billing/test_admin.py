@@ -331,6 +331,21 @@ def test_block_storage_that_charges_existing_volumes_is_confirmed_and_starts_aft
     assert "notified 3 days before" in errors(desk.post(url, sooner))
 
 
+def test_the_next_planned_price_of_block_storage_becomes_the_first_only_with_notice(desk, shop):
+    VolumeFactory(project=shop.project, location=shop.location)
+    now = timezone.now().replace(microsecond=0)
+    starts = [now + timedelta(days=1), now + timedelta(days=2)]
+    fields = {"location": shop.location, "kind": ServiceKind.BLOCK_STORAGE}
+    package = create_package(rate_micro=100_000, starts_at=starts[0], **fields)
+    set_price(package=package, rate_micro=200_000, starts_at=starts[1], by=None)
+    first, second = package.versions.order_by("starts_at")
+    url = reverse("admin:billing_package_change", args=[package.pk])
+    form = package_form(package, [(first.pk, starts[0], "0.1"), (second.pk, starts[1], "0.2")])
+    assert desk.post(url, form).status_code == 302
+    assert "notified 3 days before" in errors(desk.post(url, form | {"versions-0-DELETE": "on"}))
+    assert package.versions.count() == 2
+
+
 def test_block_storage_of_a_location_without_volumes_starts_at_once(desk, shop):
     response = desk.post(reverse("admin:billing_package_add"), block_storage_form(shop.location, 0))
     assert response.status_code == 302, errors(response)

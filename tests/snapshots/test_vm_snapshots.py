@@ -10,7 +10,7 @@ from django.urls import reverse
 from billing.models import ServiceKind, UsageSegment
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import VirtualMachine, Volume
-from snapshots import checks, new_volumes, restores, services
+from snapshots import cancellation, checks, new_volumes, restores, services, volumes
 from snapshots.errors import InvalidState, SourceUnavailable
 from snapshots.models import Kind, Operation, Snapshot, State
 from tests.factories import MembershipFactory, VirtualMachineFactory, VMSnapshotFactory, VolumeFactory
@@ -206,3 +206,19 @@ def test_a_machine_larger_than_any_charge_is_refused_before_it_is_captured(vm: V
         VMSnapshotFactory(vm=vm, size_gb=5_000_001)
     Volume.objects.filter(pk=volumes[0].pk).update(vm=None)
     assert checks.check_deliverable(vm)
+
+
+def test_a_disk_that_was_detached_since_is_not_overwritten_while_it_grows_or_is_deleted(
+    vm: VirtualMachine, member: Membership
+) -> None:
+    snapshot = take(vm, member)
+    data = volumes.detach_volume(volume=checks.volumes_of(vm)[1], user=member.user)
+    growth = volumes.request_extension(volume=data, user=member.user, size_gb=40)
+    with pytest.raises(InvalidState, match="in use .Grow volume"):
+        restores.request_restore(snapshot=snapshot, user=member.user, confirmation="db-01")
+    cancellation.cancel(operation=growth, user=member.user)
+    volumes.request_volume_deletion(volume=data, user=member.user, confirmation="data")
+    # The deletion failed.
+    Operation.objects.active().update(state="failed", finished_at=data.created_at, error="down")
+    with pytest.raises(SourceUnavailable, match="“data” is being deleted"):
+        restores.request_restore(snapshot=snapshot, user=member.user, confirmation="db-01")

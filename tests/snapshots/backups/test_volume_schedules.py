@@ -14,16 +14,24 @@ from django.test import Client
 from django.urls import reverse
 
 from billing.models import ServiceKind, UsageSegment
-from cng_portal.accounts.models import Membership, Project, Role
+from cng_portal.accounts.models import Customer, Membership, Project, Role
 from cng_portal.activity.models import Activity
 from cng_portal.inventory.models import Volume
 from snapshots import services, volumes, wizard
 from snapshots.backups.retention import pin_backup
 from snapshots.backups.runs import settle_runs, start_due_runs
-from snapshots.backups.schedules import create_schedule, edit_schedule, pause_schedule, resume_schedule, run_now
+from snapshots.backups.schedules import (
+    create_schedule,
+    delete_schedule,
+    edit_schedule,
+    pause_schedule,
+    resume_schedule,
+    run_now,
+)
 from snapshots.backups.upkeep import maintain_schedules
 from snapshots.errors import InvalidState, QuotaExceeded
 from snapshots.models import BackupRun, BackupSchedule, DeletionCause, Draft, Kind, Snapshot, State
+from snapshots.projects import archive_project
 from tests.factories import (
     BackupRunFactory,
     BackupScheduleFactory,
@@ -252,6 +260,16 @@ def test_a_volume_that_is_gone_from_the_cloud_ends_its_schedule(schedule: Backup
 # --- project ---------------------------------------------------------------------------------------------------------
 
 
+def test_one_schedule_that_cannot_be_planned_does_not_stop_the_others(schedule: BackupSchedule) -> None:
+    broken = BackupScheduleFactory()  # found first, as the newest
+    Customer.objects.update(time_zone="Europe/Berlin")
+    Customer.objects.filter(pk=broken.customer.pk).update(time_zone="Nowhere/Berlin")
+    with pytest.raises(ExceptionGroup):
+        maintain_schedules(due_at(schedule) - 2 * DAY)
+    schedule.refresh_from_db()
+    assert schedule.time_zone == "Europe/Berlin"
+
+
 @pytest.fixture
 def archive(member: Membership) -> Project:
     """Another project of the same customer, of which the member is an owner too."""
@@ -296,6 +314,19 @@ def test_its_quota_and_its_notices_are_those_of_its_project(
         run_now(schedule=schedule, user=member.user)
     start_due_runs(due_at(schedule))
     assert keeper.notifications.get().title.startswith("The scheduled snapshot of db-data failed")
+
+
+def test_a_project_with_a_schedule_is_not_empty(
+    client: Client, schedule: BackupSchedule, member: Membership, archive: Project
+) -> None:
+    BackupSchedule.objects.filter(pk=schedule.pk).update(project=archive)
+    with pytest.raises(InvalidState, match="isn't empty"):
+        archive_project(project=archive, by=member.user, at=due_at(schedule))
+    page = words(client.get(reverse("archive_project", args=[archive.pk])).content.decode())
+    assert "Only an empty project can be archived" in page and "Schedules" in page
+    schedule.refresh_from_db()
+    delete_schedule(schedule=schedule, user=member.user)
+    assert archive_project(project=archive, by=member.user, at=schedule.created_at)
 
 
 def test_another_customers_project_is_refused(volume: Volume, member: Membership) -> None:

@@ -16,12 +16,14 @@ from billing import verification
 from billing.block_storage import count_uncharged
 from billing.charges import cost_so_far
 from billing.models import ServiceKind, UsageSegment
-from billing.packages import create_package, retire_package
+from billing.packages import create_package, retire_package, set_price
 from billing.scheduling import run_due
 from cng_portal.accounts.models import Project, User
 from cng_portal.inventory.models import CloudProject, Location, Volume
 from snapshots import volume_charges
 from snapshots.cloudsync.sync import sync_location
+from snapshots.handlers import record_size
+from snapshots.models import Operation
 from snapshots.volume_charges import (
     change_volume_charge,
     charge_volumes,
@@ -29,7 +31,7 @@ from snapshots.volume_charges import (
     start_charging_volume,
     stop_charging_volume,
 )
-from tests.factories import LocationFactory, ProjectFactory, UserFactory, VolumeFactory
+from tests.factories import LocationFactory, OperationFactory, ProjectFactory, UserFactory, VolumeFactory
 from tests.smtp import sent_mails
 from tests.snapshots.disks import sell_everywhere
 from tests.snapshots.test_sync_races import Cloud, volume_of
@@ -185,6 +187,28 @@ def test_owners_are_notified_of_the_first_price_when_it_is_planned(
     assert "stay free" in owner.notifications.order_by("-created_at")[0].title
 
 
+def test_only_the_withdrawal_of_what_was_announced_is_told(project: Project, owner: User, location: Location) -> None:
+    volume_in(project, location)
+    package = sell(location, datetime(2090, 3, 1, tzinfo=UTC))
+    set_price(package=package, rate_micro=200_000, starts_at=datetime(2090, 4, 1, tzinfo=UTC), by=None)
+    retire_package(package=package, by=None)
+    titles = list(owner.notifications.order_by("created_at").values_list("title", flat=True))
+    assert titles == ["Volumes in 1CNG-YGN-AZ01 will be charged", "Volumes in 1CNG-YGN-AZ01 stay free of charge"]
+
+
+def test_one_customer_who_cannot_be_notified_does_not_stop_the_others(
+    project: Project, owner: User, location: Location
+) -> None:
+    sell(location, datetime(2090, 3, 1, tzinfo=UTC))
+    broken = [UserFactory(member_of=made, customer=made.customer) for made in ProjectFactory.create_batch(5)]
+    User.objects.filter(pk__in=[user.pk for user in broken]).update(date_format="broken")
+    for made in Project.objects.all():
+        volume_in(made, location)
+    with pytest.raises(ExceptionGroup):
+        run_due(at=datetime(2090, 2, 1, tzinfo=UTC))
+    assert owner.notifications.count() == 1
+
+
 def test_who_gets_a_first_volume_after_the_price_was_planned_is_notified_by_the_scheduler(
     project: Project, owner: User, location: Location
 ) -> None:
@@ -247,6 +271,29 @@ def test_a_volume_whose_deletion_was_requested_here_stays_so_while_the_cloud_lis
     Volume.objects.update(state="deleting", delete_requested_at=now)
     sync_location(cloud, now=now + HOUR)
     assert Volume.objects.get().state == "deleting"
+
+
+def test_a_list_from_before_a_growth_does_not_undo_it(
+    project: Project, cloud: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sell_everywhere(100_000, BLOCK_STORAGE)
+    listed = replace(volume_of(1), size_gb=50)
+    monkeypatch.setattr(Cloud, "listed_volumes", [listed])
+    now = timezone.now()
+    sync_location(cloud, now=now - 2 * HOUR)
+    volume = Volume.objects.get()
+    growth = {"kind": Operation.Kind.EXTEND_VOLUME, "volume": volume, "new_size_gb": 80, "snapshot": None}
+    OperationFactory(**growth, succeeded=True)
+    record_size(volume, 80, now)
+    sync_location(cloud, now=now - HOUR)
+    volume.refresh_from_db()
+    assert volume.size_gb == 80
+    assert segments(volume) == [(now - 2 * HOUR, now, 50), (now, None, 80)]
+    monkeypatch.setattr(Cloud, "listed_volumes", [replace(listed, size_gb=90)])
+    sync_location(cloud, now=now + HOUR)
+    volume.refresh_from_db()
+    assert volume.size_gb == 90
+    assert verification.all_differences(at=now + 2 * HOUR) == []
 
 
 def test_an_imported_volume_is_charged_and_members_are_notified(

@@ -112,7 +112,11 @@ def test_where_block_storage_is_not_sold_the_pages_say_that_it_is_free(
     volume = VolumeFactory(project=member.project)
     put_volume(storage_root, volume, content(b"bytes"))
     assert "This volume is free of charge" in read(client, address("", volume))
-    assert "free of charge" in read(client, address("grow", volume) + "?size_gb=2")
+    page = read(client, address("grow", volume) + "?size_gb=2")
+    assert "free of charge" in page and 'name="shown_hourly_micro" value="0"' in page
+    sell_everywhere(kind=ServiceKind.BLOCK_STORAGE)  # while the user read the page
+    page = text_of(client.post(address("grow", volume), {"size_gb": 2, "shown_hourly_micro": 0}))
+    assert "The price has changed to K 0.80 an hour" in page and not Operation.objects.exists()
 
 
 def test_the_menu_offers_what_is_possible(client: Client, volume: Volume, machine: VirtualMachine) -> None:

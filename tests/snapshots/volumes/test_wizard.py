@@ -13,9 +13,9 @@ from django.utils import timezone
 from billing.models import ServiceKind, UsageSegment
 from cng_portal.accounts.models import Membership, Role
 from cng_portal.inventory.models import Location, Volume
-from snapshots import new_volumes, services, volumes, wizard
+from snapshots import new_volumes, services, steps, volumes, wizard
 from snapshots.damage import record_damage
-from snapshots.models import DiskImage, Draft, Operation
+from snapshots.models import DiskImage, Draft, Operation, Snapshot
 from snapshots.storage.contract import GIB, NoSpace
 from snapshots.storage.local import LocalDriver
 from tests.factories import (
@@ -425,6 +425,16 @@ def test_the_review_says_who_will_be_able_to_read_the_data(
     assert "Who can read it" in page and "Thiri Win" in page
 
 
+def test_the_review_says_nothing_of_a_project_that_the_user_does_not_see(
+    client_for: Callable[..., Client], member: Membership, location: Location, disk: DiskImage
+) -> None:
+    keeper = MembershipFactory(project__customer=member.project.customer, project__name="Archive")
+    Snapshot.objects.update(project=keeper.project)
+    draft = draft_of(keeper, location, disk=disk)
+    page = client_for(keeper.user).get(url(draft, "review")).text
+    assert "before the update" in page and "Who can read it" not in page
+
+
 # --- the review ------------------------------------------------------------------------------------------------------
 
 
@@ -483,6 +493,18 @@ def test_a_double_click_creates_one_volume(
         again = volumes.request_volume(location=location, **answers)
     assert again == volume
     assert Volume.objects.filter(name="data").count() == 1
+
+
+def test_an_answer_from_another_tab_does_not_reopen_a_confirmed_draft(
+    client: Client, member: Membership, location: Location
+) -> None:
+    draft = draft_of(member, location)
+    read_before = Draft.objects.get(pk=draft.pk)
+    confirm(client, draft)
+    read_before.name = "again"
+    steps.save(read_before)
+    confirm(client, draft)
+    assert [volume.name for volume in Volume.objects.all()] == ["data"]
 
 
 def test_a_lost_role_is_noticed(client_for: Callable[..., Client], member: Membership, location: Location) -> None:
