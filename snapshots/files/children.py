@@ -33,7 +33,8 @@ CPU_SECONDS = 9
 # A download may compute for so long more: the slowest reader is several times as fast.
 CPU_SECONDS_PER_GB = 50
 MAX_ANSWER, MAX_ANSWERS = 32 * 1024**2, 1000  # bytes and lines of all answers to one request
-CHUNK = 1024**2  # also the size of the pipe, where an unprivileged process may have as much
+PIPE_BYTES = 1024**2  # where an unprivileged process may have as much
+PIECE = 256 * 1024  # of a download: what is sent at once
 # Reasons that a reader may give: the disk's or the request's fault, not its own.
 EXPECTED = ("missing", "damaged", "too_large", "archive_too_large", "archive_too_many")
 PATH_ROOM = 60_000  # what a pipe takes without being read
@@ -95,7 +96,7 @@ class Child:
         assert self.process.stdin and self.process.stdout
         self.output = self.process.stdout.fileno()
         with suppress(OSError):
-            fcntl.fcntl(self.output, fcntl.F_SETPIPE_SZ, CHUNK)
+            fcntl.fcntl(self.output, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         self.rest, self.received = b"", 0
         try:
             self.process.stdin.write(data)
@@ -137,7 +138,7 @@ class Child:
         poll.register(self.output, select.POLLIN)
         if not poll.poll(max(0, seconds) * 1000):
             raise self.failure("slow")
-        return os.read(self.output, CHUNK)
+        return os.read(self.output, PIECE)
 
     def read_line(self, until: float) -> dict[str, Any]:
         """Return the next answer. Raises ReaderFailed, also for an answer that tells a failure."""

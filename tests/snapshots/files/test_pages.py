@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -271,6 +272,26 @@ def test_a_third_reader_of_a_customer_waits_and_is_refused(
     assert "plain.txt" in client.get(url("folder", disk)).text
     end(running[1])
     assert children_left() == []
+
+
+def test_a_client_that_stops_reading_loses_its_download(
+    disk: DiskImage, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It kept a thread and a reader for ever, and after a minute its account might start two more."""
+    monkeypatch.setattr(limits, "SEND_SECONDS", 0.1)
+    ours, theirs = socket.socketpair()
+    response = client.get(url("download_file", disk), {"path": "/big"}, **{"gunicorn.socket": ours})
+    with ours, theirs, pytest.raises(TimeoutError):
+        for piece in response:
+            ours.sendall(piece)  # as gunicorn does
+    end(response)
+    assert children_left() == []
+    assert response["X-Accel-Buffering"] == "no"
+
+
+def test_a_slow_client_keeps_its_place() -> None:
+    longest = limits.RENEW_AFTER + children.STREAM_SECONDS + limits.SEND_SECONDS
+    assert longest < limits.LEASE_SECONDS
 
 
 def test_downloads_leave_threads_to_pages(disk: DiskImage, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
