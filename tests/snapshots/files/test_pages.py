@@ -160,6 +160,11 @@ def test_a_path_that_is_no_folder_is_explained(path: str, disk: DiskImage, clien
     assert "no such file or folder" in response.text
 
 
+@pytest.mark.parametrize("part", [1, 10**30])
+def test_a_part_that_the_disk_does_not_have_is_not_called_damaged(part: int, disk: DiskImage, client: Client) -> None:
+    assert "no such file or folder" in client.get(address("folder", disk, part)).text
+
+
 @pytest.mark.parametrize("query", ["from=-1", "from=x", "from=99999999999", "id=x", "sort=evil", "q=%00", "path=%ff"])
 def test_nonsense_in_the_address_does_no_harm(query: str, disk: DiskImage, client: Client) -> None:
     assert client.get(f"{url('folder', disk)}?{query}").status_code == 200
