@@ -29,7 +29,11 @@ class AddTagsForm(forms.Form):
 
 
 class LabelsForm(AddTagsForm):
-    """The tags and the note of one volume or snapshot. `keep` are the names of present tags that stay."""
+    """The tags and the note of one volume or snapshot. `keep` are the names of present tags that stay.
+
+    `shown` and `shown_note` are what the page had, so that what a colleague changed meanwhile isn't taken for the user's
+    own change.
+    """
 
     keep = forms.MultipleChoiceField(
         label=gettext_lazy("Tags"), required=False, widget=forms.CheckboxSelectMultiple, choices=[]
@@ -40,11 +44,14 @@ class LabelsForm(AddTagsForm):
         help_text=gettext_lazy("Up to 500 characters. Whoever sees the project reads it."),
         widget=forms.Textarea(attrs={"rows": 4}),
     )
+    shown = forms.Field(required=False, widget=forms.MultipleHiddenInput)
+    shown_note = forms.CharField(required=False, strip=False, widget=forms.HiddenInput)
     field_order = ["keep", "add", "note"]
 
     def __init__(self, *args: Any, tags: list[Tag], note: str, **kwargs: Any) -> None:
         self.present = [tag.name for tag in tags]
-        super().__init__(*args, initial={"keep": self.present, "note": note}, **kwargs)
+        initial = {"keep": self.present, "shown": self.present, "note": note, "shown_note": note}
+        super().__init__(*args, initial=initial, **kwargs)
         if tags:
             self.fields["keep"].choices = [(name, name) for name in self.present]  # type: ignore[attr-defined]
         else:
@@ -56,7 +63,13 @@ class LabelsForm(AddTagsForm):
     @property
     def removed(self) -> list[str]:
         """Return the tags that were unticked."""
-        return [name for name in self.present if name not in self.cleaned_data.get("keep", [])]
+        return [name for name in self.cleaned_data["shown"] or [] if name not in self.cleaned_data.get("keep", [])]
+
+    @property
+    def changed_note(self) -> str | None:
+        """Return the new note, or None if the user left it as it was shown."""
+        note: str = self.cleaned_data["note"]
+        return None if note == "\n".join(self.cleaned_data["shown_note"].splitlines()) else note
 
 
 class TagManyForm(AddTagsForm):

@@ -269,7 +269,7 @@
     const link = event.target.closest("a[href]");
     if (!link || event.defaultPrevented || event.button || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
     const here = link.origin === location.origin && link.pathname + link.search === location.pathname + location.search && link.hash;
-    if (here || link.origin !== location.origin || link.target || link.download || /\.(csv|pdf)$/.test(link.pathname)) return;
+    if (here || link.origin !== location.origin || link.target || link.download || /\.(csv|pdf)$|\/files\/.+\/(file|archive)\/$/.test(link.pathname)) return;
     root.classList.add("is-leaving");
   });
 

@@ -32,8 +32,9 @@ ANSWER_SECONDS, STREAM_SECONDS = 10, 15
 CPU_SECONDS = 9
 # A download may compute for so long more: the slowest reader is several times as fast.
 CPU_SECONDS_PER_GB = 50
-MAX_ANSWER = 32 * 1024**2
-CHUNK = 1024**2  # also the size of the pipe, where an unprivileged process may have as much
+MAX_ANSWER, MAX_ANSWERS = 32 * 1024**2, 1000  # bytes and lines of all answers to one request
+PIPE_BYTES = 1024**2  # where an unprivileged process may have as much
+PIECE = 256 * 1024  # of a download: what is sent at once
 # Reasons that a reader may give: the disk's or the request's fault, not its own.
 EXPECTED = ("missing", "damaged", "too_large", "archive_too_large", "archive_too_many")
 PATH_ROOM = 60_000  # what a pipe takes without being read
@@ -95,8 +96,8 @@ class Child:
         assert self.process.stdin and self.process.stdout
         self.output = self.process.stdout.fileno()
         with suppress(OSError):
-            fcntl.fcntl(self.output, fcntl.F_SETPIPE_SZ, CHUNK)
-        self.rest = b""
+            fcntl.fcntl(self.output, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        self.rest, self.received = b"", 0
         try:
             self.process.stdin.write(data)
             self.process.stdin.close()
@@ -137,7 +138,7 @@ class Child:
         poll.register(self.output, select.POLLIN)
         if not poll.poll(max(0, seconds) * 1000):
             raise self.failure("slow")
-        return os.read(self.output, CHUNK)
+        return os.read(self.output, PIECE)
 
     def read_line(self, until: float) -> dict[str, Any]:
         """Return the next answer. Raises ReaderFailed, also for an answer that tells a failure."""
@@ -146,13 +147,14 @@ class Child:
             if not data:
                 raise self.failure("crashed")
             self.rest += data
-            if len(self.rest) > MAX_ANSWER:
-                raise self.failure("crashed", "its answer is too long")
+            self.received += len(data)
+            if self.received > MAX_ANSWER:
+                raise self.failure("crashed", "its answers are too long")
         line, self.rest = self.rest.split(b"\n", 1)
         try:
             answer: dict[str, Any] = json.loads(line)
             reason = answer.get("failed")
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             raise self.failure("crashed", "its answer is no JSON") from None
         if reason == "no_fence":
             raise self.failure(reason, str(answer.get("detail")))
@@ -168,6 +170,8 @@ def ask(image: int, request: dict[str, Any]) -> list[dict[str, Any]]:
     with Child(image, request) as child:
         while not (answer := child.read_line(until)).get("end"):
             answers.append(answer)
+            if len(answers) > MAX_ANSWERS:
+                raise child.failure("crashed", "its answers are too many")
     return answers
 
 

@@ -13,7 +13,12 @@ from cng_portal.monitoring.leases import acquire_lease, release_lease
 from ..errors import RateLimited
 
 READERS_OF_CUSTOMER = 2
-LEASE_SECONDS = 60  # after which the place of a process that died is free
+# A client that takes longer for a piece of a download (children.PIECE) is gone: it would keep a thread, a reader, and the
+# space of a snapshot that is deleted.
+SEND_SECONDS = 120
+# After which the place of a process that died is free. Longer than a piece takes to read and to send, and the wait for the
+# next renewal; otherwise slow clients would lose theirs, and a customer would have more than two.
+LEASE_SECONDS = 180
 RENEW_AFTER = 20
 WAIT_SECONDS, PAUSE_SECONDS = 2, 0.2
 

@@ -34,6 +34,7 @@ logger = structlog.stdlib.get_logger(__name__)
 
 PAGE_SIZE, MAX_FOUND = 100, 200
 MAX_TEXT = 255
+MOST_SECONDS = 2**35  # the year 3058; file systems end before
 # A download asks so often whether its user may still have it.
 CHECK_SECONDS = 5
 
@@ -178,9 +179,16 @@ def distrust() -> Iterator[None]:
     """Turn an answer that lacks what it should have, as of a reader that was taken over, into FilesUnavailable."""
     try:
         yield
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         logger.exception("files.answer_refused")
         raise FilesUnavailable(str(COULD_NOT_READ)) from error
+
+
+def require_number(value: Any) -> int:
+    """Raises ValueError for what is no number of 64 bits."""
+    if not isinstance(value, int) or not 0 <= value < 2**64:
+        raise ValueError(f"no number: {value!r:.100}")
+    return value
 
 
 def list_parts(disk: DiskImage) -> list[Part]:
@@ -197,7 +205,7 @@ def build_part(index: int, answer: dict[str, Any]) -> Part:
         name=names.show(b64decode(answer["name"])),
         label=names.show(b64decode(answer["label"])),
         file_system=FILE_SYSTEMS.get(answer["file_system"], answer["file_system"]) if answer["is_readable"] else "",
-        size=answer["size"],
+        size=require_number(answer["size"]),
         reason="" if answer["is_readable"] else UNREADABLE_KINDS.get(kind, UNKNOWN_KIND),
         may_lack_last_seconds=answer["is_journal_pending"] or kind == "xfs",
     )
@@ -223,7 +231,7 @@ def build_folder(path: Sequence[bytes], summary: dict[str, Any], *answers: dict[
             % {"count": summary["unreadable"]}
         )
     files = [build_file(answer, (*path, b64decode(answer["name"]))) for answer in answers]
-    return Listing(files, summary["total"], summary["has_owners"], notes)
+    return Listing(files, require_number(summary["total"]), summary["has_owners"], notes)
 
 
 def search(disk: DiskImage, part: int, path: Sequence[bytes], text: str) -> Listing:
@@ -250,9 +258,9 @@ def build_file(answer: dict[str, Any], path: tuple[bytes, ...]) -> File:
     type_bits = {"d": 0o040000, "l": 0o120000, "f": 0o100000}.get(kind, 0)
     return File(
         path=path,
-        id=answer["id"],
+        id=require_number(answer["id"]),
         kind=kind,
-        size=answer["size"],
+        size=require_number(answer["size"]),
         changed_at=to_instant(answer["changed_at"]),
         mode=filemode(mode | type_bits),
         owner=f"{answer['owner']}:{answer['group']}",
@@ -261,11 +269,8 @@ def build_file(answer: dict[str, Any], path: tuple[bytes, ...]) -> File:
 
 
 def to_instant(seconds: float) -> datetime | None:
-    """Return None for what is unknown or no time at all."""
-    try:
-        return datetime.fromtimestamp(seconds, UTC) if seconds else None
-    except (OverflowError, ValueError, OSError):
-        return None
+    """Return None for what is unknown or no time that every zone has."""
+    return datetime.fromtimestamp(seconds, UTC) if 0 < abs(seconds) < MOST_SECONDS else None
 
 
 def encode(path: Sequence[bytes]) -> list[str]:

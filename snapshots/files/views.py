@@ -21,7 +21,7 @@ from snapshots.errors import ActionRefused
 from snapshots.models import DiskImage, Snapshot, State
 from snapshots.views.common import damage_of, get_snapshot, set_section
 
-from . import names, services
+from . import limits, names, services
 
 T = TypeVar("T")
 ORDERS = {"name": gettext_lazy("Name"), "size": gettext_lazy("Size"), "changed": gettext_lazy("Changed")}
@@ -112,6 +112,8 @@ def download(
         return redirect(
             f"{reverse('snapshots:folder', args=[snapshot_id, disk_id, part])}?{urlencode({'path': parent})}"
         )
+    if client := request.META.get("gunicorn.socket"):
+        client.settimeout(limits.SEND_SECONDS)
     name = names.file_name(path[-1]) if path else names.file_name(disk.volume_name.encode())
     # Compression would drop Content-Length, by which a client notices that a download broke.
     request.META.pop("HTTP_ACCEPT_ENCODING", None)
@@ -123,6 +125,8 @@ def download(
             "Content-Disposition": content_disposition_header(True, f"{name}.tar" if is_folder else name),
             "X-Content-Type-Options": "nosniff",
             "Content-Security-Policy": "sandbox",
+            # nginx would store up to 1 GB of somebody's files, and then take nothing more until the client has that.
+            "X-Accel-Buffering": "no",
         },
     )
 

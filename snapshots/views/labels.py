@@ -43,7 +43,7 @@ def edit_labels(request: HttpRequest, target: Any, page: str) -> HttpResponse:
     form = LabelsForm(request.POST or None, tags=tags, note=target.note or "")
 
     def save() -> bool:
-        changes = {"add": form.cleaned_data["add"], "remove": form.removed, "note": form.cleaned_data["note"]}
+        changes = {"add": form.cleaned_data["add"], "remove": form.removed, "note": form.changed_note}
         [refusal] = change_labels(model=model, ids=[target.pk], user=request.user, **changes).values()
         if refusal:
             raise ValidationError(refusal)

@@ -64,7 +64,8 @@ def test_the_form_adds_and_removes_tags_and_keeps_the_note(
     shown = client.get(page).text
     assert "Taken before 5.2.<br>&lt;b&gt;Keep&lt;/b&gt; until March." in shown
     assert ">Prod</a>" in shown
-    assert client.post(url, {"keep": ["Prod"], "add": "weekly", "note": ""}).url == page
+    shown_then = {"shown": ["before update", "Prod"], "shown_note": note}
+    assert client.post(url, shown_then | {"keep": ["Prod"], "add": "weekly", "note": ""}).url == page
     assert names_of(target) == ["Prod", "weekly"]
     target.refresh_from_db()
     assert target.note == ""
@@ -73,6 +74,20 @@ def test_the_form_adds_and_removes_tags_and_keeps_the_note(
     assert second.after == {"tags": ["Prod", "weekly"], "note": ""}
     client.post(url, {"keep": ["Prod", "weekly"], "add": "PROD", "note": ""})
     assert Activity.objects.filter(action="labels.change").count() == 2  # nothing changed
+
+
+def test_what_a_colleague_changed_meanwhile_stays(
+    snapshot: Snapshot, member: User, client_for: Callable[..., Client]
+) -> None:
+    label(snapshot, member, "old", "mine", note="first\nsecond")
+    url, client = reverse("snapshots:labels", args=[snapshot.pk]), client_for(member)
+    form = client.get(url).context["form"]
+    sent = {name: form.initial[name] for name in ("shown", "shown_note", "note")} | {"keep": ["old"], "add": ""}
+    assert all(f'name="{name}"' in client.get(url).text for name in ("shown", "shown_note"))
+    label(snapshot, UserFactory(member_of=snapshot.project), "new", note="theirs")
+    client.post(url, {name: value.replace("\n", "\r\n") if "note" in name else value for name, value in sent.items()})
+    snapshot.refresh_from_db()
+    assert (names_of(snapshot), snapshot.note) == (["new", "old"], "theirs")
 
 
 def test_what_is_wrong_is_explained_and_nothing_is_lost(

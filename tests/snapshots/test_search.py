@@ -155,7 +155,10 @@ def test_the_fragment_says_how_many_and_the_page_stands_alone(
 
 def test_a_search_that_is_too_long_or_strange_says_so(owner: User, client_for: Callable[..., Client]) -> None:
     client = client_for(owner)
-    assert "at most 120 characters" in client.get("/search/", {"q": "x" * 121}).text
+    too_long = client.get("/search/", {"q": "x" * 121}).text
+    assert "at most 120 characters" in too_long and f'value="{"x" * 121}"' in too_long
+    strange = client.get("/search/", {"q": "a\0b"}).text
+    assert "at most 120 characters" not in strange and "Null characters are not allowed" in strange
     assert client.get("/search/", {"q": "a\x00b"}).status_code == 200
     assert "Nothing is called “&lt;b&gt;”" in client.get("/search/", {"q": "<b>"}).text
 

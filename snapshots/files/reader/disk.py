@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from .entries import Damaged, FileSystem
 from .lvm import NotReadable, find_logical_volumes
 from .signatures import EXT, FILE_SYSTEMS, LVM, TABLES, XFS, describe_ext, identify, read_label
+from .walking import Missing
 from .windows import Window
 
 MAX_PARTS = 256
@@ -100,8 +101,10 @@ def describe(name: bytes, window: Window) -> Part:
 
 
 def open_part(image: int, size: int, index: int) -> FileSystem:
-    """Raises Damaged, also when there is no such part or it can't be read."""
+    """Raises Missing, and Damaged, also when the part can't be read."""
     parts = find_parts(image, size)
-    if not 0 <= index < len(parts) or not parts[index].is_readable:
-        raise Damaged("no such part")
+    if not 0 <= index < len(parts):
+        raise Missing
+    if not parts[index].is_readable:
+        raise Damaged("no file system")
     return parts[index].open()

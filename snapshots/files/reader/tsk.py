@@ -1,6 +1,7 @@
 """ext2, ext3, ext4, NTFS, FAT and exFAT by The Sleuth Kit."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytsk3
@@ -27,6 +28,8 @@ VOLUME_LABEL = b" (Volume Label Entry)"  # appended by The Sleuth Kit to the ent
 UNALLOCATED = int(pytsk3.TSK_FS_NAME_FLAG_UNALLOC)
 UNUSED_INODE = 2  # TSK_FS_META_FLAG_UNALLOC
 UNDEFINED = int(pytsk3.TSK_FS_META_TYPE_UNDEF)
+INLINE_LINK, MAX_LINK = 60, 4096  # bytes; a longer target than the first has a block of its own in ext2 to ext4
+COMPRESSED = int(pytsk3.TSK_FS_ATTR_COMP)
 SPARSE, FILLER = int(pytsk3.TSK_FS_ATTR_RUN_FLAG_SPARSE), int(pytsk3.TSK_FS_ATTR_RUN_FLAG_FILLER)
 CONTENT = (1, 128)  # the types of the attribute that is a file's content: TSK_FS_ATTR_TYPE_DEFAULT, and NTFS's $DATA
 
@@ -86,7 +89,16 @@ class TSKFileSystem(FileSystem):
             if meta is None or int(meta.flags) & UNUSED_INODE or int(meta.type) == UNDEFINED:
                 yield Entry(name.name, name.meta_addr, UNREADABLE)
             elif int(meta.type) not in VIRTUAL and not self._is_internal(meta.addr):
-                yield describe(name.name, meta)
+                yield self._describe(name.name, meta)
+
+    def _describe(self, name: bytes, meta: Any) -> Entry:
+        entry = describe(name, meta)
+        if self.kind != EXT or entry.kind != LINK or entry.size < INLINE_LINK:
+            return entry
+        try:  # The Sleuth Kit doesn't follow the extents of a link
+            return replace(entry, target=self.read(entry.id, 0, min(entry.size, MAX_LINK)))
+        except (Damaged, OSError):
+            return Entry(name, entry.id, UNREADABLE)
 
     def _is_internal(self, number: int) -> bool:
         return self.kind == NTFS and number < NTFS_FIRST_FILE and number != NTFS_ROOT
@@ -102,6 +114,8 @@ class TSKFileSystem(FileSystem):
         for attribute in self.fs.open_meta(inode=file.id):
             if int(attribute.info.type) not in CONTENT or attribute.info.name:
                 continue
+            if int(attribute.info.flags) & COMPRESSED:  # its holes are the space that compression saved
+                break
             ranges = [
                 (run.offset * block, run.len * block) for run in attribute if not int(run.flags) & (SPARSE | FILLER)
             ]

@@ -1,5 +1,6 @@
 """Disk images with real file systems in them, made without mounting anything, and the tree that is put on them."""
 
+import mmap
 import os
 import random
 import shutil
@@ -32,8 +33,16 @@ HOSTILE = {
     "right-\u202eto-left".encode(): b"invisible",
     b"100%25 \\n": b"escapes",
 }
-LINKS = {b"link-passwd": b"/etc/passwd", b"link-up": b"../../../../etc/shadow", b"link-ok": b"plain.txt"}
+LINKS = {
+    b"link-passwd": b"/etc/passwd",
+    b"link-up": b"../../../../etc/shadow",
+    b"link-ok": b"plain.txt",
+    b"link-60": b"x" * 60,  # the shortest that ext4 keeps in a block
+    b"link-long": b"/a/rather/long/path" * 20,
+}
 FILES = ORDINARY | HOSTILE
+CLUSTER, UNIT = 4096, 16 * 4096  # of NTFS, and of its compression
+PACKED = b"A" * 2 * UNIT
 BIG, SPARSE = 2 * 1024**3 + 8, 64 * MIB
 
 
@@ -121,7 +130,35 @@ def make_ntfs(path: Path, tree: Path) -> Path:
     run("mkntfs", "-q", "-F", "-Q", "-L", "data", blank(path, 100 * MIB))
     for name in ("plain.txt", "random.bin", "empty", "မြန်မာ.txt"):
         run("ntfscp", "-q", path, tree / name, name)
+    # LZNT1: sixteen chunks of 4 KiB, each an A and the order to repeat it.
+    packed = path.with_suffix(".packed")
+    packed.write_bytes((bytes.fromhex("03b0 02 41 fc0f") * 16).ljust(UNIT, b"\0") * 2)
+    run("ntfscp", "-q", path, packed, "packed")
+    mark_compressed(path, "packed")
     return path
+
+
+def mark_compressed(path: Path, name: str) -> None:
+    """Say that a file of two compression units, in one run, is compressed: a cluster of each unit is used, 15 are saved."""
+    with open(path, "r+b") as file:
+        image = mmap.mmap(file.fileno(), 0)
+        record = image.find(name.encode("utf-16-le")) & ~1023
+        while image[record : record + 4] != b"FILE":
+            record = image.find(name.encode("utf-16-le"), record + 1024) & ~1023
+        at = record + int.from_bytes(image[record + 20 : record + 22], "little")
+        while image[at] != 0x80:  # $DATA
+            at += int.from_bytes(image[at + 4 : at + 8], "little")
+        length = int.from_bytes(image[at + 4 : at + 8], "little")
+        attribute, runs = bytearray(image[at : at + 64]), image[at + 64 : at + length]
+        start = runs[2 : 2 + (runs[0] >> 4)]
+        runs = bytes([runs[0] & 0xF0 | 1, 1]) + start + b"\x01\x0f" + b"\x11\x01\x10" + b"\x01\x0f\0"
+        attribute[4], attribute[12], attribute[32], attribute[34] = 88, 1, 72, 4
+        attribute += (2 * CLUSTER).to_bytes(8, "little") + runs
+        attribute = attribute.ljust(88, b"\0") + b"\xff" * 4 + bytes(4)
+        image[at : at + len(attribute)] = bytes(attribute)
+        used = int.from_bytes(image[record + 24 : record + 28], "little") + 88 - length
+        image[record + 24 : record + 28] = used.to_bytes(4, "little")
+        image.close()
 
 
 def make_gpt(path: Path, content: Path) -> Path:

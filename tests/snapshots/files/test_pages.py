@@ -1,10 +1,13 @@
 """The pages of files: who may see them, what they record, and what they say when a disk can't be read."""
 
+import json
 import os
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 from threading import BoundedSemaphore
+from typing import Any
 
 import pytest
 from django.core.exceptions import PermissionDenied
@@ -157,6 +160,11 @@ def test_a_path_that_is_no_folder_is_explained(path: str, disk: DiskImage, clien
     assert "no such file or folder" in response.text
 
 
+@pytest.mark.parametrize("part", [1, 10**30])
+def test_a_part_that_the_disk_does_not_have_is_not_called_damaged(part: int, disk: DiskImage, client: Client) -> None:
+    assert "no such file or folder" in client.get(address("folder", disk, part)).text
+
+
 @pytest.mark.parametrize("query", ["from=-1", "from=x", "from=99999999999", "id=x", "sort=evil", "q=%00", "path=%ff"])
 def test_nonsense_in_the_address_does_no_harm(query: str, disk: DiskImage, client: Client) -> None:
     assert client.get(f"{url('folder', disk)}?{query}").status_code == 200
@@ -271,6 +279,26 @@ def test_a_third_reader_of_a_customer_waits_and_is_refused(
     assert children_left() == []
 
 
+def test_a_client_that_stops_reading_loses_its_download(
+    disk: DiskImage, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It kept a thread and a reader for ever, and after a minute its account might start two more."""
+    monkeypatch.setattr(limits, "SEND_SECONDS", 0.1)
+    ours, theirs = socket.socketpair()
+    response = client.get(url("download_file", disk), {"path": "/big"}, **{"gunicorn.socket": ours})
+    with ours, theirs, pytest.raises(TimeoutError):
+        for piece in response:
+            ours.sendall(piece)  # as gunicorn does
+    end(response)
+    assert children_left() == []
+    assert response["X-Accel-Buffering"] == "no"
+
+
+def test_a_slow_client_keeps_its_place() -> None:
+    longest = limits.RENEW_AFTER + children.STREAM_SECONDS + limits.SEND_SECONDS
+    assert longest < limits.LEASE_SECONDS
+
+
 def test_downloads_leave_threads_to_pages(disk: DiskImage, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "WAIT_SECONDS", 0)
     monkeypatch.setattr(limits, "_threads", BoundedSemaphore(1))
@@ -318,6 +346,8 @@ BREAKING = {
     "loops": "while True: pass",
     "eats memory": "x = [bytearray(2**20) for _ in range(2**20)]",
     "babbles": "import os; [os.write(1, b'x' * 2**20) for _ in range(100)]",
+    "nests": "import os; os.write(1, b'[' * 10**5 + b'\\n')",
+    "never stops answering": "import os; [os.write(1, b'{}\\n' * 2**18) for _ in range(2**20)]",
 }
 
 
@@ -340,6 +370,44 @@ def test_a_reader_that_breaks_costs_one_answer(
     assert sum(sample.value for family in FAILURES.collect() for sample in family.samples) >= 1
     assert children_left() == []
     assert "plain.txt" in client.get(url("folder", disk)).text
+
+
+FORGED = {
+    "a size that is text": {"size": "<b>"},
+    "a size beyond all": {"size": 10**400},
+    "a size below nothing": {"size": -1},
+    "a mode beyond all": {"mode": 2**70},
+    "a number that is a list": {"id": []},
+    "a time that is text": {"changed_at": "now"},
+    "a total that is text": {"total": "x"},
+    "no name": {"name": None},
+}
+
+
+@pytest.mark.parametrize("what", FORGED)
+def test_an_answer_that_no_reader_gives_is_refused(
+    what: str, disk: DiskImage, client: Client, monkeypatch: Any
+) -> None:
+    """A reader that was taken over answers what it likes."""
+    forge(monkeypatch, FORGED[what])
+    assert "could not be read" in client.get(url("folder", disk)).text
+
+
+@pytest.mark.parametrize("seconds", ["253402300799", "-62135596800", "1e300", "NaN", "-Infinity"])
+def test_a_time_that_no_zone_has_is_unknown(seconds: str, disk: DiskImage, client: Client, monkeypatch: Any) -> None:
+    forge(monkeypatch, {"changed_at": float(seconds)})
+    assert "forged" in client.get(url("folder", disk)).text
+
+
+def forge(monkeypatch: pytest.MonkeyPatch, answer: dict[str, Any]) -> None:
+    """Let the reader of folders answer this, with one file named `forged`."""
+    summary = {"total": 1, "unreadable": 0, "is_complete": True, "has_owners": True}
+    entry = {"name": "Zm9yZ2Vk", "id": 7, "kind": "f", "size": 1, "changed_at": 0, "mode": 0, "owner": 0, "group": 0}
+    forged = [{each: answer.get(each, value) for each, value in part.items()} for part in (summary, entry)]
+    forged[1]["target"] = ""
+    start = "import sys, json; sys.path += sys.argv[1:]\nfrom snapshots.files.reader import main\n"
+    start += f"main.COMMANDS['folder'] = lambda *a: iter(json.loads({json.dumps(forged)!r}))\n"
+    monkeypatch.setattr(children, "START", f"{start}sys.exit(main.main())")
 
 
 def test_a_download_that_meets_damage_ends_with_an_error_of_its_own(

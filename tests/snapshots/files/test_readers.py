@@ -19,7 +19,7 @@ from snapshots.models import DiskImage
 from tests.factories import UserFactory
 from tests.snapshots.files import images as make
 from tests.snapshots.files.conftest import Images
-from tests.snapshots.files.images import BIG, FILES, LINKS, MIB, ORDINARY, SPARSE
+from tests.snapshots.files.images import BIG, FILES, LINKS, MIB, ORDINARY, PACKED, SPARSE
 
 pytestmark = pytest.mark.django_db
 
@@ -30,7 +30,7 @@ CONTENT = {
     **dict.fromkeys(("ext4", "gpt", "mbr", "lvm"), FILES | {b"hard": b"hello\n", b"suid": b"#!/bin/sh\n"}),
     "xfs": ORDINARY | {b"suid": b"#!/bin/sh\n"},
     "fat": ORDINARY,
-    "ntfs": {name: content for name, content in ORDINARY.items() if b"/" not in name},
+    "ntfs": {name: content for name, content in ORDINARY.items() if b"/" not in name} | {b"packed": PACKED},
 }
 WITH_LINKS = ("ext4", "gpt", "mbr", "lvm")
 
