@@ -176,7 +176,7 @@ def test_a_demo_person_who_is_switched_off_holds_nobody_up(settings: Settings) -
 def test_the_demo_does_not_come_to_a_portal_that_others_reach() -> None:
     result = manage("demo", **SAFE)
     assert result.returncode == 1
-    assert "Everybody knows the demo's passwords" in result.stderr
+    assert "The demo's passwords are public" in result.stderr
 
 
 # --- what is written down ---------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ RETRY_PAUSES = (timedelta(minutes=5), timedelta(minutes=20), timedelta(minutes=6
 # Per turn of the scheduler, which has other duties too.
 BATCH_SIZE = 200
 MAX_RUNS_PER_TURN = 500
-MISSED_BUSY = gettext_lazy("The previous run was still going on.")
+MISSED_BUSY = gettext_lazy("The previous run hadn't finished.")
 MISSED_OUTAGE = gettext_lazy("The portal couldn't start it on time. Only the latest missed run is taken late.")
 
 

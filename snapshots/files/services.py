@@ -39,14 +39,12 @@ CHECK_SECONDS = 5
 
 # What a reader can't do, for the customer.
 COULD_NOT_READ = gettext_lazy(
-    "The disk could not be read. It may be damaged, or hold something that the portal can't follow. Your snapshot is "
-    "unchanged; you can restore it, or create a new volume from it."
+    "The disk could not be read. It may be damaged, or in a format that the portal can't read. Your "
+    "snapshot is unchanged; you can restore it, or create a new volume from it."
 )
 REASONS: dict[str, str | Promise] = {
-    "not_installed": gettext_lazy(
-        "Files can't be shown, because this portal was installed without its readers of disks."
-    ),
-    "no_fence": gettext_lazy("Files can't be shown, because this server can't fence in the reader of disks."),
+    "not_installed": gettext_lazy("Files can't be shown, because this portal was installed without its disk readers."),
+    "no_fence": gettext_lazy("Files can't be shown, because this server can't sandbox the disk reader."),
     "missing": gettext_lazy("There is no such file or folder in this snapshot."),
     "damaged": COULD_NOT_READ,
     "crashed": COULD_NOT_READ,
@@ -69,13 +67,13 @@ UNREADABLE_KINDS: dict[str, str | Promise] = {
     "swap": gettext_lazy("Swap space: it has no files."),
     "luks": gettext_lazy("Encrypted with LUKS: only your machine has the key."),
     "bitlocker": gettext_lazy("Encrypted with BitLocker: only your machine has the key."),
-    "raid": gettext_lazy("A member of a RAID: its files are spread over several disks."),
+    "raid": gettext_lazy("Part of a RAID: its files are spread over several disks."),
     "lvm_disks": gettext_lazy("An LVM volume group over several disks."),
     "lvm_layout": gettext_lazy("LVM with thin, mirrored, striped or cached volumes can't be browsed here."),
     "lvm_empty": gettext_lazy("An LVM volume group without volumes."),
-    "zeros": gettext_lazy("Empty: it begins with zeros only."),
+    "zeros": gettext_lazy("Empty: it starts with nothing but zeros."),
     "no_partitions": gettext_lazy("A partition table without partitions."),
-    "damaged": gettext_lazy("Damaged: its description can't be followed."),
+    "damaged": gettext_lazy("Damaged: its metadata can't be read."),
 }
 UNKNOWN_KIND = gettext_lazy("No file system that the portal knows.")
 FILE_SYSTEMS = {"xfs": "XFS", "ntfs": "NTFS", "fat": "FAT", "exfat": "exFAT"}

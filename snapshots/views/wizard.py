@@ -285,7 +285,7 @@ def estimates(request: HttpRequest, draft: Draft, quote: Quote) -> dict[str, Any
             (_("Your credits last with it"), lasting.then),
             (_("Your credits last without it"), lasting.now),
         ):
-            text = _("for ever: nothing else uses them") if left is None else last_day(now, left)
+            text = _("indefinitely: nothing else uses them") if left is None else last_day(now, left)
             rows.append({"label": label, "value": text})
     return {"estimates": rows, "until": until}
 
@@ -305,7 +305,7 @@ def last_day(now: datetime, left: timedelta) -> str:
     try:
         return _("until %(day)s") % {"day": format_day(now + left)}
     except OverflowError:
-        return _("for longer than a calendar can say")
+        return _("for thousands of years")
 
 
 def show(request: Request, template: str, draft: Draft, slug: str, context: dict[str, Any]) -> HttpResponse:
@@ -571,13 +571,17 @@ def source_context(request: HttpRequest, draft: Draft, form: wizard.SourceForm) 
 def nothing_own(draft: Draft) -> str:
     if draft.makes_schedule:
         return _(
-            "“%(project)s” has none here. Choose another project's: what the schedule takes will belong to “%(project)s”."
+            "“%(project)s” has none here. Choose one of another project: the backups or snapshots of the "
+            "schedule will belong to “%(project)s”."
         )
     if draft.kind == Kind.VOLUME:
         return _(
-            "“%(project)s” has no volume here. Choose another project's: the snapshot will belong to “%(project)s”."
+            "“%(project)s” has no volume here. Choose one of another project: the snapshot will belong to "
+            "“%(project)s”."
         )
-    return _("“%(project)s” has no instance here. Choose another project's: the snapshot will belong to “%(project)s”.")
+    return _(
+        "“%(project)s” has no instance here. Choose one of another project: the snapshot will belong to “%(project)s”."
+    )
 
 
 def source_facts(offer: offers.SourceOffer, quote: Quote | None, kind: str) -> list[dict[str, str]]:

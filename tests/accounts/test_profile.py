@@ -70,7 +70,7 @@ def test_what_is_wrong_is_explained_and_nothing_is_lost(person: User, client_for
 @pytest.mark.parametrize("name", ["Aye\nZaw", "\u202eeyA", "A\u2060ye", "\u200b", "\u3164", "\u200d", "Aye\u2066"])
 def test_a_name_shows_all_that_is_in_it(name: str, person: User, client_for: Callable[..., Client]) -> None:
     page = client_for(person).post(reverse("accounts:profile"), details(name=name))
-    assert "This has a character that cannot be shown" in page.text
+    assert "This contains a character that can't be displayed" in page.text
     person.refresh_from_db()
     assert person.name == ""
     assert (

@@ -116,7 +116,7 @@ def test_the_next_price_is_planned_and_the_present_one_stays(desk, shop):
     same = package_form(shop.package, [(first.pk, first.starts_at, "0.4"), (None, FUTURE, "0.6")])
     assert errors(desk.post(url, same))
     gone = package_form(shop.package, [(first.pk, first.starts_at, "0.4")], **{"versions-0-DELETE": "on"})
-    assert "A price that has begun cannot be deleted" in errors(desk.post(url, gone))
+    assert "A price that has started can't be deleted" in errors(desk.post(url, gone))
 
 
 @pytest.mark.both_databases
@@ -130,7 +130,7 @@ def test_a_price_that_the_database_takes_for_past_is_an_error_of_the_form(desk, 
     form = package_form(shop.package, [(first.pk, first.starts_at, "0.4"), (None, began, "0.5")], name="Renamed")
     response = desk.post(url, form)
     assert "A price starts in the future: hours that have begun keep the price they were sold at." in errors(response)
-    assert f"By the portal's clocks it is {began + timedelta(hours=1):%Y-%m-%d}" in errors(response)
+    assert f"The portal's time is {began + timedelta(hours=1):%Y-%m-%d}" in errors(response)
     page = response.content.decode()
     assert 'value="0.5"' in page and f'value="{began:%H:%M:%S}"' in page and 'value="Renamed"' in page
     assert Package.objects.get().name == "BS Snapshot 1CNG-YGN-AZ01" and PriceVersion.objects.get() == first
@@ -141,7 +141,7 @@ def test_a_price_that_would_begin_while_it_is_saved_is_an_error_of_the_form(desk
     soon = timezone.now() + timedelta(seconds=20)
     form = package_form(shop.package, [(first.pk, first.starts_at, "0.4"), (None, soon, "0.5")])
     response = desk.post(reverse("admin:billing_package_change", args=[shop.package.pk]), form)
-    assert "choose a start at least a minute later" in errors(response)
+    assert "Choose a start at least a minute later" in errors(response)
     assert 'value="0.5"' in response.content.decode()
     assert PriceVersion.objects.get() == first
 
@@ -159,7 +159,7 @@ def test_a_price_that_differs_tenfold_has_to_be_confirmed(desk, shop, rate):
     [first] = shop.package.versions.all()
     url = reverse("admin:billing_package_change", args=[shop.package.pk])
     form = package_form(shop.package, [(first.pk, first.starts_at, "0.4"), (None, FUTURE, rate)])
-    sentence = f"The new price is K {float(rate):.4f}, the one before is K 0.4000. If that is right, check this box."
+    sentence = f"The new price is K {float(rate):.4f}; the previous price is K 0.4000. If that's right, check this box."
     assert sentence in errors(desk.post(url, form))
     assert PriceVersion.objects.count() == 1
     assert desk.post(url, form | {"versions-1-confirm": "on"}).status_code == 302
@@ -230,7 +230,7 @@ def test_invoices_are_made_from_the_list_of_customers(desk, shop, use, time_mach
         {"action": "close_months", "_selected_action": [str(shop.customer.pk)]},
         follow=True,
     )
-    assert "1 invoices made, with 1 lines." in response.content.decode()
+    assert "1 invoices with 1 lines were written." in response.content.decode()
     assert Invoice.objects.count() == 1
 
 
@@ -315,7 +315,7 @@ def test_block_storage_that_charges_existing_volumes_is_confirmed_and_starts_aft
     VolumeFactory(project=shop.project, location=shop.location, gone=True)
     soon = errors(desk.post(url, block_storage_form(shop.location, 2)))
     assert "will be charged from the first price on: 1. Customers: 1." in soon
-    assert "Their owners are notified 3 days before" in soon
+    assert "their owners get 3 days' notice" in soon
     assert not Package.objects.filter(kind=ServiceKind.BLOCK_STORAGE).exists()
     assert "notified 3 days before" in errors(
         desk.post(url, block_storage_form(shop.location, 2, confirm_volumes="on"))

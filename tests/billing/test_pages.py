@@ -290,7 +290,7 @@ def test_what_is_deleted_is_scheduled_until_the_hour_it_had_started_is_over(owne
     assert names("inactive") == {"has-gone", "just-gone", "=HYPERLINK(evil)"}
     assert names("active") == {"root-disk"}
     page = words(owner.get(reverse("billing:subscriptions"), {"state": "scheduled"}))
-    assert "Their deletion is accepted, and nothing more is charged for them." in page
+    assert "These are being deleted, and no further hours are charged." in page
     assert "20 Nov 2040, 12:30:00 UTC+06:30" in page
     time_machine.move_to(NOW + timedelta(minutes=30), tick=False)
     assert names("scheduled") == {"hardly-there"}
@@ -304,7 +304,7 @@ def test_infra_credits_say_how_long_they_last(owner):
     page = words(owner.get(reverse("billing:credits")))
     assert "Wallet balance K 41,060.00" in page
     assert "Bank transfer 17" in page
-    assert "At the present cost it lasts 2 months" in page
+    assert "At the current cost, it lasts 2 months" in page
 
 
 def test_transactions_are_listed_with_their_sign_and_invoice(owner):

@@ -93,7 +93,7 @@ def test_a_correction_can_be_corrected_again(shop, use, mistake):
     closing.close_months(at=DECEMBER + timedelta(days=40))
     credits = InvoiceLine.objects.filter(corrects__isnull=False).order_by("pk")
     assert [line.amount_micro for line in credits] == [-45 * K, -9 * K]
-    with pytest.raises(Refused, match="corrected already"):
+    with pytest.raises(Refused, match="already corrected"):
         correct(mistake, 1)
 
 
@@ -197,7 +197,7 @@ def test_the_page_of_a_package_needs_no_query_for_each_corrected_price(client_fo
         ({"rate": "0.5"}, "A correction lowers a price that has begun. Plan a new price to raise it."),
         ({"rate": "-1"}, "greater than or equal to 0"),
         ({"rate": "1e999999"}, "less than or equal to 1000"),
-        ({"rate": "0"}, "The new price is K 0.0000, the one before is K 0.4000. If that is right, check this box."),
+        ({"rate": "0"}, "The new price is K 0.0000; the previous price is K 0.4000. If that's right, check this box."),
         ({"reason": ""}, "This field is required"),
     ],
 )
@@ -247,7 +247,7 @@ def test_a_month_that_no_invoice_can_hold_stops_only_its_customer(shop, use):
     closing.close_months(at=NOVEMBER)
     assert [invoice.customer for invoice in Invoice.objects.all()] == [other.customer]
     reason = ClosingFailure.objects.get().reason
-    assert "an invoice holds at most K 1,000,000,000,000.00. Correct the price in its package" in reason
+    assert "an invoice can total at most K 1,000,000,000,000.00. Correct the price in its package" in reason
     correct(package.versions.get(), 1)
     closing.close_months(at=NOVEMBER)
     assert Invoice.objects.count() == 2 and not ClosingFailure.objects.exists()

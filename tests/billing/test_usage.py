@@ -257,7 +257,7 @@ def test_credits_are_recorded_once_per_key(place):
     assert grant_credits(**grant) == grant_credits(**grant)
     with pytest.raises(Refused, match="under this key"):
         grant_credits(**grant | {"amount_micro": 2_000_000})
-    with pytest.raises(Refused, match="at least K 0.01, and a multiple of it"):
+    with pytest.raises(Refused, match="at least K 0.01, in multiples of K 0.01"):
         grant_credits(**grant | {"amount_micro": 1, "key": "l"})
     with pytest.raises(Refused, match="reason"):
         grant_credits(**grant | {"reason": " ", "key": "l"})

@@ -273,7 +273,7 @@ def test_a_volume_that_has_grown_is_warned_about_its_end(client: Client, project
 
     page = unescape(client.get(url("restore", snapshot)).content.decode())
 
-    assert "keeps its 5 GB; what lies beyond the captured 1 GB becomes empty." in page
+    assert "keeps its 5 GB; everything beyond the captured 1 GB is erased." in page
 
 
 def test_restoring_from_a_damaged_snapshot_is_warned(client: Client, project: Project) -> None:
@@ -474,14 +474,14 @@ def test_the_form_suggests_name_size_and_project(client: Client, taken: Snapshot
     [
         ({"name": ""}, "Enter a name."),
         ({"name": "x" * 121}, "the limit is 120"),
-        ({"name": "two\nlines"}, "cannot be shown"),
+        ({"name": "two\nlines"}, "can't be displayed"),
         ({"size_gb": ""}, "Enter a size"),
         ({"size_gb": "much"}, "whole number of GB"),
         ({"size_gb": "0"}, "at least 1 GB"),
         ({"size_gb": "-3"}, "at least 1 GB"),
         ({"size_gb": "99999999999999999999"}, "Choose a smaller size"),
         ({"project": ""}, "Choose a project."),
-        ({"project": "bogus"}, "cannot make anything in this project"),
+        ({"project": "bogus"}, "can't create anything in this project"),
     ],
 )
 def test_an_unusable_answer_is_explained_and_the_others_stay(
@@ -510,7 +510,7 @@ def test_the_project_is_one_that_the_person_may_change_and_of_the_same_customer(
 
     for other in (only_seen, elsewhere, ProjectFactory()):
         response = client.post(url("new_volume", snapshot), {"name": "copy", "size_gb": 1, "project": other.pk})
-        assert "cannot make anything in this project" in errors_of(response)
+        assert "can't create anything in this project" in errors_of(response)
 
 
 def test_what_is_not_ready_makes_no_volume(client: Client, project: Project) -> None:

@@ -392,7 +392,7 @@ def test_a_damaged_backup_is_told_by_its_run_while_that_is_under_way(storage_roo
     run.refresh_from_db()
     assert run.state == BackupRun.State.WAITING
     assert "is damaged, so it was deleted" in run.reason
-    assert Notification.objects.get().title == "The backup of db-01 failed and will be tried again"
+    assert Notification.objects.get().title == "The backup of db-01 failed and will be retried"
     assert UsageSegment.objects.get().ended_at is not None
 
 

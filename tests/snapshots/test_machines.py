@@ -153,7 +153,7 @@ def test_a_stranger_finds_no_machine(vm: VirtualMachine, client_for: Callable[..
 def test_a_viewer_sees_the_machine_and_is_told_what_is_missing(viewer: Client, vm: VirtualMachine) -> None:
     page = viewer.get(url(vm)).text
 
-    assert "You can look at this machine." in page
+    assert "You have view-only access." in page
     assert take_url(vm) not in page
     assert viewer.post(take_url(vm)).status_code == 403
 

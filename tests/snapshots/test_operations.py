@@ -165,7 +165,7 @@ def test_a_busy_disk_is_waited_for_until_the_deadline_and_the_attempts_do_not_co
             assert operation.is_active == (now < deadline)
     assert operation.state == Operation.State.FAILED
     assert "is in use by" in operation.error and volume.name in operation.error
-    assert operation.error.endswith("It was busy for 24 hours, so this was given up.")
+    assert operation.error.endswith("It was busy for 24 hours, so the operation was stopped.")
     snapshot = Snapshot.objects.get()
     assert (snapshot.state, snapshot.error) == (State.FAILED, operation.error)
     assert not UsageSegment.objects.exists()
@@ -365,7 +365,7 @@ def test_what_a_frozen_worker_holds_is_waited_for_longer_than_there_are_attempts
     attempts = range(2, settings.OPERATION_MAX_ATTEMPTS + 4)
     for attempt in attempts:
         wait_for(operation, lambda one: one.attempt == attempt and one.state == Operation.State.PENDING)  # noqa: B023
-        assert "Something else is being done with this snapshot" in operation.error
+        assert "Another operation is using this snapshot" in operation.error
         if attempt == attempts[-1]:  # the disk becomes free, and quick to read
             Volume.objects.update(size_gb=1)
             put_volume(storage_root, Volume.objects.get(), content(b"bytes"))

@@ -157,7 +157,7 @@ def test_a_search_that_is_too_long_or_strange_says_so(owner: User, client_for: C
     client = client_for(owner)
     assert "at most 120 characters" in client.get("/search/", {"q": "x" * 121}).text
     assert client.get("/search/", {"q": "a\x00b"}).status_code == 200
-    assert "Nothing is called “&lt;b&gt;”" in client.get("/search/", {"q": "<b>"}).text
+    assert "No results for “&lt;b&gt;”" in client.get("/search/", {"q": "<b>"}).text
 
 
 @pytest.mark.both_databases
@@ -200,5 +200,5 @@ def test_snapshots_are_found_in_the_order_of_an_index(owner: User) -> None:
 def test_a_stranger_may_search_but_finds_nothing(project: Project, client_for: Callable[..., Client]) -> None:
     fill(project)
     stranger = UserFactory(member_of=ProjectFactory())
-    assert "Nothing is called" in client_for(stranger).get("/search/?q=db-01").text
+    assert "No results for" in client_for(stranger).get("/search/?q=db-01").text
     assert client_for(stranger).get(reverse("search")).status_code == 200

@@ -153,7 +153,7 @@ def test_a_snapshot_made_in_the_cloud_shows_its_origin_and_its_price(
     Location.objects.update(charges_outside=charged)
     sell_everywhere()
     page = client_for(member.user).get(reverse("snapshots:snapshot", args=[snapshot.pk])).content.decode()
-    assert "was made in the cloud, outside the portal" in page
+    assert "was created in the cloud, outside the portal" in page
     assert ("It costs nothing here." in page) is not charged
     row = client_for(member.user).get(reverse("snapshots:volume_snapshots")).content.decode()
     assert "Created outside the portal" in row
@@ -196,7 +196,7 @@ def test_where_storage_shows_no_bytes_no_checksum_is_promised(
         assert words in page
     verify = reverse("snapshots:verify", args=[snapshot.pk])
     assert "Its bytes can't be read, so they can't be compared." in client.get(verify).content.decode()
-    assert "The storage is being asked for" in client.post(verify, follow=True).content.decode()
+    assert "The storage is being asked whether" in client.post(verify, follow=True).content.decode()
 
 
 def test_one_that_is_missing_is_not_the_latest_any_more(member: Membership, monkeypatch: pytest.MonkeyPatch) -> None:

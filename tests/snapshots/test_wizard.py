@@ -173,17 +173,17 @@ def test_a_viewer_is_told_why_not(client_for: Any, member: Membership, volume: V
     ("step", "answer", "sentence"),
     [
         ("location", "", "Choose a location."),
-        ("location", "1CNG-NOWHERE", "This location is not available any more."),
+        ("location", "1CNG-NOWHERE", "This location is no longer available."),
         ("project", "", "Choose a project."),
-        ("project", NOBODYS_ID, "You cannot use this project any more."),
-        ("project", "no uuid", "You cannot use this project any more."),
+        ("project", NOBODYS_ID, "You can no longer use this project."),
+        ("project", "no uuid", "You can no longer use this project."),
         ("volume", "", "Choose a volume."),
-        ("volume", NOBODYS_ID, "You cannot take a snapshot of this volume any more."),
-        ("volume", "\x00", "You cannot take a snapshot of this volume any more."),
+        ("volume", NOBODYS_ID, "You can no longer take a snapshot of this volume."),
+        ("volume", "\x00", "You can no longer take a snapshot of this volume."),
         ("name", "", "Enter a name"),
         ("name", "   ", "Enter a name"),
         ("name", "x" * 121, "The name has 121 characters; the limit is 120."),
-        ("name", "two\nlines", "a character that cannot be shown"),
+        ("name", "two\nlines", "a character that can't be displayed"),
     ],
 )
 def test_a_bad_answer_is_explained_and_loses_nothing(
@@ -202,10 +202,12 @@ def test_a_bad_answer_is_explained_and_loses_nothing(
 def test_another_customers_things_are_unknown(client: Client, member: Membership, volume: Volume) -> None:
     foreign = VolumeFactory(location=volume.location)
     draft = draft_at("project", volume, member.user)
-    assert "You cannot use this project" in client.post(url(draft, "project"), {"project": foreign.project_id}).text
+    assert (
+        "You can no longer use this project" in client.post(url(draft, "project"), {"project": foreign.project_id}).text
+    )
     draft = draft_at("volume", volume, member.user)
     response = client.post(url(draft, "volume"), {"volume": foreign.pk})
-    assert "You cannot take a snapshot of this volume" in response.text and foreign.name not in response.text
+    assert "You can no longer take a snapshot of this volume" in response.text and foreign.name not in response.text
 
 
 def test_a_location_says_why_it_cannot_be_chosen(client: Client, volume: Volume) -> None:
@@ -273,7 +275,7 @@ def test_a_volume_that_is_gone_is_noticed_at_its_step(client: Client, member: Me
     VolumeFactory(project=member.project, location=volume.location)
     response = confirm(client, draft)
     assert response["Location"] == url(draft, "volume")
-    assert "You cannot take a snapshot of this volume any more." in client.get(response["Location"]).text
+    assert "You can no longer take a snapshot of this volume." in client.get(response["Location"]).text
     assert not Snapshot.objects.exists()
 
 

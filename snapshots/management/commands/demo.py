@@ -112,7 +112,9 @@ class Command(BaseCommand):
 
     def handle(self, **options: object) -> None:
         if settings.PRODUCTION:
-            raise CommandError("Everybody knows the demo's passwords: it is not for a portal that others reach.")
+            raise CommandError(
+                "The demo's passwords are public, so it can't be set up on a portal that others can reach."
+            )
         if User.objects.exists():
             return
         if "local" not in settings.STORAGE:

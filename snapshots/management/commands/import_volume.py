@@ -39,7 +39,9 @@ class Command(BaseCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("file", type=Path)
         parser.add_argument("--project", required=True, help="uuid or name")
-        parser.add_argument("--customer", help="customer number such as #001039, where a project's name is not enough")
+        parser.add_argument(
+            "--customer", help="customer number, such as #001039, if several customers have a project of that name"
+        )
         parser.add_argument("--location", required=True, help="code, such as 1CNG-YGN-AZ01")
         parser.add_argument("--name", required=True, help="the new volume's name")
 
@@ -107,7 +109,7 @@ def find_project(wanted: str, customer: str | None) -> Project:
         number = customer.removeprefix("#")
         if not (number.isascii() and number.isdigit()):
             raise CommandError(
-                _("“%(number)s” is no customer number. Give one such as #001039.") % {"number": customer}
+                _("“%(number)s” is not a customer number. Use one such as #001039.") % {"number": customer}
             )
         projects = projects.filter(customer__number=int(number))
     try:
@@ -117,7 +119,7 @@ def find_project(wanted: str, customer: str | None) -> Project:
     found = list(projects.order_by("customer__number")[:20])
     if not found:
         raise CommandError(
-            _("There is no project “%(project)s”. Give its uuid, or its name and its customer.") % {"project": wanted}
+            _("There is no project “%(project)s”. Use its uuid, or its name and its customer.") % {"project": wanted}
         )
     if len(found) > 1:
         numbers = ", ".join(project.customer.crn for project in found)
@@ -147,7 +149,7 @@ def find_driver(code: str) -> LocalDriver:
         raise CommandError(str(error)) from error
     if not isinstance(driver, LocalDriver):
         raise CommandError(
-            _("The storage of %(code)s is not made of local files, so nothing can be imported there.") % {"code": code}
+            _("The location %(code)s doesn't use local storage, so nothing can be imported there.") % {"code": code}
         )
     return driver
 

@@ -45,11 +45,9 @@ class Command(BaseCommand):
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("--interval", type=float, default=5, help="Seconds between rounds (default: %(default)s).")
         parser.add_argument(
-            "--interval", type=float, default=5, help="Seconds between two looks (default: %(default)s)."
-        )
-        parser.add_argument(
-            "--once", action="store_true", help="Do everything once and end, whichever other scheduler acts."
+            "--once", action="store_true", help="Run every duty once and exit, even if another scheduler is active."
         )
 
     def handle(self, *, interval: float, once: bool, **options: Any) -> None:

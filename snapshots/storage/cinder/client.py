@@ -130,23 +130,29 @@ class Cloud:
     def unavailable(self) -> StorageError:
         return self.error(
             Unavailable,
-            _("The storage of %(location)s does not answer. Try again later; if it stays so, contact your provider."),
+            _(
+                "The storage of %(location)s does not answer. Try again later; if this continues, contact your "
+                "provider."
+            ),
         )
 
     def failed(self, reason: str, *, timed_out: bool = False) -> StorageError:
         """Return the error for something that ended in `error`, or that was not done in time."""
         if reason:
             message = _(
-                "The storage of %(location)s failed: %(reason)s. Try again later; if it stays so, contact your provider."
+                "The storage of %(location)s failed: %(reason)s. Try again later; if this continues, contact your "
+                "provider."
             )
             return self.error(Unavailable, message, reason=reason)
         if timed_out:
             message = _(
-                "The storage of %(location)s did not finish in time. Try again later; if it stays so, contact your provider."
+                "The storage of %(location)s did not finish in time. Try again later; if this continues, contact "
+                "your provider."
             )
             return self.error(TooSlow, message)
         message = _(
-            "The storage of %(location)s failed without a reason. Try again later; if it stays so, contact your provider."
+            "The storage of %(location)s failed without a reason. Try again later; if this continues, contact "
+            "your provider."
         )
         return self.error(Unavailable, message)
 
@@ -356,13 +362,11 @@ class Client:
             raise BadRequest(reason)
         if status == 403:
             message = _(
-                "The storage of %(location)s does not allow this to the portal's account. Contact your provider."
+                "The portal's account isn't allowed to do this in the storage of %(location)s. Contact your provider."
             )
             raise self.cloud.error(Denied, message)
         if status == 409:
-            raise Busy(
-                _("Something else is being done with this in the storage right now. Try again when that is done.")
-            )
+            raise Busy(_("Another operation is using this in the storage right now. Try again when it has finished."))
         raise self.cloud.unavailable()
 
     @contextlib.contextmanager

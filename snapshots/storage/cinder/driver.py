@@ -97,7 +97,7 @@ class CinderDriver(CinderInventory, Driver):
             return self._create_volume(client, volume, {name: value for name, value in options.items() if value})
         except Missing as error:
             message = _(
-                "The storage of %(location)s does not have the volume type that is set for it. Contact your provider."
+                "The storage of %(location)s doesn't have the volume type it is configured with. Contact your provider."
             )
             raise self.cloud.error(Refused, message) from error
 
@@ -133,7 +133,7 @@ class CinderDriver(CinderInventory, Driver):
         try:
             item = creation.run(self.create_seconds)
             if item["size"] != volume.size_gb:
-                message = _("The volume “%(name)s” exists already with another size, so it was left as it is.")
+                message = _("The volume “%(name)s” already exists with a different size, so it wasn't changed.")
                 raise self.cloud.error(Refused, message, name=volume.name)
             client.beat(client.total)
         except BaseException as error:
@@ -438,9 +438,7 @@ class CinderDriver(CinderInventory, Driver):
     def _check_status(self, volume: VolumeRef, item: Item) -> None:
         """Raises Busy or Refused unless the volume can be captured or written to now."""
         if item["status"] in TRANSITIONAL:
-            message = _(
-                "Something else is being done with the volume “%(name)s” right now. Try again when that is done."
-            )
+            message = _("Another operation is using the volume “%(name)s” right now. Try again when it has finished.")
             raise self.cloud.error(Busy, message, name=volume.name)
         if item["status"] not in {"available", "in-use"}:
             message = _(

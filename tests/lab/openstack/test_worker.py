@@ -129,6 +129,6 @@ def test_what_the_storage_refuses_fails_with_its_reason_and_costs_nothing(
     operation = Operation.objects.get(kind=Operation.Kind.CAPTURE)
     snapshot = Snapshot.objects.get()
     assert (operation.state, snapshot.state) == (Operation.State.FAILED, State.FAILED)
-    assert "does not allow this to the portal's account" in operation.error
+    assert "The portal's account isn't allowed to do this" in operation.error
     assert not UsageSegment.objects.exists()
     assert made(store, snapshot.disks.get().pk) == []

@@ -357,7 +357,7 @@ def test_the_list_switches_once_the_price_is_confirmed(support: Client, vm: Virt
     assert vm.automatic_backups_since
     assert "db-01" in support.get(f"{reverse(LIST)}?automatic=on").text
     assert "db-01" not in support.get(f"{reverse(LIST)}?automatic=off").text
-    assert "In all this ends K 23.75 an hour" in support.post(url, {"on": "0"}).text
+    assert "In total, this saves K 23.75 an hour" in support.post(url, {"on": "0"}).text
     support.post(url, {"on": "0", "confirmed": "yes"})
     vm.refresh_from_db()
     assert vm.automatic_backups_since is None
@@ -405,7 +405,7 @@ def test_many_are_switched_after_it_was_shown_what_they_cost_in_all(support: Cli
     unsold = VirtualMachineFactory(project=vm.project, hourly_price_micro=1_000_000)
     given = {"action": "switch_many_on", "_selected_action": [vm.pk, second.pk, unsold.pk]}
     page = support.post(reverse(LIST), given).text
-    assert "In all this costs K 32.85 an hour, K 24,046.20 for 732 hours" in page
+    assert "In total, this costs K 32.85 an hour, K 24,046.20 for 732 hours" in page
     assert "Refused: VM Backup is not sold in this location." in page
     assert not AutomaticBackupSwitch.objects.exists()
     response = support.post(reverse(LIST), given | {"confirmed": "yes"}, follow=True)
@@ -415,7 +415,7 @@ def test_many_are_switched_after_it_was_shown_what_they_cost_in_all(support: Cli
 
     given["action"] = "switch_many_off"
     page = support.post(reverse(LIST), given).text
-    assert "In all this ends K 32.85 an hour" in page and "No change: already off." in page
+    assert "In total, this saves K 32.85 an hour" in page and "No change: already off." in page
     support.post(reverse(LIST), given | {"confirmed": "yes"})
     assert not VirtualMachine.objects.exclude(automatic_backups_since=None).exists()
 

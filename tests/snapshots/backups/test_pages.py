@@ -366,7 +366,7 @@ def test_a_stranger_finds_no_schedule_and_a_viewer_may_only_look(
     stranger: Client, viewer: Client, schedule: BackupSchedule
 ) -> None:
     assert stranger.get(url(schedule)).status_code == 404
-    assert "You can look at this schedule." in viewer.get(url(schedule)).text
+    assert "You have view-only access." in viewer.get(url(schedule)).text
     for name in ACTS:
         assert url(schedule, name) not in viewer.get(url(schedule)).text
         for method in ("get", "post"):
@@ -634,7 +634,7 @@ def test_deleting_an_automatic_backup_promises_no_savings(client: Client, vm: Vi
 
     page = client.post(act_url(copy, "delete"), {"confirmation": copy.name}, follow=True).text
 
-    assert "is being deleted." in page and "stopped costing" not in page
+    assert "is being deleted." in page and "You no longer pay" not in page
 
 
 def test_subscriptions_show_automatic_backups_with_the_sentence(client: Client, vm: VirtualMachine) -> None:

@@ -152,7 +152,7 @@ def test_a_slot_that_comes_while_the_last_run_is_unfinished_is_missed(schedule: 
     start_due_runs(slot)
     assert start_due_runs(slot + DAY) == 1
     assert states(schedule) == [TAKING, MISSED]
-    assert schedule.runs.get(state=MISSED).reason == "The previous run was still going on."
+    assert schedule.runs.get(state=MISSED).reason == "The previous run hadn't finished."
     assert Snapshot.objects.count() == 1
 
 
@@ -239,12 +239,12 @@ def test_what_fails_is_tried_again_after_growing_pauses_and_given_up_after_the_t
     assert settle_runs(at + DAY) == 0
     first, last = Notification.objects.order_by("created_at")
     assert (first.title, last.title) == (
-        "The backup of db-01 failed and will be tried again",
+        "The backup of db-01 failed and will be retried",
         "The backup of db-01 failed",
     )
     assert "is not in the storage" in first.text
     local = timezone.localtime(run.scheduled_at + timedelta(minutes=5), member.user.zone)
-    assert f"It will be tried again at {local.day} {local:%b %Y, %H:%M}" in first.text
+    assert f"It will be retried at {local.day} {local:%b %Y, %H:%M}" in first.text
     assert "It was tried 4 times" in last.text
     entry = Activity.objects.get(action="backup.failed")
     assert (entry.actor, entry.project, entry.after["scheduled_at"]) == (
@@ -275,7 +275,7 @@ def test_a_failed_capture_is_retried_as_the_same_backup(
     run.refresh_from_db()
     assert (run.state, run.tries, run.reason) == (DONE, 2, "")
     assert Snapshot.objects.get().state == State.READY
-    assert Notification.objects.get().title == "The backup of db-01 failed and will be tried again"
+    assert Notification.objects.get().title == "The backup of db-01 failed and will be retried"
 
 
 def test_when_the_machine_has_other_disks_at_the_retry_a_new_backup_is_taken(
@@ -352,9 +352,7 @@ def test_a_backup_that_could_not_be_verified_is_verified_again_and_not_taken_aga
     settle_runs(at + timedelta(minutes=5))
     run.refresh_from_db()
     assert (run.state, run.snapshot) == (DONE, copy)
-    assert [notice.title for notice in Notification.objects.all()] == [
-        "The backup of db-01 failed and will be tried again"
-    ]
+    assert [notice.title for notice in Notification.objects.all()] == ["The backup of db-01 failed and will be retried"]
 
 
 def test_a_failed_backup_that_a_user_retries_finishes_its_run(

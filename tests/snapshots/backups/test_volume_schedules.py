@@ -149,7 +149,7 @@ def test_a_damaged_one_is_taken_again_and_members_are_told_of_failures(
     run = schedule.runs.get()
     assert run.state == BackupRun.State.WAITING and "found it damaged" in run.reason
     [notice] = member.user.notifications.all()
-    assert notice.title == "The scheduled snapshot of db-data failed and will be tried again"
+    assert notice.title == "The scheduled snapshot of db-data failed and will be retried"
     settle_runs(now + timedelta(minutes=6))
     carry_out_what_waits()
     carry_out_what_waits()

@@ -327,7 +327,7 @@ def test_a_machine_in_another_project_cannot_be_chosen(client: Client, member: M
 
     response = client.post(wizard.url(draft, "instance"), {"vm": foreign.pk})
 
-    assert "You cannot use this instance any more." in response.text
+    assert "You can no longer use this instance." in response.text
 
 
 def test_the_wallet_of_a_prepaid_customer_lasts_with_all_backups(

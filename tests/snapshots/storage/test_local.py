@@ -590,7 +590,7 @@ def test_room_is_checked_before_anything_is_written(small_file_system: Path) -> 
     store = LocalStore(small_file_system)
     volume = put_image(store, {0: noise(40 * MIB)})
     beats: list[int] = []
-    with pytest.raises(NoSpace, match=r"TEST-1 does not have the room: this needs 0\.1 GB and 0\.0 GB are free"):
+    with pytest.raises(NoSpace, match=r"TEST-1 is too full: this needs 0\.1 GB and 0\.0 GB are free"):
         store.driver.create_snapshots([(SnapshotRef(uuid=uuid4()), volume)], lambda done, total: beats.append(done))
     assert beats == []
     assert store.leftovers() == []
@@ -629,7 +629,7 @@ def test_a_reserve_is_left_to_the_portal(small_file_system: Path, xfs: Path, clo
         lambda: driver.revert_volume(volume, snapshot),
         lambda: driver.create_volume_from_snapshot(snapshot, VolumeRef(uuid=uuid4(), name="copy", size_gb=1)),
     ):
-        with pytest.raises(NoSpace, match="does not have the room"):
+        with pytest.raises(NoSpace, match="is too full"):
             call()
     driver.verify_snapshot(snapshot)  # the portal's own records go on
     driver.delete_snapshot(snapshot)
@@ -647,7 +647,7 @@ def test_captures_at_the_same_time_do_not_use_up_the_reserve(small_file_system: 
         if bytes_done == 0:
             fill_file_system(small_file_system, but=12)
 
-    with pytest.raises(NoSpace, match="became full"):
+    with pytest.raises(NoSpace, match="filled up"):
         driver.create_snapshots([(SnapshotRef(uuid=uuid4()), volume)], write_as_well)
     assert store.leftovers() == []
 
@@ -669,11 +669,11 @@ def test_a_storage_that_fills_up_in_the_middle_keeps_nothing_of_it(small_file_sy
         if not filler.exists():
             fill_file_system(small_file_system)
 
-    with pytest.raises(NoSpace, match="became full"):
+    with pytest.raises(NoSpace, match="filled up"):
         store.driver.create_snapshots(disks, fill_up)
     filler.unlink()
     assert [store.driver.find_snapshot(snapshot) for snapshot, _volume in disks] == [None, None]
-    with pytest.raises(NoSpace, match="became full"):
+    with pytest.raises(NoSpace, match="filled up"):
         store.driver.revert_volume(first, ref_of(folder), fill_up)
     filler.unlink()
     assert store.read(first, 0, 8 * MIB) == noise(8 * MIB)
@@ -718,7 +718,9 @@ def test_what_only_an_operator_can_change_is_not_tried_again(small_file_system: 
             lambda: store.driver.delete_snapshot(ref_of(folder)),
             store.driver.check_health,
         ):
-            with pytest.raises(NotPermitted, match=f"may not use the storage of TEST-1: {reason}") as caught:
+            with pytest.raises(
+                NotPermitted, match=f"has no permission to use the storage of TEST-1: {reason}"
+            ) as caught:
                 call()
             assert not caught.value.retryable
 

@@ -186,7 +186,7 @@ def test_attaching_and_detaching(client: Client, volume: Volume, machine: Virtua
     url = address("attach", volume)
     assert "web-01" in read(client, url)
     assert "Choose a machine." in text_of(client.post(url, {"vm": ""}))
-    assert "can't take the volume now" in text_of(client.post(url, {"vm": "nonsense"}))
+    assert "can't be attached to this machine now" in text_of(client.post(url, {"vm": "nonsense"}))
     assert client.post(url, {"vm": str(machine.pk)}).url == address("", volume)
     volume.refresh_from_db()
     assert volume.vm == machine
@@ -224,11 +224,11 @@ def test_deleting_says_what_it_costs_and_what_stays(client: Client, volume: Volu
     url = address("delete", volume)
     page = read(client, url)
     assert "You stop paying K 20.00 an hour, about K 14,640.00 a month." in page
-    assert "Its snapshot stays" in page and "goes on costing K 4.00 an hour" in page
+    assert "Its snapshot stays" in page and "still costs K 4.00 an hour" in page
     assert "Type “data” to confirm" in text_of(client.post(url, {"confirmation": "date"}))
     assert client.post(url, {"confirmation": "data"}).url == address("", volume)
     page = read(client, address("", volume))
-    assert "It has stopped costing anything" in page and "This volume is being deleted" in page
+    assert "You no longer pay for it" in page and "This volume is being deleted" in page
     carry_out_what_waits()
     assert "This volume is deleted" in read(client, address("", volume))
     assert "data" not in [row.volume.name for row in client.get(reverse("snapshots:volumes")).context["rows"]]

@@ -130,7 +130,7 @@ def test_the_same_draft_creates_one_volume(request_one: Callable[..., Volume], m
         ({"size_gb": 0}, OutOfSpace, "at least 1 GB"),
         ({"size_gb": 16_001}, OutOfSpace, "at most 16,000 GB"),
         ({"name": " "}, ActionRefused, "Enter a name"),
-        ({"name": "line\nbreak"}, ActionRefused, "cannot be shown"),
+        ({"name": "line\nbreak"}, ActionRefused, "can't be displayed"),
         ({"shown_hourly_micro": 1}, PriceChanged, "has changed to K 0.80 an hour"),
     ],
 )

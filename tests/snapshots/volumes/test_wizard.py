@@ -212,22 +212,22 @@ def test_a_colleague_with_the_right_role_goes_on_with_the_draft(
     ("step", "field", "answer", "sentence"),
     [
         ("location", "location", "", "Choose a location."),
-        ("location", "location", "1CNG-NOWHERE", "This location is not available any more."),
+        ("location", "location", "1CNG-NOWHERE", "This location is no longer available."),
         ("location", "location", "\x00", "Null characters are not allowed."),
         ("project", "project", "", "Choose a project."),
-        ("project", "project", NOBODYS_ID, "You cannot use this project any more."),
-        ("project", "project", "no uuid", "You cannot use this project any more."),
+        ("project", "project", NOBODYS_ID, "You can no longer use this project."),
+        ("project", "project", "no uuid", "You can no longer use this project."),
         ("size", "size_gb", "", "Enter a size."),
         ("size", "size_gb", "a lot", "Enter the size as a whole number of GB."),
         ("size", "size_gb", "1.5", "Enter the size as a whole number of GB."),
         ("size", "size_gb", "0", "A volume has at least 1 GB."),
         ("size", "size_gb", "-5", "A volume has at least 1 GB."),
         ("size", "size_gb", "16001", "A volume has at most 16,000 GB."),
-        ("source", "disk", NOBODYS_ID, "You cannot use this snapshot any more."),
-        ("source", "disk", "no uuid", "You cannot use this snapshot any more."),
+        ("source", "disk", NOBODYS_ID, "You can no longer use this snapshot."),
+        ("source", "disk", "no uuid", "You can no longer use this snapshot."),
         ("name", "name", "", "Enter a name"),
         ("name", "name", "x" * 121, "The name has 121 characters; the limit is 120."),
-        ("name", "name", "two\nlines", "a character that cannot be shown"),
+        ("name", "name", "two\nlines", "a character that can't be displayed"),
     ],
 )
 def test_a_bad_answer_is_explained_and_loses_nothing(
@@ -267,7 +267,7 @@ def test_a_location_without_storage_says_so(client: Client, location: Location) 
     assert "The storage of 1CNG-NEW-AZ01 is not set up. Choose another location." in answer.text
     closed = LocationFactory(code="1CNG-OLD-AZ01", active=False)
     assert closed.pk not in client.get(START).text
-    assert "not available any more" in client.post(START, {"location": closed.pk}).text
+    assert "no longer available" in client.post(START, {"location": closed.pk}).text
     assert not Draft.objects.exists()
 
 
@@ -350,7 +350,7 @@ def test_only_usable_snapshots_of_the_location_that_the_user_may_use_are_offered
     for snapshot in others:
         assert snapshot.name not in page
         image = snapshot.disks.first() or DiskImageFactory(snapshot=snapshot, **{"volume": snapshot.volume})
-        assert "You cannot use this snapshot any more." in client.post(url(draft, "source"), {"disk": image.pk}).text
+        assert "You can no longer use this snapshot." in client.post(url(draft, "source"), {"disk": image.pk}).text
     vm = VMSnapshotFactory(vm__project=member.project, vm__location=location, name="whole machine")
     for position, name in enumerate(("root", "logs")):
         volume = VolumeFactory(name=name, vm=vm.vm, **place)
