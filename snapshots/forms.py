@@ -273,7 +273,7 @@ class ConfirmationForm(forms.Form):
 
 
 class OverrideForm(forms.Form):
-    """The user may type the snapshot's name to use it unverified, if it is damaged or `read_first`.
+    """The user may type the snapshot's name to use it unverified, if it is damaged or `verify_first`.
 
     `skip` is the field's label in the second case.
     """
@@ -283,7 +283,7 @@ class OverrideForm(forms.Form):
         widget=forms.TextInput(attrs={"autocomplete": "off", "autocapitalize": "off", "spellcheck": "false"}),
     )
 
-    def __init__(self, *args: Any, snapshot: Snapshot, read_first: bool, skip: str, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, snapshot: Snapshot, verify_first: bool, skip: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         field = self.fields["override"]
         name = {"name": snapshot.name}
@@ -293,7 +293,7 @@ class OverrideForm(forms.Form):
             field.error_messages["required"] = (
                 _("Type the name “%(name)s” to confirm that you accept damaged data.") % name
             )
-        elif read_first:
+        elif verify_first:
             field.label = skip
             field.help_text = (
                 _(

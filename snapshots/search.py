@@ -211,8 +211,8 @@ def find_machines(user: User, text: str, pk: UUID | None) -> Group:
 def find_schedules(user: User, text: str, pk: UUID | None) -> Group:
     """Schedules have no names: find them by their machine's or volume's."""
     visible = BackupSchedule.objects.visible_to(user).select_related("vm", "volume")
-    named = visible.annotate(source_name_key=Coalesce("vm__name_key", "volume__name_key"))
-    schedules = best_first(named if pk else named.present(), text, pk, "source_")
+    annotated = visible.annotate(source_name_key=Coalesce("vm__name_key", "volume__name_key"))
+    schedules = best_first(annotated if pk else annotated.present(), text, pk, "source_")
     hits = [
         (
             schedule.source.name,

@@ -32,7 +32,7 @@ from .limits import ReaderSlot
 
 logger = structlog.stdlib.get_logger(__name__)
 
-PAGE_SIZE, MAX_FOUND = 100, 200
+PAGE_SIZE, MAX_RESULTS = 100, 200
 MAX_TEXT = 255
 # A download asks so often whether its user may still have it.
 CHECK_SECONDS = 5
@@ -226,20 +226,20 @@ def build_folder(path: Sequence[bytes], summary: dict[str, Any], *answers: dict[
 
 def search(disk: DiskImage, part: int, path: Sequence[bytes], text: str) -> Listing:
     """Return the first entries below a folder whose path contains the text. Raises as `ask` does."""
-    request = {"part": part, "path": encode(path), "text": b64encode(text.encode()).decode(), "count": MAX_FOUND}
+    request = {"part": part, "path": encode(path), "text": b64encode(text.encode()).decode(), "count": MAX_RESULTS}
     answers = ask(disk, "search", **request)
     with distrust():
-        return build_found(path, *answers)
+        return build_search_results(path, *answers)
 
 
-def build_found(path: Sequence[bytes], *found: dict[str, Any]) -> Listing:
-    *answers, summary = found
+def build_search_results(path: Sequence[bytes], *answered: dict[str, Any]) -> Listing:
+    *answers, summary = answered
     notes = []
     if not summary["is_complete"]:
         notes.append(_("There may be more: the search ended after %(count)s files.") % {"count": len(answers)})
     if summary["unread"]:
         notes.append(_("Some folders are damaged and were not searched: %(count)s") % {"count": summary["unread"]})
-    files = [build_file(each, (*path, *(b64decode(name) for name in each["path"]))) for each in answers]
+    files = [build_file(answer, (*path, *(b64decode(name) for name in answer["path"]))) for answer in answers]
     return Listing(files, len(files), has_owners=False, notes=notes)
 
 

@@ -190,7 +190,7 @@ def restore(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         label=label % {"name": source.name},
         required=_("Type the name “%(name)s” to confirm that it will be overwritten.") % {"name": source.name},
         snapshot=snapshot,
-        read_first=checks.is_read_first(snapshot, disks),
+        verify_first=checks.is_verified_first(snapshot, disks),
         skip=_("Restore without checking"),
     )
     if submit(request, form, lambda: restores.request_restore(snapshot=snapshot, user=user, **form.cleaned_data)):
@@ -243,7 +243,7 @@ def new_volume(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         disk=disk,
         projects=Project.objects.changeable_by(user).filter(customer=snapshot.customer_id),
         snapshot=snapshot,
-        read_first=checks.is_read_first(snapshot, disks),
+        verify_first=checks.is_verified_first(snapshot, disks),
         skip=_("Create without checking"),
         initial={
             "disk": disk.pk,
@@ -301,7 +301,7 @@ def new_machine(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         request.POST or None,
         projects=Project.objects.changeable_by(user).filter(customer=snapshot.customer_id),
         snapshot=snapshot,
-        read_first=checks.is_read_first(snapshot, disks),
+        verify_first=checks.is_verified_first(snapshot, disks),
         skip=_("Create without checking"),
         initial={
             "name": _("%(name)s-copy") % {"name": snapshot.source.name[:100]},

@@ -100,13 +100,13 @@ def search(image: int, size: int, request: dict[str, Any]) -> Answers:
     system, folder = _find(image, size, request)
     text = fold(b64decode(request["text"]))
     walk = Walk(system, folder, max_entries=MAX_SEARCHED, seconds=SEARCH_SECONDS)
-    found, has_more = 0, False
+    count, has_more = 0, False
     for path, entry in walk:
         if text in fold(b"/".join(path)) and entry.name:
-            if found == request["count"]:
+            if count == request["count"]:
                 has_more = True
                 break
-            found += 1
+            count += 1
             yield describe(entry, path)
     yield {"is_complete": walk.is_complete and not has_more, "unread": len(walk.unread)}
 

@@ -167,8 +167,8 @@ def fill() -> None:
         time_zone="Asia/Singapore",
     )
     with ExitStack() as undo:  # the database forgets a demo that fails half-way, the storage has to be told
-        for customer, things in ((azh, AZH), (lotus, LOTUS)):
-            make_things(undo, customer, things)
+        for customer, resources in ((azh, AZH), (lotus, LOTUS)):
+            create_resources(undo, customer, resources)
         protect(owner, admin)
         closing.close_months(at=timezone.now())  # The volumes are older than this month.
         undo.pop_all()
@@ -181,29 +181,29 @@ def protect(owner: User, admin: User) -> None:
     switch_automatic_backups(vm=vms["web-01"], on=True, user=admin)
 
 
-def make_things(undo: ExitStack, customer: Customer, things: list[Machine | Disk]) -> None:
+def create_resources(undo: ExitStack, customer: Customer, resources: list[Machine | Disk]) -> None:
     projects = {project.name: project for project in Project.objects.filter(customer=customer)}
     made_at = timezone.now() - timedelta(days=120)
-    for thing in things:
+    for resource in resources:
         made_at += timedelta(days=9, hours=5, minutes=17)
-        place: dict[str, Any] = {
-            "project": projects[thing.project],
-            "location": Location.objects.get(pk=thing.location),
+        shared_fields: dict[str, Any] = {
+            "project": projects[resource.project],
+            "location": Location.objects.get(pk=resource.location),
             "created_at": made_at,
         }
-        if isinstance(thing, Disk):
-            make_volume(undo, thing.name, thing.size_gb, thing.content, **place)
+        if isinstance(resource, Disk):
+            make_volume(undo, resource.name, resource.size_gb, resource.content, **shared_fields)
             continue
         vm = VirtualMachine.objects.create(
-            name=thing.name,
-            state=VirtualMachine.State.RUNNING if thing.running else VirtualMachine.State.STOPPED,
-            vcpus=thing.vcpus,
-            memory_mb=thing.memory_gb * 1024,
-            hourly_price_micro=to_micro(Decimal(thing.hourly_price)),
-            **place,
+            name=resource.name,
+            state=VirtualMachine.State.RUNNING if resource.running else VirtualMachine.State.STOPPED,
+            vcpus=resource.vcpus,
+            memory_mb=resource.memory_gb * 1024,
+            hourly_price_micro=to_micro(Decimal(resource.hourly_price)),
+            **shared_fields,
         )
-        for position, (name, size_gb, content) in enumerate(thing.volumes):
-            make_volume(undo, name, size_gb, content, vm=vm, position=position, **place)
+        for position, (name, size_gb, content) in enumerate(resource.volumes):
+            make_volume(undo, name, size_gb, content, vm=vm, position=position, **shared_fields)
 
 
 def make_volume(

@@ -103,7 +103,7 @@ def save_available(volume: Volume) -> None:
             notify_charged_volumes(Volume.objects.filter(pk=volume.pk), now)
 
 
-def find_project(wanted: str, customer: str | None) -> Project:
+def find_project(id_or_name: str, customer: str | None) -> Project:
     projects = Project.objects.select_related("customer")
     if customer is not None:
         number = customer.removeprefix("#")
@@ -113,21 +113,22 @@ def find_project(wanted: str, customer: str | None) -> Project:
             )
         projects = projects.filter(customer__number=int(number))
     try:
-        projects = projects.filter(pk=UUID(wanted))
+        projects = projects.filter(pk=UUID(id_or_name))
     except ValueError:
-        projects = projects.filter(name__iexact=wanted.strip())
-    found = list(projects.order_by("customer__number")[:20])
-    if not found:
+        projects = projects.filter(name__iexact=id_or_name.strip())
+    matches = list(projects.order_by("customer__number")[:20])
+    if not matches:
         raise CommandError(
-            _("There is no project “%(project)s”. Use its uuid, or its name and its customer.") % {"project": wanted}
+            _("There is no project “%(project)s”. Use its uuid, or its name and its customer.")
+            % {"project": id_or_name}
         )
-    if len(found) > 1:
-        numbers = ", ".join(project.customer.crn for project in found)
+    if len(matches) > 1:
+        numbers = ", ".join(project.customer.crn for project in matches)
         raise CommandError(
             _("Several customers have a project “%(project)s”: %(numbers)s. Say which with --customer.")
-            % {"project": wanted, "numbers": numbers}
+            % {"project": id_or_name, "numbers": numbers}
         )
-    return found[0]
+    return matches[0]
 
 
 def require_not_archived(project: Project) -> None:

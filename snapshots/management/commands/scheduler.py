@@ -63,7 +63,7 @@ class Command(BaseCommand):
                     # asked before each duty: who was busy for longer than the lease may have been replaced meanwhile
                     if once or (time.monotonic() >= due[duty] and leads(me.id)):
                         due[duty] = time.monotonic() + every_seconds
-                        carry_out(duty, insist=once)
+                        run_duty(duty, reraise=once)
                 if once:
                     return
                 stop.wait(interval)
@@ -79,13 +79,13 @@ def leads(me: str) -> bool:
         return False
 
 
-def carry_out(duty: Callable[[], None], *, insist: bool) -> None:
+def run_duty(duty: Callable[[], None], *, reraise: bool) -> None:
     """One duty that fails does not keep the others from being done; it comes again at its time."""
     try:
         with bind_fields(duty=duty.__name__):
             duty()
     except Exception:
-        if insist:
+        if reraise:
             raise
         logger.exception("scheduler.duty_failed", duty=duty.__name__)
 
