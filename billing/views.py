@@ -307,7 +307,7 @@ def subscriptions(request: HttpRequest, as_csv: bool = False) -> HttpResponse | 
 
 @require_safe
 def prices(request: HttpRequest) -> HttpResponse:
-    """Show the prices to everybody: whoever takes snapshots meets them, too. Only the tabs are the owners'."""
+    """Show the prices to everybody, because members see them when they take snapshots. Only owners get the tabs."""
     context = {
         "tables": build_price_tables(currencies_of(request.user), timezone.now()),
         "tabs": tabs(request) if billed_customer(request.user) else [],

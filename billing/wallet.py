@@ -191,7 +191,7 @@ def correct_credits(
 
 
 def expired_credits(*, customer: Customer, at: datetime) -> list[tuple[WalletTransaction, int]]:
-    """Return (grant, unused rest in millionths) of the grants that expired until `at` and aren't settled.
+    """Return (grant, unused remainder in millionths) of the grants that expired until `at` and aren't settled.
 
     The rest of a grant that was used up is 0. Credits that expire first are used first, those that never expire last. Usage
     that no credits covered is paid by the credits that come next.
@@ -227,7 +227,7 @@ def expired_credits(*, customer: Customer, at: datetime) -> list[tuple[WalletTra
 
 
 def expire_credits(*, at: datetime) -> int:
-    """Settle the free credits that have expired, and take back what is left of them. Returns of how many there was a rest.
+    """Settle expired free credits, and take back what is left. Returns how many grants had an unused remainder.
 
     Running it again changes nothing.
     """

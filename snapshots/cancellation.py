@@ -23,7 +23,7 @@ from .volume_charges import stop_charging_volume
 
 
 def cancel(*, operation: Operation, user: User) -> Operation:
-    """Cancel the operation. No-op if it is cancelled already. Raises InvalidState if it can't be cancelled any more.
+    """Cancel the operation. No-op if it is cancelled already. Raises InvalidState if it can no longer be cancelled.
 
     A new volume of a new machine is cancelled together with the machine and all of its volumes.
     """

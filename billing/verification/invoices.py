@@ -68,7 +68,7 @@ def check_months(
     next_month = first_day_after(month)
     ended_at = datetime(next_month.year, next_month.month, 1, tzinfo=customer.zone).astimezone(UTC)
     if at >= ended_at + CLOSED_WITHIN:
-        yield f"{month:%Y-%m} is over since {ended_at:%Y-%m-%d %H:%M} UTC and has no invoice"
+        yield f"{month:%Y-%m} ended at {ended_at:%Y-%m-%d %H:%M} UTC and has no invoice"
 
 
 def check_lines(

@@ -70,7 +70,7 @@ class LockedForm(BaseModelAdmin):
 
 
 def posted_ids(request: HttpRequest, suffix: str) -> set[UUID]:
-    """Return the UUIDs among the values of the fields whose names end so."""
+    """Return the UUIDs among the values of the fields whose names end with `suffix`."""
     ids = set()
     for name, value in request.POST.items():
         if name.endswith(suffix):
@@ -80,7 +80,7 @@ def posted_ids(request: HttpRequest, suffix: str) -> set[UUID]:
 
 
 def as_ids(object_id: str | None) -> list[UUID]:
-    """Return the ID of an address, if it is one, for an `__in` lookup."""
+    """Return the ID in a URL as a list for an `__in` lookup, empty if it isn't a UUID."""
     try:
         return [UUID(object_id or "")]
     except ValueError:

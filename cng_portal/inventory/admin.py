@@ -101,7 +101,7 @@ class ResourceForm(forms.ModelForm):
 
 class CloudProjectForm(forms.ModelForm):
     def clean_project(self) -> Project | None:
-        """Imported objects have snapshots and charges in their project, so it can't change any more."""
+        """Imported objects have snapshots and charges in their project, so it can no longer change."""
         project = require_not_archived(self.cleaned_data["project"])
         cloud = self.instance
         if cloud.project_id and project != cloud.project:

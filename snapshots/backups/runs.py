@@ -116,7 +116,7 @@ def is_other_schedule_running(schedule: BackupSchedule) -> bool:
 
 
 def start_requested_run(schedule: BackupSchedule, user: User, now: datetime) -> BackupRun:
-    """Start the run that a user asked for. The caller must hold the customer's lock and have called `check_space`.
+    """Start the run that a user requested. The caller must hold the customer's lock and have called `check_space`.
 
     Raises InvalidState while another run of the machine or volume is unfinished, and what `request_backup` raises.
     """

@@ -173,7 +173,7 @@ def ask(disk: DiskImage, command: str, **request: Any) -> list[dict[str, Any]]:
 
 @contextmanager
 def distrust() -> Iterator[None]:
-    """Turn an answer that lacks what it should have, as of a reader that was taken over, into FilesUnavailable."""
+    """Turn an answer with missing or invalid fields, as from a compromised reader, into FilesUnavailable."""
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError) as error:
@@ -259,7 +259,7 @@ def build_file(answer: dict[str, Any], path: tuple[bytes, ...]) -> File:
 
 
 def to_instant(seconds: float) -> datetime | None:
-    """Return None for what is unknown or no time at all."""
+    """Return None for an unknown or invalid time."""
     try:
         return datetime.fromtimestamp(seconds, UTC) if seconds else None
     except (OverflowError, ValueError, OSError):

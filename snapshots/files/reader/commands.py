@@ -69,7 +69,7 @@ def list_parts(image: int, size: int, request: dict[str, Any]) -> Answers:
 
 
 def list_folder(image: int, size: int, request: dict[str, Any]) -> Answers:
-    """Answer a summary, then `count` entries from number `start` on in the order asked for."""
+    """Answer a summary, then `count` entries from number `start` on in the requested order."""
     system, folder = _find(image, size, request)
     if folder.kind != FOLDER:
         raise Missing
@@ -116,7 +116,7 @@ def fold(name: bytes) -> str:
 
 
 def read_file(image: int, size: int, request: dict[str, Any]) -> Answers:
-    """Answer the file's name and size, then exactly so many bytes."""
+    """Answer the file's name and size, then exactly that many bytes."""
     system, file = _find(image, size, request)
     if file.kind != FILE:
         raise Missing
@@ -129,7 +129,7 @@ def read_file(image: int, size: int, request: dict[str, Any]) -> Answers:
 
 
 def read_folder(image: int, size: int, request: dict[str, Any]) -> Answers:
-    """Answer the size of the tar archive, then exactly so many bytes."""
+    """Answer the size of the tar archive, then exactly that many bytes."""
     system, folder = _find(image, size, request)
     if folder.kind != FOLDER:
         raise Missing

@@ -47,7 +47,7 @@ LOCATIONS = [
     (MANDALAY, "Mandalay", "MM", Region.ASIA),
     (SINGAPORE, "Singapore", "SG", Region.SOUTHEAST_ASIA),
 ]
-# per GB and hour; what is not in here is not sold there
+# Per GB and hour. Kinds that aren't listed aren't sold there.
 RATES = {
     YANGON: {
         ServiceKind.BLOCK_STORAGE: "0.1",
@@ -129,7 +129,7 @@ class Command(BaseCommand):
 
 @transaction.atomic
 def fill() -> None:
-    """Make all of the demo in an empty database, or nothing."""
+    """Create the whole demo in an empty database, or nothing."""
     admin = User.objects.create_superuser("admin@example.com", PASSWORD, name="Administrator")
     for code, city, country, region in LOCATIONS:
         location = Location.objects.create(code=code, city=city, country=country, region=region)
@@ -166,7 +166,7 @@ def fill() -> None:
         billing_type=BillingType.POSTPAID,
         time_zone="Asia/Singapore",
     )
-    with ExitStack() as undo:  # the database forgets a demo that fails half-way, the storage has to be told
+    with ExitStack() as undo:  # the database rolls back a demo that fails half-way, the storage doesn't
         for customer, resources in ((azh, AZH), (lotus, LOTUS)):
             create_resources(undo, customer, resources)
         protect(owner, admin)
@@ -255,7 +255,7 @@ def make_image(image: Path, files: Path, size_gb: int, uuid: UUID, *, label: str
 
 
 def write_files(folder: Path, content: str, name: str) -> None:
-    """What a disk of this kind holds: a few MB that are the same on every run."""
+    """Write the files of a disk of this kind: a few MB that are the same on every run."""
     rng = random.Random(name)
     write(folder / "README.txt", f"This is the disk {name}.\nIt belongs to the demo of the 1CNG customer portal.\n")
     if content in ("web", "system", "source"):
@@ -312,6 +312,6 @@ def write(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, rng: random.Random, megabytes: int) -> None:
-    """Bytes that no compression or hole shortens."""
+    """Write bytes that neither compression nor holes shorten."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(rng.randbytes(megabytes * 1024**2))

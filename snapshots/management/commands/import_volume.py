@@ -65,7 +65,7 @@ class Command(BaseCommand):
             )
             volume.full_clean()
             driver.check_volume_size(volume.size_gb)
-            driver.remove_orphans(needed=is_needed)  # an import that was killed has a uuid that nobody knows any more
+            driver.remove_orphans(needed=is_needed)  # an import that was killed has a uuid that is no longer known
             with (
                 terminated_like_interrupted(),
                 tqdm(total=size, unit="B", unit_scale=True, unit_divisor=1024, disable=None) as bar,

@@ -165,7 +165,7 @@ class Cloud:
 
 
 class Client:
-    """Requests in one project on behalf of one call of the driver, whose heartbeat goes on while they last.
+    """Requests in one project on behalf of one call of the driver, whose heartbeat continues meanwhile.
 
     `patient`: reads are retried while the service does not answer, for PATIENCE_SECONDS.
     """
@@ -378,7 +378,7 @@ class Client:
             raise self.cloud.error(NotAccepted, message) from error
 
     def run(self, call: Callable[[], Result], *, complete: bool = False) -> Result:
-        """Return the result of a call that may block, while heartbeats go on.
+        """Return the result of a call that may block, while heartbeats continue.
 
         With `complete` an interruption waits for the answer: what was requested must be known before it can be undone.
         Raises Unauthenticated, Unavailable.

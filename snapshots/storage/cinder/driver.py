@@ -359,13 +359,13 @@ class CinderDriver(CinderInventory, Driver):
     # Capacity and health
 
     def bytes_needed(self, volumes: Sequence[VolumeRef]) -> int:
-        """0: snapshots share blocks on Ceph and on most other backends of Cinder, and members are told no more."""
+        """0: snapshots share blocks on most backends of Cinder, such as Ceph, and the portal can't find out more."""
         for volume in volumes:
             self._get_volume(Client(self.cloud, volume.backend_project), volume)
         return 0
 
     def free_bytes(self) -> int | None:
-        """None: Cinder tells its free capacity to administrators only."""
+        """None: Cinder reports its free capacity only to administrators."""
         return None
 
     def check_health(self) -> None:

@@ -62,7 +62,7 @@ class SourceImage:
     size: int = 0  # bytes of the disk in it
 
     def read(self, position: int, length: int) -> bytes:
-        """Shorter at the end of the image."""
+        """Return up to this many bytes, fewer at the end of the image."""
         wanted = min(length, self.length - position)
         return os.pread(self.file, wanted, self.offset + position) if wanted > 0 else b""
 
