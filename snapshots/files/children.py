@@ -153,7 +153,7 @@ class Child:
             answer: dict[str, Any] = json.loads(line)
             reason = answer.get("failed")
         except (ValueError, AttributeError):
-            raise self.failure("crashed", "its answer isn't JSON") from None
+            raise self.failure("crashed", "its answer is no JSON") from None
         if reason == "no_fence":
             raise self.failure(reason, str(answer.get("detail")))
         if reason:

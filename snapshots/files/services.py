@@ -259,7 +259,7 @@ def build_file(answer: dict[str, Any], path: tuple[bytes, ...]) -> File:
 
 
 def to_instant(seconds: float) -> datetime | None:
-    """Return None for an unknown or invalid time."""
+    """Return None for what is unknown or no time at all."""
     try:
         return datetime.fromtimestamp(seconds, UTC) if seconds else None
     except (OverflowError, ValueError, OSError):

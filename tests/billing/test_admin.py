@@ -93,7 +93,7 @@ def test_a_second_package_is_refused_with_the_reason(desk, shop):
         ("1001", "less than or equal to 1000"),
     ],
 )
-def test_a_rate_that_cannot_be_is_refused(desk, shop, rate, sentence):
+def test_an_impossible_rate_is_refused(desk, shop, rate, sentence):
     [first] = shop.package.versions.all()
     form = package_form(shop.package, [(first.pk, first.starts_at, "0.4"), (None, FUTURE, rate)])
     response = desk.post(reverse("admin:billing_package_change", args=[shop.package.pk]), form)
@@ -120,7 +120,7 @@ def test_the_next_price_is_planned_and_the_present_one_stays(desk, shop):
 
 
 @pytest.mark.both_databases
-def test_a_price_that_the_database_takes_for_past_is_an_error_of_the_form(desk, shop, time_machine):
+def test_a_price_in_the_past_by_the_databases_clock_is_a_form_error(desk, shop, time_machine):
     """The web server's clock is hours behind the database's."""
     [first] = shop.package.versions.all()
     url = reverse("admin:billing_package_change", args=[shop.package.pk])
@@ -146,7 +146,7 @@ def test_a_price_that_would_begin_while_it_is_saved_is_an_error_of_the_form(desk
     assert PriceVersion.objects.get() == first
 
 
-def test_two_administrators_who_plan_the_same_start_meet_in_the_form(desk, shop):
+def test_two_prices_planned_for_the_same_start_are_a_form_error(desk, shop):
     [first] = shop.package.versions.all()
     set_price(package=shop.package, rate_micro=600_000, starts_at=FUTURE, by=None)  # since the form was opened
     form = package_form(shop.package, [(first.pk, first.starts_at, "0.4"), (None, FUTURE, "0.5")])
@@ -205,7 +205,7 @@ def test_credits_are_granted_once_however_often_the_form_is_sent(desk, shop):
         ({"expires_at_0": "2020-01-01", "expires_at_1": "00:00"}, "Credits expire in the future"),
     ],
 )
-def test_a_grant_that_cannot_be_is_refused(desk, shop, form, sentence):
+def test_an_impossible_grant_is_refused(desk, shop, form, sentence):
     given = {"amount": "1", "reason": "x", "key": "k"} | form
     response = desk.post(reverse("admin:billing_account_grant", args=[shop.customer.pk]), given)
     assert sentence in response.content.decode()
@@ -235,7 +235,7 @@ def test_invoices_are_made_from_the_list_of_customers(desk, shop, use, time_mach
 
 
 @pytest.mark.parametrize("model", ["invoice", "invoiceline", "wallettransaction", "usagesegment", "customeraccount"])
-def test_records_can_be_looked_at_and_nothing_else(desk, shop, use, model, time_machine):
+def test_records_are_read_only(desk, shop, use, model, time_machine):
     segment = use(datetime(2040, 10, 3, tzinfo=UTC))
     buy_credits(customer=shop.customer, amount_micro=10_000, reason="x", by=None, key="k")
     closing.close_months(at=datetime(2040, 11, 2, tzinfo=UTC))

@@ -52,7 +52,7 @@ def test_a_correction_lowers_what_no_invoice_has_yet(shop, use, mistake):
     assert get_owed(customer=shop.customer, at=OCTOBER + 9 * HOUR) == 6 * K
 
 
-def test_the_next_invoice_credits_what_an_invoice_overcharged(shop, use, mistake):
+def test_the_next_invoice_credits_the_overcharge(shop, use, mistake):
     segment = use(OCTOBER, OCTOBER + 3 * HOUR)
     closing.close_months(at=NOVEMBER)
     correct(mistake)
@@ -70,7 +70,7 @@ def test_the_next_invoice_credits_what_an_invoice_overcharged(shop, use, mistake
     assert InvoiceLine.objects.count() == 2
 
 
-def test_hours_and_price_of_one_line_are_corrected_apart(shop, use, mistake):
+def test_hours_and_price_of_a_line_are_corrected_separately(shop, use, mistake):
     segment = use(OCTOBER)
     closing.close_months(at=NOVEMBER)
     correct(mistake)
@@ -201,14 +201,14 @@ def test_the_page_of_a_package_needs_no_query_for_each_corrected_price(client_fo
         ({"reason": ""}, "This field is required"),
     ],
 )
-def test_a_correction_that_cannot_be_explains_itself(client_for, mistake, form, sentence):
+def test_an_impossible_correction_is_explained(client_for, mistake, form, sentence):
     admin = client_for(UserFactory(admin=True))
     url = reverse("admin:billing_price_correct", args=[mistake.pk])
     assert sentence in admin.post(url, {"rate": "0.04", "reason": "typo"} | form).text
     assert PriceVersion.objects.count() == 1
 
 
-def test_who_may_not_change_packages_corrects_nothing(client_for, mistake):
+def test_correcting_a_price_needs_permission_to_change_packages(client_for, mistake):
     url = reverse("admin:billing_price_correct", args=[mistake.pk])
     assert client_for(UserFactory(is_staff=True)).post(url, {"rate": "0.04", "reason": "x"}).status_code == 403
     assert client_for(UserFactory()).post(url, {"rate": "0.04", "reason": "x"}).status_code == 302
@@ -253,7 +253,7 @@ def test_a_month_that_no_invoice_can_hold_stops_only_its_customer(shop, use):
     assert Invoice.objects.count() == 2 and not ClosingFailure.objects.exists()
 
 
-def test_what_would_not_fit_is_refused_by_the_database(shop, use):
+def test_values_out_of_range_are_refused_by_the_database(shop, use):
     with pytest.raises(IntegrityError), transaction.atomic():
         use(OCTOBER, size_gb=MAX_SIZE_GB + 1)
     with pytest.raises(IntegrityError), transaction.atomic():

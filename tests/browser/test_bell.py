@@ -77,7 +77,7 @@ def test_a_closed_bell_moves_only_while_something_runs(page: Page, person: User,
     assert page.locator("#bell-work").get_attribute("hx-trigger") == "portal:refresh"
 
 
-def test_a_hidden_page_does_not_ask(page: Page, person: User, operation: Operation) -> None:
+def test_a_hidden_page_does_not_poll(page: Page, person: User, operation: Operation) -> None:
     Operation.objects.update(created_at=timezone.now() - timedelta(hours=1))
     page.goto("/notifications/")
     asked = asked_of(page)
@@ -92,7 +92,7 @@ def test_a_hidden_page_does_not_ask(page: Page, person: User, operation: Operati
         page.evaluate(become, False)
 
 
-def test_an_open_bell_sees_what_began_elsewhere(page: Page, person: User) -> None:
+def test_an_open_bell_shows_work_started_elsewhere(page: Page, person: User) -> None:
     page.clock.install()
     page.goto("/notifications/")
     with page.expect_response(f"**{WORK}**"):

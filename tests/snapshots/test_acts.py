@@ -117,7 +117,7 @@ def test_strangers_viewers_and_signed_out_people_change_nothing(
 
 
 @pytest.mark.parametrize("act", ACTS)
-def test_every_act_has_a_form_that_needs_no_javascript(act: str, client: Client, project: Project) -> None:
+def test_every_action_has_a_form_without_javascript(act: str, client: Client, project: Project) -> None:
     snapshot = SnapshotFactory(volume__project=project)
     sell_everywhere()
 
@@ -170,7 +170,7 @@ def test_an_unusable_name_is_explained(name: str, client: Client, project: Proje
     assert snapshot.name == "nightly"
 
 
-def test_what_is_being_deleted_keeps_its_name(client: Client, project: Project) -> None:
+def test_a_snapshot_that_is_being_deleted_cannot_be_renamed(client: Client, project: Project) -> None:
     snapshot = SnapshotFactory(volume__project=project, deleting=True)
 
     assert "being deleted" in errors_of(client.post(url("rename", snapshot), {"name": "other"}))
@@ -194,7 +194,7 @@ def test_a_snapshot_is_deleted_its_bill_ends_and_its_file_goes(
     assert not list((storage_root / taken.location_id / "snapshots").glob(f"{taken.pk}*"))
 
 
-def test_the_question_says_what_deleting_means_and_saves(client: Client, project: Project) -> None:
+def test_the_confirmation_explains_deleting_and_its_savings(client: Client, project: Project) -> None:
     snapshot = SnapshotFactory(volume__project=project, volume__size_gb=50)
     sell_everywhere(400_000)
 
@@ -204,7 +204,7 @@ def test_the_question_says_what_deleting_means_and_saves(client: Client, project
     assert "You stop paying K 20.00 an hour, about K 14,640.00 a month." in page
 
 
-def test_deleting_the_last_copy_of_a_volume_that_is_gone_is_warned(client: Client, project: Project) -> None:
+def test_deleting_the_last_copy_of_a_deleted_volume_shows_a_warning(client: Client, project: Project) -> None:
     snapshot = SnapshotFactory(volume=VolumeFactory(project=project, gone=True))
 
     assert "may be the last copy" in client.get(url("delete", snapshot)).content.decode()
@@ -257,7 +257,7 @@ def test_a_restore_brings_the_bytes_back_and_can_be_undone(client: Client, taken
     assert start_of(storage_root, taken.volume) == AFTER
 
 
-def test_the_question_says_what_is_lost_and_what_the_safety_snapshot_costs(client: Client, taken: Snapshot) -> None:
+def test_the_confirmation_says_what_is_lost_and_what_the_safety_snapshot_costs(client: Client, taken: Snapshot) -> None:
     page = unescape(client.get(url("restore", taken)).content.decode())
 
     assert "Everything written to “web-01-root” since then will be lost" in page
@@ -286,7 +286,7 @@ def test_restoring_from_a_damaged_snapshot_is_warned(client: Client, project: Pr
     assert "Block 12 is not what was captured." in page
 
 
-def test_while_the_machine_runs_the_reason_stands_in_place_of_the_form(client: Client, taken: Snapshot) -> None:
+def test_while_the_machine_runs_a_reason_replaces_the_form(client: Client, taken: Snapshot) -> None:
     VirtualMachine.objects.update(state=VirtualMachine.State.RUNNING)
 
     page = unescape(client.get(url("restore", taken)).content.decode())
@@ -317,7 +317,9 @@ def test_without_the_volume_s_name_nothing_is_overwritten(typed: str, client: Cl
         ("မြန်\u200bမာ", "မြန်မာ"),
     ],
 )
-def test_a_restore_is_confirmed_by_typing_what_one_sees(name: str, typed: str, client: Client, taken: Snapshot) -> None:
+def test_a_restore_is_confirmed_by_typing_the_displayed_name(
+    name: str, typed: str, client: Client, taken: Snapshot
+) -> None:
     Volume.objects.update(name=name)
     assert client.post(url("restore", taken), {"confirmation": typed})["Location"] == page_of(taken)
 
@@ -330,7 +332,9 @@ def test_a_restore_is_confirmed_by_typing_what_one_sees(name: str, typed: str, c
         ({"volume__state": Volume.State.CREATING}, "is not usable yet"),
     ],
 )
-def test_what_cannot_be_restored_says_why(situation: dict, reason: str, client: Client, project: Project) -> None:
+def test_the_page_says_why_a_snapshot_cannot_be_restored(
+    situation: dict, reason: str, client: Client, project: Project
+) -> None:
     snapshot = SnapshotFactory(volume__project=project, **situation)
 
     assert reason in unescape(client.get(url("restore", snapshot)).content.decode())
@@ -379,7 +383,7 @@ def test_a_machine_is_restored_after_its_name_is_typed(client: Client, machine: 
     assert "into db-01" in client.get(page_of(machine)).content.decode()
 
 
-def test_a_new_machine_is_made_of_the_snapshot_of_one(client: Client, machine: Snapshot, project: Project) -> None:
+def test_a_new_machine_is_created_from_a_machines_snapshot(client: Client, machine: Snapshot, project: Project) -> None:
     assert "db-01-data" in client.get(url("new_machine", machine)).content.decode()
 
     response = client.post(url("new_machine", machine), {"name": "db-02", "project": project.pk})
@@ -484,7 +488,7 @@ def test_the_form_suggests_name_size_and_project(client: Client, taken: Snapshot
         ({"project": "bogus"}, "can't create anything in this project"),
     ],
 )
-def test_an_unusable_answer_is_explained_and_the_others_stay(
+def test_an_invalid_field_is_explained_and_the_others_keep_their_values(
     answer: dict, sentence: str, client: Client, project: Project
 ) -> None:
     snapshot = SnapshotFactory(volume__project=project)
@@ -498,9 +502,7 @@ def test_an_unusable_answer_is_explained_and_the_others_stay(
     assert Volume.objects.count() == 1
 
 
-def test_the_project_is_one_that_the_person_may_change_and_of_the_same_customer(
-    client: Client, project: Project
-) -> None:
+def test_the_project_must_be_changeable_and_of_the_same_customer(client: Client, project: Project) -> None:
     snapshot = SnapshotFactory(volume__project=project)
     person = project.memberships.get().user
     only_seen = ProjectFactory(customer=project.customer)
@@ -513,7 +515,7 @@ def test_the_project_is_one_that_the_person_may_change_and_of_the_same_customer(
         assert "can't create anything in this project" in errors_of(response)
 
 
-def test_what_is_not_ready_makes_no_volume(client: Client, project: Project) -> None:
+def test_no_volume_is_created_from_a_snapshot_that_is_not_ready(client: Client, project: Project) -> None:
     snapshot = SnapshotFactory(volume__project=project, creating=True)
 
     assert "is not ready" in client.get(url("new_volume", snapshot)).content.decode()
@@ -546,7 +548,7 @@ def test_damage_that_verifying_finds_is_shown(client: Client, taken: Snapshot, s
     assert "This snapshot is damaged" in page
 
 
-def test_what_is_not_ready_is_not_verified(client: Client, project: Project) -> None:
+def test_a_snapshot_that_is_not_ready_is_not_verified(client: Client, project: Project) -> None:
     snapshot = SnapshotFactory(volume__project=project, creating=True)
 
     response = client.post(url("verify", snapshot))
@@ -583,7 +585,7 @@ def test_a_failed_capture_is_tried_again_and_succeeds(client: Client, project: P
     assert snapshot.state == State.READY
 
 
-def test_what_cannot_be_tried_again_says_why(client: Client, project: Project) -> None:
+def test_the_page_says_why_an_operation_cannot_be_retried(client: Client, project: Project) -> None:
     operation = OperationFactory(snapshot__volume__project=project, succeeded=True)
 
     response = client.post(retry_url(operation))
@@ -605,7 +607,7 @@ def test_a_new_volume_that_failed_is_tried_again_from_its_own_page(client: Clien
     assert volume.state == Volume.State.CREATING
 
 
-def test_trying_again_is_for_those_who_may_change(project: Project, client_for: Callable[..., Client]) -> None:
+def test_retrying_needs_the_right_to_change(project: Project, client_for: Callable[..., Client]) -> None:
     operation = OperationFactory(snapshot__volume__project=project, failed=True)
     viewer = client_for(UserFactory(member_of=project, member_of__role=Role.VIEWER))
 
@@ -615,14 +617,14 @@ def test_trying_again_is_for_those_who_may_change(project: Project, client_for: 
     assert Operation.objects.count() == 1
 
 
-def test_after_a_sign_in_in_between_one_lands_on_the_page(client: Client, project: Project) -> None:
+def test_signing_in_meanwhile_leads_back_to_the_page(client: Client, project: Project) -> None:
     operation = OperationFactory(snapshot__volume__project=project, failed=True)
 
     assert client.get(retry_url(operation))["Location"] == page_of(operation.snapshot)
     assert Operation.objects.count() == 1
 
 
-def test_a_prepaid_customer_without_credits_is_told_so(client_for: Callable[..., Client]) -> None:
+def test_a_prepaid_customer_without_credits_gets_an_explanation(client_for: Callable[..., Client]) -> None:
     poor = ProjectFactory()
     operation = OperationFactory(snapshot__volume__project=poor, snapshot__failed=True, capture=True, failed=True)
     sell_everywhere(rate_micro=MICRO)

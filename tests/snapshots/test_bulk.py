@@ -77,7 +77,7 @@ def test_each_has_its_own_result(client: Client, project: Project) -> None:
     }
 
 
-def test_asked_again_nothing_is_done_twice(client: Client, project: Project) -> None:
+def test_a_repeated_request_deletes_nothing_twice(client: Client, project: Project) -> None:
     snapshot = SnapshotFactory(volume__project=project)
     answer = {"id": [snapshot.pk], "confirmation": "delete 1 snapshot"}
 
@@ -99,7 +99,7 @@ def test_without_the_typed_words_nothing_is_deleted_and_the_selection_is_kept(
     assert Snapshot.objects.get().state == State.READY
 
 
-def test_one_strange_id_is_a_404_for_all(client: Client, project: Project) -> None:
+def test_one_unknown_id_is_a_404_for_all(client: Client, project: Project) -> None:
     mine, strange = SnapshotFactory(volume__project=project), SnapshotFactory()
 
     assert client.get(asking(mine, strange)).status_code == 404

@@ -220,7 +220,7 @@ def test_damage_found_between_the_request_and_the_work_is_refused(
     assert read(storage_root, volume) == AFTER
 
 
-def test_damage_that_is_found_once_more_is_told_to_who_asked_alone(
+def test_repeated_damage_is_notified_only_to_the_requester(
     storage_root: Path, snapshot: Snapshot, member: Membership
 ) -> None:
     colleague = MembershipFactory(project=member.project)
@@ -235,7 +235,7 @@ def test_damage_that_is_found_once_more_is_told_to_who_asked_alone(
     assert [told.filter(user=one.user).count() for one in (member, colleague)] == [1, 2]
 
 
-def test_a_snapshot_that_a_person_verifies_and_that_is_sound_again_is_charged_again(
+def test_a_snapshot_that_a_user_verifies_as_intact_is_charged_again(
     storage_root: Path, snapshot: Snapshot, volume: Volume, member: Membership
 ) -> None:
     flip_byte(disk_of(storage_root, snapshot), MIDDLE)
@@ -261,7 +261,7 @@ def test_a_snapshot_that_a_person_verifies_and_that_is_sound_again_is_charged_ag
     assert read(storage_root, volume) == BEFORE
 
 
-def test_a_read_that_nobody_asked_for_never_takes_the_mark_away(
+def test_an_unrequested_read_never_clears_the_damage(
     storage_root: Path, snapshot: Snapshot, member: Membership
 ) -> None:
     flip_byte(disk_of(storage_root, snapshot), MIDDLE)
@@ -304,7 +304,7 @@ def test_fsck_ends_usage_that_goes_on_although_the_snapshot_is_damaged(snapshot:
     assert not list(fsck.check_location(snapshot.location))
 
 
-def test_damage_to_the_last_disk_of_a_machine_is_found_before_the_first_is_written(
+def test_all_disks_of_a_machine_are_verified_before_the_first_is_written(
     storage_root: Path, member: Membership
 ) -> None:
     vm = VirtualMachineFactory(project=member.project, name="db-01", stopped=True)
@@ -339,7 +339,7 @@ def test_damage_to_the_last_disk_of_a_machine_is_found_before_the_first_is_writt
     assert [read(storage_root, disk) for disk in disks] == [BEFORE] * 3
 
 
-def test_what_a_restore_has_read_counts_as_verified(
+def test_disks_read_by_a_restore_count_as_verified(
     storage_root: Path, snapshot: Snapshot, volume: Volume, member: Membership
 ) -> None:
     before = timezone.now()
@@ -377,7 +377,7 @@ def test_a_damaged_snapshot_can_be_deleted(storage_root: Path, snapshot: Snapsho
     assert list(check_usage(timezone.now())) == []
 
 
-def test_a_damaged_backup_is_told_by_its_run_while_that_is_under_way(storage_root: Path, member: Membership) -> None:
+def test_a_damaged_backup_is_notified_by_its_unfinished_run(storage_root: Path, member: Membership) -> None:
     vm = VirtualMachineFactory(project=member.project, name="db-01")
     sell_everywhere(kind=ServiceKind.VM_BACKUP)
     put_volume(storage_root, VolumeFactory(project=member.project, location=vm.location, vm=vm), BEFORE, at=MIDDLE)
@@ -408,7 +408,7 @@ def page(client: Client, name: str, snapshot: Snapshot) -> str:
     return unescape(client.get(reverse(f"snapshots:{name}", args=[snapshot.pk])).content.decode())
 
 
-def test_the_pages_say_that_it_is_damaged_and_ask_for_its_name(
+def test_pages_show_the_damage_and_require_typing_the_name(
     storage_root: Path, snapshot: Snapshot, volume: Volume, member: Membership, client: Client
 ) -> None:
     flip_byte(disk_of(storage_root, snapshot), MIDDLE)
@@ -436,7 +436,7 @@ def test_the_pages_say_that_it_is_damaged_and_ask_for_its_name(
     assert Operation.objects.get(kind=Operation.Kind.RESTORE).unchecked
 
 
-def test_a_person_in_a_hurry_restores_a_clone_without_checking(
+def test_a_user_can_restore_a_clone_without_verification(
     storage_root: Path, snapshot: Snapshot, volume: Volume, member: Membership, client: Client
 ) -> None:
     url = reverse("snapshots:restore", args=[snapshot.pk])

@@ -32,7 +32,7 @@ def small_storage(storage_root: Path) -> Iterator[Path]:
     subprocess.run(["umount", storage_root], check=True)
 
 
-def test_too_little_room_is_said_at_the_volume_step_and_nothing_is_created(small_storage: Path, client_for) -> None:
+def test_too_little_space_is_shown_at_the_volume_step_and_nothing_is_created(small_storage: Path, client_for) -> None:
     member = MembershipFactory(project__customer__postpaid=True)
     volume = VolumeFactory(project=member.project)
     sell_everywhere()

@@ -272,7 +272,7 @@ def test_a_reference_is_found_before_qemu_opens_the_image(
 
 @needs_qemu
 @pytest.mark.parametrize("name", ["nbd:localhost:9", "json:{}"])
-def test_a_name_is_no_address_to_qemu(
+def test_qemu_does_not_take_the_file_name_for_a_url(
     image: Path, project: Project, location: Location, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed = image.with_name(name)
@@ -283,7 +283,7 @@ def test_a_name_is_no_address_to_qemu(
 
 
 @needs_qemu
-def test_what_a_small_file_unpacks_to_has_to_fit(
+def test_the_unpacked_size_has_to_fit(
     tmp_path: Path, project: Project, location: Location, storage_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loose, packed = tmp_path / "loose", tmp_path / "packed"
@@ -326,7 +326,7 @@ def test_a_project_is_found_by_its_name_and_customer(image: Path, project: Proje
         ({"name": "bad\udcff"}, "can't be displayed"),
     ],
 )
-def test_a_wrong_option_is_said_in_a_sentence(
+def test_an_invalid_option_is_explained_in_one_sentence(
     image: Path, project: Project, location: Location, storage_root: Path, options: dict[str, str], message: str
 ) -> None:
     with pytest.raises(CommandError, match=message):
@@ -363,7 +363,7 @@ def test_a_wrong_option_is_said_in_a_sentence(
         pytest.param(b"QFI\xfb\0\0\0\3" + bytes(24) + b"\0\0\0\1" + bytes(600), "encrypted by QEMU", marks=needs_qemu),
     ],
 )
-def test_what_is_no_disk_image_is_refused(
+def test_a_file_that_is_not_a_disk_image_is_refused(
     tmp_path: Path, project: Project, location: Location, storage_root: Path, content: bytes | None, message: str
 ) -> None:
     path = tmp_path / "image"
@@ -375,7 +375,9 @@ def test_what_is_no_disk_image_is_refused(
     assert files_in(storage_root) == []
 
 
-def test_what_is_no_file_is_refused(image: Path, tmp_path: Path, project: Project, location: Location) -> None:
+def test_a_path_that_is_not_a_file_is_refused(
+    image: Path, tmp_path: Path, project: Project, location: Location
+) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to(image)
     for path in (tmp_path, tmp_path / "pipe", tmp_path / "link", Path("/dev/zero")):
@@ -383,7 +385,7 @@ def test_what_is_no_file_is_refused(image: Path, tmp_path: Path, project: Projec
             import_volume(path, project, location)
 
 
-def test_a_row_that_cannot_be_written_takes_its_file_along(
+def test_a_failed_insert_removes_the_imported_file(
     image: Path, project: Project, location: Location, storage_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(self: Volume, **options: Any) -> None:

@@ -189,7 +189,9 @@ def test_many_are_tagged_at_once(
     assert client.get(volumes, {"id": [snapshot.volume_id, VolumeFactory().pk]}).status_code == 404
 
 
-def test_a_list_asks_once_for_all_tags(snapshot: Snapshot, member: User, client_for: Callable[..., Client]) -> None:
+def test_a_list_reads_all_tags_with_one_query(
+    snapshot: Snapshot, member: User, client_for: Callable[..., Client]
+) -> None:
     client = client_for(member)
 
     def count(path: str) -> int:

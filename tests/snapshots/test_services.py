@@ -148,7 +148,7 @@ def test_a_volume_that_was_made_at_the_second_try_is_not_made_again_whatever_the
     assert operation.volume.state == Volume.State.AVAILABLE
 
 
-def test_damage_is_found_kept_with_the_disk_and_told(
+def test_damage_is_recorded_on_the_disk_and_notified(
     storage_root: Path, snapshot: Snapshot, member: Membership
 ) -> None:
     disk = storage_root / snapshot.location_id / "snapshots" / str(snapshot.pk) / "disk.img"
@@ -234,7 +234,7 @@ def test_where_only_detached_volumes_can_be_restored_it_is_said_in_advance(
 
 
 @pytest.mark.parametrize("name", ["Night\u2060ly", "\u202eylthgiN", "\u3164", "\ufeffNightly"])
-def test_a_name_that_only_seems_to_be_another_one_is_refused(snapshot: Snapshot, name: str) -> None:
+def test_a_name_that_differs_only_by_invisible_characters_is_refused(snapshot: Snapshot, name: str) -> None:
     with pytest.raises(NameTaken, match="can't be displayed"):
         checks.check_name(snapshot.customer_id, name)
     for joined in "Nightly\u200d", "Night\u200bly":

@@ -132,7 +132,7 @@ def open_segments() -> int:
     return UsageSegment.objects.filter(ended_at=None).count()
 
 
-def test_six_looks_at_once_do_nothing_twice_and_do_not_block_each_other(location: Location) -> None:
+def test_six_concurrent_syncs_do_nothing_twice_and_do_not_deadlock(location: Location) -> None:
     count = 400
     looks = [lambda: sync_location(Location.objects.get())] * LOOKS
 
@@ -163,7 +163,7 @@ def test_six_looks_at_once_do_nothing_twice_and_do_not_block_each_other(location
     assert sync_location(Location.objects.get()).changes == {}
 
 
-def test_what_vanishes_while_customers_delete_it_is_deleted_once_and_charged_until_then(
+def test_snapshots_that_vanish_during_their_deletion_are_deleted_once_and_charged_until_then(
     location: Location, member: Membership
 ) -> None:
     count = 12
@@ -183,9 +183,7 @@ def test_what_vanishes_while_customers_delete_it_is_deleted_once_and_charged_unt
     assert sync_location(location).changes == {}
 
 
-def test_a_name_that_a_customer_and_a_look_want_at_once_is_taken_once(
-    location: Location, member: Membership, tmp_path: Path
-) -> None:
+def test_a_customer_and_a_sync_never_use_the_same_name(location: Location, member: Membership, tmp_path: Path) -> None:
     Cloud.listed_volumes = [volume_of(1)]
     sync_location(location)
     volume = Volume.objects.get()
@@ -203,7 +201,7 @@ def test_a_name_that_a_customer_and_a_look_want_at_once_is_taken_once(
         carry_out_what_waits()
 
 
-def test_what_came_back_while_a_customer_deletes_it_costs_nothing_any_more(
+def test_a_snapshot_that_reappears_during_its_deletion_costs_nothing(
     location: Location, member: Membership, tmp_path: Path
 ) -> None:
     Location.objects.update(charges_missing=False)
@@ -227,9 +225,7 @@ def test_what_came_back_while_a_customer_deletes_it_costs_nothing_any_more(
         assert (snapshot.state, open_segments()) == (State.DELETED, 0)
 
 
-def test_members_are_told_once_of_snapshots_made_outside_before_they_are_charged(
-    location: Location, member: Membership
-) -> None:
+def test_members_are_notified_once_before_outside_snapshots_are_charged(location: Location, member: Membership) -> None:
     Location.objects.update(charges_outside=False)
     Cloud.listed_volumes = [volume_of(number) for number in range(3)]
     Cloud.listed_snapshots = [snapshot_of(number) for number in range(3)]
@@ -244,7 +240,7 @@ def test_members_are_told_once_of_snapshots_made_outside_before_they_are_charged
     assert "3 snapshots of 3 GB" in notification.text and "K 1.20 an hour" in notification.text
 
 
-def test_what_was_found_damaged_while_it_was_missing_is_not_charged_again(
+def test_a_snapshot_found_damaged_while_missing_is_not_charged_again(
     location: Location, member: Membership, tmp_path: Path
 ) -> None:
     Location.objects.update(charges_missing=True)
@@ -270,7 +266,7 @@ def test_what_was_found_damaged_while_it_was_missing_is_not_charged_again(
     assert open_segments() == 1
 
 
-def test_a_moved_snapshot_stays_in_its_project_whatever_a_look_finds(location: Location, member: Membership) -> None:
+def test_a_moved_snapshot_stays_in_its_project_after_a_sync(location: Location, member: Membership) -> None:
     Cloud.listed_volumes, Cloud.listed_snapshots = [volume_of(1)], [snapshot_of(1)]
     sync_location(location)
     snapshot, archive = (

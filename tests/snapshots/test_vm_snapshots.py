@@ -79,7 +79,7 @@ def test_all_disks_are_captured_at_one_instant_and_billed_together(
     assert (segment.kind, segment.size_gb, segment.resource_id) == (ServiceKind.VM_SNAPSHOT, 45, snapshot.pk)
 
 
-def test_when_one_disk_fails_all_do_and_nothing_is_left_or_charged(
+def test_a_failing_disk_fails_the_whole_snapshot_without_charge(
     storage_root: Path, vm: VirtualMachine, member: Membership
 ) -> None:
     snapshot = services.request_snapshot(source=vm, name="machine", user=member.user)
@@ -140,7 +140,7 @@ def test_a_new_machine_is_made_from_it(storage_root: Path, vm: VirtualMachine, m
     assert disks_hold(storage_root, made, BEFORE)
 
 
-def test_no_machine_is_made_of_what_has_lost_its_disks(member: Membership) -> None:
+def test_no_machine_is_created_from_a_snapshot_without_disks(member: Membership) -> None:
     lost = VMSnapshotFactory(vm__project=member.project, state=State.READY)
     with pytest.raises(InvalidState, match="has no disks"):
         new_volumes.request_new_machine(snapshot=lost, user=member.user, project=member.project, name="db-02")
@@ -152,7 +152,7 @@ def test_a_machine_without_volumes_is_refused(member: Membership) -> None:
         services.request_snapshot(source=vm, name="nothing", user=member.user)
 
 
-def test_a_retake_notices_that_the_disks_are_others(storage_root: Path, vm: VirtualMachine, member: Membership) -> None:
+def test_a_retry_notices_changed_disks(storage_root: Path, vm: VirtualMachine, member: Membership) -> None:
     snapshot = services.request_snapshot(source=vm, name="machine", user=member.user)
     logs = checks.volumes_of(vm)[2]
     (storage_root / vm.location_id / "volumes" / f"{logs.pk}.img").unlink()

@@ -199,7 +199,7 @@ def test_a_bad_answer_is_explained_and_loses_nothing(
     assert not getattr(draft, step)
 
 
-def test_another_customers_things_are_unknown(client: Client, member: Membership, volume: Volume) -> None:
+def test_another_customers_resources_are_unknown(client: Client, member: Membership, volume: Volume) -> None:
     foreign = VolumeFactory(location=volume.location)
     draft = draft_at("project", volume, member.user)
     assert (
@@ -318,7 +318,7 @@ def test_a_tampered_review_is_explained(
     assert not Snapshot.objects.exists()
 
 
-def test_what_is_not_sold_any_more_at_the_last_instant_is_said_at_the_step_of_the_location(
+def test_a_package_retired_before_the_confirmation_is_reported_at_the_location_step(
     client: Client, member: Membership, volume: Volume
 ) -> None:
     draft = draft_at("review", volume, member.user)
@@ -361,7 +361,7 @@ def test_a_name_that_was_taken_meanwhile_leads_back_to_the_name(
     assert "<title>Error" in page
 
 
-def test_uniqueness_is_said_while_typing(client: Client, member: Membership, volume: Volume) -> None:
+def test_uniqueness_is_checked_while_typing(client: Client, member: Membership, volume: Volume) -> None:
     SnapshotFactory(volume=volume, name="Nightly")
     draft = draft_at("name", volume, member.user)
     check = reverse("snapshots:check_name", args=[draft.pk])
@@ -377,7 +377,7 @@ def test_a_free_name_is_suggested(client: Client, member: Membership, volume: Vo
 
 
 @pytest.mark.parametrize("owner", ["customer", "project"])
-def test_a_full_quota_is_said_at_the_volume_step(
+def test_a_full_quota_is_shown_at_the_volume_step(
     client: Client, member: Membership, volume: Volume, owner: str
 ) -> None:
     limited = member.project if owner == "project" else member.project.customer
@@ -387,9 +387,7 @@ def test_a_full_quota_is_said_at_the_volume_step(
     assert "Quota full" in client.post(url(draft, "volume"), {"volume": volume.pk}).text
 
 
-def test_a_wallet_that_is_too_low_is_said_at_the_volume_step(
-    client: Client, member: Membership, volume: Volume
-) -> None:
+def test_insufficient_credits_are_shown_at_the_volume_step(client: Client, member: Membership, volume: Volume) -> None:
     draft = draft_at("review", volume, member.user)
     type(member.project.customer).objects.update(billing_type="prepaid")
     response = client.post(url(draft, "volume"), {"volume": volume.pk})
@@ -413,7 +411,7 @@ def test_take_snapshot_on_a_volume_gives_three_answers(client: Client, volume: V
     assert "Choose Snapshot Name" in client.get(response["Location"]).text
 
 
-def test_of_one_persons_drafts_the_newest_are_kept(client: Client, member: Membership, volume: Volume) -> None:
+def test_only_a_users_newest_drafts_are_kept(client: Client, member: Membership, volume: Volume) -> None:
     now, customer = timezone.now(), member.project.customer
     mine = [
         DraftFactory(created_by=member.user, customer=customer, created_at=now - timedelta(minutes=minutes))
@@ -456,7 +454,7 @@ def test_an_unknown_step_is_not_found(client: Client, member: Membership, volume
     assert client.get(url(draft_at("name", volume, member.user), "nonsense")).status_code == 404
 
 
-def test_a_person_without_projects_is_told_so(client_for: Any) -> None:
+def test_a_user_without_projects_gets_an_explanation(client_for: Any) -> None:
     assert client_for(UserFactory()).get(reverse("snapshots:new")).status_code == 403
 
 
@@ -482,7 +480,7 @@ def test_prepaid_customers_see_how_long_their_credits_last(client: Client, membe
 # --- a session that ends -----------------------------------------------------------------------------------------------
 
 
-def test_what_was_sent_after_the_session_ended_is_there_after_signing_in(
+def test_answers_sent_after_the_session_ended_survive_signing_in(
     client: Client, member: Membership, volume: Volume
 ) -> None:
     path = wizard.url(wizard.start(member.user, source=volume), "name")

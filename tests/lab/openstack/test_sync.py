@@ -362,7 +362,7 @@ def test_the_portal_works_in_the_project_that_a_volume_is_in(
 
 
 @pytest.mark.thorough
-def test_two_looks_at_once_do_nothing_twice(
+def test_two_concurrent_syncs_do_nothing_twice(
     location: Location, cloud_project: CloudProject, other: Any, database: Any
 ) -> None:
     Location.objects.update(charges_outside=True)

@@ -112,17 +112,17 @@ def test_without_backups_the_page_invites_to_create_one(client: Client, viewer: 
     assert "No backups yet" in page and 'class="btn btn-primary" href="/backups/new/"' not in page
 
 
-def test_the_create_menu_offers_a_backup_and_is_not_there_for_who_may_only_look(client: Client, viewer: Client) -> None:
+def test_the_create_menu_offers_a_backup_except_to_viewers(client: Client, viewer: Client) -> None:
     assert re.search(r'<a class="menu-item" href="/backups/new/">.*?Backup</span>', client.get("/").text, re.DOTALL)
     assert "topbar-create" in client.get("/help/").text
     assert "topbar-create" not in viewer.get("/help/").text
 
 
-def test_schedules_without_a_backup_are_said(client: Client, schedule: BackupSchedule) -> None:
+def test_schedules_without_a_backup_are_mentioned(client: Client, schedule: BackupSchedule) -> None:
     assert "1 schedule is set up and hasn't taken its first backup." in unescape(client.get(COPIES).text)
 
 
-def test_the_invitation_gives_way_to_the_first_schedule_at_once(client: Client, vm: VirtualMachine) -> None:
+def test_the_first_schedule_replaces_the_empty_state_at_once(client: Client, vm: VirtualMachine) -> None:
     with time_machine.travel(timezone.now(), tick=False):
         assert "Back up your first instance" in client.get(COPIES).text
         schedule = BackupScheduleFactory(vm=vm)
@@ -156,7 +156,7 @@ def test_backups_are_listed_like_snapshots_and_apart_from_them(client: Client, v
     assert names(client.get(f"{COPIES}?q=nothing")) == []
 
 
-def test_a_failed_or_missed_last_run_is_said_above_the_backups(client: Client, schedule: BackupSchedule) -> None:
+def test_a_failed_or_missed_last_run_is_shown_above_the_backups(client: Client, schedule: BackupSchedule) -> None:
     BackupRunFactory(schedule=schedule, failed=True)
     page = client.get(COPIES)
     assert "The last run of 1 schedule did not succeed" in page.text
@@ -208,7 +208,7 @@ def test_a_backup_is_pinned_and_unpinned_again(client: Client, schedule: BackupS
     assert not copy.is_pinned
 
 
-def test_only_a_backup_that_is_not_being_deleted_can_be_pinned(
+def test_a_backup_that_is_being_deleted_cannot_be_pinned(
     client: Client, viewer: Client, stranger: Client, schedule: BackupSchedule
 ) -> None:
     copy = BackupRunFactory(schedule=schedule).snapshot
@@ -223,7 +223,7 @@ def test_only_a_backup_that_is_not_being_deleted_can_be_pinned(
 # --- schedules ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_row_says_when_it_runs_what_came_of_it_and_how_many_it_keeps(client: Client, vm: VirtualMachine) -> None:
+def test_a_row_shows_recurrence_last_outcome_and_retention(client: Client, vm: VirtualMachine) -> None:
     weekly = BackupScheduleFactory(vm=vm, weekly=True, weekday=6, at=time(23), retention_count=4)
     BackupRunFactory(schedule=weekly, missed=True)
 
@@ -250,11 +250,11 @@ def test_a_row_says_when_it_runs_what_came_of_it_and_how_many_it_keeps(client: C
         ({"monthly": True, "month_day": 5, "at": time(14, 30)}, "On day 5 of every month at 14:30"),
     ],
 )
-def test_a_rule_is_said_in_words(vm: VirtualMachine, traits: dict[str, Any], said: str) -> None:
+def test_a_recurrence_is_described_in_words(vm: VirtualMachine, traits: dict[str, Any], said: str) -> None:
     assert BackupScheduleFactory(vm=vm, **traits).when == said
 
 
-def test_only_schedules_of_ones_projects_that_are_there_are_listed(client: Client, schedule: BackupSchedule) -> None:
+def test_only_existing_schedules_of_the_users_projects_are_listed(client: Client, schedule: BackupSchedule) -> None:
     BackupScheduleFactory()
     BackupScheduleFactory(vm=schedule.vm, deleted=True)
 
@@ -302,7 +302,7 @@ def test_the_fragment_of_schedules_is_the_same_as_in_the_page(client: Client, sc
 # --- page of a schedule ------------------------------------------------------------------------------------------------
 
 
-def test_the_page_shows_the_next_runs_and_what_became_of_the_others(client: Client, schedule: BackupSchedule) -> None:
+def test_the_page_shows_next_runs_and_outcomes_of_past_ones(client: Client, schedule: BackupSchedule) -> None:
     BackupRunFactory(schedule=schedule, scheduled_at=timezone.now() - timedelta(days=3), missed=True)
     BackupRunFactory(schedule=schedule, scheduled_at=timezone.now() - timedelta(days=2), failed=True)
     done = BackupRunFactory(schedule=schedule, scheduled_at=timezone.now() - timedelta(days=1))
@@ -349,7 +349,7 @@ def test_the_runs_follow_each_other_page_by_page(client: Client, schedule: Backu
     assert seen == made
 
 
-def test_the_page_asks_again_while_a_backup_is_taken(client: Client, schedule: BackupSchedule) -> None:
+def test_the_page_polls_while_a_backup_is_taken(client: Client, schedule: BackupSchedule) -> None:
     run = BackupRunFactory(schedule=schedule, taking=True)
     response = client.get(url(schedule))
     version = response.context["version"]
@@ -362,7 +362,7 @@ def test_the_page_asks_again_while_a_backup_is_taken(client: Client, schedule: B
     assert 'id="schedule"' in news and "Backup of db-01: Done" in news and "every 2s" not in news
 
 
-def test_a_stranger_finds_no_schedule_and_a_viewer_may_only_look(
+def test_a_stranger_gets_404_and_a_viewer_is_read_only(
     stranger: Client, viewer: Client, schedule: BackupSchedule
 ) -> None:
     assert stranger.get(url(schedule)).status_code == 404
@@ -413,7 +413,7 @@ def test_nothing_is_offered_or_done_with_automatic_backups(client: Client, vm: V
     )
 
 
-def test_of_a_deleted_schedule_only_the_record_is_left(client: Client, vm: VirtualMachine) -> None:
+def test_a_deleted_schedule_is_a_read_only_record(client: Client, vm: VirtualMachine) -> None:
     deleted = BackupScheduleFactory(vm=vm, deleted=True)
 
     page = client.get(url(deleted))
@@ -460,7 +460,7 @@ def test_editing_shows_what_would_be_kept_before_it_is_saved(client: Client, sch
     assert schedule.retention_count == 2
 
 
-def test_bad_times_explain_themselves_and_change_nothing(client: Client, schedule: BackupSchedule) -> None:
+def test_invalid_times_are_explained_and_change_nothing(client: Client, schedule: BackupSchedule) -> None:
     page = client.post(url(schedule, "edit_schedule"), {"interval": "weekly", "at": "noon", "retention_count": 0}).text
 
     for text in ("Choose the day of the week.", "Enter a time of day, such as"):
@@ -617,7 +617,7 @@ def test_the_dashboard_counts_backups_and_the_20_percent(client: Client, vm: Vir
     assert (totals["count"], totals["size"], totals["hourly"]) == ("2", "120 GB", "K 40.80")
 
 
-def test_a_volume_that_is_in_a_backup_of_its_machine_is_not_said_to_be_unprotected(
+def test_a_volume_in_a_backup_of_its_machine_is_not_listed_as_unprotected(
     client: Client, schedule: BackupSchedule, owner: User
 ) -> None:
     assert client.get("/").context["unprotected_count"] == 2

@@ -123,7 +123,7 @@ def test_a_due_run_is_started_once_and_done_when_its_backup_is_verified(schedule
     assert settle_runs(slot) == 0
 
 
-def test_after_an_outage_the_latest_slot_is_caught_up_and_the_others_are_recorded_as_missed(
+def test_after_an_outage_the_latest_occurrence_runs_and_the_others_are_recorded_as_missed(
     schedule: BackupSchedule, member: Membership
 ) -> None:
     viewer = MembershipFactory(project=member.project, role=Role.VIEWER)
@@ -147,7 +147,7 @@ def test_after_an_outage_the_latest_slot_is_caught_up_and_the_others_are_recorde
     assert (entry.after["runs"], entry.after["last"]) == (3, (slot + 2 * DAY).isoformat())
 
 
-def test_a_slot_that_comes_while_the_last_run_is_unfinished_is_missed(schedule: BackupSchedule) -> None:
+def test_an_occurrence_during_the_schedules_own_run_is_missed(schedule: BackupSchedule) -> None:
     slot = due_at(schedule)
     start_due_runs(slot)
     assert start_due_runs(slot + DAY) == 1
@@ -156,9 +156,7 @@ def test_a_slot_that_comes_while_the_last_run_is_unfinished_is_missed(schedule: 
     assert Snapshot.objects.count() == 1
 
 
-def test_a_slot_that_comes_while_another_schedules_run_is_unfinished_waits_its_turn(
-    schedule: BackupSchedule, vm: VirtualMachine
-) -> None:
+def test_an_occurrence_during_another_schedules_run_waits(schedule: BackupSchedule, vm: VirtualMachine) -> None:
     other = BackupScheduleFactory(vm=vm, automatic=True)
     slot = due_at(schedule)
     assert start_due_runs(slot) == 1
@@ -174,7 +172,7 @@ def test_a_slot_that_comes_while_another_schedules_run_is_unfinished_waits_its_t
     assert not Notification.objects.exists()
 
 
-def test_one_that_cannot_be_started_does_not_keep_the_others_from_it(schedule: BackupSchedule) -> None:
+def test_a_schedule_that_cannot_start_does_not_stop_others(schedule: BackupSchedule) -> None:
     broken = BackupScheduleFactory(next_run_at=due_at(schedule) - timedelta(hours=1))
     broken.vm.location.__class__.objects.filter(pk=broken.vm.location_id).update(driver="none such")
     VolumeFactory(project=broken.vm.project, location=broken.vm.location, vm=broken.vm)
@@ -182,7 +180,7 @@ def test_one_that_cannot_be_started_does_not_keep_the_others_from_it(schedule: B
     assert states(schedule) == [TAKING]
 
 
-def test_twenty_schedulers_start_a_slot_once_and_settle_it_once(schedule: BackupSchedule, vm: VirtualMachine) -> None:
+def test_twenty_schedulers_start_and_settle_an_occurrence_once(schedule: BackupSchedule, vm: VirtualMachine) -> None:
     other = BackupScheduleFactory(vm=vm, automatic=True)
     slot = due_at(schedule)
     started: list[int] = []
@@ -200,7 +198,7 @@ def test_twenty_schedulers_start_a_slot_once_and_settle_it_once(schedule: Backup
     )
 
 
-def test_a_slot_that_was_planned_once_more_by_a_slow_clock_does_not_run_twice(
+def test_an_occurrence_planned_again_by_a_slow_clock_does_not_run_twice(
     schedule: BackupSchedule, member: Membership
 ) -> None:
     slot = due_at(schedule)
@@ -221,7 +219,7 @@ def test_a_slot_that_was_planned_once_more_by_a_slow_clock_does_not_run_twice(
 # --- failures --------------------------------------------------------------------------------------------------------
 
 
-def test_what_fails_is_tried_again_after_growing_pauses_and_given_up_after_the_third(
+def test_a_failed_run_is_retried_with_backoff_and_fails_after_the_third_try(
     storage_root: Path, schedule: BackupSchedule, vm: VirtualMachine, member: Membership
 ) -> None:
     images(storage_root, vm)[1].unlink()
@@ -278,7 +276,7 @@ def test_a_failed_capture_is_retried_as_the_same_backup(
     assert Notification.objects.get().title == "The backup of db-01 failed and will be retried"
 
 
-def test_when_the_machine_has_other_disks_at_the_retry_a_new_backup_is_taken(
+def test_a_retry_takes_a_new_backup_if_the_machines_disks_have_changed(
     storage_root: Path, schedule: BackupSchedule, vm: VirtualMachine
 ) -> None:
     at = due_at(schedule)
@@ -394,7 +392,7 @@ def spoil(path: Path) -> None:
         file.write(b"other bytes")
 
 
-def test_the_oldest_backup_goes_when_a_new_one_is_verified_and_not_before(schedule: BackupSchedule) -> None:
+def test_the_oldest_backup_is_deleted_only_once_a_new_one_is_verified(schedule: BackupSchedule) -> None:
     first = run_once(schedule).snapshot
     run_once(schedule)
     now = due_at(schedule)
@@ -434,7 +432,7 @@ def test_a_damaged_backup_does_not_count_for_retention(
     assert copies(schedule) == [State.DELETING, State.DELETING, State.READY, State.READY]
 
 
-def test_a_backup_that_is_being_used_stays_until_the_next_time(schedule: BackupSchedule, member: Membership) -> None:
+def test_a_backup_in_use_stays_until_the_next_time(schedule: BackupSchedule, member: Membership) -> None:
     first = run_once(schedule).snapshot
     run_once(schedule)
     now = due_at(schedule)
@@ -450,7 +448,9 @@ def test_a_backup_that_is_being_used_stays_until_the_next_time(schedule: BackupS
     assert copies(schedule) == [State.DELETING, State.DELETING, State.READY, State.READY]
 
 
-def test_fewer_backups_are_kept_from_the_next_verified_one_on(schedule: BackupSchedule, member: Membership) -> None:
+def test_a_lower_retention_count_applies_after_the_next_verified_backup(
+    schedule: BackupSchedule, member: Membership
+) -> None:
     run_once(schedule)
     run_once(schedule)
     now = due_at(schedule) - timedelta(hours=1)
@@ -500,7 +500,7 @@ def test_a_customer_who_moves_to_another_time_zone_takes_the_schedules_along(sch
     assert timezone.timedelta() < due_at(schedule) - now <= DAY + timedelta(hours=1)
 
 
-def test_schedules_that_a_clock_far_ahead_has_planned_run_again_once_it_is_right(schedule: BackupSchedule) -> None:
+def test_schedules_planned_by_a_clock_far_ahead_run_once_it_is_right(schedule: BackupSchedule) -> None:
     slot = due_at(schedule)
     start_due_runs(slot + 400 * DAY)
     work()
@@ -524,7 +524,7 @@ def test_schedules_that_a_clock_far_ahead_has_planned_run_again_once_it_is_right
         assert schedule.runs.get(scheduled_at=slot + number * DAY).state == DONE
 
 
-def test_a_run_that_a_clock_far_ahead_has_put_off_is_tried_once_it_is_right(
+def test_a_run_backed_off_by_a_clock_far_ahead_is_retried_once_it_is_right(
     schedule: BackupSchedule, storage_root: Path, vm: VirtualMachine
 ) -> None:
     image = images(storage_root, vm)[0]
@@ -640,7 +640,7 @@ def test_the_database_lets_only_a_user_delete_the_newest_verified_backup(
         delete(older, cause)
 
 
-def test_the_database_protects_what_can_be_restored_and_not_what_only_is_newer(schedule: BackupSchedule) -> None:
+def test_the_database_protects_the_newest_restorable_backup_not_just_the_newest(schedule: BackupSchedule) -> None:
     older, damaged, missing = (run_once(schedule).snapshot for _number in range(3))
     Snapshot.objects.filter(pk=older.pk).update(state=State.READY, delete_requested_at=None, deletion_cause="")
     older.refresh_from_db()
@@ -689,7 +689,7 @@ def test_an_automatic_backup_costs_nothing_per_gb(vm: VirtualMachine) -> None:
     assert not UsageSegment.objects.exists()
 
 
-def test_a_worker_that_is_told_the_time_writes_that_time(schedule: BackupSchedule) -> None:
+def test_a_worker_with_a_given_time_records_that_time(schedule: BackupSchedule) -> None:
     at = due_at(schedule)
     start_due_runs(at)
     tasks.run_operation(Operation.objects.get().pk, now=at + timedelta(minutes=1))

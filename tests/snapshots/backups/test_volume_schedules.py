@@ -136,7 +136,7 @@ def test_the_database_lets_nothing_automatic_delete_the_newest_or_a_pinned_one(
     assert Snapshot.objects.filter(pk=newest.pk).update(**(gone | {"deletion_cause": DeletionCause.USER})) == 1
 
 
-def test_a_damaged_one_is_taken_again_and_members_are_told_of_failures(
+def test_a_damaged_snapshot_is_retaken_and_failures_are_notified(
     schedule: BackupSchedule, storage_root: Path, member: Membership
 ) -> None:
     now = due_at(schedule)
@@ -158,7 +158,7 @@ def test_a_damaged_one_is_taken_again_and_members_are_told_of_failures(
     assert run.state == BackupRun.State.DONE and run.snapshot_id != damaged.pk
 
 
-def test_missed_runs_are_recorded_and_told(schedule: BackupSchedule, member: Membership) -> None:
+def test_missed_runs_are_recorded_and_notified(schedule: BackupSchedule, member: Membership) -> None:
     start_due_runs(due_at(schedule) + 2 * DAY)
     assert list(schedule.runs.order_by("number").values_list("state", flat=True)) == ["missed", "missed", "taking"]
     [notice] = member.user.notifications.all()
@@ -184,13 +184,13 @@ def test_schedules_of_a_volume_wait_for_each_other_but_not_for_its_machine(
         BackupRunFactory(schedule=other, taking=True, snapshot=SnapshotFactory(volume=volume))
 
 
-def test_twenty_schedulers_take_one(schedule: BackupSchedule) -> None:
+def test_twenty_schedulers_take_one_snapshot(schedule: BackupSchedule) -> None:
     now = due_at(schedule)
     all_at_once(lambda _number: start_due_runs(now))
     assert (Snapshot.objects.count(), schedule.runs.count()) == (1, 1)
 
 
-def test_a_failed_one_that_a_user_retries_goes_on_in_its_run_as_the_newest(
+def test_a_retried_snapshot_continues_its_run_as_the_newest(
     schedule: BackupSchedule, volume: Volume, member: Membership
 ) -> None:
     failed = BackupRunFactory(schedule=schedule, failed=True, snapshot=SnapshotFactory(volume=volume, failed=True))
@@ -224,7 +224,7 @@ def test_it_is_created_edited_paused_and_resumed(volume: Volume, member: Members
     assert {(entry.target_name, entry.project) for entry in entries} == {("db-data", member.project)}
 
 
-def test_a_volume_or_a_machine_and_never_both_or_none(volume: Volume) -> None:
+def test_a_schedule_has_either_a_volume_or_a_machine(volume: Volume) -> None:
     for source in ({"vm": VirtualMachineFactory(), "volume": volume}, {"vm": None, "volume": None}):
         with pytest.raises(IntegrityError), transaction.atomic():
             BackupScheduleFactory(project=volume.project, **source)
@@ -241,7 +241,7 @@ def test_a_deleted_volume_ends_its_schedule_and_its_snapshots_stay(
     assert snapshot.state == State.READY
 
 
-def test_a_volume_that_is_gone_from_the_cloud_ends_its_schedule(schedule: BackupSchedule, volume: Volume) -> None:
+def test_a_volume_deleted_in_the_cloud_ends_its_schedule(schedule: BackupSchedule, volume: Volume) -> None:
     at = due_at(schedule)
     Volume.objects.update(deleted_at=at - timedelta(hours=1))
     assert maintain_schedules(at) == 1
@@ -260,7 +260,7 @@ def archive(member: Membership) -> Project:
     return project
 
 
-def test_what_it_takes_belongs_to_the_schedules_project(volume: Volume, member: Membership, archive: Project) -> None:
+def test_its_snapshots_belong_to_the_schedules_project(volume: Volume, member: Membership, archive: Project) -> None:
     schedule = create_schedule(source=volume, project=archive, user=member.user, **NIGHTLY)
     snapshot = run_once(schedule)
     assert (schedule.project, snapshot.project) == (archive, archive)
@@ -286,7 +286,7 @@ def test_backups_of_a_machine_belong_to_the_schedules_project_too(
     assert schedule.kind == Kind.BACKUP and Snapshot.objects.get().project == archive
 
 
-def test_its_quota_and_its_notices_are_those_of_its_project(
+def test_quota_and_notifications_are_those_of_the_schedules_project(
     volume: Volume, member: Membership, archive: Project
 ) -> None:
     keeper = UserFactory(member_of=archive)
@@ -363,7 +363,7 @@ def test_strangers_and_viewers_schedule_nothing(client_for: Callable[..., Client
     assert url not in page
 
 
-def test_its_pages_speak_of_snapshots(client: Client, schedule: BackupSchedule, volume: Volume) -> None:
+def test_its_pages_say_snapshots_instead_of_backups(client: Client, schedule: BackupSchedule, volume: Volume) -> None:
     snapshot = run_once(schedule)
     run_once(schedule)
     pages: dict[str, Any] = {
@@ -391,7 +391,7 @@ def test_its_pages_speak_of_snapshots(client: Client, schedule: BackupSchedule, 
     assert Snapshot.objects.get(pk=snapshot.pk).is_pinned
 
 
-def test_only_what_a_schedule_took_can_be_pinned(client: Client, volume: Volume) -> None:
+def test_only_backups_and_scheduled_snapshots_can_be_pinned(client: Client, volume: Volume) -> None:
     by_hand = SnapshotFactory(volume=volume)
     url = reverse("snapshots:pin", args=[by_hand.pk])
     assert client.post(url, {"pinned": "yes"}).status_code == 404

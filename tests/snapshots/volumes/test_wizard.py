@@ -242,7 +242,7 @@ def test_a_bad_answer_is_explained_and_loses_nothing(
     assert draft == Draft.objects.get(size_gb=50, name="data", disk=None)
 
 
-def test_what_the_storage_cannot_hold_is_said_at_the_size(
+def test_a_size_beyond_the_storage_is_refused_at_the_size_step(
     client: Client, member: Membership, location: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draft = draft_of(member, location)
@@ -302,7 +302,9 @@ def test_a_price_is_shown_with_the_size(client: Client, member: Membership, loca
 
 
 @pytest.mark.parametrize("owner", ["customer", "project"])
-def test_a_full_quota_is_said_at_the_size(client: Client, member: Membership, location: Location, owner: str) -> None:
+def test_a_full_quota_is_shown_at_the_size_step(
+    client: Client, member: Membership, location: Location, owner: str
+) -> None:
     limited = member.project if owner == "project" else member.project.customer
     type(limited).objects.filter(pk=limited.pk).update(volume_gb_quota=49)
     draft = draft_of(member, location, size_gb=None, name="")
@@ -311,7 +313,9 @@ def test_a_full_quota_is_said_at_the_size(client: Client, member: Membership, lo
     assert client.post(url(draft, "size"), {"size_gb": 49}).status_code == 302
 
 
-def test_a_wallet_that_is_too_low_is_said_at_the_size(client: Client, member: Membership, location: Location) -> None:
+def test_insufficient_credits_are_shown_at_the_size_step(
+    client: Client, member: Membership, location: Location
+) -> None:
     draft = draft_of(member, location)
     type(member.project.customer).objects.update(billing_type="prepaid")
     response = client.post(url(draft, "size"), {"size_gb": 50})
@@ -502,5 +506,5 @@ def test_names_that_are_suggested_differ(client: Client, member: Membership, loc
     assert f'value="volume-{day}-2"' in client.get(url(draft, "name")).text
 
 
-def test_a_person_without_projects_is_told_so(client_for: Callable[..., Client]) -> None:
+def test_a_user_without_projects_gets_an_explanation(client_for: Callable[..., Client]) -> None:
     assert client_for(UserFactory()).get(START).status_code == 403
