@@ -173,11 +173,11 @@ def test_storage_is_told_by_location(client: Client, storage_root: Path) -> None
 def test_an_attempt_that_fails_because_of_the_storage_is_an_error_of_its_location(
     client: Client, storage_root: Path
 ) -> None:
-    from tests.snapshots.disks import carry_out_what_waits
+    from tests.snapshots.disks import run_active_operations
 
     snapshot = SnapshotFactory(volume__location__code="1CNG-YGN-AZ01")  # of which storage has no file
     operations.create_operation(kind="verify", snapshot=snapshot)
-    carry_out_what_waits()
+    run_active_operations()
     assert scrape(client)['portal_storage_errors_total{location="1CNG-YGN-AZ01"}'] == 1
 
 

@@ -22,7 +22,7 @@ from tests.factories import (
     VirtualMachineFactory,
     VolumeFactory,
 )
-from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sell_everywhere
+from tests.snapshots.disks import content, put_volume, run_active_operations, sell_everywhere
 
 pytestmark = pytest.mark.django_db
 
@@ -83,7 +83,7 @@ def test_a_project_without_volumes_is_chosen_and_gets_the_snapshot(
         assert response.status_code == 302, response.text
         here = response["Location"]
     client.post(here, {"billing_cycle": "hourly", "shown_hourly_micro": 20_000_000})
-    carry_out_what_waits()
+    run_active_operations()
 
     snapshot = Snapshot.objects.get()
     assert (snapshot.project, snapshot.volume, snapshot.state) == (archive, volume, State.READY)

@@ -38,7 +38,7 @@ from snapshots.maintenance.database import secret_tables
 from snapshots.maintenance.restore import refuse_existing
 from snapshots.models import Operation, Snapshot, State
 from tests.factories import MembershipFactory, NotificationFactory, OutgoingMailFactory, UserFactory, VolumeFactory
-from tests.snapshots.disks import carry_out_what_waits, holds, put_volume, sell_everywhere
+from tests.snapshots.disks import holds, put_volume, run_active_operations, sell_everywhere
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
@@ -69,7 +69,7 @@ def volume(member: Membership, storage_root: Path) -> Volume:
 @pytest.fixture
 def snapshot(volume: Volume, member: Membership) -> Snapshot:
     snapshot = services.request_snapshot(source=volume, name="monday", user=member.user)
-    carry_out_what_waits()
+    run_active_operations()
     snapshot.refresh_from_db()
     assert snapshot.state == State.READY
     return snapshot
@@ -196,7 +196,7 @@ def test_a_portal_restored_from_a_backup_under_load_works(
             given = {"amount_micro": 10**9, "reason": "More", "key": f"more-{began}", "at": timezone.now()}
             grant_credits(customer=customer, by=member.user, **given)
             if began % 2:  # the others wait for the worker of elsewhere
-                carry_out_what_waits()
+                run_active_operations()
             ended += 1
         connection.close()
 
@@ -259,7 +259,7 @@ def test_missing_manifests_are_restored_and_intact_ones_stay(
     snapshot: Snapshot, member: Membership, file: Path, storage_root: Path, elsewhere: Any
 ) -> None:
     second = services.request_snapshot(source=snapshot.volume, name="tuesday", user=member.user)
-    carry_out_what_waits()
+    run_active_operations()
     backup(file)
     folder = storage_root / snapshot.location_id / "snapshots"
     lost, sound = folder / str(snapshot.pk) / "manifest.json", folder / str(second.pk) / "manifest.json"

@@ -40,7 +40,7 @@ def asking(*snapshots: Snapshot) -> str:
     return f"{PATH}?{urlencode({'id': [one.pk for one in snapshots]}, doseq=True)}"
 
 
-def said(response: object) -> str:
+def messages_of(response: object) -> str:
     return " ".join(str(message) for message in get_messages(response.wsgi_request))  # type: ignore[attr-defined]
 
 
@@ -123,11 +123,11 @@ def test_a_viewer_is_told_why_not(project: Project, client_for: Callable[..., Cl
 def test_nothing_or_too_much_selected_explains_itself(client: Client, project: Project) -> None:
     nothing = client.get(PATH, {"kind": "vm"})
     assert nothing["Location"] == "/snapshots/vm/"
-    assert "Nothing was selected." in said(nothing)
+    assert "Nothing was selected." in messages_of(nothing)
 
     many = client.get(PATH, {"id": [uuid4() for _number in range(services.MAX_DELETIONS + 1)]})
     assert many["Location"] == "/snapshots/"
-    assert "at most 50 can be deleted at once" in said(many)
+    assert "at most 50 can be deleted at once" in messages_of(many)
 
 
 def test_only_what_can_be_deleted_can_be_selected(client: Client, project: Project) -> None:

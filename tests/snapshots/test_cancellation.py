@@ -34,7 +34,7 @@ from tests.factories import (
     VMSnapshotFactory,
     VolumeFactory,
 )
-from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sell_everywhere, touch_every_chunk
+from tests.snapshots.disks import content, put_volume, run_active_operations, sell_everywhere, touch_every_chunk
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
@@ -64,7 +64,7 @@ def volume(storage_root: Path, member: Membership) -> Volume:
 @pytest.fixture
 def taken(member: Membership, volume: Volume) -> Snapshot:
     snapshot = services.request_snapshot(source=volume, name="taken", user=member.user)
-    carry_out_what_waits()
+    run_active_operations()
     snapshot.refresh_from_db()
     return snapshot
 
@@ -100,7 +100,7 @@ def test_cancelling_a_pending_snapshot_frees_its_name_and_quota_at_once(member: 
     assert not Operation.objects.filter(kind=Operation.Kind.CLEAN_UP).exists(), "no worker has come to it"
     assert Activity.objects.get(action="snapshot.cancel").actor == member.user
     again = request_capture(member, volume)  # the same name, and the last of three
-    carry_out_what_waits()
+    run_active_operations()
     assert UsageSegment.objects.filter(resource_id=again.snapshot_id).exists()
     assert not UsageSegment.objects.filter(resource_id=snapshot.pk).exists()
 
@@ -143,7 +143,7 @@ def test_data_captured_before_the_cancellation_was_noticed_is_removed(
     monkeypatch.setattr(handlers, "capture_disks", cancelled_meanwhile)
     tasks.run_operation(operation.pk)
     assert len(files_of(storage_root)) == 3, "the volume and a snapshot that nobody wants"
-    carry_out_what_waits()
+    run_active_operations()
     assert files_of(storage_root) == {f"{volume.pk}.img"}
     assert not Operation.objects.active().exists() and not UsageSegment.objects.exists()
 
@@ -164,7 +164,7 @@ def test_a_restore_can_be_cancelled_until_it_writes(
     Snapshot.objects.filter(pk=saving.safety_snapshot_id).update(state=State.CREATING)
     cancellation.cancel(operation=saving, user=member.user)
     assert Operation.objects.active().get().snapshot_id == saving.safety_snapshot_id, "its clean-up"
-    carry_out_what_waits()
+    run_active_operations()
 
     writing = operations.claim(request().pk)
     assert writing is not None
@@ -194,7 +194,7 @@ def test_a_cancelled_new_volume_leaves_no_data(
         cancellation.cancel(operation=operation, user=member.user)
         made.append(operation)
     assert Operation.objects.active().filter(kind=Operation.Kind.CLEAN_UP).count() == 2
-    carry_out_what_waits()
+    run_active_operations()
     assert files_of(storage_root) == before
     for operation in made:
         volume = Volume.objects.get(pk=operation.volume_id)
@@ -220,7 +220,7 @@ def test_one_volume_of_a_new_machine_cancels_the_machine(
     start_charging_volume(done.volume, at=timezone.now())
 
     cancellation.cancel(operation=waiting, user=member.user)
-    carry_out_what_waits()
+    run_active_operations()
 
     vm.refresh_from_db()
     assert vm.deleted_at is not None and not vm.volumes.present().exists()

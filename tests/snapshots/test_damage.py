@@ -28,7 +28,7 @@ from snapshots.tasks import run_operation
 from snapshots.usage_check import check_usage
 from tests.factories import BackupScheduleFactory, MembershipFactory, VirtualMachineFactory, VolumeFactory
 from tests.smtp import sent_mails
-from tests.snapshots.disks import carry_out_what_waits, flip_byte, put_volume, sell_everywhere
+from tests.snapshots.disks import flip_byte, put_volume, run_active_operations, sell_everywhere
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
 
@@ -72,7 +72,7 @@ def snapshot(volume: Volume, member: Membership, storage_root: Path) -> Snapshot
 def work() -> None:
     """Also what follows from it: the checksum of a clone."""
     while Operation.objects.active().exists():
-        carry_out_what_waits()
+        run_active_operations()
 
 
 def forget_verifications(root: Path) -> None:

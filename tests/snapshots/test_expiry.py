@@ -32,7 +32,7 @@ from tests.factories import (
     VolumeFactory,
 )
 from tests.smtp import sent_mails
-from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sell_everywhere
+from tests.snapshots.disks import content, put_volume, run_active_operations, sell_everywhere
 from tests.snapshots.test_races import all_at_once
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
@@ -136,7 +136,7 @@ def test_it_is_deleted_after_its_last_day_and_costs_the_estimate(snapshot: Snaps
     hours = -(-(at - snapshot.ready_at) // HOUR)
     cost = cost_so_far(resource_id=snapshot.pk, at=at + DAY)
     assert cost and cost.amount_micro == hours * 20_000_000
-    carry_out_what_waits()
+    run_active_operations()
     snapshot.refresh_from_db()
     assert snapshot.state == State.DELETED
     assert not [sentence for sentence in usage_check.check_usage(at + DAY) if snapshot.name in sentence]

@@ -28,7 +28,7 @@ from snapshots.models import DiskImage, Operation, Snapshot, State
 from snapshots.storage.contract import GIB
 from snapshots.storage.local.locking import hold_names
 from tests.factories import LocationFactory, MembershipFactory, OperationFactory, SnapshotFactory, VolumeFactory
-from tests.snapshots.disks import carry_out_what_waits, put_volume, sell_everywhere
+from tests.snapshots.disks import put_volume, run_active_operations, sell_everywhere
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
@@ -56,7 +56,7 @@ def volume(member: Membership, storage_root: Path) -> Volume:
 def snapshot(volume: Volume, member: Membership) -> Snapshot:
     """Ready, with its bytes and its bill: the portal around it is healthy."""
     snapshot = services.request_snapshot(source=volume, name="monday", user=member.user)
-    carry_out_what_waits()
+    run_active_operations()
     snapshot.refresh_from_db()
     assert snapshot.state == State.READY
     return snapshot
@@ -89,10 +89,10 @@ def test_a_healthy_portal_has_no_findings(snapshot: Snapshot, member: Membership
         snapshot=snapshot, user=member.user, project=member.project, name="copy", size_gb=2, disk=None
     )
     second = services.request_snapshot(source=snapshot.volume, name="tuesday", user=member.user)
-    carry_out_what_waits()
+    run_active_operations()
     second.refresh_from_db()
     services.request_deletion(snapshot=second, user=member.user)
-    carry_out_what_waits()
+    run_active_operations()
     output = StringIO()
     call_command("fsck", read=True, stdout=output)
     assert output.getvalue() == "Portal, storage and billing agree.\n"
@@ -232,7 +232,7 @@ def test_a_snapshot_without_a_checksum_is_read_when_repair_asks_for_it(snapshot:
     run(repair=True)
     assert not snapshot.disks.get().checksum, "nothing is healthy before it was read"
     assert find() == []
-    carry_out_what_waits()
+    run_active_operations()
     assert snapshot.disks.get().checksum == checksum
     assert find() == []
 
@@ -317,7 +317,7 @@ def test_the_disk_of_a_volume_whose_deletion_was_accepted_is_removed(snapshot: S
         put_volume(storage_root, each, b"")
     assert find() == ["stuck", "volume-undeleted"]
     run(repair=True)
-    carry_out_what_waits()
+    run_active_operations()
     leaving.refresh_from_db()
     assert leaving.is_deleted and find() == []
 
@@ -357,7 +357,7 @@ def test_rows_without_an_operation_fail_and_accepted_deletions_are_requested_aga
     waiting.refresh_from_db()
     made.refresh_from_db()
     assert (waiting.state, made.state) == (State.FAILED, Volume.State.ERROR)
-    carry_out_what_waits()
+    run_active_operations()
     snapshot.refresh_from_db()
     assert snapshot.state == State.DELETED and not folder.exists()
     assert find() == []
@@ -411,7 +411,7 @@ def test_many_rows_are_read_in_pages(
     monkeypatch.setattr(fsck, "PAGE", 2)
     for number in range(4):
         services.request_snapshot(source=snapshot.volume, name=f"more {number}", user=member.user)
-    carry_out_what_waits()
+    run_active_operations()
     assert find() == []
     for path in folder.parent.iterdir():
         shutil.rmtree(path)
@@ -427,14 +427,14 @@ def test_concurrent_operations_are_not_findings(volume: Volume, member: Membersh
         try:
             for number in range(12):
                 snapshot = services.request_snapshot(source=volume, name=f"brief {number}", user=member.user)
-                carry_out_what_waits()
+                run_active_operations()
                 snapshot.refresh_from_db()
                 new_volumes.request_new_volume(
                     snapshot=snapshot, user=member.user, project=member.project, name=f"copy {number}", size_gb=1
                 )
-                carry_out_what_waits()
+                run_active_operations()
                 services.request_deletion(snapshot=snapshot, user=member.user)
-                carry_out_what_waits()
+                run_active_operations()
         except BaseException as error:
             errors.append(error)
         finally:
@@ -471,14 +471,14 @@ def test_repair_skips_objects_in_use(volume: Volume, member: Membership, storage
             for number in range(6):
                 write(b"round %d" % number)
                 snapshot = services.request_snapshot(source=volume, name=f"round {number}", user=member.user)
-                carry_out_what_waits()
+                run_active_operations()
                 write(b"encrypted")
                 restores.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
-                carry_out_what_waits()
+                run_active_operations()
                 with open(image, "rb") as file:
                     brought_back.append(file.read(7))
                 services.request_deletion(snapshot=snapshot, user=member.user)
-                carry_out_what_waits()
+                run_active_operations()
         except BaseException as error:
             errors.append(error)
         finally:

@@ -29,7 +29,7 @@ from tests.factories import (
     VMSnapshotFactory,
     VolumeFactory,
 )
-from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sell_everywhere
+from tests.snapshots.disks import content, put_volume, run_active_operations, sell_everywhere
 
 pytestmark = pytest.mark.django_db
 
@@ -146,7 +146,7 @@ def test_a_snapshot_that_is_moved_while_it_is_taken_is_charged_to_its_new_projec
 ) -> None:
     snapshot = services.request_snapshot(source=volume, name="n", user=member.user)
     move_snapshot(snapshot=snapshot, user=member.user, project=archive)
-    carry_out_what_waits()
+    run_active_operations()
     assert UsageSegment.objects.get(resource_id=snapshot.pk).project == archive
 
 
@@ -330,7 +330,7 @@ def test_restoring_in_place_needs_the_right_in_both_projects(
 
 def test_the_safety_snapshot_stays_in_the_volumes_project(member: Membership, volume: Volume, archive: Project) -> None:
     snapshot = services.request_snapshot(source=volume, name="n", user=member.user, project=archive)
-    carry_out_what_waits()
+    run_active_operations()
     type(volume.vm).objects.update(state="stopped")
     operation = restores.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
     assert operation.safety_snapshot and operation.safety_snapshot.project == volume.project

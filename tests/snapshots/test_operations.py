@@ -25,7 +25,7 @@ from snapshots.models import Draft, Operation, Snapshot, State
 from snapshots.storage.contract import Interrupted, advice_for
 from snapshots.tasks import run_operation
 from tests.factories import DraftFactory, MembershipFactory, OperationFactory, SnapshotFactory, VolumeFactory
-from tests.snapshots.disks import carry_out_what_waits, content, holds, put_volume, sell_everywhere, touch_every_chunk
+from tests.snapshots.disks import content, holds, put_volume, run_active_operations, sell_everywhere, touch_every_chunk
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
@@ -176,7 +176,7 @@ def test_a_lost_task_is_enqueued_again_at_once_and_only_while_none_is_queued(ope
     for _round in range(3):
         assert operations.reconcile() == 0
         assert DBTaskResult.objects.count() == 1
-    carry_out_what_waits()
+    run_active_operations()
     DBTaskResult.objects.all().delete()
     operations.reconcile()
     assert not DBTaskResult.objects.exists(), "nothing waits"
@@ -248,7 +248,7 @@ def claimed_by_somebody(operation: Operation) -> Operation:
 
 
 def test_an_operation_that_is_done_is_not_run_again(operation: Operation) -> None:
-    carry_out_what_waits()
+    run_active_operations()
     run_operation(operation.pk)
     operation.refresh_from_db()
     assert operation.attempt == 1
@@ -264,13 +264,13 @@ def test_impossible_changes_of_state_are_refused() -> None:
 def test_a_restore_is_refused_when_the_machine_was_started_meanwhile(
     storage_root: Path, member: Membership, volume: Volume, operation: Operation
 ) -> None:
-    carry_out_what_waits()
+    run_active_operations()
     snapshot = Snapshot.objects.get()
     changed = content(b"later")
     image = put_volume(storage_root, volume, changed)
     restore = restores.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
     VirtualMachine.objects.update(state=VirtualMachine.State.RUNNING)
-    carry_out_what_waits()
+    run_active_operations()
     restore.refresh_from_db()
     assert restore.state == Operation.State.FAILED and "Stop the machine" in restore.error
     assert restore.safety_snapshot.state == State.FAILED
@@ -279,7 +279,7 @@ def test_a_restore_is_refused_when_the_machine_was_started_meanwhile(
 
 def test_a_storage_that_is_not_set_up_fails_the_operation_at_once(operation: Operation) -> None:
     Location.objects.update(driver="nowhere")
-    carry_out_what_waits()
+    run_active_operations()
     operation.refresh_from_db()
     operation.snapshot.refresh_from_db()
     assert (operation.state, operation.attempt, operation.snapshot.state) == (Operation.State.FAILED, 1, State.FAILED)
@@ -410,18 +410,18 @@ def test_the_scheduler_removes_incomplete_files_of_dead_workers(
 def test_the_outcome_is_logged_as_the_portals_own_action(
     storage_root: Path, operation: Operation, volume: Volume, member: Membership
 ) -> None:
-    carry_out_what_waits()
+    run_active_operations()
     snapshot = operation.snapshot
     snapshot.refresh_from_db()
     restores.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
-    carry_out_what_waits()
+    run_active_operations()
     services.request_verification(snapshot=snapshot, user=member.user)
-    carry_out_what_waits()
+    run_active_operations()
     services.request_deletion(snapshot=snapshot, user=member.user)
-    carry_out_what_waits()
+    run_active_operations()
     services.request_snapshot(source=volume, name="second", user=member.user)
     put_volume(storage_root, volume, b"").unlink()
-    carry_out_what_waits()
+    run_active_operations()
 
     log = Activity.objects.filter(actor=None, project=member.project).order_by("at", "pk")
     assert {entry.action for entry in log} == {

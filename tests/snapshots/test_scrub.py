@@ -22,7 +22,7 @@ from snapshots.monitoring.status import load_operation_status
 from snapshots.monitoring.storage import measure_storage
 from snapshots.views import bell
 from tests.factories import LocationFactory, MembershipFactory, OperationFactory, SnapshotFactory, VolumeFactory
-from tests.snapshots.disks import carry_out_what_waits, flip_byte, put_volume, sell_everywhere, touch_every_chunk
+from tests.snapshots.disks import flip_byte, put_volume, run_active_operations, sell_everywhere, touch_every_chunk
 from tests.snapshots.storage.medium import failing_medium
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
@@ -60,7 +60,7 @@ def age(snapshot: Snapshot, read_at: datetime) -> None:
 
 def work() -> None:
     while Operation.objects.active().exists():
-        carry_out_what_waits()
+        run_active_operations()
 
 
 def scrubs() -> list[str]:

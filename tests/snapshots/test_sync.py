@@ -34,7 +34,7 @@ from tests.factories import (
     UserFactory,
     VolumeFactory,
 )
-from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sell_everywhere
+from tests.snapshots.disks import content, put_volume, run_active_operations, sell_everywhere
 
 pytestmark = pytest.mark.django_db
 
@@ -238,8 +238,8 @@ def test_a_storage_that_may_finish_late_is_cleaned_up_after_a_failure(
     monkeypatch.setattr(LocalDriver, "finishes_late", True)
     snapshot = SnapshotFactory(volume__project=member.project, pending=True)  # of a volume that storage does not have
     OperationFactory(capture=True, snapshot=snapshot)
-    carry_out_what_waits()
-    carry_out_what_waits()
+    run_active_operations()
+    run_active_operations()
     snapshot.refresh_from_db()
     assert snapshot.state == State.FAILED
     assert list(snapshot.operations.order_by("created_at").values_list("kind", "state")) == [

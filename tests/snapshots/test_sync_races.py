@@ -34,7 +34,7 @@ from snapshots.storage.inventory import (
 )
 from snapshots.storage.local import LocalDriver
 from tests.factories import LocationFactory, MembershipFactory
-from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sell_everywhere
+from tests.snapshots.disks import content, put_volume, run_active_operations, sell_everywhere
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
 
@@ -176,7 +176,7 @@ def test_snapshots_that_vanish_during_their_deletion_are_deleted_once_and_charge
     Cloud.listed_snapshots = []
     deletions = [lambda one=one: services.request_deletion(snapshot=one, user=member.user) for one in found]
     at_once(*deletions, *[lambda: sync_location(Location.objects.get())] * 3)
-    carry_out_what_waits()
+    run_active_operations()
     assert set(Snapshot.objects.values_list("state", flat=True)) == {State.DELETED}
     assert (UsageSegment.objects.count(), open_segments()) == (count, 0)
     assert not Operation.objects.exclude(state=Operation.State.SUCCEEDED).exists()
@@ -198,7 +198,7 @@ def test_a_customer_and_a_sync_never_use_the_same_name(location: Location, membe
         outside = Snapshot.objects.get(made_outside=True, deleted_at=None)
         assert isinstance(mine, NameTaken) is (outside.name == name)
         assert outside.name in (name, f"{name} {turn}")
-        carry_out_what_waits()
+        run_active_operations()
 
 
 def test_a_snapshot_that_reappears_during_its_deletion_costs_nothing(
@@ -211,7 +211,7 @@ def test_a_snapshot_that_reappears_during_its_deletion_costs_nothing(
     put_volume(tmp_path / "cloud", volume, content(b"bytes"))
     for turn in range(4):
         snapshot = services.request_snapshot(source=volume, name=f"nightly {turn}", user=member.user)
-        carry_out_what_waits()
+        run_active_operations()
         Cloud.listed_snapshots = []
         assert sync_location(Location.objects.get()).snapshots_gone == 1
         assert open_segments() == 0
@@ -220,7 +220,7 @@ def test_a_snapshot_that_reappears_during_its_deletion_costs_nothing(
             lambda snapshot=snapshot: services.request_deletion(snapshot=snapshot, user=member.user),
             *[lambda: sync_location(Location.objects.get())] * 2,
         )
-        carry_out_what_waits()
+        run_active_operations()
         snapshot.refresh_from_db()
         assert (snapshot.state, open_segments()) == (State.DELETED, 0)
 
@@ -250,7 +250,7 @@ def test_a_snapshot_found_damaged_while_missing_is_not_charged_again(
     volume = Volume.objects.get()
     put_volume(tmp_path / "cloud", volume, content(b"bytes"))
     snapshot = services.request_snapshot(source=volume, name="nightly", user=member.user)
-    carry_out_what_waits()
+    run_active_operations()
     Cloud.listed_snapshots = []
     sync_location(location)
     assert open_segments() == 1

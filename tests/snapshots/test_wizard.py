@@ -28,7 +28,7 @@ from tests.factories import (
     UserFactory,
     VolumeFactory,
 )
-from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sell_everywhere
+from tests.snapshots.disks import content, put_volume, run_active_operations, sell_everywhere
 
 pytestmark = pytest.mark.django_db
 
@@ -101,7 +101,7 @@ def test_the_whole_way_from_a_location_to_a_ready_snapshot(client: Client, membe
     snapshot = Snapshot.objects.get()
     assert response["Location"] == reverse("snapshots:snapshot", args=[snapshot.pk]) + "#heading"
     assert (snapshot.name, snapshot.state) == ("Before update", State.PENDING)
-    carry_out_what_waits()
+    run_active_operations()
     snapshot.refresh_from_db()
     assert snapshot.state == State.READY
 

@@ -29,14 +29,14 @@ from tests.factories import (
     VirtualMachineFactory,
     VolumeFactory,
 )
-from tests.snapshots.disks import carry_out_what_waits, content, holds, put_volume, sell_everywhere
+from tests.snapshots.disks import content, holds, put_volume, run_active_operations, sell_everywhere
 from tests.snapshots.test_list import HTMX, names, part_of
 from tests.snapshots.test_volumes import without_tokens
 
 pytestmark = pytest.mark.django_db
 
 COPIES, SCHEDULES = "/backups/", "/backups/schedules/"
-ACTS = ("edit_schedule", "pause_schedule", "resume_schedule", "run_schedule", "delete_schedule")
+ACTIONS = ("edit_schedule", "pause_schedule", "resume_schedule", "run_schedule", "delete_schedule")
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def url(schedule: BackupSchedule, name: str = "schedule") -> str:
     return reverse(f"snapshots:{name}", args=[schedule.pk])
 
 
-def act_url(copy: Snapshot, name: str) -> str:
+def action_url(copy: Snapshot, name: str) -> str:
     return reverse(f"snapshots:{name}", args=[copy.pk])
 
 
@@ -172,10 +172,10 @@ def test_an_automatic_backup_is_not_charged_by_itself(client: Client, vm: Virtua
 
     assert client.get(COPIES).context["rows"][0].hourly == ""
     assert "in the 20 %" in words(client.get(COPIES).text)
-    page = words(client.get(act_url(copy, "snapshot")).text)
+    page = words(client.get(action_url(copy, "snapshot")).text)
     assert "20 % × K 24.0000 = K 4.80 an hour" in page
     assert "Price Summary" not in page
-    assert "charged per GB" in words(client.get(act_url(copy, "pin")).text)
+    assert "charged per GB" in words(client.get(action_url(copy, "pin")).text)
 
 
 def test_the_page_of_a_backup_leads_back_to_the_list_and_to_its_schedule(
@@ -183,27 +183,27 @@ def test_the_page_of_a_backup_leads_back_to_the_list_and_to_its_schedule(
 ) -> None:
     copy = BackupRunFactory(schedule=schedule).snapshot
 
-    page = client.get(act_url(copy, "snapshot")).text
+    page = client.get(action_url(copy, "snapshot")).text
 
     assert '<a class="side-item" href="/backups/" aria-current="page">' in page
     assert f'href="{url(schedule)}"' in page
     for name in ("rename", "delete", "restore", "verify", "new_machine", "pin"):
-        assert f'<a href="{COPIES}">Backups</a>' in client.get(act_url(copy, name)).text, name
+        assert f'<a href="{COPIES}">Backups</a>' in client.get(action_url(copy, name)).text, name
 
 
 def test_a_backup_is_pinned_and_unpinned_again(client: Client, schedule: BackupSchedule) -> None:
     copy = BackupRunFactory(schedule=schedule).snapshot
-    assert "until you delete it?" in client.get(act_url(copy, "pin")).text
+    assert "until you delete it?" in client.get(action_url(copy, "pin")).text
 
     for _twice in range(2):
-        page = client.post(act_url(copy, "pin"), {"pinned": "yes"}, follow=True).text
+        page = client.post(action_url(copy, "pin"), {"pinned": "yes"}, follow=True).text
         assert "is pinned." in page
     copy.refresh_from_db()
     assert copy.is_pinned
     assert "Pinned" in client.get(COPIES).text
 
-    assert "Unpin “" in client.get(act_url(copy, "pin")).text
-    client.post(act_url(copy, "pin"), {"pinned": "no"})
+    assert "Unpin “" in client.get(action_url(copy, "pin")).text
+    client.post(action_url(copy, "pin"), {"pinned": "no"})
     copy.refresh_from_db()
     assert not copy.is_pinned
 
@@ -212,10 +212,10 @@ def test_a_backup_that_is_being_deleted_cannot_be_pinned(
     client: Client, viewer: Client, stranger: Client, schedule: BackupSchedule
 ) -> None:
     copy = BackupRunFactory(schedule=schedule).snapshot
-    assert stranger.post(act_url(copy, "pin"), {"pinned": "yes"}).status_code == 404
-    assert viewer.post(act_url(copy, "pin"), {"pinned": "yes"}).status_code == 403
+    assert stranger.post(action_url(copy, "pin"), {"pinned": "yes"}).status_code == 404
+    assert viewer.post(action_url(copy, "pin"), {"pinned": "yes"}).status_code == 403
     Snapshot.objects.update(state=State.DELETING, delete_requested_at=timezone.now(), deletion_cause="user")
-    assert "is being deleted, so it can" in client.post(act_url(copy, "pin"), {"pinned": "yes"}).text
+    assert "is being deleted, so it can" in client.post(action_url(copy, "pin"), {"pinned": "yes"}).text
     copy.refresh_from_db()
     assert not copy.is_pinned
 
@@ -367,7 +367,7 @@ def test_a_stranger_gets_404_and_a_viewer_is_read_only(
 ) -> None:
     assert stranger.get(url(schedule)).status_code == 404
     assert "You have view-only access." in viewer.get(url(schedule)).text
-    for name in ACTS:
+    for name in ACTIONS:
         assert url(schedule, name) not in viewer.get(url(schedule)).text
         for method in ("get", "post"):
             assert getattr(stranger, method)(url(schedule, name)).status_code == 404, name
@@ -401,7 +401,7 @@ def test_nothing_is_offered_or_done_with_automatic_backups(client: Client, vm: V
     assert page.context["actions"] == []
     assert "Only an administrator can enable, disable or schedule them." in page.text
     assert "20 % × K 24.0000 = K 4.80 an hour" in words(page.text)
-    for name in ACTS:
+    for name in ACTIONS:
         data = {"interval": "daily", "at": "03:00", "retention_count": 9}
         assert "Only your provider can change" in client.post(url(automatic, name), data).text, name
     automatic.refresh_from_db()
@@ -418,7 +418,7 @@ def test_a_deleted_schedule_is_a_read_only_record(client: Client, vm: VirtualMac
 
     page = client.get(url(deleted))
     assert "This schedule is deleted" in page.text and page.context["actions"] == []
-    for name in ACTS:
+    for name in ACTIONS:
         assert client.post(url(deleted, name)).status_code == 404, name
 
 
@@ -492,7 +492,7 @@ def test_a_backup_is_taken_at_once_and_only_one_at_a_time(client: Client, schedu
     again = client.post(url(schedule, "run_schedule"))
     assert "A backup of this machine is already running." in again.text
     assert BackupRun.objects.count() == 1
-    carry_out_what_waits()
+    run_active_operations()
     assert Snapshot.objects.get().state == State.READY
 
 
@@ -520,21 +520,21 @@ def test_a_backup_brings_the_machine_back_and_this_is_undone(
         storage_root / schedule.vm.location_id / "volumes" / f"{one.pk}.img" for one in checks.volumes_of(schedule.vm)
     ]
     run_now(schedule=schedule, user=owner)
-    carry_out_what_waits()
+    run_active_operations()
     copy = Snapshot.objects.get()
     for volume in checks.volumes_of(schedule.vm):
         put_volume(storage_root, volume, content(b"ruined"))
-    page = words(client.get(act_url(copy, "restore")).text)
+    page = words(client.get(action_url(copy, "restore")).text)
     assert "Overwrite the disks of “db-01”?" in page and "d0, d1" in page
 
-    client.post(act_url(copy, "restore"), {"confirmation": "db-01"})
-    carry_out_what_waits()
+    client.post(action_url(copy, "restore"), {"confirmation": "db-01"})
+    run_active_operations()
 
     assert all(holds(disk, content(b"%d" % position)) for position, disk in enumerate(disks))
     restore = Operation.objects.get(kind=Operation.Kind.RESTORE)
     assert restore.state == Operation.State.SUCCEEDED and restore.can_be_undone
-    client.post(act_url(restore.safety_snapshot, "restore"), {"confirmation": "db-01"})
-    carry_out_what_waits()
+    client.post(action_url(restore.safety_snapshot, "restore"), {"confirmation": "db-01"})
+    run_active_operations()
     assert all(holds(disk, content(b"ruined")) for disk in disks)
 
 
@@ -542,15 +542,15 @@ def test_a_backup_becomes_a_new_machine_and_a_new_volume(
     storage_root: Path, client: Client, schedule: BackupSchedule, owner: User
 ) -> None:
     run_now(schedule=schedule, user=owner)
-    carry_out_what_waits()
+    run_active_operations()
     copy = Snapshot.objects.get()
 
-    client.post(act_url(copy, "new_machine"), {"name": "db-02", "project": schedule.vm.project_id})
+    client.post(action_url(copy, "new_machine"), {"name": "db-02", "project": schedule.vm.project_id})
     client.post(
-        act_url(copy, "new_volume"),
+        action_url(copy, "new_volume"),
         {"disk": copy.disks.last().pk, "name": "alone", "size_gb": 50, "project": schedule.vm.project_id},
     )
-    carry_out_what_waits()
+    run_active_operations()
 
     folder = storage_root / schedule.vm.location_id / "volumes"
     made = VirtualMachine.objects.get(name="db-02")
@@ -562,12 +562,12 @@ def test_a_backup_becomes_a_new_machine_and_a_new_volume(
 
 def test_a_backup_is_deleted_and_stops_costing(client: Client, schedule: BackupSchedule, owner: User) -> None:
     run_now(schedule=schedule, user=owner)
-    carry_out_what_waits()
+    run_active_operations()
     copy = Snapshot.objects.get()
-    assert "You stop paying K 36.00 an hour" in words(client.get(act_url(copy, "delete")).text)
+    assert "You stop paying K 36.00 an hour" in words(client.get(action_url(copy, "delete")).text)
 
-    client.post(act_url(copy, "delete"), {"confirmation": copy.name})
-    carry_out_what_waits()
+    client.post(action_url(copy, "delete"), {"confirmation": copy.name})
+    run_active_operations()
 
     copy.refresh_from_db()
     assert copy.state == State.DELETED
@@ -623,16 +623,16 @@ def test_a_volume_in_a_backup_of_its_machine_is_not_listed_as_unprotected(
     assert client.get("/").context["unprotected_count"] == 2
 
     run_now(schedule=schedule, user=owner)
-    carry_out_what_waits()
+    run_active_operations()
 
     assert client.get("/").context["unprotected_count"] == 0
 
 
 def test_deleting_an_automatic_backup_promises_no_savings(client: Client, vm: VirtualMachine, owner: User) -> None:
     copy = automatic_copy(vm, owner)
-    assert "It saves nothing" in client.get(act_url(copy, "delete")).text
+    assert "It saves nothing" in client.get(action_url(copy, "delete")).text
 
-    page = client.post(act_url(copy, "delete"), {"confirmation": copy.name}, follow=True).text
+    page = client.post(action_url(copy, "delete"), {"confirmation": copy.name}, follow=True).text
 
     assert "is being deleted." in page and "You no longer pay" not in page
 

@@ -21,7 +21,7 @@ from snapshots.backups.schedules import edit_schedule, run_now
 from snapshots.backups.upkeep import maintain_schedules
 from snapshots.models import BackupRun, BackupSchedule, DeletionCause, DiskImage, Operation, Snapshot, State
 from tests.factories import BackupScheduleFactory, MembershipFactory, VirtualMachineFactory, VolumeFactory
-from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sell_everywhere
+from tests.snapshots.disks import content, put_volume, run_active_operations, sell_everywhere
 from tests.snapshots.test_races import all_at_once
 
 pytestmark = [
@@ -82,8 +82,8 @@ def run_once(schedule: BackupSchedule) -> BackupRun:
 
 def work() -> None:
     """Take what waits, then read it back."""
-    carry_out_what_waits()
-    carry_out_what_waits()
+    run_active_operations()
+    run_active_operations()
 
 
 def states(schedule: BackupSchedule) -> list[str]:
@@ -110,12 +110,12 @@ def test_a_due_run_is_started_once_and_done_when_its_backup_is_verified(schedule
     assert (run.scheduled_at, run.state, run.tries) == (slot, TAKING, 1)
 
     assert settle_runs(slot) == 0
-    carry_out_what_waits()
+    run_active_operations()
     copy = Snapshot.objects.get()
     assert copy.state == State.READY
     assert UsageSegment.objects.get().kind == ServiceKind.VM_BACKUP
     assert settle_runs(slot) == 0, "not verified yet"
-    carry_out_what_waits()
+    run_active_operations()
     assert all(disk.verified_at and disk.checksum for disk in copy.disks.all())
     assert settle_runs(slot + timedelta(minutes=3)) == 1
     run.refresh_from_db()
@@ -261,7 +261,7 @@ def test_a_failed_capture_is_retried_as_the_same_backup(
     start_due_runs(at)
     lost = images(storage_root, vm)[0]
     aside = lost.rename(lost.with_suffix(".aside"))
-    carry_out_what_waits()
+    run_active_operations()
     assert settle_runs(at) == 1
     run = schedule.runs.get()
     assert (run.state, run.snapshot.state) == (WAITING, State.FAILED)
@@ -283,7 +283,7 @@ def test_a_retry_takes_a_new_backup_if_the_machines_disks_have_changed(
     start_due_runs(at)
     lost = images(storage_root, vm)[1]
     lost.unlink()
-    carry_out_what_waits()
+    run_active_operations()
     settle_runs(at)
     Volume.objects.filter(pk=lost.stem).update(vm=None)
     settle_runs(at + timedelta(minutes=5))
@@ -311,10 +311,10 @@ def test_a_backup_found_damaged_by_its_verification_is_removed_and_taken_again(
 ) -> None:
     at = due_at(schedule)
     start_due_runs(at)
-    carry_out_what_waits()
+    run_active_operations()
     damaged = Snapshot.objects.get()
     spoil(copy_file(storage_root, damaged))
-    carry_out_what_waits()
+    run_active_operations()
     settle_runs(at)
     run = schedule.runs.get()
     assert run.state == WAITING and "found it damaged, so it was deleted" in run.reason
@@ -334,11 +334,11 @@ def test_a_backup_that_could_not_be_verified_is_verified_again_and_not_taken_aga
 ) -> None:
     at = due_at(schedule)
     start_due_runs(at)
-    carry_out_what_waits()
+    run_active_operations()
     copy = Snapshot.objects.get()
     folder = copy_file(storage_root, copy).parent
     aside = folder.rename(folder.with_name("aside"))
-    carry_out_what_waits()
+    run_active_operations()
     reading = Operation.objects.get(kind=Operation.Kind.VERIFY)
     assert reading.state == Operation.State.FAILED
     settle_runs(at)
@@ -360,7 +360,7 @@ def test_a_failed_backup_that_a_user_retries_finishes_its_run(
     start_due_runs(at)
     lost = images(storage_root, vm)[0]
     aside = lost.rename(lost.with_suffix(".aside"))
-    carry_out_what_waits()
+    run_active_operations()
     settle_runs(at)
     aside.rename(lost)
     services.retry(operation=Operation.objects.get(), user=member.user)
@@ -375,7 +375,7 @@ def test_a_backup_that_is_deleted_before_it_is_verified_ends_its_run(
 ) -> None:
     at = due_at(schedule)
     start_due_runs(at)
-    carry_out_what_waits()
+    run_active_operations()
     services.request_deletion(snapshot=Snapshot.objects.get(), user=member.user)
     work()
     settle_runs(at)
@@ -397,9 +397,9 @@ def test_the_oldest_backup_is_deleted_only_once_a_new_one_is_verified(schedule: 
     run_once(schedule)
     now = due_at(schedule)
     start_due_runs(now)
-    carry_out_what_waits()
+    run_active_operations()
     assert copies(schedule) == [State.READY] * 3
-    carry_out_what_waits()
+    run_active_operations()
     assert copies(schedule) == [State.READY] * 3
     settle_runs(now)
     assert copies(schedule) == [State.DELETING, State.READY, State.READY]
@@ -424,7 +424,7 @@ def test_a_damaged_backup_does_not_count_for_retention(
     second = run_once(schedule).snapshot
     spoil(copy_file(storage_root, second))
     services.request_verification(snapshot=second, user=member.user)
-    carry_out_what_waits()
+    run_active_operations()
     assert DiskImage.objects.filter(snapshot=second).exclude(damage="").exists()
     run_once(schedule)
     assert copies(schedule) == [State.READY, State.READY, State.READY], "two sound ones were promised"
@@ -591,7 +591,7 @@ def test_a_backup_that_a_user_retries_is_the_newest_one(
     lost = images(storage_root, vm)[0]
     data = lost.read_bytes()
     lost.unlink()
-    carry_out_what_waits()
+    run_active_operations()
     failed = Operation.objects.get()
     BackupRun.objects.update(state=FAILED, next_try_at=None, finished_at=at, reason="It failed.")
     lost.write_bytes(data)

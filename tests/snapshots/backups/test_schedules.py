@@ -32,7 +32,7 @@ from tests.factories import (
     VirtualMachineFactory,
     VolumeFactory,
 )
-from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sell_everywhere
+from tests.snapshots.disks import content, put_volume, run_active_operations, sell_everywhere
 
 pytestmark = pytest.mark.django_db
 
@@ -148,7 +148,7 @@ def test_a_backup_taken_immediately_is_charged_per_gb(vm: VirtualMachine, member
     run = schedule.runs.get()
     assert (run.state, run.scheduled_at, run.requested_by) == (BackupRun.State.TAKING, NOON, member.user)
     assert (run.snapshot.kind, run.snapshot.name) == (Kind.BACKUP, "db-01-backup-2026-11-22")
-    carry_out_what_waits()
+    run_active_operations()
     copy = Snapshot.objects.get()
     assert copy.state == State.READY
     segment = UsageSegment.objects.get()

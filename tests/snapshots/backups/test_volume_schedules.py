@@ -35,7 +35,7 @@ from tests.factories import (
     VirtualMachineFactory,
     VolumeFactory,
 )
-from tests.snapshots.disks import carry_out_what_waits, content, flip_byte, put_volume, sell_everywhere
+from tests.snapshots.disks import content, flip_byte, put_volume, run_active_operations, sell_everywhere
 from tests.snapshots.test_races import all_at_once
 
 pytestmark = [
@@ -81,8 +81,8 @@ def run_once(schedule: BackupSchedule) -> Snapshot:
     """Take the next snapshot, to its verification."""
     now = due_at(schedule)
     assert start_due_runs(now) == 1
-    carry_out_what_waits()
-    carry_out_what_waits()
+    run_active_operations()
+    run_active_operations()
     settle_runs(now)
     run = schedule.runs.get(scheduled_at=now)
     assert run.state == BackupRun.State.DONE and run.snapshot
@@ -116,7 +116,7 @@ def test_only_its_own_unpinned_snapshots_are_deleted(
     snapshots = [run_once(schedule)]
     pin_backup(snapshot=snapshots[0], user=member.user)
     snapshots += [run_once(schedule) for _night in range(3)]
-    carry_out_what_waits()
+    run_active_operations()
     states = [Snapshot.objects.get(pk=snapshot.pk).state for snapshot in (by_hand, *snapshots)]
     assert states == [State.READY, State.READY, State.DELETED, State.READY, State.READY]
     assert Snapshot.objects.get(pk=snapshots[1].pk).deletion_cause == DeletionCause.RETENTION
@@ -141,18 +141,18 @@ def test_a_damaged_snapshot_is_retaken_and_failures_are_notified(
 ) -> None:
     now = due_at(schedule)
     start_due_runs(now)
-    carry_out_what_waits()
+    run_active_operations()
     damaged = Snapshot.objects.get()
     flip_byte(storage_root / damaged.location_id / "snapshots" / str(damaged.pk) / "disk.img")
-    carry_out_what_waits()
+    run_active_operations()
     settle_runs(now)
     run = schedule.runs.get()
     assert run.state == BackupRun.State.WAITING and "found it damaged" in run.reason
     [notice] = member.user.notifications.all()
     assert notice.title == "The scheduled snapshot of db-data failed and will be retried"
     settle_runs(now + timedelta(minutes=6))
-    carry_out_what_waits()
-    carry_out_what_waits()
+    run_active_operations()
+    run_active_operations()
     settle_runs(now + timedelta(minutes=7))
     run.refresh_from_db()
     assert run.state == BackupRun.State.DONE and run.snapshot_id != damaged.pk
@@ -197,8 +197,8 @@ def test_a_retried_snapshot_continues_its_run_as_the_newest(
     operation = OperationFactory(snapshot=failed.snapshot, capture=True, failed=True)
     run_once(schedule)
     services.retry(operation=operation, user=member.user)
-    carry_out_what_waits()
-    carry_out_what_waits()
+    run_active_operations()
+    run_active_operations()
     settle_runs(due_at(schedule))
     failed.refresh_from_db()
     assert (failed.number, failed.state) == (3, BackupRun.State.DONE)

@@ -24,7 +24,7 @@ from tests.factories import (
     VirtualMachineFactory,
     VolumeFactory,
 )
-from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sell_everywhere
+from tests.snapshots.disks import content, put_volume, run_active_operations, sell_everywhere
 
 pytestmark = pytest.mark.django_db
 
@@ -114,7 +114,7 @@ def test_the_whole_way_from_a_location_to_the_first_backup(
     schedule = BackupSchedule.objects.get()
     assert response["Location"] == reverse("snapshots:schedule", args=[schedule.pk]) + "#heading"
     assert (schedule.vm, schedule.interval, schedule.weekday, schedule.retention_count) == (vm, "weekly", 6, 3)
-    carry_out_what_waits()
+    run_active_operations()
     assert Snapshot.objects.get(kind=Kind.BACKUP).state == State.READY
     assert BackupRun.objects.get().requested_by == member.user
 

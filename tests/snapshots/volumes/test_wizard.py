@@ -28,7 +28,7 @@ from tests.factories import (
     VMSnapshotFactory,
     VolumeFactory,
 )
-from tests.snapshots.disks import carry_out_what_waits, content, holds, put_volume, sell_everywhere
+from tests.snapshots.disks import content, holds, put_volume, run_active_operations, sell_everywhere
 
 pytestmark = pytest.mark.django_db
 
@@ -59,7 +59,7 @@ def disk(storage_root: Path, member: Membership, location: Location) -> DiskImag
     put_volume(storage_root, volume, content(b"bytes"))
     sell_everywhere()
     snapshot = services.request_snapshot(source=volume, name="before the update", user=member.user)
-    carry_out_what_waits()
+    run_active_operations()
     return snapshot.disks.get()
 
 
@@ -115,7 +115,7 @@ def test_the_whole_way_from_a_location_to_an_available_volume(
     assert response["Location"] == reverse("snapshots:volume", args=[volume.pk]) + "#heading"
     assert (volume.name, volume.state, volume.project) == ("Uploads", Volume.State.CREATING, member.project)
     assert not UsageSegment.objects.exists()
-    carry_out_what_waits()
+    run_active_operations()
     volume.refresh_from_db()
     assert volume.state == Volume.State.AVAILABLE
     image = image_of(storage_root, volume)
@@ -139,7 +139,7 @@ def test_a_volume_from_a_snapshot_has_its_bytes(
     assert 'value="db-01-data-copy"' in client.get(url(draft, "name")).text
     client.post(url(draft, "name"), {"name": "copy"})
     confirm(client, draft, shown_hourly_micro=2_000_000)
-    carry_out_what_waits()
+    run_active_operations()
     volume = Volume.objects.get(name="copy")
     assert volume.state == Volume.State.AVAILABLE
     image = image_of(storage_root, volume)
@@ -281,7 +281,7 @@ def test_where_block_storage_is_not_sold_a_volume_costs_nothing(
         page = client.get(url(draft, step)).text
         assert f"A volume in {location.code} costs nothing here" in page and "Price Summary" not in page
     assert confirm(client, draft, shown_hourly_micro=0).status_code == 302
-    carry_out_what_waits()
+    run_active_operations()
     assert Volume.objects.get().state == Volume.State.AVAILABLE
     assert not UsageSegment.objects.exists()
 

@@ -29,11 +29,11 @@ from tests.factories import (
     VirtualMachineFactory,
     VolumeFactory,
 )
-from tests.snapshots.disks import carry_out_what_waits, content, largest_file, put_volume, sell_everywhere
+from tests.snapshots.disks import content, largest_file, put_volume, run_active_operations, sell_everywhere
 
 pytestmark = pytest.mark.django_db
 
-ACTS = ["rename", "delete", "restore", "new_volume", "verify"]
+ACTIONS = ["rename", "delete", "restore", "new_volume", "verify"]
 BEFORE, AFTER = content(b"before "), content(b"after  ")
 
 
@@ -55,7 +55,7 @@ def page_of(snapshot: Snapshot) -> str:
     return reverse("snapshots:snapshot", args=[snapshot.pk])
 
 
-def said(response: object) -> str:
+def messages_of(response: object) -> str:
     return " ".join(str(message) for message in get_messages(response.wsgi_request))  # type: ignore[attr-defined]
 
 
@@ -79,7 +79,7 @@ def taken(project: Project, storage_root: Path) -> Snapshot:
     sell_everywhere()
     path = put_volume(storage_root, volume, BEFORE)
     snapshot = services.request_snapshot(source=volume, name="before-upgrade", user=project.memberships.first().user)
-    carry_out_what_waits()
+    run_active_operations()
     with open(path, "r+b") as file:
         file.write(AFTER)
     snapshot.refresh_from_db()
@@ -95,7 +95,7 @@ def start_of(root: Path, volume: Volume) -> bytes:
 
 
 @pytest.mark.parametrize("method", ["get", "post"])
-@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("act", ACTIONS)
 def test_strangers_viewers_and_signed_out_people_change_nothing(
     act: str, method: str, project: Project, client_for: Callable[..., Client]
 ) -> None:
@@ -116,7 +116,7 @@ def test_strangers_viewers_and_signed_out_people_change_nothing(
     assert not Operation.objects.exists()
 
 
-@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("act", ACTIONS)
 def test_every_action_has_a_form_without_javascript(act: str, client: Client, project: Project) -> None:
     snapshot = SnapshotFactory(volume__project=project)
     sell_everywhere()
@@ -137,7 +137,7 @@ def test_a_snapshot_is_renamed_and_its_bill_follows(client: Client, taken: Snaps
     assert response["Location"] == page_of(taken)
     assert taken.name == "Known good"
     assert UsageSegment.objects.get().resource_name == "Known good"
-    assert "Known good" in said(response)
+    assert "Known good" in messages_of(response)
 
 
 def test_the_form_starts_with_the_present_name(client: Client, project: Project) -> None:
@@ -188,7 +188,7 @@ def test_a_snapshot_is_deleted_its_bill_ends_and_its_file_goes(
     assert response["Location"] == page_of(taken)
     assert taken.state == State.DELETING
     assert UsageSegment.objects.get().ended_at == taken.delete_requested_at
-    carry_out_what_waits()
+    run_active_operations()
     taken.refresh_from_db()
     assert taken.state == State.DELETED
     assert not list((storage_root / taken.location_id / "snapshots").glob(f"{taken.pk}*"))
@@ -242,7 +242,7 @@ def test_a_restore_brings_the_bytes_back_and_can_be_undone(client: Client, taken
     response = client.post(url("restore", taken), {"confirmation": "web-01-root"})
 
     assert response["Location"] == page_of(taken)
-    carry_out_what_waits()
+    run_active_operations()
     assert start_of(storage_root, taken.volume) == BEFORE
     operation = taken.operations.get(kind=Operation.Kind.RESTORE)
     assert operation.state == Operation.State.SUCCEEDED
@@ -253,7 +253,7 @@ def test_a_restore_brings_the_bytes_back_and_can_be_undone(client: Client, taken
     assert "Undo restore" in undo
     assert "before it was restored from “before-upgrade”" in undo
     client.post(url("restore", safety), {"confirmation": "web-01-root"})
-    carry_out_what_waits()
+    run_active_operations()
     assert start_of(storage_root, taken.volume) == AFTER
 
 
@@ -362,7 +362,7 @@ def machine(project: Project, storage_root: Path) -> Snapshot:
         put_volume(storage_root, volume, BEFORE)
     sell_everywhere(kind=ServiceKind.VM_SNAPSHOT, rate_micro=1_000_000)
     snapshot = services.request_snapshot(source=vm, name="machine", user=project.memberships.first().user)
-    carry_out_what_waits()
+    run_active_operations()
     snapshot.refresh_from_db()
     assert snapshot.state == State.READY
     return snapshot
@@ -378,7 +378,7 @@ def test_a_machine_is_restored_after_its_name_is_typed(client: Client, machine: 
     assert errors_of(client.post(url("restore", machine), {"confirmation": "db-01-root"}))
     assert client.post(url("restore", machine), {"confirmation": "db-01"})["Location"] == page_of(machine)
 
-    carry_out_what_waits()
+    run_active_operations()
     assert start_of(storage_root, root) == BEFORE
     assert "into db-01" in client.get(page_of(machine)).content.decode()
 
@@ -389,7 +389,7 @@ def test_a_new_machine_is_created_from_a_machines_snapshot(client: Client, machi
     response = client.post(url("new_machine", machine), {"name": "db-02", "project": project.pk})
 
     assert response["Location"] == page_of(machine)
-    carry_out_what_waits()
+    run_active_operations()
     made = VirtualMachine.objects.get(name="db-02")
     assert made.state == VirtualMachine.State.STOPPED
     assert {volume.state for volume in made.volumes.all()} == {Volume.State.AVAILABLE}
@@ -440,7 +440,7 @@ def test_a_new_volume_larger_than_the_storage_can_hold_is_refused_at_once(
 
     client.post(url("new_volume", taken), answers)
     with largest_file(size_gb=100):
-        carry_out_what_waits()
+        run_active_operations()
     operation = Operation.objects.get(kind=Operation.Kind.NEW_VOLUME)
     assert (operation.state, operation.attempt, operation.cause) == (Operation.State.FAILED, 1, "TooLarge")
     assert "Choose a smaller size" in operation.error and "Try again later" not in operation.error
@@ -456,7 +456,7 @@ def test_a_new_volume_has_the_snapshot_s_bytes_and_the_size_asked_for(
     volume = Volume.objects.get(name="web-01-copy")
     assert response["Location"] == reverse("snapshots:volume", args=[volume.pk])
     assert volume.state == Volume.State.CREATING
-    carry_out_what_waits()
+    run_active_operations()
     volume.refresh_from_db()
     assert volume.state == Volume.State.AVAILABLE
     assert volume.size_gb == 2
@@ -530,7 +530,7 @@ def test_a_snapshot_is_verified(client: Client, taken: Snapshot) -> None:
     response = client.post(url("verify", taken))
 
     assert response["Location"] == page_of(taken)
-    carry_out_what_waits()
+    run_active_operations()
     assert taken.disks.get().verified_at is not None
     assert "Never verified" not in client.get(page_of(taken)).content.decode()
 
@@ -541,7 +541,7 @@ def test_damage_that_verifying_finds_is_shown(client: Client, taken: Snapshot, s
     with open(path, "r+b") as file:
         file.write(b"rot")
     client.post(url("verify", taken))
-    carry_out_what_waits()
+    run_active_operations()
 
     page = client.get(page_of(taken)).content.decode()
 
@@ -570,7 +570,7 @@ def test_a_failed_capture_is_tried_again_and_succeeds(client: Client, project: P
     path = put_volume(storage_root, volume, BEFORE)
     snapshot = services.request_snapshot(source=volume, name="nightly", user=project.memberships.get().user)
     path.unlink()
-    carry_out_what_waits()
+    run_active_operations()
     failed = snapshot.operations.get()
     assert failed.state == Operation.State.FAILED
     assert not UsageSegment.objects.exists()
@@ -579,8 +579,8 @@ def test_a_failed_capture_is_tried_again_and_succeeds(client: Client, project: P
     response = client.post(retry_url(failed))
 
     assert response["Location"] == page_of(snapshot)
-    assert "being retried" in said(response)
-    carry_out_what_waits()
+    assert "being retried" in messages_of(response)
+    run_active_operations()
     snapshot.refresh_from_db()
     assert snapshot.state == State.READY
 
@@ -591,7 +591,7 @@ def test_the_page_says_why_an_operation_cannot_be_retried(client: Client, projec
     response = client.post(retry_url(operation))
 
     assert response["Location"] == page_of(operation.snapshot)
-    assert "nothing to retry" in said(response)
+    assert "nothing to retry" in messages_of(response)
 
 
 def test_a_new_volume_that_failed_is_tried_again_from_its_own_page(client: Client, project: Project) -> None:
