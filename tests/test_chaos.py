@@ -59,7 +59,7 @@ THERE = (None, None)
         [(DeletionCause.RETENTION, 1), (DeletionCause.OUTSIDE, 9)],
     ],
 )
-def test_what_users_delete_is_no_loss_of_a_newest_backup(afterwards: Any, runs: list) -> None:
+def test_deletions_by_users_do_not_count_as_lost_backups(afterwards: Any, runs: list) -> None:
     done_runs(*runs)
     assert list(afterwards.newest_backups_exist()) == []
 

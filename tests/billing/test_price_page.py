@@ -72,7 +72,9 @@ def test_everybody_sees_prices_and_only_owners_see_the_tabs(
     assert "Prices" in [hit.name for group in search(person, "prices") for hit in group.hits]
 
 
-def test_unit_prices_lead_to_the_page(shop: SimpleNamespace, use: Callable, client_for: Callable[..., Client]) -> None:
+def test_unit_prices_link_to_the_price_page(
+    shop: SimpleNamespace, use: Callable, client_for: Callable[..., Client]
+) -> None:
     use(timezone.now() - timedelta(hours=3))
     client = client_for(shop.owner)
     for path in ("statement/", "subscriptions/"):

@@ -130,7 +130,7 @@ def test_every_action_has_a_form_without_javascript(act: str, client: Client, pr
 # --- rename ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_snapshot_is_renamed_and_its_bill_follows(client: Client, taken: Snapshot) -> None:
+def test_renaming_a_snapshot_renames_its_usage(client: Client, taken: Snapshot) -> None:
     response = client.post(url("rename", taken), {"name": "  Known good  "})
 
     taken.refresh_from_db()
@@ -564,7 +564,7 @@ def retry_url(operation: Operation) -> str:
     return reverse("snapshots:retry", args=[operation.pk])
 
 
-def test_a_failed_capture_is_tried_again_and_succeeds(client: Client, project: Project, storage_root: Path) -> None:
+def test_a_failed_capture_is_retried_and_succeeds(client: Client, project: Project, storage_root: Path) -> None:
     volume = VolumeFactory(project=project)
     sell_everywhere()
     path = put_volume(storage_root, volume, BEFORE)
@@ -594,7 +594,7 @@ def test_the_page_says_why_an_operation_cannot_be_retried(client: Client, projec
     assert "nothing to retry" in messages_of(response)
 
 
-def test_a_new_volume_that_failed_is_tried_again_from_its_own_page(client: Client, project: Project) -> None:
+def test_a_failed_new_volume_is_retried_from_its_own_page(client: Client, project: Project) -> None:
     snapshot = SnapshotFactory(volume__project=project)
     operation = OperationFactory(snapshot=snapshot, new_volume=True, failed=True)
     volume = operation.volume

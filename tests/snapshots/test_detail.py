@@ -194,7 +194,7 @@ def test_operations_show_requester_time_progress_and_reason(client: Client, proj
         assert word in page
 
 
-def test_a_failed_capture_can_be_tried_again(client: Client, project: Project) -> None:
+def test_a_failed_capture_can_be_retried(client: Client, project: Project) -> None:
     operation = OperationFactory(snapshot__volume__project=project, snapshot__failed=True, capture=True, failed=True)
 
     page = text_of(client, operation.snapshot)
@@ -202,7 +202,7 @@ def test_a_failed_capture_can_be_tried_again(client: Client, project: Project) -
     assert page.count(f'action="{reverse("snapshots:retry", args=[operation.pk])}"') == 1
 
 
-def test_only_the_newest_failure_of_a_kind_can_be_tried_again(client: Client, project: Project) -> None:
+def test_only_the_newest_failure_of_a_kind_can_be_retried(client: Client, project: Project) -> None:
     snapshot = SnapshotFactory(volume__project=project)
     old = OperationFactory(snapshot=snapshot, failed=True, created_at=timezone.now() - timedelta(hours=1))
     OperationFactory(snapshot=snapshot, succeeded=True)
@@ -210,7 +210,7 @@ def test_only_the_newest_failure_of_a_kind_can_be_tried_again(client: Client, pr
     assert str(old.pk) + "/retry" not in text_of(client, snapshot)
 
 
-def test_a_viewer_cannot_try_again(viewer: Client, project: Project) -> None:
+def test_a_viewer_cannot_retry(viewer: Client, project: Project) -> None:
     operation = OperationFactory(snapshot__volume__project=project, failed=True)
 
     assert reverse("snapshots:retry", args=[operation.pk]) not in text_of(viewer, operation.snapshot)

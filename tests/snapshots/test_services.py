@@ -108,9 +108,7 @@ def test_a_deleted_volume_keeps_its_snapshots_and_their_bill(
     assert operation.volume.state == Volume.State.AVAILABLE
 
 
-def test_a_failed_snapshot_can_be_tried_again_and_only_once(
-    storage_root: Path, member: Membership, volume: Volume
-) -> None:
+def test_a_failed_snapshot_can_be_retried_only_once(storage_root: Path, member: Membership, volume: Volume) -> None:
     image = put_volume(storage_root, volume, content(b"bytes"))
     snapshot = services.request_snapshot(source=volume, name="later", user=member.user)
     aside = image.rename(image.with_suffix(".aside"))

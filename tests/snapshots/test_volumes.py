@@ -215,7 +215,7 @@ def test_the_page_has_facts_snapshots_and_operations(client: Client, project: Pr
     assert take_url(volume) in page
 
 
-def test_a_volume_that_is_gone_keeps_its_page_and_its_snapshots(client: Client, project: Project) -> None:
+def test_a_deleted_volume_keeps_its_page_and_snapshots(client: Client, project: Project) -> None:
     volume = VolumeFactory(project=project, gone=True)
     snapshot = SnapshotFactory(volume=volume)
 
@@ -239,7 +239,7 @@ def test_a_volume_that_only_copies_of_its_machine_hold_is_not_called_unprotected
     assert "See db-01" in shown
 
 
-def test_a_volume_that_could_not_be_made_says_why_and_is_tried_again(client: Client, project: Project) -> None:
+def test_a_failed_volume_shows_the_reason_and_is_retried(client: Client, project: Project) -> None:
     operation = OperationFactory(snapshot__volume__project=project, new_volume=True, failed=True, error="Out of room.")
     volume = operation.volume
     Volume.objects.filter(pk=volume.pk).update(state=Volume.State.ERROR, deleted_at=timezone.now())
@@ -288,7 +288,7 @@ def test_the_page_polls_until_the_volume_is_made(client: Client, project: Projec
     assert f"Volume {volume.name}: Available" in settled.content.decode()
 
 
-def test_the_page_shows_the_newest_snapshots_and_leads_to_all(
+def test_the_page_shows_the_newest_snapshots_and_links_to_all(
     client: Client, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("snapshots.views.volumes.SNAPSHOTS_SHOWN", 2)

@@ -269,7 +269,7 @@ def test_changing_an_answer_clears_those_that_depend_on_it(
     assert client.get(url(draft, "review"))["Location"] == url(draft, "volume")
 
 
-def test_a_volume_that_is_gone_is_noticed_at_its_step(client: Client, member: Membership, volume: Volume) -> None:
+def test_a_deleted_volume_is_noticed_at_its_step(client: Client, member: Membership, volume: Volume) -> None:
     draft = draft_at("review", volume, member.user)
     Volume.objects.filter(pk=volume.pk).update(deleted_at=timezone.now())
     VolumeFactory(project=member.project, location=volume.location)

@@ -106,7 +106,7 @@ def test_half_past_six_hours_east_of_greenwich():
         (date(2026, 10, 25), time(3), datetime(2026, 10, 25, 2, tzinfo=UTC)),
     ],
 )
-def test_a_change_of_the_clock(day: date, at: time, expected: datetime):
+def test_daylight_saving_changes(day: date, at: time, expected: datetime):
     assert instant(day, at, BERLIN) == expected
     recurrence = Recurrence(interval="daily", at=at)
     assert occurrences_between(recurrence, BERLIN, expected - MINUTE, expected + timedelta(hours=20)) == [expected]
