@@ -348,12 +348,12 @@ class CustomerAccountAdmin(ReadOnly, SupportAdmin):
         }
         return render(request, "billing/admin/wallet.html", context)
 
-    @admin.action(description=gettext_lazy("Write the invoices of the months that are over"), permissions=["close"])
+    @admin.action(description=gettext_lazy("Write invoices for completed months"), permissions=["close"])
     def close_months(self, request: HttpRequest, accounts: QuerySet[CustomerAccount]) -> None:
         report = closing.close_months(at=timezone.now(), customer_ids=list(accounts.values_list("pk", flat=True)))
         for reason in report.failures.values():
             self.message_user(request, reason, messages.ERROR)
-        sentence = _("%(invoices)s invoices made, with %(lines)s lines.") % {
+        sentence = _("%(invoices)s invoices with %(lines)s lines were written.") % {
             "invoices": report.invoices,
             "lines": report.lines,
         }

@@ -114,7 +114,7 @@ COLUMNS = {
 def _windows(windows: Sequence[CustomerWindow]) -> tuple[str, list[Any]]:
     """Return a FROM clause of segments `s` and windows `w`, and its parameters.
 
-    Mostly all customers have the same window. Passing it as constants makes the query twice as fast.
+    Usually, all customers have the same window. Passing it as constants makes the query twice as fast.
     """
     postgresql = connection.vendor == "postgresql"
 

@@ -125,8 +125,8 @@ def _explain(customer: Customer, error: Exception, *, at: datetime) -> str:
             logger.exception("invoice.failed", customer=customer.crn)
     if owed_micro > MAX_AMOUNT_MICRO:
         return _(
-            "Customer %(crn)s gets no invoice: %(owed)s are owed, and an invoice holds at most %(most)s. Correct the price "
-            "in its package, then close the month again."
+            "Customer %(crn)s gets no invoice: the amount owed is %(owed)s, but an invoice can total at most "
+            "%(most)s. Correct the price in its package, then close the month again."
         ) % {
             "crn": customer.crn,
             "owed": money.format_amount(owed_micro, customer.currency),

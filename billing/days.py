@@ -38,7 +38,7 @@ def costs_by_day(*, customer: Customer, days: list[date], at: datetime) -> Costs
     months = BillingMonths.load(customer)
     windows = [*(months.invoiced_windows(first) if months.invoices else []), *months.open_windows(first, at)]
     # An instant before midnight, because an hour that starts at midnight is tomorrow's.
-    known = {min(end - INSTANT, at) for end in (*ends, *(window.until for window in windows))}
+    instants = {min(end - INSTANT, at) for end in (*ends, *(window.until for window in windows))}
     totals = bulk.owed_by_kind(
         [
             bulk.CustomerWindow(
@@ -50,7 +50,7 @@ def costs_by_day(*, customer: Customer, days: list[date], at: datetime) -> Costs
                 at=known_at,
             )
             for window in windows
-            for known_at in known
+            for known_at in instants
             if window.since <= known_at < window.until
         ]
     )

@@ -35,7 +35,7 @@ from .models import (
 
 # The database has its own clock: a price with an earlier start could begin before it is saved.
 SOONEST = timedelta(minutes=1)
-CONFIRM_UNUSUAL = _("Confirm a price ten times the one before, or a tenth of it.")
+CONFIRM_UNUSUAL = _("Confirm a price that is at least ten times the previous one, or at most a tenth of it.")
 
 
 def rate_field(label: Any) -> forms.DecimalField:
@@ -51,7 +51,7 @@ def require_confirmation(form: forms.BaseForm, rate_micro: int, previous_micro: 
     """Add an error if the rate is ten times the previous one or a tenth of it, and isn't confirmed."""
     low, high = sorted([previous_micro, rate_micro])
     if high != low and high >= 10 * low and not form.cleaned_data.get("confirm"):
-        sentence = _("The new price is %(new)s, the one before is %(previous)s. If that is right, check this box.")
+        sentence = _("The new price is %(new)s; the previous price is %(previous)s. If that's right, check this box.")
         rates = {"new": rate_micro, "previous": previous_micro}
         form.add_error("confirm", sentence % {name: money.format_rate(rate, currency) for name, rate in rates.items()})
 
@@ -104,7 +104,7 @@ class PriceVersionFormSet(forms.BaseInlineFormSet):
         now = max(timezone.now(), *Location.objects.values_list(Now(), flat=True)[:1])
         deleted: list[Any] = self.deleted_forms
         if any(form.has_begun_at(now + SOONEST) for form in deleted):
-            raise forms.ValidationError(_("A price that has begun cannot be deleted: plan the next one."))
+            raise forms.ValidationError(_("A price that has started can't be deleted. Plan a new price instead."))
         in_formset = [form.instance.pk for form in self.forms if form.instance.pk]
         others = same_service.exclude(pk__in=in_formset)
         taken = Counter(others.filter(package=package.pk).values_list("starts_at", flat=True))
@@ -117,9 +117,9 @@ class PriceVersionFormSet(forms.BaseInlineFormSet):
             starts_at = form.cleaned_data["starts_at"]
             if form.has_changed():
                 if form.has_begun_at(now + SOONEST):
-                    form.add_error("starts_at", _("This price has begun meanwhile: plan the next one."))
+                    form.add_error("starts_at", _("This price has started in the meantime. Plan a new price instead."))
                 elif rates and starts_at <= now + SOONEST:  # the first price of a service may start in the past
-                    clock = _("By the portal's clocks it is %(now)s UTC: choose a start at least a minute later.")
+                    clock = _("The portal's time is %(now)s UTC. Choose a start at least a minute later.")
                     form.add_error("starts_at", f"{PAST} {clock % {'now': f'{now:%Y-%m-%d %H:%M:%S}'}}")
                 if taken[starts_at] > 1:
                     form.add_error("starts_at", SAME_START)
@@ -145,8 +145,8 @@ class PriceVersionFormSet(forms.BaseInlineFormSet):
         volumes, _customers = count_uncharged(package.location_id, package.currency)
         if volumes:
             sentence = _(
-                "There are volumes that cost nothing yet. Their owners are notified %(days)s days before: choose a start "
-                "after %(soonest)s UTC."
+                "This price charges existing volumes for the first time, so their owners get %(days)s days' notice. "
+                "Choose a start after %(soonest)s UTC."
             )
             instants = {"days": NOTICE.days, "soonest": f"{soonest:%Y-%m-%d %H:%M}"}
             first.add_error("starts_at", sentence % instants)
@@ -156,7 +156,7 @@ class PriceCorrectionForm(forms.Form):
     """The right rate of a price that has begun and was too high."""
 
     rate = rate_field(_("right rate per GB and hour"))
-    reason = forms.CharField(label=_("reason"), max_length=255, help_text=_("Kept with the price."))
+    reason = forms.CharField(label=_("reason"), max_length=255, help_text=_("Recorded with the price."))
     confirm = forms.BooleanField(label=_("unusual price"), required=False, help_text=CONFIRM_UNUSUAL)
 
     def __init__(self, data: Any, *, version: PriceVersion) -> None:
@@ -186,7 +186,7 @@ class PackageForm(forms.ModelForm):
     confirm_volumes = forms.BooleanField(
         label=_("charge existing volumes"),
         required=False,
-        help_text=_("Confirm that the volumes of a location without Block Storage so far will be charged."),
+        help_text=_("Confirm that existing volumes in this location will be charged for the first time."),
     )
 
     class Meta:
@@ -232,7 +232,7 @@ class WalletForm(forms.Form):
     """An amount in the customer's currency. `key` is made with the form, so that posting it twice is one transaction."""
 
     amount = forms.DecimalField(label=_("amount"))
-    reason = forms.CharField(label=_("reason"), max_length=255, help_text=_("Kept with the transaction."))
+    reason = forms.CharField(label=_("reason"), max_length=255, help_text=_("Recorded with the transaction."))
     key = forms.CharField(widget=forms.HiddenInput, max_length=64)
     can_be_negative = False
 
@@ -259,14 +259,14 @@ class GrantForm(WalletForm):
         label=_("expires"),
         required=False,
         widget=AdminSplitDateTime,
-        help_text=_("Credits that expire are used up first. Empty: they never expire."),
+        help_text=_("Credits that expire are used first. Leave empty if they never expire."),
     )
     field_order = ["amount", "expires_at", "reason", "key"]
 
 
 class CorrectionForm(WalletForm):
     amount = forms.DecimalField(
-        label=_("change"), help_text=_("Added to the wallet; with a minus sign, taken from it.")
+        label=_("change"), help_text=_("A positive amount is added to the wallet, a negative one is taken from it.")
     )
     can_be_negative = True
 

@@ -567,7 +567,7 @@ class WalletTransaction(models.Model):
 
 
 class UsedUpGrant(models.Model):
-    """A grant of free credits of which nothing was left when it expired, so that no transaction takes a rest back."""
+    """A grant of free credits that was used up when it expired, so that no transaction takes credits back."""
 
     grant = models.OneToOneField(
         WalletTransaction, on_delete=models.PROTECT, primary_key=True, related_name="used_up", verbose_name=_("grant")

@@ -107,7 +107,7 @@ def correct_price(
     if version.starts_at > (at or timezone.now()) or rate_micro >= version.rate_micro:
         raise Refused(str(LOWER_ONLY))
     if PriceVersion.objects.filter(corrects=version).exists():
-        raise Refused(_("This price has been corrected already. Correct its correction."))
+        raise Refused(_("This price was already corrected. Correct the correction instead."))
     correction = PriceVersion(
         package=package,
         starts_at=version.starts_at,

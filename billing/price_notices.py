@@ -1,6 +1,6 @@
 """Notifications to the owners of customers whose running usage costs more, or less, after a change of prices.
 
-They are written in the transaction of the change: what is told and what is charged can't differ.
+They are written in the transaction of the change, so the announced and the charged price can't differ.
 """
 
 from collections.abc import Callable

@@ -98,7 +98,7 @@ def hourly_micro(*, rate_micro: int, size_gb: int | None) -> int:
 
 
 def price_at(prices: Sequence[Price], at: datetime) -> Price | None:
-    """Return the price in force at the instant, of prices in the order of their start; None before the first."""
+    """Return the price in force at the instant, None before the first. `prices` are in the order of their start."""
     return next((price for price in reversed(prices) if price.since <= at), None)
 
 

@@ -16,7 +16,7 @@ from .models import UsageSegment
 class SubscriptionState(models.TextChoices):
     """`SCHEDULED`: deleted, so that charging has ended, but its last paid hour isn't over.
 
-    A segment that goes on in another one, after a change of size, project or price, is `INACTIVE` once that is recorded.
+    A segment that another one continues, after a change of size, project or price, is `INACTIVE` once that is recorded.
     """
 
     ACTIVE = "active", _("Active")

@@ -187,7 +187,7 @@ class RunningUsage:
 def running_usage_of(customers: Iterable[Customer] | QuerySet[Customer], *, at: datetime) -> list[RunningUsage]:
     """Sum up the usage that runs in the hour from `at` on, by customer, kind and location. Two queries.
 
-    It includes usage that was changed, and goes on so when the paid hour ends.
+    Includes changed usage, which continues under its new terms when the paid hour ends.
     """
     running = UsageSegment.objects.filter(customer__in=customers, ended_at=None, started_at__lt=at + rating.HOUR)
     running = running.order_by()

@@ -20,8 +20,8 @@ from django.views.decorators.http import require_safe
 from cng_portal.accounts.models import BillingType, Customer
 from cng_portal.common import money
 from cng_portal.common.responses import csv_response
-from cng_portal.common.templatetags.portal import day as day_in_words
-from cng_portal.common.templatetags.portal import month as in_words
+from cng_portal.common.templatetags.portal import day as format_day
+from cng_portal.common.templatetags.portal import month as format_month
 from cng_portal.common.templatetags.portal import near_day
 
 from .access import billed_customer
@@ -232,15 +232,15 @@ def summary(request: HttpRequest, as_csv: bool = False) -> HttpResponse | Stream
                     periods=days or report.months,
                     costs=by_day or report.costs,
                     currency=currency,
-                    label=near_day if days else lambda month: in_words(month, "MMM"),
+                    label=near_day if days else lambda month: format_month(month, "MMM"),
                     size=size,
                     labels=size.day_labels if days else size.month_labels,
                 )
                 for name, size in (("wide", WIDE), ("narrow", NARROW))
             },
             "kinds": kinds,
-            "table": cost_table(report.months, report.costs, in_words, "month"),
-            "days": cost_table(days, by_day, day_in_words, "first", "last"),
+            "table": cost_table(report.months, report.costs, format_month, "month"),
+            "days": cost_table(days, by_day, format_day, "first", "last"),
         },
     )
 
@@ -307,7 +307,7 @@ def subscriptions(request: HttpRequest, as_csv: bool = False) -> HttpResponse | 
 
 @require_safe
 def prices(request: HttpRequest) -> HttpResponse:
-    """Show the prices to everybody: whoever takes snapshots meets them, too. Only the tabs are the owners'."""
+    """Show the prices to everybody, because members see them when they take snapshots. Only owners get the tabs."""
     context = {
         "tables": build_price_tables(currencies_of(request.user), timezone.now()),
         "tabs": tabs(request) if billed_customer(request.user) else [],
@@ -422,7 +422,7 @@ def statement(request: HttpRequest, as_csv: bool = False) -> HttpResponse | Stre
     invoices = list(Invoice.objects.visible_to(request.user)[:MOST_INVOICES]) if shows_invoices else []
     for invoice in invoices:
         invoice.amount = money.format_amount(invoice.total_micro, invoice.currency)  # type: ignore[attr-defined]
-        invoice.month_name = in_words(invoice.month)  # type: ignore[attr-defined]
+        invoice.month_name = format_month(invoice.month)  # type: ignore[attr-defined]
     page = page_of(request, usage)
     page["rows"] = with_urls(page["rows"], request.user)
     return render(
@@ -437,7 +437,7 @@ def statement(request: HttpRequest, as_csv: bool = False) -> HttpResponse | Stre
             "resource_id": resource_id,
             "narrows": narrows,
             "due_only": filters.get("due", False),
-            "month": in_words(filters["month"]) if filters.get("month") else "",
+            "month": format_month(filters["month"]) if filters.get("month") else "",
             "invoices": invoices,
             "page": page,
             "total": money.format_amount(page["total_micro"], customer.currency),
@@ -506,7 +506,7 @@ def invoice(request: HttpRequest, pk: UUID) -> HttpResponse:
             "invoice": invoice,
             "page": page_of_lines(request, invoice),
             "line_count": money.format_count(invoice.line_count),
-            "month": in_words(invoice.month),
+            "month": format_month(invoice.month),
             "total": money.format_amount(invoice.total_micro, invoice.currency),
         },
     )

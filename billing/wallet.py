@@ -66,11 +66,11 @@ def _record(
     unit_micro = money.unit_micro(customer.currency)
     if not 0 < amount_micro <= MAX_AMOUNT_MICRO or amount_micro % unit_micro:
         raise Refused(
-            _("An amount is at least %(unit)s, and a multiple of it.")
+            _("Enter at least %(unit)s, in multiples of %(unit)s.")
             % {"unit": money.format_amount(unit_micro, customer.currency)}
         )
     if not reason.strip():
-        raise Refused(_("Give a reason: it is kept with the transaction."))
+        raise Refused(_("Enter a reason. It is recorded with the transaction."))
     at = at or timezone.now()
     if expires_at is not None and expires_at <= at:
         raise Refused(_("Credits expire in the future."))
@@ -153,7 +153,10 @@ def refund_credits(
         charged_micro = total_charged(customer=customer, at=at or timezone.now()) - refunded_micro
         if amount_micro > charged_micro:
             raise Refused(
-                _("Only %(amount)s has been charged and not refunded yet. Refund no more than that, or grant credits.")
+                _(
+                    "At most %(amount)s can be refunded, which is what was charged and hasn't been refunded. Refund "
+                    "less, or grant credits."
+                )
                 % {"amount": money.format_amount(charged_micro, customer.currency)}
             )
     return _record(
@@ -188,7 +191,7 @@ def correct_credits(
 
 
 def expired_credits(*, customer: Customer, at: datetime) -> list[tuple[WalletTransaction, int]]:
-    """Return (grant, unused rest in millionths) of the grants that expired until `at` and aren't settled.
+    """Return (grant, unused remainder in millionths) of the grants that expired until `at` and aren't settled.
 
     The rest of a grant that was used up is 0. Credits that expire first are used first, those that never expire last. Usage
     that no credits covered is paid by the credits that come next.
@@ -224,7 +227,7 @@ def expired_credits(*, customer: Customer, at: datetime) -> list[tuple[WalletTra
 
 
 def expire_credits(*, at: datetime) -> int:
-    """Settle the free credits that have expired, and take back what is left of them. Returns of how many there was a rest.
+    """Settle expired free credits, and take back what is left. Returns how many grants had an unused remainder.
 
     Running it again changes nothing.
     """

@@ -65,7 +65,7 @@ class SnapshotAdmin(ReadOnly, SupportAdmin):
     search_fields = ["name", "volume__name", "vm__name"]
     uuid_fields = ("pk", "volume_id", "vm_id", "project_id", "customer_id")
     customer_fields = ("customer",)
-    person_fields = ("requested_by",)
+    user_fields = ("requested_by",)
     ordering = ["-created_at", "-id"]
     exclude = ["name_key", "draft"]
     inlines = [DiskImageInline, OperationInline]
@@ -108,7 +108,7 @@ class OperationAdmin(ReadOnly, SupportAdmin):
     search_fields = ["snapshot__name", "volume__name", "error"]
     uuid_fields = ("pk", "snapshot_id", "volume_id", "safety_snapshot_id")
     customer_fields = ("snapshot__customer", "volume__project__customer")
-    person_fields = ("requested_by",)
+    user_fields = ("requested_by",)
     change_list_template = "snapshots/admin/operations.html"
 
     def get_urls(self) -> list[Any]:

@@ -23,7 +23,7 @@ from .volume_charges import stop_charging_volume
 
 
 def cancel(*, operation: Operation, user: User) -> Operation:
-    """Cancel the operation. No-op if it is cancelled already. Raises InvalidState if it can't be cancelled any more.
+    """Cancel the operation. No-op if it is cancelled already. Raises InvalidState if it can no longer be cancelled.
 
     A new volume of a new machine is cancelled together with the machine and all of its volumes.
     """
@@ -32,10 +32,10 @@ def cancel(*, operation: Operation, user: User) -> Operation:
         lock_customer(operation.customer_id)
         related = ("snapshot", "safety_snapshot", "volume__vm", "volume__project")
         operation = Operation.objects.select_related(*related).get(pk=operation.pk)
-        asking = User.objects.get(pk=user.pk)
-        written = [thing for thing in (operation.safety_snapshot, operation.volume) if thing is not None]
-        for project_id in {operation.subject.project_id, *(thing.project_id for thing in written)}:
-            require_change(asking, project_id)
+        requester = User.objects.get(pk=user.pk)
+        written = [target for target in (operation.safety_snapshot, operation.volume) if target is not None]
+        for project_id in {operation.subject.project_id, *(target.project_id for target in written)}:
+            require_change(requester, project_id)
         if operation.state == Operation.State.CANCELLED:
             return operation
         if not operation.can_be_cancelled:

@@ -381,7 +381,7 @@ def is_unchecked(snapshot: Snapshot, override: str) -> bool:
     return False
 
 
-def is_read_first(snapshot: Snapshot, disks: Iterable[DiskImage]) -> bool:
+def is_verified_first(snapshot: Snapshot, disks: Iterable[DiskImage]) -> bool:
     """Return whether all disks are verified before use, which the user may skip."""
     try:
         clones = get_driver(snapshot.location).clones

@@ -122,10 +122,10 @@ def _describe(snapshots: list[Snapshot], expires_at: datetime) -> tuple[str, str
     count = len(snapshots)
     title = ngettext("“%(name)s” will be deleted", "%(count)s snapshots will be deleted", count)
     text = ngettext(
-        "The portal deletes %(names)s at %(time)s, because its expiry date is over then. To keep it, change or remove the "
-        "date on its page.",
-        "The portal deletes these snapshots at %(time)s, because their expiry date is over then: %(names)s. To keep one, "
-        "change or remove the date on its page.",
+        "The portal deletes %(names)s at %(time)s, when its expiry date has passed. To keep it, change or "
+        "remove the date on its page.",
+        "The portal deletes these snapshots at %(time)s, when their expiry date has passed: %(names)s. To "
+        "keep one, change or remove the date on its page.",
         count,
     )
     values = {"name": snapshots[0].name, "count": count, "names": _join(snapshots), "time": minute(expires_at)}

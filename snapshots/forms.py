@@ -174,7 +174,7 @@ class GrowForm(forms.Form):
         super().__init__(*args, **kwargs)
         self.volume = volume
         field = self.fields["size_gb"]
-        field.help_text = _("More than %(size)s GB, and at most %(most)s GB. A volume never shrinks.") % {
+        field.help_text = _("More than %(size)s GB, at most %(most)s GB. A volume can't be made smaller.") % {
             "size": f"{volume.size_gb:,}",
             "most": f"{settings.MAX_VOLUME_GB:,}",
         }
@@ -200,7 +200,9 @@ class AttachForm(forms.Form):
         help_text=gettext_lazy("Only stopped machines of the volume's project and location."),
         error_messages={
             "required": gettext_lazy("Choose a machine."),
-            "invalid_choice": gettext_lazy("This machine can't take the volume now. Choose one of the list."),
+            "invalid_choice": gettext_lazy(
+                "The volume can't be attached to this machine now. Choose one from the list."
+            ),
         },
     )
 
@@ -271,7 +273,7 @@ class ConfirmationForm(forms.Form):
 
 
 class OverrideForm(forms.Form):
-    """The user may type the snapshot's name to use it unverified, if it is damaged or `read_first`.
+    """The user may type the snapshot's name to use it unverified, if it is damaged or `verify_first`.
 
     `skip` is the field's label in the second case.
     """
@@ -281,7 +283,7 @@ class OverrideForm(forms.Form):
         widget=forms.TextInput(attrs={"autocomplete": "off", "autocapitalize": "off", "spellcheck": "false"}),
     )
 
-    def __init__(self, *args: Any, snapshot: Snapshot, read_first: bool, skip: str, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, snapshot: Snapshot, verify_first: bool, skip: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         field = self.fields["override"]
         name = {"name": snapshot.name}
@@ -291,7 +293,7 @@ class OverrideForm(forms.Form):
             field.error_messages["required"] = (
                 _("Type the name “%(name)s” to confirm that you accept damaged data.") % name
             )
-        elif read_first:
+        elif verify_first:
             field.label = skip
             field.help_text = (
                 _(
@@ -351,7 +353,7 @@ class NamedInProjectForm(forms.Form):
         empty_label=None,
         error_messages={
             "required": gettext_lazy("Choose a project."),
-            "invalid_choice": gettext_lazy("You cannot make anything in this project. Choose one of the list."),
+            "invalid_choice": gettext_lazy("You can't create anything in this project. Choose one from the list."),
         },
     )
 
@@ -371,7 +373,7 @@ class MoveForm(forms.Form):
         empty_label=gettext_lazy("Choose a project"),
         error_messages={
             "required": gettext_lazy("Choose the project that the snapshot is moved to."),
-            "invalid_choice": gettext_lazy("You cannot use this project any more. Choose one of the list."),
+            "invalid_choice": gettext_lazy("You can no longer use this project. Choose one from the list."),
         },
     )
 
@@ -391,8 +393,8 @@ class NewVolumeForm(OverrideForm, NamedInProjectForm):
     disk = forms.ChoiceField(
         label=gettext_lazy("Disk"),
         error_messages={
-            "required": gettext_lazy("Choose the disk that the new volume is made from."),
-            "invalid_choice": gettext_lazy("The snapshot does not have this disk. Choose one of the list."),
+            "required": gettext_lazy("Choose the disk that the new volume is created from."),
+            "invalid_choice": gettext_lazy("The snapshot does not have this disk. Choose one from the list."),
         },
     )
     size_gb = forms.IntegerField(

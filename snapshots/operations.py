@@ -249,8 +249,8 @@ class Lease:
 
 def update(operation: Operation, **fields: Any) -> bool:
     """Write to the operation. Returns False if it is no longer ours."""
-    mine = Operation.objects.filter(pk=operation.pk, state=Operation.State.RUNNING, attempt=operation.attempt)
-    return mine.update(**fields) == 1
+    same_attempt = Operation.objects.filter(pk=operation.pk, state=Operation.State.RUNNING, attempt=operation.attempt)
+    return same_attempt.update(**fields) == 1
 
 
 def finish(
@@ -334,8 +334,8 @@ def reconcile(*, now: datetime | None = None) -> int:
     # Read all before writing, because SQLite refuses to write during a read that others have overtaken.
     for operation in list(lost.order_by("not_before")[:RECONCILED_AT_ONCE]):
         due_at = Least("not_before", Value(now, output_field=DateTimeField()))
-        mine = lost.filter(pk=operation.pk, attempt=operation.attempt)
-        if mine.update(state=Operation.State.PENDING, lease_until=None, not_before=due_at):
+        same_attempt = lost.filter(pk=operation.pk, attempt=operation.attempt)
+        if same_attempt.update(state=Operation.State.PENDING, lease_until=None, not_before=due_at):
             released += 1
             with bind_fields(operation_id=str(operation.pk), request_id=operation.request_id):
                 logger.warning("operation.abandoned", kind=operation.kind, attempt=operation.attempt)

@@ -96,7 +96,7 @@ PAGES = [
 
 
 def search(user: User, text: str) -> list[Group]:
-    """Return what is called so, or has this ID: exact names first, then those that begin so. At most eight queries."""
+    """Search by name or ID: exact names first, then prefixes. At most eight queries."""
     key = fold_name(text)
     if not key:
         return []
@@ -211,8 +211,8 @@ def find_machines(user: User, text: str, pk: UUID | None) -> Group:
 def find_schedules(user: User, text: str, pk: UUID | None) -> Group:
     """Schedules have no names: find them by their machine's or volume's."""
     visible = BackupSchedule.objects.visible_to(user).select_related("vm", "volume")
-    named = visible.annotate(source_name_key=Coalesce("vm__name_key", "volume__name_key"))
-    schedules = best_first(named if pk else named.present(), text, pk, "source_")
+    annotated = visible.annotate(source_name_key=Coalesce("vm__name_key", "volume__name_key"))
+    schedules = best_first(annotated if pk else annotated.present(), text, pk, "source_")
     hits = [
         (
             schedule.source.name,
@@ -239,7 +239,7 @@ def find_projects(key: str, pk: UUID | None, projects: list[tuple[UUID, str]]) -
 
 
 def find_invoices(user: User, key: str) -> Group:
-    """The newest first. A user who can't see the bills asks for none."""
+    """Newest first. Runs no query for users who can't see the bills."""
     invoices = Invoice.objects.visible_to(user)[:INVOICES_SEARCHED] if billed_customer(user) else []
     hits = [
         (invoice.number, Hit(invoice.number, reverse("billing:invoice", args=[invoice.pk]), month(invoice.month)))
@@ -250,7 +250,7 @@ def find_invoices(user: User, key: str) -> Group:
 
 
 def find_tags(user: User, text: str, pk: UUID | None) -> Group:
-    """Lead to the lists of what has the tag. An ID is no tag's."""
+    """Link to the lists of what has the tag. Tags aren't found by ID."""
     by_list = {
         "volumes": (_("Volumes with this tag"), Volume.objects.visible_to(user).present()),
         **{

@@ -81,7 +81,7 @@ def request_snapshot(
         )
         if expires_at:
             if expires_at <= timezone.now():
-                raise InvalidState(_("Its expiry date is over already. Choose another one."))
+                raise InvalidState(_("Its expiry date has already passed. Choose another one."))
             snapshot.expires_at = expires_at
             snapshot.save(update_fields=["expires_at"])
         create_operation(kind=Operation.Kind.CAPTURE, snapshot=snapshot, requested_by=user)

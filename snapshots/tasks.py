@@ -112,8 +112,8 @@ def retry_when_free(operation: Operation, reason: str) -> None:
     now = operation.now_override or timezone.now()
     if operation.may_fail_for_good and now >= operation.started_at + timedelta(hours=hours):
         deadline = ngettext(
-            "It was busy for %(hours)s hour, so this was given up.",
-            "It was busy for %(hours)s hours, so this was given up.",
+            "It was busy for %(hours)s hour, so the operation was stopped.",
+            "It was busy for %(hours)s hours, so the operation was stopped.",
             hours,
         ) % {"hours": hours}
         retry_or_fail(operation, f"{reason} {deadline}", retryable=False, cause=Busy.__name__)
@@ -136,7 +136,7 @@ def give_up(operation: Operation) -> None:
         get_driver(operation.volume.location).delete_volume(volume_ref(operation.volume))
     retry_or_fail(
         operation,
-        _("The storage worker stopped in the middle, %(count)s times. Nothing was changed. Try again later.")
+        _("The storage worker stopped unexpectedly %(count)s times. Nothing was changed. Try again later.")
         % {"count": operation.failures},
         retryable=False,
         cause=WORKER_DIED,

@@ -94,5 +94,5 @@ def longest_gap(ready: list[datetime], now: datetime) -> Gap | None:
     """Return the longest gap between two snapshots or since the last one. `ready` is sorted."""
     if not ready:
         return None
-    gaps = [Gap(one, other, other - one) for one, other in zip(ready, ready[1:], strict=False)]
+    gaps = [Gap(start, end, end - start) for start, end in zip(ready, ready[1:], strict=False)]
     return max([*gaps, Gap(ready[-1], None, now - ready[-1])], key=lambda gap: gap.length)

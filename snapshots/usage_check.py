@@ -101,10 +101,10 @@ def load_sales() -> dict[tuple[str, str], Sales]:
     sales: dict[tuple[str, str], Sales] = defaultdict(Sales)
     packages = Package.objects.filter(kind=ServiceKind.BLOCK_STORAGE).annotate(first=Min("versions__starts_at"))
     for package in packages.filter(first__isnull=False):
-        of_place = sales[package.location_id, package.currency]
-        of_place.starts.append(package.first)
+        location_sales = sales[package.location_id, package.currency]
+        location_sales.starts.append(package.first)
         if package.active:
-            of_place.sold_since = package.first
+            location_sales.sold_since = package.first
     return sales
 
 
@@ -112,8 +112,8 @@ def _check_volumes(
     customer: Customer, segments: dict[UUID, Segments], sales: dict[tuple[str, str], Sales], at: datetime
 ) -> Iterator[str]:
     for volume in Volume.objects.filter(project__customer=customer).order_by("pk").iterator(chunk_size=2000):
-        of_place = sales.get((volume.location_id, customer.currency), Sales())
-        for sentence in _check_volume(volume, segments.pop(volume.pk, []), of_place, at):
+        location_sales = sales.get((volume.location_id, customer.currency), Sales())
+        for sentence in _check_volume(volume, segments.pop(volume.pk, []), location_sales, at):
             yield f"volume “{volume.name}” ({volume.pk}): {sentence}"
     for resource_id, own in segments.items():
         yield f"volume “{own[0].resource_name}” ({resource_id}): charged, but there is no such volume"

@@ -16,7 +16,7 @@ from .volume_charges import settle_charges
 
 class ChargedVolumeAdmin(VolumeAdmin):
     def save_model(self, request: HttpRequest, obj: Volume, form: Any, change: bool) -> None:
-        """Rename the usage with the volume, end its charge where it is deleted, resume it where it isn't any more."""
+        """Rename the usage with the volume, end its charge if it is deleted, resume it if the deletion is undone."""
         with transaction.atomic():
             lock_customer(obj.project.customer_id)
             super().save_model(request, obj, form, change)

@@ -32,7 +32,7 @@ class NewVolumeLocationForm(StepForm):
     def clean_location(self) -> Location:
         location = Location.objects.active().filter(pk=self.cleaned_data["location"]).first()
         if location is None:
-            raise ValidationError(_("This location is not available any more. Choose one of the list."))
+            raise ValidationError(_("This location is no longer available. Choose one from the list."))
         if reason := offers.why_no_volumes(location):
             raise ValidationError(_("%(reason)s Choose another location."), params={"reason": reason})
         return location
@@ -43,7 +43,7 @@ class NewVolumeProjectForm(StepForm):
         Project.objects.none(),
         error_messages={
             "required": gettext_lazy("Choose a project."),
-            "invalid_choice": gettext_lazy("You cannot use this project any more. Choose one of the list."),
+            "invalid_choice": gettext_lazy("You can no longer use this project. Choose one from the list."),
         },
     )
 
@@ -91,7 +91,7 @@ class SizeForm(StepForm):
         disk = self.draft.disk
         if disk and not offers.offered_disks(self.user, self.draft).filter(pk=disk.pk).exists():
             raise ValidationError(
-                _("The snapshot “%(name)s” can't be used any more. Choose another source."),
+                _("The snapshot “%(name)s” can no longer be used. Choose another source."),
                 params={"name": disk.snapshot.name},
             )
         return cleaned
@@ -119,7 +119,7 @@ class SourceForm(StepForm):
         DiskImage.objects.none(),
         required=False,
         error_messages={
-            "invalid_choice": gettext_lazy("You cannot use this snapshot any more. Choose one of the list."),
+            "invalid_choice": gettext_lazy("You can no longer use this snapshot. Choose one from the list."),
         },
     )
 

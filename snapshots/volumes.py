@@ -174,7 +174,7 @@ def why_not_renamable(volume: Volume) -> str:
     if reason := why_gone(volume):
         return reason
     if not get_driver(volume.location).attaches and not is_portals_own(volume):
-        return _("“%(name)s” was created in the cloud, and has its name from there. Rename it there.") % {
+        return _("“%(name)s” was created in the cloud, which also sets its name. Rename it there.") % {
             "name": volume.name
         }
     return ""

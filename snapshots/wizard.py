@@ -44,7 +44,7 @@ class LocationForm(StepForm):
                 if offer.reason:
                     raise ValidationError(_("%(reason)s Choose another location."), params={"reason": offer.reason})
                 return offer.location
-        raise ValidationError(_("This location is not available any more. Choose one of the list."))
+        raise ValidationError(_("This location is no longer available. Choose one from the list."))
 
 
 class ProjectForm(StepForm):
@@ -60,7 +60,7 @@ class ProjectForm(StepForm):
                 if offer.reason:
                     raise ValidationError(_("%(reason)s Choose another project."), params={"reason": offer.reason})
                 return offer.project
-        raise ValidationError(_("You cannot use this project any more. Choose one of the list."))
+        raise ValidationError(_("You can no longer use this project. Choose one from the list."))
 
 
 class SourceForm(StepForm):
@@ -90,7 +90,7 @@ class VolumeForm(SourceForm):
         Volume.objects.none(),
         error_messages={
             "required": _("Choose a volume."),
-            "invalid_choice": _("You cannot take a snapshot of this volume any more. Choose one of the list."),
+            "invalid_choice": _("You can no longer take a snapshot of this volume. Choose one from the list."),
         },
     )
 
@@ -101,7 +101,7 @@ class InstanceForm(SourceForm):
         VirtualMachine.objects.none(),
         error_messages={
             "required": _("Choose an instance."),
-            "invalid_choice": _("You cannot use this instance any more. Choose one of the list."),
+            "invalid_choice": _("You can no longer use this instance. Choose one from the list."),
         },
     )
 

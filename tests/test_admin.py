@@ -175,7 +175,7 @@ def test_nothing_appears_in_an_archived_project(support: Client) -> None:
     assert deleted.deleted_at
 
 
-def test_what_a_list_or_page_of_admin_never_sends_is_refused_or_left_out(support: Client) -> None:
+def test_invalid_admin_input_is_refused_or_ignored(support: Client) -> None:
     ids = {"_selected_action": "no uuid"}
     response = support.post(url(CustomerAccount, "changelist"), {"action": "close_months", **ids}, follow=True)
     assert "in the list, so nothing was done. Select again." in response.text
@@ -183,7 +183,7 @@ def test_what_a_list_or_page_of_admin_never_sends_is_refused_or_left_out(support
     assert "This field is required." in support.post(page, {"name": "", "_to_field": ""}).text
 
 
-def test_an_administrator_takes_a_lost_factor_away_without_seeing_its_secret(support: Client) -> None:
+def test_an_administrator_removes_a_lost_factor_without_seeing_its_secret(support: Client) -> None:
     person = UserFactory(member_of=ProjectFactory())
     secret = generate_totp_secret()
     app = TOTP.activate(person, secret).instance
@@ -213,7 +213,7 @@ def test_an_administrator_ends_a_session_without_seeing_its_key(
 
 
 @pytest.mark.parametrize("key", ["web", "\x00", "3", "\u0661"])
-def test_what_can_be_no_key_is_refused_where_one_is_chosen(key: str, support: Client) -> None:
+def test_an_invalid_key_is_refused_in_choice_fields(key: str, support: Client) -> None:
     person = UserFactory(member_of=ProjectFactory())
     [membership] = person.memberships.all()
     inline = {"TOTAL_FORMS": 1, "INITIAL_FORMS": 1, "0-id": membership.pk, "0-user": person.pk, "0-project": key}
@@ -251,7 +251,7 @@ def test_a_list_shows_many_rows(model: type, support: Client) -> None:
 
 @pytest.mark.parametrize("model", [User, Customer, Project, VirtualMachine, Volume, Snapshot, Operation])
 @pytest.mark.parametrize("written", [str, lambda uuid: uuid.hex, lambda uuid: f" {str(uuid).upper()} "])
-def test_a_thing_is_found_by_its_uuid_with_hyphens_and_without(
+def test_objects_are_found_by_uuid_with_and_without_hyphens(
     model: type, written: Callable, support: Client, everything: Operation
 ) -> None:
     OperationFactory(restore=True, succeeded=True, snapshot__volume__attached=True)
@@ -263,7 +263,7 @@ def test_a_thing_is_found_by_its_uuid_with_hyphens_and_without(
 
 
 @pytest.mark.parametrize("model", [Project, Volume, Snapshot, Operation])
-def test_what_belongs_to_a_person_is_found_by_e_mail(model: type, support: Client) -> None:
+def test_a_users_objects_are_found_by_e_mail(model: type, support: Client) -> None:
     mine = SnapshotFactory()
     UserFactory(member_of=mine.project, email="mya@example.com")
     operation = OperationFactory(snapshot=mine)
@@ -352,7 +352,7 @@ def signed_in() -> tuple[User, Client]:
     return person, client
 
 
-def test_who_may_change_people_gets_at_no_administrator_and_gives_no_rights(client_for: Callable[..., Client]) -> None:
+def test_changing_users_neither_reaches_administrators_nor_grants_rights(client_for: Callable[..., Client]) -> None:
     clerk, boss, person = UserFactory(is_staff=True), UserFactory(admin=True), UserFactory()
     clerk.user_permissions.set(Permission.objects.filter(codename__in=["view_user", "change_user", "change_group"]))
     client = client_for(clerk)
@@ -389,7 +389,7 @@ def test_a_number_that_no_group_can_have_is_explained(support: Client) -> None:
     assert "is not one of the available choices" in support.post(url(Group, "change", group.pk), answers).text
 
 
-def test_a_password_set_by_an_administrator_ends_the_sessions_and_is_told(
+def test_a_password_set_by_an_administrator_ends_sessions_and_is_notified(
     support: Client, signed_in: tuple[User, Client]
 ) -> None:
     person, theirs = signed_in
@@ -400,7 +400,7 @@ def test_a_password_set_by_an_administrator_ends_the_sessions_and_is_told(
     assert person.notifications.get().title == "An administrator changed your password"
 
 
-def test_an_address_given_by_an_administrator_is_the_only_one_and_is_told_to_both(
+def test_an_address_set_by_an_administrator_is_the_only_one_and_both_are_notified(
     support: Client, signed_in: tuple[User, Client], django_capture_on_commit_callbacks: Callable
 ) -> None:
     person, _theirs = signed_in
@@ -416,14 +416,14 @@ def test_an_address_given_by_an_administrator_is_the_only_one_and_is_told_to_bot
     assert links == {"aye@example.com": False, "new@example.com": True}
 
 
-def test_who_is_switched_off_is_signed_out_for_good(support: Client, signed_in: tuple[User, Client]) -> None:
+def test_a_deactivated_user_is_signed_out(support: Client, signed_in: tuple[User, Client]) -> None:
     person, theirs = signed_in
     for active, status in (("", 302), ("on", 302)):
         support.post(url(User, "change", person.pk), person_answers(person, is_active=active))
         assert theirs.get("/").status_code == status
 
 
-def test_all_sessions_of_people_are_ended_at_once(support: Client, signed_in: tuple[User, Client]) -> None:
+def test_all_sessions_of_selected_users_are_ended(support: Client, signed_in: tuple[User, Client]) -> None:
     person, theirs = signed_in
     answers = {"action": "end_sessions", ACTION_CHECKBOX_NAME: [str(person.pk)]}
     assert "1 session was ended." in support.post(url(User, "changelist"), answers, follow=True).text
@@ -432,7 +432,7 @@ def test_all_sessions_of_people_are_ended_at_once(support: Client, signed_in: tu
     assert (entry.actor.is_staff, entry.target_id, entry.before) == (True, str(person.pk), {"sessions": 1})
 
 
-def test_administrators_change_their_own_password_where_everybody_does(support: Client) -> None:
+def test_administrators_change_their_own_password_on_the_usual_page(support: Client) -> None:
     assert support.get(reverse("admin:password_change"))["Location"] == reverse("account_change_password")
 
 
@@ -477,7 +477,7 @@ def test_an_unusable_price_is_refused_and_kept_in_the_field(typed: str, support:
     assert vm.hourly_price_micro == 7
 
 
-def test_a_volume_is_attached_only_to_a_machine_of_its_project_and_location(support: Client) -> None:
+def test_admin_attaches_a_volume_only_to_a_machine_of_its_project_and_location(support: Client) -> None:
     volume, stranger = VolumeFactory(), VirtualMachineFactory()
     answers = {"name": volume.name, "vm": stranger.pk, "position": 0}
 
@@ -488,7 +488,7 @@ def test_a_volume_is_attached_only_to_a_machine_of_its_project_and_location(supp
     assert volume.vm is None
 
 
-def test_a_location_names_a_storage_engine_that_there_is(support: Client) -> None:
+def test_a_location_names_an_existing_storage_engine(support: Client) -> None:
     answers = {"code": "1CNG-NPT-AZ01", "city": "Naypyidaw", "country": "MM", "region": "asia", "driver_options": "{}"}
     answers |= {"default_interval": "daily", "default_at": "02:00", "default_retention_count": "2"}
 
@@ -536,7 +536,7 @@ def words(html: str) -> str:
     return " ".join(re.sub(r"<[^>]+>", " ", html).split())
 
 
-def test_the_glance_tells_what_waits_what_failed_and_what_to_do(support: Client, storage_root: Path) -> None:
+def test_the_overview_shows_waiting_and_failed_operations_with_advice(support: Client, storage_root: Path) -> None:
     now = timezone.now()
     location, broken = LocationFactory(code="1CNG-YGN-AZ01"), LocationFactory(code="1CNG-MDY-AZ01", driver="none")
     snapshot = SnapshotFactory(volume__location=location, name="nightly", volume__project__customer__number=1039)
@@ -565,7 +565,7 @@ def test_the_glance_tells_what_waits_what_failed_and_what_to_do(support: Client,
     assert GLANCE in support.get(url(Operation, "changelist")).content.decode()
 
 
-def test_the_glance_of_a_portal_in_which_all_is_well_warns_of_nothing(support: Client) -> None:
+def test_the_overview_of_a_healthy_portal_has_no_warnings(support: Client) -> None:
     LocationFactory()
     Process.objects.create(kind="worker", host="app-7", pid=1)
     scheduler = Process.objects.create(kind="scheduler", host="app-8", pid=2)
@@ -582,7 +582,7 @@ def test_the_glance_of_a_portal_in_which_all_is_well_warns_of_nothing(support: C
 
 
 @pytest.mark.parametrize("count", [0, 12])
-def test_the_glance_shows_few_and_many(count: int, support: Client) -> None:
+def test_the_overview_shows_few_and_many_failures(count: int, support: Client) -> None:
     for _ in range(count):
         OperationFactory(failed=True)
         OperationFactory()
@@ -591,7 +591,7 @@ def test_the_glance_shows_few_and_many(count: int, support: Client) -> None:
     assert support.get(GLANCE).status_code == 200
 
 
-def test_the_glance_says_what_mends_each_cause(support: Client, storage_root: Path) -> None:
+def test_the_overview_has_advice_for_each_cause(support: Client, storage_root: Path) -> None:
     for cause in "NoSpace", "QuotaReached", "Denied", "Unavailable", "TooSlow", "Busy", "WorkerDied", "Unexpected":
         OperationFactory(failed=True, error=f"It was {cause}.", cause=cause)
     html = words(support.get(GLANCE).content.decode())
@@ -619,7 +619,7 @@ def test_every_kind_of_failure_has_its_advice(kind: str) -> None:
     assert ADVICE[Operation.Kind(kind)]
 
 
-def test_the_glance_is_for_administrators(client_for: Callable[..., Client]) -> None:
+def test_the_overview_is_for_administrators(client_for: Callable[..., Client]) -> None:
     assert client_for(UserFactory()).get(GLANCE).status_code == 302
     assert client_for(UserFactory(is_staff=True)).get(GLANCE).status_code == 403
 

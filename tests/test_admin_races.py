@@ -177,7 +177,7 @@ def test_of_two_owners_only_one_is_made_inactive(
         (SupportContact, {"email": "help@example.com"}, "There is a support contact already. Change that one."),
     ],
 )
-def test_what_is_there_once_is_added_once(
+def test_unique_rows_are_added_once(
     race: Callable[..., Counter], client_for: Callable[..., Client], model: Any, answers: dict[str, Any], sentence: str
 ) -> None:
     ends = race(reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_add"), answers, sentence)

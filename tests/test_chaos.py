@@ -59,9 +59,9 @@ THERE = (None, None)
         [(DeletionCause.RETENTION, 1), (DeletionCause.OUTSIDE, 9)],
     ],
 )
-def test_what_users_delete_is_no_loss_of_a_newest_backup(afterwards: Any, runs: list) -> None:
+def test_deletions_by_users_do_not_count_as_lost_backups(afterwards: Any, runs: list) -> None:
     done_runs(*runs)
-    assert list(afterwards.newest_backups_are_there()) == []
+    assert list(afterwards.newest_backups_exist()) == []
 
 
 @pytest.mark.django_db
@@ -76,7 +76,7 @@ def test_what_users_delete_is_no_loss_of_a_newest_backup(afterwards: Any, runs: 
 )
 def test_a_newest_backup_that_the_portal_deleted_is_found(afterwards: Any, runs: list, sentence: str) -> None:
     done_runs(*runs)
-    assert [sentence in one for one in afterwards.newest_backups_are_there()] == [True]
+    assert [sentence in one for one in afterwards.newest_backups_exist()] == [True]
 
 
 @pytest.mark.slow

@@ -78,7 +78,7 @@ def test_systemd_accepts_every_unit_without_a_word(units: Path) -> None:
 
 
 @pytest.mark.parametrize("service", SERVICES, ids=lambda path: path.stem)
-def test_every_service_is_shut_as_tight_as_it_can_be(units: Path, service: Path) -> None:
+def test_every_service_is_sandboxed_as_far_as_possible(units: Path, service: Path) -> None:
     """systemd's own measure, from 0 (can do nothing) to 10; a service without any of this has 9.6."""
     path = str(units / service.name).replace("@.", "@1.")
     result = analyze(units, "security", "--offline=true", "--threshold=20", "--no-pager", path)
@@ -95,7 +95,7 @@ def test_no_service_reads_the_history_of_the_code() -> None:
 
 
 @pytest.mark.parametrize("service", SERVICES, ids=lambda path: path.stem)
-def test_every_service_runs_a_command_that_there_is(service: Path) -> None:
+def test_every_service_runs_an_existing_command(service: Path) -> None:
     for line in values(service, "ExecStart") + values(service, "ExecStartPre"):
         names = re.findall(r"manage\.py (\w+)", line)
         assert names or "-m gunicorn" in line
@@ -243,7 +243,7 @@ def test_what_the_units_start_is_a_portal_that_is_ready_and_works(deployed: dict
 
 
 @pytest.mark.django_db
-def test_every_number_that_a_rule_asks_for_is_there(client: Client, settings: Settings, storage_root: Path) -> None:
+def test_every_metric_in_a_rule_exists(client: Client, settings: Settings, storage_root: Path) -> None:
     settings.METRICS_TOKEN = TOKEN
     LocationFactory()
     OperationFactory()
@@ -263,7 +263,7 @@ def test_every_number_that_a_rule_asks_for_is_there(client: Client, settings: Se
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
-def test_every_alert_says_what_it_means_and_what_to_do(rule: dict) -> None:
+def test_every_alert_explains_itself_and_what_to_do(rule: dict) -> None:
     assert rule["labels"]["severity"] in ("warning", "critical")
     assert rule["annotations"]["summary"].endswith((".", ")."))
     assert len(rule["annotations"]["action"]) > 40
@@ -282,7 +282,7 @@ def test_prometheus_reads_the_rules_and_asks_the_web_machines() -> None:
 # --- settings and words -----------------------------------------------------------------------------------------------
 
 
-def test_the_example_names_only_settings_that_there_are() -> None:
+def test_the_example_names_only_existing_settings() -> None:
     explained = set(re.findall(r"^#?([A-Z_]+)=", Path(settings.BASE_DIR, ".env.example").read_text(), re.MULTILINE))
     named = set(re.findall(r"^([A-Z_]+)=", (DEPLOY / "portal.env.example").read_text(), re.MULTILINE))
     assert named <= explained
@@ -356,7 +356,7 @@ def test_timeouts_of_callers_exceed_those_of_callees() -> None:
 
 
 @pytest.mark.parametrize("host", ["portal.example.com", "elsewhere.example"])
-def test_what_the_proxy_answers_by_itself_leads_nowhere_else_and_is_as_shut(host: str, tmp_path: Path) -> None:
+def test_the_proxys_own_responses_have_no_links_and_the_same_headers(host: str, tmp_path: Path) -> None:
     """With a real nginx and no portal behind it."""
     nginx = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
     if not nginx or not shutil.which("openssl"):

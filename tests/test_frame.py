@@ -101,7 +101,7 @@ def test_a_flag_is_our_drawing_where_there_is_one_and_an_emoji_elsewhere() -> No
 
 
 @pytest.mark.parametrize("colour", ["success", "info", "warning", "danger", "neutral"])
-def test_a_state_is_an_icon_a_word_and_a_colour(colour: str) -> None:
+def test_a_state_has_an_icon_a_word_and_a_colour(colour: str) -> None:
     html = portal.badge("Ready", colour)
     assert "<svg" in html
     assert ">Ready<" in html
@@ -132,7 +132,7 @@ def test_the_summary_links_each_error_to_its_field() -> None:
     assert component("error_summary", form=SnapshotForm()).strip() == ""
 
 
-def test_a_choice_that_cannot_be_taken_says_why() -> None:
+def test_a_disabled_choice_says_why() -> None:
     html = component("choice_card", name="location", value="X", title="X", disabled=True, reason="Not sold here.")
     assert re.search(r'<input[^>]* disabled aria-describedby="choice-location-X-reason">', html)
     assert 'id="choice-location-X-reason">Not sold here.' in html
@@ -149,7 +149,7 @@ def test_steps_that_are_done_are_links_and_the_current_one_is_marked() -> None:
     assert html.count('aria-current="step"') == 1
 
 
-def test_progress_that_cannot_be_told_claims_no_number() -> None:
+def test_unknown_progress_shows_no_number() -> None:
     assert "value=" not in component("progress", label="Copying", done=0, total=0)
     html = component("progress", label="Copying", done=GIB, total=4 * GIB)
     assert 'value="25"' in html
@@ -177,7 +177,7 @@ def test_a_location_shows_flag_code_and_country() -> None:
     assert "Myanmar (Burma)" in html
 
 
-def test_what_a_person_typed_is_escaped_in_every_component() -> None:
+def test_user_input_is_escaped_in_every_component() -> None:
     bad = "<b>&\"'"
     html = (
         portal.badge(bad, bad)
@@ -286,7 +286,7 @@ def test_the_frame_shows_who_is_signed_in_and_where_they_are(person: "User", cli
     assert "/admin/" in client_for(UserFactory(is_staff=True)).get("/").content.decode()
 
 
-def test_a_page_that_is_not_there_says_so_within_the_frame(person: "User", client_for: Callable[..., Client]) -> None:
+def test_a_404_page_has_the_frame(person: "User", client_for: Callable[..., Client]) -> None:
     response = client_for(person).get("/nowhere/")
     assert response.status_code == 404
     assert "Page not found" in response.content.decode()
@@ -406,7 +406,7 @@ def test_the_second_click_on_a_button_does_nothing(page: "Page", db: None) -> No
     assert page.locator("form").filter(has=page.locator("[name=login]")).get_attribute("aria-busy") == "true"
 
 
-def test_a_failed_request_is_told_and_taken_back_when_the_portal_answers(
+def test_a_failed_request_is_announced_until_the_portal_answers(
     page: "Page", person: "User", sign_in: Callable[..., None]
 ) -> None:
     sign_in(person)

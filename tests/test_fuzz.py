@@ -92,7 +92,7 @@ def problems(wanted: dict[str, Any], response: HttpResponse, sent: str, marks: A
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_whatever_is_sent_nothing_breaks_leaks_or_leads_away(
+def test_random_requests_break_leak_and_redirect_nothing(
     role: str, world: SimpleNamespace, request: pytest.FixtureRequest
 ) -> None:
     request.addfinalizer(lambda: logging.disable(logging.NOTSET))

@@ -154,7 +154,7 @@ def test_the_demos_sign_ins_stop_the_start_until_their_password_is_another(
 
 
 @pytest.mark.django_db
-def test_a_demo_person_who_is_switched_off_holds_nobody_up(settings: Settings) -> None:
+def test_a_deactivated_demo_user_does_not_stop_the_start(settings: Settings) -> None:
     settings.PRODUCTION, settings.DEBUG = True, False
     settings.SECRET_KEY = SAFE["SECRET_KEY"]
     settings.SECURE_SSL_REDIRECT = settings.SESSION_COOKIE_SECURE = settings.CSRF_COOKIE_SECURE = True
@@ -173,10 +173,10 @@ def test_a_demo_person_who_is_switched_off_holds_nobody_up(settings: Settings) -
 
 
 @pytest.mark.django_db
-def test_the_demo_does_not_come_to_a_portal_that_others_reach() -> None:
+def test_the_demo_refuses_a_portal_that_others_can_reach() -> None:
     result = manage("demo", **SAFE)
     assert result.returncode == 1
-    assert "Everybody knows the demo's passwords" in result.stderr
+    assert "The demo's passwords are public" in result.stderr
 
 
 # --- what is written down ---------------------------------------------------------------------------------------------
@@ -376,7 +376,7 @@ def act(kind: str, member: Membership, snapshot: Snapshot) -> object:
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.both_databases
 @pytest.mark.parametrize("kind", ["capture", "restore", "new_volume", "verify"])
-def test_the_act_after_the_last_one_of_the_hour_is_refused_until_the_first_is_an_hour_old(
+def test_requests_beyond_the_rate_limit_are_refused_until_the_first_is_an_hour_old(
     kind: str, member: Membership, volume: Volume, settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings.ACTIONS_PER_HOUR = {kind: 3}
@@ -432,7 +432,7 @@ def test_the_refusal_is_one_sentence_on_the_page_and_nothing_typed_is_lost(
 
 
 @pytest.mark.django_db(transaction=True)
-def test_the_wizard_says_before_anything_is_filled_in_how_few_are_left(
+def test_the_wizard_shows_the_remaining_requests_first(
     member: Membership, volume: Volume, settings: Settings, client_for: Callable[..., Client]
 ) -> None:
     settings.ACTIONS_PER_HOUR = {"capture": 10}
@@ -465,7 +465,7 @@ def test_zero_is_no_limit(member: Membership, settings: Settings) -> None:
 
 @pytest.mark.django_db
 @pytest.mark.parametrize(("more", "minutes"), [(1, None), (2, 20), (3, 50), (9, 50)])
-def test_several_at_once_wait_for_as_many_places(more: int, minutes: int | None, settings: Settings) -> None:
+def test_several_requests_at_once_need_as_many_free_places(more: int, minutes: int | None, settings: Settings) -> None:
 
     settings.ACTIONS_PER_HOUR = {"verify": 3}
     snapshot, person, now = SnapshotFactory(), UserFactory(), timezone.now()

@@ -57,7 +57,7 @@ def test_nothing_can_be_sent_to_a_probe(client: Client, path: str) -> None:
 
 
 @pytest.mark.django_db
-def test_it_is_ready_when_everything_it_stands_on_answers(client: Client) -> None:
+def test_it_is_ready_when_every_dependency_answers(client: Client) -> None:
     LocationFactory(code="1CNG-YGN-AZ01")
     check_storage()
     assert parts(client, 200) == {"database": "ok", "migrations": "ok", "cache": "ok", "storage 1CNG-YGN-AZ01": "ok"}
@@ -65,7 +65,7 @@ def test_it_is_ready_when_everything_it_stands_on_answers(client: Client) -> Non
 
 
 @pytest.mark.django_db
-def test_a_database_that_is_away_is_named_but_not_described(client: Client) -> None:
+def test_a_database_outage_is_named_without_details(client: Client) -> None:
     with database_away():
         answer = client.get("/readyz", **PROBE)
     assert answer.status_code == 503
@@ -101,9 +101,7 @@ def test_a_cache_without_its_table_is_not_ready(client: Client) -> None:
 
 
 @pytest.mark.django_db
-def test_one_broken_storage_is_told_and_the_portal_stays(
-    client: Client, storage_root: Path, settings: Settings
-) -> None:
+def test_one_failing_storage_degrades_readiness(client: Client, storage_root: Path, settings: Settings) -> None:
     fine, broken, closed = LocationFactory(), LocationFactory(driver="away"), LocationFactory(closed=True)
     (storage_root.parent / "a-file").write_text("")
     settings.STORAGE = settings.STORAGE | {
@@ -129,7 +127,7 @@ def test_one_broken_storage_is_told_and_the_portal_stays(
 
 
 @pytest.mark.django_db
-def test_a_storage_that_nobody_asked_lately_is_not_known_to_answer(client: Client) -> None:
+def test_a_storage_without_a_recent_check_is_unknown(client: Client) -> None:
     location = LocationFactory()
     assert parts(client, 200)[f"storage {location.code}"] == "not checked lately: is a scheduler running?"
     check_storage()
@@ -149,7 +147,7 @@ class HangingDriver(LocalDriver):
 
 
 @pytest.mark.django_db
-def test_a_storage_that_hangs_holds_nobody_up_and_is_asked_once(client: Client, settings: Settings) -> None:
+def test_a_hanging_storage_delays_nobody_and_is_checked_once(client: Client, settings: Settings) -> None:
     hanging, fine = LocationFactory(driver="hanging"), LocationFactory()
     options = settings.STORAGE["local"]["options"]
     settings.STORAGE = settings.STORAGE | {"hanging": {"driver": "tests.test_health.HangingDriver", "options": options}}

@@ -71,7 +71,7 @@ def is_enqueued(operation: Operation) -> bool:
     return operation.state == Operation.State.PENDING
 
 
-def test_one_holds_the_lease_until_it_ends_it_or_falls_silent() -> None:
+def test_a_lease_is_held_until_released_or_expired() -> None:
     assert acquire_lease("scheduler", holder="a", seconds=30)
     assert acquire_lease("scheduler", holder="a", seconds=30)
     assert not acquire_lease("scheduler", holder="b", seconds=30)
@@ -85,7 +85,7 @@ def test_one_holds_the_lease_until_it_ends_it_or_falls_silent() -> None:
 
 
 @pytest.mark.parametrize("is_new", [True, False])
-def test_of_twenty_that_ask_at_once_one_gets_it(is_new: bool) -> None:
+def test_twenty_concurrent_requests_give_one_lease(is_new: bool) -> None:
     if not is_new:
         Lease.objects.create(name="scheduler", holder="dead", expires_at=timezone.now() - timedelta(seconds=1))
     barrier = Barrier(20)
@@ -140,7 +140,7 @@ def test_a_scheduler_that_hangs_loses_the_lease_and_goes_on_in_the_second_row(st
     assert (now := leader()) and now.pid == other.pid
 
 
-def test_workers_show_that_they_live_and_take_their_leave(start: Start) -> None:
+def test_workers_send_heartbeats_and_deregister(start: Start) -> None:
     workers = [start("worker", "--interval", "0.1") for _ in range(3)]
     wait_until(lambda: Process.objects.filter(kind="worker").count() == 3, "the workers do not show")
     assert {process.pid for process in Process.objects.all()} == {worker.pid for worker in workers}
@@ -161,7 +161,7 @@ def signals_as_before() -> Iterator[None]:
     operations.stopping.clear()
 
 
-def test_a_worker_that_is_stopped_just_when_its_turn_comes_lets_go_of_the_lock(signals_as_before: None) -> None:
+def test_a_worker_stopped_while_it_claims_releases_the_lock(signals_as_before: None) -> None:
     """A signal is heard when the database has answered: here it has just begun the transaction that asks for work."""
 
     def stop_in_transaction(execute: Callable[..., Any], sql: str, *rest: Any) -> Any:
@@ -177,7 +177,7 @@ def test_a_worker_that_is_stopped_just_when_its_turn_comes_lets_go_of_the_lock(s
     assert not Process.objects.exists(), "the heartbeat could not take its leave"
 
 
-def test_a_row_that_nobody_removed_is_forgotten_after_a_day() -> None:
+def test_a_stale_process_row_is_deleted_after_a_day() -> None:
     old = Process.objects.create(kind="worker", host="a", pid=1, heartbeat_at=timezone.now() - timedelta(days=2))
     new = Process.objects.create(kind="worker", host="a", pid=2)
     with Heartbeat(Process.Kind.WORKER) as heartbeat:

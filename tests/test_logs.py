@@ -124,7 +124,7 @@ def test_the_scheduler_names_its_duty_and_the_operation_that_it_releases(process
     assert released["level"] == "warning"
 
 
-def test_a_person_can_read_the_lines_without_a_tool() -> None:
+def test_log_lines_are_readable_without_a_tool() -> None:
     program = "import logging; logging.getLogger('x').warning('%s left', 3)"
     shell = [sys.executable, "manage.py", "shell", "--no-imports", "-c", program]
     line = subprocess.run(shell, stderr=subprocess.PIPE, text=True, check=True, cwd=settings.BASE_DIR).stderr
@@ -132,7 +132,7 @@ def test_a_person_can_read_the_lines_without_a_tool() -> None:
 
 
 @pytest.mark.django_db
-def test_two_requests_do_not_share_an_id_and_nobody_can_choose_one(client: Client) -> None:
+def test_request_ids_are_unique_and_cannot_be_chosen(client: Client) -> None:
     first, second = (client.get("/accounts/login/", headers={"X-Request-ID": "chosen"}) for _ in range(2))
     assert len({first["X-Request-ID"], second["X-Request-ID"], "chosen"}) == 3
     assert get_request_id() == ""
@@ -223,7 +223,7 @@ FORGED = "x\n2026-11-22T10:00:00Z [info     ] credits granted\r\x1b[2J\u2028y"
 
 
 @pytest.mark.parametrize("log", ["JSON", "CONSOLE"], indirect=True)
-def test_what_was_typed_begins_no_line_of_its_own(log: io.StringIO) -> None:
+def test_user_input_cannot_start_a_log_line(log: io.StringIO) -> None:
     logger = logging.getLogger("somewhere")
     logger.warning("Renamed: %s", FORGED)
     logger.warning("Renamed", extra={"name_of_it": FORGED})
@@ -249,7 +249,7 @@ def test_ordinary_words_stay(lines: Lines) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_what_goes_wrong_is_told_once_with_its_request_and_without_variables(
+def test_an_error_is_logged_once_with_its_request_and_without_variables(
     log: io.StringIO, lines: Lines, client_for: Callable[..., Client], storage_root: Path
 ) -> None:
     """A broken engine is reached through the real page: its location names a driver that is not there."""
@@ -272,7 +272,7 @@ def test_what_goes_wrong_is_told_once_with_its_request_and_without_variables(
 @pytest.mark.parametrize(
     ("proxies", "address"), [(0, "127.0.0.1"), (1, "10.0.0.1"), (2, "203.0.113.7"), (9, "127.0.0.1")]
 )
-def test_a_line_has_the_address_that_our_own_proxies_were_told(
+def test_a_line_has_the_client_address_from_our_own_proxies(
     proxies: int, address: str, rf: RequestFactory, settings: "SettingsWrapper"
 ) -> None:
     settings.ALLAUTH_TRUSTED_PROXY_COUNT = proxies

@@ -32,7 +32,7 @@ def test_while_the_file_is_there_every_page_is_the_maintenance_page(note: Path, 
 
 
 @pytest.mark.django_db
-def test_an_empty_file_will_do_and_without_it_all_is_as_before(note: Path) -> None:
+def test_an_empty_file_starts_maintenance_and_removing_it_ends_it(note: Path) -> None:
     note.touch()
     assert Client().post("/accounts/login/").status_code == 503
     note.unlink()

@@ -67,7 +67,7 @@ def parse(text: str) -> dict[str, float]:
     "headers",
     [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer "}, {"Authorization": f"Basic {TOKEN}"}],
 )
-def test_without_the_token_nothing_is_told_and_nothing_is_asked(client: Client, headers: dict[str, str]) -> None:
+def test_without_the_token_there_are_no_metrics_and_no_queries(client: Client, headers: dict[str, str]) -> None:
     answer = client.get("/metrics", headers=headers | {"Host": "10.1.2.3"})
     assert answer.status_code == 401
     assert answer["WWW-Authenticate"].startswith("Bearer")
@@ -89,7 +89,7 @@ def test_without_the_setting_there_is_no_such_page(client: Client, settings: Set
 
 
 @pytest.mark.django_db
-def test_operations_are_told_by_kind_and_by_how_they_get_on(client: Client) -> None:
+def test_operations_are_counted_by_kind_and_state(client: Client) -> None:
     now = timezone.now()
     OperationFactory.create_batch(2, not_before=now - timedelta(minutes=7))
     OperationFactory(not_before=now + timedelta(minutes=7), error="The storage was busy.")
@@ -113,7 +113,7 @@ def test_operations_are_told_by_kind_and_by_how_they_get_on(client: Client) -> N
 
 @pytest.mark.django_db
 @pytest.mark.both_databases
-def test_what_a_clock_a_little_ahead_has_asked_for_waits_and_is_not_paused() -> None:
+def test_operations_from_a_clock_ahead_count_as_waiting_not_paused() -> None:
     now = timezone.now()
     asked = now + timedelta(milliseconds=300)  # by the web server's clock
     OperationFactory(created_at=asked, not_before=asked)
@@ -138,7 +138,7 @@ def test_the_depth_of_the_queue_counts_what_a_worker_could_take_now(client: Clie
 
 
 @pytest.mark.django_db
-def test_processes_that_fell_silent_are_told_from_those_that_live(client: Client) -> None:
+def test_silent_processes_are_distinguished_from_running_ones(client: Client) -> None:
     assert scrape(client)["portal_scheduler_lease_seconds"] < 0
     Process.objects.create(kind="worker", host="a", pid=1)
     Process.objects.create(kind="worker", host="a", pid=2, heartbeat_at=timezone.now() - timedelta(minutes=2))
@@ -151,7 +151,7 @@ def test_processes_that_fell_silent_are_told_from_those_that_live(client: Client
 
 
 @pytest.mark.django_db
-def test_storage_is_told_by_location(client: Client, storage_root: Path) -> None:
+def test_storage_metrics_are_by_location(client: Client, storage_root: Path) -> None:
     location, broken = LocationFactory(code="1CNG-YGN-AZ01"), LocationFactory(code="1CNG-MDY-AZ01", driver="none")
     snapshot = SnapshotFactory(volume__location=location)
     snapshot.disks.update(allocated_bytes=4096, captured_at=timezone.now())
@@ -173,18 +173,16 @@ def test_storage_is_told_by_location(client: Client, storage_root: Path) -> None
 def test_an_attempt_that_fails_because_of_the_storage_is_an_error_of_its_location(
     client: Client, storage_root: Path
 ) -> None:
-    from tests.snapshots.disks import carry_out_what_waits
+    from tests.snapshots.disks import run_active_operations
 
     snapshot = SnapshotFactory(volume__location__code="1CNG-YGN-AZ01")  # of which storage has no file
     operations.create_operation(kind="verify", snapshot=snapshot)
-    carry_out_what_waits()
+    run_active_operations()
     assert scrape(client)['portal_storage_errors_total{location="1CNG-YGN-AZ01"}'] == 1
 
 
 @pytest.mark.django_db
-def test_request_times_are_told_by_view_and_nobody_can_make_labels(
-    client: Client, client_for: Callable[..., Client]
-) -> None:
+def test_request_times_are_by_view_and_labels_are_bounded(client: Client, client_for: Callable[..., Client]) -> None:
     user = UserFactory()
     snapshot = SnapshotFactory(volume__project__name="Default")
     before = scrape(client)
@@ -206,7 +204,7 @@ def test_request_times_are_told_by_view_and_nobody_can_make_labels(
 
 
 @pytest.mark.django_db
-def test_a_database_that_is_away_is_a_number_too(client: Client) -> None:
+def test_a_database_outage_is_a_metric(client: Client) -> None:
     assert scrape(client)["portal_database_up"] == 1
     with database_away():
         seen = scrape(client)
@@ -289,7 +287,7 @@ def fetch(port: int, path: str, **headers: str) -> str:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_whichever_process_is_asked_tells_of_all_and_a_killed_one_takes_nothing_with_it(
+def test_every_process_reports_the_metrics_of_all_even_killed_ones(
     gunicorn: tuple[subprocess.Popen, int],
 ) -> None:
     process, port = gunicorn

@@ -177,7 +177,7 @@ CHECK = models.CheckConstraint(condition=models.Q(pk__gt=0), name="positive")
     ],
     ids=lambda value: getattr(value, "migration_name_fragment", None) or str(value)[:20],
 )
-def test_what_breaks_the_version_before_is_found(operation: Operation, why: str) -> None:
+def test_incompatible_migrations_are_reported(operation: Operation, why: str) -> None:
     before = state_with(name=TEXT, maybe=models.IntegerField(null=True))
     found = list(complaints(operation, "app", before))
     assert (why in " ".join(found)) if why else not found

@@ -164,7 +164,7 @@ ADMIN_PAGES = {
 ADMIN_REST = {"admin:<path:object_id>/", "admin:(?P<url>.*)$"}
 
 
-def test_every_address_has_a_line_in_the_table() -> None:
+def test_every_url_has_a_row_in_the_table() -> None:
     new = ADDRESSES.keys() - ROWS.keys() - ADMIN_PAGES.keys() - ADMIN_REST
     lines = [f'    Row("{name}", "What a person does there", CHANGE, BOTH),' for name in sorted(new)]
     assert not new, "Say in tests/permissions.py who may use these, then run `make permissions`:\n" + "\n".join(lines)
@@ -213,7 +213,7 @@ def answer(response: HttpResponse) -> str:
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_an_address_answers_each_role_as_the_table_says(role: str, world: SimpleNamespace) -> None:
+def test_every_url_answers_each_role_as_in_the_table(role: str, world: SimpleNamespace) -> None:
     asked = [(row, method) for row in ROWS.values() for method in METHODS]
     answers = {f"{row.name}, {method}": answer(ask(url_of(row, world), role, method, world)) for row, method in asked}
     assert answers == {f"{row.name}, {method}": row.expected(role, method) for row, method in asked}
@@ -231,7 +231,7 @@ OF_THINGS = [row for row in ROWS.values() if row.audience[STRANGER] == MISSING a
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_stranger_cannot_tell_a_foreign_thing_from_none(method: str, world: SimpleNamespace) -> None:
+def test_a_stranger_cannot_distinguish_a_foreign_object_from_a_missing_one(method: str, world: SimpleNamespace) -> None:
     for row in OF_THINGS:
         things = {name: value.pk for name, value in parameters(row, world).items() if hasattr(value, "pk")}
         for name, pk in things.items():

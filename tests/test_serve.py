@@ -112,7 +112,7 @@ def test_a_taken_port_stops_the_start_before_anything_else(environment: dict[str
     assert not (tmp_path / "var/portal.sqlite3").exists()
 
 
-def test_an_address_of_another_machine_stops_the_start(environment: dict[str, str]) -> None:
+def test_a_bind_address_of_another_machine_stops_the_start(environment: dict[str, str]) -> None:
     environment["BIND"] = "192.0.2.1"  # reserved for documentation
 
     result = subprocess.run(SERVE, cwd=settings.BASE_DIR, env=environment, capture_output=True, text=True)

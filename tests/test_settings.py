@@ -66,7 +66,7 @@ def test_the_web_process_is_not_exposed_unless_told(bind: str) -> None:
         ),
     ],
 )
-def test_an_unusable_value_is_named_and_explained(name: str, value: str, why: str) -> None:
+def test_an_invalid_value_is_named_and_explained(name: str, value: str, why: str) -> None:
     result = manage("serve", **{name: value})
 
     assert result.returncode == 1
@@ -98,7 +98,7 @@ def test_a_value_that_may_hold_a_password_is_not_repeated(name: str, value: str,
     assert result.stderr == f"{name} cannot be used: {why}\n"
 
 
-def test_a_setting_that_is_no_more_is_not_passed_over_in_silence() -> None:
+def test_a_removed_setting_is_reported() -> None:
     result = manage("serve", OWNER_MFA_REQUIRED="true")
 
     assert result.returncode == 1

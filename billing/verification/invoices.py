@@ -65,10 +65,10 @@ def check_months(
         if not starts:
             return
         month = Months(customer, ()).of(min(starts))
-    following = first_day_after(month)
-    over_at = datetime(following.year, following.month, 1, tzinfo=customer.zone).astimezone(UTC)
-    if at >= over_at + CLOSED_WITHIN:
-        yield f"{month:%Y-%m} is over since {over_at:%Y-%m-%d %H:%M} UTC and has no invoice"
+    next_month = first_day_after(month)
+    ended_at = datetime(next_month.year, next_month.month, 1, tzinfo=customer.zone).astimezone(UTC)
+    if at >= ended_at + CLOSED_WITHIN:
+        yield f"{month:%Y-%m} ended at {ended_at:%Y-%m-%d %H:%M} UTC and has no invoice"
 
 
 def check_lines(

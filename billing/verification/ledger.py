@@ -54,7 +54,7 @@ def check_expiries(
     prices: Prices,
     at: datetime,
 ) -> Iterator[str]:
-    """Compare the expired amount of each grant, which is 0 if it was used up, with its unused rest.
+    """Compare the expired amount of each grant, which is 0 if it was used up, with its unused remainder.
 
     If usage, credits or prices from before the expiry were recorded after it, only its time and its upper bound are
     checked.
@@ -106,7 +106,7 @@ class Credit:
 
 
 def unused_grants(transactions: Sequence[WalletTransaction], charges: Charges, at: datetime) -> dict[UUID, int]:
-    """Return {grant: its unused rest in millionths} of the grants that expired until `at`.
+    """Return {grant: its unused remainder in millionths} of the grants that expired until `at`.
 
     Credits that expire first are used first. Usage that no credits covered is paid by the next ones.
     """

@@ -107,10 +107,10 @@ class PasswordForm(AdminPasswordChangeForm):
     """Ends the user's sessions and notifies them."""
 
     def save(self, commit: bool = True) -> User:
-        person: User = super().save(commit)
-        sessions.end_all(person)
+        user: User = super().save(commit)
+        sessions.end_all(user)
         signals.notify(
-            person,
+            user,
             lambda: (
                 gettext("An administrator changed your password"),
                 gettext(
@@ -118,7 +118,7 @@ class PasswordForm(AdminPasswordChangeForm):
                 ),
             ),
         )
-        return person
+        return user
 
 
 class UserChangeForm(DjangoUserChangeForm):
@@ -208,13 +208,13 @@ class UserAdmin(SupportAdmin, DjangoUserAdmin):
             sessions.end_all(obj)
 
     @admin.action(description=_("End all sessions of the selected users"), permissions=["change"])
-    def end_sessions(self, request: HttpRequest, people: QuerySet[User]) -> None:
+    def end_sessions(self, request: HttpRequest, users: QuerySet[User]) -> None:
         ended = 0
-        for person in people:
-            if self.has_change_permission(request, person):
-                count = sessions.end_all(person)
+        for user in users:
+            if self.has_change_permission(request, user):
+                count = sessions.end_all(user)
                 before = {"sessions": count}
-                activity.record(action="user.end_session", actor=request.user, target=person, before=before)
+                activity.record(action="user.end_session", actor=request.user, target=user, before=before)
                 ended += count
         text = ngettext("%(count)s session was ended.", "%(count)s sessions were ended.", ended) % {"count": ended}
         self.message_user(request, text, messages.SUCCESS)
@@ -227,15 +227,15 @@ class UserAdmin(SupportAdmin, DjangoUserAdmin):
         """Confirm, then view the portal as the user."""
         if not self.has_change_permission(request):
             raise PermissionDenied(_("You aren't allowed to view the portal as another user."))
-        person = get_object_or_404(User, pk=pk)
+        user = get_object_or_404(User, pk=pk)
         if request.method == "POST":
             try:
-                impersonation.begin(request, person)
+                impersonation.begin(request, user)
             except impersonation.ActionRefused as refusal:
                 self.message_user(request, str(refusal), messages.ERROR)
             else:
                 return redirect("dashboard")
-        context = {**self.admin_site.each_context(request), "opts": self.opts, "person": person, "title": str(person)}
+        context = {**self.admin_site.each_context(request), "opts": self.opts, "person": user, "title": str(user)}
         return render(request, "accounts/admin/view_as_user.html", context)
 
 
@@ -280,7 +280,7 @@ class CustomerAdmin(SupportAdmin):
     list_filter = ["billing_type"]
     search_fields = ["name", "=number"]
     customer_fields = ("pk",)
-    person_fields = ("projects__memberships__user",)
+    user_fields = ("projects__memberships__user",)
     readonly_fields = ["id", "created_at"]
     inlines = [ProjectInline]
 
@@ -330,7 +330,7 @@ class ProjectAdmin(SupportAdmin):
     search_fields = ["name", "customer__name", "=customer__number"]
     uuid_fields = ("pk", "customer_id")
     customer_fields = ("customer",)
-    person_fields = ("memberships__user",)
+    user_fields = ("memberships__user",)
     ordering = ["customer__number", "name"]
     autocomplete_fields = ["customer"]
     inlines = [MembershipInline]
@@ -357,7 +357,7 @@ class CredentialAdmin(ReadOnly, SupportAdmin):
 
     list_select_related = ["user"]
     uuid_fields = ("user_id",)
-    person_fields = ("user",)
+    user_fields = ("user",)
     search_fields = ["user__email", "user__name"]
 
     def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
@@ -395,7 +395,7 @@ class AddressAdmin(ReadOnly, SupportAdmin):
     list_display = ["email", "user", "primary", "verified"]
     list_select_related = ["user"]
     uuid_fields = ("user_id",)
-    person_fields = ("user",)
+    user_fields = ("user",)
     search_fields = ["email"]
 
 

@@ -22,21 +22,21 @@ class ActionRefused(Exception):
     """The user can't be impersonated; the text says why."""
 
 
-def begin(request: HttpRequest, person: User) -> None:
+def begin(request: HttpRequest, user: User) -> None:
     administrator: Any = request.user
-    if person.is_staff or person.is_superuser or not person.is_active:
+    if user.is_staff or user.is_superuser or not user.is_active:
         raise ActionRefused(_("You can view the portal only as an active user who isn't an administrator."))
     with transaction.atomic():
-        activity.record(action="impersonation.start", actor=administrator, target=person)
-        request.session[KEY] = str(person.pk)
+        activity.record(action="impersonation.start", actor=administrator, target=user)
+        request.session[KEY] = str(user.pk)
 
 
 def end(request: HttpRequest) -> None:
     """From the next request on, the administrator is themselves again."""
     administrator: Any = request.impersonator  # type: ignore[attr-defined]  # set by the middleware
-    person: Any = request.user
+    user: Any = request.user
     with transaction.atomic():
-        activity.record(action="impersonation.end", actor=administrator, target=person)
+        activity.record(action="impersonation.end", actor=administrator, target=user)
         request.session.pop(KEY, None)
 
 
@@ -52,14 +52,14 @@ def apply(request: HttpRequest) -> None:
     administrator = request.user
     if not administrator.is_authenticated or not administrator.is_staff:
         return
-    person = get_backends()[0].get_user(UUID(key))
-    if person is None or person.is_staff:
+    user = get_backends()[0].get_user(UUID(key))
+    if user is None or user.is_staff:
         return
-    request.user, request.impersonator = person, administrator  # type: ignore[attr-defined]
+    request.user, request.impersonator = user, administrator  # type: ignore[attr-defined]
     if request.path == reverse("accounts:stop_impersonating"):
         return
     if request.method not in SAFE or request.path.startswith("/accounts/"):
         raise PermissionDenied(
             _("You're viewing the portal as %(person)s and can't change anything. Stop viewing first.")
-            % {"person": person}
+            % {"person": user}
         )

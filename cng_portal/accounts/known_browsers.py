@@ -23,25 +23,25 @@ USERS_PER_BROWSER = 5
 def read(request: HttpRequest) -> dict[str, str]:
     """{user id: the browser's id for that user}, in the order of their first sign-ins."""
     try:
-        known = signing.loads(request.COOKIES.get(KNOWN_BROWSER_COOKIE, ""), salt=SALT, max_age=MAX_AGE_SECONDS)
+        browser_ids = signing.loads(request.COOKIES.get(KNOWN_BROWSER_COOKIE, ""), salt=SALT, max_age=MAX_AGE_SECONDS)
     except signing.BadSignature:
         return {}
-    return dict(known)
+    return dict(browser_ids)
 
 
 def browser_id(request: HttpRequest, email: str) -> str:
     """ "" unless the user with this address has signed in here before."""
-    known = read(request)
-    if not known:
+    browser_ids = read(request)
+    if not browser_ids:
         return ""
     user_id = User.objects.filter(email__iexact=email).values_list("pk", flat=True).first()
-    return known.get(str(user_id), "")
+    return browser_ids.get(str(user_id), "")
 
 
 def remember(request: HttpRequest, response: HttpResponse, user: User) -> None:
-    known = read(request)
-    known.setdefault(str(user.pk), token_urlsafe(12))
-    newest = dict(list(known.items())[-USERS_PER_BROWSER:])
+    browser_ids = read(request)
+    browser_ids.setdefault(str(user.pk), token_urlsafe(12))
+    newest = dict(list(browser_ids.items())[-USERS_PER_BROWSER:])
     response.set_cookie(
         KNOWN_BROWSER_COOKIE,
         signing.dumps(newest, salt=SALT, compress=True),

@@ -132,15 +132,15 @@ def invite(*, project: Project, email: str, role: str, by: User, at: datetime) -
             )
         for older in open_invitations().filter(project=project, email__iexact=email):
             close_invitation(older, at=at)
-        made = Invitation(
+        invitation = Invitation(
             project=project, email=email, role=role, invited_by=by, created_at=at, expires_at=at + VALID_FOR
         )
-        made.mail = enqueue_mail(made)
-        made.save()
+        invitation.mail = enqueue_mail(invitation)
+        invitation.save()
         activity.record(
-            action="invitation.send", actor=by, target=made, project=project, after={"email": email, "role": role}
+            action="invitation.send", actor=by, target=invitation, project=project, after={"email": email, "role": role}
         )
-    return made
+    return invitation
 
 
 def revoke(*, invitation: Invitation, by: User, at: datetime) -> None:
@@ -164,12 +164,12 @@ def accept(*, invitation: Invitation, user: User, at: datetime) -> Membership:
     """Join the project in the role offered. A member keeps their role."""
     with transaction.atomic():
         lock_customer(invitation.project.customer_id)
-        mine = acceptable_invitations(at=at).filter(pk=invitation.pk)
+        acceptable = acceptable_invitations(at=at).filter(pk=invitation.pk)
         if user.email.lower() != invitation.email.lower():
             raise ActionRefused(_("Sign in with the address the invitation was sent to."))
-        if not mine.update(accepted_at=at, accepted_by=user):
+        if not acceptable.update(accepted_at=at, accepted_by=user):
             raise ActionRefused(_("The invitation was used or revoked, or has expired. Ask for a new one."))
-        membership, _made = Membership.objects.get_or_create(
+        membership, _created = Membership.objects.get_or_create(
             project=invitation.project, user=user, defaults={"role": invitation.role}
         )
         User.objects.filter(pk=user.pk, customer=None).update(customer=invitation.project.customer_id)

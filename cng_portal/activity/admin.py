@@ -13,7 +13,7 @@ class ActivityAdmin(ReadOnly, SupportAdmin):
     list_select_related = ["actor", "customer", "project"]
     search_fields = ["target_name", "actor_name", "=address"]
     uuid_fields = ("pk", "actor_id", "customer_id", "project_id", "target_id")
-    person_fields = ("actor",)
+    user_fields = ("actor",)
     customer_fields = ("customer",)
     ordering = ["-at", "-id"]
 

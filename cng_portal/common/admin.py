@@ -70,7 +70,7 @@ class LockedForm(BaseModelAdmin):
 
 
 def posted_ids(request: HttpRequest, suffix: str) -> set[UUID]:
-    """Return the UUIDs among the values of the fields whose names end so."""
+    """Return the UUIDs among the values of the fields whose names end with `suffix`."""
     ids = set()
     for name, value in request.POST.items():
         if name.endswith(suffix):
@@ -80,7 +80,7 @@ def posted_ids(request: HttpRequest, suffix: str) -> set[UUID]:
 
 
 def as_ids(object_id: str | None) -> list[UUID]:
-    """Return the ID of an address, if it is one, for an `__in` lookup."""
+    """Return the ID in a URL as a list for an `__in` lookup, empty if it isn't a UUID."""
     try:
         return [UUID(object_id or "")]
     except ValueError:
@@ -94,14 +94,14 @@ MAX_USERS = 100
 class SupportAdmin(LockedForm, Autocompletes, admin.ModelAdmin):
     """Searches by UUID and e-mail address, stays fast with many rows, and never deletes.
 
-    A UUID is compared with `uuid_fields`. An e-mail address finds users, and then rows by `person_fields` and
+    A UUID is compared with `uuid_fields`. An e-mail address finds users, and then rows by `user_fields` and
     `customer_fields`. Anything else is searched for in `search_fields`.
     """
 
     show_full_result_count = False
     list_per_page = 50
     uuid_fields: tuple[str, ...] = ("pk",)
-    person_fields: tuple[str, ...] = ()
+    user_fields: tuple[str, ...] = ()
     customer_fields: tuple[str, ...] = ()
 
     def get_search_results(
@@ -114,16 +114,16 @@ class SupportAdmin(LockedForm, Autocompletes, admin.ModelAdmin):
             pass
         else:
             return queryset.filter(_any_of(self.uuid_fields, uuid)), False
-        if "@" in term and (self.person_fields or self.customer_fields):
+        if "@" in term and (self.user_fields or self.customer_fields):
             # Users first: joining them to every row would be slow.
             users = list(
                 get_user_model().objects.filter(email__icontains=term).values_list("pk", "customer_id")[:MAX_USERS]
             )
             user_ids = [user_id for user_id, _customer_id in users]
             customers = [customer_id for _user_id, customer_id in users if customer_id]
-            by_person = _any_of([f"{field}__in" for field in self.person_fields], user_ids)
+            by_user = _any_of([f"{field}__in" for field in self.user_fields], user_ids)
             return queryset.filter(
-                by_person | _any_of([f"{field}__in" for field in self.customer_fields], customers)
+                by_user | _any_of([f"{field}__in" for field in self.customer_fields], customers)
             ), False
         return super().get_search_results(request, queryset, search_term)
 

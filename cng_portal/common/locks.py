@@ -1,4 +1,4 @@
-"""Locks by name, where no row stands for what is locked."""
+"""Locks by name, for what has no row to lock."""
 
 from django.db import connection, transaction
 

@@ -55,7 +55,7 @@ def require_visible(text: str, *, allowed: str = "") -> str:
 
 def _invisible() -> ValidationError:
     return ValidationError(
-        _("This has a character that cannot be shown, such as a line break. Remove it."), code="invisible"
+        _("This contains a character that can't be displayed, such as a line break. Remove it."), code="invisible"
     )
 
 

@@ -101,7 +101,7 @@ class ResourceForm(forms.ModelForm):
 
 class CloudProjectForm(forms.ModelForm):
     def clean_project(self) -> Project | None:
-        """Imported objects have snapshots and charges in their project, so it can't change any more."""
+        """Imported objects have snapshots and charges in their project, so it can no longer change."""
         project = require_not_archived(self.cleaned_data["project"])
         cloud = self.instance
         if cloud.project_id and project != cloud.project:
@@ -245,7 +245,7 @@ class VolumeForm(ResourceForm):
         vm = self.cleaned_data["vm"]
         if vm and (vm.project_id, vm.location_id) != (self.instance.project_id, self.instance.location_id):
             raise ValidationError(
-                _("The machine is in another project or location than the volume. Choose one of the same.")
+                _("The machine and the volume aren't in the same project and location. Choose another machine.")
             )
         return vm
 

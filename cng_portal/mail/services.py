@@ -90,8 +90,8 @@ def send_due(*, now: datetime) -> int:
 
 def claim(mail: OutgoingMail, *, now: datetime) -> bool:
     """False when another process claimed it first."""
-    mine = OutgoingMail.objects.due(now).filter(pk=mail.pk, attempts=mail.attempts)
-    claimed = mine.update(attempts=F("attempts") + 1, next_attempt_at=now + LEASE)
+    same_attempt = OutgoingMail.objects.due(now).filter(pk=mail.pk, attempts=mail.attempts)
+    claimed = same_attempt.update(attempts=F("attempts") + 1, next_attempt_at=now + LEASE)
     mail.attempts += 1
     return bool(claimed)
 
@@ -139,11 +139,11 @@ def close(server: BaseEmailBackend) -> None:
 def record_failure(mail: OutgoingMail, error: Exception, *, now: datetime) -> None:
     """Fail for good, or wait for the next attempt; unless another process took the e-mail over meanwhile."""
     is_permanent, reason = classify(error)
-    mine = OutgoingMail.objects.waiting().filter(pk=mail.pk, attempts=mail.attempts)
+    same_attempt = OutgoingMail.objects.waiting().filter(pk=mail.pk, attempts=mail.attempts)
     if is_permanent:
-        mine.update(failed_at=now, next_attempt_at=None, error=reason)
+        same_attempt.update(failed_at=now, next_attempt_at=None, error=reason)
     else:
-        mine.update(next_attempt_at=now + backoff(mail.attempts), error=reason)
+        same_attempt.update(next_attempt_at=now + backoff(mail.attempts), error=reason)
     # The log has no addresses; Django admin finds the e-mail by its id.
     fields = {"mail_id": str(mail.pk), "kind": mail.kind, "attempts": mail.attempts}
     fields["reason"] = reason.replace(mail.recipient, "…")
@@ -183,8 +183,10 @@ def backoff(attempts: int) -> timedelta:
 
 def fail_expired(*, now: datetime) -> None:
     for mail in OutgoingMail.objects.due(now).filter(expires_at__lte=now):
-        mine = OutgoingMail.objects.due(now).filter(pk=mail.pk, attempts=mail.attempts)
-        if mine.update(failed_at=now, next_attempt_at=None, body="", error=mail.error or "Expired before it was sent"):
+        same_attempt = OutgoingMail.objects.due(now).filter(pk=mail.pk, attempts=mail.attempts)
+        if same_attempt.update(
+            failed_at=now, next_attempt_at=None, body="", error=mail.error or "Expired before it was sent"
+        ):
             logger.error("mail.expired", mail_id=str(mail.pk), kind=mail.kind, attempts=mail.attempts)
 
 

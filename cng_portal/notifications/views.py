@@ -30,10 +30,10 @@ def notification_list(request: HttpRequest) -> HttpResponse:
 @require_safe
 def open_notification(request: Request, notification_id: UUID) -> HttpResponse:
     """Mark it as read and go to the page where something can be done about it."""
-    mine = request.user.notifications.filter(pk=notification_id)
-    notification = get_object_or_404(mine)
+    matching = request.user.notifications.filter(pk=notification_id)
+    notification = get_object_or_404(matching)
     if request.impersonator is None:
-        optional("notification read", partial(services.mark_read, mine, now=timezone.now()), None)
+        optional("notification read", partial(services.mark_read, matching, now=timezone.now()), None)
     return redirect(notification.url or "notifications:list")
 
 

@@ -43,7 +43,7 @@ class SupportContact(models.Model):
 
     @property
     def phone_link(self) -> str:
-        """The number for a `tel:` link (RFC 3966), without what only helps to read it."""
+        """The number for a `tel:` link (RFC 3966), without spaces and other separators."""
         return "".join(character for character in self.phone if character in "+0123456789")
 
     @property

@@ -43,7 +43,7 @@ class BackupScheduleAdmin(ReadOnly, SupportAdmin):
     search_fields = ["vm__name", "volume__name"]
     uuid_fields = ("pk", "vm_id", "volume_id", "project_id", "project__customer_id")
     customer_fields = ("project__customer", "vm__project__customer")
-    person_fields = ("created_by",)
+    user_fields = ("created_by",)
     exclude = ["draft"]
     inlines = [BackupRunInline]
 
@@ -60,4 +60,4 @@ class BackupRunAdmin(ReadOnly, SupportAdmin):
     search_fields = ["vm__name", "volume__name", "reason"]
     uuid_fields = ("pk", "vm_id", "volume_id", "schedule_id", "snapshot_id")
     customer_fields = ("vm__project__customer", "volume__project__customer")
-    person_fields = ("requested_by",)
+    user_fields = ("requested_by",)

@@ -25,17 +25,17 @@ def notify_failed(run: BackupRun) -> None:
         is_backup = run.schedule.kind == Kind.BACKUP
         if run.next_try_at:
             title = (
-                _("The backup of %(name)s failed and will be tried again")
+                _("The backup of %(name)s failed and will be retried")
                 if is_backup
-                else _("The scheduled snapshot of %(name)s failed and will be tried again")
+                else _("The scheduled snapshot of %(name)s failed and will be retried")
             )
-            then = _("It will be tried again at %(time)s.") % {"time": minute(run.next_try_at)}
+            then = _("It will be retried at %(time)s.") % {"time": minute(run.next_try_at)}
         else:
             title = _("The backup of %(name)s failed") if is_backup else _("The scheduled snapshot of %(name)s failed")
             then = (
-                _("It was tried %(tries)s times and will not be tried again: there is no backup of %(time)s.")
+                _("It was tried %(tries)s times and won't be retried: there is no backup for %(time)s.")
                 if is_backup
-                else _("It was tried %(tries)s times and will not be tried again: there is no snapshot of %(time)s.")
+                else _("It was tried %(tries)s times and won't be retried: there is no snapshot for %(time)s.")
             ) % {"tries": run.tries, "time": minute(run.scheduled_at)}
         return title % {"name": run.source.name}, f"{run.reason} {then}"
 

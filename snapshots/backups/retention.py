@@ -1,7 +1,7 @@
 """Which backups or snapshots a schedule keeps: the newest verified ones, and those that a user has pinned.
 
 They are ordered by the number of their run and never by a clock. Triggers of the database refuse to delete the newest
-verified one of a schedule, or a pinned one, unless a user asked for it.
+verified one of a schedule, or a pinned one, unless a user requested it.
 """
 
 from datetime import datetime

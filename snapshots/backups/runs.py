@@ -43,7 +43,7 @@ RETRY_PAUSES = (timedelta(minutes=5), timedelta(minutes=20), timedelta(minutes=6
 # Per turn of the scheduler, which has other duties too.
 BATCH_SIZE = 200
 MAX_RUNS_PER_TURN = 500
-MISSED_BUSY = gettext_lazy("The previous run was still going on.")
+MISSED_BUSY = gettext_lazy("The previous run hadn't finished.")
 MISSED_OUTAGE = gettext_lazy("The portal couldn't start it on time. Only the latest missed run is taken late.")
 
 
@@ -116,7 +116,7 @@ def is_other_schedule_running(schedule: BackupSchedule) -> bool:
 
 
 def start_requested_run(schedule: BackupSchedule, user: User, now: datetime) -> BackupRun:
-    """Start the run that a user asked for. The caller must hold the customer's lock and have called `check_space`.
+    """Start the run that a user requested. The caller must hold the customer's lock and have called `check_space`.
 
     Raises InvalidState while another run of the machine or volume is unfinished, and what `request_backup` raises.
     """

@@ -1,4 +1,5 @@
-"""What the scheduler repairs every few minutes: schedules of what was deleted, and plans by another clock or time zone."""
+"""Repairs by the scheduler every few minutes: schedules of deleted sources, and runs planned in another time zone or by a
+wrong clock."""
 
 from datetime import datetime, timedelta
 
@@ -69,7 +70,7 @@ def misplanned_schedules(now: datetime) -> QuerySet[BackupSchedule]:
 
 
 def fill_projects() -> None:
-    """Give schedules of the previous version, which knew none, the project of their machine."""
+    """Give schedules of the previous version, which had no project, the project of their machine."""
     own = VirtualMachine.objects.filter(pk=OuterRef("vm")).values("project")
     without = BackupSchedule.objects.filter(project=None, vm__isnull=False).values_list("pk", flat=True)
     while batch := list(without[:BATCH_SIZE]):

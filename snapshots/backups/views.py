@@ -429,8 +429,8 @@ def delete(request: HttpRequest, schedule_id: UUID) -> HttpResponse:
         consequences=[
             by_kind(
                 schedule,
-                _("No more backups are taken, and none are deleted automatically any more."),
-                _("No more snapshots are taken, and none are deleted automatically any more."),
+                _("No more backups are taken or deleted automatically."),
+                _("No more snapshots are taken or deleted automatically."),
             ),
             stay if count else by_kind(schedule, _("It has no backups."), _("It has no snapshots.")),
         ],

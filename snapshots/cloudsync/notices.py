@@ -20,7 +20,7 @@ from ..models import SERVICE_KINDS, Kind, Snapshot
 
 
 def notify_charged(location: Location, snapshots: QuerySet[Snapshot], at: datetime) -> None:
-    """Notify each project's members once that these snapshots of theirs are charged from `at` on.
+    """Notify each project's members once that their snapshots are charged from `at` on.
 
     A sync that was killed before it charged them finds the same snapshots again, and notifies nobody twice.
     """

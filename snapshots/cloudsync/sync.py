@@ -241,8 +241,8 @@ def save_machines(sync: ProjectSync, servers: list[CloudServer]) -> None:
             changed.append(row)
     fields = ["name", "name_key", "state", "vcpus", "memory_mb", "deleted_at"]
     VirtualMachine.objects.filter(sync.unseen).bulk_update(changed, fields, batch_size=100)
-    known = set(rows.values_list("backend_ref", flat=True))
-    add_machines(sync, [server for server in by_ref.values() if server.ref not in known])
+    existing_refs = set(rows.values_list("backend_ref", flat=True))
+    add_machines(sync, [server for server in by_ref.values() if server.ref not in existing_refs])
     rows.filter(sync.unseen).update(seen_at=sync.since)
 
 
@@ -279,9 +279,9 @@ def save_attached_machines(sync: ProjectSync, refs: set[str]) -> None:
     """
     rows = VirtualMachine.objects.filter(**sync.scope, backend_ref__in=refs)
     rows.filter(sync.unseen).update(seen_at=sync.since, deleted_at=None)
-    known = set(rows.values_list("backend_ref", flat=True))
+    existing_refs = set(rows.values_list("backend_ref", flat=True))
     server = CloudServer(ref="", name="", is_running=True, vcpus=0, memory_mb=0, created_at=sync.since)
-    add_machines(sync, [replace(server, ref=ref) for ref in sorted(refs - known)])
+    add_machines(sync, [replace(server, ref=ref) for ref in sorted(refs - existing_refs)])
 
 
 # --- volumes ---------------------------------------------------------------------------------------------------------
@@ -292,8 +292,8 @@ def save_volumes(sync: ProjectSync, volumes: list[CloudVolume], *, machines_by_a
     server_refs = {volume.server_ref for volume in volumes if volume.server_ref}
     if machines_by_attachment and server_refs:
         save_attached_machines(sync, server_refs)
-    here = VirtualMachine.objects.filter(**sync.scope, backend_ref__in=server_refs)
-    machines = dict(here.values_list("backend_ref", "pk"))
+    attached = VirtualMachine.objects.filter(**sync.scope, backend_ref__in=server_refs)
+    machines = dict(attached.values_list("backend_ref", "pk"))
     rows = Volume.objects.filter(**sync.scope, backend_ref__in=by_ref)
     # Those that may have grown after the cloud had listed them.
     written = set(rows.filter(written_since(sync)).values_list("pk", flat=True))
@@ -320,8 +320,8 @@ def save_volumes(sync: ProjectSync, volumes: list[CloudVolume], *, machines_by_a
     Volume.objects.filter(sync.unseen).bulk_update(changed, fields_to_write, batch_size=100)
     sync.report.volumes_changed += len(changed)
     rows.filter(sync.unseen).update(seen_at=sync.since)
-    known = set(rows.values_list("backend_ref", flat=True))
-    unknown = adopt(sync, [volume for volume in by_ref.values() if volume.ref not in known])
+    existing_refs = set(rows.values_list("backend_ref", flat=True))
+    unknown = adopt(sync, [volume for volume in by_ref.values() if volume.ref not in existing_refs])
     new = [
         Volume(
             **sync.scope,
@@ -442,9 +442,9 @@ def touch_known(sync: ProjectSync, by_ref: dict[str, CloudSnapshot]) -> dict[str
     uuids = [snapshot.portal_uuid for snapshot in by_ref.values() if snapshot.portal_uuid]
     # An outside snapshot that reappears after its deletion is imported as a new one.
     ended = Q(snapshot__made_outside=True, snapshot__deleted_at__lt=sync.since)
-    known = sync.disks.filter(Q(backend_ref__in=by_ref) | Q(pk__in=uuids)).exclude(ended)
-    rows = list(known.values_list("pk", "backend_ref"))
-    known.filter(sync.unseen).update(seen_at=sync.since)
+    matching = sync.disks.filter(Q(backend_ref__in=by_ref) | Q(pk__in=uuids)).exclude(ended)
+    rows = list(matching.values_list("pk", "backend_ref"))
+    matching.filter(sync.unseen).update(seen_at=sync.since)
     pks, refs = {pk for pk, _ref in rows}, {ref for _pk, ref in rows}
     return {ref: snapshot for ref, snapshot in by_ref.items() if ref not in refs and snapshot.portal_uuid not in pks}
 

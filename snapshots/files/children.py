@@ -120,7 +120,7 @@ class Child:
                 pipe.close()
 
     def exit_code(self) -> int | None:
-        """Return how it ended, after the end of its output; None if it goes on without one."""
+        """Return its exit code once its output has ended, None if it is still running."""
         with suppress(subprocess.TimeoutExpired):
             return self.process.wait(timeout=1)
         return None
@@ -133,7 +133,7 @@ class Child:
         return ReaderFailed(reason)
 
     def read(self, seconds: float) -> bytes:
-        """Return the next bytes of its output, empty at its end. Raises ReaderFailed after so many seconds without any."""
+        """Return the next bytes of its output, empty at its end. Raises ReaderFailed after `seconds` without output."""
         poll = select.poll()
         poll.register(self.output, select.POLLIN)
         if not poll.poll(max(0, seconds) * 1000):
@@ -141,7 +141,7 @@ class Child:
         return os.read(self.output, PIECE)
 
     def read_line(self, until: float) -> dict[str, Any]:
-        """Return the next answer. Raises ReaderFailed, also for an answer that tells a failure."""
+        """Return the next answer. Raises ReaderFailed, also for an answer that reports a failure."""
         while b"\n" not in self.rest:
             data = self.read(until - monotonic())
             if not data:

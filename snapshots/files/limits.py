@@ -30,7 +30,7 @@ class ReaderSlot:
     """The right to run one reader. `release` it in the end."""
 
     def __init__(self, customer: Customer) -> None:
-        """Wait a moment for a free one. Raises RateLimited."""
+        """Wait a moment for a free slot. Raises RateLimited."""
         self.names = [f"files-{customer.number}-{number}" for number in range(READERS_OF_CUSTOMER)]
         self.holder = str(uuid4())
         self.threads = _threads
@@ -60,7 +60,7 @@ class ReaderSlot:
             time.sleep(PAUSE_SECONDS)
 
     def renew(self) -> bool:
-        """Keep it for a longer work. Returns False if it was lost to another reader."""
+        """Extend the lease for a longer read. Returns False if another reader has taken the slot."""
         if time.monotonic() - self.renewed_at < RENEW_AFTER:
             return True
         self.renewed_at = time.monotonic()

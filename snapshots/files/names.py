@@ -1,6 +1,6 @@
 """Names and paths of files are bytes: how they are shown, and how they travel in addresses.
 
-In an address a path is its names, joined by `/`; what can't stand there as it is (no UTF-8, invisible, `/`, `%`) is `%XX`.
+In an address a path is its names, joined by `/`; what can't appear literally (not UTF-8, invisible, `/`, `%`) is `%XX`.
 """
 
 from collections.abc import Sequence

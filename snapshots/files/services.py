@@ -32,7 +32,7 @@ from .limits import ReaderSlot
 
 logger = structlog.stdlib.get_logger(__name__)
 
-PAGE_SIZE, MAX_FOUND = 100, 200
+PAGE_SIZE, MAX_RESULTS = 100, 200
 MAX_TEXT = 255
 MOST_SECONDS = 2**35  # the year 3058; file systems end before
 # A download asks so often whether its user may still have it.
@@ -40,14 +40,12 @@ CHECK_SECONDS = 5
 
 # What a reader can't do, for the customer.
 COULD_NOT_READ = gettext_lazy(
-    "The disk could not be read. It may be damaged, or hold something that the portal can't follow. Your snapshot is "
-    "unchanged; you can restore it, or create a new volume from it."
+    "The disk could not be read. It may be damaged, or in a format that the portal can't read. Your "
+    "snapshot is unchanged; you can restore it, or create a new volume from it."
 )
 REASONS: dict[str, str | Promise] = {
-    "not_installed": gettext_lazy(
-        "Files can't be shown, because this portal was installed without its readers of disks."
-    ),
-    "no_fence": gettext_lazy("Files can't be shown, because this server can't fence in the reader of disks."),
+    "not_installed": gettext_lazy("Files can't be shown, because this portal was installed without its disk readers."),
+    "no_fence": gettext_lazy("Files can't be shown, because this server can't sandbox the disk reader."),
     "missing": gettext_lazy("There is no such file or folder in this snapshot."),
     "damaged": COULD_NOT_READ,
     "crashed": COULD_NOT_READ,
@@ -70,13 +68,13 @@ UNREADABLE_KINDS: dict[str, str | Promise] = {
     "swap": gettext_lazy("Swap space: it has no files."),
     "luks": gettext_lazy("Encrypted with LUKS: only your machine has the key."),
     "bitlocker": gettext_lazy("Encrypted with BitLocker: only your machine has the key."),
-    "raid": gettext_lazy("A member of a RAID: its files are spread over several disks."),
+    "raid": gettext_lazy("Part of a RAID: its files are spread over several disks."),
     "lvm_disks": gettext_lazy("An LVM volume group over several disks."),
     "lvm_layout": gettext_lazy("LVM with thin, mirrored, striped or cached volumes can't be browsed here."),
     "lvm_empty": gettext_lazy("An LVM volume group without volumes."),
-    "zeros": gettext_lazy("Empty: it begins with zeros only."),
+    "zeros": gettext_lazy("Empty: it starts with nothing but zeros."),
     "no_partitions": gettext_lazy("A partition table without partitions."),
-    "damaged": gettext_lazy("Damaged: its description can't be followed."),
+    "damaged": gettext_lazy("Damaged: its metadata can't be read."),
 }
 UNKNOWN_KIND = gettext_lazy("No file system that the portal knows.")
 FILE_SYSTEMS = {"xfs": "XFS", "ntfs": "NTFS", "fat": "FAT", "exfat": "exFAT"}
@@ -176,7 +174,7 @@ def ask(disk: DiskImage, command: str, **request: Any) -> list[dict[str, Any]]:
 
 @contextmanager
 def distrust() -> Iterator[None]:
-    """Turn an answer that lacks what it should have, as of a reader that was taken over, into FilesUnavailable."""
+    """Turn an answer with missing or invalid fields, as from a compromised reader, into FilesUnavailable."""
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
@@ -236,20 +234,20 @@ def build_folder(path: Sequence[bytes], summary: dict[str, Any], *answers: dict[
 
 def search(disk: DiskImage, part: int, path: Sequence[bytes], text: str) -> Listing:
     """Return the first entries below a folder whose path contains the text. Raises as `ask` does."""
-    request = {"part": part, "path": encode(path), "text": b64encode(text.encode()).decode(), "count": MAX_FOUND}
+    request = {"part": part, "path": encode(path), "text": b64encode(text.encode()).decode(), "count": MAX_RESULTS}
     answers = ask(disk, "search", **request)
     with distrust():
-        return build_found(path, *answers)
+        return build_search_results(path, *answers)
 
 
-def build_found(path: Sequence[bytes], *found: dict[str, Any]) -> Listing:
-    *answers, summary = found
+def build_search_results(path: Sequence[bytes], *answered: dict[str, Any]) -> Listing:
+    *answers, summary = answered
     notes = []
     if not summary["is_complete"]:
         notes.append(_("There may be more: the search ended after %(count)s files.") % {"count": len(answers)})
     if summary["unread"]:
         notes.append(_("Some folders are damaged and were not searched: %(count)s") % {"count": summary["unread"]})
-    files = [build_file(each, (*path, *(b64decode(name) for name in each["path"]))) for each in answers]
+    files = [build_file(answer, (*path, *(b64decode(name) for name in answer["path"]))) for answer in answers]
     return Listing(files, len(files), has_owners=False, notes=notes)
 
 

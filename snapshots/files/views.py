@@ -60,8 +60,8 @@ def folder(request: HttpRequest, snapshot_id: UUID, disk_id: UUID, part: int) ->
     here = reverse("snapshots:folder", args=[snapshot_id, disk_id, part])
 
     def url(**parameters: Any) -> str:
-        kept = {"path": names.to_parameter(path), "id": number, "sort": order if order != "name" else ""}
-        return f"{here}?{urlencode({name: value for name, value in (kept | parameters).items() if value})}"
+        current = {"path": names.to_parameter(path), "id": number, "sort": order if order != "name" else ""}
+        return f"{here}?{urlencode({name: value for name, value in (current | parameters).items() if value})}"
 
     total = listing.total if listing else 0
     last = start + services.PAGE_SIZE

@@ -1,4 +1,4 @@
-"""Repairs of findings of fsck. Each returns whether it could; none needs the situation to be as it was when found."""
+"""Repairs of findings of fsck. Each returns whether it succeeded, and works even if the finding is out of date."""
 
 from datetime import datetime
 from uuid import UUID

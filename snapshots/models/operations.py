@@ -150,7 +150,7 @@ class Operation(models.Model):
 
     objects = OperationQuerySet.as_manager()
 
-    now_override: datetime | None = None  # Replaces the clock when a worker is told the time.
+    now_override: datetime | None = None  # Replaces the clock, for a worker that runs at a given time.
 
     class Meta:
         verbose_name = _("operation")

@@ -48,8 +48,8 @@ ADVICE = {
         "then try again on the volume's page."
     ),
     Operation.Kind.EXTEND_VOLUME: _(
-        "The volume keeps its size and its price. Fix the cause; the customer can then grow it again on its page. manage.py "
-        "fsck tells whether its disk has grown all the same."
+        "The volume keeps its size and its price. Fix the cause; the customer can then grow it again on its "
+        "page. manage.py fsck reports whether its disk grew anyway."
     ),
     Operation.Kind.DELETE_VOLUME: _(
         "Billing has ended but the disk is still there. Fix the cause, then choose “Try again” on the volume's page as a "

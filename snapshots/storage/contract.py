@@ -253,7 +253,7 @@ class Driver(ABC):
     finishes_late = False  # what was requested may still appear after the call has failed
     attaches = True  # the portal says which machine a volume is attached to; else the engine does
     deletes_with_snapshots = True  # a volume can be deleted while it has snapshots
-    is_set_up = False  # it has answered before, so nothing has to be created for it any more
+    is_set_up = False  # it has answered before, so nothing has to be created for it
 
     @abstractmethod
     def __init__(self, *, location: str, **options: str) -> None: ...

@@ -72,7 +72,7 @@ def move(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     except ActionRefused as error:
         reason = str(error)
     if not reason and not projects.exists():
-        reason = _("There is no other project in which you can change something.")
+        reason = _("You aren't a member or owner of any other project, so you can't move it.")
     context = {
         "snapshot": snapshot,
         "form": form,
@@ -134,7 +134,7 @@ def delete(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     )
     if submit(request, form, partial(services.request_deletion, snapshot=snapshot, user=request.user)):
         text = (
-            _("“%(name)s” is being deleted. It has stopped costing anything.")
+            _("“%(name)s” is being deleted. You no longer pay for it.")
             if snapshot.is_charged
             else _("“%(name)s” is being deleted.")
         )
@@ -148,14 +148,14 @@ def deletion_consequences(snapshot: Snapshot, user: User) -> list[str]:
     consequences = [_("Its data is erased. This can't be undone, not even by support.")]
     volume = snapshot.volume
     if snapshot.source.project_id not in user.roles:
-        consequences.append(_("What it was taken of, and volumes made from it, stay as they are."))
+        consequences.append(_("Its source, and volumes created from it, aren't affected."))
     elif volume and volume.deleted_at:
         consequences.append(
             _("Its volume “%(name)s” is gone, so this may be the last copy of its data.") % {"name": volume.name}
         )
     elif volume:
         consequences.append(
-            _("The volume “%(name)s” and volumes made from it stay as they are.") % {"name": volume.name}
+            _("The volume “%(name)s”, and volumes created from it, aren't affected.") % {"name": volume.name}
         )
     if not snapshot.is_charged:
         consequences.append(_("It saves nothing: automatic backups are not charged per GB."))
@@ -190,7 +190,7 @@ def restore(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         label=label % {"name": source.name},
         required=_("Type the name “%(name)s” to confirm that it will be overwritten.") % {"name": source.name},
         snapshot=snapshot,
-        read_first=checks.is_read_first(snapshot, disks),
+        verify_first=checks.is_verified_first(snapshot, disks),
         skip=_("Restore without checking"),
     )
     if submit(request, form, lambda: restores.request_restore(snapshot=snapshot, user=user, **form.cleaned_data)):
@@ -243,7 +243,7 @@ def new_volume(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         disk=disk,
         projects=Project.objects.changeable_by(user).filter(customer=snapshot.customer_id),
         snapshot=snapshot,
-        read_first=checks.is_read_first(snapshot, disks),
+        verify_first=checks.is_verified_first(snapshot, disks),
         skip=_("Create without checking"),
         initial={
             "disk": disk.pk,
@@ -301,7 +301,7 @@ def new_machine(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         request.POST or None,
         projects=Project.objects.changeable_by(user).filter(customer=snapshot.customer_id),
         snapshot=snapshot,
-        read_first=checks.is_read_first(snapshot, disks),
+        verify_first=checks.is_verified_first(snapshot, disks),
         skip=_("Create without checking"),
         initial={
             "name": _("%(name)s-copy") % {"name": snapshot.source.name[:100]},
@@ -340,9 +340,9 @@ def verify(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     reads_bytes = get_driver(snapshot.location).reads_bytes
     if attempt(request, partial(services.request_verification, snapshot=snapshot, user=request.user)):
         text = (
-            _("“%(name)s” is being read again and compared.")
+            _("“%(name)s” is being read and compared with its checksum.")
             if reads_bytes
-            else _("The storage is being asked for “%(name)s”.")
+            else _("The storage is being asked whether “%(name)s” is intact.")
         )
         messages.success(request, text % {"name": snapshot.name})
         return redirect("snapshots:snapshot", snapshot.pk)

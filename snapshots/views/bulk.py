@@ -80,14 +80,14 @@ def consequences(snapshots: list[Snapshot], user: User) -> list[str]:
     if last:
         lines.append(
             ngettext(
-                "Of %(count)s the source is gone, so this may be the last copy of its data.",
-                "Of %(count)s the sources are gone, so these may be the last copies of their data.",
+                "The source of %(count)s is gone, so this may be the last copy of its data.",
+                "The sources of %(count)s are gone, so these may be the last copies of their data.",
                 last,
             )
             % {"count": last}
         )
     else:
-        lines.append(_("What they were taken of, and volumes made from them, stay as they are."))
+        lines.append(_("Their sources, and volumes created from them, aren't affected."))
     if saved := savings(snapshots):
         lines.append(_("You stop paying %(saved)s.") % {"saved": saved})
     return lines

@@ -258,7 +258,7 @@ def build_operation_rows(operations: Iterable[Operation], user: User) -> list[Op
         snapshot, kind = operation.snapshot, Operation.Kind(operation.kind)
         key = (operation.snapshot_id, kind, operation.volume_id)
         target, safety = operation.volume or operation.vm, operation.safety_snapshot
-        changed = {thing.project_id for thing in (operation.subject, target, safety) if thing}
+        changed = {resource.project_id for resource in (operation.subject, target, safety) if resource}
         if kind == Operation.Kind.CAPTURE and operation.state == Operation.State.FAILED:
             # Retrying it reads the source again.
             changed.add(operation.source_project_id)  # type: ignore[attr-defined]  # of listed_operations

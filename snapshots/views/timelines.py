@@ -23,12 +23,12 @@ def timeline_of(snapshots: QuerySet[Snapshot], *, born: datetime) -> dict[str, A
     taken = list(newest[: MOST_TAKEN + 1])
     if not taken:
         return None
-    found = timeline(taken[:MOST_TAKEN], born=born, now=timezone.now(), zone=timezone.get_current_timezone())
-    marks = found.marks
+    line = timeline(taken[:MOST_TAKEN], born=born, now=timezone.now(), zone=timezone.get_current_timezone())
+    marks = line.marks
     most = max(mark.ready for mark in marks)
     pictures = [
         {
-            "label": label_of(mark, found.unit),
+            "label": label_of(mark, line.unit),
             "x": number * STEP + 1,
             "is_there": mark.is_there,
             "ready": mark.ready,
@@ -42,8 +42,8 @@ def timeline_of(snapshots: QuerySet[Snapshot], *, born: datetime) -> dict[str, A
     return {
         "marks": pictures,
         "width": len(marks) * STEP,
-        "title": title_of(found.count, more=len(taken) > MOST_TAKEN, since=marks[0].first),
-        "gap": gap_of(found.gap),
+        "title": title_of(line.count, more=len(taken) > MOST_TAKEN, since=marks[0].first),
+        "gap": gap_of(line.gap),
         "first": near_day(marks[0].first),
         "middle": near_day(marks[len(marks) // 2].first),
         "has_failed": any(mark.failed for mark in marks),
@@ -52,7 +52,7 @@ def timeline_of(snapshots: QuerySet[Snapshot], *, born: datetime) -> dict[str, A
             "day": _("A mark is a day"),
             "week": _("A mark is a week"),
             "month": _("A mark is a month"),
-        }[found.unit],
+        }[line.unit],
     }
 
 
@@ -96,5 +96,5 @@ def label_of(mark: Mark, unit: str) -> str:
         (mark.failed, _("%(count)s failed or damaged")),
         (mark.waiting, _("%(count)s being taken or deleted")),
     ]
-    what = ", ".join(text % {"count": count} for count, text in counts if count)
-    return _("%(when)s: %(what)s") % {"when": when, "what": what}
+    parts = ", ".join(text % {"count": count} for count, text in counts if count)
+    return _("%(when)s: %(what)s") % {"when": when, "what": parts}

@@ -154,8 +154,8 @@ def attach_volume(request: HttpRequest, volume_id: UUID) -> HttpResponse:
     reason = volumes.why_not_attachable(volume)
     if not reason and not machines:
         reason = _(
-            "There is no stopped machine in the project %(project)s in %(location)s. Stop the machine that shall have it, "
-            "then attach the volume."
+            "There is no stopped machine in the project %(project)s in %(location)s. Stop the machine that you "
+            "want to attach the volume to, then try again."
         ) % {"project": volume.project, "location": volume.location_id}
     return render(request, "snapshots/volumes/attach.html", {"volume": volume, "form": form, "reason": reason})
 
@@ -184,9 +184,7 @@ def delete_volume(request: HttpRequest, volume_id: UUID) -> HttpResponse:
     price = quote_volumes([volume], at=timezone.now()).get(volume.pk)
     if submit(request, form, lambda: delete(confirmation=form.cleaned_data["confirmation"])):
         text = (
-            _("“%(name)s” is being deleted. It has stopped costing anything.")
-            if price
-            else _("“%(name)s” is being deleted.")
+            _("“%(name)s” is being deleted. You no longer pay for it.") if price else _("“%(name)s” is being deleted.")
         )
         messages.success(request, text % {"name": volume.name})
         return redirect("snapshots:volume", volume.pk)
@@ -215,7 +213,7 @@ def deletion_consequences(volume: Volume, price: Quote | None, user: User) -> li
     counted = Snapshot.objects.filter(volume=volume, deleted_at=None, state__in=COUNTED_STATES)
     snapshots = list(counted.select_related("project__customer", "location"))
     if not snapshots:
-        consequences.append(_("It has no snapshots of its own, so nothing brings it back."))
+        consequences.append(_("It has no snapshots of its own, so its data can't be recovered."))
         return consequences
     consequences.append(
         ngettext(
@@ -231,8 +229,8 @@ def deletion_consequences(volume: Volume, price: Quote | None, user: User) -> li
     if quotes:
         consequences.append(
             ngettext(
-                "The snapshot goes on costing %(hourly)s an hour until you delete it.",
-                "The snapshots go on costing %(hourly)s an hour together until you delete them.",
+                "The snapshot still costs %(hourly)s an hour until you delete it.",
+                "The snapshots still cost %(hourly)s an hour together until you delete them.",
                 len(quotes),
             )
             % {"hourly": format_price(sum(quote.hourly_micro for quote in quotes), quotes[0].currency)}

@@ -257,14 +257,14 @@ def estimates(request: HttpRequest, draft: Draft, quote: Quote) -> dict[str, Any
         return {"label": label, "value": format_amount(amount_micro, quote.currency)}
 
     if draft.makes_schedule:
-        one, many = (
+        singular, plural = (
             _("One backup for a month of 732 hours (30.5 days)"),
             _("%(count)s backups for a month, once there are that many"),
         )
         if draft.kind == Kind.VOLUME:
-            one = _("One snapshot for a month of 732 hours (30.5 days)")
-            many = _("%(count)s snapshots for a month, once there are that many")
-        rows = [row(one, quote.monthly_micro), row(many % {"count": count}, count * quote.monthly_micro)]
+            singular = _("One snapshot for a month of 732 hours (30.5 days)")
+            plural = _("%(count)s snapshots for a month, once there are that many")
+        rows = [row(singular, quote.monthly_micro), row(plural % {"count": count}, count * quote.monthly_micro)]
     else:
         rows = [
             row(_("24 hours"), quote.daily_micro),
@@ -285,7 +285,7 @@ def estimates(request: HttpRequest, draft: Draft, quote: Quote) -> dict[str, Any
             (_("Your credits last with it"), lasting.then),
             (_("Your credits last without it"), lasting.now),
         ):
-            text = _("for ever: nothing else uses them") if left is None else last_day(now, left)
+            text = _("indefinitely: nothing else uses them") if left is None else last_day(now, left)
             rows.append({"label": label, "value": text})
     return {"estimates": rows, "until": until}
 
@@ -305,7 +305,7 @@ def last_day(now: datetime, left: timedelta) -> str:
     try:
         return _("until %(day)s") % {"day": format_day(now + left)}
     except OverflowError:
-        return _("for longer than a calendar can say")
+        return _("for thousands of years")
 
 
 def show(request: Request, template: str, draft: Draft, slug: str, context: dict[str, Any]) -> HttpResponse:
@@ -403,12 +403,12 @@ def schedule_facts(draft: Draft) -> list[tuple[str, object, str | None]]:
     when = _("%(when)s, %(zone)s") % {"when": schedule.when, "zone": zone_name(zone)}
     count = draft.retention_count
     if draft.kind == Kind.BACKUP:
-        kept = ngettext("%(count)s backup", "%(count)s backups", count)
+        retention = ngettext("%(count)s backup", "%(count)s backups", count)
     else:
-        kept = ngettext("%(count)s snapshot", "%(count)s snapshots", count)
+        retention = ngettext("%(count)s snapshot", "%(count)s snapshots", count)
     return [
         (_("Schedule"), when, "schedule"),
-        (_("Keeps"), kept % {"count": count}, "schedule"),
+        (_("Keeps"), retention % {"count": count}, "schedule"),
         (_("Take one immediately"), _("Yes") if draft.take_one_now else _("No"), "schedule"),
     ]
 
@@ -528,19 +528,19 @@ def source_context(request: HttpRequest, draft: Draft, form: wizard.SourceForm) 
     assert draft.location_id is not None and draft.project is not None  # the steps before are checked
     user, kind = request.user, draft.kind
     query = request.GET.get("q", "").strip()
-    found = offers.first_sources(user, draft, q=query)
+    offered = offers.first_sources(user, draft, q=query)
     chosen = lists.parse_uuid(request.GET.get(form.field, "")) or draft.volume_id or draft.vm_id
-    if not chosen and not query and len(found) == 1:
-        chosen = found[0].source.pk
-    if chosen and all(offer.source.pk != chosen for offer in found):
-        found = [*offers.first_sources(user, draft, pk=chosen), *found]
+    if not chosen and not query and len(offered) == 1:
+        chosen = offered[0].source.pk
+    if chosen and all(offer.source.pk != chosen for offer in offered):
+        offered = [*offers.first_sources(user, draft, pk=chosen), *offered]
     uses = limits.snapshot_quota_use(draft.project)
     for cloud_project in limits.synced_cloud_projects(location=draft.location_id, project=draft.project):
         cloud = limits.cloud_quota_use(cloud_project)
         uses += [cloud["snapshots"], cloud["gb"]]
     prices, currency, now = PriceList.load([draft.location_id]), draft.project.customer.currency, timezone.now()
     groups = {draft.project_id: ChoiceGroup(draft.project.name, [])}
-    for offer in found:
+    for offer in offered:
         quote = prices.quote(SERVICE_KINDS[Kind(kind)], draft.location_id, currency, now, size_gb=offer.size_gb)
         choice = Choice(
             value=str(offer.source.pk),
@@ -558,9 +558,9 @@ def source_context(request: HttpRequest, draft: Draft, form: wizard.SourceForm) 
         "groups": list(groups.values()),
         "has_others": has_others,
         "nothing_own": nothing_own(draft) % {"project": own.project_name},
-        "shown_count": len(found),
-        "total": len(found)
-        if not query and len(found) < offers.SOURCES_SHOWN
+        "shown_count": len(offered),
+        "total": len(offered)
+        if not query and len(offered) < offers.SOURCES_SHOWN
         else offers.offered_sources(user, draft).count(),
         "q": query,
         "limit": offers.SOURCES_SHOWN,
@@ -571,13 +571,17 @@ def source_context(request: HttpRequest, draft: Draft, form: wizard.SourceForm) 
 def nothing_own(draft: Draft) -> str:
     if draft.makes_schedule:
         return _(
-            "“%(project)s” has none here. Choose another project's: what the schedule takes will belong to “%(project)s”."
+            "“%(project)s” has none here. Choose one of another project: the backups or snapshots of the "
+            "schedule will belong to “%(project)s”."
         )
     if draft.kind == Kind.VOLUME:
         return _(
-            "“%(project)s” has no volume here. Choose another project's: the snapshot will belong to “%(project)s”."
+            "“%(project)s” has no volume here. Choose one of another project: the snapshot will belong to "
+            "“%(project)s”."
         )
-    return _("“%(project)s” has no instance here. Choose another project's: the snapshot will belong to “%(project)s”.")
+    return _(
+        "“%(project)s” has no instance here. Choose one of another project: the snapshot will belong to “%(project)s”."
+    )
 
 
 def source_facts(offer: offers.SourceOffer, quote: Quote | None, kind: str) -> list[dict[str, str]]:

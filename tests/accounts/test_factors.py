@@ -67,7 +67,7 @@ def secret(person: User) -> str:
 
 
 @pytest.mark.parametrize("answer", ["[1]", "1", '{"id": 1}', '{"rawId": "", "response": {"attestationObject": "AA"}}'])
-def test_what_no_passkey_answers_is_a_wrong_one(person: User, secret: str, answer: str) -> None:
+def test_an_answer_that_no_passkey_gives_counts_as_a_wrong_passkey(person: User, secret: str, answer: str) -> None:
     asked = Client()
     sign_in(asked, person.email)
     assert "Incorrect code" in asked.post(reverse("mfa_authenticate"), {"credential": answer}).text
@@ -95,7 +95,7 @@ def test_the_app_is_asked_after_the_password_and_a_recovery_code_helps_once(pers
     assert again.get("/").status_code == 302
 
 
-def test_a_code_of_the_app_opens_once_for_as_long_as_it_is_taken(
+def test_a_code_of_the_app_works_once_while_it_is_valid(
     person: User, secret: str, time_machine: "TimeMachineFixture"
 ) -> None:
     period = (int(time.time()) // 30 + 100) * 30
@@ -118,7 +118,7 @@ def lets_in(person: User, code: str) -> bool:
     return client.get("/").status_code == 200
 
 
-def test_a_factor_that_cannot_be_read_keeps_no_other_from_being_encrypted(person: User, secret: str) -> None:
+def test_an_unreadable_factor_does_not_stop_the_encryption_of_others(person: User, secret: str) -> None:
     Authenticator.objects.filter(user=person, type="totp").update(data={"secret": None})
     other = Authenticator.objects.create(user=UserFactory(), type="totp", data={"secret": secret})
     with pytest.raises(ExceptionGroup):
@@ -128,7 +128,7 @@ def test_a_factor_that_cannot_be_read_keeps_no_other_from_being_encrypted(person
 
 
 @pytest.mark.both_databases
-def test_secrets_of_factors_are_encrypted_and_a_new_key_takes_them_over(
+def test_factor_secrets_are_encrypted_and_reencrypted_with_a_new_key(
     person: User, secret: str, settings: "SettingsWrapper"
 ) -> None:
     [recovery, *_others] = Authenticator.objects.get(type="recovery_codes").wrap().get_unused_codes()
@@ -152,7 +152,7 @@ def test_secrets_of_factors_are_encrypted_and_a_new_key_takes_them_over(
     assert lets_in(person, next_one)
 
 
-def test_who_lost_the_key_is_told_and_lets_an_administrator_in_by_command(
+def test_a_user_whose_factor_key_was_lost_is_told_and_an_administrator_resets_it_by_command(
     person: User, secret: str, settings: "SettingsWrapper", capsys: pytest.CaptureFixture
 ) -> None:
     settings.SECRET_KEY = "after a restore without the secret of before"
@@ -174,7 +174,7 @@ def test_who_lost_the_key_is_told_and_lets_an_administrator_in_by_command(
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_new_factor_is_told_by_bell_and_e_mail_and_is_in_the_log(person: User, secret: str) -> None:
+def test_a_new_factor_is_notified_and_logged(person: User, secret: str) -> None:
     notice = person.notifications.get(title="A second factor was added: authenticator app")
     assert any(notice.title in one.subject and "If this wasn't you" in one.body for one in sent_mails())
     assert Activity.objects.filter(actor=person, action="user.add_factor").exists()
@@ -218,7 +218,7 @@ def add_app(client: Client) -> None:
         ("everyone", [Role.OWNER, Role.MEMBER, Role.VIEWER, None]),
     ],
 )
-def test_who_needs_a_second_factor_gets_to_where_one_is_added_and_no_further(
+def test_users_without_a_required_factor_reach_only_the_page_that_adds_one(
     required: str, refused: list[Role | None], settings: "SettingsWrapper", client_for: Callable[..., Client]
 ) -> None:
     project = ProjectFactory()
@@ -240,7 +240,7 @@ def test_who_needs_a_second_factor_gets_to_where_one_is_added_and_no_further(
         assert client.post(reverse("account_logout")).status_code == 302
 
 
-def test_who_has_added_the_factor_gets_on_to_the_page_they_wanted(person: User, settings: "SettingsWrapper") -> None:
+def test_adding_the_factor_leads_back_to_the_requested_page(person: User, settings: "SettingsWrapper") -> None:
     settings.MFA_REQUIRED = "everyone"
     client = Client()
     sign_in(client, person.email)
@@ -260,7 +260,7 @@ def test_who_has_added_the_factor_gets_on_to_the_page_they_wanted(person: User, 
         ("http://testserver//elsewhere.example/", None),
     ],
 )
-def test_a_page_that_asks_by_htmx_is_the_one_to_come_back_to(
+def test_an_htmx_request_returns_to_its_page_after_the_factor_is_added(
     person: User, settings: "SettingsWrapper", address: str, wanted: str | None
 ) -> None:
     settings.MFA_REQUIRED = "everyone"
@@ -270,7 +270,7 @@ def test_a_page_that_asks_by_htmx_is_the_one_to_come_back_to(
     assert client.session.get(factors.NEXT_PAGE) == wanted
 
 
-def test_a_factor_that_is_taken_away_counts_at_once(
+def test_a_removed_factor_takes_effect_at_once(
     person: User, secret: str, settings: "SettingsWrapper", client_for: Callable[..., Client]
 ) -> None:
     client = client_for(person)
@@ -280,7 +280,7 @@ def test_a_factor_that_is_taken_away_counts_at_once(
     assert client.get("/").url == reverse("accounts:security")
 
 
-def test_an_administrators_act_goes_on_after_a_confirmation() -> None:
+def test_an_administrators_action_continues_after_a_confirmation() -> None:
     admin = UserFactory(admin=True, email="admin@example.com", password=PASSWORD)
     project = ProjectFactory(name="Before")
     client = Client()
@@ -316,7 +316,7 @@ def test_an_administrators_act_goes_on_after_a_confirmation() -> None:
     assert response["Location"].startswith(reverse("account_reauthenticate"))
 
 
-def test_a_password_is_not_kept_for_after_a_confirmation() -> None:
+def test_a_posted_password_is_not_replayed_after_a_confirmation() -> None:
     admin = UserFactory(admin=True, email="admin@example.com", password=PASSWORD)
     client = Client()
     sign_in(client, admin.email)
@@ -343,7 +343,7 @@ def test_a_confirmation_gives_the_session_a_new_key(person: User) -> None:
     assert "This one" in client.get(reverse("accounts:sessions")).text
 
 
-def test_a_changed_password_ends_the_other_sessions_and_is_told(person: User) -> None:
+def test_a_changed_password_ends_the_other_sessions_and_notifies_the_user(person: User) -> None:
     here, there = Client(), Client()
     for client in (here, there):
         sign_in(client, person.email)
@@ -355,7 +355,7 @@ def test_a_changed_password_ends_the_other_sessions_and_is_told(person: User) ->
     assert person.notifications.get().title == "Your password was changed"
 
 
-def test_a_new_address_takes_effect_when_it_is_confirmed_and_the_old_one_is_told(
+def test_a_new_address_takes_effect_when_confirmed_and_the_old_one_is_notified(
     person: User, django_capture_on_commit_callbacks: Callable
 ) -> None:
     client = Client()
@@ -392,7 +392,7 @@ def test_the_page_says_that_the_email_to_a_new_address_was_not_delivered_and_sen
     assert [message.to for message in sent_mails()] == [["new@example.com"]]
 
 
-def test_an_address_that_somebody_else_signs_in_with_is_not_taken_over_by_a_link_in_their_mail(person: User) -> None:
+def test_a_link_does_not_confirm_an_address_that_another_user_signs_in_with(person: User) -> None:
     other = UserFactory(email="other@example.com", password="another password")
     client, theirs = Client(), Client()
     sign_in(client, person.email)
@@ -429,7 +429,7 @@ def test_strangers_attempts_do_not_lock_out_a_browser_in_which_the_user_signed_i
     assert sign_in(home, person.email)["Location"] == "/"
 
 
-def test_a_known_browser_has_a_limit_of_its_own_and_is_known_for_its_users_alone(person: User) -> None:
+def test_a_known_browser_has_its_own_limit_for_each_of_its_users(person: User) -> None:
     other = UserFactory(email="mya@example.com", password=PASSWORD)
     home = Client(REMOTE_ADDR="192.0.2.50")
     sign_in(home, other.email)
@@ -451,7 +451,7 @@ def test_a_forged_cookie_makes_no_browser_known(person: User, cookie: str) -> No
     assert "Too many failed attempts." in sign_in(stranger, person.email).text
 
 
-def test_the_cookie_of_a_known_browser_is_signed_hidden_from_scripts_and_runs_out(person: User) -> None:
+def test_the_cookie_of_a_known_browser_is_signed_http_only_and_expires(person: User) -> None:
     home = Client()
     cookie = sign_in(home, person.email).cookies[known_browsers.KNOWN_BROWSER_COOKIE]
     assert (cookie["httponly"], cookie["samesite"], cookie["max-age"]) == (True, "Lax", 180 * 24 * 3600)
@@ -466,7 +466,7 @@ def lock_out(user: User, host: str = "testserver") -> None:
         sign_in(Client(REMOTE_ADDR=f"192.0.2.{number}", HTTP_HOST=host), user.email, "wrong")
 
 
-def test_attempts_on_one_account_are_limited_from_wherever_they_come(person: User) -> None:
+def test_attempts_on_an_account_are_limited_across_addresses(person: User) -> None:
     for number in range(6):
         client = Client(REMOTE_ADDR=f"192.0.2.{number}")
         page = sign_in(client, person.email, "wrong").text
@@ -474,7 +474,7 @@ def test_attempts_on_one_account_are_limited_from_wherever_they_come(person: Use
     assert "Too many failed attempts." in sign_in(Client(REMOTE_ADDR="192.0.2.99"), person.email).text
 
 
-def test_whom_the_attempts_of_others_keep_out_gets_in_by_a_link_for_a_new_password(person: User) -> None:
+def test_a_locked_out_user_gets_in_by_a_password_reset(person: User) -> None:
     for number in range(6):
         sign_in(Client(REMOTE_ADDR=f"192.0.2.{number}"), person.email, "wrong")
     client = Client(REMOTE_ADDR="192.0.2.99")
@@ -487,7 +487,7 @@ def test_whom_the_attempts_of_others_keep_out_gets_in_by_a_link_for_a_new_passwo
 
 
 @pytest.mark.both_databases
-def test_counted_attempts_are_not_wiped_out_by_other_addresses_and_leave_when_they_are_over(person: User) -> None:
+def test_attempt_counters_survive_other_addresses_and_are_deleted_when_they_expire(person: User) -> None:
     for number in range(6):
         sign_in(Client(REMOTE_ADDR=f"192.0.2.{number}"), person.email, "wrong")
     for number in range(400):

@@ -34,14 +34,16 @@ def looking(person: User, client_for: Callable[..., Client]) -> Client:
     return client
 
 
-def test_every_page_is_that_of_the_person_and_has_the_banner(looking: Client, project: Project) -> None:
+def test_every_page_is_the_users_and_has_the_banner(looking: Client, project: Project) -> None:
     snapshot = SnapshotFactory(volume__project=project, name="nightly")
     for url in ("/", "/snapshots/", f"/snapshots/{snapshot.pk}/", "/profile/", "/billing/", "/nowhere/"):
         assert BANNER in looking.get(url).text, url
     assert "nightly" in looking.get("/snapshots/").text
 
 
-def test_nothing_can_be_changed_and_nothing_opens_the_account(looking: Client, person: User, project: Project) -> None:
+def test_an_impersonator_changes_nothing_and_cannot_open_the_account_pages(
+    looking: Client, person: User, project: Project
+) -> None:
     snapshot = SnapshotFactory(volume__project=project)
     notification = NotificationFactory(user=person)
     for url in (
@@ -79,7 +81,7 @@ def test_django_admin_stays_the_administrators_own(looking: Client) -> None:
     assert looking.get("/admin/").status_code == 200
 
 
-def test_nobody_looks_as_an_administrator_and_nobody_else_looks(
+def test_administrators_cannot_be_impersonated_and_only_administrators_impersonate(
     person: User, client_for: Callable[..., Client]
 ) -> None:
     admin = UserFactory(admin=True)
@@ -90,6 +92,6 @@ def test_nobody_looks_as_an_administrator_and_nobody_else_looks(
     assert not Activity.objects.exists()
 
 
-def test_who_is_no_administrator_any_more_looks_no_longer(looking: Client) -> None:
+def test_impersonation_ends_when_the_user_is_no_longer_an_administrator(looking: Client) -> None:
     User.objects.filter(is_staff=True).update(is_staff=False)
     assert BANNER not in looking.get("/").text

@@ -103,9 +103,7 @@ def test_a_password_that_the_service_knows_is_refused_and_padding_is_not(
     assert "Pwned" not in caplog.text
 
 
-def test_five_characters_of_the_sum_leave_the_machine_and_nothing_else(
-    service: Service, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_only_five_characters_of_the_hash_leave_the_machine(service: Service, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         validate_password(OWN)
     assert sum_of(OWN)[:5] not in caplog.text
@@ -140,7 +138,7 @@ SILENT: dict[str, Callable[[Answer], None]] = {
 
 
 @pytest.mark.parametrize("why", SILENT)
-def test_a_service_that_does_not_answer_keeps_nobody_from_a_password(
+def test_a_service_that_does_not_answer_does_not_stop_password_changes(
     service: Service, caplog: pytest.LogCaptureFixture, why: str
 ) -> None:
     service.answers = SILENT[why]
@@ -153,7 +151,7 @@ def test_a_service_that_does_not_answer_keeps_nobody_from_a_password(
     assert STOLEN not in caplog.text and sum_of(STOLEN)[:5] not in caplog.text
 
 
-def test_a_service_that_is_not_there_keeps_nobody_from_a_password(service: Service) -> None:
+def test_an_unreachable_service_does_not_stop_password_changes(service: Service) -> None:
     service.shutdown()
     service.server_close()
     validate_password(STOLEN)
@@ -182,9 +180,7 @@ def test_every_page_that_sets_a_password_asks_the_service(service: Service, clie
 
 
 @pytest.mark.django_db
-def test_how_often_it_was_silent_is_a_number_for_the_operator(
-    service: Service, client: Client, settings: "SettingsWrapper"
-) -> None:
+def test_failures_of_the_service_are_a_metric(service: Service, client: Client, settings: "SettingsWrapper") -> None:
     settings.METRICS_TOKEN = TOKEN
     before = scrape(client)["portal_breach_service_failures_total"]
     service.answers = SILENT["it fails"]

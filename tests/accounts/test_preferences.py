@@ -58,7 +58,7 @@ def text_of(client: Client, path: str) -> str:
     return unescape(f"{re.sub(r'<[^>]+>', ' ', main)} {labels}")
 
 
-def test_no_page_says_a_date_in_another_way_than_the_person_wants(
+def test_every_page_uses_the_users_date_format(
     person: User, client_for: Callable[..., Client], storage_root: Path
 ) -> None:
     project = person.projects.get()
@@ -125,7 +125,7 @@ def test_no_page_says_a_date_in_another_way_than_the_person_wants(
         (DateFormat.MONTH_FIRST, "11/03/2026", "11/03/2025", "Tue 11/03/2026", "11/2026"),
     ],
 )
-def test_days_runs_and_months_follow_the_person(
+def test_days_runs_and_months_follow_the_users_preferences(
     person: User, time_machine, date_format: DateFormat, near: str, far: str, run: str, whole_month: str
 ) -> None:
     time_machine.move_to(datetime(2026, 11, 22, 12, tzinfo=UTC))
@@ -138,7 +138,7 @@ def test_days_runs_and_months_follow_the_person(
         assert month(at.date()) == whole_month
 
 
-def test_a_notice_and_its_mail_give_times_as_each_person_reads_them(person: User) -> None:
+def test_notifications_and_e_mails_use_each_recipients_time_zone_and_format(person: User) -> None:
     other = UserFactory(member_of=person.projects.get(), date_format=DateFormat.ISO, time_zone="Europe/Berlin")
     schedule = BackupScheduleFactory(vm__project=person.projects.get(), vm__name="web-1")
     notify_missed(schedule, [datetime(2026, 11, 21, 19, 30, tzinfo=UTC)], "The storage was full.")

@@ -40,7 +40,7 @@ def details(**answers: str) -> dict[str, str]:
     return own | answers
 
 
-def test_times_and_dates_are_shown_as_the_person_wants_them(person: User, client_for: Callable[..., Client]) -> None:
+def test_times_and_dates_follow_the_users_preferences(person: User, client_for: Callable[..., Client]) -> None:
     client = client_for(person)
     SnapshotFactory(volume__project=person.projects.get(), created_at=datetime(2026, 3, 4, 20, tzinfo=UTC))
     assert "5 Mar 2026, 02:30:00 UTC+06:30" in client.get("/snapshots/").text
@@ -48,7 +48,7 @@ def test_times_and_dates_are_shown_as_the_person_wants_them(person: User, client
     assert "2026-03-04, 15:00:00 UTC-05:00" in client.get("/snapshots/").text
 
 
-def test_the_theme_comes_with_the_page_and_is_remembered(person: User, client_for: Callable[..., Client]) -> None:
+def test_the_theme_is_in_the_page_and_is_stored(person: User, client_for: Callable[..., Client]) -> None:
     client = client_for(person)
     page = client.get("/").text
     assert "data-bs-theme" not in page
@@ -58,7 +58,9 @@ def test_the_theme_comes_with_the_page_and_is_remembered(person: User, client_fo
     assert client.post(reverse("accounts:choose_theme"), {"theme": "pink"}).status_code == 400
 
 
-def test_what_is_wrong_is_explained_and_nothing_is_lost(person: User, client_for: Callable[..., Client]) -> None:
+def test_invalid_input_is_explained_and_the_rest_of_the_form_stays(
+    person: User, client_for: Callable[..., Client]
+) -> None:
     client = client_for(person)
     response = client.post(reverse("accounts:profile"), details(name="Aye Aye", time_zone="Mars/Olympus"))
     assert response.context["form"].errors["time_zone"]
@@ -68,9 +70,11 @@ def test_what_is_wrong_is_explained_and_nothing_is_lost(person: User, client_for
 
 
 @pytest.mark.parametrize("name", ["Aye\nZaw", "\u202eeyA", "A\u2060ye", "\u200b", "\u3164", "\u200d", "Aye\u2066"])
-def test_a_name_shows_all_that_is_in_it(name: str, person: User, client_for: Callable[..., Client]) -> None:
+def test_a_name_with_invisible_characters_is_refused(
+    name: str, person: User, client_for: Callable[..., Client]
+) -> None:
     page = client_for(person).post(reverse("accounts:profile"), details(name=name))
-    assert "This has a character that cannot be shown" in page.text
+    assert "This contains a character that can't be displayed" in page.text
     person.refresh_from_db()
     assert person.name == ""
     assert (
@@ -94,7 +98,7 @@ def test_a_change_of_the_details_is_in_the_log(person: User, client_for: Callabl
         ("", "Unknown device"),
     ],
 )
-def test_a_device_is_named_as_far_as_it_says_so(user_agent: str, said: str) -> None:
+def test_a_device_is_named_after_its_user_agent(user_agent: str, said: str) -> None:
     assert sessions.describe_device(user_agent) == said
 
 
@@ -115,7 +119,7 @@ def test_sessions_are_listed_and_ended_one_by_one_or_all_others(person: User) ->
     assert Activity.objects.filter(action="user.end_session").count() == 2
 
 
-def test_who_ends_another_session_shows_first_who_it_is(person: User) -> None:
+def test_ending_another_session_needs_a_confirmation(person: User) -> None:
     here, there = Client(), Client()
     for client in (here, there):
         sign_in(client, person.email)
@@ -132,7 +136,7 @@ def test_who_ends_another_session_shows_first_who_it_is(person: User) -> None:
     assert here.get("/").status_code == 200
 
 
-def test_a_session_that_nobody_uses_ends_and_one_that_is_used_stays(
+def test_an_idle_session_ends_and_a_used_one_stays(
     person: User, time_machine: "TimeMachineFixture", settings: "SettingsWrapper"
 ) -> None:
     used, idle = (Client(headers={"User-Agent": agent}) for agent in (FIREFOX, PHONE))
@@ -158,7 +162,7 @@ def test_a_session_that_nobody_uses_ends_and_one_that_is_used_stays(
     assert used.get("/").status_code == 200
 
 
-def test_a_page_that_asks_by_itself_keeps_no_session_going(person: User, time_machine: "TimeMachineFixture") -> None:
+def test_polling_does_not_keep_a_session_alive(person: User, time_machine: "TimeMachineFixture") -> None:
     client, began = Client(), timezone.now()
     sign_in(client, person.email)
     snapshot = SnapshotFactory(volume__project=person.memberships.get().project)
@@ -171,7 +175,7 @@ def test_a_page_that_asks_by_itself_keeps_no_session_going(person: User, time_ma
     assert client.get(row, headers={"HX-Request": "true"})["HX-Redirect"].startswith(reverse("account_login"))
 
 
-def test_a_session_that_is_used_every_day_ends_too(person: User, time_machine: "TimeMachineFixture") -> None:
+def test_a_session_in_daily_use_ends_at_its_maximum_age(person: User, time_machine: "TimeMachineFixture") -> None:
     client, began = Client(headers={"User-Agent": FIREFOX}), timezone.now()
     sign_in(client, person.email)
     for hours in range(10, 336, 10):
@@ -182,7 +186,7 @@ def test_a_session_that_is_used_every_day_ends_too(person: User, time_machine: "
     assert not UserSession.objects.exists()
 
 
-def test_of_a_session_that_is_over_neither_device_nor_address_is_kept(person: User) -> None:
+def test_device_and_address_of_an_ended_session_are_deleted(person: User) -> None:
     used, over = (Client(headers={"User-Agent": agent}) for agent in (FIREFOX, PHONE))
     for client in (used, over):
         sign_in(client, person.email)
@@ -192,7 +196,7 @@ def test_of_a_session_that_is_over_neither_device_nor_address_is_kept(person: Us
     assert [one.user_agent for one in UserSession.objects.all()] == [FIREFOX]
 
 
-def test_nobody_ends_a_session_of_somebody_else_or_this_one(person: User, client_for: Callable[..., Client]) -> None:
+def test_only_the_users_own_other_sessions_can_be_ended(person: User, client_for: Callable[..., Client]) -> None:
     client = Client(headers={"User-Agent": FIREFOX})
     sign_in(client, person.email)
     mine = UserSession.objects.get()
@@ -201,7 +205,7 @@ def test_nobody_ends_a_session_of_somebody_else_or_this_one(person: User, client
     assert client.get("/").status_code == 200
 
 
-def test_the_limits_count_what_is_kept(person: User, client_for: Callable[..., Client]) -> None:
+def test_the_limits_count_existing_resources(person: User, client_for: Callable[..., Client]) -> None:
     project = person.projects.get()
     type(project.customer).objects.update(snapshot_quota=10)
     SnapshotFactory(volume__project=project, volume__size_gb=7)
@@ -221,7 +225,7 @@ def test_a_person_without_a_customer_has_a_profile(client_for: Callable[..., Cli
         assert client.get(reverse(name)).status_code == 200
 
 
-def test_a_viewer_sees_the_limits_of_what_he_sees(client_for: Callable[..., Client]) -> None:
+def test_a_viewer_sees_the_limits_of_visible_projects(client_for: Callable[..., Client]) -> None:
     project = ProjectFactory(name="Shared")
     ProjectFactory(customer=project.customer, name="Hidden")
     page = client_for(UserFactory(member_of=project, member_of__role=Role.VIEWER)).get(reverse("snapshots:limits")).text

@@ -132,9 +132,7 @@ def test_nothing_is_created_in_an_archived_project(client: Client, owner: User, 
     assert shop in Project.objects.visible_to(again)
 
 
-def test_there_is_an_end_to_the_number_of_projects(
-    owner: User, project: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_number_of_projects_is_limited(owner: User, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(services, "MAX_PROJECTS", 1)
     with pytest.raises(ValidationError, match="1 projects, which is the limit"):
         services.create_project(name="Shop", by=owner)

@@ -46,7 +46,7 @@ def role_of(user: User, project: Project) -> str | None:
     return Membership.objects.filter(user=user, project=project).values_list("role", flat=True).first()
 
 
-def test_an_invited_person_makes_a_sign_in_and_is_in(project: Project, owner: User, client_for: Callable) -> None:
+def test_an_invited_person_signs_up_and_joins(project: Project, owner: User, client_for: Callable) -> None:
     answers = {"email": "New@Example.com", "role": Role.MEMBER}
     client_for(owner).post(reverse("accounts:invite", args=[project.pk]), answers)
     [message] = sent_mails()
@@ -65,7 +65,7 @@ def test_an_invited_person_makes_a_sign_in_and_is_in(project: Project, owner: Us
     assert {"invitation.send", "user.join"} <= set(acts)
 
 
-def test_who_has_a_sign_in_joins_with_it(project: Project, client_for: Callable) -> None:
+def test_an_existing_user_joins_with_their_account(project: Project, client_for: Callable) -> None:
     person = UserFactory(email="mya@example.com")
     link = link_of(InvitationFactory(project=project, email="Mya@example.com", role=Role.VIEWER))
     assert f"/accounts/login/?next={link}" in Client().get(link).text.replace("%3A", ":")
@@ -137,7 +137,7 @@ def test_a_weak_password_is_explained_and_nothing_is_made(project: Project) -> N
     assert not User.objects.filter(email="mya@example.com").exists()
 
 
-def test_only_owners_decide_who_is_in(project: Project, owner: User, client_for: Callable) -> None:
+def test_only_owners_manage_members(project: Project, owner: User, client_for: Callable) -> None:
     member = UserFactory(member_of=project, member_of__role=Role.MEMBER)
     other = MembershipFactory(project=project, role=Role.VIEWER)
     client, stranger = client_for(member), client_for(UserFactory(member_of=ProjectFactory()))
@@ -149,9 +149,7 @@ def test_only_owners_decide_who_is_in(project: Project, owner: User, client_for:
     assert not Invitation.objects.exists()
 
 
-def test_a_role_is_changed_and_a_person_removed_by_an_owner(
-    project: Project, owner: User, client_for: Callable
-) -> None:
+def test_an_owner_changes_roles_and_removes_members(project: Project, owner: User, client_for: Callable) -> None:
     other = MembershipFactory(project=project, role=Role.VIEWER)
     client = client_for(owner)
     client.post(reverse("accounts:role", args=[other.pk]), {"role": Role.MEMBER})
@@ -191,7 +189,7 @@ def test_a_second_invitation_replaces_the_first(project: Project, owner: User) -
     assert Client().get(link_of(first)).status_code == 404
 
 
-def test_an_account_invites_so_many_an_hour(
+def test_invitations_of_an_account_are_rate_limited(
     project: Project, owner: User, client_for: Callable, settings: "SettingsWrapper"
 ) -> None:
     settings.INVITATIONS_PER_HOUR = 2
@@ -209,7 +207,7 @@ def test_an_account_invites_so_many_an_hour(
 
 
 @pytest.mark.parametrize("how", ["removed", "demoted", "removed in admin", "demoted in admin", "switched off"])
-def test_who_decides_no_more_lets_nobody_in_by_an_invitation_of_before(project: Project, owner: User, how: str) -> None:
+def test_invitations_of_a_former_owner_are_revoked(project: Project, owner: User, how: str) -> None:
     membership = MembershipFactory(project=project, role=Role.OWNER)
     sent = roles.invite(
         project=project, email="friend@example.com", role=Role.OWNER, by=membership.user, at=timezone.now()
@@ -235,7 +233,7 @@ def test_who_decides_no_more_lets_nobody_in_by_an_invitation_of_before(project: 
 
 
 @pytest.mark.parametrize("email", ["a@ex\u200bample.com", "a@ex\u200dample.com", "a@ex\u202eample.com"])
-def test_an_address_of_which_not_everything_is_seen_is_not_invited(
+def test_an_address_with_invisible_characters_is_not_invited(
     project: Project, owner: User, client_for: Callable, email: str
 ) -> None:
     client_for(owner).post(reverse("accounts:invite", args=[project.pk]), {"email": email, "role": Role.MEMBER})
@@ -245,9 +243,7 @@ def test_an_address_of_which_not_everything_is_seen_is_not_invited(
 # --- the e-mail of an invitation -------------------------------------------------------------------------------------
 
 
-def test_the_page_says_how_the_email_of_each_invitation_went(
-    project: Project, owner: User, client_for: Callable
-) -> None:
+def test_the_page_shows_the_delivery_of_each_invitation(project: Project, owner: User, client_for: Callable) -> None:
     now = timezone.now()
     for state, mail in {
         "Invited": {"sent_at": now},
@@ -300,7 +296,7 @@ def test_the_email_of_a_revoked_invitation_is_not_sent(project: Project, owner: 
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.both_databases
-def test_of_owners_that_leave_at_once_one_stays(project: Project) -> None:
+def test_when_all_owners_leave_at_once_one_stays(project: Project) -> None:
     owners = [MembershipFactory(project=project, role=Role.OWNER) for _ in range(8)]
     barrier = Barrier(len(owners))
 
@@ -322,7 +318,7 @@ def test_of_owners_that_leave_at_once_one_stays(project: Project) -> None:
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.both_databases
-def test_a_link_that_is_followed_many_times_at_once_opens_once(project: Project) -> None:
+def test_a_link_used_many_times_at_once_works_once(project: Project) -> None:
     person = UserFactory(email="mya@example.com")
     invitation = InvitationFactory(project=project, email=person.email)
     barrier = Barrier(8)

@@ -22,14 +22,14 @@ def sign_in(client: Client, email: str, password: str = PASSWORD, **data: str):
     return client.post(reverse("account_login"), {"login": email, "password": password, **data})
 
 
-def test_a_person_signs_in_by_e_mail_whatever_its_case_and_goes_on(client: Client) -> None:
+def test_a_user_signs_in_by_e_mail_in_any_case_and_continues(client: Client) -> None:
     UserFactory(email="aye@example.com", password=PASSWORD)
     response = client.get("/volumes/")
     assert response["Location"] == "/accounts/login/?next=/volumes/"
     assert sign_in(client, "Aye@Example.com", next="/volumes/")["Location"] == "/volumes/"
 
 
-def test_a_wrong_password_is_said_without_telling_whether_the_account_exists(client: Client) -> None:
+def test_a_wrong_password_does_not_reveal_whether_the_account_exists(client: Client) -> None:
     UserFactory(email="aye@example.com", password=PASSWORD)
     known = sign_in(client, "aye@example.com", "wrong").text
     unknown = sign_in(client, "nobody@example.com", "wrong").text
@@ -42,7 +42,7 @@ def test_nobody_signs_up_by_themselves(client: Client) -> None:
     assert not User.objects.exists()
 
 
-def test_administrators_use_the_same_door_and_others_do_not_get_in(client: Client) -> None:
+def test_administrators_sign_in_on_the_same_page_and_others_cannot_open_admin(client: Client) -> None:
     admin = UserFactory(admin=True, email="admin@example.com", password=PASSWORD)
     assert client.get("/admin/", follow=True).redirect_chain[-1][0].startswith(reverse("account_login"))
     sign_in(client, admin.email)
@@ -52,12 +52,12 @@ def test_administrators_use_the_same_door_and_others_do_not_get_in(client: Clien
     assert other.get("/admin/", follow=True).status_code == 403
 
 
-def test_the_next_page_is_always_one_of_ours(client: Client) -> None:
+def test_the_next_url_never_leaves_the_portal(client: Client) -> None:
     UserFactory(email="aye@example.com", password=PASSWORD)
     assert sign_in(client, "aye@example.com", next="https://evil.example/")["Location"] == "/"
 
 
-def test_a_mail_server_that_is_away_fails_no_page_and_the_link_comes_once_it_is_back(settings: Any) -> None:
+def test_a_mail_server_outage_fails_no_page_and_only_delays_the_link(settings: Any) -> None:
     person = UserFactory(email="aye@example.com", password=PASSWORD)
     settings.EMAIL_BACKEND = "django.core.mail.backends.smtp.EmailBackend"
     settings.EMAIL_HOST, settings.EMAIL_PORT = "127.0.0.1", 1  # nothing listens there
@@ -79,7 +79,7 @@ def test_a_link_for_a_new_password_opens_for_an_hour() -> None:
 
 
 @pytest.mark.parametrize("email", ["aye@example.com", "nobody@example.com"])
-def test_links_in_e_mails_begin_with_the_portals_address_whatever_host_was_named(email: str, settings: Any) -> None:
+def test_links_in_e_mails_ignore_the_host_header(email: str, settings: Any) -> None:
     settings.PORTAL_URL = "https://portal.example.com"
     UserFactory(email="aye@example.com", password=PASSWORD)
     Client(HTTP_HOST="localhost:6666").post(reverse("account_reset_password"), {"email": email})

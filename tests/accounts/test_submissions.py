@@ -47,7 +47,7 @@ def made_from(snapshot: Snapshot) -> int:
     return Volume.objects.exclude(pk=snapshot.volume_id).count()
 
 
-def test_the_second_one_leads_to_what_the_first_one_made(client: Client, snapshot: Snapshot) -> None:
+def test_a_repeated_form_redirects_to_the_result_of_the_first(client: Client, snapshot: Snapshot) -> None:
     form = answers(snapshot)
     first, second = client.post(new_volume(snapshot), form), client.post(new_volume(snapshot), form)
     assert made_from(snapshot) == 1
@@ -93,7 +93,7 @@ def test_a_form_without_a_key_works(client: Client, snapshot: Snapshot, key: str
     assert made_from(snapshot) == 1
 
 
-def test_a_strangers_key_leads_nowhere(client: Client, snapshot: Snapshot) -> None:
+def test_another_users_key_is_useless(client: Client, snapshot: Snapshot) -> None:
     key = Submission.objects.create(key=uuid4(), user=UserFactory(), url="/secret/").key
     assert client.post(new_volume(snapshot), answers(snapshot, form_key=key)).status_code == 404
     assert made_from(snapshot) == 0
@@ -108,7 +108,7 @@ def test_keys_are_deleted_after_a_day(client: Client, snapshot: Snapshot) -> Non
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.both_databases
-def test_of_many_at_the_same_time_one_does_the_work(client: Client, snapshot: Snapshot) -> None:
+def test_only_one_of_many_concurrent_posts_is_processed(client: Client, snapshot: Snapshot) -> None:
     form = answers(snapshot)
 
     def send(_number: int) -> int:

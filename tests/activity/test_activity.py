@@ -71,7 +71,7 @@ def test_an_entry_is_never_changed_and_not_deleted_before_it_is_a_year_old(owner
 
 
 @pytest.mark.both_databases
-def test_old_entries_are_taken_away_in_batches_and_that_is_an_entry(
+def test_old_entries_are_deleted_in_batches_and_the_deletion_is_logged(
     owner: User, settings: Settings, monkeypatch: pytest.MonkeyPatch, client_for: Callable[..., Client]
 ) -> None:
     now = timezone.now()
@@ -99,7 +99,7 @@ def test_old_entries_are_taken_away_in_batches_and_that_is_an_entry(
     assert "Old entries of the activity log deleted" in admin
 
 
-def test_of_very_many_old_entries_some_stay_for_the_next_time(
+def test_a_large_backlog_of_old_entries_is_left_for_the_next_run(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.ACTIVITY_KEPT_DAYS = 365
@@ -110,7 +110,7 @@ def test_of_very_many_old_entries_some_stay_for_the_next_time(
     assert [activity.delete_old(now=now) for _ in range(3)] == [4, 1, 0]
 
 
-def test_who_signs_in_after_so_long_that_the_log_forgot_is_told(project: Project, settings: Settings) -> None:
+def test_a_sign_in_after_the_log_has_expired_is_notified(project: Project, settings: Settings) -> None:
     settings.ACTIVITY_KEPT_DAYS = 365
     long_ago = timezone.now() - timedelta(days=500)
     person = UserFactory(email="aye@example.com", password=PASSWORD, member_of=project, date_joined=long_ago)
@@ -129,7 +129,7 @@ def test_an_entry_is_not_replaced_either(owner: User) -> None:
     assert Activity.objects.get().action == "user.change"
 
 
-def test_an_act_that_is_undone_leaves_no_entry(owner: User) -> None:
+def test_a_rolled_back_action_leaves_no_entry(owner: User) -> None:
     with pytest.raises(ZeroDivisionError), transaction.atomic():
         activity.record(action="user.change", actor=owner, target=owner)
         raise ZeroDivisionError
@@ -198,9 +198,7 @@ def test_the_log_is_searched_and_filtered(owner: User, project: Project, client_
 
 
 @pytest.mark.parametrize("cursor", ["nonsense", "\0", "9~9", "00000000-0000-0000-0000-000000000000~9999-99-99"])
-def test_a_page_or_filter_that_does_not_exist_is_said(
-    owner: User, client_for: Callable[..., Client], cursor: str
-) -> None:
+def test_unknown_pages_and_filters_are_reported(owner: User, client_for: Callable[..., Client], cursor: str) -> None:
     activity.record(action="user.change", actor=owner, target=owner, after={"name": "A"})
     client = client_for(owner)
     for direction in ("after", "before"):
@@ -269,7 +267,7 @@ def test_no_cell_begins_a_formula(text: str) -> None:
     assert (cell("1=1"), cell(-1)) == ("1=1", -1)
 
 
-def test_sign_ins_are_written_down_and_a_new_device_is_told(project: Project) -> None:
+def test_sign_ins_are_logged_and_a_new_device_is_notified(project: Project) -> None:
     person = UserFactory(email="aye@example.com", password=PASSWORD, member_of=project)
     firefox, phone = (Client(headers={"User-Agent": agent}) for agent in ("Gecko Firefox/1 Linux", "Safari/1 iPhone"))
     sign_in(firefox, person.email, "wrong")
@@ -284,7 +282,7 @@ def test_sign_ins_are_written_down_and_a_new_device_is_told(project: Project) ->
     assert page.count("Firefox on Linux") == 2
 
 
-def test_every_way_to_show_who_one_is_is_written_down(caplog: pytest.LogCaptureFixture) -> None:
+def test_every_authentication_method_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     person = UserFactory(email="aye@example.com", password=PASSWORD)
     TOTP.activate(person, generate_totp_secret())
     code, *_others = RecoveryCodes.activate(person).get_unused_codes()
@@ -322,7 +320,7 @@ def test_every_way_to_show_who_one_is_is_written_down(caplog: pytest.LogCaptureF
     assert "nobody@example.com" not in caplog.text and PASSWORD not in caplog.text
 
 
-def test_what_administrators_change_is_in_the_log_with_the_values(
+def test_changes_by_administrators_are_logged_with_their_values(
     owner: User, project: Project, client_for: Callable[..., Client]
 ) -> None:
     admin = UserFactory(admin=True, name="Support")
@@ -349,7 +347,7 @@ def test_what_administrators_change_is_in_the_log_with_the_values(
     assert "Support" in client_for(owner).get(reverse("activity:log")).text
 
 
-def test_administrators_neither_leave_a_project_without_an_owner(
+def test_administrators_cannot_leave_a_project_without_an_owner(
     owner: User, project: Project, client_for: Callable[..., Client]
 ) -> None:
     answers = {
@@ -370,7 +368,7 @@ def test_administrators_neither_leave_a_project_without_an_owner(
     assert owner.memberships.get().role == Role.OWNER
 
 
-def test_what_is_asked_of_a_snapshot_is_in_the_log(owner: User, project: Project) -> None:
+def test_requests_on_a_snapshot_are_logged(owner: User, project: Project) -> None:
     snapshot = SnapshotFactory(name="nightly", volume__project=project)
     services.rename_snapshot(snapshot=snapshot, user=owner, name="weekly")
     services.request_verification(snapshot=snapshot, user=owner)
@@ -382,7 +380,7 @@ def test_what_is_asked_of_a_snapshot_is_in_the_log(owner: User, project: Project
     assert (log[0].before, log[0].after) == ({"name": "nightly"}, {"name": "weekly"})
 
 
-def test_credits_and_prices_of_administrators_are_in_the_log(project: Project) -> None:
+def test_changes_of_credits_and_prices_are_logged(project: Project) -> None:
     admin = UserFactory(admin=True)
     given = {"customer": project.customer, "amount_micro": 5_000_000, "reason": "Sorry for the outage", "by": admin}
     for _ in range(2):

@@ -93,7 +93,7 @@ def test_a_second_package_is_refused_with_the_reason(desk, shop):
         ("1001", "less than or equal to 1000"),
     ],
 )
-def test_a_rate_that_cannot_be_is_refused(desk, shop, rate, sentence):
+def test_an_impossible_rate_is_refused(desk, shop, rate, sentence):
     [first] = shop.package.versions.all()
     form = package_form(shop.package, [(first.pk, first.starts_at, "0.4"), (None, FUTURE, rate)])
     response = desk.post(reverse("admin:billing_package_change", args=[shop.package.pk]), form)
@@ -116,11 +116,11 @@ def test_the_next_price_is_planned_and_the_present_one_stays(desk, shop):
     same = package_form(shop.package, [(first.pk, first.starts_at, "0.4"), (None, FUTURE, "0.6")])
     assert errors(desk.post(url, same))
     gone = package_form(shop.package, [(first.pk, first.starts_at, "0.4")], **{"versions-0-DELETE": "on"})
-    assert "A price that has begun cannot be deleted" in errors(desk.post(url, gone))
+    assert "A price that has started can't be deleted" in errors(desk.post(url, gone))
 
 
 @pytest.mark.both_databases
-def test_a_price_that_the_database_takes_for_past_is_an_error_of_the_form(desk, shop, time_machine):
+def test_a_price_in_the_past_by_the_databases_clock_is_a_form_error(desk, shop, time_machine):
     """The web server's clock is hours behind the database's."""
     [first] = shop.package.versions.all()
     url = reverse("admin:billing_package_change", args=[shop.package.pk])
@@ -130,7 +130,7 @@ def test_a_price_that_the_database_takes_for_past_is_an_error_of_the_form(desk, 
     form = package_form(shop.package, [(first.pk, first.starts_at, "0.4"), (None, began, "0.5")], name="Renamed")
     response = desk.post(url, form)
     assert "A price starts in the future: hours that have begun keep the price they were sold at." in errors(response)
-    assert f"By the portal's clocks it is {began + timedelta(hours=1):%Y-%m-%d}" in errors(response)
+    assert f"The portal's time is {began + timedelta(hours=1):%Y-%m-%d}" in errors(response)
     page = response.content.decode()
     assert 'value="0.5"' in page and f'value="{began:%H:%M:%S}"' in page and 'value="Renamed"' in page
     assert Package.objects.get().name == "BS Snapshot 1CNG-YGN-AZ01" and PriceVersion.objects.get() == first
@@ -141,12 +141,12 @@ def test_a_price_that_would_begin_while_it_is_saved_is_an_error_of_the_form(desk
     soon = timezone.now() + timedelta(seconds=20)
     form = package_form(shop.package, [(first.pk, first.starts_at, "0.4"), (None, soon, "0.5")])
     response = desk.post(reverse("admin:billing_package_change", args=[shop.package.pk]), form)
-    assert "choose a start at least a minute later" in errors(response)
+    assert "Choose a start at least a minute later" in errors(response)
     assert 'value="0.5"' in response.content.decode()
     assert PriceVersion.objects.get() == first
 
 
-def test_two_administrators_who_plan_the_same_start_meet_in_the_form(desk, shop):
+def test_two_prices_planned_for_the_same_start_are_a_form_error(desk, shop):
     [first] = shop.package.versions.all()
     set_price(package=shop.package, rate_micro=600_000, starts_at=FUTURE, by=None)  # since the form was opened
     form = package_form(shop.package, [(first.pk, first.starts_at, "0.4"), (None, FUTURE, "0.5")])
@@ -159,7 +159,7 @@ def test_a_price_that_differs_tenfold_has_to_be_confirmed(desk, shop, rate):
     [first] = shop.package.versions.all()
     url = reverse("admin:billing_package_change", args=[shop.package.pk])
     form = package_form(shop.package, [(first.pk, first.starts_at, "0.4"), (None, FUTURE, rate)])
-    sentence = f"The new price is K {float(rate):.4f}, the one before is K 0.4000. If that is right, check this box."
+    sentence = f"The new price is K {float(rate):.4f}; the previous price is K 0.4000. If that's right, check this box."
     assert sentence in errors(desk.post(url, form))
     assert PriceVersion.objects.count() == 1
     assert desk.post(url, form | {"versions-1-confirm": "on"}).status_code == 302
@@ -205,7 +205,7 @@ def test_credits_are_granted_once_however_often_the_form_is_sent(desk, shop):
         ({"expires_at_0": "2020-01-01", "expires_at_1": "00:00"}, "Credits expire in the future"),
     ],
 )
-def test_a_grant_that_cannot_be_is_refused(desk, shop, form, sentence):
+def test_an_impossible_grant_is_refused(desk, shop, form, sentence):
     given = {"amount": "1", "reason": "x", "key": "k"} | form
     response = desk.post(reverse("admin:billing_account_grant", args=[shop.customer.pk]), given)
     assert sentence in response.content.decode()
@@ -230,12 +230,12 @@ def test_invoices_are_made_from_the_list_of_customers(desk, shop, use, time_mach
         {"action": "close_months", "_selected_action": [str(shop.customer.pk)]},
         follow=True,
     )
-    assert "1 invoices made, with 1 lines." in response.content.decode()
+    assert "1 invoices with 1 lines were written." in response.content.decode()
     assert Invoice.objects.count() == 1
 
 
 @pytest.mark.parametrize("model", ["invoice", "invoiceline", "wallettransaction", "usagesegment", "customeraccount"])
-def test_records_can_be_looked_at_and_nothing_else(desk, shop, use, model, time_machine):
+def test_records_are_read_only(desk, shop, use, model, time_machine):
     segment = use(datetime(2040, 10, 3, tzinfo=UTC))
     buy_credits(customer=shop.customer, amount_micro=10_000, reason="x", by=None, key="k")
     closing.close_months(at=datetime(2040, 11, 2, tzinfo=UTC))
@@ -315,7 +315,7 @@ def test_block_storage_that_charges_existing_volumes_is_confirmed_and_starts_aft
     VolumeFactory(project=shop.project, location=shop.location, gone=True)
     soon = errors(desk.post(url, block_storage_form(shop.location, 2)))
     assert "will be charged from the first price on: 1. Customers: 1." in soon
-    assert "Their owners are notified 3 days before" in soon
+    assert "their owners get 3 days' notice" in soon
     assert not Package.objects.filter(kind=ServiceKind.BLOCK_STORAGE).exists()
     assert "notified 3 days before" in errors(
         desk.post(url, block_storage_form(shop.location, 2, confirm_volumes="on"))

@@ -67,7 +67,7 @@ def test_each_customer_has_a_balance_of_their_own(person: User) -> None:
         assert (shown(person), shown(other.user)) == ("K 80.00", "K 0.00")
 
 
-def test_who_owns_nothing_is_not_shown_the_wallet_nor_led_to_bills_that_are_not_there(client_for: Any) -> None:
+def test_the_wallet_and_links_to_bills_are_shown_only_to_owners(client_for: Any) -> None:
     member = MembershipFactory(role="member")
     member.user.customer = member.project.customer
     member.user.save()

@@ -330,7 +330,7 @@ def check_books(at: datetime) -> None:
 
 @relaxed
 @given(histories())
-def test_any_history_costs_what_the_oracle_says(history: History):
+def test_any_history_costs_what_the_oracle_computes(history: History):
     with transaction.atomic():
         player = Player(history)
         closings = [EPOCH + timedelta(days=day, hours=20) for day in (10, 36, 66)]
@@ -496,7 +496,7 @@ def test_sql_and_python_give_the_same_lines(history: History):
         transaction.set_rollback(True)
 
 
-def test_automatic_backups_that_never_began_are_taken_back_when_that_is_reported_a_month_late():
+def test_automatic_backups_that_never_began_are_credited_when_reported_a_month_late():
     """Switched on again inside a paid hour and off before it ended, but the second "off" arrives after the invoice."""
     events = [
         Event(EPOCH, EPOCH, 100, AUTOMATIC, "open", 120),

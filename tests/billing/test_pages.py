@@ -87,7 +87,7 @@ def test_a_stranger_does_not_see_an_invoice(history, client_for, name):
     assert client_for(history.owner).get(reverse(f"billing:{name}", args=[uuid4()])).status_code == 404
 
 
-def test_the_summary_shows_what_there_is_and_what_it_costs(owner, history):
+def test_the_summary_shows_active_services_and_their_costs(owner, history):
     page = words(owner.get(reverse("billing:summary")))
     # October: 26 h; November so far: 468 h and 3 h; to its end: 720 h and 3 h
     balance = 51_000 - (26 + 19 * 24 + 12 + 3) * 20
@@ -99,7 +99,7 @@ def test_the_summary_shows_what_there_is_and_what_it_costs(owner, history):
     assert "October 2040 K 520.00 K 520.00" in page
 
 
-def test_the_projection_is_what_the_invoice_will_say(owner, history):
+def test_the_projection_equals_the_invoice(owner, history):
     found = build_summary(customer=history.customer, at=NOW)
     closing.close_months(at=yangon(1, month=12))
     assert Invoice.objects.order_by("-month")[0].total_micro == found.projected_micro
@@ -157,7 +157,7 @@ def test_the_chart_has_a_bar_for_each_kind_and_month_with_costs_and_no_style(his
     assert (wide.count("<text"), narrow.count("<text")) == (5 + 12, 5 + 6)
 
 
-def test_usage_details_say_how_each_amount_comes_about(owner, history):
+def test_usage_details_show_the_calculation_of_each_amount(owner, history):
     page = words(owner.get(reverse("billing:statement")))
     assert "3 hours × 50 GB × K 0.4000 = K 60.00" in page
     assert "5 Nov 2040, 10:17:23 to 5 Nov 2040, 13:00:00" in page
@@ -181,7 +181,7 @@ def test_rows_of_usage_link_to_the_page_of_their_resource(owner, history, use):
     assert f'href="{url}"' in owner.get(reverse("billing:invoice", args=[invoice.pk])).content.decode()
 
 
-def test_a_printed_statement_says_whose_it_is(owner):
+def test_a_printed_statement_names_the_customer(owner):
     page = words(owner.get(reverse("billing:statement"), {"first": "2040-11-02", "last": "2040-11-05"}))
     assert "1CNG Shwe Customer number #000039" in page
     assert "2 Nov 2040 – 5 Nov 2040" in page
@@ -210,7 +210,7 @@ def test_usage_of_one_project_and_of_one_resource(owner, history, use):
     assert "Total K 60.00" in words(owner.get(url, {"resource": history.ended.resource_id}))
 
 
-def test_filters_that_make_no_sense_explain_themselves(owner):
+def test_invalid_filters_are_explained(owner):
     url = reverse("billing:statement")
     page = words(owner.get(url, {"first": "2040-11-05", "last": "2040-11-04"}))
     assert "The last day is before the first one." in page
@@ -221,7 +221,7 @@ def test_filters_that_make_no_sense_explain_themselves(owner):
         assert owner.get(url, {"page": number}).status_code == 404
 
 
-def test_the_csv_of_usage_has_everything_to_check_an_amount_with(owner, history):
+def test_the_csv_of_usage_has_all_inputs_of_an_amount(owner, history):
     rows = rows_of(owner.get(reverse("billing:usage_csv")))
     row = next(row for row in rows if row["resource_uuid"] == str(history.ended.resource_id))
     assert row == {
@@ -246,7 +246,7 @@ def test_the_csv_of_usage_has_everything_to_check_an_amount_with(owner, history)
     ]
 
 
-def test_the_other_lists_are_there_as_csv_too(owner, history):
+def test_the_other_lists_have_a_csv_too(owner, history):
     assert rows_of(owner.get(reverse("billing:summary_csv")))[0] == {
         "month": "2040-10",
         "kind": "bs_snapshot",
@@ -264,7 +264,7 @@ def test_the_other_lists_are_there_as_csv_too(owner, history):
     }
 
 
-def test_subscriptions_show_what_goes_on_and_what_has_ended(owner):
+def test_subscriptions_show_running_and_ended_usage(owner):
     active = words(owner.get(reverse("billing:subscriptions")))
     assert "root-disk BS Snapshot Default" in active
     assert "K 20.00 K 9,880.00" in active
@@ -274,7 +274,7 @@ def test_subscriptions_show_what_goes_on_and_what_has_ended(owner):
 
 
 @pytest.mark.both_databases
-def test_what_is_deleted_is_scheduled_until_the_hour_it_had_started_is_over(owner, history, use, time_machine):
+def test_deleted_resources_are_scheduled_until_their_last_hour_ends(owner, history, use, time_machine):
     use(NOW - timedelta(minutes=90), NOW - timedelta(minutes=20), name="goes-soon")
     use(NOW - timedelta(minutes=90), NOW - timedelta(minutes=40), name="has-gone")
     use(NOW - timedelta(minutes=60), NOW, name="just-gone")
@@ -290,7 +290,7 @@ def test_what_is_deleted_is_scheduled_until_the_hour_it_had_started_is_over(owne
     assert names("inactive") == {"has-gone", "just-gone", "=HYPERLINK(evil)"}
     assert names("active") == {"root-disk"}
     page = words(owner.get(reverse("billing:subscriptions"), {"state": "scheduled"}))
-    assert "Their deletion is accepted, and nothing more is charged for them." in page
+    assert "These are being deleted, and no further hours are charged." in page
     assert "20 Nov 2040, 12:30:00 UTC+06:30" in page
     time_machine.move_to(NOW + timedelta(minutes=30), tick=False)
     assert names("scheduled") == {"hardly-there"}
@@ -304,7 +304,7 @@ def test_infra_credits_say_how_long_they_last(owner):
     page = words(owner.get(reverse("billing:credits")))
     assert "Wallet balance K 41,060.00" in page
     assert "Bank transfer 17" in page
-    assert "At the present cost it lasts 2 months" in page
+    assert "At the current cost, it lasts 2 months" in page
 
 
 def test_transactions_are_listed_with_their_sign_and_invoice(owner):
@@ -344,7 +344,7 @@ def test_a_page_from_a_line_that_the_invoice_does_not_have_is_not_found(owner, l
     assert owner.get(url, {"from": line}).status_code == 404
 
 
-def test_the_pdf_of_an_invoice_is_one(owner):
+def test_the_pdf_of_an_invoice_is_valid(owner):
     response = owner.get(reverse("billing:invoice_pdf", args=[Invoice.objects.get().pk]))
     assert response["Content-Type"] == "application/pdf"
     assert response["Content-Disposition"] == 'attachment; filename="INV-000039-0001.pdf"'
@@ -449,7 +449,7 @@ def test_the_top_bar_shows_credits_or_usage_of_the_month(history, rf):
     assert (shown["wallet_label"], str(shown["wallet_amount"])) == ("Usage this month", "K 9,420.00")
 
 
-def test_a_customer_without_anything_is_told_what_will_be_here(client_for):
+def test_empty_billing_pages_explain_themselves(client_for):
     client = client_for(UserFactory(member_of=ProjectFactory()))
     for name in PAGES:
         assert client.get(reverse(f"billing:{name}")).status_code == 200

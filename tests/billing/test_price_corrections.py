@@ -52,7 +52,7 @@ def test_a_correction_lowers_what_no_invoice_has_yet(shop, use, mistake):
     assert get_owed(customer=shop.customer, at=OCTOBER + 9 * HOUR) == 6 * K
 
 
-def test_the_next_invoice_credits_what_an_invoice_overcharged(shop, use, mistake):
+def test_the_next_invoice_credits_the_overcharge(shop, use, mistake):
     segment = use(OCTOBER, OCTOBER + 3 * HOUR)
     closing.close_months(at=NOVEMBER)
     correct(mistake)
@@ -70,7 +70,7 @@ def test_the_next_invoice_credits_what_an_invoice_overcharged(shop, use, mistake
     assert InvoiceLine.objects.count() == 2
 
 
-def test_hours_and_price_of_one_line_are_corrected_apart(shop, use, mistake):
+def test_hours_and_price_of_a_line_are_corrected_separately(shop, use, mistake):
     segment = use(OCTOBER)
     closing.close_months(at=NOVEMBER)
     correct(mistake)
@@ -93,7 +93,7 @@ def test_a_correction_can_be_corrected_again(shop, use, mistake):
     closing.close_months(at=DECEMBER + timedelta(days=40))
     credits = InvoiceLine.objects.filter(corrects__isnull=False).order_by("pk")
     assert [line.amount_micro for line in credits] == [-45 * K, -9 * K]
-    with pytest.raises(Refused, match="corrected already"):
+    with pytest.raises(Refused, match="already corrected"):
         correct(mistake, 1)
 
 
@@ -197,18 +197,18 @@ def test_the_page_of_a_package_needs_no_query_for_each_corrected_price(client_fo
         ({"rate": "0.5"}, "A correction lowers a price that has begun. Plan a new price to raise it."),
         ({"rate": "-1"}, "greater than or equal to 0"),
         ({"rate": "1e999999"}, "less than or equal to 1000"),
-        ({"rate": "0"}, "The new price is K 0.0000, the one before is K 0.4000. If that is right, check this box."),
+        ({"rate": "0"}, "The new price is K 0.0000; the previous price is K 0.4000. If that's right, check this box."),
         ({"reason": ""}, "This field is required"),
     ],
 )
-def test_a_correction_that_cannot_be_explains_itself(client_for, mistake, form, sentence):
+def test_an_impossible_correction_is_explained(client_for, mistake, form, sentence):
     admin = client_for(UserFactory(admin=True))
     url = reverse("admin:billing_price_correct", args=[mistake.pk])
     assert sentence in admin.post(url, {"rate": "0.04", "reason": "typo"} | form).text
     assert PriceVersion.objects.count() == 1
 
 
-def test_who_may_not_change_packages_corrects_nothing(client_for, mistake):
+def test_correcting_a_price_needs_permission_to_change_packages(client_for, mistake):
     url = reverse("admin:billing_price_correct", args=[mistake.pk])
     assert client_for(UserFactory(is_staff=True)).post(url, {"rate": "0.04", "reason": "x"}).status_code == 403
     assert client_for(UserFactory()).post(url, {"rate": "0.04", "reason": "x"}).status_code == 302
@@ -247,13 +247,13 @@ def test_a_month_that_no_invoice_can_hold_stops_only_its_customer(shop, use):
     closing.close_months(at=NOVEMBER)
     assert [invoice.customer for invoice in Invoice.objects.all()] == [other.customer]
     reason = ClosingFailure.objects.get().reason
-    assert "an invoice holds at most K 1,000,000,000,000.00. Correct the price in its package" in reason
+    assert "an invoice can total at most K 1,000,000,000,000.00. Correct the price in its package" in reason
     correct(package.versions.get(), 1)
     closing.close_months(at=NOVEMBER)
     assert Invoice.objects.count() == 2 and not ClosingFailure.objects.exists()
 
 
-def test_what_would_not_fit_is_refused_by_the_database(shop, use):
+def test_values_out_of_range_are_refused_by_the_database(shop, use):
     with pytest.raises(IntegrityError), transaction.atomic():
         use(OCTOBER, size_gb=MAX_SIZE_GB + 1)
     with pytest.raises(IntegrityError), transaction.atomic():

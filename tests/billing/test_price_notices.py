@@ -26,7 +26,7 @@ def plan(package, rate_micro=500_000, starts_at=FUTURE):
     return set_price(package=package, rate_micro=rate_micro, starts_at=starts_at, by=None)
 
 
-def test_a_planned_rise_is_told_when_it_is_planned_with_what_it_will_cost(shop, use):
+def test_a_planned_rise_is_notified_with_the_future_cost(shop, use):
     use(PAST)
     use(PAST, size_gb=100)
     plan(shop.package)
@@ -38,7 +38,7 @@ def test_a_planned_rise_is_told_when_it_is_planned_with_what_it_will_cost(shop, 
     assert [mail.to for mail in sent_mails()] == [[shop.owner.email]]
 
 
-def test_only_owners_of_customers_with_running_usage_of_that_kind_place_and_currency_are_told(shop, use):
+def test_only_owners_with_running_usage_of_that_kind_location_and_currency_are_notified(shop, use):
     use(PAST, PAST + timedelta(hours=1))
     member = UserFactory(member_of=shop.project, member_of__role="member")
     stranger = UserFactory(member_of=ProjectFactory())
@@ -52,7 +52,7 @@ def test_only_owners_of_customers_with_running_usage_of_that_kind_place_and_curr
         assert not notices_of(user)
 
 
-def test_the_first_price_and_an_equal_one_are_not_told(shop, use):
+def test_a_first_price_and_an_unchanged_one_are_not_notified(shop, use):
     use(PAST, kind="vm_snapshot")
     create_package(location=shop.location, kind="vm_snapshot", rate_micro=9, starts_at=FUTURE)
     use(PAST)
@@ -60,7 +60,7 @@ def test_the_first_price_and_an_equal_one_are_not_told(shop, use):
     assert not notices_of(shop.owner)
 
 
-def test_who_begins_after_the_plan_is_told_once_by_the_scheduler(shop, use):
+def test_customers_who_start_after_the_plan_are_notified_once_by_the_scheduler(shop, use):
     plan(shop.package)
     use(PAST)
     for _turn in range(2):
@@ -69,7 +69,7 @@ def test_who_begins_after_the_plan_is_told_once_by_the_scheduler(shop, use):
     assert titles.count("The price of BS Snapshot rises") == 1
 
 
-def test_a_fall_and_a_withdrawn_plan_are_told(shop, use):
+def test_a_fall_and_a_withdrawn_plan_are_notified(shop, use):
     use(PAST)
     fall = plan(shop.package, rate_micro=300_000)
     assert notices_of(shop.owner)[-1][:2] == ("info", "The price of BS Snapshot falls")
@@ -80,14 +80,14 @@ def test_a_fall_and_a_withdrawn_plan_are_told(shop, use):
     assert len(notices_of(shop.owner)) == 4
 
 
-def test_the_price_of_a_package_that_replaces_a_retired_one_is_told(shop, use):
+def test_the_price_of_a_replacement_package_is_notified(shop, use):
     use(PAST)
     retire_package(package=shop.package, by=None)
     create_package(location=shop.location, kind=shop.kind, rate_micro=900_000, starts_at=FUTURE)
     assert "K 0.9000 per GB and hour instead of K 0.4000" in notices_of(shop.owner)[0][2]
 
 
-def test_a_correction_is_told_to_who_used_it(shop, use):
+def test_a_correction_is_notified_to_customers_with_usage(shop, use):
     use(PAST, PAST + timedelta(hours=1))
     correct_price(version=shop.package.versions.get(), rate_micro=40_000, reason="typo", by=None)
     [(level, title, text)] = notices_of(shop.owner)
@@ -95,7 +95,7 @@ def test_a_correction_is_told_to_who_used_it(shop, use):
     assert "K 0.0400 per GB and hour instead of K 0.4000" in text and "the next invoice credits" in text
 
 
-def test_what_an_administrator_does_to_credits_is_told_once(shop):
+def test_changes_of_credits_by_administrators_are_notified_once(shop):
     admin = UserFactory(admin=True)
     for _click in range(2):
         correct_credits(customer=shop.customer, change_micro=-5 * K, reason="counted twice", by=admin, key="one")

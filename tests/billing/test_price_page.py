@@ -33,7 +33,7 @@ def test_the_price_of_an_hour_and_of_a_month_and_what_is_planned(shop: SimpleNam
     assert cells(shop)[ServiceKind.BS_SNAPSHOT] == ("K 0.4000", "K 292.80", [(starts_at, "K 0.5000")])
 
 
-def test_what_is_not_sold_has_no_price(shop: SimpleNamespace) -> None:
+def test_kinds_that_are_not_sold_have_no_price(shop: SimpleNamespace) -> None:
     assert cells(shop)[ServiceKind.VM_BACKUP] == ("", "", [])
     assert cells(shop, "USD")[ServiceKind.BS_SNAPSHOT] == ("", "", [])
     retire_package(package=shop.package, by=None)
@@ -60,7 +60,7 @@ def test_each_customer_reads_the_prices_of_its_currency(
 
 
 @pytest.mark.parametrize("role", Role.values)
-def test_everybody_reads_them_and_only_owners_see_the_tabs(
+def test_everybody_sees_prices_and_only_owners_see_the_tabs(
     shop: SimpleNamespace, role: str, client_for: Callable[..., Client]
 ) -> None:
     person = UserFactory(member_of=shop.project, member_of__role=role)
@@ -72,7 +72,9 @@ def test_everybody_reads_them_and_only_owners_see_the_tabs(
     assert "Prices" in [hit.name for group in search(person, "prices") for hit in group.hits]
 
 
-def test_unit_prices_lead_to_the_page(shop: SimpleNamespace, use: Callable, client_for: Callable[..., Client]) -> None:
+def test_unit_prices_link_to_the_price_page(
+    shop: SimpleNamespace, use: Callable, client_for: Callable[..., Client]
+) -> None:
     use(timezone.now() - timedelta(hours=3))
     client = client_for(shop.owner)
     for path in ("statement/", "subscriptions/"):

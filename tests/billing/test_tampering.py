@@ -364,7 +364,7 @@ def test_the_command_names_what_was_tampered_with(books: SimpleNamespace, time_m
         call_command("verify_billing")
 
 
-def test_rows_that_nothing_can_be_computed_from_are_reported_and_hide_no_other_customer(books: SimpleNamespace) -> None:
+def test_unusable_rows_are_reported_and_do_not_hide_other_customers(books: SimpleNamespace) -> None:
     other = ProjectFactory(customer__number=40)
     type(other.customer).objects.filter(number=40).update(time_zone="Mars/Olympus")
     ledger.buy_credits(customer=other.customer, amount_micro=10_000, reason="paid", by=None, key="x", at=yangon(1))

@@ -57,7 +57,7 @@ def test_the_worked_case_of_the_product_page(place):
     assert [line.formula for line in cost.lines] == ["3 hours × 50 GB × K 0.4000 = K 60.00"]
 
 
-def test_a_quote_says_the_price_in_words(place):
+def test_a_quote_has_the_price_as_text(place):
     quote = get_quote(customer=place.customer, location=place.location, kind=KIND, size_gb=50, at=START)
     assert quote.summary == "K 20.00 / Hour / 50 GB"
     assert quote.formula == "50 GB × K 0.4000 = K 20.00 an hour"
@@ -65,7 +65,7 @@ def test_a_quote_says_the_price_in_words(place):
     assert quote.until(START, START + timedelta(hours=2, minutes=45)) == 60_000_000
 
 
-def test_an_estimate_until_a_date_knows_the_planned_price(place):
+def test_an_estimate_until_a_date_includes_planned_prices(place):
     set_price(
         package=Package.objects.get(), rate_micro=800_000, starts_at=START + timedelta(hours=2), by=None, at=START
     )
@@ -73,7 +73,7 @@ def test_an_estimate_until_a_date_knows_the_planned_price(place):
     assert quote.until(START, START + timedelta(hours=3)) == 80_000_000
 
 
-def test_what_has_no_package_or_no_begun_price_is_not_sold(place):
+def test_kinds_without_a_package_or_current_price_are_not_sold(place):
     with pytest.raises(NotSold, match="VM Backup is not sold in 1CNG-YGN-AZ01"):
         get_quote(customer=place.customer, location=place.location, kind=ServiceKind.VM_BACKUP, size_gb=50, at=START)
     with pytest.raises(NotSold):
@@ -89,7 +89,7 @@ def test_what_has_no_package_or_no_begun_price_is_not_sold(place):
     assert existing is not None and existing.rate_micro == 400_000
 
 
-def test_rates_are_those_of_the_locations_that_sell_it(place):
+def test_a_rate_exists_only_where_the_location_sells_the_kind(place):
     prices = PriceList.load(["1CNG-YGN-AZ01", "X"])
     assert prices.sold_rate(KIND, "1CNG-YGN-AZ01", "MMK", START) == 400_000
     assert prices.sold_rate(KIND, "X", "MMK", START) is None
@@ -126,7 +126,7 @@ def test_opening_and_closing_twice_changes_nothing(place):
     assert UsageSegment.objects.get().ended_at == end
 
 
-def test_an_hour_once_paid_for_is_not_paid_twice(place):
+def test_an_hour_is_not_charged_twice(place):
     kind = ServiceKind.VM_BACKUP_AUTOMATIC
     automatic = {"kind": kind, "size_gb": 0, "base_rate_micro": 100_000_000}
     open_one(place, **automatic)
@@ -187,7 +187,7 @@ def test_a_change_at_the_very_start_leaves_the_first_hour_as_it_was(place):
         assert [(line.hours, line.size_gb) for line in cost.lines] == [(1, 50), (1, 80)]
 
 
-def test_what_ends_inside_the_hour_in_which_it_changed_costs_no_more(place):
+def test_usage_that_ends_in_the_hour_of_a_change_costs_no_more(place):
     open_one(place)
     change_one(place, START + timedelta(minutes=90), size_gb=80)
     assert close_segment(resource_id=place.resource, kind=KIND, at=START + timedelta(minutes=110))
@@ -195,7 +195,7 @@ def test_what_ends_inside_the_hour_in_which_it_changed_costs_no_more(place):
     assert [(line.hours, line.size_gb) for line in cost.lines] == [(2, 50)]
 
 
-def test_what_resumes_inside_a_paid_hour_and_ends_in_it_costs_no_second_hour(place):
+def test_usage_that_resumes_and_ends_in_a_paid_hour_costs_no_second_hour(place):
     """A snapshot found damaged, then sound, then deleted."""
     open_one(place)
     close_segment(resource_id=place.resource, kind=KIND, at=START + timedelta(minutes=10))
@@ -211,14 +211,14 @@ def test_the_first_hour_is_paid_even_if_it_ends_before_it_starts(place):
     assert cost_so_far(resource_id=place.resource, at=START + timedelta(days=3)).hours == 1
 
 
-def test_nothing_changes_what_is_not_charged(place):
+def test_changing_usage_that_is_not_charged_does_nothing(place):
     assert change_one(place, START, size_gb=80) is None
     open_one(place)
     with pytest.raises(ValueError, match="stays with its customer"):
         change_one(place, START, project=ProjectFactory())
 
 
-def test_a_new_name_reaches_what_is_open_only(place):
+def test_a_new_name_reaches_only_open_usage(place):
     open_one(place)
     assert rename_resource(resource_id=place.resource, name="other") == 1
     close_segment(resource_id=place.resource, kind=KIND, at=START)
@@ -226,7 +226,7 @@ def test_a_new_name_reaches_what_is_open_only(place):
     assert UsageSegment.objects.get().resource_name == "other"
 
 
-def test_each_thing_of_a_list_has_its_own_cost(place):
+def test_each_resource_of_a_list_has_its_own_cost(place):
     ids = [uuid4() for _ in range(30)]
     for one in ids:
         open_one(place, resource_id=one)
@@ -257,7 +257,7 @@ def test_credits_are_recorded_once_per_key(place):
     assert grant_credits(**grant) == grant_credits(**grant)
     with pytest.raises(Refused, match="under this key"):
         grant_credits(**grant | {"amount_micro": 2_000_000})
-    with pytest.raises(Refused, match="at least K 0.01, and a multiple of it"):
+    with pytest.raises(Refused, match="at least K 0.01, in multiples of K 0.01"):
         grant_credits(**grant | {"amount_micro": 1, "key": "l"})
     with pytest.raises(Refused, match="reason"):
         grant_credits(**grant | {"reason": " ", "key": "l"})

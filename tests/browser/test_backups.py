@@ -256,7 +256,7 @@ def test_an_administrator_switches_automatic_backups_on_and_one_brings_the_machi
     sign_in(UserFactory(admin=True))
     page.goto(reverse("admin:inventory_virtualmachine_changelist"))
     page.get_by_role("button", name="Switch on automatic backups of db-01").click()
-    expect(page.locator("#content")).to_contain_text("In all this costs K 4.80 an hour, K 3,513.60 for 732 hours")
+    expect(page.locator("#content")).to_contain_text("In total, this costs K 4.80 an hour, K 3,513.60 for 732 hours")
     page.get_by_role("button", name="Switch automatic backups on").click()
     expect(page.get_by_role("button", name="Switch off automatic backups of db-01")).to_be_visible()
 

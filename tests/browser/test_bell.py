@@ -34,7 +34,7 @@ def operation(person: User) -> Operation:
     )
 
 
-def asked_of(page: Page) -> list[str]:
+def record_requests(page: Page) -> list[str]:
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url) if WORK in request.url else None)
     return asked
@@ -42,7 +42,7 @@ def asked_of(page: Page) -> list[str]:
 
 def test_progress_moves_in_the_open_bell_and_ends_with_the_news(page: Page, person: User, operation: Operation) -> None:
     page.goto("/notifications/")
-    asked = asked_of(page)
+    asked = record_requests(page)
     bell = page.locator(".bell > summary")
     bell.focus()
     page.keyboard.press("Enter")
@@ -77,10 +77,10 @@ def test_a_closed_bell_moves_only_while_something_runs(page: Page, person: User,
     assert page.locator("#bell-work").get_attribute("hx-trigger") == "portal:refresh"
 
 
-def test_a_hidden_page_does_not_ask(page: Page, person: User, operation: Operation) -> None:
+def test_a_hidden_page_does_not_poll(page: Page, person: User, operation: Operation) -> None:
     Operation.objects.update(created_at=timezone.now() - timedelta(hours=1))
     page.goto("/notifications/")
-    asked = asked_of(page)
+    asked = record_requests(page)
     become = "hidden => { Object.defineProperty(document, 'hidden', {value: hidden, configurable: true});"
     become += " document.dispatchEvent(new Event('visibilitychange')) }"
     page.evaluate(become, True)
@@ -92,7 +92,7 @@ def test_a_hidden_page_does_not_ask(page: Page, person: User, operation: Operati
         page.evaluate(become, False)
 
 
-def test_an_open_bell_sees_what_began_elsewhere(page: Page, person: User) -> None:
+def test_an_open_bell_shows_work_started_elsewhere(page: Page, person: User) -> None:
     page.clock.install()
     page.goto("/notifications/")
     with page.expect_response(f"**{WORK}**"):

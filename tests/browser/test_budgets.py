@@ -227,7 +227,7 @@ def pages(project: Project, person: User, storage_root: Path) -> list[str]:
 
 @pytest.mark.both_databases
 @pytest.mark.django_db
-def test_no_page_asks_the_database_more_than_it_may(
+def test_every_page_stays_within_its_query_budget(
     pages: list[str], person: User, client_for: Callable[..., Client]
 ) -> None:
     client = client_for(person)

@@ -62,7 +62,7 @@ def test_without_javascript_boxes_and_button_do_the_same(
     assert Snapshot.objects.get(name="nightly-1").state == State.DELETING
 
 
-def test_the_question_and_its_error_are_accessible_and_fit(
+def test_the_confirmation_and_its_error_are_accessible_and_fit(
     page: Page, member: Membership, sign_in: Callable[..., Any]
 ) -> None:
     sign_in(member.user)

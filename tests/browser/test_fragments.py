@@ -262,7 +262,7 @@ def test_every_fragment_equals_its_page(
     assert FRAGMENTS.keys() - rendered == set()
 
 
-def test_the_hint_on_a_name_is_what_the_step_says_of_it(
+def test_live_validation_of_a_name_equals_the_steps_own(
     page: Page, member: Membership, volume: Volume, sign_in: Callable[..., Any]
 ) -> None:
     draft = wizard.start(member.user, source=volume)

@@ -20,7 +20,7 @@ from snapshots import services
 from snapshots.models import Snapshot
 from snapshots.storage.contract import GIB
 from tests.factories import LocationFactory, MembershipFactory, VolumeFactory
-from tests.snapshots.disks import carry_out_what_waits, holds, put_volume, sell_everywhere
+from tests.snapshots.disks import holds, put_volume, run_active_operations, sell_everywhere
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -195,7 +195,7 @@ def test_the_guide_leads_on_to_create_volume(
     put_volume(storage_root, volume, before)
     sell_everywhere(rate_micro=100_000, kind=ServiceKind.BLOCK_STORAGE)
     services.request_snapshot(source=volume, name="before the update", user=member.user)
-    carry_out_what_waits()
+    run_active_operations()
     main = page.locator("main")
 
     def is_at(heading: str) -> None:
@@ -216,7 +216,7 @@ def test_the_guide_leads_on_to_create_volume(
         expect(main.get_by_text(name, exact=True).first).to_be_visible()
         page.get_by_role("button", name="Create Volume").click()
         is_at(name)
-        carry_out_what_waits()
+        run_active_operations()
         if not live:
             page.reload()
         expect(main.get_by_text("Available", exact=True).first).to_be_visible()

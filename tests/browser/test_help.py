@@ -16,17 +16,17 @@ PAGES = [f"/help/{guide.slug}/" for guide in GUIDES]
 
 @pytest.mark.django_db
 @pytest.mark.parametrize("path", ["/help/", *PAGES])
-def test_every_page_is_there_for_who_is_signed_in(client_for: Callable[..., Client], path: str) -> None:
+def test_every_page_opens_for_a_signed_in_user(client_for: Callable[..., Client], path: str) -> None:
     assert client_for(UserFactory(member_of=ProjectFactory())).get(path).status_code == 200
     assert Client().get(path).status_code == 302
 
 
 @pytest.mark.django_db
-def test_a_page_that_nobody_wrote_is_a_404(client_for: Callable[..., Client]) -> None:
+def test_an_unknown_help_page_is_a_404(client_for: Callable[..., Client]) -> None:
     assert client_for(UserFactory(member_of=ProjectFactory())).get("/help/nothing/").status_code == 404
 
 
-def test_the_worked_example_is_that_of_the_platform() -> None:
+def test_the_worked_example_matches_the_platforms_guide() -> None:
     figures = example()
     assert (figures["hourly"], figures["hours"], figures["amount"]) == ("K 20.00", "3", "K 60.00")
     assert figures["line"] == "3 hours × 50 GB × K 0.4000 = K 60.00"

@@ -22,7 +22,7 @@ def member(sign_in: Callable[..., Any]) -> Membership:
     return member
 
 
-def test_slash_searches_and_enter_opens_the_only_hit(page: Page, member: Membership) -> None:
+def test_slash_focuses_the_search_and_enter_opens_the_only_result(page: Page, member: Membership) -> None:
     page.goto("/snapshots/")
     page.keyboard.press("/")
     expect(page.get_by_role("searchbox")).to_be_focused()
@@ -64,7 +64,7 @@ def test_who_types_types(page: Page, member: Membership) -> None:
     expect(page.get_by_role("dialog")).to_have_count(0)
 
 
-def test_the_keys_can_be_switched_off_and_stay_so(page: Page, member: Membership) -> None:
+def test_the_shortcuts_can_be_turned_off_for_good(page: Page, member: Membership) -> None:
     page.goto("/help/keyboard/")
     switch = page.get_by_role("button", name="Turn off / and ?")
     switch.click()

@@ -35,7 +35,7 @@ def referenced() -> set[str]:
     return set(re.findall(r'{% picture "([a-z-]+)"', "".join(path.read_text() for path in TEMPLATES.glob("*.html"))))
 
 
-def test_each_picture_of_the_guide_is_there_and_small() -> None:
+def test_each_picture_of_the_guide_exists_and_is_small() -> None:
     files = {path.stem: path for path in HELP.glob("*.webp")}
     assert set(files) == referenced()
     assert {name for name, path in files.items() if path.stat().st_size > MOST_BYTES} == set()
@@ -113,7 +113,7 @@ def seen(full_account: Membership, storage_root: Path) -> dict[str, screens.Acco
 
 
 @pytest.mark.django_db(transaction=True)
-def test_every_address_that_is_seen_has_its_picture(seen: dict[str, screens.Account]) -> None:
+def test_every_url_with_a_page_has_its_picture(seen: dict[str, screens.Account]) -> None:
     """And each is there to be taken: what is answered at its address is a page."""
     shown, wrong = set(), []
     for who, (client, found) in seen.items():

@@ -49,7 +49,9 @@ def test_by_keyboard_from_the_key_to_the_page(page: Page, member: Membership) ->
     expect(page.get_by_role("heading", level=1)).to_have_text("nightly-1")
 
 
-def test_enter_opens_the_best_and_typing_on_a_result_goes_on(page: Page, member: Membership) -> None:
+def test_enter_opens_the_best_result_and_typing_on_a_result_continues_the_search(
+    page: Page, member: Membership
+) -> None:
     page.goto("/help/")
     page.keyboard.press("Meta+k")
     page.keyboard.type("night")

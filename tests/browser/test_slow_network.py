@@ -57,7 +57,7 @@ def slow_down(page: Page) -> None:
 BAR = "getComputedStyle(document.body, '::before').animationName"
 
 
-def test_a_step_is_heard_at_once_and_taken_once(page: Page, volume: Volume, posts: list[Request]) -> None:
+def test_a_step_responds_at_once_and_is_submitted_once(page: Page, volume: Volume, posts: list[Request]) -> None:
     page.goto("/snapshots/new/")
     page.get_by_label(volume.location_id).check()
     slow_down(page)
@@ -69,7 +69,7 @@ def test_a_step_is_heard_at_once_and_taken_once(page: Page, volume: Volume, post
     assert page.evaluate(BAR) == "none"
 
 
-def test_a_plain_form_is_heard_at_once_and_sent_once(page: Page, volume: Volume, posts: list[Request]) -> None:
+def test_a_plain_form_responds_at_once_and_is_submitted_once(page: Page, volume: Volume, posts: list[Request]) -> None:
     snapshot = SnapshotFactory(volume=volume, name="before")
     page.goto(reverse("snapshots:rename", args=[snapshot.pk]))
     page.get_by_label("Snapshot Name").fill("after")
@@ -95,7 +95,7 @@ def test_the_last_click_takes_one_snapshot(
     assert Snapshot.objects.count() == 1
 
 
-def test_a_link_is_heard_at_once_and_a_page_from_the_past_waits_for_nothing(page: Page, volume: Volume) -> None:
+def test_a_link_responds_at_once_and_a_restored_page_shows_no_progress(page: Page, volume: Volume) -> None:
     page.goto("/snapshots/")
     slow_down(page)
     link = page.get_by_role("link", name="Volumes")
@@ -108,7 +108,7 @@ def test_a_link_is_heard_at_once_and_a_page_from_the_past_waits_for_nothing(page
 # --- what asks again and again --------------------------------------------------------------------------------------------
 
 
-def test_what_is_young_is_asked_for_often_and_what_is_old_seldom() -> None:
+def test_new_operations_are_polled_often_and_old_ones_rarely() -> None:
     now = timezone.now()
 
     def operations(*ages: float) -> list[Operation]:
@@ -131,7 +131,9 @@ def test_what_is_young_is_asked_for_often_and_what_is_old_seldom() -> None:
         (60, 25, 100, 2, ""),
     ],
 )
-def test_the_time_left_is_told_only_when_it_can_be(spent: int, done: int, total: int, attempt: int, said: str) -> None:
+def test_the_time_left_is_shown_only_when_it_can_be_estimated(
+    spent: int, done: int, total: int, attempt: int, said: str
+) -> None:
     now = timezone.now()
     operation = Operation(
         state=Operation.State.RUNNING,
@@ -143,14 +145,14 @@ def test_the_time_left_is_told_only_when_it_can_be(spent: int, done: int, total:
     assert estimate_time_left(operation, now) == said
 
 
-def test_a_page_with_nothing_in_progress_asks_for_nothing(client_for: Callable[..., Any], volume: Volume) -> None:
+def test_a_page_with_nothing_in_progress_does_not_poll(client_for: Callable[..., Any], volume: Volume) -> None:
     snapshot = SnapshotFactory(volume=volume)
     client = client_for(volume.project.memberships.get().user)
     for path in ("/", "/snapshots/", reverse("snapshots:snapshot", args=[snapshot.pk])):
         assert "portal:seen" not in client.get(path).content.decode()
 
 
-def test_progress_says_gb_percent_and_time_in_the_list(client_for: Callable[..., Any], volume: Volume) -> None:
+def test_progress_in_the_list_shows_gb_percent_and_time_left(client_for: Callable[..., Any], volume: Volume) -> None:
     snapshot = SnapshotFactory(volume=volume, creating=True)
     OperationFactory(
         snapshot=snapshot,
@@ -167,7 +169,7 @@ def test_progress_says_gb_percent_and_time_in_the_list(client_for: Callable[...,
         assert "About 3 minutes left" in page
 
 
-def test_a_hidden_page_rests_and_asks_at_once_when_it_is_seen_again(page: Page, volume: Volume) -> None:
+def test_a_hidden_page_stops_polling_and_polls_at_once_when_visible_again(page: Page, volume: Volume) -> None:
     snapshot = SnapshotFactory(volume=volume, creating=True)
     old = timezone.now() - timedelta(hours=1)
     OperationFactory(snapshot=snapshot, capture=True, running=True, created_at=old, started_at=old)

@@ -36,7 +36,7 @@ def person(sign_in: Callable[..., Any]) -> User:
     ("chosen", "system", "earlier", "shown"),
     [("", DARK, LIGHT, DARK), ("", LIGHT, DARK, LIGHT), (LIGHT, DARK, DARK, LIGHT), (DARK, LIGHT, LIGHT, DARK)],
 )
-def test_the_persons_choice_is_there_from_the_first_frame_on(
+def test_the_users_theme_applies_from_the_first_frame(
     page: Page, person: User, chosen: str, system: str, earlier: str, shown: str
 ) -> None:
     page.goto(reverse("help:index"))
@@ -52,7 +52,7 @@ def test_the_persons_choice_is_there_from_the_first_frame_on(
     assert page.evaluate("localStorage.getItem('theme')") == (chosen or None)
 
 
-def test_as_the_system_has_it_takes_back_the_switch(page: Page, person: User) -> None:
+def test_system_theme_reverts_the_switch(page: Page, person: User) -> None:
     page.emulate_media(color_scheme=LIGHT)
     page.goto(reverse("accounts:profile"))
     with page.expect_response("**/theme/"):

@@ -69,10 +69,10 @@ def test_the_search_above_the_first_step_answers_three(
     is_at(page, "Choose Snapshot Name")
     page.goto("/snapshots/new/")
     page.get_by_role("searchbox").fill("nothing like it")
-    expect(page.get_by_text("Nothing is called “nothing like it”.")).to_be_visible()
+    expect(page.get_by_text("No results for “nothing like it”.")).to_be_visible()
 
 
-def test_keys_choose_without_going_on(
+def test_arrow_keys_choose_without_advancing(
     page: Page, member: Membership, volume: Volume, sign_in: Callable[..., Any]
 ) -> None:
     sign_in(member.user)

@@ -3,7 +3,7 @@ import pytest
 from cng_portal.common.loops import for_each
 
 
-def test_an_item_that_fails_stops_no_other_and_is_named_at_the_end() -> None:
+def test_a_failing_item_does_not_stop_others_and_is_named_at_the_end() -> None:
     handled = []
 
     def act(number: int) -> None:

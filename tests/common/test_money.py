@@ -19,7 +19,7 @@ from cng_portal.common import money
         (0, 3, 0),
     ],
 )
-def test_half_goes_to_the_even_neighbour(numerator, denominator, rounded):
+def test_half_is_rounded_to_even(numerator, denominator, rounded):
     assert money.round_half_even(numerator, denominator) == rounded
 
 
@@ -57,7 +57,7 @@ def test_only_currencies_that_are_in_use_can_be_chosen():
     assert money.DIGITS.keys() - {"CLF", "UYW"} <= set(codes)
 
 
-def test_amounts_come_in_as_exact_decimals():
+def test_amounts_are_parsed_as_exact_decimals():
     assert money.to_micro(Decimal("0.4")) == 400_000
     for text in ("NaN", "Infinity", "0.0000001"):
         with pytest.raises(ValueError, match="amount|decimals"):

@@ -64,7 +64,7 @@ def test_an_email_is_sent_once_and_its_body_is_erased(server: SMTPServer, now: d
         (SILENT, State.DELAYED, "Connection unexpectedly closed: timed out"),
     ],
 )
-def test_a_recipient_that_fails_stops_no_other(
+def test_a_failing_recipient_does_not_stop_others(
     server: SMTPServer, settings: Any, now: datetime, answer: str, state: str, error: str
 ) -> None:
     settings.EMAIL_TIMEOUT = 0.2
@@ -78,7 +78,7 @@ def test_a_recipient_that_fails_stops_no_other(
     assert first.body, "it can be sent again"
 
 
-def test_a_temporary_failure_is_tried_again_ever_more_seldom_and_then_sent(server: SMTPServer, now: datetime) -> None:
+def test_a_temporary_failure_is_retried_with_backoff_until_sent(server: SMTPServer, now: datetime) -> None:
     server.answers[BAD] = "450 4.2.0 Greylisted"
     mail = OutgoingMailFactory(recipient=BAD)
     pauses = []
@@ -114,9 +114,7 @@ def test_an_address_that_cannot_be_written_fails_for_good(server: SMTPServer, no
     assert mail.state == State.FAILED
 
 
-def test_a_server_that_is_gone_ends_the_turn_and_everything_is_sent_once_it_is_back(
-    settings: Any, now: datetime
-) -> None:
+def test_an_unreachable_server_ends_the_round_and_e_mails_are_sent_later(settings: Any, now: datetime) -> None:
     OutgoingMailFactory.create_batch(5)
     use(settings, 1)  # nothing listens there
     assert services.send_due(now=now) == 0
@@ -130,7 +128,7 @@ def test_a_server_that_is_gone_ends_the_turn_and_everything_is_sent_once_it_is_b
         assert server.connections == 1
 
 
-def test_a_refused_sender_or_password_is_no_fault_of_the_recipient(
+def test_a_refused_sender_or_password_does_not_fail_the_e_mail(
     server: SMTPServer, settings: Any, now: datetime
 ) -> None:
     settings.EMAIL_HOST_USER, settings.EMAIL_HOST_PASSWORD = "portal", "wrong"  # which the server does not offer
@@ -140,7 +138,7 @@ def test_a_refused_sender_or_password_is_no_fault_of_the_recipient(
     assert mail.state == State.DELAYED
 
 
-def test_an_unexpected_error_stops_no_other_and_is_logged(
+def test_an_unexpected_error_is_logged_and_does_not_stop_others(
     server: SMTPServer, monkeypatch: pytest.MonkeyPatch, now: datetime, caplog: pytest.LogCaptureFixture
 ) -> None:
     sendmail = SMTP.sendmail
@@ -159,7 +157,7 @@ def test_an_unexpected_error_stops_no_other_and_is_logged(
     assert "RuntimeError" in caplog.text
 
 
-def test_what_could_not_be_sent_in_time_fails_and_says_why(server: SMTPServer, now: datetime) -> None:
+def test_an_expired_e_mail_fails_with_a_reason(server: SMTPServer, now: datetime) -> None:
     server.answers[BAD] = "450 4.2.2 Mailbox full"
     delayed = OutgoingMailFactory(recipient=BAD, expires_at=now + timedelta(minutes=30))
     services.send_due(now=now)
@@ -171,7 +169,7 @@ def test_what_could_not_be_sent_in_time_fails_and_says_why(server: SMTPServer, n
     assert (late.state, late.error, late.body) == (State.FAILED, "Expired before it was sent", "")
 
 
-def test_a_clock_that_is_set_back_keeps_no_email_waiting(server: SMTPServer, now: datetime) -> None:
+def test_a_clock_set_back_does_not_delay_e_mails(server: SMTPServer, now: datetime) -> None:
     OutgoingMailFactory(attempts=1, error="450", next_attempt_at=now + timedelta(minutes=61))
     OutgoingMailFactory(recipient=GOOD, attempts=1, error="450", next_attempt_at=now + timedelta(hours=7))
     assert services.send_due(now=now) == 1
@@ -185,7 +183,7 @@ def test_a_new_email_does_not_wait_behind_those_that_keep_failing(server: SMTPSe
     assert server.recipients == ["new@example.com", "old@example.com"]
 
 
-def test_failed_ones_are_queued_again_until_they_expire(server: SMTPServer, now: datetime) -> None:
+def test_failed_emails_can_be_queued_again_until_they_expire(server: SMTPServer, now: datetime) -> None:
     server.answers[BAD] = "550 5.7.1 Relaying denied"
     mail = OutgoingMailFactory(recipient=BAD)
     services.send_due(now=now)
@@ -212,7 +210,7 @@ def test_old_rows_are_deleted_and_expired_bodies_erased(now: datetime) -> None:
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.both_databases
-def test_of_eight_senders_at_once_each_email_is_sent_by_one(server: SMTPServer, now: datetime) -> None:
+def test_eight_concurrent_senders_send_each_email_once(server: SMTPServer, now: datetime) -> None:
     mails = OutgoingMailFactory.create_batch(20)
     barrier = Barrier(8)
 
@@ -271,7 +269,7 @@ def test_killed_in_the_middle_the_email_still_arrives(server: SMTPServer, now: d
 
 
 @pytest.mark.both_databases
-def test_a_sender_that_wakes_up_late_takes_nothing_back(now: datetime) -> None:
+def test_a_sender_past_its_lease_overwrites_nothing(now: datetime) -> None:
     """It hung for longer than its lease; meanwhile another one has sent the e-mail."""
     mail = OutgoingMailFactory()
     assert services.claim(mail, now=now)
@@ -284,7 +282,7 @@ def test_a_sender_that_wakes_up_late_takes_nothing_back(now: datetime) -> None:
 # --- monitoring --------------------------------------------------------------------------------------------------------
 
 
-def test_the_status_counts_what_waits_and_what_failed_recently(now: datetime) -> None:
+def test_the_status_counts_waiting_and_recently_failed_e_mails(now: datetime) -> None:
     empty = services.queue_status(now=now)
     assert (empty.waiting, empty.oldest_wait, sum(empty.failed_recently.values())) == (0, timedelta(), 0)
     OutgoingMailFactory(created_at=now - timedelta(minutes=40), attempts=3, error="450")

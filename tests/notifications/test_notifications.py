@@ -86,7 +86,9 @@ def test_the_bell_counts_the_unread_ones_and_the_list_shows_them(
     assert page.count(">New<") == 1
 
 
-def test_opening_one_leads_to_its_page_and_marks_it_as_read(person: User, client_for: Callable[..., Client]) -> None:
+def test_opening_a_notification_leads_to_its_page_and_marks_it_as_read(
+    person: User, client_for: Callable[..., Client]
+) -> None:
     notification = NotificationFactory(user=person, url="/volumes/")
     response = client_for(person).get(reverse("notifications:open", args=[notification.pk]))
     assert response["Location"] == "/volumes/"
@@ -102,7 +104,7 @@ def test_all_are_marked_as_read_at_once_by_a_post_alone(person: User, client_for
     assert person.notifications.unread().count() == 0
 
 
-def test_a_notification_is_its_users_alone(person: User, client_for: Callable[..., Client]) -> None:
+def test_a_notification_is_visible_only_to_its_user(person: User, client_for: Callable[..., Client]) -> None:
     notification = NotificationFactory(user=person)
     stranger = client_for(UserFactory(member_of=ProjectFactory()))
     assert stranger.get(reverse("notifications:open", args=[notification.pk])).status_code == 404

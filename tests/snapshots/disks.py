@@ -115,7 +115,7 @@ def sell_everywhere(rate_micro: int = 400_000, kind: ServiceKind = ServiceKind.B
         )
 
 
-def carry_out_what_waits() -> None:
+def run_active_operations() -> None:
     """What a worker would do now, in this process."""
     for operation in Operation.objects.active().order_by("created_at"):
         run_operation(operation.pk)

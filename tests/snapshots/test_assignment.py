@@ -22,7 +22,7 @@ from tests.factories import (
     VirtualMachineFactory,
     VolumeFactory,
 )
-from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sell_everywhere
+from tests.snapshots.disks import content, put_volume, run_active_operations, sell_everywhere
 
 pytestmark = pytest.mark.django_db
 
@@ -83,7 +83,7 @@ def test_a_project_without_volumes_is_chosen_and_gets_the_snapshot(
         assert response.status_code == 302, response.text
         here = response["Location"]
     client.post(here, {"billing_cycle": "hourly", "shown_hourly_micro": 20_000_000})
-    carry_out_what_waits()
+    run_active_operations()
 
     snapshot = Snapshot.objects.get()
     assert (snapshot.project, snapshot.volume, snapshot.state) == (archive, volume, State.READY)
@@ -132,7 +132,7 @@ def test_a_volume_that_the_user_cannot_change_is_not_offered(
     draft = draft_for(volume, archive, member, created_by=colleague)
     page = client_for(colleague).get(wizard.url(draft, "name"), follow=True)
     assert page.redirect_chain[-1][0] == wizard.url(draft, "volume")
-    assert "You cannot take a snapshot of this volume any more." in page.text
+    assert "You can no longer take a snapshot of this volume." in page.text
 
 
 def test_a_draft_with_a_volume_that_the_colleague_does_not_see_is_not_found(
@@ -149,7 +149,7 @@ def test_an_archived_project_cannot_be_chosen(
     draft = draft_for(volume, archive, member, name="nightly")
     Project.objects.filter(pk=archive.pk).update(archived_at=timezone.now())
     page = client.post(wizard.url(draft, "project"), {"project": archive.pk}).text
-    assert "You cannot use this project any more." in page
+    assert "You can no longer use this project." in page
     assert client.get(wizard.url(draft, "review"))["Location"] == wizard.url(draft, "project")
     with pytest.raises(PermissionDenied):
         services.request_snapshot(source=volume, name="n", user=member.user, project=archive)

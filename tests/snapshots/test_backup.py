@@ -38,7 +38,7 @@ from snapshots.maintenance.database import secret_tables
 from snapshots.maintenance.restore import refuse_existing
 from snapshots.models import Operation, Snapshot, State
 from tests.factories import MembershipFactory, NotificationFactory, OutgoingMailFactory, UserFactory, VolumeFactory
-from tests.snapshots.disks import carry_out_what_waits, holds, put_volume, sell_everywhere
+from tests.snapshots.disks import holds, put_volume, run_active_operations, sell_everywhere
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
@@ -69,7 +69,7 @@ def volume(member: Membership, storage_root: Path) -> Volume:
 @pytest.fixture
 def snapshot(volume: Volume, member: Membership) -> Snapshot:
     snapshot = services.request_snapshot(source=volume, name="monday", user=member.user)
-    carry_out_what_waits()
+    run_active_operations()
     snapshot.refresh_from_db()
     assert snapshot.state == State.READY
     return snapshot
@@ -131,7 +131,7 @@ def backup(file: Path, **options: Any) -> None:
     call_command("backup", file, stdout=io.StringIO(), **options)
 
 
-def test_the_portal_is_the_same_elsewhere_and_everything_agrees(
+def test_a_restored_portal_is_identical_and_consistent(
     snapshot: Snapshot, member: Membership, file: Path, elsewhere: Any
 ) -> None:
     backup(file)
@@ -146,7 +146,7 @@ def test_the_portal_is_the_same_elsewhere_and_everything_agrees(
         assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_it_is_of_one_instant_while_the_portal_goes_on(file: Path, elsewhere: Any, member: Membership) -> None:
+def test_a_backup_of_a_running_portal_is_of_one_instant(file: Path, elsewhere: Any, member: Membership) -> None:
     """Every transaction gives two customers the same name; a mixture of instants would tell."""
     other = MembershipFactory().project.customer
     mine = member.project.customer
@@ -178,7 +178,7 @@ def test_it_is_of_one_instant_while_the_portal_goes_on(file: Path, elsewhere: An
     assert len(names) == 1 and names[0][0].startswith("name ")
 
 
-def test_taken_amidst_clicks_it_is_a_portal_that_can_go_on(
+def test_a_portal_restored_from_a_backup_under_load_works(
     snapshot: Snapshot, volume: Volume, member: Membership, file: Path, elsewhere: Any, settings: Any
 ) -> None:
     """What was under way at that instant is carried on where it is restored, and everything fits together."""
@@ -196,7 +196,7 @@ def test_taken_amidst_clicks_it_is_a_portal_that_can_go_on(
             given = {"amount_micro": 10**9, "reason": "More", "key": f"more-{began}", "at": timezone.now()}
             grant_credits(customer=customer, by=member.user, **given)
             if began % 2:  # the others wait for the worker of elsewhere
-                carry_out_what_waits()
+                run_active_operations()
             ended += 1
         connection.close()
 
@@ -222,7 +222,7 @@ def test_taken_amidst_clicks_it_is_a_portal_that_can_go_on(
     assert not restored_ids & {uuid for _code, uuid in findings}
 
 
-def test_a_storage_that_is_away_keeps_nobody_from_a_backup_or_its_return(
+def test_an_unavailable_storage_does_not_stop_a_backup_or_restore(
     snapshot: Snapshot, file: Path, storage_root: Path, elsewhere: Any, capsys: pytest.CaptureFixture
 ) -> None:
     backup(file)
@@ -241,7 +241,7 @@ def test_a_storage_that_is_away_keeps_nobody_from_a_backup_or_its_return(
     assert elsewhere("fsck").returncode == 0
 
 
-def test_a_storage_that_is_not_set_up_is_said_before_anything_is_started(
+def test_a_storage_that_is_not_set_up_is_reported_first(
     snapshot: Snapshot, member: Membership, volume: Volume, file: Path, elsewhere: Any
 ) -> None:
     restores.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
@@ -255,11 +255,11 @@ def test_a_storage_that_is_not_set_up_is_said_before_anything_is_started(
     assert "Failed unfinished restores of volumes, and notified users: 1" in restored.stdout, restored.stderr
 
 
-def test_manifests_that_got_lost_come_back_and_sound_ones_stay(
+def test_missing_manifests_are_restored_and_intact_ones_stay(
     snapshot: Snapshot, member: Membership, file: Path, storage_root: Path, elsewhere: Any
 ) -> None:
     second = services.request_snapshot(source=snapshot.volume, name="tuesday", user=member.user)
-    carry_out_what_waits()
+    run_active_operations()
     backup(file)
     folder = storage_root / snapshot.location_id / "snapshots"
     lost, sound = folder / str(snapshot.pk) / "manifest.json", folder / str(second.pk) / "manifest.json"
@@ -273,7 +273,7 @@ def test_manifests_that_got_lost_come_back_and_sound_ones_stay(
     assert elsewhere("fsck", "--read").returncode == 0
 
 
-def test_a_database_that_is_in_use_is_replaced_only_on_demand(
+def test_a_database_with_data_is_replaced_only_on_request(
     snapshot: Snapshot, member: Membership, file: Path, elsewhere: Any
 ) -> None:
     backup(file)
@@ -341,7 +341,7 @@ def test_a_single_bit_that_is_wrong_is_noticed(snapshot: Snapshot, file: Path, n
         call_command("restore", file, over_existing=True)
 
 
-def test_what_is_no_backup_is_refused(file: Path) -> None:
+def test_a_file_that_is_not_a_backup_is_refused(file: Path) -> None:
     with pytest.raises(CommandError, match="can't be read: No such file"):
         call_command("restore", file)
     file.write_text("hello")
@@ -470,7 +470,7 @@ def test_a_compressed_file_is_refused(snapshot: Snapshot, file: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "link", "device"])
-def test_what_is_no_regular_file_is_not_restored(snapshot: Snapshot, file: Path, kind: str) -> None:
+def test_a_backup_that_is_not_a_regular_file_is_refused(snapshot: Snapshot, file: Path, kind: str) -> None:
     backup(file)
     whole = file.rename(file.with_name("whole"))
     if kind == "pipe":
@@ -504,7 +504,7 @@ def test_a_file_of_a_newer_portal_or_of_another_database_is_refused(snapshot: Sn
         call_command("restore", file, over_existing=True)
 
 
-def test_a_restore_of_a_volume_that_had_not_ended_is_given_up_and_told(
+def test_an_unfinished_restore_of_a_volume_fails_and_is_notified(
     snapshot: Snapshot, member: Membership, volume: Volume, file: Path, storage_root: Path, elsewhere: Any
 ) -> None:
     """Carried out again, it would overwrite what the volume holds since."""
@@ -539,7 +539,7 @@ def test_the_secret_is_in_it_only_on_demand(
     assert key.read_text().startswith("a long secret") and key.stat().st_mode & 0o777 == 0o600
 
 
-def test_nothing_in_it_lets_anybody_in(
+def test_a_backup_grants_no_access(
     snapshot: Snapshot, file: Path, elsewhere: Any, client_for: Callable[..., Client]
 ) -> None:
     client = client_for(UserFactory(admin=True))
@@ -567,7 +567,7 @@ def test_nothing_in_it_lets_anybody_in(
     assert "/admin/login/?next=/admin/" in elsewhere("shell", "--command", visit).stdout
 
 
-def test_every_table_that_may_hold_a_secret_was_looked_at() -> None:
+def test_every_table_that_may_hold_a_secret_was_reviewed() -> None:
     """A new column with such a name needs a place in this list, and in SECURITY.md's table of secrets."""
     words = re.compile(r"key|token|code|secret|password|session|body|data")
     columns = {

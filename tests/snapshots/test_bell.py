@@ -64,7 +64,9 @@ def test_nothing_in_progress_is_said_and_asked_for_only_when_the_bell_is_opened(
     assert "mine" in bell(client.get("/notices/").text)
 
 
-def test_what_moves_is_one_small_answer(project: Project, person: User, client_for: Callable[..., Client]) -> None:
+def test_a_poll_of_the_bell_is_one_small_response(
+    project: Project, person: User, client_for: Callable[..., Client]
+) -> None:
     client = client_for(person)
     client.get(reverse("snapshots:work"))
     for number in range(7):
@@ -76,7 +78,7 @@ def test_what_moves_is_one_small_answer(project: Project, person: User, client_f
     assert "announcer" not in answer.text
 
 
-def test_a_failure_is_told_where_the_person_is(person: User, client_for: Callable[..., Client]) -> None:
+def test_a_failure_is_announced_on_the_current_page(person: User, client_for: Callable[..., Client]) -> None:
     NotificationFactory(user=person, title="The snapshot “<db>” could not be taken")
     answer = client_for(person).get(reverse("snapshots:work"), {"unread": "0"}).text
     assert '<div id="announcer" hx-swap-oob="innerHTML">The snapshot “&lt;db&gt;” could not be taken</div>' in answer

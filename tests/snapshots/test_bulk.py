@@ -40,7 +40,7 @@ def asking(*snapshots: Snapshot) -> str:
     return f"{PATH}?{urlencode({'id': [one.pk for one in snapshots]}, doseq=True)}"
 
 
-def said(response: object) -> str:
+def messages_of(response: object) -> str:
     return " ".join(str(message) for message in get_messages(response.wsgi_request))  # type: ignore[attr-defined]
 
 
@@ -77,7 +77,7 @@ def test_each_has_its_own_result(client: Client, project: Project) -> None:
     }
 
 
-def test_asked_again_nothing_is_done_twice(client: Client, project: Project) -> None:
+def test_a_repeated_request_deletes_nothing_twice(client: Client, project: Project) -> None:
     snapshot = SnapshotFactory(volume__project=project)
     answer = {"id": [snapshot.pk], "confirmation": "delete 1 snapshot"}
 
@@ -99,7 +99,7 @@ def test_without_the_typed_words_nothing_is_deleted_and_the_selection_is_kept(
     assert Snapshot.objects.get().state == State.READY
 
 
-def test_one_strange_id_is_a_404_for_all(client: Client, project: Project) -> None:
+def test_one_unknown_id_is_a_404_for_all(client: Client, project: Project) -> None:
     mine, strange = SnapshotFactory(volume__project=project), SnapshotFactory()
 
     assert client.get(asking(mine, strange)).status_code == 404
@@ -123,11 +123,11 @@ def test_a_viewer_is_told_why_not(project: Project, client_for: Callable[..., Cl
 def test_nothing_or_too_much_selected_explains_itself(client: Client, project: Project) -> None:
     nothing = client.get(PATH, {"kind": "vm"})
     assert nothing["Location"] == "/snapshots/vm/"
-    assert "Nothing was selected." in said(nothing)
+    assert "Nothing was selected." in messages_of(nothing)
 
     many = client.get(PATH, {"id": [uuid4() for _number in range(services.MAX_DELETIONS + 1)]})
     assert many["Location"] == "/snapshots/"
-    assert "at most 50 can be deleted at once" in said(many)
+    assert "at most 50 can be deleted at once" in messages_of(many)
 
 
 def test_only_what_can_be_deleted_can_be_selected(client: Client, project: Project) -> None:

@@ -34,7 +34,7 @@ from tests.factories import (
     VMSnapshotFactory,
     VolumeFactory,
 )
-from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sell_everywhere, touch_every_chunk
+from tests.snapshots.disks import content, put_volume, run_active_operations, sell_everywhere, touch_every_chunk
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
@@ -64,7 +64,7 @@ def volume(storage_root: Path, member: Membership) -> Volume:
 @pytest.fixture
 def taken(member: Membership, volume: Volume) -> Snapshot:
     snapshot = services.request_snapshot(source=volume, name="taken", user=member.user)
-    carry_out_what_waits()
+    run_active_operations()
     snapshot.refresh_from_db()
     return snapshot
 
@@ -88,9 +88,7 @@ def heartbeat(operation: Operation) -> None:
     lease.heartbeat(1, 2)
 
 
-def test_a_snapshot_that_waits_is_gone_at_once_with_its_name_its_quota_and_its_cost(
-    member: Membership, volume: Volume
-) -> None:
+def test_cancelling_a_pending_snapshot_frees_its_name_and_quota_at_once(member: Membership, volume: Volume) -> None:
     for number in range(2):
         request_capture(member, volume, f"other {number}")
     operation = request_capture(member, volume)
@@ -102,12 +100,12 @@ def test_a_snapshot_that_waits_is_gone_at_once_with_its_name_its_quota_and_its_c
     assert not Operation.objects.filter(kind=Operation.Kind.CLEAN_UP).exists(), "no worker has come to it"
     assert Activity.objects.get(action="snapshot.cancel").actor == member.user
     again = request_capture(member, volume)  # the same name, and the last of three
-    carry_out_what_waits()
+    run_active_operations()
     assert UsageSegment.objects.filter(resource_id=again.snapshot_id).exists()
     assert not UsageSegment.objects.filter(resource_id=snapshot.pk).exists()
 
 
-def test_cancelled_twice_it_stays_as_it_is_and_what_has_ended_is_not_cancelled(
+def test_cancelling_twice_is_a_no_op_and_finished_operations_cannot_be_cancelled(
     member: Membership, volume: Volume, taken: Snapshot
 ) -> None:
     operation = request_capture(member, volume)
@@ -118,7 +116,7 @@ def test_cancelled_twice_it_stays_as_it_is_and_what_has_ended_is_not_cancelled(
         cancellation.cancel(operation=taken.operations.get(kind="capture"), user=member.user)
 
 
-def test_the_worker_notices_at_its_next_heartbeat_and_can_settle_nothing(member: Membership, volume: Volume) -> None:
+def test_the_worker_of_a_cancelled_operation_stops_at_its_next_heartbeat(member: Membership, volume: Volume) -> None:
     operation = operations.claim(request_capture(member, volume).pk)
     assert operation is not None
     heartbeat(operation)
@@ -129,7 +127,7 @@ def test_the_worker_notices_at_its_next_heartbeat_and_can_settle_nothing(member:
         operations.finish(operation, Operation.State.SUCCEEDED, lambda now: pytest.fail("settled"))
 
 
-def test_what_a_worker_had_captured_before_it_noticed_is_removed(
+def test_data_captured_before_the_cancellation_was_noticed_is_removed(
     storage_root: Path, member: Membership, volume: Volume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The clean-up came first and found nothing: the worker asks for another one."""
@@ -145,12 +143,12 @@ def test_what_a_worker_had_captured_before_it_noticed_is_removed(
     monkeypatch.setattr(handlers, "capture_disks", cancelled_meanwhile)
     tasks.run_operation(operation.pk)
     assert len(files_of(storage_root)) == 3, "the volume and a snapshot that nobody wants"
-    carry_out_what_waits()
+    run_active_operations()
     assert files_of(storage_root) == {f"{volume.pk}.img"}
     assert not Operation.objects.active().exists() and not UsageSegment.objects.exists()
 
 
-def test_a_restore_is_cancelled_until_it_begins_to_write(
+def test_a_restore_can_be_cancelled_until_it_writes(
     storage_root: Path, member: Membership, volume: Volume, taken: Snapshot
 ) -> None:
     def request() -> Operation:
@@ -166,7 +164,7 @@ def test_a_restore_is_cancelled_until_it_begins_to_write(
     Snapshot.objects.filter(pk=saving.safety_snapshot_id).update(state=State.CREATING)
     cancellation.cancel(operation=saving, user=member.user)
     assert Operation.objects.active().get().snapshot_id == saving.safety_snapshot_id, "its clean-up"
-    carry_out_what_waits()
+    run_active_operations()
 
     writing = operations.claim(request().pk)
     assert writing is not None
@@ -179,7 +177,7 @@ def test_a_restore_is_cancelled_until_it_begins_to_write(
     assert not Operation.objects.active().exists()
 
 
-def test_a_new_volume_is_cancelled_with_what_was_made_of_it(
+def test_a_cancelled_new_volume_leaves_no_data(
     storage_root: Path, member: Membership, taken: Snapshot, volume: Volume
 ) -> None:
     def request(name: str) -> Operation:
@@ -196,7 +194,7 @@ def test_a_new_volume_is_cancelled_with_what_was_made_of_it(
         cancellation.cancel(operation=operation, user=member.user)
         made.append(operation)
     assert Operation.objects.active().filter(kind=Operation.Kind.CLEAN_UP).count() == 2
-    carry_out_what_waits()
+    run_active_operations()
     assert files_of(storage_root) == before
     for operation in made:
         volume = Volume.objects.get(pk=operation.volume_id)
@@ -222,7 +220,7 @@ def test_one_volume_of_a_new_machine_cancels_the_machine(
     start_charging_volume(done.volume, at=timezone.now())
 
     cancellation.cancel(operation=waiting, user=member.user)
-    carry_out_what_waits()
+    run_active_operations()
 
     vm.refresh_from_db()
     assert vm.deleted_at is not None and not vm.volumes.present().exists()
@@ -232,9 +230,7 @@ def test_one_volume_of_a_new_machine_cancels_the_machine(
     assert done.volume.delete_requested_at == UsageSegment.objects.get(resource_id=done.volume_id).ended_at
 
 
-def test_a_read_that_a_person_asked_for_is_cancelled_and_one_of_the_portals_own_is_not(
-    member: Membership, taken: Snapshot
-) -> None:
+def test_only_verifications_requested_by_users_can_be_cancelled(member: Membership, taken: Snapshot) -> None:
     operation = services.request_verification(snapshot=taken, user=member.user)
     cancellation.cancel(operation=operation, user=member.user)
     assert services.request_verification(snapshot=taken, user=member.user) != operation

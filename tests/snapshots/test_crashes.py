@@ -272,7 +272,7 @@ def test_work_whose_workers_all_die_fails_with_a_reason_and_leaves_nothing(
     operation.refresh_from_db()
     snapshot.refresh_from_db()
     assert (snapshot.state, operation.state) == (State.FAILED, Operation.State.FAILED)
-    assert "stopped in the middle" in operation.error
+    assert "stopped unexpectedly" in operation.error
     assert not UsageSegment.objects.exists()
     assert files_below(storage_root) == {str(image.relative_to(storage_root))}
 

@@ -28,7 +28,7 @@ from snapshots.tasks import run_operation
 from snapshots.usage_check import check_usage
 from tests.factories import BackupScheduleFactory, MembershipFactory, VirtualMachineFactory, VolumeFactory
 from tests.smtp import sent_mails
-from tests.snapshots.disks import carry_out_what_waits, flip_byte, put_volume, sell_everywhere
+from tests.snapshots.disks import flip_byte, put_volume, run_active_operations, sell_everywhere
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
 
@@ -72,7 +72,7 @@ def snapshot(volume: Volume, member: Membership, storage_root: Path) -> Snapshot
 def work() -> None:
     """Also what follows from it: the checksum of a clone."""
     while Operation.objects.active().exists():
-        carry_out_what_waits()
+        run_active_operations()
 
 
 def forget_verifications(root: Path) -> None:
@@ -220,7 +220,7 @@ def test_damage_found_between_the_request_and_the_work_is_refused(
     assert read(storage_root, volume) == AFTER
 
 
-def test_damage_that_is_found_once_more_is_told_to_who_asked_alone(
+def test_repeated_damage_is_notified_only_to_the_requester(
     storage_root: Path, snapshot: Snapshot, member: Membership
 ) -> None:
     colleague = MembershipFactory(project=member.project)
@@ -235,7 +235,7 @@ def test_damage_that_is_found_once_more_is_told_to_who_asked_alone(
     assert [told.filter(user=one.user).count() for one in (member, colleague)] == [1, 2]
 
 
-def test_a_snapshot_that_a_person_verifies_and_that_is_sound_again_is_charged_again(
+def test_a_snapshot_that_a_user_verifies_as_intact_is_charged_again(
     storage_root: Path, snapshot: Snapshot, volume: Volume, member: Membership
 ) -> None:
     flip_byte(disk_of(storage_root, snapshot), MIDDLE)
@@ -261,7 +261,7 @@ def test_a_snapshot_that_a_person_verifies_and_that_is_sound_again_is_charged_ag
     assert read(storage_root, volume) == BEFORE
 
 
-def test_a_read_that_nobody_asked_for_never_takes_the_mark_away(
+def test_an_unrequested_read_never_clears_the_damage(
     storage_root: Path, snapshot: Snapshot, member: Membership
 ) -> None:
     flip_byte(disk_of(storage_root, snapshot), MIDDLE)
@@ -304,7 +304,7 @@ def test_fsck_ends_usage_that_goes_on_although_the_snapshot_is_damaged(snapshot:
     assert not list(fsck.check_location(snapshot.location))
 
 
-def test_damage_to_the_last_disk_of_a_machine_is_found_before_the_first_is_written(
+def test_all_disks_of_a_machine_are_verified_before_the_first_is_written(
     storage_root: Path, member: Membership
 ) -> None:
     vm = VirtualMachineFactory(project=member.project, name="db-01", stopped=True)
@@ -339,7 +339,7 @@ def test_damage_to_the_last_disk_of_a_machine_is_found_before_the_first_is_writt
     assert [read(storage_root, disk) for disk in disks] == [BEFORE] * 3
 
 
-def test_what_a_restore_has_read_counts_as_verified(
+def test_disks_read_by_a_restore_count_as_verified(
     storage_root: Path, snapshot: Snapshot, volume: Volume, member: Membership
 ) -> None:
     before = timezone.now()
@@ -377,7 +377,7 @@ def test_a_damaged_snapshot_can_be_deleted(storage_root: Path, snapshot: Snapsho
     assert list(check_usage(timezone.now())) == []
 
 
-def test_a_damaged_backup_is_told_by_its_run_while_that_is_under_way(storage_root: Path, member: Membership) -> None:
+def test_a_damaged_backup_is_notified_by_its_unfinished_run(storage_root: Path, member: Membership) -> None:
     vm = VirtualMachineFactory(project=member.project, name="db-01")
     sell_everywhere(kind=ServiceKind.VM_BACKUP)
     put_volume(storage_root, VolumeFactory(project=member.project, location=vm.location, vm=vm), BEFORE, at=MIDDLE)
@@ -392,7 +392,7 @@ def test_a_damaged_backup_is_told_by_its_run_while_that_is_under_way(storage_roo
     run.refresh_from_db()
     assert run.state == BackupRun.State.WAITING
     assert "found it damaged, so it was deleted" in run.reason
-    assert Notification.objects.get().title == "The backup of db-01 failed and will be tried again"
+    assert Notification.objects.get().title == "The backup of db-01 failed and will be retried"
     assert UsageSegment.objects.get().ended_at is not None
 
 
@@ -408,7 +408,7 @@ def page(client: Client, name: str, snapshot: Snapshot) -> str:
     return unescape(client.get(reverse(f"snapshots:{name}", args=[snapshot.pk])).content.decode())
 
 
-def test_the_pages_say_that_it_is_damaged_and_ask_for_its_name(
+def test_pages_show_the_damage_and_require_typing_the_name(
     storage_root: Path, snapshot: Snapshot, volume: Volume, member: Membership, client: Client
 ) -> None:
     flip_byte(disk_of(storage_root, snapshot), MIDDLE)
@@ -436,7 +436,7 @@ def test_the_pages_say_that_it_is_damaged_and_ask_for_its_name(
     assert Operation.objects.get(kind=Operation.Kind.RESTORE).unchecked
 
 
-def test_a_person_in_a_hurry_restores_a_clone_without_checking(
+def test_a_user_can_restore_a_clone_without_verification(
     storage_root: Path, snapshot: Snapshot, volume: Volume, member: Membership, client: Client
 ) -> None:
     url = reverse("snapshots:restore", args=[snapshot.pk])

@@ -40,7 +40,7 @@ def client(person: User, client_for: Callable[..., Client]) -> Client:
     return client_for(person)
 
 
-def test_it_counts_what_is_kept_what_it_costs_and_what_is_unprotected(client: Client, project: Project) -> None:
+def test_it_shows_totals_costs_and_unprotected_volumes(client: Client, project: Project) -> None:
     SnapshotFactory(volume__project=project, volume__size_gb=50)
     SnapshotFactory(volume__project=project, volume__size_gb=10, creating=True)
     SnapshotFactory(volume__project=project, volume__size_gb=7, failed=True)
@@ -87,7 +87,7 @@ def test_it_shows_what_runs_now(client: Client, project: Project) -> None:
     assert 'hx-get="/?seen=' in page
 
 
-def test_it_shows_what_failed_with_the_reason_and_a_way_on(client: Client, project: Project) -> None:
+def test_it_shows_failures_with_reason_and_next_step(client: Client, project: Project) -> None:
     failed = OperationFactory(
         snapshot__volume__project=project, snapshot__failed=True, capture=True, failed=True, error="Out of room."
     )
@@ -102,7 +102,7 @@ def test_it_shows_what_failed_with_the_reason_and_a_way_on(client: Client, proje
     assert reverse("snapshots:snapshot", args=[failed.snapshot_id]) in page
 
 
-def test_what_was_asked_for_again_has_not_failed_any_more(client: Client, project: Project) -> None:
+def test_a_retried_operation_is_no_longer_listed_as_failed(client: Client, project: Project) -> None:
     hour = timedelta(hours=1)
     failed = OperationFactory(
         snapshot__volume__project=project, failed=True, created_at=timezone.now() - hour, finished_at=timezone.now()
@@ -142,7 +142,7 @@ def test_an_account_with_volumes_is_invited_to_its_first_snapshot(client: Client
     assert reverse("snapshots:new") in page
 
 
-def test_an_empty_account_learns_what_comes_first(client: Client) -> None:
+def test_an_empty_account_gets_first_steps(client: Client) -> None:
     assert "Once one of your projects has a volume" in client.get("/").content.decode()
 
 
@@ -150,7 +150,7 @@ def test_an_administrator_without_a_customer_is_led_to_admin(client_for: Callabl
     assert f'href="{reverse("admin:index")}"' in client_for(UserFactory(admin=True)).get("/").content.decode()
 
 
-def test_a_person_without_a_project_learns_whom_to_ask(client_for: Callable[..., Client]) -> None:
+def test_a_user_without_a_project_learns_whom_to_ask(client_for: Callable[..., Client]) -> None:
     page = client_for(UserFactory()).get("/").content.decode()
 
     assert "You're not in a project yet" in page
@@ -172,7 +172,7 @@ def test_a_signed_out_person_signs_in() -> None:
     assert Client().get("/").status_code == 302
 
 
-def test_it_polls_what_runs_and_renews_itself_when_that_has_ended(client: Client, project: Project) -> None:
+def test_it_polls_active_operations_and_refreshes_when_they_end(client: Client, project: Project) -> None:
     OperationFactory(snapshot__volume__project=project, running=True, bytes_total=100)
     seen = {"seen": client.get("/").context["version"]}
 

@@ -98,7 +98,7 @@ def test_damage_is_shown_prominently(client: Client, project: Project) -> None:
     assert "Block 12 does not have the bytes that were captured." in page
 
 
-def test_the_price_comes_with_its_formula_and_what_it_has_cost(client: Client, project: Project) -> None:
+def test_the_price_is_shown_with_its_formula_and_the_cost_so_far(client: Client, project: Project) -> None:
     page = text_of(client, charged(project, hours=2.75))
 
     assert '<span class="price-amount">K 20.00</span>' in page
@@ -109,7 +109,7 @@ def test_the_price_comes_with_its_formula_and_what_it_has_cost(client: Client, p
     assert "3 hours × 50 GB × K 0.4000 = K 60.00" in page
 
 
-def test_what_was_never_ready_costs_nothing(client: Client, project: Project) -> None:
+def test_a_snapshot_that_was_never_ready_costs_nothing(client: Client, project: Project) -> None:
     snapshot = SnapshotFactory(volume__project=project, failed=True)
     sell_everywhere()
 
@@ -136,7 +136,7 @@ def test_a_deleted_snapshot_stays_as_a_record_without_actions(client: Client, pr
         assert client.get(reverse(f"snapshots:{act}", args=[snapshot.pk])).status_code == 404
 
 
-def test_a_viewer_reads_everything_and_is_told_why_there_are_no_buttons(viewer: Client, project: Project) -> None:
+def test_a_viewer_sees_everything_and_why_there_are_no_buttons(viewer: Client, project: Project) -> None:
     snapshot = SnapshotFactory(volume__project=project)
 
     page = text_of(viewer, snapshot)
@@ -182,7 +182,7 @@ def test_the_snapshot_of_a_volume_that_is_gone_can_become_a_new_volume(client: C
 # --- operations --------------------------------------------------------------------------------------------------------
 
 
-def test_operations_say_who_when_how_far_and_why_not(client: Client, project: Project) -> None:
+def test_operations_show_requester_time_progress_and_reason(client: Client, project: Project) -> None:
     snapshot = SnapshotFactory(volume__project=project)
     person = project.memberships.get().user
     OperationFactory(snapshot=snapshot, running=True, requested_by=person, bytes_done=1024**3, bytes_total=4 * 1024**3)
@@ -194,7 +194,7 @@ def test_operations_say_who_when_how_far_and_why_not(client: Client, project: Pr
         assert word in page
 
 
-def test_a_failed_capture_can_be_tried_again(client: Client, project: Project) -> None:
+def test_a_failed_capture_can_be_retried(client: Client, project: Project) -> None:
     operation = OperationFactory(snapshot__volume__project=project, snapshot__failed=True, capture=True, failed=True)
 
     page = text_of(client, operation.snapshot)
@@ -202,7 +202,7 @@ def test_a_failed_capture_can_be_tried_again(client: Client, project: Project) -
     assert page.count(f'action="{reverse("snapshots:retry", args=[operation.pk])}"') == 1
 
 
-def test_only_the_newest_failure_of_a_kind_can_be_tried_again(client: Client, project: Project) -> None:
+def test_only_the_newest_failure_of_a_kind_can_be_retried(client: Client, project: Project) -> None:
     snapshot = SnapshotFactory(volume__project=project)
     old = OperationFactory(snapshot=snapshot, failed=True, created_at=timezone.now() - timedelta(hours=1))
     OperationFactory(snapshot=snapshot, succeeded=True)
@@ -210,7 +210,7 @@ def test_only_the_newest_failure_of_a_kind_can_be_tried_again(client: Client, pr
     assert str(old.pk) + "/retry" not in text_of(client, snapshot)
 
 
-def test_a_viewer_cannot_try_again(viewer: Client, project: Project) -> None:
+def test_a_viewer_cannot_retry(viewer: Client, project: Project) -> None:
     operation = OperationFactory(snapshot__volume__project=project, failed=True)
 
     assert reverse("snapshots:retry", args=[operation.pk]) not in text_of(viewer, operation.snapshot)
@@ -236,7 +236,7 @@ def test_a_failed_restore_starts_again_from_its_confirmation(client: Client, pro
 # --- live --------------------------------------------------------------------------------------------------------------
 
 
-def test_the_page_polls_while_something_runs_and_only_then(client: Client, project: Project) -> None:
+def test_the_page_polls_only_while_an_operation_is_active(client: Client, project: Project) -> None:
     snapshot = SnapshotFactory(volume__project=project, creating=True)
     operation = OperationFactory(snapshot=snapshot, capture=True, running=True)
 
@@ -251,7 +251,7 @@ def test_the_page_polls_while_something_runs_and_only_then(client: Client, proje
     assert "hx-trigger" not in main()
 
 
-def test_while_only_progress_moves_only_the_operations_are_sent(client: Client, project: Project) -> None:
+def test_a_poll_with_only_new_progress_sends_only_the_operations(client: Client, project: Project) -> None:
     snapshot = SnapshotFactory(volume__project=project, creating=True)
     OperationFactory(snapshot=snapshot, capture=True, running=True, bytes_total=100)
     page = client.get(url(snapshot))
@@ -264,7 +264,7 @@ def test_while_only_progress_moves_only_the_operations_are_sent(client: Client, 
     assert "HX-Retarget" not in polled
 
 
-def test_when_it_has_settled_the_whole_page_is_sent_once_and_announced(client: Client, project: Project) -> None:
+def test_a_settled_snapshot_refreshes_the_page_once_with_an_announcement(client: Client, project: Project) -> None:
     snapshot = SnapshotFactory(volume__project=project, creating=True)
     OperationFactory(snapshot=snapshot, capture=True, running=True)
     version = client.get(url(snapshot)).context["version"]
@@ -289,7 +289,7 @@ def test_a_stranger_cannot_poll(client: Client) -> None:
 # --- what was done to it -----------------------------------------------------------------------------------------------
 
 
-def test_the_message_of_a_restore_gives_way_to_how_it_ended(client: Client, project: Project) -> None:
+def test_the_outcome_of_a_restore_replaces_its_message(client: Client, project: Project) -> None:
     operation = OperationFactory(snapshot__volume__project=project, restore=True, running=True)
     seen = {"seen": client.get(url(operation.snapshot)).context["version"]}
     assert 'id="messages"' not in client.get(url(operation.snapshot), seen, headers=HTMX).text

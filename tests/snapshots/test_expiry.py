@@ -32,7 +32,7 @@ from tests.factories import (
     VolumeFactory,
 )
 from tests.smtp import sent_mails
-from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sell_everywhere
+from tests.snapshots.disks import content, put_volume, run_active_operations, sell_everywhere
 from tests.snapshots.test_races import all_at_once
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
@@ -79,7 +79,7 @@ def test_the_last_day_ends_at_midnight_of_the_customer(snapshot: Snapshot, membe
     assert expiry_of(date(2026, 12, 31), zone) == datetime(2026, 12, 31, 17, 30, tzinfo=UTC)
 
 
-def test_what_cannot_expire_is_refused(snapshot: Snapshot, member: Membership) -> None:
+def test_an_expiry_date_is_refused_for_snapshots_that_cannot_expire(snapshot: Snapshot, member: Membership) -> None:
     user, today = member.user, timezone.now().date()
     for day in (today - 3 * DAY, today + 4000 * DAY):
         with pytest.raises(InvalidExpiry):
@@ -100,7 +100,9 @@ def test_what_cannot_expire_is_refused(snapshot: Snapshot, member: Membership) -
         Snapshot.objects.filter(pk=snapshot.pk).update(expires_at=timezone.now(), is_pinned=True)
 
 
-def test_members_are_told_once_a_day_before_and_again_of_another_date(snapshot: Snapshot, member: Membership) -> None:
+def test_members_are_notified_once_a_day_before_and_again_for_a_new_date(
+    snapshot: Snapshot, member: Membership
+) -> None:
     at = expire(snapshot)
     assert announce_expiring(now=at - DAY - timedelta(seconds=1)) == 0
     assert announce_expiring(now=at - DAY) == 1
@@ -122,7 +124,7 @@ def test_many_of_one_project_and_instant_are_one_notification(snapshot: Snapshot
     assert notice.title == "7 snapshots will be deleted" and "and 2 more" in notice.text
 
 
-def test_it_is_deleted_when_its_day_is_over_and_costs_what_was_told(snapshot: Snapshot, member: Membership) -> None:
+def test_it_is_deleted_after_its_last_day_and_costs_the_estimate(snapshot: Snapshot, member: Membership) -> None:
     at = expire(snapshot)
     announce_expiring(now=at - HOUR)
     assert delete_expired(now=at - timedelta(seconds=1)) == 0
@@ -134,7 +136,7 @@ def test_it_is_deleted_when_its_day_is_over_and_costs_what_was_told(snapshot: Sn
     hours = -(-(at - snapshot.ready_at) // HOUR)
     cost = cost_so_far(resource_id=snapshot.pk, at=at + DAY)
     assert cost and cost.amount_micro == hours * 20_000_000
-    carry_out_what_waits()
+    run_active_operations()
     snapshot.refresh_from_db()
     assert snapshot.state == State.DELETED
     assert not [sentence for sentence in usage_check.check_usage(at + DAY) if snapshot.name in sentence]
@@ -147,7 +149,7 @@ def test_nothing_expires_without_notice(snapshot: Snapshot) -> None:
     assert delete_expired(now=at + DAY) == 1
 
 
-def test_what_is_in_use_is_deleted_afterwards(snapshot: Snapshot) -> None:
+def test_a_snapshot_in_use_expires_afterwards(snapshot: Snapshot) -> None:
     at = expire(snapshot)
     announce_expiring(now=at - HOUR)
     use = OperationFactory(snapshot=snapshot, restore=True)

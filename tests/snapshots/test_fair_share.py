@@ -65,7 +65,7 @@ def claimed() -> Operation:
     return operation
 
 
-def test_customers_take_turns_however_much_one_of_them_has_asked_for() -> None:
+def test_customers_take_turns_however_many_requests_one_has() -> None:
     have_workers(1)
     many, few = CustomerFactory(), CustomerFactory()
     first, second, third = (ask(many, minutes_ago=minutes) for minutes in (30, 20, 10))
@@ -89,7 +89,7 @@ def test_the_customer_with_less_running_comes_first() -> None:
 
 
 @pytest.mark.parametrize("workers", [2, 3, 7])
-def test_the_last_free_worker_is_kept_for_who_has_nothing_running(workers: int) -> None:
+def test_the_last_free_worker_is_reserved_for_customers_with_nothing_running(workers: int) -> None:
     have_workers(workers)
     one, another = CustomerFactory(), CustomerFactory()
     for _number in range(workers + 1):
@@ -101,7 +101,7 @@ def test_the_last_free_worker_is_kept_for_who_has_nothing_running(workers: int) 
     assert claimed().snapshot.customer == another
 
 
-def test_what_is_short_may_take_the_last_free_worker() -> None:
+def test_short_operations_may_take_the_last_free_worker() -> None:
     have_workers(2)
     customer = CustomerFactory()
     ask(customer, "capture")
@@ -125,7 +125,7 @@ def test_a_worker_that_fell_silent_is_not_counted_and_its_operation_is_not_eithe
     assert operations.claim_next(now=now) is None, "two are alive, and one of them is to stay free"
 
 
-def test_customers_work_goes_before_background_reads_until_these_have_waited_long_enough() -> None:
+def test_customers_operations_precede_scrubs_until_these_have_waited_long_enough() -> None:
     have_workers(1)
     customer = CustomerFactory()
     read = ask(customer, by_portal=True, minutes_ago=30)
@@ -146,7 +146,7 @@ def test_a_background_read_leaves_a_worker_free() -> None:
     assert operations.claim_next() == read
 
 
-def test_a_clock_that_was_set_back_keeps_nobody_waiting() -> None:
+def test_a_clock_set_back_delays_nobody() -> None:
     have_workers(1)
     ahead = CustomerFactory(last_served_at=timezone.now() + timedelta(days=1))
     wanted = ask(ahead, minutes_ago=5)
@@ -198,7 +198,7 @@ def wait_until(what: Callable[[], Any]) -> None:
         assert timezone.now() < give_up, list(Operation.objects.values("kind", "state", "attempt", "error"))
 
 
-def test_one_customers_ten_large_captures_keep_nobody_else_waiting_and_none_gets_lost(
+def test_ten_large_captures_of_a_customer_delay_nobody_and_all_finish(
     storage_root: Path, start_worker: Callable[[], subprocess.Popen]
 ) -> None:
     one, *others = (MembershipFactory(project__customer__postpaid=True) for _customer in range(3))

@@ -28,7 +28,7 @@ from snapshots.models import DiskImage, Operation, Snapshot, State
 from snapshots.storage.contract import GIB
 from snapshots.storage.local.locking import hold_names
 from tests.factories import LocationFactory, MembershipFactory, OperationFactory, SnapshotFactory, VolumeFactory
-from tests.snapshots.disks import carry_out_what_waits, put_volume, sell_everywhere
+from tests.snapshots.disks import put_volume, run_active_operations, sell_everywhere
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
@@ -56,7 +56,7 @@ def volume(member: Membership, storage_root: Path) -> Volume:
 def snapshot(volume: Volume, member: Membership) -> Snapshot:
     """Ready, with its bytes and its bill: the portal around it is healthy."""
     snapshot = services.request_snapshot(source=volume, name="monday", user=member.user)
-    carry_out_what_waits()
+    run_active_operations()
     snapshot.refresh_from_db()
     assert snapshot.state == State.READY
     return snapshot
@@ -84,21 +84,21 @@ def age(path: Path) -> None:
     os.utime(path, (LONG_AGO.timestamp(), LONG_AGO.timestamp()))
 
 
-def test_a_healthy_portal_gives_nothing(snapshot: Snapshot, member: Membership) -> None:
+def test_a_healthy_portal_has_no_findings(snapshot: Snapshot, member: Membership) -> None:
     new_volumes.request_new_volume(
         snapshot=snapshot, user=member.user, project=member.project, name="copy", size_gb=2, disk=None
     )
     second = services.request_snapshot(source=snapshot.volume, name="tuesday", user=member.user)
-    carry_out_what_waits()
+    run_active_operations()
     second.refresh_from_db()
     services.request_deletion(snapshot=second, user=member.user)
-    carry_out_what_waits()
+    run_active_operations()
     output = StringIO()
     call_command("fsck", read=True, stdout=output)
     assert output.getvalue() == "Portal, storage and billing agree.\n"
 
 
-def test_a_ready_snapshot_without_bytes_is_a_loss_that_is_never_mended(snapshot: Snapshot, folder: Path) -> None:
+def test_a_ready_snapshot_without_data_is_reported_and_never_repaired(snapshot: Snapshot, folder: Path) -> None:
     shutil.rmtree(folder)
     text = run(repair=True)
     assert f"missing {snapshot.location_id} Volume snapshot “monday” ({snapshot.pk})" in text
@@ -108,7 +108,7 @@ def test_a_ready_snapshot_without_bytes_is_a_loss_that_is_never_mended(snapshot:
     assert find() == ["missing"]
 
 
-def test_a_volume_without_a_disk_is_told(snapshot: Snapshot, storage_root: Path) -> None:
+def test_a_volume_without_a_disk_is_reported(snapshot: Snapshot, storage_root: Path) -> None:
     (storage_root / snapshot.location_id / "volumes" / f"{snapshot.volume_id}.img").unlink()
     assert find() == ["volume-missing"]
 
@@ -143,7 +143,7 @@ def test_a_manifest_of_junk_is_corrupt(folder: Path, text: str) -> None:
     assert find() == ["corrupt"]
 
 
-def test_a_file_where_a_snapshot_should_be_keeps_nobody_from_the_rest(
+def test_a_file_in_place_of_a_snapshot_does_not_stop_the_check(
     snapshot: Snapshot, folder: Path, storage_root: Path
 ) -> None:
     shutil.rmtree(folder)
@@ -152,13 +152,13 @@ def test_a_file_where_a_snapshot_should_be_keeps_nobody_from_the_rest(
     assert sorted(find()) == ["corrupt", "volume-missing"]
 
 
-def test_a_ready_snapshot_whose_disk_has_no_row_is_told(snapshot: Snapshot, folder: Path) -> None:
+def test_a_ready_snapshot_without_a_disk_row_is_reported(snapshot: Snapshot, folder: Path) -> None:
     DiskImage.objects.filter(snapshot=snapshot).delete()
     shutil.rmtree(folder)
     assert find() == ["mismatch"]
 
 
-def test_a_strange_file_beside_the_volumes_is_told(folder: Path) -> None:
+def test_an_unexpected_file_beside_the_volumes_is_reported(folder: Path) -> None:
     (folder.parent.parent / "notes.txt").write_text("mine")
     assert find() == ["foreign"]
 
@@ -204,16 +204,14 @@ def test_a_manifest_of_another_snapshot_is_corrupt(folder: Path) -> None:
         ("captured_at", "2026-01-02T03:04:05+00:00", "time of capture"),
     ],
 )
-def test_a_manifest_that_says_something_else_than_the_portal_is_told(
-    folder: Path, key: str, value: str, said: str
-) -> None:
+def test_a_manifest_that_differs_from_the_portal_is_reported(folder: Path, key: str, value: str, said: str) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {key: value}))
     text = run()
     assert text.startswith("mismatch ") and f"{said}: " in text and "in the portal" in text
 
 
-def test_other_bytes_are_found_only_by_reading_and_recorded_only_by_repair(snapshot: Snapshot, folder: Path) -> None:
+def test_changed_bytes_are_found_only_with_read_and_recorded_only_with_repair(snapshot: Snapshot, folder: Path) -> None:
     with open(folder / "disk.img", "r+b") as disk:
         disk.seek(300 * 1024**2)
         disk.write(b"!")
@@ -234,12 +232,12 @@ def test_a_snapshot_without_a_checksum_is_read_when_repair_asks_for_it(snapshot:
     run(repair=True)
     assert not snapshot.disks.get().checksum, "nothing is healthy before it was read"
     assert find() == []
-    carry_out_what_waits()
+    run_active_operations()
     assert snapshot.disks.get().checksum == checksum
     assert find() == []
 
 
-def test_what_the_portal_does_not_know_is_told_and_kept(snapshot: Snapshot, folder: Path) -> None:
+def test_unknown_objects_are_reported_and_kept(snapshot: Snapshot, folder: Path) -> None:
     orphan = folder.with_name("0b7c6f52-6f0a-4c0b-9d0a-4f6c1f1f2a11")
     shutil.copytree(folder, orphan)
     image = folder.parent.parent / "volumes" / "0b7c6f52-6f0a-4c0b-9d0a-4f6c1f1f2a12.img"
@@ -259,9 +257,7 @@ def test_a_disk_that_has_just_been_imported_may_still_get_its_row(snapshot: Snap
     assert find() == []
 
 
-def test_half_made_files_are_removed_unless_somebody_works_on_them(
-    snapshot: Snapshot, folder: Path, storage_root: Path
-) -> None:
+def test_incomplete_files_are_removed_unless_in_use(snapshot: Snapshot, folder: Path, storage_root: Path) -> None:
     new = folder.with_name(".0b7c6f52-6f0a-4c0b-9d0a-4f6c1f1f2a11.new")
     old = folder.with_name(f".{snapshot.pk}.old")
     image = folder.parent.parent / "volumes" / f".{snapshot.volume_id}.new"
@@ -278,16 +274,14 @@ def test_half_made_files_are_removed_unless_somebody_works_on_them(
     assert folder.exists()
 
 
-def test_half_made_files_of_an_operation_that_will_come_back_are_no_finding(snapshot: Snapshot, folder: Path) -> None:
+def test_incomplete_files_of_an_unfinished_operation_are_not_a_finding(snapshot: Snapshot, folder: Path) -> None:
     waiting = SnapshotFactory(volume=snapshot.volume, creating=True)
     OperationFactory(snapshot=waiting, capture=True, running=True)
     folder.with_name(f".{waiting.pk}.new").mkdir()
     assert find() == []
 
 
-def test_bytes_of_a_deleted_snapshot_are_removed_and_those_of_a_failed_one_are_told(
-    snapshot: Snapshot, folder: Path
-) -> None:
+def test_data_of_a_deleted_snapshot_is_removed_and_of_a_failed_one_reported(snapshot: Snapshot, folder: Path) -> None:
     deleted, failed = (
         SnapshotFactory(volume=snapshot.volume, deleted=True),
         SnapshotFactory(volume=snapshot.volume, failed=True),
@@ -301,7 +295,7 @@ def test_bytes_of_a_deleted_snapshot_are_removed_and_those_of_a_failed_one_are_t
     assert folder.with_name(str(failed.pk)).exists() and folder.exists()
 
 
-def test_the_disk_of_a_volume_that_is_gone_and_one_of_another_size_are_told(
+def test_the_disk_of_a_deleted_volume_and_one_of_another_size_are_reported(
     snapshot: Snapshot, storage_root: Path
 ) -> None:
     gone = VolumeFactory(project=snapshot.project, location=snapshot.location, gone=True)
@@ -323,7 +317,7 @@ def test_the_disk_of_a_volume_whose_deletion_was_accepted_is_removed(snapshot: S
         put_volume(storage_root, each, b"")
     assert find() == ["stuck", "volume-undeleted"]
     run(repair=True)
-    carry_out_what_waits()
+    run_active_operations()
     leaving.refresh_from_db()
     assert leaving.is_deleted and find() == []
 
@@ -342,7 +336,7 @@ def test_a_growth_that_failed_after_the_disk_had_grown_is_recorded(snapshot: Sna
 
 
 @pytest.mark.parametrize("replace", [lambda path: path.symlink_to("/dev/zero"), os.mkfifo, Path.mkdir])
-def test_a_volume_that_is_no_regular_file_is_told(
+def test_a_volume_that_is_not_a_regular_file_is_reported(
     snapshot: Snapshot, storage_root: Path, replace: Callable[[Path], None]
 ) -> None:
     path = storage_root / snapshot.location_id / "volumes" / f"{snapshot.volume_id}.img"
@@ -351,7 +345,7 @@ def test_a_volume_that_is_no_regular_file_is_told(
     assert find() == ["volume-size"]
 
 
-def test_what_nobody_will_take_or_make_fails_and_an_accepted_deletion_is_asked_for_again(
+def test_rows_without_an_operation_fail_and_accepted_deletions_are_requested_again(
     snapshot: Snapshot, folder: Path
 ) -> None:
     waiting = SnapshotFactory(volume=snapshot.volume, pending=True)
@@ -363,7 +357,7 @@ def test_what_nobody_will_take_or_make_fails_and_an_accepted_deletion_is_asked_f
     waiting.refresh_from_db()
     made.refresh_from_db()
     assert (waiting.state, made.state) == (State.FAILED, Volume.State.ERROR)
-    carry_out_what_waits()
+    run_active_operations()
     snapshot.refresh_from_db()
     assert snapshot.state == State.DELETED and not folder.exists()
     assert find() == []
@@ -380,19 +374,19 @@ def test_a_forgotten_operation_is_enqueued(snapshot: Snapshot, member: Membershi
     assert find() == []
 
 
-def test_who_is_not_charged_for_what_is_there_is_told(snapshot: Snapshot) -> None:
+def test_a_ready_snapshot_without_usage_is_reported(snapshot: Snapshot) -> None:
     close_segment(resource_id=snapshot.pk, kind=snapshot.service_kind, at=timezone.now())
     assert find() == ["not-charged"]
     run(repair=True)
     assert find() == ["not-charged"], "what a customer pays is nothing to guess"
 
 
-def test_who_is_charged_for_another_size_is_told(snapshot: Snapshot) -> None:
+def test_a_snapshot_charged_for_another_size_is_reported(snapshot: Snapshot) -> None:
     UsageSegment.objects.update(size_gb=50)
     assert "charged as 50 GB, it has 1" in run()
 
 
-def test_nobody_is_charged_for_what_is_not_there(snapshot: Snapshot) -> None:
+def test_usage_of_an_unusable_snapshot_is_reported_and_ended(snapshot: Snapshot) -> None:
     services.request_deletion(snapshot=snapshot, user=snapshot.requested_by)
     UsageSegment.objects.update(ended_at=None)
     assert find() == ["charged"]
@@ -402,7 +396,7 @@ def test_nobody_is_charged_for_what_is_not_there(snapshot: Snapshot) -> None:
     assert find() == []
 
 
-def test_a_storage_that_does_not_answer_is_told_and_the_others_are_looked_at(snapshot: Snapshot, folder: Path) -> None:
+def test_an_unavailable_storage_is_reported_and_the_others_are_checked(snapshot: Snapshot, folder: Path) -> None:
     other = LocationFactory(driver="nowhere")
     shutil.rmtree(folder)
     text = run()
@@ -417,14 +411,14 @@ def test_many_rows_are_read_in_pages(
     monkeypatch.setattr(fsck, "PAGE", 2)
     for number in range(4):
         services.request_snapshot(source=snapshot.volume, name=f"more {number}", user=member.user)
-    carry_out_what_waits()
+    run_active_operations()
     assert find() == []
     for path in folder.parent.iterdir():
         shutil.rmtree(path)
     assert find() == ["missing"] * 5
 
 
-def test_work_that_goes_on_meanwhile_is_no_finding(volume: Volume, member: Membership) -> None:
+def test_concurrent_operations_are_not_findings(volume: Volume, member: Membership) -> None:
     """Snapshots come and go as quickly as they can, and fsck runs over and over."""
     done = threading.Event()
     errors: list[BaseException] = []
@@ -433,14 +427,14 @@ def test_work_that_goes_on_meanwhile_is_no_finding(volume: Volume, member: Membe
         try:
             for number in range(12):
                 snapshot = services.request_snapshot(source=volume, name=f"brief {number}", user=member.user)
-                carry_out_what_waits()
+                run_active_operations()
                 snapshot.refresh_from_db()
                 new_volumes.request_new_volume(
                     snapshot=snapshot, user=member.user, project=member.project, name=f"copy {number}", size_gb=1
                 )
-                carry_out_what_waits()
+                run_active_operations()
                 services.request_deletion(snapshot=snapshot, user=member.user)
-                carry_out_what_waits()
+                run_active_operations()
         except BaseException as error:
             errors.append(error)
         finally:
@@ -459,9 +453,7 @@ def test_work_that_goes_on_meanwhile_is_no_finding(volume: Volume, member: Membe
     assert runs > 5
 
 
-def test_repair_leaves_alone_what_is_being_taken_restored_or_removed(
-    volume: Volume, member: Membership, storage_root: Path
-) -> None:
+def test_repair_skips_objects_in_use(volume: Volume, member: Membership, storage_root: Path) -> None:
     """With --repair over and over nothing is found, no attempt is disturbed and every restore brings back what was
     captured.
     """
@@ -479,14 +471,14 @@ def test_repair_leaves_alone_what_is_being_taken_restored_or_removed(
             for number in range(6):
                 write(b"round %d" % number)
                 snapshot = services.request_snapshot(source=volume, name=f"round {number}", user=member.user)
-                carry_out_what_waits()
+                run_active_operations()
                 write(b"encrypted")
                 restores.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
-                carry_out_what_waits()
+                run_active_operations()
                 with open(image, "rb") as file:
                     brought_back.append(file.read(7))
                 services.request_deletion(snapshot=snapshot, user=member.user)
-                carry_out_what_waits()
+                run_active_operations()
         except BaseException as error:
             errors.append(error)
         finally:
@@ -511,7 +503,7 @@ def test_repair_leaves_alone_what_is_being_taken_restored_or_removed(
     assert runs > 5
 
 
-def test_what_is_made_anew_under_the_same_name_meanwhile_is_not_half_made(
+def test_an_object_recreated_meanwhile_is_not_incomplete(
     volume: Volume, member: Membership, storage_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A restore has ended when its row is looked at, and the next one has begun when its file is."""

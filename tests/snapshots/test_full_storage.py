@@ -13,7 +13,7 @@ from snapshots import services
 from snapshots.errors import OutOfSpace
 from snapshots.models import Operation, Snapshot, State
 from tests.factories import MembershipFactory, VolumeFactory
-from tests.snapshots.disks import carry_out_what_waits, holds, put_volume, sell_everywhere
+from tests.snapshots.disks import holds, put_volume, run_active_operations, sell_everywhere
 
 pytestmark = [
     pytest.mark.slow,
@@ -32,7 +32,7 @@ def small_storage(storage_root: Path) -> Iterator[Path]:
     subprocess.run(["umount", storage_root], check=True)
 
 
-def test_too_little_room_is_said_at_the_volume_step_and_nothing_is_created(small_storage: Path, client_for) -> None:
+def test_too_little_space_is_shown_at_the_volume_step_and_nothing_is_created(small_storage: Path, client_for) -> None:
     member = MembershipFactory(project__customer__postpaid=True)
     volume = VolumeFactory(project=member.project)
     sell_everywhere()
@@ -60,7 +60,7 @@ def test_a_storage_that_fills_up_meanwhile_fails_the_capture_and_try_again_works
     snapshot = services.request_snapshot(source=volume, name="just in time", user=member.user)
     hog = small_storage / "hog"
     hog.write_bytes(bytes(4 * 1024**2))
-    carry_out_what_waits()
+    run_active_operations()
     snapshot.refresh_from_db()
     assert snapshot.state == State.FAILED and "room" in snapshot.error
     assert not UsageSegment.objects.exists()
@@ -68,7 +68,7 @@ def test_a_storage_that_fills_up_meanwhile_fails_the_capture_and_try_again_works
 
     hog.unlink()
     services.retry(operation=Operation.objects.get(), user=member.user)
-    carry_out_what_waits()
+    run_active_operations()
     snapshot.refresh_from_db()
     assert snapshot.state == State.READY
     kept = small_storage / volume.location_id / "snapshots" / str(snapshot.pk) / "disk.img"

@@ -152,7 +152,7 @@ def test_an_image_of_another_format_is_unpacked_if_it_is_whole(
         packed.write_bytes(whole[:length])
         if "subformat=fixed" in options and "vpc" in options:
             continue  # without its last sector it is a raw disk to everybody
-        with pytest.raises(CommandError, match="cut off|damaged|cannot be read as"):
+        with pytest.raises(CommandError, match="truncated|damaged|cannot be read as"):
             import_volume(packed, project, location)
         assert files_in(storage_root) == [], f"{length} of {len(whole)} bytes were taken"
     packed.write_bytes(whole)
@@ -170,11 +170,11 @@ def test_the_disk_of_an_ova_is_unpacked(
     whole = tar_of({"vm.ovf": b"<Envelope/>", "vm-disk1.vmdk": disk, "vm.mf": b"SHA256"})
     for length in (len(whole) // 2, 4096 + len(disk) // 2):
         ova.write_bytes(whole[:length])
-        with pytest.raises(CommandError, match="cut off|damaged"):
+        with pytest.raises(CommandError, match="truncated|damaged"):
             import_volume(ova, project, location)
     damaged = tar_of({"vm.ovf": b"<Envelope/>", "vm-disk1.vmdk": disk[:-70_000], "vm.mf": b"SHA256" * 20_000})
     ova.write_bytes(damaged)
-    with pytest.raises(CommandError, match="cut off|damaged"):
+    with pytest.raises(CommandError, match="truncated|damaged"):
         import_volume(ova, project, location)
     assert files_in(storage_root) == []
     ova.write_bytes(whole)
@@ -193,7 +193,7 @@ def test_a_vmdk_that_names_other_files_is_refused(
     packed = pack(image, options)
     parts = [path for path in packed.parent.iterdir() if path.name.startswith("packed-s")]
     for file in [packed, *parts]:
-        with pytest.raises(CommandError, match="only names other files|only a part of a disk"):
+        with pytest.raises(CommandError, match="only names other files|only part of a disk"):
             import_volume(file, project, location)
     assert files_in(storage_root) == []
 
@@ -206,7 +206,7 @@ def test_an_image_over_another_one_is_refused(
     below = image if backing == "raw" else pack(image, "-O vmdk")
     layer = image.with_name("layer")
     subprocess.run(["qemu-img", "create", "-q", "-f", format, "-F", backing, "-b", below, layer], check=True)
-    with pytest.raises(CommandError, match="only a part of a disk"):
+    with pytest.raises(CommandError, match="only part of a disk"):
         import_volume(layer, project, location)
     assert files_in(storage_root) == []
 
@@ -272,7 +272,7 @@ def test_a_reference_is_found_before_qemu_opens_the_image(
 
 @needs_qemu
 @pytest.mark.parametrize("name", ["nbd:localhost:9", "json:{}"])
-def test_a_name_is_no_address_to_qemu(
+def test_qemu_does_not_take_the_file_name_for_a_url(
     image: Path, project: Project, location: Location, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed = image.with_name(name)
@@ -283,7 +283,7 @@ def test_a_name_is_no_address_to_qemu(
 
 
 @needs_qemu
-def test_what_a_small_file_unpacks_to_has_to_fit(
+def test_the_unpacked_size_has_to_fit(
     tmp_path: Path, project: Project, location: Location, storage_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loose, packed = tmp_path / "loose", tmp_path / "packed"
@@ -293,7 +293,7 @@ def test_what_a_small_file_unpacks_to_has_to_fit(
     real = os.statvfs
     room = SimpleNamespace(f_bavail=16, f_blocks=16, f_frsize=MIB)
     monkeypatch.setattr(os, "statvfs", lambda path: room if str(storage_root) in str(path) else real(path))
-    with pytest.raises(CommandError, match="does not have the room"):
+    with pytest.raises(CommandError, match="is too full"):
         import_volume(packed, project, location)
     assert files_in(storage_root) == []
 
@@ -314,19 +314,19 @@ def test_a_project_is_found_by_its_name_and_customer(image: Path, project: Proje
         ({"customer": "#999999"}, "There is no project"),
         ({"location": "MOON-1"}, "There is no location “MOON-1”. Use one of: 1CNG-YGN-AZ"),
         ({"name": "  "}, "Enter a name."),
-        ({"name": "two\nlines"}, "character that cannot be shown"),
-        ({"name": "\x1b[31mred"}, "character that cannot be shown"),
-        ({"name": "bad\udcff"}, "character that cannot be shown"),
-        ({"project": "bad\udcff"}, "character that cannot be shown"),
-        ({"customer": "bad\udcff"}, "character that cannot be shown"),
-        ({"location": "bad\udcff"}, "character that cannot be shown"),
+        ({"name": "two\nlines"}, "character that can't be displayed"),
+        ({"name": "\x1b[31mred"}, "character that can't be displayed"),
+        ({"name": "bad\udcff"}, "character that can't be displayed"),
+        ({"project": "bad\udcff"}, "character that can't be displayed"),
+        ({"customer": "bad\udcff"}, "character that can't be displayed"),
+        ({"location": "bad\udcff"}, "character that can't be displayed"),
         ({"name": "x" * 121}, "the limit is 120"),
-        ({"name": "two\nlines"}, "cannot be shown"),
-        ({"name": "\x1b[31mred"}, "cannot be shown"),
-        ({"name": "bad\udcff"}, "cannot be shown"),
+        ({"name": "two\nlines"}, "can't be displayed"),
+        ({"name": "\x1b[31mred"}, "can't be displayed"),
+        ({"name": "bad\udcff"}, "can't be displayed"),
     ],
 )
-def test_a_wrong_option_is_said_in_a_sentence(
+def test_an_invalid_option_is_explained_in_one_sentence(
     image: Path, project: Project, location: Location, storage_root: Path, options: dict[str, str], message: str
 ) -> None:
     with pytest.raises(CommandError, match=message):
@@ -341,7 +341,7 @@ def test_a_wrong_option_is_said_in_a_sentence(
         (None, "cannot be read: No such file"),
         (b"", "is empty"),
         (b"# Disk DescriptorFile\nversion=1\n", "is a VMDK descriptor, which only names other files"),
-        (b"KDMV" + bytes(600), "is only a part of a disk"),
+        (b"KDMV" + bytes(600), "is only part of a disk"),
         (b"COWD" + bytes(600), "is VMDK of VMware ESX"),
         (b"QED\0" + bytes(600), "is QED"),
         (bytes(5120) + b"koly" + bytes(508), "is DMG"),
@@ -358,12 +358,12 @@ def test_a_wrong_option_is_said_in_a_sentence(
         (tar_of({"disk.raw": DATA}), "is a tar archive"),
         (tar_of({"disk.raw": DATA}, tarfile.USTAR_FORMAT), "is a tar archive"),
         (tar_of({"vm.ovf": b"", "a.vmdk": DATA, "b.vmdk": DATA}), "is an OVA with 2 disks"),
-        (tar_of({"vm.ovf": b"", "a.vmdk": DATA}), "is cut off or damaged"),
-        pytest.param(b"QFI\xfb" + bytes(600), "is cut off or damaged", marks=needs_qemu),
+        (tar_of({"vm.ovf": b"", "a.vmdk": DATA}), "is truncated or damaged"),
+        pytest.param(b"QFI\xfb" + bytes(600), "is truncated or damaged", marks=needs_qemu),
         pytest.param(b"QFI\xfb\0\0\0\3" + bytes(24) + b"\0\0\0\1" + bytes(600), "encrypted by QEMU", marks=needs_qemu),
     ],
 )
-def test_what_is_no_disk_image_is_refused(
+def test_a_file_that_is_not_a_disk_image_is_refused(
     tmp_path: Path, project: Project, location: Location, storage_root: Path, content: bytes | None, message: str
 ) -> None:
     path = tmp_path / "image"
@@ -375,7 +375,9 @@ def test_what_is_no_disk_image_is_refused(
     assert files_in(storage_root) == []
 
 
-def test_what_is_no_file_is_refused(image: Path, tmp_path: Path, project: Project, location: Location) -> None:
+def test_a_path_that_is_not_a_file_is_refused(
+    image: Path, tmp_path: Path, project: Project, location: Location
+) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to(image)
     for path in (tmp_path, tmp_path / "pipe", tmp_path / "link", Path("/dev/zero")):
@@ -383,7 +385,7 @@ def test_what_is_no_file_is_refused(image: Path, tmp_path: Path, project: Projec
             import_volume(path, project, location)
 
 
-def test_a_row_that_cannot_be_written_takes_its_file_along(
+def test_a_failed_insert_removes_the_imported_file(
     image: Path, project: Project, location: Location, storage_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(self: Volume, **options: Any) -> None:

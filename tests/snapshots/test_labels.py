@@ -97,10 +97,10 @@ def test_what_is_wrong_is_explained_and_nothing_is_lost(
     url, client = reverse("snapshots:labels", args=[snapshot.pk]), client_for(member)
     for sent, said in (
         ({"add": "x" * 41, "note": "kept"}, "the limit is 40"),
-        ({"add": "a\u202eb", "note": "kept"}, "a character that cannot be shown"),
+        ({"add": "a\u202eb", "note": "kept"}, "a character that can't be displayed"),
         ({"add": ",".join(map(str, range(MAX_TAGS))), "keep": ["old"], "note": "kept"}, "the limit is 20"),
         ({"add": "fine", "note": "kept" + "x" * 500}, "the limit is 500"),
-        ({"add": "fine", "note": "kept\u0007"}, "a character that cannot be shown"),
+        ({"add": "fine", "note": "kept\u0007"}, "a character that can't be displayed"),
     ):
         page = client.post(url, sent).text
         assert said in page
@@ -204,7 +204,9 @@ def test_many_are_tagged_at_once(
     assert client.get(volumes, {"id": [snapshot.volume_id, VolumeFactory().pk]}).status_code == 404
 
 
-def test_a_list_asks_once_for_all_tags(snapshot: Snapshot, member: User, client_for: Callable[..., Client]) -> None:
+def test_a_list_reads_all_tags_with_one_query(
+    snapshot: Snapshot, member: User, client_for: Callable[..., Client]
+) -> None:
     client = client_for(member)
 
     def count(path: str) -> int:

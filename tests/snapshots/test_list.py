@@ -84,7 +84,7 @@ def test_the_page_has_its_tabs_its_button_and_its_plus(client: Client, project: 
     assert "1 snapshot<" in page
 
 
-def test_a_row_says_what_where_how_much_and_in_which_state(client: Client, project: Project) -> None:
+def test_a_row_shows_source_location_size_and_state(client: Client, project: Project) -> None:
     location = LocationFactory(code="1CNG-YGN-AZ01")
     volume = VolumeFactory(project=project, location=location, size_gb=50, name="web-01-root")
     SnapshotFactory(volume=volume, name="before-upgrade")
@@ -102,14 +102,14 @@ def test_a_snapshot_outlives_its_volume_and_says_so(client: Client, project: Pro
     assert "Deleted volume" in client.get(LIST).content.decode()
 
 
-def test_what_has_failed_costs_nothing(client: Client, project: Project) -> None:
+def test_a_failed_snapshot_costs_nothing(client: Client, project: Project) -> None:
     SnapshotFactory(volume__project=project, failed=True)
     sell_everywhere()
 
     assert client.get(LIST).context["rows"][0].hourly == ""
 
 
-def test_what_is_not_sold_any_more_still_costs(client: Client, project: Project) -> None:
+def test_usage_of_a_retired_package_still_costs(client: Client, project: Project) -> None:
     SnapshotFactory(volume__project=project, volume__size_gb=50)
     sell_everywhere(400_000)
     for package in project.volumes.get().location.packages.all():
@@ -119,7 +119,7 @@ def test_what_is_not_sold_any_more_still_costs(client: Client, project: Project)
     assert client.get(LIST).context["rows"][0].hourly == "K 20.00"
 
 
-def test_only_what_belongs_to_ones_projects_is_listed(client: Client, project: Project) -> None:
+def test_only_snapshots_of_the_users_projects_are_listed(client: Client, project: Project) -> None:
     mine = SnapshotFactory(volume__project=project)
     SnapshotFactory(volume__project=ProjectFactory(customer=project.customer))
     SnapshotFactory()
@@ -154,7 +154,7 @@ def test_a_viewer_sees_everything_and_is_offered_no_change(project: Project, cli
 
 
 @pytest.mark.parametrize("view", ["table", "cards"])
-def test_a_row_asks_for_its_menu_and_carries_none(client: Client, project: Project, view: str) -> None:
+def test_a_row_loads_its_menu_on_demand(client: Client, project: Project, view: str) -> None:
     snapshot = SnapshotFactory(volume__project=project)
 
     page = client.get(LIST, {"view": view}).text
@@ -175,7 +175,7 @@ def test_the_menu_of_a_row_offers_what_the_page_of_the_snapshot_does(client: Cli
     assert sorted(re.findall(r'id="act-\w+" href="([^"]+)"', page)) == sorted(links)
 
 
-def test_a_menu_is_nobody_elses_and_without_htmx_the_page_has_it(client: Client, project: Project) -> None:
+def test_a_menu_is_private_and_without_htmx_redirects_to_the_page(client: Client, project: Project) -> None:
     mine, strange = SnapshotFactory(volume__project=project), SnapshotFactory()
 
     assert client.get(reverse("snapshots:menu", args=[strange.pk]), headers=HTMX).status_code == 404
@@ -183,7 +183,7 @@ def test_a_menu_is_nobody_elses_and_without_htmx_the_page_has_it(client: Client,
     assert response["Location"] == reverse("snapshots:snapshot", args=[mine.pk])
 
 
-def test_a_menu_says_when_nothing_can_be_done_any_more(client: Client, project: Project) -> None:
+def test_a_menu_says_when_no_action_is_possible(client: Client, project: Project) -> None:
     snapshot = SnapshotFactory(volume__project=project, deleting=True)
 
     assert "No actions right now" in client.get(reverse("snapshots:menu", args=[snapshot.pk]), headers=HTMX).text
@@ -224,7 +224,7 @@ def test_vm_snapshots_have_the_same_list(client: Client, project: Project) -> No
     assert names(client.get("/snapshots/vm/")) == [vm_snapshot.name]
 
 
-def test_no_hit_is_said_and_the_way_back_offered(client: Client, project: Project) -> None:
+def test_no_results_are_reported_with_a_way_back(client: Client, project: Project) -> None:
     SnapshotFactory(volume__project=project)
 
     page = client.get(LIST, {"q": "nothing like it"}).content.decode()
@@ -297,7 +297,7 @@ def test_the_project_filter_narrows_the_list(client: Client, project: Project) -
 
 
 @pytest.mark.parametrize("name", ["state", "project", "location", "volume", "sort"])
-def test_an_unknown_filter_is_left_out_and_said(name: str, client: Client, project: Project) -> None:
+def test_an_unknown_filter_is_ignored_and_reported(name: str, client: Client, project: Project) -> None:
     mine = SnapshotFactory(volume__project=project)
     theirs = SnapshotFactory()
     unknown = {"project": theirs.project_id, "volume": theirs.volume_id}.get(name, "bogus")
@@ -587,7 +587,7 @@ def test_a_row_is_not_a_page(client: Client, project: Project) -> None:
     assert client.get(row_url(snapshot))["Location"] == reverse("snapshots:snapshot", args=[snapshot.pk])
 
 
-def test_a_stranger_s_row_is_not_there(client: Client) -> None:
+def test_another_customers_row_is_a_404(client: Client) -> None:
     assert client.get(row_url(SnapshotFactory()), headers=HTMX).status_code == 404
 
 

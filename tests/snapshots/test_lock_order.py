@@ -15,7 +15,7 @@ from cng_portal.inventory.models import Volume
 from snapshots import new_volumes, operations, restores, services, tasks
 from snapshots.models import Operation, Snapshot, State
 from tests.factories import MembershipFactory, VolumeFactory
-from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sell_everywhere
+from tests.snapshots.disks import content, put_volume, run_active_operations, sell_everywhere
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
 
@@ -39,13 +39,13 @@ def capture(member: Membership, volume: Volume) -> Operation:
 
 def restore(member: Membership, volume: Volume) -> Operation:
     capture(member, volume)
-    carry_out_what_waits()
+    run_active_operations()
     return restores.request_restore(snapshot=Snapshot.objects.get(), user=member.user, confirmation=volume.name)
 
 
 def new_volume(member: Membership, volume: Volume) -> Operation:
     capture(member, volume)
-    carry_out_what_waits()
+    run_active_operations()
     return new_volumes.request_new_volume(
         snapshot=Snapshot.objects.get(), user=member.user, project=member.project, name="copy", size_gb=1
     )
@@ -85,7 +85,7 @@ def test_work_ends_while_its_customer_is_locked_by_a_request_for_the_same_operat
             lock_customer(member.project.customer_id)
             ending = pool.submit(work)
             locked.set()
-            wait_until_it_waits(ending)
+            wait_until_blocked(ending)
             Operation.objects.filter(pk=operation.pk).update(request_id="touched")
         ending.result(30)
 
@@ -94,7 +94,7 @@ def test_work_ends_while_its_customer_is_locked_by_a_request_for_the_same_operat
     assert not Snapshot.objects.filter(state__in=[State.PENDING, State.CREATING]).exists()
 
 
-def wait_until_it_waits(ending: Any) -> None:
+def wait_until_blocked(ending: Any) -> None:
     """For a lock that we hold; on SQLite there is only that of the database, which it gets when we have committed."""
     if connection.vendor != "postgresql":
         return

@@ -65,7 +65,7 @@ def test_the_menu_leads_to_the_instances(client: Client) -> None:
     assert '<a class="side-item" href="/instances/" aria-current="page">' in client.get(LIST).text
 
 
-def test_a_row_says_what_the_machine_is_costs_and_what_protects_it(client: Client, vm: VirtualMachine) -> None:
+def test_a_row_shows_the_machine_its_price_and_its_protection(client: Client, vm: VirtualMachine) -> None:
     kept = VMSnapshotFactory(vm=vm)
 
     response = client.get(LIST)
@@ -81,7 +81,7 @@ def test_a_failed_snapshot_protects_nothing(client: Client, vm: VirtualMachine) 
     assert client.get(LIST).context["rows"][0].protected_at is None
 
 
-def test_only_machines_of_ones_projects_that_are_there_are_listed(client: Client, vm: VirtualMachine) -> None:
+def test_only_existing_machines_of_the_users_projects_are_listed(client: Client, vm: VirtualMachine) -> None:
     VirtualMachineFactory(project=vm.project, deleted_at=vm.created_at)
     VirtualMachineFactory()
 
@@ -101,14 +101,14 @@ def test_search_and_filters_narrow_the_list(client: Client, vm: VirtualMachine) 
         assert names(client.get(f"{LIST}?{query}"), "vm") == [found.name], query
 
 
-def test_an_unknown_filter_is_left_out_and_said(client: Client, vm: VirtualMachine) -> None:
+def test_an_unknown_filter_is_ignored_and_reported(client: Client, vm: VirtualMachine) -> None:
     response = client.get(f"{LIST}?state=asleep")
 
     assert names(response, "vm") == ["db-01"]
     assert "were ignored:" in response.text
 
 
-def test_without_machines_the_page_says_what_they_are(client: Client) -> None:
+def test_the_empty_list_explains_machines(client: Client) -> None:
     assert "No instances here yet" in client.get(LIST).text
 
 
@@ -143,29 +143,29 @@ def test_the_page_shows_the_disks_in_their_order_and_the_snapshots(client: Clien
         assert words in page, words
 
 
-def test_a_stranger_finds_no_machine(vm: VirtualMachine, client_for: Callable[..., Client]) -> None:
+def test_a_machine_of_another_customer_is_a_404(vm: VirtualMachine, client_for: Callable[..., Client]) -> None:
     stranger = client_for(UserFactory(member_of=ProjectFactory()))
 
     assert stranger.get(url(vm)).status_code == 404
     assert stranger.post(take_url(vm)).status_code == 404
 
 
-def test_a_viewer_sees_the_machine_and_is_told_what_is_missing(viewer: Client, vm: VirtualMachine) -> None:
+def test_a_viewer_sees_the_machine_and_which_role_is_missing(viewer: Client, vm: VirtualMachine) -> None:
     page = viewer.get(url(vm)).text
 
-    assert "You can look at this machine." in page
+    assert "You have view-only access." in page
     assert take_url(vm) not in page
     assert viewer.post(take_url(vm)).status_code == 403
 
 
-def test_a_snapshot_in_a_project_that_one_does_not_see_is_not_shown(client: Client, vm: VirtualMachine) -> None:
+def test_snapshots_in_other_projects_are_not_shown(client: Client, vm: VirtualMachine) -> None:
     elsewhere = ProjectFactory(customer=vm.project.customer)
     VMSnapshotFactory(vm=vm, name="moved", project=elsewhere, customer=elsewhere.customer)
 
     assert "moved" not in client.get(url(vm)).text
 
 
-def test_a_machine_that_is_gone_still_shows_what_was_kept_of_it(client: Client, vm: VirtualMachine) -> None:
+def test_a_deleted_machine_still_shows_its_snapshots(client: Client, vm: VirtualMachine) -> None:
     VMSnapshotFactory(vm=vm, name="the last one")
     VirtualMachine.objects.update(deleted_at=vm.created_at)
 
@@ -175,7 +175,7 @@ def test_a_machine_that_is_gone_still_shows_what_was_kept_of_it(client: Client, 
     assert take_url(vm) not in page
 
 
-def test_of_a_machine_without_disks_no_snapshot_is_offered(client: Client, project: Project) -> None:
+def test_a_machine_without_disks_offers_no_snapshot(client: Client, project: Project) -> None:
     vm = VirtualMachineFactory(project=project)
 
     page = client.get(url(vm)).text
@@ -192,7 +192,7 @@ def test_the_button_leads_to_the_name_of_the_snapshot(client: Client, vm: Virtua
     assert response["Location"] == reverse("snapshots:wizard", args=[draft.pk, "name"])
 
 
-def test_the_page_asks_again_while_something_goes_on(client: Client, vm: VirtualMachine) -> None:
+def test_the_page_polls_while_an_operation_is_active(client: Client, vm: VirtualMachine) -> None:
     OperationFactory(snapshot=VMSnapshotFactory(vm=vm), running=True)
 
     response = client.get(url(vm))

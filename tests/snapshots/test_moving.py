@@ -29,7 +29,7 @@ from tests.factories import (
     VMSnapshotFactory,
     VolumeFactory,
 )
-from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sell_everywhere
+from tests.snapshots.disks import content, put_volume, run_active_operations, sell_everywhere
 
 pytestmark = pytest.mark.django_db
 
@@ -146,7 +146,7 @@ def test_a_snapshot_that_is_moved_while_it_is_taken_is_charged_to_its_new_projec
 ) -> None:
     snapshot = services.request_snapshot(source=volume, name="n", user=member.user)
     move_snapshot(snapshot=snapshot, user=member.user, project=archive)
-    carry_out_what_waits()
+    run_active_operations()
     assert UsageSegment.objects.get(resource_id=snapshot.pk).project == archive
 
 
@@ -159,7 +159,7 @@ def test_a_snapshot_that_is_moved_while_it_is_taken_is_charged_to_its_new_projec
     [([0], 1), ([59], 1), ([60], 1), ([90], 2), ([90, 95], 2), ([30, 200, 230], 4)],
     ids=str,
 )
-def test_what_the_projects_spend_equals_what_one_would_have_spent(
+def test_a_move_splits_the_cost_without_changing_the_total(
     snapshot: Snapshot, member: Membership, archive: Project, minutes: list[int], web_hours: int
 ) -> None:
     snapshot.start_charging(START)
@@ -243,7 +243,7 @@ def test_a_backup_and_an_only_project_have_no_move(
     assert "Backups stay in their project." in client.get(url("move", backup)).text
     only = client_for(viewer_of(volume.project, role=Role.MEMBER))
     assert url("move", snapshot) not in only.get(url("snapshot", snapshot)).text
-    assert "There is no other project" in only.get(url("move", snapshot)).text
+    assert "You aren't a member or owner of any other project" in only.get(url("move", snapshot)).text
 
 
 # --- who sees what -----------------------------------------------------------------------------------------------------
@@ -269,7 +269,7 @@ PAGES = [
 ]
 
 
-def test_who_sees_only_the_snapshot_sees_no_more_of_its_volume_than_the_name(
+def test_a_user_with_only_the_snapshots_project_sees_just_the_name_of_the_volume(
     client_for: Any, assigned: Snapshot, volume: Volume, archive: Project
 ) -> None:
     own = VolumeFactory(project=volume.project, location=volume.location, name="secret-copy", state="creating")
@@ -293,7 +293,7 @@ def test_who_sees_only_the_snapshot_sees_no_more_of_its_volume_than_the_name(
         assert client.get(hidden).status_code == 404
 
 
-def test_who_sees_only_the_volume_sees_that_there_is_a_snapshot_but_not_which(
+def test_a_user_with_only_the_volumes_project_sees_that_a_snapshot_exists_but_not_which(
     client_for: Any, assigned: Snapshot, volume: Volume, member: Membership
 ) -> None:
     client = client_for(viewer_of(member.project))
@@ -330,7 +330,7 @@ def test_restoring_in_place_needs_the_right_in_both_projects(
 
 def test_the_safety_snapshot_stays_in_the_volumes_project(member: Membership, volume: Volume, archive: Project) -> None:
     snapshot = services.request_snapshot(source=volume, name="n", user=member.user, project=archive)
-    carry_out_what_waits()
+    run_active_operations()
     type(volume.vm).objects.update(state="stopped")
     operation = restores.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
     assert operation.safety_snapshot and operation.safety_snapshot.project == volume.project
@@ -348,7 +348,7 @@ def test_a_new_volume_needs_the_right_in_the_snapshots_project_and_in_its_own(
         new_volumes.request_new_volume(snapshot=assigned, user=other, project=volume.project, name="n", size_gb=50)
 
 
-def test_a_failed_capture_is_retried_only_by_who_can_change_the_volumes_project(
+def test_retrying_a_capture_needs_the_right_in_the_volumes_project(
     client_for: Any, volume: Volume, archive: Project
 ) -> None:
     failed = SnapshotFactory(volume=volume, project=archive, failed=True)
@@ -361,7 +361,7 @@ def test_a_failed_capture_is_retried_only_by_who_can_change_the_volumes_project(
     assert url("retry", operation) in client_for(user).get(url("snapshot", failed)).text
 
 
-def test_a_machines_snapshot_shows_no_machine_to_who_sees_only_the_snapshot(
+def test_a_user_with_only_the_snapshots_project_does_not_see_the_machine(
     client_for: Any, volume: Volume, archive: Project
 ) -> None:
     snapshot = VMSnapshotFactory(vm=volume.vm, project=archive, vm_config={"name": "db-01", "vcpus": 1, "memory_mb": 1})

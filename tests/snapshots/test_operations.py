@@ -25,7 +25,7 @@ from snapshots.models import Draft, Operation, Snapshot, State
 from snapshots.storage.contract import Interrupted, advice_for
 from snapshots.tasks import run_operation
 from tests.factories import DraftFactory, MembershipFactory, OperationFactory, SnapshotFactory, VolumeFactory
-from tests.snapshots.disks import carry_out_what_waits, content, holds, put_volume, sell_everywhere, touch_every_chunk
+from tests.snapshots.disks import content, holds, put_volume, run_active_operations, sell_everywhere, touch_every_chunk
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
@@ -73,14 +73,14 @@ def test_a_claimed_operation_cannot_be_claimed_again_before_its_lease_ran_out(op
     assert second is not None and second.attempt == 2
 
 
-def test_a_worker_whose_clock_is_a_little_behind_takes_what_was_just_asked_for(operation: Operation) -> None:
+def test_a_worker_whose_clock_is_behind_claims_a_new_operation(operation: Operation) -> None:
     first = operations.claim(operation.pk, now=operation.created_at - timedelta(milliseconds=300))
     assert first is not None and first.attempt == 1
     operations.release(first, retry_in=timedelta(seconds=5), error="The disk is busy.")
     assert operations.claim(operation.pk, now=timezone.now()) is None, "put off by an error"
 
 
-def test_who_lost_the_lease_can_neither_report_nor_finish(operation: Operation) -> None:
+def test_a_worker_without_the_lease_can_neither_report_nor_finish(operation: Operation) -> None:
     now = timezone.now()
     slow = operations.claim(operation.pk, now=now)
     operations.claim(operation.pk, now=now + timedelta(minutes=1))
@@ -129,7 +129,7 @@ def test_after_the_deadline_the_lease_is_given_up(operation: Operation, settings
             lease.heartbeat(0, 0)
 
 
-def test_an_order_to_stop_hands_the_operation_back_without_counting_it(operation: Operation) -> None:
+def test_a_stop_signal_releases_the_operation_without_counting_the_attempt(operation: Operation) -> None:
     operations.stopping.set()
     claimed = operations.claim(operation.pk)
     assert claimed is not None
@@ -165,7 +165,7 @@ def test_a_busy_disk_is_waited_for_until_the_deadline_and_the_attempts_do_not_co
             assert operation.is_active == (now < deadline)
     assert operation.state == Operation.State.FAILED
     assert "is in use by" in operation.error and volume.name in operation.error
-    assert operation.error.endswith("It was busy for 24 hours, so this was given up.")
+    assert operation.error.endswith("It was busy for 24 hours, so the operation was stopped.")
     snapshot = Snapshot.objects.get()
     assert (snapshot.state, snapshot.error) == (State.FAILED, operation.error)
     assert not UsageSegment.objects.exists()
@@ -176,13 +176,13 @@ def test_a_lost_task_is_enqueued_again_at_once_and_only_while_none_is_queued(ope
     for _round in range(3):
         assert operations.reconcile() == 0
         assert DBTaskResult.objects.count() == 1
-    carry_out_what_waits()
+    run_active_operations()
     DBTaskResult.objects.all().delete()
     operations.reconcile()
     assert not DBTaskResult.objects.exists(), "nothing waits"
 
 
-def test_of_very_many_forgotten_ones_the_next_round_releases_the_others(
+def test_a_large_backlog_of_lost_operations_is_released_in_rounds(
     operation: Operation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(operations, "RECONCILED_AT_ONCE", 1)
@@ -193,7 +193,7 @@ def test_of_very_many_forgotten_ones_the_next_round_releases_the_others(
 
 
 @pytest.mark.both_databases
-def test_what_was_asked_for_before_the_clock_was_set_back_is_taken_at_once(operation: Operation) -> None:
+def test_operations_requested_before_the_clock_was_set_back_are_claimed_at_once(operation: Operation) -> None:
     now = timezone.now()
     later = now + timedelta(hours=2)
     Operation.objects.filter(pk=operation.pk).update(not_before=later)
@@ -202,7 +202,7 @@ def test_what_was_asked_for_before_the_clock_was_set_back_is_taken_at_once(opera
 
 
 @pytest.mark.parametrize("backed_off", [False, True])
-def test_what_was_begun_before_the_clock_was_set_back_is_released(operation: Operation, backed_off: bool) -> None:
+def test_operations_started_before_the_clock_was_set_back_are_released(operation: Operation, backed_off: bool) -> None:
     """Its worker died, or an error has put it off."""
     now = timezone.now()
     claimed = operations.claim(operation.pk, now=now + timedelta(hours=2))
@@ -215,7 +215,7 @@ def test_what_was_begun_before_the_clock_was_set_back_is_released(operation: Ope
     assert operations.claim(operation.pk, now=now)
 
 
-def test_a_worker_whose_clock_is_ahead_takes_nothing_from_one_that_works(operation: Operation) -> None:
+def test_a_worker_whose_clock_is_ahead_takes_over_no_running_operation(operation: Operation) -> None:
     """SQLite runs on one machine, whose clock is that of every worker: there the lease did run out."""
     claimed_by_somebody(operation)
     with time_machine.travel(timezone.now() + timedelta(hours=2)):
@@ -235,7 +235,7 @@ def test_a_clock_that_jumps_neither_ends_a_lease_nor_hides_progress(operation: O
         assert time.monotonic() < lease.deadline
 
 
-def test_what_is_put_off_for_as_long_as_can_be_is_left_alone(operation: Operation) -> None:
+def test_an_operation_with_the_longest_backoff_is_left_alone(operation: Operation) -> None:
     operation = claimed_by_somebody(operation)
     operations.release(operation, retry_in=operations.LONGEST_PAUSE)
     assert operations.reconcile() == 0
@@ -248,7 +248,7 @@ def claimed_by_somebody(operation: Operation) -> Operation:
 
 
 def test_an_operation_that_is_done_is_not_run_again(operation: Operation) -> None:
-    carry_out_what_waits()
+    run_active_operations()
     run_operation(operation.pk)
     operation.refresh_from_db()
     assert operation.attempt == 1
@@ -264,13 +264,13 @@ def test_impossible_changes_of_state_are_refused() -> None:
 def test_a_restore_is_refused_when_the_machine_was_started_meanwhile(
     storage_root: Path, member: Membership, volume: Volume, operation: Operation
 ) -> None:
-    carry_out_what_waits()
+    run_active_operations()
     snapshot = Snapshot.objects.get()
     changed = content(b"later")
     image = put_volume(storage_root, volume, changed)
     restore = restores.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
     VirtualMachine.objects.update(state=VirtualMachine.State.RUNNING)
-    carry_out_what_waits()
+    run_active_operations()
     restore.refresh_from_db()
     assert restore.state == Operation.State.FAILED and "Stop the machine" in restore.error
     assert restore.safety_snapshot.state == State.FAILED
@@ -279,7 +279,7 @@ def test_a_restore_is_refused_when_the_machine_was_started_meanwhile(
 
 def test_a_storage_that_is_not_set_up_fails_the_operation_at_once(operation: Operation) -> None:
     Location.objects.update(driver="nowhere")
-    carry_out_what_waits()
+    run_active_operations()
     operation.refresh_from_db()
     operation.snapshot.refresh_from_db()
     assert (operation.state, operation.attempt, operation.snapshot.state) == (Operation.State.FAILED, 1, State.FAILED)
@@ -287,7 +287,7 @@ def test_a_storage_that_is_not_set_up_fails_the_operation_at_once(operation: Ope
     assert "STORAGE" in str(advice_for(operation.cause))
 
 
-def test_old_drafts_are_forgotten_and_finished_ones_are_kept(member: Membership, volume: Volume) -> None:
+def test_old_drafts_are_deleted_and_finished_ones_are_kept(member: Membership, volume: Volume) -> None:
     now = timezone.now()
     DraftFactory(created_by=member.user, customer=member.project.customer, created_at=now - timedelta(days=31))
     fresh = DraftFactory(created_by=member.user, customer=member.project.customer)
@@ -323,7 +323,7 @@ def wait_for(operation: Operation, what: Callable[[Operation], bool]) -> None:
         operation.refresh_from_db()
 
 
-def test_sigterm_in_the_middle_of_a_copy_hands_it_back_and_the_next_worker_ends_it(
+def test_sigterm_during_a_copy_releases_it_for_the_next_worker(
     storage_root: Path, member: Membership, volume: Volume, start_worker: Callable[..., subprocess.Popen]
 ) -> None:
     Volume.objects.filter(pk=volume.pk).update(size_gb=10)
@@ -344,7 +344,7 @@ def test_sigterm_in_the_middle_of_a_copy_hands_it_back_and_the_next_worker_ends_
     assert snapshot.state == State.READY
 
 
-def test_what_a_frozen_worker_holds_is_waited_for_longer_than_there_are_attempts(
+def test_waiting_for_a_frozen_worker_uses_up_no_attempts(
     storage_root: Path,
     member: Membership,
     volume: Volume,
@@ -365,7 +365,7 @@ def test_what_a_frozen_worker_holds_is_waited_for_longer_than_there_are_attempts
     attempts = range(2, settings.OPERATION_MAX_ATTEMPTS + 4)
     for attempt in attempts:
         wait_for(operation, lambda one: one.attempt == attempt and one.state == Operation.State.PENDING)  # noqa: B023
-        assert "Something else is being done with this snapshot" in operation.error
+        assert "Another operation is using this snapshot" in operation.error
         if attempt == attempts[-1]:  # the disk becomes free, and quick to read
             Volume.objects.update(size_gb=1)
             put_volume(storage_root, Volume.objects.get(), content(b"bytes"))
@@ -398,7 +398,7 @@ def test_the_scheduler_releases_what_a_dead_worker_held(process_environment: dic
     assert DBTaskResult.objects.count() == 1
 
 
-def test_the_scheduler_removes_what_dead_workers_left_half_made(
+def test_the_scheduler_removes_incomplete_files_of_dead_workers(
     storage_root: Path, volume: Volume, process_environment: dict[str, str]
 ) -> None:
     left = storage_root / volume.location_id / "volumes" / f".{volume.pk}.new"
@@ -407,21 +407,21 @@ def test_the_scheduler_removes_what_dead_workers_left_half_made(
     assert not left.exists()
 
 
-def test_what_became_of_it_is_in_the_log_as_the_portals_own_entry(
+def test_the_outcome_is_logged_as_the_portals_own_action(
     storage_root: Path, operation: Operation, volume: Volume, member: Membership
 ) -> None:
-    carry_out_what_waits()
+    run_active_operations()
     snapshot = operation.snapshot
     snapshot.refresh_from_db()
     restores.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
-    carry_out_what_waits()
+    run_active_operations()
     services.request_verification(snapshot=snapshot, user=member.user)
-    carry_out_what_waits()
+    run_active_operations()
     services.request_deletion(snapshot=snapshot, user=member.user)
-    carry_out_what_waits()
+    run_active_operations()
     services.request_snapshot(source=volume, name="second", user=member.user)
     put_volume(storage_root, volume, b"").unlink()
-    carry_out_what_waits()
+    run_active_operations()
 
     log = Activity.objects.filter(actor=None, project=member.project).order_by("at", "pk")
     assert {entry.action for entry in log} == {

@@ -74,7 +74,7 @@ def test_twenty_submits_of_one_draft_make_one_snapshot(member: Membership, volum
     assert Operation.objects.count() == 1
 
 
-def test_of_twenty_equal_names_one_is_taken(member: Membership, volume: Volume) -> None:
+def test_twenty_requests_with_one_name_create_one_snapshot(member: Membership, volume: Volume) -> None:
     names = ["Nightly", "nightly", "NIGHTLY", " nightly "] * 5
     outcome = all_at_once(lambda number: services.request_snapshot(source=volume, name=names[number], user=member.user))
     assert outcome == {"done": 1, "NameTaken": TAKERS - 1}
@@ -105,7 +105,7 @@ def test_credit_for_one_hour_of_one_snapshot_has_one_taker(member: Membership, v
     assert outcome == {"done": 1, "InsufficientCredit": TAKERS - 1}
 
 
-def test_of_twenty_moves_into_a_project_as_many_succeed_as_its_quota_allows(member: Membership, volume: Volume) -> None:
+def test_twenty_concurrent_moves_respect_the_quota(member: Membership, volume: Volume) -> None:
     archive = MembershipFactory(
         user=member.user, project__customer=member.project.customer, project__snapshot_quota=3
     ).project
@@ -130,7 +130,7 @@ def test_twenty_moves_of_a_snapshot_at_once_leave_one_charge(member: Membership,
     assert list(check_usage(timezone.now())) == []
 
 
-def test_of_twenty_workers_one_carries_out_an_operation(member: Membership, volume: Volume) -> None:
+def test_twenty_workers_run_an_operation_once(member: Membership, volume: Volume) -> None:
     snapshot = services.request_snapshot(source=volume, name="once", user=member.user)
     operation = snapshot.operations.get()
     assert all_at_once(lambda number: run_operation(operation.pk)) == {"done": TAKERS}
@@ -139,7 +139,7 @@ def test_of_twenty_workers_one_carries_out_an_operation(member: Membership, volu
     assert (operation.attempt, operation.state, snapshot.state) == (1, Operation.State.SUCCEEDED, State.READY)
 
 
-def test_of_twenty_reconcilers_one_releases_a_forgotten_operation() -> None:
+def test_twenty_reconcilers_release_a_lost_operation_once() -> None:
     forgotten = OperationFactory(running=True, lease_until=timezone.now() - timedelta(seconds=1))
     released = []
     all_at_once(lambda number: released.append(operations.reconcile()))

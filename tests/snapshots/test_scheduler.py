@@ -16,7 +16,7 @@ from tests.factories import LocationFactory, OutgoingMailFactory
 pytestmark = pytest.mark.django_db
 
 
-def test_a_chore_and_a_location_that_fail_leave_the_others_tidied(storage_root: Path, settings: Any) -> None:
+def test_a_failing_duty_or_location_does_not_stop_the_clean_up(storage_root: Path, settings: Any) -> None:
     settings.CACHES = settings.CACHES | {"default": settings.CACHES["default"] | {"LOCATION": "no_such_table"}}
     LocationFactory(code="1CNG-AAA-AZ01", driver="none")
     LocationFactory(code="1CNG-YGN-AZ01")

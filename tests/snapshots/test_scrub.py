@@ -22,7 +22,7 @@ from snapshots.monitoring.status import load_operation_status
 from snapshots.monitoring.storage import measure_storage
 from snapshots.views import bell
 from tests.factories import LocationFactory, MembershipFactory, OperationFactory, SnapshotFactory, VolumeFactory
-from tests.snapshots.disks import carry_out_what_waits, flip_byte, put_volume, sell_everywhere, touch_every_chunk
+from tests.snapshots.disks import flip_byte, put_volume, run_active_operations, sell_everywhere, touch_every_chunk
 from tests.snapshots.storage.medium import failing_medium
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
@@ -60,7 +60,7 @@ def age(snapshot: Snapshot, read_at: datetime) -> None:
 
 def work() -> None:
     while Operation.objects.active().exists():
-        carry_out_what_waits()
+        run_active_operations()
 
 
 def scrubs() -> list[str]:
@@ -69,7 +69,7 @@ def scrubs() -> list[str]:
     return list(asked.values_list("snapshot__name", flat=True))
 
 
-def test_the_one_read_longest_ago_comes_first_and_one_at_a_time(volume: Volume, member: Membership) -> None:
+def test_scrubs_read_the_longest_unread_snapshot_first_one_at_a_time(volume: Volume, member: Membership) -> None:
     for name, days_ago in {"new": 20, "old": 26, "oldest": 40, "older": 29}.items():
         take(volume, member, name, days_ago=days_ago)
     for expected in ["oldest"], ["oldest", "older"], ["oldest", "older", "old"], ["oldest", "older", "old"]:
@@ -95,7 +95,7 @@ def test_every_disk_is_read_within_the_days_of_the_setting(volume: Volume, membe
     assert Operation.objects.filter(kind=Operation.Kind.SCRUB).count() >= 3 * len(taken)
 
 
-def test_each_location_has_its_own_and_a_storage_that_does_not_work_has_none(
+def test_each_location_scrubs_unless_its_storage_is_failing(
     volume: Volume, member: Membership, storage_root: Path
 ) -> None:
     take(volume, member, "here", days_ago=40)
@@ -119,7 +119,7 @@ def sell_everywhere_else(location: Location) -> None:
 
 
 @pytest.mark.parametrize("traits", [{"damaged": True}, {"deleting": True}, {"failed": True}])
-def test_what_cannot_be_used_is_not_read(traits: dict[str, bool]) -> None:
+def test_unusable_snapshots_are_not_scrubbed(traits: dict[str, bool]) -> None:
     SnapshotFactory(last_read_at=timezone.now() - 90 * DAY, **traits)
     assert scrub.start_scrubs(timezone.now()) == 0
 
@@ -148,7 +148,9 @@ def test_a_worker_takes_everything_else_first(volume: Volume, member: Membership
     assert [one.kind for one in operations.in_turn(later)] == ["capture", "scrub"]
 
 
-def test_a_scrub_is_no_work_of_its_customer(running: Operation, volume: Volume, member: Membership) -> None:
+def test_a_scrub_does_not_count_as_the_customers_operation(
+    running: Operation, volume: Volume, member: Membership
+) -> None:
     """One who has nothing else running is not put behind others for it."""
     other = MembershipFactory(project__customer__postpaid=True)
     asked = services.request_snapshot(source=volume, name="new", user=member.user)
@@ -168,7 +170,7 @@ def running(volume: Volume, member: Membership, monkeypatch: pytest.MonkeyPatch)
     return Operation.objects.get(kind=Operation.Kind.SCRUB)
 
 
-def test_a_running_scrub_gives_way_to_who_has_waited_for_some_seconds(
+def test_a_running_scrub_yields_to_operations_that_have_waited_some_seconds(
     running: Operation, volume: Volume, member: Membership
 ) -> None:
     services.request_snapshot(source=volume, name="new", user=member.user)
@@ -193,7 +195,7 @@ def test_a_running_scrub_gives_way_to_who_has_waited_for_some_seconds(
     assert running.state == Operation.State.SUCCEEDED
 
 
-def test_a_scrub_that_gave_way_continues_where_it_stopped(member: Membership, storage_root: Path) -> None:
+def test_a_scrub_that_yielded_continues_where_it_stopped(member: Membership, storage_root: Path) -> None:
     volume = VolumeFactory(project=member.project, size_gb=10)
     sell_everywhere()
     touch_every_chunk(put_volume(storage_root, volume, b"precious"))
@@ -226,7 +228,7 @@ def test_a_scrub_that_gave_way_continues_where_it_stopped(member: Membership, st
     assert snapshot.is_damaged, "the next scrub reads all of it"
 
 
-def test_a_scrub_gives_way_to_a_deletion_and_is_forgotten(
+def test_a_scrub_yields_to_a_deletion_and_is_deleted(
     running: Operation, member: Membership, storage_root: Path
 ) -> None:
     services.request_deletion(snapshot=running.snapshot, user=member.user)
@@ -236,7 +238,7 @@ def test_a_scrub_gives_way_to_a_deletion_and_is_forgotten(
     assert Snapshot.objects.get().state == State.DELETED
 
 
-def test_a_person_verifies_what_is_being_scrubbed(running: Operation, member: Membership) -> None:
+def test_a_user_can_verify_a_snapshot_that_is_being_scrubbed(running: Operation, member: Membership) -> None:
     asked = services.request_verification(snapshot=running.snapshot, user=member.user)
     assert asked.pk != running.pk
     tasks.run_operation(running.pk)
@@ -247,7 +249,7 @@ def test_a_person_verifies_what_is_being_scrubbed(running: Operation, member: Me
     assert asked.state == Operation.State.SUCCEEDED
 
 
-def test_damage_that_a_scrub_finds_is_told_and_ends_the_bill(
+def test_damage_found_by_a_scrub_is_notified_and_ends_the_charge(
     running: Operation, member: Membership, storage_root: Path
 ) -> None:
     snapshot = running.snapshot
@@ -282,7 +284,7 @@ def test_a_medium_that_reports_errors_is_damage(member: Membership, tmp_path: Pa
     assert UsageSegment.objects.get(resource_id=snapshot.pk).ended_at == snapshot.damaged_at
 
 
-def test_one_that_cannot_be_read_keeps_the_others_waiting_for_no_longer_than_itself(
+def test_an_unreadable_snapshot_does_not_delay_other_scrubs(
     volume: Volume, member: Membership, storage_root: Path
 ) -> None:
     lost = take(volume, member, "lost", days_ago=50)
@@ -298,14 +300,14 @@ def test_one_that_cannot_be_read_keeps_the_others_waiting_for_no_longer_than_its
     assert scrubs() == ["lost", "old", "lost"]
 
 
-def test_nobody_sees_a_scrub_as_work_of_theirs(running: Operation, member: Membership) -> None:
+def test_scrubs_are_not_shown_to_users(running: Operation, member: Membership) -> None:
     assert bell.in_progress(member.user)["rows"] == []
     assert not Activity.objects.filter(action__contains="scrub").exists()
     work()
     assert not Activity.objects.filter(action__contains="scrub").exists()
 
 
-def test_a_killed_scrub_is_taken_up_again(running: Operation) -> None:
+def test_a_killed_scrub_is_resumed(running: Operation) -> None:
     operations.claim(running.pk, now=timezone.now() - DAY)
     assert operations.reconcile() == 1
     work()
@@ -323,7 +325,7 @@ def test_a_restore_counts_as_reading(volume: Volume, member: Membership) -> None
     assert scrub.start_scrubs(timezone.now()) == 0
 
 
-def test_a_machine_is_as_old_as_the_disk_that_was_read_longest_ago() -> None:
+def test_a_machine_snapshots_last_read_is_that_of_its_longest_unread_disk() -> None:
     snapshot = SnapshotFactory()
     now = timezone.now()
     snapshot.disks.update(captured_at=now - 3 * DAY)
@@ -340,7 +342,7 @@ def test_a_machine_is_as_old_as_the_disk_that_was_read_longest_ago() -> None:
     assert snapshot.last_read_at == now - 5 * DAY
 
 
-def test_the_operator_sees_what_is_overdue_and_what_is_damaged(volume: Volume, member: Membership) -> None:
+def test_the_operator_sees_overdue_and_damaged_snapshots(volume: Volume, member: Membership) -> None:
     take(volume, member, "old", days_ago=40)
     SnapshotFactory(volume=volume, damaged=True, last_read_at=timezone.now() - 90 * DAY).disks.update(
         captured_at=timezone.now()

@@ -64,7 +64,7 @@ def test_it_finds_each_kind_by_a_part_of_its_name(project: Project, owner: User)
 
 
 @pytest.mark.both_databases
-def test_the_exact_name_comes_first_and_then_those_that_begin_so(project: Project, owner: User) -> None:
+def test_exact_matches_come_first_then_prefixes(project: Project, owner: User) -> None:
     for name in ("web", "a-web", "web-2", "WEB-1"):
         volume = VolumeFactory(project=project, name=name)
         SnapshotFactory(volume=volume, name=name)
@@ -102,7 +102,7 @@ def test_an_invoice_is_found_by_its_number_and_only_by_owners(project: Project, 
     assert names(member, "inv-001039") == names(stranger, "inv-001039") == {}
 
 
-def test_nothing_of_strangers_is_found(project: Project, owner: User) -> None:
+def test_other_customers_resources_are_not_found(project: Project, owner: User) -> None:
     fill(ProjectFactory(name="Shop of others"))
     theirs = VolumeFactory(name="db-01-theirs")
     assert names(owner, "db-01") == names(owner, "others") == names(owner, str(theirs.pk)) == {}
@@ -112,14 +112,14 @@ def test_nothing_of_strangers_is_found(project: Project, owner: User) -> None:
     assert names(owner, "secret") == {}
 
 
-def test_what_is_deleted_is_found_by_its_id_only(project: Project, owner: User) -> None:
+def test_deleted_resources_are_found_only_by_id(project: Project, owner: User) -> None:
     volume = VolumeFactory(project=project, name="data")
     SnapshotFactory(volume=volume, name="data gone", deleted=True)
     VolumeFactory(project=project, name="data gone too", gone=True)
     assert names(owner, "data") == {"Volumes": ["data"]}
 
 
-def test_pages_and_actions_are_those_that_the_user_may_use(project: Project, owner: User) -> None:
+def test_only_allowed_pages_and_actions_are_found(project: Project, owner: User) -> None:
     viewer = UserFactory(member_of=project, member_of__role=Role.VIEWER)
     assert names(owner, "take snap") == {"Actions": ["Take Snapshot"]}
     assert names(owner, "invite")["Actions"] == ["Invite a member to Shop"]
@@ -153,14 +153,14 @@ def test_the_fragment_says_how_many_and_the_page_stands_alone(
     assert 'value="db-01"' in page.text
 
 
-def test_a_search_that_is_too_long_or_strange_says_so(owner: User, client_for: Callable[..., Client]) -> None:
+def test_an_invalid_search_is_explained(owner: User, client_for: Callable[..., Client]) -> None:
     client = client_for(owner)
     too_long = client.get("/search/", {"q": "x" * 121}).text
     assert "at most 120 characters" in too_long and f'value="{"x" * 121}"' in too_long
     strange = client.get("/search/", {"q": "a\0b"}).text
     assert "at most 120 characters" not in strange and "Null characters are not allowed" in strange
     assert client.get("/search/", {"q": "a\x00b"}).status_code == 200
-    assert "Nothing is called “&lt;b&gt;”" in client.get("/search/", {"q": "<b>"}).text
+    assert "No results for “&lt;b&gt;”" in client.get("/search/", {"q": "<b>"}).text
 
 
 @pytest.mark.both_databases
@@ -203,5 +203,5 @@ def test_snapshots_are_found_in_the_order_of_an_index(owner: User) -> None:
 def test_a_stranger_may_search_but_finds_nothing(project: Project, client_for: Callable[..., Client]) -> None:
     fill(project)
     stranger = UserFactory(member_of=ProjectFactory())
-    assert "Nothing is called" in client_for(stranger).get("/search/?q=db-01").text
+    assert "No results for" in client_for(stranger).get("/search/?q=db-01").text
     assert client_for(stranger).get(reverse("search")).status_code == 200

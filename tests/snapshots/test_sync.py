@@ -34,7 +34,7 @@ from tests.factories import (
     UserFactory,
     VolumeFactory,
 )
-from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sell_everywhere
+from tests.snapshots.disks import content, put_volume, run_active_operations, sell_everywhere
 
 pytestmark = pytest.mark.django_db
 
@@ -84,7 +84,7 @@ def test_an_unknown_location_is_named_with_those_that_are_known() -> None:
         call_command("sync_inventory", location="NOWHERE")
 
 
-def test_administrators_see_what_belongs_to_nobody_and_map_it(
+def test_administrators_see_unassigned_projects_and_assign_them(
     cloud_project: CloudProject, client_for: Callable[..., Client]
 ) -> None:
     project, support = ProjectFactory(), client_for(UserFactory(admin=True))
@@ -138,7 +138,7 @@ def test_a_project_whose_volumes_came_stays_where_it_is(
     assert cloud_project.project_id == before
 
 
-def test_what_is_in_the_cloud_once_is_here_once() -> None:
+def test_cloud_objects_are_unique_in_the_portal() -> None:
     volume = VolumeFactory(backend_ref="one", backend_project="0a1b2c")
     VolumeFactory.create_batch(2, location=volume.location)  # without a reference there may be many
     with pytest.raises(IntegrityError):
@@ -153,7 +153,7 @@ def test_a_snapshot_made_in_the_cloud_shows_its_origin_and_its_price(
     Location.objects.update(charges_outside=charged)
     sell_everywhere()
     page = client_for(member.user).get(reverse("snapshots:snapshot", args=[snapshot.pk])).content.decode()
-    assert "was made in the cloud, outside the portal" in page
+    assert "was created in the cloud, outside the portal" in page
     assert ("It costs nothing here." in page) is not charged
     row = client_for(member.user).get(reverse("snapshots:volume_snapshots")).content.decode()
     assert "Created outside the portal" in row
@@ -196,10 +196,10 @@ def test_where_storage_shows_no_bytes_no_checksum_is_promised(
         assert words in page
     verify = reverse("snapshots:verify", args=[snapshot.pk])
     assert "Its bytes can't be read, so they can't be compared." in client.get(verify).content.decode()
-    assert "The storage is being asked for" in client.post(verify, follow=True).content.decode()
+    assert "The storage is being asked whether" in client.post(verify, follow=True).content.decode()
 
 
-def test_one_that_is_missing_is_not_the_latest_any_more(member: Membership, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_snapshot_is_no_longer_the_latest(member: Membership, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LocalDriver, "reverts_only_latest", True)
     older = SnapshotFactory(volume__project=member.project, ready_at=timezone.now() - timedelta(hours=1))
     newer = SnapshotFactory(volume=older.volume)
@@ -209,7 +209,7 @@ def test_one_that_is_missing_is_not_the_latest_any_more(member: Membership, monk
     assert restores.irreversible_reasons([older]) == {}
 
 
-def test_the_latest_is_the_one_that_the_cloud_took_last_whenever_the_portal_heard_of_it(
+def test_the_latest_snapshot_is_the_one_the_cloud_took_last(
     member: Membership, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LocalDriver, "reverts_only_latest", True)
@@ -220,7 +220,7 @@ def test_the_latest_is_the_one_that_the_cloud_took_last_whenever_the_portal_hear
     assert set(restores.irreversible_reasons([older, latest])) == {older.pk}
 
 
-def test_who_tries_again_takes_the_clean_up_over_unless_it_is_at_work(member: Membership) -> None:
+def test_a_retry_takes_over_a_pending_clean_up(member: Membership) -> None:
     snapshot = SnapshotFactory(volume__project=member.project, failed=True)
     sell_everywhere()
     failed = OperationFactory(capture=True, failed=True, snapshot=snapshot)
@@ -238,8 +238,8 @@ def test_a_storage_that_may_finish_late_is_cleaned_up_after_a_failure(
     monkeypatch.setattr(LocalDriver, "finishes_late", True)
     snapshot = SnapshotFactory(volume__project=member.project, pending=True)  # of a volume that storage does not have
     OperationFactory(capture=True, snapshot=snapshot)
-    carry_out_what_waits()
-    carry_out_what_waits()
+    run_active_operations()
+    run_active_operations()
     snapshot.refresh_from_db()
     assert snapshot.state == State.FAILED
     assert list(snapshot.operations.order_by("created_at").values_list("kind", "state")) == [
@@ -306,7 +306,7 @@ def test_the_wizard_says_in_advance_that_the_clouds_own_quota_is_used_up(
         checks.check_capturable(volume)
 
 
-def test_the_clouds_quota_counts_what_was_asked_for_and_deleted_here_since_the_last_look(
+def test_the_clouds_quota_includes_requests_and_deletions_since_the_last_sync(
     quotas: CloudProject, member: Membership
 ) -> None:
     volume = Volume.objects.get()

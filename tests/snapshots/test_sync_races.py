@@ -34,7 +34,7 @@ from snapshots.storage.inventory import (
 )
 from snapshots.storage.local import LocalDriver
 from tests.factories import LocationFactory, MembershipFactory
-from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sell_everywhere
+from tests.snapshots.disks import content, put_volume, run_active_operations, sell_everywhere
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
 
@@ -132,7 +132,7 @@ def open_segments() -> int:
     return UsageSegment.objects.filter(ended_at=None).count()
 
 
-def test_six_looks_at_once_do_nothing_twice_and_do_not_block_each_other(location: Location) -> None:
+def test_six_concurrent_syncs_do_nothing_twice_and_do_not_deadlock(location: Location) -> None:
     count = 400
     looks = [lambda: sync_location(Location.objects.get())] * LOOKS
 
@@ -163,7 +163,7 @@ def test_six_looks_at_once_do_nothing_twice_and_do_not_block_each_other(location
     assert sync_location(Location.objects.get()).changes == {}
 
 
-def test_what_vanishes_while_customers_delete_it_is_deleted_once_and_charged_until_then(
+def test_snapshots_that_vanish_during_their_deletion_are_deleted_once_and_charged_until_then(
     location: Location, member: Membership
 ) -> None:
     count = 12
@@ -176,16 +176,14 @@ def test_what_vanishes_while_customers_delete_it_is_deleted_once_and_charged_unt
     Cloud.listed_snapshots = []
     deletions = [lambda one=one: services.request_deletion(snapshot=one, user=member.user) for one in found]
     at_once(*deletions, *[lambda: sync_location(Location.objects.get())] * 3)
-    carry_out_what_waits()
+    run_active_operations()
     assert set(Snapshot.objects.values_list("state", flat=True)) == {State.DELETED}
     assert (UsageSegment.objects.count(), open_segments()) == (count, 0)
     assert not Operation.objects.exclude(state=Operation.State.SUCCEEDED).exists()
     assert sync_location(location).changes == {}
 
 
-def test_a_name_that_a_customer_and_a_look_want_at_once_is_taken_once(
-    location: Location, member: Membership, tmp_path: Path
-) -> None:
+def test_a_customer_and_a_sync_never_use_the_same_name(location: Location, member: Membership, tmp_path: Path) -> None:
     Cloud.listed_volumes = [volume_of(1)]
     sync_location(location)
     volume = Volume.objects.get()
@@ -200,10 +198,10 @@ def test_a_name_that_a_customer_and_a_look_want_at_once_is_taken_once(
         outside = Snapshot.objects.get(made_outside=True, deleted_at=None)
         assert isinstance(mine, NameTaken) is (outside.name == name)
         assert outside.name in (name, f"{name} {turn}")
-        carry_out_what_waits()
+        run_active_operations()
 
 
-def test_what_came_back_while_a_customer_deletes_it_costs_nothing_any_more(
+def test_a_snapshot_that_reappears_during_its_deletion_costs_nothing(
     location: Location, member: Membership, tmp_path: Path
 ) -> None:
     Location.objects.update(charges_missing=False)
@@ -213,7 +211,7 @@ def test_what_came_back_while_a_customer_deletes_it_costs_nothing_any_more(
     put_volume(tmp_path / "cloud", volume, content(b"bytes"))
     for turn in range(4):
         snapshot = services.request_snapshot(source=volume, name=f"nightly {turn}", user=member.user)
-        carry_out_what_waits()
+        run_active_operations()
         Cloud.listed_snapshots = []
         assert sync_location(Location.objects.get()).snapshots_gone == 1
         assert open_segments() == 0
@@ -222,14 +220,12 @@ def test_what_came_back_while_a_customer_deletes_it_costs_nothing_any_more(
             lambda snapshot=snapshot: services.request_deletion(snapshot=snapshot, user=member.user),
             *[lambda: sync_location(Location.objects.get())] * 2,
         )
-        carry_out_what_waits()
+        run_active_operations()
         snapshot.refresh_from_db()
         assert (snapshot.state, open_segments()) == (State.DELETED, 0)
 
 
-def test_members_are_told_once_of_snapshots_made_outside_before_they_are_charged(
-    location: Location, member: Membership
-) -> None:
+def test_members_are_notified_once_before_outside_snapshots_are_charged(location: Location, member: Membership) -> None:
     Location.objects.update(charges_outside=False)
     Cloud.listed_volumes = [volume_of(number) for number in range(3)]
     Cloud.listed_snapshots = [snapshot_of(number) for number in range(3)]
@@ -244,7 +240,7 @@ def test_members_are_told_once_of_snapshots_made_outside_before_they_are_charged
     assert "3 snapshots of 3 GB" in notification.text and "K 1.20 an hour" in notification.text
 
 
-def test_what_was_found_damaged_while_it_was_missing_is_not_charged_again(
+def test_a_snapshot_found_damaged_while_missing_is_not_charged_again(
     location: Location, member: Membership, tmp_path: Path
 ) -> None:
     Location.objects.update(charges_missing=True)
@@ -254,7 +250,7 @@ def test_what_was_found_damaged_while_it_was_missing_is_not_charged_again(
     volume = Volume.objects.get()
     put_volume(tmp_path / "cloud", volume, content(b"bytes"))
     snapshot = services.request_snapshot(source=volume, name="nightly", user=member.user)
-    carry_out_what_waits()
+    run_active_operations()
     Cloud.listed_snapshots = []
     sync_location(location)
     assert open_segments() == 1
@@ -270,7 +266,7 @@ def test_what_was_found_damaged_while_it_was_missing_is_not_charged_again(
     assert open_segments() == 1
 
 
-def test_a_moved_snapshot_stays_in_its_project_whatever_a_look_finds(location: Location, member: Membership) -> None:
+def test_a_moved_snapshot_stays_in_its_project_after_a_sync(location: Location, member: Membership) -> None:
     Cloud.listed_volumes, Cloud.listed_snapshots = [volume_of(1)], [snapshot_of(1)]
     sync_location(location)
     snapshot, archive = (

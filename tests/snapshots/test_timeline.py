@@ -67,7 +67,7 @@ def test_days_before_it_existed_are_no_gap() -> None:
 
 
 @pytest.mark.django_db
-def test_the_pages_say_it_in_words(client_for: Callable[..., Client]) -> None:
+def test_pages_describe_the_timeline_in_words(client_for: Callable[..., Client]) -> None:
     project = ProjectFactory()
     client = client_for(UserFactory(member_of=project))
     volume = VolumeFactory(project=project, created_at=timezone.now() - timedelta(days=90))

@@ -16,7 +16,7 @@ from snapshots.models import Operation, Snapshot, State
 from snapshots.monitoring.storage import check_storage
 from snapshots.storage.registry import get_driver
 from tests.factories import MembershipFactory, UserFactory, VolumeFactory
-from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sell_everywhere
+from tests.snapshots.disks import content, put_volume, run_active_operations, sell_everywhere
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -53,7 +53,7 @@ def test_a_storage_that_answered_once_is_expected_ever_after(volume: Volume, sto
 
 def test_work_waits_until_the_storage_is_mounted_again(volume: Volume, member: Membership, storage_root: Path) -> None:
     deleted = services.request_snapshot(source=volume, name="old", user=member.user)
-    carry_out_what_waits()
+    run_active_operations()
     disk = storage_root / volume.location_id / "snapshots" / str(deleted.pk) / "disk.img"
     taken = services.request_snapshot(source=volume, name="new", user=member.user)
     services.request_deletion(snapshot=deleted, user=member.user)

@@ -14,7 +14,7 @@ from snapshots import cancellation, checks, new_volumes, restores, services, vol
 from snapshots.errors import InvalidState, SourceUnavailable
 from snapshots.models import Kind, Operation, Snapshot, State
 from tests.factories import MembershipFactory, VirtualMachineFactory, VMSnapshotFactory, VolumeFactory
-from tests.snapshots.disks import carry_out_what_waits, content, holds, put_volume, sell_everywhere
+from tests.snapshots.disks import content, holds, put_volume, run_active_operations, sell_everywhere
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
@@ -57,7 +57,7 @@ def disks_hold(root: Path, vm: VirtualMachine, contents: list[bytes]) -> bool:
 
 def take(vm: VirtualMachine, member: Membership, name: str = "machine") -> Snapshot:
     snapshot = services.request_snapshot(source=vm, name=name, user=member.user)
-    carry_out_what_waits()
+    run_active_operations()
     snapshot.refresh_from_db()
     return snapshot
 
@@ -79,13 +79,13 @@ def test_all_disks_are_captured_at_one_instant_and_billed_together(
     assert (segment.kind, segment.size_gb, segment.resource_id) == (ServiceKind.VM_SNAPSHOT, 45, snapshot.pk)
 
 
-def test_when_one_disk_fails_all_do_and_nothing_is_left_or_charged(
+def test_a_failing_disk_fails_the_whole_snapshot_without_charge(
     storage_root: Path, vm: VirtualMachine, member: Membership
 ) -> None:
     snapshot = services.request_snapshot(source=vm, name="machine", user=member.user)
     lost = storage_root / vm.location_id / "volumes" / f"{checks.volumes_of(vm)[2].pk}.img"
     lost.unlink()
-    carry_out_what_waits()
+    run_active_operations()
     snapshot.refresh_from_db()
     assert snapshot.state == State.FAILED and "logs" in snapshot.error
     assert not [path for path in (storage_root / vm.location_id / "snapshots").rglob("*") if path.is_file()]
@@ -98,12 +98,12 @@ def test_a_machine_is_restored_with_all_its_disks_and_the_restore_is_undone(
     snapshot = take(vm, member)
     write_disks(storage_root, vm, AFTER)
     restore = restores.request_restore(snapshot=snapshot, user=member.user, confirmation="db-01")
-    carry_out_what_waits()
+    run_active_operations()
     restore.refresh_from_db()
     assert restore.state == Operation.State.SUCCEEDED and restore.can_be_undone
     assert disks_hold(storage_root, vm, BEFORE)
     restores.request_restore(snapshot=restore.safety_snapshot, user=member.user, confirmation="db-01")
-    carry_out_what_waits()
+    run_active_operations()
     assert disks_hold(storage_root, vm, AFTER)
 
 
@@ -127,7 +127,7 @@ def test_a_volume_of_a_machine_that_is_being_restored_is_left_alone(vm: VirtualM
 def test_a_new_machine_is_made_from_it(storage_root: Path, vm: VirtualMachine, member: Membership) -> None:
     snapshot = take(vm, member)
     made = new_volumes.request_new_machine(snapshot=snapshot, user=member.user, project=member.project, name="db-02")
-    carry_out_what_waits()
+    run_active_operations()
     made.refresh_from_db()
     assert (made.state, made.vcpus, made.memory_mb) == (VirtualMachine.State.STOPPED, 4, 8192)
     volumes = checks.volumes_of(made)
@@ -140,7 +140,7 @@ def test_a_new_machine_is_made_from_it(storage_root: Path, vm: VirtualMachine, m
     assert disks_hold(storage_root, made, BEFORE)
 
 
-def test_no_machine_is_made_of_what_has_lost_its_disks(member: Membership) -> None:
+def test_no_machine_is_created_from_a_snapshot_without_disks(member: Membership) -> None:
     lost = VMSnapshotFactory(vm__project=member.project, state=State.READY)
     with pytest.raises(InvalidState, match="has no disks"):
         new_volumes.request_new_machine(snapshot=lost, user=member.user, project=member.project, name="db-02")
@@ -152,11 +152,11 @@ def test_a_machine_without_volumes_is_refused(member: Membership) -> None:
         services.request_snapshot(source=vm, name="nothing", user=member.user)
 
 
-def test_a_retake_notices_that_the_disks_are_others(storage_root: Path, vm: VirtualMachine, member: Membership) -> None:
+def test_a_retry_notices_changed_disks(storage_root: Path, vm: VirtualMachine, member: Membership) -> None:
     snapshot = services.request_snapshot(source=vm, name="machine", user=member.user)
     logs = checks.volumes_of(vm)[2]
     (storage_root / vm.location_id / "volumes" / f"{logs.pk}.img").unlink()
-    carry_out_what_waits()
+    run_active_operations()
     Volume.objects.filter(pk=logs.pk).update(vm=None)
     with pytest.raises(InvalidState, match="disks have changed"):
         services.retry(operation=snapshot.operations.get(), user=member.user)

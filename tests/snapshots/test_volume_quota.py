@@ -63,7 +63,7 @@ def test_a_new_customer_has_a_limit_and_a_project_has_none(member: Membership) -
     ("quota", "sentence"),
     [({"volume_quota": 2}, "2 of 2 volumes of "), ({"volume_gb_quota": 19}, "10 of 19 GB of volumes of ")],
 )
-def test_what_goes_beyond_a_quota_is_refused_and_the_page_shows_it_before(
+def test_a_full_quota_is_shown_in_advance_and_enforced(
     client: Client, snapshot: Snapshot, member: Membership, owner: str, quota: dict[str, int], sentence: str
 ) -> None:
     limited = member.project.customer if owner == "customer" else member.project
@@ -101,7 +101,7 @@ def test_a_machine_needs_room_for_all_of_its_volumes(member: Membership, client:
     assert new_volumes.request_new_machine(**options).volumes.count() == 3
 
 
-def test_what_is_tried_again_counts_again(snapshot: Snapshot, member: Membership) -> None:
+def test_a_retry_counts_towards_the_quota(snapshot: Snapshot, member: Membership) -> None:
     failed = OperationFactory(snapshot=snapshot, new_volume=True, failed=True)
     Volume.objects.filter(pk=failed.volume_id).update(state="error", deleted_at=timezone.now())
     Customer.objects.update(volume_quota=1)
@@ -111,7 +111,7 @@ def test_what_is_tried_again_counts_again(snapshot: Snapshot, member: Membership
     assert services.retry(operation=failed, user=member.user).volume_id == failed.volume_id
 
 
-def test_of_twenty_at_once_as_many_are_made_as_the_quota_admits(snapshot: Snapshot, member: Membership) -> None:
+def test_twenty_concurrent_requests_respect_the_quota(snapshot: Snapshot, member: Membership) -> None:
     Customer.objects.update(volume_quota=4)
     outcome = all_at_once(lambda number: request(snapshot, member))
     assert outcome == {"done": 3, "QuotaExceeded": TAKERS - 3}

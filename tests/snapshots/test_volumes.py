@@ -113,7 +113,7 @@ def test_a_long_name_gets_a_line_of_its_own_on_a_phone(client: Client, project: 
     assert '<td class="is-name is-wide" data-label="Attached to">' in client.get(LIST).content.decode()
 
 
-def test_only_volumes_of_ones_projects_that_are_there_are_listed(client: Client, project: Project) -> None:
+def test_only_existing_volumes_of_the_users_projects_are_listed(client: Client, project: Project) -> None:
     mine = VolumeFactory(project=project)
     VolumeFactory(project=project, gone=True)
     VolumeFactory()
@@ -121,7 +121,7 @@ def test_only_volumes_of_ones_projects_that_are_there_are_listed(client: Client,
     assert names(client.get(LIST), "volume") == [mine.name]
 
 
-def test_a_snapshot_is_taken_from_a_row_by_who_may(client: Client, viewer: Client, project: Project) -> None:
+def test_a_snapshot_is_taken_from_a_row_by_members(client: Client, viewer: Client, project: Project) -> None:
     volume = VolumeFactory(project=project)
 
     page = client.get(LIST).content.decode()
@@ -131,7 +131,7 @@ def test_a_snapshot_is_taken_from_a_row_by_who_may(client: Client, viewer: Clien
     assert viewer.post(take_url(volume)).status_code == 403
 
 
-def test_of_a_volume_that_is_still_being_made_no_snapshot_is_offered(client: Client, project: Project) -> None:
+def test_a_volume_that_is_being_created_offers_no_snapshot(client: Client, project: Project) -> None:
     volume = VolumeFactory(project=project, state=Volume.State.CREATING)
 
     assert take_url(volume) not in client.get(LIST).content.decode()
@@ -157,7 +157,7 @@ def test_search_and_filters_narrow_the_list(client: Client, project: Project) ->
         assert names(client.get(f"{LIST}?{query}"), "volume") == [volume.name], query
 
 
-def test_an_unknown_filter_is_left_out_and_said(client: Client, project: Project) -> None:
+def test_an_unknown_filter_is_ignored_and_reported(client: Client, project: Project) -> None:
     VolumeFactory(project=project)
 
     response = client.get(LIST, {"show": "bogus", "project": str(ProjectFactory().pk)})
@@ -218,7 +218,7 @@ def test_the_page_has_facts_snapshots_and_operations(client: Client, project: Pr
     assert take_url(volume) in page
 
 
-def test_a_volume_that_is_gone_keeps_its_page_and_its_snapshots(client: Client, project: Project) -> None:
+def test_a_deleted_volume_keeps_its_page_and_snapshots(client: Client, project: Project) -> None:
     volume = VolumeFactory(project=project, gone=True)
     snapshot = SnapshotFactory(volume=volume)
 
@@ -242,7 +242,7 @@ def test_a_volume_that_only_copies_of_its_machine_hold_is_not_called_unprotected
     assert "See db-01" in shown
 
 
-def test_a_volume_that_could_not_be_made_says_why_and_is_tried_again(client: Client, project: Project) -> None:
+def test_a_failed_volume_shows_the_reason_and_is_retried(client: Client, project: Project) -> None:
     operation = OperationFactory(snapshot__volume__project=project, new_volume=True, failed=True, error="Out of room.")
     volume = operation.volume
     Volume.objects.filter(pk=volume.pk).update(state=Volume.State.ERROR, deleted_at=timezone.now())
@@ -291,7 +291,7 @@ def test_the_page_polls_until_the_volume_is_made(client: Client, project: Projec
     assert f"Volume {volume.name}: Available" in settled.content.decode()
 
 
-def test_the_page_shows_the_newest_snapshots_and_leads_to_all(
+def test_the_page_shows_the_newest_snapshots_and_links_to_all(
     client: Client, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("snapshots.views.volumes.SNAPSHOTS_SHOWN", 2)
@@ -304,7 +304,7 @@ def test_the_page_shows_the_newest_snapshots_and_leads_to_all(
     assert "All 3" in response.content.decode()
 
 
-def test_snapshots_of_a_project_that_one_does_not_see_stay_unseen(client: Client, project: Project) -> None:
+def test_snapshots_of_invisible_projects_stay_hidden(client: Client, project: Project) -> None:
     volume = VolumeFactory(project=project)
     hidden = SnapshotFactory(volume=volume, project=ProjectFactory(customer=project.customer))
 

@@ -28,7 +28,7 @@ from tests.factories import (
     UserFactory,
     VolumeFactory,
 )
-from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sell_everywhere
+from tests.snapshots.disks import content, put_volume, run_active_operations, sell_everywhere
 
 pytestmark = pytest.mark.django_db
 
@@ -101,7 +101,7 @@ def test_the_whole_way_from_a_location_to_a_ready_snapshot(client: Client, membe
     snapshot = Snapshot.objects.get()
     assert response["Location"] == reverse("snapshots:snapshot", args=[snapshot.pk]) + "#heading"
     assert (snapshot.name, snapshot.state) == ("Before update", State.PENDING)
-    carry_out_what_waits()
+    run_active_operations()
     snapshot.refresh_from_db()
     assert snapshot.state == State.READY
 
@@ -173,17 +173,17 @@ def test_a_viewer_is_told_why_not(client_for: Any, member: Membership, volume: V
     ("step", "answer", "sentence"),
     [
         ("location", "", "Choose a location."),
-        ("location", "1CNG-NOWHERE", "This location is not available any more."),
+        ("location", "1CNG-NOWHERE", "This location is no longer available."),
         ("project", "", "Choose a project."),
-        ("project", NOBODYS_ID, "You cannot use this project any more."),
-        ("project", "no uuid", "You cannot use this project any more."),
+        ("project", NOBODYS_ID, "You can no longer use this project."),
+        ("project", "no uuid", "You can no longer use this project."),
         ("volume", "", "Choose a volume."),
-        ("volume", NOBODYS_ID, "You cannot take a snapshot of this volume any more."),
-        ("volume", "\x00", "You cannot take a snapshot of this volume any more."),
+        ("volume", NOBODYS_ID, "You can no longer take a snapshot of this volume."),
+        ("volume", "\x00", "You can no longer take a snapshot of this volume."),
         ("name", "", "Enter a name"),
         ("name", "   ", "Enter a name"),
         ("name", "x" * 121, "The name has 121 characters; the limit is 120."),
-        ("name", "two\nlines", "a character that cannot be shown"),
+        ("name", "two\nlines", "a character that can't be displayed"),
     ],
 )
 def test_a_bad_answer_is_explained_and_loses_nothing(
@@ -199,13 +199,15 @@ def test_a_bad_answer_is_explained_and_loses_nothing(
     assert not getattr(draft, step)
 
 
-def test_another_customers_things_are_unknown(client: Client, member: Membership, volume: Volume) -> None:
+def test_another_customers_resources_are_unknown(client: Client, member: Membership, volume: Volume) -> None:
     foreign = VolumeFactory(location=volume.location)
     draft = draft_at("project", volume, member.user)
-    assert "You cannot use this project" in client.post(url(draft, "project"), {"project": foreign.project_id}).text
+    assert (
+        "You can no longer use this project" in client.post(url(draft, "project"), {"project": foreign.project_id}).text
+    )
     draft = draft_at("volume", volume, member.user)
     response = client.post(url(draft, "volume"), {"volume": foreign.pk})
-    assert "You cannot take a snapshot of this volume" in response.text and foreign.name not in response.text
+    assert "You can no longer take a snapshot of this volume" in response.text and foreign.name not in response.text
 
 
 def test_a_location_says_why_it_cannot_be_chosen(client: Client, volume: Volume) -> None:
@@ -267,13 +269,13 @@ def test_changing_an_answer_clears_those_that_depend_on_it(
     assert client.get(url(draft, "review"))["Location"] == url(draft, "volume")
 
 
-def test_a_volume_that_is_gone_is_noticed_at_its_step(client: Client, member: Membership, volume: Volume) -> None:
+def test_a_deleted_volume_is_noticed_at_its_step(client: Client, member: Membership, volume: Volume) -> None:
     draft = draft_at("review", volume, member.user)
     Volume.objects.filter(pk=volume.pk).update(deleted_at=timezone.now())
     VolumeFactory(project=member.project, location=volume.location)
     response = confirm(client, draft)
     assert response["Location"] == url(draft, "volume")
-    assert "You cannot take a snapshot of this volume any more." in client.get(response["Location"]).text
+    assert "You can no longer take a snapshot of this volume." in client.get(response["Location"]).text
     assert not Snapshot.objects.exists()
 
 
@@ -316,7 +318,7 @@ def test_a_tampered_review_is_explained(
     assert not Snapshot.objects.exists()
 
 
-def test_what_is_not_sold_any_more_at_the_last_instant_is_said_at_the_step_of_the_location(
+def test_a_package_retired_before_the_confirmation_is_reported_at_the_location_step(
     client: Client, member: Membership, volume: Volume
 ) -> None:
     draft = draft_at("review", volume, member.user)
@@ -359,7 +361,7 @@ def test_a_name_that_was_taken_meanwhile_leads_back_to_the_name(
     assert "<title>Error" in page
 
 
-def test_uniqueness_is_said_while_typing(client: Client, member: Membership, volume: Volume) -> None:
+def test_uniqueness_is_checked_while_typing(client: Client, member: Membership, volume: Volume) -> None:
     SnapshotFactory(volume=volume, name="Nightly")
     draft = draft_at("name", volume, member.user)
     check = reverse("snapshots:check_name", args=[draft.pk])
@@ -375,7 +377,7 @@ def test_a_free_name_is_suggested(client: Client, member: Membership, volume: Vo
 
 
 @pytest.mark.parametrize("owner", ["customer", "project"])
-def test_a_full_quota_is_said_at_the_volume_step(
+def test_a_full_quota_is_shown_at_the_volume_step(
     client: Client, member: Membership, volume: Volume, owner: str
 ) -> None:
     limited = member.project if owner == "project" else member.project.customer
@@ -385,9 +387,7 @@ def test_a_full_quota_is_said_at_the_volume_step(
     assert "Quota full" in client.post(url(draft, "volume"), {"volume": volume.pk}).text
 
 
-def test_a_wallet_that_is_too_low_is_said_at_the_volume_step(
-    client: Client, member: Membership, volume: Volume
-) -> None:
+def test_insufficient_credits_are_shown_at_the_volume_step(client: Client, member: Membership, volume: Volume) -> None:
     draft = draft_at("review", volume, member.user)
     type(member.project.customer).objects.update(billing_type="prepaid")
     response = client.post(url(draft, "volume"), {"volume": volume.pk})
@@ -411,7 +411,7 @@ def test_take_snapshot_on_a_volume_gives_three_answers(client: Client, volume: V
     assert "Choose Snapshot Name" in client.get(response["Location"]).text
 
 
-def test_of_one_persons_drafts_the_newest_are_kept(client: Client, member: Membership, volume: Volume) -> None:
+def test_only_a_users_newest_drafts_are_kept(client: Client, member: Membership, volume: Volume) -> None:
     now, customer = timezone.now(), member.project.customer
     mine = [
         DraftFactory(created_by=member.user, customer=customer, created_at=now - timedelta(minutes=minutes))
@@ -454,7 +454,7 @@ def test_an_unknown_step_is_not_found(client: Client, member: Membership, volume
     assert client.get(url(draft_at("name", volume, member.user), "nonsense")).status_code == 404
 
 
-def test_a_person_without_projects_is_told_so(client_for: Any) -> None:
+def test_a_user_without_projects_gets_an_explanation(client_for: Any) -> None:
     assert client_for(UserFactory()).get(reverse("snapshots:new")).status_code == 403
 
 
@@ -480,7 +480,7 @@ def test_prepaid_customers_see_how_long_their_credits_last(client: Client, membe
 # --- a session that ends -----------------------------------------------------------------------------------------------
 
 
-def test_what_was_sent_after_the_session_ended_is_there_after_signing_in(
+def test_answers_sent_after_the_session_ended_survive_signing_in(
     client: Client, member: Membership, volume: Volume
 ) -> None:
     path = wizard.url(wizard.start(member.user, source=volume), "name")

@@ -123,29 +123,29 @@ def invitation(request: HttpRequest, token: str) -> HttpResponse:
     It may reveal that the address has an account, because only its owner has the link.
     """
     now = timezone.now()
-    found = roles.get_invitation(token, at=now)
-    if found is None:
+    invitation = roles.get_invitation(token, at=now)
+    if invitation is None:
         return render(request, "accounts/invitation_gone.html", status=404)
     user = request.user if request.user.is_authenticated else None
-    is_for_me = user is not None and user.email.lower() == found.email.lower()
-    has_sign_in = User.objects.filter(email__iexact=found.email).exists()
+    is_for_me = user is not None and user.email.lower() == invitation.email.lower()
+    has_sign_in = User.objects.filter(email__iexact=invitation.email).exists()
     form = None if user or has_sign_in else SignUpForm(request.POST or None)
     problems = []
     if request.method == "POST":
         try:
             if is_for_me:
-                roles.accept(invitation=found, user=user, at=now)
-                messages.success(request, _("Welcome to “%(project)s”.") % {"project": found.project.name})
+                roles.accept(invitation=invitation, user=user, at=now)
+                messages.success(request, _("Welcome to “%(project)s”.") % {"project": invitation.project.name})
                 return redirect("dashboard")
             if form is not None and form.is_valid():
-                made = roles.sign_up(invitation=found, at=now, **form.cleaned_data)
-                return perform_login(request, Login(user=made, redirect_url=reverse("dashboard")))
+                new_user = roles.sign_up(invitation=invitation, at=now, **form.cleaned_data)
+                return perform_login(request, Login(user=new_user, redirect_url=reverse("dashboard")))
         except roles.ActionRefused as refusal:
             problems = [{"id": "", "message": str(refusal)}]
         except ValidationError as error:
             form.add_error("password", error)
     context = {
-        "invitation": found,
+        "invitation": invitation,
         "form": form,
         "problems": problems,
         "is_for_me": is_for_me,

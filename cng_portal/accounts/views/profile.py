@@ -59,9 +59,9 @@ def stop_impersonating(request: Request) -> HttpResponse:
     """End an impersonation."""
     if request.impersonator is None:
         raise Http404
-    person = request.user
+    user = request.user
     impersonation.end(request)
-    return redirect("admin:accounts_user_change", person.pk)
+    return redirect("admin:accounts_user_change", user.pk)
 
 
 @factor_not_required

@@ -69,7 +69,7 @@ def list_parts(image: int, size: int, request: dict[str, Any]) -> Answers:
 
 
 def list_folder(image: int, size: int, request: dict[str, Any]) -> Answers:
-    """Answer a summary, then `count` entries from number `start` on in the order asked for."""
+    """Answer a summary, then `count` entries from number `start` on in the requested order."""
     system, folder = _find(image, size, request)
     if folder.kind != FOLDER:
         raise Missing
@@ -100,13 +100,13 @@ def search(image: int, size: int, request: dict[str, Any]) -> Answers:
     system, folder = _find(image, size, request)
     text = fold(b64decode(request["text"]))
     walk = Walk(system, folder, max_entries=MAX_SEARCHED, seconds=SEARCH_SECONDS)
-    found, has_more = 0, False
+    count, has_more = 0, False
     for path, entry in walk:
         if text in fold(b"/".join(path)) and entry.name:
-            if found == request["count"]:
+            if count == request["count"]:
                 has_more = True
                 break
-            found += 1
+            count += 1
             yield describe(entry, path)
     yield {"is_complete": walk.is_complete and not has_more, "unread": len(walk.unread)}
 
@@ -116,7 +116,7 @@ def fold(name: bytes) -> str:
 
 
 def read_file(image: int, size: int, request: dict[str, Any]) -> Answers:
-    """Answer the file's name and size, then exactly so many bytes."""
+    """Answer the file's name and size, then exactly that many bytes."""
     system, file = _find(image, size, request)
     if file.kind != FILE:
         raise Missing
@@ -129,7 +129,7 @@ def read_file(image: int, size: int, request: dict[str, Any]) -> Answers:
 
 
 def read_folder(image: int, size: int, request: dict[str, Any]) -> Answers:
-    """Answer the size of the tar archive, then exactly so many bytes."""
+    """Answer the size of the tar archive, then exactly that many bytes."""
     system, folder = _find(image, size, request)
     if folder.kind != FOLDER:
         raise Missing

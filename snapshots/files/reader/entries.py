@@ -57,8 +57,8 @@ def merge(ranges: list[tuple[int, int]], end: int) -> list[tuple[int, int]]:
         if size <= 0:
             continue
         if merged and offset <= merged[-1][0] + merged[-1][1]:
-            start, _size = merged.pop()
-            merged.append((start, max(_size, offset + size - start)))
+            start, merged_size = merged.pop()
+            merged.append((start, max(merged_size, offset + size - start)))
         else:
             merged.append((offset, size))
     return merged

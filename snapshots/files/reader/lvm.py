@@ -28,7 +28,7 @@ def find_logical_volumes(physical: Window) -> list[tuple[str, Window]]:
     extent, start = group["extent_size"] * SECTOR, pv["pe_start"] * SECTOR
     if extent < SECTOR or start < SECTOR:
         raise ValueError("no extents")
-    found = []
+    logical_volumes = []
     for name, volume in sorted(volumes.items()):
         if "VISIBLE" not in volume["status"]:
             continue
@@ -41,8 +41,8 @@ def find_logical_volumes(physical: Window) -> list[tuple[str, Window]]:
             if at < start or size < 0 or at + size > physical.size:
                 raise ValueError("a segment outside of the disk")
             pieces.append((physical.pieces[0][0] + at, size))
-        found.append((name, Window(physical.image, pieces)))
-    return found
+        logical_volumes.append((name, Window(physical.image, pieces)))
+    return logical_volumes
 
 
 def read_metadata(physical: Window) -> str:

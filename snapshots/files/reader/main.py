@@ -1,7 +1,7 @@
 """The child's entry: read a request from standard input, raise the fences, answer on standard output.
 
 The request is JSON: `image` (a descriptor), `command`, `cpu_seconds` and what the command needs. The answers are JSON lines;
-the last one has `end` or `failed`. A download answers one line with its size, then so many bytes.
+the last one has `end` or `failed`. A download answers one line with its size, then that many bytes.
 """
 
 import json

@@ -29,10 +29,10 @@ def find(system: FileSystem, path: Sequence[bytes], number: int | None = None) -
             for child in system.entries(entry.id)
             if child.name == name and (not is_last or number is None or child.id == number)
         )
-        found = next(matches, None)
-        if found is None:
+        child_entry = next(matches, None)
+        if child_entry is None:
             raise Missing
-        entry = found
+        entry = child_entry
     return entry
 
 

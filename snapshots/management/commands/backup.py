@@ -19,8 +19,10 @@ class Command(BaseCommand):
         parser.add_argument(
             "--with-secret",
             action="store_true",
-            help="Include the generated secret key. Anyone with the file can then sign in as anyone. Without it, everyone "
-            "has to sign in again after a restore on another machine, and to set up a new authenticator app.",
+            help=(
+                "Include the generated secret key. Anyone with the file can then sign in as anyone. Without the key, "
+                "after a restore on another machine everyone has to sign in again and set up a new authenticator app."
+            ),
         )
 
     def handle(self, *, file: Path, with_secret: bool, **options: Any) -> None:

@@ -47,7 +47,7 @@ LOCATIONS = [
     (MANDALAY, "Mandalay", "MM", Region.ASIA),
     (SINGAPORE, "Singapore", "SG", Region.SOUTHEAST_ASIA),
 ]
-# per GB and hour; what is not in here is not sold there
+# Per GB and hour. Kinds that aren't listed aren't sold there.
 RATES = {
     YANGON: {
         ServiceKind.BLOCK_STORAGE: "0.1",
@@ -112,7 +112,9 @@ class Command(BaseCommand):
 
     def handle(self, **options: object) -> None:
         if settings.PRODUCTION:
-            raise CommandError("Everybody knows the demo's passwords: it is not for a portal that others reach.")
+            raise CommandError(
+                "The demo's passwords are public, so it can't be set up on a portal that others can reach."
+            )
         if User.objects.exists():
             return
         if "local" not in settings.STORAGE:
@@ -127,7 +129,7 @@ class Command(BaseCommand):
 
 @transaction.atomic
 def fill() -> None:
-    """Make all of the demo in an empty database, or nothing."""
+    """Create the whole demo in an empty database, or nothing."""
     admin = User.objects.create_superuser("admin@example.com", PASSWORD, name="Administrator")
     for code, city, country, region in LOCATIONS:
         location = Location.objects.create(code=code, city=city, country=country, region=region)
@@ -164,9 +166,9 @@ def fill() -> None:
         billing_type=BillingType.POSTPAID,
         time_zone="Asia/Singapore",
     )
-    with ExitStack() as undo:  # the database forgets a demo that fails half-way, the storage has to be told
-        for customer, things in ((azh, AZH), (lotus, LOTUS)):
-            make_things(undo, customer, things)
+    with ExitStack() as undo:  # the database rolls back a demo that fails half-way, the storage doesn't
+        for customer, resources in ((azh, AZH), (lotus, LOTUS)):
+            create_resources(undo, customer, resources)
         protect(owner, admin)
         closing.close_months(at=timezone.now())  # The volumes are older than this month.
         undo.pop_all()
@@ -179,29 +181,29 @@ def protect(owner: User, admin: User) -> None:
     switch_automatic_backups(vm=vms["web-01"], on=True, user=admin)
 
 
-def make_things(undo: ExitStack, customer: Customer, things: list[Machine | Disk]) -> None:
+def create_resources(undo: ExitStack, customer: Customer, resources: list[Machine | Disk]) -> None:
     projects = {project.name: project for project in Project.objects.filter(customer=customer)}
     made_at = timezone.now() - timedelta(days=120)
-    for thing in things:
+    for resource in resources:
         made_at += timedelta(days=9, hours=5, minutes=17)
-        place: dict[str, Any] = {
-            "project": projects[thing.project],
-            "location": Location.objects.get(pk=thing.location),
+        shared_fields: dict[str, Any] = {
+            "project": projects[resource.project],
+            "location": Location.objects.get(pk=resource.location),
             "created_at": made_at,
         }
-        if isinstance(thing, Disk):
-            make_volume(undo, thing.name, thing.size_gb, thing.content, **place)
+        if isinstance(resource, Disk):
+            make_volume(undo, resource.name, resource.size_gb, resource.content, **shared_fields)
             continue
         vm = VirtualMachine.objects.create(
-            name=thing.name,
-            state=VirtualMachine.State.RUNNING if thing.running else VirtualMachine.State.STOPPED,
-            vcpus=thing.vcpus,
-            memory_mb=thing.memory_gb * 1024,
-            hourly_price_micro=to_micro(Decimal(thing.hourly_price)),
-            **place,
+            name=resource.name,
+            state=VirtualMachine.State.RUNNING if resource.running else VirtualMachine.State.STOPPED,
+            vcpus=resource.vcpus,
+            memory_mb=resource.memory_gb * 1024,
+            hourly_price_micro=to_micro(Decimal(resource.hourly_price)),
+            **shared_fields,
         )
-        for position, (name, size_gb, content) in enumerate(thing.volumes):
-            make_volume(undo, name, size_gb, content, vm=vm, position=position, **place)
+        for position, (name, size_gb, content) in enumerate(resource.volumes):
+            make_volume(undo, name, size_gb, content, vm=vm, position=position, **shared_fields)
 
 
 def make_volume(
@@ -253,7 +255,7 @@ def make_image(image: Path, files: Path, size_gb: int, uuid: UUID, *, label: str
 
 
 def write_files(folder: Path, content: str, name: str) -> None:
-    """What a disk of this kind holds: a few MB that are the same on every run."""
+    """Write the files of a disk of this kind: a few MB that are the same on every run."""
     rng = random.Random(name)
     write(folder / "README.txt", f"This is the disk {name}.\nIt belongs to the demo of the 1CNG customer portal.\n")
     if content in ("web", "system", "source"):
@@ -310,6 +312,6 @@ def write(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, rng: random.Random, megabytes: int) -> None:
-    """Bytes that no compression or hole shortens."""
+    """Write bytes that neither compression nor holes shorten."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(rng.randbytes(megabytes * 1024**2))

@@ -39,7 +39,9 @@ class Command(BaseCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("file", type=Path)
         parser.add_argument("--project", required=True, help="uuid or name")
-        parser.add_argument("--customer", help="customer number such as #001039, where a project's name is not enough")
+        parser.add_argument(
+            "--customer", help="customer number, such as #001039, if several customers have a project of that name"
+        )
         parser.add_argument("--location", required=True, help="code, such as 1CNG-YGN-AZ01")
         parser.add_argument("--name", required=True, help="the new volume's name")
 
@@ -63,7 +65,7 @@ class Command(BaseCommand):
             )
             volume.full_clean()
             driver.check_volume_size(volume.size_gb)
-            driver.remove_orphans(needed=is_needed)  # an import that was killed has a uuid that nobody knows any more
+            driver.remove_orphans(needed=is_needed)  # an import that was killed has a uuid that is no longer known
             with (
                 terminated_like_interrupted(),
                 tqdm(total=size, unit="B", unit_scale=True, unit_divisor=1024, disable=None) as bar,
@@ -101,31 +103,32 @@ def save_available(volume: Volume) -> None:
             notify_charged_volumes(Volume.objects.filter(pk=volume.pk), now)
 
 
-def find_project(wanted: str, customer: str | None) -> Project:
+def find_project(id_or_name: str, customer: str | None) -> Project:
     projects = Project.objects.select_related("customer")
     if customer is not None:
         number = customer.removeprefix("#")
         if not (number.isascii() and number.isdigit()):
             raise CommandError(
-                _("“%(number)s” is no customer number. Give one such as #001039.") % {"number": customer}
+                _("“%(number)s” is not a customer number. Use one such as #001039.") % {"number": customer}
             )
         projects = projects.filter(customer__number=int(number))
     try:
-        projects = projects.filter(pk=UUID(wanted))
+        projects = projects.filter(pk=UUID(id_or_name))
     except ValueError:
-        projects = projects.filter(name__iexact=wanted.strip())
-    found = list(projects.order_by("customer__number")[:20])
-    if not found:
+        projects = projects.filter(name__iexact=id_or_name.strip())
+    matches = list(projects.order_by("customer__number")[:20])
+    if not matches:
         raise CommandError(
-            _("There is no project “%(project)s”. Give its uuid, or its name and its customer.") % {"project": wanted}
+            _("There is no project “%(project)s”. Use its uuid, or its name and its customer.")
+            % {"project": id_or_name}
         )
-    if len(found) > 1:
-        numbers = ", ".join(project.customer.crn for project in found)
+    if len(matches) > 1:
+        numbers = ", ".join(project.customer.crn for project in matches)
         raise CommandError(
             _("Several customers have a project “%(project)s”: %(numbers)s. Say which with --customer.")
-            % {"project": wanted, "numbers": numbers}
+            % {"project": id_or_name, "numbers": numbers}
         )
-    return found[0]
+    return matches[0]
 
 
 def require_not_archived(project: Project) -> None:
@@ -147,7 +150,7 @@ def find_driver(code: str) -> LocalDriver:
         raise CommandError(str(error)) from error
     if not isinstance(driver, LocalDriver):
         raise CommandError(
-            _("The storage of %(code)s is not made of local files, so nothing can be imported there.") % {"code": code}
+            _("The location %(code)s doesn't use local storage, so nothing can be imported there.") % {"code": code}
         )
     return driver
 

@@ -45,11 +45,9 @@ class Command(BaseCommand):
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("--interval", type=float, default=5, help="Seconds between rounds (default: %(default)s).")
         parser.add_argument(
-            "--interval", type=float, default=5, help="Seconds between two looks (default: %(default)s)."
-        )
-        parser.add_argument(
-            "--once", action="store_true", help="Do everything once and end, whichever other scheduler acts."
+            "--once", action="store_true", help="Run every duty once and exit, even if another scheduler is active."
         )
 
     def handle(self, *, interval: float, once: bool, **options: Any) -> None:
@@ -62,10 +60,10 @@ class Command(BaseCommand):
             while not stop.is_set():
                 close_old_connections()
                 for duty, every_seconds in DUTIES.items():
-                    # asked before each duty: who was busy for longer than the lease may have been replaced meanwhile
+                    # Checked before each duty: a scheduler that was busy for longer than its lease may have been replaced.
                     if once or (time.monotonic() >= due[duty] and leads(me.id)):
                         due[duty] = time.monotonic() + every_seconds
-                        carry_out(duty, insist=once)
+                        run_duty(duty, reraise=once)
                 if once:
                     return
                 stop.wait(interval)
@@ -73,7 +71,7 @@ class Command(BaseCommand):
 
 
 def leads(me: str) -> bool:
-    """Whether this scheduler is the one that acts. Only an economy: every duty is safe when several carry it out."""
+    """Return whether this scheduler holds the lease. This only saves work: several schedulers can safely run every duty."""
     try:
         return acquire_lease(LEASE, holder=me, seconds=settings.SCHEDULER_LEASE_SECONDS)
     except DatabaseError:
@@ -81,13 +79,13 @@ def leads(me: str) -> bool:
         return False
 
 
-def carry_out(duty: Callable[[], None], *, insist: bool) -> None:
-    """One duty that fails does not keep the others from being done; it comes again at its time."""
+def run_duty(duty: Callable[[], None], *, reraise: bool) -> None:
+    """Run the duty. A failure is logged, so that other duties still run, and the duty runs again when it is next due."""
     try:
         with bind_fields(duty=duty.__name__):
             duty()
     except Exception:
-        if insist:
+        if reraise:
             raise
         logger.exception("scheduler.duty_failed", duty=duty.__name__)
 
@@ -131,7 +129,7 @@ def send_mails() -> None:
 
 
 def tidy_up() -> None:
-    """Delete what nobody needs any more, and encrypt the secrets of second factors with today's key."""
+    """Delete expired rows and files, and encrypt the secrets of second factors with the current key."""
     now = database_now()
 
     def prune_task_results() -> None:

@@ -28,9 +28,7 @@ class Worker(db_worker.Worker):
                 time.sleep(PAUSE_SECONDS)
 
     def shutdown(self, signum: int, frame: FrameType | None) -> None:
-        """A first signal hands the running operation back at its next heartbeat, or lets it end if that comes
-        sooner.
-        """
+        """The first signal releases the running operation at its next heartbeat, unless it finishes sooner."""
         operations.stopping.set()
         super().shutdown(signum, frame)
 

@@ -130,23 +130,29 @@ class Cloud:
     def unavailable(self) -> StorageError:
         return self.error(
             Unavailable,
-            _("The storage of %(location)s does not answer. Try again later; if it stays so, contact your provider."),
+            _(
+                "The storage of %(location)s does not answer. Try again later; if this continues, contact your "
+                "provider."
+            ),
         )
 
     def failed(self, reason: str, *, timed_out: bool = False) -> StorageError:
         """Return the error for something that ended in `error`, or that was not done in time."""
         if reason:
             message = _(
-                "The storage of %(location)s failed: %(reason)s. Try again later; if it stays so, contact your provider."
+                "The storage of %(location)s failed: %(reason)s. Try again later; if this continues, contact your "
+                "provider."
             )
             return self.error(Unavailable, message, reason=reason)
         if timed_out:
             message = _(
-                "The storage of %(location)s did not finish in time. Try again later; if it stays so, contact your provider."
+                "The storage of %(location)s did not finish in time. Try again later; if this continues, contact "
+                "your provider."
             )
             return self.error(TooSlow, message)
         message = _(
-            "The storage of %(location)s failed without a reason. Try again later; if it stays so, contact your provider."
+            "The storage of %(location)s failed without a reason. Try again later; if this continues, contact "
+            "your provider."
         )
         return self.error(Unavailable, message)
 
@@ -159,7 +165,7 @@ class Cloud:
 
 
 class Client:
-    """Requests in one project on behalf of one call of the driver, whose heartbeat goes on while they last.
+    """Requests in one project on behalf of one call of the driver, whose heartbeat continues meanwhile.
 
     `patient`: reads are retried while the service does not answer, for PATIENCE_SECONDS.
     """
@@ -356,13 +362,11 @@ class Client:
             raise BadRequest(reason)
         if status == 403:
             message = _(
-                "The storage of %(location)s does not allow this to the portal's account. Contact your provider."
+                "The portal's account isn't allowed to do this in the storage of %(location)s. Contact your provider."
             )
             raise self.cloud.error(Denied, message)
         if status == 409:
-            raise Busy(
-                _("Something else is being done with this in the storage right now. Try again when that is done.")
-            )
+            raise Busy(_("Another operation is using this in the storage right now. Try again when it has finished."))
         raise self.cloud.unavailable()
 
     @contextlib.contextmanager
@@ -374,7 +378,7 @@ class Client:
             raise self.cloud.error(NotAccepted, message) from error
 
     def run(self, call: Callable[[], Result], *, complete: bool = False) -> Result:
-        """Return the result of a call that may block, while heartbeats go on.
+        """Return the result of a call that may block, while heartbeats continue.
 
         With `complete` an interruption waits for the answer: what was requested must be known before it can be undone.
         Raises Unauthenticated, Unavailable.

@@ -52,18 +52,18 @@ def name_of(uuid: UUID) -> str:
 def find_all(client: Client, kind: Kind, uuid: UUID, ref: str = "") -> list[Item]:
     """Return all items of our uuid, oldest first, and in any case the item with the ID `ref`."""
     name = name_of(uuid)
-    found = {item["id"]: item for item in client.items(kind, name=name) if item["name"] == name}
-    if ref and ref not in found and (item := client.get(kind, ref)):
-        found[ref] = item
-    if not found and not ref:  # somebody may have renamed it
+    items = {item["id"]: item for item in client.items(kind, name=name) if item["name"] == name}
+    if ref and ref not in items and (item := client.get(kind, ref)):
+        items[ref] = item
+    if not items and not ref:  # somebody may have renamed it
         can_filter = kind == "volume" or client.version >= SNAPSHOT_METADATA_FILTER
         filters = {"metadata": json.dumps({"portal_uuid": str(uuid)})} if can_filter else {}
-        found = {
+        items = {
             item["id"]: item
             for item in client.items(kind, **filters)
             if item["metadata"].get("portal_uuid") == str(uuid)
         }
-    return sorted(found.values(), key=lambda item: (item["created_at"], item["id"]))
+    return sorted(items.values(), key=lambda item: (item["created_at"], item["id"]))
 
 
 class Creation:
@@ -113,9 +113,9 @@ class Creation:
         raise self.client.cloud.failed(reason, timed_out=True)
 
     def _step(self, check: Callable[[], None]) -> Item | None:
-        found = find_all(self.client, self.kind, self.uuid, self.ref)
-        errors = [item for item in found if item["status"] == "error"]
-        usable = [item for item in found if item["status"] not in UNUSABLE]
+        items = find_all(self.client, self.kind, self.uuid, self.ref)
+        errors = [item for item in items if item["status"] == "error"]
+        usable = [item for item in items if item["status"] not in UNUSABLE]
         ghosts = [item for item in usable if self._is_ghost(item)]
         candidates = sorted(
             (item for item in usable if item not in ghosts), key=lambda item: item["status"] not in COMPLETE
@@ -124,7 +124,7 @@ class Creation:
             return self._adopt(candidates[0], candidates[1:], ghosts)
         if errors:
             self._discard(errors)
-        elif any(item["status"] == "deleting" for item in found):
+        elif any(item["status"] == "deleting" for item in items):
             pass
         elif self.requested_at is None:
             self._request(check)

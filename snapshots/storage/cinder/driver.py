@@ -97,7 +97,7 @@ class CinderDriver(CinderInventory, Driver):
             return self._create_volume(client, volume, {name: value for name, value in options.items() if value})
         except Missing as error:
             message = _(
-                "The storage of %(location)s does not have the volume type that is set for it. Contact your provider."
+                "The storage of %(location)s doesn't have the volume type it is configured with. Contact your provider."
             )
             raise self.cloud.error(Refused, message) from error
 
@@ -133,7 +133,7 @@ class CinderDriver(CinderInventory, Driver):
         try:
             item = creation.run(self.create_seconds)
             if item["size"] != volume.size_gb:
-                message = _("The volume “%(name)s” exists already with another size, so it was left as it is.")
+                message = _("The volume “%(name)s” already exists with a different size, so it wasn't changed.")
                 raise self.cloud.error(Refused, message, name=volume.name)
             client.beat(client.total)
         except BaseException as error:
@@ -155,7 +155,7 @@ class CinderDriver(CinderInventory, Driver):
             if current["status"] == "in-use" and client.version < EXTEND_ATTACHED:
                 raise self._attached(volume)
             try:
-                self._act(client, volume, current, "extending", "os-extend", new_size=new_size_gb)
+                self._request_action(client, volume, current, "extending", "os-extend", new_size=new_size_gb)
             except BadRequest as error:
                 raise self.cloud.refused(error) from error
             current = self._wait_while(client, volume, current, "extending", failure)
@@ -186,13 +186,13 @@ class CinderDriver(CinderInventory, Driver):
         if current["status"] == "in-use":
             raise self._attached(volume)
         try:
-            self._act(client, volume, current, "reverting", "revert", snapshot_id=source["id"])
+            self._request_action(client, volume, current, "reverting", "revert", snapshot_id=source["id"])
         except BadRequest as error:
             raise self._refused_revert(client, volume, source, error) from error
         self._wait_while(client, volume, current, "reverting", failure)
         client.beat(client.total)
 
-    def _act(
+    def _request_action(
         self, client: Client, volume: VolumeRef, item: Item, status: str, action: str, **arguments: object
     ) -> None:
         """Request an action that puts the volume into `status`. Raises BadRequest, NotFound, Busy, Refused, Unavailable."""
@@ -327,8 +327,11 @@ class CinderDriver(CinderInventory, Driver):
             raise self.cloud.refused(error) from error
 
     def find_snapshot(self, snapshot: SnapshotRef) -> SnapshotInfo | None:
-        found = self._find_snapshots(Client(self.cloud, snapshot.backend_project), snapshot)
-        return next((describe_snapshot(snapshot, *each) for each in found if each[1]["status"] in COMPLETE), None)
+        candidates = self._find_snapshots(Client(self.cloud, snapshot.backend_project), snapshot)
+        return next(
+            (describe_snapshot(snapshot, *candidate) for candidate in candidates if candidate[1]["status"] in COMPLETE),
+            None,
+        )
 
     def verify_snapshot(
         self, snapshot: SnapshotRef, heartbeat: Heartbeat = no_heartbeat, *, resume: bool = False
@@ -356,13 +359,13 @@ class CinderDriver(CinderInventory, Driver):
     # Capacity and health
 
     def bytes_needed(self, volumes: Sequence[VolumeRef]) -> int:
-        """0: snapshots share blocks on Ceph and on most other backends of Cinder, and members are told no more."""
+        """0: snapshots share blocks on most backends of Cinder, such as Ceph, and the portal can't find out more."""
         for volume in volumes:
             self._get_volume(Client(self.cloud, volume.backend_project), volume)
         return 0
 
     def free_bytes(self) -> int | None:
-        """None: Cinder tells its free capacity to administrators only."""
+        """None: Cinder reports its free capacity only to administrators."""
         return None
 
     def check_health(self) -> None:
@@ -408,8 +411,8 @@ class CinderDriver(CinderInventory, Driver):
         return Client(self.cloud, project, heartbeat, total=size_gb * GIB, patient=True)
 
     def _find_volume(self, client: Client, volume: VolumeRef) -> Item | None:
-        found = find_by_ref(client, "volume", volume.uuid, volume.backend_ref)
-        return next((item for item in found if item["status"] not in {"deleting", "error_deleting"}), None)
+        items = find_by_ref(client, "volume", volume.uuid, volume.backend_ref)
+        return next((item for item in items if item["status"] not in {"deleting", "error_deleting"}), None)
 
     def _get_volume(self, client: Client, volume: VolumeRef) -> Item:
         item = self._find_volume(client, volume)
@@ -438,9 +441,7 @@ class CinderDriver(CinderInventory, Driver):
     def _check_status(self, volume: VolumeRef, item: Item) -> None:
         """Raises Busy or Refused unless the volume can be captured or written to now."""
         if item["status"] in TRANSITIONAL:
-            message = _(
-                "Something else is being done with the volume “%(name)s” right now. Try again when that is done."
-            )
+            message = _("Another operation is using the volume “%(name)s” right now. Try again when it has finished.")
             raise self.cloud.error(Busy, message, name=volume.name)
         if item["status"] not in {"available", "in-use"}:
             message = _(
@@ -451,14 +452,14 @@ class CinderDriver(CinderInventory, Driver):
     def _delete_all(self, client: Client, kind: Kind, uuid: UUID, ref: str) -> None:
         """Delete all items of this uuid, and wait until Cinder has removed them."""
         requested: set[str] = set()
-        found: list[Item] = []
+        items: list[Item] = []
         for _now in client.poll(self.delete_seconds):
-            found = find_all(client, kind, uuid, ref)
-            if not found:
+            items = find_all(client, kind, uuid, ref)
+            if not items:
                 return
-            if all(item["status"] == "creating" and item["name"] == UNWANTED for item in found):
+            if all(item["status"] == "creating" and item["name"] == UNWANTED for item in items):
                 break  # an earlier call has waited for it already
-            for item in found:
+            for item in items:
                 if item["status"] in DELETABLE and item["id"] not in requested:
                     if client.delete(kind, item):
                         requested.add(item["id"])
@@ -467,7 +468,7 @@ class CinderDriver(CinderInventory, Driver):
                     raise self.cloud.error(Unavailable, message)
                 elif item["status"] == "available":  # the deletion had begun and was undone
                     raise Busy(_("The storage still uses this, so it was not deleted. Try again later."))
-        for item in found:
+        for item in items:
             if item["status"] == "creating":
                 client.rename(kind, item, UNWANTED)
         message = _("The storage of %(location)s has not finished deleting this yet. Try again later.")

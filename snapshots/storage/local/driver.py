@@ -172,7 +172,7 @@ class LocalDriver(Driver):
         with self.folder.lock(exclusive=[volume]), open_image(image) as source:
             if os.path.lexists(self.folder.volume_path(volume.uuid)) or source.size > volume.size_gb * GIB:
                 raise Refused(
-                    _("The volume “%(name)s” is there already, or smaller than the image.") % {"name": volume.name}
+                    _("The volume “%(name)s” already exists, or is smaller than the image.") % {"name": volume.name}
                 )
             is_raw = source.format == "raw"
             if is_raw:  # for other formats qemu-img takes the locks

@@ -73,8 +73,8 @@ class LocationFolder:
         if was_set_up and not is_there:
             raise Unavailable(
                 _(
-                    "The storage of %(location)s isn't mounted: its folders are missing. Try again later; if it stays so, "
-                    "contact your provider."
+                    "The storage of %(location)s isn't mounted: its folders are missing. Try again later; if this "
+                    "continues, contact your provider."
                 )
                 % {"location": self.location}
             )
@@ -133,11 +133,11 @@ class LocationFolder:
                 ref = refs.get(error.name)
                 if isinstance(ref, VolumeRef):
                     message = _(
-                        "The volume “%(name)s” is being captured or written right now. Try again when that is done."
+                        "The volume “%(name)s” is being captured or written right now. Try again when that has finished."
                     )
                     raise Busy(message % {"name": ref.name}) from error
                 raise Busy(
-                    _("Something else is being done with this snapshot right now. Try again when that is done.")
+                    _("Another operation is using this snapshot right now. Try again when it has finished.")
                 ) from error
 
     @contextmanager
@@ -183,8 +183,8 @@ class LocationFolder:
         if needed > free:
             raise NoSpace(
                 _(
-                    "The storage of %(location)s does not have the room: this needs %(needed).1f GB and %(free).1f GB "
-                    "are free. Delete snapshots that you do not need, or contact your provider."
+                    "The storage of %(location)s is too full: this needs %(needed).1f GB and %(free).1f GB are free. "
+                    "Delete snapshots that you do not need, or contact your provider."
                 )
                 % {
                     "location": self.location,
@@ -247,21 +247,24 @@ class LocationFolder:
         if error.errno in NOT_PERMITTED:
             return NotPermitted(
                 _(
-                    "The portal may not use the storage of %(location)s: %(reason)s. Nothing was changed. "
+                    "The portal has no permission to use the storage of %(location)s: %(reason)s. Nothing was changed. "
                     "Contact your provider."
                 )
                 % values
             )
         return Unavailable(
-            _("The storage of %(location)s failed: %(reason)s. Try again later; if it stays so, contact your provider.")
+            _(
+                "The storage of %(location)s failed: %(reason)s. Try again later; if this continues, contact your "
+                "provider."
+            )
             % values
         )
 
     def _became_full(self) -> NoSpace:
         return NoSpace(
             _(
-                "The storage of %(location)s became full while this was written, so nothing of it was kept. "
-                "Delete snapshots that you do not need, or contact your provider."
+                "The storage of %(location)s filled up while this was written, so nothing of it was kept. Delete "
+                "snapshots that you do not need, or contact your provider."
             )
             % {"location": self.location}
         )

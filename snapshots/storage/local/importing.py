@@ -62,7 +62,7 @@ class SourceImage:
     size: int = 0  # bytes of the disk in it
 
     def read(self, position: int, length: int) -> bytes:
-        """Shorter at the end of the image."""
+        """Return up to this many bytes, fewer at the end of the image."""
         wanted = min(length, self.length - position)
         return os.pread(self.file, wanted, self.offset + position) if wanted > 0 else b""
 
@@ -76,7 +76,7 @@ def open_image(path: Path) -> Iterator[SourceImage]:
     try:
         file = open_regular_file(path)
     except NotRegularFile as error:
-        raise refused(_("“%(path)s” is not a file. Give the disk image itself, not a link to it."), path) from error
+        raise refused(_("“%(path)s” is not a file. Name the disk image itself, not a link to it."), path) from error
     except OSError as error:
         raise Refused(_("“%(path)s” cannot be read: %(reason)s.") % {"path": path, "reason": error.strerror}) from error
     try:
@@ -89,7 +89,7 @@ def inspect(image: SourceImage) -> SourceImage:
     """Return the image with its format and size. Raises Refused."""
     start, end = image.read(0, 4096), image.read_last_sector()
     if not start:
-        raise refused(_("“%(path)s” is empty. Give a disk image."), image.path)
+        raise refused(_("“%(path)s” is empty. Name a disk image."), image.path)
     if is_tar(start):
         disk = inspect(find_disk(image))
         if disk.format == "raw":
@@ -112,7 +112,7 @@ def inspect(image: SourceImage) -> SourceImage:
     require_whole(image)
     size = qemu_img(image, "info")["virtual-size"]
     if not size:
-        raise refused(_("“%(path)s” has a disk of 0 bytes. Give an image with a disk in it."), image.path)
+        raise refused(_("“%(path)s” has a disk of 0 bytes. Name an image that contains a disk."), image.path)
     return replace(image, size=size)
 
 
@@ -167,7 +167,7 @@ def find_disk(image: SourceImage) -> SourceImage:
     except (tarfile.TarError, ValueError, EOFError, OverflowError) as error:
         raise cut_off(image) from error
     if not is_ova:
-        raise refused(_("“%(path)s” is a tar archive. Unpack it and give the disk image that is in it."), image.path)
+        raise refused(_("“%(path)s” is a tar archive. Unpack it and name the disk image inside it."), image.path)
     if len(disks) != 1:
         raise Refused(
             _("“%(path)s” is an OVA with %(count)s disks. Unpack it with tar and import each of them.")
@@ -207,9 +207,7 @@ def refuse_references(image: SourceImage, start: bytes) -> None:
         refers = big(footer, 60, 4) == 4  # differencing
     if refers:
         raise refused(
-            _(
-                "“%(path)s” is only a part of a disk: it refers to another file. Merge them with qemu-img convert first."
-            ),
+            _("“%(path)s” is only part of a disk: it refers to another file. Merge them with qemu-img convert first."),
             image.path,
         )
     if encrypted:
@@ -237,7 +235,7 @@ def require_whole(image: SourceImage) -> None:
     checked = run_qemu_img(image, "check", "-q")
     if checked.returncode not in (0, 3, 63):  # 3: only leaked clusters, 63: the format has no check
         raise Refused(
-            _("“%(path)s” is damaged or cut off. qemu-img check says: %(reason)s")
+            _("“%(path)s” is damaged or truncated. qemu-img check says: %(reason)s")
             % {"path": image.path, "reason": last_line(checked.stderr)}
         )
     for extent in qemu_img(image, "map"):
@@ -300,7 +298,7 @@ def little(data: bytes, at: int, length: int) -> int:
 
 def cut_off(image: SourceImage) -> Refused:
     return refused(
-        _("“%(path)s” is cut off or damaged: a part of its data is not in it. Copy or download it again."), image.path
+        _("“%(path)s” is truncated or damaged: part of its data is missing. Copy or download it again."), image.path
     )
 
 
@@ -373,11 +371,11 @@ def unpack(image: SourceImage, target: int, progress: Progress) -> None:
     if not process.returncode:
         return
     if "No space left" in reason:
-        raise NoSpace(_("The storage became full while the image was unpacked, so nothing of it was kept."))
+        raise NoSpace(_("The storage filled up while the image was unpacked, so nothing of it was kept."))
     if "while writing" in reason:
         raise Unavailable(_("qemu-img could not unpack the image: %(reason)s") % {"reason": reason})
     raise Refused(
-        _("“%(path)s” is damaged or cut off. qemu-img says: %(reason)s") % {"path": image.path, "reason": reason}
+        _("“%(path)s” is damaged or truncated. qemu-img says: %(reason)s") % {"path": image.path, "reason": reason}
     )
 
 

@@ -100,15 +100,15 @@ def lock_image(file: int, *, writing: bool) -> None:
 
 def find_lock_holder(file: int) -> tuple[str, int] | None:
     """Return the name and pid of another process that locks this file, as far as /proc shows it to us."""
-    wanted = os.fstat(file)
+    locked = os.fstat(file)
     for process in Path("/proc").iterdir():
         if not process.name.isdigit() or int(process.name) == os.getpid():
             continue
         with suppress(OSError):  # the process has ended, or we may not see it
             for descriptor in (process / "fd").iterdir():
                 with suppress(OSError):
-                    found = descriptor.stat()
-                    if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino) and "\nlock:" in (
+                    opened = descriptor.stat()
+                    if (opened.st_dev, opened.st_ino) == (locked.st_dev, locked.st_ino) and "\nlock:" in (
                         process / "fdinfo" / descriptor.name
                     ).read_text():
                         return (process / "comm").read_text().strip(), int(process.name)

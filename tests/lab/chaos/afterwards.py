@@ -48,7 +48,7 @@ def verify_billing() -> Iterator[str]:
     looked_at["customers whose bill was recomputed"] += Customer.objects.count()
 
 
-def nothing_is_under_way() -> Iterator[str]:
+def no_operation_is_active() -> Iterator[str]:
     for operation in Operation.objects.active():
         yield f"{operation} is {operation.state}, not before {operation.not_before}"
     for snapshot in Snapshot.objects.filter(state__in=[State.PENDING, State.CREATING, State.DELETING]):
@@ -60,7 +60,7 @@ def nothing_is_under_way() -> Iterator[str]:
     looked_at["operations"] += Operation.objects.count()
 
 
-def bytes_are_there() -> Iterator[str]:
+def snapshots_have_the_captured_bytes() -> Iterator[str]:
     """What a Ready snapshot has is what its volume, or the one that it was made from, had in all places at one instant."""
     made_from = dict(
         Operation.objects.filter(kind=Operation.Kind.NEW_VOLUME).values_list("volume", "disk__volume").distinct()
@@ -136,7 +136,7 @@ def ledger_sums_to_zero() -> Iterator[str]:
         yield f"{dict(accounts)}"
 
 
-def backups_are_kept_as_asked() -> Iterator[str]:
+def retention_is_respected() -> Iterator[str]:
     """One unfinished run per machine, one run per occurrence, and no more backups than a schedule keeps: looked at where its
     last run was done after everything had calmed down.
     """
@@ -175,7 +175,7 @@ def backups_are_kept_as_asked() -> Iterator[str]:
             yield f"{schedule} has deleted the backup that it has just taken: run {last.number}, {last.snapshot_id}"
 
 
-def newest_backups_are_there() -> Iterator[str]:
+def newest_backups_exist() -> Iterator[str]:
     """Only a user, or somebody in the cloud, has deleted the newest backup of a schedule. Retention deleted others where
     a newer run, by its number, was done, and at the very instant at which it was done.
     """
@@ -203,7 +203,7 @@ def planned_too_far(now: datetime) -> list[BackupSchedule]:
 asked_in_calm: list[str] = []  # schedules that took one more copy when everything was well again
 
 
-def acts_are_written_down() -> Iterator[str]:
+def actions_are_logged() -> Iterator[str]:
     """Every act has its entry, once; and nothing is written down that did not happen."""
     entries: collections.Counter[tuple[str, str]] = collections.Counter()
     for act, thing in Activity.objects.values_list("action", "target_id"):
@@ -240,7 +240,7 @@ def acts_are_written_down() -> Iterator[str]:
             yield f"{act} of {thing} happened {happened[act, thing]} times, {entries[act, thing]} are written down"
 
 
-def people_were_told() -> Iterator[str]:
+def requesters_were_notified() -> Iterator[str]:
     """Whoever requested what failed was notified. An e-mail that was sent twice, because the scheduler was killed in
     between, has the same Message-ID."""
     failed = Operation.objects.filter(state=Operation.State.FAILED, requested_by__isnull=False)
@@ -264,7 +264,7 @@ def people_were_told() -> Iterator[str]:
             yield f"the invitation {link} was sent as {len(ids)} e-mails: {ids}"
 
 
-def what_was_promised_is_so() -> Iterator[str]:
+def promises_were_kept() -> Iterator[str]:
     """An answer that said that it was done is kept, whatever died right after it."""
     for what, thing in dict.fromkeys(people.promises):
         looked_at["promises"] += 1
@@ -325,16 +325,16 @@ def database_is_whole() -> Iterator[str]:
 CHECKS = [
     fsck,
     verify_billing,
-    nothing_is_under_way,
-    bytes_are_there,
+    no_operation_is_active,
+    snapshots_have_the_captured_bytes,
     charges_are_lives,
     switches_are_charged,
     ledger_sums_to_zero,
-    backups_are_kept_as_asked,
-    newest_backups_are_there,
-    acts_are_written_down,
-    people_were_told,
-    what_was_promised_is_so,
+    retention_is_respected,
+    newest_backups_exist,
+    actions_are_logged,
+    requesters_were_notified,
+    promises_were_kept,
     sign_ins_are_counted,
     storage_is_tidy,
     database_is_whole,

@@ -195,7 +195,7 @@ class Person(threading.Thread):
             slowest[0] = max(slowest[0], took)
             request_id = answer.headers.get("X-Request-ID") or ""
             if answer.status >= 500:
-                failures.append(f"{method} {path}: {answer.status} for {self.name}\n{said_of(request_id)}")
+                failures.append(f"{method} {path}: {answer.status} for {self.name}\n{log_of_request(request_id)}")
             if took > HANGS_AFTER_SECONDS:
                 failures.append(f"{method} {path} took {took:.0f} s")
         elif answer.status >= 500:
@@ -242,7 +242,7 @@ class Person(threading.Thread):
         return signed_in
 
 
-def said_of(request_id: str) -> str:
+def log_of_request(request_id: str) -> str:
     """What the web server's log says of a request, with its traceback."""
     lines = (portal.FOLDER / "web.log").read_text(errors="replace").splitlines()
     first = next((number for number, line in enumerate(lines) if request_id and request_id in line), None)
@@ -483,7 +483,7 @@ class Guests(Person):
     def __init__(self, seed: int) -> None:
         super().__init__("guests", seed)
         self.read: set[str] = set()
-        self.acts = [self.accept_invitation, self.look_around, self.sign_out_and_in]
+        self.acts = [self.accept_invitation, self.browse, self.sign_out_and_in]
         self.joined: list[str] = []
 
     def accept_invitation(self) -> bool | None:
@@ -515,7 +515,7 @@ class Guests(Person):
                     return str(message["To"]), found[1]
         return None
 
-    def look_around(self) -> bool | None:
+    def browse(self) -> bool | None:
         if not self.joined:
             portal.over.wait(0.5)
             return None
@@ -532,7 +532,7 @@ class Administrator(Person):
     def __init__(self, person: User, seed: int) -> None:
         super().__init__(person.email, seed)
         self.packages = [str(pk) for pk in Package.objects.values_list("pk", flat=True)]
-        self.acts = 2 * [self.switch_automatic_backups, self.look_after_the_portal, self.look_after_the_portal]
+        self.acts = 2 * [self.switch_automatic_backups, self.open_admin_page, self.open_admin_page]
         self.acts += [self.plan_price, self.switch_package, self.change_machine_price, self.change_default_schedule]
         self.acts += [self.grant_credits, self.delete_automatic_backups, self.switch_many, self.sign_out_and_in]
 
@@ -563,7 +563,7 @@ class Administrator(Person):
         found = self.open(f"/admin/{model}/").find(rf'href="(/admin/{model}/(?:{UUID}|[\w-]+)/change/)')
         return self.random.choice(found) if found else ""
 
-    def look_after_the_portal(self) -> bool:
+    def open_admin_page(self) -> bool:
         return self.open(self.random.choice(ADMIN_PAGES)).status == 200
 
     def switch_automatic_backups(self) -> bool | None:

@@ -50,7 +50,7 @@ def main(words: list[str]) -> int:
 
 def test(words: list[str], end: float | None = None) -> int:
     """The exit code of pytest. Without an `end` there is no hurry. Raises LeftOut."""
-    if missing := what_is_missing():
+    if missing := find_missing_requirement():
         raise LeftOut(missing)
     lab = Lab()
     with lab.alone():
@@ -108,7 +108,7 @@ def start(lab: Lab, end: float | None) -> None:
         raise LeftOut("the lab could not be started, for the reason above.")
 
 
-def what_is_missing() -> str:
+def find_missing_requirement() -> str:
     """What the lab needs and cannot have here; "" when it can be tried."""
     if os.geteuid() != 0:
         return "the lab installs Debian's packages and needs root."

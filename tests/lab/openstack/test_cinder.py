@@ -149,7 +149,7 @@ def test_a_cloud_that_is_too_old_to_write_back_recommends_a_new_volume(
 
 @pytest.mark.parametrize(
     ("status", "error", "words"),
-    [("maintenance", Busy, "Something else is being done"), ("error", Refused, "reports the volume “files” as failed")],
+    [("maintenance", Busy, "Another operation is using"), ("error", Refused, "reports the volume “files” as failed")],
 )
 def test_the_state_of_a_volume_decides_what_is_said(
     store: CinderStore, admin: Any, status: str, error: type[Exception], words: str
@@ -235,7 +235,7 @@ def test_an_account_that_may_only_read_is_told_so(store: CinderStore) -> None:
         lambda: reader.delete_snapshot(snapshot),
     ]
     for call in refused:
-        with pytest.raises(Refused, match="TEST-1 does not allow this to the portal's account"):
+        with pytest.raises(Refused, match="TEST-1 The portal's account isn't allowed to do this"):
             call()
     assert store.leftovers() == []
 

@@ -19,7 +19,7 @@ from snapshots.storage.contract import VolumeRef
 from snapshots.tasks import run_waiting_operations
 from tests.factories import LocationFactory, MembershipFactory, VolumeFactory
 from tests.lab.openstack.stores import CinderStore
-from tests.snapshots.disks import carry_out_what_waits, sell_everywhere
+from tests.snapshots.disks import run_active_operations, sell_everywhere
 from tests.snapshots.storage.contract import AFTER, BEFORE, assert_holds, new_volume
 from tests.snapshots.test_crashes import let_the_next_worker_do_it
 
@@ -134,7 +134,7 @@ def test_captures_and_deletions(store: CinderStore, volume: Volume, member: Memb
 
 def test_restores(store: CinderStore, volume: Volume, member: Membership) -> None:
     snapshot = services.request_snapshot(source=volume, name="first", user=member.user)
-    carry_out_what_waits()
+    run_active_operations()
     safeties = set()
 
     def restore(number: int) -> Operation:
@@ -154,7 +154,7 @@ def test_restores(store: CinderStore, volume: Volume, member: Membership) -> Non
 
 def test_new_volumes(store: CinderStore, volume: Volume, member: Membership) -> None:
     snapshot = services.request_snapshot(source=volume, name="first", user=member.user)
-    carry_out_what_waits()
+    run_active_operations()
 
     def make(number: int) -> Operation:
         return new_volumes.request_new_volume(

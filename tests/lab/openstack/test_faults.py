@@ -31,7 +31,7 @@ def everything_works_before_and_after(lab: Lab, store: CinderStore) -> Iterator[
     for name in lab.services:
         lab.start_service(name)
     lab.wait_for_cinder()
-    remove_what_never_came(store)
+    remove_items_stuck_creating(store)
     assert wait_until(lambda: not store.leftovers(), seconds=30), store.leftovers()
 
 
@@ -45,7 +45,7 @@ def unwanted(store: CinderStore, volume: VolumeRef) -> list[str]:
     return [item.status for item in store.cinder.snapshots(volume_id=volume.backend_ref) if item.name == UNWANTED]
 
 
-def remove_what_never_came(store: CinderStore) -> None:
+def remove_items_stuck_creating(store: CinderStore) -> None:
     """As it happens a day later: what RabbitMQ forgot stays `creating` for ever."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cinder_driver, "STUCK_SECONDS", 0.0)
@@ -188,7 +188,7 @@ def test_what_the_message_queue_forgot_is_made_again_and_its_ghost_is_removed(
     assert ghosts() == ["creating"]
     store.driver.remove_orphans()
     assert ghosts() == ["creating"]  # it is not a day old
-    remove_what_never_came(store)
+    remove_items_stuck_creating(store)
     assert wait_until(lambda: not ghosts(), seconds=30)
     assert make(store.driver) == ref
 

@@ -36,7 +36,7 @@ from snapshots.storage.contract import SnapshotRef, VolumeRef
 from tests.factories import LocationFactory, MembershipFactory, OperationFactory, UserFactory
 from tests.lab.openstack.lab import Lab, wait_until
 from tests.lab.openstack.stores import CinderStore
-from tests.snapshots.disks import carry_out_what_waits, sell_everywhere
+from tests.snapshots.disks import run_active_operations, sell_everywhere
 from tests.snapshots.storage.contract import BEFORE, assert_holds
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -216,7 +216,7 @@ def test_a_snapshot_made_in_the_cloud_is_shown_and_costs_what_the_rule_says(
 
     # it can be used like any other
     new_volumes.request_new_volume(snapshot=first, user=member.user, project=member.project, name="copy", size_gb=1)
-    carry_out_what_waits()
+    run_active_operations()
     copy = Volume.objects.get(name="copy")
     assert (copy.state, copy.backend_project) == (Volume.State.AVAILABLE, cloud_project.external_id)
     assert other.get_volume(copy.backend_ref).snapshot_id == made.id
@@ -229,7 +229,7 @@ def test_a_snapshot_made_in_the_cloud_is_shown_and_costs_what_the_rule_says(
 
     # deleted here, it is deleted there
     services.request_deletion(snapshot=first, user=member.user)
-    carry_out_what_waits()
+    run_active_operations()
     assert not list(other.snapshots())
     assert sync_location(Location.objects.get()).snapshots_new == 0
 
@@ -249,7 +249,7 @@ def test_a_snapshot_deleted_in_the_cloud_is_shown_as_missing_and_comes_back(
     make(other)
     sync_location(location)
     snapshot = services.request_snapshot(source=Volume.objects.get(), name="nightly", user=member.user)
-    carry_out_what_waits()
+    run_active_operations()
     assert sync_location(location).changes == {}
     assert (Snapshot.objects.count(), open_segments()) == (1, 1)
     item = other.get_snapshot(snapshot.disks.get().backend_ref)
@@ -275,7 +275,7 @@ def test_a_snapshot_deleted_in_the_cloud_is_shown_as_missing_and_comes_back(
     # gone again, it can be deleted here: that is no failure, and ends whatever it costs
     sync_location(location)
     services.request_deletion(snapshot=snapshot, user=member.user)
-    carry_out_what_waits()
+    run_active_operations()
     snapshot.refresh_from_db()
     assert (snapshot.state, open_segments()) == (State.DELETED, 0)
 
@@ -287,10 +287,10 @@ def test_what_the_portal_made_is_not_imported_as_something_else(
     sync_location(location)
     volume = Volume.objects.get()
     first = services.request_snapshot(source=volume, name="first", user=member.user)
-    carry_out_what_waits()
+    run_active_operations()
     restores.request_restore(snapshot=first, user=member.user, confirmation="data")
     new_volumes.request_new_volume(snapshot=first, user=member.user, project=member.project, name="copy", size_gb=1)
-    carry_out_what_waits()
+    run_active_operations()
     assert not Operation.objects.exclude(state=Operation.State.SUCCEEDED).exists()
     assert len(list(other.volumes())) == 3  # the volume, the copy before the restore, the new volume
     rows = set(Volume.objects.values_list("pk")), set(Snapshot.objects.values_list("pk", "state"))
@@ -308,7 +308,7 @@ def test_a_volume_that_appears_after_its_operation_gave_up_goes_to_who_asked_for
     source = make(other)
     sync_location(location)
     snapshot = services.request_snapshot(source=Volume.objects.get(), name="first", user=member.user)
-    carry_out_what_waits()
+    run_active_operations()
     snapshot.refresh_from_db()
     row = Volume.objects.create(
         project=member.project,
@@ -362,7 +362,7 @@ def test_the_portal_works_in_the_project_that_a_volume_is_in(
 
 
 @pytest.mark.thorough
-def test_two_looks_at_once_do_nothing_twice(
+def test_two_concurrent_syncs_do_nothing_twice(
     location: Location, cloud_project: CloudProject, other: Any, database: Any
 ) -> None:
     Location.objects.update(charges_outside=True)
@@ -370,7 +370,7 @@ def test_two_looks_at_once_do_nothing_twice(
     snap(other, volume)
     with many(database, other, volumes=300, snapshots=300, like=volume):
         with ThreadPoolExecutor(3) as pool:
-            looks = [pool.submit(look_in_a_thread) for _each in range(3)]
+            looks = [pool.submit(sync_in_a_thread) for _each in range(3)]
             for look in looks:
                 look.result()
         assert (Volume.objects.count(), Snapshot.objects.count(), open_segments()) == (301, 301, 301)
@@ -379,7 +379,7 @@ def test_two_looks_at_once_do_nothing_twice(
         assert sync_location(Location.objects.get()).changes == {}
 
 
-def look_in_a_thread() -> None:
+def sync_in_a_thread() -> None:
     try:
         sync_location(Location.objects.get())
     finally:
@@ -422,17 +422,17 @@ def test_thousands_of_volumes_need_no_more_memory_than_a_page_of_them(
     for count in (500, 5000):
         with many(database, other, volumes=count, snapshots=count, like=volume):
             for look in ("first", "next"):
-                seconds, peaks[count, look] = look_in_a_process(process_environment)
+                seconds, peaks[count, look] = sync_in_a_process(process_environment)
                 print(f"{count} volumes and snapshots, {look} look: {seconds:.1f} s, {peaks[count, look]:.0f} MiB")
             assert Volume.objects.present().count() == count + 1
             assert Snapshot.objects.filter(deleted_at=None).count() == count + 1
-        print("all gone: {:.1f} s, {:.0f} MiB".format(*look_in_a_process(process_environment)))
+        print("all gone: {:.1f} s, {:.0f} MiB".format(*sync_in_a_process(process_environment)))
         assert Volume.objects.present().count() == Snapshot.objects.filter(deleted_at=None).count() == 1
     assert peaks[5000, "first"] < peaks[500, "first"] + 16
     assert peaks[5000, "next"] < peaks[500, "next"] + 16
 
 
-def look_in_a_process(environment: dict[str, str]) -> tuple[float, float]:
+def sync_in_a_process(environment: dict[str, str]) -> tuple[float, float]:
     """(seconds, MiB at most) of one `manage.py sync_inventory`."""
     begin = time.monotonic()
     process = subprocess.Popen(

@@ -18,7 +18,7 @@ from snapshots.tasks import run_operation
 from tests.factories import LocationFactory, MembershipFactory, VolumeFactory
 from tests.lab.openstack.lab import Lab, wait_until
 from tests.lab.openstack.stores import CinderStore
-from tests.snapshots.disks import carry_out_what_waits, sell_everywhere
+from tests.snapshots.disks import run_active_operations, sell_everywhere
 from tests.snapshots.storage.contract import AFTER, BEFORE, assert_holds, new_volume
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -49,7 +49,7 @@ def made(store: CinderStore, uuid: UUID) -> list[Any]:
 
 def test_a_snapshot_becomes_a_volume_and_is_deleted(store: CinderStore, volume: Volume, member: Membership) -> None:
     snapshot = services.request_snapshot(source=volume, name="nightly", user=member.user)
-    carry_out_what_waits()
+    run_active_operations()
     snapshot.refresh_from_db()
     assert (snapshot.state, UsageSegment.objects.count()) == (State.READY, 1)
     disk = snapshot.disks.get()
@@ -58,13 +58,13 @@ def test_a_snapshot_becomes_a_volume_and_is_deleted(store: CinderStore, volume: 
     source = VolumeRef(uuid=volume.pk, name=volume.name, size_gb=1, backend_ref=volume.backend_ref)
     store.write(source, AFTER)
     new_volumes.request_new_volume(snapshot=snapshot, user=member.user, project=member.project, name="copy", size_gb=2)
-    carry_out_what_waits()
+    run_active_operations()
     copy = Volume.objects.get(name="copy")
     assert (copy.state, copy.size_gb) == (Volume.State.AVAILABLE, 2)
     assert_holds(store, VolumeRef(uuid=copy.pk, name="copy", size_gb=2, backend_ref=copy.backend_ref), BEFORE)
 
     services.request_deletion(snapshot=snapshot, user=member.user)
-    carry_out_what_waits()
+    run_active_operations()
     snapshot.refresh_from_db()
     assert snapshot.state == State.DELETED
     assert made(store, disk.pk) == []
@@ -77,7 +77,7 @@ def test_what_arrives_after_the_last_attempt_is_cleaned_up_and_costs_nothing(
     settings.STORAGE["cinder"]["options"] = {"cloud": "demo", "create_timeout": "4", "delete_timeout": "4"}
     with lab.stopped("cinder-volume", kill=True):
         snapshot = services.request_snapshot(source=volume, name="nightly", user=member.user)
-        carry_out_what_waits()
+        run_active_operations()
         snapshot.refresh_from_db()
         assert snapshot.state == State.FAILED and "did not finish in time" in snapshot.error
         clean_up = Operation.objects.get(kind=Operation.Kind.CLEAN_UP)
@@ -98,7 +98,7 @@ def test_what_arrives_after_the_last_attempt_is_cleaned_up_and_costs_nothing(
 
     # and the customer's second try works
     services.retry(operation=Operation.objects.get(kind=Operation.Kind.CAPTURE), user=member.user)
-    carry_out_what_waits()
+    run_active_operations()
     snapshot.refresh_from_db()
     assert (snapshot.state, len(made(store, snapshot.disks.get().pk))) == (State.READY, 1)
 
@@ -110,12 +110,12 @@ def test_who_tries_again_stops_the_clean_up(
     settings.STORAGE["cinder"]["options"] = {"cloud": "demo", "create_timeout": "4"}
     with lab.stopped("cinder-volume", kill=True):
         snapshot = services.request_snapshot(source=volume, name="nightly", user=member.user)
-        carry_out_what_waits()
+        run_active_operations()
         [begun] = store.cinder.snapshots(volume_id=volume.backend_ref)
         services.retry(operation=Operation.objects.get(kind=Operation.Kind.CAPTURE), user=member.user)
         assert not Operation.objects.filter(kind=Operation.Kind.CLEAN_UP).exists()
     settings.STORAGE["cinder"]["options"] = {"cloud": "demo"}
-    carry_out_what_waits()
+    run_active_operations()
     snapshot.refresh_from_db()
     assert (snapshot.state, snapshot.disks.get().backend_ref) == (State.READY, begun.id)
 
@@ -125,10 +125,10 @@ def test_what_the_storage_refuses_fails_with_its_reason_and_costs_nothing(
 ) -> None:
     settings.STORAGE["cinder"]["options"] = {"cloud": "demo-reader"}
     services.request_snapshot(source=volume, name="nightly", user=member.user)
-    carry_out_what_waits()
+    run_active_operations()
     operation = Operation.objects.get(kind=Operation.Kind.CAPTURE)
     snapshot = Snapshot.objects.get()
     assert (operation.state, snapshot.state) == (Operation.State.FAILED, State.FAILED)
-    assert "does not allow this to the portal's account" in operation.error
+    assert "The portal's account isn't allowed to do this" in operation.error
     assert not UsageSegment.objects.exists()
     assert made(store, snapshot.disks.get().pk) == []

@@ -74,7 +74,7 @@ def cost(vm: VirtualMachine, at: datetime) -> int:
 
 
 @pytest.mark.both_databases
-def test_switched_on_it_runs_as_the_location_says_and_costs_a_fifth_of_the_machine(
+def test_switched_on_it_runs_by_the_locations_schedule_and_costs_20_percent_of_the_machine(
     vm: VirtualMachine, admin: User, now: datetime
 ) -> None:
     Location.objects.update(
@@ -119,7 +119,7 @@ def test_switched_off_it_ends_at_that_instant_and_the_backups_stay(
     ]
 
 
-def test_the_same_way_twice_changes_nothing(vm: VirtualMachine, admin: User, now: datetime) -> None:
+def test_switching_to_the_same_state_changes_nothing(vm: VirtualMachine, admin: User, now: datetime) -> None:
     switch(vm, False, admin, now)
     assert not AutomaticBackupSwitch.objects.exists()
     switch(vm, True, admin, now)
@@ -152,7 +152,7 @@ def test_an_hour_that_is_paid_is_not_paid_twice(vm: VirtualMachine, admin: User,
 
 
 @pytest.mark.both_databases
-def test_another_price_of_the_machine_holds_from_the_next_unpaid_hour(
+def test_a_new_price_of_the_machine_applies_from_the_next_unpaid_hour(
     vm: VirtualMachine, admin: User, now: datetime
 ) -> None:
     change_machine_price(vm=vm, hourly_price_micro=100_000_000, user=admin, now=now)
@@ -172,7 +172,7 @@ def test_where_vm_backup_is_not_sold_it_is_refused(vm: VirtualMachine, admin: Us
     assert not BackupSchedule.objects.exists() and not AutomaticBackupSwitch.objects.exists()
 
 
-def test_a_machine_that_is_gone_is_refused(vm: VirtualMachine, admin: User, now: datetime) -> None:
+def test_a_deleted_machine_is_refused(vm: VirtualMachine, admin: User, now: datetime) -> None:
     VirtualMachine.objects.update(deleted_at=now)
     with pytest.raises(SourceUnavailable, match="has been deleted"):
         switch(vm, True, admin, now)
@@ -205,7 +205,7 @@ def test_a_machine_that_is_deleted_is_switched_off_at_that_instant(
     assert (history.on, history.switched_by, history.switched_at) == (False, None, now + HOUR)
 
 
-def test_what_is_on_follows_the_locations_default_schedule(vm: VirtualMachine, admin: User) -> None:
+def test_active_automatic_backups_follow_the_locations_default_schedule(vm: VirtualMachine, admin: User) -> None:
     noon = datetime(2026, 11, 22, 12, tzinfo=UTC)
     elsewhere = VirtualMachineFactory(
         location=vm.location, project__customer__time_zone="Europe/Berlin", project__customer__postpaid=True
@@ -223,7 +223,7 @@ def test_what_is_on_follows_the_locations_default_schedule(vm: VirtualMachine, a
 
 
 @pytest.mark.both_databases
-def test_what_was_on_and_off_while_the_clock_was_ahead_is_charged_again_after_that_hour(
+def test_backups_switched_while_the_clock_was_ahead_are_charged_again_after_that_hour(
     vm: VirtualMachine, admin: User, now: datetime
 ) -> None:
     switch(vm, True, admin, now + 5 * HOUR)
@@ -237,7 +237,7 @@ def test_what_was_on_and_off_while_the_clock_was_ahead_is_charged_again_after_th
     assert UsageSegment.objects.filter(ended_at=None).count() == 1
 
 
-def test_an_administrator_deletes_automatic_backups_but_no_pinned_ones(
+def test_an_administrator_deletes_automatic_backups_except_pinned_ones(
     vm: VirtualMachine, admin: User, now: datetime
 ) -> None:
     switch(vm, True, admin, now)
@@ -262,7 +262,7 @@ def notices_of(user: User) -> list[tuple[str, str]]:
 
 
 @pytest.mark.both_databases
-def test_members_are_told_of_the_charge_with_the_switch_and_by_email(
+def test_members_are_notified_of_the_charge_with_the_switch(
     vm: VirtualMachine, member: Membership, admin: User, now: datetime
 ) -> None:
     colleague = UserFactory(member_of=vm.project, member_of__role="member")
@@ -298,7 +298,7 @@ def test_without_the_notification_nothing_is_charged(
 
 
 @pytest.mark.both_databases
-def test_another_price_of_the_machine_is_told_with_its_start(
+def test_a_new_price_of_the_machine_is_notified_with_its_start(
     vm: VirtualMachine, member: Membership, admin: User, now: datetime
 ) -> None:
     change_machine_price(vm=vm, hourly_price_micro=100_000_000, user=admin, now=now)
@@ -314,7 +314,7 @@ def test_another_price_of_the_machine_is_told_with_its_start(
     assert "K 10.00 an hour instead of K 40.00" in notices_of(member.user)[-1][1]
 
 
-def test_members_of_a_deleted_machine_are_not_told_that_its_backups_are_off(
+def test_members_of_a_deleted_machine_are_not_notified_of_the_switch(
     vm: VirtualMachine, member: Membership, admin: User, now: datetime
 ) -> None:
     switch(vm, True, admin, now)
@@ -357,7 +357,7 @@ def test_the_list_switches_once_the_price_is_confirmed(support: Client, vm: Virt
     assert vm.automatic_backups_since
     assert "db-01" in support.get(f"{reverse(LIST)}?automatic=on").text
     assert "db-01" not in support.get(f"{reverse(LIST)}?automatic=off").text
-    assert "In all this ends K 23.75 an hour" in support.post(url, {"on": "0"}).text
+    assert "In total, this saves K 23.75 an hour" in support.post(url, {"on": "0"}).text
     support.post(url, {"on": "0", "confirmed": "yes"})
     vm.refresh_from_db()
     assert vm.automatic_backups_since is None
@@ -370,7 +370,7 @@ def test_a_price_that_changed_since_it_was_confirmed_is_not_charged(support: Cli
     assert not AutomaticBackupSwitch.objects.exists()
 
 
-def test_what_is_on_already_stays_on_and_says_that_it_is_not_sold_any_more(support: Client, vm: VirtualMachine) -> None:
+def test_active_automatic_backups_stay_on_when_no_longer_sold_and_say_so(support: Client, vm: VirtualMachine) -> None:
     url = reverse("admin:snapshots_switch", args=[vm.pk])
     support.post(url, SWITCH_ON)
     Package.objects.update(active=False)
@@ -391,7 +391,7 @@ def test_a_link_or_a_stranger_switches_nothing(
     assert AutomaticBackupSwitch.objects.count() == 1
 
 
-def test_the_list_says_why_it_is_refused(support: Client, vm: VirtualMachine) -> None:
+def test_the_list_shows_why_a_switch_is_refused(support: Client, vm: VirtualMachine) -> None:
     Package.objects.update(active=False)
     page = support.get(reverse(LIST)).text
     assert f"not sold in {vm.location_id}" in page
@@ -400,12 +400,12 @@ def test_the_list_says_why_it_is_refused(support: Client, vm: VirtualMachine) ->
     assert not AutomaticBackupSwitch.objects.exists()
 
 
-def test_many_are_switched_after_it_was_shown_what_they_cost_in_all(support: Client, vm: VirtualMachine) -> None:
+def test_many_machines_are_switched_after_their_total_cost_is_confirmed(support: Client, vm: VirtualMachine) -> None:
     second = VirtualMachineFactory(project=vm.project, location=vm.location, hourly_price_micro=45_500_000)
     unsold = VirtualMachineFactory(project=vm.project, hourly_price_micro=1_000_000)
     given = {"action": "switch_many_on", "_selected_action": [vm.pk, second.pk, unsold.pk]}
     page = support.post(reverse(LIST), given).text
-    assert "In all this costs K 32.85 an hour, K 24,046.20 for 732 hours" in page
+    assert "In total, this costs K 32.85 an hour, K 24,046.20 for 732 hours" in page
     assert "Refused: VM Backup is not sold in this location." in page
     assert not AutomaticBackupSwitch.objects.exists()
     response = support.post(reverse(LIST), given | {"confirmed": "yes"}, follow=True)
@@ -415,14 +415,12 @@ def test_many_are_switched_after_it_was_shown_what_they_cost_in_all(support: Cli
 
     given["action"] = "switch_many_off"
     page = support.post(reverse(LIST), given).text
-    assert "In all this ends K 32.85 an hour" in page and "No change: already off." in page
+    assert "In total, this saves K 32.85 an hour" in page and "No change: already off." in page
     support.post(reverse(LIST), given | {"confirmed": "yes"})
     assert not VirtualMachine.objects.exclude(automatic_backups_since=None).exists()
 
 
-def test_the_machines_page_shows_the_cost_before_and_who_switched_after(
-    support: Client, vm: VirtualMachine, admin: User
-) -> None:
+def test_the_machines_page_shows_the_cost_and_who_switched(support: Client, vm: VirtualMachine, admin: User) -> None:
     page = support.get(page_of(vm)).text
     assert "20 % of K 118.7500 = K 23.75 an hour, K 17,385.00 for 732 hours" in page
     assert "Daily at 02:00 in the customer&#x27;s time zone; 2 backups are kept." in page
@@ -463,7 +461,7 @@ def test_a_price_typed_in_the_form_goes_to_the_bill(
     assert UsageSegment.objects.get(ended_at=None).resource_name == "db-02"
 
 
-def test_a_machine_marked_deleted_in_the_form_is_switched_off_by_who_did_it(
+def test_marking_a_machine_as_deleted_switches_its_backups_off(
     support: Client, vm: VirtualMachine, admin: User, now: datetime
 ) -> None:
     switch(vm, True, admin, now - HOUR)

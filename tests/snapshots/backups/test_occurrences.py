@@ -65,13 +65,13 @@ def first_minute_at_or_past(day: date, at: time, zone: ZoneInfo) -> datetime:
 
 @settings(deadline=None, max_examples=150)
 @given(DAYS, TIMES, st.sampled_from(ZONES))
-def test_a_time_of_day_is_the_first_instant_that_the_clock_shows_it_or_is_past_it(day: date, at: time, zone: str):
+def test_a_time_of_day_is_the_first_instant_at_or_after_it_on_the_wall_clock(day: date, at: time, zone: str):
     assert instant(day, at, ZoneInfo(zone)) == first_minute_at_or_past(day, at, ZoneInfo(zone))
 
 
 @settings(deadline=None, max_examples=60)
 @given(RULES, DAYS, st.integers(0, 1439), st.sampled_from(ZONES))
-def test_slots_are_those_of_the_days_that_the_rule_names(rule: Recurrence, start: date, minute: int, zone: str):
+def test_occurrences_are_on_the_days_of_the_recurrence(rule: Recurrence, start: date, minute: int, zone: str):
     after = datetime.combine(start, time(), tzinfo=UTC) + minute * MINUTE
     until = after + 40 * DAY
     days = [start + number * DAY for number in range(-3, 44)]
@@ -83,7 +83,7 @@ def test_slots_are_those_of_the_days_that_the_rule_names(rule: Recurrence, start
 
 
 @given(RULES, DAYS, st.sampled_from(ZONES))
-def test_going_on_from_each_slot_gives_the_same_slots_as_asking_at_once(rule: Recurrence, start: date, zone: str):
+def test_iterating_occurrences_gives_the_same_as_listing_them(rule: Recurrence, start: date, zone: str):
     after = datetime.combine(start, time(), tzinfo=UTC)
     found, at = [], after
     while (at := next_occurrence(rule, ZoneInfo(zone), at)) <= after + 100 * DAY:
@@ -106,7 +106,7 @@ def test_half_past_six_hours_east_of_greenwich():
         (date(2026, 10, 25), time(3), datetime(2026, 10, 25, 2, tzinfo=UTC)),
     ],
 )
-def test_a_change_of_the_clock(day: date, at: time, expected: datetime):
+def test_daylight_saving_changes(day: date, at: time, expected: datetime):
     assert instant(day, at, BERLIN) == expected
     recurrence = Recurrence(interval="daily", at=at)
     assert occurrences_between(recurrence, BERLIN, expected - MINUTE, expected + timedelta(hours=20)) == [expected]
@@ -127,7 +127,7 @@ def test_a_day_that_the_month_does_not_have_is_its_last():
     ]
 
 
-def test_the_preview_says_what_is_kept_and_what_is_deleted():
+def test_the_preview_shows_kept_and_deleted_backups():
     now = datetime(2026, 11, 22, 12, tzinfo=UTC)
     one, two, three = (datetime(2026, 11, day, 2, tzinfo=UTC) for day in (23, 24, 25))
     first, second, third = preview(

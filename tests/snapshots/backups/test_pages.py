@@ -29,14 +29,14 @@ from tests.factories import (
     VirtualMachineFactory,
     VolumeFactory,
 )
-from tests.snapshots.disks import carry_out_what_waits, content, holds, put_volume, sell_everywhere
+from tests.snapshots.disks import content, holds, put_volume, run_active_operations, sell_everywhere
 from tests.snapshots.test_list import HTMX, names, part_of
 from tests.snapshots.test_volumes import without_tokens
 
 pytestmark = pytest.mark.django_db
 
 COPIES, SCHEDULES = "/backups/", "/backups/schedules/"
-ACTS = ("edit_schedule", "pause_schedule", "resume_schedule", "run_schedule", "delete_schedule")
+ACTIONS = ("edit_schedule", "pause_schedule", "resume_schedule", "run_schedule", "delete_schedule")
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def url(schedule: BackupSchedule, name: str = "schedule") -> str:
     return reverse(f"snapshots:{name}", args=[schedule.pk])
 
 
-def act_url(copy: Snapshot, name: str) -> str:
+def action_url(copy: Snapshot, name: str) -> str:
     return reverse(f"snapshots:{name}", args=[copy.pk])
 
 
@@ -112,17 +112,17 @@ def test_without_backups_the_page_invites_to_create_one(client: Client, viewer: 
     assert "No backups yet" in page and 'class="btn btn-primary" href="/backups/new/"' not in page
 
 
-def test_the_create_menu_offers_a_backup_and_is_not_there_for_who_may_only_look(client: Client, viewer: Client) -> None:
+def test_the_create_menu_offers_a_backup_except_to_viewers(client: Client, viewer: Client) -> None:
     assert re.search(r'<a class="menu-item" href="/backups/new/">.*?Backup</span>', client.get("/").text, re.DOTALL)
     assert "topbar-create" in client.get("/help/").text
     assert "topbar-create" not in viewer.get("/help/").text
 
 
-def test_schedules_without_a_backup_are_said(client: Client, schedule: BackupSchedule) -> None:
+def test_schedules_without_a_backup_are_mentioned(client: Client, schedule: BackupSchedule) -> None:
     assert "1 schedule is set up and hasn't taken its first backup." in unescape(client.get(COPIES).text)
 
 
-def test_the_invitation_gives_way_to_the_first_schedule_at_once(client: Client, vm: VirtualMachine) -> None:
+def test_the_first_schedule_replaces_the_empty_state_at_once(client: Client, vm: VirtualMachine) -> None:
     with time_machine.travel(timezone.now(), tick=False):
         assert "Back up your first instance" in client.get(COPIES).text
         schedule = BackupScheduleFactory(vm=vm)
@@ -158,7 +158,7 @@ def test_backups_are_listed_like_snapshots_and_apart_from_them(client: Client, v
     assert names(client.get(f"{COPIES}?q=nothing")) == []
 
 
-def test_a_failed_or_missed_last_run_is_said_above_the_backups(client: Client, schedule: BackupSchedule) -> None:
+def test_a_failed_or_missed_last_run_is_shown_above_the_backups(client: Client, schedule: BackupSchedule) -> None:
     BackupRunFactory(schedule=schedule, failed=True)
     page = client.get(COPIES)
     assert "The last run of 1 schedule did not succeed" in page.text
@@ -174,10 +174,10 @@ def test_an_automatic_backup_is_not_charged_by_itself(client: Client, vm: Virtua
 
     assert client.get(COPIES).context["rows"][0].hourly == ""
     assert "in the 20 %" in words(client.get(COPIES).text)
-    page = words(client.get(act_url(copy, "snapshot")).text)
+    page = words(client.get(action_url(copy, "snapshot")).text)
     assert "20 % × K 24.0000 = K 4.80 an hour" in page
     assert "Price Summary" not in page
-    assert "charged per GB" in words(client.get(act_url(copy, "pin")).text)
+    assert "charged per GB" in words(client.get(action_url(copy, "pin")).text)
 
 
 def test_the_page_of_a_backup_leads_back_to_the_list_and_to_its_schedule(
@@ -185,39 +185,39 @@ def test_the_page_of_a_backup_leads_back_to_the_list_and_to_its_schedule(
 ) -> None:
     copy = BackupRunFactory(schedule=schedule).snapshot
 
-    page = client.get(act_url(copy, "snapshot")).text
+    page = client.get(action_url(copy, "snapshot")).text
 
     assert '<a class="side-item" href="/backups/" aria-current="page">' in page
     assert f'href="{url(schedule)}"' in page
     for name in ("rename", "delete", "restore", "verify", "new_machine", "pin"):
-        assert f'<a href="{COPIES}">Backups</a>' in client.get(act_url(copy, name)).text, name
+        assert f'<a href="{COPIES}">Backups</a>' in client.get(action_url(copy, name)).text, name
 
 
 def test_a_backup_is_pinned_and_unpinned_again(client: Client, schedule: BackupSchedule) -> None:
     copy = BackupRunFactory(schedule=schedule).snapshot
-    assert "until you delete it?" in client.get(act_url(copy, "pin")).text
+    assert "until you delete it?" in client.get(action_url(copy, "pin")).text
 
     for _twice in range(2):
-        page = client.post(act_url(copy, "pin"), {"pinned": "yes"}, follow=True).text
+        page = client.post(action_url(copy, "pin"), {"pinned": "yes"}, follow=True).text
         assert "is pinned." in page
     copy.refresh_from_db()
     assert copy.is_pinned
     assert "Pinned" in client.get(COPIES).text
 
-    assert "Unpin “" in client.get(act_url(copy, "pin")).text
-    client.post(act_url(copy, "pin"), {"pinned": "no"})
+    assert "Unpin “" in client.get(action_url(copy, "pin")).text
+    client.post(action_url(copy, "pin"), {"pinned": "no"})
     copy.refresh_from_db()
     assert not copy.is_pinned
 
 
-def test_only_a_backup_that_is_not_being_deleted_can_be_pinned(
+def test_a_backup_that_is_being_deleted_cannot_be_pinned(
     client: Client, viewer: Client, stranger: Client, schedule: BackupSchedule
 ) -> None:
     copy = BackupRunFactory(schedule=schedule).snapshot
-    assert stranger.post(act_url(copy, "pin"), {"pinned": "yes"}).status_code == 404
-    assert viewer.post(act_url(copy, "pin"), {"pinned": "yes"}).status_code == 403
+    assert stranger.post(action_url(copy, "pin"), {"pinned": "yes"}).status_code == 404
+    assert viewer.post(action_url(copy, "pin"), {"pinned": "yes"}).status_code == 403
     Snapshot.objects.update(state=State.DELETING, delete_requested_at=timezone.now(), deletion_cause="user")
-    assert "is being deleted, so it can" in client.post(act_url(copy, "pin"), {"pinned": "yes"}).text
+    assert "is being deleted, so it can" in client.post(action_url(copy, "pin"), {"pinned": "yes"}).text
     copy.refresh_from_db()
     assert not copy.is_pinned
 
@@ -225,7 +225,7 @@ def test_only_a_backup_that_is_not_being_deleted_can_be_pinned(
 # --- schedules ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_row_says_when_it_runs_what_came_of_it_and_how_many_it_keeps(client: Client, vm: VirtualMachine) -> None:
+def test_a_row_shows_recurrence_last_outcome_and_retention(client: Client, vm: VirtualMachine) -> None:
     weekly = BackupScheduleFactory(vm=vm, weekly=True, weekday=6, at=time(23), retention_count=4)
     BackupRunFactory(schedule=weekly, missed=True)
 
@@ -252,11 +252,11 @@ def test_a_row_says_when_it_runs_what_came_of_it_and_how_many_it_keeps(client: C
         ({"monthly": True, "month_day": 5, "at": time(14, 30)}, "On day 5 of every month at 14:30"),
     ],
 )
-def test_a_rule_is_said_in_words(vm: VirtualMachine, traits: dict[str, Any], said: str) -> None:
+def test_a_recurrence_is_described_in_words(vm: VirtualMachine, traits: dict[str, Any], said: str) -> None:
     assert BackupScheduleFactory(vm=vm, **traits).when == said
 
 
-def test_only_schedules_of_ones_projects_that_are_there_are_listed(client: Client, schedule: BackupSchedule) -> None:
+def test_only_existing_schedules_of_the_users_projects_are_listed(client: Client, schedule: BackupSchedule) -> None:
     BackupScheduleFactory()
     BackupScheduleFactory(vm=schedule.vm, deleted=True)
 
@@ -304,7 +304,7 @@ def test_the_fragment_of_schedules_is_the_same_as_in_the_page(client: Client, sc
 # --- page of a schedule ------------------------------------------------------------------------------------------------
 
 
-def test_the_page_shows_the_next_runs_and_what_became_of_the_others(client: Client, schedule: BackupSchedule) -> None:
+def test_the_page_shows_next_runs_and_outcomes_of_past_ones(client: Client, schedule: BackupSchedule) -> None:
     BackupRunFactory(schedule=schedule, scheduled_at=timezone.now() - timedelta(days=3), missed=True)
     BackupRunFactory(schedule=schedule, scheduled_at=timezone.now() - timedelta(days=2), failed=True)
     done = BackupRunFactory(schedule=schedule, scheduled_at=timezone.now() - timedelta(days=1))
@@ -351,7 +351,7 @@ def test_the_runs_follow_each_other_page_by_page(client: Client, schedule: Backu
     assert seen == made
 
 
-def test_the_page_asks_again_while_a_backup_is_taken(client: Client, schedule: BackupSchedule) -> None:
+def test_the_page_polls_while_a_backup_is_taken(client: Client, schedule: BackupSchedule) -> None:
     run = BackupRunFactory(schedule=schedule, taking=True)
     response = client.get(url(schedule))
     version = response.context["version"]
@@ -364,12 +364,12 @@ def test_the_page_asks_again_while_a_backup_is_taken(client: Client, schedule: B
     assert 'id="schedule"' in news and "Backup of db-01: Done" in news and "every 2s" not in news
 
 
-def test_a_stranger_finds_no_schedule_and_a_viewer_may_only_look(
+def test_a_stranger_gets_404_and_a_viewer_is_read_only(
     stranger: Client, viewer: Client, schedule: BackupSchedule
 ) -> None:
     assert stranger.get(url(schedule)).status_code == 404
-    assert "You can look at this schedule." in viewer.get(url(schedule)).text
-    for name in ACTS:
+    assert "You have view-only access." in viewer.get(url(schedule)).text
+    for name in ACTIONS:
         assert url(schedule, name) not in viewer.get(url(schedule)).text
         for method in ("get", "post"):
             assert getattr(stranger, method)(url(schedule, name)).status_code == 404, name
@@ -403,7 +403,7 @@ def test_nothing_is_offered_or_done_with_automatic_backups(client: Client, vm: V
     assert page.context["actions"] == []
     assert "Only an administrator can enable, disable or schedule them." in page.text
     assert "20 % × K 24.0000 = K 4.80 an hour" in words(page.text)
-    for name in ACTS:
+    for name in ACTIONS:
         data = {"interval": "daily", "at": "03:00", "retention_count": 9}
         assert "Only your provider can change" in client.post(url(automatic, name), data).text, name
     automatic.refresh_from_db()
@@ -415,12 +415,12 @@ def test_nothing_is_offered_or_done_with_automatic_backups(client: Client, vm: V
     )
 
 
-def test_of_a_deleted_schedule_only_the_record_is_left(client: Client, vm: VirtualMachine) -> None:
+def test_a_deleted_schedule_is_a_read_only_record(client: Client, vm: VirtualMachine) -> None:
     deleted = BackupScheduleFactory(vm=vm, deleted=True)
 
     page = client.get(url(deleted))
     assert "This schedule is deleted" in page.text and page.context["actions"] == []
-    for name in ACTS:
+    for name in ACTIONS:
         assert client.post(url(deleted, name)).status_code == 404, name
 
 
@@ -462,7 +462,7 @@ def test_editing_shows_what_would_be_kept_before_it_is_saved(client: Client, sch
     assert schedule.retention_count == 2
 
 
-def test_bad_times_explain_themselves_and_change_nothing(client: Client, schedule: BackupSchedule) -> None:
+def test_invalid_times_are_explained_and_change_nothing(client: Client, schedule: BackupSchedule) -> None:
     page = client.post(url(schedule, "edit_schedule"), {"interval": "weekly", "at": "noon", "retention_count": 0}).text
 
     for text in ("Choose the day of the week.", "Enter a time of day, such as"):
@@ -494,7 +494,7 @@ def test_a_backup_is_taken_at_once_and_only_one_at_a_time(client: Client, schedu
     again = client.post(url(schedule, "run_schedule"))
     assert "A backup of this machine is already running." in again.text
     assert BackupRun.objects.count() == 1
-    carry_out_what_waits()
+    run_active_operations()
     assert Snapshot.objects.get().state == State.READY
 
 
@@ -522,21 +522,21 @@ def test_a_backup_brings_the_machine_back_and_this_is_undone(
         storage_root / schedule.vm.location_id / "volumes" / f"{one.pk}.img" for one in checks.volumes_of(schedule.vm)
     ]
     run_now(schedule=schedule, user=owner)
-    carry_out_what_waits()
+    run_active_operations()
     copy = Snapshot.objects.get()
     for volume in checks.volumes_of(schedule.vm):
         put_volume(storage_root, volume, content(b"ruined"))
-    page = words(client.get(act_url(copy, "restore")).text)
+    page = words(client.get(action_url(copy, "restore")).text)
     assert "Overwrite the disks of “db-01”?" in page and "d0, d1" in page
 
-    client.post(act_url(copy, "restore"), {"confirmation": "db-01"})
-    carry_out_what_waits()
+    client.post(action_url(copy, "restore"), {"confirmation": "db-01"})
+    run_active_operations()
 
     assert all(holds(disk, content(b"%d" % position)) for position, disk in enumerate(disks))
     restore = Operation.objects.get(kind=Operation.Kind.RESTORE)
     assert restore.state == Operation.State.SUCCEEDED and restore.can_be_undone
-    client.post(act_url(restore.safety_snapshot, "restore"), {"confirmation": "db-01"})
-    carry_out_what_waits()
+    client.post(action_url(restore.safety_snapshot, "restore"), {"confirmation": "db-01"})
+    run_active_operations()
     assert all(holds(disk, content(b"ruined")) for disk in disks)
 
 
@@ -544,15 +544,15 @@ def test_a_backup_becomes_a_new_machine_and_a_new_volume(
     storage_root: Path, client: Client, schedule: BackupSchedule, owner: User
 ) -> None:
     run_now(schedule=schedule, user=owner)
-    carry_out_what_waits()
+    run_active_operations()
     copy = Snapshot.objects.get()
 
-    client.post(act_url(copy, "new_machine"), {"name": "db-02", "project": schedule.vm.project_id})
+    client.post(action_url(copy, "new_machine"), {"name": "db-02", "project": schedule.vm.project_id})
     client.post(
-        act_url(copy, "new_volume"),
+        action_url(copy, "new_volume"),
         {"disk": copy.disks.last().pk, "name": "alone", "size_gb": 50, "project": schedule.vm.project_id},
     )
-    carry_out_what_waits()
+    run_active_operations()
 
     folder = storage_root / schedule.vm.location_id / "volumes"
     made = VirtualMachine.objects.get(name="db-02")
@@ -564,12 +564,12 @@ def test_a_backup_becomes_a_new_machine_and_a_new_volume(
 
 def test_a_backup_is_deleted_and_stops_costing(client: Client, schedule: BackupSchedule, owner: User) -> None:
     run_now(schedule=schedule, user=owner)
-    carry_out_what_waits()
+    run_active_operations()
     copy = Snapshot.objects.get()
-    assert "You stop paying K 36.00 an hour" in words(client.get(act_url(copy, "delete")).text)
+    assert "You stop paying K 36.00 an hour" in words(client.get(action_url(copy, "delete")).text)
 
-    client.post(act_url(copy, "delete"), {"confirmation": copy.name})
-    carry_out_what_waits()
+    client.post(action_url(copy, "delete"), {"confirmation": copy.name})
+    run_active_operations()
 
     copy.refresh_from_db()
     assert copy.state == State.DELETED
@@ -619,24 +619,24 @@ def test_the_dashboard_counts_backups_and_the_20_percent(client: Client, vm: Vir
     assert (totals["count"], totals["size"], totals["hourly"]) == ("2", "120 GB", "K 40.80")
 
 
-def test_a_volume_that_is_in_a_backup_of_its_machine_is_not_said_to_be_unprotected(
+def test_a_volume_in_a_backup_of_its_machine_is_not_listed_as_unprotected(
     client: Client, schedule: BackupSchedule, owner: User
 ) -> None:
     assert client.get("/").context["unprotected_count"] == 2
 
     run_now(schedule=schedule, user=owner)
-    carry_out_what_waits()
+    run_active_operations()
 
     assert client.get("/").context["unprotected_count"] == 0
 
 
 def test_deleting_an_automatic_backup_promises_no_savings(client: Client, vm: VirtualMachine, owner: User) -> None:
     copy = automatic_copy(vm, owner)
-    assert "It saves nothing" in client.get(act_url(copy, "delete")).text
+    assert "It saves nothing" in client.get(action_url(copy, "delete")).text
 
-    page = client.post(act_url(copy, "delete"), {"confirmation": copy.name}, follow=True).text
+    page = client.post(action_url(copy, "delete"), {"confirmation": copy.name}, follow=True).text
 
-    assert "is being deleted." in page and "stopped costing" not in page
+    assert "is being deleted." in page and "You no longer pay" not in page
 
 
 def test_subscriptions_show_automatic_backups_with_the_sentence(client: Client, vm: VirtualMachine) -> None:

@@ -21,7 +21,7 @@ from snapshots.backups.schedules import edit_schedule, run_now
 from snapshots.backups.upkeep import maintain_schedules
 from snapshots.models import BackupRun, BackupSchedule, DeletionCause, DiskImage, Operation, Snapshot, State
 from tests.factories import BackupScheduleFactory, MembershipFactory, VirtualMachineFactory, VolumeFactory
-from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sell_everywhere
+from tests.snapshots.disks import content, put_volume, run_active_operations, sell_everywhere
 from tests.snapshots.test_races import all_at_once
 
 pytestmark = [
@@ -82,8 +82,8 @@ def run_once(schedule: BackupSchedule) -> BackupRun:
 
 def work() -> None:
     """Take what waits, then read it back."""
-    carry_out_what_waits()
-    carry_out_what_waits()
+    run_active_operations()
+    run_active_operations()
 
 
 def states(schedule: BackupSchedule) -> list[str]:
@@ -110,12 +110,12 @@ def test_a_due_run_is_started_once_and_done_when_its_backup_is_verified(schedule
     assert (run.scheduled_at, run.state, run.tries) == (slot, TAKING, 1)
 
     assert settle_runs(slot) == 0
-    carry_out_what_waits()
+    run_active_operations()
     copy = Snapshot.objects.get()
     assert copy.state == State.READY
     assert UsageSegment.objects.get().kind == ServiceKind.VM_BACKUP
     assert settle_runs(slot) == 0, "not verified yet"
-    carry_out_what_waits()
+    run_active_operations()
     assert all(disk.verified_at and disk.checksum for disk in copy.disks.all())
     assert settle_runs(slot + timedelta(minutes=3)) == 1
     run.refresh_from_db()
@@ -123,7 +123,7 @@ def test_a_due_run_is_started_once_and_done_when_its_backup_is_verified(schedule
     assert settle_runs(slot) == 0
 
 
-def test_after_an_outage_the_latest_slot_is_caught_up_and_the_others_are_recorded_as_missed(
+def test_after_an_outage_the_latest_occurrence_runs_and_the_others_are_recorded_as_missed(
     schedule: BackupSchedule, member: Membership
 ) -> None:
     viewer = MembershipFactory(project=member.project, role=Role.VIEWER)
@@ -147,18 +147,16 @@ def test_after_an_outage_the_latest_slot_is_caught_up_and_the_others_are_recorde
     assert (entry.after["runs"], entry.after["last"]) == (3, (slot + 2 * DAY).isoformat())
 
 
-def test_a_slot_that_comes_while_the_last_run_is_unfinished_is_missed(schedule: BackupSchedule) -> None:
+def test_an_occurrence_during_the_schedules_own_run_is_missed(schedule: BackupSchedule) -> None:
     slot = due_at(schedule)
     start_due_runs(slot)
     assert start_due_runs(slot + DAY) == 1
     assert states(schedule) == [TAKING, MISSED]
-    assert schedule.runs.get(state=MISSED).reason == "The previous run was still going on."
+    assert schedule.runs.get(state=MISSED).reason == "The previous run hadn't finished."
     assert Snapshot.objects.count() == 1
 
 
-def test_a_slot_that_comes_while_another_schedules_run_is_unfinished_waits_its_turn(
-    schedule: BackupSchedule, vm: VirtualMachine
-) -> None:
+def test_an_occurrence_during_another_schedules_run_waits(schedule: BackupSchedule, vm: VirtualMachine) -> None:
     other = BackupScheduleFactory(vm=vm, automatic=True)
     slot = due_at(schedule)
     assert start_due_runs(slot) == 1
@@ -174,7 +172,7 @@ def test_a_slot_that_comes_while_another_schedules_run_is_unfinished_waits_its_t
     assert not Notification.objects.exists()
 
 
-def test_one_that_cannot_be_started_does_not_keep_the_others_from_it(schedule: BackupSchedule) -> None:
+def test_a_schedule_that_cannot_start_does_not_stop_others(schedule: BackupSchedule) -> None:
     broken = BackupScheduleFactory(next_run_at=due_at(schedule) - timedelta(hours=1))
     broken.vm.location.__class__.objects.filter(pk=broken.vm.location_id).update(driver="none such")
     VolumeFactory(project=broken.vm.project, location=broken.vm.location, vm=broken.vm)
@@ -182,7 +180,7 @@ def test_one_that_cannot_be_started_does_not_keep_the_others_from_it(schedule: B
     assert states(schedule) == [TAKING]
 
 
-def test_twenty_schedulers_start_a_slot_once_and_settle_it_once(schedule: BackupSchedule, vm: VirtualMachine) -> None:
+def test_twenty_schedulers_start_and_settle_an_occurrence_once(schedule: BackupSchedule, vm: VirtualMachine) -> None:
     other = BackupScheduleFactory(vm=vm, automatic=True)
     slot = due_at(schedule)
     started: list[int] = []
@@ -200,7 +198,7 @@ def test_twenty_schedulers_start_a_slot_once_and_settle_it_once(schedule: Backup
     )
 
 
-def test_a_slot_that_was_planned_once_more_by_a_slow_clock_does_not_run_twice(
+def test_an_occurrence_planned_again_by_a_slow_clock_does_not_run_twice(
     schedule: BackupSchedule, member: Membership
 ) -> None:
     slot = due_at(schedule)
@@ -221,7 +219,7 @@ def test_a_slot_that_was_planned_once_more_by_a_slow_clock_does_not_run_twice(
 # --- failures --------------------------------------------------------------------------------------------------------
 
 
-def test_what_fails_is_tried_again_after_growing_pauses_and_given_up_after_the_third(
+def test_a_failed_run_is_retried_with_backoff_and_fails_after_the_third_try(
     storage_root: Path, schedule: BackupSchedule, vm: VirtualMachine, member: Membership
 ) -> None:
     images(storage_root, vm)[1].unlink()
@@ -239,12 +237,12 @@ def test_what_fails_is_tried_again_after_growing_pauses_and_given_up_after_the_t
     assert settle_runs(at + DAY) == 0
     first, last = Notification.objects.order_by("created_at")
     assert (first.title, last.title) == (
-        "The backup of db-01 failed and will be tried again",
+        "The backup of db-01 failed and will be retried",
         "The backup of db-01 failed",
     )
     assert "is not in the storage" in first.text
     local = timezone.localtime(run.scheduled_at + timedelta(minutes=5), member.user.zone)
-    assert f"It will be tried again at {local.day} {local:%b %Y, %H:%M}" in first.text
+    assert f"It will be retried at {local.day} {local:%b %Y, %H:%M}" in first.text
     assert "It was tried 4 times" in last.text
     entry = Activity.objects.get(action="backup.failed")
     assert (entry.actor, entry.project, entry.after["scheduled_at"]) == (
@@ -263,7 +261,7 @@ def test_a_failed_capture_is_retried_as_the_same_backup(
     start_due_runs(at)
     lost = images(storage_root, vm)[0]
     aside = lost.rename(lost.with_suffix(".aside"))
-    carry_out_what_waits()
+    run_active_operations()
     assert settle_runs(at) == 1
     run = schedule.runs.get()
     assert (run.state, run.snapshot.state) == (WAITING, State.FAILED)
@@ -275,17 +273,17 @@ def test_a_failed_capture_is_retried_as_the_same_backup(
     run.refresh_from_db()
     assert (run.state, run.tries, run.reason) == (DONE, 2, "")
     assert Snapshot.objects.get().state == State.READY
-    assert Notification.objects.get().title == "The backup of db-01 failed and will be tried again"
+    assert Notification.objects.get().title == "The backup of db-01 failed and will be retried"
 
 
-def test_when_the_machine_has_other_disks_at_the_retry_a_new_backup_is_taken(
+def test_a_retry_takes_a_new_backup_if_the_machines_disks_have_changed(
     storage_root: Path, schedule: BackupSchedule, vm: VirtualMachine
 ) -> None:
     at = due_at(schedule)
     start_due_runs(at)
     lost = images(storage_root, vm)[1]
     lost.unlink()
-    carry_out_what_waits()
+    run_active_operations()
     settle_runs(at)
     Volume.objects.filter(pk=lost.stem).update(vm=None)
     settle_runs(at + timedelta(minutes=5))
@@ -313,10 +311,10 @@ def test_a_backup_found_damaged_by_its_verification_is_removed_and_taken_again(
 ) -> None:
     at = due_at(schedule)
     start_due_runs(at)
-    carry_out_what_waits()
+    run_active_operations()
     damaged = Snapshot.objects.get()
     spoil(copy_file(storage_root, damaged))
-    carry_out_what_waits()
+    run_active_operations()
     settle_runs(at)
     run = schedule.runs.get()
     assert run.state == WAITING and "found it damaged, so it was deleted" in run.reason
@@ -336,11 +334,11 @@ def test_a_backup_that_could_not_be_verified_is_verified_again_and_not_taken_aga
 ) -> None:
     at = due_at(schedule)
     start_due_runs(at)
-    carry_out_what_waits()
+    run_active_operations()
     copy = Snapshot.objects.get()
     folder = copy_file(storage_root, copy).parent
     aside = folder.rename(folder.with_name("aside"))
-    carry_out_what_waits()
+    run_active_operations()
     reading = Operation.objects.get(kind=Operation.Kind.VERIFY)
     assert reading.state == Operation.State.FAILED
     settle_runs(at)
@@ -352,9 +350,7 @@ def test_a_backup_that_could_not_be_verified_is_verified_again_and_not_taken_aga
     settle_runs(at + timedelta(minutes=5))
     run.refresh_from_db()
     assert (run.state, run.snapshot) == (DONE, copy)
-    assert [notice.title for notice in Notification.objects.all()] == [
-        "The backup of db-01 failed and will be tried again"
-    ]
+    assert [notice.title for notice in Notification.objects.all()] == ["The backup of db-01 failed and will be retried"]
 
 
 def test_a_failed_backup_that_a_user_retries_finishes_its_run(
@@ -364,7 +360,7 @@ def test_a_failed_backup_that_a_user_retries_finishes_its_run(
     start_due_runs(at)
     lost = images(storage_root, vm)[0]
     aside = lost.rename(lost.with_suffix(".aside"))
-    carry_out_what_waits()
+    run_active_operations()
     settle_runs(at)
     aside.rename(lost)
     services.retry(operation=Operation.objects.get(), user=member.user)
@@ -379,7 +375,7 @@ def test_a_backup_that_is_deleted_before_it_is_verified_ends_its_run(
 ) -> None:
     at = due_at(schedule)
     start_due_runs(at)
-    carry_out_what_waits()
+    run_active_operations()
     services.request_deletion(snapshot=Snapshot.objects.get(), user=member.user)
     work()
     settle_runs(at)
@@ -396,14 +392,14 @@ def spoil(path: Path) -> None:
         file.write(b"other bytes")
 
 
-def test_the_oldest_backup_goes_when_a_new_one_is_verified_and_not_before(schedule: BackupSchedule) -> None:
+def test_the_oldest_backup_is_deleted_only_once_a_new_one_is_verified(schedule: BackupSchedule) -> None:
     first = run_once(schedule).snapshot
     run_once(schedule)
     now = due_at(schedule)
     start_due_runs(now)
-    carry_out_what_waits()
+    run_active_operations()
     assert copies(schedule) == [State.READY] * 3
-    carry_out_what_waits()
+    run_active_operations()
     assert copies(schedule) == [State.READY] * 3
     settle_runs(now)
     assert copies(schedule) == [State.DELETING, State.READY, State.READY]
@@ -428,7 +424,7 @@ def test_a_damaged_backup_does_not_count_for_retention(
     second = run_once(schedule).snapshot
     spoil(copy_file(storage_root, second))
     services.request_verification(snapshot=second, user=member.user)
-    carry_out_what_waits()
+    run_active_operations()
     assert DiskImage.objects.filter(snapshot=second).exclude(damage="").exists()
     run_once(schedule)
     assert copies(schedule) == [State.READY, State.READY, State.READY], "two sound ones were promised"
@@ -436,7 +432,7 @@ def test_a_damaged_backup_does_not_count_for_retention(
     assert copies(schedule) == [State.DELETING, State.DELETING, State.READY, State.READY]
 
 
-def test_a_backup_that_is_being_used_stays_until_the_next_time(schedule: BackupSchedule, member: Membership) -> None:
+def test_a_backup_in_use_stays_until_the_next_time(schedule: BackupSchedule, member: Membership) -> None:
     first = run_once(schedule).snapshot
     run_once(schedule)
     now = due_at(schedule)
@@ -452,7 +448,9 @@ def test_a_backup_that_is_being_used_stays_until_the_next_time(schedule: BackupS
     assert copies(schedule) == [State.DELETING, State.DELETING, State.READY, State.READY]
 
 
-def test_fewer_backups_are_kept_from_the_next_verified_one_on(schedule: BackupSchedule, member: Membership) -> None:
+def test_a_lower_retention_count_applies_after_the_next_verified_backup(
+    schedule: BackupSchedule, member: Membership
+) -> None:
     run_once(schedule)
     run_once(schedule)
     now = due_at(schedule) - timedelta(hours=1)
@@ -502,7 +500,7 @@ def test_a_customer_who_moves_to_another_time_zone_takes_the_schedules_along(sch
     assert timezone.timedelta() < due_at(schedule) - now <= DAY + timedelta(hours=1)
 
 
-def test_schedules_that_a_clock_far_ahead_has_planned_run_again_once_it_is_right(schedule: BackupSchedule) -> None:
+def test_schedules_planned_by_a_clock_far_ahead_run_once_it_is_right(schedule: BackupSchedule) -> None:
     slot = due_at(schedule)
     start_due_runs(slot + 400 * DAY)
     work()
@@ -526,7 +524,7 @@ def test_schedules_that_a_clock_far_ahead_has_planned_run_again_once_it_is_right
         assert schedule.runs.get(scheduled_at=slot + number * DAY).state == DONE
 
 
-def test_a_run_that_a_clock_far_ahead_has_put_off_is_tried_once_it_is_right(
+def test_a_run_backed_off_by_a_clock_far_ahead_is_retried_once_it_is_right(
     schedule: BackupSchedule, storage_root: Path, vm: VirtualMachine
 ) -> None:
     image = images(storage_root, vm)[0]
@@ -593,7 +591,7 @@ def test_a_backup_that_a_user_retries_is_the_newest_one(
     lost = images(storage_root, vm)[0]
     data = lost.read_bytes()
     lost.unlink()
-    carry_out_what_waits()
+    run_active_operations()
     failed = Operation.objects.get()
     BackupRun.objects.update(state=FAILED, next_try_at=None, finished_at=at, reason="It failed.")
     lost.write_bytes(data)
@@ -642,7 +640,7 @@ def test_the_database_lets_only_a_user_delete_the_newest_verified_backup(
         delete(older, cause)
 
 
-def test_the_database_protects_what_can_be_restored_and_not_what_only_is_newer(schedule: BackupSchedule) -> None:
+def test_the_database_protects_the_newest_restorable_backup_not_just_the_newest(schedule: BackupSchedule) -> None:
     older, damaged, missing = (run_once(schedule).snapshot for _number in range(3))
     Snapshot.objects.filter(pk=older.pk).update(state=State.READY, delete_requested_at=None, deletion_cause="")
     older.refresh_from_db()
@@ -691,7 +689,7 @@ def test_an_automatic_backup_costs_nothing_per_gb(vm: VirtualMachine) -> None:
     assert not UsageSegment.objects.exists()
 
 
-def test_a_worker_that_is_told_the_time_writes_that_time(schedule: BackupSchedule) -> None:
+def test_a_worker_with_a_given_time_records_that_time(schedule: BackupSchedule) -> None:
     at = due_at(schedule)
     start_due_runs(at)
     tasks.run_operation(Operation.objects.get().pk, now=at + timedelta(minutes=1))

@@ -32,7 +32,7 @@ from tests.factories import (
     VirtualMachineFactory,
     VolumeFactory,
 )
-from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sell_everywhere
+from tests.snapshots.disks import content, put_volume, run_active_operations, sell_everywhere
 
 pytestmark = pytest.mark.django_db
 
@@ -69,7 +69,7 @@ def create(vm: VirtualMachine, member: Membership, **given: object) -> BackupSch
         ({"interval": "monthly", "month_day": 31, "at": time(20)}, datetime(2026, 11, 30, 13, 30, tzinfo=UTC)),
     ],
 )
-def test_a_schedule_runs_next_at_its_slot_in_the_customers_zone(
+def test_a_schedule_runs_next_at_its_time_in_the_customers_zone(
     vm: VirtualMachine, member: Membership, given: dict, next_run_at: datetime
 ) -> None:
     schedule = create(vm, member, **given)
@@ -88,7 +88,7 @@ def test_a_schedule_runs_next_at_its_slot_in_the_customers_zone(
         ({"retention_count": 366}, "retention_count"),
     ],
 )
-def test_what_does_not_fit_is_refused_and_named(
+def test_invalid_schedule_fields_are_refused_and_named(
     vm: VirtualMachine, member: Membership, given: dict, field: str
 ) -> None:
     with pytest.raises(InvalidSchedule) as refusal:
@@ -97,7 +97,7 @@ def test_what_does_not_fit_is_refused_and_named(
     assert not BackupSchedule.objects.exists()
 
 
-def test_what_would_refuse_a_backup_refuses_the_schedule(vm: VirtualMachine, member: Membership) -> None:
+def test_whatever_refuses_a_backup_refuses_the_schedule(vm: VirtualMachine, member: Membership) -> None:
     with pytest.raises(PriceChanged, match="has changed to K 24.00"):
         create(vm, member, shown_hourly_micro=1)
     Customer.objects.update(snapshot_gb_quota=39)
@@ -112,7 +112,7 @@ def test_what_would_refuse_a_backup_refuses_the_schedule(vm: VirtualMachine, mem
     assert not BackupSchedule.objects.exists()
 
 
-def test_a_machine_has_so_many_schedules(
+def test_the_number_of_schedules_of_a_machine_is_limited(
     vm: VirtualMachine, member: Membership, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(schedules, "MAX_SCHEDULES_PER_SOURCE", 2)
@@ -143,28 +143,26 @@ def test_the_same_draft_makes_one_schedule(vm: VirtualMachine, member: Membershi
     assert not BackupRun.objects.exists()
 
 
-def test_one_that_is_taken_at_once_is_a_backup_that_is_paid_per_gb(vm: VirtualMachine, member: Membership) -> None:
+def test_a_backup_taken_immediately_is_charged_per_gb(vm: VirtualMachine, member: Membership) -> None:
     schedule = create(vm, member, take_one_now=True)
     run = schedule.runs.get()
     assert (run.state, run.scheduled_at, run.requested_by) == (BackupRun.State.TAKING, NOON, member.user)
     assert (run.snapshot.kind, run.snapshot.name) == (Kind.BACKUP, "db-01-backup-2026-11-22")
-    carry_out_what_waits()
+    run_active_operations()
     copy = Snapshot.objects.get()
     assert copy.state == State.READY
     segment = UsageSegment.objects.get()
     assert (segment.kind, segment.size_gb, segment.resource_id) == (ServiceKind.VM_BACKUP, 40, copy.pk)
 
 
-def test_a_second_one_now_is_refused_while_the_first_is_under_way(vm: VirtualMachine, member: Membership) -> None:
+def test_run_now_is_refused_while_a_run_is_unfinished(vm: VirtualMachine, member: Membership) -> None:
     schedule = create(vm, member, take_one_now=True)
     with pytest.raises(InvalidState, match="already running"):
         run_now(schedule=schedule, user=member.user)
     assert Snapshot.objects.count() == 1
 
 
-def test_a_paused_schedule_has_no_next_run_and_goes_on_where_it_is_resumed(
-    vm: VirtualMachine, member: Membership
-) -> None:
+def test_a_paused_schedule_has_no_next_run_until_it_is_resumed(vm: VirtualMachine, member: Membership) -> None:
     schedule = create(vm, member)
     paused = pause_schedule(schedule=schedule, user=member.user, now=NOON)
     assert (paused.paused_at, paused.next_run_at) == (NOON, None)
@@ -176,7 +174,9 @@ def test_a_paused_schedule_has_no_next_run_and_goes_on_where_it_is_resumed(
     assert not schedule.runs.exists()
 
 
-def test_what_was_due_when_it_was_paused_changed_or_deleted_is_recorded(vm: VirtualMachine, member: Membership) -> None:
+def test_runs_due_when_a_schedule_is_paused_edited_or_deleted_are_recorded(
+    vm: VirtualMachine, member: Membership
+) -> None:
     schedule = create(vm, member)
     first, second, third = (datetime(2026, 11, day, 19, 30, tzinfo=UTC) for day in (22, 23, 24))
     edit_schedule(schedule=schedule, user=member.user, now=second, **NIGHTLY | {"at": time(3)})
@@ -200,7 +200,7 @@ def test_an_edited_schedule_runs_at_its_new_time(vm: VirtualMachine, member: Mem
     assert (edited.next_run_at, edited.retention_count) == (datetime(2026, 11, 22, 23, tzinfo=UTC), 7)
 
 
-def test_a_deleted_schedule_leaves_its_backups_and_stops_trying(vm: VirtualMachine, member: Membership) -> None:
+def test_a_deleted_schedule_keeps_its_backups_and_stops_retrying(vm: VirtualMachine, member: Membership) -> None:
     done = BackupRunFactory(schedule=create(vm, member))
     waiting = BackupRunFactory(schedule=done.schedule, waiting=True)
     deleted = delete_schedule(schedule=done.schedule, user=member.user, now=NOON)
@@ -214,7 +214,7 @@ def test_a_deleted_schedule_leaves_its_backups_and_stops_trying(vm: VirtualMachi
         resume_schedule(schedule=done.schedule, user=member.user)
 
 
-def test_automatic_backups_are_not_the_customers_to_change(member: Membership, vm: VirtualMachine) -> None:
+def test_customers_cannot_change_automatic_backups(member: Membership, vm: VirtualMachine) -> None:
     schedule = BackupScheduleFactory(vm=vm, automatic=True)
     for act in (pause_schedule, resume_schedule, delete_schedule, run_now):
         with pytest.raises(InvalidState, match="Only your provider can change"):
@@ -242,14 +242,14 @@ def test_a_backup_is_pinned_and_unpinned(vm: VirtualMachine, member: Membership)
         ({"paused_at": NOON}, "schedule_next_run"),
     ],
 )
-def test_the_database_refuses_a_schedule_that_makes_no_sense(broken: dict, constraint: str) -> None:
+def test_the_database_refuses_inconsistent_schedules(broken: dict, constraint: str) -> None:
     schedule = BackupScheduleFactory()
     with pytest.raises(IntegrityError, match=constraint), transaction.atomic():
         BackupSchedule.objects.filter(pk=schedule.pk).update(**broken)
 
 
 @pytest.mark.both_databases
-def test_the_database_holds_one_run_per_slot_one_unfinished_per_machine_and_one_automatic_schedule() -> None:
+def test_the_database_allows_one_run_per_occurrence_one_unfinished_per_machine_and_one_automatic_schedule() -> None:
     run = BackupRunFactory(taking=True)
     with pytest.raises(IntegrityError), transaction.atomic():
         BackupRunFactory(schedule=run.schedule, scheduled_at=run.scheduled_at)

@@ -120,7 +120,7 @@ def plan_again(schedule: BackupSchedule, member: Membership, planned: dict[UUID,
         planned[schedule.pk].add(changed.next_run_at)
 
 
-def let_both_act() -> None:
+def expire_the_lease() -> None:
     """The lease is only an economy. Without it two schedulers do the same at the same time."""
     Lease.objects.update(expires_at=timezone.now() - timedelta(days=1))
 
@@ -137,7 +137,7 @@ def let_them_finish() -> None:
             or BackupSchedule.objects.filter(next_run_at__lt=now + SOON).exists()
         ):
             return
-        let_both_act()
+        expire_the_lease()
         operations.reconcile(now=now + timedelta(minutes=2))
         if open_runs.filter(state=BackupRun.State.WAITING).exists():
             settle_runs(now + timedelta(hours=2))
@@ -152,7 +152,7 @@ def test_killed_at_random_they_take_each_occurrence_once_lose_no_backup_and_leav
     end = time.monotonic() + SECONDS
     next_kill = time.monotonic() + 1
     while time.monotonic() < end:
-        let_both_act()
+        expire_the_lease()
         for schedule in schedules:
             plan_again(schedule, member, planned)
         if time.monotonic() > next_kill:

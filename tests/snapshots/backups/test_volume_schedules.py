@@ -43,7 +43,7 @@ from tests.factories import (
     VirtualMachineFactory,
     VolumeFactory,
 )
-from tests.snapshots.disks import carry_out_what_waits, content, flip_byte, put_volume, sell_everywhere
+from tests.snapshots.disks import content, flip_byte, put_volume, run_active_operations, sell_everywhere
 from tests.snapshots.test_races import all_at_once
 
 pytestmark = [
@@ -89,8 +89,8 @@ def run_once(schedule: BackupSchedule) -> Snapshot:
     """Take the next snapshot, to its verification."""
     now = due_at(schedule)
     assert start_due_runs(now) == 1
-    carry_out_what_waits()
-    carry_out_what_waits()
+    run_active_operations()
+    run_active_operations()
     settle_runs(now)
     run = schedule.runs.get(scheduled_at=now)
     assert run.state == BackupRun.State.DONE and run.snapshot
@@ -124,7 +124,7 @@ def test_only_its_own_unpinned_snapshots_are_deleted(
     snapshots = [run_once(schedule)]
     pin_backup(snapshot=snapshots[0], user=member.user)
     snapshots += [run_once(schedule) for _night in range(3)]
-    carry_out_what_waits()
+    run_active_operations()
     states = [Snapshot.objects.get(pk=snapshot.pk).state for snapshot in (by_hand, *snapshots)]
     assert states == [State.READY, State.READY, State.DELETED, State.READY, State.READY]
     assert Snapshot.objects.get(pk=snapshots[1].pk).deletion_cause == DeletionCause.RETENTION
@@ -144,29 +144,29 @@ def test_the_database_lets_nothing_automatic_delete_the_newest_or_a_pinned_one(
     assert Snapshot.objects.filter(pk=newest.pk).update(**(gone | {"deletion_cause": DeletionCause.USER})) == 1
 
 
-def test_a_damaged_one_is_taken_again_and_members_are_told_of_failures(
+def test_a_damaged_snapshot_is_retaken_and_failures_are_notified(
     schedule: BackupSchedule, storage_root: Path, member: Membership
 ) -> None:
     now = due_at(schedule)
     start_due_runs(now)
-    carry_out_what_waits()
+    run_active_operations()
     damaged = Snapshot.objects.get()
     flip_byte(storage_root / damaged.location_id / "snapshots" / str(damaged.pk) / "disk.img")
-    carry_out_what_waits()
+    run_active_operations()
     settle_runs(now)
     run = schedule.runs.get()
     assert run.state == BackupRun.State.WAITING and "found it damaged" in run.reason
     [notice] = member.user.notifications.all()
-    assert notice.title == "The scheduled snapshot of db-data failed and will be tried again"
+    assert notice.title == "The scheduled snapshot of db-data failed and will be retried"
     settle_runs(now + timedelta(minutes=6))
-    carry_out_what_waits()
-    carry_out_what_waits()
+    run_active_operations()
+    run_active_operations()
     settle_runs(now + timedelta(minutes=7))
     run.refresh_from_db()
     assert run.state == BackupRun.State.DONE and run.snapshot_id != damaged.pk
 
 
-def test_missed_runs_are_recorded_and_told(schedule: BackupSchedule, member: Membership) -> None:
+def test_missed_runs_are_recorded_and_notified(schedule: BackupSchedule, member: Membership) -> None:
     start_due_runs(due_at(schedule) + 2 * DAY)
     assert list(schedule.runs.order_by("number").values_list("state", flat=True)) == ["missed", "missed", "taking"]
     [notice] = member.user.notifications.all()
@@ -192,21 +192,21 @@ def test_schedules_of_a_volume_wait_for_each_other_but_not_for_its_machine(
         BackupRunFactory(schedule=other, taking=True, snapshot=SnapshotFactory(volume=volume))
 
 
-def test_twenty_schedulers_take_one(schedule: BackupSchedule) -> None:
+def test_twenty_schedulers_take_one_snapshot(schedule: BackupSchedule) -> None:
     now = due_at(schedule)
     all_at_once(lambda _number: start_due_runs(now))
     assert (Snapshot.objects.count(), schedule.runs.count()) == (1, 1)
 
 
-def test_a_failed_one_that_a_user_retries_goes_on_in_its_run_as_the_newest(
+def test_a_retried_snapshot_continues_its_run_as_the_newest(
     schedule: BackupSchedule, volume: Volume, member: Membership
 ) -> None:
     failed = BackupRunFactory(schedule=schedule, failed=True, snapshot=SnapshotFactory(volume=volume, failed=True))
     operation = OperationFactory(snapshot=failed.snapshot, capture=True, failed=True)
     run_once(schedule)
     services.retry(operation=operation, user=member.user)
-    carry_out_what_waits()
-    carry_out_what_waits()
+    run_active_operations()
+    run_active_operations()
     settle_runs(due_at(schedule))
     failed.refresh_from_db()
     assert (failed.number, failed.state) == (3, BackupRun.State.DONE)
@@ -232,7 +232,7 @@ def test_it_is_created_edited_paused_and_resumed(volume: Volume, member: Members
     assert {(entry.target_name, entry.project) for entry in entries} == {("db-data", member.project)}
 
 
-def test_a_volume_or_a_machine_and_never_both_or_none(volume: Volume) -> None:
+def test_a_schedule_has_either_a_volume_or_a_machine(volume: Volume) -> None:
     for source in ({"vm": VirtualMachineFactory(), "volume": volume}, {"vm": None, "volume": None}):
         with pytest.raises(IntegrityError), transaction.atomic():
             BackupScheduleFactory(project=volume.project, **source)
@@ -249,7 +249,7 @@ def test_a_deleted_volume_ends_its_schedule_and_its_snapshots_stay(
     assert snapshot.state == State.READY
 
 
-def test_a_volume_that_is_gone_from_the_cloud_ends_its_schedule(schedule: BackupSchedule, volume: Volume) -> None:
+def test_a_volume_deleted_in_the_cloud_ends_its_schedule(schedule: BackupSchedule, volume: Volume) -> None:
     at = due_at(schedule)
     Volume.objects.update(deleted_at=at - timedelta(hours=1))
     assert maintain_schedules(at) == 1
@@ -278,7 +278,7 @@ def archive(member: Membership) -> Project:
     return project
 
 
-def test_what_it_takes_belongs_to_the_schedules_project(volume: Volume, member: Membership, archive: Project) -> None:
+def test_its_snapshots_belong_to_the_schedules_project(volume: Volume, member: Membership, archive: Project) -> None:
     schedule = create_schedule(source=volume, project=archive, user=member.user, **NIGHTLY)
     snapshot = run_once(schedule)
     assert (schedule.project, snapshot.project) == (archive, archive)
@@ -304,7 +304,7 @@ def test_backups_of_a_machine_belong_to_the_schedules_project_too(
     assert schedule.kind == Kind.BACKUP and Snapshot.objects.get().project == archive
 
 
-def test_its_quota_and_its_notices_are_those_of_its_project(
+def test_quota_and_notifications_are_those_of_the_schedules_project(
     volume: Volume, member: Membership, archive: Project
 ) -> None:
     keeper = UserFactory(member_of=archive)
@@ -394,7 +394,7 @@ def test_strangers_and_viewers_schedule_nothing(client_for: Callable[..., Client
     assert url not in page
 
 
-def test_its_pages_speak_of_snapshots(client: Client, schedule: BackupSchedule, volume: Volume) -> None:
+def test_its_pages_say_snapshots_instead_of_backups(client: Client, schedule: BackupSchedule, volume: Volume) -> None:
     snapshot = run_once(schedule)
     run_once(schedule)
     pages: dict[str, Any] = {
@@ -422,7 +422,7 @@ def test_its_pages_speak_of_snapshots(client: Client, schedule: BackupSchedule, 
     assert Snapshot.objects.get(pk=snapshot.pk).is_pinned
 
 
-def test_only_what_a_schedule_took_can_be_pinned(client: Client, volume: Volume) -> None:
+def test_only_backups_and_scheduled_snapshots_can_be_pinned(client: Client, volume: Volume) -> None:
     by_hand = SnapshotFactory(volume=volume)
     url = reverse("snapshots:pin", args=[by_hand.pk])
     assert client.post(url, {"pinned": "yes"}).status_code == 404

@@ -24,7 +24,7 @@ from tests.factories import (
     VirtualMachineFactory,
     VolumeFactory,
 )
-from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sell_everywhere
+from tests.snapshots.disks import content, put_volume, run_active_operations, sell_everywhere
 
 pytestmark = pytest.mark.django_db
 
@@ -114,12 +114,12 @@ def test_the_whole_way_from_a_location_to_the_first_backup(
     schedule = BackupSchedule.objects.get()
     assert response["Location"] == reverse("snapshots:schedule", args=[schedule.pk]) + "#heading"
     assert (schedule.vm, schedule.interval, schedule.weekday, schedule.retention_count) == (vm, "weekly", 6, 3)
-    carry_out_what_waits()
+    run_active_operations()
     assert Snapshot.objects.get(kind=Kind.BACKUP).state == State.READY
     assert BackupRun.objects.get().requested_by == member.user
 
 
-def test_a_backup_is_begun_from_its_machine_at_the_schedule(client: Client, vm: VirtualMachine) -> None:
+def test_a_backup_started_from_its_machine_opens_the_schedule_step(client: Client, vm: VirtualMachine) -> None:
     here = client.post(reverse("snapshots:back_up", args=[vm.pk]))["Location"]
 
     assert here == wizard.url(Draft.objects.get(), "schedule")
@@ -129,7 +129,7 @@ def test_a_backup_is_begun_from_its_machine_at_the_schedule(client: Client, vm: 
     assert "The next five runs" in page and "2 backups cost K 72.00 an hour together" in page
 
 
-def test_the_next_runs_follow_the_answers_without_keeping_them(
+def test_the_preview_follows_the_answers_without_saving_them(
     client: Client, member: Membership, vm: VirtualMachine
 ) -> None:
     draft = wizard.start(member.user, kind=Kind.BACKUP, source=vm)
@@ -159,7 +159,7 @@ def test_the_next_runs_follow_the_answers_without_keeping_them(
         assert text in words(response.text), text
 
 
-def test_the_picture_says_what_is_kept_and_deleted_after_each_run(
+def test_the_preview_chart_shows_kept_and_deleted_backups_of_each_run(
     client: Client, member: Membership, vm: VirtualMachine
 ) -> None:
     draft = wizard.start(member.user, kind=Kind.BACKUP, source=vm)
@@ -189,7 +189,7 @@ def test_the_picture_says_what_is_kept_and_deleted_after_each_run(
         ({"retention_count": "many"}, "Enter a whole number."),
     ],
 )
-def test_a_wrong_answer_explains_itself_and_loses_nothing(
+def test_a_wrong_answer_is_explained_and_the_form_keeps_its_values(
     client: Client, member: Membership, vm: VirtualMachine, wrong: dict[str, str], explanation: str
 ) -> None:
     draft = wizard.start(member.user, kind=Kind.BACKUP, source=vm)
@@ -203,9 +203,7 @@ def test_a_wrong_answer_explains_itself_and_loses_nothing(
     assert draft.interval == ""
 
 
-def test_what_another_interval_would_ask_does_not_matter(
-    client: Client, member: Membership, vm: VirtualMachine
-) -> None:
+def test_fields_of_other_intervals_are_ignored(client: Client, member: Membership, vm: VirtualMachine) -> None:
     draft = wizard.start(member.user, kind=Kind.BACKUP, source=vm)
     response = client.post(wizard.url(draft, "schedule"), DAILY | {"weekday": "9", "month_day": "99"})
 
@@ -229,7 +227,7 @@ def test_the_same_draft_twice_gives_one_schedule(client: Client, member: Members
     assert client.get(wizard.url(draft, "schedule"))["Location"] == first["Location"]
 
 
-def test_a_price_that_moved_is_shown_again_before_anything_is_made(
+def test_a_changed_price_is_shown_again_before_anything_is_created(
     client: Client, member: Membership, vm: VirtualMachine
 ) -> None:
     draft = draft_of(vm, member)
@@ -239,7 +237,7 @@ def test_a_price_that_moved_is_shown_again_before_anything_is_made(
     assert not BackupSchedule.objects.exists()
 
 
-def test_credits_that_do_not_cover_the_first_hour_are_told_at_the_instance(client_for: Any, vm: VirtualMachine) -> None:
+def test_insufficient_credits_are_shown_at_the_instance_step(client_for: Any, vm: VirtualMachine) -> None:
     poor = MembershipFactory()
     VirtualMachine.objects.update(project=poor.project)
     vm.volumes.update(project=poor.project)
@@ -251,7 +249,7 @@ def test_credits_that_do_not_cover_the_first_hour_are_told_at_the_instance(clien
     assert "Insufficient infra credit" in response.text and "K 36.00 more" in response.text
 
 
-def test_a_full_quota_is_told_at_the_instance(client: Client, member: Membership, vm: VirtualMachine) -> None:
+def test_a_full_quota_is_shown_at_the_instance_step(client: Client, member: Membership, vm: VirtualMachine) -> None:
     member.project.customer.snapshot_gb_quota = 59
     member.project.customer.save()
     draft = wizard.start(member.user, kind=Kind.BACKUP, source=vm)
@@ -269,9 +267,7 @@ def test_a_location_where_backups_are_not_sold_cannot_be_chosen(
     assert "VM backups are not sold in 1CNG-MDY-AZ01." in client.post(NEW, {"location": elsewhere.pk}).text
 
 
-def test_the_estimate_counts_the_backups_that_there_will_be(
-    client: Client, member: Membership, vm: VirtualMachine
-) -> None:
+def test_the_estimate_includes_future_backups(client: Client, member: Membership, vm: VirtualMachine) -> None:
     """Three days of daily backups that keep one: the copies follow each other without a gap, as if it were one."""
     draft = draft_of(vm, member, retention_count=1, take_one_now=True)
     until = timezone.localdate(timezone=member.project.customer.zone) + timedelta(days=2)
@@ -305,7 +301,7 @@ def test_the_fragment_is_the_same_as_in_the_page(
 
 
 @pytest.mark.parametrize("step", ["schedule", "review"])
-def test_a_stranger_finds_no_draft_and_a_viewer_is_told_why_not(
+def test_a_stranger_finds_no_draft_and_a_viewer_gets_an_explanation(
     client_for: Any, member: Membership, vm: VirtualMachine, step: str
 ) -> None:
     draft = draft_of(vm, member)
@@ -327,7 +323,7 @@ def test_a_machine_in_another_project_cannot_be_chosen(client: Client, member: M
 
     response = client.post(wizard.url(draft, "instance"), {"vm": foreign.pk})
 
-    assert "You cannot use this instance any more." in response.text
+    assert "You can no longer use this instance." in response.text
 
 
 def test_the_wallet_of_a_prepaid_customer_lasts_with_all_backups(

@@ -152,7 +152,7 @@ def slots_of(schedule: BackupSchedule) -> list[datetime]:
     return [slot for slot in found if any(begins < slot < ends for begins, ends in times)]
 
 
-def test_each_slot_of_a_year_ran_once_or_is_missed_no_promise_is_broken_and_the_bills_are_the_oracles(
+def test_in_a_year_each_occurrence_runs_once_or_is_missed_and_bills_match_the_oracle(
     year: Year,
 ) -> None:
     year.live()

@@ -154,7 +154,7 @@ def test_a_search_finds_a_part_of_a_path(disk: DiskImage, client: Client) -> Non
 
 
 @pytest.mark.parametrize("path", ["/no/such", "/plain.txt", "/link-up/etc", "/" + "x/" * 300, "/%00", "x" * 70_000])
-def test_a_path_that_is_no_folder_is_explained(path: str, disk: DiskImage, client: Client) -> None:
+def test_a_path_that_is_not_a_folder_is_explained(path: str, disk: DiskImage, client: Client) -> None:
     response = client.get(url("folder", disk), {"path": path})
     assert response.status_code == 200
     assert "no such file or folder" in response.text
@@ -166,7 +166,7 @@ def test_a_part_that_the_disk_does_not_have_is_not_called_damaged(part: int, dis
 
 
 @pytest.mark.parametrize("query", ["from=-1", "from=x", "from=99999999999", "id=x", "sort=evil", "q=%00", "path=%ff"])
-def test_nonsense_in_the_address_does_no_harm(query: str, disk: DiskImage, client: Client) -> None:
+def test_invalid_addresses_are_harmless(query: str, disk: DiskImage, client: Client) -> None:
     assert client.get(f"{url('folder', disk)}?{query}").status_code == 200
 
 
@@ -183,7 +183,7 @@ def test_a_folder_of_20000_files_is_shown_in_pages(capture: Capture, client: Cli
     assert "file-12345" in client.get(url("folder", disk), {"q": "12345"}).text
 
 
-def test_an_entry_of_a_name_that_is_not_unique_is_told_by_its_number(disk: DiskImage, client: Client) -> None:
+def test_entries_of_the_same_name_are_distinguished_by_inode(disk: DiskImage, client: Client) -> None:
     listing = services.list_folder(disk, 0, (), number=None, order="name", start=0)
     plain = next(file for file in listing.files if file.name == "plain.txt")
     with_number = client.get(url("download_file", disk), {"path": "/plain.txt", "id": plain.id})
@@ -205,7 +205,7 @@ def test_a_download_is_recorded(disk: DiskImage, client: Client, user: User) -> 
 
 
 @pytest.mark.parametrize("path", ["/no-such", "/sub", "/link-passwd", "/pipe", "/"])
-def test_what_is_no_file_is_not_downloaded(path: str, disk: DiskImage, client: Client) -> None:
+def test_only_files_and_folders_are_downloaded(path: str, disk: DiskImage, client: Client) -> None:
     response = client.get(url("download_file", disk), {"path": path}, follow=True)
     assert "no such file or folder" in response.text
     assert not Activity.objects.filter(action="snapshot.download_file").exists()
@@ -220,14 +220,14 @@ def test_the_name_of_a_download_cannot_break_its_header(disk: DiskImage, client:
     assert burmese["Content-Disposition"].startswith("attachment; filename*=utf-8''%E1")
 
 
-def test_a_browser_that_takes_gzip_still_learns_the_size(disk: DiskImage, client: Client) -> None:
+def test_a_download_has_its_size_even_with_gzip(disk: DiskImage, client: Client) -> None:
     response = client.get(url("download_file", disk), {"path": "/plain.txt"}, headers={"Accept-Encoding": "gzip"})
     assert response["Content-Length"] == "6" and "Content-Encoding" not in response
     assert b"".join(response) == b"hello\n"
 
 
 @pytest.mark.parametrize("ending", ["deletion", "missing", "role", "account"])
-def test_a_download_ends_when_it_is_no_longer_allowed(
+def test_a_download_ends_when_access_is_lost(
     ending: str, disk: DiskImage, client: Client, user: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(services, "CHECK_SECONDS", 0)
@@ -328,7 +328,7 @@ def test_a_snapshot_that_is_not_in_the_storage_is_explained(
         assert "missing" in client.get(url(name, disk), follow=True).text
 
 
-def test_an_image_that_is_a_link_is_not_opened(disk: DiskImage, client: Client, storage_root: Path) -> None:
+def test_an_image_that_is_a_symlink_is_not_opened(disk: DiskImage, client: Client, storage_root: Path) -> None:
     [image] = storage_root.rglob("disk.img")
     image.unlink()
     image.symlink_to("/etc/passwd")
@@ -352,7 +352,7 @@ BREAKING = {
 
 
 @pytest.mark.parametrize("how", BREAKING)
-def test_a_reader_that_breaks_costs_one_answer(
+def test_a_crashed_reader_fails_one_request(
     how: str, disk: DiskImage, client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     command = f"def command(*a):\n  {BREAKING[how]}\n  yield {{}}\nmain.COMMANDS['folder'] = command\n"

@@ -165,7 +165,7 @@ GROUPS = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_has_no_files_is_named(name: str, capture: Capture, client: Client, tmp_path: Path) -> None:
+def test_parts_without_files_are_identified(name: str, capture: Capture, client: Client, tmp_path: Path) -> None:
     marks, reason = REFUSED[name]
     if name in GROUPS:
         image = make.make_lvm(tmp_path / "image", None, text=GROUPS[name])
@@ -189,5 +189,5 @@ def test_a_name_survives_its_way_through_an_address(name: bytes) -> None:
     ("name", "shown"),
     [(b"a\nb", "a\\nb"), (b"\xff\xfe", "\\xff\\xfe"), ("a\u202eb".encode(), "a\\u202eb"), ("ü".encode(), "ü")],
 )
-def test_what_cannot_be_shown_is_escaped(name: bytes, shown: str) -> None:
+def test_undisplayable_characters_are_escaped(name: bytes, shown: str) -> None:
     assert names.show(name) == shown

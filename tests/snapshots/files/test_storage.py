@@ -39,7 +39,7 @@ def test_a_disk_that_was_opened_stays_readable_when_its_snapshot_is_deleted(stor
 
 
 @pytest.mark.parametrize("how", ["link", "pipe", "short"])
-def test_what_is_no_disk_of_the_captured_size_is_not_opened(how: str, store: LocalStore, folder: Path) -> None:
+def test_a_disk_of_another_size_is_not_opened(how: str, store: LocalStore, folder: Path) -> None:
     disk = folder / "disk.img"
     disk.chmod(0o600)
     if how == "short":
@@ -51,7 +51,7 @@ def test_what_is_no_disk_of_the_captured_size_is_not_opened(how: str, store: Loc
         store.driver.open_for_reading(ref_of(folder))
 
 
-def test_cinder_says_that_it_has_no_bytes_and_what_to_do() -> None:
+def test_cinder_explains_that_it_gives_no_access_to_bytes() -> None:
     pytest.importorskip("openstack")
     from snapshots.storage.cinder.driver import CinderDriver
 

@@ -147,7 +147,7 @@ class DriverContract:
         with pytest.raises(NotFound, match="gone for good"):
             store.driver.measure_volume(VolumeRef(uuid=uuid4(), name="gone for good", size_gb=1))
 
-    def test_a_snapshot_says_what_was_captured_and_when(self, store: Store) -> None:
+    def test_a_snapshot_records_what_was_captured_and_when(self, store: Store) -> None:
         volume = new_volume(store, BEFORE)
         start = datetime.now(UTC)
         snapshot = SnapshotRef(uuid=uuid4())
@@ -177,7 +177,7 @@ class DriverContract:
         store.driver.revert_volume(volume, snapshot)
         assert_holds(store, volume, BEFORE)
 
-    def test_several_disks_are_captured_in_the_order_asked_for(self, store: Store) -> None:
+    def test_several_disks_are_captured_in_the_requested_order(self, store: Store) -> None:
         volumes = [new_volume(store, {0: name * 512}) for name in (b"root", b"data", b"logs")]
         snapshots = capture(store, *volumes)
         for volume, snapshot in zip(volumes, snapshots, strict=True):
@@ -258,7 +258,7 @@ class DriverContract:
         assert_holds(store, volume, BEFORE)
         assert store.leftovers() == []
 
-    def test_a_snapshot_that_never_was_can_be_deleted(self, store: Store) -> None:
+    def test_deleting_an_unknown_snapshot_succeeds(self, store: Store) -> None:
         store.driver.delete_snapshot(SnapshotRef(uuid=uuid4()))
 
     def test_a_deleted_volume_is_gone_and_may_be_deleted_again(self, store: Store) -> None:
@@ -334,7 +334,7 @@ class DriverContract:
             assert beats == sorted(beats)
             assert beats[-1][0] == beats[-1][1]
 
-    def test_a_checksum_that_the_portal_knows_better_is_believed(self, store: Store) -> None:
+    def test_the_portals_own_checksum_is_compared_too(self, store: Store) -> None:
         if not store.driver.reads_bytes:
             pytest.skip("the engine cannot read bytes")
         volume = new_volume(store, BEFORE)
@@ -356,12 +356,12 @@ class DriverContract:
         store.driver.revert_volume(volume, replace(snapshot, checksum=checksum))
         assert_holds(store, volume, BEFORE)
 
-    def test_reverting_a_volume_that_is_gone_says_so_by_name(self, store: Store) -> None:
+    def test_reverting_a_missing_volume_names_it(self, store: Store) -> None:
         [snapshot] = capture(store, new_volume(store, BEFORE))
         with pytest.raises(NotFound, match="gone for good"):
             store.driver.revert_volume(VolumeRef(uuid=uuid4(), name="gone for good", size_gb=1), snapshot)
 
-    def test_the_room_needed_and_left_can_be_told(self, store: Store) -> None:
+    def test_needed_and_free_space_are_reported(self, store: Store) -> None:
         volumes = [new_volume(store, BEFORE), new_volume(store, AFTER)]
         needed = store.driver.bytes_needed(volumes)
         assert 0 <= needed <= 2 * GIB
@@ -375,7 +375,7 @@ class DriverContract:
         store.driver.check_health()
         assert store.leftovers() == []
 
-    def test_it_lists_what_it_holds(self, store: Store) -> None:
+    def test_it_lists_stored_objects(self, store: Store) -> None:
         volume = new_volume(store)
         kept, removed = capture(store, volume)[0], capture(store, volume)[0]
         store.driver.delete_snapshot(removed)

@@ -79,7 +79,7 @@ def noise(length: int) -> bytes:
 # Files
 
 
-def test_the_files_are_where_others_expect_them(store: LocalStore) -> None:
+def test_the_files_have_their_documented_paths(store: LocalStore) -> None:
     volume = put_image(store, {0: noise(100_000)})
     folder = capture(store, volume)
     assert sorted(path.name for path in folder.iterdir()) == ["disk.img", "manifest.json"]
@@ -248,7 +248,7 @@ def test_one_changed_byte_is_found(store: LocalStore, offset: int) -> None:
 
 @pytest.mark.parametrize("verified_before", [False, True], ids=["never verified", "verified two days ago"])
 @pytest.mark.parametrize("offset", [0, 3 * MIB, GIB - 1])
-def test_a_rotten_snapshot_is_not_restored(store: LocalStore, offset: int, verified_before: bool) -> None:
+def test_a_corrupt_snapshot_is_not_restored(store: LocalStore, offset: int, verified_before: bool) -> None:
     volume = put_image(store, {0: noise(MIB)})
     folder = capture(store, volume)
     recorded = store.driver.verify_snapshot(ref_of(folder)).checksum
@@ -378,7 +378,7 @@ if os.geteuid() == 0:
 
 
 @pytest.mark.parametrize("kind", STRANGE)
-def test_a_volume_that_is_no_regular_file_is_not_used(store: LocalStore, kind: str) -> None:
+def test_a_volume_that_is_not_a_regular_file_is_not_used(store: LocalStore, kind: str) -> None:
     volume = put_image(store, {0: noise(MIB)})
     folder = capture(store, volume)
     snapshot = SnapshotRef(uuid=uuid4())
@@ -511,7 +511,7 @@ def test_an_ordinary_exclusive_lock_is_respected(store: LocalStore, how: str) ->
     assert len(list((store.folder / "snapshots").iterdir())) == 1
 
 
-def test_what_is_being_worked_on_is_busy_for_everybody_else(store: LocalStore) -> None:
+def test_a_locked_object_is_busy_for_everybody_else(store: LocalStore) -> None:
     volume, other = (put_image(store, {0: noise(MIB)}) for _each in range(2))
     snapshot, second = SnapshotRef(uuid=uuid4()), SnapshotRef(uuid=uuid4())
     rival = LocalStore(store.folder.parent).driver
@@ -552,7 +552,7 @@ def test_what_is_being_worked_on_is_busy_for_everybody_else(store: LocalStore) -
     assert store.leftovers() == []
 
 
-def test_two_processes_that_capture_the_same_make_one(copying: LocalStore) -> None:
+def test_two_concurrent_captures_make_one_snapshot(copying: LocalStore) -> None:
     volume = put_image(copying, {0: noise(20 * MIB)})
     snapshot = uuid4()
     program = (  # without translations, for they would need all of Django
@@ -586,11 +586,11 @@ def test_two_processes_that_capture_the_same_make_one(copying: LocalStore) -> No
 # Room and failures
 
 
-def test_room_is_checked_before_anything_is_written(small_file_system: Path) -> None:
+def test_space_is_checked_before_anything_is_written(small_file_system: Path) -> None:
     store = LocalStore(small_file_system)
     volume = put_image(store, {0: noise(40 * MIB)})
     beats: list[int] = []
-    with pytest.raises(NoSpace, match=r"TEST-1 does not have the room: this needs 0\.1 GB and 0\.0 GB are free"):
+    with pytest.raises(NoSpace, match=r"TEST-1 is too full: this needs 0\.1 GB and 0\.0 GB are free"):
         store.driver.create_snapshots([(SnapshotRef(uuid=uuid4()), volume)], lambda done, total: beats.append(done))
     assert beats == []
     assert store.leftovers() == []
@@ -629,7 +629,7 @@ def test_a_reserve_is_left_to_the_portal(small_file_system: Path, xfs: Path, clo
         lambda: driver.revert_volume(volume, snapshot),
         lambda: driver.create_volume_from_snapshot(snapshot, VolumeRef(uuid=uuid4(), name="copy", size_gb=1)),
     ):
-        with pytest.raises(NoSpace, match="does not have the room"):
+        with pytest.raises(NoSpace, match="is too full"):
             call()
     driver.verify_snapshot(snapshot)  # the portal's own records go on
     driver.delete_snapshot(snapshot)
@@ -647,18 +647,18 @@ def test_captures_at_the_same_time_do_not_use_up_the_reserve(small_file_system: 
         if bytes_done == 0:
             fill_file_system(small_file_system, but=12)
 
-    with pytest.raises(NoSpace, match="became full"):
+    with pytest.raises(NoSpace, match="filled up"):
         driver.create_snapshots([(SnapshotRef(uuid=uuid4()), volume)], write_as_well)
     assert store.leftovers() == []
 
 
 @pytest.mark.parametrize("percent", ["", "-1", "100", "5.5", "5%", "\u0665"])
-def test_a_reserve_that_is_no_percentage_is_refused(tmp_path: Path, percent: str) -> None:
+def test_a_reserve_that_is_not_a_percentage_is_refused(tmp_path: Path, percent: str) -> None:
     with pytest.raises(ValueError, match="whole number from 0 to 99"):
         LocalDriver(location="A", root=str(tmp_path), reserve_percent=percent)
 
 
-def test_a_storage_that_fills_up_in_the_middle_keeps_nothing_of_it(small_file_system: Path) -> None:
+def test_a_storage_that_fills_up_keeps_nothing_incomplete(small_file_system: Path) -> None:
     store = LocalStore(small_file_system)
     first, second = (put_image(store, {0: noise(8 * MIB)}) for _each in range(2))
     folder = capture(store, first)
@@ -669,11 +669,11 @@ def test_a_storage_that_fills_up_in_the_middle_keeps_nothing_of_it(small_file_sy
         if not filler.exists():
             fill_file_system(small_file_system)
 
-    with pytest.raises(NoSpace, match="became full"):
+    with pytest.raises(NoSpace, match="filled up"):
         store.driver.create_snapshots(disks, fill_up)
     filler.unlink()
     assert [store.driver.find_snapshot(snapshot) for snapshot, _volume in disks] == [None, None]
-    with pytest.raises(NoSpace, match="became full"):
+    with pytest.raises(NoSpace, match="filled up"):
         store.driver.revert_volume(first, ref_of(folder), fill_up)
     filler.unlink()
     assert store.read(first, 0, 8 * MIB) == noise(8 * MIB)
@@ -706,7 +706,7 @@ def test_a_volume_larger_than_the_file_system_allows_is_refused_for_good(small_f
     assert store.leftovers() == []
 
 
-def test_what_only_an_operator_can_change_is_not_tried_again(small_file_system: Path) -> None:
+def test_permanent_errors_are_not_retried(small_file_system: Path) -> None:
     store = LocalStore(small_file_system)
     volume = put_image(store, {0: noise(MIB)})
     folder = capture(store, volume)
@@ -718,7 +718,9 @@ def test_what_only_an_operator_can_change_is_not_tried_again(small_file_system: 
             lambda: store.driver.delete_snapshot(ref_of(folder)),
             store.driver.check_health,
         ):
-            with pytest.raises(NotPermitted, match=f"may not use the storage of TEST-1: {reason}") as caught:
+            with pytest.raises(
+                NotPermitted, match=f"has no permission to use the storage of TEST-1: {reason}"
+            ) as caught:
                 call()
             assert not caught.value.retryable
 
@@ -737,11 +739,11 @@ def test_what_only_an_operator_can_change_is_not_tried_again(small_file_system: 
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.EMFILE, errno.ENOMEM])
-def test_what_may_pass_is_tried_again(tmp_path: Path, number: int) -> None:
+def test_temporary_errors_are_retried(tmp_path: Path, number: int) -> None:
     assert LocalStore(tmp_path).driver.folder.describe(OSError(number, "")).retryable
 
 
-def test_what_dead_processes_left_is_removed_and_nothing_else(store: LocalStore) -> None:
+def test_only_files_of_dead_processes_are_removed(store: LocalStore) -> None:
     volume = put_image(store, {0: noise(MIB)})
     folder = capture(store, volume)
     (store.folder / "volumes" / f".{uuid4()}.new").write_bytes(b"half")

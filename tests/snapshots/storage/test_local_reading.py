@@ -102,7 +102,7 @@ def test_damage_behind_the_place_of_an_interruption_is_found(store: LocalStore, 
     assert store.leftovers() == []
 
 
-def test_who_asks_for_a_verification_gets_a_whole_one(store: LocalStore, slow: SnapshotRef) -> None:
+def test_a_requested_verification_reads_everything(store: LocalStore, slow: SnapshotRef) -> None:
     read = interrupt_in_the_middle(store, slow)
     flip_byte(folder_of(store, slow) / "disk.img", read // 2)
     beats: list[int] = []
@@ -142,7 +142,7 @@ def change_header(log: Path, **changes: str) -> None:
         (lambda log: change_header(log, started_at=str(datetime.now(UTC) + timedelta(hours=1))), False),
     ],
 )
-def test_a_log_that_is_wrong_says_nothing_about_the_snapshot(
+def test_an_invalid_log_does_not_damage_the_snapshot(
     store: LocalStore, slow: SnapshotRef, change: Callable[[Path], object], resumes: bool
 ) -> None:
     interrupt_in_the_middle(store, slow)
@@ -195,7 +195,7 @@ def test_bytes_that_the_medium_does_not_deliver_are_damage(
     assert store.driver.find_snapshot(snapshot) is None
 
 
-def test_an_error_that_passes_is_no_damage(
+def test_a_transient_read_error_is_not_damage(
     medium: Medium, on_medium: tuple[LocalStore, VolumeRef, SnapshotRef]
 ) -> None:
     store, _volume, snapshot = on_medium
@@ -246,7 +246,7 @@ def test_a_volume_that_cannot_be_read_is_not_captured(medium: Medium, store: Loc
         subprocess.run(["umount", volumes], check=True)
 
 
-def test_a_medium_that_fails_wholly_is_an_unavailable_storage(
+def test_a_medium_that_fails_completely_is_an_unavailable_storage(
     medium: Medium, on_medium: tuple[LocalStore, VolumeRef, SnapshotRef]
 ) -> None:
     """Nothing counts as damaged, missing or deleted meanwhile."""

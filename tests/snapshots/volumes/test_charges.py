@@ -342,5 +342,5 @@ def test_volumes_without_a_charge_are_counted_by_location_and_currency(project: 
     assert count_uncharged(location.pk, "MMK") == (0, 0)
 
 
-def test_a_change_of_what_is_not_charged_does_nothing(project: Project, location: Location) -> None:
+def test_changing_a_volume_that_is_not_charged_does_nothing(project: Project, location: Location) -> None:
     assert change_volume_charge(volume_in(project, location), at=FIRST_PRICE) is None

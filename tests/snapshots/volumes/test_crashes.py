@@ -121,7 +121,7 @@ def test_a_creation_whose_workers_all_die_fails_and_leaves_nothing(
     kill_all_workers_of(operation, kill_at, settings.OPERATION_MAX_ATTEMPTS)
     volume.refresh_from_db()
     assert (volume.state, operation.state) == (Volume.State.ERROR, Operation.State.FAILED)
-    assert "stopped in the middle" in operation.error
+    assert "stopped unexpectedly" in operation.error
     assert charges(volume) == [] and files_below(storage_root) == set()
 
     services.retry(operation=operation, user=member.user)

@@ -27,7 +27,7 @@ from tests.factories import (
     VirtualMachineFactory,
     VolumeFactory,
 )
-from tests.snapshots.disks import carry_out_what_waits, content, put_volume, sell_everywhere
+from tests.snapshots.disks import content, put_volume, run_active_operations, sell_everywhere
 
 pytestmark = pytest.mark.django_db
 
@@ -154,7 +154,7 @@ def test_growing_shows_the_price_before_it_asks(client: Client, volume: Volume) 
     page = read(client, address("", volume))
     assert "“data” is growing to 80 GB." in page and "growing to 80 GB" in page
     assert "An operation is using it (Grow volume)" in read(client, url)
-    carry_out_what_waits()
+    run_active_operations()
     volume.refresh_from_db()
     assert volume.size_gb == 80
     assert "80 GB × K 0.4000 = K 32.00 an hour" in read(client, address("", volume))
@@ -190,7 +190,7 @@ def test_attaching_and_detaching(client: Client, volume: Volume, machine: Virtua
     url = address("attach", volume)
     assert "web-01" in read(client, url)
     assert "Choose a machine." in text_of(client.post(url, {"vm": ""}))
-    assert "can't take the volume now" in text_of(client.post(url, {"vm": "nonsense"}))
+    assert "can't be attached to this machine now" in text_of(client.post(url, {"vm": "nonsense"}))
     assert client.post(url, {"vm": str(machine.pk)}).url == address("", volume)
     volume.refresh_from_db()
     assert volume.vm == machine
@@ -228,12 +228,12 @@ def test_deleting_says_what_it_costs_and_what_stays(client: Client, volume: Volu
     url = address("delete", volume)
     page = read(client, url)
     assert "You stop paying K 20.00 an hour, about K 14,640.00 a month." in page
-    assert "Its snapshot stays" in page and "goes on costing K 4.00 an hour" in page
+    assert "Its snapshot stays" in page and "still costs K 4.00 an hour" in page
     assert "Type “data” to confirm" in text_of(client.post(url, {"confirmation": "date"}))
     assert client.post(url, {"confirmation": "data"}).url == address("", volume)
     page = read(client, address("", volume))
-    assert "It has stopped costing anything" in page and "This volume is being deleted" in page
-    carry_out_what_waits()
+    assert "You no longer pay for it" in page and "This volume is being deleted" in page
+    run_active_operations()
     assert "This volume is deleted" in read(client, address("", volume))
     assert "data" not in [row.volume.name for row in client.get(reverse("snapshots:volumes")).context["rows"]]
 
@@ -273,7 +273,7 @@ def test_a_failed_deletion_and_a_failed_creation_offer_a_retry(
     failed = OperationFactory(kind="create_volume", snapshot=None, volume=broken, failed=True)
     assert "couldn't be created" in read(client, address("", broken))
     client.post(reverse("snapshots:retry", args=[failed.pk]))
-    carry_out_what_waits()
+    run_active_operations()
     broken.refresh_from_db()
     assert broken.state == Volume.State.AVAILABLE
     assert "mkfs.ext4 /dev/vdb" in read(client, address("", broken))

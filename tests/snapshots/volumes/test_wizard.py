@@ -28,7 +28,7 @@ from tests.factories import (
     VMSnapshotFactory,
     VolumeFactory,
 )
-from tests.snapshots.disks import carry_out_what_waits, content, holds, put_volume, sell_everywhere
+from tests.snapshots.disks import content, holds, put_volume, run_active_operations, sell_everywhere
 
 pytestmark = pytest.mark.django_db
 
@@ -59,7 +59,7 @@ def disk(storage_root: Path, member: Membership, location: Location) -> DiskImag
     put_volume(storage_root, volume, content(b"bytes"))
     sell_everywhere()
     snapshot = services.request_snapshot(source=volume, name="before the update", user=member.user)
-    carry_out_what_waits()
+    run_active_operations()
     return snapshot.disks.get()
 
 
@@ -115,7 +115,7 @@ def test_the_whole_way_from_a_location_to_an_available_volume(
     assert response["Location"] == reverse("snapshots:volume", args=[volume.pk]) + "#heading"
     assert (volume.name, volume.state, volume.project) == ("Uploads", Volume.State.CREATING, member.project)
     assert not UsageSegment.objects.exists()
-    carry_out_what_waits()
+    run_active_operations()
     volume.refresh_from_db()
     assert volume.state == Volume.State.AVAILABLE
     image = image_of(storage_root, volume)
@@ -139,7 +139,7 @@ def test_a_volume_from_a_snapshot_has_its_bytes(
     assert 'value="db-01-data-copy"' in client.get(url(draft, "name")).text
     client.post(url(draft, "name"), {"name": "copy"})
     confirm(client, draft, shown_hourly_micro=2_000_000)
-    carry_out_what_waits()
+    run_active_operations()
     volume = Volume.objects.get(name="copy")
     assert volume.state == Volume.State.AVAILABLE
     image = image_of(storage_root, volume)
@@ -212,22 +212,22 @@ def test_a_colleague_with_the_right_role_goes_on_with_the_draft(
     ("step", "field", "answer", "sentence"),
     [
         ("location", "location", "", "Choose a location."),
-        ("location", "location", "1CNG-NOWHERE", "This location is not available any more."),
+        ("location", "location", "1CNG-NOWHERE", "This location is no longer available."),
         ("location", "location", "\x00", "Null characters are not allowed."),
         ("project", "project", "", "Choose a project."),
-        ("project", "project", NOBODYS_ID, "You cannot use this project any more."),
-        ("project", "project", "no uuid", "You cannot use this project any more."),
+        ("project", "project", NOBODYS_ID, "You can no longer use this project."),
+        ("project", "project", "no uuid", "You can no longer use this project."),
         ("size", "size_gb", "", "Enter a size."),
         ("size", "size_gb", "a lot", "Enter the size as a whole number of GB."),
         ("size", "size_gb", "1.5", "Enter the size as a whole number of GB."),
         ("size", "size_gb", "0", "A volume has at least 1 GB."),
         ("size", "size_gb", "-5", "A volume has at least 1 GB."),
         ("size", "size_gb", "16001", "A volume has at most 16,000 GB."),
-        ("source", "disk", NOBODYS_ID, "You cannot use this snapshot any more."),
-        ("source", "disk", "no uuid", "You cannot use this snapshot any more."),
+        ("source", "disk", NOBODYS_ID, "You can no longer use this snapshot."),
+        ("source", "disk", "no uuid", "You can no longer use this snapshot."),
         ("name", "name", "", "Enter a name"),
         ("name", "name", "x" * 121, "The name has 121 characters; the limit is 120."),
-        ("name", "name", "two\nlines", "a character that cannot be shown"),
+        ("name", "name", "two\nlines", "a character that can't be displayed"),
     ],
 )
 def test_a_bad_answer_is_explained_and_loses_nothing(
@@ -242,7 +242,7 @@ def test_a_bad_answer_is_explained_and_loses_nothing(
     assert draft == Draft.objects.get(size_gb=50, name="data", disk=None)
 
 
-def test_what_the_storage_cannot_hold_is_said_at_the_size(
+def test_a_size_beyond_the_storage_is_refused_at_the_size_step(
     client: Client, member: Membership, location: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draft = draft_of(member, location)
@@ -267,7 +267,7 @@ def test_a_location_without_storage_says_so(client: Client, location: Location) 
     assert "The storage of 1CNG-NEW-AZ01 is not set up. Choose another location." in answer.text
     closed = LocationFactory(code="1CNG-OLD-AZ01", active=False)
     assert closed.pk not in client.get(START).text
-    assert "not available any more" in client.post(START, {"location": closed.pk}).text
+    assert "no longer available" in client.post(START, {"location": closed.pk}).text
     assert not Draft.objects.exists()
 
 
@@ -281,7 +281,7 @@ def test_where_block_storage_is_not_sold_a_volume_costs_nothing(
         page = client.get(url(draft, step)).text
         assert f"A volume in {location.code} costs nothing here" in page and "Price Summary" not in page
     assert confirm(client, draft, shown_hourly_micro=0).status_code == 302
-    carry_out_what_waits()
+    run_active_operations()
     assert Volume.objects.get().state == Volume.State.AVAILABLE
     assert not UsageSegment.objects.exists()
 
@@ -302,7 +302,9 @@ def test_a_price_is_shown_with_the_size(client: Client, member: Membership, loca
 
 
 @pytest.mark.parametrize("owner", ["customer", "project"])
-def test_a_full_quota_is_said_at_the_size(client: Client, member: Membership, location: Location, owner: str) -> None:
+def test_a_full_quota_is_shown_at_the_size_step(
+    client: Client, member: Membership, location: Location, owner: str
+) -> None:
     limited = member.project if owner == "project" else member.project.customer
     type(limited).objects.filter(pk=limited.pk).update(volume_gb_quota=49)
     draft = draft_of(member, location, size_gb=None, name="")
@@ -311,7 +313,9 @@ def test_a_full_quota_is_said_at_the_size(client: Client, member: Membership, lo
     assert client.post(url(draft, "size"), {"size_gb": 49}).status_code == 302
 
 
-def test_a_wallet_that_is_too_low_is_said_at_the_size(client: Client, member: Membership, location: Location) -> None:
+def test_insufficient_credits_are_shown_at_the_size_step(
+    client: Client, member: Membership, location: Location
+) -> None:
     draft = draft_of(member, location)
     type(member.project.customer).objects.update(billing_type="prepaid")
     response = client.post(url(draft, "size"), {"size_gb": 50})
@@ -350,7 +354,7 @@ def test_only_usable_snapshots_of_the_location_that_the_user_may_use_are_offered
     for snapshot in others:
         assert snapshot.name not in page
         image = snapshot.disks.first() or DiskImageFactory(snapshot=snapshot, **{"volume": snapshot.volume})
-        assert "You cannot use this snapshot any more." in client.post(url(draft, "source"), {"disk": image.pk}).text
+        assert "You can no longer use this snapshot." in client.post(url(draft, "source"), {"disk": image.pk}).text
     vm = VMSnapshotFactory(vm__project=member.project, vm__location=location, name="whole machine")
     for position, name in enumerate(("root", "logs")):
         volume = VolumeFactory(name=name, vm=vm.vm, **place)
@@ -524,5 +528,5 @@ def test_names_that_are_suggested_differ(client: Client, member: Membership, loc
     assert f'value="volume-{day}-2"' in client.get(url(draft, "name")).text
 
 
-def test_a_person_without_projects_is_told_so(client_for: Callable[..., Client]) -> None:
+def test_a_user_without_projects_gets_an_explanation(client_for: Callable[..., Client]) -> None:
     assert client_for(UserFactory()).get(START).status_code == 403

@@ -29,11 +29,11 @@ from tests.factories import (
     VirtualMachineFactory,
     VolumeFactory,
 )
-from tests.snapshots.disks import carry_out_what_waits, content, largest_file, put_volume, sell_everywhere
+from tests.snapshots.disks import content, largest_file, put_volume, run_active_operations, sell_everywhere
 
 pytestmark = pytest.mark.django_db
 
-ACTS = ["rename", "delete", "restore", "new_volume", "verify"]
+ACTIONS = ["rename", "delete", "restore", "new_volume", "verify"]
 BEFORE, AFTER = content(b"before "), content(b"after  ")
 
 
@@ -55,7 +55,7 @@ def page_of(snapshot: Snapshot) -> str:
     return reverse("snapshots:snapshot", args=[snapshot.pk])
 
 
-def said(response: object) -> str:
+def messages_of(response: object) -> str:
     return " ".join(str(message) for message in get_messages(response.wsgi_request))  # type: ignore[attr-defined]
 
 
@@ -79,7 +79,7 @@ def taken(project: Project, storage_root: Path) -> Snapshot:
     sell_everywhere()
     path = put_volume(storage_root, volume, BEFORE)
     snapshot = services.request_snapshot(source=volume, name="before-upgrade", user=project.memberships.first().user)
-    carry_out_what_waits()
+    run_active_operations()
     with open(path, "r+b") as file:
         file.write(AFTER)
     snapshot.refresh_from_db()
@@ -95,7 +95,7 @@ def start_of(root: Path, volume: Volume) -> bytes:
 
 
 @pytest.mark.parametrize("method", ["get", "post"])
-@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("act", ACTIONS)
 def test_strangers_viewers_and_signed_out_people_change_nothing(
     act: str, method: str, project: Project, client_for: Callable[..., Client]
 ) -> None:
@@ -116,8 +116,8 @@ def test_strangers_viewers_and_signed_out_people_change_nothing(
     assert not Operation.objects.exists()
 
 
-@pytest.mark.parametrize("act", ACTS)
-def test_every_act_has_a_form_that_needs_no_javascript(act: str, client: Client, project: Project) -> None:
+@pytest.mark.parametrize("act", ACTIONS)
+def test_every_action_has_a_form_without_javascript(act: str, client: Client, project: Project) -> None:
     snapshot = SnapshotFactory(volume__project=project)
     sell_everywhere()
 
@@ -130,14 +130,14 @@ def test_every_act_has_a_form_that_needs_no_javascript(act: str, client: Client,
 # --- rename ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_snapshot_is_renamed_and_its_bill_follows(client: Client, taken: Snapshot) -> None:
+def test_renaming_a_snapshot_renames_its_usage(client: Client, taken: Snapshot) -> None:
     response = client.post(url("rename", taken), {"name": "  Known good  "})
 
     taken.refresh_from_db()
     assert response["Location"] == page_of(taken)
     assert taken.name == "Known good"
     assert UsageSegment.objects.get().resource_name == "Known good"
-    assert "Known good" in said(response)
+    assert "Known good" in messages_of(response)
 
 
 def test_the_form_starts_with_the_present_name(client: Client, project: Project) -> None:
@@ -170,7 +170,7 @@ def test_an_unusable_name_is_explained(name: str, client: Client, project: Proje
     assert snapshot.name == "nightly"
 
 
-def test_what_is_being_deleted_keeps_its_name(client: Client, project: Project) -> None:
+def test_a_snapshot_that_is_being_deleted_cannot_be_renamed(client: Client, project: Project) -> None:
     snapshot = SnapshotFactory(volume__project=project, deleting=True)
 
     assert "being deleted" in errors_of(client.post(url("rename", snapshot), {"name": "other"}))
@@ -188,13 +188,13 @@ def test_a_snapshot_is_deleted_its_bill_ends_and_its_file_goes(
     assert response["Location"] == page_of(taken)
     assert taken.state == State.DELETING
     assert UsageSegment.objects.get().ended_at == taken.delete_requested_at
-    carry_out_what_waits()
+    run_active_operations()
     taken.refresh_from_db()
     assert taken.state == State.DELETED
     assert not list((storage_root / taken.location_id / "snapshots").glob(f"{taken.pk}*"))
 
 
-def test_the_question_says_what_deleting_means_and_saves(client: Client, project: Project) -> None:
+def test_the_confirmation_explains_deleting_and_its_savings(client: Client, project: Project) -> None:
     snapshot = SnapshotFactory(volume__project=project, volume__size_gb=50)
     sell_everywhere(400_000)
 
@@ -204,7 +204,7 @@ def test_the_question_says_what_deleting_means_and_saves(client: Client, project
     assert "You stop paying K 20.00 an hour, about K 14,640.00 a month." in page
 
 
-def test_deleting_the_last_copy_of_a_volume_that_is_gone_is_warned(client: Client, project: Project) -> None:
+def test_deleting_the_last_copy_of_a_deleted_volume_shows_a_warning(client: Client, project: Project) -> None:
     snapshot = SnapshotFactory(volume=VolumeFactory(project=project, gone=True))
 
     assert "may be the last copy" in client.get(url("delete", snapshot)).content.decode()
@@ -242,7 +242,7 @@ def test_a_restore_brings_the_bytes_back_and_can_be_undone(client: Client, taken
     response = client.post(url("restore", taken), {"confirmation": "web-01-root"})
 
     assert response["Location"] == page_of(taken)
-    carry_out_what_waits()
+    run_active_operations()
     assert start_of(storage_root, taken.volume) == BEFORE
     operation = taken.operations.get(kind=Operation.Kind.RESTORE)
     assert operation.state == Operation.State.SUCCEEDED
@@ -253,11 +253,11 @@ def test_a_restore_brings_the_bytes_back_and_can_be_undone(client: Client, taken
     assert "Undo restore" in undo
     assert "before it was restored from “before-upgrade”" in undo
     client.post(url("restore", safety), {"confirmation": "web-01-root"})
-    carry_out_what_waits()
+    run_active_operations()
     assert start_of(storage_root, taken.volume) == AFTER
 
 
-def test_the_question_says_what_is_lost_and_what_the_safety_snapshot_costs(client: Client, taken: Snapshot) -> None:
+def test_the_confirmation_says_what_is_lost_and_what_the_safety_snapshot_costs(client: Client, taken: Snapshot) -> None:
     page = unescape(client.get(url("restore", taken)).content.decode())
 
     assert "Everything written to “web-01-root” since then will be lost" in page
@@ -273,7 +273,7 @@ def test_a_volume_that_has_grown_is_warned_about_its_end(client: Client, project
 
     page = unescape(client.get(url("restore", snapshot)).content.decode())
 
-    assert "keeps its 5 GB; what lies beyond the captured 1 GB becomes empty." in page
+    assert "keeps its 5 GB; everything beyond the captured 1 GB is erased." in page
 
 
 def test_restoring_from_a_damaged_snapshot_is_warned(client: Client, project: Project) -> None:
@@ -286,7 +286,7 @@ def test_restoring_from_a_damaged_snapshot_is_warned(client: Client, project: Pr
     assert "Block 12 is not what was captured." in page
 
 
-def test_while_the_machine_runs_the_reason_stands_in_place_of_the_form(client: Client, taken: Snapshot) -> None:
+def test_while_the_machine_runs_a_reason_replaces_the_form(client: Client, taken: Snapshot) -> None:
     VirtualMachine.objects.update(state=VirtualMachine.State.RUNNING)
 
     page = unescape(client.get(url("restore", taken)).content.decode())
@@ -317,7 +317,9 @@ def test_without_the_volume_s_name_nothing_is_overwritten(typed: str, client: Cl
         ("မြန်\u200bမာ", "မြန်မာ"),
     ],
 )
-def test_a_restore_is_confirmed_by_typing_what_one_sees(name: str, typed: str, client: Client, taken: Snapshot) -> None:
+def test_a_restore_is_confirmed_by_typing_the_displayed_name(
+    name: str, typed: str, client: Client, taken: Snapshot
+) -> None:
     Volume.objects.update(name=name)
     assert client.post(url("restore", taken), {"confirmation": typed})["Location"] == page_of(taken)
 
@@ -330,7 +332,9 @@ def test_a_restore_is_confirmed_by_typing_what_one_sees(name: str, typed: str, c
         ({"volume__state": Volume.State.CREATING}, "is not usable yet"),
     ],
 )
-def test_what_cannot_be_restored_says_why(situation: dict, reason: str, client: Client, project: Project) -> None:
+def test_the_page_says_why_a_snapshot_cannot_be_restored(
+    situation: dict, reason: str, client: Client, project: Project
+) -> None:
     snapshot = SnapshotFactory(volume__project=project, **situation)
 
     assert reason in unescape(client.get(url("restore", snapshot)).content.decode())
@@ -358,7 +362,7 @@ def machine(project: Project, storage_root: Path) -> Snapshot:
         put_volume(storage_root, volume, BEFORE)
     sell_everywhere(kind=ServiceKind.VM_SNAPSHOT, rate_micro=1_000_000)
     snapshot = services.request_snapshot(source=vm, name="machine", user=project.memberships.first().user)
-    carry_out_what_waits()
+    run_active_operations()
     snapshot.refresh_from_db()
     assert snapshot.state == State.READY
     return snapshot
@@ -374,18 +378,18 @@ def test_a_machine_is_restored_after_its_name_is_typed(client: Client, machine: 
     assert errors_of(client.post(url("restore", machine), {"confirmation": "db-01-root"}))
     assert client.post(url("restore", machine), {"confirmation": "db-01"})["Location"] == page_of(machine)
 
-    carry_out_what_waits()
+    run_active_operations()
     assert start_of(storage_root, root) == BEFORE
     assert "into db-01" in client.get(page_of(machine)).content.decode()
 
 
-def test_a_new_machine_is_made_of_the_snapshot_of_one(client: Client, machine: Snapshot, project: Project) -> None:
+def test_a_new_machine_is_created_from_a_machines_snapshot(client: Client, machine: Snapshot, project: Project) -> None:
     assert "db-01-data" in client.get(url("new_machine", machine)).content.decode()
 
     response = client.post(url("new_machine", machine), {"name": "db-02", "project": project.pk})
 
     assert response["Location"] == page_of(machine)
-    carry_out_what_waits()
+    run_active_operations()
     made = VirtualMachine.objects.get(name="db-02")
     assert made.state == VirtualMachine.State.STOPPED
     assert {volume.state for volume in made.volumes.all()} == {Volume.State.AVAILABLE}
@@ -436,7 +440,7 @@ def test_a_new_volume_larger_than_the_storage_can_hold_is_refused_at_once(
 
     client.post(url("new_volume", taken), answers)
     with largest_file(size_gb=100):
-        carry_out_what_waits()
+        run_active_operations()
     operation = Operation.objects.get(kind=Operation.Kind.NEW_VOLUME)
     assert (operation.state, operation.attempt, operation.cause) == (Operation.State.FAILED, 1, "TooLarge")
     assert "Choose a smaller size" in operation.error and "Try again later" not in operation.error
@@ -452,7 +456,7 @@ def test_a_new_volume_has_the_snapshot_s_bytes_and_the_size_asked_for(
     volume = Volume.objects.get(name="web-01-copy")
     assert response["Location"] == reverse("snapshots:volume", args=[volume.pk])
     assert volume.state == Volume.State.CREATING
-    carry_out_what_waits()
+    run_active_operations()
     volume.refresh_from_db()
     assert volume.state == Volume.State.AVAILABLE
     assert volume.size_gb == 2
@@ -474,17 +478,17 @@ def test_the_form_suggests_name_size_and_project(client: Client, taken: Snapshot
     [
         ({"name": ""}, "Enter a name."),
         ({"name": "x" * 121}, "the limit is 120"),
-        ({"name": "two\nlines"}, "cannot be shown"),
+        ({"name": "two\nlines"}, "can't be displayed"),
         ({"size_gb": ""}, "Enter a size"),
         ({"size_gb": "much"}, "whole number of GB"),
         ({"size_gb": "0"}, "at least 1 GB"),
         ({"size_gb": "-3"}, "at least 1 GB"),
         ({"size_gb": "99999999999999999999"}, "Choose a smaller size"),
         ({"project": ""}, "Choose a project."),
-        ({"project": "bogus"}, "cannot make anything in this project"),
+        ({"project": "bogus"}, "can't create anything in this project"),
     ],
 )
-def test_an_unusable_answer_is_explained_and_the_others_stay(
+def test_an_invalid_field_is_explained_and_the_others_keep_their_values(
     answer: dict, sentence: str, client: Client, project: Project
 ) -> None:
     snapshot = SnapshotFactory(volume__project=project)
@@ -498,9 +502,7 @@ def test_an_unusable_answer_is_explained_and_the_others_stay(
     assert Volume.objects.count() == 1
 
 
-def test_the_project_is_one_that_the_person_may_change_and_of_the_same_customer(
-    client: Client, project: Project
-) -> None:
+def test_the_project_must_be_changeable_and_of_the_same_customer(client: Client, project: Project) -> None:
     snapshot = SnapshotFactory(volume__project=project)
     person = project.memberships.get().user
     only_seen = ProjectFactory(customer=project.customer)
@@ -510,10 +512,10 @@ def test_the_project_is_one_that_the_person_may_change_and_of_the_same_customer(
 
     for other in (only_seen, elsewhere, ProjectFactory()):
         response = client.post(url("new_volume", snapshot), {"name": "copy", "size_gb": 1, "project": other.pk})
-        assert "cannot make anything in this project" in errors_of(response)
+        assert "can't create anything in this project" in errors_of(response)
 
 
-def test_what_is_not_ready_makes_no_volume(client: Client, project: Project) -> None:
+def test_no_volume_is_created_from_a_snapshot_that_is_not_ready(client: Client, project: Project) -> None:
     snapshot = SnapshotFactory(volume__project=project, creating=True)
 
     assert "is not ready" in client.get(url("new_volume", snapshot)).content.decode()
@@ -528,7 +530,7 @@ def test_a_snapshot_is_verified(client: Client, taken: Snapshot) -> None:
     response = client.post(url("verify", taken))
 
     assert response["Location"] == page_of(taken)
-    carry_out_what_waits()
+    run_active_operations()
     assert taken.disks.get().verified_at is not None
     assert "Never verified" not in client.get(page_of(taken)).content.decode()
 
@@ -539,14 +541,14 @@ def test_damage_that_verifying_finds_is_shown(client: Client, taken: Snapshot, s
     with open(path, "r+b") as file:
         file.write(b"rot")
     client.post(url("verify", taken))
-    carry_out_what_waits()
+    run_active_operations()
 
     page = client.get(page_of(taken)).content.decode()
 
     assert "This snapshot is damaged" in page
 
 
-def test_what_is_not_ready_is_not_verified(client: Client, project: Project) -> None:
+def test_a_snapshot_that_is_not_ready_is_not_verified(client: Client, project: Project) -> None:
     snapshot = SnapshotFactory(volume__project=project, creating=True)
 
     response = client.post(url("verify", snapshot))
@@ -562,13 +564,13 @@ def retry_url(operation: Operation) -> str:
     return reverse("snapshots:retry", args=[operation.pk])
 
 
-def test_a_failed_capture_is_tried_again_and_succeeds(client: Client, project: Project, storage_root: Path) -> None:
+def test_a_failed_capture_is_retried_and_succeeds(client: Client, project: Project, storage_root: Path) -> None:
     volume = VolumeFactory(project=project)
     sell_everywhere()
     path = put_volume(storage_root, volume, BEFORE)
     snapshot = services.request_snapshot(source=volume, name="nightly", user=project.memberships.get().user)
     path.unlink()
-    carry_out_what_waits()
+    run_active_operations()
     failed = snapshot.operations.get()
     assert failed.state == Operation.State.FAILED
     assert not UsageSegment.objects.exists()
@@ -577,22 +579,22 @@ def test_a_failed_capture_is_tried_again_and_succeeds(client: Client, project: P
     response = client.post(retry_url(failed))
 
     assert response["Location"] == page_of(snapshot)
-    assert "being retried" in said(response)
-    carry_out_what_waits()
+    assert "being retried" in messages_of(response)
+    run_active_operations()
     snapshot.refresh_from_db()
     assert snapshot.state == State.READY
 
 
-def test_what_cannot_be_tried_again_says_why(client: Client, project: Project) -> None:
+def test_the_page_says_why_an_operation_cannot_be_retried(client: Client, project: Project) -> None:
     operation = OperationFactory(snapshot__volume__project=project, succeeded=True)
 
     response = client.post(retry_url(operation))
 
     assert response["Location"] == page_of(operation.snapshot)
-    assert "nothing to retry" in said(response)
+    assert "nothing to retry" in messages_of(response)
 
 
-def test_a_new_volume_that_failed_is_tried_again_from_its_own_page(client: Client, project: Project) -> None:
+def test_a_failed_new_volume_is_retried_from_its_own_page(client: Client, project: Project) -> None:
     snapshot = SnapshotFactory(volume__project=project)
     operation = OperationFactory(snapshot=snapshot, new_volume=True, failed=True)
     volume = operation.volume
@@ -605,7 +607,7 @@ def test_a_new_volume_that_failed_is_tried_again_from_its_own_page(client: Clien
     assert volume.state == Volume.State.CREATING
 
 
-def test_trying_again_is_for_those_who_may_change(project: Project, client_for: Callable[..., Client]) -> None:
+def test_retrying_needs_the_right_to_change(project: Project, client_for: Callable[..., Client]) -> None:
     operation = OperationFactory(snapshot__volume__project=project, failed=True)
     viewer = client_for(UserFactory(member_of=project, member_of__role=Role.VIEWER))
 
@@ -615,14 +617,14 @@ def test_trying_again_is_for_those_who_may_change(project: Project, client_for: 
     assert Operation.objects.count() == 1
 
 
-def test_after_a_sign_in_in_between_one_lands_on_the_page(client: Client, project: Project) -> None:
+def test_signing_in_meanwhile_leads_back_to_the_page(client: Client, project: Project) -> None:
     operation = OperationFactory(snapshot__volume__project=project, failed=True)
 
     assert client.get(retry_url(operation))["Location"] == page_of(operation.snapshot)
     assert Operation.objects.count() == 1
 
 
-def test_a_prepaid_customer_without_credits_is_told_so(client_for: Callable[..., Client]) -> None:
+def test_a_prepaid_customer_without_credits_gets_an_explanation(client_for: Callable[..., Client]) -> None:
     poor = ProjectFactory()
     operation = OperationFactory(snapshot__volume__project=poor, snapshot__failed=True, capture=True, failed=True)
     sell_everywhere(rate_micro=MICRO)
