@@ -317,7 +317,7 @@ def test_block_storage_that_charges_existing_volumes_is_confirmed_and_starts_aft
     assert "will be charged from the first price on: 1. Customers: 1." in soon
     assert "their owners get 3 days' notice" in soon
     assert not Package.objects.filter(kind=ServiceKind.BLOCK_STORAGE).exists()
-    assert "notified 3 days before" in errors(
+    assert "so their owners get 3 days' notice" in errors(
         desk.post(url, block_storage_form(shop.location, 2, confirm_volumes="on"))
     )
     response = desk.post(url, block_storage_form(shop.location, 4, confirm_volumes="on"))
@@ -328,7 +328,7 @@ def test_block_storage_that_charges_existing_volumes_is_confirmed_and_starts_aft
     [first] = package.versions.all()
     url = reverse("admin:billing_package_change", args=[package.pk])
     sooner = package_form(package, [(first.pk, timezone.now() + timedelta(days=1), "0.1")])
-    assert "notified 3 days before" in errors(desk.post(url, sooner))
+    assert "so their owners get 3 days' notice" in errors(desk.post(url, sooner))
 
 
 def test_the_next_planned_price_of_block_storage_becomes_the_first_only_with_notice(desk, shop):
@@ -342,7 +342,7 @@ def test_the_next_planned_price_of_block_storage_becomes_the_first_only_with_not
     url = reverse("admin:billing_package_change", args=[package.pk])
     form = package_form(package, [(first.pk, starts[0], "0.1"), (second.pk, starts[1], "0.2")])
     assert desk.post(url, form).status_code == 302
-    assert "notified 3 days before" in errors(desk.post(url, form | {"versions-0-DELETE": "on"}))
+    assert "so their owners get 3 days' notice" in errors(desk.post(url, form | {"versions-0-DELETE": "on"}))
     assert package.versions.count() == 2
 
 

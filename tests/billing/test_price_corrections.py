@@ -1,6 +1,7 @@
 """A mistyped price: asked about before it is saved, corrected after it has begun, never too large for the database."""
 
 from datetime import UTC, date, datetime, timedelta
+from html import unescape
 
 import pytest
 from django.db import IntegrityError, connection, transaction
@@ -204,7 +205,7 @@ def test_the_page_of_a_package_needs_no_query_for_each_corrected_price(client_fo
 def test_an_impossible_correction_is_explained(client_for, mistake, form, sentence):
     admin = client_for(UserFactory(admin=True))
     url = reverse("admin:billing_price_correct", args=[mistake.pk])
-    assert sentence in admin.post(url, {"rate": "0.04", "reason": "typo"} | form).text
+    assert sentence in unescape(admin.post(url, {"rate": "0.04", "reason": "typo"} | form).text)
     assert PriceVersion.objects.count() == 1
 
 

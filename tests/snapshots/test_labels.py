@@ -1,6 +1,7 @@
 """Tags and notes of volumes and snapshots: who sets them, what is suggested to whom, and how lists find them."""
 
 from collections.abc import Callable
+from html import unescape
 from typing import Any
 
 import pytest
@@ -102,7 +103,7 @@ def test_what_is_wrong_is_explained_and_nothing_is_lost(
         ({"add": "fine", "note": "kept" + "x" * 500}, "the limit is 500"),
         ({"add": "fine", "note": "kept\u0007"}, "a character that can't be displayed"),
     ):
-        page = client.post(url, sent).text
+        page = unescape(client.post(url, sent).text)
         assert said in page
         assert "kept" in page
         assert sent["add"] in page

@@ -1,6 +1,7 @@
 """Moving a snapshot to another project, and what users with a role in only one of the projects see of it."""
 
 from datetime import UTC, datetime, timedelta
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -243,7 +244,7 @@ def test_a_backup_and_an_only_project_have_no_move(
     assert "Backups stay in their project." in client.get(url("move", backup)).text
     only = client_for(viewer_of(volume.project, role=Role.MEMBER))
     assert url("move", snapshot) not in only.get(url("snapshot", snapshot)).text
-    assert "You aren't a member or owner of any other project" in only.get(url("move", snapshot)).text
+    assert "You aren't a member or owner of any other project" in unescape(only.get(url("move", snapshot)).text)
 
 
 # --- who sees what -----------------------------------------------------------------------------------------------------

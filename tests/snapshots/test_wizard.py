@@ -1,6 +1,7 @@
 """The wizard through the test client: who gets where, what an answer must be, and what is noticed later."""
 
 from datetime import timedelta
+from html import unescape
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -192,7 +193,7 @@ def test_a_bad_answer_is_explained_and_loses_nothing(
     draft = draft_at(step, volume, member.user)
     response = client.post(url(draft, step), {step: answer}, headers=HTMX)
     assert response.status_code == 200
-    assert response.text.count(sentence) >= 2, "in the summary and beside the field"
+    assert unescape(response.text).count(sentence) >= 2, "in the summary and beside the field"
     if step == "name" and answer.strip() and answer.isprintable():
         assert f'value="{answer}"' in response.text
     draft.refresh_from_db()

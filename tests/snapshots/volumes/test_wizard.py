@@ -236,7 +236,7 @@ def test_a_bad_answer_is_explained_and_loses_nothing(
     draft = draft_of(member, location)
     response = client.post(url(draft, step), {field: answer}, headers=HTMX)
     assert response.status_code == 200
-    assert response.text.count(sentence) >= 2, "in the summary and beside the field"
+    assert unescape(response.text).count(sentence) >= 2, "in the summary and beside the field"
     if step in ("size", "name") and answer.isprintable() and answer:
         assert f'value="{answer}"' in response.text
     assert draft == Draft.objects.get(size_gb=50, name="data", disk=None)
@@ -415,7 +415,7 @@ def test_a_source_that_was_damaged_meanwhile_is_noticed_at_the_size(
     response = confirm(client, draft)
     assert response["Location"] == url(draft, "size")
     page = unescape(client.get(url(draft, "size")).text)
-    assert "The snapshot “before the update” can't be used any more." in page and url(draft, "source") in page
+    assert "The snapshot “before the update” can no longer be used." in page and url(draft, "source") in page
     assert not Volume.objects.filter(name="data").exists()
 
 
