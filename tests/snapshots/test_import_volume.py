@@ -310,7 +310,7 @@ def test_a_project_is_found_by_its_name_and_customer(image: Path, project: Proje
     ("options", "message"),
     [
         ({"project": "Nothing"}, "There is no project “Nothing”"),
-        ({"customer": "me"}, "“me” is no customer number"),
+        ({"customer": "me"}, "“me” is not a customer number"),
         ({"customer": "#999999"}, "There is no project"),
         ({"location": "MOON-1"}, "There is no location “MOON-1”. Use one of: 1CNG-YGN-AZ"),
         ({"name": "  "}, "Enter a name."),

@@ -352,7 +352,7 @@ def test_the_way_from_a_volume_to_its_first_scheduled_snapshot(
 ) -> None:
     page = client.get(reverse("snapshots:volume", args=[volume.pk])).text
     start = reverse("snapshots:schedule_snapshots", args=[volume.pk])
-    assert start in page and start in client.get(reverse("snapshots:volumes")).text
+    assert start in page
     here = client.post(start)["Location"]
     draft = Draft.objects.get()
     assert here == wizard.url(draft, "schedule") and draft.is_scheduled
