@@ -82,7 +82,7 @@ def restore_backup(path: Path, *, over_existing: bool = False, with_secret: bool
 def refuse_incompatible(header: Header) -> None:
     if header.database != connection.vendor:
         raise BackupError(
-            _("The backup is from a portal on %(theirs)s, but DATABASE_URL names %(ours)s. Name a %(theirs)s database.")
+            _("The backup is from a portal on %(theirs)s, but DATABASE_URL names %(ours)s. Name one of the same kind.")
             % {"theirs": header.database, "ours": connection.vendor}
         )
     ours = {f"{app}.{name}" for app, name in MigrationLoader(None, ignore_no_migrations=True).disk_migrations}

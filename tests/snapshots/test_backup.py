@@ -500,7 +500,7 @@ def test_a_file_of_a_newer_portal_or_of_another_database_is_refused(snapshot: Sn
     with pytest.raises(CommandError, match=r"newer version of the portal \(it has format 2\)"):
         call_command("restore", file, over_existing=True)
     rewrite(file, migrations=[], format=1, database="oracle")
-    with pytest.raises(CommandError, match="of a portal on oracle"):
+    with pytest.raises(CommandError, match="from a portal on oracle"):
         call_command("restore", file, over_existing=True)
 
 
