@@ -62,7 +62,7 @@ def test_a_storage_that_fills_up_meanwhile_fails_the_capture_and_try_again_works
     hog.write_bytes(bytes(4 * 1024**2))
     run_active_operations()
     snapshot.refresh_from_db()
-    assert snapshot.state == State.FAILED and "room" in snapshot.error
+    assert snapshot.state == State.FAILED and "is too full" in snapshot.error
     assert not UsageSegment.objects.exists()
     assert not [path for path in small_storage.rglob("*.img") if "snapshots" in path.parts]
 
