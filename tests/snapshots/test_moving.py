@@ -280,7 +280,7 @@ def test_a_user_with_only_the_snapshots_project_sees_just_the_name_of_the_volume
         *PAGES,
         url("snapshot", assigned),
         url("row", assigned),
-        "/work/",
+        reverse("snapshots:work"),
         "/search/?q=db-01",
         reverse("activity:log"),
     ]
