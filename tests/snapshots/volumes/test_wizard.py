@@ -521,7 +521,7 @@ def test_a_lost_role_is_noticed(client_for: Callable[..., Client], member: Membe
 
 
 def test_names_that_are_suggested_differ(client: Client, member: Membership, location: Location) -> None:
-    day = timezone.localtime(timezone.now(), member.project.customer.zone).date().isoformat()
+    day = timezone.localtime(timezone.now(), member.user.zone).date().isoformat()
     draft = draft_of(member, location, name="")
     assert f'value="volume-{day}"' in client.get(url(draft, "name")).text
     VolumeFactory(project=member.project, name=f"Volume-{day}")
