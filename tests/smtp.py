@@ -26,7 +26,7 @@ class Handler(socketserver.StreamRequestHandler):
     server: "SMTPServer"
 
     def handle(self) -> None:
-        self.say("220 mail.example.com")
+        self.reply("220 mail.example.com")
         while line := self.rfile.readline():
             command = line.decode().strip()
             match command.split(":")[0].split(" ")[0].upper():
@@ -39,15 +39,15 @@ class Handler(socketserver.StreamRequestHandler):
                         self.server.is_silent.set()
                         self.server.closing.wait()
                         return
-                    self.say(answer)
+                    self.reply(answer)
                 case "DATA":
-                    self.say("354 Go ahead")
+                    self.reply("354 Go ahead")
                     self.take_message()
                 case "QUIT":
-                    self.say("221 Bye")
+                    self.reply("221 Bye")
                     return
                 case _:
-                    self.say("250 OK")
+                    self.reply("250 OK")
 
     def take_message(self) -> None:
         lines = []
@@ -55,13 +55,13 @@ class Handler(socketserver.StreamRequestHandler):
             lines.append(line)
         message = message_from_bytes(b"".join(lines), policy=policy.default)
         assert isinstance(message, EmailMessage)
-        self.server.taken.append(message)
+        self.server.received.append(message)
         if self.server.after_message:
             self.server.after_message()
         self.server.has_taken.set()
-        self.say(self.server.answers.get("DATA", "250 OK"))
+        self.reply(self.server.answers.get("DATA", "250 OK"))
 
-    def say(self, text: str) -> None:
+    def reply(self, text: str) -> None:
         self.wfile.write(f"{text}\r\n".encode())
 
 
@@ -76,7 +76,7 @@ class SMTPServer(socketserver.ThreadingTCPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.answers: dict[str, str] = {}
-        self.taken: list[EmailMessage] = []
+        self.received: list[EmailMessage] = []
         self.connections = 0
         self.closing, self.is_silent, self.has_taken = Event(), Event(), Event()
         self.after_message: Callable[[], None] | None = None
@@ -91,7 +91,7 @@ class SMTPServer(socketserver.ThreadingTCPServer):
 
     @property
     def recipients(self) -> list[str]:
-        return [message["To"] for message in self.taken]
+        return [message["To"] for message in self.received]
 
 
 @contextmanager

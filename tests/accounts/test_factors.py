@@ -47,79 +47,79 @@ def code_of(secret: str, at: float | None = None) -> str:
 
 
 @pytest.fixture
-def person() -> User:
+def user() -> User:
     return UserFactory(email="aye@example.com", password=PASSWORD, member_of=ProjectFactory())
 
 
 @pytest.fixture
-def secret(person: User) -> str:
+def secret(user: User) -> str:
     """Of the authenticator app that the person has set up."""
     client = Client()
-    sign_in(client, person.email)
+    sign_in(client, user.email)
     client.post(reverse("account_reauthenticate"), {"password": PASSWORD})
     page = client.get(reverse("mfa_activate_totp"))
-    shown = page.context["form"].secret
-    assert shown in page.text
-    response = client.post(reverse("mfa_activate_totp"), {"code": code_of(shown)})
+    secret = page.context["form"].secret
+    assert secret in page.text
+    response = client.post(reverse("mfa_activate_totp"), {"code": code_of(secret)})
     assert response["Location"] == reverse("mfa_view_recovery_codes")
     cache.clear()  # so that tests can go on with the code that activated it
-    return shown
+    return secret
 
 
 @pytest.mark.parametrize("answer", ["[1]", "1", '{"id": 1}', '{"rawId": "", "response": {"attestationObject": "AA"}}'])
-def test_an_answer_that_no_passkey_gives_counts_as_a_wrong_passkey(person: User, secret: str, answer: str) -> None:
-    asked = Client()
-    sign_in(asked, person.email)
-    assert "Incorrect code" in asked.post(reverse("mfa_authenticate"), {"credential": answer}).text
+def test_an_answer_that_no_passkey_gives_counts_as_a_wrong_passkey(user: User, secret: str, answer: str) -> None:
+    client = Client()
+    sign_in(client, user.email)
+    assert "Incorrect code" in client.post(reverse("mfa_authenticate"), {"credential": answer}).text
     assert Client().post(reverse("mfa_login_webauthn"), {"credential": answer})["Location"] == reverse("account_login")
 
-    asked.post(reverse("mfa_authenticate"), {"code": code_of(secret)})
-    session = asked.session
-    assert session["_auth_user_id"] == str(person.pk)
-    asked.post(reverse("account_reauthenticate"), {"password": PASSWORD})
-    added = asked.post(reverse("mfa_add_webauthn"), {"name": "Key", "credential": answer})
+    client.post(reverse("mfa_authenticate"), {"code": code_of(secret)})
+    session = client.session
+    assert session["_auth_user_id"] == str(user.pk)
+    client.post(reverse("account_reauthenticate"), {"password": PASSWORD})
+    added = client.post(reverse("mfa_add_webauthn"), {"name": "Key", "credential": answer})
     assert added.status_code == 200
     assert not Authenticator.objects.filter(type=Authenticator.Type.WEBAUTHN).exists()
 
 
-def test_the_app_is_asked_after_the_password_and_a_recovery_code_helps_once(person: User, secret: str) -> None:
+def test_the_app_is_asked_after_the_password_and_a_recovery_code_helps_once(user: User, secret: str) -> None:
     client = Client()
-    assert sign_in(client, person.email)["Location"] == reverse("mfa_authenticate")
+    assert sign_in(client, user.email)["Location"] == reverse("mfa_authenticate")
     assert client.get("/").status_code == 302
     assert "Incorrect code" in client.post(reverse("mfa_authenticate"), {"code": "000000"}).text
     [code, *_others] = Authenticator.objects.get(type="recovery_codes").wrap().get_unused_codes()
     assert client.post(reverse("mfa_authenticate"), {"code": code})["Location"] == "/"
     again = Client()
-    sign_in(again, person.email)
+    sign_in(again, user.email)
     assert again.post(reverse("mfa_authenticate"), {"code": code}).status_code == 200
     assert again.get("/").status_code == 302
 
 
 def test_a_code_of_the_app_works_once_while_it_is_valid(
-    person: User, secret: str, time_machine: "TimeMachineFixture"
+    user: User, secret: str, time_machine: "TimeMachineFixture"
 ) -> None:
     period = (int(time.time()) // 30 + 100) * 30
     for begins, code in ((period, code_of(secret, period)), (period + 300, code_of(secret, period + 330))):
         time_machine.move_to(begins + 1, tick=False)
-        assert lets_in(person, code)
+        assert lets_in(user, code)
         for later in (2, 33, 58):  # the one of the next period, of a phone that is ahead, is taken for 90 seconds
             time_machine.move_to(begins + later, tick=False)
-            assert not lets_in(person, code)
+            assert not lets_in(user, code)
 
 
 def stored() -> str:
     return str(list(Authenticator.objects.values_list("data", flat=True)))
 
 
-def lets_in(person: User, code: str) -> bool:
+def lets_in(user: User, code: str) -> bool:
     client = Client()
-    sign_in(client, person.email)
+    sign_in(client, user.email)
     client.post(reverse("mfa_authenticate"), {"code": code})
     return client.get("/").status_code == 200
 
 
-def test_an_unreadable_factor_does_not_stop_the_encryption_of_others(person: User, secret: str) -> None:
-    Authenticator.objects.filter(user=person, type="totp").update(data={"secret": None})
+def test_an_unreadable_factor_does_not_stop_the_encryption_of_others(user: User, secret: str) -> None:
+    Authenticator.objects.filter(user=user, type="totp").update(data={"secret": None})
     other = Authenticator.objects.create(user=UserFactory(), type="totp", data={"secret": secret})
     with pytest.raises(ExceptionGroup):
         factors.encrypt_all()
@@ -129,7 +129,7 @@ def test_an_unreadable_factor_does_not_stop_the_encryption_of_others(person: Use
 
 @pytest.mark.both_databases
 def test_factor_secrets_are_encrypted_and_reencrypted_with_a_new_key(
-    person: User, secret: str, settings: "SettingsWrapper"
+    user: User, secret: str, settings: "SettingsWrapper"
 ) -> None:
     [recovery, *_others] = Authenticator.objects.get(type="recovery_codes").wrap().get_unused_codes()
     assert secret not in stored() and stored().count("'fernet:") == 2
@@ -139,50 +139,50 @@ def test_factor_secrets_are_encrypted_and_reencrypted_with_a_new_key(
     [app] = Authenticator.objects.filter(type="totp")
     app.data["secret"] = secret
     app.save()
-    assert lets_in(person, code_of(secret))
+    assert lets_in(user, code_of(secret))
     assert (factors.encrypt_all(), factors.encrypt_all()) == (1, 0)
     assert secret not in stored()
 
     settings.SECRET_KEY, settings.SECRET_KEY_FALLBACKS = "another sentence that signs and encrypts", [first]
-    assert lets_in(person, recovery)
+    assert lets_in(user, recovery)
     assert (factors.encrypt_all(), factors.encrypt_all()) == (2, 0)
     settings.SECRET_KEY_FALLBACKS = []
     [next_one, *_others] = Authenticator.objects.get(type="recovery_codes").wrap().get_unused_codes()
     assert next_one != recovery, "a code that was used stays used"
-    assert lets_in(person, next_one)
+    assert lets_in(user, next_one)
 
 
 def test_a_user_whose_factor_key_was_lost_is_told_and_an_administrator_resets_it_by_command(
-    person: User, secret: str, settings: "SettingsWrapper", capsys: pytest.CaptureFixture
+    user: User, secret: str, settings: "SettingsWrapper", capsys: pytest.CaptureFixture
 ) -> None:
     settings.SECRET_KEY = "after a restore without the secret of before"
     client = Client()
-    sign_in(client, person.email)
+    sign_in(client, user.email)
     answer = client.post(reverse("mfa_authenticate"), {"code": code_of(secret)})
     assert answer.status_code == 403
     assert "Your second factor can&#x27;t be checked" in answer.text
     assert factors.encrypt_all() == 0, "what cannot be read stays as it is"
 
-    call_command("reset_mfa", person.email.upper())
+    call_command("reset_mfa", user.email.upper())
     assert "Removed 1 second factors of aye@example.com." in capsys.readouterr().out
     assert not Authenticator.objects.exists()
     assert Activity.objects.get(action="user.remove_factor").actor is None
-    assert person.notifications.filter(title="An administrator removed a second factor: authenticator app").exists()
-    assert sign_in(Client(), person.email)["Location"] == "/"
+    assert user.notifications.filter(title="An administrator removed a second factor: authenticator app").exists()
+    assert sign_in(Client(), user.email)["Location"] == "/"
     with pytest.raises(CommandError, match="No user has the address nobody@example.com"):
         call_command("reset_mfa", "nobody@example.com")
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_new_factor_is_notified_and_logged(person: User, secret: str) -> None:
-    notice = person.notifications.get(title="A second factor was added: authenticator app")
-    assert any(notice.title in one.subject and "If this wasn't you" in one.body for one in sent_mails())
-    assert Activity.objects.filter(actor=person, action="user.add_factor").exists()
+def test_a_new_factor_is_notified_and_logged(user: User, secret: str) -> None:
+    notice = user.notifications.get(title="A second factor was added: authenticator app")
+    assert any(notice.title in mail.subject and "If this wasn't you" in mail.body for mail in sent_mails())
+    assert Activity.objects.filter(actor=user, action="user.add_factor").exists()
 
 
-def test_factors_are_changed_only_after_a_confirmation(person: User) -> None:
+def test_factors_are_changed_only_after_a_confirmation(user: User) -> None:
     client = Client()
-    sign_in(client, person.email)
+    sign_in(client, user.email)
     for name in ("mfa_activate_totp", "mfa_add_webauthn", "mfa_generate_recovery_codes", "account_email"):
         answers = {"action_add": "", "email": "new@example.com"}
         response = client.post(reverse(name), answers) if name == "account_email" else client.get(reverse(name))
@@ -206,8 +206,8 @@ def test_django_admin_needs_a_second_factor_where_the_setting_says_so(
 
 def add_app(client: Client) -> None:
     client.post(reverse("account_reauthenticate"), {"password": PASSWORD})
-    shown = client.get(reverse("mfa_activate_totp")).context["form"].secret
-    client.post(reverse("mfa_activate_totp"), {"code": code_of(shown)})
+    secret = client.get(reverse("mfa_activate_totp")).context["form"].secret
+    client.post(reverse("mfa_activate_totp"), {"code": code_of(secret)})
 
 
 @pytest.mark.parametrize(
@@ -222,11 +222,11 @@ def test_users_without_a_required_factor_reach_only_the_page_that_adds_one(
     required: str, refused: list[Role | None], settings: "SettingsWrapper", client_for: Callable[..., Client]
 ) -> None:
     project = ProjectFactory()
-    people = {role: UserFactory(member_of=project, member_of__role=role) for role in Role} | {None: UserFactory()}
+    users = {role: UserFactory(member_of=project, member_of__role=role) for role in Role} | {None: UserFactory()}
     settings.MFA_REQUIRED = required
     security = reverse("accounts:security")
-    for role, person in people.items():
-        client = client_for(person)
+    for role, user in users.items():
+        client = client_for(user)
         page = client.get(security).text
         assert ("Add a second factor to continue" in page) == (role in refused)
         if role not in refused:
@@ -235,15 +235,15 @@ def test_users_without_a_required_factor_reach_only_the_page_that_adds_one(
         assert client.get("/").url == security
         assert client.get("/snapshots/", headers={"HX-Request": "true"})["HX-Redirect"] == security
         assert client.post(reverse("accounts:profile"), {"name": "Somebody"}).url == security
-        assert User.objects.get(pk=person.pk).name == person.name
+        assert User.objects.get(pk=user.pk).name == user.name
         assert client.get(reverse("mfa_activate_totp")).status_code == 200
         assert client.post(reverse("account_logout")).status_code == 302
 
 
-def test_adding_the_factor_leads_back_to_the_requested_page(person: User, settings: "SettingsWrapper") -> None:
+def test_adding_the_factor_leads_back_to_the_requested_page(user: User, settings: "SettingsWrapper") -> None:
     settings.MFA_REQUIRED = "everyone"
     client = Client()
-    sign_in(client, person.email)
+    sign_in(client, user.email)
     client.get("/snapshots/?q=nightly")
     add_app(client)
     codes = reverse("mfa_view_recovery_codes")
@@ -261,22 +261,22 @@ def test_adding_the_factor_leads_back_to_the_requested_page(person: User, settin
     ],
 )
 def test_an_htmx_request_returns_to_its_page_after_the_factor_is_added(
-    person: User, settings: "SettingsWrapper", address: str, wanted: str | None
+    user: User, settings: "SettingsWrapper", address: str, wanted: str | None
 ) -> None:
     settings.MFA_REQUIRED = "everyone"
     client = Client()
-    sign_in(client, person.email)
+    sign_in(client, user.email)
     client.post("/snapshots/new/", headers={"HX-Request": "true", "HX-Current-URL": address})
     assert client.session.get(factors.NEXT_PAGE) == wanted
 
 
 def test_a_removed_factor_takes_effect_at_once(
-    person: User, secret: str, settings: "SettingsWrapper", client_for: Callable[..., Client]
+    user: User, secret: str, settings: "SettingsWrapper", client_for: Callable[..., Client]
 ) -> None:
-    client = client_for(person)
+    client = client_for(user)
     settings.MFA_REQUIRED = "everyone"
     assert client.get("/").status_code == 200
-    call_command("reset_mfa", person.email)
+    call_command("reset_mfa", user.email)
     assert client.get("/").url == reverse("accounts:security")
 
 
@@ -333,9 +333,9 @@ def test_a_posted_password_is_not_replayed_after_a_confirmation() -> None:
     assert not User.objects.filter(email="new@example.com").exists()
 
 
-def test_a_confirmation_gives_the_session_a_new_key(person: User) -> None:
+def test_a_confirmation_gives_the_session_a_new_key(user: User) -> None:
     client, stolen = Client(), Client()
-    sign_in(client, person.email)
+    sign_in(client, user.email)
     stolen.cookies[settings.SESSION_COOKIE_NAME] = client.session.session_key
     client.post(reverse("account_reauthenticate"), {"password": PASSWORD})
     assert client.get("/").status_code == 200
@@ -343,44 +343,44 @@ def test_a_confirmation_gives_the_session_a_new_key(person: User) -> None:
     assert "This one" in client.get(reverse("accounts:sessions")).text
 
 
-def test_a_changed_password_ends_the_other_sessions_and_notifies_the_user(person: User) -> None:
+def test_a_changed_password_ends_the_other_sessions_and_notifies_the_user(user: User) -> None:
     here, there = Client(), Client()
     for client in (here, there):
-        sign_in(client, person.email)
+        sign_in(client, user.email)
     new = "another password of the tests"
     here.post(reverse("account_change_password"), {"oldpassword": PASSWORD, "password1": new, "password2": new})
     assert here.get("/").status_code == 200
     assert len(here.get(reverse("accounts:sessions")).context["sessions"]) == 1
     assert there.get("/").status_code == 302
-    assert person.notifications.get().title == "Your password was changed"
+    assert user.notifications.get().title == "Your password was changed"
 
 
 def test_a_new_address_takes_effect_when_confirmed_and_the_old_one_is_notified(
-    person: User, django_capture_on_commit_callbacks: Callable
+    user: User, django_capture_on_commit_callbacks: Callable
 ) -> None:
     client = Client()
-    sign_in(client, person.email)
+    sign_in(client, user.email)
     client.post(reverse("account_reauthenticate"), {"password": PASSWORD})
     client.post(reverse("account_email"), {"action_add": "", "email": "new@example.com"})
-    person.refresh_from_db()
-    assert person.email == "aye@example.com"
-    [message] = [one for one in sent_mails() if one.to == ["new@example.com"]]
+    user.refresh_from_db()
+    assert user.email == "aye@example.com"
+    [message] = [mail for mail in sent_mails() if mail.to == ["new@example.com"]]
     client.post(reverse("account_email"), {"action_remove": "", "email": "aye@example.com"})
-    person.refresh_from_db()
-    assert person.email == "aye@example.com"
+    user.refresh_from_db()
+    assert user.email == "aye@example.com"
     link = next(word for word in message.body.split() if "/confirm-email/" in word)
     with django_capture_on_commit_callbacks(execute=True):
         client.post(link)
-    person.refresh_from_db()
-    assert person.email == "new@example.com"
+    user.refresh_from_db()
+    assert user.email == "new@example.com"
     assert sent_mails()[-1].to == ["aye@example.com"]
     assert sent_mails()[-1].subject == "1CNG: Your e-mail address is now new@example.com"
     assert Activity.objects.get(action="user.change_email").after == {"email": "new@example.com"}
 
 
-def test_the_page_says_that_the_email_to_a_new_address_was_not_delivered_and_sends_it_again(person: User) -> None:
+def test_the_page_says_that_the_email_to_a_new_address_was_not_delivered_and_sends_it_again(user: User) -> None:
     client = Client()
-    sign_in(client, person.email)
+    sign_in(client, user.email)
     client.post(reverse("account_reauthenticate"), {"password": PASSWORD})
     client.post(reverse("account_email"), {"action_add": "", "email": "new@example.com"})
     page = client.get(reverse("account_email"))
@@ -392,50 +392,50 @@ def test_the_page_says_that_the_email_to_a_new_address_was_not_delivered_and_sen
     assert [message.to for message in sent_mails()] == [["new@example.com"]]
 
 
-def test_a_link_does_not_confirm_an_address_that_another_user_signs_in_with(person: User) -> None:
+def test_a_link_does_not_confirm_an_address_that_another_user_signs_in_with(user: User) -> None:
     other = UserFactory(email="other@example.com", password="another password")
     client, theirs = Client(), Client()
-    sign_in(client, person.email)
+    sign_in(client, user.email)
     client.post(reverse("account_reauthenticate"), {"password": PASSWORD})
     client.post(reverse("account_email"), {"action_add": "", "email": other.email})
-    [message] = [one for one in sent_mails() if one.to == [other.email]]
+    [message] = [mail for mail in sent_mails() if mail.to == [other.email]]
     link = next(word for word in message.body.split() if "/confirm-email/" in word)
     assert "other@example.com" in theirs.post(link, follow=True).text
-    person.refresh_from_db()
-    assert person.email == "aye@example.com"
-    assert not EmailAddress.objects.filter(user=person, email=other.email, verified=True).exists()
+    user.refresh_from_db()
+    assert user.email == "aye@example.com"
+    assert not EmailAddress.objects.filter(user=user, email=other.email, verified=True).exists()
     sign_in(theirs, other.email, "another password")
     assert theirs.session["_auth_user_id"] == str(other.pk)
 
 
-def test_the_code_that_activated_an_app_does_not_sign_in(person: User) -> None:
+def test_the_code_that_activated_an_app_does_not_sign_in(user: User) -> None:
     client = Client()
-    sign_in(client, person.email)
+    sign_in(client, user.email)
     client.post(reverse("account_reauthenticate"), {"password": PASSWORD})
     code = code_of(client.get(reverse("mfa_activate_totp")).context["form"].secret)
     assert client.post(reverse("mfa_activate_totp"), {"code": code}).status_code == 302
     thief = Client()
-    sign_in(thief, person.email)
+    sign_in(thief, user.email)
     assert "Incorrect code." in thief.post(reverse("mfa_authenticate"), {"code": code}).text
     assert "_auth_user_id" not in thief.session
 
 
-def test_strangers_attempts_do_not_lock_out_a_browser_in_which_the_user_signed_in_before(person: User) -> None:
+def test_strangers_attempts_do_not_lock_out_a_browser_in_which_the_user_signed_in_before(user: User) -> None:
     home = Client(REMOTE_ADDR="192.0.2.50")
-    sign_in(home, person.email)
+    sign_in(home, user.email)
     home.post(reverse("account_logout"))
-    lock_out(person)
-    assert "Too many failed attempts." in sign_in(Client(REMOTE_ADDR="192.0.2.99"), person.email).text
-    assert sign_in(home, person.email)["Location"] == "/"
+    lock_out(user)
+    assert "Too many failed attempts." in sign_in(Client(REMOTE_ADDR="192.0.2.99"), user.email).text
+    assert sign_in(home, user.email)["Location"] == "/"
 
 
-def test_a_known_browser_has_its_own_limit_for_each_of_its_users(person: User) -> None:
+def test_a_known_browser_has_its_own_limit_for_each_of_its_users(user: User) -> None:
     other = UserFactory(email="mya@example.com", password=PASSWORD)
     home = Client(REMOTE_ADDR="192.0.2.50")
     sign_in(home, other.email)
     home.post(reverse("account_logout"))
-    lock_out(person)
-    assert "Too many failed attempts." in sign_in(home, person.email).text, "known, but not for this user"
+    lock_out(user)
+    assert "Too many failed attempts." in sign_in(home, user.email).text, "known, but not for this user"
     for number in range(6):
         home.defaults["REMOTE_ADDR"] = f"198.51.100.{number}"
         page = sign_in(home, other.email, "wrong").text
@@ -444,21 +444,21 @@ def test_a_known_browser_has_its_own_limit_for_each_of_its_users(person: User) -
 
 
 @pytest.mark.parametrize("cookie", ["", "nonsense", "e30:1x:forged"])
-def test_a_forged_cookie_makes_no_browser_known(person: User, cookie: str) -> None:
-    lock_out(person)
+def test_a_forged_cookie_makes_no_browser_known(user: User, cookie: str) -> None:
+    lock_out(user)
     stranger = Client(REMOTE_ADDR="192.0.2.99")
     stranger.cookies[known_browsers.KNOWN_BROWSER_COOKIE] = cookie
-    assert "Too many failed attempts." in sign_in(stranger, person.email).text
+    assert "Too many failed attempts." in sign_in(stranger, user.email).text
 
 
-def test_the_cookie_of_a_known_browser_is_signed_http_only_and_expires(person: User) -> None:
+def test_the_cookie_of_a_known_browser_is_signed_http_only_and_expires(user: User) -> None:
     home = Client()
-    cookie = sign_in(home, person.email).cookies[known_browsers.KNOWN_BROWSER_COOKIE]
+    cookie = sign_in(home, user.email).cookies[known_browsers.KNOWN_BROWSER_COOKIE]
     assert (cookie["httponly"], cookie["samesite"], cookie["max-age"]) == (True, "Lax", 180 * 24 * 3600)
     home.post(reverse("account_logout"))
     with time_machine.travel(timezone.now() + timedelta(days=181)):
-        lock_out(person)
-        assert "Too many failed attempts." in sign_in(home, person.email).text
+        lock_out(user)
+        assert "Too many failed attempts." in sign_in(home, user.email).text
 
 
 def lock_out(user: User, host: str = "testserver") -> None:
@@ -466,40 +466,40 @@ def lock_out(user: User, host: str = "testserver") -> None:
         sign_in(Client(REMOTE_ADDR=f"192.0.2.{number}", HTTP_HOST=host), user.email, "wrong")
 
 
-def test_attempts_on_an_account_are_limited_across_addresses(person: User) -> None:
+def test_attempts_on_an_account_are_limited_across_addresses(user: User) -> None:
     for number in range(6):
         client = Client(REMOTE_ADDR=f"192.0.2.{number}")
-        page = sign_in(client, person.email, "wrong").text
+        page = sign_in(client, user.email, "wrong").text
     assert "Too many failed attempts." in page
-    assert "Too many failed attempts." in sign_in(Client(REMOTE_ADDR="192.0.2.99"), person.email).text
+    assert "Too many failed attempts." in sign_in(Client(REMOTE_ADDR="192.0.2.99"), user.email).text
 
 
-def test_a_locked_out_user_gets_in_by_a_password_reset(person: User) -> None:
+def test_a_locked_out_user_gets_in_by_a_password_reset(user: User) -> None:
     for number in range(6):
-        sign_in(Client(REMOTE_ADDR=f"192.0.2.{number}"), person.email, "wrong")
+        sign_in(Client(REMOTE_ADDR=f"192.0.2.{number}"), user.email, "wrong")
     client = Client(REMOTE_ADDR="192.0.2.99")
-    assert "Too many failed attempts." in sign_in(client, person.email).text
-    client.post(reverse("account_reset_password"), {"email": person.email})
+    assert "Too many failed attempts." in sign_in(client, user.email).text
+    client.post(reverse("account_reset_password"), {"email": user.email})
     link = next(word for word in sent_mails()[-1].body.split() if "/reset/key/" in word)
     form = client.get(link)["Location"]
     client.post(form, {"password1": "a quite new one 1", "password2": "a quite new one 1"})
-    assert sign_in(client, person.email, "a quite new one 1")["Location"] == "/"
+    assert sign_in(client, user.email, "a quite new one 1")["Location"] == "/"
 
 
 @pytest.mark.both_databases
-def test_attempt_counters_survive_other_addresses_and_are_deleted_when_they_expire(person: User) -> None:
+def test_attempt_counters_survive_other_addresses_and_are_deleted_when_they_expire(user: User) -> None:
     for number in range(6):
-        sign_in(Client(REMOTE_ADDR=f"192.0.2.{number}"), person.email, "wrong")
+        sign_in(Client(REMOTE_ADDR=f"192.0.2.{number}"), user.email, "wrong")
     for number in range(400):
         cache.set(f"allauth:rl:allauth.account:reset_password:{number}", [time.time()], 3600)
-    assert "Too many failed attempts." in sign_in(Client(REMOTE_ADDR="192.0.2.99"), person.email).text
+    assert "Too many failed attempts." in sign_in(Client(REMOTE_ADDR="192.0.2.99"), user.email).text
     assert attempts.delete_expired(now=timezone.now()) == 0
     assert attempts.delete_expired(now=timezone.now() + timedelta(minutes=30)) >= 6
     assert cache.get("allauth:rl:allauth.account:reset_password:7")
 
 
 def test_a_passkey_is_added_and_signs_in_without_the_password(
-    page: "Page", person: User, sign_in: Callable[..., None], settings: "SettingsWrapper", transactional_db: None
+    page: "Page", user: User, sign_in: Callable[..., None], settings: "SettingsWrapper", transactional_db: None
 ) -> None:
     devtools = page.context.new_cdp_session(page)
     devtools.send("WebAuthn.enable")
@@ -510,7 +510,7 @@ def test_a_passkey_is_added_and_signs_in_without_the_password(
     page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
 
     page.goto("/accounts/login/")
-    page.get_by_label("E-mail").fill(person.email)
+    page.get_by_label("E-mail").fill(user.email)
     page.get_by_label("Password", exact=True).fill(PASSWORD)
     page.get_by_role("button", name="Sign in", exact=True).click()
     page.wait_for_url("**/")
@@ -527,12 +527,12 @@ def test_a_passkey_is_added_and_signs_in_without_the_password(
 
     page.context.clear_cookies()
     page.goto("/accounts/login/")
-    lock_out(person, host=urlsplit(page.url).netloc)
-    page.get_by_label("E-mail").fill(person.email)
+    lock_out(user, host=urlsplit(page.url).netloc)
+    page.get_by_label("E-mail").fill(user.email)
     page.get_by_label("Password", exact=True).fill(PASSWORD)
     page.get_by_role("button", name="Sign in", exact=True).click()
     page.get_by_text("Too many failed attempts.").first.wait_for()
     page.get_by_role("button", name="Sign in with a passkey").click()
     page.wait_for_url("**/")
-    assert page.locator(".person-name").inner_text() == person.email
+    assert page.locator(".person-name").inner_text() == user.email
     assert complaints == []

@@ -40,9 +40,9 @@ class Service(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
-        self.known = {sum_of(STOLEN): 52, sum_of("another of theirs"): 1}
+        self.breached = {sum_of(STOLEN): 52, sum_of("another of theirs"): 1}
         self.answers: Callable[[Answer], None] | None = None
-        self.asked: list[tuple[str, str | None]] = []
+        self.requests: list[tuple[str, str | None]] = []
         self.closes = Event()
 
     @property
@@ -54,20 +54,20 @@ class Answer(BaseHTTPRequestHandler):
     server: Service
 
     def do_GET(self) -> None:
-        self.server.asked.append((self.path, self.headers["Add-Padding"]))
+        self.server.requests.append((self.path, self.headers["Add-Padding"]))
         if self.server.answers:
             self.server.answers(self)
         else:
-            self.tell(self.lines())
+            self.send_text(self.lines())
 
     def lines(self) -> str:
         start = self.path.removeprefix("/range/")
-        known = {digest[5:]: seen for digest, seen in self.server.known.items() if digest.startswith(start)}
+        breached = {digest[5:]: count for digest, count in self.server.breached.items() if digest.startswith(start)}
         padding = {sum_of(f"padding {number}")[5:]: 0 for number in range(800)}
         padding |= {sum_of(OWN)[5:]: 0}  # padding is random, so it may be anything
-        return "\r\n".join(f"{rest}:{seen}" for rest, seen in sorted((padding | known).items()))
+        return "\r\n".join(f"{rest}:{count}" for rest, count in sorted((padding | breached).items()))
 
-    def tell(self, text: str, status: int = 200, **headers: str) -> None:
+    def send_text(self, text: str, status: int = 200, **headers: str) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(text.encode())))
         for name, value in headers.items():
@@ -107,12 +107,12 @@ def test_only_five_characters_of_the_hash_leave_the_machine(service: Service, ca
     with caplog.at_level("INFO"):
         validate_password(OWN)
     assert sum_of(OWN)[:5] not in caplog.text
-    assert service.asked == [(f"/range/{sum_of(OWN)[:5]}", "true")]
+    assert service.requests == [(f"/range/{sum_of(OWN)[:5]}", "true")]
 
 
 def failures() -> float:
     [family] = passwords.FAILURES.collect()
-    return next(one.value for one in family.samples if one.name == "portal_breach_service_failures_total")
+    return next(sample.value for sample in family.samples if sample.name == "portal_breach_service_failures_total")
 
 
 def hangs(answer: Answer) -> None:
@@ -121,17 +121,17 @@ def hangs(answer: Answer) -> None:
 
 def to_elsewhere(answer: Answer) -> None:
     if answer.path.startswith("/range/"):
-        answer.tell("", status=302, Location=f"/elsewhere/{answer.path[-5:]}")
+        answer.send_text("", status=302, Location=f"/elsewhere/{answer.path[-5:]}")
     else:
-        answer.tell(f"{sum_of(STOLEN)[5:]}:52")
+        answer.send_text(f"{sum_of(STOLEN)[5:]}:52")
 
 
 SILENT: dict[str, Callable[[Answer], None]] = {
-    "it fails": lambda answer: answer.tell("", status=500),
-    "it is asked too often": lambda answer: answer.tell("", status=429),
+    "it fails": lambda answer: answer.send_text("", status=500),
+    "it is asked too often": lambda answer: answer.send_text("", status=429),
     "it hangs": hangs,
-    "it is a page of a hotel": lambda answer: answer.tell("<html>Welcome. Please pay.</html>"),
-    "it is cut off": lambda answer: answer.tell(answer.lines()[:2000]),
+    "it is a page of a hotel": lambda answer: answer.send_text("<html>Welcome. Please pay.</html>"),
+    "it is cut off": lambda answer: answer.send_text(answer.lines()[:2000]),
     "it is no text": lambda answer: answer.wfile.write(b"\xff\xfe\x00" * 99),
     "it sends elsewhere": to_elsewhere,
 }
@@ -147,7 +147,7 @@ def test_a_service_that_does_not_answer_does_not_stop_password_changes(
     assert time.monotonic() - began < 4
     assert failures() == before + 1
     assert "Pwned Passwords" in caplog.text
-    assert len(service.asked) == 1, "nobody else is asked"
+    assert len(service.requests) == 1, "nobody else is asked"
     assert STOLEN not in caplog.text and sum_of(STOLEN)[:5] not in caplog.text
 
 
@@ -160,9 +160,9 @@ def test_an_unreachable_service_does_not_stop_password_changes(service: Service)
 
 @pytest.mark.django_db
 def test_every_page_that_sets_a_password_asks_the_service(service: Service, client_for: Callable[..., Client]) -> None:
-    person = UserFactory(email="aye@example.com", password=PASSWORD, member_of=ProjectFactory())
+    user = UserFactory(email="aye@example.com", password=PASSWORD, member_of=ProjectFactory())
     client = Client()
-    sign_in(client, person.email)
+    sign_in(client, user.email)
     url = reverse("account_change_password")
     page = client.post(url, {"oldpassword": PASSWORD, "password1": STOLEN, "password2": STOLEN}).text
     assert "has appeared in a data breach" in page
@@ -173,10 +173,10 @@ def test_every_page_that_sets_a_password_asks_the_service(service: Service, clie
 
     admin = client_for(UserFactory(admin=True))
     answers = {"usable_password": "true", "password1": STOLEN, "password2": STOLEN}
-    page = admin.post(reverse("admin:auth_user_password_change", args=[person.pk]), answers).text
+    page = admin.post(reverse("admin:auth_user_password_change", args=[user.pk]), answers).text
     assert "has appeared in a data breach" in page
-    person.refresh_from_db()
-    assert person.check_password(PASSWORD)
+    user.refresh_from_db()
+    assert user.check_password(PASSWORD)
 
 
 @pytest.mark.django_db

@@ -44,7 +44,7 @@ LONG_AGO = datetime(2025, 3, 4, 20, tzinfo=UTC)
 
 
 @pytest.fixture
-def person() -> User:
+def user() -> User:
     return UserFactory(member_of=ProjectFactory(customer__postpaid=True, customer__time_zone="Asia/Yangon"))
 
 
@@ -59,9 +59,9 @@ def text_of(client: Client, path: str) -> str:
 
 
 def test_every_page_uses_the_users_date_format(
-    person: User, client_for: Callable[..., Client], storage_root: Path
+    user: User, client_for: Callable[..., Client], storage_root: Path
 ) -> None:
-    project = person.projects.get()
+    project = user.projects.get()
     volume = VolumeFactory(project=project, attached=True, created_at=LONG_AGO)
     put_volume(storage_root, volume, content(b"bytes"))
     for kind in SERVICE_KINDS.values():
@@ -80,12 +80,12 @@ def test_every_page_uses_the_users_date_format(
     schedule = BackupScheduleFactory(vm=volume.vm, monthly=True)
     BackupRunFactory(schedule=schedule)
     BackupRunFactory(schedule=schedule, waiting=True)
-    NotificationFactory(user=person, created_at=LONG_AGO)
-    InvitationFactory(project=project, invited_by=person)
-    draft = wizard.start(person, kind=Kind.BACKUP, source=volume.vm)
+    NotificationFactory(user=user, created_at=LONG_AGO)
+    InvitationFactory(project=project, invited_by=user)
+    draft = wizard.start(user, kind=Kind.BACKUP, source=volume.vm)
     draft.interval, draft.at, draft.weekday = "weekly", time(2), 2
     draft.save()
-    client = client_for(person)
+    client = client_for(user)
     paths = [
         "/",
         "/snapshots/",
@@ -108,10 +108,10 @@ def test_every_page_uses_the_users_date_format(
         reverse("project", args=[project.pk]),
     ]
     User.objects.update(date_format=DateFormat.ISO)
-    said = {path: text_of(client, path) for path in paths}
-    assert {path: IN_WORDS.findall(text) for path, text in said.items() if IN_WORDS.search(text)} == {}
-    assert "2025-03-05, 02:30:00 UTC+06:30" in said[reverse("snapshots:snapshot", args=[snapshot.pk])]
-    assert f"{timezone.localtime():%Y-%m}" in said["/billing/"]
+    texts = {path: text_of(client, path) for path in paths}
+    assert {path: IN_WORDS.findall(text) for path, text in texts.items() if IN_WORDS.search(text)} == {}
+    assert "2025-03-05, 02:30:00 UTC+06:30" in texts[reverse("snapshots:snapshot", args=[snapshot.pk])]
+    assert f"{timezone.localtime():%Y-%m}" in texts["/billing/"]
     User.objects.update(date_format=DateFormat.WORDS)  # the same pages, so that a date that is not found is no proof
     assert sum(bool(IN_WORDS.search(text_of(client, path))) for path in paths) >= 10
 
@@ -126,28 +126,28 @@ def test_every_page_uses_the_users_date_format(
     ],
 )
 def test_days_runs_and_months_follow_the_users_preferences(
-    person: User, time_machine, date_format: DateFormat, near: str, far: str, run: str, whole_month: str
+    user: User, time_machine, date_format: DateFormat, near: str, far: str, run: str, whole_month: str
 ) -> None:
     time_machine.move_to(datetime(2026, 11, 22, 12, tzinfo=UTC))
-    person.date_format = date_format
+    user.date_format = date_format
     at = datetime(2026, 11, 3, 1, tzinfo=UTC)
-    with as_read_by(person):
+    with as_read_by(user):
         assert near_day(at.date()) == near
         assert near_day(at.date().replace(year=2025)) == far
-        assert format_day_and_time(at, person.zone)[0] == run
+        assert format_day_and_time(at, user.zone)[0] == run
         assert month(at.date()) == whole_month
 
 
-def test_notifications_and_e_mails_use_each_recipients_time_zone_and_format(person: User) -> None:
-    other = UserFactory(member_of=person.projects.get(), date_format=DateFormat.ISO, time_zone="Europe/Berlin")
-    schedule = BackupScheduleFactory(vm__project=person.projects.get(), vm__name="web-1")
+def test_notifications_and_e_mails_use_each_recipients_time_zone_and_format(user: User) -> None:
+    other = UserFactory(member_of=user.projects.get(), date_format=DateFormat.ISO, time_zone="Europe/Berlin")
+    schedule = BackupScheduleFactory(vm__project=user.projects.get(), vm__name="web-1")
     notify_missed(schedule, [datetime(2026, 11, 21, 19, 30, tzinfo=UTC)], "The storage was full.")
-    assert person.notifications.get().text == (
+    assert user.notifications.get().text == (
         "The backup of 22 Nov 2026, 02:00 UTC+06:30 was missed. The storage was full."
     )
     theirs = other.notifications.get()
     assert "2026-11-21, 20:30 UTC+01:00" in theirs.text
     assert {message.to[0]: theirs.text in message.body for message in sent_mails()} == {
-        person.email: False,
+        user.email: False,
         other.email: True,
     }

@@ -30,7 +30,7 @@ PHONE = "Mozilla/5.0 (iPhone; CPU iPhone OS 18_0 like Mac OS X) AppleWebKit/605.
 
 
 @pytest.fixture
-def person() -> User:
+def user() -> User:
     return UserFactory(
         email="aye@example.com", password=PASSWORD, member_of=ProjectFactory(customer__time_zone="Asia/Yangon")
     )
@@ -41,51 +41,48 @@ def details(**answers: str) -> dict[str, str]:
     return own | answers
 
 
-def test_times_and_dates_follow_the_users_preferences(person: User, client_for: Callable[..., Client]) -> None:
-    client = client_for(person)
-    SnapshotFactory(volume__project=person.projects.get(), created_at=datetime(2026, 3, 4, 20, tzinfo=UTC))
+def test_times_and_dates_follow_the_users_preferences(user: User, client_for: Callable[..., Client]) -> None:
+    client = client_for(user)
+    SnapshotFactory(volume__project=user.projects.get(), created_at=datetime(2026, 3, 4, 20, tzinfo=UTC))
     assert "5 Mar 2026, 02:30:00 UTC+06:30" in client.get("/snapshots/").text
     client.post(reverse("accounts:profile"), details(time_zone="America/New_York", date_format=DateFormat.ISO))
     assert "2026-03-04, 15:00:00 UTC-05:00" in client.get("/snapshots/").text
 
 
-def test_the_theme_is_in_the_page_and_is_stored(person: User, client_for: Callable[..., Client]) -> None:
-    client = client_for(person)
+def test_the_theme_is_in_the_page_and_is_stored(user: User, client_for: Callable[..., Client]) -> None:
+    client = client_for(user)
     page = client.get("/").text
     assert "data-bs-theme" not in page
     assert '<html lang="en" data-theme="system">' in page
     assert client.post(reverse("accounts:choose_theme"), {"theme": "dark"}).status_code == 204
-    assert '<html lang="en" data-bs-theme="dark" data-theme="dark">' in client_for(person).get("/").text
+    assert '<html lang="en" data-bs-theme="dark" data-theme="dark">' in client_for(user).get("/").text
     assert client.post(reverse("accounts:choose_theme"), {"theme": "pink"}).status_code == 400
 
 
 def test_invalid_input_is_explained_and_the_rest_of_the_form_stays(
-    person: User, client_for: Callable[..., Client]
+    user: User, client_for: Callable[..., Client]
 ) -> None:
-    client = client_for(person)
+    client = client_for(user)
     response = client.post(reverse("accounts:profile"), details(name="Aye Aye", time_zone="Mars/Olympus"))
     assert response.context["form"].errors["time_zone"]
     assert 'value="Aye Aye"' in response.text
-    person.refresh_from_db()
-    assert (person.name, person.time_zone) == ("", "")
+    user.refresh_from_db()
+    assert (user.name, user.time_zone) == ("", "")
 
 
 @pytest.mark.parametrize("name", ["Aye\nZaw", "\u202eeyA", "A\u2060ye", "\u200b", "\u3164", "\u200d", "Aye\u2066"])
-def test_a_name_with_invisible_characters_is_refused(
-    name: str, person: User, client_for: Callable[..., Client]
-) -> None:
-    page = client_for(person).post(reverse("accounts:profile"), details(name=name))
+def test_a_name_with_invisible_characters_is_refused(name: str, user: User, client_for: Callable[..., Client]) -> None:
+    page = client_for(user).post(reverse("accounts:profile"), details(name=name))
     assert "This contains a character that can't be displayed" in unescape(page.text)
-    person.refresh_from_db()
-    assert person.name == ""
+    user.refresh_from_db()
+    assert user.name == ""
     assert (
-        client_for(person).post(reverse("accounts:profile"), details(name="ကျော်\u200cဇော 👩\u200d💻")).status_code
-        == 302
+        client_for(user).post(reverse("accounts:profile"), details(name="ကျော်\u200cဇော 👩\u200d💻")).status_code == 302
     )
 
 
-def test_a_change_of_the_details_is_in_the_log(person: User, client_for: Callable[..., Client]) -> None:
-    client_for(person).post(reverse("accounts:profile"), details(name="Aye Aye Mon"))
+def test_a_change_of_the_details_is_in_the_log(user: User, client_for: Callable[..., Client]) -> None:
+    client_for(user).post(reverse("accounts:profile"), details(name="Aye Aye Mon"))
     entry = Activity.objects.get(action="user.change")
     assert (entry.before, entry.after) == ({"name": ""}, {"name": "Aye Aye Mon"})
 
@@ -99,14 +96,14 @@ def test_a_change_of_the_details_is_in_the_log(person: User, client_for: Callabl
         ("", "Unknown device"),
     ],
 )
-def test_a_device_is_named_after_its_user_agent(user_agent: str, said: str) -> None:
-    assert sessions.describe_device(user_agent) == said
+def test_a_device_is_named_after_its_user_agent(user_agent: str, device: str) -> None:
+    assert sessions.describe_device(user_agent) == device
 
 
-def test_sessions_are_listed_and_ended_one_by_one_or_all_others(person: User) -> None:
+def test_sessions_are_listed_and_ended_one_by_one_or_all_others(user: User) -> None:
     here, phone, laptop = (Client(headers={"User-Agent": agent}) for agent in (FIREFOX, PHONE, "Edg/1 Windows"))
     for client in (here, phone, laptop):
-        sign_in(client, person.email)
+        sign_in(client, user.email)
     page = here.get(reverse("accounts:sessions")).text
     assert page.count("Firefox on Linux") == 1
     assert page.count("This one") == 1
@@ -120,53 +117,53 @@ def test_sessions_are_listed_and_ended_one_by_one_or_all_others(person: User) ->
     assert Activity.objects.filter(action="user.end_session").count() == 2
 
 
-def test_ending_another_session_needs_a_confirmation(person: User) -> None:
+def test_ending_another_session_needs_a_confirmation(user: User) -> None:
     here, there = Client(), Client()
     for client in (here, there):
-        sign_in(client, person.email)
+        sign_in(client, user.email)
     session = here.session
     session[confirmation.CONFIRMED_AT] = time.time() - confirmation.VALID_SECONDS - 1
     session.save()
     other = UserSession.objects.get(session_key=there.session.session_key)
     for url in (reverse("accounts:end_session", args=[other.pk]), reverse("accounts:end_other_sessions")):
-        asked = here.post(url)["Location"]
-        assert asked.startswith(reverse("account_reauthenticate"))
+        confirmation_url = here.post(url)["Location"]
+        assert confirmation_url.startswith(reverse("account_reauthenticate"))
         assert there.get("/").status_code == 200
-    here.post(asked, {"password": PASSWORD, "next": url})
+    here.post(confirmation_url, {"password": PASSWORD, "next": url})
     assert there.get("/").status_code == 302
     assert here.get("/").status_code == 200
 
 
 def test_an_idle_session_ends_and_a_used_one_stays(
-    person: User, time_machine: "TimeMachineFixture", settings: "SettingsWrapper"
+    user: User, time_machine: "TimeMachineFixture", settings: "SettingsWrapper"
 ) -> None:
     used, idle = (Client(headers={"User-Agent": agent}) for agent in (FIREFOX, PHONE))
     began = timezone.now()
     for client in (used, idle):
-        sign_in(client, person.email)
+        sign_in(client, user.email)
     for hours in (6, 11, 13):
         time_machine.move_to(began + timedelta(hours=hours))
         assert used.get("/").status_code == 200
     page = used.get(reverse("accounts:sessions")).text
     assert "Sessions end after 12 hours of inactivity." in page
     assert "Firefox on Linux" in page and "iPhone" not in page
-    asked = idle.post(reverse("accounts:profile"), details(name="Not I"))
-    assert asked["Location"].startswith(reverse("account_login"))
-    person.refresh_from_db()
-    assert person.name != "Not I"
+    response = idle.post(reverse("accounts:profile"), details(name="Not I"))
+    assert response["Location"].startswith(reverse("account_login"))
+    user.refresh_from_db()
+    assert user.name != "Not I"
     assert not UserSession.objects.filter(user_agent=PHONE).exists()
     ended = Activity.objects.get(action="user.end_session")
-    assert (ended.actor, ended.target_id) == (None, str(person.pk)) and "iPhone" in ended.before["device"]
+    assert (ended.actor, ended.target_id) == (None, str(user.pk)) and "iPhone" in ended.before["device"]
 
     settings.SESSION_IDLE_HOURS = 0
     time_machine.move_to(began + timedelta(days=3))
     assert used.get("/").status_code == 200
 
 
-def test_polling_does_not_keep_a_session_alive(person: User, time_machine: "TimeMachineFixture") -> None:
+def test_polling_does_not_keep_a_session_alive(user: User, time_machine: "TimeMachineFixture") -> None:
     client, began = Client(), timezone.now()
-    sign_in(client, person.email)
-    snapshot = SnapshotFactory(volume__project=person.memberships.get().project)
+    sign_in(client, user.email)
+    snapshot = SnapshotFactory(volume__project=user.memberships.get().project)
     row = reverse("snapshots:row", args=[snapshot.pk])
     for hours in (6, 11):
         time_machine.move_to(began + timedelta(hours=hours))
@@ -176,9 +173,9 @@ def test_polling_does_not_keep_a_session_alive(person: User, time_machine: "Time
     assert client.get(row, headers={"HX-Request": "true"})["HX-Redirect"].startswith(reverse("account_login"))
 
 
-def test_a_session_in_daily_use_ends_at_its_maximum_age(person: User, time_machine: "TimeMachineFixture") -> None:
+def test_a_session_in_daily_use_ends_at_its_maximum_age(user: User, time_machine: "TimeMachineFixture") -> None:
     client, began = Client(headers={"User-Agent": FIREFOX}), timezone.now()
-    sign_in(client, person.email)
+    sign_in(client, user.email)
     for hours in range(10, 336, 10):
         time_machine.move_to(began + timedelta(hours=hours))
         assert client.get("/").status_code == 200
@@ -187,32 +184,32 @@ def test_a_session_in_daily_use_ends_at_its_maximum_age(person: User, time_machi
     assert not UserSession.objects.exists()
 
 
-def test_device_and_address_of_an_ended_session_are_deleted(person: User) -> None:
+def test_device_and_address_of_an_ended_session_are_deleted(user: User) -> None:
     used, over = (Client(headers={"User-Agent": agent}) for agent in (FIREFOX, PHONE))
     for client in (used, over):
-        sign_in(client, person.email)
+        sign_in(client, user.email)
     Session.objects.filter(session_key=over.session.session_key).update(expire_date=timezone.now())
     later = timezone.now() + timedelta(hours=2)
     assert sessions.delete_ended(now=later) == 1
-    assert [one.user_agent for one in UserSession.objects.all()] == [FIREFOX]
+    assert [session.user_agent for session in UserSession.objects.all()] == [FIREFOX]
 
 
-def test_only_the_users_own_other_sessions_can_be_ended(person: User, client_for: Callable[..., Client]) -> None:
+def test_only_the_users_own_other_sessions_can_be_ended(user: User, client_for: Callable[..., Client]) -> None:
     client = Client(headers={"User-Agent": FIREFOX})
-    sign_in(client, person.email)
+    sign_in(client, user.email)
     mine = UserSession.objects.get()
     assert client_for(UserFactory()).post(reverse("accounts:end_session", args=[mine.pk])).status_code == 404
     assert client.post(reverse("accounts:end_session", args=[mine.pk])).status_code == 404
     assert client.get("/").status_code == 200
 
 
-def test_the_limits_count_existing_resources(person: User, client_for: Callable[..., Client]) -> None:
-    project = person.projects.get()
+def test_the_limits_count_existing_resources(user: User, client_for: Callable[..., Client]) -> None:
+    project = user.projects.get()
     type(project.customer).objects.update(snapshot_quota=10)
     SnapshotFactory(volume__project=project, volume__size_gb=7)
     SnapshotFactory(volume__project=project, deleted=True)
     SnapshotFactory()
-    page = client_for(person).get(reverse("snapshots:limits")).text
+    page = client_for(user).get(reverse("snapshots:limits")).text
     assert "1 of 10" in page
     assert "7, unlimited" in page
     assert page.count('class="limit"') == 8

@@ -46,19 +46,19 @@ def actions_on(project: Project) -> list[str]:
 
 def test_an_owner_creates_renames_and_archives_a_project(client: Client, owner: User, project: Project) -> None:
     page = client.post(reverse("new_project"), {"name": "  Web   shop "}, follow=True)
-    made = Project.objects.get(name="Web shop")
-    assert page.redirect_chain[-1][0] == reverse("project", args=[made.pk])
-    assert made.memberships.get().user == owner and made.memberships.get().role == Role.OWNER
+    shop = Project.objects.get(name="Web shop")
+    assert page.redirect_chain[-1][0] == reverse("project", args=[shop.pk])
+    assert shop.memberships.get().user == owner and shop.memberships.get().role == Role.OWNER
 
-    client.post(reverse("rename_project", args=[made.pk]), {"name": "Shop"})
+    client.post(reverse("rename_project", args=[shop.pk]), {"name": "Shop"})
     assert "Shop" in client.get(reverse("projects")).text
 
-    client.post(reverse("archive_project", args=[made.pk]))
-    made.refresh_from_db()
-    assert made.archived_at
-    assert "Nothing can be created in it" in client.get(reverse("project", args=[made.pk])).text
-    client.post(reverse("unarchive_project", args=[made.pk]))
-    assert actions_on(made) == ["project.create", "project.rename", "project.archive", "project.unarchive"]
+    client.post(reverse("archive_project", args=[shop.pk]))
+    shop.refresh_from_db()
+    assert shop.archived_at
+    assert "Nothing can be created in it" in client.get(reverse("project", args=[shop.pk])).text
+    client.post(reverse("unarchive_project", args=[shop.pk]))
+    assert actions_on(shop) == ["project.create", "project.rename", "project.archive", "project.unarchive"]
 
 
 @pytest.mark.parametrize("name", ["DEFAULT", "default ", "De\u200bfault"])
@@ -106,12 +106,12 @@ def test_a_stranger_finds_nothing(project: Project, client_for: Callable[..., Cl
 @pytest.mark.parametrize("factory", [VolumeFactory, VirtualMachineFactory, SnapshotFactory])
 def test_only_an_empty_project_is_archived(client: Client, owner: User, project: Project, factory: Callable) -> None:
     shop = services.create_project(name="Shop", by=owner)
-    made = factory(volume__project=shop) if factory is SnapshotFactory else factory(project=shop)
+    target = factory(volume__project=shop) if factory is SnapshotFactory else factory(project=shop)
     with pytest.raises(InvalidState):
         archive_project(project=shop, by=owner, at=NOW)
     page = client.get(reverse("archive_project", args=[shop.pk])).text
     assert "This one still has" in page and f"?project={shop.pk}" in page
-    assert made.pk
+    assert target.pk
 
 
 def test_the_last_project_stays(client: Client, owner: User, project: Project) -> None:

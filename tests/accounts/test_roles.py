@@ -66,13 +66,13 @@ def test_an_invited_person_signs_up_and_joins(project: Project, owner: User, cli
 
 
 def test_an_existing_user_joins_with_their_account(project: Project, client_for: Callable) -> None:
-    person = UserFactory(email="mya@example.com")
+    user = UserFactory(email="mya@example.com")
     link = link_of(InvitationFactory(project=project, email="Mya@example.com", role=Role.VIEWER))
     assert f"/accounts/login/?next={link}" in Client().get(link).text.replace("%3A", ":")
     Client().post(link, {"name": "X", "password": PASSWORD})
-    assert role_of(person, project) is None
-    client_for(person).post(link)
-    assert role_of(person, project) == Role.VIEWER
+    assert role_of(user, project) is None
+    client_for(user).post(link)
+    assert role_of(user, project) == Role.VIEWER
 
 
 def test_another_person_does_not_use_the_link(project: Project, client_for: Callable) -> None:
@@ -255,13 +255,17 @@ def test_the_page_shows_the_delivery_of_each_invitation(project: Project, owner:
         InvitationFactory(project=project, email=email, mail=OutgoingMailFactory(recipient=email, **mail))
     page = client_for(owner).get(reverse("project", args=[project.pk])).text
     rows = re.findall(r'<tr id="invitation-.*?</tr>', page, re.DOTALL)
-    shown = {re.search(r"<strong>(.*?)@", row)[1]: " ".join(re.sub("<[^>]*>", " ", row).split()) for row in rows}
-    assert "Delayed The mail server hasn't accepted it yet. Next attempt:" in unescape(shown["delayed"])
+    invitations = {re.search(r"<strong>(.*?)@", row)[1]: " ".join(re.sub("<[^>]*>", " ", row).split()) for row in rows}
+    assert "Delayed The mail server hasn't accepted it yet. Next attempt:" in unescape(invitations["delayed"])
     assert "Greylisted" not in page
-    assert "Not delivered The mail server refused it: 550 5.1.1 No such user" in shown["not-delivered"]
-    assert " Invited Open until" in shown["invited"]
-    assert " Sending Open until" in shown["sending"]
-    assert {name for name, text in shown.items() if "Send again" in text} == {"invited", "delayed", "not-delivered"}
+    assert "Not delivered The mail server refused it: 550 5.1.1 No such user" in invitations["not-delivered"]
+    assert " Invited Open until" in invitations["invited"]
+    assert " Sending Open until" in invitations["sending"]
+    assert {name for name, text in invitations.items() if "Send again" in text} == {
+        "invited",
+        "delayed",
+        "not-delivered",
+    }
 
 
 def test_an_invitation_is_sent_again_with_a_new_link(
@@ -319,14 +323,14 @@ def test_when_all_owners_leave_at_once_one_stays(project: Project) -> None:
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.both_databases
 def test_a_link_used_many_times_at_once_works_once(project: Project) -> None:
-    person = UserFactory(email="mya@example.com")
-    invitation = InvitationFactory(project=project, email=person.email)
+    user = UserFactory(email="mya@example.com")
+    invitation = InvitationFactory(project=project, email=user.email)
     barrier = Barrier(8)
 
     def follow(_number: int) -> bool:
         try:
             barrier.wait()
-            roles.accept(invitation=invitation, user=person, at=timezone.now())
+            roles.accept(invitation=invitation, user=user, at=timezone.now())
             return True
         except roles.ActionRefused:
             return False
@@ -335,5 +339,5 @@ def test_a_link_used_many_times_at_once_works_once(project: Project) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert sum(pool.map(follow, range(8))) == 1
-    assert Membership.objects.filter(project=project, user=person).count() == 1
+    assert Membership.objects.filter(project=project, user=user).count() == 1
     assert Membership.objects.filter(project=project).count() == 2

@@ -58,19 +58,19 @@ def test_the_next_url_never_leaves_the_portal(client: Client) -> None:
 
 
 def test_a_mail_server_outage_fails_no_page_and_only_delays_the_link(settings: Any) -> None:
-    person = UserFactory(email="aye@example.com", password=PASSWORD)
+    user = UserFactory(email="aye@example.com", password=PASSWORD)
     settings.EMAIL_BACKEND = "django.core.mail.backends.smtp.EmailBackend"
     settings.EMAIL_HOST, settings.EMAIL_PORT = "127.0.0.1", 1  # nothing listens there
-    assert Client().post(reverse("account_reset_password"), {"email": person.email}).status_code == 302
+    assert Client().post(reverse("account_reset_password"), {"email": user.email}).status_code == 302
     assert sent_mails() == []
     settings.EMAIL_BACKEND = "django.core.mail.backends.locmem.EmailBackend"
     with time_machine.travel(timezone.now() + timedelta(minutes=1)):
-        assert [message.to for message in sent_mails()] == [[person.email]]
+        assert [message.to for message in sent_mails()] == [[user.email]]
 
 
 def test_a_link_for_a_new_password_opens_for_an_hour() -> None:
-    person = UserFactory(email="aye@example.com", password=PASSWORD)
-    Client().post(reverse("account_reset_password"), {"email": person.email})
+    user = UserFactory(email="aye@example.com", password=PASSWORD)
+    Client().post(reverse("account_reset_password"), {"email": user.email})
     link = next(word for word in sent_mails()[-1].body.split() if "/reset/key/" in word)
     for minutes, opens in ((59, True), (61, False)):
         with time_machine.travel(timezone.now() + timedelta(minutes=minutes)):

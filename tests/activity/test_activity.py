@@ -84,11 +84,11 @@ def test_old_entries_are_deleted_in_batches_and_the_deletion_is_logged(
 
     assert activity.delete_old(now=now) == 5
     assert Activity.objects.filter(action="user.sign_in").count() == 3
-    told = Activity.objects.filter(action="activity.delete_old").order_by("at")
-    assert [entry.after["entries"] for entry in told] == [2, 2, 1]
-    assert told[0].after["from"] == oldest.isoformat()
-    assert told[2].after["until"] < (now - timedelta(days=400)).isoformat()
-    assert {(entry.actor, entry.customer) for entry in told} == {(None, None)}
+    deletions = Activity.objects.filter(action="activity.delete_old").order_by("at")
+    assert [entry.after["entries"] for entry in deletions] == [2, 2, 1]
+    assert deletions[0].after["from"] == oldest.isoformat()
+    assert deletions[2].after["until"] < (now - timedelta(days=400)).isoformat()
+    assert {(entry.actor, entry.customer) for entry in deletions} == {(None, None)}
 
     assert activity.delete_old(now=now) == 0
     assert Activity.objects.filter(action="activity.delete_old").count() == 3, "nothing is nothing to tell of"
@@ -113,9 +113,9 @@ def test_a_large_backlog_of_old_entries_is_left_for_the_next_run(
 def test_a_sign_in_after_the_log_has_expired_is_notified(project: Project, settings: Settings) -> None:
     settings.ACTIVITY_KEPT_DAYS = 365
     long_ago = timezone.now() - timedelta(days=500)
-    person = UserFactory(email="aye@example.com", password=PASSWORD, member_of=project, date_joined=long_ago)
-    sign_in(Client(), person.email)
-    assert person.notifications.get().title.startswith("New sign-in from")
+    user = UserFactory(email="aye@example.com", password=PASSWORD, member_of=project, date_joined=long_ago)
+    sign_in(Client(), user.email)
+    assert user.notifications.get().title.startswith("New sign-in from")
 
 
 @pytest.mark.skipif(connection.vendor != "sqlite", reason="a way around triggers that only SQLite has")
@@ -268,14 +268,14 @@ def test_no_cell_begins_a_formula(text: str) -> None:
 
 
 def test_sign_ins_are_logged_and_a_new_device_is_notified(project: Project) -> None:
-    person = UserFactory(email="aye@example.com", password=PASSWORD, member_of=project)
+    user = UserFactory(email="aye@example.com", password=PASSWORD, member_of=project)
     firefox, phone = (Client(headers={"User-Agent": agent}) for agent in ("Gecko Firefox/1 Linux", "Safari/1 iPhone"))
-    sign_in(firefox, person.email, "wrong")
-    sign_in(firefox, person.email)
-    assert not person.notifications.exists()
-    sign_in(phone, person.email)
-    assert person.notifications.get().title == "New sign-in from Safari on iPhone"
-    acts = Activity.objects.filter(actor=person).order_by("at").values_list("action", flat=True)
+    sign_in(firefox, user.email, "wrong")
+    sign_in(firefox, user.email)
+    assert not user.notifications.exists()
+    sign_in(phone, user.email)
+    assert user.notifications.get().title == "New sign-in from Safari on iPhone"
+    acts = Activity.objects.filter(actor=user).order_by("at").values_list("action", flat=True)
     assert list(acts) == ["user.sign_in_failed", "user.sign_in", "user.sign_in"]
     assert Activity.objects.filter(action="user.sign_in").first().address == "127.0.0.1"
     page = phone.get(reverse("accounts:sign_ins")).text
@@ -283,13 +283,13 @@ def test_sign_ins_are_logged_and_a_new_device_is_notified(project: Project) -> N
 
 
 def test_every_authentication_method_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    person = UserFactory(email="aye@example.com", password=PASSWORD)
-    TOTP.activate(person, generate_totp_secret())
-    code, *_others = RecoveryCodes.activate(person).get_unused_codes()
+    user = UserFactory(email="aye@example.com", password=PASSWORD)
+    TOTP.activate(user, generate_totp_secret())
+    code, *_others = RecoveryCodes.activate(user).get_unused_codes()
     client = Client()
-    client.post(reverse("account_reset_password"), {"email": person.email})
-    sign_in(client, person.email, "wrong")
-    sign_in(client, person.email)
+    client.post(reverse("account_reset_password"), {"email": user.email})
+    sign_in(client, user.email, "wrong")
+    sign_in(client, user.email)
     client.post(reverse("mfa_authenticate"), {"code": "000000"})
     client.post(reverse("mfa_authenticate"), {"credential": '{"id": 1}'})
     client.post(reverse("mfa_authenticate"), {"code": code})
@@ -297,11 +297,11 @@ def test_every_authentication_method_is_logged(caplog: pytest.LogCaptureFixture)
     client.post(reverse("account_email"), {"action_add": "", "email": "new@example.com"})
     answers = {"oldpassword": "wrong", "password1": "a quite new one 1", "password2": "a quite new one 1"}
     client.post(reverse("account_change_password"), answers)
-    told = [
+    logged = [
         (entry.action.removeprefix("user."), to_text(entry.after.get("factors") or entry.after.get("factor")))
         for entry in Activity.objects.order_by("at")
     ]
-    assert told == [
+    assert logged == [
         ("request_password_reset", ""),
         ("sign_in_failed", "password"),
         ("sign_in_failed", "authenticator app"),
@@ -382,9 +382,9 @@ def test_requests_on_a_snapshot_are_logged(owner: User, project: Project) -> Non
 
 def test_changes_of_credits_and_prices_are_logged(project: Project) -> None:
     admin = UserFactory(admin=True)
-    given = {"customer": project.customer, "amount_micro": 5_000_000, "reason": "Sorry for the outage", "by": admin}
+    fields = {"customer": project.customer, "amount_micro": 5_000_000, "reason": "Sorry for the outage", "by": admin}
     for _ in range(2):
-        grant_credits(**given, key="once")
+        grant_credits(**fields, key="once")
     entry = Activity.objects.get(action="wallet.move")
     assert (entry.customer, entry.actor) == (project.customer, admin)
     assert entry.after["reason"] == "Sorry for the outage"

@@ -32,7 +32,7 @@ def use(shop: SimpleNamespace) -> Callable[..., UsageSegment]:
     """use(start, end) charges 50 GB of the shop's customer; the result is the segment as it is in the database."""
 
     def use(start: datetime, end: datetime | None = None, **fields: object) -> UsageSegment:
-        given = {
+        values = {
             "resource_id": uuid4(),
             "kind": KIND,
             "name": "disk-1",
@@ -40,7 +40,7 @@ def use(shop: SimpleNamespace) -> Callable[..., UsageSegment]:
             "location": shop.location,
             "size_gb": 50,
         }
-        segment = open_segment(**(given | fields), at=start)
+        segment = open_segment(**(values | fields), at=start)
         if end:
             close_segment(resource_id=segment.resource_id, kind=segment.kind, at=end)
         segment.refresh_from_db()

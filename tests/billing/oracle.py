@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -32,10 +33,10 @@ def started_hours(stay: Stay, now: datetime) -> list[datetime]:
     if stay.start > now:
         return []
     end = now if stay.end is None else min(stay.end, now)
-    found = [stay.start]
-    while found[-1] + HOUR < end:
-        found.append(found[-1] + HOUR)
-    return found
+    hours = [stay.start]
+    while hours[-1] + HOUR < end:
+        hours.append(hours[-1] + HOUR)
+    return hours
 
 
 def price_at(prices: list[tuple[datetime, Fraction]], instant: datetime) -> tuple[datetime, Fraction]:
@@ -74,7 +75,7 @@ def switched(changes: list[tuple[datetime, Fraction | None]], resource: int) -> 
 
 def resized(changes: list[tuple[datetime, tuple | None]], resource: int, kind: str, sold_since: datetime) -> list[Stay]:
     """Volumes: each change sets (size, project), or with None deletes it. They cost nothing before they are sold."""
-    before = [one for one in changes if one[0] <= sold_since]
+    before = [change for change in changes if change[0] <= sold_since]
     changes = [*((sold_since, what) for _at, what in before[-1:]), *changes[len(before) :]]
     return changed(changes, lambda what: Stay(resource=resource, start=EPOCH, end=None, gigabytes=what[0], kind=kind))
 
@@ -85,7 +86,7 @@ def changed(changes: list[tuple[datetime, Any]], stay_of: Callable[[Any], Stay])
     "An hour once paid for is not paid twice": what begins inside a paid hour begins where that hour ends. To set what holds
     already is no change.
     """
-    changes = [one for before, one in zip([(None, object()), *changes], changes, strict=False) if before[1] != one[1]]
+    changes = [change for before, change in pairwise([(None, object()), *changes]) if before[1] != change[1]]
     stays: list[Stay] = []
     paid_until = datetime.min.replace(tzinfo=UTC)
     for (instant, what), (following, _next) in zip(changes, [*changes[1:], (None, None)], strict=True):

@@ -49,7 +49,7 @@ def errors(response):
     forms = [response.context["adminform"].form, *response.context["inline_admin_formsets"][0].formset.forms]
     formset = response.context["inline_admin_formsets"][0].formset
     return " ".join(
-        [str(error) for form in forms for found in form.errors.values() for error in found]
+        [str(error) for form in forms for messages in form.errors.values() for error in messages]
         + [str(error) for error in formset.non_form_errors()]
     )
 
@@ -169,8 +169,8 @@ def test_a_price_that_differs_tenfold_has_to_be_confirmed(desk, shop, rate):
 def test_a_price_is_compared_with_the_one_just_before_it(desk, shop):
     [first] = shop.package.versions.all()
     url = reverse("admin:billing_package_change", args=[shop.package.pk])
-    begun = (first.pk, first.starts_at, "0.4")
-    rising = [begun, (None, FUTURE + timedelta(days=1), "12"), (None, FUTURE, "3")]
+    current = (first.pk, first.starts_at, "0.4")
+    rising = [current, (None, FUTURE + timedelta(days=1), "12"), (None, FUTURE, "3")]
     assert desk.post(url, package_form(shop.package, rising)).status_code == 302
 
 
@@ -206,8 +206,8 @@ def test_credits_are_granted_once_however_often_the_form_is_sent(desk, shop):
     ],
 )
 def test_an_impossible_grant_is_refused(desk, shop, form, sentence):
-    given = {"amount": "1", "reason": "x", "key": "k"} | form
-    response = desk.post(reverse("admin:billing_account_grant", args=[shop.customer.pk]), given)
+    answers = {"amount": "1", "reason": "x", "key": "k"} | form
+    response = desk.post(reverse("admin:billing_account_grant", args=[shop.customer.pk]), answers)
     assert sentence in response.content.decode()
     assert not WalletTransaction.objects.exists()
 
@@ -263,10 +263,10 @@ def test_an_administrator_without_the_permission_cannot_grant(client_for, shop):
 def test_prices_set_and_deleted_in_admin_are_in_the_activity_log(desk, shop):
     [first] = shop.package.versions.all()
     url = reverse("admin:billing_package_change", args=[shop.package.pk])
-    begun = (first.pk, first.starts_at, "0.4")
-    desk.post(url, package_form(shop.package, [begun, (None, FUTURE, "0.5")]))
+    current = (first.pk, first.starts_at, "0.4")
+    desk.post(url, package_form(shop.package, [current, (None, FUTURE, "0.5")]))
     planned = shop.package.versions.get(starts_at=FUTURE)
-    desk.post(url, package_form(shop.package, [begun, (planned.pk, FUTURE, "0.5")], **{"versions-1-DELETE": "on"}))
+    desk.post(url, package_form(shop.package, [current, (planned.pk, FUTURE, "0.5")], **{"versions-1-DELETE": "on"}))
     entries = Activity.objects.filter(action__startswith="price.", after__rate_micro=500_000)
     entries |= Activity.objects.filter(action__startswith="price.", before__rate_micro=500_000)
     assert [(entry.action, entry.actor.is_staff) for entry in entries.order_by("at", "pk")] == [
@@ -278,10 +278,10 @@ def test_prices_set_and_deleted_in_admin_are_in_the_activity_log(desk, shop):
 def test_deactivating_a_package_deletes_its_planned_prices(desk, shop):
     [first] = shop.package.versions.all()
     url = reverse("admin:billing_package_change", args=[shop.package.pk])
-    begun = (first.pk, first.starts_at, "0.4")
-    desk.post(url, package_form(shop.package, [begun, (None, FUTURE, "0.9")]))
+    current = (first.pk, first.starts_at, "0.4")
+    desk.post(url, package_form(shop.package, [current, (None, FUTURE, "0.9")]))
     planned = shop.package.versions.get(starts_at=FUTURE)
-    form = package_form(shop.package, [begun, (planned.pk, FUTURE, "0.9")])
+    form = package_form(shop.package, [current, (planned.pk, FUTURE, "0.9")])
     del form["active"]
     page = desk.post(url, form, follow=True)
     assert "Planned prices deleted: 1." in page.content.decode()

@@ -19,14 +19,14 @@ from tests.factories import LocationFactory, MembershipFactory
 pytestmark = pytest.mark.django_db
 
 
-def shown(user: User) -> str:
+def wallet_amount(user: User) -> str:
     request = RequestFactory().get("/")
     request.user = User.objects.get(pk=user.pk)
     return str(context.wallet(request)["wallet_amount"])
 
 
 @pytest.fixture
-def person() -> User:
+def user() -> User:
     member = MembershipFactory()
     member.user.customer = member.project.customer
     member.user.save()
@@ -46,25 +46,25 @@ def person() -> User:
     return member.user
 
 
-def test_the_balance_in_the_top_bar_is_at_most_a_minute_old(person: User) -> None:
+def test_the_balance_in_the_top_bar_is_at_most_a_minute_old(user: User) -> None:
     next_minute = timezone.now().replace(second=0, microsecond=0) + timedelta(minutes=1)
     with time_machine.travel(next_minute, tick=False) as clock:
-        assert shown(person) == "K 80.00"
-        buy_credits(customer=person.customer, amount_micro=10_000_000, reason="more", by=None, key="second")
+        assert wallet_amount(user) == "K 80.00"
+        buy_credits(customer=user.customer, amount_micro=10_000_000, reason="more", by=None, key="second")
         clock.shift(timedelta(seconds=59))
-        assert shown(person) == "K 80.00"
+        assert wallet_amount(user) == "K 80.00"
         clock.shift(timedelta(seconds=1))
-        assert shown(person) == "K 90.00"
+        assert wallet_amount(user) == "K 90.00"
         clock.shift(timedelta(hours=1))
-        assert shown(person) == "K 70.00"
+        assert wallet_amount(user) == "K 70.00"
 
 
-def test_each_customer_has_a_balance_of_their_own(person: User) -> None:
+def test_each_customer_has_a_balance_of_their_own(user: User) -> None:
     other = MembershipFactory(user__customer=None)
     other.user.customer = other.project.customer
     other.user.save()
     with time_machine.travel(timezone.now(), tick=False):
-        assert (shown(person), shown(other.user)) == ("K 80.00", "K 0.00")
+        assert (wallet_amount(user), wallet_amount(other.user)) == ("K 80.00", "K 0.00")
 
 
 def test_the_wallet_and_links_to_bills_are_shown_only_to_owners(client_for: Any) -> None:

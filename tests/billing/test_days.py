@@ -44,10 +44,10 @@ def test_each_day_costs_what_the_statement_says_of_it(history: SimpleNamespace) 
     costs = costs_by_day(customer=history.customer, days=days, at=NOW)
     for day in days:
         rows = usage_rows(customer=history.customer, at=NOW, first=day, last=day)
-        said: dict[str, int] = {}
+        amounts: dict[str, int] = {}
         for row in rows:
-            said[row.kind] = said.get(row.kind, 0) + row.amount_micro
-        assert {kind: costs[day, kind] for kind in said} == said, day
+            amounts[row.kind] = amounts.get(row.kind, 0) + row.amount_micro
+        assert {kind: costs[day, kind] for kind in amounts} == amounts, day
 
 
 @pytest.mark.both_databases

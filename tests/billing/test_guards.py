@@ -238,14 +238,14 @@ def test_a_line_is_written_once(invoice):
 
 
 def test_a_transaction_has_two_sides_a_reason_and_whole_hundredths(segment):
-    given = {"customer": segment.customer, "kind": "bought", "amount_micro": 10_000, "reason": "x", "at": START}
+    fields = {"customer": segment.customer, "kind": "bought", "amount_micro": 10_000, "reason": "x", "at": START}
     sides = {"source": "purchases", "target": "wallet"}
     for number, wrong in enumerate(
         ({"source": "wallet"}, {"target": "grants"}, {"amount_micro": 0}, {"amount_micro": -10_000}, {"reason": ""})
     ):
-        refused(lambda wrong=wrong, n=number: WalletTransaction.objects.create(**given | sides | wrong, key=str(n)))
-    WalletTransaction.objects.create(**given, **sides, key="k")
-    refused(lambda: WalletTransaction.objects.create(**given, **sides, key="k"))
+        refused(lambda wrong=wrong, n=number: WalletTransaction.objects.create(**fields | sides | wrong, key=str(n)))
+    WalletTransaction.objects.create(**fields, **sides, key="k")
+    refused(lambda: WalletTransaction.objects.create(**fields, **sides, key="k"))
 
 
 @pytest.mark.django_db(transaction=True)

@@ -164,7 +164,7 @@ def histories(draw: st.DrawFn) -> History:
 
 def stays_of(events: list[Event], volumes_sold_since: datetime) -> list[oracle.Stay]:
     """What the events that have arrived say."""
-    found = []
+    stays = []
     changes = defaultdict(list)
     volumes: dict[int, list] = defaultdict(list)
     for event in events:
@@ -176,13 +176,13 @@ def stays_of(events: list[Event], volumes_sold_since: datetime) -> list[oracle.S
         elif event.kind == AUTOMATIC:
             changes[event.resource].append((event.at, None if event.what == "close" else Fraction(event.amount, 10**6)))
         elif event.what == "open":
-            ends = [one.at for one in events if one.resource == event.resource and one.what == "close"]
-            found.append(oracle.Stay(event.resource, event.at, ends[0] if ends else None, event.amount, kind=KIND))
+            ends = [other.at for other in events if other.resource == event.resource and other.what == "close"]
+            stays.append(oracle.Stay(event.resource, event.at, ends[0] if ends else None, event.amount, kind=KIND))
     for resource, own in changes.items():
-        found += oracle.switched(own, resource)
+        stays += oracle.switched(own, resource)
     for resource, own in volumes.items():
-        found += oracle.resized(own, resource, VOLUME, volumes_sold_since)
-    return found
+        stays += oracle.resized(own, resource, VOLUME, volumes_sold_since)
+    return stays
 
 
 class Crash(Exception):
@@ -304,13 +304,13 @@ class Player:
 
 def invoiced() -> dict:
     """The oracle's form of all invoice lines, corrections included."""
-    found: dict = defaultdict(lambda: [0, Fraction(0)])
+    invoiced_hours: dict = defaultdict(lambda: [0, Fraction(0)])
     for line in InvoiceLine.objects.select_related("segment", "price_version"):
         since = line.price_version.starts_at if line.price_version else None
-        own = found[line.resource_id.int - 1, line.segment.started_at, line.month, since]
+        own = invoiced_hours[line.resource_id.int - 1, line.segment.started_at, line.month, since]
         own[0] += line.hours
         own[1] += Fraction(line.amount_micro, 10**6)
-    return {key: (hours, amount) for key, (hours, amount) in found.items() if hours}
+    return {key: (hours, amount) for key, (hours, amount) in invoiced_hours.items() if hours}
 
 
 def check_books(at: datetime) -> None:
@@ -320,7 +320,9 @@ def check_books(at: datetime) -> None:
         assert total % money.unit_micro(invoice.currency) == 0
         moved = [move.wallet_micro for move in invoice.transactions.all()]
         assert moved == ([-total] if total else [])
-    assert [one.sequence for one in Invoice.objects.order_by("month")] == list(range(1, Invoice.objects.count() + 1))
+    assert [invoice.sequence for invoice in Invoice.objects.order_by("month")] == list(
+        range(1, Invoice.objects.count() + 1)
+    )
     for move in WalletTransaction.objects.all():
         assert sum(amount for _account, amount in move.entries) == 0
     assert verification.differences(at=at) == []
@@ -464,8 +466,8 @@ def test_a_shift_inside_the_month_changes_nothing_and_more_never_costs_less(star
             event = Event(at, at, number, KIND, "open", size_gb)
             player.call(event)
             player.call(Event(at + timedelta(seconds=life), at, number, KIND, "close"))
-            found = costs_so_far([UUID(int=number + 1)], EPOCH + timedelta(days=200))
-            return found[UUID(int=number + 1)].amount_micro
+            costs = costs_so_far([UUID(int=number + 1)], EPOCH + timedelta(days=200))
+            return costs[UUID(int=number + 1)].amount_micro
 
         base = cost(1, begin, life, size_gb)
         assert cost(2, begin + timedelta(seconds=shift), life, size_gb) == base

@@ -97,7 +97,11 @@ def test_a_month_without_usage_gets_an_empty_invoice(shop, use):
     use(yangon(3, month=9), yangon(4, month=9))
     use(yangon(3))
     closing.close_months(at=DECEMBER)
-    assert [(one.sequence, one.line_count) for one in Invoice.objects.order_by("month")] == [(1, 1), (2, 0), (3, 1)]
+    assert [(invoice.sequence, invoice.line_count) for invoice in Invoice.objects.order_by("month")] == [
+        (1, 1),
+        (2, 0),
+        (3, 1),
+    ]
     assert WalletTransaction.objects.count() == 2
 
 
@@ -166,13 +170,13 @@ def test_this_month_is_one_on_the_day_after_a_change_of_the_time_zone(shop, use,
     closing.close_months(at=yangon(1, month=12, year=2026))
     Customer.objects.update(time_zone=zone)
     customer, at = Customer.objects.get(), datetime(2026, 12, 1, hour, tzinfo=UTC)
-    found = build_summary(customer=customer, at=at)
-    assert found.this_month == date(2026, 12, 1)
+    summary = build_summary(customer=customer, at=at)
+    assert summary.this_month == date(2026, 12, 1)
     hours = -((yangon(1, month=12, year=2026) - at) // timedelta(hours=1))
-    assert found.this_month_micro == found.owed_micro == hours * 20_000_000
-    assert [service.month_micro for service in found.services] == [found.this_month_micro]
-    assert found.months[-2:] == [date(2026, 11, 1), date(2026, 12, 1)]
-    assert spend_by_project(customer=customer, at=at) == {shop.project.pk: found.this_month_micro}
+    assert summary.this_month_micro == summary.owed_micro == hours * 20_000_000
+    assert [service.month_micro for service in summary.services] == [summary.this_month_micro]
+    assert summary.months[-2:] == [date(2026, 11, 1), date(2026, 12, 1)]
+    assert spend_by_project(customer=customer, at=at) == {shop.project.pk: summary.this_month_micro}
 
 
 def test_usage_without_a_price_stops_the_invoice_of_that_customer_only(shop, use, settings):
@@ -183,7 +187,7 @@ def test_usage_without_a_price_stops_the_invoice_of_that_customer_only(shop, use
     use(yangon(3), project=other, location=unpriced, name="orphan")
     use(yangon(3), project=other)
     report = closing.close_months(at=DECEMBER)
-    assert [one.customer for one in Invoice.objects.all()] == [shop.customer]
+    assert [invoice.customer for invoice in Invoice.objects.all()] == [shop.customer]
     assert InvoiceLine.objects.count() == 1
     [sentence] = report.failures.values()
     assert "Customer #000040 gets no invoice: “orphan”" in sentence
@@ -198,7 +202,7 @@ def test_late_usage_without_a_price_stops_that_customer_only_too(shop, use):
     closing.close_months(at=DECEMBER)
     use(datetime(2025, 12, 31, 20, tzinfo=UTC), yangon(4), project=other, name="orphan")
     report = closing.close_months(at=yangon(1, month=1, year=2041))
-    assert [one.customer for one in Invoice.objects.filter(month=date(2040, 12, 1))] == [shop.customer]
+    assert [invoice.customer for invoice in Invoice.objects.filter(month=date(2040, 12, 1))] == [shop.customer]
     assert (
         "“orphan” (BS Snapshot in 1CNG-YGN-AZ01) was used before its price began" in report.failures[other.customer_id]
     )
@@ -392,13 +396,13 @@ def test_a_debt_is_paid_by_the_next_credits(shop, use):
 
 def test_no_more_is_refunded_than_was_charged(shop, use):
     use(yangon(1), yangon(1, 3))  # K 60
-    given = {"customer": shop.customer, "by": shop.owner, "at": yangon(2), "reason": "outage"}
+    fields = {"customer": shop.customer, "by": shop.owner, "at": yangon(2), "reason": "outage"}
     with pytest.raises(Refused, match="At most K 60.00 can be refunded"):
-        refund_credits(**given, amount_micro=60_010_000, key="a")
-    refund_credits(**given, amount_micro=60_000_000, key="b")
-    refund_credits(**given, amount_micro=60_000_000, key="b")
+        refund_credits(**fields, amount_micro=60_010_000, key="a")
+    refund_credits(**fields, amount_micro=60_000_000, key="b")
+    refund_credits(**fields, amount_micro=60_000_000, key="b")
     with pytest.raises(Refused, match="At most K 0.00 can be refunded"):
-        refund_credits(**given, amount_micro=10_000, key="c")
+        refund_credits(**fields, amount_micro=10_000, key="c")
     assert get_balance(customer=shop.customer, at=yangon(3)) == 0
     closing.close_months(at=DECEMBER)
     assert verification.differences(at=DECEMBER) == []
@@ -406,10 +410,10 @@ def test_no_more_is_refunded_than_was_charged(shop, use):
 
 def test_corrections_and_refunds_are_transactions_with_a_reason(shop, use):
     use(yangon(1, month=10), yangon(1, 1, month=10))
-    given = {"customer": shop.customer, "by": shop.owner, "at": yangon(1)}
-    correct_credits(**given, change_micro=30_000_000, reason="typo", key="a")
-    correct_credits(**given, change_micro=-10_000_000, reason="typo", key="b")
-    refund_credits(**given, amount_micro=5_000_000, reason="outage", key="c")
+    fields = {"customer": shop.customer, "by": shop.owner, "at": yangon(1)}
+    correct_credits(**fields, change_micro=30_000_000, reason="typo", key="a")
+    correct_credits(**fields, change_micro=-10_000_000, reason="typo", key="b")
+    refund_credits(**fields, amount_micro=5_000_000, reason="outage", key="c")
     assert get_balance(customer=shop.customer, at=yangon(2)) == 25_000_000 - 20_000_000
     assert verification.differences(at=yangon(2)) == []
 
@@ -516,14 +520,14 @@ def test_an_error_while_another_is_explained_does_not_stop_other_invoices(shop, 
         use(yangon(3), project=project)
     broken = projects[2]
     use(yangon(3), project=broken, location=dear, size_gb=5_000_000)
-    given = {"customer": broken.customer, "amount_micro": 1, "source": "grants", "target": "wallet"}
+    fields = {"customer": broken.customer, "amount_micro": 1, "source": "grants", "target": "wallet"}
     with connection.cursor() as cursor:
         if connection.vendor == "sqlite":
             cursor.execute("PRAGMA ignore_check_constraints = ON")
         else:
             cursor.execute("ALTER TABLE billing_wallettransaction DROP CONSTRAINT billing_wallet_expiry")
         WalletTransaction.objects.create(
-            **given, kind="granted", reason="x", key="x", at=yangon(9), expires_at=yangon(8)
+            **fields, kind="granted", reason="x", key="x", at=yangon(9), expires_at=yangon(8)
         )
         if connection.vendor == "sqlite":
             cursor.execute("PRAGMA ignore_check_constraints = OFF")

@@ -35,9 +35,9 @@ NOW = yangon(20, 12)
 @pytest.fixture
 def history(shop, use, time_machine):
     """October is invoiced; in November one snapshot goes on and one has ended. Seen on 20 November at noon."""
-    given = {"customer": shop.customer, "by": None, "at": yangon(1, month=10)}
-    buy_credits(**given, amount_micro=50_000_000_000, reason="Bank transfer 17", key="b")
-    grant_credits(**given, amount_micro=1_000_000_000, reason="Welcome", key="g", expires_at=yangon(1, month=12))
+    fields = {"customer": shop.customer, "by": None, "at": yangon(1, month=10)}
+    buy_credits(**fields, amount_micro=50_000_000_000, reason="Bank transfer 17", key="b")
+    grant_credits(**fields, amount_micro=1_000_000_000, reason="Welcome", key="g", expires_at=yangon(1, month=12))
     shop.open = use(yangon(30, 22, month=10), name="root-disk")
     shop.ended = use(yangon(5, 10) + timedelta(minutes=17, seconds=23), yangon(5, 13), name="=HYPERLINK(evil)")
     closing.close_months(at=yangon(1))
@@ -50,7 +50,7 @@ def owner(history, client_for):
     return client_for(history.owner)
 
 
-def words(response) -> str:
+def text_of(response) -> str:
     """The text of the page without markup, blanks made one."""
     text = re.sub(r"<[^>]+>", " ", response.content.decode())
     return re.sub(r"\s+", " ", text)
@@ -71,8 +71,8 @@ def test_only_owners_of_the_customer_see_its_billing(history, client_for, name):
     assert client_for(history.owner).get(url).status_code == 200
     assert client_for(member).get(url).status_code == 404
     assert client_for(UserFactory(admin=True)).get(url).status_code == 404
-    for person in (stranger, guest):
-        response = client_for(person).get(url)
+    for client in (stranger, guest):
+        response = client_for(client).get(url)
         content = b"".join(response) if response.streaming else response.content
         assert response.status_code in (200, 404)
         assert b"root-disk" not in content
@@ -88,7 +88,7 @@ def test_a_stranger_does_not_see_an_invoice(history, client_for, name):
 
 
 def test_the_summary_shows_active_services_and_their_costs(owner, history):
-    page = words(owner.get(reverse("billing:summary")))
+    page = text_of(owner.get(reverse("billing:summary")))
     # October: 26 h; November so far: 468 h and 3 h; to its end: 720 h and 3 h
     balance = 51_000 - (26 + 19 * 24 + 12 + 3) * 20
     assert f"Wallet balance {money.format_amount(balance * 10**6, 'MMK')} Prepaid" in page
@@ -100,9 +100,9 @@ def test_the_summary_shows_active_services_and_their_costs(owner, history):
 
 
 def test_the_projection_equals_the_invoice(owner, history):
-    found = build_summary(customer=history.customer, at=NOW)
+    summary = build_summary(customer=history.customer, at=NOW)
     closing.close_months(at=yangon(1, month=12))
-    assert Invoice.objects.order_by("-month")[0].total_micro == found.projected_micro
+    assert Invoice.objects.order_by("-month")[0].total_micro == summary.projected_micro
 
 
 def test_the_spend_of_the_projects_adds_up_to_that_of_the_month(history, use, owner):
@@ -111,7 +111,7 @@ def test_the_spend_of_the_projects_adds_up_to_that_of_the_month(history, use, ow
     spend = spend_by_project(customer=history.customer, at=NOW)
     assert spend == {history.project.pk: 9_420 * 10**6, other.pk: 24 * 20 * 10**6}
     assert sum(spend.values()) == build_summary(customer=history.customer, at=NOW).this_month_micro
-    assert "K 9,420.00" in words(owner.get(reverse("project", args=[history.project.pk])))
+    assert "K 9,420.00" in text_of(owner.get(reverse("project", args=[history.project.pk])))
     closing.close_months(at=yangon(1, month=12))
     assert spend_by_project(customer=history.customer, at=yangon(1, 1, month=12)) == {history.project.pk: 20 * 10**6}
 
@@ -121,16 +121,16 @@ def test_every_amount_of_the_summary_leads_to_rows_that_add_up_to_it(owner, hist
     links = re.findall(r'<a href="([^"]*statement/\?[^"]*)">(K [^<]*)</a>', content)
     assert len(links) == 1 + (2 + 22) * 2  # the kind, and in two months and on 22 days the kind and the total
     for url, amount in links:
-        assert f"Total {amount}" in words(owner.get(url.replace("&amp;", "&")))
+        assert f"Total {amount}" in text_of(owner.get(url.replace("&amp;", "&")))
 
 
 def test_the_balance_is_the_transactions_less_the_rows_that_no_invoice_has_yet(owner, history):
-    page = words(owner.get(reverse("billing:transactions")))
+    page = text_of(owner.get(reverse("billing:transactions")))
     assert "Transactions K 50,480.00" in page
     assert "Used since the last invoice K 9,420.00" in page
     assert "Balance K 41,060.00" in page
     due = owner.get(reverse("billing:statement"), {"due": "on"})
-    assert "Total K 9,420.00" in words(due)
+    assert "Total K 9,420.00" in text_of(due)
     assert {row.invoice_number for row in due.context["page"]["rows"]} == {""}
 
 
@@ -139,7 +139,7 @@ def test_the_cost_per_hour_leads_to_the_services_that_are_active(owner):
     [(url, amount)] = re.findall(r'<a href="([^"]*subscriptions/\?kind=bs_snapshot)">(K [^<]*)</a>', content)
     page = owner.get(url)
     assert [(row.resource_name, row.hourly) for row in page.context["page"]["rows"]] == [("root-disk", amount)]
-    assert "Only BS Snapshot. Show all kinds" in words(page)
+    assert "Only BS Snapshot. Show all kinds" in text_of(page)
     subscriptions = reverse("billing:subscriptions")
     assert not owner.get(subscriptions, {"kind": "vm_backup"}).context["page"]["rows"]
     assert owner.get(subscriptions, {"kind": "x"}).status_code == 404
@@ -158,7 +158,7 @@ def test_the_chart_has_a_bar_for_each_kind_and_month_with_costs_and_no_style(his
 
 
 def test_usage_details_show_the_calculation_of_each_amount(owner, history):
-    page = words(owner.get(reverse("billing:statement")))
+    page = text_of(owner.get(reverse("billing:statement")))
     assert "3 hours × 50 GB × K 0.4000 = K 60.00" in page
     assert "5 Nov 2040, 10:17:23 to 5 Nov 2040, 13:00:00" in page
     assert page.count("Times are in Asia/Yangon.") == 1
@@ -182,7 +182,7 @@ def test_rows_of_usage_link_to_the_page_of_their_resource(owner, history, use):
 
 
 def test_a_printed_statement_names_the_customer(owner):
-    page = words(owner.get(reverse("billing:statement"), {"first": "2040-11-02", "last": "2040-11-05"}))
+    page = text_of(owner.get(reverse("billing:statement"), {"first": "2040-11-02", "last": "2040-11-05"}))
     assert "1CNG Shwe Customer number #000039" in page
     assert "2 Nov 2040 – 5 Nov 2040" in page
 
@@ -198,7 +198,7 @@ def test_a_printed_statement_names_the_customer(owner):
     ],
 )
 def test_usage_can_be_narrowed_down(owner, query, total):
-    page = words(owner.get(reverse("billing:statement"), query))
+    page = text_of(owner.get(reverse("billing:statement"), query))
     assert (f"Total {total}" in page) if total else ("No usage fits" in page)
 
 
@@ -206,16 +206,16 @@ def test_usage_of_one_project_and_of_one_resource(owner, history, use):
     other = ProjectFactory(customer=history.customer, name="Other")
     use(yangon(6), yangon(6, 2), project=other, name="elsewhere")
     url = reverse("billing:statement")
-    assert "Total K 40.00" in words(owner.get(url, {"project": other.pk}))
-    assert "Total K 60.00" in words(owner.get(url, {"resource": history.ended.resource_id}))
+    assert "Total K 40.00" in text_of(owner.get(url, {"project": other.pk}))
+    assert "Total K 60.00" in text_of(owner.get(url, {"resource": history.ended.resource_id}))
 
 
 def test_invalid_filters_are_explained(owner):
     url = reverse("billing:statement")
-    page = words(owner.get(url, {"first": "2040-11-05", "last": "2040-11-04"}))
+    page = text_of(owner.get(url, {"first": "2040-11-05", "last": "2040-11-04"}))
     assert "The last day is before the first one." in page
-    assert "Enter a valid date" in words(owner.get(url, {"first": "yesterday"}))
-    assert "Select a valid choice" in words(owner.get(url, {"project": uuid4()}))
+    assert "Enter a valid date" in text_of(owner.get(url, {"first": "yesterday"}))
+    assert "Select a valid choice" in text_of(owner.get(url, {"project": uuid4()}))
     assert owner.get(url, {"resource": "x"}).status_code == 404
     for number in ("0", "-1", "x", "9", "²"):
         assert owner.get(url, {"page": number}).status_code == 404
@@ -265,10 +265,10 @@ def test_the_other_lists_have_a_csv_too(owner, history):
 
 
 def test_subscriptions_show_running_and_ended_usage(owner):
-    active = words(owner.get(reverse("billing:subscriptions")))
+    active = text_of(owner.get(reverse("billing:subscriptions")))
     assert "root-disk BS Snapshot Default" in active
     assert "K 20.00 K 9,880.00" in active
-    inactive = words(owner.get(reverse("billing:subscriptions"), {"state": "inactive"}))
+    inactive = text_of(owner.get(reverse("billing:subscriptions"), {"state": "inactive"}))
     assert "=HYPERLINK(evil)" in inactive
     assert "K 60.00" in inactive
 
@@ -281,40 +281,40 @@ def test_deleted_resources_are_scheduled_until_their_last_hour_ends(owner, histo
     use(NOW - timedelta(minutes=1), NOW - timedelta(minutes=1), name="hardly-there")
 
     def names(state: str) -> set[str]:
-        shown = owner.get(reverse("billing:subscriptions"), {"state": state}).context["page"]["rows"]
+        segments = owner.get(reverse("billing:subscriptions"), {"state": state}).context["page"]["rows"]
         rows = rows_of(owner.get(reverse("billing:subscriptions_csv"), {"state": state}))
-        assert [row["resource_uuid"] for row in rows] == [str(one.resource_id) for one in shown]
-        return {one.resource_name for one in shown}
+        assert [row["resource_uuid"] for row in rows] == [str(segment.resource_id) for segment in segments]
+        return {segment.resource_name for segment in segments}
 
     assert names("scheduled") == {"goes-soon", "hardly-there"}
     assert names("inactive") == {"has-gone", "just-gone", "=HYPERLINK(evil)"}
     assert names("active") == {"root-disk"}
-    page = words(owner.get(reverse("billing:subscriptions"), {"state": "scheduled"}))
+    page = text_of(owner.get(reverse("billing:subscriptions"), {"state": "scheduled"}))
     assert "These are being deleted, and no further hours are charged." in page
     assert "20 Nov 2040, 12:30:00 UTC+06:30" in page
     time_machine.move_to(NOW + timedelta(minutes=30), tick=False)
     assert names("scheduled") == {"hardly-there"}
     time_machine.move_to(NOW + timedelta(hours=1), tick=False)
-    assert "Nothing is about to go" in words(owner.get(reverse("billing:subscriptions"), {"state": "scheduled"}))
+    assert "Nothing is about to go" in text_of(owner.get(reverse("billing:subscriptions"), {"state": "scheduled"}))
     assert names("inactive") == {"goes-soon", "has-gone", "just-gone", "hardly-there", "=HYPERLINK(evil)"}
     assert owner.get(reverse("billing:subscriptions"), {"state": "lost"}).status_code == 404
 
 
 def test_infra_credits_say_how_long_they_last(owner):
-    page = words(owner.get(reverse("billing:credits")))
+    page = text_of(owner.get(reverse("billing:credits")))
     assert "Wallet balance K 41,060.00" in page
     assert "Bank transfer 17" in page
     assert "At the current cost, it lasts 2 months" in page
 
 
 def test_transactions_are_listed_with_their_sign_and_invoice(owner):
-    page = words(owner.get(reverse("billing:transactions")))
+    page = text_of(owner.get(reverse("billing:transactions")))
     assert "Spent on an invoice" in page
     assert "Invoice INV-000039-0001 -K 520.00" in page
 
 
 def test_an_invoice_shows_its_lines_and_its_period(owner):
-    page = words(owner.get(reverse("billing:invoice", args=[Invoice.objects.get().pk])))
+    page = text_of(owner.get(reverse("billing:invoice", args=[Invoice.objects.get().pk])))
     assert "26 hours × 50 GB × K 0.4000 = K 520.00" in page
     assert "1 Oct 2040, 00:00:00 UTC+06:30 – 1 Nov 2040, 00:00:00 UTC+06:30 (Asia/Yangon)" in page
 
@@ -324,18 +324,18 @@ def test_an_invoice_comes_in_pages_that_show_every_line_once(owner, history, use
         use(yangon(6), yangon(6, 1), name=f"disk-{number % 7}")
     closing.close_months(at=yangon(1, month=12))
     invoice = Invoice.objects.order_by("-month")[0]
-    url, shown, pages = reverse("billing:invoice", args=[invoice.pk]), [], []
+    url, line_ids, pages = reverse("billing:invoice", args=[invoice.pk]), [], []
     while url:
         page = owner.get(url).context["page"]
-        shown += [row.line_id for row in page["rows"]]
+        line_ids += [row.line_id for row in page["rows"]]
         pages.append(page)
         url = page["next_url"]
-    assert shown == list(invoice.lines.values_list("pk", flat=True))
+    assert line_ids == list(invoice.lines.values_list("pk", flat=True))
     assert [len(page["rows"]) for page in pages] == [50, 50, invoice.line_count - 100]
     assert owner.get(pages[2]["previous_url"]).context["page"]["rows"] == pages[1]["rows"]
     assert owner.get(pages[1]["previous_url"]).context["page"]["rows"] == pages[0]["rows"]
     assert (pages[1]["first_url"], pages[2]["first_url"]) == ("", reverse("billing:invoice", args=[invoice.pk]))
-    assert f"Lines ({invoice.line_count})" in words(owner.get(pages[2]["previous_url"]))
+    assert f"Lines ({invoice.line_count})" in text_of(owner.get(pages[2]["previous_url"]))
 
 
 @pytest.mark.parametrize("line", ["x", "-1", "0", "9" * 30, "²"])
@@ -442,11 +442,11 @@ def test_the_top_bar_shows_credits_or_usage_of_the_month(history, rf):
     request = rf.get("/")
     request.user = history.owner
     history.owner.customer = Customer.objects.get()
-    shown = context.wallet(request)
-    assert (shown["wallet_label"], str(shown["wallet_amount"])) == ("Infra credits", "K 41,060.00")
+    wallet = context.wallet(request)
+    assert (wallet["wallet_label"], str(wallet["wallet_amount"])) == ("Infra credits", "K 41,060.00")
     history.owner.customer.billing_type = "postpaid"
-    shown = context.wallet(request)
-    assert (shown["wallet_label"], str(shown["wallet_amount"])) == ("Usage this month", "K 9,420.00")
+    wallet = context.wallet(request)
+    assert (wallet["wallet_label"], str(wallet["wallet_amount"])) == ("Usage this month", "K 9,420.00")
 
 
 def test_empty_billing_pages_explain_themselves(client_for):
@@ -459,9 +459,9 @@ def test_a_low_balance_is_shown_on_the_billing_pages(owner, history):
     correct_credits(customer=history.customer, change_micro=-41_000_000_000, reason="x", by=None, key="c", at=NOW)
     assert warn_low_balances(at=NOW) == 1
     for name in ("summary", "credits"):
-        assert "Your infra credits run low" in words(owner.get(reverse(f"billing:{name}")))
+        assert "Your infra credits run low" in text_of(owner.get(reverse(f"billing:{name}")))
 
 
 def test_automatic_backups_show_the_fifth_and_the_base_price(owner, history, use):
     use(yangon(6), yangon(6, 3), kind=ServiceKind.VM_BACKUP_AUTOMATIC, size_gb=0, base_rate_micro=100_000_000)
-    assert "3 hours × 20 % of K 100.0000 = K 60.00" in words(owner.get(reverse("billing:statement")))
+    assert "3 hours × 20 % of K 100.0000 = K 60.00" in text_of(owner.get(reverse("billing:statement")))

@@ -63,13 +63,13 @@ def test_each_customer_reads_the_prices_of_its_currency(
 def test_everybody_sees_prices_and_only_owners_see_the_tabs(
     shop: SimpleNamespace, role: str, client_for: Callable[..., Client]
 ) -> None:
-    person = UserFactory(member_of=shop.project, member_of__role=role)
-    page = client_for(person).get("/billing/prices/")
+    user = UserFactory(member_of=shop.project, member_of__role=role)
+    page = client_for(user).get("/billing/prices/")
     assert page.status_code == 200
     assert 'id="1CNG-YGN-AZ01"' in page.text
     assert "K 292.80" in page.text
     assert ("Account Statement" in page.text) == (role == Role.OWNER)
-    assert "Prices" in [hit.name for group in search(person, "prices") for hit in group.hits]
+    assert "Prices" in [hit.name for group in search(user, "prices") for hit in group.hits]
 
 
 def test_unit_prices_link_to_the_price_page(

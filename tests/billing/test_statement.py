@@ -1,6 +1,7 @@
 """What the account statement shows of a period: the whole hours that start in it, and nothing twice."""
 
 from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
 from uuid import uuid4
 from zoneinfo import ZoneInfo
 
@@ -56,11 +57,11 @@ def test_the_days_of_a_month_add_up_to_the_month(march):
 
 @pytest.mark.django_db
 def test_every_split_of_a_period_adds_up_to_the_whole(march):
-    whole = total(march, first=date(2040, 2, 1), last=date(2040, 4, 30))
+    whole_period = total(march, first=date(2040, 2, 1), last=date(2040, 4, 30))
     for split in (date(2040, 2, 20), date(2040, 3, 1), date(2040, 3, 17), date(2040, 4, 3)):
         before = total(march, first=date(2040, 2, 1), last=split)
         after = total(march, first=split + timedelta(days=1), last=date(2040, 4, 30))
-        assert before + after == whole
+        assert before + after == whole_period
 
 
 instants = st.integers(0, 40 * 86_400).map(
@@ -97,7 +98,7 @@ def test_the_parts_of_a_row_add_up_to_it(start, hours, sign, automatic, rate_mic
         currency="MMK",
     )
     edges = [None, *sorted(borders), None]
-    parts = [part for one, other in zip(edges, edges[1:], strict=False) if (part := clip(row, one, other))]
+    parts = [part for first, last in pairwise(edges) if (part := clip(row, first, last))]
     assert sum(part.amount_micro for part in parts) == amount_micro
     assert sum(part.hours for part in parts) == row.hours
     for part in parts:

@@ -369,6 +369,6 @@ def test_unusable_rows_are_reported_and_do_not_hide_other_customers(books: Simpl
     type(other.customer).objects.filter(number=40).update(time_zone="Mars/Olympus")
     ledger.buy_credits(customer=other.customer, amount_micro=10_000, reason="paid", by=None, key="x", at=yangon(1))
     tamper(line("hours = hours + 1"))
-    found = " ".join(verification.differences(at=NOW))
-    assert "#000040: cannot be verified" in found
-    assert "invoiced 361 h" in found
+    differences = " ".join(verification.differences(at=NOW))
+    assert "#000040: cannot be verified" in differences
+    assert "invoiced 361 h" in differences

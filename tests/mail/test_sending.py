@@ -45,7 +45,7 @@ def test_an_email_is_sent_once_and_its_body_is_erased(server: SMTPServer, now: d
     mail = OutgoingMailFactory(recipient=GOOD, subject="1CNG: Hello", body="https://portal.example.com/secret-link/")
     assert services.send_due(now=now) == 1
     assert services.send_due(now=now + timedelta(days=1)) == 0
-    [message] = server.taken
+    [message] = server.received
     assert (message["To"], message["Subject"]) == (GOOD, "1CNG: Hello")
     assert "secret-link" in message.get_content()
     assert (message["Message-ID"], message["Auto-Submitted"]) == (f"<{mail.pk}@localhost>", "auto-generated")
@@ -263,7 +263,7 @@ def test_killed_in_the_middle_the_email_still_arrives(server: SMTPServer, now: d
     assert services.send_due(now=now + services.LEASE - timedelta(seconds=1)) == 0
     assert services.send_due(now=now + services.LEASE) == 1
     assert set(server.recipients) == {GOOD}
-    assert {message["Message-ID"] for message in server.taken} == {f"<{mail.pk}@localhost>"}
+    assert {message["Message-ID"] for message in server.received} == {f"<{mail.pk}@localhost>"}
     mail.refresh_from_db()
     assert (mail.state, mail.attempts) == (State.SENT, 2)
 

@@ -35,7 +35,7 @@ LIST = reverse("notifications:list")
 
 
 @pytest.fixture
-def person() -> User:
+def user() -> User:
     return UserFactory(member_of=ProjectFactory())
 
 
@@ -45,41 +45,39 @@ def notify(*users: User, key: str = "event") -> None:
 
 
 @pytest.mark.both_databases
-def test_each_user_is_notified_once_of_an_event(person: User) -> None:
+def test_each_user_is_notified_once_of_an_event(user: User) -> None:
     other = UserFactory()
-    notify(person)
-    notify(person, other)
-    notify(person, key="another event")
-    assert person.notifications.count() == 2
+    notify(user)
+    notify(user, other)
+    notify(user, key="another event")
+    assert user.notifications.count() == 2
     assert other.notifications.count() == 1
     assert OutgoingMail.objects.count() == 3
 
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.both_databases
-def test_an_event_reported_by_eight_processes_at_once_is_one_notification_and_one_email(person: User) -> None:
+def test_an_event_reported_by_eight_processes_at_once_is_one_notification_and_one_email(user: User) -> None:
     barrier = Barrier(8)
 
     def report(_number: int) -> None:
         try:
             barrier.wait()
-            notify(person)
+            notify(user)
         finally:
             connections.close_all()
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(report, range(8)))
-    assert person.notifications.count() == 1
-    assert [message.to for message in sent_mails()] == [[person.email]]
+    assert user.notifications.count() == 1
+    assert [message.to for message in sent_mails()] == [[user.email]]
 
 
-def test_the_bell_counts_the_unread_ones_and_the_list_shows_them(
-    person: User, client_for: Callable[..., Client]
-) -> None:
-    client = client_for(person)
+def test_the_bell_counts_the_unread_ones_and_the_list_shows_them(user: User, client_for: Callable[..., Client]) -> None:
+    client = client_for(user)
     assert "No unread notifications" in client.get("/").text
-    notify(person)
-    NotificationFactory(user=person, read=True, title="An old one")
+    notify(user)
+    NotificationFactory(user=user, read=True, title="An old one")
     assert "1 unread notification<" in client.get("/").text
     page = client.get(LIST).text
     assert page.index("A backup was missed") and "An old one" in page
@@ -87,52 +85,52 @@ def test_the_bell_counts_the_unread_ones_and_the_list_shows_them(
 
 
 def test_opening_a_notification_leads_to_its_page_and_marks_it_as_read(
-    person: User, client_for: Callable[..., Client]
+    user: User, client_for: Callable[..., Client]
 ) -> None:
-    notification = NotificationFactory(user=person, url="/volumes/")
-    response = client_for(person).get(reverse("notifications:open", args=[notification.pk]))
+    notification = NotificationFactory(user=user, url="/volumes/")
+    response = client_for(user).get(reverse("notifications:open", args=[notification.pk]))
     assert response["Location"] == "/volumes/"
-    assert person.notifications.unread().count() == 0
+    assert user.notifications.unread().count() == 0
 
 
-def test_all_are_marked_as_read_at_once_by_a_post_alone(person: User, client_for: Callable[..., Client]) -> None:
-    client = client_for(person)
-    notify(person)
+def test_all_are_marked_as_read_at_once_by_a_post_alone(user: User, client_for: Callable[..., Client]) -> None:
+    client = client_for(user)
+    notify(user)
     assert client.get(reverse("notifications:mark_all_read")).status_code == 405
-    assert person.notifications.unread().count() == 1
+    assert user.notifications.unread().count() == 1
     assert client.post(reverse("notifications:mark_all_read"), follow=True).redirect_chain == [(LIST, 302)]
-    assert person.notifications.unread().count() == 0
+    assert user.notifications.unread().count() == 0
 
 
-def test_a_notification_is_visible_only_to_its_user(person: User, client_for: Callable[..., Client]) -> None:
-    notification = NotificationFactory(user=person)
+def test_a_notification_is_visible_only_to_its_user(user: User, client_for: Callable[..., Client]) -> None:
+    notification = NotificationFactory(user=user)
     stranger = client_for(UserFactory(member_of=ProjectFactory()))
     assert stranger.get(reverse("notifications:open", args=[notification.pk])).status_code == 404
     assert stranger.post(reverse("notifications:resend", args=[notification.pk])).status_code == 404
     assert notification.title not in stranger.get(LIST).text
     stranger.post(reverse("notifications:mark_all_read"))
-    assert person.notifications.unread().count() == 1
+    assert user.notifications.unread().count() == 1
 
 
-def test_it_is_sent_once_by_email_with_a_link(person: User, settings: Any) -> None:
+def test_it_is_sent_once_by_email_with_a_link(user: User, settings: Any) -> None:
     settings.PORTAL_URL = "https://portal.example.com"
-    notify(person)
+    notify(user)
     sent_mails()
     [message] = sent_mails()
-    assert (message.to, message.subject) == ([person.email], "1CNG: A backup was missed")
+    assert (message.to, message.subject) == ([user.email], "1CNG: A backup was missed")
     assert message.body == "A backup was missed\n\nWhy\n\nhttps://portal.example.com/volumes/"
 
 
 def test_an_email_that_failed_is_shown_and_sent_again_to_the_present_address(
-    person: User, client_for: Callable[..., Client]
+    user: User, client_for: Callable[..., Client]
 ) -> None:
-    notify(person)
+    notify(user)
     OutgoingMail.objects.update(failed_at=timezone.now(), error="550 5.1.1 No such user")
-    client = client_for(person)
+    client = client_for(user)
     page = client.get(LIST).text
-    assert f"The e-mail to {person.email} wasn't delivered: 550 5.1.1 No such user" in page
+    assert f"The e-mail to {user.email} wasn't delivered: 550 5.1.1 No such user" in page
     User.objects.update(email="new@example.com")
-    resend = reverse("notifications:resend", args=[person.notifications.get().pk])
+    resend = reverse("notifications:resend", args=[user.notifications.get().pk])
     assert "The e-mail is on its way to new@example.com again." in client.post(resend, follow=True).text
     [message] = sent_mails()
     assert (message.to, "A backup was missed" in message.body) == (["new@example.com"], True)
@@ -142,28 +140,28 @@ def test_an_email_that_failed_is_shown_and_sent_again_to_the_present_address(
     assert len(sent_mails()) == 1
 
 
-def test_old_ones_are_deleted(person: User) -> None:
-    NotificationFactory(user=person, created_at=timezone.now() - timedelta(days=89))
+def test_old_ones_are_deleted(user: User) -> None:
+    NotificationFactory(user=user, created_at=timezone.now() - timedelta(days=89))
     NotificationFactory(
-        user=person, created_at=timezone.now() - timedelta(days=91), read=True, mail=OutgoingMailFactory()
+        user=user, created_at=timezone.now() - timedelta(days=91), read=True, mail=OutgoingMailFactory()
     )
     assert services.delete_old(now=timezone.now()) == 1
 
 
-def test_members_can_change_the_project_and_owners_own_it(person: User) -> None:
+def test_members_can_change_the_project_and_owners_own_it(user: User) -> None:
     project = Project.objects.get()
     member = UserFactory(member_of=project, member_of__role=Role.MEMBER)
     UserFactory(member_of=project, member_of__role=Role.VIEWER)
     UserFactory(member_of=project, is_active=False)
-    assert set(services.project_members(project)) == {person, member}
-    assert list(services.customer_owners(project.customer)) == [person]
+    assert set(services.project_members(project)) == {user, member}
+    assert list(services.customer_owners(project.customer)) == [user]
 
 
-def test_a_failure_notifies_its_requester_or_else_all_members(person: User) -> None:
+def test_a_failure_notifies_its_requester_or_else_all_members(user: User) -> None:
     snapshot = SnapshotFactory(project=Project.objects.get(), name="db-01")
     member = UserFactory(member_of=snapshot.project, member_of__role=Role.MEMBER)
-    asked = OperationFactory(snapshot=snapshot, kind=Operation.Kind.VERIFY, running=True, requested_by=member)
-    tasks.retry_or_fail(asked, "The storage is silent.", retryable=False, cause=tasks.UNEXPECTED)
+    operation = OperationFactory(snapshot=snapshot, kind=Operation.Kind.VERIFY, running=True, requested_by=member)
+    tasks.retry_or_fail(operation, "The storage is silent.", retryable=False, cause=tasks.UNEXPECTED)
     [notification] = Notification.objects.all()
     assert (notification.user, notification.title, notification.text, notification.url) == (
         member,
@@ -175,4 +173,4 @@ def test_a_failure_notifies_its_requester_or_else_all_members(person: User) -> N
     tasks.retry_or_fail(by_itself, "The storage is silent.", retryable=False, cause=tasks.UNEXPECTED)
     assert Operation.objects.filter(state=Operation.State.FAILED).count() == 2
     notified = Notification.objects.filter(key=f"operation-{by_itself.pk}")
-    assert {notification.user for notification in notified} == {person, member}
+    assert {notification.user for notification in notified} == {user, member}

@@ -58,8 +58,8 @@ def test_nothing_promises_support_where_no_contact_is_entered(member_client: Cli
 
 
 def test_a_refusal_ends_with_how_to_reach_support(contact: SupportContact) -> None:
-    ways = "help@example.com, +95 1 (234) 567, https://support.example.com/"
-    assert contact_support() == f" Contact support: {ways}."
+    contacts = "help@example.com, +95 1 (234) 567, https://support.example.com/"
+    assert contact_support() == f" Contact support: {contacts}."
 
 
 def test_every_e_mail_ends_with_how_to_reach_support(contact: SupportContact) -> None:
