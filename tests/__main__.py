@@ -56,10 +56,10 @@ def bring_chromium() -> None:
 
 def test_on_postgresql() -> int:
     command = [*PYTEST, "-m", "both_databases"]
-    given = os.environ.get("DATABASE_URL", "")
-    if given.startswith("postgres"):
+    server_url = os.environ.get("DATABASE_URL", "")
+    if server_url.startswith("postgres"):
         print("PostgreSQL, the server that DATABASE_URL names:", flush=True)
-        return subprocess.call(command, env=environment(given))
+        return subprocess.call(command, env=environment(server_url))
     programs = find_server_programs()
     if not programs:
         print(

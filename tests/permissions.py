@@ -45,7 +45,7 @@ NOBODY = dict.fromkeys(ROLES, MISSING)
 class Row:
     """`name` is the URL's name with its namespace, `action` what a user does there.
 
-    `methods` are those that the view accepts; any other is a 405 for signed-in users. `things` maps URL parameters to the
+    `methods` are those that the view accepts; any other is a 405 for signed-in users. `objects` maps URL parameters to the
     fixtures' objects where the parameter's name doesn't; `query` is the query string, and the body of a POST. `other` has
     the audience of a method that differs from the row's: {"GET": SEE}.
     """
@@ -54,7 +54,7 @@ class Row:
     action: str
     audience: Audience
     methods: str = "GET"
-    things: dict[str, str] = field(default_factory=dict)
+    objects: dict[str, str] = field(default_factory=dict)
     other: dict[str, Audience] = field(default_factory=dict)
     query: str = ""
 
@@ -168,9 +168,9 @@ TABLE: dict[str, list[Row]] = {
         Row("billing:transactions_csv", "Export transactions", BILLS),
         Row("billing:statement", "View the account statement", BILLS),
         Row("billing:usage_csv", "Export usage", BILLS),
-        Row("billing:invoice", "View an invoice", BILL, things=INVOICE),
-        Row("billing:invoice_csv", "Export an invoice", BILL, things=INVOICE),
-        Row("billing:invoice_pdf", "Download an invoice as PDF", BILL, things=INVOICE),
+        Row("billing:invoice", "View an invoice", BILL, objects=INVOICE),
+        Row("billing:invoice_csv", "Export an invoice", BILL, objects=INVOICE),
+        Row("billing:invoice_pdf", "Download an invoice as PDF", BILL, objects=INVOICE),
     ],
     "Projects and members": [
         Row("projects", "List your projects", SIGNED_IN),
@@ -331,8 +331,8 @@ def as_markdown() -> str:
     for heading, rows in TABLE.items():
         lines += [f"## {heading}", "", *header("action", *ROLES)]
         for row in rows:
-            shown = SIGNED_IN if row.audience is ONESELF else row.audience
-            lines.append(f"| {row.action} | " + " | ".join(SIGNS[shown[role]] for role in ROLES) + " |")
+            answers = SIGNED_IN if row.audience is ONESELF else row.audience
+            lines.append(f"| {row.action} | " + " | ".join(SIGNS[answers[role]] for role in ROLES) + " |")
         lines.append("")
     lines += ["## Django admin", "", *header("model", "view", "add", "change", "delete")]
     for name, permissions in sorted(admin_permissions()):

@@ -66,9 +66,9 @@ def everything() -> Operation:
 
 
 def test_a_membership_without_a_role_is_explained(support: Client) -> None:
-    person = UserFactory(member_of=ProjectFactory())
-    [membership] = person.memberships.all()
-    inline = {"TOTAL_FORMS": 1, "INITIAL_FORMS": 1, "0-id": membership.pk, "0-user": person.pk, "0-role": ""}
+    user = UserFactory(member_of=ProjectFactory())
+    [membership] = user.memberships.all()
+    inline = {"TOTAL_FORMS": 1, "INITIAL_FORMS": 1, "0-id": membership.pk, "0-user": user.pk, "0-role": ""}
     page = url(Project, "change", membership.project_id)
     answer = support.post(page, {"name": "Web", **{f"memberships-{name}": value for name, value in inline.items()}})
     assert "This field is required." in answer.text
@@ -77,62 +77,62 @@ def test_a_membership_without_a_role_is_explained(support: Client) -> None:
     UserFactory(member_of=membership.project)
     quotas = {"snapshot_quota": -1, "snapshot_gb_quota": -1, "volume_quota": -1, "volume_gb_quota": -1}
     assert support.post(page, {"name": "Web", **quotas, **removed, "memberships-0-user": " "}).status_code == 302
-    assert not person.memberships.exists()
+    assert not user.memberships.exists()
 
 
 def test_the_last_owner_of_a_project_cannot_be_taken_from_it_on_the_page_of_the_person_either(support: Client) -> None:
-    person = UserFactory(member_of=ProjectFactory())
-    [membership] = person.memberships.all()
-    inline = {"TOTAL_FORMS": 1, "INITIAL_FORMS": 1, "0-id": membership.pk, "0-user": person.pk, "0-role": Role.OWNER}
+    user = UserFactory(member_of=ProjectFactory())
+    [membership] = user.memberships.all()
+    inline = {"TOTAL_FORMS": 1, "INITIAL_FORMS": 1, "0-id": membership.pk, "0-user": user.pk, "0-role": Role.OWNER}
 
     def answered(**changed: object) -> str:
         answers = {f"memberships-{name}": value for name, value in (inline | changed).items()}
-        return support.post(url(User, "change", person.pk), {"email": person.email, **answers}).text
+        return support.post(url(User, "change", user.pk), {"email": user.email, **answers}).text
 
     sentence = "needs at least one owner"
     assert sentence in answered(**{"0-project": membership.project_id, "0-DELETE": "on"})
     assert sentence in answered(**{"0-project": "no project", "0-DELETE": "on"})
     assert sentence in answered(**{"0-project": ProjectFactory().pk}), "it leaves the other one"
-    assert person.memberships.get().project == membership.project
+    assert user.memberships.get().project == membership.project
 
 
-def post_person(support: Client, person: User, **changed: object) -> str:
+def post_user(support: Client, user: User, **changed: object) -> str:
     """Save the page of a person as it is shown, with some answers changed; returns the text of the answer."""
-    [membership] = person.memberships.all()
-    fields = {"email": person.email, "is_active": "on", "customer": person.customer_id}
-    inline = {"TOTAL_FORMS": 1, "INITIAL_FORMS": 1, "0-id": membership.pk, "0-user": person.pk}
+    [membership] = user.memberships.all()
+    fields = {"email": user.email, "is_active": "on", "customer": user.customer_id}
+    inline = {"TOTAL_FORMS": 1, "INITIAL_FORMS": 1, "0-id": membership.pk, "0-user": user.pk}
     inline |= {"0-role": membership.role, "0-project": membership.project_id}
     answers = fields | {f"memberships-{name}": value for name, value in inline.items()} | changed
     answers = {name: value for name, value in answers.items() if value is not None}
-    return unescape(support.post(url(User, "change", person.pk), answers).text)
+    return unescape(support.post(url(User, "change", user.pk), answers).text)
 
 
 def test_a_project_is_never_left_with_inactive_owners_only(support: Client) -> None:
     project = ProjectFactory(name="Shop")
     owner = UserFactory(member_of=project)
     UserFactory(member_of=project, is_active=False)
-    assert "“Shop” needs at least one owner." in post_person(support, owner, is_active=None)
-    assert "“Shop” needs at least one owner." in post_person(support, owner, **{"memberships-0-role": Role.VIEWER})
+    assert "“Shop” needs at least one owner." in post_user(support, owner, is_active=None)
+    assert "“Shop” needs at least one owner." in post_user(support, owner, **{"memberships-0-role": Role.VIEWER})
     assert User.objects.get(pk=owner.pk).is_active
     colleague = UserFactory(member_of=project)
-    post_person(support, owner, is_active=None)
+    post_user(support, owner, is_active=None)
     assert not User.objects.get(pk=owner.pk).is_active
-    assert "“Shop” needs at least one owner." in post_person(support, colleague, is_active=None)
+    assert "“Shop” needs at least one owner." in post_user(support, colleague, is_active=None)
     assert support.get(url(User, "delete", owner.pk)).status_code == 403
 
 
 def test_a_member_is_not_added_twice(support: Client) -> None:
-    person = UserFactory(member_of=ProjectFactory())
-    project = person.memberships.get().project
-    rows = {"TOTAL_FORMS": 1, "INITIAL_FORMS": 0, "0-user": person.pk, "0-project": project.pk, "0-role": Role.VIEWER}
+    user = UserFactory(member_of=ProjectFactory())
+    project = user.memberships.get().project
+    rows = {"TOTAL_FORMS": 1, "INITIAL_FORMS": 0, "0-user": user.pk, "0-project": project.pk, "0-role": Role.VIEWER}
     answers = {f"memberships-{name}": value for name, value in rows.items()}
     quotas = {"snapshot_quota": -1, "snapshot_gb_quota": -1, "volume_quota": -1, "volume_gb_quota": -1}
     for page, fields in (
         (url(Project, "change", project.pk), {"name": "Web"} | quotas),
-        (url(User, "change", person.pk), {"email": person.email, "is_active": "on", "customer": person.customer_id}),
+        (url(User, "change", user.pk), {"email": user.email, "is_active": "on", "customer": user.customer_id}),
     ):
         assert "This user is already a member of the project." in support.post(page, fields | answers).text
-    assert person.memberships.get().role == Role.OWNER
+    assert user.memberships.get().role == Role.OWNER
 
 
 def test_a_customer_is_never_left_without_an_owner_of_its_own(support: Client) -> None:
@@ -140,23 +140,23 @@ def test_a_customer_is_never_left_without_an_owner_of_its_own(support: Client) -
     other = ProjectFactory()
     UserFactory(member_of=other).memberships.create(project=owner.memberships.get().project, role=Role.OWNER)
     sentence = "Shwe needs at least one owner of its own."
-    assert sentence in post_person(support, owner, is_active=None)
-    assert sentence in post_person(support, owner, customer=other.customer_id)
-    assert sentence in post_person(support, owner, customer="")
-    assert sentence in post_person(support, owner, **{"memberships-0-role": Role.VIEWER})
-    assert sentence in post_person(support, owner, **{"memberships-0-DELETE": "on"})
+    assert sentence in post_user(support, owner, is_active=None)
+    assert sentence in post_user(support, owner, customer=other.customer_id)
+    assert sentence in post_user(support, owner, customer="")
+    assert sentence in post_user(support, owner, **{"memberships-0-role": Role.VIEWER})
+    assert sentence in post_user(support, owner, **{"memberships-0-DELETE": "on"})
     owner.refresh_from_db()
     assert (owner.is_active, owner.memberships.get().role) == (True, Role.OWNER)
     UserFactory(member_of=owner.memberships.get().project)
-    assert sentence not in post_person(support, owner, is_active=None)
+    assert sentence not in post_user(support, owner, is_active=None)
     assert not User.objects.get(pk=owner.pk).is_active
 
 
 def test_a_new_customer_has_an_active_owner(support: Client) -> None:
     answers = {"name": "Shwe", "billing_type": "prepaid", "currency": "MMK", "time_zone": "Asia/Yangon"}
     quotas = {"snapshot_quota": -1, "snapshot_gb_quota": -1, "volume_quota": -1, "volume_gb_quota": -1}
-    person = UserFactory(is_active=False, customer=None)
-    page = support.post(url(Customer, "add"), answers | quotas | {"owner": person.pk})
+    user = UserFactory(is_active=False, customer=None)
+    page = support.post(url(Customer, "add"), answers | quotas | {"owner": user.pk})
     assert "Select a valid choice" in page.text
 
 
@@ -184,43 +184,43 @@ def test_invalid_admin_input_is_refused_or_ignored(support: Client) -> None:
 
 
 def test_an_administrator_removes_a_lost_factor_without_seeing_its_secret(support: Client) -> None:
-    person = UserFactory(member_of=ProjectFactory())
+    user = UserFactory(member_of=ProjectFactory())
     secret = generate_totp_secret()
-    app = TOTP.activate(person, secret).instance
-    RecoveryCodes.activate(person)
+    app = TOTP.activate(user, secret).instance
+    RecoveryCodes.activate(user)
     assert secret not in support.get(url(Authenticator, "change", app.pk)).text
     assert support.get(url(Authenticator, "add")).status_code == 403
     assert support.post(url(Authenticator, "change", app.pk), {"data": "{}"}).status_code == 403
     assert support.post(url(Authenticator, "delete", app.pk), {"post": "yes"}).status_code == 302
-    assert not Authenticator.objects.filter(user=person).exists()
-    assert "An administrator removed a second factor: authenticator app" in Notification.objects.get(user=person).title
+    assert not Authenticator.objects.filter(user=user).exists()
+    assert "An administrator removed a second factor: authenticator app" in Notification.objects.get(user=user).title
     entry = Activity.objects.get(action="user.remove_factor")
-    assert (entry.actor.is_staff, entry.target_id) == (True, str(person.pk))
+    assert (entry.actor.is_staff, entry.target_id) == (True, str(user.pk))
 
 
 def test_an_administrator_ends_a_session_without_seeing_its_key(
     support: Client, client_for: Callable[..., Client]
 ) -> None:
-    person = UserFactory(password="a password", member_of=ProjectFactory())
+    user = UserFactory(password="a password", member_of=ProjectFactory())
     theirs = Client()
-    theirs.post(reverse("account_login"), {"login": person.email, "password": "a password"})
-    session = UserSession.objects.get(user=person)
+    theirs.post(reverse("account_login"), {"login": user.email, "password": "a password"})
+    session = UserSession.objects.get(user=user)
     assert session.session_key not in support.get(url(UserSession, "change", session.pk)).text
-    assert person.email in support.get(url(UserSession, "changelist"), {"q": person.email}).text
+    assert user.email in support.get(url(UserSession, "changelist"), {"q": user.email}).text
     support.post(url(UserSession, "delete", session.pk), {"post": "yes"})
     assert theirs.get("/").status_code == 302
-    assert Activity.objects.filter(action="user.end_session", target_id=person.pk).exists()
+    assert Activity.objects.filter(action="user.end_session", target_id=user.pk).exists()
 
 
 @pytest.mark.parametrize("key", ["web", "\x00", "3", "\u0661"])
 def test_an_invalid_key_is_refused_in_choice_fields(key: str, support: Client) -> None:
-    person = UserFactory(member_of=ProjectFactory())
-    [membership] = person.memberships.all()
-    inline = {"TOTAL_FORMS": 1, "INITIAL_FORMS": 1, "0-id": membership.pk, "0-user": person.pk, "0-project": key}
+    user = UserFactory(member_of=ProjectFactory())
+    [membership] = user.memberships.all()
+    inline = {"TOTAL_FORMS": 1, "INITIAL_FORMS": 1, "0-id": membership.pk, "0-user": user.pk, "0-project": key}
     for model, page, fields in (
         (VirtualMachine, url(VirtualMachine, "add"), {"project": key, "location": key}),
         (Customer, url(Customer, "add"), {"owner": key}),
-        (User, url(User, "change", person.pk), {f"memberships-{name}": value for name, value in inline.items()}),
+        (User, url(User, "change", user.pk), {f"memberships-{name}": value for name, value in inline.items()}),
     ):
         answer = support.post(page, fields)
         assert answer.status_code == 200, model
@@ -255,11 +255,11 @@ def test_objects_are_found_by_uuid_with_and_without_hyphens(
     model: type, written: Callable, support: Client, everything: Operation
 ) -> None:
     OperationFactory(restore=True, succeeded=True, snapshot__volume__attached=True)
-    thing = model.objects.first()
+    target = model.objects.first()
 
-    response = support.get(url(model, "changelist"), {"q": written(thing.pk)})
+    response = support.get(url(model, "changelist"), {"q": written(target.pk)})
 
-    assert list(response.context["cl"].result_list) == [thing]
+    assert list(response.context["cl"].result_list) == [target]
 
 
 @pytest.mark.parametrize("model", [Project, Volume, Snapshot, Operation])
@@ -334,42 +334,42 @@ def test_a_person_made_in_admin_gets_a_lower_case_address(support: Client) -> No
 
     assert support.post(url(User, "add"), answers).status_code == 302
 
-    made = User.objects.get(name="Aye")
-    assert made.email == "aye@example.com"
-    assert EmailAddress.objects.filter(user=made, email=made.email, verified=True, primary=True).exists()
+    created = User.objects.get(name="Aye")
+    assert created.email == "aye@example.com"
+    assert EmailAddress.objects.filter(user=created, email=created.email, verified=True, primary=True).exists()
 
 
-def person_answers(person: User, **answers: object) -> dict[str, object]:
-    given = {"email": person.email, "name": person.name, "is_active": "on", "is_staff": "on" if person.is_staff else ""}
-    return given | {"memberships-TOTAL_FORMS": 0, "memberships-INITIAL_FORMS": 0} | answers
+def user_answers(user: User, **answers: object) -> dict[str, object]:
+    fields = {"email": user.email, "name": user.name, "is_active": "on", "is_staff": "on" if user.is_staff else ""}
+    return fields | {"memberships-TOTAL_FORMS": 0, "memberships-INITIAL_FORMS": 0} | answers
 
 
 @pytest.fixture
 def signed_in() -> tuple[User, Client]:
-    person, client = UserFactory(email="aye@example.com", password="a password"), Client()
-    client.post(reverse("account_login"), {"login": person.email, "password": "a password"})
+    user, client = UserFactory(email="aye@example.com", password="a password"), Client()
+    client.post(reverse("account_login"), {"login": user.email, "password": "a password"})
     assert client.get("/").status_code == 200
-    return person, client
+    return user, client
 
 
 def test_changing_users_neither_reaches_administrators_nor_grants_rights(client_for: Callable[..., Client]) -> None:
-    clerk, boss, person = UserFactory(is_staff=True), UserFactory(admin=True), UserFactory()
+    clerk, boss, user = UserFactory(is_staff=True), UserFactory(admin=True), UserFactory()
     clerk.user_permissions.set(Permission.objects.filter(codename__in=["view_user", "change_user", "change_group"]))
     client = client_for(clerk)
     password = {"password1": "a quite new one 1", "password2": "a quite new one 1"}
     for administrator in (clerk, boss):
-        answers = person_answers(administrator, is_superuser="on")
+        answers = user_answers(administrator, is_superuser="on")
         assert client.post(url(User, "change", administrator.pk), answers).status_code == 403
         page = reverse("admin:auth_user_password_change", args=[administrator.pk])
         assert client.post(page, password).status_code == 403
-    answers = person_answers(person, name="Aye", is_staff="on", is_superuser="on")
-    assert client.post(url(User, "change", person.pk), answers).status_code == 302
+    answers = user_answers(user, name="Aye", is_staff="on", is_superuser="on")
+    assert client.post(url(User, "change", user.pk), answers).status_code == 302
     group = Group.objects.create(name="Clerks")
     assert client.post(url(Group, "change", group.pk), {"name": "All"}).status_code == 403
     clerk.refresh_from_db()
-    person.refresh_from_db()
+    user.refresh_from_db()
     assert not clerk.is_superuser
-    assert (person.name, person.is_staff, person.is_superuser) == ("Aye", False, False)
+    assert (user.name, user.is_staff, user.is_superuser) == ("Aye", False, False)
 
 
 def test_the_rights_of_a_group_are_in_the_log_before_and_after(support: Client) -> None:
@@ -382,9 +382,9 @@ def test_the_rights_of_a_group_are_in_the_log_before_and_after(support: Client) 
 
 
 def test_a_number_that_no_group_can_have_is_explained(support: Client) -> None:
-    person, group = UserFactory(), Group.objects.create(name="Clerks")
-    answers = person_answers(person, groups=["9" * 30])
-    assert "is not one of the available choices" in support.post(url(User, "change", person.pk), answers).text
+    user, group = UserFactory(), Group.objects.create(name="Clerks")
+    answers = user_answers(user, groups=["9" * 30])
+    assert "is not one of the available choices" in support.post(url(User, "change", user.pk), answers).text
     answers = {"name": "Clerks", "permissions": ["9" * 30]}
     assert "is not one of the available choices" in support.post(url(Group, "change", group.pk), answers).text
 
@@ -392,22 +392,22 @@ def test_a_number_that_no_group_can_have_is_explained(support: Client) -> None:
 def test_a_password_set_by_an_administrator_ends_sessions_and_is_notified(
     support: Client, signed_in: tuple[User, Client]
 ) -> None:
-    person, theirs = signed_in
-    page = reverse("admin:auth_user_password_change", args=[person.pk])
+    user, theirs = signed_in
+    page = reverse("admin:auth_user_password_change", args=[user.pk])
     support.post(page, {"password1": "a quite new one 1", "password2": "a quite new one 1"})
-    assert not UserSession.objects.filter(user=person).exists()
+    assert not UserSession.objects.filter(user=user).exists()
     assert theirs.get("/").status_code == 302
-    assert person.notifications.get().title == "An administrator changed your password"
+    assert user.notifications.get().title == "An administrator changed your password"
 
 
 def test_an_address_set_by_an_administrator_is_the_only_one_and_both_are_notified(
     support: Client, signed_in: tuple[User, Client], django_capture_on_commit_callbacks: Callable
 ) -> None:
-    person, _theirs = signed_in
-    services.set_verified_email(person)
+    user, _theirs = signed_in
+    services.set_verified_email(user)
     with django_capture_on_commit_callbacks(execute=True):
-        support.post(url(User, "change", person.pk), person_answers(person, email="new@example.com"))
-    assert person.notifications.get().title == "Your e-mail address is now new@example.com"
+        support.post(url(User, "change", user.pk), user_answers(user, email="new@example.com"))
+    assert user.notifications.get().title == "Your e-mail address is now new@example.com"
     assert {message.to[0] for message in sent_mails()} == {"aye@example.com", "new@example.com"}
     sent_mails().clear()
     for address in ("aye@example.com", "new@example.com"):
@@ -417,19 +417,19 @@ def test_an_address_set_by_an_administrator_is_the_only_one_and_both_are_notifie
 
 
 def test_a_deactivated_user_is_signed_out(support: Client, signed_in: tuple[User, Client]) -> None:
-    person, theirs = signed_in
+    user, theirs = signed_in
     for active, status in (("", 302), ("on", 302)):
-        support.post(url(User, "change", person.pk), person_answers(person, is_active=active))
+        support.post(url(User, "change", user.pk), user_answers(user, is_active=active))
         assert theirs.get("/").status_code == status
 
 
 def test_all_sessions_of_selected_users_are_ended(support: Client, signed_in: tuple[User, Client]) -> None:
-    person, theirs = signed_in
-    answers = {"action": "end_sessions", ACTION_CHECKBOX_NAME: [str(person.pk)]}
+    user, theirs = signed_in
+    answers = {"action": "end_sessions", ACTION_CHECKBOX_NAME: [str(user.pk)]}
     assert "1 session was ended." in support.post(url(User, "changelist"), answers, follow=True).text
     assert theirs.get("/").status_code == 302
     entry = Activity.objects.get(action="user.end_session")
-    assert (entry.actor.is_staff, entry.target_id, entry.before) == (True, str(person.pk), {"sessions": 1})
+    assert (entry.actor.is_staff, entry.target_id, entry.before) == (True, str(user.pk), {"sessions": 1})
 
 
 def test_administrators_change_their_own_password_on_the_usual_page(support: Client) -> None:
@@ -499,7 +499,7 @@ def test_a_location_names_an_existing_storage_engine(support: Client) -> None:
 
 
 def test_project_members_are_kept_with_the_project(support: Client) -> None:
-    project, person = ProjectFactory(), UserFactory()
+    project, user = ProjectFactory(), UserFactory()
     answers = {
         "name": "Software",
         "snapshot_quota": 5,
@@ -508,14 +508,14 @@ def test_project_members_are_kept_with_the_project(support: Client) -> None:
         "volume_gb_quota": -1,
         "memberships-TOTAL_FORMS": 1,
         "memberships-INITIAL_FORMS": 0,
-        "memberships-0-user": person.pk,
+        "memberships-0-user": user.pk,
         "memberships-0-role": Role.VIEWER,
     }
 
     response = support.post(url(Project, "change", project.pk), answers)
 
     assert response.status_code == 302
-    assert project.memberships.get().user == person
+    assert project.memberships.get().user == user
 
 
 def test_an_old_location_keeps_its_code(support: Client) -> None:
@@ -532,7 +532,7 @@ def test_an_old_location_keeps_its_code(support: Client) -> None:
 GLANCE = "/admin/snapshots/operation/overview/"
 
 
-def words(html: str) -> str:
+def text_of(html: str) -> str:
     return " ".join(re.sub(r"<[^>]+>", " ", html).split())
 
 
@@ -548,7 +548,7 @@ def test_the_overview_shows_waiting_and_failed_operations_with_advice(support: C
     check_storage()
     measure_storage()
 
-    html = words(support.get(GLANCE).content.decode())
+    html = text_of(support.get(GLANCE).content.decode())
 
     assert "Take snapshot × 2 No room was left. Nothing was stored and nothing is charged." in html
     assert "nightly , #001039" in html
@@ -575,7 +575,7 @@ def test_the_overview_of_a_healthy_portal_has_no_warnings(support: Client) -> No
     html = support.get(GLANCE).content.decode()
 
     assert "messagelist" not in html
-    assert "Scheduler (leader)" in words(html)
+    assert "Scheduler (leader)" in text_of(html)
     assert "Nothing is waiting for a worker." in html
     assert "No failures." in html
     assert "Healthy" in html
@@ -594,7 +594,7 @@ def test_the_overview_shows_few_and_many_failures(count: int, support: Client) -
 def test_the_overview_has_advice_for_each_cause(support: Client, storage_root: Path) -> None:
     for cause in "NoSpace", "QuotaReached", "Denied", "Unavailable", "TooSlow", "Busy", "WorkerDied", "Unexpected":
         OperationFactory(failed=True, error=f"It was {cause}.", cause=cause)
-    html = words(support.get(GLANCE).content.decode())
+    html = text_of(support.get(GLANCE).content.decode())
     for cause, mended in {
         "NoSpace": "The storage is full. Give it room",
         "QuotaReached": "Raise the project's quota in the cloud",
@@ -624,6 +624,6 @@ def test_the_overview_is_for_administrators(client_for: Callable[..., Client]) -
     assert client_for(UserFactory(is_staff=True)).get(GLANCE).status_code == 403
 
 
-@pytest.mark.parametrize("thing", ["1/no-key", "1/3f3f3f3f-0000-4000-8000-000000000000", "nothing/at-all"])
-def test_the_support_desk_leads_nowhere_else(support: Client, thing: str) -> None:
-    assert support.get(f"/admin/r/{thing}/").status_code == 404
+@pytest.mark.parametrize("target", ["1/no-key", "1/3f3f3f3f-0000-4000-8000-000000000000", "nothing/at-all"])
+def test_the_support_desk_leads_nowhere_else(support: Client, target: str) -> None:
+    assert support.get(f"/admin/r/{target}/").status_code == 404

@@ -117,21 +117,21 @@ def test_a_project_is_added_once_by_a_customer_or_an_administrator(race: Callabl
 def test_a_member_is_added_once_by_an_invitation_or_an_administrator(race: Callable[..., Counter]) -> None:
     project = ProjectFactory()
     [owner] = [UserFactory(member_of=project)]
-    person = UserFactory(email="mya@example.com")
-    invitation = InvitationFactory(project=project, invited_by=owner, email=person.email)
+    user = UserFactory(email="mya@example.com")
+    invitation = InvitationFactory(project=project, invited_by=owner, email=user.email)
 
     def accept() -> str:
-        roles.accept(invitation=invitation, user=person, at=invitation.created_at)
+        roles.accept(invitation=invitation, user=user, at=invitation.created_at)
         return "accepted"
 
-    rows = {"TOTAL_FORMS": 1, "0-user": person.pk, "0-role": Role.MEMBER}
+    rows = {"TOTAL_FORMS": 1, "0-user": user.pk, "0-role": Role.MEMBER}
     answers = (
         {"name": project.name} | QUOTAS | formset(**{f"memberships-{name}": value for name, value in rows.items()})
     )
     sentence = "This user is already a member of the project."
     ends = race(reverse("admin:accounts_project_change", args=[project.pk]), answers, sentence, accept)
     assert ends["accepted"] == 1 and ends["saved"] + ends["told"] == TAKERS and ends["saved"] <= 1
-    assert Membership.objects.filter(project=project, user=person).count() == 1
+    assert Membership.objects.filter(project=project, user=user).count() == 1
 
 
 def test_of_two_owners_only_one_is_made_inactive(
@@ -141,10 +141,10 @@ def test_of_two_owners_only_one_is_made_inactive(
     first, second = (UserFactory(member_of=project) for _number in range(2))
     administrator = client_for(UserFactory(admin=True))
 
-    def answers(person: User) -> dict[str, Any]:
-        rows = {"TOTAL_FORMS": 1, "INITIAL_FORMS": 1, "0-id": person.memberships.get().pk, "0-user": person.pk}
+    def answers(user: User) -> dict[str, Any]:
+        rows = {"TOTAL_FORMS": 1, "INITIAL_FORMS": 1, "0-id": user.memberships.get().pk, "0-user": user.pk}
         rows |= {"0-role": Role.OWNER, "0-project": project.pk}
-        fields = {"email": person.email, "customer": person.customer_id}
+        fields = {"email": user.email, "customer": user.customer_id}
         return fields | {f"memberships-{name}": value for name, value in rows.items()}
 
     def deactivate() -> str:

@@ -76,7 +76,7 @@ def test_deletions_by_users_do_not_count_as_lost_backups(afterwards: Any, runs: 
 )
 def test_a_newest_backup_that_the_portal_deleted_is_found(afterwards: Any, runs: list, sentence: str) -> None:
     done_runs(*runs)
-    assert [sentence in one for one in afterwards.newest_backups_exist()] == [True]
+    assert [sentence in message for message in afterwards.newest_backups_exist()] == [True]
 
 
 @pytest.mark.slow

@@ -88,9 +88,9 @@ def test_each_customer_sees_only_their_own(storage_root: Path) -> None:
 
     customer, other = (User.objects.get(email=email) for email in SIGN_INS[:2])
     for model in (Project, VirtualMachine, Volume):
-        seen = [set(model.objects.visible_to(user).values_list("pk", flat=True)) for user in (customer, other)]
-        assert all(seen)
-        assert not seen[0] & seen[1]
+        visible = [set(model.objects.visible_to(user).values_list("pk", flat=True)) for user in (customer, other)]
+        assert all(visible)
+        assert not visible[0] & visible[1]
 
 
 def test_volumes_are_sparse_files_of_their_size(storage_root: Path) -> None:

@@ -87,18 +87,20 @@ def test_every_sum_can_be_shown(micro: int) -> None:
 def test_every_bar_of_the_cost_chart_fits_it(costs: list[int], size: ChartSize) -> None:
     months = [NOW.date().replace(day=1, month=10), NOW.date().replace(day=1)]
     kind = ServiceKind.BS_SNAPSHOT.value
-    found = {(month, kind): cost for month, cost in zip(months, costs, strict=True)}
-    drawn = build_chart(periods=months, costs=found, currency="MMK", label=str, size=size, labels=size.day_labels)
+    cost_by_month = {(month, kind): cost for month, cost in zip(months, costs, strict=True)}
+    drawn = build_chart(
+        periods=months, costs=cost_by_month, currency="MMK", label=str, size=size, labels=size.day_labels
+    )
     for bar in drawn["bars"]:
         assert 0 <= float(bar.y) <= float(bar.y) + float(bar.height) <= size.height
 
 
 @given(ages=st.lists(durations, max_size=20), age=durations)
 def test_every_age_of_snapshots_fits_the_timeline(ages: list[timedelta], age: timedelta) -> None:
-    taken = [(NOW - one, State.READY.value) for one in ages]
-    found = timeline(taken, born=NOW - age, now=NOW, zone=UTC)
-    assert sum(mark.count for mark in found.marks) == len(ages) and len(found.marks) <= MOST_MARKS
-    assert gap_of(found.gap)
+    captures = [(NOW - age_of, State.READY.value) for age_of in ages]
+    result = timeline(captures, born=NOW - age, now=NOW, zone=UTC)
+    assert sum(mark.count for mark in result.marks) == len(ages) and len(result.marks) <= MOST_MARKS
+    assert gap_of(result.gap)
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ class SnapshotForm(forms.Form):
 
 
 @pytest.mark.parametrize(
-    ("count", "shown"),
+    ("count", "text"),
     [
         (None, "–"),
         (0, "0 B"),
@@ -59,8 +59,8 @@ class SnapshotForm(forms.Form):
         (1500 * 1024 * GIB, "1500 TB"),
     ],
 )
-def test_bytes_are_said_in_the_units_that_disks_are_sold_in(count: int | None, shown: str) -> None:
-    assert portal.format_bytes(count) == shown
+def test_bytes_are_said_in_the_units_that_disks_are_sold_in(count: int | None, text: str) -> None:
+    assert portal.format_bytes(count) == text
 
 
 def test_a_calculation_breaks_before_a_sign_and_nowhere_else() -> None:
@@ -69,9 +69,9 @@ def test_a_calculation_breaks_before_a_sign_and_nowhere_else() -> None:
     )
 
 
-@pytest.mark.parametrize(("done", "total", "shown"), [(0, 0, 0), (999, 1000, 99), (1000, 1000, 100), (1200, 1000, 100)])
-def test_only_what_is_finished_is_a_hundred_percent(done: int, total: int, shown: int) -> None:
-    assert portal.percent(done, total) == shown
+@pytest.mark.parametrize(("done", "total", "percent"), [(0, 0, 0), (999, 1000, 99), (1000, 1000, 100), (1200, 1000, 100)])
+def test_only_what_is_finished_is_a_hundred_percent(done: int, total: int, percent: int) -> None:
+    assert portal.percent(done, total) == percent
 
 
 def test_a_time_is_relative_and_its_exact_instant_is_in_the_active_zone() -> None:
@@ -164,10 +164,10 @@ def test_only_the_facts_that_ask_for_it_can_be_copied() -> None:
 
 
 @pytest.mark.parametrize(
-    ("inputs", "shown"), [({"gb": 1024}, "1,024 GB"), ({"bytes": 312 * 1024**2}, "312 MB"), ({"bytes": None}, "–")]
+    ("inputs", "text"), [({"gb": 1024}, "1,024 GB"), ({"bytes": 312 * 1024**2}, "312 MB"), ({"bytes": None}, "–")]
 )
-def test_a_size_is_known_or_a_dash(inputs: dict[str, int | None], shown: str) -> None:
-    assert f'<span class="size">{shown}</span>' in portal.size(**inputs)
+def test_a_size_is_known_or_a_dash(inputs: dict[str, int | None], text: str) -> None:
+    assert f'<span class="size">{text}</span>' in portal.size(**inputs)
 
 
 def test_a_location_shows_flag_code_and_country() -> None:
@@ -271,12 +271,12 @@ def test_the_first_page_sends_at_most_120_kb_and_nothing_from_elsewhere() -> Non
 
 
 @pytest.fixture
-def person(db: None) -> "User":
+def user(db: None) -> "User":
     return UserFactory(name="Aye Aye Mon", member_of=ProjectFactory(customer__number=1039))
 
 
-def test_the_frame_shows_who_is_signed_in_and_where_they_are(person: "User", client_for: Callable[..., Client]) -> None:
-    html = client_for(person).get("/").content.decode()
+def test_the_frame_shows_who_is_signed_in_and_where_they_are(user: "User", client_for: Callable[..., Client]) -> None:
+    html = client_for(user).get("/").content.decode()
     assert "Aye Aye Mon" in html
     assert "CRN #001039" in html
     assert html.count("<h1") == 1
@@ -286,8 +286,8 @@ def test_the_frame_shows_who_is_signed_in_and_where_they_are(person: "User", cli
     assert "/admin/" in client_for(UserFactory(is_staff=True)).get("/").content.decode()
 
 
-def test_a_404_page_has_the_frame(person: "User", client_for: Callable[..., Client]) -> None:
-    response = client_for(person).get("/nowhere/")
+def test_a_404_page_has_the_frame(user: "User", client_for: Callable[..., Client]) -> None:
+    response = client_for(user).get("/nowhere/")
     assert response.status_code == 404
     assert "Page not found" in response.content.decode()
     assert 'id="menu"' in response.content.decode()
@@ -328,9 +328,9 @@ def test_axe_finds_nothing_on_the_pages_of_a_signed_out_person(page: "Page", pat
 
 
 def test_the_theme_follows_the_system_until_the_person_chooses(
-    page: "Page", person: "User", sign_in: Callable[..., None]
+    page: "Page", user: "User", sign_in: Callable[..., None]
 ) -> None:
-    sign_in(person)
+    sign_in(user)
     page.emulate_media(color_scheme="dark")
     page.goto("/")
     ground = "getComputedStyle(document.body).backgroundColor"
@@ -344,10 +344,10 @@ def test_the_theme_follows_the_system_until_the_person_chooses(
 
 
 def test_without_javascript_the_theme_follows_the_system_and_the_menus_open(
-    browser: "Browser", base_url: str, person: "User", client_for: Callable[..., Client]
+    browser: "Browser", base_url: str, user: "User", client_for: Callable[..., Client]
 ) -> None:
-    cookie = client_for(person).cookies[settings.SESSION_COOKIE_NAME]
-    seen = {}
+    cookie = client_for(user).cookies[settings.SESSION_COOKIE_NAME]
+    colors = {}
     for scheme in ("light", "dark"):
         context = browser.new_context(
             java_script_enabled=False, color_scheme=scheme, viewport={"width": 360, "height": 700}, base_url=base_url
@@ -355,7 +355,7 @@ def test_without_javascript_the_theme_follows_the_system_and_the_menus_open(
         context.add_cookies([{"name": cookie.key, "value": cookie.value, "url": base_url}])
         page = context.new_page()
         page.goto("/")
-        seen[scheme] = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        colors[scheme] = page.evaluate("getComputedStyle(document.body).backgroundColor")
         page.get_by_role("button", name="Open the menu").click()
         assert page.get_by_role("link", name="Volumes", exact=True).first.is_visible()
         page.keyboard.press("Escape")
@@ -367,14 +367,14 @@ def test_without_javascript_the_theme_follows_the_system_and_the_menus_open(
             page.goto("/")
             assert page.get_by_role("heading", name="Sign in").is_visible()
         context.close()
-    assert seen["light"] != seen["dark"]
+    assert colors["light"] != colors["dark"]
 
 
 @pytest.mark.parametrize("width", [320, 360, 768, 1440])
 def test_no_page_of_the_frame_is_wider_than_the_window(
-    page: "Page", person: "User", sign_in: Callable[..., None], width: int
+    page: "Page", user: "User", sign_in: Callable[..., None], width: int
 ) -> None:
-    sign_in(person)
+    sign_in(user)
     page.set_viewport_size({"width": width, "height": 800})
     for path in (
         "/",
@@ -407,9 +407,9 @@ def test_the_second_click_on_a_button_does_nothing(page: "Page", db: None) -> No
 
 
 def test_a_failed_request_is_announced_until_the_portal_answers(
-    page: "Page", person: "User", sign_in: Callable[..., None]
+    page: "Page", user: "User", sign_in: Callable[..., None]
 ) -> None:
-    sign_in(person)
+    sign_in(user)
     page.goto("/")
     page.route("**/somewhere/", lambda route: route.abort())
     page.evaluate("htmx.ajax('GET', '/somewhere/', {target: '#main', swap: 'innerHTML'}).catch(() => {})")
@@ -427,8 +427,8 @@ def test_a_failed_request_is_announced_until_the_portal_answers(
     assert page.title() == "Found · 1CNG"
 
 
-def test_polling_does_not_take_the_focus_away(page: "Page", person: "User", sign_in: Callable[..., None]) -> None:
-    sign_in(person)
+def test_polling_does_not_take_the_focus_away(page: "Page", user: "User", sign_in: Callable[..., None]) -> None:
+    sign_in(user)
     page.goto("/")
     page.route("**/poll/", lambda route: route.fulfill(body='<div id="live" data-quiet><h2 data-focus>News</h2></div>'))
     page.evaluate(

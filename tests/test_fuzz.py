@@ -78,17 +78,17 @@ def problems(wanted: dict[str, Any], response: HttpResponse, sent: str, marks: A
     if wanted.get("method") == "HEAD" and body:
         yield "answers HEAD with a body"
     if "html" in kind:
-        if found := UNESCAPED.search(body):
-            yield f"not escaped: {body[max(0, found.start() - 80) : found.end() + 40]}"
-        if found := LEADING.search(body):
-            yield f"a link elsewhere: {found[0]}"
+        if match := UNESCAPED.search(body):
+            yield f"not escaped: {body[max(0, match.start() - 80) : match.end() + 40]}"
+        if link := LEADING.search(body):
+            yield f"a link elsewhere: {link[0]}"
     small = body.lower()
     for mark in marks:
-        place = small.find(mark)
-        if place >= 0 and mark not in sent:
-            yield f"shows what is not theirs: {body[max(0, place - 80) : place + 60]}"
-    if shown := [one for one in ids.intersection(UUIDS.findall(body)) if one not in sent]:
-        yield f"shows the id of what is not theirs: {shown[0]}"
+        at = small.find(mark)
+        if at >= 0 and mark not in sent:
+            yield f"shows what is not theirs: {body[max(0, at - 80) : at + 60]}"
+    if leaked := [uuid for uuid in ids.intersection(UUIDS.findall(body)) if uuid not in sent]:
+        yield f"shows the id of what is not theirs: {leaked[0]}"
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -109,7 +109,7 @@ def test_random_requests_break_leak_and_redirect_nothing(
     assert not raised, raised[0]
     statuses: Counter[int] = Counter()
     by_address: dict[str, Counter[int]] = defaultdict(Counter)
-    found: dict[tuple[str, str], str] = {}
+    problems_by_kind: dict[tuple[str, str], str] = {}
     looking = world.sessions[ADMINISTRATOR][-1]
 
     def check(wanted: dict[str, Any], response: HttpResponse, sent: str) -> None:
@@ -122,9 +122,9 @@ def test_random_requests_break_leak_and_redirect_nothing(
             marks, ids = (), set()
         for problem in problems(wanted, response, sent, marks, ids):
             key = (wanted["name"], problem[:30])
-            if key not in found:
-                found[key] = f"{role}: {problem}\n{wanted}\n{''.join(raised)}"
-                print(f"\n{found[key]}", flush=True)
+            if key not in problems_by_kind:
+                problems_by_kind[key] = f"{role}: {problem}\n{wanted}\n{''.join(raised)}"
+                print(f"\n{problems_by_kind[key]}", flush=True)
         raised.clear()
 
     @settings(
@@ -166,5 +166,5 @@ def test_random_requests_break_leak_and_redirect_nothing(
         for name, answers in sorted(by_address.items()):
             print(f"  {name or '(no name)'}: {answers.total()} {dict(sorted(answers.items()))}")
         assert REQUESTS < 10_000 or weighty <= by_address.keys(), f"never asked: {weighty - by_address.keys()}"
-    assert not found, "\n\n".join(found.values())
+    assert not problems_by_kind, "\n\n".join(problems_by_kind.values())
     assert statuses[200] > REQUESTS / 40, "almost nothing was answered with a page"

@@ -198,7 +198,7 @@ def test_every_file_and_constraint_that_is_named_is_there(name: str) -> None:
     text = Path(django_settings.BASE_DIR, name).read_text()
     files = re.findall(r"`((?:cng_portal|billing|snapshots|tests|deploy)/[\w./@-]+\.\w+)", text)
     assert [file for file in files if not Path(django_settings.BASE_DIR, file).exists()] == []
-    constraints = {one.name for model in apps.get_models() for one in model._meta.constraints}
+    constraints = {constraint.name for model in apps.get_models() for constraint in model._meta.constraints}
     assert set(re.findall(r"constraint `(\w+)`", text)) <= constraints
 
 
@@ -239,10 +239,10 @@ def test_every_answer_carries_the_headers_that_keep_others_out(client: Client, p
 
 @pytest.mark.django_db
 def test_pages_are_kept_by_no_cache(client_for: Callable[..., Client]) -> None:
-    person = client_for(UserFactory())
-    for page in (person.get("/"), Client().get("/accounts/login/"), Client().get("/no-such-page/")):
+    client = client_for(UserFactory())
+    for page in (client.get("/"), Client().get("/accounts/login/"), Client().get("/no-such-page/")):
         assert "no-store" in page["Cache-Control"]
-    export = person.get(reverse("activity:csv"))
+    export = client.get(reverse("activity:csv"))
     assert export["Content-Type"].startswith("text/csv")
     assert "no-store" in export["Cache-Control"]
 
@@ -382,11 +382,11 @@ def test_requests_beyond_the_rate_limit_are_refused_until_the_first_is_an_hour_o
     settings.ACTIONS_PER_HOUR = {kind: 3}
     snapshot = SnapshotFactory(volume=volume)
     now = timezone.now()
-    asked = {"kind": "verify", "snapshot": snapshot, "succeeded": True}
+    fields = {"kind": "verify", "snapshot": snapshot, "succeeded": True}
     times = [now - timedelta(minutes=minutes) for minutes in (59, 20, 10)]
     for at in times:
-        OperationFactory(**asked, created_at=at, requested_by=member.user)
-        OperationFactory(**asked, created_at=at)  # what the portal asks for by itself
+        OperationFactory(**fields, created_at=at, requested_by=member.user)
+        OperationFactory(**fields, created_at=at)  # what the portal asks for by itself
         OperationFactory(succeeded=True, created_at=at, requested_by=UserFactory())  # another customer's
     if kind != "verify":  # the same acts, of the kind that is limited
         limited = Operation.objects.filter(requested_by=member.user)
@@ -440,20 +440,20 @@ def test_the_wizard_shows_the_remaining_requests_first(
     client.post(f"/volumes/{volume.pk}/take-snapshot/")
     draft = Draft.objects.get()
 
-    def said(path: str) -> str:
+    def text_of(path: str) -> str:
         return unescape(client.get(path).content.decode())
 
     pages = ["/snapshots/new/", f"/snapshots/new/{draft.pk}/name/"]
     for page in pages:
-        assert "Your account" not in said(page)
+        assert "Your account" not in text_of(page)
     for _number in range(9):
         OperationFactory(capture=True, snapshot__volume=volume, requested_by=member.user)
     for page in pages:
-        assert "Your account can request “Take snapshot” 1 more time this hour." in said(page)
+        assert "Your account can request “Take snapshot” 1 more time this hour." in text_of(page)
     OperationFactory(capture=True, snapshot__volume=volume, requested_by=member.user)
     for page in pages:
-        assert "Your account has reached its limit of 10 “Take snapshot” requests an hour" in said(page)
-        assert "Try again at" in said(page)
+        assert "Your account has reached its limit of 10 “Take snapshot” requests an hour" in text_of(page)
+        assert "Try again at" in text_of(page)
 
 
 @pytest.mark.django_db
@@ -468,10 +468,8 @@ def test_zero_is_no_limit(member: Membership, settings: Settings) -> None:
 def test_several_requests_at_once_need_as_many_free_places(more: int, minutes: int | None, settings: Settings) -> None:
 
     settings.ACTIONS_PER_HOUR = {"verify": 3}
-    snapshot, person, now = SnapshotFactory(), UserFactory(), timezone.now()
+    snapshot, user, now = SnapshotFactory(), UserFactory(), timezone.now()
     for age in (40, 10):
-        OperationFactory(
-            succeeded=True, snapshot=snapshot, requested_by=person, created_at=now - timedelta(minutes=age)
-        )
+        OperationFactory(succeeded=True, snapshot=snapshot, requested_by=user, created_at=now - timedelta(minutes=age))
     expected = now + timedelta(minutes=minutes) if minutes else None
     assert limits.next_allowed(snapshot.customer_id, "verify", now=now, more=more) == expected

@@ -108,9 +108,9 @@ def test_one_failing_storage_degrades_readiness(client: Client, storage_root: Pa
         "away": {"driver": "snapshots.storage.local.LocalDriver", "options": {"root": f"{storage_root.parent}/a-file"}}
     }
     check_storage()
-    found = parts(client, 200)
-    assert (found[f"storage {fine.code}"], found[f"storage {broken.code}"]) == ("ok", "does not answer")
-    assert f"storage {closed.code}" not in found
+    states = parts(client, 200)
+    assert (states[f"storage {fine.code}"], states[f"storage {broken.code}"]) == ("ok", "does not answer")
+    assert f"storage {closed.code}" not in states
     assert status(client) == "degraded"
     check = StorageCheck.objects.get(pk=broken.pk)
     assert check.error
@@ -154,8 +154,8 @@ def test_a_hanging_storage_delays_nobody_and_is_checked_once(client: Client, set
     try:
         for _time in range(2):
             check_storage(timeout_seconds=0.2)
-            found = parts(client, 200)
-            assert (found[f"storage {fine.code}"], found[f"storage {hanging.code}"]) == ("ok", "does not answer")
+            states = parts(client, 200)
+            assert (states[f"storage {fine.code}"], states[f"storage {hanging.code}"]) == ("ok", "does not answer")
         from tests.test_health import HangingDriver as Asked  # the one that the portal imported by its name
 
         assert Asked.calls == 1

@@ -38,7 +38,7 @@ def dependencies(path: Path) -> Iterator[str]:
                 yield from (f"{base}.{name.name}" for name in names)
             case ast.Constant(value=str(text)) if text.partition(":")[2].isidentifier():
                 app = text.partition(":")[0]
-                yield from (known for known in LAYERS if known.rpartition(".")[2] == app)
+                yield from (layer_name for layer_name in LAYERS if layer_name.rpartition(".")[2] == app)
 
 
 def test_no_module_depends_on_one_above() -> None:

@@ -49,7 +49,7 @@ def log(request: pytest.FixtureRequest) -> Iterator[io.StringIO]:
     logging.config.dictConfig({"version": 1, "incremental": False, "disable_existing_loggers": False} | config)
     stream = io.StringIO()
     root = logging.getLogger()
-    handler = next(one for one in root.handlers if isinstance(one, logging.StreamHandler))
+    handler = next(each for each in root.handlers if isinstance(each, logging.StreamHandler))
     handler.stream = stream  # type: ignore[attr-defined]
     yield stream
     logging.config.dictConfig(settings.LOGGING)
@@ -83,8 +83,8 @@ def test_one_id_leads_from_the_click_to_every_line_of_the_worker(
     request_id = answer["X-Request-ID"]
     assert re.fullmatch(r"[0-9a-f-]{36}", request_id)
     assert operation.request_id == request_id
-    asked = of(lines(), "operation.requested")
-    assert (asked["request_id"], asked["operation_id"]) == (request_id, str(operation.pk))
+    requested = of(lines(), "operation.requested")
+    assert (requested["request_id"], requested["operation_id"]) == (request_id, str(operation.pk))
     finished = of(lines(), "request_finished")
     assert (finished["request_id"], finished["code"]) == (request_id, 302)
     assert finished["request"] == f"POST /snapshots/{snapshot.pk}/verify/"
@@ -97,8 +97,8 @@ def test_one_id_leads_from_the_click_to_every_line_of_the_worker(
         text=True,
         check=True,
     )
-    told = [json.loads(line) for line in worker.stderr.splitlines()]
-    ours = [line for line in told if line["logger"].startswith("snapshots.")]
+    entries = [json.loads(line) for line in worker.stderr.splitlines()]
+    ours = [line for line in entries if line["logger"].startswith("snapshots.")]
     assert [(line["event"], line["kind"], line["attempt"]) for line in ours] == [
         ("operation.started", "verify", 1),
         ("operation.finished", "verify", 1),
@@ -156,10 +156,10 @@ def test_signing_in_leaves_neither_password_nor_session_nor_token_in_the_log(log
     client.post("/accounts/logout/", {"csrfmiddlewaretoken": "of-someone-else"})
     client.get("/?password=my+secret+horse+9")
 
-    told = log.getvalue()
-    assert "POST /accounts/login/" in told
+    output = log.getvalue()
+    assert "POST /accounts/login/" in output
     for secret in (token, session, "wrong horse", "secret horse", "secret+horse"):
-        assert secret not in told
+        assert secret not in output
 
 
 @pytest.mark.django_db
@@ -172,9 +172,9 @@ def test_the_link_for_a_new_password_opens_nothing_from_the_log(log: io.StringIO
     assert link is not None
     client.get(link[1])
 
-    told = log.getvalue()
-    assert "GET /accounts/password/reset/key/***" in told
-    assert link[2].partition("-")[2] not in told
+    output = log.getvalue()
+    assert "GET /accounts/password/reset/key/***" in output
+    assert link[2].partition("-")[2] not in output
 
 
 @pytest.mark.django_db
@@ -186,13 +186,13 @@ def test_a_link_that_is_followed_without_cookies_opens_nothing_from_the_log(log:
         "/accounts/confirm-email/MQ:abc/",
     ):
         assert Client(enforce_csrf_checks=True).post(path, {"name": "Mya"}).status_code == 403
-    told = log.getvalue()
-    assert told.count("Forbidden (CSRF cookie not set.): /") == 3
-    assert token not in told and "abc" not in told
+    output = log.getvalue()
+    assert output.count("Forbidden (CSRF cookie not set.): /") == 3
+    assert token not in output and "abc" not in output
 
 
 @pytest.mark.parametrize(
-    ("said", "hidden"),
+    ("message", "hidden"),
     [
         (f"cannot connect to postgres://portal:{DATABASE_PASSWORD}@db/portal", DATABASE_PASSWORD),
         ("cannot connect to postgres://portal:pw@db/portal", ":pw@"),
@@ -205,12 +205,12 @@ def test_a_link_that_is_followed_without_cookies_opens_nothing_from_the_log(log:
     ],
 )
 def test_a_secret_is_taken_out_of_messages_and_of_tracebacks(
-    log: io.StringIO, lines: Lines, said: str, hidden: str
+    log: io.StringIO, lines: Lines, message: str, hidden: str
 ) -> None:
     logger = logging.getLogger("somewhere")
-    logger.warning("It said: %s", said)
+    logger.warning("It said: %s", message)
     try:
-        raise RuntimeError(said)
+        raise RuntimeError(message)
     except RuntimeError:
         logger.exception("It broke")
 
@@ -233,19 +233,19 @@ def test_user_input_cannot_start_a_log_line(log: io.StringIO) -> None:
         except RuntimeError:
             logger.exception("It broke")
 
-    told = log.getvalue()
-    lines = told.split("\n")
+    output = log.getvalue()
+    lines = output.split("\n")
     ours = [line for line in lines if re.match(r"(\{|20\d\d-)", line)]
     assert len(ours) == 3 and "credits granted" in ours[0] and "credits granted" in ours[2]
     assert all(line.startswith("    ") for line in lines if line and line not in ours)
-    assert not re.search("[\r\x1b\u2028]", told) or told.startswith("{")
-    assert "RuntimeError" in told
+    assert not re.search("[\r\x1b\u2028]", output) or output.startswith("{")
+    assert "RuntimeError" in output
 
 
 def test_ordinary_words_stay(lines: Lines) -> None:
-    said = "The secretary changed the password of 3 tokens; https://portal.example.com/x@y stays, key = value too"
-    logging.getLogger("somewhere").warning(said)
-    assert lines()[0]["event"] == said
+    message = "The secretary changed the password of 3 tokens; https://portal.example.com/x@y stays, key = value too"
+    logging.getLogger("somewhere").warning(message)
+    assert lines()[0]["event"] == message
 
 
 @pytest.mark.django_db(transaction=True)

@@ -52,12 +52,12 @@ def scrape(client: Client) -> dict[str, float]:
 
 
 def parse(text: str) -> dict[str, float]:
-    found = {}
+    samples = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             labels = ",".join(f'{name}="{value}"' for name, value in sorted(sample.labels.items()))
-            found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
-    return found
+            samples[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
+    return samples
 
 
 # --- who may read it --------------------------------------------------------------------------------------------------
@@ -99,31 +99,31 @@ def test_operations_are_counted_by_kind_and_state(client: Client) -> None:
     OperationFactory(failed=True)
     OperationFactory(failed=True, finished_at=now - timedelta(hours=2))
 
-    seen = scrape(client)
+    samples = scrape(client)
 
-    of_verify = {state: seen[f'portal_operations{{kind="verify",state="{state}"}}'] for state in ACTIVE_STATES}
+    of_verify = {state: samples[f'portal_operations{{kind="verify",state="{state}"}}'] for state in ACTIVE_STATES}
     assert of_verify == {"waiting": 2, "paused": 1, "running": 0, "lost": 0}
-    assert seen['portal_operations{kind="capture",state="running"}'] == 1
-    assert seen['portal_operations{kind="capture",state="lost"}'] == 1
-    assert seen['portal_operations{kind="restore",state="waiting"}'] == 0
-    assert seen['portal_operations_ended_last_hour{kind="verify",state="succeeded"}'] == 3
-    assert seen['portal_operations_ended_last_hour{kind="verify",state="failed"}'] == 1
-    assert 420 <= seen["portal_operation_oldest_wait_seconds"] < 440
+    assert samples['portal_operations{kind="capture",state="running"}'] == 1
+    assert samples['portal_operations{kind="capture",state="lost"}'] == 1
+    assert samples['portal_operations{kind="restore",state="waiting"}'] == 0
+    assert samples['portal_operations_ended_last_hour{kind="verify",state="succeeded"}'] == 3
+    assert samples['portal_operations_ended_last_hour{kind="verify",state="failed"}'] == 1
+    assert 420 <= samples["portal_operation_oldest_wait_seconds"] < 440
 
 
 @pytest.mark.django_db
 @pytest.mark.both_databases
 def test_operations_from_a_clock_ahead_count_as_waiting_not_paused() -> None:
     now = timezone.now()
-    asked = now + timedelta(milliseconds=300)  # by the web server's clock
-    OperationFactory(created_at=asked, not_before=asked)
+    requested_at = now + timedelta(milliseconds=300)  # by the web server's clock
+    OperationFactory(created_at=requested_at, not_before=requested_at)
     OperationFactory(capture=True, not_before=now + timedelta(seconds=5), error="The storage was busy.")
-    seen = load_operation_status(now=now)
-    assert {pair: count for pair, count in seen.active.items() if count} == {
+    status = load_operation_status(now=now)
+    assert {pair: count for pair, count in status.active.items() if count} == {
         ("verify", "waiting"): 1,
         ("capture", "paused"): 1,
     }
-    assert seen.oldest_wait == timedelta()
+    assert status.oldest_wait == timedelta()
 
 
 @pytest.mark.django_db
@@ -132,9 +132,9 @@ def test_the_depth_of_the_queue_counts_what_a_worker_could_take_now(client: Clie
     operations.create_operation(kind="verify", snapshot=SnapshotFactory())
     operations.enqueue_worker(at=timezone.now() + timedelta(minutes=5))
     assert DBTaskResult.objects.count() == 2
-    seen = scrape(client)
-    assert seen["portal_queue_depth"] == 1
-    assert seen["portal_operation_oldest_wait_seconds"] < 5
+    samples = scrape(client)
+    assert samples["portal_queue_depth"] == 1
+    assert samples["portal_operation_oldest_wait_seconds"] < 5
 
 
 @pytest.mark.django_db
@@ -144,10 +144,13 @@ def test_silent_processes_are_distinguished_from_running_ones(client: Client) ->
     Process.objects.create(kind="worker", host="a", pid=2, heartbeat_at=timezone.now() - timedelta(minutes=2))
     Process.objects.create(kind="scheduler", host="b", pid=3)
     acquire_lease("scheduler", holder="x", seconds=30)
-    seen = scrape(client)
-    assert (seen['portal_processes{kind="worker"}'], seen['portal_processes_silent{kind="worker"}']) == (1, 1)
-    assert (seen['portal_processes{kind="scheduler"}'], seen['portal_processes_silent{kind="scheduler"}']) == (1, 0)
-    assert 20 < seen["portal_scheduler_lease_seconds"] <= 30
+    samples = scrape(client)
+    assert (samples['portal_processes{kind="worker"}'], samples['portal_processes_silent{kind="worker"}']) == (1, 1)
+    assert (samples['portal_processes{kind="scheduler"}'], samples['portal_processes_silent{kind="scheduler"}']) == (
+        1,
+        0,
+    )
+    assert 20 < samples["portal_scheduler_lease_seconds"] <= 30
 
 
 @pytest.mark.django_db
@@ -158,14 +161,14 @@ def test_storage_metrics_are_by_location(client: Client, storage_root: Path) -> 
     SnapshotFactory(volume__location=location, deleted=True).disks.update(allocated_bytes=1, captured_at=timezone.now())
     check_storage()
     measure_storage()
-    seen = scrape(client)
-    assert seen['portal_storage_up{location="1CNG-YGN-AZ01"}'] == 1
-    assert seen['portal_storage_free_bytes{location="1CNG-YGN-AZ01"}'] > 0
-    assert seen['portal_storage_snapshot_bytes{location="1CNG-YGN-AZ01"}'] == 4096
-    assert seen['portal_storage_errors_total{location="1CNG-YGN-AZ01"}'] == 0
-    assert seen['portal_storage_up{location="1CNG-MDY-AZ01"}'] == 0
-    assert seen['portal_storage_errors_total{location="1CNG-MDY-AZ01"}'] == 1
-    assert 0 <= seen['portal_storage_check_age_seconds{location="1CNG-MDY-AZ01"}'] < 30
+    samples = scrape(client)
+    assert samples['portal_storage_up{location="1CNG-YGN-AZ01"}'] == 1
+    assert samples['portal_storage_free_bytes{location="1CNG-YGN-AZ01"}'] > 0
+    assert samples['portal_storage_snapshot_bytes{location="1CNG-YGN-AZ01"}'] == 4096
+    assert samples['portal_storage_errors_total{location="1CNG-YGN-AZ01"}'] == 0
+    assert samples['portal_storage_up{location="1CNG-MDY-AZ01"}'] == 0
+    assert samples['portal_storage_errors_total{location="1CNG-MDY-AZ01"}'] == 1
+    assert 0 <= samples['portal_storage_check_age_seconds{location="1CNG-MDY-AZ01"}'] < 30
     assert broken.code
 
 
@@ -207,8 +210,8 @@ def test_request_times_are_by_view_and_labels_are_bounded(client: Client, client
 def test_a_database_outage_is_a_metric(client: Client) -> None:
     assert scrape(client)["portal_database_up"] == 1
     with database_away():
-        seen = scrape(client)
-    assert seen["portal_database_up"] == 0
+        samples = scrape(client)
+    assert samples["portal_database_up"] == 0
 
 
 # --- what it costs ----------------------------------------------------------------------------------------------------
@@ -293,9 +296,9 @@ def test_every_process_reports_the_metrics_of_all_even_killed_ones(
     process, port = gunicorn
 
     def count() -> float:
-        seen = parse(fetch(port, "/metrics", Authorization=f"Bearer {TOKEN}"))
-        assert seen["portal_database_up"] == 1
-        return sum(value for name, value in seen.items() if name.startswith("portal_request_seconds_count"))
+        samples = parse(fetch(port, "/metrics", Authorization=f"Bearer {TOKEN}"))
+        assert samples["portal_database_up"] == 1
+        return sum(value for name, value in samples.items() if name.startswith("portal_request_seconds_count"))
 
     before = count()
     for _ in range(40):

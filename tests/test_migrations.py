@@ -130,12 +130,12 @@ def judged() -> Iterator[tuple[tuple[str, str], list[str]]]:
 
 @pytest.mark.django_db
 def test_every_migration_leaves_the_version_before_it_working() -> None:
-    found = {key: against for key, against in judged() if against}
-    unexplained = {key: against for key, against in found.items() if key not in ALLOWED}
+    problems = {key: against for key, against in judged() if against}
+    unexplained = {key: against for key, against in problems.items() if key not in ALLOWED}
     assert not unexplained, (
         "See docs/operations.md, “Writing migrations”; what harms nobody is named in ALLOWED, with the reason"
     )
-    assert ALLOWED.keys() <= found.keys(), "take what is no exception out of ALLOWED"
+    assert ALLOWED.keys() <= problems.keys(), "take what is no exception out of ALLOWED"
 
 
 def state_with(**fields: models.Field) -> ProjectState:
@@ -179,5 +179,5 @@ CHECK = models.CheckConstraint(condition=models.Q(pk__gt=0), name="positive")
 )
 def test_incompatible_migrations_are_reported(operation: Operation, why: str) -> None:
     before = state_with(name=TEXT, maybe=models.IntegerField(null=True))
-    found = list(complaints(operation, "app", before))
-    assert (why in " ".join(found)) if why else not found
+    problems = list(complaints(operation, "app", before))
+    assert (why in " ".join(problems)) if why else not problems

@@ -28,7 +28,7 @@ def client(project: Project, client_for: Callable[..., Client]) -> Client:
     return client_for(UserFactory(member_of=project))
 
 
-def shown(answer: HttpResponse) -> set[str]:
+def decorations(answer: HttpResponse) -> set[str]:
     return {part for part in (WALLET, BELL, MENU) if part in answer.text}
 
 
@@ -43,7 +43,7 @@ def test_a_page_answers_without_the_balance_when_its_query_fails(
     with connection.cursor() as cursor:
         cursor.execute("ALTER TABLE billing_wallettransaction RENAME COLUMN amount_micro TO missing")
     answer = client.get("/help/")
-    assert (answer.status_code, shown(answer), failures(caplog)) == (200, {BELL, MENU}, ["balance"])
+    assert (answer.status_code, decorations(answer), failures(caplog)) == (200, {BELL, MENU}, ["balance"])
 
 
 @pytest.mark.both_databases
@@ -51,11 +51,11 @@ def test_a_page_answers_without_the_bell_when_its_query_fails(
     project: Project, client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     OperationFactory(snapshot__volume__project=project, running=True)
-    assert shown(client.get("/help/")) == {WALLET, BELL, MENU}
+    assert decorations(client.get("/help/")) == {WALLET, BELL, MENU}
     with connection.cursor() as cursor:
         cursor.execute("ALTER TABLE snapshots_operation RENAME COLUMN bytes_done TO missing")
     answer = client.get("/help/")
-    assert (answer.status_code, shown(answer), failures(caplog)) == (200, {WALLET, MENU}, ["bell"])
+    assert (answer.status_code, decorations(answer), failures(caplog)) == (200, {WALLET, MENU}, ["bell"])
 
 
 def test_a_failed_value_becomes_the_default(caplog: pytest.LogCaptureFixture) -> None:

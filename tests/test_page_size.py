@@ -51,14 +51,14 @@ def owner(db: None) -> User:
     locations = [LocationFactory(code=f"1CNG-YGN-AZ{number:02d}") for number in range(1, 4)]
     now = timezone.now()
     for number in range(PAGE_SIZE + 5):
-        place = {"project": projects[number % 3], "location": locations[number % 3]}
-        taken = {"created_at": now - timedelta(hours=number), "ready_at": now - timedelta(hours=number)}
-        vm = VirtualMachineFactory(name=f"web-server-{number:02d}", **place)
-        volume = VolumeFactory(name=f"web-server-{number:02d}-data", vm=vm, size_gb=50 + number, **place)
-        run = BackupRunFactory(schedule=BackupScheduleFactory(vm=vm), scheduled_at=taken["created_at"], snapshot__vm=vm)
+        shared = {"project": projects[number % 3], "location": locations[number % 3]}
+        times = {"created_at": now - timedelta(hours=number), "ready_at": now - timedelta(hours=number)}
+        vm = VirtualMachineFactory(name=f"web-server-{number:02d}", **shared)
+        volume = VolumeFactory(name=f"web-server-{number:02d}-data", vm=vm, size_gb=50 + number, **shared)
+        run = BackupRunFactory(schedule=BackupScheduleFactory(vm=vm), scheduled_at=times["created_at"], snapshot__vm=vm)
         for kind, snapshot in (
-            (ServiceKind.BS_SNAPSHOT, SnapshotFactory(volume=volume, name=f"{number:02d}-before-update", **taken)),
-            (ServiceKind.VM_SNAPSHOT, VMSnapshotFactory(vm=vm, name=f"{number:02d}-before-move", **taken)),
+            (ServiceKind.BS_SNAPSHOT, SnapshotFactory(volume=volume, name=f"{number:02d}-before-update", **times)),
+            (ServiceKind.VM_SNAPSHOT, VMSnapshotFactory(vm=vm, name=f"{number:02d}-before-move", **times)),
             (ServiceKind.VM_BACKUP, run.snapshot),
         ):
             open_segment(
@@ -66,8 +66,8 @@ def owner(db: None) -> User:
                 kind=kind,
                 name=snapshot.name,
                 size_gb=snapshot.size_gb,
-                at=taken["created_at"],
-                **place,
+                at=times["created_at"],
+                **shared,
             )
     for kind in (ServiceKind.BS_SNAPSHOT, ServiceKind.VM_SNAPSHOT, ServiceKind.VM_BACKUP):
         sell_everywhere(kind=kind)

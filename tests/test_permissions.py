@@ -86,7 +86,7 @@ PARAMETERS: dict[str, Callable[[SimpleNamespace], Any]] = {
     "app_label": lambda world: "accounts",
     "content_type_id": lambda world: 0,
     "object_id": lambda world: world.customer,
-    "id": lambda world: world.people[VIEWER],
+    "id": lambda world: world.users[VIEWER],
     "version_id": lambda world: PriceVersion.objects.first(),
 }
 
@@ -97,7 +97,7 @@ def world(storage_root: Path) -> SimpleNamespace:
     project = ProjectFactory(customer__postpaid=True)
     snapshot = SnapshotFactory(volume__project=project, volume__attached_stopped=True)
     now = timezone.now()
-    people = {
+    users = {
         STRANGER: UserFactory(password=PASSWORD, member_of=ProjectFactory()),
         VIEWER: UserFactory(password=PASSWORD, member_of=project, member_of__role=Role.VIEWER),
         MEMBER: UserFactory(password=PASSWORD, member_of=project, member_of__role=Role.MEMBER),
@@ -107,16 +107,14 @@ def world(storage_root: Path) -> SimpleNamespace:
     sell_everywhere()
     put_volume(storage_root, snapshot.volume, b"bytes")
     sessions = {}
-    for role, person in people.items():
+    for role, user in users.items():
         client = Client()
-        client.force_login(person)
+        client.force_login(user)
         sessions[role] = client.session.session_key
-    session = UserSession.objects.create(
-        user=people[VIEWER], ip="192.0.2.7", session_key="viewer", user_agent="Firefox"
-    )
+    session = UserSession.objects.create(user=users[VIEWER], ip="192.0.2.7", session_key="viewer", user_agent="Firefox")
     Session.objects.create(session_key="viewer", session_data="", expire_date=now + timedelta(days=1))
     return SimpleNamespace(
-        people=people,
+        users=users,
         sessions=sessions,
         customer=project.customer,
         project=project,
@@ -125,20 +123,20 @@ def world(storage_root: Path) -> SimpleNamespace:
         backup=BackupFactory(vm=snapshot.volume.vm),
         schedule=BackupScheduleFactory(vm=snapshot.volume.vm),
         volume=snapshot.volume,
-        person=people[VIEWER],
+        user=users[VIEWER],
         machine=snapshot.volume.vm,
         operation=OperationFactory(snapshot=snapshot, failed=True),
         session=session,
         passkey=Authenticator.objects.create(
             user=UserFactory(), type=Authenticator.Type.WEBAUTHN, data={"name": "Key"}
         ),
-        notification=NotificationFactory(user=people[VIEWER]),
-        draft=wizard.start(people[OWNER], source=snapshot.volume),
+        notification=NotificationFactory(user=users[VIEWER]),
+        draft=wizard.start(users[OWNER], source=snapshot.volume),
         new_volume=DraftFactory(
-            kind=Draft.CREATE_VOLUME, created_by=people[OWNER], customer=project.customer, location=snapshot.location
+            kind=Draft.CREATE_VOLUME, created_by=users[OWNER], customer=project.customer, location=snapshot.location
         ),
-        membership=Membership.objects.get(user=people[VIEWER]),
-        invitation=InvitationFactory(project=project, invited_by=people[OWNER]),
+        membership=Membership.objects.get(user=users[VIEWER]),
+        invitation=InvitationFactory(project=project, invited_by=users[OWNER]),
         other_membership=MembershipFactory(project=project, role=Role.MEMBER),
         invoice=Invoice.objects.create(
             customer=project.customer,
@@ -170,7 +168,7 @@ def test_every_url_has_a_row_in_the_table() -> None:
     assert not new, "Say in tests/permissions.py who may use these, then run `make permissions`:\n" + "\n".join(lines)
     gone = ROWS.keys() - ADDRESSES.keys()
     assert not gone, f"Take these lines out of tests/permissions.py: {sorted(gone)}"
-    unknown = {name for row in ROWS.values() for name in ADDRESSES[row.name] if name not in row.things | PARAMETERS}
+    unknown = {name for row in ROWS.values() for name in ADDRESSES[row.name] if name not in row.objects | PARAMETERS}
     assert not unknown, f"Say in PARAMETERS of tests/test_permissions.py what these stand for: {sorted(unknown)}"
 
 
@@ -180,14 +178,14 @@ def test_the_page_of_permissions_is_up_to_date() -> None:
 
 def parameters(row: Row, world: SimpleNamespace) -> dict[str, Any]:
     return {
-        name: getattr(world, row.things[name]) if name in row.things else PARAMETERS[name](world)
+        name: getattr(world, row.objects[name]) if name in row.objects else PARAMETERS[name](world)
         for name in ADDRESSES[row.name]
     }
 
 
 def url_of(row: Row, world: SimpleNamespace, **others: Any) -> str:
-    given = parameters(row, world) | others
-    kwargs = {name: getattr(value, "pk", value) for name, value in given.items()}
+    arguments = parameters(row, world) | others
+    kwargs = {name: getattr(value, "pk", value) for name, value in arguments.items()}
     return reverse(row.name, kwargs=kwargs) + row.query.format(**vars(world))
 
 
@@ -214,16 +212,18 @@ def answer(response: HttpResponse) -> str:
 
 @pytest.mark.parametrize("role", ROLES)
 def test_every_url_answers_each_role_as_in_the_table(role: str, world: SimpleNamespace) -> None:
-    asked = [(row, method) for row in ROWS.values() for method in METHODS]
-    answers = {f"{row.name}, {method}": answer(ask(url_of(row, world), role, method, world)) for row, method in asked}
-    assert answers == {f"{row.name}, {method}": row.expected(role, method) for row, method in asked}
+    requests = [(row, method) for row in ROWS.values() for method in METHODS]
+    answers = {
+        f"{row.name}, {method}": answer(ask(url_of(row, world), role, method, world)) for row, method in requests
+    }
+    assert answers == {f"{row.name}, {method}": row.expected(role, method) for row, method in requests}
 
 
 def page(response: HttpResponse, *ids: object) -> str:
     """The body without what differs from request to request."""
     body = re.sub(r"[A-Za-z0-9]{64}", "", response.getvalue().decode(errors="replace"))
-    for one in ids:
-        body = body.replace(f"/{one}/", "/")
+    for pk in ids:
+        body = body.replace(f"/{pk}/", "/")
     return body
 
 
@@ -233,8 +233,8 @@ OF_THINGS = [row for row in ROWS.values() if row.audience[STRANGER] == MISSING a
 @pytest.mark.parametrize("method", METHODS)
 def test_a_stranger_cannot_distinguish_a_foreign_object_from_a_missing_one(method: str, world: SimpleNamespace) -> None:
     for row in OF_THINGS:
-        things = {name: value.pk for name, value in parameters(row, world).items() if hasattr(value, "pk")}
-        for name, pk in things.items():
+        objects = {name: value.pk for name, value in parameters(row, world).items() if hasattr(value, "pk")}
+        for name, pk in objects.items():
             missing = uuid4() if isinstance(pk, UUID) else 10**9
             foreign = ask(url_of(row, world), STRANGER, method, world)
             nothing = ask(url_of(row, world, **{name: missing}), STRANGER, method, world)
@@ -249,18 +249,18 @@ def test_a_stranger_cannot_distinguish_a_foreign_object_from_a_missing_one(metho
 def test_a_page_of_the_support_desk_is_for_administrators_and_follows_its_rules(
     kind: str, world: SimpleNamespace
 ) -> None:
-    request = SimpleNamespace(user=world.people[ADMINISTRATOR])
+    request = SimpleNamespace(user=world.users[ADMINISTRATOR])
     expected, answers = {}, {}
     for name, (model, page_kind) in ADMIN_PAGES.items():
         if page_kind != kind:
             continue
-        thing = model._default_manager.first()
-        args = [thing.pk if thing else "0"] if ADDRESSES[name] else []
+        target = model._default_manager.first()
+        args = [target.pk if target else "0"] if ADDRESSES[name] else []
         url = reverse(name, args=args)
         row = Row(name, "", ADMINISTER, "GET POST")
-        asked = [(role, method) for role in ROLES[:-1] for method in METHODS]
-        expected |= {(name, role, method): row.expected(role, method) for role, method in asked}
-        if thing or not args or kind == "history":
+        requests = [(role, method) for role in ROLES[:-1] for method in METHODS]
+        expected |= {(name, role, method): row.expected(role, method) for role, method in requests}
+        if target or not args or kind == "history":
             model_admin = admin.site.get_model_admin(model)
             allowed = getattr(model_admin, f"has_{MODEL_PAGES[kind]}_permission")(request)
             for method in ("GET", "htmx"):

@@ -88,7 +88,7 @@ def test_a_change_of_the_details_is_in_the_log(user: User, client_for: Callable[
 
 
 @pytest.mark.parametrize(
-    ("user_agent", "said"),
+    ("user_agent", "device"),
     [
         (FIREFOX, "Firefox on Linux"),
         (PHONE, "Safari on iPhone"),

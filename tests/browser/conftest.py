@@ -51,33 +51,33 @@ def full_account(storage_root: Path) -> Membership:
     mandalay = LocationFactory(code="1CNG-MDY-AZ01", city="Mandalay")
     LocationFactory(code="1CNG-SIN-AZ01", city="Singapore", country="SG", region=Region.SOUTHEAST_ASIA)
     now = timezone.now()
-    place: dict[str, Any] = {"project": member.project, "location": yangon, "created_at": now - timedelta(days=110)}
-    database = VirtualMachineFactory(name="db-01", stopped=True, vcpus=4, memory_mb=16384, **place)
-    web = VirtualMachineFactory(name="web-01", vcpus=2, memory_mb=4096, **place)
-    VolumeFactory(name="db-01-root", size_gb=10, vm=database, **place)
-    data = VolumeFactory(name="db-01-data", size_gb=50, vm=database, position=1, **place)
-    VolumeFactory(name="web-01-root", size_gb=20, vm=web, **place)
-    office = VolumeFactory(name="office-files", size_gb=30, **place)
-    VolumeFactory(name="archive-2025", size_gb=5, **(place | {"location": mandalay}))
-    gone = VolumeFactory(name="old-shop-data", size_gb=40, gone=True, **place)
+    shared: dict[str, Any] = {"project": member.project, "location": yangon, "created_at": now - timedelta(days=110)}
+    database = VirtualMachineFactory(name="db-01", stopped=True, vcpus=4, memory_mb=16384, **shared)
+    web = VirtualMachineFactory(name="web-01", vcpus=2, memory_mb=4096, **shared)
+    VolumeFactory(name="db-01-root", size_gb=10, vm=database, **shared)
+    data = VolumeFactory(name="db-01-data", size_gb=50, vm=database, position=1, **shared)
+    VolumeFactory(name="web-01-root", size_gb=20, vm=web, **shared)
+    office = VolumeFactory(name="office-files", size_gb=30, **shared)
+    VolumeFactory(name="archive-2025", size_gb=5, **(shared | {"location": mandalay}))
+    gone = VolumeFactory(name="old-shop-data", size_gb=40, gone=True, **shared)
     for kind, rate_micro in RATES.items():
         for location in (yangon, mandalay):
             create_package(location=location, kind=kind, rate_micro=rate_micro, starts_at=now - timedelta(days=200))
 
-    def taken(volume: Volume, name: str, hours: float, **fields: Any) -> Snapshot:
+    def take(volume: Volume, name: str, hours: float, **fields: Any) -> Snapshot:
         at = now - timedelta(hours=hours)
         if not {"creating", "failed", "pending"} & set(fields):
             fields["ready_at"] = at + timedelta(minutes=1)
         return SnapshotFactory(volume=volume, name=name, created_at=at, requested_by=member.user, **fields)
 
     for number, hours in enumerate((30, 54, 78, 150, 270, 400), start=1):
-        taken(data, f"db-01-data-nightly-{number}", hours)
-    ready = taken(data, "before the update", 3.2)
+        take(data, f"db-01-data-nightly-{number}", hours)
+    ready = take(data, "before the update", 3.2)
     OperationFactory(snapshot=ready, capture=True, succeeded=True, requested_by=member.user)
     ready.disks.update(allocated_bytes=int(12.4 * GIB), checksum="5f0c1d9ae44f7c1b" * 4, captured_at=ready.ready_at)
-    failed = taken(office, "office-files-2026-11-21", 26, failed=True)
+    failed = take(office, "office-files-2026-11-21", 26, failed=True)
     OperationFactory(snapshot=failed, capture=True, failed=True)
-    running = taken(office, "office-files-2026-11-22", 0.05, creating=True)
+    running = take(office, "office-files-2026-11-22", 0.05, creating=True)
     OperationFactory(
         snapshot=running,
         capture=True,
@@ -88,7 +88,7 @@ def full_account(storage_root: Path) -> Membership:
         started_at=now - timedelta(minutes=2),
         created_at=now - timedelta(minutes=2),
     )
-    taken(gone, "old-shop-data-last", 900)
+    take(gone, "old-shop-data-last", 900)
     machine = VMSnapshotFactory(
         vm=database,
         name="db-01 before the migration",

@@ -16,8 +16,11 @@ def look_at(page: Page, paths: list[str]) -> None:
         page.set_viewport_size({"width": width, "height": 900})
         for path in paths:
             page.goto(path)
-            found = Axe().run(page, options={"runOnly": WCAG}).response["violations"]
-            assert not [(one["id"], [node["html"] for node in one["nodes"]]) for one in found], (path, scheme)
+            violations = Axe().run(page, options={"runOnly": WCAG}).response["violations"]
+            assert not [(violation["id"], [node["html"] for node in violation["nodes"]]) for violation in violations], (
+                path,
+                scheme,
+            )
             assert page.evaluate("document.documentElement.scrollWidth") <= width, (path, width)
             assert page.locator("h1").count() == 1, path
     for path in paths:

@@ -109,7 +109,7 @@ class Screen:
     """An address, and what is done there before the picture is taken."""
 
     address: str
-    act: Callable[[Page], object] | None = None
+    action: Callable[[Page], object] | None = None
     status: int = 200
     menu: bool = False  # what opens over the page: only the window is taken
 
@@ -145,7 +145,7 @@ def find(page: Page) -> None:
     page.locator("#find .found-hit").first.wait_for()
 
 
-def told(name: str, **context: Any) -> Callable[[Page], object]:
+def error_page(name: str, **context: Any) -> Callable[[Page], object]:
     """The page of an error, which no address has: what the server would answer with."""
     html = render_to_string(name, context)
 
@@ -180,27 +180,27 @@ def fill(member: Membership, storage_root: Path) -> None:
         expires_at=now + timedelta(days=40),
     )
     yangon = Location.objects.get(code="1CNG-YGN-AZ01")
-    place: dict[str, Any] = {"project": project, "location": yangon, "created_at": now - timedelta(days=160)}
+    shared: dict[str, Any] = {"project": project, "location": yangon, "created_at": now - timedelta(days=160)}
     big = VirtualMachineFactory(
         name="erp-production-application-server-yangon-01",
         vcpus=64,
         memory_mb=524288,
         hourly_price_micro=12_345_678_900,
-        **place,
+        **shared,
     )
-    huge = VolumeFactory(name=LONG, size_gb=16000, vm=big, **place)
-    office = VolumeFactory(name=BURMESE, size_gb=250, **(place | {"project": customer.projects.get(name="Software")}))
-    spare = VolumeFactory(name="spare-disk-of-the-office", size_gb=40, **place)
+    huge = VolumeFactory(name=LONG, size_gb=16000, vm=big, **shared)
+    office = VolumeFactory(name=BURMESE, size_gb=250, **(shared | {"project": customer.projects.get(name="Software")}))
+    spare = VolumeFactory(name="spare-disk-of-the-office", size_gb=40, **shared)
     for volume in (huge, office, spare):
         put_volume(storage_root, volume, content(b"bytes"))
     for number in range(24):
-        taken = now - timedelta(days=5 + 6 * number, hours=number)
+        created_at = now - timedelta(days=5 + 6 * number, hours=number)
         volume = (huge, office)[number % 2]
         SnapshotFactory(
             volume=volume,
             name=f"{volume.name[:50]}-{number + 1}",
-            created_at=taken,
-            ready_at=taken + timedelta(minutes=9),
+            created_at=created_at,
+            ready_at=created_at + timedelta(minutes=9),
             requested_by=user,
         )
     waiting = SnapshotFactory(
@@ -219,7 +219,7 @@ def fill(member: Membership, storage_root: Path) -> None:
     protect(member)
     label(member)
     put_files(Snapshot.objects.get(name="before the update"), storage_root)
-    people(member)
+    invite_members(member)
     # a wait for the browser's own session would differ from picture to picture
     for number, agent in enumerate(
         ("Mozilla/5.0 (iPhone; CPU iPhone OS 19_1 like Mac OS X) Version/19.1 Mobile/15E148 Safari/604.1", "curl/8.9")
@@ -282,10 +282,10 @@ def work_in_each_state(member: Membership) -> None:
         volume=VolumeFactory(project=data.project, location=data.location, name="made-from-it", state="creating"),
         requested_by=member.user,
     )
-    place = {"project": data.project, "location": data.location}
-    fresh = VolumeFactory(name="uploads", size_gb=100, available_at=now, **place)
+    shared = {"project": data.project, "location": data.location}
+    fresh = VolumeFactory(name="uploads", size_gb=100, available_at=now, **shared)
     start_charging_volume(fresh, at=now)
-    leaving = VolumeFactory(name="old-uploads", state="deleting", delete_requested_at=now, **place)
+    leaving = VolumeFactory(name="old-uploads", state="deleting", delete_requested_at=now, **shared)
     for kind, volume, fields in (
         ("create_volume", fresh, {"succeeded": True}),
         ("delete_volume", leaving, {"failed": True}),
@@ -345,7 +345,7 @@ def protect(member: Membership) -> None:
     switch_automatic_backups(vm=web, on=True, user=UserFactory(admin=True))
 
 
-def people(member: Membership) -> None:
+def invite_members(member: Membership) -> None:
     now = timezone.now()
     project = member.project
     for name, role, email in (
@@ -369,8 +369,8 @@ def people(member: Membership) -> None:
         InvitationFactory(project=project, email=email, mail=OutgoingMailFactory(recipient=email, **mail))
     activity.record(action="snapshot.rename", actor=member.user, target=Snapshot.objects.first(), before={"name": "nightly"},
                     after={"name": LONG})  # fmt: skip
-    for act in ("user.sign_in", "user.sign_in_failed"):
-        activity.record(action=act, actor=member.user, target=member.user, after={"device": "Firefox on Linux"})
+    for action in ("user.sign_in", "user.sign_in_failed"):
+        activity.record(action=action, actor=member.user, target=member.user, after={"device": "Firefox on Linux"})
     failed = Snapshot.objects.filter(state="failed").first()
     NotificationFactory(user=member.user, url=reverse("snapshots:snapshot", args=[failed.pk]))
     NotificationFactory(
@@ -429,7 +429,7 @@ def of_snapshots(member: Membership) -> Screens:
         page.get_by_role("button", name="Delete them all").click()
         page.get_by_text("Deletion accepted").first.wait_for()
 
-    found = {
+    pages = {
         "dashboard": Screen("/"),
         "frame-create": Screen("/", open_menu(".topbar-create"), menu=True),
         "frame-bell": Screen("/", open_menu(".bell > summary"), menu=True),
@@ -475,7 +475,7 @@ def of_snapshots(member: Membership) -> Screens:
     }
     disk = ready.disks.get()
     folder = reverse("snapshots:folder", args=[ready.pk, disk.pk, 0])
-    found |= {
+    pages |= {
         "files": Screen(reverse("snapshots:files", args=[ready.pk])),
         "files-folder": Screen(folder),
         "files-search": Screen(f"{folder}?q=random"),
@@ -483,40 +483,40 @@ def of_snapshots(member: Membership) -> Screens:
         "files-missing": Screen(f"{folder}?path=/nowhere"),
         "files-of-none": Screen(reverse("snapshots:files", args=[states["damaged"].pk])),
     }
-    for name, one in states.items():
-        found[f"snapshot-{name}"] = Screen(reverse("snapshots:snapshot", args=[one.pk]))
-    for act in ("rename", "labels", "move", "expiry", "delete", "restore", "new_volume", "verify"):
-        address = reverse(f"snapshots:{act}", args=[ready.pk])
-        found[f"act-{act}"] = Screen(address)
+    for name, snapshot in states.items():
+        pages[f"snapshot-{name}"] = Screen(reverse("snapshots:snapshot", args=[snapshot.pk]))
+    for action in ("rename", "labels", "move", "expiry", "delete", "restore", "new_volume", "verify"):
+        address = reverse(f"snapshots:{action}", args=[ready.pk])
+        pages[f"act-{action}"] = Screen(address)
     for name in ("uploads", "old-uploads", "web-01-root"):
-        found[f"volume-{name}"] = Screen(reverse("snapshots:volume", args=[Volume.objects.get(name=name).pk]))
-    for act in ("grow", "attach", "detach", "rename", "delete"):
+        pages[f"volume-{name}"] = Screen(reverse("snapshots:volume", args=[Volume.objects.get(name=name).pk]))
+    for action in ("grow", "attach", "detach", "rename", "delete"):
         for name in ("uploads", "db-01-data"):
-            address = reverse(f"snapshots:{act}_volume", args=[Volume.objects.get(name=name).pk])
-            found[f"volume-{act}-{name}"] = Screen(address)
-    found["volume-grow-price"] = Screen(
+            address = reverse(f"snapshots:{action}_volume", args=[Volume.objects.get(name=name).pk])
+            pages[f"volume-{action}-{name}"] = Screen(address)
+    pages["volume-grow-price"] = Screen(
         reverse("snapshots:grow_volume", args=[Volume.objects.get(name="uploads").pk]) + "?size_gb=150"
     )
     software = member.user.projects.get(name="Software")
     MembershipFactory(project=software, user__name="Hla Hla Win", role=Role.VIEWER)
-    found["act-move-to"] = Screen(f"{reverse('snapshots:move', args=[ready.pk])}?project={software.pk}")
-    for act in ("restore", "new_volume", "verify"):
-        found[f"act-{act}-damaged"] = Screen(reverse(f"snapshots:{act}", args=[states["damaged"].pk]))
-    for act in ("delete", "labels", "restore"):
-        found[f"act-{act}-wrong"] = Screen(reverse(f"snapshots:{act}", args=[ready.pk]), submit)
-    found["volume-labels"] = Screen(reverse("snapshots:volume_labels", args=[data.pk]))
-    found["tag-snapshots"] = Screen(f"/snapshots/tags/?{ids}")
-    found["tag-volumes"] = Screen(f"/volumes/tags/?id={data.pk}&id={huge.pk}")
-    found["snapshots-tagged"] = Screen(f"/snapshots/?view=table&tag={ready.tags.first().pk}&sort=name")
-    found["act-new_machine"] = Screen(reverse("snapshots:new_machine", args=[machine.pk]))
-    found["delete-many-done"] = Screen(f"/snapshots/delete/?{ids}", delete_them)  # the last of these: three are gone
-    return found
+    pages["act-move-to"] = Screen(f"{reverse('snapshots:move', args=[ready.pk])}?project={software.pk}")
+    for action in ("restore", "new_volume", "verify"):
+        pages[f"act-{action}-damaged"] = Screen(reverse(f"snapshots:{action}", args=[states["damaged"].pk]))
+    for action in ("delete", "labels", "restore"):
+        pages[f"act-{action}-wrong"] = Screen(reverse(f"snapshots:{action}", args=[ready.pk]), submit)
+    pages["volume-labels"] = Screen(reverse("snapshots:volume_labels", args=[data.pk]))
+    pages["tag-snapshots"] = Screen(f"/snapshots/tags/?{ids}")
+    pages["tag-volumes"] = Screen(f"/volumes/tags/?id={data.pk}&id={huge.pk}")
+    pages["snapshots-tagged"] = Screen(f"/snapshots/?view=table&tag={ready.tags.first().pk}&sort=name")
+    pages["act-new_machine"] = Screen(reverse("snapshots:new_machine", args=[machine.pk]))
+    pages["delete-many-done"] = Screen(f"/snapshots/delete/?{ids}", delete_them)  # the last of these: three are gone
+    return pages
 
 
 def of_wizards(member: Membership) -> Screens:
     data = Volume.objects.get(name="db-01-data")
-    found = {}
-    found["wizard-location-wrong"] = Screen(reverse("snapshots:new"), submit)
+    pages = {}
+    pages["wizard-location-wrong"] = Screen(reverse("snapshots:new"), submit)
     for name, source, kind, answers in (
         ("wizard", data, Kind.VOLUME, {}),
         ("vm-wizard", data.vm, Kind.VM, {}),
@@ -526,27 +526,27 @@ def of_wizards(member: Membership) -> Screens:
         if kind == Kind.BACKUP:
             answers["at"] = datetime(2026, 1, 1, 1, 30, tzinfo=UTC).time()
         for slug, address in answered(member, source, kind, **answers).items():
-            found[f"{name}-{slug}"] = Screen(address)
+            pages[f"{name}-{slug}"] = Screen(address)
     software = member.user.projects.get(name="Software")
     for slug in ("volume", "review"):
-        found[f"wizard-assigned-{slug}"] = Screen(answered(member, data, project=software)[slug])
-    taken = answered(member, data, name="before the update")
-    found["wizard-name-wrong"] = Screen(taken["name"])
-    found["backup-schedule-empty"] = Screen(answered(member, data.vm, Kind.BACKUP)["schedule"])
+        pages[f"wizard-assigned-{slug}"] = Screen(answered(member, data, project=software)[slug])
+    draft_urls = answered(member, data, name="before the update")
+    pages["wizard-name-wrong"] = Screen(draft_urls["name"])
+    pages["backup-schedule-empty"] = Screen(answered(member, data.vm, Kind.BACKUP)["schedule"])
     at = datetime(2026, 1, 1, 1, 30, tzinfo=UTC).time()
     for slug, address in answered(member, data, is_scheduled=True, interval="daily", at=at, retention_count=7).items():
-        found[f"volume-schedule-{slug}"] = Screen(address)
+        pages[f"volume-schedule-{slug}"] = Screen(address)
     for slug, address in new_volume(member).items():
-        found[f"volume-wizard-{slug}"] = Screen(address)
+        pages[f"volume-wizard-{slug}"] = Screen(address)
     for slug in ("size", "name", "review"):
-        found[f"volume-wizard-copy-{slug}"] = Screen(new_volume(member, "before the update")[slug])
+        pages[f"volume-wizard-copy-{slug}"] = Screen(new_volume(member, "before the update")[slug])
     free = new_volume(member, location=Location.objects.get(code="1CNG-SIN-AZ01"))
-    found["volume-wizard-free-size"] = Screen(free["size"])
-    found["volume-wizard-free-review"] = Screen(free["review"])
-    found["volume-wizard-size-wrong"] = Screen(new_volume(member, size_gb=0)["size"])
+    pages["volume-wizard-free-size"] = Screen(free["size"])
+    pages["volume-wizard-free-review"] = Screen(free["review"])
+    pages["volume-wizard-size-wrong"] = Screen(new_volume(member, size_gb=0)["size"])
     for name in ("new", "new_vm", "new_backup", "new_schedule", "create_volume"):
-        found[f"wizard-begin-{name}"] = Screen(reverse(f"snapshots:{name}"))
-    return found
+        pages[f"wizard-begin-{name}"] = Screen(reverse(f"snapshots:{name}"))
+    return pages
 
 
 def of_backups(member: Membership) -> Screens:
@@ -554,7 +554,7 @@ def of_backups(member: Membership) -> Screens:
     daily, automatic = schedules.get(interval="daily", origin="customer"), schedules.get(origin="automatic")
     paused = schedules.get(interval="monthly")
     copy = Snapshot.objects.filter(kind=Kind.BACKUP).latest("created_at")
-    found = {
+    pages = {
         "backups": Screen("/backups/?view=table"),
         "backups-cards": Screen("/backups/?view=cards"),
         "backup-copy": Screen(reverse("snapshots:snapshot", args=[copy.pk])),
@@ -568,26 +568,26 @@ def of_backups(member: Membership) -> Screens:
         "schedule-resume": Screen(reverse("snapshots:resume_schedule", args=[paused.pk])),
     }
     of_volume = schedules.get(vm=None)
-    found["schedule-of-volume"] = Screen(reverse("snapshots:schedule", args=[of_volume.pk]))
-    for act in ("pause", "run", "delete"):
-        found[f"schedule-{act}"] = Screen(reverse(f"snapshots:{act}_schedule", args=[daily.pk]))
-    return found
+    pages["schedule-of-volume"] = Screen(reverse("snapshots:schedule", args=[of_volume.pk]))
+    for action in ("pause", "run", "delete"):
+        pages[f"schedule-{action}"] = Screen(reverse(f"snapshots:{action}_schedule", args=[daily.pk]))
+    return pages
 
 
 def of_billing(member: Membership) -> Screens:
     invoice = Invoice.objects.filter(customer=member.project.customer).latest("month")
-    found = {"billing-invoice": Screen(reverse("billing:invoice", args=[invoice.pk]))}
+    pages = {"billing-invoice": Screen(reverse("billing:invoice", args=[invoice.pk]))}
     for name in ("summary", "subscriptions", "credits", "transactions", "statement", "prices"):
-        found[f"billing-{name}"] = Screen(reverse(f"billing:{name}"))
-    found["billing-subscriptions-inactive"] = Screen(reverse("billing:subscriptions") + "?state=inactive")
-    return found
+        pages[f"billing-{name}"] = Screen(reverse(f"billing:{name}"))
+    pages["billing-subscriptions-inactive"] = Screen(reverse("billing:subscriptions") + "?state=inactive")
+    return pages
 
 
 def of_oneself(member: Membership) -> Screens:
     other = Membership.objects.get(user__email="thiri@example.com", project=member.project)
     names = ("profile", "security", "sessions", "sign_ins")
-    found = {name: Screen(reverse(f"accounts:{name}")) for name in names}
-    found |= {
+    pages = {name: Screen(reverse(f"accounts:{name}")) for name in names}
+    pages |= {
         "activity": Screen(reverse("activity:log")),
         "notifications": Screen(reverse("notifications:list")),
         "projects": Screen("/projects/"),
@@ -607,8 +607,8 @@ def of_oneself(member: Membership) -> Screens:
         "help": Screen("/help/"),
     }
     for slug in ("create-volume-snapshot", "create-vm-snapshot", "create-backup", "restore", "billing", "keyboard"):
-        found[f"help-{slug}"] = Screen(reverse("help:guide", args=[slug]))
-    return found
+        pages[f"help-{slug}"] = Screen(reverse("help:guide", args=[slug]))
+    return pages
 
 
 def of_somebody_with_factors(member: Membership) -> Screens:
@@ -619,7 +619,7 @@ def of_somebody_with_factors(member: Membership) -> Screens:
     key = Authenticator.objects.create(
         user=user, type=Authenticator.Type.WEBAUTHN, data={"name": "Phone", "credential": {}}
     )
-    found = {
+    pages = {
         "factors-security": Screen(reverse("accounts:security")),
         "factors-codes": Screen(reverse("mfa_view_recovery_codes")),
         "factors-new-codes": Screen(reverse("mfa_generate_recovery_codes")),
@@ -627,8 +627,8 @@ def of_somebody_with_factors(member: Membership) -> Screens:
         "factors-confirm": Screen(reverse("mfa_reauthenticate")),
     }
     for name in ("edit", "remove"):
-        found[f"factors-passkey-{name}"] = Screen(reverse(f"mfa_{name}_webauthn", args=[key.pk]))
-    return found
+        pages[f"factors-passkey-{name}"] = Screen(reverse(f"mfa_{name}_webauthn", args=[key.pk]))
+    return pages
 
 
 def of_nobody(member: Membership) -> Screens:
@@ -641,7 +641,7 @@ def of_nobody(member: Membership) -> Screens:
         page.locator("form button[type=submit]").first.click()
         page.locator(".error-summary").wait_for()
 
-    found = {
+    pages = {
         "sign-in": Screen(reverse("account_login")),
         "sign-in-wrong": Screen(reverse("account_login"), wrong),
         "sign-up": Screen(reverse("account_signup")),
@@ -658,8 +658,8 @@ def of_nobody(member: Membership) -> Screens:
     }
     errors = {"400": {}, "403_csrf": {}, "500": {}, "503": {"note": "Until 14:00 Yangon time."}}
     for name, context in errors.items():
-        found[f"error-{name}"] = Screen(reverse("account_login"), told(f"{name}.html", **context))
-    return found
+        pages[f"error-{name}"] = Screen(reverse("account_login"), error_page(f"{name}.html", **context))
+    return pages
 
 
 def of_a_newcomer(_member: Membership) -> Screens:
@@ -713,9 +713,9 @@ def of_an_administrator(member: Membership) -> Screens:
     lists = ["inventory_virtualmachine", "inventory_volume", "inventory_location", "billing_package"]
     lists += ["accounts_customer", "accounts_user", "accounts_project", "billing_customeraccount", "billing_invoice"]
     lists += ["snapshots_snapshot", "snapshots_operation", "snapshots_backupschedule", "activity_activity"]
-    found = {f"admin-{name}": Screen(reverse(f"admin:{name}_changelist")) for name in lists}
+    pages = {f"admin-{name}": Screen(reverse(f"admin:{name}_changelist")) for name in lists}
     package = customer.projects.first() and Location.objects.get(code="1CNG-YGN-AZ01").packages.first()
-    things = {
+    objects = {
         "inventory_virtualmachine": machine,
         "inventory_location": machine.location,
         "billing_package": package,
@@ -724,11 +724,11 @@ def of_an_administrator(member: Membership) -> Screens:
         "billing_customeraccount": customer,
         "snapshots_snapshot": Snapshot.objects.get(name="before the update"),
     }
-    for name, thing in things.items():
-        found[f"admin-{name}-one"] = Screen(reverse(f"admin:{name}_change", args=[thing.pk]))
+    for name, target in objects.items():
+        pages[f"admin-{name}-one"] = Screen(reverse(f"admin:{name}_change", args=[target.pk]))
     for name in ("buy", "grant", "refund", "correct"):
-        found[f"admin-{name}"] = Screen(reverse(f"admin:billing_account_{name}", args=[customer.pk]))
-    found |= {
+        pages[f"admin-{name}"] = Screen(reverse(f"admin:billing_account_{name}", args=[customer.pk]))
+    pages |= {
         "components": Screen("/components/"),
         "admin": Screen("/admin/"),
         "admin-part": Screen(reverse("admin:app_list", args=["billing"])),
@@ -740,7 +740,7 @@ def of_an_administrator(member: Membership) -> Screens:
         "admin-correct-price": Screen(reverse("admin:billing_price_correct", args=[PriceVersion.objects.first().pk])),
         "admin-new-customer": Screen(reverse("admin:accounts_customer_add")),
     }
-    return found
+    return pages
 
 
 def while_looking_as(member: Membership) -> Screens:

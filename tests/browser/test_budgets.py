@@ -129,10 +129,10 @@ def test_the_first_page_and_every_later_one_are_small(browser: Browser, address:
         page.goto(path)
         paths.append(page.evaluate(FIRST_THING, path))
     later = {path: counter.open(path) for path in paths}
-    assert {path: seen for path, seen in later.items() if seen[0] > LATER_BYTES} == {}
-    assert {path: seen for path, seen in later.items() if len(seen[1]) > LATER_REQUESTS} == {}
+    assert {path: measured for path, measured in later.items() if measured[0] > LATER_BYTES} == {}
+    assert {path: measured for path, measured in later.items() if len(measured[1]) > LATER_REQUESTS} == {}
     assert {url[: len(address)] for _bytes, urls in later.values() for url in urls} == {address}
-    assert min(seen[0] for seen in later.values()) > 2_000  # it counts
+    assert min(measured[0] for measured in later.values()) > 2_000  # it counts
     page.context.close()
 
 
@@ -148,12 +148,12 @@ def project() -> Project:
 
 
 @pytest.fixture
-def person(project: Project) -> User:
+def user(project: Project) -> User:
     return UserFactory(member_of=project)
 
 
 @pytest.fixture
-def pages(project: Project, person: User, storage_root: Path) -> list[str]:
+def pages(project: Project, user: User, storage_root: Path) -> list[str]:
     """Of an account that pays in advance and has a quota and an invoice; something is under way, and something failed."""
     volume = VolumeFactory(project=project, attached_stopped=True)
     put_volume(storage_root, volume, content(b"bytes"))
@@ -173,23 +173,23 @@ def pages(project: Project, person: User, storage_root: Path) -> list[str]:
             at=now - timedelta(days=40),
         )
     closing.close_months(at=now)
-    taken, failed = SnapshotFactory(volume=volume, creating=True), SnapshotFactory(volume=volume, failed=True)
-    OperationFactory(snapshot=taken, capture=True, running=True)
+    creating, failed = SnapshotFactory(volume=volume, creating=True), SnapshotFactory(volume=volume, failed=True)
+    OperationFactory(snapshot=creating, capture=True, running=True)
     OperationFactory(snapshot=failed, capture=True, failed=True)
     OperationFactory(snapshot=snapshots[0], restore=True, succeeded=True)
     schedule = BackupScheduleFactory(vm=volume.vm)
     copy = BackupRunFactory(schedule=schedule).snapshot
     BackupRunFactory(schedule=schedule, failed=True)
     BackupRunFactory(schedule=BackupScheduleFactory(vm=volume.vm, automatic=True))
-    NotificationFactory(user=person)
+    NotificationFactory(user=user)
     other = MembershipFactory(project=project, role="viewer")
-    drafts = [wizard.start(person, source=volume), wizard.start(person, kind=Kind.VM, source=volume.vm)]
+    drafts = [wizard.start(user, source=volume), wizard.start(user, kind=Kind.VM, source=volume.vm)]
     drafts[0].name, drafts[1].name = "free", snapshots[0].name
-    backup = wizard.start(person, kind=Kind.BACKUP, source=volume.vm)
+    backup = wizard.start(user, kind=Kind.BACKUP, source=volume.vm)
     backup.interval, backup.at = "daily", time(23, 30)
     copy_of = DraftFactory(
         kind=Draft.CREATE_VOLUME,
-        created_by=person,
+        created_by=user,
         customer=project.customer,
         location=volume.location,
         project=project,
@@ -207,7 +207,7 @@ def pages(project: Project, person: User, storage_root: Path) -> list[str]:
         reverse("activity:log"),
         reverse("accounts:invite", args=[project.pk]),
         *(reverse(f"accounts:{name}", args=[other.pk]) for name in ("role", "remove")),
-        *(reverse("snapshots:snapshot", args=[one.pk]) for one in (snapshots[0], taken, failed, copy)),
+        *(reverse("snapshots:snapshot", args=[snapshot.pk]) for snapshot in (snapshots[0], creating, failed, copy)),
         *(reverse(f"snapshots:{name}", args=[snapshots[0].pk]) for name in acts),
         *(reverse(f"snapshots:{name}", args=[copy.pk]) for name in ("pin", "restore", "delete", "new_machine")),
         f"{reverse('snapshots:delete_many')}?id={snapshots[0].pk}&id={snapshots[1].pk}",
@@ -228,14 +228,14 @@ def pages(project: Project, person: User, storage_root: Path) -> list[str]:
 @pytest.mark.both_databases
 @pytest.mark.django_db
 def test_every_page_stays_within_its_query_budget(
-    pages: list[str], person: User, client_for: Callable[..., Client]
+    pages: list[str], user: User, client_for: Callable[..., Client]
 ) -> None:
-    client = client_for(person)
-    asked = {}
+    client = client_for(user)
+    query_counts = {}
     with time_machine.travel(timezone.now(), tick=False):  # no minute ends between two pages
         client.get("/help/")
         for path in pages:
             with CaptureQueriesContext(connection) as queries:
                 assert client.get(path).status_code == 200, path
-            asked[path] = sum("SAVEPOINT" not in query["sql"] for query in queries)
-    assert {path: count for path, count in asked.items() if count > MOST_QUERIES} == {}
+            query_counts[path] = sum("SAVEPOINT" not in query["sql"] for query in queries)
+    assert {path: count for path, count in query_counts.items() if count > MOST_QUERIES} == {}

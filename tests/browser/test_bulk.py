@@ -66,5 +66,5 @@ def test_the_confirmation_and_its_error_are_accessible_and_fit(
     page: Page, member: Membership, sign_in: Callable[..., Any]
 ) -> None:
     sign_in(member.user)
-    ids = "&".join(f"id={one.pk}" for one in Snapshot.objects.all())
+    ids = "&".join(f"id={snapshot.pk}" for snapshot in Snapshot.objects.all())
     look_at(page, [f"/snapshots/delete/?{ids}"])

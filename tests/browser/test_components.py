@@ -27,13 +27,13 @@ def test_every_component_is_on_the_page() -> None:
     page = "".join(
         (TEMPLATES / name).read_text() for name in ("components.html", "base.html", "partials/frame/keys_window.html")
     )
-    shown = set(re.findall(r"partials/([a-z_]+)\.html", page)) | {
+    included = set(re.findall(r"partials/([a-z_]+)\.html", page)) | {
         "messages",
         "poll",
         "left_out",
     }  # the base has the first, the second is not to be seen, and the third is a notice
-    assert {path.stem for path in (TEMPLATES / "partials").glob("*.html")} <= shown
-    assert {"list_toolbar", "retry", "operations", "card", "table"} <= shown
+    assert {path.stem for path in (TEMPLATES / "partials").glob("*.html")} <= included
+    assert {"list_toolbar", "retry", "operations", "card", "table"} <= included
     assert all(name in page for name in ("card-form", "list-even", "toolbar-fields"))
 
 

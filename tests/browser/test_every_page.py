@@ -82,10 +82,10 @@ def test_the_pages_of_an_account_with_everything_in_it(
 ) -> None:
     ready = SnapshotFactory(volume=volume, name="ready")
     failed = SnapshotFactory(volume=volume, name="failed", failed=True)
-    taken = SnapshotFactory(volume=volume, name="being taken", creating=True)
+    creating = SnapshotFactory(volume=volume, name="being taken", creating=True)
     gone = SnapshotFactory(volume=volume, name="gone", deleted=True)
     OperationFactory(snapshot=failed, capture=True, failed=True)
-    OperationFactory(snapshot=taken, capture=True, running=True, bytes_done=5, bytes_total=10)
+    OperationFactory(snapshot=creating, capture=True, running=True, bytes_done=5, bytes_total=10)
     OperationFactory(snapshot=ready, restore=True, succeeded=True)
     NotificationFactory(user=member.user, url=reverse("snapshots:snapshot", args=[failed.pk]))
     NotificationFactory(user=member.user, read=True)
@@ -106,7 +106,7 @@ def test_the_pages_of_an_account_with_everything_in_it(
             "/search/",
             "/search/?q=a",
             "/search/?q=nothing-like-it",
-            *(reverse("snapshots:snapshot", args=[one.pk]) for one in (ready, failed, taken, gone)),
+            *(reverse("snapshots:snapshot", args=[snapshot.pk]) for snapshot in (ready, failed, creating, gone)),
             *acts,
             f"/snapshots/tags/?id={ready.pk}&id={failed.pk}",
             reverse("snapshots:volume", args=[volume.pk]),
@@ -158,9 +158,9 @@ def test_the_pages_of_backups_and_every_step_of_their_wizard(
             "/backups/?view=cards",
             "/backups/schedules/",
             "/backups/schedules/?q=nothing-like-it",
-            *(reverse("snapshots:schedule", args=[one.pk]) for one in (schedule, paused, automatic)),
+            *(reverse("snapshots:schedule", args=[item.pk]) for item in (schedule, paused, automatic)),
             *(reverse(f"snapshots:{name}", args=[schedule.pk]) for name in acts),
-            *(reverse("snapshots:snapshot", args=[one.pk]) for one in (copy, covered)),
+            *(reverse("snapshots:snapshot", args=[snapshot.pk]) for snapshot in (copy, covered)),
             *(reverse(f"snapshots:{name}", args=[copy.pk]) for name in ("pin", "restore", "delete", "new_machine")),
             reverse("snapshots:machine", args=[vm.pk]),
             "/billing/subscriptions/",

@@ -149,11 +149,11 @@ def volume(storage_root: Path, member: Membership) -> Volume:
 
 
 @pytest.fixture
-def taken(volume: Volume) -> Snapshot:
+def creating_snapshot(volume: Volume) -> Snapshot:
     at = timezone.now() - timedelta(hours=2)
-    taken = SnapshotFactory(volume=volume, name="being taken", creating=True, created_at=at)
+    creating_snapshot = SnapshotFactory(volume=volume, name="being taken", creating=True, created_at=at)
     OperationFactory(
-        snapshot=taken,
+        snapshot=creating_snapshot,
         capture=True,
         running=True,
         bytes_done=5,
@@ -162,7 +162,7 @@ def taken(volume: Volume) -> Snapshot:
         created_at=at,
         started_at=at,
     )
-    return taken
+    return creating_snapshot
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ def test_every_fragment_equals_its_page(
     page: Page,
     member: Membership,
     volume: Volume,
-    taken: Snapshot,
+    creating_snapshot: Snapshot,
     rendered: set[str],
     sign_in: Callable[..., Any],
 ) -> None:
@@ -237,7 +237,7 @@ def test_every_fragment_equals_its_page(
         "/volumes/",
         reverse("snapshots:machines"),
         reverse("activity:log"),
-        reverse("snapshots:snapshot", args=[taken.pk]),
+        reverse("snapshots:snapshot", args=[creating_snapshot.pk]),
         reverse("snapshots:volume", args=[volume.pk]),
         reverse("snapshots:machine", args=[vm.pk]),
         reverse("snapshots:schedule", args=[schedule.pk]),
@@ -257,7 +257,7 @@ def test_every_fragment_equals_its_page(
         different, ids = page.evaluate(COMPARE, path == "/notifications/")
         assert different == [], path
         compared |= set(ids)
-    compared.add("snapshot-row" if f"snapshot-{taken.pk}" in compared else "")
+    compared.add("snapshot-row" if f"snapshot-{creating_snapshot.pk}" in compared else "")
     assert set().union(*FRAGMENTS.values()) - compared == {"name-check"}
     assert FRAGMENTS.keys() - rendered == set()
 
@@ -271,6 +271,6 @@ def test_live_validation_of_a_name_equals_the_steps_own(
     page.get_by_label("Snapshot Name").fill("nightly-3")
     hint = page.locator("#name-check").get_by_text("Another snapshot has the name “nightly-3”.")
     hint.wait_for()
-    said = hint.inner_text()
+    hint_text = hint.inner_text()
     page.get_by_role("button", name="Continue").click()
-    assert page.locator(".error-summary").inner_text().find(said) >= 0
+    assert page.locator(".error-summary").inner_text().find(hint_text) >= 0

@@ -141,8 +141,8 @@ def test_the_guide_from_sign_in_to_a_restored_disk(
     snapshot = Snapshot.objects.get()
     assert (snapshot.project, snapshot.source.project) == (archive, member.project)
     expect(main.locator(".fact", has_text="Project").get_by_text("Archive")).to_be_visible()
-    kept = storage_root / "1CNG-YGN-AZ01" / "snapshots" / str(snapshot.pk) / "disk.img"
-    assert bytes_of(kept, len(before)) == before and kept.stat().st_size == disk.stat().st_size
+    stored_disk = storage_root / "1CNG-YGN-AZ01" / "snapshots" / str(snapshot.pk) / "disk.img"
+    assert bytes_of(stored_disk, len(before)) == before and stored_disk.stat().st_size == disk.stat().st_size
 
     # the disk's contents are lost
     put_volume(storage_root, volume, ruined)
@@ -182,7 +182,7 @@ def test_the_guide_from_sign_in_to_a_restored_disk(
     page.get_by_label("Type the snapshot's name").fill("before the update")
     page.get_by_role("button", name="Delete snapshot").click()
     settled("This snapshot is deleted")
-    assert not kept.exists()
+    assert not stored_disk.exists()
     assert bytes_of(image, len(before)) == before
 
 

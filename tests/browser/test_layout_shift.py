@@ -31,8 +31,8 @@ def test_no_page_moves_while_it_loads(page: Page, sign_in: Callable[..., Any], w
     member = MembershipFactory(project__customer__postpaid=True)
     volume = VolumeFactory(project=member.project, size_gb=50, attached=True)
     ready = SnapshotFactory(volume=volume)
-    taken = SnapshotFactory(volume=volume, creating=True)
-    OperationFactory(snapshot=taken, capture=True, running=True, bytes_done=5, bytes_total=10)
+    creating = SnapshotFactory(volume=volume, creating=True)
+    OperationFactory(snapshot=creating, capture=True, running=True, bytes_done=5, bytes_total=10)
     sell_everywhere()
     page.set_viewport_size({"width": width, "height": 900})
     moved = {}

@@ -63,7 +63,7 @@ def accounts(full_account: Membership, storage_root: Path) -> dict[str, screens.
 
 
 def test_no_page_scrolls_sideways(browser: Browser, base_url: str, accounts: dict[str, screens.Account]) -> None:
-    found = {}
+    overflowing = {}
     for client, pages in accounts.values():
         context = browser.new_context(base_url=base_url, reduced_motion="reduce")
         context.add_cookies(
@@ -74,9 +74,9 @@ def test_no_page_scrolls_sideways(browser: Browser, base_url: str, accounts: dic
             page.goto(address)
             for width in WIDTHS:
                 if too_wide := parts_too_wide(page, width):
-                    found[address, width] = too_wide
+                    overflowing[address, width] = too_wide
         context.close()
-    assert found == {}
+    assert overflowing == {}
 
 
 def test_no_menu_or_message_scrolls_sideways(
@@ -88,24 +88,24 @@ def test_no_menu_or_message_scrolls_sideways(
         [{"name": name, "value": cookie.value, "url": base_url} for name, cookie in client.cookies.items()]
     )
     page = context.new_page()
-    found = {}
+    overflowing = {}
     for name, screen in pages.items():
         if not screen.menu:
             continue
         for width in WIDTHS:
             page.set_viewport_size({"width": width, "height": 800})
             page.goto(screen.address)
-            assert screen.act
-            screen.act(page)
+            assert screen.action
+            screen.action(page)
             if too_wide := parts_too_wide(page, width):
-                found[name, width] = too_wide
+                overflowing[name, width] = too_wide
     page.goto("/")
     page.evaluate("name => { document.getElementById('announcer').textContent = name }", unbroken(1))
     for width in WIDTHS:
         if too_wide := parts_too_wide(page, width):
-            found["announcer", width] = too_wide
+            overflowing["announcer", width] = too_wide
     context.close()
-    assert found == {}
+    assert overflowing == {}
 
 
 def parts_too_wide(page: Page, width: int) -> list[str]:

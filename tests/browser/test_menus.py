@@ -31,8 +31,8 @@ def test_a_menu_is_fetched_each_time_it_opens_and_only_then(
     page: Page, member: Membership, sign_in: Callable[..., Any], view: str
 ) -> None:
     snapshot = Snapshot.objects.get(name="nightly-3")
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url) if request.url.endswith("/menu/") else None)
+    urls: list[str] = []
+    page.on("request", lambda request: urls.append(request.url) if request.url.endswith("/menu/") else None)
     sign_in(member.user)
     page.goto(f"/snapshots/?view={view}")
     button = page.locator(f"#snapshot-{snapshot.pk} summary")
@@ -41,7 +41,7 @@ def test_a_menu_is_fetched_each_time_it_opens_and_only_then(
     expect(page.get_by_role("link", name="Rename")).to_be_visible()
     button.click()
     expect(page.get_by_role("link", name="Rename")).to_be_hidden()
-    assert len(asked) == 1
+    assert len(urls) == 1
 
     services.request_deletion(snapshot=snapshot, user=member.user)
     button.click()

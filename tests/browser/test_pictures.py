@@ -103,44 +103,44 @@ def test_the_pictures_of_the_guide(
 
 # --- every page ----------------------------------------------------------------------------------------------------------
 
-LOOKS = [(scheme, width) for scheme in ("light", "dark") for width in (1440, 768, 360)]
+APPEARANCES = [(scheme, width) for scheme in ("light", "dark") for width in (1440, 768, 360)]
 
 
 @pytest.fixture
-def seen(full_account: Membership, storage_root: Path) -> dict[str, screens.Account]:
+def accounts(full_account: Membership, storage_root: Path) -> dict[str, screens.Account]:
     screens.fill(full_account, storage_root)
     return screens.accounts(full_account)
 
 
 @pytest.mark.django_db(transaction=True)
-def test_every_url_with_a_page_has_its_picture(seen: dict[str, screens.Account]) -> None:
+def test_every_url_with_a_page_has_its_picture(accounts: dict[str, screens.Account]) -> None:
     """And each is there to be taken: what is answered at its address is a page."""
-    shown, wrong = set(), []
-    for who, (client, found) in seen.items():
-        for name, screen in found.items():
+    covered, wrong = set(), []
+    for who, (client, pages) in accounts.items():
+        for name, screen in pages.items():
             response = client.get(screen.address)
             if response.status_code != screen.status:
                 wrong.append((who, name, response.status_code, response.get("Location")))
             if screen.status != 404:
-                shown.add(resolve(urlsplit(screen.address).path).view_name)
+                covered.add(resolve(urlsplit(screen.address).path).view_name)
     assert wrong == [], wrong
     to_see = {row.name for rows in TABLE.values() for row in rows if row.takes("GET")}
-    missing = to_see - shown - screens.UNSEEN.keys()
+    missing = to_see - covered - screens.UNSEEN.keys()
     assert not missing, f"Add a picture of these to tests/browser/screens.py, or say why nobody sees them: {missing}"
-    assert not screens.UNSEEN.keys() & shown
+    assert not screens.UNSEEN.keys() & covered
 
 
 @pytest.mark.skipif(os.environ.get("PICTURES") != "pages", reason="make screenshots")
 @pytest.mark.django_db(transaction=True)
-@pytest.mark.parametrize(("scheme", "width"), LOOKS)
+@pytest.mark.parametrize(("scheme", "width"), APPEARANCES)
 def test_every_page_in_every_look(
-    browser: Browser, base_url: str, seen: dict[str, screens.Account], scheme: str, width: int
+    browser: Browser, base_url: str, accounts: dict[str, screens.Account], scheme: str, width: int
 ) -> None:
     """`NAMES`, a regular expression, takes only some of them."""
     SCREENSHOTS.mkdir(exist_ok=True)
     wanted = re.compile(os.environ.get("NAMES", ""))
     too_wide = {}
-    for client, found in seen.values():
+    for client, pages in accounts.values():
         context = browser.new_context(
             viewport={"width": width, "height": 800}, color_scheme=scheme, base_url=base_url, reduced_motion="reduce"
         )
@@ -148,12 +148,12 @@ def test_every_page_in_every_look(
             [{"name": name, "value": cookie.value, "url": base_url} for name, cookie in client.cookies.items()]
         )
         page = context.new_page()
-        for name, screen in found.items():
+        for name, screen in pages.items():
             if not wanted.search(name):
                 continue
             page.goto(screen.address)
-            if screen.act:
-                screen.act(page)
+            if screen.action:
+                screen.action(page)
             page.evaluate("scrollTo(0, 0)")  # or what sticks to the window's edge would stand in the middle of the page
             page.screenshot(path=SCREENSHOTS / f"{name}-{scheme}-{width}.png", full_page=not screen.menu)
             if not name.startswith("admin"):

@@ -41,9 +41,9 @@ def volume(member: Membership, storage_root: Path) -> Volume:
 
 @pytest.fixture
 def posts(page: Page) -> list[Request]:
-    seen: list[Request] = []
-    page.on("request", lambda request: seen.append(request) if request.method == "POST" else None)
-    return seen
+    requests: list[Request] = []
+    page.on("request", lambda request: requests.append(request) if request.method == "POST" else None)
+    return requests
 
 
 def slow_down(page: Page) -> None:
@@ -121,7 +121,7 @@ def test_new_operations_are_polled_often_and_old_ones_rarely() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spent", "done", "total", "attempt", "said"),
+    ("spent", "done", "total", "attempt", "text"),
     [
         (60, 25, 100, 1, "About 3 minutes left"),
         (60, 99, 100, 1, "A few seconds left"),
@@ -132,7 +132,7 @@ def test_new_operations_are_polled_often_and_old_ones_rarely() -> None:
     ],
 )
 def test_the_time_left_is_shown_only_when_it_can_be_estimated(
-    spent: int, done: int, total: int, attempt: int, said: str
+    spent: int, done: int, total: int, attempt: int, text: str
 ) -> None:
     now = timezone.now()
     operation = Operation(
@@ -142,7 +142,7 @@ def test_the_time_left_is_shown_only_when_it_can_be_estimated(
         bytes_done=done,
         bytes_total=total,
     )
-    assert estimate_time_left(operation, now) == said
+    assert estimate_time_left(operation, now) == text
 
 
 def test_a_page_with_nothing_in_progress_does_not_poll(client_for: Callable[..., Any], volume: Volume) -> None:
@@ -175,15 +175,15 @@ def test_a_hidden_page_stops_polling_and_polls_at_once_when_visible_again(page: 
     OperationFactory(snapshot=snapshot, capture=True, running=True, created_at=old, started_at=old)
     page.goto("/snapshots/")
     page.get_by_role("link", name=snapshot.name).focus()
-    asked = []
-    page.on("request", lambda request: asked.append(request.url) if "/row/" in request.url else None)
+    urls = []
+    page.on("request", lambda request: urls.append(request.url) if "/row/" in request.url else None)
     become = "hidden => { Object.defineProperty(document, 'hidden', {value: hidden, configurable: true});"
     become += " document.dispatchEvent(new Event('visibilitychange')) }"
     page.evaluate(become, True)
     page.evaluate("document.dispatchEvent(new Event('portal:seen'))")  # the time to ask has come, and nobody looks
-    assert asked == []
+    assert urls == []
     with page.expect_response("**/row/**"):
         page.evaluate(become, False)
     # what is swapped in has the same link, and the focus with it
     expect(page.get_by_role("link", name=snapshot.name)).to_be_visible()
-    assert len(asked) == 1
+    assert len(urls) == 1

@@ -26,18 +26,18 @@ LIGHT, DARK = "light", "dark"
 
 
 @pytest.fixture
-def person(sign_in: Callable[..., Any]) -> User:
-    person = UserFactory(member_of=ProjectFactory())
-    sign_in(person)
-    return person
+def user(sign_in: Callable[..., Any]) -> User:
+    user = UserFactory(member_of=ProjectFactory())
+    sign_in(user)
+    return user
 
 
 @pytest.mark.parametrize(
-    ("chosen", "system", "earlier", "shown"),
+    ("chosen", "system", "earlier", "theme"),
     [("", DARK, LIGHT, DARK), ("", LIGHT, DARK, LIGHT), (LIGHT, DARK, DARK, LIGHT), (DARK, LIGHT, LIGHT, DARK)],
 )
 def test_the_users_theme_applies_from_the_first_frame(
-    page: Page, person: User, chosen: str, system: str, earlier: str, shown: str
+    page: Page, user: User, chosen: str, system: str, earlier: str, theme: str
 ) -> None:
     page.goto(reverse("help:index"))
     page.evaluate("theme => localStorage.setItem('theme', theme)", earlier)
@@ -47,12 +47,12 @@ def test_the_users_theme_applies_from_the_first_frame(
     page.goto("/")
     page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
     assert page.evaluate("[...window.grounds]") == [page.evaluate(GROUND)]
-    assert page.locator("html").get_attribute("data-bs-theme") == shown
+    assert page.locator("html").get_attribute("data-bs-theme") == theme
     # and so are the pages before the sign-in, in this browser
     assert page.evaluate("localStorage.getItem('theme')") == (chosen or None)
 
 
-def test_system_theme_reverts_the_switch(page: Page, person: User) -> None:
+def test_system_theme_reverts_the_switch(page: Page, user: User) -> None:
     page.emulate_media(color_scheme=LIGHT)
     page.goto(reverse("accounts:profile"))
     with page.expect_response("**/theme/"):
@@ -68,7 +68,7 @@ def test_system_theme_reverts_the_switch(page: Page, person: User) -> None:
     expect(page.locator("html")).to_have_attribute("data-bs-theme", LIGHT)
 
 
-def test_a_choice_on_another_tab_is_followed(page: Page, person: User) -> None:
+def test_a_choice_on_another_tab_is_followed(page: Page, user: User) -> None:
     page.emulate_media(color_scheme=LIGHT)
     page.goto("/")
     tab = page.context.new_page()

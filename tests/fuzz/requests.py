@@ -106,32 +106,32 @@ class Reader(HTMLParser):
 
     def __init__(self, here: str) -> None:
         super().__init__()
-        self.here, self.found = here, [(here, Form())]
+        self.here, self.forms = here, [(here, Form())]
         self.form: Form | None = None
         self.by_id: dict[str, Form] = defaultdict(Form)
         self.select = ""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = {name: value or "" for name, value in attrs}
+        attributes = {name: value or "" for name, value in attrs}
         if tag == "form":
-            self.form = self.by_id[given["id"]] if given.get("id") else Form()
-            self.found.append((urlsplit(given.get("action", "")).path or self.here, self.form))
+            self.form = self.by_id[attributes["id"]] if attributes.get("id") else Form()
+            self.forms.append((urlsplit(attributes.get("action", "")).path or self.here, self.form))
         for name in "hx-post", "hx-get", "hx-delete", "href", "formaction", "action":
-            if given.get(name):
-                address = urlsplit(given[name])
+            if attributes.get(name):
+                address = urlsplit(attributes[name])
                 if name in ("formaction", "hx-post") and self.form and not address.query:
-                    self.found.append((address.path or self.here, self.form))
+                    self.forms.append((address.path or self.here, self.form))
                 elif not address.netloc:
                     link = Form()
                     for key, value in parse_qsl(address.query, keep_blank_values=True):
                         link.fields[key].append(value)
-                    self.found.append((address.path or self.here, link))
-        name = given.get("name") or (self.select if tag == "option" else "")
+                    self.forms.append((address.path or self.here, link))
+        name = attributes.get("name") or (self.select if tag == "option" else "")
         if tag == "select":
             self.select = name
         if name and tag in ("input", "select", "textarea", "button", "option") and name != "csrfmiddlewaretoken":
-            form = self.by_id[given["form"]] if given.get("form") else self.form or self.found[0][1]
-            form.fields[name].append(given.get("value", ""))
+            form = self.by_id[attributes["form"]] if attributes.get("form") else self.form or self.forms[0][1]
+            form.fields[name].append(attributes.get("value", ""))
 
     def handle_endtag(self, tag: str) -> None:
         if tag == "form":
@@ -162,12 +162,12 @@ def learn(role: str, world: SimpleNamespace) -> dict[str, list[Form]]:
 
 
 def addresses(name: str, parameters: dict[str, str], world: SimpleNamespace) -> Iterator[str]:
-    for one in range(12) if parameters else range(1):
+    for number in range(12) if parameters else range(1):
         kwargs = {}
         for parameter in parameters:
             real = ids_for(name, parameter, world.ids) or ["0"]
-            # all steps of the drafts that are answered, and the other things one after the other
-            kwargs[parameter] = real[one % len(real)] if parameter != "draft_id" else real[one % 5]
+            # all steps of the drafts that are answered, and the other objects in turn
+            kwargs[parameter] = real[number % len(real)] if parameter != "draft_id" else real[number % 5]
         with contextlib.suppress(NoReverseMatch):
             yield reverse(name, kwargs=kwargs)
 
@@ -176,16 +176,16 @@ def ids_for(name: str, parameter: str, ids: dict[str, list[str]]) -> list[str]:
     for prefix, model in ADMIN_MODELS.items():
         if parameter == "object_id" and name.startswith(prefix):
             return [str(pk) for pk in model._default_manager.values_list("pk", flat=True)[:20]]
-    found = ids.get(parameter, [])
+    values = ids.get(parameter, [])
     if PATTERNS[name][parameter] == "IntConverter":
-        return [one for one in found if one.isdigit()]
-    return found
+        return [value for value in values if value.isdigit()]
+    return values
 
 
 def read(url: str, body: str, learned: dict[str, list[Form]]) -> None:
     reader = Reader(url)
     reader.feed(body)
-    for address, form in reader.found:
+    for address, form in reader.forms:
         with contextlib.suppress(Resolver404):
             name = resolve(address).view_name
             if name and form.fields and form not in learned[name]:
@@ -199,7 +199,7 @@ def mostly(usual: st.SearchStrategy, *others: st.SearchStrategy) -> st.SearchStr
 def requests_for(
     role: str, world: SimpleNamespace, learned: dict[str, list[Form]]
 ) -> st.SearchStrategy[dict[str, Any]]:
-    every_id = sorted({one for ids in world.ids.values() for one in ids})
+    every_id = sorted({pk for ids in world.ids.values() for pk in ids})
     weird, text = st.sampled_from(WEIRD), st.text(max_size=30)
     anything = weird | st.sampled_from(every_id) | text
     by_converter = {
@@ -224,7 +224,7 @@ def requests_for(
             url, st.fixed_dictionaries({key: value(key, kind) for key, kind in PATTERNS[name].items()}), tail
         )
 
-    known = {
+    by_name = {
         **dict.fromkeys(("login", "email"), st.sampled_from(world.emails)),
         **dict.fromkeys(("password", "oldpassword"), st.just(PASSWORD)),
         **dict.fromkeys(("password1", "password2"), st.just("another passw0rd")),
@@ -239,7 +239,7 @@ def requests_for(
     def answers(form: Form) -> st.SearchStrategy[list[tuple[str, str]]]:
         def value(name: str, offered: list[str]) -> st.SearchStrategy[str]:
             offers = st.sampled_from(offered).flatmap(lambda value: st.just(value) if value else typed)
-            return mostly(known.get(name, offers), anything)
+            return mostly(by_name.get(name, offers), anything)
 
         fields = {name: value(name, offered) for name, offered in form.fields.items()}
         return mostly(st.fixed_dictionaries(fields), st.fixed_dictionaries({}, optional=fields)).map(
@@ -271,7 +271,7 @@ def requests_for(
                 "data": st.builds(lambda sent, added: sent + added, data, more),
                 "method": mostly(st.sampled_from(METHODS.get(name, ["GET", "POST"])), any_method),
                 "session": st.sampled_from(world.sessions[role]),
-                "headers": st.builds(lambda one, other: one | other, st.just({}) | htmx, header),
+                "headers": st.builds(lambda first, second: first | second, st.just({}) | htmx, header),
                 "sent": st.sampled_from(["form"] * 12 + ["multipart", "json", "torn"]),
                 # a double click, and the limits of what may be tried how often
                 "times": mostly(st.just(1), st.just(1), st.sampled_from([1, 5])),

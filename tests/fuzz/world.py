@@ -82,14 +82,14 @@ def create_customer(mark: str, root: Path) -> SimpleNamespace:
     vm = VirtualMachineFactory(project=project, name=text("vm"), stopped=True)
     volume = VolumeFactory(project=project, location=vm.location, vm=vm, name=text("volume"))
     loose = VolumeFactory(project=project, location=vm.location, name=text("loose"))
-    for one in volume, loose:
-        put_volume(root, one, b"bytes")
+    for disk in volume, loose:
+        put_volume(root, disk, b"bytes")
 
     def snapshot(what: str, of: Any = volume, **fields: Any) -> Any:
         name = text(what)
-        made = SnapshotFactory(volume=of, name=name, name_key=fold_name(name), **fields)
-        made.disks.update(volume_name=text("disk"), damage=text("damage") if what == "damaged" else "")
-        return made
+        target = SnapshotFactory(volume=of, name=name, name_key=fold_name(name), **fields)
+        target.disks.update(volume_name=text("disk"), damage=text("damage") if what == "damaged" else "")
+        return target
 
     ready, failed = snapshot("ready"), snapshot("failed", failed=True, error=text("error"))
     snapshots = [
@@ -107,13 +107,13 @@ def create_customer(mark: str, root: Path) -> SimpleNamespace:
     backup = VMSnapshotFactory(
         vm=vm, kind=Kind.BACKUP, name=text("backup"), name_key=fold_name(text("backup")), vm_config=config
     )
-    for one in ready, of_machine, backup:
+    for charged in ready, of_machine, backup:
         open_segment(
-            resource_id=one.pk,
-            kind=one.service_kind,
-            name=one.name,
+            resource_id=charged.pk,
+            kind=charged.service_kind,
+            name=charged.name,
             project=project,
-            location=one.location,
+            location=charged.location,
             size_gb=1,
             at=now - timedelta(days=40),
         )
@@ -166,21 +166,17 @@ def create_customer(mark: str, root: Path) -> SimpleNamespace:
     )
 
 
-def create_personal(person: User, mark: str) -> SimpleNamespace:
+def create_personal(user: User, mark: str) -> SimpleNamespace:
     """Create what no colleague sees either: a session, a passkey and a notification."""
-    session = UserSession.objects.create(
-        user=person, ip="192.0.2.7", session_key=uuid4().hex, user_agent=mark + HOSTILE
-    )
+    session = UserSession.objects.create(user=user, ip="192.0.2.7", session_key=uuid4().hex, user_agent=mark + HOSTILE)
     Session.objects.create(
         session_key=session.session_key, session_data="", expire_date=timezone.now() + timedelta(days=1)
     )
-    passkey = Authenticator(user=person, type=Authenticator.Type.WEBAUTHN)
+    passkey = Authenticator(user=user, type=Authenticator.Type.WEBAUTHN)
     passkey.data = {"name": mark + HOSTILE, "credential": CREDENTIAL}
     passkey.save()
     return SimpleNamespace(
-        notification_id=[
-            NotificationFactory(user=person, title=mark + HOSTILE, text=mark + HOSTILE, url="/snapshots/")
-        ],
+        notification_id=[NotificationFactory(user=user, title=mark + HOSTILE, text=mark + HOSTILE, url="/snapshots/")],
         session_id=[session],
         pk=[passkey],
     )
@@ -194,7 +190,7 @@ def create_world(root: Path) -> SimpleNamespace:
             sell_everywhere(kind=kind)
     [project] = mine.project_id
     Project.objects.filter(pk=project.pk).update(snapshot_quota=50)
-    people = {
+    users = {
         STRANGER: UserFactory(email="stranger@example.com", member_of=ProjectFactory(name="Elsewhere")),
         VIEWER: UserFactory(email="viewer@example.com", member_of=project, member_of__role=Role.VIEWER),
         MEMBER: UserFactory(email="member@example.com", member_of=project, member_of__role=Role.MEMBER),
@@ -202,56 +198,56 @@ def create_world(root: Path) -> SimpleNamespace:
         ADMINISTRATOR: UserFactory(email="administrator@example.com", admin=True),
     }
     ids: dict[str, list[str]] = defaultdict(list)
-    for things in mine, foreign, *(create_personal(person, "own") for person in people.values()):
-        for name, found in vars(things).items():
-            ids[name] += [str(one.pk) for one in found] if isinstance(found, list) else []
+    for parts in mine, foreign, *(create_personal(user, "own") for user in users.values()):
+        for name, objects in vars(parts).items():
+            ids[name] += [str(target.pk) for target in objects] if isinstance(objects, list) else []
     TOTP.activate(mine.owner, generate_totp_secret())
     RecoveryCodes.activate(mine.owner)
-    for person in people.values():
-        person.set_password(PASSWORD)
-        person.save()
-    ids["token"] = [roles.sign_token(one) for one in [*mine.invitation_id, *foreign.invitation_id]]
-    ids["step"] = sorted({one.slug for steps in wizard.STEPS.values() for one in steps})
+    for user in users.values():
+        user.set_password(PASSWORD)
+        user.save()
+    ids["token"] = [roles.sign_token(invitation) for invitation in [*mine.invitation_id, *foreign.invitation_id]]
+    ids["step"] = sorted({step.slug for steps in wizard.STEPS.values() for step in steps})
     ids["slug"] = ["billing", "restore"]
     ids["app_label"] = sorted({model._meta.app_label for model in admin.site._registry})
     of = {
-        mark: {str(one.pk) for found in vars(things).values() if isinstance(found, list) for one in found}
-        for mark, things in ((MINE, mine), (FOREIGN, foreign))
+        mark: {str(target.pk) for objects in vars(parts).values() if isinstance(objects, list) for target in objects}
+        for mark, parts in ((MINE, mine), (FOREIGN, foreign))
     }
     both = of[MINE] | of[FOREIGN]
     secret = {role: of[FOREIGN] for role in (VIEWER, MEMBER, OWNER)} | {OUT: both, STRANGER: both}
     return SimpleNamespace(
-        people=people,
+        users=users,
         ids=dict(ids),
-        uuids=sorted({one for found in ids.values() for one in found if UUIDS.fullmatch(one)}),
+        uuids=sorted({uuid for objects in ids.values() for uuid in objects if UUIDS.fullmatch(uuid)}),
         names=[f"{MINE}{HOSTILE} {what}" for what in ("spare", "machine", "backup", "ready", "loose", "vm", "idle")],
-        emails=[person.email for person in people.values()] + [f"{MINE}-guest@example.com", "nobody@example.com"],
+        emails=[user.email for user in users.values()] + [f"{MINE}-guest@example.com", "nobody@example.com"],
         secret=secret,
-        sessions={role: list(sessions(role, people)) for role in ROLES},
+        sessions={role: list(sessions(role, users)) for role in ROLES},
     )
 
 
-def sessions(role: str, people: dict[str, User]) -> Iterator[str]:
+def sessions(role: str, users: dict[str, User]) -> Iterator[str]:
     """Yield session keys: one without a recent confirmation of who it is, then those that have one."""
     client = Client()
     if role == OUT:
         yield ""
         yield ""
-        client.post(reverse("account_login"), {"login": people[OWNER].email, "password": PASSWORD})
+        client.post(reverse("account_login"), {"login": users[OWNER].email, "password": PASSWORD})
         assert not client.session.get("_auth_user_id"), "the second factor is asked for"
         yield client.session.session_key
         return
-    client.force_login(people[role])
+    client.force_login(users[role])
     yield client.session.session_key
     for looks in (False, False, True) if role == ADMINISTRATOR else (False, False):
         client = Client()
-        client.force_login(people[role])
+        client.force_login(users[role])
         session = client.session
         later = time.time() + 10**6  # a long run is longer than the confirmation lasts
         session[confirmation.CONFIRMED_AT] = later
         session["account_authentication_methods"] = [{"method": "password", "at": later, "reauthenticated": True}]
-        session["account_authentication_methods_user"] = str(people[role].pk)
+        session["account_authentication_methods_user"] = str(users[role].pk)
         if looks:
-            session[impersonation.KEY] = str(people[OWNER].pk)
+            session[impersonation.KEY] = str(users[OWNER].pk)
         session.save()
         yield session.session_key
