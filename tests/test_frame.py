@@ -69,7 +69,9 @@ def test_a_calculation_breaks_before_a_sign_and_nowhere_else() -> None:
     )
 
 
-@pytest.mark.parametrize(("done", "total", "percent"), [(0, 0, 0), (999, 1000, 99), (1000, 1000, 100), (1200, 1000, 100)])
+@pytest.mark.parametrize(
+    ("done", "total", "percent"), [(0, 0, 0), (999, 1000, 99), (1000, 1000, 100), (1200, 1000, 100)]
+)
 def test_only_what_is_finished_is_a_hundred_percent(done: int, total: int, percent: int) -> None:
     assert portal.percent(done, total) == percent
 

@@ -73,7 +73,7 @@ def errors_of(response: object) -> str:
 
 
 @pytest.fixture
-def taken(project: Project, storage_root: Path) -> Snapshot:
+def snapshot(project: Project, storage_root: Path) -> Snapshot:
     """A real snapshot of a real disk, and something else on the disk since."""
     volume = VolumeFactory(project=project, name="web-01-root", attached_stopped=True)
     sell_everywhere()
@@ -130,12 +130,12 @@ def test_every_action_has_a_form_without_javascript(act: str, client: Client, pr
 # --- rename ------------------------------------------------------------------------------------------------------------
 
 
-def test_renaming_a_snapshot_renames_its_usage(client: Client, taken: Snapshot) -> None:
-    response = client.post(url("rename", taken), {"name": "  Known good  "})
+def test_renaming_a_snapshot_renames_its_usage(client: Client, snapshot: Snapshot) -> None:
+    response = client.post(url("rename", snapshot), {"name": "  Known good  "})
 
-    taken.refresh_from_db()
-    assert response["Location"] == page_of(taken)
-    assert taken.name == "Known good"
+    snapshot.refresh_from_db()
+    assert response["Location"] == page_of(snapshot)
+    assert snapshot.name == "Known good"
     assert UsageSegment.objects.get().resource_name == "Known good"
     assert "Known good" in messages_of(response)
 
@@ -180,18 +180,18 @@ def test_a_snapshot_that_is_being_deleted_cannot_be_renamed(client: Client, proj
 
 
 def test_a_snapshot_is_deleted_its_bill_ends_and_its_file_goes(
-    client: Client, taken: Snapshot, storage_root: Path
+    client: Client, snapshot: Snapshot, storage_root: Path
 ) -> None:
-    response = client.post(url("delete", taken), {"confirmation": "before-upgrade"})
+    response = client.post(url("delete", snapshot), {"confirmation": "before-upgrade"})
 
-    taken.refresh_from_db()
-    assert response["Location"] == page_of(taken)
-    assert taken.state == State.DELETING
-    assert UsageSegment.objects.get().ended_at == taken.delete_requested_at
+    snapshot.refresh_from_db()
+    assert response["Location"] == page_of(snapshot)
+    assert snapshot.state == State.DELETING
+    assert UsageSegment.objects.get().ended_at == snapshot.delete_requested_at
     run_active_operations()
-    taken.refresh_from_db()
-    assert taken.state == State.DELETED
-    assert not list((storage_root / taken.location_id / "snapshots").glob(f"{taken.pk}*"))
+    snapshot.refresh_from_db()
+    assert snapshot.state == State.DELETED
+    assert not list((storage_root / snapshot.location_id / "snapshots").glob(f"{snapshot.pk}*"))
 
 
 def test_the_confirmation_explains_deleting_and_its_savings(client: Client, project: Project) -> None:
@@ -238,13 +238,15 @@ def test_deleting_twice_is_deleting_once(client: Client, project: Project) -> No
 # --- restore -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_restore_brings_the_bytes_back_and_can_be_undone(client: Client, taken: Snapshot, storage_root: Path) -> None:
-    response = client.post(url("restore", taken), {"confirmation": "web-01-root"})
+def test_a_restore_brings_the_bytes_back_and_can_be_undone(
+    client: Client, snapshot: Snapshot, storage_root: Path
+) -> None:
+    response = client.post(url("restore", snapshot), {"confirmation": "web-01-root"})
 
-    assert response["Location"] == page_of(taken)
+    assert response["Location"] == page_of(snapshot)
     run_active_operations()
-    assert start_of(storage_root, taken.volume) == BEFORE
-    operation = taken.operations.get(kind=Operation.Kind.RESTORE)
+    assert start_of(storage_root, snapshot.volume) == BEFORE
+    operation = snapshot.operations.get(kind=Operation.Kind.RESTORE)
     assert operation.state == Operation.State.SUCCEEDED
     safety = operation.safety_snapshot
     assert safety.name == "before-restore-of-web-01-root"
@@ -254,11 +256,13 @@ def test_a_restore_brings_the_bytes_back_and_can_be_undone(client: Client, taken
     assert "before it was restored from “before-upgrade”" in undo
     client.post(url("restore", safety), {"confirmation": "web-01-root"})
     run_active_operations()
-    assert start_of(storage_root, taken.volume) == AFTER
+    assert start_of(storage_root, snapshot.volume) == AFTER
 
 
-def test_the_confirmation_says_what_is_lost_and_what_the_safety_snapshot_costs(client: Client, taken: Snapshot) -> None:
-    page = unescape(client.get(url("restore", taken)).content.decode())
+def test_the_confirmation_says_what_is_lost_and_what_the_safety_snapshot_costs(
+    client: Client, snapshot: Snapshot
+) -> None:
+    page = unescape(client.get(url("restore", snapshot)).content.decode())
 
     assert "Everything written to “web-01-root” since then will be lost" in page
     assert "“before-restore-of-web-01-root”" in page
@@ -286,25 +290,25 @@ def test_restoring_from_a_damaged_snapshot_is_warned(client: Client, project: Pr
     assert "Block 12 is not what was captured." in page
 
 
-def test_while_the_machine_runs_a_reason_replaces_the_form(client: Client, taken: Snapshot) -> None:
+def test_while_the_machine_runs_a_reason_replaces_the_form(client: Client, snapshot: Snapshot) -> None:
     VirtualMachine.objects.update(state=VirtualMachine.State.RUNNING)
 
-    page = unescape(client.get(url("restore", taken)).content.decode())
+    page = unescape(client.get(url("restore", snapshot)).content.decode())
 
     assert "is running. Stop the machine first" in page
     assert "confirmation" not in page
-    response = client.post(url("restore", taken), {"confirmation": "web-01-root"})
+    response = client.post(url("restore", snapshot), {"confirmation": "web-01-root"})
     assert unescape(response.text).count("is running. Stop the machine first") == 1
-    assert not taken.operations.filter(kind=Operation.Kind.RESTORE).exists()
+    assert not snapshot.operations.filter(kind=Operation.Kind.RESTORE).exists()
 
 
 @pytest.mark.parametrize("typed", ["", "WEB-01-ROO", "web-01"])
-def test_without_the_volume_s_name_nothing_is_overwritten(typed: str, client: Client, taken: Snapshot) -> None:
-    response = client.post(url("restore", taken), {"confirmation": typed})
+def test_without_the_volume_s_name_nothing_is_overwritten(typed: str, client: Client, snapshot: Snapshot) -> None:
+    response = client.post(url("restore", snapshot), {"confirmation": typed})
 
     assert "ype" in errors_of(response)
     assert f'value="{typed}"' in response.content.decode() or not typed
-    assert not taken.operations.filter(kind=Operation.Kind.RESTORE).exists()
+    assert not snapshot.operations.filter(kind=Operation.Kind.RESTORE).exists()
 
 
 @pytest.mark.parametrize(
@@ -318,10 +322,10 @@ def test_without_the_volume_s_name_nothing_is_overwritten(typed: str, client: Cl
     ],
 )
 def test_a_restore_is_confirmed_by_typing_the_displayed_name(
-    name: str, typed: str, client: Client, taken: Snapshot
+    name: str, typed: str, client: Client, snapshot: Snapshot
 ) -> None:
     Volume.objects.update(name=name)
-    assert client.post(url("restore", taken), {"confirmation": typed})["Location"] == page_of(taken)
+    assert client.post(url("restore", snapshot), {"confirmation": typed})["Location"] == page_of(snapshot)
 
 
 @pytest.mark.parametrize(
@@ -390,10 +394,10 @@ def test_a_new_machine_is_created_from_a_machines_snapshot(client: Client, machi
 
     assert response["Location"] == page_of(machine)
     run_active_operations()
-    made = VirtualMachine.objects.get(name="db-02")
-    assert made.state == VirtualMachine.State.STOPPED
-    assert {volume.state for volume in made.volumes.all()} == {Volume.State.AVAILABLE}
-    assert made.volumes.count() == 2
+    created = VirtualMachine.objects.get(name="db-02")
+    assert created.state == VirtualMachine.State.STOPPED
+    assert {volume.state for volume in created.volumes.all()} == {Volume.State.AVAILABLE}
+    assert created.volumes.count() == 2
 
 
 def test_a_new_volume_is_made_of_the_chosen_disk_of_a_machine(
@@ -430,15 +434,15 @@ def test_the_snapshot_of_a_volume_makes_no_machine(client: Client, project: Proj
 
 
 def test_a_new_volume_larger_than_the_storage_can_hold_is_refused_at_once(
-    client: Client, taken: Snapshot, project: Project
+    client: Client, snapshot: Snapshot, project: Project
 ) -> None:
     answers = {"name": "copy", "size_gb": 1_000, "project": project.pk}
     with largest_file(size_gb=100):
-        response = client.post(url("new_volume", taken), answers)
+        response = client.post(url("new_volume", snapshot), answers)
     assert "cannot hold a volume as large as this" in errors_of(response)
     assert not Volume.objects.filter(name="copy").exists()
 
-    client.post(url("new_volume", taken), answers)
+    client.post(url("new_volume", snapshot), answers)
     with largest_file(size_gb=100):
         run_active_operations()
     operation = Operation.objects.get(kind=Operation.Kind.NEW_VOLUME)
@@ -447,11 +451,11 @@ def test_a_new_volume_larger_than_the_storage_can_hold_is_refused_at_once(
 
 
 def test_a_new_volume_has_the_snapshot_s_bytes_and_the_size_asked_for(
-    client: Client, taken: Snapshot, project: Project, storage_root: Path
+    client: Client, snapshot: Snapshot, project: Project, storage_root: Path
 ) -> None:
     answers = {"name": "web-01-copy", "size_gb": 2, "project": project.pk}
 
-    response = client.post(url("new_volume", taken), answers)
+    response = client.post(url("new_volume", snapshot), answers)
 
     volume = Volume.objects.get(name="web-01-copy")
     assert response["Location"] == reverse("snapshots:volume", args=[volume.pk])
@@ -460,17 +464,17 @@ def test_a_new_volume_has_the_snapshot_s_bytes_and_the_size_asked_for(
     volume.refresh_from_db()
     assert volume.state == Volume.State.AVAILABLE
     assert volume.size_gb == 2
-    assert volume.location_id == taken.location_id
+    assert volume.location_id == snapshot.location_id
     assert start_of(storage_root, volume) == BEFORE
-    assert start_of(storage_root, taken.volume) == AFTER
+    assert start_of(storage_root, snapshot.volume) == AFTER
 
 
-def test_the_form_suggests_name_size_and_project(client: Client, taken: Snapshot) -> None:
-    form = client.get(url("new_volume", taken)).context["form"]
+def test_the_form_suggests_name_size_and_project(client: Client, snapshot: Snapshot) -> None:
+    form = client.get(url("new_volume", snapshot)).context["form"]
 
     assert form.initial["name"] == "web-01-root-copy"
     assert form.initial["size_gb"] == 1
-    assert form.initial["project"] == taken.project_id
+    assert form.initial["project"] == snapshot.project_id
 
 
 @pytest.mark.parametrize(
@@ -497,18 +501,18 @@ def test_an_invalid_field_is_explained_and_the_others_keep_their_values(
     response = client.post(url("new_volume", snapshot), answers)
 
     assert sentence in errors_of(response)
-    kept = {name: response.context["form"][name].value() for name in answers}
-    assert kept == answers
+    shown_values = {name: response.context["form"][name].value() for name in answers}
+    assert shown_values == answers
     assert Volume.objects.count() == 1
 
 
 def test_the_project_must_be_changeable_and_of_the_same_customer(client: Client, project: Project) -> None:
     snapshot = SnapshotFactory(volume__project=project)
-    person = project.memberships.get().user
+    user = project.memberships.get().user
     only_seen = ProjectFactory(customer=project.customer)
-    MembershipFactory(project=only_seen, user=person, role=Role.VIEWER)
+    MembershipFactory(project=only_seen, user=user, role=Role.VIEWER)
     elsewhere = ProjectFactory()
-    MembershipFactory(project=elsewhere, user=person)
+    MembershipFactory(project=elsewhere, user=user)
 
     for other in (only_seen, elsewhere, ProjectFactory()):
         response = client.post(url("new_volume", snapshot), {"name": "copy", "size_gb": 1, "project": other.pk})
@@ -526,24 +530,24 @@ def test_no_volume_is_created_from_a_snapshot_that_is_not_ready(client: Client, 
 # --- verify ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_snapshot_is_verified(client: Client, taken: Snapshot) -> None:
-    response = client.post(url("verify", taken))
+def test_a_snapshot_is_verified(client: Client, snapshot: Snapshot) -> None:
+    response = client.post(url("verify", snapshot))
 
-    assert response["Location"] == page_of(taken)
+    assert response["Location"] == page_of(snapshot)
     run_active_operations()
-    assert taken.disks.get().verified_at is not None
-    assert "Never verified" not in client.get(page_of(taken)).content.decode()
+    assert snapshot.disks.get().verified_at is not None
+    assert "Never verified" not in client.get(page_of(snapshot)).content.decode()
 
 
-def test_damage_that_verifying_finds_is_shown(client: Client, taken: Snapshot, storage_root: Path) -> None:
-    path = storage_root / taken.location_id / "snapshots" / str(taken.pk) / "disk.img"
+def test_damage_that_verifying_finds_is_shown(client: Client, snapshot: Snapshot, storage_root: Path) -> None:
+    path = storage_root / snapshot.location_id / "snapshots" / str(snapshot.pk) / "disk.img"
     path.chmod(0o600)
     with open(path, "r+b") as file:
         file.write(b"rot")
-    client.post(url("verify", taken))
+    client.post(url("verify", snapshot))
     run_active_operations()
 
-    page = client.get(page_of(taken)).content.decode()
+    page = client.get(page_of(snapshot)).content.decode()
 
     assert "This snapshot is damaged" in page
 

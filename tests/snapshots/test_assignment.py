@@ -110,8 +110,8 @@ def test_a_project_without_volumes_says_that_another_projects_can_be_chosen(
 ) -> None:
     draft = draft_for(volume, archive, member, volume=None)
     assert "“Archive” has no volume here." in client.get(wizard.url(draft, "volume")).text
-    found = client.get(wizard.url(draft, "volume"), {"q": "db-01"}).text
-    assert "“Archive” has no volume here." not in found and "Project “Web”" in found
+    results = client.get(wizard.url(draft, "volume"), {"q": "db-01"}).text
+    assert "“Archive” has no volume here." not in results and "Project “Web”" in results
 
 
 def test_changing_the_project_keeps_the_volume(

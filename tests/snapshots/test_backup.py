@@ -96,10 +96,10 @@ def elsewhere(process_environment: dict[str, str], tmp_path: Path) -> Iterator[M
 
     environment: dict[str, str] = {}
 
-    def manage(*words: object) -> subprocess.CompletedProcess:
+    def manage(*secret_words: object) -> subprocess.CompletedProcess:
         there = {"DATABASE_URL": url, "DATA_DIR": str(data), "LOG_LEVEL": "ERROR"}
         return subprocess.run(
-            [sys.executable, "manage.py", *map(str, words)],
+            [sys.executable, "manage.py", *map(str, secret_words)],
             env=process_environment | there | environment,
             capture_output=True,
             text=True,
@@ -191,10 +191,10 @@ def test_a_portal_restored_from_a_backup_under_load_works(
         customer = volume.project.customer
         while not over.is_set():
             began += 1
-            taken = services.request_snapshot(source=volume, name=f"click {began}", user=member.user)
-            services.rename_snapshot(snapshot=taken, user=member.user, name=f"renamed {began}")
-            given = {"amount_micro": 10**9, "reason": "More", "key": f"more-{began}", "at": timezone.now()}
-            grant_credits(customer=customer, by=member.user, **given)
+            snapshot = services.request_snapshot(source=volume, name=f"click {began}", user=member.user)
+            services.rename_snapshot(snapshot=snapshot, user=member.user, name=f"renamed {began}")
+            fields = {"amount_micro": 10**9, "reason": "More", "key": f"more-{began}", "at": timezone.now()}
+            grant_credits(customer=customer, by=member.user, **fields)
             if began % 2:  # the others wait for the worker of elsewhere
                 run_active_operations()
             ended += 1
@@ -266,10 +266,10 @@ def test_missing_manifests_are_restored_and_intact_ones_stay(
     text = lost.read_text()
     lost.unlink()
     sound.write_text(sound.read_text() + "\n")  # newer than what the file has
-    kept = sound.read_text()
+    newer_text = sound.read_text()
     restored = elsewhere("restore", file)
     assert "Restored missing or damaged manifests: 1" in restored.stdout, restored.stderr
-    assert (lost.read_text(), sound.read_text()) == (text, kept)
+    assert (lost.read_text(), sound.read_text()) == (text, newer_text)
     assert elsewhere("fsck", "--read").returncode == 0
 
 
@@ -351,7 +351,7 @@ def test_a_file_that_is_not_a_backup_is_refused(file: Path) -> None:
 
 def read_parts(file: Path) -> dict[str, bytes]:
     with tarfile.open(file) as tar:
-        return {one.name: tar.extractfile(one).read() for one in tar}  # type: ignore[union-attr]
+        return {part.name: tar.extractfile(part).read() for part in tar}  # type: ignore[union-attr]
 
 
 def write_parts(file: Path, parts: dict[str, bytes]) -> None:
@@ -472,13 +472,13 @@ def test_a_compressed_file_is_refused(snapshot: Snapshot, file: Path) -> None:
 @pytest.mark.parametrize("kind", ["pipe", "folder", "link", "device"])
 def test_a_backup_that_is_not_a_regular_file_is_refused(snapshot: Snapshot, file: Path, kind: str) -> None:
     backup(file)
-    whole = file.rename(file.with_name("whole"))
+    original = file.rename(file.with_name("whole"))
     if kind == "pipe":
         os.mkfifo(file)
     elif kind == "folder":
         file.mkdir()
     elif kind == "link":
-        file.symlink_to(whole)
+        file.symlink_to(original)
     else:
         file = Path("/dev/zero")
     assert_refused(file, "is not a regular file")
@@ -569,13 +569,13 @@ def test_a_backup_grants_no_access(
 
 def test_every_table_that_may_hold_a_secret_was_reviewed() -> None:
     """A new column with such a name needs a place in this list, and in SECURITY.md's table of secrets."""
-    words = re.compile(r"key|token|code|secret|password|session|body|data")
+    secret_words = re.compile(r"key|token|code|secret|password|session|body|data")
     columns = {
         f"{model._meta.db_table}.{field.column}"
         for model in apps.get_models()
         if model._meta.db_table not in secret_tables()
         for field in model._meta.concrete_fields
-        if words.search(field.column)
+        if secret_words.search(field.column)
     }
     assert columns == {
         "accounts_user.password",  # hashed

@@ -22,7 +22,7 @@ def project() -> Project:
 
 
 @pytest.fixture
-def person(project: Project) -> User:
+def user(project: Project) -> User:
     return UserFactory(member_of=project)
 
 
@@ -42,32 +42,32 @@ def bell(html: str) -> str:
 
 
 def test_the_bell_of_every_page_shows_what_is_in_progress(
-    project: Project, person: User, client_for: Callable[..., Client]
+    project: Project, user: User, client_for: Callable[..., Client]
 ) -> None:
     taking(project, "nightly")
     taking(ProjectFactory(), "somebody else's")
     for path in ("/", "/billing/", "/help/", "/nowhere/"):
-        shown = bell(client_for(person).get(path).text)
-        assert "nightly" in shown and "5 GB of 20 GB · 25 %" in shown and " minutes left" in shown, path
-        assert "somebody else" not in shown
-        assert 'hx-trigger="every 4s, portal:seen from:document, portal:refresh"' in shown
+        bell_html = bell(client_for(user).get(path).text)
+        assert "nightly" in bell_html and "5 GB of 20 GB · 25 %" in bell_html and " minutes left" in bell_html, path
+        assert "somebody else" not in bell_html
+        assert 'hx-trigger="every 4s, portal:seen from:document, portal:refresh"' in bell_html
 
 
 def test_nothing_in_progress_is_said_and_asked_for_only_when_the_bell_is_opened(
-    project: Project, person: User, client_for: Callable[..., Client]
+    project: Project, user: User, client_for: Callable[..., Client]
 ) -> None:
     taking(ProjectFactory(), "somebody else's")
-    client = client_for(person)
-    shown = bell(client.get("/notices/").text)
-    assert "Nothing in progress." in shown and 'hx-trigger="portal:refresh"' in shown
+    client = client_for(user)
+    bell_html = bell(client.get("/notices/").text)
+    assert "Nothing in progress." in bell_html and 'hx-trigger="portal:refresh"' in bell_html
     taking(project, "mine")
     assert "mine" in bell(client.get("/notices/").text)
 
 
 def test_a_poll_of_the_bell_is_one_small_response(
-    project: Project, person: User, client_for: Callable[..., Client]
+    project: Project, user: User, client_for: Callable[..., Client]
 ) -> None:
-    client = client_for(person)
+    client = client_for(user)
     client.get(reverse("snapshots:work"))
     for number in range(7):
         taking(project, f"nightly-{number}")
@@ -78,10 +78,10 @@ def test_a_poll_of_the_bell_is_one_small_response(
     assert "announcer" not in answer.text
 
 
-def test_a_failure_is_announced_on_the_current_page(person: User, client_for: Callable[..., Client]) -> None:
-    NotificationFactory(user=person, title="The snapshot “<db>” could not be taken")
-    answer = client_for(person).get(reverse("snapshots:work"), {"unread": "0"}).text
+def test_a_failure_is_announced_on_the_current_page(user: User, client_for: Callable[..., Client]) -> None:
+    NotificationFactory(user=user, title="The snapshot “<db>” could not be taken")
+    answer = client_for(user).get(reverse("snapshots:work"), {"unread": "0"}).text
     assert '<div id="announcer" hx-swap-oob="innerHTML">The snapshot “&lt;db&gt;” could not be taken</div>' in answer
     assert "1 unread notification<" in answer
-    assert "announcer" not in client_for(person).get(reverse("snapshots:work"), {"unread": "1"}).text
-    assert "announcer" not in client_for(person).get(reverse("snapshots:work"), {"unread": "nonsense"}).text
+    assert "announcer" not in client_for(user).get(reverse("snapshots:work"), {"unread": "1"}).text
+    assert "announcer" not in client_for(user).get(reverse("snapshots:work"), {"unread": "nonsense"}).text

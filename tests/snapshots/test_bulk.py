@@ -37,7 +37,7 @@ def client(project: Project, client_for: Callable[..., Client]) -> Client:
 
 
 def asking(*snapshots: Snapshot) -> str:
-    return f"{PATH}?{urlencode({'id': [one.pk for one in snapshots]}, doseq=True)}"
+    return f"{PATH}?{urlencode({'id': [snapshot.pk for snapshot in snapshots]}, doseq=True)}"
 
 
 def messages_of(response: object) -> str:
@@ -46,10 +46,10 @@ def messages_of(response: object) -> str:
 
 def test_the_question_lists_them_and_says_what_it_saves(client: Client, project: Project) -> None:
     volume = VolumeFactory(project=project, size_gb=50)
-    ones = [SnapshotFactory(volume=volume, name=f"nightly-{number}") for number in range(3)]
+    snapshots = [SnapshotFactory(volume=volume, name=f"nightly-{number}") for number in range(3)]
     sell_everywhere(400_000)
 
-    page = client.get(asking(*ones)).content.decode()
+    page = client.get(asking(*snapshots)).content.decode()
 
     for text in ("nightly-0", "nightly-2", "Delete 3 snapshots for good?", "Type “delete 3 snapshots” to confirm"):
         assert text in page
@@ -59,9 +59,9 @@ def test_the_question_lists_them_and_says_what_it_saves(client: Client, project:
 
 def test_each_has_its_own_result(client: Client, project: Project) -> None:
     free, busy = SnapshotFactory(volume__project=project), SnapshotFactory(volume__project=project)
-    taken = SnapshotFactory(volume__project=project, creating=True)
+    creating = SnapshotFactory(volume__project=project, creating=True)
     OperationFactory(snapshot=busy, restore=True)
-    ids = [one.pk for one in (free, busy, taken)]
+    ids = [snapshot.pk for snapshot in (free, busy, creating)]
 
     response = client.post(PATH, {"id": ids, "confirmation": " Delete  3 snapshots "})
 
@@ -70,10 +70,10 @@ def test_each_has_its_own_result(client: Client, project: Project) -> None:
     assert "2 snapshots are not deleted" in page
     assert "The snapshot is in use (Restore)." in page
     assert "The snapshot is still being taken. Cancel it instead." in page
-    assert {one.pk: one.state for one in Snapshot.objects.filter(pk__in=ids)} == {
+    assert {snapshot.pk: snapshot.state for snapshot in Snapshot.objects.filter(pk__in=ids)} == {
         free.pk: State.DELETING,
         busy.pk: State.READY,
-        taken.pk: State.CREATING,
+        creating.pk: State.CREATING,
     }
 
 
@@ -132,9 +132,9 @@ def test_nothing_or_too_much_selected_explains_itself(client: Client, project: P
 
 def test_only_what_can_be_deleted_can_be_selected(client: Client, project: Project) -> None:
     ready = SnapshotFactory(volume__project=project)
-    taken = SnapshotFactory(volume__project=project, creating=True)
+    creating = SnapshotFactory(volume__project=project, creating=True)
 
     for view in ("table", "cards"):
         page = client.get(f"/snapshots/?view={view}").content.decode()
         assert f'type="checkbox" name="id" value="{ready.pk}" form="bulk"' in page
-        assert f'value="{taken.pk}"' not in page
+        assert f'value="{creating.pk}"' not in page

@@ -62,7 +62,7 @@ def volume(storage_root: Path, member: Membership) -> Volume:
 
 
 @pytest.fixture
-def taken(member: Membership, volume: Volume) -> Snapshot:
+def snapshot(member: Membership, volume: Volume) -> Snapshot:
     snapshot = services.request_snapshot(source=volume, name="taken", user=member.user)
     run_active_operations()
     snapshot.refresh_from_db()
@@ -106,14 +106,14 @@ def test_cancelling_a_pending_snapshot_frees_its_name_and_quota_at_once(member: 
 
 
 def test_cancelling_twice_is_a_no_op_and_finished_operations_cannot_be_cancelled(
-    member: Membership, volume: Volume, taken: Snapshot
+    member: Membership, volume: Volume, snapshot: Snapshot
 ) -> None:
     operation = request_capture(member, volume)
     for _time in range(2):
         assert cancellation.cancel(operation=operation, user=member.user).state == Operation.State.CANCELLED
     assert Activity.objects.filter(action="snapshot.cancel").count() == 1
     with pytest.raises(InvalidState, match="just ended"):
-        cancellation.cancel(operation=taken.operations.get(kind="capture"), user=member.user)
+        cancellation.cancel(operation=snapshot.operations.get(kind="capture"), user=member.user)
 
 
 def test_the_worker_of_a_cancelled_operation_stops_at_its_next_heartbeat(member: Membership, volume: Volume) -> None:
@@ -149,10 +149,10 @@ def test_data_captured_before_the_cancellation_was_noticed_is_removed(
 
 
 def test_a_restore_can_be_cancelled_until_it_writes(
-    storage_root: Path, member: Membership, volume: Volume, taken: Snapshot
+    storage_root: Path, member: Membership, volume: Volume, snapshot: Snapshot
 ) -> None:
     def request() -> Operation:
-        return restores.request_restore(snapshot=taken, user=member.user, confirmation="data")
+        return restores.request_restore(snapshot=snapshot, user=member.user, confirmation="data")
 
     waiting = request()
     cancellation.cancel(operation=waiting, user=member.user)
@@ -178,25 +178,25 @@ def test_a_restore_can_be_cancelled_until_it_writes(
 
 
 def test_a_cancelled_new_volume_leaves_no_data(
-    storage_root: Path, member: Membership, taken: Snapshot, volume: Volume
+    storage_root: Path, member: Membership, snapshot: Snapshot, volume: Volume
 ) -> None:
     def request(name: str) -> Operation:
         return new_volumes.request_new_volume(
-            snapshot=taken, user=member.user, project=member.project, name=name, size_gb=1
+            snapshot=snapshot, user=member.user, project=member.project, name=name, size_gb=1
         )
 
     before = files_of(storage_root)
-    made = []
+    cancelled = []
     for name in ("first", "second"):  # two of one snapshot, so two clean-ups of it
         operation = operations.claim(request(name).pk)
         assert operation is not None and operation.volume is not None
         put_volume(storage_root, operation.volume, b"made, but not written down")
         cancellation.cancel(operation=operation, user=member.user)
-        made.append(operation)
+        cancelled.append(operation)
     assert Operation.objects.active().filter(kind=Operation.Kind.CLEAN_UP).count() == 2
     run_active_operations()
     assert files_of(storage_root) == before
-    for operation in made:
+    for operation in cancelled:
         volume = Volume.objects.get(pk=operation.volume_id)
         assert volume.deleted_at is not None and volume.state == Volume.State.ERROR
         with pytest.raises(InvalidState):
@@ -230,10 +230,10 @@ def test_one_volume_of_a_new_machine_cancels_the_machine(
     assert done.volume.delete_requested_at == UsageSegment.objects.get(resource_id=done.volume_id).ended_at
 
 
-def test_only_verifications_requested_by_users_can_be_cancelled(member: Membership, taken: Snapshot) -> None:
-    operation = services.request_verification(snapshot=taken, user=member.user)
+def test_only_verifications_requested_by_users_can_be_cancelled(member: Membership, snapshot: Snapshot) -> None:
+    operation = services.request_verification(snapshot=snapshot, user=member.user)
     cancellation.cancel(operation=operation, user=member.user)
-    assert services.request_verification(snapshot=taken, user=member.user) != operation
+    assert services.request_verification(snapshot=snapshot, user=member.user) != operation
     with pytest.raises(InvalidState, match="can't be cancelled"):
         cancellation.cancel(operation=OperationFactory(snapshot__volume__project=member.project), user=member.user)
 
@@ -292,9 +292,9 @@ def test_a_stranger_gets_404_and_a_viewer_403(
     assert operation.is_active
 
 
-def test_a_new_volume_is_cancelled_from_its_page(client: Client, member: Membership, taken: Snapshot) -> None:
+def test_a_new_volume_is_cancelled_from_its_page(client: Client, member: Membership, snapshot: Snapshot) -> None:
     operation = new_volumes.request_new_volume(
-        snapshot=taken, user=member.user, project=member.project, name="copy", size_gb=1
+        snapshot=snapshot, user=member.user, project=member.project, name="copy", size_gb=1
     )
     url, page = (
         reverse("snapshots:cancel", args=[operation.pk]),

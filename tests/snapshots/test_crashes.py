@@ -180,8 +180,8 @@ def test_a_restore_survives_the_death_of_its_worker_at_every_step(
         assert holds(image, content(b"precious"))
         safety = operation.safety_snapshot
         assert safety.state == State.READY
-        kept = storage_root / volume.location_id / "snapshots" / str(safety.pk) / "disk.img"
-        assert holds(kept, ruined)
+        safety_disk = storage_root / volume.location_id / "snapshots" / str(safety.pk) / "disk.img"
+        assert holds(safety_disk, ruined)
         assert UsageSegment.objects.filter(resource_id=safety.pk).count() == 1
         # the volume, and two files for each snapshot: nothing half-made
         assert len(files_below(storage_root)) == 1 + 2 * (1 + restore_count)
@@ -222,9 +222,9 @@ def test_a_new_volume_survives_the_death_of_its_worker_at_every_step(
     copies = 0
     for operation, _killed in deaths(ask):
         copies += 1
-        made = Volume.objects.get(pk=operation.volume_id)
-        assert (made.state, made.deleted_at) == (Volume.State.AVAILABLE, None)
-        image = storage_root / made.location_id / "volumes" / f"{made.pk}.img"
+        volume = Volume.objects.get(pk=operation.volume_id)
+        assert (volume.state, volume.deleted_at) == (Volume.State.AVAILABLE, None)
+        image = storage_root / volume.location_id / "volumes" / f"{volume.pk}.img"
         assert holds(image, content(b"before"))
         assert len(files_below(storage_root)) == 1 + 2 + copies
 

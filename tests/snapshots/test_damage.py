@@ -60,13 +60,13 @@ def volume(member: Membership, storage_root: Path) -> Volume:
 @pytest.fixture
 def snapshot(volume: Volume, member: Membership, storage_root: Path) -> Snapshot:
     """Ready, with the checksum of its bytes; the volume was written to since, and no verification is recent."""
-    taken = services.request_snapshot(source=volume, name="monday", user=member.user)
+    snapshot = services.request_snapshot(source=volume, name="monday", user=member.user)
     work()
     write(storage_root, volume, AFTER)
     forget_verifications(storage_root)
-    taken.refresh_from_db()
-    assert taken.state == State.READY
-    return taken
+    snapshot.refresh_from_db()
+    assert snapshot.state == State.READY
+    return snapshot
 
 
 def work() -> None:
@@ -132,10 +132,12 @@ def verify(snapshot: Snapshot, member: Membership) -> Operation:
 
 def check_everything(findings: set[str]) -> None:
     """What fsck finds besides, and that every bill is what it should be."""
-    found = {
-        finding.code for one in {one.location for one in Snapshot.objects.all()} for finding in fsck.check_location(one)
+    codes = {
+        finding.code
+        for location in {location.location for location in Snapshot.objects.all()}
+        for finding in fsck.check_location(location)
     }
-    assert found == findings
+    assert codes == findings
     output = StringIO()
     call_command("verify_billing", stdout=output)
     assert "are what they should be" in output.getvalue()
@@ -163,8 +165,8 @@ def test_one_flipped_byte_stops_every_use_and_ends_the_bill(
     assert (operation.cause, "checksum does not match" in operation.error) == ("Corrupt", True)
     assert read(storage_root, volume) == AFTER
     assert image_of(storage_root, volume).stat().st_ino == inode
-    made = Volume.objects.exclude(pk=volume.pk)
-    assert not any(image_of(storage_root, one).exists() for one in made)
+    created = Volume.objects.exclude(pk=volume.pk)
+    assert not any(image_of(storage_root, new_volume).exists() for new_volume in created)
 
     snapshot.refresh_from_db()
     assert snapshot.state == State.READY
@@ -174,12 +176,12 @@ def test_one_flipped_byte_stops_every_use_and_ends_the_bill(
     assert Activity.objects.get(action="snapshot.damaged").actor is None
     check_everything({"damaged"})
 
-    told = Notification.objects.filter(title="“monday” is damaged")
-    assert {notice.user for notice in told} == {member.user, colleague.user}
+    notices = Notification.objects.filter(title="“monday” is damaged")
+    assert {notice.user for notice in notices} == {member.user, colleague.user}
     assert not Notification.objects.exclude(title="“monday” is damaged").exists()
-    assert "It costs nothing from" in told[0].text
-    assert "Take a new snapshot of “web-01-root” now, then delete this one." in told[0].text
-    assert {(one.subject, *one.to) for one in sent_mails()} == {
+    assert "It costs nothing from" in notices[0].text
+    assert "Take a new snapshot of “web-01-root” now, then delete this one." in notices[0].text
+    assert {(mail.subject, *mail.to) for mail in sent_mails()} == {
         ("1CNG: “monday” is damaged", member.user.email),
         ("1CNG: “monday” is damaged", colleague.user.email),
     }
@@ -231,8 +233,8 @@ def test_repeated_damage_is_notified_only_to_the_requester(
     verify(snapshot, colleague)
     snapshot.refresh_from_db()
     assert snapshot.damaged_at == found_at
-    told = Notification.objects.filter(title="“monday” is damaged")
-    assert [told.filter(user=one.user).count() for one in (member, colleague)] == [1, 2]
+    notices = Notification.objects.filter(title="“monday” is damaged")
+    assert [notices.filter(user=reader.user).count() for reader in (member, colleague)] == [1, 2]
 
 
 def test_a_snapshot_that_a_user_verifies_as_intact_is_charged_again(
@@ -253,9 +255,9 @@ def test_a_snapshot_that_a_user_verifies_as_intact_is_charged_again(
     assert (snapshot.damaged_at, snapshot.disks.get().damage) == (None, "")
     free, charged = UsageSegment.objects.filter(resource_id=snapshot.pk).order_by("started_at")
     assert (charged.started_at, charged.ended_at) == (operation.finished_at, None)
-    told = Notification.objects.get(title="“monday” is no longer damaged")
-    assert told.user == member.user
-    assert "It is charged again from" in told.text
+    notice = Notification.objects.get(title="“monday” is no longer damaged")
+    assert notice.user == member.user
+    assert "It is charged again from" in notice.text
     check_everything(set())
     assert restore(snapshot, member).state == Operation.State.SUCCEEDED
     assert read(storage_root, volume) == BEFORE
@@ -315,27 +317,27 @@ def test_all_disks_of_a_machine_are_verified_before_the_first_is_written(
     ]
     for disk in disks:
         put_volume(storage_root, disk, BEFORE, at=MIDDLE)
-    taken = services.request_snapshot(source=vm, name="machine", user=member.user)
+    vm_snapshot = services.request_snapshot(source=vm, name="machine", user=member.user)
     work()
     for disk in disks:
         write(storage_root, disk, AFTER)
     forget_verifications(storage_root)
-    flip_byte(disk_of(storage_root, taken, 2), MIDDLE)
+    flip_byte(disk_of(storage_root, vm_snapshot, 2), MIDDLE)
 
-    taken.refresh_from_db()
-    operation = restore(taken, member)
+    vm_snapshot.refresh_from_db()
+    operation = restore(vm_snapshot, member)
 
     assert operation.state == Operation.State.FAILED
     assert [read(storage_root, disk) for disk in disks] == [AFTER] * 3
-    taken.refresh_from_db()
-    assert taken.is_damaged
-    assert [bool(disk.damage) for disk in taken.disks.order_by("position")] == [False, False, True]
+    vm_snapshot.refresh_from_db()
+    assert vm_snapshot.is_damaged
+    assert [bool(disk.damage) for disk in vm_snapshot.disks.order_by("position")] == [False, False, True]
     check_everything({"damaged"})
 
-    flip_byte(disk_of(storage_root, taken, 2), MIDDLE)
-    verify(taken, member)
-    taken.refresh_from_db()
-    assert restore(taken, member).state == Operation.State.SUCCEEDED
+    flip_byte(disk_of(storage_root, vm_snapshot, 2), MIDDLE)
+    verify(vm_snapshot, member)
+    vm_snapshot.refresh_from_db()
+    assert restore(vm_snapshot, member).state == Operation.State.SUCCEEDED
     assert [read(storage_root, disk) for disk in disks] == [BEFORE] * 3
 
 
@@ -428,9 +430,9 @@ def test_pages_show_the_damage_and_require_typing_the_name(
     assert "costs K 0.40 an hour from then on" in page(client, "verify", snapshot)
 
     url = reverse("snapshots:restore", args=[snapshot.pk])
-    for override, said in {"": "that you accept damaged data", "other": "That is not the snapshot's name"}.items():
+    for override, message in {"": "that you accept damaged data", "other": "That is not the snapshot's name"}.items():
         answer = client.post(url, {"confirmation": volume.name, "override": override})
-        assert said in unescape(answer.content.decode())
+        assert message in unescape(answer.content.decode())
     assert not Operation.objects.filter(kind=Operation.Kind.RESTORE).exists()
     client.post(url, {"confirmation": volume.name, "override": "monday"})
     assert Operation.objects.get(kind=Operation.Kind.RESTORE).unchecked

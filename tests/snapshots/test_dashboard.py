@@ -31,13 +31,13 @@ def project() -> Project:
 
 
 @pytest.fixture
-def person(project: Project) -> User:
+def user(project: Project) -> User:
     return UserFactory(member_of=project)
 
 
 @pytest.fixture
-def client(person: User, client_for: Callable[..., Client]) -> Client:
-    return client_for(person)
+def client(user: User, client_for: Callable[..., Client]) -> Client:
+    return client_for(user)
 
 
 def test_it_shows_totals_costs_and_unprotected_volumes(client: Client, project: Project) -> None:
@@ -127,10 +127,10 @@ def test_another_volume_from_the_same_snapshot_does_not_hide_a_failed_one(client
 
 def test_it_shows_the_newest_snapshots_first(client: Client, project: Project) -> None:
     now = timezone.now()
-    made = [SnapshotFactory(volume__project=project, created_at=now - timedelta(hours=n)) for n in range(7)]
+    snapshots = [SnapshotFactory(volume__project=project, created_at=now - timedelta(hours=n)) for n in range(7)]
     SnapshotFactory(volume__project=project, deleted=True)
 
-    assert [row.snapshot for row in client.get("/").context["rows"]] == made[:5]
+    assert [row.snapshot for row in client.get("/").context["rows"]] == snapshots[:5]
 
 
 def test_an_account_with_volumes_is_invited_to_its_first_snapshot(client: Client, project: Project) -> None:

@@ -184,8 +184,8 @@ def test_the_snapshot_of_a_volume_that_is_gone_can_become_a_new_volume(client: C
 
 def test_operations_show_requester_time_progress_and_reason(client: Client, project: Project) -> None:
     snapshot = SnapshotFactory(volume__project=project)
-    person = project.memberships.get().user
-    OperationFactory(snapshot=snapshot, running=True, requested_by=person, bytes_done=1024**3, bytes_total=4 * 1024**3)
+    user = project.memberships.get().user
+    OperationFactory(snapshot=snapshot, running=True, requested_by=user, bytes_done=1024**3, bytes_total=4 * 1024**3)
     OperationFactory(snapshot=snapshot, failed=True, error="The engine does not answer.")
 
     page = text_of(client, snapshot)

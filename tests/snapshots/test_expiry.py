@@ -118,7 +118,7 @@ def test_members_are_notified_once_a_day_before_and_again_for_a_new_date(
 
 def test_many_of_one_project_and_instant_are_one_notification(snapshot: Snapshot, member: Membership) -> None:
     snapshots = [snapshot, *(SnapshotFactory(volume=snapshot.volume) for _number in range(6))]
-    at = [expire(one) for one in snapshots][-1]
+    at = [expire(each) for each in snapshots][-1]
     assert announce_expiring(now=at - HOUR) == 7
     [notice] = member.user.notifications.all()
     assert notice.title == "7 snapshots will be deleted" and "and 2 more" in notice.text

@@ -91,14 +91,14 @@ def test_the_customer_with_less_running_comes_first() -> None:
 @pytest.mark.parametrize("workers", [2, 3, 7])
 def test_the_last_free_worker_is_reserved_for_customers_with_nothing_running(workers: int) -> None:
     have_workers(workers)
-    one, another = CustomerFactory(), CustomerFactory()
+    busy, idle = CustomerFactory(), CustomerFactory()
     for _number in range(workers + 1):
-        ask(one, "capture")
+        ask(busy, "capture")
     for _number in range(workers - 1):
-        assert claimed().snapshot.customer == one
+        assert claimed().snapshot.customer == busy
     assert operations.claim_next() is None
-    ask(another, "capture")
-    assert claimed().snapshot.customer == another
+    ask(idle, "capture")
+    assert claimed().snapshot.customer == idle
 
 
 def test_short_operations_may_take_the_last_free_worker() -> None:
@@ -201,8 +201,8 @@ def wait_until(what: Callable[[], Any]) -> None:
 def test_ten_large_captures_of_a_customer_delay_nobody_and_all_finish(
     storage_root: Path, start_worker: Callable[[], subprocess.Popen]
 ) -> None:
-    one, *others = (MembershipFactory(project__customer__postpaid=True) for _customer in range(3))
-    large = VolumeFactory(project=one.project, size_gb=20)
+    busy, *others = (MembershipFactory(project__customer__postpaid=True) for _customer in range(3))
+    large = VolumeFactory(project=busy.project, size_gb=20)
     small = [VolumeFactory(project=each.project) for each in others]
     sell_everywhere()
     for volume in small:
@@ -217,7 +217,7 @@ def test_ten_large_captures_of_a_customer_delay_nobody_and_all_finish(
 
     first_worker = start_worker()
     for number in range(10):
-        capture(one, large, f"large {number}")
+        capture(busy, large, f"large {number}")
     running = Operation.objects.filter(state=Operation.State.RUNNING)
     wait_until(running.exists)
     first_worker.send_signal(signal.SIGSTOP)  # for as long as this takes, it works on the first of the ten

@@ -172,8 +172,8 @@ def test_the_only_copy_of_what_a_row_needs_is_never_removed(
     volume = storage_root / snapshot.location_id / "volumes" / f"{snapshot.volume_id}.img"
     disk = volume.rename(volume.with_name(f".{snapshot.volume_id}.new"))
     (folder.parent / f".{uuid4()}.old").write_text("no folder at all")
-    found = ["missing", "partial", "partial", "partial", "volume-missing"]
-    assert sorted(find()) == found
+    codes = ["missing", "partial", "partial", "partial", "volume-missing"]
+    assert sorted(find()) == codes
 
     run(repair=True)
     call_command("scheduler", once=True)
@@ -198,17 +198,17 @@ def test_a_manifest_of_another_snapshot_is_corrupt(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "label"),
     [
         ("checksum", f"blake3-2m:{blake3(b'other').hexdigest()}", "checksum"),
         ("captured_at", "2026-01-02T03:04:05+00:00", "time of capture"),
     ],
 )
-def test_a_manifest_that_differs_from_the_portal_is_reported(folder: Path, key: str, value: str, said: str) -> None:
+def test_a_manifest_that_differs_from_the_portal_is_reported(folder: Path, key: str, value: str, label: str) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {key: value}))
     text = run()
-    assert text.startswith("mismatch ") and f"{said}: " in text and "in the portal" in text
+    assert text.startswith("mismatch ") and f"{label}: " in text and "in the portal" in text
 
 
 def test_changed_bytes_are_found_only_with_read_and_recorded_only_with_repair(snapshot: Snapshot, folder: Path) -> None:
@@ -349,14 +349,14 @@ def test_rows_without_an_operation_fail_and_accepted_deletions_are_requested_aga
     snapshot: Snapshot, folder: Path
 ) -> None:
     waiting = SnapshotFactory(volume=snapshot.volume, pending=True)
-    made = VolumeFactory(project=snapshot.project, location=snapshot.location, state=Volume.State.CREATING)
+    creating = VolumeFactory(project=snapshot.project, location=snapshot.location, state=Volume.State.CREATING)
     services.request_deletion(snapshot=snapshot, user=snapshot.requested_by)
     Operation.objects.active().update(state="failed", finished_at=timezone.now())
     assert find() == ["stuck"] * 3
     run(repair=True)
     waiting.refresh_from_db()
-    made.refresh_from_db()
-    assert (waiting.state, made.state) == (State.FAILED, Volume.State.ERROR)
+    creating.refresh_from_db()
+    assert (waiting.state, creating.state) == (State.FAILED, Volume.State.ERROR)
     run_active_operations()
     snapshot.refresh_from_db()
     assert snapshot.state == State.DELETED and not folder.exists()
@@ -443,13 +443,13 @@ def test_concurrent_operations_are_not_findings(volume: Volume, member: Membersh
 
     worker = threading.Thread(target=come_and_go)
     worker.start()
-    runs, found = 0, []
+    runs, findings = 0, []
     while not done.is_set() or runs < 3:
-        found += fsck.check_location(volume.location)
+        findings += fsck.check_location(volume.location)
         runs += 1
     worker.join()
     assert not errors
-    assert found == []
+    assert findings == []
     assert runs > 5
 
 
@@ -487,17 +487,17 @@ def test_repair_skips_objects_in_use(volume: Volume, member: Membership, storage
 
     worker = threading.Thread(target=there_and_back)
     worker.start()
-    runs, found = 0, []
+    runs, reports = 0, []
     while not done.is_set():
         output = StringIO()
         try:
             call_command("fsck", repair=True, stdout=output)
         except CommandError:
-            found.append(output.getvalue())
+            reports.append(output.getvalue())
         runs += 1
     worker.join()
     assert not errors
-    assert found == []
+    assert reports == []
     assert brought_back == [b"round %d" % number for number in range(6)]
     assert not Operation.objects.exclude(state="succeeded").exists() and not Operation.objects.filter(attempt__gt=1)
     assert runs > 5

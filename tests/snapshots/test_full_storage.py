@@ -71,5 +71,5 @@ def test_a_storage_that_fills_up_meanwhile_fails_the_capture_and_try_again_works
     run_active_operations()
     snapshot.refresh_from_db()
     assert snapshot.state == State.READY
-    kept = small_storage / volume.location_id / "snapshots" / str(snapshot.pk) / "disk.img"
-    assert holds(kept, data)
+    disk = small_storage / volume.location_id / "snapshots" / str(snapshot.pk) / "disk.img"
+    assert holds(disk, data)

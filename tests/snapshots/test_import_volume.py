@@ -147,15 +147,22 @@ def test_an_image_of_another_format_is_unpacked_if_it_is_whole(
     compressible: Path, project: Project, location: Location, storage_root: Path, options: str
 ) -> None:
     packed = pack(compressible, options)
-    whole = packed.read_bytes()
-    for length in (100, len(whole) // 2, len(whole) - 70_000, len(whole) - 3_000, len(whole) - 300, len(whole) - 1):
-        packed.write_bytes(whole[:length])
+    complete = packed.read_bytes()
+    for length in (
+        100,
+        len(complete) // 2,
+        len(complete) - 70_000,
+        len(complete) - 3_000,
+        len(complete) - 300,
+        len(complete) - 1,
+    ):
+        packed.write_bytes(complete[:length])
         if "subformat=fixed" in options and "vpc" in options:
             continue  # without its last sector it is a raw disk to everybody
         with pytest.raises(CommandError, match="truncated|damaged|cannot be read as"):
             import_volume(packed, project, location)
-        assert files_in(storage_root) == [], f"{length} of {len(whole)} bytes were taken"
-    packed.write_bytes(whole)
+        assert files_in(storage_root) == [], f"{length} of {len(complete)} bytes were taken"
+    packed.write_bytes(complete)
     import_volume(packed, project, location)
     assert_volume_holds_the_image(storage_root, compressible)
 
@@ -167,9 +174,9 @@ def test_the_disk_of_an_ova_is_unpacked(
 ) -> None:
     disk = pack(compressible, f"-O vmdk -o subformat={subformat}").read_bytes()
     ova = compressible.with_name("vm.ova")
-    whole = tar_of({"vm.ovf": b"<Envelope/>", "vm-disk1.vmdk": disk, "vm.mf": b"SHA256"})
-    for length in (len(whole) // 2, 4096 + len(disk) // 2):
-        ova.write_bytes(whole[:length])
+    complete = tar_of({"vm.ovf": b"<Envelope/>", "vm-disk1.vmdk": disk, "vm.mf": b"SHA256"})
+    for length in (len(complete) // 2, 4096 + len(disk) // 2):
+        ova.write_bytes(complete[:length])
         with pytest.raises(CommandError, match="truncated|damaged"):
             import_volume(ova, project, location)
     damaged = tar_of({"vm.ovf": b"<Envelope/>", "vm-disk1.vmdk": disk[:-70_000], "vm.mf": b"SHA256" * 20_000})
@@ -177,7 +184,7 @@ def test_the_disk_of_an_ova_is_unpacked(
     with pytest.raises(CommandError, match="truncated|damaged"):
         import_volume(ova, project, location)
     assert files_in(storage_root) == []
-    ova.write_bytes(whole)
+    ova.write_bytes(complete)
     import_volume(ova, project, location)
     assert_volume_holds_the_image(storage_root, compressible)
 

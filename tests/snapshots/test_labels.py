@@ -62,9 +62,9 @@ def test_the_form_adds_and_removes_tags_and_keeps_the_note(
     note = "Taken before 5.2.\r\n<b>Keep</b> until March."
     assert client.post(url, {"add": " Prod , before  update,prod", "note": note}).url == page
     assert names_of(target) == ["before update", "Prod"]
-    shown = client.get(page).text
-    assert "Taken before 5.2.<br>&lt;b&gt;Keep&lt;/b&gt; until March." in shown
-    assert ">Prod</a>" in shown
+    html = client.get(page).text
+    assert "Taken before 5.2.<br>&lt;b&gt;Keep&lt;/b&gt; until March." in html
+    assert ">Prod</a>" in html
     shown_then = {"shown": ["before update", "Prod"], "shown_note": note}
     assert client.post(url, shown_then | {"keep": ["Prod"], "add": "weekly", "note": ""}).url == page
     assert names_of(target) == ["Prod", "weekly"]
@@ -96,7 +96,7 @@ def test_what_is_wrong_is_explained_and_nothing_is_lost(
 ) -> None:
     label(snapshot, member, "old")
     url, client = reverse("snapshots:labels", args=[snapshot.pk]), client_for(member)
-    for sent, said in (
+    for sent, message in (
         ({"add": "x" * 41, "note": "kept"}, "the limit is 40"),
         ({"add": "a\u202eb", "note": "kept"}, "a character that can't be displayed"),
         ({"add": ",".join(map(str, range(MAX_TAGS))), "keep": ["old"], "note": "kept"}, "the limit is 20"),
@@ -104,7 +104,7 @@ def test_what_is_wrong_is_explained_and_nothing_is_lost(
         ({"add": "fine", "note": "kept\u0007"}, "a character that can't be displayed"),
     ):
         page = unescape(client.post(url, sent).text)
-        assert said in page
+        assert message in page
         assert "kept" in page
         assert sent["add"] in page
     assert names_of(snapshot) == ["old"]
@@ -121,7 +121,7 @@ def test_strangers_get_a_404_and_viewers_a_403(
         f"{reverse('snapshots:tag_volumes')}?id={snapshot.volume_id}",
     ]
     for url in urls:
-        assert [client_for(person).get(url).status_code for person in (stranger, viewer)] == [404, 403]
+        assert [client_for(reader).get(url).status_code for reader in (stranger, viewer)] == [404, 403]
     assert "Tags and note" not in client_for(viewer).get(reverse("snapshots:snapshot", args=[snapshot.pk])).text
 
 
@@ -178,8 +178,8 @@ def test_lists_filter_by_tag_beside_other_filters(
         "other",
     ]
     assert [row.volume for row in client.get(f"/volumes/?tag={tag.pk}").context["rows"]] == [snapshot.volume]
-    found = {group.label: [hit.note for hit in group.hits] for group in search(member, "prod")}
-    assert found == {"Tags": ["Volumes with this tag", "Volume snapshots with this tag"]}
+    hits = {group.label: [hit.note for hit in group.hits] for group in search(member, "prod")}
+    assert hits == {"Tags": ["Volumes with this tag", "Volume snapshots with this tag"]}
 
 
 @pytest.mark.both_databases

@@ -404,10 +404,10 @@ def test_a_page_is_stable_while_new_snapshots_come(client: Client, project: Proj
 def test_a_bad_or_stale_cursor_shows_the_first_page(
     direction: str, cursor: str, client: Client, project: Project
 ) -> None:
-    made = snapshots_of(project, 3)
+    snapshots = snapshots_of(project, 3)
 
     response = client.get(LIST, {direction: cursor})
-    assert names(response) == [snapshot.name for snapshot in made]
+    assert names(response) == [snapshot.name for snapshot in snapshots]
     is_said = "That page doesn" in response.text
     assert is_said or (direction == "before" and "1990" in cursor)  # after which all of them are
 

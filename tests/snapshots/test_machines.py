@@ -66,13 +66,13 @@ def test_the_menu_leads_to_the_instances(client: Client) -> None:
 
 
 def test_a_row_shows_the_machine_its_price_and_its_protection(client: Client, vm: VirtualMachine) -> None:
-    kept = VMSnapshotFactory(vm=vm)
+    protecting = VMSnapshotFactory(vm=vm)
 
     response = client.get(LIST)
 
-    assert response.context["rows"][0].protected_at == kept.ready_at
-    for words in ("db-01", "Stopped", "4 vCPUs · 8 GB", "2 · ", "1,040 GB", "Software", "K 24.00", "1 instance<"):
-        assert words in response.text, words
+    assert response.context["rows"][0].protected_at == protecting.ready_at
+    for text in ("db-01", "Stopped", "4 vCPUs · 8 GB", "2 · ", "1,040 GB", "Software", "K 24.00", "1 instance<"):
+        assert text in response.text, text
 
 
 def test_a_failed_snapshot_protects_nothing(client: Client, vm: VirtualMachine) -> None:
@@ -97,8 +97,8 @@ def test_search_and_filters_narrow_the_list(client: Client, vm: VirtualMachine) 
         "state=running": other,
         "state=stopped": vm,
     }
-    for query, found in expected.items():
-        assert names(client.get(f"{LIST}?{query}"), "vm") == [found.name], query
+    for query, machine in expected.items():
+        assert names(client.get(f"{LIST}?{query}"), "vm") == [machine.name], query
 
 
 def test_an_unknown_filter_is_ignored_and_reported(client: Client, vm: VirtualMachine) -> None:
@@ -115,13 +115,13 @@ def test_the_empty_list_explains_machines(client: Client) -> None:
 def test_pages_follow_each_other_without_a_gap(client: Client, project: Project) -> None:
     for n in range(45):
         VirtualMachineFactory(project=project, name=f"vm-{n:02d}")
-    here, seen = LIST, []
+    here, listed = LIST, []
     while here:
         response = client.get(here)
-        seen += names(response, "vm")
+        listed += names(response, "vm")
         here = response.context["pages"]["next_url"]
 
-    assert seen == [f"vm-{n:02d}" for n in range(45)]
+    assert listed == [f"vm-{n:02d}" for n in range(45)]
 
 
 def test_the_fragment_is_the_same_as_in_the_page(client: Client, vm: VirtualMachine) -> None:
@@ -139,8 +139,8 @@ def test_the_page_shows_the_disks_in_their_order_and_the_snapshots(client: Clien
     page = client.get(url(vm)).text
 
     assert page.index(">db-01-root</a>") < page.index("root volume") < page.index(">db-01-data</a>")
-    for words in ("4 vCPUs · 8 GB", "K 24.00", "Stopped", vm.location_id, "before the upgrade", str(vm.pk)):
-        assert words in page, words
+    for text in ("4 vCPUs · 8 GB", "K 24.00", "Stopped", vm.location_id, "before the upgrade", str(vm.pk)):
+        assert text in page, text
 
 
 def test_a_machine_of_another_customer_is_a_404(vm: VirtualMachine, client_for: Callable[..., Client]) -> None:

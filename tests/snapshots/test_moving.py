@@ -81,8 +81,8 @@ def viewer_of(*projects: Project, role: Role = Role.VIEWER) -> User:
     return user
 
 
-def url(name: str, thing: Any) -> str:
-    return reverse(f"snapshots:{name}", args=[thing.pk])
+def url(name: str, target: Any) -> str:
+    return reverse(f"snapshots:{name}", args=[target.pk])
 
 
 # --- the service -------------------------------------------------------------------------------------------------------
@@ -284,11 +284,13 @@ def test_a_user_with_only_the_snapshots_project_sees_just_the_name_of_the_volume
         "/search/?q=db-01",
         reverse("activity:log"),
     ]
-    seen = [client.get(page, headers={"HX-Request": "true"} if page == url("row", assigned) else {}) for page in pages]
-    for page, response in zip(pages, seen, strict=True):
+    responses = [
+        client.get(page, headers={"HX-Request": "true"} if page == url("row", assigned) else {}) for page in pages
+    ]
+    for page, response in zip(pages, responses, strict=True):
         for secret in (url("volume", volume), url("machine", volume.vm), own.name, "before-restore", f"{volume.pk}"):
             assert secret not in response.text, (page, secret)
-    assert "db-01-data" in seen[1].text
+    assert "db-01-data" in responses[1].text
     assert "In a project that you can't see" in client.get(url("snapshot", assigned)).text
     for hidden in (url("volume", volume), url("machine", volume.vm)):
         assert client.get(hidden).status_code == 404

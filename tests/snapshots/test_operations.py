@@ -219,9 +219,9 @@ def test_a_worker_whose_clock_is_ahead_takes_over_no_running_operation(operation
     """SQLite runs on one machine, whose clock is that of every worker: there the lease did run out."""
     claimed_by_somebody(operation)
     with time_machine.travel(timezone.now() + timedelta(hours=2)):
-        taken = operations.claim(operation.pk)
+        claimed = operations.claim(operation.pk)
         released = operations.reconcile()
-    assert (taken is None, released) == ((True, 0) if connection.vendor == "postgresql" else (False, 0))
+    assert (claimed is None, released) == ((True, 0) if connection.vendor == "postgresql" else (False, 0))
 
 
 def test_a_clock_that_jumps_neither_ends_a_lease_nor_hides_progress(operation: Operation) -> None:
@@ -332,7 +332,7 @@ def test_sigterm_during_a_copy_releases_it_for_the_next_worker(
     snapshot = services.request_snapshot(source=volume, name="long", user=member.user)
     operation = snapshot.operations.get()
     worker = start_worker()
-    wait_for(operation, lambda one: one.bytes_done > 0)
+    wait_for(operation, lambda current: current.bytes_done > 0)
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(30) == 0
     operation.refresh_from_db()
@@ -357,14 +357,14 @@ def test_waiting_for_a_frozen_worker_uses_up_no_attempts(
     snapshot = services.request_snapshot(source=volume, name="long", user=member.user)
     operation = snapshot.operations.get()
     frozen = start_worker()
-    wait_for(operation, lambda one: one.bytes_done > 0)
+    wait_for(operation, lambda current: current.bytes_done > 0)
     frozen.send_signal(signal.SIGSTOP)
     Operation.objects.update(lease_until=timezone.now() - timedelta(seconds=1))
     operations.reconcile()
     start_worker()
     attempts = range(2, settings.OPERATION_MAX_ATTEMPTS + 4)
     for attempt in attempts:
-        wait_for(operation, lambda one: one.attempt == attempt and one.state == Operation.State.PENDING)  # noqa: B023
+        wait_for(operation, lambda current: current.attempt == attempt and current.state == Operation.State.PENDING)  # noqa: B023
         assert "Another operation is using this snapshot" in operation.error
         if attempt == attempts[-1]:  # the disk becomes free, and quick to read
             Volume.objects.update(size_gb=1)
@@ -373,7 +373,7 @@ def test_waiting_for_a_frozen_worker_uses_up_no_attempts(
             frozen.wait()
         Operation.objects.update(not_before=timezone.now())
         operations.enqueue_worker()
-    wait_for(operation, lambda one: one.state == Operation.State.SUCCEEDED)
+    wait_for(operation, lambda current: current.state == Operation.State.SUCCEEDED)
     snapshot.refresh_from_db()
     assert (snapshot.state, operation.failures) == (State.READY, 1)
 

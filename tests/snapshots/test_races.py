@@ -47,7 +47,7 @@ def all_at_once(act: Callable[[int], Any]) -> Counter:
     """Call act(0) … act(19) at the same moment, each in a thread with its own connection; counts what came of it."""
     barrier = Barrier(TAKERS)
 
-    def one(number: int) -> str:
+    def call(number: int) -> str:
         try:
             barrier.wait()
             act(number)
@@ -58,19 +58,19 @@ def all_at_once(act: Callable[[int], Any]) -> Counter:
             connections.close_all()
 
     with ThreadPoolExecutor(TAKERS) as pool:
-        return Counter(pool.map(one, range(TAKERS)))
+        return Counter(pool.map(call, range(TAKERS)))
 
 
 def test_twenty_submits_of_one_draft_make_one_snapshot(member: Membership, volume: Volume) -> None:
     draft = wizard.start(member.user, source=volume)
-    made = set()
+    pks = set()
 
     def submit(number: int) -> None:
         snapshot = services.request_snapshot(source=volume, name="same draft", user=member.user, draft=draft)
-        made.add(snapshot.pk)
+        pks.add(snapshot.pk)
 
     assert all_at_once(submit) == {"done": TAKERS}
-    assert made == {Snapshot.objects.get().pk}
+    assert pks == {Snapshot.objects.get().pk}
     assert Operation.objects.count() == 1
 
 

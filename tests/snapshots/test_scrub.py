@@ -65,8 +65,8 @@ def work() -> None:
 
 def scrubs() -> list[str]:
     """The names of the snapshots that are to be read, in the order in which that was asked for."""
-    asked = Operation.objects.filter(kind=Operation.Kind.SCRUB).order_by("created_at")
-    return list(asked.values_list("snapshot__name", flat=True))
+    queue = Operation.objects.filter(kind=Operation.Kind.SCRUB).order_by("created_at")
+    return list(queue.values_list("snapshot__name", flat=True))
 
 
 def test_scrubs_read_the_longest_unread_snapshot_first_one_at_a_time(volume: Volume, member: Membership) -> None:
@@ -84,15 +84,17 @@ def test_scrubs_read_the_longest_unread_snapshot_first_one_at_a_time(volume: Vol
 
 def test_every_disk_is_read_within_the_days_of_the_setting(volume: Volume, member: Membership, settings: Any) -> None:
     settings.SCRUB_DAYS = 10
-    taken = [take(volume, member, f"snapshot-{number}", days_ago=number) for number in range(5)]
+    snapshots = [take(volume, member, f"snapshot-{number}", days_ago=number) for number in range(5)]
     for day in range(30):
         now = timezone.now() + day * DAY
         while scrub.start_scrubs(now):
             for operation in Operation.objects.active():
                 tasks.run_operation(operation.pk, now=now)
-        read_at = Snapshot.objects.filter(pk__in=[one.pk for one in taken]).values_list("last_read_at", flat=True)
+        read_at = Snapshot.objects.filter(pk__in=[snapshot.pk for snapshot in snapshots]).values_list(
+            "last_read_at", flat=True
+        )
         assert all(now - at <= 10 * DAY for at in read_at)
-    assert Operation.objects.filter(kind=Operation.Kind.SCRUB).count() >= 3 * len(taken)
+    assert Operation.objects.filter(kind=Operation.Kind.SCRUB).count() >= 3 * len(snapshots)
 
 
 def test_each_location_scrubs_unless_its_storage_is_failing(
@@ -145,7 +147,7 @@ def test_a_worker_takes_everything_else_first(volume: Volume, member: Membership
     services.request_snapshot(source=volume, name="new", user=member.user)
     later = timezone.now() + 2 * operations.BACKGROUND_WAITS
     Operation.objects.filter(kind="scrub").update(created_at=timezone.now() - DAY)
-    assert [one.kind for one in operations.in_turn(later)] == ["capture", "scrub"]
+    assert [operation.kind for operation in operations.in_turn(later)] == ["capture", "scrub"]
 
 
 def test_a_scrub_does_not_count_as_the_customers_operation(
@@ -153,13 +155,13 @@ def test_a_scrub_does_not_count_as_the_customers_operation(
 ) -> None:
     """One who has nothing else running is not put behind others for it."""
     other = MembershipFactory(project__customer__postpaid=True)
-    asked = services.request_snapshot(source=volume, name="new", user=member.user)
+    new_snapshot = services.request_snapshot(source=volume, name="new", user=member.user)
     elsewhere = VolumeFactory(project=other.project, location=volume.location)
     OperationFactory(snapshot=SnapshotFactory(volume=elsewhere, creating=True), capture=True)
     for _worker in range(2):
         Process.objects.create(kind=Process.Kind.WORKER, host="here", pid=1)
     assert operations.claim(running.pk)
-    assert operations.in_turn(timezone.now())[0].snapshot == asked
+    assert operations.in_turn(timezone.now())[0].snapshot == new_snapshot
 
 
 @pytest.fixture
@@ -239,14 +241,14 @@ def test_a_scrub_yields_to_a_deletion_and_is_deleted(
 
 
 def test_a_user_can_verify_a_snapshot_that_is_being_scrubbed(running: Operation, member: Membership) -> None:
-    asked = services.request_verification(snapshot=running.snapshot, user=member.user)
-    assert asked.pk != running.pk
+    requested = services.request_verification(snapshot=running.snapshot, user=member.user)
+    assert requested.pk != running.pk
     tasks.run_operation(running.pk)
     running.refresh_from_db()
     assert running.state == Operation.State.PENDING
-    tasks.run_operation(asked.pk)
-    asked.refresh_from_db()
-    assert asked.state == Operation.State.SUCCEEDED
+    tasks.run_operation(requested.pk)
+    requested.refresh_from_db()
+    assert requested.state == Operation.State.SUCCEEDED
 
 
 def test_damage_found_by_a_scrub_is_notified_and_ends_the_charge(
@@ -258,8 +260,8 @@ def test_damage_found_by_a_scrub_is_notified_and_ends_the_charge(
     snapshot.refresh_from_db()
     assert snapshot.is_damaged
     assert UsageSegment.objects.get(resource_id=snapshot.pk).ended_at == snapshot.damaged_at
-    told = Notification.objects.get()
-    assert (told.title, told.user) == ("“old” is damaged", member.user)
+    notice = Notification.objects.get()
+    assert (notice.title, notice.user) == ("“old” is damaged", member.user)
     assert Activity.objects.get(action="snapshot.damaged")
     assert scrub.start_scrubs(timezone.now() + 90 * DAY) == 0
 

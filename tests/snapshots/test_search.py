@@ -68,8 +68,8 @@ def test_exact_matches_come_first_then_prefixes(project: Project, owner: User) -
     for name in ("web", "a-web", "web-2", "WEB-1"):
         volume = VolumeFactory(project=project, name=name)
         SnapshotFactory(volume=volume, name=name)
-    found = names(owner, "web")
-    assert found["Volumes"] == found["Snapshots and backups"] == ["web", "WEB-1", "web-2", "a-web"]
+    hits = names(owner, "web")
+    assert hits["Volumes"] == hits["Snapshots and backups"] == ["web", "WEB-1", "web-2", "a-web"]
 
 
 @pytest.mark.both_databases
@@ -77,9 +77,9 @@ def test_everything_is_found_by_its_id(project: Project, owner: User) -> None:
     volume = VolumeFactory(project=project, name="old", gone=True)
     snapshot = SnapshotFactory(volume=volume, name="last")
     schedule = BackupScheduleFactory(vm__project=project, vm__name="db-01")
-    for thing, hit in ((volume, "old"), (snapshot, "last"), (schedule, "db-01"), (project, "Shop")):
-        [(_label, found)] = names(owner, str(thing.pk)).items()
-        assert found == [hit]
+    for target, name in ((volume, "old"), (snapshot, "last"), (schedule, "db-01"), (project, "Shop")):
+        [(_label, hits)] = names(owner, str(target.pk)).items()
+        assert hits == [name]
     assert names(owner, str(uuid4())) == {}
 
 
@@ -191,9 +191,9 @@ def test_snapshots_are_found_in_the_order_of_an_index(owner: User) -> None:
     """Nothing is sorted: the search of a hundred thousand names stops at the first that match."""
     with CaptureQueriesContext(connection) as queries:
         search(owner, "web")
-    asked = [query["sql"] for query in queries if query["sql"].startswith('SELECT "snapshots_snapshot"')]
-    assert len(asked) == 2
-    for sql in asked:
+    statements = [query["sql"] for query in queries if query["sql"].startswith('SELECT "snapshots_snapshot"')]
+    assert len(statements) == 2
+    for sql in statements:
         with connection.cursor() as cursor:
             cursor.execute(f"EXPLAIN QUERY PLAN {sql}")
             plan = " | ".join(row[-1] for row in cursor.fetchall())

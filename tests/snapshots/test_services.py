@@ -184,9 +184,9 @@ def test_where_only_the_latest_can_be_restored_an_earlier_one_is_refused_in_adva
         restore = reverse("snapshots:restore", args=[snapshot.pk])
         page = client.get(reverse("snapshots:snapshot", args=[snapshot.pk])).text
         menu = client.get(reverse("snapshots:menu", args=[snapshot.pk]), headers={"HX-Request": "true"}).text
-        found = {f'href="{restore}"' in place for place in (page, menu)}
-        assert len(found) == 1, "the pages disagree"
-        return found.pop()
+        links = {f'href="{restore}"' in html for html in (page, menu)}
+        assert len(links) == 1, "the pages disagree"
+        return links.pop()
 
     first = services.request_snapshot(source=volume, name="first", user=member.user)
     run_active_operations()
@@ -201,12 +201,12 @@ def test_where_only_the_latest_can_be_restored_an_earlier_one_is_refused_in_adva
     second = services.request_snapshot(source=volume, name="second", user=member.user)
     run_active_operations()
     assert offered(second) and not offered(first) and not offered(safety)
-    for snapshot, words in ((first, "only to the latest"), (safety, "made before a restore")):
-        with pytest.raises(InvalidState, match=words):
+    for snapshot, reason in ((first, "only to the latest"), (safety, "made before a restore")):
+        with pytest.raises(InvalidState, match=reason):
             restores.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
         for name in ("snapshot", "restore"):
             page = client.get(reverse(f"snapshots:{name}", args=[snapshot.pk])).content.decode()
-            assert words in page and "Undo restore</a>" not in page
+            assert reason in page and "Undo restore</a>" not in page
 
     services.request_deletion(snapshot=second, user=member.user)
     run_active_operations()
@@ -224,9 +224,12 @@ def test_where_only_detached_volumes_can_be_restored_it_is_said_in_advance(
     page = reverse("snapshots:restore", args=[snapshot.pk])
     assert f"“{volume.name}” is attached to" in client_for(member.user).get(page).content.decode()
 
-    whole = VMSnapshotFactory(vm=VirtualMachine.objects.get(), ready_at=timezone.now() - timedelta(hours=1))
-    DiskImageFactory(snapshot=whole, volume=volume, volume_name=volume.name)
-    assert "restores only volumes that are attached to no machine" in restores.irreversible_reasons([whole])[whole.pk]
+    vm_snapshot = VMSnapshotFactory(vm=VirtualMachine.objects.get(), ready_at=timezone.now() - timedelta(hours=1))
+    DiskImageFactory(snapshot=vm_snapshot, volume=volume, volume_name=volume.name)
+    assert (
+        "restores only volumes that are attached to no machine"
+        in restores.irreversible_reasons([vm_snapshot])[vm_snapshot.pk]
+    )
     Volume.objects.update(vm=None)
     restores.check_restorable(Snapshot.objects.get(pk=snapshot.pk))
 

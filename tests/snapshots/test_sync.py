@@ -61,21 +61,21 @@ def test_a_location_of_local_files_is_left_alone_and_says_so() -> None:
 @pytest.mark.both_databases
 @pytest.mark.django_db(transaction=True)
 def test_rows_are_changed_one_by_one_while_others_write() -> None:
-    made = sorted(ProjectFactory().pk for _project in range(5))
+    project_ids = sorted(ProjectFactory().pk for _project in range(5))
     other = LocationFactory()
 
     def write() -> None:
         Location.objects.filter(pk=other.pk).update(city="Mandalay")
         connection.close()
 
-    seen = []
+    renamed = []
     with ThreadPoolExecutor(max_workers=1) as somebody_else:
         for project in one_by_one(Project.objects.filter(name__gt="-"), size=2):
             somebody_else.submit(write).result()
             with transaction.atomic():
-                Project.objects.filter(pk=project.pk).update(name=f"-{len(seen)}")
-            seen.append(project.pk)
-    assert seen == made, "each once, also where a changed one is not found any more"
+                Project.objects.filter(pk=project.pk).update(name=f"-{len(renamed)}")
+            renamed.append(project.pk)
+    assert renamed == project_ids, "each once, also where a changed one is not found any more"
 
 
 def test_an_unknown_location_is_named_with_those_that_are_known() -> None:
@@ -103,7 +103,7 @@ def test_administrators_see_how_each_project_stands_and_set_what_is_charged(
 ) -> None:
     support, now = client_for(UserFactory(admin=True)), timezone.now()
     page = reverse("admin:inventory_cloudproject_changelist")
-    for figures, words in (
+    for figures, text in (
         ({"snapshot_count": 9, "snapshot_quota": 10}, "9 of 10"),
         ({"error": "The storage does not answer."}, "Last sync failed: The storage does not answer."),
         ({"missing_since": now}, "Missing since"),
@@ -112,7 +112,7 @@ def test_administrators_see_how_each_project_stands_and_set_what_is_charged(
         ({"synced_at": now}, "Synced"),
     ):
         CloudProject.objects.update(**figures)
-        assert words in support.get(page).content.decode()
+        assert text in support.get(page).content.decode()
 
     page = reverse("admin:inventory_location_change", args=[cloud_project.location_id])
     form = support.get(page).context["adminform"].form
@@ -168,8 +168,8 @@ def test_a_snapshot_deleted_in_the_cloud_can_only_be_renamed_or_deleted(
     Location.objects.update(charges_missing=charged)
     page = client_for(member.user).get(reverse("snapshots:snapshot", args=[snapshot.pk])).content.decode()
     assert "This snapshot was deleted in the cloud" in page
-    for place in (page, client_for(member.user).get(reverse("snapshots:volume_snapshots")).content.decode()):
-        assert "<span>Missing</span>" in place and "<span>Ready</span>" not in place
+    for html in (page, client_for(member.user).get(reverse("snapshots:volume_snapshots")).content.decode()):
+        assert "<span>Missing</span>" in html and "<span>Ready</span>" not in html
     assert ("You are charged for it until you do." in page) is charged
     assert [name for name in ("restore", "new_volume", "verify", "rename", "delete") if f'id="act-{name}"' in page] == [
         "rename",
@@ -188,12 +188,12 @@ def test_where_storage_shows_no_bytes_no_checksum_is_promised(
     monkeypatch.setattr(LocalDriver, "reads_bytes", False)
     snapshot, client = SnapshotFactory(volume__project=member.project, made_outside=True), client_for(member.user)
     page = client.get(reverse("snapshots:snapshot", args=[snapshot.pk])).content.decode()
-    for words in (
+    for text in (
         "Not available on this storage",
         "No operations yet",
         "Nothing has been charged",
     ):
-        assert words in page
+        assert text in page
     verify = reverse("snapshots:verify", args=[snapshot.pk])
     assert "Its bytes can't be read, so they can't be compared." in client.get(verify).content.decode()
     assert "The storage is being asked whether" in client.post(verify, follow=True).content.decode()
@@ -270,7 +270,7 @@ def quotas(storage_root: Path, member: Membership) -> CloudProject:
 
 
 @pytest.mark.parametrize(
-    ("figures", "words"),
+    ("figures", "text"),
     [
         ({}, ""),
         ({"snapshot_count": 5}, "5 of 5 snapshots in the cloud project “shop” are used and this one needs 1."),
@@ -287,7 +287,7 @@ def quotas(storage_root: Path, member: Membership) -> CloudProject:
     ],
 )
 def test_the_wizard_says_in_advance_that_the_clouds_own_quota_is_used_up(
-    quotas: CloudProject, member: Membership, client_for: Callable[..., Client], figures: dict[str, Any], words: str
+    quotas: CloudProject, member: Membership, client_for: Callable[..., Client], figures: dict[str, Any], text: str
 ) -> None:
     CloudProject.objects.update(**figures)
     volume, client = Volume.objects.get(), client_for(member.user)
@@ -297,8 +297,8 @@ def test_the_wizard_says_in_advance_that_the_clouds_own_quota_is_used_up(
     is_known = "synced_at" not in figures and "error" not in figures
     assert ("in the cloud project “shop” used" in page) is is_known
     answer = client.post(step, {"volume": volume.pk})
-    if words:
-        assert answer.status_code == 200 and words in answer.content.decode()
+    if text:
+        assert answer.status_code == 200 and text in answer.content.decode()
         with pytest.raises(QuotaExceeded, match="in the cloud project “shop”"):
             checks.check_capturable(volume)
     else:

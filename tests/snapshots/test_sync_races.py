@@ -115,7 +115,7 @@ def at_once(*acts: Callable[[], Any]) -> list[Any]:
     """The results of all, each in a thread with its own connection, begun at the same moment; a refusal is a result."""
     barrier = Barrier(len(acts))
 
-    def one(act: Callable[[], Any]) -> Any:
+    def call(act: Callable[[], Any]) -> Any:
         try:
             barrier.wait()
             return act()
@@ -125,7 +125,7 @@ def at_once(*acts: Callable[[], Any]) -> list[Any]:
             connections.close_all()
 
     with ThreadPoolExecutor(len(acts)) as pool:
-        return list(pool.map(one, acts))
+        return list(pool.map(call, acts))
 
 
 def open_segments() -> int:
@@ -170,11 +170,14 @@ def test_snapshots_that_vanish_during_their_deletion_are_deleted_once_and_charge
     Cloud.listed_volumes = [volume_of(number) for number in range(count)]
     Cloud.listed_snapshots = [snapshot_of(number) for number in range(count)]
     sync_location(location)
-    found = list(Snapshot.objects.all())
-    assert (len(found), open_segments()) == (count, count)
+    snapshots = list(Snapshot.objects.all())
+    assert (len(snapshots), open_segments()) == (count, count)
 
     Cloud.listed_snapshots = []
-    deletions = [lambda one=one: services.request_deletion(snapshot=one, user=member.user) for one in found]
+    deletions = [
+        lambda snapshot=snapshot: services.request_deletion(snapshot=snapshot, user=member.user)
+        for snapshot in snapshots
+    ]
     at_once(*deletions, *[lambda: sync_location(Location.objects.get())] * 3)
     run_active_operations()
     assert set(Snapshot.objects.values_list("state", flat=True)) == {State.DELETED}

@@ -55,7 +55,7 @@ def test_work_waits_until_the_storage_is_mounted_again(volume: Volume, member: M
     deleted = services.request_snapshot(source=volume, name="old", user=member.user)
     run_active_operations()
     disk = storage_root / volume.location_id / "snapshots" / str(deleted.pk) / "disk.img"
-    taken = services.request_snapshot(source=volume, name="new", user=member.user)
+    snapshot = services.request_snapshot(source=volume, name="new", user=member.user)
     services.request_deletion(snapshot=deleted, user=member.user)
     storage_root.rename(storage_root.with_name("unmounted"))
     for operation in Operation.objects.active():
@@ -68,7 +68,7 @@ def test_work_waits_until_the_storage_is_mounted_again(volume: Volume, member: M
     assert disk.exists()
     for operation in Operation.objects.active():
         tasks.run_operation(operation.pk, now=timezone.now() + timedelta(hours=1))
-    assert Snapshot.objects.get(pk=taken.pk).state == State.READY
+    assert Snapshot.objects.get(pk=snapshot.pk).state == State.READY
     assert Snapshot.objects.get(pk=deleted.pk).state == State.DELETED
     assert not disk.exists()
 

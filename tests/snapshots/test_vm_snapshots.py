@@ -126,18 +126,18 @@ def test_a_volume_of_a_machine_that_is_being_restored_is_left_alone(vm: VirtualM
 
 def test_a_new_machine_is_made_from_it(storage_root: Path, vm: VirtualMachine, member: Membership) -> None:
     snapshot = take(vm, member)
-    made = new_volumes.request_new_machine(snapshot=snapshot, user=member.user, project=member.project, name="db-02")
+    machine = new_volumes.request_new_machine(snapshot=snapshot, user=member.user, project=member.project, name="db-02")
     run_active_operations()
-    made.refresh_from_db()
-    assert (made.state, made.vcpus, made.memory_mb) == (VirtualMachine.State.STOPPED, 4, 8192)
-    volumes = checks.volumes_of(made)
+    machine.refresh_from_db()
+    assert (machine.state, machine.vcpus, machine.memory_mb) == (VirtualMachine.State.STOPPED, 4, 8192)
+    volumes = checks.volumes_of(machine)
     assert [(volume.name, volume.size_gb) for volume in volumes] == [
         ("db-02-root", 10),
         ("db-02-data", 30),
         ("db-02-logs", 5),
     ]
     assert all(volume.state == Volume.State.AVAILABLE for volume in volumes)
-    assert disks_hold(storage_root, made, BEFORE)
+    assert disks_hold(storage_root, machine, BEFORE)
 
 
 def test_no_machine_is_created_from_a_snapshot_without_disks(member: Membership) -> None:

@@ -178,13 +178,13 @@ def test_pages_go_by_name_and_neither_skip_nor_repeat(client: Client, project: P
     for n in range(45):
         VolumeFactory(project=project, name=f"disk-{n % 4}")
 
-    seen, next_url = [], LIST
+    listed, next_url = [], LIST
     while next_url:
         response = client.get(next_url)
-        seen += [row.volume.pk for row in response.context["rows"]]
+        listed += [row.volume.pk for row in response.context["rows"]]
         next_url = response.context["pages"]["next_url"]
 
-    assert seen == list(Volume.objects.order_by("name", "pk").values_list("pk", flat=True))
+    assert listed == list(Volume.objects.order_by("name", "pk").values_list("pk", flat=True))
 
 
 def test_the_fragment_equals_the_same_part_of_the_page(client: Client, project: Project) -> None:
@@ -237,9 +237,9 @@ def test_a_volume_that_only_copies_of_its_machine_hold_is_not_called_unprotected
     page = reverse("snapshots:volume", args=[volume.pk])
     assert "Nothing protects this volume" in client.get(page).text
     DiskImageFactory(snapshot=VMSnapshotFactory(vm=vm), volume=volume, volume_name=volume.name, size_gb=1)
-    shown = client.get(page).text
-    assert "Nothing protects this volume" not in shown
-    assert "See db-01" in shown
+    html = client.get(page).text
+    assert "Nothing protects this volume" not in html
+    assert "See db-01" in html
 
 
 def test_a_failed_volume_shows_the_reason_and_is_retried(client: Client, project: Project) -> None:

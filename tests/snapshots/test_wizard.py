@@ -324,10 +324,10 @@ def test_a_package_retired_before_the_confirmation_is_reported_at_the_location_s
 ) -> None:
     draft = draft_at("review", volume, member.user)
 
-    def take_out_of_sale(execute: Any, sql: str, *given: Any) -> Any:
+    def take_out_of_sale(execute: Any, sql: str, *arguments: Any) -> Any:
         """After all steps were checked: when the customer is locked, and not undone with what follows."""
         locks, undoes = sql.startswith('UPDATE "accounts_customer"'), sql.startswith("ROLLBACK TO")
-        result = execute(sql, *given)
+        result = execute(sql, *arguments)
         if locks or undoes:
             Package.objects.filter(active=True).update(active=False)
         return result
@@ -400,9 +400,9 @@ def test_insufficient_credits_are_shown_at_the_volume_step(client: Client, membe
 def test_the_price_is_shown_from_the_moment_the_size_is_known(
     client: Client, member: Membership, volume: Volume
 ) -> None:
-    for step, shown in [("location", False), ("project", False), ("name", True), ("review", True)]:
+    for step, has_price in [("location", False), ("project", False), ("name", True), ("review", True)]:
         page = client.get(url(draft_at(step, volume, member.user), step)).text
-        assert ("Price Summary" in page) is shown, step
+        assert ("Price Summary" in page) is has_price, step
         assert "K 0.00 " not in page
 
 

@@ -66,8 +66,8 @@ def switch(vm: VirtualMachine, on: bool, user: User | None, now: datetime) -> Vi
 
 
 def cost(vm: VirtualMachine, at: datetime) -> int:
-    found = cost_so_far(resource_id=vm.pk, at=at)
-    return found.amount_micro if found else 0
+    charged = cost_so_far(resource_id=vm.pk, at=at)
+    return charged.amount_micro if charged else 0
 
 
 # --- the service -----------------------------------------------------------------------------------------------------
@@ -113,7 +113,7 @@ def test_switched_off_it_ends_at_that_instant_and_the_backups_stay(
     assert (schedule.deleted_at, schedule.next_run_at) == (now + 90 * MINUTE, None)
     assert copy.state == State.READY
     assert cost(vm, now + 10 * HOUR) == 2 * 23_750_000
-    assert [(one.on, one.switched_at) for one in AutomaticBackupSwitch.objects.all()] == [
+    assert [(switch.on, switch.switched_at) for switch in AutomaticBackupSwitch.objects.all()] == [
         (False, now + 90 * MINUTE),
         (True, now),
     ]
@@ -243,15 +243,15 @@ def test_an_administrator_deletes_automatic_backups_except_pinned_ones(
     switch(vm, True, admin, now)
     schedule = BackupSchedule.objects.get()
     copies = [BackupRunFactory(schedule=schedule).snapshot for _number in range(2)]
-    kept = BackupRunFactory(schedule=schedule, snapshot=BackupFactory(vm=vm, is_pinned=True)).snapshot
+    pinned = BackupRunFactory(schedule=schedule, snapshot=BackupFactory(vm=vm, is_pinned=True)).snapshot
     with pytest.raises(InvalidState, match="Switch them off first"):
         delete_automatic_backups(vm=vm, user=admin)
     switch(vm, False, admin, now + HOUR)
     assert delete_automatic_backups(vm=vm, user=admin) == 2
     assert {copy.pk for copy in Snapshot.objects.filter(state=State.DELETING)} == {copy.pk for copy in copies}
     assert Operation.objects.filter(kind=Operation.Kind.DELETE).count() == 2
-    kept.refresh_from_db()
-    assert kept.state == State.READY
+    pinned.refresh_from_db()
+    assert pinned.state == State.READY
 
 
 # --- notifications -----------------------------------------------------------------------------------------------------
@@ -403,20 +403,20 @@ def test_the_list_shows_why_a_switch_is_refused(support: Client, vm: VirtualMach
 def test_many_machines_are_switched_after_their_total_cost_is_confirmed(support: Client, vm: VirtualMachine) -> None:
     second = VirtualMachineFactory(project=vm.project, location=vm.location, hourly_price_micro=45_500_000)
     unsold = VirtualMachineFactory(project=vm.project, hourly_price_micro=1_000_000)
-    given = {"action": "switch_many_on", "_selected_action": [vm.pk, second.pk, unsold.pk]}
-    page = support.post(reverse(LIST), given).text
+    answers = {"action": "switch_many_on", "_selected_action": [vm.pk, second.pk, unsold.pk]}
+    page = support.post(reverse(LIST), answers).text
     assert "In total, this costs K 32.85 an hour, K 24,046.20 for 732 hours" in page
     assert "Refused: VM Backup is not sold in this location." in page
     assert not AutomaticBackupSwitch.objects.exists()
-    response = support.post(reverse(LIST), given | {"confirmed": "yes"}, follow=True)
+    response = support.post(reverse(LIST), answers | {"confirmed": "yes"}, follow=True)
     assert "Automatic backups of 2 machines are on." in response.text
     assert f"{unsold}: Automatic VM Backup is not sold" in str(list(response.context["messages"])[0])
     assert AutomaticBackupSwitch.objects.count() == 2
 
-    given["action"] = "switch_many_off"
-    page = support.post(reverse(LIST), given).text
+    answers["action"] = "switch_many_off"
+    page = support.post(reverse(LIST), answers).text
     assert "In total, this saves K 32.85 an hour" in page and "No change: already off." in page
-    support.post(reverse(LIST), given | {"confirmed": "yes"})
+    support.post(reverse(LIST), answers | {"confirmed": "yes"})
     assert not VirtualMachine.objects.exclude(automatic_backups_since=None).exists()
 
 

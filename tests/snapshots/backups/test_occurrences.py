@@ -85,10 +85,10 @@ def test_occurrences_are_on_the_days_of_the_recurrence(rule: Recurrence, start: 
 @given(RULES, DAYS, st.sampled_from(ZONES))
 def test_iterating_occurrences_gives_the_same_as_listing_them(rule: Recurrence, start: date, zone: str):
     after = datetime.combine(start, time(), tzinfo=UTC)
-    found, at = [], after
+    occurrences, at = [], after
     while (at := next_occurrence(rule, ZoneInfo(zone), at)) <= after + 100 * DAY:
-        found.append(at)
-    assert found == occurrences_between(rule, ZoneInfo(zone), after, after + 100 * DAY)
+        occurrences.append(at)
+    assert occurrences == occurrences_between(rule, ZoneInfo(zone), after, after + 100 * DAY)
 
 
 def test_half_past_six_hours_east_of_greenwich():
@@ -114,10 +114,10 @@ def test_daylight_saving_changes(day: date, at: time, expected: datetime):
 
 def test_a_day_that_the_month_does_not_have_is_its_last():
     rule = Recurrence(interval="monthly", at=time(12), month_day=31)
-    found = occurrences_between(
+    occurrences = occurrences_between(
         rule, ZoneInfo("UTC"), datetime(2028, 1, 1, tzinfo=UTC), datetime(2028, 7, 1, tzinfo=UTC)
     )
-    assert [occurrence.date() for occurrence in found] == [
+    assert [occurrence.date() for occurrence in occurrences] == [
         date(2028, 1, 31),
         date(2028, 2, 29),
         date(2028, 3, 31),

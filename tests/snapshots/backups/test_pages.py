@@ -89,7 +89,7 @@ def action_url(copy: Snapshot, name: str) -> str:
     return reverse(f"snapshots:{name}", args=[copy.pk])
 
 
-def words(page: str) -> str:
+def text_of(page: str) -> str:
     return " ".join(unescape(re.sub("<[^>]+>", " ", page[page.index("<main") :])).split())
 
 
@@ -139,7 +139,7 @@ def test_backups_are_listed_like_snapshots_and_apart_from_them(client: Client, v
 
     assert names(response) == ["nightly"]
     for text in ("1 backup", "db-01", "60 GB", "K 36.00", "Ready", "Software"):
-        assert text in words(response.text), text
+        assert text in text_of(response.text), text
     menu = client.get(reverse("snapshots:menu", args=[copy.pk]), headers=HTMX)
     assert {action.name for action in menu.context["actions"]} == {
         "new_machine",
@@ -173,11 +173,11 @@ def test_an_automatic_backup_is_not_charged_by_itself(client: Client, vm: Virtua
     copy = automatic_copy(vm, owner)
 
     assert client.get(COPIES).context["rows"][0].hourly == ""
-    assert "in the 20 %" in words(client.get(COPIES).text)
-    page = words(client.get(action_url(copy, "snapshot")).text)
+    assert "in the 20 %" in text_of(client.get(COPIES).text)
+    page = text_of(client.get(action_url(copy, "snapshot")).text)
     assert "20 % × K 24.0000 = K 4.80 an hour" in page
     assert "Price Summary" not in page
-    assert "charged per GB" in words(client.get(action_url(copy, "pin")).text)
+    assert "charged per GB" in text_of(client.get(action_url(copy, "pin")).text)
 
 
 def test_the_page_of_a_backup_leads_back_to_the_list_and_to_its_schedule(
@@ -229,7 +229,7 @@ def test_a_row_shows_recurrence_last_outcome_and_retention(client: Client, vm: V
     weekly = BackupScheduleFactory(vm=vm, weekly=True, weekday=6, at=time(23), retention_count=4)
     BackupRunFactory(schedule=weekly, missed=True)
 
-    page = words(client.get(SCHEDULES).text)
+    page = text_of(client.get(SCHEDULES).text)
 
     for text in (
         "1 schedule",
@@ -244,7 +244,7 @@ def test_a_row_shows_recurrence_last_outcome_and_retention(client: Client, vm: V
 
 
 @pytest.mark.parametrize(
-    ("traits", "said"),
+    ("traits", "description"),
     [
         ({}, "Every day at 02:00"),
         ({"weekly": True}, "Every Monday at 02:00"),
@@ -252,8 +252,8 @@ def test_a_row_shows_recurrence_last_outcome_and_retention(client: Client, vm: V
         ({"monthly": True, "month_day": 5, "at": time(14, 30)}, "On day 5 of every month at 14:30"),
     ],
 )
-def test_a_recurrence_is_described_in_words(vm: VirtualMachine, traits: dict[str, Any], said: str) -> None:
-    assert BackupScheduleFactory(vm=vm, **traits).when == said
+def test_a_recurrence_is_described_in_words(vm: VirtualMachine, traits: dict[str, Any], description: str) -> None:
+    assert BackupScheduleFactory(vm=vm, **traits).when == description
 
 
 def test_only_existing_schedules_of_the_users_projects_are_listed(client: Client, schedule: BackupSchedule) -> None:
@@ -277,20 +277,20 @@ def test_search_and_filters_narrow_the_schedules(client: Client, schedule: Backu
         "show=automatic": {automatic},
         "show=troubled": {automatic},
     }
-    for query, found in expected.items():
+    for query, schedules in expected.items():
         rows = client.get(f"{SCHEDULES}?{query}").context["rows"]
-        assert {row.schedule for row in rows} == found, query
+        assert {row.schedule for row in rows} == schedules, query
     response = client.get(f"{SCHEDULES}?show=bogus")
     assert len(response.context["rows"]) == 3 and "were ignored:" in response.text
 
 
 def test_the_pages_of_schedules_follow_each_other(client: Client, vm: VirtualMachine) -> None:
     start = timezone.now()
-    made = [BackupScheduleFactory(vm=vm, created_at=start - timedelta(minutes=n)) for n in range(25)]
+    schedules = [BackupScheduleFactory(vm=vm, created_at=start - timedelta(minutes=n)) for n in range(25)]
     first = client.get(SCHEDULES)
     second = client.get(first.context["pages"]["next_url"])
 
-    assert [row.schedule for page in (first, second) for row in page.context["rows"]] == made
+    assert [row.schedule for page in (first, second) for row in page.context["rows"]] == schedules
     assert first.context["page"].total == 25
 
 
@@ -310,7 +310,7 @@ def test_the_page_shows_next_runs_and_outcomes_of_past_ones(client: Client, sche
     done = BackupRunFactory(schedule=schedule, scheduled_at=timezone.now() - timedelta(days=1))
 
     response = client.get(url(schedule))
-    page = words(response.text)
+    page = text_of(response.text)
 
     for text in (
         "Backup of db-01",
@@ -335,20 +335,20 @@ def test_a_pinned_backup_is_not_counted(client: Client, schedule: BackupSchedule
     response = client.get(url(schedule))
 
     assert response.context["backup_count"] == 0
-    assert "pinned" in words(response.text)
+    assert "pinned" in text_of(response.text)
 
 
 def test_the_runs_follow_each_other_page_by_page(client: Client, schedule: BackupSchedule) -> None:
     start = timezone.now()
     slots = [start - timedelta(days=days) for days in range(45, 0, -1)]
-    made = [BackupRunFactory(schedule=schedule, missed=True, scheduled_at=slot) for slot in slots][::-1]
-    here, seen = url(schedule), []
+    runs = [BackupRunFactory(schedule=schedule, missed=True, scheduled_at=slot) for slot in slots][::-1]
+    here, listed = url(schedule), []
     while here:
         response = client.get(here)
-        seen += response.context["runs"]
+        listed += response.context["runs"]
         here = response.context["pages"]["next_url"]
 
-    assert seen == made
+    assert listed == runs
 
 
 def test_the_page_polls_while_a_backup_is_taken(client: Client, schedule: BackupSchedule) -> None:
@@ -402,7 +402,7 @@ def test_nothing_is_offered_or_done_with_automatic_backups(client: Client, vm: V
 
     assert page.context["actions"] == []
     assert "Only an administrator can enable, disable or schedule them." in page.text
-    assert "20 % × K 24.0000 = K 4.80 an hour" in words(page.text)
+    assert "20 % × K 24.0000 = K 4.80 an hour" in text_of(page.text)
     for name in ACTIONS:
         data = {"interval": "daily", "at": "03:00", "retention_count": 9}
         assert "Only your provider can change" in client.post(url(automatic, name), data).text, name
@@ -487,7 +487,7 @@ def test_a_schedule_is_paused_and_resumed(client: Client, schedule: BackupSchedu
 
 
 def test_a_backup_is_taken_at_once_and_only_one_at_a_time(client: Client, schedule: BackupSchedule) -> None:
-    assert "2 backups cost K 72.00" in words(client.get(url(schedule, "run_schedule")).text)
+    assert "2 backups cost K 72.00" in text_of(client.get(url(schedule, "run_schedule")).text)
     page = client.post(url(schedule, "run_schedule"), follow=True).text
     assert "is being taken." in page and "Being taken" in page
 
@@ -519,14 +519,15 @@ def test_a_backup_brings_the_machine_back_and_this_is_undone(
 ) -> None:
     sell_everywhere(kind=ServiceKind.VM_SNAPSHOT)
     disks = [
-        storage_root / schedule.vm.location_id / "volumes" / f"{one.pk}.img" for one in checks.volumes_of(schedule.vm)
+        storage_root / schedule.vm.location_id / "volumes" / f"{volume.pk}.img"
+        for volume in checks.volumes_of(schedule.vm)
     ]
     run_now(schedule=schedule, user=owner)
     run_active_operations()
     copy = Snapshot.objects.get()
     for volume in checks.volumes_of(schedule.vm):
         put_volume(storage_root, volume, content(b"ruined"))
-    page = words(client.get(action_url(copy, "restore")).text)
+    page = text_of(client.get(action_url(copy, "restore")).text)
     assert "Overwrite the disks of “db-01”?" in page and "d0, d1" in page
 
     client.post(action_url(copy, "restore"), {"confirmation": "db-01"})
@@ -555,9 +556,9 @@ def test_a_backup_becomes_a_new_machine_and_a_new_volume(
     run_active_operations()
 
     folder = storage_root / schedule.vm.location_id / "volumes"
-    made = VirtualMachine.objects.get(name="db-02")
+    machine = VirtualMachine.objects.get(name="db-02")
     alone = Operation.objects.get(volume__name="alone").volume
-    volumes = [*checks.volumes_of(made), alone]
+    volumes = [*checks.volumes_of(machine), alone]
     for volume, data in zip(volumes, [content(b"0"), content(b"1"), content(b"1")], strict=True):
         assert holds(folder / f"{volume.pk}.img", data)
 
@@ -566,7 +567,7 @@ def test_a_backup_is_deleted_and_stops_costing(client: Client, schedule: BackupS
     run_now(schedule=schedule, user=owner)
     run_active_operations()
     copy = Snapshot.objects.get()
-    assert "You stop paying K 36.00 an hour" in words(client.get(action_url(copy, "delete")).text)
+    assert "You stop paying K 36.00 an hour" in text_of(client.get(action_url(copy, "delete")).text)
 
     client.post(action_url(copy, "delete"), {"confirmation": copy.name})
     run_active_operations()
@@ -584,7 +585,7 @@ def test_the_page_of_a_machine_shows_its_schedules_its_backups_and_the_switch(
 ) -> None:
     vm = schedule.vm
     BackupRunFactory(schedule=schedule, snapshot__name="last night")
-    page = words(client.get(reverse("snapshots:machine", args=[vm.pk])).text)
+    page = text_of(client.get(reverse("snapshots:machine", args=[vm.pk])).text)
     for text in (
         "Every day at 02:00",
         "last night",
@@ -596,10 +597,10 @@ def test_the_page_of_a_machine_shows_its_schedules_its_backups_and_the_switch(
 
     switch_automatic_backups(vm=vm, on=True, user=UserFactory(admin=True))
 
-    page = words(client.get(reverse("snapshots:machine", args=[vm.pk])).text)
+    page = text_of(client.get(reverse("snapshots:machine", args=[vm.pk])).text)
     assert "Automatic backups On" in page and "On since just now" in page
     rows = client.get("/instances/")
-    assert "Automatic backups" in words(rows.text) and "2 schedules" in words(rows.text)
+    assert "Automatic backups" in text_of(rows.text) and "2 schedules" in text_of(rows.text)
 
 
 def test_where_backups_are_not_sold_the_machine_says_so(client: Client, project: Project) -> None:
@@ -642,7 +643,7 @@ def test_deleting_an_automatic_backup_promises_no_savings(client: Client, vm: Vi
 def test_subscriptions_show_automatic_backups_with_the_sentence(client: Client, vm: VirtualMachine) -> None:
     switch_automatic_backups(vm=vm, on=True, user=UserFactory(admin=True))
 
-    page = words(client.get("/billing/subscriptions/").text)
+    page = text_of(client.get("/billing/subscriptions/").text)
 
     assert "db-01 Automatic VM Backup" in page
     assert "20 % of K 24.0000 = K 4.80 an hour" in page

@@ -463,8 +463,8 @@ def test_a_lower_retention_count_applies_after_the_next_verified_backup(
 def test_the_backups_of_one_schedule_do_not_count_for_another(schedule: BackupSchedule, vm: VirtualMachine) -> None:
     other = BackupScheduleFactory(vm=vm, at=time(12), retention_count=1)
     for _round in range(2):
-        for one in sorted([schedule, other], key=due_at):
-            run_once(one)
+        for item in sorted([schedule, other], key=due_at):
+            run_once(item)
     assert copies(schedule) == [State.READY, State.READY]
     older, newer = copies(other)
     # which of the two schedules comes last depends on the hour, and the last one's work carries out the deletion too
@@ -475,15 +475,15 @@ def test_the_backups_of_one_schedule_do_not_count_for_another(schedule: BackupSc
 # --- machines that go, customers that move ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("look", [maintain_schedules, start_due_runs])
+@pytest.mark.parametrize("check", [maintain_schedules, start_due_runs])
 def test_the_schedules_of_a_deleted_machine_end_and_its_backups_stay(
-    schedule: BackupSchedule, vm: VirtualMachine, look: Callable[[datetime], int]
+    schedule: BackupSchedule, vm: VirtualMachine, check: Callable[[datetime], int]
 ) -> None:
     copy = run_once(schedule).snapshot
     now = due_at(schedule) + timedelta(hours=1)
     VirtualMachine.objects.update(deleted_at=now - timedelta(hours=2))
-    assert look(now) == 1
-    assert look(now) == 0
+    assert check(now) == 1
+    assert check(now) == 0
     schedule.refresh_from_db()
     copy.refresh_from_db()
     assert (schedule.deleted_at, schedule.next_run_at, copy.state) == (now - timedelta(hours=2), None, State.READY)
@@ -572,15 +572,15 @@ def test_retention_follows_the_order_of_the_runs_whatever_their_clocks_said(
 ) -> None:
     """Each of these is the error of the clock by which one run was started and settled."""
     start = timezone.now()
-    taken = []
+    backups = []
     for number, error in enumerate(clocks):
         now = start + number * SECONDS + error
         run = run_now(schedule=schedule, user=member.user, now=now)
         work()
         settle_runs(now)
-        taken.append(run.snapshot_id)
+        backups.append(run.snapshot_id)
         ready = set(Snapshot.objects.filter(state=State.READY).values_list("pk", flat=True))
-        assert ready == set(taken[-schedule.retention_count :])
+        assert ready == set(backups[-schedule.retention_count :])
 
 
 def test_a_backup_that_a_user_retries_is_the_newest_one(

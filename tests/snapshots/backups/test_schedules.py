@@ -55,12 +55,12 @@ def vm(storage_root: Path, member: Membership) -> VirtualMachine:
     return vm
 
 
-def create(vm: VirtualMachine, member: Membership, **given: object) -> BackupSchedule:
-    return create_schedule(**({"source": vm, "user": member.user, "now": NOON} | NIGHTLY | given))
+def create(vm: VirtualMachine, member: Membership, **fields: object) -> BackupSchedule:
+    return create_schedule(**({"source": vm, "user": member.user, "now": NOON} | NIGHTLY | fields))
 
 
 @pytest.mark.parametrize(
-    ("given", "next_run_at"),
+    ("fields", "next_run_at"),
     [
         ({}, datetime(2026, 11, 22, 19, 30, tzinfo=UTC)),
         # only what the interval has is kept
@@ -70,16 +70,16 @@ def create(vm: VirtualMachine, member: Membership, **given: object) -> BackupSch
     ],
 )
 def test_a_schedule_runs_next_at_its_time_in_the_customers_zone(
-    vm: VirtualMachine, member: Membership, given: dict, next_run_at: datetime
+    vm: VirtualMachine, member: Membership, fields: dict, next_run_at: datetime
 ) -> None:
-    schedule = create(vm, member, **given)
+    schedule = create(vm, member, **fields)
     schedule.refresh_from_db()
     assert (schedule.next_run_at, schedule.origin, schedule.created_by) == (next_run_at, "customer", member.user)
     assert not schedule.runs.exists()
 
 
 @pytest.mark.parametrize(
-    ("given", "field"),
+    ("fields", "field"),
     [
         ({"interval": "hourly"}, "interval"),
         ({"interval": "weekly"}, "weekday"),
@@ -89,10 +89,10 @@ def test_a_schedule_runs_next_at_its_time_in_the_customers_zone(
     ],
 )
 def test_invalid_schedule_fields_are_refused_and_named(
-    vm: VirtualMachine, member: Membership, given: dict, field: str
+    vm: VirtualMachine, member: Membership, fields: dict, field: str
 ) -> None:
     with pytest.raises(InvalidSchedule) as refusal:
-        create(vm, member, **given)
+        create(vm, member, **fields)
     assert refusal.value.field == field
     assert not BackupSchedule.objects.exists()
 

@@ -94,16 +94,16 @@ def member() -> Membership:
 @pytest.fixture
 def schedules(storage_root: Path, member: Membership) -> list[BackupSchedule]:
     """Of four machines; the first one has two, which have to take turns."""
-    found = []
+    created = []
     far_away = timezone.localtime(timezone.now() + timedelta(hours=12), member.project.customer.zone).time()
     for number in range(MACHINES):
         vm = VirtualMachineFactory(project=member.project)
         for position in range(DISKS):
             volume = VolumeFactory(project=member.project, location=vm.location, vm=vm, position=position)
             put_volume(storage_root, volume, content(b"disk %d of %d" % (position, number)))
-        found.append(BackupScheduleFactory(vm=vm, at=far_away, retention_count=KEEP))
+        created.append(BackupScheduleFactory(vm=vm, at=far_away, retention_count=KEEP))
     sell_everywhere(kind=ServiceKind.VM_BACKUP)
-    return [*found, BackupScheduleFactory(vm=found[0].vm, at=far_away, retention_count=KEEP)]
+    return [*created, BackupScheduleFactory(vm=created[0].vm, at=far_away, retention_count=KEEP)]
 
 
 def plan_again(schedule: BackupSchedule, member: Membership, planned: dict[UUID, set[datetime]]) -> None:

@@ -97,7 +97,7 @@ def run_once(schedule: BackupSchedule) -> Snapshot:
     return run.snapshot
 
 
-def words(page: str) -> str:
+def text_of(page: str) -> str:
     return " ".join(unescape(re.sub("<[^>]+>", " ", page[page.index("<main") :])).split())
 
 
@@ -322,7 +322,7 @@ def test_a_project_with_a_schedule_is_not_empty(
     BackupSchedule.objects.filter(pk=schedule.pk).update(project=archive)
     with pytest.raises(InvalidState, match="isn't empty"):
         archive_project(project=archive, by=member.user, at=due_at(schedule))
-    page = words(client.get(reverse("archive_project", args=[archive.pk])).content.decode())
+    page = text_of(client.get(reverse("archive_project", args=[archive.pk])).content.decode())
     assert "Only an empty project can be archived" in page and "Schedules" in page
     schedule.refresh_from_db()
     delete_schedule(schedule=schedule, user=member.user)
@@ -356,20 +356,20 @@ def test_the_way_from_a_volume_to_its_first_scheduled_snapshot(
     here = client.post(start)["Location"]
     draft = Draft.objects.get()
     assert here == wizard.url(draft, "schedule") and draft.is_scheduled
-    page = words(client.get(here).text)
+    page = text_of(client.get(here).text)
     assert "Snapshot Schedule" in page and "Snapshots to keep" in page
     assert "2 snapshots cost K 8.00 an hour together" in page and "backup" not in page.split("Help")[0].lower()
     client.post(wizard.url(draft, "project"), {"project": archive.pk})
     answers = {"interval": "daily", "at": "03:30", "retention_count": "7", "take_one_now": "on"}
     here = client.post(here, answers)["Location"]
-    page = words(client.get(here).text)
+    page = text_of(client.get(here).text)
     for text in ("Schedule Snapshots", "Every day at 03:30", "7 snapshots", "Archive", "K 4.00 / Hour / 10 GB"):
         assert text in page, text
     response = client.post(here, {"billing_cycle": "hourly", "shown_hourly_micro": 4_000_000})
     schedule = BackupSchedule.objects.get()
     assert response["Location"] == reverse("snapshots:schedule", args=[schedule.pk]) + "#heading"
     assert (schedule.volume, schedule.project, schedule.retention_count) == (volume, archive, 7)
-    page = words(client.get(response["Location"]).text)
+    page = text_of(client.get(response["Location"]).text)
     assert "Snapshots of db-data" in page and "the 7 newest snapshots" in page
     assert client.post(wizard.url(draft, "review"), {}).status_code == 302
     assert BackupSchedule.objects.count() == 1
@@ -398,7 +398,7 @@ def test_its_pages_say_snapshots_instead_of_backups(client: Client, schedule: Ba
     snapshot = run_once(schedule)
     run_once(schedule)
     pages: dict[str, Any] = {
-        name: words(client.get(reverse(f"snapshots:{name}", args=[schedule.pk])).text)
+        name: text_of(client.get(reverse(f"snapshots:{name}", args=[schedule.pk])).text)
         for name in ("schedule", "edit_schedule", "pause_schedule", "run_schedule", "delete_schedule")
     }
     assert "Snapshots of db-data" in pages["schedule"] and snapshot.name in pages["schedule"]
@@ -409,10 +409,10 @@ def test_its_pages_say_snapshots_instead_of_backups(client: Client, schedule: Ba
         assert "backup" not in page.replace("Backups", "").lower(), name
     assert "db-data" in client.get(reverse("snapshots:schedules") + "?show=snapshots").text
     assert f"schedule-{schedule.pk}" not in client.get(reverse("snapshots:schedules") + "?show=backups").text
-    listed = words(client.get(reverse("snapshots:schedules") + f"?q=data&project={volume.project_id}").text)
+    listed = text_of(client.get(reverse("snapshots:schedules") + f"?q=data&project={volume.project_id}").text)
     assert "db-data" in listed and "Volume snapshots" in listed
     assert "Snapshot schedules" in client.get(reverse("snapshots:volume", args=[volume.pk])).text
-    assert "db-data" in words(client.get("/").text)
+    assert "db-data" in text_of(client.get("/").text)
     page = client.get(reverse("snapshots:snapshot", args=[snapshot.pk])).text
     assert (
         reverse("snapshots:schedule", args=[schedule.pk]) in page

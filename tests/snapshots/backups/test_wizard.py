@@ -71,7 +71,7 @@ def confirm(client: Client, draft: Draft, shown_hourly_micro: int = 36_000_000) 
     return client.post(wizard.url(draft, "review"), data)
 
 
-def words(page: str) -> str:
+def text_of(page: str) -> str:
     """What is read, without the markup."""
     return " ".join(unescape(re.sub("<[^>]+>", " ", page[page.index('id="wizard"') :])).split())
 
@@ -94,7 +94,7 @@ def test_the_whole_way_from_a_location_to_the_first_backup(
         response = client.post(here, answer)
         assert response.status_code == 302, response.text
         here = response["Location"]
-    page = words(client.get(here).text)
+    page = text_of(client.get(here).text)
     for text in (
         "Create Backup",
         "Every Sunday at 23:15, Asia/Yangon (UTC+06:30)",
@@ -123,7 +123,7 @@ def test_a_backup_started_from_its_machine_opens_the_schedule_step(client: Clien
     here = client.post(reverse("snapshots:back_up", args=[vm.pk]))["Location"]
 
     assert here == wizard.url(Draft.objects.get(), "schedule")
-    page = words(client.get(here).text)
+    page = text_of(client.get(here).text)
     assert "Backup Schedule" in page and "In Asia/Yangon (UTC+06:30)." in page
     # what is offered first already has its next runs and its price
     assert "The next five runs" in page and "2 backups cost K 72.00 an hour together" in page
@@ -156,7 +156,7 @@ def test_the_preview_follows_the_answers_without_saving_them(
         (row.at.astimezone(member.project.customer.zone) + timedelta(days=1)).day == 1 for row in picture.rows[1:]
     )
     for text in ("Taken now", "taken", "deleted", "1 kept"):
-        assert text in words(response.text), text
+        assert text in text_of(response.text), text
 
 
 def test_the_preview_chart_shows_kept_and_deleted_backups_of_each_run(
@@ -196,7 +196,7 @@ def test_a_wrong_answer_is_explained_and_the_form_keeps_its_values(
     response = client.post(wizard.url(draft, "schedule"), DAILY | {"take_one_now": "on"} | wrong)
 
     assert response.status_code == 200
-    assert explanation in words(response.text)
+    assert explanation in text_of(response.text)
     assert "<title>Error: Backup Schedule" in response.text
     assert re.search(r'name="take_one_now"[^>]* checked', response.text)
     draft.refresh_from_db()
@@ -231,7 +231,7 @@ def test_a_changed_price_is_shown_again_before_anything_is_created(
     client: Client, member: Membership, vm: VirtualMachine
 ) -> None:
     draft = draft_of(vm, member)
-    page = words(confirm(client, draft, shown_hourly_micro=35_000_000).text)
+    page = text_of(confirm(client, draft, shown_hourly_micro=35_000_000).text)
 
     assert "The price has changed to K 36.00 an hour" in page and "60 GB × K 0.6000 = K 36.00 an hour" in page
     assert not BackupSchedule.objects.exists()

@@ -133,7 +133,7 @@ class Year:
             assert not Snapshot.objects.filter(pk__in=gone).exclude(state=State.DELETED).exists()
             if self.random.random() < 0.02:
                 copy = Snapshot.objects.get(pk=promised.pop())
-                member = next(one for one in self.members if one.project_id == copy.project_id)
+                member = next(member for member in self.members if member.project_id == copy.project_id)
                 pin_backup(snapshot=copy, user=member.user)
                 self.kept_for_ever.add(copy.pk)
 
@@ -147,9 +147,9 @@ def slots_of(schedule: BackupSchedule) -> list[datetime]:
     """By the oracle that looks at every minute of the clock on the wall."""
     zone = ZoneInfo(schedule.time_zone)
     days = [(START + number * DAY).date() for number in range(-1, 367)]
-    found = [first_minute_at_or_past(day, schedule.at, zone) for day in days if runs_on(schedule.recurrence, day)]
+    slots = [first_minute_at_or_past(day, schedule.at, zone) for day in days if runs_on(schedule.recurrence, day)]
     times = TIMES_ON if schedule.is_automatic else [(START, END)]
-    return [slot for slot in found if any(begins < slot < ends for begins, ends in times)]
+    return [slot for slot in slots if any(begins < slot < ends for begins, ends in times)]
 
 
 def test_in_a_year_each_occurrence_runs_once_or_is_missed_and_bills_match_the_oracle(
@@ -164,15 +164,17 @@ def test_in_a_year_each_occurrence_runs_once_or_is_missed_and_bills_match_the_or
         assert [run.scheduled_at for run in runs] == slots_of(schedule)
         for run in runs:
             # of the slots within an outage the latest was made up for
-            outage = next((one for one in OUTAGES if one[0] <= run.scheduled_at < one[1]), None)
+            outage = next((outage for outage in OUTAGES if outage[0] <= run.scheduled_at < outage[1]), None)
             later = outage and any(run.scheduled_at < other.scheduled_at <= outage[1] for other in runs)
             assert run.state == (BackupRun.State.MISSED if later else BackupRun.State.DONE), run
             missed += run.state == BackupRun.State.MISSED
     assert missed >= 8
     assert set(Snapshot.objects.filter(pk__in=year.kept_for_ever).values_list("state", flat=True)) == {State.READY}
     # one notice per schedule and outage, whatever the number of slots
-    told = BackupRun.objects.filter(state=BackupRun.State.MISSED).values_list("schedule_id", "created_at").distinct()
-    assert Notification.objects.filter(key__startswith="backup-missed:").count() == told.count()
+    notified = (
+        BackupRun.objects.filter(state=BackupRun.State.MISSED).values_list("schedule_id", "created_at").distinct()
+    )
+    assert Notification.objects.filter(key__startswith="backup-missed:").count() == notified.count()
 
     closing.close_months(at=END + 10 * DAY)
     for member in year.members:
@@ -201,10 +203,10 @@ def check_invoices(member: Membership, automatic: VirtualMachine) -> None:
     )
     last = Invoice.objects.filter(customer=customer).latest("month").month
     expected = {key: value for key, value in expected.items() if key[2] <= last}
-    found: dict = {}
+    invoiced: dict = {}
     for line in InvoiceLine.objects.filter(invoice__customer=customer).select_related("segment", "price_version"):
         since = line.price_version.starts_at if line.price_version else None
         key = (numbers[line.resource_id], line.segment.started_at, line.month, since)
-        found[key] = (line.hours, Fraction(line.amount_micro, 10**6))
-    assert found == expected
+        invoiced[key] = (line.hours, Fraction(line.amount_micro, 10**6))
+    assert invoiced == expected
     assert not UsageSegment.objects.filter(customer=customer).exclude(resource_id__in=numbers).exists()

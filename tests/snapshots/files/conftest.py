@@ -21,12 +21,12 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Images:
     """images("ext4") is an image with the tree of images.py. Tests only read it."""
     folder = tmp_path_factory.mktemp("images")
     tree = make_tree(tmp_path_factory.mktemp("tree"))
-    made: dict[str, Path] = {}
+    created: dict[str, Path] = {}
 
     def images(name: str) -> Path:
-        if name not in made:
-            made[name] = MAKERS[name](folder / f"{name}.img", tree)
-        return made[name]
+        if name not in created:
+            created[name] = MAKERS[name](folder / f"{name}.img", tree)
+        return created[name]
 
     return images
 

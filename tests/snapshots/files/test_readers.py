@@ -70,21 +70,21 @@ def extract(response: HttpResponse) -> tarfile.TarFile:
 @pytest.mark.parametrize("name", CONTENT)
 def test_every_file_comes_back_as_it_was(name: str, images: Images, capture: Capture, client: Client) -> None:
     disk = capture(images(name))
-    found = {b"/".join(file.path): file for file in walk(disk)}
+    files = {b"/".join(file.path): file for file in walk(disk)}
     expected = CONTENT[name]
-    assert {path for path, file in found.items() if file.kind == "f"} - {b"sparse", b"big"} == set(expected)
+    assert {path for path, file in files.items() if file.kind == "f"} - {b"sparse", b"big"} == set(expected)
     for path, content in expected.items():
-        response = client.get(f"{address('download_file', disk)}?{found[path].query}")
+        response = client.get(f"{address('download_file', disk)}?{files[path].query}")
         assert digest(response) == hashlib.sha256(content).hexdigest(), path
         assert response["Content-Type"] == "application/octet-stream"
         assert response["X-Content-Type-Options"] == "nosniff"
         assert response["Content-Disposition"].startswith("attachment; filename")
     if name in WITH_LINKS:
-        links = {path: file.target for path, file in found.items() if file.kind == "l"}
+        links = {path: file.target for path, file in files.items() if file.kind == "l"}
         assert links == {path: target.decode() for path, target in LINKS.items()}
-        assert found[b"pipe"].kind == "o"
-    if b"sparse" in found:
-        response = client.get(f"{address('download_file', disk)}?{found[b'sparse'].query}")
+        assert files[b"pipe"].kind == "o"
+    if b"sparse" in files:
+        response = client.get(f"{address('download_file', disk)}?{files[b'sparse'].query}")
         assert digest(response) == hashlib.sha256(SPARSE_DATA).hexdigest()
 
 
@@ -186,8 +186,8 @@ def test_a_name_survives_its_way_through_an_address(name: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "shown"),
+    ("name", "text"),
     [(b"a\nb", "a\\nb"), (b"\xff\xfe", "\\xff\\xfe"), ("a\u202eb".encode(), "a\\u202eb"), ("ü".encode(), "ü")],
 )
-def test_undisplayable_characters_are_escaped(name: bytes, shown: str) -> None:
-    assert names.show(name) == shown
+def test_undisplayable_characters_are_escaped(name: bytes, text: str) -> None:
+    assert names.show(name) == text

@@ -186,8 +186,8 @@ class DriverContract:
             store.driver.revert_volume(volume, snapshot)
             assert store.read(volume, 0, 2048) == before
         if store.driver.consistency is Consistency.INSTANT:
-            found = [store.driver.find_snapshot(snapshot) for snapshot in snapshots]
-            assert len({info.captured_at for info in found if info}) == 1
+            infos = [store.driver.find_snapshot(snapshot) for snapshot in snapshots]
+            assert len({info.captured_at for info in infos if info}) == 1
 
     def test_when_one_disk_is_missing_none_is_captured(self, store: Store) -> None:
         volume, gone = new_volume(store, BEFORE), VolumeRef(uuid=uuid4(), name="gone for good", size_gb=1)
@@ -377,10 +377,10 @@ class DriverContract:
 
     def test_it_lists_stored_objects(self, store: Store) -> None:
         volume = new_volume(store)
-        kept, removed = capture(store, volume)[0], capture(store, volume)[0]
+        remaining, removed = capture(store, volume)[0], capture(store, volume)[0]
         store.driver.delete_snapshot(removed)
-        held = {thing.uuid: thing for thing in store.driver.list_objects()}
-        assert held.keys() & {volume.uuid, kept.uuid, removed.uuid} == {volume.uuid, kept.uuid}
-        for uuid in volume.uuid, kept.uuid:
-            assert not held[uuid].is_incomplete and held[uuid].is_unchanged()
-        assert held[volume.uuid].size_bytes == GIB
+        objects = {stored.uuid: stored for stored in store.driver.list_objects()}
+        assert objects.keys() & {volume.uuid, remaining.uuid, removed.uuid} == {volume.uuid, remaining.uuid}
+        for uuid in volume.uuid, remaining.uuid:
+            assert not objects[uuid].is_incomplete and objects[uuid].is_unchanged()
+        assert objects[volume.uuid].size_bytes == GIB

@@ -34,8 +34,8 @@ class LocalStore:
         return self.path(volume).stat().st_size
 
     def leftovers(self) -> list[str]:
-        found = {str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file()}
-        found -= {".lock"} | {f"volumes/{path.name}" for path in self.folder.glob("volumes/[!.]*.img")}
+        files = {str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file()}
+        files -= {".lock"} | {f"volumes/{path.name}" for path in self.folder.glob("volumes/[!.]*.img")}
         for path in self.folder.glob("snapshots/[!.]*"):
-            found -= {f"snapshots/{path.name}/disk.img", f"snapshots/{path.name}/manifest.json"}
-        return sorted(found | {f"snapshots/{path.name}" for path in self.folder.glob("snapshots/.*")})
+            files -= {f"snapshots/{path.name}/disk.img", f"snapshots/{path.name}/manifest.json"}
+        return sorted(files | {f"snapshots/{path.name}" for path in self.folder.glob("snapshots/.*")})

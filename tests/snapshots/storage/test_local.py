@@ -172,8 +172,8 @@ def test_a_snapshot_with_a_plain_checksum_is_verified_by_it(store: LocalStore) -
     del manifest["checksum"]
     plain = blake3(store.path(volume).read_bytes()).hexdigest()
     (folder / "manifest.json").write_text(json.dumps(manifest | {"format": 1, "blake3": plain}))
-    found = store.driver.find_snapshot(ref_of(folder))
-    assert found and found.checksum == plain
+    info = store.driver.find_snapshot(ref_of(folder))
+    assert info and info.checksum == plain
     assert store.driver.verify_snapshot(ref_of(folder)).checksum == plain
     store.driver.revert_volume(volume, ref_of(folder))
     (folder / "disk.img").chmod(0o640)
@@ -515,7 +515,7 @@ def test_a_locked_object_is_busy_for_everybody_else(store: LocalStore) -> None:
     volume, other = (put_image(store, {0: noise(MIB)}) for _each in range(2))
     snapshot, second = SnapshotRef(uuid=uuid4()), SnapshotRef(uuid=uuid4())
     rival = LocalStore(store.folder.parent).driver
-    seen: list[str] = []
+    calls: list[str] = []
 
     def try_everything(bytes_done: int, bytes_total: int) -> None:
         assert rival.find_snapshot(snapshot) is None
@@ -527,11 +527,11 @@ def test_a_locked_object_is_busy_for_everybody_else(store: LocalStore) -> None:
         ):
             with pytest.raises(Busy) as caught:
                 call()
-            seen.append(str(caught.value))
+            calls.append(str(caught.value))
         rival.remove_orphans()  # leaves alone what a live process makes
 
     store.driver.create_snapshots([(snapshot, volume)], try_everything)
-    assert "files" in seen[2]
+    assert "files" in calls[2]
     assert store.driver.find_snapshot(snapshot)
     assert store.driver.find_snapshot(second) is None
 

@@ -95,9 +95,9 @@ def new_volume(store: LocalStore, content: bytes = BEFORE) -> VolumeRef:
     return volume
 
 
-def bytes_of(store: LocalStore, thing: VolumeRef | SnapshotRef) -> bytes:
+def bytes_of(store: LocalStore, disk: VolumeRef | SnapshotRef) -> bytes:
     """What is at its start, and nothing else may be in it."""
-    path = store.path(thing) if isinstance(thing, VolumeRef) else store.folder / f"snapshots/{thing.uuid}/disk.img"
+    path = store.path(disk) if isinstance(disk, VolumeRef) else store.folder / f"snapshots/{disk.uuid}/disk.img"
     with open(path, "rb") as image:
         data = image.read(len(BEFORE))
     assert path.stat().st_size == GIB and holds(path, data)
@@ -115,15 +115,15 @@ def test_a_killed_capture_of_two_disks_is_all_or_nothing_and_of_one_instant(stor
         volumes = [new_volume(store), new_volume(store)]
         disks = [(SnapshotRef(uuid=uuid4()), volume) for volume in volumes]
         killed = is_killed(lambda: store.driver.create_snapshots(disks), line)  # noqa: B023
-        found = [store.driver.find_snapshot(snapshot) for snapshot, _volume in disks]
-        assert all(found) or not any(found)
+        infos_found = [store.driver.find_snapshot(snapshot) for snapshot, _volume in disks]
+        assert all(infos_found) or not any(infos_found)
         for volume in volumes:
             store.write(volume, {0: AFTER})
         infos = store.driver.create_snapshots(disks)
         assert len({info.captured_at for info in infos}) == 1
         contents = {bytes_of(store, snapshot) for snapshot, _volume in disks}
-        assert contents == ({BEFORE} if all(found) else {AFTER})
-        outcomes.add((killed, all(found)))
+        assert contents == ({BEFORE} if all(infos_found) else {AFTER})
+        outcomes.add((killed, all(infos_found)))
         for snapshot, _volume in disks:
             store.driver.verify_snapshot(snapshot)
             store.driver.delete_snapshot(snapshot)

@@ -200,10 +200,10 @@ def test_one_customer_who_cannot_be_notified_does_not_stop_the_others(
     project: Project, owner: User, location: Location
 ) -> None:
     sell(location, datetime(2090, 3, 1, tzinfo=UTC))
-    broken = [UserFactory(member_of=made, customer=made.customer) for made in ProjectFactory.create_batch(5)]
+    broken = [UserFactory(member_of=project, customer=project.customer) for project in ProjectFactory.create_batch(5)]
     User.objects.filter(pk__in=[user.pk for user in broken]).update(date_format="broken")
-    for made in Project.objects.all():
-        volume_in(made, location)
+    for project in Project.objects.all():
+        volume_in(project, location)
     with pytest.raises(ExceptionGroup):
         run_due(at=datetime(2090, 2, 1, tzinfo=UTC))
     assert owner.notifications.count() == 1

@@ -43,8 +43,8 @@ class History:
         self.location = LocationFactory()
         for kind in ServiceKind.BLOCK_STORAGE, ServiceKind.BS_SNAPSHOT:
             sell_everywhere(kind=kind)
-        place = {"project": member.project, "location": self.location}
-        self.machines = [VirtualMachineFactory(**place, stopped=number > 0) for number in range(3)]
+        shared = {"project": member.project, "location": self.location}
+        self.machines = [VirtualMachineFactory(**shared, stopped=number > 0) for number in range(3)]
         self.marks: dict[Any, bytes] = {}  # What stands at the start of each volume.
         self.outcomes: Counter[str] = Counter()
 

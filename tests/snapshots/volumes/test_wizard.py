@@ -107,8 +107,8 @@ def test_the_whole_way_from_a_location_to_an_available_volume(
         assert response.status_code == 302
         here = response["Location"]
     page = client.get(here).text.replace("\N{NO-BREAK SPACE}", " ")
-    for words in ("Create Volume", "Uploads", "None: the volume is empty", "Hourly", "Fixed Prorata", "K 14,640.00"):
-        assert words in page, words
+    for text in ("Create Volume", "Uploads", "None: the volume is empty", "Hourly", "Fixed Prorata", "K 14,640.00"):
+        assert text in page, text
     assert "50 GB × K 0.4000 = K 20.00 an hour" in page
     response = client.post(here, {"billing_cycle": "hourly", "shown_hourly_micro": 20_000_000})
     volume = Volume.objects.get()
@@ -297,8 +297,8 @@ def test_a_price_is_shown_with_the_size(client: Client, member: Membership, loca
     assert "Price Summary" not in wrong and "A volume has at least 1 GB." in wrong.partition('id="size-check"')[2]
     draft.refresh_from_db()
     assert draft.size_gb is None
-    for step, shown in [("location", False), ("project", False), ("name", True), ("review", True)]:
-        assert ("Price Summary" in client.get(url(draft_of(member, location), step)).text) is shown, step
+    for step, has_price in [("location", False), ("project", False), ("name", True), ("review", True)]:
+        assert ("Price Summary" in client.get(url(draft_of(member, location), step)).text) is has_price, step
 
 
 @pytest.mark.parametrize("owner", ["customer", "project"])
@@ -339,7 +339,7 @@ def test_an_answer_that_was_typed_as_the_session_ended_is_there_again(
 def test_only_usable_snapshots_of_the_location_that_the_user_may_use_are_offered(
     client: Client, member: Membership, location: Location, disk: DiskImage
 ) -> None:
-    place = {"location": location, "project": member.project}
+    shared = {"location": location, "project": member.project}
     viewed = MembershipFactory(user=member.user, project__customer=member.project.customer, role=Role.VIEWER).project
     others = [
         SnapshotFactory(volume=disk.volume, name="damaged one", damaged=True),
@@ -357,12 +357,12 @@ def test_only_usable_snapshots_of_the_location_that_the_user_may_use_are_offered
         assert "You can no longer use this snapshot." in client.post(url(draft, "source"), {"disk": image.pk}).text
     vm = VMSnapshotFactory(vm__project=member.project, vm__location=location, name="whole machine")
     for position, name in enumerate(("root", "logs")):
-        volume = VolumeFactory(name=name, vm=vm.vm, **place)
+        volume = VolumeFactory(name=name, vm=vm.vm, **shared)
         DiskImageFactory(id=None, snapshot=vm, volume=volume, volume_name=name, position=position, size_gb=7)
     page = client.get(url(draft, "source")).text
     assert page.count("whole machine") == 2 and "logs, 7 GB" in page
-    found = client.get(url(draft, "source"), {"q": "MACHINE"}).text
-    assert "whole machine" in found and "before the update" not in found
+    results = client.get(url(draft, "source"), {"q": "MACHINE"}).text
+    assert "whole machine" in results and "before the update" not in results
     nothing = client.get(url(draft, "source"), {"q": "<nothing>"}).text
     assert "No snapshot or backup matches “&lt;nothing&gt;”" in nothing and "Empty volume" in nothing
 
