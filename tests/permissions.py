@@ -76,9 +76,9 @@ OF_MEMBERSHIP = "?app_label=accounts&model_name=membership&field_name=user"
 SNAPSHOT = "?id={snapshot.pk}"
 INVOICE = {"pk": "invoice"}
 ACCOUNT = {"pk": "customer"}
-PERSON = {"pk": "person"}
+USER = {"pk": "user"}
 # No test user is impersonating anyone.
-STAFF_LOOKING = SIGNED_IN | dict.fromkeys((STRANGER, VIEWER, MEMBER, OWNER, ADMINISTRATOR), MISSING)
+IMPERSONATOR = SIGNED_IN | dict.fromkeys((STRANGER, VIEWER, MEMBER, OWNER, ADMINISTRATOR), MISSING)
 MACHINE = {"pk": "machine"}
 OTHERS = {"membership_id": "other_membership"}
 # An invalid link; a valid one is for the e-mail's recipient.
@@ -194,7 +194,7 @@ TABLE: dict[str, list[Row]] = {
         Row("notifications:resend", "Send the e-mail of a notification again", ONESELF, "POST"),
         Row("accounts:profile", "Change your profile", SIGNED_IN, BOTH),
         Row("accounts:choose_theme", "Choose a theme", SIGNED_IN, "POST", query="?theme=dark"),
-        Row("accounts:stop_impersonating", "Stop impersonating a user", STAFF_LOOKING, "POST"),
+        Row("accounts:stop_impersonating", "Stop impersonating a user", IMPERSONATOR, "POST"),
         Row("accounts:security", "View security settings", SIGNED_IN),
         Row("accounts:sessions", "List your sessions", SIGNED_IN),
         Row("accounts:end_other_sessions", "End your other sessions", SIGNED_IN, "POST"),
@@ -258,7 +258,7 @@ TABLE: dict[str, list[Row]] = {
         Row("admin:auth_user_password_change", "Set a user's password", ADMINISTER, BOTH),
         Row("admin:password_change", "Change your own password", ADMINISTER, BOTH),
         Row("admin:password_change_done", "Read that your password was changed", ADMINISTER),
-        Row("admin:accounts_impersonate", "Impersonate a user", ADMINISTER, BOTH, PERSON),
+        Row("admin:accounts_impersonate", "Impersonate a user", ADMINISTER, BOTH, USER),
         Row("admin:billing_account_buy", "Add bought credits", ADMINISTER, BOTH, ACCOUNT),
         Row("admin:billing_account_grant", "Grant credits", ADMINISTER, BOTH, ACCOUNT),
         Row("admin:billing_account_refund", "Refund credits", ADMINISTER, BOTH, ACCOUNT),
