@@ -119,23 +119,26 @@ def get_balance(*, customer: Customer, at: datetime) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lasting:
-    """How long the credits last at the present cost, and with a new resource; None if nothing uses them up."""
+class CreditRunway:
+    """How long the credits last at the current cost, and with a new resource; None if nothing uses them up."""
 
     balance_micro: int
-    now: timedelta | None
-    then: timedelta | None
+    current: timedelta | None
+    with_new: timedelta | None
 
 
-def lasts_for(*, customer: Customer, at: datetime, extra_hourly_micro: int = 0) -> Lasting:
-    left = get_balance(customer=customer, at=at)
+def credit_runway(*, customer: Customer, at: datetime, extra_hourly_micro: int = 0) -> CreditRunway:
+    """Return how long the credits last, now and with a new resource of `extra_hourly_micro`."""
+    balance = get_balance(customer=customer, at=at)
     hourly = hourly_cost(customer=customer, at=at)
 
-    def lasting(hourly_micro: int) -> timedelta | None:
+    def runway(hourly_micro: int) -> timedelta | None:
+        if not hourly_micro:
+            return None
         # Large credits at a tiny price last longer than a timedelta can hold.
-        return min(max(0, left) // hourly_micro, timedelta.max // rating.HOUR) * rating.HOUR if hourly_micro else None
+        return min(max(0, balance) // hourly_micro, timedelta.max // rating.HOUR) * rating.HOUR
 
-    return Lasting(balance_micro=left, now=lasting(hourly), then=lasting(hourly + extra_hourly_micro))
+    return CreditRunway(balance_micro=balance, current=runway(hourly), with_new=runway(hourly + extra_hourly_micro))
 
 
 def require_cover(*, customer: Customer, hourly_micro: int, at: datetime, reserved_micro: int = 0) -> None:
@@ -145,7 +148,7 @@ def require_cover(*, customer: Customer, hourly_micro: int, at: datetime, reserv
     """
     if customer.billing_type != BillingType.PREPAID:
         return
-    left = get_balance(customer=customer, at=at)
-    missing = hourly_micro + reserved_micro - left
+    balance = get_balance(customer=customer, at=at)
+    missing = hourly_micro + reserved_micro - balance
     if missing > 0:
-        raise InsufficientCredit(missing_micro=missing, balance_micro=left, currency=customer.currency)
+        raise InsufficientCredit(missing_micro=missing, balance_micro=balance, currency=customer.currency)

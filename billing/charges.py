@@ -286,7 +286,7 @@ def costs_so_far(resource_ids: Iterable[UUID], at: datetime) -> dict[UUID, Cost]
 
 def total_charged(*, customer: Customer, at: datetime) -> int:
     """Return the cost of everything the customer has used until `at`, recomputed from usage, in millionths."""
-    return ChargedTotals(customer).until(at)
+    return ChargedTotals(customer).total_at(at)
 
 
 class ChargedTotals:
@@ -296,11 +296,10 @@ class ChargedTotals:
         self.segments = list(UsageSegment.objects.filter(customer=customer).order_by("started_at"))
         self.prices = PriceList.load({segment.location_id for segment in self.segments})
         self.months = BillingMonths.load(customer)
-        self.final: dict[
-            tuple[UUID, datetime], int
-        ] = {}  # {(segment, start of the month): what time no longer changes}
+        # {(segment, start of the month): a cost that can no longer change}
+        self.final: dict[tuple[UUID, datetime], int] = {}
 
-    def until(self, at: datetime) -> int:
+    def total_at(self, at: datetime) -> int:
         """Return the cost until `at`, in millionths."""
         if not self.segments or self.segments[0].started_at > at:
             return 0

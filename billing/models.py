@@ -341,7 +341,7 @@ class Invoice(models.Model):
     time_zone = models.CharField(_("time zone"), max_length=64)
     total_micro = models.BigIntegerField(_("total, millionths"))
     line_count = models.PositiveIntegerField(_("lines"))
-    made_at = models.DateTimeField(_("made"))
+    made_at = models.DateTimeField(_("issued"))
 
     objects = InvoiceQuerySet.as_manager()
 
@@ -507,8 +507,8 @@ class WalletTransaction(models.Model):
         db_index=False,
     )
     kind = models.CharField(_("kind"), max_length=16, choices=TransactionKind.choices)
-    source = models.CharField(_("out of"), max_length=16, choices=WalletAccount.choices)
-    target = models.CharField(_("into"), max_length=16, choices=WalletAccount.choices)
+    source = models.CharField(_("from account"), max_length=16, choices=WalletAccount.choices)
+    target = models.CharField(_("to account"), max_length=16, choices=WalletAccount.choices)
     amount_micro = models.BigIntegerField(_("amount, millionths"))
     key = models.CharField(_("idempotency key"), max_length=120, unique=True)
     reason = models.CharField(_("reason"), max_length=255)

@@ -88,18 +88,18 @@ class Quote:
     def monthly_micro(self) -> int:
         return self.cost_of(rating.HOURS_PER_MONTH)
 
-    def until(self, at: datetime, end: datetime) -> int:
-        """Return the cost from `at` until `end`, planned prices included. Raises ValueError for an end before `at`."""
+    def cost_between(self, start: datetime, end: datetime) -> int:
+        """Return the cost from `start` to `end`, planned prices included. Raises ValueError for an end before `start`."""
         usage = rating.Usage(
-            started_at=at,
+            started_at=start,
             ended_at=end,
             size_gb=self.size_gb,
             base_rate_micro=self.rate_micro if self.is_share_of_vm else None,
         )
-        rating.hours(at, end)
+        rating.hours(start, end)
         lines = rating.rate(
             usage,
-            since=at,
+            since=start,
             until=end + rating.HOUR,
             at=end,
             prices=self.prices,

@@ -25,7 +25,7 @@ from cng_portal.common.templatetags.portal import month as format_month
 from cng_portal.common.templatetags.portal import near_day
 
 from .access import billed_customer
-from .balance import get_standing, lasts_for
+from .balance import credit_runway, get_standing
 from .charges import costs_so_far
 from .chart import NARROW, WIDE, build_chart
 from .days import costs_by_day, young_days
@@ -344,7 +344,7 @@ def credits(request: HttpRequest, as_csv: bool = False) -> HttpResponse | Stream
     if as_csv:
         rows = (transaction_cells(move, customer) for move in moves.iterator())
         return csv_response("infra-credits", TRANSACTION_COLUMNS, rows)
-    lasting = lasts_for(customer=customer, at=at)
+    runway = credit_runway(customer=customer, at=at)
     page = page_of(request, moves)
     with_amounts(page["rows"], customer)
     return render(
@@ -355,8 +355,8 @@ def credits(request: HttpRequest, as_csv: bool = False) -> HttpResponse | Stream
             "customer": customer,
             "is_prepaid": customer.billing_type == BillingType.PREPAID,
             "warning": low_balance_warning(customer=customer),
-            "balance": money.format_amount(lasting.balance_micro, customer.currency),
-            "lasts_until": at + lasting.now if lasting.now is not None and lasting.now.days < 36_500 else None,
+            "balance": money.format_amount(runway.balance_micro, customer.currency),
+            "lasts_until": at + runway.current if runway.current is not None and runway.current.days < 36_500 else None,
             "page": page,
             "granted": TransactionKind.GRANTED,
             "now": at,

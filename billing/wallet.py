@@ -118,7 +118,7 @@ def grant_credits(
     expires_at: datetime | None = None,
     at: datetime | None = None,
 ) -> WalletTransaction:
-    """Grant free credits. A second call with the key changes nothing. Raises Refused."""
+    """Grant free credits. A second call with the same key changes nothing. Raises Refused."""
     return _record(
         customer=customer,
         kind=TransactionKind.GRANTED,
@@ -134,7 +134,7 @@ def grant_credits(
 def buy_credits(
     *, customer: Customer, amount_micro: int, reason: str, by: User | None, key: str, at: datetime | None = None
 ) -> WalletTransaction:
-    """Add credits that were paid for. A second call with the key changes nothing. Raises Refused."""
+    """Add credits that were paid for. A second call with the same key changes nothing. Raises Refused."""
     return _record(
         customer=customer, kind=TransactionKind.BOUGHT, amount_micro=amount_micro, reason=reason, by=by, key=key, at=at
     )
@@ -144,7 +144,7 @@ def buy_credits(
 def refund_credits(
     *, customer: Customer, amount_micro: int, reason: str, by: User | None, key: str, at: datetime | None = None
 ) -> WalletTransaction:
-    """Refund what was charged, at most all of it. A second call with the key changes nothing. Raises Refused."""
+    """Refund what was charged, at most all of it. A second call with the same key changes nothing. Raises Refused."""
     lock_customer(customer.pk)
     if not WalletTransaction.objects.filter(key=key).exists():
         # Refunds by an invoice are part of `total_charged` already.
@@ -173,7 +173,7 @@ def refund_credits(
 def correct_credits(
     *, customer: Customer, change_micro: int, reason: str, by: User | None, key: str, at: datetime | None = None
 ) -> WalletTransaction:
-    """Add to the wallet or, with a negative change, take from it. A second call with the key changes nothing.
+    """Add to the wallet or, with a negative change, take from it. A second call with the same key changes nothing.
 
     Raises Refused.
     """
@@ -202,27 +202,29 @@ def expired_credits(*, customer: Customer, at: datetime) -> list[tuple[WalletTra
     grants = {move.pk: (move.expires_at, move) for move in moves if move.expires_at}
     events = [(move.at, 1, move) for move in moves if move.invoice_id is None and move.grant_id is None]
     events += [(expires_at, 0, grant) for expires_at, grant in grants.values() if expires_at <= at]
-    left: dict[UUID, int] = {}  # of each grant and purchase, in the order in which they are used
-    expired, before, uncovered = [], 0, 0
+    remaining: dict[UUID, int] = {}  # of each grant and purchase, in the order in which they are used
+    expired, charged_before, uncovered = [], 0, 0
     charged = ChargedTotals(customer)
     for when, is_move, move in sorted(events, key=lambda event: event[:2]):
-        until_now = charged.until(when)
-        uncovered += until_now - before
-        before = until_now
-        for pk in left:
-            used = min(left[pk], uncovered)
-            left[pk] -= used
+        charged_now = charged.total_at(when)
+        uncovered += charged_now - charged_before
+        charged_before = charged_now
+        for pk in remaining:
+            used = min(remaining[pk], uncovered)
+            remaining[pk] -= used
             uncovered -= used
         if not is_move:
-            rest = left.pop(move.pk)
+            remainder = remaining.pop(move.pk)
             if move.pk not in settled:
-                expired.append((move, rest))
+                expired.append((move, remainder))
         elif move.wallet_micro < 0:
             uncovered -= move.wallet_micro
         else:
-            left[move.pk] = move.wallet_micro
+            remaining[move.pk] = move.wallet_micro
             never = datetime.max.replace(tzinfo=UTC)
-            left = dict(sorted(left.items(), key=lambda item: grants[item[0]][0] if item[0] in grants else never))
+            remaining = dict(
+                sorted(remaining.items(), key=lambda item: grants[item[0]][0] if item[0] in grants else never)
+            )
     return expired
 
 

@@ -228,18 +228,29 @@ def check_deliverable(
 
     `project` is the snapshot's, by default the source's.
     """
-    at = at or timezone.now()
     volumes = check_capturable(source, project=project, safety=safety)
+    return check_affordable(source, volumes, kind=kind, at=at)
+
+
+def check_affordable(
+    source: Source, volumes: Iterable[Volume], *, kind: str | None = None, at: datetime | None = None
+) -> Quote:
+    """Return the price of capturing the volumes. Raises NotSold, and InsufficientCredit unless its first hour is covered."""
+    at = at or timezone.now()
     quote = quote_size(source, sum(volume.size_gb for volume in volumes), kind=kind, at=at)
     check_cover(source.project.customer, quote.hourly_micro, at=at)
     return quote
 
 
-def check_space(source: Source) -> None:
-    """Raise OutOfSpace unless a capture fits. Call it outside a transaction, because it may go over the network."""
+def check_space(source: Source, volumes: Iterable[Volume] | None = None) -> None:
+    """Raise OutOfSpace unless a capture fits. Call it outside a transaction, because it may go over the network.
+
+    `volumes` are those of the source, if the caller has them.
+    """
     try:
         driver = get_driver(source.location)
-        needed, free = driver.bytes_needed([volume_ref(volume) for volume in volumes_of(source)]), driver.free_bytes()
+        captured = [volume_ref(volume) for volume in (volumes_of(source) if volumes is None else volumes)]
+        needed, free = driver.bytes_needed(captured), driver.free_bytes()
     except StorageError as error:
         raise OutOfSpace(str(error)) from error
     require_space(source.location_id, needed, free)

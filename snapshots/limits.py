@@ -133,7 +133,7 @@ def check_volume_quota(project_id: UUID, sizes_gb: list[int]) -> None:
 
 
 def check_growth_quota(project_id: UUID, more_gb: int) -> None:
-    """Raise QuotaExceeded unless the project's volumes may grow by so much. The caller must hold the customer's lock."""
+    """Raise QuotaExceeded unless the project's volumes may grow by `more_gb`. The caller must hold the customer's lock."""
     project = Project.objects.select_related("customer").get(pk=project_id)
     for use in volume_quota_use(project)[1::2]:
         use.require(more_gb)

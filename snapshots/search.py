@@ -1,6 +1,6 @@
 """The search of everything a user can reach: resources, projects, invoices, pages and actions, by name or ID."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -65,6 +65,7 @@ ACTIONS = [
     Page(gettext_lazy("Take VM Snapshot"), "snapshots:new_vm", audience=CHANGING),
     Page(gettext_lazy("Create Volume"), "snapshots:create_volume", audience=CHANGING),
     Page(gettext_lazy("Create Backup"), "snapshots:new_backup", audience=CHANGING),
+    Page(gettext_lazy("Schedule snapshots"), "snapshots:new_schedule", audience=CHANGING),
     Page(gettext_lazy("New project"), "new_project", audience=OWNING),
 ]
 PAGES = [
@@ -90,7 +91,7 @@ PAGES = [
     Page(gettext_lazy("Activity log"), "activity:log"),
     Page(gettext_lazy("Limits"), "snapshots:limits"),
     Page(gettext_lazy("Help"), "help:index"),
-    Page(gettext_lazy("What it costs"), "help:guide", ("billing",)),
+    Page(gettext_lazy("Billing"), "help:guide", ("billing",)),
     Page(gettext_lazy("Keyboard shortcuts"), "help:guide", ("keyboard",)),
 ]
 
@@ -151,23 +152,19 @@ def list_url(name: str, text: str) -> str:
     return f"{reverse(name)}?{urlencode({'q': text})}"
 
 
+def group_of(objects: Iterable[Any], text: str, view: str, note: Callable[[Any], str], **fields: Any) -> Group:
+    """Build the group of these objects, each with a link to its page. `fields` are those of Group."""
+    hits = [(item.name, Hit(item.name, reverse(view, args=[item.pk]), note(item))) for item in objects]
+    return build_group(hits, fold_name(text), **fields)
+
+
 def find_volumes(user: User, text: str, pk: UUID | None) -> Group:
     visible = Volume.objects.visible_to(user).select_related("project").only("name", "size_gb", "project__name")
-    volumes = best_first(visible if pk else visible.present(), text, pk)
-    hits = [
-        (
-            volume.name,
-            Hit(
-                volume.name,
-                reverse("snapshots:volume", args=[volume.pk]),
-                _("%(size)s GB · %(project)s") % {"size": volume.size_gb, "project": volume.project.name},
-            ),
-        )
-        for volume in volumes
-    ]
-    return build_group(
-        hits,
-        fold_name(text),
+    return group_of(
+        best_first(visible if pk else visible.present(), text, pk),
+        text,
+        "snapshots:volume",
+        lambda volume: _("%(size)s GB · %(project)s") % {"size": volume.size_gb, "project": volume.project.name},
         label=_("Volumes"),
         icon="circle-stack",
         more_url=list_url("snapshots:volumes", text),
@@ -185,26 +182,26 @@ def find_snapshots(user: User, text: str, pk: UUID | None) -> Group:
         snapshots = list(named.filter(starting)[: SHOWN + 1])
         if len(snapshots) <= SHOWN:
             snapshots += named.filter(~starting, name_contains(text))[: SHOWN + 1 - len(snapshots)]
-    hits = [
-        (
-            snapshot.name,
-            Hit(
-                snapshot.name,
-                reverse("snapshots:snapshot", args=[snapshot.pk]),
-                f"{snapshot.get_kind_display()} · {snapshot.project.name}",
-            ),
-        )
-        for snapshot in snapshots
-    ]
-    return build_group(hits, fold_name(text), label=_("Snapshots and backups"), icon="camera")
+    return group_of(
+        snapshots,
+        text,
+        "snapshots:snapshot",
+        lambda snapshot: f"{snapshot.get_kind_display()} · {snapshot.project.name}",
+        label=_("Snapshots and backups"),
+        icon="camera",
+    )
 
 
 def find_machines(user: User, text: str, pk: UUID | None) -> Group:
     visible = VirtualMachine.objects.visible_to(user).select_related("project").only("name", "project__name")
-    machines = best_first(visible if pk else visible.present(), text, pk)
-    hits = [(vm.name, Hit(vm.name, reverse("snapshots:machine", args=[vm.pk]), vm.project.name)) for vm in machines]
-    return build_group(
-        hits, fold_name(text), label=_("Instances"), icon="server", more_url=list_url("snapshots:machines", text)
+    return group_of(
+        best_first(visible if pk else visible.present(), text, pk),
+        text,
+        "snapshots:machine",
+        lambda vm: vm.project.name,
+        label=_("Instances"),
+        icon="server",
+        more_url=list_url("snapshots:machines", text),
     )
 
 

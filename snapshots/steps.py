@@ -1,9 +1,11 @@
 """What every wizard's steps have in common: a form for one answer, and the field of the draft that stores it."""
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from django import forms
 from django.core.exceptions import ValidationError
+from django.db.models import QuerySet
 
 from cng_portal.accounts.models import User
 
@@ -13,8 +15,12 @@ from .models import Draft
 MAX_DRAFTS = 50
 
 
-class SourceField(forms.ModelChoiceField):
-    """A choice among many rows. Text that isn't a UUID is an invalid choice, too."""
+class OfferedField(forms.ModelChoiceField):
+    """A choice among the rows that `offered` returns for the user and the draft. Text that isn't a UUID is invalid, too."""
+
+    def __init__(self, offered: Callable[[User, Draft], QuerySet[Any]], **kwargs: Any) -> None:
+        super().__init__(queryset=None, **kwargs)
+        self.offered = offered
 
     def to_python(self, value: Any) -> Any:
         try:
@@ -29,6 +35,9 @@ class StepForm(forms.Form):
     def __init__(self, *args: Any, draft: Draft, user: User, **kwargs: Any) -> None:
         self.draft, self.user = draft, user
         super().__init__(*args, **kwargs)
+        for field in self.fields.values():
+            if isinstance(field, OfferedField):
+                field.queryset = field.offered(user, draft)
 
 
 class Step:

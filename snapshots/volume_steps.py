@@ -20,8 +20,8 @@ from cng_portal.inventory.models import Location, Volume
 
 from . import new_volumes, offers, volumes
 from .errors import ActionRefused, NameTaken
-from .models import DiskImage, Draft
-from .steps import SourceField, Step, StepForm
+from .models import Draft
+from .steps import OfferedField, Step, StepForm
 
 DEFAULT_SIZE_GB = 10
 
@@ -39,18 +39,13 @@ class NewVolumeLocationForm(StepForm):
 
 
 class NewVolumeProjectForm(StepForm):
-    project = SourceField(
-        Project.objects.none(),
+    project = OfferedField(
+        lambda user, draft: Project.objects.changeable_by(user).select_related("customer"),
         error_messages={
             "required": gettext_lazy("Choose a project."),
             "invalid_choice": gettext_lazy("You can no longer use this project. Choose one from the list."),
         },
     )
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        field: Any = self.fields["project"]
-        field.queryset = Project.objects.changeable_by(self.user).select_related("customer")
 
 
 class SizeForm(StepForm):
@@ -115,18 +110,13 @@ def check_size(draft: Draft, size_gb: int) -> None:
 class SourceForm(StepForm):
     """The disk of a snapshot that the volume is copied from. None is for an empty volume."""
 
-    disk = SourceField(
-        DiskImage.objects.none(),
+    disk = OfferedField(
+        offers.offered_disks,
         required=False,
         error_messages={
             "invalid_choice": gettext_lazy("You can no longer use this snapshot. Choose one from the list."),
         },
     )
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        field: Any = self.fields["disk"]
-        field.queryset = offers.offered_disks(self.user, self.draft)
 
 
 class NewVolumeNameForm(StepForm):

@@ -17,7 +17,7 @@ from django.utils.translation import gettext_lazy as _
 from billing.models import BillingCycle
 from cng_portal.accounts.models import Project, User
 from cng_portal.common.names import NameFormField
-from cng_portal.inventory.models import Location, VirtualMachine, Volume
+from cng_portal.inventory.models import Location
 
 from . import checks, offers, volume_steps
 from .backups.forms import ScheduleForm
@@ -25,7 +25,7 @@ from .backups.schedules import SCHEDULE_FIELDS
 from .errors import ActionRefused, NameTaken
 from .forms import ExpiryField
 from .models import BackupSchedule, Draft, Kind, Operation
-from .steps import SourceField, Step, StepForm, save
+from .steps import OfferedField, Step, StepForm, save
 
 DRAFT_LIFETIME = timedelta(days=30)
 MAX_ESTIMATE = timedelta(days=3653)
@@ -68,17 +68,13 @@ class SourceForm(StepForm):
 
     field: ClassVar[str]
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        field: Any = self.fields[self.field]
-        field.queryset = offers.offered_sources(self.user, self.draft)
-
     def clean(self) -> dict[str, Any]:
         cleaned: dict[str, Any] = super().clean() or {}
         if source := cleaned.get(self.field):
             try:
-                checks.check_deliverable(source, kind=self.draft.kind, project=self.draft.project)
-                checks.check_space(source)
+                volumes = checks.check_capturable(source, project=self.draft.project)
+                checks.check_affordable(source, volumes, kind=self.draft.kind)
+                checks.check_space(source, volumes)
             except ActionRefused as error:
                 self.add_error(self.field, str(error))
         return cleaned
@@ -86,8 +82,8 @@ class SourceForm(StepForm):
 
 class VolumeForm(SourceForm):
     field = "volume"
-    volume = SourceField(
-        Volume.objects.none(),
+    volume = OfferedField(
+        offers.offered_sources,
         error_messages={
             "required": _("Choose a volume."),
             "invalid_choice": _("You can no longer take a snapshot of this volume. Choose one from the list."),
@@ -97,8 +93,8 @@ class VolumeForm(SourceForm):
 
 class InstanceForm(SourceForm):
     field = "vm"
-    vm = SourceField(
-        VirtualMachine.objects.none(),
+    vm = OfferedField(
+        offers.offered_sources,
         error_messages={
             "required": _("Choose an instance."),
             "invalid_choice": _("You can no longer use this instance. Choose one from the list."),

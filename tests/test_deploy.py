@@ -55,7 +55,7 @@ def commands(unit: Path) -> list[list[str]]:
 
 @pytest.fixture
 def units(tmp_path: Path) -> Path:
-    """The units as they lie in /etc/systemd/system, of a portal in this checkout."""
+    """The systemd units as they are installed, for a portal in this checkout."""
     if not shutil.which("systemd-analyze"):
         pytest.skip("systemd-analyze is not installed")
     folder = tmp_path / "units"

@@ -242,7 +242,7 @@ class User(AbstractBaseUser, PermissionsMixin):
 
     @property
     def changeable_project_ids(self) -> list[uuid.UUID]:
-        """Nothing is changed or created in an archived project."""
+        """Return the IDs of the projects that the user may change. Archived ones can't be changed."""
         return [
             project.id
             for project in self.project_roles

@@ -81,19 +81,21 @@ def require_another_owner(membership: Membership) -> None:
             _("“%(project)s” needs at least one owner. Make another member an owner first.")
             % {"project": membership.project.name}
         )
-    if membership.role == Role.OWNER and is_only_owner(membership.user, membership.project.customer, but=membership):
+    if membership.role == Role.OWNER and is_only_owner(
+        membership.user, membership.project.customer, without=membership
+    ):
         raise ActionRefused(
             _("%(customer)s needs at least one owner of its own. Make another of its users an owner first.")
             % {"customer": membership.project.customer.name}
         )
 
 
-def is_only_owner(user: User, customer: Customer, *, but: Membership | None = None) -> bool:
-    """Return whether nobody else of the customer owns one of its projects, nor the user another one than `but`."""
+def is_only_owner(user: User, customer: Customer, *, without: Membership | None = None) -> bool:
+    """Return whether the customer would have no owner left without the user, or without only the membership `without`."""
     owners = Membership.objects.filter(
         project__customer=customer, role=Role.OWNER, user__is_active=True, user__customer=customer
     )
-    others = owners.exclude(pk=but.pk) if but else owners.exclude(user=user)
+    others = owners.exclude(pk=without.pk) if without else owners.exclude(user=user)
     return owners.filter(user=user).exists() and not others.exists()
 
 

@@ -178,13 +178,11 @@ class CloudProject(models.Model):
         help_text=_("Where its volumes and machines appear. Nothing is imported while this is empty."),
     )
     volume_count = models.PositiveIntegerField(_("volumes"), null=True, blank=True)
-    volume_quota = models.IntegerField(_("quota of volumes"), null=True, blank=True, help_text=_("-1 is unlimited."))
+    volume_quota = models.IntegerField(_("volume quota"), null=True, blank=True, help_text=_("-1 is unlimited."))
     snapshot_count = models.PositiveIntegerField(_("snapshots"), null=True, blank=True)
-    snapshot_quota = models.IntegerField(
-        _("quota of snapshots"), null=True, blank=True, help_text=_("-1 is unlimited.")
-    )
+    snapshot_quota = models.IntegerField(_("snapshot quota"), null=True, blank=True, help_text=_("-1 is unlimited."))
     used_gb = models.PositiveIntegerField(_("GB"), null=True, blank=True, help_text=_("Of volumes and snapshots."))
-    gb_quota = models.IntegerField(_("quota of GB"), null=True, blank=True, help_text=_("-1 is unlimited."))
+    gb_quota = models.IntegerField(_("storage quota, GB"), null=True, blank=True, help_text=_("-1 is unlimited."))
     synced_at = models.DateTimeField(_("last sync"), null=True, blank=True)
     missing_since = models.DateTimeField(_("missing since"), null=True, blank=True)
     error = models.TextField(_("error of the last sync"), blank=True)
@@ -299,8 +297,8 @@ class AutomaticBackupSwitch(models.Model):
     switched_at = models.DateTimeField(_("time"))
 
     class Meta:
-        verbose_name = _("switch of automatic backups")
-        verbose_name_plural = _("switches of automatic backups")
+        verbose_name = _("automatic backup switch")
+        verbose_name_plural = _("automatic backup switches")
         ordering = ["-switched_at", "-id"]
 
     def __str__(self) -> str:

@@ -65,7 +65,7 @@ class StorageCheck(models.Model):
     )
     checked_at = models.DateTimeField(_("checked"), null=True)
     error = models.TextField(_("error"), blank=True, help_text=_("Empty when the check passed."))
-    free_bytes = models.BigIntegerField(_("free"), null=True)
+    free_bytes = models.BigIntegerField(_("free bytes"), null=True)
     counted_at = models.DateTimeField(_("counted"), null=True)
     snapshot_count = models.PositiveIntegerField(_("snapshots"), default=0)
     snapshot_bytes = models.BigIntegerField(_("used by snapshots"), default=0)

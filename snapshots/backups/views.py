@@ -306,7 +306,7 @@ def confirm_action(
         "danger": "" if danger else "no",
         "action": request.path,
     }
-    return render(request, "snapshots/schedule_act.html", context)
+    return render(request, "snapshots/schedule_action.html", context)
 
 
 @require_http_methods(["GET", "POST"])

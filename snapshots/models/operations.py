@@ -140,11 +140,11 @@ class Operation(models.Model):
     # storage/contract.py has advice for the operator by cause.
     cause = models.CharField(_("cause"), max_length=20, blank=True, default="", db_default="", editable=False)
     requested_by = models.ForeignKey(
-        User, verbose_name=_("asked for by"), on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
+        User, verbose_name=_("requested by"), on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
     )
     # Of the HTTP request, so that logs can be correlated. `db_default` serves the previous version during an upgrade.
     request_id = models.CharField(_("request"), max_length=36, blank=True, default="", db_default="", editable=False)
-    created_at = models.DateTimeField(_("asked for"), default=timezone.now, editable=False)
+    created_at = models.DateTimeField(_("requested"), default=timezone.now, editable=False)
     started_at = models.DateTimeField(_("started"), null=True, blank=True)
     finished_at = models.DateTimeField(_("finished"), null=True, blank=True)
 

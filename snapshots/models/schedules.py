@@ -275,7 +275,7 @@ class BackupRun(models.Model):
     next_try_at = models.DateTimeField(_("next try"), null=True, blank=True)
     reason = models.TextField(_("reason"), blank=True)
     requested_by = models.ForeignKey(
-        User, verbose_name=_("asked for by"), on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
+        User, verbose_name=_("requested by"), on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
     )
     created_at = models.DateTimeField(_("recorded"), default=timezone.now, editable=False)
     finished_at = models.DateTimeField(_("finished"), null=True, blank=True)

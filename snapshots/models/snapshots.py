@@ -75,7 +75,7 @@ class DeletionCause(models.TextChoices):
     DAMAGED = "damaged", _("Deleted because it was damaged")
     FAILED = "failed", _("Deleted because taking it failed")
     OUTSIDE = "outside", _("Deleted in the cloud")
-    EXPIRED = "expired", _("Deleted because its time was over")
+    EXPIRED = "expired", _("Deleted when it expired")
 
 
 TRANSIENT_STATES = (State.PENDING, State.CREATING, State.DELETING)
@@ -210,7 +210,7 @@ class Snapshot(models.Model):
     name = NameField(_("name"))
     name_key = models.CharField(max_length=MAX_NAME_KEY_LENGTH, editable=False)
     vm_config = models.JSONField(
-        _("machine's configuration"),
+        _("VM configuration"),
         default=dict,
         blank=True,
         help_text=_("Name, size, hourly price and volumes of the machine at the time."),
@@ -234,7 +234,7 @@ class Snapshot(models.Model):
     # Members were notified that it is about to expire.
     expiry_announced_at = models.DateTimeField(null=True, blank=True, editable=False)
     requested_by = models.ForeignKey(
-        User, verbose_name=_("asked for by"), on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
+        User, verbose_name=_("requested by"), on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
     )
     draft = models.OneToOneField(Draft, on_delete=models.SET_NULL, null=True, blank=True, related_name="snapshot")
     made_outside = models.BooleanField(
@@ -247,14 +247,14 @@ class Snapshot(models.Model):
         editable=False,
         help_text=_("When the cloud did not have it any more."),
     )
-    damaged_at = models.DateTimeField(_("found damaged"), null=True, blank=True, editable=False)
+    damaged_at = models.DateTimeField(_("damage found"), null=True, blank=True, editable=False)
     # For scrub.py: the oldest of its disks' captured_at or verified_at. NULL if the engine doesn't read bytes.
     last_read_at = models.DateTimeField(_("last read"), null=True, blank=True, editable=False)
     created_at = models.DateTimeField(_("taken"), default=timezone.now, editable=False)
     ready_at = models.DateTimeField(_("ready"), null=True, blank=True, editable=False)
     delete_requested_at = models.DateTimeField(_("deletion accepted"), null=True, blank=True, editable=False)
     deletion_cause = models.CharField(
-        _("cause of deletion"), max_length=9, choices=DeletionCause.choices, blank=True, editable=False
+        _("deletion cause"), max_length=9, choices=DeletionCause.choices, blank=True, editable=False
     )
     deleted_at = models.DateTimeField(_("deleted"), null=True, blank=True, editable=False)
 

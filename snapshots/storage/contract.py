@@ -311,7 +311,7 @@ class Driver(ABC):
     def create_safety_snapshots(
         self, disks: Sequence[tuple[SnapshotRef, VolumeRef]], heartbeat: Heartbeat = no_heartbeat
     ) -> list[SnapshotInfo]:
-        """Capture the volumes in a way that still allows to revert them to the snapshots that they have now."""
+        """Capture the volumes without making their existing snapshots unusable for `revert_volume`."""
         return self.create_snapshots(disks, heartbeat)
 
     @abstractmethod

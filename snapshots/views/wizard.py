@@ -23,7 +23,7 @@ from django.utils.translation import ngettext
 from django.views.decorators.http import require_GET, require_POST
 from django_htmx.http import HttpResponseClientRedirect
 
-from billing.balance import lasts_for
+from billing.balance import credit_runway
 from billing.prices import PriceList, Quote
 from cng_portal.accounts.models import BillingType, User
 from cng_portal.accounts.requests import Request
@@ -272,18 +272,18 @@ def estimates(request: HttpRequest, draft: Draft, quote: Quote) -> dict[str, Any
         ]
         if draft.delete_after and (expires_at := expiry_of_draft(draft)) and expires_at > now:
             label = _("Until it is deleted, at the end of %(day)s") % {"day": format_day(draft.delete_after)}
-            rows.append(row(label, quote.until(now, expires_at)))
+            rows.append(row(label, quote.cost_between(now, expires_at)))
     until = wizard.UntilForm(request.GET if "until" in request.GET else None)
     if until.is_bound and until.is_valid():
         day = until.cleaned_data["until"]
         end = datetime.combine(day + timedelta(days=1), time(), tzinfo=customer.zone)
-        amount_micro = sum(quote.until(first, last) for first, last in lives(draft, now, end))
+        amount_micro = sum(quote.cost_between(first, last) for first, last in lives(draft, now, end))
         rows.append(row(_("From now to the end of %(day)s") % {"day": format_day(day)}, amount_micro))
     if customer.billing_type == BillingType.PREPAID:
-        lasting = lasts_for(customer=customer, at=now, extra_hourly_micro=count * quote.hourly_micro)
+        runway = credit_runway(customer=customer, at=now, extra_hourly_micro=count * quote.hourly_micro)
         for label, left in (
-            (_("Your credits last with it"), lasting.then),
-            (_("Your credits last without it"), lasting.now),
+            (_("Your credits last with it"), runway.with_new),
+            (_("Your credits last without it"), runway.current),
         ):
             text = _("indefinitely: nothing else uses them") if left is None else last_day(now, left)
             rows.append({"label": label, "value": text})

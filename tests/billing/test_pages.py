@@ -199,7 +199,7 @@ def test_a_printed_statement_names_the_customer(owner):
 )
 def test_usage_can_be_narrowed_down(owner, query, total):
     page = text_of(owner.get(reverse("billing:statement"), query))
-    assert (f"Total {total}" in page) if total else ("No usage fits" in page)
+    assert (f"Total {total}" in page) if total else ("No usage matches" in page)
 
 
 def test_usage_of_one_project_and_of_one_resource(owner, history, use):

@@ -7,7 +7,7 @@ from django.core.exceptions import ValidationError
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
-from billing.balance import get_balance, lasts_for, require_cover
+from billing.balance import credit_runway, get_balance, require_cover
 from billing.charges import cost_so_far, costs_so_far
 from billing.errors import InsufficientCredit, NotSold, Refused
 from billing.models import BillingCycle, Package, PriceVersion, ServiceKind, UsageSegment
@@ -62,7 +62,7 @@ def test_a_quote_has_the_price_as_text(shop):
     assert quote.summary == "K 20.00 / Hour / 50 GB"
     assert quote.formula == "50 GB × K 0.4000 = K 20.00 an hour"
     assert (quote.hourly_micro, quote.daily_micro, quote.monthly_micro) == (20_000_000, 480_000_000, 14_640_000_000)
-    assert quote.until(START, START + timedelta(hours=2, minutes=45)) == 60_000_000
+    assert quote.cost_between(START, START + timedelta(hours=2, minutes=45)) == 60_000_000
 
 
 def test_an_estimate_until_a_date_includes_planned_prices(shop):
@@ -70,7 +70,7 @@ def test_an_estimate_until_a_date_includes_planned_prices(shop):
         package=Package.objects.get(), rate_micro=800_000, starts_at=START + timedelta(hours=2), by=None, at=START
     )
     quote = get_quote(customer=shop.customer, location=shop.location, kind=KIND, size_gb=50, at=START)
-    assert quote.until(START, START + timedelta(hours=3)) == 80_000_000
+    assert quote.cost_between(START, START + timedelta(hours=3)) == 80_000_000
 
 
 def test_kinds_without_a_package_or_current_price_are_not_sold(shop):
@@ -268,8 +268,8 @@ def test_how_long_the_credits_last(shop):
         customer=shop.customer, amount_micro=100_000_000, reason="bank", by=None, key="a", at=START - timedelta(days=1)
     )
     open_usage(shop)
-    lasting = lasts_for(customer=shop.customer, at=START, extra_hourly_micro=20_000_000)
-    assert (lasting.now, lasting.then) == (timedelta(hours=4), timedelta(hours=2))
+    runway = credit_runway(customer=shop.customer, at=START, extra_hourly_micro=20_000_000)
+    assert (runway.current, runway.with_new) == (timedelta(hours=4), timedelta(hours=2))
 
 
 def test_hourly_is_the_only_billing_cycle():

@@ -583,7 +583,7 @@ def of_billing(member: Membership) -> Screens:
     return pages
 
 
-def of_oneself(member: Membership) -> Screens:
+def of_account(member: Membership) -> Screens:
     other = Membership.objects.get(user__email="thiri@example.com", project=member.project)
     names = ("profile", "security", "sessions", "sign_ins")
     pages = {name: Screen(reverse(f"accounts:{name}")) for name in names}
@@ -764,7 +764,7 @@ def accounts(member: Membership) -> dict[str, Account]:
     return {
         "owner": (
             owner,
-            of_wizards(member) | of_backups(member) | of_billing(member) | of_oneself(member) | of_snapshots(member),
+            of_wizards(member) | of_backups(member) | of_billing(member) | of_account(member) | of_snapshots(member),
         ),
         "somebody with factors": (client_of(in_project["khin@example.com"]), with_factors),
         "nobody": (Client(), of_nobody(member)),

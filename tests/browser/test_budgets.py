@@ -138,8 +138,7 @@ def test_the_first_page_and_every_later_one_are_small(browser: Browser, address:
 
 # --- queries --------------------------------------------------------------------------------------------------------------
 
-# 25, and one more for the review of a schedule of a machine, which checks every answer again and shows its disks.
-MOST_QUERIES = 26
+MOST_QUERIES = 25
 
 
 @pytest.fixture

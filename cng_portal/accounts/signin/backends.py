@@ -11,7 +11,7 @@ FACTORS = [Authenticator.Type.TOTP, Authenticator.Type.WEBAUTHN]
 
 class AuthenticationBackend(auth_backends.AuthenticationBackend):
     def get_user(self, user_id: Any) -> User | None:
-        """The signed-in user, with `has_factor`: whether they have a second factor."""
+        """Return the signed-in user, annotated with `has_factor`: whether they have a second factor."""
         user = (
             User.objects.filter(pk=user_id)
             .annotate(

@@ -312,6 +312,6 @@ def write(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, rng: random.Random, megabytes: int) -> None:
-    """Write bytes that neither compression nor holes shorten."""
+    """Write random bytes, which can be neither compressed nor stored as a hole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(rng.randbytes(megabytes * 1024**2))

@@ -46,7 +46,7 @@ def unwanted(store: CinderStore, volume: VolumeRef) -> list[str]:
 
 
 def remove_items_stuck_creating(store: CinderStore) -> None:
-    """As it happens a day later: what RabbitMQ forgot stays `creating` for ever."""
+    """Do what the scheduler does a day later: objects whose message RabbitMQ lost stay `creating` until they are removed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cinder_driver, "STUCK_SECONDS", 0.0)
         store.driver.remove_orphans()
