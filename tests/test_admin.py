@@ -529,7 +529,7 @@ def test_an_old_location_keeps_its_code(support: Client) -> None:
 
 # --- operations overview -------------------------------------------------------------------------------------------
 
-GLANCE = "/admin/snapshots/operation/overview/"
+OVERVIEW = "/admin/snapshots/operation/overview/"
 
 
 def text_of(html: str) -> str:
@@ -548,7 +548,7 @@ def test_the_overview_shows_waiting_and_failed_operations_with_advice(support: C
     check_storage()
     measure_storage()
 
-    html = text_of(support.get(GLANCE).content.decode())
+    html = text_of(support.get(OVERVIEW).content.decode())
 
     assert "Take snapshot × 2 No room was left. Nothing was stored and nothing is charged." in html
     assert "nightly , #001039" in html
@@ -562,7 +562,7 @@ def test_the_overview_shows_waiting_and_failed_operations_with_advice(support: C
     assert "app-7 4711" in html
     assert "silent: the process or its host died" in html
     assert "Operations overview" in support.get("/admin/").content.decode()
-    assert GLANCE in support.get(url(Operation, "changelist")).content.decode()
+    assert OVERVIEW in support.get(url(Operation, "changelist")).content.decode()
 
 
 def test_the_overview_of_a_healthy_portal_has_no_warnings(support: Client) -> None:
@@ -572,7 +572,7 @@ def test_the_overview_of_a_healthy_portal_has_no_warnings(support: Client) -> No
     acquire_lease("scheduler", holder=str(scheduler.pk), seconds=30)
     check_storage()
 
-    html = support.get(GLANCE).content.decode()
+    html = support.get(OVERVIEW).content.decode()
 
     assert "messagelist" not in html
     assert "Scheduler (leader)" in text_of(html)
@@ -588,13 +588,13 @@ def test_the_overview_shows_few_and_many_failures(count: int, support: Client) -
         OperationFactory()
         Process.objects.create(kind="worker", host="a", pid=1)
     LocationFactory.create_batch(count)
-    assert support.get(GLANCE).status_code == 200
+    assert support.get(OVERVIEW).status_code == 200
 
 
 def test_the_overview_has_advice_for_each_cause(support: Client, storage_root: Path) -> None:
     for cause in "NoSpace", "QuotaReached", "Denied", "Unavailable", "TooSlow", "Busy", "WorkerDied", "Unexpected":
         OperationFactory(failed=True, error=f"It was {cause}.", cause=cause)
-    html = text_of(support.get(GLANCE).content.decode())
+    html = text_of(support.get(OVERVIEW).content.decode())
     for cause, mended in {
         "NoSpace": "The storage is full. Give it room",
         "QuotaReached": "Raise the project's quota in the cloud",
@@ -620,8 +620,8 @@ def test_every_kind_of_failure_has_its_advice(kind: str) -> None:
 
 
 def test_the_overview_is_for_administrators(client_for: Callable[..., Client]) -> None:
-    assert client_for(UserFactory()).get(GLANCE).status_code == 302
-    assert client_for(UserFactory(is_staff=True)).get(GLANCE).status_code == 403
+    assert client_for(UserFactory()).get(OVERVIEW).status_code == 302
+    assert client_for(UserFactory(is_staff=True)).get(OVERVIEW).status_code == 403
 
 
 @pytest.mark.parametrize("target", ["1/no-key", "1/3f3f3f3f-0000-4000-8000-000000000000", "nothing/at-all"])

@@ -84,9 +84,9 @@ def test_another_person_does_not_use_the_link(project: Project, client_for: Call
     assert role_of(stranger, project) is None
 
 
-@pytest.mark.parametrize("what", [{"expired": True}, {"revoked_at": timezone.now()}])
-def test_an_expired_or_revoked_link_does_not_work(project: Project, what: dict) -> None:
-    invitation = InvitationFactory(project=project, **what)
+@pytest.mark.parametrize("fields", [{"expired": True}, {"revoked_at": timezone.now()}])
+def test_an_expired_or_revoked_link_does_not_work(project: Project, fields: dict) -> None:
+    invitation = InvitationFactory(project=project, **fields)
     link = link_of(invitation)
     assert "This invitation doesn't work" in Client().get(link).text
     assert Client().post(link, {"name": "Mya", "password": PASSWORD}).status_code == 404

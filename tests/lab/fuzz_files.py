@@ -1,7 +1,7 @@
-"""Damage images where their metadata is, and read them as the pages of files do: `python -m tests.lab.fuzz_files [COUNT]`.
+"""Damage the metadata of disk images and read them as the file pages do: `python -m tests.lab.fuzz_files [COUNT]`.
 
-Each damaged image is listed, walked by a search, and downloaded as an archive and as a file, each by a child of its own. It
-fails if the parent raises anything but what it explains to customers, if a request takes 15 seconds, or if a child is left.
+Each damaged image is listed, searched, and downloaded as an archive and as a file, each in its own child. The run fails
+if the parent raises anything but errors for customers, if a request takes 15 seconds, or if a child survives.
 """
 
 import os
@@ -63,18 +63,18 @@ def main() -> int:
 
 
 def find_metadata(image: Path) -> list[int]:
-    """Return where blocks hold something that isn't the tree's random content, the first megabytes above all."""
+    """Return the offsets of blocks with metadata instead of the tree's random content, mostly in the first megabytes."""
     with open(image, "rb") as file:
-        found, at = [], 0
+        matches, at = [], 0
         while block := file.read(BLOCK):
             if block.strip(b"\0") and len(set(block)) < 200:
-                found.append(at)
+                matches.append(at)
             at += BLOCK
-    return found
+    return matches
 
 
 def damage(image: Path, metadata: list[int], chance: random.Random) -> Callable[[], None]:
-    """Flip, set or clear bytes, or truncate; return what mends it."""
+    """Flip, set or clear bytes, or truncate. Returns a function that repairs it."""
     size = image.stat().st_size
     before: dict[int, bytes] = {}
     with open(image, "r+b") as file:

@@ -1,8 +1,8 @@
 """`make upgrade`: a new version's migrations run while the old version's processes serve, then both serve side by side.
 
-The old version is the newest commit that lacks one of today's migrations, or the one that FROM names. It runs from a folder
-of its own, with today's packages, on a PostgreSQL of its own that holds the demo and many rows of what grows. People click
-all the while; a second connection watches who waits for whom.
+The old version is the newest commit without one of today's migrations, or FROM. It runs from its own folder, with
+today's packages, on its own PostgreSQL with the demo and many rows in the tables that grow. Simulated users click all
+the while, and a second connection records who waits for which lock.
 """
 
 import json
@@ -29,7 +29,7 @@ import psycopg
 from tests.postgres import find_server_programs, postgres
 
 HERE = Path(__file__).resolve().parents[2]
-# Nobody waits longer for a lock while the migrations run.
+# The longest acceptable wait for a lock while the migrations run.
 LONGEST_WAIT_SECONDS = 3.0
 MIGRATIONS = "*/migrations/0*.py"
 PAGES = [
@@ -49,15 +49,15 @@ MANY_PEOPLE = {
     "password": "'!'",
     "is_superuser": "false",
     "email": "'person' || n || '@example.com'",
-    "name": "'Person ' || n",
+    "name": "'Actor ' || n",
     "is_staff": "false",
     "is_active": "true",
     "date_joined": "now()",
 }
 
 
-def git(*words: str) -> str:
-    return subprocess.check_output(["git", *words], cwd=HERE, text=True).strip()
+def git(*arguments: str) -> str:
+    return subprocess.check_output(["git", *arguments], cwd=HERE, text=True).strip()
 
 
 def old_version() -> str:
@@ -70,8 +70,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def manage(code: Path, environment: dict[str, str], *words: str) -> None:
-    subprocess.run([sys.executable, "manage.py", *words], cwd=code, env=environment, check=True)
+def manage(code: Path, environment: dict[str, str], *arguments: str) -> None:
+    subprocess.run([sys.executable, "manage.py", *arguments], cwd=code, env=environment, check=True)
 
 
 @contextmanager
@@ -87,8 +87,8 @@ def running(code: Path, environment: dict[str, str], log: Path, *command: str) -
         process.wait(60)
 
 
-class Person(threading.Thread):
-    """Signs in, looks at everything, and takes, renames and deletes a snapshot again and again."""
+class Actor(threading.Thread):
+    """A user who signs in, opens every page, and takes, renames and deletes snapshots repeatedly."""
 
     def __init__(self, port: int, over: threading.Event) -> None:
         super().__init__(daemon=True)
@@ -100,7 +100,7 @@ class Person(threading.Thread):
         self.slowest = 0.0
 
     def ask(self, path: str, data: dict[str, str] | None = None) -> tuple[str, str]:
-        """(address in the end, body)."""
+        """Send a request and follow redirects. Returns (final URL, body)."""
         began = time.monotonic()
         body = urllib.parse.urlencode(data).encode() if data is not None else None
         try:
@@ -135,13 +135,13 @@ class Person(threading.Thread):
         page = self.submit(self.ask(f"/volumes/{volume}/"), f"/volumes/{volume}/take-snapshot/")
         review = self.submit(page, name=name)
         hidden = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', review[1]))
-        made, text = self.submit(review, **{**hidden, "billing_cycle": "hourly"})
-        found = re.search(r"/snapshots/([0-9a-f-]{36})/$", urllib.parse.urlsplit(made).path)
-        if not found:
-            self.problems.append(f"no snapshot was made: {made}")
+        response_url, text = self.submit(review, **{**hidden, "billing_cycle": "hourly"})
+        match = re.search(r"/snapshots/([0-9a-f-]{36})/$", urllib.parse.urlsplit(response_url).path)
+        if not match:
+            self.problems.append(f"no snapshot was made: {response_url}")
             return
         self.done["taken"] += 1
-        path = f"/snapshots/{found[1]}/"
+        path = f"/snapshots/{match[1]}/"
         self.submit(self.ask(f"{path}rename/"), name=f"{name} renamed")
         self.done["renamed"] += 1
         for _second in range(30):
@@ -155,7 +155,7 @@ class Person(threading.Thread):
 
 
 class Watcher(threading.Thread):
-    """The longest that anybody has waited for a lock."""
+    """Records the longest wait for a lock."""
 
     def __init__(self, conninfo: str, over: threading.Event) -> None:
         super().__init__(daemon=True)
@@ -174,16 +174,16 @@ class Watcher(threading.Thread):
 
 
 def fill(conninfo: str) -> None:
-    """Enough people that a rewrite of their table would be felt."""
+    """Insert so many rows that rewriting their table would be noticed."""
     with psycopg.connect(conninfo) as connection:
         columns = connection.execute(
             "SELECT column_name, data_type FROM information_schema.columns WHERE table_name = 'accounts_user' AND"
             " is_nullable = 'NO' AND column_default IS NULL"
         ).fetchall()
-        given = MANY_PEOPLE | {
+        answers = MANY_PEOPLE | {
             name: "false" if kind == "boolean" else "''" for name, kind in columns if name not in MANY_PEOPLE
         }
-        insert = f"INSERT INTO accounts_user ({', '.join(given)}) SELECT {', '.join(given.values())}"
+        insert = f"INSERT INTO accounts_user ({', '.join(answers)}) SELECT {', '.join(answers.values())}"
         connection.execute(f"{insert} FROM generate_series(1, {PEOPLE}) n".encode())
 
 
@@ -200,7 +200,7 @@ def wait_until_ready(port: int) -> None:
 
 
 def main() -> int:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is started below ends with us
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that processes started below end with this one
     programs = find_server_programs()
     if not programs:
         raise SystemExit("It needs PostgreSQL's server programs. On Debian: apt-get install postgresql")
@@ -216,8 +216,8 @@ def main() -> int:
         common |= {"WEB_WORKERS": "1", "WEB_THREADS": "4", "DATABASE_POOL": "4", "LOG_LEVEL": "WARNING"}
         ports = free_port(), free_port()
         before, now = (common | {"PORT": str(port)} for port in ports)
-        for words in (["migrate", "-v0"], ["createcachetable"], ["demo"], ["collectstatic", "--no-input", "-v0"]):
-            manage(old, before, *words)
+        for arguments in (["migrate", "-v0"], ["createcachetable"], ["demo"], ["collectstatic", "--no-input", "-v0"]):
+            manage(old, before, *arguments)
         connection = f"host={url.split('@/')[1].rpartition('/')[0]} user=portal dbname=postgres"
         fill(connection)
 
@@ -227,38 +227,38 @@ def main() -> int:
         old_web = stack.enter_context(running(old, before, folder / "old-web.log", "-m", "gunicorn"))
         stack.enter_context(running(old, before, folder / "old-worker.log", "manage.py", "worker"))
         wait_until_ready(ports[0])
-        people = [Person(ports[0], over) for _ in range(3)]
-        for person in people:
-            person.start()
+        threads = [Actor(ports[0], over) for _ in range(3)]
+        for thread in threads:
+            thread.start()
         time.sleep(10)
         began = time.monotonic()
         slow = common | {"PGOPTIONS": "-c lock_timeout=5s"}  # as deploy/systemd/portal-migrate.service
         manage(HERE, slow | {"PORT": str(ports[1])}, "migrate", "--no-input")
-        took = time.monotonic() - began
+        seconds = time.monotonic() - began
         time.sleep(10)
         manage(HERE, now, "collectstatic", "--no-input", "-v0")
         stack.enter_context(running(HERE, now, folder / "new-web.log", "-m", "gunicorn"))
         stack.enter_context(running(HERE, now, folder / "new-worker.log", "manage.py", "worker"))
         wait_until_ready(ports[1])
-        newcomers = [Person(ports[1], over) for _ in range(2)]
-        for person in newcomers:
-            person.start()
+        newcomers = [Actor(ports[1], over) for _ in range(2)]
+        for thread in newcomers:
+            thread.start()
         time.sleep(20)
         over.set()
-        for person in [*people, *newcomers]:
-            person.join(90)
+        for thread in [*threads, *newcomers]:
+            thread.join(90)
         watcher.join(10)
         assert old_web.poll() is None, "the old version's web process ended"
 
-        problems = [problem for person in [*people, *newcomers] for problem in person.problems]
-        for name, crowd in ("the old version", people), ("the new version", newcomers):
-            answers = sum((person.answers for person in crowd), Counter())
-            done = sum((person.done for person in crowd), Counter())
-            slowest = max(person.slowest for person in crowd)
+        problems = [problem for thread in [*threads, *newcomers] for problem in thread.problems]
+        for name, crowd in ("the old version", threads), ("the new version", newcomers):
+            answers = sum((thread.answers for thread in crowd), Counter())
+            done = sum((thread.done for thread in crowd), Counter())
+            slowest = max(thread.slowest for thread in crowd)
             print(f"{name}: {dict(answers)} answers, {dict(done)}, the slowest took {slowest:.1f} s")
             if not done["deleted"]:
                 problems.append(f"{name} did no work")
-        print(f"{commit} to now: migrated in {took:.1f} s, the longest wait for a lock was {watcher.longest:.2f} s")
+        print(f"{commit} to now: migrated in {seconds:.1f} s, the longest wait for a lock was {watcher.longest:.2f} s")
         if watcher.longest > LONGEST_WAIT_SECONDS:
             problems.append(f"somebody waited {watcher.longest:.1f} s for a lock: {watcher.what}")
         for log in folder.glob("*.log"):

@@ -47,8 +47,8 @@ def client(project: Project, client_for: Callable[..., Client]) -> Client:
     return client_for(UserFactory(member_of=project))
 
 
-def url(act: str, snapshot: Snapshot) -> str:
-    return reverse(f"snapshots:{act}", args=[snapshot.pk])
+def url(action: str, snapshot: Snapshot) -> str:
+    return reverse(f"snapshots:{action}", args=[snapshot.pk])
 
 
 def page_of(snapshot: Snapshot) -> str:

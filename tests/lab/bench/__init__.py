@@ -1,7 +1,7 @@
-"""What must stay fast, measured as ratios within one run so that the machine does not matter. `make bench` runs it.
+"""Benchmarks, as ratios within one run so that the machine doesn't matter. `make bench` runs them.
 
-A module `bench_<subject>.py` in this folder has a function `main()` that returns its measures. It runs in a process of
-its own: Django is set up, DATA_DIR is a new folder with a migrated SQLite database, the cwd is the project's folder.
+Each module `bench_<subject>.py` has a function `main()` that returns its measures. It runs in its own process, with Django
+set up, the project as working directory, and a new DATA_DIR with a migrated SQLite database.
 """
 
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Measure:
-    """One number that has to be `at_least` or `at_most` something; with neither it is only shown."""
+    """A number and its goal, `at_least` or `at_most`. Without a goal, it is only displayed."""
 
     what: str
     value: float
     unit: str = ""  # such as "×" for a ratio or "MiB"
     at_least: float | None = None
     at_most: float | None = None
-    note: str = ""  # the figures that it was made from, or why it could not be measured
+    note: str = ""  # the figures it was computed from, or why it couldn't be measured
 
     @property
     def reached(self) -> bool:

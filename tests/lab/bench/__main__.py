@@ -1,4 +1,4 @@
-"""`make bench`: run every bench_*.py in a process of its own and print one table. Not zero when a goal was missed."""
+"""`make bench`: run every bench_*.py in its own process and print one table. Exits with 1 if a goal was missed."""
 
 import importlib
 import os

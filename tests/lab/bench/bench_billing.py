@@ -1,6 +1,6 @@
 """Rating and closing a month: a million segments of 20,000 customers on PostgreSQL, a tenth of it on SQLite.
 
-Each figure is compared with SQL that was written by hand for this one month and gives the same numbers.
+Each figure is compared with hand-written SQL for this one month, which returns the same numbers.
 """
 
 import os
@@ -93,7 +93,7 @@ def best_of(runs: int, work: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def balance_seconds(customer: Any) -> float:
-    """Time that the database takes, the rows fetched."""
+    """Return the seconds that the database takes, fetching the rows included."""
     from billing.balance import get_balance
 
     spent = 0.0
@@ -106,20 +106,20 @@ def balance_seconds(customer: Any) -> float:
         finally:
             spent += time.perf_counter() - start
 
-    found = []
+    durations = []
     for _run in range(3):
         spent = 0.0
         with connection.execute_wrapper(timed):
             get_balance(customer=customer, at=SINCE + timedelta(days=17))
-        found.append(spent)
-    return min(found)
+        durations.append(spent)
+    return min(durations)
 
 
 # --- the data ----------------------------------------------------------------------------------------------------------
 
 
 def fill(customers: int) -> None:
-    """Customers whose October is closed; their usage is written in the order of time, as it would be."""
+    """Create customers whose October is closed. Their usage is inserted in chronological order, as in real life."""
     from billing.models import Invoice, Package, PriceVersion, ServiceKind
     from cng_portal.accounts.models import Customer, Project
     from cng_portal.inventory.models import Location
@@ -129,9 +129,9 @@ def fill(customers: int) -> None:
     ]
     Location.objects.bulk_create(places)
     kinds = [ServiceKind.BS_SNAPSHOT, ServiceKind.VM_SNAPSHOT, ServiceKind.VM_BACKUP]
-    for number, place in enumerate(places):
+    for number, package_key in enumerate(places):
         for kind in kinds:
-            package = Package.objects.create(location=place, kind=kind, name=f"{kind} {place}")
+            package = Package.objects.create(location=package_key, kind=kind, name=f"{kind} {package_key}")
             starts = [datetime(2040, 1, 1, tzinfo=UTC), datetime(2040, 11, 5 + number, 3, 7, tzinfo=UTC)]
             for start in starts[: 1 + number % 2]:
                 PriceVersion.objects.create(package=package, starts_at=start, rate_micro=123_457 + 1000 * start.month)
@@ -139,18 +139,18 @@ def fill(customers: int) -> None:
         Customer(id=UUID(int=n + 1), number=n + 1, name=f"Customer {n}", time_zone=ZONE) for n in range(customers)
     ]
     Customer.objects.bulk_create(everyone, batch_size=2000)
-    projects = [Project(id=UUID(int=one.pk.int), customer=one, name="Default") for one in everyone]
+    projects = [Project(id=UUID(int=customer.pk.int), customer=customer, name="Default") for customer in everyone]
     Project.objects.bulk_create(projects, batch_size=2000)
     Invoice.objects.bulk_create(
         (
             Invoice(
-                customer=one,
+                customer=customer,
                 sequence=1,
                 month=date(2040, 10, 1),
                 starts_at=datetime(2040, 9, 30, 17, 30, tzinfo=UTC),
                 ends_at=SINCE,
-                customer_number=one.number,
-                customer_name=one.name,
+                customer_number=customer.number,
+                customer_name=customer.name,
                 billing_type="prepaid",
                 currency="MMK",
                 time_zone=ZONE,
@@ -158,7 +158,7 @@ def fill(customers: int) -> None:
                 line_count=0,
                 made_at=SINCE,
             )
-            for one in everyone
+            for customer in everyone
         ),
         batch_size=2000,
     )
@@ -167,7 +167,7 @@ def fill(customers: int) -> None:
         "id, resource_id, kind, resource_name, customer_id, project_id, location_id, size_gb, base_rate_micro,"
         " started_at, ended_at, voided, backdated"
     )
-    # n walks through time; the customers are stirred by a multiplication
+    # n increases with time; multiplying it shuffles the customers
     kind = (
         "CASE n % 50 WHEN 0 THEN 'vm_backup_auto' ELSE"
         " CASE n % 3 WHEN 0 THEN 'bs_snapshot' WHEN 1 THEN 'vm_snapshot' ELSE 'vm_backup' END END"
@@ -202,11 +202,12 @@ def fill(customers: int) -> None:
             cursor.execute("ANALYZE")
 
 
-# --- by hand -----------------------------------------------------------------------------------------------------------
+# --- hand-written SQL
+# -----------------------------------------------------------------------------------------------------------
 
 
 def rate_by_hand() -> dict[UUID, int]:
-    """One statement for this month of this time zone, with the months' ends written into it and whole seconds assumed."""
+    """Rate with one statement for this month and time zone, whose boundaries are literals, assuming whole seconds."""
     postgresql = connection.vendor == "postgresql"
     since, until = f"{SINCE:%Y-%m-%d %H:%M:%S}", f"{UNTIL:%Y-%m-%d %H:%M:%S}"
     if postgresql:
@@ -250,11 +251,11 @@ def rate_by_hand() -> dict[UUID, int]:
     """
     with connection.cursor() as cursor:
         cursor.execute(sql)
-        return {one if isinstance(one, UUID) else UUID(one): int(total) for one, total in cursor.fetchall()}
+        return {value if isinstance(value, UUID) else UUID(value): int(total) for value, total in cursor.fetchall()}
 
 
 def copy_the_rows() -> float:
-    """Seconds to write the invoices' rows once more, into tables with the same columns, constraints and indexes."""
+    """Return the seconds it takes to copy the invoices into tables with the same columns, constraints and indexes."""
     tables = ["billing_invoiceline", "billing_invoice", "billing_wallettransaction"]
     with connection.cursor() as cursor:
         for table in tables:

@@ -46,7 +46,7 @@ def run(*command: str | Path) -> None:
 
 
 def make_volume(driver: LocalDriver, size_gb: int, *, data: int, of: int) -> VolumeRef:
-    """A volume with `data` bytes of noise at the start of every `of` bytes."""
+    """Create a volume with `data` bytes of noise at the start of every `of` bytes."""
     volume = VolumeRef(uuid=uuid4(), name="bench", size_gb=size_gb)
     driver.create_volume(volume)
     noise = os.urandom(8 * MIB)
@@ -66,9 +66,9 @@ def image_of(driver: LocalDriver, volume: VolumeRef) -> Path:
 def compare(
     driver: LocalDriver, volumes: list[VolumeRef], how: str, *, rounds: int, keep: bool
 ) -> list[tuple[float, float, float]]:
-    """For each volume medians of seconds: capture, `cp` and sync of its target, `cp` alone. All take turns.
+    """Return, for each volume, the median seconds of a capture, of `cp` with a sync, and of `cp` alone, measured in turns.
 
-    XFS goes on working in the background for a while after a removal; with `keep` there is none.
+    With `keep`, nothing is removed: XFS keeps working in the background for a while after a removal.
     """
     times: dict[VolumeRef, list[tuple[float, float, float]]] = {volume: [] for volume in volumes}
     for _round in range(rounds):
@@ -90,7 +90,7 @@ def compare(
 
 def measure_copy(folder: Path) -> Measure:
     driver = LocalDriver(location="BENCH", root=str(folder))
-    driver.folder.can_clone = False  # a file system that clones shall not spare us the copy
+    driver.folder.can_clone = False  # don't let the file system clone instead of copying
     volume = make_volume(driver, 4, data=8 * MIB, of=16 * MIB)
     [(capture, copy, alone)] = compare(driver, [volume], "--sparse=always", rounds=5, keep=False)
     return Measure(
@@ -103,7 +103,7 @@ def measure_copy(folder: Path) -> Measure:
 
 
 def measure_hashing(folder: Path) -> list[Measure]:
-    """What it costs that a restore by copy compares every byte, of a disk that is half empty and of a full one."""
+    """Measure the cost of comparing every byte in a restore by copy, for a half-empty and a full disk."""
     driver = LocalDriver(location="BENCH", root=str(folder))
     driver.folder.can_clone = False
     measures = []

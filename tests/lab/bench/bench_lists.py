@@ -1,6 +1,6 @@
-"""The lists of two customers on SQLite, with 1,000 and with 100,000 snapshots: a keyset page costs the same at any length.
+"""Lists of 1,000 and of 100,000 snapshots on SQLite: a keyset page costs the same at any length.
 
-The balance in the top bar is computed before the first measured page, and not again within its minute.
+The balance in the top bar is computed before the first measured page and cached for a minute.
 """
 
 import statistics
@@ -64,9 +64,9 @@ def main() -> Iterator[Measure]:
 
 @transaction.atomic
 def fill(count: int, locations: list) -> Client:
-    """A customer with so many snapshots, all charged, and the signed-in client of its owner.
+    """Create a customer with `count` charged snapshots, and return a client signed in as its owner.
 
-    The first thousand are made here; the database multiplies them, each time a hundred hours older.
+    The first thousand are created here; the database copies them, each time a hundred hours older.
     """
     customer: Customer = CustomerFactory(postpaid=True)
     projects: list[Project] = ProjectFactory.create_batch(3, customer=customer)
@@ -78,7 +78,7 @@ def fill(count: int, locations: list) -> Client:
     snapshots = []
     for n in range(FEW):
         volume, name, state = volumes[n % 50], f"{n:06d}-nightly", state_of(n)
-        taken = now - timedelta(minutes=5 * n)
+        created_at = now - timedelta(minutes=5 * n)
         snapshots.append(
             Snapshot(
                 id=uuid4(),
@@ -90,8 +90,8 @@ def fill(count: int, locations: list) -> Client:
                 name_key=fold_name(name),
                 size_gb=volume.size_gb,
                 state=state,
-                created_at=taken,
-                ready_at=taken if state == State.READY else None,
+                created_at=created_at,
+                ready_at=created_at if state == State.READY else None,
             )
         )
     Snapshot.objects.bulk_create(snapshots)
@@ -129,7 +129,7 @@ def fill(count: int, locations: list) -> Client:
 
 
 def multiply(model: type[Model], customer: Customer, times: int) -> None:
-    """Copy the customer's rows until there are so many times as many, as SQLite does it in one statement."""
+    """Multiply the customer's rows, in one statement of SQLite per table."""
     older = "strftime('%%Y-%%m-%%d %%H:%%M:%%f000', {}, '-' || (100 * copy.number) || ' hours')"
     changed = {name: "lower(hex(randomblob(16)))" for name in ("id", "resource_id")}
     changed |= {name: f"{name} || '-' || copy.number" for name in ("name", "name_key", "resource_name")}
@@ -146,21 +146,21 @@ def multiply(model: type[Model], customer: Customer, times: int) -> None:
 
 
 def state_of(n: int) -> State:
-    """The newest are under way, one in five hundred failed."""
+    """Return the state of a snapshot: the newest are in progress, and one in five hundred failed."""
     if n < 4:
         return State.PENDING if n < 2 else State.CREATING
     return State.FAILED if n % 500 == 7 else State.READY
 
 
 def follow(client: Client, count: int) -> str:
-    """The address of the page in the middle of the list."""
+    """Return the URL of the page in the middle of the list."""
     customer = client.get("/snapshots/").wsgi_request.user.customer  # type: ignore[attr-defined]
     row = Snapshot.objects.filter(customer=customer).order_by("-created_at", "-pk")[count // 2]
     return f"/snapshots/?after={row.pk}~{row.created_at.isoformat().replace('+', '%2B')}"
 
 
 def ratio(what: str, clients: dict[int, Client], paths: dict[int, str]) -> Measure:
-    """Both lists in turn, so that a busy moment of the machine hits both; the medians are compared."""
+    """Return the ratio of the medians. The lists are measured in turns, so that a busy moment affects both."""
     seconds: dict[int, list[float]] = {count: [] for count in clients}
     for run in range(RUNS + 2):
         for count, client in clients.items():
@@ -169,7 +169,7 @@ def ratio(what: str, clients: dict[int, Client], paths: dict[int, str]) -> Measu
             spent = time.perf_counter() - start
             if response.status_code != 200 or response.content.count(b'class="list-name"') != PAGE_SIZE:
                 raise RuntimeError(f"{paths[count]} answered {response.status_code}")
-            if run >= 2:  # templates are compiled by then
+            if run >= 2:  # compiles the templates
                 seconds[count].append(spent)
     few, many = statistics.median(seconds[FEW]), statistics.median(seconds[MANY])
     return Measure(what, many / few, "×", at_most=1.3, note=f"{few * 1000:.0f} ms and {many * 1000:.0f} ms")

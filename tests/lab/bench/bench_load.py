@@ -1,11 +1,10 @@
 """The portal of a large provider on PostgreSQL: a million snapshots of 20,000 customers, one of whom has 50,000.
 
-Each page is compared with the same page of a portal that has a thousand snapshots in all. Every request comes from another
-customer, so nothing that is measured was computed before. The large customer's pages are measured as well, with the balance
-of the top bar forgotten before each. Every query's plan is checked for large tables that are read from end to end. At last
-200 people come at once.
+Each page is compared with the same page of a portal with a thousand snapshots. Every request comes from another
+customer, so nothing measured is cached. The large customer's pages are measured too, with the cached balance cleared
+before each. Every query plan is checked for sequential scans of large tables. Finally, 200 users arrive at once.
 
-LOAD_SNAPSHOTS=100000 takes fewer.
+LOAD_SNAPSHOTS=100000 runs it with fewer.
 """
 
 import http.client
@@ -30,11 +29,11 @@ from tests.lab.bench import Measure
 from tests.postgres import find_server_programs, postgres
 
 FEW, MANY = 1_000, int(os.environ.get("LOAD_SNAPSHOTS", "1000000"))
-RUNS, WARM = 15, 2  # together fewer than the customers of the small portal
+RUNS, WARM = 15, 2  # in total fewer than the small portal's customers
 LARGE = 1  # the customer with many snapshots; the others have numbers from 2 on
 PEOPLE, CLICKS = 200, 4
 DAYS = 320
-BIG_SHARE, OF_A_CUSTOMER = 20, 50  # a twentieth is of the one; a customer for so many snapshots
+BIG_SHARE, OF_A_CUSTOMER = 20, 50  # a twentieth belongs to the large customer; snapshots per other customer
 VOLUMES_EACH, VOLUMES_OF_BIG = 5, 50
 BIG_TABLES = {"snapshots_snapshot", "snapshots_diskimage", "snapshots_operation", "billing_usagesegment"}
 BIG_TABLES |= {"inventory_volume", "accounts_customer", "accounts_project", "accounts_user", "accounts_membership"}
@@ -52,19 +51,19 @@ def main() -> Iterator[Measure]:
             seconds = portal.ask("fill")["seconds"]
             print(f"  {count:,} snapshots were written in {seconds:.0f} s", flush=True)
         for name in portals[MANY].ask("names"):
-            yield from told(compare(name, portals))
-        yield from told(crowd(portals[MANY]))
+            yield from reported(compare(name, portals))
+        yield from reported(crowd(portals[MANY]))
 
 
-def told(measures: Iterator[Measure]) -> Iterator[Measure]:
-    """Said at once, because all of it takes long."""
+def reported(measures: Iterator[Measure]) -> Iterator[Measure]:
+    """Print each measure as soon as it is known, because the whole run is long."""
     for measure in measures:
         print(f"  {measure.what}: {measure.value:.2f}{measure.unit} {measure.note}", flush=True)
         yield measure
 
 
 def compare(name: str, portals: dict[int, "Portal"]) -> Iterator[Measure]:
-    """By the clock. The CPU time of web process and database together is in the note: it is steadier on a busy machine."""
+    """Compare wall-clock times. The note has the CPU times, which are steadier on a busy machine."""
     visits: dict[tuple[int, bool], list[dict[str, float]]] = defaultdict(list)
     for run in range(WARM + RUNS):
         for count, portal in portals.items():
@@ -105,7 +104,7 @@ def percentile(values: list[float], percent: int) -> float:
 
 
 class Portal:
-    """A process of its own on a database of its own, which does what it is told line by line."""
+    """A portal in its own process with its own database, which runs one command per line of its input."""
 
     def __init__(self, url: str, count: int) -> None:
         self.url, self.count = url, count
@@ -137,14 +136,14 @@ class Portal:
         self.process.wait()
         self.folder.cleanup()
 
-    def ask(self, *words: object) -> Any:
+    def ask(self, *arguments: object) -> Any:
         assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(json.dumps(words) + "\n")
+        self.process.stdin.write(json.dumps(arguments) + "\n")
         self.process.stdin.flush()
         for line in self.process.stdout:
             if line.startswith("=> "):
                 return json.loads(line[3:])
-        raise RuntimeError(f"the portal with {self.count} snapshots ended at {words}")
+        raise RuntimeError(f"the portal with {self.count} snapshots ended at {arguments}")
 
 
 # --- in the process of one portal --------------------------------------------------------------------------------------
@@ -156,7 +155,7 @@ def uuid(number: str) -> str:
 
 @contextmanager
 def indexed_afterwards(*models: Any) -> Iterator[None]:
-    """Foreign keys and indexes of the tables are away meanwhile, and checked and built at the end, all at once."""
+    """Drop the tables' foreign keys and indexes within the block, and recreate them together at the end."""
     from django.db import connection
 
     names = [model._meta.db_table for model in models]
@@ -169,17 +168,17 @@ def indexed_afterwards(*models: Any) -> Iterator[None]:
             "WHERE indrelid = ANY (%s::regclass[]) AND indexrelid NOT IN (SELECT conindid FROM pg_constraint)",
             [names, names],
         )
-        found = cursor.fetchall()
-        for drop, _make in found:
+        rows = cursor.fetchall()
+        for drop, _make in rows:
             cursor.execute(drop)
         yield
         cursor.execute("SET maintenance_work_mem = '512MB'")
-        for _drop, make in reversed(found):  # first the indexes
+        for _drop, make in reversed(rows):  # first the indexes
             cursor.execute(make)
 
 
 def fill(count: int) -> None:
-    """One of each by the factories; the database multiplies them."""
+    """Create one of each with the factories, and let the database multiply them."""
     from datetime import timedelta
 
     from django.db import connection
@@ -202,7 +201,7 @@ def fill(count: int) -> None:
     first = SnapshotFactory(
         volume__location=Location.objects.first(), volume__project__customer__postpaid=True, name="first"
     )
-    person = UserFactory(member_of=first.project)
+    user = UserFactory(member_of=first.project)
     operation = OperationFactory(snapshot=first, capture=True, succeeded=True)
     segment = UsageSegment.objects.create(
         resource_id=first.pk,
@@ -228,10 +227,11 @@ def fill(count: int) -> None:
         line_count=0,
         made_at=closed,
     )
-    # ids: a customer and what is one of it have its number n; volume m of it is n * 2**20 + m; snapshots count on from 2**60
+    # IDs: a customer and what it has one of have its number n; its volume m is n * 2**20 + m; snapshots are numbered
+    # from 2**60
     copy(Customer, first.customer, customers, id=uuid("n"), number="100000 + n", name="'Customer ' || n")
     copy(Project, first.project, customers, id=uuid("n"), customer_id=uuid("n"))
-    copy(User, person, customers, id=uuid("n"), customer_id=uuid("n"), email="'person' || n || '@load.example'")
+    copy(User, user, customers, id=uuid("n"), customer_id=uuid("n"), email="'person' || n || '@load.example'")
     copy(Membership, Membership.objects.get(), customers, id="1000 + n", user_id=uuid("n"), project_id=uuid("n"))
     copy(Invoice, invoice, customers, id=uuid("n"), customer_id=uuid("n"), customer_number="100000 + n")
     owner = f"CASE WHEN n % {BIG_SHARE} = 0 THEN 1 ELSE 2 + (n * 7919) % {max(1, customers - 1)} END"
@@ -246,13 +246,13 @@ def fill(count: int) -> None:
     copy(Volume, first.volume, (customers - 1) * VOLUMES_EACH, **rest)
 
     pk, name = uuid("1152921504606846976 + n"), "'nightly-' || lpad(n::text, 7, '0')"
-    # the newest ones are the same however many there are, and half of those of the one have failed
+    # the newest are the same for any total, and half of the large customer's have failed
     seconds = f"LEAST(n, {FEW}) * {DAYS * 86400 / 1_000_000} + GREATEST(n - {FEW}, 0) * {DAYS * 86400 / count}"
-    taken = f"now() - ({seconds}) * INTERVAL '1 second'"
+    created_at = f"now() - ({seconds}) * INTERVAL '1 second'"
     failed = f"(n % 400 = 40 OR n <= {FEW} AND n % {2 * BIG_SHARE} = {BIG_SHARE})"
-    gone = f"CASE WHEN n % 25 = 3 THEN LEAST({taken} + INTERVAL '2 days', now()) END"
+    gone = f"CASE WHEN n % 25 = 3 THEN LEAST({created_at} + INTERVAL '2 days', now()) END"
     whose = {"customer_id": uuid(owner), "project_id": uuid(owner), "location_id": place}
-    done = {"created_at": taken, "started_at": taken, "finished_at": taken, "not_before": taken}
+    done = {"created_at": created_at, "started_at": created_at, "finished_at": created_at, "not_before": created_at}
     done["state"] = f"CASE WHEN {failed} THEN 'failed' ELSE 'succeeded' END"
     disk = first.disks.get()
     with indexed_afterwards(Snapshot, DiskImage, Operation, UsageSegment):
@@ -268,8 +268,8 @@ def fill(count: int) -> None:
             size_gb="1 + n % 60",
             state=f"CASE WHEN n % 25 = 3 THEN 'deleted' WHEN {failed} THEN 'failed' ELSE 'ready' END",
             error=f"CASE WHEN {failed} THEN 'The storage was full.' ELSE '' END",
-            created_at=taken,
-            ready_at=f"CASE WHEN {failed} THEN NULL ELSE {taken} END",
+            created_at=created_at,
+            ready_at=f"CASE WHEN {failed} THEN NULL ELSE {created_at} END",
             delete_requested_at=gone,
             deleted_at=gone,
             deletion_cause="CASE WHEN n % 25 = 3 THEN 'user' ELSE '' END",
@@ -285,7 +285,7 @@ def fill(count: int) -> None:
             resource_id=pk,
             resource_name=name,
             size_gb="1 + n % 60",
-            started_at=taken,
+            started_at=created_at,
             ended_at=gone,
         )
     with connection.cursor() as cursor:
@@ -293,10 +293,10 @@ def fill(count: int) -> None:
 
 
 def copy(model: Any, row: Any, times: int, **changed: str) -> None:
-    """Insert the row so many times, with n counting from 1 in the expressions of what is changed."""
+    """Insert the row `count` times, with `n` counting from 1 in the expressions of the changed columns."""
     from django.db import connection
 
-    columns = [one.column for one in model._meta.concrete_fields]
+    columns = [field.column for field in model._meta.concrete_fields]
     table, key = model._meta.db_table, model._meta.pk.column
     values = ", ".join(changed.get(column, f'origin."{column}"') for column in columns)
     quoted = ", ".join(f'"{column}"' for column in columns)
@@ -308,7 +308,7 @@ def copy(model: Any, row: Any, times: int, **changed: str) -> None:
 
 
 class Pages:
-    """The pages of any customer, each asked for by its own user."""
+    """The pages of any customer, each requested by the customer's own user."""
 
     names = (
         *("list", "search", "search of one", "filter", "volumes", "instances", "detail", "dashboard"),
@@ -319,20 +319,20 @@ class Pages:
         from django.test.client import ClientHandler
 
         self.handler = ClientHandler(enforce_csrf_checks=False)
-        self.handler.load_middleware()  # once, and not within the first page of each client
+        self.handler.load_middleware()  # here, so that it isn't part of each client's first page
 
     def customer(self, number: int, name: str) -> tuple[Any, str]:
-        """The signed-in client of the customer's user, and the path of the page."""
+        """Return a client signed in as the customer's user, and the path of the page."""
         from django.test import Client
 
         from cng_portal.accounts.models import User
         from snapshots.models import Snapshot
 
-        person = User.objects.get(email=f"person{number}@load.example")
+        user = User.objects.get(email=f"person{number}@load.example")
         client = Client()
         client.handler = self.handler
-        client.force_login(person)
-        snapshot = Snapshot.objects.filter(customer=person.customer, state="ready").order_by("-created_at")[5]
+        client.force_login(user)
+        snapshot = Snapshot.objects.filter(customer=user.customer, state="ready").order_by("-created_at")[5]
         if name == "wizard step":
             step = client.post("/snapshots/new/", {"location": snapshot.location_id})["Location"]
             return client, client.post(step, {"project": str(snapshot.project_id)})["Location"]
@@ -372,10 +372,10 @@ class Pages:
         caches["process"].clear()
         with CaptureQueriesContext(connection) as queries:
             client.get(path)
-        asked = [one["sql"] for one in queries if one["sql"].lstrip(" (\n").startswith(("SELECT", "WITH"))]
+        statements = [query["sql"] for query in queries if query["sql"].lstrip(" (\n").startswith(("SELECT", "WITH"))]
         scans = []
         with connection.cursor() as cursor:
-            for sql in asked:
+            for sql in statements:
                 cursor.execute("EXPLAIN (FORMAT JSON) " + sql)
                 plan = cursor.fetchone()[0]
                 plan = json.loads(plan) if isinstance(plan, str) else plan
@@ -384,7 +384,7 @@ class Pages:
 
 
 def spent_by(pid: int) -> float:
-    """Seconds of the CPU that the database's process has had, where Linux tells."""
+    """Return the CPU seconds of the database's process, where Linux reports them."""
     try:
         return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
     except OSError:
@@ -392,31 +392,31 @@ def spent_by(pid: int) -> float:
 
 
 def scanned(node: dict[str, Any]) -> Iterator[str]:
-    """The tables that a plan reads from end to end."""
+    """Return the tables that a plan scans sequentially."""
     if node["Node Type"] == "Seq Scan":
         yield node["Relation Name"]
     for child in node.get("Plans", []):
         yield from scanned(child)
 
 
-def cookies_of(people: int) -> list[str]:
-    """The session cookies of so many signed-in users, each of another customer."""
+def cookies_of(count: int) -> list[str]:
+    """Return the session cookies of `count` signed-in users, each of another customer."""
     from django.conf import settings
     from django.test import Client
 
     from cng_portal.accounts.models import User
 
     cookies = []
-    for person in User.objects.filter(email__endswith="@load.example").order_by("pk")[:people]:
+    for user in User.objects.filter(email__endswith="@load.example").order_by("pk")[:count]:
         client = Client()
-        client.force_login(person)
+        client.force_login(user)
         cookies.append(f"{settings.SESSION_COOKIE_NAME}={client.cookies[settings.SESSION_COOKIE_NAME].value}")
     return cookies
 
 
 @contextmanager
 def web_server(**environment: str) -> Iterator[tuple[int, int]]:
-    """(port, process id) of gunicorn on this portal's database."""
+    """Start gunicorn on this portal's database; yields its port and process ID."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     web = subprocess.Popen(
@@ -467,11 +467,11 @@ def hit_by_a_crowd() -> dict[str, Any]:
         for _request in range(8):
             warm.request("GET", "/snapshots/", headers={"Cookie": cookies[0]})
             warm.getresponse().read()
-        people = [threading.Thread(target=come, args=(port, cookie, n)) for n, cookie in enumerate(cookies)]
-        for one in people:
-            one.start()
-        for one in people:
-            one.join()
+        count = [threading.Thread(target=come, args=(port, cookie, n)) for n, cookie in enumerate(cookies)]
+        for thread in count:
+            thread.start()
+        for thread in count:
+            thread.join()
     return {"seconds": seconds, "errors": errors}
 
 
@@ -479,7 +479,7 @@ CROWD_PATHS = ("/", "/snapshots/", "/snapshots/?q=nightly", "/volumes/", "/billi
 
 
 def peak_memory(pages: list[int]) -> dict[str, Any]:
-    """Peak memory, in MiB, of the only web process after each number of pages."""
+    """Return the peak memory of the only web process, in MiB, after each number of pages."""
     cookies, peaks, done = cookies_of(PEOPLE), [], 0
     with web_server(WEB_WORKERS="1") as (port, pid):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
@@ -508,7 +508,7 @@ def serve(count: int) -> None:
     settings.ALLOWED_HOSTS = ["testserver", "localhost", "127.0.0.1"]
     pages: Pages | None = None
     for line in sys.stdin:
-        what, *words = json.loads(line)
+        what, *arguments = json.loads(line)
         if what == "fill":
             start = time.perf_counter()
             call_command("migrate", verbosity=0)
@@ -522,9 +522,9 @@ def serve(count: int) -> None:
         elif what == "crowd":
             answer = hit_by_a_crowd()
         elif what == "memory":
-            answer = peak_memory(*words)
+            answer = peak_memory(*arguments)
         else:
-            answer = getattr(pages, what)(*words)
+            answer = getattr(pages, what)(*arguments)
         print("=> " + json.dumps(answer), flush=True)
 
 

@@ -1,6 +1,6 @@
-"""Finding the schedules that are due among 100,000, on SQLite and on PostgreSQL: the query that schedulers ask all the time.
+"""Finding the due schedules among 100,000, on SQLite and PostgreSQL: the query that the scheduler runs all the time.
 
-The time is that of the database: the statement carried out and all its rows fetched.
+Measures the database: executing the statement and fetching all rows.
 """
 
 import os
@@ -42,14 +42,14 @@ def measure() -> Iterator[Measure]:
 
     fill()
     where = f"{'PostgreSQL' if connection.vendor == 'postgresql' else 'SQLite'}, {SCHEDULES:,} schedules"
-    # one is due every six seconds, and a fifth of all at once at two in the night
+    # one is due every six seconds, and a fifth of all at 2 a.m.
     for what, now, expected in [
         ("none is due", NOW, 0),
         ("100 are due", NOW + timedelta(minutes=10), 100),
         (f"a fifth is due, the first {BATCH}", NOW + timedelta(days=6), BATCH),
     ]:
-        found, seconds = best(now)
-        assert found == expected, f"{found} are due at {now}"
+        runs, seconds = best(now)
+        assert runs == expected, f"{runs} are due at {now}"
         yield Measure(f"{where}: {what}", seconds * 1000, " ms", at_most=50, note=f"best of {RUNS}")
 
 
@@ -62,9 +62,9 @@ def best(now: datetime) -> tuple[int, float]:
         for _run in range(RUNS):
             start = time.perf_counter()
             cursor.execute(sql, params)
-            found = cursor.fetchall()
+            rows = cursor.fetchall()
             seconds.append(time.perf_counter() - start)
-    return len(found), min(seconds)
+    return len(rows), min(seconds)
 
 
 def fill() -> None:
@@ -75,7 +75,7 @@ def fill() -> None:
     location = Location.objects.create(code="1CNG-BEN-AZ01", city="Yangon", country="MM", region="asia")
     customers = [Customer(number=n + 1, name=f"Customer {n}") for n in range(CUSTOMERS)]
     Customer.objects.bulk_create(customers, batch_size=2000)
-    projects = [Project(customer=one, name="Default") for one in customers]
+    projects = [Project(customer=customer, name="Default") for customer in customers]
     Project.objects.bulk_create(projects, batch_size=2000)
     machines = [
         VirtualMachine(project=projects[n % CUSTOMERS], location=location, name=f"vm-{n}") for n in range(MACHINES)

@@ -1,14 +1,14 @@
-"""`make chaos`: customers click while everything around them dies; afterwards nothing may be lost, left over or overcharged.
+"""`make chaos`: customers click while processes are killed; afterwards nothing may be lost, orphaned or overcharged.
 
-For CHAOS_SECONDS (120) on SQLite and then on PostgreSQL, as far as there is a server: eight customers click through HTTP on
-everything there is to do with snapshots, backups, bills and people (people.py), the colleagues whom they invite join, two
-administrators switch automatic backups and change prices, and the customers' machines write to their disks (disks.py).
-Web server, workers, schedulers and PostgreSQL are killed, frozen and started again at random, the storage fills up and
-empties (as root, in a small file system of its own), and the clock of all of the portal's processes jumps by hours
-(portal.py). A request that hangs, or fails with a 5xx while nothing is down, fails the run. Then everything runs undisturbed
-until nothing is left to do, and what is there is compared with what was done (afterwards.py).
+Runs for CHAOS_SECONDS (120) on SQLite, and on PostgreSQL if a server is installed. Over HTTP, eight customers use
+everything that concerns snapshots, backups, bills and members, their invited colleagues join, and two administrators
+switch automatic backups and change prices (actors.py). The customers' machines write to their disks (disks.py). Web
+server, workers, schedulers and PostgreSQL are killed, frozen and restarted at random, the storage fills up (as root, on
+a small file system of its own), and the clock of the portal's processes jumps by hours (portal.py). A request that
+hangs, or fails with a 5xx while nothing is down, fails the run. Finally everything runs undisturbed until no work is
+left, and the result is compared with the actions (afterwards.py).
 
-CHAOS_SEED repeats the order of what is done to the portal, though not to the millisecond.
+CHAOS_SEED repeats the order of the disturbances, though not their exact timing.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What has to be so after the storm: each check gives a sentence for everything that is not."""
+"""The invariants after the storm: each check yields a sentence for every violation."""
 
 import collections
 import re
@@ -24,9 +24,9 @@ from cng_portal.notifications.models import Notification
 from snapshots.backups.planning import MAX_STEPS
 from snapshots.models import BackupRun, BackupSchedule, DeletionCause, DiskImage, Kind, Operation, Snapshot, State
 
-from . import disks, people, portal
+from . import actors, disks, portal
 
-looked_at: collections.Counter[str] = collections.Counter()
+checked: collections.Counter[str] = collections.Counter()
 
 
 def differences() -> list[str]:
@@ -41,11 +41,11 @@ def fsck() -> Iterator[str]:
 
 
 def verify_billing() -> Iterator[str]:
-    """At the end of the last invoice, where a clock that was ahead has closed a month that is not over."""
+    """Verify at the end of the last invoice if a clock that was ahead has closed an unfinished month."""
     last = Invoice.objects.order_by("-ends_at").values_list("ends_at", flat=True).first()
     at = timezone.now()
     yield from verification.differences(at=max(at, last) if last else at)
-    looked_at["customers whose bill was recomputed"] += Customer.objects.count()
+    checked["customers whose bill was recomputed"] += Customer.objects.count()
 
 
 def no_operation_is_active() -> Iterator[str]:
@@ -57,11 +57,11 @@ def no_operation_is_active() -> Iterator[str]:
         yield f"{volume} is being made"
     for run in BackupRun.objects.filter(state=BackupRun.State.TAKING):
         yield f"{run} is being taken"
-    looked_at["operations"] += Operation.objects.count()
+    checked["operations"] += Operation.objects.count()
 
 
 def snapshots_have_the_captured_bytes() -> Iterator[str]:
-    """What a Ready snapshot has is what its volume, or the one that it was made from, had in all places at one instant."""
+    """A ready snapshot holds what its volume, or the volume it was copied from, held at one instant."""
     made_from = dict(
         Operation.objects.filter(kind=Operation.Kind.NEW_VOLUME).values_list("volume", "disk__volume").distinct()
     )
@@ -72,20 +72,20 @@ def snapshots_have_the_captured_bytes() -> Iterator[str]:
 
     for disk in DiskImage.objects.filter(snapshot__state=State.READY).select_related("snapshot"):
         stamp = disks.read_stamp(portal.STORAGE / disk.snapshot.location_id / "snapshots" / str(disk.pk) / "disk.img")
-        looked_at["disks of Ready snapshots"] += 1
+        checked["disks of Ready snapshots"] += 1
         if stamp not in ever_had(disk.volume_id):
             yield f"{disk.snapshot} has bytes that its volume never had together: {stamp!r}"
 
 
 def charges_are_lives() -> Iterator[str]:
-    """Each snapshot that became Ready was charged once, from then until its deletion was accepted; nothing else was."""
+    """Each snapshot that became Ready was charged once, from then until its deletion was accepted, and nothing else was."""
     segments = collections.defaultdict(list)
     for segment in UsageSegment.objects.exclude(kind=ServiceKind.VM_BACKUP_AUTOMATIC):
         segments[segment.resource_id].append(segment)
-        looked_at["usage segments"] += 1
+        checked["usage segments"] += 1
     for snapshot in Snapshot.objects.select_related("run__schedule"):
         charged = segments.pop(snapshot.pk, [])
-        # of a copy that its run has replaced nobody can tell any more whether it was one of automatic backups
+        # once its run is replaced, a backup no longer shows whether it was automatic
         is_detached = snapshot.kind == Kind.BACKUP and not hasattr(snapshot, "run")
         if len(charged) != (snapshot.ready_at is not None and snapshot.is_charged) and not (
             is_detached and not charged
@@ -106,7 +106,7 @@ def switches_are_charged() -> Iterator[str]:
     segments = collections.defaultdict(list)
     for segment in UsageSegment.objects.filter(kind=ServiceKind.VM_BACKUP_AUTOMATIC).order_by("started_at", "pk"):
         segments[segment.resource_id].append(segment)
-        looked_at["usage segments of automatic backups"] += 1
+        checked["usage segments of automatic backups"] += 1
     for vm in VirtualMachine.objects.all():
         is_on = vm.automatic_backups_since is not None
         own = segments.pop(vm.pk, [])
@@ -121,7 +121,7 @@ def switches_are_charged() -> Iterator[str]:
             yield f"{vm}: automatic backups are {'on' if is_on else 'off'} with {schedules} schedules"
         switch = AutomaticBackupSwitch.objects.filter(vm=vm)
         if switch.filter(on=True).count() - switch.filter(on=False).count() != is_on:
-            yield f"{vm}: the switch was on and off in turns, says its history, but it is {'on' if is_on else 'off'}"
+            yield f"{vm}: automatic backups are {'on' if is_on else 'off'}, which contradicts the history of the switch"
     for resource in segments:
         yield f"automatic backups of {resource} were charged and it never existed"
 
@@ -129,7 +129,7 @@ def switches_are_charged() -> Iterator[str]:
 def ledger_sums_to_zero() -> Iterator[str]:
     accounts: collections.Counter[str] = collections.Counter()
     for move in WalletTransaction.objects.all():
-        looked_at["transactions"] += 1
+        checked["transactions"] += 1
         for account, amount in move.entries:
             accounts[account] += amount
     if sum(accounts.values()):
@@ -137,8 +137,8 @@ def ledger_sums_to_zero() -> Iterator[str]:
 
 
 def retention_is_respected() -> Iterator[str]:
-    """One unfinished run per machine, one run per occurrence, and no more backups than a schedule keeps: looked at where its
-    last run was done after everything had calmed down.
+    """One unfinished run per machine, one run per occurrence, and no more backups than a schedule keeps. The last is checked
+    for schedules that ran after the disturbances had ended.
     """
     doubled = (
         BackupRun.objects.values("schedule", "scheduled_at").annotate(count=Count("pk")).filter(count__gt=1).order_by()
@@ -152,22 +152,22 @@ def retention_is_respected() -> Iterator[str]:
             yield f"{run} is tried again only at {run.next_try_at}"
     yield from (f"{schedule} runs next only at {schedule.next_run_at}" for schedule in planned_too_far(now))
     for schedule in BackupSchedule.objects.present().filter(next_run_at__isnull=False):
-        looked_at["schedules"] += 1
+        checked["schedules"] += 1
         if schedule.next_run_at and schedule.next_run_at < now - timedelta(minutes=5):
             busy = BackupRun.objects.unfinished().filter(vm=schedule.vm).exists()
             if not busy:
                 yield f"{schedule} is overdue since {schedule.next_run_at}"
     for run in BackupRun.objects.select_related("snapshot"):
-        looked_at["runs"] += 1
+        checked["runs"] += 1
         if run.state == BackupRun.State.DONE and run.snapshot and run.snapshot.state == State.READY:
             if any(not disk.verified_at for disk in run.snapshot.disks.all()):
-                yield f"{run} is done and its copy was not verified"
-    for pk in asked_in_calm:
+                yield f"{run} is done, but its backup wasn't verified"
+    for pk in backed_up_in_calm:
         schedule = BackupSchedule.objects.get(pk=pk)
         last = schedule.runs.exclude(state=BackupRun.State.MISSED).order_by("-number").first()
         if last is None or last.state != BackupRun.State.DONE:
             continue
-        looked_at["schedules whose copies were counted"] += 1
+        checked["schedules whose backups were counted"] += 1
         copies = Snapshot.objects.filter(run__schedule=schedule, is_pinned=False, state=State.READY).count()
         if copies > schedule.retention_count:
             yield f"{schedule} keeps {copies} backups instead of {schedule.retention_count}"
@@ -176,12 +176,12 @@ def retention_is_respected() -> Iterator[str]:
 
 
 def newest_backups_exist() -> Iterator[str]:
-    """Only a user, or somebody in the cloud, has deleted the newest backup of a schedule. Retention deleted others where
-    a newer run, by its number, was done, and at the very instant at which it was done.
+    """Only a user, or somebody in the cloud, deleted the newest backup of a schedule. Retention deleted others at the
+    instant at which a run with a higher number was done.
     """
     for schedule in BackupSchedule.objects.all():
         done = list(schedule.runs.filter(state=BackupRun.State.DONE).select_related("snapshot").order_by("number"))
-        looked_at["newest backups"] += bool(done)
+        checked["newest backups"] += bool(done)
         for run in done:
             backup = run.snapshot
             if backup is None or backup.state == State.READY:
@@ -195,20 +195,24 @@ def newest_backups_exist() -> Iterator[str]:
 
 
 def planned_too_far(now: datetime) -> list[BackupSchedule]:
-    """By a clock that was ahead, and not planned anew since."""
+    """Return the schedules whose next run was planned by a clock that was ahead, and wasn't corrected."""
     planned = BackupSchedule.objects.present().filter(next_run_at__isnull=False)
-    return [one for one in planned if one.next_run_at and one.next_run_at > now + MAX_STEPS[one.interval]]
+    return [
+        schedule
+        for schedule in planned
+        if schedule.next_run_at and schedule.next_run_at > now + MAX_STEPS[schedule.interval]
+    ]
 
 
-asked_in_calm: list[str] = []  # schedules that took one more copy when everything was well again
+backed_up_in_calm: list[str] = []  # schedules that took one more backup after the disturbances had ended
 
 
 def actions_are_logged() -> Iterator[str]:
-    """Every act has its entry, once; and nothing is written down that did not happen."""
+    """Every action has exactly one entry, and no entry is about something that didn't happen."""
     entries: collections.Counter[tuple[str, str]] = collections.Counter()
-    for act, thing in Activity.objects.values_list("action", "target_id"):
-        entries[act, thing] += 1
-        looked_at["entries of the activity log"] += 1
+    for action, target in Activity.objects.values_list("action", "target_id"):
+        entries[action, target] += 1
+        checked["entries of the activity log"] += 1
     happened: collections.Counter[tuple[str, str]] = collections.Counter()
     for kind, snapshot_id, volume_id in Operation.objects.foreground().values_list("kind", "snapshot", "volume"):
         area = "snapshot" if snapshot_id else "volume"
@@ -232,31 +236,32 @@ def actions_are_logged() -> Iterator[str]:
         happened["invitation.send", str(pk)] += 1
     for user_id in Invitation.objects.exclude(accepted_at=None).values_list("accepted_by", flat=True):
         happened["user.join", str(user_id)] += 1
-    told = {act for act, _thing in happened}
-    for act, thing in sorted(happened.keys() | {key for key in entries if key[0] in told}):
-        if act.endswith(".clean_up"):  # who takes a failed snapshot again takes its clean-up over, and removes it
+    logged_actions = {action for action, _target in happened}
+    for action, target in sorted(happened.keys() | {key for key in entries if key[0] in logged_actions}):
+        if action.endswith(".clean_up"):  # taking a failed snapshot again cancels its clean-up
             continue
-        if entries[act, thing] != happened[act, thing]:
-            yield f"{act} of {thing} happened {happened[act, thing]} times, {entries[act, thing]} are written down"
+        if entries[action, target] != happened[action, target]:
+            counts = f"{happened[action, target]} times and was logged {entries[action, target]} times"
+            yield f"{action} of {target} happened {counts}"
 
 
 def requesters_were_notified() -> Iterator[str]:
-    """Whoever requested what failed was notified. An e-mail that was sent twice, because the scheduler was killed in
-    between, has the same Message-ID."""
+    """Whoever requested what failed was notified. If the scheduler was killed while sending, the e-mail may have been
+    sent twice with the same Message-ID."""
     failed = Operation.objects.filter(state=Operation.State.FAILED, requested_by__isnull=False)
     failed = failed.exclude(kind=Operation.Kind.CLEAN_UP)
     failed = failed.exclude(snapshot__kind=Kind.BACKUP, kind=Operation.Kind.CAPTURE)
     for operation in failed:
-        looked_at["failures that somebody was told of"] += 1
+        checked["notified failures"] += 1
         if not Notification.objects.filter(user=operation.requested_by, key=f"operation-{operation.pk}").exists():
-            yield f"{operation.requested_by} does not know that {operation} failed"
+            yield f"{operation.requested_by} was not notified that {operation} failed"
     failed_runs = BackupRun.objects.filter(Q(state=BackupRun.State.WAITING) | Q(state=BackupRun.State.FAILED, tries=4))
     for run in failed_runs:
         if not Notification.objects.filter(key__startswith=f"backup-run:{run.pk}:").exists():
-            yield f"nobody knows that {run} failed"
+            yield f"nobody was notified that {run} failed"
     ids_by_link = collections.defaultdict(set)
     for message in portal.mails():
-        looked_at["e-mails"] += 1
+        checked["e-mails"] += 1
         if link := re.search(r"/invitations/\S+", message.get_content()):
             ids_by_link[link[0]].add(message["Message-ID"])
     for link, ids in ids_by_link.items():
@@ -265,11 +270,11 @@ def requesters_were_notified() -> Iterator[str]:
 
 
 def promises_were_kept() -> Iterator[str]:
-    """An answer that said that it was done is kept, whatever died right after it."""
-    for what, thing in dict.fromkeys(people.promises):
-        looked_at["promises"] += 1
-        if not PROMISES[what](thing):
-            yield f"{what}: {thing}"
+    """What a response confirmed is true, whatever was killed right after it."""
+    for what, target in dict.fromkeys(actors.promises):
+        checked["promises"] += 1
+        if not PROMISES[what](target):
+            yield f"{what}: {target}"
 
 
 PROMISES: dict[str, Callable[[str], bool]] = {
@@ -285,24 +290,24 @@ PROMISES: dict[str, Callable[[str], bool]] = {
 
 
 def sign_ins_are_counted() -> Iterator[str]:
-    signed_in = collections.Counter(who for what, who in people.promises if what == "signed in")
+    signed_in = collections.Counter(who for what, who in actors.promises if what == "signed in")
     for email, count in signed_in.items():
         user = User.objects.get(email__iexact=email)
         written = Activity.objects.filter(actor=user, action="user.sign_in").count()
-        looked_at["sign-ins"] += count
+        checked["sign-ins"] += count
         if written < count:
             yield f"{email} signed in {count} times, {written} are written down"
 
 
 def storage_is_tidy() -> Iterator[str]:
-    """Nothing but volumes, snapshots and the lock's file: whatever was half-made is gone."""
-    known = re.compile(
+    """There is nothing but volumes, snapshots and the lock file."""
+    expected = re.compile(
         r"[^/]+/(\.lock|volumes|snapshots|volumes/[0-9a-f-]{36}\.img|snapshots/[0-9a-f-]{36}(/(disk\.img|manifest\.json))?)"
     )
     for path in portal.STORAGE.glob("*/**/*"):
-        looked_at["files and folders of the storage"] += 1
+        checked["files and folders of the storage"] += 1
         name = path.relative_to(portal.STORAGE).as_posix()
-        if not known.fullmatch(name):
+        if not expected.fullmatch(name):
             yield name
 
 
@@ -319,7 +324,7 @@ def database_is_whole() -> Iterator[str]:
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode:
             yield result.stdout + result.stderr
-    looked_at["database"] += 1
+    checked["database"] += 1
 
 
 CHECKS = [

@@ -1,4 +1,4 @@
-"""The disks of the customers' machines: what is written to them, so that it is known afterwards what a copy may have."""
+"""The disks of the customers' machines. Everything written is recorded, so that snapshots can be compared with it."""
 
 import collections
 import fcntl
@@ -11,9 +11,9 @@ from snapshots.storage.contract import GIB
 from . import portal
 
 CHUNK = 16 * 1024
-PLACES = (0, 400 * 1024**2, GIB - CHUNK)
+OFFSETS = (0, 400 * 1024**2, GIB - CHUNK)
 
-written: dict[str, set[bytes]] = collections.defaultdict(set)  # {volume: stamps that it ever had}
+written: dict[str, set[bytes]] = collections.defaultdict(set)  # {volume: every stamp it ever held}
 
 
 def image(volume: Volume) -> Path:
@@ -33,8 +33,8 @@ def stamp(volume: Volume, number: int) -> bytes:
 
 
 def write(volume: Volume, number: int) -> bool:
-    """What a machine does to its disk, as one transaction of a file system: nobody captures in the middle of it. False
-    while somebody captures or restores it.
+    """Write to the disk as a machine does, in one transaction of its file system. Returns False while the disk is being
+    captured or restored.
     """
     text = stamp(volume, number)
     with open(image(volume), "r+b") as file:
@@ -45,13 +45,13 @@ def write(volume: Volume, number: int) -> bool:
         if os.fstat(file.fileno()).st_ino != image(volume).stat().st_ino:
             return False  # restored just now
         written[str(volume.pk)].add(text)
-        for place in PLACES:
-            os.pwrite(file.fileno(), (text * (CHUNK // len(text) + 1))[:CHUNK], place)
+        for offset in OFFSETS:
+            os.pwrite(file.fileno(), (text * (CHUNK // len(text) + 1))[:CHUNK], offset)
     return True
 
 
 def read_stamp(path: Path) -> bytes | None:
-    """The one that a disk has in all its places; None when they differ."""
+    """Return the stamp that the disk has at all offsets, or None if they differ."""
     with open(path, "rb") as file:
-        parts = {os.pread(file.fileno(), CHUNK, place) for place in PLACES}
+        parts = {os.pread(file.fileno(), CHUNK, offset) for offset in OFFSETS}
     return parts.pop()[:58] if len(parts) == 1 else None

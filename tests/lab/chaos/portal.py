@@ -1,4 +1,4 @@
-"""The portal that the storm is on: its processes, its database, its storage and its clock, and what is done to them."""
+"""The portal under test: its processes, database, storage and clock, and the disturbances."""
 
 import collections
 import email
@@ -31,22 +31,22 @@ CLOCK = FOLDER / "clock"
 TURNED = Path(__file__).parent / "clock"
 SMALL = os.environ["CHAOS_SMALL_STORAGE"] == "1"
 POSTGRESQL = os.environ["CHAOS_POSTGRESQL"]
-# A web server or a database that is there again is given so long until it is expected to answer every request.
+# How long a restarted web server or database may take until it has to answer every request.
 GRACE_SECONDS = 3.0
-# Steps are longer than anything is ever put off by itself, or so short that waiting is quicker than being woken.
+# Jumps are longer than any backoff, or shorter than the time until the next wake-up.
 HOUR = 3600
 OFFSETS = [0, 0, 45, -45, 2 * HOUR, 5 * HOUR, 26 * HOUR, -3 * HOUR, -7 * HOUR]
 
-# What Django's backend for files writes after each message.
+# What Django's file backend writes after each message.
 END_OF_MESSAGE = b"-" * 79
 
 chance = random.Random(os.environ["CHAOS_SEED"])
 over = threading.Event()
-done: collections.Counter[str] = collections.Counter()  # what was done to the portal
+done: collections.Counter[str] = collections.Counter()  # counts of disturbances
 
 
 def mails() -> Iterator[EmailMessage]:
-    """Every e-mail that was sent so far, in the order of its files. One that is being written is left out."""
+    """Yield the e-mails sent so far, in the order of their files, without one that is still being written."""
     for file in sorted(MAILS.glob("*.log")):
         for text in file.read_bytes().split(END_OF_MESSAGE)[:-1]:
             message = email.message_from_bytes(text.lstrip(), policy=default)
@@ -63,14 +63,14 @@ def free_port() -> int:
 PORT = free_port()
 
 
-# --- when an answer may fail -------------------------------------------------------------------------------------------
+# --- outages -------------------------------------------------------------------------------------------
 
 _outages: list[list[float]] = []  # [from, to] on the monotonic clock, oldest first
 
 
 @contextmanager
 def outage() -> Iterator[None]:
-    """While the block runs, and GRACE_SECONDS longer, nobody is promised an answer."""
+    """Allow requests to fail within the block and for GRACE_SECONDS after it."""
     span = [time.monotonic(), float("inf")]
     _outages.append(span)
     try:
@@ -79,8 +79,8 @@ def outage() -> Iterator[None]:
         span[1] = time.monotonic() + GRACE_SECONDS
 
 
-def need_a_rest() -> bool:
-    """Whether people have not had answers again for at least as long as they had none."""
+def needs_recovery() -> bool:
+    """Return whether the time since the last outage is shorter than that outage was."""
     first, last = _outages[-1] if _outages else (0.0, 0.0)
     return time.monotonic() - last < last - first
 
@@ -98,7 +98,7 @@ def was_out(began: float, ended: float) -> bool:
 
 @dataclass
 class Program:
-    """One of the portal's processes, which a supervisor starts again when it ends by itself."""
+    """One of the portal's processes. The supervisor restarts it if it exits."""
 
     name: str
     command: list[str]
@@ -136,8 +136,8 @@ class Program:
         return self.process is None or self.process.poll() is not None
 
 
-def manage(name: str, *words: str) -> Program:
-    return Program(name, [sys.executable, "manage.py", *words])
+def manage(name: str, *arguments: str) -> Program:
+    return Program(name, [sys.executable, "manage.py", *arguments])
 
 
 WEB = Program("web", [sys.executable, "-m", "gunicorn", "--graceful-timeout", "2"])
@@ -148,11 +148,11 @@ PROGRAMS = [
     manage("scheduler-1", "scheduler", "--interval", "1"),
     manage("scheduler-2", "scheduler", "--interval", "1"),
 ]
-all_down = threading.Event()  # the supervisor starts nothing
+all_down = threading.Event()  # set while the supervisor must not start anything
 
 
 def supervise() -> None:
-    """As systemd does with Restart=always."""
+    """Restart programs, as systemd does with Restart=always."""
     while True:
         for program in PROGRAMS:
             with program.lock:
@@ -185,7 +185,7 @@ def answers() -> bool:
 
 
 def wait_until_ready(seconds: float = 400) -> None:
-    """Until /readyz says that everything works. A web server took three minutes to start on a busy machine."""
+    """Wait until /readyz reports ready. On a busy machine, a web server took three minutes to start."""
     end = time.monotonic() + seconds
     answer = "nothing"
     while time.monotonic() < end:
@@ -200,12 +200,12 @@ def wait_until_ready(seconds: float = 400) -> None:
     raise SystemExit(f"The portal is not ready after {seconds:.0f} s: {answer}. See {FOLDER}/*.log")
 
 
-# --- what is done to it ------------------------------------------------------------------------------------------------
+# --- disturbances ------------------------------------------------------------------------------------------------
 
 
 def kill_program() -> None:
     others = [program for program in PROGRAMS if program is not WEB]
-    program = chance.choice(others if need_a_rest() else [WEB, *others, *others])
+    program = chance.choice(others if needs_recovery() else [WEB, *others, *others])
     number = chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM])
     pause = chance.uniform(0, 3)
     with program.lock:
@@ -224,8 +224,8 @@ def kill_program() -> None:
 
 
 def kill_web_process() -> None:
-    """One of those that answer, as when it runs out of memory; gunicorn replaces it."""
-    if need_a_rest() or WEB.process is None:
+    """Kill a process that answers requests, as the kernel does when memory runs out; gunicorn replaces it."""
+    if needs_recovery() or WEB.process is None:
         return kill_program()
     with outage(), suppress(psutil.NoSuchProcess):
         children = psutil.Process(WEB.process.pid).children()
@@ -235,8 +235,8 @@ def kill_web_process() -> None:
 
 
 def freeze_program() -> None:
-    """It hangs for longer than its lease, and then goes on where it was."""
-    program = chance.choice([one for one in PROGRAMS if one is not WEB])
+    """Stop a process for longer than its lease, then let it continue."""
+    program = chance.choice([other for other in PROGRAMS if other is not WEB])
     with program.lock:
         program.send(signal.SIGSTOP)
         over.wait(chance.uniform(1, 8))
@@ -245,8 +245,8 @@ def freeze_program() -> None:
 
 
 def crash_database() -> None:
-    """What a crash of the server leaves: nothing is flushed, every connection breaks, the log is replayed."""
-    if not POSTGRESQL or need_a_rest():
+    """Crash the server: nothing is flushed, every connection breaks, and the log is replayed."""
+    if not POSTGRESQL or needs_recovery():
         return kill_program()
     data = Path("/", urlsplit(os.environ["DATABASE_URL"].replace("@/", "@localhost/")).path.lstrip("/")).parent / "data"
     with outage():
@@ -256,12 +256,20 @@ def crash_database() -> None:
     done["killed database"] += 1
 
 
-def control(words: list[str], data: Path) -> None:
+def control(arguments: list[str], data: Path) -> None:
     owner = data.stat()
-    options = (data / "postmaster.opts").read_text().split('"')[1::2]  # as it was started
+    options = (data / "postmaster.opts").read_text().split('"')[1::2]  # those it was started with
     extra = ["--options", " ".join(f"'{word}'" for word in options if word not in ("-D", str(data)))]
     subprocess.run(
-        [f"{POSTGRESQL}/pg_ctl", "--pgdata", data, "--wait", "--silent", *(extra if "start" in words else []), *words],
+        [
+            f"{POSTGRESQL}/pg_ctl",
+            "--pgdata",
+            data,
+            "--wait",
+            "--silent",
+            *(extra if "start" in arguments else []),
+            *arguments,
+        ],
         check=True,
         cwd=data,
         stdin=subprocess.DEVNULL,
@@ -283,7 +291,7 @@ def fill_storage() -> None:
 
 
 def turn_clock() -> None:
-    """All of the portal's processes see it jump, as when a machine's clock is set; the storage's files do not."""
+    """Let the clock jump for the portal's processes, as when a machine's clock is set, but not for the storage's files."""
     set_clock(chance.choice(OFFSETS))
     done["turned clock"] += 1
 
@@ -295,18 +303,18 @@ def set_clock(seconds: int) -> None:
 
 
 def require_turning_clock() -> None:
-    """The processes see the clock that is set, and nothing else about them is other than in production."""
+    """Check that the processes see the clock, and otherwise run as in production."""
     set_clock(HOUR)
     command = "import sys, time; time.sleep(1); print(time.time(), 'pytest' in sys.modules)"
     environment = os.environ | {"PYTHONPATH": str(TURNED), "CHAOS_CLOCK": str(CLOCK)}
-    seen, testing = subprocess.check_output([sys.executable, "-c", command], env=environment, text=True).split()
+    clock, testing = subprocess.check_output([sys.executable, "-c", command], env=environment, text=True).split()
     set_clock(0)
-    if abs(float(seen) - time.time() - HOUR) > 60 or testing != "False":
-        raise SystemExit(f"The clock of the portal's processes does not turn: {seen}, {testing}")
+    if abs(float(clock) - time.time() - HOUR) > 60 or testing != "False":
+        raise SystemExit(f"The clock of the portal's processes does not turn: {clock}, {testing}")
 
 
 def portal_time() -> datetime:
-    """What the portal's processes take for now."""
+    """Return the current time as the portal's processes see it."""
     return datetime.now(UTC) + timedelta(seconds=int(CLOCK.read_text()))
 
 

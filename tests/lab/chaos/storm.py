@@ -33,7 +33,7 @@ from tests.factories import (  # noqa: E402
     VolumeFactory,
 )
 
-from . import afterwards, disks, people, portal  # noqa: E402
+from . import actors, afterwards, disks, portal  # noqa: E402
 
 SECONDS = float(os.environ.get("CHAOS_SECONDS", "120"))
 CUSTOMERS, PREPAID = 8, 2
@@ -48,7 +48,7 @@ def furnish() -> tuple[list[User], User]:
     now = timezone.now()
     for kind in ServiceKind.BS_SNAPSHOT, ServiceKind.VM_SNAPSHOT, ServiceKind.VM_BACKUP:
         create_package(location=location, kind=kind, rate_micro=400_000, starts_at=now - timedelta(days=2))
-    administrator = UserFactory(admin=True, email="admin@example.com", password=people.PASSWORD)
+    administrator = UserFactory(admin=True, email="admin@example.com", password=actors.PASSWORD)
     owners = []
     for number in range(CUSTOMERS):
         customer = CustomerFactory(postpaid=number >= PREPAID, name=f"Customer {number}")
@@ -57,7 +57,7 @@ def furnish() -> tuple[list[User], User]:
                 customer=customer, amount_micro=30_000_000, reason="Bought", key=f"bought-{number}", by=None, at=now
             )
         project = ProjectFactory(customer=customer, name="Default")
-        owner = UserFactory(member_of=project, password=people.PASSWORD)
+        owner = UserFactory(member_of=project, password=actors.PASSWORD)
         vm = VirtualMachineFactory(
             project=project, location=location, name="machine", stopped=True, hourly_price_micro=45_000_000
         )
@@ -67,8 +67,8 @@ def furnish() -> tuple[list[User], User]:
     return owners, administrator
 
 
-def calm_down(customers: list[people.Customer]) -> None:
-    """The clock is right again, everything runs, and customers try again what failed; until nothing is left to do."""
+def calm_down(customers: list[actors.Customer]) -> None:
+    """Reset the clock, run everything, and let customers retry what failed, until no work is left."""
     end = time.monotonic() + CALM_SECONDS
     while True:
         time.sleep(1)
@@ -82,20 +82,23 @@ def calm_down(customers: list[people.Customer]) -> None:
                     with suppress(OSError, http.client.HTTPException):
                         customer.retry()
         if time.monotonic() > end:
-            left = [f"{one}, {one.state}, not before {one.not_before}" for one in Operation.objects.active()[:5]]
-            left += [f"{one}, {one.state}" for one in BackupRun.objects.unfinished()[:5]]
+            left = [
+                f"{operation}, {operation.state}, not before {operation.not_before}"
+                for operation in Operation.objects.active()[:5]
+            ]
+            left += [f"{run}, {run.state}" for run in BackupRun.objects.unfinished()[:5]]
             raise SystemExit(f"After {CALM_SECONDS:.0f} s of calm there is still something to do: {left}")
 
 
-def back_up_once_more(customers: list[people.Customer]) -> None:
-    """Each customer asks one schedule of each machine for a copy, so that afterwards its copies can be counted."""
-    seen = set()
+def back_up_once_more(customers: list[actors.Customer]) -> None:
+    """Let each customer run one schedule of each machine, so that its backups can be counted afterwards."""
+    listed = set()
     schedules = BackupSchedule.objects.present().filter(origin=BackupSchedule.Origin.CUSTOMER)
     for schedule in schedules.select_related("vm").order_by("created_at"):
-        owner = next(one for one in customers if one.project == str(schedule.vm.project_id))
-        if schedule.vm_id not in seen and owner.confirm(f"/backups/schedules/{schedule.pk}/run/"):
-            seen.add(schedule.vm_id)
-            afterwards.asked_in_calm.append(str(schedule.pk))
+        owner = next(customer for customer in customers if customer.project == str(schedule.vm.project_id))
+        if schedule.vm_id not in listed and owner.confirm(f"/backups/schedules/{schedule.pk}/run/"):
+            listed.add(schedule.vm_id)
+            afterwards.backed_up_in_calm.append(str(schedule.pk))
 
 
 def storm() -> None:
@@ -103,20 +106,20 @@ def storm() -> None:
     portal.require_turning_clock()
     if not portal.SMALL:
         print("  The storage stays large: only root can mount a small one.", flush=True)
-    customers = [people.Customer(owner, portal.chance.randrange(10**9)) for owner in owners]
-    crowd = [*customers, people.Guests(portal.chance.randrange(10**9))]
-    crowd += [people.Administrator(administrator, portal.chance.randrange(10**9)) for _number in range(2)]
+    customers = [actors.Customer(owner, portal.chance.randrange(10**9)) for owner in owners]
+    crowd = [*customers, actors.Guests(portal.chance.randrange(10**9))]
+    crowd += [actors.Administrator(administrator, portal.chance.randrange(10**9)) for _number in range(2)]
     connection.close()
     portal.all_down.set()
     threading.Thread(target=portal.supervise, name="supervisor", daemon=True).start()
     try:
         portal.start_all()
-        for person in crowd:
-            person.start()
+        for thread in crowd:
+            thread.start()
         portal.rage(SECONDS)
         portal.over.set()
-        for person in crowd:
-            person.join()
+        for thread in crowd:
+            thread.join()
         portal.set_clock(0)
         calm_down(customers)
         back_up_once_more(customers)
@@ -133,16 +136,16 @@ def report() -> None:
     def line(title: str, counted: collections.Counter) -> None:
         print(f"  {title}: " + ", ".join(f"{name} {count}" for name, count in sorted(counted.items())), flush=True)
 
-    line("Requests", people.answers)
+    line("Requests", actors.statuses)
     print(
-        f"  The slowest took {people.slowest[0]:.1f} s. Nothing was promised for {portal.seconds_out():.0f} s.",
+        f"  The slowest took {actors.slowest[0]:.1f} s. Outages lasted {portal.seconds_out():.0f} s.",
         flush=True,
     )
     line("Done to the portal", portal.done)
-    print("  Acts:", flush=True)
-    for act in sorted({act for act, _became in people.acts}):
-        became = {became: count for (one, became), count in people.acts.items() if one == act}
-        print(f"    {act}: " + ", ".join(f"{became[name]} {name}" for name in sorted(became)), flush=True)
+    print("  Actions:", flush=True)
+    for action in sorted({action for action, _outcome in actors.actions}):
+        outcomes = {outcome: count for (other, outcome), count in actors.actions.items() if other == action}
+        print(f"    {action}: " + ", ".join(f"{count} {name}" for name, count in sorted(outcomes.items())), flush=True)
     there: collections.Counter[str] = collections.Counter()
     for state in Snapshot.objects.values_list("state", flat=True):
         there[f"snapshots {state}"] += 1
@@ -155,16 +158,16 @@ def report() -> None:
 
 def main() -> int:
     storm()
-    found = [*people.failures, *afterwards.differences()]
+    problems = [*actors.failures, *afterwards.differences()]
     report()
-    checked = ", ".join(f"{count} {what}" for what, count in afterwards.looked_at.items())
+    checked = ", ".join(f"{count} {what}" for what, count in afterwards.checked.items())
     print(f"  {len(afterwards.CHECKS)} checks, of {checked}", flush=True)
-    if people.acts["take snapshot", "done"] < CUSTOMERS:
-        found.append("The customers hardly got through, so this proves nothing.")
-    for one in found:
-        print(f"  {one}", flush=True)
-    print(f"  {len(found)} differences.", flush=True)
-    return int(bool(found))
+    if actors.actions["take snapshot", "done"] < CUSTOMERS:
+        problems.append("Customers took too few snapshots for this run to prove anything.")
+    for problem in problems:
+        print(f"  {problem}", flush=True)
+    print(f"  {len(problems)} differences.", flush=True)
+    return int(bool(problems))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""`make test-openstack`: start the lab with no volume in it, run the tests of this folder on it, stop it.
+"""`make test-openstack`: start the lab without volumes, run this folder's tests on it, and stop it.
 
-    python -m tests.lab.openstack [PYTEST OPTIONS]                all of them
-    python -m tests.lab.openstack --ci=SECONDS [PYTEST OPTIONS]   the quick and steady ones, within so many seconds
+    python -m tests.lab.openstack [PYTEST OPTIONS]                run all tests
+    python -m tests.lab.openstack --ci=SECONDS [PYTEST OPTIONS]   run the quick and stable ones, within that time
 
-With --ci a lab that cannot be had, does not come up in time or breaks is no failure: what was left out is said in one line,
-and the exit code is 0. A test that fails on a lab that works is one, unless it passes when it is repeated, because services
-that share a busy machine are late at times: then both outcomes are said. One test may be repeated, once; what only a race
-shows (mark `race`) may not. Whatever happens, nothing is left running.
+With --ci, a lab that can't be installed, doesn't start in time or breaks isn't a failure: one line says what was
+skipped, and the exit code is 0. A test that fails on a working lab is a failure, unless it passes when retried, because
+services on a busy machine are slow at times; both outcomes are then printed. Only one test is retried, once, and none
+with the mark `race`. Nothing is left running in any case.
 """
 
 import json
@@ -26,17 +26,17 @@ from tests.lab.openstack.lab import Lab, LeftOut, is_group_alive, wait_until
 
 START_SECONDS = 8 * 60
 PYTEST = [sys.executable, "-m", "pytest", "--quiet", "tests/lab/openstack"]
-QUICK = ["-m", "not thorough", "--stepwise"]  # it stops at what fails, and goes on from there when it is called again
+QUICK = ["-m", "not thorough", "--stepwise"]  # stops at the first failure, and continues there when called again
 
 
-def main(words: list[str]) -> int:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything is stopped
-    limits = [word.removeprefix("--ci=") for word in words if word.startswith("--ci=")]
+def main(arguments: list[str]) -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the lab is stopped
+    limits = [argument.removeprefix("--ci=") for argument in arguments if argument.startswith("--ci=")]
     try:
         if not limits:
-            return test(words)
-        words = [word for word in words if not word.startswith("--ci=")]
-        return test([*QUICK, *words], time.monotonic() + int(limits[0]))
+            return test(arguments)
+        arguments = [argument for argument in arguments if not argument.startswith("--ci=")]
+        return test([*QUICK, *arguments], time.monotonic() + int(limits[0]))
     except LeftOut as reason:
         print(f"The tests on a real OpenStack were left out: {reason}", flush=True)
         return 0 if limits else 1
@@ -45,11 +45,11 @@ def main(words: list[str]) -> int:
             raise
         traceback.print_exc()
         print("The tests on a real OpenStack were left out: the lab could not be prepared, as above.", flush=True)
-        return 0  # nothing but a test says that the portal is wrong
+        return 0  # only a test can show that the portal is wrong
 
 
-def test(words: list[str], end: float | None = None) -> int:
-    """The exit code of pytest. Without an `end` there is no hurry. Raises LeftOut."""
+def test(arguments: list[str], end: float | None = None) -> int:
+    """Run the tests and return pytest's exit code. `end` is the deadline, if any. Raises LeftOut."""
     if missing := find_missing_requirement():
         raise LeftOut(missing)
     lab = Lab()
@@ -59,12 +59,12 @@ def test(words: list[str], end: float | None = None) -> int:
             start(lab, end)
             environment = os.environ | {"OS_CLIENT_CONFIG_FILE": str(lab.clouds), "DATABASE_URL": ""}
             cache = lab.state / "pytest"
-            command = [*PYTEST, *words, *(["-o", f"cache_dir={cache}"] if end else [])]
+            command = [*PYTEST, *arguments, *(["-o", f"cache_dir={cache}"] if end else [])]
             code = call(command, environment, end and end - time.monotonic())
             if code is None:
-                raise LeftOut("they did not end in time. None had failed until then.")
+                raise LeftOut("they did not finish in time. None had failed until then.")
             if code and end and not lab.is_whole():
-                raise LeftOut(f"the lab broke while they ran, so what failed says nothing (exit code {code}).")
+                raise LeftOut(f"the lab broke while they ran, so their failures prove nothing (exit code {code}).")
             if code and end and may_be_repeated(cache, environment):
                 return repeat(command, cache, environment, end)
             return code
@@ -81,7 +81,7 @@ def may_be_repeated(cache: Path, environment: dict[str, str]) -> bool:
 
 
 def repeat(command: list[str], cache: Path, environment: dict[str, str], end: float) -> int:
-    """Once more what failed, and then what comes after it. Whatever fails now is a failure."""
+    """Retry the failed test, then run those after it. A further failure counts."""
     failed = last_failed(cache)
     print(f"Failed, and is repeated once: {', '.join(failed)}", flush=True)
     code = call(command, environment, end - time.monotonic())
@@ -109,7 +109,7 @@ def start(lab: Lab, end: float | None) -> None:
 
 
 def find_missing_requirement() -> str:
-    """What the lab needs and cannot have here; "" when it can be tried."""
+    """Return what the lab needs and this machine lacks, or an empty string."""
     if os.geteuid() != 0:
         return "the lab installs Debian's packages and needs root."
     if not shutil.which("apt-get"):
@@ -122,9 +122,9 @@ def find_missing_requirement() -> str:
     return ""
 
 
-def call(words: list[str], environment: dict[str, str], seconds: float | None) -> int | None:
-    """The exit code, or None when it took longer: then it is stopped with all that it started and did not detach."""
-    process = subprocess.Popen(words, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
+def call(arguments: list[str], environment: dict[str, str], seconds: float | None) -> int | None:
+    """Return the exit code, or None after a timeout, when the process group is killed."""
+    process = subprocess.Popen(arguments, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
     try:
         return process.wait(seconds)
     except subprocess.TimeoutExpired:

@@ -1,10 +1,10 @@
-"""`make bench-horizon`: the page of volume snapshots, here and in Horizon, of the same snapshots of the same cloud.
+"""`make bench-horizon`: compare the page of volume snapshots with Horizon's, for the same snapshots of the same cloud.
 
-    python -m tests.lab.openstack.bench_horizon [COUNT…]    with so many snapshots; 10, 100 and 500 if nothing is said
+    python -m tests.lab.openstack.bench_horizon [COUNT…]    with COUNT snapshots; by default 10, 100 and 500
 
-Each is one worker of gunicorn with four threads on this machine and shows 20 rows. They are asked in turns, the portal by
-another customer at every request, so that nothing it shows was computed before. It ends with a table of the ratios, and with
-1 when one of them misses the goal.
+Each runs in one gunicorn worker with four threads on this machine and shows 20 rows. Requests alternate, and each
+request to the portal comes from another customer, so that nothing is cached. Prints a table of ratios, and exits with 1
+if one misses the goal.
 """
 
 import json
@@ -30,14 +30,14 @@ from tests.lab.openstack.lab import Lab, wait_until
 CLOUD = "other"
 COUNTS = (10, 100, 500)
 ROWS = 20
-WARM, RUNS = 8, 15  # each thread has a connection of its own to open
+WARM, RUNS = 8, 15  # each thread opens its own connection first
 SECONDS = 60  # a page that takes longer has failed
 GOAL = 8
 
 
-def main(words: list[str]) -> int:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything is stopped
-    counts, lab = [int(word) for word in words] or COUNTS, Lab()
+def main(arguments: list[str]) -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the lab is stopped
+    counts, lab = [int(word) for word in arguments] or COUNTS, Lab()
     horizon = Horizon(lab, free_port())
     with lab.alone():
         lab.clear()
@@ -110,7 +110,7 @@ def compare(lab: Lab, horizon: Horizon, folder: Path, counts: Sequence[int]) -> 
 
 
 def visits_of_customers(url: str, snapshots: list[Any], count: int) -> list[Request]:
-    """Requests for the same page, each by another customer, who has a copy of the snapshots."""
+    """Yield requests for the same page, each by another customer with a copy of the snapshots."""
     from copy import copy
     from uuid import uuid4
 
@@ -138,7 +138,7 @@ def visits_of_customers(url: str, snapshots: list[Any], count: int) -> list[Requ
 
 
 def measure(fetch: dict[str, Callable[[], str]]) -> dict[str, float]:
-    """The median of some runs of each, in turns."""
+    """Return the median of each, measured in turns."""
     seconds: dict[str, list[float]] = {name: [] for name in fetch}
     for _run in range(WARM + RUNS):
         for name, get in fetch.items():
@@ -149,7 +149,7 @@ def measure(fetch: dict[str, Callable[[], str]]) -> dict[str, float]:
 
 
 def copy_snapshot(lab: Lab, snapshot_id: str, count: int) -> None:
-    """So many in Cinder's database: its API lists them like any, and making 500 would take minutes."""
+    """Copy the snapshot's row in Cinder's database, because creating 500 through the API would take minutes."""
     import psycopg
 
     with psycopg.connect(

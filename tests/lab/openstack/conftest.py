@@ -1,6 +1,6 @@
-"""The tests of this folder need the lab: `python -m tests.lab.openstack` starts it, and without it they are not collected.
+"""These tests need the lab, which `python -m tests.lab.openstack` starts; without it they aren't collected.
 
-In them OS_CLIENT_CONFIG_FILE names the lab's clouds.yaml, beside which everything else of it lies.
+OS_CLIENT_CONFIG_FILE is the lab's clouds.yaml, in the lab's folder.
 """
 
 import os
@@ -16,7 +16,9 @@ if not (LAB / "ceph" / "ceph.conf").exists():
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("filterwarnings", "ignore::Warning:openstack")  # it warns of itself
+    config.addinivalue_line(
+        "filterwarnings", "ignore::Warning:openstack"
+    )  # it emits a deprecation warning about itself
 
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def lab() -> "Lab":
-    """The services, to stop, kill and freeze them."""
+    """The lab, whose services tests stop, kill and freeze."""
     from tests.lab.openstack.lab import Lab
 
     return Lab(LAB)
@@ -45,7 +47,7 @@ def pool() -> "Iterator[Pool]":
 
 @pytest.fixture(scope="session")
 def database(lab: "Lab") -> Iterator[Any]:
-    """Cinder's own, for what would take hours through its API, and for what nobody can undo there."""
+    """A connection to Cinder's database, for what would take hours through its API or can't be undone there."""
     import psycopg
 
     with psycopg.connect(
@@ -56,7 +58,7 @@ def database(lab: "Lab") -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def admin() -> Any:
-    """openstacksdk's connection of the cloud's administrator."""
+    """An openstacksdk connection as the cloud's administrator."""
     import openstack
 
     return openstack.connect(cloud="admin")
@@ -64,7 +66,7 @@ def admin() -> Any:
 
 @pytest.fixture(scope="session")
 def cinder() -> Any:
-    """openstacksdk's block storage service of the project that the driver works in, with room for many volumes."""
+    """The block storage service of the driver's project, whose quota allows many volumes."""
     import openstack
 
     admin, demo = openstack.connect(cloud="admin"), openstack.connect(cloud="demo")

@@ -1,9 +1,10 @@
-"""Snapshots of many volumes, asked for at once: carried out by the portal's workers, and by openstacksdk alone.
+"""Take snapshots of many volumes at once, with the portal's workers and with openstacksdk alone.
 
-    python -m tests.lab.openstack.drain bare COUNT VOLUME…      one process of openstacksdk; prints when it began and ended
-    python -m tests.lab.openstack.drain portal COUNT VOLUME…    workers on the empty PostgreSQL that DATABASE_URL names
+    python -m tests.lab.openstack.drain bare COUNT VOLUME…      one process with openstacksdk; prints when it started
+    and ended python -m tests.lab.openstack.drain portal COUNT VOLUME…    workers on the empty PostgreSQL that
+    DATABASE_URL names
 
-Both run in processes of their own, WORKERS of them, and print JSON.
+Both run in WORKERS processes and print JSON.
 """
 
 import json
@@ -18,7 +19,7 @@ MOST_SECONDS = 900
 
 
 def bare(count: int, volumes: list[str]) -> dict[str, Any]:
-    begin = time.time()  # a worker imports and signs in at its first operation, so that counts here too
+    begin = time.time()  # a worker imports and signs in at its first operation, so this is measured here, too
     import openstack
 
     cinder = openstack.connect(cloud="demo").block_storage

@@ -10,7 +10,7 @@ from urllib.request import HTTPCookieProcessor, OpenerDirector, build_opener
 from tests.lab.openstack.lab import PASSWORD, Lab, run
 
 HERE = Path(__file__).parent
-PAGE = "/project/snapshots/"  # the first page of all needs Nova
+PAGE = "/project/snapshots/"  # the start page needs Nova
 SETTINGS = """
 DEBUG = False
 SECRET_KEY = "only the lab signs anything with this sentence"
@@ -36,7 +36,7 @@ LOGGING = {{
 
 
 class Horizon:
-    """One worker of gunicorn, which the lab starts and stops like its other services."""
+    """A gunicorn worker that the lab starts and stops like its other services."""
 
     def __init__(self, lab: Lab, port: int) -> None:
         self.lab, self.port = lab, port

@@ -1,14 +1,14 @@
 """A real OpenStack block storage service on one Debian machine: Keystone, Cinder, RabbitMQ, PostgreSQL, and Ceph below it.
 
-    python -m tests.lab.openstack.lab start [FOLDER]    bring up what is not running
-    python -m tests.lab.openstack.lab stop [FOLDER]     stop what was started, and nothing else
-    python -m tests.lab.openstack.lab clear [FOLDER]    that, and forget every volume; the installed programs stay
+    python -m tests.lab.openstack.lab start [FOLDER]    start the services that aren't running
+    python -m tests.lab.openstack.lab stop [FOLDER]     stop the services that it started
+    python -m tests.lab.openstack.lab clear [FOLDER]    also delete every volume; the installed programs stay
 
-Everything lies below FOLDER (LAB, or /var/tmp/portal-openstack) and listens on 127.0.0.1 only, on ports that were free
-when the folder was made. FOLDER/clouds.yaml has the clouds `demo` (a member), `demo-reader`, `other` (another project),
+Everything is in FOLDER (LAB, or /var/tmp/portal-openstack) and listens on 127.0.0.1 only, on ports that were free when the
+folder was created. FOLDER/clouds.yaml has the clouds `demo` (a member), `demo-reader`, `other` (another project),
 `portal` (a member of both projects, as a portal's account is) and `admin`. Needs root, because Debian's packages are
 installed and PostgreSQL refuses to run as root; no systemd and no kernel module. The storage is one Ceph OSD on a sparse
-file, so nothing here is safe and little of it is slow.
+file: fast, but not durable.
 """
 
 import fcntl
@@ -45,17 +45,17 @@ USERS["portal"] = ("demo", "member")
 ALSO_MEMBER_OF = {"portal": "other"}
 RABBIT = "/usr/lib/rabbitmq/bin/rabbitmq-server"
 WSGI = "gunicorn", "--no-control-socket", "--workers", "2", "--worker-class", "gthread"
-WSGI += "--keep-alive", "65"  # as long as clients keep theirs: one that closes first is taken for a failure
+WSGI += "--keep-alive", "65"  # as long as clients do: a connection that the server closes first looks like a failure
 
 
 class LeftOut(Exception):
-    """Why the lab cannot be used here and now."""
+    """The lab can't be used here; the message says why."""
 
 
 class Lab:
     def __init__(self, folder: Path = DEFAULT_FOLDER) -> None:
         self.folder = folder.absolute()
-        self.state = self.folder / "state"  # what `clear` removes
+        self.state = self.folder / "state"  # removed by `clear`
         self.programs = self.folder / "venv" / "bin"
         self.ceph_conf = self.folder / "ceph" / "ceph.conf"
         self.cinder_conf = self.state / "cinder" / "cinder.conf"
@@ -77,7 +77,7 @@ class Lab:
             ),
         }
 
-    # All of it
+    # The lab
 
     def start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -85,23 +85,23 @@ class Lab:
             (self.folder / name).mkdir(exist_ok=True)
         begin = time.monotonic()
 
-        def say(what: str) -> None:
+        def log(what: str) -> None:
             print(f"[{time.monotonic() - begin:5.0f} s] {what}", flush=True)
 
         with ThreadPoolExecutor() as pool:
             programs = pool.submit(self.install_openstack)
             self.install_packages()
-            say("Debian's packages are there")
+            log("Debian's packages are there")
             ceph = pool.submit(self.start_ceph)
             self.start_rabbit()
             self.start_postgres()
             programs.result()
-            say("OpenStack's programs are there")
+            log("OpenStack's programs are there")
             self.configure()
             self.make_databases()
-            say("databases are there")
+            log("databases are there")
             ceph.result()
-            say("Ceph runs")
+            log("Ceph runs")
             for name in "keystone", "cinder-scheduler", "cinder-volume", "cinder-api":
                 self.start_service(name)
             self.wait_for_port("keystone")
@@ -109,7 +109,7 @@ class Lab:
         self.write_clouds()
         self.fill_catalogue()
         self.wait_for_cinder()
-        say(f"Cinder runs: OS_CLIENT_CONFIG_FILE={self.clouds} OS_CLOUD=demo")
+        log(f"Cinder runs: OS_CLIENT_CONFIG_FILE={self.clouds} OS_CLOUD=demo")
 
     def stop(self, *, kill: bool = False) -> None:
         for name in reversed(self.services):
@@ -120,13 +120,13 @@ class Lab:
             run("epmd", "-kill", env={"ERL_EPMD_PORT": str(self.ports["epmd"])}, check=False)
 
     def clear(self) -> None:
-        self.stop(kill=True)  # nothing of it will be read again
+        self.stop(kill=True)  # its data won't be read again
         for name in "state", "ceph", "run", "log":
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Raises LeftOut while another run uses the folder."""
+        """Lock the folder within the block. Raises LeftOut if another run uses it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / "lock", "w") as lock:
             try:
@@ -136,7 +136,7 @@ class Lab:
             yield
 
     def is_whole(self) -> bool:
-        """Whether all of it works; what is coming up gets two minutes."""
+        """Return whether all services work; those that are starting get two minutes."""
         try:
             self.wait_for_cinder()
         except SystemExit:
@@ -149,7 +149,7 @@ class Lab:
 
     @cached_property
     def ports(self) -> dict[str, int]:
-        """Free ones, remembered, because Ceph's monitor keeps its address for ever."""
+        """Free ports, stored in a file, because the address of Ceph's monitor is permanent."""
         path = self.folder / "ports.json"
         if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -160,10 +160,10 @@ class Lab:
             path.write_text(json.dumps(dict(zip(PORTS, ports, strict=True))))
         return json.loads(path.read_text())
 
-    # One service: a process group whose leader's pid is written down
+    # One service: a process group whose leader's PID is in a file
 
     def pid(self, name: str) -> int | None:
-        """None unless the process that was started under this name lives."""
+        """Return the PID of the service's process, or None if it isn't alive."""
         path = self.folder / "run" / f"{name}.pid"
         try:
             pid, started = path.read_text().split()
@@ -190,7 +190,7 @@ class Lab:
         (self.folder / "run" / f"{name}.pid").write_text(f"{process.pid} {process_start(process.pid)}")
 
     def stop_service(self, name: str, *, kill: bool = False) -> None:
-        """With `kill` it gets no time to finish anything."""
+        """Stop a service, or `kill` it at once."""
         pid = self.pid(name)
         if pid is None:
             return
@@ -204,7 +204,7 @@ class Lab:
 
     @contextmanager
     def stopped(self, name: str, *, kill: bool = False) -> Any:
-        """While the block runs the service does not; afterwards everything works again."""
+        """Stop the service within the block; afterwards everything works again."""
         self.stop_service(name, kill=kill)
         try:
             yield
@@ -216,7 +216,7 @@ class Lab:
 
     @contextmanager
     def frozen(self, name: str) -> Any:
-        """While the block runs the service hangs: it takes connections and answers nothing."""
+        """Freeze the service within the block: it accepts connections but doesn't answer."""
         pid = self.pid(name)
         assert pid, f"{name} does not run"
         os.killpg(pid, signal.SIGSTOP)
@@ -229,8 +229,8 @@ class Lab:
             self.wait_for_cinder()
 
     def wake_storage(self) -> None:
-        """Wait until it works. Some of its groups may stay "laggy" for ever: alone, an OSD has no other to tell it that it
-        was away. Only then it is told, because that makes it work later.
+        """Wait until the storage works. Placement groups may stay "laggy", because a single OSD has no peer that reports it
+        down. Only then is it marked down, because that delays it.
         """
         ceph = ["ceph", "-c", self.ceph_conf, "--connect-timeout", "60"]
 
@@ -256,7 +256,7 @@ class Lab:
             raise SystemExit(f"{name} does not come up; see {self.folder / 'log'}")
 
     def wait_for_cinder(self) -> None:
-        """Until every service is up and the scheduler knows the pool: before that volumes go into `error`."""
+        """Wait until every service is up and the scheduler knows the pool; before that, volumes end in `error`."""
 
         def is_up() -> bool:
             try:
@@ -280,13 +280,13 @@ class Lab:
             return
         policy = Path("/usr/sbin/policy-rc.d")
         ours = not policy.exists()
-        if ours:  # a fresh package would start its daemon on every address
+        if ours:  # a new package would start its daemon on every address
             policy.write_text("#!/bin/sh\nexit 101\n")
             policy.chmod(0o755)
         try:
             quiet = {"DEBIAN_FRONTEND": "noninteractive"}
             wait = ["-o", "DPkg::Lock::Timeout=300"]
-            run("dpkg", "--configure", "-a", env=quiet)  # what an installation that was stopped left
+            run("dpkg", "--configure", "-a", env=quiet)  # the remains of an interrupted installation
             run("apt-get", "-qq", "update", env=quiet)
             run("apt-get", "-qq", *wait, "install", "-y", "--no-install-recommends", *missing, env=quiet)
         finally:
@@ -346,13 +346,13 @@ class Lab:
         if self.run_as_postgres("pg_ctl", "-D", data, "status", check=False).returncode:
             self.run_as_postgres(*control, "start")
 
-    def run_as_postgres(self, program: str, *words: Any, check: bool = True) -> subprocess.CompletedProcess:
+    def run_as_postgres(self, program: str, *arguments: Any, check: bool = True) -> subprocess.CompletedProcess:
         folder = find_server_programs()
         assert folder, "PostgreSQL is not installed"
         user = {"user": "postgres", "group": "postgres", "extra_groups": []}
-        # a server that goes on would keep a pipe open
+        # the running server would keep a pipe open
         return subprocess.run(
-            [str(word) for word in (folder / program, *words)],
+            [str(word) for word in (folder / program, *arguments)],
             check=check,
             cwd="/",
             stdin=subprocess.DEVNULL,
@@ -434,8 +434,8 @@ class Lab:
         all_rights = [word for name in ("mon", "osd", "mgr") for word in ("--cap", name, "allow *")]
         run("ceph-authtool", keyring, "--gen-key", "-n", "client.admin", *all_rights)
         run("monmaptool", "--create", "--clobber", "--addv", "a", addresses, "--fsid", fsid, folder / "monmap")
-        made = ["--mkfs", "-i", "a", "--monmap", folder / "monmap", "--keyring", keyring]
-        run("ceph-mon", "-c", self.ceph_conf, *made)
+        options = ["--mkfs", "-i", "a", "--monmap", folder / "monmap", "--keyring", keyring]
+        run("ceph-mon", "-c", self.ceph_conf, *options)
 
     def make_storage(self, ceph: list[Any]) -> None:
         folder, disk = self.ceph_conf.parent, str(uuid4())
@@ -467,8 +467,8 @@ class Lab:
                     "fernet_tokens": {"key_repository": keys / "fernet"},
                     "credential": {"key_repository": keys / "credential"},
                     "cache": {"enabled": "true", "backend": "dogpile.cache.memory"},
-                    "catalog": {"caching": "false"},  # each worker would remember it as it was before Cinder
-                    "role": {"caching": "false"},  # and who has which, as it was before it was taken away
+                    "catalog": {"caching": "false"},  # each worker would cache the catalogue from before Cinder
+                    "role": {"caching": "false"},  # and roles that were revoked since
                 }
             )
         )
@@ -491,7 +491,7 @@ class Lab:
                         "enabled_backends": "ceph",
                         "default_volume_type": "ceph",
                         "glance_api_servers": "http://127.0.0.1:9",
-                        # a service that stops is known as down after ten seconds, not after a minute
+                        # report a stopped service as down after ten seconds instead of a minute
                         "report_interval": 2,
                         "service_down_time": 10,
                         "periodic_interval": 10,
@@ -528,7 +528,7 @@ class Lab:
             f"volume_extension:{kind}_admin_actions:force_delete": "role:member" for kind in ("snapshot", "volume")
         }
         (self.cinder_conf.parent / "policy.yaml").write_text(json.dumps(force))
-        # both read the command line, which is gunicorn's
+        # both parse the command line, which is gunicorn's
         (self.folder / "wsgi" / "keystone_app.py").write_text(
             "import sys\n\nsys.argv = sys.argv[:1]\nfrom keystone.wsgi.api import application\n"
         )
@@ -548,7 +548,7 @@ class Lab:
             host="127.0.0.1", port=self.ports["postgres"], user="lab", dbname="postgres", autocommit=True
         ) as server:
             for name in "keystone", "cinder":
-                server.execute(f"DROP DATABASE IF EXISTS {name}")  # of a start that did not get to its end
+                server.execute(f"DROP DATABASE IF EXISTS {name}")  # left by an interrupted start
                 server.execute(f"CREATE DATABASE {name}")
         keystone = [self.programs / "keystone-manage", "--config-file", self.keystone_conf]
         as_root = ["--keystone-user", "root", "--keystone-group", "root"]
@@ -570,7 +570,7 @@ class Lab:
         common = {"auth_url": self.keystone_url, "password": PASSWORD}
         common |= {"user_domain_id": "default", "project_domain_id": "default"}
         clouds = {
-            # for what the tests themselves ask; the driver decides for itself what is asked again
+            # for the tests' own requests; the driver has its own retries
             name: {
                 "region_name": REGION,
                 "connect_retries": 3,
@@ -581,12 +581,12 @@ class Lab:
         self.clouds.write_text(json.dumps({"clouds": clouds}, indent=2))  # JSON is YAML
 
     def fill_catalogue(self) -> None:
-        """Cinder's endpoint, the projects and users, and the volume type; what is there stays."""
+        """Create Cinder's endpoint, the projects, the users and the volume type, unless they exist."""
 
         def answers() -> bool:
             try:
                 connect(self, "admin").authorize()
-            except Exception:  # openstacksdk has many names for "not yet"
+            except Exception:  # openstacksdk raises many errors for "not yet"
                 return False
             return True
 
@@ -621,9 +621,9 @@ def connect(lab: Lab, cloud: str) -> Any:
 
 
 def run(
-    *words: Any, check: bool = True, env: dict[str, str] | None = None, stdin: str | None = None
+    *arguments: Any, check: bool = True, env: dict[str, str] | None = None, stdin: str | None = None
 ) -> subprocess.CompletedProcess[str]:
-    command = [str(word) for word in words]
+    command = [str(word) for word in arguments]
     done = subprocess.run(command, env=os.environ | (env or {}), input=stdin or "", capture_output=True, text=True)
     if check and done.returncode:
         raise SystemExit(f"{' '.join(command)}\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
@@ -638,7 +638,7 @@ def ini(sections: dict[str, dict[str, Any]]) -> str:
 
 
 def process_start(pid: int) -> str:
-    """When a process began, in the kernel's ticks: with its number it names the process for good. "" when it is gone."""
+    """Return the start of a process in clock ticks, which with the PID identifies it, or an empty string if it is gone."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -666,12 +666,12 @@ def wait_until(condition: Callable[[], bool], *, seconds: float) -> bool:
     return True
 
 
-def main(words: list[str]) -> None:
-    if not words or words[0] not in {"start", "stop", "clear"}:
+def main(arguments: list[str]) -> None:
+    if not arguments or arguments[0] not in {"start", "stop", "clear"}:
         raise SystemExit(__doc__)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is under way is left in order
-    lab = Lab(Path(words[1]) if len(words) > 1 else DEFAULT_FOLDER)
-    getattr(lab, words[0])()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that work in progress ends cleanly
+    lab = Lab(Path(arguments[1]) if len(arguments) > 1 else DEFAULT_FOLDER)
+    getattr(lab, arguments[0])()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The bytes of Cinder's volumes and snapshots, read and written through librbd behind Cinder's back.
+"""Reads and writes the data of Cinder's volumes and snapshots through librbd, bypassing Cinder.
 
-Cinder calls the image of a volume `volume-<id>` and a snapshot in it `snapshot-<id>`. Debian's python3-rados and
-python3-rbd are modules of the system's Python only, so they are loaded from where they lie.
+The image of a volume is `volume-<id>` and a snapshot in it `snapshot-<id>`. Debian installs python3-rados and
+python3-rbd for the system's Python only, so they are loaded from its folder.
 """
 
 import importlib.util
@@ -27,7 +27,7 @@ class Pool:
 
     def __init__(self, lab: Path) -> None:
         rados, self.rbd = load("rados"), load("rbd")
-        patience = {"rados_osd_op_timeout": "90"}  # without it a test would wait for ever
+        patience = {"rados_osd_op_timeout": "90"}  # without it a test would wait forever
         self.cluster = rados.Rados(conffile=str(lab / "ceph" / "ceph.conf"), rados_id="cinder", conf=patience)
         self.cluster.connect(timeout=30)
         self.volumes = self.cluster.open_ioctx("volumes")
@@ -59,15 +59,15 @@ class Pool:
         return self.rbd.RBD().list(self.volumes)
 
     def parent(self, image_name: str) -> str:
-        """The image that it was cloned from, "" when it was not, or is gone by now."""
+        """Return the image it was cloned from; empty if it wasn't cloned or is gone."""
         try:
             with self.rbd.Image(self.volumes, image_name, read_only=True) as image:
                 return image.get_parent_image_spec()["image_name"]
-        except self.rbd.ImageNotFound:  # also when there is no parent
+        except self.rbd.ImageNotFound:  # also raised if there is no parent
             return ""
 
     def remove(self, volume_id: str) -> None:
-        """Take the image away from under its volume."""
+        """Remove a volume's image without telling Cinder."""
         self.rbd.RBD().remove(self.volumes, f"volume-{volume_id}")
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What `contract.Store` asks for, on the lab's Cinder."""
+"""`contract.Store` for the lab's Cinder."""
 
 from typing import Any
 
@@ -11,14 +11,14 @@ from tests.lab.openstack.pool import Pool
 class CinderStore:
     def __init__(self, driver: CinderDriver, cinder: Any, pool: Pool) -> None:
         self.driver = driver
-        self.cinder = cinder  # openstacksdk's block storage service, of the same project
+        self.cinder = cinder  # the block storage service of the same project
         self.pool = pool
 
     def id(self, volume: VolumeRef) -> str:
         if volume.backend_ref:
             return volume.backend_ref
-        [found] = self.cinder.volumes(name=name_of(volume.uuid))
-        return found.id
+        [item] = self.cinder.volumes(name=name_of(volume.uuid))
+        return item.id
 
     def write(self, volume: VolumeRef, content: dict[int, bytes]) -> None:
         self.pool.write(self.id(volume), content)
@@ -32,24 +32,24 @@ class CinderStore:
         return size_gb * GIB
 
     def leftovers(self, *, of: str = "") -> list[str]:
-        """Whatever is neither complete nor one of a kind, and images and snapshots on Ceph that Cinder does not know.
+        """Return incomplete and duplicate objects, and images and snapshots on Ceph that Cinder doesn't know.
 
-        With `of` only that volume, its snapshots, and what was made from either: others may be at work beside it.
+        `of` restricts it to a volume, its snapshots and their copies, because other tests may run at the same time.
         """
         volumes, snapshots, images = list(self.cinder.volumes()), list(self.cinder.snapshots()), self.pool.images()
-        known = {f"volume-{volume.id}" for volume in volumes}
+        expected = {f"volume-{volume.id}" for volume in volumes}
         if of:
             snapshots = [snapshot for snapshot in snapshots if snapshot.volume_id == of]
             sources = {of, *(snapshot.id for snapshot in snapshots)}
             volumes = [each for each in volumes if sources & {each.id, each.source_volume_id, each.snapshot_id}]
             images = [image for image in images if self.pool.parent(image) == f"volume-{of}"]
-        things = [*volumes, *snapshots]
-        found = [f"{thing.name} is {thing.status}" for thing in things if thing.status not in {"available", "in-use"}]
-        names = [thing.name for thing in things]
-        found += [f"{name} twice" for name in sorted(set(names)) if names.count(name) > 1]
-        found += [image for image in images if image not in known and not image.endswith(".deleted")]
+        items = [*volumes, *snapshots]
+        problems = [f"{item.name} is {item.status}" for item in items if item.status not in {"available", "in-use"}]
+        names = [item.name for item in items]
+        problems += [f"{name} twice" for name in sorted(set(names)) if names.count(name) > 1]
+        problems += [image for image in images if image not in expected and not image.endswith(".deleted")]
         for volume in volumes:
             ids = {snapshot.id for snapshot in snapshots if snapshot.volume_id == volume.id}
             there = {name for name in self.pool.snapshots(volume.id) if not name.endswith(".clone_snap")}
-            found += [f"snapshot {name}" for name in sorted(there ^ ids)]
-        return found
+            problems += [f"snapshot {name}" for name in sorted(there ^ ids)]
+        return problems

@@ -1,4 +1,4 @@
-"""What the Cinder driver promises beyond the contract: what Cinder does not allow, said in words, and nothing twice."""
+"""The Cinder driver beyond the contract: its errors for what Cinder refuses, and no duplicates."""
 
 import json
 import logging
@@ -24,8 +24,8 @@ from tests.lab.openstack.stores import CinderStore
 from tests.snapshots.storage.contract import AFTER, BEFORE, assert_holds, capture, interrupt, new_volume, ref_of
 
 
-def made(store: CinderStore, uuid: Any) -> list[Any]:
-    """Everything in Cinder that carries this uuid of ours."""
+def created(store: CinderStore, uuid: Any) -> list[Any]:
+    """Return everything in Cinder with this UUID of the portal."""
     return [*store.cinder.volumes(name=name_of(uuid)), *store.cinder.snapshots(name=name_of(uuid))]
 
 
@@ -36,7 +36,7 @@ def set_status(admin: Any, volume: VolumeRef, status: str) -> None:
 
 @contextmanager
 def attached(admin: Any, volume: VolumeRef) -> Iterator[None]:
-    """While the block runs a machine has the volume, as far as Cinder knows."""
+    """Within the block, Cinder considers the volume attached to a machine."""
     path, machine = f"/volumes/{volume.backend_ref}/action", {"instance_uuid": str(uuid4()), "mountpoint": "/dev/vdb"}
     assert admin.block_storage.post(path, json={"os-attach": machine}).ok
     yield
@@ -45,7 +45,7 @@ def attached(admin: Any, volume: VolumeRef) -> Iterator[None]:
 
 @pytest.fixture
 def quota(admin: Any, store: CinderStore) -> Iterator[Callable[..., None]]:
-    """quota(snapshots=1) leaves room for so many more in the project `other`."""
+    """quota(snapshots=1) allows one more snapshot in the project `other`."""
     project = admin.identity.find_project("other")
 
     def quota(**limits: int) -> None:
@@ -55,7 +55,7 @@ def quota(admin: Any, store: CinderStore) -> Iterator[Callable[..., None]]:
     admin.block_storage.update_quota_set(project.id, volumes=100, snapshots=100, gigabytes=1000)
 
 
-# What Cinder does not allow
+# Refused by Cinder
 
 
 def test_only_the_latest_snapshot_can_be_written_back(store: CinderStore) -> None:
@@ -148,15 +148,15 @@ def test_a_cloud_that_is_too_old_to_write_back_recommends_a_new_volume(
 
 
 @pytest.mark.parametrize(
-    ("status", "error", "words"),
+    ("status", "error", "text"),
     [("maintenance", Busy, "Another operation is using"), ("error", Refused, "reports the volume “files” as failed")],
 )
 def test_the_state_of_a_volume_decides_what_is_said(
-    store: CinderStore, admin: Any, status: str, error: type[Exception], words: str
+    store: CinderStore, admin: Any, status: str, error: type[Exception], text: str
 ) -> None:
     volume = new_volume(store)
     set_status(admin, volume, status)
-    with pytest.raises(error, match=words):
+    with pytest.raises(error, match=text):
         store.driver.create_snapshots([(SnapshotRef(uuid=uuid4()), volume)])
     set_status(admin, volume, "available")
     assert store.leftovers() == []
@@ -249,13 +249,13 @@ def test_a_token_that_the_cloud_no_longer_knows_is_replaced(store: CinderStore) 
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "text"),
     [({"password": "hunter2-secret"}, "does not accept"), ({"auth_url": "http://127.0.0.1:9/v3"}, "does not answer")],
     ids=["wrong password", "nobody there"],
 )
 def test_a_cloud_that_cannot_be_had_is_unavailable_and_no_secret_is_told(
     change: dict[str, str],
-    words: str,
+    text: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -265,7 +265,7 @@ def test_a_cloud_that_cannot_be_had_is_unavailable_and_no_secret_is_told(
     (tmp_path / "clouds.yaml").write_text(json.dumps(clouds))
     monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(tmp_path / "clouds.yaml"))
     driver = CinderDriver(location="TEST-1", cloud="demo")
-    with caplog.at_level(logging.INFO), pytest.raises(Unavailable, match=f"TEST-1 {words}") as caught:
+    with caplog.at_level(logging.INFO), pytest.raises(Unavailable, match=f"TEST-1 {text}") as caught:
         driver.check_health()
     assert "127.0.0.1" not in str(caught.value)
     assert not any(secret in caplog.text + str(caught.value) for secret in ("hunter2", "labpass"))
@@ -289,7 +289,7 @@ def test_a_volume_gets_the_zone_and_type_of_its_location(store: CinderStore) -> 
         wrong.create_volume(VolumeRef(uuid=uuid4(), name="files", size_gb=1))
 
 
-# Nothing twice
+# No duplicates
 
 
 @pytest.mark.race
@@ -303,8 +303,8 @@ def test_many_who_make_the_same_thing_at_once_end_with_one(store: CinderStore) -
         refs = set(pool.map(lambda driver: driver.create_volume_from_snapshot(snapshot, target), drivers))
         assert len(refs) == 1
     store.driver.delete_snapshot(SnapshotRef(uuid=uuid4()))
-    assert [item.id for item in made(store, snapshot.uuid) if item.status != "deleting"] == [infos[0][0].backend_ref]
-    assert [item.id for item in made(store, copy) if item.status != "deleting"] == list(refs)
+    assert [item.id for item in created(store, snapshot.uuid) if item.status != "deleting"] == [infos[0][0].backend_ref]
+    assert [item.id for item in created(store, copy) if item.status != "deleting"] == list(refs)
 
 
 def test_what_somebody_renamed_is_found_again(store: CinderStore) -> None:
@@ -318,33 +318,33 @@ def test_what_somebody_renamed_is_found_again(store: CinderStore) -> None:
 
 
 def test_an_interruption_after_the_request_removes_what_it_made(store: CinderStore) -> None:
-    """The heartbeat interrupts as soon as Cinder has something; the first of two disks is complete by then."""
+    """The heartbeat interrupts once Cinder has an object; the first of two disks is complete by then."""
     volumes = [new_volume(store, BEFORE), new_volume(store, AFTER)]
     refs = [SnapshotRef(uuid=uuid4()), SnapshotRef(uuid=uuid4())]
 
     def interrupt_at_the_second(bytes_done: int, bytes_total: int) -> None:
-        if bytes_done and made(store, refs[1].uuid):
+        if bytes_done and created(store, refs[1].uuid):
             interrupt(bytes_done, bytes_total)
 
     with pytest.raises(Interrupted):
         store.driver.create_snapshots(list(zip(refs, volumes, strict=True)), interrupt_at_the_second)
-    assert [made(store, ref.uuid) for ref in refs] == [[], []]
+    assert [created(store, ref.uuid) for ref in refs] == [[], []]
     assert store.leftovers() == []
 
 
 def test_who_is_interrupted_does_not_remove_what_another_has_taken_over(store: CinderStore) -> None:
     volume, ref = new_volume(store, BEFORE), SnapshotRef(uuid=uuid4())
     other = CinderDriver(location="TEST-1", cloud="demo")
-    found: list[Any] = []
+    items: list[Any] = []
 
     def lose(bytes_done: int, bytes_total: int) -> None:
-        if made(store, ref.uuid):
-            found.extend(other.create_snapshots([(ref, volume)]))
+        if created(store, ref.uuid):
+            items.extend(other.create_snapshots([(ref, volume)]))
             interrupt(bytes_done, bytes_total)
 
     with pytest.raises(Interrupted):
         store.driver.create_snapshots([(ref, volume)], lose)
-    assert [store.driver.find_snapshot(ref)] == found
+    assert [store.driver.find_snapshot(ref)] == items
     assert store.leftovers() == []
 
 
@@ -352,15 +352,15 @@ def test_lists_are_read_page_by_page(store: CinderStore, monkeypatch: pytest.Mon
     volume = new_volume(store, BEFORE)
     capture(store, *[volume] * 5)
     monkeypatch.setattr(client, "PAGE_SIZE", 2)
-    found = list(client.Client(store.driver.cloud).items("snapshot", volume_id=volume.backend_ref))
-    assert len({item["id"] for item in found}) == len(found) == 5
+    items = list(client.Client(store.driver.cloud).items("snapshot", volume_id=volume.backend_ref))
+    assert len({item["id"] for item in items}) == len(items) == 5
 
 
 # A worker that is killed
 
 
 def is_killed(call: Callable[[CinderDriver], object], request: int) -> bool:
-    """Run the call in a process of its own that dies before its n-th request; False when it got to its end."""
+    """Run the call in a process that dies before its n-th request. Returns False if it completed."""
     process = os.fork()
     if process == 0:
         requests = count(1)
@@ -390,9 +390,9 @@ def test_a_killed_capture_is_finished_by_the_next_and_exists_once(store: CinderS
     for request in count(1):
         ref = SnapshotRef(uuid=uuid4())
         killed = is_killed(lambda driver: driver.create_snapshots([(ref, volume)]), request)  # noqa: B023
-        before = [item.id for item in made(store, ref.uuid)]
+        before = [item.id for item in created(store, ref.uuid)]
         [info] = store.driver.create_snapshots([(ref, volume)])
-        assert [item.id for item in made(store, ref.uuid)] == [info.backend_ref]
+        assert [item.id for item in created(store, ref.uuid)] == [info.backend_ref]
         assert before in ([], [info.backend_ref])
         outcomes.add(bool(before))
         if not killed:
@@ -407,9 +407,9 @@ def test_a_killed_new_volume_is_finished_by_the_next_and_exists_once(store: Cind
     for request in count(1):
         copy = VolumeRef(uuid=uuid4(), name="copy", size_gb=1)
         killed = is_killed(lambda driver: driver.create_volume_from_snapshot(snapshot, copy), request)  # noqa: B023
-        before = [item.id for item in made(store, copy.uuid)]
+        before = [item.id for item in created(store, copy.uuid)]
         ref = store.driver.create_volume_from_snapshot(snapshot, copy)
-        assert [item.id for item in made(store, copy.uuid)] == [ref]
+        assert [item.id for item in created(store, copy.uuid)] == [ref]
         assert before in ([], [ref])
         assert_holds(store, copy, BEFORE)
         if not killed:
@@ -428,7 +428,7 @@ def test_a_killed_revert_and_a_killed_deletion_are_finished_by_the_next(store: C
         assert_holds(store, volume, BEFORE)
         killed |= is_killed(lambda driver: driver.delete_snapshot(snapshot), request)  # noqa: B023
         store.driver.delete_snapshot(snapshot)
-        assert made(store, snapshot.uuid) == []
+        assert created(store, snapshot.uuid) == []
         if not killed:
             break
     assert store.leftovers() == []
@@ -440,13 +440,13 @@ def test_a_killed_creation_extension_and_deletion_of_a_volume_are_finished_by_th
         volume = VolumeRef(uuid=uuid4(), name="files", size_gb=1)
         killed = is_killed(lambda driver: driver.create_volume(volume), request)  # noqa: B023
         ref = store.driver.create_volume(volume)
-        assert [item.id for item in made(store, volume.uuid)] == [ref]
+        assert [item.id for item in created(store, volume.uuid)] == [ref]
         killed |= is_killed(lambda driver: driver.extend_volume(volume, 2), request)  # noqa: B023
         store.driver.extend_volume(volume, 2)
         assert store.size(volume) == 2 * GIB
         killed |= is_killed(lambda driver: driver.delete_volume(volume), request)  # noqa: B023
         store.driver.delete_volume(volume)
-        assert made(store, volume.uuid) == []
+        assert created(store, volume.uuid) == []
         if not killed:
             break
     assert store.leftovers() == []

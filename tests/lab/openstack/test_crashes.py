@@ -1,4 +1,4 @@
-"""A worker killed at every step of every operation on a real Cinder: after the next one everything is there once."""
+"""A worker is killed at every step of every operation on a real Cinder; the next one leaves every object exactly once."""
 
 import os
 import signal
@@ -49,7 +49,7 @@ def volume(store: CinderStore, location: Location, member: Membership) -> Volume
 
 
 def survives(operation: Operation, kill_at: int) -> bool:
-    """Carry it out in a process of its own that dies at its n-th step: what it sends to the cloud, what it writes."""
+    """Run the operation in a process that dies at its n-th step: a request to the cloud or a write to the database."""
     connections.close_all()
     pid = os.fork()
     if pid == 0:
@@ -84,7 +84,7 @@ def survives(operation: Operation, kill_at: int) -> bool:
 
 
 def deaths(ask: Callable[[int], Operation]) -> Iterator[Operation]:
-    """An operation for each step at which its worker can die, after the next worker has been there."""
+    """Yield an operation for each step at which its worker can die, after the next worker has completed it."""
     for kill_at in range(1, MOST_STEPS):
         operation = ask(kill_at)
         survived = survives(operation, kill_at)
@@ -99,7 +99,7 @@ def deaths(ask: Callable[[int], Operation]) -> Iterator[Operation]:
     raise AssertionError(f"still dying after {MOST_STEPS} steps")
 
 
-def things(store: CinderStore, pk: Any) -> list[str]:
+def objects(store: CinderStore, pk: Any) -> list[str]:
     return [item.id for item in [*store.cinder.snapshots(name=name_of(pk)), *store.cinder.volumes(name=name_of(pk))]]
 
 
@@ -108,27 +108,27 @@ def ref_of(volume: Volume) -> VolumeRef:
 
 
 def test_captures_and_deletions(store: CinderStore, volume: Volume, member: Membership) -> None:
-    taken: list[Snapshot] = []
+    snapshots: list[Snapshot] = []
 
     def capture(number: int) -> Operation:
-        taken.append(services.request_snapshot(source=volume, name=f"snapshot {number}", user=member.user))
-        return taken[-1].operations.get()
+        snapshots.append(services.request_snapshot(source=volume, name=f"snapshot {number}", user=member.user))
+        return snapshots[-1].operations.get()
 
     for operation in deaths(capture):
         snapshot = operation.snapshot
-        assert (snapshot.state, things(store, snapshot.pk)) == (State.READY, [snapshot.disks.get().backend_ref])
+        assert (snapshot.state, objects(store, snapshot.pk)) == (State.READY, [snapshot.disks.get().backend_ref])
         assert UsageSegment.objects.filter(resource_id=snapshot.pk, ended_at=None).count() == 1
-    assert len(list(store.cinder.snapshots(volume_id=volume.backend_ref))) == len(taken)
+    assert len(list(store.cinder.snapshots(volume_id=volume.backend_ref))) == len(snapshots)
 
     def delete(number: int) -> Operation:
-        snapshot = taken.pop()
+        snapshot = snapshots.pop()
         services.request_deletion(snapshot=snapshot, user=member.user)
         return snapshot.operations.get(kind=Operation.Kind.DELETE)
 
     for operation in deaths(delete):
-        assert (operation.snapshot.state, things(store, operation.snapshot_id)) == (State.DELETED, [])
-    assert len(list(store.cinder.snapshots(volume_id=volume.backend_ref))) == len(taken)
-    assert UsageSegment.objects.filter(ended_at=None).count() == len(taken)
+        assert (operation.snapshot.state, objects(store, operation.snapshot_id)) == (State.DELETED, [])
+    assert len(list(store.cinder.snapshots(volume_id=volume.backend_ref))) == len(snapshots)
+    assert UsageSegment.objects.filter(ended_at=None).count() == len(snapshots)
     assert store.leftovers(of=volume.backend_ref) == []
 
 
@@ -145,7 +145,7 @@ def test_restores(store: CinderStore, volume: Volume, member: Membership) -> Non
         assert_holds(store, ref_of(volume), BEFORE)
         safety = operation.safety_snapshot
         assert safety and safety.state == State.READY
-        [copy] = things(store, safety.disks.get().pk)
+        [copy] = objects(store, safety.disks.get().pk)
         assert safety.disks.get().backend_ref == f"volume:{copy}"
         assert UsageSegment.objects.filter(resource_id=safety.pk, ended_at=None).count() == 1
         safeties.add(copy)
@@ -164,6 +164,6 @@ def test_new_volumes(store: CinderStore, volume: Volume, member: Membership) -> 
     for operation in deaths(make):
         copy = operation.volume
         assert copy and copy.state == Volume.State.AVAILABLE
-        assert things(store, copy.pk) == [copy.backend_ref]
+        assert objects(store, copy.pk) == [copy.backend_ref]
         assert_holds(store, ref_of(copy), BEFORE)
     assert store.leftovers(of=volume.backend_ref) == []

@@ -1,4 +1,4 @@
-"""Four workers on PostgreSQL against one Cinder: everything once, and about as quickly as openstacksdk by itself."""
+"""Four workers on PostgreSQL with one Cinder: no duplicates, and about as fast as openstacksdk alone."""
 
 import json
 import os
@@ -20,13 +20,13 @@ COUNT = 200
 VOLUMES = 20
 
 
-def run(environment: dict[str, str], *words: Any) -> Any:
-    command = [sys.executable, "-m", "tests.lab.openstack.drain", *map(str, words)]
+def run(environment: dict[str, str], *arguments: Any) -> Any:
+    command = [sys.executable, "-m", "tests.lab.openstack.drain", *map(str, arguments)]
     return json.loads(subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout)
 
 
 def seconds_bare(environment: dict[str, str], count: int, volumes: list[str]) -> float:
-    """As many processes as the portal has workers, each with its share."""
+    """Return the seconds that openstacksdk takes in as many processes as the portal has workers."""
     share, each = count // WORKERS, len(volumes) // WORKERS
     with ThreadPoolExecutor(WORKERS) as pool:
         parts = [volumes[number * each : (number + 1) * each] for number in range(WORKERS)]
@@ -56,11 +56,11 @@ def test_four_workers_on_postgresql_do_everything_once_at_the_pace_of_cinder(
     assert ours["workers"] == [0] * WORKERS
     counts = [ours[name] for name in ("operations", "attempts", "succeeded", "ready", "charged")]
     assert counts == [COUNT] * 5
-    made = [
+    created = [
         item for item in store.cinder.snapshots() if item.volume_id in volumes and item.name.startswith("snapshot-")
     ]
-    assert {item.name.removeprefix("snapshot-portal-"): item.id for item in made} == ours["snapshots"]
-    assert len(made) == COUNT
+    assert {item.name.removeprefix("snapshot-portal-"): item.id for item in created} == ours["snapshots"]
+    assert len(created) == COUNT
 
     seconds = ours["end"] - ours["begin"]
     ratio = (before + after) / seconds

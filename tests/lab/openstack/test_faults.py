@@ -1,4 +1,4 @@
-"""Storage that stops, dies, hangs or loses something: what the driver says, and that nothing is left or made twice."""
+"""Storage that stops, dies, hangs or loses requests: the driver's errors, and no leftovers or duplicates."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -53,7 +53,7 @@ def remove_items_stuck_creating(store: CinderStore) -> None:
 
 
 def persist(call: Callable[[], Any]) -> Any:
-    """As the worker does it: again when that can help."""
+    """Retry as the worker does, for errors that a retry can fix."""
     for attempt in range(ATTEMPTS):
         try:
             return call()
@@ -95,12 +95,12 @@ def test_what_arrives_late_is_adopted_by_the_next_attempt(
     with lab.stopped("cinder-volume", kill=True):
         with pytest.raises(Unavailable):
             impatient.create_snapshots([(ref, volume)])
-        [begun] = store.cinder.snapshots(volume_id=volume.backend_ref)
+        [started] = store.cinder.snapshots(volume_id=volume.backend_ref)
         again = in_background(lambda: store.driver.create_snapshots([(ref, volume)]))
     [info] = again.result(timeout=90)
-    assert info.backend_ref == begun.id
+    assert info.backend_ref == started.id
     assert states(store, ref.uuid) == ["available"]
-    store.driver.remove_orphans()  # it is wanted again
+    store.driver.remove_orphans()  # the snapshot is requested again
     assert store.driver.find_snapshot(ref) == info
 
 
@@ -181,13 +181,13 @@ def test_what_the_message_queue_forgot_is_made_again_and_its_ghost_is_removed(
         lab.stop_service("rabbit", kill=True)
         lab.start_service("rabbit")
         lab.wait_for_port("rabbit")
-    # not for a moment does what is new wait for the ghost, as it would for what another attempt is making
+    # a new object doesn't wait for the stuck one, as it would for one that another attempt is creating
     driver = CinderDriver(location="TEST-1", cloud="demo", create_timeout=str(creation.CROWDED_SECONDS))
     ref = persist(lambda: make(driver))
     assert states(store, uuid) == ["available"]
     assert ghosts() == ["creating"]
     store.driver.remove_orphans()
-    assert ghosts() == ["creating"]  # it is not a day old
+    assert ghosts() == ["creating"]  # less than a day old
     remove_items_stuck_creating(store)
     assert wait_until(lambda: not ghosts(), seconds=30)
     assert make(store.driver) == ref

@@ -1,4 +1,4 @@
-"""The customer guide's page in a real browser with a real worker on a real Cinder, and what librbd reads then."""
+"""Follows the customer guide in a browser with a worker on a real Cinder, and compares the data through librbd."""
 
 import json
 import random
@@ -95,12 +95,12 @@ def test_the_guide_on_cinder_from_the_menu_to_a_clone_that_outlives_its_snapshot
     backend_ref = snapshot.disks.get().backend_ref
     assert pool.read_snapshot(volume.backend_ref, backend_ref, 0, SIZE) == before
 
-    # the disk's contents are lost; what was captured is not
+    # the disk's contents are lost, but the snapshot has them
     pool.write(volume.backend_ref, {0: ruined})
     assert pool.read(volume.backend_ref, 0, SIZE) == ruined
     assert pool.read_snapshot(volume.backend_ref, backend_ref, 0, SIZE) == before
 
-    # and come back, byte for byte
+    # they are restored, byte for byte
     page.get_by_role("link", name="Restore").click()
     page.get_by_label("Type the volume's name").fill("db-01-data")
     press("Restore volume")
@@ -108,7 +108,7 @@ def test_the_guide_on_cinder_from_the_menu_to_a_clone_that_outlives_its_snapshot
     settled("Done", count=2)
     assert pool.read(volume.backend_ref, 0, SIZE) == before
 
-    # what was there before the restore is kept, and becomes a volume
+    # the state before the restore is kept as a snapshot, and becomes a volume
     safety = Snapshot.objects.exclude(pk=snapshot.pk).get()
     page.goto(f"/snapshots/{safety.pk}/new-volume/")
     page.get_by_label("Name").fill("what it was")
@@ -128,7 +128,7 @@ def test_the_guide_on_cinder_from_the_menu_to_a_clone_that_outlives_its_snapshot
     assert pool.read(copy.backend_ref, 0, SIZE) == before
     assert pool.size(copy.backend_ref) == 2 * 1024**3
 
-    # and the snapshot goes, while the volume made from it stays
+    # the snapshot is deleted, and the volume made from it stays
     page.goto(f"/snapshots/{snapshot.pk}/delete/")
     page.get_by_label("Type the snapshot's name").fill("before the update")
     press("Delete snapshot")
@@ -146,7 +146,7 @@ def test_create_volume_on_cinder(
     page.set_default_timeout(60 * SECONDS)
     sign_in(member.user)
     page.goto("/volumes/new/")
-    for heading in ("Choose a Location", "Assign to a Project"):  # each has one choice, which is made already
+    for heading in ("Choose a Location", "Assign to a Project"):  # each has one choice, already selected
         expect(page.get_by_role("heading", level=1)).to_have_text(heading)
         page.get_by_role("button", name="Continue").click()
     page.get_by_label("Size").fill("2")

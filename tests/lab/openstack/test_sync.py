@@ -1,4 +1,4 @@
-"""The inventory of a real cloud in the portal: what comes in, what is gone and comes back, and what it costs."""
+"""Inventory sync with a real cloud: what is imported, marked as gone and restored, and what it costs."""
 
 import json
 import os
@@ -55,7 +55,7 @@ def member() -> Membership:
 
 @pytest.fixture(scope="session")
 def other() -> Any:
-    """openstacksdk's block storage service of the project `other`."""
+    """The block storage service of the project `other`."""
     admin, other = openstack.connect(cloud="admin"), openstack.connect(cloud="other")
     admin.block_storage.update_quota_set(other.current_project_id, volumes=5000, snapshots=5000, gigabytes=20000)
     return other.block_storage
@@ -63,7 +63,7 @@ def other() -> Any:
 
 @pytest.fixture(autouse=True)
 def empty(other: Any) -> Iterator[None]:
-    """The project `other` has nothing before and after."""
+    """Empty the project `other` before and after the test."""
     yield
     for snapshot in other.snapshots():
         other.delete_snapshot(snapshot)
@@ -75,13 +75,13 @@ def empty(other: Any) -> Iterator[None]:
 
 @pytest.fixture
 def cloud_project(location: Location, member: Membership, other: Any) -> CloudProject:
-    """`other`, mapped to the member's project."""
+    """The cloud project `other`, assigned to the member's project."""
     sync_location(location)
-    found = CloudProject.objects.get(name="other")
-    found.project = member.project
-    found.save()
+    linked = CloudProject.objects.get(name="other")
+    linked.project = member.project
+    linked.save()
     sell_everywhere()
-    return found
+    return linked
 
 
 def make(other: Any, name: str | None = "data", size: int = 1) -> Any:
@@ -89,8 +89,8 @@ def make(other: Any, name: str | None = "data", size: int = 1) -> Any:
 
 
 def snap(other: Any, volume: Any, name: str | None = "by hand") -> Any:
-    made = other.create_snapshot(volume_id=volume.id, name=name)
-    return other.wait_for_status(made, "available", interval=0.3, wait=60)
+    created = other.create_snapshot(volume_id=volume.id, name=name)
+    return other.wait_for_status(created, "available", interval=0.3, wait=60)
 
 
 def unmake(other: Any, kind: str, item: Any) -> None:
@@ -99,7 +99,7 @@ def unmake(other: Any, kind: str, item: Any) -> None:
 
 
 def raise_the_dead(database: Any, kind: str, item: Any) -> None:
-    """Cinder keeps the rows of what it deleted: the cloud's administrator brings a database back."""
+    """Undelete Cinder's rows, as when the cloud's administrator restores a database."""
     database.execute(
         f"UPDATE {kind}s SET deleted = false, deleted_at = NULL, status = 'available' WHERE id = %s", [item.id]
     )
@@ -115,9 +115,9 @@ def test_nothing_of_a_project_that_belongs_to_nobody_comes_in(location: Location
     out = StringIO()
     call_command("sync_inventory", location=location.pk, stdout=out)
 
-    found = CloudProject.objects.get(name="other")
-    assert (found.volume_count, found.snapshot_count, found.used_gb) == (1, 1, 4)
-    assert (found.volume_quota, found.snapshot_quota, found.gb_quota) == (5000, 5000, 20000)
+    linked = CloudProject.objects.get(name="other")
+    assert (linked.volume_count, linked.snapshot_count, linked.used_gb) == (1, 1, 4)
+    assert (linked.volume_quota, linked.snapshot_quota, linked.gb_quota) == (5000, 5000, 20000)
     assert "other (" in out.getvalue() and "belongs to no project yet: 1 volumes, 1 snapshots." in out.getvalue()
     assert not Volume.objects.exists() and not Snapshot.objects.exists()
 
@@ -131,8 +131,8 @@ def test_an_administrator_maps_a_project_and_its_volumes_and_attachments_come(
     attach_volume(admin, data, machine, "/dev/vdb")
     sync_location(location)
     support = client_for(UserFactory(admin=True))
-    found = CloudProject.objects.get(name="other")
-    page = reverse("admin:inventory_cloudproject_change", args=[found.pk])
+    linked = CloudProject.objects.get(name="other")
+    page = reverse("admin:inventory_cloudproject_change", args=[linked.pk])
     assert support.post(page, {"project": member.project_id}).status_code == 302
 
     report = sync_location(location)
@@ -151,7 +151,7 @@ def test_an_administrator_maps_a_project_and_its_volumes_and_attachments_come(
     assert {volume.project for volume in volumes.values()} == {member.project}
     assert sync_location(location).changes == {}
 
-    # what belongs to a project now stays with it
+    # what is assigned to a project now stays with it
     response = support.post(page, {"project": MembershipFactory().project_id})
     assert b"have been imported" in response.content
 
@@ -199,35 +199,35 @@ def test_a_snapshot_made_in_the_cloud_is_shown_and_costs_what_the_rule_says(
 ) -> None:
     Location.objects.update(charges_outside=charged)
     volume = make(other)
-    made, twin = snap(other, volume), snap(other, volume)
+    created, twin = snap(other, volume), snap(other, volume)
     sync_location(Location.objects.get())
     first, second = Snapshot.objects.order_by("created_at")
-    assert {first.name, second.name} == {"by hand", f"by hand {made.id}"} or second.name == f"by hand {twin.id}"
+    assert {first.name, second.name} == {"by hand", f"by hand {created.id}"} or second.name == f"by hand {twin.id}"
     assert (first.made_outside, first.state, first.volume.backend_ref) == (True, State.READY, volume.id)
     assert open_segments() == (2 if charged else 0)
     page = client_for(member.user).get(reverse("snapshots:volume_snapshots")).content.decode()
     assert page.count("Created outside the portal") == 2
     assert page.count('<span class="amount">K 0.40</span>') == (2 if charged else 0)
 
-    # the rule is changed: the next look applies it to what is there
+    # the rule changes: the next sync applies it to existing snapshots
     Location.objects.update(charges_outside=not charged)
     assert sync_location(Location.objects.get()).changes == {"charges_changed": 2}
     assert open_segments() == (0 if charged else 2)
 
-    # it can be used like any other
+    # it works like any other
     new_volumes.request_new_volume(snapshot=first, user=member.user, project=member.project, name="copy", size_gb=1)
     run_active_operations()
     copy = Volume.objects.get(name="copy")
     assert (copy.state, copy.backend_project) == (Volume.State.AVAILABLE, cloud_project.external_id)
-    assert other.get_volume(copy.backend_ref).snapshot_id == made.id
+    assert other.get_volume(copy.backend_ref).snapshot_id == created.id
 
-    # deleted there, it is deleted here
+    # deleted in the cloud, it is deleted in the portal
     unmake(other, "snapshot", twin)
     sync_location(Location.objects.get())
     second.refresh_from_db()
     assert (second.state, open_segments()) == (State.DELETED, 0 if charged else 1)
 
-    # deleted here, it is deleted there
+    # deleted in the portal, it is deleted in the cloud
     services.request_deletion(snapshot=first, user=member.user)
     run_active_operations()
     assert not list(other.snapshots())
@@ -272,7 +272,7 @@ def test_a_snapshot_deleted_in_the_cloud_is_shown_as_missing_and_comes_back(
     assert (snapshot.missing_since, open_segments()) == (None, 1)
     database.execute("UPDATE snapshots SET deleted = true WHERE id = %s", [item.id])
 
-    # gone again, it can be deleted here: that is no failure, and ends whatever it costs
+    # missing again, it can be deleted here, which succeeds and ends its charge
     sync_location(location)
     services.request_deletion(snapshot=snapshot, user=member.user)
     run_active_operations()
@@ -292,7 +292,7 @@ def test_what_the_portal_made_is_not_imported_as_something_else(
     new_volumes.request_new_volume(snapshot=first, user=member.user, project=member.project, name="copy", size_gb=1)
     run_active_operations()
     assert not Operation.objects.exclude(state=Operation.State.SUCCEEDED).exists()
-    assert len(list(other.volumes())) == 3  # the volume, the copy before the restore, the new volume
+    assert len(list(other.volumes())) == 3  # the volume, the copy from before the restore, the new volume
     rows = set(Volume.objects.values_list("pk")), set(Snapshot.objects.values_list("pk", "state"))
 
     assert sync_location(location).changes == {}
@@ -357,7 +357,7 @@ def test_the_portal_works_in_the_project_that_a_volume_is_in(
     ):
         driver.delete_snapshot(each)
     assert not list(other.snapshots()) and len(list(other.volumes())) == 2
-    # and in no other
+    # and nowhere else
     assert not list(store.cinder.snapshots(name=name_of(ref.uuid)))
 
 
@@ -370,9 +370,9 @@ def test_two_concurrent_syncs_do_nothing_twice(
     snap(other, volume)
     with many(database, other, volumes=300, snapshots=300, like=volume):
         with ThreadPoolExecutor(3) as pool:
-            looks = [pool.submit(sync_in_a_thread) for _each in range(3)]
-            for look in looks:
-                look.result()
+            syncs = [pool.submit(sync_in_a_thread) for _each in range(3)]
+            for sync in syncs:
+                sync.result()
         assert (Volume.objects.count(), Snapshot.objects.count(), open_segments()) == (301, 301, 301)
         assert not Volume.objects.exclude(deleted_at=None).exists()
         assert not Snapshot.objects.exclude(missing_since=None, state=State.READY).exists()
@@ -388,7 +388,7 @@ def sync_in_a_thread() -> None:
 
 @contextmanager
 def many(database: Any, other: Any, *, volumes: int, snapshots: int, like: Any) -> Iterator[None]:
-    """Rows in Cinder's database, so that its real API lists them: making so many would take hours."""
+    """Insert rows into Cinder's database, which its API then lists, because creating as many objects would take hours."""
     [snapshot] = list(other.snapshots())
     for table, count, item in (("volumes", volumes, like), ("snapshots", snapshots, snapshot)):
         columns = [
@@ -421,9 +421,9 @@ def test_thousands_of_volumes_need_no_more_memory_than_a_page_of_them(
     peaks: dict[tuple[int, str], float] = {}
     for count in (500, 5000):
         with many(database, other, volumes=count, snapshots=count, like=volume):
-            for look in ("first", "next"):
-                seconds, peaks[count, look] = sync_in_a_process(process_environment)
-                print(f"{count} volumes and snapshots, {look} look: {seconds:.1f} s, {peaks[count, look]:.0f} MiB")
+            for sync in ("first", "next"):
+                seconds, peaks[count, sync] = sync_in_a_process(process_environment)
+                print(f"{count} volumes and snapshots, {sync} look: {seconds:.1f} s, {peaks[count, sync]:.0f} MiB")
             assert Volume.objects.present().count() == count + 1
             assert Snapshot.objects.filter(deleted_at=None).count() == count + 1
         print("all gone: {:.1f} s, {:.0f} MiB".format(*sync_in_a_process(process_environment)))
@@ -433,7 +433,7 @@ def test_thousands_of_volumes_need_no_more_memory_than_a_page_of_them(
 
 
 def sync_in_a_process(environment: dict[str, str]) -> tuple[float, float]:
-    """(seconds, MiB at most) of one `manage.py sync_inventory`."""
+    """Run `manage.py sync_inventory` and return (seconds, peak MiB)."""
     begin = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, "manage.py", "sync_inventory"], env=environment, stdout=subprocess.DEVNULL
@@ -510,7 +510,7 @@ def test_an_application_credential_has_its_own_project_only(
     portal.identity.delete_application_credential(portal.current_user_id, credential)
 
 
-# Nova is not in the lab, so a small server gives its documented answers; Keystone's catalogue and all else are real.
+# Nova isn't in the lab, so a small server gives its documented answers. Everything else is real.
 
 SERVERS = [
     {"id": str(uuid4()), "name": "db-01", "status": "ACTIVE", "flavor": {"vcpus": 4, "ram": 8192}},
@@ -570,19 +570,19 @@ def test_servers_come_with_their_names_sizes_and_states(
     sync_location(location)
     CloudProject.objects.filter(name="other").update(project=member.project)
     sync_location(location)
-    found = VirtualMachine.objects.order_by("name")
-    assert [(vm.name, vm.is_running, vm.vcpus, vm.memory_mb) for vm in found] == [
+    machines = VirtualMachine.objects.order_by("name")
+    assert [(vm.name, vm.is_running, vm.vcpus, vm.memory_mb) for vm in machines] == [
         ("db-01", True, 4, 8192),
         ("db-02", False, 2, 4096),
         ("web", True, 1, 512),
     ]
-    assert (Volume.objects.get().vm, Volume.objects.get().position) == (found[1], 1)
+    assert (Volume.objects.get().vm, Volume.objects.get().position) == (machines[1], 1)
 
     removed = SERVERS.pop()
     SERVERS[0]["status"] = "SHUTOFF"
     try:
         sync_location(location)
-        assert [(vm.name, vm.is_running, bool(vm.deleted_at)) for vm in found.all()] == [
+        assert [(vm.name, vm.is_running, bool(vm.deleted_at)) for vm in machines.all()] == [
             ("db-01", False, False),
             ("db-02", False, False),
             ("web", True, True),

@@ -1,4 +1,4 @@
-"""The worker's operations on a real Cinder: what becomes Ready is there once and charged, what fails is neither."""
+"""The worker's operations on a real Cinder: a ready snapshot exists once and is charged, a failed one does neither."""
 
 from datetime import timedelta
 from typing import Any
@@ -43,7 +43,7 @@ def volume(store: CinderStore, location: Location, member: Membership) -> Volume
     return volume
 
 
-def made(store: CinderStore, uuid: UUID) -> list[Any]:
+def created(store: CinderStore, uuid: UUID) -> list[Any]:
     return [*store.cinder.snapshots(name=name_of(uuid)), *store.cinder.volumes(name=name_of(uuid))]
 
 
@@ -53,7 +53,7 @@ def test_a_snapshot_becomes_a_volume_and_is_deleted(store: CinderStore, volume: 
     snapshot.refresh_from_db()
     assert (snapshot.state, UsageSegment.objects.count()) == (State.READY, 1)
     disk = snapshot.disks.get()
-    assert [item.id for item in made(store, disk.pk)] == [disk.backend_ref]
+    assert [item.id for item in created(store, disk.pk)] == [disk.backend_ref]
 
     source = VolumeRef(uuid=volume.pk, name=volume.name, size_gb=1, backend_ref=volume.backend_ref)
     store.write(source, AFTER)
@@ -67,7 +67,7 @@ def test_a_snapshot_becomes_a_volume_and_is_deleted(store: CinderStore, volume: 
     run_active_operations()
     snapshot.refresh_from_db()
     assert snapshot.state == State.DELETED
-    assert made(store, disk.pk) == []
+    assert created(store, disk.pk) == []
 
 
 def test_what_arrives_after_the_last_attempt_is_cleaned_up_and_costs_nothing(
@@ -81,7 +81,7 @@ def test_what_arrives_after_the_last_attempt_is_cleaned_up_and_costs_nothing(
         snapshot.refresh_from_db()
         assert snapshot.state == State.FAILED and "did not finish in time" in snapshot.error
         clean_up = Operation.objects.get(kind=Operation.Kind.CLEAN_UP)
-        for hours in (1, 2, 3):  # more often than any other operation is tried
+        for hours in (1, 2, 3):  # more attempts than any other operation gets
             run_operation(clean_up.pk, now=timezone.now() + timedelta(hours=hours))
         clean_up.refresh_from_db()
         assert (clean_up.state, clean_up.attempt) == (Operation.State.PENDING, 3)
@@ -96,11 +96,11 @@ def test_what_arrives_after_the_last_attempt_is_cleaned_up_and_costs_nothing(
     assert not list(store.cinder.snapshots(volume_id=volume.backend_ref))
     assert not UsageSegment.objects.exists()
 
-    # and the customer's second try works
+    # the customer's second attempt succeeds
     services.retry(operation=Operation.objects.get(kind=Operation.Kind.CAPTURE), user=member.user)
     run_active_operations()
     snapshot.refresh_from_db()
-    assert (snapshot.state, len(made(store, snapshot.disks.get().pk))) == (State.READY, 1)
+    assert (snapshot.state, len(created(store, snapshot.disks.get().pk))) == (State.READY, 1)
 
 
 def test_who_tries_again_stops_the_clean_up(
@@ -111,13 +111,13 @@ def test_who_tries_again_stops_the_clean_up(
     with lab.stopped("cinder-volume", kill=True):
         snapshot = services.request_snapshot(source=volume, name="nightly", user=member.user)
         run_active_operations()
-        [begun] = store.cinder.snapshots(volume_id=volume.backend_ref)
+        [started] = store.cinder.snapshots(volume_id=volume.backend_ref)
         services.retry(operation=Operation.objects.get(kind=Operation.Kind.CAPTURE), user=member.user)
         assert not Operation.objects.filter(kind=Operation.Kind.CLEAN_UP).exists()
     settings.STORAGE["cinder"]["options"] = {"cloud": "demo"}
     run_active_operations()
     snapshot.refresh_from_db()
-    assert (snapshot.state, snapshot.disks.get().backend_ref) == (State.READY, begun.id)
+    assert (snapshot.state, snapshot.disks.get().backend_ref) == (State.READY, started.id)
 
 
 def test_what_the_storage_refuses_fails_with_its_reason_and_costs_nothing(
@@ -131,4 +131,4 @@ def test_what_the_storage_refuses_fails_with_its_reason_and_costs_nothing(
     assert (operation.state, snapshot.state) == (Operation.State.FAILED, State.FAILED)
     assert "The portal's account isn't allowed to do this" in operation.error
     assert not UsageSegment.objects.exists()
-    assert made(store, snapshot.disks.get().pk) == []
+    assert created(store, snapshot.disks.get().pk) == []

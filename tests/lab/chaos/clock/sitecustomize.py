@@ -1,7 +1,7 @@
-"""Python reads this at its start where its folder is in PYTHONPATH: the process then follows the clock of CHAOS_CLOCK.
+"""Makes a Python process with this folder in PYTHONPATH follow the clock in the file CHAOS_CLOCK.
 
-That file holds the seconds by which the clock is wrong. Only the wall clock jumps; time.monotonic() goes on, as on a
-machine whose clock is set. (libfaketime would do it for every program, but breaks time.sleep of Python 3.11.)
+The file holds the offset in seconds. Only the wall clock jumps, not time.monotonic(), as on a machine whose clock is set.
+(libfaketime would work for every program, but breaks time.sleep() of Python 3.11.)
 """
 
 import os
@@ -17,17 +17,17 @@ del sys.modules["pytest"]
 
 CLOCK = Path(os.environ["CHAOS_CLOCK"])
 clock = time_machine.travel(time.time(), tick=True).start()
-real_time = time_machine.escape_hatch.time.time  # which is there only now
+real_time = time_machine.escape_hatch.time.time  # only now can it be imported
 
 
 def follow() -> None:
-    seen = "0"
+    offset = "0"
     pause = threading.Event()
     while True:
         wanted = CLOCK.read_text()
-        if wanted != seen:
+        if wanted != offset:
             clock.move_to(real_time() + float(wanted), tick=True)
-            seen = wanted
+            offset = wanted
         pause.wait(0.2)
 
 

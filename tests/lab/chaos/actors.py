@@ -1,7 +1,7 @@
-"""Who is on the portal while the storm goes on: customers, the colleagues whom they invite, and administrators.
+"""The simulated users: customers, the colleagues they invite, and administrators.
 
-Each is a thread with a browser of its own that clicks on one thing after the other and is not discouraged. They know
-nothing but pages: what they fill in are the forms that they are shown.
+Each is a thread with its own HTTP client, which picks one action after the other and carries on after errors. They know only
+pages: they fill in the forms that they get.
 """
 
 import collections
@@ -31,7 +31,7 @@ from . import disks, portal
 PASSWORD = "a password of the storm"
 TOKEN = "c" * 32
 UUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-# A request that takes longer hangs: no limit of ours is longer.
+# A request that takes longer than every timeout of the portal hangs.
 HANGS_AFTER_SECONDS = 30.0
 PAGES = ["/", "/snapshots/", "/snapshots/vm/", "/volumes/", "/instances/", "/backups/", "/backups/schedules/"]
 PAGES += ["/billing/", "/billing/subscriptions/", "/billing/credits/", "/billing/transactions/", "/billing/statement/"]
@@ -49,11 +49,11 @@ ADMIN_PAGES += ["/admin/snapshots/snapshot/", "/admin/snapshots/backuprun/", "/a
 ADMIN_PAGES += ["/admin/inventory/virtualmachine/", "/admin/billing/usagesegment/", "/admin/billing/customeraccount/"]
 ADMIN_PAGES += ["/admin/activity/activity/", "/admin/billing/package/", "/admin/inventory/volume/"]
 
-answers: collections.Counter[str] = collections.Counter()
-acts: collections.Counter[tuple[str, str]] = collections.Counter()  # (act, what became of it)
+statuses: collections.Counter[str] = collections.Counter()
+actions: collections.Counter[tuple[str, str]] = collections.Counter()  # (action, outcome)
 failures: list[str] = []
 slowest: list[float] = [0.0]
-# What was answered with success and has to be so afterwards, whatever died meanwhile: (what, id).
+# What a successful response confirmed, and must therefore be true afterwards: (what, ID).
 promises: list[tuple[str, str]] = []
 
 
@@ -64,7 +64,7 @@ class Form(NamedTuple):
 
 class Page(NamedTuple):
     status: int
-    location: str  # where it leads
+    location: str  # where it redirects to
     text: str
     path: str
 
@@ -72,7 +72,7 @@ class Page(NamedTuple):
         return list(dict.fromkeys(re.findall(pattern, self.text)))
 
     def form(self, action: str) -> dict[str, list[str]] | None:
-        """The fields of the form that is sent to this address, as the page offers them."""
+        """Return the fields of the form with this action, with their initial values, or None."""
         reader = FormReader(self.path)
         reader.feed(self.text)
         return next((form.fields for form in reader.forms if urlsplit(form.action).path == action), None)
@@ -87,26 +87,26 @@ class FormReader(HTMLParser):
         self.select = self.textarea = ""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = {name: value or "" for name, value in attrs}
-        name, kind = given.get("name", ""), given.get("type", "")
+        attributes = {name: value or "" for name, value in attrs}
+        name, kind = attributes.get("name", ""), attributes.get("type", "")
         if tag == "form":
-            self.open = Form(given.get("action") or self.path, {})
+            self.open = Form(attributes.get("action") or self.path, {})
             self.forms.append(self.open)
-        if self.open is None or "disabled" in given:
+        if self.open is None or "disabled" in attributes:
             return
         if tag == "select":
             self.select = name
         elif tag == "option" and self.select:
-            # the first is what a browser offers where none is selected
-            if "selected" in given or self.select not in self.open.fields:
-                self.open.fields[self.select] = [given.get("value", "")]
+            # a browser sends the first if none is selected
+            if "selected" in attributes or self.select not in self.open.fields:
+                self.open.fields[self.select] = [attributes.get("value", "")]
         elif tag == "textarea":
             self.textarea = name
             self.open.fields[name] = [""]
         elif tag == "input" and name and kind not in ("submit", "button", "file"):
             is_ticked = kind in ("checkbox", "radio")
-            if not is_ticked or "checked" in given:
-                self.open.fields.setdefault(name, []).append(given.get("value", "on" if is_ticked else ""))
+            if not is_ticked or "checked" in attributes:
+                self.open.fields.setdefault(name, []).append(attributes.get("value", "on" if is_ticked else ""))
 
     def handle_data(self, data: str) -> None:
         if self.textarea and self.open:
@@ -121,9 +121,9 @@ class FormReader(HTMLParser):
             self.textarea = ""
 
 
-class Person(threading.Thread):
-    """Somebody with a browser, an address and a list of things to do. An act returns whether it was done; None when there
-    was nothing to do it with.
+class Actor(threading.Thread):
+    """A user with an HTTP client, an IP address and a list of actions. An action returns whether it succeeded, or None if
+    there was nothing to act on.
     """
 
     addresses = 1
@@ -132,26 +132,26 @@ class Person(threading.Thread):
         super().__init__(name=who, daemon=True)
         self.email = who
         self.random = random.Random(seed)
-        Person.addresses += 1
-        self.address = f"127.0.1.{Person.addresses}"  # limits on sign-ins count by address
+        Actor.addresses += 1
+        self.address = f"127.0.1.{Actor.addresses}"  # sign-ins are limited per address
         self.cookies: dict[str, str] = {}
-        self.acts: list[Callable[[], bool | None]] = []
+        self.actions: list[Callable[[], bool | None]] = []
         self.clicks = 0
-        self.chosen = ""  # the page of the snapshot that was chosen or taken last
+        self.chosen = ""  # the page of the snapshot that was chosen or taken most recently
 
     def run(self) -> None:
         while not portal.over.is_set():
-            act = self.random.choice(self.acts)
-            name = act.__name__.replace("_", " ")
+            action = self.random.choice(self.actions)
+            name = action.__name__.replace("_", " ")
             try:
-                became = {True: "done", False: "refused", None: "nothing there"}[act()]
+                outcome = {True: "done", False: "refused", None: "nothing there"}[action()]
             except (OSError, http.client.HTTPException):
-                became = "no answer"
+                outcome = "no answer"
                 portal.over.wait(0.3)
-            acts[name, became] += 1
+            actions[name, outcome] += 1
 
     def ask(self, path: str, data: dict[str, list[str]] | None = None) -> Page:
-        """Raises OSError or HTTPException where no answer comes."""
+        """Send a request. Raises OSError or HTTPException if there is no response."""
         client = http.client.HTTPConnection(
             "127.0.0.1", portal.PORT, timeout=2 * HANGS_AFTER_SECONDS, source_address=(self.address, 0)
         )
@@ -171,62 +171,62 @@ class Person(threading.Thread):
             answer = client.getresponse()
             text = answer.read().decode(errors="replace")
         except TimeoutError:
-            answers["hung"] += 1
+            statuses["hung"] += 1
             if not portal.was_out(began, time.monotonic()):
                 failures.append(f"{method} {path} got no answer in {time.monotonic() - began:.0f} s")
             raise
         except (OSError, http.client.HTTPException) as error:
-            answers["broken off"] += 1
+            statuses["broken off"] += 1
             if not portal.was_out(began, time.monotonic()):
-                took = time.monotonic() - began
+                seconds = time.monotonic() - began
                 failures.append(
-                    f"{method} {path}: {error!r} after {took:.1f} s although nobody had killed the web server"
+                    f"{method} {path}: {error!r} after {seconds:.1f} s although nobody had killed the web server"
                 )
             raise
         finally:
             client.close()
-        took = time.monotonic() - began
-        answers[f"{answer.status // 100}xx" if answer.status not in (403, 404, 429) else str(answer.status)] += 1
+        seconds = time.monotonic() - began
+        statuses[f"{answer.status // 100}xx" if answer.status not in (403, 404, 429) else str(answer.status)] += 1
         for cookie in answer.headers.get_all("Set-Cookie") or []:
             for name, morsel in SimpleCookie(cookie).items():
                 if name == settings.SESSION_COOKIE_NAME:
                     self.cookies[name] = morsel.value
         if not portal.was_out(began, time.monotonic()):
-            slowest[0] = max(slowest[0], took)
+            slowest[0] = max(slowest[0], seconds)
             request_id = answer.headers.get("X-Request-ID") or ""
             if answer.status >= 500:
                 failures.append(f"{method} {path}: {answer.status} for {self.name}\n{log_of_request(request_id)}")
-            if took > HANGS_AFTER_SECONDS:
-                failures.append(f"{method} {path} took {took:.0f} s")
+            if seconds > HANGS_AFTER_SECONDS:
+                failures.append(f"{method} {path} took {seconds:.0f} s")
         elif answer.status >= 500:
-            answers["5xx while something was down"] += 1
+            statuses["5xx while something was down"] += 1
         location = urlsplit(answer.getheader("Location") or "")
         return Page(answer.status, location.path, text, path)
 
-    def fill(self, page: Page, action: str, **given: object) -> Page | None:
-        """Send the page's form with these answers and what it offers for the rest; None if it has no such form."""
+    def fill(self, page: Page, action: str, **answers: object) -> Page | None:
+        """Submit the page's form with these answers and its initial values; None if it has no such form."""
         fields = page.form(action)
         if fields is None:
             return None
-        named = {name.replace("__", "-"): value for name, value in given.items()}
+        named = {name.replace("__", "-"): value for name, value in answers.items()}
         return self.ask(action, fields | {name: [str(value)] for name, value in named.items()})
 
     def choose(self, path: str, pattern: str) -> str:
-        """What the pattern finds on the page, one of them by chance; "" for none."""
-        found = self.ask(path).find(pattern)
-        return self.random.choice(found) if found else ""
+        """Return a random match of the pattern on the page, or an empty string."""
+        matches = self.ask(path).find(pattern)
+        return self.random.choice(matches) if matches else ""
 
-    def confirm(self, path: str, **given: object) -> bool | None:
-        """Open the page that asks, type what it wants to have typed, and send it."""
+    def confirm(self, path: str, **answers: object) -> bool | None:
+        """Open a confirmation page, type the text that it requires, and submit it."""
         page = self.ask(path)
         if page.status != 200:
             return None
         if typed := re.search(r"(?:name, ([^<]+?),|Type “([^<]+?)”) to confirm", unescape(page.text)):
-            given["confirmation"] = typed[1] or typed[2]
-        answer = self.fill(page, path.partition("?")[0], **given)
+            answers["confirmation"] = typed[1] or typed[2]
+        answer = self.fill(page, path.partition("?")[0], **answers)
         return None if answer is None else answer.status == 302
 
-    def look(self) -> bool:
+    def open_page(self) -> bool:
         return self.ask(self.random.choice(PAGES)).status == 200
 
     def sign_out_and_in(self) -> bool:
@@ -243,7 +243,7 @@ class Person(threading.Thread):
 
 
 def log_of_request(request_id: str) -> str:
-    """What the web server's log says of a request, with its traceback."""
+    """Return the web server's log lines of a request, with the traceback."""
     lines = (portal.FOLDER / "web.log").read_text(errors="replace").splitlines()
     first = next((number for number, line in enumerate(lines) if request_id and request_id in line), None)
     if first is None:
@@ -254,29 +254,29 @@ def log_of_request(request_id: str) -> str:
     return "\n".join(lines[first : min(last, first + 80)])
 
 
-class Customer(Person):
-    """An owner of a project: clicks on everything, and has machines that write to their disks meanwhile."""
+class Customer(Actor):
+    """The owner of a project, who uses everything, and whose machines write to their disks."""
 
     def __init__(self, owner: User, seed: int) -> None:
         super().__init__(owner.email, seed)
         self.volumes = list(Volume.objects.filter(project__members=owner))
         self.project = str(self.volumes[0].project_id)
         self.invited = 0
-        session = SessionStore()  # so that the first click counts; they sign out and in again soon enough
+        session = SessionStore()  # signed in from the start; they sign out and in again later
         session[SESSION_KEY] = str(owner.pk)
         session[BACKEND_SESSION_KEY] = settings.AUTHENTICATION_BACKENDS[0]
         session[HASH_SESSION_KEY] = owner.get_session_auth_hash()
         session.save()
         self.cookies[settings.SESSION_COOKIE_NAME] = str(session.session_key)
-        often = [self.take_snapshot, self.take_vm_snapshot, self.delete, self.delete_many, self.look, self.write]
+        often = [self.take_snapshot, self.take_vm_snapshot, self.delete, self.delete_many, self.open_page, self.write]
         seldom = [self.restore, self.restore_machine, self.undo, self.new_volume, self.new_machine, self.rename]
         seldom += [self.verify, self.retry, self.pin, self.read_notifications, self.invite, self.revoke_invitation]
         seldom += [self.create_backup, self.edit_backup, self.pause_backup, self.resume_backup, self.delete_schedule]
         seldom += [self.sign_out_and_in]
-        self.acts = 3 * often + 2 * [self.run_backup_now, self.cancel, self.write, self.write] + seldom
+        self.actions = 3 * often + 2 * [self.run_backup_now, self.cancel, self.write, self.write] + seldom
 
     def ask(self, path: str, data: dict[str, list[str]] | None = None) -> Page:
-        """The clock has jumped, and the session was not used for too long: one signs in again."""
+        """Send a request, after signing in again if the clock jumped and the session expired."""
         page = super().ask(path, data)
         if page.location == "/accounts/login/" and not path.startswith("/accounts/") and self.sign_in():
             page = super().ask(path, data)
@@ -293,27 +293,27 @@ class Customer(Person):
     def a_schedule(self, show: str = "") -> str:
         return self.choose(f"/backups/schedules/?show={show}", rf'href="(/backups/schedules/{UUID}/)"')
 
-    # what a person does with snapshots
+    # snapshots
 
-    def through_the_wizard(self, begin: str, leads_to: str, promise: str, **given: object) -> bool | None:
-        """From the button of a thing to what was asked for, with a double click now and then."""
+    def through_the_wizard(self, begin: str, leads_to: str, promise: str, **answers: object) -> bool | None:
+        """Go through the wizard from the button to the result, with a double click now and then."""
         step = self.ask(begin, {})
         if not step.location:
             return None
-        answer = self.fill(self.ask(step.location), step.location, **given)
+        answer = self.fill(self.ask(step.location), step.location, **answers)
         if answer is None:
             return None
         review = answer.location
         page = self.ask(review) if review.endswith("/review/") else None
         if page is None:
             return False
-        made: Page | None = None
+        result: Page | None = None
         for _click in range(self.random.choice([1, 1, 2])):
-            made = self.fill(page, review) or made
-        if made is None or not re.fullmatch(leads_to, made.location):
+            result = self.fill(page, review) or result
+        if result is None or not re.fullmatch(leads_to, result.location):
             return False
-        promises.append((promise, made.location.strip("/").rpartition("/")[2]))
-        self.chosen = made.location
+        promises.append((promise, result.location.strip("/").rpartition("/")[2]))
+        self.chosen = result.location
         return True
 
     def take_snapshot(self) -> bool | None:
@@ -331,15 +331,15 @@ class Customer(Person):
 
     def delete(self) -> bool | None:
         path = self.a_snapshot()
-        became = self.confirm(f"{path}delete/") if path else None
-        if became:
+        outcome = self.confirm(f"{path}delete/") if path else None
+        if outcome:
             promises.append(("deleted", path.strip("/").rpartition("/")[2]))
-        return became
+        return outcome
 
     def delete_many(self) -> bool | None:
         listed = self.ask(self.random.choice(["/snapshots/", "/snapshots/vm/", "/backups/"]))
         ids = listed.find(rf'name="id" value="({UUID})"')
-        if len(ids) < 6:  # a little is left for the others to do something with
+        if len(ids) < 6:  # leave some for the other actions
             return None
         chosen = self.random.sample(ids, self.random.randint(2, 4))
         page = self.ask(f"/snapshots/delete/?{urlencode({'id': chosen}, doseq=True)}")
@@ -380,7 +380,7 @@ class Customer(Person):
         return self.ask(f"{path}verify/", {}).status == 302 if path else None
 
     def cancel(self) -> bool | None:
-        """Stop what was begun a moment ago, or what is under way at some snapshot or backup."""
+        """Cancel the operation requested last, or one of a random snapshot or backup."""
         begin = [self.take_snapshot, self.take_vm_snapshot, self.restore, self.restore_machine, self.new_volume]
         begin += [self.new_machine, self.verify, self.a_snapshot]
         if not self.random.choice(begin)() or not self.chosen:
@@ -401,7 +401,7 @@ class Customer(Person):
     # backups
 
     def schedule_fields(self) -> dict[str, object]:
-        """Daily, and soon: in the next minutes on the customer's clock, or anywhere; jumps of the clock come across."""
+        """Return a daily schedule, due within minutes, or at any hour that a jump of the clock may reach."""
         soon = (portal.portal_time() + timedelta(minutes=self.random.choice([1, 2, 3, 60, 600]))).astimezone(UTC)
         local = soon + timedelta(hours=6, minutes=30)  # customers are in Yangon
         interval = self.random.choice(["daily", "daily", "daily", "weekly", "monthly"])
@@ -417,8 +417,8 @@ class Customer(Person):
         path = self.a_machine()
         if not path or len(self.ask("/backups/schedules/").find(rf'href="(/backups/schedules/{UUID}/)"')) > 5:
             return None
-        answers = self.schedule_fields() | ({"take_one_now": "on"} if self.random.random() < 0.5 else {})
-        return self.through_the_wizard(f"{path}back-up/", rf"/backups/schedules/{UUID}/", "scheduled", **answers)
+        statuses = self.schedule_fields() | ({"take_one_now": "on"} if self.random.random() < 0.5 else {})
+        return self.through_the_wizard(f"{path}back-up/", rf"/backups/schedules/{UUID}/", "scheduled", **statuses)
 
     def edit_backup(self) -> bool | None:
         path = self.a_schedule()
@@ -438,16 +438,16 @@ class Customer(Person):
 
     def delete_schedule(self) -> bool | None:
         path = self.a_schedule()
-        became = self.confirm(f"{path}delete/") if path else None
-        if became:
+        outcome = self.confirm(f"{path}delete/") if path else None
+        if outcome:
             promises.append(("schedule deleted", path.strip("/").rpartition("/")[2]))
-        return became
+        return outcome
 
     def pin(self) -> bool | None:
         path = self.a_snapshot("/backups/")
         return self.confirm(f"{path}pin/") if path else None
 
-    # people and notifications
+    # members and notifications
 
     def read_notifications(self) -> bool | None:
         path = self.choose("/notifications/", rf'"(/notifications/{UUID}/)"')
@@ -465,7 +465,7 @@ class Customer(Person):
 
     def revoke_invitation(self) -> bool | None:
         path = self.choose(f"/projects/{self.project}/", rf'"(/people/invitations/{UUID}/revoke/)"')
-        if not path or self.random.random() < 0.7:  # most are left to be accepted
+        if not path or self.random.random() < 0.7:  # leave most to be accepted
             return None
         return self.ask(path, {}).status == 302
 
@@ -477,13 +477,13 @@ class Customer(Person):
         return disks.write(self.random.choice(self.volumes), self.clicks)
 
 
-class Guests(Person):
-    """Those who were invited: they open the link of their message, join, look around and leave."""
+class Guests(Actor):
+    """Invited users: they open the link in their e-mail, join, browse and leave."""
 
     def __init__(self, seed: int) -> None:
         super().__init__("guests", seed)
         self.read: set[str] = set()
-        self.acts = [self.accept_invitation, self.browse, self.sign_out_and_in]
+        self.actions = [self.accept_invitation, self.browse, self.sign_out_and_in]
         self.joined: list[str] = []
 
     def accept_invitation(self) -> bool | None:
@@ -497,7 +497,7 @@ class Guests(Person):
         if page.status == 404:
             return False  # revoked meanwhile
         answer = self.fill(page, path, name="Guest", password=PASSWORD)
-        if answer is None:  # an answer that was broken off has made the sign-in, and this is another invitation
+        if answer is None:  # a lost response created the user, and this is another invitation
             self.sign_in()
             answer = self.fill(self.ask(path), path)
         if answer is None or answer.status != 302:
@@ -510,9 +510,9 @@ class Guests(Person):
         for message in portal.mails():
             if message["Message-ID"] not in self.read:
                 self.read.add(message["Message-ID"])
-                found = re.search(r"(/invitations/[^\s/]+/)", message.get_content())
-                if found:
-                    return str(message["To"]), found[1]
+                link = re.search(r"(/invitations/[^\s/]+/)", message.get_content())
+                if link:
+                    return str(message["To"]), link[1]
         return None
 
     def browse(self) -> bool | None:
@@ -522,34 +522,34 @@ class Guests(Person):
         if self.random.random() < 0.2:
             self.email = self.random.choice(self.joined)
             self.sign_in()
-        return self.look()
+        return self.open_page()
 
     def sign_out_and_in(self) -> bool | None:
         return super().sign_out_and_in() if self.joined else None
 
 
-class Administrator(Person):
-    def __init__(self, person: User, seed: int) -> None:
-        super().__init__(person.email, seed)
+class Administrator(Actor):
+    def __init__(self, user: User, seed: int) -> None:
+        super().__init__(user.email, seed)
         self.packages = [str(pk) for pk in Package.objects.values_list("pk", flat=True)]
-        self.acts = 2 * [self.switch_automatic_backups, self.open_admin_page, self.open_admin_page]
-        self.acts += [self.plan_price, self.switch_package, self.change_machine_price, self.change_default_schedule]
-        self.acts += [self.grant_credits, self.delete_automatic_backups, self.switch_many, self.sign_out_and_in]
+        self.actions = 2 * [self.switch_automatic_backups, self.open_admin_page, self.open_admin_page]
+        self.actions += [self.plan_price, self.switch_package, self.change_machine_price, self.change_default_schedule]
+        self.actions += [self.grant_credits, self.delete_automatic_backups, self.switch_many, self.sign_out_and_in]
 
-    def send(self, path: str, **given: object) -> bool | None:
-        """Fill in a form of Django admin; what it sends is kept while it asks for the password once more."""
+    def send(self, path: str, **answers: object) -> bool | None:
+        """Submit a form of Django admin, which is replayed if the password is asked for in between."""
         page = self.open(path)
-        answer = self.fill(page, path, **given)
+        answer = self.fill(page, path, **answers)
         return None if answer is None else self.allowed(answer)
 
-    def post(self, path: str, **given: object) -> bool:
-        return self.allowed(self.ask(path, {name: [str(value)] for name, value in given.items()}))
+    def post(self, path: str, **answers: object) -> bool:
+        return self.allowed(self.ask(path, {name: [str(value)] for name, value in answers.items()}))
 
     def allowed(self, answer: Page) -> bool:
         if answer.status == 302 and answer.location == "/accounts/reauthenticate/":
             page = self.ask(answer.location)
             self.fill(page, answer.location, password=PASSWORD)
-            return False  # done with the next click
+            return False  # done by the next action
         return answer.status == 302
 
     def open(self, path: str) -> Page:
@@ -560,8 +560,8 @@ class Administrator(Person):
         return page
 
     def a_row(self, model: str) -> str:
-        found = self.open(f"/admin/{model}/").find(rf'href="(/admin/{model}/(?:{UUID}|[\w-]+)/change/)')
-        return self.random.choice(found) if found else ""
+        paths = self.open(f"/admin/{model}/").find(rf'href="(/admin/{model}/(?:{UUID}|[\w-]+)/change/)')
+        return self.random.choice(paths) if paths else ""
 
     def open_admin_page(self) -> bool:
         return self.open(self.random.choice(ADMIN_PAGES)).status == 200
@@ -574,7 +574,7 @@ class Administrator(Person):
 
     def switch_many(self) -> bool | None:
         path = "/admin/inventory/virtualmachine/"
-        ids = [one.split("/")[4] for one in self.open(path).find(rf'href="({path}{UUID}/change/)')]
+        ids = [path.split("/")[4] for path in self.open(path).find(rf'href="({path}{UUID}/change/)')]
         if len(ids) < 3:
             return None
         action = self.random.choice(["switch_many_on", "switch_many_off"])
@@ -592,43 +592,43 @@ class Administrator(Person):
     def change_default_schedule(self) -> bool | None:
         path = self.a_row("inventory/location")
         soon = portal.portal_time() + timedelta(hours=6, minutes=30 + self.random.choice([1, 2, 60]))
-        given = {"default_at": f"{soon:%H:%M}", "default_retention_count": self.random.choice([1, 2])}
-        return self.send(path, **given) if path else None
+        answers = {"default_at": f"{soon:%H:%M}", "default_retention_count": self.random.choice([1, 2])}
+        return self.send(path, **answers) if path else None
 
     def plan_price(self) -> bool | None:
-        """One that starts in some seconds, by the portal's clock."""
+        """Plan a price that starts in a few seconds of the portal's clock."""
         path = f"/admin/billing/package/{self.random.choice(self.packages)}/change/"
         fields = self.open(path).form(path)
         if fields is None:
             return None
-        count = int(fields["versions-TOTAL_FORMS"][0])  # the script of the page adds a row
+        count = int(fields["versions-TOTAL_FORMS"][0])  # the page's script adds a row
         row = f"versions-{count}"
         fields = {name: values for name, values in fields.items() if "__prefix__" not in name}
         fields |= {"versions-TOTAL_FORMS": [str(count + 1)]}
         starts_at = portal.portal_time() + timedelta(seconds=self.random.randint(3, 30))
-        given = {f"{row}-starts_at_0": f"{starts_at:%Y-%m-%d}", f"{row}-starts_at_1": f"{starts_at:%H:%M:%S}"}
-        given[f"{row}-rate"] = f"0.{self.random.randrange(1, 9)}"
-        return self.allowed(self.ask(path, fields | {name: [value] for name, value in given.items()}))
+        answers = {f"{row}-starts_at_0": f"{starts_at:%Y-%m-%d}", f"{row}-starts_at_1": f"{starts_at:%H:%M:%S}"}
+        answers[f"{row}-rate"] = f"0.{self.random.randrange(1, 9)}"
+        return self.allowed(self.ask(path, fields | {name: [value] for name, value in answers.items()}))
 
     def switch_package(self) -> bool | None:
-        """Off, and on again a moment later: what is bought in between is refused."""
+        """Deactivate a package, and activate it again a moment later. Requests in between are refused."""
         path = f"/admin/billing/package/{self.random.choice(self.packages)}/change/"
-        became = None
+        outcome = None
         for active in (False, True):
             fields = self.open(path).form(path)
             if fields is None:
                 return None
             fields.pop("active", None)
-            became = self.allowed(self.ask(path, fields | ({"active": ["on"]} if active else {})))
+            outcome = self.allowed(self.ask(path, fields | ({"active": ["on"]} if active else {})))
             portal.over.wait(0.5)
-        return became
+        return outcome
 
     def grant_credits(self) -> bool | None:
         path = self.a_row("billing/customeraccount")
         amount = self.random.randrange(1, 20)
-        became = (
+        outcome = (
             self.send(path.replace("change/", "grant/"), amount=amount, reason="Sorry for the storm") if path else None
         )
-        if became:
+        if outcome:
             promises.append(("granted", path.split("/")[4]))
-        return became
+        return outcome
