@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,8 +42,22 @@ django_settings.INSTALLED_APPS.append("zeal")
 django_settings.MIDDLEWARE.insert(0, "tests.nplusone.middleware")
 django.setup()  # pytest-django would do it too late for the conftest.py of a folder that imports models
 
+# Tests that ask for one of these start child processes.
+STARTS_PROCESSES = {"process_environment", "images", "capture"}
 UUIDS = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 NO_BROWSER = chromium.missing_packages()
+
+
+# A list for the quick test that runs: the processes that it started.
+running: list[list[str]] = []
+
+
+def note_process(event: str, arguments: tuple[Any, ...]) -> None:
+    if running and event in ("subprocess.Popen", "os.fork", "os.posix_spawn", "os.system"):
+        running[-1].append(event)
+
+
+sys.addaudithook(note_process)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -64,8 +79,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         database = item.get_closest_marker("django_db")
         commits = database is not None and database.kwargs.get("transaction", False)
-        starts_processes = hasattr(getattr(item, "module", None), "subprocess")
-        if commits or starts_processes or "process_environment" in getattr(item, "fixturenames", ()):
+        starts_processes = hasattr(getattr(item, "module", None), "subprocess") or not STARTS_PROCESSES.isdisjoint(
+            getattr(item, "fixturenames", ())
+        )
+        if commits or starts_processes:
             item.add_marker("slow")
     if browser_tests and NO_BROWSER:
         items[:] = [item for item in items if item not in browser_tests]
@@ -77,6 +94,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(
             f"The browser tests were left out. On Debian: apt-get install {' '.join(NO_BROWSER)}"
         )
+
+
+@pytest.fixture(autouse=True)
+def no_child_process(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that starts a process without being marked as slow, so that `make test-fast` stays fast."""
+    if {"slow", "browser"} & {marker.name for marker in request.node.iter_markers()}:
+        yield
+        return
+    started: list[str] = []
+    running.append(started)
+    yield
+    running.remove(started)
+    assert not started, "This test starts processes: mark it as slow."
 
 
 @pytest.fixture(autouse=True)

@@ -51,6 +51,7 @@ def test_the_sprite_has_a_drawing_for_each_symbol() -> None:
     assert all(symbol.get("viewBox") and len(symbol) for symbol in symbols.values())
 
 
+@pytest.mark.slow  # compresses every static file
 def test_the_collected_sprite_has_a_hash_in_its_name_and_pages_refer_to_it(tmp_path: Path) -> None:
     storages = settings.STORAGES | {
         "staticfiles": {"BACKEND": "whitenoise.storage.CompressedManifestStaticFilesStorage"}

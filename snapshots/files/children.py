@@ -68,7 +68,7 @@ def find_libraries() -> list[str] | None:
 class Child:
     """One reader of an open image, which the caller closes. A context manager that kills it at the end."""
 
-    def __init__(self, image: int, request: dict[str, Any], *, cpu_seconds: int = CPU_SECONDS) -> None:
+    def __init__(self, image: int, request: dict[str, Any], *, cpu_seconds: int) -> None:
         """Raises ReaderFailed."""
         libraries = find_libraries()
         if libraries is None:
@@ -167,7 +167,7 @@ def ask(image: int, request: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the answers without the last one. Raises ReaderFailed."""
     until = monotonic() + ANSWER_SECONDS
     answers = []
-    with Child(image, request) as child:
+    with Child(image, request, cpu_seconds=CPU_SECONDS) as child:
         while not (answer := child.read_line(until)).get("end"):
             answers.append(answer)
             if len(answers) > MAX_ANSWERS:

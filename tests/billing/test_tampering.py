@@ -342,6 +342,7 @@ def tamper(statements: list[Statement]) -> None:
         assert changed, "the statement changed nothing"
 
 
+@pytest.mark.slow
 def test_every_tampering_is_reported(books: SimpleNamespace) -> None:
     assert Invoice.objects.count() == 2
     assert verification.all_differences(at=NOW) == []

@@ -438,7 +438,12 @@ def test_a_damaged_file_system_lists_what_it_can(
     assert "random.bin: unreadable" in archive.extractfile("LEFT-OUT.txt").read().decode()  # type: ignore[union-attr]
 
 
-def test_flipped_bytes_never_break_a_page(images: Images, capture: Capture, client: Client, storage_root: Path) -> None:
+def test_flipped_bytes_never_break_a_page(
+    images: Images, capture: Capture, client: Client, storage_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some make the reader loop until its limit; `python -m tests.lab.fuzz_files` flips many more."""
+    monkeypatch.setattr(children, "CPU_SECONDS", 1)
+    monkeypatch.setattr(children, "CPU_SECONDS_PER_GB", 1)
     disk = capture(images("ext4"))
     [image] = storage_root.rglob("disk.img")
     for at in (1024 + 24, 1024 + 40, 1024 + 88, 2048 + 8):
