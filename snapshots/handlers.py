@@ -27,6 +27,7 @@ from cng_portal.notifications.services import notify, project_members
 
 from . import operations
 from .damage import record_damage, record_sound
+from .files import cataloguing
 from .models import DiskImage, Kind, Operation, Snapshot, State, usable, volume_ref
 from .operations import Lease, LeaseLost
 from .scrub import YIELD_FOR, must_yield
@@ -354,6 +355,18 @@ def verify_disks(operation: Operation, heartbeat: Heartbeat, *, resume: bool = F
     operations.finish(operation, state, record, error=reason, cause=cause)
 
 
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def list_files(operation: Operation, lease: Lease) -> None:
+    snapshot = snapshot_of(operation)
+    if not Snapshot.objects.filter(pk=snapshot.pk, state=State.READY, missing_since=None).exists():
+        operation.delete()  # The snapshot was deleted since.
+        return
+    disks = cataloguing.list_files(snapshot, lease.heartbeat)
+    operations.finish(operation, Operation.State.SUCCEEDED, lambda now: cataloguing.record_listed(snapshot, disks, now))
+
+
 # --- delete ----------------------------------------------------------------------------------------------------------
 
 
@@ -448,6 +461,7 @@ HANDLERS = {
     ),
     Operation.Kind.VERIFY: Handler(verify, failure_title=gettext_lazy("“%(name)s” could not be verified")),
     Operation.Kind.SCRUB: Handler(scrub),
+    Operation.Kind.CATALOGUE: Handler(list_files),
     # A snapshot whose deletion failed stays Deleting, and its page offers a retry.
     Operation.Kind.DELETE: Handler(delete, failure_title=gettext_lazy("“%(name)s” could not be deleted")),
     Operation.Kind.CLEAN_UP: Handler(clean_up),

@@ -43,7 +43,7 @@ LONGEST_PAUSE = timedelta(minutes=10)
 LONGEST_BUSY_PAUSE = timedelta(minutes=1)
 # After this a background verification is treated like any other operation.
 BACKGROUND_WAITS = timedelta(hours=1)
-IS_SCRUB = Q(kind=Operation.Kind.SCRUB)
+IS_MAINTENANCE = Q(kind__in=Operation.MAINTENANCE)
 # Nobody waits long behind these.
 SHORT_KINDS = [
     Operation.Kind.DELETE,
@@ -75,7 +75,7 @@ def enqueue_worker(*, at: datetime | None = None) -> None:
 def create_operation(**fields: Any) -> Operation:
     """Create the operation, record it in the activity log, and start a worker."""
     operation = Operation.objects.create(**fields, request_id=get_request_id())
-    if operation.kind != Operation.Kind.SCRUB:  # Not a user's action. Damage has its own entry.
+    if operation.kind not in Operation.MAINTENANCE:  # Not a user's action. Damage has its own entry.
         area = "snapshot" if operation.snapshot else "volume"
         activity.record(action=f"{area}.{operation.kind}", actor=operation.requested_by, target=operation.subject)
     enqueue_worker()
@@ -122,16 +122,16 @@ def in_turn(now: datetime) -> OperationQuerySet:
     1. The last free worker takes no long operation of a customer that has one running, so that nobody waits behind
        another customer's long work. A single worker takes everything.
     2. Customers' work comes before background verifications, which never take the last free worker either. After
-       BACKGROUND_WAITS they are treated like any other operation, except scrubs.
-    3. The customer with the fewest running operations comes first, scrubs not counted, then the one served longest ago,
+       BACKGROUND_WAITS they are treated like any other operation, except scrubs and catalogues.
+    3. The customer with the fewest running operations comes first, these two not counted, then the one served longest ago,
        then the oldest operation.
     """
     active = Operation.objects.active().filter(state=Operation.State.RUNNING, lease_until__gte=now).order_by()
-    counts = active.values(owner=CUSTOMER).annotate(total=Count("pk"), own=Count("pk", filter=~IS_SCRUB))
+    counts = active.values(owner=CUSTOMER).annotate(total=Count("pk"), own=Count("pk", filter=~IS_MAINTENANCE))
     by_customer = list(counts.values_list("owner", "own", "total"))
     running = {customer: own for customer, own, _total in by_customer if own}
     workers = count_workers(now)
-    in_background = IS_SCRUB | (Operation.BACKGROUND & Q(created_at__gt=now - BACKGROUND_WAITS))
+    in_background = IS_MAINTENANCE | (Operation.BACKGROUND & Q(created_at__gt=now - BACKGROUND_WAITS))
     allowed = waiting(now).alias(owner=CUSTOMER, last_served_at=LAST_SERVED_AT)
     if workers > 1 and workers - sum(total for _customer, _own, total in by_customer) <= 1:
         allowed = allowed.exclude(in_background | (~Q(kind__in=SHORT_KINDS) & Q(owner__in=running)))
@@ -277,7 +277,7 @@ def finish(
         record(now)
         result = "ready" if state == Operation.State.SUCCEEDED else "failed"
         reason = {"reason": error} if error else {}
-        if operation.kind != Operation.Kind.SCRUB:
+        if operation.kind not in Operation.MAINTENANCE:
             activity.record(action=f"{result}.{operation.kind}", actor=None, target=operation.subject, after=reason)
     logger.info("operation.finished", kind=operation.kind, attempt=operation.attempt, state=str(state), error=error)
 

@@ -220,7 +220,8 @@ def request_deletions(*, snapshots: Iterable[Snapshot], user: User) -> dict[UUID
 def uses_of(snapshot: Snapshot) -> OperationQuerySet:
     """Return the active operations that need the snapshot."""
     operations = Operation.objects.active().filter(Q(snapshot=snapshot) | Q(safety_snapshot=snapshot))
-    return operations.exclude(kind__in=[Operation.Kind.VERIFY, Operation.Kind.SCRUB, Operation.Kind.CLEAN_UP])
+    kinds = Operation.Kind
+    return operations.exclude(kind__in=[kinds.VERIFY, kinds.SCRUB, kinds.CATALOGUE, kinds.CLEAN_UP])
 
 
 def accept_deletion(snapshot: Snapshot, *, at: datetime, cause: DeletionCause, user: User | None = None) -> None:

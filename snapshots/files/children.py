@@ -11,7 +11,7 @@ import os
 import select
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic
@@ -30,6 +30,8 @@ START = "import sys; sys.path += sys.argv[1:]; from snapshots.files.reader.main 
 # For an answer, and for the next bytes of a download. With the wait for a slot, a page takes at most 15 seconds.
 ANSWER_SECONDS, STREAM_SECONDS = 10, 15
 CPU_SECONDS = 9
+# For all of a catalogue's progress.
+PROGRESS_SECONDS = 900
 # A download may compute for so long more: the slowest reader is several times as fast.
 CPU_SECONDS_PER_GB = 50
 MAX_ANSWER, MAX_ANSWERS = 32 * 1024**2, 1000  # bytes and lines of all answers to one request
@@ -181,12 +183,17 @@ class Download:
     `answer` tells its name and size. Closing it kills the child, as does its end.
     """
 
-    def __init__(self, image: int, request: dict[str, Any]) -> None:
-        """Raises ReaderFailed. The image may be closed afterwards."""
+    def __init__(
+        self, image: int, request: dict[str, Any], *, on_progress: Callable[[int], None] = lambda entries: None
+    ) -> None:
+        """Raises ReaderFailed, and what `on_progress` raises. The image may be closed afterwards."""
         gigabytes = -(-os.fstat(image).st_size // 1024**3)
         self.child = Child(image, request, cpu_seconds=2 * CPU_SECONDS + CPU_SECONDS_PER_GB * gigabytes)
         try:
-            self.answer = self.child.read_line(monotonic() + ANSWER_SECONDS)
+            until = monotonic() + PROGRESS_SECONDS
+            while "entries" in (answer := self.child.read_line(min(until, monotonic() + ANSWER_SECONDS))):
+                on_progress(int(answer["entries"]))
+            self.answer = answer
             size = self.answer.get("size")
             if not isinstance(size, int) or size < 0:
                 raise self.child.failure("crashed", "its answer has no size")

@@ -39,8 +39,8 @@ class OperationQuerySet(models.QuerySet["Operation"]):
         return self.filter(Operation.BACKGROUND)
 
     def foreground(self) -> Self:
-        """Exclude scrubs, which no user waits for."""
-        return self.exclude(kind=Operation.Kind.SCRUB)
+        """Exclude what no user waits for."""
+        return self.exclude(kind__in=Operation.MAINTENANCE)
 
 
 class Operation(models.Model):
@@ -51,8 +51,10 @@ class Operation(models.Model):
     disk that was busy.
     """
 
-    # Verifications that the portal starts by itself. Customers' work goes first.
-    BACKGROUND = Q(kind="verify", requested_by=None) | Q(kind="scrub")
+    # What the scheduler starts when nothing else waits: no user's action, and never before one.
+    MAINTENANCE = ("scrub", "catalogue")
+    # What the portal starts by itself. Customers' work goes first.
+    BACKGROUND = Q(kind="verify", requested_by=None) | Q(kind__in=MAINTENANCE)
 
     class Kind(models.TextChoices):
         CAPTURE = "capture", _("Take snapshot")
@@ -60,6 +62,7 @@ class Operation(models.Model):
         NEW_VOLUME = "new_volume", _("New volume")
         VERIFY = "verify", _("Verify")
         SCRUB = "scrub", _("Scheduled verification")
+        CATALOGUE = "catalogue", _("List files")
         DELETE = "delete", _("Delete")
         CLEAN_UP = "clean_up", _("Clean up")
         CREATE_VOLUME = "create_volume", _("Create volume")
@@ -174,6 +177,11 @@ class Operation(models.Model):
                 name="operation_once_per_snapshot",
             ),
             models.UniqueConstraint(
+                fields=["snapshot"],
+                condition=Q(finished_at=None, kind="catalogue"),
+                name="operation_one_catalogue",
+            ),
+            models.UniqueConstraint(
                 fields=["volume"], condition=Q(finished_at=None), name="operation_one_writer_per_volume"
             ),
             models.UniqueConstraint(fields=["vm"], condition=Q(finished_at=None), name="operation_one_writer_per_vm"),
@@ -195,7 +203,7 @@ class Operation(models.Model):
                     | Q(kind="restore", volume=None, vm__isnull=False, disk=None)
                     | Q(kind="new_volume", volume__isnull=False, vm=None, disk__isnull=False, safety_snapshot=None)
                     | Q(
-                        kind__in=["capture", "verify", "scrub", "delete", "clean_up"],
+                        kind__in=["capture", "verify", "scrub", "catalogue", "delete", "clean_up"],
                         volume=None,
                         vm=None,
                         disk=None,

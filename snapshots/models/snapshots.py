@@ -248,6 +248,8 @@ class Snapshot(models.Model):
         help_text=_("When the cloud did not have it any more."),
     )
     damaged_at = models.DateTimeField(_("damage found"), null=True, blank=True, editable=False)
+    # When its files were listed, or that was tried in vain. See files/cataloguing.py.
+    catalogued_at = models.DateTimeField(_("files listed"), null=True, blank=True, editable=False)
     # For scrub.py: the oldest of its disks' captured_at or verified_at. NULL if the engine doesn't read bytes.
     last_read_at = models.DateTimeField(_("last read"), null=True, blank=True, editable=False)
     created_at = models.DateTimeField(_("taken"), default=timezone.now, editable=False)
@@ -301,6 +303,12 @@ class Snapshot(models.Model):
                 fields=["location", "last_read_at"],
                 condition=Q(state=State.READY.value, missing_since=None, damaged_at=None),
                 name="snapshot_read_longest_ago",
+            ),
+            # The next snapshot whose files are listed.
+            models.Index(
+                fields=["location", "-ready_at"],
+                condition=Q(state=State.READY.value, missing_since=None, catalogued_at=None),
+                name="snapshot_to_catalogue",
             ),
             # What the scheduler deletes next.
             models.Index(
@@ -464,6 +472,9 @@ class DiskImage(models.Model):
     captured_at = models.DateTimeField(_("captured"), null=True, blank=True)
     verified_at = models.DateTimeField(_("last verified"), null=True, blank=True)
     damage = models.TextField(_("damage found"), blank=True)
+    file_count = models.BigIntegerField(
+        _("files"), null=True, blank=True, editable=False, help_text=_("In its catalogue. Empty: there is none.")
+    )
     seen_at = models.DateTimeField(_("last seen in the cloud"), null=True, blank=True)
 
     class Meta:

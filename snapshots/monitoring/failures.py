@@ -35,6 +35,9 @@ ADVICE = {
         "If the reason mentions damage: the customer was notified and is no longer charged for the snapshot; check the "
         "storage's disks. Otherwise the data couldn't be read; it is retried tomorrow."
     ),
+    Operation.Kind.CATALOGUE: _(
+        "The snapshot itself is fine, but its files are missing from histories and comparisons. It is retried tomorrow."
+    ),
     Operation.Kind.DELETE: _(
         "Billing has ended but the data is still there. Fix the cause, then choose “Try again” on the snapshot's page as "
         "a member of the project, or ask the customer to."

@@ -70,7 +70,7 @@ def load_operation_status(*, now: datetime) -> OperationStatus:
     waits = [timedelta()]  # Also the wait of operations whose requester's clock is ahead of ours.
     for row in active_operations(now).values("kind", "progress").annotate(count=Count("pk"), since=Min("not_before")):
         active[row["kind"], row["progress"]] = row["count"]
-        if row["progress"] == WAITING and row["kind"] != Operation.Kind.SCRUB:
+        if row["progress"] == WAITING and row["kind"] not in Operation.MAINTENANCE:
             waits.append(now - row["since"])
     ended = dict.fromkeys([(kind, state) for kind in Operation.Kind.values for state in FINAL_STATES], 0)
     recent = Operation.objects.filter(finished_at__gt=now - RECENTLY).order_by()

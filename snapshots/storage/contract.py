@@ -10,7 +10,7 @@ Engines may be synchronous (local files) or asynchronous (Cinder): a call return
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
@@ -337,6 +337,21 @@ class Driver(ABC):
         The bytes stay readable when the snapshot is deleted meanwhile. Nothing is verified.
         Raises NotOffered where the engine gives no access to the bytes, NotFound, Busy, Corrupt, Unavailable.
         """
+
+    def store_catalogue(self, snapshot: SnapshotRef, data: Iterable[bytes]) -> None:
+        """Store the list of a snapshot's files beside it, in place of an earlier one. It goes when the snapshot goes.
+
+        What `data` raises passes through, and nothing is stored. Takes room, which is refused like any other.
+        Raises NotOffered where the engine gives no access to the bytes, NotFound, Busy, NoSpace, Unavailable.
+        """
+        raise NotOffered(_("This storage gives the portal no access to the files of a disk."))
+
+    def open_catalogue(self, snapshot: SnapshotRef) -> int | None:
+        """Return a read-only descriptor of what `store_catalogue` stored, which the caller closes; None if there is none.
+
+        Raises Corrupt, Unavailable.
+        """
+        return None
 
     @abstractmethod
     def delete_snapshot(self, snapshot: SnapshotRef) -> None:

@@ -210,7 +210,7 @@ def still_failed(user: User, *, since: datetime) -> QuerySet[Operation]:
     return Operation.objects.visible_to(user).filter(
         ~Exists(retries),
         # A scrub that failed without finding damage concerns only the operator.
-        ~Q(kind=Operation.Kind.SCRUB) | Q(cause=Corrupt.__name__),
+        ~Q(kind__in=Operation.MAINTENANCE) | Q(cause=Corrupt.__name__),
         state=Operation.State.FAILED,
         finished_at__gt=since,
         snapshot__deleted_at=None,

@@ -4,3 +4,5 @@ Imports the standard library and the readers only. `main.py` is its entry, `comm
 """
 
 DAMAGED = 3  # the exit code of a download that the disk's damage ended
+SEPARATOR = b"\0\0"  # of the records of a catalogue
+MAX_RECORD = 64_000  # bytes

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from . import archive
+from .catalogue import read_catalogue
 from .disk import find_parts, open_part
 from .entries import FILE, FOLDER, UNREADABLE, Entry, FileSystem
 from .walking import Missing, Walk, find
@@ -155,5 +156,6 @@ COMMANDS: dict[str, Callable[[int, int, dict[str, Any]], Answers]] = {
     "search": search,
     "file": read_file,
     "archive": read_folder,
+    "catalogue": read_catalogue,
 }
-DOWNLOADS = ("file", "archive")
+DOWNLOADS = ("file", "archive", "catalogue")

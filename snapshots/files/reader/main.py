@@ -1,7 +1,8 @@
 """The child's entry: read a request from standard input, raise the fences, answer on standard output.
 
 The request is JSON: `image` (a descriptor), `command`, `cpu_seconds` and what the command needs. The answers are JSON lines;
-the last one has `end` or `failed`. A download answers one line with its size, then that many bytes.
+the last one has `end` or `failed`. A download answers a line with its size, then that many bytes; a catalogue answers its
+progress before.
 """
 
 import json
@@ -38,7 +39,7 @@ def main() -> int:
     if command in DOWNLOADS:  # a reason would be taken for content
         try:
             for data in answers:
-                write(data)
+                answer(data) if isinstance(data, dict) else write(data)
         except (Damaged, OSError):
             return DAMAGED
         return 0

@@ -28,6 +28,7 @@ from snapshots import expiry, operations, scrub, wizard
 from snapshots.backups.runs import settle_runs, start_due_runs
 from snapshots.backups.upkeep import maintain_schedules
 from snapshots.cloudsync import sync
+from snapshots.files import cataloguing
 from snapshots.handlers import is_needed
 from snapshots.monitoring.storage import check_storage, measure_storage
 from snapshots.storage.contract import StorageError
@@ -113,6 +114,10 @@ def start_scrubs() -> None:
     scrub.start_scrubs(timezone.now())
 
 
+def start_catalogues() -> None:
+    cataloguing.start_catalogues(timezone.now())
+
+
 def expire_snapshots() -> None:
     """Announce first: nothing expires without notice."""
     now = database_now()
@@ -189,6 +194,7 @@ DUTIES = {
     run_backups: 0,
     send_mails: 0,
     start_scrubs: 0,
+    start_catalogues: 0,
     maintain_backup_schedules: 300,
     settle_volume_charges: 300,  # before the months that they belong to are closed
     settle_bills: 300,

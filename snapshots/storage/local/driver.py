@@ -5,6 +5,7 @@ Below `<root>/<location code>/`, with uuids as names:
     volumes/<volume>.img                 writable, sparse
     snapshots/<snapshot>/disk.img        read-only
     snapshots/<snapshot>/manifest.json   see manifest.py
+    snapshots/<snapshot>/catalogue       the list of its files, see files/catalogue.py
     snapshots/<snapshot>/.verification   how far an interrupted scrub has come, see reading.py
     .lock                                one byte of it for each volume or snapshot in use
 
@@ -16,7 +17,7 @@ the process that made them is dead.
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -217,6 +218,14 @@ class LocalDriver(Driver):
     def open_for_reading(self, snapshot: SnapshotRef) -> int:
         with self.folder.lock(shared=[snapshot]):
             return self.snapshots.open_disk(snapshot.uuid)
+
+    def store_catalogue(self, snapshot: SnapshotRef, data: Iterable[bytes]) -> None:
+        with self.folder.lock(shared=[snapshot]), self.folder.lock_catalogue(snapshot):
+            self.snapshots.store_catalogue(snapshot.uuid, data)
+
+    def open_catalogue(self, snapshot: SnapshotRef) -> int | None:
+        with self.folder.errors():
+            return self.snapshots.open_catalogue(snapshot.uuid)
 
     def delete_snapshot(self, snapshot: SnapshotRef) -> None:
         with self.folder.lock(exclusive=[snapshot]):

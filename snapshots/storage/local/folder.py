@@ -147,6 +147,15 @@ class LocationFolder:
             yield
 
     @contextmanager
+    def lock_catalogue(self, snapshot: SnapshotRef) -> Iterator[None]:
+        """Raises Busy. Whoever writes the catalogue of a snapshot holds this lock."""
+        try:
+            with hold_names(self.lock_file, exclusive=[f"catalogue:{snapshot.uuid}"]):
+                yield
+        except Locked as error:
+            raise Busy(_("The files of this snapshot are being listed already.")) from error
+
+    @contextmanager
     def lock_entry(self, entry: Entry) -> Iterator[None]:
         """Raises Locked."""
         with hold_names(self.lock_file, exclusive=[f"{entry.kind}:{entry.uuid}"]):

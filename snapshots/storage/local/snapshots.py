@@ -6,7 +6,7 @@ captured too, and whoever meets them next finishes the renames that a dead proce
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -16,7 +16,7 @@ from uuid import UUID, uuid4
 from django.utils.translation import gettext as _
 
 from ..checksums import ChunkedChecksum
-from ..contract import Corrupt, Heartbeat, NotFound, Unreadable, VolumeRef
+from ..contract import Corrupt, Heartbeat, NotFound, Unreadable, VolumeRef, no_heartbeat
 from ..files import NotRegularFile, open_regular_file, read_small_file, stat_regular_file
 from .copying import MediumError, Progress, fill_image, read_twice, sync_folder, write_file
 from .folder import FOLDER_MODE, LocationFolder, created_file
@@ -131,6 +131,35 @@ class SnapshotFiles:
         # The bytes may have changed since the manifest was backed up.
         self.write_manifest(uuid, replace(manifest, verified_at=None))
         return True
+
+    # Catalogues
+
+    def store_catalogue(self, uuid: UUID, data: Iterable[bytes]) -> None:
+        """Raises NotFound, Corrupt, NoSpace, OSError, and what `data` raises."""
+        self.get(uuid)
+        path = self.folder.snapshot_path(uuid)
+        hidden = path / ".catalogue.new"
+        hidden.unlink(missing_ok=True)  # of a process that died
+        require_room = self.folder.guard_reserve(no_heartbeat)
+        try:
+            with created_file(hidden, SNAPSHOT_MODE) as file, open(file, "wb", closefd=False) as stream:
+                for piece in data:
+                    require_room(0, 0)
+                    stream.write(piece)
+                stream.flush()
+                os.fsync(file)
+            hidden.rename(path / "catalogue")
+        except BaseException:
+            hidden.unlink(missing_ok=True)
+            raise
+        sync_folder(path)
+
+    def open_catalogue(self, uuid: UUID) -> int | None:
+        """Raises Corrupt for what is no regular file."""
+        try:
+            return open_regular_file(self.folder.snapshot_path(uuid) / "catalogue", below=self.folder.path)
+        except FileNotFoundError:
+            return None
 
     # Capturing
 

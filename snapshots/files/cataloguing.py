@@ -1,0 +1,140 @@
+"""Listing the files of each snapshot once it is Ready, for histories and comparisons: an operation of its own.
+
+It has the lowest priority, like a scrub: started only when no customer's operation waits. The same fenced child reads the
+disk as for a page; see catalogue.py for what is stored, and where.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import structlog
+from django.core.exceptions import ImproperlyConfigured
+from django.db import transaction
+from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.utils.translation import gettext as _
+
+from cng_portal.accounts.services import lock_customer
+from cng_portal.inventory.models import Location
+
+from .. import operations
+from ..models import DiskImage, Operation, Snapshot, State
+from ..storage.contract import Heartbeat, NotOffered, Refused
+from ..storage.registry import get_driver
+from . import catalogue, children
+
+logger = structlog.stdlib.get_logger(__name__)
+
+AT_ONCE = 5  # in each location
+# A snapshot whose storage failed is tried once a day, so that it doesn't hold up the others.
+RETRY_AFTER = timedelta(days=1)
+# Of the reader, which no later attempt changes.
+LASTING = ("damaged", "crashed", "slow", "missing")
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A disk whose catalogue was stored. `file_count` is None if its reader failed, so that there is none."""
+
+    disk: DiskImage
+    file_count: int | None
+
+
+def start_catalogues(now: datetime) -> int:
+    """Start listing the files of the newest snapshots that have no catalogue. Returns how many."""
+    if children.find_libraries() is None or operations.waiting(now).foreground().exists():
+        return 0
+    started = 0
+    for location in Location.objects.exclude(storage_check__error__gt=""):
+        try:
+            if get_driver(location).reads_bytes:
+                started += start_in(location, now)
+        except ImproperlyConfigured:
+            continue  # The location's page in the admin says so.
+        except Exception:
+            logger.exception("catalogue.start_failed", location=location.pk)
+    return started
+
+
+def start_in(location: Location, now: datetime) -> int:
+    active = Operation.objects.active().filter(kind=Operation.Kind.CATALOGUE, snapshot__location=location).count()
+    started = 0
+    for snapshot in due(location, now)[: max(0, AT_ONCE - active)]:
+        with transaction.atomic():
+            lock_customer(snapshot.customer_id)
+            if due(location, now).filter(pk=snapshot.pk).exists():
+                operations.create_operation(kind=Operation.Kind.CATALOGUE, snapshot=snapshot)
+                started += 1
+    return started
+
+
+def due(location: Location, now: datetime) -> QuerySet[Snapshot]:
+    """Return the snapshots to list, the newest first, without those that are in use."""
+    busy = Operation.objects.active().filter(Q(snapshot=OuterRef("pk")) | Q(safety_snapshot=OuterRef("pk")))
+    failed = Operation.objects.filter(
+        snapshot=OuterRef("pk"),
+        kind=Operation.Kind.CATALOGUE,
+        state=Operation.State.FAILED,
+        finished_at__gt=now - RETRY_AFTER,
+    )
+    snapshots = Snapshot.objects.filter(location=location, state=State.READY, missing_since=None, catalogued_at=None)
+    return snapshots.exclude(Exists(busy)).exclude(Exists(failed)).order_by("-ready_at")
+
+
+def list_files(snapshot: Snapshot, heartbeat: Heartbeat) -> list[Listed]:
+    """Store a catalogue of each disk. Raises StorageError, and what the heartbeat raises."""
+    return [list_disk(disk, heartbeat) for disk in snapshot.disks.select_related("volume", "snapshot__location")]
+
+
+def list_disk(disk: DiskImage, heartbeat: Heartbeat) -> Listed:
+    heartbeat(0, 0)
+    driver = get_driver(disk.snapshot.location)
+    try:
+        image = driver.open_for_reading(disk.ref)
+        try:
+            download = children.Download(image, {"command": "catalogue"}, on_progress=lambda _entries: heartbeat(0, 0))
+        finally:
+            os.close(image)
+        try:
+            summary = summarize(download.answer)
+            beating = beat_between(download, heartbeat)
+            driver.store_catalogue(disk.ref, catalogue.compress(beating, summary))
+        finally:
+            download.close()
+    except NotOffered:
+        return Listed(disk, None)
+    except (children.ReaderFailed, ValueError) as error:
+        reason = error.reason if isinstance(error, children.ReaderFailed) else "damaged"
+        logger.warning("catalogue.unreadable", disk=str(disk.pk), reason=reason, error=str(error))
+        if reason not in LASTING:
+            raise Refused(_("The files can't be listed: this server can't run the disk reader.")) from error
+        return Listed(disk, None)
+    return Listed(disk, sum(part["entries"] for part in summary["parts"]))
+
+
+def summarize(answer: dict[str, Any]) -> dict[str, Any]:
+    """Return what the portal keeps of the reader's summary. Raises ValueError."""
+    try:
+        return {
+            "is_complete": bool(answer["is_complete"]),
+            "parts": [
+                {name: int(part[name]) for name in ("part", "entries", "files", "unread")} for part in answer["parts"]
+            ],
+        }
+    except (LookupError, TypeError) as error:
+        raise ValueError(str(error)) from error
+
+
+def beat_between(pieces: Iterable[bytes], heartbeat: Heartbeat) -> Iterator[bytes]:
+    for piece in pieces:
+        heartbeat(0, 0)
+        yield piece
+
+
+def record_listed(snapshot: Snapshot, disks: Iterable[Listed], now: datetime) -> None:
+    """Call it within `operations.finish`."""
+    for listed in disks:
+        DiskImage.objects.filter(pk=listed.disk.pk).update(file_count=listed.file_count)
+    Snapshot.objects.filter(pk=snapshot.pk).update(catalogued_at=now)
