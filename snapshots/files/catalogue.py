@@ -45,6 +45,8 @@ class Record:
 def parse(line: bytes) -> Record:
     """Raises ValueError."""
     path, _nul, fields = line.partition(b"\0")
+    if not path.partition(b"/")[0].isdigit():
+        raise ValueError("a path without its part")
     kind, size, changed_at, inode, mode = fields.split(b" ")
     return Record(path, kind.decode("ascii"), int(size), int(changed_at), int(inode), int(mode, 8))
 

@@ -38,8 +38,9 @@ from cng_portal.monitoring.models import Process, StorageCheck
 from cng_portal.notifications.models import Notification
 from snapshots import wizard
 from snapshots.backups.automatic import switch_automatic_backups
+from snapshots.files import catalogue, cataloguing
 from snapshots.labels import change_labels
-from snapshots.models import BackupSchedule, Draft, Kind, Snapshot, volume_ref
+from snapshots.models import BackupSchedule, DiskImage, Draft, Kind, Snapshot, volume_ref
 from snapshots.storage.registry import get_driver
 from snapshots.volume_charges import start_charging_volume
 from tests.factories import (
@@ -307,6 +308,26 @@ def put_files(snapshot: Snapshot, storage_root: Path) -> None:
         with open(path, "r+b") as file:
             images.copy_sparse(image, file.fileno(), 0)
     get_driver(snapshot.location).create_snapshots([(disk.ref, volume_ref(disk.volume))])
+    list_files(disk)
+
+
+def list_files(disk: DiskImage) -> None:
+    """List its files, and let another snapshot of the volume hold others."""
+    driver = get_driver(disk.snapshot.location)
+    listed = cataloguing.list_files(disk.snapshot, lambda done, total: None)
+    cataloguing.record_listed(disk.snapshot, listed, timezone.now())
+    file = driver.open_catalogue(disk.ref)
+    other = DiskImage.objects.filter(volume=disk.volume, snapshot__state="ready").exclude(pk=disk.pk).first()
+    if file is None or other is None:
+        return
+    with catalogue.opened(file) as opened:
+        lines = [line for block in opened.lines() for line in block]
+        summary = opened.summary
+    gone = lines[2:5]
+    new = [line.replace(b"/plain.txt", b"/old-name.txt").replace(b"f 3145745 ", b"f 45 ") for line in lines]
+    records = sorted({*new, b"0/letters/gone.txt\0f 99 1700000000000000 900 644"} - set(gone))
+    driver.create_snapshots([(other.ref, volume_ref(other.volume))])
+    driver.store_catalogue(other.ref, catalogue.compress([catalogue.SEPARATOR.join(records)], summary))
 
 
 def protect(member: Membership) -> None:
@@ -481,6 +502,10 @@ def of_snapshots(member: Membership) -> Screens:
         "files-search": Screen(f"{folder}?q=random"),
         "files-nothing-found": Screen(f"{folder}?q=nothing"),
         "files-missing": Screen(f"{folder}?path=/nowhere"),
+        "files-history": Screen(
+            reverse("snapshots:file_history", args=[ready.pk, disk.pk, 0], query={"path": "/sub/deep/random.bin"})
+        ),
+        "files-compare": Screen(reverse("snapshots:compare_files", args=[ready.pk, disk.pk])),
         "files-of-none": Screen(reverse("snapshots:files", args=[states["damaged"].pk])),
     }
     for name, snapshot in states.items():

@@ -6,3 +6,8 @@ Imports the standard library and the readers only. `main.py` is its entry, `comm
 DAMAGED = 3  # the exit code of a download that the disk's damage ended
 SEPARATOR = b"\0\0"  # of the records of a catalogue
 MAX_RECORD = 64_000  # bytes
+
+
+def clean(name: bytes) -> bytes:
+    """Return the name without what only a forged one has: the characters that separate names and records."""
+    return name.replace(b"/", b"_").replace(b"\0", b"_")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from time import monotonic
 from typing import Any
 
-from . import MAX_RECORD, SEPARATOR
+from . import MAX_RECORD, SEPARATOR, clean
 from .disk import Part, find_parts
 from .entries import FOLDER, Damaged, Entry
 from .walking import Walk
@@ -86,8 +86,3 @@ def describe(path: bytes, entry: Entry) -> bytes:
         entry.id,
         entry.mode,
     )
-
-
-def clean(name: bytes) -> bytes:
-    """Return the name without what only a forged one has: the characters that separate names and records."""
-    return name.replace(b"/", b"_").replace(b"\0", b"_")
