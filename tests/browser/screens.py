@@ -79,6 +79,7 @@ UNSEEN = {
     "notifications:open": "leads on to what the notification is about",
     "snapshots:download_file": "a file",
     "snapshots:download_folder": "a file",
+    "snapshots:compare_files_csv": "a file",
     "snapshots:retry": "leads on to the snapshot; the question stands there",
     "billing:summary_csv": "a file",
     "billing:subscriptions_csv": "a file",
