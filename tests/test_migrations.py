@@ -36,7 +36,7 @@ ALLOWED: dict[tuple[str, str], str] = {
         "0006_schedule_sources",
     ): "triggers and checks that allow what the old version writes; a unique index of volumes, which no run has yet",
     ("snapshots", "0009_snapshot_size"): "a trigger that refuses only what fails when its usage starts",
-    ("snapshots", "0011_catalogues"): "a check that allows more; a unique index of a kind that no operation has yet",
+    ("snapshots", "0012_catalogues"): "a check that allows more; a unique index of a kind that no operation has yet",
 }
 OURS = [
     app.label for app in apps.get_app_configs() if app.name.partition(".")[0] in ("cng_portal", "billing", "snapshots")

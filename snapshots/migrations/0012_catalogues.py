@@ -6,7 +6,7 @@ from cng_portal.common.migrations import AddCheckMeanwhile
 
 
 class Migration(migrations.Migration):
-    dependencies = [("snapshots", "0010_new_volume_drafts")]
+    dependencies = [("snapshots", "0011_plain_labels")]
     operations = [
         migrations.RemoveConstraint(model_name="operation", name="operation_target"),
         migrations.AddField(

@@ -8,7 +8,7 @@ from cng_portal.common.migrations import AddIndexMeanwhile, ValidateMeanwhile
 
 class Migration(migrations.Migration):
     atomic = False
-    dependencies = [("snapshots", "0011_catalogues")]
+    dependencies = [("snapshots", "0012_catalogues")]
     operations = [
         AddIndexMeanwhile(
             "snapshot",
