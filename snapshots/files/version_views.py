@@ -9,7 +9,7 @@ from uuid import UUID
 
 from django.contrib.humanize.templatetags.humanize import intcomma
 from django.http import Http404, HttpResponse, StreamingHttpResponse
-from django.shortcuts import render
+from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET
@@ -34,7 +34,7 @@ def history(request: Request, snapshot_id: UUID, disk_id: UUID, part: int) -> Ht
     disk = get_disk(snapshot, disk_id)
     path, _number = read_path(request)
     if not path:
-        raise Http404
+        return redirect("snapshots:folder", snapshot_id, disk_id, part)
     context = {
         "snapshot": snapshot,
         "disk": disk,
@@ -109,8 +109,8 @@ def compare_csv(request: Request, snapshot_id: UUID, disk_id: UUID) -> HttpRespo
     """Download the changes that the page's filter selects."""
     _snapshot, disk, _choices, other = read_pair(request, snapshot_id, disk_id)
     result, _error = attempt(lambda: comparison.compare(*in_order(disk, other))) if other else (None, "")
-    if result is None:
-        raise Http404
+    if result is None:  # The page says why.
+        return redirect(f"{reverse('snapshots:compare_files', args=[snapshot_id, disk_id])}?{request.GET.urlencode()}")
     rows: Iterator[list[object]] = (
         [
             change.kind,

@@ -146,11 +146,11 @@ def test_a_comparison_finds_added_removed_changed_and_renamed(stored: Any, clien
 def test_a_first_or_unlisted_snapshot_explains_itself(stored: Any, client: Client) -> None:
     [only] = stored([file("a")])
     assert "Nothing to compare with" in words(client.get(url("compare_files", only)))
-    assert client.get(url("compare_files_csv", only)).status_code == 404
+    assert client.get(url("compare_files_csv", only)).status_code == 302
     _listed, unlisted = stored([file("a")], None)
     assert "aren't listed yet" in words(client.get(url("compare_files", unlisted)))
     assert "No snapshot that was searched holds this path" in words(client.get(url("file_history", only, path="/none")))
-    assert client.get(url("file_history", only)).status_code == 404
+    assert client.get(url("file_history", only)).status_code == 302
 
 
 @pytest.mark.django_db
