@@ -235,7 +235,7 @@ def test_an_account_that_may_only_read_is_told_so(store: CinderStore) -> None:
         lambda: reader.delete_snapshot(snapshot),
     ]
     for call in refused:
-        with pytest.raises(Refused, match="TEST-1 The portal's account isn't allowed to do this"):
+        with pytest.raises(Refused, match="account isn't allowed to do this in the storage of TEST-1"):
             call()
     assert store.leftovers() == []
 
