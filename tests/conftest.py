@@ -18,7 +18,7 @@ from django.core.cache import cache
 from django.db import connection
 from django.test import Client
 
-from tests import chromium
+from tests import chromium, flush
 
 if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext
@@ -41,6 +41,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 django_settings.INSTALLED_APPS.append("zeal")
 django_settings.MIDDLEWARE.insert(0, "tests.nplusone.middleware")
 django.setup()  # pytest-django would do it too late for the conftest.py of a folder that imports models
+flush.install()
 
 # Tests that ask for one of these start child processes.
 STARTS_PROCESSES = {"process_environment", "images", "capture"}

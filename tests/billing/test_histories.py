@@ -36,7 +36,7 @@ from tests.factories import ProjectFactory
 
 pytestmark = [pytest.mark.django_db, pytest.mark.slow, pytest.mark.both_databases]
 
-HISTORIES = int(os.environ.get("HISTORIES", "100"))
+HISTORIES = int(os.environ.get("HISTORIES", "40"))
 EPOCH = datetime(2040, 2, 25, tzinfo=UTC)  # a leap year; both changes of the clock follow within the range
 RANGE = 75 * 86_400
 FIRST_PRICE = datetime(2026, 1, 1, tzinfo=UTC)  # has begun by the database's clock, so it can be corrected

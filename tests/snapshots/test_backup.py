@@ -40,11 +40,9 @@ from snapshots.models import Operation, Snapshot, State
 from tests.factories import MembershipFactory, NotificationFactory, OutgoingMailFactory, UserFactory, VolumeFactory
 from tests.snapshots.disks import holds, put_volume, run_active_operations, sell_everywhere
 
-pytestmark = [
-    pytest.mark.django_db(transaction=True),
-    pytest.mark.both_databases,
-    pytest.mark.usefixtures("lock_order"),
-]
+# What a file may hold is decided before the database is touched: those tests need no second database.
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("lock_order")]
+both_databases = pytest.mark.both_databases
 
 Manage = Callable[..., subprocess.CompletedProcess]
 
@@ -131,6 +129,7 @@ def backup(file: Path, **options: Any) -> None:
     call_command("backup", file, stdout=io.StringIO(), **options)
 
 
+@both_databases
 def test_a_restored_portal_is_identical_and_consistent(
     snapshot: Snapshot, member: Membership, file: Path, elsewhere: Any
 ) -> None:
@@ -146,6 +145,7 @@ def test_a_restored_portal_is_identical_and_consistent(
         assert result.returncode == 0, result.stdout + result.stderr
 
 
+@both_databases
 def test_a_backup_of_a_running_portal_is_of_one_instant(file: Path, elsewhere: Any, member: Membership) -> None:
     """Every transaction gives two customers the same name; a mixture of instants would tell."""
     other = MembershipFactory().project.customer
@@ -178,6 +178,7 @@ def test_a_backup_of_a_running_portal_is_of_one_instant(file: Path, elsewhere: A
     assert len(names) == 1 and names[0][0].startswith("name ")
 
 
+@both_databases
 def test_a_portal_restored_from_a_backup_under_load_works(
     snapshot: Snapshot, volume: Volume, member: Membership, file: Path, elsewhere: Any, settings: Any
 ) -> None:
@@ -222,6 +223,7 @@ def test_a_portal_restored_from_a_backup_under_load_works(
     assert not restored_ids & {uuid for _code, uuid in findings}
 
 
+@both_databases
 def test_an_unavailable_storage_does_not_stop_a_backup_or_restore(
     snapshot: Snapshot, file: Path, storage_root: Path, elsewhere: Any, capsys: pytest.CaptureFixture
 ) -> None:
@@ -241,6 +243,7 @@ def test_an_unavailable_storage_does_not_stop_a_backup_or_restore(
     assert elsewhere("fsck").returncode == 0
 
 
+@both_databases
 def test_a_storage_that_is_not_set_up_is_reported_first(
     snapshot: Snapshot, member: Membership, volume: Volume, file: Path, elsewhere: Any
 ) -> None:
@@ -255,6 +258,7 @@ def test_a_storage_that_is_not_set_up_is_reported_first(
     assert "Failed unfinished restores of volumes, and notified users: 1" in restored.stdout, restored.stderr
 
 
+@both_databases
 def test_missing_manifests_are_restored_and_intact_ones_stay(
     snapshot: Snapshot, member: Membership, file: Path, storage_root: Path, elsewhere: Any
 ) -> None:
@@ -273,6 +277,7 @@ def test_missing_manifests_are_restored_and_intact_ones_stay(
     assert elsewhere("fsck", "--read").returncode == 0
 
 
+@both_databases
 def test_a_database_with_data_is_replaced_only_on_request(
     snapshot: Snapshot, member: Membership, file: Path, elsewhere: Any
 ) -> None:
@@ -289,6 +294,7 @@ def test_a_database_with_data_is_replaced_only_on_request(
     assert elsewhere("fsck").returncode == 0
 
 
+@both_databases
 def test_nothing_is_replaced_while_a_worker_runs(snapshot: Snapshot, file: Path) -> None:
     backup(file)
     Process.objects.create(kind=Process.Kind.WORKER, host="here", pid=1)
@@ -296,6 +302,7 @@ def test_nothing_is_replaced_while_a_worker_runs(snapshot: Snapshot, file: Path)
         call_command("restore", file, over_existing=True)
 
 
+@both_databases
 @pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite runs on one machine, which has one clock.")
 @pytest.mark.parametrize("hours", [2, -2])
 def test_a_running_worker_is_noticed_although_a_clock_is_wrong(hours: int) -> None:
@@ -310,6 +317,7 @@ def test_a_running_worker_is_noticed_although_a_clock_is_wrong(hours: int) -> No
         refuse_existing(over_existing=True)
 
 
+@both_databases
 @pytest.mark.parametrize("cut", [0.2, 0.5, 0.999])
 def test_a_file_that_was_not_finished_is_refused(
     snapshot: Snapshot, member: Membership, file: Path, cut: float
@@ -327,6 +335,7 @@ def end_of_content(file: Path) -> int:
         return tar.getmember(archive.CHECKSUMS).offset
 
 
+@both_databases
 @pytest.mark.parametrize("name", [archive.HEAD, archive.DATABASE, archive.MANIFESTS])
 def test_a_single_bit_that_is_wrong_is_noticed(snapshot: Snapshot, file: Path, name: str) -> None:
     backup(file)
@@ -407,8 +416,8 @@ MANIFEST = {"location": "1CNG-YGN-AZ01", "uuid": "3f3f3f3f-0000-4000-8000-000000
         (archive.MANIFESTS, json.dumps(MANIFEST | {"location": ["A"]}).encode()),
         (archive.MANIFESTS, json.dumps(MANIFEST | {"text": 5}).encode()),
         (archive.MANIFESTS, json.dumps(MANIFEST).encode()),
-        (archive.DATABASE, b""),
-        (archive.DATABASE, b"hello"),
+        pytest.param(archive.DATABASE, b"", marks=both_databases),
+        pytest.param(archive.DATABASE, b"hello", marks=both_databases),
     ],
 )
 def test_a_file_with_a_part_that_the_portal_did_not_write_is_refused(
@@ -491,6 +500,7 @@ def test_a_backup_that_cannot_be_written_says_so(snapshot: Snapshot, file: Path,
         backup(file.parent / name)
 
 
+@both_databases
 def test_a_file_of_a_newer_portal_or_of_another_database_is_refused(snapshot: Snapshot, file: Path) -> None:
     backup(file)
     rewrite(file, migrations=["snapshots.0001_initial", "snapshots.9999_from_the_future"])
@@ -504,6 +514,7 @@ def test_a_file_of_a_newer_portal_or_of_another_database_is_refused(snapshot: Sn
         call_command("restore", file, over_existing=True)
 
 
+@both_databases
 def test_an_unfinished_restore_of_a_volume_fails_and_is_notified(
     snapshot: Snapshot, member: Membership, volume: Volume, file: Path, storage_root: Path, elsewhere: Any
 ) -> None:
@@ -522,6 +533,7 @@ def test_an_unfinished_restore_of_a_volume_fails_and_is_notified(
     assert not Notification.objects.exists(), "the portal here knows nothing of it"
 
 
+@both_databases
 def test_the_secret_is_in_it_only_on_demand(
     snapshot: Snapshot, file: Path, elsewhere: Any, settings: Any, tmp_path: Path
 ) -> None:
@@ -539,6 +551,7 @@ def test_the_secret_is_in_it_only_on_demand(
     assert key.read_text().startswith("a long secret") and key.stat().st_mode & 0o777 == 0o600
 
 
+@both_databases
 def test_a_backup_grants_no_access(
     snapshot: Snapshot, file: Path, elsewhere: Any, client_for: Callable[..., Client]
 ) -> None:
@@ -593,6 +606,7 @@ def test_every_table_that_may_hold_a_secret_was_reviewed() -> None:
     }
 
 
+@both_databases
 def test_no_file_is_overwritten_and_a_failure_leaves_none(snapshot: Snapshot, file: Path) -> None:
     file.write_text("last week's")
     with pytest.raises(CommandError, match="already exists"):
