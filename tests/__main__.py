@@ -1,6 +1,6 @@
-"""`make test`: everything on SQLite and, where a PostgreSQL can be had, what rests on a database's locks on that too.
+"""`make test`: run every test on SQLite, and those about locks and constraints on PostgreSQL too, if a server is installed.
 
-The full run comes last, so that the last line is pytest's own count. `make test-fast` gives the argument "fast".
+The full run comes last, so that pytest's own summary is the last line. `make test-fast` passes the argument "fast".
 """
 
 import os
@@ -14,14 +14,14 @@ from tests import chromium
 from tests.postgres import find_server_programs, postgres
 
 CLOCK = Path(__file__).parent / "clock"
-# Stealing work keeps both cores busy until the end, although one test takes a minute and most take a hundredth of a second.
+# Work stealing keeps both cores busy to the end, although one test takes a minute and most take a hundredth of a second.
 PYTEST = [sys.executable, "-m", "pytest", "--quiet", "-n", "2", "--dist", "worksteal"]
 FAST = ["-m", "not browser and not slow", "--ignore", "tests/lab/openstack"]
 
 
 def main() -> int:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server below ends with us
-    # a shell that runs us in the background has SIGINT ignored, and so would be what the tests interrupt
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server below ends with this process
+    # a shell that runs this in the background ignores SIGINT, which the processes that tests interrupt would inherit
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if sys.argv[1:] == ["fast"]:
         return subprocess.call([*PYTEST, *FAST], env=environment())
@@ -31,9 +31,9 @@ def main() -> int:
 
 
 def environment(database_url: str = "") -> dict[str, str]:
-    """Compiled modules are kept out of the source, because compiling takes half of the time to collect the tests.
+    """Return the environment. It keeps compiled modules, because compiling takes half of the time to collect tests.
 
-    Under faketime also what lets Python sleep, and wait for its own lock no longer than asked.
+    Under faketime, it also lets Python sleep and respect timeouts.
     """
     compiled = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(Path(sys.prefix, "pycache"))}
     clock = {"PYTHONPATH": str(CLOCK), "FAKETIME_FORCE_MONOTONIC_FIX": "0"} if "FAKETIME" in os.environ else {}
@@ -41,7 +41,7 @@ def environment(database_url: str = "") -> dict[str, str]:
 
 
 def bring_chromium() -> None:
-    """Install Debian's packages where that is allowed; tests/conftest.py says what is left out without them."""
+    """Install Debian's packages if that is allowed. tests/conftest.py says what is skipped without them."""
     missing = chromium.missing_packages()
     if not missing or not shutil.which("apt-get"):
         return

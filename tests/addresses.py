@@ -1,4 +1,4 @@
-"""The addresses of the portal, as the URL configuration has them."""
+"""The URLs of the portal, read from the URL configuration."""
 
 from collections.abc import Iterator
 from typing import Any

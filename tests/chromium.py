@@ -1,4 +1,4 @@
-"""What the browser tests need beside the Python packages, by the names of Debian's packages."""
+"""The Debian packages that the browser tests need."""
 
 import ctypes.util
 import shutil

@@ -1,4 +1,4 @@
-"""What every test stands on: a data folder of its own, the storage below it, signed-in clients and Chromium."""
+"""Fixtures for every test: a data folder of its own with the storage, signed-in clients, and Chromium."""
 
 import json
 import os
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # pytest-xdist inherits the folder that its parent made.
 os.environ["DJANGO_SETTINGS_MODULE"] = "cng_portal.settings"
 os.environ["ENV_FILE"] = os.devnull
-os.environ["LOG_LEVEL"] = "WARNING"  # a line for each request would bury what failed
+os.environ["LOG_LEVEL"] = "WARNING"  # a line for each request would hide failures
 os.environ["SECRET_KEY"] = "only the tests sign anything with this sentence"
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["DATA_DIR"] = tempfile.mkdtemp(prefix="portal-tests-")
@@ -67,7 +67,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
-    """Without random uuids in them, tests have the same names in every worker of pytest-xdist, which insists on it."""
+    """Keep random UUIDs out of test names, because pytest-xdist requires the same names in all workers."""
     name = UUIDS.sub("uuid", str(val))
     return name if isinstance(val, str | UUID) and name != str(val) else None
 
@@ -112,7 +112,7 @@ def no_child_process(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def storage_root(settings: "SettingsWrapper", tmp_path: Path) -> Path:
-    """An empty storage folder for each test; the `local` engine keeps its files in it."""
+    """An empty folder for the files of the `local` engine."""
     root = tmp_path / "storage"
     settings.STORAGE = {"local": {"driver": "snapshots.storage.local.LocalDriver", "options": {"root": str(root)}}}
     return root
@@ -130,9 +130,9 @@ def empty_cache(request: pytest.FixtureRequest, django_db_blocker: "DjangoDbBloc
 
 @pytest.fixture
 def process_environment(storage_root: Path) -> dict[str, str]:
-    """What a `manage.py` process needs in its environment to work on this test's database and storage.
+    """The environment of a `manage.py` process that uses this test's database and storage.
 
-    The test has to commit what the process shall see: `@pytest.mark.django_db(transaction=True)`.
+    The test must commit what the process reads: `@pytest.mark.django_db(transaction=True)`.
     """
     name = connection.settings_dict["NAME"]
     if connection.vendor == "sqlite":
@@ -146,7 +146,7 @@ def process_environment(storage_root: Path) -> dict[str, str]:
 
 @pytest.fixture
 def client_for() -> Callable[..., Client]:
-    """client_for(user) is a test client in which the user is signed in."""
+    """client_for(user) returns a test client in which the user is signed in."""
 
     def client_for(user: "User", **options: Any) -> Client:
         client = Client(**options)
@@ -170,7 +170,7 @@ def browser_type_launch_args(browser_type_launch_args: dict) -> dict:
 
 @pytest.fixture(scope="session")
 def base_url(live_server: "LiveServer") -> str:
-    """Every test that opens a page gets a live server: page.goto("/snapshots/") is enough."""
+    """Give every test that opens a page a live server: page.goto("/snapshots/") is enough."""
     return live_server.url
 
 

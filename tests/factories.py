@@ -1,4 +1,4 @@
-"""A valid object of each model; Traits name the situations. A person gets a role by `UserFactory(member_of=project)`."""
+"""Factories of valid objects, whose traits name situations. `UserFactory(member_of=project)` gives a user a role."""
 
 from datetime import time, timedelta
 from typing import Any
@@ -46,7 +46,7 @@ class ProjectFactory(DjangoModelFactory):
 
 
 class UserFactory(DjangoModelFactory):
-    """`member_of=project` makes the person an owner there, `member_of__role` something else; the customer follows."""
+    """`member_of=project` makes the user an owner there, or what `member_of__role` says, and sets their customer."""
 
     class Meta:
         model = User
@@ -77,7 +77,7 @@ class MembershipFactory(DjangoModelFactory):
 
 
 class InvitationFactory(DjangoModelFactory):
-    """Sent by an owner of the project, and not answered yet."""
+    """Sent by an owner of the project, and still open."""
 
     class Meta:
         model = Invitation
@@ -157,7 +157,7 @@ class VolumeFactory(DjangoModelFactory):
                 location=factory.SelfAttribute("..location"),
             )
         )
-        # attached to a machine that does not run, so that it can be restored
+        # attached to a stopped machine, so that it can be restored
         attached_stopped = factory.Trait(
             vm=factory.SubFactory(
                 VirtualMachineFactory,
@@ -186,7 +186,7 @@ class DiskImageFactory(DjangoModelFactory):
 
 
 class SnapshotFactory(DjangoModelFactory):
-    """Ready, of a volume, with its disk image; whose it is follows from the volume."""
+    """A ready snapshot of a volume, with its disk image. Project and customer are the volume's."""
 
     class Meta:
         model = Snapshot
@@ -227,7 +227,7 @@ class SnapshotFactory(DjangoModelFactory):
 
 
 class VMSnapshotFactory(DjangoModelFactory):
-    """Ready, of a virtual machine; its disk images are the test's."""
+    """A ready snapshot of a virtual machine, without disk images."""
 
     class Meta:
         model = Snapshot
@@ -245,7 +245,7 @@ class VMSnapshotFactory(DjangoModelFactory):
 
 
 class BackupScheduleFactory(DjangoModelFactory):
-    """Of a machine, or with `of_volume` of a volume: every night at two, keeps two."""
+    """A schedule of a machine, or with `of_volume` of a volume: daily at 2 a.m., keeps two."""
 
     class Meta:
         model = BackupSchedule
@@ -278,14 +278,14 @@ class BackupScheduleFactory(DjangoModelFactory):
 
 
 class BackupFactory(VMSnapshotFactory):
-    """A copy that is Ready, of a machine; its run, disks and schedule are the test's."""
+    """A ready backup of a machine, without run, disks and schedule."""
 
     kind = Kind.BACKUP
     name = factory.Sequence(lambda n: f"vm-backup-{n}")
 
 
 class BackupRunFactory(DjangoModelFactory):
-    """Done an hour ago, with its copy."""
+    """A run that was done an hour ago, with its backup."""
 
     class Meta:
         model = BackupRun
@@ -322,7 +322,7 @@ class BackupRunFactory(DjangoModelFactory):
 
 
 class OperationFactory(DjangoModelFactory):
-    """Waiting, to verify a snapshot."""
+    """A pending verification of a snapshot."""
 
     class Meta:
         model = Operation
@@ -348,7 +348,7 @@ class OperationFactory(DjangoModelFactory):
             finished_at=factory.LazyFunction(timezone.now),
         )
         capture = factory.Trait(kind=Operation.Kind.CAPTURE)
-        # into the snapshot's own volume, after a safety snapshot of it
+        # into the snapshot's own volume, with a safety snapshot
         restore = factory.Trait(
             kind=Operation.Kind.RESTORE,
             volume=factory.SelfAttribute("snapshot.volume"),
@@ -371,7 +371,7 @@ class OperationFactory(DjangoModelFactory):
 
 
 class DraftFactory(DjangoModelFactory):
-    """A wizard in which nothing has been answered yet."""
+    """A draft without answers."""
 
     class Meta:
         model = Draft

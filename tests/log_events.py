@@ -2,5 +2,5 @@ import pytest
 
 
 def log_events(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """The names of the events that our own loggers have written."""
+    """Return the names of the events that the portal's loggers have written."""
     return [record.msg["event"] for record in caplog.records if isinstance(record.msg, dict)]

@@ -1,4 +1,4 @@
-"""A PostgreSQL server of its own in a temporary folder, for as long as it is needed."""
+"""A temporary PostgreSQL server in a folder of its own."""
 
 import os
 import pwd
@@ -14,7 +14,7 @@ USER, DATABASE = "portal", "postgres"
 
 
 def find_server_programs() -> Path | None:
-    """The folder that holds initdb and postgres; Debian keeps them out of PATH. The newest version wins."""
+    """Return the folder of initdb and postgres in the newest version; Debian keeps them out of PATH."""
     on_path = shutil.which("initdb")
     if on_path:
         return Path(on_path).resolve().parent
@@ -24,7 +24,7 @@ def find_server_programs() -> Path | None:
 
 @contextmanager
 def postgres(programs: Path) -> Iterator[str]:
-    """Start a server that listens on a socket in its own folder only; the value is its DATABASE_URL."""
+    """Start a server that listens only on a socket in its own folder. Yields its DATABASE_URL."""
     folder = Path(tempfile.mkdtemp(prefix="portal-postgres-"))
     if os.geteuid() == 0:  # PostgreSQL refuses to run as root
         names = {entry.pw_name for entry in pwd.getpwall()}
@@ -44,13 +44,13 @@ def postgres(programs: Path) -> Iterator[str]:
 
 
 def dump(programs: Path, url: str, file: Path) -> None:
-    """Write the database of such a server to `file` as SQL, or copy the server's files beside it where that fails.
+    """Write the server's database to `file` as SQL, or copy the server's files beside it if that fails.
 
-    The server is started anew first: it may be stopped, replaying its log, or out of connections.
+    The server is restarted first, because it may be stopped, replaying its log, or out of connections.
     """
     folder = Path(url.partition("@/")[2]).parent
     control(programs, folder, "--mode=immediate", "stop", check=False)
-    # Not by the URL: libpq takes the path in it for the name of the database, and looks for the default socket.
+    # Not by URL: libpq takes the path for the database's name, and uses the default socket.
     where = [f"--host={folder}", f"--username={USER}", f"--dbname={DATABASE}"]
     try:
         start(programs, folder)
@@ -61,7 +61,7 @@ def dump(programs: Path, url: str, file: Path) -> None:
 
 
 def start(programs: Path, folder: Path) -> None:
-    # What a crash of the machine would lose is of no interest here; many tests connect from twenty threads.
+    # Durability doesn't matter here; many tests connect from twenty threads.
     options = ["-k", str(folder), "-c", "listen_addresses=", "-c", "fsync=off", "-c", "max_connections=300"]
     quoted = " ".join(f"'{option}'" for option in options)
     control(programs, folder, "--log", str(folder / "log"), "--options", quoted, "start", check=True)
@@ -73,7 +73,7 @@ def control(programs: Path, folder: Path, *words: str, check: bool) -> subproces
 
 
 def process_options(folder: Path) -> dict[str, Any]:
-    """Run as the owner of the server's folder, who is not root."""
+    """Return the options to run a program as the owner of the server's folder, who isn't root."""
     options: dict[str, Any] = {"cwd": folder, "stdin": subprocess.DEVNULL}
     if os.geteuid() == 0:
         owner = folder.stat()

@@ -1,4 +1,4 @@
-"""E-mail in tests: what was sent, and an SMTP server in the test process that answers each recipient as it is told to."""
+"""E-mail in tests: the messages sent, and an SMTP server in the test process with a reply for each recipient."""
 
 import socketserver
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ HANG_UP, SILENT = "hang up", "silent"
 
 
 def sent_mails() -> list[Any]:
-    """Send what is queued. Returns all messages that were sent in this test, the oldest first."""
+    """Send queued e-mails. Returns all messages that were sent in this test, oldest first."""
     send_due(now=timezone.now())
     return mail.outbox  # type: ignore[no-any-return]
 
@@ -66,8 +66,8 @@ class Handler(socketserver.StreamRequestHandler):
 
 
 class SMTPServer(socketserver.ThreadingTCPServer):
-    """`answers` has a reply by recipient, or HANG_UP or SILENT, and one to a whole message below "DATA"; `taken` has the
-    messages, `connections` how many there were."""
+    """`answers` has a reply by recipient, or HANG_UP or SILENT, and one to a whole message under "DATA"; `received` has the
+    messages, `connections` their number."""
 
     allow_reuse_address = True
     daemon_threads = True

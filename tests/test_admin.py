@@ -1,4 +1,4 @@
-"""The support desk: found by uuid and e-mail, prices in currency units, records that cannot be changed."""
+"""Django admin: search by UUID and e-mail, prices in currency units, read-only records."""
 
 import re
 from collections.abc import Callable
@@ -97,7 +97,7 @@ def test_the_last_owner_of_a_project_cannot_be_taken_from_it_on_the_page_of_the_
 
 
 def post_user(support: Client, user: User, **changed: object) -> str:
-    """Save the page of a person as it is shown, with some answers changed; returns the text of the answer."""
+    """Submit a user's page with some fields changed, and return the text of the response."""
     [membership] = user.memberships.all()
     fields = {"email": user.email, "is_active": "on", "customer": user.customer_id}
     inline = {"TOTAL_FORMS": 1, "INITIAL_FORMS": 1, "0-id": membership.pk, "0-user": user.pk}

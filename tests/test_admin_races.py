@@ -1,4 +1,4 @@
-"""Administrators who save the same at once, and while customers do: one is done, the others read why not."""
+"""Administrators who save at the same time as others: one succeeds, and the others get a reason."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -27,7 +27,7 @@ QUOTAS = {"snapshot_quota": -1, "snapshot_gb_quota": -1, "volume_quota": -1, "vo
 
 @pytest.fixture
 def race(client_for: Callable[..., Client]) -> Callable[..., Counter]:
-    """race(address, answers, sentence) posts the answers in TAKERS threads at once, beside other acts; counts the ends."""
+    """race(url, answers, sentence) posts the answers in TAKERS threads at once, beside other actions. Counts outcomes."""
     administrators = [client_for(UserFactory(admin=True)) for _number in range(TAKERS)]
 
     def race(address: str, answers: dict[str, Any], sentence: str, *others: Callable[[], object]) -> Counter:

@@ -1,4 +1,4 @@
-"""What `make chaos` finds, and what a failed run of it leaves behind to look at."""
+"""What `make chaos` finds, and what a failed run keeps for analysis."""
 
 import importlib
 from datetime import UTC, datetime, timedelta
@@ -29,7 +29,7 @@ def afterwards(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 
 def done_runs(*deleted: tuple[DeletionCause | None, int | None]) -> BackupSchedule:
-    """A schedule with one done run a day: (why its backup was deleted, on which day) of each."""
+    """Create a schedule with one done run a day, given (cause of its backup's deletion, day) of each."""
     schedule = BackupScheduleFactory()
     for day, (cause, deleted_on) in enumerate(deleted):
         at = AT + timedelta(days=day)

@@ -1,5 +1,4 @@
-"""The files of deploy/ do what they say: units that systemd accepts, that are shut tight and really start the portal; rules
-that ask for numbers there are."""
+"""The files of deploy/: units that systemd accepts, that are sandboxed and start the portal; alerts on existing metrics."""
 
 import http.client
 import json
@@ -45,7 +44,7 @@ def values(unit: Path, name: str) -> list[str]:
 
 
 def commands(unit: Path) -> list[list[str]]:
-    """What the unit runs before and as its work, with this checkout in place of /opt/portal."""
+    """Return the commands of the unit, with this checkout in place of /opt/portal."""
     lines = values(unit, "ExecStartPre") + values(unit, "ExecStart")
     return [[sys.executable if word.endswith("/python") else word for word in shlex.split(line)] for line in lines]
 
@@ -79,7 +78,7 @@ def test_systemd_accepts_every_unit_without_a_word(units: Path) -> None:
 
 @pytest.mark.parametrize("service", SERVICES, ids=lambda path: path.stem)
 def test_every_service_is_sandboxed_as_far_as_possible(units: Path, service: Path) -> None:
-    """systemd's own measure, from 0 (can do nothing) to 10; a service without any of this has 9.6."""
+    """systemd's own score, from 0 (can do nothing) to 10. A service without a sandbox has 9.6."""
     path = str(units / service.name).replace("@.", "@1.")
     result = analyze(units, "security", "--offline=true", "--threshold=20", "--no-pager", path)
     exposure = re.search(r"Overall exposure level for \S+: ([\d.]+)", result.stdout)
@@ -116,7 +115,7 @@ def test_the_target_starts_every_part() -> None:
 
 @pytest.fixture
 def deployed(process_environment: dict[str, str], tmp_path: Path) -> Iterator[dict[str, str]]:
-    """What portal.target starts on two machines, with the settings of portal.env.example and three workers in all; the
+    """Start portal.target on two machines, with the settings of portal.env.example and three workers. Yields the
     environment of the first.
     """
     probes = [socket.create_server(("127.0.0.1", 0)) for _machine in range(2)]
@@ -189,7 +188,7 @@ def test_what_the_units_start_is_a_portal_that_is_ready_and_works(deployed: dict
 
     wait_for(is_ready, "the portal does not get ready")
 
-    # as the proxy asks
+    # as the proxy does
     proxied = {"Host": "portal.example.com", "X-Forwarded-Proto": "https", "X-Forwarded-For": "203.0.113.9"}
     status, headers, page = get(port, "/accounts/login/", **proxied)
     assert status == 200
@@ -205,7 +204,7 @@ def test_what_the_units_start_is_a_portal_that_is_ready_and_works(deployed: dict
 
     snapshots = [SnapshotFactory() for _number in range(12)]
     for snapshot in snapshots:
-        operations.create_operation(kind="verify", snapshot=snapshot)  # of which storage has nothing, so they fail
+        operations.create_operation(kind="verify", snapshot=snapshot)  # whose data isn't in the storage, so they fail
     wait_for(lambda: not Operation.objects.active().exists(), "the workers do nothing")
     assert set(Operation.objects.values_list("state", "attempt")) == {("failed", 1)}
 
@@ -344,7 +343,7 @@ def test_timeouts_of_callers_exceed_those_of_callees() -> None:
     assert settings.OPERATION_LEASE_SECONDS < stop["worker@"] and settings.SCHEDULER_LEASE_SECONDS < stop["worker@"]
     assert settings.DATABASE_TIMEOUT < int(scrape.removesuffix("s")) < nginx["proxy_read_timeout"]
     assert settings.SQLITE_TIMEOUT < nginx["proxy_read_timeout"]
-    # the table says the same
+    # the table has the same number
     rows = OPERATIONS.read_text().partition("## Timeouts")[2].partition("## ")[0]
     for name in ("keepalive_timeout", "proxy_connect_timeout", "proxy_read_timeout", "client_header_timeout"):
         assert re.search(rf"`{name}`.*\| {nginx[name]} s \|", rows), name
@@ -357,7 +356,7 @@ def test_timeouts_of_callers_exceed_those_of_callees() -> None:
 
 @pytest.mark.parametrize("host", ["portal.example.com", "elsewhere.example"])
 def test_the_proxys_own_responses_have_no_links_and_the_same_headers(host: str, tmp_path: Path) -> None:
-    """With a real nginx and no portal behind it."""
+    """With nginx and no portal behind it."""
     nginx = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
     if not nginx or not shutil.which("openssl"):
         pytest.skip("nginx or openssl is not installed")

@@ -1,4 +1,4 @@
-"""Arithmetic with sizes, sums and durations that customers choose: 1 byte to 1 PB, 0 to 10 years."""
+"""Arithmetic with extreme sizes, sums and durations: 1 byte to 1 PB, 0 to 10 years."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""The frame, the components and the style sheet: what holds for every page."""
+"""The frame, the components and the style sheet of every page."""
 
 import re
 from collections.abc import Callable
@@ -215,7 +215,7 @@ def test_nothing_in_a_template_breaks_the_content_security_policy(path: Path) ->
 
 
 def colours(theme: int) -> dict[str, str]:
-    """{token: hex}; 0 light, 1 dark. A colour that is the same in both themes is declared once."""
+    """Return {token: hex} for the light (0) and the dark (1) theme. A colour that both share is declared once."""
     source = (settings.BASE_DIR / "static" / "tokens.css").read_text()
     both = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6});", source))
     pairs = re.findall(r"--([a-z-]+): light-dark\((#[0-9a-f]{6}), (#[0-9a-f]{6})\);", source)
@@ -398,7 +398,7 @@ def test_the_second_click_on_a_button_does_nothing(page: "Page", db: None) -> No
 
     def answer_nothing(route: "Route") -> None:
         posts.append(route.request.method)
-        route.fulfill(status=204)  # the browser stays where it is
+        route.fulfill(status=204)  # the browser stays on the page
 
     page.route("**/accounts/login/", answer_nothing)
     with page.expect_response("**/accounts/login/"):

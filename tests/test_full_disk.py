@@ -1,4 +1,4 @@
-"""A data folder that is really full: pages still read, and say why nothing can be changed. Only root can mount one."""
+"""A full data folder: pages can be read, and say why nothing can be changed. Only root can mount one."""
 
 import http.client
 import json
@@ -48,7 +48,7 @@ def port() -> int:
 
 
 def prepare(folder: Path) -> None:
-    """Put this test's database there, and the list of static files, which pages name but this test does not fetch."""
+    """Copy this test's database there, and the manifest of static files, which pages need."""
     with closing(sqlite3.connect(connection.settings_dict["NAME"])) as source:
         with closing(sqlite3.connect(folder / "portal.sqlite3")) as target:
             source.backup(target)
@@ -72,7 +72,7 @@ def fill(folder: Path) -> Path:
 
 @contextmanager
 def another_process(folder: Path) -> Iterator[None]:
-    """As the scheduler does, it has had the database open since before the disk was full."""
+    """Another process that opened the database before the disk was full, as the scheduler does."""
     with closing(sqlite3.connect(folder / "portal.sqlite3")) as database:
         database.execute("PRAGMA journal_mode=WAL")
         database.execute("SELECT count(*) FROM django_migrations").fetchall()
@@ -96,7 +96,7 @@ def serving(folder: Path, port: int) -> Iterator[psutil.Process]:
 
 
 class Browser:
-    """One that is signed in, and keeps cookies."""
+    """A signed-in HTTP client that keeps cookies."""
 
     def __init__(self, port: int, session: str) -> None:
         self.port, self.cookies = port, {settings.SESSION_COOKIE_NAME: session}
@@ -143,7 +143,7 @@ def wait_until_it_answers(port: int) -> None:
 
 @pytest.fixture
 def session(client_for: Callable[..., Client]) -> str:
-    """The key of one that has to be written down as seen by the next page."""
+    """Return the key of a session whose last use the next page must record."""
     client = client_for(UserFactory(member_of=ProjectFactory()))
     session = client.session
     session[sessions.SEEN] = time.time() - 2 * sessions.SEEN_EVERY_SECONDS

@@ -1,12 +1,11 @@
-"""Every form and every parameter of every address, in every role, with whatever hypothesis thinks of.
+"""Fuzzes every form and every parameter of every URL, in every role, with hypothesis.
 
-The addresses come from the URL configuration; the forms, their fields and the parameters of links from the pages
-themselves, so a new page is in it by itself. FUZZ_REQUESTS=20000 asks for so many requests in each role, and prints
-what each address was asked and answered; `-k owner` is one role alone.
+URLs come from the URL configuration; forms, fields and parameters come from the pages, so new pages are included
+automatically. FUZZ_REQUESTS=20000 sends that many requests in each role, and prints the responses by URL; `-k owner` runs
+one role only.
 
-Three words are looked for in what comes back. MINE is in every text of the customer whose people the roles are, FOREIGN in
-every text of another customer, INPUT in what is sent; each is followed by characters that HTML has to escape. So are the
-ids of what is another's.
+Responses are searched for three words and for foreign IDs. MINE is in every text of the roles' customer, FOREIGN in every
+text of another customer, and INPUT in every request; each is followed by characters that HTML must escape.
 """
 
 import logging
@@ -38,26 +37,26 @@ pytestmark = [pytest.mark.django_db, pytest.mark.slow]
 LONG = "FUZZ_REQUESTS" in os.environ
 REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "160"))
 UNESCAPED = re.compile(rf"({MINE}|{FOREIGN}|{INPUT})(<|\"|'|&(?!lt;|gt;|amp;|quot;|\#x27;|\#39;))", re.IGNORECASE)
-# an attribute by which a browser goes somewhere, or fetches something, that is not ours
+# an attribute that makes a browser open or fetch something from another site
 LEADING = re.compile(
     r"""\b(?:href|src|action|formaction|poster|data|hx-[a-z-]+)\s*=\s*["']?\s*"""
     r"""(?:(?:https?:)?[/\\]{2}elsewhere|javascript:)[^"'\s>]*""",
     re.IGNORECASE,
 )
 HEADERS_THAT_LEAD = ("Location", "HX-Redirect", "HX-Location", "HX-Push-Url", "HX-Replace-Url")
-# Says that the portal is not well, which is no failure of the page.
+# Reports that the portal is unhealthy, which isn't a failure of the page.
 MAY_BE_UNAVAILABLE = {"/readyz", "/metrics"}
 
 
 @pytest.fixture
 def world(storage_root: Path, settings: Any) -> SimpleNamespace:
-    settings.ACTIONS_PER_HOUR = dict.fromkeys(settings.ACTIONS_PER_HOUR, 1)  # the second one of a kind is refused
+    settings.ACTIONS_PER_HOUR = dict.fromkeys(settings.ACTIONS_PER_HOUR, 1)  # a second one is refused
     settings.ACCOUNT_RATE_LIMITS = {key: "3/m/ip" for key in settings.ACCOUNT_RATE_LIMITS}
     return create_world(storage_root)
 
 
 def goal_of(response: HttpResponse) -> str:
-    """Where a browser goes next, if that is a page of ours."""
+    """Return where a browser goes next, if that is a page of the portal."""
     goal = response.get("HX-Redirect") or response.get("Location") or ""
     parts = urlsplit(goal)
     return goal if goal and not parts.netloc and parts.path.startswith("/") else ""
@@ -115,10 +114,10 @@ def test_random_requests_break_leak_and_redirect_nothing(
     def check(wanted: dict[str, Any], response: HttpResponse, sent: str) -> None:
         marks: tuple[str, ...] = (MINE, FOREIGN) if role in (OUT, STRANGER) else (FOREIGN,)
         ids = world.secret.get(role, set())
-        if role == ADMINISTRATOR:  # sees everybody's in Django admin, and looks at the portal with one person's eyes
+        if role == ADMINISTRATOR:  # sees everything in Django admin, and can view the portal as a user
             eyes = wanted.get("session") == looking and not wanted["url"].startswith("/admin/")
             marks, ids = ((FOREIGN,), world.secret[OWNER]) if eyes else ((), set())
-        if "/invitations/" in sent:  # whose link opens the project
+        if "/invitations/" in sent:  # whose link grants access to the project
             marks, ids = (), set()
         for problem in problems(wanted, response, sent, marks, ids):
             key = (wanted["name"], problem[:30])
@@ -129,7 +128,7 @@ def test_random_requests_break_leak_and_redirect_nothing(
 
     @settings(
         max_examples=min(1000, REQUESTS // 4) if LONG else REQUESTS // 2,
-        derandomize=not LONG,  # the same in every `make test`, others in every long run
+        derandomize=not LONG,  # the same in every `make test`, different in every long run
         database=None,
         deadline=None,
         suppress_health_check=list(HealthCheck),
@@ -156,7 +155,7 @@ def test_random_requests_break_leak_and_redirect_nothing(
     began = time.monotonic()
     fuzz()
     weighty = {name for name in PATTERNS if role == ADMINISTRATOR or not name.startswith("admin:")}
-    # chance may pass an address by
+    # chance may skip a URL
     while LONG and statuses.total() < REQUESTS * (1.5 if weighty - by_address.keys() else 1):
         spent = f"{time.monotonic() - began:.0f} s, {time.process_time():.0f} s of CPU"
         print(f"{role}: {statuses.total()} requests in {spent}", flush=True)

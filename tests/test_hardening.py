@@ -1,4 +1,4 @@
-"""A portal that others reach does not start half-open, tells browsers what to hold back, and is not run into the ground."""
+"""A public portal doesn't start with unsafe settings, sends security headers, and limits expensive actions."""
 
 import os
 import re
@@ -48,7 +48,7 @@ def manage(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "manage.py", *arguments],
         cwd=django_settings.BASE_DIR,
-        # which the tests in a browser set for their own process
+        # which the browser tests set for their own process
         env={name: os.environ[name] for name in os.environ if name != "DJANGO_ALLOW_ASYNC_UNSAFE"} | environment,
         capture_output=True,
         text=True,
@@ -66,7 +66,7 @@ def manage(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
         (["192.168.7.20", "10.0.0.3", "portal.localhost"], False, False),
         (["localhost"], True, True),
         (["localhost", "portal.example.com"], False, True),
-        (["203.0.113.9"], False, False),  # an address for documentation, of which none is on the internet
+        (["203.0.113.9"], False, False),  # an address reserved for documentation
         (["8.8.8.8"], False, True),
         (["*"], False, True),
         ([".example.com"], False, True),
@@ -111,7 +111,7 @@ def test_an_unsafe_setting_stops_the_start_with_one_sentence(
 def test_the_demos_sign_ins_stop_the_start_until_their_password_is_another(
     process_environment: dict[str, str], command: str, tmp_path: Path
 ) -> None:
-    # as the processes store it; the tests themselves use a quicker way
+    # as processes store it; the tests themselves use a quicker hash
     user = UserFactory(email="admin@example.com", admin=True)
     User.objects.update(password=PBKDF2PasswordHasher().encode(PASSWORD, "0123456789abcdefghij12", iterations=1000))
     with socket.socket() as probe:
@@ -222,7 +222,7 @@ def test_every_package_is_pinned_with_hashes(name: str) -> None:
 )
 def test_every_answer_carries_the_headers_that_keep_others_out(client: Client, path: str) -> None:
     answer = client.get(path)
-    if "html" in answer["Content-Type"]:  # what only a document has a use for
+    if "html" in answer["Content-Type"]:  # which only applies to documents
         assert answer["Cross-Origin-Opener-Policy"] == "same-origin"
         assert answer["Referrer-Policy"] == "same-origin"
     assert answer["Cross-Origin-Resource-Policy"] == "same-origin"
@@ -386,9 +386,9 @@ def test_requests_beyond_the_rate_limit_are_refused_until_the_first_is_an_hour_o
     times = [now - timedelta(minutes=minutes) for minutes in (59, 20, 10)]
     for at in times:
         OperationFactory(**fields, created_at=at, requested_by=member.user)
-        OperationFactory(**fields, created_at=at)  # what the portal asks for by itself
+        OperationFactory(**fields, created_at=at)  # requested by the portal itself
         OperationFactory(succeeded=True, created_at=at, requested_by=UserFactory())  # another customer's
-    if kind != "verify":  # the same acts, of the kind that is limited
+    if kind != "verify":  # the same requests, of the limited kind
         limited = Operation.objects.filter(requested_by=member.user)
         target = {"volume": volume, "safety_snapshot": SnapshotFactory(volume=volume)} if kind == "restore" else {}
         if kind == "new_volume":

@@ -1,4 +1,4 @@
-"""/healthz and /readyz: what a load balancer is told, and that it costs nothing and tells no secret."""
+"""/healthz and /readyz: their responses, which are cheap and reveal no secrets."""
 
 import json
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from snapshots.monitoring.storage import check_storage
 from snapshots.storage.local import LocalDriver
 from tests.factories import LocationFactory
 
-# as machines ask: by an address that is in no ALLOWED_HOSTS, without HTTPS
+# as machines do: by an address outside ALLOWED_HOSTS, without HTTPS
 PROBE: dict[str, Any] = {"headers": {"Host": "10.1.2.3:8000"}}
 
 
@@ -136,7 +136,7 @@ def test_a_storage_without_a_recent_check_is_unknown(client: Client) -> None:
 
 
 class HangingDriver(LocalDriver):
-    """A storage whose calls do not return before they are let go, like a network file system that is away."""
+    """A storage whose calls hang until they are released, like an unreachable network file system."""
 
     let_go = Event()
     calls = 0
@@ -156,7 +156,7 @@ def test_a_hanging_storage_delays_nobody_and_is_checked_once(client: Client, set
             check_storage(timeout_seconds=0.2)
             states = parts(client, 200)
             assert (states[f"storage {fine.code}"], states[f"storage {hanging.code}"]) == ("ok", "does not answer")
-        from tests.test_health import HangingDriver as Asked  # the one that the portal imported by its name
+        from tests.test_health import HangingDriver as Asked  # the class that the portal imported by name
 
         assert Asked.calls == 1
     finally:

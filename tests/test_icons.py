@@ -1,4 +1,4 @@
-"""The icons: one sprite of those that the pages use, and no others."""
+"""The icons: one sprite with exactly those that the pages use."""
 
 import re
 from collections.abc import Callable

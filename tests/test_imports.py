@@ -1,4 +1,4 @@
-"""Imports point one way: an app knows the ones below it and none above, and nobody knows the modules on top."""
+"""Imports point one way: an app imports the apps below it and none above, and nothing imports the modules on top."""
 
 import ast
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ def layer(module: str) -> int | None:
 
 
 def dependencies(path: Path) -> Iterator[str]:
-    """The modules that a module imports, and the apps whose URLs it names ("snapshots:row")."""
+    """Yield the modules that a module imports, and the apps whose URLs it names ("snapshots:row")."""
     package = list(path.parent.parts)
     for node in ast.walk(ast.parse((settings.BASE_DIR / path).read_text())):
         match node:

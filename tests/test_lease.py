@@ -1,4 +1,4 @@
-"""Several schedulers, one of which acts, and several workers: real processes that are really killed."""
+"""Several schedulers, one of which acts, and several workers, as processes that are killed."""
 
 import os
 import signal
@@ -41,7 +41,7 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = 60) 
 
 @pytest.fixture
 def start(process_environment: dict[str, str]) -> Iterator[Start]:
-    """start("worker") is a process of manage.py; all of them are killed in the end."""
+    """start("worker") starts a process of manage.py; all of them are killed at the end."""
     environment = process_environment | {"SCHEDULER_LEASE_SECONDS": str(LEASE_SECONDS)}
     started: list[subprocess.Popen] = []
 
@@ -57,7 +57,7 @@ def start(process_environment: dict[str, str]) -> Iterator[Start]:
 
 
 def leader() -> Process | None:
-    """The scheduler whose lease has not run out."""
+    """Return the scheduler that holds the lease."""
     lease = Lease.objects.filter(name="scheduler", expires_at__gt=timezone.now()).first()
     return Process.objects.filter(pk=lease.holder).first() if lease else None
 
@@ -78,7 +78,7 @@ def test_a_lease_is_held_until_released_or_expired() -> None:
     Lease.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
     assert acquire_lease("scheduler", holder="b", seconds=30)
     assert not acquire_lease("scheduler", holder="a", seconds=30)
-    release_lease("scheduler", holder="a")  # not its own any more
+    release_lease("scheduler", holder="a")  # no longer its own
     assert not acquire_lease("scheduler", holder="a", seconds=30)
     release_lease("scheduler", holder="b")
     assert acquire_lease("scheduler", holder="a", seconds=30)
@@ -118,9 +118,9 @@ def test_when_the_acting_scheduler_is_killed_another_one_acts_within_the_lease(s
     assert timezone.now() - killed_at < timedelta(seconds=LEASE_SECONDS + 5)  # the machine may be busy
     second = leader()
     assert second is not None and second.pk != first.pk
-    assert Process.objects.filter(pk=first.pk).exists()  # a dead one is seen by its silence
+    assert Process.objects.filter(pk=first.pk).exists()  # a dead one is noticed when its heartbeat stops
 
-    processes[second.pid].terminate()  # one that ends gives the lease up at once, and its row
+    processes[second.pid].terminate()  # one that exits releases the lease at once, and deletes its row
     assert processes[second.pid].wait(30) == 0
     wait_until(lambda: (third := leader()) and third.pk != second.pk, "nobody took over", seconds=LEASE_SECONDS)
     assert not Process.objects.filter(pk=second.pk).exists()
@@ -162,13 +162,13 @@ def signals_as_before() -> Iterator[None]:
 
 
 def test_a_worker_stopped_while_it_claims_releases_the_lock(signals_as_before: None) -> None:
-    """A signal is heard when the database has answered: here it has just begun the transaction that asks for work."""
+    """A signal is handled once the database has answered: here the transaction that claims work has just begun."""
 
     def stop_in_transaction(execute: Callable[..., Any], sql: str, *rest: Any) -> Any:
         if begins := sql.startswith("BEGIN"):
             wait_until(lambda: Process.objects.exists(), "no sign of life")
         answer = execute(sql, *rest)
-        if begins or connection.in_atomic_block:  # PostgreSQL is told to begin with the first statement
+        if begins or connection.in_atomic_block:  # psycopg sends BEGIN with the first statement
             os.kill(os.getpid(), signal.SIGTERM)
         return answer
 
@@ -201,11 +201,11 @@ def test_a_worker_outlives_a_restart_of_its_database(start: Start) -> None:
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                 " WHERE datname = current_database() AND pid <> pg_backend_pid()"
             )
-            # it asks twice a second, and waits for a connection for ten
+            # it polls twice a second, and waits ten seconds for a connection
             assert not Event().wait(13) and worker.poll() is None
         finally:
             server.execute(f'ALTER DATABASE "{where["NAME"]}" ALLOW_CONNECTIONS true')
-    # the pool of these tests lost its connections too, and would be slow to try again
+    # the tests' own pool lost its connections too, and would retry slowly
     connection.close()
     connection.close_pool()
     operation = OperationFactory()

@@ -1,4 +1,4 @@
-"""What the log says of a click, from the request to the worker; and what it never says."""
+"""The log of a click, from the request to the worker, and what is never logged."""
 
 import io
 import json
@@ -41,9 +41,7 @@ Lines = Callable[[], list[dict[str, Any]]]
 
 @pytest.fixture
 def log(request: pytest.FixtureRequest) -> Iterator[io.StringIO]:
-    """All that is logged by this process from now on, at every level, as LOG_FORMAT=JSON writes it, or as the test's
-    parameter says.
-    """
+    """Capture everything that this process logs, at every level, with LOG_FORMAT=JSON or the test's parameter."""
     as_json = getattr(request, "param", "JSON") == "JSON"
     config = logs.configuration(level="DEBUG", as_json=as_json, secrets=[settings.SECRET_KEY, DATABASE_PASSWORD])
     logging.config.dictConfig({"version": 1, "incremental": False, "disable_existing_loggers": False} | config)
@@ -252,7 +250,7 @@ def test_ordinary_words_stay(lines: Lines) -> None:
 def test_an_error_is_logged_once_with_its_request_and_without_variables(
     log: io.StringIO, lines: Lines, client_for: Callable[..., Client], storage_root: Path
 ) -> None:
-    """A broken engine is reached through the real page: its location names a driver that is not there."""
+    """A page reaches a broken engine: its location names a missing driver."""
     snapshot = SnapshotFactory()
     user = UserFactory(member_of=snapshot.project)
     snapshot.location.driver = "not there"

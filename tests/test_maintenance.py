@@ -1,4 +1,4 @@
-"""The maintenance page: a file shows it, without the database, and says when to come back."""
+"""The maintenance page, shown while a file exists, without using the database."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def note(settings: "SettingsWrapper", tmp_path: Path) -> Path:
-    """In a data folder of its own: the tests that run beside this one share theirs."""
+    """The maintenance file, in a data folder of its own, because concurrent tests share theirs."""
     settings.DATA_DIR = tmp_path
     return tmp_path / "maintenance"
 

@@ -1,4 +1,4 @@
-"""/metrics: who may read it, that it adds up over processes, and that it stays cheap."""
+"""/metrics: access, sums over processes, and cost."""
 
 import http.client
 import os
@@ -178,7 +178,7 @@ def test_an_attempt_that_fails_because_of_the_storage_is_an_error_of_its_locatio
 ) -> None:
     from tests.snapshots.disks import run_active_operations
 
-    snapshot = SnapshotFactory(volume__location__code="1CNG-YGN-AZ01")  # of which storage has no file
+    snapshot = SnapshotFactory(volume__location__code="1CNG-YGN-AZ01")  # whose file isn't in the storage
     operations.create_operation(kind="verify", snapshot=snapshot)
     run_active_operations()
     assert scrape(client)['portal_storage_errors_total{location="1CNG-YGN-AZ01"}'] == 1
@@ -220,7 +220,7 @@ def test_a_database_outage_is_a_metric(client: Client) -> None:
 @pytest.mark.django_db
 @pytest.mark.both_databases
 def test_no_query_walks_through_the_finished_operations() -> None:
-    """With the statistics of many finished operations, each plan finds the few others by an index."""
+    """With the statistics of many finished operations, each plan finds the few others by index."""
     snapshot = SnapshotFactory()
     long_ago = timezone.now() - timedelta(days=9)
     Operation.objects.bulk_create(
@@ -253,7 +253,7 @@ def test_no_query_walks_through_the_finished_operations() -> None:
 
 @pytest.fixture
 def gunicorn(process_environment: dict[str, str], tmp_path: Path) -> Iterator[tuple[subprocess.Popen, int]]:
-    """The web server with three processes, as it is in production; (its process, its port)."""
+    """Start the web server with three processes, as in production. Yields (process, port)."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -312,7 +312,7 @@ def test_every_process_reports_the_metrics_of_all_even_killed_ones(
 
 
 def test_what_a_worker_reserves_is_enough_for_every_label() -> None:
-    """Files that grow would be written to beyond what the disk has room for."""
+    """Files that grow could exceed the free space of the disk."""
 
     def names(resolver: Any) -> Iterator[str]:
         for pattern in resolver.url_patterns:

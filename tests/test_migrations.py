@@ -1,6 +1,6 @@
-"""Migrations that run while the version before them still serves: see docs/operations.md, “Writing migrations”.
+"""Migrations that run while the previous version still serves: see docs/operations.md, “Writing migrations”.
 
-`make upgrade` shows it with the real processes of an old version; here every migration is looked at.
+`make upgrade` tests it with processes of an old version; here every migration is analysed.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from django.db.migrations.state import ProjectState
 
 from cng_portal.common.migrations import AddCheckMeanwhile, AddIndexMeanwhile, ValidateMeanwhile
 
-# What the first release has: no version before it serves meanwhile.
+# The migrations of the first release: no earlier version serves while they run.
 FIRST_RELEASE = {
     "accounts": "0001_initial",
     "activity": "0002_triggers",
@@ -26,7 +26,7 @@ FIRST_RELEASE = {
     "notifications": "0001_initial",
     "snapshots": "0003_search",
 }
-# {(app, migration): why it harms nobody after all}. A column that is dropped: which release stopped asking for it.
+# {(app, migration): why it is harmless}. For a dropped column: the release that stopped using it.
 ALLOWED: dict[tuple[str, str], str] = {
     ("billing", "0003_block_storage"): "triggers that SQLite dropped, one of a new kind; checks that allow more",
     ("inventory", "0002_volume_life"): "the old version writes neither these times nor the state “deleting”",
@@ -44,7 +44,7 @@ OURS = [
 
 
 def complaints(operation: Operation, app: str, before: ProjectState) -> Iterator[str]:
-    """Why the operation breaks the version that knows only `before`, or holds it up."""
+    """Yield why the operation breaks or blocks the version that knows only `before`."""
     match operation:
         case migrations.SeparateDatabaseAndState():
             for inner in operation.database_operations:
@@ -113,7 +113,7 @@ def of_new_rule(operation: Operation) -> Iterator[str]:
 
 
 def judged() -> Iterator[tuple[tuple[str, str], list[str]]]:
-    """Every migration after the first release with what there is against it."""
+    """Yield every migration after the first release, with the objections to it."""
     loader = MigrationLoader(connection)
     for app in OURS:
         for key in loader.graph.forwards_plan(loader.graph.leaf_nodes(app)[0]) if loader.graph.leaf_nodes(app) else []:

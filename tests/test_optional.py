@@ -1,4 +1,4 @@
-"""What decorates a page is left out when it fails, and the page answers."""
+"""Decorations of a page that fail are left out, and the page still responds."""
 
 from collections.abc import Callable
 

@@ -42,7 +42,7 @@ LISTS = [
 
 @pytest.fixture
 def owner(db: None) -> User:
-    """An owner of three projects in three locations with more than a page of everything, all of it charged."""
+    """An owner of three projects in three locations, with more than a page of everything, all charged."""
     customer = CustomerFactory(postpaid=True)
     projects = [ProjectFactory(customer=customer, name=name) for name in ("Default", "Software", "Accounting")]
     owner = UserFactory(member_of=projects[0], customer=customer)

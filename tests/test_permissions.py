@@ -1,4 +1,4 @@
-"""Every address of the portal in every role: the answers are those of permissions.py, and no address is without a line."""
+"""Every URL of the portal in every role responds as permissions.py says, and every URL has a row there."""
 
 import re
 from collections.abc import Callable
@@ -66,7 +66,7 @@ PASSWORD = "a password of the tests"
 METHODS = ("GET", "POST", "htmx")
 ROWS = {row.name: row for rows in TABLE.values() for row in rows}
 
-# What a parameter of an address stands for. A thing of which there can be a foreign one is an attribute of `world`.
+# The value of each URL parameter. Objects that can belong to somebody else are attributes of `world`.
 PARAMETERS: dict[str, Callable[[SimpleNamespace], Any]] = {
     "snapshot_id": lambda world: world.snapshot,
     "operation_id": lambda world: world.operation,
@@ -93,7 +93,7 @@ PARAMETERS: dict[str, Callable[[SimpleNamespace], Any]] = {
 
 @pytest.fixture
 def world(storage_root: Path) -> SimpleNamespace:
-    """One thing of each kind, in a project with a viewer, a member and an owner; the stranger owns another project."""
+    """One object of each kind, in a project with a viewer, a member and an owner; the stranger owns another project."""
     project = ProjectFactory(customer__postpaid=True)
     snapshot = SnapshotFactory(volume__project=project, volume__attached_stopped=True)
     now = timezone.now()
@@ -153,7 +153,7 @@ def world(storage_root: Path) -> SimpleNamespace:
     )
 
 
-# Django's own for each model, decided by the rules of its ModelAdmin; and what sends old or unknown addresses on
+# Django's own pages for each model, with the permissions of its ModelAdmin, and redirects of old or unknown URLs
 ADMIN_PAGES = {
     f"admin:{model._meta.app_label}_{model._meta.model_name}_{page}": (model, page)
     for model in admin.site._registry
@@ -190,7 +190,7 @@ def url_of(row: Row, world: SimpleNamespace, **others: Any) -> str:
 
 
 def ask(url: str, role: str, method: str, world: SimpleNamespace) -> HttpResponse:
-    """The answer; what the request did to the database is undone, so that many requests share one world."""
+    """Return the response. The request's changes are rolled back, so that many requests share one world."""
     client = Client()
     if role != OUT:
         client.cookies[settings.SESSION_COOKIE_NAME] = world.sessions[role]
@@ -220,7 +220,7 @@ def test_every_url_answers_each_role_as_in_the_table(role: str, world: SimpleNam
 
 
 def page(response: HttpResponse, *ids: object) -> str:
-    """The body without what differs from request to request."""
+    """Return the body without what differs between requests."""
     body = re.sub(r"[A-Za-z0-9]{64}", "", response.getvalue().decode(errors="replace"))
     for pk in ids:
         body = body.replace(f"/{pk}/", "/")

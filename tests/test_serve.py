@@ -1,4 +1,4 @@
-"""What `make run` does after the installation: the real processes on a free port, with a data folder of their own."""
+"""What `make run` does after the installation: its processes on a free port, with their own data folder."""
 
 import os
 import signal
@@ -39,7 +39,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 @contextmanager
 def serving(environment: dict[str, str]) -> Iterator[tuple[subprocess.Popen, list[str]]]:
-    """A server that has said that it is ready, and all that it has said until then."""
+    """Yield a server that is ready, and its output so far."""
     process = subprocess.Popen(
         SERVE,
         cwd=settings.BASE_DIR,

@@ -1,4 +1,4 @@
-"""A setting that cannot be used stops the start, and the one line that is printed names it."""
+"""An invalid setting stops the start with one line that names it."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Second factors, the confirmation before an administrator's acts, and limits on attempts."""
+"""Second factors, re-authentication, and limits on attempts."""
 
 import base64
 import hashlib
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.django_db
 
 
 def code_of(secret: str, at: float | None = None) -> str:
-    """What an authenticator app would show now, or at another time (RFC 6238)."""
+    """Return the code of an authenticator app, now or at another time (RFC 6238)."""
     key = base64.b32decode(secret + "=" * (-len(secret) % 8))
     digest = hmac.new(key, struct.pack(">Q", int(at or time.time()) // 30), hashlib.sha1).digest()
     start = digest[-1] & 15
@@ -53,7 +53,7 @@ def user() -> User:
 
 @pytest.fixture
 def secret(user: User) -> str:
-    """Of the authenticator app that the person has set up."""
+    """The secret of the authenticator app that the user has set up."""
     client = Client()
     sign_in(client, user.email)
     client.post(reverse("account_reauthenticate"), {"password": PASSWORD})
@@ -62,7 +62,7 @@ def secret(user: User) -> str:
     assert secret in page.text
     response = client.post(reverse("mfa_activate_totp"), {"code": code_of(secret)})
     assert response["Location"] == reverse("mfa_view_recovery_codes")
-    cache.clear()  # so that tests can go on with the code that activated it
+    cache.clear()  # so that tests can use the activation code again
     return secret
 
 
@@ -102,7 +102,8 @@ def test_a_code_of_the_app_works_once_while_it_is_valid(
     for begins, code in ((period, code_of(secret, period)), (period + 300, code_of(secret, period + 330))):
         time_machine.move_to(begins + 1, tick=False)
         assert lets_in(user, code)
-        for later in (2, 33, 58):  # the one of the next period, of a phone that is ahead, is taken for 90 seconds
+        # a code of the next period, from a phone whose clock is ahead, is accepted for 90 seconds
+        for later in (2, 33, 58):
             time_machine.move_to(begins + later, tick=False)
             assert not lets_in(user, code)
 
@@ -135,7 +136,7 @@ def test_factor_secrets_are_encrypted_and_reencrypted_with_a_new_key(
     assert secret not in stored() and stored().count("'fernet:") == 2
     first = settings.SECRET_KEY
 
-    # written in clear by a version before
+    # stored unencrypted by an earlier version
     [app] = Authenticator.objects.filter(type="totp")
     app.data["secret"] = secret
     app.save()
@@ -305,7 +306,7 @@ def test_an_administrators_action_continues_after_a_confirmation() -> None:
     assert Project.objects.get(pk=project.pk).name == "Before"
     client.post(response["Location"], {"password": PASSWORD, "next": url})
     assert Project.objects.get(pk=project.pk).name == "After"
-    # and now it is fresh
+    # now it was confirmed recently
     assert client.post(url, answers | {"name": "Again"}).status_code == 302
     assert Project.objects.get(pk=project.pk).name == "Again"
     # A clock that was ahead makes no confirmation last longer.

@@ -1,4 +1,4 @@
-"""An administrator looks as a customer's person: with a banner, an entry in the log, and nothing to change."""
+"""Impersonation: an administrator views the portal as a user, with a banner and a log entry, and can't change anything."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""The service that knows the passwords of breaches, as a server of our own that answers as Have I Been Pwned describes:
+"""Breached passwords, with a server that implements the API of Have I Been Pwned:
 https://haveibeenpwned.com/API/v3#PwnedPasswords
 """
 
@@ -34,7 +34,7 @@ def sum_of(password: str) -> str:
 
 
 class Service(ThreadingHTTPServer):
-    """`known`: sums, each with how often it was seen. `answers`: what is said instead, if anything."""
+    """`breached` maps hashes to counts; `answers` replaces the normal response, if set."""
 
     daemon_threads = True
 
@@ -81,7 +81,7 @@ class Answer(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def service(settings: "SettingsWrapper", monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
-    """Where every password that somebody chooses is asked for."""
+    """The service that checks every new password."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with Service() as server:
         Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()

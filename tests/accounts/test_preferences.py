@@ -1,4 +1,4 @@
-"""Time zone and dates are the person's: on every page, in the bell, in the e-mails."""
+"""Each user's time zone and date format apply on every page, in the bell and in e-mails."""
 
 import re
 from collections.abc import Callable
@@ -49,7 +49,7 @@ def user() -> User:
 
 
 def text_of(client: Client, path: str) -> str:
-    """What is read on a page and in its labels, without the pictures of the date formats in the profile."""
+    """Return the text and labels of a page, without the examples of date formats in the profile."""
     response = client.get(path)
     assert response.status_code == 200, (path, response.get("Location"))
     html = response.text
@@ -112,7 +112,7 @@ def test_every_page_uses_the_users_date_format(
     assert {path: IN_WORDS.findall(text) for path, text in texts.items() if IN_WORDS.search(text)} == {}
     assert "2025-03-05, 02:30:00 UTC+06:30" in texts[reverse("snapshots:snapshot", args=[snapshot.pk])]
     assert f"{timezone.localtime():%Y-%m}" in texts["/billing/"]
-    User.objects.update(date_format=DateFormat.WORDS)  # the same pages, so that a date that is not found is no proof
+    User.objects.update(date_format=DateFormat.WORDS)  # checks that dates are found on these pages at all
     assert sum(bool(IN_WORDS.search(text_of(client, path))) for path in paths) >= 10
 
 

@@ -1,4 +1,4 @@
-"""The person's own pages: what they change, and that nobody else sees or changes it."""
+"""The user's own pages: what they change, and that nobody else can see or change it."""
 
 import time
 from collections.abc import Callable

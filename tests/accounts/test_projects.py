@@ -1,4 +1,4 @@
-"""Projects: created, renamed and archived by owners, seen by members, invisible to everybody else."""
+"""Projects: created, renamed and archived by owners, visible to members, and a 404 for everyone else."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""Who is in a project: links that open once, and a project that is never without an owner."""
+"""Members of a project: invitations that work once, and a project that never lacks an owner."""
 
 import re
 from collections.abc import Callable
@@ -281,7 +281,7 @@ def test_an_invitation_is_sent_again_with_a_new_link(
     [message] = sent_mails()
     new = roles.open_invitations().get()
     assert (new.email, new.role) == ("mya@example.com", Role.MEMBER)
-    [link] = re.findall(r"https?://[^/]+(/invitations/\S+/)", message.body)  # it tells the second at which it was made
+    [link] = re.findall(r"https?://[^/]+(/invitations/\S+/)", message.body)  # its timestamp is in seconds
     assert roles.get_invitation(link.split("/")[2], at=timezone.now()) == new
     assert Client().get(link_of(old)).status_code == 404
     assert Client().get(link).status_code == 200

@@ -1,4 +1,4 @@
-"""One sign-in for everybody, and back to where a person wanted to go."""
+"""Sign-in, and the redirect to the requested page."""
 
 from datetime import timedelta
 from typing import Any

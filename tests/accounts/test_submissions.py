@@ -1,4 +1,4 @@
-"""A form that is sent twice does its work once."""
+"""A form that is submitted twice takes effect once."""
 
 import re
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The activity log: written with the act, seen by whom it concerns, changed by nobody, and kept as long as it has to be."""
+"""The activity log: written with each action, visible to those concerned, immutable, and kept for the required time."""
 
 from collections.abc import Callable
 from datetime import timedelta

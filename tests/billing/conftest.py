@@ -15,7 +15,7 @@ KIND = ServiceKind.BS_SNAPSHOT
 
 @pytest.fixture
 def shop() -> SimpleNamespace:
-    """A prepaid customer with an owner, and a location that sells BS snapshots at K 0.40 from 2026 on."""
+    """A prepaid customer with an owner, and a location that sells BS snapshots at K 0.40 since 2026."""
     project = ProjectFactory(customer__number=39, customer__name="Shwe", name="Default")
     owner = UserFactory(email="owner@example.com", member_of=project)
     location = LocationFactory(code="1CNG-YGN-AZ01")
@@ -29,7 +29,7 @@ def shop() -> SimpleNamespace:
 
 @pytest.fixture
 def use(shop: SimpleNamespace) -> Callable[..., UsageSegment]:
-    """use(start, end) charges 50 GB of the shop's customer; the result is the segment as it is in the database."""
+    """use(start, end) charges the shop's customer for 50 GB and returns the stored segment."""
 
     def use(start: datetime, end: datetime | None = None, **fields: object) -> UsageSegment:
         values = {

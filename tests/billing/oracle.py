@@ -1,6 +1,6 @@
-"""The rules of billing once more, hour by hour and with fractions, as slow and as plain as can be.
+"""An independent implementation of the billing rules: hour by hour, with fractions, slow and simple.
 
-It shares nothing with the portal: a history goes in as what happened, a bill comes out.
+It shares no code with the portal: it turns a history of events into a bill.
 """
 
 from collections import defaultdict
@@ -18,7 +18,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class Stay:
-    """A thing that was there. `price_of_vm` instead of a size means automatic backups. `kind` has its own prices."""
+    """A charged resource. `price_of_vm` instead of a size means automatic backups. Each `kind` has its own prices."""
 
     resource: int
     start: datetime
@@ -29,7 +29,7 @@ class Stay:
 
 
 def started_hours(stay: Stay, now: datetime) -> list[datetime]:
-    """When each hour that has to be paid started."""
+    """Return the starts of the hours to pay."""
     if stay.start > now:
         return []
     end = now if stay.end is None else min(stay.end, now)
@@ -51,7 +51,7 @@ def bill(
     now: datetime,
     digits: int = 2,
 ) -> dict[tuple[int, datetime, date, datetime | None], tuple[int, Fraction]]:
-    """{(resource, start, month, since when the price holds): (hours, amount rounded to `digits`)}."""
+    """Return {(resource, start, month, start of the price): (hours, amount rounded to `digits`)}."""
     hours: dict = defaultdict(int)
     hourly = {}
     for stay in stays:
@@ -69,22 +69,22 @@ def bill(
 
 
 def switched(changes: list[tuple[datetime, Fraction | None]], resource: int) -> list[Stay]:
-    """Automatic backups: each change sets the price of the VM, or with None switches them off."""
+    """Return the stays of automatic backups. Each change sets the price of the VM, or switches them off with None."""
     return changed(changes, lambda price: Stay(resource=resource, start=EPOCH, end=None, price_of_vm=price))
 
 
 def resized(changes: list[tuple[datetime, tuple | None]], resource: int, kind: str, sold_since: datetime) -> list[Stay]:
-    """Volumes: each change sets (size, project), or with None deletes it. They cost nothing before they are sold."""
+    """Return the stays of a volume, which is free until it is sold. Each change sets (size, project), or None: deleted."""
     before = [change for change in changes if change[0] <= sold_since]
     changes = [*((sold_since, what) for _at, what in before[-1:]), *changes[len(before) :]]
     return changed(changes, lambda what: Stay(resource=resource, start=EPOCH, end=None, gigabytes=what[0], kind=kind))
 
 
 def changed(changes: list[tuple[datetime, Any]], stay_of: Callable[[Any], Stay]) -> list[Stay]:
-    """Each change sets something that costs something, or with None ends it.
+    """Return the stays between changes. Each change sets what is charged, or ends the charge with None.
 
-    "An hour once paid for is not paid twice": what begins inside a paid hour begins where that hour ends. To set what holds
-    already is no change.
+    An hour is never paid twice: what begins inside a paid hour begins where that hour ends. Setting the present value
+    isn't a change.
     """
     changes = [change for before, change in pairwise([(None, object()), *changes]) if before[1] != change[1]]
     stays: list[Stay] = []

@@ -21,7 +21,7 @@ def desk(client_for):
 
 
 def package_form(package=None, versions=(), **fields):
-    """The form as the browser sends it; versions are (pk, start, rate)."""
+    """Return the form data as a browser sends it; versions are (pk, start, rate)."""
     form = {
         "location": package.location_id if package else LocationFactory().pk,
         "kind": package.kind if package else ServiceKind.BS_SNAPSHOT,
@@ -323,7 +323,7 @@ def test_block_storage_that_charges_existing_volumes_is_confirmed_and_starts_aft
     response = desk.post(url, block_storage_form(shop.location, 4, confirm_volumes="on"))
     assert response.status_code == 302, errors(response)
     assert shop.owner.notifications.get().title == "Volumes in 1CNG-YGN-AZ01 will be charged"
-    # nor may the planned price be brought forward, or raised, without notice
+    # the planned price may not start earlier, or be raised, without notice
     package = Package.objects.get(kind=ServiceKind.BLOCK_STORAGE)
     [first] = package.versions.all()
     url = reverse("admin:billing_package_change", args=[package.pk])

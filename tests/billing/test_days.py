@@ -1,4 +1,4 @@
-"""The costs of a young account by day: each is what the statement says of that day, and they add up to the months."""
+"""Daily costs of a new account: each equals the statement of that day, and they add up to the months."""
 
 import re
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What the database itself refuses, whoever asks."""
+"""What the database itself refuses."""
 
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
@@ -163,7 +163,7 @@ def test_usage_that_is_voided_ends_at_its_start(segment, package):
 
 @pytest.mark.parametrize("kind", ServiceKind)
 def test_what_was_invoiced_can_be_voided_while_it_is_open_and_never_again(segment, kind):
-    """It waits for the end of an hour that is paid, was invoiced, and its end inside that hour arrives late."""
+    """It was to start at the end of a paid hour, was invoiced, and its end within that hour arrives late."""
     automatic = {"size_gb": 0, "base_rate_micro": 100_000_000}
     measure = automatic if kind == ServiceKind.VM_BACKUP_AUTOMATIC else {}
     UsageSegment.objects.update(kind=kind, **measure)

@@ -1,4 +1,4 @@
-"""Random histories, played through the services, against the oracle. On both databases; HISTORIES=1000 plays more."""
+"""Random histories, compared with the oracle on both databases. HISTORIES=1000 runs more."""
 
 import os
 from collections import defaultdict
@@ -37,7 +37,7 @@ from tests.factories import ProjectFactory
 pytestmark = [pytest.mark.django_db, pytest.mark.slow, pytest.mark.both_databases]
 
 HISTORIES = int(os.environ.get("HISTORIES", "40"))
-EPOCH = datetime(2040, 2, 25, tzinfo=UTC)  # a leap year; both changes of the clock follow within the range
+EPOCH = datetime(2040, 2, 25, tzinfo=UTC)  # a leap year; both daylight saving changes are within the range
 RANGE = 75 * 86_400
 FIRST_PRICE = datetime(2026, 1, 1, tzinfo=UTC)  # has begun by the database's clock, so it can be corrected
 CURRENCIES = ["MMK", "MMK", "EUR", "JPY", "KWD"]
@@ -47,12 +47,12 @@ AUTOMATIC = ServiceKind.VM_BACKUP_AUTOMATIC
 VOLUME = ServiceKind.BLOCK_STORAGE
 relaxed = settings(
     max_examples=HISTORIES,
-    derandomize="HISTORIES" not in os.environ,  # the same histories for everybody; who asks for more gets new ones
+    derandomize="HISTORIES" not in os.environ,  # the same histories in every run, and new ones with HISTORIES
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 
-# instants cluster around hours, days and the ends of months, where mistakes would be
+# instants cluster around hours, days and month ends, where errors are likely
 boundaries = st.sampled_from([0, 1, -1, 3600, 3599, 3601, 1800, 23_400, 23_399, -7200, -3600])
 month_ends = st.sampled_from([5, 36, 66]).map(lambda day: day * 86_400 - 23_400)
 seconds = st.one_of(
@@ -101,7 +101,7 @@ class History:
 
 
 def corrections_of(prices: list[tuple[datetime, int]]) -> st.SearchStrategy:
-    """None, or when the first of the prices is corrected and to what; it must have begun by the database's clock."""
+    """Draw (instant, rate) of a correction of the first price, which must have started by the database's clock, or None."""
     start, rate = prices[0]
     if start != FIRST_PRICE or not rate:
         return st.none()
@@ -163,7 +163,7 @@ def histories(draw: st.DrawFn) -> History:
 
 
 def stays_of(events: list[Event], volumes_sold_since: datetime) -> list[oracle.Stay]:
-    """What the events that have arrived say."""
+    """Return the stays that follow from the events that have arrived."""
     stays = []
     changes = defaultdict(list)
     volumes: dict[int, list] = defaultdict(list)
@@ -218,7 +218,7 @@ class Player:
             )
 
     def charge_older_volumes(self, now: datetime) -> None:
-        """What the scheduler does as soon as the first price starts."""
+        """Charge existing volumes, as the scheduler does once the first price starts."""
         if now >= self.history.volume_prices[0][0]:
             charge_volumes(at=self.history.volume_prices[0][0])
 
@@ -286,7 +286,7 @@ class Player:
         )
 
     def check(self, now: datetime) -> None:
-        """The balance, and each resource's cost, are what the oracle says, by SQL and by Python."""
+        """Compare the balance and each resource's cost, from SQL and from Python, with the oracle."""
         self.charge_older_volumes(now)
         expected = self.expected(now)
         standing = get_standing(customer=self.customer, at=now)
@@ -303,7 +303,7 @@ class Player:
 
 
 def invoiced() -> dict:
-    """The oracle's form of all invoice lines, corrections included."""
+    """Return all invoice lines, including corrections, in the oracle's format."""
     invoiced_hours: dict = defaultdict(lambda: [0, Fraction(0)])
     for line in InvoiceLine.objects.select_related("segment", "price_version"):
         since = line.price_version.starts_at if line.price_version else None
@@ -412,7 +412,7 @@ def test_credits_that_expire_in_any_history_are_what_verification_recomputes(his
 @settings(relaxed, max_examples=max(10, HISTORIES // 5))
 @given(histories(), st.lists(st.integers(0, 3), min_size=4, max_size=4), st.randoms(use_true_random=False))
 def test_any_partition_and_order_of_closing_gives_the_same_invoices(history: History, groups, random):
-    """Four customers with the same history, closed together or apart, month by month or at once."""
+    """Four customers have the same history and are closed together or separately, month by month or at once."""
     outcomes = []
     for at_once in (True, False):
         with transaction.atomic():
@@ -479,7 +479,7 @@ def test_a_shift_inside_the_month_changes_nothing_and_more_never_costs_less(star
 @settings(relaxed, max_examples=max(10, HISTORIES // 5))
 @given(histories())
 def test_sql_and_python_give_the_same_lines(history: History):
-    """Every line that the month close would insert is the one that `rating.rate` makes of the same segment."""
+    """Every line that closing a month would insert equals the line that `rating.rate` returns for the segment."""
     with transaction.atomic():
         player = Player(history)
         for event in history.events:

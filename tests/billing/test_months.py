@@ -1,4 +1,4 @@
-"""Months, invoices, and what turns up after them."""
+"""Months, invoices, and usage that arrives after them."""
 
 import threading
 from datetime import UTC, date, datetime, timedelta
@@ -45,7 +45,7 @@ DECEMBER = yangon(1, month=12)
 
 
 def the_books() -> list:
-    """All that was written, in a form that can be compared."""
+    """Return all records of billing in a comparable form."""
     return [
         list(Invoice.objects.order_by("pk").values()),
         list(
@@ -165,7 +165,7 @@ def test_a_new_time_zone_neither_loses_nor_repeats_an_hour(shop, use, zone):
     ("zone", "hour"), [("America/New_York", 2), ("America/New_York", 8), ("Pacific/Kiritimati", 8)]
 )
 def test_this_month_is_one_on_the_day_after_a_change_of_the_time_zone(shop, use, zone, hour):
-    """November 2026 ended in Yangon on the 30th at 17:30 UTC; in New York it goes on until 5:00 UTC on the 1st."""
+    """November 2026 ends in Yangon on the 30th at 17:30 UTC, and in New York on the 1st at 5:00 UTC."""
     use(yangon(3, year=2026))
     closing.close_months(at=yangon(1, month=12, year=2026))
     Customer.objects.update(time_zone=zone)
@@ -357,7 +357,7 @@ def test_free_credits_that_expire_are_used_first_and_the_rest_is_taken_back(shop
 
 
 def test_a_grant_that_was_used_up_is_settled_when_it_expires(shop, use):
-    """Else the whole history would be replayed for each balance, for ever."""
+    """Otherwise every balance would replay the whole history."""
     use(yangon(1), yangon(2))
     for day in range(1, 20):
         credit = {"amount_micro": 10_000_000, "reason": "bonus", "key": f"bonus-{day}", "at": yangon(1)}
@@ -467,7 +467,7 @@ def test_months_before_the_first_invoice_keep_their_boundaries_when_the_zone_cha
 
 
 def test_a_customer_whose_month_cannot_be_closed_does_not_stop_other_invoices(shop, use, settings):
-    """The invoice of the second is larger than any amount of the wallet."""
+    """The second customer's invoice exceeds the largest amount of the wallet."""
     settings.ADMINS = [("Administrator", "admin@example.com")]
     dear = LocationFactory(code="1CNG-SGP-AZ01")
     create_package(location=dear, kind=shop.kind, rate_micro=1_000_000_000, starts_at=datetime(2026, 1, 1, tzinfo=UTC))
@@ -512,7 +512,7 @@ def test_a_failure_of_a_later_month_stays_while_earlier_ones_are_closed(shop, us
 
 
 def test_an_error_while_another_is_explained_does_not_stop_other_invoices(shop, use):
-    """The invoice is larger than any, and what is owed can't be computed: a grant expired before it was given."""
+    """The invoice is too large, and the amount owed can't be computed, because a grant expired before it was given."""
     dear = LocationFactory(code="1CNG-SGP-AZ01")
     create_package(location=dear, kind=shop.kind, rate_micro=1_000_000_000, starts_at=datetime(2026, 1, 1, tzinfo=UTC))
     projects = [ProjectFactory(customer__number=number) for number in range(40, 45)]

@@ -34,7 +34,7 @@ NOW = yangon(20, 12)
 
 @pytest.fixture
 def history(shop, use, time_machine):
-    """October is invoiced; in November one snapshot goes on and one has ended. Seen on 20 November at noon."""
+    """October is invoiced; in November one snapshot is still charged and one has ended. It is noon on 20 November."""
     fields = {"customer": shop.customer, "by": None, "at": yangon(1, month=10)}
     buy_credits(**fields, amount_micro=50_000_000_000, reason="Bank transfer 17", key="b")
     grant_credits(**fields, amount_micro=1_000_000_000, reason="Welcome", key="g", expires_at=yangon(1, month=12))
@@ -51,7 +51,7 @@ def owner(history, client_for):
 
 
 def text_of(response) -> str:
-    """The text of the page without markup, blanks made one."""
+    """Return the text of the page without markup, with whitespace collapsed."""
     text = re.sub(r"<[^>]+>", " ", response.content.decode())
     return re.sub(r"\s+", " ", text)
 
@@ -175,7 +175,7 @@ def test_rows_of_usage_link_to_the_page_of_their_resource(owner, history, use):
     url = reverse("snapshots:snapshot", args=[snapshot.pk])
     content = owner.get(reverse("billing:statement")).content.decode()
     assert f'<a class="list-name" href="{url}">nightly</a>' in content
-    assert '<th scope="row">root-disk<' in content  # gone without a trace
+    assert '<th scope="row">root-disk<' in content  # deleted without a record
     closing.close_months(at=yangon(1, month=12))
     invoice = Invoice.objects.order_by("-month")[0]
     assert f'href="{url}"' in owner.get(reverse("billing:invoice", args=[invoice.pk])).content.decode()
@@ -375,7 +375,7 @@ def test_a_correction_points_at_the_line_that_it_corrects(owner, history, time_m
 INSTALLED_FONTS = [path for path in pdf.FONTS if Path(path).exists()]
 NAMES = [
     "ရန်ကုန် ဒေတာဘေ့စ် — နေ့စဉ်",
-    "ေ်",  # marks without a letter below them
+    "ေ်",  # combining marks without a base letter
     "数据 🚀 Überfluß",
     "العربية \u202eevil",
     "\u200b\tx",
@@ -396,7 +396,7 @@ def test_no_name_breaks_the_pdf_or_is_lost_in_it(owner, history, use, monkeypatc
     response = owner.get(reverse("billing:invoice_pdf", args=[invoice.pk]))
     assert response.content.startswith(b"%PDF-")
     assert response.content.rstrip().endswith(b"%%EOF")
-    if not fonts:  # then the text stands in the file as it is; who cannot read a name finds the uuid
+    if not fonts:  # then the file has the text unchanged, and unreadable names have the UUID beside them
         streams = re.findall(rb"stream\n(.*?)\nendstream", response.content, re.DOTALL)
         text = b"".join(zlib.decompress(stream) for stream in streams).decode("latin-1")
         assert "#000039" in text

@@ -1,4 +1,4 @@
-"""A mistyped price: asked about before it is saved, corrected after it has begun, never too large for the database."""
+"""A mistyped price: confirmed before it is saved, corrected after it has started, never too large for the database."""
 
 from datetime import UTC, date, datetime, timedelta
 from html import unescape
@@ -99,7 +99,7 @@ def test_a_correction_can_be_corrected_again(shop, use, mistake):
 
 
 def test_usage_is_settled_once_an_invoice_has_its_corrections(shop, use, mistake):
-    """Closing costs as many queries afterwards as if nothing had been corrected, however many months are corrected."""
+    """Closing then takes as many queries as without corrections, however many months are corrected."""
 
     def close(month: int) -> int:
         with CaptureQueriesContext(
@@ -220,7 +220,7 @@ def test_correcting_a_price_needs_permission_to_change_packages(client_for, mist
 
 
 def test_sums_of_the_largest_amounts_fit(client_for, shop, use, mistake):
-    """Fifteen of the largest resources at the highest price: their month is more than 64 bits of millionths."""
+    """Fifteen of the largest resources at the highest price: their month exceeds 64 bits of millionths."""
     dear = LocationFactory()
     since = datetime(2026, 1, 1, tzinfo=UTC)
     create_package(location=dear, kind=shop.kind, rate_micro=MAX_RATE_MICRO, starts_at=since)

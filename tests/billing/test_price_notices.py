@@ -1,4 +1,4 @@
-"""Owners are told of a changed price before it costs, and of whatever an administrator does to their credits."""
+"""Owners are notified of a price change before it applies, and of every change of their credits by an administrator."""
 
 from datetime import UTC, datetime, timedelta
 

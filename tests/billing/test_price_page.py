@@ -1,4 +1,4 @@
-"""The page of prices: in the customer's currency, with what is planned and what is not sold; everybody may read it."""
+"""The page of prices: in the customer's currency, with planned prices and kinds that aren't sold, for every user."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta

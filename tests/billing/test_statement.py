@@ -1,4 +1,4 @@
-"""What the account statement shows of a period: the whole hours that start in it, and nothing twice."""
+"""The account statement of a period: the whole hours that start in it, each once."""
 
 from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
@@ -24,7 +24,7 @@ def yangon(month: int, day: int) -> datetime:
 
 @pytest.fixture(params=["due", "invoiced"])
 def march(request, shop, use):
-    """50 GB at K 20 an hour in the whole of March and on, invoiced or not."""
+    """50 GB at K 20 an hour from March on, invoiced or not."""
     use(yangon(3, 1))
     if request.param == "invoiced":
         closing.close_months(at=APRIL)

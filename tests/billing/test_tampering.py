@@ -1,4 +1,4 @@
-"""What an administrator with SQL access changes in the books: `verify_billing` reports every one of these statements."""
+"""Changes to the books by an administrator with SQL access: `verify_billing` reports every one of these statements."""
 
 from datetime import UTC, date, datetime, timedelta
 from types import SimpleNamespace
@@ -39,7 +39,7 @@ NOW = yangon(20, month=12)  # October and November are invoiced
 
 @pytest.fixture
 def books() -> SimpleNamespace:
-    """A customer with two invoices, a correction, credits that expired, and usage in the month that is not over."""
+    """A customer with two invoices, a correction, expired credits, and usage in the current month."""
     project = ProjectFactory(customer__number=39, customer__name="Shwe", name="Default")
     location = LocationFactory(code="1CNG-YGN-AZ01")
     package, *_others = (
@@ -151,7 +151,7 @@ def removed(month: date) -> list[Statement]:
 
 
 def copied(table: str, where: str, **changes: object) -> list[Statement]:
-    """Insert a copy of a row, with some of its columns changed."""
+    """Return a statement that inserts a copy of a row with some columns changed."""
     with connection.cursor() as cursor:
         columns = [column.name for column in connection.introspection.get_table_description(cursor, table)]
     values = ", ".join("%s" if column in changes else column for column in columns if column != "id" or "id" in changes)
@@ -331,7 +331,7 @@ def tamperings() -> dict[str, list[Statement]]:
 
 
 def tamper(statements: list[Statement]) -> None:
-    """Run them as a DBA would: without the triggers."""
+    """Run the statements as a DBA would: without the triggers."""
     with lifted(connection), connection.cursor() as cursor:
         if connection.vendor == "postgresql":
             cursor.execute("SET LOCAL session_replication_role = replica")

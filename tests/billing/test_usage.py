@@ -178,7 +178,7 @@ def test_a_change_at_a_full_hour_counts_at_once(shop):
 
 
 def test_a_change_at_the_very_start_leaves_the_first_hour_as_it_was(shop):
-    """A clock may also be behind that of the machine that started the charge."""
+    """The clock may also be behind that of the machine that started the charge."""
     for at in (START, START - timedelta(seconds=2)):
         shop.resource = uuid4()
         open_usage(shop)
@@ -196,7 +196,7 @@ def test_usage_that_ends_in_the_hour_of_a_change_costs_no_more(shop):
 
 
 def test_usage_that_resumes_and_ends_in_a_paid_hour_costs_no_second_hour(shop):
-    """A snapshot found damaged, then sound, then deleted."""
+    """A snapshot is found damaged, then intact, and then deleted."""
     open_usage(shop)
     close_segment(resource_id=shop.resource, kind=KIND, at=START + timedelta(minutes=10))
     assert open_usage(shop, at=START + timedelta(minutes=20)).started_at == START + timedelta(hours=1)
@@ -205,7 +205,7 @@ def test_usage_that_resumes_and_ends_in_a_paid_hour_costs_no_second_hour(shop):
 
 
 def test_the_first_hour_is_paid_even_if_it_ends_before_it_starts(shop):
-    """By the clocks of two machines."""
+    """The clocks of two machines differ."""
     open_usage(shop)
     close_segment(resource_id=shop.resource, kind=KIND, at=START - timedelta(seconds=2))
     assert cost_so_far(resource_id=shop.resource, at=START + timedelta(days=3)).hours == 1
@@ -277,7 +277,7 @@ def test_hourly_is_the_only_billing_cycle():
 
 
 def test_a_planned_price_of_a_retired_package_never_begins(shop):
-    """A at 0.4 with 0.9 planned is retired, and B at 0.1 takes its place."""
+    """Package A at 0.4 with 0.9 planned is retired, and B at 0.1 replaces it."""
     first = Package.objects.get()
     now = timezone.now()
     set_price(package=first, rate_micro=900_000, starts_at=now + timedelta(days=10), by=None, at=now)

@@ -1,4 +1,4 @@
-"""The account that pictures are taken of, and that every page is walked with."""
+"""The account for screenshots and for the tests of every page."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -33,7 +33,7 @@ RATES = {ServiceKind.BS_SNAPSHOT: 400_000, ServiceKind.VM_SNAPSHOT: 500_000, Ser
 
 @pytest.fixture
 def full_account(storage_root: Path) -> Membership:
-    """An owner's account with machines, disks, snapshots in each state, and work in progress."""
+    """An owner with machines, disks, snapshots in each state, and work in progress."""
     member = MembershipFactory(
         project__name="Default",
         project__customer__number=1039,

@@ -1,4 +1,4 @@
-"""What every page is looked at for: axe finds nothing, nothing is cut off, nothing complains on the console."""
+"""Checks of every page: no findings by axe, nothing cut off, no messages on the console."""
 
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page
@@ -26,7 +26,7 @@ def look_at(page: Page, paths: list[str]) -> None:
             assert page.locator("h1").count() == 1, path
             for between in widths_between:
                 page.set_viewport_size({"width": between, "height": 900})
-                # two frames later, because the size of the window and the layout for it may come in different ones
+                # after two frames, because the window's new size and its layout may be in different ones
                 wide = page.evaluate(
                     "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame("
                     "() => done(document.documentElement.scrollWidth))))"

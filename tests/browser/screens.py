@@ -1,6 +1,6 @@
-"""Every page, step and state that a person sees, in the accounts where they are seen: what the pictures are taken of.
+"""Every page, step and state that a user sees, by account, for screenshots.
 
-To add a page: one line in the function of the account where it belongs. test_pictures.py fails for an address without one.
+To add a page, add a line to the function of its account. test_pictures.py fails for a URL without one.
 """
 
 import shutil
@@ -66,7 +66,7 @@ PASSWORD = "a password of the pictures"
 LONG = "production-postgresql-primary-data-volume-of-the-yangon-office-01"
 BURMESE = "ရန်ကုန်ရုံးချုပ်-စာရင်းဇယားများ"
 
-# addresses that nobody sees, and why
+# URLs without a page, and why
 UNSEEN = {
     "snapshots:check_name": "a part of the step of the name",
     "snapshots:row": "a part of the lists",
@@ -108,19 +108,19 @@ UNSEEN = {
 
 @dataclass(frozen=True)
 class Screen:
-    """An address, and what is done there before the picture is taken."""
+    """A URL, and an action to perform before the screenshot."""
 
     address: str
     action: Callable[[Page], object] | None = None
     status: int = 200
-    menu: bool = False  # what opens over the page: only the window is taken
+    menu: bool = False  # opens over the page, so only the window is captured
 
 
 Screens = dict[str, Screen]
 
 
 def submit(page: Page) -> None:
-    """Send the form as it is, and wait for what it says."""
+    """Submit the form unchanged, and wait for its errors."""
     page.locator("#main form button.btn-primary[type=submit], #main form button.btn-danger[type=submit]").first.click()
     page.locator(".error-summary").wait_for()
 
@@ -130,7 +130,7 @@ def open_menu(selector: str) -> Callable[[Page], object]:
 
 
 def side_menu(page: Page) -> None:
-    """On a narrow screen it opens; on a wide one it stands there."""
+    """Open the menu on a narrow screen; on a wide one it is visible."""
     button = page.locator(".topbar-menu")
     if button.is_visible():
         button.click()
@@ -141,14 +141,14 @@ def keys(page: Page) -> None:
 
 
 def find(page: Page) -> None:
-    """The search of everything, over the page."""
+    """Open the search dialog."""
     page.keyboard.press("Control+k")
     page.get_by_role("searchbox", name="Search everything").fill("db-01")
     page.locator("#find .found-hit").first.wait_for()
 
 
 def error_page(name: str, **context: Any) -> Callable[[Page], object]:
-    """The page of an error, which no address has: what the server would answer with."""
+    """Return an action that shows an error page, which has no URL of its own."""
     html = render_to_string(name, context)
 
     def show(page: Page) -> None:
@@ -162,7 +162,7 @@ def error_page(name: str, **context: Any) -> Callable[[Page], object]:
 
 
 def fill(member: Membership, storage_root: Path) -> None:
-    """To what `member` has already: long and Burmese names, big numbers, years of bills, and work in each state."""
+    """Add long and Burmese names, big numbers, years of bills, and work in each state to the member's account."""
     now = timezone.now()
     customer, user, project = member.project.customer, member.user, member.project
     for each in (customer, project):
@@ -222,7 +222,7 @@ def fill(member: Membership, storage_root: Path) -> None:
     label(member)
     put_files(Snapshot.objects.get(name="before the update"), storage_root)
     invite_members(member)
-    # a wait for the browser's own session would differ from picture to picture
+    # the browser's own session would differ between screenshots
     for number, agent in enumerate(
         ("Mozilla/5.0 (iPhone; CPU iPhone OS 19_1 like Mac OS X) Version/19.1 Mobile/15E148 Safari/604.1", "curl/8.9")
     ):
@@ -297,7 +297,7 @@ def work_in_each_state(member: Membership) -> None:
 
 
 def put_files(snapshot: Snapshot, storage_root: Path) -> None:
-    """Capture a disk with partitions and files in it. Without mke2fs the pages say that the snapshot is missing."""
+    """Capture a disk with partitions and files. Without mke2fs, the pages say that the snapshot is missing."""
     if not shutil.which("mke2fs", path="/usr/sbin:/sbin:/usr/bin"):
         return
     disk = snapshot.disks.get()
@@ -332,7 +332,7 @@ def list_files(disk: DiskImage) -> None:
 
 
 def protect(member: Membership) -> None:
-    """Schedules that run, wait, fail, rest, and the automatic one."""
+    """Create schedules that run, wait, fail and are paused, and an automatic one."""
     database = Volume.objects.get(name="db-01-data").vm
     database.hourly_price_micro = 118_750_000
     database.save()
@@ -412,13 +412,13 @@ def invite_members(member: Membership) -> None:
     )
 
 
-# --- what is seen there --------------------------------------------------------------------------------------------------
+# --- screens -------------------------------------------------------------------------------------------------------------
 
 
 def answered(
     member: Membership, source: Any, kind: Kind = Kind.VOLUME, *, is_scheduled: bool = False, **answers: Any
 ) -> dict[str, str]:
-    """{slug: address} of the wizard with every answer given."""
+    """Return {slug: URL} of the wizard with every answer given."""
     draft = wizard.start(member.user, source=source, kind=kind, is_scheduled=is_scheduled)
     draft.name = f"{source.name[:40]}-2026-11-22"
     for name, value in answers.items():
@@ -428,7 +428,7 @@ def answered(
 
 
 def new_volume(member: Membership, source: str = "", **answers: Any) -> dict[str, str]:
-    """{slug: address} of Create Volume with every answer given, from the snapshot of this name or empty."""
+    """Return {slug: URL} of Create Volume with every answer given, from the snapshot of this name or empty."""
     draft = wizard.start(member.user, kind=Draft.CREATE_VOLUME)
     draft.disk = Snapshot.objects.get(name=source).disks.first() if source else None
     yangon = Location.objects.get(code="1CNG-YGN-AZ01")
@@ -535,7 +535,7 @@ def of_snapshots(member: Membership) -> Screens:
     pages["tag-volumes"] = Screen(f"/volumes/tags/?id={data.pk}&id={huge.pk}")
     pages["snapshots-tagged"] = Screen(f"/snapshots/?view=table&tag={ready.tags.first().pk}&sort=name")
     pages["act-new_machine"] = Screen(reverse("snapshots:new_machine", args=[machine.pk]))
-    pages["delete-many-done"] = Screen(f"/snapshots/delete/?{ids}", delete_them)  # the last of these: three are gone
+    pages["delete-many-done"] = Screen(f"/snapshots/delete/?{ids}", delete_them)  # last, because it deletes three
     return pages
 
 
@@ -638,7 +638,7 @@ def of_account(member: Membership) -> Screens:
 
 
 def of_somebody_with_factors(member: Membership) -> Screens:
-    """Another owner, who has an app, passkeys and codes."""
+    """Screens of another owner, who has an app, passkeys and codes."""
     user = Membership.objects.get(user__email="khin@example.com").user
     TOTP.activate(user, generate_totp_secret())
     RecoveryCodes.activate(user)
@@ -689,7 +689,7 @@ def of_nobody(member: Membership) -> Screens:
 
 
 def of_a_newcomer(_member: Membership) -> Screens:
-    """An account in which there is nothing yet."""
+    """Screens of an account without anything."""
     addresses = {
         "dashboard": "/",
         "snapshots": "/snapshots/",
@@ -777,7 +777,7 @@ Account = tuple[Client, Screens]
 
 
 def accounts(member: Membership) -> dict[str, Account]:
-    """{who: (a client that is signed in, what that person sees)}, of an account that is filled already."""
+    """Return {role: (signed-in client, screens)} for an account that is filled already."""
     project = ProjectFactory(name="Default", customer=ProjectFactory().customer)
     newcomer = UserFactory(name="Su Su", email="su@example.com", member_of=project)
     admin = UserFactory(admin=True, name="Support", email="admin@example.com")
@@ -820,7 +820,7 @@ def reset_link(user: User) -> str:
 
 
 def client_of(user: User) -> Client:
-    """Signed in by password a moment ago, so that nothing is asked again."""
+    """Return a client that has just signed in by password, so that no re-authentication is needed."""
     client = Client()
     client.force_login(user)
     session = client.session

@@ -1,4 +1,4 @@
-"""Backups in a real browser with a real worker and a real scheduler, and what the bytes say then."""
+"""Backups in a browser with a worker and a scheduler, compared byte for byte."""
 
 import random
 import subprocess
@@ -38,7 +38,7 @@ def browser_context_args(browser_context_args: dict, live: bool) -> dict:
 
 @pytest.fixture
 def processes(process_environment: dict[str, str]) -> Iterator[None]:
-    """A real worker and a real scheduler on this test's database and storage."""
+    """A worker and a scheduler process on this test's database and storage."""
     commands = [["worker", "--interval", "0.2"], ["scheduler", "--interval", "0.5"]]
     running = [
         subprocess.Popen([sys.executable, "manage.py", *command], env=process_environment) for command in commands
@@ -74,7 +74,7 @@ def vm(member: Membership) -> VirtualMachine:
 
 
 def write_disks(root: Path, vm: VirtualMachine, seed: int) -> list[bytes]:
-    """Other bytes on each disk of the machine; they are returned."""
+    """Write different bytes to each disk of the machine and return them."""
     contents = [random.Random(f"{seed} {volume.pk}").randbytes(2 * 1024**2) for volume in volumes_of(vm)]
     for volume, data in zip(volumes_of(vm), contents, strict=True):
         put_volume(root, volume, data)
@@ -87,7 +87,7 @@ def disks_hold(root: Path, vm: VirtualMachine, contents: list[bytes]) -> bool:
 
 
 def settled(page: Page, text: str, *, live: bool = True, count: int = 1) -> None:
-    """What is in progress moves by itself with JavaScript; without it a person reloads the page."""
+    """Wait for the text. With JavaScript the page updates itself; without it, reload."""
     wanted = page.locator("main").get_by_text(text, exact=True)
     deadline = time.monotonic() + 60
     while not live and wanted.count() != count and time.monotonic() < deadline:
@@ -137,7 +137,7 @@ def test_a_schedule_is_created_by_keyboard_and_its_first_backup_brings_the_machi
     page.get_by_role("heading", level=1, name="Backup Schedule").wait_for()
     runs = page.get_by_role("table", name="The next five runs")
     expect(runs.get_by_role("row")).to_have_count(6)
-    # the day is asked for once the interval has one, and the next runs follow each answer
+    # the day is requested if the interval has one, and the next runs follow each answer
     expect(page.get_by_label("Day of the week")).to_be_hidden()
     tab_to(page, "input[name=interval]")
     page.keyboard.press("ArrowDown")
@@ -269,7 +269,7 @@ def test_an_administrator_switches_automatic_backups_on_and_one_brings_the_machi
     page.goto("/billing/subscriptions/")
     expect(page.get_by_role("row", name="db-01")).to_contain_text("20 % of K 24.0000 = K 4.80 an hour")
 
-    # its time comes
+    # it becomes due
     schedule = BackupSchedule.objects.get()
     BackupSchedule.objects.update(next_run_at=timezone.now())
     page.goto(reverse("snapshots:schedule", args=[schedule.pk]))

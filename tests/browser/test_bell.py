@@ -1,4 +1,4 @@
-"""The bell moves by itself while something is in progress, rests when it is settled or nobody looks, and takes no focus."""
+"""The bell updates itself while work is in progress, stops when it ends or the page is hidden, and never takes the focus."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -53,7 +53,7 @@ def test_progress_moves_in_the_open_bell_and_ends_with_the_news(page: Page, user
 
     Operation.objects.update(bytes_done=3 * GIB)
     expect(work.get_by_text("3 GB of 4 GB · 75 %")).to_be_visible(timeout=15_000)
-    expect(work.get_by_role("link", name="nightly")).to_be_focused()  # the new one, in the place of the old
+    expect(work.get_by_role("link", name="nightly")).to_be_focused()  # the new element in place of the old
     expect(page.locator("details.bell")).to_have_attribute("open", "")
 
     Operation.objects.update(state=Operation.State.FAILED, finished_at=timezone.now(), error="No room.")

@@ -1,6 +1,6 @@
-"""What a page may cost: bytes and requests as Chromium counts them on the real server with its demo, and queries.
+"""Budgets of pages: bytes and requests as Chromium counts them with the demo, and queries.
 
-The budget of contrast is kept by axe on every page (looking.py) and pair by pair in tests/test_frame.py.
+Contrast is checked by axe on every page (looking.py) and for each pair of colours in tests/test_frame.py.
 """
 
 from collections.abc import Callable, Iterator
@@ -41,7 +41,7 @@ from tests.test_serve import environment, serving
 __all__ = ["environment"]  # the fixture
 
 FIRST_BYTES, FONT_BYTES, LATER_BYTES = 120_000, 60_000, 15_000
-FIRST_REQUESTS, LATER_REQUESTS = 12, 4  # later ones: the page, a flag or two, an illustration
+FIRST_REQUESTS, LATER_REQUESTS = 12, 4  # later pages: the page, a flag or two, an illustration
 
 PAGES = [
     "/",
@@ -70,7 +70,7 @@ PAGES = [
     "/backups/new/",
     "/volumes/new/",
 ]
-# The lists whose first link to something of theirs leads to a page of one thing.
+# Lists whose first link leads to a detail page.
 DETAILS = ["/volumes/", "/instances/", "/backups/schedules/", "/projects/"]
 FIRST_THING = """list => [...document.querySelectorAll("main a")].map((link) => link.pathname)
     .find((path) => path.startsWith(list) && path.length > list.length + 30)"""
@@ -83,7 +83,7 @@ def address(environment: dict[str, str]) -> Iterator[str]:
 
 
 class Counter:
-    """Bytes on the wire, headers and all, and requests since it was asked the last time; what the cache gave is nothing."""
+    """Counts bytes on the wire, including headers, and requests since the last call. Cached responses don't count."""
 
     def __init__(self, page: Page) -> None:
         self.page, self.bytes, self.urls = page, 0, []
@@ -132,7 +132,7 @@ def test_the_first_page_and_every_later_one_are_small(browser: Browser, address:
     assert {path: measured for path, measured in later.items() if measured[0] > LATER_BYTES} == {}
     assert {path: measured for path, measured in later.items() if len(measured[1]) > LATER_REQUESTS} == {}
     assert {url[: len(address)] for _bytes, urls in later.values() for url in urls} == {address}
-    assert min(measured[0] for measured in later.values()) > 2_000  # it counts
+    assert min(measured[0] for measured in later.values()) > 2_000  # counting works
     page.context.close()
 
 
@@ -153,7 +153,7 @@ def user(project: Project) -> User:
 
 @pytest.fixture
 def pages(project: Project, user: User, storage_root: Path) -> list[str]:
-    """Of an account that pays in advance and has a quota and an invoice; something is under way, and something failed."""
+    """URLs of an account that is prepaid and has a quota, an invoice, an operation in progress and a failed one."""
     volume = VolumeFactory(project=project, attached_stopped=True)
     put_volume(storage_root, volume, content(b"bytes"))
     for kind in PACKAGE_KINDS:
@@ -231,7 +231,7 @@ def test_every_page_stays_within_its_query_budget(
 ) -> None:
     client = client_for(user)
     query_counts = {}
-    with time_machine.travel(timezone.now(), tick=False):  # no minute ends between two pages
+    with time_machine.travel(timezone.now(), tick=False):  # so that the balance stays cached
         client.get("/help/")
         for path in pages:
             with CaptureQueriesContext(connection) as queries:

@@ -1,4 +1,4 @@
-"""Many rows of the list selected and deleted together, with JavaScript and without."""
+"""Selecting and deleting many rows, with and without JavaScript."""
 
 from collections.abc import Callable
 from typing import Any
@@ -36,7 +36,7 @@ def test_all_of_a_page_are_selected_and_deleted(page: Page, member: Membership, 
     page.get_by_label("Select all on this page").check()
     expect(button).to_have_text("Delete selected3")
 
-    # what is selected is still so after the list was fetched again
+    # the selection survives a refresh of the list
     with page.expect_response("**/snapshots/"):
         page.get_by_role("link", name="Refresh").click()
     expect(page.get_by_label("Select nightly-2")).to_be_checked()

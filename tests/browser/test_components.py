@@ -1,4 +1,4 @@
-"""The page of components: for staff alone, complete, and as accessible as what is composed of it."""
+"""The page of components: for staff only, complete and accessible."""
 
 import re
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def test_every_component_is_on_the_page() -> None:
         "messages",
         "poll",
         "left_out",
-    }  # the base has the first, the second is not to be seen, and the third is a notice
+    }  # the first is in the base template, the second is invisible, and the third is a notice
     assert {path.stem for path in (TEMPLATES / "partials").glob("*.html")} <= included
     assert {"list_toolbar", "retry", "operations", "card", "table"} <= included
     assert all(name in page for name in ("card-form", "list-even", "toolbar-fields"))

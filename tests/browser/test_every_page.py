@@ -1,4 +1,4 @@
-"""Every page in every state that matters: axe finds nothing, nothing is cut off, nothing complains on the console."""
+"""Every page in every relevant state: no findings by axe, nothing cut off, no messages on the console."""
 
 from collections.abc import Callable
 from datetime import time

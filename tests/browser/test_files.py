@@ -19,7 +19,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 def test_a_download_leaves_its_page_at_rest(
     link: str, page: Page, sign_in: Callable[..., Any], storage_root: Path
 ) -> None:
-    """The bar that shows that the next page is loading ran for ever."""
+    """The progress bar of the next page used to run forever."""
     need("mke2fs")
     member = MembershipFactory(project__customer__postpaid=True)
     snapshot = SnapshotFactory(volume__project=member.project, volume__size_gb=1)

@@ -1,4 +1,4 @@
-"""Every fragment: what htmx swaps in equals what is there when the page is loaded afresh."""
+"""Every fragment that htmx swaps in equals the same part of a newly loaded page."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -37,13 +37,13 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 TEMPLATES = settings.BASE_DIR / "templates"
 ASKS = re.compile(r'\shx-(?:get|post)=|include "partials/poll\.html"')
-# Each template that asks for a fragment, with the ids of the parts that are compared below.
+# Each template that requests a fragment, with the IDs of the elements compared below.
 FRAGMENTS: dict[str, set[str]] = {
     "dashboard.html": {"running"},
     "partials/frame/bell_work.html": {"bell-work"},
     "partials/pagination.html": {"snapshot-list", "machine-list", "volume-list", "schedule-list", "activity-list"},
     "partials/poll.html": {"running", "work"},
-    # What a <details> fetches when it is opened is compared in tests/snapshots: the menu of a row, and a list's filters.
+    # What a <details> fetches when it opens (a row's menu, a list's filters) is compared in tests/snapshots.
     "partials/row_menu.html": set(),
     "partials/step_list.html": {"wizard"},
     "partials/tabs.html": {"wizard"},
@@ -57,16 +57,15 @@ FRAGMENTS: dict[str, set[str]] = {
     "snapshots/snapshot.html": {"work"},
     "snapshots/volume.html": {"work"},
     "snapshots/wizard/find.html": {"hits"},
-    "snapshots/wizard/name.html": {"name-check"},  # a hint on what is being typed, of which a fresh page knows nothing
+    "snapshots/wizard/name.html": {"name-check"},  # a hint about typed text, which a new page doesn't have
     "search/form.html": {"search-results"},
     "snapshots/wizard/estimates.html": {"estimates"},
     "snapshots/wizard/volume_size.html": {"wizard"},
     "snapshots/wizard/step.html": {"wizard"},
 }
 
-# Fetches each fragment that the page can ask for, and each answer of its forms to nothing at all and to what they hold, as
-# htmx does and as a plain browser does; gives [where, the fragment, the same part of the page] for each that differs, and
-# the ids compared.
+# Fetches each fragment of the page, and each response of its forms to empty and to their current fields, as htmx and as a
+# plain browser do. Returns [where, the fragment, the same part of the page] for each difference, and the IDs compared.
 COMPARE = """async (withBell) => {
     const htmx = {"HX-Request": "true", "HX-Current-URL": location.href};
     const text = async (url, options) => (await fetch(url, options)).text();
@@ -124,7 +123,7 @@ def test_no_template_asks_for_a_fragment_that_is_not_compared() -> None:
 
 
 def code(source: str) -> str:
-    """The template without its comments."""
+    """Return the template without comments."""
     return re.sub(r"{% comment %}.*?{% endcomment %}", "", source, flags=re.DOTALL)
 
 
@@ -167,7 +166,7 @@ def creating_snapshot(volume: Volume) -> Snapshot:
 
 @pytest.fixture
 def rendered() -> Iterator[set[str]]:
-    """The names of the templates that the live server renders meanwhile."""
+    """Yield the names of the templates that the live server renders within the block."""
     names: set[str] = set()
 
     def note(sender: Any, template: Any, **kwargs: Any) -> None:
@@ -198,7 +197,7 @@ def test_every_fragment_equals_its_page(
 ) -> None:
     at = timezone.now() - timedelta(hours=2)
     vm, project = volume.vm, member.project
-    for number in range(21):  # more than a page of each
+    for number in range(21):  # more than one page of each
         VolumeFactory(project=project, location=volume.location, name=f"disk-{number}", created_at=at)
         VirtualMachineFactory(project=project, location=volume.location, name=f"web-{number}", created_at=at)
         VMSnapshotFactory(vm=vm, created_at=at, ready_at=at)
@@ -253,7 +252,7 @@ def test_every_fragment_equals_its_page(
     for path in paths:
         assert page.goto(path).status == 200, path
         if path != "/":
-            assert page.evaluate("location.pathname") == path.partition("?")[0]  # and not sent to another step
+            assert page.evaluate("location.pathname") == path.partition("?")[0]  # and not redirected to another step
         different, ids = page.evaluate(COMPARE, path == "/notifications/")
         assert different == [], path
         compared |= set(ids)

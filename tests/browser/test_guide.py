@@ -1,4 +1,4 @@
-"""The customer guide's page, sentence by sentence, in a real browser with a real worker, and what the bytes say then."""
+"""Follows the customer guide sentence by sentence in a browser with a worker, and compares the bytes."""
 
 import random
 import subprocess
@@ -35,7 +35,7 @@ def browser_context_args(browser_context_args: dict, request: pytest.FixtureRequ
 
 @pytest.fixture
 def worker(process_environment: dict[str, str]) -> Iterator[None]:
-    """A real worker process on this test's database and storage."""
+    """A worker process on this test's database and storage."""
     command = [sys.executable, "manage.py", "worker", "--interval", "0.2"]
     process = subprocess.Popen(command, env=process_environment)
     yield
@@ -85,7 +85,7 @@ def test_the_guide_from_sign_in_to_a_restored_disk(
     disk = put_volume(storage_root, volume, before)
 
     def settled(text: str, count: int = 1) -> None:
-        """What is in progress moves by itself with JavaScript; without it a person reloads the page."""
+        """Wait for the text. With JavaScript the page updates itself; without it, reload."""
         wanted = page.locator("main").get_by_text(text, exact=True)
         deadline = time.monotonic() + 30
         while not live and wanted.count() != count and time.monotonic() < deadline:
@@ -148,7 +148,7 @@ def test_the_guide_from_sign_in_to_a_restored_disk(
     put_volume(storage_root, volume, ruined)
     assert bytes_of(disk, len(before)) == ruined
 
-    # and come back, byte for byte
+    # they are restored, byte for byte
     page.get_by_role("link", name="Restore").click()
     page.get_by_label("Type the volume's name").fill("db-01-dat")
     page.get_by_role("button", name="Restore volume").click()
@@ -177,7 +177,7 @@ def test_the_guide_from_sign_in_to_a_restored_disk(
     image = storage_root / "1CNG-YGN-AZ01" / "volumes" / f"{copy.pk}.img"
     assert bytes_of(image, len(before)) == before and image.stat().st_size == 60 * 1024**3
 
-    # and the snapshot goes, while the volume made from it stays
+    # the snapshot is deleted, and the volume made from it stays
     page.goto(f"/snapshots/{snapshot.pk}/delete/")
     page.get_by_label("Type the snapshot's name").fill("before the update")
     page.get_by_role("button", name="Delete snapshot").click()
@@ -207,7 +207,7 @@ def test_the_guide_leads_on_to_create_volume(
             page.get_by_role("button", name="Continue").click()
 
     def create(name: str, price: str) -> tuple[Volume, Path]:
-        """From the step of the name to an available volume; return it and its file."""
+        """Complete the wizard from the name on, and return the available volume and its file."""
         is_at("Choose Volume Name")
         page.get_by_label("Volume Name").fill(name)
         page.get_by_role("button", name="Continue").click()
@@ -225,7 +225,7 @@ def test_the_guide_leads_on_to_create_volume(
         return created, storage_root / "1CNG-YGN-AZ01" / "volumes" / f"{created.pk}.img"
 
     def hourly_micro(created: Volume) -> int:
-        """What is charged from the instant at which it is available."""
+        """Return the hourly charge since the volume became available."""
         segment = UsageSegment.objects.get(resource_id=created.pk)
         assert segment.started_at == created.available_at
         charge = cost_so_far(resource_id=created.pk, at=segment.started_at + timedelta(minutes=15))

@@ -1,4 +1,4 @@
-"""The guide inside the portal: every page of it, its figures, and the ways that lead to it."""
+"""The guide in the portal: its pages, figures and links."""
 
 from collections.abc import Callable
 from typing import Any

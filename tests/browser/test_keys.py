@@ -1,4 +1,4 @@
-"""Keys that do something everywhere, and never while somebody types."""
+"""Keyboard shortcuts, which work everywhere except while typing."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Nothing jumps: what a page shows first stays where it is while the rest of it comes, and a step comes whole."""
+"""Layout stability: content stays in place while the rest of the page loads, and a wizard's step appears at once."""
 
 import json
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from tests.snapshots.disks import sell_everywhere
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-# By how much of the window things moved by themselves, as Chromium measures it.
+# The cumulative layout shift, as Chromium measures it.
 SHIFT = """() => new Promise((done) => {
     let sum = 0;
     const add = (entries) => entries.forEach((one) => { if (!one.hadRecentInput) sum += one.value });
@@ -21,8 +21,8 @@ SHIFT = """() => new Promise((done) => {
     observer.observe({type: "layout-shift", buffered: true});
     requestAnimationFrame(() => requestAnimationFrame(() => { add(observer.takeRecords()); done(sum) }));
 })"""
-# 0.1 is what people notice. Nothing is painted before the whole page is there (frame/head.html), else a busy machine
-# would show the top bar and half a table first; a picture without a size or a font that comes late counts for more.
+# Users notice 0.1. Nothing is painted before the whole page has arrived (frame/head.html), because a busy machine would
+# show the top bar and half a table first. A picture without a size, or a late font, counts for more.
 MOST = 0.01
 
 
@@ -68,7 +68,7 @@ def test_the_swap_of_a_step_moves_nothing_by_itself(page: Page, sign_in: Callabl
     assert page.evaluate(SHIFT) <= MOST
 
 
-# What the page is, at every frame at which it is another than at the one before.
+# The state of the page at every frame that differs from the one before.
 RECORD = """() => {
     window.portalFrames = [];
     const look = () => {

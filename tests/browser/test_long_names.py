@@ -1,4 +1,4 @@
-"""With names of the greatest length and no blank in them, nothing is wider than the window."""
+"""With names of maximum length and without spaces, nothing is wider than the window."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -29,7 +29,7 @@ NAMED = {
     DiskImage: "volume_name",
     Notification: "title",
 }
-# What reaches beyond the right edge of the window, outermost first.
+# The elements that extend beyond the right edge of the window, outermost first.
 TOO_WIDE = """() => {
     const width = document.documentElement.clientWidth;
     if (document.documentElement.scrollWidth <= width) return [];
@@ -45,13 +45,13 @@ def unbroken(number: int) -> str:
 
 @pytest.fixture
 def accounts(full_account: Membership, storage_root: Path) -> dict[str, screens.Account]:
-    """Every page there is, in accounts where each name is as long as names can be."""
+    """Every page, in accounts with names of maximum length."""
     update = Snapshot.objects.get(name="before the update")
     volume = VolumeFactory(
         name=unbroken(900), size_gb=10, attached=True, project=update.project, location=update.location
     )
     at = timezone.now() - timedelta(days=70)
-    SnapshotFactory(volume=volume, name=unbroken(901), created_at=at, ready_at=at)  # invoices keep the names they had
+    SnapshotFactory(volume=volume, name=unbroken(901), created_at=at, ready_at=at)  # invoices keep copies of the names
     screens.fill(full_account, storage_root)
     accounts = screens.accounts(full_account)
     for model, field in NAMED.items():

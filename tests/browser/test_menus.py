@@ -1,4 +1,4 @@
-"""Menus of rows and filters: fetched when they open, used by mouse and keyboard, and inside the window."""
+"""Menus of rows and filters: fetched when opened, usable by mouse and keyboard, and within the window."""
 
 from collections.abc import Callable
 from typing import Any

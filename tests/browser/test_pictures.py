@@ -1,6 +1,6 @@
-"""Pictures: of the guide, which are part of the portal, and of every page in every look, for people to look at.
+"""Pictures of the guide, which are part of the portal, and screenshots of every page for review.
 
-They are taken only when asked for: `make pictures` and `make screenshots`.
+They are only taken by `make pictures` and `make screenshots`.
 """
 
 import io
@@ -44,7 +44,7 @@ def test_each_picture_of_the_guide_exists_and_is_small() -> None:
 
 
 def steps(member: Membership, source: Any, kind: Kind = Kind.VOLUME) -> dict[str, str]:
-    """{slug: address} of the wizard with every answer given."""
+    """Return {slug: URL} of the wizard with every answer given."""
     draft = wizard.start(member.user, source=source, kind=kind)
     draft.name = f"{source.name}-2026-11-22"
     draft.save()
@@ -55,7 +55,7 @@ def steps(member: Membership, source: Any, kind: Kind = Kind.VOLUME) -> dict[str
 
 
 def keep(page: Page, name: str, part: Locator | None = None) -> None:
-    """The part of the page from its top, at most so high, as small as a picture of text can be."""
+    """Save the top of the page, up to `height` pixels, compressed for text."""
     page.evaluate("document.activeElement.blur()")
     box = part.bounding_box() if part else {"x": 0, "y": 0, "width": 1300, "height": 720}
     assert box
@@ -80,7 +80,7 @@ def test_the_pictures_of_the_guide(
     context = browser.new_context(viewport={"width": 1200, "height": 1400}, base_url=base_url, color_scheme="light")
     context.add_cookies([{"name": cookie.key, "value": cookie.value, "url": base_url}])
     page = context.new_page()
-    page.set_viewport_size({"width": 1300, "height": 1400})  # where the list is a table
+    page.set_viewport_size({"width": 1300, "height": 1400})  # wide enough for a table
     page.goto("/snapshots/")
     keep(page, "volume-list")
     page.set_viewport_size({"width": 1200, "height": 1400})
@@ -114,7 +114,7 @@ def accounts(full_account: Membership, storage_root: Path) -> dict[str, screens.
 
 @pytest.mark.django_db(transaction=True)
 def test_every_url_with_a_page_has_its_picture(accounts: dict[str, screens.Account]) -> None:
-    """And each is there to be taken: what is answered at its address is a page."""
+    """Each screen's URL responds with a page."""
     covered, wrong = set(), []
     for who, (client, pages) in accounts.items():
         for name, screen in pages.items():
@@ -136,7 +136,7 @@ def test_every_url_with_a_page_has_its_picture(accounts: dict[str, screens.Accou
 def test_every_page_in_every_look(
     browser: Browser, base_url: str, accounts: dict[str, screens.Account], scheme: str, width: int
 ) -> None:
-    """`NAMES`, a regular expression, takes only some of them."""
+    """The regular expression `NAMES` selects some of them."""
     SCREENSHOTS.mkdir(exist_ok=True)
     wanted = re.compile(os.environ.get("NAMES", ""))
     too_wide = {}
@@ -154,7 +154,7 @@ def test_every_page_in_every_look(
             page.goto(screen.address)
             if screen.action:
                 screen.action(page)
-            page.evaluate("scrollTo(0, 0)")  # or what sticks to the window's edge would stand in the middle of the page
+            page.evaluate("scrollTo(0, 0)")  # otherwise sticky elements would appear in the middle of the page
             page.screenshot(path=SCREENSHOTS / f"{name}-{scheme}-{width}.png", full_page=not screen.menu)
             if not name.startswith("admin"):
                 wide = page.evaluate("document.documentElement.scrollWidth")

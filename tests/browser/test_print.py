@@ -1,4 +1,4 @@
-"""On paper: what is for the screen goes, a table stays a table, and times are exact."""
+"""Printing: screen-only elements are hidden, tables stay tables, and times are exact."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Ctrl-K searches everything from everywhere; without JavaScript, a page does."""
+"""The search dialog (Ctrl-K), and its page without JavaScript."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""On a slow network each click says at once that it was heard, a second click does nothing, and asking again rests."""
+"""On a slow network, each click has an immediate effect, a second click does nothing, and polling pauses."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -53,7 +53,7 @@ def slow_down(page: Page) -> None:
     session.send("Network.emulateNetworkConditions", limits)
 
 
-# What runs along the top of the page while it waits.
+# The progress bar at the top of the page.
 BAR = "getComputedStyle(document.body, '::before').animationName"
 
 
@@ -180,10 +180,10 @@ def test_a_hidden_page_stops_polling_and_polls_at_once_when_visible_again(page: 
     become = "hidden => { Object.defineProperty(document, 'hidden', {value: hidden, configurable: true});"
     become += " document.dispatchEvent(new Event('visibilitychange')) }"
     page.evaluate(become, True)
-    page.evaluate("document.dispatchEvent(new Event('portal:seen'))")  # the time to ask has come, and nobody looks
+    page.evaluate("document.dispatchEvent(new Event('portal:seen'))")  # polling is due, but the page is hidden
     assert urls == []
     with page.expect_response("**/row/**"):
         page.evaluate(become, False)
-    # what is swapped in has the same link, and the focus with it
+    # the swapped-in fragment has the same link, which keeps the focus
     expect(page.get_by_role("link", name=snapshot.name)).to_be_visible()
     assert len(urls) == 1

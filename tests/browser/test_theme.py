@@ -1,4 +1,4 @@
-"""The theme is the person's: no other one is seen for a moment, and nothing older in the browser decides."""
+"""The user's theme applies at once, and overrides an older one stored in the browser."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ from tests.factories import ProjectFactory, UserFactory
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-# The ground of the page at every frame, from the first on that has any.
+# The background of the page at every frame, from the first one that has any.
 WATCH = """
     window.grounds = new Set();
     const look = () => {
@@ -48,7 +48,7 @@ def test_the_users_theme_applies_from_the_first_frame(
     page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
     assert page.evaluate("[...window.grounds]") == [page.evaluate(GROUND)]
     assert page.locator("html").get_attribute("data-bs-theme") == theme
-    # and so are the pages before the sign-in, in this browser
+    # and so are the pages before sign-in in this browser
     assert page.evaluate("localStorage.getItem('theme')") == (chosen or None)
 
 

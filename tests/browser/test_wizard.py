@@ -1,4 +1,4 @@
-"""The wizard by mouse: few clicks, a search that answers three steps at once, and the focus on what comes next."""
+"""The wizard by mouse: few clicks, a search that answers three steps at once, and focus on the next step."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +22,7 @@ def member() -> Membership:
 
 @pytest.fixture
 def volume(storage_root: Path, member: Membership) -> Volume:
-    """Among others, so that nothing is chosen by itself."""
+    """One of several volumes, so that none is selected by default."""
     volume = VolumeFactory(project=member.project, name="db-01-data", size_gb=50)
     VolumeFactory(project=member.project, location=volume.location, name="web-01-root")
     VolumeFactory(project=member.project, location=LocationFactory(), name="archive")

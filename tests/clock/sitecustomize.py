@@ -1,4 +1,4 @@
-"""Let Python sleep under Debian's faketime. Python reads this at its start where this folder is in PYTHONPATH.
+"""Let Python sleep under Debian's faketime. Python imports this at its start if this folder is in PYTHONPATH.
 
 `faketime --exclude-monotonic` breaks clock_nanosleep, and with it time.sleep of Python 3.11 (wolfcw/libfaketime#426).
 """

@@ -1,4 +1,4 @@
-"""What a name may contain, and when two names are the same."""
+"""Valid names, and names that count as equal."""
 
 import pytest
 from django.core.exceptions import ValidationError

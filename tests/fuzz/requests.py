@@ -1,4 +1,4 @@
-"""What the fuzzer sends: requests to the addresses of the URL configuration, with the forms that pages offer."""
+"""The fuzzer's requests: to every URL of the URL configuration, with the forms found on pages."""
 
 import contextlib
 import json
@@ -69,7 +69,7 @@ WEIRD = [
     '{"a": [1]}',
     "²",
 ]
-# Without a name in the URL configuration: probes, files, catch-alls, and what a proxy might let through
+# URLs without a name: probes, files, catch-alls, and paths that a proxy might pass on
 PATHS = [
     "/healthz",
     "/readyz",
@@ -96,13 +96,13 @@ NAMES_READ = sorted(
 
 @dataclass
 class Form:
-    """The fields of a form or the parameters of a link, each with the values that the page offers."""
+    """The fields of a form or the parameters of a link, each with the values on the page."""
 
     fields: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
 
 class Reader(HTMLParser):
-    """The forms and links of a page: (address, Form)."""
+    """Parses the forms and links of a page into (URL, Form)."""
 
     def __init__(self, here: str) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ ADMIN_MODELS = {f"admin:{m._meta.app_label}_{m._meta.model_name}_": m for m in a
 
 
 def learn(role: str, world: SimpleNamespace) -> dict[str, list[Form]]:
-    """Collect {name of an address: forms that lead there} from the pages that an owner or an administrator gets."""
+    """Collect {URL name: forms that lead there} from the pages of an owner or an administrator."""
     learned: dict[str, list[Form]] = defaultdict(list)
     for who in (OUT, OWNER, ADMINISTRATOR) if role == ADMINISTRATOR else (OUT, OWNER):
         session = world.sessions[who][min(1, len(world.sessions[who]) - 1)]
@@ -273,12 +273,12 @@ def requests_for(
                 "session": st.sampled_from(world.sessions[role]),
                 "headers": st.builds(lambda first, second: first | second, st.just({}) | htmx, header),
                 "sent": st.sampled_from(["form"] * 12 + ["multipart", "json", "torn"]),
-                # a double click, and the limits of what may be tried how often
+                # a double click, and the rate limits
                 "times": mostly(st.just(1), st.just(1), st.sampled_from([1, 5])),
             }
         )
 
-    # most of the addresses are the support desk's, which is the administrator's alone
+    # most URLs are Django admin's, which only administrators may use
     desk = [name for name in PATTERNS if name.startswith("admin:")]
     portal = [name for name in PATTERNS if name not in desk]
     weighted = portal + desk if role == ADMINISTRATOR else portal * 8 + desk
@@ -288,7 +288,7 @@ def requests_for(
 
 
 class Asker(RequestFactory):
-    """Asks as a proxy does, and answers as fast as it can: without django.test.Client's copies of every context."""
+    """Sends requests as a proxy does, faster than django.test.Client, which copies every context."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -310,7 +310,7 @@ def ask(session: str, wanted: dict[str, Any]) -> HttpResponse:
     environ: dict[str, Any] = {}
     if "Cookie" in headers:
         environ["HTTP_COOKIE"] = f"sessionid={headers.pop('Cookie')}; messages=x; csrftoken={INPUT}{HOSTILE}"
-    if path.startswith("//") or "\\" in path:  # a browser's own idea of them never reaches the portal
+    if path.startswith("//") or "\\" in path:  # headers from the browser never reach the portal
         environ["PATH_INFO"] = path.encode(errors="replace").decode("latin-1")
     query = urlencode(data, errors="replace")
     if method in ("GET", "HEAD"):

@@ -1,4 +1,4 @@
-"""What the fuzzer plays with: two customers who have one of everything, a person in each role, and their sessions."""
+"""The fuzzer's data: two customers with one of everything, a user in each role, and their sessions."""
 
 import re
 import time
@@ -53,7 +53,7 @@ PASSWORD = "a password of the tests"
 MINE, FOREIGN, INPUT = "m1nemark", "f0reignmark", "inj3ctmark"
 HOSTILE = "<b>\"'&"
 UUIDS = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-# A passkey as a browser registers it, with a public key that nobody has the private one of
+# A passkey as a browser registers it, with a public key whose private key nobody has
 CREDENTIAL = {
     "id": "aWQtb2YtaXQ",
     "rawId": "aWQtb2YtaXQ",
@@ -70,7 +70,7 @@ CREDENTIAL = {
 
 
 def create_customer(mark: str, root: Path) -> SimpleNamespace:
-    """Create a customer with one of everything. Every text of it begins with the mark."""
+    """Create a customer with one of everything. All its texts start with the mark."""
 
     def text(what: str) -> str:
         return f"{mark}{HOSTILE} {what}"
@@ -137,7 +137,7 @@ def create_customer(mark: str, root: Path) -> SimpleNamespace:
     activity.record(action="snapshot.rename", actor=owner, target=ready, before={"name": text("before")})
     drafts = [wizard.start(owner, source=volume), wizard.start(owner, source=vm)]
     drafts.append(wizard.start(owner, source=vm, kind=Kind.BACKUP))
-    for source in loose, vm:  # answered to the review
+    for source in loose, vm:  # with every answer before the review
         answered = wizard.start(owner, source=source)
         Draft.objects.filter(pk=answered.pk).update(name=text("new"))
         drafts.append(answered)
@@ -167,7 +167,7 @@ def create_customer(mark: str, root: Path) -> SimpleNamespace:
 
 
 def create_personal(user: User, mark: str) -> SimpleNamespace:
-    """Create what no colleague sees either: a session, a passkey and a notification."""
+    """Create what even colleagues can't see: a session, a passkey and a notification."""
     session = UserSession.objects.create(user=user, ip="192.0.2.7", session_key=uuid4().hex, user_agent=mark + HOSTILE)
     Session.objects.create(
         session_key=session.session_key, session_data="", expire_date=timezone.now() + timedelta(days=1)
@@ -183,7 +183,7 @@ def create_personal(user: User, mark: str) -> SimpleNamespace:
 
 
 def create_world(root: Path) -> SimpleNamespace:
-    """`people` and `sessions` by role, `ids` by the URL parameter's name, `secret`: the IDs that a role must not see."""
+    """Return `users` and `sessions` by role, `ids` by URL parameter, and `secret`: the IDs that a role must not see."""
     mine, foreign = create_customer(MINE, root), create_customer(FOREIGN, root)
     for kind in ServiceKind:
         if kind != ServiceKind.VM_BACKUP_AUTOMATIC:
@@ -228,7 +228,7 @@ def create_world(root: Path) -> SimpleNamespace:
 
 
 def sessions(role: str, users: dict[str, User]) -> Iterator[str]:
-    """Yield session keys: one without a recent confirmation of who it is, then those that have one."""
+    """Yield session keys: one without a recent re-authentication, then others with one."""
     client = Client()
     if role == OUT:
         yield ""
@@ -243,7 +243,7 @@ def sessions(role: str, users: dict[str, User]) -> Iterator[str]:
         client = Client()
         client.force_login(users[role])
         session = client.session
-        later = time.time() + 10**6  # a long run is longer than the confirmation lasts
+        later = time.time() + 10**6  # a long run takes longer than a re-authentication is valid
         session[confirmation.CONFIRMED_AT] = later
         session["account_authentication_methods"] = [{"method": "password", "at": later, "reauthenticated": True}]
         session["account_authentication_methods_user"] = str(users[role].pk)

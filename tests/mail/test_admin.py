@@ -1,4 +1,4 @@
-"""Outgoing e-mail in Django admin: what failed and why, without the links in the bodies, and sending it again."""
+"""Outgoing e-mail in Django admin: failures with their reasons, bodies without links, and resending."""
 
 from collections.abc import Callable
 

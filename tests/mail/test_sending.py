@@ -1,4 +1,4 @@
-"""Outgoing e-mail against a real SMTP server that refuses, defers, hangs up, is silent or is gone."""
+"""Outgoing e-mail with a real SMTP server that refuses, defers, hangs up, is silent or is down."""
 
 import os
 import signal
@@ -131,7 +131,7 @@ def test_an_unreachable_server_ends_the_round_and_e_mails_are_sent_later(setting
 def test_a_refused_sender_or_password_does_not_fail_the_e_mail(
     server: SMTPServer, settings: Any, now: datetime
 ) -> None:
-    settings.EMAIL_HOST_USER, settings.EMAIL_HOST_PASSWORD = "portal", "wrong"  # which the server does not offer
+    settings.EMAIL_HOST_USER, settings.EMAIL_HOST_PASSWORD = "portal", "wrong"  # which the server doesn't support
     mail = OutgoingMailFactory()
     assert services.send_due(now=now) == 0
     mail.refresh_from_db()
@@ -231,7 +231,7 @@ def test_eight_concurrent_senders_send_each_email_once(server: SMTPServer, now: 
 @pytest.mark.both_databases
 @pytest.mark.parametrize("moment", ["before it is sent", "after it is sent"])
 def test_killed_in_the_middle_the_email_still_arrives(server: SMTPServer, now: datetime, moment: str) -> None:
-    """SIGKILL after the claim: before the server has the message, or before the row says so."""
+    """SIGKILL after the claim: before the server has the message, or before the row records it."""
     mail = OutgoingMailFactory(recipient=GOOD)
     victim = 0
 
@@ -270,7 +270,7 @@ def test_killed_in_the_middle_the_email_still_arrives(server: SMTPServer, now: d
 
 @pytest.mark.both_databases
 def test_a_sender_past_its_lease_overwrites_nothing(now: datetime) -> None:
-    """It hung for longer than its lease; meanwhile another one has sent the e-mail."""
+    """It hung for longer than its lease, and another process has sent the e-mail."""
     mail = OutgoingMailFactory()
     assert services.claim(mail, now=now)
     assert services.send_due(now=now + services.LEASE) == 1

@@ -1,4 +1,4 @@
-"""File systems to run the local driver on, and a guard of the order of locks."""
+"""File systems for the local driver, and a check of the lock order."""
 
 import os
 import re
@@ -16,7 +16,7 @@ WRITE = re.compile(r'\s*(?:UPDATE|DELETE FROM)\s+"?(\w+)"?')
 
 @pytest.fixture
 def lock_order() -> Iterator[None]:
-    """Fail the test when a transaction locks its customer after it has written to another row. See `lock_customer`.
+    """Fail the test if a transaction locks its customer after writing to another row. See `lock_customer`.
 
     Sees this process's main connection, and transactions only: the test needs `django_db(transaction=True)`.
     """
@@ -40,7 +40,7 @@ def lock_order() -> Iterator[None]:
 
 
 def mount_loop(folder: Path, size: int, *make: str) -> Iterator[Path]:
-    """Mount a new file system in a file of `size` bytes; without the right to do so the test is skipped."""
+    """Mount a new file system in a file of `size` bytes, or skip the test if that isn't permitted."""
     tool = make[0]
     if os.geteuid() != 0 or not shutil.which(tool):
         pytest.skip(f"needs root and {tool} for a loop-mounted file system")

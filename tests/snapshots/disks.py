@@ -1,4 +1,4 @@
-"""Real disks for the tests: sparse images below the storage folder, of the size that their volumes have."""
+"""Disks for tests: sparse images in the storage folder, as large as their volumes."""
 
 import errno
 import math
@@ -23,12 +23,12 @@ ZERO_DIGEST = blake3(bytes(CHUNK)).digest()
 
 
 def content(mark: bytes) -> bytes:
-    """Some bytes for the start of a disk. The rest of it is a hole, which costs no time."""
+    """Return bytes for the start of a disk. The rest is a hole, which takes no time."""
     return mark * 3000
 
 
 def put_volume(root: Path, volume: Volume, data: bytes, at: int = 0) -> Path:
-    """Write the volume's image: a hole of its size but for `data`."""
+    """Write the volume's image: `data`, and a hole for the rest."""
     path = root / volume.location_id / "volumes" / f"{volume.pk}.img"
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "wb") as file:
@@ -39,7 +39,7 @@ def put_volume(root: Path, volume: Volume, data: bytes, at: int = 0) -> Path:
 
 
 def flip_byte(path: Path, at: int = 0) -> None:
-    """Change one bit of a file, as a rotten medium does. Flipping it again mends it."""
+    """Flip one bit of a file, as a decaying medium does. Flipping it again repairs it."""
     path.chmod(0o640)
     with open(path, "r+b") as file:
         file.seek(at)
@@ -50,7 +50,7 @@ def flip_byte(path: Path, at: int = 0) -> None:
 
 @contextmanager
 def largest_file(size_gb: int) -> Iterator[None]:
-    """The file system refuses larger ones, as ext4 refuses more than 16 TiB."""
+    """Let the file system refuse larger files, as ext4 refuses more than 16 TiB."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size_gb * GIB, before[1]))
     try:
@@ -60,14 +60,14 @@ def largest_file(size_gb: int) -> Iterator[None]:
 
 
 def touch_every_chunk(image: Path, up_to: float = math.inf) -> None:
-    """Make an image that takes no room take its time: to hash it, all of its bytes have to be read."""
+    """Make hashing a sparse image slow, so that all of its bytes have to be read."""
     with open(image, "r+b") as file:
         for start in range(0, int(min(up_to, image.stat().st_size)), CHUNK):
             os.pwrite(file.fileno(), b"x", start + CHUNK // 2)
 
 
 def checksum_of(image: Path) -> str:
-    """The blake3 of the blake3s of its chunks of 2 MiB; those that are holes are not read."""
+    """Return the BLAKE3 hash of the hashes of its chunks of 2 MiB. Holes aren't read."""
     digests, size = [], image.stat().st_size
     with open(image, "rb") as file:
         for start in range(0, size, CHUNK):
@@ -78,7 +78,7 @@ def checksum_of(image: Path) -> str:
 
 
 def holds(image: Path, data: bytes) -> bool:
-    """Whether the image has these bytes at its start and zeros up to its end. Holes are not read."""
+    """Return whether the image starts with these bytes, followed by zeros only. Holes aren't read."""
     with open(image, "rb") as file:
         if file.read(len(data)) != data:
             return False
@@ -92,7 +92,7 @@ def holds(image: Path, data: bytes) -> bool:
 
 
 def next_data(file: int, position: int) -> float:
-    """Where data begins at or after the position; infinity where there is only a hole up to the end."""
+    """Return where data begins at or after the position, or infinity if only a hole follows."""
     try:
         return os.lseek(file, position, os.SEEK_DATA)
     except OSError as error:
@@ -100,7 +100,7 @@ def next_data(file: int, position: int) -> float:
         return math.inf
 
 
-# Earlier than any instant that a test names, so that no test depends on today's date.
+# Earlier than any instant in a test, so that no test depends on today's date.
 PRICED_SINCE = datetime(2000, 1, 1, tzinfo=UTC)
 
 
@@ -116,6 +116,6 @@ def sell_everywhere(rate_micro: int = 400_000, kind: ServiceKind = ServiceKind.B
 
 
 def run_active_operations() -> None:
-    """What a worker would do now, in this process."""
+    """Run all active operations in this process, as workers would."""
     for operation in Operation.objects.active().order_by("created_at"):
         run_operation(operation.pk)

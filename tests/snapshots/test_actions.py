@@ -1,4 +1,4 @@
-"""What is done with a snapshot: each act works with the real storage, explains its refusals, and keeps strangers out."""
+"""Actions on a snapshot: each works with real storage, explains refusals, and is a 404 for strangers."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -60,7 +60,7 @@ def messages_of(response: object) -> str:
 
 
 def errors_of(response: object) -> str:
-    """What the form says, which has to stand in the page as well."""
+    """Return the form's errors, after checking that the page shows them."""
     assert response.status_code == 200  # type: ignore[attr-defined]
     text = unescape(response.content.decode())  # type: ignore[attr-defined]
     assert "There is a problem" in text
@@ -74,7 +74,7 @@ def errors_of(response: object) -> str:
 
 @pytest.fixture
 def snapshot(project: Project, storage_root: Path) -> Snapshot:
-    """A real snapshot of a real disk, and something else on the disk since."""
+    """A snapshot of a disk that has changed since."""
     volume = VolumeFactory(project=project, name="web-01-root", attached_stopped=True)
     sell_everywhere()
     path = put_volume(storage_root, volume, BEFORE)
@@ -359,7 +359,7 @@ def test_a_restore_needs_credits_for_its_safety_snapshot(client_for: Callable[..
 
 @pytest.fixture
 def machine(project: Project, storage_root: Path) -> Snapshot:
-    """A real snapshot of a stopped machine with two disks."""
+    """A snapshot of a stopped machine with two disks."""
     vm = VirtualMachineFactory(project=project, name="db-01", stopped=True)
     for position, name in enumerate(["db-01-root", "db-01-data"]):
         volume = VolumeFactory(project=project, location=vm.location, vm=vm, position=position, name=name)

@@ -1,4 +1,4 @@
-"""The project that a snapshot is assigned to: in the wizard, in the services, and who sees what of it."""
+"""The project that a snapshot is assigned to, in the wizard and the services, and who sees it."""
 
 from html import unescape
 from pathlib import Path
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.django_db
 
 @pytest.fixture
 def member() -> Membership:
-    """The owner of the project “Web”, which has the volume."""
+    """The owner of the project “Web”, to which the volume belongs."""
     member = MembershipFactory(project__customer__postpaid=True, project__name="Web", user__name="Aye")
     member.user.customer = member.project.customer
     member.user.save()

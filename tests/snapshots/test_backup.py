@@ -1,4 +1,4 @@
-"""`manage.py backup` and `restore`: the portal's own state as one file and back, on the database that it runs on."""
+"""`manage.py backup` and `restore` of the portal's own state, on both databases."""
 
 import gzip
 import io
@@ -80,7 +80,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def elsewhere(process_environment: dict[str, str], tmp_path: Path) -> Iterator[Manage]:
-    """elsewhere(*words) is `manage.py words` on an empty database of the same kind, and the same storage."""
+    """elsewhere(*words) runs `manage.py words` on an empty database of the same kind, with the same storage."""
     name = f"elsewhere_{uuid4().hex[:12]}"
     if connection.vendor == "sqlite":
         url = f"sqlite:///{tmp_path / name}"
@@ -147,7 +147,7 @@ def test_a_restored_portal_is_identical_and_consistent(
 
 @both_databases
 def test_a_backup_of_a_running_portal_is_of_one_instant(file: Path, elsewhere: Any, member: Membership) -> None:
-    """Every transaction gives two customers the same name; a mixture of instants would tell."""
+    """Every transaction gives two customers the same name, so that a mixture of instants would show."""
     other = MembershipFactory().project.customer
     mine = member.project.customer
     done = threading.Event()
@@ -182,8 +182,8 @@ def test_a_backup_of_a_running_portal_is_of_one_instant(file: Path, elsewhere: A
 def test_a_portal_restored_from_a_backup_under_load_works(
     snapshot: Snapshot, volume: Volume, member: Membership, file: Path, elsewhere: Any, settings: Any
 ) -> None:
-    """What was under way at that instant is carried on where it is restored, and everything fits together."""
-    settings.OPERATION_LEASE_SECONDS = 1  # it has run out by then
+    """Operations in progress at that instant continue on the restored portal, and everything is consistent."""
+    settings.OPERATION_LEASE_SECONDS = 1  # it has expired by then
     over = threading.Event()
     began, ended = 0, 0
 
@@ -196,7 +196,7 @@ def test_a_portal_restored_from_a_backup_under_load_works(
             services.rename_snapshot(snapshot=snapshot, user=member.user, name=f"renamed {began}")
             fields = {"amount_micro": 10**9, "reason": "More", "key": f"more-{began}", "at": timezone.now()}
             grant_credits(customer=customer, by=member.user, **fields)
-            if began % 2:  # the others wait for the worker of elsewhere
+            if began % 2:  # the others wait for the restored portal's worker
                 run_active_operations()
             ended += 1
         connection.close()
@@ -204,7 +204,7 @@ def test_a_portal_restored_from_a_backup_under_load_works(
     thread = threading.Thread(target=click)
     thread.start()
     before = -1
-    while ended == before or not ended:  # until something was clicked meanwhile
+    while ended == before or not ended:  # until something was requested in between
         file.unlink(missing_ok=True)
         before = ended
         backup(file)
@@ -216,7 +216,7 @@ def test_a_portal_restored_from_a_backup_under_load_works(
         result = elsewhere(*command)
         assert result.returncode == 0, result.stdout + result.stderr
     assert elsewhere.query("SELECT DISTINCT state FROM snapshots_snapshot") == [("ready",)]
-    # all that can be found is what was made after that instant, which the portal here knows
+    # findings can only be about objects created after that instant, which this portal knows
     findings = re.findall(r"^([a-z-]+) \S+ \S+/snapshots/(\S+)$", elsewhere("fsck").stdout, re.MULTILINE)
     restored_ids = {str(UUID(str(pk))) for (pk,) in elsewhere.query("SELECT id FROM snapshots_snapshot")}
     assert {code for code, _uuid in findings} <= {"orphan"}
@@ -269,7 +269,7 @@ def test_missing_manifests_are_restored_and_intact_ones_stay(
     lost, sound = folder / str(snapshot.pk) / "manifest.json", folder / str(second.pk) / "manifest.json"
     text = lost.read_text()
     lost.unlink()
-    sound.write_text(sound.read_text() + "\n")  # newer than what the file has
+    sound.write_text(sound.read_text() + "\n")  # newer than the one in the file
     newer_text = sound.read_text()
     restored = elsewhere("restore", file)
     assert "Restored missing or damaged manifests: 1" in restored.stdout, restored.stderr
@@ -330,7 +330,7 @@ def test_a_file_that_was_not_finished_is_refused(
 
 
 def end_of_content(file: Path) -> int:
-    """Where the checksums begin."""
+    """Return where the checksums begin."""
     with tarfile.open(file) as tar:
         return tar.getmember(archive.CHECKSUMS).offset
 
@@ -364,7 +364,7 @@ def read_parts(file: Path) -> dict[str, bytes]:
 
 
 def write_parts(file: Path, parts: dict[str, bytes]) -> None:
-    """With checksums that fit, unless there are some among the parts."""
+    """Write the parts, with valid checksums unless the parts include some."""
     with tarfile.open(file, "w") as tar:
         sums = {name: archive.add(tar, name, io.BytesIO(data), len(data)) for name, data in parts.items()}
         if archive.CHECKSUMS not in parts:
@@ -373,7 +373,7 @@ def write_parts(file: Path, parts: dict[str, bytes]) -> None:
 
 
 def rewrite(file: Path, **changed: object) -> None:
-    """The same with another head, and checksums that fit."""
+    """Write the file with another head and valid checksums."""
     parts = read_parts(file)
     head = json.loads(parts[archive.HEAD])
     parts[archive.HEAD] = json.dumps(head | changed).encode()
@@ -382,7 +382,7 @@ def rewrite(file: Path, **changed: object) -> None:
 
 
 def assert_refused(file: Path, message: str) -> None:
-    """And nothing of it was taken."""
+    """Check that the file is refused and nothing was restored."""
     before = Snapshot.objects.get().name
     with pytest.raises(CommandError, match=message):
         call_command("restore", file, over_existing=True)
@@ -472,7 +472,7 @@ def test_a_file_with_something_else_than_files_in_it_is_refused(
 
 
 def test_a_compressed_file_is_refused(snapshot: Snapshot, file: Path) -> None:
-    """A few kilobytes of it could be many gigabytes to read."""
+    """A few kilobytes could expand to many gigabytes."""
     backup(file)
     file.write_bytes(gzip.compress(file.read_bytes()))
     assert_refused(file, "damaged")
@@ -518,7 +518,7 @@ def test_a_file_of_a_newer_portal_or_of_another_database_is_refused(snapshot: Sn
 def test_an_unfinished_restore_of_a_volume_fails_and_is_notified(
     snapshot: Snapshot, member: Membership, volume: Volume, file: Path, storage_root: Path, elsewhere: Any
 ) -> None:
-    """Carried out again, it would overwrite what the volume holds since."""
+    """Running it again would overwrite newer data of the volume."""
     restore = restores.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
     backup(file)
     Operation.objects.filter(pk=restore.pk).update(state="failed", finished_at=timezone.now())
@@ -581,7 +581,7 @@ def test_a_backup_grants_no_access(
 
 
 def test_every_table_that_may_hold_a_secret_was_reviewed() -> None:
-    """A new column with such a name needs a place in this list, and in SECURITY.md's table of secrets."""
+    """A new column with such a name must be added to this list, and to SECURITY.md's table of secrets."""
     secret_words = re.compile(r"key|token|code|secret|password|session|body|data")
     columns = {
         f"{model._meta.db_table}.{field.column}"
@@ -592,7 +592,7 @@ def test_every_table_that_may_hold_a_secret_was_reviewed() -> None:
     }
     assert columns == {
         "accounts_user.password",  # hashed
-        "accounts_submission.key",  # of a form that was sent; it opens nothing
+        "accounts_submission.key",  # of a submitted form; it grants nothing
         "mfa_authenticator.data",  # encrypted with SECRET_KEY
         "auth_permission.codename",
         "inventory_location.code",

@@ -1,4 +1,4 @@
-"""What is in progress, in the bell: mine, with how far it is, and next to nothing for who has nothing in progress."""
+"""Work in progress in the bell: the user's own, with progress, and hardly any cost without work."""
 
 from collections.abc import Callable
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""Many snapshots deleted at once: one question, a result for each, and nothing for strangers."""
+"""Deleting many snapshots: one confirmation, a result for each, and a 404 for strangers."""
 
 from collections.abc import Callable
 from uuid import uuid4

@@ -1,4 +1,4 @@
-"""Cancelling: it ends at once, costs nothing, and leaves nothing in the storage, whatever the worker was doing."""
+"""Cancellation ends an operation at once, is free, and leaves nothing in the storage, whatever the worker was doing."""
 
 import signal
 import subprocess
@@ -99,7 +99,7 @@ def test_cancelling_a_pending_snapshot_frees_its_name_and_quota_at_once(member: 
     assert (operation.state, snapshot.state, snapshot.shown_state) == ("cancelled", State.DELETED, "cancelled")
     assert not Operation.objects.filter(kind=Operation.Kind.CLEAN_UP).exists(), "no worker has come to it"
     assert Activity.objects.get(action="snapshot.cancel").actor == member.user
-    again = request_capture(member, volume)  # the same name, and the last of three
+    again = request_capture(member, volume)  # the same name, and the third of three
     run_active_operations()
     assert UsageSegment.objects.filter(resource_id=again.snapshot_id).exists()
     assert not UsageSegment.objects.filter(resource_id=snapshot.pk).exists()
@@ -130,7 +130,7 @@ def test_the_worker_of_a_cancelled_operation_stops_at_its_next_heartbeat(member:
 def test_data_captured_before_the_cancellation_was_noticed_is_removed(
     storage_root: Path, member: Membership, volume: Volume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The clean-up came first and found nothing: the worker asks for another one."""
+    """The clean-up came first and found nothing, so the worker requests another one."""
     operation = request_capture(member, volume)
     captured = handlers.capture_disks
 
@@ -187,7 +187,7 @@ def test_a_cancelled_new_volume_leaves_no_data(
 
     before = files_of(storage_root)
     cancelled = []
-    for name in ("first", "second"):  # two of one snapshot, so two clean-ups of it
+    for name in ("first", "second"):  # two of one snapshot, so two clean-ups
         operation = operations.claim(request(name).pk)
         assert operation is not None and operation.volume is not None
         put_volume(storage_root, operation.volume, b"made, but not written down")
@@ -370,7 +370,7 @@ def test_a_worker_is_cancelled_in_the_middle_of_a_capture_and_nothing_stays(
 
 
 def enqueue_backed_off() -> bool:
-    """A clean-up that found the disk busy would wait for seconds otherwise."""
+    """Make backed-off operations due, because a clean-up that found the disk busy would wait for seconds."""
     if Operation.objects.filter(state=Operation.State.PENDING).exclude(error="").update(error=""):
         operations.enqueue_worker()
     return True

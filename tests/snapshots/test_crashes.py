@@ -1,9 +1,8 @@
-"""A worker killed at every point of its work: after the next worker has been there, nothing is lost, doubled or left
-over.
+"""A worker is killed at every step of its work; after the next worker, nothing is lost, duplicated or left over.
 
-The worker is a forked process that carries out one operation and sends itself SIGKILL before its n-th step. Steps are the
-SQL statements that write, the commits, all that it does to a file, and its end. The test walks n from 1 until the work
-survives. What it reads between two steps leaves nothing behind, so dying there is dying before the next step.
+The worker is a forked process that runs one operation and sends itself SIGKILL before its n-th step. Steps are SQL
+statements that write, commits, changes of files, and the end. The test increases n from 1 until the operation survives.
+Reads between two steps leave nothing behind, so dying there equals dying before the next step.
 """
 
 import gc
@@ -50,7 +49,7 @@ MOST_STEPS = 400
 
 
 class Steps:
-    """Counts what the process changes; kills it before the change that the count names."""
+    """Counts what the process changes, and kills it before the change with this number."""
 
     def __init__(self, kill_at: int) -> None:
         self.left = kill_at
@@ -80,7 +79,7 @@ class Steps:
 
 
 def work_and_die(operation: Operation, kill_at: int) -> bool:
-    """Carry out the operation in a process of its own that dies at its n-th step; True when it got to the end alive."""
+    """Run the operation in a process that dies at its n-th step. Returns True if it survived."""
     connections.close_all()
     if connection.vendor == "postgresql":
         connection.close_pool()  # its sockets must not be shared with the child
@@ -105,7 +104,7 @@ def work_and_die(operation: Operation, kill_at: int) -> bool:
 
 
 def let_the_next_worker_do_it() -> None:
-    """The lease of the dead runs out, the reconciler notices, another worker takes over."""
+    """Let the dead worker's lease expire, and another worker take over."""
     Operation.objects.active().filter(state=Operation.State.RUNNING).update(
         lease_until=timezone.now() - timedelta(seconds=1)
     )
@@ -120,7 +119,7 @@ def files_below(root: Path) -> set[str]:
 
 
 def deaths(operation_factory: Callable[[int], Operation]) -> Iterator[tuple[Operation, bool]]:
-    """(operation, it was killed) for each step at which its worker can die, and once without dying."""
+    """Yield (operation, whether it was killed) for each step at which its worker can die, and once for a survivor."""
     for kill_at in range(1, MOST_STEPS):
         operation = operation_factory(kill_at)
         survived = work_and_die(operation, kill_at)
@@ -135,7 +134,7 @@ def deaths(operation_factory: Callable[[int], Operation]) -> Iterator[tuple[Oper
 
 @pytest.fixture(autouse=True)
 def no_limits(settings: Any) -> None:
-    """One customer asks for more in a minute here than people do in an hour."""
+    """Lift the rate limits, because these tests request more than customers may."""
     settings.ACTIONS_PER_HOUR = dict.fromkeys(settings.ACTIONS_PER_HOUR, 0)
 
 

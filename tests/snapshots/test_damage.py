@@ -1,4 +1,4 @@
-"""A snapshot whose bytes have rotted: found by every full read, never used unasked, not charged, and everybody is told."""
+"""A damaged snapshot: detected by every full read, never used without an override, free of charge, and notified."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -38,7 +38,7 @@ MIDDLE = 300 * 1024**2
 
 @pytest.fixture(params=["copying", "cloning"])
 def storage_root(request: pytest.FixtureRequest, settings: Any, tmp_path: Path) -> Path:
-    """On a file system that copies, and on one that clones."""
+    """Storage on a file system that copies, and on one that clones."""
     root = request.getfixturevalue("cloning_root") if request.param == "cloning" else tmp_path / "storage"
     settings.STORAGE = {"local": {"driver": "snapshots.storage.local.LocalDriver", "options": {"root": str(root)}}}
     return root
@@ -59,7 +59,7 @@ def volume(member: Membership, storage_root: Path) -> Volume:
 
 @pytest.fixture
 def snapshot(volume: Volume, member: Membership, storage_root: Path) -> Snapshot:
-    """Ready, with the checksum of its bytes; the volume was written to since, and no verification is recent."""
+    """A ready snapshot with a checksum, whose volume has changed since, without a recent verification."""
     snapshot = services.request_snapshot(source=volume, name="monday", user=member.user)
     work()
     write(storage_root, volume, AFTER)
@@ -70,7 +70,7 @@ def snapshot(volume: Volume, member: Membership, storage_root: Path) -> Snapshot
 
 
 def work() -> None:
-    """Also what follows from it: the checksum of a clone."""
+    """Run operations, including those that follow, such as the checksum of a clone."""
     while Operation.objects.active().exists():
         run_active_operations()
 
@@ -131,7 +131,7 @@ def verify(snapshot: Snapshot, member: Membership) -> Operation:
 
 
 def check_everything(findings: set[str]) -> None:
-    """What fsck finds besides, and that every bill is what it should be."""
+    """Check fsck's findings, and that every bill is correct."""
     codes = {
         finding.code
         for location in {location.location for location in Snapshot.objects.all()}
@@ -242,7 +242,7 @@ def test_a_snapshot_that_a_user_verifies_as_intact_is_charged_again(
 ) -> None:
     flip_byte(disk_of(storage_root, snapshot), MIDDLE)
     verify(snapshot, member)
-    # So long ago that the hour which was paid is over.
+    # So long ago that the paid hour is over.
     ready_at = timezone.now() - timedelta(hours=3)
     Snapshot.objects.filter(pk=snapshot.pk).update(ready_at=ready_at)
     UsageSegment.objects.update(started_at=ready_at, ended_at=ready_at + timedelta(hours=1))

@@ -1,4 +1,4 @@
-"""The first page: counts, what runs, what failed, newest snapshots, and a start for those who have nothing yet."""
+"""The dashboard: counts, running and failed operations, newest snapshots, and its empty state."""
 
 from collections.abc import Callable
 from datetime import timedelta

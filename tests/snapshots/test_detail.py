@@ -1,4 +1,4 @@
-"""The page of one snapshot: facts, cost, operations that refresh themselves, and who sees it."""
+"""The page of a snapshot: facts, cost, operations that refresh themselves, and permissions."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -53,7 +53,7 @@ def text_of(client: Client, snapshot: Snapshot) -> str:
 
 
 def charged(project: Project, hours: float, size_gb: int = 50) -> Snapshot:
-    """A snapshot that has been Ready for so long, and has been charged since."""
+    """Return a snapshot that has been ready and charged for that long."""
     ready_at = timezone.now() - timedelta(hours=hours)
     snapshot = SnapshotFactory(volume__project=project, volume__size_gb=size_gb, ready_at=ready_at)
     sell_everywhere(400_000)

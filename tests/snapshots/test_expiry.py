@@ -1,4 +1,4 @@
-"""Expiry dates: set, changed and removed; told a day before; deleted once the day is over and nothing uses the snapshot."""
+"""Expiry dates: set, changed, removed, notified a day before, and applied after the day if nothing uses the snapshot."""
 
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
@@ -59,7 +59,7 @@ def snapshot(member: Membership) -> Snapshot:
 
 
 def expire(snapshot: Snapshot, days: int = 2) -> datetime:
-    """Have it expire in so many days; the instant."""
+    """Let the snapshot expire in `days` days, and return the instant."""
     today = timezone.now().astimezone(snapshot.project.customer.zone).date()
     set_expiry(snapshot=snapshot, user=snapshot.project.memberships.get(role=Role.OWNER).user, day=today + days * DAY)
     snapshot.refresh_from_db()
@@ -220,7 +220,7 @@ def test_the_wizard_asks_for_it_with_the_name_and_the_estimate_ends_there(
     page = client.get(here + f"?until={(day + 30 * DAY).isoformat()}").text
     assert "Until it is deleted, at the end of" in page
     amounts = [row["value"] for row in client.get(here + f"?until={(day + 30 * DAY).isoformat()}").context["estimates"]]
-    assert amounts[2] == amounts[3]  # until then, and a month later
+    assert amounts[2] == amounts[3]  # until then, plus a month
     client.post(here, {"billing_cycle": "hourly", "shown_hourly_micro": 20_000_000})
     assert Snapshot.objects.get().delete_after == day
     assert not BackupSchedule.objects.exists()

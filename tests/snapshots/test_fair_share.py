@@ -1,4 +1,4 @@
-"""Which operation runs next when several customers wait, and who does not have to wait for whom."""
+"""Fair share: which operation runs next when several customers wait."""
 
 import signal
 import subprocess
@@ -48,7 +48,7 @@ def have_workers(count: int) -> None:
 
 
 def ask(customer: Customer, kind: str = "verify", *, minutes_ago: float = 0, by_portal: bool = False) -> Operation:
-    """An operation of the customer that waits."""
+    """Create a waiting operation of the customer."""
     now = timezone.now() - timedelta(minutes=minutes_ago)
     return OperationFactory(
         kind=kind,
@@ -179,7 +179,9 @@ def test_twenty_workers_at_once_leave_one_free() -> None:
 @pytest.fixture
 def start_worker(process_environment: dict[str, str]) -> Iterator[Callable[[], subprocess.Popen]]:
     started = []
-    environment = process_environment | {"OPERATION_LEASE_SECONDS": "3600"}  # what is frozen here is not given away
+    environment = process_environment | {
+        "OPERATION_LEASE_SECONDS": "3600"
+    }  # the frozen worker's operation isn't released
 
     def start() -> subprocess.Popen:
         command = [sys.executable, "manage.py", "worker", "--interval", "0.1", "--no-startup-delay"]
@@ -220,7 +222,7 @@ def test_ten_large_captures_of_a_customer_delay_nobody_and_all_finish(
         capture(busy, large, f"large {number}")
     running = Operation.objects.filter(state=Operation.State.RUNNING)
     wait_until(running.exists)
-    first_worker.send_signal(signal.SIGSTOP)  # for as long as this takes, it works on the first of the ten
+    first_worker.send_signal(signal.SIGSTOP)  # until the end, it works on the first of the ten
     assert running.get().snapshot.name == "large 0"
     start_worker()
     wait_until(lambda: Process.objects.count() == 2)
@@ -230,7 +232,7 @@ def test_ten_large_captures_of_a_customer_delay_nobody_and_all_finish(
     assert running.get().snapshot.name == "large 0"
     assert Operation.objects.filter(state=Operation.State.PENDING, attempt=0).count() == 9
 
-    # their tasks are used up by now; the work of a worker that dies and that of the others is done all the same
+    # their tasks are gone by now; operations of dead workers and others are done all the same
     Volume.objects.filter(pk=large.pk).update(size_gb=1)
     put_volume(storage_root, Volume.objects.get(pk=large.pk), b"bytes")
     first_worker.kill()

@@ -1,4 +1,4 @@
-"""`manage.py fsck`: every kind of damage, really made, is found and, where only one outcome is right, repaired."""
+"""`manage.py fsck` finds every kind of damage, and repairs those with only one correct outcome."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def volume(member: Membership, storage_root: Path) -> Volume:
 
 @pytest.fixture
 def snapshot(volume: Volume, member: Membership) -> Snapshot:
-    """Ready, with its bytes and its bill: the portal around it is healthy."""
+    """A ready and charged snapshot of a healthy portal."""
     snapshot = services.request_snapshot(source=volume, name="monday", user=member.user)
     run_active_operations()
     snapshot.refresh_from_db()
@@ -68,7 +68,7 @@ def folder(snapshot: Snapshot, storage_root: Path) -> Path:
 
 
 def find(**options: object) -> list[str]:
-    """The codes of what is found everywhere, in order."""
+    """Return the codes of all findings, in order."""
     locations = {snapshot.location for snapshot in Snapshot.objects.all()} or {LocationFactory()}
     return sorted(finding.code for location in locations for finding in fsck.check_location(location, **options))
 
@@ -167,7 +167,7 @@ def test_an_unexpected_file_beside_the_volumes_is_reported(folder: Path) -> None
 def test_the_only_copy_of_what_a_row_needs_is_never_removed(
     snapshot: Snapshot, folder: Path, storage_root: Path, suffix: str
 ) -> None:
-    """As after a restore of an older database, to which what was being removed is Ready again."""
+    """As after a restore of an older database, in which an object that was being removed is ready again."""
     hidden = folder.rename(folder.with_name(f".{folder.name}.{suffix}"))
     volume = storage_root / snapshot.location_id / "volumes" / f"{snapshot.volume_id}.img"
     disk = volume.rename(volume.with_name(f".{snapshot.volume_id}.new"))
@@ -253,7 +253,7 @@ def test_unknown_objects_are_reported_and_kept(snapshot: Snapshot, folder: Path)
 def test_a_disk_that_has_just_been_imported_may_still_get_its_row(snapshot: Snapshot, storage_root: Path) -> None:
     image = storage_root / snapshot.location_id / "volumes" / "0b7c6f52-6f0a-4c0b-9d0a-4f6c1f1f2a12.img"
     image.write_bytes(b"new")
-    image.touch()  # under faketime only this gives it the portal's time instead of the machine's
+    image.touch()  # under faketime, only this sets the portal's time instead of the machine's
     assert find() == []
 
 
@@ -419,7 +419,7 @@ def test_many_rows_are_read_in_pages(
 
 
 def test_concurrent_operations_are_not_findings(volume: Volume, member: Membership) -> None:
-    """Snapshots come and go as quickly as they can, and fsck runs over and over."""
+    """Snapshots are created and deleted continuously while fsck runs."""
     done = threading.Event()
     errors: list[BaseException] = []
 
@@ -454,16 +454,14 @@ def test_concurrent_operations_are_not_findings(volume: Volume, member: Membersh
 
 
 def test_repair_skips_objects_in_use(volume: Volume, member: Membership, storage_root: Path) -> None:
-    """With --repair over and over nothing is found, no attempt is disturbed and every restore brings back what was
-    captured.
-    """
+    """Repeated runs with --repair find nothing and disturb no attempt, and every restore restores the captured data."""
     image = put_volume(storage_root, volume, b"")
     done = threading.Event()
     brought_back: list[bytes] = []
     errors: list[BaseException] = []
 
     def write(data: bytes) -> None:
-        with open(image, "r+b") as disk:  # as its machine does, so that it stays as large as it is
+        with open(image, "r+b") as disk:  # as its machine does, so that its size stays the same
             disk.write(data)
 
     def there_and_back() -> None:
@@ -506,7 +504,7 @@ def test_repair_skips_objects_in_use(volume: Volume, member: Membership, storage
 def test_an_object_recreated_meanwhile_is_not_incomplete(
     volume: Volume, member: Membership, storage_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A restore has ended when its row is looked at, and the next one has begun when its file is."""
+    """A restore has ended when its row is read, and the next one has begun when its file is."""
     image = put_volume(storage_root, volume, b"")
     draft = image.with_name(f".{volume.pk}.new")
     draft.write_bytes(b"of the first")

@@ -1,4 +1,4 @@
-"""A storage that is really full: a small file system of its own, which only root can mount."""
+"""A full storage, on a small file system that only root can mount."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""`manage.py import_volume`: disks from elsewhere, byte for byte, or nothing at all."""
+"""`manage.py import_volume` imports disk images byte for byte, or not at all."""
 
 import bz2
 import gzip
@@ -43,7 +43,7 @@ def project() -> Project:
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
-    """A raw image of 50 MiB and a bit, with data at its start and end."""
+    """A raw image of slightly more than 50 MiB, with data at its start and end."""
     path = tmp_path / "disk.raw"
     with open(path, "wb") as file:
         file.write(DATA)
@@ -125,7 +125,7 @@ FORMATS = [
 
 @pytest.fixture
 def compressible(image: Path) -> Path:
-    """With text at its start and in its middle, which compression makes smaller, and noise at its very end."""
+    """An image with compressible text at its start and in its middle, and noise at its end."""
     with open(image, "r+b") as file:
         file.write(b"some words again and again " * 20_000)
         file.seek(20 * MIB)
@@ -158,7 +158,7 @@ def test_an_image_of_another_format_is_unpacked_if_it_is_whole(
     ):
         packed.write_bytes(complete[:length])
         if "subformat=fixed" in options and "vpc" in options:
-            continue  # without its last sector it is a raw disk to everybody
+            continue  # without its last sector it looks like a raw disk
         with pytest.raises(CommandError, match="truncated|damaged|cannot be read as"):
             import_volume(packed, project, location)
         assert files_in(storage_root) == [], f"{length} of {len(complete)} bytes were taken"
@@ -241,7 +241,7 @@ def test_a_disk_without_bytes_or_with_too_many_is_refused_in_words(
 def test_an_encrypted_image_is_refused_in_words(image: Path, project: Project, location: Location) -> None:
     packed = image.with_suffix(".qcow2")
     secret = ["--object", "secret,id=s,data=secret", "-o", "encrypt.format=luks,encrypt.key-secret=s"]
-    # QEMU measures how fast the processor is for the key, which it cannot under faketime
+    # QEMU benchmarks the processor for the key, which fails under faketime
     environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     create = ["qemu-img", "create", "-q", "-f", "qcow2", *secret, packed, "50M"]
     # ... and not always on a busy machine.
@@ -265,7 +265,11 @@ def test_a_qcow2_image_that_refers_to_another_file_is_refused(
     "header",
     [
         b"QFI\xfb" + (2).to_bytes(4, "big") + (512).to_bytes(8, "big") + bytes(600),  # a backing file's name is at 512
-        b"QFI\xfb" + (3).to_bytes(4, "big") + bytes(64) + (4).to_bytes(8, "big") + bytes(600),  # its data are elsewhere
+        b"QFI\xfb"
+        + (3).to_bytes(4, "big")
+        + bytes(64)
+        + (4).to_bytes(8, "big")
+        + bytes(600),  # its data is in another file
     ],
 )
 def test_a_reference_is_found_before_qemu_opens_the_image(
@@ -427,12 +431,12 @@ def test_a_stopped_import_leaves_nothing(
         stderr=subprocess.PIPE,
         text=True,
     )
-    # the volume's file appears, hidden, when the copy begins
+    # the volume's hidden file appears when the copy begins
     while process.poll() is None and not files_in(storage_root):
         os.sched_yield()
     process.send_signal(number)
     errors = process.communicate(timeout=30)[1]
-    if number == signal.SIGKILL:  # what it left goes with the next import
+    if number == signal.SIGKILL:  # the next import removes what it left
         import_volume(image, project, location)
         assert files_in(storage_root) == [f"{Volume.objects.get().pk}.img"]
     else:

@@ -1,4 +1,4 @@
-"""Tags and notes of volumes and snapshots: who sets them, what is suggested to whom, and how lists find them."""
+"""Tags and notes of volumes and snapshots: permissions, suggestions and filters."""
 
 from collections.abc import Callable
 from html import unescape
@@ -146,7 +146,7 @@ def test_only_tags_in_use_that_the_user_sees_are_suggested(
     assert "stays" in panel and "secret" not in panel and "foreign" not in panel
     foreign_tag = Tag.objects.get(name="foreign")
     listed = client_for(member).get(f"/snapshots/?tag={foreign_tag.pk}").text
-    assert snapshot.name in listed and "foreign" not in listed  # an invalid filter is left out
+    assert snapshot.name in listed and "foreign" not in listed  # an invalid filter is ignored
 
 
 def test_a_tag_is_one_per_customer_whatever_its_case(snapshot: Snapshot, member: User) -> None:
@@ -172,7 +172,7 @@ def test_lists_filter_by_tag_beside_other_filters(
     tag, client = Tag.objects.get(), client_for(member)
     page = client.get(f"/snapshots/?tag={tag.pk}&q=update&sort=name")
     assert [row.snapshot for row in page.context["rows"]] == [snapshot]
-    assert 'href="?q=update&amp;sort=name"' in page.text  # the chip takes only the tag away
+    assert 'href="?q=update&amp;sort=name"' in page.text  # the chip removes only the tag
     assert [row.snapshot.name for row in client.get(f"/snapshots/?tag={tag.pk}&sort=name").context["rows"]] == [
         "before the update",
         "other",

@@ -1,4 +1,4 @@
-"""The list of snapshots: what is shown to whom, filters, orders, pages by key, and fragments that equal the page."""
+"""The list of snapshots: permissions, filters, orders, keyset pages, and fragments that equal the page."""
 
 import re
 from collections.abc import Callable
@@ -47,7 +47,7 @@ def client(project: Project, client_for: Callable[..., Client]) -> Client:
 
 
 def snapshots_of(project: Project, count: int, **fields: object) -> list[Snapshot]:
-    """So many, each an hour older than the one before; the first is the newest."""
+    """Create `count` snapshots, the newest first, an hour apart."""
     volume = VolumeFactory(project=project)
     start = timezone.now()
     return [SnapshotFactory(volume=volume, created_at=start - timedelta(hours=n), **fields) for n in range(count)]
@@ -58,7 +58,7 @@ def names(response: object, attribute: str = "snapshot") -> list[str]:
 
 
 def part_of(page: str, element_id: str) -> str:
-    """The <div> of the page with this id, up to its end."""
+    """Return the <div> of the page with this ID."""
     start = page.index(f'<div id="{element_id}"')
     depth, at = 0, start
     while True:
@@ -319,7 +319,7 @@ def test_filters_never_reach_into_other_customers(client: Client, project: Proje
 
 
 def walk(client: Client, params: dict[str, str]) -> list[list[str]]:
-    """Every page from the first to the last by its link to the next one, and back again, which has to be the same."""
+    """Follow the links from the first page to the last and back, which must give the same rows."""
     pages, url = [], LIST + "?" + "&".join(f"{name}={value}" for name, value in params.items())
     while url:
         response = client.get(url)
@@ -409,7 +409,7 @@ def test_a_bad_or_stale_cursor_shows_the_first_page(
     response = client.get(LIST, {direction: cursor})
     assert names(response) == [snapshot.name for snapshot in snapshots]
     is_said = "That page doesn" in response.text
-    assert is_said or (direction == "before" and "1990" in cursor)  # after which all of them are
+    assert is_said or (direction == "before" and "1990" in cursor)  # all of them are after that cursor
 
 
 @pytest.mark.parametrize("sort", SNAPSHOT_ORDERS)
@@ -596,7 +596,7 @@ def test_another_customers_row_is_a_404(client: Client) -> None:
 
 @pytest.mark.both_databases
 def test_the_key_query_walks_an_index_of_the_list(client: Client, project: Project) -> None:
-    """On SQLite without statistics, which it does not gather by itself; on PostgreSQL where a table is large enough."""
+    """On SQLite without statistics, which it doesn't gather by itself, and on PostgreSQL with a large table."""
     snapshots_of(project, 3)
     user = project.memberships.get().user
     if connection.vendor == "postgresql":

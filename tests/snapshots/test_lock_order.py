@@ -1,4 +1,4 @@
-"""Work that ends while its customer asks for something: both take the same locks, in the same order."""
+"""An operation that ends during a customer's request takes the same locks in the same order."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -95,7 +95,7 @@ def test_work_ends_while_its_customer_is_locked_by_a_request_for_the_same_operat
 
 
 def wait_until_blocked(ending: Any) -> None:
-    """For a lock that we hold; on SQLite there is only that of the database, which it gets when we have committed."""
+    """Wait until the other thread waits for our lock. SQLite has only the lock of the database, released by our commit."""
     if connection.vendor != "postgresql":
         return
     with connection.cursor() as cursor:

@@ -1,4 +1,4 @@
-"""The list of instances and the page of one."""
+"""The list of instances and the page of an instance."""
 
 from collections.abc import Callable
 

@@ -41,7 +41,7 @@ RATE = 20_000_000  # of 50 GB for an hour
 
 @pytest.fixture
 def member() -> Membership:
-    """The owner of “Web”, which has the volume."""
+    """The owner of “Web”, to which the volume belongs."""
     member = MembershipFactory(project__customer__postpaid=True, project__name="Web", user__name="Aye")
     member.user.customer = member.project.customer
     member.user.save()

@@ -1,4 +1,4 @@
-"""The life of an operation: leases, attempts, pauses, and a worker that is told to stop."""
+"""Operations: leases, attempts, backoff, and a worker that is stopped."""
 
 import fcntl
 import signal
@@ -203,7 +203,7 @@ def test_operations_requested_before_the_clock_was_set_back_are_claimed_at_once(
 
 @pytest.mark.parametrize("backed_off", [False, True])
 def test_operations_started_before_the_clock_was_set_back_are_released(operation: Operation, backed_off: bool) -> None:
-    """Its worker died, or an error has put it off."""
+    """Its worker died, or it was backed off after an error."""
     now = timezone.now()
     claimed = operations.claim(operation.pk, now=now + timedelta(hours=2))
     assert claimed is not None
@@ -216,7 +216,7 @@ def test_operations_started_before_the_clock_was_set_back_are_released(operation
 
 
 def test_a_worker_whose_clock_is_ahead_takes_over_no_running_operation(operation: Operation) -> None:
-    """SQLite runs on one machine, whose clock is that of every worker: there the lease did run out."""
+    """SQLite runs on one machine, whose clock all workers share, so there the lease has expired."""
     claimed_by_somebody(operation)
     with time_machine.travel(timezone.now() + timedelta(hours=2)):
         claimed = operations.claim(operation.pk)
@@ -366,7 +366,7 @@ def test_waiting_for_a_frozen_worker_uses_up_no_attempts(
     for attempt in attempts:
         wait_for(operation, lambda current: current.attempt == attempt and current.state == Operation.State.PENDING)  # noqa: B023
         assert "Another operation is using this snapshot" in operation.error
-        if attempt == attempts[-1]:  # the disk becomes free, and quick to read
+        if attempt == attempts[-1]:  # the disk becomes free and quick to read
             Volume.objects.update(size_gb=1)
             put_volume(storage_root, Volume.objects.get(), content(b"bytes"))
             frozen.kill()

@@ -1,4 +1,4 @@
-"""Twenty at once, on both databases: one wins, the others are told why."""
+"""Twenty concurrent requests on both databases: one succeeds, and the others get a reason."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -44,7 +44,7 @@ def volume(storage_root: Path, member: Membership) -> Volume:
 
 
 def all_at_once(act: Callable[[int], Any]) -> Counter:
-    """Call act(0) … act(19) at the same moment, each in a thread with its own connection; counts what came of it."""
+    """Call act(0) … act(19) at once, each in a thread with its own connection. Returns the count of each outcome."""
     barrier = Barrier(TAKERS)
 
     def call(number: int) -> str:

@@ -1,4 +1,4 @@
-"""The scheduler's duties go on after one thing fails, and say which."""
+"""The scheduler's duties continue after one object fails, and name it."""
 
 from datetime import timedelta
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Scheduled verification: everything is read again in time, oldest first, and never in the way of a customer."""
+"""Scrubbing: every snapshot is read in time, longest unread first, without delaying customers."""
 
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -44,7 +44,7 @@ def volume(member: Membership, storage_root: Path) -> Volume:
 
 
 def take(volume: Volume, member: Membership, name: str, *, days_ago: float) -> Snapshot:
-    """A real one, that was captured so long ago."""
+    """Take a snapshot, as if captured `days_ago`."""
     snapshot = services.request_snapshot(source=volume, name=name, user=member.user)
     work()
     age(snapshot, timezone.now() - days_ago * DAY)
@@ -64,7 +64,7 @@ def work() -> None:
 
 
 def scrubs() -> list[str]:
-    """The names of the snapshots that are to be read, in the order in which that was asked for."""
+    """Return the names of the snapshots to scrub, in the order of the requests."""
     queue = Operation.objects.filter(kind=Operation.Kind.SCRUB).order_by("created_at")
     return list(queue.values_list("snapshot__name", flat=True))
 
@@ -153,7 +153,7 @@ def test_a_worker_takes_everything_else_first(volume: Volume, member: Membership
 def test_a_scrub_does_not_count_as_the_customers_operation(
     running: Operation, volume: Volume, member: Membership
 ) -> None:
-    """One who has nothing else running is not put behind others for it."""
+    """A customer with nothing else running doesn't wait behind others because of it."""
     other = MembershipFactory(project__customer__postpaid=True)
     new_snapshot = services.request_snapshot(source=volume, name="new", user=member.user)
     elsewhere = VolumeFactory(project=other.project, location=volume.location)
@@ -166,7 +166,7 @@ def test_a_scrub_does_not_count_as_the_customers_operation(
 
 @pytest.fixture
 def running(volume: Volume, member: Membership, monkeypatch: pytest.MonkeyPatch) -> Operation:
-    """A scrub that is about to be carried out."""
+    """A scrub that is about to run."""
     take(volume, member, "old", days_ago=40)
     scrub.start_scrubs(timezone.now())
     return Operation.objects.get(kind=Operation.Kind.SCRUB)
@@ -215,8 +215,8 @@ def test_a_scrub_that_yielded_continues_where_it_stopped(member: Membership, sto
     assert (operation.state, operation.error) == (Operation.State.PENDING, "It gave way to other work.")
     tasks.run_operation(waiting.get().pk)
     disk = storage_root / volume.location_id / "snapshots" / str(snapshot.disks.get().pk) / "disk.img"
-    flip_byte(disk)  # nobody would know if the start were not read again
-    ahead = 2 * scrub.YIELD_FOR  # so far is the worker's clock
+    flip_byte(disk)  # a skipped start would go unnoticed
+    ahead = 2 * scrub.YIELD_FOR  # by this much the worker's clock is off
     tasks.run_operation(operation.pk, now=timezone.now() + ahead)
     operation.refresh_from_db()
     assert operation.state == Operation.State.SUCCEEDED

@@ -1,4 +1,4 @@
-"""The search of everything: what it finds and in which order, and what nobody finds who may not."""
+"""The search: its hits, their order, and its permissions."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -183,12 +183,12 @@ def test_the_queries_are_few_and_the_same_for_many(
         volume = VolumeFactory(project=other, name="db-01", attached=True)
         SnapshotFactory(volume=volume, name=f"db-01 {other.name}")
         BackupScheduleFactory(vm=VirtualMachineFactory(project=other, name="db-01"))
-    assert count() == few <= 3 + 8  # session, user and roles, and those of the search
+    assert count() == few <= 3 + 8  # session, user and roles, plus those of the search
 
 
 @pytest.mark.skipif(connection.vendor != "sqlite", reason="PostgreSQL plans by statistics")
 def test_snapshots_are_found_in_the_order_of_an_index(owner: User) -> None:
-    """Nothing is sorted: the search of a hundred thousand names stops at the first that match."""
+    """Nothing is sorted, so a search of a hundred thousand names stops at the first matches."""
     with CaptureQueriesContext(connection) as queries:
         search(owner, "web")
     statements = [query["sql"] for query in queries if query["sql"].startswith('SELECT "snapshots_snapshot"')]

@@ -1,4 +1,4 @@
-"""What the services refuse and keep, where no page is needed to see it."""
+"""What the services refuse and store."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -134,7 +134,7 @@ def test_a_volume_that_was_made_at_the_second_try_is_not_made_again_whatever_the
     aside = folder.rename(storage_root / "aside")
     run_active_operations()
     aside.rename(folder)
-    # That request came by a machine whose clock was ahead.
+    # The request came from a machine whose clock was ahead.
     Operation.objects.filter(pk=operation.pk).update(created_at=timezone.now() + timedelta(hours=5))
     services.retry(operation=operation, user=member.user)
     run_active_operations()
@@ -162,7 +162,7 @@ def test_damage_is_recorded_on_the_disk_and_notified(
 
 
 class LatestOnlyDriver(LocalDriver):
-    """The local engine with the limits that Cinder has."""
+    """The local engine with Cinder's limits."""
 
     reverts_only_latest = True
     reverts_attached = False
@@ -219,7 +219,7 @@ def test_where_only_detached_volumes_can_be_restored_it_is_said_in_advance(
     volume = VolumeFactory(project=member.project, attached_stopped=True)
     snapshot = SnapshotFactory(volume=volume)
     sell_everywhere()
-    restores.check_restorable(snapshot)  # of a machine that only the portal knows
+    restores.check_restorable(snapshot)  # of a machine that isn't in a cloud
     VirtualMachine.objects.update(backend_ref="0a1b", backend_project="shop")
     page = reverse("snapshots:restore", args=[snapshot.pk])
     assert f"“{volume.name}” is attached to" in client_for(member.user).get(page).content.decode()
@@ -241,4 +241,4 @@ def test_a_name_that_differs_only_by_invisible_characters_is_refused(snapshot: S
     for joined in "Nightly\u200d", "Night\u200bly":
         with pytest.raises(NameTaken, match="Another snapshot has the name"):
             checks.check_name(snapshot.customer_id, joined)
-    checks.check_name(snapshot.customer_id, "ညစဉ်\u200bမိတ္တူ")  # Burmese as some keyboards write it
+    checks.check_name(snapshot.customer_id, "ညစဉ်\u200bမိတ္တူ")  # Burmese as typed on some keyboards

@@ -1,6 +1,6 @@
-"""What a look into the clouds leaves alone, and what is said of snapshots made or deleted in a cloud.
+"""Inventory sync: what it leaves unchanged, and pages of snapshots created or deleted in a cloud.
 
-That it brings things in is proved on a real cloud, in tests/lab/openstack/test_sync.py.
+Imports are tested with a real cloud, in tests/lab/openstack/test_sync.py.
 """
 
 from collections.abc import Callable
@@ -95,7 +95,7 @@ def test_administrators_see_unassigned_projects_and_assign_them(
     cloud_project.refresh_from_db()
     assert cloud_project.project == project
     assert b"shop" not in support.get(unmapped).content
-    assert client_for(UserFactory()).get(page).status_code == 302  # to the sign-in of administrators
+    assert client_for(UserFactory()).get(page).status_code == 302  # to the administrators' sign-in
 
 
 def test_administrators_see_how_each_project_stands_and_set_what_is_charged(
@@ -214,7 +214,7 @@ def test_the_latest_snapshot_is_the_one_the_cloud_took_last(
 ) -> None:
     monkeypatch.setattr(LocalDriver, "reverts_only_latest", True)
     now = timezone.now()
-    # The worker's clock was an hour behind, or the portal found the other one only later.
+    # The worker's clock was an hour behind, or the other one was imported later.
     latest = SnapshotFactory(volume__project=member.project, ready_at=now - timedelta(hours=1), disk__captured_at=now)
     older = SnapshotFactory(volume=latest.volume, disk__captured_at=now - timedelta(seconds=1))
     assert set(restores.irreversible_reasons([older, latest])) == {older.pk}
@@ -280,7 +280,7 @@ def quotas(storage_root: Path, member: Membership) -> CloudProject:
         ),
         ({"snapshot_count": 50, "snapshot_quota": -1}, ""),
         ({"volume_count": 5, "volume_quota": 5}, ""),  # a snapshot is no volume
-        # what the last look cannot tell is for the cloud to say
+        # what the last sync doesn't know is left to the cloud
         ({"snapshot_count": 5, "synced_at": None}, ""),
         ({"snapshot_count": 5, "synced_at": timezone.now() - timedelta(hours=1)}, ""),
         ({"snapshot_count": 5, "error": "The storage does not answer."}, ""),
@@ -323,7 +323,7 @@ def test_the_clouds_quota_includes_requests_and_deletions_since_the_last_sync(
     with pytest.raises(QuotaExceeded):
         checks.check_capturable(volume)
     before = timezone.now() - timedelta(hours=1)
-    Operation.objects.filter(pk=operation.pk).update(created_at=before)  # the look saw it
+    Operation.objects.filter(pk=operation.pk).update(created_at=before)  # the sync has seen it
     assert used() == (4, 80)
     OperationFactory(kind=Operation.Kind.DELETE, succeeded=True, snapshot=snapshot, created_at=before)
     assert used() == (3, 70)

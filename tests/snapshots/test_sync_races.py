@@ -1,6 +1,6 @@
-"""Several looks into one cloud at once, and looks while customers act: nothing twice, nothing lost, nobody stuck.
+"""Concurrent syncs of one cloud, and syncs during customers' actions: no duplicates, no losses, no deadlocks.
 
-The cloud is a list that the test writes; that real ones are read rightly is proved in tests/lab/openstack/test_sync.py.
+The cloud is a list in the test. Real ones are tested in tests/lab/openstack/test_sync.py.
 """
 
 from collections.abc import Callable, Iterator
@@ -43,7 +43,7 @@ BORN = timezone.now() - timedelta(days=1)
 
 
 class Cloud(LocalDriver, Inventory):
-    """A cloud with one project, whose lists are what the test says; captures are files."""
+    """A cloud with one project, whose lists the test sets; captures are files."""
 
     listed_volumes: list[CloudVolume] = []
     listed_snapshots: list[CloudSnapshot] = []
@@ -112,7 +112,7 @@ def location(settings: Any, tmp_path: Any, member: Membership, monkeypatch: pyte
 
 
 def at_once(*acts: Callable[[], Any]) -> list[Any]:
-    """The results of all, each in a thread with its own connection, begun at the same moment; a refusal is a result."""
+    """Run all at once, each in a thread with its own connection. Returns their results, including refusals."""
     barrier = Barrier(len(acts))
 
     def call(act: Callable[[], Any]) -> Any:
@@ -141,7 +141,7 @@ def test_six_concurrent_syncs_do_nothing_twice_and_do_not_deadlock(location: Loc
     at_once(*looks)
     assert (Volume.objects.count(), Snapshot.objects.count(), open_segments()) == (count, count, count)
 
-    # everything is renamed, and read in another order each time
+    # everything is renamed, and listed in another order each time
     Cloud.listed_volumes = [volume_of(number, "renamed") for number in reversed(range(count))]
     at_once(*looks)
     assert set(Volume.objects.values_list("name", flat=True)) == {f"renamed {number}" for number in range(count)}

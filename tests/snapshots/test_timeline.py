@@ -1,4 +1,4 @@
-"""When snapshots were taken: units, gaps, and what a page says of them."""
+"""The timeline of snapshots: units, gaps and texts."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""Snapshots of a machine: all its disks at one instant, or none; brought back together, or as a machine of their own."""
+"""Snapshots of a machine: all disks at one instant, or none; restored together, or as a new machine."""
 
 from pathlib import Path
 from typing import Any

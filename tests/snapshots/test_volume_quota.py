@@ -1,4 +1,4 @@
-"""How many volumes, and how large, a customer and a project may have: said before the form is filled in."""
+"""Quotas of volumes for customers and projects, shown before a form is filled in."""
 
 from collections.abc import Callable
 from html import unescape
@@ -37,7 +37,7 @@ def member() -> Membership:
 
 @pytest.fixture
 def snapshot(storage_root: Path, member: Membership) -> Snapshot:
-    """Of a volume of 5 GB, the only one there is."""
+    """A snapshot of the only volume, which has 5 GB."""
     return SnapshotFactory(volume__project=member.project, volume__size_gb=5)
 
 

@@ -1,4 +1,4 @@
-"""The list of volumes and the page of one."""
+"""The list of volumes and the page of a volume."""
 
 import unicodedata
 from collections.abc import Callable
@@ -92,7 +92,7 @@ def test_an_attached_volume_is_in_use(client: Client, project: Project) -> None:
 
 
 def test_the_newest_restorable_point_of_any_kind_protects_a_volume(client: Client, project: Project) -> None:
-    """One definition for the list, its filter and the dashboard."""
+    """The list, its filter and the dashboard agree."""
     volume = VolumeFactory(project=project, attached=True)
     SnapshotFactory(volume=volume, ready_at=timezone.now() - timedelta(days=2))
     backup = BackupFactory(vm=volume.vm, name="nightly")
@@ -198,7 +198,7 @@ def test_the_fragment_equals_the_same_part_of_the_page(client: Client, project: 
 
 
 def without_tokens(html: str) -> list[str] | str:
-    """Each answer masks the token of its forms anew."""
+    """Remove the CSRF tokens, which each response masks differently."""
     return "\n".join(line for line in html.splitlines() if "csrfmiddlewaretoken" not in line)
 
 

@@ -1,4 +1,4 @@
-"""The wizard through the test client: who gets where, what an answer must be, and what is noticed later."""
+"""The wizard: permissions, valid answers, and changes between steps."""
 
 from datetime import timedelta
 from html import unescape
@@ -64,7 +64,7 @@ def url(draft: Draft, step: str) -> str:
 
 
 def draft_at(step: str, volume: Volume, user: Any) -> Draft:
-    """A draft whose answers ahead of `step` are given."""
+    """Return a draft with the answers before `step`."""
     draft = wizard.start(user, source=volume)
     if step == "review":
         draft.name = "nightly"
@@ -286,7 +286,7 @@ def test_a_lost_role_is_noticed(client_for: Any, member: Membership, volume: Vol
     member.role = Role.VIEWER
     member.save()
     response = confirm(client_for(member.user), draft)
-    assert response["Location"] == url(draft, "location")  # no volume there for this person any more
+    assert response["Location"] == url(draft, "location")  # the user has no volume there any more
     assert not Snapshot.objects.exists()
 
 
@@ -325,7 +325,7 @@ def test_a_package_retired_before_the_confirmation_is_reported_at_the_location_s
     draft = draft_at("review", volume, member.user)
 
     def take_out_of_sale(execute: Any, sql: str, *arguments: Any) -> Any:
-        """After all steps were checked: when the customer is locked, and not undone with what follows."""
+        """Deactivate the packages after the steps were checked, when the customer is locked, without being rolled back."""
         locks, undoes = sql.startswith('UPDATE "accounts_customer"'), sql.startswith("ROLLBACK TO")
         result = execute(sql, *arguments)
         if locks or undoes:

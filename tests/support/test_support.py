@@ -1,4 +1,4 @@
-"""How to reach support: on pages of errors, in Help and in e-mails, and nowhere until the provider has entered it."""
+"""Support contacts: on error pages, in Help and in e-mails, if the provider has entered them."""
 
 from collections.abc import Callable
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""The administrator's switch of automatic backups: what it starts and ends, what it costs, and its pages in Django admin."""
+"""The administrator's switch of automatic backups: its effects, its costs, and its pages in Django admin."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, time, timedelta

@@ -1,4 +1,4 @@
-"""Times of runs against an oracle that looks at every minute of the wall clock."""
+"""Occurrences, compared with an oracle that walks through every minute of the local time."""
 
 from datetime import UTC, date, datetime, time, timedelta
 from zoneinfo import ZoneInfo
@@ -23,7 +23,7 @@ ZONES = [
     "Africa/Casablanca",
     "UTC",
 ]
-# around changes of the clock, and anywhere
+# around daylight saving changes, and on any other day
 DAYS = st.one_of(
     st.dates(date(2008, 1, 1), date(2030, 12, 1)),
     st.builds(
@@ -55,7 +55,7 @@ def runs_on(rule: Recurrence, day: date) -> bool:
 
 
 def first_minute_at_or_past(day: date, at: time, zone: ZoneInfo) -> datetime:
-    """Walk the minutes until the clock on the wall shows this time, or more."""
+    """Walk through the minutes until the local time is at or past this one."""
     wanted = datetime.combine(day, at)
     minute = wanted.replace(tzinfo=UTC) - timedelta(hours=27)
     while minute.astimezone(zone).replace(tzinfo=None) < wanted:

@@ -1,4 +1,4 @@
-"""The pages of backups: their copies, their schedules, what became of each run, and what can be done with them."""
+"""The pages of backups, their schedules and runs, and their actions."""
 
 import re
 from collections.abc import Callable
@@ -94,7 +94,7 @@ def text_of(page: str) -> str:
 
 
 def automatic_copy(vm: VirtualMachine, owner: User) -> Snapshot:
-    """Ready, taken by the administrator's switch."""
+    """Return a ready automatic backup."""
     switch_automatic_backups(vm=vm, on=True, user=UserFactory(admin=True))
     schedule = BackupSchedule.objects.get(origin="automatic")
     return BackupRunFactory(schedule=schedule, snapshot__size_gb=60).snapshot
@@ -325,7 +325,7 @@ def test_the_page_shows_next_runs_and_outcomes_of_past_ones(client: Client, sche
     ):
         assert text in page, text
     assert page.index("Done") < page.index("4 tries") < page.index("Missed")
-    # the copy that is there goes when the second of the next runs is verified
+    # the existing backup is deleted when the second of the next runs is verified
     assert [row.cells[0] for row in response.context["chart"].rows][:4] == ["kept", "kept", "deleted", ""]
 
 
@@ -453,7 +453,7 @@ def test_editing_shows_what_would_be_kept_before_it_is_saved(client: Client, sch
 
     response = client.post(url(schedule, "edit_schedule"), data)
 
-    # all three make room for the first new one
+    # all three are deleted after the first new one
     assert [row.cells[:4] for row in response.context["chart"].rows][:2] == [
         ["kept", "kept", "kept", ""],
         ["deleted", "deleted", "deleted", "taken"],

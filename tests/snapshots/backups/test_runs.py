@@ -1,4 +1,4 @@
-"""What the scheduler starts, tries again and settles; which copies make room, and which never do."""
+"""Runs that the scheduler starts, retries and settles, and which backups retention deletes."""
 
 from collections.abc import Callable
 from datetime import datetime, time, timedelta
@@ -70,7 +70,7 @@ def due_at(schedule: BackupSchedule) -> datetime:
 
 
 def run_once(schedule: BackupSchedule) -> BackupRun:
-    """The next run, to its end."""
+    """Complete the next run."""
     now = due_at(schedule)
     assert start_due_runs(now) == 1
     work()
@@ -81,7 +81,7 @@ def run_once(schedule: BackupSchedule) -> BackupRun:
 
 
 def work() -> None:
-    """Take what waits, then read it back."""
+    """Run the waiting captures, then verify them."""
     run_active_operations()
     run_active_operations()
 
@@ -91,7 +91,7 @@ def states(schedule: BackupSchedule) -> list[str]:
 
 
 def copies(schedule: BackupSchedule) -> list[str]:
-    """The states of its copies, oldest first."""
+    """Return the states of the schedule's backups, oldest first."""
     return list(
         Snapshot.objects.filter(run__schedule=schedule).order_by("run__scheduled_at").values_list("state", flat=True)
     )
@@ -185,7 +185,7 @@ def test_twenty_schedulers_start_and_settle_an_occurrence_once(schedule: BackupS
     slot = due_at(schedule)
     started: list[int] = []
     assert all_at_once(lambda number: started.append(start_due_runs(slot + DAY))) == {"done": 20}
-    # both have missed a slot, and one of the two has its turn
+    # both have missed an occurrence, and one of the two takes its turn
     assert sum(started) == 1
     assert sorted(states(schedule) + states(other)) == [MISSED, TAKING]
     work()
@@ -467,7 +467,7 @@ def test_the_backups_of_one_schedule_do_not_count_for_another(schedule: BackupSc
             run_once(item)
     assert copies(schedule) == [State.READY, State.READY]
     older, newer = copies(other)
-    # which of the two schedules comes last depends on the hour, and the last one's work carries out the deletion too
+    # which schedule comes last depends on the hour, and its work runs the deletion as well
     assert older in (State.DELETING, State.DELETED)
     assert newer == State.READY
 
@@ -511,7 +511,7 @@ def test_schedules_planned_by_a_clock_far_ahead_run_once_it_is_right(schedule: B
     assert maintain_schedules(now) == 1
     assert maintain_schedules(now) == 0
     assert due_at(schedule) == slot
-    # The occurrences of that time are recorded already, and none runs twice.
+    # The occurrences of that time are recorded already, so none runs twice.
     assert start_due_runs(slot) == 1
     assert due_at(schedule) == slot + DAY
     assert Snapshot.objects.count() == 1
@@ -570,7 +570,7 @@ HOURS = timedelta(hours=1)
 def test_retention_follows_the_order_of_the_runs_whatever_their_clocks_said(
     schedule: BackupSchedule, member: Membership, clocks: list[timedelta]
 ) -> None:
-    """Each of these is the error of the clock by which one run was started and settled."""
+    """Each value is the clock error with which one run was started and settled."""
     start = timezone.now()
     backups = []
     for number, error in enumerate(clocks):

@@ -1,4 +1,4 @@
-"""Schedules as the customer makes, changes, pauses and ends them."""
+"""Schedules: creating, editing, pausing and deleting them."""
 
 from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
@@ -63,7 +63,7 @@ def create(vm: VirtualMachine, member: Membership, **fields: object) -> BackupSc
     ("fields", "next_run_at"),
     [
         ({}, datetime(2026, 11, 22, 19, 30, tzinfo=UTC)),
-        # only what the interval has is kept
+        # fields of other intervals are dropped
         ({"weekday": 3, "month_day": 5}, datetime(2026, 11, 22, 19, 30, tzinfo=UTC)),
         ({"interval": "weekly", "weekday": 2}, datetime(2026, 11, 24, 19, 30, tzinfo=UTC)),
         ({"interval": "monthly", "month_day": 31, "at": time(20)}, datetime(2026, 11, 30, 13, 30, tzinfo=UTC)),

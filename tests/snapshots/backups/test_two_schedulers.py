@@ -1,6 +1,6 @@
-"""Two schedulers and two workers, real processes killed at random: no slot twice, no copy lost, no half copy of a machine.
+"""Two schedulers and two workers are killed at random: no occurrence runs twice, and no backup is lost or incomplete.
 
-It takes 20 seconds, and BACKUPS_FOR_SECONDS where somebody asks for longer.
+It runs for 20 seconds, or for BACKUPS_FOR_SECONDS.
 """
 
 import logging
@@ -45,7 +45,7 @@ SOON = timedelta(seconds=60)
 
 
 class Crew:
-    """The four processes; one that is killed is replaced. They are forked, so that they work from the first moment on."""
+    """The four processes, forked so that they work at once. One that is killed is replaced."""
 
     def __init__(self) -> None:
         self.processes = [self.start(number) for number in range(len(COMMANDS))]
@@ -78,7 +78,7 @@ class Crew:
 @pytest.fixture
 def crew(settings: Any) -> Iterator[Crew]:
     settings.OPERATION_LEASE_SECONDS = 1
-    logging.disable()  # what is killed and woken again is told in hundreds of lines
+    logging.disable()  # kills and restarts would log hundreds of lines
     crew = Crew()
     yield crew
     for number in range(len(COMMANDS)):
@@ -93,7 +93,7 @@ def member() -> Membership:
 
 @pytest.fixture
 def schedules(storage_root: Path, member: Membership) -> list[BackupSchedule]:
-    """Of four machines; the first one has two, which have to take turns."""
+    """Schedules of four machines. The first machine has two, which take turns."""
     created = []
     far_away = timezone.localtime(timezone.now() + timedelta(hours=12), member.project.customer.zone).time()
     for number in range(MACHINES):
@@ -107,7 +107,7 @@ def schedules(storage_root: Path, member: Membership) -> list[BackupSchedule]:
 
 
 def plan_again(schedule: BackupSchedule, member: Membership, planned: dict[UUID, set[datetime]]) -> None:
-    """Once its last run is over, as a person would change the time of day: to some seconds from now."""
+    """Move the time of day to a few seconds from now, as a user would, once the last run is over."""
     schedule.refresh_from_db()
     now = timezone.now()
     if schedule.next_run_at < now + SOON or schedule.runs.filter(finished_at=None).exists():
@@ -116,17 +116,17 @@ def plan_again(schedule: BackupSchedule, member: Membership, planned: dict[UUID,
     changed = edit_schedule(
         schedule=schedule, interval="daily", at=at.time().replace(microsecond=0), retention_count=KEEP, user=member.user
     )
-    if changed.next_run_at < now + SOON:  # not so at midnight
+    if changed.next_run_at < now + SOON:  # except at midnight
         planned[schedule.pk].add(changed.next_run_at)
 
 
 def expire_the_lease() -> None:
-    """The lease is only an economy. Without it two schedulers do the same at the same time."""
+    """Expire the lease, which only saves work: without it, two schedulers do the same at the same time."""
     Lease.objects.update(expires_at=timezone.now() - timedelta(days=1))
 
 
 def let_them_finish() -> None:
-    """No more kills; what waits for a pause to pass is told that it has passed."""
+    """Let all processes finish, without further kills and without backoff."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         now = timezone.now()
@@ -184,7 +184,7 @@ def test_killed_at_random_they_take_each_occurrence_once_lose_no_backup_and_leav
 
 
 def whole_copy(root: Path, copy: Snapshot) -> set[str]:
-    """Its files, after they were compared with the machine's disks."""
+    """Return the files of the backup after comparing them with the machine's disks."""
     disks = list(copy.disks.all())
     assert {disk.volume_id for disk in disks} == set(Volume.objects.filter(vm=copy.vm).values_list("pk", flat=True))
     assert len({disk.captured_at for disk in disks}) == 1, "not of one instant"

@@ -1,4 +1,4 @@
-"""Schedules of volumes: what they take, keep and delete is as with machines, and is called snapshots. And their project."""
+"""Schedules of volumes, which take volume snapshots and otherwise work like those of machines, and their project."""
 
 import re
 from collections.abc import Callable
@@ -86,7 +86,7 @@ def due_at(schedule: BackupSchedule) -> datetime:
 
 
 def run_once(schedule: BackupSchedule) -> Snapshot:
-    """Take the next snapshot, to its verification."""
+    """Take and verify the next snapshot."""
     now = due_at(schedule)
     assert start_due_runs(now) == 1
     run_active_operations()
@@ -261,7 +261,7 @@ def test_a_volume_deleted_in_the_cloud_ends_its_schedule(schedule: BackupSchedul
 
 
 def test_one_schedule_that_cannot_be_planned_does_not_stop_the_others(schedule: BackupSchedule) -> None:
-    broken = BackupScheduleFactory()  # found first, as the newest
+    broken = BackupScheduleFactory()  # listed first, as the newest
     Customer.objects.update(time_zone="Europe/Berlin")
     Customer.objects.filter(pk=broken.customer.pk).update(time_zone="Nowhere/Berlin")
     with pytest.raises(ExceptionGroup):
@@ -272,7 +272,7 @@ def test_one_schedule_that_cannot_be_planned_does_not_stop_the_others(schedule: 
 
 @pytest.fixture
 def archive(member: Membership) -> Project:
-    """Another project of the same customer, of which the member is an owner too."""
+    """Another project of the same customer, which the member owns too."""
     project = ProjectFactory(customer=member.project.customer, name="Archive")
     MembershipFactory(project=project, user=member.user)
     return project
@@ -288,7 +288,7 @@ def test_its_snapshots_belong_to_the_schedules_project(volume: Volume, member: M
     assert BackupSchedule.objects.visible_to(keeper).get() == schedule
     assert BackupRun.objects.visible_to(keeper).get() == snapshot.run
     assert not BackupSchedule.objects.visible_to(sitter).exists()
-    for user in (keeper, sitter):  # Changing it needs rights in both.
+    for user in (keeper, sitter):  # Changing it needs a role in both.
         with pytest.raises(PermissionDenied):
             pause_schedule(schedule=schedule, user=user)
     pause_schedule(schedule=schedule, user=member.user)

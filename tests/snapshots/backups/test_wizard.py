@@ -1,4 +1,4 @@
-"""Creating a backup through the test client: its steps, its schedule with the next runs, and what is charged."""
+"""Creating a backup: its steps, its schedule with the next runs, and its price."""
 
 import re
 from datetime import time, timedelta
@@ -58,7 +58,7 @@ def client(client_for: Any, member: Membership) -> Client:
 
 
 def draft_of(vm: VirtualMachine, member: Membership, **answers: Any) -> Draft:
-    """A draft whose schedule is answered."""
+    """Return a draft with a schedule."""
     draft = wizard.start(member.user, kind=Kind.BACKUP, source=vm)
     for name, value in ({"interval": "daily", "at": time(2, 30)} | answers).items():
         setattr(draft, name, value)
@@ -72,7 +72,7 @@ def confirm(client: Client, draft: Draft, shown_hourly_micro: int = 36_000_000) 
 
 
 def text_of(page: str) -> str:
-    """What is read, without the markup."""
+    """Return the text of the page without markup."""
     return " ".join(unescape(re.sub("<[^>]+>", " ", page[page.index('id="wizard"') :])).split())
 
 
@@ -125,7 +125,7 @@ def test_a_backup_started_from_its_machine_opens_the_schedule_step(client: Clien
     assert here == wizard.url(Draft.objects.get(), "schedule")
     page = text_of(client.get(here).text)
     assert "Backup Schedule" in page and "In Asia/Yangon (UTC+06:30)." in page
-    # what is offered first already has its next runs and its price
+    # the default schedule already shows its next runs and its price
     assert "The next five runs" in page and "2 backups cost K 72.00 an hour together" in page
 
 
@@ -268,7 +268,7 @@ def test_a_location_where_backups_are_not_sold_cannot_be_chosen(
 
 
 def test_the_estimate_includes_future_backups(client: Client, member: Membership, vm: VirtualMachine) -> None:
-    """Three days of daily backups that keep one: the copies follow each other without a gap, as if it were one."""
+    """Three days of daily backups that keep one: the backups follow each other without a gap, as if they were one."""
     draft = draft_of(vm, member, retention_count=1, take_one_now=True)
     until = timezone.localdate(timezone=member.project.customer.zone) + timedelta(days=2)
 
@@ -280,7 +280,7 @@ def test_the_estimate_includes_future_backups(client: Client, member: Membership
     )
     hours = end.total_seconds() / 3600
     amount = float(rows[-1]["value"].removeprefix("K ").replace(",", ""))
-    # each copy that makes room rounds its started hour up
+    # each deleted backup rounds its started hour up
     assert 36 * hours <= amount <= 36 * (hours + 5)
 
 
@@ -332,13 +332,13 @@ def test_the_wallet_of_a_prepaid_customer_lasts_with_all_backups(
     customer = member.project.customer
     customer.billing_type = "prepaid"
     customer.save()
-    ten_days = 72 * 24 * 10 * 10**6  # of two copies at K 36 an hour
+    ten_days = 72 * 24 * 10 * 10**6  # of two backups at K 36 an hour
     buy_credits(customer=customer, amount_micro=ten_days, reason="bought", by=None, key="k")
     draft = draft_of(vm, member)
 
     rows = {row["label"]: row["value"] for row in client.get(wizard.url(draft, "review")).context["estimates"]}
 
     end = timezone.localtime(timezone.now() + timedelta(days=10), customer.zone)
-    # the page may have been asked for on the other side of midnight
+    # the page may have been requested on the other side of midnight
     days = [end - timedelta(minutes=minutes) for minutes in (0, 2)]
     assert re.findall(r"\d+", rows["Your credits last with it"]) in [[f"{day:%-d}", f"{day:%Y}"] for day in days]

@@ -1,4 +1,4 @@
-"""A year of backups with time passed in: outages, changes of the clock, ends of months, what is kept, and the bills."""
+"""A simulated year of backups: outages, daylight saving changes, month ends, retention, and bills."""
 
 import random
 from collections import defaultdict
@@ -44,14 +44,14 @@ RULES: list[dict] = [
     {"interval": "weekly", "weekday": 6, "retention_count": 3},
     {"interval": "monthly", "month_day": 31, "retention_count": 1},
 ]
-# when nothing ran: over a night, over a week with an end of month, on the nights on which clocks change
+# outages: over a night, over a week with a month end, on the nights when the clocks change
 OUTAGES = [
     (datetime(2035, 2, 10, 12, tzinfo=UTC), datetime(2035, 2, 12, 13, tzinfo=UTC)),
     (datetime(2035, 3, 24, 12, tzinfo=UTC), datetime(2035, 3, 25, 18, tzinfo=UTC)),
     (datetime(2035, 6, 27, tzinfo=UTC), datetime(2035, 7, 4, tzinfo=UTC)),
     (datetime(2035, 10, 27, 20, tzinfo=UTC), datetime(2035, 10, 28, 5, tzinfo=UTC)),
 ]
-# the second time within an hour that is paid already
+# the second time within a paid hour
 SWITCHES = [
     (START + 5 * HOUR, True),
     (START + 60 * DAY, False),
@@ -63,7 +63,7 @@ TIMES_ON = [(SWITCHES[0][0], SWITCHES[1][0]), (SWITCHES[2][0], SWITCHES[3][0]), 
 
 
 class Year:
-    """Three customers in three zones with a machine per schedule; the first of all is backed up automatically too."""
+    """Three customers in three time zones with a machine per schedule. The first machine also has automatic backups."""
 
     def __init__(self, root: Path) -> None:
         self.random = random.Random(2035)
@@ -80,7 +80,7 @@ class Year:
             self.members.append(member)
             for rule in RULES:
                 if rule["interval"] == "daily" and zone != "Europe/Berlin":
-                    continue  # one of these is most of the year's work
+                    continue  # this takes most of the year's time
                 vm = self.make_machine(root, member)
                 schedule = create_schedule(source=vm, at=at, user=member.user, now=START, **rule)
                 self.schedules.append(schedule)
@@ -93,7 +93,7 @@ class Year:
         return vm
 
     def live(self) -> None:
-        """From look to look of the scheduler, which are as far apart as the next thing that is due."""
+        """Run the scheduler, each time at the instant when the next run or retry is due."""
         now, switches = START, list(SWITCHES)
         while now < END:
             while switches and switches[0][0] <= now:
@@ -105,7 +105,7 @@ class Year:
             settle_runs(now + timedelta(minutes=9))
             self.work(now + timedelta(minutes=11))
             self.check_promises(now + timedelta(minutes=9))
-            # what waits for another backup of its machine is still due
+            # a run that waits for another one of its machine is still due
             due = BackupSchedule.objects.order_by("next_run_at").exclude(next_run_at=None).first()
             now = min([max(due.next_run_at, now + HOUR / 4), END, *(at for at, _on in switches)])
             for begins, ends in OUTAGES:
@@ -113,15 +113,15 @@ class Year:
                     now = ends
 
     def work(self, now: datetime) -> None:
-        """What workers do: take and delete, then read back what was taken."""
+        """Do the workers' work: take and delete backups, then verify them."""
         for _turn in range(2):
             for operation in Operation.objects.active().order_by("created_at"):
                 tasks.run_operation(operation.pk, now=now)
 
     def check_promises(self, now: datetime) -> None:
-        """Of each schedule that has a new copy, the newest ones are there, as many as it keeps, and those before are not.
+        """Check that each schedule with a new backup has its newest ones, as many as it keeps, and no older ones.
 
-        What is kept for ever is no longer one of them; it is looked after in the end.
+        Pinned backups don't count, and are checked at the end.
         """
         done = BackupRun.objects.filter(state=BackupRun.State.DONE, finished_at=now).select_related("schedule")
         for run in done.order_by("scheduled_at"):
@@ -144,7 +144,7 @@ def year(storage_root: Path) -> Year:
 
 
 def slots_of(schedule: BackupSchedule) -> list[datetime]:
-    """By the oracle that looks at every minute of the clock on the wall."""
+    """Return the occurrences by the oracle that walks through every minute of the local time."""
     zone = ZoneInfo(schedule.time_zone)
     days = [(START + number * DAY).date() for number in range(-1, 367)]
     slots = [first_minute_at_or_past(day, schedule.at, zone) for day in days if runs_on(schedule.recurrence, day)]
@@ -163,14 +163,14 @@ def test_in_a_year_each_occurrence_runs_once_or_is_missed_and_bills_match_the_or
         runs = list(schedule.runs.order_by("scheduled_at"))
         assert [run.scheduled_at for run in runs] == slots_of(schedule)
         for run in runs:
-            # of the slots within an outage the latest was made up for
+            # of the occurrences within an outage, the latest was made up for
             outage = next((outage for outage in OUTAGES if outage[0] <= run.scheduled_at < outage[1]), None)
             later = outage and any(run.scheduled_at < other.scheduled_at <= outage[1] for other in runs)
             assert run.state == (BackupRun.State.MISSED if later else BackupRun.State.DONE), run
             missed += run.state == BackupRun.State.MISSED
     assert missed >= 8
     assert set(Snapshot.objects.filter(pk__in=year.kept_for_ever).values_list("state", flat=True)) == {State.READY}
-    # one notice per schedule and outage, whatever the number of slots
+    # one notification per schedule and outage, whatever the number of occurrences
     notified = (
         BackupRun.objects.filter(state=BackupRun.State.MISSED).values_list("schedule_id", "created_at").distinct()
     )
@@ -185,7 +185,7 @@ def test_in_a_year_each_occurrence_runs_once_or_is_missed_and_bills_match_the_or
 
 
 def check_invoices(member: Membership, automatic: VirtualMachine) -> None:
-    """What happened to the copies, told to the oracle, makes the invoices line by line."""
+    """Compare the invoices with the oracle's bill for what happened to the backups."""
     customer = member.project.customer
     copies = list(Snapshot.objects.filter(customer=customer, kind="backup").select_related("run__schedule"))
     numbers = {copy.pk: number for number, copy in enumerate(copies)}

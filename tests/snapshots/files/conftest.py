@@ -1,4 +1,4 @@
-"""Images of every file system, made once, and snapshots that hold one of them."""
+"""Images of every file system, created once, and snapshots of them."""
 
 import os
 from collections.abc import Callable
@@ -18,7 +18,7 @@ Images = Callable[[str], Path]
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Images:
-    """images("ext4") is an image with the tree of images.py. Tests only read it."""
+    """images("ext4") returns an image with the tree of images.py, which tests only read."""
     folder = tmp_path_factory.mktemp("images")
     tree = make_tree(tmp_path_factory.mktemp("tree"))
     created: dict[str, Path] = {}
@@ -38,7 +38,7 @@ def project() -> Project:
 
 @pytest.fixture
 def capture(project: Project, storage_root: Path) -> Callable[..., DiskImage]:
-    """capture(image) is the disk of a snapshot that was taken of a volume with this image."""
+    """capture(image) returns the disk of a snapshot of a volume with this image."""
 
     def capture(image: Path) -> DiskImage:
         snapshot = SnapshotFactory(volume__project=project, volume__size_gb=1)

@@ -1,4 +1,4 @@
-"""Disk images with real file systems in them, made without mounting anything, and the tree that is put on them."""
+"""Disk images with real file systems, created without mounting, and the files in them."""
 
 import mmap
 import os
@@ -15,7 +15,7 @@ import pytest
 
 MIB = 1024**2
 SECTOR = 512
-START = MIB  # of the partition, and of the logical volume's first extent
+START = MIB  # offsets of the partition and of the logical volume's first extent
 ORDINARY = {
     b"plain.txt": b"hello\n",
     b"random.bin": random.Random(1).randbytes(3 * MIB + 17),
@@ -99,7 +99,7 @@ def make_ext4(path: Path, tree: Path, size: int = 300 * MIB) -> Path:
 
 
 def make_xfs(path: Path, tree: Path) -> Path:
-    """By a prototype, whose names have no spaces or newlines."""
+    """Create it from a prototype, whose names can't have spaces or newlines."""
     names = ("plain.txt", "random.bin", "empty", "sparse", "မြန်မာ.txt")
     lines = [f"{name} ---644 0 0 {tree / name}" for name in names]
     lines += [f"suid -u-755 0 0 {tree / 'suid'}", "link-passwd l--777 0 0 /etc/passwd", "pipe p--644 0 0"]
@@ -130,7 +130,7 @@ def make_ntfs(path: Path, tree: Path) -> Path:
     run("mkntfs", "-q", "-F", "-Q", "-L", "data", blank(path, 100 * MIB))
     for name in ("plain.txt", "random.bin", "empty", "မြန်မာ.txt"):
         run("ntfscp", "-q", path, tree / name, name)
-    # LZNT1: sixteen chunks of 4 KiB, each an A and the order to repeat it.
+    # LZNT1: sixteen chunks of 4 KiB, each an A and the instruction to repeat it.
     packed = path.with_suffix(".packed")
     packed.write_bytes((bytes.fromhex("03b0 02 41 fc0f") * 16).ljust(UNIT, b"\0") * 2)
     run("ntfscp", "-q", path, packed, "packed")
@@ -139,7 +139,7 @@ def make_ntfs(path: Path, tree: Path) -> Path:
 
 
 def mark_compressed(path: Path, name: str) -> None:
-    """Say that a file of two compression units, in one run, is compressed: a cluster of each unit is used, 15 are saved."""
+    """Mark a file of two compression units as compressed: one cluster of each unit is used, 15 are saved."""
     with open(path, "r+b") as file:
         image = mmap.mmap(file.fileno(), 0)
         record = image.find(name.encode("utf-16-le")) & ~1023
@@ -162,7 +162,7 @@ def mark_compressed(path: Path, name: str) -> None:
 
 
 def make_gpt(path: Path, content: Path) -> Path:
-    """One partition that holds `content`, with a name, and a second one of swap."""
+    """Create a named partition with `content`, and a second one for swap."""
     size = content.stat().st_size
     total = START + size + 2 * MIB
     entries = bytearray(128 * 128)
@@ -218,7 +218,7 @@ stripes = ["pv0", {at}]
 
 
 def lvm_text(segments: str, count: int, physical: str = "") -> str:
-    """The metadata of the group `vg_data` with the volume `root`."""
+    """Return the metadata of the group `vg_data` with the volume `root`."""
     return f"""vg_data {{
 id = "H90Siv-avH3-tYo5-yupa-KaB1-qcc7-IrtOxM"
 seqno = 2
@@ -251,7 +251,7 @@ version = 1
 
 
 def make_lvm(path: Path, content: Path | None, *, text: str = "", split_extents: int = 10) -> Path:
-    """A physical volume. The logical one lies in two pieces of it, the second before the first."""
+    """Create a physical volume with a logical one in two segments, the second before the first."""
     extent = 4 * MIB
     size = content.stat().st_size if content else 0
     extents = -(-size // extent)
@@ -283,7 +283,7 @@ def make_lvm(path: Path, content: Path | None, *, text: str = "", split_extents:
 
 
 def copy_sparse(source: Path, target: int, offset: int, start: int = 0, size: int | None = None) -> None:
-    """Write what is not zero."""
+    """Write the bytes that aren't zero."""
     end = source.stat().st_size if size is None else min(source.stat().st_size, start + size)
     with open(source, "rb") as file:
         for at in range(start, end, MIB):
@@ -299,7 +299,7 @@ def copy(source: Path, target: Path) -> Path:
 
 
 def make_marked(path: Path, *marks: tuple[int, bytes]) -> Path:
-    """Zeros with some bytes at given places: what is told by its signature."""
+    """Create a file of zeros with some bytes at given offsets, for what is recognized by its signature."""
     with open(blank(path, 32 * MIB), "r+b") as file:
         for at, mark in marks:
             file.seek(at)

@@ -1,4 +1,4 @@
-"""Behind its fences a reader can compute, and read and write what is open already. Nothing else."""
+"""Behind its fences, a reader can compute, and use files that are open already, but nothing else."""
 
 import json
 import os
@@ -65,12 +65,12 @@ while True:
 
 @pytest.fixture
 def probe(tmp_path: Path) -> subprocess.CompletedProcess[str]:
-    """The outcome of everything that a hostile reader would try. It ends by using up its time."""
+    """Return the outcome of everything that a hostile reader would try. It ends by using up its CPU time."""
     secret = tmp_path / "secret"
     secret.write_text("x")
     for path in (secret, *tmp_path.parents[:3], tmp_path):
         if os.geteuid() == 0:
-            path.chmod(path.stat().st_mode | 0o055)  # so that only the fences stand between
+            path.chmod(path.stat().st_mode | 0o055)  # so that only the fences protect it
     database = settings.DATABASES["default"]["NAME"] if connection.vendor == "sqlite" else str(secret)
     return subprocess.run(
         [sys.executable, "-I", "-S", "-B", "-c", PROBE, str(settings.BASE_DIR)],
@@ -96,7 +96,7 @@ def test_a_reader_that_loops_is_killed(probe: subprocess.CompletedProcess[str]) 
 
 
 def test_a_reader_of_the_portal_runs_behind_the_fences(images: Images, tmp_path: Path) -> None:
-    """Read in /proc while it waits for somebody to take a download's bytes."""
+    """/proc is read while it waits for a client to read a download."""
     image = os.open(images("ext4"), os.O_RDONLY)
     download = children.Download(image, {"command": "file", "part": 0, "path": ["Ymln"], "id": None})
     os.close(image)
@@ -117,7 +117,7 @@ def test_a_reader_of_the_portal_runs_behind_the_fences(images: Images, tmp_path:
 def test_nothing_is_parsed_where_a_fence_is_missing(
     images: Images, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A limit of the parent that the child may not raise stands for a kernel that refuses."""
+    """A limit that the child can't raise stands for a kernel that refuses."""
     start = children.START.replace("sys.exit", "import snapshots.files.reader.fences as f; f.ALLOWED.clear(); sys.exit")
     monkeypatch.setattr(children, "START", start)
     image = os.open(images("ext4"), os.O_RDONLY)

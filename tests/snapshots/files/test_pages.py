@@ -1,4 +1,4 @@
-"""The pages of files: who may see them, what they record, and what they say when a disk can't be read."""
+"""The pages of files: permissions, log entries, and messages when a disk can't be read."""
 
 import json
 import os
@@ -55,7 +55,7 @@ def url(name: str, disk: DiskImage) -> str:
 
 
 def end(response: HttpResponse) -> None:
-    """Close a download that was not read to its end, but not the test's database connection, as `close` would."""
+    """Close an unfinished download, but not the test's database connection, as `close` would."""
     for close in response._resource_closers:
         close()
 
@@ -252,7 +252,7 @@ def test_a_download_ends_when_access_is_lost(
 
 
 def test_a_download_whose_reader_dies_ends_with_an_error(disk: DiskImage, client: Client) -> None:
-    """Fewer bytes than Content-Length, and no normal end."""
+    """It sends fewer bytes than Content-Length, and doesn't end normally."""
     response = client.get(url("download_file", disk), {"path": "/random.bin"})
     chunks = iter(response)
     size = len(next(chunks))
@@ -282,7 +282,7 @@ def test_a_third_reader_of_a_customer_waits_and_is_refused(
 def test_a_client_that_stops_reading_loses_its_download(
     disk: DiskImage, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It kept a thread and a reader for ever, and after a minute its account might start two more."""
+    """It would occupy a thread and a reader forever, and after a minute its account could start two more."""
     monkeypatch.setattr(limits, "SEND_SECONDS", 0.1)
     ours, theirs = socket.socketpair()
     response = client.get(url("download_file", disk), {"path": "/big"}, **{"gunicorn.socket": ours})
@@ -388,7 +388,7 @@ FORGED = {
 def test_an_answer_that_no_reader_gives_is_refused(
     what: str, disk: DiskImage, client: Client, monkeypatch: Any
 ) -> None:
-    """A reader that was taken over answers what it likes."""
+    """A compromised reader answers anything."""
     forge(monkeypatch, FORGED[what])
     assert "could not be read" in client.get(url("folder", disk)).text
 
@@ -400,7 +400,7 @@ def test_a_time_that_no_zone_has_is_unknown(seconds: str, disk: DiskImage, clien
 
 
 def forge(monkeypatch: pytest.MonkeyPatch, answer: dict[str, Any]) -> None:
-    """Let the reader of folders answer this, with one file named `forged`."""
+    """Let the reader of folders answer with one file named `forged`."""
     summary = {"total": 1, "unreadable": 0, "is_complete": True, "has_owners": True}
     entry = {"name": "Zm9yZ2Vk", "id": 7, "kind": "f", "size": 1, "changed_at": 0, "mode": 0, "owner": 0, "group": 0}
     forged = [{each: answer.get(each, value) for each, value in part.items()} for part in (summary, entry)]
@@ -413,7 +413,7 @@ def forge(monkeypatch: pytest.MonkeyPatch, answer: dict[str, Any]) -> None:
 def test_a_download_that_meets_damage_ends_with_an_error_of_its_own(
     disk: DiskImage, client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is no failure of the reader, so nobody is alerted."""
+    """The reader didn't fail, so nobody is alerted."""
     command = "def command(*a):\n  yield {'size': 9}\n  yield b'12345'\n  raise main.Damaged\n"
     command += "main.COMMANDS['file'] = command\n"
     start = "import sys; sys.path += sys.argv[1:]\nfrom snapshots.files.reader import main\n"

@@ -1,4 +1,4 @@
-"""Every file of every file system comes back byte for byte through the pages, and what can't be read is named."""
+"""Every file of every file system is downloaded byte for byte, and unreadable ones are named."""
 
 import hashlib
 import io

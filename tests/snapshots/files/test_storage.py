@@ -1,4 +1,4 @@
-"""What a storage gives to the reader of files: a read-only descriptor of the right disk, or the reason why not."""
+"""What storage passes to the reader of files: a read-only descriptor of the right disk, or a reason."""
 
 import os
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""What every storage driver keeps. A driver's test module subclasses `DriverContract` and gives a `store` fixture.
+"""The contract of every storage driver. A driver's tests subclass `DriverContract` and define a fixture `store`.
 
-Volumes have 1 or 2 GiB, as on a real engine, and only a few places of them are written and read.
+Volumes have 1 or 2 GiB, as on a real engine, but only a few blocks are written and read.
 """
 
 from dataclasses import replace
@@ -29,24 +29,24 @@ AFTER = {0: b"lost" * 1024, 300 * 1024**2: bytes(20000), 700 * 1024**2: b"more" 
 
 
 class Store(Protocol):
-    """What the tests need beyond the contract: bytes."""
+    """Access to data, which the tests need beyond the contract."""
 
     driver: Driver
 
     def write(self, volume: VolumeRef, content: dict[int, bytes]) -> None:
-        """Put {offset: bytes} into a volume, as the machine that uses it would, and make it durable."""
+        """Write {offset: bytes} to a volume, as its machine would, and sync."""
 
     def read(self, volume: VolumeRef, offset: int, length: int) -> bytes: ...
 
     def size(self, volume: VolumeRef) -> int:
-        """In bytes, as the engine says."""
+        """Return the size in bytes that the engine reports."""
 
     def leftovers(self) -> list[str]:
-        """What is there besides complete volumes and snapshots."""
+        """Return everything besides complete volumes and snapshots."""
 
 
 def new_volume(store: Store, content: dict[int, bytes] | None = None, size_gb: int = 1) -> VolumeRef:
-    """An existing volume that holds `content`."""
+    """Create a volume with `content`."""
     ref = VolumeRef(uuid=uuid4(), name="files", size_gb=size_gb)
     ref = VolumeRef(uuid=ref.uuid, name="files", size_gb=size_gb, backend_ref=store.driver.create_volume(ref))
     store.write(ref, content or {})
@@ -96,7 +96,7 @@ class DriverContract:
         grown = replace(volume, size_gb=3)
         assert store.size(grown) == 3 * GIB
         assert_holds(store, grown, BEFORE | {GIB: bytes(4096), 3 * GIB - 4096: bytes(4096)})
-        for ref in volume, grown:  # what a worker passes that died before, and after it had recorded the size
+        for ref in volume, grown:  # as passed by a worker that died before or after recording the size
             store.driver.extend_volume(ref, 3)
             assert store.driver.measure_volume(ref) == 3 * GIB
         store.write(grown, {3 * GIB - 4096: b"tail" * 1024})
@@ -328,7 +328,7 @@ class DriverContract:
     def test_progress_of_a_restore_ends_with_all_done(self, store: Store) -> None:
         volume = new_volume(store, BEFORE)
         [snapshot] = capture(store, volume)
-        for _time in range(2):  # the second one may find a fresh verification
+        for _time in range(2):  # the second one may find a recent verification
             beats: list[tuple[int, int]] = []
             store.driver.revert_volume(volume, snapshot, lambda done, total: beats.append((done, total)))  # noqa: B023
             assert beats == sorted(beats)
@@ -348,7 +348,7 @@ class DriverContract:
                 store.driver.create_volume_from_snapshot(wrong, copy)
             with pytest.raises(Corrupt):
                 store.driver.verify_snapshot(wrong)
-            checksum = store.driver.verify_snapshot(snapshot).checksum  # a fresh verification changes nothing of it
+            checksum = store.driver.verify_snapshot(snapshot).checksum  # a recent verification doesn't change that
         assert_holds(store, volume, AFTER)
         with pytest.raises(NotFound):
             store.driver.bytes_needed([copy])

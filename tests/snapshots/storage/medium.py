@@ -1,4 +1,4 @@
-"""A disk that fails: a loop device whose file is cut off below it, so that the kernel answers reads with EIO."""
+"""A failing disk: a loop device whose file is truncated, so that the kernel answers reads with EIO."""
 
 import fcntl
 import os
@@ -23,7 +23,7 @@ class Medium:
         self.lost, self.lost_at = b"", 0
 
     def break_at(self, path: Path, offset: int) -> None:
-        """Make the bytes of this file from `offset` on unreadable, and whatever else comes later on the medium."""
+        """Make the file unreadable from `offset` on, and everything behind it on the medium."""
         os.sync()
         with open(path, "rb") as file:
             answer = fcntl.ioctl(file, FIBMAP, struct.pack("i", offset // BLOCK))
@@ -32,7 +32,7 @@ class Medium:
         os.truncate(self.image, self.lost_at)
 
     def shut_down(self) -> None:
-        """Make every access to the file system fail with EIO, until it is mounted again."""
+        """Make every access to the file system fail with EIO until it is mounted again."""
         folder = os.open(self.root, os.O_RDONLY)
         try:
             fcntl.ioctl(folder, SHUTDOWN, struct.pack("I", 0))
@@ -49,7 +49,7 @@ class Medium:
 
 @contextmanager
 def failing_medium(folder: Path) -> Iterator[Medium]:
-    """Skips the test without the right to mount, or where reads don't bypass the page cache of the loop device."""
+    """Yield a failing disk. Skips the test if mounting isn't permitted, or if reads come from the page cache."""
     if os.geteuid() != 0 or not shutil.which("mkfs.ext4") or not shutil.which("losetup"):
         pytest.skip("needs root, mkfs.ext4 and losetup")
     image, root = folder / "medium.img", folder / "medium"

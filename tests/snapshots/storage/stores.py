@@ -1,4 +1,4 @@
-"""The bytes behind a driver: what `contract.Store` asks for."""
+"""Implementations of `contract.Store`."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the local driver promises beyond the contract: its paths, holes, checksums, locks and limits."""
+"""The local driver beyond the contract: paths, holes, checksums, locks and limits."""
 
 import errno
 import fcntl
@@ -54,7 +54,7 @@ def copying(default_root: Path) -> LocalStore:
 
 
 def put_image(store: LocalStore, content: dict[int, bytes], size_gb: int = 1) -> VolumeRef:
-    """A volume that is sparse but for {offset: bytes}."""
+    """Create a sparse volume with {offset: bytes}."""
     volume = VolumeRef(uuid=uuid4(), name="files", size_gb=size_gb)
     store.driver.create_volume(volume)
     store.write(volume, content)
@@ -62,7 +62,7 @@ def put_image(store: LocalStore, content: dict[int, bytes], size_gb: int = 1) ->
 
 
 def capture(store: LocalStore, volume: VolumeRef) -> Path:
-    """The folder of a new snapshot of it."""
+    """Take a snapshot of the volume and return its folder."""
     [info] = store.driver.create_snapshots([(SnapshotRef(uuid=uuid4()), volume)])
     return store.folder / "snapshots" / str(info.uuid)
 
@@ -72,7 +72,7 @@ def ref_of(folder: Path) -> SnapshotRef:
 
 
 def noise(length: int) -> bytes:
-    """Bytes without zeros, so that none of them may become a hole."""
+    """Return bytes without zeros, so that none can become a hole."""
     return blake3(b"noise").digest(length).replace(b"\0", b"\1")
 
 
@@ -242,7 +242,7 @@ def test_one_changed_byte_is_found(store: LocalStore, offset: int) -> None:
     with pytest.raises(Corrupt, match="checksum"):
         store.driver.verify_snapshot(ref_of(folder))
     assert store.driver.find_snapshot(ref_of(folder)) == replace(verified, verified_at=None)
-    with pytest.raises(Corrupt):  # a clone is read again, whenever it was verified before
+    with pytest.raises(Corrupt):  # a clone is read again, however recently it was verified
         store.driver.revert_volume(volume, ref_of(folder))
 
 
@@ -284,8 +284,8 @@ def test_a_clone_trusts_a_verification_for_a_day(store: LocalStore) -> None:
     folder = capture(store, volume)
     checksum = store.driver.verify_snapshot(ref_of(folder)).checksum
     flip_byte(folder / "disk.img", 5)
-    store.driver.revert_volume(volume, ref_of(folder))  # nothing is read: it takes no time
-    for age in timedelta(days=1, seconds=1), timedelta(hours=-1):  # the second as after a clock that was set back
+    store.driver.revert_volume(volume, ref_of(folder))  # nothing is read, so it takes no time
+    for age in timedelta(days=1, seconds=1), timedelta(hours=-1):  # the second as if the clock had been set back
         change_manifest(folder, verified_at=str(datetime.now(UTC) - age))
         with pytest.raises(Corrupt):
             store.driver.revert_volume(volume, ref_of(folder))
@@ -355,7 +355,7 @@ def test_a_damaged_snapshot_is_not_used(store: LocalStore) -> None:
 
 
 def make_strange(path: Path, kind: str) -> None:
-    """Put something else in the place of a file."""
+    """Replace a file by something else."""
     aside = path.rename(path.with_suffix(".aside"))
     match kind:
         case "link":
@@ -442,7 +442,7 @@ def test_a_snapshot_with_a_part_that_is_no_regular_file_is_not_used(store: Local
 
 @contextmanager
 def qemu(image: Path, *options: str) -> Iterator[subprocess.Popen]:
-    """QEMU's own tool, holding an image open."""
+    """Hold an image open with QEMU's own tool."""
     process = subprocess.Popen(
         ["qemu-io", *options, "-f", "raw", str(image)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -528,7 +528,7 @@ def test_a_locked_object_is_busy_for_everybody_else(store: LocalStore) -> None:
             with pytest.raises(Busy) as caught:
                 call()
             calls.append(str(caught.value))
-        rival.remove_orphans()  # leaves alone what a live process makes
+        rival.remove_orphans()  # leaves files of live processes alone
 
     store.driver.create_snapshots([(snapshot, volume)], try_everything)
     assert "files" in calls[2]
@@ -546,7 +546,7 @@ def test_a_locked_object_is_busy_for_everybody_else(store: LocalStore) -> None:
     def verify_meanwhile(bytes_done: int, bytes_total: int) -> None:
         with pytest.raises(Busy):
             rival.verify_snapshot(snapshot)
-        rival.revert_volume(volume, snapshot)  # nobody waits for a verification
+        rival.revert_volume(volume, snapshot)  # verifications keep nobody waiting
 
     store.driver.verify_snapshot(snapshot, verify_meanwhile)
     assert store.leftovers() == []
@@ -555,7 +555,7 @@ def test_a_locked_object_is_busy_for_everybody_else(store: LocalStore) -> None:
 def test_two_concurrent_captures_make_one_snapshot(copying: LocalStore) -> None:
     volume = put_image(copying, {0: noise(20 * MIB)})
     snapshot = uuid4()
-    program = (  # without translations, for they would need all of Django
+    program = (  # without translations, which would need all of Django
         "import sys; from uuid import UUID; from snapshots.storage.contract import *\n"
         "from snapshots.storage.local import LocalDriver\n"
         "from django.conf import settings; settings.configure(USE_I18N=False)\n"
@@ -583,7 +583,7 @@ def test_two_concurrent_captures_make_one_snapshot(copying: LocalStore) -> None:
     assert copying.leftovers() == []
 
 
-# Room and failures
+# Free space and failures
 
 
 def test_space_is_checked_before_anything_is_written(small_file_system: Path) -> None:
@@ -598,7 +598,7 @@ def test_space_is_checked_before_anything_is_written(small_file_system: Path) ->
 
 
 def fill_file_system(folder: Path, but: int = 0) -> Path:
-    """Leave only `but` MiB free, or nothing at all; remove the file that is returned to undo it."""
+    """Leave only `but` MiB free. Removing the returned file undoes it."""
     filler = folder / "filler"
     with open(filler, "wb") as file:
         for step in (MIB, 4096):

@@ -1,7 +1,7 @@
-"""A process killed before any line of the driver that changes files: what is there is whole, and the next call goes on.
+"""A process is killed before any line of the driver that changes files: files stay complete, and the next call continues.
 
-The process is a fork that counts the lines which it is about to run, and sends itself SIGKILL at the n-th. Each test
-walks n upwards until the call survives.
+The process is a fork that counts the lines it is about to run, and sends itself SIGKILL at the n-th. Each test increases
+n until the call survives.
 """
 
 import os
@@ -25,7 +25,7 @@ from snapshots.storage.local import copying, driver, folder, reading, snapshots,
 from tests.snapshots.disks import checksum_of, holds
 from tests.snapshots.storage.stores import LocalStore
 
-# Locks are taken around all of this, and the loop that copies only fills a file that has no name yet.
+# Locks are held around all of this, and the copying loop only fills a file without a name.
 DRIVER_FILES = {module.__file__ for module in (copying, driver, folder, reading, snapshots, volumes)}
 FILE_CHANGING = {"create_volume", "create_volume_from_snapshot", "extend_volume", "revert_volume", "delete"}
 FILE_CHANGING |= {
@@ -50,7 +50,7 @@ AFTER = blake3(b"after").digest(100_000)
 def store(request: pytest.FixtureRequest) -> Iterator[LocalStore]:
     if request.param == "cloning":
         yield LocalStore(request.getfixturevalue("cloning_root"))
-    else:  # in memory where there is some: hundreds of rounds would wait for hundreds of fsyncs
+    else:  # in memory if possible: hundreds of rounds would wait for hundreds of fsyncs
         memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
         root = Path(tempfile.mkdtemp(dir=memory))
         yield LocalStore(root)
@@ -62,7 +62,7 @@ def steps(store: LocalStore) -> Iterator[int]:
 
 
 def is_killed(call: Callable[[], object], line: int) -> bool:
-    """Run the call in a process of its own that dies before the n-th line; False when it got to its end."""
+    """Run the call in a process that dies before the n-th line. Returns False if it completed."""
     process = os.fork()
     if process == 0:
         lines = count(1)
@@ -96,7 +96,7 @@ def new_volume(store: LocalStore, content: bytes = BEFORE) -> VolumeRef:
 
 
 def bytes_of(store: LocalStore, disk: VolumeRef | SnapshotRef) -> bytes:
-    """What is at its start, and nothing else may be in it."""
+    """Return the bytes at its start, after checking that it has no others."""
     path = store.path(disk) if isinstance(disk, VolumeRef) else store.folder / f"snapshots/{disk.uuid}/disk.img"
     with open(path, "rb") as image:
         data = image.read(len(BEFORE))
@@ -157,7 +157,7 @@ def test_a_killed_deletion_is_none_or_done(store: LocalStore, half_renamed: bool
         volumes = [new_volume(store), new_volume(store)]
         snapshots = [SnapshotRef(uuid=uuid4()), SnapshotRef(uuid=uuid4())]
         store.driver.create_snapshots(list(zip(snapshots, volumes, strict=True)))
-        if half_renamed:  # as a process leaves it that dies between the two renames
+        if half_renamed:  # as left by a process that dies between the two renames
             path = store.folder / "snapshots" / str(snapshots[1].uuid)
             path.rename(path.with_name(f".{path.name}.new"))
         killed = is_killed(lambda: store.driver.delete_snapshot(snapshots[0]), line)  # noqa: B023
@@ -218,7 +218,7 @@ def test_a_killed_verification_leaves_a_readable_snapshot(store: LocalStore, res
 
 
 def test_nothing_stays_locked_after_a_kill_while_others_wait(store: LocalStore) -> None:
-    """The kernel drops a dead process's locks, so there is no lease to wait for and no lock file to remove."""
+    """The kernel releases a dead process's locks, so there is no lease to wait for and no lock file to remove."""
     volume, snapshot = new_volume(store), SnapshotRef(uuid=UUID(int=5))
 
     def die(bytes_done: int, bytes_total: int) -> None:

@@ -1,4 +1,4 @@
-"""Reads of snapshots: what an interrupted one has read is not read again, and a medium that fails is damage."""
+"""Reads of snapshots: an interrupted read continues where it stopped, and a failing medium is damage."""
 
 import json
 import os
@@ -55,7 +55,7 @@ def folder_of(store: LocalStore, snapshot: SnapshotRef) -> Path:
 
 @pytest.fixture
 def slow(store: LocalStore) -> SnapshotRef:
-    """A snapshot that takes seconds to read, because every chunk of it has a byte."""
+    """A snapshot that takes seconds to read, because every chunk has data."""
     volume = put_image(store, {}, size_gb=SIZE_GB)
     touch_every_chunk(store.path(volume))
     return capture(store, volume)
@@ -71,7 +71,7 @@ def recorder(beats: list[int], stop_when: Callable[[int], bool] = lambda done: F
 
 
 def interrupt_in_the_middle(store: LocalStore, snapshot: SnapshotRef) -> int:
-    """How many bytes it had read by then."""
+    """Interrupt the read halfway. Returns the number of bytes read."""
     beats: list[int] = []
     with pytest.raises(Interrupted):
         store.driver.verify_snapshot(snapshot, recorder(beats, lambda done: 0 < done < SIZE_GB * GIB), resume=True)
@@ -155,7 +155,7 @@ def test_an_invalid_log_does_not_damage_the_snapshot(
 
 
 def test_a_snapshot_without_a_checksum_is_read_as_a_whole(store: LocalStore, slow: SnapshotRef) -> None:
-    """A log could not be told from a wrong one."""
+    """A valid log couldn't be distinguished from an invalid one."""
     manifest = folder_of(store, slow) / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"checksum": None}))
     without = replace(slow, checksum="")
@@ -175,7 +175,7 @@ def medium(tmp_path: Path) -> Iterator[Medium]:
 
 @pytest.fixture
 def on_medium(medium: Medium) -> tuple[LocalStore, VolumeRef, SnapshotRef]:
-    """A volume of some megabytes at the start of the medium, and its snapshot after it."""
+    """Create a volume of some megabytes at the start of the medium, followed by its snapshot."""
     store = LocalStore(medium.root)
     volume = put_image(store, {0: blake3(b"noise").digest(8 * MIB)})
     return store, volume, capture(store, volume)
@@ -204,7 +204,7 @@ def test_a_transient_read_error_is_not_damage(
 
     def mend_between_the_two_tries(bytes_done: int, bytes_total: int) -> None:
         beats.append(bytes_done)
-        if len(beats) == 2:  # the first beat is that of the start
+        if len(beats) == 2:  # the first heartbeat is the start
             medium.mend()
 
     assert store.driver.verify_snapshot(snapshot, mend_between_the_two_tries).checksum == snapshot.checksum
@@ -218,7 +218,7 @@ def test_a_manifest_that_cannot_be_read_is_damage(
     manifest = folder_of(store, snapshot) / "manifest.json"
     medium.break_at(manifest, 0)
     with open(manifest, "rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # else it would come from the page cache
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # otherwise it would come from the page cache
     with pytest.raises(Corrupt):
         store.driver.find_snapshot(snapshot)
     with pytest.raises(Corrupt):
@@ -228,7 +228,7 @@ def test_a_manifest_that_cannot_be_read_is_damage(
 
 
 def test_a_volume_that_cannot_be_read_is_not_captured(medium: Medium, store: LocalStore) -> None:
-    """Only its volumes are on the medium: what is written there would mend it."""
+    """Only volumes are on the medium, because writing to it would repair it."""
     volumes = store.folder / "volumes"
     volumes.mkdir(parents=True)
     subprocess.run(["mount", "--bind", medium.root, volumes], check=True)
@@ -237,7 +237,7 @@ def test_a_volume_that_cannot_be_read_is_not_captured(medium: Medium, store: Loc
         snapshot = capture(store, volume)
         medium.break_at(store.path(volume), 6 * MIB)
         with open(store.path(volume), "rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # else it would come from the page cache
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # otherwise it would come from the page cache
         with pytest.raises(Unreadable, match="“files” could not be read: the medium reports errors"):
             capture(store, volume)
         assert [path.name for path in (store.folder / "snapshots").iterdir()] == [str(snapshot.uuid)]
@@ -249,7 +249,7 @@ def test_a_volume_that_cannot_be_read_is_not_captured(medium: Medium, store: Loc
 def test_a_medium_that_fails_completely_is_an_unavailable_storage(
     medium: Medium, on_medium: tuple[LocalStore, VolumeRef, SnapshotRef]
 ) -> None:
-    """Nothing counts as damaged, missing or deleted meanwhile."""
+    """Nothing is considered damaged, missing or deleted."""
     store, volume, snapshot = on_medium
     acts: list[Callable[[], object]] = [
         store.driver.check_health,

@@ -1,4 +1,4 @@
-"""Drivers by alias, from the settings and the location."""
+"""Drivers by alias, with options from the settings and the location."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Volumes that are charged without a user's request: older than the price, from a cloud, imported, changed in admin."""
+"""Volumes charged without a user's request: older than the price, from a cloud, imported, or changed in Django admin."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -255,7 +255,7 @@ def test_volumes_of_a_cloud_are_charged_from_their_import_on_and_members_are_not
     assert segments(gone) == [(now, now + HOUR, 50)]
     assert segments(Volume.objects.get(backend_ref="volume-9")) == [(now + HOUR, None, 1)]
     assert verification.all_differences(at=now + 2 * HOUR) == []
-    # found again: the time between costs nothing
+    # back again: the time between is free
     monkeypatch.setattr(Cloud, "listed_volumes", [grown, *listed[1:]])
     sync_location(cloud, now=now + 5 * HOUR)
     assert segments(gone) == [(now, now + HOUR, 50), (now + 5 * HOUR, None, 50)]

@@ -1,4 +1,4 @@
-"""A worker killed at every point of its work on a volume: see tests/snapshots/test_crashes.py."""
+"""A worker is killed at every step of its work on a volume: see tests/snapshots/test_crashes.py."""
 
 from pathlib import Path
 from typing import Any

@@ -1,6 +1,6 @@
-"""Volumes live at random while their workers are killed: in the end rows, disks and bill agree.
+"""Random actions on volumes while workers are killed: in the end rows, disks and bill agree.
 
-`VOLUME_STEPS=200 VOLUME_SEED=7` makes a longer history, and another one. A failure names both.
+`VOLUME_STEPS=200 VOLUME_SEED=7` makes a longer, different history. A failure names both.
 """
 
 import os
@@ -45,7 +45,7 @@ class History:
             sell_everywhere(kind=kind)
         shared = {"project": member.project, "location": self.location}
         self.machines = [VirtualMachineFactory(**shared, stopped=number > 0) for number in range(3)]
-        self.marks: dict[Any, bytes] = {}  # What stands at the start of each volume.
+        self.marks: dict[Any, bytes] = {}  # The bytes at the start of each volume.
         self.outcomes: Counter[str] = Counter()
 
     def step(self) -> None:
@@ -103,7 +103,7 @@ class History:
         return cancellation.cancel(operation=self.chance.choice(active), user=self.user) if active else None
 
     def work(self) -> None:
-        """Let a worker do what waits, and kill it at some step, or not."""
+        """Let a worker run waiting operations, and perhaps kill it at some step."""
         active = Operation.objects.active().first()
         if active is None:
             return
@@ -113,7 +113,7 @@ class History:
             let_leases_run_out()
 
     def settle(self) -> None:
-        """The workers live on until nothing waits."""
+        """Let workers finish all waiting operations."""
         for _round in range(10):
             let_leases_run_out()
             Operation.objects.active().update(not_before=timezone.now())
@@ -122,7 +122,7 @@ class History:
         assert not Operation.objects.active().exists()
 
     def write_marks(self) -> None:
-        """What a customer would write to new volumes."""
+        """Write to new volumes as a customer would."""
         for volume in Volume.objects.filter(state=Volume.State.AVAILABLE, deleted_at=None):
             if volume.pk not in self.marks:
                 self.marks[volume.pk] = volume.pk.bytes
@@ -133,7 +133,7 @@ class History:
         return self.root / volume.location_id / "volumes" / f"{volume.pk}.img"
 
     def check(self) -> None:
-        """Rows, disks and bill agree."""
+        """Check that rows, disks and bill agree."""
         assert [(finding.code, finding.subject) for finding in fsck.check_location(self.location)] == []
         assert verification.all_differences(at=timezone.now()) == []
         present = {volume.pk: volume for volume in Volume.objects.present()}

@@ -1,4 +1,4 @@
-"""The pages of a volume's life: they work, say why not, and are closed to viewers and strangers."""
+"""Pages of actions on a volume: they work, explain refusals, and are closed to viewers and strangers."""
 
 from collections.abc import Callable
 from html import unescape
@@ -41,7 +41,7 @@ def member() -> Membership:
 
 @pytest.fixture
 def volume(storage_root: Path, member: Membership) -> Volume:
-    """Of 50 GB, charged K 0.4 per GB and hour."""
+    """A volume of 50 GB, charged K 0.4 per GB and hour."""
     volume = VolumeFactory(project=member.project, name="data", size_gb=50)
     put_volume(storage_root, volume, content(b"bytes"))
     sell_everywhere(kind=ServiceKind.BLOCK_STORAGE)

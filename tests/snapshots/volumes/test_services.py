@@ -1,4 +1,4 @@
-"""The life of a volume through its services: created, renamed, grown, attached, detached, deleted."""
+"""Services of volumes: create, rename, grow, attach, detach and delete."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -71,7 +71,7 @@ def request_one(member: Membership, location: Location) -> Callable[..., Volume]
 
 @pytest.fixture
 def volume(storage_root: Path, request_one: Callable[..., Volume]) -> Volume:
-    """An available one of 2 GB."""
+    """An available volume of 2 GB."""
     volume = request_one()
     run_active_operations()
     volume.refresh_from_db()
@@ -222,7 +222,7 @@ def test_a_cancelled_creation_leaves_nothing(
     running = claim(operation.pk)
     assert running
     cancellation.cancel(operation=operation, user=member.user)
-    run_claimed(running)  # The worker that had begun.
+    run_claimed(running)  # The worker that had started.
     run_active_operations()
     volume.refresh_from_db()
     assert volume.state == Volume.State.ERROR and volume.deleted_at and charged(volume) == []
@@ -280,7 +280,7 @@ def test_growth_needs_quota_credit_and_the_price_that_was_shown(volume: Volume, 
     other = VolumeFactory(project=member.project, location=volume.location, size_gb=4)
     Customer.objects.update(volume_gb_quota=10)
     volumes.request_extension(volume=volume, user=member.user, size_gb=5)
-    with pytest.raises(QuotaExceeded, match="9 of 10 GB"):  # The growth that is under way counts.
+    with pytest.raises(QuotaExceeded, match="9 of 10 GB"):  # The growth in progress counts.
         volumes.request_extension(volume=other, user=member.user, size_gb=6)
     with pytest.raises(PriceChanged):
         volumes.request_extension(volume=other, user=member.user, size_gb=5, shown_hourly_micro=1)

@@ -1,4 +1,4 @@
-"""Create Volume through the test client: who gets where, what an answer must be, and what is noticed later."""
+"""Create Volume: permissions, valid answers, and changes between steps."""
 
 from collections.abc import Callable
 from html import unescape
@@ -46,7 +46,7 @@ def member() -> Membership:
 
 @pytest.fixture
 def location(storage_root: Path) -> Location:
-    """Sells Block Storage for K 0.4 per GB and hour."""
+    """A location that sells Block Storage for K 0.4 per GB and hour."""
     location = LocationFactory(code="1CNG-YGN-AZ01")
     sell_everywhere(kind=ServiceKind.BLOCK_STORAGE)
     return location
@@ -54,7 +54,7 @@ def location(storage_root: Path) -> Location:
 
 @pytest.fixture
 def disk(storage_root: Path, member: Membership, location: Location) -> DiskImage:
-    """That of a snapshot of a volume of 3 GB, really captured."""
+    """The disk of a captured snapshot of a volume of 3 GB."""
     volume = VolumeFactory(project=member.project, location=location, size_gb=3, name="db-01-data")
     put_volume(storage_root, volume, content(b"bytes"))
     sell_everywhere()
@@ -73,7 +73,7 @@ def url(draft: Draft, step: str) -> str:
 
 
 def draft_of(member: Membership, location: Location, **answers: Any) -> Draft:
-    """A draft with every answer given, but for those that are None."""
+    """Return a draft with every answer, except those that are None."""
     draft = wizard.start(member.user, kind=Draft.CREATE_VOLUME)
     customer, project = member.project.customer, member.project
     defaults = {"customer": customer, "location": location, "project": project, "size_gb": 50, "name": "data"}
