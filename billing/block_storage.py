@@ -19,7 +19,7 @@ from cng_portal.notifications.services import customer_owners, notify
 from . import rating
 from .models import PriceVersion, ServiceKind, UsageSegment
 
-# The e-mails of the notice are retried for two days: by then they have arrived, or nothing helps.
+# How long before its start a first price must be saved: e-mails that announce it are retried for two days.
 NOTICE = timedelta(days=3)
 
 
@@ -47,7 +47,7 @@ def starts_charging(version: PriceVersion) -> bool:
 
 
 def notify_first_price(version: PriceVersion) -> None:
-    """Say what volumes will cost from the start of the first price on. Customers who know are not notified again."""
+    """Notify owners of what their volumes will cost from the first price on. Nobody is notified twice."""
     package, rate_micro = version.package, version.rate_micro
 
     def describe(count: int, size_gb: int) -> tuple[str, str]:
@@ -75,7 +75,7 @@ def notify_first_price(version: PriceVersion) -> None:
 
 
 def notify_withdrawn(version: PriceVersion) -> None:
-    """Say that the first price won't come to those who were told of it."""
+    """Notify those who were told of the first price that it was withdrawn."""
 
     def describe(count: int, size_gb: int) -> tuple[str, str]:
         place = {"location": version.package.location_id, "time": minute(version.starts_at)}
@@ -88,7 +88,7 @@ def notify_withdrawn(version: PriceVersion) -> None:
 
 
 def _announcement(version: PriceVersion) -> str:
-    """Return how the keys of the notifications of a first price begin."""
+    """Return the prefix of the keys of a first price's notifications."""
     return f"block-storage:{version.pk}:"
 
 
@@ -100,8 +100,9 @@ def _notify(
     level: str,
     describe: Callable[[int, int], tuple[str, str]],
 ) -> None:
-    """Notify the owners of those customers who have volumes. `describe` gets the volumes' number and GB, and returns title
-    and text.
+    """Notify the owners of those customers who have volumes.
+
+    `describe` gets the count and GB of the volumes, and returns title and text.
 
     A customer's failure doesn't stop the others: raises an ExceptionGroup at the end.
     """

@@ -24,7 +24,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 HOUR = rating.HOUR // MICROSECOND
 FULL_SCAN_CUSTOMERS = 200  # from more customers on, SQLite reads the whole table
-EVER = 2**62  # later than any instant, and negative earlier than any
+EVER = 2**62  # later than any instant; negated, earlier than any
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -162,7 +162,7 @@ class Charged:
         self.rate_micro, self.price_id = correction.rate_micro, correction.price_version_id
 
     def corrections(self, segment: UsageSegment, now: rating.Line | None, currency: str) -> list[DueLine]:
-        """Return the corrections of the price and of the hours to those of `now`; without it, to no hours."""
+        """Return the corrections of the line's price and hours to those of `now`, or to no hours if it is None."""
         rate_micro, price_id = (now.rate_micro or 0, now.price_id) if now else (self.rate_micro, self.price_id)
         at_right_price = self.amount_micro
         differences = []

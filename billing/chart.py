@@ -39,7 +39,7 @@ class Bar:
 
 
 def nice_ceiling(micro: int) -> int:
-    """Return the next amount up whose quarters are short to write, such as 12, 16, 20, 24, 30 … 100."""
+    """Return the next amount up with short quarters, for the top of the axis: 12, 16, 20, 24, 30 … 100."""
     step = money.MICRO
     while True:
         for factor in (10, 12, 16, 20, 24, 30, 40, 50, 60, 80):

@@ -153,7 +153,7 @@ class PriceVersionFormSet(forms.BaseInlineFormSet):
 
 
 class PriceCorrectionForm(forms.Form):
-    """The right rate of a price that has begun and was too high."""
+    """The correct rate of a price that has begun and was too high."""
 
     rate = rate_field(_("right rate per GB and hour"))
     reason = forms.CharField(label=_("reason"), max_length=255, help_text=_("Recorded with the price."))
@@ -181,7 +181,7 @@ class PriceCorrectionForm(forms.Form):
 
 
 class PackageForm(forms.ModelForm):
-    """A package. A new one of Block Storage asks once whether the volumes that it will charge are meant."""
+    """A package. A new one of Block Storage requires a confirmation if it will charge existing volumes."""
 
     confirm_volumes = forms.BooleanField(
         label=_("charge existing volumes"),

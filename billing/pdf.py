@@ -68,7 +68,7 @@ class Page(FPDF):
         self.cell(0, 6, self.readable(f"{self.title_text} · {self.page_no()}/{{nb}}"), align="R")
 
     def is_simple(self, text: str) -> bool:
-        """Whether the main font has every character and draws them one after the other, without shaping."""
+        """Return whether the main font has every character and draws them one after the other, without shaping."""
         return not self.has_fonts or all(
             ord(letter) in self.main_letters and (ord(letter) < 0x300 or 0x2010 <= ord(letter) < 0x2E80)
             for letter in text

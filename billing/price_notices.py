@@ -33,7 +33,7 @@ def notify_new_users(*, at: datetime) -> int:
 
 
 def notify_planned(version: PriceVersion, *, at: datetime, since: datetime | None = None) -> None:
-    """Say what the running usage will cost from the start of a planned price on, and volumes that aren't charged yet.
+    """Notify owners of what running usage, and volumes that aren't charged yet, will cost from a planned price on.
 
     `since`: only to customers with usage that was recorded later.
     """
@@ -70,7 +70,7 @@ def notify_planned(version: PriceVersion, *, at: datetime, since: datetime | Non
 
 
 def notify_withdrawn(version: PriceVersion) -> None:
-    """Say that a planned price that was announced won't come. Call it before the version is deleted."""
+    """Notify owners that an announced price is withdrawn. Call it before the version is deleted."""
     package, before_micro = version.package, _rate_before(version)
     if block_storage.starts_charging(version):
         block_storage.notify_withdrawn(version)
@@ -93,7 +93,7 @@ def notify_withdrawn(version: PriceVersion) -> None:
 
 
 def notify_corrected(correction: PriceVersion) -> None:
-    """Say that a price that has begun was too high, and that what it overcharged is credited."""
+    """Notify owners that a price was too high, and that the overcharge will be credited."""
     package, wrong = correction.package, correction.corrects
     assert wrong is not None  # the caller's
 

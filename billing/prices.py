@@ -36,7 +36,7 @@ def _not_sold(kind: str, location_code: str) -> NotSold:
 
 @dataclass(frozen=True, kw_only=True)
 class Quote:
-    """The price of a resource. `prices` includes the planned ones, which `until` takes into account."""
+    """The price of a resource. `prices` includes planned ones, for `cost_between`."""
 
     kind: str
     size_gb: int
@@ -76,7 +76,7 @@ class Quote:
         return None if self.is_share_of_vm else self.size_gb
 
     def cost_of(self, hours: int) -> int:
-        """Return the cost of so many hours at the present rate, in millionths."""
+        """Return the cost of `hours` hours at the current rate, in millionths."""
         unit_micro = money.unit_micro(self.currency)
         return rating.line_amount(hours=hours, rate_micro=self.rate_micro, size_gb=self._measure, unit_micro=unit_micro)
 

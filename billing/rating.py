@@ -87,7 +87,7 @@ def _hourly(rate_micro: int, size_gb: int | None) -> tuple[int, int]:
 
 
 def line_amount(*, hours: int, rate_micro: int, size_gb: int | None, unit_micro: int) -> int:
-    """Return the price of so many hours in millionths, rounded to whole units of `unit_micro`."""
+    """Return the price of `hours` hours in millionths, rounded to whole units of `unit_micro`."""
     numerator, denominator = _hourly(rate_micro, size_gb)
     return round_half_even(hours * numerator, denominator * unit_micro) * unit_micro
 

@@ -51,7 +51,7 @@ def headers(get_response: GetResponse) -> GetResponse:
 
 
 def is_local(host: str) -> bool:
-    """Whether the host is localhost or a private address."""
+    """Return whether the host is localhost or a private address."""
     host = host.strip("[]").lower()
     try:
         return ipaddress.ip_address(host).is_private  # includes loopback
@@ -76,7 +76,7 @@ def refuse_exposed_bind(bind: str, *, allowed: bool) -> None:
 
 
 def is_production(*, https: bool, allowed_hosts: Iterable[str]) -> bool:
-    """Whether others can reach the portal: it uses HTTPS or has a public name."""
+    """Return whether others can reach the portal: it uses HTTPS or has a public name."""
     return https or not all(is_local(host) for host in allowed_hosts)
 
 

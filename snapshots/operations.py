@@ -196,7 +196,7 @@ class Lease:
 
     Use as a context manager. Drivers call `heartbeat`, which records progress and raises Interrupted when the worker has to
     stop and LeaseLost when the operation is no longer ours. After settings.OPERATION_DEADLINE_HOURS the lease isn't renewed,
-    so that a call that hangs doesn't hold the operation for ever.
+    so that a call that hangs doesn't hold the operation forever.
     """
 
     def __init__(self, operation: Operation) -> None:

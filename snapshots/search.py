@@ -39,7 +39,7 @@ class Hit:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """What was found of one kind, the best first. `more_url` is the list of all, empty unless there are more."""
+    """The hits of one kind, best first. `more_url` is the list of all, empty unless there are more."""
 
     label: str | Promise
     icon: str
@@ -136,7 +136,7 @@ def build_group(rows: Iterable[tuple[str, Hit]], key: str, **fields: Any) -> Gro
 
 
 def best_first(rows: QuerySet[Any], text: str, pk: UUID | None, path: str = "") -> list[Any]:
-    """Return one more than are shown. For tables of which a customer has thousands of rows: all matches are sorted."""
+    """Return the best SHOWN + 1 matches. Sorts all of them, so only for tables with thousands of rows a customer."""
     if pk:
         return list(rows.filter(pk=pk))
     column, key = f"{path}name_key", fold_name(text)

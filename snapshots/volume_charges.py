@@ -85,7 +85,7 @@ def charge_volumes(*, at: datetime) -> None:
 
 
 def settle_charges(volumes: QuerySet[Volume], *, at: datetime) -> None:
-    """Settle the charges of the volumes that are charged otherwise than they should be.
+    """Correct the charges of volumes that aren't charged as they should be.
 
     A charge starts when the volume became available, or when the location's first price did if that is later; a volume that
     was charged before and came back is charged from `at` on. It ends when the deletion was accepted. Size, project and name
@@ -145,7 +145,7 @@ def settle_charge(volume_id: UUID, customer_id: UUID, *, at: datetime) -> None:
 
 
 def start_of(volume: Volume, at: datetime) -> datetime:
-    """Return from when on a volume that isn't charged, and should be, is charged."""
+    """Return the instant from which a volume that isn't charged should be."""
     if UsageSegment.objects.filter(resource_id=volume.pk, kind=BLOCK_STORAGE.value).exists():
         return at
     since = sold_since(PriceList.load([volume.location_id]), at)[volume.location_id, volume.project.customer.currency]

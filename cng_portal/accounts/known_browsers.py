@@ -21,7 +21,7 @@ USERS_PER_BROWSER = 5
 
 
 def read(request: HttpRequest) -> dict[str, str]:
-    """{user id: the browser's id for that user}, in the order of their first sign-ins."""
+    """Return {user ID: the browser's ID for that user}, in the order of their first sign-ins."""
     try:
         browser_ids = signing.loads(request.COOKIES.get(KNOWN_BROWSER_COOKIE, ""), salt=SALT, max_age=MAX_AGE_SECONDS)
     except signing.BadSignature:
@@ -30,7 +30,7 @@ def read(request: HttpRequest) -> dict[str, str]:
 
 
 def browser_id(request: HttpRequest, email: str) -> str:
-    """ "" unless the user with this address has signed in here before."""
+    """Return the browser's ID for the user with this address, or "" if they haven't signed in here."""
     browser_ids = read(request)
     if not browser_ids:
         return ""

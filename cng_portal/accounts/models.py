@@ -235,7 +235,7 @@ class User(AbstractBaseUser, PermissionsMixin):
 
     @property
     def owns_customer(self) -> bool:
-        """Whether the user owns a project of their own customer."""
+        """Return whether the user owns a project of their own customer."""
         return any(
             project.role == Role.OWNER and project.customer_id == self.customer_id for project in self.project_roles
         )

@@ -15,7 +15,7 @@ from .models import Customer, Membership, Project, Role, User
 from .roles import require_owner
 from .services import lock_customer
 
-# Per customer, archived ones too: what a user may create without paying needs an end.
+# Per customer, archived ones too: what users create without paying needs a limit.
 MAX_PROJECTS = 200
 
 

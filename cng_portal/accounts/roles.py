@@ -51,8 +51,8 @@ def open_invitations() -> QuerySet[Invitation]:
 
 
 def acceptable_invitations(*, at: datetime) -> QuerySet[Invitation]:
-    """Open invitations that haven't expired, to projects that aren't archived, and whose sender is still an owner: Django
-    admin removes owners, too.
+    """Return the open, unexpired invitations to projects that aren't archived, whose sender is still an owner: Django admin
+    removes owners, too.
     """
     owners = Membership.objects.filter(
         project=OuterRef("project"), user=OuterRef("invited_by"), role=Role.OWNER, user__is_active=True

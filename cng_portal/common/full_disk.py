@@ -17,7 +17,7 @@ RESERVE_BYTES = 2**20
 
 
 def is_full() -> bool:
-    """Whether SQLite's disk is full. PostgreSQL's is the server's concern."""
+    """Return whether SQLite's disk is full. PostgreSQL's is the server's concern."""
     if connection.vendor != "sqlite":
         return False
     return shutil.disk_usage(Path(connection.settings_dict["NAME"]).parent).free < RESERVE_BYTES

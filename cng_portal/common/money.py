@@ -82,7 +82,7 @@ def format_price(micro: int, currency: str) -> str:
 
 
 def format_rate(micro: int, currency: str) -> str:
-    """`K 0.4000`: a price per GB and hour, four decimals, up to six where they say something."""
+    """`K 0.4000`: a price per GB and hour, with four decimals, or up to six if they aren't zero."""
     return _format(micro, max(RATE_DIGITS, _digits_needed(micro)), currency)
 
 

@@ -1,4 +1,4 @@
-"""Lists of any length, in pages: each continues from a row of the one before, by an index, and never by an offset."""
+"""Keyset pagination: each page continues after a row of the previous one, by an index instead of an offset."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -10,7 +10,7 @@ from django.utils.cache import patch_vary_headers
 
 
 def is_fragment(request: HttpRequest) -> bool:
-    """Whether htmx requests a fragment, as opposed to a boosted link or a page of its history."""
+    """Return whether htmx requests a fragment, as opposed to a boosted link or a page of its history."""
     htmx = request.htmx  # type: ignore[attr-defined]  # of django-htmx
     return bool(htmx) and not htmx.boosted and not htmx.history_restore_request
 

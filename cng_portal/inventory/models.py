@@ -283,7 +283,7 @@ class VirtualMachine(models.Model):
 
 
 class AutomaticBackupSwitch(models.Model):
-    """A switch of a machine's automatic backups, on or off. `switched_by` is None if the portal did it, for a deleted
+    """A change of a machine's automatic backups, on or off. `switched_by` is None if the portal did it, for a deleted
     machine.
     """
 

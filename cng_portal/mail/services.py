@@ -55,7 +55,7 @@ def enqueue_for_admins(*, subject: str, body: str, now: datetime) -> None:
 
 
 def cancel(mails: OutgoingMailQuerySet) -> None:
-    """Delete those that have not been sent."""
+    """Delete the e-mails that haven't been sent."""
     mails.filter(sent_at=None).delete()
 
 
@@ -89,7 +89,7 @@ def send_due(*, now: datetime) -> int:
 
 
 def claim(mail: OutgoingMail, *, now: datetime) -> bool:
-    """False when another process claimed it first."""
+    """Claim the e-mail. Returns False if another process claimed it first."""
     same_attempt = OutgoingMail.objects.due(now).filter(pk=mail.pk, attempts=mail.attempts)
     claimed = same_attempt.update(attempts=F("attempts") + 1, next_attempt_at=now + LEASE)
     mail.attempts += 1
@@ -97,7 +97,7 @@ def claim(mail: OutgoingMail, *, now: datetime) -> bool:
 
 
 def connect(server: BaseEmailBackend, mail: OutgoingMail, *, now: datetime) -> bool:
-    """Open the connection unless it is open. What prevents it is the error of the e-mail at hand, too."""
+    """Open the connection unless it is open. If that fails, it counts as the current e-mail's failure."""
     try:
         server.open()
     except OSError as error:
@@ -113,7 +113,7 @@ def deliver(mail: OutgoingMail, server: BaseEmailBackend, *, now: datetime) -> b
         close(server)  # The connection may be dead; the next e-mail opens another one.
         record_failure(mail, error, now=now)
         return False
-    # Whoever may have claimed it meanwhile and failed: it was sent.
+    # Even if another process has claimed it meanwhile and failed: it was sent.
     row = OutgoingMail.objects.filter(pk=mail.pk, sent_at=None)
     row.update(sent_at=now, failed_at=None, next_attempt_at=None, body="", error="")
     return True
@@ -154,7 +154,7 @@ def record_failure(mail: OutgoingMail, error: Exception, *, now: datetime) -> No
 
 
 def classify(error: Exception) -> tuple[bool, str]:
-    """(whether another attempt is pointless, the reason).
+    """Return (whether another attempt is pointless, reason).
 
     It is pointless only where the server refused this recipient or this message for good (5xx), or where the message
     can't be written. A server that is unreachable, or that refuses the portal itself, is the operator's to repair.

@@ -32,7 +32,7 @@ ANSWER_SECONDS, STREAM_SECONDS = 10, 15
 CPU_SECONDS = 9
 # For all of a catalogue's progress.
 PROGRESS_SECONDS = 900
-# A download may compute for so long more: the slowest reader is several times as fast.
+# More CPU time for a download: the slowest reader needs a fraction of this.
 CPU_SECONDS_PER_GB = 50
 MAX_ANSWER, MAX_ANSWERS = 32 * 1024**2, 1000  # bytes and lines of all answers to one request
 PIPE_BYTES = 1024**2  # where an unprivileged process may have as much

@@ -35,10 +35,10 @@ logger = structlog.stdlib.get_logger(__name__)
 PAGE_SIZE, MAX_RESULTS = 100, 200
 MAX_TEXT = 255
 MOST_SECONDS = 2**35  # the year 3058; file systems end before
-# A download asks so often whether its user may still have it.
+# How often a download checks that its user still has access.
 CHECK_SECONDS = 5
 
-# What a reader can't do, for the customer.
+# Messages about what a reader can't do.
 COULD_NOT_READ = gettext_lazy(
     "The disk could not be read. It may be damaged, or in a format that the portal can't read. Your "
     "snapshot is unchanged; you can restore it, or create a new volume from it."
@@ -62,7 +62,7 @@ REASONS: dict[str, str | Promise] = {
         "The folder holds too many files for one archive. Download its folders one by one."
     ),
 }
-# What a part holds that isn't shown: by its signature, or by what is around it.
+# Messages about parts that can't be browsed, by their signature or their surroundings.
 UNREADABLE_KINDS: dict[str, str | Promise] = {
     "btrfs": gettext_lazy("Btrfs can't be browsed here."),
     "swap": gettext_lazy("Swap space: it has no files."),
@@ -103,7 +103,7 @@ class Part:
 
 @dataclass(frozen=True)
 class File:
-    """An entry of a folder, or of what a search found. `path` has its own name at its end."""
+    """An entry of a folder, or a search result. `path` ends with its own name."""
 
     path: tuple[bytes, ...]
     id: int
@@ -130,7 +130,7 @@ class File:
 
 @dataclass(frozen=True)
 class Listing:
-    """A page of a folder, or what a search found. `notes` are warnings about what is not in it."""
+    """A page of a folder, or search results. `notes` are warnings about missing entries."""
 
     files: list[File]
     total: int
@@ -267,7 +267,7 @@ def build_file(answer: dict[str, Any], path: tuple[bytes, ...]) -> File:
 
 
 def to_instant(seconds: float) -> datetime | None:
-    """Return None for what is unknown or no time that every zone has."""
+    """Return the instant, or None if it is unknown or outside the range of every time zone."""
     return datetime.fromtimestamp(seconds, UTC) if 0 < abs(seconds) < MOST_SECONDS else None
 
 
@@ -279,7 +279,7 @@ def encode(path: Sequence[bytes]) -> list[str]:
 
 
 class DownloadStream:
-    """The bytes of a file or archive. It ends with an error when they can't be read, or may no longer be."""
+    """The bytes of a file or archive. It ends with an error if they can't be read, or access is revoked."""
 
     def __init__(self, download: children.Download, slot: ReaderSlot, snapshot: Snapshot, user: User) -> None:
         self.download, self.slot, self.snapshot_id, self.user_id = download, slot, snapshot.pk, user.pk

@@ -1,4 +1,4 @@
-"""Included in the addresses of `snapshots`, below a snapshot."""
+"""The URLs of a snapshot's files, included in those of `snapshots`."""
 
 from django.urls import path
 

@@ -125,7 +125,7 @@ def download(
             "Content-Disposition": content_disposition_header(True, f"{name}.tar" if is_folder else name),
             "X-Content-Type-Options": "nosniff",
             "Content-Security-Policy": "sandbox",
-            # nginx would store up to 1 GB of somebody's files, and then take nothing more until the client has that.
+            # nginx would buffer up to 1 GB of a customer's files, then stop reading until the client has them.
             "X-Accel-Buffering": "no",
         },
     )

@@ -67,7 +67,7 @@ TRANSITIONS: dict[str, set[str]] = {
 
 
 class DeletionCause(models.TextChoices):
-    """Why a snapshot was deleted. USER and CANCELLED stand for a person's decision; everything else is automatic."""
+    """Why a snapshot was deleted. USER and CANCELLED are a user's decision; everything else is automatic."""
 
     USER = "user", _("Deleted by a user")
     CANCELLED = "cancelled", _("Cancelled while it was being taken")

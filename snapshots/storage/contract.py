@@ -260,7 +260,7 @@ class Driver(ABC):
 
     @property
     def clones(self) -> bool:
-        """Whether a restore shares blocks with the snapshot, so that verifying it first takes most of the time.
+        """Return whether a restore shares blocks with the snapshot, so that verifying it first takes most of the time.
 
         Quick enough for a page. Raises Unavailable.
         """
@@ -281,15 +281,14 @@ class Driver(ABC):
     def extend_volume(self, volume: VolumeRef, new_size_gb: int, heartbeat: Heartbeat = no_heartbeat) -> None:
         """Grow a volume of ``volume.size_gb`` GiB to ``new_size_gb`` GiB; what is added reads as zeros.
 
-        A volume never shrinks. One that has the new size already is left as it is, so a repeated call succeeds, and so
-        does one that follows an attempt which got only a part of the way.
+        A volume never shrinks. A repeated call succeeds, also after an attempt that grew the volume only partly.
         Raises NotFound, InvalidImage, Busy (in use), NoSpace, Refused (smaller than it is, TooLarge, QuotaReached),
         Unavailable.
         """
 
     @abstractmethod
     def delete_volume(self, volume: VolumeRef) -> None:
-        """Remove the volume and anything incomplete of it. Gone already is a success.
+        """Remove the volume and anything incomplete of it. Succeeds if it is already gone.
 
         Raises Busy, Refused (an engine whose snapshots need the volume refuses while there are any), Unavailable.
         """
@@ -355,7 +354,7 @@ class Driver(ABC):
 
     @abstractmethod
     def delete_snapshot(self, snapshot: SnapshotRef) -> None:
-        """Remove the snapshot and anything incomplete of it. Volumes created from it stay. Gone already is a success.
+        """Remove the snapshot and anything incomplete of it. Volumes created from it stay. Succeeds if it is already gone.
 
         Raises Busy, Refused, Unavailable.
         """
@@ -404,7 +403,7 @@ class Driver(ABC):
 
     @property
     def shares_blocks(self) -> bool:
-        """Whether a copy shares blocks with its original, so that it takes no space of its own."""
+        """Return whether a copy shares blocks with its original, so that it takes no space of its own."""
         return True
 
     @abstractmethod

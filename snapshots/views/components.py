@@ -1,4 +1,4 @@
-"""The page on which staff see every component of the portal in every state: for who composes pages or checks a theme."""
+"""The page of every component of the portal in every state, for staff who build pages or check a theme."""
 
 from datetime import datetime, timedelta
 
@@ -42,7 +42,7 @@ class SampleForm(forms.Form):
 
 
 def components(request: HttpRequest) -> HttpResponse:
-    """Nothing on it is from the database, and what its forms send changes nothing. The samples are not translated."""
+    """It uses nothing from the database, and its forms change nothing. The samples are not translated."""
     if not request.user.is_staff:
         raise Http404
     now = timezone.now()
@@ -107,7 +107,7 @@ def components(request: HttpRequest) -> HttpResponse:
 
 
 def sample_operations(now: datetime) -> list[OperationRow]:
-    """One that is under way, one that can be tried again, and a restore that can be undone."""
+    """One in progress, one that can be retried, and a restore that can be undone."""
     volume = Volume(name="db-01-data", size_gb=50)
     taken, safety = Snapshot(name="before the update"), Snapshot(name="before-restore-of-db-01-data")
     kinds, states, minute = Operation.Kind, Operation.State, timedelta(minutes=1)

@@ -291,7 +291,7 @@ def build_operation_rows(operations: Iterable[Operation], user: User) -> list[Op
 
 
 def estimate_time_left(operation: Operation, now: datetime) -> str:
-    """Return a sentence such as `About 4 minutes left`, or an empty string if unknown. Retries tell nothing."""
+    """Return a sentence such as `About 4 minutes left`, or an empty string if unknown, as for retries."""
     if operation.state != Operation.State.RUNNING or operation.attempt != 1 or operation.started_at is None:
         return ""
     spent = now - operation.started_at

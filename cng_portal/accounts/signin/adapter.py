@@ -68,7 +68,7 @@ class AccountAdapter(DefaultAccountAdapter):
         super().send_password_reset_mail(user, email, context)
 
     def send_mail(self, template_prefix: str, email: str, context: dict[str, Any]) -> None:
-        """Queue it, with times for the recipient, who may not be the user whose request sends it."""
+        """Queue the e-mail, with times in the recipient's zone: another user's request may send it."""
         expires_in = timedelta(seconds=settings.PASSWORD_RESET_TIMEOUT)
         if "password_reset" not in template_prefix:
             expires_in = mail.EXPIRES_AFTER
@@ -87,5 +87,5 @@ class AccountAdapter(DefaultAccountAdapter):
         )
 
     def can_delete_email(self, email_address: EmailAddress) -> bool:
-        """Not the address that the user signs in with."""
+        """Return False for the address that the user signs in with."""
         return email_address.email.lower() != email_address.user.email.lower()

@@ -1,4 +1,4 @@
-"""Whether the user has recently signed in or confirmed their identity."""
+"""Re-authentication: whether the user has recently signed in or confirmed their identity."""
 
 import time
 

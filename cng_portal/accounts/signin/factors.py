@@ -31,7 +31,7 @@ SECRETS = {Authenticator.Type.TOTP: "secret", Authenticator.Type.RECOVERY_CODES:
 
 
 def is_factor_missing(user: User) -> bool:
-    """Whether MFA_REQUIRED asks the user for a second factor they don't have. The user is `request.user`; no query."""
+    """Return whether `request.user` lacks a second factor that MFA_REQUIRED asks for. No query."""
     if user.has_factor:  # type: ignore[attr-defined]  # set by the backend
         return False
     required = settings.MFA_REQUIRED

@@ -71,7 +71,7 @@ def describe_device(user_agent: str) -> str:
 
 
 def is_polling(request: Request) -> bool:
-    """Whether an open page polls for the progress of an operation."""
+    """Return whether an open page polls for the progress of an operation."""
     view = request.resolver_match.func if request.resolver_match else None
     return bool(request.htmx) and ("seen" in request.GET or hasattr(view, "is_polled"))
 
@@ -95,7 +95,7 @@ def record_last_seen(request: HttpRequest) -> None:
 
 
 def is_expired(request: HttpRequest) -> bool:
-    """Whether the session was idle for too long, or started too long ago."""
+    """Return whether the session was idle for too long, or started too long ago."""
     limits = ((SEEN, settings.SESSION_IDLE_HOURS), (BEGAN, settings.SESSION_LONGEST_HOURS))
     now = time.time()
     return any(hours and now - request.session.get(key, now) > hours * 3600 for key, hours in limits)

@@ -67,7 +67,7 @@ class _Program(ctypes.Structure):
 
 
 def raise_fences(*, cpu_seconds: int) -> None:
-    """Raises NoFence, before which nothing of the image may be parsed."""
+    """Raise every fence, before anything of the image is parsed. Raises NoFence."""
     _limit(cpu_seconds)
     os.chdir("/")
     if os.geteuid() == 0:

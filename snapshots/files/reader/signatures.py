@@ -1,4 +1,4 @@
-"""What a disk or partition holds, told by its first bytes and named before any reader is loaded for it."""
+"""What a disk or partition holds, recognized by its first bytes before any reader is loaded."""
 
 import os
 from collections.abc import Callable
@@ -51,7 +51,7 @@ def identify(read: Read, size: int) -> str:
 
 
 def is_raid_by_its_end(read: Read, size: int) -> bool:
-    """Whether it is a member of a RAID whose description is at the end. A mirror's members are readable without it."""
+    """Return whether it is a member of a RAID with its description at the end. Members of a mirror are readable alone."""
     for at, level_at in ((size - size % 4096 - 8192, 72), (size - size % 65536 - 65536, 28)):
         block = read(at, 128) if at >= 0 else b""
         if block[:4] == RAID_MAGIC:

@@ -50,6 +50,6 @@ class Command(db_worker.Command):
             try:
                 super().handle(**options)
             finally:
-                # The signal may have come just when a transaction began, before anything was there to end it. On SQLite
-                # that keeps the lock which everybody waits for, the heartbeat that takes its leave among them.
+                # The signal may arrive between the start of a transaction and the code that ends it. On SQLite, this
+                # would keep the database's lock, for which even this process's last heartbeat waits.
                 connections.close_all()

@@ -28,7 +28,7 @@ LOST_ANSWER_SECONDS = 10.0
 # What another attempt created must outlast its adoption for so long: that attempt may be removing it right now.
 CLAIM_STANDS_SECONDS = 1.0
 CLEAN_UP_SECONDS = 15.0
-# How long to wait for what an earlier attempt gave up: once RabbitMQ has died, it may stay `creating` for ever.
+# How long to wait for what an earlier attempt gave up: once RabbitMQ has died, it may stay `creating` forever.
 ADOPTABLE_SECONDS = 60.0
 # How long to wait until a duplicate can be deleted, before it's left to remove_orphans.
 CROWDED_SECONDS = 20.0
@@ -148,7 +148,7 @@ class Creation:
         else:
             self.crowded_since = None
         for other in others:
-            # Cinder would accept to delete a volume that is `creating`, and leave its image behind for ever.
+            # Cinder would accept to delete a volume that is `creating`, and leave its image behind forever.
             if other["status"] in DELETABLE:
                 self.client.delete(self.kind, other)
         if not self._is_claimed(item):

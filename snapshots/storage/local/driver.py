@@ -305,7 +305,7 @@ class LocalDriver(Driver):
 
 
 def is_unchanged(path: Path, before: os.stat_result, *, at_rest: bool) -> bool:
-    """Whether it is still the same file of the same size and, with `at_rest`, nobody has written to it since."""
+    """Return whether it is still the same file of the same size and, with `at_rest`, nobody has written to it since."""
     try:
         now = path.lstat()
     except FileNotFoundError:

@@ -168,7 +168,7 @@ class LocationFolder:
 
     @cached_property
     def can_clone(self) -> bool:
-        """Whether files of this file system can share blocks: tried once, with files that have no name."""
+        """Return whether files of this file system can share blocks: tried once, with files that have no name."""
         self.create()
         with tempfile.TemporaryFile(dir=self.path) as source, tempfile.TemporaryFile(dir=self.path) as target:
             source.write(bytes(4096))

@@ -36,7 +36,7 @@ def set_lock(file: int, kind: int, start: int, length: int = 1) -> None:
 
 
 def is_locked(file: int, kind: int, start: int, length: int = 1) -> bool:
-    """Whether another holder would prevent this lock."""
+    """Return whether another holder would prevent this lock."""
     answer = fcntl.fcntl(file, fcntl.F_OFD_GETLK, flock_struct(kind, start, length))
     return struct.unpack_from("h", answer)[0] != fcntl.F_UNLCK
 
@@ -46,7 +46,7 @@ def offset_of(name: str) -> int:
 
 
 def is_name_held(path: Path, name: str) -> bool:
-    """Whether somebody holds a lock on the name, tested without taking it."""
+    """Return whether somebody holds a lock on the name, tested without taking it."""
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     try:
         return is_locked(file, fcntl.F_WRLCK, offset_of(name))
