@@ -295,7 +295,7 @@ def test_deleted_resources_are_scheduled_until_their_last_hour_ends(owner, histo
     time_machine.move_to(NOW + timedelta(minutes=30), tick=False)
     assert names("scheduled") == {"hardly-there"}
     time_machine.move_to(NOW + timedelta(hours=1), tick=False)
-    assert "Nothing is about to go" in text_of(owner.get(reverse("billing:subscriptions"), {"state": "scheduled"}))
+    assert "Nothing is being deleted" in text_of(owner.get(reverse("billing:subscriptions"), {"state": "scheduled"}))
     assert names("inactive") == {"goes-soon", "has-gone", "just-gone", "hardly-there", "=HYPERLINK(evil)"}
     assert owner.get(reverse("billing:subscriptions"), {"state": "lost"}).status_code == 404
 
