@@ -134,7 +134,7 @@ def test_a_member_is_added_once_by_an_invitation_or_an_administrator(race: Calla
     assert Membership.objects.filter(project=project, user=user).count() == 1
 
 
-def test_of_two_owners_only_one_is_made_inactive(
+def test_of_two_concurrent_deactivations_of_owners_one_is_refused(
     race: Callable[..., Counter], client_for: Callable[..., Client]
 ) -> None:
     project = ProjectFactory()

@@ -65,7 +65,7 @@ def test_the_demo_has_what_the_readme_promises(storage_root: Path) -> None:
     assert verification.all_differences(at=timezone.now()) == []
 
 
-def test_one_machine_has_a_schedule_with_a_first_backup_on_its_way_and_one_automatic_backups(
+def test_the_demo_has_a_schedule_with_a_first_backup_and_automatic_backups(
     storage_root: Path,
 ) -> None:
     demo()

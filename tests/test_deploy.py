@@ -177,7 +177,7 @@ def wait_for(condition: object, what: str) -> None:
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.both_databases
-def test_what_the_units_start_is_a_portal_that_is_ready_and_works(deployed: dict[str, str], storage_root: Path) -> None:
+def test_the_units_start_a_working_portal(deployed: dict[str, str], storage_root: Path) -> None:
     LocationFactory(code="1CNG-YGN-AZ01")
     ports = deployed["PORTS"].split()
     port = ports[0]
@@ -287,7 +287,7 @@ def test_the_example_names_only_existing_settings() -> None:
     assert named <= explained
 
 
-def test_the_database_is_asked_in_a_way_that_every_pg_dump_understands() -> None:
+def test_pg_dump_gets_a_connection_that_every_version_understands() -> None:
     example = (DEPLOY / "portal.env.example").read_text()
     assert "sslmode=verify-full" in example
     assert re.findall(r"sslrootcert=(\S*)$", example, re.MULTILINE) == ["/etc/ssl/certs/ca-certificates.crt"]
@@ -319,7 +319,7 @@ def test_the_guides_name_only_units_commands_and_settings_that_exist(guide: Path
         assert command in get_commands(), command
 
 
-def test_the_proxy_sets_what_the_portal_believes_and_hides_what_is_for_the_inside() -> None:
+def test_the_proxy_sets_trusted_headers_and_hides_internal_urls() -> None:
     text = (DEPLOY / "nginx.conf").read_text()
     assert "proxy_set_header X-Forwarded-Proto $scheme;" in text
     assert "proxy_set_header X-Forwarded-For $remote_addr;" in text  # replaced, not appended

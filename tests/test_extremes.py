@@ -43,7 +43,7 @@ amounts = st.integers(0, MAX_AMOUNT_MICRO)
 @example(total=500 * GB, part=0.5, spent=timedelta(seconds=500))
 @example(total=PB, part=1 / PB, spent=timedelta(days=3653))
 @example(total=PB, part=1, spent=timedelta(days=3653))
-def test_the_time_left_can_be_told_for_every_size_and_duration(total: int, part: float, spent: timedelta) -> None:
+def test_the_time_left_is_estimated_for_every_size_and_duration(total: int, part: float, spent: timedelta) -> None:
     operation = Operation(
         state=Operation.State.RUNNING,
         attempt=1,
@@ -130,7 +130,7 @@ def test_every_page_answers_while_a_large_disk_is_captured(project: Project, cli
 
 
 @pytest.mark.django_db
-def test_how_long_large_credits_last_at_a_tiny_price_can_be_told(project: Project, client: Client) -> None:
+def test_large_credits_at_a_tiny_price_last_for_thousands_of_years(project: Project, client: Client) -> None:
     customer, location, now = project.customer, LocationFactory(), timezone.now()
     create_package(location=location, kind=ServiceKind.BS_SNAPSHOT, rate_micro=1, starts_at=now - timedelta(days=1))
     buy_credits(customer=customer, amount_micro=MAX_AMOUNT_MICRO, reason="bought", by=None, key="first")

@@ -59,11 +59,11 @@ class SnapshotForm(forms.Form):
         (1500 * 1024 * GIB, "1500 TB"),
     ],
 )
-def test_bytes_are_said_in_the_units_that_disks_are_sold_in(count: int | None, text: str) -> None:
+def test_bytes_are_formatted_in_binary_units(count: int | None, text: str) -> None:
     assert portal.format_bytes(count) == text
 
 
-def test_a_calculation_breaks_before_a_sign_and_nowhere_else() -> None:
+def test_a_calculation_wraps_only_before_an_operator() -> None:
     assert portal.unbroken("3 hours × 50 GB = K 60.00") == "3_hours ×_50_GB =_K_60.00".replace(
         "_", "\N{NO-BREAK SPACE}"
     )
@@ -72,7 +72,7 @@ def test_a_calculation_breaks_before_a_sign_and_nowhere_else() -> None:
 @pytest.mark.parametrize(
     ("done", "total", "percent"), [(0, 0, 0), (999, 1000, 99), (1000, 1000, 100), (1200, 1000, 100)]
 )
-def test_only_what_is_finished_is_a_hundred_percent(done: int, total: int, percent: int) -> None:
+def test_only_finished_work_is_a_hundred_percent(done: int, total: int, percent: int) -> None:
     assert portal.percent(done, total) == percent
 
 
@@ -92,7 +92,7 @@ def test_a_person_has_initials(who: str, letters: str) -> None:
     assert portal.initials(who) == letters
 
 
-def test_a_flag_is_our_drawing_where_there_is_one_and_an_emoji_elsewhere() -> None:
+def test_a_flag_is_a_drawing_if_there_is_one_and_otherwise_an_emoji() -> None:
     assert 'src="/static/flags/mm.svg"' in portal.flag("MM", "🇲🇲")
     assert "🇯🇵" in portal.flag("JP", "🇯🇵")
     drawings = (settings.BASE_DIR / "static" / "flags").glob("*.svg")
@@ -158,7 +158,7 @@ def test_unknown_progress_shows_no_number() -> None:
     assert "1 GB of 4 GB · 25 %" in html
 
 
-def test_only_the_facts_that_ask_for_it_can_be_copied() -> None:
+def test_only_facts_with_copy_text_have_a_copy_button() -> None:
     html = component(
         "facts", facts=[{"label": "Project", "value": "Default"}, {"label": "ID", "value": "7", "copy_text": "7"}]
     )
@@ -447,7 +447,7 @@ def test_polling_does_not_take_the_focus_away(page: "Page", user: "User", sign_i
     assert page.locator(".skip-link").evaluate("link => link === document.activeElement")
 
 
-def test_slash_goes_to_the_search_and_a_link_in_the_summary_to_its_field(page: "Page", db: None) -> None:
+def test_slash_focuses_the_search_and_a_summary_link_its_field(page: "Page", db: None) -> None:
     page.goto("/accounts/login/")
     page.get_by_role("button", name="Sign in", exact=True).click()
     page.locator(".error-summary a").first.click()

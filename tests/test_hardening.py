@@ -238,7 +238,7 @@ def test_every_answer_carries_the_headers_that_keep_others_out(client: Client, p
 
 
 @pytest.mark.django_db
-def test_pages_are_kept_by_no_cache(client_for: Callable[..., Client]) -> None:
+def test_pages_are_not_cached(client_for: Callable[..., Client]) -> None:
     client = client_for(UserFactory())
     for page in (client.get("/"), Client().get("/accounts/login/"), Client().get("/no-such-page/")):
         assert "no-store" in page["Cache-Control"]
@@ -250,7 +250,7 @@ def test_pages_are_kept_by_no_cache(client_for: Callable[..., Client]) -> None:
 @pytest.mark.django_db
 @pytest.mark.parametrize("charset", ["rot13", "idna", "undefined", "utf-16", "utf-7"])
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded"])
-def test_whatever_encoding_a_request_claims_it_is_read_as_utf_8(kind: str, charset: str) -> None:
+def test_requests_are_decoded_as_utf_8_whatever_encoding_they_claim(kind: str, charset: str) -> None:
     from cng_portal.wsgi import application
 
     def ask(method: str, query: str) -> tuple[str, str]:
@@ -305,7 +305,7 @@ def test_with_https_everybody_needs_a_second_factor_unless_the_settings_say_othe
     assert manage(*show).stdout == "nobody False\n"
 
 
-def test_with_https_new_passwords_are_asked_for_unless_the_setting_is_empty(tmp_path: Path) -> None:
+def test_with_https_new_passwords_are_checked_unless_the_setting_is_empty(tmp_path: Path) -> None:
     program = "from django.conf import settings; print(settings.AUTH_PASSWORD_VALIDATORS[3:])"
     show = ["shell", "--no-imports", "-c", program]
     validator = "cng_portal.accounts.signin.passwords.BreachedPasswordValidator"
@@ -413,7 +413,7 @@ def test_requests_beyond_the_rate_limit_are_refused_until_the_first_is_an_hour_o
 
 
 @pytest.mark.django_db(transaction=True)
-def test_the_refusal_is_one_sentence_on_the_page_and_nothing_typed_is_lost(
+def test_a_refusal_is_one_sentence_and_input_is_kept(
     member: Membership, volume: Volume, settings: Settings, client_for: Callable[..., Client]
 ) -> None:
     settings.ACTIONS_PER_HOUR = {"new_volume": 1}

@@ -126,7 +126,7 @@ def test_when_the_acting_scheduler_is_killed_another_one_acts_within_the_lease(s
     assert not Process.objects.filter(pk=second.pk).exists()
 
 
-def test_a_scheduler_that_hangs_loses_the_lease_and_goes_on_in_the_second_row(start: Start) -> None:
+def test_a_scheduler_that_hangs_loses_the_lease_and_continues_as_standby(start: Start) -> None:
     first = start("scheduler", "--interval", "0.2")
     wait_until(leader, "nobody leads")
     other = start("scheduler", "--interval", "0.2")

@@ -67,7 +67,7 @@ def of(lines: list[dict[str, Any]], text: str) -> dict[str, Any]:
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.both_databases
-def test_one_id_leads_from_the_click_to_every_line_of_the_worker(
+def test_one_request_id_links_the_click_to_every_line_of_the_worker(
     lines: Lines, storage_root: Path, client_for: Callable[..., Client], process_environment: dict[str, str]
 ) -> None:
     member = MembershipFactory(project__customer__postpaid=True)

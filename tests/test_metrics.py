@@ -311,7 +311,7 @@ def test_every_process_reports_the_metrics_of_all_even_killed_ones(
     assert {count() for _ in range(12)} == {before + 40}
 
 
-def test_what_a_worker_reserves_is_enough_for_every_label() -> None:
+def test_preallocated_metric_files_fit_every_label() -> None:
     """Files that grow could exceed the free space of the disk."""
 
     def names(resolver: Any) -> Iterator[str]:

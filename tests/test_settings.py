@@ -23,7 +23,7 @@ def manage(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize("bind", ["0.0.0.0", "::", "8.8.8.8"])
-def test_the_web_process_is_not_exposed_unless_told(bind: str) -> None:
+def test_the_web_process_is_not_exposed_by_default(bind: str) -> None:
     result = manage("check", BIND=bind)
     assert result.returncode == 1
     assert f"BIND={bind} cannot be used: a few slow clients could block the web server for everybody." in result.stderr

@@ -82,7 +82,7 @@ def test_an_answer_that_no_passkey_gives_counts_as_a_wrong_passkey(user: User, s
     assert not Authenticator.objects.filter(type=Authenticator.Type.WEBAUTHN).exists()
 
 
-def test_the_app_is_asked_after_the_password_and_a_recovery_code_helps_once(user: User, secret: str) -> None:
+def test_sign_in_needs_a_code_and_a_recovery_code_works_once(user: User, secret: str) -> None:
     client = Client()
     assert sign_in(client, user.email)["Location"] == reverse("mfa_authenticate")
     assert client.get("/").status_code == 302
@@ -153,7 +153,7 @@ def test_factor_secrets_are_encrypted_and_reencrypted_with_a_new_key(
     assert lets_in(user, next_one)
 
 
-def test_a_user_whose_factor_key_was_lost_is_told_and_an_administrator_resets_it_by_command(
+def test_a_factor_whose_key_is_lost_is_explained_and_reset_by_command(
     user: User, secret: str, settings: "SettingsWrapper", capsys: pytest.CaptureFixture
 ) -> None:
     settings.SECRET_KEY = "after a restore without the secret of before"

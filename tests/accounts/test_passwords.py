@@ -93,9 +93,7 @@ def service(settings: "SettingsWrapper", monkeypatch: pytest.MonkeyPatch) -> Ite
         server.shutdown()
 
 
-def test_a_password_that_the_service_knows_is_refused_and_padding_is_not(
-    service: Service, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_breached_password_is_refused_and_padding_is_not(service: Service, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ValidationError, match="has appeared in a data breach"):
         validate_password(STOLEN)
     validate_password(OWN)
@@ -159,7 +157,9 @@ def test_an_unreachable_service_does_not_stop_password_changes(service: Service)
 
 
 @pytest.mark.django_db
-def test_every_page_that_sets_a_password_asks_the_service(service: Service, client_for: Callable[..., Client]) -> None:
+def test_every_page_that_sets_a_password_checks_for_breaches(
+    service: Service, client_for: Callable[..., Client]
+) -> None:
     user = UserFactory(email="aye@example.com", password=PASSWORD, member_of=ProjectFactory())
     client = Client()
     sign_in(client, user.email)

@@ -300,7 +300,7 @@ def test_the_email_of_a_revoked_invitation_is_not_sent(project: Project, owner: 
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.both_databases
-def test_when_all_owners_leave_at_once_one_stays(project: Project) -> None:
+def test_when_all_owners_leave_at_once_one_remains(project: Project) -> None:
     owners = [MembershipFactory(project=project, role=Role.OWNER) for _ in range(8)]
     barrier = Barrier(len(owners))
 

@@ -144,7 +144,7 @@ def test_an_end_before_the_start_is_refused(segment):
     refused(lambda: UsageSegment.objects.update(ended_at=START - timedelta(microseconds=1)))
 
 
-def test_invoiced_usage_can_be_closed_and_nothing_else(segment, invoice):
+def test_invoiced_usage_can_only_be_closed(segment, invoice):
     sentence = "Usage that an invoice was made of cannot be"
     for change in ({"size_gb": 1}, {"started_at": START + timedelta(hours=1)}, {"resource_id": uuid4()}):
         refused(lambda change=change: UsageSegment.objects.update(**change), sentence)
@@ -162,7 +162,7 @@ def test_usage_that_is_voided_ends_at_its_start(segment, package):
 
 
 @pytest.mark.parametrize("kind", ServiceKind)
-def test_what_was_invoiced_can_be_voided_while_it_is_open_and_never_again(segment, kind):
+def test_invoiced_usage_can_be_voided_once_while_it_is_open(segment, kind):
     """It was to start at the end of a paid hour, was invoiced, and its end within that hour arrives late."""
     automatic = {"size_gb": 0, "base_rate_micro": 100_000_000}
     measure = automatic if kind == ServiceKind.VM_BACKUP_AUTOMATIC else {}
@@ -201,7 +201,7 @@ def test_a_block_storage_package_is_not_activated_again(package):
 
 
 @pytest.mark.parametrize("table", ["billing_invoice", "billing_invoiceline", "billing_wallettransaction"])
-def test_what_was_written_stays(invoice, table):
+def test_written_data_stays(invoice, table):
     columns = {
         "billing_invoice": "total_micro",
         "billing_invoiceline": "hours",

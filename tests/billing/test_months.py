@@ -164,7 +164,7 @@ def test_a_new_time_zone_neither_loses_nor_repeats_an_hour(shop, use, zone):
 @pytest.mark.parametrize(
     ("zone", "hour"), [("America/New_York", 2), ("America/New_York", 8), ("Pacific/Kiritimati", 8)]
 )
-def test_this_month_is_one_on_the_day_after_a_change_of_the_time_zone(shop, use, zone, hour):
+def test_the_current_month_is_single_on_the_day_after_a_change_of_time_zone(shop, use, zone, hour):
     """November 2026 ends in Yangon on the 30th at 17:30 UTC, and in New York on the 1st at 5:00 UTC."""
     use(yangon(3, year=2026))
     closing.close_months(at=yangon(1, month=12, year=2026))

@@ -427,7 +427,7 @@ def test_stacked_letters_of_myanmar_script_stand_above_each_other():
     assert page.get_string_width("အင်္ဂါ") > sum(page.get_string_width(letter) for letter in "အဂါ") * 1.3
 
 
-def test_long_lists_come_in_pages(owner, history, use):
+def test_long_lists_are_paginated(owner, history, use):
     for number in range(60):
         use(yangon(6), yangon(6, 1), name=f"disk-{number:02d}")
     url = reverse("billing:statement")

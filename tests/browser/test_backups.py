@@ -173,7 +173,7 @@ def test_a_schedule_is_created_by_keyboard_and_its_first_backup_brings_the_machi
 
 
 @pytest.mark.parametrize("live", [False])
-def test_without_javascript_the_next_runs_come_by_a_button_and_a_backup_brings_the_machine_back(
+def test_without_javascript_a_button_previews_runs_and_a_backup_restores_the_machine(
     page: Page,
     storage_root: Path,
     member: Membership,
@@ -237,7 +237,7 @@ def test_without_javascript_snapshots_of_a_volume_are_scheduled_and_the_first_on
     assert Snapshot.objects.get().volume.name == "db-01-data"
 
 
-def test_an_administrator_switches_automatic_backups_on_and_one_brings_the_machine_back(
+def test_automatic_backups_are_switched_on_and_one_restores_the_machine(
     page: Page,
     storage_root: Path,
     member: Membership,

@@ -111,7 +111,7 @@ class Counter:
         return self.bytes, self.urls
 
 
-def test_the_first_page_and_every_later_one_are_small(browser: Browser, address: str) -> None:
+def test_first_and_later_pages_stay_within_their_byte_budgets(browser: Browser, address: str) -> None:
     page = browser.new_page(base_url=address)
     counter = Counter(page)
     first, urls = counter.open("/accounts/login/")

@@ -57,7 +57,7 @@ def test_the_question_mark_shows_the_keys_and_escape_gives_the_focus_back(page: 
     expect(link).to_be_focused()
 
 
-def test_who_types_types(page: Page, member: Membership) -> None:
+def test_shortcuts_are_inactive_while_typing(page: Page, member: Membership) -> None:
     page.goto("/snapshots/")
     page.get_by_role("searchbox").press_sequentially("what/?")
     expect(page.get_by_role("searchbox")).to_have_value("what/?")

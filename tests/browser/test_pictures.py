@@ -133,7 +133,7 @@ def test_every_url_with_a_page_has_its_picture(accounts: dict[str, screens.Accou
 @pytest.mark.skipif(os.environ.get("PICTURES") != "pages", reason="make screenshots")
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize(("scheme", "width"), APPEARANCES)
-def test_every_page_in_every_look(
+def test_every_page_in_every_appearance(
     browser: Browser, base_url: str, accounts: dict[str, screens.Account], scheme: str, width: int
 ) -> None:
     """The regular expression `NAMES` selects some of them."""

@@ -179,7 +179,7 @@ def test_a_snapshot_that_is_being_deleted_cannot_be_renamed(client: Client, proj
 # --- delete ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_snapshot_is_deleted_its_bill_ends_and_its_file_goes(
+def test_deleting_a_snapshot_ends_its_charge_and_removes_its_file(
     client: Client, snapshot: Snapshot, storage_root: Path
 ) -> None:
     response = client.post(url("delete", snapshot), {"confirmation": "before-upgrade"})
@@ -413,7 +413,7 @@ def test_a_new_volume_is_made_of_the_chosen_disk_of_a_machine(
     assert "does not have this disk" in errors_of(strange)
 
 
-def test_a_new_volume_of_a_machine_without_a_disk_chosen_asks_for_it(
+def test_a_new_volume_from_a_machines_snapshot_requires_a_disk(
     client: Client, machine: Snapshot, project: Project
 ) -> None:
     owner = UserFactory(member_of=project)
@@ -450,7 +450,7 @@ def test_a_new_volume_larger_than_the_storage_can_hold_is_refused_at_once(
     assert "Choose a smaller size" in operation.error and "Try again later" not in operation.error
 
 
-def test_a_new_volume_has_the_snapshot_s_bytes_and_the_size_asked_for(
+def test_a_new_volume_has_the_snapshots_bytes_and_the_requested_size(
     client: Client, snapshot: Snapshot, project: Project, storage_root: Path
 ) -> None:
     answers = {"name": "web-01-copy", "size_gb": 2, "project": project.pk}

@@ -456,7 +456,7 @@ def test_a_file_with_a_head_that_the_portal_did_not_write_is_refused(
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE, tarfile.CHRTYPE])
 @pytest.mark.parametrize("name", [archive.HEAD, archive.DATABASE, "more"])
-def test_a_file_with_something_else_than_files_in_it_is_refused(
+def test_an_archive_with_other_members_than_files_is_refused(
     snapshot: Snapshot, file: Path, name: str, kind: bytes
 ) -> None:
     backup(file)

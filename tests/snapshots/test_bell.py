@@ -53,7 +53,7 @@ def test_the_bell_of_every_page_shows_what_is_in_progress(
         assert 'hx-trigger="every 4s, portal:seen from:document, portal:refresh"' in bell_html
 
 
-def test_nothing_in_progress_is_said_and_asked_for_only_when_the_bell_is_opened(
+def test_an_idle_bell_says_so_and_refreshes_only_when_opened(
     project: Project, user: User, client_for: Callable[..., Client]
 ) -> None:
     taking(ProjectFactory(), "somebody else's")

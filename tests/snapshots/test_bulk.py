@@ -44,7 +44,7 @@ def messages_of(response: object) -> str:
     return " ".join(str(message) for message in get_messages(response.wsgi_request))  # type: ignore[attr-defined]
 
 
-def test_the_question_lists_them_and_says_what_it_saves(client: Client, project: Project) -> None:
+def test_the_confirmation_lists_the_snapshots_and_the_saving(client: Client, project: Project) -> None:
     volume = VolumeFactory(project=project, size_gb=50)
     snapshots = [SnapshotFactory(volume=volume, name=f"nightly-{number}") for number in range(3)]
     sell_everywhere(400_000)
@@ -109,7 +109,7 @@ def test_one_unknown_id_is_a_404_for_all(client: Client, project: Project) -> No
     assert Snapshot.objects.filter(state=State.READY).count() == 2
 
 
-def test_a_viewer_is_told_why_not(project: Project, client_for: Callable[..., Client]) -> None:
+def test_a_viewer_gets_a_reason(project: Project, client_for: Callable[..., Client]) -> None:
     snapshot = SnapshotFactory(volume__project=project)
     viewer = client_for(UserFactory(member_of=project, member_of__role=Role.VIEWER))
 

@@ -272,7 +272,7 @@ def test_the_capture_of_a_machine_survives_the_death_of_its_worker_at_every_step
         assert files_below(storage_root) == expected
 
 
-def test_work_whose_workers_all_die_fails_with_a_reason_and_leaves_nothing(
+def test_operations_whose_workers_all_die_fail_with_a_reason_and_leave_nothing(
     storage_root: Path, member: Membership, volume: Volume, settings: Any
 ) -> None:
     image = put_volume(storage_root, volume, content(b"before"))

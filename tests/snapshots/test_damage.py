@@ -296,7 +296,7 @@ def test_fsck_marks_what_it_finds_and_clears_what_matches_again(
     check_everything(set())
 
 
-def test_fsck_ends_usage_that_goes_on_although_the_snapshot_is_damaged(snapshot: Snapshot) -> None:
+def test_fsck_ends_the_charge_of_a_damaged_snapshot(snapshot: Snapshot) -> None:
     found_at = timezone.now()
     Snapshot.objects.filter(pk=snapshot.pk).update(damaged_at=found_at)
     [finding] = fsck.check_location(snapshot.location)
@@ -479,7 +479,7 @@ def test_a_volume_whose_only_snapshot_is_damaged_is_not_protected(
     assert "web-01-root" in client.get(url, {"show": "unprotected"}).content.decode()
 
 
-def test_a_damaged_snapshot_does_not_shorten_the_time_without_one(
+def test_a_damaged_snapshot_does_not_shorten_a_gap(
     storage_root: Path, snapshot: Snapshot, volume: Volume, client: Client
 ) -> None:
     url = reverse("snapshots:volume", args=[volume.pk])

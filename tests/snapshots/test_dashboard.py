@@ -74,7 +74,7 @@ def test_snapshots_from_outside_cost_what_their_location_charges(
     assert (totals["count"], totals["hourly"]) == ("2", "K 20.00" if charged else "K 0.00")
 
 
-def test_it_shows_what_runs_now(client: Client, project: Project) -> None:
+def test_it_shows_running_operations(client: Client, project: Project) -> None:
     mine = OperationFactory(snapshot__volume__project=project, running=True, bytes_done=30, bytes_total=100)
     OperationFactory(running=True)
 
@@ -150,7 +150,7 @@ def test_an_administrator_without_a_customer_is_led_to_admin(client_for: Callabl
     assert f'href="{reverse("admin:index")}"' in client_for(UserFactory(admin=True)).get("/").content.decode()
 
 
-def test_a_user_without_a_project_learns_whom_to_ask(client_for: Callable[..., Client]) -> None:
+def test_a_user_without_a_project_is_told_what_to_do(client_for: Callable[..., Client]) -> None:
     page = client_for(UserFactory()).get("/").content.decode()
 
     assert "You're not in a project yet" in page

@@ -163,7 +163,9 @@ def test_a_stranger_gets_404_and_a_signed_out_person_signs_in(client: Client) ->
         ("deleting", []),
     ],
 )
-def test_only_what_is_possible_is_offered(state: str | None, acts: list[str], client: Client, project: Project) -> None:
+def test_only_possible_actions_are_offered(
+    state: str | None, acts: list[str], client: Client, project: Project
+) -> None:
     snapshot = SnapshotFactory(volume__project=project, **({state: True} if state else {}))
 
     assert [action.name for action in client.get(url(snapshot)).context["actions"]] == acts

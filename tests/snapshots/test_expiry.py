@@ -203,7 +203,7 @@ def test_strangers_and_viewers_set_no_date(client_for: Callable[..., Client], sn
     assert client_for(viewer).post(url, {"delete_after": "2090-01-01"}).status_code == 403
 
 
-def test_the_wizard_asks_for_it_with_the_name_and_the_estimate_ends_there(
+def test_the_wizard_has_an_expiry_date_that_ends_the_estimate(
     client: Client, member: Membership, storage_root: Path
 ) -> None:
     volume = VolumeFactory(project=member.project, size_gb=50)

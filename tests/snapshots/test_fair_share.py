@@ -77,7 +77,7 @@ def test_customers_take_turns_however_many_requests_one_has() -> None:
     assert order == [first, other, second, third]
 
 
-def test_the_customer_with_less_running_comes_first() -> None:
+def test_the_customer_with_fewer_running_operations_comes_first() -> None:
     have_workers(5)
     busy, idle = CustomerFactory(), CustomerFactory()
     for _operation in range(2):

@@ -207,7 +207,7 @@ def test_a_vmdk_that_names_other_files_is_refused(
 
 @needs_qemu
 @pytest.mark.parametrize(("format", "backing"), [("qcow", "raw"), ("vmdk", "vmdk")])
-def test_an_image_over_another_one_is_refused(
+def test_an_image_with_a_backing_file_is_refused(
     image: Path, project: Project, location: Location, storage_root: Path, format: str, backing: str
 ) -> None:
     below = image if backing == "raw" else pack(image, "-O vmdk")

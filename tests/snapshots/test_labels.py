@@ -77,7 +77,7 @@ def test_the_form_adds_and_removes_tags_and_keeps_the_note(
     assert Activity.objects.filter(action="labels.change").count() == 2  # nothing changed
 
 
-def test_what_a_colleague_changed_meanwhile_stays(
+def test_a_colleagues_concurrent_change_stays(
     snapshot: Snapshot, member: User, client_for: Callable[..., Client]
 ) -> None:
     label(snapshot, member, "old", "mine", note="first\nsecond")
@@ -91,7 +91,7 @@ def test_what_a_colleague_changed_meanwhile_stays(
     assert (names_of(snapshot), snapshot.note) == (["new", "old"], "theirs")
 
 
-def test_what_is_wrong_is_explained_and_nothing_is_lost(
+def test_errors_are_explained_and_input_is_kept(
     snapshot: Snapshot, member: User, client_for: Callable[..., Client]
 ) -> None:
     label(snapshot, member, "old")
@@ -149,7 +149,7 @@ def test_only_tags_in_use_that_the_user_sees_are_suggested(
     assert snapshot.name in listed and "foreign" not in listed  # an invalid filter is ignored
 
 
-def test_a_tag_is_one_per_customer_whatever_its_case(snapshot: Snapshot, member: User) -> None:
+def test_tags_are_unique_per_customer_ignoring_case(snapshot: Snapshot, member: User) -> None:
     label(snapshot, member, "Prod")
     label(snapshot.volume, member, "PROD")
     tag = Tag.objects.get()

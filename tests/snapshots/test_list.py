@@ -128,7 +128,7 @@ def test_only_snapshots_of_the_users_projects_are_listed(client: Client, project
     assert names(client.get(LIST)) == [mine.name]
 
 
-def test_a_signed_out_person_signs_in_and_comes_back(client: Client) -> None:
+def test_a_signed_out_user_returns_to_the_page_after_sign_in(client: Client) -> None:
     response = Client().get("/snapshots/?state=failed")
 
     assert response.status_code == 302
@@ -208,7 +208,7 @@ def test_a_viewer_is_not_invited_to_what_is_not_allowed(project: Project, client
     assert f'href="{reverse("snapshots:new")}"' not in part_of(page, "snapshot-list")
 
 
-def test_the_tab_of_vm_snapshots_invites_to_take_one(client: Client, project: Project) -> None:
+def test_the_empty_tab_of_vm_snapshots_offers_to_take_one(client: Client, project: Project) -> None:
     SnapshotFactory(volume__project=project)
 
     page = client.get("/snapshots/vm/").content.decode()
@@ -377,7 +377,7 @@ def test_pages_keep_the_filters(client: Client, project: Project) -> None:
     assert following.context["pages"]["first_url"] == "/snapshots/?q=snapshot&state=ready&sort=name"
 
 
-def test_a_page_is_stable_while_new_snapshots_come(client: Client, project: Project) -> None:
+def test_a_page_is_stable_while_snapshots_are_added(client: Client, project: Project) -> None:
     snapshots_of(project, PAGE_SIZE + 5)
     next_url = client.get(LIST).context["pages"]["next_url"]
     before = names(client.get(next_url))
@@ -477,7 +477,7 @@ def test_caches_tell_page_and_fragment_apart(client: Client) -> None:
     assert "HX-Request" in client.get(LIST)["Vary"]
 
 
-def test_the_address_gets_only_what_is_chosen(client: Client, project: Project) -> None:
+def test_only_chosen_filters_are_in_the_url(client: Client, project: Project) -> None:
     snapshots_of(project, 1)
     sent = {"q": "snap", "state": "", "project": "", "location": "", "volume": "", "sort": "newest"}
 

@@ -201,7 +201,7 @@ def test_a_charge_to_another_project_is_reported(snapshot: Snapshot, archive: Pr
 # --- the page ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_page_asks_for_the_project_says_who_can_read_it_and_moves(
+def test_the_page_asks_for_the_project_names_new_readers_and_moves(
     client: Client, snapshot: Snapshot, member: Membership, archive: Project
 ) -> None:
     MembershipFactory(project=archive, user__name="Ba", role=Role.VIEWER)

@@ -85,7 +85,9 @@ def test_twenty_requests_with_one_name_create_one_snapshot(member: Membership, v
     ("owner", "quota"),
     [("customer", {"snapshot_quota": 1}), ("customer", {"snapshot_gb_quota": 99}), ("project", {"snapshot_quota": 1})],
 )
-def test_a_quota_of_one_has_one_taker(member: Membership, volume: Volume, owner: str, quota: dict[str, int]) -> None:
+def test_a_quota_of_one_admits_one_request(
+    member: Membership, volume: Volume, owner: str, quota: dict[str, int]
+) -> None:
     limited = member.project.customer if owner == "customer" else member.project
     type(limited).objects.filter(pk=limited.pk).update(**quota)
     outcome = all_at_once(
@@ -94,7 +96,7 @@ def test_a_quota_of_one_has_one_taker(member: Membership, volume: Volume, owner:
     assert outcome == {"done": 1, "QuotaExceeded": TAKERS - 1}
 
 
-def test_credit_for_one_hour_of_one_snapshot_has_one_taker(member: Membership, volume: Volume) -> None:
+def test_credit_for_one_snapshot_admits_one_request(member: Membership, volume: Volume) -> None:
     customer = member.project.customer
     type(customer).objects.filter(pk=customer.pk).update(billing_type="prepaid")
     customer.refresh_from_db()

@@ -141,7 +141,7 @@ def test_a_scrub_starts_only_when_nobody_waits_for_a_worker(volume: Volume, memb
     assert scrub.start_scrubs(timezone.now()) == 1
 
 
-def test_a_worker_takes_everything_else_first(volume: Volume, member: Membership) -> None:
+def test_a_worker_scrubs_last(volume: Volume, member: Membership) -> None:
     take(volume, member, "old", days_ago=40)
     scrub.start_scrubs(timezone.now())
     services.request_snapshot(source=volume, name="new", user=member.user)

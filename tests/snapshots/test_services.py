@@ -124,7 +124,7 @@ def test_a_failed_snapshot_can_be_retried_only_once(storage_root: Path, member: 
     assert snapshot.state == State.READY
 
 
-def test_a_volume_that_was_made_at_the_second_try_is_not_made_again_whatever_the_clocks_say(
+def test_a_volume_created_by_a_retry_is_not_created_again_despite_wrong_clocks(
     storage_root: Path, snapshot: Snapshot, member: Membership
 ) -> None:
     operation = new_volumes.request_new_volume(
@@ -213,7 +213,7 @@ def test_where_only_the_latest_can_be_restored_an_earlier_one_is_refused_in_adva
     assert offered(first)
 
 
-def test_where_only_detached_volumes_can_be_restored_it_is_said_in_advance(
+def test_a_restore_that_needs_a_detached_volume_is_refused_in_advance(
     latest_only: None, member: Membership, client_for: Callable[..., Client]
 ) -> None:
     volume = VolumeFactory(project=member.project, attached_stopped=True)

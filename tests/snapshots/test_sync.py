@@ -60,7 +60,7 @@ def test_a_location_of_local_files_is_left_alone_and_says_so() -> None:
 
 @pytest.mark.both_databases
 @pytest.mark.django_db(transaction=True)
-def test_rows_are_changed_one_by_one_while_others_write() -> None:
+def test_rows_are_changed_one_at_a_time_during_concurrent_writes() -> None:
     project_ids = sorted(ProjectFactory().pk for _project in range(5))
     other = LocationFactory()
 
@@ -98,7 +98,7 @@ def test_administrators_see_unassigned_projects_and_assign_them(
     assert client_for(UserFactory()).get(page).status_code == 302  # to the administrators' sign-in
 
 
-def test_administrators_see_how_each_project_stands_and_set_what_is_charged(
+def test_administrators_see_the_state_of_cloud_projects_and_set_charging_rules(
     cloud_project: CloudProject, client_for: Callable[..., Client]
 ) -> None:
     support, now = client_for(UserFactory(admin=True)), timezone.now()
@@ -124,7 +124,7 @@ def test_administrators_see_how_each_project_stands_and_set_what_is_charged(
     assert (location.charges_outside, location.charges_missing) == (True, False)
 
 
-def test_a_project_whose_volumes_came_stays_where_it_is(
+def test_a_cloud_project_with_imported_volumes_keeps_its_project(
     cloud_project: CloudProject, client_for: Callable[..., Client]
 ) -> None:
     CloudProject.objects.update(project=ProjectFactory())

@@ -166,7 +166,7 @@ def test_an_unknown_filter_is_ignored_and_reported(client: Client, project: Proj
     assert "were ignored:" in response.content.decode()
 
 
-def test_no_hit_and_no_volume_are_told_apart(client: Client, viewer: Client, project: Project) -> None:
+def test_no_match_and_no_volume_have_different_messages(client: Client, viewer: Client, project: Project) -> None:
     assert "Create your first volume" in client.get(LIST).content.decode()
     assert "No volumes here yet" in viewer.get(LIST).content.decode()
     VolumeFactory(project=project)
@@ -254,7 +254,7 @@ def test_a_failed_volume_shows_the_reason_and_is_retried(client: Client, project
     assert page.count(reverse("snapshots:retry", args=[operation.pk])) == 1
 
 
-def test_a_viewer_reads_the_page_and_is_told_why_there_are_no_buttons(viewer: Client, project: Project) -> None:
+def test_a_viewer_sees_the_page_with_a_reason_instead_of_buttons(viewer: Client, project: Project) -> None:
     volume = SnapshotFactory(volume__project=project).volume
 
     page = viewer.get(url(volume)).content.decode()

@@ -146,7 +146,7 @@ def test_a_signed_out_person_is_sent_to_sign_in_and_back(member: Membership, vol
     assert response["HX-Redirect"] == f"{reverse('account_login')}?next={url(draft, 'name').replace('/', '%2F')}"
 
 
-def test_a_colleague_with_the_right_role_goes_on_with_the_draft(
+def test_a_colleague_with_the_right_role_can_continue_the_draft(
     client_for: Any, member: Membership, volume: Volume
 ) -> None:
     draft = draft_at("review", volume, member.user)
@@ -156,7 +156,7 @@ def test_a_colleague_with_the_right_role_goes_on_with_the_draft(
     assert Snapshot.objects.get().requested_by == colleague
 
 
-def test_a_viewer_is_told_why_not(client_for: Any, member: Membership, volume: Volume) -> None:
+def test_a_viewer_gets_a_reason(client_for: Any, member: Membership, volume: Volume) -> None:
     viewer = client_for(MembershipFactory(project=member.project, role=Role.VIEWER).user)
     draft = draft_at("review", volume, member.user)
     for response in (
@@ -496,7 +496,7 @@ def test_answers_sent_after_the_session_ended_survive_signing_in(
     assert 'value="before the update"' in client.get(back).text
 
 
-def test_an_answer_that_htmx_sends_after_the_session_ended_is_kept_too(member: Membership, volume: Volume) -> None:
+def test_answers_sent_by_htmx_after_the_session_ended_are_kept(member: Membership, volume: Volume) -> None:
     path = wizard.url(wizard.start(member.user, source=volume), "name")
 
     response = Client().post(path, {"name": "kept"}, headers=HTMX)

@@ -73,7 +73,7 @@ def test_every_e_mail_ends_with_how_to_reach_support(contact: SupportContact) ->
     )
 
 
-def test_a_page_does_without_what_it_cannot_read(member_client: Client, contact: SupportContact) -> None:
+def test_a_page_omits_what_it_cannot_read(member_client: Client, contact: SupportContact) -> None:
     with connection.schema_editor() if connection.vendor == "postgresql" else transaction.atomic():
         with connection.cursor() as cursor:
             cursor.execute("ALTER TABLE support_supportcontact RENAME TO elsewhere")
@@ -81,7 +81,7 @@ def test_a_page_does_without_what_it_cannot_read(member_client: Client, contact:
     assert member_client.get("/no-such-page/").status_code == 404
 
 
-def test_the_page_after_a_fault_asks_no_database_that_failed(contact: SupportContact) -> None:
+def test_the_error_page_makes_no_queries_after_a_database_failure(contact: SupportContact) -> None:
     def page_after(error: Exception) -> str:
         try:
             raise error

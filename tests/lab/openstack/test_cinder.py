@@ -151,7 +151,7 @@ def test_a_cloud_that_is_too_old_to_write_back_recommends_a_new_volume(
     ("status", "error", "text"),
     [("maintenance", Busy, "Another operation is using"), ("error", Refused, "reports the volume “files” as failed")],
 )
-def test_the_state_of_a_volume_decides_what_is_said(
+def test_the_message_depends_on_the_state_of_the_volume(
     store: CinderStore, admin: Any, status: str, error: type[Exception], text: str
 ) -> None:
     volume = new_volume(store)
@@ -221,7 +221,7 @@ def test_a_quota_is_explained_and_nothing_is_left(
         other.delete(f"/volumes/{next(other.volumes(name=name_of(volume.uuid))).id}")
 
 
-def test_an_account_that_may_only_read_is_told_so(store: CinderStore) -> None:
+def test_a_read_only_account_gets_a_clear_error(store: CinderStore) -> None:
     reader = CinderDriver(location="TEST-1", cloud="demo-reader")
     volume = new_volume(store, BEFORE)
     [snapshot] = capture(store, volume)
@@ -253,7 +253,7 @@ def test_a_token_that_the_cloud_no_longer_knows_is_replaced(store: CinderStore) 
     [({"password": "hunter2-secret"}, "does not accept"), ({"auth_url": "http://127.0.0.1:9/v3"}, "does not answer")],
     ids=["wrong password", "nobody there"],
 )
-def test_a_cloud_that_cannot_be_had_is_unavailable_and_no_secret_is_told(
+def test_an_unreachable_cloud_is_unavailable_and_reveals_no_secret(
     change: dict[str, str],
     text: str,
     tmp_path: Path,
@@ -293,7 +293,7 @@ def test_a_volume_gets_the_zone_and_type_of_its_location(store: CinderStore) -> 
 
 
 @pytest.mark.race
-def test_many_who_make_the_same_thing_at_once_end_with_one(store: CinderStore) -> None:
+def test_concurrent_creations_of_one_object_end_with_one(store: CinderStore) -> None:
     volume, snapshot, copy = new_volume(store, BEFORE), SnapshotRef(uuid=uuid4()), uuid4()
     drivers = [CinderDriver(location="TEST-1", cloud="demo") for _each in range(4)]
     with ThreadPoolExecutor(4) as pool:
@@ -307,7 +307,7 @@ def test_many_who_make_the_same_thing_at_once_end_with_one(store: CinderStore) -
     assert [item.id for item in created(store, copy) if item.status != "deleting"] == list(refs)
 
 
-def test_what_somebody_renamed_is_found_again(store: CinderStore) -> None:
+def test_renamed_objects_are_still_found(store: CinderStore) -> None:
     volume = new_volume(store, BEFORE)
     ref = SnapshotRef(uuid=uuid4())
     [info] = store.driver.create_snapshots([(ref, volume)])
@@ -332,7 +332,7 @@ def test_an_interruption_after_the_request_removes_what_it_made(store: CinderSto
     assert store.leftovers() == []
 
 
-def test_who_is_interrupted_does_not_remove_what_another_has_taken_over(store: CinderStore) -> None:
+def test_an_interrupted_call_does_not_remove_an_adopted_object(store: CinderStore) -> None:
     volume, ref = new_volume(store, BEFORE), SnapshotRef(uuid=uuid4())
     other = CinderDriver(location="TEST-1", cloud="demo")
     items: list[Any] = []

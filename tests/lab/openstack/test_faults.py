@@ -71,7 +71,7 @@ def in_background(call: Callable[[], Any]) -> Future:
     return future
 
 
-def test_what_stays_creating_fails_in_time_and_is_removed_when_it_arrives(
+def test_an_object_stuck_creating_fails_in_time_and_is_removed_if_it_completes(
     lab: Lab, store: CinderStore, impatient: CinderDriver
 ) -> None:
     volume, ref = new_volume(store, BEFORE), SnapshotRef(uuid=uuid4())
@@ -105,7 +105,7 @@ def test_what_arrives_late_is_adopted_by_the_next_attempt(
 
 
 @pytest.mark.thorough
-def test_a_service_known_to_be_down_fails_what_is_new(lab: Lab, store: CinderStore, admin: Any) -> None:
+def test_a_service_that_is_down_fails_new_objects(lab: Lab, store: CinderStore, admin: Any) -> None:
     volume = new_volume(store, BEFORE)
     refs = SnapshotRef(uuid=uuid4()), VolumeRef(uuid=uuid4(), name="new", size_gb=1)
     driver = CinderDriver(location="TEST-1", cloud="demo", create_timeout="20")
@@ -157,7 +157,7 @@ def test_a_service_killed_in_mid_flight_costs_time_only(
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["snapshot", "volume"])
-def test_what_the_message_queue_forgot_is_made_again_and_its_ghost_is_removed(
+def test_an_object_lost_by_the_message_queue_is_recreated_and_the_stuck_one_removed(
     lab: Lab, store: CinderStore, impatient: CinderDriver, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setattr(creation, "ADOPTABLE_SECONDS", 3.0)

@@ -109,7 +109,7 @@ def open_segments() -> int:
     return UsageSegment.objects.filter(ended_at=None).count()
 
 
-def test_nothing_of_a_project_that_belongs_to_nobody_comes_in(location: Location, other: Any) -> None:
+def test_nothing_is_imported_from_an_unassigned_cloud_project(location: Location, other: Any) -> None:
     volume = make(other, size=2)
     snap(other, volume)
     out = StringIO()
@@ -122,7 +122,7 @@ def test_nothing_of_a_project_that_belongs_to_nobody_comes_in(location: Location
     assert not Volume.objects.exists() and not Snapshot.objects.exists()
 
 
-def test_an_administrator_maps_a_project_and_its_volumes_and_attachments_come(
+def test_assigning_a_cloud_project_imports_its_volumes_and_attachments(
     location: Location, member: Membership, other: Any, admin: Any, client_for: Callable
 ) -> None:
     root, data, nameless = make(other, "root"), make(other, "data", 2), make(other, None)
@@ -280,7 +280,7 @@ def test_a_snapshot_deleted_in_the_cloud_is_shown_as_missing_and_comes_back(
     assert (snapshot.state, open_segments()) == (State.DELETED, 0)
 
 
-def test_what_the_portal_made_is_not_imported_as_something_else(
+def test_the_portals_own_objects_are_not_imported(
     location: Location, cloud_project: CloudProject, member: Membership, other: Any
 ) -> None:
     make(other)
@@ -302,7 +302,7 @@ def test_what_the_portal_made_is_not_imported_as_something_else(
 
 
 @pytest.mark.thorough
-def test_a_volume_that_appears_after_its_operation_gave_up_goes_to_who_asked_for_it(
+def test_a_volume_that_appears_after_its_operation_failed_becomes_available(
     location: Location, cloud_project: CloudProject, member: Membership, other: Any
 ) -> None:
     source = make(other)
@@ -445,7 +445,7 @@ def sync_in_a_process(environment: dict[str, str]) -> tuple[float, float]:
 
 
 @pytest.mark.thorough
-def test_a_list_goes_on_when_what_its_page_ended_with_is_gone(
+def test_a_list_continues_after_the_last_row_of_a_page_was_deleted(
     location: Location, cloud_project: CloudProject, other: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from snapshots.storage.registry import get_driver
@@ -561,7 +561,7 @@ def nova(admin: Any) -> Iterator[None]:
     server.shutdown()
 
 
-def test_servers_come_with_their_names_sizes_and_states(
+def test_servers_are_imported_with_names_sizes_and_states(
     location: Location, member: Membership, other: Any, admin: Any, nova: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client, "PAGE_SIZE", 2)

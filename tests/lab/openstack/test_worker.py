@@ -103,7 +103,7 @@ def test_what_arrives_after_the_last_attempt_is_cleaned_up_and_costs_nothing(
     assert (snapshot.state, len(created(store, snapshot.disks.get().pk))) == (State.READY, 1)
 
 
-def test_who_tries_again_stops_the_clean_up(
+def test_a_retry_stops_the_clean_up(
     lab: Lab, store: CinderStore, volume: Volume, member: Membership, settings: Any
 ) -> None:
     settings.OPERATION_MAX_ATTEMPTS = 1
@@ -120,7 +120,7 @@ def test_who_tries_again_stops_the_clean_up(
     assert (snapshot.state, snapshot.disks.get().backend_ref) == (State.READY, started.id)
 
 
-def test_what_the_storage_refuses_fails_with_its_reason_and_costs_nothing(
+def test_a_request_refused_by_the_storage_fails_with_its_reason_and_is_free(
     store: CinderStore, volume: Volume, member: Membership, settings: Any
 ) -> None:
     settings.STORAGE["cinder"]["options"] = {"cloud": "demo-reader"}

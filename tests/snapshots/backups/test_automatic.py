@@ -127,7 +127,7 @@ def test_switching_to_the_same_state_changes_nothing(vm: VirtualMachine, admin: 
     assert (AutomaticBackupSwitch.objects.count(), UsageSegment.objects.count()) == (1, 1)
 
 
-def test_switched_on_again_the_earlier_schedule_goes_on_with_its_backups(
+def test_switching_on_again_revives_the_earlier_schedule_with_its_backups(
     vm: VirtualMachine, admin: User, now: datetime
 ) -> None:
     switch(vm, True, admin, now)
@@ -450,9 +450,7 @@ def save(support: Client, vm: VirtualMachine, **changed: object) -> object:
     return response
 
 
-def test_a_price_typed_in_the_form_goes_to_the_bill(
-    support: Client, vm: VirtualMachine, admin: User, now: datetime
-) -> None:
+def test_a_price_entered_in_the_form_is_billed(support: Client, vm: VirtualMachine, admin: User, now: datetime) -> None:
     switch(vm, True, admin, now - 30 * MINUTE)
     save(support, vm, hourly_price_micro="50", name="db-02")
     assert (vm.hourly_price_micro, vm.name) == (50_000_000, "db-02")

@@ -490,7 +490,7 @@ def test_the_schedules_of_a_deleted_machine_end_and_its_backups_stay(
     assert states(schedule) == [DONE], "what came after the machine is no missed slot"
 
 
-def test_a_customer_who_moves_to_another_time_zone_takes_the_schedules_along(schedule: BackupSchedule) -> None:
+def test_schedules_follow_a_change_of_the_customers_time_zone(schedule: BackupSchedule) -> None:
     Customer.objects.update(time_zone="Europe/Berlin")
     now = timezone.now()
     assert maintain_schedules(now) == 1
@@ -567,7 +567,7 @@ HOURS = timedelta(hours=1)
         [-7 * HOURS, 2 * HOURS, 2 * HOURS + SECONDS, -45 * SECONDS, 27 * HOURS],
     ],
 )
-def test_retention_follows_the_order_of_the_runs_whatever_their_clocks_said(
+def test_retention_follows_the_order_of_runs_despite_wrong_clocks(
     schedule: BackupSchedule, member: Membership, clocks: list[timedelta]
 ) -> None:
     """Each value is the clock error with which one run was started and settled."""

@@ -97,7 +97,7 @@ def test_invalid_schedule_fields_are_refused_and_named(
     assert not BackupSchedule.objects.exists()
 
 
-def test_whatever_refuses_a_backup_refuses_the_schedule(vm: VirtualMachine, member: Membership) -> None:
+def test_a_schedule_is_refused_for_the_reasons_of_a_backup(vm: VirtualMachine, member: Membership) -> None:
     with pytest.raises(PriceChanged, match="has changed to K 24.00"):
         create(vm, member, shown_hourly_micro=1)
     Customer.objects.update(snapshot_gb_quota=39)

@@ -145,7 +145,7 @@ def let_them_finish() -> None:
     raise AssertionError(f"still unfinished: {list(open_runs.values())} {list(Operation.objects.active().values())}")
 
 
-def test_killed_at_random_they_take_each_occurrence_once_lose_no_backup_and_leave_no_partial_one(
+def test_randomly_killed_processes_take_each_occurrence_once_and_lose_no_backup(
     storage_root: Path, schedules: list[BackupSchedule], member: Membership, crew: Crew
 ) -> None:
     planned: dict[UUID, set[datetime]] = defaultdict(set)

@@ -132,7 +132,7 @@ def test_only_its_own_unpinned_snapshots_are_deleted(
 
 
 @pytest.mark.parametrize("cause", [DeletionCause.RETENTION, DeletionCause.EXPIRED, DeletionCause.OUTSIDE])
-def test_the_database_lets_nothing_automatic_delete_the_newest_or_a_pinned_one(
+def test_the_database_refuses_automatic_deletions_of_the_newest_and_of_pinned_backups(
     schedule: BackupSchedule, member: Membership, cause: DeletionCause
 ) -> None:
     pinned, newest = run_once(schedule), run_once(schedule)

@@ -86,7 +86,7 @@ def parent_of(pid: str) -> str:
 
 
 @pytest.mark.parametrize("name", WHAT)
-def test_a_viewer_is_told_why_not(
+def test_a_viewer_gets_a_reason(
     name: str, disk: DiskImage, project: Project, client_for: Callable[..., Client]
 ) -> None:
     viewer = client_for(UserFactory(member_of=project, member_of__role=Role.VIEWER))
@@ -138,7 +138,7 @@ def test_a_member_walks_from_the_snapshot_to_a_file(disk: DiskImage, client: Cli
     assert "random.bin" in inner and "plain.txt" not in inner
 
 
-def test_a_page_of_files_asks_the_database_little(disk: DiskImage, client: Client) -> None:
+def test_a_page_of_files_needs_few_queries(disk: DiskImage, client: Client) -> None:
     for name in "files", "folder":
         with CaptureQueriesContext(connection) as queries:
             client.get(url(name, disk))
@@ -294,7 +294,7 @@ def test_a_client_that_stops_reading_loses_its_download(
     assert response["X-Accel-Buffering"] == "no"
 
 
-def test_a_slow_client_keeps_its_place() -> None:
+def test_a_slow_client_keeps_its_slot() -> None:
     longest = limits.RENEW_AFTER + children.STREAM_SECONDS + limits.SEND_SECONDS
     assert longest < limits.LEASE_SECONDS
 

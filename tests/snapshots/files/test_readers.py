@@ -68,7 +68,7 @@ def extract(response: HttpResponse) -> tarfile.TarFile:
 
 
 @pytest.mark.parametrize("name", CONTENT)
-def test_every_file_comes_back_as_it_was(name: str, images: Images, capture: Capture, client: Client) -> None:
+def test_every_file_is_downloaded_unchanged(name: str, images: Images, capture: Capture, client: Client) -> None:
     disk = capture(images(name))
     files = {b"/".join(file.path): file for file in walk(disk)}
     expected = CONTENT[name]
@@ -89,7 +89,7 @@ def test_every_file_comes_back_as_it_was(name: str, images: Images, capture: Cap
 
 
 @pytest.mark.parametrize("name", ["ext4", "xfs", "ntfs", "fat"])
-def test_a_folder_comes_back_as_an_archive(name: str, images: Images, capture: Capture, client: Client) -> None:
+def test_a_folder_is_downloaded_as_an_archive(name: str, images: Images, capture: Capture, client: Client) -> None:
     disk = capture(images(name))
     response = client.get(address("download_folder", disk))
     archive = extract(response)

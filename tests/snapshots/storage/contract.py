@@ -104,7 +104,7 @@ class DriverContract:
         info = store.driver.find_snapshot(snapshot)
         assert info and info.size_bytes == 3 * GIB
 
-    def test_an_extension_goes_on_from_where_a_failed_one_got_to(self, store: Store) -> None:
+    def test_an_extension_continues_after_a_failed_one(self, store: Store) -> None:
         volume = new_volume(store, BEFORE)
         store.driver.extend_volume(volume, 2)
         store.driver.extend_volume(volume, 3)

@@ -133,7 +133,7 @@ def test_every_byte_of_an_image_of_any_size_is_copied_and_hashed(
     assert method == "clone" or copied.finish() == checksum_of(source)
 
 
-def test_every_byte_of_a_volume_comes_back(store: LocalStore) -> None:
+def test_every_byte_of_a_volume_is_restored(store: LocalStore) -> None:
     volume = put_image(store, {0: noise(70_001), 300 * MIB + 123: noise(2 * CHUNK), GIB - 3: noise(3)})
     expected = checksum_of(store.path(volume))
     folder = capture(store, volume)
@@ -511,7 +511,7 @@ def test_an_ordinary_exclusive_lock_is_respected(store: LocalStore, how: str) ->
     assert len(list((store.folder / "snapshots").iterdir())) == 1
 
 
-def test_a_locked_object_is_busy_for_everybody_else(store: LocalStore) -> None:
+def test_a_locked_object_is_busy_for_others(store: LocalStore) -> None:
     volume, other = (put_image(store, {0: noise(MIB)}) for _each in range(2))
     snapshot, second = SnapshotRef(uuid=uuid4()), SnapshotRef(uuid=uuid4())
     rival = LocalStore(store.folder.parent).driver

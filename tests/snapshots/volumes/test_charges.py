@@ -187,7 +187,9 @@ def test_owners_are_notified_of_the_first_price_when_it_is_planned(
     assert "stay free" in owner.notifications.order_by("-created_at")[0].title
 
 
-def test_only_the_withdrawal_of_what_was_announced_is_told(project: Project, owner: User, location: Location) -> None:
+def test_only_the_withdrawal_of_an_announced_price_is_notified(
+    project: Project, owner: User, location: Location
+) -> None:
     volume_in(project, location)
     package = sell(location, datetime(2090, 3, 1, tzinfo=UTC))
     set_price(package=package, rate_micro=200_000, starts_at=datetime(2090, 4, 1, tzinfo=UTC), by=None)
@@ -209,7 +211,7 @@ def test_one_customer_who_cannot_be_notified_does_not_stop_the_others(
     assert owner.notifications.count() == 1
 
 
-def test_who_gets_a_first_volume_after_the_price_was_planned_is_notified_by_the_scheduler(
+def test_customers_whose_first_volume_follows_the_planned_price_are_notified(
     project: Project, owner: User, location: Location
 ) -> None:
     sell(location, datetime(2090, 3, 1, tzinfo=UTC))

@@ -77,7 +77,7 @@ def read(client: Client, url: str, status: int = 200) -> str:
 
 
 @pytest.mark.parametrize("action", ACTIONS)
-def test_strangers_find_nothing_and_viewers_are_told_why_not(
+def test_strangers_get_a_404_and_viewers_a_reason(
     client_for: Callable[..., Client], member: Membership, volume: Volume, action: str
 ) -> None:
     stranger = UserFactory(member_of=ProjectFactory())
@@ -222,7 +222,7 @@ def test_where_the_cloud_attaches_nothing_is_offered_and_the_reason_is_given(
 # --- delete ------------------------------------------------------------------------------------------------------------
 
 
-def test_deleting_says_what_it_costs_and_what_stays(client: Client, volume: Volume, member: Membership) -> None:
+def test_deleting_explains_the_charge_and_what_stays(client: Client, volume: Volume, member: Membership) -> None:
     sell_everywhere()
     SnapshotFactory(volume=volume, size_gb=10)
     url = address("delete", volume)

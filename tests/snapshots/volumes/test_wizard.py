@@ -188,7 +188,7 @@ def test_a_draft_of_another_wizard_is_not_found(
     assert client.get(reverse("snapshots:check_name", args=[draft.pk])).status_code == 404
 
 
-def test_a_viewer_is_told_why_not(client_for: Callable[..., Client], member: Membership, location: Location) -> None:
+def test_a_viewer_gets_a_reason(client_for: Callable[..., Client], member: Membership, location: Location) -> None:
     viewer = client_for(MembershipFactory(project=member.project, role=Role.VIEWER).user)
     draft = draft_of(member, location)
     for response in (viewer.get(START), viewer.get(url(draft, "review")), confirm(viewer, draft)):
@@ -197,7 +197,7 @@ def test_a_viewer_is_told_why_not(client_for: Callable[..., Client], member: Mem
     assert not Volume.objects.exists()
 
 
-def test_a_colleague_with_the_right_role_goes_on_with_the_draft(
+def test_a_colleague_with_the_right_role_can_continue_the_draft(
     client_for: Callable[..., Client], member: Membership, location: Location
 ) -> None:
     colleague = MembershipFactory(project=member.project, role=Role.MEMBER).user
