@@ -198,7 +198,7 @@ def pages(project: Project, user: User, storage_root: Path) -> list[str]:
     )
     for draft in (*drafts, backup):
         draft.save()
-    acts = ["rename", "labels", "move", "delete", "restore", "new_volume", "verify"]
+    actions = ["rename", "labels", "move", "delete", "restore", "new_volume", "verify"]
     return [
         *PAGES,
         "/snapshots/?q=nothing-like-it",
@@ -207,15 +207,15 @@ def pages(project: Project, user: User, storage_root: Path) -> list[str]:
         reverse("accounts:invite", args=[project.pk]),
         *(reverse(f"accounts:{name}", args=[other.pk]) for name in ("role", "remove")),
         *(reverse("snapshots:snapshot", args=[snapshot.pk]) for snapshot in (snapshots[0], creating, failed, copy)),
-        *(reverse(f"snapshots:{name}", args=[snapshots[0].pk]) for name in acts),
+        *(reverse(f"snapshots:{name}", args=[snapshots[0].pk]) for name in actions),
         *(reverse(f"snapshots:{name}", args=[copy.pk]) for name in ("pin", "restore", "delete", "new_machine")),
         f"{reverse('snapshots:delete_many')}?id={snapshots[0].pk}&id={snapshots[1].pk}",
         reverse("snapshots:volume", args=[volume.pk]),
         reverse("snapshots:machine", args=[volume.vm_id]),
         reverse("snapshots:schedule", args=[schedule.pk]),
         *(
-            reverse(f"snapshots:{act}_schedule", args=[schedule.pk])
-            for act in ("edit", "pause", "resume", "run", "delete")
+            reverse(f"snapshots:{action}_schedule", args=[schedule.pk])
+            for action in ("edit", "pause", "resume", "run", "delete")
         ),
         *(wizard.url(draft, slug) for draft in (drafts[0], backup) for slug in wizard.slugs(draft)),
         *(wizard.url(drafts[1], slug) for slug in wizard.slugs(drafts[1])[:-1]),  # whose name is taken

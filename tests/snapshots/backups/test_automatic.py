@@ -105,13 +105,13 @@ def test_switched_off_it_ends_at_that_instant_and_the_backups_stay(
 ) -> None:
     switch(vm, True, admin, now)
     schedule = BackupSchedule.objects.get()
-    copy = BackupRunFactory(schedule=schedule).snapshot
+    backup = BackupRunFactory(schedule=schedule).snapshot
     vm = switch(vm, False, admin, now + 90 * MINUTE)
     assert vm.automatic_backups_since is None
     schedule.refresh_from_db()
-    copy.refresh_from_db()
+    backup.refresh_from_db()
     assert (schedule.deleted_at, schedule.next_run_at) == (now + 90 * MINUTE, None)
-    assert copy.state == State.READY
+    assert backup.state == State.READY
     assert cost(vm, now + 10 * HOUR) == 2 * 23_750_000
     assert [(switch.on, switch.switched_at) for switch in AutomaticBackupSwitch.objects.all()] == [
         (False, now + 90 * MINUTE),
@@ -242,13 +242,13 @@ def test_an_administrator_deletes_automatic_backups_except_pinned_ones(
 ) -> None:
     switch(vm, True, admin, now)
     schedule = BackupSchedule.objects.get()
-    copies = [BackupRunFactory(schedule=schedule).snapshot for _number in range(2)]
+    backups = [BackupRunFactory(schedule=schedule).snapshot for _number in range(2)]
     pinned = BackupRunFactory(schedule=schedule, snapshot=BackupFactory(vm=vm, is_pinned=True)).snapshot
     with pytest.raises(InvalidState, match="Switch them off first"):
         delete_automatic_backups(vm=vm, user=admin)
     switch(vm, False, admin, now + HOUR)
     assert delete_automatic_backups(vm=vm, user=admin) == 2
-    assert {copy.pk for copy in Snapshot.objects.filter(state=State.DELETING)} == {copy.pk for copy in copies}
+    assert {backup.pk for backup in Snapshot.objects.filter(state=State.DELETING)} == {backup.pk for backup in backups}
     assert Operation.objects.filter(kind=Operation.Kind.DELETE).count() == 2
     pinned.refresh_from_db()
     assert pinned.state == State.READY
@@ -474,14 +474,14 @@ def test_the_remaining_backups_are_deleted_after_a_confirmation(
     support: Client, vm: VirtualMachine, admin: User, now: datetime
 ) -> None:
     switch(vm, True, admin, now)
-    copy = BackupRunFactory(schedule=BackupSchedule.objects.get()).snapshot
+    backup = BackupRunFactory(schedule=BackupSchedule.objects.get()).snapshot
     switch(vm, False, admin, now)
     assert "Delete the remaining backup…" in support.get(page_of(vm)).text
     url = reverse("admin:snapshots_delete_automatic_backups", args=[vm.pk])
-    assert copy.name in support.get(url).text
+    assert backup.name in support.get(url).text
     assert "1 backup is being deleted." in support.post(url, follow=True).text
-    copy.refresh_from_db()
-    assert copy.state == State.DELETING
+    backup.refresh_from_db()
+    assert backup.state == State.DELETING
 
 
 def test_the_default_schedule_is_edited_with_the_location(

@@ -85,15 +85,15 @@ def url(schedule: BackupSchedule, name: str = "schedule") -> str:
     return reverse(f"snapshots:{name}", args=[schedule.pk])
 
 
-def action_url(copy: Snapshot, name: str) -> str:
-    return reverse(f"snapshots:{name}", args=[copy.pk])
+def action_url(backup: Snapshot, name: str) -> str:
+    return reverse(f"snapshots:{name}", args=[backup.pk])
 
 
 def text_of(page: str) -> str:
     return " ".join(unescape(re.sub("<[^>]+>", " ", page[page.index("<main") :])).split())
 
 
-def automatic_copy(vm: VirtualMachine, owner: User) -> Snapshot:
+def automatic_backup(vm: VirtualMachine, owner: User) -> Snapshot:
     """Return a ready automatic backup."""
     switch_automatic_backups(vm=vm, on=True, user=UserFactory(admin=True))
     schedule = BackupSchedule.objects.get(origin="automatic")
@@ -133,14 +133,14 @@ def test_the_first_schedule_replaces_the_empty_state_at_once(client: Client, vm:
 
 
 def test_backups_are_listed_like_snapshots_and_apart_from_them(client: Client, vm: VirtualMachine) -> None:
-    copy = BackupRunFactory(schedule__vm=vm, snapshot__name="nightly", snapshot__size_gb=60).snapshot
+    backup = BackupRunFactory(schedule__vm=vm, snapshot__name="nightly", snapshot__size_gb=60).snapshot
 
     response = client.get(COPIES)
 
     assert names(response) == ["nightly"]
     for text in ("1 backup", "db-01", "60 GB", "K 36.00", "Ready", "Software"):
         assert text in text_of(response.text), text
-    menu = client.get(reverse("snapshots:menu", args=[copy.pk]), headers=HTMX)
+    menu = client.get(reverse("snapshots:menu", args=[backup.pk]), headers=HTMX)
     assert {action.name for action in menu.context["actions"]} == {
         "new_machine",
         "new_volume",
@@ -153,7 +153,7 @@ def test_backups_are_listed_like_snapshots_and_apart_from_them(client: Client, v
         "delete",
     }
     assert names(client.get("/snapshots/vm/")) == []
-    for query in ("q=nightly", "q=db-01", f"vm={vm.pk}", f"q={copy.pk}", "state=ready", "view=cards"):
+    for query in ("q=nightly", "q=db-01", f"vm={vm.pk}", f"q={backup.pk}", "state=ready", "view=cards"):
         assert names(client.get(f"{COPIES}?{query}")) == ["nightly"], query
     assert names(client.get(f"{COPIES}?q=nothing")) == []
 
@@ -170,56 +170,56 @@ def test_a_failed_or_missed_last_run_is_shown_above_the_backups(client: Client, 
 
 
 def test_an_automatic_backup_is_not_charged_by_itself(client: Client, vm: VirtualMachine, owner: User) -> None:
-    copy = automatic_copy(vm, owner)
+    backup = automatic_backup(vm, owner)
 
     assert client.get(COPIES).context["rows"][0].hourly == ""
     assert "in the 20 %" in text_of(client.get(COPIES).text)
-    page = text_of(client.get(action_url(copy, "snapshot")).text)
+    page = text_of(client.get(action_url(backup, "snapshot")).text)
     assert "20 % × K 24.0000 = K 4.80 an hour" in page
     assert "Price Summary" not in page
-    assert "charged per GB" in text_of(client.get(action_url(copy, "pin")).text)
+    assert "charged per GB" in text_of(client.get(action_url(backup, "pin")).text)
 
 
 def test_the_page_of_a_backup_leads_back_to_the_list_and_to_its_schedule(
     client: Client, schedule: BackupSchedule
 ) -> None:
-    copy = BackupRunFactory(schedule=schedule).snapshot
+    backup = BackupRunFactory(schedule=schedule).snapshot
 
-    page = client.get(action_url(copy, "snapshot")).text
+    page = client.get(action_url(backup, "snapshot")).text
 
     assert '<a class="side-item" href="/backups/" aria-current="page">' in page
     assert f'href="{url(schedule)}"' in page
     for name in ("rename", "delete", "restore", "verify", "new_machine", "pin"):
-        assert f'<a href="{COPIES}">Backups</a>' in client.get(action_url(copy, name)).text, name
+        assert f'<a href="{COPIES}">Backups</a>' in client.get(action_url(backup, name)).text, name
 
 
 def test_a_backup_is_pinned_and_unpinned_again(client: Client, schedule: BackupSchedule) -> None:
-    copy = BackupRunFactory(schedule=schedule).snapshot
-    assert "until you delete it?" in client.get(action_url(copy, "pin")).text
+    backup = BackupRunFactory(schedule=schedule).snapshot
+    assert "until you delete it?" in client.get(action_url(backup, "pin")).text
 
     for _twice in range(2):
-        page = client.post(action_url(copy, "pin"), {"pinned": "yes"}, follow=True).text
+        page = client.post(action_url(backup, "pin"), {"pinned": "yes"}, follow=True).text
         assert "is pinned." in page
-    copy.refresh_from_db()
-    assert copy.is_pinned
+    backup.refresh_from_db()
+    assert backup.is_pinned
     assert "Pinned" in client.get(COPIES).text
 
-    assert "Unpin “" in client.get(action_url(copy, "pin")).text
-    client.post(action_url(copy, "pin"), {"pinned": "no"})
-    copy.refresh_from_db()
-    assert not copy.is_pinned
+    assert "Unpin “" in client.get(action_url(backup, "pin")).text
+    client.post(action_url(backup, "pin"), {"pinned": "no"})
+    backup.refresh_from_db()
+    assert not backup.is_pinned
 
 
 def test_a_backup_that_is_being_deleted_cannot_be_pinned(
     client: Client, viewer: Client, stranger: Client, schedule: BackupSchedule
 ) -> None:
-    copy = BackupRunFactory(schedule=schedule).snapshot
-    assert stranger.post(action_url(copy, "pin"), {"pinned": "yes"}).status_code == 404
-    assert viewer.post(action_url(copy, "pin"), {"pinned": "yes"}).status_code == 403
+    backup = BackupRunFactory(schedule=schedule).snapshot
+    assert stranger.post(action_url(backup, "pin"), {"pinned": "yes"}).status_code == 404
+    assert viewer.post(action_url(backup, "pin"), {"pinned": "yes"}).status_code == 403
     Snapshot.objects.update(state=State.DELETING, delete_requested_at=timezone.now(), deletion_cause="user")
-    assert "is being deleted, so it can" in client.post(action_url(copy, "pin"), {"pinned": "yes"}).text
-    copy.refresh_from_db()
-    assert not copy.is_pinned
+    assert "is being deleted, so it can" in client.post(action_url(backup, "pin"), {"pinned": "yes"}).text
+    backup.refresh_from_db()
+    assert not backup.is_pinned
 
 
 # --- schedules ---------------------------------------------------------------------------------------------------------
@@ -499,16 +499,16 @@ def test_a_backup_is_taken_at_once_and_only_one_at_a_time(client: Client, schedu
 
 
 def test_a_schedule_is_deleted_and_its_backups_stay(client: Client, schedule: BackupSchedule) -> None:
-    copy = BackupRunFactory(schedule=schedule).snapshot
+    backup = BackupRunFactory(schedule=schedule).snapshot
     assert "Its 1 backup stays and is charged until you delete it." in client.get(url(schedule, "delete_schedule")).text
 
     page = client.post(url(schedule, "delete_schedule"), follow=True).text
 
     assert "Its backups stay." in page
     schedule.refresh_from_db()
-    copy.refresh_from_db()
-    assert schedule.deleted_at and copy.state == State.READY
-    assert names(client.get(COPIES)) == [copy.name]
+    backup.refresh_from_db()
+    assert schedule.deleted_at and backup.state == State.READY
+    assert names(client.get(COPIES)) == [backup.name]
 
 
 # --- what a copy is good for -------------------------------------------------------------------------------------------
@@ -524,13 +524,13 @@ def test_a_backup_brings_the_machine_back_and_this_is_undone(
     ]
     run_now(schedule=schedule, user=owner)
     run_active_operations()
-    copy = Snapshot.objects.get()
+    backup = Snapshot.objects.get()
     for volume in checks.volumes_of(schedule.vm):
         put_volume(storage_root, volume, content(b"ruined"))
-    page = text_of(client.get(action_url(copy, "restore")).text)
+    page = text_of(client.get(action_url(backup, "restore")).text)
     assert "Overwrite the disks of “db-01”?" in page and "d0, d1" in page
 
-    client.post(action_url(copy, "restore"), {"confirmation": "db-01"})
+    client.post(action_url(backup, "restore"), {"confirmation": "db-01"})
     run_active_operations()
 
     assert all(holds(disk, content(b"%d" % position)) for position, disk in enumerate(disks))
@@ -546,12 +546,12 @@ def test_a_backup_becomes_a_new_machine_and_a_new_volume(
 ) -> None:
     run_now(schedule=schedule, user=owner)
     run_active_operations()
-    copy = Snapshot.objects.get()
+    backup = Snapshot.objects.get()
 
-    client.post(action_url(copy, "new_machine"), {"name": "db-02", "project": schedule.vm.project_id})
+    client.post(action_url(backup, "new_machine"), {"name": "db-02", "project": schedule.vm.project_id})
     client.post(
-        action_url(copy, "new_volume"),
-        {"disk": copy.disks.last().pk, "name": "alone", "size_gb": 50, "project": schedule.vm.project_id},
+        action_url(backup, "new_volume"),
+        {"disk": backup.disks.last().pk, "name": "alone", "size_gb": 50, "project": schedule.vm.project_id},
     )
     run_active_operations()
 
@@ -566,15 +566,15 @@ def test_a_backup_becomes_a_new_machine_and_a_new_volume(
 def test_a_backup_is_deleted_and_stops_costing(client: Client, schedule: BackupSchedule, owner: User) -> None:
     run_now(schedule=schedule, user=owner)
     run_active_operations()
-    copy = Snapshot.objects.get()
-    assert "You stop paying K 36.00 an hour" in text_of(client.get(action_url(copy, "delete")).text)
+    backup = Snapshot.objects.get()
+    assert "You stop paying K 36.00 an hour" in text_of(client.get(action_url(backup, "delete")).text)
 
-    client.post(action_url(copy, "delete"), {"confirmation": copy.name})
+    client.post(action_url(backup, "delete"), {"confirmation": backup.name})
     run_active_operations()
 
-    copy.refresh_from_db()
-    assert copy.state == State.DELETED
-    assert UsageSegment.objects.get(resource_id=copy.pk).ended_at
+    backup.refresh_from_db()
+    assert backup.state == State.DELETED
+    assert UsageSegment.objects.get(resource_id=backup.pk).ended_at
 
 
 # --- where else they are shown ------------------------------------------------------------------------------------------
@@ -614,7 +614,7 @@ def test_the_dashboard_counts_backups_and_the_20_percent(client: Client, vm: Vir
     totals = client.get("/").context["totals"]
     assert (totals["count"], totals["size"], totals["hourly"]) == ("1", "60 GB", "K 36.00")
 
-    automatic_copy(vm, owner)
+    automatic_backup(vm, owner)
 
     totals = client.get("/").context["totals"]
     assert (totals["count"], totals["size"], totals["hourly"]) == ("2", "120 GB", "K 40.80")
@@ -632,10 +632,10 @@ def test_a_volume_in_a_backup_of_its_machine_is_not_listed_as_unprotected(
 
 
 def test_deleting_an_automatic_backup_promises_no_savings(client: Client, vm: VirtualMachine, owner: User) -> None:
-    copy = automatic_copy(vm, owner)
-    assert "It saves nothing" in client.get(action_url(copy, "delete")).text
+    backup = automatic_backup(vm, owner)
+    assert "It saves nothing" in client.get(action_url(backup, "delete")).text
 
-    page = client.post(action_url(copy, "delete"), {"confirmation": copy.name}, follow=True).text
+    page = client.post(action_url(backup, "delete"), {"confirmation": backup.name}, follow=True).text
 
     assert "is being deleted." in page and "You no longer pay" not in page
 

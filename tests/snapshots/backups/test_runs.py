@@ -59,8 +59,8 @@ def images(root: Path, vm: VirtualMachine) -> list[Path]:
     return [root / vm.location_id / "volumes" / f"{volume.pk}.img" for volume in checks.volumes_of(vm)]
 
 
-def copy_file(root: Path, copy: Snapshot) -> Path:
-    return root / copy.location_id / "snapshots" / str(copy.disks.first().pk) / "disk.img"
+def copy_file(root: Path, backup: Snapshot) -> Path:
+    return root / backup.location_id / "snapshots" / str(backup.disks.first().pk) / "disk.img"
 
 
 def due_at(schedule: BackupSchedule) -> datetime:
@@ -90,7 +90,7 @@ def states(schedule: BackupSchedule) -> list[str]:
     return list(schedule.runs.order_by("scheduled_at").values_list("state", flat=True))
 
 
-def copies(schedule: BackupSchedule) -> list[str]:
+def backup_states(schedule: BackupSchedule) -> list[str]:
     """Return the states of the schedule's backups, oldest first."""
     return list(
         Snapshot.objects.filter(run__schedule=schedule).order_by("run__scheduled_at").values_list("state", flat=True)
@@ -111,12 +111,12 @@ def test_a_due_run_is_started_once_and_done_when_its_backup_is_verified(schedule
 
     assert settle_runs(slot) == 0
     run_active_operations()
-    copy = Snapshot.objects.get()
-    assert copy.state == State.READY
+    backup = Snapshot.objects.get()
+    assert backup.state == State.READY
     assert UsageSegment.objects.get().kind == ServiceKind.VM_BACKUP
     assert settle_runs(slot) == 0, "not verified yet"
     run_active_operations()
-    assert all(disk.verified_at and disk.checksum for disk in copy.disks.all())
+    assert all(disk.verified_at and disk.checksum for disk in backup.disks.all())
     assert settle_runs(slot + timedelta(minutes=3)) == 1
     run.refresh_from_db()
     assert (run.state, run.finished_at) == (DONE, slot + timedelta(minutes=3))
@@ -335,8 +335,8 @@ def test_a_backup_that_could_not_be_verified_is_verified_again_and_not_taken_aga
     at = due_at(schedule)
     start_due_runs(at)
     run_active_operations()
-    copy = Snapshot.objects.get()
-    folder = copy_file(storage_root, copy).parent
+    backup = Snapshot.objects.get()
+    folder = copy_file(storage_root, backup).parent
     aside = folder.rename(folder.with_name("aside"))
     run_active_operations()
     reading = Operation.objects.get(kind=Operation.Kind.VERIFY)
@@ -349,7 +349,7 @@ def test_a_backup_that_could_not_be_verified_is_verified_again_and_not_taken_aga
     work()
     settle_runs(at + timedelta(minutes=5))
     run.refresh_from_db()
-    assert (run.state, run.snapshot) == (DONE, copy)
+    assert (run.state, run.snapshot) == (DONE, backup)
     assert [notice.title for notice in Notification.objects.all()] == ["The backup of db-01 failed and will be retried"]
 
 
@@ -398,23 +398,23 @@ def test_the_oldest_backup_is_deleted_only_once_a_new_one_is_verified(schedule: 
     now = due_at(schedule)
     start_due_runs(now)
     run_active_operations()
-    assert copies(schedule) == [State.READY] * 3
+    assert backup_states(schedule) == [State.READY] * 3
     run_active_operations()
-    assert copies(schedule) == [State.READY] * 3
+    assert backup_states(schedule) == [State.READY] * 3
     settle_runs(now)
-    assert copies(schedule) == [State.DELETING, State.READY, State.READY]
+    assert backup_states(schedule) == [State.DELETING, State.READY, State.READY]
     first.refresh_from_db()
     assert first.delete_requested_at == now
     assert UsageSegment.objects.get(resource_id=first.pk).ended_at is not None
     work()
-    assert copies(schedule) == [State.DELETED, State.READY, State.READY]
+    assert backup_states(schedule) == [State.DELETED, State.READY, State.READY]
 
 
 def test_a_pinned_backup_is_neither_counted_nor_deleted(schedule: BackupSchedule, member: Membership) -> None:
     pin_backup(snapshot=run_once(schedule).snapshot, user=member.user)
     for _run in range(3):
         run_once(schedule)
-    assert copies(schedule) == [State.READY, State.DELETING, State.READY, State.READY]
+    assert backup_states(schedule) == [State.READY, State.DELETING, State.READY, State.READY]
 
 
 def test_a_damaged_backup_does_not_count_for_retention(
@@ -427,9 +427,9 @@ def test_a_damaged_backup_does_not_count_for_retention(
     run_active_operations()
     assert DiskImage.objects.filter(snapshot=second).exclude(damage="").exists()
     run_once(schedule)
-    assert copies(schedule) == [State.READY, State.READY, State.READY], "two sound ones were promised"
+    assert backup_states(schedule) == [State.READY, State.READY, State.READY], "two sound ones were promised"
     run_once(schedule)
-    assert copies(schedule) == [State.DELETING, State.DELETING, State.READY, State.READY]
+    assert backup_states(schedule) == [State.DELETING, State.DELETING, State.READY, State.READY]
 
 
 def test_a_backup_in_use_stays_until_the_next_time(schedule: BackupSchedule, member: Membership) -> None:
@@ -442,10 +442,10 @@ def test_a_backup_in_use_stays_until_the_next_time(schedule: BackupSchedule, mem
         snapshot=first, user=member.user, project=member.project, name="back", size_gb=1, disk=first.disks.first()
     )
     settle_runs(now)
-    assert copies(schedule) == [State.READY] * 3
+    assert backup_states(schedule) == [State.READY] * 3
     work()
     run_once(schedule)
-    assert copies(schedule) == [State.DELETING, State.DELETING, State.READY, State.READY]
+    assert backup_states(schedule) == [State.DELETING, State.DELETING, State.READY, State.READY]
 
 
 def test_a_lower_retention_count_applies_after_the_next_verified_backup(
@@ -455,9 +455,9 @@ def test_a_lower_retention_count_applies_after_the_next_verified_backup(
     run_once(schedule)
     now = due_at(schedule) - timedelta(hours=1)
     edit_schedule(schedule=schedule, interval="daily", at=time(2), retention_count=1, user=member.user, now=now)
-    assert copies(schedule) == [State.READY, State.READY]
+    assert backup_states(schedule) == [State.READY, State.READY]
     run_once(schedule)
-    assert copies(schedule) == [State.DELETING, State.DELETING, State.READY]
+    assert backup_states(schedule) == [State.DELETING, State.DELETING, State.READY]
 
 
 def test_the_backups_of_one_schedule_do_not_count_for_another(schedule: BackupSchedule, vm: VirtualMachine) -> None:
@@ -465,8 +465,8 @@ def test_the_backups_of_one_schedule_do_not_count_for_another(schedule: BackupSc
     for _round in range(2):
         for item in sorted([schedule, other], key=due_at):
             run_once(item)
-    assert copies(schedule) == [State.READY, State.READY]
-    older, newer = copies(other)
+    assert backup_states(schedule) == [State.READY, State.READY]
+    older, newer = backup_states(other)
     # which schedule comes last depends on the hour, and its work runs the deletion as well
     assert older in (State.DELETING, State.DELETED)
     assert newer == State.READY
@@ -479,14 +479,14 @@ def test_the_backups_of_one_schedule_do_not_count_for_another(schedule: BackupSc
 def test_the_schedules_of_a_deleted_machine_end_and_its_backups_stay(
     schedule: BackupSchedule, vm: VirtualMachine, check: Callable[[datetime], int]
 ) -> None:
-    copy = run_once(schedule).snapshot
+    backup = run_once(schedule).snapshot
     now = due_at(schedule) + timedelta(hours=1)
     VirtualMachine.objects.update(deleted_at=now - timedelta(hours=2))
     assert check(now) == 1
     assert check(now) == 0
     schedule.refresh_from_db()
-    copy.refresh_from_db()
-    assert (schedule.deleted_at, schedule.next_run_at, copy.state) == (now - timedelta(hours=2), None, State.READY)
+    backup.refresh_from_db()
+    assert (schedule.deleted_at, schedule.next_run_at, backup.state) == (now - timedelta(hours=2), None, State.READY)
     assert states(schedule) == [DONE], "what came after the machine is no missed slot"
 
 
@@ -536,7 +536,7 @@ def test_a_run_backed_off_by_a_clock_far_ahead_is_retried_once_it_is_right(
     assert settle_runs(at) == 1
     work()
     settle_runs(at)
-    assert (states(schedule), copies(schedule)) == ([DONE], [State.READY])
+    assert (states(schedule), backup_states(schedule)) == ([DONE], [State.READY])
 
 
 @pytest.mark.parametrize("ahead", [3 * DAY, timedelta(seconds=45)], ids=["days", "less than a copy takes"])
@@ -551,7 +551,7 @@ def test_retention_deletes_a_backup_dated_by_a_clock_that_was_ahead(
         work()
         settle_runs(at + timedelta(minutes=1))
     assert states(schedule) == [DONE, DONE]
-    assert copies(schedule) == [State.READY, State.DELETING]
+    assert backup_states(schedule) == [State.READY, State.DELETING]
 
 
 SECONDS = timedelta(seconds=1)
@@ -615,7 +615,7 @@ def test_a_backup_deleted_in_the_cloud_does_not_count_for_retention(schedule: Ba
     first.refresh_from_db()
     assert first.state == State.READY, "two that can be restored were promised"
     run_once(schedule)
-    assert copies(schedule) == [State.DELETING, State.DELETING, State.READY, State.READY]
+    assert backup_states(schedule) == [State.DELETING, State.DELETING, State.READY, State.READY]
 
 
 def delete(snapshot: Snapshot, cause: DeletionCause) -> None:
@@ -685,7 +685,7 @@ def test_an_automatic_backup_costs_nothing_per_gb(vm: VirtualMachine) -> None:
     assert checks.reserved_micro(vm.project.customer, at=timezone.now()) == 0
     work()
     settle_runs(timezone.now())
-    assert (states(schedule), copies(schedule)) == ([DONE], [State.READY])
+    assert (states(schedule), backup_states(schedule)) == ([DONE], [State.READY])
     assert not UsageSegment.objects.exists()
 
 

@@ -149,10 +149,10 @@ def test_a_backup_taken_immediately_is_charged_per_gb(vm: VirtualMachine, member
     assert (run.state, run.scheduled_at, run.requested_by) == (BackupRun.State.TAKING, NOON, member.user)
     assert (run.snapshot.kind, run.snapshot.name) == (Kind.BACKUP, "db-01-backup-2026-11-22")
     run_active_operations()
-    copy = Snapshot.objects.get()
-    assert copy.state == State.READY
+    backup = Snapshot.objects.get()
+    assert backup.state == State.READY
     segment = UsageSegment.objects.get()
-    assert (segment.kind, segment.size_gb, segment.resource_id) == (ServiceKind.VM_BACKUP, 40, copy.pk)
+    assert (segment.kind, segment.size_gb, segment.resource_id) == (ServiceKind.VM_BACKUP, 40, backup.pk)
 
 
 def test_run_now_is_refused_while_a_run_is_unfinished(vm: VirtualMachine, member: Membership) -> None:
@@ -222,9 +222,9 @@ def test_customers_cannot_change_automatic_backups(member: Membership, vm: Virtu
 
 
 def test_a_backup_is_pinned_and_unpinned(vm: VirtualMachine, member: Membership) -> None:
-    copy = BackupRunFactory(schedule=create(vm, member)).snapshot
-    assert pin_backup(snapshot=copy, user=member.user).is_pinned
-    assert not unpin_backup(snapshot=copy, user=member.user).is_pinned
+    backup = BackupRunFactory(schedule=create(vm, member)).snapshot
+    assert pin_backup(snapshot=backup, user=member.user).is_pinned
+    assert not unpin_backup(snapshot=backup, user=member.user).is_pinned
     of_a_volume = SnapshotFactory(volume__project=member.project)
     with pytest.raises(InvalidState, match="Only what a schedule took"):
         pin_backup(snapshot=of_a_volume, user=member.user)

@@ -170,11 +170,11 @@ def test_randomly_killed_processes_take_each_occurrence_once_and_lose_no_backup(
         assert {run.snapshot.state for run in done[:-KEEP]} <= {State.DELETED}
         for run in runs:
             if run.snapshot and run.snapshot.state == State.READY:
-                expected |= whole_copy(storage_root, run.snapshot)
+                expected |= complete_backup(storage_root, run.snapshot)
     assert files_below(storage_root) == expected
-    for copy in Snapshot.objects.exclude(ready_at=None):
-        segment = UsageSegment.objects.get(resource_id=copy.pk)
-        assert (segment.started_at, segment.ended_at) == (copy.ready_at, copy.delete_requested_at)
+    for backup in Snapshot.objects.exclude(ready_at=None):
+        segment = UsageSegment.objects.get(resource_id=backup.pk)
+        assert (segment.started_at, segment.ended_at) == (backup.ready_at, backup.delete_requested_at)
     assert UsageSegment.objects.count() == Snapshot.objects.exclude(ready_at=None).count()
     outcomes = Counter(BackupRun.objects.values_list("state", flat=True))
     attempts = Operation.objects.filter(attempt__gt=1).count()
@@ -183,15 +183,15 @@ def test_randomly_killed_processes_take_each_occurrence_once_and_lose_no_backup(
     assert outcomes[BackupRun.State.DONE] >= len(schedules)
 
 
-def whole_copy(root: Path, copy: Snapshot) -> set[str]:
+def complete_backup(root: Path, backup: Snapshot) -> set[str]:
     """Return the files of the backup after comparing them with the machine's disks."""
-    disks = list(copy.disks.all())
-    assert {disk.volume_id for disk in disks} == set(Volume.objects.filter(vm=copy.vm).values_list("pk", flat=True))
+    disks = list(backup.disks.all())
+    assert {disk.volume_id for disk in disks} == set(Volume.objects.filter(vm=backup.vm).values_list("pk", flat=True))
     assert len({disk.captured_at for disk in disks}) == 1, "not of one instant"
     files = set()
     for disk in disks:
-        folder = root / copy.location_id / "snapshots" / str(disk.pk)
-        with open(root / copy.location_id / "volumes" / f"{disk.volume_id}.img", "rb") as original:
+        folder = root / backup.location_id / "snapshots" / str(disk.pk)
+        with open(root / backup.location_id / "volumes" / f"{disk.volume_id}.img", "rb") as original:
             data = original.read(1024**2)
         assert data.strip(b"\0") and holds(Path(original.name), data) and holds(folder / "disk.img", data)
         files |= {str((folder / name).relative_to(root)) for name in ("disk.img", "manifest.json")}

@@ -132,10 +132,10 @@ class Year:
             assert states == {State.READY}, "a copy that was promised is gone"
             assert not Snapshot.objects.filter(pk__in=gone).exclude(state=State.DELETED).exists()
             if self.random.random() < 0.02:
-                copy = Snapshot.objects.get(pk=promised.pop())
-                member = next(member for member in self.members if member.project_id == copy.project_id)
-                pin_backup(snapshot=copy, user=member.user)
-                self.kept_for_ever.add(copy.pk)
+                backup = Snapshot.objects.get(pk=promised.pop())
+                member = next(member for member in self.members if member.project_id == backup.project_id)
+                pin_backup(snapshot=backup, user=member.user)
+                self.kept_for_ever.add(backup.pk)
 
 
 @pytest.fixture
@@ -187,12 +187,12 @@ def test_in_a_year_each_occurrence_runs_once_or_is_missed_and_bills_match_the_or
 def check_invoices(member: Membership, automatic: VirtualMachine) -> None:
     """Compare the invoices with the oracle's bill for what happened to the backups."""
     customer = member.project.customer
-    copies = list(Snapshot.objects.filter(customer=customer, kind="backup").select_related("run__schedule"))
-    numbers = {copy.pk: number for number, copy in enumerate(copies)}
+    backups = list(Snapshot.objects.filter(customer=customer, kind="backup").select_related("run__schedule"))
+    numbers = {backup.pk: number for number, backup in enumerate(backups)}
     stays = [
-        oracle.Stay(numbers[copy.pk], copy.ready_at, copy.delete_requested_at, gigabytes=copy.size_gb)
-        for copy in copies
-        if not copy.run.schedule.is_automatic
+        oracle.Stay(numbers[backup.pk], backup.ready_at, backup.delete_requested_at, gigabytes=backup.size_gb)
+        for backup in backups
+        if not backup.run.schedule.is_automatic
     ]
     if automatic.project_id == member.project_id:
         numbers[automatic.pk] = -1
