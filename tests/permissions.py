@@ -356,7 +356,7 @@ def admin_permissions() -> Iterator[tuple[str, list[bool]]]:
     request.user = get_user_model()(is_staff=True, is_superuser=True, is_active=True)
     for model, model_admin in admin.site._registry.items():
         may = model_admin.get_model_perms(request)
-        yield str(model._meta.verbose_name), [may[act] for act in ("view", "add", "change", "delete")]
+        yield str(model._meta.verbose_name), [may[action] for action in ("view", "add", "change", "delete")]
 
 
 if __name__ == "__main__":

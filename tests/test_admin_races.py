@@ -39,18 +39,18 @@ def race(client_for: Callable[..., Client]) -> Callable[..., Counter]:
                 return "saved"
             return "told" if sentence in response.text else f"{response.status_code}: {response.text}"
 
-        def run(act: Callable[[], Any]) -> str:
+        def run(action: Callable[[], Any]) -> str:
             try:
                 barrier.wait()
-                return act()
+                return action()
             except Exception as error:
                 return f"{type(error).__name__}: {error}"
             finally:
                 connections.close_all()
 
-        acts = [*others, *(lambda client=client: post(client) for client in administrators)]
-        with ThreadPoolExecutor(len(acts)) as pool:
-            return Counter(pool.map(run, acts))
+        actions = [*others, *(lambda client=client: post(client) for client in administrators)]
+        with ThreadPoolExecutor(len(actions)) as pool:
+            return Counter(pool.map(run, actions))
 
     return race
 

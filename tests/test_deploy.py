@@ -361,7 +361,7 @@ def test_the_proxys_own_responses_have_no_links_and_the_same_headers(host: str, 
     if not nginx or not shutil.which("openssl"):
         pytest.skip("nginx or openssl is not installed")
     probes = [socket.create_server(("127.0.0.1", 0)) for _port in range(3)]
-    plain, shut, nobody = (str(probe.getsockname()[1]) for probe in probes)
+    http_port, https_port, unused_port = (str(probe.getsockname()[1]) for probe in probes)
     for probe in probes:
         probe.close()
     names = ["-subj", "/CN=portal.example.com", "-keyout", tmp_path / "privkey.pem", "-out", tmp_path / "fullchain.pem"]
@@ -369,15 +369,15 @@ def test_the_proxys_own_responses_have_no_links_and_the_same_headers(host: str, 
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *names], check=True, capture_output=True
     )
     site = re.sub(r"^ *listen \[::\].*\n", "", (DEPLOY / "nginx.conf").read_text(), flags=re.MULTILINE)
-    for there, here in {
+    for original, replacement in {
         "/etc/letsencrypt/live/portal.example.com": str(tmp_path),
         "/var/log/nginx": str(tmp_path),
-        "listen 80;": f"listen 127.0.0.1:{plain};",
-        "listen 443 ": f"listen 127.0.0.1:{shut} ",
-        "127.0.0.1:8000": f"127.0.0.1:{nobody}",
+        "listen 80;": f"listen 127.0.0.1:{http_port};",
+        "listen 443 ": f"listen 127.0.0.1:{https_port} ",
+        "127.0.0.1:8000": f"127.0.0.1:{unused_port}",
     }.items():
-        assert there in site
-        site = site.replace(there, here)
+        assert original in site
+        site = site.replace(original, replacement)
     folders = "".join(
         f"{kind}_temp_path {tmp_path}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
@@ -385,14 +385,14 @@ def test_the_proxys_own_responses_have_no_links_and_the_same_headers(host: str, 
     config.write_text(f"daemon off; pid {tmp_path}/pid; events {{}} http {{ {folders} access_log off; {site} }}")
     with subprocess.Popen([nginx, "-c", config, "-e", tmp_path / "errors"]) as process:
         try:
-            wait_for(lambda: get(plain, "/metrics", Host=host)[0], "nginx does not start")
-            assert get(plain, "/metrics", Host=host)[0] == 404
-            status, headers, _body = get(plain, "/snapshots/?q=a", Host=host)
+            wait_for(lambda: get(http_port, "/metrics", Host=host)[0], "nginx does not start")
+            assert get(http_port, "/metrics", Host=host)[0] == 404
+            status, headers, _body = get(http_port, "/snapshots/?q=a", Host=host)
             assert (status, headers["Location"]) == (301, "https://portal.example.com/snapshots/?q=a")
             assert headers["Server"] == "nginx"  # and no version
             context = ssl._create_unverified_context()
             for path, expected in {"/metrics": 404, "/": 502}.items():
-                client = http.client.HTTPSConnection("127.0.0.1", int(shut), timeout=20, context=context)
+                client = http.client.HTTPSConnection("127.0.0.1", int(https_port), timeout=20, context=context)
                 client.request("GET", path, headers={"Host": host})
                 answer = client.getresponse()
                 assert answer.status == expected

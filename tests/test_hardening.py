@@ -360,7 +360,7 @@ def volume(storage_root: Path, member: Membership) -> Volume:
     return volume
 
 
-def act(kind: str, member: Membership, snapshot: Snapshot) -> object:
+def action(kind: str, member: Membership, snapshot: Snapshot) -> object:
     if kind == "capture":
         name = f"snapshot {Snapshot.objects.count()}"
         return services.request_snapshot(source=snapshot.volume, name=name, user=member.user)
@@ -397,19 +397,19 @@ def test_requests_beyond_the_rate_limit_are_refused_until_the_first_is_an_hour_o
 
     before = Operation.objects.count(), Snapshot.objects.count(), Volume.objects.count()
     with pytest.raises(RateLimited) as refused:
-        act(kind, member, snapshot)
+        action(kind, member, snapshot)
     assert "operation.rate_limited" in log_events(caplog)
 
     with timezone.override(member.project.customer.zone):
         with pytest.raises(RateLimited) as in_their_zone:
-            act(kind, member, snapshot)
+            action(kind, member, snapshot)
         again = timezone.localtime(times[0] + timedelta(hours=1, seconds=59))
         assert f"Try again at {again:%H:%M}, or ask your provider for a higher limit." in str(in_their_zone.value)
     assert "limit of 3 “" in str(refused.value)
     assert (Operation.objects.count(), Snapshot.objects.count(), Volume.objects.count()) == before
 
     Operation.objects.filter(created_at=times[0]).update(created_at=now - timedelta(minutes=61))
-    assert act(kind, member, snapshot)
+    assert action(kind, member, snapshot)
 
 
 @pytest.mark.django_db(transaction=True)

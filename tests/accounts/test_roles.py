@@ -61,8 +61,8 @@ def test_an_invited_person_signs_up_and_joins(project: Project, owner: User, cli
     assert mya.emailaddress_set.get().verified
     # once
     assert Client().get(link).status_code == 404
-    acts = Activity.objects.filter(customer=project.customer).values_list("action", flat=True)
-    assert {"invitation.send", "user.join"} <= set(acts)
+    actions = Activity.objects.filter(customer=project.customer).values_list("action", flat=True)
+    assert {"invitation.send", "user.join"} <= set(actions)
 
 
 def test_an_existing_user_joins_with_their_account(project: Project, client_for: Callable) -> None:
@@ -113,13 +113,13 @@ def test_a_customer_keeps_an_owner_of_its_own(project: Project, owner: User) -> 
     guest = UserFactory(member_of=ProjectFactory())
     mine = Membership.objects.get(project=project, user=owner)
     MembershipFactory(project=project, user=guest)
-    for act in (
+    for action in (
         lambda: roles.remove(membership=mine, by=guest),
         lambda: roles.remove(membership=mine, by=owner),
         lambda: roles.change_role(membership=mine, role=Role.VIEWER, by=guest),
     ):
         with pytest.raises(roles.ActionRefused, match="needs at least one owner of its own"):
-            act()
+            action()
     MembershipFactory(project=ProjectFactory(customer=project.customer), user=owner)
     roles.remove(membership=mine, by=owner)
 

@@ -57,9 +57,9 @@ def test_a_repeated_form_redirects_to_the_result_of_the_first(client: Client, sn
     assert made_from(snapshot) == 2
 
 
-@pytest.mark.parametrize("act", ["new_volume", "delete", "verify"])
-def test_each_form_carries_a_key_of_its_own(client: Client, snapshot: Snapshot, act: str) -> None:
-    path = reverse(f"snapshots:{act}", args=[snapshot.pk])
+@pytest.mark.parametrize("action", ["new_volume", "delete", "verify"])
+def test_each_form_carries_a_key_of_its_own(client: Client, snapshot: Snapshot, action: str) -> None:
+    path = reverse(f"snapshots:{action}", args=[snapshot.pk])
     keys = {re.search(r'name="form_key" value="([0-9a-f-]{36})"', client.get(path).text)[1] for _ in range(2)}  # type: ignore[index]
     assert len(keys) == 2
 

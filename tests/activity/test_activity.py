@@ -275,8 +275,8 @@ def test_sign_ins_are_logged_and_a_new_device_is_notified(project: Project) -> N
     assert not user.notifications.exists()
     sign_in(phone, user.email)
     assert user.notifications.get().title == "New sign-in from Safari on iPhone"
-    acts = Activity.objects.filter(actor=user).order_by("at").values_list("action", flat=True)
-    assert list(acts) == ["user.sign_in_failed", "user.sign_in", "user.sign_in"]
+    actions = Activity.objects.filter(actor=user).order_by("at").values_list("action", flat=True)
+    assert list(actions) == ["user.sign_in_failed", "user.sign_in", "user.sign_in"]
     assert Activity.objects.filter(action="user.sign_in").first().address == "127.0.0.1"
     page = phone.get(reverse("accounts:sign_ins")).text
     assert page.count("Firefox on Linux") == 2

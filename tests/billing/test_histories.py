@@ -266,8 +266,8 @@ class Player:
             "move": {"project": self.projects[event.amount % 2]},
         }[event.what]
         Volume.objects.filter(pk=volume_id).update(**fields)
-        act = stop_charging_volume if event.what == "close" else change_volume_charge
-        act(Volume.objects.get(pk=volume_id), at=event.at)
+        action = stop_charging_volume if event.what == "close" else change_volume_charge
+        action(Volume.objects.get(pk=volume_id), at=event.at)
 
     def correct_first_price(self, kind: str, rate_micro: int) -> None:
         version = PriceVersion.objects.get(starts_at=FIRST_PRICE, package__kind=kind)

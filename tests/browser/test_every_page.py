@@ -90,7 +90,7 @@ def test_the_pages_of_an_account_with_everything_in_it(
     NotificationFactory(user=member.user, url=reverse("snapshots:snapshot", args=[failed.pk]))
     NotificationFactory(user=member.user, read=True)
     sign_in(member.user)
-    acts = [
+    actions = [
         reverse(f"snapshots:{name}", args=[ready.pk])
         for name in ("rename", "labels", "move", "delete", "restore", "new_volume", "verify")
     ]
@@ -107,7 +107,7 @@ def test_the_pages_of_an_account_with_everything_in_it(
             "/search/?q=a",
             "/search/?q=nothing-like-it",
             *(reverse("snapshots:snapshot", args=[snapshot.pk]) for snapshot in (ready, failed, creating, gone)),
-            *acts,
+            *actions,
             f"/snapshots/tags/?id={ready.pk}&id={failed.pk}",
             reverse("snapshots:volume", args=[volume.pk]),
             reverse("snapshots:machine", args=[volume.vm_id]),
@@ -150,7 +150,7 @@ def test_the_pages_of_backups_and_every_step_of_their_wizard(
     answered.weekday = 6
     answered.save()
     sign_in(member.user)
-    acts = ("edit_schedule", "pause_schedule", "resume_schedule", "run_schedule", "delete_schedule")
+    actions = ("edit_schedule", "pause_schedule", "resume_schedule", "run_schedule", "delete_schedule")
     look_at(
         page,
         [
@@ -159,7 +159,7 @@ def test_the_pages_of_backups_and_every_step_of_their_wizard(
             "/backups/schedules/",
             "/backups/schedules/?q=nothing-like-it",
             *(reverse("snapshots:schedule", args=[item.pk]) for item in (schedule, paused, automatic)),
-            *(reverse(f"snapshots:{name}", args=[schedule.pk]) for name in acts),
+            *(reverse(f"snapshots:{name}", args=[schedule.pk]) for name in actions),
             *(reverse("snapshots:snapshot", args=[snapshot.pk]) for snapshot in (copy, covered)),
             *(reverse(f"snapshots:{name}", args=[copy.pk]) for name in ("pin", "restore", "delete", "new_machine")),
             reverse("snapshots:machine", args=[vm.pk]),

@@ -95,9 +95,9 @@ def test_the_pictures_of_the_guide(
     ready = Snapshot.objects.get(name="before the update")
     page.goto(reverse("snapshots:snapshot", args=[ready.pk]))
     keep(page, "ready", page.locator("#snapshot"))
-    for act in ("restore", "new_volume"):
-        page.goto(reverse(f"snapshots:{act}", args=[ready.pk]))
-        keep(page, act.replace("_", "-"), page.locator("form.confirm"))
+    for action in ("restore", "new_volume"):
+        page.goto(reverse(f"snapshots:{action}", args=[ready.pk]))
+        keep(page, action.replace("_", "-"), page.locator("form.confirm"))
     context.close()
 
 

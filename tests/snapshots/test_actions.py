@@ -95,20 +95,20 @@ def start_of(root: Path, volume: Volume) -> bytes:
 
 
 @pytest.mark.parametrize("method", ["get", "post"])
-@pytest.mark.parametrize("act", ACTIONS)
+@pytest.mark.parametrize("action", ACTIONS)
 def test_strangers_viewers_and_signed_out_people_change_nothing(
-    act: str, method: str, project: Project, client_for: Callable[..., Client]
+    action: str, method: str, project: Project, client_for: Callable[..., Client]
 ) -> None:
     snapshot = SnapshotFactory(volume__project=project)
     stranger = client_for(UserFactory(member_of=ProjectFactory()))
     viewer = client_for(UserFactory(member_of=project, member_of__role=Role.VIEWER))
     answers = {"name": "other", "confirmation": snapshot.name, "size_gb": 1, "project": project.pk}
 
-    assert getattr(stranger, method)(url(act, snapshot), answers).status_code == 404
-    refused = getattr(viewer, method)(url(act, snapshot), answers)
+    assert getattr(stranger, method)(url(action, snapshot), answers).status_code == 404
+    refused = getattr(viewer, method)(url(action, snapshot), answers)
     assert refused.status_code == 403
     assert "does not allow changes" in unescape(refused.content.decode())
-    signed_out = getattr(Client(), method)(url(act, snapshot), answers)
+    signed_out = getattr(Client(), method)(url(action, snapshot), answers)
     assert signed_out.status_code == 302
     assert "/accounts/login/?next=" in signed_out["Location"]
     snapshot.refresh_from_db()
@@ -116,14 +116,14 @@ def test_strangers_viewers_and_signed_out_people_change_nothing(
     assert not Operation.objects.exists()
 
 
-@pytest.mark.parametrize("act", ACTIONS)
-def test_every_action_has_a_form_without_javascript(act: str, client: Client, project: Project) -> None:
+@pytest.mark.parametrize("action", ACTIONS)
+def test_every_action_has_a_form_without_javascript(action: str, client: Client, project: Project) -> None:
     snapshot = SnapshotFactory(volume__project=project)
     sell_everywhere()
 
-    page = client.get(url(act, snapshot)).content.decode()
+    page = client.get(url(action, snapshot)).content.decode()
 
-    assert f'method="post" action="{url(act, snapshot)}"' in page
+    assert f'method="post" action="{url(action, snapshot)}"' in page
     assert "csrfmiddlewaretoken" in page
 
 

@@ -132,8 +132,8 @@ def test_a_deleted_snapshot_stays_as_a_record_without_actions(client: Client, pr
     assert "Final cost" in page
     assert "K 40.00" in page
     assert 'id="act-' not in page
-    for act in ("rename", "delete", "restore", "new_volume", "verify"):
-        assert client.get(reverse(f"snapshots:{act}", args=[snapshot.pk])).status_code == 404
+    for action in ("rename", "delete", "restore", "new_volume", "verify"):
+        assert client.get(reverse(f"snapshots:{action}", args=[snapshot.pk])).status_code == 404
 
 
 def test_a_viewer_sees_everything_and_why_there_are_no_buttons(viewer: Client, project: Project) -> None:
@@ -155,7 +155,7 @@ def test_a_stranger_gets_404_and_a_signed_out_person_signs_in(client: Client) ->
 
 
 @pytest.mark.parametrize(
-    ("state", "acts"),
+    ("state", "actions"),
     [
         (None, ["new_volume", "restore", "files", "rename", "labels", "expiry", "verify", "delete"]),
         ("failed", ["rename", "labels", "expiry", "delete"]),
@@ -164,11 +164,11 @@ def test_a_stranger_gets_404_and_a_signed_out_person_signs_in(client: Client) ->
     ],
 )
 def test_only_possible_actions_are_offered(
-    state: str | None, acts: list[str], client: Client, project: Project
+    state: str | None, actions: list[str], client: Client, project: Project
 ) -> None:
     snapshot = SnapshotFactory(volume__project=project, **({state: True} if state else {}))
 
-    assert [action.name for action in client.get(url(snapshot)).context["actions"]] == acts
+    assert [action.name for action in client.get(url(snapshot)).context["actions"]] == actions
 
 
 def test_the_snapshot_of_a_volume_that_is_gone_can_become_a_new_volume(client: Client, project: Project) -> None:

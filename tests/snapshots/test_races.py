@@ -43,14 +43,14 @@ def volume(storage_root: Path, member: Membership) -> Volume:
     return volume
 
 
-def all_at_once(act: Callable[[int], Any]) -> Counter:
+def all_at_once(action: Callable[[int], Any]) -> Counter:
     """Call act(0) … act(19) at once, each in a thread with its own connection. Returns the count of each outcome."""
     barrier = Barrier(TAKERS)
 
     def call(number: int) -> str:
         try:
             barrier.wait()
-            act(number)
+            action(number)
             return "done"
         except ActionRefused as refusal:
             return type(refusal).__name__
@@ -156,13 +156,13 @@ def test_a_snapshot_that_is_deleted_and_restored_at_once_does_one_of_them(
     snapshot = services.request_snapshot(source=volume, name="wanted by two", user=member.user)
     run_operation(snapshot.operations.get().pk)
 
-    def act(number: int) -> None:
+    def action(number: int) -> None:
         if number % 2:
             services.request_deletion(snapshot=snapshot, user=member.user)
         else:
             restores.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
 
-    all_at_once(act)
+    all_at_once(action)
     snapshot.refresh_from_db()
     restore_count = Operation.objects.filter(kind=Operation.Kind.RESTORE).count()
     assert (snapshot.state, restore_count) in [(State.DELETING, 0), (State.READY, 1)]

@@ -111,21 +111,21 @@ def location(settings: Any, tmp_path: Any, member: Membership, monkeypatch: pyte
     return location
 
 
-def at_once(*acts: Callable[[], Any]) -> list[Any]:
+def at_once(*actions: Callable[[], Any]) -> list[Any]:
     """Run all at once, each in a thread with its own connection. Returns their results, including refusals."""
-    barrier = Barrier(len(acts))
+    barrier = Barrier(len(actions))
 
-    def call(act: Callable[[], Any]) -> Any:
+    def call(action: Callable[[], Any]) -> Any:
         try:
             barrier.wait()
-            return act()
+            return action()
         except ActionRefused as refusal:
             return refusal
         finally:
             connections.close_all()
 
-    with ThreadPoolExecutor(len(acts)) as pool:
-        return list(pool.map(call, acts))
+    with ThreadPoolExecutor(len(actions)) as pool:
+        return list(pool.map(call, actions))
 
 
 def open_segments() -> int:

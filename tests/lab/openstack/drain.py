@@ -80,5 +80,5 @@ def portal(count: int, volumes: list[str]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "cng_portal.settings")
-    act = {"bare": bare, "portal": portal}[sys.argv[1]]
-    print(json.dumps(act(int(sys.argv[2]), sys.argv[3:])))
+    action = {"bare": bare, "portal": portal}[sys.argv[1]]
+    print(json.dumps(action(int(sys.argv[2]), sys.argv[3:])))

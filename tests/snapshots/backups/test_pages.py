@@ -35,7 +35,7 @@ from tests.snapshots.test_volumes import without_tokens
 
 pytestmark = pytest.mark.django_db
 
-COPIES, SCHEDULES = "/backups/", "/backups/schedules/"
+BACKUPS, SCHEDULES = "/backups/", "/backups/schedules/"
 ACTIONS = ("edit_schedule", "pause_schedule", "resume_schedule", "run_schedule", "delete_schedule")
 
 
@@ -104,11 +104,11 @@ def automatic_backup(vm: VirtualMachine, owner: User) -> Snapshot:
 
 
 def test_without_backups_the_page_invites_to_create_one(client: Client, viewer: Client) -> None:
-    page = client.get(COPIES).text
+    page = client.get(BACKUPS).text
     assert "Back up your first instance" in page and 'href="/backups/new/"' in page
     assert '<a class="side-item" href="/backups/" aria-current="page">' in page
     assert "Back up your first instance" in client.get(SCHEDULES).text
-    page = viewer.get(COPIES).text
+    page = viewer.get(BACKUPS).text
     assert "No backups yet" in page and 'class="btn btn-primary" href="/backups/new/"' not in page
 
 
@@ -119,23 +119,23 @@ def test_the_create_menu_offers_a_backup_except_to_viewers(client: Client, viewe
 
 
 def test_schedules_without_a_backup_are_mentioned(client: Client, schedule: BackupSchedule) -> None:
-    assert "1 schedule is set up and hasn't taken its first backup." in unescape(client.get(COPIES).text)
+    assert "1 schedule is set up and hasn't taken its first backup." in unescape(client.get(BACKUPS).text)
 
 
 def test_the_first_schedule_replaces_the_empty_state_at_once(client: Client, vm: VirtualMachine) -> None:
     with time_machine.travel(timezone.now(), tick=False):
-        assert "Back up your first instance" in client.get(COPIES).text
+        assert "Back up your first instance" in client.get(BACKUPS).text
         schedule = BackupScheduleFactory(vm=vm)
-        page = client.get(COPIES).text
+        page = client.get(BACKUPS).text
         assert "1 schedule is set up" in page and "Back up your first instance" not in page
         BackupSchedule.objects.filter(pk=schedule.pk).update(deleted_at=timezone.now(), next_run_at=None)
-        assert "Back up your first instance" in client.get(COPIES).text
+        assert "Back up your first instance" in client.get(BACKUPS).text
 
 
 def test_backups_are_listed_like_snapshots_and_apart_from_them(client: Client, vm: VirtualMachine) -> None:
     backup = BackupRunFactory(schedule__vm=vm, snapshot__name="nightly", snapshot__size_gb=60).snapshot
 
-    response = client.get(COPIES)
+    response = client.get(BACKUPS)
 
     assert names(response) == ["nightly"]
     for text in ("1 backup", "db-01", "60 GB", "K 36.00", "Ready", "Software"):
@@ -154,26 +154,26 @@ def test_backups_are_listed_like_snapshots_and_apart_from_them(client: Client, v
     }
     assert names(client.get("/snapshots/vm/")) == []
     for query in ("q=nightly", "q=db-01", f"vm={vm.pk}", f"q={backup.pk}", "state=ready", "view=cards"):
-        assert names(client.get(f"{COPIES}?{query}")) == ["nightly"], query
-    assert names(client.get(f"{COPIES}?q=nothing")) == []
+        assert names(client.get(f"{BACKUPS}?{query}")) == ["nightly"], query
+    assert names(client.get(f"{BACKUPS}?q=nothing")) == []
 
 
 def test_a_failed_or_missed_last_run_is_shown_above_the_backups(client: Client, schedule: BackupSchedule) -> None:
     BackupRunFactory(schedule=schedule, failed=True)
-    page = client.get(COPIES)
+    page = client.get(BACKUPS)
     assert "The last run of 1 schedule did not succeed" in page.text
     assert f"{SCHEDULES}?show=troubled" in page.text
 
     BackupRunFactory(schedule=schedule, scheduled_at=timezone.now())
 
-    assert "did not succeed" not in client.get(COPIES).text
+    assert "did not succeed" not in client.get(BACKUPS).text
 
 
 def test_an_automatic_backup_is_not_charged_by_itself(client: Client, vm: VirtualMachine, owner: User) -> None:
     backup = automatic_backup(vm, owner)
 
-    assert client.get(COPIES).context["rows"][0].hourly == ""
-    assert "in the 20 %" in text_of(client.get(COPIES).text)
+    assert client.get(BACKUPS).context["rows"][0].hourly == ""
+    assert "in the 20 %" in text_of(client.get(BACKUPS).text)
     page = text_of(client.get(action_url(backup, "snapshot")).text)
     assert "20 % × K 24.0000 = K 4.80 an hour" in page
     assert "Price Summary" not in page
@@ -190,7 +190,7 @@ def test_the_page_of_a_backup_leads_back_to_the_list_and_to_its_schedule(
     assert '<a class="side-item" href="/backups/" aria-current="page">' in page
     assert f'href="{url(schedule)}"' in page
     for name in ("rename", "delete", "restore", "verify", "new_machine", "pin"):
-        assert f'<a href="{COPIES}">Backups</a>' in client.get(action_url(backup, name)).text, name
+        assert f'<a href="{BACKUPS}">Backups</a>' in client.get(action_url(backup, name)).text, name
 
 
 def test_a_backup_is_pinned_and_unpinned_again(client: Client, schedule: BackupSchedule) -> None:
@@ -202,7 +202,7 @@ def test_a_backup_is_pinned_and_unpinned_again(client: Client, schedule: BackupS
         assert "is pinned." in page
     backup.refresh_from_db()
     assert backup.is_pinned
-    assert "Pinned" in client.get(COPIES).text
+    assert "Pinned" in client.get(BACKUPS).text
 
     assert "Unpin “" in client.get(action_url(backup, "pin")).text
     client.post(action_url(backup, "pin"), {"pinned": "no"})
@@ -508,7 +508,7 @@ def test_a_schedule_is_deleted_and_its_backups_stay(client: Client, schedule: Ba
     schedule.refresh_from_db()
     backup.refresh_from_db()
     assert schedule.deleted_at and backup.state == State.READY
-    assert names(client.get(COPIES)) == [backup.name]
+    assert names(client.get(BACKUPS)) == [backup.name]
 
 
 # --- what a copy is good for -------------------------------------------------------------------------------------------
@@ -653,4 +653,4 @@ def test_the_backups_of_many_machines_are_listed(client: Client, project: Projec
     for _number in range(20):
         BackupRunFactory(schedule__vm__project=project)
     BackupFactory(vm__project=project)
-    assert len(client.get(COPIES).context["rows"]) == 20
+    assert len(client.get(BACKUPS).context["rows"]) == 20

@@ -126,14 +126,14 @@ def test_the_number_of_schedules_of_a_machine_is_limited(
 def test_a_viewer_may_not(vm: VirtualMachine, member: Membership) -> None:
     viewer = MembershipFactory(project=member.project, role=Role.VIEWER)
     schedule = create(vm, member)
-    for act in (
+    for action in (
         lambda: create(vm, viewer),
         lambda: pause_schedule(schedule=schedule, user=viewer.user),
         lambda: delete_schedule(schedule=schedule, user=viewer.user),
         lambda: run_now(schedule=schedule, user=viewer.user),
     ):
         with pytest.raises(PermissionDenied):
-            act()
+            action()
 
 
 def test_the_same_draft_makes_one_schedule(vm: VirtualMachine, member: Membership) -> None:
@@ -216,9 +216,9 @@ def test_a_deleted_schedule_keeps_its_backups_and_stops_retrying(vm: VirtualMach
 
 def test_customers_cannot_change_automatic_backups(member: Membership, vm: VirtualMachine) -> None:
     schedule = BackupScheduleFactory(vm=vm, automatic=True)
-    for act in (pause_schedule, resume_schedule, delete_schedule, run_now):
+    for action in (pause_schedule, resume_schedule, delete_schedule, run_now):
         with pytest.raises(InvalidState, match="Only your provider can change"):
-            act(schedule=schedule, user=member.user)
+            action(schedule=schedule, user=member.user)
 
 
 def test_a_backup_is_pinned_and_unpinned(vm: VirtualMachine, member: Membership) -> None:

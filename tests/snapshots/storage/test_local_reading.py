@@ -251,7 +251,7 @@ def test_a_medium_that_fails_completely_is_an_unavailable_storage(
 ) -> None:
     """Nothing is considered damaged, missing or deleted."""
     store, volume, snapshot = on_medium
-    acts: list[Callable[[], object]] = [
+    actions: list[Callable[[], object]] = [
         store.driver.check_health,
         lambda: capture(store, volume),
         lambda: store.driver.create_volume(VolumeRef(uuid=uuid4(), name="new", size_gb=1)),
@@ -260,9 +260,9 @@ def test_a_medium_that_fails_completely_is_an_unavailable_storage(
         lambda: store.driver.delete_snapshot(snapshot),
     ]
     medium.shut_down()
-    for act in acts:
+    for action in actions:
         with pytest.raises(Unavailable, match="The storage of TEST-1 failed: Input/output error"):
-            act()
+            action()
 
 
 # A storage that is not mounted
@@ -277,7 +277,7 @@ def test_a_storage_that_is_not_mounted_is_not_written_to(tmp_path: Path) -> None
     another.driver.is_set_up = True
     other = VolumeRef(uuid=uuid4(), name="new", size_gb=1)
     for driver in (store.driver, another.driver):
-        acts: list[Callable[[], object]] = [
+        actions: list[Callable[[], object]] = [
             driver.check_health,
             driver.free_bytes,
             lambda driver=driver: driver.create_volume(other),
@@ -291,9 +291,9 @@ def test_a_storage_that_is_not_mounted_is_not_written_to(tmp_path: Path) -> None
             lambda driver=driver: list(driver.list_objects()),
             driver.remove_orphans,
         ]
-        for act in acts:
+        for action in actions:
             with pytest.raises(Unavailable, match="The storage of TEST-1 isn't mounted"):
-                act()
+                action()
     assert list(tmp_path.iterdir()) == [tmp_path / "unmounted"]
     (tmp_path / "unmounted").rename(store.folder)
     assert store.driver.verify_snapshot(snapshot).checksum == snapshot.checksum

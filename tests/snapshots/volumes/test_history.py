@@ -68,9 +68,9 @@ class History:
             project=self.member.project, location=self.location, size_gb=1, name=name, user=self.user
         )
 
-    def on_volume(self, act: Callable[[Volume], object]) -> object:
+    def on_volume(self, action: Callable[[Volume], object]) -> object:
         volume = self.pick()
-        return act(volume) if volume else None
+        return action(volume) if volume else None
 
     def grow(self) -> object:
         more_gb = self.chance.randint(0, 3)
@@ -110,12 +110,12 @@ class History:
         survived = work_and_die(active, self.chance.randint(1, 2 * LAST_STEP))
         self.outcomes["survived" if survived else "killed"] += 1
         if self.chance.random() < 0.7:
-            let_leases_run_out()
+            expire_leases()
 
     def settle(self) -> None:
         """Let workers finish all waiting operations."""
         for _round in range(10):
-            let_leases_run_out()
+            expire_leases()
             Operation.objects.active().update(not_before=timezone.now())
             for operation in Operation.objects.active().order_by("created_at"):
                 run_operation(operation.pk)
@@ -153,7 +153,7 @@ class History:
         assert not Snapshot.objects.filter(state__in=[State.PENDING, State.CREATING, State.DELETING]).exists()
 
 
-def let_leases_run_out() -> None:
+def expire_leases() -> None:
     Operation.objects.active().filter(state=Operation.State.RUNNING).update(lease_until=timezone.now())
     operations.reconcile(now=timezone.now())
 
