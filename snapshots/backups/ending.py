@@ -23,7 +23,7 @@ from .planning import record_due_as_missed
 
 
 def stop_runs(schedule: BackupSchedule, now: datetime, reason: str) -> None:
-    """Start and retry nothing more. A backup that is being taken is completed. Does not save the schedule."""
+    """Stop starting and retrying runs. A backup that is being taken is completed. Doesn't save the schedule."""
     record_due_as_missed(schedule, now, reason)
     schedule.next_run_at = None
     schedule.runs.filter(state=BackupRun.State.WAITING).update(

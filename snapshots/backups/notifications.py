@@ -77,7 +77,7 @@ def notify_missed(schedule: BackupSchedule, missed: Sequence[datetime], reason: 
 
 
 def notify_switched_on(switch: AutomaticBackupSwitch, segment: UsageSegment) -> None:
-    """Say what automatic backups cost from when on, and how to end them. Call it in the transaction of the switch."""
+    """Notify members that automatic backups are charged, and how to end them. Call it in the transaction of the switch."""
     vm = switch.vm
 
     def message() -> tuple[str, str]:
@@ -104,7 +104,7 @@ def notify_switched_off(switch: AutomaticBackupSwitch) -> None:
 
 
 def notify_price_changed(vm: VirtualMachine, before_micro: int, segment: UsageSegment) -> None:
-    """Say what automatic backups cost after the machine's hourly price changed from `before_micro`."""
+    """Notify members of the new cost of automatic backups: the machine's hourly price was `before_micro`."""
     is_higher = vm.hourly_price_micro > before_micro
 
     def message() -> tuple[str, str]:

@@ -123,7 +123,7 @@ def damage_of(disks: Iterable[DiskImage]) -> list[str]:
 
 
 def push_url(request: Request, url: str) -> str:
-    """Return the HX-Push-Url header that makes `url` the address without adding the same address to the history twice."""
+    """Return the HX-Push-Url header: `url`, or "false" if the browser shows it already, so that history has it once."""
     return "false" if request.htmx.current_url_abs_path == url else url
 
 

@@ -93,7 +93,7 @@ def components(request: HttpRequest) -> HttpResponse:
         "page_actions": PAGE_ACTIONS,
         "bars": [{"x": 10 * n, "y": 40 - 3 * n, "height": 3 * n + 1} for n in range(12)],
         "choice_facts": [{"label": "Attached to", "value": "db-01"}, {"label": "Created", "value": "22 Nov 2026"}],
-        "consequences": ["Its data are erased. This cannot be undone.", "You stop paying K 20 an hour."],
+        "consequences": ["Its data is erased. This can't be undone.", "You stop paying K 20 an hour."],
         "rows": sample_rows(),
         "cards": sample_rows(),
         "views": [{"name": name, "url": "#list_toolbar"} for name in ("table", "cards")],

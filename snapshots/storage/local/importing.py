@@ -188,7 +188,7 @@ def refuse_references(image: SourceImage, start: bytes) -> None:
     Called before QEMU, which opens some of those files even to describe the image.
     """
     refers, encrypted = False, False
-    if image.format == "qcow2":  # bit 2 of the incompatible features: its data are in another file
+    if image.format == "qcow2":  # bit 2 of the incompatible features: its data is in another file
         has_features = big(start, 4, 4) >= 3
         refers = any(start[8:16]) or has_features and bool(big(start, 72, 8) & 4)
         encrypted = any(start[32:36])
