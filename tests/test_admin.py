@@ -202,13 +202,13 @@ def test_an_administrator_ends_a_session_without_seeing_its_key(
     support: Client, client_for: Callable[..., Client]
 ) -> None:
     user = UserFactory(password="a password", member_of=ProjectFactory())
-    theirs = Client()
-    theirs.post(reverse("account_login"), {"login": user.email, "password": "a password"})
+    their_client = Client()
+    their_client.post(reverse("account_login"), {"login": user.email, "password": "a password"})
     session = UserSession.objects.get(user=user)
     assert session.session_key not in support.get(url(UserSession, "change", session.pk)).text
     assert user.email in support.get(url(UserSession, "changelist"), {"q": user.email}).text
     support.post(url(UserSession, "delete", session.pk), {"post": "yes"})
-    assert theirs.get("/").status_code == 302
+    assert their_client.get("/").status_code == 302
     assert Activity.objects.filter(action="user.end_session", target_id=user.pk).exists()
 
 
@@ -392,11 +392,11 @@ def test_a_number_that_no_group_can_have_is_explained(support: Client) -> None:
 def test_a_password_set_by_an_administrator_ends_sessions_and_is_notified(
     support: Client, signed_in: tuple[User, Client]
 ) -> None:
-    user, theirs = signed_in
+    user, their_client = signed_in
     page = reverse("admin:auth_user_password_change", args=[user.pk])
     support.post(page, {"password1": "a quite new one 1", "password2": "a quite new one 1"})
     assert not UserSession.objects.filter(user=user).exists()
-    assert theirs.get("/").status_code == 302
+    assert their_client.get("/").status_code == 302
     assert user.notifications.get().title == "An administrator changed your password"
 
 
@@ -417,17 +417,17 @@ def test_an_address_set_by_an_administrator_is_the_only_one_and_both_are_notifie
 
 
 def test_a_deactivated_user_is_signed_out(support: Client, signed_in: tuple[User, Client]) -> None:
-    user, theirs = signed_in
+    user, their_client = signed_in
     for active, status in (("", 302), ("on", 302)):
         support.post(url(User, "change", user.pk), user_answers(user, is_active=active))
-        assert theirs.get("/").status_code == status
+        assert their_client.get("/").status_code == status
 
 
 def test_all_sessions_of_selected_users_are_ended(support: Client, signed_in: tuple[User, Client]) -> None:
-    user, theirs = signed_in
+    user, their_client = signed_in
     answers = {"action": "end_sessions", ACTION_CHECKBOX_NAME: [str(user.pk)]}
     assert "1 session was ended." in support.post(url(User, "changelist"), answers, follow=True).text
-    assert theirs.get("/").status_code == 302
+    assert their_client.get("/").status_code == 302
     entry = Activity.objects.get(action="user.end_session")
     assert (entry.actor.is_staff, entry.target_id, entry.before) == (True, str(user.pk), {"sessions": 1})
 

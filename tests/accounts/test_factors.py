@@ -345,14 +345,14 @@ def test_a_confirmation_gives_the_session_a_new_key(user: User) -> None:
 
 
 def test_a_changed_password_ends_the_other_sessions_and_notifies_the_user(user: User) -> None:
-    here, there = Client(), Client()
-    for client in (here, there):
+    current, other = Client(), Client()
+    for client in (current, other):
         sign_in(client, user.email)
     new = "another password of the tests"
-    here.post(reverse("account_change_password"), {"oldpassword": PASSWORD, "password1": new, "password2": new})
-    assert here.get("/").status_code == 200
-    assert len(here.get(reverse("accounts:sessions")).context["sessions"]) == 1
-    assert there.get("/").status_code == 302
+    current.post(reverse("account_change_password"), {"oldpassword": PASSWORD, "password1": new, "password2": new})
+    assert current.get("/").status_code == 200
+    assert len(current.get(reverse("accounts:sessions")).context["sessions"]) == 1
+    assert other.get("/").status_code == 302
     assert user.notifications.get().title == "Your password was changed"
 
 

@@ -101,37 +101,37 @@ def test_a_device_is_named_after_its_user_agent(user_agent: str, device: str) ->
 
 
 def test_sessions_are_listed_and_ended_one_by_one_or_all_others(user: User) -> None:
-    here, phone, laptop = (Client(headers={"User-Agent": agent}) for agent in (FIREFOX, PHONE, "Edg/1 Windows"))
-    for client in (here, phone, laptop):
+    current, phone, laptop = (Client(headers={"User-Agent": agent}) for agent in (FIREFOX, PHONE, "Edg/1 Windows"))
+    for client in (current, phone, laptop):
         sign_in(client, user.email)
-    page = here.get(reverse("accounts:sessions")).text
+    page = current.get(reverse("accounts:sessions")).text
     assert page.count("Firefox on Linux") == 1
     assert page.count("This one") == 1
     other = UserSession.objects.get(user_agent=PHONE)
-    here.post(reverse("accounts:end_session", args=[other.pk]))
+    current.post(reverse("accounts:end_session", args=[other.pk]))
     assert phone.get("/").status_code == 302
     assert laptop.get("/").status_code == 200
-    here.post(reverse("accounts:end_other_sessions"))
+    current.post(reverse("accounts:end_other_sessions"))
     assert laptop.get("/").status_code == 302
-    assert here.get("/").status_code == 200
+    assert current.get("/").status_code == 200
     assert Activity.objects.filter(action="user.end_session").count() == 2
 
 
 def test_ending_another_session_needs_a_confirmation(user: User) -> None:
-    here, there = Client(), Client()
-    for client in (here, there):
+    current, other_browser = Client(), Client()
+    for client in (current, other_browser):
         sign_in(client, user.email)
-    session = here.session
+    session = current.session
     session[confirmation.CONFIRMED_AT] = time.time() - confirmation.VALID_SECONDS - 1
     session.save()
-    other = UserSession.objects.get(session_key=there.session.session_key)
+    other = UserSession.objects.get(session_key=other_browser.session.session_key)
     for url in (reverse("accounts:end_session", args=[other.pk]), reverse("accounts:end_other_sessions")):
-        confirmation_url = here.post(url)["Location"]
+        confirmation_url = current.post(url)["Location"]
         assert confirmation_url.startswith(reverse("account_reauthenticate"))
-        assert there.get("/").status_code == 200
-    here.post(confirmation_url, {"password": PASSWORD, "next": url})
-    assert there.get("/").status_code == 302
-    assert here.get("/").status_code == 200
+        assert other_browser.get("/").status_code == 200
+    current.post(confirmation_url, {"password": PASSWORD, "next": url})
+    assert other_browser.get("/").status_code == 302
+    assert current.get("/").status_code == 200
 
 
 def test_an_idle_session_ends_and_a_used_one_stays(

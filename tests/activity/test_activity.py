@@ -213,20 +213,20 @@ def test_unknown_pages_and_filters_are_reported(owner: User, client_for: Callabl
 def test_pages_follow_each_other_without_gaps_and_lead_back(owner: User, client_for: Callable[..., Client]) -> None:
     for number in range(120):
         activity.record(action="user.change", actor=owner, target=owner, after={"name": str(number)})
-    client, url, there, back = client_for(owner), reverse("activity:log"), [], []
+    client, url, forward, back = client_for(owner), reverse("activity:log"), [], []
     while url:
         page = client.get(url).context
-        there.append([row.after["name"] for row in page["rows"]])
+        forward.append([row.after["name"] for row in page["rows"]])
         url, previous = page["next_url"], page["previous_url"]
     while previous:
         page = client.get(previous).context
         back.append([row.after["name"] for row in page["rows"]])
         previous = page["previous_url"]
-    assert sum(there, []) == [str(number) for number in reversed(range(120))]
-    assert back == [there[1], there[0]]
+    assert sum(forward, []) == [str(number) for number in reversed(range(120))]
+    assert back == [forward[1], forward[0]]
     newest = Activity.objects.order_by("-at").first()
     beyond = client.get(reverse("activity:log"), {"before": str(newest.pk)}).context
-    assert [row.after["name"] for row in beyond["rows"]] == there[0]
+    assert [row.after["name"] for row in beyond["rows"]] == forward[0]
 
 
 def test_the_csv_has_everything_and_no_formula(

@@ -76,8 +76,8 @@ def switched(changes: list[tuple[datetime, Fraction | None]], resource: int) -> 
 def resized(changes: list[tuple[datetime, tuple | None]], resource: int, kind: str, sold_since: datetime) -> list[Stay]:
     """Return the stays of a volume, which is free until it is sold. Each change sets (size, project), or None: deleted."""
     before = [change for change in changes if change[0] <= sold_since]
-    changes = [*((sold_since, what) for _at, what in before[-1:]), *changes[len(before) :]]
-    return changed(changes, lambda what: Stay(resource=resource, start=EPOCH, end=None, gigabytes=what[0], kind=kind))
+    changes = [*((sold_since, value) for _at, value in before[-1:]), *changes[len(before) :]]
+    return changed(changes, lambda value: Stay(resource=resource, start=EPOCH, end=None, gigabytes=value[0], kind=kind))
 
 
 def changed(changes: list[tuple[datetime, Any]], stay_of: Callable[[Any], Stay]) -> list[Stay]:
@@ -89,13 +89,13 @@ def changed(changes: list[tuple[datetime, Any]], stay_of: Callable[[Any], Stay])
     changes = [change for before, change in pairwise([(None, object()), *changes]) if before[1] != change[1]]
     stays: list[Stay] = []
     paid_until = datetime.min.replace(tzinfo=UTC)
-    for (instant, what), (following, _next) in zip(changes, [*changes[1:], (None, None)], strict=True):
-        if what is None:
+    for (instant, value), (following, _next) in zip(changes, [*changes[1:], (None, None)], strict=True):
+        if value is None:
             continue
         start = max(instant, paid_until)
         if following is not None and following < start:
             continue  # changed again before it began
-        stay = replace(stay_of(what), start=start, end=following)
+        stay = replace(stay_of(value), start=start, end=following)
         stays.append(stay)
         if following is not None:
             paid_until = started_hours(stay, following)[-1] + HOUR

@@ -81,7 +81,7 @@ class Event:
     arrives: datetime
     resource: int
     kind: str
-    what: str  # open, close, change, move
+    action: str  # open, close, change, move
     amount: int = 0  # GB, the VM's price in millionths, or the number of the project
     repeats: int = 1
     crashes: bool = False
@@ -139,22 +139,22 @@ def histories(draw: st.DrawFn) -> History:
     for resource in range(100, 100 + draw(st.integers(0, 2))):
         instant, arrives, on = draw(instants), EPOCH, False
         for _step in range(draw(st.integers(1, 5))):
-            what = draw(st.sampled_from(["close", "change"])) if on else "open"
+            action = draw(st.sampled_from(["close", "change"])) if on else "open"
             arrives = max(arrives, instant + timedelta(seconds=draw(delays)))
-            history.events.append(Event(instant, arrives, resource, AUTOMATIC, what, draw(st.integers(0, 10**9))))
-            on = what != "close"
+            history.events.append(Event(instant, arrives, resource, AUTOMATIC, action, draw(st.integers(0, 10**9))))
+            on = action != "close"
             instant += timedelta(seconds=draw(st.one_of(st.integers(1, 7200), st.integers(1, 40 * 86_400))))
     for resource in range(200, 200 + draw(st.integers(0, 2))):
-        instant, size_gb, project, what = draw(instants), draw(st.integers(1, 5000)), 0, "open"
+        instant, size_gb, project, action = draw(instants), draw(st.integers(1, 5000)), 0, "open"
         for _step in range(draw(st.integers(1, 6))):
-            amount = project if what == "move" else size_gb
-            history.events.append(Event(instant, instant, resource, VOLUME, what, amount))
-            if what == "close":
+            amount = project if action == "move" else size_gb
+            history.events.append(Event(instant, instant, resource, VOLUME, action, amount))
+            if action == "close":
                 break
             instant += timedelta(seconds=draw(st.one_of(st.integers(1, 7200), st.integers(1, 40 * 86_400))))
-            what = draw(st.sampled_from(["change", "change", "move", "close"]))
-            size_gb += draw(st.integers(0, 100)) if what == "change" else 0
-            project = 1 - project if what == "move" else project
+            action = draw(st.sampled_from(["change", "change", "move", "close"]))
+            size_gb += draw(st.integers(0, 100)) if action == "change" else 0
+            project = 1 - project if action == "move" else project
     for event in history.events:
         event.repeats = draw(st.sampled_from([1, 1, 1, 2]))
         event.crashes = draw(st.sampled_from([False, False, False, True]))
@@ -172,11 +172,13 @@ def stays_of(events: list[Event], volumes_sold_since: datetime) -> list[oracle.S
             own = volumes[event.resource]
             size_gb, project = own[-1][1] if own else (0, 0)
             states = {"close": None, "move": (size_gb, event.amount)}
-            own.append((event.at, states.get(event.what, (event.amount, project))))
+            own.append((event.at, states.get(event.action, (event.amount, project))))
         elif event.kind == AUTOMATIC:
-            changes[event.resource].append((event.at, None if event.what == "close" else Fraction(event.amount, 10**6)))
-        elif event.what == "open":
-            ends = [other.at for other in events if other.resource == event.resource and other.what == "close"]
+            changes[event.resource].append(
+                (event.at, None if event.action == "close" else Fraction(event.amount, 10**6))
+            )
+        elif event.action == "open":
+            ends = [other.at for other in events if other.resource == event.resource and other.action == "close"]
             stays.append(oracle.Stay(event.resource, event.at, ends[0] if ends else None, event.amount, kind=KIND))
     for resource, own in changes.items():
         stays += oracle.switched(own, resource)
@@ -236,9 +238,9 @@ class Player:
         resource_id = UUID(int=event.resource + 1)
         if event.kind == VOLUME:
             self.change_volume(resource_id, event)
-        elif event.what == "close":
+        elif event.action == "close":
             close_segment(resource_id=resource_id, kind=event.kind, at=event.at)
-        elif event.what == "change":
+        elif event.action == "change":
             change_usage(resource_id=resource_id, kind=event.kind, base_rate_micro=event.amount, at=event.at)
         else:
             automatic = event.kind == AUTOMATIC
@@ -254,7 +256,7 @@ class Player:
             )
 
     def change_volume(self, volume_id: UUID, event: Event) -> None:
-        if event.what == "open":
+        if event.action == "open":
             fields = {"project": self.project, "location": self.location, "size_gb": event.amount}
             fields |= {"name": f"disk-{event.resource}", "available_at": event.at}
             volume, _created = Volume.objects.get_or_create(pk=volume_id, defaults=fields)
@@ -264,9 +266,9 @@ class Player:
             "close": {"state": Volume.State.DELETING, "delete_requested_at": event.at},
             "change": {"size_gb": event.amount},
             "move": {"project": self.projects[event.amount % 2]},
-        }[event.what]
+        }[event.action]
         Volume.objects.filter(pk=volume_id).update(**fields)
-        action = stop_charging_volume if event.what == "close" else change_volume_charge
+        action = stop_charging_volume if event.action == "close" else change_volume_charge
         action(Volume.objects.get(pk=volume_id), at=event.at)
 
     def correct_first_price(self, kind: str, rate_micro: int) -> None:
@@ -341,12 +343,12 @@ def test_any_history_costs_what_the_oracle_computes(history: History):
         timeline += [(instant, 1, 0, None) for instant in history.checks]
         timeline += [(instant, 2, 0, None) for instant in closings]
         timeline += [(correction[0], 3, 0, (kind, correction[1])) for kind, correction in corrections if correction]
-        for instant, what, _index, event in sorted(timeline, key=lambda entry: entry[:3]):
-            if what == 0:
+        for instant, action, _index, event in sorted(timeline, key=lambda entry: entry[:3]):
+            if action == 0:
                 player.deliver(event)
-            elif what == 1:
+            elif action == 1:
                 player.check(max(instant, closed_until(player.customer.pk) or instant))
-            elif what == 3:
+            elif action == 3:
                 player.correct_first_price(*event)
                 player.check(max(instant, closed_until(player.customer.pk) or instant))
             else:
@@ -391,10 +393,10 @@ def test_credits_that_expire_in_any_history_are_what_verification_recomputes(his
         timeline = [(event.arrives, 0, index, event) for index, event in enumerate(history.events)]
         timeline += [(instant, 1, 0, None) for instant in history.checks]
         timeline += [(EPOCH + timedelta(days=day, hours=20), 2, 0, None) for day in (10, 36, 66)]
-        for instant, what, _index, event in sorted(timeline, key=lambda entry: entry[:3]):
-            if what == 0:
+        for instant, action, _index, event in sorted(timeline, key=lambda entry: entry[:3]):
+            if action == 0:
                 player.deliver(event)
-            elif what == 1:
+            elif action == 1:
                 expire_credits(at=instant)
             else:
                 player.charge_older_volumes(instant)

@@ -104,9 +104,9 @@ class Form:
 class Reader(HTMLParser):
     """Parses the forms and links of a page into (URL, Form)."""
 
-    def __init__(self, here: str) -> None:
+    def __init__(self, page_path: str) -> None:
         super().__init__()
-        self.here, self.forms = here, [(here, Form())]
+        self.page_path, self.forms = page_path, [(page_path, Form())]
         self.form: Form | None = None
         self.by_id: dict[str, Form] = defaultdict(Form)
         self.select = ""
@@ -115,17 +115,17 @@ class Reader(HTMLParser):
         attributes = {name: value or "" for name, value in attrs}
         if tag == "form":
             self.form = self.by_id[attributes["id"]] if attributes.get("id") else Form()
-            self.forms.append((urlsplit(attributes.get("action", "")).path or self.here, self.form))
+            self.forms.append((urlsplit(attributes.get("action", "")).path or self.page_path, self.form))
         for name in "hx-post", "hx-get", "hx-delete", "href", "formaction", "action":
             if attributes.get(name):
                 address = urlsplit(attributes[name])
                 if name in ("formaction", "hx-post") and self.form and not address.query:
-                    self.forms.append((address.path or self.here, self.form))
+                    self.forms.append((address.path or self.page_path, self.form))
                 elif not address.netloc:
                     link = Form()
                     for key, value in parse_qsl(address.query, keep_blank_values=True):
                         link.fields[key].append(value)
-                    self.forms.append((address.path or self.here, link))
+                    self.forms.append((address.path or self.page_path, link))
         name = attributes.get("name") or (self.select if tag == "option" else "")
         if tag == "select":
             self.select = name

@@ -72,17 +72,17 @@ def draft_for(volume: Volume, project: Project, member: Membership, /, **answers
 def test_a_project_without_volumes_is_chosen_and_gets_the_snapshot(
     client: Client, volume: Volume, archive: Project
 ) -> None:
-    here = "/snapshots/new/"
+    step_url = "/snapshots/new/"
     for answer in (
         {"location": volume.location_id},
         {"project": archive.pk},
         {"volume": volume.pk},
         {"name": "before the update"},
     ):
-        response = client.post(here, answer)
+        response = client.post(step_url, answer)
         assert response.status_code == 302, response.text
-        here = response["Location"]
-    client.post(here, {"billing_cycle": "hourly", "shown_hourly_micro": 20_000_000})
+        step_url = response["Location"]
+    client.post(step_url, {"billing_cycle": "hourly", "shown_hourly_micro": 20_000_000})
     run_active_operations()
 
     snapshot = Snapshot.objects.get()

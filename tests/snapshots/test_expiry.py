@@ -209,18 +209,20 @@ def test_the_wizard_has_an_expiry_date_that_ends_the_estimate(
     volume = VolumeFactory(project=member.project, size_gb=50)
     put_volume(storage_root, volume, content(b"x"))
     sell_everywhere()
-    here = client.post(reverse("snapshots:take_snapshot", args=[volume.pk]))["Location"]
-    assert "Delete after" in client.get(here).text
-    answer = client.post(here, {"name": "short", "delete_after": "2001-01-01"})
+    step_url = client.post(reverse("snapshots:take_snapshot", args=[volume.pk]))["Location"]
+    assert "Delete after" in client.get(step_url).text
+    answer = client.post(step_url, {"name": "short", "delete_after": "2001-01-01"})
     assert "Enter a date from today on" in answer.text and 'value="short"' in answer.text
     day = timezone.now().astimezone(volume.project.customer.zone).date() + 9 * DAY
-    here = client.post(here, {"name": "short", "delete_after": day.isoformat()})["Location"]
+    step_url = client.post(step_url, {"name": "short", "delete_after": day.isoformat()})["Location"]
     draft = Draft.objects.get()
-    assert (draft.delete_after, here) == (day, wizard.url(draft, "review"))
-    page = client.get(here + f"?until={(day + 30 * DAY).isoformat()}").text
+    assert (draft.delete_after, step_url) == (day, wizard.url(draft, "review"))
+    page = client.get(step_url + f"?until={(day + 30 * DAY).isoformat()}").text
     assert "Until it is deleted, at the end of" in page
-    amounts = [row["value"] for row in client.get(here + f"?until={(day + 30 * DAY).isoformat()}").context["estimates"]]
+    amounts = [
+        row["value"] for row in client.get(step_url + f"?until={(day + 30 * DAY).isoformat()}").context["estimates"]
+    ]
     assert amounts[2] == amounts[3]  # until then, plus a month
-    client.post(here, {"billing_cycle": "hourly", "shown_hourly_micro": 20_000_000})
+    client.post(step_url, {"billing_cycle": "hourly", "shown_hourly_micro": 20_000_000})
     assert Snapshot.objects.get().delete_after == day
     assert not BackupSchedule.objects.exists()

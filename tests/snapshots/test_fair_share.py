@@ -194,9 +194,9 @@ def start_worker(process_environment: dict[str, str]) -> Iterator[Callable[[], s
         process.wait()
 
 
-def wait_until(what: Callable[[], Any]) -> None:
+def wait_until(condition: Callable[[], Any]) -> None:
     give_up = timezone.now() + timedelta(seconds=60)
-    while not what():
+    while not condition():
         assert timezone.now() < give_up, list(Operation.objects.values("kind", "state", "attempt", "error"))
 
 

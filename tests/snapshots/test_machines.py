@@ -115,11 +115,11 @@ def test_the_empty_list_explains_machines(client: Client) -> None:
 def test_pages_follow_each_other_without_a_gap(client: Client, project: Project) -> None:
     for n in range(45):
         VirtualMachineFactory(project=project, name=f"vm-{n:02d}")
-    here, listed = LIST, []
-    while here:
-        response = client.get(here)
+    page_url, listed = LIST, []
+    while page_url:
+        response = client.get(page_url)
         listed += names(response, "vm")
-        here = response.context["pages"]["next_url"]
+        page_url = response.context["pages"]["next_url"]
 
     assert listed == [f"vm-{n:02d}" for n in range(45)]
 

@@ -316,9 +316,9 @@ def start_worker(process_environment: dict[str, str]) -> Iterator[Callable[..., 
             process.wait()
 
 
-def wait_for(operation: Operation, what: Callable[[Operation], bool]) -> None:
+def wait_for(operation: Operation, condition: Callable[[Operation], bool]) -> None:
     give_up = timezone.now() + timedelta(seconds=60)
-    while not what(operation):
+    while not condition(operation):
         assert timezone.now() < give_up, f"{operation.state}, attempt {operation.attempt}: {operation.error}"
         operation.refresh_from_db()
 

@@ -166,16 +166,16 @@ def test_the_wizard_takes_a_machine_through_the_same_steps(
     client_for: Any, vm: VirtualMachine, member: Membership
 ) -> None:
     client = client_for(member.user)
-    here = reverse("snapshots:new_vm")
+    step_url = reverse("snapshots:new_vm")
     answers = {"location": vm.location_id, "project": member.project_id, "vm": vm.pk, "name": "before the upgrade"}
     headings = ["Choose a Location", "Assign to a Project", "Choose an Instance", "Choose Snapshot Name"]
     for heading, (field, answer) in zip(headings, answers.items(), strict=True):
-        assert heading in client.get(here).text
-        here = client.post(here, {field: answer})["Location"]
-    page = client.get(here).text.replace("\N{NO-BREAK SPACE}", " ")
+        assert heading in client.get(step_url).text
+        step_url = client.post(step_url, {field: answer})["Location"]
+    page = client.get(step_url).text.replace("\N{NO-BREAK SPACE}", " ")
     for text in ("45 GB × K 1.0000 = K 45.00 an hour", "root (10 GB), data (30 GB), logs (5 GB)", "at one instant"):
         assert text in page, text
-    response = client.post(here, {"billing_cycle": "hourly", "shown_hourly_micro": 45_000_000})
+    response = client.post(step_url, {"billing_cycle": "hourly", "shown_hourly_micro": 45_000_000})
     snapshot = Snapshot.objects.get()
     assert response["Location"] == reverse("snapshots:snapshot", args=[snapshot.pk]) + "#heading"
     assert (snapshot.kind, snapshot.vm, snapshot.size_gb) == (Kind.VM, vm, 45)
@@ -186,11 +186,11 @@ def test_the_wizard_says_why_an_instance_cannot_be_chosen(
 ) -> None:
     empty = VirtualMachineFactory(project=member.project, location=vm.location, name="empty-01")
     client = client_for(member.user)
-    here = client.post(reverse("snapshots:new_vm"), {"location": vm.location_id})["Location"]
-    here = client.post(here, {"project": member.project_id})["Location"]
-    assert "none, so there is nothing to capture" in client.get(here).text
-    assert "has no volume" in client.post(here, {"vm": empty.pk}).text
-    assert "Choose an instance." in client.post(here, {}).text
+    step_url = client.post(reverse("snapshots:new_vm"), {"location": vm.location_id})["Location"]
+    step_url = client.post(step_url, {"project": member.project_id})["Location"]
+    assert "none, so there is nothing to capture" in client.get(step_url).text
+    assert "has no volume" in client.post(step_url, {"vm": empty.pk}).text
+    assert "Choose an instance." in client.post(step_url, {}).text
 
 
 def test_a_machine_larger_than_any_charge_is_refused_before_it_is_captured(vm: VirtualMachine) -> None:

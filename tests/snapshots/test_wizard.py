@@ -87,18 +87,18 @@ def test_the_whole_way_from_a_location_to_a_ready_snapshot(client: Client, membe
         "volume": volume.pk,
         "name": "  Before update ",
     }
-    here = reverse("snapshots:new")
+    step_url = reverse("snapshots:new")
     headings = ["Choose a Location", "Assign to a Project", "Choose Block Storage", "Choose Snapshot Name"]
     for heading, (field, answer) in zip(headings, answers.items(), strict=True):
-        assert heading in client.get(here).text
-        response = client.post(here, {field: answer})
+        assert heading in client.get(step_url).text
+        response = client.post(step_url, {field: answer})
         assert response.status_code == 302
-        here = response["Location"]
-    page = client.get(here).text.replace("\N{NO-BREAK SPACE}", " ")
+        step_url = response["Location"]
+    page = client.get(step_url).text.replace("\N{NO-BREAK SPACE}", " ")
     assert "Create Snapshot" in page and "Before update" in page
     for word in ("Hourly", "Fixed Prorata", "Price Summary", "K 20.00", "50 GB", "50 GB × K 0.4000 = K 20.00 an hour"):
         assert word in page, word
-    response = client.post(here, {"billing_cycle": "hourly", "shown_hourly_micro": 20_000_000})
+    response = client.post(step_url, {"billing_cycle": "hourly", "shown_hourly_micro": 20_000_000})
     snapshot = Snapshot.objects.get()
     assert response["Location"] == reverse("snapshots:snapshot", args=[snapshot.pk]) + "#heading"
     assert (snapshot.name, snapshot.state) == ("Before update", State.PENDING)

@@ -216,10 +216,10 @@ def test_active_automatic_backups_follow_the_locations_default_schedule(vm: Virt
         location=vm.location, interval="monthly", month_day=31, at=time(3), retention_count=6, user=admin, now=noon
     )
     assert count == 2
-    here, there = (BackupSchedule.objects.get(vm=machine) for machine in (vm, elsewhere))
-    assert (here.interval, here.month_day, here.retention_count) == ("monthly", 31, 6)
-    assert here.next_run_at == datetime(2026, 11, 29, 20, 30, tzinfo=UTC)
-    assert there.next_run_at == datetime(2026, 11, 30, 2, tzinfo=UTC)
+    vm_schedule, other_schedule = (BackupSchedule.objects.get(vm=machine) for machine in (vm, elsewhere))
+    assert (vm_schedule.interval, vm_schedule.month_day, vm_schedule.retention_count) == ("monthly", 31, 6)
+    assert vm_schedule.next_run_at == datetime(2026, 11, 29, 20, 30, tzinfo=UTC)
+    assert other_schedule.next_run_at == datetime(2026, 11, 30, 2, tzinfo=UTC)
 
 
 @pytest.mark.both_databases
@@ -340,17 +340,17 @@ def page_of(vm: VirtualMachine) -> str:
 
 
 def test_the_list_switches_once_the_price_is_confirmed(support: Client, vm: VirtualMachine) -> None:
-    here = f"{reverse(LIST)}?q=db"
-    page = support.get(here).text
+    list_url = f"{reverse(LIST)}?q=db"
+    page = support.get(list_url).text
     assert "K 23.75 / Hour" in page and "Switch on" in page
     url = reverse("admin:snapshots_switch", args=[vm.pk])
     assert url in page
-    page = support.post(f"{url}?back={here}", {"on": "1"}).text
+    page = support.post(f"{url}?back={list_url}", {"on": "1"}).text
     assert "K 23.75 / Hour" in page and "K 17,385.00" in page and "notified in the bell and by e-mail" in page
     assert not AutomaticBackupSwitch.objects.exists()
     confirmed = {"on": "1", "confirmed": "yes", f"shown_{vm.pk}": "23750000"}
-    response = support.post(f"{url}?back={here}", confirmed, follow=True)
-    assert response.redirect_chain[-1][0] == here
+    response = support.post(f"{url}?back={list_url}", confirmed, follow=True)
+    assert response.redirect_chain[-1][0] == list_url
     assert "Automatic backups of db-01 are on: 20 % of K 118.7500 = K 23.75 an hour, K 17,385.00" in response.text
     assert "Switch off" in response.text
     vm.refresh_from_db()

@@ -342,11 +342,11 @@ def test_the_runs_follow_each_other_page_by_page(client: Client, schedule: Backu
     start = timezone.now()
     slots = [start - timedelta(days=days) for days in range(45, 0, -1)]
     runs = [BackupRunFactory(schedule=schedule, missed=True, scheduled_at=slot) for slot in slots][::-1]
-    here, listed = url(schedule), []
-    while here:
-        response = client.get(here)
+    page_url, listed = url(schedule), []
+    while page_url:
+        response = client.get(page_url)
         listed += response.context["runs"]
-        here = response.context["pages"]["next_url"]
+        page_url = response.context["pages"]["next_url"]
 
     assert listed == runs
 

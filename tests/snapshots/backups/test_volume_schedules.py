@@ -353,19 +353,19 @@ def test_the_way_from_a_volume_to_its_first_scheduled_snapshot(
     page = client.get(reverse("snapshots:volume", args=[volume.pk])).text
     start = reverse("snapshots:schedule_snapshots", args=[volume.pk])
     assert start in page
-    here = client.post(start)["Location"]
+    step_url = client.post(start)["Location"]
     draft = Draft.objects.get()
-    assert here == wizard.url(draft, "schedule") and draft.is_scheduled
-    page = text_of(client.get(here).text)
+    assert step_url == wizard.url(draft, "schedule") and draft.is_scheduled
+    page = text_of(client.get(step_url).text)
     assert "Snapshot Schedule" in page and "Snapshots to keep" in page
     assert "2 snapshots cost K 8.00 an hour together" in page and "backup" not in page.split("Help")[0].lower()
     client.post(wizard.url(draft, "project"), {"project": archive.pk})
     answers = {"interval": "daily", "at": "03:30", "retention_count": "7", "take_one_now": "on"}
-    here = client.post(here, answers)["Location"]
-    page = text_of(client.get(here).text)
+    step_url = client.post(step_url, answers)["Location"]
+    page = text_of(client.get(step_url).text)
     for text in ("Schedule Snapshots", "Every day at 03:30", "7 snapshots", "Archive", "K 4.00 / Hour / 10 GB"):
         assert text in page, text
-    response = client.post(here, {"billing_cycle": "hourly", "shown_hourly_micro": 4_000_000})
+    response = client.post(step_url, {"billing_cycle": "hourly", "shown_hourly_micro": 4_000_000})
     schedule = BackupSchedule.objects.get()
     assert response["Location"] == reverse("snapshots:schedule", args=[schedule.pk]) + "#heading"
     assert (schedule.volume, schedule.project, schedule.retention_count) == (volume, archive, 7)
@@ -376,11 +376,11 @@ def test_the_way_from_a_volume_to_its_first_scheduled_snapshot(
 
 
 def test_the_wizard_begins_without_a_volume_and_says_what_is_wrong(client: Client, volume: Volume) -> None:
-    here = reverse("snapshots:new_schedule")
-    assert "Schedule volume snapshots" in client.get(here).text
+    step_url = reverse("snapshots:new_schedule")
+    assert "Schedule volume snapshots" in client.get(step_url).text
     for answer in ({"location": volume.location_id}, {"project": volume.project_id}, {"volume": volume.pk}):
-        here = client.post(here, answer)["Location"]
-    page = client.post(here, {"interval": "weekly", "at": "25:00", "retention_count": "0", "weekday": "2"}).text
+        step_url = client.post(step_url, answer)["Location"]
+    page = client.post(step_url, {"interval": "weekly", "at": "25:00", "retention_count": "0", "weekday": "2"}).text
     assert "Enter a time of day" in page and "checked" in page
     assert not BackupSchedule.objects.exists()
 

@@ -79,7 +79,7 @@ def text_of(page: str) -> str:
 def test_the_whole_way_from_a_location_to_the_first_backup(
     client: Client, member: Membership, vm: VirtualMachine
 ) -> None:
-    here = NEW
+    step_url = NEW
     answers: list[tuple[str, dict[str, Any]]] = [
         ("Choose a Location", {"location": vm.location_id}),
         ("Assign to a Project", {"project": member.project_id}),
@@ -90,11 +90,11 @@ def test_the_whole_way_from_a_location_to_the_first_backup(
         ),
     ]
     for heading, answer in answers:
-        assert heading in client.get(here).text
-        response = client.post(here, answer)
+        assert heading in client.get(step_url).text
+        response = client.post(step_url, answer)
         assert response.status_code == 302, response.text
-        here = response["Location"]
-    page = text_of(client.get(here).text)
+        step_url = response["Location"]
+    page = text_of(client.get(step_url).text)
     for text in (
         "Create Backup",
         "Every Sunday at 23:15, Asia/Yangon (UTC+06:30)",
@@ -109,7 +109,7 @@ def test_the_whole_way_from_a_location_to_the_first_backup(
     ):
         assert text in page, text
 
-    response = client.post(here, {"billing_cycle": "hourly", "shown_hourly_micro": 36_000_000})
+    response = client.post(step_url, {"billing_cycle": "hourly", "shown_hourly_micro": 36_000_000})
 
     schedule = BackupSchedule.objects.get()
     assert response["Location"] == reverse("snapshots:schedule", args=[schedule.pk]) + "#heading"
@@ -120,10 +120,10 @@ def test_the_whole_way_from_a_location_to_the_first_backup(
 
 
 def test_a_backup_started_from_its_machine_opens_the_schedule_step(client: Client, vm: VirtualMachine) -> None:
-    here = client.post(reverse("snapshots:back_up", args=[vm.pk]))["Location"]
+    step_url = client.post(reverse("snapshots:back_up", args=[vm.pk]))["Location"]
 
-    assert here == wizard.url(Draft.objects.get(), "schedule")
-    page = text_of(client.get(here).text)
+    assert step_url == wizard.url(Draft.objects.get(), "schedule")
+    page = text_of(client.get(step_url).text)
     assert "Backup Schedule" in page and "In Asia/Yangon (UTC+06:30)." in page
     # the default schedule already shows its next runs and its price
     assert "The next five runs" in page and "2 backups cost K 72.00 an hour together" in page

@@ -284,11 +284,11 @@ def test_a_client_that_stops_reading_loses_its_download(
 ) -> None:
     """It would occupy a thread and a reader forever, and after a minute its account could start two more."""
     monkeypatch.setattr(limits, "SEND_SECONDS", 0.1)
-    ours, theirs = socket.socketpair()
-    response = client.get(url("download_file", disk), {"path": "/big"}, **{"gunicorn.socket": ours})
-    with ours, theirs, pytest.raises(TimeoutError):
+    server_end, client_end = socket.socketpair()
+    response = client.get(url("download_file", disk), {"path": "/big"}, **{"gunicorn.socket": server_end})
+    with server_end, client_end, pytest.raises(TimeoutError):
         for piece in response:
-            ours.sendall(piece)  # as gunicorn does
+            server_end.sendall(piece)  # as gunicorn does
     end(response)
     assert children_left() == []
     assert response["X-Accel-Buffering"] == "no"

@@ -99,18 +99,18 @@ def test_the_whole_way_from_a_location_to_an_available_volume(
     client: Client, storage_root: Path, member: Membership, location: Location
 ) -> None:
     answers = {"location": location.pk, "project": member.project.pk, "size_gb": 50, "name": "  Uploads "}
-    here = reverse("snapshots:create_volume")
+    step_url = reverse("snapshots:create_volume")
     headings = ["Choose a Location", "Assign to a Project", "Choose a Size", "Choose Volume Name"]
     for heading, (field, answer) in zip(headings, answers.items(), strict=True):
-        assert heading in client.get(here).text
-        response = client.post(here, {field: answer})
+        assert heading in client.get(step_url).text
+        response = client.post(step_url, {field: answer})
         assert response.status_code == 302
-        here = response["Location"]
-    page = client.get(here).text.replace("\N{NO-BREAK SPACE}", " ")
+        step_url = response["Location"]
+    page = client.get(step_url).text.replace("\N{NO-BREAK SPACE}", " ")
     for text in ("Create Volume", "Uploads", "None: the volume is empty", "Hourly", "Fixed Prorata", "K 14,640.00"):
         assert text in page, text
     assert "50 GB × K 0.4000 = K 20.00 an hour" in page
-    response = client.post(here, {"billing_cycle": "hourly", "shown_hourly_micro": 20_000_000})
+    response = client.post(step_url, {"billing_cycle": "hourly", "shown_hourly_micro": 20_000_000})
     volume = Volume.objects.get()
     assert response["Location"] == reverse("snapshots:volume", args=[volume.pk]) + "#heading"
     assert (volume.name, volume.state, volume.project) == ("Uploads", Volume.State.CREATING, member.project)
