@@ -18,10 +18,10 @@ from cng_portal.inventory.models import Location
 
 from .block_storage import NOTICE, count_uncharged
 from .models import (
+    CANNOT_REACTIVATE,
     LOWER_ONLY,
     MAX_AMOUNT_MICRO,
     MAX_RATE_MICRO,
-    NOT_AGAIN,
     ONLY_FIXED_PRORATA,
     ONLY_HOURLY,
     ONLY_PACKAGE_KINDS,
@@ -203,7 +203,7 @@ class PackageForm(forms.ModelForm):
         is_block_storage = self.instance.pk and self.instance.kind == ServiceKind.BLOCK_STORAGE
         if is_block_storage and active and not self.initial["active"]:
             if self.instance.versions.filter(starts_at__lte=Now()).exists():
-                raise forms.ValidationError(NOT_AGAIN)
+                raise forms.ValidationError(CANNOT_REACTIVATE)
         # A month may have been closed by a clock that was ahead.
         planned = self.instance.versions.filter(starts_at__gt=Now()) if self.instance.pk and not active else []
         if planned and InvoiceLine.objects.filter(price_version__in=planned).exists():

@@ -43,7 +43,7 @@ ONE_PACKAGE = _(
 )
 
 
-NOT_AGAIN = _(
+CANNOT_REACTIVATE = _(
     "A Block Storage package that was deactivated stays so: volumes would be charged without notice. Add another."
 )
 

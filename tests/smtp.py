@@ -58,7 +58,7 @@ class Handler(socketserver.StreamRequestHandler):
         self.server.received.append(message)
         if self.server.after_message:
             self.server.after_message()
-        self.server.has_taken.set()
+        self.server.has_received.set()
         self.reply(self.server.answers.get("DATA", "250 OK"))
 
     def reply(self, text: str) -> None:
@@ -78,7 +78,7 @@ class SMTPServer(socketserver.ThreadingTCPServer):
         self.answers: dict[str, str] = {}
         self.received: list[EmailMessage] = []
         self.connections = 0
-        self.closing, self.is_silent, self.has_taken = Event(), Event(), Event()
+        self.closing, self.is_silent, self.has_received = Event(), Event(), Event()
         self.after_message: Callable[[], None] | None = None
 
     def process_request(self, request: object, client_address: object) -> None:

@@ -37,7 +37,7 @@ def race(client_for: Callable[..., Client]) -> Callable[..., Counter]:
             response = client.post(address, answers)
             if response.status_code == 302:
                 return "saved"
-            return "told" if sentence in response.text else f"{response.status_code}: {response.text}"
+            return "refused" if sentence in response.text else f"{response.status_code}: {response.text}"
 
         def run(action: Callable[[], Any]) -> str:
             try:
@@ -61,8 +61,8 @@ def formset(**rows: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_user_is_added_once(race: Callable[..., Counter]) -> None:
     answers = {"email": "mya@example.com", "password1": PASSWORD, "password2": PASSWORD}
-    ends = race(reverse("admin:accounts_user_add"), answers, "This e-mail is already in use.")
-    assert ends == {"saved": 1, "told": TAKERS - 1}
+    outcomes = race(reverse("admin:accounts_user_add"), answers, "This e-mail is already in use.")
+    assert outcomes == {"saved": 1, "refused": TAKERS - 1}
     assert User.objects.filter(email="mya@example.com").count() == 1
 
 
@@ -74,19 +74,21 @@ def test_an_address_is_taken_once_by_an_invited_person_or_an_administrator(race:
             roles.sign_up(invitation=invitation, name="Mya", password=PASSWORD, at=invitation.created_at)
         except roles.ActionRefused as refusal:
             assert "already exists" in str(refusal)
-            return "told"
+            return "refused"
         return "saved"
 
     answers = {"email": "mya@example.com", "password1": PASSWORD, "password2": PASSWORD}
-    ends = race(reverse("admin:accounts_user_add"), answers, "This e-mail is already in use.", sign_up)
-    assert ends == {"saved": 1, "told": TAKERS}
+    outcomes = race(reverse("admin:accounts_user_add"), answers, "This e-mail is already in use.", sign_up)
+    assert outcomes == {"saved": 1, "refused": TAKERS}
 
 
 def test_a_customer_number_is_given_once(race: Callable[..., Counter]) -> None:
     answers = {"name": "Shwe", "number": 77, "billing_type": "prepaid", "currency": "MMK", "time_zone": "Asia/Yangon"}
     answers |= QUOTAS | {"owner": UserFactory().pk}
-    ends = race(reverse("admin:accounts_customer_add"), answers, "Customer with this Customer number already exists.")
-    assert ends == {"saved": 1, "told": TAKERS - 1}
+    outcomes = race(
+        reverse("admin:accounts_customer_add"), answers, "Customer with this Customer number already exists."
+    )
+    assert outcomes == {"saved": 1, "refused": TAKERS - 1}
 
 
 def test_free_customer_numbers_are_given_without_a_clash(race: Callable[..., Counter]) -> None:
@@ -104,13 +106,13 @@ def test_a_project_is_added_once_by_a_customer_or_an_administrator(race: Callabl
             projects.create_project(name="Shop", by=owner)
         except Exception as error:
             assert "already has a project with this name" in str(error)
-            return "told"
+            return "refused"
         return "saved"
 
     answers = {"customer": owner.customer_id, "name": "Shop"} | QUOTAS | formset()
     sentence = "The customer already has a project of this name."
-    ends = race(reverse("admin:accounts_project_add"), answers, sentence, create)
-    assert ends == {"saved": 1, "told": TAKERS}
+    outcomes = race(reverse("admin:accounts_project_add"), answers, sentence, create)
+    assert outcomes == {"saved": 1, "refused": TAKERS}
     assert Project.objects.filter(name="Shop").count() == 1
 
 
@@ -129,8 +131,8 @@ def test_a_member_is_added_once_by_an_invitation_or_an_administrator(race: Calla
         {"name": project.name} | QUOTAS | formset(**{f"memberships-{name}": value for name, value in rows.items()})
     )
     sentence = "This user is already a member of the project."
-    ends = race(reverse("admin:accounts_project_change", args=[project.pk]), answers, sentence, accept)
-    assert ends["accepted"] == 1 and ends["saved"] + ends["told"] == TAKERS and ends["saved"] <= 1
+    outcomes = race(reverse("admin:accounts_project_change", args=[project.pk]), answers, sentence, accept)
+    assert outcomes["accepted"] == 1 and outcomes["saved"] + outcomes["refused"] == TAKERS and outcomes["saved"] <= 1
     assert Membership.objects.filter(project=project, user=user).count() == 1
 
 
@@ -180,5 +182,5 @@ def test_of_two_concurrent_deactivations_of_owners_one_is_refused(
 def test_unique_rows_are_added_once(
     race: Callable[..., Counter], client_for: Callable[..., Client], model: Any, answers: dict[str, Any], sentence: str
 ) -> None:
-    ends = race(reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_add"), answers, sentence)
-    assert ends == {"saved": 1, "told": TAKERS - 1}
+    outcomes = race(reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_add"), answers, sentence)
+    assert outcomes == {"saved": 1, "refused": TAKERS - 1}

@@ -41,7 +41,7 @@ def location() -> Location:
     return location
 
 
-def request_one(member: Membership, location: Location, name: str = "data") -> Volume:
+def request_new(member: Membership, location: Location, name: str = "data") -> Volume:
     return volumes.request_volume(project=member.project, location=location, size_gb=1, name=name, user=member.user)
 
 
@@ -55,7 +55,7 @@ def test_a_creation_survives_the_death_of_its_worker_at_every_step(
     storage_root: Path, member: Membership, location: Location
 ) -> None:
     expected = set()
-    for operation, _killed in deaths(lambda number: request_one(member, location).operations.get()):
+    for operation, _killed in deaths(lambda number: request_new(member, location).operations.get()):
         volume = Volume.objects.get(pk=operation.volume_id)
         assert (volume.state, operation.state) == (Volume.State.AVAILABLE, Operation.State.SUCCEEDED)
         [segment] = charges(volume)
@@ -67,7 +67,7 @@ def test_a_creation_survives_the_death_of_its_worker_at_every_step(
 def test_a_growth_survives_the_death_of_its_worker_at_every_step(
     storage_root: Path, member: Membership, location: Location
 ) -> None:
-    volume = request_one(member, location)
+    volume = request_new(member, location)
     let_the_next_worker_do_it()
     image = storage_root / location.pk / "volumes" / f"{volume.pk}.img"
     with open(image, "r+b") as file:
@@ -89,7 +89,7 @@ def test_a_deletion_survives_the_death_of_its_worker_at_every_step(
     storage_root: Path, member: Membership, location: Location
 ) -> None:
     def ask(number: int) -> Operation:
-        volume = request_one(member, location)
+        volume = request_new(member, location)
         let_the_next_worker_do_it()
         volumes.request_volume_deletion(volume=volume, user=member.user, confirmation="data")
         return volume.operations.get(kind=Operation.Kind.DELETE_VOLUME)
@@ -119,7 +119,7 @@ def kill_all_workers_of(operation: Operation, kill_at: int, attempts: int) -> No
 def test_a_creation_whose_workers_all_die_fails_and_leaves_nothing(
     storage_root: Path, member: Membership, location: Location, settings: Any, kill_at: int
 ) -> None:
-    volume = request_one(member, location)
+    volume = request_new(member, location)
     operation = volume.operations.get()
     kill_all_workers_of(operation, kill_at, settings.OPERATION_MAX_ATTEMPTS)
     volume.refresh_from_db()
@@ -137,7 +137,7 @@ def test_a_creation_whose_workers_all_die_fails_and_leaves_nothing(
 def test_a_growth_whose_workers_all_die_has_the_size_of_the_disk(
     storage_root: Path, member: Membership, location: Location, settings: Any, kill_at: int
 ) -> None:
-    volume = request_one(member, location)
+    volume = request_new(member, location)
     let_the_next_worker_do_it()
     operation = volumes.request_extension(volume=volume, user=member.user, size_gb=3)
     kill_all_workers_of(operation, kill_at, settings.OPERATION_MAX_ATTEMPTS)

@@ -61,18 +61,18 @@ def location() -> Location:
 
 
 @pytest.fixture
-def request_one(member: Membership, location: Location) -> Callable[..., Volume]:
-    def request_one(**changes: Any) -> Volume:
+def request_new(member: Membership, location: Location) -> Callable[..., Volume]:
+    def request_new(**changes: Any) -> Volume:
         answers = {"project": member.project, "location": location, "size_gb": 2, "name": "data", "user": member.user}
         return volumes.request_volume(**answers | changes)
 
-    return request_one
+    return request_new
 
 
 @pytest.fixture
-def volume(storage_root: Path, request_one: Callable[..., Volume]) -> Volume:
+def volume(storage_root: Path, request_new: Callable[..., Volume]) -> Volume:
     """An available volume of 2 GB."""
-    volume = request_one()
+    volume = request_new()
     run_active_operations()
     volume.refresh_from_db()
     return volume
@@ -96,9 +96,9 @@ def charged(volume: Volume) -> list[tuple[Any, ...]]:
 
 
 def test_a_volume_is_created_empty_and_charged_once_it_is_available(
-    storage_root: Path, request_one: Callable[..., Volume], member: Membership
+    storage_root: Path, request_new: Callable[..., Volume], member: Membership
 ) -> None:
-    volume = request_one(name="  data   one ", shown_hourly_micro=2 * HOURLY)
+    volume = request_new(name="  data   one ", shown_hourly_micro=2 * HOURLY)
     assert (volume.state, volume.name, volume.available_at) == (Volume.State.CREATING, "data one", None)
     assert checks.reserved_micro(member.project.customer, at=timezone.now()) == 2 * HOURLY
     assert not UsageSegment.objects.exists()
@@ -117,10 +117,10 @@ def test_a_volume_is_created_empty_and_charged_once_it_is_available(
     ]
 
 
-def test_the_same_draft_creates_one_volume(request_one: Callable[..., Volume], member: Membership) -> None:
+def test_the_same_draft_creates_one_volume(request_new: Callable[..., Volume], member: Membership) -> None:
     draft = DraftFactory(customer=member.project.customer, created_by=member.user)
-    first = request_one(draft=draft)
-    assert request_one(draft=draft) == first and Volume.objects.count() == 1
+    first = request_new(draft=draft)
+    assert request_new(draft=draft) == first and Volume.objects.count() == 1
     assert Draft.objects.get().created_volume == first
 
 
@@ -135,61 +135,61 @@ def test_the_same_draft_creates_one_volume(request_one: Callable[..., Volume], m
     ],
 )
 def test_a_wrong_answer_is_refused_with_a_reason_and_nothing_is_written(
-    request_one: Callable[..., Volume], changes: dict[str, Any], error: type[Exception], sentence: str
+    request_new: Callable[..., Volume], changes: dict[str, Any], error: type[Exception], sentence: str
 ) -> None:
     with pytest.raises(error, match=sentence):
-        request_one(**changes)
+        request_new(**changes)
     assert not Volume.objects.exists() and not Operation.objects.exists()
     assert not Activity.objects.filter(target_kind="volume").exists()
 
 
 def test_a_closed_location_a_full_quota_and_a_full_storage_refuse_a_new_volume(
-    request_one: Callable[..., Volume], member: Membership, location: Location, monkeypatch: pytest.MonkeyPatch
+    request_new: Callable[..., Volume], member: Membership, location: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Customer.objects.update(volume_gb_quota=1)
     with pytest.raises(QuotaExceeded, match="0 of 1 GB"):
-        request_one()
+        request_new()
     Location.objects.update(active=False)
     with pytest.raises(SourceUnavailable, match="closed for new volumes"):
-        request_one()
+        request_new()
     monkeypatch.setattr(LocalDriver, "free_bytes", lambda self: 0)
     with pytest.raises(OutOfSpace, match="too full"):
-        request_one()
+        request_new()
 
 
-def test_viewers_and_strangers_create_nothing(request_one: Callable[..., Volume], member: Membership) -> None:
+def test_viewers_and_strangers_create_nothing(request_new: Callable[..., Volume], member: Membership) -> None:
     viewer = MembershipFactory(project=member.project, role=Role.VIEWER).user
     for user in viewer, UserFactory(member_of=ProjectFactory()):
         with pytest.raises(PermissionDenied):
-            request_one(user=user)
+            request_new(user=user)
 
 
 def test_prepaid_credits_must_cover_the_first_hour_where_block_storage_is_sold(
-    request_one: Callable[..., Volume], location: Location
+    request_new: Callable[..., Volume], location: Location
 ) -> None:
     prepaid = MembershipFactory()
     with pytest.raises(InsufficientCredit, match="K 0.80"):
-        request_one(project=prepaid.project, user=prepaid.user)
+        request_new(project=prepaid.project, user=prepaid.user)
     elsewhere = LocationFactory()
-    volume = request_one(project=prepaid.project, user=prepaid.user, location=elsewhere)
+    volume = request_new(project=prepaid.project, user=prepaid.user, location=elsewhere)
     run_active_operations()
     volume.refresh_from_db()
     assert volume.state == Volume.State.AVAILABLE and charged(volume) == []
 
 
-def test_two_requests_at_once_share_one_quota(request_one: Callable[..., Volume]) -> None:
+def test_two_requests_at_once_share_one_quota(request_new: Callable[..., Volume]) -> None:
     Customer.objects.update(volume_quota=2)
-    outcomes = all_at_once(lambda number: request_one())
+    outcomes = all_at_once(lambda number: request_new())
     assert outcomes == {"done": 2, "QuotaExceeded": TAKERS - 2} and Volume.objects.count() == 2
 
 
 def test_a_failed_creation_is_hidden_not_charged_and_can_be_retried(
     storage_root: Path,
-    request_one: Callable[..., Volume],
+    request_new: Callable[..., Volume],
     member: Membership,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    volume = request_one()
+    volume = request_new()
     with monkeypatch.context() as patch:
         patch.setattr(LocalDriver, "create_volume", fail_with(NoSpace("The storage is full.")))
         run_active_operations()
@@ -215,9 +215,9 @@ def test_a_failed_creation_is_hidden_not_charged_and_can_be_retried(
 
 
 def test_a_cancelled_creation_leaves_nothing(
-    storage_root: Path, request_one: Callable[..., Volume], member: Membership
+    storage_root: Path, request_new: Callable[..., Volume], member: Membership
 ) -> None:
-    volume = request_one()
+    volume = request_new()
     operation = volume.operations.get()
     running = claim(operation.pk)
     assert running
