@@ -23,6 +23,7 @@ urlpatterns = [
     path("projects/new/", projects.new, name="new_project"),
     path("projects/<uuid:project_id>/", projects.project, name="project"),
     path("projects/<uuid:project_id>/rename/", projects.rename, name="rename_project"),
+    path("projects/<uuid:project_id>/files/", projects.share, name="share_files"),
     path("projects/<uuid:project_id>/archive/", projects.archive, name="archive_project"),
     path("projects/<uuid:project_id>/unarchive/", projects.unarchive, name="unarchive_project"),
     path("components/", components, name="components"),

@@ -18,8 +18,6 @@ register(
         "snapshot.damaged": _("Snapshot found damaged"),
         "snapshot.sound": _("Snapshot no longer damaged"),
         "snapshot.cancel": _("Operation cancelled"),
-        "snapshot.download_file": _("File downloaded"),
-        "snapshot.download_folder": _("Folder downloaded"),
         "snapshot.clean_up": _("Cleanup of orphaned files requested"),
         "volume.create_volume": _("Volume requested"),
         "volume.extend_volume": _("Growth of a volume requested"),
@@ -57,4 +55,8 @@ register(
         "backup.missed": _("Scheduled run missed"),
         "backup.failed": _("Scheduled run failed"),
     }
+)
+register(
+    {"snapshot.download_file": _("File downloaded"), "snapshot.download_folder": _("Folder downloaded")},
+    about_files=True,
 )

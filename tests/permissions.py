@@ -180,6 +180,7 @@ TABLE: dict[str, list[Row]] = {
         Row("project", "View a project and its members", SEE),
         Row("new_project", "Create a project", CHANGE_OWN | {MEMBER: FORBIDDEN}, BOTH),
         Row("rename_project", "Rename a project", OWN, BOTH),
+        Row("share_files", "Let viewers of a project read files", OWN, "POST"),
         Row("archive_project", "Archive an empty project", OWN, BOTH),
         Row("unarchive_project", "Unarchive a project", OWN, "POST"),
         Row("accounts:invite", "Invite a user", OWN, BOTH),

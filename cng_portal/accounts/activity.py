@@ -23,6 +23,7 @@ register(
         "project.create": _("Project created"),
         "project.rename": _("Project renamed"),
         "project.archive": _("Project archived"),
+        "project.share_files": _("Viewers' access to files changed"),
         "project.unarchive": _("Project unarchived"),
         "role.change": _("Role changed"),
         "role.remove": _("Removed from a project"),

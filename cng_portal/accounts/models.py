@@ -151,6 +151,7 @@ class ProjectRole(NamedTuple):
     role: str
     archived_at: datetime | None
     currency: str
+    files_shared_at: datetime | None
 
 
 class User(AbstractBaseUser, PermissionsMixin):
@@ -219,7 +220,12 @@ class User(AbstractBaseUser, PermissionsMixin):
     def project_roles(self) -> list[ProjectRole]:
         """The projects that the user sees, archived ones too; one query for the life of the instance."""
         rows = self.memberships.values_list(
-            "project_id", "project__customer_id", "role", "project__archived_at", "project__customer__currency"
+            "project_id",
+            "project__customer_id",
+            "role",
+            "project__archived_at",
+            "project__customer__currency",
+            "project__files_shared_at",
         )
         return [ProjectRole(*row) for row in rows]
 
@@ -252,6 +258,18 @@ class User(AbstractBaseUser, PermissionsMixin):
     def can_change(self, project_id: uuid.UUID) -> bool:
         return project_id in self.changeable_project_ids
 
+    @property
+    def readable_project_ids(self) -> list[uuid.UUID]:
+        """The projects in whose snapshots the user can read files: as a viewer only where an owner allows it."""
+        return [
+            project.id
+            for project in self.project_roles
+            if project.archived_at is None and (project.role in ROLES_THAT_CHANGE or project.files_shared_at)
+        ]
+
+    def can_read_files(self, project_id: uuid.UUID) -> bool:
+        return project_id in self.readable_project_ids
+
 
 class ProjectQuerySet(models.QuerySet["Project"]):
     def visible_to(self, user: User) -> "ProjectQuerySet":
@@ -273,6 +291,13 @@ class Project(QuotaModel):
     name = NameField(_("name"))
     created_at = models.DateTimeField(_("created"), default=timezone.now, editable=False)
     archived_at = models.DateTimeField(_("archived"), null=True, blank=True, editable=False)
+    files_shared_at = models.DateTimeField(
+        _("files shared"),
+        null=True,
+        blank=True,
+        editable=False,
+        help_text=_("Since when viewers can read the files in snapshots. Empty: they can't."),
+    )
     members = models.ManyToManyField(User, through="Membership", related_name="projects")
 
     objects = ProjectQuerySet.as_manager()

@@ -4,6 +4,8 @@ Each function checks, writes and records the action in one transaction that hold
 ValidationError, with a sentence for the user, where the name can't be used.
 """
 
+from datetime import datetime
+
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.db import transaction
 from django.utils.translation import gettext as _
@@ -60,3 +62,16 @@ def rename_project(*, project: Project, name: str, by: User) -> None:
     activity.record(
         action="project.rename", actor=by, target=project, before={"name": old}, after={"name": project.name}
     )
+
+
+@transaction.atomic
+def share_files(*, project: Project, is_shared: bool, by: User, at: datetime) -> None:
+    """Let viewers read the files in the project's snapshots, or no longer. Raises PermissionDenied unless `by` owns it.
+
+    A second call with the same choice changes nothing.
+    """
+    lock_customer(project.customer_id)
+    require_owner(User.objects.get(pk=by.pk), project)
+    others = Project.objects.filter(pk=project.pk, files_shared_at__isnull=is_shared)
+    if others.update(files_shared_at=at if is_shared else None):
+        activity.record(action="project.share_files", actor=by, target=project, after={"viewers_read_files": is_shared})

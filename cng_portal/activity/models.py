@@ -7,7 +7,7 @@ from django.db.models import Q
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from .registry import get_label
+from .registry import ABOUT_FILES, get_label
 
 SYSTEM = _("The portal")
 
@@ -94,6 +94,12 @@ class Activity(models.Model):
         return [
             (name.replace("_", " "), to_text(self.before.get(name)), to_text(self.after.get(name))) for name in names
         ]
+
+    def changes_for(self, user: Any) -> list[tuple[str, str, str]]:
+        """Return `changes` without what names files that the user may not read."""
+        if self.action in ABOUT_FILES and self.actor_id != user.pk and not user.can_read_files(self.project_id):
+            return []
+        return self.changes
 
 
 def to_text(value: Any) -> str:

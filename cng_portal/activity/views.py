@@ -30,12 +30,12 @@ def activity_log(request: HttpRequest, as_csv: bool = False) -> HttpResponse | S
         return render(request, "partials/filter_panel.html", {"form": form})
     entries = filter_entries(Activity.objects.visible_to(request.user), form.chosen).select_related("project")
     if as_csv:
-        return export_csv(entries.order_by("-at", "-id"))
+        return export_csv(entries.order_by("-at", "-id"), request.user)
     page = page_of(entries, NEWEST, request.GET, size=PAGE_SIZE, counted=False)
     context = {
         "form": form,
         "page": page,
-        "rows": page.rows,
+        "rows": [(entry, entry.changes_for(request.user)) for entry in page.rows],
         "query": urlencode(form.chosen),
         **page.urls(request.path, form.chosen),
         "days": settings.ACTIVITY_KEPT_DAYS,
@@ -59,7 +59,7 @@ def filter_entries(entries: QuerySet[Activity], chosen: dict[str, Any]) -> Query
     return entries
 
 
-def export_csv(entries: QuerySet[Activity]) -> StreamingHttpResponse:
+def export_csv(entries: QuerySet[Activity], user: Any) -> StreamingHttpResponse:
     zone = timezone.get_current_timezone()  # read here, because the rows are written after the request
 
     def rows() -> Iterator[list[object]]:
@@ -73,7 +73,7 @@ def export_csv(entries: QuerySet[Activity]) -> StreamingHttpResponse:
                 entry.target_id,
                 str(entry.project or ""),
                 entry.address or "",
-                "; ".join(f"{name}: {before} → {after}" for name, before, after in entry.changes),
+                "; ".join(f"{name}: {before} → {after}" for name, before, after in entry.changes_for(user)),
             ]
 
     return csv_response("activity", COLUMNS, rows())

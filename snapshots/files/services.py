@@ -139,8 +139,8 @@ class Listing:
 
 
 def require_reader(user: User, snapshot: Snapshot) -> None:
-    """Raise PermissionDenied for viewers, who see that a snapshot exists but not what is in it."""
-    if not user.can_change(snapshot.project_id):
+    """Raise PermissionDenied for viewers, who see a snapshot but not what is in it, unless an owner shared the files."""
+    if not user.can_read_files(snapshot.project_id):
         raise PermissionDenied(
             _(
                 "You can see this snapshot, but your role “Viewer” does not allow reading the files in it. Ask an owner of "
@@ -320,7 +320,7 @@ def is_still_readable(snapshot_id: UUID, user_id: Any) -> bool:
     if not user:
         return False
     snapshot = Snapshot.objects.visible_to(user).filter(pk=snapshot_id, state=State.READY, missing_since=None).first()
-    return snapshot is not None and user.can_change(snapshot.project_id)
+    return snapshot is not None and user.can_read_files(snapshot.project_id)
 
 
 def start_download(

@@ -65,7 +65,7 @@ class History:
 def readable_disks(disk: DiskImage, user: User) -> QuerySet[DiskImage]:
     """Return the disks of Ready snapshots of the same volume whose files the user may read, the newest first."""
     snapshots = Snapshot.objects.visible_to(user).filter(
-        state=State.READY, missing_since=None, project__in=user.changeable_project_ids
+        state=State.READY, missing_since=None, project__in=user.readable_project_ids
     )
     disks = DiskImage.objects.filter(volume=disk.volume_id, snapshot__in=snapshots)
     return disks.select_related("volume", "snapshot__location").order_by("-snapshot__ready_at", "-snapshot")

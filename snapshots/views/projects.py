@@ -19,7 +19,7 @@ from billing.summary import spend_by_project
 from cng_portal.accounts import roles
 from cng_portal.accounts.forms import ProjectForm
 from cng_portal.accounts.models import Membership, Project, Role, User
-from cng_portal.accounts.projects import create_project, rename_project, require_customer_owner
+from cng_portal.accounts.projects import create_project, rename_project, require_customer_owner, share_files
 from cng_portal.accounts.submissions import submit_once
 from cng_portal.common.money import format_amount
 from cng_portal.inventory.models import VirtualMachine
@@ -161,6 +161,22 @@ def rename(request: HttpRequest, project_id: UUID) -> HttpResponse:
         messages.success(request, _("The project was renamed."))
         return redirect("project", project.pk)
     return render(request, "projects/form.html", {"form": form, "project": project})
+
+
+@require_POST
+def share(request: HttpRequest, project_id: UUID) -> HttpResponse:
+    """Let viewers read files, or no longer: `is_shared` is "yes" or "no"."""
+    project = get_own_project(request.user, project_id)
+    choice = request.POST.get("is_shared")
+    if choice not in ("yes", "no"):
+        messages.error(request, _("Choose whether viewers can read files."))
+        return redirect("project", project.pk)
+    share_files(project=project, is_shared=choice == "yes", by=request.user, at=timezone.now())
+    if choice == "yes":
+        messages.success(request, _("Viewers of this project can now read the files in its snapshots."))
+    else:
+        messages.success(request, _("Viewers of this project can no longer read files."))
+    return redirect("project", project.pk)
 
 
 @require_http_methods(["GET", "POST"])

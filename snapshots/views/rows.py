@@ -156,10 +156,15 @@ class Action:
 
 
 def actions_for(snapshot: Snapshot, user: User) -> list[Action]:
-    """List what the user can do with the snapshot now. Nothing for viewers."""
-    if not is_changeable(snapshot, user):
-        return []
+    """List what the user can do with the snapshot now. For viewers, at most reading its files."""
     ready = snapshot.state == State.READY and snapshot.missing_since is None
+    if not is_changeable(snapshot, user):
+        can_read = ready and user.can_read_files(snapshot.project_id)
+        return (
+            [Action("files", _("Files"), reverse("snapshots:files", args=[snapshot.pk]), "list-bullet")]
+            if can_read
+            else []
+        )
     can_be_pinned = snapshot.kind == Kind.BACKUP or snapshot.is_scheduled
     is_writable = snapshot.source.deleted_at is None and user.can_change(snapshot.source.project_id)
     can_restore = ready and is_writable and not irreversible_reasons([snapshot])
