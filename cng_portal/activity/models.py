@@ -28,6 +28,8 @@ class Activity(models.Model):
     that an entry stays true when the user or the object is renamed or deleted. Without an actor, the portal itself acted.
     """
 
+    shown_changes: list[tuple[str, str, str]]  # `changes_for` the reader of the log, set by its view
+
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     at = models.DateTimeField(_("time"), default=timezone.now, editable=False)
     actor = models.ForeignKey(

@@ -32,10 +32,12 @@ def activity_log(request: HttpRequest, as_csv: bool = False) -> HttpResponse | S
     if as_csv:
         return export_csv(entries.order_by("-at", "-id"), request.user)
     page = page_of(entries, NEWEST, request.GET, size=PAGE_SIZE, counted=False)
+    for entry in page.rows:
+        entry.shown_changes = entry.changes_for(request.user)
     context = {
         "form": form,
         "page": page,
-        "rows": [(entry, entry.changes_for(request.user)) for entry in page.rows],
+        "rows": page.rows,
         "query": urlencode(form.chosen),
         **page.urls(request.path, form.chosen),
         "days": settings.ACTIVITY_KEPT_DAYS,
