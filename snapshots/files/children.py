@@ -80,8 +80,9 @@ class Child:
             raise ReaderFailed("missing")
         try:
             self.process = subprocess.Popen(
-                # -I: nothing from the environment or the current folder; -S: no .pth files
-                [sys.executable, "-I", "-S", "-B", "-c", START, *libraries, str(settings.BASE_DIR)],
+                # -I: nothing from the environment or the current folder; -S: no .pth files. Without -B: compiling the reader
+                # would take longer than listing a folder.
+                [sys.executable, "-I", "-S", "-c", START, *libraries, str(settings.BASE_DIR)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

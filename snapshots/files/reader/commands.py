@@ -7,7 +7,6 @@ from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from . import archive
 from .catalogue import read_catalogue
 from .disk import find_parts, open_part
 from .entries import FILE, FOLDER, UNREADABLE, Entry, FileSystem
@@ -134,6 +133,8 @@ def read_folder(image: int, size: int, request: dict[str, Any]) -> Answers:
     system, folder = _find(image, size, request)
     if folder.kind != FOLDER:
         raise Missing
+    from . import archive  # imported by main.py, only where it is needed
+
     try:
         plan = archive.plan(system, folder, max_bytes=size)
     except archive.TooLarge as error:

@@ -1,7 +1,7 @@
 """The parts of a disk: what its partition table and LVM divide it into, and which of them can be read."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .entries import Damaged, FileSystem
 from .lvm import NotReadable, find_logical_volumes
@@ -14,8 +14,7 @@ MAX_PARTS = 256
 NONSENSE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """`kind` is one of signatures.py, or a reason of `NotReadable`, or "damaged"."""
 
     name: bytes

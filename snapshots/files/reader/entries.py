@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 FOLDER, FILE, LINK, OTHER, UNREADABLE = "d", "f", "l", "o", "u"
 
@@ -11,8 +11,7 @@ class Damaged(Exception):
     """The file system's own description can't be followed here."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """`name` is raw bytes. `kind` is one of the above; OTHER is a device, pipe or socket."""
 
     name: bytes

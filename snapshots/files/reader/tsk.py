@@ -1,7 +1,6 @@
 """ext2, ext3, ext4, NTFS, FAT and exFAT by The Sleuth Kit."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytsk3
@@ -96,7 +95,7 @@ class TSKFileSystem(FileSystem):
         if self.kind != EXT or entry.kind != LINK or entry.size < INLINE_LINK:
             return entry
         try:  # The Sleuth Kit doesn't follow the extents of a link
-            return replace(entry, target=self.read(entry.id, 0, min(entry.size, MAX_LINK)))
+            return entry._replace(target=self.read(entry.id, 0, min(entry.size, MAX_LINK)))
         except (Damaged, OSError):
             return Entry(name, entry.id, UNREADABLE)
 

@@ -1,7 +1,6 @@
 """Paths in a file system: finding one, and walking everything below one. Links are never followed."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from time import monotonic
 
 from .entries import FOLDER, UNREADABLE, Damaged, Entry, FileSystem
@@ -36,7 +35,6 @@ def find(system: FileSystem, path: Sequence[bytes], number: int | None = None) -
     return entry
 
 
-@dataclass
 class Walk:
     """Everything below a folder, in no order: (path below it, entry), folders before their content.
 
@@ -44,12 +42,8 @@ class Walk:
     paths of the folders that weren't listed, or not completely, and `is_complete` is False if a limit ended the walk.
     """
 
-    system: FileSystem
-    folder: Entry
-    max_entries: int
-    seconds: float
-
-    def __post_init__(self) -> None:
+    def __init__(self, system: FileSystem, folder: Entry, *, max_entries: int, seconds: float) -> None:
+        self.system, self.folder, self.max_entries, self.seconds = system, folder, max_entries, seconds
         self.unread: list[tuple[bytes, ...]] = []
         self.is_complete = True
 

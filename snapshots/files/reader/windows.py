@@ -1,20 +1,14 @@
 """A partition or logical volume as a file: pieces of the image, one after the other."""
 
 import os
-from dataclasses import dataclass, field
 
 
-@dataclass
 class Window:
     """Bytes of the image at `pieces`, [(start in the image, size)]. Never reads outside of them."""
 
-    image: int
-    pieces: list[tuple[int, int]]
-    position: int = field(default=0, init=False)
-    size: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.size = sum(size for _start, size in self.pieces)
+    def __init__(self, image: int, pieces: list[tuple[int, int]]) -> None:
+        self.image, self.pieces, self.position = image, pieces, 0
+        self.size = sum(size for _start, size in pieces)
 
     def read_at(self, offset: int, size: int) -> bytes:
         """Return up to `size` bytes: fewer at the end."""
