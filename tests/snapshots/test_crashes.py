@@ -78,8 +78,8 @@ class Steps:
         connection._commit = count_and_commit
 
 
-def work_and_die(operation: Operation, kill_at: int) -> bool:
-    """Run the operation in a process that dies at its n-th step. Returns True if it survived."""
+def survives(work: Callable[[Steps], None], kill_at: int) -> bool:
+    """Work in a process that dies at its n-th step, a change of the database or what `work` counts besides."""
     connections.close_all()
     if connection.vendor == "postgresql":
         connection.close_pool()  # its sockets must not be shared with the child
@@ -90,9 +90,8 @@ def work_and_die(operation: Operation, kill_at: int) -> bool:
             steps = Steps(kill_at)
             connection.ensure_connection()
             steps.before_commits()
-            sys.addaudithook(steps.on_event)
             with connection.execute_wrapper(steps.on_statement):
-                run_waiting_operations.func()
+                work(steps)
             steps()
             os._exit(0)
         finally:
@@ -101,6 +100,16 @@ def work_and_die(operation: Operation, kill_at: int) -> bool:
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     assert status in (0, -signal.SIGKILL)
     return status == 0
+
+
+def work_and_die(operation: Operation, kill_at: int) -> bool:
+    """Run the operation in a process that dies at its n-th step. Returns True if it survived."""
+
+    def work(steps: Steps) -> None:
+        sys.addaudithook(steps.on_event)
+        run_waiting_operations.func()
+
+    return survives(work, kill_at)
 
 
 def let_the_next_worker_do_it() -> None:
