@@ -298,21 +298,35 @@ class ChargedTotals:
         self.months = BillingMonths.load(customer)
         # {(segment, start of the month): a cost that can no longer change}
         self.final: dict[tuple[UUID, datetime], int] = {}
+        # {month: its cost, of the months that are over}
+        self.over: dict[date, int] = {}
 
     def total_at(self, at: datetime) -> int:
-        """Return the cost until `at`, in millionths."""
+        """Return the cost until `at`, in millionths. Call it with instants in ascending order.
+
+        Each month is added up once, when it is over, so a further instant costs the usage of one month.
+        """
         if not self.segments or self.segments[0].started_at > at:
             return 0
         first = self.segments[0].started_at
         windows = self.months.open_windows(first, at)
         if self.months.invoices:
             windows = [*self.months.invoiced_windows(first), *windows]
-        return sum(
+        return sum(self._month_cost(window, at) for window in windows if window.since <= at)
+
+    def _month_cost(self, window: rating.Window, at: datetime) -> int:
+        if window.month in self.over:
+            return self.over[window.month]
+        cost = sum(
             self._cost(segment, window, at)
             for segment in self.segments
-            for window in windows
-            if max(segment.started_at, window.since) <= at
+            if segment.started_at <= at
+            and segment.started_at < window.until
+            and (segment.ended_at is None or segment.ended_at >= window.since)
         )
+        if at >= window.until:
+            self.over[window.month] = cost
+        return cost
 
     def _cost(self, segment: UsageSegment, window: rating.Window, at: datetime) -> int:
         if (segment.pk, window.since) in self.final:
