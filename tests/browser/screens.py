@@ -528,8 +528,9 @@ def of_snapshots(member: Membership) -> Screens:
     pages["act-move-to"] = Screen(f"{reverse('snapshots:move', args=[ready.pk])}?project={software.pk}")
     for action in ("restore", "new_volume", "verify"):
         pages[f"act-{action}-damaged"] = Screen(reverse(f"snapshots:{action}", args=[states["damaged"].pk]))
-    for action in ("delete", "labels", "restore"):
-        pages[f"act-{action}-wrong"] = Screen(reverse(f"snapshots:{action}", args=[ready.pk]), submit)
+    idle = snapshots.get(name="restored-from")
+    for action, snapshot in (("delete", idle), ("labels", ready), ("restore", ready)):
+        pages[f"act-{action}-wrong"] = Screen(reverse(f"snapshots:{action}", args=[snapshot.pk]), submit)
     pages["volume-labels"] = Screen(reverse("snapshots:volume_labels", args=[data.pk]))
     pages["tag-snapshots"] = Screen(f"/snapshots/tags/?{ids}")
     pages["tag-volumes"] = Screen(f"/volumes/tags/?id={data.pk}&id={huge.pk}")

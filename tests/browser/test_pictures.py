@@ -7,6 +7,7 @@ import io
 import os
 import re
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,9 +15,12 @@ from urllib.parse import urlsplit
 import pytest
 from django.conf import settings
 from django.urls import resolve, reverse
+from django.utils import timezone
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page
 
+from billing.models import ServiceKind
+from billing.packages import create_package
 from cng_portal.accounts.models import Membership
 from cng_portal.common.templatetags.portal import picture_size
 from cng_portal.inventory.models import Volume
@@ -82,6 +86,8 @@ def test_the_pictures_of_the_guide(
     page = context.new_page()
     page.set_viewport_size({"width": 1300, "height": 1400})  # wide enough for a table
     page.goto("/snapshots/")
+    page.evaluate("document.fonts.load('1rem Geist')")  # a page painted before it has arrived shows the system's
+    page.reload()
     keep(page, "volume-list")
     page.set_viewport_size({"width": 1200, "height": 1400})
     data = Volume.objects.get(name="db-01-data")
@@ -98,6 +104,16 @@ def test_the_pictures_of_the_guide(
     for action in ("restore", "new_volume"):
         page.goto(reverse(f"snapshots:{action}", args=[ready.pk]))
         keep(page, action.replace("_", "-"), page.locator("form.confirm"))
+    create_package(
+        location=data.location,
+        kind=ServiceKind.BLOCK_STORAGE,
+        rate_micro=250_000,
+        starts_at=timezone.now() - timedelta(hours=1),
+    )
+    created = screens.new_volume(member)
+    for slug in ("size", "review"):
+        page.goto(created[slug])
+        keep(page, f"volume-{slug}", page.locator("#wizard"))
     context.close()
 
 
