@@ -44,7 +44,7 @@ django.setup()  # pytest-django would do it too late for the conftest.py of a fo
 flush.install()
 
 # Tests that ask for one of these start child processes.
-STARTS_PROCESSES = {"process_environment", "images", "capture"}
+STARTS_PROCESSES = {"process_environment", "images", "capture", "lab"}
 UUIDS = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 NO_BROWSER = chromium.missing_packages()
 
