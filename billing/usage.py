@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from django.db import transaction
@@ -117,6 +118,35 @@ def close_segment(*, resource_id: UUID, kind: str, at: datetime) -> bool:
         backdated=segment.backdated or _is_backdated(segment.customer_id, end),
     )
     return changed == 1
+
+
+@transaction.atomic
+def charge_gap(
+    *,
+    resource_id: UUID,
+    kind: str,
+    name: str,
+    gap_name: str,
+    project: Project,
+    location: Location,
+    size_gb: int,
+    at: datetime,
+) -> UsageSegment | None:
+    """Charge the resource again as if its last usage had not ended, and return the segment that is open from then on.
+
+    The hours from the end of the paid ones until `at` become a segment of their own, named `gap_name`, unless `at` is inside
+    a paid hour. No hour is paid twice or left out. Returns None if nothing was charged before; while a segment is open,
+    returns that.
+    """
+    lock_customer(project.customer_id)
+    last = _charged_segments(resource_id, kind).first()
+    if last is None or last.paid_until is None:
+        return last
+    fields: dict[str, Any] = {"project": project, "location": location, "size_gb": size_gb, "base_rate_micro": None}
+    if at > last.paid_until:
+        _create_segment(resource_id=resource_id, kind=kind, name=gap_name, at=last.paid_until, **fields)
+        close_segment(resource_id=resource_id, kind=kind, at=at)
+    return _create_segment(resource_id=resource_id, kind=kind, name=name, at=at, **fields)
 
 
 @transaction.atomic

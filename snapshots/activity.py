@@ -12,6 +12,8 @@ register(
         "snapshot.move": _("Snapshot moved to another project"),
         "snapshot.restore": _("Restore requested"),
         "snapshot.delete": _("Snapshot deleted"),
+        "snapshot.bin": _("Snapshot put in the recycle bin"),
+        "snapshot.put_back": _("Snapshot put back from the recycle bin"),
         "snapshot.verify": _("Verification requested"),
         "snapshot.new_volume": _("New volume requested"),
         "snapshot.expiry": _("Expiry date changed"),

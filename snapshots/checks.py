@@ -20,7 +20,7 @@ from billing.balance import require_cover
 from billing.models import MAX_SIZE_GB, ServiceKind
 from billing.prices import PriceList, Quote, get_quote
 from cng_portal.accounts.models import Customer, Project, User
-from cng_portal.common.money import format_count, format_price
+from cng_portal.common.money import format_amount, format_count, format_price
 from cng_portal.common.names import MAX_NAME_LENGTH, clean_name, fold_name, is_same_name
 from cng_portal.inventory.models import VirtualMachine, Volume
 from cng_portal.support.services import contact_support
@@ -294,6 +294,16 @@ def check_shown_price(quote: Quote, shown_hourly_micro: int | None) -> None:
         raise PriceChanged(
             _("The price has changed to %(price)s an hour since it was shown. Check it and confirm again.")
             % {"price": format_price(quote.hourly_micro, quote.currency)},
+            quote,
+        )
+
+
+def check_shown_total(total_micro: int, shown_micro: int | None, quote: Quote) -> None:
+    """Raise PriceChanged if the total is more than the user saw."""
+    if shown_micro is not None and total_micro > shown_micro:
+        raise PriceChanged(
+            _("It has become %(total)s since it was shown. Check it and confirm again.")
+            % {"total": format_amount(total_micro, quote.currency)},
             quote,
         )
 

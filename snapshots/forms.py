@@ -102,6 +102,11 @@ class SnapshotFilterForm(FilterForm):
         return lists.SNAPSHOT_ORDERS[self.chosen.get("sort", "newest")]
 
 
+class BinFilterForm(FilterForm):
+    project = ChoiceFilter(gettext_lazy("Project"), gettext_lazy("Every project"))
+    location = ChoiceFilter(gettext_lazy("Location"), gettext_lazy("Every location"))
+
+
 class VolumeFilterForm(FilterForm):
     ATTACHED, FREE, UNPROTECTED = "attached", "free", "unprotected"
 
@@ -147,6 +152,12 @@ class RenameForm(forms.Form):
         error_messages={"required": gettext_lazy("Enter a name.")},
         widget=forms.TextInput(attrs={"autocomplete": "off", "spellcheck": "false"}),
     )
+
+
+class PutBackForm(RenameForm):
+    """The name under which something is put back, with what was shown that this costs."""
+
+    shown_micro = forms.IntegerField(required=False, widget=forms.HiddenInput)
 
 
 class VolumeNameForm(forms.Form):
@@ -315,7 +326,7 @@ class DeletionsForm(ConfirmationForm):
 
     id = forms.MultipleChoiceField(widget=forms.MultipleHiddenInput)
 
-    def __init__(self, *args: Any, count: int, ids: list[str], **kwargs: Any) -> None:
+    def __init__(self, *args: Any, count: int, ids: list[str], is_final: bool, **kwargs: Any) -> None:
         phrase = ngettext("delete %(count)s snapshot", "delete %(count)s snapshots", count) % {"count": count}
         super().__init__(
             *args,
@@ -325,9 +336,12 @@ class DeletionsForm(ConfirmationForm):
             initial={"id": ids},
             **kwargs,
         )
-        self.question = ngettext(
-            "Delete %(count)s snapshot for good?", "Delete %(count)s snapshots for good?", count
-        ) % {"count": count}
+        question = (
+            ngettext("Delete %(count)s snapshot for good?", "Delete %(count)s snapshots for good?", count)
+            if is_final
+            else ngettext("Delete %(count)s snapshot?", "Delete %(count)s snapshots?", count)
+        )
+        self.question = question % {"count": count}
         self.fields["id"].choices = [(snapshot_id, snapshot_id) for snapshot_id in ids]  # type: ignore[attr-defined]
 
 

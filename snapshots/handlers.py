@@ -13,6 +13,7 @@ from uuid import UUID
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import transaction
+from django.db.models import Q
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.functional import Promise
@@ -375,7 +376,9 @@ def delete(operation: Operation, lease: Lease) -> None:
     delete_disks(snapshot)
 
     def complete(now: datetime) -> None:
-        if not Snapshot.objects.transition(snapshot.pk, [State.DELETING], State.DELETED, deleted_at=now):
+        is_deleted = Snapshot.objects.transition(snapshot.pk, [State.DELETING], State.DELETED, deleted_at=now)
+        erased = Snapshot.objects.filter(pk=snapshot.pk, state=State.DELETED, bin_until=None)  # From the recycle bin.
+        if not is_deleted and not erased.exists():
             raise LeaseLost
 
     operations.finish(operation, Operation.State.SUCCEEDED, complete)
@@ -397,7 +400,7 @@ def delete_disks(snapshot: Snapshot) -> None:
 
 def is_needed(uuid: UUID) -> bool:
     """Return whether a usable disk image or volume has this ID, so that its files aren't orphaned."""
-    image = DiskImage.objects.filter(pk=uuid, snapshot__state=State.READY)
+    image = DiskImage.objects.filter(Q(snapshot__state=State.READY) | Q(snapshot__bin_until__isnull=False), pk=uuid)
     return image.exists() or Volume.objects.present().filter(pk=uuid, state=Volume.State.AVAILABLE).exists()
 
 

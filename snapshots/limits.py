@@ -62,7 +62,10 @@ class QuotaUse:
 
 
 def snapshot_quota_use(project: Project) -> list[QuotaUse]:
-    """Return the use of the four snapshot quotas: count and GB, of the customer and of the project."""
+    """Return the use of the four snapshot quotas: count and GB, of the customer and of the project.
+
+    What is in the recycle bin takes up its GB until it is erased.
+    """
     customer = project.customer
     # Every snapshot request comes through here, so skip the query if nothing is limited.
     if all(
@@ -71,6 +74,9 @@ def snapshot_quota_use(project: Project) -> list[QuotaUse]:
         return []
     counted = Snapshot.objects.filter(customer=customer, deleted_at=None, kind__in=Kind.values).counted()
     used = _count(counted, project)
+    in_bin = _count(Snapshot.objects.filter(customer=customer).in_bin(), project)
+    used["gb"] += in_bin["gb"]
+    used["project_gb"] += in_bin["project_gb"]
     return [
         QuotaUse(_("snapshots of your account"), used["count"], customer.snapshot_quota),
         QuotaUse(_("GB of snapshots of your account"), used["gb"], customer.snapshot_gb_quota),
@@ -117,6 +123,12 @@ def check_snapshot_quota(project: Project, size_gb: int) -> None:
     """Raise QuotaExceeded unless one more snapshot of this size fits."""
     for use, more in zip(snapshot_quota_use(project), (1, size_gb) * 2, strict=False):
         use.require(more)
+
+
+def check_returned_snapshot_quota(project: Project) -> None:
+    """Raise QuotaExceeded unless one more snapshot fits, whose GB are counted already, in the recycle bin."""
+    for use in snapshot_quota_use(project)[::2]:
+        use.require(1)
 
 
 def check_moved_snapshot_quota(project: Project, size_gb: int) -> None:

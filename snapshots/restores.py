@@ -14,7 +14,7 @@ from cng_portal.inventory.models import Volume
 
 from . import checks, limits
 from .errors import InvalidState, SourceUnavailable, WrongConfirmation
-from .models import DiskImage, Operation, Snapshot
+from .models import DiskImage, Operation, Snapshot, in_storage
 from .operations import create_operation
 from .services import create_snapshot_row
 from .storage.registry import get_driver
@@ -124,10 +124,10 @@ def irreversible_reasons(snapshots: Iterable[Snapshot]) -> dict[UUID, str]:
     # Once per volume, because volumes have many snapshots. By `captured_at`, the storage's own clock, which it compares too.
     latest = dict(
         DiskImage.objects.filter(
+            in_storage("snapshot__"),
             volume__in={disk.volume_id for disk in disks},
             captured_at__isnull=False,
             snapshot__ready_at__isnull=False,
-            snapshot__deleted_at=None,
             snapshot__missing_since=None,
             snapshot__protects=None,  # A safety snapshot is a volume in this storage.
         )

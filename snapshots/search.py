@@ -77,6 +77,7 @@ PAGES = [
     Page(gettext_lazy("Backups"), "snapshots:backups"),
     Page(gettext_lazy("Schedules"), "snapshots:schedules"),
     Page(gettext_lazy("Volumes"), "snapshots:volumes"),
+    Page(gettext_lazy("Recycle bin"), "snapshots:recycle_bin"),
     Page(gettext_lazy("Billing summary"), "billing:summary", audience=BILLED),
     Page(gettext_lazy("Subscriptions"), "billing:subscriptions", audience=BILLED),
     Page(gettext_lazy("Infra Credits"), "billing:credits", audience=BILLED),

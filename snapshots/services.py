@@ -36,6 +36,7 @@ from .models import (
     State,
 )
 from .operations import create_operation
+from .recycle_bin import goes_to_bin, put_in_bin
 from .volumes import check_price, retry_volume_operation
 
 # More IDs make a URL that web servers refuse.
@@ -176,7 +177,10 @@ def rename_snapshot(*, snapshot: Snapshot, user: User, name: str) -> Snapshot:
 
 
 def request_deletion(*, snapshot: Snapshot, user: User) -> Snapshot:
-    """Accept the deletion, which ends the charge at once. No-op if it was accepted before. Raises InvalidState."""
+    """Put the snapshot in the recycle bin, or delete it if there is none. Either ends the charge at once.
+
+    No-op if it was deleted before. Raises InvalidState.
+    """
     with transaction.atomic():
         lock_customer(snapshot.customer_id)
         snapshot = checks.reload_snapshot(snapshot)
@@ -185,7 +189,10 @@ def request_deletion(*, snapshot: Snapshot, user: User) -> Snapshot:
             return snapshot
         if reason := why_not_deletable(snapshot):
             raise InvalidState(reason)
-        accept_deletion(snapshot, at=timezone.now(), cause=DeletionCause.USER, user=user)
+        if goes_to_bin(snapshot):
+            put_in_bin(snapshot, at=timezone.now(), user=user)
+        else:
+            accept_deletion(snapshot, at=timezone.now(), cause=DeletionCause.USER, user=user)
     snapshot.refresh_from_db()
     return snapshot
 
@@ -285,7 +292,7 @@ def retry(*, operation: Operation, user: User) -> Operation:
             if not failed.update(state=Volume.State.CREATING, deleted_at=None):
                 raise nothing_to_retry
             limits.check_volume_quota(operation.volume.project_id, [])  # The volume counts already.
-        elif operation.kind == Operation.Kind.DELETE and snapshot.state != State.DELETING:
+        elif operation.kind == Operation.Kind.DELETE and not can_be_erased(snapshot):
             raise nothing_to_retry
         elif operation.kind == Operation.Kind.VERIFY:
             checks.require_ready(snapshot)
@@ -297,6 +304,11 @@ def retry(*, operation: Operation, user: User) -> Operation:
             unchecked=operation.unchecked,
             requested_by=user,
         )
+
+
+def can_be_erased(snapshot: Snapshot) -> bool:
+    """Return whether its deletion was accepted, or it has left the recycle bin to be erased."""
+    return snapshot.state == State.DELETING or (snapshot.state == State.DELETED and not snapshot.is_in_bin)
 
 
 def reopen_run(snapshot: Snapshot) -> None:

@@ -25,7 +25,7 @@ from cng_portal.inventory.models import CloudProject, Location, VirtualMachine, 
 from . import checks, limits
 from .backups.ending import end_schedules_of
 from .errors import InvalidState, NameTaken, OutOfSpace, SourceUnavailable, WrongConfirmation
-from .models import DiskImage, Draft, Operation
+from .models import DiskImage, Draft, Operation, in_storage
 from .operations import create_operation
 from .storage.contract import StorageError
 from .storage.registry import get_driver
@@ -371,8 +371,8 @@ def why_not_deletable(volume: Volume) -> str:
 
 
 def snapshots_in_cloud(volume: Volume) -> int:
-    """Count the snapshots of the volume that the cloud has. Safety snapshots are volumes there."""
-    disks = DiskImage.objects.filter(volume=volume, captured_at__isnull=False, snapshot__deleted_at=None)
+    """Count the snapshots of the volume that the cloud has, also in the recycle bin. Safety snapshots are volumes there."""
+    disks = DiskImage.objects.filter(in_storage("snapshot__"), volume=volume, captured_at__isnull=False)
     return disks.filter(snapshot__missing_since=None, snapshot__protects=None).count()
 
 

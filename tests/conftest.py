@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 os.environ["DJANGO_SETTINGS_MODULE"] = "cng_portal.settings"
 os.environ["ENV_FILE"] = os.devnull
 os.environ["LOG_LEVEL"] = "WARNING"  # a line for each request would hide failures
+os.environ["RECYCLE_BIN_DAYS"] = "0"  # what a test deletes is erased, unless it tests the recycle bin
 os.environ["SECRET_KEY"] = "only the tests sign anything with this sentence"
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["DATA_DIR"] = tempfile.mkdtemp(prefix="portal-tests-")

@@ -212,6 +212,14 @@ class SnapshotFactory(DjangoModelFactory):
             deletion_cause=DeletionCause.USER,
             deleted_at=factory.LazyFunction(timezone.now),
         )
+        # in the recycle bin for another week
+        binned = factory.Trait(
+            state=State.DELETED,
+            delete_requested_at=factory.LazyFunction(timezone.now),
+            deletion_cause=DeletionCause.USER,
+            deleted_at=factory.SelfAttribute("delete_requested_at"),
+            bin_until=factory.LazyFunction(lambda: timezone.now() + timedelta(days=7)),
+        )
 
     kind = Kind.VOLUME
     volume = factory.SubFactory(VolumeFactory)

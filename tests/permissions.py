@@ -120,6 +120,11 @@ TABLE: dict[str, list[Row]] = {
         Row("snapshots:cancel", "Cancel an operation", CHANGE, BOTH),
         Row("snapshots:cancel_snapshot", "Cancel taking a snapshot", CHANGE, BOTH),
         Row("snapshots:retry", "Retry a failed operation", CHANGE, BOTH, other={"GET": SEE}),
+        Row("snapshots:recycle_bin", "List the recycle bin", SIGNED_IN),
+        Row("snapshots:put_back", "Put a snapshot back from the recycle bin", CHANGE, BOTH, {"snapshot_id": "binned"}),
+        Row(
+            "snapshots:erase", "Delete a snapshot in the recycle bin for good", CHANGE, BOTH, {"snapshot_id": "binned"}
+        ),
     ],
     "Instances": [
         Row("snapshots:machines", "List instances", SIGNED_IN),

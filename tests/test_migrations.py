@@ -35,6 +35,11 @@ ALLOWED: dict[tuple[str, str], str] = {
         "snapshots",
         "0006_schedule_sources",
     ): "triggers and checks that allow what the old version writes; a unique index of volumes, which no run has yet",
+    ("accounts", "0003_recycle_bin"): "the old version doesn't write the column",
+    (
+        "snapshots",
+        "0014_recycle_bin",
+    ): "triggers that let alone what isn't in the recycle bin, which the old version has not",
     ("snapshots", "0009_snapshot_size"): "a trigger that refuses only what fails when its usage starts",
     ("snapshots", "0012_catalogues"): "a check that allows more; a unique index of a kind that no operation has yet",
 }

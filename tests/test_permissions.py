@@ -119,6 +119,7 @@ def world(storage_root: Path) -> SimpleNamespace:
         customer=project.customer,
         project=project,
         snapshot=snapshot,
+        binned=SnapshotFactory(volume=snapshot.volume, binned=True),
         vm_snapshot=VMSnapshotFactory(vm=snapshot.volume.vm),
         backup=BackupFactory(vm=snapshot.volume.vm),
         schedule=BackupScheduleFactory(vm=snapshot.volume.vm),

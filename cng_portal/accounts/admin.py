@@ -292,6 +292,7 @@ class CustomerAdmin(SupportAdmin):
         return [
             (None, {"fields": ["name", "number", *own, "billing_type", "currency", "time_zone"]}),
             (_("Quotas"), {"fields": ["snapshot_quota", "snapshot_gb_quota", "volume_quota", "volume_gb_quota"]}),
+            (_("Recycle bin"), {"fields": ["recycle_bin_days"]}),
         ]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Customer | None = None) -> list[str]:

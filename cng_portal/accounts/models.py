@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo, available_timezones
 from django.contrib.auth.base_user import AbstractBaseUser, BaseUserManager
 from django.contrib.auth.models import PermissionsMixin
 from django.core.exceptions import ValidationError
+from django.core.validators import MaxValueValidator
 from django.db import models
 from django.db.models import F, Q
 from django.db.models.functions import Lower
@@ -51,6 +52,7 @@ class Theme(models.TextChoices):
     DARK = "dark", _("Dark")
 
 
+MAX_RECYCLE_BIN_DAYS = 365
 # Limits of a new customer until support raises them.
 NEW_CUSTOMER_VOLUMES, NEW_CUSTOMER_VOLUME_GB = 100, 10_000
 
@@ -101,6 +103,16 @@ class Customer(QuotaModel):
     )
     currency = models.CharField(_("currency"), max_length=3, choices=currency_choices, default=DEFAULT_CURRENCY)
     time_zone = models.CharField(_("time zone"), max_length=64, default="Asia/Yangon", validators=[validate_time_zone])
+    recycle_bin_days = models.PositiveSmallIntegerField(
+        _("days in the recycle bin"),
+        null=True,
+        blank=True,
+        validators=[MaxValueValidator(MAX_RECYCLE_BIN_DAYS)],
+        help_text=_(
+            "How long deleted snapshots and backups can be put back, at most 365 days; 0: not at all. Empty: the default. "
+            "A longer time counts at once, a shorter one only for what is deleted later."
+        ),
+    )
     locked_at = models.DateTimeField(default=timezone.now, editable=False)
     # When a worker last claimed one of its operations: customers take turns.
     last_served_at = models.DateTimeField(null=True, editable=False)
@@ -110,6 +122,14 @@ class Customer(QuotaModel):
         verbose_name = _("customer")
         verbose_name_plural = _("customers")
         ordering = ["number"]
+        constraints = [
+            *QuotaModel.Meta.constraints,
+            models.CheckConstraint(
+                condition=Q(recycle_bin_days__isnull=True) | Q(recycle_bin_days__lte=MAX_RECYCLE_BIN_DAYS),
+                name="accounts_customer_recycle_bin_days",
+                violation_error_message=_("At most 365 days."),
+            ),
+        ]
 
     def __str__(self) -> str:
         return f"{self.name} ({self.crn})"

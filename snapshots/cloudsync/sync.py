@@ -441,8 +441,9 @@ def touch_known(sync: ProjectSync, by_ref: dict[str, CloudSnapshot]) -> dict[str
     """Set `seen_at` of the snapshots that the portal knows, and return the others."""
     uuids = [snapshot.portal_uuid for snapshot in by_ref.values() if snapshot.portal_uuid]
     # An outside snapshot that reappears after its deletion is imported as a new one.
-    ended = Q(snapshot__made_outside=True, snapshot__deleted_at__lt=sync.since)
-    matching = sync.disks.filter(Q(backend_ref__in=by_ref) | Q(pk__in=uuids)).exclude(ended)
+    being_erased = Exists(Operation.objects.active().filter(snapshot=OuterRef("snapshot")))
+    ended = Q(snapshot__made_outside=True, snapshot__deleted_at__lt=sync.since, snapshot__bin_until=None)
+    matching = sync.disks.filter(Q(backend_ref__in=by_ref) | Q(pk__in=uuids)).exclude(ended & ~Q(being_erased))
     rows = list(matching.values_list("pk", "backend_ref"))
     matching.filter(sync.unseen).update(seen_at=sync.since)
     pks, refs = {pk for pk, _ref in rows}, {ref for _pk, ref in rows}

@@ -85,7 +85,8 @@ class StorageComparison:
         return Finding(code, self.location.pk, subject, detail, repair)
 
     def find_missing_snapshots(self) -> Iterator[Finding]:
-        disks = DiskImage.objects.filter(snapshot__location=self.location, snapshot__state=State.READY)
+        present = Q(snapshot__state=State.READY) | Q(snapshot__bin_until__isnull=False)
+        disks = DiskImage.objects.filter(present, snapshot__location=self.location)
         for disk in in_pages(disks.select_related("snapshot", "volume")):
             self.progress(1)
             finding = self.check_disk(disk)
@@ -98,7 +99,7 @@ class StorageComparison:
         try:
             info = self.find_disk(disk)
         except Corrupt as error:
-            is_new = self.read and not disk.snapshot.is_damaged
+            is_new = self.read and not disk.snapshot.is_damaged and not disk.snapshot.is_in_bin
             repair = partial(repairs.mark_damaged, disk, str(error)) if is_new else None
             return self.finding("corrupt", subject, str(error), repair)
         except NotFound as error:
@@ -107,6 +108,8 @@ class StorageComparison:
             return self.finding("missing", subject, _("Storage has nothing with this ID."))
         if differences := list(compare(disk, info)):
             return self.finding("mismatch", subject, "; ".join(differences))
+        if disk.snapshot.is_in_bin:  # Neither verified nor marked as damaged until it is put back.
+            return None
         if disk.damage:
             return self.finding("damaged", subject, disk.damage, partial(repairs.clear_damage, disk, self.driver))
         if self.driver.reads_bytes and not disk.checksum and not is_being_verified(disk):
@@ -169,7 +172,7 @@ class StorageComparison:
 
     def check_stored_disk(self, stored: StoredObject, disk: DiskImage) -> Finding | None:
         state = disk.snapshot.state
-        if state not in (State.FAILED, State.DELETED) or is_being_worked_on(disk.pk):
+        if state not in (State.FAILED, State.DELETED) or disk.snapshot.is_in_bin or is_being_worked_on(disk.pk):
             return None
         detail = _("In storage as %(name)s; the snapshot is %(state)s.") % {
             "name": stored.name,

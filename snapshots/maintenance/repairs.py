@@ -118,7 +118,7 @@ def delete_partial(driver: Driver, cloud_project: str, stored: StoredObject) -> 
 
 
 def delete_snapshot_data(driver: Driver, disk: DiskImage) -> bool:
-    """Only for deleted snapshots, a state that is final."""
+    """Only for deleted snapshots that aren't in the recycle bin, a state that is final."""
     try:
         driver.delete_snapshot(disk.ref)
     except StorageError:

@@ -15,6 +15,7 @@ from .snapshots import (
     SnapshotQuerySet,
     State,
     costs_nothing,
+    in_storage,
     usable,
     volume_ref,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "SnapshotQuerySet",
     "State",
     "costs_nothing",
+    "in_storage",
     "source_fields",
     "usable",
     "volume_ref",

@@ -62,7 +62,7 @@ TRANSITIONS: dict[str, set[str]] = {
     State.READY: {State.DELETING, State.DELETED},  # Deleted if the cloud deleted it.
     State.FAILED: {State.PENDING, State.DELETING},
     State.DELETING: {State.DELETED},
-    State.DELETED: set(),
+    State.DELETED: {State.READY},  # Put back from the recycle bin.
 }
 
 
@@ -142,6 +142,11 @@ def usable(path: str = "") -> Q:
     return Q(**{f"{path}state": State.READY, f"{path}missing_since": None, f"{path}damaged_at": None})
 
 
+def in_storage(path: str = "") -> Q:
+    """Filter for snapshots that the storage has: all but the deleted ones, with those in the recycle bin."""
+    return Q(**{f"{path}deleted_at": None}) | Q(**{f"{path}bin_until__isnull": False})
+
+
 def costs_nothing(path: str = "") -> Q:
     """Filter for snapshots that their location doesn't charge: `Snapshot.costs_nothing` for querysets."""
     free_outside = Q(**{f"{path}made_outside": True, f"{path}location__charges_outside": False})
@@ -162,6 +167,14 @@ class SnapshotQuerySet(OwnedQuerySet):
         oldest = disks.annotate(oldest=Min(Coalesce("verified_at", "captured_at"))).values("oldest")
         return self.update(last_read_at=Subquery(oldest))
 
+    def in_bin(self) -> Self:
+        """Filter for what is in the recycle bin: deleted, still in storage, and can be put back."""
+        return self.filter(bin_until__isnull=False)
+
+    def in_storage(self) -> Self:
+        """Filter for what the storage has, or will have or still has for a while."""
+        return self.filter(in_storage())
+
     def verified(self) -> Self:
         """Filter for usable snapshots of which every disk was verified. The triggers repeat this rule."""
         disks = DiskImage.objects.filter(snapshot=OuterRef("pk"))
@@ -181,7 +194,10 @@ class Snapshot(models.Model):
     """One recovery point of a volume or machine.
 
     `created_at` is when it was requested, `ready_at` when it became usable and billing began, `delete_requested_at` when its
-    deletion was accepted and billing ended, `deleted_at` when the storage had deleted it.
+    deletion was accepted and billing ended, `deleted_at` when the storage had deleted it or it was put in the recycle bin.
+
+    A snapshot in the recycle bin is Deleted, and has `bin_until`: until then its data is in storage, and it can be put back.
+    See recycle_bin.py.
 
     Damage isn't a state: a damaged snapshot stays Ready, can be deleted like any other, and may pass a later verification.
     `damaged_at` is when the damage was found and billing ended; `DiskImage.damage` says what was found. See damage.py.
@@ -259,6 +275,7 @@ class Snapshot(models.Model):
         _("deletion cause"), max_length=9, choices=DeletionCause.choices, blank=True, editable=False
     )
     deleted_at = models.DateTimeField(_("deleted"), null=True, blank=True, editable=False)
+    bin_until = models.DateTimeField(_("in the recycle bin until"), null=True, blank=True, editable=False)
 
     tags = models.ManyToManyField(Tag, verbose_name=_("tags"), blank=True, related_name="snapshots")
     # Nullable, so that SQLite adds the column without rebuilding the table, which would drop its triggers.
@@ -316,6 +333,14 @@ class Snapshot(models.Model):
                 condition=Q(expires_at__isnull=False, deleted_at=None),
                 name="snapshot_expiring",
             ),
+            # The list of the recycle bin, and what counts towards quotas.
+            models.Index(
+                fields=["customer", "bin_until", "id"],
+                condition=Q(bin_until__isnull=False),
+                name="snapshot_in_bin",
+            ),
+            # What the scheduler erases next.
+            models.Index(fields=["bin_until"], condition=Q(bin_until__isnull=False), name="snapshot_bin_due"),
         ]
         constraints = [
             models.UniqueConstraint(
@@ -405,6 +430,11 @@ class Snapshot(models.Model):
         return self.state == State.DELETED and self.deletion_cause == DeletionCause.CANCELLED
 
     @property
+    def is_in_bin(self) -> bool:
+        """Return whether it is in the recycle bin."""
+        return self.bin_until is not None
+
+    @property
     def is_missing(self) -> bool:
         """Return whether it is Ready here but deleted in the cloud."""
         return self.missing_since is not None and self.state == State.READY
@@ -416,12 +446,16 @@ class Snapshot(models.Model):
 
     @property
     def shown_state(self) -> str:
+        if self.is_in_bin:
+            return "in_bin"
         if self.is_cancelled:
             return "cancelled"
         return "missing" if self.is_missing else "damaged" if self.is_damaged else self.state
 
     @property
     def shown_state_label(self) -> str:
+        if self.is_in_bin:
+            return str(_("In the recycle bin"))
         if self.is_cancelled:
             return str(_("Cancelled"))
         if self.is_missing:

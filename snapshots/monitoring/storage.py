@@ -12,7 +12,7 @@ from django.utils.translation import gettext as _
 from cng_portal.inventory.models import Location
 from cng_portal.monitoring.models import StorageCheck
 
-from ..models import DiskImage, Snapshot, State, usable
+from ..models import DiskImage, Snapshot, State, in_storage, usable
 from ..storage.contract import StorageError
 from ..storage.registry import get_driver
 
@@ -63,7 +63,7 @@ def _check(location: Location, results: dict[str, tuple[str, int | None]]) -> No
 
 def measure_storage() -> None:
     """Record snapshot count, damage, usage and the oldest read of each location. Reads every row, so it runs seldom."""
-    images = DiskImage.objects.filter(snapshot__deleted_at=None, captured_at__isnull=False).order_by()
+    images = DiskImage.objects.filter(in_storage("snapshot__"), captured_at__isnull=False).order_by()
     is_damaged = Q(snapshot__state=State.READY, snapshot__damaged_at__isnull=False)
     counts = images.values("snapshot__location").annotate(
         snapshot_count=Count("snapshot", distinct=True),

@@ -29,6 +29,7 @@ from snapshots.forms import (
     RestoreForm,
 )
 from snapshots.models import Kind, Operation, Snapshot, State
+from snapshots.recycle_bin import explain_deletion, goes_to_bin
 from snapshots.storage.registry import get_driver
 
 from .common import attempt, damage_of, get_changeable, page_of, price_of, price_of_new_volumes, submit
@@ -116,7 +117,9 @@ def expiry(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
 
 @require_http_methods(["GET", "POST"])
 def delete(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
-    snapshot = get_changeable(request, snapshot_id)
+    snapshot = get_changeable(request, snapshot_id, in_bin=True)
+    if snapshot.is_in_bin:  # Sent twice: its page says where it is.
+        return redirect("snapshots:snapshot", snapshot_id)
     if request.method == "GET" and (reason := services.why_not_deletable(snapshot)):
         is_unfinished = snapshot.state in (State.PENDING, State.CREATING)
         context = {"snapshot": snapshot, "reason": reason, "unfinished": is_unfinished}
@@ -133,19 +136,22 @@ def delete(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         expected=snapshot.name,
     )
     if submit(request, form, partial(services.request_deletion, snapshot=snapshot, user=request.user)):
-        text = (
-            _("“%(name)s” is being deleted. You no longer pay for it.")
-            if snapshot.is_charged
-            else _("“%(name)s” is being deleted.")
-        )
+        text = _("“%(name)s” is in the recycle bin.") if goes_to_bin(snapshot) else _("“%(name)s” is being deleted.")
+        if snapshot.is_charged:
+            text += " " + _("You no longer pay for it.")
         messages.success(request, text % {"name": snapshot.name})
         return redirect("snapshots:snapshot", snapshot.pk)
-    context = {"snapshot": snapshot, "form": form, "consequences": deletion_consequences(snapshot, request.user)}
+    context = {
+        "snapshot": snapshot,
+        "form": form,
+        "consequences": deletion_consequences(snapshot, request.user),
+        "is_final": not goes_to_bin(snapshot),
+    }
     return render(request, "snapshots/delete.html", context)
 
 
 def deletion_consequences(snapshot: Snapshot, user: User) -> list[str]:
-    consequences = [_("Its data is erased. This can't be undone, not even by support.")]
+    consequences = explain_deletion([snapshot])
     volume = snapshot.volume
     if snapshot.source.project_id not in user.roles:
         consequences.append(_("Its source, and volumes created from it, aren't affected."))

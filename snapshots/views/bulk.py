@@ -18,6 +18,7 @@ from snapshots import checks, lists, services
 from snapshots.forms import DeletionsForm
 from snapshots.lists import LISTS
 from snapshots.models import Kind, Snapshot
+from snapshots.recycle_bin import explain_deletion, goes_to_bin
 
 from .common import price_of
 from .rows import build_rows, listed_with_runs
@@ -46,14 +47,18 @@ def delete_many(request: HttpRequest) -> HttpResponse:
     for project_id in {snapshot.project_id for snapshot in snapshots}:
         checks.require_change(user, project_id)
     back = list_of(snapshots[0].kind)
-    form = DeletionsForm(request.POST or None, count=len(snapshots), ids=selected)
+    form = DeletionsForm(
+        request.POST or None, count=len(snapshots), ids=selected, is_final=not any(map(goes_to_bin, snapshots))
+    )
     if request.method == "POST" and form.is_valid():
         results = services.request_deletions(snapshots=snapshots, user=user)
         done = [snapshot for snapshot in snapshots if not results[snapshot.pk]]
+        binned = set(Snapshot.objects.in_bin().filter(pk__in=results).values_list("pk", flat=True))
         context = {
-            "rows": [(snapshot, results[snapshot.pk]) for snapshot in snapshots],
+            "rows": [(snapshot, results[snapshot.pk], snapshot.pk in binned) for snapshot in snapshots],
             "done_count": len(done),
             "saved": savings(done),
+            "all_binned": bool(binned) and len(binned) == len(done),
             "refused": len(snapshots) - len(done),
             "back": back,
         }
@@ -74,7 +79,7 @@ def list_of(kind: str | None) -> str:
 
 
 def consequences(snapshots: list[Snapshot], user: User) -> list[str]:
-    lines = [_("Their data is erased. This can't be undone, not even by support.")]
+    lines = explain_deletion(snapshots)
     sources = [snapshot.source for snapshot in snapshots]
     last = sum(source.deleted_at is not None and source.project_id in user.roles for source in sources)
     if last:

@@ -89,11 +89,14 @@ def get_snapshot(user: User, snapshot_id: UUID) -> Snapshot:
     return get_object_or_404(Snapshot.objects.visible_to(user).select_related(*SNAPSHOT_RELATED), pk=snapshot_id)
 
 
-def get_changeable(request: HttpRequest, snapshot_id: UUID) -> Snapshot:
-    """Return the snapshot for an action. 404 for strangers and deleted snapshots, 403 with an explanation for viewers."""
+def get_changeable(request: HttpRequest, snapshot_id: UUID, *, in_bin: bool = False) -> Snapshot:
+    """Return the snapshot for an action. 404 for strangers and deleted snapshots, 403 with an explanation for viewers.
+
+    `in_bin` also returns one in the recycle bin.
+    """
     snapshot = get_snapshot(request.user, snapshot_id)
     set_section(request, snapshot)
-    if snapshot.state == State.DELETED:
+    if snapshot.state == State.DELETED and not (in_bin and snapshot.is_in_bin):
         raise Http404
     checks.require_change(request.user, snapshot.project_id)
     return snapshot

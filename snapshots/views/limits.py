@@ -34,13 +34,15 @@ def with_usage(owners: QuerySet, field: str) -> QuerySet:
     `field` is the foreign key of snapshots to the owners: `customer` or `project`.
     """
     counted = Snapshot.objects.filter(**{field: OuterRef("pk")}, deleted_at=None).counted().order_by().values(field)
+    in_bin = Snapshot.objects.in_bin().filter(**{field: OuterRef("pk")}).order_by().values(field)
     owner = "project__customer" if field == "customer" else field
     volumes = Volume.objects.present().filter(**{owner: OuterRef("pk")}).order_by().values(owner)
     return owners.annotate(
         volume_count=Coalesce(Subquery(volumes.annotate(n=Count("pk")).values("n")), 0),
         volume_gb=Coalesce(Subquery(volumes.annotate(n=Sum("size_gb")).values("n")), 0),
         snapshot_count=Coalesce(Subquery(counted.annotate(n=Count("pk")).values("n")), 0),
-        snapshot_gb=Coalesce(Subquery(counted.annotate(n=Sum("size_gb")).values("n")), 0),
+        snapshot_gb=Coalesce(Subquery(counted.annotate(n=Sum("size_gb")).values("n")), 0)
+        + Coalesce(Subquery(in_bin.annotate(n=Sum("size_gb")).values("n")), 0),
     )
 
 

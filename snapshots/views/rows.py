@@ -22,6 +22,7 @@ from snapshots.labels import tags_of
 from snapshots.lists import LISTS
 from snapshots.models import Kind, Operation, Snapshot, SnapshotQuerySet, State, usable
 from snapshots.restores import irreversible_reasons
+from snapshots.services import can_be_erased
 from snapshots.storage.registry import get_driver
 
 from .common import price_of
@@ -31,8 +32,9 @@ from .common import price_of
 LISTED_RELATED = ("project__customer", "location", "volume", "vm")
 LISTED_FIELDS = (
     *("kind", "customer", "project", "location", "volume", "vm", "name", "name_key", "size_gb", "state", "error"),
-    *("is_pinned", "made_outside", "missing_since", "damaged_at", "created_at", "ready_at", "expires_at"),
+    *("is_pinned", "made_outside", "missing_since", "damaged_at", "bin_until", "created_at", "ready_at", "expires_at"),
     *("project__name", "project__customer__currency", "project__customer__time_zone"),
+    "project__customer__recycle_bin_days",
     *("location__country", "location__driver", "location__driver_options"),
     *("location__charges_outside", "location__charges_missing"),
     *("volume__name", "volume__project", "volume__deleted_at"),
@@ -195,7 +197,7 @@ def actions_for(snapshot: Snapshot, user: User) -> list[Action]:
 OPERATION_RELATED = ("snapshot", "volume", "vm", "safety_snapshot__location", "requested_by")
 OPERATION_FIELDS = (
     *(field.name for field in Operation._meta.concrete_fields),
-    *("snapshot__name", "snapshot__state", "snapshot__damaged_at"),
+    *("snapshot__name", "snapshot__state", "snapshot__damaged_at", "snapshot__bin_until"),
     *("snapshot__project", "snapshot__volume", "snapshot__vm"),
     *("safety_snapshot__name", "safety_snapshot__state", "safety_snapshot__project"),
     *("safety_snapshot__location__driver", "safety_snapshot__location__driver_options"),
@@ -208,7 +210,6 @@ RETRYABLE_IN = {
     Operation.Kind.CAPTURE: State.FAILED,
     Operation.Kind.NEW_VOLUME: State.READY,
     Operation.Kind.VERIFY: State.READY,
-    Operation.Kind.DELETE: State.DELETING,
 }
 # The same for operations on a volume alone.
 VOLUME_RETRYABLE_IN = {
@@ -285,7 +286,7 @@ def build_operation_rows(operations: Iterable[Operation], user: User) -> list[Op
                 can_see_target=target is None or target.project_id in user.roles,
                 can_see_safety=safety is None or safety.project_id in user.roles,
                 can_cancel=can_change and operation.can_be_cancelled,
-                can_retry=is_newest_failure and snapshot.state == RETRYABLE_IN.get(kind) and is_usable,
+                can_retry=is_newest_failure and is_usable and is_retryable(snapshot, kind),
                 can_restore_again=is_newest_failure
                 and kind == Operation.Kind.RESTORE
                 and snapshot.state == State.READY,
@@ -293,6 +294,13 @@ def build_operation_rows(operations: Iterable[Operation], user: User) -> list[Op
             )
         )
     return rows
+
+
+def is_retryable(snapshot: Snapshot, kind: Operation.Kind) -> bool:
+    """Return whether the snapshot is in the state in which a failed operation of this kind can be retried."""
+    if kind == Operation.Kind.DELETE:
+        return can_be_erased(snapshot)
+    return snapshot.state == RETRYABLE_IN.get(kind)
 
 
 def estimate_time_left(operation: Operation, now: datetime) -> str:

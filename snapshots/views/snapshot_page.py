@@ -75,6 +75,7 @@ def snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     }
     version = version_of(
         snapshot.state,
+        snapshot.bin_until,
         snapshot.damaged_at,
         snapshot.project_id,
         [(row.operation.pk, row.operation.state) for row in rows],

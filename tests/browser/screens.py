@@ -31,7 +31,7 @@ from billing.packages import create_package
 from billing.usage import close_segment, open_segment
 from billing.wallet import buy_credits, grant_credits
 from cng_portal.accounts import roles
-from cng_portal.accounts.models import Membership, Role, User
+from cng_portal.accounts.models import Customer, Membership, Role, User
 from cng_portal.activity import services as activity
 from cng_portal.inventory.models import Location, Volume
 from cng_portal.monitoring.models import Process, StorageCheck
@@ -41,6 +41,7 @@ from snapshots.backups.automatic import switch_automatic_backups
 from snapshots.files import catalogue, cataloguing
 from snapshots.labels import change_labels
 from snapshots.models import BackupSchedule, DiskImage, Draft, Kind, Snapshot, volume_ref
+from snapshots.recycle_bin import put_in_bin
 from snapshots.storage.registry import get_driver
 from snapshots.volume_charges import start_charging_volume
 from tests.factories import (
@@ -165,6 +166,7 @@ def fill(member: Membership, storage_root: Path) -> None:
     """Add long and Burmese names, big numbers, years of bills, and work in each state to the member's account."""
     now = timezone.now()
     customer, user, project = member.project.customer, member.user, member.project
+    customer.recycle_bin_days = 7
     for each in (customer, project):
         each.snapshot_gb_quota = each.volume_gb_quota = 500_000
         each.save()
@@ -213,6 +215,7 @@ def fill(member: Membership, storage_root: Path) -> None:
     OperationFactory(snapshot=leaving, kind="delete", requested_by=user)
     for snapshot in Snapshot.objects.filter(ready_at__isnull=False):
         charge(snapshot)
+    put_into_bin(office, user)
     sell_block_storage(yangon)
     for snapshot in Snapshot.objects.filter(volume=office).order_by("created_at")[:3]:
         close_segment(resource_id=snapshot.pk, kind=snapshot.service_kind, at=now - timedelta(days=20))
@@ -229,6 +232,19 @@ def fill(member: Membership, storage_root: Path) -> None:
         key = f"{'session':x<30}{number}"
         Session.objects.create(session_key=key, session_data="", expire_date=now + timedelta(days=1))
         user.usersession_set.create(session_key=key, ip=f"192.0.2.{number + 7}", user_agent=agent)
+
+
+def put_into_bin(volume: Volume, user: User) -> None:
+    """Two deleted by their user: the name of one is taken again."""
+    Customer.objects.filter(pk=volume.project.customer_id).update(recycle_bin_days=7)
+    volume.project.customer.recycle_bin_days = 7
+    taken_at = timezone.now() - timedelta(days=9)
+    fields = {"volume": volume, "created_at": taken_at, "ready_at": taken_at + timedelta(minutes=9)}
+    for name in ("before-the-audit", "accounts of the quarter"):
+        snapshot = SnapshotFactory(name=name, requested_by=user, **fields)
+        charge(snapshot)
+        put_in_bin(snapshot, at=timezone.now() - timedelta(days=1, hours=2), user=user)
+    charge(SnapshotFactory(name="before-the-audit", requested_by=user, **fields))
 
 
 def sell_block_storage(location: Location) -> None:
@@ -578,6 +594,9 @@ def of_wizards(member: Membership) -> Screens:
 
 def of_backups(member: Membership) -> Screens:
     schedules = BackupSchedule.objects
+    binned, name_taken = (
+        Snapshot.objects.in_bin().get(name=name) for name in ("accounts of the quarter", "before-the-audit")
+    )
     daily, automatic = schedules.get(interval="daily", origin="customer"), schedules.get(origin="automatic")
     paused = schedules.get(interval="monthly")
     copy = Snapshot.objects.filter(kind=Kind.BACKUP).latest("created_at")
@@ -586,6 +605,13 @@ def of_backups(member: Membership) -> Screens:
         "backups-cards": Screen("/backups/?view=cards"),
         "backup-copy": Screen(reverse("snapshots:snapshot", args=[copy.pk])),
         "backup-pin": Screen(reverse("snapshots:pin", args=[copy.pk])),
+        "recycle-bin": Screen("/recycle-bin/"),
+        "recycle-bin-nothing-found": Screen("/recycle-bin/?q=nothing"),
+        "snapshot-in-bin": Screen(reverse("snapshots:snapshot", args=[binned.pk])),
+        "put-back": Screen(reverse("snapshots:put_back", args=[binned.pk])),
+        "put-back-name-taken": Screen(reverse("snapshots:put_back", args=[name_taken.pk])),
+        "erase": Screen(reverse("snapshots:erase", args=[binned.pk])),
+        "erase-wrong": Screen(reverse("snapshots:erase", args=[binned.pk]), submit),
         "schedules": Screen("/backups/schedules/"),
         "schedules-nothing-found": Screen("/backups/schedules/?q=nothing"),
         "schedule": Screen(reverse("snapshots:schedule", args=[daily.pk])),

@@ -59,6 +59,15 @@ def draft(member: Membership, volume: Volume, name: str = "") -> Draft:
     return draft
 
 
+def test_the_recycle_bin(page: Page, member: Membership, volume: Volume, sign_in: Callable[..., Any]) -> None:
+    binned = SnapshotFactory(volume=volume, name="before-the-update", binned=True)
+    SnapshotFactory(volume=volume, name="nightly-with-a-really-long-name" * 3, binned=True)
+    SnapshotFactory(volume=volume, name="before-the-update")
+    sign_in(member.user)
+    actions = [reverse(f"snapshots:{name}", args=[binned.pk]) for name in ("snapshot", "put_back", "erase")]
+    look_at(page, ["/recycle-bin/", "/recycle-bin/?q=nothing", *actions])
+
+
 def test_the_pages_of_an_account_with_nothing_in_it(
     page: Page, member: Membership, sign_in: Callable[..., Any]
 ) -> None:

@@ -231,6 +231,7 @@ def test_every_fragment_equals_its_page(
         "/snapshots/?q=nothing-like-it",
         "/snapshots/vm/",
         "/backups/",
+        "/recycle-bin/",
         "/backups/schedules/",
         "/backups/schedules/?q=nothing-like-it",
         "/volumes/",

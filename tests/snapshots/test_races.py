@@ -16,7 +16,7 @@ from billing.models import UsageSegment
 from billing.wallet import buy_credits
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import Volume
-from snapshots import operations, restores, services, wizard
+from snapshots import operations, recycle_bin, restores, services, wizard
 from snapshots.assignment import move_snapshot
 from snapshots.errors import ActionRefused
 from snapshots.models import Operation, Snapshot, State
@@ -166,3 +166,26 @@ def test_a_snapshot_that_is_deleted_and_restored_at_once_does_one_of_them(
     snapshot.refresh_from_db()
     restore_count = Operation.objects.filter(kind=Operation.Kind.RESTORE).count()
     assert (snapshot.state, restore_count) in [(State.DELETING, 0), (State.READY, 1)]
+
+
+def test_what_is_in_the_recycle_bin_is_put_back_or_erased_and_never_both(member: Membership, settings: Any) -> None:
+    settings.RECYCLE_BIN_DAYS = 7
+    snapshot = SnapshotFactory(volume__project=member.project)
+    sell_everywhere()
+    snapshot.start_charging(snapshot.ready_at)
+    snapshot = services.request_deletion(snapshot=snapshot, user=member.user)
+    assert snapshot.bin_until is not None
+    after = snapshot.bin_until + timedelta(seconds=1)
+    acts = [
+        lambda: recycle_bin.put_back(snapshot=snapshot, user=member.user),
+        lambda: recycle_bin.erase(snapshot=snapshot, user=member.user, confirmation=snapshot.name),
+        lambda: recycle_bin.erase_due(now=after),
+    ]
+    outcome = all_at_once(lambda number: acts[number % 3]())
+    assert set(outcome) <= {"done", "InvalidState"}
+    snapshot.refresh_from_db()
+    erasures = Operation.objects.filter(snapshot=snapshot, kind=Operation.Kind.DELETE).count()
+    running = UsageSegment.objects.filter(resource_id=snapshot.pk, ended_at=None).count()
+    assert (snapshot.state, erasures, running) in ((State.READY, 0, 1), (State.DELETED, 1, 0))
+    assert snapshot.bin_until is None
+    assert not list(check_usage(timezone.now()))

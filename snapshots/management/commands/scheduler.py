@@ -24,7 +24,7 @@ from cng_portal.monitoring.heartbeats import Heartbeat
 from cng_portal.monitoring.leases import acquire_lease, release_lease
 from cng_portal.monitoring.models import Process
 from cng_portal.notifications import services as notifications
-from snapshots import expiry, operations, scrub, wizard
+from snapshots import expiry, operations, recycle_bin, scrub, wizard
 from snapshots.backups.runs import settle_runs, start_due_runs
 from snapshots.backups.upkeep import maintain_schedules
 from snapshots.cloudsync import sync
@@ -125,6 +125,12 @@ def expire_snapshots() -> None:
     expiry.delete_expired(now=now)
 
 
+def empty_recycle_bin() -> None:
+    now = database_now()
+    recycle_bin.erase_due(now=now)
+    recycle_bin.make_room(now=now)
+
+
 def maintain_backup_schedules() -> None:
     maintain_schedules(timezone.now())
 
@@ -202,5 +208,6 @@ DUTIES = {
     tidy_up: 3600,
     check_storage: 60,
     expire_snapshots: 60,
+    empty_recycle_bin: 60,
     measure_storage: 900,
 }
