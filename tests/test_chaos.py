@@ -4,6 +4,7 @@ import importlib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -77,6 +78,17 @@ def test_deletions_by_users_do_not_count_as_lost_backups(afterwards: Any, runs: 
 def test_a_newest_backup_that_the_portal_deleted_is_found(afterwards: Any, runs: list, sentence: str) -> None:
     done_runs(*runs)
     assert [sentence in message for message in afterwards.newest_backups_exist()] == [True]
+
+
+def test_only_files_that_the_portal_did_not_write_are_untidy(
+    afterwards: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(afterwards.portal, "STORAGE", tmp_path)
+    snapshot = f"1CNG-YGN-AZ01/snapshots/{uuid4()}"
+    for name in ("disk.img", "manifest.json", "catalogue", ".catalogue.new"):
+        (tmp_path / snapshot).mkdir(parents=True, exist_ok=True)
+        (tmp_path / snapshot / name).touch()
+    assert list(afterwards.storage_is_tidy()) == [f"{snapshot}/.catalogue.new"]
 
 
 @pytest.mark.slow

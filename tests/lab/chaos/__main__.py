@@ -68,7 +68,7 @@ def run(database: str, url: str, programs: Path | None = None) -> int:
     try:
         failed = bool(subprocess.call([sys.executable, "-m", "tests.lab.chaos.storm"], env=environment))
     finally:
-        if mounted:
+        if storage.is_mount():
             subprocess.run(["umount", "--lazy", str(storage)], check=True)
         if failed and programs:
             dump(programs, url, folder / "database.sql")

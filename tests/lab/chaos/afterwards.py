@@ -300,9 +300,9 @@ def sign_ins_are_counted() -> Iterator[str]:
 
 
 def storage_is_tidy() -> Iterator[str]:
-    """There is nothing but volumes, snapshots and the lock file."""
+    """There is nothing but volumes, snapshots with the lists of their files, and the lock file."""
     expected = re.compile(
-        r"[^/]+/(\.lock|volumes|snapshots|volumes/[0-9a-f-]{36}\.img|snapshots/[0-9a-f-]{36}(/(disk\.img|manifest\.json))?)"
+        r"[^/]+/(\.lock|volumes|snapshots|volumes/[0-9a-f-]{36}\.img|snapshots/[0-9a-f-]{36}(/(disk\.img|manifest\.json|catalogue))?)"
     )
     for path in portal.STORAGE.glob("*/**/*"):
         checked["files and folders of the storage"] += 1

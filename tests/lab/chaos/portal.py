@@ -279,7 +279,9 @@ def control(arguments: list[str], data: Path) -> None:
 
 
 def fill_storage() -> None:
-    if not SMALL:
+    if (
+        not SMALL or not STORAGE.is_mount()
+    ):  # somebody may have unmounted it, and the machine's own disk must not fill up
         return kill_program()
     hog = STORAGE / "hog"
     with suppress(OSError), open(hog, "wb", buffering=0) as file:
