@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from django.core.management.color import Style
+from django.core.management.commands import flush
 from django.db import connection
 
 ALWAYS_THERE = {"django_content_type", "auth_permission"}
@@ -23,7 +24,9 @@ def install() -> None:
             return [delete_rows(tables)]
         return empty_tables(style, tables, **options)
 
-    connection.ops.sql_flush = sql_flush
+    connection.ops.sql_flush = sql_flush  # type: ignore[method-assign]
+    # It would look for each content type and permission.
+    flush.emit_post_migrate_signal = lambda *arguments: None  # type: ignore[attr-defined]
 
 
 def delete_rows(tables: Sequence[str]) -> str:
