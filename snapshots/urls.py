@@ -7,6 +7,7 @@ from .views import (
     bell,
     bulk,
     cancellation,
+    exports,
     labels,
     limits,
     machines,
@@ -22,7 +23,9 @@ from .views import (
 app_name = "snapshots"
 urlpatterns = [
     path("snapshots/", snapshot_list.volume_snapshots, name="volume_snapshots"),
+    path("snapshots/volume-snapshots.csv", exports.snapshots_csv, {"kind": Kind.VOLUME}, name="volume_snapshots_csv"),
     path("snapshots/vm/", snapshot_list.vm_snapshots, name="vm_snapshots"),
+    path("snapshots/vm-snapshots.csv", exports.snapshots_csv, {"kind": Kind.VM}, name="vm_snapshots_csv"),
     path("snapshots/new/", wizard.new, name="new"),
     path("snapshots/schedules/new/", wizard.new, {"kind": Kind.VOLUME, "is_scheduled": True}, name="new_schedule"),
     path("snapshots/vm/new/", wizard.new, {"kind": Kind.VM}, name="new_vm"),
@@ -55,6 +58,7 @@ urlpatterns = [
     path("instances/<uuid:vm_id>/take-snapshot/", machines.take_snapshot_of_machine, name="take_snapshot_of_machine"),
     path("instances/<uuid:vm_id>/back-up/", backups.back_up, name="back_up"),
     path("backups/", snapshot_list.backups, name="backups"),
+    path("backups/backups.csv", exports.snapshots_csv, {"kind": Kind.BACKUP}, name="backups_csv"),
     path("backups/new/", wizard.new, {"kind": Kind.BACKUP}, name="new_backup"),
     path("backups/schedules/", backups.schedules, name="schedules"),
     path("backups/schedules/<uuid:schedule_id>/", backups.schedule, name="schedule"),
@@ -65,6 +69,7 @@ urlpatterns = [
     path("backups/schedules/<uuid:schedule_id>/run/", backups.run, name="run_schedule"),
     path("backups/schedules/<uuid:schedule_id>/delete/", backups.delete, name="delete_schedule"),
     path("volumes/", volumes.volumes, name="volumes"),
+    path("volumes/volumes.csv", exports.volumes_csv, name="volumes_csv"),
     path("volumes/new/", volume_wizard.new, name="create_volume"),
     path("volumes/new/<uuid:draft_id>/<slug:step>/", volume_wizard.step, name="volume_wizard"),
     path("volumes/<uuid:volume_id>/", volumes.volume, name="volume"),

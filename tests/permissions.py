@@ -89,7 +89,9 @@ TABLE: dict[str, list[Row]] = {
         Row("dashboard", "View the dashboard", SIGNED_IN),
         Row("search", "Search everything you can see", SIGNED_IN),
         Row("snapshots:volume_snapshots", "List volume snapshots", SIGNED_IN),
+        Row("snapshots:volume_snapshots_csv", "Export volume snapshots", SIGNED_IN),
         Row("snapshots:vm_snapshots", "List VM snapshots", SIGNED_IN),
+        Row("snapshots:vm_snapshots_csv", "Export VM snapshots", SIGNED_IN),
         Row("snapshots:new", "Start taking a volume snapshot", CHANGE_OWN, BOTH),
         Row("snapshots:new_vm", "Start taking a VM snapshot", CHANGE_OWN, BOTH),
         Row("snapshots:wizard", "Complete a step of taking a snapshot", CHANGE, BOTH),
@@ -133,6 +135,7 @@ TABLE: dict[str, list[Row]] = {
     ],
     "Backups": [
         Row("snapshots:backups", "List backups", SIGNED_IN),
+        Row("snapshots:backups_csv", "Export backups", SIGNED_IN),
         Row("snapshots:schedules", "List backup schedules", SIGNED_IN),
         Row("snapshots:new_schedule", "Start scheduling snapshots of a volume", CHANGE_OWN, BOTH),
         Row("snapshots:new_backup", "Start creating a backup", CHANGE_OWN, BOTH),
@@ -148,6 +151,7 @@ TABLE: dict[str, list[Row]] = {
     ],
     "Volumes": [
         Row("snapshots:volumes", "List volumes", SIGNED_IN),
+        Row("snapshots:volumes_csv", "Export volumes", SIGNED_IN),
         Row("snapshots:create_volume", "Start creating a volume", CHANGE_OWN, BOTH),
         Row(
             "snapshots:volume_wizard", "Complete a step of creating a volume", CHANGE, BOTH, {"draft_id": "new_volume"}

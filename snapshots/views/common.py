@@ -130,6 +130,10 @@ def push_url(request: Request, url: str) -> str:
     return "false" if request.htmx.current_url_abs_path == url else url
 
 
+def with_query(path: str, params: dict[str, str]) -> str:
+    return f"{path}?{urlencode(params)}" if params else path
+
+
 def render_list(
     request: HttpRequest,
     template: str,
@@ -143,7 +147,7 @@ def render_list(
     Filter forms send every field. The address gets only those in `chosen`.
     """
     path = request.path
-    here = f"{path}?{urlencode(chosen)}" if chosen else path
+    here = with_query(path, chosen)
     response = render_part(
         request, template, part, context | {"page": page, "pages": page.urls(path, chosen), "here": here}
     )
@@ -151,8 +155,7 @@ def render_list(
         cursor = {
             name: request.GET[name] for name in ("after", "before") if request.GET.get(name) and not page.is_first
         }
-        query = urlencode(chosen | cursor)
-        response["HX-Push-Url"] = push_url(request, f"{path}?{query}" if query else path)
+        response["HX-Push-Url"] = push_url(request, with_query(path, chosen | cursor))
     return response
 
 

@@ -17,7 +17,7 @@ from snapshots.forms import SnapshotFilterForm
 from snapshots.lists import LISTS
 from snapshots.models import BackupSchedule, Kind
 
-from .common import get_snapshot, is_fragment, render_list
+from .common import get_snapshot, is_fragment, render_list, with_query
 from .rows import actions_for, build_rows, listed_snapshots, listed_with_runs
 
 # The URL name of the wizard of each kind.
@@ -61,6 +61,7 @@ def snapshot_list(request: HttpRequest, kind: Kind) -> HttpResponse:
         "can_take": bool(user.changeable_project_ids),
         "selectable": bool(user.changeable_project_ids),
         "new_url": reverse(f"snapshots:{WIZARDS[kind]}"),
+        "csv_url": with_query(reverse(f"snapshots:{LISTS[kind]}_csv"), params),
         "tabs": backup_tabs("backups") if kind == Kind.BACKUP else snapshot_tabs(LISTS[kind]),
     }
     if kind == Kind.BACKUP:

@@ -6,6 +6,7 @@ from uuid import UUID
 from django.db.models import Count, Q
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
+from django.urls import reverse
 from django.utils import timezone
 from django.views.decorators.http import require_GET
 
@@ -25,7 +26,7 @@ from snapshots.storage.registry import get_driver
 from snapshots.volume_charges import quote_volumes
 from snapshots.volumes import machine_of
 
-from .common import render_list, render_live, version_of
+from .common import render_list, render_live, version_of, with_query
 from .rows import build_operation_rows, build_rows, find_hidden, listed_snapshots, newest_operations
 from .timelines import timeline_of
 from .volume_actions import get_volume, volume_actions_for
@@ -63,6 +64,7 @@ def volumes(request: HttpRequest) -> HttpResponse:
         "form": form,
         "rows": build_volume_rows(page.rows, user),
         "selectable": bool(user.changeable_project_ids),
+        "csv_url": with_query(reverse("snapshots:volumes_csv"), form.chosen),
     }
     return render_list(request, "snapshots/volumes.html", "volume-list", page, form.chosen, context)
 
