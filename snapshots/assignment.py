@@ -85,7 +85,8 @@ def move_snapshot(*, snapshot: Snapshot, user: User, project: Project, at: datet
         if snapshot.state in COUNTED_STATES:
             limits.check_moved_snapshot_quota(project, snapshot.size_gb)
         snapshot.project = project
-        snapshot.save(update_fields=["project"])
+        snapshot.expiry_announced_at = None  # The new project's members are notified too.
+        snapshot.save(update_fields=["project", "expiry_announced_at"])
         change_usage(resource_id=snapshot.pk, kind=snapshot.service_kind, at=at or timezone.now(), project=project)
         # One entry for the members of each project, who may not know the other one.
         activity.record(
@@ -97,9 +98,14 @@ def move_snapshot(*, snapshot: Snapshot, user: User, project: Project, at: datet
 
 def check_movable(snapshot: Snapshot) -> None:
     """Raise InvalidState for what belongs to its schedule, and for snapshots that are being deleted."""
-    if snapshot.kind != Kind.BACKUP and snapshot.is_scheduled:
-        raise InvalidState(_("A scheduled snapshot stays in the project of its schedule."))
-    if snapshot.kind == Kind.BACKUP:
-        raise InvalidState(_("Backups stay in their project. Only snapshots can be moved."))
+    if reason := why_bound_to_project(snapshot):
+        raise InvalidState(reason)
     if snapshot.state in (State.DELETING, State.DELETED):
         raise InvalidState(_("The snapshot is being deleted, so it can't be moved."))
+
+
+def why_bound_to_project(snapshot: Snapshot) -> str:
+    """Return why it can't be moved in any state, or an empty string."""
+    if snapshot.kind == Kind.BACKUP:
+        return _("Backups stay in their project. Only snapshots can be moved.")
+    return _("A scheduled snapshot stays in the project of its schedule.") if snapshot.is_scheduled else ""

@@ -1,6 +1,7 @@
 """Snapshots that expire: members are notified a day before, and the portal deletes them when their last day is over.
 
-The day ends in the customer's time zone. The database's clock decides, so that schedulers on several machines agree.
+After a late notice, the deletion waits until a day after that; the charge ends with the last day in any case. The day ends
+in the customer's time zone. The database's clock decides, so that schedulers on several machines agree.
 """
 
 from collections.abc import Iterable
@@ -103,22 +104,25 @@ def announce_expiring(*, now: datetime) -> int:
 
 
 def _announce(snapshots: list[Snapshot], expires_at: datetime, now: datetime) -> int:
-    unannounced = Snapshot.objects.filter(expires_at=expires_at, expiry_announced_at=None)
+    first = snapshots[0]
+    unannounced = Snapshot.objects.filter(
+        project=first.project_id, expires_at=expires_at, expiry_announced_at=None, deleted_at=None
+    )
+    deleted_at = max(expires_at, now + ANNOUNCED_BEFORE)
     with transaction.atomic():
         changed = unannounced.filter(pk__in=[snapshot.pk for snapshot in snapshots]).update(expiry_announced_at=now)
         if changed:
-            first = snapshots[0]
             notify(
                 users=project_members(first.project),
                 key=f"expiring:{first.pk}:{expires_at.isoformat()}",
                 level=Notification.Level.WARNING,
-                message=lambda: _describe(snapshots, expires_at),
+                message=lambda: _describe(snapshots, deleted_at),
                 url=reverse("snapshots:snapshot", args=[first.pk]),
             )
     return changed
 
 
-def _describe(snapshots: list[Snapshot], expires_at: datetime) -> tuple[str, str]:
+def _describe(snapshots: list[Snapshot], deleted_at: datetime) -> tuple[str, str]:
     count = len(snapshots)
     title = ngettext("“%(name)s” will be deleted", "%(count)s snapshots will be deleted", count)
     text = ngettext(
@@ -128,7 +132,7 @@ def _describe(snapshots: list[Snapshot], expires_at: datetime) -> tuple[str, str
         "keep one, change or remove the date on its page.",
         count,
     )
-    values = {"name": snapshots[0].name, "count": count, "names": _join(snapshots), "time": minute(expires_at)}
+    values = {"name": snapshots[0].name, "count": count, "names": _join(snapshots), "time": minute(deleted_at)}
     return title % values, text % values
 
 
@@ -150,7 +154,7 @@ def delete_expired(*, now: datetime) -> int:
     """Accept the deletion of the snapshots whose time is over and that nothing uses. Returns how many."""
     due = Snapshot.objects.filter(
         expires_at__lte=now,
-        expiry_announced_at__isnull=False,
+        expiry_announced_at__lte=now - ANNOUNCED_BEFORE,
         deleted_at=None,
         state__in=[State.READY, State.FAILED],
     )
@@ -171,8 +175,10 @@ def _delete(snapshot: Snapshot, now: datetime) -> bool:
         lock_customer(snapshot.customer_id)
         snapshot = reload_snapshot(snapshot)
         expires_at = snapshot.expires_at
+        announced_at = snapshot.expiry_announced_at
         is_due = expires_at is not None and expires_at <= now and snapshot.state in (State.READY, State.FAILED)
-        if not is_due or uses_of(snapshot).exists():
+        is_announced = announced_at is not None and announced_at <= now - ANNOUNCED_BEFORE
+        if not is_due or not is_announced or uses_of(snapshot).exists():
             return False
         assert expires_at is not None
         # Whenever the scheduler comes, the charge ends where the customer was told.

@@ -217,9 +217,15 @@ class AttachForm(forms.Form):
         },
     )
 
-    def __init__(self, *args: Any, machines: list[VirtualMachine], **kwargs: Any) -> None:
+    def __init__(self, *args: Any, machines: QuerySet[VirtualMachine], search: str = "", **kwargs: Any) -> None:
+        """Offer the first SOURCES_OFFERED of the machines whose names contain `search`, and the chosen one."""
         super().__init__(*args, **kwargs)
-        self.machines = {str(vm.pk): vm for vm in machines}
+        matching = list(machines.filter(name_contains(search))[: lists.SOURCES_OFFERED + 1])
+        self.has_more = len(matching) > lists.SOURCES_OFFERED
+        self.machines = {str(vm.pk): vm for vm in matching[: lists.SOURCES_OFFERED]}
+        chosen = self.data.get("vm", "")
+        if chosen not in self.machines and (pk := lists.parse_uuid(chosen)):
+            self.machines |= {str(vm.pk): vm for vm in machines.filter(pk=pk)}
         field: Any = self.fields["vm"]
         field.choices = [(pk, vm.name) for pk, vm in self.machines.items()]
 

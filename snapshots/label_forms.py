@@ -28,6 +28,15 @@ class AddTagsForm(forms.Form):
         return parse_tags(self.cleaned_data["add"])
 
 
+class TagNames(forms.MultipleChoiceField):
+    """Names of tags. One that a colleague removed meanwhile is no error, because there is nothing left to change."""
+
+    widget = forms.CheckboxSelectMultiple
+
+    def valid_value(self, value: str) -> bool:
+        return True
+
+
 class LabelsForm(AddTagsForm):
     """The tags and the note of one volume or snapshot. `keep` are the names of present tags that stay.
 
@@ -35,9 +44,7 @@ class LabelsForm(AddTagsForm):
     own change.
     """
 
-    keep = forms.MultipleChoiceField(
-        label=gettext_lazy("Tags"), required=False, widget=forms.CheckboxSelectMultiple, choices=[]
-    )
+    keep = TagNames(label=gettext_lazy("Tags"), required=False)
     note = forms.CharField(
         label=gettext_lazy("Note"),
         required=False,
@@ -52,7 +59,7 @@ class LabelsForm(AddTagsForm):
         self.present = [tag.name for tag in tags]
         initial = {"keep": self.present, "shown": self.present, "note": note, "shown_note": note}
         super().__init__(*args, initial=initial, **kwargs)
-        if tags:
+        if tags or "keep" in self.data:
             self.fields["keep"].choices = [(name, name) for name in self.present]  # type: ignore[attr-defined]
         else:
             del self.fields["keep"]
@@ -66,6 +73,12 @@ class LabelsForm(AddTagsForm):
         return [name for name in self.cleaned_data["shown"] or [] if name not in self.cleaned_data.get("keep", [])]
 
     @property
+    def gone(self) -> list[str]:
+        """Return the tags that the user left as they were shown, and that a colleague removed meanwhile."""
+        shown = self.cleaned_data["shown"] or []
+        return [name for name in self.cleaned_data.get("keep", []) if name in shown and name not in self.present]
+
+    @property
     def changed_note(self) -> str | None:
         """Return the new note, or None if the user left it as it was shown."""
         note: str = self.cleaned_data["note"]
@@ -75,14 +88,12 @@ class LabelsForm(AddTagsForm):
 class TagManyForm(AddTagsForm):
     """Tags to add to all selected, and those to remove of the ones that some of them have."""
 
-    remove = forms.MultipleChoiceField(
-        label=gettext_lazy("Remove tags"), required=False, widget=forms.CheckboxSelectMultiple, choices=[]
-    )
+    remove = TagNames(label=gettext_lazy("Remove tags"), required=False)
 
     def __init__(self, *args: Any, names: Iterable[str], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         choices = [(name, name) for name in names]
-        if choices:
+        if choices or "remove" in self.data:
             self.fields["remove"].choices = choices  # type: ignore[attr-defined]
         else:
             del self.fields["remove"]

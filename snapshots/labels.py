@@ -14,6 +14,7 @@ from django.utils.translation import gettext as _
 from cng_portal.accounts.models import User
 from cng_portal.accounts.services import lock_customer
 from cng_portal.activity import services as activity
+from cng_portal.common.loops import for_each
 from cng_portal.common.names import JOINERS, clean_name, fold_name, require_visible
 from cng_portal.inventory.models import MAX_NOTE_LENGTH, MAX_TAG_LENGTH, Tag, Volume
 
@@ -31,6 +32,25 @@ def visible_tags(user: User) -> QuerySet[Tag]:
     snapshots = Snapshot.objects.visible_to(user).filter(deleted_at=None, tags=OuterRef("pk"))
     used = Tag.objects.filter(Exists(volumes) | Exists(snapshots), customer_id__in=user.customer_ids)
     return used.order_by("name_key", "pk")
+
+
+def delete_unused_tags() -> None:
+    """Delete the tags that no volume or snapshot has. A customer's failure doesn't stop the others."""
+    customers = unused_tags().order_by().values_list("customer_id", flat=True).distinct()
+    for_each(list(customers), _delete_unused_of)
+
+
+def _delete_unused_of(customer_id: UUID) -> None:
+    with transaction.atomic():
+        lock_customer(customer_id)  # Nobody gives one of them to a snapshot meanwhile.
+        unused_tags().filter(customer=customer_id).delete()
+
+
+def unused_tags() -> QuerySet[Tag]:
+    """Return the tags of no volume and no snapshot. A deleted volume counts, because it still has a page."""
+    volumes = Volume.objects.filter(tags=OuterRef("pk"))
+    snapshots = Snapshot.objects.filter(deleted_at=None, tags=OuterRef("pk"))
+    return Tag.objects.filter(~Exists(volumes), ~Exists(snapshots))
 
 
 def tags_of(model: Labelled, ids: Collection[UUID]) -> dict[UUID, list[Tag]]:

@@ -19,6 +19,8 @@ from cng_portal.accounts.services import lock_customer
 from cng_portal.common.loops import for_each
 from cng_portal.inventory.models import Volume
 
+from .volume_notices import notify_resumed
+
 BLOCK_STORAGE = ServiceKind.BLOCK_STORAGE
 
 
@@ -87,9 +89,10 @@ def charge_volumes(*, at: datetime) -> None:
 def settle_charges(volumes: QuerySet[Volume], *, at: datetime) -> None:
     """Correct the charges of volumes that aren't charged as they should be.
 
-    A charge starts when the volume became available, or when the location's first price did if that is later; a volume that
-    was charged before and came back is charged from `at` on. It ends when the deletion was accepted. Size, project and name
-    change at `at`. A volume's failure doesn't stop the others: raises an ExceptionGroup at the end.
+    A charge starts when the volume became available, or when the location's first price did if that is later. A volume of a
+    cloud that was gone and came back is charged from `at` on; any other was there all the time, and its charge continues. It
+    ends when the deletion was accepted. Size, project and name change at `at`. A volume's failure doesn't stop the others:
+    raises an ExceptionGroup at the end.
     """
     ids = unsettled(volumes, at).order_by("pk").values_list("pk", "project__customer")
     for_each(list(ids), lambda row: settle_charge(*row, at=at))
@@ -140,13 +143,22 @@ def settle_charge(volume_id: UUID, customer_id: UUID, *, at: datetime) -> None:
         if not volumes.filter(chargeable()).exists():
             stop_charging_volume(volume, at=volume.delete_requested_at or volume.deleted_at or at)
         elif not change_volume_charge(volume, at=at):
-            start_charging_volume(volume, at=start_of(volume, at))
+            since = start_of(volume, at)
+            segment = start_charging_volume(volume, at=since)
+            if segment and not volume.backend_project and was_charged_before(segment):
+                notify_resumed(volume, since)
         rename_resource(resource_id=volume.pk, name=volume.name)
+
+
+def was_charged_before(segment: UsageSegment) -> bool:
+    earlier = UsageSegment.objects.filter(resource_id=segment.resource_id, kind=segment.kind)
+    return earlier.exclude(pk=segment.pk).exists()
 
 
 def start_of(volume: Volume, at: datetime) -> datetime:
     """Return the instant from which a volume that isn't charged should be."""
-    if UsageSegment.objects.filter(resource_id=volume.pk, kind=BLOCK_STORAGE.value).exists():
-        return at
+    segments = UsageSegment.objects.filter(resource_id=volume.pk, kind=BLOCK_STORAGE.value, voided=False)
+    if last := segments.order_by("-started_at").first():
+        return at if volume.backend_project or last.paid_until is None else last.paid_until
     since = sold_since(PriceList.load([volume.location_id]), at)[volume.location_id, volume.project.customer.currency]
     return max(volume.available_at or volume.created_at, since)

@@ -1,4 +1,4 @@
-"""Notifications about volumes that the portal begins to charge because they were imported."""
+"""Notifications about volumes that the portal charges without a user's request."""
 
 from datetime import datetime
 
@@ -60,3 +60,23 @@ def _notify(volumes: QuerySet[Volume], at: datetime) -> None:
             message=message,
             url=reverse("snapshots:volumes"),
         )
+
+
+def notify_resumed(volume: Volume, since: datetime) -> None:
+    """Notify the project's members that the volume's deletion was undone, and that its charge continues from `since`."""
+
+    def message() -> tuple[str, str]:
+        values = {"name": volume.name, "size": money.format_count(volume.size_gb), "time": minute(since)}
+        text = _(
+            "The deletion of “%(name)s”, %(size)s GB, was undone. It is charged from %(time)s on, as if it had never been "
+            "deleted. Delete it if you no longer need it."
+        )
+        return _("“%(name)s” is charged again") % values, text % values
+
+    notify(
+        users=project_members(volume.project),
+        key=f"charged-again:{volume.pk}:{since.isoformat()}",
+        level=Notification.Level.WARNING,
+        message=message,
+        url=reverse("snapshots:volume", args=[volume.pk]),
+    )

@@ -51,6 +51,13 @@ def edit_labels(request: HttpRequest, target: Any, page: str) -> HttpResponse:
 
     if submit(request, form, save, field="add"):
         messages.success(request, _("Tags and note are saved."))
+        if form.gone:
+            text = ngettext(
+                "Someone else has removed the tag %(names)s meanwhile. To have it back, add it again.",
+                "Someone else has removed these tags meanwhile: %(names)s. To have them back, add them again.",
+                len(form.gone),
+            )
+            messages.info(request, text % {"names": ", ".join(f"“{name}”" for name in form.gone)})
         return redirect(page, target.pk)
     context = {"target": target, "form": form, "page": page, "suggestions": visible_tags(request.user)[:SUGGESTED]}
     return render(request, "snapshots/labels/edit.html", context)

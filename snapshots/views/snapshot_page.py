@@ -14,6 +14,7 @@ from billing.prices import PriceList
 from cng_portal.common.money import format_amount, format_price
 from cng_portal.common.templatetags.portal import poll_seconds
 from snapshots import restores
+from snapshots.assignment import why_bound_to_project
 from snapshots.labels import tags_of
 from snapshots.lists import LISTS
 from snapshots.models import Kind, Operation, Snapshot, State
@@ -60,6 +61,7 @@ def snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         "is_live": snapshot.is_transient or any(row.operation.is_active for row in rows),
         "actions": actions_for(snapshot, user),
         "why_not_restorable": why_not_restorable,
+        "why_bound_to_project": why_bound_to_project(snapshot),
         "can_see_source": source.project_id in user.roles,
         "can_change": user.can_change(snapshot.project_id),
         "retry": next((row for row in rows if row.can_retry and row.operation.kind != Operation.Kind.VERIFY), None),

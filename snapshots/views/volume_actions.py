@@ -5,6 +5,7 @@ from functools import partial
 from uuid import UUID
 
 from django.contrib import messages
+from django.db.models import Count, Sum
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
@@ -13,19 +14,20 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 from django.views.decorators.http import require_GET, require_http_methods
 
+from billing.models import ServiceKind
 from billing.prices import PriceList, Quote
 from cng_portal.accounts.models import User
 from cng_portal.accounts.submissions import submit_once
-from cng_portal.common.money import format_amount, format_price
+from cng_portal.common.money import format_amount, format_count, format_price
 from cng_portal.common.responses import is_fragment
 from cng_portal.inventory.models import Volume
 from snapshots import checks, limits, volumes
 from snapshots.forms import AttachForm, ConfirmationForm, GrowForm, VolumeNameForm
-from snapshots.models import COUNTED_STATES, BackupSchedule, Snapshot
+from snapshots.models import COUNTED_STATES, BackupSchedule, Snapshot, costs_nothing
 from snapshots.storage.registry import get_driver
 from snapshots.volume_charges import quote_volumes
 
-from .common import attempt, price_of, submit
+from .common import attempt, submit
 from .rows import Action
 
 VOLUME_RELATED = ("project__customer", "location", "vm")
@@ -144,20 +146,21 @@ def grow_volume(request: HttpRequest, volume_id: UUID) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 def attach_volume(request: HttpRequest, volume_id: UUID) -> HttpResponse:
     volume = get_changeable_volume(request, volume_id)
-    machines = list(volumes.attachable_machines(volume))
-    form = AttachForm(request.POST or None, machines=machines)
+    machines, search = volumes.attachable_machines(volume), request.GET.get("q", "").replace("\x00", "").strip()
+    form = AttachForm(request.POST or None, machines=machines, search=search)
     attach = partial(volumes.attach_volume, volume=volume, user=request.user)
     if attached := submit(request, form, lambda: attach(vm=form.cleaned_data["vm"]), field="vm"):
         names = {"name": attached.name, "vm": attached.vm}
         messages.success(request, _("“%(name)s” is attached to %(vm)s. Start the machine to use it.") % names)
         return redirect("snapshots:volume", volume.pk)
     reason = volumes.why_not_attachable(volume)
-    if not reason and not machines:
+    if not reason and not form.machines and not machines.exists():
         reason = _(
             "There is no stopped machine in the project %(project)s in %(location)s. Stop the machine that you "
             "want to attach the volume to, then try again."
         ) % {"project": volume.project, "location": volume.location_id}
-    return render(request, "snapshots/volumes/attach.html", {"volume": volume, "form": form, "reason": reason})
+    context = {"volume": volume, "form": form, "reason": reason, "search": search, "shown": len(form.machines)}
+    return render(request, "snapshots/volumes/attach.html", context)
 
 
 @require_http_methods(["GET", "POST"])
@@ -210,29 +213,32 @@ def deletion_consequences(volume: Volume, price: Quote | None, user: User) -> li
         )
     if BackupSchedule.objects.present().filter(volume=volume).exists():
         consequences.append(_("Its snapshot schedules end."))
-    counted = Snapshot.objects.filter(volume=volume, deleted_at=None, state__in=COUNTED_STATES)
-    snapshots = list(counted.select_related("project__customer", "location"))
-    if not snapshots:
+    snapshots = Snapshot.objects.filter(volume=volume, deleted_at=None, state__in=COUNTED_STATES)
+    count = snapshots.count()
+    if not count:
         consequences.append(_("It has no snapshots of its own, so its data can't be recovered."))
         return consequences
     consequences.append(
         ngettext(
             "Its snapshot stays, and a new volume can be made from it.",
             "Its %(count)s snapshots stay, and new volumes can be made from them.",
-            len(snapshots),
+            count,
         )
-        % {"count": len(snapshots)}
+        % {"count": format_count(count)}
     )
-    prices = PriceList.load([volume.location_id])
-    visible = [snapshot for snapshot in snapshots if snapshot.project_id in user.roles]
-    quotes = [quote for snapshot in visible if (quote := price_of(snapshot, prices))]
-    if quotes:
+    charged = snapshots.filter(project__in=list(user.roles), damaged_at=None).exclude(costs_nothing())
+    charged_count, size_gb = charged.aggregate(count=Count("pk"), size_gb=Sum("size_gb")).values()
+    currency = volume.project.customer.currency
+    quote = PriceList.load([volume.location_id]).quote(
+        ServiceKind.BS_SNAPSHOT, volume.location_id, currency, timezone.now(), size_gb=size_gb or 0
+    )
+    if charged_count and quote:
         consequences.append(
             ngettext(
                 "The snapshot still costs %(hourly)s an hour until you delete it.",
                 "The snapshots still cost %(hourly)s an hour together until you delete them.",
-                len(quotes),
+                charged_count,
             )
-            % {"hourly": format_price(sum(quote.hourly_micro for quote in quotes), quotes[0].currency)}
+            % {"hourly": format_price(quote.hourly_micro, currency)}
         )
     return consequences

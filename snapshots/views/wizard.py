@@ -535,7 +535,10 @@ def source_context(request: HttpRequest, draft: Draft, form: wizard.SourceForm) 
     if chosen and all(offer.source.pk != chosen for offer in offered):
         offered = [*offers.first_sources(user, draft, pk=chosen), *offered]
     uses = limits.snapshot_quota_use(draft.project)
-    for cloud_project in limits.synced_cloud_projects(location=draft.location_id, project=draft.project):
+    # Snapshots stay in the cloud project of their volume, whose quota may be another one than that of the chosen project.
+    refs = {disk.backend_project for offer in offered for disk in offer.disks if disk.backend_project}
+    clouds = limits.synced_cloud_projects(location=draft.location_id)
+    for cloud_project in clouds.filter(Q(project=draft.project) | Q(external_id__in=refs)).order_by("name", "pk"):
         cloud = limits.cloud_quota_use(cloud_project)
         uses += [cloud["snapshots"], cloud["gb"]]
     prices, currency, now = PriceList.load([draft.location_id]), draft.project.customer.currency, timezone.now()

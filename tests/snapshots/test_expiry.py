@@ -15,7 +15,10 @@ from billing.charges import cost_so_far
 from billing.models import UsageSegment
 from cng_portal.accounts.models import Membership, Role
 from cng_portal.activity.models import Activity
+from cng_portal.common.preferences import as_read_by
+from cng_portal.common.templatetags.portal import minute
 from snapshots import usage_check, wizard
+from snapshots.assignment import move_snapshot
 from snapshots.errors import InvalidState
 from snapshots.expiry import InvalidExpiry, announce_expiring, delete_expired, expiry_of, set_expiry
 from snapshots.models import BackupSchedule, DeletionCause, Draft, Operation, Snapshot, State
@@ -126,7 +129,7 @@ def test_many_of_one_project_and_instant_are_one_notification(snapshot: Snapshot
 
 def test_it_is_deleted_after_its_last_day_and_costs_the_estimate(snapshot: Snapshot, member: Membership) -> None:
     at = expire(snapshot)
-    announce_expiring(now=at - HOUR)
+    announce_expiring(now=at - DAY)
     assert delete_expired(now=at - timedelta(seconds=1)) == 0
     assert delete_expired(now=at + 5 * HOUR) == 1  # The scheduler was late, which costs nothing.
     assert delete_expired(now=at + 5 * HOUR) == 0
@@ -142,16 +145,40 @@ def test_it_is_deleted_after_its_last_day_and_costs_the_estimate(snapshot: Snaps
     assert not [sentence for sentence in usage_check.check_usage(at + DAY) if snapshot.name in sentence]
 
 
-def test_nothing_expires_without_notice(snapshot: Snapshot) -> None:
+def test_after_an_outage_it_is_deleted_a_day_after_the_notice_and_costs_nothing_more(
+    snapshot: Snapshot, member: Membership
+) -> None:
     at = expire(snapshot)
-    assert delete_expired(now=at + DAY) == 0
-    announce_expiring(now=at + DAY)
-    assert delete_expired(now=at + DAY) == 1
+    late = at + DAY + HOUR
+    assert delete_expired(now=late) == 0
+    assert (announce_expiring(now=late), delete_expired(now=late)) == (1, 0)
+    with as_read_by(member.user):
+        deleted_at = minute(late + DAY)
+    assert deleted_at in member.user.notifications.get().text
+    assert delete_expired(now=late + DAY - timedelta(seconds=1)) == 0
+    assert delete_expired(now=late + DAY) == 1
+    assert UsageSegment.objects.get().ended_at == at
+
+
+def test_the_members_of_a_project_that_it_moves_to_are_notified_too_a_day_before(
+    snapshot: Snapshot, member: Membership
+) -> None:
+    at = expire(snapshot)
+    announce_expiring(now=at - DAY)
+    other = ProjectFactory(customer=member.project.customer)
+    MembershipFactory(project=other, user=member.user)
+    colleague = UserFactory(member_of=other)
+    move_snapshot(snapshot=snapshot, user=member.user, project=other)
+    moved_at = at - HOUR
+    assert announce_expiring(now=moved_at) == 1
+    assert "will be deleted" in colleague.notifications.get().title
+    assert member.user.notifications.count() == 1  # knows it already
+    assert (delete_expired(now=at), delete_expired(now=moved_at + DAY)) == (0, 1)
 
 
 def test_a_snapshot_in_use_expires_afterwards(snapshot: Snapshot) -> None:
     at = expire(snapshot)
-    announce_expiring(now=at - HOUR)
+    announce_expiring(now=at - DAY)
     use = OperationFactory(snapshot=snapshot, restore=True)
     assert delete_expired(now=at) == 0
     Operation.objects.filter(pk=use.pk).update(state=Operation.State.SUCCEEDED, finished_at=timezone.now())
@@ -162,7 +189,7 @@ def test_unfinished_ones_wait_and_machines_snapshots_expire_too(snapshot: Snapsh
     creating = SnapshotFactory(volume=snapshot.volume, creating=True)
     of_machine = VMSnapshotFactory(vm__project=member.project)
     at = max(expire(creating), expire(of_machine))
-    announce_expiring(now=at - HOUR)
+    announce_expiring(now=at - DAY)
     assert delete_expired(now=at) == 1
     of_machine.refresh_from_db()
     creating.refresh_from_db()
@@ -171,7 +198,7 @@ def test_unfinished_ones_wait_and_machines_snapshots_expire_too(snapshot: Snapsh
 
 def test_a_clock_that_jumps_back_or_twenty_schedulers_delete_it_once(snapshot: Snapshot) -> None:
     at = expire(snapshot)
-    announce_expiring(now=at)
+    announce_expiring(now=at - DAY)
     all_at_once(lambda _number: delete_expired(now=at))
     announce_expiring(now=at - 5 * DAY)
     delete_expired(now=at - 5 * DAY)

@@ -14,7 +14,7 @@ from django.urls import reverse
 from cng_portal.accounts.models import Project, Role, User
 from cng_portal.activity.models import Activity
 from cng_portal.inventory.models import Tag, Volume
-from snapshots.labels import MAX_TAGS, change_labels, parse_tags, visible_tags
+from snapshots.labels import MAX_TAGS, change_labels, delete_unused_tags, parse_tags, visible_tags
 from snapshots.models import Snapshot
 from snapshots.search import search
 from tests.factories import ProjectFactory, SnapshotFactory, UserFactory, VolumeFactory
@@ -89,6 +89,35 @@ def test_a_colleagues_concurrent_change_stays(
     client.post(url, {name: value.replace("\n", "\r\n") if "note" in name else value for name, value in sent.items()})
     snapshot.refresh_from_db()
     assert (names_of(snapshot), snapshot.note) == (["new", "old"], "theirs")
+
+
+def test_a_tag_that_a_colleague_removed_meanwhile_is_named_and_the_rest_is_saved(
+    snapshot: Snapshot, member: User, client_for: Callable[..., Client]
+) -> None:
+    label(snapshot, member, "old", "mine")
+    other = SnapshotFactory(volume=snapshot.volume)
+    label(other, member, "old")
+    url, client = reverse("snapshots:labels", args=[snapshot.pk]), client_for(member)
+    for present in (["mine"], []):
+        change_labels(model=Snapshot, ids=[snapshot.pk], user=member, remove={"old", "mine"} - set(present))
+        sent = {"shown": ["old", "mine"], "keep": ["old", "mine"], "add": "new", "note": "kept"}
+        page = client.post(url, sent, follow=True).text
+        assert "removed" in page and "“old”" in page and "valid choice" not in page
+        assert names_of(snapshot) == [*present, "new"]
+        change_labels(model=Snapshot, ids=[snapshot.pk], user=member, remove=["new"])
+    many = f"{reverse('snapshots:tag_snapshots')}?id={snapshot.pk}"
+    page = client.post(many, {"id": [snapshot.pk], "add": "", "remove": ["old"]}, follow=True).text
+    assert "are saved" in page and "valid choice" not in page
+
+
+@pytest.mark.both_databases
+def test_tags_that_nothing_has_are_deleted(snapshot: Snapshot, member: User) -> None:
+    label(snapshot, member, "used", "unused")
+    change_labels(model=Snapshot, ids=[snapshot.pk], user=member, remove=["unused"])
+    change_labels(model=Volume, ids=[snapshot.volume_id], user=member, add=["of a volume"])
+    Tag.objects.create(customer=snapshot.customer, name="never used")
+    delete_unused_tags()
+    assert sorted(Tag.objects.values_list("name", flat=True)) == ["of a volume", "used"]
 
 
 def test_errors_are_explained_and_input_is_kept(

@@ -242,6 +242,7 @@ def test_a_backup_and_an_only_project_have_no_move(
     backup = BackupFactory(vm=volume.vm)
     assert url("move", backup) not in client.get(url("snapshot", backup)).text
     assert "Backups stay in their project." in client.get(url("move", backup)).text
+    assert "Backups stay in their project." in client.get(reverse("snapshots:snapshot", args=[backup.pk])).text
     only = client_for(viewer_of(volume.project, role=Role.MEMBER))
     assert url("move", snapshot) not in only.get(url("snapshot", snapshot)).text
     assert "You aren't a member or owner of any other project" in unescape(only.get(url("move", snapshot)).text)

@@ -306,6 +306,16 @@ def test_the_wizard_says_in_advance_that_the_clouds_own_quota_is_used_up(
         checks.check_capturable(volume)
 
 
+def test_for_another_project_the_step_shows_the_quota_of_the_cloud_project_of_its_volumes(
+    quotas: CloudProject, member: Membership, client_for: Callable[..., Client]
+) -> None:
+    other = MembershipFactory(user=member.user, project__customer=member.project.customer).project
+    draft = wizard.start(member.user, source=Volume.objects.get())
+    draft.project = other
+    draft.save()
+    assert "in the cloud project “shop” used" in client_for(member.user).get(wizard.url(draft, "volume")).text
+
+
 def test_the_clouds_quota_includes_requests_and_deletions_since_the_last_sync(
     quotas: CloudProject, member: Membership
 ) -> None:

@@ -24,7 +24,7 @@ from cng_portal.monitoring.heartbeats import Heartbeat
 from cng_portal.monitoring.leases import acquire_lease, release_lease
 from cng_portal.monitoring.models import Process
 from cng_portal.notifications import services as notifications
-from snapshots import expiry, operations, recycle_bin, scrub, wizard
+from snapshots import expiry, labels, operations, recycle_bin, scrub, wizard
 from snapshots.backups.runs import settle_runs, start_due_runs
 from snapshots.backups.upkeep import maintain_schedules
 from snapshots.cloudsync import sync
@@ -168,6 +168,9 @@ def tidy_up() -> None:
     def delete_activity() -> None:
         activity.delete_old(now=now)
 
+    def delete_unused_tags() -> None:
+        labels.delete_unused_tags()
+
     def remove_orphans() -> None:
         for_each(Location.objects.all(), remove_orphans_in)
 
@@ -181,6 +184,7 @@ def tidy_up() -> None:
             delete_notifications,
             delete_mails,
             delete_activity,
+            delete_unused_tags,
             remove_orphans,
         ],
         lambda chore: chore(),

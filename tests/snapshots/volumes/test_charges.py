@@ -333,6 +333,25 @@ def test_a_volume_that_is_renamed_or_marked_as_deleted_in_admin_is_charged_so(
     assert verification.all_differences(at=timezone.now()) == []
 
 
+def test_a_volume_whose_deletion_is_undone_is_charged_as_if_it_had_never_been_deleted(
+    project: Project, owner: User, location: Location
+) -> None:
+    sell(location)
+    volume = volume_in(project, location, available_at=FIRST_PRICE)
+    charge_volumes(at=FIRST_PRICE)
+    Volume.objects.update(deleted_at=FIRST_PRICE + 10 * HOUR)
+    charge_volumes(at=FIRST_PRICE + 11 * HOUR)
+    Volume.objects.update(deleted_at=None)
+    for _time in range(2):
+        charge_volumes(at=FIRST_PRICE + 40 * HOUR + timedelta(minutes=7))  # the scheduler was late
+    continued = FIRST_PRICE + 10 * HOUR
+    assert segments(volume) == [(FIRST_PRICE, continued, 50), (continued, None, 50)]
+    assert cost_so_far(resource_id=volume.pk, at=FIRST_PRICE + 50 * HOUR).label == "K 250.00"
+    [notice] = owner.notifications.all()
+    assert "as if it had never been deleted" in notice.text
+    assert verification.all_differences(at=FIRST_PRICE + 50 * HOUR) == []
+
+
 def test_volumes_without_a_charge_are_counted_by_location_and_currency(project: Project, location: Location) -> None:
     volume_in(project, location)
     volume_in(project, location)

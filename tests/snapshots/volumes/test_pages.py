@@ -13,7 +13,7 @@ from django.utils import timezone
 from billing.models import ServiceKind
 from cng_portal.accounts.models import Customer, Membership, Role
 from cng_portal.inventory.models import VirtualMachine, Volume
-from snapshots import volumes
+from snapshots import lists, volumes
 from snapshots.models import Operation
 from snapshots.storage.local import LocalDriver
 from snapshots.volume_charges import start_charging_volume
@@ -205,6 +205,22 @@ def test_attaching_and_detaching(client: Client, volume: Volume, machine: Virtua
 
 def test_without_a_stopped_machine_the_page_says_what_to_do(client: Client, volume: Volume) -> None:
     assert "There is no stopped machine in the project Default" in read(client, address("attach", volume))
+
+
+def test_of_many_machines_the_first_are_listed_and_the_search_finds_the_others(
+    client: Client, volume: Volume, machine: VirtualMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lists, "SOURCES_OFFERED", 1)
+    other = VirtualMachineFactory(project=volume.project, location=volume.location, name="zz-last", stopped=True)
+    url = address("attach", volume)
+    page = read(client, url)
+    assert "Only the first machine is listed" in page and machine.name in page and "zz-last" not in page
+    found = read(client, url + "?q=zz")
+    assert "zz-last" in found and machine.name not in found
+    assert "No stopped machine matches" in read(client, url + "?q=nothing")
+    client.post(url, {"vm": str(other.pk)})
+    volume.refresh_from_db()
+    assert volume.vm == other
 
 
 def test_where_the_cloud_attaches_nothing_is_offered_and_the_reason_is_given(
