@@ -160,6 +160,8 @@ class PriceVersion(models.Model):
         User, verbose_name=_("planned by"), on_delete=models.PROTECT, null=True, blank=True, related_name="+"
     )
     created_at = models.DateTimeField(_("planned"), default=timezone.now, editable=False)
+    # Customers whose usage was recorded until then were notified of the planned price.
+    announced_until = models.DateTimeField(_("announced until"), null=True, blank=True, editable=False)
 
     class Meta:
         verbose_name = _("price version")

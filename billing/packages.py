@@ -15,7 +15,7 @@ from cng_portal.inventory.models import Location
 
 from .errors import Refused
 from .models import LOWER_ONLY, PAST, InvoiceLine, Package, PriceVersion, ServiceKind, UsageSegment
-from .price_notices import notify_corrected, notify_planned, notify_withdrawn
+from .price_notices import notify_corrected, notify_withdrawn
 from .seals import seal, seal_deletion
 
 
@@ -60,20 +60,23 @@ def retire_package(*, package: Package, by: User | None) -> list[PriceVersion]:
 
 @transaction.atomic
 def save_price(version: PriceVersion, *, by: User | None) -> PriceVersion:
-    """Write a planned price, or a package's first one, log it, and notify customers whose running usage it changes."""
+    """Write a planned price, or a package's first one, and log it. The scheduler announces it to customers."""
     version.created_by = version.created_by or by
+    version.announced_until = None
     version.full_clean()
     version.save()
     seal(version)
     after = {"rate_micro": version.rate_micro, "starts_at": version.starts_at}
     activity.record(action="price.set", actor=by, target=version.package, after=after)
-    notify_planned(version, at=timezone.now())
     return version
 
 
 @transaction.atomic
 def delete_price(version: PriceVersion, *, by: User | None) -> None:
-    """Delete a planned price, and notify the same customers. The database refuses to delete one that has begun."""
+    """Delete a planned price, and notify the customers to whom it was announced.
+
+    The database refuses to delete one that has begun.
+    """
     before = {"rate_micro": version.rate_micro, "starts_at": version.starts_at}
     activity.record(action="price.delete", actor=by, target=version.package, before=before)
     notify_withdrawn(version)

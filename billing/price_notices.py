@@ -1,12 +1,14 @@
 """Notifications to the owners of customers whose running usage costs more, or less, after a change of prices.
 
-They are written in the transaction of the change, so the announced and the charged price can't differ.
+The scheduler announces planned prices, so that a customer who can't be notified fails alone, and not the administrator's
+request. Withdrawals and corrections are written in the transaction of the change.
 """
 
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from django.db.models import Q, QuerySet, Sum
+from django.db.models.functions import Now
 from django.urls import reverse
 from django.utils.translation import gettext as _
 
@@ -21,15 +23,27 @@ from . import block_storage, rating
 from .models import Package, PriceVersion, ServiceKind, UsageSegment
 from .prices import PriceList
 
+# A transaction that was open during an announcement, or another machine's clock, may record usage with an earlier time.
+OVERLAP = timedelta(minutes=15)
 
-def notify_new_users(*, at: datetime) -> int:
-    """Notify customers who began to use a package after its next price was planned. Returns how many prices are planned.
 
-    A customer's failure doesn't stop the others: raises an ExceptionGroup at the end.
+def announce_prices(*, at: datetime) -> int:
+    """Notify customers of planned prices: each price to all who use its package, then to those who begin to.
+
+    A customer's failure doesn't stop the others: raises an ExceptionGroup at the end, and the next run notifies everybody
+    who wasn't. Returns how many prices are planned.
     """
     planned = PriceVersion.objects.filter(starts_at__gt=at, package__active=True).select_related("package")
-    for_each(planned, lambda version: notify_planned(version, at=at, since=version.created_at))
+    for_each(planned, lambda version: announce_price(version, at=at))
     return len(planned)
+
+
+def announce_price(version: PriceVersion, *, at: datetime) -> None:
+    until = version.announced_until
+    notify_planned(version, at=at, since=until - OVERLAP if until else None)
+    # A price that was changed meanwhile is announced again.
+    unchanged = PriceVersion.objects.filter(pk=version.pk, starts_at=version.starts_at, rate_micro=version.rate_micro)
+    unchanged.filter(starts_at__gt=Now()).update(announced_until=at)
 
 
 def notify_planned(version: PriceVersion, *, at: datetime, since: datetime | None = None) -> None:
@@ -60,13 +74,18 @@ def notify_planned(version: PriceVersion, *, at: datetime, since: datetime | Non
         )
         return title % {"kind": _label(package)}, text
 
-    key = f"price:{version.pk}:{version.rate_micro}:{version.starts_at.isoformat()}"
+    key = f"{_announcement(version)}{version.rate_micro}:{version.starts_at.isoformat()}"
     level = Notification.Level.WARNING if is_higher else Notification.Level.INFO
     usage = _running(package)
     if since:
         newcomers = usage.filter(start_recorded_at__gt=since).values("customer")
         usage = usage.filter(customer__in=newcomers)
     _notify_users_of(package, usage, key=key, level=level, describe=describe)
+
+
+def _announcement(version: PriceVersion) -> str:
+    """Return how the keys of the notifications of a planned price begin."""
+    return f"price:{version.pk}:"
 
 
 def notify_withdrawn(version: PriceVersion) -> None:
@@ -83,9 +102,10 @@ def notify_withdrawn(version: PriceVersion) -> None:
         )
         return _("The price of %(kind)s stays as it is") % {"kind": _label(package)}, text
 
+    announced = Notification.objects.filter(key__startswith=_announcement(version))
     _notify_users_of(
         package,
-        _running(package),
+        _running(package).filter(customer__in=announced.values("user__customer")),
         key=f"price-withdrawn:{version.pk}",
         level=Notification.Level.INFO,
         describe=describe,

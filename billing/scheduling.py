@@ -7,15 +7,15 @@ import structlog
 
 from . import closing
 from .low_balance import warn_low_balances
-from .price_notices import notify_new_users
+from .price_notices import announce_prices
 from .wallet import expire_credits
 
 logger = structlog.stdlib.get_logger(__name__)
 
 
 def run_due(*, at: datetime) -> None:
-    """Close the months that are over, record expired credits, warn of low balances and of planned prices."""
-    duties: list[Callable[..., object]] = [closing.close_months, expire_credits, warn_low_balances, notify_new_users]
+    """Announce planned prices, close the months that are over, record expired credits, warn of low balances."""
+    duties: list[Callable[..., object]] = [announce_prices, closing.close_months, expire_credits, warn_low_balances]
     failed = []
     for duty in duties:
         try:

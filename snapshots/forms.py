@@ -220,7 +220,8 @@ class AttachForm(forms.Form):
     def __init__(self, *args: Any, machines: QuerySet[VirtualMachine], search: str = "", **kwargs: Any) -> None:
         """Offer the first SOURCES_OFFERED of the machines whose names contain `search`, and the chosen one."""
         super().__init__(*args, **kwargs)
-        matching = list(machines.filter(name_contains(search))[: lists.SOURCES_OFFERED + 1])
+        searched = machines.filter(name_contains(search)) if search else machines
+        matching = list(searched[: lists.SOURCES_OFFERED + 1])
         self.has_more = len(matching) > lists.SOURCES_OFFERED
         self.machines = {str(vm.pk): vm for vm in matching[: lists.SOURCES_OFFERED]}
         chosen = self.data.get("vm", "")

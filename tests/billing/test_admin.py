@@ -8,6 +8,7 @@ from billing import closing
 from billing.balance import get_balance
 from billing.models import Invoice, Package, PriceVersion, ServiceKind, WalletTransaction
 from billing.packages import create_package, retire_package, set_price
+from billing.price_notices import announce_prices
 from billing.wallet import buy_credits
 from cng_portal.activity.models import Activity
 from tests.factories import LocationFactory, UserFactory, VolumeFactory
@@ -322,6 +323,7 @@ def test_block_storage_that_charges_existing_volumes_is_confirmed_and_starts_aft
     )
     response = desk.post(url, block_storage_form(shop.location, 4, confirm_volumes="on"))
     assert response.status_code == 302, errors(response)
+    announce_prices(at=timezone.now())
     assert shop.owner.notifications.get().title == "Volumes in 1CNG-YGN-AZ01 will be charged"
     # the planned price may not start earlier, or be raised, without notice
     package = Package.objects.get(kind=ServiceKind.BLOCK_STORAGE)

@@ -5,9 +5,14 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from django.utils import timezone
 
-from billing.packages import correct_price, create_package, delete_price, retire_package, set_price
+from billing import price_notices
+from billing.models import UsageSegment
+from billing.packages import correct_price, create_package, delete_price, retire_package, save_price, set_price
+from billing.price_notices import announce_prices
 from billing.scheduling import run_due
 from billing.wallet import buy_credits, correct_credits
+from cng_portal.accounts.models import User
+from cng_portal.common.preferences import DateFormat
 from tests.factories import LocationFactory, ProjectFactory, UserFactory
 from tests.smtp import sent_mails
 
@@ -23,7 +28,9 @@ def notices_of(user):
 
 
 def plan(package, rate_micro=500_000, starts_at=FUTURE):
-    return set_price(package=package, rate_micro=rate_micro, starts_at=starts_at, by=None)
+    version = set_price(package=package, rate_micro=rate_micro, starts_at=starts_at, by=None)
+    announce_prices(at=timezone.now())
+    return version
 
 
 def test_a_planned_rise_is_notified_with_the_future_cost(shop, use):
@@ -55,6 +62,7 @@ def test_only_owners_with_running_usage_of_that_kind_location_and_currency_are_n
 def test_a_first_price_and_an_unchanged_one_are_not_notified(shop, use):
     use(PAST, kind="vm_snapshot")
     create_package(location=shop.location, kind="vm_snapshot", rate_micro=9, starts_at=FUTURE)
+    announce_prices(at=timezone.now())
     use(PAST)
     plan(shop.package, rate_micro=400_000)
     assert not notices_of(shop.owner)
@@ -67,6 +75,41 @@ def test_customers_who_start_after_the_plan_are_notified_once_by_the_scheduler(s
         run_due(at=timezone.now())
     titles = [title for _level, title, _text in notices_of(shop.owner)]
     assert titles.count("The price of BS Snapshot rises") == 1
+
+
+def test_a_customer_who_cannot_be_notified_fails_alone_and_is_notified_later(shop, use):
+    use(PAST)
+    broken = UserFactory(member_of=ProjectFactory(), date_format="broken")
+    broken.customer = broken.projects.get().customer
+    broken.save()
+    use(PAST, project=broken.projects.get())
+    version = set_price(package=shop.package, rate_micro=500_000, starts_at=FUTURE, by=None)
+    with pytest.raises(ExceptionGroup):
+        announce_prices(at=timezone.now())
+    assert (len(notices_of(shop.owner)), len(notices_of(broken))) == (1, 0)
+    User.objects.filter(pk=broken.pk).update(date_format=DateFormat.WORDS)
+    announce_prices(at=timezone.now())
+    assert (len(notices_of(shop.owner)), len(notices_of(broken))) == (1, 1)
+    # changed before it begins: announced again
+    version.rate_micro = 600_000
+    save_price(version, by=None)
+    announce_prices(at=timezone.now())
+    assert "K 0.6000" in notices_of(broken)[-1][2]
+
+
+def test_customers_who_know_are_not_visited_again(shop, use, monkeypatch):
+    use(PAST)
+    UsageSegment.objects.update(start_recorded_at=timezone.now() - timedelta(days=1))
+    plan(shop.package)
+    monkeypatch.setattr(price_notices, "notify", lambda **event: pytest.fail("was visited again"))
+    announce_prices(at=timezone.now())
+
+
+def test_a_withdrawal_is_notified_only_to_those_who_know_of_the_price(shop, use):
+    use(PAST)
+    version = set_price(package=shop.package, rate_micro=500_000, starts_at=FUTURE, by=None)
+    delete_price(version, by=None)
+    assert not notices_of(shop.owner)
 
 
 def test_a_fall_and_a_withdrawn_plan_are_notified(shop, use):
@@ -84,6 +127,7 @@ def test_the_price_of_a_replacement_package_is_notified(shop, use):
     use(PAST)
     retire_package(package=shop.package, by=None)
     create_package(location=shop.location, kind=shop.kind, rate_micro=900_000, starts_at=FUTURE)
+    announce_prices(at=timezone.now())
     assert "K 0.9000 per GB and hour instead of K 0.4000" in notices_of(shop.owner)[0][2]
 
 

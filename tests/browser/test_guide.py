@@ -16,6 +16,7 @@ from billing.models import ServiceKind, UsageSegment
 from billing.wallet import buy_credits
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import Volume
+from cng_portal.support.models import SupportContact
 from snapshots import services
 from snapshots.models import Snapshot
 from snapshots.storage.contract import GIB
@@ -103,7 +104,7 @@ def test_the_guide_from_sign_in_to_a_restored_disk(
     page.get_by_role("link", name="Volume Snapshot").click()
     # "To create a snapshot, click on Take Snapshot or the plus (+) icon located on the right side of the page."
     expect(page.get_by_role("link", name="New snapshot").first).to_be_visible()
-    page.get_by_role("link", name="Take Snapshot").first.click()
+    page.get_by_role("link", name="Take Snapshot" if live else "New snapshot").first.click()
 
     # "Choose a Location": "Choose from the available locations listed."
     expect(page.get_by_role("heading", level=1)).to_have_text("Choose a Location")
@@ -184,6 +185,14 @@ def test_the_guide_from_sign_in_to_a_restored_disk(
     settled("This snapshot is deleted")
     assert not stored_disk.exists()
     assert bytes_of(image, len(before)) == before
+
+    # "For further assistance, refer to the 1CNG documentation or reach out to support." "See also"
+    SupportContact.objects.create(email="support@example.com")
+    page.get_by_role("link", name="Help").first.click()
+    expect(main.get_by_role("link", name="support@example.com")).to_be_visible()
+    page.goto("/help/create-volume-snapshot/")
+    for name in ("Create Volume", "Create a VM snapshot"):
+        expect(main.get_by_role("link", name=name, exact=True)).to_be_visible()
 
 
 def test_the_guide_leads_on_to_create_volume(

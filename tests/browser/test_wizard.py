@@ -9,8 +9,9 @@ from playwright.sync_api import Page, expect
 
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import Volume
+from snapshots.models import Snapshot, State
 from tests.factories import LocationFactory, MembershipFactory, ProjectFactory, VolumeFactory
-from tests.snapshots.disks import content, put_volume, sell_everywhere
+from tests.snapshots.disks import content, put_volume, run_active_operations, sell_everywhere
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -57,6 +58,23 @@ def test_six_clicks_lead_from_the_dashboard_to_a_snapshot(
     page.get_by_role("button", name="Take Snapshot").click()
     expect(page.locator("#heading")).to_be_focused()
     assert page.url.endswith("#heading")
+
+
+def test_three_clicks_lead_from_a_volumes_row_to_a_snapshot(
+    page: Page, member: Membership, volume: Volume, sign_in: Callable[..., Any]
+) -> None:
+    sign_in(member.user)
+    page.goto("/volumes/")
+    page.get_by_role("button", name="Take Snapshot of db-01-data").click()
+    is_at(page, "Choose Snapshot Name")
+    page.get_by_role("button", name="Continue").click()
+    is_at(page, "Create Snapshot")
+    page.get_by_role("button", name="Take Snapshot").click()
+    expect(page.locator("#heading")).to_be_focused()
+    run_active_operations()
+    assert Snapshot.objects.get(volume=volume).state == State.READY
+    page.reload()
+    expect(page.locator("main").get_by_text("Ready", exact=True).first).to_be_visible()
 
 
 def test_the_search_above_the_first_step_answers_three(

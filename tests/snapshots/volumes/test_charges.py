@@ -17,6 +17,7 @@ from billing.block_storage import count_uncharged
 from billing.charges import cost_so_far
 from billing.models import ServiceKind, UsageSegment
 from billing.packages import create_package, retire_package, set_price
+from billing.price_notices import announce_prices
 from billing.scheduling import run_due
 from cng_portal.accounts.models import Project, User
 from cng_portal.inventory.models import CloudProject, Location, Volume
@@ -177,6 +178,7 @@ def test_owners_are_notified_of_the_first_price_when_it_is_planned(
     member = UserFactory(member_of=project, member_of__role="member")
     stranger = UserFactory(member_of=ProjectFactory())
     package = sell(location, datetime(2090, 3, 1, 6, 30, tzinfo=UTC))
+    announce_prices(at=timezone.now())
     [notice] = owner.notifications.all()
     assert (notice.level, notice.title) == ("warning", "Volumes in 1CNG-YGN-AZ01 will be charged")
     assert "costs K 0.1000 per GB and hour. Your 2 volumes there, 150 GB, will then cost K 15.00 an hour" in notice.text
@@ -193,6 +195,7 @@ def test_only_the_withdrawal_of_an_announced_price_is_notified(
     volume_in(project, location)
     package = sell(location, datetime(2090, 3, 1, tzinfo=UTC))
     set_price(package=package, rate_micro=200_000, starts_at=datetime(2090, 4, 1, tzinfo=UTC), by=None)
+    announce_prices(at=timezone.now())
     retire_package(package=package, by=None)
     titles = list(owner.notifications.order_by("created_at").values_list("title", flat=True))
     assert titles == ["Volumes in 1CNG-YGN-AZ01 will be charged", "Volumes in 1CNG-YGN-AZ01 stay free of charge"]
