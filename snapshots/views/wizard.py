@@ -6,6 +6,7 @@ from datetime import datetime, time, timedelta
 from functools import partial, wraps
 from itertools import zip_longest
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID
 
 from django.contrib import messages
@@ -46,18 +47,24 @@ from .common import is_fragment, price_of_backups, start_wizard, submit
 
 
 def survives_sign_in(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
-    """Redirect to sign-in if the session has expired. Posted answers are kept in `next`, to fill in the form again."""
+    """Redirect to sign-in if the session has expired. The answers are kept in `next`, to fill in the form again.
+
+    They are posted, or sent while they are typed, by a fragment's request that checks them.
+    """
 
     @login_not_required
     @wraps(view)
     def inner(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         if request.user.is_authenticated:
             return view(request, *args, **kwargs)
-        answers = {name: value for name, value in request.POST.items() if name not in NO_ANSWERS}
-        if not answers:
-            return redirect_to_login(request.get_full_path())
+        is_check = request.method == "GET" and is_fragment(request)
+        page = urlsplit(request.htmx.current_url_abs_path or "").path if is_check else request.path
+        sent = request.GET if is_check else request.POST
+        answers = {name: value for name, value in sent.items() if name not in NO_ANSWERS}
+        if not answers or not page:
+            return leave(request, redirect_to_login(request.get_full_path()).url)
         messages.info(request, _("Your session ended. Sign in to continue: what you entered is kept."))
-        return leave(request, redirect_to_login(f"{request.path}?{urlencode(answers)}").url)
+        return leave(request, redirect_to_login(f"{page}?{urlencode(answers)}").url)
 
     return inner
 
@@ -100,6 +107,7 @@ def page_of(result: Snapshot | BackupSchedule) -> str:
     return f"{reverse(f'snapshots:{name}', args=[result.pk])}#heading"  # The heading gets the focus.
 
 
+@survives_sign_in
 @require_GET
 def check_name(request: HttpRequest, draft_id: UUID) -> HttpResponse:
     """Validate a name while it is typed."""

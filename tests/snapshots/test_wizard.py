@@ -504,6 +504,18 @@ def test_answers_sent_by_htmx_after_the_session_ended_are_kept(member: Membershi
     assert parse_qs(urlsplit(response["HX-Redirect"]).query)["next"] == [f"{path}?name=kept"]
 
 
+def test_a_name_that_is_checked_while_it_is_typed_survives_the_end_of_the_session(
+    member: Membership, volume: Volume
+) -> None:
+    draft = wizard.start(member.user, source=volume)
+    path, check = wizard.url(draft, "name"), reverse("snapshots:check_name", args=[draft.pk])
+    here = HTMX | {"HX-Current-URL": f"http://testserver{path}?name=old"}
+
+    response = Client().get(check, {"name": "typed"}, headers=here)
+
+    assert parse_qs(urlsplit(response["HX-Redirect"]).query)["next"] == [f"{path}?name=typed"]
+
+
 @pytest.mark.parametrize("name", ["new_vm", "new_backup"])
 def test_the_first_step_for_a_machine_speaks_of_the_instance(name: str, client: Client) -> None:
     page = client.get(reverse(f"snapshots:{name}")).text
