@@ -192,7 +192,7 @@ def test_the_guide_from_sign_in_to_a_restored_disk(
     expect(main.get_by_role("link", name="support@example.com")).to_be_visible()
     page.goto("/help/create-volume-snapshot/")
     for name in ("Create Volume", "Create a VM snapshot"):
-        expect(main.get_by_role("link", name=name, exact=True)).to_be_visible()
+        expect(page.get_by_role("article").get_by_role("link", name=name, exact=True)).to_be_visible()
 
 
 def test_the_guide_leads_on_to_create_volume(
