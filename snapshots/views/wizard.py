@@ -54,7 +54,7 @@ def survives_sign_in(view: Callable[..., HttpResponse]) -> Callable[..., HttpRes
 
     @login_not_required
     @wraps(view)
-    def inner(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+    def inner(request: Request, *args: Any, **kwargs: Any) -> HttpResponse:
         if request.user.is_authenticated:
             return view(request, *args, **kwargs)
         is_check = request.method == "GET" and is_fragment(request)
