@@ -62,7 +62,7 @@ def survives_sign_in(view: Callable[..., HttpResponse]) -> Callable[..., HttpRes
         sent = request.GET if is_check else request.POST
         answers = {name: value for name, value in sent.items() if name not in NO_ANSWERS}
         if not answers or not page:
-            return leave(request, redirect_to_login(request.get_full_path()).url)
+            return redirect_to_login(request.get_full_path())
         messages.info(request, _("Your session ended. Sign in to continue: what you entered is kept."))
         return leave(request, redirect_to_login(f"{page}?{urlencode(answers)}").url)
 
