@@ -19,7 +19,7 @@ from cng_portal.common.names import JOINERS, clean_name, fold_name, require_visi
 from cng_portal.inventory.models import MAX_NOTE_LENGTH, MAX_TAG_LENGTH, Tag, Volume
 
 from . import checks
-from .models import Snapshot
+from .models import Snapshot, in_storage
 
 MAX_TAGS = 20
 MAX_LABELLED = 50  # at once
@@ -49,7 +49,7 @@ def _delete_unused_of(customer_id: UUID) -> None:
 def unused_tags() -> QuerySet[Tag]:
     """Return the tags of no volume and no snapshot. A deleted volume counts, because it still has a page."""
     volumes = Volume.objects.filter(tags=OuterRef("pk"))
-    snapshots = Snapshot.objects.filter(deleted_at=None, tags=OuterRef("pk"))
+    snapshots = Snapshot.objects.filter(in_storage(), tags=OuterRef("pk"))
     return Tag.objects.filter(~Exists(volumes), ~Exists(snapshots))
 
 

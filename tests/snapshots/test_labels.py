@@ -10,12 +10,14 @@ from django.db import IntegrityError, connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
+from django.utils import timezone
 
 from cng_portal.accounts.models import Project, Role, User
 from cng_portal.activity.models import Activity
 from cng_portal.inventory.models import Tag, Volume
 from snapshots.labels import MAX_TAGS, change_labels, delete_unused_tags, parse_tags, visible_tags
 from snapshots.models import Snapshot
+from snapshots.recycle_bin import put_in_bin
 from snapshots.search import search
 from tests.factories import ProjectFactory, SnapshotFactory, UserFactory, VolumeFactory
 
@@ -115,9 +117,16 @@ def test_tags_that_nothing_has_are_deleted(snapshot: Snapshot, member: User) -> 
     label(snapshot, member, "used", "unused")
     change_labels(model=Snapshot, ids=[snapshot.pk], user=member, remove=["unused"])
     change_labels(model=Volume, ids=[snapshot.volume_id], user=member, add=["of a volume"])
+    binned = SnapshotFactory(volume=snapshot.volume)
+    label(binned, member, "of one in the recycle bin")
+    put_in_bin(binned, at=timezone.now(), user=member)
     Tag.objects.create(customer=snapshot.customer, name="never used")
     delete_unused_tags()
-    assert sorted(Tag.objects.values_list("name", flat=True)) == ["of a volume", "used"]
+    assert sorted(Tag.objects.values_list("name", flat=True)) == [
+        "of a volume",
+        "of one in the recycle bin",
+        "used",
+    ]
 
 
 def test_errors_are_explained_and_input_is_kept(
