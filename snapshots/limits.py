@@ -11,7 +11,7 @@ from uuid import UUID
 
 import structlog
 from django.conf import settings
-from django.db.models import Count, F, Q, QuerySet, Sum
+from django.db.models import Count, F, Q, QuerySet, Sum, Value
 from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
@@ -72,16 +72,17 @@ def snapshot_quota_use(project: Project) -> list[QuotaUse]:
         limit == UNLIMITED for owner in (customer, project) for limit in (owner.snapshot_quota, owner.snapshot_gb_quota)
     ):
         return []
-    counted = Snapshot.objects.filter(customer=customer, deleted_at=None, kind__in=Kind.values).counted()
-    used = _count(counted, project)
-    in_bin = _count(Snapshot.objects.filter(customer=customer).in_bin(), project)
-    used["gb"] += in_bin["gb"]
-    used["project_gb"] += in_bin["project_gb"]
+    snapshots = Snapshot.objects.filter(customer=customer).order_by()
+    counted = snapshots.filter(deleted_at=None, kind__in=Kind.values).counted()
+    in_bin = snapshots.in_bin().values_list("project").annotate(count=Value(0), gb=Sum("size_gb"))
+    present = counted.values_list("project").annotate(count=Count("pk"), gb=Sum("size_gb"))
+    by_project = list(present.union(in_bin, all=True))
+    of_project = [row for row in by_project if row[0] == project.pk]
     return [
-        QuotaUse(_("snapshots of your account"), used["count"], customer.snapshot_quota),
-        QuotaUse(_("GB of snapshots of your account"), used["gb"], customer.snapshot_gb_quota),
-        QuotaUse(_("snapshots of the project"), used["project_count"], project.snapshot_quota),
-        QuotaUse(_("GB of snapshots of the project"), used["project_gb"], project.snapshot_gb_quota),
+        QuotaUse(_("snapshots of your account"), sum(row[1] for row in by_project), customer.snapshot_quota),
+        QuotaUse(_("GB of snapshots of your account"), sum(row[2] for row in by_project), customer.snapshot_gb_quota),
+        QuotaUse(_("snapshots of the project"), sum(row[1] for row in of_project), project.snapshot_quota),
+        QuotaUse(_("GB of snapshots of the project"), sum(row[2] for row in of_project), project.snapshot_gb_quota),
     ]
 
 

@@ -44,6 +44,7 @@ def test_an_empty_list_leads_to_the_guide(client_for: Callable[..., Client]) -> 
 def test_every_page_is_accessible_fits_and_shows_its_pictures(page: Page, sign_in: Callable[..., Any]) -> None:
     sign_in(UserFactory(member_of=ProjectFactory()))
     look_at(page, ["/help/", *PAGES])
+    page.set_viewport_size({"width": 1280, "height": 900})  # where the menu is not folded
     page.goto("/")
     page.get_by_role("navigation", name="Main menu").get_by_role("link", name="Help").click()
     page.get_by_role("link", name="Create a volume snapshot").click()
