@@ -309,9 +309,10 @@ def sizes_in_gb(usage: QuerySet[Any], snapshots: Iterable[Snapshot]) -> dict[tup
 
 
 def is_being_worked_on(uuid: UUID) -> bool:
-    """Return whether an unfinished operation reads or writes the disk image or volume with this ID."""
+    """Return whether an unfinished operation may write the disk image or volume with this ID. Listing files doesn't."""
     of_disk = Q(snapshot__disks=uuid) | Q(safety_snapshot__disks=uuid)
-    return Operation.objects.active().filter(of_disk | Q(volume=uuid) | Q(snapshot__disks__volume=uuid)).exists()
+    active = Operation.objects.active().exclude(kind=Operation.Kind.CATALOGUE)
+    return active.filter(of_disk | Q(volume=uuid) | Q(snapshot__disks__volume=uuid)).exists()
 
 
 def is_being_verified(disk: DiskImage) -> bool:

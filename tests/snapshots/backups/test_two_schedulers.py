@@ -171,7 +171,9 @@ def test_randomly_killed_processes_take_each_occurrence_once_and_lose_no_backup(
         for run in runs:
             if run.snapshot and run.snapshot.state == State.READY:
                 expected |= complete_backup(storage_root, run.snapshot)
-    assert files_below(storage_root) == expected
+    manifests = {path for path in expected if path.endswith("manifest.json")}
+    lists_of_files = {path.replace("manifest.json", "catalogue") for path in manifests}  # made when a worker has time
+    assert files_below(storage_root) - lists_of_files == expected
     for backup in Snapshot.objects.exclude(ready_at=None):
         segment = UsageSegment.objects.get(resource_id=backup.pk)
         assert (segment.started_at, segment.ended_at) == (backup.ready_at, backup.delete_requested_at)
