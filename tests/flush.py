@@ -15,12 +15,14 @@ ALWAYS_THERE = {"django_content_type", "auth_permission"}
 
 
 def install() -> None:
-    """Let `flush` empty the tables of this process's main connection so."""
+    """Let `flush` empty the tables of this process's main connection so, if that is PostgreSQL's and may."""
+    if connection.vendor != "postgresql":
+        return
     empty_tables = connection.ops.sql_flush
 
     def sql_flush(style: Style, tables: Sequence[str], **options: Any) -> list[str]:
         tables = [table for table in tables if table not in ALWAYS_THERE]
-        if connection.vendor == "postgresql" and connection.connection.info.parameter_status("is_superuser") == "on":
+        if connection.connection.info.parameter_status("is_superuser") == "on":
             return [delete_rows(tables)]
         return empty_tables(style, tables, **options)
 
