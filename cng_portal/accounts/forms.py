@@ -94,8 +94,8 @@ class InvitationForm(forms.Form):
         widget=forms.RadioSelect,
         initial=Role.MEMBER,
         help_text=gettext_lazy(
-            "Viewers can view everything. Members can also take, restore and delete snapshots. Owners can also see bills "
-            "and manage members."
+            "Viewers can view everything but bills, and files unless they are shared. Members can also take, restore "
+            "and delete snapshots, and read files. Owners can also see bills and manage members."
         ),
     )
 
