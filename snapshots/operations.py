@@ -18,7 +18,7 @@ from uuid import UUID
 import structlog
 from django.conf import settings
 from django.db import close_old_connections, connection, transaction
-from django.db.models import Case, Count, DateTimeField, F, Q, Value, When
+from django.db.models import Case, Count, DateTimeField, Exists, F, OuterRef, Q, QuerySet, Value, When
 from django.db.models.functions import Coalesce, Least
 from django.utils import timezone
 from django.utils.module_loading import import_string
@@ -30,14 +30,17 @@ from cng_portal.accounts.services import lock_customer
 from cng_portal.activity import services as activity
 from cng_portal.common.clock import database_now
 from cng_portal.common.log_context import bind_fields, get_request_id
+from cng_portal.inventory.models import Location
 from cng_portal.monitoring.heartbeats import count_workers
 
-from .models import CUSTOMER, Operation, OperationQuerySet
+from .models import CUSTOMER, Operation, OperationQuerySet, Snapshot
 from .storage.contract import Interrupted
 
 logger = structlog.stdlib.get_logger(__name__)
 
 RECONCILED_AT_ONCE = 1_000
+# A snapshot on which maintenance failed is tried once a day, so that it doesn't hold up the others.
+RETRY_MAINTENANCE_AFTER = timedelta(days=1)
 LONGEST_PAUSE = timedelta(minutes=10)
 # While the disk is busy. Short, to notice soon that it is free.
 LONGEST_BUSY_PAUSE = timedelta(minutes=1)
@@ -105,6 +108,34 @@ def request_clean_up(operation: Operation) -> None:
 def backed_off(now: datetime) -> Q:
     """Match operations backed off after an error. Others are due at once: the requester's clock may be ahead of ours."""
     return Q(not_before__gt=now) & ~Q(error="")
+
+
+def exclude_busy(snapshots: QuerySet[Snapshot], kind: Operation.Kind, now: datetime) -> QuerySet[Snapshot]:
+    """Exclude snapshots that are in use, and those on which this kind of operation has just failed."""
+    busy = Operation.objects.active().filter(Q(snapshot=OuterRef("pk")) | Q(safety_snapshot=OuterRef("pk")))
+    failed = Operation.objects.filter(
+        snapshot=OuterRef("pk"),
+        kind=kind,
+        state=Operation.State.FAILED,
+        finished_at__gt=now - RETRY_MAINTENANCE_AFTER,
+    )
+    return snapshots.exclude(Exists(busy)).exclude(Exists(failed))
+
+
+def start_maintenance(location: Location, kind: Operation.Kind, due: QuerySet[Snapshot], *, at_once: int) -> int:
+    """Start the operation on the first of the location's snapshots that are due. Returns how many were started.
+
+    At most `at_once` of this kind are active in a location. Whether a snapshot is due is asked again under the lock.
+    """
+    active = Operation.objects.active().filter(kind=kind, snapshot__location=location).count()
+    started = 0
+    for snapshot in due[: max(0, at_once - active)]:
+        with transaction.atomic():
+            lock_customer(snapshot.customer_id)
+            if due.filter(pk=snapshot.pk).exists():
+                create_operation(kind=kind, snapshot=snapshot)
+                started += 1
+    return started
 
 
 def waiting(now: datetime) -> OperationQuerySet:

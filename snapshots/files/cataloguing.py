@@ -7,16 +7,14 @@ disk as for a page; see catalogue.py for what is stored, and where.
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import structlog
 from django.core.exceptions import ImproperlyConfigured
-from django.db import transaction
-from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.db.models import QuerySet
 from django.utils.translation import gettext as _
 
-from cng_portal.accounts.services import lock_customer
 from cng_portal.inventory.models import Location
 
 from .. import operations
@@ -28,8 +26,6 @@ from . import catalogue, children
 logger = structlog.stdlib.get_logger(__name__)
 
 AT_ONCE = 5  # in each location
-# A snapshot whose storage failed is tried once a day, so that it doesn't hold up the others.
-RETRY_AFTER = timedelta(days=1)
 # Of the reader, which no later attempt changes.
 LASTING = ("damaged", "crashed", "slow", "missing")
 
@@ -50,7 +46,9 @@ def start_catalogues(now: datetime) -> int:
     for location in Location.objects.exclude(storage_check__error__gt=""):
         try:
             if get_driver(location).reads_bytes:
-                started += start_in(location, now)
+                started += operations.start_maintenance(
+                    location, Operation.Kind.CATALOGUE, due(location, now), at_once=AT_ONCE
+                )
         except ImproperlyConfigured:
             continue  # The location's page in the admin says so.
         except Exception:
@@ -58,29 +56,10 @@ def start_catalogues(now: datetime) -> int:
     return started
 
 
-def start_in(location: Location, now: datetime) -> int:
-    active = Operation.objects.active().filter(kind=Operation.Kind.CATALOGUE, snapshot__location=location).count()
-    started = 0
-    for snapshot in due(location, now)[: max(0, AT_ONCE - active)]:
-        with transaction.atomic():
-            lock_customer(snapshot.customer_id)
-            if due(location, now).filter(pk=snapshot.pk).exists():
-                operations.create_operation(kind=Operation.Kind.CATALOGUE, snapshot=snapshot)
-                started += 1
-    return started
-
-
 def due(location: Location, now: datetime) -> QuerySet[Snapshot]:
     """Return the snapshots to list, the newest first, without those that are in use."""
-    busy = Operation.objects.active().filter(Q(snapshot=OuterRef("pk")) | Q(safety_snapshot=OuterRef("pk")))
-    failed = Operation.objects.filter(
-        snapshot=OuterRef("pk"),
-        kind=Operation.Kind.CATALOGUE,
-        state=Operation.State.FAILED,
-        finished_at__gt=now - RETRY_AFTER,
-    )
     snapshots = Snapshot.objects.filter(location=location, state=State.READY, missing_since=None, catalogued_at=None)
-    return snapshots.exclude(Exists(busy)).exclude(Exists(failed)).order_by("-ready_at")
+    return operations.exclude_busy(snapshots, Operation.Kind.CATALOGUE, now).order_by("-ready_at")
 
 
 def list_files(snapshot: Snapshot, heartbeat: Heartbeat) -> list[Listed]:
