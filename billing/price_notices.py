@@ -84,7 +84,7 @@ def notify_planned(version: PriceVersion, *, at: datetime, since: datetime | Non
 
 
 def _announcement(version: PriceVersion) -> str:
-    """Return how the keys of the notifications of a planned price begin."""
+    """Return the prefix of the keys of a planned price's notifications."""
     return f"price:{version.pk}:"
 
 

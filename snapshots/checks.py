@@ -302,7 +302,7 @@ def check_shown_total(total_micro: int, shown_micro: int | None, quote: Quote) -
     """Raise PriceChanged if the total is more than the user saw."""
     if shown_micro is not None and total_micro > shown_micro:
         raise PriceChanged(
-            _("It has become %(total)s since it was shown. Check it and confirm again.")
+            _("The charge has risen to %(total)s since it was shown. Check it and confirm again.")
             % {"total": format_amount(total_micro, quote.currency)},
             quote,
         )

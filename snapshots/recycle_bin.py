@@ -100,8 +100,8 @@ def explain_deletion(snapshots: Collection[Snapshot]) -> list[str]:
     if erased and binned:
         lines.append(
             ngettext(
-                "%(count)s that failed or is missing is erased at once.",
-                "%(count)s that failed or are missing are erased at once.",
+                "%(count)s of them failed or is missing, so its data is erased at once.",
+                "%(count)s of them failed or are missing, so their data is erased at once.",
                 erased,
             )
             % {"count": erased}
@@ -119,7 +119,7 @@ def explain_deletion(snapshots: Collection[Snapshot]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Return:
+class PutBackPrice:
     """What putting a snapshot back costs: `quote` an hour from now on, and `gap_micro` for the hours since its deletion."""
 
     quote: Quote
@@ -127,7 +127,7 @@ class Return:
     gap_micro: int
 
 
-def price_of_return(snapshot: Snapshot, *, at: datetime) -> Return | None:
+def quote_put_back(snapshot: Snapshot, *, at: datetime) -> PutBackPrice | None:
     """Return what putting it back costs, None if nothing."""
     last = last_segment(snapshot)
     is_charged = last and snapshot.is_charged and snapshot.damaged_at is None and not snapshot.costs_nothing
@@ -139,9 +139,9 @@ def price_of_return(snapshot: Snapshot, *, at: datetime) -> Return | None:
     if quote is None or last.paid_until is None:
         return None
     if at <= last.paid_until:
-        return Return(quote, 0, 0)
+        return PutBackPrice(quote, 0, 0)
     hours = -((last.paid_until - at) // timedelta(hours=1))
-    return Return(quote, hours, quote.cost_between(last.paid_until, at))
+    return PutBackPrice(quote, hours, quote.cost_between(last.paid_until, at))
 
 
 def last_segment(snapshot: Snapshot) -> UsageSegment | None:
@@ -169,7 +169,7 @@ def put_back(*, snapshot: Snapshot, user: User, name: str = "", shown_micro: int
             )
         name = checks.check_name(snapshot.customer_id, name or snapshot.name)
         limits.check_returned_snapshot_quota(snapshot.project)
-        price = price_of_return(snapshot, at=at)
+        price = quote_put_back(snapshot, at=at)
         if price:
             checks.check_shown_total(price.gap_micro, shown_micro, price.quote)
             checks.check_cover(snapshot.project.customer, price.gap_micro + price.quote.hourly_micro, at=at)
@@ -223,11 +223,11 @@ def erase(*, snapshot: Snapshot, user: User, confirmation: str) -> Snapshot:
             raise WrongConfirmation(
                 _("That is not its name. Type “%(name)s” to delete it for good.") % {"name": snapshot.name}
             )
-        leave(snapshot, user=user)
+        start_erasing(snapshot, user=user)
     return snapshot
 
 
-def leave(snapshot: Snapshot, *, user: User | None = None) -> bool:
+def start_erasing(snapshot: Snapshot, *, user: User | None = None) -> bool:
     """Have the storage erase it. Returns False if it has left the recycle bin. The caller must hold the customer's lock."""
     if not Snapshot.objects.in_bin().filter(pk=snapshot.pk, state=State.DELETED).update(bin_until=None):
         return False
@@ -241,7 +241,7 @@ def erase_due(*, now: datetime) -> int:
     return sum(_try_to_erase(snapshot, now=now) for snapshot in due[:BATCH_SIZE])
 
 
-def _try_to_erase(snapshot: Snapshot, *, now: datetime | None = None) -> bool:
+def _try_to_erase(snapshot: Snapshot, *, now: datetime) -> bool:
     try:
         return _erase(snapshot, now=now)
     except Exception:
@@ -249,17 +249,16 @@ def _try_to_erase(snapshot: Snapshot, *, now: datetime | None = None) -> bool:
         return False
 
 
-def _erase(snapshot: Snapshot, *, now: datetime | None) -> bool:
-    """Erase it unless it was put back; with `now`, only if its time is over."""
+def _erase(snapshot: Snapshot, *, now: datetime) -> bool:
+    """Erase it unless it was put back, or may stay longer."""
     with transaction.atomic():
         lock_customer(snapshot.customer_id)
         snapshot = checks.reload_snapshot(snapshot)
-        if now:
-            lengthen([snapshot], bin_days(snapshot.project.customer))  # The default may have changed.
-            snapshot.refresh_from_db(fields=["bin_until"])
-            if snapshot.bin_until is None or snapshot.bin_until > now:
-                return False
-        return leave(snapshot)
+        lengthen([snapshot], bin_days(snapshot.project.customer))  # The default may have changed.
+        snapshot.refresh_from_db(fields=["bin_until"])
+        if snapshot.bin_until is None or snapshot.bin_until > now:
+            return False
+        return start_erasing(snapshot)
 
 
 def lengthen(snapshots: Iterable[Snapshot], days: int) -> None:
@@ -277,10 +276,10 @@ def lengthen_for_customer(instance: Customer, **kwargs: object) -> None:
         lengthen(Snapshot.objects.in_bin().filter(customer=instance), instance.recycle_bin_days)
 
 
-# --- room --------------------------------------------------------------------------------------------------------------
+# --- free space -------------------------------------------------------------------------------------------------------
 
 
-def make_room(*, now: datetime) -> int:
+def free_space(*, now: datetime) -> int:
     """Erase the oldest of the recycle bin early where a location is short of free space. Returns how many.
 
     The scheduler measures the free space every minute; nothing more is erased until it has measured the last effect.
@@ -298,18 +297,18 @@ def make_room(*, now: datetime) -> int:
                 break
             missing -= sum(disk.allocated_bytes or 0 for disk in snapshot.disks.all())
             try:
-                erased += _erase_for_room(snapshot)
+                erased += _erase_early(snapshot)
             except Exception:
                 logger.exception("bin.erasing_failed", snapshot_id=str(snapshot.pk))
     return erased
 
 
-def _erase_for_room(snapshot: Snapshot) -> bool:
+def _erase_early(snapshot: Snapshot) -> bool:
     with transaction.atomic():
         lock_customer(snapshot.customer_id)
         snapshot = checks.reload_snapshot(snapshot)
         until = snapshot.bin_until
-        if until is None or not leave(snapshot):
+        if until is None or not start_erasing(snapshot):
             return False
 
         def message() -> tuple[str, str]:

@@ -124,9 +124,9 @@ def load_history(disk: DiskImage, part: int, path: Sequence[bytes], user: User) 
 
 
 def describe_change(previous: Record | None, record: Record, *, is_first: bool) -> tuple[str, bool]:
-    """Return (how the record differs from the one before, whether its content may)."""
+    """Return (how the record differs from the one before, whether its content may differ)."""
     if previous is None:
-        return (_("Oldest that is listed") if is_first else _("Created")), True
+        return (_("Oldest listed") if is_first else _("Created")), True
     if previous.kind != record.kind:
         return _("Replaced"), True
     if record.kind == "d":
@@ -135,4 +135,4 @@ def describe_change(previous: Record | None, record: Record, *, is_first: bool) 
         return _("Changed"), True
     if previous.changed_at != record.changed_at:
         return _("Saved again, same size"), True
-    return _("Same content"), False
+    return _("Same size and time"), False

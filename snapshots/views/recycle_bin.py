@@ -67,7 +67,7 @@ def put_back(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     snapshot = get_binned(request, snapshot_id)
     if snapshot is None:
         return redirect("snapshots:snapshot", snapshot_id)
-    price = recycle_bin.price_of_return(snapshot, at=timezone.now())
+    price = recycle_bin.quote_put_back(snapshot, at=timezone.now())
     name = checks.free_name(snapshot.customer_id, snapshot.name)
     data = request.POST.copy() if request.method == "POST" else None
     if data and (suggestion := data.get("use")):  # The button with the free name.
@@ -90,12 +90,12 @@ def put_back(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         "snapshot": snapshot,
         "form": form,
         "is_taken": name != snapshot.name,
-        "consequences": return_consequences(snapshot, price),
+        "consequences": put_back_consequences(snapshot, price),
     }
     return render(request, "snapshots/recycle_bin/put_back.html", context)
 
 
-def return_consequences(snapshot: Snapshot, price: recycle_bin.Return | None) -> list[str]:
+def put_back_consequences(snapshot: Snapshot, price: recycle_bin.PutBackPrice | None) -> list[str]:
     lines = []
     if price is None:
         lines.append(_("It costs nothing."))

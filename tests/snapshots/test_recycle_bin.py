@@ -98,7 +98,7 @@ def test_putting_it_back_charges_the_hours_between_in_one_line(member: Membershi
     snapshot = delete(charged(member), member, NOW + 2.75 * HOUR)
     back = NOW + timedelta(days=2)
     with time_machine.travel(back, tick=False):
-        price = recycle_bin.price_of_return(snapshot, at=back)
+        price = recycle_bin.quote_put_back(snapshot, at=back)
     assert price is not None
     assert (price.gap_hours, price.gap_micro) == (45, 45 * price.quote.hourly_micro)
     snapshot = put_back(snapshot, member, back)
@@ -162,14 +162,14 @@ def test_the_page_says_what_putting_back_costs_and_charges_that(
     with time_machine.travel(NOW + 27.5 * HOUR, tick=False):
         client = client_for(member.user)
         page = html.unescape(client.get(url).content.decode())
-        shown = recycle_bin.price_of_return(snapshot, at=NOW + 27.5 * HOUR)
+        shown = recycle_bin.quote_put_back(snapshot, at=NOW + 27.5 * HOUR)
     assert shown is not None
     assert "for the 25 hours since its deletion, as if it had never been deleted" in page
     with time_machine.travel(NOW + 28.5 * HOUR, tick=False):
         client = client_for(member.user)
         later = client.post(url, {"name": snapshot.name, "shown_micro": shown.gap_micro})
         assert "since it was shown" in html.unescape(later.content.decode())
-        again = recycle_bin.price_of_return(snapshot, at=NOW + 28.5 * HOUR)
+        again = recycle_bin.quote_put_back(snapshot, at=NOW + 28.5 * HOUR)
         assert f'value="{again.gap_micro}"' in later.content.decode()  # type: ignore[union-attr]
         client.post(url, {"name": snapshot.name, "shown_micro": again.gap_micro})  # type: ignore[union-attr]
     snapshot.refresh_from_db()
@@ -179,7 +179,7 @@ def test_the_page_says_what_putting_back_costs_and_charges_that(
 def test_credits_have_to_cover_the_gap_and_the_next_hour() -> None:
     member = MembershipFactory()
     snapshot = charged(member)
-    price = recycle_bin.price_of_return
+    price = recycle_bin.quote_put_back
     buy_credits(customer=member.project.customer, amount_micro=2 * 20 * 10**6, at=NOW, by=None, reason="paid", key="1")
     snapshot = delete(snapshot, member, NOW + HOUR)
     with time_machine.travel(NOW + 3 * HOUR, tick=False):
@@ -307,11 +307,11 @@ def test_where_space_runs_short_the_oldest_are_erased_and_members_notified(membe
         snapshot.disks.update(allocated_bytes=3 * GIB)
     check = {"location": location, "checked_at": NOW, "free_bytes": 5 * GIB}
     StorageCheck.objects.create(**check)
-    assert recycle_bin.make_room(now=NOW) == 2
+    assert recycle_bin.free_space(now=NOW) == 2
     assert [snapshot.name for snapshot in Snapshot.objects.in_bin()] == ["copy-3"]
     titles = set(Notification.objects.filter(user=member.user).values_list("title", flat=True))
     assert titles == {"“copy-1” left the recycle bin early", "“copy-2” left the recycle bin early"}
-    assert recycle_bin.make_room(now=NOW) == 0, "the effect is measured first"
+    assert recycle_bin.free_space(now=NOW) == 0, "the effect is measured first"
 
 
 @pytest.mark.both_databases

@@ -1,9 +1,8 @@
 """A scheduler killed before every change of the database: the next one does what is left, and nothing twice.
 
 The scheduler is a forked process that sends itself SIGKILL before its n-th change or commit, for n from 1 until it
-survives.
-Where its death changed nothing, its whole transaction was rolled back. Where it changed something, another scheduler
-goes on from there, and the end must be that of an undisturbed one.
+survives. Where its death changed nothing, its whole transaction was rolled back. Where it changed something, another
+scheduler goes on from there, and the end must be that of an undisturbed one.
 """
 
 from collections.abc import Callable, Iterator

@@ -128,7 +128,7 @@ def expire_snapshots() -> None:
 def empty_recycle_bin() -> None:
     now = database_now()
     recycle_bin.erase_due(now=now)
-    recycle_bin.make_room(now=now)
+    recycle_bin.free_space(now=now)
 
 
 def maintain_backup_schedules() -> None:

@@ -96,7 +96,7 @@ def test_a_history_says_when_a_file_came_changed_and_went(stored: Any, client: C
     name = disks[0].volume.name
     order = [
         f"{name} 4",
-        "Same content",
+        "Same size and time",
         f"{name} 3",
         "Changed",
         f"{name} 2",
