@@ -78,11 +78,12 @@ class Child:
         data = json.dumps(request | {"image": image, "cpu_seconds": cpu_seconds}).encode()
         if len(data) > PATH_ROOM:
             raise ReaderFailed("missing")
+        compiled = f"pycache_prefix={sys.pycache_prefix or settings.DATA_DIR / 'pycache'}"
         try:
             self.process = subprocess.Popen(
-                # -I: nothing from the environment or the current folder; -S: no .pth files. Without -B: compiling the reader
-                # would take longer than listing a folder.
-                [sys.executable, "-I", "-S", "-c", START, *libraries, str(settings.BASE_DIR)],
+                # -I: nothing from the environment or the current folder; -S: no .pth files. Compiled modules are kept
+                # outside of the source: compiling the reader takes longer than listing a folder.
+                [sys.executable, "-I", "-S", "-X", compiled, "-c", START, *libraries, str(settings.BASE_DIR)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
