@@ -39,7 +39,7 @@ from .models import (
     UsageSegment,
     WalletTransaction,
 )
-from .packages import correct_price, delete_price, lock_prices, retire_package, save_price
+from .pricing.packages import correct_price, delete_price, lock_prices, retire_package, save_price
 from .wallet import buy_credits, correct_credits, grant_credits, refund_credits
 
 

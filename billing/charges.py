@@ -16,7 +16,7 @@ from cng_portal.common import money
 from . import rating
 from .formulas import line_formula
 from .models import Invoice, InvoiceLine, ServiceKind, UsageSegment
-from .prices import PriceList
+from .pricing.prices import PriceList
 
 
 @dataclass(frozen=True, kw_only=True)

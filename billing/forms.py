@@ -16,7 +16,6 @@ from cng_portal.accounts.models import Customer, Project
 from cng_portal.common import money
 from cng_portal.inventory.models import Location
 
-from .block_storage import NOTICE, count_uncharged
 from .models import (
     CANNOT_REACTIVATE,
     LOWER_ONLY,
@@ -32,6 +31,7 @@ from .models import (
     PriceVersion,
     ServiceKind,
 )
+from .pricing.block_storage import NOTICE, count_uncharged
 
 # The database has its own clock: a price with an earlier start could begin before it is saved.
 SOONEST = timedelta(minutes=1)

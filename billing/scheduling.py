@@ -7,7 +7,7 @@ import structlog
 
 from . import closing
 from .low_balance import warn_low_balances
-from .price_notices import announce_prices
+from .pricing.notices import announce_prices
 from .wallet import expire_credits
 
 logger = structlog.stdlib.get_logger(__name__)

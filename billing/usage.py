@@ -17,7 +17,7 @@ from cng_portal.inventory.models import Location
 
 from . import rating
 from .models import Invoice, ServiceKind, UsageSegment
-from .prices import PriceList
+from .pricing.prices import PriceList
 
 
 def closed_until(customer_id: UUID) -> datetime | None:

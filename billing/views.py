@@ -33,10 +33,10 @@ from .forms import UsageFilterForm
 from .links import resource_urls
 from .low_balance import low_balance_warning
 from .models import Invoice, InvoiceLine, ServiceKind, TransactionKind, WalletTransaction
-from .price_table import build_price_tables, currencies_of
-from .prices import PriceList
+from .pricing.prices import PriceList
+from .pricing.subscriptions import SubscriptionState, get_subscriptions
+from .pricing.table import build_price_tables, currencies_of
 from .statement import Row, Usage, row_of_line, usage_rows
-from .subscriptions import SubscriptionState, get_subscriptions
 from .summary import Costs, build_summary
 from .wallet import get_received_credits
 

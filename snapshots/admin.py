@@ -18,12 +18,12 @@ from cng_portal.monitoring.heartbeats import SILENT_AFTER
 from cng_portal.monitoring.models import Process
 from cng_portal.monitoring.status import load_cluster_status
 
-from . import volume_admin  # noqa: F401
 from .backups import admin as backups_admin  # noqa: F401  # Django looks for admin classes in this module only.
 from .backups import automatic_admin  # noqa: F401
 from .models import DiskImage, Operation, Snapshot
 from .monitoring.failures import FAILURE_WINDOW, group_failures
 from .monitoring.status import load_operation_status
+from .volumes import admin as volume_admin  # noqa: F401
 
 
 class DiskImageInline(ReadOnly, admin.TabularInline):

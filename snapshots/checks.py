@@ -18,7 +18,7 @@ from django.utils.translation import gettext as _
 from billing import errors as billing
 from billing.balance import require_cover
 from billing.models import MAX_SIZE_GB, ServiceKind
-from billing.prices import PriceList, Quote, get_quote
+from billing.pricing.prices import PriceList, Quote, get_quote
 from cng_portal.accounts.models import Customer, Project, User
 from cng_portal.common.money import format_amount, format_count, format_price
 from cng_portal.common.names import MAX_NAME_LENGTH, clean_name, fold_name, is_same_name

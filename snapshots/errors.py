@@ -1,6 +1,6 @@
 """Why an action was refused. The message is for the customer: what happened, what it means, what to do."""
 
-from billing.prices import Quote
+from billing.pricing.prices import Quote
 
 
 class ActionRefused(Exception):

@@ -21,7 +21,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from billing.models import UsageSegment
-from billing.prices import PriceList, Quote
+from billing.pricing.prices import PriceList, Quote
 from billing.usage import charge_gap
 from cng_portal.accounts.models import Customer, User
 from cng_portal.accounts.services import lock_customer
@@ -35,7 +35,7 @@ from cng_portal.notifications.services import notify, project_members
 from . import checks, limits
 from .errors import InvalidState, WrongConfirmation
 from .models import DeletionCause, Operation, Snapshot, State
-from .operations import create_operation
+from .operations.lifecycle import create_operation
 from .storage.contract import GIB
 
 logger = structlog.stdlib.get_logger(__name__)

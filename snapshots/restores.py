@@ -15,7 +15,7 @@ from cng_portal.inventory.models import Volume
 from . import checks, limits
 from .errors import InvalidState, SourceUnavailable, WrongConfirmation
 from .models import DiskImage, Operation, Snapshot, in_storage
-from .operations import create_operation
+from .operations.lifecycle import create_operation
 from .services import create_snapshot_row
 from .storage.registry import get_driver
 

@@ -12,8 +12,8 @@ from django.db.models import QuerySet
 
 from cng_portal.inventory.models import Location
 
-from . import operations
 from .models import Operation, Snapshot, usable
+from .operations import lifecycle
 
 logger = structlog.get_logger(__name__)
 
@@ -27,12 +27,12 @@ YIELD_FOR = timedelta(minutes=1)
 
 def start_scrubs(now: datetime) -> int:
     """Start due scrubs where the storage answers. Returns how many."""
-    if operations.waiting(now).foreground().exists():
+    if lifecycle.waiting(now).foreground().exists():
         return 0
     started = 0
     for location in Location.objects.exclude(storage_check__error__gt=""):
         try:
-            started += operations.start_maintenance(location, Operation.Kind.SCRUB, due(location, now), at_once=AT_ONCE)
+            started += lifecycle.start_maintenance(location, Operation.Kind.SCRUB, due(location, now), at_once=AT_ONCE)
         except Exception:
             logger.exception("scrub.failed", location=location.pk)
     return started
@@ -42,10 +42,10 @@ def due(location: Location, now: datetime) -> QuerySet[Snapshot]:
     """Return the snapshots to scrub, the one read longest ago first, without those that are in use."""
     read_before = now - DUE_AFTER * timedelta(days=settings.SCRUB_DAYS)
     snapshots = Snapshot.objects.filter(usable(), location=location, last_read_at__lt=read_before)
-    return operations.exclude_busy(snapshots, Operation.Kind.SCRUB, now).order_by("last_read_at")
+    return lifecycle.exclude_busy(snapshots, Operation.Kind.SCRUB, now).order_by("last_read_at")
 
 
 def must_yield(operation: Operation, now: datetime) -> bool:
     """Return whether a scrub has to yield: to any operation on its snapshot, or to one that waits for a worker."""
     own = Operation.objects.active().filter(snapshot=operation.snapshot_id).exclude(pk=operation.pk)
-    return own.exists() or operations.in_turn(now).foreground().filter(not_before__lt=now - PATIENCE).exists()
+    return own.exists() or lifecycle.in_turn(now).foreground().filter(not_before__lt=now - PATIENCE).exists()

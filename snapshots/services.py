@@ -35,9 +35,9 @@ from .models import (
     Snapshot,
     State,
 )
-from .operations import create_operation
+from .operations.lifecycle import create_operation
 from .recycle_bin import goes_to_bin, put_in_bin
-from .volumes import check_price, retry_volume_operation
+from .volumes.services import check_price, retry_volume_operation
 
 # More IDs make a URL that web servers refuse.
 MAX_DELETIONS = 50

@@ -17,10 +17,10 @@ from cng_portal.accounts.services import lock_customer
 from cng_portal.common.log_context import bind_fields
 from cng_portal.monitoring.models import StorageCheck
 
-from . import operations
-from .handlers import HANDLERS, DamagedDisk, delete_disks, fail_operation
 from .models import DiskImage, Operation, State, volume_ref
-from .operations import LeaseLost
+from .operations import lifecycle
+from .operations.handlers import HANDLERS, DamagedDisk, delete_disks, fail_operation
+from .operations.lifecycle import LeaseLost
 from .storage.contract import NOT_SET_UP, UNEXPECTED, WORKER_DIED, Busy, Corrupt, Interrupted, Refused, StorageError
 from .storage.registry import get_driver
 
@@ -30,14 +30,14 @@ logger = structlog.stdlib.get_logger(__name__)
 @task()
 def run_waiting_operations() -> None:
     """Run one operation after the other until none may run or the worker stops."""
-    while not operations.stopping.is_set() and (operation := operations.claim_next()):
+    while not lifecycle.stopping.is_set() and (operation := lifecycle.claim_next()):
         run_claimed(operation)
         close_old_connections()
 
 
 def run_operation(operation_id: UUID, *, now: datetime | None = None) -> None:
     """Run this operation if it is waiting, whatever else waits. `now` replaces the clock."""
-    if operation := operations.claim(operation_id, now=now):
+    if operation := lifecycle.claim(operation_id, now=now):
         run_claimed(operation)
 
 
@@ -50,7 +50,7 @@ def run_claimed(operation: Operation) -> None:
             if operation.may_fail_for_good and operation.failures >= settings.OPERATION_MAX_ATTEMPTS:
                 give_up(operation)
                 return
-            with operations.Lease(operation) as lease:
+            with lifecycle.Lease(operation) as lease:
                 HANDLERS[Operation.Kind(operation.kind)].run(operation, lease)
         except LeaseLost:
             if Operation.objects.filter(pk=operation.pk, state=Operation.State.CANCELLED).exists():
@@ -58,7 +58,7 @@ def run_claimed(operation: Operation) -> None:
             else:
                 logger.warning("operation.lease_lost", kind=operation.kind, attempt=operation.attempt)
         except Interrupted:
-            operations.release(operation, counted=False)
+            lifecycle.release(operation, counted=False)
         except Busy as error:
             retry_when_free(operation, str(error))
         except DamagedDisk as error:
@@ -82,7 +82,7 @@ def clean_up_cancelled(operation: Operation) -> None:
     """Request a clean-up again: one that ran before this worker stopped may have missed what it created."""
     with transaction.atomic():
         lock_customer(operation.customer_id)
-        operations.request_clean_up(operation)
+        lifecycle.request_clean_up(operation)
     logger.info("operation.cancelled", kind=operation.kind, attempt=operation.attempt)
 
 
@@ -91,12 +91,12 @@ def retry_or_fail(
 ) -> None:
     """Retry with backoff if that can help, else fail with the reason."""
     if retryable and not operation.is_last_attempt:
-        operations.release(operation, retry_in=operations.retry_pause(operation), error=reason)
+        lifecycle.release(operation, retry_in=lifecycle.retry_pause(operation), error=reason)
         return
     with contextlib.suppress(LeaseLost):  # Its new worker records the outcome.
         if HANDLERS[Operation.Kind(operation.kind)].settle(operation):
             return
-        operations.finish(
+        lifecycle.finish(
             operation,
             Operation.State.FAILED,
             lambda now: fail_operation(operation, reason, now, damaged_disk=damaged_disk),
@@ -118,7 +118,7 @@ def retry_when_free(operation: Operation, reason: str) -> None:
         ) % {"hours": hours}
         retry_or_fail(operation, f"{reason} {deadline}", retryable=False, cause=Busy.__name__)
     else:
-        operations.release(operation, counted=False, retry_in=operations.busy_pause(operation), error=reason)
+        lifecycle.release(operation, counted=False, retry_in=lifecycle.busy_pause(operation), error=reason)
 
 
 def give_up(operation: Operation) -> None:

@@ -12,7 +12,7 @@ from billing import verification
 from billing.balance import get_balance
 from billing.charges import costs_so_far
 from billing.models import ServiceKind, UsageSegment
-from billing.prices import PriceList
+from billing.pricing.prices import PriceList
 from cng_portal.accounts.models import BillingType, Customer, Project, User
 from cng_portal.common.money import to_micro
 from cng_portal.inventory.models import Location, VirtualMachine, Volume

@@ -27,9 +27,9 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from cng_portal.monitoring.models import Lease, Process
-from snapshots import operations
 from snapshots.models import Operation
 from snapshots.monitoring.storage import check_storage
+from snapshots.operations import lifecycle
 from tests.factories import LocationFactory, OperationFactory, SnapshotFactory
 
 DEPLOY = Path(settings.BASE_DIR, "deploy")
@@ -204,7 +204,7 @@ def test_the_units_start_a_working_portal(deployed: dict[str, str], storage_root
 
     snapshots = [SnapshotFactory() for _number in range(12)]
     for snapshot in snapshots:
-        operations.create_operation(kind="verify", snapshot=snapshot)  # whose data isn't in the storage, so they fail
+        lifecycle.create_operation(kind="verify", snapshot=snapshot)  # whose data isn't in the storage, so they fail
     wait_for(lambda: not Operation.objects.active().exists(), "the workers do nothing")
     assert set(Operation.objects.values_list("state", "attempt")) == {("failed", 1)}
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from billing.balance import credit_runway
 from billing.chart import NARROW, WIDE, ChartSize, build_chart
 from billing.models import MAX_AMOUNT_MICRO, ServiceKind
-from billing.packages import create_package
+from billing.pricing.packages import create_package
 from billing.usage import open_segment
 from billing.wallet import buy_credits
 from cng_portal.accounts.models import Project

@@ -26,11 +26,12 @@ from pytest_django import Settings
 from cng_portal.accounts.models import Membership, User
 from cng_portal.hardening import is_production, refuse_unsafe_start
 from cng_portal.inventory.models import Volume
-from snapshots import limits, new_volumes, restores, services
+from snapshots import limits, restores, services
 from snapshots.errors import RateLimited
 from snapshots.management.commands.demo import PASSWORD
 from snapshots.models import Draft, Operation, Snapshot
 from snapshots.views.snapshot_list import VIEW_COOKIE
+from snapshots.volumes import new_volumes
 from tests.factories import MembershipFactory, OperationFactory, SnapshotFactory, UserFactory, VolumeFactory
 from tests.log_events import log_events
 from tests.snapshots.disks import content, put_volume, sell_everywhere

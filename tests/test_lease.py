@@ -20,9 +20,9 @@ from django.utils import timezone
 from cng_portal.monitoring.heartbeats import Heartbeat
 from cng_portal.monitoring.leases import acquire_lease, release_lease
 from cng_portal.monitoring.models import Lease, Process
-from snapshots import operations
 from snapshots.models import Operation
-from snapshots.operations import enqueue_worker
+from snapshots.operations import lifecycle
+from snapshots.operations.lifecycle import enqueue_worker
 from tests.factories import OperationFactory
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
@@ -158,7 +158,7 @@ def signals_as_before() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
-    operations.stopping.clear()
+    lifecycle.stopping.clear()
 
 
 def test_a_worker_stopped_while_it_claims_releases_the_lock(signals_as_before: None) -> None:

@@ -29,10 +29,10 @@ from pytest_django import Settings
 from cng_portal.monitoring.leases import acquire_lease
 from cng_portal.monitoring.metrics import REQUEST_SECONDS
 from cng_portal.monitoring.models import Process
-from snapshots import operations
 from snapshots.models import Operation
 from snapshots.monitoring.status import ACTIVE_STATES, load_operation_status
 from snapshots.monitoring.storage import check_storage, measure_storage
+from snapshots.operations import lifecycle
 from tests.factories import LocationFactory, OperationFactory, SnapshotFactory, UserFactory
 from tests.test_health import database_away
 
@@ -129,8 +129,8 @@ def test_operations_from_a_clock_ahead_count_as_waiting_not_paused() -> None:
 @pytest.mark.django_db
 def test_the_depth_of_the_queue_counts_what_a_worker_could_take_now(client: Client) -> None:
     assert scrape(client)["portal_queue_depth"] == 0
-    operations.create_operation(kind="verify", snapshot=SnapshotFactory())
-    operations.enqueue_worker(at=timezone.now() + timedelta(minutes=5))
+    lifecycle.create_operation(kind="verify", snapshot=SnapshotFactory())
+    lifecycle.enqueue_worker(at=timezone.now() + timedelta(minutes=5))
     assert DBTaskResult.objects.count() == 2
     samples = scrape(client)
     assert samples["portal_queue_depth"] == 1
@@ -179,7 +179,7 @@ def test_an_attempt_that_fails_because_of_the_storage_is_an_error_of_its_locatio
     from tests.snapshots.disks import run_active_operations
 
     snapshot = SnapshotFactory(volume__location__code="1CNG-YGN-AZ01")  # whose file isn't in the storage
-    operations.create_operation(kind="verify", snapshot=snapshot)
+    lifecycle.create_operation(kind="verify", snapshot=snapshot)
     run_active_operations()
     assert scrape(client)['portal_storage_errors_total{location="1CNG-YGN-AZ01"}'] == 1
 

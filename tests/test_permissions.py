@@ -23,8 +23,8 @@ from django.utils import timezone
 
 from billing.models import Invoice, PriceVersion
 from cng_portal.accounts.models import Membership, Role
-from snapshots import wizard
 from snapshots.models import Draft
+from snapshots.wizard import wizard
 from tests.addresses import ADDRESSES
 from tests.factories import (
     BackupFactory,

@@ -16,7 +16,7 @@ from django.utils.translation import gettext as _
 from billing import errors as billing
 from billing import rating
 from billing.models import ServiceKind
-from billing.prices import PriceList, Quote, get_quote
+from billing.pricing.prices import PriceList, Quote, get_quote
 from billing.usage import change_usage, open_segment
 from cng_portal.accounts.models import User
 from cng_portal.accounts.services import lock_customer

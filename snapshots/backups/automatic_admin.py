@@ -22,7 +22,7 @@ from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
 from billing import rating
-from billing.prices import Quote
+from billing.pricing.prices import Quote
 from billing.usage import rename_resource
 from cng_portal.common import money
 from cng_portal.common.admin import ReadOnly

@@ -29,7 +29,7 @@ from ..checks import (
 from ..errors import ActionRefused, InvalidState, OutOfSpace
 from ..limits import check_rate_limit
 from ..models import BackupRun, BackupSchedule, DeletionCause, Kind, Operation, Snapshot, State, source_fields
-from ..operations import create_operation
+from ..operations.lifecycle import create_operation
 from ..services import accept_deletion, create_snapshot_row, has_other_disks, retake
 from .ending import end_schedules_of
 from .notifications import notify_failed, notify_missed

@@ -22,7 +22,7 @@ from cng_portal.accounts.models import User
 from cng_portal.common.pages import page_of
 from cng_portal.common.responses import is_fragment
 from cng_portal.inventory.models import VirtualMachine, Volume
-from snapshots import checks, lists, wizard
+from snapshots import checks, lists
 from snapshots.errors import NotSold
 from snapshots.models import BackupRun, BackupSchedule, Kind, Snapshot, State
 from snapshots.views.common import (
@@ -38,6 +38,7 @@ from snapshots.views.common import (
 )
 from snapshots.views.rows import Action
 from snapshots.views.snapshot_list import backup_tabs
+from snapshots.wizard import wizard
 
 from .forms import ScheduleFilterForm, ScheduleForm, zone_name
 from .occurrences import next_occurrence

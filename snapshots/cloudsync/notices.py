@@ -8,7 +8,7 @@ from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from billing.prices import PriceList
+from billing.pricing.prices import PriceList
 from cng_portal.accounts.models import Project
 from cng_portal.common import money
 from cng_portal.common.templatetags.portal import minute

@@ -23,7 +23,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from billing.models import UsageSegment
-from billing.prices import PriceList
+from billing.pricing.prices import PriceList
 from cng_portal.accounts.models import Project
 from cng_portal.accounts.services import lock_customer
 from cng_portal.common.loops import for_each
@@ -34,8 +34,8 @@ from ..models import DeletionCause, DiskImage, Kind, Operation, Snapshot, State,
 from ..storage.contract import Consistency, Driver, StorageError
 from ..storage.inventory import CloudProjectInfo, CloudServer, CloudSnapshot, CloudVolume, Inventory
 from ..storage.registry import get_driver
-from ..volume_charges import settle_charges, sold_since, wrongly_free
-from ..volume_notices import notify_charged_volumes
+from ..volumes.charges import settle_charges, sold_since, wrongly_free
+from ..volumes.notices import notify_charged_volumes
 from .notices import notify_charged
 
 M = TypeVar("M", bound=Model)

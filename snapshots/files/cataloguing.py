@@ -17,8 +17,8 @@ from django.utils.translation import gettext as _
 
 from cng_portal.inventory.models import Location
 
-from .. import operations
 from ..models import DiskImage, Operation, Snapshot, State
+from ..operations import lifecycle
 from ..storage.contract import Heartbeat, NotOffered, Refused
 from ..storage.registry import get_driver
 from . import catalogue, children
@@ -40,13 +40,13 @@ class Listed:
 
 def start_catalogues(now: datetime) -> int:
     """Start listing the files of the newest snapshots that have no catalogue. Returns how many."""
-    if children.find_libraries() is None or operations.waiting(now).foreground().exists():
+    if children.find_libraries() is None or lifecycle.waiting(now).foreground().exists():
         return 0
     started = 0
     for location in Location.objects.exclude(storage_check__error__gt=""):
         try:
             if get_driver(location).reads_bytes:
-                started += operations.start_maintenance(
+                started += lifecycle.start_maintenance(
                     location, Operation.Kind.CATALOGUE, due(location, now), at_once=AT_ONCE
                 )
         except ImproperlyConfigured:
@@ -59,7 +59,7 @@ def start_catalogues(now: datetime) -> int:
 def due(location: Location, now: datetime) -> QuerySet[Snapshot]:
     """Return the snapshots to list, the newest first, without those that are in use."""
     snapshots = Snapshot.objects.filter(location=location, state=State.READY, missing_since=None, catalogued_at=None)
-    return operations.exclude_busy(snapshots, Operation.Kind.CATALOGUE, now).order_by("-ready_at")
+    return lifecycle.exclude_busy(snapshots, Operation.Kind.CATALOGUE, now).order_by("-ready_at")
 
 
 def list_files(snapshot: Snapshot, heartbeat: Heartbeat) -> list[Listed]:
@@ -113,7 +113,7 @@ def beat_between(pieces: Iterable[bytes], heartbeat: Heartbeat) -> Iterator[byte
 
 
 def record_listed(snapshot: Snapshot, disks: Iterable[Listed], now: datetime) -> None:
-    """Call it within `operations.finish`."""
+    """Call it within `lifecycle.finish`."""
     for listed in disks:
         DiskImage.objects.filter(pk=listed.disk.pk).update(file_count=listed.file_count)
     Snapshot.objects.filter(pk=snapshot.pk).update(catalogued_at=now)

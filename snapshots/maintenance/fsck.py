@@ -21,8 +21,8 @@ from django.utils.translation import gettext as _
 from billing.usage import running_usage
 from cng_portal.inventory.models import Location, Volume
 
-from .. import operations
 from ..models import SERVICE_KINDS, BackupSchedule, DiskImage, Kind, Operation, Snapshot, State, volume_ref
+from ..operations import lifecycle
 from ..storage.contract import (
     GIB,
     Busy,
@@ -254,8 +254,8 @@ def check_rows(location: Location, now: datetime) -> Iterator[Finding]:
         yield Finding("stuck", location.pk, describe_volume(volume), state, repair)
     overdue_before = now - OVERDUE_AFTER
     overdue = active.filter(state=Operation.State.RUNNING, lease_until__lt=overdue_before)
-    if operations.lacks_queued_task(now):
-        claimable = operations.in_turn(now).filter(state=Operation.State.PENDING, not_before__lt=overdue_before)
+    if lifecycle.lacks_queued_task(now):
+        claimable = lifecycle.in_turn(now).filter(state=Operation.State.PENDING, not_before__lt=overdue_before)
         overdue = overdue | claimable
     for operation in in_pages(
         overdue.filter(Q(snapshot__location=location) | Q(snapshot=None, volume__location=location))

@@ -11,10 +11,10 @@ from billing.usage import close_segment
 from cng_portal.accounts.services import lock_customer
 from cng_portal.inventory.models import Volume
 
-from .. import operations
 from ..damage import record_damage, record_sound
-from ..handlers import fail_capture, is_needed, record_size
 from ..models import DiskImage, Operation, Snapshot, State, volume_ref
+from ..operations import lifecycle
+from ..operations.handlers import fail_capture, is_needed, record_size
 from ..storage.contract import GIB, Driver, StorageError, StoredObject
 
 
@@ -48,7 +48,7 @@ def request_operation(snapshot_id: UUID, *, kind: Operation.Kind, state: State) 
         snapshot = lock_snapshot(snapshot_id)
         is_requested = Operation.objects.active().filter(snapshot=snapshot, kind=kind).exists()
         if snapshot.state == state and not is_requested:
-            operations.create_operation(kind=kind, snapshot=snapshot)
+            lifecycle.create_operation(kind=kind, snapshot=snapshot)
     return True
 
 
@@ -69,7 +69,7 @@ def request_volume_deletion(volume: Volume) -> bool:
         volume = lock_volume(volume)
         is_requested = Operation.objects.active().filter(volume=volume).exists()
         if volume.state == Volume.State.DELETING and volume.deleted_at is None and not is_requested:
-            operations.create_operation(kind=Operation.Kind.DELETE_VOLUME, volume=volume)
+            lifecycle.create_operation(kind=Operation.Kind.DELETE_VOLUME, volume=volume)
     return True
 
 
@@ -100,7 +100,7 @@ def lock_volume(volume: Volume) -> Volume:
 
 
 def enqueue_operations(now: datetime) -> bool:
-    operations.reconcile(now=now)
+    lifecycle.reconcile(now=now)
     return True
 
 

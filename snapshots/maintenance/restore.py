@@ -22,8 +22,8 @@ from cng_portal.inventory.models import Location
 from cng_portal.monitoring.heartbeats import SILENT_AFTER
 from cng_portal.monitoring.models import Process
 
-from ..handlers import fail_operation
 from ..models import Operation
+from ..operations.handlers import fail_operation
 from ..storage.contract import Driver, StorageError
 from ..storage.local.manifest import Manifest
 from ..storage.registry import get_driver

@@ -10,7 +10,7 @@ from django_tasks_db.models import DBTaskResult
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from ..models import Operation, OperationQuerySet
-from ..operations import backed_off
+from ..operations.lifecycle import backed_off
 
 WAITING, PAUSED, RUNNING, LOST = "waiting", "paused", "running", "lost"
 ACTIVE_STATES = [WAITING, PAUSED, RUNNING, LOST]

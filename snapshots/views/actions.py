@@ -10,12 +10,12 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods
 
-from billing.prices import PriceList
+from billing.pricing.prices import PriceList
 from cng_portal.accounts.models import Project, User
 from cng_portal.accounts.submissions import submit_once
 from cng_portal.common.money import format_amount, format_price
 from cng_portal.common.templatetags.portal import day as format_day
-from snapshots import checks, limits, new_volumes, restores, services, volumes
+from snapshots import checks, limits, restores, services
 from snapshots.assignment import check_movable, explain_new_readers, move_snapshot
 from snapshots.errors import ActionRefused, NameTaken
 from snapshots.expiry import set_expiry, why_not_expirable
@@ -31,6 +31,8 @@ from snapshots.forms import (
 from snapshots.models import Kind, Operation, Snapshot, State
 from snapshots.recycle_bin import explain_deletion, goes_to_bin
 from snapshots.storage.registry import get_driver
+from snapshots.volumes import new_volumes
+from snapshots.volumes import services as volume_services
 
 from .common import attempt, damage_of, get_changeable, page_of, price_of, price_of_new_volumes, submit
 
@@ -242,7 +244,7 @@ def new_volume(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         raise Http404
     selected = request.POST.get("disk") or request.GET.get("disk")
     disk = next((disk for disk in disks if str(disk.pk) == selected), disks[0])
-    quote = volumes.quote_volume(snapshot.project, snapshot.location, disk.size_gb, at=timezone.now())
+    quote = volume_services.quote_volume(snapshot.project, snapshot.location, disk.size_gb, at=timezone.now())
     form = NewVolumeForm(
         request.POST or None,
         disks=disks,
@@ -331,7 +333,7 @@ def new_machine(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         "disks": disks,
         "damage": damage_of(disks),
         "price": price_of_new_volumes(
-            volumes.quote_volume(
+            volume_services.quote_volume(
                 snapshot.project, snapshot.location, sum(disk.size_gb for disk in disks), at=timezone.now()
             )
         ),

@@ -11,7 +11,7 @@ from django.utils.translation import ngettext
 from django.views.decorators.http import require_http_methods
 
 from billing import rating
-from billing.prices import PriceList
+from billing.pricing.prices import PriceList
 from cng_portal.accounts.models import User
 from cng_portal.common.money import format_amount, format_price
 from snapshots import checks, lists, services

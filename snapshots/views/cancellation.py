@@ -11,8 +11,9 @@ from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods
 
-from snapshots import cancellation, checks
+from snapshots import checks
 from snapshots.models import Operation, Snapshot, State
+from snapshots.operations import cancellation
 
 from .common import attempt, page_of, set_section
 

@@ -21,17 +21,18 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from billing.models import ServiceKind
-from billing.prices import PriceList, Quote
+from billing.pricing.prices import PriceList, Quote
 from cng_portal.accounts.models import User
 from cng_portal.accounts.requests import Request
 from cng_portal.common.money import format_amount, format_count, format_price, format_rate
 from cng_portal.common.pages import Page
 from cng_portal.common.responses import is_fragment, render_part
 from cng_portal.inventory.models import VirtualMachine, Volume
-from snapshots import checks, wizard
+from snapshots import checks
 from snapshots.backups.automatic import automatic_backup_quote
 from snapshots.errors import ActionRefused, NotSold
 from snapshots.models import COUNTED_STATES, DiskImage, Kind, Operation, Snapshot, State
+from snapshots.wizard import wizard
 
 T = TypeVar("T")
 

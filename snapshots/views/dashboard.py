@@ -14,7 +14,7 @@ from django.views.decorators.http import require_GET
 from billing import rating
 from billing.access import billed_customer
 from billing.models import ServiceKind, UsageSegment
-from billing.prices import PriceList
+from billing.pricing.prices import PriceList
 from billing.summary import build_summary
 from cng_portal.accounts.models import Customer, User
 from cng_portal.common.money import DEFAULT_CURRENCY, format_amount, format_price

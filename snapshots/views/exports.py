@@ -13,7 +13,7 @@ from django.http import HttpRequest, StreamingHttpResponse
 from django.utils import timezone
 from django.views.decorators.http import require_safe
 
-from billing.prices import PriceList, Quote
+from billing.pricing.prices import PriceList, Quote
 from cng_portal.accounts.models import User
 from cng_portal.common import money
 from cng_portal.common.pages import Order
@@ -23,7 +23,7 @@ from snapshots import lists, protection
 from snapshots.forms import SnapshotFilterForm, VolumeFilterForm
 from snapshots.labels import tags_of
 from snapshots.models import Kind, Snapshot, SnapshotQuerySet
-from snapshots.volume_charges import quote_volumes
+from snapshots.volumes.charges import quote_volumes
 
 from .common import price_of
 

@@ -13,7 +13,7 @@ from django.views.decorators.http import require_GET
 from billing import rating
 from billing.formulas import line_formula
 from billing.models import ServiceKind
-from billing.prices import Quote
+from billing.pricing.prices import Quote
 from cng_portal.common.money import DEFAULT_CURRENCY, format_amount, format_price, format_rate, to_micro
 
 

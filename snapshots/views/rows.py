@@ -12,7 +12,7 @@ from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from billing.prices import PriceList
+from billing.pricing.prices import PriceList
 from cng_portal.accounts.models import User
 from cng_portal.common.money import format_price
 from cng_portal.common.templatetags.portal import day as format_day

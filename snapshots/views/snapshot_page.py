@@ -10,7 +10,7 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET
 
 from billing.charges import cost_so_far
-from billing.prices import PriceList
+from billing.pricing.prices import PriceList
 from cng_portal.common.money import format_amount, format_price
 from cng_portal.common.templatetags.portal import poll_seconds
 from snapshots import restores

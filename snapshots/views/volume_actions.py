@@ -15,17 +15,18 @@ from django.utils.translation import ngettext
 from django.views.decorators.http import require_GET, require_http_methods
 
 from billing.models import ServiceKind
-from billing.prices import PriceList, Quote
+from billing.pricing.prices import PriceList, Quote
 from cng_portal.accounts.models import User
 from cng_portal.accounts.submissions import submit_once
 from cng_portal.common.money import format_amount, format_count, format_price
 from cng_portal.common.responses import is_fragment
 from cng_portal.inventory.models import Volume
-from snapshots import checks, limits, volumes
+from snapshots import checks, limits
 from snapshots.forms import AttachForm, ConfirmationForm, GrowForm, VolumeNameForm
 from snapshots.models import COUNTED_STATES, BackupSchedule, Snapshot, costs_nothing
 from snapshots.storage.registry import get_driver
-from snapshots.volume_charges import quote_volumes
+from snapshots.volumes import services as volume_services
+from snapshots.volumes.charges import quote_volumes
 
 from .common import attempt, submit
 from .rows import Action
@@ -54,7 +55,7 @@ def volume_actions_for(volume: Volume, user: User) -> list[Action]:
     if not user.can_change(volume.project_id) or volume.deleted_at or volume.delete_requested_at:
         return []
     is_available = volume.state == Volume.State.AVAILABLE
-    attaches, machine = get_driver(volume.location).attaches, volumes.machine_of(volume)
+    attaches, machine = get_driver(volume.location).attaches, volume_services.machine_of(volume)
     actions = [
         (is_available, "grow_volume", _("Grow"), "arrows-pointing-out"),
         (is_available and attaches and machine is None, "attach_volume", _("Attach"), "link"),
@@ -85,11 +86,11 @@ def volume_menu(request: HttpRequest, volume_id: UUID) -> HttpResponse:
 def rename_volume(request: HttpRequest, volume_id: UUID) -> HttpResponse:
     volume = get_changeable_volume(request, volume_id)
     form = VolumeNameForm(request.POST or None, initial={"name": volume.name})
-    save = partial(volumes.rename_volume, volume=volume, user=request.user)
+    save = partial(volume_services.rename_volume, volume=volume, user=request.user)
     if renamed := submit(request, form, lambda: save(name=form.cleaned_data["name"])):
         messages.success(request, _("The volume is now called “%(name)s”.") % {"name": renamed.name})
         return redirect("snapshots:volume", volume.pk)
-    context = {"volume": volume, "form": form, "reason": volumes.why_not_renamable(volume)}
+    context = {"volume": volume, "form": form, "reason": volume_services.why_not_renamable(volume)}
     return render(request, "snapshots/volumes/rename.html", context)
 
 
@@ -121,7 +122,7 @@ def grow_volume(request: HttpRequest, volume_id: UUID) -> HttpResponse:
     volume = get_changeable_volume(request, volume_id)
     answers = request.POST or (request.GET if "size_gb" in request.GET else None)
     form = GrowForm(answers, volume=volume)
-    grow = partial(volumes.request_extension, volume=volume, user=request.user)
+    grow = partial(volume_services.request_extension, volume=volume, user=request.user)
     if submit(request, form, lambda: grow(**form.cleaned_data)):
         sizes = {"name": volume.name, "size": form.cleaned_data["size_gb"]}
         messages.success(request, _("“%(name)s” is growing to %(size)s GB.") % sizes)
@@ -129,11 +130,11 @@ def grow_volume(request: HttpRequest, volume_id: UUID) -> HttpResponse:
     at = timezone.now()
     form.is_valid()  # Also of a GET.
     size_gb = getattr(form, "cleaned_data", {}).get("size_gb")
-    quote = volumes.quote_volume(volume.project, volume.location, size_gb, at=at) if size_gb else None
+    quote = volume_services.quote_volume(volume.project, volume.location, size_gb, at=at) if size_gb else None
     context = {
         "volume": volume,
         "form": form,
-        "reason": volumes.why_not_extendable(volume),
+        "reason": volume_services.why_not_extendable(volume),
         "quotas": [use for use in limits.volume_quota_use(volume.project) if use.is_limited],
         "now": Price.of(volume.size_gb, quote_volumes([volume], at=at).get(volume.pk)),
         "then": Price.of(size_gb, quote) if size_gb else None,
@@ -146,14 +147,14 @@ def grow_volume(request: HttpRequest, volume_id: UUID) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 def attach_volume(request: HttpRequest, volume_id: UUID) -> HttpResponse:
     volume = get_changeable_volume(request, volume_id)
-    machines, search = volumes.attachable_machines(volume), request.GET.get("q", "").replace("\x00", "").strip()
+    machines, search = volume_services.attachable_machines(volume), request.GET.get("q", "").replace("\x00", "").strip()
     form = AttachForm(request.POST or None, machines=machines, search=search)
-    attach = partial(volumes.attach_volume, volume=volume, user=request.user)
+    attach = partial(volume_services.attach_volume, volume=volume, user=request.user)
     if attached := submit(request, form, lambda: attach(vm=form.cleaned_data["vm"]), field="vm"):
         names = {"name": attached.name, "vm": attached.vm}
         messages.success(request, _("“%(name)s” is attached to %(vm)s. Start the machine to use it.") % names)
         return redirect("snapshots:volume", volume.pk)
-    reason = volumes.why_not_attachable(volume)
+    reason = volume_services.why_not_attachable(volume)
     if not reason and not form.machines and not machines.exists():
         reason = _(
             "There is no stopped machine in the project %(project)s in %(location)s. Stop the machine that you "
@@ -166,11 +167,11 @@ def attach_volume(request: HttpRequest, volume_id: UUID) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 def detach_volume(request: HttpRequest, volume_id: UUID) -> HttpResponse:
     volume = get_changeable_volume(request, volume_id)
-    machine = volumes.machine_of(volume)
-    if attempt(request, partial(volumes.detach_volume, volume=volume, user=request.user)):
+    machine = volume_services.machine_of(volume)
+    if attempt(request, partial(volume_services.detach_volume, volume=volume, user=request.user)):
         messages.success(request, _("“%(name)s” is detached. It keeps its data.") % {"name": volume.name})
         return redirect("snapshots:volume", volume.pk)
-    reason = volumes.why_not_detachable(volume)
+    reason = volume_services.why_not_detachable(volume)
     return render(request, "snapshots/volumes/detach.html", {"volume": volume, "machine": machine, "reason": reason})
 
 
@@ -183,7 +184,7 @@ def delete_volume(request: HttpRequest, volume_id: UUID) -> HttpResponse:
         required=_("Type the name “%(name)s” to delete it.") % {"name": volume.name},
         expected=volume.name,
     )
-    delete = partial(volumes.request_volume_deletion, volume=volume, user=request.user)
+    delete = partial(volume_services.request_volume_deletion, volume=volume, user=request.user)
     price = quote_volumes([volume], at=timezone.now()).get(volume.pk)
     if submit(request, form, lambda: delete(confirmation=form.cleaned_data["confirmation"])):
         text = (
@@ -194,8 +195,8 @@ def delete_volume(request: HttpRequest, volume_id: UUID) -> HttpResponse:
     context = {
         "volume": volume,
         "form": form,
-        "reason": volumes.why_not_deletable(volume),
-        "can_detach": volumes.machine_of(volume) is not None and not volumes.why_not_detachable(volume),
+        "reason": volume_services.why_not_deletable(volume),
+        "can_detach": volume_services.machine_of(volume) is not None and not volume_services.why_not_detachable(volume),
         "consequences": deletion_consequences(volume, price, request.user),
     }
     return render(request, "snapshots/volumes/delete.html", context)

@@ -10,16 +10,19 @@ from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from billing.prices import Quote
+from billing.pricing.prices import Quote
 from cng_portal.accounts.models import User
 from cng_portal.common.money import format_count
 from cng_portal.common.templatetags.portal import day as format_day
 from cng_portal.inventory.models import Volume
-from snapshots import limits, lists, new_volumes, offers, volumes, wizard
+from snapshots import limits, lists
 from snapshots.assignment import explain_new_readers
 from snapshots.errors import ActionRefused
 from snapshots.models import DiskImage, Draft
-from snapshots.volume_steps import STEPS, SourceStep
+from snapshots.volumes import new_volumes
+from snapshots.volumes import services as volume_services
+from snapshots.wizard import offers, wizard
+from snapshots.wizard.volume_steps import STEPS, SourceStep
 
 from .common import is_fragment
 from .wizard import (
@@ -111,7 +114,7 @@ def confirm(draft: Draft, user: User, shown_hourly_micro: int) -> Volume:
         )
         assert operation.volume is not None  # held by the constraint operation_target
         return operation.volume
-    return volumes.request_volume(
+    return volume_services.request_volume(
         project=draft.project,
         location=draft.location,
         size_gb=draft.size_gb,
@@ -125,7 +128,7 @@ def confirm(draft: Draft, user: User, shown_hourly_micro: int) -> Volume:
 def quote_of(draft: Draft, size_gb: int) -> Quote | None:
     """Return today's price, None where a volume costs nothing."""
     assert draft.project is not None and draft.location is not None  # the steps before are checked
-    return volumes.quote_volume(draft.project, draft.location, size_gb, at=timezone.now())
+    return volume_services.quote_volume(draft.project, draft.location, size_gb, at=timezone.now())
 
 
 def price_context(quote: Quote | None) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from snapshots.forms import VolumeFilterForm
 from snapshots.labels import tags_of
 from snapshots.models import BackupSchedule, DiskImage, Operation, Snapshot, usable
 from snapshots.storage.registry import get_driver
-from snapshots.volume_charges import quote_volumes
-from snapshots.volumes import machine_of
+from snapshots.volumes.charges import quote_volumes
+from snapshots.volumes.services import machine_of
 
 from .common import render_list, render_live, version_of, with_query
 from .rows import build_operation_rows, build_rows, find_hidden, listed_snapshots, newest_operations

@@ -25,13 +25,13 @@ from django.views.decorators.http import require_GET, require_POST
 from django_htmx.http import HttpResponseClientRedirect
 
 from billing.balance import credit_runway
-from billing.prices import PriceList, Quote
+from billing.pricing.prices import PriceList, Quote
 from cng_portal.accounts.models import BillingType, User
 from cng_portal.accounts.requests import Request
 from cng_portal.common.money import format_amount, format_count, format_price
 from cng_portal.common.templatetags.portal import day as format_day
 from cng_portal.inventory.models import Region, VirtualMachine, Volume
-from snapshots import checks, limits, lists, offers, services, wizard
+from snapshots import checks, limits, lists, services
 from snapshots.assignment import explain_new_readers
 from snapshots.backups.forms import zone_name
 from snapshots.backups.occurrences import occurrences_between
@@ -42,6 +42,7 @@ from snapshots.expiry import expiry_of
 from snapshots.models import SERVICE_KINDS, BackupSchedule, Draft, Kind, Snapshot
 from snapshots.storage.contract import Consistency
 from snapshots.storage.registry import get_driver
+from snapshots.wizard import offers, wizard
 
 from .common import is_fragment, price_of_backups, start_wizard, submit
 

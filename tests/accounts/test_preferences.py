@@ -16,11 +16,11 @@ from billing.usage import open_segment
 from cng_portal.accounts.models import DateFormat, User
 from cng_portal.common.preferences import as_read_by
 from cng_portal.common.templatetags.portal import month
-from snapshots import wizard
 from snapshots.backups.notifications import notify_missed
 from snapshots.backups.preview_chart import format_day_and_time
 from snapshots.models import SERVICE_KINDS, Kind
 from snapshots.views.timelines import near_day
+from snapshots.wizard import wizard
 from tests.factories import (
     BackupRunFactory,
     BackupScheduleFactory,

@@ -6,7 +6,7 @@ from uuid import uuid4
 import pytest
 
 from billing.models import ServiceKind, UsageSegment
-from billing.packages import create_package
+from billing.pricing.packages import create_package
 from billing.usage import close_segment, open_segment
 from tests.factories import LocationFactory, ProjectFactory, UserFactory
 

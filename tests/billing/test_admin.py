@@ -7,8 +7,8 @@ from django.utils import timezone
 from billing import closing
 from billing.balance import get_balance
 from billing.models import Invoice, Package, PriceVersion, ServiceKind, WalletTransaction
-from billing.packages import create_package, retire_package, set_price
-from billing.price_notices import announce_prices
+from billing.pricing.notices import announce_prices
+from billing.pricing.packages import create_package, retire_package, set_price
 from billing.wallet import buy_credits
 from cng_portal.activity.models import Activity
 from tests.factories import LocationFactory, UserFactory, VolumeFactory

@@ -10,7 +10,7 @@ from django.test import Client
 
 from billing import closing
 from billing.days import LEAST_DAYS, YOUNG_DAYS, costs_by_day, young_days
-from billing.packages import create_package, set_price
+from billing.pricing.packages import create_package, set_price
 from billing.statement import usage_rows
 from billing.summary import build_summary
 

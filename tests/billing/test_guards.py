@@ -20,7 +20,7 @@ from billing.models import (
     UsageSegment,
     WalletTransaction,
 )
-from billing.packages import create_package, set_price
+from billing.pricing.packages import create_package, set_price
 from billing.usage import close_segment, open_segment
 from billing.wallet import buy_credits
 from tests.factories import LocationFactory, ProjectFactory

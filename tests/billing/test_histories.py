@@ -18,14 +18,14 @@ from billing import bulk, closing, verification
 from billing.balance import get_standing, open_windows, with_ledger
 from billing.charges import costs_so_far, due_lines, total_charged
 from billing.models import Invoice, InvoiceLine, PriceVersion, ServiceKind, UsageSegment, WalletTransaction
-from billing.packages import correct_price, create_package, set_price
+from billing.pricing.packages import correct_price, create_package, set_price
 from billing.usage import change_usage, close_segment, closed_until, open_segment
 from billing.wallet import buy_credits, expire_credits, grant_credits
 from cng_portal.accounts.models import Customer
 from cng_portal.common import money
 from cng_portal.inventory.models import Location, Volume
 from snapshots.usage_check import check_usage
-from snapshots.volume_charges import (
+from snapshots.volumes.charges import (
     change_volume_charge,
     charge_volumes,
     start_charging_volume,

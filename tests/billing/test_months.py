@@ -24,7 +24,7 @@ from billing.models import (
     UsedUpGrant,
     WalletTransaction,
 )
-from billing.packages import create_package
+from billing.pricing.packages import create_package
 from billing.summary import build_summary, spend_by_project
 from billing.usage import close_segment
 from billing.wallet import buy_credits, correct_credits, expire_credits, grant_credits, refund_credits

@@ -23,7 +23,7 @@ from billing.models import (
     ServiceKind,
     UsageSegment,
 )
-from billing.packages import correct_price, create_package, set_price
+from billing.pricing.packages import correct_price, create_package, set_price
 from billing.statement import usage_rows
 from billing.usage import close_segment, hourly_cost
 from cng_portal.activity.models import Activity

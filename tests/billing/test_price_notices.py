@@ -5,10 +5,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from django.utils import timezone
 
-from billing import price_notices
 from billing.models import UsageSegment
-from billing.packages import correct_price, create_package, delete_price, retire_package, save_price, set_price
-from billing.price_notices import announce_prices
+from billing.pricing import notices as price_notices
+from billing.pricing.notices import announce_prices
+from billing.pricing.packages import correct_price, create_package, delete_price, retire_package, save_price, set_price
 from billing.scheduling import run_due
 from billing.wallet import buy_credits, correct_credits
 from cng_portal.accounts.models import User

@@ -9,8 +9,8 @@ from django.test import Client
 from django.utils import timezone
 
 from billing.models import ServiceKind
-from billing.packages import create_package, retire_package, set_price
-from billing.price_table import build_price_tables, currencies_of
+from billing.pricing.packages import create_package, retire_package, set_price
+from billing.pricing.table import build_price_tables, currencies_of
 from cng_portal.accounts.models import Role
 from snapshots.search import search
 from tests.factories import LocationFactory, ProjectFactory, UserFactory

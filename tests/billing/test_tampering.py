@@ -9,15 +9,16 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db import connection, transaction
 
-from billing import closing, packages, verification
+from billing import closing, verification
 from billing import wallet as ledger
 from billing.bulk import adapt
 from billing.guards import lifted
 from billing.models import Invoice, ServiceKind
+from billing.pricing import packages
 from cng_portal.inventory.models import Volume
 from snapshots.backups.automatic import switch_automatic_backups
 from snapshots.models import Snapshot, State
-from snapshots.volume_charges import change_volume_charge, start_charging_volume, stop_charging_volume
+from snapshots.volumes.charges import change_volume_charge, start_charging_volume, stop_charging_volume
 from tests.factories import (
     LocationFactory,
     ProjectFactory,

@@ -11,8 +11,8 @@ from billing.balance import credit_runway, get_balance, require_cover
 from billing.charges import cost_so_far, costs_so_far
 from billing.errors import InsufficientCredit, NotSold, Refused
 from billing.models import BillingCycle, Package, PriceVersion, ServiceKind, UsageSegment
-from billing.packages import create_package, retire_package, set_price
-from billing.prices import PriceList, get_quote
+from billing.pricing.packages import create_package, retire_package, set_price
+from billing.pricing.prices import PriceList, get_quote
 from billing.usage import change_usage, close_segment, open_segment, rename_resource
 from billing.wallet import buy_credits, grant_credits
 from cng_portal.accounts.models import User

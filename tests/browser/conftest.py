@@ -8,7 +8,7 @@ import pytest
 from django.utils import timezone
 
 from billing.models import ServiceKind
-from billing.packages import create_package
+from billing.pricing.packages import create_package
 from billing.usage import open_segment
 from billing.wallet import buy_credits
 from cng_portal.accounts.models import Membership, Role

@@ -27,7 +27,7 @@ from playwright.sync_api import Page
 
 from billing.closing import close_months
 from billing.models import Invoice, PriceVersion, ServiceKind
-from billing.packages import create_package
+from billing.pricing.packages import create_package
 from billing.usage import close_segment, open_segment
 from billing.wallet import buy_credits, grant_credits
 from cng_portal.accounts import roles
@@ -36,14 +36,14 @@ from cng_portal.activity import services as activity
 from cng_portal.inventory.models import Location, Volume
 from cng_portal.monitoring.models import Process, StorageCheck
 from cng_portal.notifications.models import Notification
-from snapshots import wizard
 from snapshots.backups.automatic import switch_automatic_backups
 from snapshots.files import catalogue, cataloguing
 from snapshots.labels import change_labels
 from snapshots.models import BackupSchedule, DiskImage, Draft, Kind, Snapshot, volume_ref
 from snapshots.recycle_bin import put_in_bin
 from snapshots.storage.registry import get_driver
-from snapshots.volume_charges import start_charging_volume
+from snapshots.volumes.charges import start_charging_volume
+from snapshots.wizard import wizard
 from tests.factories import (
     BackupFactory,
     BackupRunFactory,

@@ -21,8 +21,8 @@ from billing.models import PACKAGE_KINDS
 from billing.usage import open_segment
 from billing.wallet import buy_credits
 from cng_portal.accounts.models import Project, User
-from snapshots import wizard
 from snapshots.models import Draft, Kind
+from snapshots.wizard import wizard
 from tests.factories import (
     BackupRunFactory,
     BackupScheduleFactory,

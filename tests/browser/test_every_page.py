@@ -15,9 +15,9 @@ from cng_portal.accounts import roles
 from cng_portal.accounts.models import Membership
 from cng_portal.activity import services as activity
 from cng_portal.inventory.models import Volume
-from snapshots import wizard
 from snapshots.backups.automatic import switch_automatic_backups
 from snapshots.models import BackupSchedule, Draft, Kind
+from snapshots.wizard import wizard
 from tests.browser.looking import look_at
 from tests.factories import (
     BackupRunFactory,

@@ -17,8 +17,8 @@ from billing.models import ServiceKind
 from cng_portal.accounts.models import Membership
 from cng_portal.activity.models import Activity
 from cng_portal.inventory.models import Volume
-from snapshots import wizard
 from snapshots.models import Draft, Kind, Snapshot
+from snapshots.wizard import wizard
 from tests.factories import (
     BackupRunFactory,
     BackupScheduleFactory,

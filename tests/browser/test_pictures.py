@@ -20,12 +20,12 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page
 
 from billing.models import ServiceKind
-from billing.packages import create_package
+from billing.pricing.packages import create_package
 from cng_portal.accounts.models import Membership
 from cng_portal.common.templatetags.portal import picture_size
 from cng_portal.inventory.models import Volume
-from snapshots import wizard
 from snapshots.models import Kind, Snapshot
+from snapshots.wizard import wizard
 from tests.browser import screens
 from tests.permissions import TABLE
 

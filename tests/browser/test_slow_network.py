@@ -13,9 +13,9 @@ from playwright.sync_api import Page, Request, expect
 from cng_portal.accounts.models import Membership
 from cng_portal.common.templatetags.portal import poll_seconds
 from cng_portal.inventory.models import Volume
-from snapshots import wizard
 from snapshots.models import Operation, Snapshot
 from snapshots.views.rows import estimate_time_left
+from snapshots.wizard import wizard
 from tests.factories import MembershipFactory, OperationFactory, SnapshotFactory, VolumeFactory
 from tests.snapshots.disks import content, put_volume, sell_everywhere
 

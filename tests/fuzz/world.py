@@ -28,8 +28,9 @@ from cng_portal.accounts.models import Membership, Project, Role, User
 from cng_portal.accounts.signin import confirmation
 from cng_portal.activity import services as activity
 from cng_portal.common.names import fold_name
-from snapshots import services, wizard
+from snapshots import services
 from snapshots.models import Draft, Kind
+from snapshots.wizard import wizard
 from tests.factories import (
     BackupRunFactory,
     BackupScheduleFactory,

@@ -12,7 +12,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from billing.models import ServiceKind
-from billing.packages import create_package
+from billing.pricing.packages import create_package
 from cng_portal.inventory.models import Location, Volume
 from snapshots.models import Operation
 from snapshots.storage.contract import GIB

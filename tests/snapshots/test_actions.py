@@ -16,9 +16,10 @@ from billing.models import ServiceKind, UsageSegment
 from cng_portal.accounts.models import Project, Role
 from cng_portal.common.money import MICRO
 from cng_portal.inventory.models import VirtualMachine, Volume
-from snapshots import new_volumes, services
+from snapshots import services
 from snapshots.errors import InvalidState
 from snapshots.models import Operation, Snapshot, State
+from snapshots.volumes import new_volumes
 from tests.factories import (
     CustomerFactory,
     MembershipFactory,

@@ -12,9 +12,10 @@ from django.utils import timezone
 from billing.models import UsageSegment
 from cng_portal.accounts.models import Membership, Project, Role
 from cng_portal.inventory.models import VirtualMachine, Volume
-from snapshots import services, wizard
+from snapshots import services
 from snapshots.errors import InvalidState, QuotaExceeded
 from snapshots.models import Draft, Kind, Snapshot, State
+from snapshots.wizard import wizard
 from tests.factories import (
     MembershipFactory,
     ProjectFactory,

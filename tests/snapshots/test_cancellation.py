@@ -18,12 +18,14 @@ from billing.models import ServiceKind, UsageSegment
 from cng_portal.accounts.models import Membership, Role
 from cng_portal.activity.models import Activity
 from cng_portal.inventory.models import VirtualMachine, Volume
-from snapshots import cancellation, handlers, new_volumes, operations, restores, services, tasks
+from snapshots import restores, services, tasks
 from snapshots.backups.runs import settle_runs
 from snapshots.backups.schedules import run_now
 from snapshots.errors import InvalidState
 from snapshots.models import Kind, Operation, Snapshot, State
-from snapshots.volume_charges import start_charging_volume
+from snapshots.operations import cancellation, handlers, lifecycle
+from snapshots.volumes import new_volumes
+from snapshots.volumes.charges import start_charging_volume
 from tests.factories import (
     BackupScheduleFactory,
     DiskImageFactory,
@@ -45,7 +47,7 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def no_stop_from_another_test() -> None:
-    operations.stopping.clear()
+    lifecycle.stopping.clear()
 
 
 @pytest.fixture
@@ -83,7 +85,7 @@ def files_of(root: Path) -> set[str]:
 
 
 def heartbeat(operation: Operation) -> None:
-    lease = operations.Lease(operation)
+    lease = lifecycle.Lease(operation)
     lease.reported_at -= 5
     lease.heartbeat(1, 2)
 
@@ -117,14 +119,14 @@ def test_cancelling_twice_is_a_no_op_and_finished_operations_cannot_be_cancelled
 
 
 def test_the_worker_of_a_cancelled_operation_stops_at_its_next_heartbeat(member: Membership, volume: Volume) -> None:
-    operation = operations.claim(request_capture(member, volume).pk)
+    operation = lifecycle.claim(request_capture(member, volume).pk)
     assert operation is not None
     heartbeat(operation)
     cancellation.cancel(operation=operation, user=member.user)
-    with pytest.raises(operations.LeaseLost):
+    with pytest.raises(lifecycle.LeaseLost):
         heartbeat(operation)
-    with pytest.raises(operations.LeaseLost):
-        operations.finish(operation, Operation.State.SUCCEEDED, lambda now: pytest.fail("settled"))
+    with pytest.raises(lifecycle.LeaseLost):
+        lifecycle.finish(operation, Operation.State.SUCCEEDED, lambda now: pytest.fail("settled"))
 
 
 def test_data_captured_before_the_cancellation_was_noticed_is_removed(
@@ -159,19 +161,19 @@ def test_a_restore_can_be_cancelled_until_it_writes(
     assert Snapshot.objects.get(pk=waiting.safety_snapshot_id).is_cancelled
     assert not waiting.can_be_undone
 
-    saving = operations.claim(request().pk)
+    saving = lifecycle.claim(request().pk)
     assert saving is not None and saving.safety_snapshot is not None
     Snapshot.objects.filter(pk=saving.safety_snapshot_id).update(state=State.CREATING)
     cancellation.cancel(operation=saving, user=member.user)
     assert Operation.objects.active().get().snapshot_id == saving.safety_snapshot_id, "its clean-up"
     run_active_operations()
 
-    writing = operations.claim(request().pk)
+    writing = lifecycle.claim(request().pk)
     assert writing is not None
     Snapshot.objects.filter(pk=writing.safety_snapshot_id).update(state=State.READY, ready_at=timezone.now())
     with pytest.raises(InvalidState, match="undo it once it has finished"):
         cancellation.cancel(operation=writing, user=member.user)
-    operations.release(writing, counted=False, error="The volume is in use.")
+    lifecycle.release(writing, counted=False, error="The volume is in use.")
     cancellation.cancel(operation=writing, user=member.user)
     assert Snapshot.objects.get(pk=writing.safety_snapshot_id).state == State.READY, "it is a snapshot like any other"
     assert not Operation.objects.active().exists()
@@ -188,7 +190,7 @@ def test_a_cancelled_new_volume_leaves_no_data(
     before = files_of(storage_root)
     cancelled = []
     for name in ("first", "second"):  # two of one snapshot, so two clean-ups
-        operation = operations.claim(request(name).pk)
+        operation = lifecycle.claim(request(name).pk)
         assert operation is not None and operation.volume is not None
         put_volume(storage_root, operation.volume, b"made, but not written down")
         cancellation.cancel(operation=operation, user=member.user)
@@ -372,5 +374,5 @@ def test_a_worker_is_cancelled_in_the_middle_of_a_capture_and_nothing_stays(
 def enqueue_backed_off() -> bool:
     """Make backed-off operations due, because a clean-up that found the disk busy would wait for seconds."""
     if Operation.objects.filter(state=Operation.State.PENDING).exclude(error="").update(error=""):
-        operations.enqueue_worker()
+        lifecycle.enqueue_worker()
     return True

@@ -22,9 +22,11 @@ from django.utils import timezone
 from billing.models import ServiceKind, UsageSegment
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import Volume
-from snapshots import new_volumes, operations, restores, services
+from snapshots import restores, services
 from snapshots.models import Operation, Snapshot, State
+from snapshots.operations import lifecycle
 from snapshots.tasks import run_operation, run_waiting_operations
+from snapshots.volumes import new_volumes
 from tests.factories import MembershipFactory, VirtualMachineFactory, VolumeFactory
 from tests.snapshots.disks import checksum_of, content, holds, put_volume, sell_everywhere
 
@@ -117,7 +119,7 @@ def let_the_next_worker_do_it() -> None:
     Operation.objects.active().filter(state=Operation.State.RUNNING).update(
         lease_until=timezone.now() - timedelta(seconds=1)
     )
-    operations.reconcile()
+    lifecycle.reconcile()
     for operation in Operation.objects.active().order_by("created_at"):
         run_operation(operation.pk)
     assert not Operation.objects.active().exists()
@@ -290,7 +292,7 @@ def test_operations_whose_workers_all_die_fail_with_a_reason_and_leave_nothing(
     for _attempt in range(settings.OPERATION_MAX_ATTEMPTS):
         assert not work_and_die(operation, 36)  # in the middle of the copy
         Operation.objects.filter(pk=operation.pk).update(lease_until=timezone.now() - timedelta(seconds=1))
-        operations.reconcile()
+        lifecycle.reconcile()
     run_operation(operation.pk)
     operation.refresh_from_db()
     snapshot.refresh_from_db()

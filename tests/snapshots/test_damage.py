@@ -18,14 +18,16 @@ from cng_portal.accounts.models import Membership, Role
 from cng_portal.activity.models import Activity
 from cng_portal.inventory.models import Volume
 from cng_portal.notifications.models import Notification
-from snapshots import new_volumes, operations, restores, services
+from snapshots import restores, services
 from snapshots.backups.runs import settle_runs
 from snapshots.backups.schedules import run_now
 from snapshots.errors import DamagedSnapshot, WrongOverride
 from snapshots.maintenance import fsck
 from snapshots.models import BackupRun, DiskImage, Operation, Snapshot, State
+from snapshots.operations import lifecycle
 from snapshots.tasks import run_operation
 from snapshots.usage_check import check_usage
+from snapshots.volumes import new_volumes
 from tests.factories import BackupScheduleFactory, MembershipFactory, VirtualMachineFactory, VolumeFactory
 from tests.smtp import sent_mails
 from tests.snapshots.disks import flip_byte, put_volume, run_active_operations, sell_everywhere
@@ -269,7 +271,7 @@ def test_an_unrequested_read_never_clears_the_damage(
     flip_byte(disk_of(storage_root, snapshot), MIDDLE)
     verify(snapshot, member)
     flip_byte(disk_of(storage_root, snapshot), MIDDLE)
-    operations.create_operation(kind=Operation.Kind.VERIFY, snapshot=snapshot)
+    lifecycle.create_operation(kind=Operation.Kind.VERIFY, snapshot=snapshot)
     work()
     snapshot.refresh_from_db()
     assert snapshot.is_damaged

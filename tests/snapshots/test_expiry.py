@@ -17,11 +17,12 @@ from cng_portal.accounts.models import Membership, Role
 from cng_portal.activity.models import Activity
 from cng_portal.common.preferences import as_read_by
 from cng_portal.common.templatetags.portal import minute
-from snapshots import usage_check, wizard
+from snapshots import usage_check
 from snapshots.assignment import move_snapshot
 from snapshots.errors import InvalidState
 from snapshots.expiry import InvalidExpiry, announce_expiring, delete_expired, expiry_of, set_expiry
 from snapshots.models import BackupSchedule, DeletionCause, Draft, Operation, Snapshot, State
+from snapshots.wizard import wizard
 from tests.factories import (
     BackupFactory,
     BackupRunFactory,

@@ -18,7 +18,7 @@ from snapshots.expiry import expiry_of
 from snapshots.labels import change_labels
 from snapshots.models import Snapshot
 from snapshots.views import exports
-from snapshots.volume_charges import start_charging_volume
+from snapshots.volumes.charges import start_charging_volume
 from tests.factories import (
     BackupFactory,
     MembershipFactory,

@@ -18,8 +18,9 @@ from django.utils import timezone
 from cng_portal.accounts.models import Customer, Membership
 from cng_portal.inventory.models import Volume
 from cng_portal.monitoring.models import Process
-from snapshots import operations, services
+from snapshots import services
 from snapshots.models import Operation, Snapshot, State
+from snapshots.operations import lifecycle
 from tests.factories import (
     CustomerFactory,
     MembershipFactory,
@@ -39,7 +40,7 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def start_from_nothing() -> None:
-    operations.stopping.clear()
+    lifecycle.stopping.clear()
 
 
 def have_workers(count: int) -> None:
@@ -60,7 +61,7 @@ def ask(customer: Customer, kind: str = "verify", *, minutes_ago: float = 0, by_
 
 
 def claimed() -> Operation:
-    operation = operations.claim_next()
+    operation = lifecycle.claim_next()
     assert operation is not None
     return operation
 
@@ -71,9 +72,9 @@ def test_customers_take_turns_however_many_requests_one_has() -> None:
     first, second, third = (ask(many, minutes_ago=minutes) for minutes in (30, 20, 10))
     [other] = [ask(few, minutes_ago=1)]
     order = []
-    while operation := operations.claim_next():
+    while operation := lifecycle.claim_next():
         order.append(operation)
-        operations.finish(operation, Operation.State.SUCCEEDED, lambda now: None)
+        lifecycle.finish(operation, Operation.State.SUCCEEDED, lambda now: None)
     assert order == [first, other, second, third]
 
 
@@ -82,10 +83,10 @@ def test_the_customer_with_fewer_running_operations_comes_first() -> None:
     busy, idle = CustomerFactory(), CustomerFactory()
     for _operation in range(2):
         ask(busy)
-        assert operations.claim_next()
+        assert lifecycle.claim_next()
     ask(busy, minutes_ago=30)
     wanted = ask(idle)
-    assert operations.claim_next() == wanted
+    assert lifecycle.claim_next() == wanted
 
 
 @pytest.mark.parametrize("workers", [2, 3, 7])
@@ -96,7 +97,7 @@ def test_the_last_free_worker_is_reserved_for_customers_with_nothing_running(wor
         ask(busy, "capture")
     for _number in range(workers - 1):
         assert claimed().snapshot.customer == busy
-    assert operations.claim_next() is None
+    assert lifecycle.claim_next() is None
     ask(idle, "capture")
     assert claimed().snapshot.customer == idle
 
@@ -105,10 +106,10 @@ def test_short_operations_may_take_the_last_free_worker() -> None:
     have_workers(2)
     customer = CustomerFactory()
     ask(customer, "capture")
-    assert operations.claim_next()
+    assert lifecycle.claim_next()
     ask(customer, "capture")
     deletion = ask(customer, "delete")
-    assert operations.claim_next() == deletion
+    assert lifecycle.claim_next() == deletion
 
 
 def test_a_worker_that_fell_silent_is_not_counted_and_its_operation_is_not_either() -> None:
@@ -116,13 +117,13 @@ def test_a_worker_that_fell_silent_is_not_counted_and_its_operation_is_not_eithe
     customer = CustomerFactory()
     for _number in range(3):
         ask(customer, "capture")
-    assert operations.claim_next() and operations.claim_next()
-    assert operations.claim_next() is None
+    assert lifecycle.claim_next() and lifecycle.claim_next()
+    assert lifecycle.claim_next() is None
     now = timezone.now() + timedelta(seconds=45)
     Process.objects.filter(pid=1).update(heartbeat_at=now - timedelta(minutes=2))
     Operation.objects.filter(state=Operation.State.RUNNING).update(lease_until=now - timedelta(seconds=1))
-    assert operations.claim_next(now=now)
-    assert operations.claim_next(now=now) is None, "two are alive, and one of them is to stay free"
+    assert lifecycle.claim_next(now=now)
+    assert lifecycle.claim_next(now=now) is None, "two are alive, and one of them is to stay free"
 
 
 def test_customers_operations_precede_scrubs_until_these_have_waited_long_enough() -> None:
@@ -131,19 +132,19 @@ def test_customers_operations_precede_scrubs_until_these_have_waited_long_enough
     read = ask(customer, by_portal=True, minutes_ago=30)
     wanted = ask(CustomerFactory(), "capture")
     assert list(Operation.objects.background()) == [read]
-    assert list(operations.in_turn(timezone.now())) == [wanted, read]
-    assert list(operations.in_turn(timezone.now() + timedelta(minutes=31))) == [read, wanted]
+    assert list(lifecycle.in_turn(timezone.now())) == [wanted, read]
+    assert list(lifecycle.in_turn(timezone.now() + timedelta(minutes=31))) == [read, wanted]
 
 
 def test_a_background_read_leaves_a_worker_free() -> None:
     have_workers(2)
     ask(CustomerFactory(), "capture")
-    assert operations.claim_next()
+    assert lifecycle.claim_next()
     read = ask(CustomerFactory(), by_portal=True, minutes_ago=30)
-    assert operations.claim_next() is None
-    assert operations.claim_next(now=timezone.now() + timedelta(seconds=20)) is None
+    assert lifecycle.claim_next() is None
+    assert lifecycle.claim_next(now=timezone.now() + timedelta(seconds=20)) is None
     Operation.objects.exclude(pk=read.pk).update(state="succeeded", finished_at=timezone.now())
-    assert operations.claim_next() == read
+    assert lifecycle.claim_next() == read
 
 
 def test_a_clock_set_back_delays_nobody() -> None:
@@ -151,7 +152,7 @@ def test_a_clock_set_back_delays_nobody() -> None:
     ahead = CustomerFactory(last_served_at=timezone.now() + timedelta(days=1))
     wanted = ask(ahead, minutes_ago=5)
     ask(CustomerFactory())
-    assert operations.claim_next() == wanted
+    assert lifecycle.claim_next() == wanted
 
 
 def test_twenty_workers_at_once_leave_one_free() -> None:
@@ -164,7 +165,7 @@ def test_twenty_workers_at_once_leave_one_free() -> None:
     def claim(number: int) -> bool:
         try:
             barrier.wait()
-            return operations.claim_next() is not None
+            return lifecycle.claim_next() is not None
         finally:
             connections.close_all()
 
@@ -238,5 +239,5 @@ def test_ten_large_captures_of_a_customer_delay_nobody_and_all_finish(
     first_worker.kill()
     first_worker.wait()
     running.update(lease_until=timezone.now() - timedelta(seconds=1))
-    operations.reconcile()
+    lifecycle.reconcile()
     wait_until(lambda: Snapshot.objects.filter(state=State.READY).count() == 12)

@@ -21,12 +21,13 @@ from billing.models import UsageSegment
 from billing.usage import close_segment
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import Volume
-from snapshots import new_volumes, restores, services
+from snapshots import restores, services
 from snapshots.maintenance import fsck
 from snapshots.maintenance.findings import EXPLANATIONS
 from snapshots.models import DiskImage, Operation, Snapshot, State
 from snapshots.storage.contract import GIB
 from snapshots.storage.local.locking import hold_names
+from snapshots.volumes import new_volumes
 from tests.factories import LocationFactory, MembershipFactory, OperationFactory, SnapshotFactory, VolumeFactory
 from tests.snapshots.disks import put_volume, run_active_operations, sell_everywhere
 

@@ -12,8 +12,10 @@ from django.db import connection, connections, transaction
 from cng_portal.accounts.models import Membership
 from cng_portal.accounts.services import lock_customer
 from cng_portal.inventory.models import Volume
-from snapshots import new_volumes, operations, restores, services, tasks
+from snapshots import restores, services, tasks
 from snapshots.models import Operation, Snapshot, State
+from snapshots.operations import lifecycle
+from snapshots.volumes import new_volumes
 from tests.factories import MembershipFactory, VolumeFactory
 from tests.snapshots.disks import content, put_volume, run_active_operations, sell_everywhere
 
@@ -52,7 +54,7 @@ def new_volume(member: Membership, volume: Volume) -> Operation:
 
 
 def succeed(operation: Operation) -> None:
-    with operations.Lease(operation) as lease:
+    with lifecycle.Lease(operation) as lease:
         tasks.HANDLERS[Operation.Kind(operation.kind)].run(operation, lease)
 
 
@@ -69,7 +71,7 @@ def test_work_ends_while_its_customer_is_locked_by_a_request_for_the_same_operat
     ask: Callable[[Membership, Volume], Operation],
     end: Callable[[Operation], None],
 ) -> None:
-    operation = operations.claim(ask(member, volume).pk)
+    operation = lifecycle.claim(ask(member, volume).pk)
     assert operation is not None
     locked = Event()
 

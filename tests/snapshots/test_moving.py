@@ -16,11 +16,12 @@ from billing.summary import build_summary, spend_by_project
 from cng_portal.accounts.models import Customer, Membership, Project, Role, User
 from cng_portal.activity.models import Activity
 from cng_portal.inventory.models import Volume
-from snapshots import new_volumes, restores, services
+from snapshots import restores, services
 from snapshots.assignment import move_snapshot
 from snapshots.errors import InvalidState, QuotaExceeded
 from snapshots.models import Operation, Snapshot, State
 from snapshots.usage_check import check_usage
+from snapshots.volumes import new_volumes
 from tests.factories import (
     BackupFactory,
     MembershipFactory,

@@ -20,10 +20,12 @@ from billing.models import UsageSegment
 from cng_portal.accounts.models import Membership
 from cng_portal.activity.models import Activity
 from cng_portal.inventory.models import Location, VirtualMachine, Volume
-from snapshots import operations, restores, services, wizard
+from snapshots import restores, services
 from snapshots.models import Draft, Operation, Snapshot, State
+from snapshots.operations import lifecycle
 from snapshots.storage.contract import Interrupted, advice_for
 from snapshots.tasks import run_operation
+from snapshots.wizard import wizard
 from tests.factories import DraftFactory, MembershipFactory, OperationFactory, SnapshotFactory, VolumeFactory
 from tests.snapshots.disks import content, holds, put_volume, run_active_operations, sell_everywhere, touch_every_chunk
 
@@ -54,9 +56,9 @@ def operation(member: Membership, volume: Volume) -> Operation:
 
 @pytest.fixture(autouse=True)
 def no_stop_from_another_test() -> Iterator[None]:
-    operations.stopping.clear()
+    lifecycle.stopping.clear()
     yield
-    operations.stopping.clear()
+    lifecycle.stopping.clear()
 
 
 def test_a_request_writes_the_operation_and_its_task_together(operation: Operation) -> None:
@@ -66,52 +68,52 @@ def test_a_request_writes_the_operation_and_its_task_together(operation: Operati
 
 def test_a_claimed_operation_cannot_be_claimed_again_before_its_lease_ran_out(operation: Operation) -> None:
     now = timezone.now()
-    first = operations.claim(operation.pk, now=now)
+    first = lifecycle.claim(operation.pk, now=now)
     assert first is not None and first.attempt == 1
-    assert operations.claim(operation.pk, now=now + timedelta(seconds=29)) is None
-    second = operations.claim(operation.pk, now=now + timedelta(seconds=31))
+    assert lifecycle.claim(operation.pk, now=now + timedelta(seconds=29)) is None
+    second = lifecycle.claim(operation.pk, now=now + timedelta(seconds=31))
     assert second is not None and second.attempt == 2
 
 
 def test_a_worker_whose_clock_is_behind_claims_a_new_operation(operation: Operation) -> None:
-    first = operations.claim(operation.pk, now=operation.created_at - timedelta(milliseconds=300))
+    first = lifecycle.claim(operation.pk, now=operation.created_at - timedelta(milliseconds=300))
     assert first is not None and first.attempt == 1
-    operations.release(first, retry_in=timedelta(seconds=5), error="The disk is busy.")
-    assert operations.claim(operation.pk, now=timezone.now()) is None, "put off by an error"
+    lifecycle.release(first, retry_in=timedelta(seconds=5), error="The disk is busy.")
+    assert lifecycle.claim(operation.pk, now=timezone.now()) is None, "put off by an error"
 
 
 def test_a_worker_without_the_lease_can_neither_report_nor_finish(operation: Operation) -> None:
     now = timezone.now()
-    slow = operations.claim(operation.pk, now=now)
-    operations.claim(operation.pk, now=now + timedelta(minutes=1))
+    slow = lifecycle.claim(operation.pk, now=now)
+    lifecycle.claim(operation.pk, now=now + timedelta(minutes=1))
     assert slow is not None
-    assert not operations.update(slow, bytes_done=1)
-    with pytest.raises(operations.LeaseLost):
-        operations.finish(slow, Operation.State.SUCCEEDED, lambda now: pytest.fail("settled"))
-    operations.release(slow)
+    assert not lifecycle.update(slow, bytes_done=1)
+    with pytest.raises(lifecycle.LeaseLost):
+        lifecycle.finish(slow, Operation.State.SUCCEEDED, lambda now: pytest.fail("settled"))
+    lifecycle.release(slow)
     operation.refresh_from_db()
     assert (operation.state, operation.attempt) == (Operation.State.RUNNING, 2)
 
 
 def test_the_heartbeat_reports_progress_and_notices_a_lost_lease(operation: Operation) -> None:
-    claimed = operations.claim(operation.pk)
+    claimed = lifecycle.claim(operation.pk)
     assert claimed is not None
-    lease = operations.Lease(claimed)
+    lease = lifecycle.Lease(claimed)
     lease.reported_at -= 5
     lease.heartbeat(5, 10)
     operation.refresh_from_db()
     assert (operation.bytes_done, operation.bytes_total) == (5, 10)
     Operation.objects.update(attempt=2)
     lease.reported_at -= 5
-    with pytest.raises(operations.LeaseLost):
+    with pytest.raises(lifecycle.LeaseLost):
         lease.heartbeat(6, 10)
 
 
 def test_the_lease_is_renewed_while_storage_is_silent(operation: Operation, settings: Any) -> None:
     settings.OPERATION_LEASE_SECONDS = 0.3
-    claimed = operations.claim(operation.pk)
+    claimed = lifecycle.claim(operation.pk)
     assert claimed is not None
-    with operations.Lease(claimed) as lease:
+    with lifecycle.Lease(claimed) as lease:
         until = claimed.lease_until
         while until == claimed.lease_until and not lease.lost.is_set():
             until = Operation.objects.values_list("lease_until", flat=True).get(pk=operation.pk)
@@ -121,21 +123,21 @@ def test_the_lease_is_renewed_while_storage_is_silent(operation: Operation, sett
 def test_after_the_deadline_the_lease_is_given_up(operation: Operation, settings: Any) -> None:
     settings.OPERATION_LEASE_SECONDS = 0.1
     settings.OPERATION_DEADLINE_HOURS = 0
-    claimed = operations.claim(operation.pk)
+    claimed = lifecycle.claim(operation.pk)
     assert claimed is not None
-    with operations.Lease(claimed) as lease:
+    with lifecycle.Lease(claimed) as lease:
         assert lease.lost.wait(10)
-        with pytest.raises(operations.LeaseLost):
+        with pytest.raises(lifecycle.LeaseLost):
             lease.heartbeat(0, 0)
 
 
 def test_a_stop_signal_releases_the_operation_without_counting_the_attempt(operation: Operation) -> None:
-    operations.stopping.set()
-    claimed = operations.claim(operation.pk)
+    lifecycle.stopping.set()
+    claimed = lifecycle.claim(operation.pk)
     assert claimed is not None
     with pytest.raises(Interrupted):
-        operations.Lease(claimed).heartbeat(0, 0)
-    operations.release(claimed, counted=False)
+        lifecycle.Lease(claimed).heartbeat(0, 0)
+    lifecycle.release(claimed, counted=False)
     operation.refresh_from_db()
     assert (operation.state, operation.failures) == (Operation.State.PENDING, 0)
     assert DBTaskResult.objects.count() == 2
@@ -174,22 +176,22 @@ def test_a_busy_disk_is_waited_for_until_the_deadline_and_the_attempts_do_not_co
 def test_a_lost_task_is_enqueued_again_at_once_and_only_while_none_is_queued(operation: Operation) -> None:
     DBTaskResult.objects.all().delete()
     for _round in range(3):
-        assert operations.reconcile() == 0
+        assert lifecycle.reconcile() == 0
         assert DBTaskResult.objects.count() == 1
     run_active_operations()
     DBTaskResult.objects.all().delete()
-    operations.reconcile()
+    lifecycle.reconcile()
     assert not DBTaskResult.objects.exists(), "nothing waits"
 
 
 def test_a_large_backlog_of_lost_operations_is_released_in_rounds(
     operation: Operation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(operations, "RECONCILED_AT_ONCE", 1)
+    monkeypatch.setattr(lifecycle, "RECONCILED_AT_ONCE", 1)
     later = timezone.now() + timedelta(minutes=5)
     for lost in (operation, OperationFactory()):
-        operations.claim(lost.pk)
-    assert [operations.reconcile(now=later) for _round in range(3)] == [1, 1, 0]
+        lifecycle.claim(lost.pk)
+    assert [lifecycle.reconcile(now=later) for _round in range(3)] == [1, 1, 0]
 
 
 @pytest.mark.both_databases
@@ -198,34 +200,34 @@ def test_operations_requested_before_the_clock_was_set_back_are_claimed_at_once(
     later = now + timedelta(hours=2)
     Operation.objects.filter(pk=operation.pk).update(not_before=later)
     assert DBTaskResult.objects.ready().count() == 1, "the task waits for no instant either"
-    assert operations.claim(operation.pk, now=now)
+    assert lifecycle.claim(operation.pk, now=now)
 
 
 @pytest.mark.parametrize("backed_off", [False, True])
 def test_operations_started_before_the_clock_was_set_back_are_released(operation: Operation, backed_off: bool) -> None:
     """Its worker died, or it was backed off after an error."""
     now = timezone.now()
-    claimed = operations.claim(operation.pk, now=now + timedelta(hours=2))
+    claimed = lifecycle.claim(operation.pk, now=now + timedelta(hours=2))
     assert claimed is not None
     if backed_off:
-        operations.release(claimed, retry_in=timedelta(hours=2), error="The disk is busy.")
-    assert operations.claim(operation.pk, now=now) is None
-    assert operations.reconcile(now=now) == 1
-    assert operations.reconcile(now=now) == 0
-    assert operations.claim(operation.pk, now=now)
+        lifecycle.release(claimed, retry_in=timedelta(hours=2), error="The disk is busy.")
+    assert lifecycle.claim(operation.pk, now=now) is None
+    assert lifecycle.reconcile(now=now) == 1
+    assert lifecycle.reconcile(now=now) == 0
+    assert lifecycle.claim(operation.pk, now=now)
 
 
 def test_a_worker_whose_clock_is_ahead_takes_over_no_running_operation(operation: Operation) -> None:
     """SQLite runs on one machine, whose clock all workers share, so there the lease has expired."""
     claimed_by_somebody(operation)
     with time_machine.travel(timezone.now() + timedelta(hours=2)):
-        claimed = operations.claim(operation.pk)
-        released = operations.reconcile()
+        claimed = lifecycle.claim(operation.pk)
+        released = lifecycle.reconcile()
     assert (claimed is None, released) == ((True, 0) if connection.vendor == "postgresql" else (False, 0))
 
 
 def test_a_clock_that_jumps_neither_ends_a_lease_nor_hides_progress(operation: Operation) -> None:
-    lease = operations.Lease(claimed_by_somebody(operation))
+    lease = lifecycle.Lease(claimed_by_somebody(operation))
     for hours in 26, -7:
         with time_machine.travel(timezone.now() + timedelta(hours=hours)):
             lease.reported_at -= 5
@@ -237,12 +239,12 @@ def test_a_clock_that_jumps_neither_ends_a_lease_nor_hides_progress(operation: O
 
 def test_an_operation_with_the_longest_backoff_is_left_alone(operation: Operation) -> None:
     operation = claimed_by_somebody(operation)
-    operations.release(operation, retry_in=operations.LONGEST_PAUSE)
-    assert operations.reconcile() == 0
+    lifecycle.release(operation, retry_in=lifecycle.LONGEST_PAUSE)
+    assert lifecycle.reconcile() == 0
 
 
 def claimed_by_somebody(operation: Operation) -> Operation:
-    claimed = operations.claim(operation.pk)
+    claimed = lifecycle.claim(operation.pk)
     assert claimed is not None
     return claimed
 
@@ -360,7 +362,7 @@ def test_waiting_for_a_frozen_worker_uses_up_no_attempts(
     wait_for(operation, lambda current: current.bytes_done > 0)
     frozen.send_signal(signal.SIGSTOP)
     Operation.objects.update(lease_until=timezone.now() - timedelta(seconds=1))
-    operations.reconcile()
+    lifecycle.reconcile()
     start_worker()
     attempts = range(2, settings.OPERATION_MAX_ATTEMPTS + 4)
     for attempt in attempts:
@@ -372,7 +374,7 @@ def test_waiting_for_a_frozen_worker_uses_up_no_attempts(
             frozen.kill()
             frozen.wait()
         Operation.objects.update(not_before=timezone.now())
-        operations.enqueue_worker()
+        lifecycle.enqueue_worker()
     wait_for(operation, lambda current: current.state == Operation.State.SUCCEEDED)
     snapshot.refresh_from_db()
     assert (snapshot.state, operation.failures) == (State.READY, 1)
@@ -438,12 +440,12 @@ def test_the_outcome_is_logged_as_the_portals_own_action(
 
 
 def test_an_outcome_that_is_not_settled_leaves_no_entry(operation: Operation) -> None:
-    claimed = operations.claim(operation.pk)
+    claimed = lifecycle.claim(operation.pk)
     assert claimed is not None
 
     def lost(now: Any) -> None:
-        raise operations.LeaseLost
+        raise lifecycle.LeaseLost
 
-    with pytest.raises(operations.LeaseLost):
-        operations.finish(claimed, Operation.State.SUCCEEDED, lost)
+    with pytest.raises(lifecycle.LeaseLost):
+        lifecycle.finish(claimed, Operation.State.SUCCEEDED, lost)
     assert not Activity.objects.filter(action__startswith="ready.").exists()

@@ -16,12 +16,14 @@ from billing.models import UsageSegment
 from billing.wallet import buy_credits
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import Volume
-from snapshots import operations, recycle_bin, restores, services, wizard
+from snapshots import recycle_bin, restores, services
 from snapshots.assignment import move_snapshot
 from snapshots.errors import ActionRefused
 from snapshots.models import Operation, Snapshot, State
+from snapshots.operations import lifecycle
 from snapshots.tasks import run_operation
 from snapshots.usage_check import check_usage
+from snapshots.wizard import wizard
 from tests.factories import MembershipFactory, OperationFactory, SnapshotFactory, VolumeFactory
 from tests.snapshots.disks import content, put_volume, sell_everywhere
 
@@ -144,7 +146,7 @@ def test_twenty_workers_run_an_operation_once(member: Membership, volume: Volume
 def test_twenty_reconcilers_release_a_lost_operation_once() -> None:
     forgotten = OperationFactory(running=True, lease_until=timezone.now() - timedelta(seconds=1))
     released = []
-    all_at_once(lambda number: released.append(operations.reconcile()))
+    all_at_once(lambda number: released.append(lifecycle.reconcile()))
     assert sum(released) == 1
     forgotten.refresh_from_db()
     assert forgotten.state == Operation.State.PENDING

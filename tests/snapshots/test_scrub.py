@@ -16,10 +16,11 @@ from cng_portal.inventory.models import Location, Volume
 from cng_portal.monitoring.models import Process, StorageCheck
 from cng_portal.monitoring.status import load_cluster_status
 from cng_portal.notifications.models import Notification
-from snapshots import operations, restores, scrub, services, tasks
+from snapshots import restores, scrub, services, tasks
 from snapshots.models import DiskImage, Operation, Snapshot, State
 from snapshots.monitoring.status import load_operation_status
 from snapshots.monitoring.storage import measure_storage
+from snapshots.operations import lifecycle
 from snapshots.views import bell
 from tests.factories import LocationFactory, MembershipFactory, OperationFactory, SnapshotFactory, VolumeFactory
 from tests.snapshots.disks import flip_byte, put_volume, run_active_operations, sell_everywhere, touch_every_chunk
@@ -114,7 +115,7 @@ def test_each_location_scrubs_unless_its_storage_is_failing(
 
 
 def sell_everywhere_else(location: Location) -> None:
-    from billing.packages import create_package
+    from billing.pricing.packages import create_package
     from tests.snapshots.disks import PRICED_SINCE
 
     create_package(location=location, kind="bs_snapshot", rate_micro=400_000, starts_at=PRICED_SINCE)
@@ -145,9 +146,9 @@ def test_a_worker_scrubs_last(volume: Volume, member: Membership) -> None:
     take(volume, member, "old", days_ago=40)
     scrub.start_scrubs(timezone.now())
     services.request_snapshot(source=volume, name="new", user=member.user)
-    later = timezone.now() + 2 * operations.BACKGROUND_WAITS
+    later = timezone.now() + 2 * lifecycle.BACKGROUND_WAITS
     Operation.objects.filter(kind="scrub").update(created_at=timezone.now() - DAY)
-    assert [operation.kind for operation in operations.in_turn(later)] == ["capture", "scrub"]
+    assert [operation.kind for operation in lifecycle.in_turn(later)] == ["capture", "scrub"]
 
 
 def test_a_scrub_does_not_count_as_the_customers_operation(
@@ -160,8 +161,8 @@ def test_a_scrub_does_not_count_as_the_customers_operation(
     OperationFactory(snapshot=SnapshotFactory(volume=elsewhere, creating=True), capture=True)
     for _worker in range(2):
         Process.objects.create(kind=Process.Kind.WORKER, host="here", pid=1)
-    assert operations.claim(running.pk)
-    assert operations.in_turn(timezone.now())[0].snapshot == new_snapshot
+    assert lifecycle.claim(running.pk)
+    assert lifecycle.in_turn(timezone.now())[0].snapshot == new_snapshot
 
 
 @pytest.fixture
@@ -310,8 +311,8 @@ def test_scrubs_are_not_shown_to_users(running: Operation, member: Membership) -
 
 
 def test_a_killed_scrub_is_resumed(running: Operation) -> None:
-    operations.claim(running.pk, now=timezone.now() - DAY)
-    assert operations.reconcile() == 1
+    lifecycle.claim(running.pk, now=timezone.now() - DAY)
+    assert lifecycle.reconcile() == 1
     work()
     running.refresh_from_db()
     assert running.state == Operation.State.SUCCEEDED

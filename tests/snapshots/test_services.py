@@ -13,10 +13,11 @@ from django.utils import timezone
 from billing.models import UsageSegment
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import VirtualMachine, Volume
-from snapshots import checks, new_volumes, restores, services
+from snapshots import checks, restores, services
 from snapshots.errors import InvalidState, NameTaken, SourceUnavailable
 from snapshots.models import Operation, Snapshot, State
 from snapshots.storage.local import LocalDriver
+from snapshots.volumes import new_volumes
 from tests.factories import DiskImageFactory, MembershipFactory, SnapshotFactory, VMSnapshotFactory, VolumeFactory
 from tests.snapshots.disks import content, put_volume, run_active_operations, sell_everywhere
 

@@ -20,11 +20,13 @@ from django.utils import timezone
 
 from cng_portal.accounts.models import Membership, Project
 from cng_portal.inventory.models import CloudProject, Location, Volume
-from snapshots import checks, limits, new_volumes, restores, services, wizard
+from snapshots import checks, limits, restores, services
 from snapshots.cloudsync.sync import one_by_one, sync_everywhere
 from snapshots.errors import InvalidState, QuotaExceeded
 from snapshots.models import Operation, State
 from snapshots.storage.local import LocalDriver
+from snapshots.volumes import new_volumes
+from snapshots.wizard import wizard
 from tests.factories import (
     LocationFactory,
     MembershipFactory,

@@ -10,9 +10,12 @@ from django.urls import reverse
 from billing.models import ServiceKind, UsageSegment
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import VirtualMachine, Volume
-from snapshots import cancellation, checks, new_volumes, restores, services, volumes
+from snapshots import checks, restores, services
 from snapshots.errors import InvalidState, SourceUnavailable
 from snapshots.models import Kind, Operation, Snapshot, State
+from snapshots.operations import cancellation
+from snapshots.volumes import new_volumes
+from snapshots.volumes import services as volume_services
 from tests.factories import MembershipFactory, VirtualMachineFactory, VMSnapshotFactory, VolumeFactory
 from tests.snapshots.disks import content, holds, put_volume, run_active_operations, sell_everywhere
 
@@ -212,12 +215,12 @@ def test_a_disk_that_was_detached_since_is_not_overwritten_while_it_grows_or_is_
     vm: VirtualMachine, member: Membership
 ) -> None:
     snapshot = take(vm, member)
-    data = volumes.detach_volume(volume=checks.volumes_of(vm)[1], user=member.user)
-    growth = volumes.request_extension(volume=data, user=member.user, size_gb=40)
+    data = volume_services.detach_volume(volume=checks.volumes_of(vm)[1], user=member.user)
+    growth = volume_services.request_extension(volume=data, user=member.user, size_gb=40)
     with pytest.raises(InvalidState, match="in use .Grow volume"):
         restores.request_restore(snapshot=snapshot, user=member.user, confirmation="db-01")
     cancellation.cancel(operation=growth, user=member.user)
-    volumes.request_volume_deletion(volume=data, user=member.user, confirmation="data")
+    volume_services.request_volume_deletion(volume=data, user=member.user, confirmation="data")
     # The deletion failed.
     Operation.objects.active().update(state="failed", finished_at=data.created_at, error="down")
     with pytest.raises(SourceUnavailable, match="“data” is being deleted"):

@@ -12,10 +12,11 @@ from django.utils import timezone
 
 from cng_portal.accounts.models import Customer, Membership
 from cng_portal.inventory.models import Volume
-from snapshots import new_volumes, services
+from snapshots import services
 from snapshots.errors import OutOfSpace, QuotaExceeded
 from snapshots.models import Operation, Snapshot
 from snapshots.storage.local import LocalDriver
+from snapshots.volumes import new_volumes
 from tests.factories import (
     CustomerFactory,
     DiskImageFactory,

@@ -12,8 +12,8 @@ from django.utils import timezone
 
 from cng_portal.accounts.models import Project, Role
 from cng_portal.inventory.models import Volume
-from snapshots import offers
 from snapshots.models import Operation, Snapshot
+from snapshots.wizard import offers
 from tests.factories import (
     BackupFactory,
     DiskImageFactory,

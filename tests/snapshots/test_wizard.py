@@ -17,9 +17,10 @@ from billing.wallet import buy_credits
 from cng_portal.accounts.models import Membership, Role
 from cng_portal.common.templatetags.portal import day
 from cng_portal.inventory.models import Location, Volume
-from snapshots import limits, wizard
+from snapshots import limits
 from snapshots.models import Draft, Snapshot, State
-from snapshots.steps import MAX_DRAFTS
+from snapshots.wizard import wizard
+from snapshots.wizard.steps import MAX_DRAFTS
 from tests.factories import (
     DraftFactory,
     LocationFactory,

@@ -23,7 +23,7 @@ from django.utils import timezone
 
 from billing import closing
 from billing.models import ServiceKind
-from billing.packages import create_package
+from billing.pricing.packages import create_package
 from billing.wallet import buy_credits
 from cng_portal.accounts.models import BillingType, Customer, Membership, Project, Role, User
 from cng_portal.accounts.projects import create_project
@@ -36,7 +36,7 @@ from snapshots.models import volume_ref
 from snapshots.storage.contract import GIB
 from snapshots.storage.local import LocalDriver
 from snapshots.storage.registry import get_driver
-from snapshots.volume_charges import start_charging_volume
+from snapshots.volumes.charges import start_charging_volume
 
 PASSWORD = "portal-demo"
 SIGN_INS = ["customer@example.com", "other@example.com", "admin@example.com"]

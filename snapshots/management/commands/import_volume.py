@@ -20,14 +20,14 @@ from cng_portal.accounts.models import Project
 from cng_portal.accounts.services import lock_customer
 from cng_portal.common.names import require_visible
 from cng_portal.inventory.models import Location, Volume
-from snapshots.handlers import is_needed
 from snapshots.models import volume_ref
+from snapshots.operations.handlers import is_needed
 from snapshots.storage.contract import GIB, StorageError
 from snapshots.storage.local import LocalDriver
 from snapshots.storage.local.importing import open_image
 from snapshots.storage.registry import get_driver
-from snapshots.volume_charges import start_charging_volume
-from snapshots.volume_notices import notify_charged_volumes
+from snapshots.volumes.charges import start_charging_volume
+from snapshots.volumes.notices import notify_charged_volumes
 
 
 class Command(BaseCommand):

@@ -24,16 +24,18 @@ from cng_portal.monitoring.heartbeats import Heartbeat
 from cng_portal.monitoring.leases import acquire_lease, release_lease
 from cng_portal.monitoring.models import Process
 from cng_portal.notifications import services as notifications
-from snapshots import expiry, labels, operations, recycle_bin, scrub, wizard
+from snapshots import expiry, labels, recycle_bin, scrub
 from snapshots.backups.runs import settle_runs, start_due_runs
 from snapshots.backups.upkeep import maintain_schedules
 from snapshots.cloudsync import sync
 from snapshots.files import cataloguing
-from snapshots.handlers import is_needed
 from snapshots.monitoring.storage import check_storage, measure_storage
+from snapshots.operations import lifecycle
+from snapshots.operations.handlers import is_needed
 from snapshots.storage.contract import StorageError
 from snapshots.storage.registry import get_driver
-from snapshots.volume_charges import charge_volumes
+from snapshots.volumes.charges import charge_volumes
+from snapshots.wizard import wizard
 
 logger = structlog.stdlib.get_logger("snapshots.scheduler")
 LEASE = "scheduler"
@@ -92,7 +94,7 @@ def run_duty(duty: Callable[[], None], *, reraise: bool) -> None:
 
 
 def reconcile_operations() -> None:
-    if released := operations.reconcile():
+    if released := lifecycle.reconcile():
         logger.warning("operations.released", count=released)
 
 

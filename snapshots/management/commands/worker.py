@@ -10,7 +10,7 @@ from django_tasks_db.management.commands import db_worker
 from cng_portal.hardening import refuse_unsafe_start
 from cng_portal.monitoring.heartbeats import Heartbeat
 from cng_portal.monitoring.models import Process
-from snapshots import operations
+from snapshots.operations import lifecycle
 
 logger = structlog.stdlib.get_logger("snapshots.worker")
 PAUSE_SECONDS = 1
@@ -29,7 +29,7 @@ class Worker(db_worker.Worker):
 
     def shutdown(self, signum: int, frame: FrameType | None) -> None:
         """The first signal releases the running operation at its next heartbeat, unless it finishes sooner."""
-        operations.stopping.set()
+        lifecycle.stopping.set()
         super().shutdown(signum, frame)
 
 

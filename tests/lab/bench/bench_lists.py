@@ -17,7 +17,7 @@ from django.test import Client
 from django.utils import timezone
 
 from billing.models import ServiceKind, UsageSegment
-from billing.packages import create_package
+from billing.pricing.packages import create_package
 from cng_portal.accounts.models import Customer, Project
 from cng_portal.common.names import fold_name
 from cng_portal.common.pages import PAGE_SIZE

@@ -185,7 +185,7 @@ def fill(count: int) -> None:
     from django.utils import timezone
 
     from billing.models import Invoice, ServiceKind, UsageSegment
-    from billing.packages import create_package
+    from billing.pricing.packages import create_package
     from cng_portal.accounts.models import Customer, Membership, Project, User
     from cng_portal.inventory.models import Location, Volume
     from snapshots.models import DiskImage, Operation, Snapshot

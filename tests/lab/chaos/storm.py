@@ -20,7 +20,7 @@ from django.db.utils import DatabaseError  # noqa: E402
 from django.utils import timezone  # noqa: E402
 
 from billing.models import ServiceKind  # noqa: E402
-from billing.packages import create_package  # noqa: E402
+from billing.pricing.packages import create_package  # noqa: E402
 from billing.wallet import buy_credits  # noqa: E402
 from cng_portal.accounts.models import User  # noqa: E402
 from snapshots.models import BackupRun, BackupSchedule, Operation, Snapshot, State  # noqa: E402

@@ -12,11 +12,12 @@ from django.db import connection, connections
 from billing.models import UsageSegment
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import Location, Volume
-from snapshots import new_volumes, restores, services
+from snapshots import restores, services
 from snapshots.models import Operation, Snapshot, State
 from snapshots.storage.cinder.creation import name_of
 from snapshots.storage.contract import VolumeRef
 from snapshots.tasks import run_waiting_operations
+from snapshots.volumes import new_volumes
 from tests.factories import LocationFactory, MembershipFactory, VolumeFactory
 from tests.lab.openstack.stores import CinderStore
 from tests.snapshots.disks import run_active_operations, sell_everywhere

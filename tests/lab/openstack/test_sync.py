@@ -26,13 +26,14 @@ from django.urls import reverse
 from billing.models import UsageSegment
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import CloudProject, Location, VirtualMachine, Volume
-from snapshots import new_volumes, restores, services
+from snapshots import restores, services
 from snapshots.cloudsync.sync import sync_location
 from snapshots.errors import InvalidState
 from snapshots.models import DiskImage, Operation, Snapshot, State
 from snapshots.storage.cinder import client
 from snapshots.storage.cinder.creation import name_of
 from snapshots.storage.contract import SnapshotRef, VolumeRef
+from snapshots.volumes import new_volumes
 from tests.factories import LocationFactory, MembershipFactory, OperationFactory, UserFactory
 from tests.lab.openstack.lab import Lab, wait_until
 from tests.lab.openstack.stores import CinderStore

@@ -10,11 +10,12 @@ from django.utils import timezone
 from billing.models import UsageSegment
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import Location, Volume
-from snapshots import new_volumes, services
+from snapshots import services
 from snapshots.models import Operation, Snapshot, State
 from snapshots.storage.cinder.creation import name_of
 from snapshots.storage.contract import VolumeRef
 from snapshots.tasks import run_operation
+from snapshots.volumes import new_volumes
 from tests.factories import LocationFactory, MembershipFactory, VolumeFactory
 from tests.lab.openstack.lab import Lab, wait_until
 from tests.lab.openstack.stores import CinderStore

@@ -14,12 +14,13 @@ from cng_portal.accounts.services import lock_customer
 from cng_portal.activity.models import Activity
 from cng_portal.inventory.models import VirtualMachine, Volume
 from cng_portal.notifications.models import Notification
-from snapshots import checks, new_volumes, services, tasks
+from snapshots import checks, services, tasks
 from snapshots.backups.retention import pin_backup
 from snapshots.backups.runs import settle_runs, start_due_runs
 from snapshots.backups.schedules import edit_schedule, run_now
 from snapshots.backups.upkeep import maintain_schedules
 from snapshots.models import BackupRun, BackupSchedule, DeletionCause, DiskImage, Operation, Snapshot, State
+from snapshots.volumes import new_volumes
 from tests.factories import BackupScheduleFactory, MembershipFactory, VirtualMachineFactory, VolumeFactory
 from tests.snapshots.disks import content, put_volume, run_active_operations, sell_everywhere
 from tests.snapshots.test_races import all_at_once

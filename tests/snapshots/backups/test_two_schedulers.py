@@ -24,10 +24,10 @@ from billing.models import ServiceKind, UsageSegment
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import Volume
 from cng_portal.monitoring.models import Lease
-from snapshots import operations
 from snapshots.backups.runs import settle_runs
 from snapshots.backups.schedules import edit_schedule
 from snapshots.models import BackupRun, BackupSchedule, Operation, Snapshot, State
+from snapshots.operations import lifecycle
 from tests.factories import BackupScheduleFactory, MembershipFactory, VirtualMachineFactory, VolumeFactory
 from tests.snapshots.disks import content, holds, put_volume, sell_everywhere
 from tests.snapshots.test_crashes import files_below
@@ -138,7 +138,7 @@ def let_them_finish() -> None:
         ):
             return
         expire_the_lease()
-        operations.reconcile(now=now + timedelta(minutes=2))
+        lifecycle.reconcile(now=now + timedelta(minutes=2))
         if open_runs.filter(state=BackupRun.State.WAITING).exists():
             settle_runs(now + timedelta(hours=2))
         time.sleep(0.5)

@@ -17,7 +17,7 @@ from billing.models import ServiceKind, UsageSegment
 from cng_portal.accounts.models import Customer, Membership, Project, Role
 from cng_portal.activity.models import Activity
 from cng_portal.inventory.models import Volume
-from snapshots import services, volumes, wizard
+from snapshots import services
 from snapshots.backups.retention import pin_backup
 from snapshots.backups.runs import settle_runs, start_due_runs
 from snapshots.backups.schedules import (
@@ -32,6 +32,8 @@ from snapshots.backups.upkeep import maintain_schedules
 from snapshots.errors import InvalidState, QuotaExceeded
 from snapshots.models import BackupRun, BackupSchedule, DeletionCause, Draft, Kind, Snapshot, State
 from snapshots.projects import archive_project
+from snapshots.volumes import services as volume_services
+from snapshots.wizard import wizard
 from tests.factories import (
     BackupRunFactory,
     BackupScheduleFactory,
@@ -242,7 +244,7 @@ def test_a_deleted_volume_ends_its_schedule_and_its_snapshots_stay(
     schedule: BackupSchedule, volume: Volume, member: Membership
 ) -> None:
     snapshot = run_once(schedule)
-    volumes.request_volume_deletion(volume=volume, user=member.user, confirmation="db-data")
+    volume_services.request_volume_deletion(volume=volume, user=member.user, confirmation="db-data")
     schedule.refresh_from_db()
     assert schedule.deleted_at and schedule.next_run_at is None
     snapshot.refresh_from_db()

@@ -15,8 +15,8 @@ from billing.models import ServiceKind
 from billing.wallet import buy_credits
 from cng_portal.accounts.models import Membership, Role
 from cng_portal.inventory.models import VirtualMachine
-from snapshots import wizard
 from snapshots.models import BackupRun, BackupSchedule, Draft, Kind, Snapshot, State
+from snapshots.wizard import wizard
 from tests.factories import (
     LocationFactory,
     MembershipFactory,

@@ -12,7 +12,7 @@ import pytest
 
 from billing import closing, verification
 from billing.models import Invoice, InvoiceLine, ServiceKind, UsageSegment
-from billing.packages import create_package
+from billing.pricing.packages import create_package
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import VirtualMachine
 from cng_portal.notifications.models import Notification

@@ -13,19 +13,19 @@ from django.urls import reverse
 from django.utils import timezone
 
 from billing import verification
-from billing.block_storage import count_uncharged
 from billing.charges import cost_so_far
 from billing.models import ServiceKind, UsageSegment
-from billing.packages import create_package, retire_package, set_price
-from billing.price_notices import announce_prices
+from billing.pricing.block_storage import count_uncharged
+from billing.pricing.notices import announce_prices
+from billing.pricing.packages import create_package, retire_package, set_price
 from billing.scheduling import run_due
 from cng_portal.accounts.models import Project, User
 from cng_portal.inventory.models import CloudProject, Location, Volume
-from snapshots import volume_charges
 from snapshots.cloudsync.sync import sync_location
-from snapshots.handlers import record_size
 from snapshots.models import Operation
-from snapshots.volume_charges import (
+from snapshots.operations.handlers import record_size
+from snapshots.volumes import charges
+from snapshots.volumes.charges import (
     change_volume_charge,
     charge_volumes,
     quote_volumes,
@@ -122,14 +122,14 @@ def test_one_volume_that_fails_does_not_stop_the_others(
 ) -> None:
     sell(location)
     volumes = [volume_in(ProjectFactory() if number else project, location) for number in range(3)]
-    really_start = volume_charges.start_charging_volume
+    really_start = charges.start_charging_volume
 
     def start(volume: Volume, *, at: datetime) -> Any:
         if volume == volumes[1]:
             raise RuntimeError("broken")
         return really_start(volume, at=at)
 
-    monkeypatch.setattr(volume_charges, "start_charging_volume", start)
+    monkeypatch.setattr(charges, "start_charging_volume", start)
     with pytest.raises(ExceptionGroup):
         charge_volumes(at=FIRST_PRICE)
     assert [len(segments(volume)) for volume in volumes] == [1, 0, 1]

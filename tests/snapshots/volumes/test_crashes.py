@@ -9,10 +9,12 @@ from django.db.models import F
 from billing.models import ServiceKind, UsageSegment
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import Location, Volume
-from snapshots import operations, services, volumes
+from snapshots import services
 from snapshots.models import Operation
+from snapshots.operations import lifecycle
 from snapshots.storage.contract import GIB
 from snapshots.tasks import run_operation
+from snapshots.volumes import services as volume_services
 from tests.factories import LocationFactory, MembershipFactory
 from tests.snapshots.disks import sell_everywhere
 from tests.snapshots.test_crashes import deaths, files_below, let_the_next_worker_do_it, work_and_die
@@ -42,7 +44,9 @@ def location() -> Location:
 
 
 def request_new(member: Membership, location: Location, name: str = "data") -> Volume:
-    return volumes.request_volume(project=member.project, location=location, size_gb=1, name=name, user=member.user)
+    return volume_services.request_volume(
+        project=member.project, location=location, size_gb=1, name=name, user=member.user
+    )
 
 
 def charges(volume: Volume) -> list[UsageSegment]:
@@ -74,7 +78,7 @@ def test_a_growth_survives_the_death_of_its_worker_at_every_step(
         file.write(b"precious")
 
     def ask(number: int) -> Operation:
-        return volumes.request_extension(volume=volume, user=member.user, size_gb=number + 1)
+        return volume_services.request_extension(volume=volume, user=member.user, size_gb=number + 1)
 
     for operation, _killed in deaths(ask):
         volume.refresh_from_db()
@@ -91,7 +95,7 @@ def test_a_deletion_survives_the_death_of_its_worker_at_every_step(
     def ask(number: int) -> Operation:
         volume = request_new(member, location)
         let_the_next_worker_do_it()
-        volumes.request_volume_deletion(volume=volume, user=member.user, confirmation="data")
+        volume_services.request_volume_deletion(volume=volume, user=member.user, confirmation="data")
         return volume.operations.get(kind=Operation.Kind.DELETE_VOLUME)
 
     for operation, _killed in deaths(ask):
@@ -110,7 +114,7 @@ def kill_all_workers_of(operation: Operation, kill_at: int, attempts: int) -> No
         Operation.objects.filter(pk=operation.pk, state=Operation.State.RUNNING).update(
             lease_until=operation.created_at
         )
-        operations.reconcile()
+        lifecycle.reconcile()
     run_operation(operation.pk)
     operation.refresh_from_db()
 
@@ -139,7 +143,7 @@ def test_a_growth_whose_workers_all_die_has_the_size_of_the_disk(
 ) -> None:
     volume = request_new(member, location)
     let_the_next_worker_do_it()
-    operation = volumes.request_extension(volume=volume, user=member.user, size_gb=3)
+    operation = volume_services.request_extension(volume=volume, user=member.user, size_gb=3)
     kill_all_workers_of(operation, kill_at, settings.OPERATION_MAX_ATTEMPTS)
     volume.refresh_from_db()
     image = storage_root / location.pk / "volumes" / f"{volume.pk}.img"

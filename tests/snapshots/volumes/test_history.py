@@ -17,12 +17,14 @@ from billing import verification
 from billing.models import ServiceKind, UsageSegment
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import VirtualMachine, Volume
-from snapshots import cancellation, operations, services, volumes
+from snapshots import services
 from snapshots.errors import ActionRefused
 from snapshots.maintenance import fsck
 from snapshots.models import Operation, Snapshot, State
+from snapshots.operations import cancellation, lifecycle
 from snapshots.storage.contract import GIB
 from snapshots.tasks import run_operation
+from snapshots.volumes import services as volume_services
 from tests.factories import LocationFactory, MembershipFactory, VirtualMachineFactory
 from tests.snapshots.disks import sell_everywhere
 from tests.snapshots.test_crashes import work_and_die
@@ -64,7 +66,7 @@ class History:
 
     def create(self) -> object:
         name = f"volume {sum(self.outcomes.values())}"
-        return volumes.request_volume(
+        return volume_services.request_volume(
             project=self.member.project, location=self.location, size_gb=1, name=name, user=self.user
         )
 
@@ -75,24 +77,28 @@ class History:
     def grow(self) -> object:
         more_gb = self.chance.randint(0, 3)
         return self.on_volume(
-            lambda volume: volumes.request_extension(volume=volume, user=self.user, size_gb=volume.size_gb + more_gb)
+            lambda volume: volume_services.request_extension(
+                volume=volume, user=self.user, size_gb=volume.size_gb + more_gb
+            )
         )
 
     def attach(self) -> object:
         vm: VirtualMachine = self.chance.choice(self.machines)
-        return self.on_volume(lambda volume: volumes.attach_volume(volume=volume, vm=vm, user=self.user))
+        return self.on_volume(lambda volume: volume_services.attach_volume(volume=volume, vm=vm, user=self.user))
 
     def detach(self) -> object:
-        return self.on_volume(lambda volume: volumes.detach_volume(volume=volume, user=self.user))
+        return self.on_volume(lambda volume: volume_services.detach_volume(volume=volume, user=self.user))
 
     def delete(self) -> object:
         return self.on_volume(
-            lambda volume: volumes.request_volume_deletion(volume=volume, user=self.user, confirmation=volume.name)
+            lambda volume: volume_services.request_volume_deletion(
+                volume=volume, user=self.user, confirmation=volume.name
+            )
         )
 
     def rename(self) -> object:
         name = f"renamed {sum(self.outcomes.values())}"
-        return self.on_volume(lambda volume: volumes.rename_volume(volume=volume, user=self.user, name=name))
+        return self.on_volume(lambda volume: volume_services.rename_volume(volume=volume, user=self.user, name=name))
 
     def take(self) -> object:
         name = f"snapshot {sum(self.outcomes.values())}"
@@ -155,7 +161,7 @@ class History:
 
 def expire_leases() -> None:
     Operation.objects.active().filter(state=Operation.State.RUNNING).update(lease_until=timezone.now())
-    operations.reconcile(now=timezone.now())
+    lifecycle.reconcile(now=timezone.now())
 
 
 def test_a_random_history_with_killed_workers_leaves_rows_disks_and_bill_in_agreement(

@@ -13,10 +13,11 @@ from django.utils import timezone
 from billing.models import ServiceKind
 from cng_portal.accounts.models import Customer, Membership, Role
 from cng_portal.inventory.models import VirtualMachine, Volume
-from snapshots import lists, volumes
+from snapshots import lists
 from snapshots.models import Operation
 from snapshots.storage.local import LocalDriver
-from snapshots.volume_charges import start_charging_volume
+from snapshots.volumes import services as volume_services
+from snapshots.volumes.charges import start_charging_volume
 from tests.factories import (
     LocationFactory,
     MembershipFactory,
@@ -275,7 +276,7 @@ def test_a_storage_that_needs_the_volume_of_its_snapshots_says_so_before(
 def test_a_failed_deletion_and_a_failed_creation_offer_a_retry(
     client: Client, volume: Volume, member: Membership
 ) -> None:
-    volumes.request_volume_deletion(volume=volume, user=member.user, confirmation="data")
+    volume_services.request_volume_deletion(volume=volume, user=member.user, confirmation="data")
     Operation.objects.update(
         state=Operation.State.FAILED, finished_at=timezone.now(), error="The storage did not answer."
     )
@@ -296,10 +297,10 @@ def test_a_failed_deletion_and_a_failed_creation_offer_a_retry(
 
 
 def test_cancelling_a_creation_and_a_growth(client: Client, volume: Volume, member: Membership) -> None:
-    new = volumes.request_volume(
+    new = volume_services.request_volume(
         project=member.project, location=LocationFactory(), size_gb=1, name="new", user=member.user
     )
-    growth = volumes.request_extension(volume=volume, user=member.user, size_gb=60)
+    growth = volume_services.request_extension(volume=volume, user=member.user, size_gb=60)
     for operation, question, outcome in (
         (new.operations.get(), "Cancel the new volume “new”?", "is cancelled. Nothing is charged for it."),
         (growth, "Stop growing “data”?", "“data” keeps its size."),

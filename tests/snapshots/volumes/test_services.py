@@ -13,7 +13,7 @@ from billing.models import ServiceKind, UsageSegment
 from cng_portal.accounts.models import Customer, Membership, Role
 from cng_portal.activity.models import Activity
 from cng_portal.inventory.models import Location, VirtualMachine, Volume
-from snapshots import cancellation, checks, services, volumes
+from snapshots import checks, services
 from snapshots.errors import (
     ActionRefused,
     InsufficientCredit,
@@ -25,10 +25,12 @@ from snapshots.errors import (
     WrongConfirmation,
 )
 from snapshots.models import Draft, Operation
-from snapshots.operations import claim
+from snapshots.operations import cancellation
+from snapshots.operations.lifecycle import claim
 from snapshots.storage.contract import GIB, NoSpace, Refused, StorageError
 from snapshots.storage.local import LocalDriver
 from snapshots.tasks import run_claimed
+from snapshots.volumes import services as volume_services
 from tests.factories import (
     DraftFactory,
     LocationFactory,
@@ -64,7 +66,7 @@ def location() -> Location:
 def request_new(member: Membership, location: Location) -> Callable[..., Volume]:
     def request_new(**changes: Any) -> Volume:
         answers = {"project": member.project, "location": location, "size_gb": 2, "name": "data", "user": member.user}
-        return volumes.request_volume(**answers | changes)
+        return volume_services.request_volume(**answers | changes)
 
     return request_new
 
@@ -235,7 +237,7 @@ def test_a_cancelled_creation_leaves_nothing(
 
 
 def test_a_renamed_volume_has_its_new_name_on_the_bill(volume: Volume, member: Membership) -> None:
-    volumes.rename_volume(volume=volume, user=member.user, name="archive")
+    volume_services.rename_volume(volume=volume, user=member.user, name="archive")
     volume.refresh_from_db()
     assert (volume.name, volume.name_key) == ("archive", "archive")
     assert UsageSegment.objects.get().resource_name == "archive"
@@ -249,7 +251,9 @@ def test_a_renamed_volume_has_its_new_name_on_the_bill(volume: Volume, member: M
 def test_a_volume_grows_and_is_charged_for_its_new_size(storage_root: Path, volume: Volume, member: Membership) -> None:
     with open(image_of(storage_root, volume), "r+b") as image:
         image.write(b"precious")
-    operation = volumes.request_extension(volume=volume, user=member.user, size_gb=5, shown_hourly_micro=5 * HOURLY)
+    operation = volume_services.request_extension(
+        volume=volume, user=member.user, size_gb=5, shown_hourly_micro=5 * HOURLY
+    )
     assert checks.reserved_micro(member.project.customer, at=timezone.now()) == 3 * HOURLY
     run_active_operations()
     volume.refresh_from_db()
@@ -273,26 +277,26 @@ def test_a_volume_never_shrinks(
     volume: Volume, member: Membership, size_gb: int, error: type[Exception], sentence: str
 ) -> None:
     with pytest.raises(error, match=sentence):
-        volumes.request_extension(volume=volume, user=member.user, size_gb=size_gb)
+        volume_services.request_extension(volume=volume, user=member.user, size_gb=size_gb)
 
 
 def test_growth_needs_quota_credit_and_the_price_that_was_shown(volume: Volume, member: Membership) -> None:
     other = VolumeFactory(project=member.project, location=volume.location, size_gb=4)
     Customer.objects.update(volume_gb_quota=10)
-    volumes.request_extension(volume=volume, user=member.user, size_gb=5)
+    volume_services.request_extension(volume=volume, user=member.user, size_gb=5)
     with pytest.raises(QuotaExceeded, match="9 of 10 GB"):  # The growth in progress counts.
-        volumes.request_extension(volume=other, user=member.user, size_gb=6)
+        volume_services.request_extension(volume=other, user=member.user, size_gb=6)
     with pytest.raises(PriceChanged):
-        volumes.request_extension(volume=other, user=member.user, size_gb=5, shown_hourly_micro=1)
+        volume_services.request_extension(volume=other, user=member.user, size_gb=5, shown_hourly_micro=1)
     Customer.objects.update(billing_type="prepaid")
     with pytest.raises(InsufficientCredit):
-        volumes.request_extension(volume=other, user=member.user, size_gb=5)
+        volume_services.request_extension(volume=other, user=member.user, size_gb=5)
 
 
 def test_a_failed_growth_leaves_the_old_size(
     storage_root: Path, volume: Volume, member: Membership, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    operation = volumes.request_extension(volume=volume, user=member.user, size_gb=5)
+    operation = volume_services.request_extension(volume=volume, user=member.user, size_gb=5)
     with monkeypatch.context() as patch:
         patch.setattr(LocalDriver, "extend_volume", fail_with(NoSpace("The storage is full.")))
         run_active_operations()
@@ -315,7 +319,7 @@ def test_a_growth_that_worked_although_the_call_failed_counts(
         raise Refused("The answer was lost.")
 
     monkeypatch.setattr(LocalDriver, "extend_volume", extend_and_fail)
-    operation = volumes.request_extension(volume=volume, user=member.user, size_gb=5)
+    operation = volume_services.request_extension(volume=volume, user=member.user, size_gb=5)
     run_active_operations()
     volume.refresh_from_db()
     operation.refresh_from_db()
@@ -324,11 +328,11 @@ def test_a_growth_that_worked_although_the_call_failed_counts(
 
 
 def test_growth_can_be_cancelled_until_a_worker_begins(volume: Volume, member: Membership) -> None:
-    operation = volumes.request_extension(volume=volume, user=member.user, size_gb=5)
+    operation = volume_services.request_extension(volume=volume, user=member.user, size_gb=5)
     cancellation.cancel(operation=operation, user=member.user)
     volume.refresh_from_db()
     assert volume.size_gb == 2 and not Operation.objects.active().exists()
-    second = volumes.request_extension(volume=volume, user=member.user, size_gb=5)
+    second = volume_services.request_extension(volume=volume, user=member.user, size_gb=5)
     assert claim(second.pk)
     with pytest.raises(InvalidState, match="growing the volume already"):
         cancellation.cancel(operation=second, user=member.user)
@@ -340,7 +344,7 @@ def test_a_volume_of_a_running_machine_does_not_grow(
     Volume.objects.update(vm=machine)
     VirtualMachine.objects.update(state=VirtualMachine.State.RUNNING)
     with pytest.raises(InvalidState, match="Stop the machine first"):
-        volumes.request_extension(volume=volume, user=member.user, size_gb=5)
+        volume_services.request_extension(volume=volume, user=member.user, size_gb=5)
 
 
 # --- attach and detach -----------------------------------------------------------------------------------------------
@@ -351,14 +355,14 @@ def test_volumes_take_the_next_free_position_and_the_root_leaves_last(
 ) -> None:
     others = [VolumeFactory(project=member.project, location=volume.location) for _number in range(2)]
     for position, each in enumerate([volume, *others]):
-        attached = volumes.attach_volume(volume=each, vm=machine, user=member.user)
+        attached = volume_services.attach_volume(volume=each, vm=machine, user=member.user)
         assert (attached.vm, attached.position) == (machine, position)
     with pytest.raises(InvalidState, match="Detach the other volumes first"):
-        volumes.detach_volume(volume=volume, user=member.user)
-    volumes.detach_volume(volume=others[0], user=member.user)
-    assert volumes.attach_volume(volume=others[0], vm=machine, user=member.user).position == 1
+        volume_services.detach_volume(volume=volume, user=member.user)
+    volume_services.detach_volume(volume=others[0], user=member.user)
+    assert volume_services.attach_volume(volume=others[0], vm=machine, user=member.user).position == 1
     for each in [*others, volume, volume]:
-        volumes.detach_volume(volume=each, user=member.user)
+        volume_services.detach_volume(volume=each, user=member.user)
     volume.refresh_from_db()
     assert (volume.vm, volume.position) == (None, 0)
     assert Activity.objects.filter(action="volume.attach").count() == 4
@@ -377,7 +381,7 @@ def test_only_a_stopped_machine_of_the_same_project_and_location_takes_a_volume(
     }
     VirtualMachine.objects.update(**changes[wrong])
     with pytest.raises(InvalidState, match="Choose a stopped machine"):
-        volumes.attach_volume(volume=volume, vm=machine, user=member.user)
+        volume_services.attach_volume(volume=volume, vm=machine, user=member.user)
 
 
 def test_a_volume_in_use_is_neither_attached_grown_nor_deleted(
@@ -385,15 +389,15 @@ def test_a_volume_in_use_is_neither_attached_grown_nor_deleted(
 ) -> None:
     SnapshotFactory(volume=volume, creating=True, name="under way")
     actions = [
-        lambda: volumes.attach_volume(volume=volume, vm=machine, user=member.user),
-        lambda: volumes.request_extension(volume=volume, user=member.user, size_gb=5),
-        lambda: volumes.request_volume_deletion(volume=volume, user=member.user, confirmation="data"),
+        lambda: volume_services.attach_volume(volume=volume, vm=machine, user=member.user),
+        lambda: volume_services.request_extension(volume=volume, user=member.user, size_gb=5),
+        lambda: volume_services.request_volume_deletion(volume=volume, user=member.user, confirmation="data"),
     ]
     for action in actions:
         with pytest.raises(InvalidState, match="“under way” is being taken"):
             action()
     volume.snapshots.update(state="failed")
-    volumes.request_extension(volume=volume, user=member.user, size_gb=5)
+    volume_services.request_extension(volume=volume, user=member.user, size_gb=5)
     for action in actions:
         with pytest.raises(InvalidState, match="Grow volume"):
             action()
@@ -407,18 +411,18 @@ def test_deleting_a_volume_ends_its_charge_at_once_and_leaves_its_snapshots(
 ) -> None:
     snapshot = SnapshotFactory(volume=volume)
     with pytest.raises(WrongConfirmation, match="Type “data”"):
-        volumes.request_volume_deletion(volume=volume, user=member.user, confirmation="date")
-    deleting = volumes.request_volume_deletion(volume=volume, user=member.user, confirmation="data")
+        volume_services.request_volume_deletion(volume=volume, user=member.user, confirmation="date")
+    deleting = volume_services.request_volume_deletion(volume=volume, user=member.user, confirmation="data")
     assert deleting.state == Volume.State.DELETING and charged(volume) == [(2, deleting.delete_requested_at)]
-    assert volumes.request_volume_deletion(volume=volume, user=member.user, confirmation="") == deleting
+    assert volume_services.request_volume_deletion(volume=volume, user=member.user, confirmation="") == deleting
     run_active_operations()
     volume.refresh_from_db()
     snapshot.refresh_from_db()
     assert volume.is_deleted and snapshot.state == "ready"
     assert not image_of(storage_root, volume).exists()
     for action in (
-        lambda: volumes.rename_volume(volume=volume, user=member.user, name="other"),
-        lambda: volumes.request_extension(volume=volume, user=member.user, size_gb=5),
+        lambda: volume_services.rename_volume(volume=volume, user=member.user, name="other"),
+        lambda: volume_services.request_extension(volume=volume, user=member.user, size_gb=5),
     ):
         with pytest.raises(InvalidState, match="has been deleted"):
             action()
@@ -427,17 +431,17 @@ def test_deleting_a_volume_ends_its_charge_at_once_and_leaves_its_snapshots(
 def test_an_attached_volume_is_not_deleted_and_one_of_a_deleted_machine_is(
     volume: Volume, member: Membership, machine: VirtualMachine
 ) -> None:
-    volumes.attach_volume(volume=volume, vm=machine, user=member.user)
+    volume_services.attach_volume(volume=volume, vm=machine, user=member.user)
     with pytest.raises(InvalidState, match="Detach it first"):
-        volumes.request_volume_deletion(volume=volume, user=member.user, confirmation="data")
+        volume_services.request_volume_deletion(volume=volume, user=member.user, confirmation="data")
     VirtualMachine.objects.update(deleted_at=timezone.now())
-    volumes.request_volume_deletion(volume=volume, user=member.user, confirmation="data")
+    volume_services.request_volume_deletion(volume=volume, user=member.user, confirmation="data")
 
 
 def test_a_deletion_that_failed_is_retried(
     storage_root: Path, volume: Volume, member: Membership, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    volumes.request_volume_deletion(volume=volume, user=member.user, confirmation="data")
+    volume_services.request_volume_deletion(volume=volume, user=member.user, confirmation="data")
     with monkeypatch.context() as patch:
         patch.setattr(LocalDriver, "delete_volume", fail_with(Refused("It has snapshots.")))
         run_active_operations()
@@ -482,7 +486,7 @@ def test_the_database_refuses_states_that_do_not_match_their_times(volume: Volum
 
 
 def test_a_volume_has_one_writer(volume: Volume, member: Membership) -> None:
-    outcomes = all_at_once(lambda number: volumes.request_extension(volume=volume, user=member.user, size_gb=5))
+    outcomes = all_at_once(lambda number: volume_services.request_extension(volume=volume, user=member.user, size_gb=5))
     assert outcomes == {"done": 1, "InvalidState": TAKERS - 1} and Operation.objects.active().count() == 1
     with pytest.raises(IntegrityError), transaction.atomic():
         OperationFactory(kind=Operation.Kind.DELETE_VOLUME, snapshot=None, volume=volume)

@@ -13,11 +13,14 @@ from django.utils import timezone
 from billing.models import ServiceKind, UsageSegment
 from cng_portal.accounts.models import Membership, Role
 from cng_portal.inventory.models import Location, Volume
-from snapshots import new_volumes, services, steps, volumes, wizard
+from snapshots import services
 from snapshots.damage import record_damage
 from snapshots.models import DiskImage, Draft, Operation, Snapshot
 from snapshots.storage.contract import GIB, NoSpace
 from snapshots.storage.local import LocalDriver
+from snapshots.volumes import new_volumes
+from snapshots.volumes import services as volume_services
+from snapshots.wizard import steps, wizard
 from tests.factories import (
     DiskImageFactory,
     LocationFactory,
@@ -494,7 +497,7 @@ def test_a_double_click_creates_one_volume(
     if with_source:
         again = new_volumes.request_new_volume(snapshot=disk.snapshot, disk=disk, **answers).volume
     else:
-        again = volumes.request_volume(location=location, **answers)
+        again = volume_services.request_volume(location=location, **answers)
     assert again == volume
     assert Volume.objects.filter(name="data").count() == 1
 

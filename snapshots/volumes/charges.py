@@ -2,7 +2,7 @@
 
 A volume costs something where its location sells Block Storage in its customer's currency. Elsewhere a cloud may bill it.
 Where a location begins to sell Block Storage, the volumes that it has are charged from the start of the first price on, and
-their owners are notified before: see `billing.block_storage`.
+their owners are notified before: see `billing.pricing.block_storage`.
 """
 
 from collections.abc import Collection
@@ -13,13 +13,13 @@ from django.db import transaction
 from django.db.models import Exists, OuterRef, Q, QuerySet
 
 from billing.models import ServiceKind, UsageSegment
-from billing.prices import PriceList, Quote
+from billing.pricing.prices import PriceList, Quote
 from billing.usage import change_usage, close_segment, open_segment, rename_resource
 from cng_portal.accounts.services import lock_customer
 from cng_portal.common.loops import for_each
 from cng_portal.inventory.models import Volume
 
-from .volume_notices import notify_resumed
+from .notices import notify_resumed
 
 BLOCK_STORAGE = ServiceKind.BLOCK_STORAGE
 

@@ -19,8 +19,9 @@ from cng_portal.common.templatetags.portal import minute
 from cng_portal.notifications.models import Notification
 from cng_portal.notifications.services import customer_owners, notify
 
-from . import block_storage, rating
-from .models import Package, PriceVersion, ServiceKind, UsageSegment
+from .. import rating
+from ..models import Package, PriceVersion, ServiceKind, UsageSegment
+from . import block_storage
 from .prices import PriceList
 
 # A transaction that was open during an announcement, or another machine's clock, may record usage with an earlier time.

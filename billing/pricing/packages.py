@@ -13,10 +13,10 @@ from cng_portal.activity import services as activity
 from cng_portal.common import money
 from cng_portal.inventory.models import Location
 
-from .errors import Refused
-from .models import LOWER_ONLY, PAST, InvoiceLine, Package, PriceVersion, ServiceKind, UsageSegment
-from .price_notices import notify_corrected, notify_withdrawn
-from .seals import seal, seal_deletion
+from ..errors import Refused
+from ..models import LOWER_ONLY, PAST, InvoiceLine, Package, PriceVersion, ServiceKind, UsageSegment
+from ..seals import seal, seal_deletion
+from .notices import notify_corrected, notify_withdrawn
 
 
 def lock_prices() -> None:

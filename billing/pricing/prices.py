@@ -13,9 +13,9 @@ from cng_portal.common import money
 from cng_portal.inventory.models import Location
 from cng_portal.support.services import contact_support
 
-from . import rating
-from .errors import NotSold
-from .models import PriceVersion, ServiceKind, UsageSegment
+from .. import rating
+from ..errors import NotSold
+from ..models import PriceVersion, ServiceKind, UsageSegment
 
 
 def _priced_kind(kind: str) -> str:

@@ -14,7 +14,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from billing.models import ServiceKind
-from billing.prices import PriceList, Quote
+from billing.pricing.prices import PriceList, Quote
 from billing.usage import rename_resource
 from cng_portal.accounts.models import Project, User
 from cng_portal.accounts.services import lock_customer
@@ -22,14 +22,14 @@ from cng_portal.activity import services as activity
 from cng_portal.common.names import clean_name, is_same_name
 from cng_portal.inventory.models import CloudProject, Location, VirtualMachine, Volume
 
-from . import checks, limits
-from .backups.ending import end_schedules_of
-from .errors import InvalidState, NameTaken, OutOfSpace, SourceUnavailable, WrongConfirmation
-from .models import DiskImage, Draft, Operation, in_storage
-from .operations import create_operation
-from .storage.contract import StorageError
-from .storage.registry import get_driver
-from .volume_charges import stop_charging_volume
+from .. import checks, limits
+from ..backups.ending import end_schedules_of
+from ..errors import InvalidState, NameTaken, OutOfSpace, SourceUnavailable, WrongConfirmation
+from ..models import DiskImage, Draft, Operation, in_storage
+from ..operations.lifecycle import create_operation
+from ..storage.contract import StorageError
+from ..storage.registry import get_driver
+from .charges import stop_charging_volume
 
 # --- create ----------------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """What a worker does for each kind of operation.
 
-Each handler has the driver do its work and then records the outcome in one transaction with `operations.finish`. Drivers'
+Each handler has the driver do its work and then records the outcome in one transaction with `lifecycle.finish`. Drivers'
 calls can be repeated, so an attempt doesn't need to know how far the one before it got. No transaction is open while a
 driver works.
 """
@@ -26,13 +26,11 @@ from cng_portal.inventory.models import Volume
 from cng_portal.notifications.models import Notification
 from cng_portal.notifications.services import notify, project_members
 
-from . import operations
-from .damage import record_damage, record_sound
-from .files import cataloguing
-from .models import DiskImage, Kind, Operation, Snapshot, State, usable, volume_ref
-from .operations import Lease, LeaseLost
-from .scrub import YIELD_FOR, must_yield
-from .storage.contract import (
+from ..damage import record_damage, record_sound
+from ..files import cataloguing
+from ..models import DiskImage, Kind, Operation, Snapshot, State, usable, volume_ref
+from ..scrub import YIELD_FOR, must_yield
+from ..storage.contract import (
     GIB,
     VERIFICATION_VALID_FOR,
     Corrupt,
@@ -43,8 +41,10 @@ from .storage.contract import (
     SnapshotInfo,
     StorageError,
 )
-from .storage.registry import get_driver
-from .volume_charges import change_volume_charge, start_charging_volume
+from ..storage.registry import get_driver
+from ..volumes.charges import change_volume_charge, start_charging_volume
+from . import lifecycle
+from .lifecycle import Lease, LeaseLost
 
 
 class DamagedDisk(Corrupt):
@@ -74,7 +74,7 @@ def volume_of(operation: Operation) -> Volume:
 
 def capture(operation: Operation, lease: Lease) -> None:
     infos = capture_disks(snapshot_of(operation), lease)
-    operations.finish(
+    lifecycle.finish(
         operation, Operation.State.SUCCEEDED, lambda now: complete_capture(snapshot_of(operation), infos, now)
     )
 
@@ -116,14 +116,14 @@ def complete_capture(snapshot: Snapshot, infos: list[SnapshotInfo], now: datetim
         snapshot.start_charging(now)
     lacks_checksum = driver.reads_bytes and not all(info.checksum for info in infos)
     if lacks_checksum or snapshot.kind == Kind.BACKUP or snapshot.is_scheduled:
-        operations.create_operation(kind=Operation.Kind.VERIFY, snapshot=snapshot)
+        lifecycle.create_operation(kind=Operation.Kind.VERIFY, snapshot=snapshot)
 
 
 def fail_capture(snapshot: Snapshot, reason: str) -> None:
     failed = Snapshot.objects.transition(snapshot.pk, [State.PENDING, State.CREATING], State.FAILED, error=reason)
     with contextlib.suppress(ImproperlyConfigured):  # Without storage there is nothing to clean up.
         if failed and get_driver(snapshot.location).finishes_late:
-            operations.create_operation(kind=Operation.Kind.CLEAN_UP, snapshot=snapshot)
+            lifecycle.create_operation(kind=Operation.Kind.CLEAN_UP, snapshot=snapshot)
 
 
 # --- restore ---------------------------------------------------------------------------------------------------------
@@ -155,14 +155,14 @@ def restore(operation: Operation, lease: Lease) -> None:
         with damage_of(disk):
             driver.revert_volume(volume_ref(disk.volume), disk.ref, lease.heartbeat, unchecked=operation.unchecked)
     infos = [] if operation.unchecked else verified_infos(disks, driver)
-    operations.finish(operation, Operation.State.SUCCEEDED, lambda now: record_verified(infos))
+    lifecycle.finish(operation, Operation.State.SUCCEEDED, lambda now: record_verified(infos))
 
 
 def take_safety_snapshot(operation: Operation, safety: Snapshot, lease: Lease) -> None:
     infos = capture_disks(safety, lease, safety=True)
     with transaction.atomic():
         lock_customer(safety.customer_id)
-        if not operations.update(operation, bytes_done=0):
+        if not lifecycle.update(operation, bytes_done=0):
             raise LeaseLost
         complete_capture(safety, infos, timezone.now())
         activity.record(action="ready.capture", actor=None, target=safety)
@@ -225,7 +225,7 @@ def create_volume(operation: Operation, lease: Lease) -> None:
         record_verified(infos)
         complete_volume(volume, backend_ref, now)
 
-    operations.finish(operation, Operation.State.SUCCEEDED, complete)
+    lifecycle.finish(operation, Operation.State.SUCCEEDED, complete)
 
 
 def fail_new_volume(operation: Operation, reason: str, now: datetime) -> None:
@@ -239,7 +239,7 @@ def fail_new_volume(operation: Operation, reason: str, now: datetime) -> None:
 def create_empty_volume(operation: Operation, lease: Lease) -> None:
     volume = volume_of(operation)
     backend_ref = get_driver(volume.location).create_volume(volume_ref(volume), lease.heartbeat)
-    operations.finish(operation, Operation.State.SUCCEEDED, lambda now: complete_volume(volume, backend_ref, now))
+    lifecycle.finish(operation, Operation.State.SUCCEEDED, lambda now: complete_volume(volume, backend_ref, now))
 
 
 def complete_volume(volume: Volume, backend_ref: str, now: datetime) -> None:
@@ -255,14 +255,14 @@ def fail_empty_volume(operation: Operation, reason: str, now: datetime) -> None:
     fail_new_volume(operation, reason, now)
     with contextlib.suppress(ImproperlyConfigured):  # Without storage there is nothing to clean up.
         if get_driver(volume_of(operation).location).finishes_late:
-            operations.request_clean_up(operation)
+            lifecycle.request_clean_up(operation)
 
 
 def extend_volume(operation: Operation, lease: Lease) -> None:
     volume, size_gb = volume_of(operation), operation.new_size_gb
     assert size_gb is not None  # held by the constraint operation_target
     get_driver(volume.location).extend_volume(volume_ref(volume), size_gb, lease.heartbeat)
-    operations.finish(operation, Operation.State.SUCCEEDED, lambda now: record_size(volume, size_gb, now))
+    lifecycle.finish(operation, Operation.State.SUCCEEDED, lambda now: record_size(volume, size_gb, now))
 
 
 def record_size(volume: Volume, size_gb: int, now: datetime) -> None:
@@ -281,7 +281,7 @@ def settle_extension(operation: Operation) -> bool:
             return False
     except (StorageError, ImproperlyConfigured):
         return False  # If it has grown, a repeated request succeeds, and fsck reports the size.
-    operations.finish(operation, Operation.State.SUCCEEDED, lambda now: record_size(volume, size_gb, now))
+    lifecycle.finish(operation, Operation.State.SUCCEEDED, lambda now: record_size(volume, size_gb, now))
     return True
 
 
@@ -292,7 +292,7 @@ def delete_volume(operation: Operation, lease: Lease) -> None:
     def complete(now: datetime) -> None:
         Volume.objects.filter(pk=volume.pk, state=Volume.State.DELETING).update(deleted_at=now)
 
-    operations.finish(operation, Operation.State.SUCCEEDED, complete)
+    lifecycle.finish(operation, Operation.State.SUCCEEDED, complete)
 
 
 # --- verify ----------------------------------------------------------------------------------------------------------
@@ -317,7 +317,7 @@ def scrub(operation: Operation, lease: Lease) -> None:
         verify_disks(operation, heartbeat, resume=True)
     except Yielded:
         # The error makes it wait for YIELD_FOR. Without one it would be due at once.
-        operations.release(operation, counted=False, retry_in=YIELD_FOR, error=_("It gave way to other work."))
+        lifecycle.release(operation, counted=False, retry_in=YIELD_FOR, error=_("It gave way to other work."))
 
 
 def verify_disks(operation: Operation, heartbeat: Heartbeat, *, resume: bool = False) -> None:
@@ -353,7 +353,7 @@ def verify_disks(operation: Operation, heartbeat: Heartbeat, *, resume: bool = F
 
     state = Operation.State.FAILED if damage else Operation.State.SUCCEEDED
     cause = Corrupt.__name__ if damage else ""
-    operations.finish(operation, state, record, error=reason, cause=cause)
+    lifecycle.finish(operation, state, record, error=reason, cause=cause)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -365,7 +365,7 @@ def list_files(operation: Operation, lease: Lease) -> None:
         operation.delete()  # The snapshot was deleted since.
         return
     disks = cataloguing.list_files(snapshot, lease.heartbeat)
-    operations.finish(operation, Operation.State.SUCCEEDED, lambda now: cataloguing.record_listed(snapshot, disks, now))
+    lifecycle.finish(operation, Operation.State.SUCCEEDED, lambda now: cataloguing.record_listed(snapshot, disks, now))
 
 
 # --- delete ----------------------------------------------------------------------------------------------------------
@@ -381,7 +381,7 @@ def delete(operation: Operation, lease: Lease) -> None:
         if not is_deleted and not erased.exists():
             raise LeaseLost
 
-    operations.finish(operation, Operation.State.SUCCEEDED, complete)
+    lifecycle.finish(operation, Operation.State.SUCCEEDED, complete)
 
 
 def clean_up(operation: Operation, lease: Lease) -> None:
@@ -390,7 +390,7 @@ def clean_up(operation: Operation, lease: Lease) -> None:
         get_driver(operation.volume.location).delete_volume(volume_ref(operation.volume))
     else:
         delete_disks(snapshot_of(operation))
-    operations.finish(operation, Operation.State.SUCCEEDED, lambda now: None)
+    lifecycle.finish(operation, Operation.State.SUCCEEDED, lambda now: None)
 
 
 def delete_disks(snapshot: Snapshot) -> None:
@@ -408,7 +408,7 @@ def is_needed(uuid: UUID) -> bool:
 
 
 def fail_operation(operation: Operation, reason: str, now: datetime, *, damaged_disk: DiskImage | None = None) -> None:
-    """Record what a failure means for the snapshot or volume, and notify. Call it within `operations.finish`."""
+    """Record what a failure means for the snapshot or volume, and notify. Call it within `lifecycle.finish`."""
     HANDLERS[Operation.Kind(operation.kind)].fail(operation, reason, now)
     if damaged_disk and record_damage(snapshot_of(operation), {damaged_disk: reason}, now, user=operation.requested_by):
         return  # The notification of the damage says it all.

@@ -19,12 +19,13 @@ from cng_portal.accounts.models import Project, User
 from cng_portal.common.names import NameFormField
 from cng_portal.inventory.models import Location
 
-from . import checks, offers, volume_steps
-from .backups.forms import ScheduleForm
-from .backups.schedules import SCHEDULE_FIELDS
-from .errors import ActionRefused, NameTaken
-from .forms import ExpiryField
-from .models import BackupSchedule, Draft, Kind, Operation
+from .. import checks
+from ..backups.forms import ScheduleForm
+from ..backups.schedules import SCHEDULE_FIELDS
+from ..errors import ActionRefused, NameTaken
+from ..forms import ExpiryField
+from ..models import BackupSchedule, Draft, Kind, Operation
+from . import offers, volume_steps
 from .steps import OfferedField, Step, StepForm, save
 
 DRAFT_LIFETIME = timedelta(days=30)

@@ -15,11 +15,11 @@ from cng_portal.accounts.services import lock_customer
 from cng_portal.activity import services as activity
 from cng_portal.inventory.models import VirtualMachine, Volume
 
-from .checks import require_change
-from .errors import InvalidState
-from .models import DeletionCause, Operation, Snapshot, State
-from .operations import request_clean_up
-from .volume_charges import stop_charging_volume
+from ..checks import require_change
+from ..errors import InvalidState
+from ..models import DeletionCause, Operation, Snapshot, State
+from ..volumes.charges import stop_charging_volume
+from .lifecycle import request_clean_up
 
 
 def cancel(*, operation: Operation, user: User) -> Operation:

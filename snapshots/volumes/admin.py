@@ -11,7 +11,7 @@ from cng_portal.accounts.services import lock_customer
 from cng_portal.inventory.admin import VolumeAdmin
 from cng_portal.inventory.models import Volume
 
-from .volume_charges import settle_charges
+from .charges import settle_charges
 
 
 class ChargedVolumeAdmin(VolumeAdmin):

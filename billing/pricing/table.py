@@ -8,7 +8,7 @@ from cng_portal.accounts.models import User
 from cng_portal.common import money
 from cng_portal.inventory.models import Location
 
-from .models import PACKAGE_KINDS, ServiceKind
+from ..models import PACKAGE_KINDS, ServiceKind
 from .prices import PriceList
 
 

@@ -18,9 +18,11 @@ from cng_portal.common.money import format_count
 from cng_portal.common.names import MAX_NAME_LENGTH, NameFormField, fold_name
 from cng_portal.inventory.models import Location, Volume
 
-from . import new_volumes, offers, volumes
-from .errors import ActionRefused, NameTaken
-from .models import Draft
+from ..errors import ActionRefused, NameTaken
+from ..models import Draft
+from ..volumes import new_volumes
+from ..volumes import services as volume_services
+from . import offers
 from .steps import OfferedField, Step, StepForm
 
 DEFAULT_SIZE_GB = 10
@@ -96,15 +98,15 @@ def check_size(draft: Draft, size_gb: int) -> None:
     """Raise an ActionRefused unless the draft's volume can have this size."""
     location, project, disk = draft.location, draft.project, draft.disk
     assert location is not None and project is not None  # The steps before are checked.
-    volumes.check_size(location, size_gb)
+    volume_services.check_size(location, size_gb)
     if disk:
         new_volumes.check_disk_fits(disk, size_gb)
         new_volumes.check_space_for_new_volumes(disk.snapshot, [disk])
         backend_project = disk.volume.backend_project
     else:
-        volumes.check_space(location)
-        backend_project = volumes.cloud_project_of(project, location)
-    volumes.check_new_volume(project, location, backend_project, size_gb)
+        volume_services.check_space(location)
+        backend_project = volume_services.cloud_project_of(project, location)
+    volume_services.check_new_volume(project, location, backend_project, size_gb)
 
 
 class SourceForm(StepForm):
@@ -129,7 +131,7 @@ class NewVolumeNameForm(StepForm):
 
     def clean_name(self) -> str:
         try:
-            return volumes.check_name(self.cleaned_data["name"])
+            return volume_services.check_name(self.cleaned_data["name"])
         except NameTaken as error:
             raise ValidationError(str(error)) from error
 

@@ -9,8 +9,8 @@ from django.utils.translation import gettext_lazy as _
 
 from cng_portal.accounts.models import Customer
 
-from . import bulk, rating
-from .models import UsageSegment
+from .. import bulk, rating
+from ..models import UsageSegment
 
 
 class SubscriptionState(models.TextChoices):

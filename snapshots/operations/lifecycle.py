@@ -33,8 +33,8 @@ from cng_portal.common.log_context import bind_fields, get_request_id
 from cng_portal.inventory.models import Location
 from cng_portal.monitoring.heartbeats import count_workers
 
-from .models import CUSTOMER, Operation, OperationQuerySet, Snapshot
-from .storage.contract import Interrupted
+from ..models import CUSTOMER, Operation, OperationQuerySet, Snapshot
+from ..storage.contract import Interrupted
 
 logger = structlog.stdlib.get_logger(__name__)
 

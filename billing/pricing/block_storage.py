@@ -16,8 +16,8 @@ from cng_portal.inventory.models import Volume
 from cng_portal.notifications.models import Notification
 from cng_portal.notifications.services import customer_owners, notify
 
-from . import rating
-from .models import PriceVersion, ServiceKind, UsageSegment
+from .. import rating
+from ..models import PriceVersion, ServiceKind, UsageSegment
 
 # How long before its start a first price must be saved: e-mails that announce it are retried for two days.
 NOTICE = timedelta(days=3)

@@ -9,8 +9,8 @@ from django.db.models import QuerySet
 
 from cng_portal.accounts.models import User
 
-from . import limits
-from .models import Draft
+from .. import limits
+from ..models import Draft
 
 MAX_DRAFTS = 50
 

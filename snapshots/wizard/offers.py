@@ -14,16 +14,16 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from billing.models import ServiceKind
-from billing.prices import PriceList
+from billing.pricing.prices import PriceList
 from cng_portal.accounts.models import Project, User
 from cng_portal.common.money import format_rate
 from cng_portal.common.names import name_contains
 from cng_portal.inventory.models import Location, VirtualMachine, Volume
 
-from . import volumes
-from .checks import Source
-from .errors import ActionRefused
-from .models import SERVICE_KINDS, DiskImage, Draft, Kind, Snapshot, usable
+from ..checks import Source
+from ..errors import ActionRefused
+from ..models import SERVICE_KINDS, DiskImage, Draft, Kind, Snapshot, usable
+from ..volumes import services as volume_services
 
 # On the step of the source. The search finds the others.
 SOURCES_SHOWN = 60
@@ -183,8 +183,8 @@ def offered_volume_locations(user: User) -> list[LocationOffer]:
 def why_no_volumes(location: Location) -> str:
     """Return why the location's storage can't create a volume now, or an empty string."""
     try:
-        volumes.check_size(location, 1)
-        volumes.check_space(location)
+        volume_services.check_size(location, 1)
+        volume_services.check_space(location)
     except ActionRefused as error:
         return str(error)
     except ImproperlyConfigured:

@@ -8,13 +8,13 @@ from cng_portal.accounts.services import lock_customer
 from cng_portal.common.names import MAX_NAME_LENGTH
 from cng_portal.inventory.models import VirtualMachine, Volume
 
-from . import checks, limits
-from .errors import InvalidState, OutOfSpace
-from .models import DiskImage, Draft, Operation, Snapshot
-from .operations import create_operation
-from .storage.contract import StorageError
-from .storage.registry import get_driver
-from .volumes import check_price, check_size, find_created_volume
+from .. import checks, limits
+from ..errors import InvalidState, OutOfSpace
+from ..models import DiskImage, Draft, Operation, Snapshot
+from ..operations.lifecycle import create_operation
+from ..storage.contract import StorageError
+from ..storage.registry import get_driver
+from .services import check_price, check_size, find_created_volume
 
 
 def request_new_volume(
