@@ -13,9 +13,12 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
 
 import pytest
 import yaml
@@ -354,14 +357,70 @@ def test_timeouts_of_callers_exceed_those_of_callees() -> None:
     assert f"| {stop['web']} s |" in rows and f"| {lock[1]} s |" in rows
 
 
-@pytest.mark.parametrize("host", ["portal.example.com", "elsewhere.example"])
-def test_the_proxys_own_responses_have_no_links_and_the_same_headers(host: str, tmp_path: Path) -> None:
-    """With nginx and no portal behind it."""
+# --- nginx ------------------------------------------------------------------------------------------------------------
+
+
+class SinglePortal(BaseHTTPRequestHandler):
+    """Stands for a portal with one thread, which a client that sends slowly would occupy."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "4")
+        self.end_headers()
+        self.wfile.write(b"page")
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.do_GET()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Proxy:
+    http_port: str
+    https_port: str
+
+    def connect(self) -> ssl.SSLSocket:
+        connection = socket.create_connection(("127.0.0.1", int(self.https_port)), timeout=20)
+        return ssl._create_unverified_context().wrap_socket(connection)
+
+    def get(self, path: str, host: str = "portal.example.com") -> tuple[http.client.HTTPResponse, str]:
+        context = ssl._create_unverified_context()
+        client = http.client.HTTPSConnection("127.0.0.1", int(self.https_port), timeout=20, context=context)
+        try:
+            client.request("GET", path, headers={"Host": host})
+            answer = client.getresponse()
+            return answer, answer.read().decode()
+        finally:
+            client.close()
+
+
+@pytest.fixture
+def unused_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return str(probe.getsockname()[1])
+
+
+@pytest.fixture
+def single_portal() -> Iterator[str]:
+    with HTTPServer(("127.0.0.1", 0), SinglePortal) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield str(server.server_address[1])
+        server.shutdown()
+        thread.join()
+
+
+@contextmanager
+def nginx_before(portal_port: str, tmp_path: Path) -> Iterator[Proxy]:
+    """Run nginx with deploy/nginx.conf on ports of its own."""
     nginx = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
     if not nginx or not shutil.which("openssl"):
         pytest.skip("nginx or openssl is not installed")
-    probes = [socket.create_server(("127.0.0.1", 0)) for _port in range(3)]
-    http_port, https_port, unused_port = (str(probe.getsockname()[1]) for probe in probes)
+    probes = [socket.create_server(("127.0.0.1", 0)) for _port in range(2)]
+    http_port, https_port = (str(probe.getsockname()[1]) for probe in probes)
     for probe in probes:
         probe.close()
     names = ["-subj", "/CN=portal.example.com", "-keyout", tmp_path / "privkey.pem", "-out", tmp_path / "fullchain.pem"]
@@ -374,7 +433,7 @@ def test_the_proxys_own_responses_have_no_links_and_the_same_headers(host: str, 
         "/var/log/nginx": str(tmp_path),
         "listen 80;": f"listen 127.0.0.1:{http_port};",
         "listen 443 ": f"listen 127.0.0.1:{https_port} ",
-        "127.0.0.1:8000": f"127.0.0.1:{unused_port}",
+        "127.0.0.1:8000": f"127.0.0.1:{portal_port}",
     }.items():
         assert original in site
         site = site.replace(original, replacement)
@@ -385,21 +444,38 @@ def test_the_proxys_own_responses_have_no_links_and_the_same_headers(host: str, 
     config.write_text(f"daemon off; pid {tmp_path}/pid; events {{}} http {{ {folders} access_log off; {site} }}")
     with subprocess.Popen([nginx, "-c", config, "-e", tmp_path / "errors"]) as process:
         try:
-            wait_for(lambda: get(http_port, "/metrics", Host=host)[0], "nginx does not start")
-            assert get(http_port, "/metrics", Host=host)[0] == 404
-            status, headers, _body = get(http_port, "/snapshots/?q=a", Host=host)
-            assert (status, headers["Location"]) == (301, "https://portal.example.com/snapshots/?q=a")
-            assert headers["Server"] == "nginx"  # and no version
-            context = ssl._create_unverified_context()
-            for path, expected in {"/metrics": 404, "/": 502}.items():
-                client = http.client.HTTPSConnection("127.0.0.1", int(https_port), timeout=20, context=context)
-                client.request("GET", path, headers={"Host": host})
-                answer = client.getresponse()
-                assert answer.status == expected
-                assert "max-age=31536000" in answer.headers["Strict-Transport-Security"]
-                assert answer.headers["X-Content-Type-Options"] == "nosniff"
-                assert "frame-ancestors 'none'" in answer.headers["Content-Security-Policy"]
-                assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
-                client.close()
+            wait_for(lambda: get(http_port, "/metrics")[0], "nginx does not start")
+            yield Proxy(http_port, https_port)
         finally:
             process.terminate()
+
+
+@pytest.mark.parametrize("host", ["portal.example.com", "elsewhere.example"])
+def test_the_proxys_own_responses_have_no_links_and_the_same_headers(
+    host: str, unused_port: str, tmp_path: Path
+) -> None:
+    with nginx_before(unused_port, tmp_path) as proxy:
+        assert get(proxy.http_port, "/metrics", Host=host)[0] == 404
+        status, headers, _body = get(proxy.http_port, "/snapshots/?q=a", Host=host)
+        assert (status, headers["Location"]) == (301, "https://portal.example.com/snapshots/?q=a")
+        assert headers["Server"] == "nginx"  # and no version
+        for path, expected in {"/metrics": 404, "/": 502}.items():
+            answer, _body = proxy.get(path, host)
+            assert answer.status == expected
+            assert "max-age=31536000" in answer.headers["Strict-Transport-Security"]
+            assert answer.headers["X-Content-Type-Options"] == "nosniff"
+            assert "frame-ancestors 'none'" in answer.headers["Content-Security-Policy"]
+            assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
+
+
+def test_requests_that_arrive_slowly_wait_in_the_proxy(single_portal: str, tmp_path: Path) -> None:
+    half_sent = {
+        "headers": b"GET / HTTP/1.1\r\nHost: portal.example.com\r\nX-",
+        "body": b"POST / HTTP/1.1\r\nHost: portal.example.com\r\nContent-Length: 1000\r\n\r\nname=",
+    }
+    with nginx_before(single_portal, tmp_path) as proxy, ExitStack() as clients:
+        for request in half_sent.values():
+            for _number in range(40):
+                clients.enter_context(proxy.connect()).sendall(request)
+        answer, body = proxy.get("/")
+        assert (answer.status, body) == (200, "page")
