@@ -28,8 +28,10 @@ from snapshots.storage.local import LocalDriver
 driver = LocalDriver(location="BENCH", root=sys.argv[1])
 driver.folder.can_clone = False
 snapshot = SnapshotRef(uuid=uuid4())
-driver.create_snapshots([(snapshot, VolumeRef(uuid=UUID(sys.argv[2]), name="bench", size_gb=1))])
+volume = VolumeRef(uuid=UUID(sys.argv[2]), name="bench", size_gb=int(sys.argv[3]))
+driver.create_snapshots([(snapshot, volume)])
 driver.verify_snapshot(snapshot)
+driver.revert_volume(volume, snapshot)
 driver.delete_snapshot(snapshot)
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
@@ -130,6 +132,21 @@ def measure_hashing(folder: Path) -> list[Measure]:
     return measures
 
 
+def measure_holes(folder: Path) -> Measure:
+    driver = LocalDriver(location="BENCH", root=str(folder))
+    driver.folder.can_clone = False
+    volume, snapshot = make_volume(driver, 64, data=8 * MIB, of=64 * GIB), SnapshotRef(uuid=uuid4())
+    capture = seconds(lambda: driver.create_snapshots([(snapshot, volume)]))
+    verify = seconds(lambda: driver.verify_snapshot(snapshot))
+    return Measure(
+        "a hole of 64 GiB: hashed while it is captured, or read again",
+        max(capture, verify),
+        " s",
+        at_most=1,
+        note=f"{capture:.2f} s and {verify:.2f} s",
+    )
+
+
 def measure_clones(folder: Path) -> list[Measure]:
     what, sizes = "clone on XFS, 16 GiB against 1 GiB: time", (1, 4, 16)
     if os.geteuid() != 0 or not shutil.which("mkfs.xfs"):
@@ -169,10 +186,10 @@ def measure_clones(folder: Path) -> list[Measure]:
 def measure_memory(folder: Path, size_gb: int) -> Measure:
     driver = LocalDriver(location="BENCH", root=str(folder))
     volume = make_volume(driver, size_gb, data=64 * MIB, of=512 * MIB)
-    command = [sys.executable, "-c", MEASURE_MEMORY, str(folder), str(volume.uuid)]
+    command = [sys.executable, "-c", MEASURE_MEMORY, str(folder), str(volume.uuid), str(size_gb)]
     answer = subprocess.run(command, check=True, capture_output=True, text=True)
     return Measure(
-        f"peak memory of a process that captures and verifies a copy of {size_gb} GiB",
+        f"peak memory of a process that captures, verifies and restores {size_gb} GiB by copy",
         int(answer.stdout) / 1024,
         " MiB",
         at_most=64,
@@ -187,6 +204,7 @@ def main() -> list[Measure]:
     for measure in (
         lambda folder: [measure_copy(folder)],
         measure_hashing,
+        lambda folder: [measure_holes(folder)],
         measure_clones,
         lambda folder: [measure_memory(folder, 1), measure_memory(folder, 8)],
     ):
