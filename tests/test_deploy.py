@@ -104,6 +104,18 @@ def test_every_service_runs_an_existing_command(service: Path) -> None:
         assert set(names) <= get_commands().keys()
 
 
+@pytest.mark.parametrize("failing", [(), ("fsck",), ("verify_billing",), ("fsck", "verify_billing")])
+def test_the_weekly_check_runs_completely_and_reports_every_failure(failing: tuple[str, ...], tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "$2"\ncase " {" ".join(failing)} " in *" $2 "*) exit 1;; esac\n')
+    python.chmod(0o755)
+    [line] = values(UNITS / "portal-check.service", "ExecStart")
+    line = line.replace("/opt/portal/.venv/bin/python", str(python)).replace("$$", "$")  # as systemd does
+    result = subprocess.run(shlex.split(line), capture_output=True, text=True, check=False)
+    assert result.stdout.split() == ["fsck", "verify_billing"]
+    assert result.returncode == (1 if failing else 0)
+
+
 def test_the_target_starts_every_part() -> None:
     wanted = values(UNITS / "portal.target", "Wants")[0].split()
     assert {re.sub(r"@\d", "@", name) for name in wanted} == {
