@@ -84,7 +84,8 @@ def holds(image: Path, data: bytes) -> bool:
             return False
         position, size = len(data), image.stat().st_size
         while (position := next_data(file.fileno(), position)) < size:
-            chunk = os.pread(file.fileno(), CHUNK, position)
+            hole = os.lseek(file.fileno(), position, os.SEEK_HOLE)
+            chunk = os.pread(file.fileno(), min(CHUNK, hole - position), position)
             if chunk.strip(b"\0"):
                 return False
             position += len(chunk)

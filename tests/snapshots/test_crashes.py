@@ -2,7 +2,8 @@
 
 The worker is a forked process that runs one operation and sends itself SIGKILL before its n-th step. Steps are SQL
 statements that write, commits, changes of files, and the end. The test increases n from 1 until the operation survives.
-Reads between two steps leave nothing behind, so dying there equals dying before the next step.
+Reads and locks between two steps leave nothing behind, so dying there equals dying before the next step. Files change alike
+on both databases: on PostgreSQL workers die before the other steps only.
 """
 
 import gc
@@ -41,13 +42,12 @@ FILE_EVENTS = {
     "os.chmod",
     "os.truncate",
     "os.link",
-    "fcntl.flock",
-    "fcntl.fcntl",
     "fcntl.ioctl",
     "shutil.rmtree",
 }
 READS = re.compile(r"\s*(SELECT|SAVEPOINT|RELEASE|BEGIN)\b")
-MOST_STEPS = 400
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+MOST_STEPS = 200
 
 
 class Steps:
@@ -62,7 +62,11 @@ class Steps:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def on_event(self, event: str, args: tuple) -> None:
-        if event in FILE_EVENTS and "site-packages" not in str(args[0]):
+        if event not in FILE_EVENTS or "site-packages" in str(args[0]):
+            return
+        only_reads = event == "open" and not args[2] & WRITES
+        exists_already = event == "os.mkdir" and os.path.isdir(args[0])
+        if not only_reads and not exists_already:
             self()
 
     def on_statement(self, execute: Callable, sql: str, params: object, many: bool, context: dict) -> object:
@@ -104,11 +108,12 @@ def survives(work: Callable[[Steps], None], kill_at: int) -> bool:
     return status == 0
 
 
-def work_and_die(operation: Operation, kill_at: int) -> bool:
+def work_and_die(operation: Operation, kill_at: int, *, count_files: bool = True) -> bool:
     """Run the operation in a process that dies at its n-th step. Returns True if it survived."""
 
     def work(steps: Steps) -> None:
-        sys.addaudithook(steps.on_event)
+        if count_files:
+            sys.addaudithook(steps.on_event)
         run_waiting_operations.func()
 
     return survives(work, kill_at)
@@ -133,7 +138,7 @@ def deaths(operation_factory: Callable[[int], Operation]) -> Iterator[tuple[Oper
     """Yield (operation, whether it was killed) for each step at which its worker can die, and once for a survivor."""
     for kill_at in range(1, MOST_STEPS):
         operation = operation_factory(kill_at)
-        survived = work_and_die(operation, kill_at)
+        survived = work_and_die(operation, kill_at, count_files=connection.vendor == "sqlite")
         let_the_next_worker_do_it()
         operation.refresh_from_db()
         yield operation, not survived
@@ -290,7 +295,7 @@ def test_operations_whose_workers_all_die_fail_with_a_reason_and_leave_nothing(
     snapshot = services.request_snapshot(source=volume, name="unlucky", user=member.user)
     operation = snapshot.operations.get()
     for _attempt in range(settings.OPERATION_MAX_ATTEMPTS):
-        assert not work_and_die(operation, 36)  # in the middle of the copy
+        assert not work_and_die(operation, 13)  # in the middle of the copy
         Operation.objects.filter(pk=operation.pk).update(lease_until=timezone.now() - timedelta(seconds=1))
         lifecycle.reconcile()
     run_operation(operation.pk)

@@ -119,7 +119,7 @@ def kill_all_workers_of(operation: Operation, kill_at: int, attempts: int) -> No
     operation.refresh_from_db()
 
 
-@pytest.mark.parametrize("kill_at", [6, 11, 17])
+@pytest.mark.parametrize("kill_at", [5, 9, 12], ids=["claimed", "before the truncation", "volume there"])
 def test_a_creation_whose_workers_all_die_fails_and_leaves_nothing(
     storage_root: Path, member: Membership, location: Location, settings: Any, kill_at: int
 ) -> None:
@@ -137,7 +137,7 @@ def test_a_creation_whose_workers_all_die_fails_and_leaves_nothing(
     assert volume.state == Volume.State.AVAILABLE
 
 
-@pytest.mark.parametrize("kill_at", [6, 14, 28])
+@pytest.mark.parametrize("kill_at", [5, 7, 12], ids=["claimed", "file grown", "at the commit"])
 def test_a_growth_whose_workers_all_die_has_the_size_of_the_disk(
     storage_root: Path, member: Membership, location: Location, settings: Any, kill_at: int
 ) -> None:

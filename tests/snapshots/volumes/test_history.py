@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_database
 STEPS = int(os.environ.get("VOLUME_STEPS", "24"))
 SEED = int(os.environ.get("VOLUME_SEED", "1"))
 # A worker has about as many steps.
-LAST_STEP = 30
+LAST_STEP = 18
 
 
 class History:
