@@ -72,7 +72,8 @@ def fold_name(text: str) -> str:
 def name_contains(text: str, path: str = "") -> models.Q:
     """Match rows whose name contains the text, by their `name_key`. `path` leads to the model, such as `vm__`."""
     key = fold_name(text)
-    return models.Q(**{f"{path}name_key__contains": key}) if key else models.Q(pk=None)
+    # No name has a NUL, and PostgreSQL refuses one in a parameter.
+    return models.Q(**{f"{path}name_key__contains": key}) if key and "\0" not in key else models.Q(pk=None)
 
 
 def is_same_name(first: str, second: str) -> bool:

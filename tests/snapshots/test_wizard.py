@@ -201,6 +201,17 @@ def test_a_bad_answer_is_explained_and_loses_nothing(
     assert not getattr(draft, step)
 
 
+@pytest.mark.both_databases
+@pytest.mark.parametrize("step", ["location", "volume"])
+def test_a_search_for_a_character_that_no_name_has_finds_nothing(
+    client: Client, member: Membership, volume: Volume, step: str
+) -> None:
+    """PostgreSQL refuses a NUL in a parameter."""
+    response = client.get(url(draft_at(step, volume, member.user), step), {"q": "a\x00"})
+    assert response.status_code == 200
+    assert volume.name not in response.text
+
+
 def test_another_customers_resources_are_unknown(client: Client, member: Membership, volume: Volume) -> None:
     foreign = VolumeFactory(location=volume.location)
     draft = draft_at("project", volume, member.user)
