@@ -18,6 +18,7 @@ from cng_portal.monitoring.heartbeats import SILENT_AFTER
 from cng_portal.monitoring.models import Process
 from cng_portal.monitoring.status import load_cluster_status
 
+from . import lock_admin  # noqa: F401
 from .backups import admin as backups_admin  # noqa: F401  # Django looks for admin classes in this module only.
 from .backups import automatic_admin  # noqa: F401
 from .models import DiskImage, Operation, Snapshot

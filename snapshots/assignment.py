@@ -14,9 +14,11 @@ from billing.usage import change_usage
 from cng_portal.accounts.models import Membership, Project, User
 from cng_portal.accounts.services import lock_customer
 from cng_portal.activity import services as activity
+from cng_portal.common.templatetags.portal import minute
 
 from . import checks, limits
 from .errors import InvalidState
+from .locks import get_lock
 from .models import COUNTED_STATES, Kind, Snapshot, State
 
 # Of a list of names. The others are counted.
@@ -102,6 +104,11 @@ def check_movable(snapshot: Snapshot) -> None:
         raise InvalidState(reason)
     if snapshot.state in (State.DELETING, State.DELETED):
         raise InvalidState(_("The snapshot is being deleted, so it can't be moved."))
+    if lock := get_lock(snapshot):  # Else a member could move it to a project of their own, and lift the lock there.
+        raise InvalidState(
+            _("“%(name)s” is locked, so it can't be moved before %(time)s.")
+            % {"name": snapshot.name, "time": minute(lock.until)}
+        )
 
 
 def why_bound_to_project(snapshot: Snapshot) -> str:

@@ -26,8 +26,9 @@ from cng_portal.notifications.services import notify, project_members
 from .backups.occurrences import DAY, instant
 from .checks import reload_snapshot, require_change
 from .errors import ActionRefused, InvalidState
-from .models import DeletionCause, Kind, Snapshot, State
-from .services import accept_deletion, uses_of
+from .locks import get_lock
+from .models import DeletionCause, Kind, Snapshot, State, locked
+from .services import accept_deletion, why_not_deletable
 
 logger = structlog.stdlib.get_logger(__name__)
 
@@ -74,6 +75,11 @@ def set_expiry(*, snapshot: Snapshot, user: User, day: date | None, now: datetim
             raise InvalidState(reason)
         zone, before = snapshot.project.customer.zone, snapshot.delete_after
         snapshot.expires_at = expiry_of(clean_day(day, zone, now=now), zone) if day else None
+        lock = get_lock(snapshot)
+        if lock and snapshot.expires_at and snapshot.expires_at < lock.until:
+            raise InvalidExpiry(
+                _("It is locked until %(time)s. Enter that day or a later one.") % {"time": minute(lock.until)}
+            )
         if snapshot.delete_after != before:
             snapshot.expiry_announced_at = None
             snapshot.save(update_fields=["expires_at", "expiry_announced_at"])
@@ -158,7 +164,8 @@ def delete_expired(*, now: datetime) -> int:
         deleted_at=None,
         state__in=[State.READY, State.FAILED],
     )
-    return sum(_delete_each(due.order_by("expires_at", "pk")[:BATCH_SIZE], now))
+    unlocked = due.exclude(locked())
+    return sum(_delete_each(unlocked.order_by("expires_at", "pk")[:BATCH_SIZE], now))
 
 
 def _delete_each(snapshots: Iterable[Snapshot], now: datetime) -> Iterable[bool]:
@@ -178,7 +185,7 @@ def _delete(snapshot: Snapshot, now: datetime) -> bool:
         announced_at = snapshot.expiry_announced_at
         is_due = expires_at is not None and expires_at <= now and snapshot.state in (State.READY, State.FAILED)
         is_announced = announced_at is not None and announced_at <= now - ANNOUNCED_BEFORE
-        if not is_due or not is_announced or uses_of(snapshot).exists():
+        if not is_due or not is_announced or why_not_deletable(snapshot):
             return False
         assert expires_at is not None
         # Whenever the scheduler comes, the charge ends where the customer was told.

@@ -22,7 +22,8 @@ from cng_portal.common.pages import Order
 from cng_portal.inventory.models import Tag, VirtualMachine, Volume
 
 from . import expiry, lists, protection
-from .models import DiskImage, Kind, Snapshot, State
+from .locks import MAX_COOLING_OFF, MIN_COOLING_OFF
+from .models import MAX_REASON_LENGTH, DiskImage, Kind, LockMode, Snapshot, SnapshotLock, State
 
 
 class FilterForm(filters.FilterForm):
@@ -268,6 +269,66 @@ class ExpiryForm(forms.Form):
     def __init__(self, *args: Any, zone: ZoneInfo, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.fields["delete_after"].for_zone(zone)  # type: ignore[attr-defined]
+
+
+class LockForm(forms.Form):
+    """Until when a snapshot is locked. A lock that is `held` keeps its mode, and only an owner can choose Compliance."""
+
+    day = forms.DateField(
+        label=gettext_lazy("Lock until the end of"),
+        widget=forms.DateInput(attrs={"type": "date"}, format="%Y-%m-%d"),
+        error_messages={
+            "required": gettext_lazy("Enter the last day on which it is locked."),
+            "invalid": gettext_lazy("Enter a date such as 2026-12-31."),
+        },
+    )
+    mode = forms.ChoiceField(
+        label=gettext_lazy("Mode"),
+        choices=LockMode.choices,
+        widget=forms.RadioSelect,
+        initial=LockMode.GOVERNANCE,
+        error_messages={"required": gettext_lazy("Choose a mode.")},
+    )
+    cooling_off_hours = forms.IntegerField(
+        label=gettext_lazy("Cooling-off"),
+        required=False,
+        initial=24,
+        min_value=MIN_COOLING_OFF,
+        max_value=MAX_COOLING_OFF,
+        widget=forms.NumberInput(attrs={"inputmode": "numeric"}),
+        help_text=gettext_lazy("For Compliance: how long an owner can still lift the lock."),
+        error_messages={
+            "invalid": gettext_lazy("Enter a whole number of hours, from 1 to 72."),
+            "min_value": gettext_lazy("Enter a cooling-off of 1 to 72 hours."),
+            "max_value": gettext_lazy("Enter a cooling-off of 1 to 72 hours."),
+        },
+    )
+    shown_micro = forms.IntegerField(required=False, widget=forms.HiddenInput)
+
+    def __init__(self, *args: Any, held: SnapshotLock | None, is_owner: bool, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if held:
+            del self.fields["mode"]
+        if held or not is_owner:
+            del self.fields["cooling_off_hours"]
+        if not held and not is_owner:
+            self.fields["mode"].choices = LockMode.choices[:1]  # type: ignore[attr-defined]
+
+    def clean(self) -> dict[str, Any]:
+        cleaned = super().clean() or {}
+        is_compliance = cleaned.get("mode") == LockMode.COMPLIANCE
+        if is_compliance and cleaned.get("cooling_off_hours") is None and not self.errors:
+            self.add_error("cooling_off_hours", _("Enter a cooling-off of 1 to 72 hours."))
+        return cleaned
+
+
+class LiftLockForm(forms.Form):
+    reason = forms.CharField(
+        label=gettext_lazy("Reason"),
+        max_length=MAX_REASON_LENGTH,
+        widget=forms.Textarea(attrs={"rows": 3}),
+        error_messages={"required": gettext_lazy("Enter why you lift it. Everybody of the account is told.")},
+    )
 
 
 class ConfirmationForm(forms.Form):

@@ -24,6 +24,7 @@ from cng_portal.inventory.models import VirtualMachine, Volume
 from . import checks, limits
 from .checks import Source
 from .errors import ActionRefused, DamagedSnapshot, InvalidState
+from .locks import why_locked
 from .models import (
     BackupRun,
     DeletionCause,
@@ -201,6 +202,8 @@ def why_not_deletable(snapshot: Snapshot) -> str:
     """Return why the snapshot can't be deleted now, or an empty string."""
     if snapshot.state in (State.PENDING, State.CREATING):
         return _("The snapshot is still being taken. Cancel it instead.")
+    if reason := why_locked(snapshot):
+        return reason
     operation = uses_of(snapshot).exclude(kind=Operation.Kind.DELETE).first()
     if operation is None:
         return ""

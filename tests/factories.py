@@ -20,8 +20,10 @@ from snapshots.models import (
     DiskImage,
     Draft,
     Kind,
+    LockMode,
     Operation,
     Snapshot,
+    SnapshotLock,
     State,
 )
 
@@ -232,6 +234,26 @@ class SnapshotFactory(DjangoModelFactory):
     state = State.READY
     ready_at = factory.LazyFunction(timezone.now)
     disk = factory.RelatedFactory(DiskImageFactory, factory_related_name="snapshot")
+
+
+class SnapshotLockFactory(DjangoModelFactory):
+    """A Governance lock that holds for another month."""
+
+    class Meta:
+        model = SnapshotLock
+
+    class Params:
+        compliance = factory.Trait(
+            mode=LockMode.COMPLIANCE, final_at=factory.LazyFunction(lambda: timezone.now() + timedelta(days=1))
+        )
+        final = factory.Trait(
+            mode=LockMode.COMPLIANCE, final_at=factory.LazyFunction(lambda: timezone.now() - timedelta(days=1))
+        )
+        ended = factory.Trait(until=factory.LazyFunction(lambda: timezone.now() - timedelta(days=800)))
+
+    snapshot = factory.SubFactory(SnapshotFactory)
+    mode = LockMode.GOVERNANCE
+    until = factory.LazyFunction(lambda: timezone.now() + timedelta(days=30))
 
 
 class VMSnapshotFactory(DjangoModelFactory):

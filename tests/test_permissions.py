@@ -36,6 +36,7 @@ from tests.factories import (
     OperationFactory,
     ProjectFactory,
     SnapshotFactory,
+    SnapshotLockFactory,
     UserFactory,
     VMSnapshotFactory,
 )
@@ -106,6 +107,7 @@ def world(storage_root: Path) -> SimpleNamespace:
     }
     sell_everywhere()
     put_volume(storage_root, snapshot.volume, b"bytes")
+    lock = SnapshotLockFactory(snapshot__volume=snapshot.volume)
     sessions = {}
     for role, user in users.items():
         client = Client()
@@ -120,6 +122,8 @@ def world(storage_root: Path) -> SimpleNamespace:
         project=project,
         snapshot=snapshot,
         binned=SnapshotFactory(volume=snapshot.volume, binned=True),
+        locked=lock.snapshot,
+        lock=lock,
         vm_snapshot=VMSnapshotFactory(vm=snapshot.volume.vm),
         backup=BackupFactory(vm=snapshot.volume.vm),
         schedule=BackupScheduleFactory(vm=snapshot.volume.vm),

@@ -16,18 +16,19 @@ DRAWINGS = {"outline": heroicon_outline, "mini": heroicon_mini, "micro": heroico
 NAMES = {
     "outline": (
         "archive-box arrow-down-tray arrow-path arrow-right-start-on-rectangle arrow-uturn-left arrows-pointing-out "
-        "banknotes bars-3 bell bell-alert bolt calendar-days camera check circle-stack clipboard-document-list clock "
-        "command-line computer-desktop exclamation-triangle eye finger-print folder funnel home key link link-slash "
-        "list-bullet lock-closed lock-open magnifying-glass moon pause pencil-square play plus question-mark-circle scale "
-        "server shield-check shield-exclamation square-2-stack squares-2x2 sun tag trash user-circle wrench-screwdriver "
-        "x-mark"
+        "banknotes bars-3 bell bell-alert bolt bookmark bookmark-slash calendar-days camera check circle-stack "
+        "clipboard-document-list clock command-line computer-desktop exclamation-triangle eye finger-print folder "
+        "funnel home key link link-slash list-bullet lock-closed lock-open magnifying-glass moon pause pencil-square "
+        "play plus question-mark-circle scale server shield-check shield-exclamation square-2-stack squares-2x2 sun "
+        "tag trash user-circle wrench-screwdriver x-mark"
     ).split(),
     "mini": (
         "check-circle ellipsis-vertical envelope exclamation-circle exclamation-triangle information-circle plus x-circle"
     ).split(),
     "micro": (
-        "arrow-down-tray arrow-path check check-circle chevron-double-left chevron-down chevron-left chevron-right clock "
-        "exclamation-circle exclamation-triangle lock-closed minus-circle pause play plus stop tag trash x-mark"
+        "arrow-down-tray arrow-path bookmark check check-circle chevron-double-left chevron-down chevron-left "
+        "chevron-right clock exclamation-circle exclamation-triangle lock-closed minus-circle pause play plus stop "
+        "tag trash x-mark"
     ).split(),
 }
 SYMBOLS = {

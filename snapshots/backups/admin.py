@@ -34,6 +34,7 @@ class BackupScheduleAdmin(ReadOnly, SupportAdmin):
         "interval",
         "at",
         "retention_count",
+        "lock_days",
         "next_run_at",
         "paused_at",
         "deleted_at",

@@ -24,7 +24,7 @@ from cng_portal.inventory.models import Location, VirtualMachine
 
 from ..checks import check_cover, check_shown_price, reload_source
 from ..errors import InvalidState, NotSold, SourceUnavailable
-from ..models import BackupSchedule, DeletionCause, Snapshot, SnapshotQuerySet, State
+from ..models import BackupSchedule, DeletionCause, Snapshot, SnapshotQuerySet, State, locked
 from ..services import accept_deletion, uses_of
 from .ending import record_switch, switch_off
 from .notifications import notify_price_changed, notify_switched_on
@@ -116,17 +116,17 @@ def switch_on(vm: VirtualMachine, user: User, now: datetime, *, shown_hourly_mic
 
 
 def automatic_backups(vm: VirtualMachine) -> SnapshotQuerySet:
-    """Return the machine's automatic backups that can be deleted and aren't pinned."""
+    """Return the machine's automatic backups that can be deleted, and are neither pinned nor locked."""
     return Snapshot.objects.filter(
         vm=vm,
         run__schedule__origin=BackupSchedule.Origin.AUTOMATIC,
         is_pinned=False,
         state__in=[State.READY, State.FAILED],
-    )
+    ).exclude(locked())
 
 
 def delete_automatic_backups(*, vm: VirtualMachine, user: User, now: datetime | None = None) -> int:
-    """Delete what automatic backups have left, except for pinned backups and those in use. Returns how many.
+    """Delete what automatic backups have left, except for pinned and locked backups and those in use. Returns how many.
 
     Raises InvalidState while automatic backups are on, and PermissionDenied for anybody but an administrator.
     """

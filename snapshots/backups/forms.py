@@ -14,6 +14,7 @@ from cng_portal.inventory.models import Interval, Weekday
 
 from .. import lists
 from ..forms import ChoiceFilter, FilterForm
+from ..locks import MAX_LOCK
 from ..models import BackupSchedule, Kind
 from .schedules import MAX_RETENTION_COUNT, SCHEDULE_FIELDS, InvalidSchedule, clean_schedule_fields
 
@@ -137,6 +138,22 @@ class ScheduleForm(forms.Form):
         if not self.is_bound:
             return {name: self.initial[name] for name in SCHEDULE_FIELDS}
         return {name: self.cleaned_data[name] for name in SCHEDULE_FIELDS} if self.is_valid() else None
+
+
+class LockCopiesForm(forms.Form):
+    lock_days = forms.IntegerField(
+        label=gettext_lazy("Lock each copy for"),
+        required=False,
+        min_value=1,
+        max_value=MAX_LOCK.days,
+        widget=forms.NumberInput(attrs={"inputmode": "numeric"}),
+        help_text=gettext_lazy("From when it is verified. Leave it empty to lock none."),
+        error_messages={
+            "invalid": gettext_lazy("Enter a whole number of days."),
+            "min_value": gettext_lazy("Enter 1 or more days, or leave it empty."),
+            "max_value": gettext_lazy("Enter at most %(limit_value)s days."),
+        },
+    )
 
 
 def zone_name(zone: ZoneInfo) -> str:

@@ -15,7 +15,7 @@ from cng_portal.activity import services as activity
 
 from ..checks import reload_snapshot, require_change
 from ..errors import InvalidState
-from ..models import BackupSchedule, DeletionCause, Kind, Snapshot, State
+from ..models import BackupSchedule, DeletionCause, Kind, Snapshot, State, locked
 from ..services import accept_deletion, uses_of
 
 
@@ -23,14 +23,14 @@ def apply_retention(schedule: BackupSchedule, now: datetime) -> None:
     """Delete the backups that exceed the schedule's retention count. The caller must hold the customer's lock.
 
     Only verified, unpinned backups count, the newest first. Older ones are deleted, including those that failed or are
-    damaged. A backup that is in use stays until the next time.
+    damaged. A backup that is in use or locked stays until the next time.
     """
     backups = Snapshot.objects.filter(run__schedule=schedule, is_pinned=False)
     newest_first = backups.verified().order_by("-run__number").values_list("run__number", flat=True)
     retained = list(newest_first[: schedule.retention_count])
     if len(retained) < schedule.retention_count:
         return
-    older = backups.filter(run__number__lt=retained[-1], state__in=[State.READY, State.FAILED])
+    older = backups.filter(run__number__lt=retained[-1], state__in=[State.READY, State.FAILED]).exclude(locked())
     for backup in older.order_by("-run__number"):
         if not uses_of(backup).exists():
             accept_deletion(backup, at=now, cause=DeletionCause.RETENTION)

@@ -28,6 +28,7 @@ from ..checks import (
 )
 from ..errors import ActionRefused, InvalidState, OutOfSpace
 from ..limits import check_rate_limit
+from ..locks import lock_copy, why_locked
 from ..models import BackupRun, BackupSchedule, DeletionCause, Kind, Operation, Snapshot, State, source_fields
 from ..operations.lifecycle import create_operation
 from ..services import accept_deletion, create_snapshot_row, has_other_disks, retake
@@ -300,13 +301,17 @@ def conclude_run(run: BackupRun, now: datetime) -> None:
     elif backup.state == State.READY:
         damage = [disk.damage for disk in backup.disks.all() if disk.damage]
         if damage:
-            # It is of no use to anybody: its source is still there, and a new one is taken.
-            accept_deletion(backup, at=now, cause=DeletionCause.DAMAGED)
-            reason = _("Verification found it damaged, so it was deleted: %(damage)s")
+            reason = _("Verification found it damaged: %(damage)s")
+            if not why_locked(backup):
+                # It is of no use to anybody: its source is still there, and a new one is taken.
+                accept_deletion(backup, at=now, cause=DeletionCause.DAMAGED)
+                reason = _("Verification found it damaged, so it was deleted: %(damage)s")
             record_failed_try(run, reason % {"damage": " ".join(damage)}, now)
         elif Snapshot.objects.verified().filter(pk=backup.pk).exists():
             run.state, run.finished_at, run.reason = BackupRun.State.DONE, now, ""
             run.save()
+            if run.schedule.lock_days:
+                lock_copy(backup, days=run.schedule.lock_days)
             apply_retention(run.schedule, now)
         else:
             verification = backup.operations.filter(kind=Operation.Kind.VERIFY).first()

@@ -150,6 +150,16 @@ def edit_schedule(
     return schedule
 
 
+def set_lock_days(*, schedule: BackupSchedule, user: User, lock_days: int | None) -> BackupSchedule:
+    """Lock each later copy for so many days from when it is verified, or none. Raises InvalidState."""
+    with transaction.atomic():
+        schedule = lock_schedule(schedule, user)
+        before, schedule.lock_days = schedule.lock_days, lock_days
+        schedule.save(update_fields=["lock_days"])
+        record_action("change", schedule, user, before={"lock_days": before}, after={"lock_days": lock_days})
+    return schedule
+
+
 def pause_schedule(*, schedule: BackupSchedule, user: User, now: datetime | None = None) -> BackupSchedule:
     """Stop runs and retries until the schedule is resumed. No-op if it is paused. Raises InvalidState."""
     now = now or timezone.now()

@@ -6,6 +6,7 @@ Backups themselves are snapshots of kind BACKUP: their list, page and other acti
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -18,7 +19,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
-from cng_portal.accounts.models import User
+from cng_portal.accounts.models import BillingType, User
 from cng_portal.common.pages import page_of
 from cng_portal.common.responses import is_fragment
 from cng_portal.inventory.models import VirtualMachine, Volume
@@ -40,7 +41,7 @@ from snapshots.views.rows import Action
 from snapshots.views.snapshot_list import backup_tabs
 from snapshots.wizard import wizard
 
-from .forms import ScheduleFilterForm, ScheduleForm, zone_name
+from .forms import LockCopiesForm, ScheduleFilterForm, ScheduleForm, zone_name
 from .occurrences import next_occurrence
 from .preview_chart import build_preview_chart, format_day_and_time
 from .retention import pin_backup, unpin_backup
@@ -51,6 +52,7 @@ from .schedules import (
     pause_schedule,
     resume_schedule,
     run_now,
+    set_lock_days,
 )
 
 # --- list --------------------------------------------------------------------------------------------------------------
@@ -124,6 +126,7 @@ def schedule_actions(schedule: BackupSchedule, user: User) -> list[Action]:
         (_("Run now"), "run_schedule", "bolt"),
         (_("Edit"), "edit_schedule", "pencil-square"),
         toggle,
+        (_("Lock every copy"), "lock_schedule", "lock-closed"),
         (_("Delete"), "delete_schedule", "trash"),
     ]
     return [
@@ -308,6 +311,37 @@ def confirm_action(
         "action": request.path,
     }
     return render(request, "snapshots/schedule_action.html", context)
+
+
+@require_http_methods(["GET", "POST"])
+def lock_copies(request: HttpRequest, schedule_id: UUID) -> HttpResponse:
+    """Lock each later copy of the schedule for some days, or none."""
+    schedule = get_changeable_schedule(request.user, schedule_id)
+    form = LockCopiesForm(request.POST or None, initial={"lock_days": schedule.lock_days})
+    save = partial(set_lock_days, schedule=schedule, user=request.user)
+    if saved := submit(request, form, lambda: save(**form.cleaned_data)):
+        if days := saved.lock_days:
+            text = ngettext(
+                "Each later copy is locked for %(days)s day.", "Each later copy is locked for %(days)s days.", days
+            ) % {"days": days}
+        else:
+            text = _("Later copies aren't locked. What is locked stays so until its lock ends.")
+        messages.success(request, text)
+        return redirect("snapshots:schedule", schedule.pk)
+    consequences = [
+        _("What is locked isn't deleted when newer ones replace it, so there may be more of them at a time."),
+        price_sentence(schedule),
+        _("It applies to copies that are verified from now on. Lock earlier ones on their own pages."),
+        _(
+            "An owner of the project or your provider can lift each lock with a reason. Everybody of the account is told."
+        ),
+    ]
+    if schedule.customer.billing_type == BillingType.PREPAID:
+        consequences.append(
+            _("A copy is locked only as long as your credits cover it; if that is less, you are notified.")
+        )
+    context = {"schedule": schedule, "form": form, "consequences": consequences}
+    return render(request, "snapshots/locks/schedule.html", context)
 
 
 @require_http_methods(["GET", "POST"])

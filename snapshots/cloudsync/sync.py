@@ -30,7 +30,7 @@ from cng_portal.common.loops import for_each
 from cng_portal.common.names import MAX_NAME_LENGTH, fold_name, to_name
 from cng_portal.inventory.models import CloudProject, Location, VirtualMachine, Volume
 
-from ..models import DeletionCause, DiskImage, Kind, Operation, Snapshot, State, costs_nothing
+from ..models import DeletionCause, DiskImage, Kind, Operation, Snapshot, State, costs_nothing, locked
 from ..storage.contract import Consistency, Driver, StorageError
 from ..storage.inventory import CloudProjectInfo, CloudServer, CloudSnapshot, CloudVolume, Inventory
 from ..storage.registry import get_driver
@@ -477,8 +477,8 @@ def mark_gone(sync: ProjectSync) -> None:
 
     absent = Exists(sync.disks.filter(sync.unseen, snapshot=OuterRef("pk")))
     gone = sync.snapshots.filter(absent, ready_at__lt=sync.since)
-    sync.report.snapshots_gone += close_external(sync, gone.filter(made_outside=True))
-    missing = gone.filter(made_outside=False, missing_since=None)
+    sync.report.snapshots_gone += close_external(sync, gone.filter(made_outside=True).exclude(locked()))
+    missing = gone.filter(Q(made_outside=False) | Q(locked()), missing_since=None)
     with customer_locked(sync):
         sync.report.snapshots_gone += missing.update(missing_since=sync.since)
     back = sync.snapshots.filter(~absent, missing_since__lt=sync.since)

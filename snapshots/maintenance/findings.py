@@ -47,6 +47,22 @@ EXPLANATIONS = {
             "the portal, which ends its billing, and refund what was charged since it was lost."
         ),
     ),
+    "locked-missing": Explanation(
+        _("A locked snapshot has no data"),
+        _(
+            "Nobody can delete what is locked in the portal, so someone deleted its data outside of it, with access to the "
+            "storage; or a file system isn't mounted, or an older copy of the storage is in use."
+        ),
+        _(
+            "First check that the right file system is mounted. Else treat it as an incident: find out who had access, copy "
+            "the data back from a backup of the storage, and inform the customer."
+        ),
+    ),
+    "lock-broken": Explanation(
+        _("A locked snapshot isn't Ready"),
+        _("The database's triggers refuse that, so someone dropped them or restored rows around them."),
+        _("Treat it as an incident: find out who had access to the database, and whether the snapshot's data is left."),
+    ),
     "volume-missing": Explanation(
         _("A volume has no disk"),
         _("The portal offers this volume for snapshots, but storage doesn't have it: every snapshot will fail."),

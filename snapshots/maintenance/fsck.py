@@ -19,9 +19,21 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from billing.usage import running_usage
+from cng_portal.common.templatetags.portal import minute
 from cng_portal.inventory.models import Location, Volume
 
-from ..models import SERVICE_KINDS, BackupSchedule, DiskImage, Kind, Operation, Snapshot, State, volume_ref
+from ..locks import get_lock
+from ..models import (
+    SERVICE_KINDS,
+    BackupSchedule,
+    DiskImage,
+    Kind,
+    Operation,
+    Snapshot,
+    SnapshotLock,
+    State,
+    volume_ref,
+)
 from ..operations import lifecycle
 from ..storage.contract import (
     GIB,
@@ -103,9 +115,9 @@ class StorageComparison:
             repair = partial(repairs.mark_damaged, disk, str(error)) if is_new else None
             return self.finding("corrupt", subject, str(error), repair)
         except NotFound as error:
-            return self.finding("missing", subject, str(error))
+            return self.finding(missing_code(disk), subject, str(error))
         if info is None:
-            return self.finding("missing", subject, _("Storage has nothing with this ID."))
+            return self.finding(missing_code(disk), subject, _("Storage has nothing with this ID."))
         if differences := list(compare(disk, info)):
             return self.finding("mismatch", subject, "; ".join(differences))
         if disk.snapshot.is_in_bin:  # Neither verified nor marked as damaged until it is put back.
@@ -204,6 +216,10 @@ class StorageComparison:
         return None if is_new else self.finding("orphan", stored.name)
 
 
+def missing_code(disk: DiskImage) -> str:
+    return "locked-missing" if get_lock(disk.snapshot) else "missing"
+
+
 def compare(disk: DiskImage, info: SnapshotInfo) -> Iterator[str]:
     pairs = [
         (_("size in bytes"), disk.size_gb * GIB, info.size_bytes),
@@ -233,6 +249,11 @@ def check_rows(location: Location, now: datetime) -> Iterator[Finding]:
     for damaged in in_pages(incomplete):
         detail = _("Its disks don't add up to its %(size)s GB: a disk's row is missing or another's.")
         yield Finding("mismatch", location.pk, describe(damaged), detail % {"size": damaged.size_gb})
+    broken = SnapshotLock.objects.active().filter(snapshot__location=location).exclude(snapshot__state=State.READY)
+    for lock in in_pages(broken.select_related("snapshot")):
+        detail = _("It is locked until %(time)s, and %(state)s.")
+        values = {"time": minute(lock.until), "state": lock.snapshot.get_state_display()}
+        yield Finding("lock-broken", location.pk, describe(lock.snapshot), detail % values)
     active = Operation.objects.active()
     own = active.filter(snapshot=OuterRef("pk"))
     pending = Snapshot.objects.filter(location=location, state__in=[State.PENDING, State.CREATING])

@@ -1,5 +1,6 @@
 """Snapshots and drafts, the operations on them, and backup schedules."""
 
+from .locks import MAX_REASON_LENGTH, LockMode, SnapshotLock, SnapshotLockQuerySet, locked
 from .operations import CUSTOMER, Operation, OperationQuerySet
 from .schedules import BackupRun, BackupSchedule, source_fields
 from .snapshots import (
@@ -23,6 +24,7 @@ from .snapshots import (
 __all__ = [
     "COUNTED_STATES",
     "CUSTOMER",
+    "MAX_REASON_LENGTH",
     "SERVICE_KINDS",
     "TRANSIENT_STATES",
     "TRANSITIONS",
@@ -32,13 +34,17 @@ __all__ = [
     "DiskImage",
     "Draft",
     "Kind",
+    "LockMode",
     "Operation",
     "OperationQuerySet",
     "Snapshot",
+    "SnapshotLock",
+    "SnapshotLockQuerySet",
     "SnapshotQuerySet",
     "State",
     "costs_nothing",
     "in_storage",
+    "locked",
     "source_fields",
     "usable",
     "volume_ref",

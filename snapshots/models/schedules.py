@@ -101,6 +101,13 @@ class BackupSchedule(models.Model):
     )
     at = models.TimeField(_("time of day"), help_text=_("In the customer's time zone."))
     retention_count = models.PositiveSmallIntegerField(_("backups kept"), default=2, validators=[MinValueValidator(1)])
+    lock_days = models.PositiveSmallIntegerField(
+        _("days locked"),
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(1)],
+        help_text=_("How long each backup is locked from when it was verified. Empty: not at all."),
+    )
     time_zone = models.CharField(_("time zone"), max_length=64, editable=False)
     paused_at = models.DateTimeField(_("paused"), null=True, blank=True)
     next_run_at = models.DateTimeField(_("next run"), null=True, blank=True)

@@ -28,6 +28,7 @@ from cng_portal.notifications.services import notify, project_members
 
 from ..damage import record_damage, record_sound
 from ..files import cataloguing
+from ..locks import why_locked
 from ..models import DiskImage, Kind, Operation, Snapshot, State, usable, volume_ref
 from ..scrub import YIELD_FOR, must_yield
 from ..storage.contract import (
@@ -394,6 +395,9 @@ def clean_up(operation: Operation, lease: Lease) -> None:
 
 
 def delete_disks(snapshot: Snapshot) -> None:
+    """The last check before the storage erases anything. Raises Refused for what is locked."""
+    if reason := why_locked(snapshot):
+        raise Refused(reason)
     for disk in snapshot.disks.select_related("volume"):
         get_driver(snapshot.location).delete_snapshot(disk.ref)
 

@@ -63,6 +63,12 @@ GUIDES = [
         "folder",
     ),
     Guide(
+        "locks",
+        _("Lock a snapshot"),
+        _("Until a day nobody can delete it, not even an administrator."),
+        "lock-closed",
+    ),
+    Guide(
         "billing",
         _("Billing"),
         _("How hours are counted, when billing starts and ends, and an example."),

@@ -20,7 +20,8 @@ from cng_portal.common.templatetags.portal import length_of, poll_seconds
 from cng_portal.inventory.models import Tag, Volume
 from snapshots.labels import tags_of
 from snapshots.lists import LISTS
-from snapshots.models import Kind, Operation, Snapshot, SnapshotQuerySet, State, usable
+from snapshots.locks import can_lift, get_locks, why_not_lockable
+from snapshots.models import Kind, Operation, Snapshot, SnapshotLock, SnapshotQuerySet, State, usable
 from snapshots.restores import irreversible_reasons
 from snapshots.services import can_be_erased
 from snapshots.storage.registry import get_driver
@@ -55,6 +56,7 @@ class SnapshotRow:
     operation: Operation | None
     has_menu: bool
     can_see_source: bool
+    lock: SnapshotLock | None = None
     tags: list[Tag] = field(default_factory=list)
 
     @property
@@ -63,7 +65,7 @@ class SnapshotRow:
 
     @property
     def can_delete(self) -> bool:
-        return self.has_menu and self.snapshot.state in DELETABLE_STATES
+        return self.has_menu and self.snapshot.state in DELETABLE_STATES and self.lock is None
 
     @property
     def poll_seconds(self) -> int:
@@ -107,7 +109,8 @@ def build_rows(snapshots: list[Snapshot], user: User) -> list[SnapshotRow]:
         return []
     operations = active_operations([snapshot.pk for snapshot in snapshots if snapshot.is_transient])
     prices = PriceList.load({snapshot.location_id for snapshot in snapshots})
-    tags = tags_of(Snapshot, [snapshot.pk for snapshot in snapshots])
+    ids = [snapshot.pk for snapshot in snapshots]
+    tags, locks = tags_of(Snapshot, ids), get_locks(ids)
     rows = []
     for snapshot in snapshots:
         price = price_of(snapshot, prices)
@@ -118,6 +121,7 @@ def build_rows(snapshots: list[Snapshot], user: User) -> list[SnapshotRow]:
                 operation=operations.get(snapshot.pk),
                 has_menu=is_changeable(snapshot, user),
                 tags=tags.get(snapshot.pk, []),
+                lock=locks.get(snapshot.pk),
                 can_see_source=snapshot.source.project_id in user.roles,
             )
         )
@@ -157,7 +161,7 @@ class Action:
     danger: bool = False
 
 
-def actions_for(snapshot: Snapshot, user: User) -> list[Action]:
+def actions_for(snapshot: Snapshot, user: User, lock: SnapshotLock | None) -> list[Action]:
     """List what the user can do with the snapshot now. For viewers, at most reading its files."""
     ready = snapshot.state == State.READY and snapshot.missing_since is None
     if not is_changeable(snapshot, user):
@@ -170,20 +174,26 @@ def actions_for(snapshot: Snapshot, user: User) -> list[Action]:
     can_be_pinned = snapshot.kind == Kind.BACKUP or snapshot.is_scheduled
     is_writable = snapshot.source.deleted_at is None and user.can_change(snapshot.source.project_id)
     can_restore = ready and is_writable and not irreversible_reasons([snapshot])
+    can_move = not can_be_pinned and lock is None and len(user.changeable_project_ids) > 1
+    can_lock = not why_not_lockable(snapshot)
+    can_lift_it = lock is not None and can_lift(lock, user, snapshot, at=timezone.now())
     actions = [
         (ready and snapshot.kind != Kind.VOLUME, "new_machine", _("New machine"), "server"),
         (ready, "new_volume", _("New volume"), "circle-stack"),
         (can_restore, "restore", _("Restore"), "arrow-uturn-left"),
         (ready, "files", _("Files"), "list-bullet"),
-        (can_be_pinned and not snapshot.is_pinned, "pin", _("Pin"), "lock-closed"),
-        (can_be_pinned and snapshot.is_pinned, "pin", _("Unpin"), "lock-open"),
+        (can_be_pinned and not snapshot.is_pinned, "pin", _("Pin"), "bookmark"),
+        (can_be_pinned and snapshot.is_pinned, "pin", _("Unpin"), "bookmark-slash"),
+        (can_lock and lock is None, "lock", _("Lock"), "lock-closed"),
+        (can_lock and lock is not None, "lock", _("Lengthen the lock"), "lock-closed"),
+        (can_lift_it, "lift_lock", _("Lift the lock"), "lock-open"),
         (snapshot.state in (State.PENDING, State.CREATING), "cancel_snapshot", _("Cancel"), "x-mark"),
         (True, "rename", _("Rename"), "pencil-square"),
         (True, "labels", _("Tags and note"), "tag"),
         (not can_be_pinned, "expiry", _("Expiry date"), "clock"),
-        (not can_be_pinned and len(user.changeable_project_ids) > 1, "move", _("Move to a project"), "folder"),
+        (can_move, "move", _("Move to a project"), "folder"),
         (ready, "verify", _("Verify"), "shield-check"),
-        (snapshot.state in DELETABLE_STATES, "delete", _("Delete"), "trash"),
+        (snapshot.state in DELETABLE_STATES and lock is None, "delete", _("Delete"), "trash"),
     ]
     return [
         Action(name, label, reverse(f"snapshots:{name}", args=[snapshot.pk]), icon, danger=name == "delete")

@@ -15,6 +15,7 @@ from cng_portal.common.pages import page_of
 from snapshots import lists
 from snapshots.forms import SnapshotFilterForm
 from snapshots.lists import LISTS
+from snapshots.locks import get_lock
 from snapshots.models import BackupSchedule, Kind
 
 from .common import get_snapshot, is_fragment, render_list, with_query
@@ -125,4 +126,6 @@ def menu(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     snapshot = get_snapshot(request.user, snapshot_id)
     if not is_fragment(request):
         return redirect("snapshots:snapshot", snapshot_id)
-    return render(request, "partials/menu_items.html", {"actions": actions_for(snapshot, request.user)})
+    return render(
+        request, "partials/menu_items.html", {"actions": actions_for(snapshot, request.user, get_lock(snapshot))}
+    )

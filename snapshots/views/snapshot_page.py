@@ -17,6 +17,7 @@ from snapshots import restores
 from snapshots.assignment import why_bound_to_project
 from snapshots.labels import tags_of
 from snapshots.lists import LISTS
+from snapshots.locks import can_lift, get_lock
 from snapshots.models import Kind, Operation, Snapshot, State
 from snapshots.storage.registry import get_driver
 
@@ -38,6 +39,7 @@ def snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     snapshot = get_snapshot(user, snapshot_id)
     set_section(request, snapshot)
     disks = list(snapshot.disks.all())
+    lock = get_lock(snapshot)
     operations = Operation.objects.filter(Q(snapshot=snapshot) | Q(safety_snapshot=snapshot))
     rows = build_operation_rows(listed_operations(operations), user)
     source = snapshot.source
@@ -59,7 +61,9 @@ def snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         "operations": rows,
         "poll_seconds": poll_seconds(row.operation for row in rows),
         "is_live": snapshot.is_transient or any(row.operation.is_active for row in rows),
-        "actions": actions_for(snapshot, user),
+        "lock": lock,
+        "can_lift": lock and can_lift(lock, user, snapshot, at=timezone.now()),
+        "actions": actions_for(snapshot, user, lock),
         "why_not_restorable": why_not_restorable,
         "why_bound_to_project": why_bound_to_project(snapshot),
         "can_see_source": source.project_id in user.roles,
@@ -78,6 +82,7 @@ def snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     version = version_of(
         snapshot.state,
         snapshot.bin_until,
+        lock and (lock.pk, lock.until),
         snapshot.damaged_at,
         snapshot.project_id,
         [(row.operation.pk, row.operation.state) for row in rows],

@@ -39,7 +39,7 @@ from cng_portal.notifications.models import Notification
 from snapshots.backups.automatic import switch_automatic_backups
 from snapshots.files import catalogue, cataloguing
 from snapshots.labels import change_labels
-from snapshots.models import BackupSchedule, DiskImage, Draft, Kind, Snapshot, volume_ref
+from snapshots.models import BackupSchedule, DiskImage, Draft, Kind, Snapshot, SnapshotLock, volume_ref
 from snapshots.recycle_bin import put_in_bin
 from snapshots.storage.registry import get_driver
 from snapshots.volumes.charges import start_charging_volume
@@ -55,6 +55,7 @@ from tests.factories import (
     OutgoingMailFactory,
     ProjectFactory,
     SnapshotFactory,
+    SnapshotLockFactory,
     UserFactory,
     VirtualMachineFactory,
     VolumeFactory,
@@ -249,6 +250,7 @@ def put_into_bin(volume: Volume, user: User) -> None:
         charge(snapshot)
         put_in_bin(snapshot, at=timezone.now() - timedelta(days=1, hours=2), user=user)
     charge(SnapshotFactory(name="before-the-audit", requested_by=user, **fields))
+    SnapshotLockFactory(snapshot=SnapshotFactory(name="the books of 2025", requested_by=user, **fields), locked_by=user)
 
 
 def sell_block_storage(location: Location) -> None:
@@ -604,11 +606,23 @@ def of_backups(member: Membership) -> Screens:
     daily, automatic = schedules.get(interval="daily", origin="customer"), schedules.get(origin="automatic")
     paused = schedules.get(interval="monthly")
     copy = Snapshot.objects.filter(kind=Kind.BACKUP).latest("created_at")
+    locked = SnapshotLock.objects.get().snapshot
+    day = (timezone.now() + timedelta(days=90)).date().isoformat()
+    compliance = {"day": day, "mode": "compliance", "cooling_off_hours": "24"}
     pages = {
         "backups": Screen("/backups/?view=table"),
         "backups-cards": Screen("/backups/?view=cards"),
         "backup-copy": Screen(reverse("snapshots:snapshot", args=[copy.pk])),
         "backup-pin": Screen(reverse("snapshots:pin", args=[copy.pk])),
+        "lock": Screen(reverse("snapshots:lock", args=[copy.pk])),
+        "lock-compliance": Screen(reverse("snapshots:lock", args=[copy.pk], query=compliance)),
+        "lock-wrong": Screen(reverse("snapshots:lock", args=[copy.pk], query={"day": "2001-01-01"})),
+        "locked": Screen(reverse("snapshots:snapshot", args=[locked.pk])),
+        "locked-delete": Screen(reverse("snapshots:delete", args=[locked.pk])),
+        "lock-lengthen": Screen(reverse("snapshots:lock", args=[locked.pk])),
+        "lock-lift": Screen(reverse("snapshots:lift_lock", args=[locked.pk])),
+        "lock-lift-wrong": Screen(reverse("snapshots:lift_lock", args=[locked.pk]), submit),
+        "schedule-lock": Screen(reverse("snapshots:lock_schedule", args=[daily.pk])),
         "recycle-bin": Screen("/recycle-bin/"),
         "recycle-bin-nothing-found": Screen("/recycle-bin/?q=nothing"),
         "snapshot-in-bin": Screen(reverse("snapshots:snapshot", args=[binned.pk])),
