@@ -1,6 +1,6 @@
 """The activity log: written with each action, visible to those concerned, immutable, and kept for the required time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 import pytest
@@ -16,7 +16,7 @@ from billing.wallet import grant_credits
 from cng_portal.accounts.models import Project, Role, User
 from cng_portal.activity import services as activity
 from cng_portal.activity.models import Activity, to_text
-from cng_portal.common.responses import cell
+from cng_portal.common.responses import cell, csv_response
 from snapshots import services
 from snapshots.errors import NameTaken
 from tests.accounts.test_sign_in import PASSWORD, sign_in
@@ -265,6 +265,17 @@ def test_the_csv_has_everything_and_no_formula(
 def test_no_cell_begins_a_formula(text: str) -> None:
     assert cell(text) == f"'{text}"
     assert (cell("1=1"), cell(-1)) == ("1=1", -1)
+
+
+def test_an_export_that_fails_is_no_shorter_file() -> None:
+    """The web server ends the response without its last chunk, and the browser reports a failed download."""
+
+    def rows() -> Iterator[list[object]]:
+        yield ["first"]
+        raise OverflowError
+
+    with pytest.raises(OverflowError):
+        list(csv_response("names", ["name"], rows()))
 
 
 def test_sign_ins_are_logged_and_a_new_device_is_notified(project: Project) -> None:
