@@ -28,6 +28,8 @@ register(
         "volume.extend_volume": _("Growth of a volume requested"),
         "volume.delete_volume": _("Volume deleted"),
         "volume.clean_up": _("Cleanup of orphaned files requested"),
+        "volume.bin": _("Volume put in the recycle bin"),
+        "volume.put_back": _("Volume put back from the recycle bin"),
         "volume.rename": _("Volume renamed"),
         "volume.attach": _("Volume attached"),
         "volume.detach": _("Volume detached"),

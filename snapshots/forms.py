@@ -155,10 +155,14 @@ class RenameForm(forms.Form):
     )
 
 
-class PutBackForm(RenameForm):
-    """The name under which something is put back, with what was shown that this costs."""
+class ShownPriceForm(forms.Form):
+    """What was shown that putting something back costs."""
 
     shown_micro = forms.IntegerField(required=False, widget=forms.HiddenInput)
+
+
+class PutBackForm(RenameForm, ShownPriceForm):
+    """The name under which a snapshot is put back."""
 
 
 class VolumeNameForm(forms.Form):

@@ -90,9 +90,10 @@ def volume_quota_use(project: Project) -> list[QuotaUse]:
     """Return the use of the four volume quotas: count and GB, of the customer and of the project."""
     customer = project.customer
     used = _count(Volume.objects.counted().filter(project__customer=customer), project)
+    in_bin = _count(Volume.objects.in_bin().filter(project__customer=customer), project)
     growth = growing_gb(customer.pk)
-    used["gb"] += sum(growth.values())
-    used["project_gb"] += growth.get(project.pk, 0)
+    used["gb"] += in_bin["gb"] + sum(growth.values())
+    used["project_gb"] += in_bin["project_gb"] + growth.get(project.pk, 0)
     return [
         QuotaUse(_("volumes of your account"), used["count"], customer.volume_quota),
         QuotaUse(_("GB of volumes of your account"), used["gb"], customer.volume_gb_quota),
@@ -143,6 +144,12 @@ def check_volume_quota(project_id: UUID, sizes_gb: list[int]) -> None:
     project = Project.objects.select_related("customer").get(pk=project_id)
     for use, more in zip(volume_quota_use(project), (len(sizes_gb), sum(sizes_gb)) * 2, strict=True):
         use.require(more)
+
+
+def check_returned_volume_quota(project: Project) -> None:
+    """Raise QuotaExceeded unless one more volume fits, whose GB are counted already, in the recycle bin."""
+    for use in volume_quota_use(project)[::2]:
+        use.require(1)
 
 
 def check_growth_quota(project_id: UUID, more_gb: int) -> None:

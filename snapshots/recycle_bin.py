@@ -2,17 +2,19 @@
 
 A snapshot in it is Deleted and has `bin_until`: its data is still in storage, its name is free, and it costs nothing.
 Putting it back charges the hours between as if it had never been deleted. `bin_until` is cleared when it is put back or
-erased, by compare-and-set, so that only one of them happens.
+erased, by compare-and-set, so that only one of them happens. `snapshots.volumes.recycle_bin` puts volumes in it and back.
 """
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
 
 import structlog
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Q
+from django.db.models import Q, QuerySet
 from django.db.models.signals import post_save
 from django.dispatch import receiver
 from django.urls import reverse
@@ -28,6 +30,7 @@ from cng_portal.accounts.services import lock_customer
 from cng_portal.activity import services as activity
 from cng_portal.common.names import fold_name, is_same_name
 from cng_portal.common.templatetags.portal import minute
+from cng_portal.inventory.models import Volume
 from cng_portal.monitoring.models import StorageCheck
 from cng_portal.notifications.models import Notification
 from cng_portal.notifications.services import notify, project_members
@@ -42,6 +45,8 @@ logger = structlog.stdlib.get_logger(__name__)
 
 BATCH_SIZE = 200
 
+Binned = Snapshot | Volume
+
 
 def bin_days(customer: Customer) -> int:
     """Return for how many days what is deleted now can be put back; 0: not at all."""
@@ -49,10 +54,13 @@ def bin_days(customer: Customer) -> int:
     return settings.RECYCLE_BIN_DAYS if days is None else days
 
 
-def goes_to_bin(snapshot: Snapshot) -> bool:
+def goes_to_bin(deleted: Binned) -> bool:
     """Return whether deleting it puts it in the recycle bin. What failed or is missing has no data to put back."""
-    is_whole = snapshot.state == State.READY and snapshot.missing_since is None
-    return is_whole and bin_days(snapshot.project.customer) > 0
+    if isinstance(deleted, Volume):
+        is_whole = deleted.state == Volume.State.AVAILABLE
+    else:
+        is_whole = deleted.state == State.READY and deleted.missing_since is None
+    return is_whole and bin_days(deleted.project.customer) > 0
 
 
 def put_in_bin(
@@ -76,9 +84,9 @@ def put_in_bin(
     activity.record(action="snapshot.bin", actor=user, target=snapshot, after={"bin_until": until})
 
 
-def explain_deletion(snapshots: Collection[Snapshot]) -> list[str]:
+def explain_deletion(deleted: Collection[Binned]) -> list[str]:
     """Return sentences on what deleting them does to their data. Their projects must come with their customers."""
-    binned = [snapshot for snapshot in snapshots if goes_to_bin(snapshot)]
+    binned = [row for row in deleted if goes_to_bin(row)]
     lines = []
     if binned:
         days = bin_days(binned[0].project.customer)
@@ -88,7 +96,7 @@ def explain_deletion(snapshots: Collection[Snapshot]) -> list[str]:
                 "It goes to the recycle bin for %(days)s days. Until then you can put it back; then its data is erased.",
                 days,
             )
-            if len(snapshots) == 1
+            if len(deleted) == 1
             else ngettext(
                 "They go to the recycle bin for %(days)s day. Until then you can put them back; then their data is erased.",
                 "They go to the recycle bin for %(days)s days. Until then you can put them back; then their data is erased.",
@@ -96,7 +104,7 @@ def explain_deletion(snapshots: Collection[Snapshot]) -> list[str]:
             )
         )
         lines.append(text % {"days": days})
-    erased = len(snapshots) - len(binned)
+    erased = len(deleted) - len(binned)
     if erased and binned:
         lines.append(
             ngettext(
@@ -129,26 +137,24 @@ class PutBackPrice:
 
 def quote_put_back(snapshot: Snapshot, *, at: datetime) -> PutBackPrice | None:
     """Return what putting it back costs, None if nothing."""
-    last = last_segment(snapshot)
-    is_charged = last and snapshot.is_charged and snapshot.damaged_at is None and not snapshot.costs_nothing
-    if not last or not is_charged:
+    if not snapshot.is_charged or snapshot.damaged_at is not None or snapshot.costs_nothing:
         return None
-    customer = snapshot.project.customer
-    prices = PriceList.load([snapshot.location_id])
-    quote = prices.quote_segment(last, currency=customer.currency, at=at)
-    if quote is None or last.paid_until is None:
+    return quote_resumed(resource_id=snapshot.pk, kind=snapshot.service_kind, at=at)
+
+
+def quote_resumed(*, resource_id: UUID, kind: str, at: datetime) -> PutBackPrice | None:
+    """Return what it costs to charge again what was charged until its deletion; None if it wasn't charged."""
+    segments = UsageSegment.objects.filter(resource_id=resource_id, kind=kind, voided=False).select_related("customer")
+    last = segments.order_by("-started_at").first()
+    if last is None or last.ended_at is None or last.paid_until is None:
+        return None
+    quote = PriceList.load([last.location_id]).quote_segment(last, currency=last.customer.currency, at=at)
+    if quote is None:
         return None
     if at <= last.paid_until:
         return PutBackPrice(quote, 0, 0)
     hours = -((last.paid_until - at) // timedelta(hours=1))
     return PutBackPrice(quote, hours, quote.cost_between(last.paid_until, at))
-
-
-def last_segment(snapshot: Snapshot) -> UsageSegment | None:
-    """Return its last usage, if it was charged until its deletion."""
-    segments = UsageSegment.objects.filter(resource_id=snapshot.pk, kind=snapshot.service_kind, voided=False)
-    last = segments.order_by("-started_at").first()
-    return last if last and last.ended_at is not None else None
 
 
 def put_back(*, snapshot: Snapshot, user: User, name: str = "", shown_micro: int | None = None) -> Snapshot:
@@ -170,9 +176,7 @@ def put_back(*, snapshot: Snapshot, user: User, name: str = "", shown_micro: int
         name = checks.check_name(snapshot.customer_id, name or snapshot.name)
         limits.check_returned_snapshot_quota(snapshot.project)
         price = quote_put_back(snapshot, at=at)
-        if price:
-            checks.check_shown_total(price.gap_micro, shown_micro, price.quote)
-            checks.check_cover(snapshot.project.customer, price.gap_micro + price.quote.hourly_micro, at=at)
+        check_price(price, snapshot.project.customer, shown_micro, at)
         is_expired = snapshot.expires_at is not None and snapshot.expires_at <= at
         is_pinned = snapshot.is_pinned or snapshot.is_scheduled
         Snapshot.objects.in_bin().transition(
@@ -189,12 +193,11 @@ def put_back(*, snapshot: Snapshot, user: User, name: str = "", shown_micro: int
             expires_at=None if is_expired else snapshot.expires_at,
         )
         if price:
-            gap_name = _("%(name)s (put back from the recycle bin)") % {"name": name}
             charge_gap(
                 resource_id=snapshot.pk,
                 kind=snapshot.service_kind,
                 name=name,
-                gap_name=gap_name,
+                gap_name=name_of_gap(name),
                 project=snapshot.project,
                 location=snapshot.location,
                 size_gb=snapshot.size_gb,
@@ -203,6 +206,18 @@ def put_back(*, snapshot: Snapshot, user: User, name: str = "", shown_micro: int
         snapshot.refresh_from_db()
         activity.record(action="snapshot.put_back", actor=user, target=snapshot)
     return snapshot
+
+
+def check_price(price: PutBackPrice | None, customer: Customer, shown_micro: int | None, at: datetime) -> None:
+    """Raise PriceChanged if it is more than the user saw, InsufficientCredit if the credits don't cover it."""
+    if price:
+        checks.check_shown_total(price.gap_micro, shown_micro, price.quote)
+        checks.check_cover(customer, price.gap_micro + price.quote.hourly_micro, at=at)
+
+
+def name_of_gap(name: str) -> str:
+    """Return the name that the hours in the recycle bin have on statements and invoices."""
+    return _("%(name)s (put back from the recycle bin)") % {"name": name}
 
 
 # --- erasing -----------------------------------------------------------------------------------------------------------
@@ -227,46 +242,54 @@ def erase(*, snapshot: Snapshot, user: User, confirmation: str) -> Snapshot:
     return snapshot
 
 
-def start_erasing(snapshot: Snapshot, *, user: User | None = None) -> bool:
+def start_erasing(binned: Binned, *, user: User | None = None) -> bool:
     """Have the storage erase it. Returns False if it has left the recycle bin. The caller must hold the customer's lock."""
-    if not Snapshot.objects.in_bin().filter(pk=snapshot.pk, state=State.DELETED).update(bin_until=None):
-        return False
-    create_operation(kind=Operation.Kind.DELETE, snapshot=snapshot, requested_by=user)
+    in_bin = in_bin_of(binned)
+    if isinstance(binned, Volume):
+        if not in_bin.update(bin_until=None, deleted_at=None):
+            return False
+        create_operation(kind=Operation.Kind.DELETE_VOLUME, volume=binned, requested_by=user)
+    else:
+        if not in_bin.filter(state=State.DELETED).update(bin_until=None):
+            return False
+        create_operation(kind=Operation.Kind.DELETE, snapshot=binned, requested_by=user)
     return True
 
 
 def erase_due(*, now: datetime) -> int:
     """Erase what has been in the recycle bin until its time. Returns how many."""
-    due = Snapshot.objects.in_bin().filter(bin_until__lte=now).order_by("bin_until")
-    return sum(_try_to_erase(snapshot, now=now) for snapshot in due[:BATCH_SIZE])
+    snapshots = Snapshot.objects.in_bin().filter(bin_until__lte=now).order_by("bin_until")
+    volumes = Volume.objects.in_bin().filter(bin_until__lte=now).order_by("bin_until").select_related("project")
+    due: list[Binned] = [*snapshots[:BATCH_SIZE], *volumes[:BATCH_SIZE]]
+    return sum(_try_to_erase(binned, now=now) for binned in due)
 
 
-def _try_to_erase(snapshot: Snapshot, *, now: datetime) -> bool:
+def _try_to_erase(binned: Binned, *, now: datetime) -> bool:
     try:
-        return _erase(snapshot, now=now)
+        return _erase(binned, now=now)
     except Exception:
-        logger.exception("bin.erasing_failed", snapshot_id=str(snapshot.pk))
+        logger.exception("bin.erasing_failed", **{f"{binned._meta.model_name}_id": str(binned.pk)})
         return False
 
 
-def _erase(snapshot: Snapshot, *, now: datetime) -> bool:
+def _erase(binned: Binned, *, now: datetime) -> bool:
     """Erase it unless it was put back, or may stay longer."""
     with transaction.atomic():
-        lock_customer(snapshot.customer_id)
-        snapshot = checks.reload_snapshot(snapshot)
-        lengthen([snapshot], bin_days(snapshot.project.customer))  # The default may have changed.
-        snapshot.refresh_from_db(fields=["bin_until"])
-        if snapshot.bin_until is None or snapshot.bin_until > now:
+        lock_customer(binned.customer_id)
+        binned = reload(binned)
+        lengthen([binned], bin_days(binned.project.customer))  # The default may have changed.
+        binned.refresh_from_db(fields=["bin_until"])
+        if binned.bin_until is None or binned.bin_until > now:
             return False
-        return start_erasing(snapshot)
+        return start_erasing(binned)
 
 
-def lengthen(snapshots: Iterable[Snapshot], days: int) -> None:
+def lengthen(rows: Iterable[Binned], days: int) -> None:
     """Let what is in the recycle bin stay for `days` since its deletion, unless it stays for longer already."""
-    for snapshot in snapshots:
-        assert snapshot.delete_requested_at is not None  # held by the constraint snapshot_state_instants
-        until = snapshot.delete_requested_at + timedelta(days=days)
-        Snapshot.objects.in_bin().filter(pk=snapshot.pk, bin_until__lt=until).update(bin_until=until)
+    for binned in rows:
+        assert binned.delete_requested_at is not None  # held by constraints on the states' instants
+        until = binned.delete_requested_at + timedelta(days=days)
+        in_bin_of(binned).filter(bin_until__lt=until).update(bin_until=until)
 
 
 @receiver(post_save, sender=Customer)
@@ -274,6 +297,17 @@ def lengthen_for_customer(instance: Customer, **kwargs: object) -> None:
     """Let a longer time count at once. A shorter one counts for what is deleted later."""
     if instance.recycle_bin_days:
         lengthen(Snapshot.objects.in_bin().filter(customer=instance), instance.recycle_bin_days)
+        lengthen(Volume.objects.in_bin().filter(project__customer=instance), instance.recycle_bin_days)
+
+
+def in_bin_of(binned: Binned) -> QuerySet[Any]:
+    """Return its row, as long as it is in the recycle bin."""
+    return type(binned).objects.in_bin().filter(pk=binned.pk)
+
+
+def reload(binned: Binned) -> Binned:
+    """Read the row again, after the customer's lock was taken."""
+    return checks.reload_source(binned) if isinstance(binned, Volume) else checks.reload_snapshot(binned)
 
 
 # --- free space -------------------------------------------------------------------------------------------------------
@@ -287,42 +321,60 @@ def free_space(*, now: datetime) -> int:
     wanted = settings.RECYCLE_BIN_FREE_GB * GIB
     erased = 0
     for check in StorageCheck.objects.filter(free_bytes__lt=wanted, error=""):
-        deletions = Operation.objects.filter(kind=Operation.Kind.DELETE, snapshot__location=check.location_id)
+        kinds = [Operation.Kind.DELETE, Operation.Kind.DELETE_VOLUME]
+        here = Q(snapshot__location=check.location_id) | Q(volume__location=check.location_id)
+        deletions = Operation.objects.filter(here, kind__in=kinds)
         if deletions.filter(Q(finished_at=None) | Q(finished_at__gte=check.checked_at)).exists():
             continue
         missing = wanted - (check.free_bytes or 0)
-        oldest = Snapshot.objects.in_bin().filter(location=check.location_id).order_by("delete_requested_at", "pk")
-        for snapshot in oldest.prefetch_related("disks")[:BATCH_SIZE]:
+        for binned in oldest_in(check.location_id):
             if missing <= 0:
                 break
-            missing -= sum(disk.allocated_bytes or 0 for disk in snapshot.disks.all())
+            missing -= bytes_freed(binned)
             try:
-                erased += _erase_early(snapshot)
+                erased += _erase_early(binned)
             except Exception:
-                logger.exception("bin.erasing_failed", snapshot_id=str(snapshot.pk))
+                logger.exception("bin.erasing_failed", **{f"{binned._meta.model_name}_id": str(binned.pk)})
     return erased
 
 
-def _erase_early(snapshot: Snapshot) -> bool:
+def oldest_in(location_id: str) -> list[Binned]:
+    snapshots = Snapshot.objects.in_bin().filter(location=location_id).order_by("delete_requested_at", "pk")
+    volumes = Volume.objects.in_bin().filter(location=location_id).order_by("delete_requested_at", "pk")
+    oldest: list[Binned] = [
+        *snapshots.prefetch_related("disks")[:BATCH_SIZE],
+        *volumes.select_related("project", "location")[:BATCH_SIZE],
+    ]
+    return sorted(oldest, key=lambda binned: (binned.delete_requested_at, binned.pk))
+
+
+def bytes_freed(binned: Binned) -> int:
+    """Return how many bytes erasing it frees at most. If it frees less, the next measurement has more erased."""
+    if isinstance(binned, Volume):
+        return binned.size_gb * GIB
+    return sum(disk.allocated_bytes or 0 for disk in binned.disks.all())
+
+
+def _erase_early(binned: Binned) -> bool:
     with transaction.atomic():
-        lock_customer(snapshot.customer_id)
-        snapshot = checks.reload_snapshot(snapshot)
-        until = snapshot.bin_until
-        if until is None or not start_erasing(snapshot):
+        lock_customer(binned.customer_id)
+        binned = reload(binned)
+        until = binned.bin_until
+        if until is None or not start_erasing(binned):
             return False
 
         def message() -> tuple[str, str]:
-            return _("“%(name)s” left the recycle bin early") % {"name": snapshot.name}, _(
+            return _("“%(name)s” left the recycle bin early") % {"name": binned.name}, _(
                 "The storage of %(location)s is short of space, so the oldest in the recycle bin were erased. It would have "
                 "stayed until %(time)s. It can't be put back any more."
-            ) % {"location": snapshot.location_id, "time": minute(until)}
+            ) % {"location": binned.location_id, "time": minute(until)}
 
         notify(
-            users=project_members(snapshot.project),
-            key=f"bin-room:{snapshot.pk}:{until.isoformat()}",
+            users=project_members(binned.project),
+            key=f"bin-room:{binned.pk}:{until.isoformat()}",
             level=Notification.Level.WARNING,
             message=message,
-            url=reverse("snapshots:snapshot", args=[snapshot.pk]),
+            url=reverse(f"snapshots:{binned._meta.model_name}", args=[binned.pk]),
         )
-    logger.warning("bin.erased_early", location=snapshot.location_id, snapshot_id=str(snapshot.pk))
+    logger.warning("bin.erased_early", location=binned.location_id, **{f"{binned._meta.model_name}_id": str(binned.pk)})
     return True

@@ -169,6 +169,13 @@ class VolumeFactory(DjangoModelFactory):
             )
         )
         gone = factory.Trait(deleted_at=factory.LazyFunction(timezone.now))
+        # in the recycle bin for another week
+        binned = factory.Trait(
+            state=Volume.State.DELETING,
+            delete_requested_at=factory.LazyFunction(timezone.now),
+            deleted_at=factory.SelfAttribute("delete_requested_at"),
+            bin_until=factory.LazyFunction(lambda: timezone.now() + timedelta(days=7)),
+        )
 
     project = factory.SubFactory(ProjectFactory)
     location = factory.SubFactory(LocationFactory)

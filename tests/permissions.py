@@ -129,6 +129,21 @@ TABLE: dict[str, list[Row]] = {
         Row(
             "snapshots:erase", "Delete a snapshot in the recycle bin for good", CHANGE, BOTH, {"snapshot_id": "binned"}
         ),
+        Row("snapshots:volumes_in_bin", "List the volumes in the recycle bin", SIGNED_IN),
+        Row(
+            "snapshots:put_back_volume",
+            "Put a volume back from the recycle bin",
+            CHANGE,
+            BOTH,
+            {"volume_id": "binned_volume"},
+        ),
+        Row(
+            "snapshots:erase_volume",
+            "Delete a volume in the recycle bin for good",
+            CHANGE,
+            BOTH,
+            {"volume_id": "binned_volume"},
+        ),
     ],
     "Instances": [
         Row("snapshots:machines", "List instances", SIGNED_IN),

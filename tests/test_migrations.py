@@ -41,6 +41,8 @@ ALLOWED: dict[tuple[str, str], str] = {
         "0014_recycle_bin",
     ): "triggers that let alone what isn't in the recycle bin, which the old version has not",
     ("snapshots", "0016_locks"): "triggers that let alone what isn't locked, and the old version locks nothing",
+    ("inventory", "0007_recycle_bin"): "a trigger that lets alone what isn't in the recycle bin",
+    ("snapshots", "0017_volumes_in_bin"): "a trigger that lets alone what isn't in the recycle bin",
     ("snapshots", "0009_snapshot_size"): "a trigger that refuses only what fails when its usage starts",
     ("snapshots", "0012_catalogues"): "a check that allows more; a unique index of a kind that no operation has yet",
 }

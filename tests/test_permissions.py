@@ -39,6 +39,7 @@ from tests.factories import (
     SnapshotLockFactory,
     UserFactory,
     VMSnapshotFactory,
+    VolumeFactory,
 )
 from tests.permissions import (
     ADMINISTER,
@@ -124,6 +125,7 @@ def world(storage_root: Path) -> SimpleNamespace:
         binned=SnapshotFactory(volume=snapshot.volume, binned=True),
         locked=lock.snapshot,
         lock=lock,
+        binned_volume=VolumeFactory(project=snapshot.project, location=snapshot.location, binned=True),
         vm_snapshot=VMSnapshotFactory(vm=snapshot.volume.vm),
         backup=BackupFactory(vm=snapshot.volume.vm),
         schedule=BackupScheduleFactory(vm=snapshot.volume.vm),

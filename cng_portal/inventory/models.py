@@ -221,6 +221,15 @@ class VolumeQuerySet(OwnedQuerySet):
         """Return the volumes that count towards quotas: not those whose deletion was accepted."""
         return self.present().filter(delete_requested_at=None)
 
+    def in_bin(self) -> Self:
+        """Return the volumes in the recycle bin."""
+        return self.filter(bin_until__isnull=False)
+
+    def in_storage(self) -> Self:
+        """Return the volumes whose data has to be in storage."""
+        is_available = Q(deleted_at=None, state=Volume.State.AVAILABLE)
+        return self.filter(is_available | Q(bin_until__isnull=False))
+
 
 def once_in_the_cloud(name: str) -> models.UniqueConstraint:
     return models.UniqueConstraint(
@@ -335,7 +344,8 @@ class Volume(models.Model):
 
     `available_at` is when it became usable and its charge began, unknown if that was before these times were recorded.
     `delete_requested_at` is when its deletion was accepted and the charge ended, `deleted_at` when the storage had deleted
-    it. One whose creation failed is in ERROR and has a `deleted_at`, so that it is listed nowhere.
+    it. One whose creation failed is in ERROR and has a `deleted_at`, so that it is listed nowhere. One in the recycle bin
+    has a `deleted_at` and a `bin_until`: until then its data is in storage, and it can be put back.
     """
 
     class State(models.TextChoices):
@@ -380,6 +390,7 @@ class Volume(models.Model):
     available_at = models.DateTimeField(_("available"), null=True, blank=True, editable=False)
     delete_requested_at = models.DateTimeField(_("deletion accepted"), null=True, blank=True, editable=False)
     deleted_at = models.DateTimeField(_("deleted"), null=True, blank=True)
+    bin_until = models.DateTimeField(_("in the recycle bin until"), null=True, blank=True, editable=False)
 
     tags = models.ManyToManyField(Tag, verbose_name=_("tags"), blank=True, related_name="volumes")
     # Nullable, so that SQLite adds the column without rebuilding the table.
@@ -391,7 +402,10 @@ class Volume(models.Model):
         verbose_name = _("volume")
         verbose_name_plural = _("volumes")
         ordering = ["name", "id"]
-        indexes = [models.Index(fields=["project", "name", "id"], name="inventory_volume_by_name")]
+        indexes = [
+            models.Index(fields=["project", "name", "id"], name="inventory_volume_by_name"),
+            models.Index(fields=["bin_until"], condition=Q(bin_until__isnull=False), name="inventory_volume_bin_due"),
+        ]
         constraints = [
             models.CheckConstraint(
                 condition=Q(size_gb__gte=1, size_gb__lte=MAX_VOLUME_GB),
@@ -419,3 +433,7 @@ class Volume(models.Model):
     def is_deleted(self) -> bool:
         """Return whether it existed and no longer does, unlike one whose creation failed."""
         return self.deleted_at is not None and self.state != self.State.ERROR
+
+    @property
+    def is_in_bin(self) -> bool:
+        return self.bin_until is not None

@@ -140,7 +140,7 @@ class StorageComparison:
         return info
 
     def find_missing_volumes(self) -> Iterator[Finding]:
-        volumes = Volume.objects.present().filter(location=self.location, state=Volume.State.AVAILABLE)
+        volumes = Volume.objects.in_storage().filter(location=self.location)
         for volume in in_pages(volumes):
             self.progress(1)
             try:
@@ -196,7 +196,7 @@ class StorageComparison:
 
     def check_stored_volume(self, stored: StoredObject, volume: Volume) -> Finding | None:
         if volume.state == Volume.State.ERROR or volume.deleted_at:
-            if is_being_worked_on(volume.pk):
+            if volume.is_in_bin or is_being_worked_on(volume.pk):
                 return None
             # A failed one may have become available since the database's backup, one whose deletion was accepted can't.
             is_final = volume.delete_requested_at is not None

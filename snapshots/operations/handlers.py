@@ -405,7 +405,7 @@ def delete_disks(snapshot: Snapshot) -> None:
 def is_needed(uuid: UUID) -> bool:
     """Return whether a usable disk image or volume has this ID, so that its files aren't orphaned."""
     image = DiskImage.objects.filter(Q(snapshot__state=State.READY) | Q(snapshot__bin_until__isnull=False), pk=uuid)
-    return image.exists() or Volume.objects.present().filter(pk=uuid, state=Volume.State.AVAILABLE).exists()
+    return image.exists() or Volume.objects.in_storage().filter(pk=uuid).exists()
 
 
 # --- failure ---------------------------------------------------------------------------------------------------------

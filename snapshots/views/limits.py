@@ -37,9 +37,11 @@ def with_usage(owners: QuerySet, field: str) -> QuerySet:
     in_bin = Snapshot.objects.in_bin().filter(**{field: OuterRef("pk")}).order_by().values(field)
     owner = "project__customer" if field == "customer" else field
     volumes = Volume.objects.present().filter(**{owner: OuterRef("pk")}).order_by().values(owner)
+    volumes_in_bin = Volume.objects.in_bin().filter(**{owner: OuterRef("pk")}).order_by().values(owner)
     return owners.annotate(
         volume_count=Coalesce(Subquery(volumes.annotate(n=Count("pk")).values("n")), 0),
-        volume_gb=Coalesce(Subquery(volumes.annotate(n=Sum("size_gb")).values("n")), 0),
+        volume_gb=Coalesce(Subquery(volumes.annotate(n=Sum("size_gb")).values("n")), 0)
+        + Coalesce(Subquery(volumes_in_bin.annotate(n=Sum("size_gb")).values("n")), 0),
         snapshot_count=Coalesce(Subquery(counted.annotate(n=Count("pk")).values("n")), 0),
         snapshot_gb=Coalesce(Subquery(counted.annotate(n=Sum("size_gb")).values("n")), 0)
         + Coalesce(Subquery(in_bin.annotate(n=Sum("size_gb")).values("n")), 0),

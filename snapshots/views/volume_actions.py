@@ -24,6 +24,7 @@ from cng_portal.inventory.models import Volume
 from snapshots import checks, limits
 from snapshots.forms import AttachForm, ConfirmationForm, GrowForm, VolumeNameForm
 from snapshots.models import COUNTED_STATES, BackupSchedule, Snapshot, costs_nothing
+from snapshots.recycle_bin import explain_deletion, goes_to_bin
 from snapshots.storage.registry import get_driver
 from snapshots.volumes import services as volume_services
 from snapshots.volumes.charges import quote_volumes
@@ -38,10 +39,13 @@ def get_volume(user: User, volume_id: UUID) -> Volume:
     return get_object_or_404(Volume.objects.visible_to(user).select_related(*VOLUME_RELATED), pk=volume_id)
 
 
-def get_changeable_volume(request: HttpRequest, volume_id: UUID) -> Volume:
-    """Return the volume for an action. 404 for strangers and deleted volumes, 403 with an explanation for viewers."""
+def get_changeable_volume(request: HttpRequest, volume_id: UUID, *, in_bin: bool = False) -> Volume:
+    """Return the volume for an action. 404 for strangers and deleted volumes, 403 with an explanation for viewers.
+
+    `in_bin` also returns one in the recycle bin.
+    """
     volume = get_volume(request.user, volume_id)
-    if volume.deleted_at:
+    if volume.deleted_at and not (in_bin and volume.is_in_bin):
         raise Http404
     checks.require_change(request.user, volume.project_id)
     return volume
@@ -177,7 +181,9 @@ def detach_volume(request: HttpRequest, volume_id: UUID) -> HttpResponse:
 
 @require_http_methods(["GET", "POST"])
 def delete_volume(request: HttpRequest, volume_id: UUID) -> HttpResponse:
-    volume = get_changeable_volume(request, volume_id)
+    volume = get_changeable_volume(request, volume_id, in_bin=True)
+    if volume.is_in_bin:  # Sent twice: its page says where it is.
+        return redirect("snapshots:volume", volume_id)
     form = ConfirmationForm(
         request.POST or None,
         label=_("Type the volume's name, %(name)s, to confirm") % {"name": volume.name},
@@ -186,9 +192,13 @@ def delete_volume(request: HttpRequest, volume_id: UUID) -> HttpResponse:
     )
     delete = partial(volume_services.request_volume_deletion, volume=volume, user=request.user)
     price = quote_volumes([volume], at=timezone.now()).get(volume.pk)
-    if submit(request, form, lambda: delete(confirmation=form.cleaned_data["confirmation"])):
+    if deleted := submit(request, form, lambda: delete(confirmation=form.cleaned_data["confirmation"])):
         text = (
-            _("“%(name)s” is being deleted. You no longer pay for it.") if price else _("“%(name)s” is being deleted.")
+            _("“%(name)s” is in the recycle bin. You can put it back.")
+            if deleted.is_in_bin
+            else _("“%(name)s” is being deleted. You no longer pay for it.")
+            if price
+            else _("“%(name)s” is being deleted.")
         )
         messages.success(request, text % {"name": volume.name})
         return redirect("snapshots:volume", volume.pk)
@@ -198,12 +208,13 @@ def delete_volume(request: HttpRequest, volume_id: UUID) -> HttpResponse:
         "reason": volume_services.why_not_deletable(volume),
         "can_detach": volume_services.machine_of(volume) is not None and not volume_services.why_not_detachable(volume),
         "consequences": deletion_consequences(volume, price, request.user),
+        "is_final": not goes_to_bin(volume),
     }
     return render(request, "snapshots/volumes/delete.html", context)
 
 
 def deletion_consequences(volume: Volume, price: Quote | None, user: User) -> list[str]:
-    consequences = [_("Its data is erased. This can't be undone, not even by support.")]
+    consequences = explain_deletion([volume])
     if price:
         consequences.append(
             _("You stop paying %(hourly)s an hour, about %(monthly)s a month.")
@@ -217,7 +228,8 @@ def deletion_consequences(volume: Volume, price: Quote | None, user: User) -> li
     snapshots = Snapshot.objects.filter(volume=volume, deleted_at=None, state__in=COUNTED_STATES)
     count = snapshots.count()
     if not count:
-        consequences.append(_("It has no snapshots of its own, so its data can't be recovered."))
+        if not goes_to_bin(volume):
+            consequences.append(_("It has no snapshots of its own, so its data can't be recovered."))
         return consequences
     consequences.append(
         ngettext(

@@ -163,6 +163,7 @@ def volume(request: HttpRequest, volume_id: UUID) -> HttpResponse:
         volume.state,
         volume.size_gb,
         volume.deleted_at,
+        volume.bin_until,
         [(operation.pk, operation.state) for operation in operations],
         [(snapshot.pk, snapshot.state) for snapshot in snapshots],
     )

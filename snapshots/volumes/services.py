@@ -27,9 +27,11 @@ from ..backups.ending import end_schedules_of
 from ..errors import InvalidState, NameTaken, OutOfSpace, SourceUnavailable, WrongConfirmation
 from ..models import DiskImage, Draft, Operation, in_storage
 from ..operations.lifecycle import create_operation
+from ..recycle_bin import goes_to_bin
 from ..storage.contract import StorageError
 from ..storage.registry import get_driver
 from .charges import stop_charging_volume
+from .recycle_bin import put_in_bin
 
 # --- create ----------------------------------------------------------------------------------------------------------
 
@@ -324,7 +326,8 @@ def why_cloud_attaches(volume: Volume) -> str:
 def request_volume_deletion(*, volume: Volume, user: User, confirmation: str) -> Volume:
     """Accept the deletion, which ends the charge and the schedules at once. Its snapshots stay. No-op if already accepted.
 
-    `confirmation` has to be the volume's name. Raises InvalidState, WrongConfirmation.
+    It goes to the recycle bin unless that is turned off. `confirmation` has to be the volume's name. Raises InvalidState,
+    WrongConfirmation.
     """
     with transaction.atomic():
         volume = lock_volume(volume, user)
@@ -337,11 +340,14 @@ def request_volume_deletion(*, volume: Volume, user: User, confirmation: str) ->
                 _("That is not the volume's name. Type “%(name)s” to delete it.") % {"name": volume.name}
             )
         at = timezone.now()
-        accepted = Volume.objects.filter(pk=volume.pk, state=volume.state, delete_requested_at=None)
-        accepted.update(state=Volume.State.DELETING, delete_requested_at=at)
+        if goes_to_bin(volume):
+            put_in_bin(volume, at=at, user=user)
+        else:
+            accepted = Volume.objects.filter(pk=volume.pk, state=volume.state, delete_requested_at=None)
+            accepted.update(state=Volume.State.DELETING, delete_requested_at=at)
+            create_operation(kind=Operation.Kind.DELETE_VOLUME, volume=volume, requested_by=user)
         stop_charging_volume(volume, at=at)
         end_schedules_of(volume, at)
-        create_operation(kind=Operation.Kind.DELETE_VOLUME, volume=volume, requested_by=user)
     volume.refresh_from_db()
     return volume
 
@@ -432,6 +438,8 @@ def machine_of(volume: Volume) -> VirtualMachine | None:
 
 
 def why_gone(volume: Volume) -> str:
+    if volume.is_in_bin:
+        return _("“%(name)s” is in the recycle bin. Put it back first.") % {"name": volume.name}
     if volume.deleted_at:
         return _("“%(name)s” has been deleted.") % {"name": volume.name}
     if volume.delete_requested_at:

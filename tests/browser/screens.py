@@ -240,7 +240,7 @@ def fill(member: Membership, storage_root: Path) -> None:
 
 
 def put_into_bin(volume: Volume, user: User) -> None:
-    """Two deleted by their user: the name of one is taken again."""
+    """Two snapshots deleted by their user: the name of one is taken again. And a volume."""
     Customer.objects.filter(pk=volume.project.customer_id).update(recycle_bin_days=7)
     volume.project.customer.recycle_bin_days = 7
     taken_at = timezone.now() - timedelta(days=9)
@@ -251,6 +251,7 @@ def put_into_bin(volume: Volume, user: User) -> None:
         put_in_bin(snapshot, at=timezone.now() - timedelta(days=1, hours=2), user=user)
     charge(SnapshotFactory(name="before-the-audit", requested_by=user, **fields))
     SnapshotLockFactory(snapshot=SnapshotFactory(name="the books of 2025", requested_by=user, **fields), locked_by=user)
+    VolumeFactory(name="scratch", project=volume.project, location=volume.location, size_gb=120, binned=True)
 
 
 def sell_block_storage(location: Location) -> None:
@@ -603,6 +604,7 @@ def of_backups(member: Membership) -> Screens:
     binned, name_taken = (
         Snapshot.objects.in_bin().get(name=name) for name in ("accounts of the quarter", "before-the-audit")
     )
+    binned_volume = Volume.objects.in_bin().get()
     daily, automatic = schedules.get(interval="daily", origin="customer"), schedules.get(origin="automatic")
     paused = schedules.get(interval="monthly")
     copy = Snapshot.objects.filter(kind=Kind.BACKUP).latest("created_at")
@@ -630,6 +632,10 @@ def of_backups(member: Membership) -> Screens:
         "put-back-name-taken": Screen(reverse("snapshots:put_back", args=[name_taken.pk])),
         "erase": Screen(reverse("snapshots:erase", args=[binned.pk])),
         "erase-wrong": Screen(reverse("snapshots:erase", args=[binned.pk]), submit),
+        "recycle-bin-volumes": Screen("/recycle-bin/volumes/"),
+        "volume-in-bin": Screen(reverse("snapshots:volume", args=[binned_volume.pk])),
+        "put-back-volume": Screen(reverse("snapshots:put_back_volume", args=[binned_volume.pk])),
+        "erase-volume": Screen(reverse("snapshots:erase_volume", args=[binned_volume.pk])),
         "schedules": Screen("/backups/schedules/"),
         "schedules-nothing-found": Screen("/backups/schedules/?q=nothing"),
         "schedule": Screen(reverse("snapshots:schedule", args=[daily.pk])),

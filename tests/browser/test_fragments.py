@@ -232,6 +232,7 @@ def test_every_fragment_equals_its_page(
         "/snapshots/vm/",
         "/backups/",
         "/recycle-bin/",
+        "/recycle-bin/volumes/",
         "/backups/schedules/",
         "/backups/schedules/?q=nothing-like-it",
         "/volumes/",

@@ -46,11 +46,6 @@ NOW = datetime(2040, 3, 5, 10, 17, 23, tzinfo=UTC)
 
 
 @pytest.fixture(autouse=True)
-def days_in_the_bin(settings: Any) -> None:
-    settings.RECYCLE_BIN_DAYS = 7
-
-
-@pytest.fixture(autouse=True)
 def recycle_bin_days(settings: Any) -> None:
     settings.RECYCLE_BIN_DAYS = 7
 
