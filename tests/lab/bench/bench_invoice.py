@@ -13,7 +13,7 @@ from django.urls import reverse
 
 from billing import closing
 from billing.models import Invoice, ServiceKind, UsageSegment
-from billing.packages import create_package
+from billing.pricing.packages import create_package
 from tests.factories import CustomerFactory, LocationFactory, ProjectFactory, UserFactory
 from tests.lab.bench import Measure
 
