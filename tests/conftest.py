@@ -1,5 +1,6 @@
 """Fixtures for every test: a data folder of its own with the storage, signed-in clients, and Chromium."""
 
+import gc
 import json
 import os
 import re
@@ -89,6 +90,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if browser_tests and NO_BROWSER:
         items[:] = [item for item in items if item not in browser_tests]
         config.hook.pytest_deselected(items=browser_tests)
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector what stays until the end: it would look through all modules again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

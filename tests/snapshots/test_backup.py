@@ -37,6 +37,7 @@ from snapshots.maintenance import archive
 from snapshots.maintenance.database import secret_tables
 from snapshots.maintenance.restore import refuse_existing
 from snapshots.models import Operation, Snapshot, State
+from tests import forked
 from tests.factories import MembershipFactory, NotificationFactory, OutgoingMailFactory, UserFactory, VolumeFactory
 from tests.snapshots.disks import holds, put_volume, run_active_operations, sell_everywhere
 
@@ -83,7 +84,8 @@ def elsewhere(process_environment: dict[str, str], tmp_path: Path) -> Iterator[M
     """elsewhere(*words) runs `manage.py words` on an empty database of the same kind, with the same storage."""
     name = f"elsewhere_{uuid4().hex[:12]}"
     if connection.vendor == "sqlite":
-        url = f"sqlite:///{tmp_path / name}"
+        name = str(tmp_path / name)
+        url = f"sqlite:///{name}"
     else:
         base, _, query = process_environment["DATABASE_URL"].partition("?")
         url = f"{base.rpartition('/')[0]}/{name}" + (f"?{query}" if query else "")
@@ -91,21 +93,24 @@ def elsewhere(process_environment: dict[str, str], tmp_path: Path) -> Iterator[M
             cursor.execute(f"CREATE DATABASE {name}")
     data = tmp_path / "elsewhere"
     data.mkdir()
+    changes: dict[str, Any] = {"DATA_DIR": data}
 
-    environment: dict[str, str] = {}
+    def manage(*words: object) -> subprocess.CompletedProcess:
+        return forked.manage(*words, database=name, **changes)
 
-    def manage(*secret_words: object) -> subprocess.CompletedProcess:
+    def manage_in_new_process(*words: object) -> subprocess.CompletedProcess:
         there = {"DATABASE_URL": url, "DATA_DIR": str(data), "LOG_LEVEL": "ERROR"}
         return subprocess.run(
-            [sys.executable, "manage.py", *map(str, secret_words)],
-            env=process_environment | there | environment,
+            [sys.executable, "manage.py", *map(str, words)],
+            env=process_environment | there,
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
         )
 
     manage.query = lambda sql: query_elsewhere(url, sql)  # type: ignore[attr-defined]
-    manage.data, manage.environment = data, environment  # type: ignore[attr-defined]
+    manage.data, manage.changes = data, changes  # type: ignore[attr-defined]
+    manage.in_new_process = manage_in_new_process  # type: ignore[attr-defined]
     yield manage
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:
@@ -135,7 +140,7 @@ def test_a_restored_portal_is_identical_and_consistent(
 ) -> None:
     backup(file)
     assert file.stat().st_mode & 0o777 == 0o600
-    restored = elsewhere("restore", file)
+    restored = elsewhere.in_new_process("restore", file)
     assert restored.returncode == 0, restored.stderr
     assert "Restored the portal's state of" in restored.stdout
     assert elsewhere.query("SELECT name, state, size_gb FROM snapshots_snapshot") == [("monday", "ready", 1)]
@@ -249,11 +254,12 @@ def test_a_storage_that_is_not_set_up_is_reported_first(
 ) -> None:
     restores.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
     backup(file)
-    elsewhere.environment["STORAGE"] = json.dumps({"other": {"driver": "snapshots.storage.local.LocalDriver"}})
+    other = {"driver": "snapshots.storage.local.LocalDriver", "options": {}}
+    elsewhere.changes["STORAGE"] = {"other": other}
     refused = elsewhere("restore", file)
     assert refused.returncode != 0 and "before you start the portal" in refused.stderr
     assert "Traceback" not in refused.stderr
-    elsewhere.environment.pop("STORAGE")
+    del elsewhere.changes["STORAGE"]
     restored = elsewhere("restore", file, "--over-existing")
     assert "Failed unfinished restores of volumes, and notified users: 1" in restored.stdout, restored.stderr
 

@@ -89,6 +89,7 @@ def survives(work: Callable[[Steps], None], kill_at: int) -> bool:
     connections.close_all()
     if connection.vendor == "postgresql":
         connection.close_pool()  # its sockets must not be shared with the child
+    gc.collect()
     gc.freeze()  # else the child's garbage collector copies all of the parent's memory
     pid = os.fork()
     if pid == 0:
@@ -102,7 +103,6 @@ def survives(work: Callable[[Steps], None], kill_at: int) -> bool:
             os._exit(0)
         finally:
             os._exit(1)
-    gc.unfreeze()
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     assert status in (0, -signal.SIGKILL)
     return status == 0
