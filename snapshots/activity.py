@@ -22,6 +22,8 @@ register(
         "snapshot.lift_lock": _("Lock lifted"),
         "snapshot.damaged": _("Snapshot found damaged"),
         "snapshot.sound": _("Snapshot no longer damaged"),
+        "snapshot.unusual": _("Unusual change found"),
+        "snapshot.keep_removing": _("Removing as usual again"),
         "snapshot.cancel": _("Operation cancelled"),
         "snapshot.clean_up": _("Cleanup of orphaned files requested"),
         "volume.create_volume": _("Volume requested"),

@@ -96,7 +96,7 @@ def set_expiry(*, snapshot: Snapshot, user: User, day: date | None, now: datetim
 def announce_expiring(*, now: datetime) -> int:
     """Notify members of snapshots that expire within a day, each project once for all of an instant. Returns how many."""
     expiring = Snapshot.objects.filter(
-        expires_at__lte=now + ANNOUNCED_BEFORE, expiry_announced_at=None, deleted_at=None
+        expires_at__lte=now + ANNOUNCED_BEFORE, expiry_announced_at=None, deleted_at=None, held_at=None
     ).exclude(state=State.DELETING)
     rows = expiring.select_related("project").order_by("project", "expires_at", "pk")[:BATCH_SIZE]
     announced = 0
@@ -162,6 +162,7 @@ def delete_expired(*, now: datetime) -> int:
         expires_at__lte=now,
         expiry_announced_at__lte=now - ANNOUNCED_BEFORE,
         deleted_at=None,
+        held_at=None,
         state__in=[State.READY, State.FAILED],
     )
     unlocked = due.exclude(locked())
@@ -177,7 +178,7 @@ def _delete_each(snapshots: Iterable[Snapshot], now: datetime) -> Iterable[bool]
 
 
 def _delete(snapshot: Snapshot, now: datetime) -> bool:
-    """Delete the snapshot unless it is in use, was given another date, or was deleted meanwhile."""
+    """Delete the snapshot unless it is in use, held, was given another date, or was deleted meanwhile."""
     with transaction.atomic():
         lock_customer(snapshot.customer_id)
         snapshot = reload_snapshot(snapshot)
@@ -185,7 +186,7 @@ def _delete(snapshot: Snapshot, now: datetime) -> bool:
         announced_at = snapshot.expiry_announced_at
         is_due = expires_at is not None and expires_at <= now and snapshot.state in (State.READY, State.FAILED)
         is_announced = announced_at is not None and announced_at <= now - ANNOUNCED_BEFORE
-        if not is_due or not is_announced or why_not_deletable(snapshot):
+        if not is_due or not is_announced or snapshot.held_at or why_not_deletable(snapshot):
             return False
         assert expires_at is not None
         # Whenever the scheduler comes, the charge ends where the customer was told.

@@ -1,6 +1,7 @@
 from django.urls import include, path
 
 from .backups import views as backups
+from .files import version_views
 from .models import Kind
 from .views import (
     actions,
@@ -50,6 +51,7 @@ urlpatterns = [
     path("snapshots/<uuid:snapshot_id>/verify/", actions.verify, name="verify"),
     path("snapshots/<uuid:snapshot_id>/files/", include("snapshots.files.urls")),
     path("snapshots/<uuid:snapshot_id>/pin/", backups.pin, name="pin"),
+    path("snapshots/<uuid:snapshot_id>/keep-removing/", version_views.keep_removing, name="keep_removing"),
     path("snapshots/<uuid:snapshot_id>/cancel/", cancellation.cancel_snapshot, name="cancel_snapshot"),
     path("recycle-bin/", recycle_bin.listing, name="recycle_bin"),
     path("recycle-bin/volumes/", recycle_bin.volumes, name="volumes_in_bin"),

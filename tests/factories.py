@@ -17,6 +17,7 @@ from snapshots.models import (
     BackupRun,
     BackupSchedule,
     DeletionCause,
+    DiskChange,
     DiskImage,
     Draft,
     Kind,
@@ -261,6 +262,19 @@ class SnapshotLockFactory(DjangoModelFactory):
     snapshot = factory.SubFactory(SnapshotFactory)
     mode = LockMode.GOVERNANCE
     until = factory.LazyFunction(lambda: timezone.now() + timedelta(days=30))
+
+
+class DiskChangeFactory(DjangoModelFactory):
+    """A usual change: ten of a thousand files."""
+
+    class Meta:
+        model = DiskChange
+
+    disk = factory.SubFactory(DiskImageFactory)
+    previous = factory.SelfAttribute("disk")
+    files_before = 1000
+    added = removed = renamed = sampled = unreadable = 0
+    changed = 10
 
 
 class VMSnapshotFactory(DjangoModelFactory):

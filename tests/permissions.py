@@ -154,6 +154,7 @@ TABLE: dict[str, list[Row]] = {
         Row("snapshots:backups", "List backups", SIGNED_IN),
         Row("snapshots:backups_csv", "Export backups", SIGNED_IN),
         Row("snapshots:schedules", "List backup schedules", SIGNED_IN),
+        Row("snapshots:keep_removing", "Let the portal remove what was kept before an unusual change", CHANGE, "POST"),
         Row("snapshots:new_schedule", "Start scheduling snapshots of a volume", CHANGE_OWN, BOTH),
         Row("snapshots:new_backup", "Start creating a backup", CHANGE_OWN, BOTH),
         Row("snapshots:back_up", "Start creating a backup of an instance", CHANGE, "POST"),

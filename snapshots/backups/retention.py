@@ -1,7 +1,7 @@
 """Which backups or snapshots a schedule keeps: the newest verified ones, and those that a user has pinned.
 
 They are ordered by the number of their run and never by a clock. Triggers of the database refuse to delete the newest
-verified one of a schedule, or a pinned one, unless a user requested it.
+verified one of a schedule, a pinned one, or the last before an unusual change, unless a user requested it.
 """
 
 from datetime import datetime
@@ -23,14 +23,15 @@ def apply_retention(schedule: BackupSchedule, now: datetime) -> None:
     """Delete the backups that exceed the schedule's retention count. The caller must hold the customer's lock.
 
     Only verified, unpinned backups count, the newest first. Older ones are deleted, including those that failed or are
-    damaged. A backup that is in use or locked stays until the next time.
+    damaged. A backup that is in use or locked stays until the next time, and one that is held until a member decides.
     """
     backups = Snapshot.objects.filter(run__schedule=schedule, is_pinned=False)
     newest_first = backups.verified().order_by("-run__number").values_list("run__number", flat=True)
     retained = list(newest_first[: schedule.retention_count])
     if len(retained) < schedule.retention_count:
         return
-    older = backups.filter(run__number__lt=retained[-1], state__in=[State.READY, State.FAILED]).exclude(locked())
+    older = backups.filter(run__number__lt=retained[-1], held_at=None, state__in=[State.READY, State.FAILED])
+    older = older.exclude(locked())
     for backup in older.order_by("-run__number"):
         if not uses_of(backup).exists():
             accept_deletion(backup, at=now, cause=DeletionCause.RETENTION)

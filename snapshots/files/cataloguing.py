@@ -17,11 +17,11 @@ from django.utils.translation import gettext as _
 
 from cng_portal.inventory.models import Location
 
-from ..models import DiskImage, Operation, Snapshot, State
+from ..models import DiskChange, DiskImage, Operation, Snapshot, State
 from ..operations import lifecycle
 from ..storage.contract import Heartbeat, NotOffered, Refused
 from ..storage.registry import get_driver
-from . import catalogue, children
+from . import catalogue, children, unusual
 
 logger = structlog.stdlib.get_logger(__name__)
 
@@ -32,10 +32,14 @@ LASTING = ("damaged", "crashed", "slow", "missing")
 
 @dataclass(frozen=True)
 class Listed:
-    """A disk whose catalogue was stored. `file_count` is None if its reader failed, so that there is none."""
+    """A disk whose catalogue was stored. `file_count` is None if its reader failed, so that there is none.
+
+    `change` is since the snapshot before, None if there is none to compare with.
+    """
 
     disk: DiskImage
     file_count: int | None
+    change: DiskChange | None = None
 
 
 def start_catalogues(now: datetime) -> int:
@@ -90,7 +94,8 @@ def list_disk(disk: DiskImage, heartbeat: Heartbeat) -> Listed:
         if reason not in LASTING:
             raise Refused(_("The files can't be listed: this server can't run the disk reader.")) from error
         return Listed(disk, None)
-    return Listed(disk, sum(part["entries"] for part in summary["parts"]))
+    file_count = sum(part["entries"] for part in summary["parts"])
+    return Listed(disk, file_count, unusual.measure(disk, heartbeat))
 
 
 def summarize(answer: dict[str, Any]) -> dict[str, Any]:
@@ -114,6 +119,8 @@ def beat_between(pieces: Iterable[bytes], heartbeat: Heartbeat) -> Iterator[byte
 
 def record_listed(snapshot: Snapshot, disks: Iterable[Listed], now: datetime) -> None:
     """Call it within `lifecycle.finish`."""
+    disks = list(disks)
     for listed in disks:
         DiskImage.objects.filter(pk=listed.disk.pk).update(file_count=listed.file_count)
     Snapshot.objects.filter(pk=snapshot.pk).update(catalogued_at=now)
+    unusual.record_changes(snapshot, [listed.change for listed in disks if listed.change], now)

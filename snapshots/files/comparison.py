@@ -66,6 +66,14 @@ class Change:
         return (self.new.size if self.new else 0) - (self.old.size if self.old else 0)
 
     @property
+    def is_new_content(self) -> bool:
+        """Return whether the content may differ, not only the permissions."""
+        if self.kind != CHANGED or not self.old or not self.new:
+            return self.kind == ADDED
+        old, new = self.old, self.new
+        return (old.kind, old.size, old.changed_at) != (new.kind, new.size, new.changed_at)
+
+    @property
     def part(self) -> int:
         return int(self.path.split(b"/", 1)[0])
 

@@ -7,19 +7,20 @@ from typing import Any
 from urllib.parse import urlencode
 from uuid import UUID
 
+from django.contrib import messages
 from django.contrib.humanize.templatetags.humanize import intcomma
 from django.http import Http404, HttpResponse, StreamingHttpResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.utils.translation import gettext as _
-from django.views.decorators.http import require_GET
+from django.views.decorators.http import require_GET, require_POST
 
 from cng_portal.accounts.requests import Request
 from cng_portal.common.responses import csv_response
 from snapshots.models import DiskImage, Snapshot
-from snapshots.views.common import damage_of
+from snapshots.views.common import damage_of, get_changeable
 
-from . import comparison, names, versions
+from . import comparison, names, unusual, versions
 from .services import MAX_TEXT, PAGE_SIZE
 from .views import MAX_START, attempt, get_disk, get_readable, read_number, read_path
 
@@ -175,3 +176,12 @@ def crumbs(folder: bytes) -> list[tuple[str, bytes]]:
     parts = folder.split(b"/") if folder else []
     above = [(names.show(name), b"/".join(parts[: position + 1])) for position, name in enumerate(parts)]
     return above if parts and parts[0] != b"0" else above[1:]
+
+
+@require_POST
+def keep_removing(request: Request, snapshot_id: UUID) -> HttpResponse:
+    """Let the portal remove a snapshot that it kept because an unusual change followed."""
+    snapshot = get_changeable(request, snapshot_id)
+    unusual.keep_removing(snapshot=snapshot, user=request.user)
+    messages.success(request, _("“%(name)s” is removed as usual again.") % {"name": snapshot.name})
+    return redirect("snapshots:snapshot", snapshot.pk)

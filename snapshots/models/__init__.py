@@ -1,5 +1,6 @@
 """Snapshots and drafts, the operations on them, and backup schedules."""
 
+from .changes import DiskChange, DiskChangeQuerySet
 from .locks import MAX_REASON_LENGTH, LockMode, SnapshotLock, SnapshotLockQuerySet, locked
 from .operations import CUSTOMER, Operation, OperationQuerySet
 from .schedules import BackupRun, BackupSchedule, source_fields
@@ -31,6 +32,8 @@ __all__ = [
     "BackupRun",
     "BackupSchedule",
     "DeletionCause",
+    "DiskChange",
+    "DiskChangeQuerySet",
     "DiskImage",
     "Draft",
     "Kind",

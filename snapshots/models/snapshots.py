@@ -266,6 +266,10 @@ class Snapshot(models.Model):
     damaged_at = models.DateTimeField(_("damage found"), null=True, blank=True, editable=False)
     # When its files were listed, or that was tried in vain. See files/cataloguing.py.
     catalogued_at = models.DateTimeField(_("files listed"), null=True, blank=True, editable=False)
+    # When an unusual share of its files was found to differ from the snapshot before. See files/unusual.py.
+    unusual_at = models.DateTimeField(_("unusual change found"), null=True, blank=True, editable=False)
+    # When that was found of a snapshot that followed. Nothing automatic deletes it until a member lets it.
+    held_at = models.DateTimeField(_("kept before an unusual change"), null=True, blank=True, editable=False)
     # For scrub.py: the oldest of its disks' captured_at or verified_at. NULL if the engine doesn't read bytes.
     last_read_at = models.DateTimeField(_("last read"), null=True, blank=True, editable=False)
     created_at = models.DateTimeField(_("taken"), default=timezone.now, editable=False)

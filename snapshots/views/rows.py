@@ -34,6 +34,7 @@ LISTED_RELATED = ("project__customer", "location", "volume", "vm")
 LISTED_FIELDS = (
     *("kind", "customer", "project", "location", "volume", "vm", "name", "name_key", "size_gb", "state", "error"),
     *("is_pinned", "made_outside", "missing_since", "damaged_at", "bin_until", "created_at", "ready_at", "expires_at"),
+    *("unusual_at", "held_at"),
     *("project__name", "project__customer__currency", "project__customer__time_zone"),
     "project__customer__recycle_bin_days",
     *("location__country", "location__driver", "location__driver_options", "location__storage_seen_at"),
@@ -82,8 +83,12 @@ class SnapshotRow:
             notes.append(_("Deleted outside the portal"))
         elif snapshot.made_outside:
             notes.append(_("Created outside the portal"))
+        if snapshot.unusual_at:
+            notes.append(_("Unusual change"))
         if snapshot.is_pinned:
             notes.append(_("Pinned"))
+        if snapshot.held_at:
+            notes.append(_("Kept: an unusual change followed"))
         if not snapshot.is_charged:
             notes.append(_("Automatic backup"))
         if day := snapshot.delete_after:

@@ -15,10 +15,11 @@ from cng_portal.common.money import format_amount, format_price
 from cng_portal.common.templatetags.portal import poll_seconds
 from snapshots import restores
 from snapshots.assignment import why_bound_to_project
+from snapshots.files.unusual import describe
 from snapshots.labels import tags_of
 from snapshots.lists import LISTS
 from snapshots.locks import can_lift, get_lock
-from snapshots.models import Kind, Operation, Snapshot, State
+from snapshots.models import DiskChange, Kind, Operation, Snapshot, State
 from snapshots.storage.registry import get_driver
 
 from .common import (
@@ -51,11 +52,22 @@ def snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
                 "Restoring it would overwrite “%(name)s”, which belongs to a project in which you can't change anything. "
                 "Make a new volume from it instead."
             ) % {"name": source.name}
+    changes = list(DiskChange.objects.filter(disk__in=disks).select_related("disk", "previous__snapshot"))
+    unusual_changes = [change for change in changes if change.is_unusual]
     price = price_of(snapshot, PriceList.load([snapshot.location_id]))
     context = {
         "snapshot": snapshot,
         "disks": disks,
         "damage": damage_of(disks),
+        "changes": [change for change in changes if change.previous.snapshot.project_id in user.roles],
+        "unusual_changes": unusual_changes,
+        "figures": describe(unusual_changes, disk_count=len(disks)),
+        "held": [
+            change.previous.snapshot
+            for change in unusual_changes
+            if change.previous.snapshot.held_at and user.can_change(change.previous.snapshot.project_id)
+        ],
+        "can_read_files": snapshot.state == State.READY and user.can_read_files(snapshot.project_id),
         "tags": tags_of(Snapshot, [snapshot.pk]).get(snapshot.pk, []),
         "list_url": reverse(f"snapshots:{LISTS[Kind(snapshot.kind)]}"),
         "operations": rows,
@@ -84,6 +96,7 @@ def snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         snapshot.bin_until,
         lock and (lock.pk, lock.until),
         snapshot.damaged_at,
+        snapshot.held_at,
         snapshot.project_id,
         [(row.operation.pk, row.operation.state) for row in rows],
         [(disk.checksum, disk.verified_at) for disk in disks],

@@ -48,6 +48,7 @@ from tests.factories import (
     BackupFactory,
     BackupRunFactory,
     BackupScheduleFactory,
+    DiskChangeFactory,
     InvitationFactory,
     MembershipFactory,
     NotificationFactory,
@@ -290,6 +291,12 @@ def work_in_each_state(member: Membership) -> None:
     ready = Snapshot.objects.get(name="before the update")
     restored = SnapshotFactory(volume=data, name="restored-from", requested_by=member.user)
     OperationFactory(snapshot=restored, restore=True, succeeded=True, requested_by=member.user)
+    DiskChangeFactory(
+        disk=restored.disks.get(), previous=ready.disks.get(), files_before=18_204, changed=41, removed=16_090,
+        added=16_102, sampled=100, unreadable=97, usual_share=0.023, is_unusual=True,
+    )  # fmt: skip
+    Snapshot.objects.filter(pk=restored.pk).update(unusual_at=now)
+    Snapshot.objects.filter(pk=ready.pk).update(held_at=now)
     broken = SnapshotFactory(volume=data, name="damaged since", requested_by=member.user, damaged=True)
     broken.disks.update(
         damage="Block 4,711 of the disk image does not match its checksum.",

@@ -4,12 +4,14 @@ Names, paths and targets are base64 of bytes, because JSON has no bytes.
 """
 
 from base64 import b64decode, b64encode
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from math import log, log2
 from typing import Any
 
 from .catalogue import read_catalogue
 from .disk import find_parts, open_part
-from .entries import FILE, FOLDER, UNREADABLE, Entry, FileSystem
+from .entries import FILE, FOLDER, UNREADABLE, Damaged, Entry, FileSystem
 from .walking import Missing, Walk, find
 
 Answer = dict[str, Any]
@@ -21,6 +23,7 @@ MAX_PATH = 255  # components
 # How much larger than its disk a sparse file may be. What it lacks is sent as zeros, so the disk alone sets no limit.
 MAX_HOLES = 16 * 1024**3
 CHUNK = 1024**2
+SAMPLE_BYTES = 4096  # of a file's start, which intruders encrypt even where they leave the rest
 ORDERS: dict[str, Callable[[Entry], Any]] = {
     "name": lambda entry: (entry.kind != FOLDER, entry.name, entry.id),
     "size": lambda entry: (-entry.size if entry.kind == FILE else 1, entry.name, entry.id),
@@ -143,6 +146,33 @@ def read_folder(image: int, size: int, request: dict[str, Any]) -> Answers:
     yield from archive.write(system, plan)
 
 
+def sample_files(image: int, size: int, request: dict[str, Any]) -> Answers:
+    """Answer for each of `files`, [(part, inode, size)] sorted by part, whether its start looks random; None if unread."""
+    number, system = None, None
+    for part, file, length in request["files"]:
+        if part != number:
+            number, system = part, open_part(image, size, part)
+        assert system
+        try:
+            data = system.read(file, 0, min(SAMPLE_BYTES, length))
+        except (Damaged, OSError):
+            yield {"is_random": None}
+        else:
+            yield {"is_random": is_random(data)}
+
+
+def is_random(data: bytes) -> bool:
+    """Return whether the entropy of the bytes is what random ones have, or lacks at most twice as much of 8 bits.
+
+    Of n random bytes the entropy lacks 255 / (2 n ln 2) bits on average.
+    """
+    count = len(data)
+    if not count:
+        return False
+    entropy = log2(count) - sum(times * log2(times) for times in Counter(data).values()) / count
+    return entropy > 8 - 255 / (count * log(2))
+
+
 def _find(image: int, size: int, request: dict[str, Any]) -> tuple[FileSystem, Entry]:
     system = open_part(image, size, request["part"])
     path = decode_path(request)
@@ -157,6 +187,7 @@ COMMANDS: dict[str, Callable[[int, int, dict[str, Any]], Answers]] = {
     "search": search,
     "file": read_file,
     "archive": read_folder,
+    "sample": sample_files,
     "catalogue": read_catalogue,
 }
 DOWNLOADS = ("file", "archive", "catalogue")
