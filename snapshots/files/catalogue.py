@@ -107,6 +107,11 @@ class Catalogue:
         summary, *self.first_paths = index.split(b"\0")
         self.summary: dict[str, Any] = json.loads(summary)
 
+    @property
+    def is_whole(self) -> bool:
+        """Return whether every entry of the disk's readable parts is in it."""
+        return self.summary["is_complete"] and not any(part["unread"] for part in self.summary["parts"])
+
     def read_block(self, number: int) -> bytes:
         start, end = self.ends[number], self.ends[number + 1]
         return zlib.decompress(os.pread(self.file, end - start, start))

@@ -104,7 +104,7 @@ class Comparison:
     changes: list[Change] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     is_complete: bool = True  # every change is in `changes`, and renames were recognized
-    is_listed: bool = True  # every file of both disks is in their catalogues
+    incomplete: list[str] = field(default_factory=list)  # names of the snapshots whose lists lack files
 
 
 def show(path: bytes) -> str:
@@ -121,7 +121,10 @@ def compare(old: DiskImage, new: DiskImage) -> Comparison:
             catalogue.opened(open_catalogue(old)) as before,
             catalogue.opened(open_catalogue(new)) as after,
         ):
-            return compare_catalogues(before, after)
+            result = compare_catalogues(before, after)
+            pairs = (old, before), (new, after)
+            result.incomplete = [disk.snapshot.name for disk, opened in pairs if not opened.is_whole]
+            return result
     except ValueError as error:
         logger.exception("catalogue.damaged", disks=[str(old.pk), str(new.pk)])
         raise FilesUnavailable(_("The list of files of one of these snapshots is damaged.")) from error
@@ -129,7 +132,7 @@ def compare(old: DiskImage, new: DiskImage) -> Comparison:
 
 def compare_catalogues(before: Catalogue, after: Catalogue) -> Comparison:
     """Raises ValueError for a damaged one."""
-    result = Comparison(is_listed=is_whole(before) and is_whole(after))
+    result = Comparison()
     removed: list[Record] = []
     added: list[Record] = []
     for change in read_changes(before, after):
@@ -150,10 +153,6 @@ def compare_catalogues(before: Catalogue, after: Catalogue) -> Comparison:
     result.counts.update(change.kind for change in result.changes)
     result.changes.sort(key=lambda change: change.path)
     return result
-
-
-def is_whole(opened: Catalogue) -> bool:
-    return opened.summary["is_complete"] and not any(part["unread"] for part in opened.summary["parts"])
 
 
 def read_changes(before: Catalogue, after: Catalogue) -> Iterator[Change]:

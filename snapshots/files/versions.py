@@ -1,7 +1,7 @@
 """The history of a path: the snapshots and backups of a volume that hold it, by their catalogues."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from urllib.parse import urlencode
 
@@ -43,19 +43,25 @@ class Version:
 
 @dataclass(frozen=True)
 class Gap:
-    """The path was deleted between these snapshots."""
+    """The path was deleted between these snapshots; not certainly, if the list of files of the later one is incomplete."""
 
     after: DiskImage
     before: DiskImage
+    is_certain: bool
 
 
-@dataclass(frozen=True)
+@dataclass
 class History:
-    """`rows` are versions and gaps, the newest first."""
+    """`rows` are versions and gaps, the newest first.
 
-    rows: list[Version | Gap]
-    searched: int
-    unlisted: int
+    `unlisted` snapshots have no list yet, `unreadable` ones never will, and `incomplete` lists lack parts of the disk.
+    """
+
+    rows: list[Version | Gap] = field(default_factory=list)
+    searched: int = 0
+    unlisted: int = 0
+    unreadable: int = 0
+    incomplete: int = 0
 
     @property
     def versions(self) -> list[Version]:
@@ -78,10 +84,12 @@ def open_catalogue(disk: DiskImage) -> int:
     except StorageError as error:
         raise FilesUnavailable(str(error)) from error
     if file is None:
-        raise FilesUnavailable(
-            _("The files of “%(name)s” aren't listed yet. That happens shortly after a snapshot is ready.")
-            % {"name": disk.snapshot.name}
+        text = (
+            _("The files of “%(name)s” could not be listed, because its disk can't be read.")
+            if disk.snapshot.catalogued_at
+            else _("The files of “%(name)s” aren't listed yet. That happens shortly after a snapshot is ready.")
         )
+        raise FilesUnavailable(text % {"name": disk.snapshot.name})
     return file
 
 
@@ -89,11 +97,11 @@ def record_path(part: int, path: Sequence[bytes]) -> bytes:
     return b"/".join([b"%d" % part, *map(clean, path)])
 
 
-def find_record(disk: DiskImage, path: bytes) -> Record | None:
-    """Raises FilesUnavailable."""
+def find_record(disk: DiskImage, path: bytes) -> tuple[Record | None, bool]:
+    """Return (the record or None, whether the list of files is whole). Raises FilesUnavailable."""
     try:
         with catalogue.opened(open_catalogue(disk)) as opened:
-            return opened.find(path)
+            return opened.find(path), opened.is_whole
     except ValueError as error:
         logger.exception("catalogue.damaged", disk=str(disk.pk))
         raise FilesUnavailable(
@@ -104,23 +112,28 @@ def find_record(disk: DiskImage, path: bytes) -> Record | None:
 def load_history(disk: DiskImage, part: int, path: Sequence[bytes], user: User) -> History:
     """Look the path up in the newest MAX_VERSIONS snapshots of the disk's volume. Two queries."""
     wanted = record_path(part, path)
-    rows: list[Version | Gap] = []
-    searched = unlisted = 0
+    history = History()
     previous: Record | None = None
     last: DiskImage | None = None
     for each in reversed(readable_disks(disk, user)[:MAX_VERSIONS]):
         try:
-            record = find_record(each, wanted)
+            record, is_whole = find_record(each, wanted)
         except FilesUnavailable:
-            unlisted += 1
+            if each.snapshot.catalogued_at:
+                history.unreadable += 1
+            else:
+                history.unlisted += 1
             continue
-        searched += 1
+        history.searched += 1
+        history.incomplete += not is_whole
         if record:
-            rows.append(Version(each, record, tuple(path), *describe_change(previous, record, is_first=last is None)))
+            change = describe_change(previous, record, is_first=last is None)
+            history.rows.append(Version(each, record, tuple(path), *change))
         elif previous and last:
-            rows.append(Gap(last, each))
+            history.rows.append(Gap(last, each, is_certain=is_whole))
         previous, last = record, each
-    return History(rows[::-1], searched, unlisted)
+    history.rows.reverse()
+    return history
 
 
 def describe_change(previous: Record | None, record: Record, *, is_first: bool) -> tuple[str, bool]:

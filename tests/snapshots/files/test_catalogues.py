@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.db import IntegrityError, transaction
 from django.utils import timezone
 
 from snapshots import services, tasks
@@ -14,7 +15,7 @@ from snapshots.files.catalogue import Record
 from snapshots.models import DiskImage, Operation
 from snapshots.storage.contract import NoSpace
 from snapshots.storage.registry import get_driver
-from tests.factories import UserFactory
+from tests.factories import SnapshotFactory, UserFactory
 from tests.snapshots.files.conftest import Images
 
 Capture = Callable[[Path], DiskImage]
@@ -157,3 +158,14 @@ def test_a_catalogue_that_does_not_fit_leaves_nothing(disk: DiskImage, storage_r
         driver.store_catalogue(disk.ref, fill())
     folder = storage_root / disk.snapshot.location_id / "snapshots" / str(disk.pk)
     assert sorted(os.listdir(folder)) == ["disk.img", "manifest.json"]
+
+
+@pytest.mark.both_databases
+@pytest.mark.django_db
+def test_a_snapshot_is_listed_by_one_operation_at_a_time() -> None:
+    snapshot = SnapshotFactory()
+    first = Operation.objects.create(kind=Operation.Kind.CATALOGUE, snapshot=snapshot)
+    with pytest.raises(IntegrityError), transaction.atomic():
+        Operation.objects.create(kind=Operation.Kind.CATALOGUE, snapshot=snapshot)
+    Operation.objects.filter(pk=first.pk).update(state=Operation.State.SUCCEEDED, finished_at=timezone.now())
+    Operation.objects.create(kind=Operation.Kind.CATALOGUE, snapshot=snapshot)

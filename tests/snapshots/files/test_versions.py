@@ -54,7 +54,7 @@ def words(response: Any) -> str:
 def stored(project: Project, storage_root: Path) -> Callable[..., list[DiskImage]]:
     """stored(records, …) are the disks of a volume's snapshots, a day apart, with catalogues of these records."""
 
-    def stored(*catalogues: list[bytes] | None) -> list[DiskImage]:
+    def stored(*catalogues: list[bytes] | None, unread: int = 0) -> list[DiskImage]:
         volume = VolumeFactory(project=project, size_gb=1)
         disks = []
         for position, records in enumerate(catalogues):
@@ -67,7 +67,7 @@ def stored(project: Project, storage_root: Path) -> Callable[..., list[DiskImage
             driver = get_driver(snapshot.location)
             driver.create_snapshots([(disk.ref, volume_ref(volume))])
             if records is not None:
-                summary = {"is_complete": True, "parts": [{"unread": 0}]}
+                summary = {"is_complete": True, "parts": [{"unread": unread}]}
                 file = pack(records, summary)
                 driver.store_catalogue(disk.ref, [os.pread(file, 10**7, 0)])
                 os.close(file)
@@ -109,7 +109,9 @@ def test_a_history_says_when_a_file_came_changed_and_went(stored: Any, client: C
         table.index(each) for each in [f"between {name} 4 and {name} 5", *[each for each in order if each != "Changed"]]
     ]
     assert at == sorted(at)
-    assert "6 snapshots and backups" in page and "1 snapshot is missing here" in page
+    assert (
+        "6 snapshots and backups" in page and "1 snapshot is missing here, because its files aren't listed yet" in page
+    )
     assert url("download_file", disks[3], path="/docs/a", id=7) in page
 
 
@@ -151,6 +153,19 @@ def test_a_first_or_unlisted_snapshot_explains_itself(stored: Any, client: Clien
     assert "aren't listed yet" in words(client.get(url("compare_files", unlisted)))
     assert "No snapshot that was searched holds this path" in words(client.get(url("file_history", only, path="/none")))
     assert client.get(url("file_history", only)).status_code == 302
+
+
+@pytest.mark.django_db
+def test_a_missing_or_incomplete_list_is_said(stored: Any, client: Client) -> None:
+    old, unread, new = stored([file("a"), file("b")], None, [file("b")], unread=1)
+    Snapshot.objects.filter(pk=unread.snapshot_id).update(catalogued_at=timezone.now())
+    history = words(client.get(url("file_history", new, path="/a")))
+    assert "1 snapshot is missing here, because its files could not be listed" in history
+    assert "The lists of files of 2 snapshots are incomplete" in history
+    assert "Not in the list" in history and "Deleted" not in history
+    compared = words(client.get(url("compare_files", new, **{"with": old.pk})))
+    assert f"The list of files of “{old.snapshot.name}”, “{new.snapshot.name}” is incomplete" in compared
+    assert "because its disk can't be read" in words(client.get(url("compare_files", new)))
 
 
 @pytest.mark.django_db
