@@ -29,11 +29,15 @@ MAX_CHANGES = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """`old` is None for what was added, `new` for what was removed."""
+    """`old` is None for what was added, `new` for what was removed.
+
+    `is_same_content` is None unless the content of both was compared. See contents.py.
+    """
 
     kind: str
     old: Record | None
     new: Record | None
+    is_same_content: bool | None = None
 
     @property
     def record(self) -> Record:
@@ -92,6 +96,8 @@ class Change:
             return _("Now another kind of entry")
         if self.old.size != self.new.size:
             return ""
+        if self.is_same_content is not None:
+            return _("Saved again, same content") if self.is_same_content else _("Other content, same size")
         if self.old.changed_at != self.new.changed_at:
             return _("Saved again, same size")
         return _("Permissions only")

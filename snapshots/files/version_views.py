@@ -20,7 +20,7 @@ from cng_portal.common.responses import csv_response
 from snapshots.models import DiskImage, Snapshot
 from snapshots.views.common import damage_of, get_changeable
 
-from . import comparison, names, unusual, versions
+from . import comparison, contents, names, unusual, versions
 from .services import MAX_TEXT, PAGE_SIZE
 from .views import MAX_START, attempt, get_disk, get_readable, read_number, read_path
 
@@ -69,6 +69,9 @@ def compare(request: Request, snapshot_id: UUID, disk_id: UUID) -> HttpResponse:
         return f"{here}?{to_query(other, folder, kind, text, **parameters)}"
 
     last = start + PAGE_SIZE
+    shown = listed[start:last]
+    if other:
+        shown = contents.compare_contents(*in_order(disk, other), shown)
     context = {
         "snapshot": snapshot,
         "disk": disk,
@@ -92,7 +95,7 @@ def compare(request: Request, snapshot_id: UUID, disk_id: UUID) -> HttpResponse:
             {"total": total, "url": url(folder=to_parameter(total.path)) if total.path else ""}
             for total in comparison.total_by_folder(listed, folder)[:MAX_FOLDERS]
         ],
-        "changes": listed[start:last],
+        "changes": shown,
         "first": start + 1,
         "last": min(last, len(listed)),
         "total": len(listed),

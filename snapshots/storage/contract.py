@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from enum import Enum
+from enum import Enum, StrEnum
 from uuid import UUID
 
 from django.utils.functional import Promise
@@ -242,6 +242,13 @@ class Interrupted(Exception):
     """Raised by a heartbeat: stop, clean up and let it through. Not a failure of the storage."""
 
 
+class CatalogueFile(StrEnum):
+    """What is stored of the files in a snapshot. The values are names of files."""
+
+    RECORDS = "catalogue"
+    HASHES = "hashes"
+
+
 class Driver(ABC):
     """One engine in one location. ``location`` is the location's code; options come from settings, then the location."""
 
@@ -337,15 +344,17 @@ class Driver(ABC):
         Raises NotOffered where the engine gives no access to the bytes, NotFound, Busy, Corrupt, Unavailable.
         """
 
-    def store_catalogue(self, snapshot: SnapshotRef, data: Iterable[bytes]) -> None:
-        """Store the list of a snapshot's files beside it, in place of an earlier one. It goes when the snapshot goes.
+    def store_catalogue(
+        self, snapshot: SnapshotRef, data: Iterable[bytes], file: CatalogueFile = CatalogueFile.RECORDS
+    ) -> None:
+        """Store a file of a snapshot's catalogue beside it, in place of an earlier one. It goes when the snapshot goes.
 
         What `data` raises passes through, and nothing is stored. Takes room, which is refused like any other.
         Raises NotOffered where the engine gives no access to the bytes, NotFound, Busy, NoSpace, Unavailable.
         """
         raise NotOffered(_("This storage gives the portal no access to the files of a disk."))
 
-    def open_catalogue(self, snapshot: SnapshotRef) -> int | None:
+    def open_catalogue(self, snapshot: SnapshotRef, file: CatalogueFile = CatalogueFile.RECORDS) -> int | None:
         """Return a read-only descriptor of what `store_catalogue` stored, which the caller closes; None if there is none.
 
         Raises Corrupt, Unavailable.

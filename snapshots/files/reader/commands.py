@@ -7,6 +7,7 @@ from base64 import b64decode, b64encode
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from math import log, log2
+from time import monotonic
 from typing import Any
 
 from .catalogue import read_catalogue
@@ -148,11 +149,7 @@ def read_folder(image: int, size: int, request: dict[str, Any]) -> Answers:
 
 def sample_files(image: int, size: int, request: dict[str, Any]) -> Answers:
     """Answer for each of `files`, [(part, inode, size)] sorted by part, whether its start looks random; None if unread."""
-    number, system = None, None
-    for part, file, length in request["files"]:
-        if part != number:
-            number, system = part, open_part(image, size, part)
-        assert system
+    for system, file, length in _open_files(image, size, request):
         try:
             data = system.read(file, 0, min(SAMPLE_BYTES, length))
         except (Damaged, OSError):
@@ -173,6 +170,34 @@ def is_random(data: bytes) -> bool:
     return entropy > 8 - 255 / (count * log(2))
 
 
+def hash_files(image: int, size: int, request: dict[str, Any]) -> Answers:
+    """Answer the hash of each of `files`, as for `sample_files`; None if unread, and none after `seconds`."""
+    import hashlib  # imported by main.py, only where it is needed
+
+    until = monotonic() + request["seconds"]
+    for system, file, length in _open_files(image, size, request):
+        content = hashlib.blake2b(digest_size=16)
+        try:
+            for offset in range(0, length, CHUNK):
+                if monotonic() > until:
+                    return
+                content.update(system.read(file, offset, min(CHUNK, length - offset)))
+        except (Damaged, OSError):
+            yield {"hash": None}
+        else:
+            yield {"hash": content.hexdigest()}
+
+
+def _open_files(image: int, size: int, request: dict[str, Any]) -> Iterator[tuple[FileSystem, int, int]]:
+    """Yield (file system, inode, size) of each of `files`, [(part, inode, size)] sorted by part."""
+    number, system = None, None
+    for part, file, length in request["files"]:
+        if part != number:
+            number, system = part, open_part(image, size, part)
+        assert system
+        yield system, file, length
+
+
 def _find(image: int, size: int, request: dict[str, Any]) -> tuple[FileSystem, Entry]:
     system = open_part(image, size, request["part"])
     path = decode_path(request)
@@ -188,6 +213,7 @@ COMMANDS: dict[str, Callable[[int, int, dict[str, Any]], Answers]] = {
     "file": read_file,
     "archive": read_folder,
     "sample": sample_files,
+    "hash": hash_files,
     "catalogue": read_catalogue,
 }
 DOWNLOADS = ("file", "archive", "catalogue")

@@ -26,6 +26,8 @@ def main() -> int:
     image, command = request["image"], request["command"]
     if command == "archive":
         from . import archive  # noqa: F401
+    elif command == "hash":
+        import hashlib  # noqa: F401
     size = os.fstat(image).st_size
     try:
         raise_fences(cpu_seconds=request["cpu_seconds"])

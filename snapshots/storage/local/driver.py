@@ -6,6 +6,7 @@ Below `<root>/<location code>/`, with uuids as names:
     snapshots/<snapshot>/disk.img        read-only
     snapshots/<snapshot>/manifest.json   see manifest.py
     snapshots/<snapshot>/catalogue       the list of its files, see files/catalogue.py
+    snapshots/<snapshot>/hashes          of the content of some of them, see files/contents.py
     snapshots/<snapshot>/.verification   how far an interrupted scrub has come, see reading.py
     .lock                                one byte of it for each volume or snapshot in use
 
@@ -29,6 +30,7 @@ from django.utils.translation import gettext as _
 
 from ..contract import (
     GIB,
+    CatalogueFile,
     Consistency,
     Driver,
     Heartbeat,
@@ -219,13 +221,15 @@ class LocalDriver(Driver):
         with self.folder.lock(shared=[snapshot]):
             return self.snapshots.open_disk(snapshot.uuid)
 
-    def store_catalogue(self, snapshot: SnapshotRef, data: Iterable[bytes]) -> None:
+    def store_catalogue(
+        self, snapshot: SnapshotRef, data: Iterable[bytes], file: CatalogueFile = CatalogueFile.RECORDS
+    ) -> None:
         with self.folder.lock(shared=[snapshot]), self.folder.lock_catalogue(snapshot):
-            self.snapshots.store_catalogue(snapshot.uuid, data)
+            self.snapshots.store_catalogue(snapshot.uuid, data, file)
 
-    def open_catalogue(self, snapshot: SnapshotRef) -> int | None:
+    def open_catalogue(self, snapshot: SnapshotRef, file: CatalogueFile = CatalogueFile.RECORDS) -> int | None:
         with self.folder.errors():
-            return self.snapshots.open_catalogue(snapshot.uuid)
+            return self.snapshots.open_catalogue(snapshot.uuid, file)
 
     def delete_snapshot(self, snapshot: SnapshotRef) -> None:
         with self.folder.lock(exclusive=[snapshot]):

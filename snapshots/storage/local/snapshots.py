@@ -16,7 +16,7 @@ from uuid import UUID, uuid4
 from django.utils.translation import gettext as _
 
 from ..checksums import ChunkedChecksum
-from ..contract import Corrupt, Heartbeat, NotFound, Unreadable, VolumeRef, no_heartbeat
+from ..contract import CatalogueFile, Corrupt, Heartbeat, NotFound, Unreadable, VolumeRef, no_heartbeat
 from ..files import NotRegularFile, open_regular_file, read_small_file, stat_regular_file
 from .copying import MediumError, Progress, fill_image, read_twice, sync_folder, write_file
 from .folder import FOLDER_MODE, LocationFolder, created_file
@@ -134,11 +134,11 @@ class SnapshotFiles:
 
     # Catalogues
 
-    def store_catalogue(self, uuid: UUID, data: Iterable[bytes]) -> None:
+    def store_catalogue(self, uuid: UUID, data: Iterable[bytes], name: CatalogueFile) -> None:
         """Raises NotFound, Corrupt, NoSpace, OSError, and what `data` raises."""
         self.get(uuid)
         path = self.folder.snapshot_path(uuid)
-        hidden = path / ".catalogue.new"
+        hidden = path / f".{name}.new"
         hidden.unlink(missing_ok=True)  # of a process that died
         require_room = self.folder.guard_reserve(no_heartbeat)
         try:
@@ -148,16 +148,16 @@ class SnapshotFiles:
                     stream.write(piece)
                 stream.flush()
                 os.fsync(file)
-            hidden.rename(path / "catalogue")
+            hidden.rename(path / name)
         except BaseException:
             hidden.unlink(missing_ok=True)
             raise
         sync_folder(path)
 
-    def open_catalogue(self, uuid: UUID) -> int | None:
+    def open_catalogue(self, uuid: UUID, name: CatalogueFile) -> int | None:
         """Raises Corrupt for what is no regular file."""
         try:
-            return open_regular_file(self.folder.snapshot_path(uuid) / "catalogue", below=self.folder.path)
+            return open_regular_file(self.folder.snapshot_path(uuid) / name, below=self.folder.path)
         except FileNotFoundError:
             return None
 

@@ -1,5 +1,6 @@
 """The pages of a path's history and of what changed between two snapshots, on disks that were really listed."""
 
+import json
 import os
 from collections.abc import Callable
 from datetime import timedelta
@@ -261,6 +262,40 @@ def test_what_a_program_did_to_a_disk_is_what_the_page_says(
     download = client.get(f"{url('download_file', before)}?{link}")
     assert b"".join(download) == b"the letter.txt"
     download.close = lambda: None
+
+
+@pytest.mark.slow
+@pytest.mark.django_db
+def test_a_file_that_was_saved_again_is_compared_by_its_content(
+    project: Project, storage_root: Path, tmp_path: Path, client: Client
+) -> None:
+    need("mke2fs")
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    volume = VolumeFactory(project=project, size_gb=1)
+    disks = []
+    for days_ago, last in ((2, "1"), (1, "2")):
+        for name, text in (("same.txt", "as before"), ("other.txt", f"version {last}"), ("large", "x" * 3 * MIB)):
+            (tree / name).write_text(text)
+            os.utime(tree / name, (1_700_000_000 - days_ago, 1_700_000_000 - days_ago))
+        image = blank(tmp_path / f"disk{last}.img", 16 * MIB)
+        run("mke2fs", "-q", "-F", "-t", "ext4", "-d", tree, image)
+        disks.append(take(volume, image, storage_root, days_ago=days_ago))
+    changes = client.get(url("compare_files", disks[1])).context["changes"]
+    details = {change.shown_path: change.detail for change in changes}
+    assert details == {
+        "/large": "Saved again, same content",
+        "/other.txt": "Other content, same size",
+        "/same.txt": "Saved again, same content",
+    }
+    for disk in disks:
+        folder = storage_root / disk.snapshot.location_id / "snapshots" / str(disk.pk)
+        assert len(json.loads((folder / "hashes").read_text())) == 3
+        (folder / "disk.img").unlink()  # so that only what is kept can answer
+    again = client.get(url("compare_files", disks[1])).context["changes"]
+    assert {change.shown_path: change.detail for change in again} == details
+    (folder / "hashes").unlink()
+    assert "Saved again, same size" in words(client.get(url("compare_files", disks[1])))
 
 
 def take(volume: Volume, image: Path, storage_root: Path, *, days_ago: int) -> DiskImage:
