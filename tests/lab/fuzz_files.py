@@ -1,7 +1,8 @@
 """Damage the metadata of disk images and read them as the file pages do: `python -m tests.lab.fuzz_files [COUNT]`.
 
-Each damaged image is listed, searched, and downloaded as an archive and as a file, each in its own child. The run fails
-if the parent raises anything but errors for customers, if a request takes 15 seconds, or if a child survives.
+Each damaged image is listed, searched, downloaded as an archive and as a file, and catalogued, and its files are sampled and
+hashed, each in its own child. The run fails if the parent raises anything but errors for customers, if a request takes 15
+seconds, or if a child survives.
 """
 
 import os
@@ -24,7 +25,11 @@ COMMANDS = (
     {"command": "search", "text": "cmFuZG9t", "count": 200},
     {"command": "archive"},
     {"command": "file", "path": ["cmFuZG9tLmJpbg=="]},
+    {"command": "catalogue"},
+    {"command": "sample", "files": [[0, inode, 4096] for inode in range(64)]},
+    {"command": "hash", "files": [[0, inode, 2**40] for inode in (12, 13, 64, 131)], "seconds": 3},
 )
+DOWNLOADS = ("archive", "file", "catalogue")
 
 
 def main() -> int:
@@ -114,7 +119,7 @@ def read(image: Path, request: dict[str, object]) -> str:
     file = os.open(image, os.O_RDONLY)
     request = {"part": 0, "path": [], "id": None} | request
     try:
-        if request["command"] in ("archive", "file"):
+        if request["command"] in DOWNLOADS:
             download = children.Download(file, request)
             try:
                 for _chunk in download:

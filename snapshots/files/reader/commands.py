@@ -12,7 +12,7 @@ from typing import Any
 
 from .catalogue import read_catalogue
 from .disk import find_parts, open_part
-from .entries import FILE, FOLDER, UNREADABLE, Damaged, Entry, FileSystem
+from .entries import CHUNK, FILE, FOLDER, UNREADABLE, Damaged, Entry, FileSystem
 from .walking import Missing, Walk, find
 
 Answer = dict[str, Any]
@@ -23,7 +23,6 @@ MAX_SEARCHED, SEARCH_SECONDS = 1_000_000, 7
 MAX_PATH = 255  # components
 # How much larger than its disk a sparse file may be. What it lacks is sent as zeros, so the disk alone sets no limit.
 MAX_HOLES = 16 * 1024**3
-CHUNK = 1024**2
 SAMPLE_BYTES = 4096  # of a file's start, which intruders encrypt even where they leave the rest
 ORDERS: dict[str, Callable[[Entry], Any]] = {
     "name": lambda entry: (entry.kind != FOLDER, entry.name, entry.id),
@@ -128,8 +127,7 @@ def read_file(image: int, size: int, request: dict[str, Any]) -> Answers:
     if data > size or file.size > size + MAX_HOLES:
         raise Refused("too_large")
     yield describe(file)
-    for offset in range(0, file.size, CHUNK):
-        yield system.read(file.id, offset, min(CHUNK, file.size - offset))
+    yield from system.stream(file)
 
 
 def read_folder(image: int, size: int, request: dict[str, Any]) -> Answers:

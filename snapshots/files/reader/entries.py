@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import NamedTuple
 
+CHUNK = 1024**2
 FOLDER, FILE, LINK, OTHER, UNREADABLE = "d", "f", "l", "o", "u"
 
 
@@ -42,6 +43,11 @@ class FileSystem(ABC):
     @abstractmethod
     def read(self, file: int, offset: int, size: int) -> bytes:
         """Return exactly these bytes, which are inside of the file."""
+
+    def stream(self, file: Entry) -> Iterator[bytes]:
+        """Yield the whole content of the file."""
+        for offset in range(0, file.size, CHUNK):
+            yield self.read(file.id, offset, min(CHUNK, file.size - offset))
 
     @abstractmethod
     def data_ranges(self, file: Entry) -> list[tuple[int, int]]:

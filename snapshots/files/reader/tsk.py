@@ -5,7 +5,7 @@ from typing import Any
 
 import pytsk3
 
-from .entries import FILE, FOLDER, LINK, OTHER, UNREADABLE, Damaged, Entry, FileSystem, merge
+from .entries import CHUNK, FILE, FOLDER, LINK, OTHER, UNREADABLE, Damaged, Entry, FileSystem, merge
 from .signatures import EXFAT, EXT, FAT, NTFS
 from .windows import Window
 
@@ -28,6 +28,7 @@ UNALLOCATED = int(pytsk3.TSK_FS_NAME_FLAG_UNALLOC)
 UNUSED_INODE = 2  # TSK_FS_META_FLAG_UNALLOC
 UNDEFINED = int(pytsk3.TSK_FS_META_TYPE_UNDEF)
 INLINE_LINK, MAX_LINK = 60, 4096  # bytes; a longer target than the first has a block of its own in ext2 to ext4
+NON_RESIDENT = int(pytsk3.TSK_FS_ATTR_NONRES)
 COMPRESSED = int(pytsk3.TSK_FS_ATTR_COMP)
 SPARSE, FILLER = int(pytsk3.TSK_FS_ATTR_RUN_FLAG_SPARSE), int(pytsk3.TSK_FS_ATTR_RUN_FLAG_FILLER)
 CONTENT = (1, 128)  # the types of the attribute that is a file's content: TSK_FS_ATTR_TYPE_DEFAULT, and NTFS's $DATA
@@ -107,6 +108,33 @@ class TSKFileSystem(FileSystem):
         if len(data) != size:
             raise Damaged("a file ends before its size")
         return data
+
+    def stream(self, file: Entry) -> Iterator[bytes]:
+        """Read ext's blocks without The Sleuth Kit, which would ask for 64 KiB at a time and copy them twice."""
+        offset = 0
+        for at, position, size in self._blocks(file.id) if self.kind == EXT else []:
+            size = min(size, file.size - at)
+            if at != offset or size <= 0:
+                break
+            for start in range(0, size, CHUNK):
+                length = min(CHUNK, size - start)
+                data = bytes(length) if position is None else self.image.window.read_at(position + start, length)
+                if len(data) != length:
+                    raise Damaged("a file ends before its size")
+                yield data
+            offset += size
+        for start in range(offset, file.size, CHUNK):
+            yield self.read(file.id, start, min(CHUNK, file.size - start))
+
+    def _blocks(self, file: int) -> Iterator[tuple[int, int | None, int]]:
+        """Yield (offset in the file, in the file system, size) of its pieces in order; None in the file system for holes."""
+        block = self.fs.info.block_size
+        for attribute in self.fs.open_meta(inode=file):
+            if int(attribute.info.type) != CONTENT[0] or not int(attribute.info.flags) & NON_RESIDENT:
+                continue
+            for run in attribute:
+                is_hole = int(run.flags) & (SPARSE | FILLER)
+                yield run.offset * block, None if is_hole else run.addr * block, run.len * block
 
     def data_ranges(self, file: Entry) -> list[tuple[int, int]]:
         block = self.fs.info.block_size

@@ -133,6 +133,21 @@ def test_a_sparse_file_that_is_larger_than_its_disk_is_sent(images: Images, capt
     assert (size, end) == (BIG, b"end")
 
 
+def test_blocks_that_were_reserved_but_never_written_are_zeros(
+    capture: Capture, client: Client, tmp_path: Path
+) -> None:
+    make.need("mke2fs", "debugfs")
+    image, content = tmp_path / "disk.img", b"written" * 2000
+    image.write_bytes(b"\xaa" * 16 * MIB)
+    (tmp_path / "content").write_bytes(content)
+    make.run("mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-E", "nodiscard", image)
+    commands = f"write {tmp_path}/content f\nfallocate /f 4 40\nset_inode_field /f size 150000\n"
+    make.run("debugfs", "-w", "-f", "-", image, input=commands.encode())
+    response = client.get(f"{address('download_file', capture(image))}?path=/f")
+    assert b"".join(response) == content.ljust(150_000, b"\0")
+    response.close()
+
+
 def test_the_names_of_partitions_and_labels_are_shown(images: Images, capture: Capture, client: Client) -> None:
     disk = capture(images("gpt"))
     page = client.get(reverse("snapshots:files", args=[disk.snapshot_id])).text
