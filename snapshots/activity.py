@@ -8,7 +8,7 @@ register(
     {
         "snapshot.capture": _("Snapshot requested"),
         "snapshot.rename": _("Snapshot renamed"),
-        "labels.change": _("Tags or note changed"),
+        "labels.change": _("Tags, note or properties changed"),
         "snapshot.move": _("Snapshot moved to another project"),
         "snapshot.restore": _("Restore requested"),
         "snapshot.delete": _("Snapshot deleted"),

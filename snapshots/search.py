@@ -89,6 +89,7 @@ PAGES = [
     Page(gettext_lazy("Password, passkeys and security"), "accounts:security"),
     Page(gettext_lazy("Sessions"), "accounts:sessions"),
     Page(gettext_lazy("Sign-in history"), "accounts:sign_ins"),
+    Page(gettext_lazy("API and application credentials"), "api:credentials"),
     Page(gettext_lazy("Activity log"), "activity:log"),
     Page(gettext_lazy("Limits"), "snapshots:limits"),
     Page(gettext_lazy("Help"), "help:index"),

@@ -53,6 +53,8 @@ def request_snapshot(
     expires_at: datetime | None = None,
     shown_hourly_micro: int | None = None,
     draft: Draft | None = None,
+    note: str | None = None,
+    metadata: dict[str, str] | None = None,
 ) -> Snapshot:
     """Request a snapshot of a volume or machine. The same draft again returns the snapshot it created the first time.
 
@@ -80,6 +82,8 @@ def request_snapshot(
             user=user,
             project=project,
             draft=draft,
+            note=note,
+            metadata=metadata,
         )
         if expires_at:
             if expires_at <= timezone.now():
@@ -99,6 +103,8 @@ def create_snapshot_row(
     project: Project | None = None,
     draft: Draft | None = None,
     kind: Kind | None = None,
+    note: str | None = None,
+    metadata: dict[str, str] | None = None,
 ) -> Snapshot:
     """Create the pending snapshot and its disks. `project` is by default the source's.
 
@@ -118,6 +124,8 @@ def create_snapshot_row(
         size_gb=sum(volume.size_gb for volume in volumes),
         requested_by=user,
         draft=draft,
+        note=note,
+        metadata=metadata,
     )
     for position, volume in enumerate(volumes):
         DiskImage.objects.create(

@@ -7,7 +7,18 @@ import factory
 from django.utils import timezone
 from factory.django import DjangoModelFactory
 
-from cng_portal.accounts.models import BillingType, Customer, Invitation, Membership, Project, Role, User
+from cng_portal.accounts.credentials import hash_secret
+from cng_portal.accounts.models import (
+    Act,
+    ApplicationCredential,
+    BillingType,
+    Customer,
+    Invitation,
+    Membership,
+    Project,
+    Role,
+    User,
+)
 from cng_portal.common.names import fold_name
 from cng_portal.inventory.models import Location, Region, VirtualMachine, Volume
 from cng_portal.mail.models import OutgoingMail
@@ -27,6 +38,8 @@ from snapshots.models import (
     SnapshotLock,
     State,
 )
+
+CREDENTIAL_SECRET = "1cng_" + 24 * "5e"
 
 
 class CustomerFactory(DjangoModelFactory):
@@ -77,6 +90,20 @@ class MembershipFactory(DjangoModelFactory):
     project = factory.SubFactory(ProjectFactory)
     user = factory.SubFactory(UserFactory)
     role = Role.OWNER
+
+
+class ApplicationCredentialFactory(DjangoModelFactory):
+    """A member's, with every permission. Its secret is CREDENTIAL_SECRET."""
+
+    class Meta:
+        model = ApplicationCredential
+
+    project = factory.SubFactory(ProjectFactory)
+    user = factory.LazyAttribute(lambda credential: UserFactory(member_of=credential.project))
+    name = factory.Sequence(lambda n: f"script-{n}")
+    secret_hash = hash_secret(CREDENTIAL_SECRET)
+    role = Role.MEMBER
+    acts = factory.LazyFunction(lambda: list(Act.values))
 
 
 class InvitationFactory(DjangoModelFactory):

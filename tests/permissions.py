@@ -36,6 +36,10 @@ BILLS = SIGNED_IN | {VIEWER: MISSING, MEMBER: MISSING, ADMINISTRATOR: MISSING}
 BILL = BILLS | {STRANGER: MISSING}
 # For objects of the fixtures' viewer: not even an owner reaches another user's.
 ONESELF = SIGNED_IN | dict.fromkeys((STRANGER, MEMBER, OWNER, ADMINISTRATOR), MISSING)
+# Whoever is signed in to the portal, the API asks for a token of its own: test_openstack.py has what each credential may do.
+BY_TOKEN, BAD_REQUEST = dict.fromkeys(ROLES, "401"), dict.fromkeys(ROLES, "400")
+# Of a member: an owner of the project revokes it, too.
+REVOKE_CREDENTIAL = ONESELF | {MEMBER: OK, OWNER: OK, VIEWER: MISSING}
 ADMINISTER = SIGNED_IN | dict.fromkeys((STRANGER, VIEWER, MEMBER, OWNER), SIGN_IN)
 STAFF = SIGNED_IN | dict.fromkeys((STRANGER, VIEWER, MEMBER, OWNER), MISSING)
 NOBODY = dict.fromkeys(ROLES, MISSING)
@@ -232,6 +236,9 @@ TABLE: dict[str, list[Row]] = {
         Row("accounts:end_other_sessions", "End your other sessions", SIGNED_IN, "POST"),
         Row("accounts:end_session", "End one of your sessions", ONESELF, "POST", {"session_id": "session"}),
         Row("accounts:sign_ins", "View your sign-in history", SIGNED_IN),
+        Row("api:credentials", "List application credentials, and read how to use the API", SIGNED_IN),
+        Row("api:new_credential", "Create an application credential", CHANGE_OWN, BOTH),
+        Row("api:revoke", "Revoke an application credential", REVOKE_CREDENTIAL, BOTH, {"credential_id": "credential"}),
         Row("activity:log", "View the activity log", SIGNED_IN),
         Row("activity:csv", "Export the activity log", SIGNED_IN),
         Row("snapshots:limits", "View the account's limits and usage", SIGNED_IN),
@@ -252,6 +259,50 @@ TABLE: dict[str, list[Row]] = {
         Row("account_reset_password_from_key", "Set a new password with the link", EVERYONE, BOTH),
         Row("account_reset_password_from_key_done", "Read that the password was changed", EVERYONE),
         Row("account_confirm_login_code", "Sign in with a code (disabled)", SIGNED_IN, BOTH),
+    ],
+    "API": [
+        Row("openstack:identity", "Read the versions of Identity", EVERYONE),
+        Row("openstack:identity_slash", "Read the versions of Identity", EVERYONE),
+        Row("openstack:identity_v3", "Read the version of Identity", EVERYONE),
+        Row("openstack:identity_v3_slash", "Read the version of Identity", EVERYONE),
+        Row(
+            "openstack:tokens",
+            "Sign in with an application credential",
+            BY_TOKEN,
+            "GET POST",
+            other={"POST": dict.fromkeys(ROLES, "400")},
+        ),
+        Row("openstack:catalog", "List the regions", BY_TOKEN),
+        Row("openstack:volume_versions", "Read the versions of Block Storage", EVERYONE),
+        Row("openstack:volume_versions_slash", "Read the versions of Block Storage", EVERYONE),
+        Row("openstack:volume_v3", "Read the version of Block Storage", EVERYONE),
+        Row("openstack:volume_v3_slash", "Read the version of Block Storage", EVERYONE),
+        Row("openstack:volumes", "List volumes; create one", BY_TOKEN, "GET POST"),
+        Row("openstack:volume_details", "List volumes with details", BY_TOKEN),
+        Row("openstack:volume", "View, change or delete a volume", BY_TOKEN, "GET PUT DELETE"),
+        Row("openstack:volume_action", "Grow or revert a volume", BY_TOKEN, "POST"),
+        Row("openstack:volume_properties", "View or change the properties of a volume", BY_TOKEN, "GET POST PUT"),
+        Row("openstack:volume_property", "View, change or remove a property of a volume", BY_TOKEN, "GET PUT DELETE"),
+        Row("openstack:snapshots", "List volume snapshots; take one", BY_TOKEN, "GET POST"),
+        Row("openstack:snapshot_details", "List volume snapshots with details", BY_TOKEN),
+        Row("openstack:snapshot", "View, change or delete a volume snapshot", BY_TOKEN, "GET PUT DELETE"),
+        Row(
+            "openstack:snapshot_properties",
+            "View or change the properties of a snapshot",
+            BY_TOKEN,
+            "GET POST PUT",
+        ),
+        Row(
+            "openstack:snapshot_property",
+            "View, change or remove a property of a snapshot",
+            BY_TOKEN,
+            "GET PUT DELETE",
+        ),
+        Row("openstack:limits", "View limits and usage", BY_TOKEN),
+        Row("openstack:quotas", "View quotas", BY_TOKEN),
+        Row("openstack:zones", "List availability zones", BY_TOKEN),
+        Row("openstack:types", "List volume types", BY_TOKEN),
+        Row("openstack:volume_type", "View a volume type", BY_TOKEN),
     ],
     "Help": [
         Row("help:index", "Read the guide", SIGNED_IN),
@@ -312,7 +363,7 @@ TABLE: dict[str, list[Row]] = {
 # --- docs/permissions.md -------------------------------------------------------------------------------------------------
 
 WRITTEN = Path(__file__).resolve().parent.parent / "docs" / "permissions.md"
-SIGNS = {OK: "✓", SIGN_IN: "", FORBIDDEN: "403", MISSING: "404"}
+SIGNS = {OK: "✓", SIGN_IN: "", FORBIDDEN: "403", MISSING: "404", "401": "token", "400": "✓"}
 # Django admin's pages of a model, and the permission that each needs.
 MODEL_PAGES = {
     "changelist": "view",
@@ -333,7 +384,8 @@ and manage members. A **stranger** owns a project of another customer and can't 
 a 404. An **administrator** is a stranger to projects, too, and works in Django admin.
 
 ✓ allowed (for URLs without an object: on the user's own data); empty: redirected to sign-in; 403: the response names the
-missing role; 404: the object's existence is hidden.
+missing role; 404: the object's existence is hidden; token: the session of a browser gives no access, only a token does, of a
+credential that has one role in one project. `tests/snapshots/api/test_openstack.py` holds what each credential may do.
 """
 
 FIELDS = """\
@@ -347,7 +399,7 @@ Whoever may see an object sees all of its fields, and whoever may change it chan
 | price of an object | whoever sees the object | administrators, from a future time on |
 | state, size, checksum, times of a snapshot or backup | whoever sees it | the portal only |
 | name of a snapshot, whether a backup is pinned | whoever sees it | members and owners, until it is being deleted |
-| tags and note of a volume or snapshot | whoever sees it | members and owners, until it is deleted |
+| tags, note and properties of a volume or snapshot | whoever sees it | members and owners, until it is deleted |
 | role of a user | the project's members | the project's owners, who must keep one; administrators |
 | e-mail address of a colleague | members of a common project | the user, after re-authentication; administrators |
 | name, time zone, theme | name: colleagues; others: the user | the user |

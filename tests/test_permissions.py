@@ -27,6 +27,7 @@ from snapshots.models import Draft
 from snapshots.wizard import wizard
 from tests.addresses import ADDRESSES
 from tests.factories import (
+    ApplicationCredentialFactory,
     BackupFactory,
     BackupScheduleFactory,
     DraftFactory,
@@ -81,6 +82,10 @@ PARAMETERS: dict[str, Callable[[SimpleNamespace], Any]] = {
     "notification_id": lambda world: world.notification,
     "draft_id": lambda world: world.draft,
     "step": lambda world: "location",
+    "location": lambda world: world.volume.location_id,
+    "project": lambda world: world.project.pk.hex,
+    "quota_project": lambda world: world.project.pk.hex,
+    "type_id": lambda world: "default",
     "slug": lambda world: "billing",
     "key": lambda world: "no-such-key",
     "token": lambda world: "no-such-token",
@@ -134,6 +139,7 @@ def world(storage_root: Path) -> SimpleNamespace:
         machine=snapshot.volume.vm,
         operation=OperationFactory(snapshot=snapshot, failed=True),
         session=session,
+        credential=ApplicationCredentialFactory(user=users[MEMBER], project=project),
         passkey=Authenticator.objects.create(
             user=UserFactory(), type=Authenticator.Type.WEBAUTHN, data={"name": "Key"}
         ),

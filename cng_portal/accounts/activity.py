@@ -30,6 +30,8 @@ register(
         "role.leave": _("Left a project"),
         "invitation.send": _("User invited"),
         "invitation.revoke": _("Invitation revoked"),
+        "credential.create": _("Application credential created"),
+        "credential.revoke": _("Application credential revoked"),
         "impersonation.start": _("Impersonation started by an administrator"),
         "impersonation.end": _("Impersonation ended by an administrator"),
     }

@@ -29,7 +29,7 @@ from cng_portal.activity import services as activity
 from cng_portal.common.admin import Autocomplete, Autocompletes, ReadOnly, SupportAdmin, as_ids, posted_ids
 
 from . import impersonation, roles, services, signals
-from .models import Customer, Membership, Project, Role, User
+from .models import ApplicationCredential, Customer, Membership, Project, Role, User
 from .services import lock_customers
 from .signin import factors, sessions
 
@@ -388,6 +388,20 @@ class SessionAdmin(CredentialAdmin):
         before = {"device": sessions.describe_device(obj.user_agent), "address": obj.ip}
         activity.record(action="user.end_session", actor=request.user, target=obj.user, before=before)
         sessions.end_sessions([obj])
+
+
+@admin.register(ApplicationCredential)
+class ApplicationCredentialAdmin(CredentialAdmin):
+    """Deleting one ends its tokens at once."""
+
+    fields = list_display = [
+        "name", "user", "project", "role", "created_at", "expires_at", "revoked_at", "last_used_at", "last_used_from",
+    ]  # fmt: skip
+    list_select_related = ["user", "project"]
+
+    def delete_model(self, request: HttpRequest, obj: ApplicationCredential) -> None:
+        activity.record(action="credential.revoke", actor=request.user, target=obj, before={"user": str(obj.user)})
+        obj.delete()
 
 
 class AddressAdmin(ReadOnly, SupportAdmin):

@@ -419,6 +419,74 @@ class Invitation(models.Model):
         return self.expires_at <= timezone.now()
 
 
+class Act(models.TextChoices):
+    """What an application credential may do besides reading."""
+
+    SNAPSHOT = "snapshot", _("Take, rename and label snapshots")
+    VOLUME = "volume", _("Create, grow, rename and label volumes")
+    RESTORE = "restore", _("Restore volumes, and create volumes from snapshots")
+    DELETE = "delete", _("Delete snapshots and volumes")
+    BILL = "bill", _("See prices")
+
+
+class ApplicationCredentialQuerySet(models.QuerySet["ApplicationCredential"]):
+    def visible_to(self, user: User) -> "ApplicationCredentialQuerySet":
+        """Return the user's own, and those of the projects that the user owns."""
+        owned = [project_id for project_id, role in user.roles.items() if role == Role.OWNER]
+        return self.filter(Q(user=user) | Q(project__in=owned))
+
+    def present(self) -> "ApplicationCredentialQuerySet":
+        return self.filter(revoked_at=None)
+
+
+class ApplicationCredential(models.Model):
+    """What a program signs in with, as one user in one project. Only a hash of its secret is stored.
+
+    It is valid while the user is active and has at least its role in the project. See credentials.py.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    user = models.ForeignKey(
+        User, verbose_name=_("user"), on_delete=models.CASCADE, related_name="application_credentials"
+    )
+    project = models.ForeignKey(
+        Project, verbose_name=_("project"), on_delete=models.CASCADE, related_name="application_credentials"
+    )
+    name = NameField(_("name"))
+    secret_hash = models.CharField(max_length=64, editable=False)
+    role = models.CharField(_("role"), max_length=8, choices=Role.choices)
+    acts = models.JSONField(_("permissions"), default=list, blank=True)
+    networks = models.JSONField(_("allowed networks"), default=list, blank=True)
+    created_at = models.DateTimeField(_("created"), default=timezone.now, editable=False)
+    expires_at = models.DateTimeField(_("expires"), null=True, blank=True)
+    revoked_at = models.DateTimeField(_("revoked"), null=True, blank=True, editable=False)
+    last_used_at = models.DateTimeField(_("last used"), null=True, blank=True, editable=False)
+    last_used_from = models.GenericIPAddressField(_("last used from"), null=True, blank=True, editable=False)
+
+    objects = ApplicationCredentialQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("application credential")
+        verbose_name_plural = _("application credentials")
+        ordering = ["name", "id"]
+        constraints = [
+            models.UniqueConstraint(
+                F("user"),
+                Lower("name"),
+                condition=Q(revoked_at=None),
+                name="accounts_credential_name",
+                violation_error_message=_("You already have a credential of this name."),
+            )
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def act_labels(self) -> list[str]:
+        return [str(act.label) for act in Act if act in self.acts]
+
+
 class Submission(models.Model):
     """A submitted form, by its key. `url` is where it redirected, "" while it is processed. See submissions.py."""
 

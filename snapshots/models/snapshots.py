@@ -284,6 +284,8 @@ class Snapshot(models.Model):
     tags = models.ManyToManyField(Tag, verbose_name=_("tags"), blank=True, related_name="snapshots")
     # Nullable, so that SQLite adds the column without rebuilding the table, which would drop its triggers.
     note = models.CharField(_("note"), max_length=MAX_NOTE_LENGTH, null=True, blank=True)  # noqa: DJ001
+    # Properties of the API, texts by name. See snapshots/api/metadata.py.
+    metadata = models.JSONField(_("properties"), null=True, blank=True, editable=False)
 
     objects = SnapshotQuerySet.as_manager()
 

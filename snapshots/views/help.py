@@ -74,6 +74,12 @@ GUIDES = [
         _("How hours are counted, when billing starts and ends, and an example."),
         "banknotes",
     ),
+    Guide(
+        "api",
+        _("API"),
+        _("Take snapshots from scripts, with OpenStack's command line, its Python SDK or Ansible."),
+        "code-bracket",
+    ),
     Guide("keyboard", _("Keyboard"), _("Everything can be done without a mouse."), "command-line"),
 ]
 

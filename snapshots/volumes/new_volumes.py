@@ -28,6 +28,8 @@ def request_new_volume(
     override: str = "",
     shown_hourly_micro: int | None = None,
     draft: Draft | None = None,
+    note: str | None = None,
+    metadata: dict[str, str] | None = None,
 ) -> Operation:
     """Request a new volume from a disk of the snapshot, which may be omitted if there is only one.
 
@@ -51,7 +53,14 @@ def request_new_volume(
         limits.check_rate_limit(snapshot.customer_id, Operation.Kind.NEW_VOLUME)
         check_price(project, snapshot.location, size_gb, shown_hourly_micro)
         operation = create_volume_row(
-            disk, project=project, name=name.strip(), size_gb=size_gb, user=user, unchecked=unchecked
+            disk,
+            project=project,
+            name=name.strip(),
+            size_gb=size_gb,
+            user=user,
+            unchecked=unchecked,
+            note=note,
+            metadata=metadata,
         )
         if draft:
             Draft.objects.filter(pk=draft.pk).update(created_volume=operation.volume)
@@ -149,6 +158,8 @@ def create_volume_row(
     user: User,
     vm: VirtualMachine | None = None,
     unchecked: bool = False,
+    note: str | None = None,
+    metadata: dict[str, str] | None = None,
 ) -> Operation:
     """Create the volume and its operation. The caller must hold the customer's lock and have made the checks."""
     volume = Volume.objects.create(
@@ -160,6 +171,8 @@ def create_volume_row(
         size_gb=size_gb,
         state=Volume.State.CREATING,
         backend_project=disk.volume.backend_project,
+        note=note,
+        metadata=metadata,
     )
     return create_operation(
         kind=Operation.Kind.NEW_VOLUME,

@@ -45,6 +45,8 @@ def request_volume(
     user: User,
     shown_hourly_micro: int | None = None,
     draft: Draft | None = None,
+    note: str | None = None,
+    metadata: dict[str, str] | None = None,
 ) -> Volume:
     """Request an empty volume. The same draft again returns the volume that it created the first time.
 
@@ -71,6 +73,8 @@ def request_volume(
             size_gb=size_gb,
             state=Volume.State.CREATING,
             backend_project=backend_project,
+            note=note,
+            metadata=metadata,
         )
         if draft:
             Draft.objects.filter(pk=draft.pk).update(created_volume=volume)

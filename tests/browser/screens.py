@@ -45,6 +45,7 @@ from snapshots.storage.registry import get_driver
 from snapshots.volumes.charges import start_charging_volume
 from snapshots.wizard import wizard
 from tests.factories import (
+    ApplicationCredentialFactory,
     BackupFactory,
     BackupRunFactory,
     BackupScheduleFactory,
@@ -61,6 +62,7 @@ from tests.factories import (
     VirtualMachineFactory,
     VolumeFactory,
 )
+from tests.permissions import TABLE
 from tests.snapshots.disks import content, put_volume
 from tests.snapshots.files import images
 
@@ -71,6 +73,7 @@ BURMESE = "ရန်ကုန်ရုံးချုပ်-စာရင်း�
 
 # URLs without a page, and why
 UNSEEN = {
+    **dict.fromkeys((row.name for row in TABLE["API"]), "JSON"),
     "snapshots:check_name": "a part of the step of the name",
     "snapshots:row": "a part of the lists",
     "snapshots:menu": "a part of the lists",
@@ -130,6 +133,13 @@ def submit(page: Page) -> None:
     """Submit the form unchanged, and wait for its errors."""
     page.locator("#main form button.btn-primary[type=submit], #main form button.btn-danger[type=submit]").first.click()
     page.locator(".error-summary").wait_for()
+
+
+def create_credential(page: Page) -> None:
+    """Create an application credential; its page shows the secret."""
+    page.get_by_label("Name").fill("nightly snapshots")
+    page.get_by_role("button", name="Create credential").click()
+    page.get_by_text("Copy the secret now").wait_for()
 
 
 def open_menu(selector: str) -> Callable[[Page], object]:
@@ -474,6 +484,14 @@ def of_snapshots(member: Membership) -> Screens:
     huge = Volume.objects.get(name=LONG)
     ready, machine = snapshots.get(name="before the update"), snapshots.get(kind=Kind.VM)
     failed = snapshots.get(name="office-files-2026-11-21")
+    credential = ApplicationCredentialFactory(
+        user=member.user,
+        project=member.project,
+        name="billing report",
+        networks=["203.0.113.0/24"],
+        last_used_at=timezone.now(),
+        last_used_from="203.0.113.7",
+    )
     ids = f"id={ready.pk}&id={failed.pk}&id={snapshots.filter(volume=huge).earliest('created_at').pk}"
 
     def delete_them(page: Page) -> None:
@@ -512,6 +530,11 @@ def of_snapshots(member: Membership) -> Screens:
         "machine": Screen(reverse("snapshots:machine", args=[data.vm_id])),
         "machine-long": Screen(reverse("snapshots:machine", args=[huge.vm_id])),
         "limits": Screen("/profile/limits/"),
+        "api": Screen(reverse("api:credentials")),
+        "api-new": Screen(reverse("api:new_credential")),
+        "api-new-wrong": Screen(reverse("api:new_credential"), submit),
+        "api-created": Screen(reverse("api:new_credential"), create_credential),
+        "api-revoke": Screen(reverse("api:revoke", args=[credential.pk])),
         "not-there": Screen("/nowhere/", status=404),
     }
     states = {
@@ -690,7 +713,15 @@ def of_account(member: Membership) -> Screens:
         "sign-out": Screen(reverse("account_logout")),
         "help": Screen("/help/"),
     }
-    for slug in ("create-volume-snapshot", "create-vm-snapshot", "create-backup", "restore", "billing", "keyboard"):
+    for slug in (
+        "create-volume-snapshot",
+        "create-vm-snapshot",
+        "create-backup",
+        "restore",
+        "billing",
+        "api",
+        "keyboard",
+    ):
         pages[f"help-{slug}"] = Screen(reverse("help:guide", args=[slug]))
     return pages
 
