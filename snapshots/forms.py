@@ -1,5 +1,6 @@
 """Filters of lists, and the forms of actions on a snapshot. The wizard's are in wizard.py."""
 
+from collections.abc import Sequence
 from datetime import date
 from functools import partial
 from typing import Any, ClassVar
@@ -22,6 +23,7 @@ from cng_portal.common.pages import Order
 from cng_portal.inventory.models import Tag, VirtualMachine, Volume
 
 from . import expiry, lists, protection
+from .deletion_preview import join_names
 from .locks import MAX_COOLING_OFF, MIN_COOLING_OFF
 from .models import MAX_REASON_LENGTH, DiskImage, Kind, LockMode, Snapshot, SnapshotLock, State
 
@@ -342,9 +344,23 @@ class ConfirmationForm(forms.Form):
         widget=forms.TextInput(attrs={"autocomplete": "off", "autocapitalize": "off", "spellcheck": "false"})
     )
 
-    def __init__(self, *args: Any, label: str, required: str, expected: str = "", **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, label: str, required: str, expected: str = "", last_of: Sequence[Volume] = (), **kwargs: Any
+    ) -> None:
+        """`last_of`: the volumes that lose their last restore point, which is asked for separately."""
         super().__init__(*args, **kwargs)
         self.expected = expected
+        if last_of:
+            names = join_names([volume.name for volume in last_of])
+            self.fields["is_last"] = forms.BooleanField(
+                label=ngettext(
+                    "Delete the last restore point of %(names)s",
+                    "Delete the last restore points of %(names)s",
+                    len(last_of),
+                )
+                % {"names": names},
+                error_messages={"required": _("Check this box to delete the last restore point.")},
+            )
         self.fields["confirmation"].label = label
         self.fields["confirmation"].error_messages["required"] = required
 

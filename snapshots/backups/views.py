@@ -24,8 +24,9 @@ from cng_portal.common.pages import page_of
 from cng_portal.common.responses import is_fragment
 from cng_portal.inventory.models import VirtualMachine, Volume
 from snapshots import checks, lists
+from snapshots.deletion_preview import describe, preview_deletion
 from snapshots.errors import NotSold
-from snapshots.models import BackupRun, BackupSchedule, Kind, Snapshot, State
+from snapshots.models import BackupRun, BackupSchedule, Kind, Snapshot, State, source_fields
 from snapshots.views.common import (
     attempt,
     automatic_price_sentence,
@@ -468,11 +469,22 @@ def delete(request: HttpRequest, schedule_id: UUID) -> HttpResponse:
                 _("No more snapshots are taken or deleted automatically."),
             ),
             stay if count else by_kind(schedule, _("It has no backups."), _("It has no snapshots.")),
+            *what_protects(schedule, user),
         ],
         button=_("Delete schedule"),
         done=deleted % {"name": schedule.source.name},
         danger=True,
     )
+
+
+def what_protects(schedule: BackupSchedule, user: User) -> list[str]:
+    """Return what can still be restored of its source, and whether another schedule goes on."""
+    volumes = checks.volumes_of(schedule.source)
+    lines = describe(preview_deletion([], volumes=volumes, user=user, at=timezone.now()))
+    others = BackupSchedule.objects.present().filter(**source_fields(schedule.source)).exclude(pk=schedule.pk)
+    if not others.exists():
+        lines.append(_("No other schedule protects “%(name)s”.") % {"name": schedule.source.name})
+    return lines
 
 
 @require_http_methods(["GET", "POST"])

@@ -17,6 +17,7 @@ from cng_portal.common.money import format_amount, format_price
 from cng_portal.common.templatetags.portal import day as format_day
 from snapshots import checks, limits, restores, services
 from snapshots.assignment import check_movable, explain_new_readers, move_snapshot
+from snapshots.deletion_preview import describe, describe_restore, preview_deletion
 from snapshots.errors import ActionRefused, NameTaken
 from snapshots.expiry import set_expiry, why_not_expirable
 from snapshots.forms import (
@@ -126,6 +127,7 @@ def delete(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         is_unfinished = snapshot.state in (State.PENDING, State.CREATING)
         context = {"snapshot": snapshot, "reason": reason, "unfinished": is_unfinished}
         return render(request, "snapshots/delete.html", context)
+    preview = preview_deletion([snapshot], user=request.user, at=timezone.now())
     label = (
         _("Type the backup's name, %(name)s, to confirm")
         if snapshot.kind == Kind.BACKUP
@@ -136,6 +138,7 @@ def delete(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         label=label % {"name": snapshot.name},
         required=_("Type the name “%(name)s” to delete it.") % {"name": snapshot.name},
         expected=snapshot.name,
+        last_of=preview.last_of,
     )
     if submit(request, form, partial(services.request_deletion, snapshot=snapshot, user=request.user)):
         text = _("“%(name)s” is in the recycle bin.") if goes_to_bin(snapshot) else _("“%(name)s” is being deleted.")
@@ -146,7 +149,8 @@ def delete(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     context = {
         "snapshot": snapshot,
         "form": form,
-        "consequences": deletion_consequences(snapshot, request.user),
+        "consequences": deletion_consequences(snapshot, request.user)
+        + describe(preview, is_binned=goes_to_bin(snapshot)),
         "is_final": not goes_to_bin(snapshot),
     }
     return render(request, "snapshots/delete.html", context)
@@ -210,6 +214,7 @@ def restore(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         return redirect("snapshots:snapshot", snapshot.pk)
     undone = snapshot.protects.filter(finished_at__isnull=False).select_related("snapshot").first()
     reason, quote = "", None
+    captured_at = next((disk.captured_at for disk in disks if disk.captured_at), snapshot.created_at)
     try:
         restores.check_restorable(snapshot)
         quote = checks.check_deliverable(source, safety=True)
@@ -223,7 +228,8 @@ def restore(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         "reason": reason,
         "disks": disks,
         "grown": [disk for disk in disks if disk.volume.size_gb > disk.size_gb],
-        "captured_at": next((disk.captured_at for disk in disks if disk.captured_at), snapshot.created_at),
+        "captured_at": captured_at,
+        "newer": describe_restore(snapshot, disks, captured_at=captured_at),
         "damage": damage_of(disks),
         "can_undo": not get_driver(snapshot.location).reverts_only_latest,
         "safety_name": _("before-restore-of-%(name)s") % {"name": source.name[:40]},

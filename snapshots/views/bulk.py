@@ -6,6 +6,7 @@ from uuid import UUID
 from django.contrib import messages
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
+from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 from django.views.decorators.http import require_http_methods
@@ -15,8 +16,10 @@ from billing.pricing.prices import PriceList
 from cng_portal.accounts.models import User
 from cng_portal.common.money import format_amount, format_price
 from snapshots import checks, lists, services
+from snapshots.deletion_preview import describe, preview_deletion
 from snapshots.forms import DeletionsForm
 from snapshots.lists import LISTS
+from snapshots.locks import why_locked
 from snapshots.models import Kind, Snapshot
 from snapshots.recycle_bin import explain_deletion, goes_to_bin
 
@@ -47,8 +50,18 @@ def delete_many(request: HttpRequest) -> HttpResponse:
     for project_id in {snapshot.project_id for snapshot in snapshots}:
         checks.require_change(user, project_id)
     back = list_of(snapshots[0].kind)
+    preview = preview_deletion(snapshots, user=user, at=timezone.now())
+    locked = {snapshot.pk for snapshot, _lock in preview.locked}
+    deletable = [snapshot for snapshot in snapshots if snapshot.pk not in locked]
+    if not deletable:
+        messages.error(request, " ".join(why_locked(*pair) for pair in preview.locked))
+        return redirect(back)
     form = DeletionsForm(
-        request.POST or None, count=len(snapshots), ids=selected, is_final=not any(map(goes_to_bin, snapshots))
+        request.POST or None,
+        count=len(deletable),
+        ids=[str(snapshot.pk) for snapshot in deletable],
+        is_final=not any(map(goes_to_bin, deletable)),
+        last_of=preview.last_of,
     )
     if request.method == "POST" and form.is_valid():
         results = services.request_deletions(snapshots=snapshots, user=user)
@@ -66,7 +79,7 @@ def delete_many(request: HttpRequest) -> HttpResponse:
     context = {
         "rows": build_rows(snapshots, user),
         "form": form,
-        "consequences": consequences(snapshots, user),
+        "consequences": consequences(deletable, user) + describe(preview, is_binned=any(map(goes_to_bin, deletable))),
         "title": form.question,
         "back": back,
     }

@@ -65,8 +65,9 @@ class SnapshotRow:
         return reverse(f"snapshots:{LISTS[Kind(self.snapshot.kind)]}")
 
     @property
-    def can_delete(self) -> bool:
-        return self.has_menu and self.snapshot.state in DELETABLE_STATES and self.lock is None
+    def is_selectable(self) -> bool:
+        """Return whether it can be selected to be tagged or deleted; the page that deletes leaves out what is locked."""
+        return self.has_menu and self.snapshot.state in DELETABLE_STATES
 
     @property
     def poll_seconds(self) -> int:

@@ -22,6 +22,7 @@ from cng_portal.common.money import format_amount, format_count, format_price
 from cng_portal.common.responses import is_fragment
 from cng_portal.inventory.models import Volume
 from snapshots import checks, limits
+from snapshots.deletion_preview import describe, preview_deletion
 from snapshots.forms import AttachForm, ConfirmationForm, GrowForm, VolumeNameForm
 from snapshots.models import COUNTED_STATES, BackupSchedule, Snapshot, costs_nothing
 from snapshots.recycle_bin import explain_deletion, goes_to_bin
@@ -207,7 +208,8 @@ def delete_volume(request: HttpRequest, volume_id: UUID) -> HttpResponse:
         "form": form,
         "reason": volume_services.why_not_deletable(volume),
         "can_detach": volume_services.machine_of(volume) is not None and not volume_services.why_not_detachable(volume),
-        "consequences": deletion_consequences(volume, price, request.user),
+        "consequences": deletion_consequences(volume, price, request.user)
+        + describe(preview_deletion([], volumes=[volume], user=request.user, at=timezone.now())),
         "is_final": not goes_to_bin(volume),
     }
     return render(request, "snapshots/volumes/delete.html", context)

@@ -496,6 +496,8 @@ def of_snapshots(member: Membership) -> Screens:
 
     def delete_them(page: Page) -> None:
         page.get_by_label("to confirm").fill("delete 3 snapshots")
+        for box in page.get_by_label("Delete the last restore point").all():
+            box.check()
         page.get_by_role("button", name="Delete them all").click()
         page.get_by_text("Deletion accepted").first.wait_for()
 

@@ -42,6 +42,7 @@ def test_all_of_a_page_are_selected_and_deleted(page: Page, member: Membership, 
     expect(page.get_by_label("Select nightly-2")).to_be_checked()
     button.click()
     page.get_by_label("Type “delete 3 snapshots” to confirm").fill("delete 3 snapshots")
+    page.get_by_label("Delete the last restore point of “db-01-data”").check()
     page.get_by_role("button", name="Delete them all").click()
     expect(page.get_by_role("status").filter(has_text="3 snapshots are being deleted")).to_be_visible()
     assert Snapshot.objects.filter(state=State.DELETING).count() == 3

@@ -183,7 +183,7 @@ def test_a_snapshot_that_is_being_deleted_cannot_be_renamed(client: Client, proj
 def test_deleting_a_snapshot_ends_its_charge_and_removes_its_file(
     client: Client, snapshot: Snapshot, storage_root: Path
 ) -> None:
-    response = client.post(url("delete", snapshot), {"confirmation": "before-upgrade"})
+    response = client.post(url("delete", snapshot), {"confirmation": "before-upgrade", "is_last": "on"})
 
     snapshot.refresh_from_db()
     assert response["Location"] == page_of(snapshot)
@@ -215,7 +215,7 @@ def test_deleting_the_last_copy_of_a_deleted_volume_shows_a_warning(client: Clie
 def test_without_the_name_nothing_is_deleted(typed: str, client: Client, project: Project) -> None:
     snapshot = SnapshotFactory(volume__project=project)
 
-    assert errors_of(client.post(url("delete", snapshot), {"confirmation": typed}))
+    assert errors_of(client.post(url("delete", snapshot), {"confirmation": typed, "is_last": "on"}))
     snapshot.refresh_from_db()
     assert snapshot.state == State.READY
 
@@ -223,7 +223,9 @@ def test_without_the_name_nothing_is_deleted(typed: str, client: Client, project
 def test_a_snapshot_in_use_is_not_deleted(client: Client, project: Project) -> None:
     operation = OperationFactory(snapshot__volume__project=project, restore=True)
 
-    response = client.post(url("delete", operation.snapshot), {"confirmation": operation.snapshot.name})
+    response = client.post(
+        url("delete", operation.snapshot), {"confirmation": operation.snapshot.name, "is_last": "on"}
+    )
 
     assert "in use (Restore)" in errors_of(response)
 
@@ -231,7 +233,7 @@ def test_a_snapshot_in_use_is_not_deleted(client: Client, project: Project) -> N
 def test_deleting_twice_is_deleting_once(client: Client, project: Project) -> None:
     snapshot = SnapshotFactory(volume__project=project)
     for _ in range(2):
-        assert client.post(url("delete", snapshot), {"confirmation": snapshot.name}).status_code == 302
+        assert client.post(url("delete", snapshot), {"confirmation": snapshot.name, "is_last": "on"}).status_code == 302
 
     assert Operation.objects.get().kind == Operation.Kind.DELETE
 

@@ -63,7 +63,7 @@ def test_each_has_its_own_result(client: Client, project: Project) -> None:
     OperationFactory(snapshot=busy, restore=True)
     ids = [snapshot.pk for snapshot in (free, busy, creating)]
 
-    response = client.post(PATH, {"id": ids, "confirmation": " Delete  3 snapshots "})
+    response = client.post(PATH, {"id": ids, "confirmation": " Delete  3 snapshots ", "is_last": "on"})
 
     page = response.content.decode()
     assert "1 snapshot is being deleted" in page
@@ -79,7 +79,7 @@ def test_each_has_its_own_result(client: Client, project: Project) -> None:
 
 def test_a_repeated_request_deletes_nothing_twice(client: Client, project: Project) -> None:
     snapshot = SnapshotFactory(volume__project=project)
-    answer = {"id": [snapshot.pk], "confirmation": "delete 1 snapshot"}
+    answer = {"id": [snapshot.pk], "confirmation": "delete 1 snapshot", "is_last": "on"}
 
     for _time in range(2):
         assert "1 snapshot is being deleted" in client.post(PATH, answer).content.decode()
@@ -92,7 +92,7 @@ def test_without_the_typed_words_nothing_is_deleted_and_the_selection_is_kept(
 ) -> None:
     snapshot = SnapshotFactory(volume__project=project)
 
-    page = client.post(PATH, {"id": [snapshot.pk], "confirmation": typed}).content.decode()
+    page = client.post(PATH, {"id": [snapshot.pk], "confirmation": typed, "is_last": "on"}).content.decode()
 
     assert "<title>Error: Delete 1 snapshot for good? · 1CNG</title>" in page
     assert f'name="id" value="{snapshot.pk}"' in page
@@ -104,7 +104,7 @@ def test_one_unknown_id_is_a_404_for_all(client: Client, project: Project) -> No
 
     assert client.get(asking(mine, strange)).status_code == 404
     for other in (strange.pk, uuid4(), "no-id"):
-        answer = {"id": [mine.pk, other], "confirmation": "delete 2 snapshots"}
+        answer = {"id": [mine.pk, other], "confirmation": "delete 2 snapshots", "is_last": "on"}
         assert client.post(PATH, answer).status_code == 404
     assert Snapshot.objects.filter(state=State.READY).count() == 2
 
@@ -113,7 +113,7 @@ def test_a_viewer_gets_a_reason(project: Project, client_for: Callable[..., Clie
     snapshot = SnapshotFactory(volume__project=project)
     viewer = client_for(UserFactory(member_of=project, member_of__role=Role.VIEWER))
 
-    response = viewer.post(PATH, {"id": [snapshot.pk], "confirmation": "delete 1 snapshot"})
+    response = viewer.post(PATH, {"id": [snapshot.pk], "confirmation": "delete 1 snapshot", "is_last": "on"})
 
     assert response.status_code == 403
     assert "Viewer" in response.content.decode()

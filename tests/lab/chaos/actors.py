@@ -223,6 +223,8 @@ class Actor(threading.Thread):
             return None
         if typed := re.search(r"(?:name, ([^<]+?),|Type “([^<]+?)”) to confirm", unescape(page.text)):
             answers["confirmation"] = typed[1] or typed[2]
+        if 'name="is_last"' in page.text:
+            answers["is_last"] = "on"
         answer = self.fill(page, path.partition("?")[0], **answers)
         return None if answer is None else answer.status == 302
 
@@ -345,7 +347,7 @@ class Customer(Actor):
         page = self.ask(f"/snapshots/delete/?{urlencode({'id': chosen}, doseq=True)}")
         if page.status != 200:
             return None
-        fields = {"id": chosen, "confirmation": [f"delete {len(chosen)} snapshots"]}
+        fields = {"id": chosen, "confirmation": [f"delete {len(chosen)} snapshots"], "is_last": ["on"]}
         return self.ask("/snapshots/delete/", fields).status == 200
 
     def restore(self) -> bool | None:
