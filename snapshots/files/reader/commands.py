@@ -11,7 +11,7 @@ from time import monotonic
 from typing import Any
 
 from .catalogue import read_catalogue
-from .disk import find_parts, open_part
+from .disk import Part, find_parts, open_part
 from .entries import CHUNK, FILE, FOLDER, UNREADABLE, Damaged, Entry, FileSystem
 from .walking import Missing, Walk, find
 
@@ -67,8 +67,15 @@ def list_parts(image: int, size: int, request: dict[str, Any]) -> Answers:
             "file_system": part.file_system,
             "size": part.window.size,
             "is_readable": part.is_readable,
-            "is_journal_pending": part.is_journal_pending,
+            "is_journal_pending": part.is_journal_pending and not is_replayed(part),
         }
+
+
+def is_replayed(part: Part) -> bool:
+    try:
+        return part.open().is_replayed
+    except (Damaged, OSError):
+        return False
 
 
 def list_folder(image: int, size: int, request: dict[str, Any]) -> Answers:

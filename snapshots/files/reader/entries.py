@@ -31,6 +31,7 @@ class FileSystem(ABC):
     """`id`s are the file system's inode numbers. Every method may raise Damaged or OSError."""
 
     has_owners = True
+    is_replayed = False  # what its journal holds is read as if it had been written back
 
     @property
     @abstractmethod

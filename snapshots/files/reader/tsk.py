@@ -6,7 +6,8 @@ from typing import Any
 import pytsk3
 
 from .entries import CHUNK, FILE, FOLDER, LINK, OTHER, UNREADABLE, Damaged, Entry, FileSystem, merge
-from .signatures import EXFAT, EXT, FAT, NTFS
+from .journal import ReplayedWindow, Unusable
+from .signatures import EXFAT, EXT, FAT, NTFS, describe_ext
 from .windows import Window
 
 TYPES = {
@@ -27,6 +28,7 @@ VOLUME_LABEL = b" (Volume Label Entry)"  # appended by The Sleuth Kit to the ent
 UNALLOCATED = int(pytsk3.TSK_FS_NAME_FLAG_UNALLOC)
 UNUSED_INODE = 2  # TSK_FS_META_FLAG_UNALLOC
 UNDEFINED = int(pytsk3.TSK_FS_META_TYPE_UNDEF)
+JOURNAL_INODE = 1024 + 224  # where ext's superblock has its number
 INLINE_LINK, MAX_LINK = 60, 4096  # bytes; a longer target than the first has a block of its own in ext2 to ext4
 NON_RESIDENT = int(pytsk3.TSK_FS_ATTR_NONRES)
 COMPRESSED = int(pytsk3.TSK_FS_ATTR_COMP)
@@ -53,11 +55,26 @@ class TSKFileSystem(FileSystem):
     def __init__(self, window: Window, kind: str) -> None:
         self.kind = kind
         self.has_owners = kind == EXT
+        self._open(window)
+        if kind == EXT and describe_ext(window.read_at)[2]:
+            self._replay(window)
+
+    def _open(self, window: Window) -> None:
         self.image = Image(window)
         try:
-            self.fs = pytsk3.FS_Info(self.image, offset=0, type=TYPES[kind])
+            self.fs = pytsk3.FS_Info(self.image, offset=0, type=TYPES[self.kind])
         except OSError as error:
             raise Damaged(str(error)) from error
+
+    def _replay(self, window: Window) -> None:
+        """Open the file system as it is after its journal was replayed, if that can be."""
+        original = self.image, self.fs
+        try:
+            journal = self.fs.open_meta(inode=int.from_bytes(window.read_at(JOURNAL_INODE, 4), "little"))
+            self._open(ReplayedWindow(window, journal.read_random, journal.info.meta.size))
+            self.is_replayed = True
+        except (Damaged, Unusable, OSError, OverflowError):
+            self.image, self.fs = original
 
     @property
     def root(self) -> Entry:

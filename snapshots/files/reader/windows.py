@@ -1,6 +1,9 @@
 """A partition or logical volume as a file: pieces of the image, one after the other."""
 
 import os
+from collections.abc import Callable
+
+Read = Callable[[int, int], bytes]  # (offset, size)
 
 
 class Window:

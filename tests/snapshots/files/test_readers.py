@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from django.urls import reverse
 
 from cng_portal.accounts.models import Project
 from snapshots.files import names, services
+from snapshots.files.reader.journal import MAGIC
 from snapshots.models import DiskImage
 from tests.factories import UserFactory
 from tests.snapshots.files import images as make
@@ -145,7 +147,34 @@ def test_blocks_that_were_reserved_but_never_written_are_zeros(
     make.run("debugfs", "-w", "-f", "-", image, input=commands.encode())
     response = client.get(f"{address('download_file', capture(image))}?path=/f")
     assert b"".join(response) == content.ljust(150_000, b"\0")
-    response.close()
+
+
+def test_a_pending_journal_is_read_as_a_machine_would_replay_it(
+    capture: Capture, client: Client, tmp_path: Path
+) -> None:
+    make.need("mke2fs", "debugfs", "e2fsck")
+    tree, image, replayed = tmp_path / "tree", tmp_path / "disk.img", tmp_path / "replayed.img"
+    tree.mkdir()
+    (tree / "letter").write_bytes(b"old" * 5000)
+    make.run("mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-d", tree, make.blank(image, 64 * MIB))
+    path = os.environ["PATH"] + ":/usr/sbin:/sbin"
+    listed = subprocess.check_output(["debugfs", "-R", "blocks /letter", image], env={"PATH": path})
+    first, second, third = listed.split()[:3]
+    # What begins with the journal's own mark is escaped in it, and what is revoked isn't replayed.
+    (tmp_path / "new").write_bytes((MAGIC + b"new" * 5000)[:4096] + b"new" * 1365 + b"!" + b"revoked!" * 512)
+    blocks = b",".join([first, second, third]).decode()
+    commands = f"jo\njw -b {blocks} {tmp_path}/new\njw -r {third.decode()}\njc\n"
+    make.run("debugfs", "-w", "-f", "-", image, input=commands.encode())
+    disk = capture(image)
+    [part] = services.list_parts(disk)
+    assert not part.may_lack_last_seconds
+    make.copy(image, replayed)
+    subprocess.run(["e2fsck", "-fy", "-E", "journal_only", replayed], env={"PATH": path}, capture_output=True)
+    make.run("debugfs", "-R", f"dump /letter {tmp_path}/expected", replayed)
+    expected = (tmp_path / "expected").read_bytes()
+    assert expected.startswith(MAGIC + b"new") and expected.endswith(b"old" * 100) and b"revoked" not in expected
+    response = client.get(f"{address('download_file', disk)}?path=/letter")
+    assert b"".join(response) == expected
 
 
 def test_the_names_of_partitions_and_labels_are_shown(images: Images, capture: Capture, client: Client) -> None:
