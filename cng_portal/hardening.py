@@ -50,6 +50,17 @@ def headers(get_response: GetResponse) -> GetResponse:
     return middleware
 
 
+def ignore_unusable_cookies(get_response: GetResponse) -> GetResponse:
+    """Middleware: remove cookies that hold a NUL. PostgreSQL refuses one in a parameter, such as a session's key."""
+
+    def middleware(request: HttpRequest) -> HttpResponse:
+        for name in [name for name, value in request.COOKIES.items() if "\0" in value]:
+            del request.COOKIES[name]
+        return get_response(request)
+
+    return middleware
+
+
 def is_local(host: str) -> bool:
     """Return whether the host is localhost or a private address."""
     host = host.strip("[]").lower()

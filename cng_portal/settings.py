@@ -247,6 +247,7 @@ MIDDLEWARE = [
     "cng_portal.monitoring.metrics.measure",
     "cng_portal.logs.RequestMiddleware",
     "cng_portal.maintenance.maintenance",
+    "cng_portal.hardening.ignore_unusable_cookies",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.locale.LocaleMiddleware",
     "django.middleware.common.CommonMiddleware",

@@ -249,6 +249,16 @@ def test_pages_are_not_cached(client_for: Callable[..., Client]) -> None:
 
 
 @pytest.mark.django_db
+@pytest.mark.both_databases
+def test_a_session_cookie_with_a_nul_is_ignored(client: Client) -> None:
+    """Quoted, a cookie may hold any character as an octal number."""
+    answer = client.get(
+        "/accounts/login/", headers={"Cookie": f'{django_settings.SESSION_COOKIE_NAME}="\\000{"a" * 31}"'}
+    )
+    assert answer.status_code == 200
+
+
+@pytest.mark.django_db
 @pytest.mark.parametrize("charset", ["rot13", "idna", "undefined", "utf-16", "utf-7"])
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded"])
 def test_requests_are_decoded_as_utf_8_whatever_encoding_they_claim(kind: str, charset: str) -> None:
