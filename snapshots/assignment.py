@@ -19,7 +19,7 @@ from cng_portal.common.templatetags.portal import minute
 from . import checks, limits
 from .errors import InvalidState
 from .locks import get_lock
-from .models import COUNTED_STATES, Kind, Snapshot, State
+from .models import COUNTED_STATES, Snapshot, State
 
 # Of a list of names. The others are counted.
 NAMES_SHOWN = 5
@@ -71,8 +71,8 @@ def explain_new_readers(project: Project, sources: Iterable[Project]) -> ReaderN
 def move_snapshot(*, snapshot: Snapshot, user: User, project: Project, at: datetime | None = None) -> Snapshot:
     """Move the snapshot to another project of the same customer. No-op if it is there already.
 
-    Whoever has a role in the new project sees it, and nobody else. It is charged there from the next unpaid hour on. Raises
-    InvalidState, QuotaExceeded.
+    Whoever has a role in the new project sees it, and nobody else. It is charged there from the next unpaid hour on. What a
+    schedule took is pinned, because a schedule deletes nothing outside its project. Raises InvalidState, QuotaExceeded.
     """
     with transaction.atomic():
         lock_customer(snapshot.customer_id)
@@ -87,8 +87,9 @@ def move_snapshot(*, snapshot: Snapshot, user: User, project: Project, at: datet
         if snapshot.state in COUNTED_STATES:
             limits.check_moved_snapshot_quota(project, snapshot.size_gb)
         snapshot.project = project
+        snapshot.is_pinned = snapshot.is_pinned or snapshot.is_scheduled
         snapshot.expiry_announced_at = None  # The new project's members are notified too.
-        snapshot.save(update_fields=["project", "expiry_announced_at"])
+        snapshot.save(update_fields=["project", "is_pinned", "expiry_announced_at"])
         change_usage(resource_id=snapshot.pk, kind=snapshot.service_kind, at=at or timezone.now(), project=project)
         # One entry for the members of each project, who may not know the other one.
         activity.record(
@@ -99,11 +100,13 @@ def move_snapshot(*, snapshot: Snapshot, user: User, project: Project, at: datet
 
 
 def check_movable(snapshot: Snapshot) -> None:
-    """Raise InvalidState for what belongs to its schedule, and for snapshots that are being deleted."""
+    """Raise InvalidState for automatic backups, what is being deleted, and what a schedule is still working on."""
     if reason := why_bound_to_project(snapshot):
         raise InvalidState(reason)
     if snapshot.state in (State.DELETING, State.DELETED):
         raise InvalidState(_("The snapshot is being deleted, so it can't be moved."))
+    if snapshot.is_scheduled and (snapshot.state != State.READY or snapshot.run.is_unfinished):
+        raise InvalidState(_("Its schedule hasn't finished with it yet. Move it once it is ready and verified."))
     if lock := get_lock(snapshot):  # Else a member could move it to a project of their own, and lift the lock there.
         raise InvalidState(
             _("“%(name)s” is locked, so it can't be moved before %(time)s.")
@@ -113,6 +116,11 @@ def check_movable(snapshot: Snapshot) -> None:
 
 def why_bound_to_project(snapshot: Snapshot) -> str:
     """Return why it can't be moved in any state, or an empty string."""
-    if snapshot.kind == Kind.BACKUP:
-        return _("Backups stay in their project. Only snapshots can be moved.")
-    return _("A scheduled snapshot stays in the project of its schedule.") if snapshot.is_scheduled else ""
+    if snapshot.is_charged:
+        return ""
+    return _("Automatic backups are paid for with their machine, so they stay in their project.")
+
+
+def is_outside_schedule(snapshot: Snapshot) -> bool:
+    """Return whether a schedule took it and it was moved out of the schedule's project."""
+    return snapshot.is_scheduled and snapshot.run.schedule.home.pk != snapshot.project_id

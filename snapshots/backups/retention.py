@@ -13,6 +13,7 @@ from cng_portal.accounts.models import User
 from cng_portal.accounts.services import lock_customer
 from cng_portal.activity import services as activity
 
+from ..assignment import is_outside_schedule
 from ..checks import reload_snapshot, require_change
 from ..errors import InvalidState
 from ..models import BackupSchedule, DeletionCause, Kind, Snapshot, State, locked
@@ -43,7 +44,7 @@ def pin_backup(*, snapshot: Snapshot, user: User) -> Snapshot:
 
 
 def unpin_backup(*, snapshot: Snapshot, user: User) -> Snapshot:
-    """Let retention count and delete it again. Raises InvalidState for what no schedule took."""
+    """Let retention count and delete it again. Raises InvalidState for what no schedule took, or was moved."""
     return _set_pinned(snapshot, user, is_pinned=False)
 
 
@@ -57,6 +58,10 @@ def _set_pinned(snapshot: Snapshot, user: User, *, is_pinned: bool) -> Snapshot:
         if snapshot.state in (State.DELETING, State.DELETED):
             raise InvalidState(
                 _("“%(name)s” is being deleted, so it can't be pinned or unpinned.") % {"name": snapshot.name}
+            )
+        if not is_pinned and is_outside_schedule(snapshot):
+            raise InvalidState(
+                _("Its schedule belongs to another project and deletes nothing here, so it stays pinned.")
             )
         snapshot.is_pinned = is_pinned
         snapshot.save(update_fields=["is_pinned"])

@@ -71,6 +71,7 @@ def schedules(request: HttpRequest) -> HttpResponse:
         "form": form,
         "rows": build_schedule_rows(page.rows, user),
         "can_take": bool(user.changeable_project_ids),
+        "is_first": not page.rows and not BackupSchedule.objects.visible_to(user).exists(),
         "tabs": backup_tabs("schedules"),
     }
     return render_list(request, "snapshots/schedules.html", "schedule-list", page, form.chosen, context)
@@ -175,7 +176,7 @@ def schedule(request: HttpRequest, schedule_id: UUID) -> HttpResponse:
         schedule.paused_at,
         schedule.deleted_at,
         schedule.next_run_at,
-        [(run.pk, run.state, run.tries) for run in page.rows],
+        [(run.pk, run.shown_state, run.tries) for run in page.rows],
     )
     chart = None
     if schedule.next_run_at:
@@ -187,7 +188,9 @@ def schedule(request: HttpRequest, schedule_id: UUID) -> HttpResponse:
         "can_see_source": schedule.source.project_id in user.roles,
         "is_backup": schedule.kind == Kind.BACKUP,
         "zone": zone_name(zone),
+        "page": page,
         "runs": page.rows,
+        "visible_projects": user.roles,
         "total": page.total,
         "has_more": page.has_more,
         "pages": page.urls(request.path, {}),

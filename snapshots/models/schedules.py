@@ -20,7 +20,7 @@ from cng_portal.accounts.models import Customer, Project, User
 from cng_portal.inventory.models import Interval, Location, VirtualMachine, Volume, Weekday
 
 from ..backups.occurrences import Recurrence
-from .snapshots import Draft, Kind, Snapshot
+from .snapshots import Draft, Kind, Snapshot, State
 
 SHORTEST_MONTH = 28
 HAS_ONE_SOURCE = Q(vm__isnull=False, volume=None) | Q(vm=None, volume__isnull=False)
@@ -342,6 +342,15 @@ class BackupRun(models.Model):
         source = self.vm or self.volume
         assert source is not None  # held by the constraint run_source
         return source
+
+    @property
+    def shown_state(self) -> tuple[str, str]:
+        """Return (value, label) of the one state to display: the run's, or what has become of its backup since."""
+        if self.snapshot and self.state == self.State.TAKING and self.snapshot.state == State.READY:
+            return self.state, gettext("Verifying")
+        if self.snapshot and self.state == self.State.DONE:
+            return self.snapshot.shown_state, self.snapshot.shown_state_label
+        return self.state, str(self.State(self.state).label)
 
     @property
     def is_unfinished(self) -> bool:

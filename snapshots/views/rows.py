@@ -18,6 +18,7 @@ from cng_portal.common.money import format_price
 from cng_portal.common.templatetags.portal import day as format_day
 from cng_portal.common.templatetags.portal import length_of, poll_seconds
 from cng_portal.inventory.models import Tag, Volume
+from snapshots.assignment import is_outside_schedule
 from snapshots.labels import tags_of
 from snapshots.lists import LISTS
 from snapshots.locks import can_lift, get_locks, why_not_lockable
@@ -180,7 +181,7 @@ def actions_for(snapshot: Snapshot, user: User, lock: SnapshotLock | None) -> li
     can_be_pinned = snapshot.kind == Kind.BACKUP or snapshot.is_scheduled
     is_writable = snapshot.source.deleted_at is None and user.can_change(snapshot.source.project_id)
     can_restore = ready and is_writable and not irreversible_reasons([snapshot])
-    can_move = not can_be_pinned and lock is None and len(user.changeable_project_ids) > 1
+    can_move = snapshot.is_charged and lock is None and len(user.changeable_project_ids) > 1
     can_lock = not why_not_lockable(snapshot)
     can_lift_it = lock is not None and can_lift(lock, user, snapshot, at=timezone.now())
     actions = [
@@ -189,7 +190,12 @@ def actions_for(snapshot: Snapshot, user: User, lock: SnapshotLock | None) -> li
         (can_restore, "restore", _("Restore"), "arrow-uturn-left"),
         (ready, "files", _("Files"), "list-bullet"),
         (can_be_pinned and not snapshot.is_pinned, "pin", _("Pin"), "bookmark"),
-        (can_be_pinned and snapshot.is_pinned, "pin", _("Unpin"), "bookmark-slash"),
+        (
+            can_be_pinned and snapshot.is_pinned and not is_outside_schedule(snapshot),
+            "pin",
+            _("Unpin"),
+            "bookmark-slash",
+        ),
         (can_lock and lock is None, "lock", _("Lock"), "lock-closed"),
         (can_lock and lock is not None, "lock", _("Lengthen the lock"), "lock-closed"),
         (can_lift_it, "lift_lock", _("Lift the lock"), "lock-open"),

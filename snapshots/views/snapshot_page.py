@@ -78,6 +78,7 @@ def snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         "actions": actions_for(snapshot, user, lock),
         "why_not_restorable": why_not_restorable,
         "why_bound_to_project": why_bound_to_project(snapshot),
+        "can_see_schedule": snapshot.is_scheduled and snapshot.run.schedule.home.pk in user.roles,
         "can_see_source": source.project_id in user.roles,
         "can_change": user.can_change(snapshot.project_id),
         "retry": next((row for row in rows if row.can_retry and row.operation.kind != Operation.Kind.VERIFY), None),

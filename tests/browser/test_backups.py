@@ -165,7 +165,7 @@ def test_a_schedule_is_created_by_keyboard_and_its_first_backup_brings_the_machi
     page.keyboard.press("Enter")
 
     page.get_by_role("heading", level=1, name="Backup of db-01").wait_for()
-    settled(page, "Done")
+    settled(page, "Ready")
     copy = Snapshot.objects.get()
     assert write_disks(storage_root, vm, 2) != before
     restore_from(page, copy)
@@ -201,7 +201,7 @@ def test_without_javascript_a_button_previews_runs_and_a_backup_restores_the_mac
     page.get_by_role("button", name="Continue").click()
     page.get_by_role("button", name="Create Backup").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Backup of db-01")
-    settled(page, "Done", live=live)
+    settled(page, "Ready", live=live)
 
     copy = Snapshot.objects.get()
     assert write_disks(storage_root, vm, 2) != before
@@ -233,7 +233,7 @@ def test_without_javascript_snapshots_of_a_volume_are_scheduled_and_the_first_on
     expect(page.locator("main")).to_contain_text("Every Friday at 02:00, Asia/Yangon (UTC+06:30)")
     page.get_by_role("button", name="Schedule Snapshots").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Snapshots of db-01-data")
-    settled(page, "Done", live=live)
+    settled(page, "Ready", live=live)
     assert Snapshot.objects.get().volume.name == "db-01-data"
 
 
@@ -274,7 +274,7 @@ def test_automatic_backups_are_switched_on_and_one_restores_the_machine(
     BackupSchedule.objects.update(next_run_at=timezone.now())
     page.goto(reverse("snapshots:schedule", args=[schedule.pk]))
     expect(page.locator("main")).to_contain_text(sentence)
-    settled(page, "Done", live=False)
+    settled(page, "Ready", live=False)
     copy = Snapshot.objects.get()
     page.goto("/backups/")
     expect(page.get_by_role("row", name=copy.name)).to_contain_text("in the 20 %")

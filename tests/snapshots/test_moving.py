@@ -18,12 +18,16 @@ from cng_portal.activity.models import Activity
 from cng_portal.inventory.models import Volume
 from snapshots import restores, services
 from snapshots.assignment import move_snapshot
+from snapshots.backups.retention import apply_retention, unpin_backup
 from snapshots.errors import InvalidState, QuotaExceeded
 from snapshots.models import Operation, Snapshot, State
 from snapshots.usage_check import check_usage
 from snapshots.volumes import new_volumes
 from tests.factories import (
     BackupFactory,
+    BackupRunFactory,
+    BackupScheduleFactory,
+    DiskImageFactory,
     MembershipFactory,
     OperationFactory,
     ProjectFactory,
@@ -135,12 +139,54 @@ def test_the_quota_of_the_new_project_is_checked_and_the_accounts_is_not(
     move_snapshot(snapshot=snapshot, user=member.user, project=archive)
 
 
-def test_backups_and_snapshots_that_are_being_deleted_stay(
+def test_automatic_backups_unfinished_ones_and_what_is_being_deleted_stay(
     volume: Volume, member: Membership, archive: Project
 ) -> None:
-    for snapshot in (BackupFactory(vm=volume.vm), SnapshotFactory(volume=volume, deleting=True)):
+    automatic = BackupRunFactory(schedule=BackupScheduleFactory(vm=volume.vm, automatic=True)).snapshot
+    unverified = BackupRunFactory(schedule=BackupScheduleFactory(vm=volume.vm), taking=True).snapshot
+    for snapshot in (automatic, unverified, SnapshotFactory(volume=volume, deleting=True)):
         with pytest.raises(InvalidState):
             move_snapshot(snapshot=snapshot, user=member.user, project=archive)
+
+
+@pytest.mark.parametrize("of_volume", [False, True])
+def test_what_a_schedule_took_is_pinned_where_it_is_moved_to(
+    client: Client, client_for: Any, volume: Volume, member: Membership, archive: Project, of_volume: bool
+) -> None:
+    source = {"vm": None, "volume": volume} if of_volume else {"vm": volume.vm}
+    schedule = BackupScheduleFactory(**source, retention_count=1)
+    moved, older, newest = (
+        BackupRunFactory(
+            schedule=schedule,
+            snapshot=SnapshotFactory(volume=volume) if of_volume else BackupFactory(vm=volume.vm),
+        ).snapshot
+        for _number in range(3)
+    )
+    for snapshot in (moved, older, newest):
+        if not of_volume:
+            DiskImageFactory(snapshot=snapshot, volume=volume, volume_name=volume.name)
+        snapshot.disks.update(verified_at=START)
+    moved.start_charging(moved.ready_at)
+    page = client.get(url("move", moved), {"project": archive.pk}).text
+    assert "Its schedule no longer counts or deletes it. It stays until you delete it." in page
+    move_snapshot(snapshot=moved, user=member.user, project=archive)
+    apply_retention(schedule, timezone.now())
+    moved.refresh_from_db()
+    older.refresh_from_db()
+    assert (moved.project, moved.is_pinned, moved.state, older.state) == (archive, True, State.READY, State.DELETING)
+    assert UsageSegment.objects.get(resource_id=moved.pk, ended_at=None).project == archive
+    with pytest.raises(InvalidState, match="it stays pinned"):
+        unpin_backup(snapshot=moved, user=member.user)
+    assert url("pin", moved) not in client.get(url("snapshot", moved)).text
+
+    only_here, only_there = client_for(viewer_of(member.project)), client_for(viewer_of(archive))
+    page = only_here.get(url("schedule", schedule)).text
+    assert "Moved to another project" in page and moved.name not in page
+    page = only_there.get(url("snapshot", moved)).text
+    assert url("schedule", schedule) not in page and schedule.when not in page
+
+    move_snapshot(snapshot=moved, user=member.user, project=member.project)
+    assert not unpin_backup(snapshot=moved, user=member.user).is_pinned
 
 
 def test_a_snapshot_that_is_moved_while_it_is_taken_is_charged_to_its_new_project(
@@ -237,13 +283,13 @@ def test_strangers_and_viewers_move_nothing(
     assert url("move", snapshot) not in client_for(viewer_of(member.project)).get(url("snapshot", snapshot)).text
 
 
-def test_a_backup_and_an_only_project_have_no_move(
+def test_an_automatic_backup_and_an_only_project_have_no_move(
     client: Client, client_for: Any, volume: Volume, snapshot: Snapshot, archive: Project
 ) -> None:
-    backup = BackupFactory(vm=volume.vm)
+    backup = BackupRunFactory(schedule=BackupScheduleFactory(vm=volume.vm, automatic=True)).snapshot
     assert url("move", backup) not in client.get(url("snapshot", backup)).text
-    assert "Backups stay in their project." in client.get(url("move", backup)).text
-    assert "Backups stay in their project." in client.get(reverse("snapshots:snapshot", args=[backup.pk])).text
+    for page in ("move", "snapshot"):
+        assert "Automatic backups are paid for with their machine" in client.get(url(page, backup)).text
     only = client_for(viewer_of(volume.project, role=Role.MEMBER))
     assert url("move", snapshot) not in only.get(url("snapshot", snapshot)).text
     assert "You aren't a member or owner of any other project" in unescape(only.get(url("move", snapshot)).text)

@@ -130,6 +130,7 @@ def test_the_first_schedule_replaces_the_empty_state_at_once(client: Client, vm:
         assert "1 schedule is set up" in page and "Back up your first instance" not in page
         BackupSchedule.objects.filter(pk=schedule.pk).update(deleted_at=timezone.now(), next_run_at=None)
         assert "Back up your first instance" in client.get(BACKUPS).text
+        assert "Back up your first instance" not in client.get(SCHEDULES).text
 
 
 def test_backups_are_listed_like_snapshots_and_apart_from_them(client: Client, vm: VirtualMachine) -> None:
@@ -146,6 +147,7 @@ def test_backups_are_listed_like_snapshots_and_apart_from_them(client: Client, v
         "new_volume",
         "restore",
         "pin",
+        "lock",
         "rename",
         "labels",
         "files",
@@ -324,7 +326,7 @@ def test_the_page_shows_next_runs_and_outcomes_of_past_ones(client: Client, sche
         "The portal could not start it at its time.",
     ):
         assert text in page, text
-    assert page.index("Done") < page.index("4 tries") < page.index("Missed")
+    assert page.index("Ready") < page.index("4 tries") < page.index("Missed")
     # the existing backup is deleted when the second of the next runs is verified
     assert [row.cells[0] for row in response.context["chart"].rows][:4] == ["kept", "kept", "deleted", ""]
 
@@ -335,7 +337,7 @@ def test_a_pinned_backup_is_not_counted(client: Client, schedule: BackupSchedule
     response = client.get(url(schedule))
 
     assert response.context["backup_count"] == 0
-    assert "pinned" in text_of(response.text)
+    assert "Pinned" in text_of(response.text)
 
 
 def test_the_runs_follow_each_other_page_by_page(client: Client, schedule: BackupSchedule) -> None:
@@ -361,7 +363,7 @@ def test_the_page_polls_while_a_backup_is_taken(client: Client, schedule: Backup
 
     BackupRun.objects.filter(pk=run.pk).update(state=BackupRun.State.DONE, finished_at=timezone.now())
     news = client.get(f"{url(schedule)}?seen={version}", headers=HTMX).text
-    assert 'id="schedule"' in news and "Backup of db-01: Done" in news and "every 2s" not in news
+    assert 'id="schedule"' in news and "Backup of db-01: Ready" in news and "every 2s" not in news
 
 
 def test_a_stranger_gets_404_and_a_viewer_is_read_only(
@@ -387,6 +389,7 @@ def test_the_menu_of_a_schedule_offers_what_its_page_does(
         "run_schedule",
         "edit_schedule",
         "pause_schedule",
+        "lock_schedule",
         "delete_schedule",
     ]
     assert menu.context["actions"] == client.get(url(schedule)).context["actions"]
