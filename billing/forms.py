@@ -14,6 +14,7 @@ from django.utils.translation import gettext_lazy as _
 
 from cng_portal.accounts.models import Customer, Project
 from cng_portal.common import money
+from cng_portal.common.filters import ChoiceFilter, FilterForm
 from cng_portal.inventory.models import Location
 
 from .models import (
@@ -32,6 +33,7 @@ from .models import (
     ServiceKind,
 )
 from .pricing.block_storage import NOTICE, count_uncharged
+from .pricing.subscriptions import SubscriptionState
 
 # The database has its own clock: a price with an earlier start could begin before it is saved.
 SOONEST = timedelta(minutes=1)
@@ -281,6 +283,12 @@ class CorrectionForm(WalletForm):
 FIRST_DAY, LAST_DAY = date(2000, 1, 1), date(2199, 12, 31)
 
 
+class SubscriptionFilterForm(FilterForm):
+    q = None  # type: ignore[assignment]  # the Django way to leave out a field
+    state = ChoiceFilter(_("State"), "", SubscriptionState.choices)
+    kind = ChoiceFilter(_("Kind"), "", ServiceKind.choices)
+
+
 class UsageFilterForm(forms.Form):
     """Filters of the account statement."""
 
@@ -288,8 +296,10 @@ class UsageFilterForm(forms.Form):
         Project.objects.none(), label=_("Project"), required=False, empty_label=_("All projects")
     )
     kind = forms.ChoiceField(label=_("Kind"), required=False, choices=[("", _("All kinds")), *ServiceKind.choices])
-    month = forms.DateField(required=False, widget=forms.HiddenInput)  # its first day, for links from amounts
-    due = forms.BooleanField(required=False, widget=forms.HiddenInput)  # only usage not invoiced yet
+    # For links from amounts: the first day of a month, only usage not invoiced yet, and one resource.
+    month = forms.DateField(label=_("Month"), required=False, widget=forms.HiddenInput)
+    due = forms.BooleanField(required=False, widget=forms.HiddenInput)
+    resource = forms.UUIDField(label=_("Resource"), required=False, widget=forms.HiddenInput)
     first = forms.DateField(label=_("From"), required=False, widget=forms.DateInput(attrs={"type": "date"}))
     last = forms.DateField(label=_("To"), required=False, widget=forms.DateInput(attrs={"type": "date"}))
 
@@ -310,3 +320,8 @@ class UsageFilterForm(forms.Form):
         if first and last and last < first:
             self.add_error("last", _("The last day is before the first one. Choose a later day."))
         return cleaned
+
+    @property
+    def left_out(self) -> list[str]:
+        """Return the labels of invalid filters without a visible field, which would show the error."""
+        return [str(field.label) for field in self.hidden_fields() if field.errors]

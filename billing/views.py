@@ -29,7 +29,7 @@ from .balance import credit_runway, get_standing
 from .charges import costs_so_far
 from .chart import NARROW, WIDE, build_chart
 from .days import costs_by_day, young_days
-from .forms import UsageFilterForm
+from .forms import SubscriptionFilterForm, UsageFilterForm
 from .links import resource_urls
 from .low_balance import low_balance_warning
 from .models import Invoice, InvoiceLine, ServiceKind, TransactionKind, WalletTransaction
@@ -85,19 +85,21 @@ def tabs(request: HttpRequest) -> list[dict[str, Any]]:
 def page_of(request: HttpRequest, items: Any) -> dict[str, Any]:
     """Return a page of a queryset or of `Usage`: its rows, the links to other pages, and of usage the total of all rows.
 
-    Raises Http404 for a page that doesn't exist.
+    In place of a page that doesn't exist, the first one.
     """
-    number = request.GET.get("page", "1")
-    if not number.isascii() or not number.isdigit() or not 1 <= int(number) <= 10**6:
-        raise Http404
-    start = (int(number) - 1) * PAGE
-    rows, total_micro = (
-        items.page(start, start + PAGE + 1)
-        if isinstance(items, Usage)
-        else (list(items[start : start + PAGE + 1]), None)
-    )
-    if start and not rows:
-        raise Http404
+    text = request.GET.get("page", "1")
+    number = int(text) if text.isascii() and text.isdigit() and len(text) < 7 else 0
+
+    def read(number: int) -> tuple[list[Any], int | None]:
+        start = (number - 1) * PAGE
+        if isinstance(items, Usage):
+            return items.page(start, start + PAGE + 1)
+        return list(items[start : start + PAGE + 1]), None
+
+    rows, total_micro = read(number) if number else ([], None)
+    if is_fallback := not number or (number > 1 and not rows):
+        number = 1
+        rows, total_micro = read(number)
 
     def url(page: int) -> str:
         query = request.GET.copy()
@@ -107,10 +109,11 @@ def page_of(request: HttpRequest, items: Any) -> dict[str, Any]:
     return {
         "rows": rows[:PAGE],
         "total_micro": total_micro,
-        "first_url": url(1) if start >= 2 * PAGE else "",
-        "previous_url": url(int(number) - 1) if start else "",
-        "next_url": url(int(number) + 1) if len(rows) > PAGE else "",
-        "is_part": bool(start) or len(rows) > PAGE,
+        "first_url": url(1) if number > 2 else "",
+        "previous_url": url(number - 1) if number > 1 else "",
+        "next_url": url(number + 1) if len(rows) > PAGE else "",
+        "is_part": number > 1 or len(rows) > PAGE,
+        "is_fallback": is_fallback,
     }
 
 
@@ -248,11 +251,9 @@ def summary(request: HttpRequest, as_csv: bool = False) -> HttpResponse | Stream
 @require_safe
 def subscriptions(request: HttpRequest, as_csv: bool = False) -> HttpResponse | StreamingHttpResponse:
     customer, at = get_customer(request), timezone.now()
-    state = request.GET.get("state", SubscriptionState.ACTIVE)
-    if state not in SubscriptionState:
-        raise Http404
-    kind = request.GET.get("kind", "")
-    if kind and kind not in ServiceKind:
+    form = SubscriptionFilterForm(request.GET)
+    state, kind = form.chosen.get("state", SubscriptionState.ACTIVE), form.chosen.get("kind", "")
+    if as_csv and form.errors:
         raise Http404
     segments = get_subscriptions(customer=customer, state=state, kind=kind, at=at)
     if as_csv:
@@ -299,6 +300,7 @@ def subscriptions(request: HttpRequest, as_csv: bool = False) -> HttpResponse | 
             "state": state,
             "kind": ServiceKind(kind).label if kind else "",
             "all_url": f"?{urlencode({'state': state})}",
+            "form": form,
             "page": page,
             "csv_url": f"{reverse('billing:subscriptions_csv')}?{urlencode({'state': state, 'kind': kind})}",
         },
@@ -388,20 +390,13 @@ def transactions(request: HttpRequest, as_csv: bool = False) -> HttpResponse | S
     )
 
 
-def resource_filter(request: HttpRequest) -> UUID | None:
-    try:
-        return UUID(request.GET["resource"]) if request.GET.get("resource") else None
-    except ValueError:
-        raise Http404 from None
-
-
 @require_safe
 def statement(request: HttpRequest, as_csv: bool = False) -> HttpResponse | StreamingHttpResponse:
     customer, at = get_customer(request), timezone.now()
     form = UsageFilterForm(request.GET, customer=customer)
     valid = form.is_valid()
-    resource_id = resource_filter(request)
-    filters = form.cleaned_data if valid else {}
+    filters = form.cleaned_data
+    resource_id = filters.get("resource")
     usage = usage_rows(
         customer=customer,
         at=at,
@@ -417,7 +412,7 @@ def statement(request: HttpRequest, as_csv: bool = False) -> HttpResponse | Stre
         if not valid:  # The page shows the errors.
             return redirect(f"{reverse('billing:statement')}?{request.GET.urlencode()}")
         return csv_response("usage", USAGE_COLUMNS, (usage_cells(row, customer) for row in usage))
-    narrows = resource_id is not None or any(filters.values())
+    narrows = any(filters.values())
     shows_invoices = not narrows and "page" not in request.GET
     invoices = list(Invoice.objects.visible_to(request.user)[:MOST_INVOICES]) if shows_invoices else []
     for invoice in invoices:
@@ -434,7 +429,6 @@ def statement(request: HttpRequest, as_csv: bool = False) -> HttpResponse | Stre
             "customer": customer,
             "first": filters.get("first"),
             "last": filters.get("last") or timezone.localdate(at),
-            "resource_id": resource_id,
             "narrows": narrows,
             "due_only": filters.get("due", False),
             "month": format_month(filters["month"]) if filters.get("month") else "",
@@ -465,13 +459,16 @@ def rows_of_invoice(invoice: Invoice) -> Iterator[Row]:
 
 
 def page_of_lines(request: HttpRequest, invoice: Invoice) -> dict[str, Any]:
-    """Return a page of an invoice's lines that starts at the line `?from=`: its rows, and the links to other pages."""
+    """Return a page of an invoice's lines that starts at the line `?from=`: its rows, and the links to other pages.
+
+    In place of a line that the invoice doesn't have, the first page.
+    """
     lines = invoice.lines.select_related("corrects__invoice")
     previous_url = first_url = ""
-    if start := request.GET.get("from"):
-        if not (start.isascii() and start.isdigit() and len(start) < 19):
-            raise Http404
-        first = get_object_or_404(invoice.lines, pk=start)
+    start = request.GET.get("from", "")
+    is_number = start.isascii() and start.isdigit() and len(start) < 19
+    first = invoice.lines.filter(pk=start).first() if is_number else None
+    if first:
         before = list(invoice.lines.filter(beyond(first, "lt")).reverse()[: PAGE + 1])
         lines = lines.filter(Q(pk=first.pk) | beyond(first, "gt"))
         first_url = request.path if len(before) > PAGE else ""
@@ -484,6 +481,7 @@ def page_of_lines(request: HttpRequest, invoice: Invoice) -> dict[str, Any]:
         "previous_url": previous_url,
         "next_url": f"{request.path}?from={rows[PAGE].pk}" if len(rows) > PAGE else "",
         "is_part": bool(previous_url) or len(rows) > PAGE,
+        "is_fallback": bool(start) and first is None,
     }
 
 
