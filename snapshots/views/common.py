@@ -31,7 +31,7 @@ from cng_portal.inventory.models import VirtualMachine, Volume
 from snapshots import checks
 from snapshots.backups.automatic import automatic_backup_quote
 from snapshots.errors import ActionRefused, NotSold
-from snapshots.models import COUNTED_STATES, DiskImage, Kind, Operation, Snapshot, State
+from snapshots.models import COUNTED_STATES, DiskImage, Kind, Operation, Snapshot, SnapshotQuerySet, State
 from snapshots.wizard import wizard
 
 T = TypeVar("T")
@@ -158,6 +158,11 @@ def render_list(
         }
         response["HX-Push-Url"] = push_url(request, with_query(path, chosen | cursor))
     return response
+
+
+def explain_empty(earlier: SnapshotQuerySet) -> dict[str, bool]:
+    """Return whether an empty list has never had a row, and whether the recycle bin has one of them. Two queries."""
+    return {"is_first": not earlier.exists(), "is_in_bin": earlier.in_bin().exists()}
 
 
 def render_live(

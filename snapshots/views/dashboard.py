@@ -35,7 +35,7 @@ from snapshots.models import (
 )
 from snapshots.storage.contract import Corrupt
 
-from .common import render_live, version_of
+from .common import explain_empty, render_live, version_of
 from .rows import build_operation_rows, build_rows, listed_with_runs, newest_operations
 
 NEWEST_SHOWN = 5
@@ -79,6 +79,8 @@ def dashboard(request: HttpRequest) -> HttpResponse:
         "can_take": bool(user.changeable_project_ids),
         "has_projects": bool(user.roles),
     }
+    if not newest:
+        context |= explain_empty(Snapshot.objects.visible_to(user))
     version = version_of(
         [row.operation.pk for row in running],
         [row.operation.pk for row in failed],

@@ -16,9 +16,9 @@ from snapshots import lists
 from snapshots.forms import SnapshotFilterForm
 from snapshots.lists import LISTS
 from snapshots.locks import get_lock
-from snapshots.models import BackupSchedule, Kind
+from snapshots.models import BackupSchedule, Kind, Snapshot
 
-from .common import get_snapshot, is_fragment, render_list, with_query
+from .common import explain_empty, get_snapshot, is_fragment, render_list, with_query
 from .rows import actions_for, build_rows, listed_snapshots, listed_with_runs
 
 # The URL name of the wizard of each kind.
@@ -65,6 +65,8 @@ def snapshot_list(request: HttpRequest, kind: Kind) -> HttpResponse:
         "csv_url": with_query(reverse(f"snapshots:{LISTS[kind]}_csv"), params),
         "tabs": backup_tabs("backups") if kind == Kind.BACKUP else snapshot_tabs(LISTS[kind]),
     }
+    if not page.rows and not form.narrows:
+        context |= explain_empty(Snapshot.objects.visible_to(user).filter(kind=kind))
     if kind == Kind.BACKUP:
         schedules = BackupSchedule.objects.visible_to(user).present()
         context["schedule_count"] = schedules.count()

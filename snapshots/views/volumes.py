@@ -65,6 +65,7 @@ def volumes(request: HttpRequest) -> HttpResponse:
         "rows": build_volume_rows(page.rows, user),
         "selectable": bool(user.changeable_project_ids),
         "csv_url": with_query(reverse("snapshots:volumes_csv"), form.chosen),
+        "is_first": not page.rows and not Volume.objects.visible_to(user).exists(),
     }
     return render_list(request, "snapshots/volumes.html", "volume-list", page, form.chosen, context)
 

@@ -295,6 +295,19 @@ def test_the_list_shows_members_what_is_theirs(member: Membership, client_for: C
         assert client_for(viewer.user).get(url).status_code == 403
 
 
+@pytest.mark.parametrize("address", ["/", "/snapshots/"])
+def test_an_empty_list_says_first_only_before_the_first(
+    member: Membership, client_for: Callable[..., Client], address: str
+) -> None:
+    client, snapshot = client_for(member.user), charged(member)
+    services.request_deletion(snapshot=snapshot, user=member.user)
+    page = client.get(address).text
+    assert "Take your first" not in page and "Open the recycle bin" in page
+    Snapshot.objects.filter(pk=snapshot.pk).update(bin_until=None)
+    page = client.get(address).text
+    assert "Take your first" not in page and "Open the recycle bin" not in page
+
+
 def test_where_space_runs_short_the_oldest_are_erased_and_members_notified(member: Membership) -> None:
     snapshots = [delete(charged(member, name=f"copy-{number}"), member, NOW + number * HOUR) for number in (2, 1, 3)]
     location = snapshots[0].location
