@@ -171,6 +171,12 @@ class CustomerRecordAdmin(ReadOnly, SupportAdmin):
     customer_fields = ("customer",)
     search_fields = ["=customer__number", "customer__name"]
     list_select_related = ["customer"]
+    # The methods that display fields in millionths; an empty one leaves the field out.
+    amounts: dict[str, str] = {}
+
+    def get_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
+        names = [self.amounts.get(str(name), str(name)) for name in super().get_fields(request, obj)]
+        return [name for name in names if name]
 
 
 @admin.register(ClosingFailure)
@@ -198,6 +204,12 @@ class UsageSegmentAdmin(CustomerRecordAdmin):
     search_fields = [*CustomerRecordAdmin.search_fields, "resource_name"]
     uuid_fields = ("pk", "resource_id", "customer_id", "project_id")
     ordering = ["-started_at", "id"]
+    amounts = {"base_rate_micro": "base_rate"}
+
+    @admin.display(description=gettext_lazy("VM's hourly price"))
+    def base_rate(self, segment: UsageSegment) -> str | None:
+        rate_micro = segment.base_rate_micro
+        return None if rate_micro is None else money.format_rate(rate_micro, segment.customer.currency)
 
 
 @admin.register(WalletTransaction)
@@ -208,6 +220,7 @@ class WalletTransactionAdmin(CustomerRecordAdmin):
     search_fields = [*CustomerRecordAdmin.search_fields, "reason", "=key"]
     uuid_fields = ("pk", "customer_id", "invoice_id")
     ordering = ["-at", "id"]
+    amounts = {"amount_micro": "amount"}
 
     @admin.display(description=gettext_lazy("amount"), ordering="amount_micro")
     def amount(self, row: WalletTransaction) -> str:
@@ -220,6 +233,7 @@ class InvoiceAdmin(CustomerRecordAdmin):
     list_filter = ["month", "billing_type"]
     uuid_fields = ("pk", "customer_id")
     ordering = ["-month", "customer_number"]
+    amounts = {"total_micro": "total"}
 
     @admin.display(description=gettext_lazy("total"), ordering="total_micro")
     def total(self, invoice: Invoice) -> str:
@@ -240,6 +254,7 @@ class InvoiceLineAdmin(CustomerRecordAdmin):
     search_fields = ["=invoice__customer_number", "resource_name"]
     uuid_fields = ("resource_id", "segment_id", "invoice_id")
     ordering = ["-pk"]
+    amounts = {"rate_micro": "", "amount_micro": "formula"}
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest | None = None) -> bool:
         return lookup == "invoice__id__exact" or super().lookup_allowed(lookup, value, request)

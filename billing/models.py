@@ -15,7 +15,7 @@ from django.db.models import F, Q
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from cng_portal.accounts.models import Customer, Project, User
+from cng_portal.accounts.models import BillingType, Customer, Project, User
 from cng_portal.common import money
 from cng_portal.common.names import MAX_NAME_LENGTH, NameField
 from cng_portal.inventory.models import MAX_HOURLY_PRICE_MICRO, Location
@@ -338,7 +338,7 @@ class Invoice(models.Model):
     ends_at = models.DateTimeField(_("to"))
     customer_number = models.PositiveIntegerField(_("customer number"))
     customer_name = models.CharField(_("customer name"), max_length=MAX_NAME_LENGTH)
-    billing_type = models.CharField(_("billing type"), max_length=8)
+    billing_type = models.CharField(_("billing type"), max_length=8, choices=BillingType.choices)
     currency = models.CharField(_("currency"), max_length=3)
     time_zone = models.CharField(_("time zone"), max_length=64)
     total_micro = models.BigIntegerField(_("total, millionths"))

@@ -218,7 +218,7 @@ INSTALLED_APPS = [
     "billing",
     "snapshots",
     "allauth",
-    "cng_portal.accounts.signin.apps.SignInConfig",  # allauth.account
+    "allauth.account",
     "allauth.mfa",
     "allauth.usersessions",
     "django_htmx",

@@ -1,5 +1,14 @@
-from django.apps import AppConfig
+from django.apps import AppConfig, apps
 from django.utils.translation import gettext_lazy as _
+
+# Names in Django admin for the apps of packages. allauth's would be a second group called Accounts.
+GROUP_NAMES = {
+    "account": _("Sign-in"),
+    "auth": _("Permissions"),
+    "django_tasks_database": _("Background tasks"),
+    "mfa": _("Second factors"),
+    "usersessions": _("Sessions"),
+}
 
 
 class AccountsConfig(AppConfig):
@@ -9,3 +18,6 @@ class AccountsConfig(AppConfig):
 
     def ready(self) -> None:
         from . import signals  # noqa: F401  # connects them
+
+        for label, name in GROUP_NAMES.items():
+            apps.get_app_config(label).verbose_name = name
