@@ -499,7 +499,7 @@ def of_snapshots(member: Membership) -> Screens:
         for box in page.get_by_label("Delete the last restore point").all():
             box.check()
         page.get_by_role("button", name="Delete them all").click()
-        page.get_by_text("Deletion accepted").first.wait_for()
+        page.get_by_role("link", name="Back to the snapshots").wait_for()
 
     pages = {
         "dashboard": Screen("/"),

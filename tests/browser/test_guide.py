@@ -142,6 +142,9 @@ def test_the_guide_from_sign_in_to_a_restored_disk(
     snapshot = Snapshot.objects.get()
     assert (snapshot.project, snapshot.source.project) == (archive, member.project)
     expect(main.locator(".fact", has_text="Project").get_by_text("Archive")).to_be_visible()
+    [segment] = UsageSegment.objects.filter(resource_id=snapshot.pk)
+    assert (segment.project, segment.size_gb, segment.started_at) == (archive, 50, snapshot.ready_at)
+    expect(main.get_by_text("1 hour × 50 GB × K 0.4000 = K 20.00")).to_be_visible()
     stored_disk = storage_root / "1CNG-YGN-AZ01" / "snapshots" / str(snapshot.pk) / "disk.img"
     assert bytes_of(stored_disk, len(before)) == before and stored_disk.stat().st_size == disk.stat().st_size
 

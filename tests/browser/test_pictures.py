@@ -119,7 +119,7 @@ def test_the_pictures_of_the_guide(
 
 # --- every page ----------------------------------------------------------------------------------------------------------
 
-APPEARANCES = [(scheme, width) for scheme in ("light", "dark") for width in (1440, 768, 360)]
+APPEARANCES = [(scheme, width) for scheme in ("light", "dark") for width in (1440, 768, 390, 320)]
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Follows the customer guide in a browser with a worker on a real Cinder, and compares the data through librbd."""
+"""Follows the customer guide in a browser with a worker on a real Cinder: the data through librbd, and the bill."""
 
 import json
 import random
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from billing.models import ServiceKind
+from billing.models import ServiceKind, UsageSegment
 from billing.wallet import buy_credits
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import Volume
@@ -67,7 +67,12 @@ def test_the_guide_on_cinder_from_the_menu_to_a_clone_that_outlives_its_snapshot
     page: Page, pool: Pool, store: CinderStore, member: Membership, volume: Volume, worker: None, sign_in: Any
 ) -> None:
     before, ruined = random_bytes(1), random_bytes(2)
+    customer = member.project.customer
+    archive = MembershipFactory(user=member.user, project__customer=customer, project__name="Archive").project
     main = page.locator("main")
+
+    def is_at(heading: str) -> None:
+        expect(page.get_by_role("heading", level=1)).to_have_text(heading)
 
     def settled(text: str, count: int = 1) -> None:
         expect(main.get_by_text(text, exact=True)).to_have_count(count, timeout=120 * SECONDS)
@@ -78,20 +83,33 @@ def test_the_guide_on_cinder_from_the_menu_to_a_clone_that_outlives_its_snapshot
     pool.write(volume.backend_ref, {0: before})
     page.set_default_timeout(60 * SECONDS)
     sign_in(member.user)
-    page.goto("/snapshots/")
+    page.goto("/")
+    page.get_by_role("navigation", name="Main").get_by_role("link", name="Snapshots").click()
+    page.get_by_role("link", name="Volume Snapshot").click()
     page.get_by_role("link", name="Take Snapshot").first.click()
+    is_at("Choose a Location")
     page.get_by_label("1CNG-YGN-AZ01").check()
     press("Continue")
-    page.get_by_label("Default").check()
-    press("Continue")
+    is_at("Assign to a Project")
+    page.get_by_label("Archive").click()
+    is_at("Choose Block Storage")
     page.get_by_role("group", name="Volumes").get_by_label("db-01-data").check()
     press("Continue")
+    is_at("Choose Snapshot Name")
     page.get_by_label("Snapshot Name").fill("before the update")
     press("Continue")
+    is_at("Create Snapshot")
+    expect(page.get_by_role("group", name="Billing Cycle").get_by_label("Hourly")).to_be_checked()
+    for text in ("Fixed Prorata", "Price Summary", "before the update"):
+        expect(main.get_by_text(text, exact=True).first).to_be_visible()
+    expect(main.get_by_text("Every member of “Archive” has a role in “Default” too")).to_be_visible()
     expect(main.locator(".price-figure")).to_have_text("K 0.40 / Hour / 1 GB")
     press("Take Snapshot")
     settled("Ready")
     snapshot = Snapshot.objects.get()
+    assert (snapshot.project, snapshot.source.project) == (archive, member.project)
+    [segment] = UsageSegment.objects.filter(resource_id=snapshot.pk)
+    assert (segment.project, segment.size_gb, segment.started_at) == (archive, 1, snapshot.ready_at)
     backend_ref = snapshot.disks.get().backend_ref
     assert pool.read_snapshot(volume.backend_ref, backend_ref, 0, SIZE) == before
 
@@ -133,6 +151,9 @@ def test_the_guide_on_cinder_from_the_menu_to_a_clone_that_outlives_its_snapshot
     page.get_by_label("Type the snapshot's name").fill("before the update")
     press("Delete snapshot")
     settled("This snapshot is deleted")
+    segment.refresh_from_db()
+    snapshot.refresh_from_db()
+    assert segment.ended_at == snapshot.delete_requested_at
     assert backend_ref not in [item.id for item in store.cinder.snapshots()]
     assert pool.read(copy.backend_ref, 0, SIZE) == before
     assert not [name for name in store.leftovers() if copy.backend_ref in name]
@@ -158,5 +179,7 @@ def test_create_volume_on_cinder(
     expect(page.get_by_role("heading", level=1)).to_have_text("uploads")
     expect(main.get_by_text("Available", exact=True)).to_have_count(1, timeout=120 * SECONDS)
     created = Volume.objects.get(name="uploads")
+    [segment] = UsageSegment.objects.filter(resource_id=created.pk)
+    assert (segment.project, segment.size_gb, segment.started_at) == (member.project, 2, created.available_at)
     assert pool.size(created.backend_ref) == 2 * 1024**3
     assert pool.read(created.backend_ref, 0, SIZE) == bytes(SIZE)
