@@ -1,14 +1,18 @@
-"""Run manage.py in a fork of the tests' process, which has imported everything: a new process takes two seconds for that."""
+"""Run manage.py in a fork of the tests' process: a new process takes a second or two to import Django and the rest."""
 
 import os
+import runpy
 import subprocess
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from django.core.management import ManagementUtility
+from django.conf import empty
+from django.conf import settings as django_settings
+from django.core.management import ManagementUtility, get_commands
 from django.db import connection, connections
 from django.test import override_settings
 
@@ -22,14 +26,35 @@ def manage(*words: object, database: str, **settings: Any) -> subprocess.Complet
         override_settings(**settings).enable()
         ManagementUtility(arguments).execute()
 
+    return run(execute, arguments)
+
+
+def start(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `manage.py words` until the settings, which it reads anew from this environment, stop it."""
+    arguments = ["manage.py", *words]
+
+    def execute() -> None:
+        os.environ.update(environment)
+        sys.argv = arguments
+        for name in [name for name in sys.modules if name == "pytest" or name.partition(".")[0] == "cng_portal"]:
+            del sys.modules[name]
+        django_settings._wrapped = empty  # type: ignore[attr-defined]
+        get_commands.cache_clear()
+        runpy.run_path(str(Path(__file__).parents[1] / "manage.py"), run_name="__main__")
+
+    return run(execute, arguments)
+
+
+def run(function: Callable[[], None], arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """Call the function in a child process."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
-        status = run(execute, out.fileno(), errors.fileno())
+        status = fork(function, out.fileno(), errors.fileno())
         out.seek(0)
         errors.seek(0)
         return subprocess.CompletedProcess(arguments, status, out.read(), errors.read())
 
 
-def run(function: Callable[[], None], out: int, errors: int) -> int:
+def fork(function: Callable[[], None], out: int, errors: int) -> int:
     """Run the function in a child process that writes to these files. Returns its exit status."""
     connections.close_all()
     if connection.vendor == "postgresql":
@@ -45,6 +70,8 @@ def run(function: Callable[[], None], out: int, errors: int) -> int:
         function()
         status = 0
     except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
         traceback.print_exc()

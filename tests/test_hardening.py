@@ -32,6 +32,7 @@ from snapshots.management.commands.demo import PASSWORD
 from snapshots.models import Draft, Operation, Snapshot
 from snapshots.views.snapshot_list import VIEW_COOKIE
 from snapshots.volumes import new_volumes
+from tests import forked
 from tests.factories import MembershipFactory, OperationFactory, SnapshotFactory, UserFactory, VolumeFactory
 from tests.log_events import log_events
 from tests.snapshots.disks import content, put_volume, sell_everywhere
@@ -100,7 +101,7 @@ def test_the_settings_of_production_pass_djangos_own_check() -> None:
 def test_an_unsafe_setting_stops_the_start_with_one_sentence(
     unsafe: dict[str, str], sentence: str, command: str
 ) -> None:
-    result = manage(command, **SAFE | unsafe)
+    result = forked.start(command, **SAFE | unsafe)
     assert result.returncode == 1
     assert result.stderr.startswith(sentence)
     assert result.stderr.count("\n") == 1
