@@ -7,8 +7,7 @@ from uuid import uuid4
 import pytest
 
 from snapshots.storage.contract import GIB, Corrupt, NotFound, NotOffered, SnapshotRef
-from tests.snapshots.storage.stores import LocalStore
-from tests.snapshots.storage.test_local import capture, put_image, ref_of
+from tests.snapshots.storage.stores import LocalStore, capture, put_image, ref_of
 
 
 @pytest.fixture

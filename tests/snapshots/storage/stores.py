@@ -1,9 +1,12 @@
-"""Implementations of `contract.Store`."""
+"""Implementations of `contract.Store`, and images and snapshots of the local driver."""
 
 import os
 from pathlib import Path
+from uuid import UUID, uuid4
 
-from snapshots.storage.contract import VolumeRef
+from blake3 import blake3
+
+from snapshots.storage.contract import SnapshotRef, VolumeRef
 from snapshots.storage.local import LocalDriver
 
 
@@ -39,3 +42,26 @@ class LocalStore:
         for path in self.folder.glob("snapshots/[!.]*"):
             files -= {f"snapshots/{path.name}/disk.img", f"snapshots/{path.name}/manifest.json"}
         return sorted(files | {f"snapshots/{path.name}" for path in self.folder.glob("snapshots/.*")})
+
+
+def put_image(store: LocalStore, content: dict[int, bytes], size_gb: int = 1) -> VolumeRef:
+    """Create a sparse volume with {offset: bytes}."""
+    volume = VolumeRef(uuid=uuid4(), name="files", size_gb=size_gb)
+    store.driver.create_volume(volume)
+    store.write(volume, content)
+    return volume
+
+
+def capture(store: LocalStore, volume: VolumeRef) -> Path:
+    """Take a snapshot of the volume and return its folder."""
+    [info] = store.driver.create_snapshots([(SnapshotRef(uuid=uuid4()), volume)])
+    return store.folder / "snapshots" / str(info.uuid)
+
+
+def ref_of(folder: Path) -> SnapshotRef:
+    return SnapshotRef(uuid=UUID(folder.name))
+
+
+def noise(length: int) -> bytes:
+    """Return bytes without zeros, so that none can become a hole."""
+    return blake3(b"noise").digest(length).replace(b"\0", b"\1")
