@@ -8,7 +8,7 @@ import pytest
 from django.urls import reverse
 from playwright.sync_api import Page, expect
 
-from tests.browser.screens import put_files
+from tests.browser.filling import put_files
 from tests.factories import MembershipFactory, SnapshotFactory
 from tests.snapshots.files.images import need
 

@@ -12,7 +12,7 @@ from cng_portal.common.names import MAX_NAME_LENGTH, fold_name
 from cng_portal.inventory.models import VirtualMachine, Volume
 from cng_portal.notifications.models import Notification
 from snapshots.models import DiskImage, Draft, Snapshot
-from tests.browser import screens
+from tests.browser import filling, screens
 from tests.factories import SnapshotFactory, VolumeFactory
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -52,7 +52,7 @@ def accounts(full_account: Membership, storage_root: Path) -> dict[str, screens.
     )
     at = timezone.now() - timedelta(days=70)
     SnapshotFactory(volume=volume, name=unbroken(901), created_at=at, ready_at=at)  # invoices keep copies of the names
-    screens.fill(full_account, storage_root)
+    filling.fill(full_account, storage_root)
     accounts = screens.accounts(full_account)
     for model, field in NAMED.items():
         for number, pk in enumerate(model.objects.values_list("pk", flat=True)):

@@ -26,7 +26,7 @@ from cng_portal.common.templatetags.portal import picture_size
 from cng_portal.inventory.models import Volume
 from snapshots.models import Kind, Snapshot
 from snapshots.wizard import wizard
-from tests.browser import screens
+from tests.browser import filling, screens
 from tests.permissions import TABLE
 
 HELP = settings.BASE_DIR / "static" / "help"
@@ -124,7 +124,7 @@ APPEARANCES = [(scheme, width) for scheme in ("light", "dark") for width in (144
 
 @pytest.fixture
 def accounts(full_account: Membership, storage_root: Path) -> dict[str, screens.Account]:
-    screens.fill(full_account, storage_root)
+    filling.fill(full_account, storage_root)
     return screens.accounts(full_account)
 
 
