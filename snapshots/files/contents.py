@@ -16,6 +16,7 @@ from .comparison import CHANGED, Change
 from .services import ask, logger
 
 READ_SECONDS = 3
+MAX_FILE_BYTES = 256 * 1024**2  # a larger file might never be read in time
 MAX_HASHES, MAX_BYTES = 20_000, 4 * 1024**2  # kept of a disk
 
 # {"part/inode": hash, "" if the file can't be read}
@@ -36,7 +37,8 @@ def is_undecided(change: Change) -> bool:
     if change.kind != CHANGED or not change.old or not change.new:
         return False
     is_file = change.old.kind == change.new.kind == "f"
-    return is_file and change.old.size == change.new.size and change.old.changed_at != change.new.changed_at
+    is_same_size = change.old.size == change.new.size <= MAX_FILE_BYTES
+    return is_file and is_same_size and change.old.changed_at != change.new.changed_at
 
 
 def compare_content(change: Change, before: Hashes, after: Hashes) -> Change:

@@ -11,6 +11,7 @@ from django.views.decorators.http import require_GET
 
 from billing.charges import cost_so_far
 from billing.pricing.prices import PriceList
+from cng_portal.accounts.models import User
 from cng_portal.common.money import format_amount, format_price
 from cng_portal.common.templatetags.portal import poll_seconds
 from snapshots import restores
@@ -67,6 +68,7 @@ def snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
             for change in unusual_changes
             if change.previous.snapshot.held_at and user.can_change(change.previous.snapshot.project_id)
         ],
+        "followed_by": find_unusual_after(snapshot, user) if snapshot.held_at else None,
         "can_read_files": snapshot.state == State.READY and user.can_read_files(snapshot.project_id),
         "tags": tags_of(Snapshot, [snapshot.pk]).get(snapshot.pk, []),
         "list_url": reverse(f"snapshots:{LISTS[Kind(snapshot.kind)]}"),
@@ -103,3 +105,12 @@ def snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         [(disk.checksum, disk.verified_at) for disk in disks],
     )
     return render_live(request, "snapshots/snapshot.html", context, part="snapshot", poll="work", version=version)
+
+
+def find_unusual_after(snapshot: Snapshot, user: User) -> Snapshot | None:
+    """Return the snapshot because of whose change this one is kept, if the user sees it."""
+    changes = DiskChange.objects.holding().filter(
+        previous__snapshot=snapshot, disk__snapshot__project__in=list(user.roles)
+    )
+    change = changes.select_related("disk__snapshot").first()
+    return change.disk.snapshot if change else None

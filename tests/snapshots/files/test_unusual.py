@@ -254,6 +254,8 @@ def test_the_members_decide_on_the_page_of_either_snapshot(held: Snapshot, clien
     decide = reverse("snapshots:keep_removing", args=[held.pk])
     for snapshot in (held, after):
         assert f'action="{decide}"' in client.get(reverse("snapshots:snapshot", args=[snapshot.pk])).text
+    link = f'href="{reverse("snapshots:snapshot", args=[after.pk])}"'
+    assert link in client.get(reverse("snapshots:snapshot", args=[held.pk])).text
     [mail] = sent_mails()
     assert "900 of 1,000 files (90 %)" in mail.body and "Keep removing as usual" in mail.body
     page = client.post(decide, follow=True).text
