@@ -550,7 +550,7 @@ def test_the_overview_shows_waiting_and_failed_operations_with_advice(support: C
 
     html = text_of(support.get(OVERVIEW).content.decode())
 
-    assert "Take snapshot × 2 No room was left. Nothing was stored and nothing is charged." in html
+    assert "Take Snapshot × 2 No room was left. Nothing was stored and nothing is charged." in html
     assert "nightly , #001039" in html
     assert "The oldest operation has waited 42" in html
     assert "No worker is running" in html

@@ -461,10 +461,10 @@ def test_the_wizard_shows_the_remaining_requests_first(
     for _number in range(9):
         OperationFactory(capture=True, snapshot__volume=volume, requested_by=member.user)
     for page in pages:
-        assert "Your account can request “Take snapshot” 1 more time this hour." in text_of(page)
+        assert "Your account can request “Take Snapshot” 1 more time this hour." in text_of(page)
     OperationFactory(capture=True, snapshot__volume=volume, requested_by=member.user)
     for page in pages:
-        assert "Your account has reached its limit of 10 “Take snapshot” requests an hour" in text_of(page)
+        assert "Your account has reached its limit of 10 “Take Snapshot” requests an hour" in text_of(page)
         assert "Try again at" in text_of(page)
 
 

@@ -57,7 +57,7 @@ class Operation(models.Model):
     BACKGROUND = Q(kind="verify", requested_by=None) | Q(kind__in=MAINTENANCE)
 
     class Kind(models.TextChoices):
-        CAPTURE = "capture", _("Take snapshot")
+        CAPTURE = "capture", _("Take Snapshot")
         RESTORE = "restore", _("Restore")
         NEW_VOLUME = "new_volume", _("New volume")
         VERIFY = "verify", _("Verify")
@@ -65,7 +65,7 @@ class Operation(models.Model):
         CATALOGUE = "catalogue", _("List files")
         DELETE = "delete", _("Delete")
         CLEAN_UP = "clean_up", _("Clean up")
-        CREATE_VOLUME = "create_volume", _("Create volume")
+        CREATE_VOLUME = "create_volume", _("Create Volume")
         EXTEND_VOLUME = "extend_volume", _("Grow volume")
         DELETE_VOLUME = "delete_volume", _("Delete volume")
 
