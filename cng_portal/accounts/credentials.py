@@ -7,6 +7,7 @@ its user is deactivated or leaves the project, or when their role there is lower
 import secrets
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from hashlib import sha256
 from ipaddress import ip_address, ip_network
 from uuid import UUID
@@ -19,6 +20,8 @@ from django.utils.crypto import constant_time_compare
 from django.utils.translation import gettext as _
 
 from cng_portal.activity import services as activity
+from cng_portal.common import full_disk
+from cng_portal.common.optional import optional
 
 from .models import Act, ApplicationCredential, Project, Role, User
 from .roles import ActionRefused
@@ -146,11 +149,13 @@ def is_allowed_from(credential: ApplicationCredential, address: str | None) -> b
 
 
 def record_use(credential: ApplicationCredential, *, address: str | None, at: datetime) -> None:
-    """Record when and from where it was used, at most once a minute from the same address."""
+    """Record when and from where it was used, at most once a minute from the same address. Never fails a request."""
     last = credential.last_used_at
     if last and at - last < USED_EVERY and credential.last_used_from == address:
         return
-    ApplicationCredential.objects.filter(pk=credential.pk).update(last_used_at=at, last_used_from=address)
+    own = ApplicationCredential.objects.filter(pk=credential.pk)
+    if not full_disk.is_full():
+        optional("credential last used", partial(own.update, last_used_at=at, last_used_from=address), None)
 
 
 # --- tokens ----------------------------------------------------------------------------------------------------------
