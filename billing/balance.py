@@ -66,14 +66,7 @@ def open_windows(customers: Iterable[Any], at: datetime) -> list[bulk.CustomerWi
         else:
             continue
         result += [
-            bulk.CustomerWindow(
-                customer_id=customer.pk,
-                currency=customer.currency,
-                month=window.month,
-                since=window.since,
-                until=window.until,
-                at=at,
-            )
+            bulk.CustomerWindow.build(customer, window, at)
             for window in rating.windows(month=month, since=since, at=at, zone=customer.zone)
             if window.since <= at
         ]

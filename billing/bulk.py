@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from typing import Any
+from typing import Any, Self
 from uuid import UUID
 
 from django.db import connection
@@ -15,6 +15,7 @@ from django.db.models import BooleanField
 from django.db.models.expressions import RawSQL
 from django.utils import timezone
 
+from cng_portal.accounts.models import Customer
 from cng_portal.common import money
 
 from . import rating
@@ -37,6 +38,11 @@ class CustomerWindow:
     since: datetime
     until: datetime
     at: datetime
+
+    @classmethod
+    def build(cls, customer: Customer, window: rating.Window, at: datetime) -> Self:
+        month, since, until = window.month, window.since, window.until
+        return cls(customer_id=customer.pk, currency=customer.currency, month=month, since=since, until=until, at=at)
 
 
 @dataclass(frozen=True, kw_only=True)

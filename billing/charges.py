@@ -14,8 +14,7 @@ from cng_portal.accounts.models import Customer
 from cng_portal.common import money
 
 from . import rating
-from .formulas import line_formula
-from .models import Invoice, InvoiceLine, ServiceKind, UsageSegment
+from .models import HasFormula, Invoice, InvoiceLine, UsageSegment
 from .pricing.prices import PriceList
 
 
@@ -197,7 +196,7 @@ class Charged:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CostLine:
+class CostLine(HasFormula):
     month: date
     from_at: datetime
     to_at: datetime
@@ -208,17 +207,6 @@ class CostLine:
     kind: str
     currency: str
     invoice_id: UUID | None = None
-
-    @property
-    def formula(self) -> str:
-        """`3 hours × 50 GB × K 0.4000 = K 60.00`."""
-        return line_formula(
-            hours=self.hours,
-            size_gb=None if self.kind == ServiceKind.VM_BACKUP_AUTOMATIC else self.size_gb,
-            rate_micro=self.rate_micro,
-            amount_micro=self.amount_micro,
-            currency=self.currency,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,14 +41,7 @@ def costs_by_day(*, customer: Customer, days: list[date], at: datetime) -> Costs
     instants = {min(end - INSTANT, at) for end in (*ends, *(window.until for window in windows))}
     totals = bulk.owed_by_kind(
         [
-            bulk.CustomerWindow(
-                customer_id=customer.pk,
-                currency=customer.currency,
-                month=window.month,
-                since=window.since,
-                until=window.until,
-                at=known_at,
-            )
+            bulk.CustomerWindow.build(customer, window, known_at)
             for window in windows
             for known_at in instants
             if window.since <= known_at < window.until

@@ -7,7 +7,7 @@ freeze rows are in the migration `0002_triggers`.
 
 import uuid
 from datetime import datetime
-from typing import Self
+from typing import Any, Self
 
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
@@ -389,7 +389,22 @@ class ClosingFailure(models.Model):
         return str(self.customer)
 
 
-class InvoiceLine(models.Model):
+class HasFormula:
+    """Whole hours at one rate, and the amount that follows from them."""
+
+    @property
+    def formula(self: Any) -> str:
+        """`3 hours × 50 GB × K 0.4000 = K 60.00`."""
+        return line_formula(
+            hours=self.hours,
+            size_gb=None if self.kind == ServiceKind.VM_BACKUP_AUTOMATIC else self.size_gb,
+            rate_micro=self.rate_micro,
+            amount_micro=self.amount_micro,
+            currency=self.currency,
+        )
+
+
+class InvoiceLine(HasFormula, models.Model):
     """Whole hours of one usage segment at one rate. `amount_micro` is in whole units of the currency.
 
     A line with `corrects` takes back what that line overcharged: its hours and amount are the difference. Without hours it
@@ -463,15 +478,8 @@ class InvoiceLine(models.Model):
         return f"{self.resource_name}: {self.hours} h"
 
     @property
-    def formula(self) -> str:
-        """`3 hours × 50 GB × K 0.4000 = K 60.00`."""
-        return line_formula(
-            hours=self.hours,
-            size_gb=None if self.kind == ServiceKind.VM_BACKUP_AUTOMATIC else self.size_gb,
-            rate_micro=self.rate_micro,
-            amount_micro=self.amount_micro,
-            currency=self.invoice.currency,
-        )
+    def currency(self) -> str:
+        return self.invoice.currency
 
 
 class WalletAccount(models.TextChoices):

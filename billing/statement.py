@@ -13,13 +13,12 @@ from cng_portal.common import money
 
 from . import rating
 from .charges import DueLine, due_lines, unsettled_segments
-from .formulas import line_formula
-from .models import Invoice, InvoiceLine, ServiceKind
+from .models import HasFormula, Invoice, InvoiceLine, ServiceKind
 from .sums import ExactSum
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class Row(HasFormula):
     """Whole hours of one usage segment at one rate, invoiced or not."""
 
     month: date
@@ -48,16 +47,6 @@ class Row:
     @property
     def kind_label(self) -> str:
         return str(ServiceKind(self.kind).label)
-
-    @property
-    def formula(self) -> str:
-        return line_formula(
-            hours=self.hours,
-            size_gb=None if self.kind == ServiceKind.VM_BACKUP_AUTOMATIC else self.size_gb,
-            rate_micro=self.rate_micro,
-            amount_micro=self.amount_micro,
-            currency=self.currency,
-        )
 
     @property
     def amount(self) -> str:

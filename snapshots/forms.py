@@ -18,6 +18,7 @@ from django.utils.translation import gettext_lazy, ngettext
 from cng_portal.accounts.models import Project, User
 from cng_portal.common import filters
 from cng_portal.common.filters import ChoiceFilter
+from cng_portal.common.ids import parse_uuid
 from cng_portal.common.names import NameFormField, is_same_name, name_contains
 from cng_portal.common.pages import Order
 from cng_portal.inventory.models import Tag, VirtualMachine, Volume
@@ -51,7 +52,7 @@ class FilterForm(filters.FilterForm):
         text = self.chosen.get("q", "")
         if not text:
             return rows
-        pk = lists.parse_uuid(text)
+        pk = parse_uuid(text)
         return rows.filter(self.matches(text) | Q(pk=pk) if pk else self.matches(text))
 
     def matches(self, text: str) -> Q:
@@ -232,7 +233,7 @@ class AttachForm(forms.Form):
         self.has_more = len(matching) > lists.SOURCES_OFFERED
         self.machines = {str(vm.pk): vm for vm in matching[: lists.SOURCES_OFFERED]}
         chosen = self.data.get("vm", "")
-        if chosen not in self.machines and (pk := lists.parse_uuid(chosen)):
+        if chosen not in self.machines and (pk := parse_uuid(chosen)):
             self.machines |= {str(vm.pk): vm for vm in machines.filter(pk=pk)}
         field: Any = self.fields["vm"]
         field.choices = [(pk, vm.name) for pk, vm in self.machines.items()]

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from typing import Any
-from uuid import UUID
 
 from django.db.models import F, OuterRef, QuerySet, Subquery, Value
 from django.db.models.functions import Concat
@@ -10,6 +9,7 @@ from django.utils.translation import gettext_lazy as _
 
 from cng_portal.accounts.models import Project, User
 from cng_portal.common.filters import Choices
+from cng_portal.common.ids import parse_uuid
 from cng_portal.common.pages import Order
 from cng_portal.inventory.models import Location, VirtualMachine, Volume
 
@@ -46,14 +46,6 @@ def with_last_run(schedules: QuerySet[BackupSchedule]) -> QuerySet[BackupSchedul
 def troubled(schedules: QuerySet[BackupSchedule]) -> QuerySet[BackupSchedule]:
     """Filter for schedules whose newest finished run failed or was missed."""
     return with_last_run(schedules).filter(last_state__in=[BackupRun.State.FAILED, BackupRun.State.MISSED])
-
-
-def parse_uuid(text: str) -> UUID | None:
-    """Return the UUID, or None if the text isn't one."""
-    try:
-        return UUID(text)
-    except ValueError:
-        return None
 
 
 def location_choices(user: User, wanted: str) -> Choices:

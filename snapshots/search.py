@@ -16,12 +16,13 @@ from django.utils.translation import gettext_lazy
 from billing.access import billed_customer
 from billing.models import Invoice
 from cng_portal.accounts.models import Project, Role, User
+from cng_portal.common.ids import parse_uuid
 from cng_portal.common.names import fold_name, name_contains
 from cng_portal.common.templatetags.portal import month
 from cng_portal.inventory.models import VirtualMachine, Volume
 
 from .labels import visible_tags
-from .lists import LISTS, parse_uuid
+from .lists import LISTS
 from .models import BackupSchedule, Kind, Snapshot
 
 SHOWN = 5

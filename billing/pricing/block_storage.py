@@ -70,7 +70,7 @@ def notify_first_price(version: PriceVersion) -> None:
         }
         return _("Volumes in %(location)s will be charged") % {"location": package.location_id}, text
 
-    key = f"{_announcement(version)}{rate_micro}:{version.starts_at.isoformat()}"
+    key = f"{_key_prefix(version)}{rate_micro}:{version.starts_at.isoformat()}"
     _notify(version, Customer.objects.all(), key=key, level=Notification.Level.WARNING, describe=describe)
 
 
@@ -82,13 +82,13 @@ def notify_withdrawn(version: PriceVersion) -> None:
         text = _("Block Storage in %(location)s won't be charged from %(time)s on, as announced.") % place
         return _("Volumes in %(location)s stay free of charge") % place, text
 
-    told = Notification.objects.filter(key__startswith=_announcement(version), user__customer=OuterRef("pk"))
+    told = Notification.objects.filter(key__startswith=_key_prefix(version), user__customer=OuterRef("pk"))
     key = f"block-storage-withdrawn:{version.pk}"
     _notify(version, Customer.objects.filter(Exists(told)), key=key, level=Notification.Level.INFO, describe=describe)
 
 
-def _announcement(version: PriceVersion) -> str:
-    """Return the prefix of the keys of a first price's notifications."""
+def _key_prefix(version: PriceVersion) -> str:
+    """Return what the keys of a first price's notifications start with."""
     return f"block-storage:{version.pk}:"
 
 

@@ -75,7 +75,7 @@ def notify_planned(version: PriceVersion, *, at: datetime, since: datetime | Non
         )
         return title % {"kind": _label(package)}, text
 
-    key = f"{_announcement(version)}{version.rate_micro}:{version.starts_at.isoformat()}"
+    key = f"{_key_prefix(version)}{version.rate_micro}:{version.starts_at.isoformat()}"
     level = Notification.Level.WARNING if is_higher else Notification.Level.INFO
     usage = _running(package)
     if since:
@@ -84,8 +84,8 @@ def notify_planned(version: PriceVersion, *, at: datetime, since: datetime | Non
     _notify_users_of(package, usage, key=key, level=level, describe=describe)
 
 
-def _announcement(version: PriceVersion) -> str:
-    """Return the prefix of the keys of a planned price's notifications."""
+def _key_prefix(version: PriceVersion) -> str:
+    """Return what the keys of a planned price's notifications start with."""
     return f"price:{version.pk}:"
 
 
@@ -103,7 +103,7 @@ def notify_withdrawn(version: PriceVersion) -> None:
         )
         return _("The price of %(kind)s stays as it is") % {"kind": _label(package)}, text
 
-    announced = Notification.objects.filter(key__startswith=_announcement(version))
+    announced = Notification.objects.filter(key__startswith=_key_prefix(version))
     _notify_users_of(
         package,
         _running(package).filter(customer__in=announced.values("user__customer")),

@@ -46,42 +46,53 @@ RIGHTS = ("is_staff", "is_superuser", "groups", "user_permissions")
 
 class MembershipFormSet(BaseInlineFormSet):
     def clean(self) -> None:
-        """A user is a member once; a project keeps an active owner, and a customer one of its own."""
+        """Refuse a second membership of a user, and a project or customer that is left without an owner."""
         super().clean()
         if any(self.errors):
             return
-        for form in self.extra_forms:
-            if form.has_changed() and form not in self.deleted_forms:
-                try:
-                    form.instance.validate_constraints()  # An inline form leaves out those of the page's own row.
-                except ValidationError as error:
-                    form.add_error(None, error)
+        self.check_added()
         forms = [form for form in self.forms if hasattr(form, "cleaned_data") and form.cleaned_data]
-        of_project = isinstance(self.instance, Project)
-        # The projects before the change: the form may move a member to another one.
-        left = {self.instance.pk if of_project else form.initial["project"] for form in forms if form.instance.pk}
         owners = Membership.objects.filter(role=Role.OWNER, user__is_active=True)
-        unchanged = owners.exclude(pk__in=[form.instance.pk for form in forms if form.instance.pk])
-        owning = [
-            (self.instance if of_project else form.cleaned_data["project"], form.cleaned_data["user"])
+        unlisted = owners.exclude(pk__in=[form.instance.pk for form in forms if form.instance.pk])
+        future = [
+            (self.project_of(form), form.cleaned_data["user"])
             for form in forms
-            if form.cleaned_data.get("role") == Role.OWNER and not form.cleaned_data.get("DELETE")
+            if form.cleaned_data.get("role") == Role.OWNER
+            and form.cleaned_data["user"].is_active
+            and not form.cleaned_data.get("DELETE")
         ]
-        owning = [(project, user) for project, user in owning if user.is_active]
-        for project in Project.objects.filter(pk__in=left).select_related("customer").order_by("name"):
-            is_owned = owners.filter(project=project).exists()
-            if is_owned and not unchanged.filter(project=project).exists() and project not in dict(owning):
+        for project in self.projects_before(forms):
+            had_owner = owners.filter(project=project).exists()
+            if had_owner and not unlisted.filter(project=project).exists() and project not in dict(future):
                 raise ValidationError(
                     _("“%(project)s” needs at least one owner. Make another member an owner first."),
                     params={"project": project},
                 )
             own = {"project__customer": project.customer, "user__customer": project.customer}
-            has_own = any((made.customer_id, user.customer_id) == (project.customer_id,) * 2 for made, user in owning)
-            if owners.filter(**own).exists() and not has_own and not unchanged.filter(**own).exists():
+            has_own = any({owned.customer_id, user.customer_id} == {project.customer_id} for owned, user in future)
+            if owners.filter(**own).exists() and not has_own and not unlisted.filter(**own).exists():
                 raise ValidationError(
                     _("%(customer)s needs at least one owner of its own. Make another of its users an owner first."),
                     params={"customer": project.customer.name},
                 )
+
+    def check_added(self) -> None:
+        """Check the constraints of new memberships, which an inline form skips for fields of the page's own row."""
+        for form in self.extra_forms:
+            if form.has_changed() and form not in self.deleted_forms:
+                try:
+                    form.instance.validate_constraints()
+                except ValidationError as error:
+                    form.add_error(None, error)
+
+    def project_of(self, form: Any) -> Project:
+        return self.instance if isinstance(self.instance, Project) else form.cleaned_data["project"]
+
+    def projects_before(self, forms: list[Any]) -> QuerySet[Project]:
+        """Return the projects of the listed memberships before the change, which may move a member to another one."""
+        is_project_page = isinstance(self.instance, Project)
+        ids = {self.instance.pk if is_project_page else form.initial["project"] for form in forms if form.instance.pk}
+        return Project.objects.filter(pk__in=ids).select_related("customer").order_by("name")
 
 
 class MembershipInline(Autocompletes, admin.TabularInline):

@@ -60,7 +60,7 @@ def apply_preferences(get_response: GetResponse) -> GetResponse:
     """Show dates and times in the user's time zone and format."""
 
     def middleware(request: Request) -> HttpResponse:
-        with preferences.as_read_by(request.user if request.user.is_authenticated else None):
+        with preferences.localized_for(request.user if request.user.is_authenticated else None):
             return get_response(request)
 
     return middleware

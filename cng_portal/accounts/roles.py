@@ -19,7 +19,7 @@ from django.utils.translation import gettext as _
 
 from cng_portal.activity import services as activity
 from cng_portal.common.locks import lock_name
-from cng_portal.common.preferences import as_read_by
+from cng_portal.common.preferences import localized_for
 from cng_portal.mail import services as mail
 from cng_portal.mail.models import OutgoingMail
 
@@ -261,7 +261,7 @@ def reload_for_update(membership: Membership) -> Membership:
 
 def enqueue_mail(invitation: Invitation) -> OutgoingMail:
     recipient = User.objects.filter(email__iexact=invitation.email).first()
-    with as_read_by(recipient):
+    with localized_for(recipient):
         names = {
             "who": invitation.invited_by,
             "project": invitation.project.name,

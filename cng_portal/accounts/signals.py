@@ -20,7 +20,7 @@ from django.utils.translation import gettext as _
 from cng_portal.activity import services as activity
 from cng_portal.activity.models import Activity
 from cng_portal.common.origin import get_origin
-from cng_portal.common.preferences import as_read_by
+from cng_portal.common.preferences import localized_for
 from cng_portal.mail import services as mail
 from cng_portal.mail.models import OutgoingMail
 
@@ -149,7 +149,7 @@ def notify_of_new_email(user: User, before: str, after: str) -> None:
 
     notify(user, message)
     if before:
-        with as_read_by(user):
+        with localized_for(user):
             title, text = message()
         mail.enqueue(
             kind=OutgoingMail.Kind.ACCOUNT,

@@ -1,6 +1,5 @@
 """Base classes for Django admin."""
 
-from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -16,6 +15,7 @@ from django.db.models import Model, Q, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.utils.translation import gettext_lazy as _
 
+from .ids import parse_uuid
 from .locks import lock_name
 from .origin import get_origin
 
@@ -71,20 +71,14 @@ class LockedForm(BaseModelAdmin):
 
 def posted_ids(request: HttpRequest, suffix: str) -> set[UUID]:
     """Return the UUIDs among the values of the fields whose names end with `suffix`."""
-    ids = set()
-    for name, value in request.POST.items():
-        if name.endswith(suffix):
-            with suppress(ValueError):
-                ids.add(UUID(str(value)))
-    return ids
+    values = (str(value) for name, value in request.POST.items() if name.endswith(suffix))
+    return {pk for value in values if (pk := parse_uuid(value))}
 
 
 def as_ids(object_id: str | None) -> list[UUID]:
     """Return the ID in a URL as a list for an `__in` lookup, empty if it isn't a UUID."""
-    try:
-        return [UUID(object_id or "")]
-    except ValueError:
-        return []
+    pk = parse_uuid(object_id or "")
+    return [pk] if pk else []
 
 
 # A part of an address that matches more users than this is too vague; the rest are ignored.

@@ -42,7 +42,7 @@ def month_pattern() -> str:
 
 
 @contextmanager
-def as_read_by(user: Any) -> Iterator[None]:
+def localized_for(user: Any) -> Iterator[None]:
     """Use the time zone and date format of the user, or the defaults if it is None."""
     token = _format.set(DateFormat(user.date_format) if user else DateFormat.WORDS)
     try:

@@ -10,7 +10,7 @@ from django.db.models import QuerySet
 from django.utils import timezone
 
 from cng_portal.accounts.models import ROLES_THAT_CHANGE, Customer, Project, Role, User
-from cng_portal.common.preferences import as_read_by
+from cng_portal.common.preferences import localized_for
 from cng_portal.mail import services as mail
 from cng_portal.mail.models import OutgoingMail
 
@@ -47,7 +47,7 @@ def notify(
     """
     longest = Notification._meta.get_field("title").max_length
     for user in users:
-        with as_read_by(user):
+        with localized_for(user):
             title, text = message()
         content = {"title": title[:longest], "text": text, "url": url}
         Notification.objects.get_or_create(

@@ -9,6 +9,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
+from cng_portal.common.ids import parse_uuid
 from cng_portal.common.names import name_contains
 from cng_portal.inventory.models import Interval, Weekday
 
@@ -50,7 +51,7 @@ class ScheduleFilterForm(FilterForm):
         rows = super().narrow(rows)
         if location := chosen.get("location"):
             rows = rows.filter(Q(vm__location=location) | Q(volume__location=location))
-        if project := lists.parse_uuid(chosen.get("project", "")):
+        if project := parse_uuid(chosen.get("project", "")):
             rows = rows.filter(Q(project=project) | Q(project=None, vm__project=project))
         if show in (self.BACKUPS, self.SNAPSHOTS):
             return rows.filter(vm__isnull=show == self.SNAPSHOTS)

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 
 import structlog
 from django.db import transaction
-from django.db.models import Exists, Model, OuterRef, Q, QuerySet
+from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
@@ -26,6 +26,7 @@ from billing.models import UsageSegment
 from billing.pricing.prices import PriceList
 from cng_portal.accounts.models import Project
 from cng_portal.accounts.services import lock_customer
+from cng_portal.common.batches import iterate_by_pk
 from cng_portal.common.loops import for_each
 from cng_portal.common.names import MAX_NAME_LENGTH, fold_name, to_name
 from cng_portal.inventory.models import CloudProject, Location, VirtualMachine, Volume
@@ -37,8 +38,6 @@ from ..storage.registry import get_driver
 from ..volumes.charges import settle_charges, sold_since, wrongly_free
 from ..volumes.notices import notify_charged_volumes
 from .notices import notify_charged
-
-M = TypeVar("M", bound=Model)
 
 logger = structlog.stdlib.get_logger(__name__)
 
@@ -137,7 +136,7 @@ def sync_location(location: Location, *, now: datetime | None = None) -> Report:
     record_projects(location, listed, since)
     own = next((project.ref for project in listed if project.is_own), "")
     present = CloudProject.objects.filter(location=location, missing_since=None)
-    for cloud_project in one_by_one(present.select_related("project__customer")):
+    for cloud_project in iterate_by_pk(present.select_related("project__customer")):
         sync = ProjectSync(location, cloud_project, since, report)
         try:
             sync_project(sync, driver, driver, is_own=cloud_project.external_id == own)
@@ -151,16 +150,6 @@ def sync_location(location: Location, *, now: datetime | None = None) -> Report:
             error = report.failed[str(cloud_project)] = _("An unexpected error, which is in the scheduler's log.")
         CloudProject.objects.filter(pk=cloud_project.pk).exclude(error=error).update(error=error)
     return report
-
-
-def one_by_one(rows: QuerySet[M], size: int = 500) -> Iterator[M]:
-    """Yield the rows by ID, read in pages. No cursor stays open in between, because SQLite refuses a write after others have
-    changed rows of a read that hasn't finished.
-    """
-    page = list(rows.order_by("pk")[:size])
-    while page:
-        yield from page
-        page = list(rows.filter(pk__gt=page[-1].pk).order_by("pk")[:size])
 
 
 def record_projects(location: Location, listed: list[CloudProjectInfo], since: datetime) -> None:
@@ -484,7 +473,7 @@ def mark_gone(sync: ProjectSync) -> None:
     with customer_locked(sync):
         sync.report.snapshots_gone += missing.update(missing_since=sync.since)
     back = sync.snapshots.filter(~absent, missing_since__lt=sync.since)
-    for snapshot in one_by_one(back.select_related("location", "project")):
+    for snapshot in iterate_by_pk(back.select_related("location", "project")):
         sync.report.snapshots_back += restore_missing(snapshot, back, sync.since)
 
 
@@ -498,7 +487,7 @@ def close_external(sync: ProjectSync, gone: QuerySet[Snapshot]) -> int:
     }
     charged = gone.filter(Exists(open_segments()))
     count = 0
-    for snapshot in one_by_one(charged):
+    for snapshot in iterate_by_pk(charged):
         with transaction.atomic():
             lock_customer(snapshot.customer_id)
             snapshot.stop_charging(sync.since)
@@ -542,7 +531,7 @@ def apply_charging_rules(sync: ProjectSync) -> None:
     start = outside.exclude(free).exclude(charged).filter(Q(missing_since=None) | charged_before)
     notify_charged(sync.location, start, sync.since)
     for rows, change in ((stop, Snapshot.stop_charging), (start, Snapshot.start_charging)):
-        for snapshot in one_by_one(rows.select_related("location", "project")):
+        for snapshot in iterate_by_pk(rows.select_related("location", "project")):
             sync.report.charges_changed += change_charge(snapshot, rows, change, sync.since)
 
 

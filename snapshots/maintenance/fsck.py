@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
-from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 
 from django.core.exceptions import ImproperlyConfigured
-from django.db.models import Exists, F, Model, OuterRef, Q, QuerySet, Sum
+from django.db.models import Exists, F, OuterRef, Q, QuerySet, Sum
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from billing.usage import running_usage
+from cng_portal.common.batches import batched, iterate_by_pk
 from cng_portal.common.templatetags.portal import minute
 from cng_portal.inventory.models import Location, Volume
 
@@ -50,14 +50,10 @@ from ..storage.registry import get_driver
 from . import repairs
 from .findings import Finding
 
-PAGE = 500
 # Data older than this without a row won't get one. An import writes the disk before the row.
 SETTLED_AFTER = timedelta(minutes=1)
 # The scheduler enqueues pending operations every minute, so one this old has no scheduler.
 OVERDUE_AFTER = timedelta(minutes=5)
-
-M = TypeVar("M", bound=Model)
-T = TypeVar("T")
 
 
 def check_location(
@@ -99,7 +95,7 @@ class StorageComparison:
     def find_missing_snapshots(self) -> Iterator[Finding]:
         present = Q(snapshot__state=State.READY) | Q(snapshot__bin_until__isnull=False)
         disks = DiskImage.objects.filter(present, snapshot__location=self.location)
-        for disk in in_pages(disks.select_related("snapshot", "volume")):
+        for disk in iterate_by_pk(disks.select_related("snapshot", "volume")):
             self.progress(1)
             finding = self.check_disk(disk)
             # A deletion is accepted before any data is removed, so a snapshot that is still Ready is really damaged.
@@ -141,7 +137,7 @@ class StorageComparison:
 
     def find_missing_volumes(self) -> Iterator[Finding]:
         volumes = Volume.objects.in_storage().filter(location=self.location)
-        for volume in in_pages(volumes):
+        for volume in iterate_by_pk(volumes):
             self.progress(1)
             try:
                 self.driver.bytes_needed([volume_ref(volume)])
@@ -157,7 +153,7 @@ class StorageComparison:
         return ["", *named.order_by("backend_project").values_list("backend_project", flat=True).distinct()]
 
     def find_unexpected(self, cloud_project: str) -> Iterator[Finding]:
-        for batch in batches(self.driver.list_objects(cloud_project), PAGE):
+        for batch in batched(self.driver.list_objects(cloud_project)):
             self.progress(len(batch))
             uuids = [stored.uuid for stored in batch if stored.uuid]
             disks = DiskImage.objects.select_related("snapshot", "volume").in_bulk(uuids)
@@ -246,11 +242,11 @@ def check_rows(location: Location, now: datetime) -> Iterator[Finding]:
     """
     ready = Snapshot.objects.filter(location=location, state=State.READY)
     incomplete = ready.alias(disks_gb=Sum("disks__size_gb", default=0)).exclude(disks_gb=F("size_gb"))
-    for damaged in in_pages(incomplete):
+    for damaged in iterate_by_pk(incomplete):
         detail = _("Its disks don't add up to its %(size)s GB: a disk's row is missing or another's.")
         yield Finding("mismatch", location.pk, describe(damaged), detail % {"size": damaged.size_gb})
     broken = SnapshotLock.objects.active().filter(snapshot__location=location).exclude(snapshot__state=State.READY)
-    for lock in in_pages(broken.select_related("snapshot")):
+    for lock in iterate_by_pk(broken.select_related("snapshot")):
         detail = _("It is locked until %(time)s, and %(state)s.")
         values = {"time": minute(lock.until), "state": lock.snapshot.get_state_display()}
         yield Finding("lock-broken", location.pk, describe(lock.snapshot), detail % values)
@@ -258,19 +254,19 @@ def check_rows(location: Location, now: datetime) -> Iterator[Finding]:
     own = active.filter(snapshot=OuterRef("pk"))
     pending = Snapshot.objects.filter(location=location, state__in=[State.PENDING, State.CREATING])
     captures = own.filter(kind=Operation.Kind.CAPTURE), active.filter(safety_snapshot=OuterRef("pk"))
-    for snapshot in in_pages(pending.exclude(Exists(captures[0])).exclude(Exists(captures[1]))):
+    for snapshot in iterate_by_pk(pending.exclude(Exists(captures[0])).exclude(Exists(captures[1]))):
         state, repair = snapshot.get_state_display(), partial(repairs.fail_snapshot, snapshot.pk)
         yield Finding("stuck", location.pk, describe(snapshot), state, repair)
     deleting = Snapshot.objects.filter(location=location, state=State.DELETING)
-    for snapshot in in_pages(deleting.exclude(Exists(own.filter(kind=Operation.Kind.DELETE)))):
+    for snapshot in iterate_by_pk(deleting.exclude(Exists(own.filter(kind=Operation.Kind.DELETE)))):
         state, repair = snapshot.get_state_display(), partial(repairs.request_deletion, snapshot.pk)
         yield Finding("stuck", location.pk, describe(snapshot), state, repair)
     creating = Volume.objects.filter(location=location, state=Volume.State.CREATING)
-    for volume in in_pages(creating.exclude(Exists(active.filter(volume=OuterRef("pk"))))):
+    for volume in iterate_by_pk(creating.exclude(Exists(active.filter(volume=OuterRef("pk"))))):
         state, repair = volume.get_state_display(), partial(repairs.fail_volume, volume.pk)
         yield Finding("stuck", location.pk, describe_volume(volume), state, repair)
     leaving = Volume.objects.filter(location=location, state=Volume.State.DELETING, deleted_at=None)
-    for volume in in_pages(leaving.exclude(Exists(active.filter(volume=OuterRef("pk"))))):
+    for volume in iterate_by_pk(leaving.exclude(Exists(active.filter(volume=OuterRef("pk"))))):
         state, repair = volume.get_state_display(), partial(repairs.request_volume_deletion, volume)
         yield Finding("stuck", location.pk, describe_volume(volume), state, repair)
     overdue_before = now - OVERDUE_AFTER
@@ -278,7 +274,7 @@ def check_rows(location: Location, now: datetime) -> Iterator[Finding]:
     if lifecycle.lacks_queued_task(now):
         claimable = lifecycle.in_turn(now).filter(state=Operation.State.PENDING, not_before__lt=overdue_before)
         overdue = overdue | claimable
-    for operation in in_pages(
+    for operation in iterate_by_pk(
         overdue.filter(Q(snapshot__location=location) | Q(snapshot=None, volume__location=location))
     ):
         repair = partial(repairs.enqueue_operations, now)
@@ -292,14 +288,14 @@ def check_charges(location: Location) -> Iterator[Finding]:
     """Compare Ready snapshots with running usage. Usage starts and ends in the transaction that changes the snapshot."""
     usage = running_usage(location_code=location.pk, kinds=SERVICE_KINDS.values())
     chargeable = chargeable_snapshots(location)
-    for snapshots in batches(in_pages(chargeable), PAGE):
+    for snapshots in batched(iterate_by_pk(chargeable)):
         sizes = sizes_in_gb(usage, snapshots)
         for snapshot in snapshots:
             size = sizes.get((snapshot.pk, snapshot.service_kind))
             if size != snapshot.size_gb and chargeable.filter(pk=snapshot.pk).exists():
                 detail = _("charged as %(size)s GB, it has %(real)s") % {"size": size, "real": snapshot.size_gb}
                 yield Finding("not-charged", location.pk, describe(snapshot), detail if size else "")
-    for segments in batches(in_pages(usage), PAGE):
+    for segments in batched(iterate_by_pk(usage)):
         charged = Snapshot.objects.in_bulk([segment.resource_id for segment in segments])
         for segment in segments:
             target = charged.get(segment.resource_id)
@@ -353,17 +349,3 @@ def describe_disk(disk: DiskImage) -> str:
 
 def describe_volume(volume: Volume) -> str:
     return _("Volume “%(name)s” (%(uuid)s)") % {"name": volume.name, "uuid": volume.pk}
-
-
-def in_pages(rows: QuerySet[M]) -> Iterator[M]:
-    """Yield all rows by primary key, a page at a time: no cursor stays open while storage is called."""
-    page = list(rows.order_by("pk")[:PAGE])
-    while page:
-        yield from page
-        page = list(rows.filter(pk__gt=page[-1].pk).order_by("pk")[:PAGE])
-
-
-def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch

@@ -14,6 +14,7 @@ from django.views.decorators.http import require_http_methods
 from billing import rating
 from billing.pricing.prices import PriceList
 from cng_portal.accounts.models import User
+from cng_portal.common.ids import parse_uuid
 from cng_portal.common.money import format_amount, format_price
 from snapshots import checks, lists, services
 from snapshots.deletion_preview import describe, preview_deletion
@@ -43,7 +44,7 @@ def delete_many(request: HttpRequest) -> HttpResponse:
             % {"count": len(selected), "most": services.MAX_DELETIONS},
         )
         return redirect(back)
-    ids: list[UUID] = [key for text in selected if (key := lists.parse_uuid(text))]
+    ids: list[UUID] = [key for text in selected if (key := parse_uuid(text))]
     snapshots = list(listed_with_runs().visible_to(user).filter(pk__in=ids).order_by("name_key", "pk"))
     if len(snapshots) != len(selected):
         raise Http404

@@ -5,10 +5,9 @@ Times are in the user's time zone; prices are decimals of the currency, per hour
 
 from collections.abc import Iterator
 from datetime import datetime
-from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
-from django.db.models import Model, QuerySet
+from django.db.models import QuerySet
 from django.http import HttpRequest, StreamingHttpResponse
 from django.utils import timezone
 from django.views.decorators.http import require_safe
@@ -16,7 +15,7 @@ from django.views.decorators.http import require_safe
 from billing.pricing.prices import PriceList, Quote
 from cng_portal.accounts.models import User
 from cng_portal.common import money
-from cng_portal.common.pages import Order
+from cng_portal.common.batches import BATCH_SIZE, batched
 from cng_portal.common.responses import csv_response
 from cng_portal.inventory.models import Tag, Volume
 from snapshots import lists, protection
@@ -27,7 +26,6 @@ from snapshots.volumes.charges import quote_volumes
 
 from .common import price_of
 
-BATCH_SIZE = 500
 SNAPSHOT_COLUMNS = [
     *("resource_uuid", "name", "state", "source", "project", "location", "gb", "created", "ready", "delete_after"),
     *("price_per_hour", "currency", "tags", "note"),
@@ -36,7 +34,6 @@ VOLUME_COLUMNS = [
     *("resource_uuid", "name", "state", "project", "location", "gb", "attached_to", "created", "protected"),
     *("price_per_hour", "currency", "tags", "note"),
 ]
-Row = TypeVar("Row", bound=Model)
 
 
 @require_safe
@@ -61,7 +58,7 @@ def snapshot_cells(form: SnapshotFilterForm, snapshots: SnapshotQuerySet, user: 
     narrowed = form.narrow(snapshots)
 
     def cells() -> Iterator[list[object]]:
-        for batch in batches(narrowed, form.order):
+        for batch in batched(narrowed.order_by(*form.order.by()).iterator(BATCH_SIZE)):
             tags = tags_of(Snapshot, [snapshot.pk for snapshot in batch])
             for snapshot in batch:
                 yield [
@@ -88,7 +85,7 @@ def volume_cells(form: VolumeFilterForm, volumes: QuerySet[Volume]) -> Iterator[
     narrowed = form.narrow(volumes)
 
     def cells() -> Iterator[list[object]]:
-        for batch in batches(narrowed, lists.BY_NAME):
+        for batch in batched(narrowed.order_by(*lists.BY_NAME.by()).iterator(BATCH_SIZE)):
             tags = tags_of(Volume, [volume.pk for volume in batch])
             points, quotes = protection.get_newest_points(batch), quote_volumes(batch, at=now)
             for volume in batch:
@@ -109,13 +106,6 @@ def volume_cells(form: VolumeFilterForm, volumes: QuerySet[Volume]) -> Iterator[
                 ]
 
     return cells()
-
-
-def batches(rows: QuerySet[Row], order: Order) -> Iterator[list[Row]]:
-    """Yield the rows in the order of the list, BATCH_SIZE at a time."""
-    remaining = rows.order_by(*order.by()).iterator(chunk_size=BATCH_SIZE)
-    while batch := list(islice(remaining, BATCH_SIZE)):
-        yield batch
 
 
 def price_cells(quote: Quote | None, currency: str) -> list[Any]:

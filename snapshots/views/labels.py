@@ -11,9 +11,10 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 from django.views.decorators.http import require_http_methods
 
+from cng_portal.common.ids import parse_uuid
 from cng_portal.common.names import fold_name
 from cng_portal.inventory.models import Volume
-from snapshots import checks, lists
+from snapshots import checks
 from snapshots.label_forms import LabelsForm, TagManyForm
 from snapshots.labels import MAX_LABELLED, Labelled, change_labels, tags_of, visible_tags
 from snapshots.models import Snapshot
@@ -84,7 +85,7 @@ def tag_many(request: HttpRequest, model: Labelled) -> HttpResponse:
             _("Nothing was tagged. Select at least one and at most %(most)s first.") % {"most": MAX_LABELLED},
         )
         return redirect(back)
-    ids = [key for text in selected if (key := lists.parse_uuid(text))]
+    ids = [key for text in selected if (key := parse_uuid(text))]
     visible = model.objects.visible_to(user).filter(pk__in=ids, deleted_at=None).select_related("project")
     targets: list[Any] = list(visible.order_by("name", "pk"))
     if len(targets) != len(selected):

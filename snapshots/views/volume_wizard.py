@@ -12,10 +12,11 @@ from django.utils.translation import gettext as _
 
 from billing.pricing.prices import Quote
 from cng_portal.accounts.models import User
+from cng_portal.common.ids import parse_uuid
 from cng_portal.common.money import format_count
 from cng_portal.common.templatetags.portal import day as format_day
 from cng_portal.inventory.models import Volume
-from snapshots import limits, lists
+from snapshots import limits
 from snapshots.assignment import explain_new_readers
 from snapshots.errors import ActionRefused
 from snapshots.models import DiskImage, Draft
@@ -190,7 +191,7 @@ def source_context(request: HttpRequest, draft: Draft, form: wizard.StepForm) ->
     snapshots = offers.offered_snapshots(request.user, draft, q=query)
     shown = list(snapshots.select_related("project").prefetch_related("disks")[:SNAPSHOTS_SHOWN])
     disks = [(disk, snapshot) for snapshot in shown for disk in snapshot.disks.all()]
-    chosen = lists.parse_uuid(request.GET.get("disk", "")) or draft.disk_id
+    chosen = parse_uuid(request.GET.get("disk", "")) or draft.disk_id
     if draft.disk and chosen == draft.disk_id and all(disk.pk != chosen for disk, _snapshot in disks):
         disks.insert(0, (draft.disk, draft.disk.snapshot))
     choices = [

@@ -28,10 +28,11 @@ from billing.balance import credit_runway
 from billing.pricing.prices import PriceList, Quote
 from cng_portal.accounts.models import BillingType, User
 from cng_portal.accounts.requests import Request
+from cng_portal.common.ids import parse_uuid
 from cng_portal.common.money import format_amount, format_count, format_price
 from cng_portal.common.templatetags.portal import day as format_day
 from cng_portal.inventory.models import Region, VirtualMachine, Volume
-from snapshots import checks, limits, lists, services
+from snapshots import checks, limits, services
 from snapshots.assignment import explain_new_readers
 from snapshots.backups.forms import zone_name
 from snapshots.backups.occurrences import occurrences_between
@@ -538,7 +539,7 @@ def source_context(request: HttpRequest, draft: Draft, form: wizard.SourceForm) 
     user, kind = request.user, draft.kind
     query = request.GET.get("q", "").strip()
     offered = offers.first_sources(user, draft, q=query)
-    chosen = lists.parse_uuid(request.GET.get(form.field, "")) or draft.volume_id or draft.vm_id
+    chosen = parse_uuid(request.GET.get(form.field, "")) or draft.volume_id or draft.vm_id
     if not chosen and not query and len(offered) == 1:
         chosen = offered[0].source.pk
     if chosen and all(offer.source.pk != chosen for offer in offered):

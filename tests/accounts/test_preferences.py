@@ -14,7 +14,7 @@ from django.utils import timezone
 from billing.models import ServiceKind
 from billing.usage import open_segment
 from cng_portal.accounts.models import DateFormat, User
-from cng_portal.common.preferences import as_read_by
+from cng_portal.common.preferences import localized_for
 from cng_portal.common.templatetags.portal import month
 from snapshots.backups.notifications import notify_missed
 from snapshots.backups.preview_chart import format_day_and_time
@@ -131,7 +131,7 @@ def test_days_runs_and_months_follow_the_users_preferences(
     time_machine.move_to(datetime(2026, 11, 22, 12, tzinfo=UTC))
     user.date_format = date_format
     at = datetime(2026, 11, 3, 1, tzinfo=UTC)
-    with as_read_by(user):
+    with localized_for(user):
         assert near_day(at.date()) == near
         assert near_day(at.date().replace(year=2025)) == far
         assert format_day_and_time(at, user.zone)[0] == run

@@ -15,7 +15,7 @@ from billing.charges import cost_so_far
 from billing.models import UsageSegment
 from cng_portal.accounts.models import Membership, Role
 from cng_portal.activity.models import Activity
-from cng_portal.common.preferences import as_read_by
+from cng_portal.common.preferences import localized_for
 from cng_portal.common.templatetags.portal import minute
 from snapshots import usage_check
 from snapshots.assignment import move_snapshot
@@ -153,7 +153,7 @@ def test_after_an_outage_it_is_deleted_a_day_after_the_notice_and_costs_nothing_
     late = at + DAY + HOUR
     assert delete_expired(now=late) == 0
     assert (announce_expiring(now=late), delete_expired(now=late)) == (1, 0)
-    with as_read_by(member.user):
+    with localized_for(member.user):
         deleted_at = minute(late + DAY)
     assert deleted_at in member.user.notifications.get().text
     assert delete_expired(now=late + DAY - timedelta(seconds=1)) == 0

@@ -13,11 +13,11 @@ from django.utils import timezone
 
 from billing.models import ServiceKind
 from cng_portal.accounts.models import Membership, Role
+from cng_portal.common import batches
 from cng_portal.inventory.models import Volume
 from snapshots.expiry import expiry_of
 from snapshots.labels import change_labels
 from snapshots.models import Snapshot
-from snapshots.views import exports
 from snapshots.volumes.charges import start_charging_volume
 from tests.factories import (
     BackupFactory,
@@ -132,11 +132,11 @@ def test_a_stranger_gets_no_rows_and_no_names_of_hidden_volumes(
 def test_every_row_comes_in_batches_without_a_query_for_each(
     client: Client, member: Membership, monkeypatch: pytest.MonkeyPatch, django_assert_max_num_queries: Any
 ) -> None:
-    monkeypatch.setattr(exports, "BATCH_SIZE", 3)
+    monkeypatch.setattr(batches, "BATCH_SIZE", 3)
     volume = VolumeFactory(project=member.project)
     for _number in range(7):
         SnapshotFactory(volume=volume)
     assert len(rows_of(client, SNAPSHOTS)) == 7
-    monkeypatch.setattr(exports, "BATCH_SIZE", 500)
+    monkeypatch.setattr(batches, "BATCH_SIZE", 500)
     with django_assert_max_num_queries(12):
         assert len(rows_of(client, SNAPSHOTS)) == 7

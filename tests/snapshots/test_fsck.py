@@ -20,6 +20,7 @@ from django_tasks_db.models import DBTaskResult
 from billing.models import UsageSegment
 from billing.usage import close_segment
 from cng_portal.accounts.models import Membership
+from cng_portal.common import batches
 from cng_portal.inventory.models import Volume
 from snapshots import restores, services
 from snapshots.maintenance import fsck
@@ -409,7 +410,7 @@ def test_an_unavailable_storage_is_reported_and_the_others_are_checked(snapshot:
 def test_many_rows_are_read_in_pages(
     snapshot: Snapshot, folder: Path, monkeypatch: pytest.MonkeyPatch, member: Membership
 ) -> None:
-    monkeypatch.setattr(fsck, "PAGE", 2)
+    monkeypatch.setattr(batches, "BATCH_SIZE", 2)
     for number in range(4):
         services.request_snapshot(source=snapshot.volume, name=f"more {number}", user=member.user)
     run_active_operations()

@@ -19,9 +19,10 @@ from django.urls import reverse
 from django.utils import timezone
 
 from cng_portal.accounts.models import Membership, Project
+from cng_portal.common.batches import iterate_by_pk
 from cng_portal.inventory.models import CloudProject, Location, Volume
 from snapshots import checks, limits, restores, services
-from snapshots.cloudsync.sync import one_by_one, sync_everywhere
+from snapshots.cloudsync.sync import sync_everywhere
 from snapshots.errors import InvalidState, QuotaExceeded
 from snapshots.models import Operation, State
 from snapshots.storage.local import LocalDriver
@@ -72,7 +73,7 @@ def test_rows_are_changed_one_at_a_time_during_concurrent_writes() -> None:
 
     renamed = []
     with ThreadPoolExecutor(max_workers=1) as somebody_else:
-        for project in one_by_one(Project.objects.filter(name__gt="-"), size=2):
+        for project in iterate_by_pk(Project.objects.filter(name__gt="-"), size=2):
             somebody_else.submit(write).result()
             with transaction.atomic():
                 Project.objects.filter(pk=project.pk).update(name=f"-{len(renamed)}")

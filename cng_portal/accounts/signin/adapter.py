@@ -16,7 +16,7 @@ from django.utils.translation import gettext_lazy as _
 
 from cng_portal.activity import services as activity
 from cng_portal.common.locks import lock_name
-from cng_portal.common.preferences import as_read_by
+from cng_portal.common.preferences import localized_for
 from cng_portal.mail import services as mail
 from cng_portal.mail.models import OutgoingMail
 
@@ -75,7 +75,7 @@ class AccountAdapter(DefaultAccountAdapter):
         # allauth builds links from the Host header, which can be forged.
         links = {name: on_portal(value) for name, value in context.items() if name.endswith("_url")}
         site = SimpleNamespace(name="1CNG", domain=urlsplit(settings.PORTAL_URL).netloc)
-        with as_read_by(User.objects.filter(email__iexact=email).first()):
+        with localized_for(User.objects.filter(email__iexact=email).first()):
             values = {"request": self.request, "current_site": site, "email": email}
             message = self.render_mail(template_prefix, email, values | context | links)
         mail.enqueue(

@@ -37,7 +37,7 @@ def profile(request: HttpRequest) -> HttpResponse:
             if form.changed_data:
                 after = {name: form.cleaned_data[name] for name in form.changed_data}
                 activity.record(action="user.change", actor=user, target=user, before=before, after=after)
-        with preferences.as_read_by(user):
+        with preferences.localized_for(user):
             messages.success(request, _("Your profile was saved."))
         return redirect("accounts:profile")
     return render(request, "accounts/profile.html", {"form": form})

@@ -14,6 +14,8 @@ from uuid import UUID
 
 from django.utils.translation import gettext as _
 
+from cng_portal.common.ids import parse_uuid
+
 from ..contract import (
     GIB,
     Busy,
@@ -288,13 +290,6 @@ def created_file(path: Path, mode: int) -> Iterator[int]:
         yield file
     finally:
         os.close(file)
-
-
-def parse_uuid(text: str) -> UUID | None:
-    try:
-        return UUID(text)
-    except ValueError:
-        return None
 
 
 def checked(uuid: UUID) -> UUID:
