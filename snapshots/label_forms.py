@@ -48,7 +48,7 @@ class LabelsForm(AddTagsForm):
     note = forms.CharField(
         label=gettext_lazy("Note"),
         required=False,
-        help_text=gettext_lazy("Up to 500 characters. Whoever sees the project reads it."),
+        help_text=gettext_lazy("Up to 500 characters. Everyone who can see the project can read it."),
         widget=forms.Textarea(attrs={"rows": 4}),
     )
     shown = forms.Field(required=False, widget=forms.MultipleHiddenInput)

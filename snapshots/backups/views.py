@@ -154,13 +154,9 @@ def get_schedule(user: User, schedule_id: UUID) -> BackupSchedule:
     return get_object_or_404(visible, pk=schedule_id)
 
 
-def by_kind(schedule: BackupSchedule, backup: str, snapshot: str) -> str:
-    """Return the sentence for a schedule that takes backups, or the one for a schedule that takes snapshots."""
-    return backup if schedule.kind == Kind.BACKUP else snapshot
-
-
-def title_of(schedule: BackupSchedule) -> str:
-    return by_kind(schedule, _("Backup of %(name)s"), _("Snapshots of %(name)s")) % {"name": schedule.source.name}
+def by_kind(schedule: BackupSchedule, backup: str, snapshot: str, **values: object) -> str:
+    """Return the sentence about backups, or the one about snapshots, with the source's name and the values."""
+    return (backup if schedule.kind == Kind.BACKUP else snapshot) % {"name": schedule.source.name, **values}
 
 
 @require_GET
@@ -183,7 +179,7 @@ def schedule(request: HttpRequest, schedule_id: UUID) -> HttpResponse:
         chart = build_preview_chart(schedule_fields_of(schedule), zone, now=timezone.now(), existing=existing)
     context = {
         "schedule": schedule,
-        "title": title_of(schedule),
+        "title": by_kind(schedule, _("Backup of %(name)s"), _("Snapshots of %(name)s")),
         "source": schedule.source,
         "can_see_source": schedule.source.project_id in user.roles,
         "is_backup": schedule.kind == Kind.BACKUP,
@@ -273,8 +269,8 @@ def edit(request: HttpRequest, schedule_id: UUID) -> HttpResponse:
                 schedule,
                 _("“%(name)s” is now backed up like this: %(when)s."),
                 _("Snapshots of “%(name)s” are now taken like this: %(when)s."),
-            )
-            % {"name": schedule.source.name, "when": edited.when},
+                when=edited.when,
+            ),
         )
         return redirect("snapshots:schedule", schedule.pk)
     fields = form.schedule_fields
@@ -356,8 +352,7 @@ def pause(request: HttpRequest, schedule_id: UUID) -> HttpResponse:
         schedule,
         lambda: pause_schedule(schedule=schedule, user=user),
         heading=_("Pause schedule"),
-        title=by_kind(schedule, _("Pause the backup of “%(name)s”?"), _("Pause the snapshots of “%(name)s”?"))
-        % {"name": schedule.source.name},
+        title=by_kind(schedule, _("Pause the backup of “%(name)s”?"), _("Pause the snapshots of “%(name)s”?")),
         consequences=[
             by_kind(
                 schedule,
@@ -371,8 +366,7 @@ def pause(request: HttpRequest, schedule_id: UUID) -> HttpResponse:
             ),
         ],
         button=_("Pause"),
-        done=by_kind(schedule, _("The backup of “%(name)s” is paused."), _("The schedule of “%(name)s” is paused."))
-        % {"name": schedule.source.name},
+        done=by_kind(schedule, _("The backup of “%(name)s” is paused."), _("The schedule of “%(name)s” is paused.")),
     )
 
 
@@ -386,22 +380,21 @@ def resume(request: HttpRequest, schedule_id: UUID) -> HttpResponse:
         schedule,
         lambda: resume_schedule(schedule=schedule, user=user),
         heading=_("Resume schedule"),
-        title=by_kind(schedule, _("Resume the backup of “%(name)s”?"), _("Resume the snapshots of “%(name)s”?"))
-        % {"name": schedule.source.name},
+        title=by_kind(schedule, _("Resume the backup of “%(name)s”?"), _("Resume the snapshots of “%(name)s”?")),
         consequences=[
             by_kind(
                 schedule,
                 _("The next backup is taken on %(day)s at %(time)s."),
                 _("The next snapshot is taken on %(day)s at %(time)s."),
-            )
-            % {"day": day, "time": clock},
+                day=day,
+                time=clock,
+            ),
             _("Runs missed while it was paused won't be made up."),
         ],
         button=_("Resume"),
         done=by_kind(
             schedule, _("The backup of “%(name)s” is active again."), _("The schedule of “%(name)s” is active again.")
-        )
-        % {"name": schedule.source.name},
+        ),
     )
 
 
@@ -427,14 +420,12 @@ def run(request: HttpRequest, schedule_id: UUID) -> HttpResponse:
         schedule,
         lambda: run_now(schedule=schedule, user=user),
         heading=_("Run now"),
-        title=by_kind(schedule, _("Back up “%(name)s” now?"), _("Take a snapshot of “%(name)s” now?"))
-        % {"name": schedule.source.name},
-        consequences=[price_sentence(schedule), by_kind(schedule, of_backups, of_snapshots) % {"count": count}],
+        title=by_kind(schedule, _("Back up “%(name)s” now?"), _("Take a snapshot of “%(name)s” now?")),
+        consequences=[price_sentence(schedule), by_kind(schedule, of_backups, of_snapshots, count=count)],
         button=_("Run now"),
         done=by_kind(
             schedule, _("A backup of “%(name)s” is being taken."), _("A snapshot of “%(name)s” is being taken.")
-        )
-        % {"name": schedule.source.name},
+        ),
     )
 
 
@@ -452,13 +443,14 @@ def delete(request: HttpRequest, schedule_id: UUID) -> HttpResponse:
         "Its %(count)s snapshots stay and are charged until you delete them.",
         count,
     )
-    stay = by_kind(schedule, backups_stay, snapshots_stay) % {"count": count}
-    deleted_with_copies = by_kind(
-        schedule,
-        _("The schedule of “%(name)s” was deleted. Its backups stay."),
-        _("The schedule of “%(name)s” was deleted. Its snapshots stay."),
-    )
-    deleted = deleted_with_copies if count else _("The schedule of “%(name)s” was deleted.")
+    if count:
+        deleted = by_kind(
+            schedule,
+            _("The schedule of “%(name)s” was deleted. Its backups stay."),
+            _("The schedule of “%(name)s” was deleted. Its snapshots stay."),
+        )
+    else:
+        deleted = _("The schedule of “%(name)s” was deleted.") % {"name": schedule.source.name}
     return confirm_action(
         request,
         schedule,
@@ -475,7 +467,7 @@ def delete(request: HttpRequest, schedule_id: UUID) -> HttpResponse:
             *what_protects(schedule, user),
         ],
         button=_("Delete schedule"),
-        done=deleted % {"name": schedule.source.name},
+        done=deleted,
         danger=True,
     )
 

@@ -277,7 +277,7 @@ def test_automatic_backups_are_switched_on_and_one_restores_the_machine(
     settled(page, "Ready", live=False)
     copy = Snapshot.objects.get()
     page.goto("/backups/")
-    expect(page.get_by_role("row", name=copy.name)).to_contain_text("in the 20 %")
+    expect(page.get_by_role("row", name=copy.name)).to_contain_text("Included")
 
     assert write_disks(storage_root, vm, 2) != before
     restore_from(page, copy)

@@ -124,7 +124,7 @@ def test_the_guide_from_sign_in_to_a_restored_disk(
     expect(page.get_by_role("heading", level=1)).to_have_text("Choose Snapshot Name")
     page.get_by_label("Snapshot Name").fill("before the update")
     if live:
-        expect(page.get_by_text("This name is free.")).to_be_visible()
+        expect(page.get_by_text("This name is available.")).to_be_visible()
     page.get_by_role("button", name="Continue").click()
     # "Choose the desired Billing Cycle" "Verify all the configuration details and review the price summary."
     expect(page.get_by_role("heading", level=1)).to_have_text("Create Snapshot")

@@ -289,7 +289,7 @@ def test_restoring_from_a_damaged_snapshot_is_warned(client: Client, project: Pr
 
     page = client.get(url("restore", snapshot)).content.decode()
 
-    assert "It is damaged. What you restore may be, too." in page
+    assert "This snapshot is damaged, so restored data may be wrong." in page
     assert "Block 12 is not what was captured." in page
 
 

@@ -427,7 +427,7 @@ def test_pages_show_the_damage_and_require_typing_the_name(
     assert "K 0.40" not in listed
     for name in "restore", "new_volume":
         text = page(client, name, snapshot)
-        assert "It is damaged. What you restore may be, too." in text
+        assert "This snapshot is damaged, so restored data may be wrong." in text
         assert "Type the snapshot's name, “monday”, to use it anyway" in text
     assert "costs K 0.40 an hour from then on" in page(client, "verify", snapshot)
 

@@ -235,10 +235,10 @@ def test_a_volume_that_only_copies_of_its_machine_hold_is_not_called_unprotected
     vm = VirtualMachineFactory(project=project, name="db-01")
     volume = VolumeFactory(project=project, location=vm.location, vm=vm)
     page = reverse("snapshots:volume", args=[volume.pk])
-    assert "Nothing protects this volume" in client.get(page).text
+    assert "No snapshot or backup protects this volume" in client.get(page).text
     DiskImageFactory(snapshot=VMSnapshotFactory(vm=vm), volume=volume, volume_name=volume.name, size_gb=1)
     html = client.get(page).text
-    assert "Nothing protects this volume" not in html
+    assert "No snapshot or backup protects this volume" not in html
     assert "See db-01" in html
 
 

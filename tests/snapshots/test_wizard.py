@@ -379,7 +379,7 @@ def test_uniqueness_is_checked_while_typing(client: Client, member: Membership, 
     draft = draft_at("name", volume, member.user)
     check = reverse("snapshots:check_name", args=[draft.pk])
     assert "“nightly-2” is free" in client.get(check, {"name": "nightly"}).text
-    assert "This name is free." in client.get(check, {"name": "weekly"}).text
+    assert "This name is available." in client.get(check, {"name": "weekly"}).text
 
 
 def test_a_free_name_is_suggested(client: Client, member: Membership, volume: Volume) -> None:

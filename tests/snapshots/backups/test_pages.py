@@ -175,7 +175,7 @@ def test_an_automatic_backup_is_not_charged_by_itself(client: Client, vm: Virtua
     backup = automatic_backup(vm, owner)
 
     assert client.get(BACKUPS).context["rows"][0].hourly == ""
-    assert "in the 20 %" in text_of(client.get(BACKUPS).text)
+    assert "Included" in text_of(client.get(BACKUPS).text)
     page = text_of(client.get(action_url(backup, "snapshot")).text)
     assert "20 % × K 24.0000 = K 4.80 an hour" in page
     assert "Price Summary" not in page
