@@ -133,7 +133,7 @@ def _running_total(row: Row, hours: int) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Usage:
+class UsageRows:
     """A customer's usage as rows, the newest first: usage not invoiced yet, then invoiced lines.
 
     Rows are clipped to the hours that start in [since, until). `earlier`: clipped rows of lines from before `since`.
@@ -185,7 +185,7 @@ def usage_rows(
     first: date | None = None,
     last: date | None = None,
     due_only: bool = False,
-) -> Usage:
+) -> UsageRows:
     """Return the customer's usage that passes the filters.
 
     `month` is the first day of the month of use. `first` and `last` are days in the customer's time zone; hours count on
@@ -221,4 +221,4 @@ def usage_rows(
         overlapping = lines.filter(from_at__lt=since, to_at__gt=since)
         earlier = [row for line in overlapping if (row := clip(row_of_line(line, line.invoice), since, until))]
         lines = lines.filter(from_at__gte=since)
-    return Usage(due=due, lines=lines, earlier=earlier, until=until)
+    return UsageRows(due=due, lines=lines, earlier=earlier, until=until)

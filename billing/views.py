@@ -36,7 +36,7 @@ from .models import Invoice, InvoiceLine, ServiceKind, TransactionKind, WalletTr
 from .pricing.prices import PriceList
 from .pricing.subscriptions import SubscriptionState, get_subscriptions
 from .pricing.table import build_price_tables, currencies_of
-from .statement import Row, Usage, row_of_line, usage_rows
+from .statement import Row, UsageRows, row_of_line, usage_rows
 from .summary import Costs, build_summary
 from .wallet import get_received_credits
 
@@ -83,7 +83,7 @@ def tabs(request: HttpRequest) -> list[dict[str, Any]]:
 
 
 def page_of(request: HttpRequest, items: Any) -> dict[str, Any]:
-    """Return a page of a queryset or of `Usage`: its rows, the links to other pages, and of usage the total of all rows.
+    """Return a page of a queryset or of `UsageRows`: its rows, the links to other pages, and of usage the total of all rows.
 
     In place of a page that doesn't exist, the first one.
     """

@@ -65,7 +65,7 @@ def why_not_expirable(snapshot: Snapshot) -> str:
 
 
 def set_expiry(*, snapshot: Snapshot, user: User, day: date | None, now: datetime | None = None) -> Snapshot:
-    """Have the snapshot deleted once the day is over, or never if it is None. Raises InvalidExpiry, InvalidState."""
+    """Set the last day of the snapshot, or None to keep it. Raises InvalidExpiry, InvalidState."""
     now = now or timezone.now()
     with transaction.atomic():
         lock_customer(snapshot.customer_id)

@@ -9,14 +9,14 @@ from cng_portal.inventory.models import Volume
 
 from .models import DiskImage, Snapshot, usable
 
-_points = DiskImage.objects.filter(usable("snapshot__"), volume=OuterRef("pk"))
+_restore_points = DiskImage.objects.filter(usable("snapshot__"), volume=OuterRef("pk"))
 # Volumes that no snapshot and no backup holds which could be restored: a condition.
-UNPROTECTED = ~Exists(_points)
+UNPROTECTED = ~Exists(_restore_points)
 
 
-def get_newest_points(volumes: Iterable[Volume]) -> dict[UUID, Snapshot]:
+def newest_restore_points(volumes: Iterable[Volume]) -> dict[UUID, Snapshot]:
     """Return, by volume, the newest snapshot or backup that holds it and can be restored. Two queries."""
-    points = _points.order_by("-snapshot__ready_at", "-snapshot").values("snapshot")
+    points = _restore_points.order_by("-snapshot__ready_at", "-snapshot").values("snapshot")
     newest = Subquery(points[:1], output_field=UUIDField())
     ids = Volume.objects.filter(pk__in=[volume.pk for volume in volumes]).values_list("pk", newest)
     by_volume = {volume_id: point_id for volume_id, point_id in ids if point_id}

@@ -49,7 +49,7 @@ Binned = Snapshot | Volume
 
 
 def bin_days(customer: Customer) -> int:
-    """Return for how many days what is deleted now can be put back; 0: not at all."""
+    """Return how many days a deleted snapshot stays in the customer's recycle bin; 0 turns it off."""
     days = customer.recycle_bin_days
     return settings.RECYCLE_BIN_DAYS if days is None else days
 

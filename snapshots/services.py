@@ -330,7 +330,7 @@ def reopen_run(snapshot: Snapshot) -> None:
     run = BackupRun.objects.select_related("schedule", "vm", "volume").filter(snapshot=snapshot).first()
     if run is None:
         return
-    if BackupRun.objects.unfinished().of(run.source).exclude(pk=run.pk).exists():
+    if BackupRun.objects.unfinished().of_source(run.source).exclude(pk=run.pk).exists():
         raise InvalidState(_("The schedule is already taking another one. Try again when it has finished."))
     BackupRun.objects.filter(pk=run.pk).update(
         number=run.schedule.next_run_number(),

@@ -64,7 +64,7 @@ def check_months(
         starts = [segment.started_at for segment in segments]
         if not starts:
             return
-        month = Months(customer, ()).of(min(starts))
+        month = Months(customer, ()).month_of(min(starts))
     next_month = first_day_after(month)
     ended_at = datetime(next_month.year, next_month.month, 1, tzinfo=customer.zone).astimezone(UTC)
     if at >= ended_at + CLOSED_WITHIN:

@@ -53,7 +53,7 @@ class Months:
         self.invoices = invoices
         self.starts = [invoice.starts_at for invoice in invoices]
 
-    def of(self, instant: datetime) -> date:
+    def month_of(self, instant: datetime) -> date:
         if not self.invoices:
             return _first_day(instant, self.zone)
         first, last = self.invoices[0], self.invoices[-1]
@@ -127,7 +127,7 @@ def recompute(segments: Iterable[UsageSegment], prices: Prices, months: Months, 
                 rate_micro, price_id = segment.base_rate_micro, None
             else:
                 rate_micro, price_id = _in_force(versions, instant)
-            key = segment.pk, months.of(instant), price_id
+            key = segment.pk, months.month_of(instant), price_id
             charge = charges.get(key)
             if charge is None:
                 charge = charges[key] = Charge(segment, key[1], rate_micro, unit_micro, first=instant, last=instant)

@@ -284,7 +284,7 @@ class CustomerAdmin(SupportAdmin):
         "billing_type",
         "currency",
         "time_zone",
-        "people_count",
+        "user_count",
         "project_count",
         "created_at",
     ]
@@ -314,12 +314,12 @@ class CustomerAdmin(SupportAdmin):
         return self.inlines if obj else []
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Customer]:
-        counts = {"people_number": Count("people", distinct=True), "project_number": Count("projects", distinct=True)}
+        counts = {"user_number": Count("people", distinct=True), "project_number": Count("projects", distinct=True)}
         return super().get_queryset(request).annotate(**counts)
 
     @admin.display(description=_("users"))
-    def people_count(self, customer: Customer) -> int:
-        return customer.people_number  # type: ignore[attr-defined]
+    def user_count(self, customer: Customer) -> int:
+        return customer.user_number  # type: ignore[attr-defined]
 
     @admin.display(description=_("projects"))
     def project_count(self, customer: Customer) -> int:

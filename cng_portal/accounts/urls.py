@@ -1,6 +1,6 @@
 from django.urls import path
 
-from .views import people, profile
+from .views import members, profile
 
 app_name = "accounts"
 urlpatterns = [
@@ -11,11 +11,11 @@ urlpatterns = [
     path("profile/sessions/others/end/", profile.end_other_sessions, name="end_other_sessions"),
     path("profile/sessions/<int:session_id>/end/", profile.end_session, name="end_session"),
     path("profile/sign-ins/", profile.sign_ins, name="sign_ins"),
-    path("profile/stop-looking/", profile.stop_impersonating, name="stop_impersonating"),
-    path("people/<uuid:project_id>/invite/", people.invite, name="invite"),
-    path("people/invitations/<uuid:invitation_id>/resend/", people.resend, name="resend"),
-    path("people/invitations/<uuid:invitation_id>/revoke/", people.revoke, name="revoke"),
-    path("people/<int:membership_id>/role/", people.change_role, name="role"),
-    path("people/<int:membership_id>/remove/", people.remove, name="remove"),
-    path("invitations/<str:token>/", people.invitation, name="invitation"),
+    path("profile/stop-impersonating/", profile.stop_impersonating, name="stop_impersonating"),
+    path("members/<uuid:project_id>/invite/", members.invite, name="invite"),
+    path("members/invitations/<uuid:invitation_id>/resend/", members.resend, name="resend"),
+    path("members/invitations/<uuid:invitation_id>/revoke/", members.revoke, name="revoke"),
+    path("members/<int:membership_id>/role/", members.change_role, name="role"),
+    path("members/<int:membership_id>/remove/", members.remove, name="remove"),
+    path("invitations/<str:token>/", members.invitation, name="invitation"),
 ]

@@ -27,11 +27,11 @@ class Order:
     field: str
     descending: bool = False
 
-    def by(self, *, backwards: bool = False) -> list[str]:
+    def fields(self, *, backwards: bool = False) -> list[str]:
         sign = "-" if self.descending != backwards else ""
         return [f"{sign}{self.field}", f"{sign}pk"]
 
-    def beyond(self, value: Any, pk: UUID, *, backwards: bool = False) -> Q:
+    def after(self, value: Any, pk: UUID, *, backwards: bool = False) -> Q:
         """Match the rows after the one with this value and ID."""
         comparison = "lt" if self.descending != backwards else "gt"
         # The first condition is redundant, but tells the database where in the index to start.
@@ -97,11 +97,11 @@ def page_of(
     for direction in ("after", "before"):
         if not rows and (cursor := order.read_cursor(queryset.model, params.get(direction, ""))):
             backwards = direction == "before"
-            beyond = queryset.filter(order.beyond(*cursor, backwards=backwards))
-            rows = list(beyond.order_by(*order.by(backwards=backwards))[: size + 1])
+            beyond = queryset.filter(order.after(*cursor, backwards=backwards))
+            rows = list(beyond.order_by(*order.fields(backwards=backwards))[: size + 1])
     if not rows:
         cursor, backwards = None, False
-        rows = list(queryset.order_by(*order.by())[: size + 1])
+        rows = list(queryset.order_by(*order.fields())[: size + 1])
     more, rows = len(rows) > size, rows[:size]
     # A first page that isn't full has all rows.
     total = queryset.order_by()[: MAX_COUNTED + 1].count() if counted and (more or cursor) else len(rows)

@@ -101,7 +101,7 @@ def start_due_run(schedule: BackupSchedule, now: datetime) -> bool:
         set_next_run(schedule, now)
         if not unchanged.update(next_run_at=schedule.next_run_at, time_zone=schedule.time_zone):
             return False
-        is_running = BackupRun.objects.unfinished().of(source).exists()
+        is_running = BackupRun.objects.unfinished().of_source(source).exists()
         missed, started = (due, []) if is_running else (due[:-1], due[-1:])
         if missed:
             reason = MISSED_BUSY if is_running else MISSED_OUTAGE
@@ -113,7 +113,7 @@ def start_due_run(schedule: BackupSchedule, now: datetime) -> bool:
 
 
 def is_other_schedule_running(schedule: BackupSchedule) -> bool:
-    return BackupRun.objects.unfinished().of(schedule.source).exclude(schedule=schedule).exists()
+    return BackupRun.objects.unfinished().of_source(schedule.source).exclude(schedule=schedule).exists()
 
 
 def start_requested_run(schedule: BackupSchedule, user: User, now: datetime) -> BackupRun:
@@ -121,7 +121,7 @@ def start_requested_run(schedule: BackupSchedule, user: User, now: datetime) -> 
 
     Raises InvalidState while another run of the machine or volume is unfinished, and what `request_backup` raises.
     """
-    if BackupRun.objects.unfinished().of(schedule.source).exists():
+    if BackupRun.objects.unfinished().of_source(schedule.source).exists():
         raise InvalidState(already_running(schedule))
     check_rate_limit(schedule.customer.pk, Operation.Kind.CAPTURE)
     run = build_run(schedule, now, now)

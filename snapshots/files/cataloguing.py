@@ -1,6 +1,6 @@
 """Listing the files of each snapshot once it is Ready, for histories and comparisons: an operation of its own.
 
-It has the lowest priority, like a scrub: started only when no customer's operation waits. The same fenced child reads the
+It has the lowest priority, like a scrub: started only when no customer's operation waits. The same sandboxed child reads the
 disk as for a page; see catalogue.py for what is stored, and where.
 """
 

@@ -47,7 +47,7 @@ FAILURES = Counter(
     ["reason"],
     registry=None,
 )
-for each in ("crashed", "slow", "no_fence"):
+for each in ("crashed", "slow", "no_sandbox"):
     FAILURES.labels(reason=each)  # an alert can't see the rise from nothing to one
 
 
@@ -160,7 +160,7 @@ class Child:
             reason = answer.get("failed")
         except (ValueError, AttributeError, RecursionError):
             raise self.failure("crashed", "its answer is no JSON") from None
-        if reason == "no_fence":
+        if reason == "no_sandbox":
             raise self.failure(reason, str(answer.get("detail")))
         if reason:
             raise ReaderFailed(reason if reason in EXPECTED else "damaged")

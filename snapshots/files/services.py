@@ -45,7 +45,7 @@ COULD_NOT_READ = gettext_lazy(
 )
 REASONS: dict[str, str | Promise] = {
     "not_installed": gettext_lazy("Files can't be shown, because this portal was installed without its disk readers."),
-    "no_fence": gettext_lazy("Files can't be shown, because this server can't sandbox the disk reader."),
+    "no_sandbox": gettext_lazy("Files can't be shown, because this server can't sandbox the disk reader."),
     "missing": gettext_lazy("There is no such file or folder in this snapshot."),
     "damaged": COULD_NOT_READ,
     "crashed": COULD_NOT_READ,

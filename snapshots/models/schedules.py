@@ -226,7 +226,7 @@ class BackupRunQuerySet(models.QuerySet["BackupRun"]):
         ids = list(user.roles)
         return self.filter(Q(schedule__project__in=ids) | Q(schedule__project=None, schedule__vm__project__in=ids))
 
-    def of(self, source: VirtualMachine | Volume) -> Self:
+    def of_source(self, source: VirtualMachine | Volume) -> Self:
         return self.filter(**source_fields(source))
 
     def unfinished(self) -> Self:

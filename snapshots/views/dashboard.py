@@ -64,7 +64,7 @@ def dashboard(request: HttpRequest) -> HttpResponse:
     all_unprotected = volumes.filter(protection.UNPROTECTED)
     unprotected = list(all_unprotected.select_related("vm").order_by("name", "pk")[: UNPROTECTED_SHOWN + 1])
     context = {
-        **figures(user),
+        **totals_of(user),
         "unprotected": [(volume, user.can_change(volume.project_id)) for volume in unprotected[:UNPROTECTED_SHOWN]],
         "unprotected_count": len(unprotected) if len(unprotected) <= UNPROTECTED_SHOWN else all_unprotected.count(),
         "has_volumes": bool(newest) or volumes.exists(),
@@ -96,7 +96,7 @@ def newest_snapshots(user: User) -> list[Snapshot]:
     return sorted(newest, key=lambda snapshot: (snapshot.created_at, snapshot.pk), reverse=True)[:NEWEST_SHOWN]
 
 
-def figures(user: User) -> dict[str, object]:
+def totals_of(user: User) -> dict[str, object]:
     """Return the totals to display: number and size of snapshots and backups, and the price an hour and a month.
 
     The price includes that of volumes.

@@ -58,7 +58,7 @@ def snapshot_cells(form: SnapshotFilterForm, snapshots: SnapshotQuerySet, user: 
     narrowed = form.narrow(snapshots)
 
     def cells() -> Iterator[list[object]]:
-        for batch in batched(narrowed.order_by(*form.order.by()).iterator(BATCH_SIZE)):
+        for batch in batched(narrowed.order_by(*form.order.fields()).iterator(BATCH_SIZE)):
             tags = tags_of(Snapshot, [snapshot.pk for snapshot in batch])
             for snapshot in batch:
                 yield [
@@ -85,9 +85,9 @@ def volume_cells(form: VolumeFilterForm, volumes: QuerySet[Volume]) -> Iterator[
     narrowed = form.narrow(volumes)
 
     def cells() -> Iterator[list[object]]:
-        for batch in batched(narrowed.order_by(*lists.BY_NAME.by()).iterator(BATCH_SIZE)):
+        for batch in batched(narrowed.order_by(*lists.BY_NAME.fields()).iterator(BATCH_SIZE)):
             tags = tags_of(Volume, [volume.pk for volume in batch])
-            points, quotes = protection.get_newest_points(batch), quote_volumes(batch, at=now)
+            points, quotes = protection.newest_restore_points(batch), quote_volumes(batch, at=now)
             for volume in batch:
                 point = points.get(volume.pk)
                 yield [

@@ -109,7 +109,7 @@ class Price:
     formula: str = ""
 
     @classmethod
-    def of(cls, size_gb: int, quote: Quote | None) -> "Price":
+    def build(cls, size_gb: int, quote: Quote | None) -> "Price":
         if quote is None:
             return cls(size_gb)
         return cls(
@@ -141,8 +141,8 @@ def grow_volume(request: HttpRequest, volume_id: UUID) -> HttpResponse:
         "form": form,
         "reason": volume_services.why_not_extendable(volume),
         "quotas": [use for use in limits.volume_quota_use(volume.project) if use.is_limited],
-        "now": Price.of(volume.size_gb, quote_volumes([volume], at=at).get(volume.pk)),
-        "then": Price.of(size_gb, quote) if size_gb else None,
+        "now": Price.build(volume.size_gb, quote_volumes([volume], at=at).get(volume.pk)),
+        "then": Price.build(size_gb, quote) if size_gb else None,
         "shown_hourly_micro": quote.hourly_micro if quote else 0,
         "reverts_only_latest": get_driver(volume.location).reverts_only_latest,
     }

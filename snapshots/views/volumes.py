@@ -76,7 +76,7 @@ def build_volume_rows(volumes: list[Volume], user: User) -> list[VolumeRow]:
     # Filters by the volume alone, so that no database prefers another index.
     snapshots = Snapshot.objects.filter(volume_id__in=[volume.pk for volume in volumes], deleted_at=None).order_by()
     counts = dict(snapshots.values_list("volume_id").annotate(Count("pk")))
-    points = protection.get_newest_points(volumes)
+    points = protection.newest_restore_points(volumes)
     quotes = quote_volumes(volumes, at=timezone.now())
     tags = tags_of(Volume, [volume.pk for volume in volumes])
     rows = []
@@ -121,7 +121,7 @@ def volume(request: HttpRequest, volume_id: UUID) -> HttpResponse:
     )
     retry = next((row for row in rows if row.can_retry and row.operation.volume_id == volume.pk), None)
     quote = quote_volumes([volume], at=timezone.now()).get(volume.pk)
-    point = protection.get_newest_points([volume]).get(volume.pk)
+    point = protection.newest_restore_points([volume]).get(volume.pk)
     machine = machine_of(volume)
     can_change = user.can_change(volume.project_id)
     is_of_volume = Q(volume=volume) | Q(vm=machine) if machine else Q(volume=volume)

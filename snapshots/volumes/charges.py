@@ -111,7 +111,7 @@ def open_segments() -> QuerySet[UsageSegment]:
 
 
 def wrongly_free(at: datetime) -> Q:
-    """Return the condition of volumes that aren't charged at the instant and should be. One query."""
+    """Match volumes that should be charged at the instant and aren't. One query."""
     sold = Q(pk__in=[])
     for location_code, currency in sold_since(PriceList.load(), at):
         sold |= Q(location=location_code, project__customer__currency=currency)
@@ -119,7 +119,7 @@ def wrongly_free(at: datetime) -> Q:
 
 
 def chargeable() -> Q:
-    """Return the condition of volumes that are charged where Block Storage is sold."""
+    """Match volumes that are charged where Block Storage is sold."""
     was_available = Q(available_at__isnull=False) | Q(state=Volume.State.AVAILABLE)
     return was_available & Q(delete_requested_at=None, deleted_at=None)
 

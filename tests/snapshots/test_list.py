@@ -604,7 +604,7 @@ def test_the_key_query_walks_an_index_of_the_list(client: Client, project: Proje
 
     for order in SNAPSHOT_ORDERS.values():
         mine = listed_snapshots().visible_to(user).filter(deleted_at=None, kind="volume")
-        plan = mine.order_by(*order.by())[:21].explain()
+        plan = mine.order_by(*order.fields())[:21].explain()
         assert "snapshot_by_" in plan, plan
         assert "TEMP B-TREE" not in plan, plan
         assert "Sort" not in plan, plan

@@ -1,4 +1,4 @@
-"""What runs inside the child: parses one disk image behind the fences of `fences.py`.
+"""What runs inside the child: parses one disk image in the sandbox of `sandbox.py`.
 
 Imports the standard library and the readers only. `main.py` is its entry, `commands.py` says what it answers.
 """

@@ -1,4 +1,4 @@
-"""The child's entry: read a request from standard input, raise the fences, answer on standard output.
+"""The child's entry: read a request from standard input, enter the sandbox, answer on standard output.
 
 The request is JSON: `image` (a descriptor), `command`, `cpu_seconds` and what the command needs. The answers are JSON lines;
 the last one has `end` or `failed`. A download answers a line with its size, then that many bytes; a catalogue answers its
@@ -13,7 +13,7 @@ from typing import Any
 from . import DAMAGED
 from .commands import COMMANDS, DOWNLOADS, Refused
 from .entries import Damaged
-from .fences import NoFence, raise_fences
+from .sandbox import SandboxUnavailable, enter_sandbox
 from .walking import Missing
 
 OUTPUT = 1
@@ -21,7 +21,7 @@ OUTPUT = 1
 
 def main() -> int:
     request = json.load(sys.stdin)
-    from . import tsk, xfs  # noqa: F401  # nothing can be imported behind the fences
+    from . import tsk, xfs  # noqa: F401  # nothing can be imported in the sandbox
 
     image, command = request["image"], request["command"]
     if command == "archive":
@@ -30,9 +30,9 @@ def main() -> int:
         import hashlib  # noqa: F401
     size = os.fstat(image).st_size
     try:
-        raise_fences(cpu_seconds=request["cpu_seconds"])
-    except (NoFence, OSError, ValueError) as error:
-        return fail("no_fence", str(error))
+        enter_sandbox(cpu_seconds=request["cpu_seconds"])
+    except (SandboxUnavailable, OSError, ValueError) as error:
+        return fail("no_sandbox", str(error))
     answers = COMMANDS[command](image, size, request)
     try:
         answer(next(answers))

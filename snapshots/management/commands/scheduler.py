@@ -64,7 +64,7 @@ class Command(BaseCommand):
                 close_old_connections()
                 for duty, every_seconds in DUTIES.items():
                     # Checked before each duty: a scheduler that was busy for longer than its lease may have been replaced.
-                    if once or (time.monotonic() >= due[duty] and leads(me.id)):
+                    if once or (time.monotonic() >= due[duty] and acquire_scheduler_lease(me.id)):
                         due[duty] = time.monotonic() + every_seconds
                         run_duty(duty, reraise=once)
                 if once:
@@ -73,10 +73,13 @@ class Command(BaseCommand):
             release_lease(LEASE, holder=me.id)
 
 
-def leads(me: str) -> bool:
-    """Return whether this scheduler holds the lease. This only saves work: several schedulers can safely run every duty."""
+def acquire_scheduler_lease(process_id: str) -> bool:
+    """Acquire or renew the lease. Returns whether this scheduler has it.
+
+    This only saves work: several schedulers can safely run every duty.
+    """
     try:
-        return acquire_lease(LEASE, holder=me, seconds=settings.SCHEDULER_LEASE_SECONDS)
+        return acquire_lease(LEASE, holder=process_id, seconds=settings.SCHEDULER_LEASE_SECONDS)
     except DatabaseError:
         logger.exception("scheduler.lease_failed")
         return False

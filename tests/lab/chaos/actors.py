@@ -463,10 +463,10 @@ class Customer(Actor):
         self.invited += 1
         guest = f"guest-{self.invited}-of-{self.email}"
         role = self.random.choice(["member", "viewer"])
-        return self.confirm(f"/people/{self.project}/invite/", email=guest, role=role)
+        return self.confirm(f"/members/{self.project}/invite/", email=guest, role=role)
 
     def revoke_invitation(self) -> bool | None:
-        path = self.choose(f"/projects/{self.project}/", rf'"(/people/invitations/{UUID}/revoke/)"')
+        path = self.choose(f"/projects/{self.project}/", rf'"(/members/invitations/{UUID}/revoke/)"')
         if not path or self.random.random() < 0.7:  # leave most to be accepted
             return None
         return self.ask(path, {}).status == 302

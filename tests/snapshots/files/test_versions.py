@@ -152,7 +152,9 @@ def test_a_first_or_unlisted_snapshot_explains_itself(stored: Any, client: Clien
     assert client.get(url("compare_files_csv", only)).status_code == 302
     _listed, unlisted = stored([file("a")], None)
     assert "aren't listed yet" in words(client.get(url("compare_files", unlisted)))
-    assert "None of the searched snapshots contains this path" in words(client.get(url("file_history", only, path="/none")))
+    assert "None of the searched snapshots contains this path" in words(
+        client.get(url("file_history", only, path="/none"))
+    )
     assert client.get(url("file_history", only)).status_code == 302
 
 

@@ -1,4 +1,4 @@
-"""Behind its fences, a reader can compute, and use files that are open already, but nothing else."""
+"""In its sandbox, a reader can compute and use files that are already open, but nothing else."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from tests.snapshots.files.conftest import Images
 PROBE = """
 import sys, os, json, socket, ctypes, mmap
 sys.path += sys.argv[1:]
-from snapshots.files.reader import fences
+from snapshots.files.reader import sandbox
 def attempt(act):
     try:
         act()
@@ -29,7 +29,7 @@ def call(number, *arguments):
         raise OSError(ctypes.get_errno(), "refused")
 secret, folder, database, parent = json.load(sys.stdin)
 image = os.open(secret, os.O_RDONLY)
-fences.raise_fences(cpu_seconds=2)
+sandbox.enter_sandbox(cpu_seconds=2)
 acts = {
     "read an open file": lambda: os.pread(image, 1, 0),
     "write to the pipe": lambda: os.write(1, b""),
@@ -70,7 +70,7 @@ def probe(tmp_path: Path) -> subprocess.CompletedProcess[str]:
     secret.write_text("x")
     for path in (secret, *tmp_path.parents[:3], tmp_path):
         if os.geteuid() == 0:
-            path.chmod(path.stat().st_mode | 0o055)  # so that only the fences protect it
+            path.chmod(path.stat().st_mode | 0o055)  # so that only the sandbox protects it
     database = settings.DATABASES["default"]["NAME"] if connection.vendor == "sqlite" else str(secret)
     return subprocess.run(
         [sys.executable, "-I", "-S", "-B", "-c", PROBE, str(settings.BASE_DIR)],
@@ -95,7 +95,7 @@ def test_a_reader_that_loops_is_killed(probe: subprocess.CompletedProcess[str]) 
     assert probe.returncode == -9
 
 
-def test_a_reader_of_the_portal_runs_behind_the_fences(images: Images, tmp_path: Path) -> None:
+def test_a_reader_of_the_portal_runs_in_the_sandbox(images: Images, tmp_path: Path) -> None:
     """/proc is read while it waits for a client to read a download."""
     image = os.open(images("ext4"), os.O_RDONLY)
     download = children.Download(image, {"command": "file", "part": 0, "path": ["Ymln"], "id": None})
@@ -114,17 +114,19 @@ def test_a_reader_of_the_portal_runs_behind_the_fences(images: Images, tmp_path:
     assert not process.exists()
 
 
-def test_nothing_is_parsed_where_a_fence_is_missing(
+def test_nothing_is_parsed_where_the_sandbox_is_incomplete(
     images: Images, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A limit that the child can't raise stands for a kernel that refuses."""
-    start = children.START.replace("sys.exit", "import snapshots.files.reader.fences as f; f.ALLOWED.clear(); sys.exit")
+    start = children.START.replace(
+        "sys.exit", "import snapshots.files.reader.sandbox as f; f.ALLOWED.clear(); sys.exit"
+    )
     monkeypatch.setattr(children, "START", start)
     image = os.open(images("ext4"), os.O_RDONLY)
     with pytest.raises(children.ReaderFailed) as raised:
         children.ask(image, {"command": "parts"})
     os.close(image)
-    assert raised.value.reason == "no_fence"
+    assert raised.value.reason == "no_sandbox"
     [record] = [record.msg for record in caplog.records if isinstance(record.msg, dict)]
     assert record["event"] == "files.reader_failed" and "no system calls are listed" in record["detail"]
 

@@ -1,4 +1,4 @@
-"""Fences that a process raises around itself before it looks at foreign bytes. None of them can be taken down again.
+"""A sandbox that a process enters before it looks at foreign bytes, and that it can't leave again.
 
 - limits: memory, CPU time, no bytes written to files, few descriptors, no processes, no core dumps
 - an own uid without groups, where root starts it
@@ -57,16 +57,16 @@ X32_CALLS = 0x40000000  # x86_64's second table of system calls, which has the s
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-class NoFence(Exception):
-    """The kernel lacks a fence that is required, or refuses to raise it."""
+class SandboxUnavailable(Exception):
+    """The kernel lacks a required part of the sandbox, or refuses it."""
 
 
 class _Program(ctypes.Structure):
     _fields_ = [("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p)]
 
 
-def raise_fences(*, cpu_seconds: int) -> None:
-    """Raise every fence, before anything of the image is parsed. Raises NoFence."""
+def enter_sandbox(*, cpu_seconds: int) -> None:
+    """Give up every right that parsing doesn't need. Raises SandboxUnavailable."""
     _limit(cpu_seconds)
     os.chdir("/")
     if os.geteuid() == 0:
@@ -96,7 +96,7 @@ def _prctl(option: int, *arguments: object) -> None:
     padded = [*arguments, *[0] * (4 - len(arguments))]
     words = [ctypes.c_ulong(each) if isinstance(each, int) else each for each in padded]
     if libc.prctl(option, *words):
-        raise NoFence(f"prctl({option}) failed: {os.strerror(ctypes.get_errno())}")
+        raise SandboxUnavailable(f"prctl({option}) failed: {os.strerror(ctypes.get_errno())}")
 
 
 def _restrict_by_landlock() -> None:
@@ -113,14 +113,14 @@ def _restrict_by_landlock() -> None:
     attributes = struct.pack(f"={len(words)}Q", *words)
     ruleset = libc.syscall(LANDLOCK_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), 0)
     if ruleset < 0 or libc.syscall(LANDLOCK_RESTRICT_SELF, ruleset, 0):
-        raise NoFence(f"Landlock failed: {os.strerror(ctypes.get_errno())}")
+        raise SandboxUnavailable(f"Landlock failed: {os.strerror(ctypes.get_errno())}")
     os.close(ruleset)
 
 
 def _restrict_by_seccomp() -> None:
     machine = os.uname().machine
     if machine not in ALLOWED:
-        raise NoFence(f"no system calls are listed for {machine}")
+        raise SandboxUnavailable(f"no system calls are listed for {machine}")
     program = build_filter(*ALLOWED[machine])
     _prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(_Program(len(program) // 8, program)))
 
