@@ -76,13 +76,16 @@ def snapshot_quota_use(project: Project) -> list[QuotaUse]:
     counted = snapshots.filter(deleted_at=None, kind__in=Kind.values).counted()
     in_bin = snapshots.in_bin().values_list("project").annotate(count=Value(0), gb=Sum("size_gb"))
     present = counted.values_list("project").annotate(count=Count("pk"), gb=Sum("size_gb"))
-    by_project = list(present.union(in_bin, all=True))
-    of_project = [row for row in by_project if row[0] == project.pk]
+    count = gb = project_count = project_gb = 0
+    for project_id, more, more_gb in present.union(in_bin, all=True):
+        count, gb = count + more, gb + more_gb
+        if project_id == project.pk:
+            project_count, project_gb = project_count + more, project_gb + more_gb
     return [
-        QuotaUse(_("snapshots of your account"), sum(row[1] for row in by_project), customer.snapshot_quota),
-        QuotaUse(_("GB of snapshots of your account"), sum(row[2] for row in by_project), customer.snapshot_gb_quota),
-        QuotaUse(_("snapshots of the project"), sum(row[1] for row in of_project), project.snapshot_quota),
-        QuotaUse(_("GB of snapshots of the project"), sum(row[2] for row in of_project), project.snapshot_gb_quota),
+        QuotaUse(_("snapshots of your account"), count, customer.snapshot_quota),
+        QuotaUse(_("GB of snapshots of your account"), gb, customer.snapshot_gb_quota),
+        QuotaUse(_("snapshots of the project"), project_count, project.snapshot_quota),
+        QuotaUse(_("GB of snapshots of the project"), project_gb, project.snapshot_gb_quota),
     ]
 
 
