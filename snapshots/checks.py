@@ -163,7 +163,7 @@ def check_source(source: Source) -> list[Volume]:
             )
         if volume.location_id != source.location_id:
             raise SourceUnavailable(
-                _("The volume “%(name)s” is in another location than its machine. Ask your provider.")
+                _("The volume “%(name)s” is in another location than its instance. Ask your provider.")
                 % {"name": volume.name}
                 + contact_support()
             )

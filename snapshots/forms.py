@@ -120,7 +120,7 @@ class VolumeFilterForm(FilterForm):
         gettext_lazy("Show"),
         gettext_lazy("Every volume"),
         [
-            (ATTACHED, gettext_lazy("Attached to a machine")),
+            (ATTACHED, gettext_lazy("Attached to an instance")),
             (FREE, gettext_lazy("Not attached")),
             (UNPROTECTED, gettext_lazy("Unprotected")),
         ],
@@ -215,12 +215,12 @@ class GrowForm(forms.Form):
 
 class AttachForm(forms.Form):
     vm = forms.ChoiceField(
-        label=gettext_lazy("Machine"),
-        help_text=gettext_lazy("Only stopped machines of the volume's project and location."),
+        label=gettext_lazy("Instance"),
+        help_text=gettext_lazy("Only stopped instances of the volume's project and location."),
         error_messages={
-            "required": gettext_lazy("Choose a machine."),
+            "required": gettext_lazy("Choose an instance."),
             "invalid_choice": gettext_lazy(
-                "The volume can't be attached to this machine now. Choose one from the list."
+                "The volume can't be attached to this instance now. Choose one from the list."
             ),
         },
     )

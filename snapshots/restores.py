@@ -79,14 +79,14 @@ def check_restorable(snapshot: Snapshot) -> None:
             raise InvalidState(
                 _(
                     "“%(volume)s” is attached to %(vm)s, and the storage of %(location)s restores only what is attached "
-                    "to no machine. Detach it there first, or make a new volume from the snapshot instead."
+                    "to no instance. Detach it there first, or make a new volume from the snapshot instead."
                 )
                 % {"volume": volume.name, "vm": volume.vm.name, "location": snapshot.location_id}
             )
         if volume.vm and volume.vm.is_running:
             raise InvalidState(
                 _(
-                    "“%(volume)s” is in use: its virtual machine %(vm)s is running. Stop the machine first, or make a "
+                    "“%(volume)s” is in use: its virtual machine %(vm)s is running. Stop the instance first, or make a "
                     "new volume from the snapshot instead."
                 )
                 % {"volume": volume.name, "vm": volume.vm.name}
@@ -146,7 +146,7 @@ def irreversible_reasons(snapshots: Iterable[Snapshot]) -> dict[UUID, str]:
             )
         elif snapshot.vm and snapshot.vm.backend_ref and not get_driver(snapshot.location).reverts_attached:
             reason = _(
-                "The storage of %(location)s restores only volumes that are attached to no machine. Make new volumes from "
+                "The storage of %(location)s restores only volumes that are attached to no instance. Make new volumes from "
                 "this instead."
             )
         elif has_later:

@@ -366,7 +366,7 @@ def retake(snapshot: Snapshot, at: datetime | None = None) -> None:
         checks.check_capturable(source, project=snapshot.project)
     volumes = checks.volumes_of(source)
     if has_other_disks(snapshot):
-        raise InvalidState(_("The machine's disks have changed since this was requested. Take a new one instead."))
+        raise InvalidState(_("The instance's disks have changed since this was requested. Take a new one instead."))
     size_gb = sum(volume.size_gb for volume in volumes)
     if not Snapshot.objects.transition(snapshot.pk, [State.FAILED], State.PENDING, error="", size_gb=size_gb):
         raise InvalidState(_("The snapshot can't be retried in its state. Take a new one instead."))

@@ -115,7 +115,11 @@ TABLE: dict[str, list[Row]] = {
         Row("snapshots:restore", "Restore a snapshot", CHANGE, BOTH),
         Row("snapshots:new_volume", "Create a volume from a snapshot", CHANGE, BOTH),
         Row(
-            "snapshots:new_machine", "Create a machine from a VM snapshot", CHANGE, BOTH, {"snapshot_id": "vm_snapshot"}
+            "snapshots:new_machine",
+            "Create an instance from a VM snapshot",
+            CHANGE,
+            BOTH,
+            {"snapshot_id": "vm_snapshot"},
         ),
         Row("snapshots:verify", "Verify a snapshot", CHANGE, BOTH),
         Row("snapshots:files", "List the disks and partitions in a snapshot", READ_FILES),
@@ -186,8 +190,8 @@ TABLE: dict[str, list[Row]] = {
         Row("snapshots:schedule_snapshots", "Start scheduling snapshots of a volume", CHANGE, "POST"),
         Row("snapshots:volume_menu", "Open a volume's menu", SEE),
         Row("snapshots:grow_volume", "Grow a volume", CHANGE, BOTH),
-        Row("snapshots:attach_volume", "Attach a volume to a machine", CHANGE, BOTH),
-        Row("snapshots:detach_volume", "Detach a volume from its machine", CHANGE, BOTH),
+        Row("snapshots:attach_volume", "Attach a volume to an instance", CHANGE, BOTH),
+        Row("snapshots:detach_volume", "Detach a volume from its instance", CHANGE, BOTH),
         Row("snapshots:rename_volume", "Rename a volume", CHANGE, BOTH),
         Row("snapshots:delete_volume", "Delete a volume", CHANGE, BOTH),
     ],

@@ -207,4 +207,6 @@ def default_schedule_fields(location: Location) -> dict[str, Any]:
 
 def require_administrator(user: User) -> None:
     if not (user.is_staff and user.has_perm("inventory.change_virtualmachine")):
-        raise PermissionDenied(_("Only administrators can switch automatic backups and change the prices of machines."))
+        raise PermissionDenied(
+            _("Only administrators can switch automatic backups and change the prices of instances.")
+        )

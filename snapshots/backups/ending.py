@@ -70,6 +70,6 @@ def end_schedules_of(source: VirtualMachine | Volume, now: datetime, user: User 
                 switch_off(schedule.vm, user, at)
             else:
                 end_schedule(
-                    schedule, at, _("The machine was deleted.") if schedule.vm else _("The volume was deleted.")
+                    schedule, at, _("The instance was deleted.") if schedule.vm else _("The volume was deleted.")
                 )
     return len(schedules)

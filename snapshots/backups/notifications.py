@@ -82,8 +82,8 @@ def notify_switched_on(switch: AutomaticBackupSwitch, segment: UsageSegment) -> 
 
     def message() -> tuple[str, str]:
         text = _(
-            "Your provider switched them on. They cost 20 % of the machine's price: {hourly} an hour, about {monthly} for a "
-            "month of 732 hours, from {time} on. To have them switched off, ask your provider."
+            "Your provider switched them on. They cost 20 % of the instance's price: {hourly} an hour, about {monthly} for "
+            "a month of 732 hours, from {time} on. To have them switched off, ask your provider."
         ).format(**_price_of(vm, vm.hourly_price_micro), time=minute(segment.started_at))
         return _("Automatic backups of %(vm)s are on") % {"vm": vm.name}, text + contact_support()
 
@@ -96,7 +96,7 @@ def notify_switched_off(switch: AutomaticBackupSwitch) -> None:
     def message() -> tuple[str, str]:
         text = _(
             "Your provider switched them off. The charge of {hourly} an hour ended at {time}; a started hour is charged in "
-            "full. Existing backups stay. To keep the machine backed up, create a schedule of your own."
+            "full. Existing backups stay. To keep the instance backed up, create a schedule of your own."
         ).format(**_price_of(vm, vm.hourly_price_micro), time=minute(switch.switched_at))
         return _("Automatic backups of %(vm)s are off") % {"vm": vm.name}, text
 
@@ -109,7 +109,7 @@ def notify_price_changed(vm: VirtualMachine, before_micro: int, segment: UsageSe
 
     def message() -> tuple[str, str]:
         text = _(
-            "The price of the machine has changed. Automatic backups are 20 % of it: {hourly} an hour instead of {before}, "
+            "The price of the instance has changed. Automatic backups are 20 % of it: {hourly} an hour instead of {before}, "
             "about {monthly} for a month of 732 hours, from {time} on."
         ).format(
             **_price_of(vm, vm.hourly_price_micro),

@@ -132,7 +132,7 @@ def start_requested_run(schedule: BackupSchedule, user: User, now: datetime) -> 
 
 def already_running(schedule: BackupSchedule) -> str:
     if schedule.kind == Kind.BACKUP:
-        return _("A backup of this machine is already running. Try again when it has finished.")
+        return _("A backup of this instance is already running. Try again when it has finished.")
     return _("A scheduled snapshot of this volume is already running. Try again when it has finished.")
 
 

@@ -66,8 +66,8 @@ REASONS: dict[str, str | Promise] = {
 UNREADABLE_KINDS: dict[str, str | Promise] = {
     "btrfs": gettext_lazy("Btrfs can't be browsed here."),
     "swap": gettext_lazy("Swap space: it has no files."),
-    "luks": gettext_lazy("Encrypted with LUKS: only your machine has the key."),
-    "bitlocker": gettext_lazy("Encrypted with BitLocker: only your machine has the key."),
+    "luks": gettext_lazy("Encrypted with LUKS: only your instance has the key."),
+    "bitlocker": gettext_lazy("Encrypted with BitLocker: only your instance has the key."),
     "raid": gettext_lazy("Part of a RAID: its files are spread over several disks."),
     "lvm_disks": gettext_lazy("An LVM volume group over several disks."),
     "lvm_layout": gettext_lazy("LVM with thin, mirrored, striped or cached volumes can't be browsed here."),

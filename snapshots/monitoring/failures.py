@@ -20,7 +20,7 @@ ADVICE = {
     Operation.Kind.RESTORE: _(
         "A volume still has its old data. On a virtual machine, disks before the failing one may already be overwritten: "
         "the safety snapshot holds all of them as they were, and “Undo” on the snapshot's page restores them. Contact the "
-        "customer before the machine is started."
+        "customer before the instance is started."
     ),
     Operation.Kind.NEW_VOLUME: _(
         "No volume was created and the snapshot is unchanged. Fix the cause, such as a quota or full storage; the "

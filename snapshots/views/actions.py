@@ -193,7 +193,7 @@ def restore(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     checks.require_change_of_source(user, snapshot, [disk.volume for disk in disks])
     is_machine = snapshot.kind != Kind.VOLUME
     label = (
-        _("Type the machine's name, %(name)s, to confirm")
+        _("Type the instance's name, %(name)s, to confirm")
         if is_machine
         else _("Type the volume's name, %(name)s, to confirm")
     )
@@ -327,7 +327,7 @@ def new_machine(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     ):
         messages.success(
             request,
-            _("The machine “%(machine)s” is being created from “%(snapshot)s”. It stays stopped until you start it.")
+            _("The instance “%(machine)s” is being created from “%(snapshot)s”. It stays stopped until you start it.")
             % {"machine": machine.name, "snapshot": snapshot.name},
         )
         return redirect("snapshots:snapshot", snapshot.pk)

@@ -55,7 +55,7 @@ def cancel_snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
 
 def describe_outcome(operation: Operation) -> str:
     if operation.kind == Operation.Kind.RESTORE and operation.attempt and operation.vm_id:
-        sentence = _("The restore of “%(name)s” is cancelled. Check its page before you start the machine.")
+        sentence = _("The restore of “%(name)s” is cancelled. Check its page before you start the instance.")
     else:
         sentence = {
             Operation.Kind.CAPTURE: _("“%(name)s” is cancelled. Nothing is charged for it."),

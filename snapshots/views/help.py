@@ -41,19 +41,19 @@ GUIDES = [
     Guide(
         "create-vm-snapshot",
         _("Create a VM snapshot"),
-        _("Capture all disks of a machine together, with its configuration."),
+        _("Capture all disks of an instance together, with its configuration."),
         "server",
     ),
     Guide(
         "create-backup",
-        _("Back up a machine"),
+        _("Back up an instance"),
         _("Schedule backups and choose how many to keep."),
         "archive-box",
     ),
     Guide(
         "restore",
         _("Restore data"),
-        _("Restore in place, create a new volume or machine, or undo a restore."),
+        _("Restore in place, create a new volume or instance, or undo a restore."),
         "arrow-uturn-left",
     ),
     Guide(

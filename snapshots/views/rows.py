@@ -185,7 +185,7 @@ def actions_for(snapshot: Snapshot, user: User, lock: SnapshotLock | None) -> li
     can_lock = not why_not_lockable(snapshot)
     can_lift_it = lock is not None and can_lift(lock, user, snapshot, at=timezone.now())
     actions = [
-        (ready and snapshot.kind != Kind.VOLUME, "new_machine", _("New machine"), "server"),
+        (ready and snapshot.kind != Kind.VOLUME, "new_machine", _("New instance"), "server"),
         (ready, "new_volume", _("New volume"), "circle-stack"),
         (can_restore, "restore", _("Restore"), "arrow-uturn-left"),
         (ready, "files", _("Files"), "list-bullet"),

@@ -157,12 +157,12 @@ def attach_volume(request: HttpRequest, volume_id: UUID) -> HttpResponse:
     attach = partial(volume_services.attach_volume, volume=volume, user=request.user)
     if attached := submit(request, form, lambda: attach(vm=form.cleaned_data["vm"]), field="vm"):
         names = {"name": attached.name, "vm": attached.vm}
-        messages.success(request, _("“%(name)s” is attached to %(vm)s. Start the machine to use it.") % names)
+        messages.success(request, _("“%(name)s” is attached to %(vm)s. Start the instance to use it.") % names)
         return redirect("snapshots:volume", volume.pk)
     reason = volume_services.why_not_attachable(volume)
     if not reason and not form.machines and not machines.exists():
         reason = _(
-            "There is no stopped machine in the project %(project)s in %(location)s. Stop the machine that you "
+            "There is no stopped instance in the project %(project)s in %(location)s. Stop the instance that you "
             "want to attach the volume to, then try again."
         ) % {"project": volume.project, "location": volume.location_id}
     context = {"volume": volume, "form": form, "reason": reason, "search": search, "shown": len(form.machines)}

@@ -83,7 +83,9 @@ def request_new_machine(
         unchecked = checks.is_unchecked(snapshot, override)
         disks = list(snapshot.disks.select_related("volume").order_by("position"))
         if not disks:  # fsck reports it to the operator.
-            raise InvalidState(_("The snapshot has no disks, so no machine can be created from it. Ask your provider."))
+            raise InvalidState(
+                _("The snapshot has no disks, so no instance can be created from it. Ask your provider.")
+            )
         limits.check_rate_limit(snapshot.customer_id, Operation.Kind.NEW_VOLUME, more=len(disks))
         size_gb = sum(disk.size_gb for disk in disks)
         limits.check_volume_quota(project.pk, [disk.size_gb for disk in disks])

@@ -230,7 +230,7 @@ def why_not_extendable(volume: Volume) -> str:
         return reason
     machine = machine_of(volume)
     if machine and machine.is_running and get_driver(volume.location).attaches:
-        return _("“%(name)s” is in use: its virtual machine %(vm)s is running. Stop the machine first.") % {
+        return _("“%(name)s” is in use: its virtual machine %(vm)s is running. Stop the instance first.") % {
             "name": volume.name,
             "vm": machine.name,
         }
@@ -249,7 +249,7 @@ def attach_volume(*, volume: Volume, vm: VirtualMachine, user: User) -> Volume:
         vm = VirtualMachine.objects.get(pk=vm.pk)
         if not attachable_machines(volume).filter(pk=vm.pk).exists():
             raise InvalidState(
-                _("“%(vm)s” is running, was deleted, or is in another project or location. Choose a stopped machine.")
+                _("“%(vm)s” is running, was deleted, or is in another project or location. Choose a stopped instance.")
                 % {"vm": vm.name}
             )
         others = checks.volumes_of(vm)
@@ -304,7 +304,7 @@ def why_not_detachable(volume: Volume) -> str:
         return reason
     machine = machine_of(volume)
     if machine is None:
-        return "" if volume.vm else _("“%(name)s” isn't attached to a machine.") % {"name": volume.name}
+        return "" if volume.vm else _("“%(name)s” isn't attached to an instance.") % {"name": volume.name}
     if machine.is_running:
         return _("The virtual machine %(vm)s is running. Stop it first.") % {"vm": machine.name}
     disks = checks.volumes_of(machine)

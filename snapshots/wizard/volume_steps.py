@@ -140,7 +140,7 @@ class NewVolumeLocationStep(Step):
     slug = field = "location"
     label = gettext_lazy("Location")
     heading = gettext_lazy("Choose a Location")
-    intro = gettext_lazy("The data center where the volume is kept. It can be attached to machines in the same one.")
+    intro = gettext_lazy("The data center where the volume is kept. It can be attached to instances in the same one.")
     form_class = NewVolumeLocationForm
 
     @classmethod

@@ -236,7 +236,7 @@ class SourceStep(Step):
 class VolumeStep(SourceStep):
     slug = field = "volume"
     plural = _("Volumes")
-    search_label = _("Search volumes and machines")
+    search_label = _("Search volumes and instances")
     icon = "circle-stack"
     label = _("Volume")
     heading = _("Choose Block Storage")

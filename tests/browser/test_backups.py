@@ -105,8 +105,8 @@ def tab_to(page: Page, selector: str) -> None:
 
 def restore_from(page: Page, copy: Snapshot, *, live: bool = True) -> None:
     page.goto(reverse("snapshots:restore", args=[copy.pk]))
-    page.get_by_label("Type the machine's name").fill("db-01")
-    page.get_by_role("button", name="Restore machine").click()
+    page.get_by_label("Type the instance's name").fill("db-01")
+    page.get_by_role("button", name="Restore instance").click()
     expect(page.get_by_role("heading", level=1)).to_contain_text(copy.name)
     settled(page, "Undo restore", live=live)
 

@@ -298,10 +298,10 @@ def test_while_the_machine_runs_a_reason_replaces_the_form(client: Client, snaps
 
     page = unescape(client.get(url("restore", snapshot)).content.decode())
 
-    assert "is running. Stop the machine first" in page
+    assert "is running. Stop the instance first" in page
     assert "confirmation" not in page
     response = client.post(url("restore", snapshot), {"confirmation": "web-01-root"})
-    assert unescape(response.text).count("is running. Stop the machine first") == 1
+    assert unescape(response.text).count("is running. Stop the instance first") == 1
     assert not snapshot.operations.filter(kind=Operation.Kind.RESTORE).exists()
 
 

@@ -203,6 +203,6 @@ def test_the_figures_follow_every_change_at_once(client: Client, project: Projec
 def test_the_newest_are_of_volumes_and_machines_alike(client_for: Callable[..., Client]) -> None:
     volume_snapshot = SnapshotFactory(name="of a disk")
     project = volume_snapshot.project
-    VMSnapshotFactory(vm__project=project, name="of a machine")
+    VMSnapshotFactory(vm__project=project, name="of an instance")
     page = client_for(UserFactory(member_of=project)).get("/").text
-    assert "of a disk" in page and "of a machine" in page
+    assert "of a disk" in page and "of an instance" in page

@@ -99,7 +99,7 @@ def test_volumes_with_tags_note_and_price(client: Client, member: Membership) ->
 def test_the_rows_are_those_of_the_list_in_its_order(client: Client, member: Membership) -> None:
     for name in ("beta", "alpha", "other"):
         SnapshotFactory(volume__project=member.project, name=name)
-    VMSnapshotFactory(vm__project=member.project, name="of a machine")
+    VMSnapshotFactory(vm__project=member.project, name="of an instance")
     BackupFactory(vm__project=member.project, name="a backup")
     change_labels(
         model=Snapshot,
@@ -112,7 +112,7 @@ def test_the_rows_are_those_of_the_list_in_its_order(client: Client, member: Mem
     query = f"?tag={tag.pk}&amp;sort=name"
     assert f'href="{reverse(SNAPSHOTS)}{query}"' in here
     assert [row["name"] for row in rows_of(client, SNAPSHOTS, query.replace("&amp;", "&"))] == ["alpha", "beta"]
-    assert [row["name"] for row in rows_of(client, "snapshots:vm_snapshots_csv")] == ["of a machine"]
+    assert [row["name"] for row in rows_of(client, "snapshots:vm_snapshots_csv")] == ["of an instance"]
     assert [row["name"] for row in rows_of(client, "snapshots:backups_csv")] == ["a backup"]
 
 

@@ -171,7 +171,7 @@ def test_a_deleted_machine_still_shows_its_snapshots(client: Client, vm: Virtual
 
     page = client.get(url(vm)).text
 
-    assert "This machine is gone" in page and "the last one" in page
+    assert "This instance is gone" in page and "the last one" in page
     assert take_url(vm) not in page
 
 
@@ -180,7 +180,7 @@ def test_a_machine_without_disks_offers_no_snapshot(client: Client, project: Pro
 
     page = client.get(url(vm)).text
 
-    assert "This machine has no disk" in page
+    assert "This instance has no disk" in page
     assert take_url(vm) not in page
 
 

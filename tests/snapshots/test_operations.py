@@ -274,7 +274,7 @@ def test_a_restore_is_refused_when_the_machine_was_started_meanwhile(
     VirtualMachine.objects.update(state=VirtualMachine.State.RUNNING)
     run_active_operations()
     restore.refresh_from_db()
-    assert restore.state == Operation.State.FAILED and "Stop the machine" in restore.error
+    assert restore.state == Operation.State.FAILED and "Stop the instance" in restore.error
     assert restore.safety_snapshot.state == State.FAILED
     assert holds(image, changed)
 

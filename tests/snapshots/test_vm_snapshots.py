@@ -113,7 +113,7 @@ def test_a_machine_is_restored_with_all_its_disks_and_the_restore_is_undone(
 def test_a_running_machine_is_not_restored(vm: VirtualMachine, member: Membership) -> None:
     snapshot = take(vm, member)
     VirtualMachine.objects.update(state=VirtualMachine.State.RUNNING)
-    with pytest.raises(InvalidState, match="Stop the machine first"):
+    with pytest.raises(InvalidState, match="Stop the instance first"):
         restores.request_restore(snapshot=snapshot, user=member.user, confirmation="db-01")
     assert Snapshot.objects.count() == 1
 

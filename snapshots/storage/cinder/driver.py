@@ -348,7 +348,7 @@ class CinderDriver(CinderInventory, Driver):
         raise NotOffered(
             _(
                 "The files of this snapshot can't be shown here, because its storage gives the portal no access to the "
-                "bytes. Create a new volume from it and attach that to a machine instead."
+                "bytes. Create a new volume from it and attach that to an instance instead."
             )
         )
 
@@ -477,7 +477,7 @@ class CinderDriver(CinderInventory, Driver):
     # Errors
 
     def _attached(self, volume: VolumeRef) -> StorageError:
-        message = _("The volume “%(name)s” is attached to a machine. Detach it there, then try again.")
+        message = _("The volume “%(name)s” is attached to an instance. Detach it there, then try again.")
         return self.cloud.error(Busy, message, name=volume.name)
 
     def _no_volume(self, volume: VolumeRef) -> StorageError:

@@ -495,7 +495,7 @@ def test_a_backup_is_taken_at_once_and_only_one_at_a_time(client: Client, schedu
     assert "is being taken." in page and "Being taken" in page
 
     again = client.post(url(schedule, "run_schedule"))
-    assert "A backup of this machine is already running." in again.text
+    assert "A backup of this instance is already running." in again.text
     assert BackupRun.objects.count() == 1
     run_active_operations()
     assert Snapshot.objects.get().state == State.READY

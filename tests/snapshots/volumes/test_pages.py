@@ -190,8 +190,8 @@ def test_a_price_that_changed_is_shown_again(client: Client, volume: Volume) -> 
 def test_attaching_and_detaching(client: Client, volume: Volume, machine: VirtualMachine) -> None:
     url = address("attach", volume)
     assert "web-01" in read(client, url)
-    assert "Choose a machine." in text_of(client.post(url, {"vm": ""}))
-    assert "can't be attached to this machine now" in text_of(client.post(url, {"vm": "nonsense"}))
+    assert "Choose an instance." in text_of(client.post(url, {"vm": ""}))
+    assert "can't be attached to this instance now" in text_of(client.post(url, {"vm": "nonsense"}))
     assert client.post(url, {"vm": str(machine.pk)}).url == address("", volume)
     volume.refresh_from_db()
     assert volume.vm == machine
@@ -205,7 +205,7 @@ def test_attaching_and_detaching(client: Client, volume: Volume, machine: Virtua
 
 
 def test_without_a_stopped_machine_the_page_says_what_to_do(client: Client, volume: Volume) -> None:
-    assert "There is no stopped machine in the project Default" in read(client, address("attach", volume))
+    assert "There is no stopped instance in the project Default" in read(client, address("attach", volume))
 
 
 def test_of_many_machines_the_first_are_listed_and_the_search_finds_the_others(
@@ -215,10 +215,10 @@ def test_of_many_machines_the_first_are_listed_and_the_search_finds_the_others(
     other = VirtualMachineFactory(project=volume.project, location=volume.location, name="zz-last", stopped=True)
     url = address("attach", volume)
     page = read(client, url)
-    assert "Only the first machine is listed" in page and machine.name in page and "zz-last" not in page
+    assert "Only the first instance is listed" in page and machine.name in page and "zz-last" not in page
     found = read(client, url + "?q=zz")
     assert "zz-last" in found and machine.name not in found
-    assert "No stopped machine matches" in read(client, url + "?q=nothing")
+    assert "No stopped instance matches" in read(client, url + "?q=nothing")
     client.post(url, {"vm": str(other.pk)})
     volume.refresh_from_db()
     assert volume.vm == other

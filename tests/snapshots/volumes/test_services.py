@@ -343,7 +343,7 @@ def test_a_volume_of_a_running_machine_does_not_grow(
 ) -> None:
     Volume.objects.update(vm=machine)
     VirtualMachine.objects.update(state=VirtualMachine.State.RUNNING)
-    with pytest.raises(InvalidState, match="Stop the machine first"):
+    with pytest.raises(InvalidState, match="Stop the instance first"):
         volume_services.request_extension(volume=volume, user=member.user, size_gb=5)
 
 
@@ -380,7 +380,7 @@ def test_only_a_stopped_machine_of_the_same_project_and_location_takes_a_volume(
         "location": {"location": LocationFactory()},
     }
     VirtualMachine.objects.update(**changes[wrong])
-    with pytest.raises(InvalidState, match="Choose a stopped machine"):
+    with pytest.raises(InvalidState, match="Choose a stopped instance"):
         volume_services.attach_volume(volume=volume, vm=machine, user=member.user)
 
 
