@@ -290,7 +290,7 @@ def owed_by_customer(windows: Sequence[CustomerWindow]) -> dict[UUID, int]:
 def owed_by_kind(windows: Sequence[CustomerWindow]) -> dict[tuple[date, datetime, str], int]:
     """Return {(month, known at, kind): sum of amounts in millionths}. One query.
 
-    The same month may be passed with several `at`; those after its end count as its end.
+    The same month may be passed with several `at`; one after the month's end counts as its end.
     """
     if not windows:
         return {}

@@ -205,7 +205,7 @@ def _close_batch(customer_ids: list[UUID], *, at: datetime, through: date | None
         _write_lines(windows, backdated)
     report.failures |= unpriced
     if windows:
-        # Their corrections are among the lines. Whoever sets the flag holds the customer's lock.
+        # Their corrections are among the lines. Setting the flag requires the customer's lock.
         UsageSegment.objects.filter(customer__in=[window.customer_id for window in windows], backdated=True).update(
             backdated=False
         )

@@ -154,7 +154,7 @@ def refund_credits(
         if amount_micro > charged_micro:
             raise Refused(
                 _(
-                    "At most %(amount)s can be refunded, which is what was charged and hasn't been refunded. Refund "
+                    "At most %(amount)s can be refunded: the charges that haven't been refunded yet. Refund "
                     "less, or grant credits."
                 )
                 % {"amount": money.format_amount(charged_micro, customer.currency)}
@@ -229,7 +229,7 @@ def expired_credits(*, customer: Customer, at: datetime) -> list[tuple[WalletTra
 
 
 def expire_credits(*, at: datetime) -> int:
-    """Settle expired free credits, and take back what is left. Returns how many grants had an unused remainder.
+    """Settle expired free credits, and take back their remainder. Returns how many grants had an unused remainder.
 
     Running it again changes nothing.
     """

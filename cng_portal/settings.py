@@ -338,7 +338,7 @@ OPERATION_MAX_ATTEMPTS = read("OPERATION_MAX_ATTEMPTS", whole_number(1, 100), 3)
 OPERATION_DEADLINE_HOURS = read("OPERATION_DEADLINE_HOURS", whole_number(1, 1000), 24)
 # Every readable snapshot is verified at least once within this many days.
 SCRUB_DAYS = read("SCRUB_DAYS", whole_number(1, 3650), 30)
-# How long what users delete can be put back, unless the customer has another number of days; 0: not at all.
+# Days in the recycle bin, unless the customer has a number of their own. 0 turns it off.
 RECYCLE_BIN_DAYS = read("RECYCLE_BIN_DAYS", whole_number(0, 365), 7)
 # The oldest in the recycle bin are erased early while a location has less free space. 0: never.
 RECYCLE_BIN_FREE_GB = read("RECYCLE_BIN_FREE_GB", whole_number(0, 1_000_000), 10)

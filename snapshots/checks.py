@@ -1,4 +1,4 @@
-"""What must hold before something can be done. Pages call these to explain, services to refuse.
+"""Preconditions of actions. Pages call these to explain, services to refuse.
 
 Each raises an ActionRefused with a message for the customer.
 """
@@ -53,7 +53,7 @@ from .storage.registry import get_driver
 
 logger = structlog.stdlib.get_logger(__name__)
 
-# What a snapshot is taken of: one volume, or all volumes of a machine together.
+# The source of a snapshot: one volume, or all volumes of a machine together.
 Source = Volume | VirtualMachine
 S = TypeVar("S", bound=Source)
 
@@ -71,7 +71,7 @@ def require_change(user: User, project_id: UUID) -> None:
 
 
 def require_change_of_source(user: User, snapshot: Snapshot, volumes: Iterable[Volume]) -> None:
-    """Raise PermissionDenied unless the user may overwrite what the snapshot was taken of, and its `volumes`."""
+    """Raise PermissionDenied unless the user may overwrite the snapshot's source and its `volumes`."""
     source = snapshot.source
     if not all(user.can_change(project_id) for project_id in {source.project_id, *(v.project_id for v in volumes)}):
         raise PermissionDenied(

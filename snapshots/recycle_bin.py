@@ -1,4 +1,4 @@
-"""The recycle bin: what users delete can be put back for some days.
+"""The recycle bin: deleted snapshots and backups can be put back for some days.
 
 A snapshot in it is Deleted and has `bin_until`: its data is still in storage, its name is free, and it costs nothing.
 Putting it back charges the hours between as if it had never been deleted. `bin_until` is cleared when it is put back or
@@ -294,7 +294,7 @@ def lengthen(rows: Iterable[Binned], days: int) -> None:
 
 @receiver(post_save, sender=Customer)
 def lengthen_for_customer(instance: Customer, **kwargs: object) -> None:
-    """Let a longer time count at once. A shorter one counts for what is deleted later."""
+    """Apply a longer time at once. A shorter one applies to later deletions."""
     if instance.recycle_bin_days:
         lengthen(Snapshot.objects.in_bin().filter(customer=instance), instance.recycle_bin_days)
         lengthen(Volume.objects.in_bin().filter(project__customer=instance), instance.recycle_bin_days)

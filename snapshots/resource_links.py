@@ -1,4 +1,4 @@
-"""The pages of what billing charges for."""
+"""The pages of billed resources."""
 
 from collections.abc import Collection
 from uuid import UUID

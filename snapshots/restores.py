@@ -78,8 +78,8 @@ def check_restorable(snapshot: Snapshot) -> None:
         if volume.vm and volume.vm.backend_ref and not get_driver(snapshot.location).reverts_attached:
             raise InvalidState(
                 _(
-                    "“%(volume)s” is attached to %(vm)s, and the storage of %(location)s restores only what is attached "
-                    "to no instance. Detach it there first, or make a new volume from the snapshot instead."
+                    "“%(volume)s” is attached to %(vm)s, and the storage of %(location)s restores only detached volumes. "
+                    "Detach it there first, or make a new volume from the snapshot instead."
                 )
                 % {"volume": volume.name, "vm": volume.vm.name, "location": snapshot.location_id}
             )

@@ -250,7 +250,7 @@ def find_invoices(user: User, key: str) -> Group:
 
 
 def find_tags(user: User, text: str, pk: UUID | None) -> Group:
-    """Link to the lists of what has the tag. Tags aren't found by ID."""
+    """Link to the lists filtered by the tag. Tags aren't found by ID."""
     by_list = {
         "volumes": (_("Volumes with this tag"), Volume.objects.visible_to(user).present()),
         **{

@@ -141,7 +141,7 @@ def create_snapshot_row(
 
 
 def describe_machine(vm: VirtualMachine, volumes: list[Volume]) -> dict[str, Any]:
-    """Return what is needed to make a machine like this one."""
+    """Return the configuration from which a machine like this one is created."""
     return {
         "name": vm.name,
         "vcpus": vm.vcpus,

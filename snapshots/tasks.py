@@ -1,4 +1,4 @@
-"""The queue's entry: run operations, and turn what goes wrong into a retry or a failure."""
+"""The queue's entry: run operations, and turn errors into a retry or a failure."""
 
 import contextlib
 from datetime import datetime, timedelta
@@ -122,7 +122,7 @@ def retry_when_free(operation: Operation, reason: str) -> None:
 
 
 def give_up(operation: Operation) -> None:
-    """Fail after every attempt ended with the death of its worker, and delete what the last one may have left.
+    """Fail after every attempt ended with the death of its worker, and delete the remains of the last one.
 
     Drivers clean up when a call fails, and at the next call after a crash. Here there is no next call.
     """

@@ -31,8 +31,8 @@ OVERLAP = timedelta(minutes=15)
 def announce_prices(*, at: datetime) -> int:
     """Notify customers of planned prices: each price to all who use its package, then to those who begin to.
 
-    A customer's failure doesn't stop the others: raises an ExceptionGroup at the end, and the next run notifies everybody
-    who wasn't. Returns how many prices are planned.
+    A customer's failure doesn't stop the others: raises an ExceptionGroup at the end, and the next run notifies
+    those who weren't. Returns how many prices are planned.
     """
     planned = PriceVersion.objects.filter(starts_at__gt=at, package__active=True).select_related("package")
     for_each(planned, lambda version: announce_price(version, at=at))

@@ -17,7 +17,7 @@ from .models import Customer, Membership, Project, Role, User
 from .roles import require_owner
 from .services import lock_customer
 
-# Per customer, archived ones too: what users create without paying needs a limit.
+# Per customer, archived ones too: projects cost nothing, so they need a limit.
 MAX_PROJECTS = 200
 
 

@@ -12,7 +12,7 @@ from .models import BillingType, Customer, Membership, Project, Role, User
 
 
 def lock_customer(customer_id: UUID) -> None:
-    """Lock what is limited per customer (quotas, names, credits) until the transaction ends.
+    """Lock the customer's limits (quotas, names, credits) until the transaction ends.
 
     An UPDATE instead of `select_for_update`, which SQLite ignores: it takes the database's write lock on SQLite and the
     row's on PostgreSQL. Whatever the transaction reads afterwards is up to date.

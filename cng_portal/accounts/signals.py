@@ -139,7 +139,7 @@ def record_new_email(sender: Any, user: User, from_email_address: Any, to_email_
 
 
 def notify_of_new_email(user: User, before: str, after: str) -> None:
-    """Notify the old address too: whoever took over the account reads the new one."""
+    """Notify the old address too: an attacker who took over the account reads the new one."""
 
     def message() -> tuple[str, str]:
         return (

@@ -98,7 +98,7 @@ class Activity(models.Model):
         ]
 
     def changes_for(self, user: Any) -> list[tuple[str, str, str]]:
-        """Return `changes` without what names files that the user may not read."""
+        """Return `changes`, without names of files that the user may not read."""
         if self.action in ABOUT_FILES and self.actor_id != user.pk and not user.can_read_files(self.project_id):
             return []
         return self.changes

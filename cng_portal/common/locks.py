@@ -1,4 +1,4 @@
-"""Locks by name, for what has no row to lock."""
+"""Locks by name, where there is no row to lock."""
 
 from django.db import connection, transaction
 

@@ -16,8 +16,8 @@ MAX_NAME_KEY_LENGTH = 576
 
 # Scripts need these between letters; Burmese has the zero-width space where a line may break.
 JOINERS = "\u200b\u200c\u200d"
-# Control and format characters, line separators, surrogates, private use and unassigned characters, and what Unicode
-# itself declares to be invisible. The blank Braille pattern is a symbol to Unicode, but shows nothing.
+# Control and format characters, line separators, surrogates, private use and unassigned characters, and those that Unicode
+# itself declares invisible. The blank Braille pattern is a symbol to Unicode, but shows nothing.
 _INVISIBLE = r"[\p{Cc}\p{Cf}\p{Cs}\p{Co}\p{Cn}\p{Zl}\p{Zp}\p{Default_Ignorable_Code_Point}\u2800]"
 _EMOJI_STYLE = r"(?<=\p{Emoji})\ufe0f"  # the variation selector that phones add to an emoji
 _FORBIDDEN = regex.compile(rf"(?!{_EMOJI_STYLE}){_INVISIBLE}")

@@ -16,8 +16,8 @@ class OutgoingMailQuerySet(models.QuerySet["OutgoingMail"]):
         return self.filter(sent_at=None, failed_at=None)
 
     def due(self, now: datetime) -> "OutgoingMailQuerySet":
-        # Rows never tried are due at once: the clock of whoever enqueued them may be ahead of ours. A time that no backoff
-        # reaches was set before the clock was turned back.
+        # Rows never tried are due at once: the clock of the machine that enqueued them may be ahead of ours. A time that no
+        # backoff reaches was set before the clock was turned back.
         is_due = (
             Q(next_attempt_at=None) | Q(next_attempt_at__lte=now) | Q(next_attempt_at__gt=now + 2 * LONGEST_BACKOFF)
         )

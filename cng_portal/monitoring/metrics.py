@@ -158,7 +158,7 @@ def collect_mails(now: datetime) -> Iterator[Metric]:
 
 
 COLLECTORS: list[Collect] = [collect_processes, collect_mails]
-# What this process counts itself. With several processes prometheus_client finds them by its files.
+# Counters of this process. With several processes, prometheus_client reads all of them from its files.
 COUNTED_HERE: list[Collector] = [REQUEST_SECONDS, BREACH_SERVICE_FAILURES]
 
 

@@ -1,4 +1,4 @@
-"""Schedules and runs for the support desk, read-only. What users change goes through the services."""
+"""Schedules and runs for the support desk, read-only. Users' changes go through the services."""
 
 from typing import Any
 

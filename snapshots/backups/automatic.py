@@ -126,7 +126,7 @@ def automatic_backups(vm: VirtualMachine) -> SnapshotQuerySet:
 
 
 def delete_automatic_backups(*, vm: VirtualMachine, user: User, now: datetime | None = None) -> int:
-    """Delete what automatic backups have left, except for pinned and locked backups and those in use. Returns how many.
+    """Delete the remaining automatic backups, except for pinned and locked ones and those in use. Returns how many.
 
     Raises InvalidState while automatic backups are on, and PermissionDenied for anybody but an administrator.
     """
@@ -193,7 +193,7 @@ def change_default_schedule(
             origin=BackupSchedule.Origin.AUTOMATIC, vm__location=location
         )
         count = automatic.update(**fields)
-        # What is due stays due. The scheduler continues from there by the new recurrence.
+        # A due run stays due. The scheduler continues from there by the new recurrence.
         planned = automatic.filter(next_run_at__gt=now)
         for zone in list(planned.values_list("vm__project__customer__time_zone", flat=True).distinct().order_by()):
             set_next_runs(planned.filter(vm__project__customer__time_zone=zone), recurrence, zone, now)

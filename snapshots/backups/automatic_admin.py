@@ -122,7 +122,7 @@ class MachineAdmin(VirtualMachineAdmin):
         return format_html("{}<br>{}<br>{}", lines[0], " ".join(lines[1:]), button)
 
     def save_model(self, request: HttpRequest, obj: VirtualMachine, form: Any, change: bool) -> None:
-        """Pass what automatic backups depend on to their services."""
+        """Change the price and the switch through their services."""
         if not change:
             return super().save_model(request, obj, form, change)
         price = obj.hourly_price_micro

@@ -48,7 +48,7 @@ def due_occurrences(schedule: BackupSchedule, now: datetime) -> list[datetime]:
 
 
 def record_due_as_missed(schedule: BackupSchedule, now: datetime, reason: str) -> None:
-    """Record what is due and won't be started, so that every occurrence has a run."""
+    """Record due runs that won't be started, so that every occurrence has a run."""
     if schedule.next_run_at and schedule.next_run_at <= now:
         record_missed(schedule, due_occurrences(schedule, now), now, reason)
 

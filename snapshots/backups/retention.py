@@ -39,7 +39,7 @@ def apply_retention(schedule: BackupSchedule, now: datetime) -> None:
 
 
 def pin_backup(*, snapshot: Snapshot, user: User) -> Snapshot:
-    """Exclude what a schedule took from retention: it neither counts nor is deleted. Raises InvalidState for others."""
+    """Exclude a scheduled backup or snapshot from retention: it neither counts nor is deleted. Raises InvalidState."""
     return _set_pinned(snapshot, user, is_pinned=True)
 
 
@@ -54,7 +54,7 @@ def _set_pinned(snapshot: Snapshot, user: User, *, is_pinned: bool) -> Snapshot:
         snapshot = reload_snapshot(snapshot)
         require_change(User.objects.get(pk=user.pk), snapshot.project_id)
         if snapshot.kind != Kind.BACKUP and not snapshot.is_scheduled:
-            raise InvalidState(_("Only what a schedule took can be pinned. No schedule deletes other snapshots."))
+            raise InvalidState(_("Only scheduled backups and snapshots can be pinned. No schedule deletes others."))
         if snapshot.state in (State.DELETING, State.DELETED):
             raise InvalidState(
                 _("“%(name)s” is being deleted, so it can't be pinned or unpinned.") % {"name": snapshot.name}

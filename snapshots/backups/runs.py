@@ -52,7 +52,7 @@ MISSED_OUTAGE = gettext_lazy("The portal couldn't start it on time. Only the lat
 
 
 def start_due_runs(now: datetime, *, limit: int = MAX_RUNS_PER_TURN) -> int:
-    """Start what is due, the longest overdue first, until about `limit` schedules were handled. Returns how many.
+    """Start due runs, the longest overdue first, until about `limit` schedules were handled. Returns how many.
 
     If several occurrences of a schedule have passed, the latest one runs and the others are recorded as missed.
     """
@@ -175,7 +175,7 @@ def try_backup(run: BackupRun, now: datetime, problem: str) -> None:
 
 
 def request_backup(run: BackupRun, now: datetime) -> None:
-    """Ask storage for what the run lacks: a first backup, the failed one again, or its verification. Saves the run.
+    """Request the run's next operation: a backup, the failed one again, or its verification. Saves the run.
 
     The caller must hold the customer's lock. Raises every ActionRefused.
     """
@@ -263,7 +263,7 @@ def finished_by_storage() -> QuerySet[BackupRun]:
 
 
 def runs_with_related() -> QuerySet[BackupRun]:
-    """Select what a run's, its schedule's and its snapshot's properties read."""
+    """Select the rows that properties of the run, its schedule and its snapshot read."""
     schedules = BackupSchedule.objects.with_related()
     return BackupRun.objects.prefetch_related(Prefetch("schedule", schedules)).select_related(
         "vm__project__customer", "vm__location", "volume__project__customer", "volume__location", "snapshot"

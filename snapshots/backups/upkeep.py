@@ -20,9 +20,9 @@ BATCH_SIZE = 500
 
 
 def maintain_schedules(now: datetime) -> int:
-    """End the schedules of deleted machines and volumes, and replan what no longer fits. Returns how many changed.
+    """End the schedules of deleted machines and volumes, and replan others where needed. Returns how many changed.
 
-    A plan no longer fits when the customer moved to another time zone, or when it was made by a clock that was ahead. A
+    A schedule is replanned when the customer moved to another time zone, or when its clock was ahead. A
     schedule's failure doesn't stop the others: raises an ExceptionGroup at the end.
     """
     changed = 0
@@ -78,7 +78,7 @@ def fill_projects() -> None:
 
 
 def correct_future_runs(schedule: BackupSchedule, now: datetime) -> None:
-    """Undo what a clock that was far ahead recorded for coming occurrences, which would otherwise never run."""
+    """Undo runs that a clock far ahead recorded for coming occurrences, which would otherwise never run."""
     with transaction.atomic():
         lock_customer(schedule.customer.pk)
         future = schedule.runs.filter(scheduled_at__gt=now + MAX_STEPS[Interval(schedule.interval)])

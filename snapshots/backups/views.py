@@ -1,4 +1,4 @@
-"""The pages of schedules: their list, the page of one with its runs, and its actions; and pinning what they took.
+"""The pages of schedules: their list, the page of one with its runs, and its actions; and pinning backups and snapshots.
 
 Backups themselves are snapshots of kind BACKUP: their list, page and other actions are in snapshots/views.
 """
@@ -484,7 +484,7 @@ def what_protects(schedule: BackupSchedule, user: User) -> list[str]:
 
 @require_http_methods(["GET", "POST"])
 def pin(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
-    """Pin what a schedule took, or unpin it, as the submitted `pinned` says."""
+    """Pin a scheduled backup or snapshot, or unpin it, as the submitted `pinned` says."""
     snapshot = get_changeable(request, snapshot_id)
     if snapshot.kind != Kind.BACKUP and not snapshot.is_scheduled:
         raise Http404

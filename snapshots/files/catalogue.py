@@ -5,7 +5,7 @@ the summary and each block's first path, then the length of both and MAGIC. A lo
 Measured with 1,000,000 files: 29 MB, written in 1 s, 0.7 ms to open it and look up a path, 1 s to compare two. The same
 rows in SQLite took 116 MB and were written in 3.2 s.
 
-The records come from a reader that a forged disk may have taken over: whoever reads them shows their names escaped and
+The records come from a reader that a forged disk may have taken over, so code that reads them shows names escaped and
 expects ValueError.
 """
 

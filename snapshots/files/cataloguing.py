@@ -99,7 +99,7 @@ def list_disk(disk: DiskImage, heartbeat: Heartbeat) -> Listed:
 
 
 def summarize(answer: dict[str, Any]) -> dict[str, Any]:
-    """Return what the portal keeps of the reader's summary. Raises ValueError."""
+    """Return the part of the reader's summary that is stored. Raises ValueError."""
     try:
         return {
             "is_complete": bool(answer["is_complete"]),

@@ -36,10 +36,10 @@ PROGRESS_SECONDS = 900
 CPU_SECONDS_PER_GB = 50
 MAX_ANSWER, MAX_ANSWERS = 32 * 1024**2, 1000  # bytes and lines of all answers to one request
 PIPE_BYTES = 1024**2  # where an unprivileged process may have as much
-PIECE = 256 * 1024  # of a download: what is sent at once
+PIECE = 256 * 1024  # bytes of a download that are sent at once
 # Reasons that a reader may give: the disk's or the request's fault, not its own.
 EXPECTED = ("missing", "damaged", "too_large", "archive_too_large", "archive_too_many")
-PATH_ROOM = 60_000  # what a pipe takes without being read
+PATH_ROOM = 60_000  # bytes that a pipe buffers before it is read
 
 FAILURES = Counter(
     "portal_file_reader_failures",

@@ -89,7 +89,7 @@ class Change:
 
     @property
     def detail(self) -> str:
-        """Say what makes it changed, where its size doesn't."""
+        """Say why it counts as changed, where its size doesn't show that."""
         if self.kind != CHANGED or not self.old or not self.new:
             return ""
         if self.old.kind != self.new.kind:
@@ -105,7 +105,7 @@ class Change:
 
 @dataclass
 class Comparison:
-    """`counts` are of everything, also of what didn't fit into `changes`, which are sorted by path."""
+    """`counts` include changes that didn't fit into `changes`, which are sorted by path."""
 
     changes: list[Change] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
@@ -114,7 +114,7 @@ class Comparison:
 
 
 def show(path: bytes) -> str:
-    """Return the path for people, without the part's number if that is the first."""
+    """Return the path to display, without the part's number if that is the first."""
     part, *rest = path.split(b"/")
     text = names.show_path(rest)
     return text if part == b"0" else _("Partition %(number)s: %(path)s") % {"number": int(part) + 1, "path": text}
@@ -162,7 +162,7 @@ def compare_catalogues(before: Catalogue, after: Catalogue) -> Comparison:
 
 
 def read_changes(before: Catalogue, after: Catalogue) -> Iterator[Change]:
-    """Yield what was added, removed and changed. A renamed entry is in it as removed and added."""
+    """Yield added, removed and changed entries. A renamed one comes as removed and added."""
     for old_lines, new_lines in catalogue.differences(before, after):
         for path, line in old_lines.items():
             other = new_lines.pop(path, None)
@@ -183,7 +183,7 @@ def is_changed(old: Record, new: Record) -> bool:
 
 
 def pair_renamed(removed: list[Record], added: list[Record]) -> Iterator[Change]:
-    """Yield renamed entries, by their inode and unchanged content, and what remains of both lists.
+    """Yield renamed entries, by their inode and unchanged content, and the remainder of both lists.
 
     Inodes are used again, so a file's size and time have to be the same too.
     """

@@ -8,7 +8,7 @@ from urllib.parse import unquote_to_bytes
 
 
 def show(name: bytes) -> str:
-    r"""Return the name for people, with escapes such as `\n` and `\xff` for what can't be shown."""
+    r"""Return the name to display, with escapes such as `\n` and `\xff` for bytes that can't be shown."""
     return "".join(
         character if character.isprintable() else ascii(character)[1:-1]
         for character in name.decode("utf-8", "backslashreplace")

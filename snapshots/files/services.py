@@ -38,7 +38,7 @@ MOST_SECONDS = 2**35  # the year 3058; file systems end before
 # How often a download checks that its user still has access.
 CHECK_SECONDS = 5
 
-# Messages about what a reader can't do.
+# Messages about failures of a reader.
 COULD_NOT_READ = gettext_lazy(
     "The disk could not be read. It may be damaged, or in a format that the portal can't read. Your "
     "snapshot is unchanged; you can restore it, or create a new volume from it."
@@ -183,7 +183,7 @@ def distrust() -> Iterator[None]:
 
 
 def require_number(value: Any) -> int:
-    """Raises ValueError for what is no number of 64 bits."""
+    """Raises ValueError unless it is a number of 64 bits."""
     if not isinstance(value, int) or not 0 <= value < 2**64:
         raise ValueError(f"no number: {value!r:.100}")
     return value

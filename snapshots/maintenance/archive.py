@@ -75,7 +75,7 @@ def parse_object(data: bytes, **fields: type) -> dict[str, Any]:
 
 
 class HashingReader:
-    """Hashes what is read through it."""
+    """Hashes all data read through it."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.hasher = file, blake3()

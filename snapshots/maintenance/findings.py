@@ -180,7 +180,7 @@ EXPLANATIONS = {
             "database was edited by hand, or a deletion failed for good."
         ),
         _("Run --repair. If a deletion fails again, its operation in admin has the reason."),
-        _("--repair requests an accepted deletion again, and fails what was waiting to be captured or created."),
+        _("--repair requests an accepted deletion again, and fails captures and creations that were waiting."),
     ),
     "overdue": Explanation(
         _("No worker is picking up an operation"),

@@ -109,7 +109,7 @@ def end_usage(snapshot: Snapshot, at: datetime) -> bool:
 
 
 def delete_partial(driver: Driver, cloud_project: str, stored: StoredObject) -> bool:
-    """What a row needs stays: after a restore of an older database, it may be the only copy."""
+    """Keep files that a row needs: after a restore of an older database, they may be the only copy."""
     try:
         driver.remove_orphans(cloud_project, is_needed)
     except StorageError:

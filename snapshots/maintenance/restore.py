@@ -1,4 +1,4 @@
-"""Restore the portal's own state from a backup, and settle what the backup can't know."""
+"""Restore the portal's own state from a backup, and settle later changes that it can't know."""
 
 import os
 import tarfile

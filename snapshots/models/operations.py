@@ -39,7 +39,7 @@ class OperationQuerySet(models.QuerySet["Operation"]):
         return self.filter(Operation.BACKGROUND)
 
     def foreground(self) -> Self:
-        """Exclude what no user waits for."""
+        """Exclude operations that no user waits for."""
         return self.exclude(kind__in=Operation.MAINTENANCE)
 
 
@@ -51,9 +51,9 @@ class Operation(models.Model):
     disk that was busy.
     """
 
-    # What the scheduler starts when nothing else waits: no user's action, and never before one.
+    # Started by the scheduler when nothing else waits: never a user's action, and never before one.
     MAINTENANCE = ("scrub", "catalogue")
-    # What the portal starts by itself. Customers' work goes first.
+    # Started by the portal itself. Customers' work goes first.
     BACKGROUND = Q(kind="verify", requested_by=None) | Q(kind__in=MAINTENANCE)
 
     class Kind(models.TextChoices):
@@ -230,7 +230,7 @@ class Operation(models.Model):
 
     @property
     def subject(self) -> Snapshot | Volume:
-        """Return what it is about, which has its project, customer and location: its snapshot, else its volume."""
+        """Return its snapshot, else its volume: the row that has its project, customer and location."""
         subject = self.snapshot or self.volume
         assert subject is not None  # held by the constraint operation_target
         return subject

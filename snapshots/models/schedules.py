@@ -1,4 +1,4 @@
-"""Schedules of machines and volumes, and their runs. What can be done with them is in `snapshots.backups`.
+"""Schedules of machines and volumes, and their runs. Their actions are in `snapshots.backups`.
 
 A machine's schedule takes backups, `Snapshot` rows of kind BACKUP; a volume's takes volume snapshots. Either reaches its
 schedule through its `run`.
@@ -36,7 +36,7 @@ class BackupScheduleQuerySet(models.QuerySet["BackupSchedule"]):
         return self.filter(Q(project__in=ids) | Q(project=None, vm__project__in=ids))
 
     def with_related(self) -> Self:
-        """Select what `source`, `home`, `location` and `zone` read."""
+        """Select the rows that `source`, `home`, `location` and `zone` read."""
         return self.select_related(
             "project__customer",
             "vm__project__customer",
@@ -125,7 +125,7 @@ class BackupSchedule(models.Model):
         verbose_name_plural = _("backup schedules")
         ordering = ["-created_at", "-id"]
         indexes = [
-            # what is due is found here, however many schedules there are
+            # finds due schedules, however many there are
             models.Index(fields=["next_run_at", "id"], condition=Q(next_run_at__isnull=False), name="schedule_due"),
             models.Index(fields=["volume"], condition=Q(volume__isnull=False), name="schedule_of_volume"),
             models.Index(fields=["project"], name="schedule_of_project"),
@@ -175,12 +175,12 @@ class BackupSchedule(models.Model):
 
     @property
     def kind(self) -> Kind:
-        """The kind of what it takes."""
+        """The kind of its snapshots."""
         return Kind.BACKUP if self.vm_id else Kind.VOLUME
 
     @property
     def home(self) -> Project:
-        """The project of what it takes."""
+        """The project of its snapshots."""
         return self.project or self.source.project
 
     @property

@@ -112,7 +112,7 @@ class Draft(models.Model):
     disk = models.ForeignKey(
         "DiskImage", on_delete=models.CASCADE, null=True, blank=True, related_name="+", db_index=False
     )
-    # What it led to, if that is a volume. A snapshot or a schedule refers to its draft instead.
+    # The result, if that is a volume. A snapshot or a schedule refers to its draft instead.
     created_volume = models.ForeignKey(
         Volume, on_delete=models.SET_NULL, null=True, related_name="+", db_index=False, editable=False
     )
@@ -168,11 +168,11 @@ class SnapshotQuerySet(OwnedQuerySet):
         return self.update(last_read_at=Subquery(oldest))
 
     def in_bin(self) -> Self:
-        """Filter for what is in the recycle bin: deleted, still in storage, and can be put back."""
+        """Filter for snapshots in the recycle bin: deleted, still in storage, and can be put back."""
         return self.filter(bin_until__isnull=False)
 
     def in_storage(self) -> Self:
-        """Filter for what the storage has, or will have or still has for a while."""
+        """Filter for snapshots that the storage has, will have, or still has for a while."""
         return self.filter(in_storage())
 
     def verified(self) -> Self:
@@ -264,7 +264,7 @@ class Snapshot(models.Model):
         help_text=_("When the cloud did not have it any more."),
     )
     damaged_at = models.DateTimeField(_("damage found"), null=True, blank=True, editable=False)
-    # When its files were listed, or that was tried in vain. See files/cataloguing.py.
+    # When its files were listed, or listing them failed. See files/cataloguing.py.
     catalogued_at = models.DateTimeField(_("files listed"), null=True, blank=True, editable=False)
     # When an unusual share of its files was found to differ from the snapshot before. See files/unusual.py.
     unusual_at = models.DateTimeField(_("unusual change found"), null=True, blank=True, editable=False)
@@ -333,19 +333,19 @@ class Snapshot(models.Model):
                 condition=Q(state=State.READY.value, missing_since=None, catalogued_at=None),
                 name="snapshot_to_catalogue",
             ),
-            # What the scheduler deletes next.
+            # The next snapshots that the scheduler deletes.
             models.Index(
                 fields=["expires_at"],
                 condition=Q(expires_at__isnull=False, deleted_at=None),
                 name="snapshot_expiring",
             ),
-            # The list of the recycle bin, and what counts towards quotas.
+            # The list of the recycle bin, and the GB that count towards quotas.
             models.Index(
                 fields=["customer", "bin_until", "id"],
                 condition=Q(bin_until__isnull=False),
                 name="snapshot_in_bin",
             ),
-            # What the scheduler erases next.
+            # The next snapshots that the scheduler erases.
             models.Index(fields=["bin_until"], condition=Q(bin_until__isnull=False), name="snapshot_bin_due"),
         ]
         constraints = [
@@ -528,7 +528,7 @@ class DiskImage(models.Model):
 
     @property
     def ref(self) -> SnapshotRef:
-        """Return what the storage driver needs to find it."""
+        """Return the driver's reference to it."""
         return SnapshotRef(
             uuid=self.pk,
             backend_ref=self.backend_ref,
@@ -538,7 +538,7 @@ class DiskImage(models.Model):
 
 
 def volume_ref(volume: Volume) -> VolumeRef:
-    """Return what the storage driver needs to find the volume."""
+    """Return the driver's reference to the volume."""
     return VolumeRef(
         uuid=volume.pk,
         name=volume.name,

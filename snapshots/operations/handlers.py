@@ -192,7 +192,7 @@ def damage_of(disk: DiskImage) -> Iterator[None]:
 
 
 def verified_infos(disks: Iterable[DiskImage], driver: Driver) -> list[SnapshotInfo]:
-    """Return what the driver learned when it verified the disks before it used them."""
+    """Return the infos of the disks that the driver verified before it used them."""
     infos = [driver.find_snapshot(disk.ref) for disk in disks] if driver.reads_bytes else []
     return [info for info in infos if info and info.verified_at]
 
@@ -386,7 +386,7 @@ def delete(operation: Operation, lease: Lease) -> None:
 
 
 def clean_up(operation: Operation, lease: Lease) -> None:
-    """Delete what a failed or cancelled operation left in the storage. Retried until nothing is left."""
+    """Delete the remains of a failed or cancelled operation in the storage. Retried until nothing is left."""
     if operation.volume:
         get_driver(operation.volume.location).delete_volume(volume_ref(operation.volume))
     else:

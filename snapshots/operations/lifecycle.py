@@ -88,7 +88,7 @@ def create_operation(**fields: Any) -> Operation:
 
 
 def request_clean_up(operation: Operation) -> None:
-    """Request the removal of what a cancelled operation may have left in the storage. No-op if it is requested already.
+    """Request the removal of a cancelled operation's remains in the storage. No-op if it is requested already.
 
     The caller must hold the customer's lock.
     """
@@ -348,7 +348,7 @@ def back_off(failures: int, longest: timedelta) -> timedelta:
 
 
 def reconcile(*, now: datetime | None = None) -> int:
-    """Release and enqueue what was lost. Returns the number of released operations.
+    """Release and enqueue lost operations. Returns how many were released.
 
     1. Release the operations whose worker died, at most RECONCILED_AT_ONCE a call.
     2. Release operations whose lease or pause is longer than possible, because the clock was set back.

@@ -76,7 +76,7 @@ class StoredObject:
     """A volume, snapshot or file that the engine stores for the portal, for comparison with the database."""
 
     name: str  # the engine's name, for an operator who looks for it there
-    uuid: UUID | None  # None if no driver created it
+    uuid: UUID | None  # None unless a driver created it
     is_incomplete: bool = False  # nobody is working on it
     size_bytes: int | None = None  # logical size of a complete volume; None where the list doesn't tell
     changed_at: datetime | None = None
@@ -286,7 +286,7 @@ class Driver(ABC):
 
     @abstractmethod
     def extend_volume(self, volume: VolumeRef, new_size_gb: int, heartbeat: Heartbeat = no_heartbeat) -> None:
-        """Grow a volume of ``volume.size_gb`` GiB to ``new_size_gb`` GiB; what is added reads as zeros.
+        """Grow a volume of ``volume.size_gb`` GiB to ``new_size_gb`` GiB; the added space reads as zeros.
 
         A volume never shrinks. A repeated call succeeds, also after an attempt that grew the volume only partly.
         Raises NotFound, InvalidImage, Busy (in use), NoSpace, Refused (smaller than it is, TooLarge, QuotaReached),
@@ -434,7 +434,7 @@ class Driver(ABC):
         """
 
     def manifests(self) -> Iterator[tuple[UUID, str]]:
-        """List what the driver stores beside each complete snapshot, for a backup of the portal's state.
+        """List the manifests that the driver stores beside complete snapshots, for a backup of the portal's state.
 
         Engines that store all of it themselves have none.
         """
@@ -447,7 +447,7 @@ class Driver(ABC):
     def remove_orphans(  # noqa: B027  # not every engine leaves any
         self, backend_project: str = "", needed: Callable[[UUID], bool] = lambda uuid: False
     ) -> None:
-        """Remove what dead workers left incomplete. What is being worked on stays, and so does the only copy of something
+        """Remove incomplete objects of dead workers. Objects in use stay, and so does the only copy of something
         that is `needed`.
 
         Called regularly, for each of the engine's projects. Raises Unavailable.

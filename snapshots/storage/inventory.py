@@ -19,7 +19,7 @@ class CloudProjectInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectUsage:
-    """What a project uses of its quotas. A quota of -1 is unlimited."""
+    """A project's quotas and their use. A quota of -1 is unlimited."""
 
     volumes: int
     volume_quota: int

@@ -22,7 +22,7 @@ LIMIT = 5
 
 @dataclass(frozen=True)
 class BellRow:
-    """`name` and `url` are of the new volume if the user sees it, else of what the operation is about."""
+    """`name` and `url` are of the new volume if the user sees it, else of the operation's subject."""
 
     operation: Operation
     name: str

@@ -1,4 +1,4 @@
-"""Rows of lists: a model instance with what its template displays besides."""
+"""Rows of lists: a model instance with everything else that its template displays."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field

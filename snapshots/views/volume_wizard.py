@@ -157,7 +157,7 @@ def describe_source(disk: DiskImage | None) -> str:
     return _("%(snapshot)s · %(disk)s") % {"snapshot": disk.snapshot.name, "disk": disk.volume_name}
 
 
-# --- what the steps show ---------------------------------------------------------------------------------------------
+# --- context of the steps ---------------------------------------------------------------------------------------------
 
 
 def location_context(request: HttpRequest, draft: Draft, form: wizard.StepForm) -> dict[str, Any]:

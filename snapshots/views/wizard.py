@@ -65,7 +65,7 @@ def survives_sign_in(view: Callable[..., HttpResponse]) -> Callable[..., HttpRes
         answers = {name: value for name, value in sent.items() if name not in NO_ANSWERS}
         if not answers or not page:
             return redirect_to_login(request.get_full_path())
-        messages.info(request, _("Your session ended. Sign in to continue: what you entered is kept."))
+        messages.info(request, _("Your session ended. Sign in to continue. Your answers are kept."))
         return leave(request, redirect_to_login(f"{page}?{urlencode(answers)}").url)
 
     return inner

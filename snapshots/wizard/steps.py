@@ -92,7 +92,7 @@ def save(draft: Draft) -> None:
     is_new = draft._state.adding
     if is_new:
         limits.check_draft_rate_limit(draft.created_by)
-    # Another tab may have confirmed the draft since it was read: what that created stays recorded.
+    # Another tab may have confirmed the draft since it was read: keep its `created_volume`.
     answers = [field.name for field in Draft._meta.concrete_fields if field.name not in ("id", "created_volume")]
     draft.save(update_fields=None if is_new else answers)
     if is_new:

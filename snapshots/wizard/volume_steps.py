@@ -164,7 +164,7 @@ class NewVolumeProjectStep(Step):
 
 
 def clear_source(draft: Draft) -> None:
-    """Forget the source and what was chosen for it, so that nobody gets an empty volume instead without noticing."""
+    """Clear the source and the answers that depend on it, so that nobody gets an empty volume by mistake."""
     if draft.disk:
         draft.disk = draft.size_gb = None
         draft.name = ""

@@ -9,5 +9,5 @@ MAX_RECORD = 64_000  # bytes
 
 
 def clean(name: bytes) -> bytes:
-    """Return the name without what only a forged one has: the characters that separate names and records."""
+    """Return the name without the characters that separate names and records, which only a forged one has."""
     return name.replace(b"/", b"_").replace(b"\0", b"_")

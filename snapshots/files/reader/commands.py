@@ -21,7 +21,7 @@ Answers = Iterator[Answer | bytes]
 MAX_LISTED = 200_000  # entries of one folder
 MAX_SEARCHED, SEARCH_SECONDS = 1_000_000, 7
 MAX_PATH = 255  # components
-# How much larger than its disk a sparse file may be. What it lacks is sent as zeros, so the disk alone sets no limit.
+# How much larger than its disk a sparse file may be. Holes are sent as zeros, so the disk alone sets no limit.
 MAX_HOLES = 16 * 1024**3
 SAMPLE_BYTES = 4096  # of a file's start, which intruders encrypt even where they leave the rest
 ORDERS: dict[str, Callable[[Entry], Any]] = {

@@ -10,7 +10,7 @@ from .walking import Missing
 from .windows import Window
 
 MAX_PARTS = 256
-# What the metadata of a forged disk may cause in our own code.
+# Errors that forged metadata may cause in our own code.
 NONSENSE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 
 

@@ -1,4 +1,4 @@
-"""What a file system holds, the same for every reader."""
+"""The entries of a file system, the same for every reader."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -52,7 +52,7 @@ class FileSystem(ABC):
 
     @abstractmethod
     def data_ranges(self, file: Entry) -> list[tuple[int, int]]:
-        """Return [(offset, size)] of what is not a hole, sorted and within the file."""
+        """Return [(offset, size)] of the data between holes, sorted and within the file."""
 
 
 def merge(ranges: list[tuple[int, int]], end: int) -> list[tuple[int, int]]:

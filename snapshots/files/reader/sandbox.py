@@ -100,7 +100,7 @@ def _prctl(option: int, *arguments: object) -> None:
 
 
 def _restrict_by_landlock() -> None:
-    """Allow nothing of what this kernel's Landlock handles. A kernel without it is left to seccomp."""
+    """Deny every access that this kernel's Landlock handles. A kernel without it is left to seccomp."""
     version = libc.syscall(LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), LANDLOCK_CREATE_RULESET_VERSION)
     if version < 1:
         return
@@ -126,7 +126,7 @@ def _restrict_by_seccomp() -> None:
 
 
 def build_filter(machine: int, calls: dict[str, int]) -> bytes:
-    """Return the BPF program: kill what belongs to another machine, allow `calls`, refuse the others."""
+    """Return the BPF program: kill calls of another architecture, allow `calls`, refuse the others."""
 
     def instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
         return struct.pack("=HBBI", code, if_true, if_false, value)

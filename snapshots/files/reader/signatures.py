@@ -1,4 +1,4 @@
-"""What a disk or partition holds, recognized by its first bytes before any reader is loaded."""
+"""The content of a disk or partition, recognized by its first bytes before any reader is loaded."""
 
 import os
 from collections.abc import Callable

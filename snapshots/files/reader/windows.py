@@ -27,7 +27,7 @@ class Window:
             offset -= piece
         return b"".join(data)
 
-    # What libyal's readers ask of a file.
+    # The methods of a file that libyal's readers call.
 
     def read(self, size: int = -1) -> bytes:
         data = self.read_at(self.position, self.size if size < 0 else size)

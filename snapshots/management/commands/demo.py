@@ -73,7 +73,7 @@ class Machine(NamedTuple):
     hourly_price: str
     vcpus: int
     memory_gb: int
-    volumes: list[tuple[str, int, str]]  # name, GB, what is on it; the first is the root volume
+    volumes: list[tuple[str, int, str]]  # name, GB, content; the first is the root volume
 
 
 class Disk(NamedTuple):
@@ -242,7 +242,7 @@ def make_image(image: Path, files: Path, size_gb: int, uuid: UUID, *, label: str
     """
     mkfs = find_mkfs()
     if mkfs:
-        # lazy: what mkfs would fill with zeros stays a hole, else the journals alone would take a gigabyte
+        # lazy: ranges that mkfs would zero stay holes; otherwise the journals alone would take a gigabyte
         lazy = f"lazy_itable_init=1,lazy_journal_init=1,root_owner=0:0,hash_seed={uuid}"
         options = ["-q", "-F", "-m", "0", "-E", lazy, "-U", str(uuid), "-L", label[:16], "-d", str(files)]
         subprocess.run([mkfs, *options, str(image), f"{size_gb}G"], check=True, stdout=subprocess.DEVNULL)

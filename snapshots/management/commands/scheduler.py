@@ -43,7 +43,7 @@ LEASE = "scheduler"
 
 class Command(BaseCommand):
     help = (
-        "Do what is due: enqueue forgotten operations, close months, tidy up. Of any number that run side by side, on any "
+        "Run scheduled duties: enqueue forgotten operations, close months, tidy up. If several schedulers run, on any "
         "number of machines, one acts; another takes over when it stops or dies."
     )
 

@@ -25,10 +25,10 @@ logger = structlog.stdlib.get_logger(__name__)
 ERROR_STANDS_SECONDS = 6.0
 # How long a request whose answer was lost may take to show its result.
 LOST_ANSWER_SECONDS = 10.0
-# What another attempt created must outlast its adoption for so long: that attempt may be removing it right now.
+# An adopted object must last this long: the attempt that created it may be removing it right now.
 CLAIM_STANDS_SECONDS = 1.0
 CLEAN_UP_SECONDS = 15.0
-# How long to wait for what an earlier attempt gave up: once RabbitMQ has died, it may stay `creating` forever.
+# How long to wait for an object that an earlier attempt gave up: it may stay `creating` forever if RabbitMQ died.
 ADOPTABLE_SECONDS = 60.0
 # How long to wait until a duplicate can be deleted, before it's left to remove_orphans.
 CROWDED_SECONDS = 20.0

@@ -289,7 +289,7 @@ class CinderDriver(CinderInventory, Driver):
         project = disks[0][1].backend_project if disks else ""  # a machine and its disks are in one project
         client = self._client(project, heartbeat, sum(volume.size_gb for _snapshot, volume in disks))
         client.beat()
-        # A single volume need not be looked up before: Cinder refuses what can't be captured.
+        # A single volume need not be looked up before: Cinder refuses one that can't be captured.
         lookup = len(disks) > 1 or kind == "volume" or client.version < NO_FORCE
         sources: list[Item] = [
             self._get_volume(client, volume)

@@ -11,7 +11,7 @@ Below `<root>/<location code>/`, with uuids as names:
     .lock                                one byte of it for each volume or snapshot in use
 
 What is being created or removed has a hidden name: `.<uuid>.new`, `.<uuid>.old`. A rename makes it visible or invisible
-at once, after everything below it is on the medium. Whoever holds the lock of a uuid may remove its hidden files, because
+at once, after everything below it is on the medium. The holder of a uuid's lock may remove its hidden files, because
 the process that made them is dead.
 """
 

@@ -43,8 +43,8 @@ HIDDEN = re.compile(r"\.([0-9a-f-]{36})\.(?:new|old)")
 class Entry:
     """A file or folder that was found in the location's folder."""
 
-    kind: str  # "volume", "snapshot", or "" for what is neither
-    uuid: UUID | None  # None for what no driver created
+    kind: str  # "volume", "snapshot", or "" for anything else
+    uuid: UUID | None  # None unless a driver created it
     is_hidden: bool
     path: Path
 
@@ -144,13 +144,13 @@ class LocationFolder:
 
     @contextmanager
     def lock_verification(self, snapshot: SnapshotRef) -> Iterator[None]:
-        """Raises Locked. Whoever writes to the manifest of a complete snapshot holds this lock."""
+        """Raises Locked. Writing to the manifest of a complete snapshot requires this lock."""
         with hold_names(self.lock_file, exclusive=[verification_lock(snapshot)]):
             yield
 
     @contextmanager
     def lock_catalogue(self, snapshot: SnapshotRef) -> Iterator[None]:
-        """Raises Busy. Whoever writes the catalogue of a snapshot holds this lock."""
+        """Raises Busy. Writing the catalogue of a snapshot requires this lock."""
         try:
             with hold_names(self.lock_file, exclusive=[f"catalogue:{snapshot.uuid}"]):
                 yield

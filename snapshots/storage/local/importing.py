@@ -131,7 +131,7 @@ def find_format(start: bytes, end: bytes) -> str:
 def find_other_format(start: bytes, end: bytes) -> str:
     if start.startswith(b"BZh") and start[4:10] in (b"1AY&SY", b"\x17rE8P\x90"):
         return "bzip2"
-    # What every program writes: the default parameters, a dictionary size of a power of two, the range coder's first zero.
+    # The header that every program writes: default parameters, a dictionary of a power of two, the range coder's first zero.
     dictionary = int.from_bytes(start[1:5], "little")
     if start[:1] == b"\x5d" and dictionary.bit_count() == 1 and dictionary >= 4096 and start[13:14] == b"\0":
         return "lzma"

@@ -70,7 +70,7 @@ class SnapshotReader:
             self._read(snapshot, manifest, progress, read.checksum, start=read.position)
             checksum = read.checksum.finish()
         if read.position and checksum != expected:
-            # The log may be what is damaged, so everything is read again before the snapshot is blamed.
+            # The log itself may be damaged, so everything is read again before the snapshot is blamed.
             self._log_path(snapshot).unlink()
             return self._read_on(snapshot, manifest, expected, heartbeat)
         return checksum, read.started_at

@@ -1,7 +1,7 @@
 """The folders of snapshots: captured aside, published by a rename, read with their manifest, and removed.
 
 Several disks that are captured together are decided by the first of their renames: from then on the others count as
-captured too, and whoever meets them next finishes the renames that a dead process left undone (`settle`).
+captured too, and the next process that meets them finishes the renames of a dead one (`settle`).
 """
 
 import os

@@ -226,7 +226,7 @@ def test_a_backup_is_pinned_and_unpinned(vm: VirtualMachine, member: Membership)
     assert pin_backup(snapshot=backup, user=member.user).is_pinned
     assert not unpin_backup(snapshot=backup, user=member.user).is_pinned
     of_a_volume = SnapshotFactory(volume__project=member.project)
-    with pytest.raises(InvalidState, match="Only what a schedule took"):
+    with pytest.raises(InvalidState, match="Only scheduled backups and snapshots"):
         pin_backup(snapshot=of_a_volume, user=member.user)
 
 
