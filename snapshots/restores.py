@@ -146,8 +146,7 @@ def irreversible_reasons(snapshots: Iterable[Snapshot]) -> dict[UUID, str]:
             )
         elif snapshot.vm and snapshot.vm.backend_ref and not get_driver(snapshot.location).reverts_attached:
             reason = _(
-                "The storage of %(location)s restores only volumes that are attached to no instance. Make new volumes from "
-                "this instead."
+                "The storage of %(location)s restores only detached volumes. Make new volumes from this instead."
             )
         elif has_later:
             reason = _(

@@ -296,7 +296,7 @@ def test_a_404_page_has_the_frame(user: "User", client_for: Callable[..., Client
 
 
 @pytest.mark.parametrize("name", ["400", "403_csrf", "500"])
-def test_the_pages_of_a_broken_server_need_nothing_from_it(name: str) -> None:
+def test_the_error_pages_of_a_broken_server_load_nothing_from_it(name: str) -> None:
     html = render_to_string(f"{name}.html")
     assert "<h1" in html
     assert 'href="/"' in html

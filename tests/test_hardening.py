@@ -469,7 +469,7 @@ def test_the_wizard_shows_the_remaining_requests_first(
 
 
 @pytest.mark.django_db
-def test_zero_is_no_limit(member: Membership, settings: Settings) -> None:
+def test_a_rate_limit_of_zero_is_unlimited(member: Membership, settings: Settings) -> None:
 
     settings.ACTIONS_PER_HOUR = {"verify": 0}
     assert limits.next_allowed(member.project.customer_id, "verify", now=timezone.now()) is None

@@ -57,7 +57,7 @@ def test_nothing_can_be_sent_to_a_probe(client: Client, path: str) -> None:
 
 
 @pytest.mark.django_db
-def test_it_is_ready_when_every_dependency_answers(client: Client) -> None:
+def test_the_portal_is_ready_when_every_dependency_answers(client: Client) -> None:
     LocationFactory(code="1CNG-YGN-AZ01")
     check_storage()
     assert parts(client, 200) == {"database": "ok", "migrations": "ok", "cache": "ok", "storage 1CNG-YGN-AZ01": "ok"}

@@ -240,7 +240,7 @@ def test_user_input_cannot_start_a_log_line(log: io.StringIO) -> None:
     assert "RuntimeError" in output
 
 
-def test_ordinary_words_stay(lines: Lines) -> None:
+def test_ordinary_words_are_not_redacted(lines: Lines) -> None:
     message = "The secretary changed the password of 3 tokens; https://portal.example.com/x@y stays, key = value too"
     logging.getLogger("somewhere").warning(message)
     assert lines()[0]["event"] == message

@@ -74,7 +74,7 @@ def test_without_the_token_there_are_no_metrics_and_no_queries(client: Client, h
     assert b"portal_" not in answer.content
 
 
-def test_an_administrators_session_opens_it_no_more_than_a_strangers(client: Client) -> None:
+def test_metrics_need_the_token_even_in_an_administrators_session(client: Client) -> None:
     client.cookies[django_settings.SESSION_COOKIE_NAME] = "of-an-administrator"
     assert client.get("/metrics").status_code == 401
 

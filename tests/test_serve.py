@@ -71,7 +71,7 @@ def get(port: str, path: str) -> tuple[int, str]:
         return answer.status, answer.read().decode()
 
 
-def test_it_starts_all_processes_a_signal_stops_them_and_the_data_stay(
+def test_serve_starts_all_processes_and_a_signal_stops_them_without_losing_data(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
     for run, number in enumerate((signal.SIGINT, signal.SIGTERM)):

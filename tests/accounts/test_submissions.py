@@ -73,7 +73,7 @@ def test_a_verification_that_is_sent_again_after_it_ended_is_not_repeated(client
     assert Operation.objects.count() == 1
 
 
-def test_an_invitation_that_is_sent_twice_is_no_error(client: Client, project: Project) -> None:
+def test_an_invitation_form_sent_twice_invites_once(client: Client, project: Project) -> None:
     path = reverse("accounts:invite", args=[project.pk])
     form = {"email": "guest@example.com", "role": "member", "form_key": uuid4()}
     assert [client.post(path, form).status_code for _ in range(2)] == [302, 302]

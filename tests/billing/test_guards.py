@@ -201,7 +201,7 @@ def test_a_block_storage_package_is_not_activated_again(package):
 
 
 @pytest.mark.parametrize("table", ["billing_invoice", "billing_invoiceline", "billing_wallettransaction"])
-def test_written_data_stays(invoice, table):
+def test_written_rows_cannot_be_deleted(invoice, table):
     columns = {
         "billing_invoice": "total_micro",
         "billing_invoiceline": "hours",
@@ -237,7 +237,7 @@ def test_a_line_is_written_once(invoice):
     refused(lambda: line.save(force_insert=True))
 
 
-def test_a_transaction_has_two_sides_a_reason_and_whole_hundredths(segment):
+def test_a_transaction_needs_two_accounts_a_reason_and_whole_hundredths(segment):
     fields = {"customer": segment.customer, "kind": "bought", "amount_micro": 10_000, "reason": "x", "at": START}
     sides = {"source": "purchases", "target": "wallet"}
     for number, wrong in enumerate(

@@ -196,12 +196,12 @@ def test_a_printed_statement_names_the_customer(owner):
         ({"last": "2040-10-31"}, "K 520.00"),
     ],
 )
-def test_usage_can_be_narrowed_down(owner, query, total):
+def test_the_statement_is_filtered(owner, query, total):
     page = text_of(owner.get(reverse("billing:statement"), query))
     assert (f"Total {total}" in page) if total else ("No usage matches" in page)
 
 
-def test_usage_of_one_project_and_of_one_resource(owner, history, use):
+def test_the_statement_is_filtered_by_project_and_resource(owner, history, use):
     other = ProjectFactory(customer=history.customer, name="Other")
     use(yangon(6), yangon(6, 2), project=other, name="elsewhere")
     url = reverse("billing:statement")

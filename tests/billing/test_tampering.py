@@ -357,7 +357,7 @@ def test_every_tampering_is_reported(books: SimpleNamespace) -> None:
     assert missed == [], f"{len(missed)} of {len(tamperings())}"
 
 
-def test_the_command_names_what_was_tampered_with(books: SimpleNamespace, time_machine, capsys) -> None:
+def test_verify_billing_names_the_rows_that_were_tampered_with(books: SimpleNamespace, time_machine, capsys) -> None:
     time_machine.move_to(NOW)
     call_command("verify_billing")
     assert "All amounts of 1 customers are what they should be." in capsys.readouterr().out

@@ -49,7 +49,7 @@ def open_usage(shop, at=START, **fields):
     return open_segment(**(values | fields))
 
 
-def test_the_worked_case_of_the_product_page(shop):
+def test_usage_costs_the_amount_of_the_product_pages_example(shop):
     open_usage(shop)
     assert close_segment(resource_id=shop.resource, kind=KIND, at=datetime(2040, 11, 5, 13, 2, 10, tzinfo=UTC))
     cost = cost_so_far(resource_id=shop.resource, at=datetime(2040, 12, 24, tzinfo=UTC))
@@ -263,7 +263,7 @@ def test_credits_are_recorded_once_per_key(shop):
         grant_credits(**grant | {"reason": " ", "key": "l"})
 
 
-def test_how_long_the_credits_last(shop):
+def test_the_credit_runway_follows_the_hourly_cost(shop):
     buy_credits(
         customer=shop.customer, amount_micro=100_000_000, reason="bank", by=None, key="a", at=START - timedelta(days=1)
     )

@@ -59,7 +59,9 @@ def draft(member: Membership, volume: Volume, name: str = "") -> Draft:
     return draft
 
 
-def test_the_recycle_bin(page: Page, member: Membership, volume: Volume, sign_in: Callable[..., Any]) -> None:
+def test_the_pages_of_the_recycle_bin_are_accessible_and_fit(
+    page: Page, member: Membership, volume: Volume, sign_in: Callable[..., Any]
+) -> None:
     binned = SnapshotFactory(volume=volume, name="before-the-update", binned=True)
     SnapshotFactory(volume=volume, name="nightly-with-a-really-long-name" * 3, binned=True)
     SnapshotFactory(volume=volume, name="before-the-update")
@@ -68,7 +70,7 @@ def test_the_recycle_bin(page: Page, member: Membership, volume: Volume, sign_in
     look_at(page, ["/recycle-bin/", "/recycle-bin/?q=nothing", *actions])
 
 
-def test_the_pages_of_an_account_with_nothing_in_it(
+def test_the_pages_of_an_empty_account_are_accessible_and_fit(
     page: Page, member: Membership, sign_in: Callable[..., Any]
 ) -> None:
     sign_in(member.user)
@@ -86,7 +88,7 @@ def test_the_pages_of_an_account_with_nothing_in_it(
     look_at(page, [*paths, "/notifications/"])
 
 
-def test_the_pages_of_an_account_with_everything_in_it(
+def test_the_pages_of_a_full_account_are_accessible_and_fit(
     page: Page, member: Membership, volume: Volume, sign_in: Callable[..., Any]
 ) -> None:
     ready = SnapshotFactory(volume=volume, name="ready")
@@ -129,7 +131,7 @@ def test_the_pages_of_an_account_with_everything_in_it(
     )
 
 
-def test_every_step_of_the_wizard_with_and_without_an_error(
+def test_every_step_of_the_wizard_is_accessible_and_fits_with_and_without_errors(
     page: Page, member: Membership, volume: Volume, sign_in: Callable[..., Any]
 ) -> None:
     SnapshotFactory(volume=volume, name="taken")
@@ -138,7 +140,7 @@ def test_every_step_of_the_wizard_with_and_without_an_error(
     look_at(page, [wizard.url(fine, slug) for slug in wizard.slugs(fine)] + [wizard.url(wrong, "name")])
 
 
-def test_the_pages_of_backups_and_every_step_of_their_wizard(
+def test_the_pages_of_backups_and_of_their_wizard_are_accessible_and_fit(
     page: Page, member: Membership, volume: Volume, sign_in: Callable[..., Any]
 ) -> None:
     vm = volume.vm
@@ -210,7 +212,7 @@ def test_the_whole_wizard_by_keyboard(
     page.get_by_role("heading", level=1, name="db-01-data").wait_for()
 
 
-def test_the_pages_of_the_profile(
+def test_the_pages_of_the_profile_are_accessible_and_fit(
     page: Page, member: Membership, sign_in: Callable[..., Any], settings: Settings
 ) -> None:
     invitation = InvitationFactory(project=member.project, email="a-guest-with-a-long-address@example.com")

@@ -75,7 +75,7 @@ def bytes_of(path: Path, count: int) -> bytes:
         return file.read(count)
 
 
-def test_the_guide_from_sign_in_to_a_restored_disk(
+def test_a_customer_follows_the_guide_from_sign_in_to_a_restored_disk(
     page: Page, storage_root: Path, member: Membership, volume: Volume, worker: None, request: pytest.FixtureRequest
 ) -> None:
     live = "without" not in request.node.callspec.id

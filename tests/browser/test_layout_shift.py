@@ -56,7 +56,7 @@ def test_no_page_moves_while_it_loads(page: Page, sign_in: Callable[..., Any], w
     assert {path: shift for path, shift in moved.items() if shift > MOST} == {}
 
 
-def test_the_swap_of_a_step_moves_nothing_by_itself(page: Page, sign_in: Callable[..., Any]) -> None:
+def test_swapping_a_step_shifts_no_layout(page: Page, sign_in: Callable[..., Any]) -> None:
     member = MembershipFactory(project__customer__postpaid=True)
     volume = VolumeFactory(project=member.project, size_gb=50)
     sell_everywhere()

@@ -22,7 +22,7 @@ def member(sign_in: Callable[..., Any]) -> Membership:
     return member
 
 
-def test_by_keyboard_from_the_key_to_the_page(page: Page, member: Membership) -> None:
+def test_the_search_is_opened_used_and_left_by_keyboard(page: Page, member: Membership) -> None:
     page.goto("/volumes/")
     link = page.get_by_role("link", name="Refresh")
     link.focus()
@@ -87,7 +87,7 @@ def test_the_link_opens_the_window_also_on_a_small_screen(page: Page, member: Me
     page.wait_for_url("**/snapshots/new/**")
 
 
-def test_on_the_page_of_the_search_the_key_focuses_its_field(page: Page, member: Membership) -> None:
+def test_the_shortcut_focuses_the_field_on_the_search_page(page: Page, member: Membership) -> None:
     page.goto("/search/?q=nightly")
     page.locator("main a").first.focus()
     page.keyboard.press("Control+k")

@@ -81,7 +81,7 @@ def test_three_clicks_lead_from_a_volumes_row_to_a_snapshot_that_is_ready(
     becomes_ready(page, volume)
 
 
-def test_the_search_above_the_first_step_answers_three(
+def test_choosing_a_search_result_answers_the_first_three_steps(
     page: Page, member: Membership, volume: Volume, sign_in: Callable[..., Any]
 ) -> None:
     sign_in(member.user)

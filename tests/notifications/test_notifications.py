@@ -112,7 +112,7 @@ def test_a_notification_is_visible_only_to_its_user(user: User, client_for: Call
     assert user.notifications.unread().count() == 1
 
 
-def test_it_is_sent_once_by_email_with_a_link(user: User, settings: Any) -> None:
+def test_a_notification_is_sent_once_by_email_with_a_link(user: User, settings: Any) -> None:
     settings.PORTAL_URL = "https://portal.example.com"
     notify(user)
     sent_mails()
@@ -140,7 +140,7 @@ def test_an_email_that_failed_is_shown_and_sent_again_to_the_present_address(
     assert len(sent_mails()) == 1
 
 
-def test_old_ones_are_deleted(user: User) -> None:
+def test_old_notifications_are_deleted(user: User) -> None:
     NotificationFactory(user=user, created_at=timezone.now() - timedelta(days=89))
     NotificationFactory(
         user=user, created_at=timezone.now() - timedelta(days=91), read=True, mail=OutgoingMailFactory()

@@ -109,7 +109,9 @@ def test_one_unknown_id_is_a_404_for_all(client: Client, project: Project) -> No
     assert Snapshot.objects.filter(state=State.READY).count() == 2
 
 
-def test_a_viewer_gets_a_reason(project: Project, client_for: Callable[..., Client]) -> None:
+def test_a_viewer_who_deletes_many_gets_the_reason_for_the_refusal(
+    project: Project, client_for: Callable[..., Client]
+) -> None:
     snapshot = SnapshotFactory(volume__project=project)
     viewer = client_for(UserFactory(member_of=project, member_of__role=Role.VIEWER))
 

@@ -40,7 +40,7 @@ def client(user: User, client_for: Callable[..., Client]) -> Client:
     return client_for(user)
 
 
-def test_it_shows_totals_costs_and_unprotected_volumes(client: Client, project: Project) -> None:
+def test_the_dashboard_shows_totals_costs_and_unprotected_volumes(client: Client, project: Project) -> None:
     SnapshotFactory(volume__project=project, volume__size_gb=50)
     SnapshotFactory(volume__project=project, volume__size_gb=10, creating=True)
     SnapshotFactory(volume__project=project, volume__size_gb=7, failed=True)
@@ -74,7 +74,7 @@ def test_snapshots_from_outside_cost_what_their_location_charges(
     assert (totals["count"], totals["hourly"]) == ("2", "K 20.00" if charged else "K 0.00")
 
 
-def test_it_shows_running_operations(client: Client, project: Project) -> None:
+def test_the_dashboard_shows_running_operations(client: Client, project: Project) -> None:
     mine = OperationFactory(snapshot__volume__project=project, running=True, bytes_done=30, bytes_total=100)
     OperationFactory(running=True)
 
@@ -87,7 +87,7 @@ def test_it_shows_running_operations(client: Client, project: Project) -> None:
     assert 'hx-get="/?seen=' in page
 
 
-def test_it_shows_failures_with_reason_and_next_step(client: Client, project: Project) -> None:
+def test_the_dashboard_shows_failures_with_reason_and_next_step(client: Client, project: Project) -> None:
     failed = OperationFactory(
         snapshot__volume__project=project, snapshot__failed=True, capture=True, failed=True, error="Out of room."
     )
@@ -125,7 +125,7 @@ def test_another_volume_from_the_same_snapshot_does_not_hide_a_failed_one(client
     assert client.get("/").context["failed"] == []
 
 
-def test_it_shows_the_newest_snapshots_first(client: Client, project: Project) -> None:
+def test_the_dashboard_shows_the_newest_snapshots_first(client: Client, project: Project) -> None:
     now = timezone.now()
     snapshots = [SnapshotFactory(volume__project=project, created_at=now - timedelta(hours=n)) for n in range(7)]
     SnapshotFactory(volume__project=project, deleted=True)
@@ -172,7 +172,7 @@ def test_a_signed_out_person_signs_in() -> None:
     assert Client().get("/").status_code == 302
 
 
-def test_it_polls_active_operations_and_refreshes_when_they_end(client: Client, project: Project) -> None:
+def test_the_dashboard_polls_active_operations_and_refreshes_when_they_end(client: Client, project: Project) -> None:
     OperationFactory(snapshot__volume__project=project, running=True, bytes_total=100)
     seen = {"seen": client.get("/").context["version"]}
 

@@ -128,7 +128,9 @@ def test_many_of_one_project_and_instant_are_one_notification(snapshot: Snapshot
     assert notice.title == "7 snapshots will be deleted" and "and 2 more" in notice.text
 
 
-def test_it_is_deleted_after_its_last_day_and_costs_the_estimate(snapshot: Snapshot, member: Membership) -> None:
+def test_an_expiring_snapshot_is_deleted_after_its_last_day_and_costs_the_estimate(
+    snapshot: Snapshot, member: Membership
+) -> None:
     at = expire(snapshot)
     announce_expiring(now=at - DAY)
     assert delete_expired(now=at - timedelta(seconds=1)) == 0

@@ -51,7 +51,7 @@ def rows_of(client: Client, name: str, query: str = "") -> list[dict[str, str]]:
     return list(csv.DictReader(StringIO(response.getvalue().decode("utf-8-sig"))))
 
 
-def test_snapshots_with_tags_note_expiry_and_price(client: Client, member: Membership) -> None:
+def test_the_csv_of_snapshots_has_tags_note_expiry_and_price(client: Client, member: Membership) -> None:
     day = date(2090, 6, 30)
     snapshot = SnapshotFactory(
         volume__project=member.project,
@@ -82,7 +82,7 @@ def test_snapshots_with_tags_note_expiry_and_price(client: Client, member: Membe
     assert row["ready"].endswith("+00:00")
 
 
-def test_volumes_with_tags_note_and_price(client: Client, member: Membership) -> None:
+def test_the_csv_of_volumes_has_tags_note_and_price(client: Client, member: Membership) -> None:
     free, charged = (VolumeFactory(project=member.project, name=name, size_gb=10) for name in ("a free", "charged"))
     sell_everywhere(kind=ServiceKind.BLOCK_STORAGE)
     start_charging_volume(charged, at=timezone.now())

@@ -581,7 +581,7 @@ def test_a_safety_snapshot_shows_the_progress_of_its_restore(client: Client, pro
     assert 'value="70"' in client.get(row_url(restore.safety_snapshot), headers=HTMX).content.decode()
 
 
-def test_a_row_is_not_a_page(client: Client, project: Project) -> None:
+def test_a_row_without_htmx_redirects_to_the_page(client: Client, project: Project) -> None:
     snapshot = SnapshotFactory(volume__project=project)
 
     assert client.get(row_url(snapshot))["Location"] == reverse("snapshots:snapshot", args=[snapshot.pk])

@@ -170,7 +170,7 @@ def test_a_snapshot_that_is_deleted_and_restored_at_once_does_one_of_them(
     assert (snapshot.state, restore_count) in [(State.DELETING, 0), (State.READY, 1)]
 
 
-def test_what_is_in_the_recycle_bin_is_put_back_or_erased_and_never_both(member: Membership, settings: Any) -> None:
+def test_a_snapshot_in_the_recycle_bin_is_put_back_or_erased_and_never_both(member: Membership, settings: Any) -> None:
     settings.RECYCLE_BIN_DAYS = 7
     snapshot = SnapshotFactory(volume__project=member.project)
     sell_everywhere()

@@ -81,7 +81,7 @@ def hours_of(snapshot: Snapshot, at: datetime) -> int:
     return cost.hours if cost else 0
 
 
-def test_what_a_user_deletes_waits_in_the_bin_and_costs_nothing(member: Membership) -> None:
+def test_a_deleted_snapshot_waits_in_the_bin_and_costs_nothing(member: Membership) -> None:
     snapshot = delete(charged(member), member, NOW + 2.75 * HOUR)
     assert (snapshot.state, snapshot.bin_until) == (State.DELETED, NOW + 2.75 * HOUR + timedelta(days=7))
     assert hours_of(snapshot, NOW + timedelta(days=3)) == 3
@@ -187,7 +187,7 @@ def test_credits_have_to_cover_the_gap_and_the_next_hour() -> None:
     assert put_back(snapshot, member, NOW + 3 * HOUR).state == State.READY
 
 
-def test_its_gigabytes_count_until_it_is_erased(member: Membership) -> None:
+def test_the_gb_of_a_snapshot_in_the_bin_count_until_it_is_erased(member: Membership) -> None:
     snapshot = services.request_deletion(snapshot=charged(member), user=member.user)
     Customer.objects.filter(pk=snapshot.customer_id).update(snapshot_gb_quota=60, snapshot_quota=1)
     project = recycle_bin.checks.reload_project(snapshot.project, snapshot.customer_id)
@@ -218,13 +218,13 @@ def test_a_longer_time_counts_at_once_and_a_shorter_one_only_later(member: Membe
         Customer.objects.filter(pk=customer.pk).update(recycle_bin_days=366)
 
 
-def test_without_days_it_is_deleted_as_before(member: Membership) -> None:
+def test_without_days_in_the_bin_a_snapshot_is_deleted_for_good(member: Membership) -> None:
     Customer.objects.filter(pk=member.project.customer_id).update(recycle_bin_days=0)
     snapshot = services.request_deletion(snapshot=charged(member), user=member.user)
     assert (snapshot.state, snapshot.bin_until) == (State.DELETING, None)
 
 
-def test_what_failed_or_is_missing_does_not_go_to_the_bin(member: Membership) -> None:
+def test_failed_and_missing_snapshots_do_not_go_to_the_bin(member: Membership) -> None:
     volume = VolumeFactory(project=member.project)
     for snapshot in (
         SnapshotFactory(volume=volume, failed=True),
@@ -332,7 +332,7 @@ def test_the_database_refuses_to_erase_what_is_in_the_bin(member: Membership) ->
         Snapshot.objects.filter(pk=snapshot.pk).update(state=State.READY, deleted_at=None)
 
 
-def test_what_happened_is_in_the_activity_log(member: Membership) -> None:
+def test_actions_of_the_recycle_bin_are_in_the_activity_log(member: Membership) -> None:
     snapshot = services.request_deletion(snapshot=charged(member), user=member.user)
     recycle_bin.put_back(snapshot=snapshot, user=member.user)
     assert Activity.objects.filter(action__in=["snapshot.bin", "snapshot.put_back"], actor=member.user).count() == 2

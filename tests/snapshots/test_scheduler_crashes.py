@@ -143,7 +143,7 @@ def test_a_due_run_starts_once_and_the_missed_ones_are_recorded_once(create_volu
         assert owner.user.notifications.count() == 1
 
 
-def test_a_verified_run_is_done_once_and_makes_room_once(create_volume: Callable[[], Volume]) -> None:
+def test_a_verified_run_is_done_once_and_applies_retention_once(create_volume: Callable[[], Volume]) -> None:
     now = timezone.now()
 
     def create() -> SimpleNamespace:

@@ -52,7 +52,7 @@ def fill(project: Project) -> None:
 
 
 @pytest.mark.both_databases
-def test_it_finds_each_kind_by_a_part_of_its_name(project: Project, owner: User) -> None:
+def test_the_search_finds_each_kind_by_a_part_of_its_name(project: Project, owner: User) -> None:
     fill(project)
     assert names(owner, " Db-01 ") == {
         "Instances": ["db-01"],

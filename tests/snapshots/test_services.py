@@ -227,10 +227,7 @@ def test_a_restore_that_needs_a_detached_volume_is_refused_in_advance(
 
     vm_snapshot = VMSnapshotFactory(vm=VirtualMachine.objects.get(), ready_at=timezone.now() - timedelta(hours=1))
     DiskImageFactory(snapshot=vm_snapshot, volume=volume, volume_name=volume.name)
-    assert (
-        "restores only volumes that are attached to no machine"
-        in restores.irreversible_reasons([vm_snapshot])[vm_snapshot.pk]
-    )
+    assert "restores only detached volumes" in restores.irreversible_reasons([vm_snapshot])[vm_snapshot.pk]
     Volume.objects.update(vm=None)
     restores.check_restorable(Snapshot.objects.get(pk=snapshot.pk))
 

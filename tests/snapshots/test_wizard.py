@@ -81,7 +81,9 @@ def confirm(client: Client, draft: Draft, **fields: Any) -> Any:
     return client.post(url(draft, "review"), data)
 
 
-def test_the_whole_way_from_a_location_to_a_ready_snapshot(client: Client, member: Membership, volume: Volume) -> None:
+def test_the_wizard_leads_from_a_location_to_a_ready_snapshot(
+    client: Client, member: Membership, volume: Volume
+) -> None:
     answers = {
         "location": volume.location_id,
         "project": member.project.pk,
@@ -157,7 +159,9 @@ def test_a_colleague_with_the_right_role_can_continue_the_draft(
     assert Snapshot.objects.get().requested_by == colleague
 
 
-def test_a_viewer_gets_a_reason(client_for: Any, member: Membership, volume: Volume) -> None:
+def test_a_viewer_in_the_wizard_gets_the_reason_for_the_refusal(
+    client_for: Any, member: Membership, volume: Volume
+) -> None:
     viewer = client_for(MembershipFactory(project=member.project, role=Role.VIEWER).user)
     draft = draft_at("review", volume, member.user)
     for response in (

@@ -108,7 +108,9 @@ def ref_of(volume: Volume) -> VolumeRef:
     return VolumeRef(uuid=volume.pk, name=volume.name, size_gb=volume.size_gb, backend_ref=volume.backend_ref)
 
 
-def test_captures_and_deletions(store: CinderStore, volume: Volume, member: Membership) -> None:
+def test_captures_and_deletions_survive_the_death_of_their_worker(
+    store: CinderStore, volume: Volume, member: Membership
+) -> None:
     snapshots: list[Snapshot] = []
 
     def capture(number: int) -> Operation:
@@ -133,7 +135,7 @@ def test_captures_and_deletions(store: CinderStore, volume: Volume, member: Memb
     assert store.leftovers(of=volume.backend_ref) == []
 
 
-def test_restores(store: CinderStore, volume: Volume, member: Membership) -> None:
+def test_restores_survive_the_death_of_their_worker(store: CinderStore, volume: Volume, member: Membership) -> None:
     snapshot = services.request_snapshot(source=volume, name="first", user=member.user)
     run_active_operations()
     safeties = set()
@@ -153,7 +155,7 @@ def test_restores(store: CinderStore, volume: Volume, member: Membership) -> Non
     assert store.leftovers(of=volume.backend_ref) == []
 
 
-def test_new_volumes(store: CinderStore, volume: Volume, member: Membership) -> None:
+def test_new_volumes_survive_the_death_of_their_worker(store: CinderStore, volume: Volume, member: Membership) -> None:
     snapshot = services.request_snapshot(source=volume, name="first", user=member.user)
     run_active_operations()
 

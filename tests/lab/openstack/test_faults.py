@@ -88,7 +88,7 @@ def test_an_object_stuck_creating_fails_in_time_and_is_removed_if_it_completes(
     assert wait_until(lambda: not unwanted(store, volume), seconds=30)
 
 
-def test_what_arrives_late_is_adopted_by_the_next_attempt(
+def test_an_object_that_appears_late_is_adopted_by_the_next_attempt(
     lab: Lab, store: CinderStore, impatient: CinderDriver
 ) -> None:
     volume, ref = new_volume(store, BEFORE), SnapshotRef(uuid=uuid4())

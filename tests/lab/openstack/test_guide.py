@@ -159,7 +159,7 @@ def test_the_guide_on_cinder_from_the_menu_to_a_clone_that_outlives_its_snapshot
     assert not [name for name in store.leftovers() if copy.backend_ref in name]
 
 
-def test_create_volume_on_cinder(
+def test_a_volume_is_created_on_cinder(
     page: Page, pool: Pool, store: CinderStore, member: Membership, volume: Volume, worker: None, sign_in: Any
 ) -> None:
     sell_everywhere(kind=ServiceKind.BLOCK_STORAGE)

@@ -71,7 +71,7 @@ def test_a_snapshot_becomes_a_volume_and_is_deleted(store: CinderStore, volume: 
     assert created(store, disk.pk) == []
 
 
-def test_what_arrives_after_the_last_attempt_is_cleaned_up_and_costs_nothing(
+def test_an_object_that_appears_after_the_last_attempt_is_deleted_and_costs_nothing(
     lab: Lab, store: CinderStore, volume: Volume, member: Membership, settings: Any
 ) -> None:
     settings.OPERATION_MAX_ATTEMPTS = 1

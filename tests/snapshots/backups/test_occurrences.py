@@ -91,7 +91,7 @@ def test_iterating_occurrences_gives_the_same_as_listing_them(rule: Recurrence, 
     assert occurrences == occurrences_between(rule, ZoneInfo(zone), after, after + 100 * DAY)
 
 
-def test_half_past_six_hours_east_of_greenwich():
+def test_a_zone_with_a_half_hour_offset_is_converted():
     rule = Recurrence(interval="daily", at=time(2))
     assert next_occurrence(rule, YANGON, datetime(2026, 11, 22, tzinfo=UTC)) == datetime(
         2026, 11, 22, 19, 30, tzinfo=UTC
@@ -106,7 +106,7 @@ def test_half_past_six_hours_east_of_greenwich():
         (date(2026, 10, 25), time(3), datetime(2026, 10, 25, 2, tzinfo=UTC)),
     ],
 )
-def test_daylight_saving_changes(day: date, at: time, expected: datetime):
+def test_skipped_times_run_after_the_gap_and_repeated_ones_once(day: date, at: time, expected: datetime):
     assert instant(day, at, BERLIN) == expected
     recurrence = Recurrence(interval="daily", at=at)
     assert occurrences_between(recurrence, BERLIN, expected - MINUTE, expected + timedelta(hours=20)) == [expected]

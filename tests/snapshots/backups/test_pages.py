@@ -286,7 +286,7 @@ def test_search_and_filters_narrow_the_schedules(client: Client, schedule: Backu
     assert len(response.context["rows"]) == 3 and "were ignored:" in response.text
 
 
-def test_the_pages_of_schedules_follow_each_other(client: Client, vm: VirtualMachine) -> None:
+def test_the_list_of_schedules_is_paginated(client: Client, vm: VirtualMachine) -> None:
     start = timezone.now()
     schedules = [BackupScheduleFactory(vm=vm, created_at=start - timedelta(minutes=n)) for n in range(25)]
     first = client.get(SCHEDULES)

@@ -123,7 +123,7 @@ def test_the_number_of_schedules_of_a_machine_is_limited(
     create(vm, member)
 
 
-def test_a_viewer_may_not(vm: VirtualMachine, member: Membership) -> None:
+def test_a_viewer_cannot_change_schedules(vm: VirtualMachine, member: Membership) -> None:
     viewer = MembershipFactory(project=member.project, role=Role.VIEWER)
     schedule = create(vm, member)
     for action in (

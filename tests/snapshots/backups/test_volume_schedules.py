@@ -106,7 +106,7 @@ def text_of(page: str) -> str:
 # --- runs ------------------------------------------------------------------------------------------------------------
 
 
-def test_it_takes_verified_volume_snapshots_that_are_charged_like_any_other(
+def test_a_volumes_schedule_takes_verified_snapshots_that_are_charged_like_any_other(
     schedule: BackupSchedule, volume: Volume
 ) -> None:
     snapshot = run_once(schedule)
@@ -217,7 +217,7 @@ def test_a_retried_snapshot_continues_its_run_as_the_newest(
 # --- life ------------------------------------------------------------------------------------------------------------
 
 
-def test_it_is_created_edited_paused_and_resumed(volume: Volume, member: Membership) -> None:
+def test_a_volumes_schedule_is_created_edited_paused_and_resumed(volume: Volume, member: Membership) -> None:
     user = member.user
     schedule = create_schedule(source=volume, user=user, take_one_now=True, **NIGHTLY)
     assert (schedule.vm, schedule.volume, schedule.project, schedule.kind) == (
@@ -280,7 +280,9 @@ def archive(member: Membership) -> Project:
     return project
 
 
-def test_its_snapshots_belong_to_the_schedules_project(volume: Volume, member: Membership, archive: Project) -> None:
+def test_scheduled_snapshots_belong_to_the_schedules_project(
+    volume: Volume, member: Membership, archive: Project
+) -> None:
     schedule = create_schedule(source=volume, project=archive, user=member.user, **NIGHTLY)
     snapshot = run_once(schedule)
     assert (schedule.project, snapshot.project) == (archive, archive)
@@ -349,9 +351,7 @@ def test_schedules_of_the_previous_version_belong_to_the_machines_project(member
 # --- pages -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_way_from_a_volume_to_its_first_scheduled_snapshot(
-    client: Client, volume: Volume, archive: Project
-) -> None:
+def test_a_volumes_page_leads_to_its_first_scheduled_snapshot(client: Client, volume: Volume, archive: Project) -> None:
     page = client.get(reverse("snapshots:volume", args=[volume.pk])).text
     start = reverse("snapshots:schedule_snapshots", args=[volume.pk])
     assert start in page
@@ -396,7 +396,9 @@ def test_strangers_and_viewers_schedule_nothing(client_for: Callable[..., Client
     assert url not in page
 
 
-def test_its_pages_say_snapshots_instead_of_backups(client: Client, schedule: BackupSchedule, volume: Volume) -> None:
+def test_the_pages_of_a_volumes_schedule_say_snapshots_instead_of_backups(
+    client: Client, schedule: BackupSchedule, volume: Volume
+) -> None:
     snapshot = run_once(schedule)
     run_once(schedule)
     pages: dict[str, Any] = {

@@ -76,7 +76,7 @@ def text_of(page: str) -> str:
     return " ".join(unescape(re.sub("<[^>]+>", " ", page[page.index('id="wizard"') :])).split())
 
 
-def test_the_whole_way_from_a_location_to_the_first_backup(
+def test_the_wizard_leads_from_a_location_to_the_first_backup(
     client: Client, member: Membership, vm: VirtualMachine
 ) -> None:
     step_url = NEW

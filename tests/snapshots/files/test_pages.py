@@ -86,7 +86,7 @@ def parent_of(pid: str) -> str:
 
 
 @pytest.mark.parametrize("name", WHAT)
-def test_a_viewer_gets_a_reason(
+def test_a_viewer_of_files_gets_the_reason_for_the_refusal(
     name: str, disk: DiskImage, project: Project, client_for: Callable[..., Client]
 ) -> None:
     viewer = client_for(UserFactory(member_of=project, member_of__role=Role.VIEWER))

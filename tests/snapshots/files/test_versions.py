@@ -233,7 +233,7 @@ def test_an_inode_that_is_used_again_is_no_rename() -> None:
 
 @pytest.mark.slow
 @pytest.mark.django_db
-def test_what_a_program_did_to_a_disk_is_what_the_page_says(
+def test_a_comparison_shows_exactly_the_changes_that_a_program_made(
     project: Project, storage_root: Path, tmp_path: Path, client: Client
 ) -> None:
     need("mke2fs", "debugfs")

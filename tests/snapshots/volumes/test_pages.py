@@ -132,7 +132,7 @@ def test_the_menu_offers_what_is_possible(client: Client, volume: Volume, machin
 # --- rename ------------------------------------------------------------------------------------------------------------
 
 
-def test_renaming(client: Client, volume: Volume) -> None:
+def test_a_volume_is_renamed(client: Client, volume: Volume) -> None:
     assert client.post(address("rename", volume), {"name": "archive"}).url == address("", volume)
     assert "The volume is now called “archive”." in read(client, address("", volume))
     refused = client.post(address("rename", volume), {"name": "x" * 121})
@@ -187,7 +187,7 @@ def test_a_price_that_changed_is_shown_again(client: Client, volume: Volume) -> 
 # --- attach and detach -------------------------------------------------------------------------------------------------
 
 
-def test_attaching_and_detaching(client: Client, volume: Volume, machine: VirtualMachine) -> None:
+def test_a_volume_is_attached_and_detached(client: Client, volume: Volume, machine: VirtualMachine) -> None:
     url = address("attach", volume)
     assert "web-01" in read(client, url)
     assert "Choose an instance." in text_of(client.post(url, {"vm": ""}))
@@ -208,7 +208,7 @@ def test_without_a_stopped_machine_the_page_says_what_to_do(client: Client, volu
     assert "There is no stopped instance in the project Default" in read(client, address("attach", volume))
 
 
-def test_of_many_machines_the_first_are_listed_and_the_search_finds_the_others(
+def test_the_first_of_many_machines_are_listed_and_the_search_finds_the_others(
     client: Client, volume: Volume, machine: VirtualMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lists, "SOURCES_OFFERED", 1)
@@ -296,7 +296,7 @@ def test_a_failed_deletion_and_a_failed_creation_offer_a_retry(
     assert "mkfs.ext4 /dev/vdb" in read(client, address("", broken))
 
 
-def test_cancelling_a_creation_and_a_growth(client: Client, volume: Volume, member: Membership) -> None:
+def test_a_creation_and_a_growth_are_cancelled(client: Client, volume: Volume, member: Membership) -> None:
     new = volume_services.request_volume(
         project=member.project, location=LocationFactory(), size_gb=1, name="new", user=member.user
     )

@@ -98,7 +98,7 @@ def image_of(storage_root: Path, volume: Volume) -> Path:
 # --- the way through -------------------------------------------------------------------------------------------------
 
 
-def test_the_whole_way_from_a_location_to_an_available_volume(
+def test_the_wizard_leads_from_a_location_to_an_available_volume(
     client: Client, storage_root: Path, member: Membership, location: Location
 ) -> None:
     answers = {"location": location.pk, "project": member.project.pk, "size_gb": 50, "name": "  Uploads "}
@@ -191,7 +191,9 @@ def test_a_draft_of_another_wizard_is_not_found(
     assert client.get(reverse("snapshots:check_name", args=[draft.pk])).status_code == 404
 
 
-def test_a_viewer_gets_a_reason(client_for: Callable[..., Client], member: Membership, location: Location) -> None:
+def test_a_viewer_who_creates_a_volume_gets_the_reason_for_the_refusal(
+    client_for: Callable[..., Client], member: Membership, location: Location
+) -> None:
     viewer = client_for(MembershipFactory(project=member.project, role=Role.VIEWER).user)
     draft = draft_of(member, location)
     for response in (viewer.get(START), viewer.get(url(draft, "review")), confirm(viewer, draft)):
