@@ -1,4 +1,4 @@
-"""The pages of Create Volume. What they share with the other wizards is in wizard.py."""
+"""The pages of Create Volume. wizard.py has their common parts."""
 
 from collections.abc import Callable
 from typing import Any
