@@ -228,18 +228,12 @@ def price_sentence(schedule: BackupSchedule) -> str:
 
 @require_POST
 def back_up(request: HttpRequest, vm_id: UUID) -> HttpResponse:
-    """Start the wizard from a machine's page, with location, project and machine already chosen."""
-    vm = get_object_or_404(VirtualMachine.objects.visible_to(request.user).select_related("project"), pk=vm_id)
-    checks.require_change(request.user, vm.project_id)
-    return start_wizard(request, vm, "schedule", kind=Kind.BACKUP)
+    return start_wizard(request, VirtualMachine, vm_id, "schedule", kind=Kind.BACKUP)
 
 
 @require_POST
 def schedule_snapshots(request: HttpRequest, volume_id: UUID) -> HttpResponse:
-    """Start the wizard from a volume's page or row, with location, project and volume already chosen."""
-    volume = get_object_or_404(Volume.objects.visible_to(request.user).select_related("project"), pk=volume_id)
-    checks.require_change(request.user, volume.project_id)
-    return start_wizard(request, volume, "schedule", is_scheduled=True)
+    return start_wizard(request, Volume, volume_id, "schedule", is_scheduled=True)
 
 
 def get_changeable_schedule(user: User, schedule_id: UUID) -> BackupSchedule:

@@ -9,6 +9,7 @@ from uuid import UUID
 from django import forms
 from django.contrib import messages
 from django.core.exceptions import ValidationError
+from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
@@ -69,13 +70,19 @@ def attempt(request: HttpRequest, action: Callable[[], T]) -> T | None:
 
 def start_wizard(
     request: HttpRequest,
-    source: checks.Source,
+    model: type[VirtualMachine] | type[Volume],
+    pk: UUID,
     slug: str,
     *,
     kind: Kind = Kind.VOLUME,
     is_scheduled: bool = False,
 ) -> HttpResponse:
-    """Start the wizard of the source at the step `slug`, or return to the source's page with the reason why not."""
+    """Start the wizard at the step `slug` with location, project and source chosen, or return to the source's page with
+    the reason why not.
+    """
+    visible: QuerySet[Any] = model.objects.visible_to(request.user)
+    source: checks.Source = get_object_or_404(visible.select_related("project"), pk=pk)
+    checks.require_change(request.user, source.project_id)
     if draft := attempt(
         request, partial(wizard.start, request.user, kind=kind, source=source, is_scheduled=is_scheduled)
     ):

@@ -15,7 +15,7 @@ from cng_portal.common.pages import page_of
 from cng_portal.common.responses import is_fragment
 from cng_portal.common.templatetags.portal import poll_seconds
 from cng_portal.inventory.models import VirtualMachine, Volume
-from snapshots import checks, lists
+from snapshots import lists
 from snapshots.backups.views import build_schedule_rows
 from snapshots.forms import MachineFilterForm
 from snapshots.models import BackupSchedule, Kind, Operation, Snapshot, SnapshotQuerySet, usable
@@ -137,7 +137,4 @@ def newest_snapshots(vm: VirtualMachine, kind: Kind, user: User) -> list[Snapsho
 
 @require_POST
 def take_snapshot_of_machine(request: HttpRequest, vm_id: UUID) -> HttpResponse:
-    """Start the wizard from a machine's page, with location, project and machine already chosen."""
-    vm = get_object_or_404(VirtualMachine.objects.visible_to(request.user).select_related("project"), pk=vm_id)
-    checks.require_change(request.user, vm.project_id)
-    return start_wizard(request, vm, "name")
+    return start_wizard(request, VirtualMachine, vm_id, "name")

@@ -122,10 +122,7 @@ def check_name(request: HttpRequest, draft_id: UUID) -> HttpResponse:
 
 @require_POST
 def take_snapshot_of(request: HttpRequest, volume_id: UUID) -> HttpResponse:
-    """Start the wizard from a volume's page, with location, project and volume already chosen."""
-    volume = get_object_or_404(Volume.objects.visible_to(request.user).select_related("project"), pk=volume_id)
-    checks.require_change(request.user, volume.project_id)
-    return start_wizard(request, volume, "name")
+    return start_wizard(request, Volume, volume_id, "name")
 
 
 DRAFT_RELATED = (
