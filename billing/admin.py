@@ -1,5 +1,6 @@
 """Prices and credits, for the support desk. Usage, invoices and the ledger are read-only."""
 
+from collections.abc import Callable
 from typing import Any
 
 from django.contrib import admin, messages
@@ -264,6 +265,15 @@ class InvoiceLineAdmin(CustomerRecordAdmin):
         return line.formula
 
 
+# {name in the URL: title, form, service}
+WALLET_ACTIONS: dict[str, tuple[Any, type[WalletForm], Callable[..., WalletTransaction]]] = {
+    "buy": (gettext_lazy("Add bought credits"), WalletForm, buy_credits),
+    "grant": (gettext_lazy("Grant credits"), GrantForm, grant_credits),
+    "refund": (gettext_lazy("Refund credits"), WalletForm, refund_credits),
+    "correct": (gettext_lazy("Correct the balance"), CorrectionForm, correct_credits),
+}
+
+
 @admin.register(CustomerAccount)
 class CustomerAccountAdmin(ReadOnly, SupportAdmin):
     list_display = ["crn", "name", "billing_type", "credits", "owed", "balance"]
@@ -306,45 +316,24 @@ class CustomerAccountAdmin(ReadOnly, SupportAdmin):
         return money.format_amount(account.standing.balance_micro, account.currency)
 
     def get_urls(self) -> list[Any]:
-        def wallet_path(name: str, form_class: type[WalletForm]) -> Any:
-            def view(request: HttpRequest, pk: str) -> HttpResponse:
-                return self.wallet_view(request, pk, name, form_class)
+        view = self.admin_site.admin_view(self.wallet_view)
+        paths = [
+            path(f"<uuid:pk>/{name}/", view, {"name": name}, name=f"billing_account_{name}") for name in WALLET_ACTIONS
+        ]
+        return [*paths, *super().get_urls()]
 
-            return path(f"<uuid:pk>/{name}/", self.admin_site.admin_view(view), name=f"billing_account_{name}")
-
-        forms = {"buy": WalletForm, "grant": GrantForm, "refund": WalletForm, "correct": CorrectionForm}
-        return [*(wallet_path(name, form_class) for name, form_class in forms.items()), *super().get_urls()]
-
-    def wallet_view(self, request: HttpRequest, pk: str, name: str, form_class: type[WalletForm]) -> HttpResponse:
+    def wallet_view(self, request: HttpRequest, pk: str, name: str) -> HttpResponse:
         """Record a wallet transaction, with a reason."""
         if not request.user.has_perm("billing.add_wallettransaction"):
             return HttpResponse(_("You may not change wallets."), status=403)
         account = get_object_or_404(CustomerAccount, pk=pk)
+        title, form_class, record = WALLET_ACTIONS[name]
         form = form_class(request.POST or None, currency=account.currency)
-        titles = {
-            "buy": _("Add bought credits"),
-            "grant": _("Grant credits"),
-            "refund": _("Refund credits"),
-            "correct": _("Correct the balance"),
-        }
         back = reverse("admin:billing_customeraccount_change", args=[account.pk])
         if form.is_valid():
-            fields = {
-                "customer": account,
-                "reason": form.cleaned_data["reason"],
-                "by": request.user,
-                "key": form.cleaned_data["key"],
-            }
+            fields = {name: value for name, value in form.cleaned_data.items() if name != "amount"}
             try:
-                if name == "correct":
-                    recorded = correct_credits(**fields, change_micro=form.amount_micro)
-                elif name == "grant":
-                    expires_at = form.cleaned_data["expires_at"]
-                    recorded = grant_credits(**fields, amount_micro=form.amount_micro, expires_at=expires_at)
-                elif name == "refund":
-                    recorded = refund_credits(**fields, amount_micro=form.amount_micro)
-                else:
-                    recorded = buy_credits(**fields, amount_micro=form.amount_micro)
+                recorded = record(customer=account, by=request.user, amount_micro=form.amount_micro, **fields)
             except Refused as error:
                 form.add_error(None, str(error))
             else:
@@ -355,7 +344,7 @@ class CustomerAccountAdmin(ReadOnly, SupportAdmin):
             **self.admin_site.each_context(request),
             "opts": self.opts,
             "object": account,
-            "title": titles[name],
+            "title": title,
             "form": form,
             "back": back,
             "balance": money.format_amount(get_balance(customer=account, at=timezone.now()), account.currency),

@@ -171,9 +171,9 @@ def refund_credits(
 
 
 def correct_credits(
-    *, customer: Customer, change_micro: int, reason: str, by: User | None, key: str, at: datetime | None = None
+    *, customer: Customer, amount_micro: int, reason: str, by: User | None, key: str, at: datetime | None = None
 ) -> WalletTransaction:
-    """Add to the wallet or, with a negative change, take from it. A second call with the same key changes nothing.
+    """Add to the wallet or, with a negative amount, take from it. A second call with the same key changes nothing.
 
     Raises Refused.
     """
@@ -181,12 +181,12 @@ def correct_credits(
     return _record(
         customer=customer,
         kind=TransactionKind.CORRECTED,
-        amount_micro=abs(change_micro),
+        amount_micro=abs(amount_micro),
         reason=reason,
         by=by,
         key=key,
         at=at,
-        sides=sides if change_micro > 0 else sides[::-1],
+        sides=sides if amount_micro > 0 else sides[::-1],
     )
 
 

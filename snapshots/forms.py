@@ -41,7 +41,7 @@ class FilterForm(filters.FilterForm):
         for name, choices in lists.FILTER_CHOICES.items():
             field = self.fields.get(name)
             if isinstance(field, ChoiceFilter):
-                field.offer(partial(choices, user, self.data.get(name, "")))
+                field.set_choices(partial(choices, user, self.data.get(name, "")))
         self.is_valid()
 
     def narrow(self, rows: QuerySet[Any]) -> QuerySet[Any]:

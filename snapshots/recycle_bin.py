@@ -22,6 +22,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
+from billing import rating
 from billing.models import UsageSegment
 from billing.pricing.prices import PriceList, Quote
 from billing.usage import charge_gap
@@ -153,7 +154,7 @@ def quote_resumed(*, resource_id: UUID, kind: str, at: datetime) -> PutBackPrice
         return None
     if at <= last.paid_until:
         return PutBackPrice(quote, 0, 0)
-    hours = -((last.paid_until - at) // timedelta(hours=1))
+    hours = rating.hours(last.paid_until, at)
     return PutBackPrice(quote, hours, quote.cost_between(last.paid_until, at))
 
 

@@ -1,6 +1,8 @@
 """Restoring a snapshot in place: writing its bytes back to the volumes they came from."""
 
 from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from django.db import transaction
@@ -120,12 +122,22 @@ def irreversible_reasons(snapshots: Iterable[Snapshot]) -> dict[UUID, str]:
     if not limited:
         return {}
     is_safety = Exists(Operation.objects.filter(safety_snapshot=OuterRef("snapshot")))
-    disks = DiskImage.objects.filter(snapshot__in=limited).annotate(is_safety=is_safety).order_by("pk")
-    # Once per volume, because volumes have many snapshots. By `captured_at`, the storage's own clock, which it compares too.
-    latest = dict(
+    disks = list(DiskImage.objects.filter(snapshot__in=limited).annotate(is_safety=is_safety).order_by("pk"))
+    latest = _latest_captures({disk.volume_id for disk in disks})
+    reasons = {}
+    for disk in disks:
+        snapshot = limited[disk.snapshot_id]
+        if reason := _why_irreversible(disk, snapshot, latest.get(disk.volume_id)):
+            reasons[snapshot.pk] = reason % {"location": snapshot.location_id}
+    return reasons
+
+
+def _latest_captures(volume_ids: set[UUID]) -> dict[UUID, datetime]:
+    """Return {volume: when its latest snapshot was captured} by the storage's own clock, which it compares too."""
+    return dict(
         DiskImage.objects.filter(
             in_storage("snapshot__"),
-            volume__in={disk.volume_id for disk in disks},
+            volume__in=volume_ids,
             captured_at__isnull=False,
             snapshot__ready_at__isnull=False,
             snapshot__missing_since=None,
@@ -135,28 +147,22 @@ def irreversible_reasons(snapshots: Iterable[Snapshot]) -> dict[UUID, str]:
         .values_list("volume")
         .annotate(latest=Max("captured_at"))
     )
-    reasons = {}
-    for disk in disks:
-        snapshot = limited[disk.snapshot_id]
-        has_later = disk.captured_at is not None and disk.captured_at < latest.get(disk.volume_id, disk.captured_at)
-        if disk.is_safety:
-            reason = _(
-                "This is the copy that was made before a restore, and the storage of %(location)s cannot write it back. "
-                "Make a new volume from it instead."
-            )
-        elif snapshot.vm and snapshot.vm.backend_ref and not get_driver(snapshot.location).reverts_attached:
-            reason = _(
-                "The storage of %(location)s restores only detached volumes. Make new volumes from this instead."
-            )
-        elif has_later:
-            reason = _(
-                "The storage of %(location)s can restore a volume only to the latest of its snapshots, and this is an "
-                "earlier one. Make a new volume from it instead, or delete the later ones first."
-            )
-        else:
-            continue
-        reasons[snapshot.pk] = reason % {"location": snapshot.location_id}
-    return reasons
+
+
+def _why_irreversible(disk: Any, snapshot: Snapshot, latest: datetime | None) -> str:
+    if disk.is_safety:
+        return _(
+            "This is the copy that was made before a restore, and the storage of %(location)s cannot write it back. "
+            "Make a new volume from it instead."
+        )
+    if snapshot.vm and snapshot.vm.backend_ref and not get_driver(snapshot.location).reverts_attached:
+        return _("The storage of %(location)s restores only detached volumes. Make new volumes from this instead.")
+    if latest and disk.captured_at and disk.captured_at < latest:
+        return _(
+            "The storage of %(location)s can restore a volume only to the latest of its snapshots, and this is an "
+            "earlier one. Make a new volume from it instead, or delete the later ones first."
+        )
+    return ""
 
 
 def volumes_in(snapshot: Snapshot) -> list[Volume]:

@@ -1,4 +1,4 @@
-"""The search of everything a user can reach: resources, projects, invoices, pages and actions, by name or ID."""
+"""The global search of everything a user can reach: resources, projects, invoices, pages and actions, by name or ID."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field

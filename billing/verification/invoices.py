@@ -45,7 +45,7 @@ def check_invoices(
         if invoice.customer_number != customer.number:
             yield f"{invoice.number}: it has the number of customer {invoice.customer_number}"
         if ended_at is not None and invoice.starts_at != ended_at:
-            yield f"{invoice.number}: it starts at {invoice.starts_at}, the one before ended at {ended_at}"
+            yield f"{invoice.number}: it starts at {invoice.starts_at}, the previous one ended at {ended_at}"
         ended_at = invoice.ends_at
     for invoice_id in paid:
         yield f"the wallet paid invoice {invoice_id}, which is not one of the customer's"

@@ -16,4 +16,4 @@ class ActivityFilterForm(FilterForm):
         for name, choices in {"project": projects, "action": list(ACTIONS.items())}.items():
             field = self.fields[name]
             assert isinstance(field, ChoiceFilter)
-            field.offer(lambda choices=choices: choices)
+            field.set_choices(lambda choices=choices: choices)

@@ -15,9 +15,9 @@ class ChoiceFilter(forms.ChoiceField):
     def __init__(self, label: Any, empty_label: Any, choices: Choices | None = None) -> None:
         self.empty_label = empty_label
         super().__init__(label=label, required=False)
-        self.offer(lambda: choices or [])
+        self.set_choices(lambda: choices or [])
 
-    def offer(self, choices: Callable[[], Choices]) -> None:
+    def set_choices(self, choices: Callable[[], Choices]) -> None:
         self.choices = lambda: [("", self.empty_label), *choices()]
 
 

@@ -52,7 +52,7 @@ def history(request: Request, snapshot_id: UUID, disk_id: UUID, part: int) -> Ht
 
 @require_GET
 def compare(request: Request, snapshot_id: UUID, disk_id: UUID) -> HttpResponse:
-    """Compare a disk with the same volume's in another snapshot, by default the one before."""
+    """Compare a disk with the same volume's in another snapshot, by default the previous one."""
     snapshot, disk, choices, other = read_pair(request, snapshot_id, disk_id)
     folder, kind, text = read_filter(request)
     start = read_number(request, "from", maximum=MAX_START) or 0

@@ -23,7 +23,7 @@ MAX_VERSIONS = 100
 
 @dataclass(frozen=True)
 class Version:
-    """The path in one snapshot. `change` says how it differs from the snapshot before."""
+    """The path in one snapshot. `change` says how it differs from the previous snapshot."""
 
     disk: DiskImage
     record: Record
@@ -137,7 +137,7 @@ def load_history(disk: DiskImage, part: int, path: Sequence[bytes], user: User) 
 
 
 def describe_change(previous: Record | None, record: Record, *, is_first: bool) -> tuple[str, bool]:
-    """Return (how the record differs from the one before, whether its content may differ)."""
+    """Return (how the record differs from the previous one, whether its content may differ)."""
     if previous is None:
         return (_("Oldest listed") if is_first else _("Created")), True
     if previous.kind != record.kind:

@@ -46,7 +46,7 @@ class OperationQuerySet(models.QuerySet["Operation"]):
 class Operation(models.Model):
     """Work for the storage. This row is the source of truth; a task in the queue only starts a worker.
 
-    Every claim increments `attempt`, and every write of a worker names its attempt, which fences off the workers before.
+    Every claim increments `attempt`, and every write of a worker names its attempt, which fences off earlier workers.
     `interruptions` are attempts that don't count towards settings.OPERATION_MAX_ATTEMPTS, such as a worker's restart or a
     disk that was busy.
     """

@@ -1,7 +1,7 @@
 """What a worker does for each kind of operation.
 
 Each handler has the driver do its work and then records the outcome in one transaction with `lifecycle.finish`. Drivers'
-calls can be repeated, so an attempt doesn't need to know how far the one before it got. No transaction is open while a
+calls are idempotent, so an attempt doesn't need to know how far the previous one got. No transaction is open while a
 driver works.
 """
 

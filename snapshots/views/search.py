@@ -1,4 +1,4 @@
-"""The search of everything: a page, and the window that Ctrl-K opens on every page."""
+"""The global search: a page, and the window that Ctrl-K opens on every page."""
 
 from django import forms
 from django.http import HttpRequest, HttpResponse

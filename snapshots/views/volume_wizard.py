@@ -128,7 +128,7 @@ def confirm(draft: Draft, user: User, shown_hourly_micro: int) -> Volume:
 
 def quote_of(draft: Draft, size_gb: int) -> Quote | None:
     """Return today's price, None where a volume costs nothing."""
-    assert draft.project is not None and draft.location is not None  # the steps before are checked
+    assert draft.project is not None and draft.location is not None  # earlier steps are checked
     return volume_services.quote_volume(draft.project, draft.location, size_gb, at=timezone.now())
 
 

@@ -284,7 +284,7 @@ def estimates(request: HttpRequest, draft: Draft, quote: Quote) -> dict[str, Any
     if until.is_bound and until.is_valid():
         day = until.cleaned_data["until"]
         end = datetime.combine(day + timedelta(days=1), time(), tzinfo=customer.zone)
-        amount_micro = sum(quote.cost_between(first, last) for first, last in lives(draft, now, end))
+        amount_micro = sum(quote.cost_between(first, last) for first, last in lifetimes(draft, now, end))
         rows.append(row(_("From now to the end of %(day)s") % {"day": format_day(day)}, amount_micro))
     if customer.billing_type == BillingType.PREPAID:
         runway = credit_runway(customer=customer, at=now, extra_hourly_micro=count * quote.hourly_micro)
@@ -297,7 +297,7 @@ def estimates(request: HttpRequest, draft: Draft, quote: Quote) -> dict[str, Any
     return {"estimates": rows, "until": until}
 
 
-def lives(draft: Draft, now: datetime, end: datetime) -> list[tuple[datetime, datetime]]:
+def lifetimes(draft: Draft, now: datetime, end: datetime) -> list[tuple[datetime, datetime]]:
     """Return (start, end) of the draft's snapshot, or of each that its schedule takes and deletes until `end`."""
     if not draft.makes_schedule:
         return [(now, min(end, max(now, expiry_of_draft(draft) or end)))]
@@ -353,7 +353,7 @@ def leave(request: Request, url: str) -> HttpResponse:
 
 def quote_of(draft: Draft) -> Quote:
     """Raises NotSold."""
-    assert draft.source is not None  # the steps before are checked
+    assert draft.source is not None  # earlier steps are checked
     return checks.quote_for(draft.source, kind=draft.kind)
 
 
@@ -532,7 +532,7 @@ def count_sources(kind: str, count: int) -> str:
 
 def source_context(request: HttpRequest, draft: Draft, form: wizard.SourceForm) -> dict[str, Any]:
     """List the volumes or instances that match the search, at most SOURCES_SHOWN, and always the chosen one."""
-    assert draft.location_id is not None and draft.project is not None  # the steps before are checked
+    assert draft.location_id is not None and draft.project is not None  # earlier steps are checked
     user, kind = request.user, draft.kind
     query = request.GET.get("q", "").strip()
     offered = offers.first_sources(user, draft, q=query)

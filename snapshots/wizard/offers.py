@@ -117,7 +117,7 @@ def offered_sources(user: User, draft: Draft, *, q: str = "", pk: UUID | None = 
 
     They are filtered by the search or the ID; the project's own come first, then those of the customer's other projects.
     """
-    assert draft.project is not None  # The steps before are checked.
+    assert draft.project is not None  # Earlier steps are checked.
     sources = model_of(draft.kind).objects.changeable_by(user).present().filter(location=draft.location_id)
     sources = sources.filter(project__customer=draft.project.customer_id)
     if q:
@@ -201,7 +201,7 @@ def offered_volume_projects(user: User, draft: Draft) -> list[ProjectOffer]:
 
 def offered_snapshots(user: User, draft: Draft, *, q: str = "") -> QuerySet[Snapshot]:
     """Return the usable snapshots and backups, newest first, that a new volume of the draft can be made from."""
-    assert draft.project is not None  # The steps before are checked.
+    assert draft.project is not None  # Earlier steps are checked.
     snapshots = Snapshot.objects.visible_to(user).filter(
         usable(),
         customer=draft.project.customer_id,

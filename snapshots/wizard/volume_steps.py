@@ -97,7 +97,7 @@ class SizeForm(StepForm):
 def check_size(draft: Draft, size_gb: int) -> None:
     """Raise an ActionRefused unless the draft's volume can have this size."""
     location, project, disk = draft.location, draft.project, draft.disk
-    assert location is not None and project is not None  # The steps before are checked.
+    assert location is not None and project is not None  # Earlier steps are checked.
     volume_services.check_size(location, size_gb)
     if disk:
         new_volumes.check_disk_fits(disk, size_gb)

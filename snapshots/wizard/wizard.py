@@ -114,12 +114,12 @@ class NameForm(StepForm):
     suggestion = ""
 
     def __init__(self, *args: Any, draft: Draft, **kwargs: Any) -> None:
-        assert draft.project is not None  # The steps before are checked.
+        assert draft.project is not None  # Earlier steps are checked.
         super().__init__(*args, draft=draft, **kwargs)
         self.fields["delete_after"].for_zone(draft.project.customer.zone)  # type: ignore[attr-defined]
 
     def clean_name(self) -> str:
-        assert self.draft.project is not None  # The steps before are checked.
+        assert self.draft.project is not None  # Earlier steps are checked.
         try:
             return checks.check_name(self.draft.project.customer_id, self.cleaned_data["name"])
         except NameTaken as error:
@@ -135,7 +135,7 @@ class ScheduleStepForm(StepForm, ScheduleForm):
     )
 
     def __init__(self, *args: Any, draft: Draft, **kwargs: Any) -> None:
-        assert draft.project is not None  # The steps before are checked.
+        assert draft.project is not None  # Earlier steps are checked.
         super().__init__(*args, draft=draft, zone=draft.project.customer.zone, kind=draft.kind, **kwargs)
 
     @property

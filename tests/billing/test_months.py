@@ -411,8 +411,8 @@ def test_no_more_is_refunded_than_was_charged(shop, use):
 def test_corrections_and_refunds_are_transactions_with_a_reason(shop, use):
     use(yangon(1, month=10), yangon(1, 1, month=10))
     fields = {"customer": shop.customer, "by": shop.owner, "at": yangon(1)}
-    correct_credits(**fields, change_micro=30_000_000, reason="typo", key="a")
-    correct_credits(**fields, change_micro=-10_000_000, reason="typo", key="b")
+    correct_credits(**fields, amount_micro=30_000_000, reason="typo", key="a")
+    correct_credits(**fields, amount_micro=-10_000_000, reason="typo", key="b")
     refund_credits(**fields, amount_micro=5_000_000, reason="outage", key="c")
     assert get_balance(customer=shop.customer, at=yangon(2)) == 25_000_000 - 20_000_000
     assert verification.differences(at=yangon(2)) == []

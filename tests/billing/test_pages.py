@@ -471,7 +471,7 @@ def test_empty_billing_pages_explain_themselves(client_for):
 
 
 def test_a_low_balance_is_shown_on_the_billing_pages(owner, history):
-    correct_credits(customer=history.customer, change_micro=-41_000_000_000, reason="x", by=None, key="c", at=NOW)
+    correct_credits(customer=history.customer, amount_micro=-41_000_000_000, reason="x", by=None, key="c", at=NOW)
     assert warn_low_balances(at=NOW) == 1
     for name in ("summary", "credits"):
         assert "Your infra credits run low" in text_of(owner.get(reverse(f"billing:{name}")))

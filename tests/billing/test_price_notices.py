@@ -142,7 +142,7 @@ def test_a_correction_is_notified_to_customers_with_usage(shop, use):
 def test_changes_of_credits_by_administrators_are_notified_once(shop):
     admin = UserFactory(admin=True)
     for _click in range(2):
-        correct_credits(customer=shop.customer, change_micro=-5 * K, reason="counted twice", by=admin, key="one")
+        correct_credits(customer=shop.customer, amount_micro=-5 * K, reason="counted twice", by=admin, key="one")
     [(level, title, text)] = notices_of(shop.owner)
     assert (level, title) == ("warning", "Your infra credits changed by -K 5.00")
     assert "counted twice" in text

@@ -62,7 +62,7 @@ def books() -> SimpleNamespace:
         ("spring", 70_000_000_000, yangon(1, month=12) + timedelta(days=90)),
     ):
         ledger.grant_credits(**credit, amount_micro=amount, key=key, at=yangon(2, month=10), expires_at=expires_at)
-    ledger.correct_credits(**credit, change_micro=30_000_000, key="correction", at=yangon(3))
+    ledger.correct_credits(**credit, amount_micro=30_000_000, key="correction", at=yangon(3))
 
     def snapshot(name: str, ready_at: datetime) -> Snapshot:
         new = SnapshotFactory(

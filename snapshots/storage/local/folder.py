@@ -84,16 +84,16 @@ class LocationFolder:
             self.is_set_up = True
 
     def volume_path(self, uuid: UUID) -> Path:
-        return self.volumes / f"{checked(uuid)}.img"
+        return self.volumes / f"{require_uuid(uuid)}.img"
 
     def snapshot_path(self, uuid: UUID) -> Path:
-        return self.snapshots / str(checked(uuid))
+        return self.snapshots / str(require_uuid(uuid))
 
     def disk_path(self, uuid: UUID) -> Path:
         return self.snapshot_path(uuid) / "disk.img"
 
     def hidden_path(self, folder: Path, uuid: UUID, suffix: str) -> Path:
-        return folder / f".{checked(uuid)}.{suffix}"
+        return folder / f".{require_uuid(uuid)}.{suffix}"
 
     def entries(self) -> Iterator[Entry]:
         """Yield everything in the folder but the `.lock` file, unordered."""
@@ -292,8 +292,8 @@ def created_file(path: Path, mode: int) -> Iterator[int]:
         os.close(file)
 
 
-def checked(uuid: UUID) -> UUID:
-    """Paths are built from uuids only. Raises TypeError for anything else."""
+def require_uuid(uuid: UUID) -> UUID:
+    """Return the uuid. Raises TypeError for anything else, because paths are built from uuids only."""
     if not isinstance(uuid, UUID):
         raise TypeError(f"{uuid!r} is no UUID")
     return uuid

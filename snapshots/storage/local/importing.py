@@ -189,13 +189,13 @@ def refuse_references(image: SourceImage, start: bytes) -> None:
     """
     refers, encrypted = False, False
     if image.format == "qcow2":  # bit 2 of the incompatible features: its data is in another file
-        has_features = big(start, 4, 4) >= 3
-        refers = any(start[8:16]) or has_features and bool(big(start, 72, 8) & 4)
+        has_features = big_endian(start, 4, 4) >= 3
+        refers = any(start[8:16]) or has_features and bool(big_endian(start, 72, 8) & 4)
         encrypted = any(start[32:36])
     elif image.format == "qcow":
         refers, encrypted = any(start[8:16]), any(start[36:40])
     elif image.format == "vmdk":
-        capacity, descriptor_at, descriptor_size = (little(start, at, 8) for at in (12, 28, 36))
+        capacity, descriptor_at, descriptor_size = (little_endian(start, at, 8) for at in (12, 28, 36))
         if (descriptor_at + descriptor_size) * SECTOR > image.length:
             raise cut_off(image)
         text = image.read(descriptor_at * SECTOR, min(descriptor_size * SECTOR, 1024**2)) if descriptor_at else b""
@@ -204,7 +204,7 @@ def refuse_references(image: SourceImage, start: bytes) -> None:
         refers = not capacity or not text or len(extents) != 1 or bool(parent)
     elif image.format == "vpc":
         footer = image.read_last_sector()
-        refers = big(footer, 60, 4) == 4  # differencing
+        refers = big_endian(footer, 60, 4) == 4  # differencing
     if refers:
         raise refused(
             _("“%(path)s” is only part of a disk: it refers to another file. Merge them with qemu-img convert first."),
@@ -229,7 +229,8 @@ def require_whole(image: SourceImage) -> None:
         raise cut_off(image)
     if (
         image.format == "vdi"
-        and little(start, 0x158, 4) + little(start, 0x178, 4) * little(start, 0x184, 4) > image.length
+        and little_endian(start, 0x158, 4) + little_endian(start, 0x178, 4) * little_endian(start, 0x184, 4)
+        > image.length
     ):
         raise cut_off(image)
     checked = run_qemu_img(image, "check", "-q")
@@ -248,9 +249,9 @@ def end_of_qcow(image: SourceImage, start: bytes) -> int:
 
     Source: QEMU, docs/interop/qcow2.txt and block/qcow.c.
     """
-    is_old, size, l1_at = image.format == "qcow", big(start, 24, 8), big(start, 40, 8)
-    cluster_bits = start[32] if is_old else big(start, 20, 4)
-    step = 1 if is_old or big(start, 4, 4) < 3 or not big(start, 72, 8) & 16 else 2  # words of an entry
+    is_old, size, l1_at = image.format == "qcow", big_endian(start, 24, 8), big_endian(start, 40, 8)
+    cluster_bits = start[32] if is_old else big_endian(start, 20, 4)
+    step = 1 if is_old or big_endian(start, 4, 4) < 3 or not big_endian(start, 72, 8) & 16 else 2  # words of an entry
     l2_bits = start[33] if is_old else cluster_bits - 2 - step
     if not 9 <= cluster_bits <= 21 or not 5 <= l2_bits <= 18:
         raise cut_off(image)
@@ -288,11 +289,11 @@ def read_words(image: SourceImage, position: int, length: int) -> "array[int]":
     return words
 
 
-def big(data: bytes, at: int, length: int) -> int:
+def big_endian(data: bytes, at: int, length: int) -> int:
     return int.from_bytes(data[at : at + length], "big")
 
 
-def little(data: bytes, at: int, length: int) -> int:
+def little_endian(data: bytes, at: int, length: int) -> int:
     return int.from_bytes(data[at : at + length], "little")
 
 
