@@ -109,7 +109,9 @@ def end_usage(snapshot: Snapshot, at: datetime) -> bool:
 
 
 def delete_partial(driver: Driver, cloud_project: str, stored: StoredObject) -> bool:
-    """Keep files that a row needs: after a restore of an older database, they may be the only copy."""
+    """Delete incomplete files, except for those that a row needs: after a restore of an older database, they may be the only
+    copy.
+    """
     try:
         driver.remove_orphans(cloud_project, is_needed)
     except StorageError:

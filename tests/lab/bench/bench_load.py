@@ -438,13 +438,13 @@ def web_server(**environment: str) -> Iterator[tuple[int, int]]:
         web.wait()
 
 
-def hit_by_a_crowd() -> dict[str, Any]:
+def measure_crowd() -> dict[str, Any]:
     cookies = cookies_of(PEOPLE)
     seconds: list[float] = []
     errors: list[str] = []
     ready = threading.Barrier(len(cookies))
 
-    def come(port: int, cookie: str, number: int) -> None:
+    def click(port: int, cookie: str, number: int) -> None:
         chance = random.Random(number)
         ready.wait()
         for _click in range(CLICKS):
@@ -467,10 +467,10 @@ def hit_by_a_crowd() -> dict[str, Any]:
         for _request in range(8):
             warm.request("GET", "/snapshots/", headers={"Cookie": cookies[0]})
             warm.getresponse().read()
-        count = [threading.Thread(target=come, args=(port, cookie, n)) for n, cookie in enumerate(cookies)]
-        for thread in count:
+        threads = [threading.Thread(target=click, args=(port, cookie, n)) for n, cookie in enumerate(cookies)]
+        for thread in threads:
             thread.start()
-        for thread in count:
+        for thread in threads:
             thread.join()
     return {"seconds": seconds, "errors": errors}
 
@@ -520,7 +520,7 @@ def serve(count: int) -> None:
         elif what == "names":
             answer = Pages.names
         elif what == "crowd":
-            answer = hit_by_a_crowd()
+            answer = measure_crowd()
         elif what == "memory":
             answer = peak_memory(*arguments)
         else:

@@ -324,7 +324,7 @@ DISTURBANCES = [kill_program] * 4 + [kill_web_process, freeze_program, crash_dat
 DISTURBANCES += [fill_storage, turn_clock, turn_clock]
 
 
-def rage(seconds: float) -> None:
+def inject_faults(seconds: float) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         chance.choice(DISTURBANCES)()

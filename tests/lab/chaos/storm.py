@@ -40,7 +40,7 @@ CUSTOMERS, PREPAID = 8, 2
 CALM_SECONDS = 300.0
 
 
-def furnish() -> tuple[list[User], User]:
+def set_up() -> tuple[list[User], User]:
     call_command("migrate", verbosity=0)
     call_command("createcachetable", verbosity=0)
     call_command("collectstatic", interactive=False, verbosity=0)
@@ -67,7 +67,7 @@ def furnish() -> tuple[list[User], User]:
     return owners, administrator
 
 
-def calm_down(customers: list[actors.Customer]) -> None:
+def wait_until_idle(customers: list[actors.Customer]) -> None:
     """Reset the clock, run everything, and let customers retry what failed, until no work is left."""
     end = time.monotonic() + CALM_SECONDS
     while True:
@@ -102,7 +102,7 @@ def back_up_once_more(customers: list[actors.Customer]) -> None:
 
 
 def storm() -> None:
-    owners, administrator = furnish()
+    owners, administrator = set_up()
     portal.require_turning_clock()
     if not portal.SMALL:
         print("  The storage stays large: only root can mount a small one.", flush=True)
@@ -116,17 +116,17 @@ def storm() -> None:
         portal.start_all()
         for thread in crowd:
             thread.start()
-        portal.rage(SECONDS)
+        portal.inject_faults(SECONDS)
         portal.over.set()
         for thread in crowd:
             thread.join()
         portal.set_clock(0)
-        calm_down(customers)
+        wait_until_idle(customers)
         back_up_once_more(customers)
-        calm_down(customers)
+        wait_until_idle(customers)
         portal.stop_all(signal.SIGTERM)
         portal.start_all()
-        calm_down(customers)
+        wait_until_idle(customers)
     finally:
         portal.over.set()
         portal.stop_all(signal.SIGKILL)
