@@ -100,21 +100,29 @@ def _notify(
     level: str,
     describe: Callable[[int, int], tuple[str, str]],
 ) -> None:
-    """Notify the owners of those customers who have volumes.
-
-    `describe` gets the count and GB of the volumes, and returns title and text.
-
-    A customer's failure doesn't stop the others: raises an ExceptionGroup at the end.
-    """
+    """Notify the owners of those customers who have volumes. `describe` gets the count and GB of the volumes."""
     volumes = uncharged_volumes(version.package.location_id, version.package.currency).order_by()
     sums = volumes.values_list("project__customer").annotate(Count("pk"), Sum("size_gb"))
     by_customer = {customer_id: (count, size_gb) for customer_id, count, size_gb in sums}
     notified = Notification.objects.filter(key=key, user__customer=OuterRef("pk"))
+    notify_owners(
+        customers.filter(~Exists(notified), pk__in=by_customer),
+        key=key,
+        level=level,
+        describe=lambda customer: describe(*by_customer[customer.pk]),
+        url=reverse("billing:prices"),
+    )
 
-    def notify_owners(customer: Customer) -> None:
-        def message() -> tuple[str, str]:
-            return describe(*by_customer[customer.pk])
 
-        notify(users=customer_owners(customer), key=key, level=level, message=message, url=reverse("billing:prices"))
+def notify_owners(
+    customers: QuerySet[Customer], *, key: str, level: str, describe: Callable[[Customer], tuple[str, str]], url: str
+) -> None:
+    """Notify the owners of each customer. `describe` returns title and text.
 
-    for_each(customers.filter(~Exists(notified), pk__in=by_customer).order_by("pk"), notify_owners)
+    A customer's failure doesn't stop the others: raises an ExceptionGroup at the end.
+    """
+
+    def notify_customer(customer: Customer) -> None:
+        notify(users=customer_owners(customer), key=key, level=level, message=lambda: describe(customer), url=url)
+
+    for_each(customers.order_by("pk"), notify_customer)

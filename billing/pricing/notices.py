@@ -17,7 +17,6 @@ from cng_portal.common import money
 from cng_portal.common.loops import for_each
 from cng_portal.common.templatetags.portal import minute
 from cng_portal.notifications.models import Notification
-from cng_portal.notifications.services import customer_owners, notify
 
 from .. import rating
 from ..models import Package, PriceVersion, ServiceKind, UsageSegment
@@ -60,7 +59,7 @@ def notify_planned(version: PriceVersion, *, at: datetime, since: datetime | Non
         return
     is_higher = version.rate_micro > before_micro
 
-    def describe(customer: Customer, size_gb: int) -> tuple[str, str]:
+    def describe(size_gb: int) -> tuple[str, str]:
         title = _("The price of %(kind)s rises") if is_higher else _("The price of %(kind)s falls")
         text = _(
             "From {time} on, {kind} in {location} costs {rate} per GB and hour instead of {before}. What you use now, "
@@ -81,7 +80,7 @@ def notify_planned(version: PriceVersion, *, at: datetime, since: datetime | Non
     if since:
         newcomers = usage.filter(start_recorded_at__gt=since).values("customer")
         usage = usage.filter(customer__in=newcomers)
-    _notify_users_of(package, usage, key=key, level=level, describe=describe)
+    _notify_users_of(usage, key=key, level=level, describe=describe)
 
 
 def _key_prefix(version: PriceVersion) -> str:
@@ -97,7 +96,7 @@ def notify_withdrawn(version: PriceVersion) -> None:
     if before_micro is None or before_micro == version.rate_micro:
         return
 
-    def describe(customer: Customer, size_gb: int) -> tuple[str, str]:
+    def describe(_size_gb: int) -> tuple[str, str]:
         text = _("{kind} in {location} won't cost {rate} per GB and hour from {time} on. It stays at {before}.").format(
             **_prices_of(version, before_micro), time=minute(version.starts_at)
         )
@@ -105,7 +104,6 @@ def notify_withdrawn(version: PriceVersion) -> None:
 
     announced = Notification.objects.filter(key__startswith=_key_prefix(version))
     _notify_users_of(
-        package,
         _running(package).filter(customer__in=announced.values("user__customer")),
         key=f"price-withdrawn:{version.pk}",
         level=Notification.Level.INFO,
@@ -118,7 +116,7 @@ def notify_corrected(correction: PriceVersion) -> None:
     package, wrong = correction.package, correction.corrects
     assert wrong is not None  # the caller's
 
-    def describe(customer: Customer, size_gb: int) -> tuple[str, str]:
+    def describe(_size_gb: int) -> tuple[str, str]:
         text = _(
             "{kind} in {location} costs {rate} per GB and hour instead of {before}, from {time} on. Usage without an "
             "invoice already costs the lower price; the next invoice credits what earlier ones charged too much."
@@ -127,29 +125,26 @@ def notify_corrected(correction: PriceVersion) -> None:
 
     used_since = _usage_of(package).filter(Q(ended_at=None) | Q(ended_at__gt=correction.starts_at), voided=False)
     _notify_users_of(
-        package, used_since, key=f"price-corrected:{correction.pk}", level=Notification.Level.SUCCESS, describe=describe
+        used_since, key=f"price-corrected:{correction.pk}", level=Notification.Level.SUCCESS, describe=describe
     )
 
 
 def _notify_users_of(
-    package: Package,
     usage: QuerySet[UsageSegment],
     *,
     key: str,
     level: str,
-    describe: Callable[[Customer, int], tuple[str, str]],
+    describe: Callable[[int], tuple[str, str]],
 ) -> None:
     """Notify the owners of each customer of the usage. `describe` gets the GB of that usage, and returns title and text."""
     sizes = dict(usage.order_by().values_list("customer").annotate(Sum("size_gb")))
-
-    def notify_owners(customer: Customer) -> None:
-        def message() -> tuple[str, str]:
-            return describe(customer, sizes[customer.pk])
-
-        url = reverse("billing:subscriptions")
-        notify(users=customer_owners(customer), key=key, level=level, message=message, url=url)
-
-    for_each(Customer.objects.filter(pk__in=sizes).order_by("pk"), notify_owners)
+    block_storage.notify_owners(
+        Customer.objects.filter(pk__in=sizes),
+        key=key,
+        level=level,
+        describe=lambda customer: describe(sizes[customer.pk]),
+        url=reverse("billing:subscriptions"),
+    )
 
 
 def _usage_of(package: Package) -> QuerySet[UsageSegment]:
