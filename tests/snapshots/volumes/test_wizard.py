@@ -360,14 +360,14 @@ def test_only_usable_snapshots_of_the_location_that_the_user_may_use_are_offered
         assert snapshot.name not in page
         image = snapshot.disks.first() or DiskImageFactory(snapshot=snapshot, **{"volume": snapshot.volume})
         assert "You can no longer use this snapshot." in client.post(url(draft, "source"), {"disk": image.pk}).text
-    vm = VMSnapshotFactory(vm__project=member.project, vm__location=location, name="whole instance")
+    vm = VMSnapshotFactory(vm__project=member.project, vm__location=location, name="whole machine")
     for position, name in enumerate(("root", "logs")):
         volume = VolumeFactory(name=name, vm=vm.vm, **shared)
         DiskImageFactory(id=None, snapshot=vm, volume=volume, volume_name=name, position=position, size_gb=7)
     page = client.get(url(draft, "source")).text
-    assert page.count("whole instance") == 2 and "logs, 7 GB" in page
+    assert page.count("whole machine") == 2 and "logs, 7 GB" in page
     results = client.get(url(draft, "source"), {"q": "MACHINE"}).text
-    assert "whole instance" in results and "before the update" not in results
+    assert "whole machine" in results and "before the update" not in results
     nothing = client.get(url(draft, "source"), {"q": "<nothing>"}).text
     assert "No snapshot or backup matches “&lt;nothing&gt;”" in nothing and "Empty volume" in nothing
 
