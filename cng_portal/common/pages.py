@@ -97,8 +97,8 @@ def page_of(
     for direction in ("after", "before"):
         if not rows and (cursor := order.read_cursor(queryset.model, params.get(direction, ""))):
             backwards = direction == "before"
-            beyond = queryset.filter(order.after(*cursor, backwards=backwards))
-            rows = list(beyond.order_by(*order.fields(backwards=backwards))[: size + 1])
+            following = queryset.filter(order.after(*cursor, backwards=backwards))
+            rows = list(following.order_by(*order.fields(backwards=backwards))[: size + 1])
     if not rows:
         cursor, backwards = None, False
         rows = list(queryset.order_by(*order.fields())[: size + 1])

@@ -26,7 +26,7 @@ from ..models import User
 logger = structlog.stdlib.get_logger(__name__)
 
 
-def on_portal(url: str) -> str:
+def to_portal_url(url: str) -> str:
     """Replace scheme, host and port by those of PORTAL_URL."""
     return settings.PORTAL_URL + urlsplit(url)._replace(scheme="", netloc="").geturl()
 
@@ -73,7 +73,7 @@ class AccountAdapter(DefaultAccountAdapter):
         if "password_reset" not in template_prefix:
             expires_in = mail.EXPIRES_AFTER
         # allauth builds links from the Host header, which can be forged.
-        links = {name: on_portal(value) for name, value in context.items() if name.endswith("_url")}
+        links = {name: to_portal_url(value) for name, value in context.items() if name.endswith("_url")}
         site = SimpleNamespace(name="1CNG", domain=urlsplit(settings.PORTAL_URL).netloc)
         with localized_for(User.objects.filter(email__iexact=email).first()):
             values = {"request": self.request, "current_site": site, "email": email}
