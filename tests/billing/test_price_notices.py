@@ -101,7 +101,7 @@ def test_customers_who_know_are_not_visited_again(shop, use, monkeypatch):
     use(PAST)
     UsageSegment.objects.update(start_recorded_at=timezone.now() - timedelta(days=1))
     plan(shop.package)
-    monkeypatch.setattr(price_notices, "notify", lambda **event: pytest.fail("was visited again"))
+    monkeypatch.setattr(price_notices.block_storage, "notify", lambda **event: pytest.fail("was visited again"))
     announce_prices(at=timezone.now())
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from uuid import uuid4
 
-from billing.packages import create_package
 from django.conf import settings
 from django.core.management import call_command
 from django.test import Client
