@@ -206,7 +206,7 @@ def authenticated(handler: Handler) -> Handler:
         call = authenticate(request)
         if call is None:
             return unauthorized()
-        with preferences.as_read_by(call.user):
+        with preferences.localized_for(call.user):
             return handler(call, **kwargs)
 
     return wrapper
