@@ -92,7 +92,7 @@ def page_of(request: HttpRequest, items: Any) -> dict[str, Any]:
 
     def read(number: int) -> tuple[list[Any], int | None]:
         start = (number - 1) * PAGE
-        if isinstance(items, Usage):
+        if isinstance(items, UsageRows):
             return items.page(start, start + PAGE + 1)
         return list(items[start : start + PAGE + 1]), None
 

@@ -457,7 +457,9 @@ def delete(request: HttpRequest, schedule_id: UUID) -> HttpResponse:
                 _("No more backups are taken or deleted automatically."),
                 _("No more snapshots are taken or deleted automatically."),
             ),
-            stay if count else by_kind(schedule, _("It has no backups."), _("It has no snapshots.")),
+            by_kind(schedule, backups_stay, snapshots_stay, count=count)
+            if count
+            else by_kind(schedule, _("It has no backups."), _("It has no snapshots.")),
             *what_protects(schedule, user),
         ],
         button=_("Delete schedule"),

@@ -16,7 +16,7 @@ from billing.pricing.prices import PriceList
 from cng_portal.accounts.models import User
 from cng_portal.common.ids import parse_uuid
 from cng_portal.common.money import format_amount, format_price
-from snapshots import checks, lists, services
+from snapshots import checks, services
 from snapshots.deletion_preview import describe, preview_deletion
 from snapshots.forms import DeletionsForm
 from snapshots.lists import LISTS
