@@ -2,12 +2,15 @@
 
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from django.conf import empty
@@ -48,20 +51,57 @@ def start(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
 def run(function: Callable[[], None], arguments: list[str]) -> subprocess.CompletedProcess[str]:
     """Call the function in a child process."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
-        status = fork(function, out.fileno(), errors.fileno())
+        process = fork(function, out.fileno(), errors.fileno())
+        status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
         out.seek(0)
         errors.seek(0)
         return subprocess.CompletedProcess(arguments, status, out.read(), errors.read())
 
 
-def fork(function: Callable[[], None], out: int, errors: int) -> int:
-    """Run the function in a child process that writes to these files. Returns its exit status."""
+class Process:
+    """`manage.py words` as a process that goes on beside the tests, with changed settings. As subprocess.Popen has it."""
+
+    def __init__(self, *words: str, **settings: Any) -> None:
+        def execute() -> None:
+            override_settings(**settings).enable()
+            ManagementUtility(["manage.py", *words]).execute()
+
+        self.returncode: int | None = None
+        self.pid = fork(execute)
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if ended else None
+        return self.returncode
+
+    def wait(self, seconds: float = 60) -> int:
+        give_up = time.monotonic() + seconds
+        while (status := self.poll()) is None:
+            if time.monotonic() > give_up:
+                raise subprocess.TimeoutExpired("manage.py", seconds)
+            Event().wait(0.01)
+        return status
+
+
+def fork(function: Callable[[], None], out: int = 1, errors: int = 2) -> int:
+    """Call the function in a child process that writes to these files. Returns its PID."""
     connections.close_all()
     if connection.vendor == "postgresql":
         connection.close_pool()  # its sockets must not be shared with the child
     process = os.fork()
     if process:
-        return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        return process
     status = 1
     try:
         os.dup2(out, 1)

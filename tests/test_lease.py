@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -23,12 +21,13 @@ from cng_portal.monitoring.models import Lease, Process
 from snapshots.models import Operation
 from snapshots.operations import lifecycle
 from snapshots.operations.lifecycle import enqueue_worker
+from tests import forked
 from tests.factories import OperationFactory
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
 
 LEASE_SECONDS = 5
-Start = Callable[..., subprocess.Popen]
+Start = Callable[..., forked.Process]
 
 
 def wait_until(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
@@ -40,20 +39,18 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = 60) 
 
 
 @pytest.fixture
-def start(process_environment: dict[str, str]) -> Iterator[Start]:
+def start() -> Iterator[Start]:
     """start("worker") starts a process of manage.py; all of them are killed at the end."""
-    environment = process_environment | {"SCHEDULER_LEASE_SECONDS": str(LEASE_SECONDS)}
-    started: list[subprocess.Popen] = []
+    started: list[forked.Process] = []
 
-    def start(*command: str) -> subprocess.Popen:
-        started.append(subprocess.Popen([sys.executable, "manage.py", *command], env=environment))
+    def start(*command: str) -> forked.Process:
+        started.append(forked.Process(*command, SCHEDULER_LEASE_SECONDS=LEASE_SECONDS))
         return started[-1]
 
     yield start
     for process in started:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+        process.kill()
+        process.wait()
 
 
 def leader() -> Process | None:

@@ -1,8 +1,6 @@
 """Cancellation ends an operation at once, is free, and leaves nothing in the storage, whatever the worker was doing."""
 
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from html import unescape
@@ -26,6 +24,7 @@ from snapshots.models import Kind, Operation, Snapshot, State
 from snapshots.operations import cancellation, handlers, lifecycle
 from snapshots.volumes import new_volumes
 from snapshots.volumes.charges import start_charging_volume
+from tests import forked
 from tests.factories import (
     BackupScheduleFactory,
     DiskImageFactory,
@@ -321,12 +320,11 @@ def test_a_snapshot_that_is_in_use_cannot_be_deleted_and_its_page_says_so_first(
 
 
 @pytest.fixture
-def start_worker(process_environment: dict[str, str]) -> Iterator[Callable[..., subprocess.Popen]]:
-    started = []
+def start_worker() -> Iterator[Callable[[], forked.Process]]:
+    started: list[forked.Process] = []
 
-    def start() -> subprocess.Popen:
-        command = [sys.executable, "manage.py", "worker", "--interval", "0.1", "--no-startup-delay"]
-        started.append(subprocess.Popen(command, env=process_environment))
+    def start() -> forked.Process:
+        started.append(forked.Process("worker", "--interval", "0.1", "--no-startup-delay"))
         return started[-1]
 
     yield start
@@ -343,7 +341,7 @@ def wait_until(condition: Callable[[], Any]) -> None:
 
 @pytest.mark.parametrize("fate", ["alive", "killed", "frozen"])
 def test_a_worker_is_cancelled_in_the_middle_of_a_capture_and_nothing_stays(
-    storage_root: Path, member: Membership, volume: Volume, start_worker: Callable[[], subprocess.Popen], fate: str
+    storage_root: Path, member: Membership, volume: Volume, start_worker: Callable[[], forked.Process], fate: str
 ) -> None:
     Volume.objects.filter(pk=volume.pk).update(size_gb=20)
     volume.refresh_from_db()

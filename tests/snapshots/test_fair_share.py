@@ -1,8 +1,6 @@
 """Fair share: which operation runs next when several customers wait."""
 
 import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +19,7 @@ from cng_portal.monitoring.models import Process
 from snapshots import services
 from snapshots.models import Operation, Snapshot, State
 from snapshots.operations import lifecycle
+from tests import forked
 from tests.factories import (
     CustomerFactory,
     MembershipFactory,
@@ -178,15 +177,14 @@ def test_twenty_workers_at_once_leave_one_free() -> None:
 
 
 @pytest.fixture
-def start_worker(process_environment: dict[str, str]) -> Iterator[Callable[[], subprocess.Popen]]:
-    started = []
-    environment = process_environment | {
-        "OPERATION_LEASE_SECONDS": "3600"
-    }  # the frozen worker's operation isn't released
+def start_worker() -> Iterator[Callable[[], forked.Process]]:
+    started: list[forked.Process] = []
+    # the frozen worker's operation isn't released
 
-    def start() -> subprocess.Popen:
-        command = [sys.executable, "manage.py", "worker", "--interval", "0.1", "--no-startup-delay"]
-        started.append(subprocess.Popen(command, env=environment))
+    def start() -> forked.Process:
+        started.append(
+            forked.Process("worker", "--interval", "0.1", "--no-startup-delay", OPERATION_LEASE_SECONDS=3600)
+        )
         return started[-1]
 
     yield start
@@ -202,7 +200,7 @@ def wait_until(condition: Callable[[], Any]) -> None:
 
 
 def test_ten_large_captures_of_a_customer_delay_nobody_and_all_finish(
-    storage_root: Path, start_worker: Callable[[], subprocess.Popen]
+    storage_root: Path, start_worker: Callable[[], forked.Process]
 ) -> None:
     busy, *others = (MembershipFactory(project__customer__postpaid=True) for _customer in range(3))
     large = VolumeFactory(project=busy.project, size_gb=20)

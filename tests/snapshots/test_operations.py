@@ -2,8 +2,6 @@
 
 import fcntl
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -26,6 +24,7 @@ from snapshots.operations import lifecycle
 from snapshots.storage.contract import Interrupted, advice_for
 from snapshots.tasks import run_operation
 from snapshots.wizard import wizard
+from tests import forked
 from tests.factories import DraftFactory, MembershipFactory, OperationFactory, SnapshotFactory, VolumeFactory
 from tests.snapshots.disks import content, holds, put_volume, run_active_operations, sell_everywhere, touch_every_chunk
 
@@ -303,19 +302,17 @@ def test_old_drafts_are_deleted_and_finished_ones_are_kept(member: Membership, v
 
 
 @pytest.fixture
-def start_worker(process_environment: dict[str, str]) -> Iterator[Callable[..., subprocess.Popen]]:
-    started = []
+def start_worker() -> Iterator[Callable[..., forked.Process]]:
+    started: list[forked.Process] = []
 
-    def start(*options: str) -> subprocess.Popen:
-        command = [sys.executable, "manage.py", "worker", "--interval", "0.1", "--no-startup-delay", *options]
-        started.append(subprocess.Popen(command, env=process_environment))
+    def start(*options: str) -> forked.Process:
+        started.append(forked.Process("worker", "--interval", "0.1", "--no-startup-delay", *options))
         return started[-1]
 
     yield start
     for process in started:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+        process.kill()
+        process.wait()
 
 
 def wait_for(operation: Operation, condition: Callable[[Operation], bool]) -> None:
@@ -326,7 +323,7 @@ def wait_for(operation: Operation, condition: Callable[[Operation], bool]) -> No
 
 
 def test_sigterm_during_a_copy_releases_it_for_the_next_worker(
-    storage_root: Path, member: Membership, volume: Volume, start_worker: Callable[..., subprocess.Popen]
+    storage_root: Path, member: Membership, volume: Volume, start_worker: Callable[..., forked.Process]
 ) -> None:
     Volume.objects.filter(pk=volume.pk).update(size_gb=10)
     volume.refresh_from_db()
@@ -350,7 +347,7 @@ def test_waiting_for_a_frozen_worker_uses_up_no_attempts(
     storage_root: Path,
     member: Membership,
     volume: Volume,
-    start_worker: Callable[..., subprocess.Popen],
+    start_worker: Callable[..., forked.Process],
     settings: Any,
 ) -> None:
     Volume.objects.filter(pk=volume.pk).update(size_gb=10)
@@ -381,7 +378,7 @@ def test_waiting_for_a_frozen_worker_uses_up_no_attempts(
 
 
 def test_two_workers_side_by_side_do_each_operation_once(
-    member: Membership, volume: Volume, start_worker: Callable[..., subprocess.Popen]
+    member: Membership, volume: Volume, start_worker: Callable[..., forked.Process]
 ) -> None:
     for number in range(12):
         services.request_snapshot(source=volume, name=f"snapshot {number}", user=member.user)
@@ -392,20 +389,18 @@ def test_two_workers_side_by_side_do_each_operation_once(
     assert UsageSegment.objects.count() == 12
 
 
-def test_the_scheduler_releases_what_a_dead_worker_held(process_environment: dict[str, str]) -> None:
+def test_the_scheduler_releases_what_a_dead_worker_held() -> None:
     held = OperationFactory(running=True, lease_until=timezone.now() - timedelta(seconds=1))
-    subprocess.run([sys.executable, "manage.py", "scheduler", "--once"], env=process_environment, check=True)
+    assert forked.Process("scheduler", "--once").wait() == 0
     held.refresh_from_db()
     assert held.state == Operation.State.PENDING
     assert DBTaskResult.objects.count() == 1
 
 
-def test_the_scheduler_removes_incomplete_files_of_dead_workers(
-    storage_root: Path, volume: Volume, process_environment: dict[str, str]
-) -> None:
+def test_the_scheduler_removes_incomplete_files_of_dead_workers(storage_root: Path, volume: Volume) -> None:
     left = storage_root / volume.location_id / "volumes" / f".{volume.pk}.new"
     left.write_bytes(b"half")
-    subprocess.run([sys.executable, "manage.py", "scheduler", "--once"], env=process_environment, check=True)
+    assert forked.Process("scheduler", "--once").wait() == 0
     assert not left.exists()
 
 
