@@ -71,7 +71,7 @@ def explain_new_readers(project: Project, sources: Iterable[Project]) -> ReaderN
 def move_snapshot(*, snapshot: Snapshot, user: User, project: Project, at: datetime | None = None) -> Snapshot:
     """Move the snapshot to another project of the same customer. No-op if it is there already.
 
-    Whoever has a role in the new project sees it, and nobody else. It is charged there from the next unpaid hour on. What a
+    Only users with a role in the new project see it. It is charged there from the next unpaid hour on. What a
     schedule took is pinned, because a schedule deletes nothing outside its project. Raises InvalidState, QuotaExceeded.
     """
     with transaction.atomic():
@@ -118,7 +118,7 @@ def why_bound_to_project(snapshot: Snapshot) -> str:
     """Return why it can't be moved in any state, or an empty string."""
     if snapshot.is_charged:
         return ""
-    return _("Automatic backups are paid for with their machine, so they stay in their project.")
+    return _("Automatic backups are paid for with their instance, so they stay in their project.")
 
 
 def is_outside_schedule(snapshot: Snapshot) -> bool:

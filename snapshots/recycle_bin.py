@@ -56,7 +56,7 @@ def bin_days(customer: Customer) -> int:
 
 
 def goes_to_bin(deleted: Binned) -> bool:
-    """Return whether deleting it puts it in the recycle bin. What failed or is missing has no data to put back."""
+    """Return whether deleting it puts it in the recycle bin. A failed or missing snapshot has no data to put back."""
     if isinstance(deleted, Volume):
         is_whole = deleted.state == Volume.State.AVAILABLE
     else:
@@ -258,7 +258,7 @@ def start_erasing(binned: Binned, *, user: User | None = None) -> bool:
 
 
 def erase_due(*, now: datetime) -> int:
-    """Erase what has been in the recycle bin until its time. Returns how many."""
+    """Erase snapshots whose time in the recycle bin is over. Returns how many."""
     snapshots = Snapshot.objects.in_bin().filter(bin_until__lte=now).order_by("bin_until")
     volumes = Volume.objects.in_bin().filter(bin_until__lte=now).order_by("bin_until").select_related("project")
     due: list[Binned] = [*snapshots[:BATCH_SIZE], *volumes[:BATCH_SIZE]]
@@ -286,7 +286,7 @@ def _erase(binned: Binned, *, now: datetime) -> bool:
 
 
 def lengthen(rows: Iterable[Binned], days: int) -> None:
-    """Let what is in the recycle bin stay for `days` since its deletion, unless it stays for longer already."""
+    """Let the snapshots stay in the recycle bin for `days` from their deletion, unless they stay longer already."""
     for binned in rows:
         assert binned.delete_requested_at is not None  # held by constraints on the states' instants
         until = binned.delete_requested_at + timedelta(days=days)

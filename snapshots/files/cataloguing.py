@@ -34,7 +34,7 @@ LASTING = ("damaged", "crashed", "slow", "missing")
 class Listed:
     """A disk whose catalogue was stored. `file_count` is None if its reader failed, so that there is none.
 
-    `change` is since the snapshot before, None if there is none to compare with.
+    `change` is since the previous snapshot, None if there is none to compare with.
     """
 
     disk: DiskImage

@@ -29,7 +29,7 @@ MAX_CHANGES = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """`old` is None for what was added, `new` for what was removed.
+    """`old` is None for an added entry, `new` for a removed one.
 
     `is_same_content` is None unless the content of both was compared. See contents.py.
     """

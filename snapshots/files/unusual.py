@@ -1,4 +1,4 @@
-"""Unusual changes: after its files are listed, a disk is compared with the snapshot before, and with its own history.
+"""Unusual changes: after its files are listed, a disk is compared with the previous snapshot, and with its own history.
 
 The rule: a change is unusual if the share of files that were changed, removed or renamed, or of those whose content became
 unreadable, exceeds a floor and twice what nine in ten of the volume's last 30 changes stayed within.
@@ -67,7 +67,7 @@ class Sample:
 
 
 def measure(disk: DiskImage, heartbeat: Heartbeat) -> DiskChange | None:
-    """Compare the disk with the snapshot before. Returns an unsaved row, None if there is nothing to compare it with.
+    """Compare the disk with the previous snapshot. Returns an unsaved row, None if there is nothing to compare it with.
 
     Raises StorageError, and what the heartbeat raises.
     """
@@ -185,7 +185,7 @@ def history_of(disk: DiskImage) -> list[DiskChange]:
 
 
 def record_changes(snapshot: Snapshot, changes: Iterable[DiskChange], now: datetime) -> None:
-    """Judge and save the changes of its disks. If one is unusual, hold the snapshot before, and notify the members.
+    """Judge and save the changes of its disks. If one is unusual, hold the previous snapshot, and notify the members.
 
     The caller must hold the customer's lock.
     """
@@ -236,12 +236,12 @@ def describe(changes: Iterable[DiskChange], *, disk_count: int) -> list[str]:
 def _describe(change: DiskChange, *, names_disk: bool) -> list[str]:
     sentence = (
         _(
-            "%(volume)s: %(affected)s of %(files)s files (%(share)s) were changed, removed or renamed since the snapshot "
-            "before."
+            "%(volume)s: %(affected)s of %(files)s files (%(share)s) were changed, removed or renamed since the previous "
+            "snapshot."
         )
         if names_disk
         else _(
-            "%(affected)s of %(files)s files (%(share)s) were changed, removed or renamed since the snapshot before."
+            "%(affected)s of %(files)s files (%(share)s) were changed, removed or renamed since the previous snapshot."
         )
     )
     sentences = [

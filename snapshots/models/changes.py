@@ -14,7 +14,7 @@ class DiskChangeQuerySet(models.QuerySet["DiskChange"]):
 
 
 class DiskChange(models.Model):
-    """How the files of a disk differ from those of the snapshot before. Folders don't count.
+    """How the files of a disk differ from those of the previous snapshot. Folders don't count.
 
     `renamed` have the same content under another name. `sampled` of the changed and added files were read, and `unreadable`
     of these look random at their start: encrypted or well compressed.

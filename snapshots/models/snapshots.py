@@ -266,7 +266,7 @@ class Snapshot(models.Model):
     damaged_at = models.DateTimeField(_("damage found"), null=True, blank=True, editable=False)
     # When its files were listed, or listing them failed. See files/cataloguing.py.
     catalogued_at = models.DateTimeField(_("files listed"), null=True, blank=True, editable=False)
-    # When an unusual share of its files was found to differ from the snapshot before. See files/unusual.py.
+    # When an unusual share of its files was found to differ from the previous snapshot. See files/unusual.py.
     unusual_at = models.DateTimeField(_("unusual change found"), null=True, blank=True, editable=False)
     # When that was found of a snapshot that followed. Nothing automatic deletes it until a member lets it.
     held_at = models.DateTimeField(_("kept before an unusual change"), null=True, blank=True, editable=False)

@@ -355,7 +355,7 @@ class Driver(ABC):
         raise NotOffered(_("This storage gives the portal no access to the files of a disk."))
 
     def open_catalogue(self, snapshot: SnapshotRef, file: CatalogueFile = CatalogueFile.RECORDS) -> int | None:
-        """Return a read-only descriptor of what `store_catalogue` stored, which the caller closes; None if there is none.
+        """Return a read-only descriptor of the stored catalogue, which the caller closes; None if there is none.
 
         Raises Corrupt, Unavailable.
         """

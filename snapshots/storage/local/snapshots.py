@@ -155,7 +155,7 @@ class SnapshotFiles:
         sync_folder(path)
 
     def open_catalogue(self, uuid: UUID, name: CatalogueFile) -> int | None:
-        """Raises Corrupt for what is no regular file."""
+        """Raises Corrupt if it isn't a regular file."""
         try:
             return open_regular_file(self.folder.snapshot_path(uuid) / name, below=self.folder.path)
         except FileNotFoundError:
