@@ -33,8 +33,10 @@ LINE_HEIGHT, PADDING, BOTTOM = 4.4, 1.2, 15
 
 
 class Page(FPDF):
-    def __init__(self, title: str) -> None:
+    def __init__(self, title: str, widths: Sequence[float] = WIDTHS) -> None:
+        """`widths` are those of the table's columns."""
         super().__init__(orientation="landscape", format="A4")
+        self.columns, self.aligns_last = widths, widths is WIDTHS
         self.title_text = title
         self.letters: set[int] = set()  # of all fonts
         self.main_letters: set[int] = set()
@@ -123,9 +125,10 @@ class Page(FPDF):
         self.cell(width + 2 * self.c_margin, LINE_HEIGHT, text, align="R" if right else "L")
 
     def row(self, cells: Sequence[str], *, heading: Sequence[str] = (), filled: bool = False) -> None:
-        """Draw the cells, the last of them aligned right. On a new page the `heading` comes first."""
+        """Draw the cells, of an invoice the last of them aligned right. On a new page the `heading` comes first."""
         texts = [
-            self.wrap(text, width - 2 * PADDING) for text, width in zip(map(self.readable, cells), WIDTHS, strict=True)
+            self.wrap(text, width - 2 * PADDING)
+            for text, width in zip(map(self.readable, cells), self.columns, strict=True)
         ]
         height = max(map(len, texts)) * LINE_HEIGHT + 2 * PADDING
         if self.get_y() + height > self.h - BOTTOM:
@@ -133,16 +136,16 @@ class Page(FPDF):
             self.row(heading, filled=True)
         x, y = self.l_margin, self.get_y()
         if filled:
-            self.rect(x, y, sum(WIDTHS), height, style="F")
-        for number, (lines, width) in enumerate(zip(texts, WIDTHS, strict=True)):
+            self.rect(x, y, sum(self.columns), height, style="F")
+        for number, (lines, width) in enumerate(zip(texts, self.columns, strict=True)):
             for line_number, line in enumerate(lines):
                 if line:
                     top = y + PADDING + line_number * LINE_HEIGHT
-                    right = number == len(WIDTHS) - 1
+                    right = self.aligns_last and number == len(self.columns) - 1
                     self.draw(x + PADDING, top, width - 2 * PADDING, line, right=right)
             x += width
         self.set_xy(self.l_margin, y + height)
-        self.line(self.l_margin, y + height, self.l_margin + sum(WIDTHS), y + height)
+        self.line(self.l_margin, y + height, self.l_margin + sum(self.columns), y + height)
 
 
 def invoice_as_pdf(invoice: Invoice, rows: Iterable[Row]) -> bytes:

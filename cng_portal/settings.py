@@ -350,6 +350,7 @@ ACTIONS_PER_HOUR = {
     "restore": read("RESTORES_PER_HOUR", whole_number(0, 1_000_000), 100),
     "new_volume": read("NEW_VOLUMES_PER_HOUR", whole_number(0, 1_000_000), 200),
     "verify": read("VERIFICATIONS_PER_HOUR", whole_number(0, 1_000_000), 200),
+    "drill": read("DRILLS_PER_HOUR", whole_number(0, 1_000_000), 50),
     "create_volume": read("NEW_VOLUMES_PER_HOUR", whole_number(0, 1_000_000), 200),
     "extend_volume": read("VOLUME_EXTENSIONS_PER_HOUR", whole_number(0, 1_000_000), 200),
 }

@@ -46,6 +46,6 @@ def due(location: Location, now: datetime) -> QuerySet[Snapshot]:
 
 
 def must_yield(operation: Operation, now: datetime) -> bool:
-    """Return whether a scrub has to yield: to any operation on its snapshot, or to one that waits for a worker."""
-    own = Operation.objects.active().filter(snapshot=operation.snapshot_id).exclude(pk=operation.pk)
+    """Return whether a scrub or drill has to yield: to work for users on its snapshot, or that waits for a worker."""
+    own = Operation.objects.active().foreground().filter(snapshot=operation.snapshot_id)
     return own.exists() or lifecycle.in_turn(now).foreground().filter(not_before__lt=now - PATIENCE).exists()

@@ -79,6 +79,7 @@ PAGES = [
     Page(gettext_lazy("Schedules"), "snapshots:schedules"),
     Page(gettext_lazy("Volumes"), "snapshots:volumes"),
     Page(gettext_lazy("Recycle bin"), "snapshots:recycle_bin"),
+    Page(gettext_lazy("Restore drills"), "snapshots:drills"),
     Page(gettext_lazy("Billing summary"), "billing:summary", audience=BILLED),
     Page(gettext_lazy("Subscriptions"), "billing:subscriptions", audience=BILLED),
     Page(gettext_lazy("Infra Credits"), "billing:credits", audience=BILLED),

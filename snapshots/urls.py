@@ -1,6 +1,7 @@
 from django.urls import include, path
 
 from .backups import views as backups
+from .drills import views as drills
 from .files import version_views
 from .models import Kind
 from .views import (
@@ -49,6 +50,15 @@ urlpatterns = [
     path("snapshots/<uuid:snapshot_id>/new-volume/", actions.new_volume, name="new_volume"),
     path("snapshots/<uuid:snapshot_id>/new-machine/", actions.new_machine, name="new_machine"),
     path("snapshots/<uuid:snapshot_id>/verify/", actions.verify, name="verify"),
+    path("snapshots/<uuid:snapshot_id>/drill/", drills.start, name="request_drill"),
+    path("drills/", drills.drills, name="drills"),
+    path("drills/drills.csv", drills.drills_csv, name="drills_csv"),
+    path("drills/<uuid:drill_id>/", drills.drill, name="drill"),
+    path("drills/<uuid:drill_id>/drill.csv", drills.drill_csv, name="drill_csv"),
+    path("drills/<uuid:drill_id>/drill.pdf", drills.drill_pdf, name="drill_pdf"),
+    path("volumes/<uuid:volume_id>/drills/", drills.volume_drills, name="volume_drills"),
+    path("instances/<uuid:vm_id>/drills/", drills.machine_drills, name="machine_drills"),
+    path("backups/schedules/<uuid:schedule_id>/drills/", drills.schedule_drills, name="schedule_drills"),
     path("snapshots/<uuid:snapshot_id>/files/", include("snapshots.files.urls")),
     path("snapshots/<uuid:snapshot_id>/pin/", backups.pin, name="pin"),
     path("snapshots/<uuid:snapshot_id>/keep-removing/", version_views.keep_removing, name="keep_removing"),

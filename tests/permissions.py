@@ -122,6 +122,19 @@ TABLE: dict[str, list[Row]] = {
             {"snapshot_id": "vm_snapshot"},
         ),
         Row("snapshots:verify", "Verify a snapshot", CHANGE, BOTH),
+        Row("snapshots:request_drill", "Start a restore drill", CHANGE, BOTH),
+        Row("snapshots:drills", "List restore drills", SIGNED_IN),
+        Row("snapshots:drills_csv", "Export restore drills", SIGNED_IN),
+        Row("snapshots:drill", "View a restore drill", SEE),
+        Row("snapshots:drill_csv", "Export a restore drill", SEE),
+        Row("snapshots:drill_pdf", "Download a restore drill as PDF", SEE),
+        Row("snapshots:volume_drills", "View and plan restore drills of a volume", CHANGE, BOTH, other={"GET": SEE}),
+        Row(
+            "snapshots:machine_drills", "View and plan restore drills of an instance", CHANGE, BOTH, other={"GET": SEE}
+        ),
+        Row(
+            "snapshots:schedule_drills", "View and plan restore drills of a schedule", CHANGE, BOTH, other={"GET": SEE}
+        ),
         Row("snapshots:files", "List the disks and partitions in a snapshot", READ_FILES),
         Row("snapshots:folder", "Browse and search the files in a snapshot", READ_FILES),
         Row("snapshots:download_file", "Download a file from a snapshot", READ_FILES),

@@ -44,6 +44,11 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("inventory", "0007_recycle_bin"): "a trigger that lets alone what isn't in the recycle bin",
     ("snapshots", "0017_volumes_in_bin"): "a trigger that lets alone what isn't in the recycle bin",
     ("snapshots", "0018_unusual_changes"): "a trigger on what is held, which the old version never does",
+    (
+        "snapshots",
+        "0021_restore_drills",
+    ): "tables that the old version doesn't know, new and empty; a check that allows more; triggers that SQLite dropped",
+    ("snapshots", "0023_drill_plans"): "tables that the old version doesn't know, new and empty",
     ("snapshots", "0009_snapshot_size"): "a trigger that refuses only what fails when its usage starts",
     ("snapshots", "0012_catalogues"): "a check that allows more; a unique index of a kind that no operation has yet",
 }

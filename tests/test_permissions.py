@@ -62,6 +62,7 @@ from tests.permissions import (
     as_markdown,
 )
 from tests.snapshots.disks import put_volume, sell_everywhere
+from tests.snapshots.drills.records import record_drill
 
 pytestmark = pytest.mark.django_db
 
@@ -73,6 +74,7 @@ ROWS = {row.name: row for rows in TABLE.values() for row in rows}
 PARAMETERS: dict[str, Callable[[SimpleNamespace], Any]] = {
     "snapshot_id": lambda world: world.snapshot,
     "operation_id": lambda world: world.operation,
+    "drill_id": lambda world: world.drill,
     "disk_id": lambda world: world.snapshot.disks.get(),
     "part": lambda world: 0,
     "volume_id": lambda world: world.volume,
@@ -127,6 +129,7 @@ def world(storage_root: Path) -> SimpleNamespace:
         customer=project.customer,
         project=project,
         snapshot=snapshot,
+        drill=record_drill(snapshot),
         binned=SnapshotFactory(volume=snapshot.volume, binned=True),
         locked=lock.snapshot,
         lock=lock,

@@ -18,9 +18,9 @@ NAMES = {
         "archive-box arrow-down-tray arrow-path arrow-right-start-on-rectangle arrow-uturn-left arrows-pointing-out "
         "banknotes bars-3 bell bell-alert bolt bookmark bookmark-slash calendar-days camera check circle-stack "
         "clipboard-document-list clock command-line computer-desktop exclamation-triangle eye finger-print folder "
-        "funnel home key link link-slash list-bullet lock-closed lock-open magnifying-glass moon pause pencil-square "
-        "play plus question-mark-circle scale server shield-check shield-exclamation square-2-stack squares-2x2 sun "
-        "tag trash user-circle wrench-screwdriver x-mark code-bracket"
+        "lifebuoy funnel home key link link-slash list-bullet lock-closed lock-open magnifying-glass moon pause "
+        "pencil-square play plus question-mark-circle scale server shield-check shield-exclamation square-2-stack "
+        "squares-2x2 sun tag trash user-circle wrench-screwdriver x-mark code-bracket"
     ).split(),
     "mini": (
         "check-circle ellipsis-vertical envelope exclamation-circle exclamation-triangle information-circle plus x-circle"

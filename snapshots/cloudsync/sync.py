@@ -31,7 +31,7 @@ from cng_portal.common.loops import for_each
 from cng_portal.common.names import MAX_NAME_LENGTH, fold_name, to_name
 from cng_portal.inventory.models import CloudProject, Location, VirtualMachine, Volume
 
-from ..models import DeletionCause, DiskImage, Kind, Operation, Snapshot, State, costs_nothing, locked
+from ..models import DeletionCause, DiskImage, DrilledDisk, Kind, Operation, Snapshot, State, costs_nothing, locked
 from ..storage.contract import Consistency, Driver, StorageError
 from ..storage.inventory import CloudProjectInfo, CloudServer, CloudSnapshot, CloudVolume, Inventory
 from ..storage.registry import get_driver
@@ -348,6 +348,7 @@ def adopt(sync: ProjectSync, volumes: list[CloudVolume]) -> list[CloudVolume]:
     """Return the volumes that the portal didn't create, of volumes with unknown references. The others are
 
     - safety snapshots, which this storage keeps as volumes,
+    - the temporary volumes of restore drills,
     - volumes that an operation is creating, which will record the reference itself,
     - volumes that appeared after their operation had failed: they become available.
     """
@@ -370,7 +371,8 @@ def adopt(sync: ProjectSync, volumes: list[CloudVolume]) -> list[CloudVolume]:
                 backend_project=sync.cloud_project.external_id,
                 seen_at=sync.since,
             )
-    return [volume for volume in volumes if volume.portal_uuid not in safety_uuids | own_uuids]
+    temporary = set(DrilledDisk.objects.filter(pk__in=uuids).values_list("pk", flat=True))
+    return [volume for volume in volumes if volume.portal_uuid not in safety_uuids | own_uuids | temporary]
 
 
 # --- snapshots -------------------------------------------------------------------------------------------------------

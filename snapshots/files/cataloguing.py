@@ -22,6 +22,7 @@ from ..operations import lifecycle
 from ..storage.contract import Heartbeat, NotOffered, Refused
 from ..storage.registry import get_driver
 from . import catalogue, children, unusual
+from .reader import VERSION
 
 logger = structlog.stdlib.get_logger(__name__)
 
@@ -102,6 +103,7 @@ def summarize(answer: dict[str, Any]) -> dict[str, Any]:
     """Return the part of the reader's summary that is stored. Raises ValueError."""
     try:
         return {
+            "reader": VERSION,
             "is_complete": bool(answer["is_complete"]),
             "parts": [
                 {name: int(part[name]) for name in ("part", "entries", "files", "unread")} for part in answer["parts"]

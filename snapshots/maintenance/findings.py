@@ -161,6 +161,12 @@ EXPLANATIONS = {
         ),
         _("--repair deletes the disk of a volume whose deletion a user requested."),
     ),
+    "drill-undeleted": Explanation(
+        _("The temporary volume of a restore drill remains"),
+        _("The drill has ended. Nobody sees this volume and nobody pays for it, but it uses space."),
+        _("Nothing: the scheduler deletes it within minutes. If it stays, check that a scheduler runs."),
+        _("--repair deletes it."),
+    ),
     "volume-size": Explanation(
         _("A volume's disk has another size"),
         _(

@@ -27,6 +27,7 @@ from ..models import (
     SERVICE_KINDS,
     BackupSchedule,
     DiskImage,
+    DrilledDisk,
     Kind,
     Operation,
     Snapshot,
@@ -158,6 +159,7 @@ class StorageComparison:
             uuids = [stored.uuid for stored in batch if stored.uuid]
             disks = DiskImage.objects.select_related("snapshot", "volume").in_bulk(uuids)
             volumes = Volume.objects.in_bulk(uuids)
+            drilled = DrilledDisk.objects.select_related("drill", "disk__snapshot", "disk__volume").in_bulk(uuids)
             for stored in batch:
                 if stored.is_incomplete:
                     finding = self.check_partial(stored, cloud_project)
@@ -167,6 +169,8 @@ class StorageComparison:
                     finding = self.check_stored_disk(stored, disk)
                 elif volume := volumes.get(stored.uuid):
                     finding = self.check_stored_volume(stored, volume)
+                elif temporary := drilled.get(stored.uuid):
+                    finding = self.check_temporary_volume(stored, temporary)
                 else:
                     finding = self.check_orphan(stored)
                 if finding and stored.is_unchanged():
@@ -205,6 +209,14 @@ class StorageComparison:
         sizes = {"portal": size, "storage": stored.size_bytes}
         repair = partial(repairs.record_growth, volume, stored.size_bytes) if stored.size_bytes else None
         return self.finding("volume-size", describe_volume(volume), detail % sizes, repair)
+
+    def check_temporary_volume(self, stored: StoredObject, drilled: DrilledDisk) -> Finding | None:
+        """A drill's worker removes it, and the scheduler what a dead worker left, both of which take their time."""
+        finished_at = drilled.drill.finished_at
+        if finished_at is None or self.now - OVERDUE_AFTER < finished_at:
+            return None
+        repair = partial(repairs.delete_temporary_volume, self.driver, drilled)
+        return self.finding("drill-undeleted", stored.name, describe_disk(drilled.disk), repair)
 
     def check_orphan(self, stored: StoredObject) -> Finding | None:
         changed_at = stored.changed_at
@@ -327,7 +339,7 @@ def sizes_in_gb(usage: QuerySet[Any], snapshots: Iterable[Snapshot]) -> dict[tup
 
 def is_being_worked_on(uuid: UUID) -> bool:
     """Return whether an unfinished operation may write the disk image or volume with this ID. Listing files doesn't."""
-    of_disk = Q(snapshot__disks=uuid) | Q(safety_snapshot__disks=uuid)
+    of_disk = Q(snapshot__disks=uuid) | Q(safety_snapshot__disks=uuid) | Q(drill__disks=uuid)
     active = Operation.objects.active().exclude(kind=Operation.Kind.CATALOGUE)
     return active.filter(of_disk | Q(volume=uuid) | Q(snapshot__disks__volume=uuid)).exists()
 

@@ -12,7 +12,7 @@ from cng_portal.accounts.services import lock_customer
 from cng_portal.inventory.models import Volume
 
 from ..damage import record_damage, record_sound
-from ..models import DiskImage, Operation, Snapshot, State, volume_ref
+from ..models import DiskImage, DrilledDisk, Operation, Snapshot, State, volume_ref
 from ..operations import lifecycle
 from ..operations.handlers import fail_capture, is_needed, record_size
 from ..storage.contract import GIB, Driver, StorageError, StoredObject
@@ -77,6 +77,14 @@ def delete_volume_data(driver: Driver, volume: Volume) -> bool:
     """Only for volumes whose deletion was accepted, which is final."""
     try:
         driver.delete_volume(volume_ref(volume))
+    except StorageError:
+        return False
+    return True
+
+
+def delete_temporary_volume(driver: Driver, drilled: DrilledDisk) -> bool:
+    try:
+        driver.delete_volume(drilled.volume_ref)
     except StorageError:
         return False
     return True

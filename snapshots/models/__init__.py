@@ -1,6 +1,7 @@
 """Snapshots and drafts, the operations on them, and backup schedules."""
 
 from .changes import DiskChange, DiskChangeQuerySet
+from .drills import Drill, DrillCheck, DrilledDisk, DrillPlan, DrillQuerySet
 from .locks import MAX_REASON_LENGTH, LockMode, SnapshotLock, SnapshotLockQuerySet, locked
 from .operations import CUSTOMER, Operation, OperationQuerySet
 from .schedules import BackupRun, BackupSchedule, source_fields
@@ -36,6 +37,11 @@ __all__ = [
     "DiskChangeQuerySet",
     "DiskImage",
     "Draft",
+    "Drill",
+    "DrillCheck",
+    "DrillPlan",
+    "DrillQuerySet",
+    "DrilledDisk",
     "Kind",
     "LockMode",
     "Operation",

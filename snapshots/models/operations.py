@@ -51,8 +51,8 @@ class Operation(models.Model):
     disk that was busy.
     """
 
-    # Started by the scheduler when nothing else waits: never a user's action, and never before one.
-    MAINTENANCE = ("scrub", "catalogue")
+    # Of the lowest priority: never before what users wait for.
+    MAINTENANCE = ("scrub", "catalogue", "drill")
     # Started by the portal itself. Customers' work goes first.
     BACKGROUND = Q(kind="verify", requested_by=None) | Q(kind__in=MAINTENANCE)
 
@@ -63,6 +63,7 @@ class Operation(models.Model):
         VERIFY = "verify", _("Verify")
         SCRUB = "scrub", _("Scheduled verification")
         CATALOGUE = "catalogue", _("List files")
+        DRILL = "drill", _("Restore drill")
         DELETE = "delete", _("Delete")
         CLEAN_UP = "clean_up", _("Clean up")
         CREATE_VOLUME = "create_volume", _("Create Volume")
@@ -203,7 +204,7 @@ class Operation(models.Model):
                     | Q(kind="restore", volume=None, vm__isnull=False, disk=None)
                     | Q(kind="new_volume", volume__isnull=False, vm=None, disk__isnull=False, safety_snapshot=None)
                     | Q(
-                        kind__in=["capture", "verify", "scrub", "catalogue", "delete", "clean_up"],
+                        kind__in=["capture", "verify", "scrub", "catalogue", "drill", "delete", "clean_up"],
                         volume=None,
                         vm=None,
                         disk=None,
@@ -279,7 +280,7 @@ class Operation(models.Model):
             )
         if self.kind == self.Kind.EXTEND_VOLUME:  # Once a worker has begun, the storage may have grown it.
             return self.attempt == 0
-        return self.kind in (self.Kind.CAPTURE, self.Kind.NEW_VOLUME, self.Kind.CREATE_VOLUME) or (
+        return self.kind in (self.Kind.CAPTURE, self.Kind.NEW_VOLUME, self.Kind.CREATE_VOLUME, self.Kind.DRILL) or (
             self.kind == self.Kind.VERIFY and self.requested_by_id is not None
         )
 

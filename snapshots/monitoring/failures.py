@@ -38,6 +38,10 @@ ADVICE = {
     Operation.Kind.CATALOGUE: _(
         "The snapshot itself is fine, but its files are missing from histories and comparisons. It is retried tomorrow."
     ),
+    Operation.Kind.DRILL: _(
+        "If a check failed, the customer was notified, and the drill's page says which. Otherwise the drill found nothing "
+        "out, the snapshot is unchanged, and its temporary volume is removed by the scheduler."
+    ),
     Operation.Kind.DELETE: _(
         "Billing has ended but the data is still there. Fix the cause, then choose “Try again” on the snapshot's page as "
         "a member of the project, or ask the customer to."

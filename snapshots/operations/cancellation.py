@@ -16,6 +16,7 @@ from cng_portal.activity import services as activity
 from cng_portal.inventory.models import VirtualMachine, Volume
 
 from ..checks import require_change
+from ..drills.running import end_unfinished
 from ..errors import InvalidState
 from ..models import DeletionCause, Operation, Snapshot, State
 from ..volumes.charges import stop_charging_volume
@@ -73,6 +74,8 @@ def end(operation: Operation, now: datetime) -> None:
         remove_unfinished(operation.snapshot, now)
     elif operation.safety_snapshot:
         remove_unfinished(operation.safety_snapshot, now)
+    elif operation.kind == Operation.Kind.DRILL:
+        end_unfinished(operation.drill, _("It was cancelled."), now)
     elif operation.kind in (Operation.Kind.NEW_VOLUME, Operation.Kind.CREATE_VOLUME):
         Volume.objects.filter(pk=operation.volume_id).update(state=Volume.State.ERROR, deleted_at=now)
     if operation.attempt:

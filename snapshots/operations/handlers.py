@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
+from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.db import transaction
 from django.db.models import Q
@@ -27,12 +28,14 @@ from cng_portal.notifications.models import Notification
 from cng_portal.notifications.services import notify, project_members
 
 from ..damage import record_damage, record_sound
+from ..drills import running
 from ..files import cataloguing
 from ..locks import why_locked
-from ..models import DiskImage, Kind, Operation, Snapshot, State, usable, volume_ref
+from ..models import DiskImage, Drill, Kind, Operation, Snapshot, State, usable, volume_ref
 from ..scrub import YIELD_FOR, must_yield
 from ..storage.contract import (
     GIB,
+    NOT_PROVEN,
     VERIFICATION_VALID_FOR,
     Corrupt,
     Driver,
@@ -57,7 +60,7 @@ class DamagedDisk(Corrupt):
 
 
 class Yielded(Interrupted):
-    """A scrub gave way to other work."""
+    """A scrub or a drill gave way to other work."""
 
 
 def snapshot_of(operation: Operation) -> Snapshot:
@@ -306,19 +309,29 @@ def verify(operation: Operation, lease: Lease) -> None:
 def scrub(operation: Operation, lease: Lease) -> None:
     """Verify, but release the operation while customers' work waits. Afterwards it continues where it stopped."""
 
+    if not Snapshot.objects.filter(usable(), pk=operation.snapshot_id).exists():
+        operation.delete()  # The snapshot was deleted or found damaged since.
+        return
+    try:
+        verify_disks(operation, yielding(operation, lease), resume=True)
+    except Yielded:
+        release_for_others(operation)
+
+
+def yielding(operation: Operation, lease: Lease) -> Heartbeat:
+    """Return a heartbeat that also raises Yielded while customers' work waits."""
+
     def heartbeat(bytes_done: int, bytes_total: int) -> None:
         if must_yield(operation, timezone.now()):
             raise Yielded
         lease.heartbeat(bytes_done, bytes_total)
 
-    if not Snapshot.objects.filter(usable(), pk=operation.snapshot_id).exists():
-        operation.delete()  # The snapshot was deleted or found damaged since.
-        return
-    try:
-        verify_disks(operation, heartbeat, resume=True)
-    except Yielded:
-        # The error makes it wait for YIELD_FOR. Without one it would be due at once.
-        lifecycle.release(operation, counted=False, retry_in=YIELD_FOR, error=_("It gave way to other work."))
+    return heartbeat
+
+
+def release_for_others(operation: Operation) -> None:
+    # The error makes it wait for YIELD_FOR. Without one it would be due at once.
+    lifecycle.release(operation, counted=False, retry_in=YIELD_FOR, error=_("It gave way to other work."))
 
 
 def verify_disks(operation: Operation, heartbeat: Heartbeat, *, resume: bool = False) -> None:
@@ -367,6 +380,48 @@ def list_files(operation: Operation, lease: Lease) -> None:
         return
     disks = cataloguing.list_files(snapshot, lease.heartbeat)
     lifecycle.finish(operation, Operation.State.SUCCEEDED, lambda now: cataloguing.record_listed(snapshot, disks, now))
+
+
+# --- drill -----------------------------------------------------------------------------------------------------------
+
+
+def drill(operation: Operation, lease: Lease) -> None:
+    """Restore the snapshot to temporary volumes and record what the checks of them found.
+
+    It yields to customers' work like a scrub, and then begins anew, but not beyond settings.OPERATION_DEADLINE_HOURS.
+    """
+    drill = Drill.objects.select_related("snapshot", "requested_by").get(operation=operation)
+    snapshot, started_at = drill.snapshot, operation.now_override or timezone.now()
+    if snapshot.state != State.READY or snapshot.missing_since:
+        reason = _("The snapshot was deleted before the drill ran.")
+        lifecycle.finish(
+            operation, Operation.State.CANCELLED, lambda now: running.end_unfinished(drill, reason, now), error=reason
+        )
+        return
+    assert operation.started_at is not None  # held by the constraint operation_lease
+    may_yield = started_at < operation.started_at + timedelta(hours=settings.OPERATION_DEADLINE_HOURS)
+    try:
+        reports = running.run_disks(drill, operation, yielding(operation, lease) if may_yield else lease.heartbeat)
+    except Yielded:
+        release_for_others(operation)
+        return
+    damage = {report.drilled.disk: report.damage for report in reports if report.damage}
+    has_failed = any(report.has_failed for report in reports)
+
+    def record(now: datetime) -> None:
+        running.record_reports(drill, reports, started_at=started_at, at=now)
+        # The notification of damage says it all.
+        if has_failed and not (damage and record_damage(snapshot, damage, now, user=operation.requested_by)):
+            running.notify_failed(drill, reports)
+
+    state = Operation.State.FAILED if has_failed else Operation.State.SUCCEEDED
+    cause = "" if not has_failed else Corrupt.__name__ if damage else NOT_PROVEN
+    error = _("The snapshot failed its restore drill.") if has_failed else ""
+    lifecycle.finish(operation, state, record, error=error, cause=cause)
+
+
+def fail_drill(operation: Operation, reason: str, now: datetime) -> None:
+    running.end_unfinished(Drill.objects.get(operation=operation), reason, now)
 
 
 # --- delete ----------------------------------------------------------------------------------------------------------
@@ -469,6 +524,7 @@ HANDLERS = {
     Operation.Kind.VERIFY: Handler(verify, failure_title=gettext_lazy("“%(name)s” could not be verified")),
     Operation.Kind.SCRUB: Handler(scrub),
     Operation.Kind.CATALOGUE: Handler(list_files),
+    Operation.Kind.DRILL: Handler(drill, fail_drill, gettext_lazy("The restore drill of “%(name)s” didn't finish")),
     # A snapshot whose deletion failed stays Deleting, and its page offers a retry.
     Operation.Kind.DELETE: Handler(delete, failure_title=gettext_lazy("“%(name)s” could not be deleted")),
     Operation.Kind.CLEAN_UP: Handler(clean_up),

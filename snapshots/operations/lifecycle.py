@@ -93,10 +93,10 @@ def request_clean_up(operation: Operation) -> None:
     The caller must hold the customer's lock.
     """
     kinds = Operation.Kind
-    if operation.kind == kinds.VERIFY or (
+    if operation.kind in (kinds.VERIFY, kinds.DRILL) or (
         operation.kind == kinds.RESTORE and operation.safety_snapshot and operation.safety_snapshot.ready_at
     ):
-        return  # It leaves nothing, or a Ready snapshot.
+        return  # It leaves nothing, what `drills.services.remove_leftovers` removes, or a Ready snapshot.
     target = {
         "snapshot": operation.safety_snapshot or operation.snapshot,
         "volume": operation.volume if operation.kind in (kinds.NEW_VOLUME, kinds.CREATE_VOLUME) else None,
@@ -153,8 +153,8 @@ def in_turn(now: datetime) -> OperationQuerySet:
     1. The last free worker takes no long operation of a customer that has one running, so that nobody waits behind
        another customer's long work. A single worker takes everything.
     2. Customers' work comes before background verifications, which never take the last free worker either. After
-       BACKGROUND_WAITS they are treated like any other operation, except scrubs and catalogues.
-    3. The customer with the fewest running operations comes first, these two not counted, then the one served longest ago,
+       BACKGROUND_WAITS they are treated like any other operation, except scrubs, catalogues and drills.
+    3. The customer with the fewest running operations comes first, these not counted, then the one served longest ago,
        then the oldest operation.
     """
     active = Operation.objects.active().filter(state=Operation.State.RUNNING, lease_until__gte=now).order_by()

@@ -214,7 +214,7 @@ class TooSlow(Unavailable):
 
 
 # Causes of failure other than a StorageError.
-WORKER_DIED, UNEXPECTED, NOT_SET_UP = "WorkerDied", "Unexpected", "NotSetUp"
+WORKER_DIED, UNEXPECTED, NOT_SET_UP, NOT_PROVEN = "WorkerDied", "Unexpected", "NotSetUp", "NotProven"
 
 
 def advice_for(cause: str) -> str | Promise:
@@ -225,6 +225,11 @@ def advice_for(cause: str) -> str | Promise:
             "which. Fix it, restart the workers, then try again."
         ),
         WORKER_DIED: _("The worker died each time. Its journal may say why: out of memory, a disk, a restart."),
+        NOT_PROVEN: _(
+            "The restored copy isn't what it should be, although the snapshot's bytes match its checksum. The drill's page "
+            "says which check failed. If the file system is damaged, it was so when the snapshot was taken: ask the "
+            "customer to check the volume."
+        ),
         UNEXPECTED: _(
             "This is a bug in the portal. Its log has the traceback, under the request's id on the operation's page."
         ),
@@ -343,6 +348,22 @@ class Driver(ABC):
         The bytes stay readable when the snapshot is deleted meanwhile. Nothing is verified.
         Raises NotOffered where the engine gives no access to the bytes, NotFound, Busy, Corrupt, Unavailable.
         """
+
+    def open_volume(self, volume: VolumeRef) -> int:
+        """Return a read-only descriptor of a regular file with the volume's bytes, which the caller closes.
+
+        Nobody else may use the volume: it isn't locked. Raises NotOffered where the engine gives no access to the bytes,
+        NotFound, InvalidImage, Unavailable.
+        """
+        raise NotOffered(_("This storage gives the portal no access to the bytes of a disk."))
+
+    def checksum_volume(self, volume: VolumeRef, like: str, heartbeat: Heartbeat = no_heartbeat) -> str:
+        """Read all bytes of a volume from the medium and return their checksum, computed in the way that `like` was.
+
+        Raises NotOffered where the engine gives no access to the bytes, Unreadable, NotFound, InvalidImage, Busy,
+        Unavailable.
+        """
+        raise NotOffered(_("This storage gives the portal no access to the bytes of a disk."))
 
     def store_catalogue(
         self, snapshot: SnapshotRef, data: Iterable[bytes], file: CatalogueFile = CatalogueFile.RECORDS

@@ -62,6 +62,7 @@ def describe_outcome(operation: Operation) -> str:
             Operation.Kind.RESTORE: _("The restore of “%(name)s” is cancelled. Nothing was overwritten."),
             Operation.Kind.NEW_VOLUME: _("The new volume from “%(name)s” is cancelled."),
             Operation.Kind.VERIFY: _("Verifying “%(name)s” is cancelled."),
+            Operation.Kind.DRILL: _("The restore drill of “%(name)s” is cancelled."),
             Operation.Kind.CREATE_VOLUME: _("The volume “%(name)s” is cancelled. Nothing is charged for it."),
             Operation.Kind.EXTEND_VOLUME: _("The volume “%(name)s” keeps its size."),
         }[Operation.Kind(operation.kind)]

@@ -23,17 +23,19 @@ from cng_portal.common.templatetags.portal import month as format_month
 from cng_portal.common.templatetags.portal import poll_seconds
 from cng_portal.inventory.models import Volume
 from snapshots import lists, protection
+from snapshots.drills.proof import last_proven_at
 from snapshots.models import (
     SERVICE_KINDS,
     BackupRun,
     BackupSchedule,
+    Drill,
     Kind,
     Operation,
     Snapshot,
     State,
     costs_nothing,
 )
-from snapshots.storage.contract import Corrupt
+from snapshots.storage.contract import NOT_PROVEN, Corrupt
 
 from .common import explain_empty, render_live, version_of
 from .rows import build_operation_rows, build_rows, listed_with_runs, newest_operations
@@ -70,6 +72,7 @@ def dashboard(request: HttpRequest) -> HttpResponse:
         "has_volumes": bool(newest) or volumes.exists(),
         "troubled": list(lists.troubled(schedules).order_by("-last_scheduled_at")[:TROUBLED_SHOWN]),
         "next_backups": list(schedules.filter(next_run_at__isnull=False).order_by("next_run_at", "pk")[:NEXT_SHOWN]),
+        "proven_at": last_proven_at(Drill.objects.visible_to(user)),
         "spending": optional("spending", lambda: spending_of(billed_customer(user)), None),
         "running": running,
         "failed": failed,
@@ -212,7 +215,7 @@ def still_failed(user: User, *, since: datetime) -> QuerySet[Operation]:
     return Operation.objects.visible_to(user).filter(
         ~Exists(retries),
         # A scrub that failed without finding damage concerns only the operator.
-        ~Q(kind__in=Operation.MAINTENANCE) | Q(cause=Corrupt.__name__),
+        ~Q(kind__in=Operation.MAINTENANCE) | Q(cause__in=[Corrupt.__name__, NOT_PROVEN]),
         state=Operation.State.FAILED,
         finished_at__gt=since,
         snapshot__deleted_at=None,

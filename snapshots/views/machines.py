@@ -17,6 +17,8 @@ from cng_portal.common.templatetags.portal import poll_seconds
 from cng_portal.inventory.models import VirtualMachine, Volume
 from snapshots import lists
 from snapshots.backups.views import build_schedule_rows
+from snapshots.drills.plans import drills_of
+from snapshots.drills.proof import last_proven_at
 from snapshots.forms import MachineFilterForm
 from snapshots.models import BackupSchedule, Kind, Operation, Snapshot, SnapshotQuerySet, usable
 
@@ -110,6 +112,7 @@ def machine(request: HttpRequest, vm_id: UUID) -> HttpResponse:
         "hidden": find_hidden(Snapshot.objects.filter(vm=vm, kind=Kind.VM), user),
         "backups": build_rows(snapshots[Kind.BACKUP], user),
         "newest_shown": NEWEST_SHOWN,
+        "proven_at": last_proven_at(drills_of(vm).filter(snapshot__project__in=list(user.roles))),
         "line": timeline_of(snapshots_of(vm, user), born=vm.created_at),
         "operations": build_operation_rows(operations, user),
         "is_live": any(operation.is_active for operation in operations),

@@ -205,6 +205,7 @@ def actions_for(snapshot: Snapshot, user: User, lock: SnapshotLock | None) -> li
         (not can_be_pinned, "expiry", _("Expiry date"), "clock"),
         (can_move, "move", _("Move to a project"), "folder"),
         (ready, "verify", _("Verify"), "shield-check"),
+        (ready and not snapshot.is_damaged, "request_drill", _("Restore drill"), "lifebuoy"),
         (snapshot.state in DELETABLE_STATES and lock is None, "delete", _("Delete"), "trash"),
     ]
     return [

@@ -16,6 +16,7 @@ from cng_portal.common.money import format_amount, format_price
 from cng_portal.common.templatetags.portal import poll_seconds
 from snapshots import restores
 from snapshots.assignment import why_bound_to_project
+from snapshots.drills.proof import last_proven
 from snapshots.files.unusual import describe
 from snapshots.labels import tags_of
 from snapshots.lists import LISTS
@@ -91,6 +92,7 @@ def snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         if not snapshot.is_charged and source.project_id in user.roles
         else "",
         "cost": cost_so_far(resource_id=snapshot.pk, at=timezone.now()),
+        "proof": last_proven(snapshot.pk),
         "reads_bytes": get_driver(snapshot.location).reads_bytes,
         "no_cost": format_amount(0, snapshot.project.customer.currency),
     }
@@ -103,6 +105,7 @@ def snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         snapshot.project_id,
         [(row.operation.pk, row.operation.state) for row in rows],
         [(disk.checksum, disk.verified_at) for disk in disks],
+        context["proof"] and context["proof"].pk,
     )
     return render_live(request, "snapshots/snapshot.html", context, part="snapshot", poll="work", version=version)
 

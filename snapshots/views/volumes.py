@@ -19,6 +19,8 @@ from cng_portal.common.templatetags.portal import poll_seconds
 from cng_portal.inventory.models import Tag, Volume
 from snapshots import lists, protection
 from snapshots.backups.views import build_schedule_rows
+from snapshots.drills.plans import drills_of
+from snapshots.drills.proof import last_proven_at
 from snapshots.forms import VolumeFilterForm
 from snapshots.labels import tags_of
 from snapshots.models import BackupSchedule, DiskImage, Operation, Snapshot, usable
@@ -141,6 +143,7 @@ def volume(request: HttpRequest, volume_id: UUID) -> HttpResponse:
         "created_is_empty": created_by is not None and created_by.operation.kind == Operation.Kind.CREATE_VOLUME,
         "retry": retry,
         "growing_to_gb": next((row.operation.new_size_gb for row in rows if row.operation.is_active), None),
+        "proven_at": last_proven_at(drills_of(volume).filter(snapshot__project__in=list(user.roles))),
         "price": quote,
         "hourly": format_price(quote.hourly_micro, quote.currency) if quote else "",
         "monthly": format_amount(quote.monthly_micro, quote.currency) if quote else "",

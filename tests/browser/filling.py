@@ -23,6 +23,7 @@ from snapshots.backups.automatic import switch_automatic_backups
 from snapshots.files import catalogue, cataloguing
 from snapshots.labels import change_labels
 from snapshots.models import DiskImage, Snapshot, volume_ref
+from snapshots.models.drills import create_drill
 from snapshots.recycle_bin import put_in_bin
 from snapshots.storage.registry import get_driver
 from snapshots.volumes.charges import start_charging_volume
@@ -43,6 +44,7 @@ from tests.factories import (
     VolumeFactory,
 )
 from tests.snapshots.disks import content, put_volume
+from tests.snapshots.drills.records import FAILED, record_drill
 from tests.snapshots.files import images
 
 GIB = 1024**3
@@ -197,6 +199,12 @@ def work_in_each_state(member: Membership) -> None:
         volume=VolumeFactory(project=data.project, location=data.location, name="made-from-it", state="creating"),
         requested_by=member.user,
     )
+    record_drill(ready, requested_by=member.user)
+    record_drill(restored, checks=FAILED)
+    drilling = OperationFactory(
+        snapshot=ready, kind="drill", running=True, bytes_done=7 * GIB, bytes_total=50 * GIB, requested_by=member.user
+    )
+    create_drill(ready, drilling, user=member.user, at=now)
     shared = {"project": data.project, "location": data.location}
     fresh = VolumeFactory(name="uploads", size_gb=100, available_at=now, **shared)
     start_charging_volume(fresh, at=now)

@@ -26,7 +26,7 @@ from cng_portal.accounts import roles
 from cng_portal.accounts.models import Membership, Role, User
 from cng_portal.inventory.models import Location, Volume
 from cng_portal.monitoring.models import Process, StorageCheck
-from snapshots.models import BackupSchedule, Draft, Kind, Snapshot, SnapshotLock
+from snapshots.models import BackupSchedule, Draft, Drill, Kind, Snapshot, SnapshotLock
 from snapshots.wizard import wizard
 from tests.browser.filling import BURMESE, GIB, LONG, PASSWORD
 from tests.factories import (
@@ -52,6 +52,9 @@ UNSEEN = {
     "snapshots:download_file": "a file",
     "snapshots:download_folder": "a file",
     "snapshots:compare_files_csv": "a file",
+    "snapshots:drills_csv": "a file",
+    "snapshots:drill_csv": "a file",
+    "snapshots:drill_pdf": "a file",
     "snapshots:retry": "leads on to the snapshot; the question stands there",
     "billing:summary_csv": "a file",
     "billing:subscriptions_csv": "a file",
@@ -252,9 +255,17 @@ def of_snapshots(member: Membership) -> Screens:
     }
     for name, snapshot in states.items():
         pages[f"snapshot-{name}"] = Screen(reverse("snapshots:snapshot", args=[snapshot.pk]))
-    for action in ("rename", "labels", "move", "expiry", "delete", "restore", "new_volume", "verify"):
+    for action in ("rename", "labels", "move", "expiry", "delete", "restore", "new_volume", "verify", "request_drill"):
         address = reverse(f"snapshots:{action}", args=[ready.pk])
         pages[f"act-{action}"] = Screen(address)
+    pages["drills"] = Screen(reverse("snapshots:drills"))
+    pages["volume-drills"] = Screen(reverse("snapshots:volume_drills", args=[data.pk]))
+    pages["machine-drills"] = Screen(reverse("snapshots:machine_drills", args=[data.vm_id]))
+    planned = BackupSchedule.objects.visible_to(member.user).present().first()
+    assert planned
+    pages["schedule-drills"] = Screen(reverse("snapshots:schedule_drills", args=[planned.pk]))
+    for drill in Drill.objects.visible_to(member.user):
+        pages[f"drill-{drill.result or 'running'}"] = Screen(reverse("snapshots:drill", args=[drill.pk]))
     for name in ("uploads", "old-uploads", "web-01-root"):
         pages[f"volume-{name}"] = Screen(reverse("snapshots:volume", args=[Volume.objects.get(name=name).pk]))
     for action in ("grow", "attach", "detach", "rename", "delete"):

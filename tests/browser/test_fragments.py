@@ -47,6 +47,7 @@ FRAGMENTS: dict[str, set[str]] = {
     "partials/row_menu.html": set(),
     "partials/step_list.html": {"wizard"},
     "partials/tabs.html": {"wizard"},
+    "snapshots/drills/drill.html": {"progress"},
     "snapshots/machine.html": {"work"},
     "partials/filter_form.html": {"snapshot-list", "machine-list", "volume-list", "schedule-list"},
     "snapshots/partials/card.html": {"snapshot-row"},

@@ -24,7 +24,9 @@ from billing.models import ServiceKind, UsageSegment
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import Volume
 from snapshots import restores, services
-from snapshots.models import Operation, Snapshot, State
+from snapshots.drills.services import request_drill
+from snapshots.files import children
+from snapshots.models import Drill, Operation, Snapshot, State
 from snapshots.operations import lifecycle
 from snapshots.tasks import run_operation, run_waiting_operations
 from snapshots.volumes import new_volumes
@@ -257,6 +259,27 @@ def test_a_new_volume_survives_the_death_of_its_worker_at_every_step(
         image = storage_root / volume.location_id / "volumes" / f"{volume.pk}.img"
         assert holds(image, content(b"before"))
         assert len(files_below(storage_root)) == 1 + 2 + copies
+
+
+def test_a_drill_survives_the_death_of_its_worker_at_every_step(
+    storage_root: Path, member: Membership, volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(children, "READERS", ("not_installed",))  # it changes nothing, and takes seconds
+    put_volume(storage_root, volume, content(b"before"))
+    snapshot = services.request_snapshot(source=volume, name="origin", user=member.user)
+    let_the_next_worker_do_it()
+    snapshot.refresh_from_db()
+    stored = files_below(storage_root)
+
+    def ask(number: int) -> Operation:
+        operation = request_drill(snapshot=snapshot, user=member.user).operation
+        assert operation is not None
+        return operation
+
+    for operation, _killed in deaths(ask):
+        assert (operation.state, operation.drill.result) == (Operation.State.SUCCEEDED, Drill.Result.PROVEN)
+        assert operation.drill.disks.get().removed_at
+        assert files_below(storage_root) == stored
 
 
 def test_the_capture_of_a_machine_survives_the_death_of_its_worker_at_every_step(

@@ -157,7 +157,21 @@ def test_a_stranger_gets_404_and_a_signed_out_person_signs_in(client: Client) ->
 @pytest.mark.parametrize(
     ("state", "actions"),
     [
-        (None, ["new_volume", "restore", "files", "lock", "rename", "labels", "expiry", "verify", "delete"]),
+        (
+            None,
+            [
+                "new_volume",
+                "restore",
+                "files",
+                "lock",
+                "rename",
+                "labels",
+                "expiry",
+                "verify",
+                "request_drill",
+                "delete",
+            ],
+        ),
         ("failed", ["rename", "labels", "expiry", "delete"]),
         ("creating", ["cancel_snapshot", "rename", "labels", "expiry"]),
         ("deleting", []),
@@ -178,7 +192,7 @@ def test_the_snapshot_of_a_volume_that_is_gone_can_become_a_new_volume(client: C
 
     assert "Deleted volume" in response.content.decode()
     actions = [action.name for action in response.context["actions"]]
-    assert actions == ["new_volume", "files", "lock", "rename", "labels", "expiry", "verify", "delete"]
+    assert actions == ["new_volume", "files", "lock", "rename", "labels", "expiry", "verify", "request_drill", "delete"]
 
 
 # --- operations --------------------------------------------------------------------------------------------------------

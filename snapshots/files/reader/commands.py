@@ -65,8 +65,10 @@ def list_parts(image: int, size: int, request: dict[str, Any]) -> Answers:
             "label": encode(part.label),
             "kind": part.kind,
             "file_system": part.file_system,
+            "start": part.window.start,
             "size": part.window.size,
             "is_readable": part.is_readable,
+            "was_in_use": part.is_journal_pending,
             "is_journal_pending": part.is_journal_pending and not is_replayed(part),
         }
 

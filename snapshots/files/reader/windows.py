@@ -13,6 +13,11 @@ class Window:
         self.image, self.pieces, self.position = image, pieces, 0
         self.size = sum(size for _start, size in pieces)
 
+    @property
+    def start(self) -> int | None:
+        """Return where it begins in the image, None if it is in several pieces."""
+        return self.pieces[0][0] if len(self.pieces) == 1 else None
+
     def read_at(self, offset: int, size: int) -> bytes:
         """Return up to `size` bytes: fewer at the end."""
         if len(self.pieces) == 1:

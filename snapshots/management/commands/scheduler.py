@@ -28,6 +28,8 @@ from snapshots import expiry, labels, recycle_bin, scrub
 from snapshots.backups.runs import settle_runs, start_due_runs
 from snapshots.backups.upkeep import maintain_schedules
 from snapshots.cloudsync import sync
+from snapshots.drills import plans
+from snapshots.drills import services as drills
 from snapshots.files import cataloguing
 from snapshots.monitoring.storage import check_storage, measure_storage
 from snapshots.operations import lifecycle
@@ -123,6 +125,14 @@ def start_catalogues() -> None:
     cataloguing.start_catalogues(timezone.now())
 
 
+def start_drills() -> None:
+    plans.start_due(database_now())
+
+
+def remove_leftovers_of_drills() -> None:
+    drills.remove_leftovers(database_now())
+
+
 def expire_snapshots() -> None:
     """Announce first: nothing expires without notice."""
     now = database_now()
@@ -210,6 +220,8 @@ DUTIES = {
     send_mails: 0,
     start_scrubs: 0,
     start_catalogues: 0,
+    start_drills: 60,
+    remove_leftovers_of_drills: 60,
     maintain_backup_schedules: 300,
     settle_volume_charges: 300,  # before the months that they belong to are closed
     settle_bills: 300,

@@ -28,6 +28,7 @@ from uuid import UUID
 import structlog
 from django.utils.translation import gettext as _
 
+from ..checksums import checksum_like
 from ..contract import (
     GIB,
     CatalogueFile,
@@ -38,11 +39,12 @@ from ..contract import (
     SnapshotInfo,
     SnapshotRef,
     StoredObject,
+    Unreadable,
     VolumeRef,
     no_heartbeat,
 )
 from ..files import opened
-from .copying import Progress, fill_image
+from .copying import MediumError, Progress, bypass_page_cache, copy_data, fill_image
 from .folder import LocationFolder
 from .importing import open_image, unpack, unpacked_bytes
 from .locking import Locked
@@ -165,6 +167,23 @@ class LocalDriver(Driver):
     def measure_volume(self, volume: VolumeRef) -> int:
         with self.folder.errors():
             return self.volumes.stat_any_size(volume).st_size
+
+    def open_volume(self, volume: VolumeRef) -> int:
+        with self.folder.errors():
+            return self.volumes.open_for_reading(volume)
+
+    def checksum_volume(self, volume: VolumeRef, like: str, heartbeat: Heartbeat = no_heartbeat) -> str:
+        with self.folder.lock(shared=[volume]), self.volumes.open(volume, writing=False) as image:
+            size, checksum = os.fstat(image).st_size, checksum_like(like)
+            progress = Progress(heartbeat, size)
+            bypass_page_cache(image)
+            try:
+                copy_data(image, None, size, progress, checksum)
+            except MediumError as error:
+                message = _("The disk of the volume “%(name)s” could not be read: the medium reports errors.")
+                raise Unreadable(message % {"name": volume.name}) from error
+            progress.beat()
+            return checksum.finish()
 
     def import_image(self, volume: VolumeRef, image: Path, heartbeat: Heartbeat = no_heartbeat) -> str:
         """Create a volume from a disk image, with zeros up to its size; return its backend_ref. Not in the contract.

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from django.utils.translation import gettext as _
 
 from ..contract import GIB, Busy, InvalidImage, NotFound, Refused, StorageError, VolumeRef
-from ..files import NotRegularFile, opened, stat_regular_file
+from ..files import NotRegularFile, open_regular_file, opened, stat_regular_file
 from .copying import sync_folder
 from .folder import LocationFolder, created_file
 from .locking import Locked, find_lock_holder, lock_image
@@ -55,6 +55,17 @@ class VolumeFiles:
             lock_against_programs(file, volume.name, writing=writing)
             check_size(volume, os.fstat(file), up_to_gb)
             yield file
+
+    def open_for_reading(self, volume: VolumeRef) -> int:
+        """Return a read-only descriptor, which the caller closes, without a lock. Raises NotFound, InvalidImage."""
+        with self._errors(volume):
+            image = open_regular_file(self.folder.volume_path(volume.uuid), below=self.folder.path)
+        try:
+            check_size(volume, os.fstat(image))
+        except InvalidImage:
+            os.close(image)
+            raise
+        return image
 
     @contextmanager
     def replacement(self, volume: VolumeRef, mode: int = VOLUME_MODE) -> Iterator[int]:
