@@ -22,7 +22,7 @@ from snapshots.views.common import damage_of, get_changeable
 
 from . import comparison, contents, names, unusual, versions
 from .services import MAX_TEXT, PAGE_SIZE
-from .views import MAX_START, attempt, get_disk, get_readable, read_number, read_path
+from .views import MAX_START, attempt, get_disk, get_readable, is_fallback, read_number, read_path
 
 MAX_CHOICES = 100
 MAX_FOLDERS = 50
@@ -62,6 +62,7 @@ def compare(request: Request, snapshot_id: UUID, disk_id: UUID) -> HttpResponse:
         folder = b"0"
     in_folder = comparison.filtered(result, folder, "", text) if result else []
     listed = [change for change in in_folder if not kind or change.kind == kind]
+    start = start if start < len(listed) else 0
     counts = Counter(change.kind for change in in_folder) + Counter({"": len(in_folder)})
     here = reverse("snapshots:compare_files", args=[snapshot_id, disk_id])
 
@@ -96,6 +97,8 @@ def compare(request: Request, snapshot_id: UUID, disk_id: UUID) -> HttpResponse:
             for total in comparison.total_by_folder(listed, folder)[:MAX_FOLDERS]
         ],
         "changes": shown,
+        "form": {"left_out": [_("Kind")] if request.GET.get("kind", "") != kind else []},
+        "page": {"is_fallback": is_fallback(request, start)},
         "first": start + 1,
         "last": min(last, len(listed)),
         "total": len(listed),

@@ -48,15 +48,17 @@ def folder(request: HttpRequest, snapshot_id: UUID, disk_id: UUID, part: int) ->
     disk = get_disk(snapshot, disk_id)
     path, number = read_path(request)
     text = request.GET.get("q", "").strip()[: services.MAX_TEXT].replace("\0", "")
-    order = request.GET.get("sort", "")
-    order = order if order in ORDERS else "name"
+    sort = request.GET.get("sort", "")
+    order = sort if sort in ORDERS else "name"
     start = read_number(request, "from", maximum=MAX_START) or 0
-    if text:
-        listing, error = attempt(lambda: services.search(disk, part, path, text))
-    else:
-        listing, error = attempt(
-            lambda: services.list_folder(disk, part, path, number=number, order=order, start=start)
-        )
+
+    def list_from(start: int) -> tuple[services.Listing | None, str]:
+        return attempt(lambda: services.list_folder(disk, part, path, number=number, order=order, start=start))
+
+    listing, error = attempt(lambda: services.search(disk, part, path, text)) if text else list_from(start)
+    if start and not text and listing and start >= listing.total:
+        start = 0
+        listing, error = list_from(start)
     here = reverse("snapshots:folder", args=[snapshot_id, disk_id, part])
 
     def url(**parameters: Any) -> str:
@@ -85,6 +87,8 @@ def folder(request: HttpRequest, snapshot_id: UUID, disk_id: UUID, part: int) ->
             for key, label in ORDERS.items()
         ],
         "folder_url": url(),
+        "form": {"left_out": [_("Order")] if sort not in ("", *ORDERS) else []},
+        "page": {"is_fallback": is_fallback(request, start)},
         "first": start + 1,
         "last": min(last, total),
         "total": total,
@@ -150,6 +154,11 @@ def get_disk(snapshot: Snapshot, disk_id: UUID) -> DiskImage:
 
 def read_path(request: HttpRequest) -> tuple[list[bytes], int | None]:
     return names.from_parameter(request.GET.get("path", "")), read_number(request, "id", maximum=2**64)
+
+
+def is_fallback(request: HttpRequest, start: int) -> bool:
+    """Return whether the first page stands in for one that doesn't exist."""
+    return not start and request.GET.get("from", "") not in ("", "0")
 
 
 def read_number(request: HttpRequest, name: str, *, maximum: int) -> int | None:
