@@ -44,7 +44,7 @@ def show_version(request: HttpRequest) -> dict[str, Any]:
 
 
 def create_token(request: HttpRequest) -> JsonResponse:
-    """Issue a token for the secret of an application credential, or for a valid token, whose expiry it keeps."""
+    """Issue a token for an application credential's secret, or for a valid token: then with that one's expiry."""
     address, at = get_address(request), timezone.now()
     credential, expires_at = identify(read_identity(request), address=address, at=at)
     if credential is None or expires_at is None:

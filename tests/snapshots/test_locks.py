@@ -214,7 +214,7 @@ def requests(lock: SnapshotLock, member: Client, admin: Client) -> Iterator[Call
 
 
 @pytest.mark.both_databases
-def test_by_no_door_is_anything_deleted_that_is_locked(owner: Membership, client_for: Callable[..., Client]) -> None:
+def test_nothing_deletes_a_locked_snapshot_in_any_way(owner: Membership, client_for: Callable[..., Client]) -> None:
     admin = UserFactory(admin=True)
     pages, desk = client_for(owner.user), client_for(admin)
     kept = [

@@ -134,7 +134,7 @@ class SnapshotReader:
 
     def _compare(self, manifest: Manifest, snapshot: SnapshotRef, checksum: str) -> None:
         """Raises Corrupt unless it is the checksum in the manifest and in the portal, where they have one."""
-        if {manifest.checksum or checksum, snapshot.checksum or checksum} != {checksum}:
+        if any(recorded and recorded != checksum for recorded in (manifest.checksum, snapshot.checksum)):
             raise Corrupt(
                 _(
                     "The snapshot's bytes are not the ones that were captured: its checksum does not match. "
