@@ -170,7 +170,18 @@ def test_the_menu_of_a_row_offers_what_the_page_of_the_snapshot_does(client: Cli
     page = client.get(reverse("snapshots:snapshot", args=[snapshot.pk])).text
 
     links = re.findall(r'<a [^>]*class="menu-item[^"]*" href="([^"]+)"', menu)
-    actions = ("new_volume", "restore", "files", "lock", "rename", "labels", "expiry", "verify", "delete")
+    actions = (
+        "new_volume",
+        "restore",
+        "files",
+        "lock",
+        "rename",
+        "labels",
+        "expiry",
+        "verify",
+        "request_drill",
+        "delete",
+    )
     assert links == [reverse(f"snapshots:{action}", args=[snapshot.pk]) for action in actions]
     assert sorted(re.findall(r'id="act-\w+" href="([^"]+)"', page)) == sorted(links)
 

@@ -152,6 +152,7 @@ def test_backups_are_listed_like_snapshots_and_apart_from_them(client: Client, v
         "labels",
         "files",
         "verify",
+        "request_drill",
         "delete",
     }
     assert names(client.get("/snapshots/vm/")) == []
@@ -572,7 +573,7 @@ def test_a_backup_is_deleted_and_stops_costing(client: Client, schedule: BackupS
     backup = Snapshot.objects.get()
     assert "You stop paying K 36.00 an hour" in text_of(client.get(action_url(backup, "delete")).text)
 
-    client.post(action_url(backup, "delete"), {"confirmation": backup.name})
+    client.post(action_url(backup, "delete"), {"confirmation": backup.name, "is_last": "on"})
     run_active_operations()
 
     backup.refresh_from_db()
