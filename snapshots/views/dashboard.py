@@ -26,7 +26,6 @@ from snapshots import lists, protection
 from snapshots.drills.proof import last_proven_at
 from snapshots.models import (
     SERVICE_KINDS,
-    BackupRun,
     BackupSchedule,
     Drill,
     Kind,
@@ -65,8 +64,9 @@ def dashboard(request: HttpRequest) -> HttpResponse:
     volumes = Volume.objects.visible_to(user).present().filter(state=Volume.State.AVAILABLE)
     all_unprotected = volumes.filter(protection.UNPROTECTED)
     unprotected = list(all_unprotected.select_related("vm").order_by("name", "pk")[: UNPROTECTED_SHOWN + 1])
+    prices = PriceList.load()
     context = {
-        **totals_of(user),
+        **totals_of(user, prices),
         "unprotected": [(volume, user.can_change(volume.project_id)) for volume in unprotected[:UNPROTECTED_SHOWN]],
         "unprotected_count": len(unprotected) if len(unprotected) <= UNPROTECTED_SHOWN else all_unprotected.count(),
         "has_volumes": bool(newest) or volumes.exists(),
@@ -76,7 +76,7 @@ def dashboard(request: HttpRequest) -> HttpResponse:
         "spending": optional("spending", lambda: spending_of(billed_customer(user)), None),
         "running": running,
         "failed": failed,
-        "rows": build_rows(newest, user),
+        "rows": build_rows(newest, user, prices),
         "is_live": bool(running),
         "poll_seconds": poll_seconds(operations),
         "can_take": bool(user.changeable_project_ids),
@@ -99,15 +99,15 @@ def newest_snapshots(user: User) -> list[Snapshot]:
     return sorted(newest, key=lambda snapshot: (snapshot.created_at, snapshot.pk), reverse=True)[:NEWEST_SHOWN]
 
 
-def totals_of(user: User) -> dict[str, object]:
+def totals_of(user: User, prices: PriceList) -> dict[str, object]:
     """Return the totals to display: number and size of snapshots and backups, and the price an hour and a month.
 
     The price includes that of volumes.
     """
     count = gb = 0
-    prices, now = PriceList.load(), timezone.now()
+    now = timezone.now()
     currency = user.customer.currency if user.customer else DEFAULT_CURRENCY
-    hourly_micro = -cost_of_automatically_taken(user, prices, currency, now)
+    hourly_micro = 0
     for kind, code, number, size_gb, charged_gb in snapshot_sums(user):
         count, gb = count + number, gb + size_gb
         hourly_micro += prices.hourly_micro(SERVICE_KINDS[Kind(kind)], code, currency, now, size_gb=charged_gb)
@@ -167,9 +167,10 @@ def spending_of(customer: Customer | None) -> Spending | None:
 
 
 def snapshot_sums(user: User) -> QuerySet[Any, tuple[Any, ...]]:
-    """Return (kind, location, count, GB, GB charged for)."""
+    """Return (kind, location, count, GB, GB charged for). Automatic backups are paid for with their instance."""
     counted = Snapshot.objects.visible_to(user).filter(deleted_at=None, kind__in=Kind.values).counted()
-    charged = Q(state=State.READY, damaged_at=None) & ~costs_nothing()
+    is_automatic = Q(run__schedule__origin=BackupSchedule.Origin.AUTOMATIC)
+    charged = Q(state=State.READY, damaged_at=None) & ~costs_nothing() & ~is_automatic
     sums = (
         counted.order_by()
         .values("kind", "location_id")
@@ -186,21 +187,6 @@ def other_sums(user: User) -> QuerySet[Any, tuple[Any, ...]]:
         ended_at=None,
     )
     return charged.order_by().values_list("kind", "location_id").annotate(Sum("size_gb"), Sum("base_rate_micro"))
-
-
-def cost_of_automatically_taken(user: User, prices: PriceList, currency: str, at: datetime) -> int:
-    """Return what automatic backups would cost an hour per GB: `snapshot_sums` includes them, but nobody pays that."""
-    backups = BackupRun.objects.visible_to(user).filter(
-        ~costs_nothing("snapshot__"),
-        schedule__origin=BackupSchedule.Origin.AUTOMATIC,
-        snapshot__state=State.READY,
-        snapshot__damaged_at=None,
-        snapshot__project__in=list(user.roles),
-    )
-    sizes = backups.order_by().values_list("snapshot__location_id").annotate(Sum("snapshot__size_gb"))
-    return sum(
-        prices.hourly_micro(ServiceKind.VM_BACKUP, code, currency, at, size_gb=size_gb) for code, size_gb in sizes
-    )
 
 
 def still_failed(user: User, *, since: datetime) -> QuerySet[Operation]:

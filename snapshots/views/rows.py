@@ -110,12 +110,15 @@ def listed_with_runs() -> SnapshotQuerySet:
     )
 
 
-def build_rows(snapshots: list[Snapshot], user: User) -> list[SnapshotRow]:
-    """Build the rows of snapshots from `listed_snapshots`, or from `listed_with_runs` if there may be backups."""
+def build_rows(snapshots: list[Snapshot], user: User, prices: PriceList | None = None) -> list[SnapshotRow]:
+    """Build the rows of snapshots from `listed_snapshots`, or from `listed_with_runs` if there may be backups.
+
+    `prices` are loaded unless they are given.
+    """
     if not snapshots:
         return []
     operations = active_operations([snapshot.pk for snapshot in snapshots if snapshot.is_transient])
-    prices = PriceList.load({snapshot.location_id for snapshot in snapshots})
+    prices = prices or PriceList.load({snapshot.location_id for snapshot in snapshots})
     ids = [snapshot.pk for snapshot in snapshots]
     tags, locks = tags_of(Snapshot, ids), get_locks(ids)
     rows = []

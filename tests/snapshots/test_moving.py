@@ -289,7 +289,7 @@ def test_an_automatic_backup_and_an_only_project_have_no_move(
     backup = BackupRunFactory(schedule=BackupScheduleFactory(vm=volume.vm, automatic=True)).snapshot
     assert url("move", backup) not in client.get(url("snapshot", backup)).text
     for page in ("move", "snapshot"):
-        assert "Automatic backups are paid for with their machine" in client.get(url(page, backup)).text
+        assert "Automatic backups are paid for with their instance" in client.get(url(page, backup)).text
     only = client_for(viewer_of(volume.project, role=Role.MEMBER))
     assert url("move", snapshot) not in only.get(url("snapshot", snapshot)).text
     assert "You aren't a member or owner of any other project" in unescape(only.get(url("move", snapshot)).text)
