@@ -62,7 +62,8 @@ def dump(programs: Path, url: str, file: Path) -> None:
 
 def start(programs: Path, folder: Path) -> None:
     # Durability doesn't matter here; many tests connect from twenty threads.
-    options = ["-k", str(folder), "-c", "listen_addresses=", "-c", "fsync=off", "-c", "max_connections=300"]
+    options = ["-k", str(folder), "-c", "listen_addresses=", "-c", "fsync=off", "-c", "full_page_writes=off"]
+    options += ["-c", "max_connections=300"]
     quoted = " ".join(f"'{option}'" for option in options)
     control(programs, folder, "--log", str(folder / "log"), "--options", quoted, "start", check=True)
 
