@@ -181,9 +181,10 @@ def request_backup(run: BackupRun, now: datetime) -> None:
     """
     backup = reload_snapshot(run.snapshot) if run.snapshot else None
     if backup and backup.state == State.FAILED and has_other_disks(backup):
-        accept_deletion(backup, at=now, cause=DeletionCause.FAILED)
+        if not backup.is_pinned:
+            accept_deletion(backup, at=now, cause=DeletionCause.FAILED)
         backup = None
-    if backup is None or backup.state in (State.DELETING, State.DELETED):
+    if backup is None or backup.is_damaged or backup.state in (State.DELETING, State.DELETED):
         run.snapshot = create_backup(run, now)
     elif backup.state == State.FAILED:
         retake(backup, now)
@@ -302,7 +303,7 @@ def conclude_run(run: BackupRun, now: datetime) -> None:
         damage = [disk.damage for disk in backup.disks.all() if disk.damage]
         if damage:
             reason = _("Verification found it damaged: %(damage)s")
-            if not why_locked(backup):
+            if not backup.is_pinned and not why_locked(backup):
                 # It is of no use to anybody: its source is still there, and a new one is taken.
                 accept_deletion(backup, at=now, cause=DeletionCause.DAMAGED)
                 reason = _("Verification found it damaged, so it was deleted: %(damage)s")

@@ -330,6 +330,26 @@ def test_a_backup_found_damaged_by_its_verification_is_removed_and_taken_again(
     assert UsageSegment.objects.filter(ended_at=None).get().resource_id == run.snapshot_id
 
 
+def test_a_pinned_backup_found_damaged_stays_and_another_is_taken(
+    storage_root: Path, schedule: BackupSchedule, member: Membership
+) -> None:
+    at = due_at(schedule)
+    start_due_runs(at)
+    run_active_operations()
+    damaged = pin_backup(snapshot=Snapshot.objects.get(), user=member.user)
+    spoil(copy_file(storage_root, damaged))
+    run_active_operations()
+    settle_runs(at)
+    run = schedule.runs.get()
+    assert run.state == WAITING and "found it damaged:" in run.reason
+    settle_runs(at + timedelta(minutes=5))
+    work()
+    settle_runs(at + timedelta(minutes=5))
+    run.refresh_from_db()
+    damaged.refresh_from_db()
+    assert (run.state, damaged.is_damaged, run.snapshot == damaged) == (DONE, True, False)
+
+
 def test_a_backup_that_could_not_be_verified_is_verified_again_and_not_taken_again(
     storage_root: Path, schedule: BackupSchedule
 ) -> None:
