@@ -45,7 +45,7 @@ def test_a_volume_is_drilled_every_week_and_at_once(
     tasks.run_operation(operation_id)
     if not browser_context_args["java_script_enabled"]:
         page.reload()
-    expect(page.get_by_text("Proven restorable")).to_be_visible(timeout=30_000)
+    expect(page.locator(".title-line")).to_contain_text("Proven restorable", timeout=30_000)
     with page.expect_download() as download:
         page.get_by_role("link", name="PDF").click()
     assert download.value.suggested_filename.startswith("restore-drill-")

@@ -18,6 +18,7 @@ from cng_portal.accounts.models import Membership
 from cng_portal.activity.models import Activity
 from cng_portal.inventory.models import Volume
 from snapshots.models import Draft, Kind, Snapshot
+from snapshots.models.drills import create_drill
 from snapshots.wizard import wizard
 from tests.factories import (
     BackupRunFactory,
@@ -207,6 +208,9 @@ def test_every_fragment_equals_its_page(
     BackupRunFactory(schedule=schedule, scheduled_at=at, finished_at=at)
     BackupRunFactory(schedule=schedule, taking=True, scheduled_at=at + timedelta(minutes=5), created_at=at)
     NotificationFactory(user=member.user, created_at=at)
+    drilled = SnapshotFactory(volume=volume, created_at=at)
+    drilling = OperationFactory(snapshot=drilled, kind="drill", running=True, created_at=at)
+    drill = create_drill(drilled, drilling, user=member.user, at=at)
     for number in range(51):
         Activity.objects.create(action="user.sign_in", actor=member.user, project=project, at=at, after={"n": number})
     drafts = [
@@ -241,6 +245,7 @@ def test_every_fragment_equals_its_page(
         reverse("activity:log"),
         reverse("snapshots:snapshot", args=[creating_snapshot.pk]),
         reverse("snapshots:volume", args=[volume.pk]),
+        reverse("snapshots:drill", args=[drill.pk]),
         reverse("snapshots:machine", args=[vm.pk]),
         reverse("snapshots:schedule", args=[schedule.pk]),
         reverse("snapshots:edit_schedule", args=[schedule.pk]),
