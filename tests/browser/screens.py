@@ -549,6 +549,8 @@ def of_an_administrator(member: Membership) -> Screens:
         "admin-switch-many": Screen(reverse("admin:inventory_virtualmachine_changelist"), switch_many),
         "admin-delete-backups": Screen(reverse("admin:snapshots_delete_automatic_backups", args=[web.pk])),
         "admin-operations": Screen(reverse("admin:snapshots_operation_overview")),
+        "admin-locks": Screen(reverse("admin:snapshots_snapshotlock_changelist")),
+        "admin-lift-lock": Screen(reverse("admin:snapshots_lift_lock", args=[SnapshotLock.objects.get().pk])),
         "admin-look-as": Screen(reverse("admin:accounts_impersonate", args=[member.user_id])),
         "admin-new-package": Screen(reverse("admin:billing_package_add")),
         "admin-correct-price": Screen(reverse("admin:billing_price_correct", args=[PriceVersion.objects.first().pk])),
