@@ -314,7 +314,7 @@ def reload(binned: Binned) -> Binned:
 # --- free space -------------------------------------------------------------------------------------------------------
 
 
-def free_space(*, now: datetime) -> int:
+def free_space() -> int:
     """Erase the oldest of the recycle bin early where a location is short of free space. Returns how many.
 
     The scheduler measures the free space every minute; nothing more is erased until it has measured the last effect.

@@ -315,11 +315,11 @@ def test_where_space_runs_short_the_oldest_are_erased_and_members_notified(membe
         snapshot.disks.update(allocated_bytes=3 * GIB)
     check = {"location": location, "checked_at": NOW, "free_bytes": 5 * GIB}
     StorageCheck.objects.create(**check)
-    assert recycle_bin.free_space(now=NOW) == 2
+    assert recycle_bin.free_space() == 2
     assert [snapshot.name for snapshot in Snapshot.objects.in_bin()] == ["copy-3"]
     titles = set(Notification.objects.filter(user=member.user).values_list("title", flat=True))
     assert titles == {"“copy-1” left the recycle bin early", "“copy-2” left the recycle bin early"}
-    assert recycle_bin.free_space(now=NOW) == 0, "the effect is measured first"
+    assert recycle_bin.free_space() == 0, "the effect is measured first"
 
 
 @pytest.mark.both_databases

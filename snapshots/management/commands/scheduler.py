@@ -143,7 +143,7 @@ def expire_snapshots() -> None:
 def empty_recycle_bin() -> None:
     now = database_now()
     recycle_bin.erase_due(now=now)
-    recycle_bin.free_space(now=now)
+    recycle_bin.free_space()
 
 
 def maintain_backup_schedules() -> None:
