@@ -258,7 +258,8 @@ def accept_deletion(snapshot: Snapshot, *, at: datetime, cause: DeletionCause, u
 def retry(*, operation: Operation, user: User) -> Operation:
     """Request a failed operation again, as a new one, after the checks of a first request.
 
-    Raises InvalidState if it didn't fail or was requested again already, and any ActionRefused of its kind.
+    Raises InvalidState if it didn't fail, was requested again already, or is the portal's own, as a drill is, which is
+    started anew; and any ActionRefused of its kind.
     """
     snapshot = operation.snapshot
     if snapshot is None:
@@ -280,7 +281,8 @@ def retry(*, operation: Operation, user: User) -> Operation:
         )
         nothing_to_retry = InvalidState(_("There is nothing to retry: it didn't fail, or it was already retried."))
         # `newer` depends on clocks. The states checked below decide.
-        if operation.state != Operation.State.FAILED or newer.exists():
+        is_failure = operation.state == Operation.State.FAILED and operation.kind not in Operation.MAINTENANCE
+        if not is_failure or newer.exists():
             raise nothing_to_retry
         if operation.kind == Operation.Kind.RESTORE:
             raise InvalidState(

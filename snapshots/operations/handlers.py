@@ -392,11 +392,8 @@ def drill(operation: Operation, lease: Lease) -> None:
     """
     drill = Drill.objects.select_related("snapshot", "requested_by").get(operation=operation)
     snapshot, started_at = drill.snapshot, operation.now_override or timezone.now()
-    if snapshot.state != State.READY or snapshot.missing_since:
-        reason = _("The snapshot was deleted before the drill ran.")
-        lifecycle.finish(
-            operation, Operation.State.CANCELLED, lambda now: running.end_unfinished(drill, reason, now), error=reason
-        )
+    if not can_be_drilled(snapshot):
+        give_up(drill, operation, _("The snapshot was deleted before the drill ran."))
         return
     assert operation.started_at is not None  # held by the constraint operation_lease
     may_yield = started_at < operation.started_at + timedelta(hours=settings.OPERATION_DEADLINE_HOURS)
@@ -407,6 +404,9 @@ def drill(operation: Operation, lease: Lease) -> None:
         return
     damage = {report.drilled.disk: report.damage for report in reports if report.damage}
     has_failed = any(report.has_failed for report in reports)
+    if has_failed and not can_be_drilled(snapshot):  # Its deletion was accepted before its data went.
+        give_up(drill, operation, _("The snapshot was deleted while the drill ran."))
+        return
 
     def record(now: datetime) -> None:
         running.record_reports(drill, reports, started_at=started_at, at=now)
@@ -418,6 +418,17 @@ def drill(operation: Operation, lease: Lease) -> None:
     cause = "" if not has_failed else Corrupt.__name__ if damage else NOT_PROVEN
     error = _("The snapshot failed its restore drill.") if has_failed else ""
     lifecycle.finish(operation, state, record, error=error, cause=cause)
+
+
+def can_be_drilled(snapshot: Snapshot) -> bool:
+    """Return whether it is still there, as the database says now."""
+    return Snapshot.objects.filter(pk=snapshot.pk, state=State.READY, missing_since=None).exists()
+
+
+def give_up(drill: Drill, operation: Operation, reason: str) -> None:
+    lifecycle.finish(
+        operation, Operation.State.CANCELLED, lambda now: running.end_unfinished(drill, reason, now), error=reason
+    )
 
 
 def fail_drill(operation: Operation, reason: str, now: datetime) -> None:

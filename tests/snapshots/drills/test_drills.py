@@ -21,6 +21,8 @@ from snapshots.files import catalogue, cataloguing
 from snapshots.maintenance.fsck import check_location
 from snapshots.models import DiskImage, Drill, DrillCheck, Operation
 from snapshots.operations import cancellation
+from snapshots.services import request_deletion, retry
+from snapshots.storage.local.driver import LocalDriver
 from snapshots.storage.registry import get_driver
 from tests.factories import ProjectFactory, UserFactory
 from tests.snapshots.disks import flip_byte
@@ -225,6 +227,26 @@ def test_a_drill_of_a_deleted_snapshot_proves_nothing(plain: DiskImage, member: 
     assert (drill.result, drill.operation.state) == (Drill.Result.UNFINISHED, Operation.State.CANCELLED)  # type: ignore[union-attr]
 
 
+def test_a_snapshot_that_is_deleted_during_its_drill_has_not_failed_it(
+    plain: DiskImage, member: User, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.RECYCLE_BIN_DAYS = 0
+    drill = request_drill(snapshot=plain.snapshot, user=member)
+    restore = LocalDriver.create_volume_from_snapshot
+
+    def delete_first(driver: LocalDriver, *args: Any, **options: Any) -> None:
+        request_deletion(snapshot=plain.snapshot, user=member)
+        tasks.run_operation(Operation.objects.get(kind=Operation.Kind.DELETE).pk)
+        restore(driver, *args, **options)
+
+    monkeypatch.setattr(LocalDriver, "create_volume_from_snapshot", delete_first)
+    assert drill.operation_id
+    tasks.run_operation(drill.operation_id)
+    drill.refresh_from_db()
+    assert (drill.result, drill.reason) == (Drill.Result.UNFINISHED, "The snapshot was deleted while the drill ran.")
+    assert drill.operation.state == Operation.State.CANCELLED and not Notification.objects.exists()  # type: ignore[union-attr]
+
+
 @pytest.mark.both_databases
 def test_what_a_drill_found_never_changes(plain: DiskImage, member: User) -> None:
     drill = request_drill(snapshot=plain.snapshot, user=member)
@@ -251,6 +273,16 @@ def test_a_second_request_returns_the_active_drill(plain: DiskImage, member: Use
     first = request_drill(snapshot=plain.snapshot, user=member)
     assert request_drill(snapshot=plain.snapshot, user=member) == first
     assert Operation.objects.filter(kind=Operation.Kind.DRILL).count() == 1
+
+
+def test_a_failed_drill_is_started_anew_not_retried(plain: DiskImage, member: User) -> None:
+    operation, now = request_drill(snapshot=plain.snapshot, user=member).operation, timezone.now()
+    assert operation
+    Drill.objects.update(result=Drill.Result.FAILED, started_at=now, finished_at=now)
+    Operation.objects.filter(pk=operation.pk).update(state=Operation.State.FAILED, finished_at=now)
+    with pytest.raises(InvalidState, match="nothing to retry"):
+        retry(operation=operation, user=member)
+    assert request_drill(snapshot=plain.snapshot, user=member).operation != operation
 
 
 # --- pages -------------------------------------------------------------------------------------------------------------
